@@ -1,0 +1,52 @@
+"""kdjax: distils anomaly detectors for multivariate time series.
+
+The functional API on one screen. Names are imported when first used, so that
+`import kdjax` costs nothing and only what computes imports JAX.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kdjax.config import get_config as get_config
+    from kdjax.config import override as override
+    from kdjax.config import resolve as resolve
+    from kdjax.data.benchmarks import load_benchmark as load_benchmark
+    from kdjax.data.benchmarks import load_sample as load_sample
+    from kdjax.data.fetch import fetch_smd as fetch_smd
+    from kdjax.data.files import load_files as load_files
+    from kdjax.data.files import read_table as read_table
+    from kdjax.detection.detector import Detector as Detector
+    from kdjax.detection.storage import load_detector as load_detector
+    from kdjax.detection.storage import save_detector as save_detector
+    from kdjax.detection.table import score_table as score_table
+    from kdjax.errors import ArtifactError as ArtifactError
+    from kdjax.errors import ConfigError as ConfigError
+    from kdjax.errors import DataError as DataError
+    from kdjax.errors import KdjaxError as KdjaxError
+    from kdjax.pipeline import run as run
+
+_HOMES = {
+    "kdjax.config": ("get_config", "override", "resolve"),
+    "kdjax.data.benchmarks": ("load_benchmark", "load_sample"),
+    "kdjax.data.fetch": ("fetch_smd",),
+    "kdjax.data.files": ("load_files", "read_table"),
+    "kdjax.detection.detector": ("Detector",),
+    "kdjax.detection.storage": ("load_detector", "save_detector"),
+    "kdjax.detection.table": ("score_table",),
+    "kdjax.errors": ("ArtifactError", "ConfigError", "DataError", "KdjaxError"),
+    "kdjax.pipeline": ("run",),
+}
+_MODULES = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = list(_MODULES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module 'kdjax' has no attribute {name!r}")
+    return getattr(importlib.import_module(_MODULES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,53 @@
+"""Data: files and benchmarks become series, splits, scaled rows and windows."""
+
+from kdjax.data.benchmarks import (
+    BENCHMARKS,
+    Culprits,
+    interpretation,
+    load_benchmark,
+    load_sample,
+    width,
+)
+from kdjax.data.fetch import Fetched, fetch_smd
+from kdjax.data.files import load_files, match_channels, read_table
+from kdjax.data.scaler import METHODS, Scaler, apply_scaler, fit_scaler
+from kdjax.data.series import Dataset, Series
+from kdjax.data.splits import (
+    Split,
+    cover_starts,
+    intersect,
+    segments,
+    split_rows,
+    window_starts,
+)
+from kdjax.data.windows import gather, latest_window, row_mean, window_labels
+
+__all__ = [
+    "BENCHMARKS",
+    "METHODS",
+    "Culprits",
+    "Dataset",
+    "Fetched",
+    "Scaler",
+    "Series",
+    "Split",
+    "apply_scaler",
+    "cover_starts",
+    "fetch_smd",
+    "fit_scaler",
+    "gather",
+    "interpretation",
+    "intersect",
+    "latest_window",
+    "load_benchmark",
+    "load_files",
+    "load_sample",
+    "match_channels",
+    "read_table",
+    "row_mean",
+    "segments",
+    "split_rows",
+    "width",
+    "window_labels",
+    "window_starts",
+]

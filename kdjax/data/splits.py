@@ -1,0 +1,170 @@
+"""Which rows serve for what, as half-open spans of rows, and windows inside spans.
+
+A spans array is int64 `[S, 2]`: each line is `start, stop`, `stop` excluded. Train rows
+are split in time: the end calibrates thresholds, blocks spread over the rest validate
+(early stopping and the error moments of Eq. 1), what remains fits the networks.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from kdjax.errors import ConfigError, DataError
+
+BLOCKS = 5
+
+
+class Split(NamedTuple):
+    """The spans of one series' train rows; together they hold each row once.
+
+    Attributes:
+        fit: `[S, 2]` spans that train the networks and the scaler.
+        validation: `[S, 2]` spans for early stopping and the error moments.
+        calibration: `[S, 2]` spans for thresholds only; the last rows of the series.
+    """
+
+    fit: np.ndarray  # [S, 2]
+    validation: np.ndarray  # [S, 2]
+    calibration: np.ndarray  # [S, 2]
+
+
+def segments(time: np.ndarray | None, rows: int, *, max_gap: float) -> np.ndarray:
+    """Spans without a gap: cut where a step exceeds `max_gap` median steps.
+
+    Args:
+        time: `[N]` datetime64 or numbers, increasing; None where rows have no time, which
+            makes one span.
+        rows: N.
+        max_gap: longest step inside a span, in median steps of the series.
+
+    >>> segments(np.array([0.0, 1, 2, 9, 10]), 5, max_gap=5)
+    array([[0, 3],
+           [3, 5]])
+    """
+    if not max_gap > 0:
+        raise ConfigError(f"data.max_gap={max_gap} must be above 0 median steps.")
+    if time is not None and len(time) != rows:
+        raise DataError(f"{len(time)} times for {rows} rows: give one time a row.")
+    cuts = np.empty(0, np.int64)
+    if time is not None and rows > 1:
+        steps = _steps(time)
+        cuts = np.flatnonzero(steps > max_gap * np.median(steps)) + 1
+    return _spans(np.concatenate([[0], cuts]), np.concatenate([cuts, [rows]]))
+
+
+def split_rows(
+    rows: int, *, window: int, validation: float = 0.15, calibration: float = 0.15
+) -> Split:
+    """The split of `rows` train rows.
+
+    Calibration is the last share. Of the rest, the share `validation` lies in up to five
+    blocks of at least three windows each, the i-th centred in the i-th of equal parts, so
+    that a drift does not set the error moments.
+
+    >>> split_rows(1000, window=50).calibration
+    array([[ 850, 1000]])
+    """
+    _check_window(window)
+    _check_share("data.validation", validation)
+    _check_share("data.calibration", calibration)
+    rest = rows - round(rows * calibration)
+    blocks = _blocks(rest, round(rest * validation), window)
+    edges = np.concatenate([[0], blocks.ravel(), [rest]])
+    return Split(
+        fit=_spans(edges[::2], edges[1::2]),
+        validation=blocks,
+        calibration=_spans(np.array([rest]), np.array([rows])),
+    )
+
+
+def intersect(spans: np.ndarray, segments: np.ndarray) -> np.ndarray:
+    """The parts of `spans` `[S, 2]` inside `segments` `[K, 2]`, in order of the spans.
+
+    >>> intersect(np.array([[0, 6]]), np.array([[0, 2], [4, 9]]))
+    array([[0, 2],
+           [4, 6]])
+    """
+    spans, segments = np.reshape(spans, (-1, 2)), np.reshape(segments, (-1, 2))
+    starts = np.maximum(spans[:, None, 0], segments[None, :, 0])
+    stops = np.minimum(spans[:, None, 1], segments[None, :, 1])
+    return _spans(starts.ravel(), stops.ravel())
+
+
+def window_starts(spans: np.ndarray, *, window: int, stride: int) -> np.ndarray:
+    """First rows of the windows inside the spans, `[S, 2] -> [M]` int64.
+
+    Each span has windows at its start, start + stride, and so on; no window leaves its
+    span, and a span shorter than the window has none.
+
+    >>> window_starts(np.array([[0, 7], [10, 12]]), window=3, stride=2)
+    array([0, 2, 4])
+    """
+    _check_window(window)
+    _check_stride(stride)
+    runs = [
+        np.arange(start, stop - window + 1, stride, dtype=np.int64)
+        for start, stop in np.reshape(spans, (-1, 2))
+    ]
+    return np.concatenate([np.empty(0, np.int64), *runs])
+
+
+def cover_starts(spans: np.ndarray, *, window: int, stride: int) -> np.ndarray:
+    """`window_starts` and one right-aligned window a span, so that no row is left out.
+
+    A stride above the window would leave holes; it counts as the window here. Rows of a
+    span shorter than the window stay uncovered.
+
+    >>> cover_starts(np.array([[0, 8]]), window=3, stride=2)
+    array([0, 2, 4, 5])
+    """
+    _check_window(window)
+    _check_stride(stride)
+    step = min(stride, window)
+    runs = [np.empty(0, np.int64)]
+    for start, stop in np.reshape(spans, (-1, 2)):
+        if stop - start >= window:
+            last = stop - window
+            runs.append(np.arange(start, last, step, dtype=np.int64))
+            runs.append(np.array([last], np.int64))
+    return np.concatenate(runs)
+
+
+def _blocks(rest: int, rows: int, window: int) -> np.ndarray:
+    """Spans of `rows` validation rows, each block centred in its part of `rest` rows."""
+    count = max(1, min(BLOCKS, rows // (3 * window)))
+    index = np.arange(count)
+    # Remainders go to the first parts in both, so that a block always fits its part.
+    lengths = rows // count + (index < rows % count)
+    parts = rest // count + (index < rest % count)
+    starts = np.cumsum(parts) - parts + (parts - lengths) // 2
+    return _spans(starts, starts + lengths)
+
+
+def _steps(time: np.ndarray) -> np.ndarray:
+    """Differences of successive times as float64, `[N] -> [N - 1]`."""
+    if np.issubdtype(time.dtype, np.datetime64):
+        return np.diff(time).astype(np.int64).astype(np.float64)
+    return np.diff(np.asarray(time, np.float64))
+
+
+def _spans(starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
+    """The spans that hold a row, `[S], [S] -> [S', 2]` int64."""
+    spans = np.stack([starts, stops], axis=1).astype(np.int64)
+    return spans[spans[:, 0] < spans[:, 1]]
+
+
+def _check_window(window: int) -> None:
+    if window < 1:
+        raise ConfigError(f"data.window={window} must be at least 1 row.")
+
+
+def _check_stride(stride: int) -> None:
+    if stride < 1:
+        raise ConfigError(f"data.stride={stride} must be at least 1 row.")
+
+
+def _check_share(name: str, share: float) -> None:
+    if not 0 <= share < 1:
+        raise ConfigError(
+            f"{name}={share} must be a share of the rows: 0 <= share < 1."
+        )

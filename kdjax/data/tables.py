@@ -1,0 +1,266 @@
+"""Users' files as tables of columns: CSV, Parquet and NumPy, read strictly.
+
+What a lenient reader repairs in silence is refused here with file and row: short and long
+rows, NUL bytes, names that occur twice, a first row that is no header.
+"""
+
+import csv
+import io
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from kdjax.data.cells import Place, where
+from kdjax.data.raw import read_bytes, read_npy, unreadable
+from kdjax.errors import DataError
+
+SUFFIXES = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".txt.gz", ".parquet", ".npy")
+
+# Cells that say "no value"; any other text among numbers is a fault.
+_MISSING = ["", "NA", "N/A", "n/a", "NaN", "nan", "NULL", "null", "None", "#N/A"]
+# The cautious order: a comma can be a decimal comma, a semicolon and a tab can't.
+_SEPARATORS = ("\t", ";", ",")
+_SAMPLE_LINES = 20
+_CELL = r"(?:^|[;\t])\s*[+-]?\d*%s\d+(?:[eE][+-]?\d+)?[ ]*(?=[;\t\n]|$)"
+_DECIMAL_COMMA = re.compile((_CELL % ",").encode(), re.MULTILINE)
+_DECIMAL_POINT = re.compile((_CELL % r"\.").encode(), re.MULTILINE)
+# A column without a name, also as pandas writes one into a file.
+UNNAMED = re.compile(r"unnamed(_|: )\d+", re.IGNORECASE)
+_DATE = re.compile(r"\d{4}-\d\d(-\d\d.*)?")
+
+
+class Table(NamedTuple):
+    """A file's columns, before any of them has a meaning.
+
+    Attributes:
+        frame: the columns; missing cells are NaN.
+        place: file, column names and first line, for messages.
+    """
+
+    frame: pd.DataFrame
+    place: Place
+
+
+def read_columns(path: Path, *, text_column: str = "") -> Table:
+    """The table in a file, read by the ending of its name.
+
+    Args:
+        path: the file, with one of the endings `SUFFIXES`.
+        text_column: a column to read as text even if it looks like numbers.
+    """
+    name = path.name.lower()
+    if not name.endswith(SUFFIXES):
+        raise DataError(
+            f"{path} has an unknown ending: expected {', '.join(SUFFIXES)}; convert it."
+        )
+    if path.is_dir():
+        raise DataError(f"{path} can't be read (it is a folder): give one file.")
+    if name.endswith(".npy"):
+        table = _read_npy(path)
+    elif name.endswith(".parquet"):
+        table = _read_parquet(path)
+    else:
+        table = _read_text(path, text_column)
+    if not len(table.frame):
+        raise DataError(f"{path} has no rows: expected data below the column names.")
+    return table
+
+
+def _read_npy(path: Path) -> Table:
+    values = read_npy(path)
+    if values.ndim != 2 or not values.shape[1] or values.dtype.kind not in "fiub":
+        raise DataError(
+            f"{path} holds {values.dtype} of shape {values.shape}, expected numbers "
+            "[rows, channels]: reshape or convert the array."
+        )
+    names = _generated(values.shape[1])
+    return Table(pd.DataFrame(values, columns=list(names)), Place(path, names))
+
+
+def _read_parquet(path: Path) -> Table:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            table = file.read()
+        names = _check_names(path, [_plain(name) for name in table.column_names])
+        # Without pandas' own metadata an index is a column like any other.
+        frame = table.to_pandas(ignore_metadata=True)
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist: check the path.") from None
+    except (pyarrow.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise unreadable(path, error) from None
+        reason = str(error).splitlines()[0]
+        raise DataError(
+            f"{path} is not a whole Parquet file ({reason}): copy or write it again."
+        ) from None
+    frame.columns = pd.Index(names)
+    return Table(frame, Place(path, names))
+
+
+def _plain(name: str) -> str:
+    """A Parquet column's name; an index that had none has none again."""
+    return "" if re.fullmatch(r"__index_level_\d+__", name) else name.strip()
+
+
+def _read_text(path: Path, text_column: str) -> Table:
+    data = read_bytes(path)
+    _check_bytes(path, data)
+    separator = _separator(path, data)
+    names, header = _header(path, data, separator)
+    place = Place(path, names, first_line=1 + header)
+    _check_width(place, data, separator, header)
+    decimal = _decimal(path, data, separator)
+    known = [name for name in names if name != text_column]
+    try:
+        frame = pd.read_csv(
+            io.BytesIO(data),
+            sep=separator,
+            header=0 if header else None,
+            names=list(names),
+            index_col=False,
+            dtype={text_column: str} if text_column in names else None,
+            decimal=decimal,
+            skip_blank_lines=False,
+            skipinitialspace=True,
+            keep_default_na=False,
+            na_values={name: _MISSING for name in known},
+            low_memory=False,
+        )
+    except pd.errors.EmptyDataError:
+        raise DataError(
+            f"{path} has no rows: expected data below the column names."
+        ) from None
+    except (ValueError, OverflowError) as error:
+        raise DataError(
+            f"{path} can't be read as a table ({error}): correct the file."
+        ) from None
+    return Table(frame, place)
+
+
+def _check_bytes(path: Path, data: bytes) -> None:
+    """Refuses what is not UTF-8 text, with the line where it stops being so."""
+    hint = "save the file as UTF-8 text"
+    if b"\0" in data:
+        line = data[: data.index(b"\0")].count(b"\n") + 1
+        raise DataError(f"{path}: line {line} holds a NUL byte; {hint}.")
+    try:
+        data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise DataError(
+            f"{path}: line {line} holds bytes that are not UTF-8; {hint}."
+        ) from None
+
+
+def _separator(path: Path, data: bytes) -> str:
+    """The separator that splits the first lines into equally many cells."""
+    head = b"\n".join(data.split(b"\n", _SAMPLE_LINES)[:_SAMPLE_LINES])
+    lines = head.decode("utf-8", errors="ignore")
+    widths = {mark: _rows_of(path, lines, mark) for mark in _SEPARATORS}
+    for mark in _SEPARATORS:
+        counts = {len(row) for row in widths[mark]}
+        if len(counts) == 1 and counts.pop() > 1:
+            return mark
+    # No separator fits every line: one column, or a ragged file whose header decides.
+    return max(reversed(_SEPARATORS), key=lambda mark: len(widths[mark][0]))
+
+
+def _rows_of(path: Path, text: str, separator: str) -> list[list[str]]:
+    """The cells of each line, with quotes resolved."""
+    try:
+        return list(csv.reader(io.StringIO(text, newline=""), delimiter=separator))
+    except csv.Error as error:
+        raise DataError(
+            f"{path} can't be read ({error}): correct its quotes."
+        ) from None
+
+
+def _header(path: Path, data: bytes, separator: str) -> tuple[tuple[str, ...], bool]:
+    """Column names and whether the first line holds them."""
+    first = data.split(b"\n", 1)[0].decode("utf-8")
+    cells = (
+        [cell.strip() for cell in _rows_of(path, first, separator)[0]]
+        if first
+        else [""]
+    )
+    comma = separator != ","
+    numbers = [_is_number(cell, comma) for cell in cells]
+    if all(numbers):
+        return _generated(len(cells)), False
+    others = [cell for cell, number in zip(cells, numbers, strict=True) if not number]
+    if all(cell in _MISSING or _DATE.fullmatch(cell) for cell in others):
+        raise DataError(
+            f"{path}: line 1 {first[:60]!r} looks like data, expected column names; "
+            "add a header line."
+        )
+    return _check_names(path, cells), True
+
+
+def _is_number(cell: str, comma: bool) -> bool:
+    try:
+        float(cell.replace(",", ".") if comma else cell)
+    except ValueError:
+        return False
+    return True
+
+
+def _generated(count: int) -> tuple[str, ...]:
+    """Names for columns that have none."""
+    return tuple(f"channel_{i}" for i in range(1, count + 1))
+
+
+def _check_names(path: Path, names: list[str]) -> tuple[str, ...]:
+    """Column names, each once; a blank one becomes `unnamed_` and its number."""
+    names = [name or f"unnamed_{i}" for i, name in enumerate(names, start=1)]
+    for position, name in enumerate(names):
+        first = names.index(name)
+        if first != position:
+            raise DataError(
+                f"{path}: columns {first + 1} and {position + 1} are both named "
+                f"{name!r}; rename or remove one."
+            )
+    return tuple(names)
+
+
+def _check_width(place: Place, data: bytes, separator: str, header: bool) -> None:
+    """Refuses ragged rows, which pandas would pad or cut without a word."""
+    counts = _cells_per_line(place.path, data, separator)[int(header) :]
+    bad = np.flatnonzero(counts != len(place.columns))
+    if len(bad):
+        row = int(bad[0])
+        raise DataError(
+            f"{where(place, row)} has {counts[row]} cells, expected "
+            f"{len(place.columns)}; complete or remove the row "
+            f"(cells are separated by {separator!r} here)."
+        )
+
+
+def _cells_per_line(path: Path, data: bytes, separator: str) -> np.ndarray:
+    """Number of cells of each line; a blank line has one, an empty cell."""
+    if b'"' in data:
+        rows = _rows_of(path, data.decode("utf-8"), separator)
+        return np.array([max(len(row), 1) for row in rows])
+    raw = np.frombuffer(data, np.uint8)
+    marks = np.flatnonzero(raw == ord(separator))
+    ends = np.append(np.flatnonzero(raw == ord("\n")), len(raw))
+    return np.diff(np.searchsorted(marks, ends), prepend=0) + 1
+
+
+def _decimal(path: Path, data: bytes, separator: str) -> str:
+    """The decimal mark: a comma where cells have one and it separates nothing."""
+    if separator == "," or not _DECIMAL_COMMA.search(data):
+        return "."
+    point = _DECIMAL_POINT.search(data)
+    if point:
+        line = data[: point.end()].count(b"\n") + 1
+        raise DataError(
+            f"{path}: line {line} has a decimal point in {point[0].decode()!r}, other "
+            "cells a decimal comma; write one of them throughout, and no thousands marks."
+        )
+    return ","

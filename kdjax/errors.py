@@ -1,0 +1,21 @@
+"""The errors that kdjax raises for faults of its input.
+
+Every message says what is wrong, where, what was expected and what to do. The program
+ends with exit code 2 and that one message for each of them.
+"""
+
+
+class KdjaxError(Exception):
+    """Base of every error that a user of kdjax can cause and mend."""
+
+
+class DataError(KdjaxError, ValueError):
+    """Rows, labels or files of data that can't be used as they are."""
+
+
+class ConfigError(KdjaxError, ValueError):
+    """Settings that are unknown, of the wrong type, or contradict each other."""
+
+
+class ArtifactError(KdjaxError):
+    """A checkpoint, detector or work directory that is damaged or foreign."""

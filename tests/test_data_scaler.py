@@ -1,0 +1,99 @@
+"""The scalers against scikit-learn's, and what they refuse."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn import preprocessing
+
+from kdjax.data.scaler import METHODS, Scaler, apply_scaler, fit_scaler
+from kdjax.errors import ConfigError, DataError
+
+ORACLES = {
+    "minmax": preprocessing.MinMaxScaler,
+    "zscore": preprocessing.StandardScaler,
+    "robust": preprocessing.RobustScaler,
+}
+
+
+def _rows(seed, rows=200):
+    """Channels of very different units, one of them constant."""
+    random = np.random.default_rng(seed)
+    values = random.normal(size=(rows, 5)) * [1, 1e-4, 1e6, 3, 0]
+    return (values + [0, 5, -1e7, 0.1, 7]).astype(np.float32)
+
+
+@settings(deadline=None, max_examples=25)
+@given(seed=st.integers(0, 2**32 - 1), method=st.sampled_from(sorted(ORACLES)))
+def test_agrees_with_scikit_learn(seed, method):
+    values = _rows(seed)
+    expected = ORACLES[method]().fit_transform(values.astype(np.float64))
+    scaled = apply_scaler(fit_scaler(values, method=method), values)
+    # Column 2 lies at 1e7 with spread 1e6: its float32 offset costs digits.
+    np.testing.assert_allclose(scaled, expected, rtol=1e-4, atol=5e-3)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_is_float32_throughout(method):
+    values = _rows(0).astype(np.float64)
+    scaler = fit_scaler(values, method=method)
+    assert scaler.offset.dtype == scaler.scale.dtype == np.float32
+    assert scaler.offset.shape == scaler.scale.shape == (5,)
+    scaled = apply_scaler(scaler, values)
+    assert scaled.dtype == np.float32
+    by_hand = (values.astype(np.float32) - scaler.offset) / scaler.scale
+    np.testing.assert_array_equal(scaled, by_hand)
+
+
+def test_minmax_maps_fit_rows_to_the_unit_interval():
+    values = _rows(3)
+    scaled = apply_scaler(fit_scaler(values, method="minmax"), values)
+    np.testing.assert_array_equal(scaled.min(axis=0), 0)
+    np.testing.assert_array_equal(scaled[:, :4].max(axis=0), 1)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("constant", [0.1, 0.0, -3e7])
+def test_constant_channel_has_scale_one_and_still_shows_a_move(method, constant):
+    values = np.full((1000, 1), constant, np.float32)
+    scaler = fit_scaler(values, method=method)
+    assert scaler.scale == 1
+    moved = apply_scaler(scaler, values + 8)
+    np.testing.assert_allclose(moved - apply_scaler(scaler, values), 8, rtol=1e-6)
+
+
+@pytest.mark.parametrize("constant", [0.1, 0.7, 1 / 3, 12345.678])
+def test_mean_that_rounds_makes_no_spread(constant):
+    # A computed deviation of equal numbers can be 1e-17 to 1e-12 instead of 0.
+    scaler = fit_scaler(np.full((3333, 1), constant), method="zscore")
+    assert scaler.scale == 1
+
+
+def test_range_that_underflows_in_float32_counts_as_none():
+    scaler = fit_scaler(np.array([[0.0], [1e-60]]), method="minmax")
+    assert scaler.scale == 1
+
+
+def test_none_changes_no_bit():
+    values = _rows(1)
+    np.testing.assert_array_equal(
+        apply_scaler(fit_scaler(values, method="none"), values), values
+    )
+
+
+def test_windows_scale_like_rows():
+    scaler = Scaler(np.float32([1, 2]), np.float32([2, 4]))
+    windows = np.random.default_rng(0).normal(size=(3, 4, 2)).astype(np.float32)
+    scaled = apply_scaler(scaler, windows)
+    np.testing.assert_array_equal(scaled[1], apply_scaler(scaler, windows[1]))
+
+
+def test_unknown_method_is_refused():
+    with pytest.raises(ConfigError, match=r"data\.scaler='max' is unknown: use one of"):
+        fit_scaler(np.ones((3, 2)), method="max")
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (5,), (4, 0)])
+def test_rows_are_needed(shape):
+    with pytest.raises(DataError, match=r"A scaler needs rows \[N, D\], got shape"):
+        fit_scaler(np.ones(shape), method="minmax")

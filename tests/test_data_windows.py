@@ -1,0 +1,96 @@
+"""Windows and the way back to rows, against naive loops."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kdjax.data import windows
+from kdjax.data.windows import gather, latest_window, row_mean, window_labels
+from kdjax.errors import ConfigError
+
+
+@st.composite
+def layouts(draw):
+    """Rows, window and ascending starts that fit."""
+    rows = draw(st.integers(1, 60))
+    window = draw(st.integers(1, rows))
+    last = rows - window
+    starts = draw(st.lists(st.integers(0, last), unique=True, max_size=20))
+    return rows, window, np.array(sorted(starts), np.int64)
+
+
+@settings(deadline=None)
+@given(layouts())
+def test_gather_copies_rows(layout):
+    rows, window, starts = layout
+    values = np.random.default_rng(rows).normal(size=(rows, 3)).astype(np.float32)
+    found = gather(values, starts, window)
+    assert found.shape == (len(starts), window, 3)
+    assert found.dtype == np.float32
+    for index, start in enumerate(starts):
+        np.testing.assert_array_equal(found[index], values[start : start + window])
+
+
+@settings(deadline=None)
+@given(layouts(), st.data())
+def test_window_labels_against_a_loop(layout, data):
+    rows, window, starts = layout
+    labels = np.array(data.draw(st.lists(st.booleans(), min_size=rows, max_size=rows)))
+    least = data.draw(st.integers(1, window))
+    found = window_labels(labels, starts, window=window, min_anomalous_points=least)
+    naive = [sum(labels[start : start + window].tolist()) >= least for start in starts]
+    assert found.dtype == bool
+    assert found.tolist() == naive
+
+
+@pytest.mark.parametrize("least", [0, 6])
+def test_window_labels_refuse_a_count_that_cannot_be(least):
+    with pytest.raises(ConfigError, match=f"min_anomalous_points={least} must lie"):
+        window_labels(np.zeros(9), np.array([0]), window=5, min_anomalous_points=least)
+
+
+def _naive_row_mean(scores, starts, rows):
+    total, count = [0.0] * rows, [0] * rows
+    for index, start in enumerate(starts.tolist()):
+        for offset, score in enumerate(scores[index].tolist()):
+            total[start + offset] += score
+            count[start + offset] += 1
+    return [t / c if c else np.nan for t, c in zip(total, count, strict=True)]
+
+
+@settings(deadline=None)
+@given(layouts(), st.integers(0, 2**32 - 1), st.sampled_from([3, 8192]))
+def test_row_mean_is_exactly_the_loops(layout, seed, chunk):
+    rows, window, starts = layout
+    scores = np.random.default_rng(seed).lognormal(3, 3, (len(starts), window))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(windows, "_CHUNK", chunk)
+        found = row_mean(scores, starts, rows)
+    assert found.dtype == np.float64
+    np.testing.assert_array_equal(found, _naive_row_mean(scores, starts, rows))
+
+
+def test_row_mean_keeps_infinity_and_nan_where_they_belong():
+    scores = np.array([[1, np.inf, 3], [5, 6, 7], [np.nan, 1, 1]], np.float32)
+    found = row_mean(scores, np.array([0, 2, 6]), 10)
+    expected = [1, np.inf, 4, 6, 7, np.nan, np.nan, 1, 1, np.nan]
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_row_mean_of_no_window_is_unknown_everywhere():
+    found = row_mean(np.empty((0, 4)), np.empty(0, np.int64), 3)
+    np.testing.assert_array_equal(found, [np.nan] * 3)
+
+
+@settings(deadline=None)
+@given(layouts(), st.randoms(use_true_random=False))
+def test_latest_window_against_a_loop(layout, random):
+    rows, window, starts = layout
+    shuffled = starts.tolist()
+    random.shuffle(shuffled)
+    found = latest_window(np.array(shuffled, np.int64), window=window, rows=rows)
+    assert found.dtype == np.int64
+    for row in range(rows):
+        ended = [start for start in shuffled if start + window - 1 <= row]
+        assert found[row] == (shuffled.index(max(ended)) if ended else -1)
