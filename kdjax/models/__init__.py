@@ -1,0 +1,1 @@
+"""Networks and controls, all as functions of arrays: windows in, errors out."""

@@ -1,0 +1,1 @@
+"""One fit loop for teacher and student, its objectives, steps and checkpoints."""

@@ -1,0 +1,222 @@
+"""The one fit loop: teacher and student differ only in their step function.
+
+Everything that decides the next step is in the checkpoint or follows from the seed and
+the step's number: the order of the windows in an epoch is drawn from (key, epoch). So a
+run that is killed and started again ends with the parameters of an undisturbed one.
+"""
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from kdjax.errors import KdjaxError
+from kdjax.models.autoencoder import Params
+from kdjax.models.batches import padded_batches
+from kdjax.training.checkpoints import restore_checkpoint, save_checkpoint
+from kdjax.training.steps import Corpus, Step, TrainState
+
+LogLine = dict[str, Any]
+
+
+class TrainingError(KdjaxError):
+    """Training that can't go on: its loss is not finite."""
+
+
+class Course(NamedTuple):
+    """Where a phase stands apart from its arrays; the checkpoint's metadata.
+
+    Attributes:
+        step: steps done.
+        best_loss: lowest validation loss so far; None before the first epoch's end.
+        best_epoch: the epoch (from 1) that gave it; 0 before.
+        stale: epochs since then.
+        done: whether the phase has ended.
+    """
+
+    step: int = 0
+    best_loss: float | None = None
+    best_epoch: int = 0
+    stale: int = 0
+    done: bool = False
+
+
+class Start(NamedTuple):
+    """Where a phase starts, or goes on.
+
+    Attributes:
+        state: of the training steps.
+        best: the parameters of lowest validation loss so far.
+        course: see there.
+    """
+
+    state: TrainState
+    best: Params
+    course: Course
+
+
+class Fitted(NamedTuple):
+    """What a phase gives: the parameters of lowest validation loss, and its course."""
+
+    params: Params
+    course: Course
+
+
+class Hooks(NamedTuple):
+    """How a phase tells of itself.
+
+    Attributes:
+        log: takes each line of `metrics.jsonl`, without the phase's name.
+        advance: called after each step with the number of its windows and, where it
+            was looked at, the mean loss of the epoch so far.
+    """
+
+    log: Callable[[LogLine], None] = lambda line: None
+    advance: Callable[[int, float | None], None] = lambda windows, loss: None
+
+
+SILENT = Hooks()
+
+
+def resume(directory: Path | None, state: TrainState) -> Start:
+    """The start of a phase: its newest checkpoint, or `state` where there is none."""
+    # The best parameters are a copy: the state's own are donated to the next step.
+    fresh = Start(state, jax.tree.map(jnp.copy, state.params), Course())
+    if directory is None:
+        return fresh
+    found = restore_checkpoint(directory, {"state": state, "best": fresh.best})
+    if found is None:
+        return fresh
+    course = Course(**json.loads(found.meta))
+    return Start(found.arrays["state"], found.arrays["best"], course)
+
+
+def fit(
+    start: Start,
+    step: Step,
+    corpus: Corpus,
+    validate: Callable[[Params], float],
+    *,
+    key: Array,
+    batch_size: int,
+    epochs: int,
+    patience: int | None,
+    directory: Path | None = None,
+    checkpoint_seconds: float = 60.0,
+    log_every: int = 20,
+    hooks: Hooks = SILENT,
+) -> Fitted:
+    """Trains until `epochs` are over, or validation stopped improving.
+
+    Args:
+        start: from `resume`; its state is donated.
+        step: from `make_step`.
+        corpus: the windows to train on.
+        validate: `params -> validation loss`, asked at the end of each epoch.
+        key: fixes the order of the windows in each epoch.
+        batch_size: B; the last batch of an epoch is padded with windows of weight 0.
+        epochs: the most epochs.
+        patience: epochs without a new lowest validation loss after which training
+            ends; None to use all epochs.
+        directory: where to write checkpoints; None: nowhere.
+        checkpoint_seconds: the least time between two checkpoints.
+        log_every: steps between two logged losses.
+        hooks: see `Hooks`.
+
+    Raises:
+        TrainingError: a loss was not finite; the message has the step's number.
+    """
+    windows = len(corpus.starts)
+    steps_per_epoch = math.ceil(windows / batch_size)
+    state, best, course = start
+    saved_at = time.monotonic()
+
+    def checkpoint(*, now: bool) -> None:
+        nonlocal saved_at
+        if directory is None:
+            return
+        if now or time.monotonic() - saved_at >= checkpoint_seconds:
+            arrays = {"state": state, "best": best}
+            meta = json.dumps(course._asdict())
+            save_checkpoint(directory, course.step, arrays, meta)
+            saved_at = time.monotonic()
+
+    while not course.done:
+        epoch, first = divmod(course.step, steps_per_epoch)
+        started, seen = time.monotonic(), 0
+        for index, weight in _batches(key, epoch, windows, batch_size, first):
+            state = step(state, corpus, jnp.asarray(index), jnp.asarray(weight))
+            course = course._replace(step=course.step + 1)
+            seen += int(weight.sum())
+            # The last step of an epoch is logged with the validation loss.
+            within = course.step % steps_per_epoch
+            loss = _epoch_loss(state) if within and within % log_every == 0 else None
+            hooks.advance(int(weight.sum()), loss)
+            if loss is not None:
+                hooks.log({"epoch": epoch + 1, "step": course.step, "loss": loss})
+                checkpoint(now=False)
+        loss, seconds = _epoch_loss(state), time.monotonic() - started
+        validation = validate(state.params)
+        _check_finite(validation, course.step, "validation loss")
+        hooks.log(
+            {
+                "epoch": epoch + 1,
+                "step": course.step,
+                "loss": loss,
+                "train_loss": loss,
+                "validation_loss": validation,
+                "windows_per_second": round(seen / seconds, 1),
+            }
+        )
+        course = _judged(course, validation, epoch + 1, epochs, patience)
+        if course.stale == 0:
+            best = jax.tree.map(jnp.copy, state.params)
+        zero = jnp.zeros_like(state.loss_sum)
+        state = state.replace(loss_sum=zero, weight_sum=jnp.copy(zero))
+        checkpoint(now=course.done)
+    return Fitted(best, course)
+
+
+def _judged(
+    course: Course, validation: float, epoch: int, epochs: int, patience: int | None
+) -> Course:
+    """The course after an epoch's validation."""
+    if course.best_loss is None or validation < course.best_loss:
+        course = course._replace(best_loss=validation, best_epoch=epoch, stale=0)
+    else:
+        course = course._replace(stale=course.stale + 1)
+    out_of_patience = patience is not None and course.stale >= patience
+    return course._replace(done=epoch >= epochs or out_of_patience)
+
+
+def _batches(
+    key: Array, epoch: int, windows: int, batch_size: int, first: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The epoch's batches from number `first` on."""
+    order = jax.random.permutation(jax.random.fold_in(key, epoch), windows)
+    remaining = np.asarray(order)[first * batch_size :]
+    return padded_batches(remaining, batch_size)
+
+
+def _epoch_loss(state: TrainState) -> float:
+    """Mean loss of the running epoch's windows so far."""
+    bad_step = int(state.bad_step)
+    if bad_step >= 0:
+        _check_finite(math.nan, bad_step, "training loss")
+    return float(state.loss_sum) / float(state.weight_sum)
+
+
+def _check_finite(loss: float, step: int, name: str) -> None:
+    if not math.isfinite(loss):
+        raise TrainingError(
+            f"the {name} became nan or inf at step {step}. Lower "
+            "train.learning_rate or train.clip_norm, or look for huge values in the "
+            "training data; the checkpoint before that step is kept."
+        )

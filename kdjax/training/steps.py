@@ -1,0 +1,188 @@
+"""Jitted training steps over data that stays on the device."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import struct
+from jax import Array
+
+from kdjax.models.autoencoder import Network, Params
+from kdjax.models.batches import padded_batches, take_windows
+from kdjax.training.objectives import Batch, Objective
+
+SCHEDULES = ("constant", "cosine")
+
+
+class Corpus(struct.PyTreeNode):  # type: ignore[no-untyped-call]
+    """The windows that a phase trains on.
+
+    Attributes:
+        rows: `[N, D]` float32, scaled rows of all entities, one after the other.
+        starts: `[M]` int32, first rows of the M windows; none crosses an entity.
+        targets: `[M, L, D]`, the teacher's head outputs, computed once; or None.
+        teacher: the teacher's parameters, where the targets are too many to keep and
+            each step computes its own; or None.
+    """
+
+    rows: Array
+    starts: Array
+    targets: Array | None = None
+    teacher: Any = None
+
+
+class TrainState(struct.PyTreeNode):  # type: ignore[no-untyped-call]
+    """All that a training step changes.
+
+    Attributes:
+        step: number of steps done.
+        params: the network's parameters.
+        opt_state: optax's state.
+        loss_sum: sum of the losses of the running epoch's windows.
+        weight_sum: number of those windows.
+        bad_step: the first step whose loss was not finite; −1 while there is none.
+    """
+
+    step: Array
+    params: Any
+    opt_state: Any
+    loss_sum: Array
+    weight_sum: Array
+    bad_step: Array
+
+
+Step = Callable[[TrainState, Corpus, Array, Array], TrainState]
+
+
+def make_optimizer(
+    *,
+    learning_rate: float,
+    schedule: str,
+    steps: int,
+    warmup_steps: int,
+    clip_norm: float,
+) -> optax.GradientTransformation:
+    """Adam (Kingma and Ba, 2015) behind a clip of the gradient's global norm.
+
+    Args:
+        learning_rate: its peak.
+        schedule: `constant`, or `cosine` to fall to 0 at the last of `steps`.
+        steps: steps of the whole phase.
+        warmup_steps: steps in which the rate rises linearly from 0 to its peak.
+        clip_norm: the largest global norm of a gradient.
+    """
+    rising = min(warmup_steps, max(steps - 1, 0))
+    after = (
+        optax.cosine_decay_schedule(learning_rate, max(steps - rising, 1))
+        if schedule == "cosine"
+        else optax.constant_schedule(learning_rate)
+    )
+    warmup = optax.linear_schedule(
+        learning_rate / (rising + 1), learning_rate, max(rising, 1)
+    )
+    rate = optax.join_schedules([warmup, after], [rising])
+    return optax.chain(optax.clip_by_global_norm(clip_norm), optax.adam(rate))
+
+
+def init_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state before the first step."""
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        opt_state=optimizer.init(params),
+        loss_sum=jnp.zeros((), jnp.float32),
+        weight_sum=jnp.zeros((), jnp.float32),
+        bad_step=jnp.full((), -1, jnp.int32),
+    )
+
+
+def make_step(
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    *,
+    window: int,
+    teacher: Network | None = None,
+) -> Step:
+    """The jitted step `(state, corpus, index [B], weight [B]) -> state`.
+
+    `index` names the batch's windows among the corpus' M; the state given is donated.
+    `teacher` is needed only for a corpus that carries the teacher's parameters.
+    """
+
+    def targets_of(corpus: Corpus, index: Array, windows: Array) -> Array | None:
+        if corpus.targets is not None:
+            return corpus.targets[index]
+        if corpus.teacher is None:
+            return None
+        assert teacher is not None
+        return jax.lax.stop_gradient(teacher.outputs(corpus.teacher, windows))
+
+    @jax.jit(donate_argnums=0)
+    def train_step(
+        state: TrainState, corpus: Corpus, index: Array, weight: Array
+    ) -> TrainState:
+        windows = take_windows(corpus.rows, corpus.starts[index], window)
+        batch = Batch(windows, weight, targets_of(corpus, index, windows))
+        loss, gradient = jax.value_and_grad(objective)(state.params, batch)
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        step = state.step + 1
+        is_first_bad = (state.bad_step < 0) & ~jnp.isfinite(loss)
+        windows_seen = jnp.sum(weight)
+        return TrainState(
+            step=step,
+            params=optax.apply_updates(state.params, updates),
+            opt_state=opt_state,
+            loss_sum=state.loss_sum + loss * windows_seen,
+            weight_sum=state.weight_sum + windows_seen,
+            bad_step=jnp.where(is_first_bad, step, state.bad_step),
+        )
+
+    return train_step
+
+
+def make_validate(
+    loss: Objective, corpus: Corpus, *, window: int, batch_size: int
+) -> Callable[[Params], float]:
+    """The function `params -> mean loss over the windows of corpus`."""
+
+    @jax.jit
+    def batch_loss(
+        params: Params, corpus: Corpus, starts: Array, weight: Array
+    ) -> Array:
+        windows = take_windows(corpus.rows, starts, window)
+        return loss(params, Batch(windows, weight))
+
+    starts = np.asarray(corpus.starts)
+
+    def validate(params: Params) -> float:
+        total = sum(
+            float(batch_loss(params, corpus, jnp.asarray(batch), jnp.asarray(weight)))
+            * float(weight.sum())
+            for batch, weight in padded_batches(starts, batch_size)
+        )
+        return total / len(starts)
+
+    return validate
+
+
+def head_outputs(
+    network: Network, params: Params, corpus: Corpus, *, window: int, batch_size: int
+) -> Array:
+    """A network's head outputs for all windows of corpus, `[M, L, D]`."""
+
+    @jax.jit
+    def outputs(params: Params, rows: Array, starts: Array) -> Array:
+        return network.outputs(params, take_windows(rows, starts, window))
+
+    starts = np.asarray(corpus.starts)
+    result = np.empty((len(starts), window, corpus.rows.shape[1]), np.float32)
+    done = 0
+    for batch, weight in padded_batches(starts, batch_size):
+        count = int(weight.sum())
+        values = outputs(params, corpus.rows, jnp.asarray(batch))
+        result[done : done + count] = np.asarray(values)[:count]
+        done += count
+    return jnp.asarray(result)
