@@ -1,0 +1,23 @@
+"""Quickstart: one real server machine, the one that ships with the package.
+
+    python launch.py run --config=configs/quickstart.py --workdir=runs/quickstart
+
+Teacher 2+2 layers of 64, student 1+1 of 16; all eight models of the table.
+"""
+
+from ml_collections import ConfigDict
+
+from kdjax.config import get_config as defaults
+
+
+def get_config() -> ConfigDict:
+    """The run on the embedded machine of SMD."""
+    config = defaults()
+    config.data.name = "smd"
+    # SMD is published scaled to [0, 1].
+    config.data.scaler = "none"
+    config.teacher.hidden = (64, 64)
+    config.teacher.epochs = 12
+    config.student.hidden = (16,)
+    config.student.epochs = 12
+    return config

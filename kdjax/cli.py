@@ -1,0 +1,287 @@
+"""The program: verbs, flags, and one clear line for each fault of the user's.
+
+    kdjax run    --config=configs/quickstart.py --workdir=runs/quickstart
+    kdjax score  FILE --detector=DIR --output=FILE
+    kdjax fetch  smd
+    kdjax info   [--json] [--config=…]
+
+`python launch.py VERB …` in a checkout is the same program. JAX is imported by the
+verbs that compute, so that help and refusals come at once.
+"""
+
+import json
+import re
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+from rich.console import Console
+
+from kdjax import config as config_module
+from kdjax.config import resolve, unknown_key
+from kdjax.errors import ConfigError, KdjaxError
+
+Verb = Callable[[flags.FlagValues, Sequence[str]], None]
+
+OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]*)")
+
+
+def program() -> None:
+    """Entry point of `kdjax` and `launch.py`."""
+    app.run(main, flags_parser=_leave_flags_to_main)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs a verb.
+
+    Args:
+        argv: name of the program, verb, arguments and flags.
+
+    Returns:
+        The exit code: 0; 2 after a fault of the user's; 130 when interrupted.
+    """
+    # Libraries tell of every file they write; their warnings are what a user needs.
+    logging.set_verbosity(logging.WARNING)
+    try:
+        if _asks_for_help(argv):
+            print(help_text())
+            return 0
+        values, arguments = parse(argv)
+        verb, *rest = arguments or [""]
+        if verb not in VERBS:
+            said = f"unknown verb {verb!r}" if verb else "no verb given"
+            raise ConfigError(
+                f"{said}: expected one of {', '.join(VERBS)}; see kdjax --help."
+            )
+        VERBS[verb](values, rest)
+    except KdjaxError as error:
+        # One line whatever the message quotes.
+        print(f"kdjax: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("kdjax: interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+    return 0
+
+
+def parse(argv: Sequence[str]) -> tuple[flags.FlagValues, list[str]]:
+    """Flags and remaining arguments of a command line.
+
+    Raises:
+        ConfigError: all faulty flags in one message.
+    """
+    ordered = _config_first(argv)
+    try:
+        values = define_flags(ordered)
+        return values, values(ordered)[1:]
+    except _FLAG_FAULTS as error:
+        problems = _problems(ordered) or [_first_line(error)]
+        raise ConfigError(f"flags: {'; '.join(problems)}.") from error
+
+
+def define_flags(argv: Sequence[str]) -> flags.FlagValues:
+    """The program's flags; `argv` tells which fields of the config become flags."""
+    values: flags.FlagValues = flags.FlagValues()  # type: ignore[no-untyped-call]
+    own: dict[str, Any] = {"flag_values": values}
+    with warnings.catch_warnings():
+        # The loader of config files that ml_collections uses is deprecated in Python.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        config_flags.DEFINE_config_file(
+            "config",
+            config_module.__file__,
+            "Config file, as configs/NAME.py[:argument]; the package's own by default. "
+            "--config.a.b=value changes a field.",
+            sys_argv=list(argv),
+            **own,
+        )
+    text, switch = flags.DEFINE_string, flags.DEFINE_bool
+    text("workdir", None, "run: the run's folder [runs/NAME].", **own)
+    text("detector", None, "score: folder of a saved detector.", **own)
+    text("output", None, "score, fetch: file or folder to write.", **own)
+    text("entity", None, "score: whose scaler, Normal and threshold to use.", **own)
+    switch("causal", False, "score: rows by the window that ends there.", **own)
+    text("time_column", "", "score: name of the time column.", **own)
+    text("entity_column", "", "score: name of the entity column.", **own)
+    text("label_column", "", "score: a label column to leave out.", **own)
+    switch("json", False, "info: print JSON.", **own)
+    return values
+
+
+def help_text() -> str:
+    """Verbs and flags."""
+    values = define_flags(["kdjax"])
+    lines = [f"  {verb:<6} {run.__doc__}" for verb, run in VERBS.items()]
+    own = [
+        f"  --{name:<14} {values[name].help}"
+        for name in ("config", *sorted(set(values) - {"config"}))
+    ]
+    return "\n".join(["kdjax VERB [ARGUMENT] [FLAGS]", "", *lines, "", "Flags:", *own])
+
+
+def _run(values: flags.FlagValues, arguments: Sequence[str]) -> None:
+    """trains, distils, calibrates and judges; goes on with a run found in --workdir"""
+    _no_arguments("run", arguments)
+    settings = resolve(values["config"].value)
+    workdir = Path(values["workdir"].value or _default_workdir(values, settings))
+    console = Console()
+    from kdjax.evaluation.tables import results_table
+    from kdjax.pipeline import run
+
+    results = run(settings, workdir, console=console)
+    console.print(results_table(results))
+    for note in results["notes"]:
+        console.print(f"Note: {note}", highlight=False)
+    console.print(f"Written: {workdir}/results.json, report.html, detectors/student")
+
+
+def _score(values: flags.FlagValues, arguments: Sequence[str]) -> None:
+    """FILE --detector=DIR --output=FILE: scores each row of a CSV, Parquet or .npy file"""
+    path = _one_argument("score", arguments, "a file to score")
+    detector, output = _needed("score", values, "detector"), _output(values)
+    from kdjax.scoring import score_file
+
+    fields = ("entity", "causal", "time_column", "entity_column", "label_column")
+    options: dict[str, Any] = {field: values[field].value for field in fields}
+    for line in score_file(path, detector=detector, output=output, **options):
+        print(line)
+
+
+def _fetch(values: flags.FlagValues, arguments: Sequence[str]) -> None:
+    """smd [--output=DIR]: downloads the Server Machine Dataset into data/smd"""
+    name = _one_argument("fetch", arguments, "a data set's name, smd")
+    if name != "smd":
+        raise ConfigError(f"fetch knows no data set {name!r}: expected smd.")
+    from kdjax.data.fetch import fetch_smd
+
+    folder = values["output"].value or "data/smd"
+    fetched = fetch_smd(folder)
+    print(
+        f"{folder}: {len(fetched.downloaded)} files downloaded, "
+        f"{len(fetched.skipped)} there and verified"
+    )
+
+
+def _info(values: flags.FlagValues, arguments: Sequence[str]) -> None:
+    """[--json] [--config=…]: versions, devices, optional parts; a config's networks"""
+    _no_arguments("info", arguments)
+    from kdjax.environment import describe_environment
+
+    facts = describe_environment()
+    if values["config"].using_default_value is False:
+        from kdjax.pipeline import count_networks
+
+        facts["parameters"] = count_networks(resolve(values["config"].value))
+    if values["json"].value:
+        print(json.dumps(facts, indent=2))
+        return
+    for key, value in facts.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{name} {item}" for name, item in value.items())
+        print(f"{key}: {value}")
+
+
+VERBS: dict[str, Verb] = {
+    "run": _run,
+    "score": _score,
+    "fetch": _fetch,
+    "info": _info,
+}
+
+_FLAG_FAULTS = (
+    flags.Error,
+    AttributeError,
+    KeyError,
+    OSError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+)
+
+
+def _leave_flags_to_main(argv: Sequence[str]) -> Sequence[str]:
+    flags.FLAGS(argv[:1])
+    return argv
+
+
+def _asks_for_help(argv: Sequence[str]) -> bool:
+    return bool({"--help", "-h", "-help", "--helpfull"} & set(argv[1:]))
+
+
+def _config_first(argv: Sequence[str]) -> list[str]:
+    """argv with `--config` before its overrides, whatever their order was."""
+    args = list(argv[1:])
+    chosen: list[str] = []
+    for i, arg in enumerate(args):
+        if re.match(r"--?config(=|$)", arg):
+            end = i + 1 if "=" in arg else i + 2
+            chosen = args[i:end]
+            args = args[:i] + args[end:]
+            break
+    return [argv[0], *chosen, *args]
+
+
+def _problems(argv: Sequence[str]) -> list[str]:
+    """What is wrong with each flag, found by parsing it alone."""
+    chosen = [arg for arg in argv[1:3] if re.match(r"--?config(=|$)", arg)]
+    if chosen and "=" not in chosen[0]:
+        chosen = list(argv[1:3])
+    base = [argv[0], *chosen]
+    try:
+        define_flags(base)(base)
+    except _FLAG_FAULTS as error:
+        return [_first_line(error)]
+    problems = []
+    for arg in argv[len(base) :]:
+        if not arg.startswith("-"):
+            continue
+        try:
+            define_flags([*base, arg])([*base, arg])
+        except (AttributeError, KeyError):
+            field = OVERRIDE.match(arg)
+            problems.append(unknown_key(field[1]) if field else f"unknown flag {arg}")
+        except _FLAG_FAULTS as error:
+            problems.append(_first_line(error))
+    return problems
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[0].rstrip(".") if lines else type(error).__name__
+
+
+def _default_workdir(values: flags.FlagValues, settings: dict[str, Any]) -> str:
+    if values["config"].using_default_value:
+        data = settings["data"]
+        return f"runs/{data['name'] or Path(data['path']).name.split('.')[0]}"
+    filename = config_flags.get_config_filename(values["config"])
+    return f"runs/{Path(filename.split(':')[0]).stem}"
+
+
+def _no_arguments(verb: str, arguments: Sequence[str]) -> None:
+    if arguments:
+        raise ConfigError(f"{verb} takes flags only, got {' '.join(arguments)}.")
+
+
+def _one_argument(verb: str, arguments: Sequence[str], what: str) -> str:
+    if len(arguments) != 1:
+        said = " ".join(arguments) or "nothing"
+        raise ConfigError(f"{verb} needs {what}, got {said}.")
+    return arguments[0]
+
+
+def _needed(verb: str, values: flags.FlagValues, name: str) -> str:
+    value = values[name].value
+    if not value:
+        raise ConfigError(f"{verb} needs --{name}; see kdjax --help.")
+    return str(value)
+
+
+def _output(values: flags.FlagValues) -> Path:
+    output = Path(_needed("score", values, "output"))
+    if output.suffix not in (".csv", ".parquet"):
+        raise ConfigError(f"--output={output} must end in .csv or .parquet.")
+    return output

@@ -1,0 +1,1 @@
+"""From errors to decisions: moments, Normal, point and window scores, threshold."""

@@ -1,0 +1,197 @@
+"""Saved detectors: a folder with plain arrays, JSON and a manifest; no code in it.
+
+detector.json   schema, model, channels, window, entities, thresholds
+arrays.npz      the model's parameters, scalers and Normals by name
+card.json       where the detector comes from and what it was never tested on
+card.md         the same to read
+MANIFEST.sha256
+"""
+
+import json
+import os
+import secrets
+import shutil
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kdjax.artifacts import verify_manifest, write_manifest, write_text
+from kdjax.data.scaler import Scaler
+from kdjax.detection.detector import Detector
+from kdjax.detection.normal import Normal
+from kdjax.detection.threshold import Threshold
+from kdjax.errors import ArtifactError
+from kdjax.models.autoencoder import Architecture
+from kdjax.models.residual import ResidualModel
+
+SCHEMA = 1
+
+
+def save_detector(folder: str | os.PathLike[str], detector: Detector) -> None:
+    """Writes a detector to `folder`, which holds the old one or the new one whole."""
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    token = secrets.token_hex(4)
+    fresh = folder.with_name(f".{folder.name}.{token}.new")
+    fresh.mkdir()
+    try:
+        write_text(fresh / "detector.json", _to_json(_description(detector)))
+        write_text(fresh / "card.json", _to_json(detector.card))
+        write_text(fresh / "card.md", card_markdown(detector.card))
+        np.savez(fresh / "arrays.npz", allow_pickle=False, **_arrays(detector))
+        write_manifest(fresh)
+        if folder.exists():
+            old = folder.with_name(f".{folder.name}.{token}.old")
+            folder.rename(old)
+            fresh.rename(folder)
+            shutil.rmtree(old)
+        else:
+            fresh.rename(folder)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def load_detector(folder: str | os.PathLike[str]) -> Detector:
+    """Reads a detector after its manifest has verified.
+
+    Raises:
+        ArtifactError: the folder is missing, damaged, or of a newer schema.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ArtifactError(
+            f"{folder} is no folder: give the detector's folder, such as "
+            "WORKDIR/detectors/student."
+        )
+    verify_manifest(folder)
+    try:
+        description = json.loads((folder / "detector.json").read_text("utf-8"))
+        card = json.loads((folder / "card.json").read_text("utf-8"))
+        _check_schema(folder, description)
+        with np.load(folder / "arrays.npz", allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        return _detector(description, arrays, card)
+    except (KeyError, TypeError, ValueError, OSError, zipfile.BadZipFile) as error:
+        raise ArtifactError(
+            f"{folder} does not hold a kdjax detector ({error!r}). Give a folder that "
+            "kdjax wrote, or train it again."
+        ) from error
+
+
+def card_markdown(card: Mapping[str, Any]) -> str:
+    """A card as Markdown: a heading per field, lists for what lies below."""
+    lines = [f"# {card.get('title', 'Detector')}", ""]
+    for key, value in card.items():
+        if key != "title":
+            lines += [f"## {key.replace('_', ' ').capitalize()}", ""]
+            lines += [*_markdown(value), ""]
+    return "\n".join(lines)
+
+
+def _markdown(value: Any, indent: str = "") -> list[str]:
+    if isinstance(value, Mapping):
+        lines = []
+        for key, item in value.items():
+            if isinstance(item, (Mapping, list)) and item:
+                lines += [f"{indent}- {key}:", *_markdown(item, indent + "  ")]
+            else:
+                lines.append(f"{indent}- {key}: {item}")
+        return lines
+    if isinstance(value, list):
+        return [f"{indent}- {_inline(item)}" for item in value]
+    return [f"{indent}{value}"]
+
+
+def _inline(item: Any) -> str:
+    if isinstance(item, Mapping):
+        return ", ".join(f"{key} {value}" for key, value in item.items())
+    return str(item)
+
+
+def _to_json(value: Any) -> str:
+    return json.dumps(value, indent=2, allow_nan=False) + "\n"
+
+
+def _description(detector: Detector) -> dict[str, Any]:
+    architecture = detector.model.architecture
+    return {
+        "schema": SCHEMA,
+        "kind": detector.model.kind,
+        "architecture": architecture and architecture._asdict(),
+        "channels": detector.channels,
+        "window": detector.window,
+        "stride": detector.stride,
+        "allowed_points": detector.allowed_points,
+        "max_gap": detector.max_gap,
+        "entities": detector.entities,
+        "thresholds": [threshold._asdict() for threshold in detector.thresholds],
+    }
+
+
+def _arrays(detector: Detector) -> dict[str, np.ndarray]:
+    return {
+        "scaler/offset": detector.scalers.offset,
+        "scaler/scale": detector.scalers.scale,
+        "normal/mean": detector.normals.mean,
+        "normal/whiten": detector.normals.whiten,
+        **_flatten(detector.model.params, "params/"),
+    }
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str) -> dict[str, np.ndarray]:
+    flat: dict[str, np.ndarray] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= _flatten(value, f"{prefix}{key}/")
+        else:
+            flat[prefix + key] = np.asarray(value)
+    return flat
+
+
+def _unflatten(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for name, value in arrays.items():
+        if name.startswith(prefix):
+            *path, leaf = name.removeprefix(prefix).split("/")
+            node = tree
+            for key in path:
+                node = node.setdefault(key, {})
+            node[leaf] = value
+    return tree
+
+
+def _check_schema(folder: Path, description: Mapping[str, Any]) -> None:
+    if description["schema"] > SCHEMA:
+        raise ArtifactError(
+            f"{folder} has schema {description['schema']}, this kdjax reads up to "
+            f"{SCHEMA}: install a newer kdjax."
+        )
+
+
+def _detector(
+    description: Mapping[str, Any],
+    arrays: Mapping[str, np.ndarray],
+    card: dict[str, Any],
+) -> Detector:
+    architecture = description["architecture"]
+    if architecture is not None:
+        hidden = tuple(architecture["hidden"])
+        architecture = Architecture(**{**architecture, "hidden": hidden})
+    return Detector(
+        model=ResidualModel(
+            description["kind"], _unflatten(arrays, "params/"), architecture
+        ),
+        channels=tuple(description["channels"]),
+        window=description["window"],
+        stride=description["stride"],
+        allowed_points=description["allowed_points"],
+        max_gap=description["max_gap"],
+        entities=tuple(description["entities"]),
+        scalers=Scaler(arrays["scaler/offset"], arrays["scaler/scale"]),
+        normals=Normal(arrays["normal/mean"], arrays["normal/whiten"]),
+        thresholds=tuple(Threshold(**t) for t in description["thresholds"]),
+        card=card,
+    )

@@ -1,0 +1,242 @@
+"""Teacher, student and `student_alone`, trained one after the other.
+
+The student learns from the data and from the teacher (Eq. 2). `student_alone` is its
+control: α = 0, with the same initial parameters, batches and number of steps, so that
+whatever differs between the two is distillation's.
+"""
+
+import logging
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from rich.console import Console
+
+from kdjax.data.prepared import Prepared, training_windows
+from kdjax.models.autoencoder import Architecture, Network, Params, network
+from kdjax.models.residual import ResidualModel
+from kdjax.progress import progress_bar
+from kdjax.training.loop import Course, Hooks, fit, resume
+from kdjax.training.objectives import (
+    Objective,
+    student_objective,
+    teacher_objective,
+    validation_loss,
+)
+from kdjax.training.steps import (
+    Corpus,
+    head_outputs,
+    init_state,
+    make_optimizer,
+    make_step,
+    make_validate,
+)
+from kdjax.workdir import append_line, cut_lines
+
+logger = logging.getLogger(__name__)
+
+Settings = Mapping[str, Any]
+
+# Each random stream of a run is the seed's key folded with one of these.
+TEACHER_INIT, STUDENT_INIT, TEACHER_ORDER, STUDENT_ORDER = range(4)
+
+
+class Phase(NamedTuple):
+    """What tells one of the three trainings from the others.
+
+    Attributes:
+        name: in the log and below `checkpoints/`.
+        net: the network trained.
+        objective: what it minimises.
+        init: random stream of its first parameters.
+        order: random stream of its windows' order.
+        epochs: the most epochs.
+        patience: of early stopping; None to use all epochs.
+        windows: number of windows to train on.
+        corpus: makes them; not asked where the phase is done.
+        teacher: network of the corpus' teacher parameters, if it has any.
+    """
+
+    name: str
+    net: Network
+    objective: Objective
+    init: int
+    order: int
+    epochs: int
+    patience: int | None
+    windows: int
+    corpus: Callable[[], Corpus]
+    teacher: Network | None = None
+
+
+def architecture(settings: Settings, name: str, *, width: int) -> Architecture:
+    """The shape of `teacher` or `student` for D = `width` channels."""
+    hidden = tuple(settings[name]["hidden"])
+    return Architecture(width, hidden, **settings["model"])
+
+
+def train_networks(
+    prepared: Prepared, settings: Settings, workdir: Path, console: Console
+) -> dict[str, ResidualModel]:
+    """The three networks by name, with the parameters of lowest validation loss.
+
+    Args:
+        prepared: the data.
+        settings: from `kdjax.config.resolve`.
+        workdir: where checkpoints and the log are; phases found there go on.
+        console: shows progress.
+    """
+    width = len(prepared.channels)
+    large = architecture(settings, "teacher", width=width)
+    small = architecture(settings, "student", width=width)
+    data = settings["data"]
+    fit_windows = _corpus(prepared, "fit", data["train_stride"] or data["stride"])
+    validation = _corpus(prepared, "validation", data["stride"])
+
+    def train(phase: Phase) -> Params:
+        return _train(phase, validation, settings, workdir, console)
+
+    teacher = train(
+        Phase(
+            "teacher",
+            network(large),
+            teacher_objective(network(large)),
+            init=TEACHER_INIT,
+            order=TEACHER_ORDER,
+            epochs=settings["teacher"]["epochs"],
+            patience=settings["teacher"]["patience"],
+            windows=len(fit_windows.starts),
+            corpus=lambda: fit_windows,
+        )
+    )
+    alone = Phase(
+        "student_alone",
+        network(small),
+        teacher_objective(network(small)),
+        init=STUDENT_INIT,
+        order=STUDENT_ORDER,
+        epochs=settings["student"]["epochs"],
+        patience=None,
+        windows=len(fit_windows.starts),
+        corpus=lambda: fit_windows,
+    )
+    distill = settings["distill"]
+    student = alone._replace(
+        name="student",
+        objective=student_objective(
+            network(small),
+            network(large),
+            alpha=distill["alpha"],
+            temperature=distill["temperature"],
+            temperature_mode=distill["temperature_mode"],
+        ),
+        corpus=lambda: _taught(
+            fit_windows,
+            network(large),
+            teacher,
+            window=data["window"],
+            batch_size=settings["train"]["batch_size"],
+            cache_bytes=distill["cache_bytes"],
+        ),
+        teacher=network(large),
+    )
+    return {
+        "teacher": ResidualModel("autoencoder", teacher, large),
+        "student": ResidualModel("autoencoder", train(student), small),
+        "student_alone": ResidualModel("autoencoder", train(alone), small),
+    }
+
+
+def _corpus(prepared: Prepared, part: str, stride: int) -> Corpus:
+    rows, starts = training_windows(prepared, part, stride=stride)
+    return Corpus(jnp.asarray(rows), jnp.asarray(starts))
+
+
+def _taught(
+    corpus: Corpus,
+    net: Network,
+    params: Params,
+    *,
+    window: int,
+    batch_size: int,
+    cache_bytes: float,
+) -> Corpus:
+    """The corpus with the teacher's outputs, or with the teacher if they are too big."""
+    windows, width = len(corpus.starts), corpus.rows.shape[1]
+    size = windows * window * width * corpus.rows.dtype.itemsize
+    if size > cache_bytes:
+        logger.warning(
+            "the teacher's outputs would take %.1f GB, more than distill.cache_bytes: "
+            "each step computes its own",
+            size / 1e9,
+        )
+        return corpus.replace(teacher=params)
+    targets = head_outputs(net, params, corpus, window=window, batch_size=batch_size)
+    return corpus.replace(targets=targets)
+
+
+def _train(
+    phase: Phase,
+    validation: Corpus,
+    settings: Settings,
+    workdir: Path,
+    console: Console,
+) -> Params:
+    """The parameters of lowest validation loss of one phase."""
+    train, window = settings["train"], settings["data"]["window"]
+    batch_size = train["batch_size"]
+    key = jax.random.key(settings["seed"])
+    windows = phase.windows
+    steps_per_epoch = math.ceil(windows / batch_size)
+    optimizer = make_optimizer(
+        learning_rate=train["learning_rate"],
+        schedule=train["schedule"],
+        steps=phase.epochs * steps_per_epoch,
+        warmup_steps=train["warmup_steps"],
+        clip_norm=train["clip_norm"],
+    )
+    params = phase.net.init(jax.random.fold_in(key, phase.init))
+    directory = workdir / "checkpoints" / phase.name
+    start = resume(directory, init_state(params, optimizer))
+    cut_lines(workdir, phase.name, start.course.step)
+    if start.course.done:
+        console.print(f"{phase.name}: trained already, {_course_text(start.course)}")
+        return start.best
+    if start.course.step:
+        console.print(f"{phase.name}: goes on after step {start.course.step}")
+    total = windows * phase.epochs - start.course.step * batch_size
+    with progress_bar(console, phase.name, total) as advance:
+        fitted = fit(
+            start,
+            make_step(phase.objective, optimizer, window=window, teacher=phase.teacher),
+            phase.corpus(),
+            make_validate(
+                validation_loss(phase.net),
+                validation,
+                window=window,
+                batch_size=batch_size,
+            ),
+            key=jax.random.fold_in(key, phase.order),
+            batch_size=batch_size,
+            epochs=phase.epochs,
+            patience=phase.patience,
+            directory=directory,
+            checkpoint_seconds=train["checkpoint_seconds"],
+            log_every=train["log_every"],
+            hooks=Hooks(
+                log=lambda line: append_line(workdir, {"phase": phase.name, **line}),
+                advance=advance,
+            ),
+        )
+    console.print(f"{phase.name}: {_course_text(fitted.course)}")
+    return fitted.params
+
+
+def _course_text(course: Course) -> str:
+    return (
+        f"{course.step:,} steps, lowest validation loss {course.best_loss:.6f} after "
+        f"epoch {course.best_epoch}"
+    )

@@ -1,0 +1,137 @@
+"""Each model calibrated on clean rows, then judged on the test rows."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from rich.console import Console
+
+from kdjax.data.prepared import Entity, Prepared
+from kdjax.data.scaler import apply_scaler
+from kdjax.data.splits import window_starts
+from kdjax.data.windows import row_mean, window_labels
+from kdjax.detection.calibration import Calibration, Rules, calibrate
+from kdjax.detection.detector import score_scaled
+from kdjax.detection.normal import Normal
+from kdjax.detection.scores import window_scores
+from kdjax.evaluation.rows import (
+    EntityScores,
+    per_entity_rows,
+    result_rows,
+    unlabelled_rows,
+)
+from kdjax.models.residual import ResidualModel
+
+
+class Judged(NamedTuple):
+    """One model's calibration and its results.
+
+    Attributes:
+        model: the residual model.
+        calibration: its scalers, Normals and thresholds.
+        scores: of the test rows, one entry an entity.
+        rows: lines of `results.json`.
+        entities: the same by entity.
+    """
+
+    model: ResidualModel
+    calibration: Calibration
+    scores: tuple[EntityScores, ...]
+    rows: list[dict[str, Any]]
+    entities: list[dict[str, Any]]
+
+
+def judge(
+    models: Mapping[str, ResidualModel],
+    prepared: Prepared,
+    rules: Rules,
+    *,
+    min_anomalous_points: int,
+    method: str,
+    console: Console,
+) -> dict[str, Judged]:
+    """Each model calibrated and judged, by its name.
+
+    Args:
+        models: residual models by name.
+        prepared: the data.
+        rules: of calibration.
+        min_anomalous_points: anomalous rows that make a window anomalous.
+        method: name of the label-free threshold.
+        console: shows progress.
+    """
+    labels = [
+        _window_labels(prepared, entity, min_anomalous_points)
+        for entity in prepared.entities
+    ]
+    table = unlabelled_rows if any(own is None for own in labels) else result_rows
+    judged = {}
+    for name, model in models.items():
+        console.print(f"{name}: calibrates and scores")
+        calibration = calibrate(model, prepared, rules)
+        scores = tuple(
+            _test_scores(model, calibration, prepared, rules, i)._replace(
+                window_labels=own
+            )
+            for i, own in enumerate(labels)
+        )
+        judged[name] = Judged(
+            model,
+            calibration,
+            scores,
+            table(name, model.parameters, scores, method=method),
+            per_entity_rows(name, scores, method=method),
+        )
+    return judged
+
+
+def test_starts(prepared: Prepared, entity: Entity) -> np.ndarray:
+    """Starts of the windows that evaluation counts."""
+    return window_starts(
+        entity.test_spans, window=prepared.window, stride=prepared.stride
+    )
+
+
+def _window_labels(
+    prepared: Prepared, entity: Entity, min_anomalous_points: int
+) -> np.ndarray | None:
+    if entity.test is None or entity.test.labels is None:
+        return None
+    return window_labels(
+        entity.test.labels,
+        test_starts(prepared, entity),
+        window=prepared.window,
+        min_anomalous_points=min_anomalous_points,
+    )
+
+
+def _test_scores(
+    model: ResidualModel,
+    calibration: Calibration,
+    prepared: Prepared,
+    rules: Rules,
+    index: int,
+) -> EntityScores:
+    """Scores of one entity's test rows, without its window labels."""
+    entity = prepared.entities[index]
+    tau = calibration.thresholds[index].tau
+    if entity.test is None:
+        nothing = np.empty(0)
+        return EntityScores(entity.name, None, nothing, None, nothing, tau)
+    starts = test_starts(prepared, entity)
+    points = score_scaled(
+        model,
+        Normal(*(field[index] for field in calibration.normals)),
+        apply_scaler(entity.scaler, entity.test.values),
+        starts,
+        window=prepared.window,
+        batch_size=rules.batch_size,
+    )
+    return EntityScores(
+        entity=entity.name,
+        labels=entity.test.labels,
+        scores=row_mean(points, starts, len(entity.test.values)),
+        window_labels=None,
+        window_scores=window_scores(points, count=rules.allowed_points),
+        threshold=tau,
+    )

@@ -1,0 +1,46 @@
+"""What a run shows on the terminal while it works."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+Advance = Callable[[int, float | None], None]
+
+
+@contextlib.contextmanager
+def progress_bar(console: Console, title: str, total: int) -> Iterator[Advance]:
+    """A bar over `total` windows with loss and windows per second.
+
+    Yields:
+        `advance(windows, loss)`; a loss of None leaves the one shown.
+    """
+    columns = (
+        TextColumn("{task.description:<14}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TextColumn("{task.fields[loss]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task(title, total=total, loss="", rate="")
+
+        def advance(windows: int, loss: float | None = None) -> None:
+            progress.advance(task, windows)
+            speed = progress.tasks[0].speed
+            if speed is not None:
+                progress.update(task, rate=f"{speed:,.0f} windows/s")
+            if loss is not None:
+                progress.update(task, loss=f"loss {loss:.5f}")
+
+        yield advance
+        # A teacher that stopped early is done all the same.
+        progress.update(task, completed=total)

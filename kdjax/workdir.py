@@ -1,0 +1,138 @@
+"""The folder of one run: its lock, its settings, its log, its results.
+
+config.json         the resolved settings; another run's are refused
+data.json           digests of the data; other data are refused
+metrics.jsonl       a line per logged step
+checkpoints/PHASE   see kdjax.training.checkpoints
+detectors/MODEL     see kdjax.detection.storage
+results.json        written last: a work directory that has it is finished
+"""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from kdjax.artifacts import write_text
+from kdjax.config import differences, to_json
+from kdjax.errors import ArtifactError, ConfigError, DataError
+
+CONFIG = "config.json"
+DATA = "data.json"
+METRICS = "metrics.jsonl"
+RESULTS = "results.json"
+
+
+@contextlib.contextmanager
+def locked(workdir: Path) -> Iterator[None]:
+    """Holds the work directory for this process; a second process is refused.
+
+    The operating system frees the lock when its holder dies, however that happens.
+    """
+    holder = workdir / ".lock.pid"
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(workdir / ".lock", timeout=0)
+        with lock:
+            holder.write_text(str(os.getpid()), encoding="utf-8")
+            yield
+            holder.unlink(missing_ok=True)
+    except filelock.Timeout:
+        pid = holder.read_text("utf-8") if holder.exists() else "unknown"
+        raise ArtifactError(
+            f"{workdir} is in use by process {pid}: wait for it, or give another "
+            "--workdir."
+        ) from None
+    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+        raise ArtifactError(
+            f"{workdir} can't be used as work directory ({error}): give another "
+            "--workdir."
+        ) from error
+
+
+def claim(workdir: Path, settings: Mapping[str, Any]) -> None:
+    """Writes the settings, or checks that they are those of the run found here."""
+    path = workdir / CONFIG
+    if not path.exists():
+        foreign = [p.name for p in workdir.iterdir() if not p.name.startswith(".")]
+        if foreign:
+            raise ArtifactError(
+                f"{workdir} holds {', '.join(sorted(foreign)[:3])} but no {CONFIG}: it "
+                "is not a work directory of kdjax. Give an empty or new --workdir."
+            )
+        write_text(path, to_json(settings) + "\n")
+        return
+    changed = differences(read_json(path), dict(settings))
+    if changed:
+        raise ConfigError(
+            f"{workdir} was made with another config ({'; '.join(changed)}): give "
+            "another --workdir, or the settings it was made with."
+        )
+
+
+def check_data(workdir: Path, digests: Mapping[str, str]) -> None:
+    """Writes the data's digests, or checks that they are those of the run found here."""
+    path = workdir / DATA
+    if not path.exists():
+        write_text(path, json.dumps(digests, indent=2) + "\n")
+        return
+    old = read_json(path)
+    changed = sorted(
+        k for k in old.keys() | digests.keys() if old.get(k) != digests.get(k)
+    )
+    if changed:
+        raise DataError(
+            f"the data changed since {workdir} was made: {', '.join(changed[:5])}. "
+            "Give another --workdir, or the data it was made with."
+        )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file of the work directory."""
+    try:
+        value: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise ArtifactError(
+            f"{path} can't be read ({error}): remove the work directory and run again."
+        ) from error
+    return value
+
+
+def read_results(workdir: Path) -> dict[str, Any] | None:
+    """The results of a finished run, or None."""
+    path = workdir / RESULTS
+    return read_json(path) if path.exists() else None
+
+
+def append_line(workdir: Path, line: Mapping[str, Any]) -> None:
+    """Adds a line to `metrics.jsonl`."""
+    with (workdir / METRICS).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def read_lines(workdir: Path) -> list[dict[str, Any]]:
+    """The lines of `metrics.jsonl`, without a last one that was cut off."""
+    path = workdir / METRICS
+    if not path.exists():
+        return []
+    lines = []
+    for text in path.read_text("utf-8").splitlines():
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            break  # A kill while it was being written.
+    return lines
+
+
+def cut_lines(workdir: Path, phase: str, step: int) -> None:
+    """Takes out what a phase logged after `step`, the step it goes on from."""
+    kept = [
+        line
+        for line in read_lines(workdir)
+        if line["phase"] != phase or line["step"] <= step
+    ]
+    write_text(workdir / METRICS, "".join(json.dumps(line) + "\n" for line in kept))

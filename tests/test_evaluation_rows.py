@@ -1,0 +1,259 @@
+"""The rows of results.json against two entities counted by hand."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from kdjax.errors import ConfigError, DataError
+from kdjax.evaluation.rows import (
+    EntityScores,
+    per_entity_rows,
+    result_rows,
+    unlabelled_rows,
+)
+
+A = EntityScores(
+    entity="a",
+    labels=np.array([True, False, True, False]),
+    scores=np.array([6.0, 2.0, math.nan, 5.0]),
+    window_labels=np.array([True, True, False, False]),
+    window_scores=np.array([9.0, 4.0, 5.0, 1.0]),
+    threshold=4.5,
+)
+B = EntityScores(
+    entity="b",
+    labels=np.array([True, False, False]),
+    scores=np.array([1.0, 2.0, 0.5]),
+    window_labels=np.array([True, False, False]),
+    window_scores=np.array([3.0, 2.0, 8.0]),
+    threshold=2.5,
+)
+QUIET = B._replace(
+    entity="quiet", labels=np.zeros(3, dtype=bool), window_labels=np.zeros(3, bool)
+)
+SHORT = EntityScores(
+    entity="short",
+    labels=np.array([True, False]),
+    scores=np.full(2, math.nan),
+    window_labels=np.array([], dtype=bool),
+    window_scores=np.array([]),
+    threshold=1.0,
+)
+KEYS = {
+    "model", "parameters", "scope", "threshold", "level", "precision", "recall", "f1",
+    "auc_roc", "average_precision", "alarm_rate", "tau", "entities",
+    "entities_defined", "notes",
+}  # fmt: skip
+
+
+def cell(rows, threshold, scope, level):
+    (row,) = (
+        row
+        for row in rows
+        if (row["threshold"], row["scope"], row["level"]) == (threshold, scope, level)
+    )
+    return row
+
+
+# threshold, scope, level: precision, recall, F1, alarm rate, τ
+BY_HAND = {
+    # TP 3 (9, 4, 3), FP 2 (8, 5), FN 0 at the one τ = 2
+    ("oracle", "pooled", "window"): (3 / 5, 1, 3 / 4, 5 / 7, 2.0),
+    # a: τ = 1, TP 2, FP 1; b: τ = 2, TP 1, FP 1
+    ("oracle", "per_entity_mean", "window"): (7 / 12, 1, 11 / 15, 17 / 24, None),
+    # a: TP 1, FP 1, FN 1; b: TP 1, FP 1
+    ("conformal", "pooled", "window"): (1 / 2, 2 / 3, 4 / 7, 4 / 7, None),
+    ("conformal", "per_entity_mean", "window"): (1 / 2, 3 / 4, 7 / 12, 7 / 12, None),
+    # τ = 5: TP 1 (6), FN 1
+    ("oracle", "pooled", "point"): (1, 1 / 2, 2 / 3, 1 / 6, 5.0),
+    # a: TP 1; b: TP 1, FP 1
+    ("oracle", "per_entity_mean", "point"): (3 / 4, 1, 5 / 6, 1 / 2, None),
+    # a: TP 1, FP 1; b: FN 1
+    ("conformal", "pooled", "point"): (1 / 2, 1 / 2, 1 / 2, 1 / 3, None),
+    ("conformal", "per_entity_mean", "point"): (1 / 2, 1 / 2, 1 / 3, 1 / 3, None),
+}
+
+
+@pytest.mark.parametrize("key", BY_HAND, ids=" ".join)
+def test_two_entities_by_hand(key):
+    row = cell(result_rows("teacher", 7, [A, B]), *key)
+    *values, tau = BY_HAND[key]
+    names = ("precision", "recall", "f1", "alarm_rate")
+    assert [row[name] for name in names] == pytest.approx(values, abs=1e-12)
+    assert row["tau"] == tau
+
+
+def test_the_grid_is_complete_and_each_row_has_the_same_keys():
+    rows = result_rows("teacher", 7, [A, B])
+    assert len(rows) == len(BY_HAND)
+    assert all(row.keys() == KEYS for row in rows)
+    assert {(r["threshold"], r["scope"], r["level"]) for r in rows} == set(BY_HAND)
+    assert {(row["model"], row["parameters"]) for row in rows} == {("teacher", 7)}
+    assert {row["entities"] for row in rows} == {2}
+
+
+@pytest.mark.parametrize("threshold", ["oracle", "conformal"])
+def test_curve_metrics_are_means_over_entities_only(threshold):
+    rows = result_rows("teacher", 7, [A, B])
+    window = cell(rows, threshold, "per_entity_mean", "window")
+    assert window["auc_roc"] == pytest.approx((3 / 4 + 1 / 2) / 2)
+    assert window["average_precision"] == pytest.approx((5 / 6 + 1 / 2) / 2)
+    point = cell(rows, threshold, "per_entity_mean", "point")
+    assert point["average_precision"] == pytest.approx((1 + 1 / 2) / 2)
+    pooled = cell(rows, threshold, "pooled", "window")
+    assert pooled["average_precision"] is None and pooled["auc_roc"] is None
+    why = "curve metrics: per_entity_mean only"
+    assert pooled["notes"] == {"auc_roc": why, "average_precision": why}
+
+
+def test_entities_where_a_metric_is_undefined_stay_out_of_its_mean():
+    rows = result_rows("teacher", 7, [A, B])
+    row = cell(rows, "conformal", "per_entity_mean", "point")
+    assert row["entities_defined"]["precision"] == 1  # b raised no alarm
+    assert row["entities_defined"]["f1"] == 2
+    with_quiet = cell(
+        result_rows("teacher", 7, [A, B, QUIET]), "oracle", "per_entity_mean", "window"
+    )
+    assert with_quiet["entities_defined"] == {
+        "precision": 2, "recall": 2, "f1": 2, "alarm_rate": 2, "auc_roc": 2,
+        "average_precision": 2,
+    }  # fmt: skip
+    assert with_quiet["f1"] == pytest.approx(11 / 15)
+
+
+def test_rows_without_a_score_are_left_out_and_counted():
+    row = cell(result_rows("teacher", 7, [A, B]), "oracle", "pooled", "point")
+    assert row["notes"]["rows"] == "left out, without a score: 1 (a: 1)"
+    window = cell(result_rows("teacher", 7, [A, B]), "oracle", "pooled", "window")
+    assert "rows" not in window["notes"]
+
+
+def test_nothing_labelled_gives_null_with_reasons():
+    rows = result_rows("teacher", 7, [QUIET])
+    json.dumps(rows, allow_nan=False)
+    oracle = cell(rows, "oracle", "pooled", "window")
+    why = "no positive labels, so no oracle threshold"
+    for name in ("precision", "recall", "f1", "alarm_rate"):
+        assert oracle[name] is None
+        assert oracle["notes"][name] == why
+    own = cell(rows, "conformal", "per_entity_mean", "window")
+    assert own["precision"] == 0.0  # both alarms were false
+    assert own["notes"]["f1"] == own["notes"]["auc_roc"] == "no positive labels"
+    assert own["f1"] is None
+
+
+def test_an_entity_without_windows_counts_nowhere():
+    alone = result_rows("teacher", 7, [SHORT])
+    json.dumps(alone, allow_nan=False)
+    window = cell(alone, "conformal", "pooled", "window")
+    assert window["notes"]["f1"] == "no complete window"
+    point = cell(alone, "conformal", "per_entity_mean", "point")
+    assert point["notes"]["f1"] == "no row has a score"
+    assert point["notes"]["average_precision"] == "no row has a score"
+    beside = cell(result_rows("m", 7, [A, B, SHORT]), "oracle", "pooled", "window")
+    assert beside["f1"] == 3 / 4
+
+
+def test_every_null_metric_has_its_reason():
+    for entities in ([A, B], [QUIET], [SHORT], [A, QUIET, SHORT]):
+        rows = result_rows("m", None, entities) + unlabelled_rows("m", None, entities)
+        for row in rows:
+            metrics = KEYS - {"tau", "parameters"}
+            nulls = {name for name in metrics if row[name] is None}
+            assert nulls == row["notes"].keys() - {"rows"}
+        for row in per_entity_rows("m", entities):
+            assert {k for k, v in row.items() if v is None} == row["notes"].keys()
+
+
+def test_without_labels_only_the_alarm_rate_is_known():
+    unlabelled = [e._replace(labels=None, window_labels=None) for e in (A, B)]
+    rows = unlabelled_rows("teacher", 7, unlabelled)
+    assert rows == unlabelled_rows("teacher", 7, [A, B])
+    assert all(row.keys() == KEYS for row in rows)
+    for row in rows:
+        for name in ("precision", "recall", "f1"):
+            assert row[name] is None
+            assert row["notes"][name] == "no labels"
+    own = cell(rows, "conformal", "pooled", "window")
+    assert own["alarm_rate"] == pytest.approx(4 / 7)
+    mean = cell(rows, "conformal", "per_entity_mean", "window")
+    assert mean["alarm_rate"] == pytest.approx(7 / 12)
+    assert mean["notes"]["average_precision"] == "no labels"
+    oracle = cell(rows, "oracle", "pooled", "window")
+    assert oracle["alarm_rate"] is None and oracle["tau"] is None
+
+
+def test_per_entity_rows_by_hand():
+    oracle, own, *_ = per_entity_rows("teacher", [A, B], method="pot")
+    assert oracle == {
+        "model": "teacher", "entity": "a", "threshold": "oracle",
+        "precision": 2 / 3, "recall": 1.0, "f1": 0.8, "alarm_rate": 0.75,
+        "auc_roc": 0.75, "average_precision": pytest.approx(5 / 6), "tau": 1.0,
+        "windows": 4, "positives": 2, "notes": {},
+    }  # fmt: skip
+    assert (own["threshold"], own["tau"], own["f1"]) == ("pot", 4.5, 0.5)
+
+
+def test_per_entity_rows_without_labels():
+    rows = per_entity_rows("teacher", [A._replace(labels=None, window_labels=None)])
+    assert rows[0]["positives"] is None and rows[0]["tau"] is None
+    assert rows[1]["tau"] == 4.5 and rows[1]["alarm_rate"] == 0.5
+
+
+def test_infinite_scores_and_thresholds_stay_out_of_json():
+    wild = A._replace(
+        window_scores=np.array([math.inf, 4.0, 5.0, 1.0]), threshold=math.inf
+    )
+    rows = result_rows("teacher", 7, [wild])
+    entity_rows = per_entity_rows("teacher", [wild])
+    json.dumps([rows, entity_rows], allow_nan=False)
+    assert entity_rows[1]["tau"] is None
+    assert entity_rows[1]["notes"]["tau"] == "infinite"
+    assert cell(rows, "oracle", "pooled", "window")["f1"] == 0.8
+
+
+def test_single_precision_scores_are_compared_exactly():
+    scores = np.array([0.1, 0.1, 0.2], dtype=np.float32)
+    entity = A._replace(
+        window_labels=np.array([True, True, False]),
+        window_scores=scores,
+        threshold=float(scores[0]) - 1e-12,  # equals the score in single precision
+    )
+    rows = result_rows("m", 1, [entity])
+    oracle = cell(rows, "oracle", "pooled", "window")
+    assert oracle["recall"] == 1.0
+    assert json.loads(json.dumps(oracle["tau"])) < float(scores[0])
+    assert cell(rows, "conformal", "pooled", "window")["recall"] == 1.0
+
+
+def test_parameters_and_method_are_passed_on():
+    rows = result_rows("pca", None, [A], method="pot")
+    assert {row["threshold"] for row in rows} == {"oracle", "pot"}
+    assert {row["parameters"] for row in rows} == {None}
+
+
+@pytest.mark.parametrize("rows", [result_rows, unlabelled_rows])
+def test_unusable_inputs_are_refused(rows):
+    with pytest.raises(DataError, match="`entities` is empty"):
+        rows("m", 1, [])
+    with pytest.raises(ConfigError, match="`method` is 'oracle', which looks at"):
+        rows("m", 1, [A], method="oracle")
+    with pytest.raises(DataError, match="the threshold of a is NaN"):
+        rows("m", 1, [A._replace(threshold=math.nan)])
+    wrong = A._replace(window_scores=np.array([1.0, math.nan, 2.0, 3.0]))
+    with pytest.raises(DataError, match="`window scores of a` has NaN at position 1"):
+        rows("m", 1, [wrong])
+
+
+def test_labels_that_do_not_fit_are_refused():
+    with pytest.raises(
+        DataError, match="`point labels of a` has 2 values for 4 scores"
+    ):
+        result_rows("m", 1, [A._replace(labels=np.array([True, False]))])
+    wrong = A._replace(window_labels=np.array([0, 1, 2, 0]))
+    with pytest.raises(DataError, match="`window labels of a` has the value 2"):
+        result_rows("m", 1, [wrong])
+    with pytest.raises(DataError, match="^b: no labels, which metrics need"):
+        result_rows("m", 1, [A, B._replace(labels=None)])

@@ -1,0 +1,214 @@
+"""The tables show what results.json holds, and the verdict says no more than it."""
+
+import copy
+import io
+
+import pytest
+from rich.console import Console
+
+from kdjax.evaluation.tables import (
+    entity_count,
+    label_free_method,
+    markdown_table,
+    results_table,
+    table_cells,
+    value,
+)
+from kdjax.evaluation.verdict import CAUTION, verdict
+
+GRID = [
+    (threshold, scope, level)
+    for threshold in ("oracle", "conformal")
+    for scope in ("pooled", "per_entity_mean")
+    for level in ("window", "point")
+]
+NAMES = ("precision", "recall", "f1", "average_precision")
+
+
+def model_rows(model, parameters, start):
+    """Eight rows whose numbers are all different, in steps of a thousandth."""
+    rows = []
+    for i, (threshold, scope, level) in enumerate(GRID):
+        row = {"model": model, "parameters": parameters, "threshold": threshold}
+        row |= {"scope": scope, "level": level}
+        row |= {name: start + (4 * i + j) / 1000 for j, name in enumerate(NAMES)}
+        rows.append(row)
+    return rows
+
+
+def make_results(**f1):
+    """Results whose mean F1 (oracle, conformal) of each model is given."""
+    dataset = {
+        "name": "SMD", "entities": 13, "window": 100, "stride": 10,
+        "min_anomalous_points": 1, "train_rows": 1000, "test_rows": 1100,
+        "windows": 30680, "positive_windows": 3233,
+    }  # fmt: skip
+    sizes = {"teacher": 1_124_201, "student": 482_601, "student_alone": 482_601}
+    rows = []
+    for number, (model, pair) in enumerate(f1.items()):
+        rows += model_rows(model, sizes.get(model), 0.1 + 0.1 * number)
+        for row in rows[-8:]:
+            if (row["scope"], row["level"]) == ("per_entity_mean", "window"):
+                row["f1"] = pair[row["threshold"] == "conformal"]
+    return {
+        "schema": 1, "dataset": dataset, "rows": rows, "entities": [],
+        "environment": {}, "notes": [],
+    }  # fmt: skip
+
+
+RESULTS = make_results(teacher=(0.4, 0.3), student=(0.39, 0.31), random=(0.1, None))
+
+
+def test_cells_equal_results():
+    cells = table_cells(RESULTS)
+    assert [line[:2] for line in cells.lines] == [
+        ("teacher", "1,124,201"), ("student", "482,601"), ("random", "–"),
+    ]  # fmt: skip
+    for line in cells.lines:
+        for column, cell in zip(cells.columns, line[2:], strict=True):
+            (row,) = (
+                row
+                for row in RESULTS["rows"]
+                if row["model"] == line[0]
+                and row["threshold"] == column.threshold
+                and row["scope"] == column.scope
+                and row["level"] == column.level
+            )
+            number = row[column.metric]
+            assert cell == ("–" if number is None else f"{number:.3f}")
+
+
+def test_columns_of_the_first_line_by_hand():
+    cells = table_cells(RESULTS)
+    # Row i of the grid holds .100 + .004 i (+ .001 for R, .002 for F1, .003 for AP).
+    expected = ("0.100", "0.101", "0.102", "0.400", "0.118", "0.300", "0.115")
+    assert cells.lines[0][2:] == expected
+    assert [column.group for column in cells.columns][2:] == [
+        "oracle, pooled", "oracle, mean", "conformal, pooled", "conformal, mean",
+        "points, mean",
+    ]  # fmt: skip
+
+
+def test_a_model_without_a_row_prints_a_dash():
+    assert value(RESULTS, "pca", table_cells(RESULTS).columns[0]) is None
+
+
+def shown(renderable, width=200):
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(renderable)
+    return console.export_text()
+
+
+def test_the_terminal_table_shows_every_cell_and_the_caption():
+    text = shown(results_table(RESULTS))
+    for line in table_cells(RESULTS).lines:
+        assert any(printed.split() == list(line) for printed in text.splitlines()), line
+    words = " ".join(text.split())
+    assert (
+        "Windows of 100 rows, stride 10, anomalous from min_anomalous_points = 1 "
+        in (words)
+    )
+    assert "30,680 windows, 3,233 positive, 13 entities." in words
+    assert "oracle: τ chosen on the test labels; conformal: without labels." in words
+    assert "random: scores drawn at random" in words
+
+
+def test_the_terminal_table_fits_a_hundred_columns():
+    text = shown(results_table(RESULTS), width=100)
+    assert any("1,124,201" in line and "0.115" in line for line in text.splitlines())
+
+
+def test_markup_in_names_is_printed_as_it_stands():
+    results = copy.deepcopy(RESULTS)
+    results["dataset"]["name"] = "[red]x[/red]"
+    results["rows"] += model_rows("a[bold]|b\n", None, 0.5)
+    text = shown(results_table(results))
+    assert "[red]x[/red]" in text and "a[bold]|b" in text
+    assert "| a[bold]\\|b | – | 0.500 |" in markdown_table(results)
+
+
+def test_the_markdown_table():
+    lines = markdown_table(RESULTS).splitlines()
+    assert lines[0].startswith("| Model | Parameters | oracle, pooled: P |")
+    assert set(lines[1]) <= set("| -:")
+    cells = [
+        tuple(part.strip() for part in line.split("|")[1:-1]) for line in lines[2:5]
+    ]
+    assert tuple(cells) == table_cells(RESULTS).lines
+    assert lines[5] == "" and lines[6].startswith("Windows of 100 rows")
+    assert len({line.count("|") for line in lines[:5]}) == 1
+
+
+def test_the_label_free_rule_is_named_as_in_the_rows():
+    results = copy.deepcopy(RESULTS)
+    for row in results["rows"]:
+        row["threshold"] = row["threshold"].replace("conformal", "pot")
+    assert label_free_method(results) == "pot"
+    assert "pot: without labels" in markdown_table(results)
+    assert label_free_method({"rows": []}) == "conformal"
+
+
+@pytest.mark.parametrize(
+    ("entities", "text"),
+    [(1, "1 entity"), (28, "28 entities"), (["a"], "1 entity"), ([], "0 entities")],
+)
+def test_entities_are_counted(entities, text):
+    assert entity_count({"entities": entities}) == text
+
+
+def test_the_verdict_names_the_best_and_compares_with_the_controls():
+    text = verdict(
+        make_results(teacher=(0.4, 0.3), student=(0.37, 0.32), pca=(0.3, 0.36))
+    )
+    assert (
+        "With thresholds chosen on the test labels, teacher has the best mean F1 over "
+        "entities, 0.400: the best network is 0.100 above the best trivial control "
+        "(teacher 0.400, pca 0.300)."
+    ) in text
+    assert (
+        "With label-free conformal thresholds, pca has the best mean F1 over entities, "
+        "0.360: a trivial control beats every network by 0.040 (student 0.320, pca "
+        "0.360)."
+    ) in text
+    assert text.endswith(CAUTION)
+
+
+def test_the_verdict_calls_near_values_equal():
+    text = verdict(
+        make_results(
+            teacher=(0.4, 0.3),
+            student=(0.395, 0.3),
+            student_alone=(0.394, 0.25),
+            mahalanobis=(0.401, 0.2),
+        )
+    )
+    assert (
+        "teacher, student, student_alone and mahalanobis share the best mean F1 over "
+        "entities (within 0.01 of 0.401): a trivial control matches the best network"
+    ) in text
+    assert (
+        "Compared with the same network trained alone, the distilled student is "
+        "neither better nor worse (0.395 against 0.394, thresholds chosen on the test "
+        "labels) and 0.050 above (0.300 against 0.250, label-free conformal thresholds)."
+    ) in text
+
+
+def test_the_verdict_admits_a_worse_student():
+    text = verdict(make_results(student=(0.2, 0.2), student_alone=(0.3, 0.3)))
+    assert "0.100 below (0.200 against 0.300" in text
+    assert "control" not in text
+    assert "teacher" not in text
+
+
+def test_the_verdict_gives_the_size_of_the_student():
+    text = verdict(make_results(teacher=(0.4, 0.3), student=(0.39, 0.2)))
+    assert (
+        "The student has 43% of the teacher's parameters (482,601 of 1,124,201) and a "
+        "mean F1 of 0.390 against 0.400"
+    ) in text
+
+
+def test_the_verdict_on_data_without_labels():
+    text = verdict(make_results(teacher=(None, None), student=(None, None)))
+    assert text.startswith("No F1 is defined on this test data")
+    assert "best" not in text
