@@ -19,5 +19,6 @@ def get_config() -> ConfigDict:
     config.teacher.hidden = (64, 64)
     config.teacher.epochs = 12
     config.student.hidden = (16,)
-    config.student.epochs = 12
+    config.student.epochs = 20
+    config.train.learning_rate = 1e-2
     return config

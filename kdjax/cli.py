@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from absl import app, flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 from rich.console import Console
 
 from kdjax import config as config_module
@@ -62,6 +62,10 @@ def main(argv: Sequence[str]) -> int:
         # One line whatever the message quotes.
         print(f"kdjax: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except OSError as error:
+        # A full disk or a folder without permission; what was whole before still is.
+        print(f"kdjax: {error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("kdjax: interrupted; the same command goes on from here", file=sys.stderr)
         return 130
@@ -78,7 +82,7 @@ def parse(argv: Sequence[str]) -> tuple[flags.FlagValues, list[str]]:
     try:
         values = define_flags(ordered)
         return values, values(ordered)[1:]
-    except _FLAG_FAULTS as error:
+    except Exception as error:  # a config file is a program and may raise anything
         problems = _problems(ordered) or [_first_line(error)]
         raise ConfigError(f"flags: {'; '.join(problems)}.") from error
 
@@ -122,10 +126,20 @@ def help_text() -> str:
     return "\n".join(["kdjax VERB [ARGUMENT] [FLAGS]", "", *lines, "", "Flags:", *own])
 
 
+def _settings(values: flags.FlagValues) -> dict[str, Any]:
+    """The config after all checks."""
+    config = values["config"].value
+    if not isinstance(config, ConfigDict):
+        # What config_flags gives for a file that it can't read.
+        filename = config_flags.get_config_filename(values["config"])
+        raise ConfigError(f"--config={filename} can't be read: check the path.")
+    return resolve(config)
+
+
 def _run(values: flags.FlagValues, arguments: Sequence[str]) -> None:
     """trains, distils, calibrates and judges; goes on with a run found in --workdir"""
     _no_arguments("run", arguments)
-    settings = resolve(values["config"].value)
+    settings = _settings(values)
     workdir = Path(values["workdir"].value or _default_workdir(values, settings))
     console = Console()
     from kdjax.evaluation.tables import results_table
@@ -174,7 +188,7 @@ def _info(values: flags.FlagValues, arguments: Sequence[str]) -> None:
     if values["config"].using_default_value is False:
         from kdjax.pipeline import count_networks
 
-        facts["parameters"] = count_networks(resolve(values["config"].value))
+        facts["parameters"] = count_networks(_settings(values))
     if values["json"].value:
         print(json.dumps(facts, indent=2))
         return
@@ -190,16 +204,6 @@ VERBS: dict[str, Verb] = {
     "fetch": _fetch,
     "info": _info,
 }
-
-_FLAG_FAULTS = (
-    flags.Error,
-    AttributeError,
-    KeyError,
-    OSError,
-    SyntaxError,
-    TypeError,
-    ValueError,
-)
 
 
 def _leave_flags_to_main(argv: Sequence[str]) -> Sequence[str]:
@@ -230,22 +234,26 @@ def _problems(argv: Sequence[str]) -> list[str]:
     if chosen and "=" not in chosen[0]:
         chosen = list(argv[1:3])
     base = [argv[0], *chosen]
-    try:
-        define_flags(base)(base)
-    except _FLAG_FAULTS as error:
-        return [_first_line(error)]
+    if fault := _fault(base):
+        return [_first_line(fault)]
     problems = []
     for arg in argv[len(base) :]:
-        if not arg.startswith("-"):
-            continue
-        try:
-            define_flags([*base, arg])([*base, arg])
-        except (AttributeError, KeyError):
-            field = OVERRIDE.match(arg)
-            problems.append(unknown_key(field[1]) if field else f"unknown flag {arg}")
-        except _FLAG_FAULTS as error:
-            problems.append(_first_line(error))
+        fault = _fault([*base, arg]) if arg.startswith("-") else None
+        field = OVERRIDE.match(arg)
+        if field and isinstance(fault, (AttributeError, KeyError)):
+            problems.append(unknown_key(field[1]))
+        elif fault:
+            problems.append(_first_line(fault))
     return problems
+
+
+def _fault(argv: Sequence[str]) -> Exception | None:
+    """What parsing raises, if anything."""
+    try:
+        define_flags(argv)(argv)
+    except Exception as error:  # noqa: BLE001 - see `parse`
+        return error
+    return None
 
 
 def _first_line(error: BaseException) -> str:

@@ -17,5 +17,9 @@ class ConfigError(KdjaxError, ValueError):
     """Settings that are unknown, of the wrong type, or contradict each other."""
 
 
+class TrainingError(KdjaxError):
+    """Training that can't go on: its loss is not finite."""
+
+
 class ArtifactError(KdjaxError):
     """A checkpoint, detector or work directory that is damaged or foreign."""

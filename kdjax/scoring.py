@@ -62,5 +62,5 @@ def score_file(
 
 
 def _known(detector: Detector, entity: str) -> str:
-    """The entity if the detector has it; the only one, if it has one; else pooled."""
+    """The entity if the detector has it, else pooled."""
     return entity if entity in detector.entities else POOLED

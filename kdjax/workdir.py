@@ -34,24 +34,28 @@ def locked(workdir: Path) -> Iterator[None]:
     The operating system frees the lock when its holder dies, however that happens.
     """
     holder = workdir / ".lock.pid"
+    lock = filelock.FileLock(workdir / ".lock", timeout=0)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(workdir / ".lock", timeout=0)
-        with lock:
-            holder.write_text(str(os.getpid()), encoding="utf-8")
-            yield
-            holder.unlink(missing_ok=True)
+        lock.acquire()
     except filelock.Timeout:
         pid = holder.read_text("utf-8") if holder.exists() else "unknown"
         raise ArtifactError(
             f"{workdir} is in use by process {pid}: wait for it, or give another "
             "--workdir."
         ) from None
-    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+    except OSError as error:
         raise ArtifactError(
             f"{workdir} can't be used as work directory ({error}): give another "
             "--workdir."
         ) from error
+    with lock:
+        holder.write_text(str(os.getpid()), encoding="utf-8")
+        try:
+            yield
+        finally:
+            holder.unlink(missing_ok=True)
+            lock.release()
 
 
 def claim(workdir: Path, settings: Mapping[str, Any]) -> None:

@@ -58,16 +58,16 @@ def test_learning_curve_draws_epoch_ends_solid_and_dashed(drawn):
     lines = {line.get_label(): line for line in axes.lines}
     assert list(lines) == [
         "teacher: MSE(X_T, X), training",
-        "teacher: MSE(X_T, X), validation",
+        "teacher: MSE(X', X), validation",
         "student: L_S of Eq. 2, training",
-        "student: L_S of Eq. 2, validation",
+        "student: MSE(X', X), validation",
         "student_alone: L_S with α = 0, training",
-        "student_alone: L_S with α = 0, validation",
+        "student_alone: MSE(X', X), validation",
     ]
     teacher = lines["teacher: MSE(X_T, X), training"]
     assert list(teacher.get_xdata()) == list(range(1, 9))
     assert list(teacher.get_ydata()) == [1 / e for e in range(1, 9)]
-    assert list(lines["student: L_S of Eq. 2, validation"].get_ydata()) == [2.0] * 3
+    assert list(lines["student: MSE(X', X), validation"].get_ydata()) == [2.0] * 3
     assert [line.get_linestyle() for line in axes.lines] == ["-", "--"] * 3
 
 

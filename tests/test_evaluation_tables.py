@@ -84,7 +84,7 @@ def test_columns_of_the_first_line_by_hand():
     expected = ("0.100", "0.101", "0.102", "0.400", "0.118", "0.300", "0.115")
     assert cells.lines[0][2:] == expected
     assert [column.group for column in cells.columns][2:] == [
-        "oracle, pooled", "oracle, mean", "conformal, pooled", "conformal, mean",
+        "oracle, pooled", "oracle, mean", "own τ, pooled", "own τ, mean",
         "points, mean",
     ]  # fmt: skip
 
@@ -109,7 +109,10 @@ def test_the_terminal_table_shows_every_cell_and_the_caption():
         in (words)
     )
     assert "30,680 windows, 3,233 positive, 13 entities." in words
-    assert "oracle: τ chosen on the test labels; conformal: without labels." in words
+    assert (
+        "oracle: τ chosen on the test labels; own τ: conformal, without labels."
+        in words
+    )
     assert "random: scores drawn at random" in words
 
 
@@ -144,7 +147,7 @@ def test_the_label_free_rule_is_named_as_in_the_rows():
     for row in results["rows"]:
         row["threshold"] = row["threshold"].replace("conformal", "pot")
     assert label_free_method(results) == "pot"
-    assert "pot: without labels" in markdown_table(results)
+    assert "own τ: pot, without labels" in markdown_table(results)
     assert label_free_method({"rows": []}) == "conformal"
 
 

@@ -78,7 +78,9 @@ def plot_learning_curve(
         style: dict[str, Any] = {"color": color, "markersize": 3.5}
         axes.plot(epochs, train, "o-", label=f"{label}, training", **style)
         style |= {"marker": "D" if alone else None, "fillstyle": "none"}
-        axes.plot(epochs, validation, "--", label=f"{label}, validation", **style)
+        # Detectors reconstruct: whatever was minimised, X' is judged against X.
+        label = f"{phase}: MSE(X', X), validation"
+        axes.plot(epochs, validation, "--", label=label, **style)
         if not np.isnan([*train, *validation]).all():
             axes.set_yscale("log")
     if curves:

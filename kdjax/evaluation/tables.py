@@ -49,8 +49,8 @@ def columns(results: Results) -> tuple[Column, ...]:
         Column("oracle, pooled", "R", *oracle, "recall"),
         Column("oracle, pooled", "F1", *oracle, "f1"),
         Column("oracle, mean", "F1", "oracle", "per_entity_mean", "window", "f1"),
-        Column(f"{method}, pooled", "F1", method, "pooled", "window", "f1"),
-        Column(f"{method}, mean", "F1", method, "per_entity_mean", "window", "f1"),
+        Column("own τ, pooled", "F1", method, "pooled", "window", "f1"),
+        Column("own τ, mean", "F1", method, "per_entity_mean", "window", "f1"),
         Column(
             "points, mean",
             "AP",
@@ -118,7 +118,7 @@ def caption(results: Results) -> str:
         f"{_integer(data['min_anomalous_points'])} on: {_integer(data['windows'])} "
         f"windows, {_integer(data['positive_windows'])} positive, "
         f"{entity_count(data)}. "
-        f"oracle: τ chosen on the test labels; {method}: without labels. "
+        f"oracle: τ chosen on the test labels; own τ: {method}, without labels. "
         "P precision, R recall; pooled: counts of all entities together; mean: of the "
         "entities' own metric; AP: average precision of row scores."
         + (random if "random" in models(results) else "")
@@ -143,10 +143,12 @@ def results_table(results: Results) -> "Table":
         title=Text(f"{results['dataset']['name']}: detection by windows"),
         caption=Text(caption(results)),
         box=box.SIMPLE_HEAD,
+        # Nine columns in the 80 characters of a plain terminal.
+        padding=0,
         caption_justify="left",
     )
-    table.add_column("\nModel", overflow="fold")
-    table.add_column("\nParameters", justify="right", no_wrap=True)
+    table.add_column("\n\nModel", min_width=14, overflow="fold")
+    table.add_column("\n\nParameters", justify="right", no_wrap=True)
     for column in cells.columns:
         heading = f"{column.group.replace(', ', chr(10))}\n{column.name}"
         table.add_column(Text(heading), justify="right", no_wrap=True)

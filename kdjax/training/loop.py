@@ -17,17 +17,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from kdjax.errors import KdjaxError
+from kdjax.errors import TrainingError
 from kdjax.models.autoencoder import Params
 from kdjax.models.batches import padded_batches
 from kdjax.training.checkpoints import restore_checkpoint, save_checkpoint
 from kdjax.training.steps import Corpus, Step, TrainState
 
 LogLine = dict[str, Any]
-
-
-class TrainingError(KdjaxError):
-    """Training that can't go on: its loss is not finite."""
 
 
 class Course(NamedTuple):
@@ -143,6 +139,7 @@ def fit(
         if directory is None:
             return
         if now or time.monotonic() - saved_at >= checkpoint_seconds:
+            _check_params(state)
             arrays = {"state": state, "best": best}
             meta = json.dumps(course._asdict())
             save_checkpoint(directory, course.step, arrays, meta)
@@ -211,6 +208,13 @@ def _epoch_loss(state: TrainState) -> float:
     if bad_step >= 0:
         _check_finite(math.nan, bad_step, "training loss")
     return float(state.loss_sum) / float(state.weight_sum)
+
+
+def _check_params(state: TrainState) -> None:
+    """A step whose loss was finite can still have made its parameters NaN."""
+    finite = jax.tree.map(lambda leaf: jnp.isfinite(leaf).all(), state.params)
+    if not all(jax.tree.leaves(finite)):
+        _check_finite(math.nan, int(state.step), "gradient")
 
 
 def _check_finite(loss: float, step: int, name: str) -> None:
