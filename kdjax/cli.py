@@ -12,7 +12,6 @@ verbs that compute, so that help and refusals come at once.
 import json
 import re
 import sys
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -83,7 +82,7 @@ def parse(argv: Sequence[str]) -> tuple[flags.FlagValues, list[str]]:
         values = define_flags(ordered)
         return values, values(ordered)[1:]
     except Exception as error:  # a config file is a program and may raise anything
-        problems = _problems(ordered) or [_first_line(error)]
+        problems = _problems(ordered) or [_one_line(error)]
         raise ConfigError(f"flags: {'; '.join(problems)}.") from error
 
 
@@ -91,17 +90,14 @@ def define_flags(argv: Sequence[str]) -> flags.FlagValues:
     """The program's flags; `argv` tells which fields of the config become flags."""
     values: flags.FlagValues = flags.FlagValues()  # type: ignore[no-untyped-call]
     own: dict[str, Any] = {"flag_values": values}
-    with warnings.catch_warnings():
-        # The loader of config files that ml_collections uses is deprecated in Python.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        config_flags.DEFINE_config_file(
-            "config",
-            config_module.__file__,
-            "Config file, as configs/NAME.py[:argument]; the package's own by default. "
-            "--config.a.b=value changes a field.",
-            sys_argv=list(argv),
-            **own,
-        )
+    config_flags.DEFINE_config_file(
+        "config",
+        config_module.__file__,
+        "Config file, as configs/NAME.py[:argument]; the package's own by default. "
+        "--config.a.b=value changes a field.",
+        sys_argv=list(argv),
+        **own,
+    )
     text, switch = flags.DEFINE_string, flags.DEFINE_bool
     text("workdir", None, "run: the run's folder [runs/NAME].", **own)
     text("detector", None, "score: folder of a saved detector.", **own)
@@ -235,7 +231,7 @@ def _problems(argv: Sequence[str]) -> list[str]:
         chosen = list(argv[1:3])
     base = [argv[0], *chosen]
     if fault := _fault(base):
-        return [_first_line(fault)]
+        return [_one_line(fault)]
     problems = []
     for arg in argv[len(base) :]:
         fault = _fault([*base, arg]) if arg.startswith("-") else None
@@ -243,7 +239,7 @@ def _problems(argv: Sequence[str]) -> list[str]:
         if field and isinstance(fault, (AttributeError, KeyError)):
             problems.append(unknown_key(field[1]))
         elif fault:
-            problems.append(_first_line(fault))
+            problems.append(_one_line(fault))
     return problems
 
 
@@ -256,9 +252,13 @@ def _fault(argv: Sequence[str]) -> Exception | None:
     return None
 
 
-def _first_line(error: BaseException) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[0].rstrip(".") if lines else type(error).__name__
+def _one_line(error: BaseException) -> str:
+    """The first and the last line of a message: ml_collections quotes much between."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    first = lines[0].strip("'\"").split(" Other fields present")[0]
+    return " ".join([first, *lines[1:][-1:]]).rstrip(".'\"")
 
 
 def _default_workdir(values: flags.FlagValues, settings: dict[str, Any]) -> str:

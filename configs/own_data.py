@@ -1,0 +1,17 @@
+"""A file of your own: CSV, Parquet or .npy, one row a time step.
+
+    python launch.py run --config=configs/own_data.py --config.data.path=plant.csv
+
+Name labelled rows to judge on with --config.data.test_path=… and
+--config.data.label_column=…; without them the detector is trained and calibrated and
+its alarm rate is shown.
+"""
+
+from ml_collections import ConfigDict
+
+from kdjax.config import get_config as defaults
+
+
+def get_config() -> ConfigDict:
+    """The defaults, which are made for this."""
+    return defaults()

@@ -1,0 +1,104 @@
+"""The README's commands and code, run as they stand there, on smaller networks."""
+
+import contextlib
+import io
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from kdjax.cli import main
+from kdjax.data.fetch import Fetched
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text("utf-8")
+
+# What makes each `run` a matter of seconds; everything else is as printed.
+SMALL = [
+    "--config.teacher.hidden=4",
+    "--config.teacher.epochs=1",
+    "--config.student.hidden=2",
+    "--config.student.epochs=1",
+    "--config.data.train_stride=400",
+    "--config.data.stride=30",
+    "--config.controls=random",
+]
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def set_up_commands() -> list[str]:
+    return [line for line in README.splitlines() if line.startswith("python3 -m venv ")]
+
+
+def verb_lines() -> list[list[str]]:
+    lines = [line for block in blocks("sh") for line in block.splitlines()]
+    return [shlex.split(line) for line in lines if line.startswith("kdjax ")]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder like a checkout, with the user's file that the README speaks of."""
+    folder = tmp_path_factory.mktemp("checkout")
+    (folder / "configs").symlink_to(ROOT / "configs")
+    rng = np.random.default_rng(0)
+    values = rng.random((24_000, 3))
+    table = pd.DataFrame(values, columns=["pressure", "flow", "level"])
+    times = pd.date_range("2026-01-01", periods=24_000, freq="min")
+    table.insert(0, "time", times)
+    table.to_csv(folder / "plant.csv", index=False)
+    return folder
+
+
+def run(command: list[str]) -> str:
+    small = SMALL if command[1] == "run" else []
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output):
+        assert main([*command, *small]) == 0
+    return output.getvalue()
+
+
+def test_set_up_is_two_commands_that_ci_runs() -> None:
+    commands = set_up_commands()
+    assert len(commands) == 2
+    quickstart = commands[0].split(" && ")[-1].replace(".venv/bin/", "")
+    assert shlex.split(quickstart) in verb_lines()
+    assert commands[1].split(" && ")[-1].startswith(".venv/bin/pytest")
+    assert "'^python3 -m venv '" in (ROOT / ".ci" / "run").read_text("utf-8")
+
+
+def test_every_verb_is_shown() -> None:
+    assert [line[1] for line in verb_lines()] == ["run", "run", "score", "fetch", "info"]
+
+
+def test_commands_and_code_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    fetched: list[str] = []
+
+    def fetch_smd(destination: str) -> Fetched:
+        fetched.append(destination)
+        return Fetched((), ())
+
+    monkeypatch.setattr("kdjax.data.fetch.fetch_smd", fetch_smd)
+    printed = [run(line) for line in verb_lines()]
+    assert fetched == ["data/smd"]
+    assert "student 482601" in printed[-1]
+    scores = pd.read_csv(folder / "scores.csv")
+    assert len(scores) == 24_000
+    assert {"score", "window_score", "alarm", "state"} < set(scores.columns)
+
+    code = io.StringIO()
+    with contextlib.redirect_stdout(code):
+        exec(compile("\n".join(blocks("python")), "README.md", "exec"), {})
+    assert "of 23694 rows in alarm" in code.getvalue()
+
+
+def test_links_lead_somewhere() -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        if "://" not in target:
+            assert (ROOT / target).exists(), target
