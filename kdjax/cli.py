@@ -214,13 +214,16 @@ def _asks_for_help(argv: Sequence[str]) -> bool:
 def _config_first(argv: Sequence[str]) -> list[str]:
     """argv with `--config` before its overrides, whatever their order was."""
     args = list(argv[1:])
+    places = [i for i, arg in enumerate(args) if re.match(r"--?config(=|$)", arg)]
+    if len(places) > 1:
+        raise ConfigError("flags: --config is given twice: give one.")
     chosen: list[str] = []
-    for i, arg in enumerate(args):
-        if re.match(r"--?config(=|$)", arg):
-            end = i + 1 if "=" in arg else i + 2
+    for i in places:
+        end = i + 1 if "=" in args[i] else i + 2
+        # Without its value it stays the last, for absl to say so.
+        if end <= len(args):
             chosen = args[i:end]
             args = args[:i] + args[end:]
-            break
     return [argv[0], *chosen, *args]
 
 
@@ -232,9 +235,15 @@ def _problems(argv: Sequence[str]) -> list[str]:
     base = [argv[0], *chosen]
     if fault := _fault(base):
         return [_one_line(fault)]
-    problems = []
-    for arg in argv[len(base) :]:
+    problems, rest = [], list(argv[len(base) :])
+    while rest:
+        arg = rest.pop(0)
         fault = _fault([*base, arg]) if arg.startswith("-") else None
+        if fault and "=" not in arg and rest:
+            # Its value may be the next argument.
+            together = _fault([*base, arg, rest[0]])
+            if not together or not rest[0].startswith("-"):
+                fault, rest = together, rest[1:]
         field = OVERRIDE.match(arg)
         if field and isinstance(fault, (AttributeError, KeyError)):
             problems.append(unknown_key(field[1]))
@@ -254,11 +263,14 @@ def _fault(argv: Sequence[str]) -> Exception | None:
 
 def _one_line(error: BaseException) -> str:
     """The first and the last line of a message: ml_collections quotes much between."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    # The text of a KeyError is its message in quotes.
+    text = error.args[0] if isinstance(error, KeyError) and error.args else error
+    lines = [line.strip() for line in str(text).splitlines() if line.strip()]
     if not lines:
         return type(error).__name__
-    first = lines[0].strip("'\"").split(" Other fields present")[0]
-    return " ".join([first, *lines[1:][-1:]]).rstrip(".'\"")
+    first, cut, _ = lines[0].partition(" Other fields present")
+    first = first.lstrip("'\"") if cut else first
+    return " ".join([first, *lines[1:][-1:]]).rstrip(".")
 
 
 def _default_workdir(values: flags.FlagValues, settings: dict[str, Any]) -> str:

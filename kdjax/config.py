@@ -8,6 +8,7 @@ nested plain dicts, which is what the rest of kdjax reads.
 
 import difflib
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -162,7 +163,10 @@ def resolve(config: ConfigDict | Mapping[str, Any]) -> Settings:
     Raises:
         ConfigError: all problems in one message.
     """
-    given: Settings = json.loads(to_json(config))
+    try:
+        given: Settings = json.loads(to_json(config))
+    except TypeError as error:
+        raise ConfigError(f"config: {error}; use numbers, texts and tuples.") from None
     defaults = json.loads(to_json(get_config()))
     problems = list(_compare(given, defaults, ""))
     if not problems:
@@ -253,7 +257,7 @@ def _compare(given: Settings, defaults: Settings, prefix: str) -> Iterator[str]:
 def _type_problem(name: str, value: Any, default: Any) -> str:
     checks: dict[type, tuple[str, Callable[[Any], bool]]] = {
         str: ("a text", lambda v: isinstance(v, str)),
-        float: ("a number", _is_number),
+        float: ("a finite number", _is_finite),
         int: ("a whole number", _is_whole),
         type(None): ("a whole number or None", lambda v: v is None or _is_whole(v)),
         list: _list_check(name),
@@ -282,8 +286,11 @@ def _is_whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+def _is_finite(value: Any) -> bool:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    # JSON, which results are written in, knows no other numbers.
+    return math.isfinite(value)
 
 
 def _field(settings: Settings, name: str) -> Any:

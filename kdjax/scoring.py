@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from kdjax.artifacts import atomic_path
-from kdjax.data.files import match_channels, read_table
+from kdjax.data.files import read_table
 from kdjax.detection.detector import POOLED, Detector
 from kdjax.detection.storage import load_detector
 from kdjax.detection.table import score_table
@@ -38,15 +38,12 @@ def score_file(
         label_column: name of a column with labels, which is left out.
     """
     loaded = load_detector(detector)
-    series = [
-        match_channels(one, loaded.channels)
-        for one in read_table(
-            path,
-            time_column=time_column,
-            entity_column=entity_column,
-            label_column=label_column,
-        )
-    ]
+    series = read_table(
+        path,
+        time_column=time_column,
+        entity_column=entity_column,
+        label_column=label_column,
+    )
     tables = []
     for one in series:
         used = entity or _known(loaded, one.entity)

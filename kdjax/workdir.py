@@ -98,12 +98,16 @@ def check_data(workdir: Path, digests: Mapping[str, str]) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file of the work directory."""
     try:
-        value: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        value = json.loads(path.read_text("utf-8"))
+        fault = None if isinstance(value, dict) else "it holds no object"
     except (OSError, ValueError) as error:
+        fault = str(error)
+    if fault:
         raise ArtifactError(
-            f"{path} can't be read ({error}): remove the work directory and run again."
-        ) from error
-    return value
+            f"{path} can't be read ({fault}): remove the work directory and run again."
+        )
+    found: dict[str, Any] = value
+    return found
 
 
 def read_results(workdir: Path) -> dict[str, Any] | None:

@@ -25,6 +25,10 @@ from kdjax.errors import ConfigError
 
 SHRINKAGES = ("none", "ledoit_wolf", "oas")
 
+# W is applied in float32: a direction whose variance is smaller than this share of the
+# largest is rounding, though a factor in float64 may exist.
+RESOLUTION = float(np.finfo(np.float32).eps) ** 2
+
 
 class Normal(NamedTuple):
     """N(μ, Σ) of errors, ready to score.
@@ -73,8 +77,9 @@ def fit_normal(
         whiten = np.asarray(
             jax.scipy.linalg.solve_triangular(factor, jnp.diag(1 / scale), lower=True)
         )
-    if not np.isfinite(whiten).all():
-        # JAX gives NaN where the matrix is not positive definite; it can't raise.
+    smallest, largest = np.linalg.eigvalsh(regularised)[[0, -1]]
+    # JAX gives NaN where the matrix is not positive definite; it can't raise.
+    if not np.isfinite(whiten).all() or smallest < RESOLUTION * largest:
         raise ConfigError(_singular_message(regularised, channels))
     return Normal(moments.mean.astype(np.float32), whiten.astype(np.float32))
 

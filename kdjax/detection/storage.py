@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from kdjax.artifacts import verify_manifest, write_manifest, write_text
+from kdjax.artifacts import MANIFEST, verify_manifest, write_manifest, write_text
 from kdjax.data.scaler import Scaler
 from kdjax.detection.detector import Detector
 from kdjax.detection.normal import Normal
@@ -29,10 +29,27 @@ from kdjax.models.residual import ResidualModel
 
 SCHEMA = 1
 
+# What JSON, numpy and a description of another shape raise. A header that claims more
+# values than memory holds is as unreadable as one cut short.
+_UNREADABLE = (
+    AttributeError,
+    LookupError,
+    MemoryError,
+    OSError,
+    TypeError,
+    ValueError,
+    zipfile.BadZipFile,
+)
+
 
 def save_detector(folder: str | os.PathLike[str], detector: Detector) -> None:
-    """Writes a detector to `folder`, which holds the old one or the new one whole."""
+    """Writes a detector to `folder`, which holds the old one or the new one whole.
+
+    Raises:
+        ArtifactError: the folder holds something else, which is left alone.
+    """
     folder = Path(folder)
+    _check_replaceable(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     token = secrets.token_hex(4)
     fresh = folder.with_name(f".{folder.name}.{token}.new")
@@ -46,7 +63,11 @@ def save_detector(folder: str | os.PathLike[str], detector: Detector) -> None:
         if folder.exists():
             old = folder.with_name(f".{folder.name}.{token}.old")
             folder.rename(old)
-            fresh.rename(folder)
+            try:
+                fresh.rename(folder)
+            except OSError:
+                old.rename(folder)
+                raise
             shutil.rmtree(old)
         else:
             fresh.rename(folder)
@@ -71,14 +92,30 @@ def load_detector(folder: str | os.PathLike[str]) -> Detector:
         description = json.loads((folder / "detector.json").read_text("utf-8"))
         card = json.loads((folder / "card.json").read_text("utf-8"))
         _check_schema(folder, description)
-        with np.load(folder / "arrays.npz", allow_pickle=False) as file:
+        # Opened here: numpy leaves a file open that it can't read.
+        with (
+            (folder / "arrays.npz").open("rb") as raw,
+            np.load(raw, allow_pickle=False) as file,
+        ):
             arrays = {name: file[name] for name in file.files}
         return _detector(description, arrays, card)
-    except (KeyError, TypeError, ValueError, OSError, zipfile.BadZipFile) as error:
+    except _UNREADABLE as error:
         raise ArtifactError(
             f"{folder} does not hold a kdjax detector ({error!r}). Give a folder that "
             "kdjax wrote, or train it again."
         ) from error
+
+
+def _check_replaceable(folder: Path) -> None:
+    """Refuses to put a detector in the place of anything but an older one."""
+    if folder.is_dir():
+        if not any(folder.iterdir()) or (folder / MANIFEST).exists():
+            return
+    elif not folder.exists():
+        return
+    raise ArtifactError(
+        f"{folder} exists and holds no kdjax detector: give a new folder, or remove it."
+    )
 
 
 def card_markdown(card: Mapping[str, Any]) -> str:

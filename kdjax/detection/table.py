@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 
+from kdjax.data.files import match_channels
 from kdjax.data.series import Series
 from kdjax.data.splits import cover_starts, segments
 from kdjax.data.windows import latest_window, row_mean
@@ -23,14 +24,16 @@ def score_table(
 
     Args:
         detector: the detector.
-        series: raw rows, channels in the detector's order.
+        series: raw rows; its channels are matched by name.
         entity: whose scaler, Normal and threshold to use; `pooled` for none.
         causal: stride 1, and `score` is a_t in the window that ends at the row.
 
     Raises:
-        DataError: no stretch of the series is as long as the window.
+        DataError: its channels are others than the detector's, or no stretch of it is
+            as long as the window.
     """
     index = entity_index(detector, entity)
+    series = match_channels(series, detector.channels)
     rows = len(series.values)
     spans = segments(series.time, rows, max_gap=detector.max_gap)
     if (spans[:, 1] - spans[:, 0]).max(initial=0) < detector.window:

@@ -113,14 +113,25 @@ def random(params: Params, windows: Array) -> Array:
 
     def draw(window: Array) -> Array:
         bits = jax.lax.bitcast_convert_type(window, jnp.uint32).ravel()
-        # Odd multipliers tell windows apart that hold the same values in another order.
-        weights = 2 * jnp.arange(bits.size, dtype=jnp.uint32) + 1
-        key = jax.random.fold_in(
-            jax.random.key(0), jnp.sum(bits * weights, dtype=jnp.uint32)
-        )
+        # Multiples of the golden ratio tell apart windows that hold the same values in
+        # another order.
+        places = jnp.arange(bits.size, dtype=jnp.uint32) * jnp.uint32(0x9E3779B9)
+        digest = jnp.sum(_mix(_mix(bits) ^ places), dtype=jnp.uint32)
+        key = jax.random.fold_in(jax.random.key(0), digest)
         return jax.random.uniform(key, window.shape, window.dtype)
 
     return jax.vmap(draw)(windows)
+
+
+def _mix(bits: Array) -> Array:
+    """Bits spread over all of each uint32 (the finish of Appleby's MurmurHash3).
+
+    Round numbers such as 0 and 1 differ in their upper bits only, which a sum of
+    multiples would mostly lose.
+    """
+    bits = (bits ^ (bits >> 16)) * jnp.uint32(0x85EBCA6B)
+    bits = (bits ^ (bits >> 13)) * jnp.uint32(0xC2B2AE35)
+    return bits ^ (bits >> 16)
 
 
 def fit_pca(rows: np.ndarray, *, variance: float = 0.95) -> dict[str, np.ndarray]:

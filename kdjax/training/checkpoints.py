@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
-from orbax.checkpoint import checkpoint_managers
+from orbax.checkpoint import checkpoint_manager, checkpoint_managers
 
 from kdjax.artifacts import MANIFEST, verify_manifest, write_manifest
 from kdjax.errors import ArtifactError
@@ -48,6 +48,8 @@ def save_checkpoint(directory: Path, step: int, arrays: Any, meta: str) -> None:
         try:
             saved = manager.save(step, args=args, force=True)
             manager.wait_until_finished()
+        except checkpoint_manager.StepAlreadyExistsError:
+            saved = False
         except (OSError, ValueError) as error:
             raise ArtifactError(
                 f"{directory}: step {step} could not be saved ({error}). Make room on "

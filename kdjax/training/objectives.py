@@ -16,7 +16,7 @@ At T = 1 both are Eq. 2.
 from collections.abc import Callable
 from typing import NamedTuple
 
-import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax import Array
 
@@ -84,8 +84,8 @@ def student_objective(
             return hard
         assert batch.targets is not None
         if temperature_mode == "logit":
-            student_soft = nn.sigmoid(outputs / temperature)
-            teacher_soft = nn.sigmoid(batch.targets / temperature)
+            student_soft = jax.nn.sigmoid(outputs / temperature)
+            teacher_soft = jax.nn.sigmoid(batch.targets / temperature)
         else:
             student_soft = network.activate(outputs) / temperature
             teacher_soft = teacher.activate(batch.targets) / temperature

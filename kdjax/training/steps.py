@@ -69,9 +69,11 @@ def make_optimizer(
 
     Args:
         learning_rate: its peak.
-        schedule: `constant`, or `cosine` to fall to 0 at the last of `steps`.
+        schedule: `constant`, or `cosine` to fall towards 0, which it would
+            reach after the last of `steps`.
         steps: steps of the whole phase.
-        warmup_steps: steps in which the rate rises linearly from 0 to its peak.
+        warmup_steps: steps in which the rate rises linearly to its peak, which the step
+            after them has.
         clip_norm: the largest global norm of a gradient.
     """
     rising = min(warmup_steps, max(steps - 1, 0))

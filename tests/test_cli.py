@@ -1,0 +1,514 @@
+"""The program: each verb's happy path, and one clear line for each fault."""
+
+import itertools
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from rich.console import Console
+
+from kdjax import cli
+from kdjax.cli import VERBS, main
+from kdjax.data import fetch
+from kdjax.detection.storage import save_detector
+
+TOP = Path(__file__).parent.parent
+QUICKSTART = f"--config={TOP / 'configs' / 'quickstart.py'}"
+
+
+@pytest.fixture
+def say(capsys):
+    """Runs a command line; gives its exit code, stdout and stderr."""
+
+    def run(*arguments):
+        code = main(["kdjax", *map(str, arguments)])
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run
+
+
+@pytest.fixture
+def refused(say):
+    """The one line that a faulty command line ends with, without its `kdjax: `."""
+
+    def run(*arguments):
+        code, out, err = say(*arguments)
+        assert (code, out) == (2, "")
+        assert err.startswith("kdjax: ") and err.count("\n") == 1 and err.endswith("\n")
+        assert "Traceback" not in err
+        return err.removeprefix("kdjax: ").rstrip("\n")
+
+    return run
+
+
+@pytest.fixture
+def detector(tmp_path, small):
+    folder = tmp_path / "detector"
+    save_detector(folder, small)
+    return folder
+
+
+@pytest.fixture
+def rows_file(tmp_path):
+    frame = pd.DataFrame(
+        np.random.default_rng(0).normal(size=(9, 2)), columns=["x", "y"]
+    )
+    frame.to_csv(tmp_path / "a.csv", index=False)
+    return tmp_path / "a.csv"
+
+
+def config_file(tmp_path, body):
+    path = tmp_path / "recipe.py"
+    path.write_text("from kdjax.config import get_config as defaults\n\n" + body)
+    return path
+
+
+# Help.
+
+
+@pytest.mark.parametrize("flag", ["--help", "-h", "-help", "--helpfull"])
+def test_help_names_every_verb_and_flag(say, flag):
+    code, out, err = say(flag)
+    assert (code, err) == (0, "")
+    for verb in VERBS:
+        assert f"\n  {verb} " in out
+    flags = (
+        "config", "workdir", "detector", "output", "entity", "causal", "time_column",
+        "entity_column", "label_column", "json",
+    )  # fmt: skip
+    for name in flags:
+        assert f"\n  --{name} " in out
+    assert set(VERBS) == {"run", "score", "fetch", "info"}
+    assert all(verb.__doc__ for verb in VERBS.values())
+
+
+def test_help_wins_over_a_verb_and_faulty_flags(say):
+    code, out, _ = say("run", "--bogus", "--help")
+    assert code == 0 and out.startswith("kdjax VERB")
+
+
+# The command line as a whole.
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (
+            [],
+            "no verb given: expected one of run, score, fetch, info; see kdjax --help.",
+        ),
+        (["--json"], "no verb given: expected one of run,"),
+        (["frob"], "unknown verb 'frob': expected one of run, score, fetch, info; see"),
+        (["run", "--bogus"], "flags: Unknown command line flag 'bogus'."),
+        (
+            ["run", "--wrkdir=x"],
+            "Unknown command line flag 'wrkdir'. Did you mean: work",
+        ),
+        (["run", "--workdir"], "flags: Missing value for flag --workdir."),
+        (["run", "--config"], "flags: Missing value for flag --config."),
+        (["info", "--json=perhaps"], "flags: flag --json=perhaps: "),
+        (["run", "more", "words"], "run takes flags only, got more words."),
+        (["info", "more"], "info takes flags only, got more."),
+        (["score"], "score needs a file to score, got nothing."),
+        (["score", "a", "b"], "score needs a file to score, got a b."),
+        (["score", "a"], "score needs --detector; see kdjax --help."),
+        (["score", "a", "--detector=d"], "score needs --output; see kdjax --help."),
+        (["fetch"], "fetch needs a data set's name, smd, got nothing."),
+        (["fetch", "asd"], "fetch knows no data set 'asd': expected smd."),
+        (["run", QUICKSTART, QUICKSTART], "flags: --config is given twice: give one."),
+    ],
+)
+def test_faulty_command_lines(refused, arguments, said):
+    assert said in refused(*arguments)
+
+
+def test_values_may_stand_apart_from_their_flags(refused):
+    line = refused("run", "--workdir", "x", "--config.seed", "-3", "--bogus")
+    assert line == "flags: Unknown command line flag 'bogus'."
+    line = refused("run", "--config.seed", "x", "--bogus")
+    assert line == (
+        "flags: flag --config.seed=x: invalid literal for int() with base 10: 'x'; "
+        "Unknown command line flag 'bogus'."
+    )
+
+
+def test_all_faulty_flags_come_in_one_line(refused):
+    line = refused(
+        "run", "--config.data.windw=3", "--config.seed=x", "--nothing", "--json=perhaps"
+    )
+    assert "unknown field data.windw (did you mean data.window?)" in line
+    assert "flag --config.seed=x: invalid literal for int() with base 10: 'x'" in line
+    assert "Unknown command line flag 'nothing'" in line
+    assert "flag --json=perhaps" in line
+
+
+# Config flags.
+
+
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [
+        ("data.windw=3", "unknown field data.windw (did you mean data.window?)"),
+        ("distil.alpha=0", "unknown field distil.alpha (did you mean distill.alpha?)"),
+        ("data.window=3.5", "flag --config.data.window=3.5: "),
+        ("distill.alpha=much", "flag --config.distill.alpha=much: "),
+        ("teacher.hidden=a,b", "teacher.hidden must be a tuple of one or more whole"),
+        ("data.scaler=log", "data.scaler='log' must be one of 'minmax', 'zscore'"),
+        ("train.learning_rate=-1", "train.learning_rate=-1.0 must lie in (0, inf)"),
+        ("train.learning_rate=inf", "must be a finite number, got inf"),
+        ("detection.count=100", "detection.count=100 must be below data.window=100"),
+        ("data.train_stride=x", "flag --config.data.train_stride=x: "),
+        ("data=3", "flag --config.data=3: "),
+    ],
+)
+def test_faulty_overrides(refused, tmp_path, flag, said):
+    line = refused(
+        "run", QUICKSTART, f"--config.{flag}", f"--workdir={tmp_path / 'run'}"
+    )
+    assert said in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_without_a_data_set_it_says_what_to_set(refused):
+    assert "set either data.path (a CSV, Parquet or .npy file" in refused("run")
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """Catches what `run` would run: settings and folder."""
+    from kdjax import pipeline
+    from kdjax.evaluation import tables
+
+    calls = []
+
+    def catch(settings, workdir, *, console):
+        assert isinstance(console, Console)
+        calls.append((settings, str(workdir)))
+        return {"notes": ["saw borrowed"]}
+
+    monkeypatch.setattr(pipeline, "run", catch)
+    monkeypatch.setattr(tables, "results_table", lambda results: "the table")
+    return calls
+
+
+@pytest.mark.parametrize("order", [1, -1], ids=["config_first", "config_last"])
+@pytest.mark.parametrize("apart", [False, True])
+def test_overrides_hold_wherever_they_stand(say, asked, order, apart):
+    name, path = QUICKSTART.split("=")
+    parts = [
+        ["run"],
+        [name, path] if apart else [QUICKSTART],
+        ["--config.data.window=50"],
+        ["--config.student.hidden=8,4"],
+        ["--config.data.train_stride=7"],
+    ]
+    assert say(*itertools.chain(*parts[::order]))[0] == 0
+    (settings, workdir), = asked  # fmt: skip
+    assert settings["data"]["window"] == 50 and settings["student"]["hidden"] == [8, 4]
+    assert settings["data"]["train_stride"] == 7
+    assert settings["data"]["name"] == "smd" and settings["teacher"]["epochs"] == 12
+    assert workdir == "runs/quickstart"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "workdir"),
+    [
+        ([QUICKSTART], "runs/quickstart"),
+        ([QUICKSTART, "--workdir=elsewhere/x"], "elsewhere/x"),
+        (["--config.data.path=some/plant.v2.csv"], "runs/plant"),
+        (["--config.data.name=smd"], "runs/smd"),
+        ([f"--config={TOP / 'configs' / 'paper.py'}:gpu"], "runs/paper"),
+    ],
+)
+def test_default_work_directories(say, asked, arguments, workdir):
+    assert say("run", *arguments)[0] == 0
+    assert asked[0][1] == workdir
+
+
+def test_run_tells_its_table_notes_and_files(say, asked):
+    _, out, err = say("run", QUICKSTART)
+    lines = out.splitlines()
+    assert lines[:2] == ["the table", "Note: saw borrowed"]
+    assert "".join(lines[2:]).startswith("Written: runs/quickstart/results.json")
+    assert err == ""
+
+
+def test_the_argument_of_a_config_is_passed_on(say, asked):
+    for argument in ("smap", "msl"):
+        recipe = TOP / "configs" / "smap_msl.py"
+        assert say("run", f"--config={recipe}:{argument}")[0] == 0
+    assert [settings["data"]["name"] for settings, _ in asked] == ["smap", "msl"]
+
+
+# Config files.
+
+
+def test_a_missing_config_file_is_named(refused):
+    line = refused("run", "--config=configs/nowhere.py")
+    assert line == "--config=configs/nowhere.py can't be read: check the path."
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("raise RuntimeError('no such\\nplant')", "no such plant"),
+        ("def get_config(:", "invalid syntax"),
+        ("def get_config():\n    raise KeyError('plant')", "flags: plant."),
+        ("import nothing_of_this_name", "No module named 'nothing_of_this_name'"),
+        ("raise ValueError", "ValueError"),
+        (
+            "def get_config():\n    c = defaults()\n    c.data.windw = 3\n    return c",
+            'Key "windw" does not exist and cannot be added since the config is locked',
+        ),
+        (
+            "def get_config():\n    c = defaults()\n    c.data.window = 'x'\n    return c",
+            "override field 'window'",
+        ),
+        ("def get_config():\n    return 3", "can't be read: check the path"),
+        (
+            "def get_config():\n    c = defaults().unlock()\n    c.a = {1}\n    return c",
+            "type set is not JSON serializable; use numbers, texts and tuples",
+        ),
+        (
+            "def get_config():\n    c = defaults().unlock()\n    c.data.windw = 3\n    return c",
+            "unknown field data.windw (did you mean data.window?)",
+        ),
+    ],
+)
+def test_faulty_config_files(refused, tmp_path, body, said):
+    assert said in refused("run", f"--config={config_file(tmp_path, body)}")
+
+
+def test_a_recipe_refuses_an_unknown_argument_in_one_line(refused):
+    line = refused("run", f"--config={TOP / 'configs' / 'paper.py'}:tpu")
+    assert "paper.py:tpu: expected paper.py or paper.py:gpu." in line
+
+
+# Files and folders.
+
+
+def test_missing_data_is_named(refused, tmp_path):
+    path = tmp_path / "plant.csv"
+    line = refused("run", f"--config.data.path={path}", f"--workdir={tmp_path / 'w'}")
+    assert line == f"{path} does not exist: check the path."
+    line = refused(
+        "run", f"--config.data.name=asd --config.data.root={tmp_path}".split()[0]
+    )
+    assert "data.name='asd' needs data.root" in line
+
+
+def test_a_workdir_that_can_be_no_folder_is_refused(refused, tmp_path, rows_file):
+    line = refused("run", f"--config.data.path={rows_file}", f"--workdir={rows_file}")
+    assert "can't be used as work directory" in line and "another --workdir" in line
+
+
+def test_a_full_disk_is_one_line(say, monkeypatch):
+    def full(values, arguments):
+        raise OSError(28, "No space left on device", "runs/x/config.json")
+
+    monkeypatch.setitem(VERBS, "run", full)
+    code, _, err = say("run")
+    assert code == 2
+    assert err == "kdjax: [Errno 28] No space left on device: 'runs/x/config.json'\n"
+
+
+def test_messages_of_many_lines_become_one(say, monkeypatch):
+    def broken(values, arguments):
+        raise cli.KdjaxError("first\n  second\tthird")
+
+    monkeypatch.setitem(VERBS, "run", broken)
+    assert say("run") == (2, "", "kdjax: first second third\n")
+
+
+def test_interruption_has_its_own_code(say, monkeypatch):
+    def interrupt(values, arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(VERBS, "run", interrupt)
+    code, _, err = say("run")
+    assert code == 130
+    assert err == "kdjax: interrupted; the same command goes on from here\n"
+
+
+# run.
+
+
+def test_a_run_that_was_there_is_reported_again(say, finished):
+    overrides = [
+        f"--config.{group}.{field}={','.join(map(str, v)) if isinstance(v, list) else v}"
+        for group, fields in finished.settings.items()
+        if isinstance(fields, dict)
+        for field, v in fields.items()
+        if v not in (None, "", [])
+    ]
+    code, out, err = say("run", *overrides, f"--workdir={finished.workdir}")
+    assert (code, err) == (0, "")
+    assert "is finished: nothing to do." in "".join(out.splitlines())
+    for word in ("teacher", "student_alone", "moving_average", "Note: too few"):
+        assert word in out
+
+
+def test_a_workdir_of_another_config_is_refused(refused, finished):
+    line = refused("run", QUICKSTART, f"--workdir={finished.workdir}")
+    assert "was made with another config (" in line and "data.window: 10 -> 100" in line
+
+
+# score.
+
+
+def test_score_writes_a_table(say, detector, rows_file, tmp_path):
+    output = tmp_path / "scores.csv"
+    code, out, err = say(
+        "score", rows_file, f"--detector={detector}", f"--output={output}"
+    )
+    assert (code, err) == (0, "")
+    assert out.splitlines()[0] == "a: 9 rows under the threshold of a"
+    assert out.splitlines()[1].startswith(f"{output}: ")
+    table = pd.read_csv(output)
+    assert len(table) == 9 and list(table.columns[:3]) == ["entity", "time", "score"]
+
+
+def test_flags_of_score_reach_it(say, detector, rows_file, tmp_path):
+    frame = pd.read_csv(rows_file)
+    frame = frame.assign(unit="a", when=pd.date_range("2024", periods=9), bad=0)
+    frame.to_csv(rows_file, index=False)
+    output = tmp_path / "scores.parquet"
+    code, out, _ = say(
+        "score", f"--detector={detector}", rows_file, f"--output={output}",
+        "--entity=pooled", "--causal", "--entity_column=unit", "--label_column=bad",
+        "--time_column=when",
+    )  # fmt: skip
+    assert code == 0 and "under the threshold of pooled" in out
+    table = pd.read_parquet(output)
+    assert table["time"].dtype.kind == "M" and table["score"][:3].isna().all()
+
+
+@pytest.mark.parametrize(
+    "name", ["scores.txt", "scores", "scores.csv.gz", "scores.CSV"]
+)
+def test_outputs_of_another_ending_are_refused(refused, detector, rows_file, name):
+    line = refused("score", rows_file, f"--detector={detector}", f"--output={name}")
+    assert line == f"--output={name} must end in .csv or .parquet."
+
+
+def test_faults_of_score(refused, detector, rows_file, tmp_path):
+    output = f"--output={tmp_path / 'o.csv'}"
+    line = refused("score", rows_file, f"--detector={tmp_path / 'none'}", output)
+    assert line.endswith(
+        "give the detector's folder, such as WORKDIR/detectors/student."
+    )
+    line = refused("score", tmp_path / "none.csv", f"--detector={detector}", output)
+    assert line.endswith("none.csv does not exist: check the path.")
+    (detector / "card.md").write_text("changed")
+    line = refused("score", rows_file, f"--detector={detector}", output)
+    assert "is damaged: card.md has 7 bytes" in line
+    assert not (tmp_path / "o.csv").exists()
+
+
+def test_an_unknown_entity_is_refused_with_those_known(
+    say, detector, rows_file, tmp_path
+):
+    code, _, err = say(
+        "score", rows_file, f"--detector={detector}", f"--output={tmp_path / 'o.csv'}",
+        "--entity=b",
+    )  # fmt: skip
+    assert code == 2
+    assert err == "kdjax: the detector knows no entity 'b': give one of a, or pooled.\n"
+
+
+# fetch.
+
+
+@pytest.mark.parametrize(
+    ("flags", "folder"), [([], "data/smd"), (["--output=elsewhere"], "elsewhere")]
+)
+def test_fetch_says_what_it_fetched(say, monkeypatch, flags, folder):
+    asked = []
+
+    def pretend(destination):
+        asked.append(str(destination))
+        return fetch.Fetched(downloaded=(Path("a"), Path("b")), skipped=(Path("c"),))
+
+    monkeypatch.setattr(fetch, "fetch_smd", pretend)
+    code, out, _ = say("fetch", "smd", *flags)
+    assert code == 0 and asked == [folder]
+    assert out == f"{folder}: 2 files downloaded, 1 there and verified\n"
+
+
+# info.
+
+
+def test_info_as_json(say):
+    code, out, err = say("info", "--json")
+    assert (code, err) == (0, "")
+    facts = json.loads(out)
+    assert {"python", "versions", "devices", "optional"} <= set(facts)
+    assert "parameters" not in facts
+
+
+def test_info_counts_a_configs_networks(say):
+    code, out, _ = say("info", "--json", QUICKSTART, "--config.student.hidden=200")
+    assert code == 0
+    parameters = json.loads(out)["parameters"]
+    assert set(parameters) == {"teacher", "student"}
+    assert parameters["student"] == 519_638
+    paper = f"--config={TOP / 'configs' / 'paper.py'}"
+    facts = json.loads(say("info", "--json", paper)[1])
+    assert facts["parameters"] == {"teacher": 1_124_201, "student": 482_601}
+
+
+def test_info_to_read(say):
+    code, out, _ = say("info", QUICKSTART)
+    assert code == 0
+    lines = dict(line.split(": ", 1) for line in out.splitlines())
+    assert lines["parameters"].startswith("teacher ")
+    assert f"numpy {np.__version__}" in lines["versions"]
+
+
+# As a program of its own.
+
+
+def program(*arguments):
+    return subprocess.run(
+        [sys.executable, "launch.py", *arguments],
+        cwd=TOP,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_launch_is_the_program():
+    done = program("--help")
+    assert done.returncode == 0 and done.stderr == ""
+    assert done.stdout.startswith("kdjax VERB [ARGUMENT] [FLAGS]")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["frob"], "kdjax: unknown verb 'frob'"),
+        (["run", "--config.data.windw=3"], "kdjax: flags: unknown field data.windw"),
+        (["run", "--config=launch.py"], "has no attribute 'get_config'"),
+        (["run", "--config=nowhere.py"], "kdjax: --config=nowhere.py can't be read"),
+        (
+            ["run", "--config.data.path=nowhere.csv", "--workdir=FOLDER"],
+            "does not exist",
+        ),
+    ],
+)
+def test_a_fault_of_the_program_is_one_line_and_code_2(arguments, said, tmp_path):
+    done = program(*(a.replace("FOLDER", str(tmp_path / "w")) for a in arguments))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert said in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_the_installed_command_is_the_same_program():
+    text = (TOP / "setup.cfg").read_text()
+    assert "kdjax = kdjax.cli:program" in text
+    assert "from kdjax.cli import program" in (TOP / "launch.py").read_text()

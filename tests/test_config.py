@@ -1,0 +1,443 @@
+"""Settings: defaults that hold, and a message for each field that doesn't."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+from ml_collections import ConfigDict
+
+from kdjax import config as config_module
+from kdjax.config import (
+    BENCHMARKS,
+    CHOICES,
+    CONTROLS,
+    RANGES,
+    differences,
+    get_config,
+    override,
+    resolve,
+    to_json,
+    unknown_key,
+)
+from kdjax.data import benchmarks, files, scaler
+from kdjax.detection import normal, threshold
+from kdjax.errors import ConfigError
+from kdjax.evaluation.rows import SCOPES
+from kdjax.models import autoencoder, residual
+from kdjax.training import objectives, steps
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+SMD = {"data.name": "smd"}
+
+
+def resolved(**changes):
+    """Settings of the machine in the package, with changes by `group__field`."""
+    dotted = {name.replace("__", "."): value for name, value in changes.items()}
+    return resolve(override(get_config(), SMD | dotted))
+
+
+def problems(**changes):
+    with pytest.raises(ConfigError) as caught:
+        resolved(**changes)
+    return str(caught.value)
+
+
+# What holds.
+
+
+def test_defaults_need_a_data_set_and_nothing_else():
+    settings = resolved()
+    assert settings["data"]["name"] == "smd"
+    defaults = json.loads(to_json(get_config()))
+    assert differences(defaults, settings) == ["data.name: '' -> 'smd'"]
+    with pytest.raises(ConfigError, match="set either data.path .*or data.name"):
+        resolve(get_config())
+
+
+def test_documented_defaults():
+    settings = resolved()
+    assert settings["data"]["window"] == 100 and settings["data"]["stride"] == 10
+    assert settings["data"]["max_gap"] == 5 and settings["data"]["train_stride"] is None
+    assert settings["data"]["validation"] == settings["data"]["calibration"] == 0.15
+    assert settings["data"]["min_anomalous_points"] == 1
+    detection = settings["detection"]
+    assert (detection["count"], detection["floor"], detection["ridge"]) == (
+        0,
+        0.03,
+        0.1,
+    )
+    assert settings["threshold"] == {"method": "conformal", "false_alarm_rate": 0.01}
+    assert settings["model"] == {
+        "channels": "joint", "decoder": "repeat", "head": "linear",
+    }  # fmt: skip
+    assert (
+        settings["distill"]["temperature"] == 1
+        and settings["data"]["scaler"] == "minmax"
+    )
+
+
+def test_settings_are_plain_json():
+    settings = resolved(teacher__hidden=(8, 4))
+    assert json.loads(json.dumps(settings, allow_nan=False)) == settings
+    assert settings["teacher"]["hidden"] == [8, 4]
+    assert resolve(settings) == settings
+
+
+def test_each_range_and_choice_belongs_to_a_field():
+    names = {name for name, _ in config_module._leaves(get_config().to_dict())}
+    assert set(RANGES) | set(CHOICES) <= names
+
+
+def test_lists_equal_those_of_the_rooms():
+    rooms = {
+        "data.missing": files.MISSING,
+        "data.scaler": scaler.METHODS,
+        "model.channels": autoencoder.CHANNELS,
+        "model.decoder": autoencoder.DECODERS,
+        "model.head": autoencoder.HEADS,
+        "train.schedule": steps.SCHEDULES,
+        "distill.temperature_mode": objectives.TEMPERATURE_MODES,
+        "detection.shrinkage": normal.SHRINKAGES,
+        "threshold.method": threshold.METHODS,
+    }
+    for field, choices in rooms.items():
+        assert CHOICES[field] == choices, field
+    assert BENCHMARKS == benchmarks.BENCHMARKS
+    assert CHOICES["data.name"] == ("", *BENCHMARKS)
+    assert sorted(CONTROLS) == sorted(residual.CONTROLS)
+    assert get_config().controls == CONTROLS
+    assert "pooled" in CHOICES["detection.scope"] and "pooled" in SCOPES
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_every_choice_is_accepted(name):
+    for choice in CHOICES[name]:
+        changes = {name: choice}
+        if name == "data.name":
+            changes["data.root" if choice else "data.path"] = "somewhere"
+        if choice == "logit":
+            changes["model.head"] = "sigmoid"
+        settings = resolve(override(get_config(), SMD | changes))
+        assert config_module._field(settings, name) == choice
+
+
+# Recipes.
+
+
+def recipe(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+RECIPES = [
+    (path, argument)
+    for path in sorted(CONFIGS.glob("*.py"))
+    for argument in {"paper": (None, "gpu"), "smap_msl": ("smap", "msl")}.get(
+        path.stem, (None,)
+    )
+]
+
+
+@pytest.mark.parametrize(
+    ("path", "argument"), RECIPES, ids=[f"{p.stem}:{a}" for p, a in RECIPES]
+)
+def test_every_recipe_resolves_and_says_how_it_is_run(path, argument):
+    module = recipe(path)
+    config = module.get_config(*([argument] if argument else []))
+    if not config.data.name:
+        config = override(config, {"data.path": "plant.csv"})
+    settings = resolve(config)
+    assert settings["data"]["name"] in ("", *BENCHMARKS)
+    assert f"python launch.py run --config=configs/{path.name}" in module.__doc__
+    if argument in ("smap", "msl"):
+        assert settings["data"]["name"] == argument
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("paper", "paper.py:gpu"), ("smap_msl", ":msl")]
+)
+def test_recipes_refuse_an_argument_that_they_do_not_know(name, said):
+    with pytest.raises(ConfigError, match=f"{name}.py:tpu: expected .*{said}"):
+        recipe(CONFIGS / f"{name}.py").get_config("tpu")
+
+
+# Unknown, missing and wrongly typed fields.
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        ("data.windw", "unknown field data.windw (did you mean data.window?)"),
+        ("window", "unknown field window (did you mean data.window?)"),
+        ("train.lr", "unknown field train.lr"),
+        ("zzz", "unknown field zzz (see kdjax/config.py for all)"),
+        ("distill.alhpa", "did you mean distill.alpha?"),
+        ("teacher.hiden", "did you mean teacher.hidden?"),
+    ],
+)
+def test_an_unknown_key_names_the_nearest(key, said):
+    assert said in unknown_key(key)
+    with pytest.raises(ConfigError) as caught:
+        override(get_config(), {key: 3})
+    assert str(caught.value) == f"config: {unknown_key(key)}."
+
+
+def test_an_unknown_field_of_an_unlocked_config_is_found_by_resolve():
+    config = override(get_config(), SMD).unlock()
+    config.data.windw = 50
+    config.extra = ConfigDict({"a": 1})
+    with pytest.raises(ConfigError) as caught:
+        resolve(config)
+    assert "unknown field data.windw (did you mean data.window?)" in str(caught.value)
+    assert "unknown field extra" in str(caught.value)
+
+
+def test_a_missing_field_is_named():
+    settings = resolved()
+    del settings["data"]["window"], settings["distill"]
+    with pytest.raises(ConfigError) as caught:
+        resolve(settings)
+    assert "field data.window is missing" in str(caught.value)
+    assert "field distill is missing" in str(caught.value)
+
+
+def test_a_group_that_is_none_is_named():
+    with pytest.raises(ConfigError, match="data must be a group of fields, got 3"):
+        resolve(resolved() | {"data": 3})
+
+
+WRONG = [
+    ("seed", "0", "seed must be a whole number, got '0'"),
+    ("seed", True, "seed must be a whole number, got True"),
+    ("data.window", 50.5, "data.window must be a whole number, got 50.5"),
+    ("data.window", None, "data.window must be a whole number, got None"),
+    (
+        "data.train_stride",
+        "x",
+        "data.train_stride must be a whole number or None, got 'x'",
+    ),
+    ("data.train_stride", 2.5, "must be a whole number or None, got 2.5"),
+    ("data.path", 3, "data.path must be a text, got 3"),
+    ("distill.alpha", "a", "distill.alpha must be a finite number, got 'a'"),
+    ("distill.alpha", False, "distill.alpha must be a finite number, got False"),
+    ("distill.alpha", float("nan"), "distill.alpha must be a finite number, got nan"),
+    ("data.max_gap", float("inf"), "data.max_gap must be a finite number, got inf"),
+    (
+        "teacher.hidden",
+        [],
+        "teacher.hidden must be a tuple of one or more whole numbers",
+    ),
+    ("teacher.hidden", [0], "above 0, got [0]"),
+    ("teacher.hidden", [8, 2.5], "above 0, got [8, 2.5]"),
+    ("teacher.hidden", [True], "above 0, got [True]"),
+    (
+        "student.hidden",
+        8,
+        "student.hidden must be a tuple of one or more whole numbers",
+    ),
+    ("controls", ["pca", 3], "controls must be a tuple of texts, got ['pca', 3]"),
+    (
+        "data.entities",
+        "machine",
+        "data.entities must be a tuple of texts, got 'machine'",
+    ),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "said"), WRONG)
+def test_a_wrong_type_is_named_with_what_is_wanted(key, value, said):
+    settings = resolved()
+    *groups, field = key.split(".")
+    node = settings
+    for group in groups:
+        node = node[group]
+    node[field] = value
+    with pytest.raises(ConfigError) as caught:
+        resolve(settings)
+    assert said in str(caught.value)
+    assert str(caught.value).count(";") == 0
+
+
+def test_what_json_lacks_is_refused():
+    with pytest.raises(
+        ConfigError, match="type set is not JSON.*numbers, texts and tup"
+    ):
+        resolve(resolved() | {"controls": {"pca"}})
+
+
+# Ranges and choices.
+
+
+def outside():
+    """For each range the values just outside, and those just inside."""
+    for name, (low, high, closed) in RANGES.items():
+        whole = isinstance(config_module._field(resolved(), name), int | None)
+        step = 1 if whole else 1e-9
+        yield name, low - step if closed else low, low if closed else low + step
+        if high != float("inf"):
+            yield name, high + step if closed else high, high if closed else high - step
+
+
+@pytest.mark.parametrize(("name", "bad", "good"), list(outside()))
+def test_bounds(name, bad, good):
+    settings = resolved()
+    *groups, field = name.split(".")
+    node = settings
+    for group in groups:
+        node = node[group]
+    node[field] = bad
+    with pytest.raises(ConfigError) as caught:
+        resolve(settings)
+    low, high, closed = RANGES[name]
+    bounds = f"[{low:g}, {high:g}]" if closed else f"({low:g}, {high:g})"
+    assert f"{name}={bad!r} must lie in {bounds}" in str(caught.value)
+    node[field] = good
+    together = [*config_module._check_ranges(settings)]
+    assert together == []
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_a_choice_that_is_none_is_refused_with_those_that_are(name):
+    key = name.replace(".", "__")
+    choices = ", ".join(map(repr, CHOICES[name]))
+    assert f"{name}='nonsense' must be one of {choices}" in problems(
+        **{key: "nonsense"}
+    )
+
+
+def test_an_unknown_control_is_refused():
+    said = problems(controls=("pca", "isolation_forest"))
+    assert f"controls='isolation_forest' must be among {', '.join(CONTROLS)}" in said
+
+
+def test_no_controls_and_some_are_fine():
+    assert resolved(controls=())["controls"] == []
+    assert resolved(controls=("pca",))["controls"] == ["pca"]
+
+
+# Rules between fields.
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"data__name": ""}, "set either data.path (a CSV"),
+        ({"data__path": "a.csv"}, "got data.path='a.csv' and data.name='smd'"),
+        (
+            {"data__name": "asd"},
+            "data.name='asd' needs data.root, the data set's folder",
+        ),
+        (
+            {"data__name": "", "data__path": "a.csv", "data__root": "r"},
+            "data.root belongs to a benchmark: leave it empty with data.path",
+        ),
+        ({"data__test_path": "t"}, "data.test_path belongs to a file of your own"),
+        ({"data__time_column": "t"}, "data.time_column belongs to a file of your own"),
+        ({"data__entity_column": "t"}, "data.entity_column belongs to a file"),
+        ({"data__label_column": "t"}, "data.label_column belongs to a file"),
+        (
+            {"data__min_anomalous_points": 101},
+            "data.min_anomalous_points=101 exceeds data.window=100",
+        ),
+        (
+            {"detection__count": 100},
+            "detection.count=100 must be below data.window=100: no window could have",
+        ),
+        (
+            {"model__head": "sigmoid", "data__scaler": "zscore"},
+            "model.head='sigmoid' can't give what data.scaler='zscore' makes",
+        ),
+        ({"model__head": "sigmoid", "data__scaler": "robust"}, "data.scaler='robust'"),
+        (
+            {"distill__temperature_mode": "logit"},
+            "distill.temperature_mode='logit' needs model.head='sigmoid'",
+        ),
+        ({"controls": ("pca", "pca")}, "controls names a control twice"),
+    ],
+)
+def test_fields_that_contradict_each_other(changes, said):
+    message = problems(**changes)
+    assert said in message and message.startswith("config: ") and message.endswith(".")
+    assert message.count(";") == 0
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"data__min_anomalous_points": 100},
+        {"detection__count": 99},
+        {"model__head": "sigmoid"},
+        {"model__head": "sigmoid", "data__scaler": "none"},
+        {"model__head": "sigmoid", "distill__temperature_mode": "logit"},
+        {"data__name": "msl", "data__root": "somewhere"},
+        {"data__train_stride": 20},
+    ],
+)
+def test_fields_that_agree(changes):
+    assert resolved(**changes)
+
+
+# Several at once.
+
+
+def test_all_problems_of_a_kind_come_in_one_message():
+    settings = resolved()
+    settings["seed"] = "x"
+    settings["data"]["windw"] = 1
+    settings["distill"]["alpha"] = None
+    with pytest.raises(ConfigError) as caught:
+        resolve(settings)
+    for said in ("seed must be", "unknown field data.windw", "distill.alpha must be"):
+        assert said in str(caught.value)
+    said = problems(distill__alpha=2.0, data__scaler="x", data__window=1)
+    assert said.count(";") == 2
+    said = problems(detection__count=100, distill__temperature_mode="logit")
+    assert "detection.count=100" in said and "temperature_mode='logit'" in said
+
+
+def test_override_names_all_problems_at_once():
+    changes = {"data.windw": 1, "seed": "x", "teacher.hidden": 3}
+    with pytest.raises(ConfigError) as caught:
+        override(get_config(), changes)
+    assert str(caught.value) == (
+        "config: unknown field data.windw (did you mean data.window?); seed must be a "
+        "whole number, got 'x'; teacher.hidden must be a tuple of one or more whole "
+        "numbers above 0, got 3."
+    )
+
+
+# Small functions.
+
+
+def test_override_copies_and_locks():
+    config = get_config()
+    changed = override(config, {"data.window": 50, "data.train_stride": 5})
+    assert (changed.data.window, config.data.window) == (50, 100)
+    assert changed.data.train_stride == 5 and changed.is_locked
+    with pytest.raises(AttributeError):
+        changed.data.windw = 3
+    assert override(config, {"teacher.hidden": [8, 4]}).teacher.hidden == (8, 4)
+    assert override(config, {"data.max_gap": 3}).data.max_gap == 3.0
+
+
+def test_config_files_can_not_add_fields():
+    with pytest.raises(AttributeError):
+        get_config().data.windw = 50
+
+
+def test_differences_by_field():
+    old = {"a": 1, "b": {"c": [1, 2], "d": None}, "gone": 0}
+    new = {"a": 1, "b": {"c": [1, 3], "d": 4}, "new": "x"}
+    assert differences(old, new) == [
+        "b.c: [1, 2] -> [1, 3]", "b.d: None -> 4", "gone: 0 -> None", "new: None -> 'x'",
+    ]  # fmt: skip
+    assert differences(old, old) == []
+
+
+def test_json_has_sorted_keys():
+    text = to_json(get_config())
+    assert text == to_json(json.loads(text))
+    assert list(json.loads(text)) == sorted(json.loads(text))

@@ -1,0 +1,178 @@
+"""Files scored by a saved detector: formats, entities, columns, and what is said."""
+
+import gzip
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from kdjax.data.series import Series
+from kdjax.detection.storage import save_detector
+from kdjax.detection.table import score_table
+from kdjax.errors import ArtifactError, DataError
+from kdjax.scoring import score_file
+
+
+@pytest.fixture
+def frame():
+    rng = np.random.default_rng(0)
+    return pd.DataFrame(
+        (2 * rng.normal(size=(14, 2))).astype(np.float32), columns=["x", "y"]
+    )
+
+
+@pytest.fixture
+def score(tmp_path, small):
+    """Scores a frame in a file; gives the table read back and the lines said."""
+    save_detector(tmp_path / "detector", small)
+
+    def run(frame, name="plant.csv", output="scores.csv", **options):
+        path, target = tmp_path / name, tmp_path / output
+        if name.endswith(".parquet"):
+            frame.to_parquet(path)
+        else:
+            path.write_text(frame.to_csv(index=False))
+        said = list(
+            score_file(path, detector=tmp_path / "detector", output=target, **options)
+        )
+        read = pd.read_parquet if output.endswith(".parquet") else pd.read_csv
+        return read(target), said
+
+    return run
+
+
+def table_of(small, frame, entity, used, **options):
+    values = frame[["x", "y"]].to_numpy(np.float32)
+    return score_table(
+        small, Series(entity, values, ("x", "y")), entity=used, **options
+    )
+
+
+@pytest.mark.parametrize("output", ["scores.csv", "scores.parquet"])
+@pytest.mark.parametrize("causal", [False, True])
+def test_each_row_is_scored(score, small, frame, output, causal):
+    table, _ = score(frame, output=output, causal=causal)
+    wanted = table_of(small, frame, "plant", "pooled", causal=causal)
+    pd.testing.assert_frame_equal(table, wanted, check_dtype=False, rtol=1e-12)
+    assert len(table) == len(frame)
+
+
+def test_what_is_said(score, tmp_path, frame):
+    table, said = score(frame)
+    assert said == [
+        "plant: 14 rows under the threshold of pooled",
+        f"{tmp_path / 'scores.csv'}: {table['alarm'].sum()} of 14 rows in alarm",
+    ]
+
+
+def test_the_files_name_is_its_entity(score, small, frame):
+    table, said = score(frame, name="a.csv")
+    assert said[0] == "a: 14 rows under the threshold of a"
+    assert np.allclose(table["score"], table_of(small, frame, "a", "a")["score"])
+
+
+def test_an_entity_given_wins(score, small, frame):
+    table, said = score(frame, name="other.csv", entity="a")
+    assert said[0] == "other: 14 rows under the threshold of a"
+    assert np.allclose(table["score"], table_of(small, frame, "a", "a")["score"])
+    assert set(table["entity"]) == {"other"}
+    table, said = score(frame, name="a.csv", entity="pooled")
+    assert said[0] == "a: 14 rows under the threshold of pooled"
+
+
+def test_an_entity_column_parts_the_rows(score, small, frame):
+    mixed = pd.concat([frame.assign(unit="a"), frame.assign(unit="new")])
+    table, said = score(mixed, entity_column="unit")
+    assert said[:2] == [
+        "a: 14 rows under the threshold of a",
+        "new: 14 rows under the threshold of pooled",
+    ]
+    wanted = [table_of(small, frame, "a", "a"), table_of(small, frame, "new", "pooled")]
+    wanted = pd.concat(wanted, ignore_index=True)
+    pd.testing.assert_frame_equal(table, wanted, check_dtype=False, rtol=1e-12)
+
+
+def test_gzip_is_read(score, small, tmp_path, frame):
+    score(frame)
+    path, output = tmp_path / "a.csv.gz", tmp_path / "packed.csv"
+    path.write_bytes(gzip.compress(frame.to_csv(index=False).encode()))
+    said = list(score_file(path, detector=tmp_path / "detector", output=output))
+    assert said[0].startswith("a: 14 rows under the threshold of a")
+    wanted = table_of(small, frame, "a", "a")["score"]
+    assert np.allclose(pd.read_csv(output)["score"], wanted)
+
+
+def test_parquet_is_read(score, small, frame):
+    table, _ = score(frame, name="a.parquet")
+    assert np.allclose(table["score"], table_of(small, frame, "a", "a")["score"])
+
+
+def test_columns_in_another_order_are_matched_by_name(score, frame):
+    wanted, _ = score(frame)
+    table, _ = score(frame[["y", "x"]])
+    pd.testing.assert_frame_equal(table, wanted)
+
+
+def test_wrong_channels_are_refused(score, tmp_path, frame):
+    with pytest.raises(
+        DataError, match="plant: channels differ.*missing: y; not exp.*z"
+    ):
+        score(frame.rename(columns={"y": "z"}))
+    with pytest.raises(DataError, match="missing: y; not expected: none"):
+        score(frame[["x"]])
+    assert not (tmp_path / "scores.csv").exists()
+
+
+def test_a_label_column_is_left_out_only_where_named(score, frame):
+    labelled = frame.assign(label=0)
+    wanted, _ = score(frame)
+    with pytest.raises(DataError, match="not expected: label"):
+        score(labelled)
+    table, _ = score(labelled, label_column="label")
+    pd.testing.assert_frame_equal(table, wanted)
+
+
+def test_times_are_kept(score, frame):
+    stamped = frame.assign(when=pd.date_range("2024-01-01", periods=14, freq="1min"))
+    table, _ = score(stamped, time_column="when", output="scores.parquet")
+    assert (table["time"] == stamped["when"]).all()
+    table, _ = score(stamped, output="scores.csv")
+    assert table["time"][1] == "2024-01-01 00:01:00"
+
+
+def test_an_infinite_score_is_written_as_inf(score, tmp_path, frame):
+    frame.loc[5, "x"] = 1e30
+    table, said = score(frame)
+    line = (tmp_path / "scores.csv").read_text().splitlines()[6]
+    assert line.split(",")[2] == "inf"
+    assert np.isinf(table["score"][5])
+    assert "in alarm" in said[-1]
+
+
+def test_unknown_rows_have_empty_cells(score, tmp_path, frame):
+    score(frame, causal=True)
+    lines = (tmp_path / "scores.csv").read_text().splitlines()
+    assert lines[0] == "entity,time,score,window_score,alarm,state"
+    assert lines[1] == "plant,0,,,0,unknown"
+
+
+def test_a_failure_leaves_an_older_output_alone(score, tmp_path, frame):
+    score(frame)
+    before = (tmp_path / "scores.csv").read_bytes()
+    with pytest.raises(DataError, match="no stretch of the detector's window"):
+        score(frame[:3])
+    assert (tmp_path / "scores.csv").read_bytes() == before
+
+
+@pytest.mark.parametrize("value", ["", "nan", "inf", "1e39"])
+def test_rows_without_numbers_are_refused_with_their_place(score, frame, value):
+    text = frame.astype(str)
+    text.loc[3, "y"] = value
+    with pytest.raises(DataError, match=r"row 4 \(line 5\), column 2 \('y'\)"):
+        score(text)
+
+
+def test_a_missing_detector_is_refused(tmp_path, frame):
+    lines = score_file(tmp_path / "x.csv", detector=tmp_path / "none", output="o.csv")
+    with pytest.raises(ArtifactError, match="none is no folder"):
+        list(lines)
