@@ -19,6 +19,7 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 from rich.console import Console
+from rich.progress import Progress
 
 from kdjax import config as config_module
 from kdjax.config import resolve, unknown_key
@@ -168,7 +169,14 @@ def _fetch(values: flags.FlagValues, arguments: Sequence[str]) -> None:
     from kdjax.data.fetch import fetch_smd
 
     folder = values["output"].value or "data/smd"
-    fetched = fetch_smd(folder)
+    with Progress(console=Console(stderr=True)) as bar:
+        task = bar.add_task("SMD", total=None)
+        fetched = fetch_smd(
+            folder,
+            progress=lambda name, done, total: bar.update(
+                task, description=name, completed=done, total=total
+            ),
+        )
     print(
         f"{folder}: {len(fetched.downloaded)} files downloaded, "
         f"{len(fetched.skipped)} there and verified"

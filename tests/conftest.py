@@ -37,6 +37,9 @@ def pytest_configure(config):
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
         os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+        # A process beside this one may be writing the same entry: it is compiled then.
+        entry = "Error (reading|writing) persistent compilation cache entry"
+        config.addinivalue_line("filterwarnings", f"ignore:{entry}:UserWarning")
 
 
 class Plant(NamedTuple):

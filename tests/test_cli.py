@@ -230,6 +230,18 @@ def test_default_work_directories(say, asked, arguments, workdir):
     assert asked[0][1] == workdir
 
 
+def test_the_argument_of_a_config_is_no_part_of_the_work_directory(
+    say, asked, tmp_path
+):
+    body = (
+        "def get_config(root):\n    c = defaults()\n    c.data.name = 'asd'\n"
+        "    c.data.root = root\n    return c"
+    )
+    assert say("run", f"--config={config_file(tmp_path, body)}:some/where")[0] == 0
+    settings, workdir = asked[0]
+    assert settings["data"]["root"] == "some/where" and workdir == "runs/recipe"
+
+
 def test_run_tells_its_table_notes_and_files(say, asked):
     _, out, err = say("run", QUICKSTART)
     lines = out.splitlines()
@@ -263,7 +275,7 @@ def test_a_missing_config_file_is_named(refused):
         ("raise ValueError", "ValueError"),
         (
             "def get_config():\n    c = defaults()\n    c.data.windw = 3\n    return c",
-            'Key "windw" does not exist and cannot be added since the config is locked',
+            'flags: Key "windw" does not exist and cannot be added since the config is locked',
         ),
         (
             "def get_config():\n    c = defaults()\n    c.data.window = 'x'\n    return c",
@@ -430,8 +442,9 @@ def test_an_unknown_entity_is_refused_with_those_known(
 def test_fetch_says_what_it_fetched(say, monkeypatch, flags, folder):
     asked = []
 
-    def pretend(destination):
+    def pretend(destination, *, progress):
         asked.append(str(destination))
+        progress("train/a.txt", 1, 3)
         return fetch.Fetched(downloaded=(Path("a"), Path("b")), skipped=(Path("c"),))
 
     monkeypatch.setattr(fetch, "fetch_smd", pretend)

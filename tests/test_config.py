@@ -419,6 +419,7 @@ def test_override_copies_and_locks():
     assert changed.data.train_stride == 5 and changed.is_locked
     with pytest.raises(AttributeError):
         changed.data.windw = 3
+    assert override(config.unlock(), {}).is_locked
     assert override(config, {"teacher.hidden": [8, 4]}).teacher.hidden == (8, 4)
     assert override(config, {"data.max_gap": 3}).data.max_gap == 3.0
 
@@ -441,3 +442,6 @@ def test_json_has_sorted_keys():
     text = to_json(get_config())
     assert text == to_json(json.loads(text))
     assert list(json.loads(text)) == sorted(json.loads(text))
+    assert to_json({"b": {"d": 1, "c": (2,)}, "a": 3}) == (
+        '{\n  "a": 3,\n  "b": {\n    "c": [\n      2\n    ],\n    "d": 1\n  }\n}'
+    )

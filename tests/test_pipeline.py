@@ -5,6 +5,7 @@ import io
 import json
 import math
 import shutil
+import subprocess
 
 import jax
 import numpy as np
@@ -133,7 +134,7 @@ def test_schema_of_results(finished):
 def test_environment_of_results(finished):
     facts = finished.results["environment"]
     assert facts["versions"]["jax"] and facts["versions"]["numpy"] == np.__version__
-    assert facts["device"] and facts["commit"]
+    assert facts["device"] and "commit" in facts
     assert set(facts["seconds"]) == {"data", "training", "judgement"}
     assert facts["seconds"]["training"] > 0
 
@@ -758,6 +759,17 @@ def test_the_commit_is_that_of_the_checkout(monkeypatch, tmp_path):
     assert environment.git_commit() is None
     (tmp_path / ".git").mkdir()  # no repository: git says so, and there is no commit
     assert environment.git_commit() is None
+
+    # Installed below somebody else's checkout: that commit is not kdjax's.
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    for command in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "first"]):
+        subprocess.run([*git, *command], check=True)
+    assert len(environment.git_commit()) == 40
+    below = tmp_path / "venv" / "kdjax" / "e.py"
+    monkeypatch.setattr(environment, "__file__", str(below))
+    below.parent.mkdir(parents=True)
+    assert environment.git_commit() is None
+    monkeypatch.setattr(environment, "__file__", str(tmp_path / "kdjax" / "e.py"))
 
     def absent(*_, **__):
         raise FileNotFoundError("git")

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import re
+import runpy
 import shlex
 from pathlib import Path
 
@@ -80,7 +81,7 @@ def test_commands_and_code_run(folder: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.chdir(folder)
     fetched: list[str] = []
 
-    def fetch_smd(destination: str) -> Fetched:
+    def fetch_smd(destination: str, **_: object) -> Fetched:
         fetched.append(destination)
         return Fetched((), ())
 
@@ -93,8 +94,9 @@ def test_commands_and_code_run(folder: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert {"score", "window_score", "alarm", "state"} < set(scores.columns)
 
     code = io.StringIO()
+    (folder / "readme.py").write_text("\n".join(blocks("python")), encoding="utf-8")
     with contextlib.redirect_stdout(code):
-        exec(compile("\n".join(blocks("python")), "README.md", "exec"), {})
+        runpy.run_path("readme.py")
     assert "of 23694 rows in alarm" in code.getvalue()
 
 

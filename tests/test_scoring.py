@@ -136,6 +136,12 @@ def test_times_are_kept(score, frame):
     stamped = frame.assign(when=pd.date_range("2024-01-01", periods=14, freq="1min"))
     table, _ = score(stamped, time_column="when", output="scores.parquet")
     assert (table["time"] == stamped["when"]).all()
+    # Numbers are a time only where they are said to be.
+    counted = frame.assign(clock=np.arange(14) * 60.0)
+    table, _ = score(counted, time_column="clock")
+    assert (table["time"] == counted["clock"]).all()
+    with pytest.raises(DataError, match="not expected: clock"):
+        score(counted)
     table, _ = score(stamped, output="scores.csv")
     assert table["time"][1] == "2024-01-01 00:01:00"
 

@@ -241,6 +241,20 @@ def test_a_bad_validation_loss_is_named_with_its_step(tmp_path, step, init):
     assert [path.name for path in tmp_path.iterdir()] == ["3"]
 
 
+def test_a_fit_compiles_its_step_once(tmp_path, init, validate):
+    objective, traces = teacher_objective(NET), []
+
+    def counting(params, batch):
+        traces.append(batch.windows.shape)
+        return objective(params, batch)
+
+    counted = make_step(counting, adam(), window=WINDOW)
+    options = {"directory": tmp_path, "checkpoint_seconds": 0, "log_every": 2}
+    run(resume(tmp_path, init()), counted, validate, **options)
+    assert traces == [(BATCH, WINDOW, 2)]
+    assert counted._cache_size() == 1
+
+
 def test_checkpoints_wait_for_their_time(tmp_path, step, init, validate):
     run(
         resume(tmp_path, init()),
