@@ -189,7 +189,8 @@ def _info(values: flags.FlagValues, arguments: Sequence[str]) -> None:
     from kdjax.environment import describe_environment
 
     facts = describe_environment()
-    if values["config"].using_default_value is False:
+    config = values["config"]
+    if not config.using_default_value or config_flags.get_override_values(config):
         from kdjax.pipeline import count_networks
 
         facts["parameters"] = count_networks(_settings(values))
@@ -285,8 +286,10 @@ def _default_workdir(values: flags.FlagValues, settings: dict[str, Any]) -> str:
     if values["config"].using_default_value:
         data = settings["data"]
         return f"runs/{data['name'] or Path(data['path']).name.split('.')[0]}"
-    filename = config_flags.get_config_filename(values["config"])
-    return f"runs/{Path(filename.split(':')[0]).stem}"
+    path, *argument = config_flags.get_config_filename(values["config"]).split(":", 1)
+    # Two arguments are two runs, such as smap and msl.
+    parts = [Path(path).stem, *(re.sub(r"\W+", "-", part) for part in argument)]
+    return f"runs/{'_'.join(parts)}"
 
 
 def _no_arguments(verb: str, arguments: Sequence[str]) -> None:

@@ -315,7 +315,7 @@ def _check_ranges(settings: Settings) -> Iterator[str]:
         if value is None:
             continue
         if not (low <= value <= high if closed else low < value < high):
-            bounds = f"[{low:g}, {high:g}]" if closed else f"({low:g}, {high:g})"
+            bounds = f"[{low}, {high}]" if closed else f"({low}, {high})"
             yield f"{name}={value!r} must lie in {bounds}"
 
 

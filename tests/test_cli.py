@@ -222,7 +222,7 @@ def test_overrides_hold_wherever_they_stand(say, asked, order, apart):
         ([QUICKSTART, "--workdir=elsewhere/x"], "elsewhere/x"),
         (["--config.data.path=some/plant.v2.csv"], "runs/plant"),
         (["--config.data.name=smd"], "runs/smd"),
-        ([f"--config={TOP / 'configs' / 'paper.py'}:gpu"], "runs/paper"),
+        ([f"--config={TOP / 'configs' / 'paper.py'}:gpu"], "runs/paper_gpu"),
     ],
 )
 def test_default_work_directories(say, asked, arguments, workdir):
@@ -230,16 +230,16 @@ def test_default_work_directories(say, asked, arguments, workdir):
     assert asked[0][1] == workdir
 
 
-def test_the_argument_of_a_config_is_no_part_of_the_work_directory(
-    say, asked, tmp_path
-):
+def test_the_argument_of_a_config_is_part_of_the_work_directory(say, asked, tmp_path):
     body = (
         "def get_config(root):\n    c = defaults()\n    c.data.name = 'asd'\n"
         "    c.data.root = root\n    return c"
     )
     assert say("run", f"--config={config_file(tmp_path, body)}:some/where")[0] == 0
     settings, workdir = asked[0]
-    assert settings["data"]["root"] == "some/where" and workdir == "runs/recipe"
+    assert (
+        settings["data"]["root"] == "some/where" and workdir == "runs/recipe_some-where"
+    )
 
 
 def test_run_tells_its_table_notes_and_files(say, asked):

@@ -292,7 +292,7 @@ def test_bounds(name, bad, good):
     with pytest.raises(ConfigError) as caught:
         resolve(settings)
     low, high, closed = RANGES[name]
-    bounds = f"[{low:g}, {high:g}]" if closed else f"({low:g}, {high:g})"
+    bounds = f"[{low}, {high}]" if closed else f"({low}, {high})"
     assert f"{name}={bad!r} must lie in {bounds}" in str(caught.value)
     node[field] = good
     together = [*config_module._check_ranges(settings)]

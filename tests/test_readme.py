@@ -74,7 +74,13 @@ def test_set_up_is_two_commands_that_ci_runs() -> None:
 
 
 def test_every_verb_is_shown() -> None:
-    assert [line[1] for line in verb_lines()] == ["run", "run", "score", "fetch", "info"]
+    assert [line[1] for line in verb_lines()] == [
+        "run",
+        "run",
+        "score",
+        "fetch",
+        "info",
+    ]
 
 
 def test_commands_and_code_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
