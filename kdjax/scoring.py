@@ -8,7 +8,7 @@ import pandas as pd
 
 from kdjax.artifacts import atomic_path
 from kdjax.data.files import read_table
-from kdjax.detection.detector import POOLED, Detector
+from kdjax.detection.detector import POOLED, Detector, entity_index
 from kdjax.detection.storage import load_detector
 from kdjax.detection.table import score_table
 
@@ -47,6 +47,7 @@ def score_file(
     tables = []
     for one in series:
         used = entity or _known(loaded, one.entity)
+        entity_index(loaded, used)  # Refuses an unknown one before saying a word.
         yield f"{one.entity}: {len(one.values):,} rows under the threshold of {used}"
         tables.append(score_table(loaded, one, entity=used, causal=causal))
     table = pd.concat(tables, ignore_index=True)
