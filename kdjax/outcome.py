@@ -9,7 +9,7 @@ import numpy as np
 
 from kdjax.artifacts import write_text
 from kdjax.data.prepared import Entity, Prepared
-from kdjax.detection.detector import Detector
+from kdjax.detection.detector import POOLED, Detector
 from kdjax.detection.storage import save_detector
 from kdjax.environment import describe_environment
 from kdjax.evaluation.plots import Timeline, plot_learning_curve
@@ -99,7 +99,7 @@ def _card(
     digests: Mapping[str, str],
 ) -> dict[str, Any]:
     thresholds = judged.calibration.thresholds
-    names = [*(entity.name for entity in prepared.entities), "pooled"]
+    names = [*(entity.name for entity in prepared.entities), POOLED]
     return {
         "title": f"{name} of {prepared.name}",
         "model": {

@@ -180,8 +180,11 @@ def _test_spans(test: Series | None, window: int, max_gap: float) -> np.ndarray:
 def _check_windows(prepared: Prepared) -> None:
     longest = max(len(entity.train.values) for entity in prepared.entities)
     for part in ("fit", "validation"):
-        starts = training_windows(prepared, part, stride=1)[1]
-        if len(starts) == 0:
+        starts = [
+            window_starts(getattr(entity.split, part), window=prepared.window, stride=1)
+            for entity in prepared.entities
+        ]
+        if not any(map(len, starts)):
             raise DataError(
                 f"no entity has a {part} window: the longest train series has "
                 f"{longest} rows, data.window={prepared.window}. Give more rows, fewer "

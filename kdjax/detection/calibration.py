@@ -93,7 +93,7 @@ class Rules(NamedTuple):
 
 def check_enough(prepared: Prepared, *, false_alarm_rate: float) -> None:
     """Refuses, before any training, a rate that no calibration set here can hold."""
-    total = sum(len(_view(prepared, i).calibration) for i in _indices(prepared))
+    total = sum(len(_starts(prepared, e.split.calibration)) for e in prepared.entities)
     if total < needed_scores(false_alarm_rate):
         raise ConfigError(too_few_message(total, false_alarm_rate))
 
@@ -145,19 +145,19 @@ def _indices(prepared: Prepared) -> range:
 
 def _view(prepared: Prepared, index: int, scaler: Scaler | None = None) -> View:
     entity = prepared.entities[index]
-
-    def starts(spans: np.ndarray) -> np.ndarray:
-        return window_starts(spans, window=prepared.window, stride=prepared.stride)
-
-    validation = starts(entity.split.validation)
+    validation = _starts(prepared, entity.split.validation)
     covered = np.zeros(len(entity.train.values), bool)
     covered[(validation[:, None] + np.arange(prepared.window)).ravel()] = True
     return View(
         rows=apply_scaler(scaler or entity.scaler, entity.train.values),
         validation=validation,
-        calibration=starts(entity.split.calibration),
+        calibration=_starts(prepared, entity.split.calibration),
         distinct=int(covered.sum()),
     )
+
+
+def _starts(prepared: Prepared, spans: np.ndarray) -> np.ndarray:
+    return window_starts(spans, window=prepared.window, stride=prepared.stride)
 
 
 def _pooled(
