@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from kdjax.models.lstm import LSTM, Carry, lstm_cell
 
-shapes = st.tuples(*[st.integers(1, 5)] * 4)  # L, B, I, H
+shapes = st.tuples(*[st.integers(1, 7)] * 4)  # L, B, I, H; B on both sides of FEW
 
 
 def random_params(width, hidden, seed=0):
@@ -75,8 +75,11 @@ class FlaxLayer(nn.Module):
 def apply(params, inputs, method=None, **arguments):
     layer = LSTM(inputs.shape[-1], params["recurrent_kernel"].shape[0])
 
+    # The layer is feature-major, [I, L, B]; the loops above are time-major.
     def outputs(params, inputs):
-        return layer.apply({"params": params}, inputs, method=method, **arguments)
+        inputs = jnp.moveaxis(inputs, -1, 0)
+        result = layer.apply({"params": params}, inputs, method=method, **arguments)
+        return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, -1), result)
 
     return jax.jit(outputs)(params, inputs)
 
@@ -182,11 +185,11 @@ def test_step_goes_on_from_a_carry():
     )
     cells, states = naive_layer(params, inputs)
     with jax.enable_x64(True):
-        before = Carry(jnp.asarray(cells[-2]), jnp.asarray(states[-2]))
+        before = Carry(jnp.asarray(cells[-2].T), jnp.asarray(states[-2].T))
         layer = LSTM(2, 3)
-        after = layer.apply({"params": params}, before, inputs[-1], method="step")
-    np.testing.assert_allclose(after.cell, cells[-1], rtol=1e-12)
-    np.testing.assert_allclose(after.hidden, states[-1], rtol=1e-12)
+        after = layer.apply({"params": params}, before, inputs[-1].T, method="step")
+    np.testing.assert_allclose(after.cell, cells[-1].T, rtol=1e-12)
+    np.testing.assert_allclose(after.hidden, states[-1].T, rtol=1e-12)
 
 
 # Each gate alone driven open or shut, from c = 0.5, h = 0; the others at σ(0) and g = 0.
@@ -200,7 +203,7 @@ def test_step_goes_on_from_a_carry():
     ],
 )
 def test_quarters_are_the_gates_i_f_g_o(gate, cell, hidden):
-    projected = jnp.zeros((1, 4)).at[0, "ifgo".index(gate)].set(50.0)
+    projected = jnp.zeros((4, 1)).at["ifgo".index(gate), 0].set(50.0)
     carry = Carry(jnp.full((1, 1), 0.5), jnp.zeros((1, 1)))
     after = lstm_cell(jnp.zeros((1, 4)), carry, projected)
     np.testing.assert_allclose(after.cell[0, 0], cell, rtol=1e-6)
@@ -209,7 +212,7 @@ def test_quarters_are_the_gates_i_f_g_o(gate, cell, hidden):
 
 @pytest.mark.parametrize(("width", "hidden"), [(3, 5), (38, 1)])
 def test_first_parameters(width, hidden):
-    inputs = jnp.zeros((2, 1, width))
+    inputs = jnp.zeros((width, 2, 1))
     params = jax.jit(LSTM(width, hidden).init)(jax.random.key(1), inputs)["params"]
     assert jax.tree.map(jnp.shape, params) == {
         "input_kernel": (width, 4 * hidden),
@@ -227,5 +230,5 @@ def test_first_parameters(width, hidden):
 
 def test_input_kernel_has_the_spread_of_lecun():
     init = jax.jit(LSTM(100, 8).init)
-    params = init(jax.random.key(0), jnp.zeros((2, 1, 100)))["params"]
+    params = init(jax.random.key(0), jnp.zeros((100, 2, 1)))["params"]
     np.testing.assert_allclose(params["input_kernel"].std(), 0.1, rtol=0.05)

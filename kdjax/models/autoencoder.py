@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from kdjax.models.lstm import LSTM, Carry
+from kdjax.models.lstm import LSTM, Carry, Head
 
 CHANNELS = ("joint", "independent")
 DECODERS = ("repeat", "feedback")
@@ -67,7 +67,7 @@ class Network(NamedTuple):
 
 
 class EncoderDecoder(nn.Module):
-    """The network over windows of its own width W, time-major `[L, B, W]`."""
+    """The network over windows of its own width W, feature-major `[W, L, B]`."""
 
     width: int
     hidden: tuple[int, ...]
@@ -79,7 +79,7 @@ class EncoderDecoder(nn.Module):
         first = self.hidden[-1] if self.decoder == "repeat" else self.width
         widths = (first, *reversed(self.hidden))
         self.decoder_layers = [LSTM(i, h) for i, h in itertools.pairwise(widths)]
-        self.head = nn.Dense(self.width)
+        self.head = Head(self.hidden[0], self.width)
 
     def __call__(
         self, windows: Array, forced: bool, activate: Callable[[Array], Array]
@@ -90,7 +90,7 @@ class EncoderDecoder(nn.Module):
             carry, states = layer(states)
             carries.append(carry)
         if self.decoder == "repeat":
-            return self._repeat(carries[-1].hidden, windows.shape[0])
+            return self._repeat(carries[-1].hidden, windows.shape[1])
         return self._feedback(tuple(reversed(carries)), windows, forced, activate)
 
     def _repeat(self, latent: Array, length: int) -> Array:
@@ -124,8 +124,10 @@ class EncoderDecoder(nn.Module):
 
         scan = nn.scan(step, variable_broadcast="params", split_rngs={"params": False})
         # Targets x_L … x_2 give outputs x'_{L−1} … x'_1.
-        _, earlier = scan(self, (carries, last), windows[:0:-1])
-        return jnp.concatenate([earlier[::-1], last[None]])
+        targets = jnp.swapaxes(windows, 0, 1)[:0:-1]
+        _, earlier = scan(self, (carries, last), targets)
+        outputs = jnp.concatenate([earlier[::-1], last[None]])
+        return jnp.swapaxes(outputs, 0, 1)
 
 
 @functools.lru_cache
@@ -140,22 +142,22 @@ def network(architecture: Architecture) -> Network:
     activate = nn.sigmoid if architecture.head == "sigmoid" else _identity
 
     def init(key: Array) -> Params:
-        windows = jnp.zeros((2, 1, module.width))
+        windows = jnp.zeros((module.width, 2, 1))
         params: Params = module.init(key, windows, False, activate)["params"]
         return params
 
     def outputs(params: Params, windows: Array, forced: bool = False) -> Array:
         batch, length, width = windows.shape
+        # [B, L, D] to [D, L, B], or to [1, L, B·D].
         if independent:
-            series = jnp.moveaxis(windows, 2, 1).reshape(batch * width, length, 1)
+            series = jnp.moveaxis(windows, 1, 0).reshape(1, length, batch * width)
         else:
-            series = windows
-        time_major = jnp.swapaxes(series, 0, 1)
-        result: Any = module.apply({"params": params}, time_major, forced, activate)
-        values: Array = jnp.swapaxes(result, 0, 1)
+            series = jnp.transpose(windows)
+        result: Any = module.apply({"params": params}, series, forced, activate)
+        values: Array = result
         if independent:
-            values = jnp.moveaxis(values.reshape(batch, width, length), 1, 2)
-        return values
+            return jnp.moveaxis(values.reshape(length, batch, width), 0, 1)
+        return jnp.transpose(values)
 
     return Network(init, outputs, activate)
 

@@ -1,4 +1,4 @@
-"""The LSTM cell as a pure function, and a linen layer that scans it over time.
+"""The LSTM cell as a pure function, and the linen modules of the networks.
 
 Hochreiter and Schmidhuber, 1997, with the forget gate of Gers et al., 2000; one bias
 vector per layer, which is how Table 1 of the paper counts:
@@ -8,8 +8,7 @@ vector per layer, which is how Table 1 of the paper counts:
     c_t     = f ⊙ c_{t−1} + i ⊙ g
     h_t     = o ⊙ tanh(c_t)
 
-Arrays inside the network are time-major, `[L, B, …]`, so that the scan slices its
-leading axis and no layer transposes.
+Arrays inside the network are feature-major, `[F, L, B]` (see `kdjax.models.recurrence`).
 """
 
 from typing import NamedTuple
@@ -19,12 +18,21 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from kdjax.models.recurrence import (
+    Kernels,
+    activate_gates,
+    next_state,
+    project,
+    run_layer,
+    run_repeated,
+)
+
 
 class Carry(NamedTuple):
     """What an LSTM remembers between two time steps."""
 
-    cell: Array  # [B, H]
-    hidden: Array  # [B, H]
+    cell: Array  # [H, B]
+    hidden: Array  # [H, B]
 
 
 def lstm_cell(recurrent_kernel: Array, carry: Carry, projected: Array) -> Carry:
@@ -32,13 +40,11 @@ def lstm_cell(recurrent_kernel: Array, carry: Carry, projected: Array) -> Carry:
 
     Args:
         recurrent_kernel: R, `[H, 4H]`; quarters in the order i, f, g, o.
-        carry: c and h of the step before, `[B, H]` each.
-        projected: W x_t + b, `[B, 4H]`.
+        carry: c and h of the step before, `[H, B]` each.
+        projected: W x_t + b, `[4H, B]`.
     """
-    gates = projected + carry.hidden @ recurrent_kernel
-    i, f, g, o = jnp.split(gates, 4, axis=-1)
-    cell = nn.sigmoid(f) * carry.cell + nn.sigmoid(i) * jnp.tanh(g)
-    return Carry(cell, nn.sigmoid(o) * jnp.tanh(cell))
+    gates = projected + recurrent_kernel.T @ carry.hidden
+    return Carry(*next_state(activate_gates(gates), carry.cell))
 
 
 def orthogonal_gates(key: Array, shape: tuple[int, int], dtype: jnp.dtype) -> Array:
@@ -72,40 +78,42 @@ class LSTM(nn.Module):
         )
         self.bias = self.param("bias", nn.initializers.zeros, shape[1:])
 
-    def zero_carry(self, inputs: Array) -> Carry:
-        """The state before the first step; `inputs` `[…, B, I]` gives B and dtype."""
-        zeros = jnp.zeros((inputs.shape[-2], self.hidden), inputs.dtype)
-        return Carry(zeros, zeros)
-
-    def project(self, inputs: Array) -> Array:
-        """W x + b, `[…, I] -> […, 4H]`."""
-        return inputs @ self.input_kernel + self.bias
+    @property
+    def kernels(self) -> Kernels:
+        """The parameters as `kdjax.models.recurrence` takes them."""
+        return Kernels(self.input_kernel, self.recurrent_kernel, self.bias)
 
     def step(self, carry: Carry, inputs: Array) -> Carry:
-        """One time step on inputs `[B, I]`."""
-        return lstm_cell(self.recurrent_kernel, carry, self.project(inputs))
+        """One time step on inputs `[I, B]`."""
+        projected = project(self.input_kernel, self.bias, inputs)
+        return lstm_cell(self.recurrent_kernel, carry, projected)
 
     def __call__(self, inputs: Array) -> tuple[Carry, Array]:
-        """Last carry and all hidden states of inputs `[L, B, I] -> [L, B, H]`.
-
-        The input's projection doesn't depend on the state: one product over all time
-        steps outside the scan replaces L small ones inside.
-        """
-        recurrent_kernel = self.recurrent_kernel
-
-        def step(carry: Carry, projected: Array) -> tuple[Carry, Array]:
-            carry = lstm_cell(recurrent_kernel, carry, projected)
-            return carry, carry.hidden
-
-        return jax.lax.scan(step, self.zero_carry(inputs), self.project(inputs))
+        """Last carry and all hidden states of inputs `[I, L, B] -> [H, L, B]`."""
+        cell, states = run_layer(self.kernels, inputs)
+        return Carry(cell, states[:, -1]), states
 
     def repeat(self, inputs: Array, length: int) -> Array:
-        """All hidden states, `[L, B, H]`, under the same input `[B, I]` at each step."""
-        recurrent_kernel = self.recurrent_kernel
-        projected = self.project(inputs)
+        """All hidden states, `[H, L, B]`, under the same input `[I, B]` at each step."""
+        return run_repeated(self.kernels, inputs, length).states
 
-        def step(carry: Carry, _: None) -> tuple[Carry, Array]:
-            carry = lstm_cell(recurrent_kernel, carry, projected)
-            return carry, carry.hidden
 
-        return jax.lax.scan(step, self.zero_carry(inputs), None, length=length)[1]
+class Head(nn.Module):
+    """The dense layer after the decoder, over features along the first axis.
+
+    Attributes:
+        width: H, size of its input.
+        outputs: D, size of its output.
+    """
+
+    width: int
+    outputs: int
+
+    def setup(self) -> None:
+        shape = (self.width, self.outputs)
+        self.kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
+        self.bias = self.param("bias", nn.initializers.zeros, shape[1:])
+
+    def __call__(self, states: Array) -> Array:
+        """`[H, …] -> [D, …]`."""
+        return project(self.kernel, self.bias, states)
