@@ -139,6 +139,7 @@ def _run(values: flags.FlagValues, arguments: Sequence[str]) -> None:
     settings = _settings(values)
     workdir = Path(values["workdir"].value or _default_workdir(values, settings))
     console = Console()
+    _start_jax()
     from kdjax.evaluation.tables import results_table
     from kdjax.pipeline import run
 
@@ -153,6 +154,7 @@ def _score(values: flags.FlagValues, arguments: Sequence[str]) -> None:
     """FILE --detector=DIR --output=FILE: scores each row of a CSV, Parquet or .npy file"""
     path = _one_argument("score", arguments, "a file to score")
     detector, output = _needed("score", values, "detector"), _output(values)
+    _start_jax()
     from kdjax.scoring import score_file
 
     fields = ("entity", "causal", "time_column", "entity_column", "label_column")
@@ -201,6 +203,14 @@ def _info(values: flags.FlagValues, arguments: Sequence[str]) -> None:
         if isinstance(value, dict):
             value = ", ".join(f"{name} {item}" for name, item in value.items())
         print(f"{key}: {value}")
+
+
+def _start_jax() -> None:
+    """What a program may choose and a library may not: devices, and where to cache."""
+    from kdjax.devices import keep_compiled, use_all_cores
+
+    use_all_cores()
+    keep_compiled()
 
 
 VERBS: dict[str, Verb] = {

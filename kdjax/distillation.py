@@ -13,9 +13,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from rich.console import Console
 
 from kdjax.data.prepared import Prepared, training_windows
+from kdjax.devices import batch_mesh, place
 from kdjax.models.autoencoder import Architecture, Network, Params, network
 from kdjax.models.residual import ResidualModel
 from kdjax.progress import progress_bar
@@ -93,11 +95,13 @@ def train_networks(
     large = architecture(settings, "teacher", width=width)
     small = architecture(settings, "student", width=width)
     data = settings["data"]
-    fit_windows = _corpus(prepared, "fit", data["train_stride"] or data["stride"])
-    validation = _corpus(prepared, "validation", data["stride"])
+    mesh = batch_mesh(settings["train"]["batch_size"])
+    train_stride = data["train_stride"] or data["stride"]
+    fit_windows = _corpus(prepared, "fit", train_stride, mesh)
+    validation = _corpus(prepared, "validation", data["stride"], mesh)
 
     def train(phase: Phase) -> Params:
-        return _train(phase, validation, settings, workdir, console)
+        return _train(phase, validation, settings, workdir, console, mesh)
 
     teacher = train(
         Phase(
@@ -140,6 +144,7 @@ def train_networks(
             window=data["window"],
             batch_size=settings["train"]["batch_size"],
             cache_bytes=distill["cache_bytes"],
+            mesh=mesh,
         ),
         teacher=network(large),
     )
@@ -150,9 +155,9 @@ def train_networks(
     }
 
 
-def _corpus(prepared: Prepared, part: str, stride: int) -> Corpus:
+def _corpus(prepared: Prepared, part: str, stride: int, mesh: Mesh | None) -> Corpus:
     rows, starts = training_windows(prepared, part, stride=stride)
-    return Corpus(jnp.asarray(rows), jnp.asarray(starts))
+    return place(Corpus(jnp.asarray(rows), jnp.asarray(starts)), mesh)
 
 
 def _taught(
@@ -163,10 +168,13 @@ def _taught(
     window: int,
     batch_size: int,
     cache_bytes: float,
+    mesh: Mesh | None,
 ) -> Corpus:
     """The corpus with the teacher's outputs, or with the teacher if they are too big."""
     windows, width = len(corpus.starts), corpus.rows.shape[1]
-    size = windows * window * width * corpus.rows.dtype.itemsize
+    copies = mesh.size if mesh else 1
+    size = copies * windows * window * width * corpus.rows.dtype.itemsize
+    params = place(params, mesh)
     if size > cache_bytes:
         logger.warning(
             "the teacher's outputs would take %.1f GB, more than distill.cache_bytes: "
@@ -174,8 +182,10 @@ def _taught(
             size / 1e9,
         )
         return corpus.replace(teacher=params)
-    targets = head_outputs(net, params, corpus, window=window, batch_size=batch_size)
-    return corpus.replace(targets=targets)
+    targets = head_outputs(
+        net, params, corpus, window=window, batch_size=batch_size, mesh=mesh
+    )
+    return corpus.replace(targets=place(jnp.asarray(targets), mesh))
 
 
 def _train(
@@ -184,8 +194,9 @@ def _train(
     settings: Settings,
     workdir: Path,
     console: Console,
+    mesh: Mesh | None,
 ) -> Params:
-    """The parameters of lowest validation loss of one phase."""
+    """The parameters of lowest validation loss of one phase, as numpy arrays."""
     train, window = settings["train"], settings["data"]["window"]
     batch_size = train["batch_size"]
     key = jax.random.key(settings["seed"])
@@ -204,20 +215,29 @@ def _train(
     cut_lines(workdir, phase.name, start.course.step)
     if start.course.done:
         console.print(f"{phase.name}: trained already, {_course_text(start.course)}")
-        return start.best
+        return _on_host(start.best)
     if start.course.step:
         console.print(f"{phase.name}: goes on after step {start.course.step}")
     total = windows * phase.epochs - start.course.step * batch_size
     with progress_bar(console, phase.name, total) as advance:
         fitted = fit(
-            start,
-            make_step(phase.objective, optimizer, window=window, teacher=phase.teacher),
+            start._replace(
+                state=place(start.state, mesh), best=place(start.best, mesh)
+            ),
+            make_step(
+                phase.objective,
+                optimizer,
+                window=window,
+                teacher=phase.teacher,
+                mesh=mesh,
+            ),
             phase.corpus(),
             make_validate(
                 validation_loss(phase.net),
                 validation,
                 window=window,
                 batch_size=batch_size,
+                mesh=mesh,
             ),
             key=jax.random.fold_in(key, phase.order),
             batch_size=batch_size,
@@ -232,7 +252,12 @@ def _train(
             ),
         )
     console.print(f"{phase.name}: {_course_text(fitted.course)}")
-    return fitted.params
+    return _on_host(fitted.params)
+
+
+def _on_host(params: Params) -> Params:
+    found: Params = jax.device_get(params)
+    return found
 
 
 def _course_text(course: Course) -> str:

@@ -29,6 +29,12 @@ SPIKES = {"press": (70, 85), "saw": (40, 52)}
 
 
 def pytest_configure(config):
+    # Batches are shared among CPU devices as the program does it on a larger machine.
+    jax.config.update("jax_num_cpu_devices", 8)
+    _keep_compiled(config)
+
+
+def _keep_compiled(config):
     """Compiled functions are kept between runs and sessions: compiling is most of it."""
     if getattr(config, "cache", None) is not None:
         folder = str(config.cache.mkdir("xla"))

@@ -1,12 +1,12 @@
 """Batches of one size against plain slices."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kdjax.data.scaler import Scaler
 from kdjax.models.batches import map_windows, padded_batches, take_windows
 
 
@@ -33,22 +33,59 @@ def test_windows_are_taken_at_their_starts():
     assert found.shape == (2, 3, 2)
 
 
+@pytest.mark.parametrize("far_apart", [False, True])
 @pytest.mark.parametrize("count", [0, 1, 3, 4, 10])
-def test_mapped_windows_are_those_of_one_call(count):
+def test_mapped_windows_are_those_of_one_call(count, far_apart):
     rows = np.random.default_rng(0).normal(size=(30, 2)).astype(np.float32)
     starts = np.random.default_rng(1).integers(0, 26, count)
+    if not far_apart:
+        starts = np.sort(starts) // 2
     traces = []
 
-    @jax.jit
-    def function(windows):
+    def function(shift, windows):
         traces.append(windows.shape)
-        return jnp.cumsum(windows, axis=1)
+        return jnp.cumsum(windows, axis=1) + shift
 
-    parts = list(map_windows(function, rows, starts, window=5, batch_size=4))
-    assert [len(part) for part in parts] == [4] * (count // 4) + [count % 4] * bool(
-        count % 4
-    )
+    shift = np.float32(0.5)
+    parts = list(map_windows(function, shift, rows, starts, window=5, batch_size=4))
+    sizes = [4] * (count // 4) + [count % 4] * bool(count % 4)
+    assert [len(part) for part in parts] == sizes
     found = np.concatenate([np.empty((0, 5, 2)), *parts])
     expected = np.array([rows[s : s + 5] for s in starts]).reshape(count, 5, 2)
-    np.testing.assert_allclose(found, np.cumsum(expected, axis=1), rtol=1e-6)
-    assert traces == [(4, 5, 2)] * (count > 0)
+    expected = np.cumsum(expected, axis=1) + shift
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
+    # One shape for all batches; a short series is padded less.
+    assert traces == [(min(4, 1 << (count - 1).bit_length()), 5, 2)] * (count > 0)
+
+
+def test_a_longer_series_is_no_reason_to_compile_again():
+    traces = []
+
+    def function(common, windows):
+        traces.append(windows.shape)
+        return windows[:, 0]
+
+    for rows in (60, 61, 73, 90):
+        values = np.arange(2.0 * rows, dtype=np.float32).reshape(rows, 2)
+        starts = np.arange(0, rows - 4, 3)
+        parts = map_windows(function, (), values, starts, window=5, batch_size=8)
+        np.testing.assert_array_equal(np.concatenate(list(parts)), values[starts])
+    assert len(traces) == 1
+
+
+def test_rows_are_scaled_on_their_way(tmp_path):
+    """A memory map in raw units gives what scaled rows in memory give."""
+    raw = np.random.default_rng(2).normal(size=(50, 3)).astype(np.float32)
+    np.save(tmp_path / "rows.npy", raw)
+    mapped = np.load(tmp_path / "rows.npy", mmap_mode="r")
+    scaler = Scaler(np.float32([1, 2, 3]), np.float32([2, 4, 8]))
+    starts = np.arange(0, 46, 5)
+    parts = map_windows(
+        _same, (), mapped, starts, window=5, batch_size=4, scaler=scaler
+    )
+    expected = [((raw - scaler.offset) / scaler.scale)[s : s + 5] for s in starts]
+    np.testing.assert_array_equal(np.concatenate(list(parts)), expected)
+
+
+def _same(common, windows):
+    return windows

@@ -23,6 +23,7 @@ ROOMS = (
     ("artifacts",),
     ("config",),
     ("data",),
+    ("devices",),
     ("models",),
     ("training",),
     ("detection",),

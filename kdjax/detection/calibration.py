@@ -13,7 +13,7 @@ import numpy as np
 from kdjax.data.prepared import Prepared
 from kdjax.data.scaler import Scaler, apply_scaler
 from kdjax.data.splits import window_starts
-from kdjax.detection.detector import error_batches, score_scaled, scoring_batch
+from kdjax.detection.detector import error_batches, score_scaled
 from kdjax.detection.moments import Moments, merge_all, moments_of
 from kdjax.detection.normal import (
     Normal,
@@ -30,7 +30,6 @@ from kdjax.detection.threshold import (
     too_few_message,
 )
 from kdjax.errors import ConfigError
-from kdjax.models.batches import map_windows
 from kdjax.models.residual import ResidualModel
 
 
@@ -179,13 +178,12 @@ def _same(first: Scaler, second: Scaler) -> bool:
 
 def _errors(job: _Job, view: View) -> Iterator[np.ndarray]:
     """The errors of the validation windows, `[B, L, D]` a piece."""
-    errors = error_batches(job.model.kind, job.model.architecture)
-    return map_windows(
-        lambda windows: errors(job.model.params, windows),
+    return error_batches(
+        job.model,
         view.rows,
         view.validation,
         window=job.window,
-        batch_size=scoring_batch(job.model, view.rows.shape[1], job.rules.batch_size),
+        batch_size=job.rules.batch_size,
     )
 
 

@@ -1,14 +1,13 @@
 """A detector: a residual model with the scaler, Normal and threshold of each entity."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from jax import Array
 
-from kdjax.data.scaler import Scaler, apply_scaler
+from kdjax.data.scaler import Scaler
 from kdjax.detection.normal import Normal
 from kdjax.detection.scores import point_scores
 from kdjax.detection.threshold import Threshold
@@ -18,6 +17,9 @@ from kdjax.models.batches import map_windows
 from kdjax.models.residual import ResidualModel, errors_function
 
 POOLED = "pooled"
+
+# Windows scored at once: larger batches gain little, see docs/performance.md.
+BATCH_SIZE = 256
 
 
 class Detector(NamedTuple):
@@ -72,7 +74,7 @@ def score_windows(
     values: np.ndarray,
     starts: np.ndarray,
     *,
-    batch_size: int = 128,
+    batch_size: int = BATCH_SIZE,
 ) -> np.ndarray:
     """Point scores `[M, L]` of the windows of raw rows.
 
@@ -83,15 +85,30 @@ def score_windows(
         starts: `[M]` first rows of the windows.
         batch_size: windows at once.
     """
-    scaler = Scaler(*(field[index] for field in detector.scalers))
-    normal = Normal(*(field[index] for field in detector.normals))
-    return score_scaled(
+    pieces = score_batches(detector, index, values, starts, batch_size=batch_size)
+    return _joined(pieces, detector.window)
+
+
+def score_batches(
+    detector: Detector,
+    index: int,
+    values: np.ndarray,
+    starts: np.ndarray,
+    *,
+    batch_size: int = BATCH_SIZE,
+) -> Iterator[np.ndarray]:
+    """`score_windows` piece by piece, `[B, L]` each, for series that fill the memory.
+
+    `values` may be a memory map.
+    """
+    return _score_batches(
         detector.model,
-        normal,
-        apply_scaler(scaler, values),
+        Normal(*(field[index] for field in detector.normals)),
+        values,
         starts,
         window=detector.window,
         batch_size=batch_size,
+        scaler=Scaler(*(field[index] for field in detector.scalers)),
     )
 
 
@@ -105,15 +122,29 @@ def score_scaled(
     batch_size: int,
 ) -> np.ndarray:
     """Point scores `[M, L]` of the windows of scaled rows `[N, D]`."""
-    scores = _point_scorer(model.kind, model.architecture)
-    batches = map_windows(
-        lambda windows: scores(model.params, normal, windows),
+    pieces = _score_batches(
+        model, normal, rows, starts, window=window, batch_size=batch_size
+    )
+    return _joined(pieces, window)
+
+
+def error_batches(
+    model: ResidualModel,
+    rows: np.ndarray,
+    starts: np.ndarray,
+    *,
+    window: int,
+    batch_size: int,
+) -> Iterator[np.ndarray]:
+    """The model's errors `[B, L, D]` for the windows of scaled rows, a batch a piece."""
+    return map_windows(
+        errors_function(model.kind, model.architecture),
+        model.params,
         rows,
         starts,
         window=window,
         batch_size=scoring_batch(model, rows.shape[1], batch_size),
     )
-    return np.concatenate([np.empty((0, window), np.float32), *batches])
 
 
 def scoring_batch(model: ResidualModel, width: int, batch_size: int) -> int:
@@ -123,21 +154,42 @@ def scoring_batch(model: ResidualModel, width: int, batch_size: int) -> int:
 
 
 @functools.lru_cache
-def error_batches(
+def point_scorer(
     kind: str, architecture: Architecture | None
-) -> Callable[[Params, Array], Array]:
-    """The jitted errors of a kind of model; one trace serves all its detectors."""
-    return jax.jit(errors_function(kind, architecture))
+) -> Callable[[tuple[Params, Normal], Array], Array]:
+    """`((params, normal), windows [B, L, D]) -> point scores [B, L]` of scaled windows.
 
-
-@functools.lru_cache
-def _point_scorer(
-    kind: str, architecture: Architecture | None
-) -> Callable[[Params, Normal, Array], Array]:
+    The same function for all detectors of a kind, so that one trace serves them all.
+    """
     errors = errors_function(kind, architecture)
 
-    @jax.jit
-    def scores(params: Params, normal: Normal, windows: Array) -> Array:
+    def scores(common: tuple[Params, Normal], windows: Array) -> Array:
+        params, normal = common
         return point_scores(normal, errors(params, windows))
 
     return scores
+
+
+def _score_batches(
+    model: ResidualModel,
+    normal: Normal,
+    rows: np.ndarray,
+    starts: np.ndarray,
+    *,
+    window: int,
+    batch_size: int,
+    scaler: Scaler | None = None,
+) -> Iterator[np.ndarray]:
+    return map_windows(
+        point_scorer(model.kind, model.architecture),
+        (model.params, normal),
+        rows,
+        starts,
+        window=window,
+        batch_size=scoring_batch(model, rows.shape[1], batch_size),
+        scaler=scaler,
+    )
+
+
+def _joined(pieces: Iterator[np.ndarray], window: int) -> np.ndarray:
+    return np.concatenate([np.empty((0, window), np.float32), *pieces])

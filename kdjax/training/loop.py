@@ -149,7 +149,7 @@ def fit(
         epoch, first = divmod(course.step, steps_per_epoch)
         started, seen = time.monotonic(), 0
         for index, weight in _batches(key, epoch, windows, batch_size, first):
-            state = step(state, corpus, jnp.asarray(index), jnp.asarray(weight))
+            state = step(state, corpus, index, weight)
             course = course._replace(step=course.step + 1)
             seen += int(weight.sum())
             # The last step of an epoch is logged with the validation loss.

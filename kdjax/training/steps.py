@@ -9,7 +9,10 @@ import numpy as np
 import optax
 from flax import struct
 from jax import Array
+from jax.sharding import Mesh
+from jax.typing import ArrayLike
 
+from kdjax.devices import map_over_batch, mean_over_batch
 from kdjax.models.autoencoder import Network, Params
 from kdjax.models.batches import padded_batches, take_windows
 from kdjax.training.objectives import Batch, Objective
@@ -54,7 +57,7 @@ class TrainState(struct.PyTreeNode):  # type: ignore[no-untyped-call]
     bad_step: Array
 
 
-Step = Callable[[TrainState, Corpus, Array, Array], TrainState]
+Step = Callable[[TrainState, Corpus, ArrayLike, ArrayLike], TrainState]
 
 
 def make_optimizer(
@@ -107,11 +110,14 @@ def make_step(
     *,
     window: int,
     teacher: Network | None = None,
+    mesh: Mesh | None = None,
 ) -> Step:
     """The jitted step `(state, corpus, index [B], weight [B]) -> state`.
 
     `index` names the batch's windows among the corpus' M; the state given is donated.
-    `teacher` is needed only for a corpus that carries the teacher's parameters.
+    `teacher` is needed only for a corpus that carries the teacher's parameters. With a
+    mesh its devices share the batch; state and corpus then lie on all of them
+    (`kdjax.devices.place`).
     """
 
     def targets_of(corpus: Corpus, index: Array, windows: Array) -> Array | None:
@@ -122,14 +128,24 @@ def make_step(
         assert teacher is not None
         return jax.lax.stop_gradient(teacher.outputs(corpus.teacher, windows))
 
-    @jax.jit(donate_argnums=0)
-    def train_step(
-        state: TrainState, corpus: Corpus, index: Array, weight: Array
-    ) -> TrainState:
+    def gradient(
+        common: tuple[Params, Corpus], index: Array, weight: Array
+    ) -> tuple[Array, Params]:
+        params, corpus = common
         windows = take_windows(corpus.rows, corpus.starts[index], window)
         batch = Batch(windows, weight, targets_of(corpus, index, windows))
-        loss, gradient = jax.value_and_grad(objective)(state.params, batch)
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        found: tuple[Array, Params] = jax.value_and_grad(objective)(params, batch)
+        return found
+
+    gradient = mean_over_batch(gradient, mesh)
+
+    @jax.jit(donate_argnums=0)
+    def train_step(
+        state: TrainState, corpus: Corpus, index: ArrayLike, weight: ArrayLike
+    ) -> TrainState:
+        index, weight = jnp.asarray(index), jnp.asarray(weight)
+        loss, slope = gradient((state.params, corpus), index, weight)
+        updates, opt_state = optimizer.update(slope, state.opt_state, state.params)
         step = state.step + 1
         is_first_bad = (state.bad_step < 0) & ~jnp.isfinite(loss)
         windows_seen = jnp.sum(weight)
@@ -146,22 +162,25 @@ def make_step(
 
 
 def make_validate(
-    loss: Objective, corpus: Corpus, *, window: int, batch_size: int
+    loss: Objective,
+    corpus: Corpus,
+    *,
+    window: int,
+    batch_size: int,
+    mesh: Mesh | None = None,
 ) -> Callable[[Params], float]:
     """The function `params -> mean loss over the windows of corpus`."""
 
-    @jax.jit
-    def batch_loss(
-        params: Params, corpus: Corpus, starts: Array, weight: Array
-    ) -> Array:
-        windows = take_windows(corpus.rows, starts, window)
-        return loss(params, Batch(windows, weight))
+    def mean_loss(common: tuple[Params, Array], starts: Array, weight: Array) -> Array:
+        params, rows = common
+        return loss(params, Batch(take_windows(rows, starts, window), weight))
 
+    batch_loss = jax.jit(mean_over_batch(mean_loss, mesh))
     starts = np.asarray(corpus.starts)
 
     def validate(params: Params) -> float:
         total = sum(
-            float(batch_loss(params, corpus, jnp.asarray(batch), jnp.asarray(weight)))
+            float(batch_loss((params, corpus.rows), batch, weight))
             * float(weight.sum())
             for batch, weight in padded_batches(starts, batch_size)
         )
@@ -171,20 +190,27 @@ def make_validate(
 
 
 def head_outputs(
-    network: Network, params: Params, corpus: Corpus, *, window: int, batch_size: int
-) -> Array:
+    network: Network,
+    params: Params,
+    corpus: Corpus,
+    *,
+    window: int,
+    batch_size: int,
+    mesh: Mesh | None = None,
+) -> np.ndarray:
     """A network's head outputs for all windows of corpus, `[M, L, D]`."""
 
-    @jax.jit
-    def outputs(params: Params, rows: Array, starts: Array) -> Array:
+    def outputs(common: tuple[Params, Array], starts: Array) -> Array:
+        params, rows = common
         return network.outputs(params, take_windows(rows, starts, window))
 
+    batch_outputs = jax.jit(map_over_batch(outputs, mesh))
     starts = np.asarray(corpus.starts)
     result = np.empty((len(starts), window, corpus.rows.shape[1]), np.float32)
     done = 0
     for batch, weight in padded_batches(starts, batch_size):
         count = int(weight.sum())
-        values = outputs(params, corpus.rows, jnp.asarray(batch))
+        values = batch_outputs((params, corpus.rows), batch)
         result[done : done + count] = np.asarray(values)[:count]
         done += count
-    return jnp.asarray(result)
+    return result

@@ -1,0 +1,137 @@
+"""The processors that share a batch.
+
+XLA runs the small products of one LSTM step on all cores, but most of the arithmetic
+between them on one. With one CPU device a core and the batch split over them, each core
+runs its own windows from start to end. docs/performance.md has what that gains.
+
+Nothing here changes what is computed: means over the batch are weighted, so that they
+are those of the whole batch up to rounding.
+"""
+
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+logger = logging.getLogger(__name__)
+
+BATCH = "batch"
+
+# A smaller share of a batch costs more in small products than it gains.
+LEAST_SHARE = 16
+
+Tree = TypeVar("Tree")
+
+
+def use_all_cores() -> None:
+    """Gives JAX one CPU device for each core that this process may use.
+
+    Has an effect only before JAX's first computation, and only where nobody has chosen
+    a number of CPU devices already (`jax_num_cpu_devices`, or XLA's
+    `xla_force_host_platform_device_count`). The program does this by itself.
+    """
+    chosen = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if chosen or jax.config.jax_num_cpu_devices != -1:  # type: ignore[attr-defined]
+        return
+    try:
+        jax.config.update("jax_num_cpu_devices", cores())
+    except RuntimeError:
+        logger.info("JAX has started already: its CPU devices stay as they are")
+
+
+def keep_compiled() -> None:
+    """Keeps what XLA compiles in `~/.cache/kdjax/xla`, for quick starts later.
+
+    Leaves a cache that the user has chosen (`JAX_COMPILATION_CACHE_DIR`) alone.
+    """
+    if jax.config.jax_compilation_cache_dir is not None:  # type: ignore[attr-defined]
+        return
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folder = str(Path(home) / "kdjax" / "xla")
+    jax.config.update("jax_compilation_cache_dir", folder)
+    # Of a network's few programs even the small ones take a tenth of a second.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
+
+
+def cores() -> int:
+    """Number of cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def batch_mesh(batch_size: int) -> Mesh | None:
+    """The CPU devices that share a batch of B windows; None for one alone.
+
+    Equal shares of at least `LEAST_SHARE` windows.
+    """
+    devices = jax.local_devices()
+    if devices[0].platform != "cpu":
+        return None
+    most = min(len(devices), batch_size // LEAST_SHARE)
+    shares = [count for count in range(2, most + 1) if batch_size % count == 0]
+    if not shares:
+        return None
+    chosen = np.array(devices[: shares[-1]])
+    return Mesh(chosen, (BATCH,), axis_types=(AxisType.Auto,))
+
+
+def place(tree: Tree, mesh: Mesh | None) -> Tree:
+    """Arrays on every device of the mesh; without one, as they are."""
+    if mesh is None:
+        return tree
+    placed: Tree = jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+    return placed
+
+
+def mean_over_batch(
+    function: Callable[..., Tree], mesh: Mesh | None
+) -> Callable[..., Tree]:
+    """`function(common, items, weight)` computed by all devices of the mesh.
+
+    Args:
+        function: gives means over the batch, each item counting with its weight.
+            `common` is a pytree that all items share, `items` a pytree of arrays
+            `[B, …]`, `weight` `[B]`.
+        mesh: from `batch_mesh`.
+    """
+    if mesh is None:
+        return function
+
+    def share(common: Any, items: Any, weight: Array) -> Tree:
+        own = jnp.sum(weight)
+        part = own / jax.lax.psum(own, BATCH)
+        means = function(common, items, weight)
+        # A share of padding alone has no mean.
+        weighted = jax.tree.map(lambda mean: jnp.where(own > 0, part * mean, 0), means)
+        total: Tree = jax.lax.psum(weighted, BATCH)
+        return total
+
+    whole, split = PartitionSpec(), PartitionSpec(BATCH)
+    return _split(share, mesh, (whole, split, split), whole)
+
+
+def map_over_batch(
+    function: Callable[..., Tree], mesh: Mesh | None
+) -> Callable[..., Tree]:
+    """`function(common, items) -> [B, …]` with items shared among the devices."""
+    if mesh is None:
+        return function
+    whole, split = PartitionSpec(), PartitionSpec(BATCH)
+    return _split(function, mesh, (whole, split), split)
+
+
+def _split(
+    function: Callable[..., Tree], mesh: Mesh, inputs: Any, outputs: Any
+) -> Callable[..., Tree]:
+    mapped: Callable[..., Tree] = jax.shard_map(
+        function, mesh=mesh, in_specs=inputs, out_specs=outputs, check_vma=False
+    )
+    return mapped
