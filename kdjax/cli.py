@@ -4,6 +4,7 @@
     kdjax score  FILE --detector=DIR --output=FILE
     kdjax fetch  smd
     kdjax info   [--json] [--config=…]
+    kdjax bench  [--quick] [--output=FILE]
 
 `python launch.py VERB …` in a checkout is the same program. JAX is imported by the
 verbs that compute, so that help and refusals come at once.
@@ -102,13 +103,14 @@ def define_flags(argv: Sequence[str]) -> flags.FlagValues:
     text, switch = flags.DEFINE_string, flags.DEFINE_bool
     text("workdir", None, "run: the run's folder [runs/NAME].", **own)
     text("detector", None, "score: folder of a saved detector.", **own)
-    text("output", None, "score, fetch: file or folder to write.", **own)
+    text("output", None, "score, fetch, bench: file or folder to write.", **own)
     text("entity", None, "score: whose scaler, Normal and threshold to use.", **own)
     switch("causal", False, "score: rows by the window that ends there.", **own)
     text("time_column", "", "score: name of the time column.", **own)
     text("entity_column", "", "score: name of the entity column.", **own)
     text("label_column", "", "score: a label column to leave out.", **own)
     switch("json", False, "info: print JSON.", **own)
+    switch("quick", False, "bench: less of everything, in about two minutes.", **own)
     return values
 
 
@@ -205,6 +207,21 @@ def _info(values: flags.FlagValues, arguments: Sequence[str]) -> None:
         print(f"{key}: {value}")
 
 
+def _bench(values: flags.FlagValues, arguments: Sequence[str]) -> None:
+    """[NAME …] [--quick] [--output=FILE.json]: times kdjax against torch and onnxruntime"""
+    output = values["output"].value
+    if output and Path(output).suffix != ".json":
+        raise ConfigError(f"--output={output} must end in .json.")
+    from kdjax.artifacts import write_text
+    from kdjax.bench.run import bench
+
+    quick = bool(values["quick"].value)
+    found = bench(quick=quick, names=arguments, console=Console())
+    if output:
+        write_text(Path(output), json.dumps(found["rows"], indent=1) + "\n")
+        print(f"Written: {output}")
+
+
 def _start_jax() -> None:
     """What a program may choose and a library may not: devices, and where to cache."""
     from kdjax.devices import keep_compiled, use_all_cores
@@ -218,6 +235,7 @@ VERBS: dict[str, Verb] = {
     "score": _score,
     "fetch": _fetch,
     "info": _info,
+    "bench": _bench,
 }
 
 

@@ -67,16 +67,16 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
-def batch_mesh(batch_size: int) -> Mesh | None:
-    """The CPU devices that share a batch of B windows; None for one alone.
+def batch_mesh(items: int, *, least_share: int = LEAST_SHARE) -> Mesh | None:
+    """The CPU devices that share a batch of so many items; None for one alone.
 
-    Equal shares of at least `LEAST_SHARE` windows.
+    Equal shares of at least `least_share` items.
     """
     devices = jax.local_devices()
     if devices[0].platform != "cpu":
         return None
-    most = min(len(devices), batch_size // LEAST_SHARE)
-    shares = [count for count in range(2, most + 1) if batch_size % count == 0]
+    most = min(len(devices), items // least_share)
+    shares = [count for count in range(2, most + 1) if items % count == 0]
     if not shares:
         return None
     chosen = np.array(devices[: shares[-1]])
@@ -89,6 +89,14 @@ def place(tree: Tree, mesh: Mesh | None) -> Tree:
         return tree
     placed: Tree = jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
     return placed
+
+
+def divide(tree: Tree, mesh: Mesh | None) -> Tree:
+    """Arrays `[B, …]` with each device's share of B on it; without a mesh, as is."""
+    if mesh is None:
+        return tree
+    divided: Tree = jax.device_put(tree, NamedSharding(mesh, PartitionSpec(BATCH)))
+    return divided
 
 
 def mean_over_batch(

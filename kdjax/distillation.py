@@ -142,7 +142,7 @@ def train_networks(
             network(large),
             teacher,
             window=data["window"],
-            batch_size=settings["train"]["batch_size"],
+            batch_size=settings["detection"]["batch_size"],
             cache_bytes=distill["cache_bytes"],
             mesh=mesh,
         ),
@@ -174,17 +174,14 @@ def _taught(
     windows, width = len(corpus.starts), corpus.rows.shape[1]
     copies = mesh.size if mesh else 1
     size = copies * windows * window * width * corpus.rows.dtype.itemsize
-    params = place(params, mesh)
     if size > cache_bytes:
         logger.warning(
             "the teacher's outputs would take %.1f GB, more than distill.cache_bytes: "
             "each step computes its own",
             size / 1e9,
         )
-        return corpus.replace(teacher=params)
-    targets = head_outputs(
-        net, params, corpus, window=window, batch_size=batch_size, mesh=mesh
-    )
+        return corpus.replace(teacher=place(params, mesh))
+    targets = head_outputs(net, params, corpus, window=window, batch_size=batch_size)
     return corpus.replace(targets=place(jnp.asarray(targets), mesh))
 
 

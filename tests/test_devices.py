@@ -105,11 +105,13 @@ def test_a_bad_loss_on_one_device_is_seen(corpus):
 def test_validation_and_targets_are_those_of_one_device(corpus):
     params = NET.init(jax.random.key(2))
     found = []
-    for mesh in (None, batch_mesh(128)):
+    for batch_size in (8, 64):
+        mesh = batch_mesh(batch_size)
         own, shared = place((params, corpus), mesh)
-        options = {"window": WINDOW, "batch_size": 128, "mesh": mesh}
-        validate = make_validate(validation_loss(NET), shared, **options)
-        found.append((validate(own), head_outputs(NET, own, shared, **options)))
+        options = {"window": WINDOW, "batch_size": batch_size}
+        validate = make_validate(validation_loss(NET), shared, mesh=mesh, **options)
+        targets = head_outputs(NET, params, corpus, **options)
+        found.append((validate(own), targets))
     np.testing.assert_allclose(found[0][0], found[1][0], rtol=1e-6)
     np.testing.assert_allclose(found[0][1], found[1][1], atol=1e-6)
 

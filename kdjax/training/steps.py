@@ -12,9 +12,9 @@ from jax import Array
 from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
-from kdjax.devices import map_over_batch, mean_over_batch
+from kdjax.devices import mean_over_batch
 from kdjax.models.autoencoder import Network, Params
-from kdjax.models.batches import padded_batches, take_windows
+from kdjax.models.batches import map_windows, padded_batches, take_windows
 from kdjax.training.objectives import Batch, Objective
 
 SCHEDULES = ("constant", "cosine")
@@ -190,27 +190,20 @@ def make_validate(
 
 
 def head_outputs(
-    network: Network,
-    params: Params,
-    corpus: Corpus,
-    *,
-    window: int,
-    batch_size: int,
-    mesh: Mesh | None = None,
+    network: Network, params: Params, corpus: Corpus, *, window: int, batch_size: int
 ) -> np.ndarray:
     """A network's head outputs for all windows of corpus, `[M, L, D]`."""
-
-    def outputs(common: tuple[Params, Array], starts: Array) -> Array:
-        params, rows = common
-        return network.outputs(params, take_windows(rows, starts, window))
-
-    batch_outputs = jax.jit(map_over_batch(outputs, mesh))
     starts = np.asarray(corpus.starts)
     result = np.empty((len(starts), window, corpus.rows.shape[1]), np.float32)
     done = 0
-    for batch, weight in padded_batches(starts, batch_size):
-        count = int(weight.sum())
-        values = batch_outputs((params, corpus.rows), batch)
-        result[done : done + count] = np.asarray(values)[:count]
-        done += count
+    for values in map_windows(
+        network.outputs,
+        params,
+        np.asarray(corpus.rows),
+        starts,
+        window=window,
+        batch_size=batch_size,
+    ):
+        result[done : done + len(values)] = values
+        done += len(values)
     return result

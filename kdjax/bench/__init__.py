@@ -1,0 +1,1 @@
+"""Speed measured against PyTorch and onnxruntime, pair by pair on one machine."""

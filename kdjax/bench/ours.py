@@ -1,0 +1,234 @@
+"""kdjax's side of each comparison, through the functions that a run uses."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from kdjax.bench import work
+from kdjax.bench.work import Data, Size, Unit, Work
+from kdjax.detection.detector import BATCH_SIZE, point_scorer, score_scaled
+from kdjax.detection.normal import Normal
+from kdjax.devices import batch_mesh, divide, keep_compiled, place, use_all_cores
+from kdjax.models.autoencoder import Architecture, network
+from kdjax.models.batches import padded_batches
+from kdjax.models.residual import ResidualModel
+from kdjax.training.objectives import Objective, student_objective, teacher_objective
+from kdjax.training.population import make_population_step, stack_members
+from kdjax.training.steps import (
+    Corpus,
+    Step,
+    TrainState,
+    head_outputs,
+    init_state,
+    make_optimizer,
+    make_step,
+)
+
+
+def build(name: str, *, quick: bool) -> Unit:
+    """The measurement of a work's name for kdjax."""
+    _start()
+    item, size = work.find_work(name), work.choose_size(quick=quick)
+    unit = {
+        "step": _step,
+        "epoch": _epoch,
+        "series": _series,
+        "window": _window,
+        "population": _population,
+    }[item.kind](item, size)
+    return unit._replace(facts=_facts())
+
+
+def build_serial(name: str, *, quick: bool) -> Unit:
+    """The members of a population trained one after the other, as single runs are."""
+    _start()
+    item, size = work.find_work(name), work.choose_size(quick=quick)
+    return _one_after_the_other(item, size)._replace(facts=_facts())
+
+
+def _start() -> None:
+    """What the program does before it computes."""
+    use_all_cores()
+    keep_compiled()
+
+
+def _facts() -> dict[str, Any]:
+    device = jax.local_devices()[0]
+    own = device.platform == "cpu"
+    return {
+        "library": f"jax {jax.__version__}",
+        "device": "cpu" if own else f"gpu ({device.device_kind})",
+        "devices": jax.local_device_count(),
+    }
+
+
+def _optimizer() -> Any:
+    return make_optimizer(
+        learning_rate=work.LEARNING_RATE,
+        schedule="constant",
+        steps=1,
+        warmup_steps=0,
+        # Clipping is part of every step of a run; peers do without.
+        clip_norm=1.0,
+    )
+
+
+def _first_state(item: Work, seed: int = work.SEED) -> TrainState:
+    params = jax.tree.map(jax.numpy.asarray, work.make_params(item.hidden, seed=seed))
+    return init_state(params, _optimizer())
+
+
+def _step(item: Work, size: Size) -> Unit:
+    mesh = batch_mesh(work.BATCH)
+    objective = teacher_objective(network(Architecture(work.WIDTH, item.hidden)))
+    step = make_step(objective, _optimizer(), window=work.WINDOW, mesh=mesh)
+    corpus = place(_corpus(work.make_data(work.BATCH)), mesh)
+    order = np.tile(np.arange(work.BATCH, dtype=np.int32), size.steps)
+    run = _training(step, place(_first_state(item), mesh), lambda: corpus, order)
+    return Unit(run, None, {})
+
+
+def _epoch(item: Work, size: Size) -> Unit:
+    mesh = batch_mesh(work.BATCH)
+    step = make_step(_distillation(item), _optimizer(), window=work.WINDOW, mesh=mesh)
+    corpus = place(_corpus(work.make_data(size.windows)), mesh)
+    teacher = work.make_params(work.TEACHER)
+    taught = [corpus]
+
+    def make_targets() -> None:
+        targets = head_outputs(
+            network(Architecture(work.WIDTH, work.TEACHER)),
+            teacher,
+            corpus,
+            window=work.WINDOW,
+            batch_size=BATCH_SIZE,
+        )
+        taught[0] = corpus.replace(targets=place(jax.numpy.asarray(targets), mesh))
+
+    order = np.random.default_rng(work.SEED).permutation(size.windows)
+    state = place(_first_state(item), mesh)
+    run = _training(step, state, lambda: taught[0], order.astype(np.int32))
+    return Unit(run, make_targets, {})
+
+
+def _training(
+    step: Step,
+    state: TrainState,
+    corpus: Callable[[], Corpus],
+    order: np.ndarray,
+) -> Callable[[], None]:
+    """An epoch over windows in this order, each call going on where the last ended."""
+    states = [state]
+
+    def run() -> None:
+        for index, weight in padded_batches(order, work.BATCH):
+            states[0] = step(states[0], corpus(), index, weight)
+        jax.block_until_ready(states[0])
+
+    return run
+
+
+def _series(item: Work, size: Size) -> Unit:
+    data, normal = work.make_data(size.series), Normal(*work.make_whitening())
+    model = _model(item)
+
+    def run() -> np.ndarray:
+        return score_scaled(
+            model,
+            normal,
+            data.rows,
+            data.starts,
+            window=work.WINDOW,
+            batch_size=BATCH_SIZE,
+        )
+
+    return Unit(run, None, {})
+
+
+def _window(item: Work, size: Size) -> Unit:
+    """One window from numpy to numpy, with the parameters on the device."""
+    data, model = work.make_data(1), _model(item)
+    scores = jax.jit(point_scorer(model.kind, model.architecture))
+    common = jax.device_put((model.params, Normal(*work.make_whitening())))
+    window = data.rows[None, : work.WINDOW]
+
+    def run() -> np.ndarray:
+        for _ in range(size.calls):
+            found = np.asarray(scores(common, window))
+        return found
+
+    return Unit(run, None, {})
+
+
+def _population(item: Work, size: Size) -> Unit:
+    mesh = batch_mesh(work.MEMBERS, least_share=1)
+    step = make_step(_distillation(item), _optimizer(), window=work.WINDOW)
+    together = make_population_step(step, mesh)
+    corpus = place(_taught(size), mesh)
+    members = [_first_state(item, seed) for seed in range(work.MEMBERS)]
+    states = [divide(stack_members(members), mesh)]
+    batches = [list(padded_batches(order, work.BATCH)) for order in _orders(size)]
+
+    def run() -> None:
+        for batch in zip(*batches, strict=True):
+            index, weight = (np.stack(parts) for parts in zip(*batch, strict=True))
+            states[0] = together(states[0], corpus, index, weight)
+        jax.block_until_ready(states[0])
+
+    return Unit(run, None, {})
+
+
+def _one_after_the_other(item: Work, size: Size) -> Unit:
+    mesh = batch_mesh(work.BATCH)
+    step = make_step(_distillation(item), _optimizer(), window=work.WINDOW, mesh=mesh)
+    corpus = place(_taught(size), mesh)
+    runs = [
+        _training(step, place(_first_state(item, seed), mesh), lambda: corpus, order)
+        for seed, order in enumerate(_orders(size))
+    ]
+
+    def run() -> None:
+        for member in runs:
+            member()
+
+    return Unit(run, None, {})
+
+
+def _orders(size: Size) -> list[np.ndarray]:
+    """Each member's own order of the windows."""
+    return [
+        np.random.default_rng(seed).permutation(size.windows).astype(np.int32)
+        for seed in range(work.MEMBERS)
+    ]
+
+
+def _distillation(item: Work) -> Objective:
+    """Eq. 2 at T = 1."""
+    return student_objective(
+        network(Architecture(work.WIDTH, item.hidden)),
+        network(Architecture(work.WIDTH, work.TEACHER)),
+        alpha=work.ALPHA,
+        temperature=1.0,
+        temperature_mode="output",
+    )
+
+
+def _corpus(data: Data) -> Corpus:
+    rows, starts = jax.numpy.asarray(data.rows), data.starts.astype(np.int32)
+    return Corpus(rows, jax.numpy.asarray(starts))
+
+
+def _taught(size: Size) -> Corpus:
+    """A corpus with targets whose values don't matter to the time."""
+    shape = (size.windows, work.WINDOW, work.WIDTH)
+    targets = np.random.default_rng(work.SEED).random(shape, np.float32)
+    corpus: Corpus = _corpus(work.make_data(size.windows))
+    taught: Corpus = corpus.replace(targets=jax.numpy.asarray(targets))
+    return taught
+
+
+def _model(item: Work) -> ResidualModel:
+    shape = Architecture(work.WIDTH, item.hidden)
+    return ResidualModel("autoencoder", work.make_params(item.hidden), shape)

@@ -1,0 +1,1 @@
+"""Files that run elsewhere; the only user of onnx besides `bench`."""
