@@ -50,7 +50,7 @@ def score_file(
         entity_index(loaded, used)  # Refuses an unknown one before saying a word.
         yield f"{one.entity}: {len(one.values):,} rows under the threshold of {used}"
         tables.append(score_table(loaded, one, entity=used, causal=causal))
-    table = pd.concat(tables, ignore_index=True)
+    table = tables[0] if len(tables) == 1 else pd.concat(tables, ignore_index=True)
     with atomic_path(output) as temporary:
         if Path(output).suffix == ".parquet":
             table.to_parquet(temporary, index=False)

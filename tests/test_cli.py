@@ -79,11 +79,11 @@ def test_help_names_every_verb_and_flag(say, flag):
         assert f"\n  {verb} " in out
     flags = (
         "config", "workdir", "detector", "output", "entity", "causal", "time_column",
-        "entity_column", "label_column", "json",
+        "entity_column", "label_column", "json", "quick",
     )  # fmt: skip
     for name in flags:
         assert f"\n  --{name} " in out
-    assert set(VERBS) == {"run", "score", "fetch", "info"}
+    assert set(VERBS) == {"run", "score", "fetch", "info", "bench"}
     assert all(verb.__doc__ for verb in VERBS.values())
 
 
@@ -100,10 +100,13 @@ def test_help_wins_over_a_verb_and_faulty_flags(say):
     [
         (
             [],
-            "no verb given: expected one of run, score, fetch, info; see kdjax --help.",
+            "no verb given: expected one of run, score, fetch, info, bench; see kdjax --help.",
         ),
         (["--json"], "no verb given: expected one of run,"),
-        (["frob"], "unknown verb 'frob': expected one of run, score, fetch, info; see"),
+        (
+            ["frob"],
+            "unknown verb 'frob': expected one of run, score, fetch, info, bench; see",
+        ),
         (["run", "--bogus"], "flags: Unknown command line flag 'bogus'."),
         (
             ["run", "--wrkdir=x"],

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from kdjax.data.files import read_table
 from kdjax.detection.detector import entity_index
 from kdjax.detection.table import score_table
 from kdjax.errors import DataError
@@ -207,3 +208,23 @@ def test_too_few_rows_are_refused(small, rows):
 def test_unknown_entity_is_refused(small, rows):
     with pytest.raises(DataError, match="no entity 'z'"):
         score_table(small, rows(9), entity="z")
+
+
+def test_a_mapped_file_gives_what_its_rows_in_memory_give(small, rows, tmp_path):
+    values = rows(50).values
+    np.save(tmp_path / "a.npy", values)
+    (mapped,) = read_table(tmp_path / "a.npy")
+    assert isinstance(mapped.values, np.memmap)
+    assert mapped.channels == ("channel_1", "channel_2")
+    table = score_table(small, mapped, entity="a")
+    pd.testing.assert_frame_equal(table, score_table(small, rows(50), entity="a"))
+
+
+def test_a_file_that_is_not_all_finite_is_not_mapped(rows, tmp_path):
+    values = rows(50).values
+    values[7, 1] = np.nan
+    np.save(tmp_path / "a.npy", values)
+    with pytest.raises(DataError, match=r"row 8, column 2 \('channel_2'\)"):
+        read_table(tmp_path / "a.npy")
+    (filled,) = read_table(tmp_path / "a.npy", missing="ffill")
+    assert filled.values[7, 1] == values[6, 1]

@@ -13,11 +13,15 @@ import pandas as pd
 
 from kdjax.data.cells import Place, others, to_float32, to_labels, where
 from kdjax.data.clock import check_order, find_time, parse_time
+from kdjax.data.raw import read_npy
 from kdjax.data.series import Dataset, Series
 from kdjax.data.tables import UNNAMED, Table, read_columns
 from kdjax.errors import ConfigError, DataError
 
 MISSING = ("error", "ffill")
+
+# Rows of a mapped file checked at once.
+_CHECKED = 100_000
 
 
 def read_table(
@@ -43,6 +47,10 @@ def read_table(
             entity's last value.
     """
     _check_missing(missing)
+    if not (time_column or entity_column or label_column):
+        mapped = _mapped(Path(path))
+        if mapped is not None:
+            return (mapped,)
     table = read_columns(Path(path), text_column=entity_column)
     return _series(table, time_column, entity_column, label_column, missing)
 
@@ -114,6 +122,21 @@ def _check_missing(missing: str) -> None:
         raise ConfigError(
             f"data.missing={missing!r} is unknown: use one of {', '.join(MISSING)}."
         )
+
+
+def _mapped(path: Path) -> Series | None:
+    """A `.npy` file of finite float32 rows as it lies on disk; None for any other."""
+    if path.suffix.lower() != ".npy" or not path.is_file():
+        return None
+    values = read_npy(path, mapped=True)
+    as_read = values.dtype == np.float32 and values.flags.c_contiguous
+    if values.ndim != 2 or not values.size or not as_read:
+        return None
+    for first in range(0, len(values), _CHECKED):
+        if not np.isfinite(values[first : first + _CHECKED]).all():
+            return None
+    channels = tuple(f"channel_{i}" for i in range(1, values.shape[1] + 1))
+    return Series(_stem(path), values, channels)
 
 
 def _stem(path: Path) -> str:

@@ -5,7 +5,7 @@ import math
 import zipfile
 import zlib
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 import numpy as np
 
@@ -40,8 +40,10 @@ def read_bytes(path: Path) -> bytes:
     return data
 
 
-def read_npy(path: Path) -> np.ndarray:
+def read_npy(path: Path, *, mapped: bool = False) -> np.ndarray:
     """The array of a `.npy` file, once its header agrees with the size of the file.
+
+    With `mapped` it stays on disk, read where it is looked at.
 
     A header alone can claim terabytes, so it is compared before anything is loaded.
     """
@@ -55,7 +57,8 @@ def read_npy(path: Path) -> np.ndarray:
                 f"{path} has {size} bytes where its header, {dtype} of shape {shape}, "
                 f"needs {expected}: {_AGAIN}"
             )
-        array: np.ndarray = np.load(path, allow_pickle=False)
+        mode: Literal["r"] | None = "r" if mapped else None
+        array: np.ndarray = np.load(path, mmap_mode=mode, allow_pickle=False)
         return array
     except FileNotFoundError:
         raise DataError(f"{path} does not exist: check the path.") from None

@@ -4,6 +4,8 @@ Windows are given by their first rows `starts` `[M]` (see `kdjax.data.splits`); 
 holds the rows `starts[m]` to `starts[m] + L - 1`.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 
 from kdjax.errors import ConfigError
@@ -54,16 +56,41 @@ def row_mean(point_scores: np.ndarray, starts: np.ndarray, rows: int) -> np.ndar
     >>> row_mean(np.array([[1.0, 2.0], [4.0, 8.0]]), np.array([0, 1]), 4)
     array([ 1.,  3.,  8., nan])
     """
-    total = np.zeros(rows)
-    count = np.zeros(rows)
-    window = point_scores.shape[1]
+    sums = empty_sums(rows)
     for first in range(0, len(starts), _CHUNK):
         part = slice(first, first + _CHUNK)
-        index = _rows(starts[part], window)
-        np.add.at(total, index, np.asarray(point_scores[part], np.float64))
-        np.add.at(count, index, 1.0)
-    mean = np.full(rows, np.nan)
-    np.divide(total, count, out=mean, where=count > 0)
+        add_scores(sums, point_scores[part], starts[part])
+    return mean_of_sums(sums)
+
+
+class RowSums(NamedTuple):
+    """Scores of each row added up over the windows that came so far.
+
+    Attributes:
+        total: `[N]` float64.
+        covering: `[N]` int32, windows that cover the row.
+    """
+
+    total: np.ndarray
+    covering: np.ndarray
+
+
+def empty_sums(rows: int) -> RowSums:
+    """Nothing added yet."""
+    return RowSums(np.zeros(rows), np.zeros(rows, np.int32))
+
+
+def add_scores(sums: RowSums, point_scores: np.ndarray, starts: np.ndarray) -> None:
+    """Adds the scores `[M, L]` of windows to the rows that they cover, in place."""
+    index = _rows(starts, point_scores.shape[1])
+    np.add.at(sums.total, index, np.asarray(point_scores, np.float64))
+    np.add.at(sums.covering, index, 1)
+
+
+def mean_of_sums(sums: RowSums) -> np.ndarray:
+    """`[N]`; NaN where no window covers a row."""
+    mean = np.full(len(sums.total), np.nan)
+    np.divide(sums.total, sums.covering, out=mean, where=sums.covering > 0)
     return mean
 
 
