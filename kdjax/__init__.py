@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from kdjax.detection.storage import load_detector as load_detector
     from kdjax.detection.storage import save_detector as save_detector
     from kdjax.detection.table import score_table as score_table
+    from kdjax.devices import use_all_cores as use_all_cores
     from kdjax.errors import ArtifactError as ArtifactError
     from kdjax.errors import ConfigError as ConfigError
     from kdjax.errors import DataError as DataError
@@ -34,6 +35,7 @@ _HOMES = {
     "kdjax.detection.detector": ("Detector",),
     "kdjax.detection.storage": ("load_detector", "save_detector"),
     "kdjax.detection.table": ("score_table",),
+    "kdjax.devices": ("use_all_cores",),
     "kdjax.errors": ("ArtifactError", "ConfigError", "DataError", "KdjaxError"),
     "kdjax.pipeline": ("run",),
 }

@@ -101,7 +101,7 @@ def get_config() -> ConfigDict:
     # "per_entity": a Normal and a threshold each; "pooled": one for all.
     detection.scope = "per_entity"
     # Windows scored at once.
-    detection.batch_size = 128
+    detection.batch_size = 256
 
     config.threshold = threshold = ConfigDict()
     threshold.method = "conformal"

@@ -459,6 +459,29 @@ def test_fetch_says_what_it_fetched(say, monkeypatch, flags, folder):
 # info.
 
 
+def test_bench_writes_its_rows(say, monkeypatch, tmp_path):
+    asked = []
+
+    def bench(**options):
+        asked.append(options)
+        return {"rows": [{"name": "teacher_step", "peer": "torch", "ratio": 2.0}]}
+
+    monkeypatch.setattr("kdjax.bench.run.bench", bench)
+    output = tmp_path / "bench.json"
+    code, out, err = say("bench", "teacher_step", "--quick", f"--output={output}")
+    assert (code, err) == (0, "") and out == f"Written: {output}\n"
+    (options,) = asked
+    assert options["quick"] and options["names"] == ["teacher_step"]
+    (row,) = json.loads(output.read_text("utf-8"))
+    assert row == {"name": "teacher_step", "peer": "torch", "ratio": 2.0}
+
+
+def test_faults_of_bench(refused, tmp_path):
+    said = refused("bench", f"--output={tmp_path}/a.csv")
+    assert "must end in .json" in said
+    assert "nothing to measure is called 'frob'" in refused("bench", "frob")
+
+
 def test_info_as_json(say):
     code, out, err = say("info", "--json")
     assert (code, err) == (0, "")

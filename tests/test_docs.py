@@ -30,3 +30,19 @@ def test_results_stand_in_their_document(path: Path) -> None:
 def test_readme_has_the_table_of_smd() -> None:
     readme = (ROOT / "README.md").read_text("utf-8")
     assert table_of(ROOT / "docs" / "results" / "smd.json") in readme
+
+
+def test_performance_has_the_numbers_of_the_comparison() -> None:
+    document = (ROOT / "docs" / "performance.md").read_text("utf-8")
+    rows = json.loads((ROOT / "docs" / "performance" / "bench.json").read_text("utf-8"))
+    assert len(rows) == 14
+    for row in rows:
+        target = "–" if row["target"] is None else f"{row['target']:.1f}"
+        cells = (
+            row["name"],
+            row["peer"],
+            f"{row['ratio']:.2f}",
+            f"{row['low']:.2f}–{row['high']:.2f}",
+            target,
+        )
+        assert f"| {' | '.join(cells)} |" in document, row["name"]

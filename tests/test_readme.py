@@ -80,6 +80,7 @@ def test_every_verb_is_shown() -> None:
         "score",
         "fetch",
         "info",
+        "bench",
     ]
 
 
@@ -91,10 +92,16 @@ def test_commands_and_code_run(folder: Path, monkeypatch: pytest.MonkeyPatch) ->
         fetched.append(destination)
         return Fetched((), ())
 
+    def bench(*, quick: bool, **_: object) -> dict[str, object]:
+        print(f"quick: {quick}")
+        return {"rows": []}
+
     monkeypatch.setattr("kdjax.data.fetch.fetch_smd", fetch_smd)
+    monkeypatch.setattr("kdjax.bench.run.bench", bench)
     printed = [run(line) for line in verb_lines()]
     assert fetched == ["data/smd"]
-    assert "student 482601" in printed[-1]
+    assert "student 482601" in printed[-2]
+    assert printed[-1] == "quick: True\n"
     scores = pd.read_csv(folder / "scores.csv")
     assert len(scores) == 24_000
     assert {"score", "window_score", "alarm", "state"} < set(scores.columns)
