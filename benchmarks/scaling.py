@@ -216,6 +216,7 @@ def _seconds(run: Callable[[], Any]) -> float:
 def draw(found: dict[str, Any], path: Path) -> None:
     """Time over each field, doubly logarithmic, with a line of slope 1."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import NullFormatter
 
     figure = Figure(figsize=(10, 3), layout="constrained")
     axes = figure.subplots(1, 4, sharey=True)
@@ -227,6 +228,7 @@ def draw(found: dict[str, Any], path: Path) -> None:
                 x, y = ([point[key] for point in points] for key in (name, "seconds"))
                 axis.loglog(x, y, marker=marker, label=kind)
         axis.loglog(x, y[-1] * np.array(x) / x[-1], ":", color="grey", label="slope 1")
+        axis.xaxis.set_minor_formatter(NullFormatter())
         axis.set_xlabel(name)
         axis.legend(fontsize="small")
     axes[0].set_ylabel("seconds")
