@@ -1,5 +1,7 @@
 """The scalers against scikit-learn's, and what they refuse."""
 
+import warnings
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -79,6 +81,32 @@ def test_none_changes_no_bit():
     np.testing.assert_array_equal(
         apply_scaler(fit_scaler(values, method="none"), values), values
     )
+
+
+@pytest.mark.parametrize("method", sorted(ORACLES))
+def test_missing_values_count_for_nothing(method):
+    values = _rows(4).astype(np.float64)
+    values[np.random.default_rng(5).random(values.shape) < 0.3] = np.nan
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # scikit-learn's own, about a constant column
+        expected = ORACLES[method]().fit_transform(values)
+    scaler = fit_scaler(values, method=method)
+    scaled = apply_scaler(scaler, values)
+    np.testing.assert_allclose(scaled, expected, rtol=1e-4, atol=5e-3)
+    np.testing.assert_array_equal(np.isnan(scaled), np.isnan(values))
+    # Each channel is fitted as if its rows without a value were not there.
+    for column in range(values.shape[1]):
+        seen = values[~np.isnan(values[:, column])][:, [column]]
+        alone = fit_scaler(seen, method=method)
+        np.testing.assert_allclose(alone.offset, scaler.offset[column], rtol=1e-6)
+        np.testing.assert_allclose(alone.scale, scaler.scale[column], rtol=1e-6)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_channel_without_a_value_is_refused(method):
+    values = np.array([[1, np.nan], [2, np.nan]])
+    with pytest.raises(DataError, match="Channel 2 of 2 has no value in the 2 rows th"):
+        fit_scaler(values, method=method)
 
 
 def test_windows_scale_like_rows():

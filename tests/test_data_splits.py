@@ -5,11 +5,15 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from kdjax.data.clock import median_step
 from kdjax.data.splits import (
     cover_starts,
     intersect,
+    kept,
+    merge,
     segments,
     split_rows,
+    unfold,
     window_starts,
 )
 from kdjax.errors import ConfigError, DataError
@@ -123,6 +127,38 @@ def test_segments_against_a_loop(steps, max_gap):
     assert segments(time, len(time), max_gap=max_gap).tolist() == naive
 
 
+def test_median_step_is_in_seconds_or_in_the_unit_of_the_numbers():
+    assert median_step(None) == median_step(np.array([7.0])) == 0.0
+    assert median_step(np.array([0, 2, 4, 100.0])) == 2.0
+    tenths = np.datetime64("2024-01-01", "ns") + 100_000_000 * np.arange(5)
+    assert median_step(tenths) == 0.1
+    hours = np.array(["2024-01-01T00", "2024-01-01T01"], "datetime64[h]")
+    assert median_step(hours) == 3600.0
+
+
+def test_segments_by_a_step_from_elsewhere():
+    time = np.array([0, 10, 20, 30, 31, 32, 33, 34, 35.0])
+    assert len(segments(time, 9, max_gap=5)) == 4  # its own median is 1
+    assert segments(time, 9, max_gap=5, step=10.0).tolist() == [[0, 9]]
+    assert segments(time, 9, max_gap=1, step=9.0).tolist()[:2] == [[0, 1], [1, 2]]
+    for absent in (None, 0.0):
+        own = segments(time, 9, max_gap=5, step=absent)
+        assert own.tolist() == segments(time, 9, max_gap=5).tolist()
+    # One row alone has no step of its own, and needs none.
+    assert segments(time[:1], 1, max_gap=5, step=3.0).tolist() == [[0, 1]]
+
+
+@settings(deadline=None)
+@given(st.integers(1, 10**7), st.integers(1, 30))
+def test_a_step_in_seconds_puts_no_gap_where_there_is_none(microseconds, max_gap):
+    step = np.timedelta64(1000 * microseconds, "ns")
+    start = np.datetime64("2024-01-01", "ns")
+    time = start + step * np.array([0, 1, 1 + max_gap, 2 + 2 * max_gap])
+    seconds = median_step(time[:2])
+    found = segments(time, 4, max_gap=max_gap, step=seconds)
+    assert found.tolist() == [[0, 3], [3, 4]]
+
+
 def test_segments_refuse_nonsense():
     with pytest.raises(ConfigError, match=r"data\.max_gap=0 must be above 0"):
         segments(None, 5, max_gap=0)
@@ -143,6 +179,34 @@ def test_intersect_holds_the_common_rows(spans, cuts):
 def test_intersect_keeps_pieces_apart_at_a_cut():
     pieces = intersect(np.array([[0, 10]]), np.array([[0, 4], [4, 10]]))
     assert pieces.tolist() == [[0, 4], [4, 10]]
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 50), st.integers(1, 20)), max_size=8))
+def test_merge_holds_the_same_rows_once(pairs):
+    spans = np.array([(a, a + n) for a, n in pairs], np.int64).reshape(-1, 2)
+    merged = merge(spans)
+    assert _rows(merged) == sorted(set(_rows(spans)))
+    assert (merged[1:, 0] > merged[:-1, 1]).all()
+    assert merged.shape[1:] == (2,)
+
+
+@settings(deadline=None)
+@given(span_arrays(), st.integers(120, 140))
+def test_kept_rows_are_the_others(excluded, rows):
+    remaining = kept(rows, excluded)
+    assert sorted(_rows(remaining) + _rows(excluded)) == list(range(rows))
+    assert kept(rows, None).tolist() == [[0, rows]]
+
+
+@settings(deadline=None)
+@given(span_arrays(), span_arrays())
+def test_unfold_counts_the_remaining_rows(spans, remaining):
+    numbers = np.array(_rows(remaining), int)
+    inside = [row for row in _rows(spans) if row < len(numbers)]
+    found = unfold(spans, remaining)
+    assert _rows(found) == numbers[inside].tolist()
+    assert found.shape[1:] == (2,)
 
 
 @settings(deadline=None)

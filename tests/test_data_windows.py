@@ -6,7 +6,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdjax.data import windows
-from kdjax.data.windows import gather, latest_window, row_mean, window_labels
+from kdjax.data.windows import (
+    add_scores,
+    empty_sums,
+    gather,
+    has_missing,
+    latest_window,
+    mean_of_sums,
+    row_mean,
+    window_labels,
+)
 from kdjax.errors import ConfigError
 
 
@@ -94,3 +103,26 @@ def test_latest_window_against_a_loop(layout, random):
     for row in range(rows):
         ended = [start for start in shuffled if start + window - 1 <= row]
         assert found[row] == (shuffled.index(max(ended)) if ended else -1)
+
+
+@settings(deadline=None)
+@given(layouts(), st.integers(1, 3), st.integers(0, 2**32 - 1))
+def test_sums_of_many_numbers_a_row_are_those_of_each(layout, width, seed):
+    rows, window, starts = layout
+    scores = np.random.default_rng(seed).lognormal(size=(len(starts), window, width))
+    sums = empty_sums(rows, width)
+    for piece in np.array_split(np.arange(len(starts)), 3):
+        add_scores(sums, scores[piece], starts[piece])
+    found = mean_of_sums(sums)
+    assert found.shape == (rows, width) and found.dtype == np.float64
+    for column in range(width):
+        wanted = _naive_row_mean(scores[..., column], starts, rows)
+        np.testing.assert_array_equal(found[:, column], wanted)
+
+
+@pytest.mark.parametrize("value", [0.0, np.inf, -np.inf, np.nan])
+def test_only_nan_is_missing(value):
+    values = np.zeros((4, 3), np.float32)
+    values[2, 1] = value
+    assert has_missing(values) is bool(np.isnan(value))
+    assert has_missing(np.empty((0, 3))) is False

@@ -7,7 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdjax.data.prepared import fit_rows, prepare, training_windows
+from kdjax.data.prepared import (
+    channel_notes,
+    fit_rows,
+    prepare,
+    training_ranges,
+    training_windows,
+)
 from kdjax.data.series import Dataset, Series
 from kdjax.errors import DataError
 
@@ -204,3 +210,155 @@ def test_train_rows_without_a_validation_window_are_refused():
     message = "no entity has a validation window.*larger share .data.validation."
     with pytest.raises(DataError, match=message):
         ready(series("a", 100), validation=0.02)
+
+
+# Rows that the user excludes.
+
+
+def rows_of(spans):
+    return [row for start, stop in spans for row in range(start, stop)]
+
+
+def without(one, *spans):
+    return one._replace(excluded=np.array(spans, np.int64))
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    gapped(),
+    st.lists(st.tuples(st.integers(0, 400), st.integers(1, 60)), max_size=5),
+    st.integers(2, 12),
+    st.floats(0.1, 0.4),
+    st.floats(0.05, 0.4),
+)
+def test_excluded_rows_are_in_no_window_and_no_share(
+    gaps, pairs, window, validation, calibration
+):
+    time, edges = gaps
+    total = len(time)
+    excluded = np.array([(a, a + n) for a, n in pairs if a + n <= total], np.int64)
+    one = series("a", total, time=time)._replace(excluded=excluded.reshape(-1, 2))
+    try:
+        prepared = ready(
+            one, test=[one], window=window, stride=1,
+            validation=validation, calibration=calibration,
+        )  # fmt: skip
+    except DataError as error:
+        assert "no entity has a" in str(error) or "no stretch" in str(error)
+        return
+    (entity,) = prepared.entities
+    gone = set(rows_of(excluded.tolist()))
+    left = [row for row in range(total) if row not in gone]
+    held = [row for spans in entity.split for row in rows_of(spans)]
+    assert sorted(held) == left  # each once
+    last = round(len(left) * calibration)
+    assert rows_of(entity.split.calibration) == left[len(left) - last :]
+    wanted = round((len(left) - last) * validation)
+    assert len(rows_of(entity.split.validation)) == wanted
+    assert rows_of(entity.test_spans) == left
+    piece = np.searchsorted(edges, np.arange(total), side="right")
+    for spans in (*entity.split, entity.test_spans):
+        for start, stop in spans:
+            assert not gone & set(range(start, stop))
+            assert len(set(piece[start:stop])) == 1
+
+
+def test_excluding_the_end_moves_calibration_forward():
+    whole = ready(series("a", 200)).entities[0].split
+    ended = ready(without(series("a", 300), [200, 300])).entities[0].split
+    for spans, wanted in zip(ended, whole, strict=True):
+        assert spans.tolist() == wanted.tolist()
+
+
+def test_spans_to_exclude_may_overlap_and_come_in_any_order():
+    ordered = without(series("a", 300), [20, 50], [100, 110])
+    tangled = without(series("a", 300), [100, 110], [30, 50], [20, 40])
+    for one, other in zip(
+        ready(ordered).entities[0].split, ready(tangled).entities[0].split, strict=True
+    ):
+        assert one.tolist() == other.tolist()
+
+
+def test_a_test_series_all_excluded_is_refused():
+    with pytest.raises(DataError, match="30 rows and no stretch .*exclude fewer"):
+        ready(series("a", 200), test=[without(series("a", 30), [3, 30])])
+
+
+# Values that are missing.
+
+
+def holes(one, where, channel=1):
+    """The series without the values of a channel in the rows `where`."""
+    values = one.values.copy()
+    values[where, channel] = np.nan
+    return one._replace(values=values)
+
+
+def test_scalers_and_fit_rows_ignore_missing_values():
+    one = series("a", 200, seed=3)
+    # The split's only validation block is [64, 96), calibration [160, 200).
+    prepared = ready(holes(one, slice(0, 40)), scaler="minmax")
+    fit = rows_of(prepared.entities[0].split.fit)
+    seen = one.values[[row for row in fit if row >= 40]]
+    low, high = seen[:, 1].min(), seen[:, 1].max()
+    scaler = prepared.entities[0].scaler
+    np.testing.assert_array_equal(scaler.offset, [0, low])
+    np.testing.assert_allclose(scaler.scale[1], high - low, rtol=1e-6)
+    assert len(fit_rows(prepared)) == len(seen)
+    assert np.isfinite(fit_rows(prepared)).all()
+    rows, _ = training_windows(prepared, "fit", stride=3)
+    assert np.isnan(rows[:40, 1]).all() and not np.isnan(rows[40:]).any()
+
+
+def test_complete_validation_rows_decide_who_borrows():
+    one = series("b", 200)
+    validation = rows_of(ready(one).entities[0].split.validation)
+    limit = 5 * 2
+    for complete in (limit - 1, limit):
+        gappy = holes(one, validation[complete:])
+        entity = ready(series("a", 400), gappy).entities[1]
+        assert entity.pooled == (complete < limit)
+
+
+def test_an_entity_that_lacks_a_channel_in_its_fit_rows_borrows():
+    one = series("b", 200, seed=1)
+    gone = holes(one, rows_of(ready(one).entities[0].split.fit))
+    prepared = ready(series("a", 400), gone, scaler="minmax")
+    assert prepared.entities[1].pooled
+    assert prepared.entities[1].scaler is prepared.pooled_scaler
+    assert np.isfinite(prepared.pooled_scaler.scale).all()
+
+
+@pytest.mark.parametrize("scaler", ["minmax", "none"])
+def test_a_channel_that_no_fit_row_has_is_refused(scaler):
+    gone = [holes(series(name, 200), slice(0, 160)) for name in "ab"]
+    with pytest.raises(
+        DataError, match=r"no value of c1 in the rows that fit \(a, b\)"
+    ):
+        ready(*gone, scaler=scaler)
+
+
+# What is told about channels.
+
+
+def test_ranges_are_of_all_train_rows_but_the_excluded():
+    a = without(holes(series("a", 200), slice(0, 50)), [190, 200])
+    b = series("b", 100, seed=2, first=-30)
+    low, high = training_ranges(ready(a, b))
+    wanted = [a.values[:190], b.values, np.concatenate([a.values[:190], b.values])]
+    np.testing.assert_array_equal(low, [np.nanmin(rows, axis=0) for rows in wanted])
+    np.testing.assert_array_equal(high, [np.nanmax(rows, axis=0) for rows in wanted])
+    assert low.dtype == high.dtype == np.float32 and low.shape == (3, 2)
+
+
+def test_channel_notes_name_entity_and_channels():
+    a, b = series("a", 200, width=5), series("b", 200, width=5)
+    a.values[:190, 1] = 4
+    a.values[:, 3] = 4
+    a.values[:, 4] = 8 - 2 * a.values[:, 2]
+    assert channel_notes(ready(without(a, [190, 200]), b)) == [
+        "a: constant in the training rows: c1, c3",
+        "a: copies of another channel: c4 (of c2)",
+    ]
+    assert channel_notes(ready(a, b))[0] == "a: constant in the training rows: c3"
+    assert channel_notes(ready(b)) == []

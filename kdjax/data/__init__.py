@@ -8,6 +8,14 @@ from kdjax.data.benchmarks import (
     load_sample,
     width,
 )
+from kdjax.data.channels import (
+    Ranges,
+    dead_channels,
+    duplicate_channels,
+    outside,
+    ranges_of,
+)
+from kdjax.data.clock import median_step
 from kdjax.data.fetch import Fetched, fetch_smd
 from kdjax.data.files import load_files, match_channels, read_table
 from kdjax.data.scaler import METHODS, Scaler, apply_scaler, fit_scaler
@@ -28,11 +36,14 @@ __all__ = [
     "Culprits",
     "Dataset",
     "Fetched",
+    "Ranges",
     "Scaler",
     "Series",
     "Split",
     "apply_scaler",
     "cover_starts",
+    "dead_channels",
+    "duplicate_channels",
     "fetch_smd",
     "fit_scaler",
     "gather",
@@ -43,6 +54,9 @@ __all__ = [
     "load_files",
     "load_sample",
     "match_channels",
+    "median_step",
+    "outside",
+    "ranges_of",
     "read_table",
     "row_mean",
     "segments",

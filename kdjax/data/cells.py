@@ -25,11 +25,13 @@ class Place(NamedTuple):
         path: its file.
         columns: names of all its columns.
         first_line: line of its first row in a text file; 0 where there are no lines.
+        rows: `[N]` the file's row of each row of the table; None where they agree.
     """
 
     path: Path
     columns: tuple[str, ...]
     first_line: int = 0
+    rows: np.ndarray | None = None
 
 
 def where(place: Place, row: int, column: str = "") -> str:
@@ -38,6 +40,7 @@ def where(place: Place, row: int, column: str = "") -> str:
     >>> where(Place(Path("a.csv"), ("cpu", "mem"), first_line=2), 3, "mem")
     "a.csv: row 4 (line 5), column 2 ('mem')"
     """
+    row = row if place.rows is None else int(place.rows[row])
     text = f"{place.path}: row {row + 1}"
     if place.first_line:
         text += f" (line {row + place.first_line})"
@@ -53,16 +56,26 @@ def others(count: int) -> str:
 
 
 def to_float32(
-    values: np.ndarray, place: Place, columns: Sequence[str] = ()
+    values: np.ndarray,
+    place: Place,
+    columns: Sequence[str] = (),
+    *,
+    missing: str = "error",
 ) -> np.ndarray:
     """`values` `[N, D]` as float32; a cell that is not finite there is a DataError.
 
     Checked after the cast: 1e39 is a finite float64 and an infinite float32.
+
+    Args:
+        values: `[N, D]` numbers.
+        place: where they come from.
+        columns: names of the D columns; by default all of the place's.
+        missing: `mask` lets NaN pass.
     """
     columns = columns or place.columns
     with np.errstate(over="ignore"):
         cast = np.ascontiguousarray(values, dtype=np.float32)
-    bad = ~np.isfinite(cast)
+    bad = np.isinf(cast) if missing == "mask" else ~np.isfinite(cast)
     if bad.any():
         row, column = (int(i) for i in np.argwhere(bad)[0])
         value = values[row, column]

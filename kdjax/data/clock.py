@@ -1,5 +1,8 @@
 """Time columns: which column it is, what instants it holds, whether they run forward."""
 
+import re
+from typing import NamedTuple
+
 import numpy as np
 import pandas as pd
 
@@ -46,6 +49,78 @@ def parse_time(column: pd.Series, place: Place) -> np.ndarray:
     return _nanoseconds(column, name, place)
 
 
+def has_zone(column: pd.Series) -> bool:
+    """Whether times say how far they are from UTC, going by the first."""
+    if pd.api.types.is_datetime64_any_dtype(column):
+        return column.dt.tz is not None
+    return re.search(_OFFSET, str(column.iloc[0]).strip()) is not None
+
+
+def median_step(time: np.ndarray | None) -> float:
+    """Median of the steps between successive times `[N]`; 0.0 where there is none.
+
+    In seconds for datetimes, else in the unit of the numbers.
+
+    >>> median_step(np.array(["2024-01-01T00:00", "2024-01-01T00:01"], "datetime64[ns]"))
+    60.0
+    """
+    if time is None or len(time) < 2:
+        return 0.0
+    steps = np.diff(time)
+    if np.issubdtype(time.dtype, np.datetime64):
+        steps = steps / np.timedelta64(1, "s")
+    return float(np.median(steps))
+
+
+class Arranged(NamedTuple):
+    """One entity's rows in order of time.
+
+    Attributes:
+        rows: `[M]` rows of the file.
+        notes: what was done to get there.
+    """
+
+    rows: np.ndarray
+    notes: tuple[str, ...]
+
+
+def arrange(
+    time: np.ndarray,
+    rows: np.ndarray,
+    place: Place,
+    column: str,
+    *,
+    order: str,
+    duplicates: str,
+) -> Arranged:
+    """The rows of an entity with strictly increasing times; DataError where they aren't.
+
+    Args:
+        time: `[N]` instants of the entity.
+        rows: `[N]` their rows in the file.
+        place: the file.
+        column: name of the time column.
+        order: `sort` sorts by time and keeps the order of equal times, `strict` doesn't.
+        duplicates: `last` keeps the last of successive rows with equal times.
+    """
+    notes = []
+    late = int((time < np.maximum.accumulate(time)).sum()) if order == "sort" else 0
+    if late:
+        by_time = np.argsort(time, kind="stable")
+        time, rows = time[by_time], rows[by_time]
+        notes.append(f"{late:,} rows that came after later ones sorted by time")
+    if duplicates == "last":
+        last = np.append(time[1:] != time[:-1], True)
+        time, rows = time[last], rows[last]
+        repeated = len(last) - len(rows)
+        if repeated:
+            notes.append(
+                f"{repeated:,} rows with repeated times left out (the last of each kept)"
+            )
+    check_order(time, rows, place, column)
+    return Arranged(rows, tuple(notes))
+
+
 def check_order(time: np.ndarray, rows: np.ndarray, place: Place, column: str) -> None:
     """Refuses times of one entity that repeat or run backwards.
 
@@ -62,12 +137,14 @@ def check_order(time: np.ndarray, rows: np.ndarray, place: Place, column: str) -
     here = where(place, int(rows[at + 1]), column)
     if time[at + 1] == time[at]:
         raise DataError(
-            f"{here}: {_text(time[at + 1])} is there twice (first in row {rows[at] + 1}); remove "
-            "the duplicate, or name the entity_column if the file holds several entities."
+            f"{here}: {_text(time[at + 1])} is there twice (first in row {rows[at] + 1}); "
+            "remove the duplicate or set data.duplicates=last, or name the "
+            "entity_column if the file holds several entities."
         )
     raise DataError(
-        f"{here}: {_text(time[at + 1])} is before {_text(time[at])} of row {rows[at] + 1}; sort the "
-        "file by time, or name the entity_column if the file holds several entities."
+        f"{here}: {_text(time[at + 1])} is before {_text(time[at])} of row "
+        f"{rows[at] + 1}; sort the file by time or set data.order=sort, or name the "
+        "entity_column if the file holds several entities."
     )
 
 

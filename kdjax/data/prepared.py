@@ -1,12 +1,24 @@
-"""A data set made ready: spans without gaps, split in time, and a scaler each."""
+"""A data set made ready: spans without gaps, split in time, and a scaler each.
+
+Rows that the user excludes (`Series.excluded`) are in no span. Values may be missing (NaN).
+"""
 
 from typing import NamedTuple
 
 import numpy as np
 
+from kdjax.data.channels import Ranges, dead_channels, duplicate_channels, ranges_of
 from kdjax.data.scaler import Scaler, apply_scaler, fit_scaler
 from kdjax.data.series import Dataset, Series
-from kdjax.data.splits import Split, intersect, segments, split_rows, window_starts
+from kdjax.data.splits import (
+    Split,
+    intersect,
+    kept,
+    segments,
+    split_rows,
+    unfold,
+    window_starts,
+)
 from kdjax.errors import DataError
 
 # An entity's own Normal has D means and D (D + 1) / 2 covariances to estimate.
@@ -19,11 +31,12 @@ class Entity(NamedTuple):
     Attributes:
         train: rows to learn and to calibrate on.
         test: rows to judge on, or None.
-        split: spans of `train`, cut at gaps in time.
-        test_spans: spans of `test` without a gap.
+        split: spans of `train`, cut at gaps in time and at excluded rows.
+        test_spans: spans of `test`, cut likewise.
         scaler: fitted on its own fit rows, or the pooled one.
-        pooled: whether its validation rows are too few for a Normal of its own, so
-            that it uses the pooled scaler, Normal and threshold.
+        pooled: whether its complete validation rows are too few for a Normal of its own,
+            or its fit rows lack a channel, so that it uses the pooled scaler, Normal and
+            threshold.
     """
 
     train: Series
@@ -67,13 +80,13 @@ def prepare(
         window: L.
         stride: of the windows that validate, calibrate and test.
         max_gap: in median steps; no window crosses a longer step in time.
-        validation: share of the rows before calibration.
-        calibration: share of all train rows.
+        validation: share of the rows before calibration, without the excluded ones.
+        calibration: share of all train rows but the excluded ones.
         scaler: method of `fit_scaler`.
 
     Raises:
-        DataError: a test series is shorter than the window, or no entity has a window
-            to fit or to validate on.
+        DataError: a test series is shorter than the window, no entity has a window to
+            fit or to validate on, or a channel has no value in any fit row.
     """
     splits = [
         _split(series, window, max_gap, validation, calibration)
@@ -83,15 +96,15 @@ def prepare(
         _take(series.values, split.fit)
         for series, split in zip(dataset.train, splits, strict=True)
     ]
+    _check_seen(fit_rows, dataset)
     pooled_scaler = fit_scaler(np.concatenate(fit_rows), method=scaler)
     tests: list[Series | None] = [*dataset.test] or [None] * len(splits)
     entities = []
     for train, test, split, rows in zip(
         dataset.train, tests, splits, fit_rows, strict=True
     ):
-        too_little = _too_little(split, len(train.channels), window, stride)
-        # An entity without fit rows has nothing to fit a scaler on either.
-        pooled = too_little or len(rows) == 0
+        # Without fit rows, or a value in each channel, there is no scaler either.
+        pooled = _too_little(train, split, window, stride) or not _seen(rows).all()
         entities.append(
             Entity(
                 train=train,
@@ -138,41 +151,100 @@ def training_windows(
 
 
 def fit_rows(prepared: Prepared) -> np.ndarray:
-    """The scaled fit rows of all entities, `[N, D]`."""
-    return np.concatenate(
+    """The scaled fit rows of all entities that miss no value, `[N, D]`."""
+    rows = np.concatenate(
         [
             _take(apply_scaler(entity.scaler, entity.train.values), entity.split.fit)
             for entity in prepared.entities
         ]
     )
+    complete = ~np.isnan(rows).any(axis=1)
+    return rows if complete.all() else rows[complete]
+
+
+def training_ranges(prepared: Prepared) -> Ranges:
+    """Ranges of all train rows in the units of the file, `[E + 1, D]`.
+
+    One row an entity and a last one pooled over them; excluded rows don't count.
+    """
+    own = [ranges_of(_training_rows(entity.train)) for entity in prepared.entities]
+    low, high = (np.stack(side) for side in zip(*own, strict=True))
+    return Ranges(
+        np.concatenate([low, np.fmin.reduce(low)[None]]),
+        np.concatenate([high, np.fmax.reduce(high)[None]]),
+    )
+
+
+def channel_notes(prepared: Prepared) -> list[str]:
+    """Sentences on channels that say nothing, or nothing new, in the train rows."""
+    notes = []
+    for entity in prepared.entities:
+        rows = _training_rows(entity.train)
+        dead = dead_channels(rows, prepared.channels)
+        copies = duplicate_channels(rows, prepared.channels)
+        if dead:
+            names = ", ".join(dead)
+            notes.append(f"{entity.name}: constant in the training rows: {names}")
+        if copies:
+            names = ", ".join(f"{copy} (of {first})" for copy, first in copies)
+            notes.append(f"{entity.name}: copies of another channel: {names}")
+    return notes
 
 
 def _split(
     series: Series, window: int, max_gap: float, validation: float, calibration: float
 ) -> Split:
+    remaining = kept(len(series.values), series.excluded)
+    split = split_rows(
+        int((remaining[:, 1] - remaining[:, 0]).sum()),
+        window=window, validation=validation, calibration=calibration,
+    )  # fmt: skip
+    whole = _stretches(series, max_gap)
+    return Split(*(intersect(unfold(spans, remaining), whole) for spans in split))
+
+
+def _stretches(series: Series, max_gap: float) -> np.ndarray:
+    """Spans of rows without a gap in time or an excluded row."""
     rows = len(series.values)
     whole = segments(series.time, rows, max_gap=max_gap)
-    split = split_rows(
-        rows, window=window, validation=validation, calibration=calibration
-    )
-    return Split(*(intersect(spans, whole) for spans in split))
+    return intersect(kept(rows, series.excluded), whole)
 
 
-def _too_little(split: Split, channels: int, window: int, stride: int) -> bool:
-    rows = int((split.validation[:, 1] - split.validation[:, 0]).sum())
+def _check_seen(fit_rows: list[np.ndarray], dataset: Dataset) -> None:
+    """Refuses a channel that is empty wherever a scaler could learn it."""
+    seen = np.any([_seen(rows) for rows in fit_rows], axis=0)
+    if sum(map(len, fit_rows)) and not seen.all():
+        first = dataset.train[0]
+        channels = ", ".join(first.channels[i] for i in np.flatnonzero(~seen))
+        entities = ", ".join(series.entity for series in dataset.train)
+        raise DataError(
+            f"no value of {channels} in the rows that fit ({entities}): remove the "
+            "channel, or give train rows with values of it."
+        )
+
+
+def _seen(rows: np.ndarray) -> np.ndarray:
+    """Which channels have a value, `[N, D] -> [D]` bool."""
+    seen: np.ndarray = ~np.isnan(rows).all(axis=0)
+    return seen
+
+
+def _too_little(train: Series, split: Split, window: int, stride: int) -> bool:
+    rows = _take(train.values, split.validation)
+    complete = int((~np.isnan(rows).any(axis=1)).sum())
     starts = window_starts(split.validation, window=window, stride=stride)
-    return rows < ROWS_PER_CHANNEL * channels or len(starts) == 0
+    return complete < ROWS_PER_CHANNEL * len(train.channels) or len(starts) == 0
 
 
 def _test_spans(test: Series | None, window: int, max_gap: float) -> np.ndarray:
     if test is None:
         return np.empty((0, 2), np.int64)
-    spans = segments(test.time, len(test.values), max_gap=max_gap)
+    spans = _stretches(test, max_gap)
     if len(window_starts(spans, window=window, stride=1)) == 0:
         raise DataError(
             f"test series {test.entity!r} has {len(test.values)} rows and no stretch "
-            f"of data.window={window} rows without a gap: give more rows or set a "
-            "smaller data.window."
+            f"of data.window={window} rows without a gap: give more rows, exclude fewer "
+            "or set a smaller data.window."
         )
     return spans
 
@@ -188,8 +260,15 @@ def _check_windows(prepared: Prepared) -> None:
             raise DataError(
                 f"no entity has a {part} window: the longest train series has "
                 f"{longest} rows, data.window={prepared.window}. Give more rows, fewer "
-                "gaps, a larger share (data.validation), or a smaller data.window."
+                "gaps or excluded rows, a larger share (data.validation), or a smaller data.window."
             )
+
+
+def _training_rows(series: Series) -> np.ndarray:
+    """The rows `[N, D]` that aren't excluded."""
+    if series.excluded is None:
+        return series.values
+    return _take(series.values, kept(len(series.values), series.excluded))
 
 
 def _take(values: np.ndarray, spans: np.ndarray) -> np.ndarray:

@@ -10,11 +10,16 @@ class Series(NamedTuple):
 
     Attributes:
         entity: name of the machine, service or channel recorded.
-        values: `[N, D]` float32, finite, in the units of the file.
+        values: `[N, D]` float32, in the units of the file; finite, or NaN where a value
+            is missing and was read with `missing="mask"`.
         channels: the D channel names.
         time: `[N]` datetime64[ns] or float64, strictly increasing; None where the file
             has no time column, so that rows count as one step apart.
         labels: `[N]` bool, True in anomalous rows; None where there are none.
+        excluded: `[S, 2]` spans of rows that serve for nothing, such as maintenance; None
+            where there are none.
+        notes: sentences on what reading did to the rows, such as how many were sorted,
+            left out or filled.
     """
 
     entity: str
@@ -22,6 +27,8 @@ class Series(NamedTuple):
     channels: tuple[str, ...]
     time: np.ndarray | None = None  # [N]
     labels: np.ndarray | None = None  # [N]
+    excluded: np.ndarray | None = None  # [S, 2]
+    notes: tuple[str, ...] = ()
 
 
 class Dataset(NamedTuple):

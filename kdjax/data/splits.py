@@ -17,6 +17,8 @@ BLOCKS = 5
 class Split(NamedTuple):
     """The spans of one series' train rows; together they hold each row once.
 
+    Rows that the user excludes are in none of them.
+
     Attributes:
         fit: `[S, 2]` spans that train the networks and the scaler.
         validation: `[S, 2]` spans for early stopping and the error moments.
@@ -28,14 +30,18 @@ class Split(NamedTuple):
     calibration: np.ndarray  # [S, 2]
 
 
-def segments(time: np.ndarray | None, rows: int, *, max_gap: float) -> np.ndarray:
+def segments(
+    time: np.ndarray | None, rows: int, *, max_gap: float, step: float | None = None
+) -> np.ndarray:
     """Spans without a gap: cut where a step exceeds `max_gap` median steps.
 
     Args:
         time: `[N]` datetime64 or numbers, increasing; None where rows have no time, which
             makes one span.
         rows: N.
-        max_gap: longest step inside a span, in median steps of the series.
+        max_gap: longest step inside a span, in median steps.
+        step: the median step, in seconds for datetimes, else in the unit of `time`; the
+            series' own where it is None or 0 (see `kdjax.data.clock.median_step`).
 
     >>> segments(np.array([0.0, 1, 2, 9, 10]), 5, max_gap=5)
     array([[0, 3],
@@ -48,7 +54,8 @@ def segments(time: np.ndarray | None, rows: int, *, max_gap: float) -> np.ndarra
     cuts = np.empty(0, np.int64)
     if time is not None and rows > 1:
         steps = _steps(time)
-        cuts = np.flatnonzero(steps > max_gap * np.median(steps)) + 1
+        typical = np.median(steps) if not step else _in_unit(step, time)
+        cuts = np.flatnonzero(steps > max_gap * typical) + 1
     return _spans(np.concatenate([[0], cuts]), np.concatenate([cuts, [rows]]))
 
 
@@ -88,6 +95,54 @@ def intersect(spans: np.ndarray, segments: np.ndarray) -> np.ndarray:
     starts = np.maximum(spans[:, None, 0], segments[None, :, 0])
     stops = np.minimum(spans[:, None, 1], segments[None, :, 1])
     return _spans(starts.ravel(), stops.ravel())
+
+
+def merge(spans: np.ndarray) -> np.ndarray:
+    """Sorted spans that hold the same rows, with those that meet made one.
+
+    >>> merge(np.array([[6, 9], [0, 3], [2, 4], [4, 5]]))
+    array([[0, 5],
+           [6, 9]])
+    """
+    spans = np.reshape(spans, (-1, 2))
+    spans = spans[np.argsort(spans[:, 0], kind="stable")]
+    reached = np.maximum.accumulate(spans[:, 1])
+    first = np.append(True, spans[1:, 0] > reached[:-1])[: len(spans)]
+    last = np.append(first[1:], True)[: len(spans)]
+    return _spans(spans[first, 0], reached[last])
+
+
+def kept(rows: int, excluded: np.ndarray | None) -> np.ndarray:
+    """The spans of the `rows` rows that remain without the excluded ones `[S, 2]`.
+
+    >>> kept(9, np.array([[0, 2], [5, 6]]))
+    array([[2, 5],
+           [6, 9]])
+    """
+    if excluded is None:
+        return _spans(np.array([0]), np.array([rows]))
+    gone = merge(excluded)
+    return _spans(np.append(0, gone[:, 1]), np.append(gone[:, 0], rows))
+
+
+def unfold(spans: np.ndarray, remaining: np.ndarray) -> np.ndarray:
+    """Spans that count the remaining rows only, as spans of all rows.
+
+    Args:
+        spans: `[S, 2]` over the rows inside `remaining`, counted through.
+        remaining: `[K, 2]` as `kept` gives them.
+
+    >>> unfold(np.array([[1, 5]]), np.array([[2, 5], [6, 9]]))
+    array([[3, 5],
+           [6, 8]])
+    """
+    lengths = remaining[:, 1] - remaining[:, 0]
+    stops = np.cumsum(lengths)
+    parts = intersect(spans, np.stack([stops - lengths, stops], axis=1))
+    part = np.searchsorted(stops, parts[:, 0], side="right")
+    shift = (remaining[:, 1] - stops)[part]
+    found: np.ndarray = parts + shift[:, None]
+    return found
 
 
 def window_starts(spans: np.ndarray, *, window: int, stride: int) -> np.ndarray:
@@ -141,10 +196,17 @@ def _blocks(rest: int, rows: int, window: int) -> np.ndarray:
 
 
 def _steps(time: np.ndarray) -> np.ndarray:
-    """Differences of successive times as float64, `[N] -> [N - 1]`."""
+    """Differences of successive times, in ns for datetimes, `[N] -> [N - 1]` float64."""
     if np.issubdtype(time.dtype, np.datetime64):
-        return np.diff(time).astype(np.int64).astype(np.float64)
+        steps = np.diff(time).astype("timedelta64[ns]")
+        return steps.astype(np.int64).astype(np.float64)
     return np.diff(np.asarray(time, np.float64))
+
+
+def _in_unit(step: float, time: np.ndarray) -> float:
+    """A step as `_steps` counts; whole ns, so that no rounding makes a gap."""
+    whole = np.issubdtype(time.dtype, np.datetime64)
+    return float(np.rint(step * 1e9)) if whole else step
 
 
 def _spans(starts: np.ndarray, stops: np.ndarray) -> np.ndarray:

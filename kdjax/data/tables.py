@@ -14,17 +14,17 @@ import numpy as np
 import pandas as pd
 
 from kdjax.data.cells import Place, where
+from kdjax.data.lines import MISSING_CELLS
 from kdjax.data.raw import read_bytes, read_npy, unreadable
 from kdjax.errors import DataError
 
 SUFFIXES = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".txt.gz", ".parquet", ".npy")
 
-# Cells that say "no value"; any other text among numbers is a fault.
-_MISSING = ["", "NA", "N/A", "n/a", "NaN", "nan", "NULL", "null", "None", "#N/A"]
 # The cautious order: a comma can be a decimal comma, a semicolon and a tab can't.
-_SEPARATORS = ("\t", ";", ",")
+_SEPARATORS = ("\t", ";", "|", ",")
+_MARKS = {"\t": "tabs or blanks"}
 _SAMPLE_LINES = 20
-_CELL = r"(?:^|[;\t])\s*[+-]?\d*%s\d+(?:[eE][+-]?\d+)?[ ]*(?=[;\t\n]|$)"
+_CELL = r"(?:^|[;|\t])\s*[+-]?\d*%s\d+(?:[eE][+-]?\d+)?[ ]*(?=[;|\t\n]|$)"
 _DECIMAL_COMMA = re.compile((_CELL % ",").encode(), re.MULTILINE)
 _DECIMAL_POINT = re.compile((_CELL % r"\.").encode(), re.MULTILINE)
 # A column without a name, also as pandas writes one into a file.
@@ -42,6 +42,15 @@ class Table(NamedTuple):
 
     frame: pd.DataFrame
     place: Place
+
+
+def numbered_channels(count: int) -> tuple[str, ...]:
+    """Names for channels that have none.
+
+    >>> numbered_channels(2)
+    ('channel_1', 'channel_2')
+    """
+    return tuple(f"channel_{i}" for i in range(1, count + 1))
 
 
 def read_columns(path: Path, *, text_column: str = "") -> Table:
@@ -76,7 +85,7 @@ def _read_npy(path: Path) -> Table:
             f"{path} holds {values.dtype} of shape {values.shape}, expected numbers "
             "[rows, channels]: reshape or convert the array."
         )
-    names = _generated(values.shape[1])
+    names = numbered_channels(values.shape[1])
     return Table(pd.DataFrame(values, columns=list(names)), Place(path, names))
 
 
@@ -111,6 +120,8 @@ def _plain(name: str) -> str:
 def _read_text(path: Path, text_column: str) -> Table:
     data = read_bytes(path)
     _check_bytes(path, data)
+    if path.name.lower().removesuffix(".gz").endswith(".txt"):
+        data = _blanks_as_tabs(path, data)
     separator = _separator(path, data)
     names, header = _header(path, data, separator)
     place = Place(path, names, first_line=1 + header)
@@ -129,7 +140,7 @@ def _read_text(path: Path, text_column: str) -> Table:
             skip_blank_lines=False,
             skipinitialspace=True,
             keep_default_na=False,
-            na_values={name: _MISSING for name in known},
+            na_values={name: list(MISSING_CELLS) for name in known},
             low_memory=False,
         )
     except pd.errors.EmptyDataError:
@@ -160,15 +171,36 @@ def _check_bytes(path: Path, data: bytes) -> None:
 
 def _separator(path: Path, data: bytes) -> str:
     """The separator that splits the first lines into equally many cells."""
-    head = b"\n".join(data.split(b"\n", _SAMPLE_LINES)[:_SAMPLE_LINES])
-    lines = head.decode("utf-8", errors="ignore")
-    widths = {mark: _rows_of(path, lines, mark) for mark in _SEPARATORS}
+    head = _head(data)
+    rows = {mark: _rows_of(path, head, mark) for mark in _SEPARATORS}
     for mark in _SEPARATORS:
-        counts = {len(row) for row in widths[mark]}
-        if len(counts) == 1 and counts.pop() > 1:
+        if _splits(rows[mark]):
             return mark
     # No separator fits every line: one column, or a ragged file whose header decides.
-    return max(reversed(_SEPARATORS), key=lambda mark: len(widths[mark][0]))
+    return max(reversed(_SEPARATORS), key=lambda mark: len(rows[mark][0]))
+
+
+def _blanks_as_tabs(path: Path, data: bytes) -> bytes:
+    """The text with runs of blanks as tabs, if they alone split its first lines alike."""
+    head = _head(data)
+    by_blanks = [line.split() for line in head.split("\n")]
+    if b'"' in data or b"\t" in data or not _splits(by_blanks):
+        return data
+    if any(_splits(_rows_of(path, head, mark)) for mark in _SEPARATORS):
+        return data
+    return b"\n".join(b"\t".join(line.split()) for line in data.split(b"\n"))
+
+
+def _head(data: bytes) -> str:
+    """The first lines."""
+    head = b"\n".join(data.split(b"\n", _SAMPLE_LINES)[:_SAMPLE_LINES])
+    return head.decode("utf-8", errors="ignore")
+
+
+def _splits(rows: list[list[str]]) -> bool:
+    """Whether all lines have as many cells, and more than one."""
+    counts = {len(row) for row in rows}
+    return len(counts) == 1 and counts.pop() > 1
 
 
 def _rows_of(path: Path, text: str, separator: str) -> list[list[str]]:
@@ -192,9 +224,9 @@ def _header(path: Path, data: bytes, separator: str) -> tuple[tuple[str, ...], b
     comma = separator != ","
     numbers = [_is_number(cell, comma) for cell in cells]
     if all(numbers):
-        return _generated(len(cells)), False
+        return numbered_channels(len(cells)), False
     others = [cell for cell, number in zip(cells, numbers, strict=True) if not number]
-    if all(cell in _MISSING or _DATE.fullmatch(cell) for cell in others):
+    if all(cell in MISSING_CELLS or _DATE.fullmatch(cell) for cell in others):
         raise DataError(
             f"{path}: line 1 {first[:60]!r} looks like data, expected column names; "
             "add a header line."
@@ -208,11 +240,6 @@ def _is_number(cell: str, comma: bool) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _generated(count: int) -> tuple[str, ...]:
-    """Names for columns that have none."""
-    return tuple(f"channel_{i}" for i in range(1, count + 1))
 
 
 def _check_names(path: Path, names: list[str]) -> tuple[str, ...]:
@@ -237,7 +264,7 @@ def _check_width(place: Place, data: bytes, separator: str, header: bool) -> Non
         raise DataError(
             f"{where(place, row)} has {counts[row]} cells, expected "
             f"{len(place.columns)}; complete or remove the row "
-            f"(cells are separated by {separator!r} here)."
+            f"(cells are separated by {_MARKS.get(separator, repr(separator))} here)."
         )
 
 

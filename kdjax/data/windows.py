@@ -25,6 +25,16 @@ def gather(values: np.ndarray, starts: np.ndarray, window: int) -> np.ndarray:
     return windows
 
 
+def has_missing(values: np.ndarray) -> bool:
+    """Whether a cell of `[N, D]` is NaN, which stands for a missing value.
+
+    >>> has_missing(np.array([[1.0, np.inf]]))
+    False
+    """
+    # The minimum carries a NaN along and needs no array of its own.
+    return bool(np.isnan(np.min(values, initial=np.inf)))
+
+
 def window_labels(
     labels: np.ndarray,
     starts: np.ndarray,
@@ -67,7 +77,7 @@ class RowSums(NamedTuple):
     """Scores of each row added up over the windows that came so far.
 
     Attributes:
-        total: `[N]` float64.
+        total: `[N]` float64, or `[N, D]` for D numbers a row.
         covering: `[N]` int32, windows that cover the row.
     """
 
@@ -75,22 +85,23 @@ class RowSums(NamedTuple):
     covering: np.ndarray
 
 
-def empty_sums(rows: int) -> RowSums:
+def empty_sums(rows: int, *width: int) -> RowSums:
     """Nothing added yet."""
-    return RowSums(np.zeros(rows), np.zeros(rows, np.int32))
+    return RowSums(np.zeros((rows, *width)), np.zeros(rows, np.int32))
 
 
 def add_scores(sums: RowSums, point_scores: np.ndarray, starts: np.ndarray) -> None:
-    """Adds the scores `[M, L]` of windows to the rows that they cover, in place."""
+    """Adds the scores `[M, L]`, or `[M, L, D]`, of windows to their rows, in place."""
     index = _rows(starts, point_scores.shape[1])
     np.add.at(sums.total, index, np.asarray(point_scores, np.float64))
     np.add.at(sums.covering, index, 1)
 
 
 def mean_of_sums(sums: RowSums) -> np.ndarray:
-    """`[N]`; NaN where no window covers a row."""
-    mean = np.full(len(sums.total), np.nan)
-    np.divide(sums.total, sums.covering, out=mean, where=sums.covering > 0)
+    """`[N]`, or `[N, D]`; NaN where no window covers a row."""
+    mean = np.full_like(sums.total, np.nan)
+    covering = sums.covering.reshape(-1, *[1] * (mean.ndim - 1))
+    np.divide(sums.total, covering, out=mean, where=covering > 0)
     return mean
 
 
