@@ -1,17 +1,25 @@
-"""The conformal threshold against its definition, exact ranks and simulation."""
+"""Thresholds against their definitions, exact ranks, other fits and simulation."""
 
 import math
+import re
 from fractions import Fraction
 
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from scipy import optimize, stats
 
 from kdjax.detection.threshold import (
     METHODS,
+    Rule,
+    budget_rate,
+    choose_threshold,
     conformal,
+    find_threshold,
+    needed,
     needed_scores,
+    parse_budget,
     too_few_message,
 )
 from kdjax.errors import ConfigError, DataError
@@ -76,7 +84,7 @@ def test_98_scores_are_too_few_for_one_percent():
         " give more training rows, raise data.calibration, lower data.stride, or accept"
         " a higher rate."
     )
-    assert too_few_message(98, 0.01) == message
+    assert too_few_message(98, Rule("conformal", 0.01)) == message
     with pytest.raises(
         ConfigError, match="needs at least 99 calibration windows, have 98"
     ):
@@ -113,9 +121,259 @@ def test_an_infinite_score_is_refused_where_it_would_be_tau():
 
 
 def test_a_score_that_is_no_number_never_gives_a_threshold():
-    with pytest.raises(DataError, match="the threshold is nan"):
+    with pytest.raises(DataError, match="1 of [59]+0*9* calibration scores are no num"):
         conformal(np.append(np.arange(98.0), np.nan), rate=0.01)
 
 
+# The other rules.
+
+
+def rule(method, rate=0.01, value=math.nan):
+    return Rule(method, rate, value)
+
+
 def test_names_of_methods():
-    assert METHODS == ("conformal",)
+    assert METHODS == ("conformal", "budget", "pot", "quantile", "fixed")
+    assert Rule().method == "conformal" and Rule().rate == 0.01
+    assert math.isnan(Rule().value)
+    with pytest.raises(
+        ConfigError, match="threshold.method='best' is unknown: use one"
+    ):
+        choose_threshold(np.arange(200.0), rule("best"))
+
+
+def test_conformal_and_budget_are_the_conformal_threshold():
+    scores = np.random.default_rng(0).normal(size=150)
+    expected = conformal(scores, rate=0.03, source="shared")
+    got = choose_threshold(scores, rule("conformal", 0.03), source="shared")
+    assert got == expected
+    budget = choose_threshold(scores, rule("budget", 0.03), source="shared")
+    assert budget == expected._replace(method="budget")
+
+
+@settings(deadline=None, max_examples=300)
+@given(rates, st.integers(0, 200), st.integers(0, 2**32 - 1))
+@example("0.7", 8, 0)
+def test_the_quantile_leaves_at_most_its_share_above(text, extra, seed):
+    """By definition: the least score with #{s > τ} ≤ n · rate."""
+    rate = Fraction(text)
+    n = math.ceil(1 / rate) + extra
+    scores = np.random.default_rng(seed).choice(2 * n + 1, n, replace=False) / 2
+    got = choose_threshold(scores, rule("quantile", float(text)))
+    tau = min(s for s in scores if (scores > s).sum() <= n * rate)
+    assert (got.tau, got.rank) == (tau, (scores <= tau).sum())
+    assert (got.method, got.rate, got.n, got.detail) == ("quantile", float(text), n, "")
+    # numpy's 1 − rate is rounded, and may miss an integer by a hair.
+    if (n * rate).denominator > 1:
+        assert tau == np.quantile(scores, 1 - float(text), method="inverted_cdf")
+
+
+@pytest.mark.parametrize(
+    ("method", "rate", "least"),
+    [
+        ("conformal", 0.01, 99),
+        ("budget", 0.01, 99),
+        ("quantile", 0.01, 100),
+        ("quantile", 0.03, 34),
+        ("pot", 0.01, 100),
+        ("pot", 0.001, 300),
+        ("fixed", 0.01, 0),
+    ],
+)
+def test_needed_by_rule(method, rate, least):
+    assert needed(rule(method, rate)) == least
+    if least:
+        scores = np.random.default_rng(0).normal(size=least)
+        assert choose_threshold(scores, rule(method, rate)).n == least
+        message = f"needs at least {least} calibration windows, have {least - 1}"
+        with pytest.raises(ConfigError, match=message):
+            choose_threshold(scores[:-1], rule(method, rate))
+
+
+def test_a_budget_that_can_not_be_held_says_so():
+    # By hand 71; 2 / 144 in floats is a hair below 1 / 72.
+    with pytest.raises(
+        ConfigError,
+        match=r"^threshold.budget, a false-alarm rate of 0.0138889, needs at least 71 ",
+    ):
+        choose_threshold(np.arange(70.0), rule("budget", 2 / 144))
+
+
+@pytest.mark.parametrize("method", ["conformal", "budget", "quantile", "pot"])
+@pytest.mark.parametrize("rate", [0.0, 1.0, -0.1, 7.0])
+def test_rates_outside_0_to_1_are_refused(method, rate):
+    with pytest.raises(ConfigError, match="must lie between 0 and 1"):
+        choose_threshold(np.arange(200.0), rule(method, rate))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_no_rule_takes_a_score_that_is_no_number(method):
+    scores = np.arange(500.0)
+    scores[3] = np.nan
+    with pytest.raises(DataError, match="1 of [59]+0*9* calibration scores are no num"):
+        choose_threshold(scores, rule(method, value=1.0))
+
+
+def test_fixed_is_the_number_given():
+    got = choose_threshold(np.arange(40.0), rule("fixed", value=30.5))
+    assert got == (
+        30.5,
+        "fixed",
+        0.0,
+        40,
+        0,
+        "own",
+        "9 of 40 calibration windows lie above",
+    )
+    assert (
+        "9 of 40" in choose_threshold(np.arange(40.0), rule("fixed", value=30)).detail
+    )
+    assert choose_threshold(np.empty(0), rule("fixed", value=-1.0)).tau == -1.0
+    for value in (math.nan, math.inf):
+        with pytest.raises(ConfigError, match="needs a finite number"):
+            choose_threshold(np.arange(40.0), rule("fixed", value=value))
+
+
+# The Pareto tail.
+
+
+def grimshaw(scores, rate):
+    """τ of peaks over threshold by Grimshaw's one-dimensional profile likelihood."""
+    level = np.sort(scores)[math.ceil(0.9 * len(scores)) - 1]
+    excess = scores[scores > level] - level
+
+    def shape(theta):
+        return np.log1p(theta * excess).mean()
+
+    def loss(theta):
+        ratio = shape(theta) / theta if abs(theta) > 1e-12 else excess.mean()
+        return math.log(ratio) + shape(theta)
+
+    thetas = np.linspace(-0.999 / excess.max(), 20 / excess.mean(), 4001)
+    best = thetas[np.argmin([loss(theta) for theta in thetas])]
+    width = thetas[1] - thetas[0]
+    theta = optimize.minimize_scalar(
+        loss,
+        bounds=(best - width, best + width),
+        method="bounded",
+        options={"xatol": 1e-12},
+    ).x
+    gamma, share = shape(theta), rate * len(scores) / len(excess)
+    return level + gamma / theta / gamma * (share**-gamma - 1)
+
+
+SAMPLES = {
+    "chi2": stats.chi2(38),
+    "exponential": stats.expon(),
+    "beta": stats.beta(2, 4),
+    "student": stats.t(5),
+}
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+@pytest.mark.parametrize("n", [400, 3000])
+def test_pot_is_the_most_likely_tail(name, n):
+    scores = SAMPLES[name].rvs(size=n, random_state=n)
+    got = choose_threshold(scores, rule("pot", 0.001))
+    assert got.tau == pytest.approx(grimshaw(scores, 0.001), rel=2e-3)
+    assert (got.method, got.n, got.rank) == ("pot", n, 0)
+    assert f"on {n // 10} scores above" in got.detail
+
+
+@pytest.mark.parametrize("name", ["chi2", "exponential", "beta"])
+def test_pot_finds_quantiles_past_its_scores(name):
+    """1 in 10,000 from samples of 2,000, in the middle of many samples."""
+    true = SAMPLES[name].isf(1e-4)
+    samples = [SAMPLES[name].rvs(size=2000, random_state=seed) for seed in range(20)]
+    taus = [find_threshold(scores, rule("pot", 1e-4)).tau for scores in samples]
+    assert np.median(taus) == pytest.approx(true, rel=0.1)
+
+
+@pytest.mark.parametrize("unit", [1e-9, 1e-3, 1e3, 1e12])
+@pytest.mark.parametrize("offset", [0.0, 50.0])
+def test_pot_does_not_depend_on_the_unit(unit, offset):
+    scores = stats.chi2(3).rvs(size=1000, random_state=1)
+    plain = find_threshold(scores, rule("pot", 1e-4)).tau
+    got = find_threshold(unit * (scores + offset), rule("pot", 1e-4)).tau
+    assert got / unit - offset == pytest.approx(plain, rel=1e-5)
+
+
+def heavy(n):
+    return stats.pareto(0.8).rvs(size=n, random_state=0)
+
+
+@pytest.mark.parametrize(
+    ("scores", "rate", "reason"),
+    [
+        (np.arange(299.0), 0.01, "29 scores with 29 values lie above its level, it"),
+        (np.arange(2000.0) // 30, 0.01, r"\d+ scores with [67] values lie above"),
+        (np.full(500, 3.0), 0.01, "0 scores with 0 values lie above its level"),
+        (np.arange(500.0), 0.1, "a rate of 0.1 lies below its level, there is nothing"),
+        (heavy(3000), 0.01, r"its shape 1\.\d+ is outside -0.5 to 0.5"),
+        (np.append(np.arange(500.0), np.inf), 0.01, "a score is not finite"),
+    ],
+    ids=["few", "tied", "constant", "rate", "shape", "infinite"],
+)
+def test_pot_falls_back_to_the_quantile_and_warns(scores, rate, reason, caplog):
+    got = choose_threshold(scores, rule("pot", rate))
+    expected = find_threshold(scores, rule("quantile", rate))
+    assert got[:6] == expected._replace(method="pot")[:6]
+    assert re.match(f"pot fell back to the quantile of {len(scores)} scores: {reason}",
+                    got.detail)  # fmt: skip
+    assert "largest" not in got.detail
+    (record,) = caplog.records
+    assert record.levelname == "WARNING" and got.detail in record.getMessage()
+
+
+def test_a_fallback_to_the_largest_score_says_what_that_is_worth():
+    got = find_threshold(heavy(500), rule("pot", 0.001))
+    assert got.tau == heavy(500).max()
+    assert got.detail.endswith(
+        "; it is the largest of them, and 500 can't show a rate of 0.001"
+    )
+
+
+def test_only_a_fallback_warns(caplog):
+    scores = stats.expon().rvs(size=1000, random_state=0)
+    for method in METHODS:
+        choose_threshold(scores, rule(method, value=1.0))
+    find_threshold(np.full(500, 3.0), rule("pot"))
+    assert not caplog.records
+
+
+# Budgets.
+
+
+@pytest.mark.parametrize(
+    ("text", "per_day"),
+    [("2/day", 2), ("1/week", 1 / 7), ("0.5/hour", 12), ("3/month", 0.1),
+     (" 1.5 / day ", 1.5), (".5/day", 0.5), ("10/week", 10 / 7)],
+)  # fmt: skip
+def test_budgets_in_words(text, per_day):
+    assert parse_budget(text) == pytest.approx(per_day, rel=1e-15)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "2", "day", "2/year", "0/day", "-1/day", "two/day", "1e3/day", "2/Day",
+             "nan/day", "2//day", "1/2/day"]
+)  # fmt: skip
+def test_what_is_no_budget(text):
+    with pytest.raises(ConfigError, match=r"is no budget .* such as 2/day, 1/week or "):
+        parse_budget(text)
+
+
+def test_a_budget_is_a_share_of_the_windows_of_a_day():
+    # A row a minute, a window every ten: 144 windows a day.
+    assert budget_rate(2, step_seconds=60, stride=10) == pytest.approx(2 / 144)
+    assert budget_rate(1 / 7, step_seconds=1, stride=1) == pytest.approx(1 / 604800)
+    for per_day in (144, 500, 0, -1):
+        with pytest.raises(ConfigError, match="give 144 windows a day, so it must lie"):
+            budget_rate(per_day, step_seconds=60, stride=10)
+
+
+@pytest.mark.parametrize("step", [0, -1, math.inf, math.nan])
+def test_a_budget_needs_rows_in_time(step):
+    with pytest.raises(
+        ConfigError, match="give a time column or data.step_seconds, or "
+    ):
+        budget_rate(2, step_seconds=step, stride=10)

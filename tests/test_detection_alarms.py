@@ -1,0 +1,202 @@
+"""Alarms against the rule in words, events and their table against hand calculation."""
+
+import itertools
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kdjax.detection.alarms import (
+    START,
+    AlarmRule,
+    AlarmState,
+    alarms,
+    event_table,
+    find_events,
+    next_alarm,
+)
+from kdjax.errors import ConfigError
+
+# T above τ, f not above, ? unknown.
+SIGNS = {"T": True, "f": False, "?": None}
+
+
+def streamed(signs, rule):
+    state, raised = START, []
+    for sign in signs:
+        state, alarm = next_alarm(state, SIGNS[sign], rule)
+        raised.append(alarm)
+    return raised
+
+
+def whole(signs, rule):
+    above = np.array([sign == "T" for sign in signs], bool)
+    # Where unknown, what is said of τ must not matter.
+    unknown = np.array([sign == "?" for sign in signs], bool)
+    return alarms(above | unknown, ~unknown, rule).tolist()
+
+
+@pytest.mark.parametrize(
+    ("signs", "rule", "expected"),
+    [
+        ("TTfT", AlarmRule(), "TTfT"),
+        ("TfTTfTTT", AlarmRule(min_duration=2), "fffTffTT"),
+        # An unknown row breaks a run and ends an alarm.
+        ("TT?TT", AlarmRule(min_duration=2), "fTffT"),
+        ("TT?T", AlarmRule(), "TTfT"),
+        # Row 1 ends the alarm; rows 2 and 3 rest; row 4 may start one.
+        ("TfTTTT", AlarmRule(cooldown=2), "TfffTT"),
+        ("T?TTTT", AlarmRule(cooldown=2), "TfffTT"),
+        # What begins in the cool-down and goes on counts towards the duration.
+        ("TTfTTTT", AlarmRule(min_duration=2, cooldown=2), "fTfffTT"),
+        ("TTfffTT", AlarmRule(min_duration=2, cooldown=2), "fTffffT"),
+        # A run that ends inside the cool-down starts none.
+        ("TfTfTfT", AlarmRule(cooldown=2), "TfffTff"),
+        ("", AlarmRule(3, 3), ""),
+    ],
+)
+def test_alarms_by_hand(signs, rule, expected):
+    assert whole(signs, rule) == [SIGNS[sign] for sign in expected]
+    assert streamed(signs, rule) == [SIGNS[sign] for sign in expected]
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.text("TTf?", max_size=60), st.integers(1, 5), st.integers(0, 8))
+def test_a_series_at_once_is_the_stream(signs, min_duration, cooldown):
+    rule = AlarmRule(min_duration, cooldown)
+    assert whole(signs, rule) == streamed(signs, rule)
+
+
+@settings(deadline=None)
+@given(st.text("TTTf?", max_size=60), st.integers(1, 5), st.integers(0, 8))
+def test_what_the_rule_says_in_words(signs, min_duration, cooldown):
+    raised = streamed(signs, AlarmRule(min_duration, cooldown))
+    spans = find_events(np.array(raised, bool), gap=1).tolist()
+    for start, stop in spans:
+        assert signs[start - min_duration + 1 : stop] == "T" * (
+            stop - start + min_duration - 1
+        )
+        assert stop == len(signs) or signs[stop] != "T"
+    for (_, stop), (start, _) in itertools.pairwise(spans):
+        assert start - stop > cooldown
+
+
+def test_the_default_rule_is_the_rows_above():
+    rng = np.random.default_rng(0)
+    above, known = rng.random((2, 1000)) < 0.5
+    np.testing.assert_array_equal(alarms(above, known, AlarmRule()), above & known)
+
+
+def test_the_state_survives_json():
+    state = START
+    for above in (True, True, True, False, None, True):
+        state, _ = next_alarm(state, above, AlarmRule(2, 5))
+        assert AlarmState(**json.loads(json.dumps(state._asdict()))) == state
+    assert state == AlarmState(run=1, active=0, rest=3)
+
+
+@pytest.mark.parametrize("rule", [AlarmRule(min_duration=0), AlarmRule(cooldown=-1)])
+def test_rules_that_mean_nothing_are_refused(rule):
+    with pytest.raises(ConfigError, match="expected at least 1 and at least 0 rows"):
+        alarms(np.ones(3, bool), np.ones(3, bool), rule)
+    with pytest.raises(ConfigError, match="expected at least 1 and at least 0 rows"):
+        next_alarm(START, True, rule)
+
+
+@settings(deadline=None)
+@given(st.lists(st.booleans(), max_size=60), st.integers(1, 10))
+def test_events_join_alarms_nearer_than_the_gap(alarm, gap):
+    rows = [row for row, raised in enumerate(alarm) if raised]
+    expected = []
+    for row in rows:
+        if expected and row - expected[-1][1] < max(gap, 2):
+            expected[-1][1] = row
+        else:
+            expected.append([row, row])
+    got = find_events(np.array(alarm, bool), gap=gap)
+    assert got.tolist() == [[first, last + 1] for first, last in expected]
+    assert got.shape == (len(expected), 2)
+
+
+# Rows 4 and 5 are one event, and row 9 is another: their windows of 3 don't overlap.
+ALARM = np.array([0, 0, 0, 0, 1, 1, 0, 0, 0, 1], bool)
+WINDOW_SCORE = np.array([np.nan, np.nan, 1, 2, 6, 8, 1, 1, 1, 12.0])
+SCORE = np.array([9.0, 8, 7, 2, 6, 5, 0, np.nan, 3, 1])
+CONTRIBUTIONS = np.arange(40.0).reshape(10, 4) * [1, -1, 1, 1]
+
+
+def table(**changes):
+    given = {
+        "entity": "pump",
+        "time": np.arange(10) * 10,
+        "window_score": WINDOW_SCORE,
+        "score": SCORE,
+        "tau": 4.0,
+        "window": 3,
+        "explain": lambda rows: CONTRIBUTIONS[rows],
+        "channels": ("a", "b", "c", "d"),
+    }
+    return event_table(**{"alarm": ALARM} | given | changes)
+
+
+def test_event_table_by_hand():
+    # Row 2 holds the largest score that a window of the event saw; none saw row 1.
+    expected = pd.DataFrame(
+        {
+            "entity": ["pump", "pump"],
+            "start": [40, 90],
+            "end": [50, 90],
+            "severity": [2.0, 3.0],
+            "peak": [20, 80],
+            "channels": ["d;c;a", "d;c;a"],
+        }
+    )
+    pd.testing.assert_frame_equal(table(), expected)
+
+
+def test_events_closer_than_a_window_are_one_line():
+    one = table(window=5)
+    assert one[["start", "end", "severity", "peak"]].to_numpy().tolist() == [
+        [40, 90, 3.0, 0]
+    ]
+
+
+def test_times_stay_times():
+    time = np.datetime64("2024-01-01", "s") + np.arange(10) * np.timedelta64(60, "s")
+    events = table(time=time)
+    assert events["start"].tolist() == [
+        pd.Timestamp("2024-01-01 00:04"),
+        pd.Timestamp("2024-01-01 00:09"),
+    ]
+
+
+def test_the_peaks_are_explained_at_once_and_by_rank():
+    asked = []
+
+    def explain(rows):
+        asked.append(rows.tolist())
+        return np.array([[0.5, 3.0, 3.0, 1.0], [4.0, 0.0, -1.0, 2.0]])
+
+    # Of equals the first channel comes first.
+    assert table(explain=explain)["channels"].tolist() == ["b;c;d", "a;d;b"]
+    assert asked == [[2, 8]]
+    assert table(explain=None)["channels"].tolist() == ["", ""]
+    two = table(explain=lambda rows: CONTRIBUTIONS[rows, :2], channels=("a", "b"))
+    assert two["channels"].tolist() == ["a;b", "a;b"]
+
+
+def test_severity_without_a_ratio_is_infinite():
+    assert table(tau=0.0)["severity"].tolist() == [np.inf, np.inf]
+    assert table(tau=-2.0)["severity"].tolist() == [np.inf, np.inf]
+    infinite = np.where(WINDOW_SCORE == 8, np.inf, WINDOW_SCORE)
+    assert table(window_score=infinite)["severity"].tolist() == [np.inf, 3.0]
+
+
+def test_no_alarm_gives_an_empty_table_with_its_columns():
+    empty = table(alarm=np.zeros(10, bool))
+    assert len(empty) == 0
+    assert list(empty) == ["entity", "start", "end", "severity", "peak", "channels"]
+    assert empty.dtypes.tolist() == table().dtypes.tolist()

@@ -1,0 +1,276 @@
+"""Realised rates against loops and scipy's exact tests; the documents' numbers."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from kdjax.detection.rates import (
+    Drift,
+    Realised,
+    cross_rates,
+    disjoint,
+    drift,
+    interval,
+    p_values,
+    realised,
+)
+from kdjax.detection.threshold import Rule, choose_threshold, conformal
+from kdjax.errors import DataError
+
+DOCS = Path(__file__).parent.parent / "docs"
+
+
+# Windows that share no row.
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 100), max_size=40), st.integers(1, 20))
+def test_disjoint_takes_the_next_window_that_fits(starts, window):
+    expected, free = [], -1
+    for start in sorted(starts):
+        if start >= free:
+            expected.append(start)
+            free = start + window
+    index = disjoint(np.array(starts, np.int64), window)
+    assert [starts[i] for i in index] == expected
+
+
+@pytest.mark.parametrize(
+    ("alarms", "n"), [(0, 36), (1, 36), (17, 40), (36, 36), (3, 200)]
+)
+@pytest.mark.parametrize("level", [0.9, 0.95])
+def test_the_interval_is_that_of_the_exact_test(alarms, n, level):
+    exact = stats.binomtest(alarms, n).proportion_ci(level, "exact")
+    assert interval(alarms, n, level=level) == pytest.approx((exact.low, exact.high))
+
+
+def test_no_window_tells_nothing():
+    assert interval(0, 0) == (0.0, 1.0)
+
+
+# p-values.
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.integers(0, 9), max_size=20),
+    st.lists(st.integers(-1, 10), max_size=20),
+)
+def test_p_values_count_the_scores_that_reach(calibration, scores):
+    got = p_values(np.array(calibration, float), np.array(scores, float))
+    expected = [
+        (1 + sum(c >= s for c in calibration)) / (len(calibration) + 1) for s in scores
+    ]
+    assert got.tolist() == expected
+
+
+@pytest.mark.parametrize("rate", [0.01, 0.05, 0.25])
+def test_alarms_are_the_p_values_up_to_the_rate(rate):
+    rng = np.random.default_rng(0)
+    calibration, scores = rng.integers(0, 500, 399), rng.integers(0, 520, 1000)
+    alarms = scores > conformal(calibration, rate=rate).tau
+    np.testing.assert_array_equal(alarms, p_values(calibration, scores) <= rate)
+
+
+def test_p_values_of_what_is_no_number_are_refused():
+    fine, spoilt = np.arange(3.0), np.array([1.0, np.nan])
+    with pytest.raises(DataError, match="1 of 2 scores are no numbers"):
+        p_values(fine, spoilt)
+    with pytest.raises(DataError, match="1 of 2 calibration scores are no numbers"):
+        p_values(spoilt, fine)
+
+
+# Realised rates.
+
+
+def test_realised_by_hand():
+    """Of windows of 20 every 10, 0, 20, 40, … share no row."""
+    scores = np.array([5.0, 1, 1, 6, 7, 8, 1, 1])
+    got = realised(scores, np.arange(0, 80, 10), 4.0, window=20, wanted=0.1)
+    low, high = interval(2, 4)
+    assert got == Realised(0.1, 4 / 8, 2, 4, low, high, "")
+
+
+def test_realised_without_a_window():
+    got = realised(np.empty(0), np.empty(0, int), 4.0, window=20, wanted=0.1)
+    assert math.isnan(got.rate)
+    assert got[2:] == (0, 0, 0.0, 1.0, "")
+
+
+def cross_by_hand(scores, starts, rule, window, folds):
+    """Each window judged by a τ from the windows of other blocks that don't touch it."""
+    alarms = {}
+    for block in np.array_split(np.arange(len(scores)), folds):
+        rows = set()
+        for i in block:
+            rows |= set(range(starts[i], starts[i] + window))
+        # Rows between the block's windows, if there are gaps, are the block's too.
+        rows = set(range(min(rows), max(rows) + 1))
+        others = [
+            scores[i]
+            for i in range(len(scores))
+            if not rows & set(range(starts[i], starts[i] + window))
+        ]
+        tau = choose_threshold(np.array(others), rule).tau
+        alarms |= {i: scores[i] > tau for i in block}
+    return alarms
+
+
+@pytest.mark.parametrize("method", ["conformal", "quantile", "pot"])
+@pytest.mark.parametrize("folds", [2, 5])
+def test_cross_rates_by_a_plain_loop(method, folds):
+    rng = np.random.default_rng(folds)
+    starts = np.concatenate([np.arange(0, 400, 4), np.arange(600, 1000, 4)])
+    scores = rng.exponential(size=200)
+    rule = Rule(method, 0.1)
+    expected = cross_by_hand(scores, starts, rule, 12, folds)
+    shuffled = rng.permutation(200)
+    got = cross_rates(scores[shuffled], starts[shuffled], rule, window=12, folds=folds)
+    assert got.rate == pytest.approx(np.mean(list(expected.values())))
+    apart = disjoint(starts, 12)
+    assert got.disjoint_n == len(apart)
+    assert got.disjoint_alarms == sum(expected[i] for i in apart)
+    assert (got.low, got.high) == interval(got.disjoint_alarms, len(apart))
+    assert got.wanted == 0.1
+    fallback = f"pot fell back to the quantile in {folds} of {folds} folds"
+    assert got.detail == (fallback if method == "pot" else "")
+
+
+def test_cross_rates_are_the_rate_without_drift_and_not_with():
+    rng = np.random.default_rng(0)
+    starts, rule = np.arange(0, 20000, 10), Rule("conformal", 0.05)
+    scores = rng.normal(size=2000)
+    steady = cross_rates(scores, starts, rule, window=10)
+    assert steady.rate == pytest.approx(0.05, abs=0.015)
+    assert steady.low < 0.05 < steady.high
+    climbing = cross_rates(scores + np.arange(2000) / 200, starts, rule, window=10)
+    assert climbing.low > 0.1
+
+
+def test_folds_without_enough_windows_are_left_out_and_named():
+    scores, starts = np.arange(120.0), np.arange(0, 1200, 10)
+    # 96 windows lie in the other blocks, fewer in those that don't share a row.
+    got = cross_rates(scores, starts, Rule("conformal", 0.01), window=100)
+    assert math.isnan(got.rate)
+    assert got.detail == (
+        "5 of 5 folds left out: conformal needs 99 windows that share no row with the "
+        "block"
+    )
+    fixed = cross_rates(scores, starts, Rule("fixed", value=59.0), window=100)
+    assert (fixed.rate, fixed.wanted, fixed.detail) == (0.5, 0.0, "")
+
+
+@pytest.mark.parametrize(("size", "left_out"), [(25, 5), (26, 3), (27, 0)])
+def test_windows_that_only_touch_the_block_count(size, left_out):
+    """Of windows of 50 every 10, four on each side of a block share a row with it.
+
+    An outer block leaves 4 · size − 4 windows, an inner one 4 · size − 8.
+    """
+    starts = np.arange(0, 50 * size, 10)
+    scores = np.arange(float(len(starts)))
+    got = cross_rates(scores, starts, Rule("quantile", 0.01), window=50)
+    said = f"{left_out} of 5 folds left out: quantile needs 100 windows"
+    assert got.detail.startswith(said) if left_out else got.detail == ""
+    assert got.disjoint_n == {5: 0, 3: 12, 0: 27}[left_out]
+
+
+def test_scores_that_are_no_number_are_refused():
+    spoilt, starts = np.array([1.0, np.nan, 2.0]), np.arange(3)
+    with pytest.raises(DataError, match="1 of 3 scores are no numbers"):
+        realised(spoilt, starts, 1.0, window=1, wanted=0.1)
+    with pytest.raises(DataError, match="1 of 3 calibration scores are no numbers"):
+        cross_rates(spoilt, starts, Rule("fixed", value=1.0), window=1)
+
+
+def test_fewer_windows_than_folds():
+    got = cross_rates(np.arange(2.0), np.arange(2), Rule("fixed", value=0.5), window=1)
+    assert got.rate == 0.5
+
+
+# Drift.
+
+
+def test_drift_is_the_distance_of_kolmogorov_and_smirnov():
+    p = np.random.default_rng(0).beta(1, 2, size=80)
+    got = drift(p, calibration=1000)
+    assert got.n == 80
+    assert got.distance == pytest.approx(stats.kstest(p, "uniform").statistic)
+
+
+def p_of_samples(seed, *, shift, m, n):
+    rng = np.random.default_rng(seed)
+    return p_values(rng.normal(size=m), shift + rng.normal(size=n))
+
+
+@pytest.mark.parametrize(("m", "n"), [(35, 220), (200, 50), (20, 20), (1000, 1000)])
+def test_drift_is_rarely_reported_where_there_is_none(m, n):
+    p = [p_of_samples(seed, shift=0, m=m, n=n) for seed in range(400)]
+    assert sum(drift(own, calibration=m).drifted for own in p) <= 2
+
+
+@pytest.mark.parametrize("shift", [1.5, -1.5])
+def test_drift_is_reported_where_scores_rise_or_fall(shift):
+    p = [p_of_samples(seed, shift=shift, m=35, n=220) for seed in range(100)]
+    assert sum(drift(own, calibration=35).drifted for own in p) >= 98
+
+
+def test_a_small_difference_is_no_drift_however_sure():
+    p = p_of_samples(0, shift=0.3, m=5000, n=5000)
+    assert stats.kstest(p, "uniform").pvalue < 1e-9
+    assert not drift(p, calibration=5000).drifted
+
+
+def test_a_large_difference_by_chance_is_no_drift():
+    assert drift(np.array([0.9, 0.95]), calibration=500) == Drift(2, 0.9, False)
+    # As many windows on the other side as make it sure.
+    assert not drift(np.full(50, 0.9), calibration=2).drifted
+    assert drift(np.full(50, 0.9), calibration=50).drifted
+
+
+def test_drift_of_nothing_is_unknown():
+    got = drift(np.empty(0), calibration=5)
+    assert (got.n, got.drifted) == (0, False) and math.isnan(got.distance)
+
+
+# The documents.
+
+
+def cell(share):
+    return "–" if share is None else f"{100 * share:.1f} %"
+
+
+def test_the_document_has_the_measured_rates():
+    found = json.loads((DOCS / "results" / "thresholds.json").read_text("utf-8"))
+    document = (DOCS / "thresholds.md").read_text("utf-8")
+    assert len(found["machines"]) == 13
+    for machine in found["machines"]:
+        rule = machine["rules"]["conformal"]
+        clean, adaptive = rule["clean"], machine["adaptive"]
+        cells = (
+            machine["machine"].removeprefix("machine-"),
+            cell(rule["calibration"]["rate"]),
+            cell(clean["rate"]),
+            f"{cell(clean['low'])} – {cell(clean['high'])}",
+            f"{machine['drift']['distance']:.2f}",
+            "yes" if machine["drift"]["drifted"] else "no",
+            cell(rule["worst_day"]),
+            cell(adaptive["rate"]),
+            cell(adaptive["worst_day"]),
+            f"{rule['anomalies_found']} / {adaptive['anomalies_found']}",
+            str(machine["anomalies"]),
+        )
+        assert f"| {' | '.join(cells)} |" in document
+    rates = [m["rules"]["conformal"]["clean"]["rate"] for m in found["machines"]]
+    assert f"machines,\n{cell(np.mean(rates))}, hold it" in document
+    total = sum(m["anomalies"] for m in found["machines"])
+    kept = sum(m["rules"]["conformal"]["anomalies_found"] for m in found["machines"])
+    followed = sum(m["adaptive"]["anomalies_found"] for m in found["machines"])
+    assert f"touches {followed} of {total} anomalies, the fixed τ {kept}" in document
+    largest = max(m["adaptive"]["infinite_tau"] for m in found["machines"])
+    assert f"infinite for up to {cell(largest)}" in document
