@@ -1,0 +1,257 @@
+"""How well contributions name the channels at fault, on data sets that say which.
+
+    python benchmarks/blame.py --data=asd --root=DATA/asd --workdir=RUN \\
+        --output=docs/results/blame.json
+
+RUN is the folder of a finished `kdjax run`. For each segment of `interpretation_label`,
+a channel's blame is the mean over the segment's rows of its contribution, itself the
+mean over the windows that cover the row; windows lie as in evaluation. Beside the two
+splits of `kdjax.detection.blame` stand the plain squares of standardised errors,
+((e − μ) / σ)², and what guessing gives. Prints a table, and writes it to the data set's
+entry in the JSON file. Minutes on 2 CPU cores.
+"""
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from kdjax.artifacts import write_text
+from kdjax.data.benchmarks import Culprits, interpretation, load_benchmark
+from kdjax.data.scaler import Scaler, apply_scaler
+from kdjax.data.series import Series
+from kdjax.data.splits import cover_starts
+from kdjax.detection.blame import (
+    METHODS,
+    blame_matrix,
+    contributions,
+    error_deviations,
+)
+from kdjax.detection.detector import Detector, entity_index, error_batches
+from kdjax.detection.normal import Normal
+from kdjax.detection.storage import load_detector
+from kdjax.environment import describe_environment
+from kdjax.evaluation.blame import hit_rate, ndcg
+
+NETWORKS = ("teacher", "student")
+CONTROL = "mahalanobis"  # of raw rows
+MODELS = (*NETWORKS, CONTROL)
+STANDARDISED = "standardised"
+SPLITS = (*METHODS, STANDARDISED)
+MEASURES: dict[str, Callable[[np.ndarray, Sequence[int]], float]] = {
+    "hit_rate_100": hit_rate,
+    "hit_rate_150": lambda scores, culprits: hit_rate(scores, culprits, percent=150),
+    "ndcg": ndcg,
+}
+# What the default is chosen by: the mean of both networks, on ASD.
+DECISIVE = "hit_rate_100"
+DEFAULT = "correlation"  # others are subtracted from it
+BATCH_SIZE = 128
+RESAMPLES, LEVEL, SEED = 10_000, 0.95, 0
+
+Found = dict[tuple[str, str], np.ndarray]
+
+
+class Case(NamedTuple):
+    """An entity's test rows and the segments in them."""
+
+    series: Series
+    segments: list[Culprits]
+
+
+def main() -> None:
+    """Judges one data set; the file keeps the entries of others."""
+    given = _arguments()
+    detectors = {
+        name: load_detector(given.workdir / "detectors" / name) for name in MODELS
+    }
+    entities = detectors[MODELS[0]].entities
+    dataset = load_benchmark(given.data, root=given.root, entities=entities)
+    cases = [
+        Case(series, interpretation(given.root, series.entity))
+        for series in dataset.test
+    ]
+    found = _judge(detectors, cases)
+    entry = _entry(found, cases) | {
+        "settings": _settings(given.workdir),
+        "parameters": {name: detectors[name].model.parameters for name in MODELS},
+        "environment": describe_environment(),
+    }
+    print(markdown(entry, table="rows"))
+    print(f"\n{markdown(entry, table='differences')}")
+    print(f"\nbetter of {' and '.join(METHODS)}: {entry['better']}")
+    if given.output:
+        results = json.loads(given.output.read_text()) if given.output.exists() else {}
+        write_text(
+            given.output, json.dumps(results | {given.data: entry}, indent=1) + "\n"
+        )
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", required=True, choices=("asd", "smd"))
+    parser.add_argument("--root", required=True, help="folder of the data set")
+    parser.add_argument("--workdir", required=True, type=Path)
+    parser.add_argument("--output", type=Path, help="JSON file to write or to add to")
+    return parser.parse_args()
+
+
+def _judge(detectors: dict[str, Detector], cases: Sequence[Case]) -> Found:
+    """Measures `[S, 3]` of all S segments, by model and split."""
+    found: Found = {}
+    for name, detector in detectors.items():
+        blames = [segment_blame(detector, *case) for case in cases]
+        for split in SPLITS:
+            found[name, split] = np.array(
+                [
+                    _measured(scores, segment)
+                    for case, blame in zip(cases, blames, strict=True)
+                    for scores, segment in zip(blame[split], case.segments, strict=True)
+                ]
+            )
+        print(name, "done", flush=True)
+    found["guess", "none"] = np.array(
+        [
+            _measured(np.zeros(len(case.series.channels)), segment)
+            for case in cases
+            for segment in case.segments
+        ]
+    )
+    return found
+
+
+def _measured(scores: np.ndarray, segment: Culprits) -> list[float]:
+    return [measure(scores, segment.channels) for measure in MEASURES.values()]
+
+
+def segment_blame(
+    detector: Detector, series: Series, segments: Sequence[Culprits]
+) -> dict[str, list[np.ndarray]]:
+    """By split, the blame `[D]` of each segment."""
+    index = entity_index(detector, series.entity)
+    normal = Normal(*(field[index] for field in detector.normals))
+    scaler = Scaler(*(field[index] for field in detector.scalers))
+    starts = _touching(detector, len(series.values), segments)
+    errors = error_batches(
+        detector.model,
+        apply_scaler(scaler, series.values),
+        starts,
+        window=detector.window,
+        batch_size=BATCH_SIZE,
+    )
+    deviations = np.concatenate(list(errors)) - normal.mean
+    rows = starts[:, None] + np.arange(detector.window)
+    covering = np.bincount(rows.ravel(), minlength=len(series.values))
+    blame: dict[str, list[np.ndarray]] = {}
+    for split, matrix in _matrices(normal).items():
+        parts = np.asarray(contributions(matrix, deviations), np.float64)
+        blame[split] = [_mean(parts, rows, covering, segment) for segment in segments]
+    return blame
+
+
+def _touching(
+    detector: Detector, rows: int, segments: Sequence[Culprits]
+) -> np.ndarray:
+    """Starts of the windows that share a row with a segment."""
+    starts = cover_starts(
+        np.array([[0, rows]]), window=detector.window, stride=detector.stride
+    )
+    begin = np.array([segment.start for segment in segments])
+    end = np.array([segment.stop for segment in segments])
+    first = starts[:, None]
+    touching = (first < end) & (first + detector.window > begin)
+    return starts[touching.any(axis=1)]
+
+
+def _matrices(normal: Normal) -> dict[str, np.ndarray]:
+    matrices = {method: blame_matrix(normal, method=method) for method in METHODS}
+    return matrices | {STANDARDISED: np.diag(1 / error_deviations(normal))}
+
+
+def _mean(
+    parts: np.ndarray, rows: np.ndarray, covering: np.ndarray, segment: Culprits
+) -> np.ndarray:
+    """Mean `[D]` over the segment's rows of their means over windows."""
+    inside = (rows >= segment.start) & (rows < segment.stop)
+    weight = 1 / covering[rows[inside]]
+    mean: np.ndarray = weight @ parts[inside] / (segment.stop - segment.start)
+    return mean
+
+
+def _entry(found: Found, cases: Sequence[Case]) -> dict[str, Any]:
+    """The data set's part of the file: means with bootstrap intervals."""
+    segments = [segment for case in cases for segment in case.segments]
+    draws = np.random.default_rng(SEED).integers(
+        len(segments), size=(RESAMPLES, len(segments))
+    )
+    return {
+        "entities": [case.series.entity for case in cases],
+        "segments": len(segments),
+        "culprits": float(np.mean([len(segment.channels) for segment in segments])),
+        "measures": list(MEASURES),
+        "resamples": RESAMPLES,
+        "level": LEVEL,
+        "rows": [
+            {"model": model, "split": split} | _intervals(values, draws)
+            for (model, split), values in found.items()
+        ],
+        "differences": [
+            {"of": " ".join(of), "minus": " ".join(minus)}
+            | _intervals(found[of] - found[minus], draws)
+            for of, minus in _pairs()
+        ],
+        "better": max(METHODS, key=lambda method: _decisive(found, method)),
+    }
+
+
+def _pairs() -> list[tuple[tuple[str, str], tuple[str, str]]]:
+    """What is compared segment by segment."""
+    splits = [split for split in SPLITS if split != DEFAULT]
+    pairs = [((model, DEFAULT), (model, split)) for split in splits for model in MODELS]
+    return pairs + [((net, DEFAULT), (CONTROL, DEFAULT)) for net in NETWORKS]
+
+
+def _decisive(found: Found, method: str) -> float:
+    column = list(MEASURES).index(DECISIVE)
+    return float(np.mean([found[model, method][:, column] for model in NETWORKS]))
+
+
+def _intervals(values: np.ndarray, draws: np.ndarray) -> dict[str, Any]:
+    """Mean of each column of `[S, 3]` with the bootstrap's percentiles."""
+    tail = (1 - LEVEL) / 2
+    result = {}
+    for name, column in zip(MEASURES, values.T, strict=True):
+        low, high = np.quantile(column[draws].mean(axis=1), [tail, 1 - tail])
+        result[name] = {"mean": column.mean(), "low": low, "high": high}
+    return result
+
+
+def _settings(workdir: Path) -> dict[str, Any]:
+    """The run's config without the place of its data."""
+    settings: dict[str, Any] = json.loads((workdir / "config.json").read_text("utf-8"))
+    settings["data"].pop("root")
+    return settings
+
+
+def markdown(entry: dict[str, Any], *, table: str) -> str:
+    """One of the entry's tables, as `docs/blame.md` has it."""
+    measures = entry["measures"]
+    heads = [name for name in entry[table][0] if name not in measures] + measures
+    lines = [f"| {' | '.join(heads)} |", f"|{' --- |' * len(heads)}"]
+    for row in entry[table]:
+        cells = [_cell(row[name]) for name in heads]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _cell(value: str | dict[str, float]) -> str:
+    if isinstance(value, str):
+        return value
+    return f"{value['mean']:.3f} ({value['low']:.3f} to {value['high']:.3f})"
+
+
+if __name__ == "__main__":
+    main()
