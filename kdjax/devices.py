@@ -60,6 +60,12 @@ def keep_compiled() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
 
 
+def start_program() -> None:
+    """What a program may choose and a library may not: devices, and where to cache."""
+    use_all_cores()
+    keep_compiled()
+
+
 def cores() -> int:
     """Number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):

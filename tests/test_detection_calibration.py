@@ -9,13 +9,14 @@ from kdjax.data.scaler import fit_scaler
 from kdjax.data.series import Dataset, Series
 from kdjax.detection.calibration import Rules, calibrate, check_enough
 from kdjax.detection.detector import scoring_batch
+from kdjax.detection.threshold import METHODS, Rule, find_threshold
 from kdjax.errors import ConfigError, DataError
 from kdjax.models.autoencoder import Architecture
 from kdjax.models.residual import ResidualModel
 
 RULES = Rules(
     allowed_points=1, floor=0.05, ridge=0.1, shrinkage="none", scope="per_entity",
-    false_alarm_rate=0.1, batch_size=16,
+    threshold=Rule("conformal", 0.1), trim=0.0, batch_size=16,
 )  # fmt: skip
 WINDOW, STRIDE = 6, 4
 MODEL = ResidualModel("mahalanobis", {})
@@ -268,17 +269,336 @@ def test_networks_of_independent_channels_make_smaller_batches():
     assert scoring_batch(MODEL, 8, 128) == 128
 
 
+# What the threshold was chosen on.
+
+
+@pytest.mark.parametrize("scope", ["per_entity", "pooled"])
+def test_each_threshold_is_a_rank_of_the_scores_behind_it(mixed, scope):
+    calibration = calibrate(MODEL, mixed, RULES._replace(scope=scope))
+    assert len(calibration.behind) == len(calibration.thresholds) == 5
+    for tau, behind in zip(calibration.thresholds, calibration.behind, strict=True):
+        assert len(behind) == tau.n and (np.diff(behind) >= 0).all()
+        assert behind[tau.rank - 1] == tau.tau
+    if scope == "per_entity":
+        for place in (0, 1):
+            np.testing.assert_array_equal(
+                calibration.behind[place], np.sort(calibration.scores[place])
+            )
+
+
+def test_scores_belong_to_their_starts(mixed):
+    hand = ByHand(mixed, MODEL, RULES)
+    calibration = calibrate(MODEL, mixed, RULES)
+    for index, entity in enumerate(mixed.entities):
+        spans = entity.split.calibration
+        wanted = [start for start, _ in hand.windows(spans)]
+        assert calibration.starts[index].tolist() == wanted
+        assert len(calibration.scores[index]) == len(wanted)
+    np.testing.assert_allclose(
+        calibration.scores[0],
+        hand.scores(0, mixed.entities[0].scaler, hand.own(0)),
+        rtol=1e-3,
+    )
+
+
+RULES_OF = {
+    "conformal": Rule("conformal", 0.1),
+    "budget": Rule("budget", 0.2),
+    "quantile": Rule("quantile", 0.1),
+    "pot": Rule("pot", 0.1),
+    "fixed": Rule("fixed", value=2.5),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_rule_is_applied_to_the_scores_behind(mixed, method):
+    rule = RULES_OF[method]
+    check_enough(mixed, rule)
+    calibration = calibrate(MODEL, mixed, RULES._replace(threshold=rule))
+    same = calibrate(MODEL, mixed, RULES)
+    for tau, behind in zip(calibration.thresholds, calibration.behind, strict=True):
+        wanted = find_threshold(behind, rule, source=tau.source)
+        assert tau == wanted and tau.method == method
+    for a, b in zip(calibration.scores, same.scores, strict=True):
+        np.testing.assert_array_equal(a, b)
+    details = [
+        f"{entity.name}: {tau.detail}"
+        for entity, tau in zip(mixed.entities, calibration.thresholds, strict=False)
+        if tau.detail
+    ]
+    assert calibration.notes[len(calibration.notes) - len(details) :] == tuple(details)
+    assert bool(details) == (method in ("pot", "fixed"))
+
+
+def test_a_fixed_threshold_borrows_no_scores(mixed):
+    fixed = RULES._replace(threshold=Rule("fixed", value=2.5))
+    calibration = calibrate(MODEL, mixed, fixed)
+    assert [t.tau for t in calibration.thresholds] == [2.5] * 5
+    # m2 has too few windows for a rank of its own, and needs none.
+    assert [t.source for t in calibration.thresholds] == [
+        "own", "own", "own", "pooled", "pooled",
+    ]  # fmt: skip
+    assert calibration.notes[0].startswith("pooled Normal and τ (of 28): m3 (1 ")
+    above = int((calibration.scores[2] > 2.5).sum())
+    assert f"m2: {above} of 4 calibration windows lie above" in calibration.notes
+
+
+# Trimming.
+
+
+def contaminated(share, seed=0):
+    """600 rows of which a share of the validation windows is far off, and which."""
+    prepared = ready(600, window=WINDOW, stride=WINDOW)
+    entity = prepared.entities[0]
+    starts = [
+        start
+        for low, high in entity.split.validation
+        for start in range(low, high - WINDOW + 1, WINDOW)
+    ]
+    rng = np.random.default_rng(seed)
+    bad = rng.choice(len(starts), int(share * len(starts)), replace=False)
+    values = entity.train.values.copy()
+    for place in bad:
+        values[starts[place] : starts[place] + WINDOW, :2] += 40 * values[:, :2].std()
+    train = entity.train._replace(values=values)
+    clean = np.delete(starts, bad)
+    entities = (entity._replace(train=train),)
+    return prepared, prepared._replace(entities=entities), clean
+
+
+def normal_of_windows(prepared, starts):
+    """Mean and precision of the rows in these windows, by hand."""
+    hand = ByHand(prepared, MODEL, RULES)
+    rows = hand.scaled(0, prepared.entities[0].scaler)
+    return hand.normal(np.concatenate([rows[s : s + WINDOW] for s in starts]))
+
+
+def test_trimming_leaves_the_contaminated_windows_out():
+    clean, dirty, remaining = contaminated(0.2)
+    trimmed = calibrate(MODEL, dirty, RULES._replace(trim=0.2))
+    # Exactly the clean windows remain, so the moments are theirs.
+    same_normal(trimmed, 0, normal_of_windows(clean, remaining))
+    same_normal(trimmed, 1, normal_of_windows(clean, remaining))
+    plain = calibrate(MODEL, dirty, RULES)
+    untouched = calibrate(MODEL, clean, RULES)
+    near = np.abs(trimmed.normals.mean[0] - untouched.normals.mean[0]).max()
+    far = np.abs(plain.normals.mean[0] - untouched.normals.mean[0]).max()
+    assert near < 0.1 * far
+    # Calibration windows are never trimmed: rank and n stay those of all.
+    assert trimmed.thresholds[0].n == plain.thresholds[0].n
+    assert trimmed.thresholds[0].tau > 2 * plain.thresholds[0].tau
+
+
+def test_no_trimming_is_as_before_to_the_last_bit(mixed):
+    hand = ByHand(mixed, MODEL, RULES)
+    plain = calibrate(MODEL, mixed, RULES._replace(trim=0.0))
+    # Fewer than one window of each entity: 12 windows at most.
+    tiny = calibrate(MODEL, mixed, RULES._replace(trim=1e-3))
+    for field in range(2):
+        np.testing.assert_array_equal(plain.normals[field], tiny.normals[field])
+    assert plain.thresholds == tiny.thresholds
+    same_normal(plain, 0, hand.own(0))
+
+
+def test_trimming_keeps_the_share_that_it_says():
+    """The kept windows are those of lowest score under the Normal of the kept."""
+    prepared = ready(600)
+    trim = 0.25
+    trimmed = calibrate(MODEL, prepared, RULES._replace(trim=trim))
+    hand = ByHand(prepared, MODEL, RULES)
+    rows = hand.scaled(0, prepared.entities[0].scaler)
+    windows = hand.windows(prepared.entities[0].split.validation)
+    count = len(windows) - int(trim * len(windows))
+    chosen = windows
+    for _ in range(2):
+        mean, precision = hand.normal(np.concatenate([rows[i:j] for i, j in chosen]))
+        scores = []
+        for i, j in windows:
+            centred = rows[i:j] - mean
+            scores.append(np.sort((centred @ precision * centred).sum(axis=1))[-2])
+        chosen = [windows[place] for place in np.sort(np.argsort(scores)[:count])]
+    assert count < len(windows)
+    same_normal(trimmed, 0, hand.normal(np.concatenate([rows[i:j] for i, j in chosen])))
+
+
+@pytest.mark.parametrize("shrinkage", ["ledoit_wolf", "oas"])
+def test_trimmed_windows_do_not_make_shrinkage_surer(shrinkage):
+    """As if the trimmed windows had never been there."""
+    clean, dirty, remaining = contaminated(0.2)
+    rules = RULES._replace(shrinkage=shrinkage, trim=0.2)
+    trimmed = calibrate(MODEL, dirty, rules)
+    spans = np.stack([remaining, remaining + WINDOW], axis=1)
+    entity = clean.entities[0]
+    alone = entity._replace(split=entity.split._replace(validation=spans))
+    wanted = calibrate(
+        MODEL, clean._replace(entities=(alone,)), rules._replace(trim=0.0)
+    )
+    np.testing.assert_allclose(
+        trimmed.normals.whiten[0], wanted.normals.whiten[0], rtol=1e-5, atol=1e-6
+    )
+
+
+# Missing cells.
+
+
+def with_gaps(*sizes, share=0.02, seed=1, **options):
+    """As `ready`, with a share of the cells missing, channel `v` often."""
+    rng = np.random.default_rng(seed)
+    train = []
+    for i, rows in enumerate(sizes):
+        one = series(f"m{i}", rows, i, scale=1 + i)
+        gone = rng.random(one.values.shape) < share
+        gone[:, 1] |= rng.random(rows) < share
+        one.values[gone] = np.nan
+        train.append(one)
+    return prepared_of(train, **options)
+
+
+def prepared_of(train, **options):
+    options = {
+        "window": WINDOW, "stride": STRIDE, "max_gap": 5.0, "validation": 0.2,
+        "calibration": 0.2, "scaler": "minmax",
+    } | options  # fmt: skip
+    return prepare(Dataset("plant", tuple(train), ()), **options)
+
+
+class ByHandWithGaps(ByHand):
+    """Complete rows for the Normal; the observed cells' marginal for scores."""
+
+    def validation_errors(self, index, scaler):
+        errors = super().validation_errors(index, scaler)
+        return errors[~np.isnan(errors).any(axis=1)]
+
+    def scores(self, index, scaler, normal):
+        mean, precision = normal
+        covariance, rows = np.linalg.inv(precision), self.scaled(index, scaler)
+        found = []
+        for i, j in self.windows(self.prepared.entities[index].split.calibration):
+            points = []
+            for row in rows[i:j]:
+                seen = ~np.isnan(row)
+                if seen.any():
+                    centred = (row - mean)[seen]
+                    own = np.linalg.inv(covariance[np.ix_(seen, seen)])
+                    points.append(centred @ own @ centred)
+            enough = len(points) > self.rules.allowed_points
+            found.append(sorted(points)[-2] if enough else np.nan)
+        return found
+
+
+def test_incomplete_rows_stay_out_of_the_moments_and_in_the_scores():
+    prepared = with_gaps(300, 200)
+    hand = ByHandWithGaps(prepared, MODEL, RULES)
+    calibration = calibrate(MODEL, prepared, RULES)
+    assert np.isnan(prepared.entities[0].train.values).any(axis=1).sum() > 10
+    for index in range(2):
+        normal = hand.own(index)
+        same_normal(calibration, index, normal)
+        scores = hand.scores(index, prepared.entities[index].scaler, normal)
+        np.testing.assert_allclose(calibration.scores[index], scores, rtol=1e-3)
+        tau, rank = hand.tau(scores)
+        threshold = calibration.thresholds[index]
+        assert threshold.tau == pytest.approx(tau, rel=1e-3)
+        assert threshold.rank == rank
+
+
+def test_calibration_windows_without_a_score_are_left_out_with_their_starts():
+    prepared = with_gaps(300, share=0.0)
+    whole = calibrate(MODEL, prepared, RULES)
+    values = prepared.entities[0].train.values
+    starts = whole.starts[0]
+    # Two windows share rows with neighbours: only the third loses all but one point.
+    values[starts[2] : starts[2] + WINDOW - 1] = np.nan
+    calibration = calibrate(MODEL, prepared, RULES)
+    kept = [place for place in range(len(starts)) if place != 2]
+    assert calibration.starts[0].tolist() == starts[kept].tolist()
+    assert not np.isnan(calibration.scores[0]).any()
+    assert calibration.thresholds[0].n == len(starts) - 1 == len(calibration.behind[0])
+    apart = [place for place in kept if abs(place - 2) > 1]
+    np.testing.assert_allclose(
+        calibration.scores[0][[kept.index(place) for place in apart]],
+        whole.scores[0][apart],
+        rtol=1e-5,
+    )
+
+
+@pytest.mark.parametrize("shrinkage", ["ledoit_wolf", "oas"])
+def test_shrinkage_counts_complete_rows_only(shrinkage):
+    """Incomplete rows are as if they were not in the file."""
+    prepared = with_gaps(300, share=0.0, stride=WINDOW)
+    entity = prepared.entities[0]
+    low = entity.split.validation[0][0]
+    rules = RULES._replace(shrinkage=shrinkage)
+    spans = np.array([[low + WINDOW, low + 5 * WINDOW]])
+    split = entity.split._replace(validation=spans)
+    fewer = prepared._replace(entities=(entity._replace(split=split),))
+    wanted = calibrate(MODEL, fewer, rules)
+    spans = np.array([[low, low + 5 * WINDOW]])
+    split = entity.split._replace(validation=spans)
+    entity.train.values[low : low + WINDOW, 0] = np.nan
+    gappy = prepared._replace(entities=(entity._replace(split=split),))
+    found = calibrate(MODEL, gappy, rules)
+    np.testing.assert_allclose(
+        found.normals.whiten[0], wanted.normals.whiten[0], rtol=1e-5, atol=1e-6
+    )
+
+
+def test_windows_without_a_score_are_the_first_to_be_trimmed():
+    prepared = with_gaps(300, share=0.0, stride=WINDOW)
+    entity = prepared.entities[0]
+    hand = ByHand(prepared, MODEL, RULES)
+    windows = [
+        (start, start + WINDOW)
+        for low, high in entity.split.validation
+        for start in range(low, high - WINDOW + 1, WINDOW)
+    ]
+    first, last = windows[1]
+    share = 1 / len(windows) + 1e-9
+    # One point with a score is not more than the one that may lie above.
+    entity.train.values[first : last - 1] = np.nan
+    entity.train.values[last - 1] += 1.0
+    trimmed = calibrate(MODEL, prepared, RULES._replace(trim=share))
+    rows = hand.scaled(0, entity.scaler)
+    rest = [rows[i:j] for i, j in windows if (i, j) != (first, last)]
+    same_normal(trimmed, 0, hand.normal(np.concatenate(rest)))
+
+
+@pytest.mark.parametrize("trim", [0.0, 0.3])
+def test_an_entity_without_a_complete_row_borrows(trim):
+    train = [series("m0", 300, 0), series("m1", 200, 1)]
+    train[1].values[::2, 0] = np.nan
+    train[1].values[1::2, 1] = np.nan
+    prepared = prepared_of(train)
+    assert [entity.pooled for entity in prepared.entities] == [False, True]
+    calibration = calibrate(MODEL, prepared, RULES._replace(trim=trim))
+    assert [t.source for t in calibration.thresholds] == ["own", "pooled", "pooled"]
+    for field in calibration.normals:
+        np.testing.assert_array_equal(field[1], field[2])
+    assert set(calibration.floored) == {"m0"}
+
+
+@pytest.mark.parametrize("trim", [0.0, 0.3])
+def test_no_complete_row_at_all_is_refused(trim):
+    one = series("m0", 300, 0)
+    one.values[::2, 0] = np.nan
+    one.values[1::2, 1] = np.nan
+    prepared = prepared_of([one])
+    message = "no validation row has a value in every channel.*data.missing=ffill"
+    with pytest.raises(DataError, match=message):
+        calibrate(MODEL, prepared, RULES._replace(trim=trim))
+
+
 # Refusals.
 
 
 def test_a_rate_that_no_entity_can_hold_is_refused_before_training(mixed):
     # 28 calibration windows in all hold 1/29 = 0.0345 and no less.
-    check_enough(mixed, false_alarm_rate=0.035)
+    check_enough(mixed, Rule("conformal", 0.035))
     message = (
         r"false_alarm_rate=0.034 needs at least 29 calibration windows, have 28: give"
     )
     with pytest.raises(ConfigError, match=message):
-        check_enough(mixed, false_alarm_rate=0.034)
+        check_enough(mixed, Rule("conformal", 0.034))
 
 
 def test_huge_validation_values_are_refused():

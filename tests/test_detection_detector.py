@@ -7,14 +7,28 @@ import shutil
 import zipfile
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 import pytest
 
 from kdjax.artifacts import MANIFEST, write_manifest
+from kdjax.data.channels import Ranges
+from kdjax.data.scaler import Scaler
 from kdjax.detection import storage
-from kdjax.detection.detector import entity_index, score_windows
+from kdjax.detection.blame import blame_matrix
+from kdjax.detection.detector import (
+    entity_index,
+    error_batches,
+    explain_batches,
+    normal_of,
+    score_scaled,
+    score_windows,
+)
+from kdjax.detection.normal import Normal
 from kdjax.detection.storage import card_markdown, load_detector, save_detector
 from kdjax.detection.table import score_table
+from kdjax.detection.threshold import Threshold
 from kdjax.errors import ArtifactError, DataError
 from kdjax.models.autoencoder import Architecture, network
 from kdjax.models.residual import ResidualModel
@@ -86,6 +100,169 @@ def test_unknown_entity_is_refused_with_those_known(small):
         entity_index(small, "b")
 
 
+# Missing cells.
+
+GAPS = {
+    3: [0],
+    4: [0],
+    7: [0, 1],
+    8: [1],
+    15: [0, 1],
+    16: [0, 1],
+    17: [0, 1],
+    18: [0, 1],
+}
+STARTS = np.array([0, 1, 4, 7, 10, 13, 15, 16])
+
+
+@pytest.fixture
+def gappy(rows):
+    """Rows `[20, 2]` with missing cells; the window at 15 has no value at all."""
+    values = rows(20, seed=5).values
+    for row, columns in GAPS.items():
+        values[row, columns] = np.nan
+    return values
+
+
+def filled_by_hand(detector, index, values):
+    """Scaled windows `[M, L, D]` with their gaps filled, and which cells were there."""
+    scaler = Scaler(*(field[index] for field in detector.scalers))
+    scaled = (values - scaler.offset) / scaler.scale
+    windows = np.stack([scaled[s : s + detector.window] for s in STARTS])
+    filled = [pd.DataFrame(w).ffill().bfill().fillna(0.0).to_numpy() for w in windows]
+    return np.stack(filled).astype(np.float32), ~np.isnan(windows)
+
+
+def errors_by_hand(detector, windows):
+    """The errors `[M, L, D]` of complete windows, in float64."""
+    if detector.model.kind == "autoencoder":
+        net = network(detector.model.architecture)
+        outputs = net.outputs(detector.model.params, jnp.asarray(windows))
+        return np.abs(np.float64(net.activate(outputs)) - windows)
+    if detector.model.kind == "difference":
+        return np.abs(np.diff(np.float64(windows), axis=1, prepend=windows[:, :1]))
+    return np.float64(windows)
+
+
+def marginal_scores(normal, errors, observed):
+    """d_o (Σ_oo)⁻¹ d_o, NaN where nothing was observed, in float64."""
+    covariance = np.linalg.inv(normal.whiten.astype(float).T @ normal.whiten)
+    scores = np.full(errors.shape[:-1], np.nan)
+    for place in np.ndindex(scores.shape):
+        seen = observed[place]
+        if seen.any():
+            centred = (errors[place] - normal.mean)[seen]
+            own = covariance[np.ix_(seen, seen)]
+            scores[place] = centred @ np.linalg.inv(own) @ centred
+    return scores
+
+
+KINDS = ("autoencoder", "mahalanobis", "difference")
+
+
+@pytest.fixture(params=KINDS)
+def kinds(request, small, netted):
+    """A detector of each kind."""
+    if request.param == "autoencoder":
+        return netted
+    return small._replace(model=ResidualModel(request.param, {}))
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_scores_of_windows_with_gaps_are_those_by_hand(kinds, gappy, index):
+    windows, observed = filled_by_hand(kinds, index, gappy)
+    normal = Normal(*(field[index] for field in kinds.normals))
+    wanted = marginal_scores(normal, errors_by_hand(kinds, windows), observed)
+    got = score_windows(kinds, index, gappy, STARTS, batch_size=4)
+    np.testing.assert_allclose(got, wanted, rtol=2e-4, atol=1e-5)
+    assert np.isnan(got[6]).all() and np.isnan(got[0]).sum() == 0
+    assert np.isnan(got[3]).tolist() == [True, False, False, False]
+
+
+def test_complete_windows_score_the_same_beside_rows_with_gaps(kinds, gappy):
+    complete = gappy.copy()
+    complete[19] = 1.0
+    complete[np.isnan(complete)] = 0.5
+    spoilt = complete.copy()
+    spoilt[19, 0] = np.nan
+    starts = np.arange(0, 15, 2)
+    plain = score_windows(kinds, 0, complete, starts)
+    masked = score_windows(kinds, 0, spoilt, starts)
+    np.testing.assert_allclose(masked, plain, rtol=1e-4, atol=1e-6)
+
+
+def test_eight_devices_and_one_give_the_same_for_gaps(kinds, gappy):
+    """Batches of 64 are shared; those of 1 are not."""
+    starts = np.tile(STARTS, 16)
+    shared = score_windows(kinds, 0, gappy, starts, batch_size=128)
+    alone = score_windows(kinds, 0, gappy, STARTS, batch_size=1)
+    np.testing.assert_allclose(shared, np.tile(alone, (16, 1)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("gaps", [False, True])
+@pytest.mark.parametrize("index", [0, 1])
+def test_contributions_sum_to_the_points(kinds, gappy, index, gaps):
+    values = gappy if gaps else np.nan_to_num(gappy, nan=0.25)
+    blame = blame_matrix(normal_of(kinds, index), method="correlation")
+    pieces = explain_batches(kinds, index, values, STARTS, blame=blame, batch_size=4)
+    points, parts = (np.concatenate(side) for side in zip(*pieces, strict=True))
+    assert parts.shape == (*points.shape, 2) and (parts >= 0).all()
+    known = ~np.isnan(points)
+    assert known.all() == (not gaps)
+    np.testing.assert_allclose(parts.sum(axis=-1)[known], points[known], rtol=1e-4)
+    wanted = score_windows(kinds, index, values, STARTS, batch_size=4)
+    np.testing.assert_allclose(points, wanted, rtol=1e-5)
+
+
+def test_contributions_blame_the_channel_that_moved(small):
+    """With W diagonal each channel's part is its own standardised square."""
+    values = np.zeros((4, 2), np.float32)
+    values[2] = [3.0, -2.0]
+    blame = blame_matrix(normal_of(small, 1), method="correlation")
+    (found,) = explain_batches(small, 1, values, np.array([0]), blame=blame)
+    np.testing.assert_allclose(found.contributions[0, 2], [9.0, 4.0], rtol=1e-6)
+    assert not found.contributions[0, [0, 1, 3]].any()
+
+
+def test_errors_are_unknown_exactly_where_cells_are_missing(kinds, gappy):
+    scaled = (gappy - kinds.scalers.offset[0]) / kinds.scalers.scale[0]
+    pieces = error_batches(kinds.model, scaled, STARTS, window=4, batch_size=4)
+    found = np.concatenate(list(pieces))
+    windows, observed = filled_by_hand(kinds, 0, gappy)
+    np.testing.assert_array_equal(np.isnan(found), ~observed)
+    wanted = errors_by_hand(kinds, windows)
+    np.testing.assert_allclose(found[observed], wanted[observed], rtol=1e-4, atol=1e-6)
+
+
+def test_an_overflow_is_no_missing_cell(gappy, netted):
+    scaled = gappy.copy()
+    scaled[0] = np.inf  # inf − inf inside the network is NaN
+    (found,) = error_batches(
+        netted.model, scaled, np.array([0]), window=4, batch_size=1
+    )
+    observed = ~np.isnan(scaled[:4])
+    np.testing.assert_array_equal(np.isnan(found[0]), ~observed)
+    assert np.isposinf(found[0][observed]).all()
+    scores = score_windows(
+        netted._replace(
+            scalers=Scaler(np.zeros((2, 2), np.float32), np.ones((2, 2), np.float32))
+        ),
+        0,
+        scaled,
+        np.array([0]),
+    )
+    assert np.isposinf(scores[0, 0])
+
+
+def test_scaled_rows_score_as_raw_ones_do(kinds, gappy):
+    scaled = (gappy - kinds.scalers.offset[0]) / kinds.scalers.scale[0]
+    got = score_scaled(
+        kinds.model, normal_of(kinds, 0), scaled, STARTS, window=4, batch_size=4
+    )
+    wanted = score_windows(kinds, 0, gappy, STARTS, batch_size=4)
+    np.testing.assert_allclose(got, wanted, rtol=1e-6)
+
+
 # The folder.
 
 
@@ -112,11 +289,11 @@ def test_what_the_folder_holds(saved):
     assert sorted(path.name for path in saved.iterdir()) == FILES
     assert [path.name for path in saved.parent.iterdir()] == ["detector"]
     description = json.loads((saved / "detector.json").read_text())
-    assert description["schema"] == 1
+    assert description["schema"] == 2
     assert description["channels"] == ["x", "y"]
     assert description["thresholds"][0] == {
         "tau": 8.0, "method": "conformal", "rate": 0.1, "n": 20, "rank": 19,
-        "source": "own",
+        "source": "own", "detail": "",
     }  # fmt: skip
     lines = (saved / MANIFEST).read_text().splitlines()
     for line in lines:
@@ -133,6 +310,83 @@ def test_no_array_needs_pickle(tmp_path, netted):
     for path in (tmp_path / "d").iterdir():
         with pytest.raises((pickle.UnpicklingError, ValueError, KeyError, EOFError)):
             pickle.loads(path.read_bytes())
+
+
+@pytest.fixture
+def full(netted):
+    """`netted` with everything that schema 2 added."""
+    return netted._replace(
+        thresholds=(
+            Threshold(8.0, "pot", 0.001, 400, 0, "own", "a tail of shape 0.1"),
+            Threshold(12.0, "fixed", 0.0, 40, 0, "pooled", "3 of 40 lie above"),
+        ),
+        ranges=Ranges(
+            np.float32([[0, -1], [0, -2]]), np.float32([[1, 1], [3, np.nan]])
+        ),
+        calibration=(np.arange(5.0), np.float32([0.25, np.inf])),
+        reference=np.float32([[1, np.nan], [2, 3]]),
+        step=0.25,
+        blame="conditional",
+        min_duration=3,
+        cooldown=7,
+    )
+
+
+def test_ranges_calibration_reference_and_alarms_come_back(tmp_path, full):
+    save_detector(tmp_path / "d", full)
+    loaded = load_detector(tmp_path / "d")
+    arrays = {"ranges": None, "calibration": (), "reference": None}
+    assert same(full._replace(**arrays), loaded._replace(**arrays))
+    pairs = [
+        *zip(full.ranges, loaded.ranges, strict=True),
+        *zip(full.calibration, loaded.calibration, strict=True),
+        (full.reference, loaded.reference),
+    ]
+    for before, after in pairs:
+        assert before.dtype == after.dtype and before.tobytes() == after.tobytes()
+    assert isinstance(loaded.ranges, Ranges)
+
+
+def test_more_than_ten_entities_keep_the_order_of_their_scores(tmp_path, small):
+    scores = tuple(np.full(2, float(i)) for i in range(12))
+    save_detector(tmp_path / "d", small._replace(calibration=scores))
+    loaded = load_detector(tmp_path / "d")
+    assert [own[0] for own in loaded.calibration] == list(range(12))
+
+
+def test_a_folder_of_schema_1_loads_with_the_defaults(tmp_path, small, rows):
+    """Written by hand as kdjax wrote them: no key and no array that schema 2 added."""
+    folder = tmp_path / "old"
+    folder.mkdir()
+    own, pooled = small.thresholds
+    keys = ("tau", "method", "rate", "n", "rank", "source")
+    description = {
+        "schema": 1, "kind": "mahalanobis", "architecture": None,
+        "channels": ["x", "y"], "window": 4, "stride": 3, "allowed_points": 0,
+        "max_gap": 5.0, "entities": ["a"],
+        "thresholds": [{k: getattr(tau, k) for k in keys} for tau in (own, pooled)],
+    }  # fmt: skip
+    (folder / "detector.json").write_text(json.dumps(description))
+    (folder / "card.json").write_text(json.dumps(small.card))
+    (folder / "card.md").write_text(card_markdown(small.card))
+    np.savez(
+        folder / "arrays.npz",
+        **{
+            "scaler/offset": small.scalers.offset,
+            "scaler/scale": small.scalers.scale,
+            "normal/mean": small.normals.mean,
+            "normal/whiten": small.normals.whiten,
+        },
+    )
+    write_manifest(folder)
+    loaded = load_detector(folder)
+    assert same(loaded, small)
+    assert loaded.ranges is None and loaded.reference is None
+    assert (loaded.calibration, loaded.step, loaded.blame) == ((), 0.0, "correlation")
+    assert (loaded.min_duration, loaded.cooldown) == (1, 0)
+    assert score_table(loaded, rows(9), entity="a").equals(
+        score_table(small, rows(9), entity="a")
+    )
 
 
 def test_an_old_detector_is_replaced_whole(saved, netted):
@@ -259,8 +513,8 @@ def rewrite(folder, change):
 
 
 def test_a_newer_schema_is_refused(saved):
-    rewrite(saved, lambda d: d | {"schema": 2})
-    message = "has schema 2, this kdjax reads up to 1: install a newer kdjax"
+    rewrite(saved, lambda d: d | {"schema": 3})
+    message = "has schema 3, this kdjax reads up to 2: install a newer kdjax"
     with pytest.raises(ArtifactError, match=message):
         load_detector(saved)
 
@@ -296,7 +550,7 @@ def write_arrays(folder, **arrays):
 
 def test_arrays_with_objects_in_them_are_refused(saved):
     write_arrays(saved, **{"scaler/offset": np.array([{}], dtype=object)})
-    with pytest.raises(ArtifactError, match="does not hold a kdjax detector.*pickle"):
+    with pytest.raises(ArtifactError, match="does not hold.*claims object"):
         load_detector(saved)
 
 
@@ -328,8 +582,103 @@ def test_a_header_that_claims_terabytes_is_refused(saved):
     with zipfile.ZipFile(saved / "arrays.npz", "w") as archive:
         archive.writestr("scaler/offset.npy", data)
     write_manifest(saved)
+    with pytest.raises(
+        ArtifactError, match=r"claims float32 of shape \(10000000000000"
+    ):
+        load_detector(saved)
+
+
+def members(folder):
+    """The members of the folder's archive as bytes."""
+    with zipfile.ZipFile(folder / "arrays.npz") as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def write_members(folder, content, compression=zipfile.ZIP_STORED):
+    with zipfile.ZipFile(folder / "arrays.npz", "w", compression) as archive:
+        for name, data in content.items():
+            archive.writestr(name, data)
+    write_manifest(folder)
+
+
+def test_rewritten_members_load(saved, small):
+    """Guards the tests below: what they change is what is refused."""
+    write_members(saved, members(saved))
+    assert same(load_detector(saved), small)
+
+
+def test_compressed_arrays_are_refused(saved):
+    # They could hold any number of zeros in few bytes.
+    write_members(saved, members(saved), zipfile.ZIP_DEFLATED)
+    with pytest.raises(ArtifactError, match=r"does not hold.*npy is compressed"):
+        load_detector(saved)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (b"(2, 2)", b"(2, 3)"),
+        (b"(2, 2)", b"(2, 1)"),
+        (b"(2, 2)", b"(-2,2)"),
+        (b"<f4", b"<f8"),
+        (b"<f4", b"|O "),
+        (b"descr", b"crash"),
+        (b"NUMPY\x01", b"NUMPY\x02"),
+        (b"NUMPY\x01", b"OTHER\x01"),
+    ],
+)
+def test_a_header_that_says_something_else_is_refused(saved, before, after):
+    content = members(saved)
+    data = content["scaler/offset.npy"]
+    assert data.count(before) == 1
+    write_members(saved, content | {"scaler/offset.npy": data.replace(before, after)})
     with pytest.raises(ArtifactError, match="does not hold a kdjax detector"):
         load_detector(saved)
+
+
+@pytest.mark.parametrize("data", [b"", b"\x93NUMPY\x01\x00", b"no array"])
+def test_a_member_that_is_no_array_is_refused(saved, data):
+    write_members(saved, members(saved) | {"scaler/offset.npy": data})
+    with pytest.raises(ArtifactError, match="does not hold a kdjax detector"):
+        load_detector(saved)
+
+
+def test_bytes_after_an_array_are_refused(saved):
+    content = members(saved)
+    content["scaler/scale.npy"] += b"more"
+    write_members(saved, content)
+    with pytest.raises(
+        ArtifactError, match=r"scaler/scale.npy claims float32 of shape"
+    ):
+        load_detector(saved)
+
+
+def test_a_directory_that_claims_more_than_the_archive_has_is_refused(saved):
+    """The size in the archive's directory is no better witness than the header."""
+    header = np.lib.format.magic(1, 0)
+    count = (1 << 32) // 8  # 2 GiB of float32
+    text = f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({count},), }}"
+    text = text.ljust(117) + "\n"
+    data = header + len(text).to_bytes(2, "little") + text.encode() + b"few"
+    path = saved / "arrays.npz"
+    write_members(saved, {"scaler/offset.npy": data})
+    raw, claimed = path.read_bytes(), len(data) - 3 + 4 * count
+    entry = raw.index(b"PK\x01\x02") + 24  # the uncompressed size in the directory
+    size = claimed.to_bytes(4, "little")
+    path.write_bytes(raw[:entry] + size + raw[entry + 4 :])
+    write_manifest(saved)
+    with pytest.raises(ArtifactError, match="claims float32 of shape"):
+        load_detector(saved)
+
+
+@pytest.mark.parametrize("left_out", ["calibration/0.npy", "range/high.npy"])
+def test_a_part_without_its_other_half_is_refused(tmp_path, full, left_out):
+    save_detector(tmp_path / "d", full)
+    content = members(tmp_path / "d")
+    del content[left_out]
+    write_members(tmp_path / "d", content)
+    with pytest.raises(ArtifactError, match="does not hold a kdjax detector"):
+        load_detector(tmp_path / "d")
 
 
 # Cards.

@@ -1,5 +1,6 @@
 """Point and window scores against numpy and against the rule they stand for."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -7,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdjax.detection.normal import Normal
-from kdjax.detection.scores import point_scores, window_scores
+from kdjax.detection.scores import deviations, point_scores, window_scores
 
 
 def by_hand(normal, errors):
@@ -75,3 +76,108 @@ def test_window_scores_leave_the_points_as_they_are():
     points = np.array([[3.0, 1.0, 2.0]])
     assert window_scores(points, count=2) == [1]
     assert points.tolist() == [[3, 1, 2]]
+
+
+# Missing cells.
+
+jitted_scores = jax.jit(point_scores)
+
+
+def marginal(normal, errors, observed):
+    """d_o (Σ_oo)⁻¹ d_o of each row in float64, NaN where nothing was observed."""
+    whiten = normal.whiten.astype(np.float64)
+    covariance = np.linalg.inv(whiten.T @ whiten)
+    scores = []
+    for row, seen in zip(errors.astype(np.float64), observed, strict=True):
+        centred = (row - normal.mean)[seen]
+        own = covariance[np.ix_(seen, seen)]
+        scores.append(centred @ np.linalg.solve(own, centred) if seen.any() else np.nan)
+    return np.array(scores)
+
+
+def mixed_normal(rng, width, ridge):
+    """A Normal of strongly correlated channels of very different scales."""
+    mixed = rng.normal(size=(200, width)) @ rng.normal(size=(width, width))
+    scale = 10.0 ** rng.uniform(-3, 2, width)
+    correlation = np.corrcoef(mixed.T).reshape(width, width) + ridge * np.eye(width)
+    factor = np.linalg.cholesky(correlation)
+    whiten = np.linalg.inv(factor) / scale
+    mean = rng.normal(size=width) * scale
+    return Normal(mean.astype(np.float32), whiten.astype(np.float32)), scale
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.integers(0, 2**32 - 1),
+    st.sampled_from([1, 2, 5, 12]),
+    st.sampled_from([0.01, 0.1, 1.0]),
+    st.sampled_from([0.1, 0.5, 0.9]),
+)
+def test_scores_of_observed_channels_are_those_of_their_marginal(
+    seed, width, ridge, share
+):
+    rng = np.random.default_rng(seed)
+    normal, scale = mixed_normal(rng, width, ridge)
+    errors = (normal.mean + 3 * scale * rng.normal(size=(20, width))).astype(np.float32)
+    observed = rng.random((20, width)) >= share
+    observed[0], observed[1] = False, True
+    wanted = marginal(normal, errors, observed)
+    # What stands in a missing cell must not matter.
+    errors[~observed] = 1e3
+    got = np.asarray(jitted_scores(normal, errors, observed))
+    np.testing.assert_allclose(got, wanted, rtol=2e-3, atol=1e-4)
+    assert np.isnan(got[0]) and not np.isnan(got[1:][observed[1:].any(axis=1)]).any()
+
+
+def test_many_channels_with_half_of_them_missing():
+    rng = np.random.default_rng(7)
+    normal, scale = mixed_normal(rng, 120, 0.1)
+    errors = (normal.mean + scale * rng.normal(size=(30, 120))).astype(np.float32)
+    observed = rng.random((30, 120)) < 0.5
+    got = point_scores(normal, errors, jnp.asarray(observed))
+    np.testing.assert_allclose(got, marginal(normal, errors, observed), rtol=5e-3)
+
+
+def test_a_missing_cell_takes_its_likeliest_value_given_the_others():
+    # By hand: unit variances, correlation r; E[d_2 | d_1] = r d_1.
+    correlation = 0.6
+    factor = np.linalg.cholesky([[1, correlation], [correlation, 1]])
+    normal = Normal(np.zeros(2, np.float32), np.linalg.inv(factor).astype(np.float32))
+    found = deviations(normal, jnp.float32([[2.0, 99.0]]), jnp.asarray([[True, False]]))
+    np.testing.assert_allclose(found, [[2.0, 2 * correlation]], rtol=1e-6)
+    score = point_scores(normal, jnp.float32([[2.0, 9]]), jnp.asarray([[True, False]]))
+    np.testing.assert_allclose(score, [4.0], rtol=1e-6)
+
+
+def test_a_mask_without_a_gap_changes_no_score():
+    rng = np.random.default_rng(2)
+    normal, scale = mixed_normal(rng, 6, 0.1)
+    errors = jnp.asarray(normal.mean + scale * rng.normal(size=(4, 5, 6)), jnp.float32)
+    plain = point_scores(normal, errors)
+    masked = point_scores(normal, errors, jnp.ones(errors.shape, bool))
+    assert masked.shape == (4, 5)
+    np.testing.assert_allclose(masked, plain, rtol=1e-5)
+
+
+@pytest.mark.parametrize("value", [1e20, 1e30, -3.4e38, np.inf])
+def test_huge_values_beside_missing_ones_score_infinite(value):
+    normal, _ = mixed_normal(np.random.default_rng(3), 3, 0.1)
+    errors = jnp.float32([[value, 0, 0], [0, 0, 0], [value, 0, 0]])
+    observed = jnp.asarray([[1, 0, 1], [0, 1, 1], [0, 0, 0]], bool)
+    scores = np.asarray(point_scores(normal, errors, observed))
+    assert np.isposinf(scores[0]) and np.isfinite(scores[1]) and np.isnan(scores[2])
+
+
+@settings(deadline=None)
+@given(scored_windows(), st.integers(0, 2**32 - 1), st.floats(0, 1e6))
+def test_points_without_a_score_are_left_out_of_the_window_score(case, seed, other):
+    points, count = case
+    points[np.random.default_rng(seed).random(points.shape) < 0.4] = np.nan
+    scores = window_scores(points, count=count)
+    known = (~np.isnan(points)).sum(axis=1)
+    np.testing.assert_array_equal(np.isnan(scores), known <= count)
+    for row, score in zip(points, scores, strict=True):
+        ranked = sorted(row[~np.isnan(row)], reverse=True)
+        assert np.isnan(score) or score == ranked[count]
+    for tau in (*np.unique(points[~np.isnan(points)]), other):
+        assert np.array_equal(scores > tau, (points > tau).sum(axis=1) > count)

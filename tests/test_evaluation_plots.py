@@ -12,8 +12,10 @@ from matplotlib.figure import Figure
 
 from kdjax.evaluation import plots
 from kdjax.evaluation.plots import (
+    Distribution,
     Timeline,
     peaks,
+    plot_distribution,
     plot_learning_curve,
     plot_timeline,
     spans,
@@ -182,6 +184,78 @@ def test_a_model_name_is_no_formula(drawn, tmp_path):
 
 def test_a_timeline_without_models():
     assert plot_timeline(Timeline("m", None, None, {}, {})).startswith(PNG)
+
+
+# Distributions.
+
+
+def spread(calibration, test=(), labels=None, threshold=5.0):
+    labels = None if labels is None else np.array(labels, bool)
+    return Distribution("m", np.array(calibration), np.array(test), labels, threshold)
+
+
+def share_above(line, value):
+    """The share that a curve shows at a value: steps fall at the scores themselves."""
+    x, y = np.asarray(line.get_xdata()), np.asarray(line.get_ydata())
+    return y[np.searchsorted(x, value)]
+
+
+def test_distributions_show_the_share_of_windows_above(drawn):
+    rng = np.random.default_rng(0)
+    calibration, test = rng.exponential(2, 50), rng.exponential(3, 40)
+    labels = rng.random(40) < 0.3
+    picture = plot_distribution(spread(calibration, test, labels, threshold=2.5))
+    assert picture.startswith(PNG)
+    (axes,) = drawn[0].axes
+    lines = {line.get_label(): line for line in axes.lines}
+    assert list(lines) == ["calibration", "test, normal", "test, anomalous", "τ = 2.5"]
+    assert axes.get_xscale() == "log"
+    assert list(lines["τ = 2.5"].get_xdata()) == [2.5, 2.5]
+    sets = (calibration, test[~labels], test[labels])
+    for line, scores in zip(axes.lines[:3], sets, strict=True):
+        assert line.get_drawstyle() == "steps-pre"
+        for value in (0.1, 1.0, 2.5, scores.max() - 1e-6):
+            assert share_above(line, value) == pytest.approx(np.mean(scores > value))
+    assert len({line.get_color() for line in axes.lines[:3]}) == 3
+    texts = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert texts == list(lines)
+
+
+def test_test_windows_without_labels_are_one_curve(drawn):
+    plot_distribution(spread([1.0, 2.0], [3.0, math.nan, 4.0]))
+    labels = [line.get_label() for line in drawn[0].axes[0].lines]
+    assert labels == ["calibration", "test", "τ = 5"]
+    assert list(drawn[0].axes[0].lines[1].get_xdata()) == [3.0, 4.0]
+    plot_distribution(spread([1.0, 2.0]))
+    assert [x.get_label() for x in drawn[1].axes[0].lines] == ["calibration", "τ = 5"]
+
+
+def test_scores_off_the_axis_still_count_in_the_shares(drawn):
+    """Of five windows with a score two are above 2, one of them beyond any axis."""
+    plot_distribution(spread([0.0, 1.0, 2.0, 3.0, math.inf, math.nan]))
+    line = drawn[0].axes[0].lines[0]
+    assert list(line.get_xdata()) == [1.0, 2.0, 3.0]
+    assert line.get_ydata() == pytest.approx([4 / 5, 3 / 5, 2 / 5])
+    assert share_above(line, 2.5) == pytest.approx(2 / 5)
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("threshold", [5.0, 0.0, -1.0, math.inf, math.nan])
+@pytest.mark.parametrize(
+    "scores",
+    [[], [0.0], [math.nan] * 3, [math.inf], [3.0], [1e-38, 3e38], [2.0, 2.0]],
+)
+def test_degenerate_distributions(scores, threshold, theme):
+    for labels in (None, np.zeros(len(scores)), np.ones(len(scores))):
+        found = spread(scores, scores, labels, threshold)
+        assert plot_distribution(found, theme=theme).startswith(PNG)
+
+
+def test_a_distribution_is_written(tmp_path):
+    path = tmp_path / "spread.svg"
+    found = spread([1.0, 2.0], [3.0], [True])
+    assert plot_distribution(found, path) == path.read_bytes()
+    assert b"<svg" in path.read_bytes()
 
 
 @given(

@@ -8,8 +8,9 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from kdjax.evaluation.plots import Timeline
+from kdjax.evaluation.plots import Distribution, Timeline
 from kdjax.evaluation.report import OPEN_ENTITIES, write_report
+from kdjax.evaluation.report_tables import false_alarm_section, training_section
 from kdjax.evaluation.rows import (
     EntityScores,
     per_entity_rows,
@@ -169,3 +170,119 @@ def test_a_report_without_labels(tmp_path):
     assert "No F1 is defined on this test data" in text
     assert "shaded" not in text
     assert "&quot;seed&quot;: 11" in text
+
+
+# False alarms and training rows.
+
+
+def rate(entity, method, *, model="student", used=True, **changes):
+    found = {"rate": 0.0125, "low": 0.001, "high": 0.0567, "detail": ""}
+    return {
+        "model": model, "entity": entity, "method": method, "used": used,
+        "wanted": 0.01, "tau": 12.34567, "left_out": found, "clean_test": None,
+    } | changes  # fmt: skip
+
+
+def test_false_alarms_of_the_student_by_rule():
+    few = {"rate": None, "low": 0.0, "high": 1.0, "detail": "5 of 5 folds left out"}
+    none = few | {"detail": ""}
+    drifted = {"n": 40, "distance": 0.6, "drifted": True}
+    section = false_alarm_section(
+        [
+            rate(EVIL, "budget", drift=drifted),
+            rate(EVIL, "pot", used=False, tau=None, left_out=few, clean_test=none),
+            rate("b", "fixed", wanted=0.0, drift=drifted | {"drifted": False}),
+            rate("b", "conformal", model="teacher"),
+        ]
+    )
+    page = Page(section)
+    interval = "(0.1%–5.7%)"
+    assert page.cells == [
+        "Entity", "Rule", "τ", "Wanted", "Left-out calibration", "95 %", "Clean test",
+        "95 %", "Drift",
+        EVIL, "budget (used)", "12.35", "1.00%", "1.25%", interval, "–", "", "yes",
+        EVIL, "pot", "–", "1.00%", "too few windows", "", "–", "", "–",
+        "b", "fixed (used)", "12.35", "0.00%", "1.25%", interval, "–", "", "no",
+    ]  # fmt: skip
+    assert "<script" not in section and section.startswith("<h2>False alarms</h2>")
+
+
+def test_without_rates_of_the_student_there_is_no_section():
+    assert false_alarm_section([]) == ""
+    assert false_alarm_section([rate("a", "pot", model="teacher")]) == ""
+    assert training_section([]) == ""
+
+
+def test_the_most_abnormal_training_windows():
+    window = {"entity": EVIL, "part": "fit", "start": "2024-01-01T00:00:00",
+              "end": 17, "score": 12345.678, "above": True}  # fmt: skip
+    section = training_section([window, window | {"score": None, "above": False}])
+    assert Page(section).cells == [
+        "Entity", "Part", "From", "To", "Window score", "Above τ",
+        EVIL, "fit", "2024-01-01T00:00:00", "17", "1.235e+04", "yes",
+        EVIL, "fit", "2024-01-01T00:00:00", "17", "inf", "no",
+    ]  # fmt: skip
+    assert "<script" not in section and "data.exclude" in section
+
+
+def test_the_report_has_both_sections_between_results_and_curves(tmp_path):
+    window = {"entity": "a", "part": "validation", "start": 3, "end": 12,
+              "score": 4.5, "above": True}  # fmt: skip
+    results = RESULTS | {
+        "rates": [rate("a", "conformal")],
+        "worst_training_windows": [window],
+    }
+    write_report(tmp_path / "r.html", results=results, history=HISTORY)
+    text = (tmp_path / "r.html").read_text("utf-8")
+    heads = re.findall("<h2>(.*?)</h2>", text)
+    assert [head for head in heads if head in (
+        "Results", "False alarms", "Most abnormal training windows", "Learning curve",
+    )] == [
+        "Results", "False alarms", "Most abnormal training windows", "Learning curve",
+    ]  # fmt: skip
+    assert "conformal (used)" in Page(text).cells and "validation" in Page(text).cells
+
+
+def test_distributions_stand_below_their_entity(tmp_path):
+    random = np.random.default_rng(2)
+    distributions = [
+        Distribution(e.entity, random.random(30), e.window_scores, e.window_labels, 0.9)
+        for e in ENTITIES[:2]
+    ]
+    write_report(
+        tmp_path / "r.html", results=RESULTS, timelines=TIMELINES,
+        distributions=distributions,
+    )  # fmt: skip
+    text = (tmp_path / "r.html").read_text("utf-8")
+    Page(text)
+    parts = text.split("<details")[1:]
+    shown = ["Window scores of" in part for part in parts]
+    assert shown == [True, True, False, False, False]
+    assert "share of windows above" in parts[0]
+
+
+def test_training_rows_are_drawn_where_there_are_no_test_rows(tmp_path):
+    results = make_results(ENTITIES[:2], unlabelled_rows)
+    results["dataset"]["positive_windows"] = None
+    training = [Timeline("trained", None, None, {"student": np.ones(9)}, {})]
+    write_report(
+        tmp_path / "r.html", results=results, timelines=TIMELINES[:1], training=training
+    )
+    parts = (tmp_path / "r.html").read_text("utf-8").split("<details")[1:]
+    assert "Row scores" in parts[0] and "Training row scores" not in parts[0]
+    assert "Training row scores" in parts[1] and "shaded" not in parts[1]
+
+
+def test_unlabelled_results_are_shares_of_windows_in_alarm(tmp_path):
+    entities = [e._replace(labels=None, window_labels=None) for e in ENTITIES]
+    results = make_results(entities, unlabelled_rows)
+    results["dataset"]["positive_windows"] = None
+    write_report(tmp_path / "r.html", results=results)
+    text = (tmp_path / "r.html").read_text("utf-8")
+    scores = np.concatenate([e.window_scores for e in ENTITIES])
+    share = f"{np.mean(scores > 0.9):.2%}"
+    assert Page(text).cells[:12] == [
+        "Model", "Parameters", "Test windows in alarm",
+        "teacher", "1,000", share, "student", "400", share, "random", "–", share,
+    ]  # fmt: skip
+    assert "No labels, so nothing here says how well" in text

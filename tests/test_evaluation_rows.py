@@ -130,6 +130,39 @@ def test_rows_without_a_score_are_left_out_and_counted():
     assert "rows" not in window["notes"]
 
 
+def test_windows_without_a_score_are_left_out_and_counted():
+    """The numbers are those of the other windows, with their labels."""
+    gappy = A._replace(window_scores=np.array([9.0, math.nan, 5.0, 1.0]))
+    without = A._replace(
+        window_scores=np.array([9.0, 5.0, 1.0]),
+        window_labels=np.array([True, False, False]),
+    )
+    silent = B._replace(window_scores=np.full(3, math.nan))
+    found = result_rows("teacher", 7, [gappy, B])
+    wanted = result_rows("teacher", 7, [without, B])
+    json.dumps(found, allow_nan=False)
+    for row, other in zip(found, wanted, strict=True):
+        note = row["notes"].pop("rows", None)
+        if row["level"] == "window":
+            assert note == "left out, without a score: 1 (a: 1)"
+        other["notes"].pop("rows", None)
+        assert row == other
+    # a alone: τ = 4.5 gives 9 and 5, one of them rightly.
+    own = cell(result_rows("m", 7, [gappy]), "conformal", "pooled", "window")
+    assert (own["precision"], own["recall"]) == (0.5, 1.0)
+    assert own["alarm_rate"] == pytest.approx(2 / 3)
+    entity = per_entity_rows("m", [gappy])[1]
+    assert (entity["windows"], entity["positives"]) == (3, 1)
+    both = cell(result_rows("m", 7, [gappy, silent]), "conformal", "pooled", "window")
+    assert both["notes"]["rows"] == "left out, without a score: 4 (a: 1, b: 3)"
+    assert both["precision"] == 0.5
+    alone = result_rows("m", 7, [silent]) + unlabelled_rows("m", 7, [silent])
+    json.dumps(alone, allow_nan=False)
+    for row in alone:
+        if row["level"] == "window":
+            assert row["f1"] is None and row["alarm_rate"] is None
+
+
 def test_nothing_labelled_gives_null_with_reasons():
     rows = result_rows("teacher", 7, [QUIET])
     json.dumps(rows, allow_nan=False)
@@ -242,9 +275,6 @@ def test_unusable_inputs_are_refused(rows):
         rows("m", 1, [A], method="oracle")
     with pytest.raises(DataError, match="the threshold of a is NaN"):
         rows("m", 1, [A._replace(threshold=math.nan)])
-    wrong = A._replace(window_scores=np.array([1.0, math.nan, 2.0, 3.0]))
-    with pytest.raises(DataError, match="`window scores of a` has NaN at position 1"):
-        rows("m", 1, [wrong])
 
 
 def test_labels_that_do_not_fit_are_refused():

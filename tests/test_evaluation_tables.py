@@ -7,11 +7,15 @@ import pytest
 from rich.console import Console
 
 from kdjax.evaluation.tables import (
+    alarm_rates,
     entity_count,
     label_free_method,
     markdown_table,
+    rate_texts,
+    rates_table,
     results_table,
     table_cells,
+    unlabelled_table,
     value,
 )
 from kdjax.evaluation.verdict import CAUTION, verdict
@@ -215,3 +219,78 @@ def test_the_verdict_on_data_without_labels():
     text = verdict(make_results(teacher=(None, None), student=(None, None)))
     assert text.startswith("No F1 is defined on this test data")
     assert "best" not in text
+
+
+# Without labels.
+
+
+def unlabelled():
+    results = make_results(teacher=(None, None), student=(None, None), pca=(None, None))
+    for number, row in enumerate(results["rows"]):
+        row["alarm_rate"] = number / 1000
+    return results
+
+
+def test_alarm_rates_are_those_of_the_label_free_rule_over_all_windows():
+    results = unlabelled()
+    # Row 4 of each model's eight is conformal, pooled, window.
+    assert alarm_rates(results) == [
+        ("teacher", "1,124,201", "0.40%"),
+        ("student", "482,601", "1.20%"),
+        ("pca", "–", "2.00%"),
+    ]
+    results["rows"][4]["alarm_rate"] = None
+    for row in results["rows"]:
+        row["threshold"] = row["threshold"].replace("conformal", "budget")
+    assert alarm_rates(results)[0] == ("teacher", "1,124,201", "–")
+
+
+def test_the_table_without_labels_shows_them():
+    results = unlabelled()
+    lines = [line.split() for line in shown(unlabelled_table(results)).splitlines()]
+    for line in alarm_rates(results):
+        assert list(line) in lines
+    assert "no labels to judge by" in shown(unlabelled_table(results))
+
+
+FOUND = {"rate": 0.0125, "low": 0.001, "high": 0.0567, "detail": ""}
+
+
+def test_a_rate_and_its_interval_as_text():
+    assert rate_texts(FOUND) == ("1.25%", "(0.1%–5.7%)")
+    nothing = FOUND | {"rate": None}
+    assert rate_texts(None) == rate_texts(nothing) == ("–", "")
+    assert rate_texts(nothing | {"detail": "5 folds left out"}) == (
+        "too few windows",
+        "",
+    )
+    assert rate_texts(FOUND | {"rate": 0.0, "low": 0.0}) == ("0.00%", "(0.0%–5.7%)")
+
+
+def test_the_terminal_shows_the_students_rates():
+    rate = {
+        "model": "student", "entity": "press[1]", "method": "budget", "used": True,
+        "wanted": 0.005, "tau": 3.0, "left_out": FOUND, "clean_test": None,
+    }  # fmt: skip
+    other = rate | {"method": "pot", "used": False, "clean_test": FOUND}
+    teacher = rate | {"model": "teacher", "method": "quantile"}
+    text = shown(rates_table({"rates": [rate, other, teacher]}))
+    lines = [line.split() for line in text.splitlines()]
+    assert ["press[1]", "budget*", "0.50%", "1.25%", "(0.1%–5.7%)", "–"] in lines
+    assert [
+        "press[1]", "pot", "0.50%", "1.25%", "(0.1%–5.7%)", "1.25%", "(0.1%–5.7%)",
+    ] in lines  # fmt: skip
+    assert "quantile" not in text
+
+
+def test_names_in_brackets_are_names_and_no_markup():
+    results = unlabelled()
+    results["dataset"]["name"] = "[red]x[/red]"
+    results["rows"][4]["model"] = "a[bold]"
+    text = shown(unlabelled_table(results))
+    assert "[red]x[/red]" in text and "a[bold]" in text
+    rate = {
+        "model": "student", "entity": "[bold]m", "method": "pot", "used": True,
+        "wanted": 0.01, "tau": 3.0, "left_out": FOUND, "clean_test": None,
+    }  # fmt: skip
+    assert "[bold]m" in shown(rates_table({"rates": [rate]}))

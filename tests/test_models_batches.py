@@ -87,5 +87,22 @@ def test_rows_are_scaled_on_their_way(tmp_path):
     np.testing.assert_array_equal(np.concatenate(list(parts)), expected)
 
 
+def test_a_function_may_give_several_arrays():
+    """Each is cut to the batch's real windows; NaN cells travel as they are."""
+    rows = np.random.default_rng(3).normal(size=(40, 2)).astype(np.float32)
+    rows[7:9, 1] = np.nan
+    starts = np.arange(0, 36, 3)
+    parts = list(map_windows(_two, (), rows, starts, window=5, batch_size=8))
+    assert [len(first) for first, _ in parts] == [8, 4]
+    first, second = (np.concatenate(side) for side in zip(*parts, strict=True))
+    windows = np.stack([rows[s : s + 5] for s in starts])
+    np.testing.assert_array_equal(first, windows[:, 0])
+    np.testing.assert_array_equal(second, np.isnan(windows))
+
+
+def _two(common, windows):
+    return windows[:, 0], jnp.isnan(windows)
+
+
 def _same(common, windows):
     return windows

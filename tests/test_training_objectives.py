@@ -151,7 +151,8 @@ def test_alpha_0_needs_no_teacher(arrays):
 
 def test_mean_squared_error_is_the_plain_mean_without_padding(arrays):
     x, z = arrays["windows"], arrays["student"]
-    found = mean_squared_error(jnp.asarray(z), jnp.asarray(x), jnp.ones(4))
+    batch = Batch(jnp.asarray(x), jnp.ones(4))
+    found = mean_squared_error(jnp.asarray(z), batch.windows, batch)
     np.testing.assert_allclose(found, np.mean((x - z) ** 2), rtol=1e-6)
 
 
@@ -180,3 +181,80 @@ def test_training_forces_a_feedback_decoder_and_validation_frees_it():
     soft = np.mean((outputs - sigmoid(np.float64(targets)))[[0, 2]] ** 2)
     expected = 0.5 * forced + 0.5 * soft
     np.testing.assert_allclose(student(params, batch), expected, rtol=1e-6)
+
+
+# Missing cells.
+
+
+def masked_mean(squares, observed, weight):
+    """Each window's mean over its observed cells, then over windows of weight 1."""
+    means = [
+        s[o].mean() if o.any() else 0.0 for s, o in zip(squares, observed, strict=True)
+    ]
+    return np.sum(weight * means) / np.sum(weight)
+
+
+@pytest.fixture(scope="module")
+def observed():
+    """Cells `[4, 5, 3]`: the second window complete, the third without any."""
+    mask = np.random.default_rng(5).random(SHAPE) < 0.6
+    mask[1], mask[2] = True, False
+    return mask
+
+
+def test_missing_cells_count_for_nothing(arrays, observed):
+    x, z, weight = (arrays[name] for name in ("windows", "student", "weight"))
+    wanted = masked_mean((x - z) ** 2, observed, weight)
+    assert abs(wanted - np.mean((x - z)[:3] ** 2)) > 1e-3
+    with jax.enable_x64(True):
+        batch = Batch(jnp.asarray(x), jnp.asarray(weight), observed=observed)
+        found, slope = jax.value_and_grad(mean_squared_error)(
+            jnp.asarray(z), batch.windows, batch
+        )
+    np.testing.assert_allclose(found, wanted, rtol=1e-12)
+    counts = np.maximum(observed.sum(axis=(1, 2)), 1)[:, None, None]
+    expected = 2 * (z - x) * observed / counts * weight[:, None, None] / 3
+    np.testing.assert_allclose(slope, expected, rtol=1e-10, atol=1e-15)
+
+
+def test_a_mask_without_a_gap_changes_nothing(arrays):
+    z = jnp.asarray(arrays["student"])
+    batch = Batch(jnp.asarray(arrays["windows"]), jnp.asarray(arrays["weight"]))
+    plain = mean_squared_error(z, batch.windows, batch)
+    masked = batch._replace(observed=jnp.ones(SHAPE, bool))
+    found = mean_squared_error(z, batch.windows, masked)
+    np.testing.assert_allclose(found, plain, rtol=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["output", "logit"])
+def test_the_student_learns_neither_from_data_nor_teacher_what_is_missing(
+    arrays, observed, mode
+):
+    objective = student_objective(
+        table("sigmoid"), table("sigmoid"), alpha=0.35, temperature=2.0,
+        temperature_mode=mode,
+    )  # fmt: skip
+    x, z_s, z_t = (arrays[name] for name in ("windows", "student", "teacher"))
+    if mode == "logit":
+        soft = (sigmoid(z_s / 2) - sigmoid(z_t / 2)) ** 2
+    else:
+        soft = ((sigmoid(z_s) - sigmoid(z_t)) / 2) ** 2
+    hard = (sigmoid(z_s) - x) ** 2
+    wanted = 0.65 * masked_mean(hard, observed, arrays["weight"])
+    wanted += 0.35 * masked_mean(soft, observed, arrays["weight"])
+    with jax.enable_x64(True):
+        batch = Batch(x, arrays["weight"], z_t, observed)
+        batch = jax.tree.map(jnp.asarray, batch)
+        found, slope = jax.value_and_grad(objective)(jnp.asarray(z_s), batch)
+    np.testing.assert_allclose(found, wanted, rtol=1e-12)
+    assert not np.asarray(slope)[~observed].any()
+
+
+def test_validation_leaves_missing_cells_out_too(arrays, observed):
+    x, z = arrays["windows"], arrays["student"]
+    batch = Batch(jnp.asarray(x), jnp.asarray(arrays["weight"]), observed=observed)
+    # The stand-in network takes no choice of feedback.
+    net = Network(lambda key: None, lambda params, windows: params, identity)
+    found = validation_loss(net)(jnp.asarray(z), batch)
+    wanted = masked_mean((x - z) ** 2, observed, arrays["weight"])
+    np.testing.assert_allclose(found, wanted, rtol=1e-6)

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from kdjax.config import get_config, override, resolve
 from kdjax.data.prepared import training_windows
-from kdjax.distillation import architecture, train_networks
+from kdjax.distillation import architecture, train_networks, training_pace
 from kdjax.models.autoencoder import Architecture, network
 from kdjax.models.residual import ResidualModel
 from kdjax.pipeline import load_dataset, prepare_dataset
@@ -179,3 +180,56 @@ def test_checkpoints_hold_their_phase(plain):
         meta = json.loads((folder / "meta" / "metadata").read_text())
         assert meta["done"] is True
         assert meta["step"] == int(folder.name)
+
+
+# How often training looks at a row.
+
+
+@pytest.mark.parametrize(
+    ("changes", "rows", "pace"),
+    [
+        ({}, 840, (15, 1.0)),
+        ({"data.dense_below": 840}, 840, (15, 1.0)),
+        ({"data.dense_below": 841}, 840, (1, 1 / 15)),
+        ({"data.dense_below": 841, "data.train_stride": 4}, 840, (4, 1.0)),
+    ],
+)
+def test_few_rows_are_looked_at_in_every_window(
+    tiny, plant_changes, changes, rows, pace
+):
+    settings = tiny(
+        plant_changes | {"data.stride": 15, "threshold.false_alarm_rate": 0.2}
+    )
+    settings = resolve(override(get_config(), flat(settings) | changes))
+    prepared = prepare_dataset(load_dataset(settings["data"]), settings)
+    assert sum(len(entity.train.values) for entity in prepared.entities) == rows
+    assert training_pace(prepared, settings["data"]) == pytest.approx(pace)
+
+
+def flat(settings):
+    """Dotted fields, lists as the tuples that a config has."""
+    return {
+        f"{group}.{field}": tuple(value) if isinstance(value, list) else value
+        for group, fields in settings.items()
+        if isinstance(fields, dict)
+        for field, value in fields.items()
+        if value is not None
+    }
+
+
+def test_first_parameters_are_where_training_starts(train, plain, tmp_path):
+    """Steps too small to see leave each network at the parameters given."""
+    models, _, prepared, settings = plain
+    given = {name: models[name].params for name in ("teacher", "student")}
+    still = json.loads(json.dumps(settings))
+    still["train"]["learning_rate"] = 1e-12
+    still["teacher"]["epochs"] = still["student"]["epochs"] = 1
+    found = train_networks(prepared, still, tmp_path, Console(quiet=True), first=given)
+    for name, start in (
+        ("teacher", "teacher"), ("student", "student"), ("student_alone", "student"),
+    ):  # fmt: skip
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-8),
+            found[name].params,
+            given[start],
+        )

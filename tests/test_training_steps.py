@@ -3,8 +3,10 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 import pytest
 
+from kdjax.devices import batch_mesh, place
 from kdjax.models.autoencoder import Architecture, network
 from kdjax.models.batches import padded_batches
 from kdjax.training.objectives import (
@@ -270,3 +272,146 @@ def test_batches_without_a_teacher_have_no_targets(corpus):
     state = init_state({"x": jnp.ones(1)}, optimizer)
     step(state, corpus, jnp.array([0]), jnp.ones(1))
     assert seen == [None]
+
+
+# Missing cells.
+
+
+@pytest.fixture(scope="module")
+def gappy(corpus):
+    """The corpus with gaps: the window at 17 misses much, the one at 36 everything."""
+    rows = np.array(corpus.rows)
+    rows[[1, 4, 12], 0] = np.nan
+    rows[17:20, 1] = np.nan
+    rows[36:] = np.nan
+    return corpus.replace(rows=jnp.asarray(rows), missing=True)
+
+
+def filled(corpus):
+    """Its windows `[M, L, D]` without gaps, and which cells were there."""
+    windows = windows_of(corpus)
+    frames = [pd.DataFrame(w).ffill().bfill().fillna(0.0) for w in windows]
+    return np.stack([f.to_numpy() for f in frames]), ~np.isnan(windows)
+
+
+def masked_loss(params, windows, observed):
+    """The teacher's loss `[M]` of each window in float64, 0 without any cell."""
+    outputs = NET.outputs(params, jnp.asarray(windows, jnp.float32))
+    squares = (np.asarray(outputs, np.float64) - windows) ** 2
+    seen = observed.sum(axis=(1, 2))
+    return (squares * observed).sum(axis=(1, 2)) / np.maximum(seen, 1)
+
+
+def test_a_step_over_gaps_has_the_loss_of_the_observed_cells(gappy):
+    optimizer = optimizer_of(10)
+    step = make_step(teacher_objective(NET), optimizer, window=WINDOW)
+    params = init_params(0)
+    windows, observed = filled(gappy)
+    assert observed[6].sum() == 0 and 0 < observed[4].sum() < WINDOW * 2
+    wanted = masked_loss(params, windows, observed)
+    index, weight = jnp.array([0, 4, 6, 1]), jnp.array([1.0, 1.0, 1.0, 0.0])
+    state = step(init_state(params, optimizer), gappy, index, weight)
+    assert float(state.loss_sum) == pytest.approx(wanted[[0, 4, 6]].sum(), rel=1e-5)
+    assert int(state.bad_step) == -1
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
+
+
+def test_whatever_stood_in_a_missing_cell_does_not_matter(gappy):
+    """The gradient is that of the filled windows, with weights on observed cells."""
+    optimizer = optimizer_of(10, warmup_steps=0, clip_norm=1e9)
+    step = make_step(teacher_objective(NET), optimizer, window=WINDOW)
+    params = init_params(0)
+    windows, observed = (jnp.asarray(part[[0, 4]]) for part in filled(gappy))
+
+    def loss(params):
+        squares = (NET.outputs(params, windows) - windows) ** 2
+        per_window = [jnp.mean(squares[i][observed[i]]) for i in range(2)]
+        return sum(per_window) / 2
+
+    gradient = jax.grad(loss)(params)
+    before = jax.tree.map(np.array, params)
+    state = step(init_state(params, optimizer), gappy, jnp.array([0, 4]), jnp.ones(2))
+    jax.tree.map(
+        lambda new, old, slope: np.testing.assert_allclose(
+            new, old - 0.01 * slope / (abs(slope) + 1e-8), atol=1e-5
+        ),
+        state.params,
+        before,
+        jax.tree.map(np.asarray, gradient),
+    )
+
+
+def test_complete_rows_train_the_same_whether_gaps_are_expected_or_not(corpus):
+    objective = teacher_objective(NET)
+    plain, plain_loss = train(corpus, objective=objective)
+    masked, masked_loss = train(corpus.replace(missing=True), objective=objective)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7),
+        plain,
+        masked,
+    )
+    assert masked_loss == pytest.approx(plain_loss, rel=1e-6)
+
+
+@pytest.mark.parametrize("batch_size", [3, 10])
+def test_validation_over_gaps_is_the_mean_over_windows(gappy, batch_size):
+    validate = make_validate(
+        validation_loss(NET), gappy, window=WINDOW, batch_size=batch_size
+    )
+    params = init_params(2)
+    wanted = masked_loss(params, *filled(gappy)).mean()
+    assert validate(params) == pytest.approx(wanted, rel=1e-5)
+
+
+def test_head_outputs_over_gaps_are_those_of_filled_windows(gappy, corpus):
+    params = init_params(3)
+    found = head_outputs(NET, params, gappy, window=WINDOW, batch_size=3)
+    windows = jnp.asarray(filled(gappy)[0], jnp.float32)
+    np.testing.assert_allclose(found, NET.outputs(params, windows), atol=1e-6)
+    plain = head_outputs(NET, params, corpus, window=WINDOW, batch_size=3)
+    expected = corpus.replace(missing=True)
+    again = head_outputs(NET, params, expected, window=WINDOW, batch_size=3)
+    np.testing.assert_allclose(again, plain, atol=1e-6)
+
+
+def test_a_teacher_in_the_step_sees_the_filled_windows(gappy):
+    taught_by = init_params(5)
+    objective = student_objective(
+        NET, NET, alpha=0.9, temperature=1.0, temperature_mode="output"
+    )
+    targets = head_outputs(NET, taught_by, gappy, window=WINDOW, batch_size=3)
+    cached, cached_loss = train(gappy.replace(targets=targets), objective=objective)
+    live, live_loss = train(
+        gappy.replace(teacher=taught_by), objective=objective, teacher=NET
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), cached, live)
+    assert cached_loss == pytest.approx(live_loss, abs=1e-6)
+    assert np.isfinite(cached_loss)
+
+
+def test_devices_that_share_batches_with_gaps_give_what_one_gives(gappy):
+    starts = jnp.asarray(np.r_[0:33, 34:36, [36] * 5], jnp.int32)
+    gappy = gappy.replace(starts=starts)
+    index = np.arange(40)
+    weight = np.ones(40, np.float32)
+    weight[37:] = 0
+    mesh = batch_mesh(40, least_share=5)
+    assert mesh is not None and mesh.size == 8
+    states, losses = [], []
+    for devices in (None, mesh):
+        optimizer = optimizer_of(4)
+        step = make_step(teacher_objective(NET), optimizer, window=WINDOW, mesh=devices)
+        state = place(init_state(init_params(6), optimizer), devices)
+        own = place(gappy, devices)
+        for _ in range(3):
+            state = step(state, own, index, weight)
+        validate = make_validate(
+            validation_loss(NET), own, window=WINDOW, batch_size=40, mesh=devices
+        )
+        states.append(jax.tree.map(np.asarray, state))
+        losses.append(validate(state.params))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), *states
+    )
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert np.isfinite(losses[0])

@@ -1,19 +1,28 @@
-"""A detector: a residual model with the scaler, Normal and threshold of each entity."""
+"""A detector: a residual model with the scaler, Normal and threshold of each entity.
+
+Everything that turns windows into scores passes here: batches of raw or scaled rows, with
+missing cells (NaN) or without, with contributions or without.
+"""
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from kdjax.data.channels import Ranges
 from kdjax.data.scaler import Scaler
+from kdjax.data.windows import has_missing
+from kdjax.detection.blame import contributions
 from kdjax.detection.normal import Normal
-from kdjax.detection.scores import point_scores
+from kdjax.detection.scores import deviations, scores_of
 from kdjax.detection.threshold import Threshold
 from kdjax.errors import DataError
 from kdjax.models.autoencoder import Architecture, Params
-from kdjax.models.batches import map_windows
+from kdjax.models.batches import WindowFunction, map_windows
+from kdjax.models.missing import fill_missing
 from kdjax.models.residual import ResidualModel, errors_function
 
 POOLED = "pooled"
@@ -25,8 +34,8 @@ BATCH_SIZE = 256
 class Detector(NamedTuple):
     """All that scoring needs, and a card that says where it comes from.
 
-    The last entry of `scalers`, `normals` and `thresholds` is the pooled one, for
-    entities that the detector was not calibrated on.
+    The last entry of `scalers`, `normals`, `thresholds`, `ranges` and `calibration` is
+    the pooled one, for entities that the detector was not calibrated on.
 
     Attributes:
         model: windows of scaled rows to errors.
@@ -40,6 +49,17 @@ class Detector(NamedTuple):
         normals: means `[E + 1, D]` and whitening matrices `[E + 1, D, D]`.
         thresholds: E + 1 of them.
         card: JSON object: data, splits, settings, results, limits.
+        ranges: lowest and highest raw training values, `[E + 1, D]` each; None where
+            they are not known.
+        calibration: E + 1 arrays, the sorted window scores that each τ was chosen on;
+            empty where they are not known.
+        reference: `[R, D]` raw rows of training, on which exported files are checked;
+            None where there are none.
+        step: median time between rows in training, in seconds, or in the unit of a
+            numeric time column; 0 where rows had no time.
+        blame: how scores are divided among channels, see `kdjax.detection.blame`.
+        min_duration: rows in a row above τ before an alarm.
+        cooldown: rows after an alarm in which none begins.
     """
 
     model: ResidualModel
@@ -53,6 +73,25 @@ class Detector(NamedTuple):
     normals: Normal
     thresholds: tuple[Threshold, ...]
     card: dict[str, Any]
+    ranges: Ranges | None = None
+    calibration: tuple[np.ndarray, ...] = ()
+    reference: np.ndarray | None = None
+    step: float = 0.0
+    blame: str = "correlation"
+    min_duration: int = 1
+    cooldown: int = 0
+
+
+class Explained(NamedTuple):
+    """Scores of a batch of windows and what each channel contributed.
+
+    Attributes:
+        points: a_t, `[B, L]`; NaN in rows without an observed channel.
+        contributions: `[B, L, D]`.
+    """
+
+    points: np.ndarray
+    contributions: np.ndarray
 
 
 def entity_index(detector: Detector, entity: str) -> int:
@@ -68,6 +107,21 @@ def entity_index(detector: Detector, entity: str) -> int:
         ) from None
 
 
+def usual_entity(detector: Detector) -> str:
+    """Whose threshold to take where rows don't tell: the only entity's, else pooled."""
+    return detector.entities[0] if len(detector.entities) == 1 else POOLED
+
+
+def scaler_of(detector: Detector, index: int) -> Scaler:
+    """The scaler at a place from `entity_index`."""
+    return Scaler(*(field[index] for field in detector.scalers))
+
+
+def normal_of(detector: Detector, index: int) -> Normal:
+    """The Normal at a place from `entity_index`."""
+    return Normal(*(field[index] for field in detector.normals))
+
+
 def score_windows(
     detector: Detector,
     index: int,
@@ -81,7 +135,7 @@ def score_windows(
     Args:
         detector: the detector.
         index: from `entity_index`.
-        values: `[N, D]` rows in the units of training.
+        values: `[N, D]` rows in the units of training; NaN where a value is missing.
         starts: `[M]` first rows of the windows.
         batch_size: windows at once.
     """
@@ -101,14 +155,48 @@ def score_batches(
 
     `values` may be a memory map.
     """
-    return _score_batches(
-        detector.model,
-        Normal(*(field[index] for field in detector.normals)),
+    model, normal = detector.model, normal_of(detector, index)
+    return _map(
+        point_scorer(model.kind, model.architecture, has_missing(values)),
+        model,
+        (model.params, normal),
         values,
         starts,
         window=detector.window,
         batch_size=batch_size,
-        scaler=Scaler(*(field[index] for field in detector.scalers)),
+        scaler=scaler_of(detector, index),
+    )
+
+
+def explain_batches(
+    detector: Detector,
+    index: int,
+    values: np.ndarray,
+    starts: np.ndarray,
+    *,
+    blame: np.ndarray,
+    batch_size: int = BATCH_SIZE,
+) -> Iterator[Explained]:
+    """Scores and contributions of the windows of raw rows, a batch a piece.
+
+    Args:
+        detector: the detector.
+        index: from `entity_index`.
+        values: `[N, D]` raw rows; may be a memory map.
+        starts: `[M]` first rows of the windows.
+        blame: `[D, D]` from `blame_matrix` of the same Normal.
+        batch_size: windows at once.
+    """
+    model, normal = detector.model, normal_of(detector, index)
+    return _map(
+        explainer(model.kind, model.architecture, has_missing(values)),
+        model,
+        (model.params, normal, blame),
+        values,
+        starts,
+        window=detector.window,
+        batch_size=batch_size,
+        scaler=scaler_of(detector, index),
     )
 
 
@@ -122,8 +210,14 @@ def score_scaled(
     batch_size: int,
 ) -> np.ndarray:
     """Point scores `[M, L]` of the windows of scaled rows `[N, D]`."""
-    pieces = _score_batches(
-        model, normal, rows, starts, window=window, batch_size=batch_size
+    pieces: Iterator[np.ndarray] = _map(
+        point_scorer(model.kind, model.architecture, has_missing(rows)),
+        model,
+        (model.params, normal),
+        rows,
+        starts,
+        window=window,
+        batch_size=batch_size,
     )
     return _joined(pieces, window)
 
@@ -136,14 +230,18 @@ def error_batches(
     window: int,
     batch_size: int,
 ) -> Iterator[np.ndarray]:
-    """The model's errors `[B, L, D]` for the windows of scaled rows, a batch a piece."""
-    return map_windows(
-        errors_function(model.kind, model.architecture),
+    """The model's errors `[B, L, D]` for the windows of scaled rows, a batch a piece.
+
+    NaN where a cell is missing.
+    """
+    return _map(
+        _error_marker(model.kind, model.architecture, has_missing(rows)),
+        model,
         model.params,
         rows,
         starts,
         window=window,
-        batch_size=scoring_batch(model, rows.shape[1], batch_size),
+        batch_size=batch_size,
     )
 
 
@@ -155,34 +253,94 @@ def scoring_batch(model: ResidualModel, width: int, batch_size: int) -> int:
 
 @functools.lru_cache
 def point_scorer(
-    kind: str, architecture: Architecture | None
-) -> Callable[[tuple[Params, Normal], Array], Array]:
+    kind: str, architecture: Architecture | None, missing: bool = False
+) -> WindowFunction:
     """`((params, normal), windows [B, L, D]) -> point scores [B, L]` of scaled windows.
 
     The same function for all detectors of a kind, so that one trace serves them all.
+
+    Args:
+        kind: of the residual model.
+        architecture: of its network, if it has one.
+        missing: whether windows may have NaN cells, which costs time.
     """
-    errors = errors_function(kind, architecture)
+    errors = _observed_errors(kind, architecture, missing)
 
     def scores(common: tuple[Params, Normal], windows: Array) -> Array:
         params, normal = common
-        return point_scores(normal, errors(params, windows))
+        found, observed = errors(params, windows)
+        return scores_of(normal, deviations(normal, found, observed), observed)
 
     return scores
 
 
-def _score_batches(
+@functools.lru_cache
+def explainer(
+    kind: str, architecture: Architecture | None, missing: bool = False
+) -> WindowFunction:
+    """`((params, normal, blame), windows) -> Explained` of scaled windows."""
+    errors = _observed_errors(kind, architecture, missing)
+
+    def explained(common: tuple[Params, Normal, Any], windows: Array) -> Any:
+        params, normal, blame = common
+        found, observed = errors(params, windows)
+        distance = deviations(normal, found, observed)
+        parts = contributions(blame, distance)
+        points = scores_of(normal, distance, observed)
+        # numpy arrays once they have left the device.
+        return Explained(points, parts)  # type: ignore[arg-type]
+
+    return explained
+
+
+@functools.lru_cache
+def _error_marker(
+    kind: str, architecture: Architecture | None, missing: bool
+) -> WindowFunction:
+    errors = _observed_errors(kind, architecture, missing)
+
+    def marked(params: Params, windows: Array) -> Array:
+        found: Array
+        found, observed = errors(params, windows)
+        if observed is None:
+            return found
+        # An overflow is no missing cell.
+        found = jnp.where(jnp.isnan(found), jnp.inf, found)
+        return jnp.where(observed, found, jnp.nan)
+
+    return marked
+
+
+@functools.lru_cache
+def _observed_errors(
+    kind: str, architecture: Architecture | None, missing: bool
+) -> Any:
+    """`(params, windows) -> (errors, which cells were observed or None for all)`."""
+    errors = errors_function(kind, architecture)
+    if not missing:
+        return lambda params, windows: (errors(params, windows), None)
+
+    def filled_errors(params: Params, windows: Array) -> tuple[Array, Array]:
+        filled = fill_missing(windows)
+        return errors(params, filled.windows), filled.observed
+
+    return filled_errors
+
+
+def _map(
+    function: WindowFunction,
     model: ResidualModel,
-    normal: Normal,
+    common: Any,
     rows: np.ndarray,
     starts: np.ndarray,
     *,
     window: int,
     batch_size: int,
     scaler: Scaler | None = None,
-) -> Iterator[np.ndarray]:
+) -> Iterator[Any]:
     return map_windows(
-        point_scorer(model.kind, model.architecture),
-        (model.params, normal),
+        function,
+        common,
         rows,
         starts,
         window=window,

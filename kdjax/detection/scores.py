@@ -1,37 +1,110 @@
 """Point scores a_t of errors (Eq. 1), and window scores of point scores."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
 from kdjax.detection.normal import Normal
 
+# Rounds of conjugate gradients for missing cells. They end exactly after as many as a
+# row has missing cells; the ridge keeps the rest close after this many.
+ROUNDS = 50
 
-def point_scores(normal: Normal, errors: Array) -> Array:
+
+def point_scores(normal: Normal, errors: Array, observed: Array | None = None) -> Array:
     """a_t = ‖W(e_t − μ)‖², `[…, D] -> […]`: squared Mahalanobis distances (Eq. 1).
 
-    Rows are finite when they come here, so a score that is no number stands for an
-    overflow, as after a value of 1e30: it counts as infinite, never as normal.
+    A score that is no number stands for an overflow, as after a value of 1e30: it
+    counts as infinite, never as normal.
+
+    Args:
+        normal: of the errors.
+        errors: `[…, D]`.
+        observed: `[…, D]` bool; a_t is the distance of the observed channels alone,
+            and NaN in rows without any. None: all are.
 
     >>> normal = Normal(np.zeros(2, np.float32), np.eye(2, dtype=np.float32))
     >>> point_scores(normal, jnp.array([[3.0, 4.0]]))
     Array([25.], dtype=float32)
     """
-    whitened = jnp.matmul(
-        errors - normal.mean, jnp.asarray(normal.whiten).T, precision="highest"
-    )
+    return scores_of(normal, deviations(normal, errors, observed), observed)
+
+
+def deviations(normal: Normal, errors: Array, observed: Array | None = None) -> Array:
+    """e − μ, `[…, D]`; where a channel is missing, what is likeliest given the others."""
+    found = errors - normal.mean
+    return found if observed is None else _completed(normal, found, observed)
+
+
+def scores_of(
+    normal: Normal, deviations: Array, observed: Array | None = None
+) -> Array:
+    """‖W d‖² of deviations `[…, D] -> […]`; NaN where nothing was observed."""
+    whitened = jnp.matmul(deviations, jnp.asarray(normal.whiten).T, precision="highest")
     scores = jnp.sum(whitened**2, axis=-1)
-    return jnp.where(jnp.isnan(scores), jnp.inf, scores)
+    scores = jnp.where(jnp.isnan(scores), jnp.inf, scores)
+    if observed is None:
+        return scores
+    return jnp.where(observed.any(axis=-1), scores, jnp.nan)
+
+
+def _completed(normal: Normal, deviations: Array, observed: Array) -> Array:
+    """Deviations whose missing entries minimise ‖W d‖².
+
+    That minimum is the squared Mahalanobis distance of the observed entries under their
+    own marginal Normal. Conjugate gradients (Hestenes and Stiefel, 1952) on P = WᵀW,
+    scaled to a diagonal of 1, restricted to the missing entries.
+    """
+    whiten = jnp.asarray(normal.whiten)
+    precision = jnp.matmul(whiten.T, whiten, precision="highest")
+    root = jnp.sqrt(jnp.diag(precision))
+    scaled = precision / (root[:, None] * root)
+    missing = ~observed
+    known = jnp.where(missing, 0.0, deviations * root)
+
+    def product(values: Array) -> Array:
+        return jnp.where(missing, jnp.matmul(values, scaled, precision="highest"), 0.0)
+
+    def round_(
+        _: int, state: tuple[Array, Array, Array, Array]
+    ) -> tuple[Array, Array, Array, Array]:
+        found, residual, direction, square = state
+        image = product(direction)
+        step = _ratio(square, jnp.sum(direction * image, axis=-1, keepdims=True))
+        residual = residual - step * image
+        smaller = jnp.sum(residual**2, axis=-1, keepdims=True)
+        ahead = residual + _ratio(smaller, square) * direction
+        return found + step * direction, residual, ahead, smaller
+
+    residual = -product(known)
+    square = jnp.sum(residual**2, axis=-1, keepdims=True)
+    start = (jnp.zeros_like(known), residual, residual, square)
+    rounds = min(ROUNDS, known.shape[-1])
+    found: Array = jax.lax.fori_loop(0, rounds, round_, start)[0]
+    return (known + found) / root
+
+
+def _ratio(numerator: Array, denominator: Array) -> Array:
+    """Their quotient; 0 once a row has converged."""
+    safe = jnp.where(denominator > 0, denominator, 1.0)
+    return jnp.where(denominator > 0, numerator / safe, 0.0)
 
 
 def window_scores(points: np.ndarray, *, count: int) -> np.ndarray:
     """The (count + 1)-th largest point score of each window, `[M, L] -> [M]`.
 
     "More than `count` points of the window lie above τ" (paper, section 2.1) is the
-    same as "this number lies above τ", so that τ can be chosen on it.
+    same as "this number lies above τ", so that τ can be chosen on it. Points that have
+    no score (NaN) are left out; NaN where no more than `count` points have one.
 
     >>> window_scores(np.array([[1.0, 5.0, 3.0]]), count=1)
     array([3.])
     """
     rank = points.shape[-1] - 1 - count
-    return np.partition(points, rank, axis=-1)[..., rank]
+    unknown = np.isnan(points)
+    if not unknown.any():
+        return np.partition(points, rank, axis=-1)[..., rank]
+    lowest = np.where(unknown, -np.inf, points)
+    found = np.partition(lowest, rank, axis=-1)[..., rank]
+    return np.where(np.isneginf(found), np.nan, found)

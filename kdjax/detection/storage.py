@@ -7,7 +7,9 @@ card.md         the same to read
 MANIFEST.sha256
 """
 
+import io
 import json
+import math
 import os
 import secrets
 import shutil
@@ -19,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from kdjax.artifacts import MANIFEST, verify_manifest, write_manifest, write_text
+from kdjax.data.channels import Ranges
 from kdjax.data.scaler import Scaler
 from kdjax.detection.detector import Detector
 from kdjax.detection.normal import Normal
@@ -27,7 +30,9 @@ from kdjax.errors import ArtifactError
 from kdjax.models.autoencoder import Architecture
 from kdjax.models.residual import ResidualModel
 
-SCHEMA = 1
+SCHEMA = 2
+# What schema 1 lacks, for which the defaults of `Detector` stand.
+_SINCE_2 = ("step", "blame", "min_duration", "cooldown")
 
 # What JSON, numpy and a description of another shape raise. A header that claims more
 # values than memory holds is as unreadable as one cut short.
@@ -92,18 +97,33 @@ def load_detector(folder: str | os.PathLike[str]) -> Detector:
         description = json.loads((folder / "detector.json").read_text("utf-8"))
         card = json.loads((folder / "card.json").read_text("utf-8"))
         _check_schema(folder, description)
-        # Opened here: numpy leaves a file open that it can't read.
-        with (
-            (folder / "arrays.npz").open("rb") as raw,
-            np.load(raw, allow_pickle=False) as file,
-        ):
-            arrays = {name: file[name] for name in file.files}
-        return _detector(description, arrays, card)
+        return _detector(description, _read_arrays(folder / "arrays.npz"), card)
     except _UNREADABLE as error:
         raise ArtifactError(
             f"{folder} does not hold a kdjax detector ({error!r}). Give a folder that "
             "kdjax wrote, or train it again."
         ) from error
+
+
+def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an `.npz` file, none of which may claim more than the file holds."""
+    arrays = {}
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            if member.compress_type != zipfile.ZIP_STORED:
+                raise ValueError(f"{member.filename} is compressed")
+            data = archive.read(member)
+            content = io.BytesIO(data)
+            version = np.lib.format.read_magic(content)
+            if version != (1, 0):
+                raise ValueError(f"{member.filename} has format {version}")
+            shape, _, dtype = np.lib.format.read_array_header_1_0(content)
+            if content.tell() + math.prod(shape) * dtype.itemsize != len(data):
+                raise ValueError(f"{member.filename} claims {dtype} of shape {shape}")
+            content.seek(0)
+            name = member.filename.removesuffix(".npy")
+            arrays[name] = np.load(content, allow_pickle=False)
+    return arrays
 
 
 def _check_replaceable(folder: Path) -> None:
@@ -163,13 +183,26 @@ def _description(detector: Detector) -> dict[str, Any]:
         "stride": detector.stride,
         "allowed_points": detector.allowed_points,
         "max_gap": detector.max_gap,
+        "step": detector.step,
+        "blame": detector.blame,
+        "min_duration": detector.min_duration,
+        "cooldown": detector.cooldown,
         "entities": detector.entities,
         "thresholds": [threshold._asdict() for threshold in detector.thresholds],
     }
 
 
 def _arrays(detector: Detector) -> dict[str, np.ndarray]:
+    optional = {
+        f"calibration/{place}": scores
+        for place, scores in enumerate(detector.calibration)
+    }
+    if detector.ranges is not None:
+        optional["range/low"], optional["range/high"] = detector.ranges
+    if detector.reference is not None:
+        optional["reference"] = detector.reference
     return {
+        **optional,
         "scaler/offset": detector.scalers.offset,
         "scaler/scale": detector.scalers.scale,
         "normal/mean": detector.normals.mean,
@@ -231,4 +264,19 @@ def _detector(
         normals=Normal(arrays["normal/mean"], arrays["normal/whiten"]),
         thresholds=tuple(Threshold(**t) for t in description["thresholds"]),
         card=card,
+        ranges=_ranges(arrays),
+        calibration=_calibration(arrays),
+        reference=arrays.get("reference"),
+        **{name: description[name] for name in _SINCE_2 if name in description},
     )
+
+
+def _ranges(arrays: Mapping[str, np.ndarray]) -> Ranges | None:
+    if "range/low" not in arrays:
+        return None
+    return Ranges(arrays["range/low"], arrays["range/high"])
+
+
+def _calibration(arrays: Mapping[str, np.ndarray]) -> tuple[np.ndarray, ...]:
+    count = sum(name.startswith("calibration/") for name in arrays)
+    return tuple(arrays[f"calibration/{place}"] for place in range(count))

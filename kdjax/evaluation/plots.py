@@ -52,6 +52,24 @@ class Timeline(NamedTuple):
     thresholds: dict[str, float]
 
 
+class Distribution(NamedTuple):
+    """One entity's window scores under one model.
+
+    Attributes:
+        entity: its name.
+        calibration: `[n]` of clean windows.
+        test: `[M]`, NaN where a window has none; empty without test rows.
+        labels: `[M]` bool; None where there are none.
+        threshold: τ.
+    """
+
+    entity: str
+    calibration: np.ndarray
+    test: np.ndarray
+    labels: np.ndarray | None
+    threshold: float
+
+
 def plot_learning_curve(
     history: Sequence[Mapping[str, Any]],
     path: str | os.PathLike[str] | None = None,
@@ -122,6 +140,55 @@ def plot_timeline(
         _date_axis(panels[-1])
     panels[-1].set_xlabel("time" if timeline.time is not None else "row")
     return _saved(figure, path, format)
+
+
+def plot_distribution(
+    distribution: Distribution,
+    path: str | os.PathLike[str] | None = None,
+    *,
+    theme: str = "light",
+    format: str = "png",
+) -> bytes:
+    """How window scores are spread: calibration, test (normal, anomalous), and τ.
+
+    Cumulative shares over a logarithmic axis, so that no bin has to be chosen and the
+    share above τ can be read.
+    """
+    figure = _figure(2.8, theme)
+    axes = figure.subplots()
+    for number, (name, scores) in enumerate(_score_sets(distribution).items()):
+        color = _COLORS[theme][number % len(_COLORS[theme])]
+        known = np.sort(scores[~np.isnan(scores)])
+        share = 1 - np.arange(len(known)) / max(len(known), 1)
+        # What a logarithmic axis can't show still counts in the shares.
+        shown = np.isfinite(known) & (known > 0)
+        if shown.any():
+            axes.step(known[shown], share[shown], where="pre", color=color, label=name)
+            axes.set_xscale("log")
+    if np.isfinite(distribution.threshold) and distribution.threshold > 0:
+        axes.axvline(
+            distribution.threshold,
+            color=_INK[theme],
+            linewidth=0.9,
+            dashes=(4, 3),
+            label=f"τ = {distribution.threshold:.3g}",
+        )
+    if axes.lines:
+        axes.legend(frameon=False, fontsize=8, labelcolor=_INK[theme])
+    axes.set(xlabel="window score", ylabel="share of windows above")
+    _dress(axes, theme)
+    return _saved(figure, path, format)
+
+
+def _score_sets(distribution: Distribution) -> dict[str, np.ndarray]:
+    sets = {"calibration": np.asarray(distribution.calibration)}
+    test = np.asarray(distribution.test)
+    if distribution.labels is None:
+        return sets | ({"test": test} if len(test) else {})
+    return sets | {
+        "test, normal": test[~distribution.labels],
+        "test, anomalous": test[distribution.labels],
+    }
 
 
 def peaks(scores: np.ndarray, *, bins: int = MAX_POINTS) -> tuple[np.ndarray, ...]:

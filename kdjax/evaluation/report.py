@@ -14,10 +14,23 @@ from itertools import groupby
 from typing import Any
 
 from kdjax.artifacts import write_text
-from kdjax.evaluation.plots import Timeline, plot_learning_curve, plot_timeline
+from kdjax.evaluation.plots import (
+    Distribution,
+    Timeline,
+    plot_distribution,
+    plot_learning_curve,
+    plot_timeline,
+)
+from kdjax.evaluation.report_tables import (
+    false_alarm_section,
+    heads,
+    html_table,
+    training_section,
+)
 from kdjax.evaluation.tables import (
     MISSING,
     Results,
+    alarm_rates,
     caption,
     entity_count,
     number_text,
@@ -69,6 +82,8 @@ def write_report(
     results: Results,
     history: Sequence[Mapping[str, Any]] = (),
     timelines: Sequence[Timeline] = (),
+    training: Sequence[Timeline] = (),
+    distributions: Sequence[Distribution] = (),
     config: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes the report of a run, whole or not at all.
@@ -78,6 +93,8 @@ def write_report(
         results: what results.json holds.
         history: the lines of metrics.jsonl, for the learning curve.
         timelines: row scores of each entity; the first few are shown unfolded.
+        training: the same of training rows, where there are no test rows.
+        distributions: the student's window scores of each entity.
         config: the run's settings; without it, `results["config"]` if there is one.
     """
     settings = config if config is not None else results.get("config")
@@ -89,8 +106,10 @@ def write_report(
         _notes(results.get("notes", ())),
         "<h2>Results</h2>",
         _results_table(results),
+        false_alarm_section(results.get("rates", ())),
+        training_section(results.get("worst_training_windows", ())),
         _learning_curve(history),
-        _entities(results, timelines),
+        _entities(results, timelines, training, distributions),
         _block("Settings", settings),
         _block("Environment", results.get("environment")),
     ]
@@ -124,28 +143,18 @@ def _notes(notes: Sequence[str]) -> str:
 
 
 def _results_table(results: Results) -> str:
+    if results["dataset"].get("positive_windows") is None:
+        names = heads(("Model", "Parameters", "Test windows in alarm"))
+        words = "No labels, so nothing here says how well anomalies are found."
+        table = html_table(names, alarm_rates(results))
+        return f'{table}<p class="soft">{words}</p>'
     cells = table_cells(results)
     groups = ['<th rowspan="2">Model</th><th rowspan="2">Parameters</th>']
     for group, members in groupby(cells.columns, key=lambda column: column.group):
         groups.append(f'<th colspan="{len(list(members))}">{escape(group)}</th>')
     names = [f"<th>{escape(column.name)}</th>" for column in cells.columns]
-    return _table(["".join(groups), "".join(names)], cells.lines) + (
+    return html_table(["".join(groups), "".join(names)], cells.lines) + (
         f'<p class="soft">{escape(caption(results))}</p>'
-    )
-
-
-def _table(heads: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    """A table in its own scrolling box; `heads` are HTML, `lines` are text."""
-    head = "".join(f"<tr>{row}</tr>" for row in heads)
-    body = "".join(
-        f"<tr><th>{escape(first)}</th>"
-        + "".join(f"<td>{escape(cell)}</td>" for cell in rest)
-        + "</tr>\n"
-        for first, *rest in lines
-    )
-    return (
-        f'<div class="scroll"><table><thead>{head}</thead>\n<tbody>{body}</tbody>'
-        "</table></div>"
     )
 
 
@@ -159,8 +168,15 @@ def _learning_curve(history: Sequence[Mapping[str, Any]]) -> str:
     return "<h2>Learning curve</h2>\n" + _figure(pictures, "Learning curve", words)
 
 
-def _entities(results: Results, timelines: Sequence[Timeline]) -> str:
-    drawn = {timeline.entity: timeline for timeline in timelines}
+def _entities(
+    results: Results,
+    timelines: Sequence[Timeline],
+    training: Sequence[Timeline],
+    distributions: Sequence[Distribution],
+) -> str:
+    trained = {timeline.entity for timeline in training}
+    drawn = {t.entity: t for t in (*timelines, *training)}
+    spread = {distribution.entity: distribution for distribution in distributions}
     rows = results.get("entities", ())
     names = list(dict.fromkeys([*drawn, *(row["entity"] for row in rows)]))
     if not names:
@@ -169,7 +185,9 @@ def _entities(results: Results, timelines: Sequence[Timeline]) -> str:
     for number, name in enumerate(names):
         inside = _entity_table([row for row in rows if row["entity"] == name])
         if name in drawn:
-            inside = _timeline(drawn[name]) + inside
+            inside = _timeline(drawn[name], "Training row" * (name in trained)) + inside
+        if name in spread:
+            inside += _spread(spread[name])
         unfolded = " open" if number < OPEN_ENTITIES else ""
         parts.append(
             f"<details{unfolded}><summary>{escape(name)}</summary>{inside}</details>"
@@ -177,14 +195,23 @@ def _entities(results: Results, timelines: Sequence[Timeline]) -> str:
     return "\n".join(parts)
 
 
-def _timeline(timeline: Timeline) -> str:
+def _timeline(timeline: Timeline, what: str = "") -> str:
     pictures = {
         theme: plot_timeline(timeline, theme=theme) for theme in ("light", "dark")
     }
-    words = "Row scores (logarithmic). Dashed: τ; ticks above: rows over τ" + (
+    words = f"{what or 'Row'} scores (logarithmic). Dashed: τ; ticks: rows over τ" + (
         "; shaded: labelled anomalies." if timeline.labels is not None else "."
     )
     return _figure(pictures, f"Scores of {timeline.entity}", words)
+
+
+def _spread(distribution: Distribution) -> str:
+    pictures = {
+        theme: plot_distribution(distribution, theme=theme)
+        for theme in ("light", "dark")
+    }
+    words = "The student's window scores: share of windows above each value."
+    return _figure(pictures, f"Window scores of {distribution.entity}", words)
 
 
 def _entity_table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -213,7 +240,7 @@ def _entity_table(rows: Sequence[Mapping[str, Any]]) -> str:
         )
         for row in rows
     ]
-    return _table(["".join(f"<th>{escape(name)}</th>" for name in names)], lines)
+    return html_table(["".join(f"<th>{escape(name)}</th>" for name in names)], lines)
 
 
 def _figure(pictures: Mapping[str, bytes], alt: str, words: str) -> str:

@@ -50,7 +50,8 @@ class EntityScores(NamedTuple):
         scores: `[N]`, mean of a_t (Eq. 1) over the windows that cover the row; NaN
             where none does.
         window_labels: `[M]` bool; None where there are no labels.
-        window_scores: `[M]`, the (c+1)-th largest a_t of the window.
+        window_scores: `[M]`, the (c+1)-th largest a_t of the window; NaN where so many
+            points have none.
         threshold: the entity's label-free τ, in units of window scores.
     """
 
@@ -63,7 +64,7 @@ class EntityScores(NamedTuple):
 
 
 class _Sample(NamedTuple):
-    """One entity at one level: K windows, or the K rows that have a score."""
+    """One entity at one level: the K windows, or the K rows, that have a score."""
 
     entity: str
     level: str
@@ -264,7 +265,7 @@ def _sample(entity: EntityScores, level: str) -> _Sample:
     at_window = level == "window"
     scores = np.asarray(entity.window_scores if at_window else entity.scores)
     labels = entity.window_labels if at_window else entity.labels
-    scored = np.full(len(scores), True) if at_window else ~np.isnan(scores)
+    scored = ~np.isnan(scores)  # a window without any known point has no score either
     kept = scores[scored].astype(np.float64)  # τ is compared in one precision
     if len(kept):
         as_scores(kept, name=f"{level} scores of {entity.entity}")

@@ -157,6 +157,74 @@ def results_table(results: Results) -> "Table":
     return table
 
 
+def unlabelled_table(results: Results) -> "Table":
+    """Models, sizes and shares of test windows in alarm, for a terminal."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(
+        title=Text(f"{results['dataset']['name']}: no labels to judge by"),
+        box=box.SIMPLE_HEAD,
+    )
+    table.add_column("Model")
+    for name in ("Parameters", "Test windows in alarm"):
+        table.add_column(name, justify="right")
+    for line in alarm_rates(results):
+        table.add_row(*map(Text, line))
+    return table
+
+
+def alarm_rates(results: Results) -> list[tuple[str, str, str]]:
+    """Model, parameters and the pooled share of test windows above τ, as text."""
+    method = label_free_method(results)
+    return [
+        (
+            row["model"],
+            _integer(row["parameters"]),
+            MISSING if row["alarm_rate"] is None else f"{row['alarm_rate']:.2%}",
+        )
+        for row in results["rows"]
+        if (row["threshold"], row["scope"], row["level"])
+        == (method, "pooled", "window")
+    ]
+
+
+def rates_table(results: Results) -> "Table":
+    """Wanted and realised shares of false alarms of the student, for a terminal."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(
+        title="False alarms of the student: share of normal windows",
+        box=box.SIMPLE_HEAD,
+        caption="Left out: calibration windows under the τ of the others. Clean test: "
+        "windows without a labelled row. Intervals: 95 %, from windows that share no row.",
+        caption_justify="left",
+    )
+    table.add_column("Entity", overflow="fold")
+    for name in ("Rule", "Wanted", "Left out", "Clean test"):
+        table.add_column(name, justify="right")
+    for rate in results.get("rates", ()):
+        if rate["model"] == "student":
+            used = "*" if rate["used"] else ""
+            left_out, clean = (
+                " ".join(rate_texts(rate[name])) for name in ("left_out", "clean_test")
+            )
+            wanted = f"{rate['wanted']:.2%}"
+            line = (rate["entity"], rate["method"] + used, wanted, left_out, clean)
+            table.add_row(*map(Text, line))
+    return table
+
+
+def rate_texts(found: Mapping[str, Any] | None) -> tuple[str, str]:
+    """A realised share and its interval as text, from an object of `results["rates"]`."""
+    if found is None or found["rate"] is None:
+        return ("too few windows" if found and found["detail"] else MISSING), ""
+    return f"{found['rate']:.2%}", f"({found['low']:.1%}–{found['high']:.1%})"
+
+
 def markdown_table(results: Results) -> str:
     """The table as GitHub Markdown, its caption below."""
     cells = table_cells(results)

@@ -15,8 +15,8 @@ from kdjax.data.scaler import Scaler, apply_scaler
 from kdjax.data.windows import gather
 from kdjax.devices import batch_mesh, map_over_batch, place
 
-# `(common, windows [B, L, D]) -> [B, …]`.
-WindowFunction = Callable[[Any, Array], Array]
+# `(common, windows [B, L, D]) -> [B, …]`, or a tuple of such arrays.
+WindowFunction = Callable[[Any, Array], Any]
 
 # Batches under way: the next one is prepared while the devices work on this one.
 _UNDER_WAY = 2
@@ -52,7 +52,7 @@ def map_windows(
     window: int,
     batch_size: int,
     scaler: Scaler | None = None,
-) -> Iterator[np.ndarray]:
+) -> Iterator[Any]:
     """`function` of all windows of rows `[N, D]`, batch by batch, without the padding.
 
     A batch travels to the devices as the stretch of rows that it covers, and is cut
@@ -74,7 +74,7 @@ def map_windows(
     compiled = _windowed(function, window, mesh)
     common = place(common, mesh)
     size = _stretch(starts, window, batch_size)
-    under_way: collections.deque[tuple[Array, int]] = collections.deque()
+    under_way: collections.deque[tuple[Any, int]] = collections.deque()
     for batch, weight in padded_batches(starts, batch_size):
         stretch, places = _cut(rows, batch, window, size)
         if scaler is not None:
@@ -89,18 +89,18 @@ def map_windows(
 @functools.lru_cache
 def _windowed(
     function: WindowFunction, window: int, mesh: Mesh | None
-) -> Callable[[Any, np.ndarray], Array]:
+) -> Callable[[Any, np.ndarray], Any]:
     """The jitted function of (common, stretch) and the windows' places in it."""
 
-    def windowed(common: tuple[Any, Array], places: Array) -> Array:
+    def windowed(common: tuple[Any, Array], places: Array) -> Any:
         shared, stretch = common
         return function(shared, take_windows(stretch, places, window))
 
     return jax.jit(map_over_batch(windowed, mesh))
 
 
-def _finished(result: Array, count: int) -> np.ndarray:
-    return np.asarray(result)[:count]
+def _finished(result: Any, count: int) -> Any:
+    return jax.tree.map(lambda leaf: np.asarray(leaf)[:count], result)
 
 
 def _stretch(starts: np.ndarray, window: int, batch_size: int) -> int:

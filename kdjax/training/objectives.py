@@ -33,24 +33,36 @@ class Batch(NamedTuple):
         weight: `[B]`, 1, or 0 for a window that only pads the batch.
         targets: the teacher's head outputs before their activation, `[B, L, D]`; None
             for a teacher's own training.
+        observed: `[B, L, D]` bool, False in cells that were missing and have been
+            filled; None where all were there.
     """
 
     windows: Array
     weight: Array
     targets: Array | None = None
+    observed: Array | None = None
 
 
 Objective = Callable[[Params, Batch], Array]
 
 
-def mean_squared_error(prediction: Array, target: Array, weight: Array) -> Array:
-    """Mean of squares over all values of the windows `[B, L, D]` of weight 1.
+def mean_squared_error(prediction: Array, target: Array, batch: Batch) -> Array:
+    """Mean of squares `[B, L, D]` over the windows of weight 1 and their observed cells.
 
-    >>> mean_squared_error(jnp.ones((2, 1, 1)), jnp.zeros((2, 1, 1)), jnp.ones(2))
+    Each window counts the same, however many of its cells were observed; one without
+    any counts as 0.
+
+    >>> mean_squared_error(jnp.ones((2, 1, 1)), 0.0, Batch(jnp.ones(2), jnp.ones(2)))
     Array(1., dtype=float32)
     """
-    per_window = jnp.mean((prediction - target) ** 2, axis=(1, 2))
-    return jnp.sum(weight * per_window) / jnp.sum(weight)
+    squares = (prediction - target) ** 2
+    if batch.observed is None:
+        per_window = jnp.mean(squares, axis=(1, 2))
+    else:
+        seen = jnp.sum(batch.observed, axis=(1, 2))
+        total = jnp.sum(jnp.where(batch.observed, squares, 0.0), axis=(1, 2))
+        per_window = total / jnp.maximum(seen, 1)
+    return jnp.sum(batch.weight * per_window) / jnp.sum(batch.weight)
 
 
 def teacher_objective(network: Network) -> Objective:
@@ -58,9 +70,7 @@ def teacher_objective(network: Network) -> Objective:
 
     def objective(params: Params, batch: Batch) -> Array:
         outputs = network.outputs(params, batch.windows, forced=True)
-        return mean_squared_error(
-            network.activate(outputs), batch.windows, batch.weight
-        )
+        return mean_squared_error(network.activate(outputs), batch.windows, batch)
 
     return objective
 
@@ -77,9 +87,7 @@ def student_objective(
 
     def objective(params: Params, batch: Batch) -> Array:
         outputs = network.outputs(params, batch.windows, forced=True)
-        hard = mean_squared_error(
-            network.activate(outputs), batch.windows, batch.weight
-        )
+        hard = mean_squared_error(network.activate(outputs), batch.windows, batch)
         if alpha == 0:
             return hard
         assert batch.targets is not None
@@ -89,7 +97,7 @@ def student_objective(
         else:
             student_soft = network.activate(outputs) / temperature
             teacher_soft = teacher.activate(batch.targets) / temperature
-        soft = mean_squared_error(student_soft, teacher_soft, batch.weight)
+        soft = mean_squared_error(student_soft, teacher_soft, batch)
         return (1 - alpha) * hard + alpha * soft
 
     return objective
@@ -100,8 +108,6 @@ def validation_loss(network: Network) -> Objective:
 
     def loss(params: Params, batch: Batch) -> Array:
         outputs = network.outputs(params, batch.windows)
-        return mean_squared_error(
-            network.activate(outputs), batch.windows, batch.weight
-        )
+        return mean_squared_error(network.activate(outputs), batch.windows, batch)
 
     return loss

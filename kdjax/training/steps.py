@@ -1,5 +1,6 @@
 """Jitted training steps over data that stays on the device."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,7 @@ from jax.typing import ArrayLike
 from kdjax.devices import mean_over_batch
 from kdjax.models.autoencoder import Network, Params
 from kdjax.models.batches import map_windows, padded_batches, take_windows
+from kdjax.models.missing import fill_missing
 from kdjax.training.objectives import Batch, Objective
 
 SCHEDULES = ("constant", "cosine")
@@ -29,12 +31,14 @@ class Corpus(struct.PyTreeNode):  # type: ignore[no-untyped-call]
         targets: `[M, L, D]`, the teacher's head outputs, computed once; or None.
         teacher: the teacher's parameters, where the targets are too many to keep and
             each step computes its own; or None.
+        missing: whether rows may have NaN cells, which losses then leave out.
     """
 
     rows: Array
     starts: Array
     targets: Array | None = None
     teacher: Any = None
+    missing: bool = struct.field(pytree_node=False, default=False)  # type: ignore[no-untyped-call]
 
 
 class TrainState(struct.PyTreeNode):  # type: ignore[no-untyped-call]
@@ -132,8 +136,8 @@ def make_step(
         common: tuple[Params, Corpus], index: Array, weight: Array
     ) -> tuple[Array, Params]:
         params, corpus = common
-        windows = take_windows(corpus.rows, corpus.starts[index], window)
-        batch = Batch(windows, weight, targets_of(corpus, index, windows))
+        batch = _batch(corpus, corpus.starts[index], weight, window)
+        batch = batch._replace(targets=targets_of(corpus, index, batch.windows))
         found: tuple[Array, Params] = jax.value_and_grad(objective)(params, batch)
         return found
 
@@ -171,22 +175,30 @@ def make_validate(
 ) -> Callable[[Params], float]:
     """The function `params -> mean loss over the windows of corpus`."""
 
-    def mean_loss(common: tuple[Params, Array], starts: Array, weight: Array) -> Array:
-        params, rows = common
-        return loss(params, Batch(take_windows(rows, starts, window), weight))
+    def mean_loss(common: tuple[Params, Corpus], starts: Array, weight: Array) -> Array:
+        params, corpus = common
+        return loss(params, _batch(corpus, starts, weight, window))
 
     batch_loss = jax.jit(mean_over_batch(mean_loss, mesh))
     starts = np.asarray(corpus.starts)
 
     def validate(params: Params) -> float:
         total = sum(
-            float(batch_loss((params, corpus.rows), batch, weight))
-            * float(weight.sum())
+            float(batch_loss((params, corpus), batch, weight)) * float(weight.sum())
             for batch, weight in padded_batches(starts, batch_size)
         )
         return total / len(starts)
 
     return validate
+
+
+def _batch(corpus: Corpus, starts: Array, weight: Array, window: int) -> Batch:
+    """The windows at `starts`, without their targets."""
+    windows = take_windows(corpus.rows, starts, window)
+    if not corpus.missing:
+        return Batch(windows, weight)
+    filled = fill_missing(windows)
+    return Batch(filled.windows, weight, observed=filled.observed)
 
 
 def head_outputs(
@@ -197,7 +209,7 @@ def head_outputs(
     result = np.empty((len(starts), window, corpus.rows.shape[1]), np.float32)
     done = 0
     for values in map_windows(
-        network.outputs,
+        _filled_outputs(network) if corpus.missing else network.outputs,
         params,
         np.asarray(corpus.rows),
         starts,
@@ -207,3 +219,14 @@ def head_outputs(
         result[done : done + len(values)] = values
         done += len(values)
     return result
+
+
+@functools.lru_cache
+def _filled_outputs(network: Network) -> Callable[[Params, Array], Array]:
+    """The head's outputs for windows that may have NaN cells."""
+
+    def outputs(params: Params, windows: Array) -> Array:
+        values: Array = network.outputs(params, fill_missing(windows).windows)
+        return values
+
+    return outputs
