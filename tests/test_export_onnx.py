@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kdjax.errors import ConfigError
 from kdjax.models.autoencoder import Architecture, network, reconstruct
 
 onnx = pytest.importorskip("onnx", reason="needs the extra onnx")
@@ -34,13 +33,16 @@ def run_onnx(model, windows):
 
 @pytest.mark.parametrize("channels", ["joint", "independent"])
 @pytest.mark.parametrize("hidden", [(5,), (6, 4)])
-@pytest.mark.parametrize("head", ["linear", "sigmoid"])
-def test_the_graph_reconstructs_as_the_network_does(channels, hidden, head):
-    architecture = Architecture(3, hidden, channels=channels, head=head)
+@pytest.mark.parametrize(
+    ("decoder", "head"),
+    [("repeat", "linear"), ("repeat", "sigmoid"), ("feedback", "sigmoid")],
+)
+def test_the_graph_reconstructs_as_the_network_does(channels, hidden, decoder, head):
+    architecture = Architecture(3, hidden, channels, decoder, head)
     params = random_params(architecture)
     model = network_graph(architecture, params)
     rng = np.random.default_rng(1)
-    for batch, window in [(1, 4), (3, 7)]:
+    for batch, window in [(1, 4), (3, 7), (2, 1)]:
         windows = rng.normal(size=(batch, window, 3)).astype(np.float32)
         expected = reconstruct(architecture, params, jnp.asarray(windows))
         found = run_onnx(model, windows)
@@ -63,10 +65,3 @@ def test_batch_and_length_are_dynamic():
     for value in (*model.graph.input, *model.graph.output):
         shape = value.type.tensor_type.shape.dim
         assert [axis.dim_param or axis.dim_value for axis in shape] == ["B", "L", 2]
-
-
-def test_a_feedback_decoder_is_refused():
-    architecture = Architecture(2, (3,), decoder="feedback")
-    params = random_params(architecture)
-    with pytest.raises(ConfigError, match="model.decoder='feedback'.*'repeat'"):
-        network_graph(architecture, params)

@@ -5,78 +5,93 @@ i, f, g, o, and a bias on either side, of which the input's stays 0 here. Arrays
 time-major inside the graph, as the operator wants them.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import onnx
-from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from kdjax.errors import ConfigError
+from kdjax.export.graph import (
+    BOOL,
+    INT64,
+    Graph,
+    Model,
+    Value,
+    add,
+    inner_graph,
+    new_graph,
+    to_attribute,
+    to_model,
+)
 from kdjax.models.autoencoder import Architecture, Params
 
-OPSET = 17
-IR_VERSION = 9  # of opset 17's time, so that older runtimes read the file too
 
-
-class Part(NamedTuple):
-    """A piece of a graph: its nodes in the order in which they run, and its weights."""
-
-    nodes: list[NodeProto]
-    weights: dict[str, np.ndarray]
-
-
-def network_graph(architecture: Architecture, params: Params) -> onnx.ModelProto:
+def network_graph(architecture: Architecture, params: Params) -> Model:
     """The network alone: `x [B, L, D]` to its reconstruction `y [B, L, D]`, float32.
 
     B and L are dynamic.
-
-    Raises:
-        ConfigError: the decoder feeds on its own output, which no LSTM node can.
     """
-    if architecture.decoder != "repeat":
-        raise ConfigError(
-            f"model.decoder={architecture.decoder!r} has no ONNX form of native LSTM "
-            "nodes: train with model.decoder='repeat'."
-        )
-    depth, width = len(architecture.hidden), architecture.width
-    independent = architecture.channels == "independent"
-    parts = [_time_major(width, independent)]
-    states = "windows"
-    for number in range(depth):
-        name = f"encoder_{number}"
-        parts.append(_lstm(name, params[name], states))
-        states = f"{name}_states"
-    parts.append(_repeat(f"encoder_{depth - 1}_last"))
-    states = "latents"
-    for number in range(depth):
-        name = f"decoder_layers_{number}"
-        parts.append(_lstm(name, params[name], states))
-        states = f"{name}_states"
-    parts.append(_head(params["head"], states, architecture.head))
-    parts.append(_batch_major(width, independent))
-    return _model(parts, width)
-
-
-def _lstm(name: str, params: Params, inputs: str) -> Part:
-    """`inputs [L, B, I]` to `{name}_states [L, B, H]`, `{name}_last [1, B, H]`."""
-    kernel = np.asarray(params["input_kernel"]).T  # [4H, I]
-    recurrent = np.asarray(params["recurrent_kernel"]).T  # [4H, H]
-    bias = np.asarray(params["bias"])
-    hidden = recurrent.shape[1]
-    weights = {
-        f"{name}_W": _gates_in_order(kernel)[None],
-        f"{name}_R": _gates_in_order(recurrent)[None],
-        f"{name}_B": np.concatenate([np.zeros_like(bias), _gates_in_order(bias)])[None],
-        f"{name}_direction": np.array([1], np.int64),
-    }
-    names = [f"{name}_{suffix}" for suffix in ("W", "R", "B")]
-    outputs = [f"{name}_all", f"{name}_last"]
-    node = helper.make_node("LSTM", [inputs, *names], outputs, hidden_size=hidden)
-    # [L, 1, B, H]: the second axis counts directions.
-    squeeze = helper.make_node(
-        "Squeeze", [outputs[0], f"{name}_direction"], [f"{name}_states"]
+    graph = new_graph()
+    add_network(graph, architecture, params, "x", outputs=["y"])
+    shape = ("B", "L", architecture.width)
+    return to_model(
+        graph, [Value("x", shape)], [Value("y", shape)], name="kdjax_network"
     )
-    return Part([node, squeeze], weights)
+
+
+def add_network(
+    graph: Graph,
+    architecture: Architecture,
+    params: Params,
+    windows: str,
+    *,
+    outputs: int | Sequence[str] = 1,
+) -> str:
+    """Adds the network; `windows [B, L, D]` to their reconstruction `[B, L, D]`."""
+    independent = architecture.channels == "independent"
+    series = add(graph, "Transpose", windows, perm=[1, 0, 2])
+    if independent:
+        # [L, B·D, 1]: 0 keeps an axis, −1 takes what is left.
+        series = add(graph, "Reshape", series, [0, -1, 1])
+    length = add(graph, "Shape", series, start=0, end=1)
+    layers: list[_Layer] = []
+    for number in range(len(architecture.hidden)):
+        inputs = _states(graph, layers[-1]) if layers else series
+        key = f"encoder_{number}"
+        layers.append(_add_lstm(graph, key, params, inputs))
+    decode = _repeat if architecture.decoder == "repeat" else _feedback
+    decoded = decode(graph, architecture, params, layers, length)
+    if independent:
+        decoded = add(graph, "Reshape", decoded, [0, -1, architecture.width])
+    return add(graph, "Transpose", decoded, perm=[1, 0, 2], outputs=outputs)
+
+
+class _Layer(NamedTuple):
+    """Names of what an LSTM node gives."""
+
+    states: str  # [L, 1, B, H]; the second axis counts directions
+    hidden: str  # [1, B, H], the last of them
+    cell: str  # [1, B, H]
+
+
+def _add_lstm(
+    graph: Graph, key: str, params: Params, inputs: str, start: Sequence[str] = ()
+) -> _Layer:
+    """A layer over `inputs [L, B, I]` from the hidden and cell states `start`, or 0."""
+    layer = params[key]
+    bias = _gates_in_order(np.asarray(layer["bias"]))
+    weights = {
+        f"{key}_W": _gates_in_order(np.asarray(layer["input_kernel"]).T),  # [4H, I]
+        f"{key}_R": _gates_in_order(np.asarray(layer["recurrent_kernel"]).T),
+        f"{key}_B": np.concatenate([np.zeros_like(bias), bias]),
+    }
+    graph.weights.update({name: values[None] for name, values in weights.items()})
+    given = [*weights, "", *start] if start else weights
+    name = add(graph, "LSTM", inputs, *given, outputs=3, hidden_size=len(bias) // 4)
+    return _Layer(name, f"{name}_1", f"{name}_2")
+
+
+def _states(graph: Graph, layer: _Layer) -> str:
+    return add(graph, "Squeeze", layer.states, [1])
 
 
 def _gates_in_order(values: np.ndarray) -> np.ndarray:
@@ -85,82 +100,70 @@ def _gates_in_order(values: np.ndarray) -> np.ndarray:
     return np.concatenate([i, o, f, g])
 
 
-def _time_major(width: int, independent: bool) -> Part:
-    """`x [B, L, D]` to `windows`: `[L, B, D]`, or `[L, B·D, 1]`."""
-    if not independent:
-        nodes = [helper.make_node("Transpose", ["x"], ["windows"], perm=[1, 0, 2])]
-        return Part([*nodes, *_length("windows")], {})
-    nodes = [
-        helper.make_node("Transpose", ["x"], ["series"], perm=[1, 0, 2]),
-        helper.make_node("Reshape", ["series", "series_shape"], ["windows"]),
-    ]
-    # 0 keeps an axis, −1 takes what is left.
-    weights = {"series_shape": np.array([0, -1, 1], np.int64)}
-    return Part([*nodes, *_length("windows")], weights)
+def _repeat(
+    graph: Graph,
+    architecture: Architecture,
+    params: Params,
+    encoder: list[_Layer],
+    length: str,
+) -> str:
+    """The last hidden state at each of the L steps, decoded: `[L, B, D]`."""
+    repeats = add(graph, "Concat", length, [1, 1], axis=0)
+    states = add(graph, "Expand", encoder[-1].hidden, repeats)
+    for number in range(len(encoder)):
+        key = f"decoder_layers_{number}"
+        states = _states(graph, _add_lstm(graph, key, params, states))
+    return _add_head(graph, params, states, architecture.head)
 
 
-def _length(states: str) -> list[NodeProto]:
-    """The number of steps, `length [1]`."""
-    return [helper.make_node("Shape", [states], ["length"], start=0, end=1)]
+def _feedback(
+    graph: Graph,
+    architecture: Architecture,
+    params: Params,
+    encoder: list[_Layer],
+    length: str,
+) -> str:
+    """From the encoder's states back in time, on its own output: `[L, B, D]`.
 
-
-def _repeat(last: str) -> Part:
-    """The last hidden state at each of the L steps: `latents [L, B, H]`."""
-    nodes = [
-        helper.make_node("Concat", ["length", "ones"], ["repeats"], axis=0),
-        helper.make_node("Expand", [last, "repeats"], ["latents"]),
-    ]
-    return Part(nodes, {"ones": np.array([1, 1], np.int64)})
-
-
-def _head(params: Params, states: str, head: str) -> Part:
-    """The dense head and its activation: `outputs [L, B, D]`."""
-    weights = {
-        "head_kernel": np.asarray(params["kernel"]),
-        "head_bias": np.asarray(params["bias"]),
-    }
-    linear = "linear" if head == "sigmoid" else "outputs"
-    nodes = [
-        helper.make_node("MatMul", [states, "head_kernel"], ["product"]),
-        helper.make_node("Add", ["product", "head_bias"], [linear]),
-    ]
-    if head == "sigmoid":
-        nodes.append(helper.make_node("Sigmoid", [linear], ["outputs"]))
-    return Part(nodes, weights)
-
-
-def _batch_major(width: int, independent: bool) -> Part:
-    """`outputs` as `y [B, L, D]`."""
-    last = helper.make_node("Transpose", ["together"], ["y"], perm=[1, 0, 2])
-    if not independent:
-        return Part([_renamed(last, "outputs")], {})
-    reshape = helper.make_node("Reshape", ["outputs", "outputs_shape"], ["together"])
-    return Part([reshape, last], {"outputs_shape": np.array([0, -1, width], np.int64)})
-
-
-def _renamed(node: NodeProto, source: str) -> NodeProto:
-    node.input[0] = source
-    return node
-
-
-def _model(parts: list[Part], width: int) -> onnx.ModelProto:
-    weights = {name: values for part in parts for name, values in part.weights.items()}
-    shape: list[str | int | None] = ["B", "L", width]
-    graph = helper.make_graph(
-        [node for part in parts for node in part.nodes],
-        "kdjax_network",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, shape)],
+    Each round of the loop first hands out its input, so that L rounds give x'_L … x'_1.
+    """
+    body = inner_graph(graph)
+    carry = [name for layer in reversed(encoder) for name in (layer.hidden, layer.cell)]
+    given = [f"before_{number}" for number in range(len(carry))]
+    states, updated = "output", list[str]()
+    for number in range(len(encoder)):
+        start = given[2 * number : 2 * number + 2]
+        layer = _add_lstm(body, f"decoder_layers_{number}", params, states, start)
+        updated += [layer.hidden, layer.cell]
+        states = layer.hidden
+    going_on = add(body, "Identity", "go_on")
+    result = _add_head(body, params, states, architecture.head)
+    handed_out = add(body, "Identity", "output")
+    steps = to_attribute(
+        body,
         [
-            numpy_helper.from_array(np.ascontiguousarray(values), name)
-            for name, values in weights.items()
+            Value("step", (), INT64),
+            Value("go_on", (), BOOL),
+            *map(Value, ("output", *given)),
+        ],
+        [
+            Value(going_on, (), BOOL),
+            *map(Value, (result, *updated, handed_out)),
         ],
     )
-    model: onnx.ModelProto = helper.make_model(
-        graph,
-        opset_imports=[helper.make_opsetid("", OPSET)],
-        ir_version=IR_VERSION,
-        producer_name="kdjax",
-    )
-    onnx.checker.check_model(model, full_check=True)
-    return model
+    first = _add_head(graph, params, encoder[0].hidden, architecture.head)
+    count = len(carry) + 2
+    rounds = add(graph, "Squeeze", length, [0])
+    loop = add(graph, "Loop", rounds, "", first, *carry, outputs=count, body=steps)
+    # [L, 1, B, D], the last step first.
+    outputs = add(graph, "Squeeze", f"{loop}_{count - 1}", [1])
+    return add(graph, "Slice", outputs, [-1], [-(2**31)], [0], [-1])
+
+
+def _add_head(graph: Graph, params: Params, states: str, head: str) -> str:
+    """The dense head and its activation: `[L, B, H] -> [L, B, D]`."""
+    graph.weights["head_kernel"] = np.asarray(params["head"]["kernel"])
+    graph.weights["head_bias"] = np.asarray(params["head"]["bias"])
+    product = add(graph, "MatMul", states, "head_kernel")
+    outputs = add(graph, "Add", product, "head_bias")
+    return add(graph, "Sigmoid", outputs) if head == "sigmoid" else outputs

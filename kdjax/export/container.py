@@ -1,0 +1,117 @@
+"""What an exported file says of itself, and the digest that guards it.
+
+A file holds its own SHA-256 digest, taken with 64 zeros in the digest's place. It is
+verified before anything else in the file is read, so that a flipped bit or a missing
+end never becomes a score. It is no signature: it tells damage, not ill will.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+from pathlib import Path
+
+from kdjax.detection.stream import Plan, plan_from_json, plan_to_json
+from kdjax.errors import ArtifactError
+
+SCHEMA = 1
+# What protobuf, ONNX's encoding, can hold.
+MAX_BYTES = 2**31 - 1
+
+_BLANK = b"0" * 64
+_AGAIN = "Copy it again, or export the detector again (kdjax export)."
+
+
+def metadata_of(plan: Plan) -> dict[str, str]:
+    """The words that travel with an exported detector, all of them text."""
+    return {
+        "channels": json.dumps(plan.channels),
+        "window": str(plan.window),
+        "threshold": repr(plan.tau),
+        "threshold_method": plan.threshold_method,
+        "entity": plan.entity,
+        "schema": str(SCHEMA),
+        "kdjax_version": importlib.metadata.version("kdjax"),
+        "plan": plan_to_json(plan),
+    }
+
+
+def read_plan(metadata: dict[str, str], name: str) -> Plan:
+    """The plan in a verified file's metadata.
+
+    Raises:
+        ArtifactError: it is of a newer schema, or not what kdjax writes.
+    """
+    try:
+        schema = int(metadata["schema"])
+        text = metadata["plan"]
+    except (LookupError, TypeError, ValueError) as error:
+        raise ArtifactError(
+            f"{name} has no plan of kdjax in its metadata ({error!r}). {_AGAIN}"
+        ) from error
+    if schema > SCHEMA:
+        raise ArtifactError(
+            f"{name} has schema {schema}, this kdjax reads up to {SCHEMA}: install a "
+            "newer kdjax."
+        )
+    return plan_from_json(text)
+
+
+def sealed(data: bytes, before: bytes) -> bytes:
+    """`data` with its digest written over the 64 zeros that follow `before`."""
+    place = data.index(before + _BLANK) + len(before)
+    digest = hashlib.sha256(data).hexdigest().encode()
+    return data[:place] + digest + data[place + len(digest) :]
+
+
+def read_sealed(
+    source: str | os.PathLike[str] | bytes, before: bytes, *, kind: str
+) -> bytes:
+    """The bytes of a sealed file, verified.
+
+    Args:
+        source: a path, or the file's bytes.
+        before: what stands right before the digest, once in a file.
+        kind: of file, for messages.
+
+    Raises:
+        ArtifactError: the file is missing, too large, damaged, or of another origin.
+    """
+    name = source_name(source)
+    data = source if isinstance(source, bytes) else _read(Path(source))
+    if data.count(before) != 1:
+        raise ArtifactError(
+            f"{name} is no {kind} of kdjax, or it is damaged: its digest is missing. "
+            f"{_AGAIN}"
+        )
+    place = data.index(before) + len(before)
+    digest = data[place : place + len(_BLANK)]
+    found = hashlib.sha256(data[:place])
+    found.update(_BLANK)
+    found.update(data[place + len(_BLANK) :])
+    if found.hexdigest().encode() != digest:
+        raise ArtifactError(
+            f"{name} is damaged: its SHA-256 digest differs from the one inside. "
+            f"{_AGAIN}"
+        )
+    return data
+
+
+def source_name(source: str | os.PathLike[str] | bytes) -> str:
+    """What to call a file in a message."""
+    return "the file" if isinstance(source, bytes) else os.fspath(source)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        size = path.stat().st_size
+        if size > MAX_BYTES:
+            raise ArtifactError(
+                f"{path} has {size:,} bytes, an exported detector has {MAX_BYTES:,} at "
+                "most: give a file that kdjax exported."
+            )
+        return path.read_bytes()
+    except OSError as error:
+        raise ArtifactError(
+            f"{path} can't be read ({error.strerror}): give a file that kdjax exported."
+        ) from error

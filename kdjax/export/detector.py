@@ -1,0 +1,251 @@
+"""A whole detector as one ONNX graph: raw windows in, scores, alarm and blame out.
+
+    x [B, L, D]  →  (x − offset) / scale  →  errors e of the residual model
+                 →  d = e − μ  →  a = ‖W d‖²  →  window score  →  alarm where it is > τ
+
+It repeats `kdjax.models.missing`, `kdjax.models.residual`, `kdjax.detection.scores` and
+`kdjax.detection.blame` operator by operator. What missing cells (NaN) need runs in
+branches that are left out where a batch has none.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from kdjax.detection.blame import blame_matrix
+from kdjax.detection.detector import Detector, normal_of, scaler_of
+from kdjax.detection.stream import plan_of
+from kdjax.errors import ConfigError
+from kdjax.export.container import metadata_of, sealed
+from kdjax.export.graph import (
+    DOUBLE,
+    INT64,
+    Graph,
+    Model,
+    Value,
+    add,
+    inner_graph,
+    new_graph,
+    quantized,
+    to_attribute,
+    to_model,
+)
+from kdjax.export.missing import add_completion, add_fill, mark_unknown
+from kdjax.export.onnx import add_network
+from kdjax.export.scorer import SEAL
+from kdjax.models.residual import MOVING_AVERAGE_ROWS, ResidualModel
+
+_INFINITY = np.float32(np.inf)
+
+
+def detector_graph(
+    detector: Detector,
+    index: int,
+    *,
+    metadata: Mapping[str, str],
+    quantize: str = "none",
+) -> Model:
+    """The detector of one entity as an ONNX model, checked by onnx.
+
+    Input `x [B, L, D]` float32 in raw units, NaN where a value is missing; B is dynamic.
+    Outputs `point_score [B, L]`, `window_score [B]`, `alarm [B]` (int64, 0 or 1) and
+    `contribution [B, L, D]`. Scores are NaN where there is nothing to score; an alarm
+    then is 0, and the NaN says that it isn't known.
+
+    Args:
+        detector: the detector.
+        index: from `entity_index`.
+        metadata: what the file says of itself.
+        quantize: `int8` keeps the kernels of the LSTM nodes in 8 bits.
+
+    Raises:
+        ConfigError: the model has no ONNX form, or nothing to quantise.
+    """
+    _check(detector.model, quantize)
+    graph = new_graph()
+    offset, scale = scaler_of(detector, index)
+    scaled = add(graph, "Div", add(graph, "Sub", "x", offset), scale)
+    # A sum is NaN if a term is. It is, too, where infinities cancel: the branches then
+    # run without a cell to fill, and change nothing.
+    missing = add(graph, "IsNaN", add(graph, "ReduceSum", "x", keepdims=0))
+    filled = _either(
+        graph,
+        missing,
+        lambda inner: [add_fill(inner, scaled, length=detector.window)],
+        lambda inner: [add(inner, "Identity", scaled)],
+        outputs=1,
+    )
+    errors = _ERRORS[detector.model.kind](graph, detector.model, filled)
+    _either(
+        graph,
+        missing,
+        lambda inner: _scores(inner, detector, index, errors, holes=scaled),
+        lambda inner: _scores(inner, detector, index, errors, holes=None),
+        outputs=("point_score", "window_score", "contribution"),
+    )
+    _add_alarm(graph, detector.thresholds[index].tau)
+    if quantize == "int8":
+        graph = quantized(graph)
+    length, width = detector.window, len(detector.channels)
+    return to_model(
+        graph,
+        [Value("x", ("B", length, width))],
+        [
+            Value("point_score", ("B", length)),
+            Value("window_score", ("B",)),
+            Value("alarm", ("B",), INT64),
+            Value("contribution", ("B", length, width)),
+        ],
+        name="kdjax_detector",
+        metadata=metadata,
+    )
+
+
+def onnx_file(detector: Detector, index: int, *, quantize: str = "none") -> bytes:
+    """The bytes of `detector_graph` as a file that carries its plan and its digest.
+
+    The same detector gives the same bytes.
+    """
+    blank = {"sha256": "0" * 64}
+    metadata = metadata_of(plan_of(detector, index)) | blank
+    model = detector_graph(detector, index, metadata=metadata, quantize=quantize)
+    return sealed(model.SerializeToString(deterministic=True), SEAL)
+
+
+def _check(model: ResidualModel, quantize: str) -> None:
+    if model.kind not in _ERRORS:
+        raise ConfigError(
+            f"a detector of kind {model.kind!r} has no ONNX form, it is a control that "
+            f"nobody needs elsewhere: export one of {', '.join(_ERRORS)}."
+        )
+    if quantize != "none" and model.architecture is None:
+        raise ConfigError(
+            f"quantize={quantize!r} makes the weights of networks smaller, and "
+            f"{model.kind!r} has none: leave it out."
+        )
+
+
+# Errors of the residual models, see `kdjax.models.residual`.
+
+
+def _autoencoder(graph: Graph, model: ResidualModel, windows: str) -> str:
+    assert model.architecture is not None
+    outputs = add_network(graph, model.architecture, model.params, windows)
+    return add(graph, "Abs", add(graph, "Sub", windows, outputs))
+
+
+def _mahalanobis(graph: Graph, model: ResidualModel, windows: str) -> str:
+    return windows
+
+
+def _difference(graph: Graph, model: ResidualModel, windows: str) -> str:
+    later = add(graph, "Slice", windows, [1], [2**31], [1])
+    earlier = add(graph, "Slice", windows, [0], [-1], [1])
+    steps = add(graph, "Abs", add(graph, "Sub", later, earlier))
+    return add(graph, "Pad", steps, [0, 1, 0, 0, 0, 0])
+
+
+def _moving_average(graph: Graph, model: ResidualModel, windows: str) -> str:
+    series = add(graph, "Transpose", windows, perm=[0, 2, 1])
+    # Padding is left out of the count, so that early means are those of fewer rows.
+    rows = MOVING_AVERAGE_ROWS
+    means = add(
+        graph,
+        "AveragePool",
+        series,
+        kernel_shape=[rows],
+        pads=[rows - 1, 0],
+        count_include_pad=0,
+    )
+    means = add(graph, "Transpose", means, perm=[0, 2, 1])
+    return add(graph, "Abs", add(graph, "Sub", windows, means))
+
+
+def _pca(graph: Graph, model: ResidualModel, windows: str) -> str:
+    components = np.asarray(model.params["components"])
+    centred = add(graph, "Sub", windows, np.asarray(model.params["mean"]))
+    codes = add(graph, "MatMul", centred, components.T)
+    projected = add(graph, "MatMul", codes, components)
+    return add(graph, "Abs", add(graph, "Sub", centred, projected))
+
+
+_ERRORS: dict[str, Callable[[Graph, ResidualModel, str], str]] = {
+    "autoencoder": _autoencoder,
+    "difference": _difference,
+    "mahalanobis": _mahalanobis,
+    "moving_average": _moving_average,
+    "pca": _pca,
+}
+
+
+# Scores, see `kdjax.detection.scores`.
+
+
+def _scores(
+    graph: Graph, detector: Detector, index: int, errors: str, *, holes: str | None
+) -> list[str]:
+    """Point scores, window scores and contributions of errors `[B, L, D]`.
+
+    `holes` is NaN where a cell is missing; None: nowhere.
+    """
+    normal = normal_of(detector, index)
+    blame = blame_matrix(normal, method=detector.blame)
+    # By name, so that both branches share them.
+    graph.weights.update(
+        {"mean": normal.mean, "whiten": normal.whiten.T, "blame": blame.T}
+    )
+    deviations = add(graph, "Sub", errors, "mean")
+    if holes:
+        deviations = add_completion(graph, deviations, holes, normal)
+    whitened = add(graph, "MatMul", deviations, "whiten")
+    points = add(graph, "ReduceSumSquare", whitened, axes=[2], keepdims=0)
+    # What is no number stands for an overflow.
+    known = points = _without_nan(graph, points, _INFINITY)
+    if holes:
+        points = mark_unknown(graph, points, holes)
+        known = _without_nan(graph, points, -_INFINITY)
+    # The least of the largest count + 1.
+    largest = add(
+        graph, "TopK", known, [detector.allowed_points + 1], outputs=2, axis=1
+    )
+    least = add(graph, "ReduceMin", largest, axes=[1], keepdims=0)
+    if holes:
+        too_few = add(graph, "Equal", least, -_INFINITY)
+        least = add(graph, "Where", too_few, np.float32(np.nan), least)
+    parts = add(graph, "MatMul", deviations, "blame")
+    parts = add(graph, "Mul", parts, parts)
+    return [points, least, _without_nan(graph, parts, _INFINITY)]
+
+
+def _add_alarm(graph: Graph, tau: float) -> None:
+    # τ has 64 bits.
+    wide = add(graph, "Cast", "window_score", to=DOUBLE)
+    above = add(graph, "Greater", wide, np.float64(tau))
+    add(graph, "Cast", above, to=INT64, outputs=["alarm"])
+
+
+def _without_nan(graph: Graph, values: str, instead: np.float32) -> str:
+    return add(graph, "Where", add(graph, "IsNaN", values), instead, values)
+
+
+def _either(
+    graph: Graph,
+    condition: str,
+    *branches: Callable[[Graph], list[str]],
+    outputs: int | Sequence[str],
+) -> str:
+    """What the first branch adds where the condition holds, else the second."""
+    bodies = []
+    for branch in branches:
+        inner = inner_graph(graph)
+        results = branch(inner)
+        bodies.append(to_attribute(inner, [], [Value(name) for name in results]))
+    then, otherwise = bodies
+    return add(
+        graph,
+        "If",
+        condition,
+        outputs=outputs,
+        then_branch=then,
+        else_branch=otherwise,
+    )

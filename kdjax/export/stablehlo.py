@@ -1,0 +1,137 @@
+"""A detector as StableHLO, for programs that run JAX; the container around it.
+
+    kdjax-stablehlo 1
+    {"sha256": …, "payload_bytes": …, "jax_version": …, …}     one line of JSON
+    what `jax.export` serialised
+
+JAX promises that such a payload runs for six months of newer versions: it is a form to
+deploy, not to keep.
+"""
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, export
+
+from kdjax.detection.blame import blame_matrix
+from kdjax.detection.detector import Detector, explainer, normal_of, scaler_of
+from kdjax.detection.stream import plan_of
+from kdjax.errors import ArtifactError
+from kdjax.export.container import (
+    metadata_of,
+    read_plan,
+    read_sealed,
+    sealed,
+    source_name,
+)
+from kdjax.export.scorer import Scored, Scorer
+from kdjax.models.recurrence import FEW
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+SEAL = b'kdjax-stablehlo 1\n{"sha256":"'
+
+
+def stablehlo_file(detector: Detector, index: int) -> bytes:
+    """The bytes of a file that holds the detector of one entity, for `load_stablehlo`.
+
+    The same detector gives the same bytes.
+
+    Input and outputs are those of the ONNX file, but for `alarm`, an int32; the number
+    of windows is symbolic.
+
+    Args:
+        detector: the detector.
+        index: from `entity_index`.
+    """
+    (batch,) = export.symbolic_shape("B")
+    shape = (batch, detector.window, len(detector.channels))
+    with _without_paths():
+        exported = export.export(
+            jax.jit(_scoring(detector, index)), platforms=PLATFORMS
+        )(jax.ShapeDtypeStruct(shape, jnp.float32))
+    payload = bytes(exported.serialize())
+    header = {
+        "sha256": "0" * 64,
+        "payload_bytes": len(payload),
+        "jax_version": jax.__version__,
+        **metadata_of(plan_of(detector, index)),
+    }
+    line = json.dumps(header, separators=(",", ":")).encode()
+    return sealed(SEAL.split(b"\n")[0] + b"\n" + line + b"\n" + payload, SEAL)
+
+
+def load_stablehlo(source: str | os.PathLike[str] | bytes) -> Scorer:
+    """The detector in a StableHLO file or its bytes.
+
+    Each new number of windows compiles once.
+
+    Raises:
+        ArtifactError: the file is damaged, foreign, or too old or new for this JAX.
+    """
+    data = read_sealed(source, SEAL, kind="StableHLO detector")
+    _, line, payload = data.split(b"\n", 2)
+    header = json.loads(line)
+    plan = read_plan(header, source_name(source))
+    try:
+        exported = export.deserialize(bytearray(payload))
+        call = jax.jit(exported.call)
+    except Exception as error:  # what it raises depends on jax's version
+        raise ArtifactError(
+            f"{source_name(source)} was made with jax {header['jax_version']}, and jax "
+            f"{jax.__version__} can't read it ({error!r}): export the detector again."
+        ) from error
+
+    def run(windows: np.ndarray) -> Scored:
+        return Scored(*map(np.asarray, call(np.asarray(windows, np.float32))))
+
+    return Scorer(plan, run)
+
+
+@contextlib.contextmanager
+def _without_paths() -> Iterator[None]:
+    """Keeps the paths of source files out of what JAX lowers."""
+    name = "jax_traceback_in_locations_limit"
+    before = getattr(jax.config, name)
+    jax.config.update(name, 0)
+    try:
+        yield
+    finally:
+        jax.config.update(name, before)
+
+
+def _scoring(detector: Detector, index: int) -> Callable[[Array], Any]:
+    """The function from raw windows to what `Scored` holds, with its weights inside."""
+    model, normal = detector.model, normal_of(detector, index)
+    common = (model.params, normal, blame_matrix(normal, method=detector.blame))
+    offset, scale = scaler_of(detector, index)
+    plain, missing = (
+        explainer(model.kind, model.architecture, word) for word in (False, True)
+    )
+    tau = detector.thresholds[index].tau
+
+    def scores(windows: Array) -> Any:
+        batch = windows.shape[0]
+        # Few windows run in another way than many; with a few more of zeros no batch
+        # is small, so that one program serves all sizes.
+        padded = jnp.concatenate([windows, jnp.zeros((FEW, *windows.shape[1:]))])
+        scaled = (padded - offset) / scale
+        gaps = jnp.isnan(scaled).any()
+        points, parts = jax.lax.cond(gaps, missing, plain, common, scaled)
+        points, parts = points[:batch], parts[:batch]
+        largest = _window_scores(points, count=detector.allowed_points)
+        return points, largest, (largest > tau).astype(jnp.int32), parts
+
+    return scores
+
+
+def _window_scores(points: Array, *, count: int) -> Array:
+    """See `kdjax.detection.scores.window_scores`."""
+    known = jnp.where(jnp.isnan(points), -jnp.inf, points)
+    found = jnp.sort(known, axis=1)[:, points.shape[1] - 1 - count]
+    return jnp.where(jnp.isneginf(found), jnp.nan, found)

@@ -1,0 +1,333 @@
+"""Exported detectors against kdjax itself, and files that something happened to."""
+
+import builtins
+import hashlib
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from kdjax.data.scaler import Scaler
+from kdjax.detection.blame import blame_matrix
+from kdjax.detection.detector import Detector, explain_batches, normal_of
+from kdjax.detection.normal import Normal
+from kdjax.detection.scores import window_scores
+from kdjax.detection.threshold import Threshold
+from kdjax.errors import ArtifactError, ConfigError
+from kdjax.models.autoencoder import Architecture, network
+from kdjax.models.residual import ResidualModel
+
+onnx = pytest.importorskip("onnx", reason="needs the extra onnx")
+onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra onnx")
+
+from kdjax.export import container
+from kdjax.export.detector import onnx_file
+from kdjax.export.scorer import SEAL, load_onnx, verify_onnx
+from kdjax.export.stablehlo import load_stablehlo, stablehlo_file
+
+D, L, TAU = 5, 14, 15.0
+
+
+def make_detector(kind, architecture=None, *, count=0, seed=0):
+    """A detector with random numbers everywhere, and other ones for the pooled entry."""
+    rng = np.random.default_rng(seed)
+
+    def normal(*shape, scale=1.0):
+        return rng.normal(scale=scale, size=shape).astype(np.float32)
+
+    params = {}
+    if kind == "autoencoder":
+        init = network(architecture).init(jax.random.key(seed))
+        params = jax.tree.map(lambda leaf: normal(*leaf.shape, scale=0.5), init)
+    if kind == "pca":
+        components = np.linalg.qr(normal(D, 2))[0].T
+        params = {"mean": normal(D), "components": components}
+    thresholds = tuple(
+        Threshold(tau, "conformal", 0.1, 20, 19, "own") for tau in (TAU, 2 * TAU)
+    )
+    return Detector(
+        model=ResidualModel(kind, params, architecture),
+        channels=tuple(f"c{number}" for number in range(D)),
+        window=L,
+        stride=3,
+        allowed_points=count,
+        max_gap=5.0,
+        entities=("a",),
+        scalers=Scaler(normal(2, D), rng.uniform(0.5, 2, (2, D)).astype(np.float32)),
+        normals=Normal(
+            normal(2, D, scale=0.1),
+            normal(2, D, D, scale=0.5) + 2 * np.eye(D, dtype="f"),
+        ),
+        thresholds=thresholds,
+        card={},
+    )
+
+
+def make_rows(what):
+    """`[60, D]`; with holes of all forms, and with values that overflow."""
+    rng = np.random.default_rng(3)
+    rows = rng.normal(size=(60, D)).astype(np.float32)
+    if what == "missing":
+        rows[rng.random(rows.shape) < 0.3] = np.nan
+        rows[5:9] = np.nan  # rows without a cell
+        rows[25 : 25 + L + 2] = np.nan  # a window without one
+        rows[:4, 0] = np.nan  # none before
+        rows[45:, 2] = np.nan  # none in the whole window
+    if what != "plain":
+        rows[11, 1], rows[58, 3] = np.inf, 1e30
+    return rows
+
+
+def expected(detector, index, rows):
+    """What kdjax says of the windows at stride 1."""
+    starts = np.arange(len(rows) - L + 1)
+    blame = blame_matrix(normal_of(detector, index), method=detector.blame)
+    pieces = list(explain_batches(detector, index, rows, starts, blame=blame))
+    points = np.concatenate([piece.points for piece in pieces])
+    parts = np.concatenate([piece.contributions for piece in pieces])
+    largest = window_scores(points, count=detector.allowed_points)
+    return points, largest, largest > detector.thresholds[index].tau, parts
+
+
+def windows_of(rows):
+    return np.lib.stride_tricks.sliding_window_view(rows, L, 0).swapaxes(1, 2)
+
+
+def assert_alike(scored, wanted):
+    points, largest, alarm, parts = wanted
+    near = {"rtol": 2e-5, "atol": 2e-5}
+    np.testing.assert_allclose(scored.point_score, points, **near)
+    np.testing.assert_allclose(scored.window_score, largest, **near)
+    np.testing.assert_array_equal(scored.alarm, alarm)
+    # A small part of a large score has the rounding of the whole.
+    whole = np.maximum(1, np.nan_to_num(points))[..., None]
+    finite = np.isfinite(parts)
+    np.testing.assert_array_equal(np.isfinite(scored.contribution), finite)
+    found, wanted = (np.where(finite, p, 0) for p in (scored.contribution, parts))
+    assert (np.abs(found - wanted) / whole).max() < 2e-5
+
+
+ARCHITECTURES = [
+    Architecture(D, (16,), "joint", "repeat", "linear"),
+    Architecture(D, (6, 4), "joint", "feedback", "sigmoid"),
+    Architecture(D, (6, 4), "independent", "repeat", "sigmoid"),
+    Architecture(D, (16,), "independent", "feedback", "linear"),
+]
+CONTROLS = ["mahalanobis", "difference", "moving_average", "pca"]
+KINDS = [(kind, None) for kind in CONTROLS] + [
+    ("autoencoder", architecture) for architecture in ARCHITECTURES
+]
+each_kind = pytest.mark.parametrize(
+    ("kind", "architecture"),
+    KINDS,
+    ids=["-".join(map(str, (kind, *(arch or ())))) for kind, arch in KINDS],
+)
+
+
+@each_kind
+def test_an_onnx_file_scores_as_kdjax_does(kind, architecture):
+    for count, index in [(0, 0), (2, 1)]:
+        detector = make_detector(kind, architecture, count=count)
+        scorer = load_onnx(onnx_file(detector, index))
+        for what in ("plain", "overflow", "missing"):
+            rows = make_rows(what)
+            wanted = expected(detector, index, rows)
+            assert wanted[2].any() and (
+                what == "plain" or not np.isfinite(wanted[0]).all()
+            )
+            assert_alike(scorer.run(windows_of(rows)), wanted)
+
+
+def test_windows_without_enough_scores_are_unknown():
+    detector = make_detector("mahalanobis", count=3)
+    windows = np.full((3, L, D), np.nan, np.float32)
+    windows[0, :3] = 1e3  # three points above τ: one fewer than an alarm takes
+    windows[1, :4] = 1e3
+    for scored in (
+        load_onnx(onnx_file(detector, 0)).run(windows),
+        load_stablehlo(stablehlo_file(detector, 0)).run(windows),
+    ):
+        assert np.isnan(scored.window_score).tolist() == [True, False, True]
+        assert scored.alarm.tolist() == [0, 1, 0]
+        assert np.isnan(scored.point_score).sum(axis=1).tolist() == [L - 3, L - 4, L]
+
+
+@pytest.mark.parametrize(("kind", "architecture"), [KINDS[2], KINDS[4], KINDS[7]])
+def test_a_stablehlo_file_scores_as_kdjax_does(kind, architecture):
+    detector = make_detector(kind, architecture, count=1)
+    scorer = load_stablehlo(stablehlo_file(detector, 0))
+    for what in ("plain", "missing"):
+        rows = make_rows(what)
+        assert_alike(scorer.run(windows_of(rows)), expected(detector, 0, rows))
+    one = scorer.run(windows_of(rows)[:1])
+    assert_alike(one, [part[:1] for part in expected(detector, 0, rows)])
+
+
+def test_the_graph_is_standard_and_its_names_are_those_of_the_contract():
+    architecture = Architecture(D, (6, 4))
+    model = onnx.load_from_string(
+        onnx_file(make_detector("autoencoder", architecture), 0)
+    )
+    onnx.checker.check_model(model, full_check=True)
+    assert [(part.domain, part.version) for part in model.opset_import] == [("", 17)]
+    assert model.ir_version == 9
+    shapes = {
+        value.name: [
+            axis.dim_param or axis.dim_value
+            for axis in value.type.tensor_type.shape.dim
+        ]
+        for value in (*model.graph.input, *model.graph.output)
+    }
+    assert shapes == {
+        "x": ["B", L, D],
+        "point_score": ["B", L],
+        "window_score": ["B"],
+        "alarm": ["B"],
+        "contribution": ["B", L, D],
+    }
+    kinds = [node.op_type for node in model.graph.node]
+    assert kinds.count("LSTM") == 4 and "Loop" not in kinds
+
+
+def test_a_file_says_what_it_is_and_carries_its_digest():
+    data = onnx_file(make_detector("mahalanobis"), 1)
+    metadata = {
+        entry.key: entry.value for entry in onnx.load_from_string(data).metadata_props
+    }
+    assert json.loads(metadata["channels"]) == ["c0", "c1", "c2", "c3", "c4"]
+    assert metadata["window"] == "14" and float(metadata["threshold"]) == 30
+    assert metadata["threshold_method"] == "conformal"
+    assert metadata["entity"] == "pooled" and metadata["schema"] == "1"
+    assert metadata["kdjax_version"]
+    blank = data.replace(metadata["sha256"].encode(), b"0" * 64)
+    assert hashlib.sha256(blank).hexdigest() == metadata["sha256"]
+    plan = load_onnx(data).plan
+    assert (plan.entity, plan.tau, plan.window, plan.stride) == ("pooled", 30.0, L, 3)
+
+
+@pytest.mark.parametrize("make", [onnx_file, stablehlo_file])
+def test_the_same_detector_gives_the_same_bytes(make):
+    detector = make_detector("autoencoder", Architecture(D, (3,)))
+    first = make(detector, 0)
+    assert first == make(detector, 0) != make(detector, 1)
+    assert b".py" not in first  # no path of the machine that made it
+
+
+def test_kernels_of_8_bits_are_the_nearest_and_run_alike_everywhere():
+    architecture = Architecture(D, (64,))
+    detector = make_detector("autoencoder", architecture)
+    whole, small = onnx_file(detector, 0), onnx_file(detector, 0, quantize="int8")
+    assert len(small) < 0.5 * len(whole)
+    # The same detector whose kernels were rounded by hand.
+    params = detector.model.params
+    rounded = {k: jax.tree.map(round_kernel, params[k]) for k in params if k != "head"}
+    rounded["head"] = params["head"]
+    by_hand = detector._replace(model=detector.model._replace(params=rounded))
+    rows = make_rows("plain")
+    wanted, exact = (expected(one, 0, rows)[0] for one in (by_hand, detector))
+    session = onnxruntime.InferenceSession(small, providers=["CPUExecutionProvider"])
+    bare = session.run(["point_score"], {"x": windows_of(rows)})[0]
+    for points in (load_onnx(small).run(windows_of(rows)).point_score, bare):
+        assert np.abs(points / wanted - 1).max() < 1e-4
+    # What the rounding itself does is another matter.
+    assert np.abs(wanted / exact - 1).max() > 1e-2
+
+
+def round_kernel(leaf):
+    """A matrix `[I, O]` in steps of max |column| / 127."""
+    if leaf.ndim < 2:
+        return leaf
+    step = np.abs(leaf).max(axis=0).astype(np.float64) / 127
+    return (np.round(leaf / step) * step).astype(np.float32)
+
+
+def test_what_has_no_onnx_form_is_refused():
+    with pytest.raises(ConfigError, match="'random' has no ONNX form.*autoencoder"):
+        onnx_file(make_detector("random"), 0)
+    with pytest.raises(ConfigError, match="'pca' has none: leave it out"):
+        onnx_file(make_detector("pca"), 0, quantize="int8")
+
+
+# Damage.
+
+LOADERS = pytest.mark.parametrize(
+    ("make", "load"), [(onnx_file, load_onnx), (stablehlo_file, load_stablehlo)]
+)
+
+
+@LOADERS
+def test_a_flipped_bit_anywhere_is_noticed(make, load, tmp_path):
+    data = make(make_detector("autoencoder", Architecture(D, (3,))), 0)
+    path = tmp_path / "file"
+    path.write_bytes(data)
+    assert load(path).plan.channels[0] == "c0"
+    rng = np.random.default_rng(0)
+    seal = data.index(b"sha256")
+    places = {0, len(data) - 1, *range(seal - 4, seal + 70)}
+    for place in sorted(places | set(rng.integers(0, len(data), 200).tolist())):
+        broken = bytearray(data)
+        broken[place] ^= 1 << int(rng.integers(8))
+        with pytest.raises(ArtifactError, match="Copy it again, or export"):
+            load(bytes(broken))
+
+
+@LOADERS
+def test_a_cut_or_foreign_file_is_refused(make, load, tmp_path):
+    data = make(make_detector("mahalanobis"), 0)
+    for length in (0, 1, 20, len(data) // 2, len(data) - 1):
+        with pytest.raises(ArtifactError, match="is damaged"):
+            load(data[:length])
+    with pytest.raises(ArtifactError, match="is damaged"):
+        load(data + b"\n")
+    path = tmp_path / "foreign"
+    path.write_bytes(b"\x80\x04pickle or anything else")
+    with pytest.raises(ArtifactError, match=f"{path} is no .* of kdjax"):
+        load(path)
+    with pytest.raises(ArtifactError, match="can't be read.*No such file"):
+        load(tmp_path / "absent")
+    with pytest.raises(ArtifactError, match="can't be read"):
+        load(tmp_path)
+
+
+def test_a_foreign_onnx_model_is_refused():
+    model = onnx.load_from_string(onnx_file(make_detector("mahalanobis"), 0))
+    del model.metadata_props[:]
+    with pytest.raises(ArtifactError, match="is no ONNX detector of kdjax"):
+        verify_onnx(model.SerializeToString())
+
+
+def test_a_file_of_a_newer_kdjax_is_refused(monkeypatch):
+    monkeypatch.setattr(container, "SCHEMA", 2)
+    data = onnx_file(make_detector("mahalanobis"), 0)
+    monkeypatch.undo()
+    with pytest.raises(ArtifactError, match="schema 2, this kdjax reads up to 1"):
+        load_onnx(data)
+
+
+def test_a_huge_file_is_refused_before_it_is_read(monkeypatch, tmp_path):
+    path = tmp_path / "huge"
+    path.write_bytes(onnx_file(make_detector("mahalanobis"), 0))
+    monkeypatch.setattr(container, "MAX_BYTES", 100)
+    with pytest.raises(ArtifactError, match="an exported detector has 100 at most"):
+        load_onnx(path)
+
+
+def test_a_sealed_file_that_onnxruntime_refuses_is_an_artifact_error():
+    content = container.sealed(b"no protobuf" + SEAL + b"0" * 64, SEAL)
+    with pytest.raises(ArtifactError, match="onnxruntime .* can't run the file"):
+        load_onnx(content)
+
+
+def test_without_onnxruntime_one_is_told_what_to_install(monkeypatch):
+    data = onnx_file(make_detector("mahalanobis"), 0)
+    real = builtins.__import__
+
+    def absent(name, *rest):
+        if name == "onnxruntime":
+            raise ImportError(name)
+        return real(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", absent)
+    with pytest.raises(ConfigError, match=r'pip install "kdjax\[onnx\]"'):
+        load_onnx(data)
