@@ -68,7 +68,10 @@ def test_parameters_have_the_networks_shapes(hidden):
     assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {jnp.dtype("float32")}
 
 
-@pytest.mark.parametrize("kind", ["step", "epoch", "series", "window", "population"])
+KINDS = ["step", "epoch", "series", "window", "stream", "population"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_kdjax_measures_all_kinds(kind, monkeypatch):
     monkeypatch.setattr(work, "BATCH", 4)
     monkeypatch.setattr(work, "TEACHER", (3,))
@@ -159,7 +162,7 @@ def test_onnxruntime_scores_as_kdjax_does(onnx_peer, params, expected):
         np.testing.assert_allclose(scores, expected[1], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["step", "epoch", "series", "window"])
+@pytest.mark.parametrize("kind", ["step", "epoch", "series", "window", "stream"])
 def test_torch_measures_all_kinds(torch_peer, kind, monkeypatch):
     monkeypatch.setattr(work, "TEACHER", (3,))
     monkeypatch.setattr(work, "SCORING_BATCHES", (2, 3))
@@ -170,7 +173,7 @@ def test_torch_measures_all_kinds(torch_peer, kind, monkeypatch):
     if kind == "series":
         assert result.shape == (TINY.series, work.WINDOW)
         assert unit.facts["batch"] in (2, 3)
-    elif kind == "window":
+    elif kind in ("window", "stream"):
         assert result.shape == (1, work.WINDOW)
     else:
         assert unit.run() < result  # a loss that falls
@@ -193,12 +196,31 @@ def test_torch_with_cached_targets_trains_the_same(torch_peer, monkeypatch):
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["series", "window"])
+@pytest.mark.parametrize("kind", ["series", "window", "stream"])
 def test_onnxruntime_measures_what_it_can(onnx_peer, kind, monkeypatch):
     monkeypatch.setattr(work, "SCORING_BATCHES", (2, 3))
     unit = onnx_peer.build(Work("tiny", kind, (2,), {}), size=TINY)
     windows = TINY.series if kind == "series" else 1
     assert unit.run().shape == (windows, work.WINDOW)
+
+
+def test_a_stream_scores_the_same_rows_for_all(onnx_peer, torch_peer):
+    """Each peer's last score is that of the last window."""
+    item = Work("tiny", "stream", HIDDEN, {})
+    pytest.importorskip("onnxruntime")
+    rows = work.make_stream(TINY.calls)
+    assert len(rows) == work.WINDOW - 1 + TINY.calls
+    theirs = [peer.build(item, size=TINY).run() for peer in (onnx_peer, torch_peer)]
+    architecture = Architecture(work.WIDTH, HIDDEN)
+    params, normal = work.make_params(HIDDEN), Normal(*work.make_whitening())
+    last = rows[None, -work.WINDOW :]
+    errors = jnp.abs(last - reconstruct(architecture, params, last))
+    expected = np.asarray(point_scores(normal, errors))
+    for scores in theirs:
+        np.testing.assert_allclose(scores, expected, rtol=1e-4)
+    np.testing.assert_allclose(
+        ours._stream(item, TINY).run(), expected[0, -1], rtol=1e-4
+    )
 
 
 # The floor.

@@ -9,6 +9,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from kdjax.bench import work
 from kdjax.bench.work import Data, Size, Unit, Work
+from kdjax.data.windows import gather
 from kdjax.export.onnx import network_graph
 from kdjax.models.autoencoder import Architecture, Params
 
@@ -18,13 +19,13 @@ Session = Any  # onnxruntime.InferenceSession
 
 
 def build(item: Work, *, size: Size) -> Unit:
-    """The measurement of one work of kind `series` or `window`."""
+    """The measurement of one work of kind `series`, `window` or `stream`."""
     import onnxruntime
 
     architecture = Architecture(work.WIDTH, item.hidden)
     params = work.make_params(item.hidden)
     graph = score_graph(architecture, params, *work.make_whitening())
-    threads = 1 if item.kind == "window" else 0  # 0: as many as it likes
+    threads = 0 if item.kind == "series" else 1  # 0: as many as it likes
     session = make_session(graph, threads=threads)
     provider = session.get_providers()[0]
     facts = {
@@ -34,6 +35,9 @@ def build(item: Work, *, size: Size) -> Unit:
     }
     if item.kind == "window":
         return Unit(_one_window(session, work.make_data(1), size.calls), None, facts)
+    if item.kind == "stream":
+        rows = work.make_stream(size.calls)
+        return Unit(work.follow(partial(_score, session), rows), None, facts)
     batch = _faster_batch(session)
     data = work.make_data(size.series)
     return Unit(
@@ -90,9 +94,14 @@ def score_data(session: Session, data: Data, batch: int) -> np.ndarray:
     scores = []
     for first in range(0, len(data.starts), batch):
         starts = data.starts[first : first + batch]
-        windows = data.rows[starts[:, None] + np.arange(work.WINDOW)]
-        scores.append(session.run([OUTPUT], {"x": windows})[0])
+        windows = gather(data.rows, starts, work.WINDOW)
+        scores.append(_score(session, windows))
     return np.concatenate(scores)
+
+
+def _score(session: Session, windows: np.ndarray) -> np.ndarray:
+    scores: np.ndarray = session.run([OUTPUT], {"x": windows})[0]
+    return scores
 
 
 def _faster_batch(session: Session) -> int:
@@ -108,7 +117,7 @@ def _one_window(session: Session, data: Data, calls: int) -> Any:
 
     def run() -> np.ndarray:
         for _ in range(calls):
-            scores: np.ndarray = session.run([OUTPUT], {"x": window})[0]
+            scores = _score(session, window)
         return scores
 
     return run

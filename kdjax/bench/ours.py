@@ -1,6 +1,9 @@
 """kdjax's side of each comparison, through the functions that a run uses."""
 
+import importlib.util
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -8,12 +11,16 @@ import numpy as np
 
 from kdjax.bench import work
 from kdjax.bench.work import Data, Size, Unit, Work
-from kdjax.detection.detector import BATCH_SIZE, point_scorer, score_scaled
+from kdjax.data.scaler import Scaler
+from kdjax.detection.detector import BATCH_SIZE, Detector, point_scorer, score_scaled
 from kdjax.detection.normal import Normal
-from kdjax.devices import batch_mesh, divide, keep_compiled, place, use_all_cores
+from kdjax.detection.storage import save_detector
+from kdjax.detection.threshold import Threshold
+from kdjax.devices import batch_mesh, divide, place, start_program
 from kdjax.models.autoencoder import Architecture, network
 from kdjax.models.batches import padded_batches
 from kdjax.models.residual import ResidualModel
+from kdjax.streaming import open_stream
 from kdjax.training.objectives import Objective, student_objective, teacher_objective
 from kdjax.training.population import make_population_step, stack_members
 from kdjax.training.steps import (
@@ -29,29 +36,24 @@ from kdjax.training.steps import (
 
 def build(name: str, *, quick: bool) -> Unit:
     """The measurement of a work's name for kdjax."""
-    _start()
+    start_program()
     item, size = work.find_work(name), work.choose_size(quick=quick)
     unit = {
         "step": _step,
         "epoch": _epoch,
         "series": _series,
         "window": _window,
+        "stream": _stream,
         "population": _population,
     }[item.kind](item, size)
-    return unit._replace(facts=_facts())
+    return unit._replace(facts=_facts() | unit.facts)
 
 
 def build_serial(name: str, *, quick: bool) -> Unit:
     """The members of a population trained one after the other, as single runs are."""
-    _start()
+    start_program()
     item, size = work.find_work(name), work.choose_size(quick=quick)
     return _one_after_the_other(item, size)._replace(facts=_facts())
-
-
-def _start() -> None:
-    """What the program does before it computes."""
-    use_all_cores()
-    keep_compiled()
 
 
 def _facts() -> dict[str, Any]:
@@ -160,6 +162,42 @@ def _window(item: Work, size: Size) -> Unit:
         return found
 
     return Unit(run, None, {})
+
+
+def _stream(item: Work, size: Size) -> Unit:
+    """Rows through a `StreamDetector`, on onnxruntime where it is installed."""
+    backend = "onnxruntime" if importlib.util.find_spec("onnxruntime") else "jax"
+    with tempfile.TemporaryDirectory() as folder:
+        save_detector(Path(folder) / "detector", _detector(item))
+        stream = open_stream(Path(folder) / "detector", backend=backend)
+    rows = work.make_stream(size.calls)
+
+    def run() -> float:
+        for row in rows:
+            found = stream.update(row)
+        return found.score
+
+    return Unit(run, None, {"backend": backend})
+
+
+def _detector(item: Work) -> Detector:
+    """A detector of one entity whose scores never reach τ, as in quiet operation."""
+    mean, whiten = work.make_whitening()
+    zeros = np.zeros((2, work.WIDTH), np.float32)
+    quiet = Threshold(1e30, "fixed", 0.0, 0, 0, "own")
+    return Detector(
+        model=_model(item),
+        channels=tuple(f"channel_{i}" for i in range(work.WIDTH)),
+        window=work.WINDOW,
+        stride=work.STRIDE,
+        allowed_points=0,
+        max_gap=5.0,
+        entities=("machine",),
+        scalers=Scaler(zeros, zeros + 1),
+        normals=Normal(np.stack([mean] * 2), np.stack([whiten] * 2)),
+        thresholds=(quiet, quiet),
+        card={},
+    )
 
 
 def _population(item: Work, size: Size) -> Unit:

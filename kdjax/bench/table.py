@@ -78,7 +78,7 @@ def _row(item: Work, peer: str, turns: Turns, size: Size) -> Row:
         "fraction": _fraction(item, turns, size, seconds),
     }
     facts, peer_facts = turns.facts.get("kdjax", {}), turns.facts.get(peer, {})
-    if item.kind == "window":
+    if item.kind in ("window", "stream"):
         row["streamed"] = _streamed(item, turns, size, seconds)
     if item.kind == "epoch":
         row |= _ten_epochs(seconds, float(np.median(theirs)), facts, peer_facts)
@@ -91,7 +91,7 @@ def _row(item: Work, peer: str, turns: Turns, size: Size) -> Row:
 
 def unit_flops(item: Work, *, size: Size) -> int:
     """Operations of one measurement, in kdjax's formulation; targets are ready."""
-    if item.kind in ("series", "window"):
+    if item.kind in ("series", "window", "stream"):
         windows = size.series if item.kind == "series" else size.calls
         flops = floor.scoring_flops(work.WIDTH, item.hidden, window=work.WINDOW)
         return windows * flops
@@ -127,7 +127,7 @@ def _ten_epochs(ours: float, theirs: float, facts: Row, peer_facts: Row) -> Row:
 
 
 def _repeats(item: Work, size: Size) -> float:
-    """Steps, epochs, series or windows, of the full size, in one measurement."""
+    """Steps, epochs, series, windows or rows, of the full size, in one measurement."""
     full = work.FULL
     return {
         "step": size.steps,
@@ -135,6 +135,7 @@ def _repeats(item: Work, size: Size) -> float:
         "population": size.windows / full.windows,
         "series": size.series / full.series,
         "window": size.calls,
+        "stream": size.calls,
     }[item.kind]
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from kdjax.bench import work
 from kdjax.bench.work import Data, Size, Unit, Work
+from kdjax.data.windows import gather
 
 if TYPE_CHECKING:  # its module would import JAX
     from kdjax.models.autoencoder import Params
@@ -44,6 +45,8 @@ def build(item: Work, *, size: Size, cached: bool = False) -> Unit:
         unit = _epoch(model, work.make_data(size.windows), cached)
     elif item.kind == "series":
         unit = _series(model, work.make_data(size.series))
+    elif item.kind == "stream":
+        unit = _stream(model, size.calls)
     else:
         unit = _one_window(model, work.make_data(1), size.calls)
     return unit._replace(facts=facts | unit.facts)
@@ -153,7 +156,7 @@ def _epoch(model: Model, data: Data, cached: bool) -> Unit:
     """An epoch of a student: (1 − α)·MSE(X_S, X) + α·MSE(X_S, X_T)."""
     import torch
 
-    teacher = make_model(work.make_params(work.TEACHER, seed=work.SEED + 1))
+    teacher = make_model(work.make_params(work.TEACHER))
     windows = _windows(data)
     targets: Tensor = torch.empty_like(windows) if cached else None
     optimizer = _optimizer(model)
@@ -201,17 +204,37 @@ def _series(model: Model, data: Data) -> Unit:
 
 
 def _one_window(model: Model, data: Data, calls: int) -> Unit:
-    """Scores of single windows, with the number of threads that is faster here."""
+    """Scores of single windows."""
+    score, window = _window_scorer(model), data.rows[None]
+
+    def run() -> np.ndarray:
+        for _ in range(calls):
+            scores = score(window)
+        return scores
+
+    return _best_threads(run)
+
+
+def _stream(model: Model, calls: int) -> Unit:
+    """Scores of rows that come one by one."""
+    return _best_threads(work.follow(_window_scorer(model), work.make_stream(calls)))
+
+
+def _window_scorer(model: Model) -> Callable[[np.ndarray], np.ndarray]:
     import torch
 
     score = make_scorer(model, *work.make_whitening())
-    window = data.rows[None]
 
-    def run() -> np.ndarray:
+    def score_window(windows: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
-            for _ in range(calls):
-                scores = _numpy(score(_tensor(window)))
-        return scores
+            return _numpy(score(_tensor(windows)))
+
+    return score_window
+
+
+def _best_threads(run: Callable[[], np.ndarray]) -> Unit:
+    """The measurement with the number of threads that is faster here."""
+    import torch
 
     def run_with(threads: int) -> np.ndarray:
         torch.set_num_threads(threads)
@@ -225,8 +248,7 @@ def _one_window(model: Model, data: Data, calls: int) -> Unit:
 
 def _windows(data: Data) -> Tensor:
     """All windows, `[M, L, D]`."""
-    windows = data.rows[data.starts[:, None] + np.arange(work.WINDOW)]
-    return _tensor(windows)
+    return _tensor(gather(data.rows, data.starts, work.WINDOW))
 
 
 def _optimizer(model: Model) -> Any:

@@ -33,7 +33,7 @@ class Work(NamedTuple):
 
     Attributes:
         name: as in the results.
-        kind: `step`, `epoch`, `series`, `window` or `population`; see `Size`.
+        kind: `step`, `epoch`, `series`, `window`, `stream` or `population`; see `Size`.
         hidden: widths of the encoder of the network that is trained or scores.
         targets: for each peer the ratio (its time / kdjax's) to reach; None where the
             ratio is only reported.
@@ -52,7 +52,7 @@ class Size(NamedTuple):
         steps: `step`: training steps on batches of B windows.
         windows: `epoch`, `population`: M, windows of the epoch, a multiple of B.
         series: `series`: M, windows of the series that is scored.
-        calls: `window`: single windows scored, one after the other.
+        calls: `window`, `stream`: single windows, or rows, one after the other.
     """
 
     steps: int
@@ -121,6 +121,8 @@ WORKS = {
             (16,),
             {"torch": 2.0, "onnxruntime": None},
         ),
+        Work("stream_row_200", "stream", (200,), {"onnxruntime": None, "torch": None}),
+        Work("stream_row_16", "stream", (16,), {"onnxruntime": None, "torch": None}),
         Work("population_8", "population", (32,), {"serial": 1.6}),
     )
 }
@@ -154,6 +156,33 @@ def make_data(windows: int) -> Data:
     waves = 0.5 + 0.35 * np.sin(2 * np.pi * time_axis / period + phase)
     values = np.clip(waves + 0.05 * rng.normal(size=waves.shape), 0, 1)
     return Data(values.astype(np.float32), np.arange(windows) * STRIDE)
+
+
+def make_stream(calls: int) -> np.ndarray:
+    """L − 1 rows to begin with and `calls` that follow, `[N, D]`."""
+    return make_data(2 + calls // STRIDE).rows[: WINDOW - 1 + calls]
+
+
+def follow(
+    score: Callable[[np.ndarray], np.ndarray], rows: np.ndarray
+) -> Callable[[], np.ndarray]:
+    """A stream as one writes it by hand: the window moves up by a row, and is scored.
+
+    Args:
+        score: `[1, L, D] -> [1, L]`.
+        rows: from `make_stream`.
+    """
+    window = np.zeros((1, WINDOW, rows.shape[1]), np.float32)
+
+    def run() -> np.ndarray:
+        window[0, 1:] = rows[: WINDOW - 1]
+        for row in rows[WINDOW - 1 :]:
+            window[0, :-1] = window[0, 1:]
+            window[0, -1] = row
+            scores = score(window)
+        return scores
+
+    return run
 
 
 def make_whitening() -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,144 @@
+"""One series in memory made into detectors, and what a detector says of each row."""
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from rich.console import Console
+
+from kdjax.assembly import data_digests, make_detector
+from kdjax.data.prepared import Prepared, fit_rows
+from kdjax.data.scaler import Scaler
+from kdjax.data.series import Dataset, Series
+from kdjax.data.splits import segments
+from kdjax.detection.alarms import AlarmRule, alarms
+from kdjax.detection.calibration import calibrate
+from kdjax.detection.detector import POOLED, Detector, entity_index, scaler_of
+from kdjax.detection.table import score_table
+from kdjax.detection.threshold import Threshold
+from kdjax.distillation import train_networks
+from kdjax.errors import ConfigError
+from kdjax.fields import CONTROLS
+from kdjax.models.residual import ResidualModel, fit_pca
+from kdjax.pipeline import prepare_dataset
+from kdjax.rules import calibration_rules
+
+DETECTORS = ("student", "teacher", *CONTROLS)
+
+Settings = Mapping[str, Any]
+
+
+def learn(
+    series: Series,
+    name: str,
+    *,
+    settings: Settings,
+    teacher: Detector | None = None,
+    entity: str = POOLED,
+) -> dict[str, Detector]:
+    """The detector `name`, and beside a student its teacher, by name.
+
+    Args:
+        series: rows that are believed normal.
+        name: one of `DETECTORS`.
+        settings: from `kdjax.config.resolve`.
+        teacher: one that is trained already. It stays as it is, and the rows are scaled
+            as it knows them.
+        entity: of the teacher, whose scaler to take.
+
+    Raises:
+        ConfigError: an unknown name, or too few rows for the false-alarm rate.
+        DataError: too few rows for the window.
+    """
+    if name not in DETECTORS:
+        raise ConfigError(f"detector={name!r} must be one of {', '.join(DETECTORS)}.")
+    dataset = Dataset("rows in memory", (series,), ())
+    prepared = prepare_dataset(dataset, settings)
+    known = {}
+    if teacher is not None:
+        known = {"teacher": teacher}
+        prepared = _rescaled(
+            prepared, scaler_of(teacher, entity_index(teacher, entity))
+        )
+    rules = calibration_rules(settings, prepared)
+    made = {
+        found: make_detector(
+            found,
+            model,
+            calibrate(model, prepared, rules),
+            prepared,
+            settings=settings,
+            digests=data_digests(dataset),
+        )
+        for found, model in _models(name, prepared, settings, teacher).items()
+        if found not in known
+    }
+    return made | known
+
+
+def verdicts(detector: Detector, series: Series, *, entity: str) -> pd.DataFrame:
+    """`score_table`, but with the first window's score in the rows before its end.
+
+    So each row has a `window_score` and may be in alarm, except where no window is.
+    """
+    table = score_table(detector, series, entity=entity)
+    scores = table["window_score"].to_numpy(copy=True)
+    stretches = segments(
+        series.time,
+        len(scores),
+        max_gap=detector.max_gap,
+        step=detector.step or None,
+    )
+    for start, stop in stretches:
+        end = start + detector.window - 1
+        if end < stop:
+            scores[start:end] = scores[end]
+    return table.assign(
+        window_score=scores, alarm=in_alarm(detector, scores, entity=entity)
+    )
+
+
+def in_alarm(detector: Detector, scores: np.ndarray, *, entity: str) -> np.ndarray:
+    """Which rows are in alarm by their window scores, `[N] -> [N]` bool."""
+    tau = detector.thresholds[entity_index(detector, entity)].tau
+    rule = AlarmRule(detector.min_duration, detector.cooldown)
+    return alarms(scores > tau, ~np.isnan(scores), rule)
+
+
+def with_threshold(
+    detector: Detector, threshold: Threshold, *, entity: str
+) -> Detector:
+    """The detector with another τ for one entity, in its card as well."""
+    place = entity_index(detector, entity)
+    thresholds = list(detector.thresholds)
+    thresholds[place] = threshold
+    known = {**detector.card.get("thresholds", {}), entity: threshold._asdict()}
+    return detector._replace(
+        thresholds=tuple(thresholds), card={**detector.card, "thresholds": known}
+    )
+
+
+def _rescaled(prepared: Prepared, scaler: Scaler) -> Prepared:
+    entities = tuple(entity._replace(scaler=scaler) for entity in prepared.entities)
+    return prepared._replace(entities=entities, pooled_scaler=scaler)
+
+
+def _models(
+    name: str, prepared: Prepared, settings: Settings, teacher: Detector | None
+) -> dict[str, ResidualModel]:
+    """The model `name`, and beside a student its teacher."""
+    if name in CONTROLS:
+        params = fit_pca(fit_rows(prepared)) if name == "pca" else {}
+        return {name: ResidualModel(name, params)}
+    with tempfile.TemporaryDirectory() as folder:
+        return train_networks(
+            prepared,
+            settings,
+            Path(folder),
+            Console(quiet=True),
+            names=("teacher", name),
+            teacher=None if teacher is None else teacher.model.params,
+        )

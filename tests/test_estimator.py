@@ -1,0 +1,451 @@
+"""The PyOD-shaped face against scikit-learn's checks and kdjax's own functions."""
+
+import pickle
+import re
+import runpy
+from pathlib import Path
+
+import joblib
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.base import clone
+from sklearn.covariance import EmpiricalCovariance
+from sklearn.exceptions import NotFittedError
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import check_estimator, estimator_checks_generator
+
+from kdjax.data.series import Series
+from kdjax.detection.storage import load_detector, save_detector
+from kdjax.detection.table import score_events, score_table
+from kdjax.detection.threshold import conformal
+from kdjax.errors import ArtifactError, ConfigError, DataError
+from kdjax.estimator import EXPECTED_FAILED_CHECKS, KDDetector
+from kdjax.estimator.parameters import FIELDS
+
+QUICKSTART = Path(__file__).parent.parent / "docs" / "quickstart.md"
+
+# The checks give 10 to 80 rows.
+FEW = {
+    "window_size": 2,
+    "stride": 1,
+    "false_alarm_rate": 0.5,
+    "settings": {"data.validation": 0.4, "data.calibration": 0.4},
+}
+TINY = {
+    "window_size": 8,
+    "stride": 2,
+    "teacher_hidden": (4,),
+    "student_hidden": (3,),
+    "teacher_epochs": 2,
+    "student_epochs": 2,
+    "false_alarm_rate": 0.1,
+    # Odd, so that batches stay on one device.
+    "settings": {"train.batch_size": 31},
+}
+
+
+def made(**changes):
+    """A control, which needs no training."""
+    given = {"window_size": 8, "stride": 2, "false_alarm_rate": 0.1}
+    return KDDetector(**{"detector": "mahalanobis", **given, **changes})
+
+
+def waves(rows, *, seed=0):
+    rng = np.random.default_rng(seed)
+    load = np.sin(np.arange(rows) / 5) + 0.05 * rng.normal(size=rows)
+    heat = 20 + 3 * load + 0.2 * rng.normal(size=rows)
+    return np.stack([load, heat], axis=1)
+
+
+def framed(values, start="2026-01-01"):
+    index = pd.date_range(start, periods=len(values), freq="min")
+    return pd.DataFrame(values, index, columns=["load", "heat"])
+
+
+@pytest.fixture(scope="module")
+def control():
+    return made().fit(framed(waves(600)))
+
+
+@pytest.fixture(scope="module")
+def student():
+    return KDDetector(**TINY).fit(framed(waves(400)))
+
+
+@pytest.fixture
+def faulty():
+    values = waves(200, seed=1)
+    values[100:110, 1] += 6
+    return framed(values, "2026-02-01")
+
+
+# scikit-learn's conventions.
+
+
+def test_scikit_learn_has_nothing_to_say_but_what_is_argued():
+    results = check_estimator(
+        KDDetector(detector="mahalanobis", **FEW),
+        expected_failed_checks=EXPECTED_FAILED_CHECKS,
+        on_skip=None,
+    )
+    failed = {one["check_name"] for one in results if one["status"] == "xfail"}
+    assert failed == set(EXPECTED_FAILED_CHECKS)
+    assert sum(one["status"] == "passed" for one in results) >= 35
+    assert all(len(why.split()) > 10 for why in EXPECTED_FAILED_CHECKS.values())
+
+
+def test_a_network_learns_from_rows_that_cannot_be_written():
+    """scikit-learn's checks again would compile for minutes; this one has a network."""
+    settings = {**FEW["settings"], "train.batch_size": 31}
+    network = KDDetector(**{**TINY, **FEW, "settings": settings})
+    ((estimator, check),) = (
+        (estimator, check)
+        for estimator, check in estimator_checks_generator(network)
+        if check.func.__name__ == "check_readonly_memmap_input"
+    )
+    check(estimator)
+
+
+def test_parameters_are_stored_as_given_and_fill_the_config():
+    hidden = [3, 2]
+    detector = KDDetector(student_hidden=hidden, random_state=np.int64(7))
+    assert detector.student_hidden is hidden
+    assert clone(detector).get_params() == detector.get_params()
+    settings = detector._settings()
+    assert settings["student"]["hidden"] == hidden and settings["seed"] == 7
+    # The defaults are those of the config.
+    assert (
+        KDDetector()._settings()
+        == made(
+            detector="student",
+            **{name: KDDetector().get_params()[name] for name in FIELDS},
+        )._settings()
+    )
+
+
+# Scores, labels and the threshold.
+
+
+def test_scores_are_mahalanobis_distances_of_the_latest_window(faulty):
+    """Without floor and ridge, Eq. 1 is scikit-learn's squared Mahalanobis distance."""
+    settings = {"detection.floor": 1e-6, "detection.ridge": 0.0}
+    train = waves(600)
+    detector = made(scaler="none", stride=1, settings=settings).fit(train)
+    split = detector.detector_.card["splits"]["X"]
+    assert split == {"fit": 434, "validation": 76, "calibration": 90, "test": 0}
+    moments = _validation_covariance(train)
+    found = detector.decision_function(faulty.to_numpy())
+    points = moments.mahalanobis(faulty.to_numpy())
+    windows = np.array([points[start : start + 8].max() for start in range(193)])
+    expected = np.concatenate([np.full(7, windows[0]), windows])
+    np.testing.assert_allclose(found, expected, rtol=1e-3)
+    # And τ is the conformal rank of the calibration windows' scores.
+    clean = moments.mahalanobis(train[510:])
+    scores = np.array([clean[start : start + 8].max() for start in range(83)])
+    tau = conformal(scores, rate=0.1).tau
+    assert detector.threshold_ == pytest.approx(tau, rel=1e-3)
+
+
+def _validation_covariance(train):
+    """Of every position of each validation window, as Eq. 1 has them."""
+    from kdjax.data.splits import split_rows, window_starts
+
+    spans = split_rows(len(train), window=8).validation
+    starts = window_starts(spans, window=8, stride=1)
+    return EmpiricalCovariance().fit(
+        np.concatenate([train[start : start + 8] for start in starts])
+    )
+
+
+def test_predictions_are_scores_above_the_threshold(control, faulty):
+    scores = control.decision_function(faulty)
+    predicted = control.predict(faulty)
+    assert scores.shape == predicted.shape == (200,)
+    np.testing.assert_array_equal(predicted, scores > control.threshold_)
+    assert predicted[102:110].all() and set(predicted) == {0, 1}
+    assert np.isfinite(scores).all()
+    np.testing.assert_array_equal(
+        control.labels_, control.decision_scores_ > control.threshold_
+    )
+    np.testing.assert_array_equal(
+        control.decision_scores_, control.decision_function(framed(waves(600)))
+    )
+
+
+def test_predictions_are_the_alarms_of_the_score_table(student, faulty):
+    series = Series(
+        "pump", np.float32(faulty), ("load", "heat"), faulty.index.to_numpy()
+    )
+    table = score_table(student.detector_, series, entity="X", contributions=True)
+    np.testing.assert_array_equal(student.predict(faulty)[7:], table["alarm"][7:])
+    scores = student.decision_function(faulty)
+    np.testing.assert_array_equal(scores[7:], table["window_score"][7:])
+    assert (scores[:7] == scores[7]).all()
+    blame = student.explain(faulty)
+    assert list(blame.columns) == ["load", "heat"] and blame.index.equals(faulty.index)
+    np.testing.assert_allclose(blame.sum(axis=1), table["score"], rtol=1e-4)
+    events = student.detect(faulty)
+    whole = score_events(student.detector_, series, table, entity="X")
+    assert events.iloc[-1].tolist() == whole.drop(columns="entity").iloc[-1].tolist()
+
+
+def test_events_hold_the_rows_that_are_predicted(control, faulty):
+    faulty.iloc[:5, 1] += 6  # in the first window, which ends at row 7
+    (first, last) = control.detect(faulty).itertuples()
+    assert (first.start, first.end) == (faulty.index[0], faulty.index[12])
+    predicted = control.predict(faulty)
+    assert predicted[:13].all() and not predicted[13:90].any()
+    assert faulty.index[100] <= last.peak < faulty.index[110]
+    assert last.channels.startswith("heat")
+
+
+def test_min_duration_holds_alarms_back(faulty):
+    settings = {"threshold.min_duration": 3}
+    patient = made(settings=settings).fit(framed(waves(600)))
+    above = patient.decision_function(faulty) > patient.threshold_
+    first = np.flatnonzero(above)[0]
+    assert above[first : first + 3].all()
+    predicted = patient.predict(faulty)
+    assert not predicted[: first + 2].any() and predicted[first + 2]
+
+
+def test_a_new_threshold_needs_no_training(faulty):
+    detector = made().fit(framed(waves(600)))
+    model, tau = detector.detector_.model, detector.threshold_
+    assert detector.calibrate().threshold_ == tau
+    loose = clone(detector).set_params(false_alarm_rate=0.3).fit(framed(waves(600)))
+    detector.set_params(false_alarm_rate=0.3).calibrate()
+    assert detector.threshold_ == loose.threshold_ < tau
+    np.testing.assert_array_equal(detector.labels_, loose.labels_)
+    assert detector.detector_.card["thresholds"]["X"]["tau"] == detector.threshold_
+    detector.set_threshold(tau * 2)
+    assert detector.threshold_ == tau * 2
+    scores = detector.decision_function(faulty)
+    np.testing.assert_array_equal(detector.predict(faulty), scores > tau * 2)
+    clean = framed(1.2 * waves(200, seed=5), "2026-03-01")
+    detector.set_params(false_alarm_rate=0.1).calibrate(clean)
+    starts = [*range(0, 193, 2)]
+    ends = detector.set_params().decision_function(clean)[np.array(starts) + 7]
+    assert detector.threshold_ == conformal(ends, rate=0.1).tau
+    assert detector.detector_.model is model
+    with pytest.raises(AttributeError, match="threshold_"):
+        detector.threshold_ = 3.0
+    with pytest.raises(ConfigError, match="at least 9999 calibration windows"):
+        detector.set_params(false_alarm_rate=1e-4).calibrate()
+
+
+# Rows of all kinds.
+
+
+def test_arrays_and_frames_give_the_same(control):
+    values = waves(120, seed=2)
+    from_array = made().fit(waves(600))
+    np.testing.assert_array_equal(
+        from_array.decision_function(values),
+        control.decision_function(pd.DataFrame(values, columns=["load", "heat"])),
+    )
+    assert control.feature_names_in_.tolist() == ["load", "heat"]
+    assert not hasattr(from_array, "feature_names_in_")
+    assert from_array.explain(values).columns.tolist() == ["channel_1", "channel_2"]
+    assert from_array.detect(values + 9)["start"].tolist() == [0]
+
+
+def test_no_window_crosses_a_gap_and_no_row_without_a_score_is_normal(control):
+    frame = framed(waves(60, seed=3))
+    late = frame.index[30:] + pd.Timedelta(hours=1)
+    frame.index = frame.index[:30].append(late)
+    whole = control.decision_function(frame)
+    parts = [control.decision_function(part) for part in (frame[:30], frame[30:])]
+    np.testing.assert_array_equal(whole, np.concatenate(parts))
+    short = frame[25:]  # five rows, a gap, thirty rows
+    scores = control.decision_function(short)
+    assert np.isnan(scores[:5]).all() and np.isfinite(scores[5:]).all()
+    with pytest.raises(
+        DataError, match="5 of 35 rows have no score, the first is row 1"
+    ):
+        control.predict(short)
+
+
+def test_missing_cells_are_refused_filled_or_masked(caplog):
+    train, gappy = waves(600), waves(60, seed=3)
+    gappy[20:40] = np.nan
+    with pytest.raises(ValueError, match="contains NaN"):
+        made().fit(train).predict(gappy)
+    filled = made(missing="ffill").fit(train)
+    repeated = pd.DataFrame(gappy).ffill().to_numpy()
+    np.testing.assert_array_equal(filled.predict(gappy), filled.predict(repeated))
+    with pytest.raises(DataError, match="row 1, column 1 .* not a finite number"):
+        filled.predict(gappy[25:])
+    masked = made(missing="mask").fit(train)
+    scores = masked.decision_function(gappy)
+    # The windows of the rows 20 to 39 alone have none.
+    assert np.flatnonzero(np.isnan(scores)).tolist() == [*range(27, 41)]
+    with pytest.raises(DataError, match="14 of 60 rows have no score"):
+        masked.predict(gappy)
+    masked.detect(gappy)
+    assert "14 of 60 rows have no score" in caplog.text
+
+
+def test_rows_that_cannot_be_used_say_so(control):
+    with pytest.raises(DataError, match="7 rows and no stretch .* window of 8 rows"):
+        control.predict(framed(waves(7)))
+    with pytest.raises(
+        DataError, match="longest train series has 9 rows, data.window=8"
+    ):
+        made().fit(waves(9))
+    with pytest.raises(
+        ConfigError, match="needs at least 99 calibration windows, have"
+    ):
+        made(false_alarm_rate=0.01).fit(waves(600))
+    with pytest.raises(ValueError, match="X has 1 features, but KDDetector"):
+        made().fit(waves(600)).predict(waves(50)[:, :1])
+    with pytest.raises(ValueError, match="same order"):
+        control.predict(framed(waves(50))[["heat", "load"]])
+    with pytest.raises(DataError, match="row 2 of the index is at 2026-01-01 00:48"):
+        control.predict(framed(waves(50))[::-1])
+    twice = pd.DataFrame(waves(600), columns=["load", "load"])
+    with pytest.raises(DataError, match="share a name"):
+        made().fit(twice)
+    with pytest.raises(DataError, match="beyond float32"):
+        made().fit(waves(600) * 1e39)
+    with pytest.raises(NotFittedError):
+        made().predict(waves(50))
+
+
+def test_parameters_that_mean_nothing_are_refused():
+    rows = waves(600)
+    with pytest.raises(ConfigError, match="detector='techer' must be one of student"):
+        made(detector="techer").fit(rows)
+    with pytest.raises(ConfigError, match="data.window is the parameter window_size"):
+        made(settings={"data.window": 5}).fit(rows)
+    with pytest.raises(ConfigError, match="data.time_column means nothing"):
+        made(settings={"data.time_column": "t"}).fit(rows)
+    with pytest.raises(ConfigError, match="did you mean train.learning_rate"):
+        made(settings={"train.learning_rat": 1.0}).fit(rows)
+    with pytest.raises(ConfigError, match="data.window=1 must lie in"):
+        made(window_size=1).fit(rows)
+
+
+# Networks.
+
+
+def test_the_networks_are_those_asked_for(student):
+    assert student.detector_.model.architecture.hidden == (3,)
+    assert student.teacher_.model.architecture.hidden == (4,)
+    assert student.detector_.card["model"]["name"] == "student"
+    settings = student.detector_.card["settings"]
+    assert settings["train"]["batch_size"] == 31
+    teacher = KDDetector(**TINY, detector="teacher").fit(framed(waves(400)))
+    assert teacher.teacher_ is teacher.detector_
+    assert teacher.threshold_ == student.teacher_.thresholds[0].tau
+
+
+def test_a_teacher_teaches_another_student_as_it_is(student):
+    rows = 2 * framed(waves(400, seed=4))
+    other = student.distill(rows, student_hidden=(2,))
+    assert other.teacher_ is student.teacher_
+    assert other.detector_.model.architecture.hidden == (2,)
+    assert other.get_params() == {**student.get_params(), "student_hidden": (2,)}
+    assert other.feature_names_in_.tolist() == ["load", "heat"]
+    # Other rows are scaled as the teacher knows them.
+    for ours, theirs in zip(
+        other.detector_.scalers, student.teacher_.scalers, strict=True
+    ):
+        np.testing.assert_array_equal(ours, theirs)
+    with pytest.raises(ConfigError, match="has no teacher to learn"):
+        made().fit(rows).distill(rows, student_hidden=(2,))
+
+
+# Copies.
+
+
+def test_a_saved_detector_comes_back(tmp_path, student, faulty):
+    student.save(tmp_path / "pump")
+    loaded = KDDetector.load(tmp_path / "pump")
+    np.testing.assert_array_equal(
+        loaded.decision_function(faulty), student.decision_function(faulty)
+    )
+    assert loaded.threshold_ == student.threshold_
+    assert loaded.get_params() == student.get_params()
+    assert loaded.feature_names_in_.tolist() == ["load", "heat"]
+    assert loaded.teacher_ is None and not hasattr(loaded, "labels_")
+    again = clone(loaded).fit(framed(waves(400)))
+    np.testing.assert_array_equal(again.decision_scores_, student.decision_scores_)
+    save_detector(tmp_path / "teacher", student.teacher_)
+    # The same student, though a teacher trained anew would have stopped sooner.
+    teacher = KDDetector.load(tmp_path / "teacher").set_params(teacher_epochs=1)
+    taught = teacher.distill(framed(waves(400)), student_hidden=(3,))
+    np.testing.assert_array_equal(taught.decision_scores_, student.decision_scores_)
+    with pytest.raises(ArtifactError, match="is no folder"):
+        KDDetector.load(tmp_path / "nowhere")
+    with pytest.raises(NotFittedError):
+        KDDetector().save(tmp_path / "unfitted")
+
+
+def test_further_settings_come_back(tmp_path):
+    settings = {"detection.ridge": 0.2, "data.max_gap": 9.0}
+    made(settings=settings).fit(waves(600)).save(tmp_path / "a")
+    assert KDDetector.load(tmp_path / "a").settings == settings
+
+
+def test_detectors_of_several_entities_are_asked_for_one(tmp_path, small):
+    save_detector(tmp_path / "two", small._replace(entities=("a",)))
+    rows = pd.DataFrame(waves(40) / 9, columns=["x", "y"])
+    own = KDDetector.load(tmp_path / "two")
+    pooled = KDDetector.load(tmp_path / "two", entity="pooled")
+    assert (own.threshold_, pooled.threshold_) == (8.0, 12.0)
+    table = score_table(
+        load_detector(tmp_path / "two"),
+        Series("rows", np.float32(rows), ("x", "y")),
+        entity="pooled",
+    )
+    np.testing.assert_array_equal(
+        pooled.decision_function(rows)[3:], table["window_score"][3:]
+    )
+    with pytest.raises(ConfigError, match="load it with entity=NAME"):
+        pooled.set_params(false_alarm_rate=0.5).calibrate(rows)
+    with pytest.raises(DataError, match="knows no entity 'b'"):
+        KDDetector.load(tmp_path / "two", entity="b")
+
+
+def test_copies_in_memory_are_the_same(student, faulty):
+    expected = student.decision_function(faulty)
+    copied = pickle.loads(pickle.dumps(student))
+    np.testing.assert_array_equal(copied.decision_function(faulty), expected)
+    threads = joblib.Parallel(n_jobs=2, backend="threading")
+    for found in threads(
+        joblib.delayed(student.decision_function)(faulty) for _ in range(2)
+    ):
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_it_works_at_the_end_of_a_pipeline(faulty):
+    train = framed(waves(600))
+    pipeline = make_pipeline(StandardScaler(), made(scaler="none"))
+    pipeline.fit(train)
+    own = made(scaler="none").fit(StandardScaler().fit_transform(train))
+    scaled = StandardScaler().fit(train).transform(faulty)
+    np.testing.assert_array_equal(
+        pipeline.decision_function(faulty), own.decision_function(scaled)
+    )
+    assert pipeline.predict(faulty)[102:110].all()
+
+
+def test_the_quickstart_runs(tmp_path, monkeypatch, capsys):
+    blocks = re.findall(
+        r"```python\n(.*?)```", QUICKSTART.read_text("utf-8"), re.DOTALL
+    )
+    code = "\n".join(blocks)
+    assert len(code.splitlines()) <= 60
+    (tmp_path / "quickstart.py").write_text(code, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    names = runpy.run_path("quickstart.py")
+    fresh, worst = names["fresh"], names["worst"]
+    assert fresh.index[200] <= worst["start"] <= fresh.index[202]
+    assert fresh.index[229] <= worst["end"] <= fresh.index[250]
+    assert capsys.readouterr().out.splitlines()[-1] == "heat"
+    above = names["scores"] > names["detector"].threshold_ / 2
+    assert above[202:230].all()
+    assert names["alarms"][202:230].all() and names["alarms"].mean() < 0.2

@@ -1,0 +1,487 @@
+"""The program `stream`: lines in, answers out, and restarts at any moment."""
+
+import io
+import json
+import math
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+import tracemalloc
+
+import numpy as np
+import pytest
+
+from kdjax.data.lines import read_lines
+from kdjax.data.series import Series
+from kdjax.detection.plan import plan_of
+from kdjax.detection.storage import save_detector
+from kdjax.detection.stream import StreamDetector, Verdict
+from kdjax.detection.table import score_table
+from kdjax.errors import ArtifactError, ConfigError, DataError, KdjaxError
+from kdjax.export.detector import onnx_file
+from kdjax.streaming import open_stream, run_stream, stream_rows
+
+
+@pytest.fixture
+def steps(small):
+    """A detector whose scores depend on the window, for rows a second apart."""
+    model = small.model._replace(kind="difference")
+    scores = (np.arange(20.0), np.arange(40.0))
+    return small._replace(model=model, step=1.0, min_duration=2, calibration=scores)
+
+
+@pytest.fixture
+def folder(steps, tmp_path):
+    save_detector(tmp_path / "detector", steps)
+    return tmp_path / "detector"
+
+
+@pytest.fixture
+def file(steps, tmp_path):
+    path = tmp_path / "detector.onnx"
+    path.write_bytes(onnx_file(steps, 0))
+    return path
+
+
+@pytest.fixture
+def plain(small):
+    """A stream whose a_t is |x|, without a backend."""
+
+    def score(window):
+        points = np.abs(window[0, :, 0])
+        return Verdict(points, float(np.nanmax(points)), np.abs(window[0]))
+
+    return StreamDetector(plan_of(small._replace(step=1.0), 0), score)
+
+
+def table_text(values, *, first=0):
+    lines = ["time,y,x"]
+    for number, (x, y) in enumerate(values, start=first):
+        cells = ["" if math.isnan(cell) else repr(float(cell)) for cell in (y, x)]
+        lines.append(
+            f"2024-01-01T00:{number // 60:02d}:{number % 60:02d},{cells[0]},{cells[1]}"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def answered(text, **options):
+    """Answers of a run that writes to memory, as objects."""
+    said = io.StringIO()
+    run_stream(io.StringIO(text), said, **options)
+    return [
+        json.loads(line, parse_constant=pytest.fail)
+        for line in said.getvalue().splitlines()
+    ]
+
+
+def as_number(value):
+    return math.nan if value is None else float(value)
+
+
+@pytest.mark.parametrize("backend", ["jax", "onnxruntime"])
+def test_both_backends_answer_as_the_causal_table(steps, folder, backend):
+    values = (2 * np.random.default_rng(0).normal(size=(60, 2))).astype(np.float32)
+    values[20, 0] = values[30] = np.nan
+    values[40] = 1e30
+    time = np.datetime64("2024-01-01", "ns") + np.arange(60) * np.timedelta64(1, "s")
+    table = score_table(
+        steps, Series("a", values, ("x", "y"), time), entity="a", causal=True
+    )
+    found = answered(table_text(values), detector=folder, backend=backend, entity="a")
+    for name in ("score", "window_score"):
+        np.testing.assert_allclose(
+            [as_number(row[name]) for row in found], table[name], rtol=1e-4
+        )
+    assert {row["window_score"] for row in found} >= {None, "inf"}
+    assert [row["alarm"] for row in found] == table["alarm"].tolist()
+    assert [row["state"] for row in found] == table["state"].tolist()
+    assert [row["row"] for row in found] == [*range(60)]
+    assert found[7]["time"] == "2024-01-01T00:00:07"
+    for row in found:
+        assert ("channels" in row) == (row["alarm"] == 1)
+    assert sum(row["alarm"] for row in found) > 2
+
+
+def test_a_file_and_a_folder_answer_alike(folder, file):
+    text = table_text(np.random.default_rng(0).normal(size=(9, 2)))
+    options = {"backend": "onnxruntime", "entity": "a"}
+    assert answered(text, detector=file, **options) == answered(
+        text, detector=folder, **options
+    )
+
+
+def test_what_can_not_be_opened(folder, file, tmp_path):
+    with pytest.raises(ConfigError, match="backend='torch' is unknown: use one of jax"):
+        open_stream(folder, backend="torch")
+    with pytest.raises(ConfigError, match="is a file: give the detector's folder"):
+        open_stream(file)
+    with pytest.raises(ConfigError, match="was exported for entity 'a', not 'b'"):
+        open_stream(file, backend="onnxruntime", entity="b")
+    with pytest.raises(DataError, match="knows no entity 'b'"):
+        open_stream(folder, entity="b")
+    with pytest.raises(ArtifactError):
+        open_stream(tmp_path / "nothing", backend="onnxruntime")
+
+
+# Lines.
+
+
+def rows_of(text, **options):
+    return [*read_lines(text.splitlines(), ("a", "b"), **options)]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "time,b,a\n5,2,1\n",
+        "\ufeffDate;a;b\r\n5;1;2\r\n\r\n",
+        "a\tb\ttimestamp\n1.0\t 2 \t5\n",
+        '"time","a","b"\n"5","1","2"\n',
+        '{"time": 5, "b": 2, "a": 1}',
+        '\n{"a": 1.0, "b": 2.0, "Timestamp": 5}\n',
+    ],
+)
+def test_rows_in_all_their_forms(text):
+    (line,) = rows_of(text)
+    assert (line.time, line.row, line.error) == (5, [1.0, 2.0], "")
+
+
+def test_missing_values_and_columns_to_ignore():
+    text = "a,b,note\n,1,x\nNaN,NA,\n"
+    found = rows_of(text, ignored=("note",))
+    np.testing.assert_array_equal(
+        [line.row for line in found], [[np.nan, 1], [np.nan] * 2]
+    )
+    assert [line.time for line in found] == [None, None]
+    (line,) = rows_of('{"a": null, "b": NaN, "note": {}}', ignored=("note", "other"))
+    assert np.isnan(line.row).all()
+    assert rows_of("") == []
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ("time,a", "missing: b; not expected: none"),
+        ("a,b,c", "missing: none; not expected: c"),
+        ("a,b,b", "there twice: b"),
+        ("1.5,2.5", "missing: a, b; not expected: 1.5, 2.5"),
+        ("time,date,a,b", "several time columns"),
+    ],
+)
+def test_a_header_at_fault_ends_at_once(header, message):
+    with pytest.raises(DataError, match=message):
+        rows_of(f"{header}\n1,2\n")
+    with pytest.raises(DataError, match="missing: when"):
+        rows_of("a,b\n1,2\n", time_column="when")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("7,1", "2 cells, expected 3"),
+        ("7,1,2,3", "4 cells, expected 3"),
+        ("7,1,x", "column 3 \\('b'\\): 'x' is not a number"),
+        ("7,1_0,2", "column 2 \\('a'\\): '1_0' is not a number"),
+        ('7,"1,2', "correct its quotes"),
+    ],
+)
+def test_a_line_at_fault_is_handed_on(line, message):
+    first, second = rows_of(f"time,a,b\n{line}\n8,1,2\n")
+    assert re.search(message, first.error)
+    assert first.number == 2 and first.row == []
+    assert second.row == [1.0, 2.0] and second.number == 3
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"a": 1', "no JSON object"),
+        ("[1, 2]", "no JSON object"),
+        ('{"time": 7, "a": 1}', "missing: b"),
+        ('{"time": 7, "a": 1, "b": 2, "c": 3}', "not expected: c"),
+        ('{"time": 7, "a": 1, "a": 1, "b": 2}', "a key occurs twice"),
+        ('{"time": 7, "a": "1", "b": 2}', "'a': '1' is not a number"),
+        ('{"time": 7, "a": true, "b": 2}', "'a': True is not a number"),
+    ],
+)
+def test_an_object_at_fault_is_handed_on(line, message):
+    good = '{"time": 6, "a": 1, "b": 2}'
+    before, first, second = rows_of(f"{good}\n{line}\n{good}\n")
+    assert re.search(message, first.error) and first.row == []
+    assert before.row == second.row == [1.0, 2.0]
+
+
+# Answers.
+
+BAD = [
+    "time,x,y",
+    "0,1,1",
+    "1,oops,1",
+    "2,1,inf",
+    "1,1e39,1",
+    "0,1,1",
+    "nan,1,1",
+    "3,1",
+    "4,20,1",
+]
+
+
+def test_lines_at_fault_are_answered_as_unknown(plain):
+    found = [json.loads(text) for text in stream_rows(plain, BAD)]
+    assert [row["row"] for row in found] == [0, *[None] * 6, 1]
+    for row in found[1:7]:
+        assert (row["state"], row["alarm"], row["score"]) == ("unknown", 0, None)
+    assert [row["line"] for row in found[1:7]] == [3, 4, 5, 6, 7, 8]
+    assert [row["time"] for row in found] == [0, 1, 2, 1, 0, "nan", None, 4]
+    for row, words in zip(
+        found[1:7],
+        ["'oops'", "'y': inf", "'x': 1e+39", "not after", "time nan", "2 cells"],
+        strict=True,
+    ):
+        assert words in row["error"]
+
+
+def test_or_end_the_stream(plain):
+    told = stream_rows(plain, BAD, on_error="stop")
+    assert json.loads(next(told))["row"] == 0
+    with pytest.raises(DataError, match="^line 3: column 2 .*'oops' is not a number"):
+        next(told)
+    with pytest.raises(ConfigError, match="on_error='ignore' is unknown"):
+        next(stream_rows(plain, BAD, on_error="ignore"))
+
+
+def test_an_adaptive_threshold_is_told(folder):
+    text = table_text(np.random.default_rng(0).normal(size=(30, 2)))
+    found = answered(text, detector=folder, adaptive_step=0.2, entity="a")
+    assert len({row["tau"] for row in found}) > 1
+
+
+def test_drift_is_told_once(folder):
+    text = table_text(np.random.default_rng(0).normal(size=(300, 2)) * 9)
+    told = []
+    answered(text, detector=folder, entity="a", tell=told.append)
+    assert len([line for line in told if "kdjax calibrate" in line]) == 1
+
+
+# Restarts.
+
+
+@pytest.fixture
+def replayed(file, tmp_path):
+    """Runs lines with a state file, appending to a file; what lies there then."""
+
+    def run(text, **options):
+        output = tmp_path / "out.jsonl"
+        summary = run_stream(
+            io.StringIO(text),
+            output,
+            detector=file,
+            backend="onnxruntime",
+            state=tmp_path / "state.json",
+            **options,
+        )
+        return summary, output.read_text("utf-8")
+
+    return run
+
+
+FAULTY = (
+    [(2 * x, -x) for x in np.random.default_rng(1).normal(size=12)],
+    {
+        2: "oops,1,1",
+        5: "2024-01-01T00:00:05,x,1",
+        6: ",,",
+        9: "2024-01-01T00:00:01,1,1",
+    },
+)
+
+
+def faulty_lines():
+    lines = table_text(FAULTY[0]).splitlines()
+    for place, line in FAULTY[1].items():
+        lines.insert(place + 1, line)
+    return lines
+
+
+def test_lines_sent_again_are_neither_lost_nor_doubled(replayed, file, tmp_path):
+    """Cut after each line, then all again from the start."""
+    lines = faulty_lines()
+    whole = io.StringIO()
+    run_stream(lines, whole, detector=file, backend="onnxruntime")
+    assert len(whole.getvalue().splitlines()) == len(lines) - 1
+    for cut in range(2, len(lines) + 1):
+        for name in ("out.jsonl", "state.json"):
+            (tmp_path / name).unlink(missing_ok=True)
+        replayed("\n".join(lines[:cut]))
+        summary, found = replayed("\n".join(lines))
+        assert found == whole.getvalue()
+        assert (summary.rows, summary.faulty, summary.again) == (12, 4, cut - 1)
+
+
+def test_without_times_the_count_goes_on(replayed):
+    _, one = replayed("x,y\n" + "1,2\n" * 5)
+    summary, found = replayed("x,y\n" + "1,2\n" * 3)
+    assert summary.rows == 8 and summary.again == 0 and found.startswith(one)
+    rows = [json.loads(line) for line in found.splitlines()]
+    assert [row["row"] for row in rows] == [*range(8)]
+    assert [row["state"] for row in rows] == ["unknown"] * 3 + ["normal"] * 5
+
+
+def test_what_the_state_does_not_know_is_cut_off(replayed, tmp_path):
+    lines = table_text(np.ones((9, 2))).splitlines()
+    _, five = replayed("\n".join(lines[:6]))
+    path = tmp_path / "out.jsonl"
+    path.write_text(five * 3 + five[:70], "utf-8")  # as after a kill
+    _, found = replayed("\n".join(lines))
+    assert found.startswith(five) and len(found.splitlines()) == 9
+    path.write_text(five[:-9], "utf-8")
+    with pytest.raises(ArtifactError, match="bytes, .* when the state was written"):
+        replayed("\n".join(lines))
+
+
+def test_an_output_that_ends_inside_a_line_is_left_alone(replayed, tmp_path):
+    (tmp_path / "out.jsonl").write_text('{"row": 1', "utf-8")
+    with pytest.raises(ArtifactError, match="ends inside a line"):
+        replayed("x,y\n1,2\n")
+
+
+def test_a_state_is_held_by_one_stream_and_belongs_to_one_detector(
+    replayed, small, file, tmp_path
+):
+    replayed("x,y\n1,2\n")
+
+    def lines():
+        yield "x,y\n"
+        with pytest.raises(ArtifactError, match="in use by another stream"):
+            replayed("x,y\n1,2\n")
+        yield "1,2\n"
+
+    options = {"backend": "onnxruntime", "state": tmp_path / "state.json"}
+    run_stream(lines(), io.StringIO(), detector=file, **options)
+    other = tmp_path / "other.onnx"
+    other.write_bytes(onnx_file(small, 1))
+    with pytest.raises(ArtifactError, match="of another detector"):
+        run_stream([], io.StringIO(), detector=other, **options)
+
+
+def test_what_was_not_delivered_is_answered_after_a_restart(file, tmp_path):
+    class Closing(io.StringIO):
+        def write(self, text):
+            if self.getvalue().count("\n") == 3:
+                raise BrokenPipeError(32, "Broken pipe")
+            return super().write(text)
+
+    lines = table_text(np.ones((9, 2))).splitlines()
+    options = {
+        "detector": file,
+        "backend": "onnxruntime",
+        "state": tmp_path / "state.json",
+    }
+    first, second = Closing(), io.StringIO()
+    with pytest.raises(KdjaxError, match="the output can't be written .*Broken pipe"):
+        run_stream(lines, first, **options)
+    run_stream(lines, second, **options)
+    found = {json.loads(line)["row"] for line in second.getvalue().splitlines()}
+    assert found >= {*range(3, 9)}
+
+
+def test_signals_end_a_stream_cleanly(file, tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
+
+    def lines():
+        yield "x,y\n"
+        for number in range(9):
+            if number == 5:
+                os.kill(os.getpid(), signal.SIGTERM)  # while it waits for a line
+                time.sleep(10)
+            yield "1,2\n"
+
+    said = io.StringIO()
+    summary = run_stream(
+        lines(), said, detector=file, backend="onnxruntime", state=tmp_path / "s"
+    )
+    assert summary.rows == len(said.getvalue().splitlines()) == 5
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_thread_can_run_a_stream(file):
+    said = io.StringIO()
+    options = {"detector": file, "backend": "onnxruntime"}
+    worker = threading.Thread(
+        target=run_stream, args=(["x,y", "1,2"], said), kwargs=options
+    )
+    worker.start()
+    worker.join()
+    assert len(said.getvalue().splitlines()) == 1
+
+
+PROGRAM = """
+import sys, time
+import kdjax.streaming
+kdjax.streaming.SAVE_EVERY = 0.02
+rows, detector, output, state = sys.argv[1:]
+def lines():
+    for line in open(rows):
+        time.sleep(3e-4)  # as slow as a source
+        yield line
+kdjax.streaming.run_stream(
+    lines(), output, detector=detector, backend="onnxruntime", state=state
+)
+"""
+
+
+def test_kills_lose_and_double_no_line(file, tmp_path):
+    rng = random.Random(0)
+    values = np.random.default_rng(2).normal(size=(1000, 2))
+    rows, output = tmp_path / "rows.csv", tmp_path / "out.jsonl"
+    rows.write_text(table_text(values), "utf-8")
+    arguments = [rows, file, output, tmp_path / "state.json"]
+    command = [sys.executable, "-c", PROGRAM, *map(str, arguments)]
+    kills = 0
+    for _ in range(3):
+        size = output.stat().st_size if output.exists() else 0
+        with subprocess.Popen(command) as child:
+            while child.poll() is None and (
+                not output.exists() or output.stat().st_size <= size
+            ):
+                time.sleep(0.005)
+            time.sleep(rng.uniform(0, 0.3))
+            child.kill()
+        kills += child.returncode == -signal.SIGKILL
+    assert kills >= 2
+    assert len(output.read_text("utf-8").splitlines()) < 1000
+    subprocess.run(command, check=True)
+    whole = io.StringIO()
+    run_stream(
+        rows.read_text("utf-8").splitlines(),
+        whole,
+        detector=file,
+        backend="onnxruntime",
+    )
+    assert output.read_text("utf-8") == whole.getvalue()
+
+
+def test_memory_does_not_grow(plain):
+    def lines():
+        yield "time,x,y\n"
+        for number in range(20_000):
+            yield f"{number},{number % 7},1\n"
+
+    told = stream_rows(plain, lines())
+    for _ in range(2000):
+        next(told)
+    tracemalloc.start()
+    try:
+        next(told)
+        before = tracemalloc.get_traced_memory()[0]
+        rest = sum(1 for _ in told)
+        grown = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+    assert rest == 20_000 - 2001
+    assert grown < rest / 2  # bytes
