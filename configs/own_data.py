@@ -13,5 +13,7 @@ from kdjax.config import get_config as defaults
 
 
 def get_config() -> ConfigDict:
-    """The defaults, which are made for this."""
-    return defaults()
+    """The defaults, which are made for this, and every window of a short file."""
+    config = defaults()
+    config.data.dense_below = 20_000
+    return config

@@ -19,13 +19,19 @@ if TYPE_CHECKING:
     from kdjax.detection.detector import Detector as Detector
     from kdjax.detection.storage import load_detector as load_detector
     from kdjax.detection.storage import save_detector as save_detector
+    from kdjax.detection.stream import StreamDetector as StreamDetector
+    from kdjax.detection.table import score_events as score_events
     from kdjax.detection.table import score_table as score_table
     from kdjax.devices import use_all_cores as use_all_cores
     from kdjax.errors import ArtifactError as ArtifactError
     from kdjax.errors import ConfigError as ConfigError
     from kdjax.errors import DataError as DataError
     from kdjax.errors import KdjaxError as KdjaxError
+    from kdjax.estimator import KDDetector as KDDetector
+    from kdjax.export.run import export_file as export_file
     from kdjax.pipeline import run as run
+    from kdjax.recalibration import recalibrated as recalibrated
+    from kdjax.streaming import open_stream as open_stream
 
 _HOMES = {
     "kdjax.config": ("get_config", "override", "resolve"),
@@ -34,10 +40,15 @@ _HOMES = {
     "kdjax.data.files": ("load_files", "read_table"),
     "kdjax.detection.detector": ("Detector",),
     "kdjax.detection.storage": ("load_detector", "save_detector"),
-    "kdjax.detection.table": ("score_table",),
+    "kdjax.detection.stream": ("StreamDetector",),
+    "kdjax.detection.table": ("score_events", "score_table"),
     "kdjax.devices": ("use_all_cores",),
     "kdjax.errors": ("ArtifactError", "ConfigError", "DataError", "KdjaxError"),
+    "kdjax.estimator": ("KDDetector",),
+    "kdjax.export.run": ("export_file",),
     "kdjax.pipeline": ("run",),
+    "kdjax.recalibration": ("recalibrated",),
+    "kdjax.streaming": ("open_stream",),
 }
 _MODULES = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -2,6 +2,9 @@
 
     kdjax run    --config=configs/quickstart.py --workdir=runs/quickstart
     kdjax score  FILE --detector=DIR --output=FILE
+    kdjax calibrate FILE --detector=DIR --output=DIR
+    kdjax export --detector=DIR --format=onnx --output=FILE
+    kdjax stream --detector=DIR < rows.csv
     kdjax fetch  smd
     kdjax info   [--json] [--config=…]
     kdjax bench  [--quick] [--output=FILE]
@@ -10,25 +13,67 @@
 verbs that compute, so that help and refusals come at once.
 """
 
-import json
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
-from rich.console import Console
-from rich.progress import Progress
 
 from kdjax import config as config_module
-from kdjax.config import resolve, unknown_key
+from kdjax.config import override, resolve, unknown_key
 from kdjax.errors import ConfigError, KdjaxError
-
-Verb = Callable[[flags.FlagValues, Sequence[str]], None]
+from kdjax.verbs import VERBS, Request
 
 OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]*)")
+
+
+class Flag(NamedTuple):
+    """A flag of the program's own: of the kind of its default, text where that is None."""
+
+    name: str
+    default: str | bool | float | None
+    help: str
+
+
+FLAGS = (
+    Flag("workdir", None, "run: the run's folder [runs/NAME]."),
+    Flag("init_from", None, "run: a saved detector to start from."),
+    Flag("detector", None, "score, calibrate, export, stream: a saved detector."),
+    Flag("output", None, "file or folder to write."),
+    Flag("entity", None, "whose scaler, Normal and threshold to use, or to make."),
+    Flag("causal", False, "score: rows by the window that ends there."),
+    Flag(
+        "contributions", False, "score: a column of each channel's part in the score."
+    ),
+    Flag("missing", "", "score, calibrate: missing cells: error, ffill or mask."),
+    Flag("time_column", "", "name of the time column."),
+    Flag("entity_column", "", "name of the entity column."),
+    Flag("label_column", "", "a label column to leave out."),
+    Flag("exclude", "", "score, calibrate: CSV of spans to leave out."),
+    Flag("format", "onnx", "export: onnx or stablehlo."),
+    Flag("quantize", "none", "export: int8 for small weights."),
+    Flag("data", "", "export: rows to check the file on; the detector's own else."),
+    Flag("backend", "jax", "stream: jax or onnxruntime."),
+    Flag("adaptive", 0.0, "stream: step of an adaptive τ, such as 0.01; 0 for none."),
+    Flag("state", None, "stream: file that a restart goes on from."),
+    Flag(
+        "on_error", "skip", "stream: skip answers a faulty line and goes on; or stop."
+    ),
+    Flag("ignore", "", "stream: columns to leave out, separated by commas."),
+    Flag("json", False, "info: print JSON."),
+    Flag("quick", False, "bench: less of everything, in about two minutes."),
+)
+
+
+_KINDS: dict[type, Any] = {
+    bool: flags.DEFINE_bool,
+    float: flags.DEFINE_float,
+    str: flags.DEFINE_string,
+    type(None): flags.DEFINE_string,
+}
 
 
 def program() -> None:
@@ -58,7 +103,7 @@ def main(argv: Sequence[str]) -> int:
             raise ConfigError(
                 f"{said}: expected one of {', '.join(VERBS)}; see kdjax --help."
             )
-        VERBS[verb](values, rest)
+        VERBS[verb](_request(values, rest))
     except KdjaxError as error:
         # One line whatever the message quotes.
         print(f"kdjax: {' '.join(str(error).split())}", file=sys.stderr)
@@ -100,24 +145,15 @@ def define_flags(argv: Sequence[str]) -> flags.FlagValues:
         sys_argv=list(argv),
         **own,
     )
-    text, switch = flags.DEFINE_string, flags.DEFINE_bool
-    text("workdir", None, "run: the run's folder [runs/NAME].", **own)
-    text("detector", None, "score: folder of a saved detector.", **own)
-    text("output", None, "score, fetch, bench: file or folder to write.", **own)
-    text("entity", None, "score: whose scaler, Normal and threshold to use.", **own)
-    switch("causal", False, "score: rows by the window that ends there.", **own)
-    text("time_column", "", "score: name of the time column.", **own)
-    text("entity_column", "", "score: name of the entity column.", **own)
-    text("label_column", "", "score: a label column to leave out.", **own)
-    switch("json", False, "info: print JSON.", **own)
-    switch("quick", False, "bench: less of everything, in about two minutes.", **own)
+    for flag in FLAGS:
+        _KINDS[type(flag.default)](flag.name, flag.default, flag.help, **own)
     return values
 
 
 def help_text() -> str:
     """Verbs and flags."""
     values = define_flags(["kdjax"])
-    lines = [f"  {verb:<6} {run.__doc__}" for verb, run in VERBS.items()]
+    lines = [f"  {verb:<9} {run.__doc__}" for verb, run in VERBS.items()]
     own = [
         f"  --{name:<14} {values[name].help}"
         for name in ("config", *sorted(set(values) - {"config"}))
@@ -132,111 +168,22 @@ def _settings(values: flags.FlagValues) -> dict[str, Any]:
         # What config_flags gives for a file that it can't read.
         filename = config_flags.get_config_filename(values["config"])
         raise ConfigError(f"--config={filename} can't be read: check the path.")
+    if values["init_from"].value:
+        config = override(config, {"init_from": values["init_from"].value})
     return resolve(config)
 
 
-def _run(values: flags.FlagValues, arguments: Sequence[str]) -> None:
-    """trains, distils, calibrates and judges; goes on with a run found in --workdir"""
-    _no_arguments("run", arguments)
-    settings = _settings(values)
-    workdir = Path(values["workdir"].value or _default_workdir(values, settings))
-    console = Console()
-    _start_jax()
-    from kdjax.evaluation.tables import results_table
-    from kdjax.pipeline import run
-
-    results = run(settings, workdir, console=console)
-    console.print(results_table(results))
-    for note in results["notes"]:
-        console.print(f"Note: {note}", highlight=False)
-    console.print(f"Written: {workdir}/results.json, report.html, detectors/student")
-
-
-def _score(values: flags.FlagValues, arguments: Sequence[str]) -> None:
-    """FILE --detector=DIR --output=FILE: scores each row of a CSV, Parquet or .npy file"""
-    path = _one_argument("score", arguments, "a file to score")
-    detector, output = _needed("score", values, "detector"), _output(values)
-    _start_jax()
-    from kdjax.scoring import score_file
-
-    fields = ("entity", "causal", "time_column", "entity_column", "label_column")
-    options: dict[str, Any] = {field: values[field].value for field in fields}
-    for line in score_file(path, detector=detector, output=output, **options):
-        print(line)
-
-
-def _fetch(values: flags.FlagValues, arguments: Sequence[str]) -> None:
-    """smd [--output=DIR]: downloads the Server Machine Dataset into data/smd"""
-    name = _one_argument("fetch", arguments, "a data set's name, smd")
-    if name != "smd":
-        raise ConfigError(f"fetch knows no data set {name!r}: expected smd.")
-    from kdjax.data.fetch import fetch_smd
-
-    folder = values["output"].value or "data/smd"
-    with Progress(console=Console(stderr=True)) as bar:
-        task = bar.add_task("SMD", total=None)
-        fetched = fetch_smd(
-            folder,
-            progress=lambda name, done, total: bar.update(
-                task, description=name, completed=done, total=total
-            ),
-        )
-    print(
-        f"{folder}: {len(fetched.downloaded)} files downloaded, "
-        f"{len(fetched.skipped)} there and verified"
-    )
-
-
-def _info(values: flags.FlagValues, arguments: Sequence[str]) -> None:
-    """[--json] [--config=…]: versions, devices, optional parts; a config's networks"""
-    _no_arguments("info", arguments)
-    from kdjax.environment import describe_environment
-
-    facts = describe_environment()
+def _request(values: flags.FlagValues, arguments: Sequence[str]) -> Request:
+    """A command line without the library that read it."""
     config = values["config"]
-    if not config.using_default_value or config_flags.get_override_values(config):
-        from kdjax.pipeline import count_networks
-
-        facts["parameters"] = count_networks(_settings(values))
-    if values["json"].value:
-        print(json.dumps(facts, indent=2))
-        return
-    for key, value in facts.items():
-        if isinstance(value, dict):
-            value = ", ".join(f"{name} {item}" for name, item in value.items())
-        print(f"{key}: {value}")
-
-
-def _bench(values: flags.FlagValues, arguments: Sequence[str]) -> None:
-    """[NAME …] [--quick] [--output=FILE.json]: times kdjax against torch and onnxruntime"""
-    output = values["output"].value
-    if output and Path(output).suffix != ".json":
-        raise ConfigError(f"--output={output} must end in .json.")
-    from kdjax.artifacts import write_text
-    from kdjax.bench.run import bench
-
-    quick = bool(values["quick"].value)
-    found = bench(quick=quick, names=arguments, console=Console())
-    if output:
-        write_text(Path(output), json.dumps(found["rows"], indent=1) + "\n")
-        print(f"Written: {output}")
-
-
-def _start_jax() -> None:
-    """What a program may choose and a library may not: devices, and where to cache."""
-    from kdjax.devices import keep_compiled, use_all_cores
-
-    use_all_cores()
-    keep_compiled()
-
-
-VERBS: dict[str, Verb] = {
-    "run": _run,
-    "score": _score,
-    "fetch": _fetch,
-    "info": _info,
-    "bench": _bench,
-}
+    return Request(
+        arguments=tuple(arguments),
+        flags={flag.name: values[flag.name].value for flag in FLAGS},
+        settings=lambda: _settings(values),
+        changes=dict(config_flags.get_override_values(config)),
+        config_given=not config.using_default_value,
+        default_workdir=lambda settings: _default_workdir(values, settings),
+    )
 
 
 def _leave_flags_to_main(argv: Sequence[str]) -> Sequence[str]:
@@ -318,29 +265,3 @@ def _default_workdir(values: flags.FlagValues, settings: dict[str, Any]) -> str:
     # Two arguments are two runs, such as smap and msl.
     parts = [Path(path).stem, *(re.sub(r"\W+", "-", part) for part in argument)]
     return f"runs/{'_'.join(parts)}"
-
-
-def _no_arguments(verb: str, arguments: Sequence[str]) -> None:
-    if arguments:
-        raise ConfigError(f"{verb} takes flags only, got {' '.join(arguments)}.")
-
-
-def _one_argument(verb: str, arguments: Sequence[str], what: str) -> str:
-    if len(arguments) != 1:
-        said = " ".join(arguments) or "nothing"
-        raise ConfigError(f"{verb} needs {what}, got {said}.")
-    return arguments[0]
-
-
-def _needed(verb: str, values: flags.FlagValues, name: str) -> str:
-    value = values[name].value
-    if not value:
-        raise ConfigError(f"{verb} needs --{name}; see kdjax --help.")
-    return str(value)
-
-
-def _output(values: flags.FlagValues) -> Path:
-    output = Path(_needed("score", values, "output"))
-    if output.suffix not in (".csv", ".parquet"):
-        raise ConfigError(f"--output={output} must end in .csv or .parquet.")
-    return output

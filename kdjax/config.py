@@ -15,11 +15,9 @@ from typing import Any
 from ml_collections import ConfigDict, config_dict
 
 from kdjax.errors import ConfigError
+from kdjax.fields import CONTROLS, value_problems
 
 Settings = dict[str, Any]
-
-BENCHMARKS = ("smd", "asd", "jumpstarter2", "smap", "msl")
-CONTROLS = ("random", "mahalanobis", "pca", "difference", "moving_average")
 
 
 def get_config() -> ConfigDict:
@@ -42,7 +40,15 @@ def get_config() -> ConfigDict:
     data.time_column = ""
     data.entity_column = ""
     data.label_column = ""
+    # Missing cells: "error" refuses them, "ffill" repeats the last value, "mask" leaves
+    # them out of loss, error moments and scores.
     data.missing = "error"
+    # Rows out of order in time: "strict" refuses them, "sort" sorts them.
+    data.order = "strict"
+    # Rows of the same time: "error" refuses them, "last" keeps the last.
+    data.duplicates = "error"
+    # CSV of spans to leave out, such as maintenance: start, end and maybe entity.
+    data.exclude = ""
     # Windows end at steps in time longer than this many median steps.
     data.max_gap = 5.0
     data.scaler = "minmax"
@@ -50,6 +56,12 @@ def get_config() -> ConfigDict:
     data.stride = 10
     # Stride of training windows; data.stride where not set.
     data.train_stride = config_dict.placeholder(int)
+    # With fewer training rows than this the stride of training windows is 1 where
+    # data.train_stride is not set; epochs then count as at data.stride, in steps.
+    data.dense_below = 0
+    # Seconds between rows, for a threshold.budget where the file has no datetimes; 0
+    # takes the file's.
+    data.step_seconds = 0.0
     data.validation = 0.15
     data.calibration = 0.15
     # Anomalous rows that make a window anomalous.
@@ -98,63 +110,35 @@ def get_config() -> ConfigDict:
     detection.floor = 0.03
     detection.ridge = 0.1
     detection.shrinkage = "none"
+    # Share of the most abnormal validation windows to leave out of the error moments.
+    detection.trim = 0.0
+    # How a score is divided among channels: "correlation" or "conditional".
+    detection.blame = "correlation"
     # "per_entity": a Normal and a threshold each; "pooled": one for all.
     detection.scope = "per_entity"
     # Windows scored at once.
     detection.batch_size = 256
 
     config.threshold = threshold = ConfigDict()
+    # Chosen without labels, see docs/thresholds.md.
     threshold.method = "conformal"
+    # Wanted share of false alarms among normal windows; "budget" makes its own.
     threshold.false_alarm_rate = 0.01
+    # Alarms that "budget" may raise, as 2/day, 1/week or 0.5/hour.
+    threshold.budget = "1/day"
+    # τ of "fixed".
+    threshold.value = config_dict.placeholder(float)
+    # Rows in a row above τ before an alarm, and rows after it in which none begins.
+    threshold.min_duration = 1
+    threshold.cooldown = 0
 
     # Detectors without training that stand beside the networks in each table.
     config.controls = CONTROLS
+
+    # A saved detector, or a run's `detectors` folder, whose networks training starts
+    # from; --init_from is short for it.
+    config.init_from = ""
     return config.lock()
-
-
-CHOICES = {
-    "entity_mode": ("shared",),
-    "data.name": ("", *BENCHMARKS),
-    "data.missing": ("error", "ffill"),
-    "data.scaler": ("minmax", "zscore", "robust", "none"),
-    "model.channels": ("joint", "independent"),
-    "model.decoder": ("repeat", "feedback"),
-    "model.head": ("linear", "sigmoid"),
-    "train.schedule": ("constant", "cosine"),
-    "distill.temperature_mode": ("output", "logit"),
-    "detection.shrinkage": ("none", "ledoit_wolf", "oas"),
-    "detection.scope": ("per_entity", "pooled"),
-    "threshold.method": ("conformal",),
-}
-
-# Bounds as (lowest, highest, whether the bounds themselves are allowed).
-RANGES: dict[str, tuple[float, float, bool]] = {
-    "seed": (0, 2**31 - 1, True),
-    "data.max_gap": (1, float("inf"), True),
-    "data.window": (2, 1_000_000, True),
-    "data.stride": (1, 1_000_000, True),
-    "data.train_stride": (1, 1_000_000, True),
-    "data.validation": (0, 0.9, False),
-    "data.calibration": (0, 0.9, False),
-    "data.min_anomalous_points": (1, 1_000_000, True),
-    "teacher.epochs": (1, 1_000_000, True),
-    "teacher.patience": (1, 1_000_000, True),
-    "student.epochs": (1, 1_000_000, True),
-    "train.batch_size": (1, 1_000_000, True),
-    "train.learning_rate": (0, float("inf"), False),
-    "train.warmup_steps": (0, 1_000_000, True),
-    "train.clip_norm": (0, float("inf"), False),
-    "train.log_every": (1, 1_000_000, True),
-    "train.checkpoint_seconds": (0, float("inf"), True),
-    "distill.alpha": (0, 1, True),
-    "distill.temperature": (0, float("inf"), False),
-    "distill.cache_bytes": (0, float("inf"), True),
-    "detection.count": (0, 1_000_000, True),
-    "detection.floor": (0, float("inf"), True),
-    "detection.ridge": (0, float("inf"), True),
-    "detection.batch_size": (1, 1_000_000, True),
-    "threshold.false_alarm_rate": (0, 1, False),
-}
 
 
 def resolve(config: ConfigDict | Mapping[str, Any]) -> Settings:
@@ -170,12 +154,26 @@ def resolve(config: ConfigDict | Mapping[str, Any]) -> Settings:
     defaults = json.loads(to_json(get_config()))
     problems = list(_compare(given, defaults, ""))
     if not problems:
-        problems = [*_check_choices(given), *_check_ranges(given)]
-        # Rules between fields make sense only where each field does.
-        problems = problems or [*_check_together(given)]
+        problems = value_problems(given)
     if problems:
         raise ConfigError(f"config: {'; '.join(problems)}.")
     return given
+
+
+def completed(settings: Mapping[str, Any]) -> Settings:
+    """Settings of an older kdjax with the fields that came since, at their defaults."""
+    defaults: Settings = json.loads(to_json(get_config()))
+
+    def fill(given: Mapping[str, Any], usual: Mapping[str, Any]) -> Settings:
+        # What it has besides stays, for the checks to find.
+        return dict(given) | {
+            key: fill(given.get(key, {}), value)
+            if isinstance(value, Mapping)
+            else given.get(key, value)
+            for key, value in usual.items()
+        }
+
+    return fill(settings, defaults)
 
 
 def override(config: ConfigDict, changes: Mapping[str, Any]) -> ConfigDict:
@@ -259,11 +257,18 @@ def _type_problem(name: str, value: Any, default: Any) -> str:
         str: ("a text", lambda v: isinstance(v, str)),
         float: ("a finite number", _is_finite),
         int: ("a whole number", _is_whole),
-        type(None): ("a whole number or None", lambda v: v is None or _is_whole(v)),
+        type(None): _optional_check(name),
         list: _list_check(name),
     }
     wanted, fits = checks[type(default)]
     return "" if fits(value) else f"{name} must be {wanted}, got {value!r}"
+
+
+def _optional_check(name: str) -> tuple[str, Callable[[Any], bool]]:
+    """For the fields that may be left open."""
+    if name == "threshold.value":
+        return "a finite number or None", lambda v: v is None or _is_finite(v)
+    return "a whole number or None", lambda v: v is None or _is_whole(v)
 
 
 def _list_check(name: str) -> tuple[str, Callable[[Any], bool]]:
@@ -291,66 +296,3 @@ def _is_finite(value: Any) -> bool:
         return False
     # JSON, which results are written in, knows no other numbers.
     return math.isfinite(value)
-
-
-def _field(settings: Settings, name: str) -> Any:
-    for key in name.split("."):
-        settings = settings[key]
-    return settings
-
-
-def _check_choices(settings: Settings) -> Iterator[str]:
-    for name, choices in CHOICES.items():
-        value = _field(settings, name)
-        if value not in choices:
-            yield f"{name}={value!r} must be one of {', '.join(map(repr, choices))}"
-    for control in settings["controls"]:
-        if control not in CONTROLS:
-            yield f"controls={control!r} must be among {', '.join(CONTROLS)}"
-
-
-def _check_ranges(settings: Settings) -> Iterator[str]:
-    for name, (low, high, closed) in RANGES.items():
-        value = _field(settings, name)
-        if value is None:
-            continue
-        if not (low <= value <= high if closed else low < value < high):
-            bounds = f"[{low}, {high}]" if closed else f"({low}, {high})"
-            yield f"{name}={value!r} must lie in {bounds}"
-
-
-def _check_together(settings: Settings) -> Iterator[str]:
-    data, model = settings["data"], settings["model"]
-    distill, detection = settings["distill"], settings["detection"]
-    if bool(data["name"]) == bool(data["path"]):
-        yield (
-            "set either data.path (a CSV, Parquet or .npy file of your own) or "
-            f"data.name (a benchmark: {', '.join(BENCHMARKS)}), got "
-            f"data.path={data['path']!r} and data.name={data['name']!r}"
-        )
-    if data["name"] not in ("", "smd") and not data["root"]:
-        yield f"data.name={data['name']!r} needs data.root, the data set's folder"
-    if data["path"] and data["root"]:
-        yield "data.root belongs to a benchmark: leave it empty with data.path"
-    for field in ("test_path", "time_column", "entity_column", "label_column"):
-        if data["name"] and data[field]:
-            yield f"data.{field} belongs to a file of your own: it needs data.path"
-    if data["min_anomalous_points"] > data["window"]:
-        yield (
-            f"data.min_anomalous_points={data['min_anomalous_points']} exceeds "
-            f"data.window={data['window']}"
-        )
-    if detection["count"] >= data["window"]:
-        yield (
-            f"detection.count={detection['count']} must be below "
-            f"data.window={data['window']}: no window could have more points above τ"
-        )
-    if model["head"] == "sigmoid" and data["scaler"] in ("zscore", "robust"):
-        yield (
-            f"model.head='sigmoid' can't give what data.scaler={data['scaler']!r} "
-            "makes: use minmax, or none for data in [0, 1]"
-        )
-    if distill["temperature_mode"] == "logit" and model["head"] != "sigmoid":
-        yield "distill.temperature_mode='logit' needs model.head='sigmoid'"
-    if len(set(settings["controls"])) < len(settings["controls"]):
-        yield "controls names a control twice"

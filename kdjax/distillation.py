@@ -7,8 +7,9 @@ whatever differs between the two is distillation's.
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +18,7 @@ from jax.sharding import Mesh
 from rich.console import Console
 
 from kdjax.data.prepared import Prepared, training_windows
+from kdjax.data.windows import has_missing
 from kdjax.devices import batch_mesh, place
 from kdjax.models.autoencoder import Architecture, Network, Params, network
 from kdjax.models.residual import ResidualModel
@@ -42,6 +44,8 @@ logger = logging.getLogger(__name__)
 
 Settings = Mapping[str, Any]
 
+NETWORKS = ("teacher", "student", "student_alone")
+
 # Each random stream of a run is the seed's key folded with one of these.
 TEACHER_INIT, STUDENT_INIT, TEACHER_ORDER, STUDENT_ORDER = range(4)
 
@@ -54,6 +58,7 @@ class Phase(NamedTuple):
         net: the network trained.
         objective: what it minimises.
         init: random stream of its first parameters.
+        first: its first parameters; drawn from `init` where they are None.
         order: random stream of its windows' order.
         epochs: the most epochs.
         patience: of early stopping; None to use all epochs.
@@ -71,6 +76,7 @@ class Phase(NamedTuple):
     patience: int | None
     windows: int
     corpus: Callable[[], Corpus]
+    first: Params | None
     teacher: Network | None = None
 
 
@@ -80,52 +86,84 @@ def architecture(settings: Settings, name: str, *, width: int) -> Architecture:
     return Architecture(width, hidden, **settings["model"])
 
 
+class Pace(NamedTuple):
+    """How often training looks at a row.
+
+    Attributes:
+        stride: of the training windows.
+        share: of the config's epochs that come to as many steps as at `data.stride`.
+    """
+
+    stride: int
+    share: float
+
+
+def training_pace(prepared: Prepared, data: Mapping[str, Any]) -> Pace:
+    """The config's own stride; where rows are few 1, for as many steps as without."""
+    rows = sum(len(entity.train.values) for entity in prepared.entities)
+    if data["train_stride"] or rows >= data["dense_below"]:
+        return Pace(int(data["train_stride"] or data["stride"]), 1.0)
+    return Pace(1, 1 / data["stride"])
+
+
 def train_networks(
-    prepared: Prepared, settings: Settings, workdir: Path, console: Console
+    prepared: Prepared,
+    settings: Settings,
+    workdir: Path,
+    console: Console,
+    *,
+    names: Sequence[str] = NETWORKS,
+    first: Mapping[str, Params] = MappingProxyType({}),
+    teacher: Params | None = None,
 ) -> dict[str, ResidualModel]:
-    """The three networks by name, with the parameters of lowest validation loss.
+    """The networks by name, with the parameters of lowest validation loss.
 
     Args:
         prepared: the data.
         settings: from `kdjax.config.resolve`.
         workdir: where checkpoints and the log are; phases found there go on.
         console: shows progress.
+        names: which of `NETWORKS`; a student needs the teacher among them.
+        first: parameters that `teacher` and `student` start from, where there are any;
+            `student_alone` starts as the student does.
+        teacher: parameters of one that is trained already and stays as it is.
     """
     width = len(prepared.channels)
     large = architecture(settings, "teacher", width=width)
     small = architecture(settings, "student", width=width)
     data = settings["data"]
     mesh = batch_mesh(settings["train"]["batch_size"])
-    train_stride = data["train_stride"] or data["stride"]
-    fit_windows = _corpus(prepared, "fit", train_stride, mesh)
+    pace = training_pace(prepared, data)
+    fit_windows = _corpus(prepared, "fit", pace.stride, mesh)
     validation = _corpus(prepared, "validation", data["stride"], mesh)
 
     def train(phase: Phase) -> Params:
         return _train(phase, validation, settings, workdir, console, mesh)
 
-    teacher = train(
-        Phase(
-            "teacher",
-            network(large),
-            teacher_objective(network(large)),
-            init=TEACHER_INIT,
-            order=TEACHER_ORDER,
-            epochs=settings["teacher"]["epochs"],
-            patience=settings["teacher"]["patience"],
-            windows=len(fit_windows.starts),
-            corpus=lambda: fit_windows,
-        )
+    teaching = Phase(
+        "teacher",
+        network(large),
+        teacher_objective(network(large)),
+        init=TEACHER_INIT,
+        order=TEACHER_ORDER,
+        epochs=math.ceil(pace.share * settings["teacher"]["epochs"]),
+        patience=settings["teacher"]["patience"],
+        windows=len(fit_windows.starts),
+        corpus=lambda: fit_windows,
+        first=first.get("teacher"),
     )
+    taught_by = train(teaching) if teacher is None else teacher
     alone = Phase(
         "student_alone",
         network(small),
         teacher_objective(network(small)),
         init=STUDENT_INIT,
         order=STUDENT_ORDER,
-        epochs=settings["student"]["epochs"],
+        epochs=math.ceil(pace.share * settings["student"]["epochs"]),
         patience=None,
         windows=len(fit_windows.starts),
         corpus=lambda: fit_windows,
+        first=first.get("student"),
     )
     distill = settings["distill"]
     student = alone._replace(
@@ -140,7 +178,7 @@ def train_networks(
         corpus=lambda: _taught(
             fit_windows,
             network(large),
-            teacher,
+            taught_by,
             window=data["window"],
             batch_size=settings["detection"]["batch_size"],
             cache_bytes=distill["cache_bytes"],
@@ -148,16 +186,17 @@ def train_networks(
         ),
         teacher=network(large),
     )
-    return {
-        "teacher": ResidualModel("autoencoder", teacher, large),
-        "student": ResidualModel("autoencoder", train(student), small),
-        "student_alone": ResidualModel("autoencoder", train(alone), small),
-    }
+    trained = {"teacher": ResidualModel("autoencoder", taught_by, large)}
+    for phase in (student, alone):
+        if phase.name in names:
+            trained[phase.name] = ResidualModel("autoencoder", train(phase), small)
+    return trained
 
 
 def _corpus(prepared: Prepared, part: str, stride: int, mesh: Mesh | None) -> Corpus:
     rows, starts = training_windows(prepared, part, stride=stride)
-    return place(Corpus(jnp.asarray(rows), jnp.asarray(starts)), mesh)
+    corpus = Corpus(jnp.asarray(rows), jnp.asarray(starts), missing=has_missing(rows))
+    return place(corpus, mesh)
 
 
 def _taught(
@@ -206,7 +245,7 @@ def _train(
         warmup_steps=train["warmup_steps"],
         clip_norm=train["clip_norm"],
     )
-    params = phase.net.init(jax.random.fold_in(key, phase.init))
+    params = phase.first or phase.net.init(jax.random.fold_in(key, phase.init))
     directory = workdir / "checkpoints" / phase.name
     start = resume(directory, init_state(params, optimizer))
     cut_lines(workdir, phase.name, start.course.step)

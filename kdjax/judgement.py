@@ -1,13 +1,14 @@
 """Each model calibrated on clean rows, then judged on the test rows."""
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 from rich.console import Console
 
 from kdjax.data.prepared import Entity, Prepared
-from kdjax.data.scaler import apply_scaler
+from kdjax.data.scaler import Scaler, apply_scaler
 from kdjax.data.splits import window_starts
 from kdjax.data.windows import row_mean, window_labels
 from kdjax.detection.calibration import Calibration, Rules, calibrate
@@ -21,6 +22,7 @@ from kdjax.evaluation.rows import (
     unlabelled_rows,
 )
 from kdjax.models.residual import ResidualModel
+from kdjax.realised import false_alarm_rates
 
 
 class Judged(NamedTuple):
@@ -32,6 +34,7 @@ class Judged(NamedTuple):
         scores: of the test rows, one entry an entity.
         rows: lines of `results.json`.
         entities: the same by entity.
+        rates: wanted and realised shares of false alarms by entity and rule.
     """
 
     model: ResidualModel
@@ -39,6 +42,7 @@ class Judged(NamedTuple):
     scores: tuple[EntityScores, ...]
     rows: list[dict[str, Any]]
     entities: list[dict[str, Any]]
+    rates: list[dict[str, Any]]
 
 
 def judge(
@@ -47,8 +51,8 @@ def judge(
     rules: Rules,
     *,
     min_anomalous_points: int,
-    method: str,
     console: Console,
+    ready: Mapping[str, Calibration] = MappingProxyType({}),
 ) -> dict[str, Judged]:
     """Each model calibrated and judged, by its name.
 
@@ -57,32 +61,52 @@ def judge(
         prepared: the data.
         rules: of calibration.
         min_anomalous_points: anomalous rows that make a window anomalous.
-        method: name of the label-free threshold.
         console: shows progress.
+        ready: calibrations of models that bring their own.
     """
     labels = [
         _window_labels(prepared, entity, min_anomalous_points)
         for entity in prepared.entities
     ]
-    table = unlabelled_rows if any(own is None for own in labels) else result_rows
     judged = {}
     for name, model in models.items():
         console.print(f"{name}: calibrates and scores")
-        calibration = calibrate(model, prepared, rules)
+        calibration = ready.get(name) or calibrate(model, prepared, rules)
         scores = tuple(
             _test_scores(model, calibration, prepared, rules, i)._replace(
                 window_labels=own
             )
             for i, own in enumerate(labels)
         )
-        judged[name] = Judged(
-            model,
-            calibration,
-            scores,
-            table(name, model.parameters, scores, method=method),
-            per_entity_rows(name, scores, method=method),
-        )
+        judged[name] = _judged(name, model, calibration, scores, prepared, rules)
     return judged
+
+
+def _judged(
+    name: str,
+    model: ResidualModel,
+    calibration: Calibration,
+    scores: tuple[EntityScores, ...],
+    prepared: Prepared,
+    rules: Rules,
+) -> Judged:
+    unlabelled = any(one.window_labels is None for one in scores)
+    table = unlabelled_rows if unlabelled else result_rows
+    method = rules.threshold.method
+    rates = []
+    for place, (entity, own) in enumerate(zip(prepared.entities, scores, strict=True)):
+        starts = test_starts(prepared, entity)
+        rates += false_alarm_rates(
+            name, calibration, place, own, starts, prepared=prepared, rules=rules
+        )
+    return Judged(
+        model,
+        calibration,
+        scores,
+        table(name, model.parameters, scores, method=method),
+        per_entity_rows(name, scores, method=method),
+        rates,
+    )
 
 
 def test_starts(prepared: Prepared, entity: Entity) -> np.ndarray:
@@ -122,7 +146,10 @@ def _test_scores(
     points = score_scaled(
         model,
         Normal(*(field[index] for field in calibration.normals)),
-        apply_scaler(entity.scaler, entity.test.values),
+        apply_scaler(
+            Scaler(*(field[index] for field in calibration.scalers)),
+            entity.test.values,
+        ),
         starts,
         window=prepared.window,
         batch_size=rules.batch_size,

@@ -1,25 +1,29 @@
 """What a run leaves behind: detectors with their cards, results, plot and report."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from kdjax.artifacts import write_text
+from kdjax.assembly import make_detector
 from kdjax.data.prepared import Entity, Prepared
-from kdjax.detection.detector import POOLED, Detector
 from kdjax.detection.storage import save_detector
+from kdjax.distillation import NETWORKS
 from kdjax.environment import describe_environment
-from kdjax.evaluation.plots import Timeline, plot_learning_curve
+from kdjax.evaluation.plots import Distribution, Timeline, plot_learning_curve
 from kdjax.evaluation.report import write_report
+from kdjax.inspection import Inspection
 from kdjax.judgement import Judged, test_starts
+from kdjax.renewal import BEFORE
 from kdjax.workdir import RESULTS, read_lines
 
 RESULTS_SCHEMA = 1
-# Models whose scores the report draws.
+# Models whose scores the report draws, and the one that goes into production.
 DRAWN = ("teacher", "student")
+STUDENT = "student"
 
 Settings = Mapping[str, Any]
 
@@ -29,9 +33,12 @@ def write_outcome(
     judged: Mapping[str, Judged],
     prepared: Prepared,
     *,
+    inspections: Sequence[Inspection],
     settings: Settings,
     digests: Mapping[str, str],
     seconds: Mapping[str, float],
+    notes: Sequence[str] = (),
+    origin: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Writes all files of a finished run, `results.json` last; returns its content.
 
@@ -39,21 +46,36 @@ def write_outcome(
         workdir: folder of the run.
         judged: from `judge`, by model name.
         prepared: the data.
+        inspections: of the training rows, by the student.
         settings: of the run.
         digests: SHA-256 of each series.
         seconds: spent in each phase.
+        notes: sentences on the data.
+        origin: what new cards say of the detector that training started from.
     """
     for name, model in judged.items():
-        card = _card(name, model, prepared, settings=settings, digests=digests)
-        detector = _detector(model, prepared, settings=settings, card=card)
+        if name == BEFORE:
+            continue  # It lies where it was.
+        detector = make_detector(
+            name,
+            model.model,
+            model.calibration,
+            prepared,
+            settings=settings,
+            digests=digests,
+            results=model.rows,
+            origin=origin if name in NETWORKS else None,
+        )
         save_detector(workdir / "detectors" / name, detector)
     results = {
         "schema": RESULTS_SCHEMA,
         "dataset": _dataset(judged, prepared, settings["data"]),
         "rows": [row for model in judged.values() for row in model.rows],
         "entities": [row for model in judged.values() for row in model.entities],
+        "rates": [rate for model in judged.values() for rate in model.rates],
+        "worst_training_windows": [w for one in inspections for w in one.worst],
         "environment": {**describe_environment(), "seconds": dict(seconds)},
-        "notes": _notes(judged),
+        "notes": [*notes, *_notes(judged)],
         "settings": settings,
     }
     history = read_lines(workdir)
@@ -65,74 +87,12 @@ def write_outcome(
         timelines=[
             _timeline(judged, entity, i) for i, entity in enumerate(prepared.entities)
         ],
+        training=_training(judged, prepared, inspections),
+        distributions=_distributions(judged),
         config=settings,
     )
     write_text(workdir / RESULTS, json.dumps(results, indent=2, allow_nan=False) + "\n")
     return results
-
-
-def _detector(
-    judged: Judged, prepared: Prepared, *, settings: Settings, card: dict[str, Any]
-) -> Detector:
-    calibration = judged.calibration
-    return Detector(
-        model=judged.model,
-        channels=prepared.channels,
-        window=prepared.window,
-        stride=prepared.stride,
-        allowed_points=settings["detection"]["count"],
-        max_gap=settings["data"]["max_gap"],
-        entities=tuple(entity.name for entity in prepared.entities),
-        scalers=calibration.scalers,
-        normals=calibration.normals,
-        thresholds=calibration.thresholds,
-        card=card,
-    )
-
-
-def _card(
-    name: str,
-    judged: Judged,
-    prepared: Prepared,
-    *,
-    settings: Settings,
-    digests: Mapping[str, str],
-) -> dict[str, Any]:
-    thresholds = judged.calibration.thresholds
-    names = [*(entity.name for entity in prepared.entities), POOLED]
-    return {
-        "title": f"{name} of {prepared.name}",
-        "model": {
-            "name": name,
-            "kind": judged.model.kind,
-            "parameters": judged.model.parameters,
-        },
-        "data": {
-            "name": prepared.name,
-            "channels": list(prepared.channels),
-            "sha256": dict(digests),
-        },
-        "splits": {entity.name: _rows(entity) for entity in prepared.entities},
-        "thresholds": {
-            name: threshold._asdict()
-            for name, threshold in zip(names, thresholds, strict=True)
-        },
-        "floored_channels": dict(judged.calibration.floored),
-        "results": judged.rows,
-        "never_tested_on": [
-            "entities, sampling rates and channels other than those listed here",
-            "data recorded after the test rows: recalibrate when normal behaviour moves",
-            "missing values: rows with NaN are refused",
-        ],
-        "settings": settings,
-    }
-
-
-def _rows(entity: Entity) -> dict[str, int]:
-    parts = entity.split._asdict().items()
-    return {part: int((spans[:, 1] - spans[:, 0]).sum()) for part, spans in parts} | {
-        "test": 0 if entity.test is None else len(entity.test.values)
-    }
 
 
 def _dataset(
@@ -174,3 +134,40 @@ def _timeline(judged: Mapping[str, Judged], entity: Entity, index: int) -> Timel
             name: model.scores[index].threshold for name, model in drawn.items()
         },
     )
+
+
+def _training(
+    judged: Mapping[str, Judged],
+    prepared: Prepared,
+    inspections: Sequence[Inspection],
+) -> list[Timeline]:
+    """The training rows of entities that have no test rows to show."""
+    thresholds = judged[STUDENT].calibration.thresholds
+    return [
+        Timeline(
+            entity=entity.name,
+            time=entity.train.time,
+            labels=None,
+            scores={STUDENT: found.scores},
+            thresholds={STUDENT: thresholds[place].tau},
+        )
+        for place, (entity, found) in enumerate(
+            zip(prepared.entities, inspections, strict=True)
+        )
+        if entity.test is None
+    ]
+
+
+def _distributions(judged: Mapping[str, Judged]) -> list[Distribution]:
+    """The student's window scores in calibration and test."""
+    student = judged[STUDENT]
+    return [
+        Distribution(
+            entity=scores.entity,
+            calibration=student.calibration.scores[place],
+            test=scores.window_scores,
+            labels=scores.window_labels,
+            threshold=scores.threshold,
+        )
+        for place, scores in enumerate(student.scores)
+    ]

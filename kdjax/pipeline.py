@@ -1,27 +1,29 @@
 """The phases of one run: data, networks, calibration, judgement, outcome."""
 
 import contextlib
-import hashlib
 import os
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 
+from kdjax.assembly import data_digests
 from kdjax.data.benchmarks import load_benchmark, width
 from kdjax.data.files import load_files
-from kdjax.data.prepared import Prepared, fit_rows, prepare
+from kdjax.data.prepared import Prepared, channel_notes, fit_rows, prepare
 from kdjax.data.series import Dataset
-from kdjax.detection.calibration import Rules, check_enough
+from kdjax.detection.calibration import check_enough
 from kdjax.distillation import architecture, train_networks
+from kdjax.inspection import inspect_training, test_notes
 from kdjax.judgement import judge
 from kdjax.models.autoencoder import count_parameters
 from kdjax.models.residual import ResidualModel, fit_pca
 from kdjax.outcome import write_outcome
-from kdjax.workdir import check_data, claim, locked, read_results
+from kdjax.renewal import BEFORE, Origin, load_origin, old_calibration
+from kdjax.rules import calibration_rules
+from kdjax.workdir import check_data, check_settings, claim, locked, read_results
 
 Settings = Mapping[str, Any]
 
@@ -46,36 +48,60 @@ def run(
     console = console or Console(quiet=True)
     seconds: dict[str, float] = {}
     with locked(workdir):
-        claim(workdir, settings)
+        check_settings(workdir, settings)
         with _timed(seconds, "data"):
             dataset = load_dataset(settings["data"])
+            origin = _origin(dataset, settings)
             digests = data_digests(dataset)
-            check_data(workdir, digests)
+            everything = digests | _origin_digests(origin)
             finished = read_results(workdir)
             if finished is not None:
+                check_data(workdir, everything)
                 console.print(f"{workdir} is finished: nothing to do.")
                 return finished
             prepared = prepare_dataset(dataset, settings)
+            # Only now: a fault in the data must not bind the folder to the settings.
+            claim(workdir, settings)
+            check_data(workdir, everything)
         console.print(_summary(prepared))
         with _timed(seconds, "training"):
-            networks = train_networks(prepared, settings, workdir, console)
+            networks = train_networks(
+                prepared,
+                settings,
+                workdir,
+                console,
+                first=origin.params if origin else {},
+            )
         with _timed(seconds, "judgement"):
             models = networks | _controls(prepared, settings)
+            rules = calibration_rules(settings, prepared)
+            ready = {}
+            if origin:
+                models[BEFORE] = origin.detector.model
+                ready[BEFORE] = old_calibration(origin.detector, prepared)
             judged = judge(
                 models,
                 prepared,
-                calibration_rules(settings),
+                rules,
                 min_anomalous_points=settings["data"]["min_anomalous_points"],
-                method=settings["threshold"]["method"],
                 console=console,
+                ready=ready,
             )
+            inspections = inspect_training(judged["student"], prepared, rules)
         return write_outcome(
             workdir,
             judged,
             prepared,
+            inspections=inspections,
             settings=settings,
             digests=digests,
             seconds=seconds,
+            notes=[
+                *_reading_notes(dataset),
+                *channel_notes(prepared),
+                *test_notes(judged["student"], prepared),
+            ],
+            origin=origin.card if origin else None,
         )
 
 
@@ -92,6 +118,9 @@ def load_dataset(data: Mapping[str, Any]) -> Dataset:
         entity_column=data["entity_column"],
         label_column=data["label_column"],
         missing=data["missing"],
+        order=data["order"],
+        duplicates=data["duplicates"],
+        exclude=data["exclude"],
     )
 
 
@@ -100,32 +129,26 @@ def prepare_dataset(dataset: Dataset, settings: Settings) -> Prepared:
     data = settings["data"]
     fields = ("window", "stride", "max_gap", "validation", "calibration", "scaler")
     prepared = prepare(dataset, **{field: data[field] for field in fields})
-    check_enough(prepared, false_alarm_rate=settings["threshold"]["false_alarm_rate"])
+    check_enough(prepared, calibration_rules(settings, prepared).threshold)
     return prepared
 
 
-def calibration_rules(settings: Settings) -> Rules:
-    """Settings of calibration."""
-    detection = settings["detection"]
-    fields = ("floor", "ridge", "shrinkage", "scope", "batch_size")
-    return Rules(
-        allowed_points=detection["count"],
-        false_alarm_rate=settings["threshold"]["false_alarm_rate"],
-        **{field: detection[field] for field in fields},
-    )
+def _origin(dataset: Dataset, settings: Settings) -> Origin | None:
+    """The detector that training starts from, if the settings name one."""
+    if not settings["init_from"]:
+        return None
+    channels = dataset.train[0].channels
+    return load_origin(settings["init_from"], channels, settings)
 
 
-def data_digests(dataset: Dataset) -> dict[str, str]:
-    """SHA-256 of each series' channels, values, time and labels."""
-    digests = {}
-    for part in ("train", "test"):
-        for series in getattr(dataset, part):
-            digest = hashlib.sha256(repr(series.channels).encode())
-            for array in (series.values, series.time, series.labels):
-                if array is not None:
-                    digest.update(np.ascontiguousarray(array).tobytes())
-            digests[f"{part}/{series.entity}"] = digest.hexdigest()
-    return digests
+def _origin_digests(origin: Origin | None) -> dict[str, str]:
+    if origin is None:
+        return {}
+    return {f"init_from/{name}": d for name, d in origin.card["sha256"].items()}
+
+
+def _reading_notes(dataset: Dataset) -> list[str]:
+    return [note for series in (*dataset.train, *dataset.test) for note in series.notes]
 
 
 def _controls(prepared: Prepared, settings: Settings) -> dict[str, ResidualModel]:

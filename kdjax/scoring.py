@@ -3,14 +3,20 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from kdjax.artifacts import atomic_path
-from kdjax.data.files import read_table
+from kdjax.data.files import match_channels, read_table
+from kdjax.data.series import Series
 from kdjax.detection.detector import POOLED, Detector, entity_index
 from kdjax.detection.storage import load_detector
-from kdjax.detection.table import score_table
+from kdjax.detection.table import score_events, score_table
+from kdjax.detection.watch import series_notes
+
+# How a detector's training file was read, where its card doesn't say.
+_READING = {"missing": "error", "order": "strict", "duplicates": "error"}
 
 
 def score_file(
@@ -20,11 +26,12 @@ def score_file(
     output: str | os.PathLike[str],
     entity: str | None = None,
     causal: bool = False,
-    time_column: str = "",
-    entity_column: str = "",
-    label_column: str = "",
+    contributions: bool = False,
+    **columns: str,
 ) -> Iterator[str]:
-    """Writes a score table for each row of a file; yields what to tell the user.
+    """Writes a score table for each row of a file, and its events; yields what to say.
+
+    Events go to `OUTPUT.events.csv`.
 
     Args:
         path: CSV, Parquet or `.npy` file.
@@ -33,32 +40,79 @@ def score_file(
         entity: whose scaler, Normal and threshold to use; by default the entity of
             the rows where the detector knows it, else the pooled ones.
         causal: see `score_table`.
+        contributions: see `score_table`.
+        columns: for `read_like`.
+    """
+    loaded = load_detector(detector)
+    tables, events = [], []
+    for series in read_like(loaded, path, **columns):
+        used = entity or known_entity(loaded, series.entity)
+        index = entity_index(loaded, used)  # Refuses an unknown one before a word.
+        yield f"{series.entity}: {len(series.values):,} rows under the threshold of {used}"
+        series = match_channels(series, loaded.channels)
+        table = score_table(
+            loaded, series, entity=used, causal=causal, contributions=contributions
+        )
+        tables.append(table)
+        events.append(score_events(loaded, series, table, entity=used, causal=causal))
+        yield from series.notes
+        yield from series_notes(loaded, index, series, table)
+    table, event = _joined(tables), _joined(events)
+    _write(table, output)
+    _write(event, f"{output}.events.csv")
+    yield (
+        f"{output}: {int(table['alarm'].sum()):,} of {len(table):,} rows in alarm, "
+        f"{len(event):,} events"
+    )
+
+
+def read_like(
+    detector: Detector,
+    path: str | os.PathLike[str],
+    *,
+    missing: str = "",
+    time_column: str = "",
+    entity_column: str = "",
+    label_column: str = "",
+    exclude: str = "",
+) -> tuple[Series, ...]:
+    """A file read as the detector's training file was.
+
+    Args:
+        detector: whose card says how.
+        path: CSV, Parquet or `.npy` file.
+        missing: `error`, `ffill` or `mask` where it is to be another.
         time_column: name of the time column.
         entity_column: name of the entity column.
         label_column: name of a column with labels, which is left out.
+        exclude: CSV of spans to leave out.
     """
-    loaded = load_detector(detector)
-    series = read_table(
+    data: dict[str, Any] = detector.card.get("settings", {}).get("data", {})
+    reading = {name: data.get(name, usual) for name, usual in _READING.items()}
+    if missing:
+        reading["missing"] = missing
+    return read_table(
         path,
         time_column=time_column,
         entity_column=entity_column,
         label_column=label_column,
+        exclude=exclude,
+        **reading,
     )
-    tables = []
-    for one in series:
-        used = entity or _known(loaded, one.entity)
-        entity_index(loaded, used)  # Refuses an unknown one before saying a word.
-        yield f"{one.entity}: {len(one.values):,} rows under the threshold of {used}"
-        tables.append(score_table(loaded, one, entity=used, causal=causal))
-    table = tables[0] if len(tables) == 1 else pd.concat(tables, ignore_index=True)
+
+
+def known_entity(detector: Detector, entity: str) -> str:
+    """The entity if the detector has it, else pooled."""
+    return entity if entity in detector.entities else POOLED
+
+
+def _joined(tables: list[pd.DataFrame]) -> pd.DataFrame:
+    return tables[0] if len(tables) == 1 else pd.concat(tables, ignore_index=True)
+
+
+def _write(table: pd.DataFrame, output: str | os.PathLike[str]) -> None:
     with atomic_path(output) as temporary:
         if Path(output).suffix == ".parquet":
             table.to_parquet(temporary, index=False)
         else:
             table.to_csv(temporary, index=False)
-    yield f"{output}: {int(table['alarm'].sum()):,} of {len(table):,} rows in alarm"
-
-
-def _known(detector: Detector, entity: str) -> str:
-    """The entity if the detector has it, else pooled."""
-    return entity if entity in detector.entities else POOLED

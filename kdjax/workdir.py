@@ -18,7 +18,7 @@ from typing import Any
 import filelock
 
 from kdjax.artifacts import write_text
-from kdjax.config import differences, to_json
+from kdjax.config import completed, differences, to_json
 from kdjax.errors import ArtifactError, ConfigError, DataError
 
 CONFIG = "config.json"
@@ -58,8 +58,8 @@ def locked(workdir: Path) -> Iterator[None]:
             lock.release()
 
 
-def claim(workdir: Path, settings: Mapping[str, Any]) -> None:
-    """Writes the settings, or checks that they are those of the run found here."""
+def check_settings(workdir: Path, settings: Mapping[str, Any]) -> None:
+    """Refuses a folder of another run's settings, or of something else."""
     path = workdir / CONFIG
     if not path.exists():
         foreign = [p.name for p in workdir.iterdir() if not p.name.startswith(".")]
@@ -68,14 +68,21 @@ def claim(workdir: Path, settings: Mapping[str, Any]) -> None:
                 f"{workdir} holds {', '.join(sorted(foreign)[:3])} but no {CONFIG}: it "
                 "is not a work directory of kdjax. Give an empty or new --workdir."
             )
-        write_text(path, to_json(settings) + "\n")
         return
-    changed = differences(read_json(path), dict(settings))
+    # A field that came after the run was made had its default then.
+    changed = differences(completed(read_json(path)), completed(settings))
     if changed:
         raise ConfigError(
             f"{workdir} was made with another config ({'; '.join(changed)}): give "
             "another --workdir, or the settings it was made with."
         )
+
+
+def claim(workdir: Path, settings: Mapping[str, Any]) -> None:
+    """Writes the settings, or checks that they are those of the run found here."""
+    check_settings(workdir, settings)
+    if not (workdir / CONFIG).exists():
+        write_text(workdir / CONFIG, to_json(settings) + "\n")
 
 
 def check_data(workdir: Path, digests: Mapping[str, str]) -> None:

@@ -17,6 +17,7 @@ from kdjax.data import fetch
 from kdjax.detection.storage import save_detector
 
 TOP = Path(__file__).parent.parent
+ALL_VERBS = "run, score, calibrate, export, stream, fetch, info, bench"
 QUICKSTART = f"--config={TOP / 'configs' / 'quickstart.py'}"
 
 
@@ -77,13 +78,15 @@ def test_help_names_every_verb_and_flag(say, flag):
     assert (code, err) == (0, "")
     for verb in VERBS:
         assert f"\n  {verb} " in out
-    flags = (
-        "config", "workdir", "detector", "output", "entity", "causal", "time_column",
-        "entity_column", "label_column", "json", "quick",
-    )  # fmt: skip
-    for name in flags:
+    for name in ("config", *(flag.name for flag in cli.FLAGS)):
         assert f"\n  --{name} " in out
-    assert set(VERBS) == {"run", "score", "fetch", "info", "bench"}
+    assert {
+        "workdir", "init_from", "detector", "output", "entity", "causal",
+        "contributions", "missing", "exclude", "time_column", "entity_column",
+        "label_column", "format", "quantize", "data", "backend", "adaptive", "state",
+        "ignore", "on_error", "json", "quick",
+    } == {flag.name for flag in cli.FLAGS}  # fmt: skip
+    assert list(VERBS) == ALL_VERBS.split(", ")
     assert all(verb.__doc__ for verb in VERBS.values())
 
 
@@ -100,12 +103,12 @@ def test_help_wins_over_a_verb_and_faulty_flags(say):
     [
         (
             [],
-            "no verb given: expected one of run, score, fetch, info, bench; see kdjax --help.",
+            f"no verb given: expected one of {ALL_VERBS}; see kdjax --help.",
         ),
         (["--json"], "no verb given: expected one of run,"),
         (
             ["frob"],
-            "unknown verb 'frob': expected one of run, score, fetch, info, bench; see",
+            f"unknown verb 'frob': expected one of {ALL_VERBS}; see",
         ),
         (["run", "--bogus"], "flags: Unknown command line flag 'bogus'."),
         (
@@ -121,6 +124,17 @@ def test_help_wins_over_a_verb_and_faulty_flags(say):
         (["score", "a", "b"], "score needs a file to score, got a b."),
         (["score", "a"], "score needs --detector; see kdjax --help."),
         (["score", "a", "--detector=d"], "score needs --output; see kdjax --help."),
+        (["export"], "export needs --detector; see kdjax --help."),
+        (["export", "--detector=d"], "export needs --output; see kdjax --help."),
+        (["export", "a.csv"], "export takes flags only, got a.csv."),
+        (["stream"], "stream needs --detector; see kdjax --help."),
+        (["stream", "a.csv"], "stream takes flags only, got a.csv."),
+        (["stream", "--adaptive=much"], "flags: flag --adaptive=much: "),
+        (["calibrate", "a", "b"], "calibrate needs a file of clean rows, got a b."),
+        (
+            ["calibrate", "a", "--detector=d", "--output=o", QUICKSTART],
+            "takes only --config.threshold.…, got --config.",
+        ),
         (["fetch"], "fetch needs a data set's name, smd, got nothing."),
         (["fetch", "asd"], "fetch knows no data set 'asd': expected smd."),
         (["run", QUICKSTART, QUICKSTART], "flags: --config is given twice: give one."),
@@ -192,10 +206,11 @@ def asked(monkeypatch):
     def catch(settings, workdir, *, console):
         assert isinstance(console, Console)
         calls.append((settings, str(workdir)))
-        return {"notes": ["saw borrowed"]}
+        return {"notes": ["saw borrowed"], "dataset": {"positive_windows": 3}}
 
     monkeypatch.setattr(pipeline, "run", catch)
     monkeypatch.setattr(tables, "results_table", lambda results: "the table")
+    monkeypatch.setattr(tables, "rates_table", lambda results: "the rates")
     return calls
 
 
@@ -248,8 +263,8 @@ def test_the_argument_of_a_config_is_part_of_the_work_directory(say, asked, tmp_
 def test_run_tells_its_table_notes_and_files(say, asked):
     _, out, err = say("run", QUICKSTART)
     lines = out.splitlines()
-    assert lines[:2] == ["the table", "Note: saw borrowed"]
-    assert "".join(lines[2:]).startswith("Written: runs/quickstart/results.json")
+    assert lines[:3] == ["the table", "the rates", "Note: saw borrowed"]
+    assert "".join(lines[3:]).startswith("Written: runs/quickstart/results.json")
     assert err == ""
 
 
@@ -323,7 +338,7 @@ def test_a_workdir_that_can_be_no_folder_is_refused(refused, tmp_path, rows_file
 
 
 def test_a_full_disk_is_one_line(say, monkeypatch):
-    def full(values, arguments):
+    def full(request):
         raise OSError(28, "No space left on device", "runs/x/config.json")
 
     monkeypatch.setitem(VERBS, "run", full)
@@ -333,7 +348,7 @@ def test_a_full_disk_is_one_line(say, monkeypatch):
 
 
 def test_messages_of_many_lines_become_one(say, monkeypatch):
-    def broken(values, arguments):
+    def broken(request):
         raise cli.KdjaxError("first\n  second\tthird")
 
     monkeypatch.setitem(VERBS, "run", broken)
@@ -341,7 +356,7 @@ def test_messages_of_many_lines_become_one(say, monkeypatch):
 
 
 def test_interruption_has_its_own_code(say, monkeypatch):
-    def interrupt(values, arguments):
+    def interrupt(request):
         raise KeyboardInterrupt
 
     monkeypatch.setitem(VERBS, "run", interrupt)
@@ -471,7 +486,7 @@ def test_bench_writes_its_rows(say, monkeypatch, tmp_path):
     code, out, err = say("bench", "teacher_step", "--quick", f"--output={output}")
     assert (code, err) == (0, "") and out == f"Written: {output}\n"
     (options,) = asked
-    assert options["quick"] and options["names"] == ["teacher_step"]
+    assert options["quick"] and list(options["names"]) == ["teacher_step"]
     (row,) = json.loads(output.read_text("utf-8"))
     assert row == {"name": "teacher_step", "peer": "torch", "ratio": 2.0}
 

@@ -8,11 +8,9 @@ import pytest
 from ml_collections import ConfigDict
 
 from kdjax import config as config_module
+from kdjax import fields
 from kdjax.config import (
-    BENCHMARKS,
-    CHOICES,
-    CONTROLS,
-    RANGES,
+    completed,
     differences,
     get_config,
     override,
@@ -20,10 +18,11 @@ from kdjax.config import (
     to_json,
     unknown_key,
 )
-from kdjax.data import benchmarks, files, scaler
-from kdjax.detection import normal, threshold
+from kdjax.data import benchmarks, roles, scaler
+from kdjax.detection import blame, normal, threshold
 from kdjax.errors import ConfigError
 from kdjax.evaluation.rows import SCOPES
+from kdjax.fields import BENCHMARKS, CHOICES, CONTROLS, RANGES
 from kdjax.models import autoencoder, residual
 from kdjax.training import objectives, steps
 
@@ -67,7 +66,11 @@ def test_documented_defaults():
         0.03,
         0.1,
     )
-    assert settings["threshold"] == {"method": "conformal", "false_alarm_rate": 0.01}
+    assert settings["threshold"] == {
+        "method": "conformal", "false_alarm_rate": 0.01, "budget": "1/day",
+        "value": None, "min_duration": 1, "cooldown": 0,
+    }  # fmt: skip
+    assert (detection["trim"], detection["blame"]) == (0, "correlation")
     assert settings["model"] == {
         "channels": "joint", "decoder": "repeat", "head": "linear",
     }  # fmt: skip
@@ -91,7 +94,9 @@ def test_each_range_and_choice_belongs_to_a_field():
 
 def test_lists_equal_those_of_the_rooms():
     rooms = {
-        "data.missing": files.MISSING,
+        "data.missing": roles.MISSING,
+        "data.order": roles.ORDERS,
+        "data.duplicates": roles.DUPLICATES,
         "data.scaler": scaler.METHODS,
         "model.channels": autoencoder.CHANNELS,
         "model.decoder": autoencoder.DECODERS,
@@ -99,10 +104,12 @@ def test_lists_equal_those_of_the_rooms():
         "train.schedule": steps.SCHEDULES,
         "distill.temperature_mode": objectives.TEMPERATURE_MODES,
         "detection.shrinkage": normal.SHRINKAGES,
-        "threshold.method": threshold.METHODS,
+        "detection.blame": blame.METHODS,
     }
     for field, choices in rooms.items():
         assert CHOICES[field] == choices, field
+    # In another order: a help text, not what is tried first.
+    assert sorted(CHOICES["threshold.method"]) == sorted(threshold.METHODS)
     assert BENCHMARKS == benchmarks.BENCHMARKS
     assert CHOICES["data.name"] == ("", *BENCHMARKS)
     assert sorted(CONTROLS) == sorted(residual.CONTROLS)
@@ -118,8 +125,10 @@ def test_every_choice_is_accepted(name):
             changes["data.root" if choice else "data.path"] = "somewhere"
         if choice == "logit":
             changes["model.head"] = "sigmoid"
+        if choice == "fixed":
+            changes["threshold.value"] = 3.5
         settings = resolve(override(get_config(), SMD | changes))
-        assert config_module._field(settings, name) == choice
+        assert fields._field(settings, name) == choice
 
 
 # Recipes.
@@ -274,7 +283,7 @@ def test_what_json_lacks_is_refused():
 def outside():
     """For each range the values just outside, and those just inside."""
     for name, (low, high, closed) in RANGES.items():
-        whole = isinstance(config_module._field(resolved(), name), int | None)
+        whole = isinstance(fields._field(resolved(), name), int | None)
         step = 1 if whole else 1e-9
         yield name, low - step if closed else low, low if closed else low + step
         if high != float("inf"):
@@ -295,7 +304,7 @@ def test_bounds(name, bad, good):
     bounds = f"[{low}, {high}]" if closed else f"({low}, {high})"
     assert f"{name}={bad!r} must lie in {bounds}" in str(caught.value)
     node[field] = good
-    together = [*config_module._check_ranges(settings)]
+    together = [*fields._check_ranges(settings)]
     assert together == []
 
 
@@ -445,3 +454,59 @@ def test_json_has_sorted_keys():
     assert to_json({"b": {"d": 1, "c": (2,)}, "a": 3}) == (
         '{\n  "a": 3,\n  "b": {\n    "c": [\n      2\n    ],\n    "d": 1\n  }\n}'
     )
+
+
+# Settings of an older kdjax.
+
+
+def without(settings, *names):
+    """A copy of nested settings that lacks some dotted fields."""
+    copied = json.loads(json.dumps(settings))
+    for name in names:
+        *groups, field = name.split(".")
+        node = copied
+        for group in groups:
+            node = node[group]
+        del node[field]
+    return copied
+
+
+def test_older_settings_are_completed_with_the_defaults_of_what_came_since():
+    settings = resolved(data__window=50, threshold__false_alarm_rate=0.02)
+    since = ("data.order", "data.exclude", "threshold.budget", "detection.trim")
+    old = without(settings, *since, "distill", "init_from")
+    with pytest.raises(ConfigError, match="is missing"):
+        resolve(old)
+    found = completed(old)
+    assert found == settings == resolve(found)
+    assert old == without(settings, *since, "distill", "init_from")
+
+
+def test_complete_settings_stay_as_they_are():
+    settings = resolved(
+        teacher__hidden=(8, 4), data__train_stride=3, controls=("pca",), seed=7
+    )
+    assert completed(settings) == settings
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"threshold__method": "fixed"},
+            "threshold.value is the τ of threshold.method='fixed': set both or neither",
+        ),
+        ({"threshold__value": 2.0}, "set both or neither, got 2.0 with 'conformal'"),
+        ({"data__exclude": "a.csv"}, "data.exclude belongs to a file of your own"),
+    ],
+)
+def test_new_fields_that_need_another(changes, said):
+    assert said in problems(**changes)
+
+
+def test_a_threshold_of_ones_own_may_be_a_whole_number():
+    settings = resolved(threshold__method="fixed", threshold__value=3)
+    assert settings["threshold"]["value"] == 3
+    settings["threshold"]["value"] = "3"
+    with pytest.raises(ConfigError, match="must be a finite number or None, got '3'"):
+        resolve(settings)

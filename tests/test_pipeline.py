@@ -17,18 +17,19 @@ from kdjax import environment
 from kdjax.data.series import Dataset, Series
 from kdjax.detection.detector import score_windows
 from kdjax.detection.storage import card_markdown, load_detector
+from kdjax.detection.threshold import Rule
 from kdjax.errors import ArtifactError, ConfigError, DataError
 from kdjax.evaluation.rows import LEVELS, METRICS, SCOPES
 from kdjax.judgement import judge
 from kdjax.models.residual import ResidualModel
 from kdjax.pipeline import (
-    calibration_rules,
     count_networks,
     data_digests,
     load_dataset,
     prepare_dataset,
     run,
 )
+from kdjax.rules import calibration_rules
 
 NETWORKS = ("teacher", "student", "student_alone")
 CONTROLS = ("random", "mahalanobis", "pca", "difference", "moving_average")
@@ -100,7 +101,8 @@ def test_results_are_those_returned_and_json_without_nan(finished):
 def test_schema_of_results(finished):
     results = finished.results
     assert set(results) == {
-        "schema", "dataset", "rows", "entities", "environment", "notes", "settings",
+        "schema", "dataset", "rows", "entities", "rates", "worst_training_windows",
+        "environment", "notes", "settings",
     }  # fmt: skip
     assert results["schema"] == 1 and results["settings"] == finished.settings
     assert results["dataset"] == {
@@ -169,11 +171,14 @@ def test_the_log_has_a_line_a_step_and_one_an_epoch(finished):
 
 
 def test_notes_say_who_borrowed(finished):
-    (note,) = finished.results["notes"]
-    assert note == (
-        "too few calibration windows, so τ from all entities' scores (the 22-th "
-        "smallest of 23): saw (6 calibration windows)"
-    )
+    assert finished.results["notes"] == [
+        "press: constant in the training rows: dead",
+        "saw: constant in the training rows: dead",
+        (
+            "too few calibration windows, so τ from all entities' scores (the 22-th "
+            "smallest of 23): saw (6 calibration windows)"
+        ),
+    ]
 
 
 def test_detectors_score_with_what_was_judged(finished):
@@ -482,9 +487,8 @@ def test_test_rows_without_labels_have_an_alarm_rate(finished, tiny, plant_chang
     judged = judge(
         {"mahalanobis": ResidualModel("mahalanobis", {})},
         prepared._replace(entities=entities),
-        calibration_rules(settings),
+        calibration_rules(settings, prepared),
         min_anomalous_points=1,
-        method="conformal",
         console=Console(quiet=True),
     )["mahalanobis"]
     labelled = {
@@ -588,11 +592,14 @@ def test_rules_of_calibration_come_from_their_settings(tiny):
             "data.name": "smd", "detection.count": 2, "detection.floor": 0.2,
             "detection.ridge": 0.3, "detection.shrinkage": "oas",
             "detection.scope": "pooled", "detection.batch_size": 7,
+            "detection.trim": 0.2,
         }
     )  # fmt: skip
-    assert calibration_rules(settings)._asdict() == {
+    prepared = prepare_dataset(load_dataset(settings["data"]), settings)
+    assert calibration_rules(settings, prepared)._asdict() == {
         "allowed_points": 2, "floor": 0.2, "ridge": 0.3, "shrinkage": "oas",
-        "scope": "pooled", "false_alarm_rate": 0.1, "batch_size": 7,
+        "scope": "pooled", "threshold": Rule("conformal", 0.1), "trim": 0.2,
+        "batch_size": 7,
     }  # fmt: skip
 
 
@@ -675,9 +682,8 @@ def test_every_benchmarks_layout_can_be_judged(name, tiny, tmp_path):
     judged = judge(
         {"difference": ResidualModel("difference", {})},
         prepared,
-        calibration_rules(settings),
+        calibration_rules(settings, prepared),
         min_anomalous_points=1,
-        method="conformal",
         console=Console(quiet=True),
     )["difference"]
     assert len(judged.rows) == 8

@@ -2,6 +2,8 @@
 
 import contextlib
 import io
+import itertools
+import json
 import re
 import runpy
 import shlex
@@ -13,6 +15,7 @@ import pytest
 
 from kdjax.cli import main
 from kdjax.data.fetch import Fetched
+from kdjax.detection.storage import load_detector
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
@@ -27,6 +30,8 @@ SMALL = [
     "--config.data.stride=30",
     "--config.controls=random",
 ]
+# Rows of the file that are streamed; more of them show nothing more.
+STREAMED = 150
 
 
 def blocks(language: str) -> list[str]:
@@ -56,9 +61,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(command: list[str]) -> str:
+def run(command: list[str], monkeypatch: pytest.MonkeyPatch) -> str:
     small = SMALL if command[1] == "run" else []
     output = io.StringIO()
+    if "<" in command:
+        words, (source, _, target) = command[:-4], command[-3:]
+        with open(source, encoding="utf-8") as file:
+            head = "".join(itertools.islice(file, STREAMED + 1))
+        monkeypatch.setattr("sys.stdin", io.StringIO(head))
+        with (
+            open(target, "w", encoding="utf-8") as file,
+            contextlib.redirect_stdout(file),
+        ):
+            assert main(words) == 0
+        return ""
     with contextlib.redirect_stdout(output):
         assert main([*command, *small]) == 0
     return output.getvalue()
@@ -78,6 +94,9 @@ def test_every_verb_is_shown() -> None:
         "run",
         "run",
         "score",
+        "calibrate",
+        "export",
+        "stream",
         "fetch",
         "info",
         "bench",
@@ -98,13 +117,18 @@ def test_commands_and_code_run(folder: Path, monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr("kdjax.data.fetch.fetch_smd", fetch_smd)
     monkeypatch.setattr("kdjax.bench.run.bench", bench)
-    printed = [run(line) for line in verb_lines()]
+    printed = [run(line, monkeypatch) for line in verb_lines()]
     assert fetched == ["data/smd"]
     assert "student 482601" in printed[-2]
     assert printed[-1] == "quick: True\n"
     scores = pd.read_csv(folder / "scores.csv")
     assert len(scores) == 24_000
     assert {"score", "window_score", "alarm", "state"} < set(scores.columns)
+    again = load_detector(folder / "runs" / "plant" / "again")
+    assert sorted(again.card["calibrated_again"]) == ["plant", "pooled"]
+    assert (folder / "plant.onnx").stat().st_size > 0
+    answers = (folder / "alarms.jsonl").read_text("utf-8").splitlines()
+    assert len([json.loads(line) for line in answers]) == STREAMED
 
     code = io.StringIO()
     (folder / "readme.py").write_text("\n".join(blocks("python")), encoding="utf-8")

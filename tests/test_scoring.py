@@ -61,9 +61,11 @@ def test_each_row_is_scored(score, small, frame, output, causal):
 
 def test_what_is_said(score, tmp_path, frame):
     table, said = score(frame)
+    output = tmp_path / "scores.csv"
+    events = len(pd.read_csv(f"{output}.events.csv"))
     assert said == [
         "plant: 14 rows under the threshold of pooled",
-        f"{tmp_path / 'scores.csv'}: {table['alarm'].sum()} of 14 rows in alarm",
+        f"{output}: {table['alarm'].sum()} of 14 rows in alarm, {events} events",
     ]
 
 
@@ -186,3 +188,77 @@ def test_a_missing_detector_is_refused(tmp_path, frame):
     lines = score_file(tmp_path / "x.csv", detector=tmp_path / "none", output="o.csv")
     with pytest.raises(ArtifactError, match="none is no folder"):
         list(lines)
+
+
+# Events, contributions, and how a file is read.
+
+
+def test_events_lie_beside_the_scores(score, small, tmp_path, frame):
+    """Under the pooled entry a row's score is x² + y², and τ is 12.
+
+    Windows start at 0, 3, 6, 9 and 10, so rows 8 and 9 are known of from row 9 on, and
+    the window that ends with the last row has neither.
+    """
+    frame = 0.01 * frame
+    frame["y"] = frame["y"].where(
+        ~frame.index.isin([8, 9]), [0.0] * 8 + [60, 50] + [0.0] * 4
+    )
+    table, said = score(frame)
+    events = pd.read_csv(tmp_path / "scores.csv.events.csv")
+    assert list(events.columns) == [
+        "entity", "start", "end", "severity", "peak", "channels",
+    ]  # fmt: skip
+    assert np.flatnonzero(table["alarm"]).tolist() == [9, 10, 11, 12]
+    (event,) = events.itertuples(index=False)
+    assert tuple(event) == ("plant", 9, 12, pytest.approx(300, rel=1e-3), 8, "y;x")
+    assert said[-1].endswith("4 of 14 rows in alarm, 1 events")
+
+
+@pytest.mark.parametrize("output", ["scores.csv", "scores.parquet"])
+def test_an_entity_without_events_is_no_hindrance(score, tmp_path, frame, output):
+    calm = (0.01 * frame).assign(unit="calm")
+    loud = frame.assign(unit="loud")
+    loud.loc[8:9, "y"] = 60.0
+    both = pd.concat([calm, loud], ignore_index=True)
+    table, _ = score(both, output=output, entity_column="unit")
+    events = pd.read_csv(tmp_path / f"{output}.events.csv")
+    assert set(events["entity"]) == {"loud"} and len(table) == 28
+    score(calm, output=output, entity_column="unit")
+    assert len(pd.read_csv(tmp_path / f"{output}.events.csv")) == 0
+
+
+def test_contributions_are_a_column_a_channel(score, frame):
+    table, _ = score(frame, contributions=True)
+    parts = table[["contribution:x", "contribution:y"]]
+    np.testing.assert_allclose(parts.sum(axis=1), table["score"], rtol=1e-4)
+    plain, _ = score(frame)
+    assert not [name for name in plain.columns if name.startswith("contribution:")]
+
+
+def test_a_file_is_read_as_the_training_file_was(tmp_path, small, frame):
+    frame.loc[5, "y"] = np.nan
+    frame.insert(0, "time", np.arange(14.0)[::-1])
+    path, output = tmp_path / "a.csv", tmp_path / "o.csv"
+    frame.to_csv(path, index=False)
+    reading = {"missing": "mask", "order": "sort", "duplicates": "error"}
+    card = {"title": "by hand", "settings": {"data": reading}}
+    save_detector(tmp_path / "d", small._replace(card=card))
+    said = list(score_file(path, detector=tmp_path / "d", output=output))
+    assert "a: 1 of 28 values missing" in said
+    assert pd.read_csv(output)["time"].tolist() == list(range(14))
+    with pytest.raises(DataError, match="the value is missing"):
+        options = {"missing": "error", "output": tmp_path / "no.csv"}
+        list(score_file(path, detector=tmp_path / "d", **options))
+    assert not (tmp_path / "no.csv").exists()
+    save_detector(tmp_path / "strict", small)
+    with pytest.raises(DataError, match="time"):
+        list(score_file(path, detector=tmp_path / "strict", output=output))
+
+
+def test_excluded_rows_have_no_score(score, tmp_path, frame):
+    frame.insert(0, "time", np.arange(14.0))
+    (tmp_path / "spans.csv").write_text("start,end\n6,8\n")
+    table, said = score(frame, name="a.csv", exclude=tmp_path / "spans.csv")
+    assert np.flatnonzero(table["score"].isna()).tolist() == [6, 7, 8]
+    assert (table.loc[6:8, "state"] == "unknown").all()
+    assert "a: 3 of 14 rows excluded (spans.csv)" in said

@@ -1,0 +1,139 @@
+"""What values settings may have, alone and together."""
+
+from collections.abc import Iterator
+from typing import Any
+
+Settings = dict[str, Any]
+
+BENCHMARKS = ("smd", "asd", "jumpstarter2", "smap", "msl")
+CONTROLS = ("random", "mahalanobis", "pca", "difference", "moving_average")
+
+CHOICES = {
+    "entity_mode": ("shared",),
+    "data.name": ("", *BENCHMARKS),
+    "data.missing": ("error", "ffill", "mask"),
+    "data.order": ("strict", "sort"),
+    "data.duplicates": ("error", "last"),
+    "data.scaler": ("minmax", "zscore", "robust", "none"),
+    "model.channels": ("joint", "independent"),
+    "model.decoder": ("repeat", "feedback"),
+    "model.head": ("linear", "sigmoid"),
+    "train.schedule": ("constant", "cosine"),
+    "distill.temperature_mode": ("output", "logit"),
+    "detection.shrinkage": ("none", "ledoit_wolf", "oas"),
+    "detection.scope": ("per_entity", "pooled"),
+    "detection.blame": ("correlation", "conditional"),
+    "threshold.method": ("conformal", "budget", "pot", "quantile", "fixed"),
+}
+
+# Bounds as (lowest, highest, whether the bounds themselves are allowed).
+RANGES: dict[str, tuple[float, float, bool]] = {
+    "seed": (0, 2**31 - 1, True),
+    "data.max_gap": (1, float("inf"), True),
+    "data.window": (2, 1_000_000, True),
+    "data.stride": (1, 1_000_000, True),
+    "data.train_stride": (1, 1_000_000, True),
+    "data.dense_below": (0, 2**62, True),
+    "data.step_seconds": (0, float("inf"), True),
+    "data.validation": (0, 0.9, False),
+    "data.calibration": (0, 0.9, False),
+    "data.min_anomalous_points": (1, 1_000_000, True),
+    "teacher.epochs": (1, 1_000_000, True),
+    "teacher.patience": (1, 1_000_000, True),
+    "student.epochs": (1, 1_000_000, True),
+    "train.batch_size": (1, 1_000_000, True),
+    "train.learning_rate": (0, float("inf"), False),
+    "train.warmup_steps": (0, 1_000_000, True),
+    "train.clip_norm": (0, float("inf"), False),
+    "train.log_every": (1, 1_000_000, True),
+    "train.checkpoint_seconds": (0, float("inf"), True),
+    "distill.alpha": (0, 1, True),
+    "distill.temperature": (0, float("inf"), False),
+    "distill.cache_bytes": (0, float("inf"), True),
+    "detection.count": (0, 1_000_000, True),
+    "detection.floor": (0, float("inf"), True),
+    "detection.ridge": (0, float("inf"), True),
+    "detection.trim": (0, 0.5, True),
+    "detection.batch_size": (1, 1_000_000, True),
+    "threshold.false_alarm_rate": (0, 1, False),
+    "threshold.value": (0, float("inf"), True),
+    "threshold.min_duration": (1, 1_000_000_000, True),
+    "threshold.cooldown": (0, 1_000_000_000, True),
+}
+
+
+def value_problems(settings: Settings) -> list[str]:
+    """What is wrong with the values of settings whose fields have the right types."""
+    problems = [*_check_choices(settings), *_check_ranges(settings)]
+    # Rules between fields make sense only where each field does.
+    return problems or [*_check_together(settings)]
+
+
+def _field(settings: Settings, name: str) -> Any:
+    for key in name.split("."):
+        settings = settings[key]
+    return settings
+
+
+def _check_choices(settings: Settings) -> Iterator[str]:
+    for name, choices in CHOICES.items():
+        value = _field(settings, name)
+        if value not in choices:
+            yield f"{name}={value!r} must be one of {', '.join(map(repr, choices))}"
+    for control in settings["controls"]:
+        if control not in CONTROLS:
+            yield f"controls={control!r} must be among {', '.join(CONTROLS)}"
+
+
+def _check_ranges(settings: Settings) -> Iterator[str]:
+    for name, (low, high, closed) in RANGES.items():
+        value = _field(settings, name)
+        if value is None:
+            continue
+        if not (low <= value <= high if closed else low < value < high):
+            bounds = f"[{low}, {high}]" if closed else f"({low}, {high})"
+            yield f"{name}={value!r} must lie in {bounds}"
+
+
+def _check_together(settings: Settings) -> Iterator[str]:
+    data, model = settings["data"], settings["model"]
+    distill, detection = settings["distill"], settings["detection"]
+    if bool(data["name"]) == bool(data["path"]):
+        yield (
+            "set either data.path (a CSV, Parquet or .npy file of your own) or "
+            f"data.name (a benchmark: {', '.join(BENCHMARKS)}), got "
+            f"data.path={data['path']!r} and data.name={data['name']!r}"
+        )
+    if data["name"] not in ("", "smd") and not data["root"]:
+        yield f"data.name={data['name']!r} needs data.root, the data set's folder"
+    if data["path"] and data["root"]:
+        yield "data.root belongs to a benchmark: leave it empty with data.path"
+    own_file = ("test_path", "time_column", "entity_column", "label_column", "exclude")
+    for field in own_file:
+        if data["name"] and data[field]:
+            yield f"data.{field} belongs to a file of your own: it needs data.path"
+    if data["min_anomalous_points"] > data["window"]:
+        yield (
+            f"data.min_anomalous_points={data['min_anomalous_points']} exceeds "
+            f"data.window={data['window']}"
+        )
+    if detection["count"] >= data["window"]:
+        yield (
+            f"detection.count={detection['count']} must be below "
+            f"data.window={data['window']}: no window could have more points above τ"
+        )
+    if model["head"] == "sigmoid" and data["scaler"] in ("zscore", "robust"):
+        yield (
+            f"model.head='sigmoid' can't give what data.scaler={data['scaler']!r} "
+            "makes: use minmax, or none for data in [0, 1]"
+        )
+    if distill["temperature_mode"] == "logit" and model["head"] != "sigmoid":
+        yield "distill.temperature_mode='logit' needs model.head='sigmoid'"
+    threshold = settings["threshold"]
+    if (threshold["method"] == "fixed") != (threshold["value"] is not None):
+        yield (
+            "threshold.value is the τ of threshold.method='fixed': set both or neither, "
+            f"got {threshold['value']!r} with {threshold['method']!r}"
+        )
+    if len(set(settings["controls"])) < len(settings["controls"]):
+        yield "controls names a control twice"

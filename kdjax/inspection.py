@@ -1,0 +1,142 @@
+"""What a detector makes of its own training rows, and whether test rows are like them.
+
+Training data are believed to be normal. Whoever sees its most abnormal windows can tell
+whether they are; `data.exclude` and `detection.trim` are there if they aren't.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from kdjax.data.channels import Ranges, outside
+from kdjax.data.prepared import Entity, Prepared, training_ranges
+from kdjax.data.scaler import Scaler, apply_scaler
+from kdjax.data.splits import Split, window_starts
+from kdjax.data.windows import row_mean
+from kdjax.detection.calibration import Rules
+from kdjax.detection.detector import score_scaled
+from kdjax.detection.normal import Normal
+from kdjax.detection.scores import window_scores
+from kdjax.detection.watch import FOREIGN
+from kdjax.judgement import Judged
+
+WORST = 5  # windows listed for each entity
+
+
+class Inspection(NamedTuple):
+    """One entity's training rows under one detector.
+
+    Attributes:
+        entity: its name.
+        scores: `[N]` mean of a_t over the windows that cover the row; NaN for none.
+        worst: the windows of highest score that share no row, as JSON objects.
+    """
+
+    entity: str
+    scores: np.ndarray
+    worst: list[dict[str, Any]]
+
+
+def inspect_training(
+    judged: Judged, prepared: Prepared, rules: Rules
+) -> tuple[Inspection, ...]:
+    """The training rows of each entity, scored by a calibrated model."""
+    return tuple(
+        _inspect(judged, prepared, rules, place)
+        for place in range(len(prepared.entities))
+    )
+
+
+def test_notes(judged: Judged, prepared: Prepared) -> list[str]:
+    """Sentences on entities whose test rows are others than the training rows."""
+    ranges = training_ranges(prepared)
+    foreign = []
+    for place, entity in enumerate(prepared.entities):
+        if entity.test is not None:
+            own = Ranges(*(side[place] for side in ranges))
+            share = float(outside(own, entity.test.values).any(axis=1).mean())
+            if share > FOREIGN:
+                foreign.append(f"{entity.name} {share:.0%}")
+    drifted = [
+        r["entity"] for r in judged.rates if (r.get("drift") or {}).get("drifted")
+    ]
+    notes = []
+    if foreign:
+        notes.append(f"test rows outside the training range: {', '.join(foreign)}")
+    if drifted:
+        notes.append(
+            "scores of test windows have drifted from those of calibration, so no "
+            f"false-alarm rate holds there: {', '.join(drifted)}; kdjax calibrate on "
+            "recent clean rows makes new thresholds"
+        )
+    return notes
+
+
+def _inspect(
+    judged: Judged, prepared: Prepared, rules: Rules, place: int
+) -> Inspection:
+    entity, calibration = prepared.entities[place], judged.calibration
+    parts = {
+        part: window_starts(spans, window=prepared.window, stride=prepared.stride)
+        for part, spans in entity.split._asdict().items()
+    }
+    starts = np.concatenate([*parts.values()])
+    scaler = Scaler(*(field[place] for field in calibration.scalers))
+    points = score_scaled(
+        judged.model,
+        Normal(*(field[place] for field in calibration.normals)),
+        apply_scaler(scaler, entity.train.values),
+        starts,
+        window=prepared.window,
+        batch_size=rules.batch_size,
+    )
+    scores = window_scores(points, count=rules.allowed_points)
+    tau = calibration.thresholds[place].tau
+    return Inspection(
+        entity.name,
+        row_mean(points, starts, len(entity.train.values)),
+        _worst(entity, starts, scores, tau, prepared.window),
+    )
+
+
+def _worst(
+    entity: Entity, starts: np.ndarray, scores: np.ndarray, tau: float, window: int
+) -> list[dict[str, Any]]:
+    """The windows of highest score, greedily, none sharing a row with a worse one."""
+    listed: list[dict[str, Any]] = []
+    taken: list[int] = []
+    for place in np.argsort(-scores, kind="stable"):
+        start, score = int(starts[place]), float(scores[place])
+        if len(listed) == WORST or np.isnan(score):
+            break
+        if any(abs(start - other) < window for other in taken):
+            continue
+        taken.append(start)
+        listed.append(
+            {
+                "entity": entity.name,
+                "part": _part(entity.split, start),
+                "start": _time(entity, start),
+                "end": _time(entity, start + window - 1),
+                # An overflow is listed first; JSON knows no infinity.
+                "score": score if np.isfinite(score) else None,
+                "above": bool(score > tau),
+            }
+        )
+    return listed
+
+
+def _part(split: Split, row: int) -> str:
+    for part, spans in split._asdict().items():
+        if ((spans[:, 0] <= row) & (row < spans[:, 1])).any():
+            return part
+    raise AssertionError("each window starts in a part")
+
+
+def _time(entity: Entity, row: int) -> str | float | int:
+    if entity.train.time is None:
+        return row
+    instant = entity.train.time[row]
+    if isinstance(instant, np.datetime64):
+        return str(np.datetime_as_string(instant, unit="auto"))
+    return float(instant)

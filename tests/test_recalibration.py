@@ -1,0 +1,311 @@
+"""New thresholds for a saved detector: what they become, and what stays bit for bit."""
+
+import json
+import math
+
+import jax
+import numpy as np
+import pandas as pd
+import pytest
+
+from kdjax.cli import main
+from kdjax.config import get_config, override, resolve
+from kdjax.data.series import Series
+from kdjax.detection.detector import scaler_of, score_windows
+from kdjax.detection.storage import load_detector, save_detector
+from kdjax.errors import ArtifactError, ConfigError, DataError
+from kdjax.recalibration import calibrate_file, recalibrated
+
+CHANNELS = ("load", "heat", "dead")
+WINDOW, STRIDE, RATE = 10, 5, 0.1
+COLUMNS = {
+    "missing": "",
+    "time_column": "",
+    "entity_column": "",
+    "label_column": "",
+    "exclude": "",
+}
+
+
+def rows(seed, count, *, lift=0.0):
+    """Clean rows of a machine like those of the plant in conftest.py."""
+    rng = np.random.default_rng(seed)
+    load = np.sin(np.arange(count) / 7) + 0.1 * rng.normal(size=count)
+    heat = lift + 20 + 3 * np.roll(load, 2) + 0.2 * rng.normal(size=count)
+    return np.stack([load, heat, np.full(count, 5.0)], axis=1).astype(np.float32)
+
+
+def series(entity, values):
+    return Series(entity, values, CHANNELS)
+
+
+def frame(values, machine):
+    table = pd.DataFrame(values, columns=list(CHANNELS))
+    table.insert(0, "time", pd.date_range("2024-02-01", periods=len(values), freq="1s"))
+    return table.assign(machine=machine)
+
+
+@pytest.fixture(scope="module")
+def student(finished):
+    return load_detector(finished.workdir / "detectors" / "student")
+
+
+def window_scores_of(detector, place, values):
+    """Of the windows 0, 5, … and a last one that ends with the rows."""
+    starts = np.arange(0, len(values) - WINDOW + 1, STRIDE)
+    if starts[-1] + WINDOW < len(values):
+        starts = np.append(starts, len(values) - WINDOW)
+    return score_windows(detector, place, values, starts).max(axis=1)
+
+
+def assert_same(found, wanted):
+    jax.tree.map(np.testing.assert_array_equal, found, wanted)
+
+
+# An entity that the detector knows.
+
+
+@pytest.mark.parametrize("count", [300, 303])
+def test_a_known_entity_gets_the_conformal_rank_of_its_new_scores(student, count):
+    values = rows(11, count)
+    found, notes = recalibrated(student, series("saw", values), threshold={})
+    scores = np.sort(window_scores_of(student, 1, values))
+    rank = math.ceil((len(scores) + 1) * (1 - RATE))
+    tau = found.thresholds[1]
+    assert (tau.method, tau.n, tau.rank, tau.source) == (
+        "conformal", len(scores), rank, "own",
+    )  # fmt: skip
+    assert tau.tau == scores[rank - 1] != student.thresholds[1].tau
+    np.testing.assert_array_equal(found.calibration[1], scores.astype(np.float32))
+    (note,) = notes
+    assert note.startswith(f"saw: τ {student.thresholds[1].tau:.6g} -> {tau.tau:.6g} (")
+    assert "wanted share of false alarms 10.00%, realised on these rows: " in note
+
+
+def test_all_else_of_the_detector_stays(student):
+    found, _ = recalibrated(student, series("saw", rows(11, 300)), threshold={})
+    for field in ("model", "scalers", "normals", "ranges", "reference"):
+        assert_same(getattr(found, field), getattr(student, field))
+    assert found.thresholds[0] == student.thresholds[0]
+    assert found.thresholds[2] == student.thresholds[2]  # others' scores are in it too
+    for place in (0, 2):
+        assert_same(found.calibration[place], student.calibration[place])
+    assert found.entities == student.entities
+
+
+def test_of_one_entity_the_pooled_threshold_follows(small):
+    own = {"data.path": "a.csv", "threshold.false_alarm_rate": 0.2}
+    card = {"settings": resolve(override(get_config(), own))}
+    values = np.random.default_rng(0).normal(size=(60, 2)).astype(np.float32)
+    old = small._replace(card=card)
+    found, _ = recalibrated(old, Series("a", values, ("x", "y")), threshold={})
+    assert found.thresholds[0].tau != 8.0
+    assert found.thresholds[1] == found.thresholds[0]
+    assert found.card["thresholds"]["pooled"] == found.card["thresholds"]["a"]
+
+
+def test_the_card_tells_of_it(student):
+    changes = {"false_alarm_rate": 0.2, "min_duration": 2, "cooldown": 3}
+    found, _ = recalibrated(student, series("saw", rows(11, 300)), threshold=changes)
+    assert found.card["thresholds"]["saw"] == found.thresholds[1]._asdict()
+    assert found.card["thresholds"]["press"] == student.card["thresholds"]["press"]
+    assert list(found.card["calibrated_again"]) == ["saw"]
+    assert found.card["settings"]["threshold"]["false_alarm_rate"] == 0.2
+    assert (found.min_duration, found.cooldown) == (2, 3)
+    assert student.card["settings"]["threshold"]["false_alarm_rate"] == RATE
+    again, _ = recalibrated(found, series("press", rows(12, 300)), threshold={})
+    assert sorted(again.card["calibrated_again"]) == ["press", "saw"]
+    assert again.thresholds[0].rate == 0.2  # what was set before holds
+
+
+@pytest.mark.parametrize(
+    ("changes", "method", "rank"),
+    [
+        ({"false_alarm_rate": 0.05}, "conformal", 57),  # ⌈60·0.95⌉
+        ({"method": "quantile"}, "quantile", 54),  # ⌈59·0.9⌉
+        ({"method": "fixed", "value": 3.5}, "fixed", 0),
+        ({"method": "pot"}, "pot", 54),  # too few for a tail: the quantile
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_the_rule_may_be_another(student, changes, method, rank):
+    values = rows(11, 300)
+    found, _ = recalibrated(student, series("saw", values), threshold=changes)
+    tau = found.thresholds[1]
+    assert (tau.method, tau.n, tau.rank) == (method, 59, rank)
+    scores = np.sort(window_scores_of(student, 1, values))
+    assert tau.tau == (scores[rank - 1] if rank else 3.5)
+
+
+def test_a_budget_takes_the_step_of_the_new_rows(student):
+    time = np.datetime64("2024-02-01", "ns") + np.arange(300) * np.timedelta64(1, "s")
+    new = series("saw", rows(11, 300))
+    changes = {"method": "budget", "budget": "180/hour"}
+    found, _ = recalibrated(student, new._replace(time=time), threshold=changes)
+    # An hour has 3,600 rows, so 720 windows at stride 5.
+    assert found.thresholds[1].rate == 0.25
+    with pytest.raises(ConfigError, match="needs to know how long a row lasts"):
+        recalibrated(student, new, threshold=changes)
+
+
+# An entity that it doesn't know.
+
+
+def test_a_new_entity_gets_a_scaler_normal_and_threshold_of_its_own(student):
+    values = rows(13, 400, lift=50)
+    found, notes = recalibrated(student, series("lathe", values), threshold={})
+    assert found.entities == ("press", "saw", "lathe")
+    old_places, kept = [0, 1, 2], [0, 1, 3]
+    for field in ("scalers", "normals", "ranges"):
+        for old, new in zip(
+            getattr(student, field), getattr(found, field), strict=True
+        ):
+            assert len(new) == 4
+            np.testing.assert_array_equal(new[kept], old[old_places])
+    assert [found.thresholds[i] for i in kept] == list(student.thresholds)
+    assert_same(found.model, student.model)
+    # minmax on rows of its own, which lie 50 above all others.
+    offset, scale = scaler_of(found, 2)
+    assert 60 < offset[1] < 75 and scale[1] < 15
+    assert found.ranges.low[2, 1] == values[:, 1].min()
+    tau = found.thresholds[2]
+    # 40 % of 400 rows: 160, so (160 − 10) / 5 + 1 windows.
+    assert (tau.n, tau.rank, tau.source) == (31, math.ceil(32 * 0.9), "own")
+    starts = np.arange(240, 400 - WINDOW + 1, STRIDE)
+    scores = np.sort(score_windows(found, 2, values, starts).max(axis=1))
+    assert tau.tau == pytest.approx(scores[tau.rank - 1], rel=1e-5)
+    np.testing.assert_allclose(found.calibration[2], scores, rtol=1e-5)
+    assert found.card["thresholds"]["lathe"] == tau._asdict()
+    assert notes[0].startswith("lathe: a new entity with scaler, Normal and τ ")
+
+
+# Refusals.
+
+
+def test_too_few_rows_are_refused(student):
+    with pytest.raises(
+        ConfigError, match="needs at least 9 calibration windows, have 7"
+    ):
+        recalibrated(student, series("saw", rows(1, 40)), threshold={})
+    with pytest.raises(DataError, match="no entity has a fit window"):
+        recalibrated(student, series("lathe", rows(1, 48)), threshold={})
+    gappy = rows(1, 120)
+    gappy[np.arange(120) % 3 > 0, 1] = np.nan
+    with pytest.raises(
+        ConfigError, match="'lathe' are too few for a Normal of its own"
+    ):
+        recalibrated(student, series("lathe", gappy), threshold={})
+    with pytest.raises(ConfigError, match="needs at least 99 calibration windows"):
+        recalibrated(
+            student,
+            series("lathe", rows(1, 200)),
+            threshold={"false_alarm_rate": 0.01},
+        )
+
+
+def test_a_detector_without_settings_is_refused(small, rows_of_small):
+    with pytest.raises(ArtifactError, match="card of 'by hand' has no settings"):
+        recalibrated(small, rows_of_small, threshold={})
+
+
+@pytest.fixture
+def rows_of_small():
+    return Series("a", np.zeros((60, 2), np.float32), ("x", "y"))
+
+
+def test_whose_rows_they_are_must_be_said(finished, tmp_path):
+    path = tmp_path / "later.csv"
+    pd.DataFrame(rows(1, 200), columns=list(CHANNELS)).to_csv(path, index=False)
+    options = {"detector": finished.workdir / "detectors" / "student"} | COLUMNS
+    options |= {"output": tmp_path / "new", "threshold": {}}
+    with pytest.raises(ConfigError, match="Give --entity, one of press, saw for a new"):
+        list(calibrate_file(path, **options))
+    both = pd.concat([frame(rows(1, 200), "press"), frame(rows(2, 200), "saw")])
+    both.to_csv(path, index=False)
+    options["entity_column"] = "machine"
+    with pytest.raises(ConfigError, match="saw can't name the rows of 2 entities"):
+        list(calibrate_file(path, entity="saw", **options))
+    assert not (tmp_path / "new").exists()
+    list(calibrate_file(path, **options))
+    card = load_detector(tmp_path / "new").card
+    assert sorted(card["calibrated_again"]) == ["press", "saw"]
+    assert card["calibrated_again"]["saw"]["rows"] > 0
+
+
+# The verb.
+
+
+@pytest.fixture
+def say(capsys):
+    def run(*arguments):
+        code = main(["kdjax", *map(str, arguments)])
+        return (code, *capsys.readouterr())
+
+    return run
+
+
+def test_calibrate_and_score_a_new_machine(say, finished, student, tmp_path):
+    values = rows(13, 400, lift=50)
+    path, folder = tmp_path / "lathe.csv", tmp_path / "detector"
+    frame(values, "x").drop(columns="machine").to_csv(path, index=False)
+    save_detector(folder, student)
+    code, out, err = say(
+        "calibrate", path, f"--detector={folder}", f"--output={folder}",
+        "--entity=lathe", "--config.threshold.false_alarm_rate=0.2",
+    )  # fmt: skip
+    assert (code, err) == (0, "")
+    assert out.splitlines()[-1] == f"Written: {folder}"
+    wanted, _ = recalibrated(
+        student, series("lathe", values), threshold={"false_alarm_rate": 0.2}
+    )
+    found = load_detector(folder)
+    assert found.thresholds == wanted.thresholds
+    assert_same(found.normals, wanted.normals)
+    assert list(found.card["calibrated_again"]) == ["lathe"]
+    output = tmp_path / "scores.csv"
+    code, out, _ = say(
+        "score", path, f"--detector={folder}", f"--output={output}", "--entity=lathe"
+    )
+    assert code == 0 and "400 rows under the threshold of lathe" in out
+    assert pd.read_csv(output)["alarm"].mean() < 0.5
+    untouched = finished.workdir / "detectors" / "student"
+    assert json.loads((untouched / "card.json").read_text("utf-8")) == student.card
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (
+            ["--config.data.window=20"],
+            "takes only --config.threshold.…, got data.window",
+        ),
+        (
+            ["--config.threshold.method=guess"],
+            "threshold.method='guess' must be one of",
+        ),
+        (["--config.threshold.method=fixed"], "threshold.value is the τ of"),
+        (["--entity=saw", "--missing=guess"], "'guess' is unknown"),
+    ],
+)
+def test_calibrate_refuses_in_one_line(say, finished, tmp_path, arguments, said):
+    path = tmp_path / "saw.csv"
+    pd.DataFrame(rows(1, 200), columns=list(CHANNELS)).to_csv(path, index=False)
+    student = finished.workdir / "detectors" / "student"
+    output = tmp_path / "new"
+    code, out, err = say(
+        "calibrate", path, f"--detector={student}", f"--output={output}", *arguments
+    )
+    assert (code, out) == (2, "") and err.count("\n") == 1
+    assert said in err and not output.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "calibrate needs a file of clean rows, got nothing."),
+        (["a.csv"], "calibrate needs --detector; see kdjax --help."),
+        (["a.csv", "--detector=d"], "calibrate needs --output; see kdjax --help."),
+    ],
+)
+def test_calibrate_needs_its_flags(say, arguments, said):
+    assert say("calibrate", *arguments) == (2, "", f"kdjax: {said}\n")
