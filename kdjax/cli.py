@@ -48,6 +48,7 @@ FLAGS = (
     Flag(
         "contributions", False, "score: a column of each channel's part in the score."
     ),
+    Flag("blame", "", "score: another division of scores: correlation, conditional."),
     Flag("missing", "", "score, calibrate: missing cells: error, ffill or mask."),
     Flag("time_column", "", "name of the time column."),
     Flag("entity_column", "", "name of the entity column."),

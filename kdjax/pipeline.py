@@ -11,7 +11,7 @@ from rich.console import Console
 
 from kdjax.assembly import data_digests
 from kdjax.data.benchmarks import load_benchmark, width
-from kdjax.data.files import load_files
+from kdjax.data.files import load_files, match_channels
 from kdjax.data.prepared import Prepared, channel_notes, fit_rows, prepare
 from kdjax.data.series import Dataset
 from kdjax.detection.calibration import check_enough
@@ -52,6 +52,8 @@ def run(
         with _timed(seconds, "data"):
             dataset = load_dataset(settings["data"])
             origin = _origin(dataset, settings)
+            if origin:
+                dataset = _ordered(dataset, origin.detector.channels)
             digests = data_digests(dataset)
             everything = digests | _origin_digests(origin)
             finished = read_results(workdir)
@@ -139,6 +141,15 @@ def _origin(dataset: Dataset, settings: Settings) -> Origin | None:
         return None
     channels = dataset.train[0].channels
     return load_origin(settings["init_from"], channels, settings)
+
+
+def _ordered(dataset: Dataset, channels: tuple[str, ...]) -> Dataset:
+    """The data set with its channels in another order."""
+    train, test = (
+        tuple(match_channels(series, channels) for series in part)
+        for part in (dataset.train, dataset.test)
+    )
+    return dataset._replace(train=train, test=test)
 
 
 def _origin_digests(origin: Origin | None) -> dict[str, str]:

@@ -49,7 +49,8 @@ def load_origin(
 
     Args:
         folder: of a saved teacher or student, or one that holds both.
-        channels: of the new data; others than the detector's are refused.
+        channels: of the new data; others than the detector's are refused, their order
+            doesn't matter.
         settings: of the run, whose networks must have the detector's shapes.
 
     Raises:
@@ -68,11 +69,6 @@ def load_origin(
             f"{_listed(set(old.channels) - set(channels))}; new: "
             f"{_listed(set(channels) - set(old.channels))}. Rename or remove columns, or "
             "train without init_from."
-        )
-    if old.channels != channels:
-        raise DataError(
-            f"{folder} has its channels in another order: {', '.join(old.channels)}. "
-            "Order the columns of the new file so."
         )
     for network, detector in found.items():
         wanted = architecture(settings, network, width=len(channels))

@@ -10,6 +10,7 @@ import pandas as pd
 from kdjax.artifacts import atomic_path
 from kdjax.data.files import match_channels, read_table
 from kdjax.data.series import Series
+from kdjax.detection.blame import check_method
 from kdjax.detection.detector import POOLED, Detector, entity_index
 from kdjax.detection.storage import load_detector
 from kdjax.detection.table import score_events, score_table
@@ -27,6 +28,7 @@ def score_file(
     entity: str | None = None,
     causal: bool = False,
     contributions: bool = False,
+    blame: str = "",
     **columns: str,
 ) -> Iterator[str]:
     """Writes a score table for each row of a file, and its events; yields what to say.
@@ -41,9 +43,13 @@ def score_file(
             the rows where the detector knows it, else the pooled ones.
         causal: see `score_table`.
         contributions: see `score_table`.
+        blame: how to divide scores among channels; the detector's own way by default.
         columns: for `read_like`.
     """
     loaded = load_detector(detector)
+    if blame:
+        check_method(blame)
+        loaded = loaded._replace(blame=blame)
     tables, events = [], []
     for series in read_like(loaded, path, **columns):
         used = entity or known_entity(loaded, series.entity)

@@ -68,7 +68,7 @@ def _score(request: Request) -> None:
     _start()
     from kdjax.scoring import score_file
 
-    options = _given(request, "entity", "causal", "contributions", *COLUMNS)
+    options = _given(request, "entity", "causal", "contributions", "blame", *COLUMNS)
     for line in score_file(path, detector=detector, output=output, **options):
         print(line)
 

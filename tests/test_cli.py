@@ -82,7 +82,7 @@ def test_help_names_every_verb_and_flag(say, flag):
         assert f"\n  --{name} " in out
     assert {
         "workdir", "init_from", "detector", "output", "entity", "causal",
-        "contributions", "missing", "exclude", "time_column", "entity_column",
+        "contributions", "blame", "missing", "exclude", "time_column", "entity_column",
         "label_column", "format", "quantize", "data", "backend", "adaptive", "state",
         "ignore", "on_error", "json", "quick",
     } == {flag.name for flag in cli.FLAGS}  # fmt: skip

@@ -174,6 +174,7 @@ def test_notes_say_who_borrowed(finished):
     assert finished.results["notes"] == [
         "press: constant in the training rows: dead",
         "saw: constant in the training rows: dead",
+        "test rows outside the training range: press 9%, saw 15%",
         (
             "too few calibration windows, so τ from all entities' scores (the 22-th "
             "smallest of 23): saw (6 calibration windows)"

@@ -13,8 +13,10 @@ from kdjax.artifacts import MANIFEST, sha256
 from kdjax.cli import main
 from kdjax.config import get_config, override, resolve
 from kdjax.data.channels import Ranges
+from kdjax.data.series import Dataset, Series
 from kdjax.detection.storage import load_detector, save_detector
 from kdjax.errors import ArtifactError, ConfigError, DataError
+from kdjax.pipeline import _ordered
 from kdjax.renewal import load_origin
 
 CHANNELS = ("load", "heat", "dead")
@@ -180,12 +182,21 @@ def test_folders_that_are_understood(origin, finished, detectors, tmp_path):
     [
         (("load", "heat", "new"), "missing in the new data: dead; new: new. Rename"),
         (("load", "heat"), "missing in the new data: dead; new: none"),
-        (("heat", "load", "dead"), "in another order: load, heat, dead. Order the"),
     ],
 )
 def test_other_channels_are_refused(origin, detectors, channels, said):
     with pytest.raises(DataError, match=said):
         origin(detectors, channels)
+
+
+def test_channels_in_another_order_are_put_in_the_old_one(origin, detectors):
+    assert origin(detectors, ("heat", "load", "dead")).detector.channels == CHANNELS
+    rows = np.arange(6, dtype=np.float32).reshape(2, 3)
+    series = Series("a", rows, ("heat", "dead", "load"))
+    found = _ordered(Dataset("x", (series,), (series,)), CHANNELS)
+    for part in (found.train, found.test):
+        assert part[0].channels == CHANNELS
+        np.testing.assert_array_equal(part[0].values, rows[:, [2, 0, 1]])
 
 
 @pytest.mark.parametrize(

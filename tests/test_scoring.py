@@ -7,9 +7,10 @@ import pandas as pd
 import pytest
 
 from kdjax.data.series import Series
+from kdjax.detection.normal import Normal
 from kdjax.detection.storage import save_detector
 from kdjax.detection.table import score_table
-from kdjax.errors import ArtifactError, DataError
+from kdjax.errors import ArtifactError, ConfigError, DataError
 from kdjax.scoring import score_file
 
 
@@ -233,6 +234,24 @@ def test_contributions_are_a_column_a_channel(score, frame):
     np.testing.assert_allclose(parts.sum(axis=1), table["score"], rtol=1e-4)
     plain, _ = score(frame)
     assert not [name for name in plain.columns if name.startswith("contribution:")]
+
+
+def test_scores_can_be_divided_in_another_way(tmp_path, small, frame):
+    whiten = np.float32([[1, 0], [-2, 1]])
+    tilted = small._replace(
+        normals=Normal(small.normals.mean, np.stack([whiten] * len(small.thresholds)))
+    )
+    save_detector(tmp_path / "tilted", tilted)
+    frame.to_csv(tmp_path / "a.csv", index=False)
+    options = {"detector": tmp_path / "tilted", "output": tmp_path / "o.csv"}
+    parts = {}
+    for blame in ("", "correlation", "conditional"):
+        list(score_file(tmp_path / "a.csv", contributions=True, blame=blame, **options))
+        parts[blame] = pd.read_csv(tmp_path / "o.csv").filter(like="contribution:")
+    pd.testing.assert_frame_equal(parts[""], parts["correlation"])
+    assert not np.allclose(parts["correlation"], parts["conditional"])
+    with pytest.raises(ConfigError, match="blame='guess' is unknown: use one of corr"):
+        list(score_file(tmp_path / "a.csv", blame="guess", **options))
 
 
 def test_a_file_is_read_as_the_training_file_was(tmp_path, small, frame):

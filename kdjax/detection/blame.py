@@ -34,6 +34,7 @@ def blame_matrix(normal: Normal, *, method: str) -> np.ndarray:
     array([[0.5, 0. ],
            [0. , 2. ]], dtype=float32)
     """
+    check_method(method)
     whiten = np.asarray(normal.whiten, np.float64)
     matrix: np.ndarray
     if method == "correlation":
@@ -41,14 +42,18 @@ def blame_matrix(normal: Normal, *, method: str) -> np.ndarray:
         # (W S)ᵀ(W S) is the inverse of R, so its root is W S without a rotation.
         _, root = scipy.linalg.polar(whiten * deviation)
         matrix = root / deviation
-    elif method == "conditional":
+    else:
         precision = whiten.T @ whiten
         matrix = precision / np.linalg.norm(whiten, axis=0)[:, None]
-    else:
+    return matrix.astype(np.float32)
+
+
+def check_method(method: str) -> None:
+    """Refuses what is none of the `METHODS`."""
+    if method not in METHODS:
         raise ConfigError(
             f"detection.blame={method!r} is unknown: use one of {', '.join(METHODS)}."
         )
-    return matrix.astype(np.float32)
 
 
 def error_deviations(normal: Normal) -> np.ndarray:
