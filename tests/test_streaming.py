@@ -136,6 +136,31 @@ def rows_of(text, **options):
 
 
 @pytest.mark.parametrize(
+    ("text", "rows"),
+    [
+        ("1,2.5\n3,4", [[1, 2.5], [3, 4]]),
+        ("1;2,5\n3;4", [[1, 2.5], [3, 4]]),
+        ("1,5\t2,5", [[1.5, 2.5]]),
+        ("b|a\n1|2", [[2, 1]]),
+        ("a;b\n0,5;1.5", [[0.5, 1.5]]),
+    ],
+)
+def test_rows_without_a_header_and_decimal_commas(text, rows):
+    found = rows_of(text)
+    assert [line.row for line in found] == rows
+    assert not any(line.error for line in found)
+
+
+def test_names_that_are_numbers_are_a_header_and_thousands_are_faults():
+    (line,) = read_lines(["2;1", "5;6"], ("1", "2"))
+    assert line.row == [6, 5] and line.number == 2
+    (line,) = rows_of("a;b\n1,234,567;2")
+    assert "'1,234,567' is not a number" in line.error
+    (line,) = rows_of("a,b\n1 5,2")
+    assert "'1 5' is not a number" in line.error
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "time,b,a\n5,2,1\n",
@@ -169,7 +194,6 @@ def test_missing_values_and_columns_to_ignore():
         ("time,a", "missing: b; not expected: none"),
         ("a,b,c", "missing: none; not expected: c"),
         ("a,b,b", "there twice: b"),
-        ("1.5,2.5", "missing: a, b; not expected: 1.5, 2.5"),
         ("time,date,a,b", "several time columns"),
     ],
 )

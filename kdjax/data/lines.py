@@ -18,7 +18,7 @@ from kdjax.data.cells import Place
 from kdjax.data.clock import find_time
 from kdjax.errors import DataError
 
-_SEPARATORS = (",", ";", "\t")
+_SEPARATORS = (",", ";", "\t", "|")
 # Cells that say "no value"; any other text among numbers is a fault.
 MISSING_CELLS = ("", "NA", "N/A", "n/a", "NaN", "nan", "NULL", "null", "None", "#N/A")
 
@@ -56,6 +56,8 @@ def read_lines(
 ) -> Iterator[Line]:
     """The lines of a stream one by one; JSON if the first begins with a brace.
 
+    CSV needs no header where its first line holds a number for each channel.
+
     Args:
         lines: text, such as an open file.
         channels: the D names, each of them a column or a key.
@@ -79,9 +81,27 @@ def read_lines(
         layout = _json(channels, time_column, ignored)
         numbered = chain([(number, text)], numbered)
     else:
-        layout = _csv(text, channels, time_column, ignored)
+        mark = _bare(text, channels)
+        if mark:
+            names, numbered = [*channels], chain([(number, text)], numbered)
+        else:
+            mark = max(_SEPARATORS, key=text.count)
+            names = [name.strip() for name in _cells(text, mark)]
+        layout = _csv(names, mark, channels, time_column, ignored)
     for number, text in numbered:
         yield _taken_apart(layout, number, text)
+
+
+def _bare(text: str, channels: Sequence[str]) -> str:
+    """The separator of a first line that holds a number a channel; empty for a header."""
+    if '"' in text:
+        return ""  # names are quoted, numbers are not
+    for mark in reversed(_SEPARATORS):
+        cells = [cell.strip() for cell in _cells(text, mark)]
+        numbers = [_decimal(cell, comma=mark != ",") for cell in cells]
+        if len(cells) == len(channels) and all(map(_is_number, numbers)):
+            return "" if set(cells) == set(channels) else mark
+    return ""
 
 
 def _taken_apart(layout: _Format, number: int, text: str) -> Line:
@@ -95,17 +115,18 @@ def _taken_apart(layout: _Format, number: int, text: str) -> Line:
 
 
 def _csv(
-    header: str, channels: Sequence[str], time_column: str, ignored: Sequence[str]
+    names: list[str],
+    mark: str,
+    channels: Sequence[str],
+    time_column: str,
+    ignored: Sequence[str],
 ) -> _Format:
-    mark = max(_SEPARATORS, key=header.count)
-
     def split(text: str) -> list[str]:
         cells = _cells(text, mark)
         if len(cells) != len(names):
             raise DataError(f"{len(cells)} cells, expected {len(names)}; complete it.")
         return cells
 
-    names = [name.strip() for name in _cells(header, mark)]
     time_column = time_column or _find_time(names, channels, ignored)
     _check_names(names, channels, time_column, ignored)
     places = [names.index(name) for name in channels]
@@ -118,7 +139,8 @@ def _csv(
                 return [*map(float, own)]
         except ValueError:
             pass
-        return [_value(cells[place], place, names[place]) for place in places]
+        comma = mark != ","
+        return [_value(cells[i], i, names[i], comma=comma) for i in places]
 
     return _Format(split, lambda cells: None if at is None else _time(cells[at]), row)
 
@@ -133,15 +155,29 @@ def _cells(text: str, mark: str) -> list[str]:
         raise DataError(f"{error}; correct its quotes.") from None
 
 
-def _value(cell: str, place: int, name: str) -> float:
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return "_" not in cell  # float("1_0") is Python's liberty, not the format's
+
+
+def _decimal(cell: str, *, comma: bool) -> str:
+    """A cell with a decimal point for its one comma, if that can't separate cells."""
+    if comma and cell.count(",") == 1 and "." not in cell:
+        return cell.replace(",", ".")
+    return cell
+
+
+def _value(cell: str, place: int, name: str, *, comma: bool) -> float:
+    """A cell's number; with `comma` one comma may stand for the decimal point."""
     cell = cell.strip()
     if cell in MISSING_CELLS:
         return math.nan
-    try:
-        if "_" not in cell:  # float("1_0") is Python's liberty, not the format's
-            return float(cell)
-    except ValueError:
-        pass
+    text = _decimal(cell, comma=comma)
+    if _is_number(text):
+        return float(text)
     raise DataError(
         f"column {place + 1} ({name!r}): {cell!r} is not a number; correct it, or leave "
         "it empty if it is missing."
