@@ -22,7 +22,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-# Up to so many windows rows are faster than columns.
+# Up to so many windows a network runs on rows, 1.3 to 2.1 times as fast as on columns for
+# 16 to 200 units on a CPU. At 8 and 16 windows it is 1.0 to 1.4, from 32 on less than 1
+# for 200 units; exported StableHLO pads its batches past this number, so it stays small.
 FEW = 4
 
 
