@@ -182,7 +182,7 @@ def override(config: ConfigDict, changes: Mapping[str, Any]) -> ConfigDict:
     >>> override(get_config(), {"data.window": 50}).data.window
     50
     """
-    known = dict(_leaves(get_config().to_dict()))
+    known = dict(leaves(get_config().to_dict()))
     copied = config.copy_and_resolve_references()
     problems = []
     for key, value in changes.items():
@@ -207,7 +207,7 @@ def to_json(config: ConfigDict | Mapping[str, Any]) -> str:
 
 def differences(old: Settings, new: Settings) -> list[str]:
     """Lines such as `data.window: 100 -> 50` for the fields that differ."""
-    before, after = dict(_leaves(old)), dict(_leaves(new))
+    before, after = dict(leaves(old)), dict(leaves(new))
     return [
         f"{key}: {before.get(key)!r} -> {after.get(key)!r}"
         for key in sorted(before.keys() | after.keys())
@@ -217,7 +217,7 @@ def differences(old: Settings, new: Settings) -> list[str]:
 
 def unknown_key(key: str) -> str:
     """What to say about a field that doesn't exist, with the nearest that does."""
-    known = [name for name, _ in _leaves(get_config().to_dict())]
+    known = [name for name, _ in leaves(get_config().to_dict())]
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     last = difflib.get_close_matches(
         key.split(".")[-1], [name.split(".")[-1] for name in known], n=1
@@ -227,10 +227,15 @@ def unknown_key(key: str) -> str:
     return f"unknown field {key} ({hint})"
 
 
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The fields of nested settings by their dotted names.
+
+    >>> dict(leaves({"data": {"window": 50}}))
+    {'data.window': 50}
+    """
     for key, value in tree.items():
         if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
+            yield from leaves(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value
 

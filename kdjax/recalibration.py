@@ -13,7 +13,7 @@ import numpy as np
 from kdjax.assembly import series_digest
 from kdjax.config import completed, resolve
 from kdjax.data.channels import Ranges
-from kdjax.data.clock import median_step
+from kdjax.data.clock import seconds_per_row
 from kdjax.data.files import match_channels
 from kdjax.data.prepared import (
     ROWS_PER_CHANNEL,
@@ -172,10 +172,9 @@ def _words(tau: Threshold) -> str:
 
 
 def _rule(detector: Detector, series: Series, settings: Settings) -> Rule:
-    dated = series.time is not None and np.issubdtype(series.time.dtype, np.datetime64)
     return threshold_rule(
         settings,
-        step_seconds=median_step(series.time) if dated else 0.0,
+        step_seconds=seconds_per_row(series.time),
         stride=detector.stride,
     )
 

@@ -24,7 +24,7 @@ from kdjax.distillation import architecture
 from kdjax.errors import ArtifactError, ConfigError, DataError
 from kdjax.models.autoencoder import Params
 
-NETWORKS = ("teacher", "student")
+NETWORKS = ("student", "teacher")
 BEFORE = "before"
 
 
@@ -58,11 +58,9 @@ def load_origin(
         ConfigError: its shape is another than the settings'.
         DataError: its channels are others.
     """
-    found = {name: load_detector(path) for name, path in _folders(Path(folder)).items()}
-    name = "student" if "student" in found else "teacher"
-    if (Path(folder) / MANIFEST).exists():
-        name = _network_name(Path(folder), load_detector(folder))
-    old = found[name]
+    paths = _folders(Path(folder))
+    found = {name: load_detector(path) for name, path in paths.items()}
+    old = next(iter(found.values()))
     if set(old.channels) != set(channels):
         raise DataError(
             f"{folder} knows other channels; missing in the new data: "
@@ -70,7 +68,8 @@ def load_origin(
             f"{_listed(set(channels) - set(old.channels))}. Rename or remove columns, or "
             "train without init_from."
         )
-    for network, detector in found.items():
+    # The teacher first, as in settings and tables.
+    for network, detector in sorted(found.items(), reverse=True):
         wanted = architecture(settings, network, width=len(channels))
         if detector.model.architecture != wanted:
             raise ConfigError(
@@ -85,7 +84,6 @@ def load_origin(
             f"others: set data.window={old.window} and "
             f"detection.count={old.allowed_points}."
         )
-    paths = _folders(Path(folder))
     return Origin(
         params={network: detector.model.params for network, detector in found.items()},
         detector=old,
@@ -129,7 +127,10 @@ def old_calibration(detector: Detector, prepared: Prepared) -> Calibration:
 
 
 def _folders(folder: Path) -> dict[str, Path]:
-    """Folders of `teacher` and `student`: the one given, or those inside or beside it."""
+    """Folders of `teacher` and `student`: the one given, or those inside or beside it.
+
+    First the one that the new detector is compared with.
+    """
     if (folder / MANIFEST).exists():
         name = _network_name(folder, load_detector(folder))
         beside = {

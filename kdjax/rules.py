@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from kdjax.assembly import typical_step
+from kdjax.data.clock import seconds_per_row
 from kdjax.data.prepared import Prepared
 from kdjax.detection.calibration import Rules
 from kdjax.detection.threshold import Rule, budget_rate, parse_budget
@@ -21,7 +21,7 @@ def calibration_rules(settings: Settings, prepared: Prepared) -> Rules:
     return Rules(
         allowed_points=detection["count"],
         threshold=threshold_rule(
-            settings, step_seconds=seconds_per_row(prepared), stride=prepared.stride
+            settings, step_seconds=_row_seconds(prepared), stride=prepared.stride
         ),
         **{field: detection[field] for field in fields},
     )
@@ -54,8 +54,7 @@ def threshold_rule(settings: Settings, *, step_seconds: float, stride: int) -> R
     return Rule(method, rate)
 
 
-def seconds_per_row(prepared: Prepared) -> float:
-    """Median time between rows; 0 where a series has no dates."""
-    times = [entity.train.time for entity in prepared.entities]
-    dated = all(t is not None and np.issubdtype(t.dtype, np.datetime64) for t in times)
-    return typical_step(prepared) if dated else 0.0
+def _row_seconds(prepared: Prepared) -> float:
+    """Median time between rows, the median over entities; 0 where rows have no dates."""
+    seconds = [seconds_per_row(entity.train.time) for entity in prepared.entities]
+    return float(np.median(seconds))

@@ -88,7 +88,7 @@ def test_settings_are_plain_json():
 
 
 def test_each_range_and_choice_belongs_to_a_field():
-    names = {name for name, _ in config_module._leaves(get_config().to_dict())}
+    names = {name for name, _ in config_module.leaves(get_config().to_dict())}
     assert set(RANGES) | set(CHOICES) <= names
 
 

@@ -136,7 +136,7 @@ def _fault(data: bytes, place: Place) -> DataError | None:
                 "complete or remove the row."
             )
         for column, cell in zip(place.columns, cells, strict=True):
-            if not _is_number(cell):
+            if not is_number(cell):
                 return DataError(
                     f"{where(place, row, column)}: {cell!r} is not a number; correct it."
                 )
@@ -149,7 +149,12 @@ def _split(lines: io.StringIO) -> Iterator[list[str]]:
         yield from csv.reader(lines)
 
 
-def _is_number(cell: str) -> bool:
+def is_number(cell: str) -> bool:
+    """Whether a cell is a number as files write it.
+
+    >>> is_number("1e3"), is_number("1_000")
+    (True, False)
+    """
     try:
         float(cell)
     except ValueError:

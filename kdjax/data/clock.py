@@ -72,6 +72,16 @@ def median_step(time: np.ndarray | None) -> float:
     return float(np.median(steps))
 
 
+def seconds_per_row(time: np.ndarray | None) -> float:
+    """`median_step` of datetimes; 0.0 where numbers or nothing tell the time.
+
+    >>> seconds_per_row(np.array([0.0, 60.0]))
+    0.0
+    """
+    dated = time is not None and np.issubdtype(time.dtype, np.datetime64)
+    return median_step(time) if dated else 0.0
+
+
 class Arranged(NamedTuple):
     """One entity's rows in order of time.
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from kdjax.data.cells import Place
+from kdjax.data.cells import Place, is_number
 from kdjax.data.clock import find_time
 from kdjax.errors import DataError
 
@@ -99,7 +99,7 @@ def _bare(text: str, channels: Sequence[str]) -> str:
     for mark in reversed(_SEPARATORS):
         cells = [cell.strip() for cell in _cells(text, mark)]
         numbers = [_decimal(cell, comma=mark != ",") for cell in cells]
-        if len(cells) == len(channels) and all(map(_is_number, numbers)):
+        if len(cells) == len(channels) and all(map(is_number, numbers)):
             return "" if set(cells) == set(channels) else mark
     return ""
 
@@ -155,14 +155,6 @@ def _cells(text: str, mark: str) -> list[str]:
         raise DataError(f"{error}; correct its quotes.") from None
 
 
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return "_" not in cell  # float("1_0") is Python's liberty, not the format's
-
-
 def _decimal(cell: str, *, comma: bool) -> str:
     """A cell with a decimal point for its one comma, if that can't separate cells."""
     if comma and cell.count(",") == 1 and "." not in cell:
@@ -176,7 +168,7 @@ def _value(cell: str, place: int, name: str, *, comma: bool) -> float:
     if cell in MISSING_CELLS:
         return math.nan
     text = _decimal(cell, comma=comma)
-    if _is_number(text):
+    if is_number(text):
         return float(text)
     raise DataError(
         f"column {place + 1} ({name!r}): {cell!r} is not a number; correct it, or leave "

@@ -5,7 +5,7 @@ missing cells (NaN) or without, with contributions or without.
 """
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -155,16 +155,8 @@ def score_batches(
 
     `values` may be a memory map.
     """
-    model, normal = detector.model, normal_of(detector, index)
-    return _map(
-        point_scorer(model.kind, model.architecture, has_missing(values)),
-        model,
-        (model.params, normal),
-        values,
-        starts,
-        window=detector.window,
-        batch_size=batch_size,
-        scaler=scaler_of(detector, index),
+    return _map_raw(
+        point_scorer, detector, index, values, starts, batch_size=batch_size
     )
 
 
@@ -187,16 +179,8 @@ def explain_batches(
         blame: `[D, D]` from `blame_matrix` of the same Normal.
         batch_size: windows at once.
     """
-    model, normal = detector.model, normal_of(detector, index)
-    return _map(
-        explainer(model.kind, model.architecture, has_missing(values)),
-        model,
-        (model.params, normal, blame),
-        values,
-        starts,
-        window=detector.window,
-        batch_size=batch_size,
-        scaler=scaler_of(detector, index),
+    return _map_raw(
+        explainer, detector, index, values, starts, blame, batch_size=batch_size
     )
 
 
@@ -325,6 +309,29 @@ def _observed_errors(
         return errors(params, filled.windows), filled.observed
 
     return filled_errors
+
+
+def _map_raw(
+    maker: Callable[[str, Architecture | None, bool], WindowFunction],
+    detector: Detector,
+    index: int,
+    values: np.ndarray,
+    starts: np.ndarray,
+    *further: np.ndarray,
+    batch_size: int,
+) -> Iterator[Any]:
+    """What a maker's function gives for raw rows; `further` follows params and Normal."""
+    model = detector.model
+    return _map(
+        maker(model.kind, model.architecture, has_missing(values)),
+        model,
+        (model.params, normal_of(detector, index), *further),
+        values,
+        starts,
+        window=detector.window,
+        batch_size=batch_size,
+        scaler=scaler_of(detector, index),
+    )
 
 
 def _map(

@@ -1,11 +1,11 @@
 """The estimator's parameters as settings of a run, and back from a detector's card."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from kdjax.config import get_config, override, resolve
+from kdjax.config import get_config, leaves, override, resolve
 from kdjax.detection.detector import Detector
 from kdjax.errors import ConfigError
 
@@ -69,9 +69,9 @@ def settings_of(
 
 def parameters_of(detector: Detector) -> dict[str, Any]:
     """The parameters that would make such a detector, from the settings in its card."""
-    fields = dict(_leaves(detector.card.get("settings", {})))
+    fields = _flat(detector.card.get("settings", {}))
     fields |= {"data.window": detector.window, "data.stride": detector.stride}
-    usual = dict(_leaves(get_config().to_dict()))
+    usual = _flat(get_config().to_dict())
     further = {
         field: value
         for field, value in fields.items()
@@ -96,9 +96,5 @@ def _plain(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, _plain(value)
+def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {field: _plain(value) for field, value in leaves(settings)}
