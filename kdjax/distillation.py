@@ -23,6 +23,7 @@ from kdjax.devices import batch_mesh, place
 from kdjax.models.autoencoder import Architecture, Network, Params, network
 from kdjax.models.residual import ResidualModel
 from kdjax.progress import progress_bar
+from kdjax.training.feeds import corpus_feed
 from kdjax.training.loop import Course, Hooks, fit, resume
 from kdjax.training.objectives import (
     Objective,
@@ -267,7 +268,11 @@ def _train(
                 teacher=phase.teacher,
                 mesh=mesh,
             ),
-            phase.corpus(),
+            corpus_feed(
+                phase.corpus(),
+                key=jax.random.fold_in(key, phase.order),
+                batch_size=batch_size,
+            ),
             make_validate(
                 validation_loss(phase.net),
                 validation,
@@ -275,8 +280,6 @@ def _train(
                 batch_size=batch_size,
                 mesh=mesh,
             ),
-            key=jax.random.fold_in(key, phase.order),
-            batch_size=batch_size,
             epochs=phase.epochs,
             patience=phase.patience,
             directory=directory,

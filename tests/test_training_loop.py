@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from kdjax.errors import TrainingError
 from kdjax.models.autoencoder import Architecture, network
+from kdjax.training.feeds import corpus_feed
 from kdjax.training.loop import Course, Hooks, fit, resume
 from kdjax.training.objectives import teacher_objective, validation_loss
 from kdjax.training.steps import (
@@ -65,9 +66,10 @@ def assert_same(found, expected):
     jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
-def run(start, step, validate, **changes):
-    options = {"key": KEY, "batch_size": BATCH, "epochs": 3, "patience": None}
-    return fit(start, step, CORPUS, validate, **options | changes)
+def run(start, step, validate, *, key=KEY, **changes):
+    options = {"epochs": 3, "patience": None}
+    feed = corpus_feed(CORPUS, key=key, batch_size=BATCH)
+    return fit(start, step, feed, validate, **options | changes)
 
 
 def script(losses, seen):

@@ -8,20 +8,18 @@ run that is killed and started again ends with the parameters of an undisturbed 
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax import Array
 
 from kdjax.errors import TrainingError
 from kdjax.models.autoencoder import Params
-from kdjax.models.batches import padded_batches
 from kdjax.training.checkpoints import restore_checkpoint, save_checkpoint
-from kdjax.training.steps import Corpus, Step, TrainState
+from kdjax.training.feeds import Feed
+from kdjax.training.steps import Step, TrainState
 
 LogLine = dict[str, Any]
 
@@ -97,11 +95,9 @@ def resume(directory: Path | None, state: TrainState) -> Start:
 def fit(
     start: Start,
     step: Step,
-    corpus: Corpus,
+    feed: Feed,
     validate: Callable[[Params], float],
     *,
-    key: Array,
-    batch_size: int,
     epochs: int,
     patience: int | None,
     directory: Path | None = None,
@@ -114,10 +110,8 @@ def fit(
     Args:
         start: from `resume`; its state is donated.
         step: from `make_step`.
-        corpus: the windows to train on.
+        feed: the batches of each epoch.
         validate: `params -> validation loss`, asked at the end of each epoch.
-        key: fixes the order of the windows in each epoch.
-        batch_size: B; the last batch of an epoch is padded with windows of weight 0.
         epochs: the most epochs.
         patience: epochs without a new lowest validation loss after which training
             ends; None to use all epochs.
@@ -129,8 +123,7 @@ def fit(
     Raises:
         TrainingError: a loss was not finite; the message has the step's number.
     """
-    windows = len(corpus.starts)
-    steps_per_epoch = math.ceil(windows / batch_size)
+    steps_per_epoch = feed.steps
     state, best, course = start
     saved_at = time.monotonic()
 
@@ -148,7 +141,7 @@ def fit(
     while not course.done:
         epoch, first = divmod(course.step, steps_per_epoch)
         started, seen = time.monotonic(), 0
-        for index, weight in _batches(key, epoch, windows, batch_size, first):
+        for corpus, index, weight in feed.batches(epoch, first):
             state = step(state, corpus, index, weight)
             course = course._replace(step=course.step + 1)
             seen += int(weight.sum())
@@ -172,7 +165,7 @@ def fit(
                 "windows_per_second": round(seen / seconds, 1),
             }
         )
-        course = _judged(course, validation, epoch + 1, epochs, patience)
+        course = judged_course(course, validation, epoch + 1, epochs, patience)
         if course.stale == 0:
             best = jax.tree.map(jnp.copy, state.params)
         zero = jnp.zeros_like(state.loss_sum)
@@ -181,7 +174,7 @@ def fit(
     return Fitted(best, course)
 
 
-def _judged(
+def judged_course(
     course: Course, validation: float, epoch: int, epochs: int, patience: int | None
 ) -> Course:
     """The course after an epoch's validation."""
@@ -191,15 +184,6 @@ def _judged(
         course = course._replace(stale=course.stale + 1)
     out_of_patience = patience is not None and course.stale >= patience
     return course._replace(done=epoch >= epochs or out_of_patience)
-
-
-def _batches(
-    key: Array, epoch: int, windows: int, batch_size: int, first: int
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The epoch's batches from number `first` on."""
-    order = jax.random.permutation(jax.random.fold_in(key, epoch), windows)
-    remaining = np.asarray(order)[first * batch_size :]
-    return padded_batches(remaining, batch_size)
 
 
 def _epoch_loss(state: TrainState) -> float:

@@ -66,11 +66,11 @@ Step = Callable[[TrainState, Corpus, ArrayLike, ArrayLike], TrainState]
 
 def make_optimizer(
     *,
-    learning_rate: float,
+    learning_rate: ArrayLike,
     schedule: str,
-    steps: int,
-    warmup_steps: int,
-    clip_norm: float,
+    steps: ArrayLike,
+    warmup_steps: ArrayLike,
+    clip_norm: ArrayLike,
 ) -> optax.GradientTransformation:
     """Adam (Kingma and Ba, 2015) behind a clip of the gradient's global norm.
 
@@ -83,16 +83,20 @@ def make_optimizer(
             after them has.
         clip_norm: the largest global norm of a gradient.
     """
-    rising = min(warmup_steps, max(steps - 1, 0))
+    # In shares of the way, so that steps may be traced: a population's members differ.
+    rising = jnp.minimum(warmup_steps, jnp.maximum(steps - 1, 0))
+    warmup = optax.linear_schedule(learning_rate / (rising + 1), learning_rate, 1)
+    falling = jnp.maximum(steps - rising, 1)
     after = (
-        optax.cosine_decay_schedule(learning_rate, max(steps - rising, 1))
+        optax.cosine_decay_schedule(learning_rate, 1)
         if schedule == "cosine"
         else optax.constant_schedule(learning_rate)
     )
-    warmup = optax.linear_schedule(
-        learning_rate / (rising + 1), learning_rate, max(rising, 1)
-    )
-    rate = optax.join_schedules([warmup, after], [rising])
+
+    def rate(count: Array) -> Array:
+        ascent = warmup(count / jnp.maximum(rising, 1))
+        return jnp.where(count < rising, ascent, after((count - rising) / falling))
+
     return optax.chain(optax.clip_by_global_norm(clip_norm), optax.adam(rate))
 
 
