@@ -1,4 +1,4 @@
-"""The processors that share a batch.
+"""The devices that share a batch, or the members of a population.
 
 XLA runs the small products of one LSTM step on all cores, but most of the arithmetic
 between them on one. With one CPU device a core and the batch split over them, each core
@@ -74,19 +74,23 @@ def cores() -> int:
 
 
 def batch_mesh(items: int, *, least_share: int = LEAST_SHARE) -> Mesh | None:
-    """The CPU devices that share a batch of so many items; None for one alone.
+    """The local devices that share a batch of so many items; None for one alone.
 
     Equal shares of at least `least_share` items.
     """
     devices = jax.local_devices()
-    if devices[0].platform != "cpu":
-        return None
     most = min(len(devices), items // least_share)
     shares = [count for count in range(2, most + 1) if items % count == 0]
     if not shares:
         return None
     chosen = np.array(devices[: shares[-1]])
     return Mesh(chosen, (BATCH,), axis_types=(AxisType.Auto,))
+
+
+def member_mesh(members: int) -> Mesh | None:
+    """The local devices that share so many members, who need not be a multiple."""
+    count = min(len(jax.local_devices()), members)
+    return batch_mesh(count, least_share=1)
 
 
 def place(tree: Tree, mesh: Mesh | None) -> Tree:

@@ -18,7 +18,15 @@ class ConfigError(KdjaxError, ValueError):
 
 
 class TrainingError(KdjaxError):
-    """Training that can't go on: its loss is not finite."""
+    """Training that can't go on: its loss is not finite.
+
+    Attributes:
+        step: the step that found it.
+    """
+
+    def __init__(self, message: str, step: int) -> None:
+        super().__init__(message)
+        self.step = step
 
 
 class ArtifactError(KdjaxError):

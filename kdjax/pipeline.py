@@ -15,7 +15,7 @@ from kdjax.data.files import load_files, match_channels
 from kdjax.data.prepared import Prepared, channel_notes, fit_rows, prepare
 from kdjax.data.series import Dataset
 from kdjax.detection.calibration import check_enough
-from kdjax.distillation import architecture, train_networks
+from kdjax.distillation import train_networks
 from kdjax.inspection import inspect_training, test_notes
 from kdjax.judgement import judge
 from kdjax.models.autoencoder import count_parameters
@@ -23,6 +23,7 @@ from kdjax.models.residual import ResidualModel, fit_pca
 from kdjax.outcome import write_outcome
 from kdjax.renewal import BEFORE, Origin, load_origin, old_calibration
 from kdjax.rules import calibration_rules
+from kdjax.trainings import architecture
 from kdjax.workdir import check_data, check_settings, claim, locked, read_results
 
 Settings = Mapping[str, Any]

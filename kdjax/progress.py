@@ -12,15 +12,15 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-Advance = Callable[[int, float | None], None]
+Advance = Callable[[int, float | str | None], None]
 
 
 @contextlib.contextmanager
 def progress_bar(console: Console, title: str, total: int) -> Iterator[Advance]:
-    """A bar over `total` windows with loss and windows per second.
+    """A bar over `total` windows with loss, windows per second and the time left.
 
     Yields:
-        `advance(windows, loss)`; a loss of None leaves the one shown.
+        `advance(windows, loss)`; a text is shown as it is, None leaves the one shown.
     """
     columns = (
         TextColumn("{task.description:<14}"),
@@ -33,13 +33,14 @@ def progress_bar(console: Console, title: str, total: int) -> Iterator[Advance]:
     with Progress(*columns, console=console) as progress:
         task = progress.add_task(title, total=total, loss="", rate="")
 
-        def advance(windows: int, loss: float | None = None) -> None:
+        def advance(windows: int, loss: float | str | None = None) -> None:
             progress.advance(task, windows)
             speed = progress.tasks[0].speed
             if speed is not None:
                 progress.update(task, rate=f"{speed:,.0f} windows/s")
             if loss is not None:
-                progress.update(task, loss=f"loss {loss:.5f}")
+                said = loss if isinstance(loss, str) else f"loss {loss:.5f}"
+                progress.update(task, loss=said)
 
         yield advance
         # A teacher that stopped early is done all the same.

@@ -20,9 +20,9 @@ from kdjax.detection.calibration import Calibration
 from kdjax.detection.detector import POOLED, Detector, normal_of, scaler_of
 from kdjax.detection.normal import Normal
 from kdjax.detection.storage import load_detector
-from kdjax.distillation import architecture
 from kdjax.errors import ArtifactError, ConfigError, DataError
 from kdjax.models.autoencoder import Params
+from kdjax.trainings import architecture
 
 NETWORKS = ("student", "teacher")
 BEFORE = "before"

@@ -11,10 +11,11 @@ from rich.console import Console
 
 from kdjax.config import get_config, override, resolve
 from kdjax.data.prepared import training_windows
-from kdjax.distillation import architecture, train_networks, training_pace
+from kdjax.distillation import train_networks
 from kdjax.models.autoencoder import Architecture, network
 from kdjax.models.residual import ResidualModel
 from kdjax.pipeline import load_dataset, prepare_dataset
+from kdjax.trainings import architecture, training_pace
 from kdjax.workdir import read_lines
 
 CHANGES = {

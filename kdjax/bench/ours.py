@@ -214,7 +214,8 @@ def _detector(item: Work) -> Detector:
 def _population(item: Work, size: Size) -> Unit:
     mesh = batch_mesh(work.MEMBERS, least_share=1)
     step = make_step(_distillation(item), _optimizer(), window=work.WINDOW)
-    together = make_population_step(step, mesh)
+    together = make_population_step(lambda hyper: step, mesh)
+    everyone = np.ones(work.MEMBERS, bool)
     corpus = place(_taught(size), mesh)
     members = [_first_state(item, seed) for seed in range(work.MEMBERS)]
     states = [divide(stack_members(members), mesh)]
@@ -223,7 +224,7 @@ def _population(item: Work, size: Size) -> Unit:
     def run() -> None:
         for batch in zip(*batches, strict=True):
             index, weight = (np.stack(parts) for parts in zip(*batch, strict=True))
-            states[0] = together(states[0], corpus, index, weight)
+            states[0] = together(states[0], (), corpus, index, weight, everyone)
         jax.block_until_ready(states[0])
 
     return Unit(run, None, {})

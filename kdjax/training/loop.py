@@ -33,6 +33,8 @@ class Course(NamedTuple):
         best_epoch: the epoch (from 1) that gave it; 0 before.
         stale: epochs since then.
         done: whether the phase has ended.
+        bad_step: the step whose loss was not finite, in a population whose other
+            members went on; 0 where there is none.
     """
 
     step: int = 0
@@ -40,6 +42,7 @@ class Course(NamedTuple):
     best_epoch: int = 0
     stale: int = 0
     done: bool = False
+    bad_step: int = 0
 
 
 class Start(NamedTuple):
@@ -206,5 +209,6 @@ def _check_finite(loss: float, step: int, name: str) -> None:
         raise TrainingError(
             f"the {name} became nan or inf at step {step}. Lower "
             "train.learning_rate or train.clip_norm, or look for huge values in the "
-            "training data; the checkpoint before that step is kept."
+            "training data; the checkpoint before that step is kept.",
+            step,
         )

@@ -19,6 +19,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import ArrayLike
 
 from kdjax.models.autoencoder import Network, Params
 
@@ -79,16 +80,19 @@ def student_objective(
     network: Network,
     teacher: Network,
     *,
-    alpha: float,
-    temperature: float,
+    alpha: ArrayLike,
+    temperature: ArrayLike,
     temperature_mode: str,
 ) -> Objective:
-    """L_S of Eq. 2; `batch.targets` holds the teacher's head outputs."""
+    """L_S of Eq. 2; `batch.targets` holds the teacher's head outputs.
+
+    α and T may be traced. A plain α of 0 needs no targets.
+    """
 
     def objective(params: Params, batch: Batch) -> Array:
         outputs = network.outputs(params, batch.windows, forced=True)
         hard = mean_squared_error(network.activate(outputs), batch.windows, batch)
-        if alpha == 0:
+        if not isinstance(alpha, Array) and alpha == 0:
             return hard
         assert batch.targets is not None
         if temperature_mode == "logit":
@@ -98,7 +102,7 @@ def student_objective(
             student_soft = network.activate(outputs) / temperature
             teacher_soft = teacher.activate(batch.targets) / temperature
         soft = mean_squared_error(student_soft, teacher_soft, batch)
-        return (1 - alpha) * hard + alpha * soft
+        return jnp.asarray((1 - alpha) * hard + alpha * soft)
 
     return objective
 

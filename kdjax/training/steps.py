@@ -140,7 +140,7 @@ def make_step(
         common: tuple[Params, Corpus], index: Array, weight: Array
     ) -> tuple[Array, Params]:
         params, corpus = common
-        batch = _batch(corpus, corpus.starts[index], weight, window)
+        batch = take_batch(corpus, corpus.starts[index], weight, window)
         batch = batch._replace(targets=targets_of(corpus, index, batch.windows))
         found: tuple[Array, Params] = jax.value_and_grad(objective)(params, batch)
         return found
@@ -181,7 +181,7 @@ def make_validate(
 
     def mean_loss(common: tuple[Params, Corpus], starts: Array, weight: Array) -> Array:
         params, corpus = common
-        return loss(params, _batch(corpus, starts, weight, window))
+        return loss(params, take_batch(corpus, starts, weight, window))
 
     batch_loss = jax.jit(mean_over_batch(mean_loss, mesh))
     starts = np.asarray(corpus.starts)
@@ -196,7 +196,7 @@ def make_validate(
     return validate
 
 
-def _batch(corpus: Corpus, starts: Array, weight: Array, window: int) -> Batch:
+def take_batch(corpus: Corpus, starts: Array, weight: Array, window: int) -> Batch:
     """The windows at `starts`, without their targets."""
     windows = take_windows(corpus.rows, starts, window)
     if not corpus.missing:

@@ -1,0 +1,1 @@
+"""Trainings of one shape as populations, and each the faster way."""

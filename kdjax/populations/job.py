@@ -1,0 +1,183 @@
+"""A group of trainings made into one population: corpus, members, step."""
+
+from collections.abc import Callable, Hashable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from kdjax.devices import member_mesh, place
+from kdjax.models.autoencoder import network
+from kdjax.training.objectives import student_objective, teacher_objective
+from kdjax.training.population import Hyper, PopulationStep, make_population_step
+from kdjax.training.steps import Corpus, Step, make_optimizer, make_step
+from kdjax.training.together import Member, Population, resume_together
+from kdjax.trainings import (
+    Training,
+    first_state,
+    lesson_targets,
+    order_key,
+    target_bytes,
+)
+
+
+class Job(NamedTuple):
+    """A population ready to train.
+
+    Attributes:
+        group: the trainings, P of them.
+        mesh: the devices that share them.
+        corpus: the windows of all members.
+        members: what tells one from the other, apart from arrays.
+        hyper: fields `[P]`.
+        step: the population's.
+    """
+
+    group: Sequence[Training]
+    mesh: Mesh | None
+    corpus: Corpus
+    members: list[Member]
+    hyper: Hyper
+    step: PopulationStep
+
+
+def start_of(job: Job, folder: Path | None) -> Population:
+    """Where a population starts: its newest checkpoint in `folder`, or the beginning."""
+    states = [first_state(training) for training in job.group]
+    return resume_together(folder, states, job.mesh)
+
+
+def title_of(group: Sequence[Training]) -> str:
+    """Such as `8 × 16` for eight networks of 16 units."""
+    hidden = "+".join(map(str, group[0].architecture.hidden))
+    return f"{len(group)} × {hidden}"
+
+
+def groups(trainings: Sequence[Training]) -> list[list[Training]]:
+    """The trainings that can be one population, in order of their first members."""
+    found: dict[Hashable, list[Training]] = {}
+    for training in trainings:
+        found.setdefault(shape_of(training), []).append(training)
+    return list(found.values())
+
+
+def shape_of(training: Training) -> Hashable:
+    """What members of a population must share."""
+    lesson, ground, train = training.lesson, training.ground, training.settings
+    return (
+        training.architecture,
+        ground.window,
+        ground.missing,
+        train["batch_size"],
+        train["schedule"],
+        lesson and (lesson.teacher.architecture, lesson.temperature_mode),
+    )
+
+
+def prepare_job(group: Sequence[Training]) -> Job:
+    """The population of trainings that `groups` put together."""
+    mesh = member_mesh(len(group))
+    corpus, firsts = _joined_corpus(group)
+    hyper = Hyper(*map(np.array, zip(*map(_hyper, group), strict=True)))
+    members = [
+        Member(
+            training.name,
+            order_key(training),
+            first=first,
+            windows=len(training.ground.fit),
+            validation=training.ground.validation + offset,
+            epochs=training.epochs,
+            patience=training.patience,
+        )
+        for training, (first, offset) in zip(group, firsts, strict=True)
+    ]
+    step = make_population_step(_step_of(group[0]), mesh)
+    return Job(group, mesh, place(corpus, mesh), members, hyper, step)
+
+
+def _joined_corpus(group: Sequence[Training]) -> tuple[Corpus, list[tuple[int, int]]]:
+    """One corpus of all members, each member's first window and first row in it.
+
+    Rows that members share are there once, and so are a teacher's outputs.
+    """
+    rows: dict[int, tuple[int, np.ndarray]] = {}  # by identity
+    lessons: dict[Hashable, tuple[int, np.ndarray, np.ndarray | None]] = {}
+    firsts, row_count, window_count = [], 0, 0
+    for training in group:
+        ground, lesson = training.ground, training.lesson
+        if id(ground.rows) not in rows:
+            rows[id(ground.rows)] = (row_count, ground.rows)
+            row_count += len(ground.rows)
+        offset = rows[id(ground.rows)][0]
+        key = (id(ground), lesson and id(lesson.teacher.params))
+        if key not in lessons:
+            targets = None
+            if lesson is not None:
+                own = Corpus(
+                    jnp.asarray(ground.rows), jnp.asarray(ground.fit),
+                    missing=ground.missing,
+                )  # fmt: skip
+                targets = lesson_targets(lesson, ground, own)
+            lessons[key] = (window_count, ground.fit + offset, targets)
+            window_count += len(ground.fit)
+        firsts.append((lessons[key][0], offset))
+    starts = np.concatenate([starts for _, starts, _ in lessons.values()])
+    outputs = [targets for _, _, targets in lessons.values() if targets is not None]
+    corpus = Corpus(
+        jnp.asarray(np.concatenate([own for _, own in rows.values()])),
+        jnp.asarray(starts.astype(np.int32)),
+        targets=jnp.asarray(np.concatenate(outputs)) if outputs else None,
+        missing=group[0].ground.missing,
+    )
+    return corpus, firsts
+
+
+def _hyper(training: Training) -> Hyper:
+    train, lesson = training.settings, training.lesson
+    return Hyper(
+        learning_rate=np.float32(train["learning_rate"]),
+        steps=np.int32(training.steps),
+        warmup_steps=np.int32(train["warmup_steps"]),
+        clip_norm=np.float32(train["clip_norm"]),
+        alpha=np.float32(lesson.alpha if lesson else 0),
+        temperature=np.float32(lesson.temperature if lesson else 1),
+    )
+
+
+def _step_of(one: Training) -> Callable[[Hyper], Step]:
+    """The step of a member of the population that `one` belongs to."""
+    net, lesson = network(one.architecture), one.lesson
+
+    def step_of(hyper: Hyper) -> Step:
+        minimised = teacher_objective(net)
+        if lesson is not None:
+            minimised = student_objective(
+                net,
+                lesson.network,
+                alpha=jnp.asarray(hyper.alpha),
+                temperature=hyper.temperature,
+                temperature_mode=lesson.temperature_mode,
+            )
+        optimizer = make_optimizer(
+            learning_rate=hyper.learning_rate,
+            schedule=one.settings["schedule"],
+            steps=hyper.steps,
+            warmup_steps=hyper.warmup_steps,
+            clip_norm=hyper.clip_norm,
+        )
+        return make_step(minimised, optimizer, window=one.ground.window)
+
+    return step_of
+
+
+def fits_in_memory(group: Sequence[Training]) -> bool:
+    """Whether the teachers' outputs can be kept, on each device."""
+    taught = {(id(t.ground), id(t.lesson.teacher.params)): t for t in group if t.lesson}
+    limits = [t.lesson.cache_bytes for t in group if t.lesson]
+    mesh = member_mesh(len(group))
+    size = (mesh.size if mesh else 1) * sum(
+        target_bytes(t.ground) for t in taught.values()
+    )
+    return not limits or size <= min(limits)

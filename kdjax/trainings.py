@@ -1,0 +1,389 @@
+"""One network's training: what it needs, where it starts, and how it runs by itself.
+
+`teacher_training` and `student_training` say what a config asks for; a run trains them
+one after the other (`kdjax.distillation`), a sweep many side by side
+(`kdjax.populations`). Both see the same windows in the same order.
+"""
+
+import logging
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.sharding import Mesh
+from rich.console import Console
+
+from kdjax.data.prepared import Prepared, training_windows
+from kdjax.data.windows import has_missing
+from kdjax.devices import batch_mesh, place
+from kdjax.models.autoencoder import Architecture, Network, Params, network
+from kdjax.models.residual import ResidualModel
+from kdjax.progress import progress_bar
+from kdjax.training.feeds import corpus_feed
+from kdjax.training.loop import Course, Hooks, Start, fit, resume
+from kdjax.training.objectives import (
+    Objective,
+    student_objective,
+    teacher_objective,
+    validation_loss,
+)
+from kdjax.training.steps import (
+    Corpus,
+    TrainState,
+    head_outputs,
+    init_state,
+    make_optimizer,
+    make_step,
+    make_validate,
+)
+from kdjax.workdir import append_line, cut_lines
+
+logger = logging.getLogger(__name__)
+
+Settings = Mapping[str, Any]
+
+# Each random stream of a run is the seed's key folded with one of these.
+TEACHER_INIT, STUDENT_INIT, TEACHER_ORDER, STUDENT_ORDER = range(4)
+
+
+class Ground(NamedTuple):
+    """The rows that a data set's networks learn from, the same for all of them.
+
+    Attributes:
+        rows: `[N, D]` float32, scaled.
+        fit: `[M]` first rows of the windows to train on.
+        validation: `[V]` first rows of the windows to validate on.
+        window: L.
+        share: of the config's epochs that come to as many steps as at `data.stride`.
+        missing: whether rows have NaN cells.
+    """
+
+    rows: np.ndarray
+    fit: np.ndarray
+    validation: np.ndarray
+    window: int
+    share: float
+    missing: bool
+
+
+class Lesson(NamedTuple):
+    """What a student learns from its teacher.
+
+    Attributes:
+        teacher: its network and parameters.
+        alpha: of Eq. 2.
+        temperature: of Eq. 2.
+        temperature_mode: see `kdjax.training.objectives`.
+        cache_bytes: up to where the teacher's outputs are kept.
+        batch_size: of the windows that the teacher looks at once.
+    """
+
+    teacher: ResidualModel
+    alpha: float
+    temperature: float
+    temperature_mode: str
+    cache_bytes: float
+    batch_size: int
+
+    @property
+    def network(self) -> Network:
+        """The teacher's."""
+        assert self.teacher.architecture is not None
+        return network(self.teacher.architecture)
+
+
+class Training(NamedTuple):
+    """All that decides what a network becomes.
+
+    Attributes:
+        name: in the log and below `checkpoints/`.
+        architecture: of the network.
+        ground: rows and windows.
+        seed: decides first parameters and the order of windows.
+        init: random stream of the first parameters.
+        order: random stream of the order of windows.
+        epochs: the most epochs.
+        patience: of early stopping; None to use all epochs.
+        settings: the config's `train`.
+        lesson: of a taught student; None for a network that learns from data alone.
+        first: parameters to start from instead of drawn ones.
+    """
+
+    name: str
+    architecture: Architecture
+    ground: Ground
+    seed: int
+    init: int
+    order: int
+    epochs: int
+    patience: int | None
+    settings: Mapping[str, Any]
+    lesson: Lesson | None = None
+    first: Params | None = None
+
+    @property
+    def steps(self) -> int:
+        """Steps if no epoch is saved."""
+        batches = math.ceil(len(self.ground.fit) / self.settings["batch_size"])
+        return int(self.epochs * batches)
+
+
+class Pace(NamedTuple):
+    """How often training looks at a row.
+
+    Attributes:
+        stride: of the training windows.
+        share: of the config's epochs that come to as many steps as at `data.stride`.
+    """
+
+    stride: int
+    share: float
+
+
+def architecture(settings: Settings, name: str, *, width: int) -> Architecture:
+    """The shape of `teacher` or `student` for D = `width` channels."""
+    hidden = tuple(settings[name]["hidden"])
+    return Architecture(width, hidden, **settings["model"])
+
+
+def training_pace(prepared: Prepared, data: Mapping[str, Any]) -> Pace:
+    """The config's own stride; where rows are few 1, for as many steps as without."""
+    rows = sum(len(entity.train.values) for entity in prepared.entities)
+    if data["train_stride"] or rows >= data["dense_below"]:
+        return Pace(int(data["train_stride"] or data["stride"]), 1.0)
+    return Pace(1, 1 / data["stride"])
+
+
+def training_ground(prepared: Prepared, data: Mapping[str, Any]) -> Ground:
+    """The windows that `data` settings choose from a data set."""
+    pace = training_pace(prepared, data)
+    rows, fit_starts = training_windows(prepared, "fit", stride=pace.stride)
+    _, validation = training_windows(prepared, "validation", stride=data["stride"])
+    return Ground(
+        rows, fit_starts, validation, prepared.window, pace.share, has_missing(rows)
+    )
+
+
+def teacher_training(
+    ground: Ground,
+    settings: Settings,
+    *,
+    name: str = "teacher",
+    first: Params | None = None,
+) -> Training:
+    """The teacher's training, which stops early."""
+    teacher, seed = settings["teacher"], settings["teacher"]["seed"]
+    return Training(
+        name,
+        architecture(settings, "teacher", width=ground.rows.shape[1]),
+        ground,
+        seed=settings["seed"] if seed is None else seed,
+        init=TEACHER_INIT,
+        order=TEACHER_ORDER,
+        epochs=math.ceil(ground.share * teacher["epochs"]),
+        patience=teacher["patience"],
+        settings=settings["train"],
+        first=first,
+    )
+
+
+def student_training(
+    ground: Ground,
+    settings: Settings,
+    *,
+    name: str,
+    teacher: ResidualModel | None,
+    first: Params | None = None,
+) -> Training:
+    """A student's training, which uses all its epochs.
+
+    Args:
+        ground: rows and windows.
+        settings: of its run.
+        name: of the training.
+        teacher: that it learns from; None for a student of the data alone, which an
+            α of 0 makes of any.
+        first: parameters to start from.
+    """
+    distill = settings["distill"]
+    lesson = None
+    if teacher is not None and distill["alpha"] > 0:
+        fields = ("alpha", "temperature", "temperature_mode", "cache_bytes")
+        lesson = Lesson(
+            teacher,
+            **{field: distill[field] for field in fields},
+            batch_size=settings["detection"]["batch_size"],
+        )
+    return Training(
+        name,
+        architecture(settings, "student", width=ground.rows.shape[1]),
+        ground,
+        seed=settings["seed"],
+        init=STUDENT_INIT,
+        order=STUDENT_ORDER,
+        epochs=math.ceil(ground.share * settings["student"]["epochs"]),
+        patience=None,
+        settings=settings["train"],
+        lesson=lesson,
+        first=first,
+    )
+
+
+def first_state(training: Training) -> TrainState:
+    """The state before the first step."""
+    key = jax.random.key(training.seed)
+    net = network(training.architecture)
+    params = training.first or net.init(jax.random.fold_in(key, training.init))
+    return init_state(params, optimizer_of(training))
+
+
+def order_key(training: Training) -> Array:
+    """Decides the order of the windows in each epoch."""
+    return jax.random.fold_in(jax.random.key(training.seed), training.order)
+
+
+def checkpoints(workdir: Path, name: str) -> Path:
+    """Where a training's checkpoints are."""
+    return workdir / "checkpoints" / name
+
+
+def course_of(training: Training, workdir: Path) -> Start:
+    """Where a training stands: at its newest checkpoint, or at the start."""
+    return resume(checkpoints(workdir, training.name), first_state(training))
+
+
+def train_alone(training: Training, workdir: Path, console: Console) -> Params:
+    """The parameters of lowest validation loss, as numpy arrays.
+
+    Goes on where a killed process stopped.
+
+    Raises:
+        TrainingError: a loss was not finite.
+    """
+    start = course_of(training, workdir)
+    cut_lines(workdir, training.name, start.course.step)
+    if start.course.done:
+        said = course_text(start.course)
+        console.print(f"{training.name}: trained already, {said}")
+        return on_host(start.best)
+    if start.course.step:
+        console.print(f"{training.name}: goes on after step {start.course.step}")
+    train, ground = training.settings, training.ground
+    batch_size = train["batch_size"]
+    mesh = batch_mesh(batch_size)
+    corpus, validation = _corpora(training, mesh)
+    total = len(ground.fit) * training.epochs - start.course.step * batch_size
+    with progress_bar(console, training.name, total) as advance:
+        fitted = fit(
+            start._replace(
+                state=place(start.state, mesh), best=place(start.best, mesh)
+            ),
+            make_step(
+                objective(training),
+                optimizer_of(training),
+                window=ground.window,
+                teacher=training.lesson.network if training.lesson else None,
+                mesh=mesh,
+            ),
+            corpus_feed(corpus, key=order_key(training), batch_size=batch_size),
+            make_validate(
+                validation_loss(network(training.architecture)),
+                validation,
+                window=ground.window,
+                batch_size=batch_size,
+                mesh=mesh,
+            ),
+            epochs=training.epochs,
+            patience=training.patience,
+            directory=checkpoints(workdir, training.name),
+            checkpoint_seconds=train["checkpoint_seconds"],
+            log_every=train["log_every"],
+            hooks=Hooks(
+                log=lambda line: append_line(workdir, {"phase": training.name, **line}),
+                advance=advance,
+            ),
+        )
+    console.print(f"{training.name}: {course_text(fitted.course)}")
+    return on_host(fitted.params)
+
+
+def objective(training: Training) -> Objective:
+    """What the training minimises."""
+    net, lesson = network(training.architecture), training.lesson
+    if lesson is None:
+        return teacher_objective(net)
+    return student_objective(
+        net,
+        lesson.network,
+        alpha=lesson.alpha,
+        temperature=lesson.temperature,
+        temperature_mode=lesson.temperature_mode,
+    )
+
+
+def target_bytes(ground: Ground) -> int:
+    """Size of a teacher's outputs for all windows to train on."""
+    return int(len(ground.fit) * ground.window * ground.rows[0].nbytes)
+
+
+def lesson_targets(lesson: Lesson, ground: Ground, corpus: Corpus) -> np.ndarray:
+    """The teacher's outputs for all windows of the corpus, `[M, L, D]`."""
+    return head_outputs(
+        lesson.network,
+        lesson.teacher.params,
+        corpus,
+        window=ground.window,
+        batch_size=lesson.batch_size,
+    )
+
+
+def course_text(course: Course) -> str:
+    """How far a training came, in words."""
+    if course.bad_step:
+        return f"its loss was not finite at step {course.bad_step:,}"
+    return (
+        f"{course.step:,} steps, lowest validation loss {course.best_loss:.6f} after "
+        f"epoch {course.best_epoch}"
+    )
+
+
+def on_host(params: Params) -> Params:
+    """Parameters as numpy arrays."""
+    found: Params = jax.device_get(params)
+    return found
+
+
+def optimizer_of(training: Training) -> Any:
+    """The optimizer of all its steps."""
+    train = training.settings
+    fields = ("learning_rate", "schedule", "warmup_steps", "clip_norm")
+    return make_optimizer(
+        steps=training.steps, **{field: train[field] for field in fields}
+    )
+
+
+def _corpora(training: Training, mesh: Mesh | None) -> tuple[Corpus, Corpus]:
+    """The windows to train on, with what a teacher says of them, and to validate on."""
+    ground, lesson = training.ground, training.lesson
+    rows = jnp.asarray(ground.rows)
+    corpus, validation = (
+        place(Corpus(rows, jnp.asarray(starts), missing=ground.missing), mesh)
+        for starts in (ground.fit, ground.validation)
+    )
+    if lesson is None:
+        return corpus, validation
+    size = (mesh.size if mesh else 1) * target_bytes(ground)
+    if size > lesson.cache_bytes:
+        logger.warning(
+            "the teacher's outputs would take %.1f GB, more than distill.cache_bytes: "
+            "each step computes its own",
+            size / 1e9,
+        )
+        return corpus.replace(teacher=place(lesson.teacher.params, mesh)), validation
+    targets = lesson_targets(lesson, ground, corpus)
+    return corpus.replace(targets=place(jnp.asarray(targets), mesh)), validation

@@ -1,0 +1,222 @@
+"""Many trainings of real settings at once, against each of them alone."""
+
+import io
+import itertools
+import json
+
+import jax
+import numpy as np
+import pytest
+from rich.console import Console
+
+from kdjax.distillation import train_networks
+from kdjax.errors import ConfigError
+from kdjax.pipeline import load_dataset, prepare_dataset
+from kdjax.populations import trial
+from kdjax.populations.job import fits_in_memory, groups, prepare_job
+from kdjax.populations.run import train_all
+from kdjax.trainings import (
+    student_training,
+    teacher_training,
+    training_ground,
+)
+from kdjax.workdir import read_lines
+
+QUIET = Console(quiet=True)
+# Each differs from the others in something that a population may differ in.
+MEMBERS = (
+    {},
+    {"seed": 3},
+    {"distill.alpha": 0.8, "train.learning_rate": 1e-2},
+    {"distill.temperature": 2.0, "student.epochs": 3},
+)
+
+
+@pytest.fixture(scope="module")
+def known(plant_changes, tiny, tmp_path_factory):
+    """The plant, and a run's teacher."""
+    settings = tiny(plant_changes)
+    prepared = prepare_dataset(load_dataset(settings["data"]), settings)
+    folder = tmp_path_factory.mktemp("teacher")
+    models = train_networks(prepared, settings, folder, QUIET, names=("teacher",))
+    return prepared, training_ground(prepared, settings["data"]), models["teacher"]
+
+
+@pytest.fixture(scope="module")
+def students(known, plant_changes, tiny):
+    """Makes the trainings of `MEMBERS` with further changes for all."""
+    _, ground, teacher = known
+
+    def make(changes=None, members=MEMBERS):
+        return [
+            student_training(
+                ground,
+                tiny(plant_changes | (changes or {}) | own),
+                name=f"student-{number}",
+                teacher=teacher,
+            )
+            for number, own in enumerate(members)
+        ]
+
+    return make
+
+
+def assert_close(found, expected, **tolerance):
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, **tolerance), found, expected
+    )
+
+
+def test_students_side_by_side_are_those_of_their_runs(
+    known, students, plant_changes, tiny, tmp_path
+):
+    prepared, _, teacher = known
+    found = train_all(students(), tmp_path / "together", QUIET, way="together")
+    assert list(found) == [f"student-{i}" for i in range(4)]
+    for number, changes in enumerate(MEMBERS):
+        alone = train_networks(
+            prepared,
+            tiny(plant_changes | changes),
+            tmp_path / str(number),
+            QUIET,
+            names=("teacher", "student"),
+            teacher=teacher.params,
+        )["student"]
+        params, course = found[f"student-{number}"]
+        assert_close(params, alone.params, rtol=1e-3, atol=1e-5)
+        lines = read_lines(tmp_path / str(number))
+        losses = [
+            line["validation_loss"] for line in lines if "validation_loss" in line
+        ]
+        assert course.best_loss == pytest.approx(min(losses), rel=1e-4)
+        assert course.step == lines[-1]["step"]
+
+
+def test_teachers_of_each_entity_side_by_side(plant_changes, tiny, tmp_path):
+    """Other rows, other numbers of windows, another length of the schedule."""
+    settings = tiny(plant_changes | {"threshold.false_alarm_rate": 0.4})
+    dataset = load_dataset(settings["data"])
+    trainings = []
+    for place, series in enumerate(dataset.train):
+        own = dataset._replace(train=(series,), test=dataset.test[place : place + 1])
+        ground = training_ground(prepare_dataset(own, settings), settings["data"])
+        trainings.append(teacher_training(ground, settings, name=series.entity))
+    assert len(groups(trainings)) == 1
+    assert len({len(t.ground.fit) for t in trainings}) == 2
+    together = train_all(trainings, tmp_path / "together", QUIET, way="together")
+    alone = train_all(trainings, tmp_path / "alone", QUIET, way="alone")
+    for name in ("press", "saw"):
+        assert together[name].course.step == alone[name].course.step
+        assert_close(together[name].params, alone[name].params, rtol=1e-3, atol=1e-5)
+
+
+def test_other_shapes_are_other_groups(students):
+    changes = [
+        {}, {"seed": 1}, {"student.hidden": (3,)}, {"train.batch_size": 8},
+        {"train.schedule": "constant"}, {"distill.alpha": 0.0}, {"distill.alpha": 0.1},
+    ]  # fmt: skip
+    found = [[t.name for t in group] for group in groups(students(None, changes))]
+    assert found == [
+        ["student-0", "student-1", "student-6"],
+        ["student-2"], ["student-3"], ["student-4"], ["student-5"],
+    ]  # fmt: skip
+
+
+def test_finished_trainings_are_not_run_again(students, tmp_path):
+    first = train_all(students(), tmp_path, QUIET, way="together")
+    log = (tmp_path / "metrics.jsonl").read_text()
+    again = train_all(students(), tmp_path, QUIET, way="together")
+    assert (tmp_path / "metrics.jsonl").read_text() == log
+    for name, (params, course) in first.items():
+        assert again[name].course == course
+        assert_close(again[name].params, params, rtol=0)
+    assert not list((tmp_path / "checkpoints").glob("together-*"))
+    # More members later train by themselves.
+    more = [*MEMBERS, {"seed": 9}]
+    train_all(students(None, more), tmp_path, QUIET, way="together")
+    added = (tmp_path / "metrics.jsonl").read_text().removeprefix(log)
+    assert {json.loads(line)["phase"] for line in added.splitlines()} == {"student-4"}
+
+
+class Killed(Exception):
+    """Stands for SIGKILL."""
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_a_killed_population_goes_on(students, tmp_path, epochs):
+    def judge(courses):
+        assert sorted(courses) == [f"student-{i}" for i in range(4)]
+        if (
+            max(course.best_epoch + course.stale for course in courses.values())
+            > epochs
+        ):
+            raise Killed
+
+    options = {"train.checkpoint_seconds": 0.0, "student.epochs": 3}
+    members = students(options)
+    with pytest.raises(Killed):
+        train_all(members, tmp_path / "a", QUIET, way="together", judge=judge)
+    assert list((tmp_path / "a" / "checkpoints").glob("together-*"))
+    found = train_all(members, tmp_path / "a", QUIET, way="together")
+    usual = train_all(members, tmp_path / "b", QUIET, way="together")
+    for name, (params, course) in usual.items():
+        assert found[name].course == course
+        assert_close(found[name].params, params, rtol=0)
+    assert read_lines(tmp_path / "a") == read_lines(tmp_path / "b")
+
+
+@pytest.mark.parametrize("way", ["together", "alone"])
+def test_a_diverging_member_is_reported_and_stays_so(students, tmp_path, way):
+    members = students(None, [{}, {"train.learning_rate": 1e38}])
+    found = train_all(members, tmp_path, QUIET, way=way)
+    assert found["student-1"].params is None
+    assert found["student-1"].course.bad_step in (2, 3)
+    assert found["student-0"].params is not None
+    again = train_all(members, tmp_path, QUIET, way=way)
+    assert again["student-1"] == found["student-1"]
+
+
+@pytest.mark.parametrize("times", [(0.1, 0.2), (0.2, 0.1)])
+def test_the_faster_way_is_taken_and_kept(students, tmp_path, monkeypatch, times):
+    """Times are made up; what was chosen once is not tried again."""
+    monkeypatch.setattr(trial, "LEAST_STEPS", 0)
+    monkeypatch.setattr(trial, "_trial", lambda group: times)
+    wide = Console(width=200, record=True, file=io.StringIO())
+    train_all(students(), tmp_path, wide)
+    way = "together" if times[0] < times[1] else "alone"
+    assert f"trained {way}" in wide.export_text()
+    (chosen,) = json.loads((tmp_path / "ways.json").read_text()).values()
+    assert chosen == way
+    monkeypatch.setattr(trial, "_trial", lambda group: pytest.fail("tried again"))
+    train_all(students(), tmp_path, QUIET)
+
+
+def test_both_ways_are_timed_on_the_group_itself(students, monkeypatch):
+    clock = itertools.count()
+    monkeypatch.setattr(trial.time, "monotonic", lambda: float(next(clock)))
+    together, alone = trial._trial(students())
+    # Each timed stretch takes one tick of this clock for two steps.
+    assert (together, alone) == (0.5, 4 * 0.5)
+
+
+def test_short_or_single_trainings_need_no_trial(students, monkeypatch):
+    monkeypatch.setattr(trial, "_trial", lambda group: pytest.fail("tried"))
+    assert trial.faster_way(students(), QUIET) == "together"
+    assert trial.faster_way(students()[:1], QUIET) == "alone"
+
+
+def test_teachers_outputs_that_are_too_many_are_made_in_each_step(students, known):
+    members = students({"distill.cache_bytes": 1})
+    assert not fits_in_memory(members) and fits_in_memory(students())
+    assert trial.faster_way(members, QUIET) == "alone"
+
+
+def test_a_way_that_is_none_is_refused(students, tmp_path):
+    with pytest.raises(ConfigError, match="auto, together, alone"):
+        train_all(students(), tmp_path, QUIET, way="sideways")
+
+
+def test_members_share_rows_and_targets(students, known):
+    job = prepare_job(students())
+    assert job.corpus.rows.shape == known[1].rows.shape
+    assert job.corpus.targets.shape[0] == len(known[1].fit)
