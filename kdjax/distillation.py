@@ -5,7 +5,7 @@ control: α = 0, with the same initial parameters, batches and number of steps, 
 whatever differs between the two is distillation's.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -13,8 +13,10 @@ from typing import Any
 from rich.console import Console
 
 from kdjax.data.prepared import Prepared
+from kdjax.errors import TrainingError
 from kdjax.models.autoencoder import Params
 from kdjax.models.residual import ResidualModel
+from kdjax.populations.run import Trained, train_all
 from kdjax.trainings import (
     Training,
     student_training,
@@ -74,3 +76,81 @@ def train_networks(
                 )
             )
     return trained
+
+
+def train_pairs(
+    parts: Mapping[str, Prepared],
+    settings: Settings,
+    workdir: Path,
+    console: Console,
+    *,
+    first: Mapping[str, Params] = MappingProxyType({}),
+    name_of: Callable[[str, str], str],
+) -> dict[str, dict[str, ResidualModel]]:
+    """`train_networks` of many parts, as populations; networks by part and name.
+
+    Args:
+        parts: data by name.
+        settings: from `kdjax.config.resolve`.
+        workdir: where checkpoints and the log are; trainings found there go on.
+        console: shows progress.
+        first: as in `train_networks`, for all parts.
+        name_of: a network's name and its part's to the name of the training.
+
+    Raises:
+        TrainingError: a loss was not finite; the others have been trained by then.
+    """
+    grounds = {
+        part: training_ground(own, settings["data"]) for part, own in parts.items()
+    }
+
+    def train(trainings: list[Training]) -> dict[str, ResidualModel]:
+        trained = train_all(trainings, workdir, console)
+        _check_all(trained)
+        return {
+            t.name: ResidualModel(
+                "autoencoder", trained[t.name].params or {}, t.architecture
+            )
+            for t in trainings
+        }
+
+    teachers = train(
+        [
+            teacher_training(
+                ground,
+                settings,
+                name=name_of("teacher", part),
+                first=first.get("teacher"),
+            )
+            for part, ground in grounds.items()
+        ]
+    )
+    students = train(
+        [
+            student_training(
+                ground,
+                settings,
+                name=name_of(name, part),
+                teacher=teachers[name_of("teacher", part)] if taught else None,
+                first=first.get("student"),
+            )
+            for name, taught in (("student", True), ("student_alone", False))
+            for part, ground in grounds.items()
+        ]
+    )
+    known = teachers | students
+    return {
+        part: {name: known[name_of(name, part)] for name in NETWORKS} for part in parts
+    }
+
+
+def _check_all(trained: Mapping[str, Trained]) -> None:
+    bad = {name: t.course.bad_step for name, t in trained.items() if t.params is None}
+    if bad:
+        told = ", ".join(f"{name} at step {step}" for name, step in bad.items())
+        raise TrainingError(
+            f"a loss became nan or inf: {told}. Lower train.learning_rate or "
+            "train.clip_norm, or look for huge values in the training data; the other "
+            f"{len(trained) - len(bad)} are trained.",
+            min(bad.values()),
+        )

@@ -17,6 +17,7 @@ from kdjax.evaluation.plots import Distribution, Timeline, plot_learning_curve
 from kdjax.evaluation.report import write_report
 from kdjax.inspection import Inspection
 from kdjax.judgement import Judged, test_starts
+from kdjax.parts import part_name
 from kdjax.renewal import BEFORE
 from kdjax.workdir import RESULTS, read_lines
 
@@ -33,6 +34,7 @@ def write_outcome(
     judged: Mapping[str, Judged],
     prepared: Prepared,
     *,
+    parts: Sequence[tuple[str, Prepared, Mapping[str, Judged]]],
     inspections: Sequence[Inspection],
     settings: Settings,
     digests: Mapping[str, str],
@@ -44,8 +46,9 @@ def write_outcome(
 
     Args:
         workdir: folder of the run.
-        judged: from `judge`, by model name.
+        judged: of all entities, by model name.
         prepared: the data.
+        parts: names of the parts with their data and models, which become detectors.
         inspections: of the training rows, by the student.
         settings: of the run.
         digests: SHA-256 of each series.
@@ -53,20 +56,21 @@ def write_outcome(
         notes: sentences on the data.
         origin: what new cards say of the detector that training started from.
     """
-    for name, model in judged.items():
-        if name == BEFORE:
-            continue  # It lies where it was.
-        detector = make_detector(
-            name,
-            model.model,
-            model.calibration,
-            prepared,
-            settings=settings,
-            digests=digests,
-            results=model.rows,
-            origin=origin if name in NETWORKS else None,
-        )
-        save_detector(workdir / "detectors" / name, detector)
+    for part, own, models in parts:
+        for name, model in models.items():
+            if name == BEFORE:
+                continue  # It lies where it was.
+            detector = make_detector(
+                name,
+                model.model,
+                model.calibration,
+                own,
+                settings=settings,
+                digests=_own_digests(digests, own),
+                results=model.rows,
+                origin=origin if name in NETWORKS else None,
+            )
+            save_detector(workdir / "detectors" / part_name(name, part), detector)
     results = {
         "schema": RESULTS_SCHEMA,
         "dataset": _dataset(judged, prepared, settings["data"]),
@@ -93,6 +97,12 @@ def write_outcome(
     )
     write_text(workdir / RESULTS, json.dumps(results, indent=2, allow_nan=False) + "\n")
     return results
+
+
+def _own_digests(digests: Mapping[str, str], prepared: Prepared) -> dict[str, str]:
+    """Those of a part's series; they are called train/ENTITY and test/ENTITY."""
+    names = {entity.name for entity in prepared.entities}
+    return {k: v for k, v in digests.items() if k.split("/", 1)[1] in names}
 
 
 def _dataset(

@@ -15,12 +15,21 @@ from kdjax.data.files import load_files, match_channels
 from kdjax.data.prepared import Prepared, channel_notes, fit_rows, prepare
 from kdjax.data.series import Dataset
 from kdjax.detection.calibration import check_enough
-from kdjax.distillation import train_networks
+from kdjax.distillation import train_networks, train_pairs
+from kdjax.errors import ConfigError, DataError
 from kdjax.inspection import inspect_training, test_notes
-from kdjax.judgement import judge
-from kdjax.models.autoencoder import count_parameters
+from kdjax.judgement import Judged, judge
+from kdjax.models.autoencoder import Params, count_parameters
 from kdjax.models.residual import ResidualModel, fit_pca
 from kdjax.outcome import write_outcome
+from kdjax.parts import (
+    WHOLE,
+    join_judged,
+    join_prepared,
+    part_name,
+    size_note,
+    split_dataset,
+)
 from kdjax.renewal import BEFORE, Origin, load_origin, old_calibration
 from kdjax.rules import calibration_rules
 from kdjax.trainings import architecture
@@ -62,47 +71,43 @@ def run(
                 check_data(workdir, everything)
                 console.print(f"{workdir} is finished: nothing to do.")
                 return finished
-            prepared = prepare_dataset(dataset, settings)
+            parts = prepare_parts(dataset, settings)
+            prepared = join_prepared([*parts.values()])
             # Only now: a fault in the data must not bind the folder to the settings.
             claim(workdir, settings)
             check_data(workdir, everything)
         console.print(_summary(prepared))
         with _timed(seconds, "training"):
-            networks = train_networks(
-                prepared,
-                settings,
-                workdir,
-                console,
-                first=origin.params if origin else {},
+            networks = _networks(
+                parts, settings, workdir, console, origin.params if origin else {}
             )
         with _timed(seconds, "judgement"):
-            models = networks | _controls(prepared, settings)
-            rules = calibration_rules(settings, prepared)
-            ready = {}
-            if origin:
-                models[BEFORE] = origin.detector.model
-                ready[BEFORE] = old_calibration(origin.detector, prepared)
-            judged = judge(
-                models,
-                prepared,
-                rules,
-                min_anomalous_points=settings["data"]["min_anomalous_points"],
-                console=console,
-                ready=ready,
-            )
-            inspections = inspect_training(judged["student"], prepared, rules)
+            judged = {
+                part: _judge(networks[part], own, settings, console, origin)
+                for part, own in parts.items()
+            }
+            together = _join(judged)
+            inspections = [
+                inspection
+                for part, own in parts.items()
+                for inspection in inspect_training(
+                    judged[part]["student"], own, calibration_rules(settings, own)
+                )
+            ]
         return write_outcome(
             workdir,
-            judged,
+            together,
             prepared,
+            parts=[(part, own, judged[part]) for part, own in parts.items()],
             inspections=inspections,
             settings=settings,
             digests=digests,
             seconds=seconds,
             notes=[
                 *_reading_notes(dataset),
+                *size_note(parts),
                 *channel_notes(prepared),
-                *test_notes(judged["student"], prepared),
+                *test_notes(together["student"], prepared),
             ],
             origin=origin.card if origin else None,
         )
@@ -134,6 +139,70 @@ def prepare_dataset(dataset: Dataset, settings: Settings) -> Prepared:
     prepared = prepare(dataset, **{field: data[field] for field in fields})
     check_enough(prepared, calibration_rules(settings, prepared).threshold)
     return prepared
+
+
+def prepare_parts(dataset: Dataset, settings: Settings) -> dict[str, Prepared]:
+    """What `entity_mode` makes of the data set: one part, or one for each entity."""
+    parts = {}
+    for part, own in split_dataset(dataset, settings["entity_mode"]).items():
+        try:
+            parts[part] = prepare_dataset(own, settings)
+        except (ConfigError, DataError) as error:
+            if part == WHOLE:
+                raise
+            raise type(error)(
+                f"{part}: {error} Or train all entities together (entity_mode=shared)."
+            ) from error
+    return parts
+
+
+def _networks(
+    parts: Mapping[str, Prepared],
+    settings: Settings,
+    workdir: Path,
+    console: Console,
+    first: Mapping[str, Params],
+) -> Mapping[str, dict[str, ResidualModel]]:
+    """The trained networks of each part."""
+    if list(parts) == [WHOLE]:
+        return {
+            WHOLE: train_networks(parts[WHOLE], settings, workdir, console, first=first)
+        }
+    return train_pairs(
+        parts, settings, workdir, console, first=first, name_of=part_name
+    )
+
+
+def _judge(
+    networks: Mapping[str, ResidualModel],
+    prepared: Prepared,
+    settings: Settings,
+    console: Console,
+    origin: Origin | None,
+) -> dict[str, Judged]:
+    """Networks and controls, and the detector that training started from."""
+    models = {**networks, **_controls(prepared, settings)}
+    ready = {}
+    if origin:
+        models[BEFORE] = origin.detector.model
+        ready[BEFORE] = old_calibration(origin.detector, prepared)
+    return judge(
+        models,
+        prepared,
+        calibration_rules(settings, prepared),
+        min_anomalous_points=settings["data"]["min_anomalous_points"],
+        console=console,
+        ready=ready,
+    )
+
+
+def _join(judged: Mapping[str, Mapping[str, Judged]]) -> dict[str, Judged]:
+    """Each model over all parts."""
+    first = next(iter(judged.values()))
+    return {
+        name: join_judged(name, [models[name] for models in judged.values()])
+        for name in first
+    }
 
 
 def _origin(dataset: Dataset, settings: Settings) -> Origin | None:

@@ -92,6 +92,12 @@ def load_detector(folder: str | os.PathLike[str]) -> Detector:
             f"{folder} is no folder: give the detector's folder, such as "
             "WORKDIR/detectors/student."
         )
+    nested = sorted(path.parent for path in folder.glob("*/detector.json"))
+    if nested and not (folder / "detector.json").exists():
+        raise ArtifactError(
+            f"{folder} holds {len(nested)} detectors, one an entity: give one of them, "
+            f"such as {nested[0]}."
+        )
     verify_manifest(folder)
     try:
         description = json.loads((folder / "detector.json").read_text("utf-8"))

@@ -70,6 +70,10 @@ class Distribution(NamedTuple):
     threshold: float
 
 
+# More curves than these have no legend.
+_NAMED_CURVES = 6
+
+
 def plot_learning_curve(
     history: Sequence[Mapping[str, Any]],
     path: str | os.PathLike[str] | None = None,
@@ -101,8 +105,14 @@ def plot_learning_curve(
         axes.plot(epochs, validation, "--", label=label, **style)
         if not np.isnan([*train, *validation]).all():
             axes.set_yscale("log")
-    if curves:
+    if 0 < len(curves) <= _NAMED_CURVES:
         axes.legend(frameon=False, fontsize=8, labelcolor=_INK[theme])
+    elif curves:
+        axes.set_title(
+            f"{len(curves)} networks; training solid, validation dashed",
+            fontsize=8,
+            color=_INK[theme],
+        )
     else:
         axes.text(0.5, 0.5, "no epoch was logged", ha="center", color=_INK[theme])
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

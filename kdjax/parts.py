@@ -1,0 +1,106 @@
+"""A data set in parts: all entities together, or each with networks of its own.
+
+`entity_mode="per_entity"` makes each entity a part that is prepared, trained, calibrated
+and judged as if it were alone; tables then hold all of them again.
+"""
+
+import urllib.parse
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from kdjax.data.prepared import Prepared
+from kdjax.data.scaler import Scaler
+from kdjax.data.series import Dataset
+from kdjax.detection.calibration import Calibration
+from kdjax.detection.normal import Normal
+from kdjax.evaluation.rows import result_rows, unlabelled_rows
+from kdjax.judgement import Judged
+
+PER_ENTITY = "per_entity"
+WHOLE = ""  # the name of a data set's only part
+
+
+def split_dataset(dataset: Dataset, entity_mode: str) -> dict[str, Dataset]:
+    """The parts by entity, or the data set itself as the part `WHOLE`."""
+    if entity_mode != PER_ENTITY:
+        return {WHOLE: dataset}
+    tests = {series.entity: series for series in dataset.test}
+    return {
+        series.entity: dataset._replace(
+            train=(series,), test=(tests[series.entity],) if tests else ()
+        )
+        for series in dataset.train
+    }
+
+
+def part_name(name: str, part: str) -> str:
+    """Such as `teacher/machine-1-1`: a network's name in the log and as a folder."""
+    if part == WHOLE:
+        return name
+    # No name of an entity leaves its folder.
+    return f"{name}/{urllib.parse.quote(part, safe=' ').replace('.', '%2E')}"
+
+
+def join_prepared(parts: Sequence[Prepared]) -> Prepared:
+    """All entities; the pooled scaler is that of the first part."""
+    entities = tuple(entity for part in parts for entity in part.entities)
+    return parts[0]._replace(entities=entities)
+
+
+def join_judged(name: str, parts: Sequence[Judged]) -> Judged:
+    """What the parts' models of one name achieved together.
+
+    Args:
+        name: of the models.
+        parts: each judged on its own entities.
+
+    Returns:
+        Rows over all entities; the calibration has no pooled entries, and the model is
+        that of the first part.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    scores = tuple(entity for part in parts for entity in part.scores)
+    unlabelled = any(one.window_labels is None for one in scores)
+    table = unlabelled_rows if unlabelled else result_rows
+    method = parts[0].calibration.thresholds[0].method
+    return Judged(
+        parts[0].model,
+        _join_calibrations([part.calibration for part in parts]),
+        scores,
+        table(name, parts[0].model.parameters, scores, method=method),
+        [row for part in parts for row in part.entities],
+        [rate for part in parts for rate in part.rates],
+    )
+
+
+def size_note(parts: Mapping[str, Prepared]) -> list[str]:
+    """Says that a table's parameters are those of one network of many."""
+    if list(parts) == [WHOLE]:
+        return []
+    note = (
+        f"entity_mode=per_entity: {len(parts)} teachers and as many students, one an "
+        "entity; parameters are those of one of them"
+    )
+    return [note]
+
+
+def _join_calibrations(parts: Sequence[Calibration]) -> Calibration:
+    # The last entries of each part are its pooled ones.
+    scalers = zip(*(part.scalers for part in parts), strict=True)
+    normals = zip(*(part.normals for part in parts), strict=True)
+    return Calibration(
+        scalers=Scaler(*(_without_last(fields) for fields in scalers)),
+        normals=Normal(*(_without_last(fields) for fields in normals)),
+        thresholds=tuple(tau for part in parts for tau in part.thresholds[:-1]),
+        scores=tuple(own for part in parts for own in part.scores),
+        starts=tuple(own for part in parts for own in part.starts),
+        behind=tuple(own for part in parts for own in part.behind[:-1]),
+        notes=tuple(note for part in parts for note in part.notes),
+        floored={k: v for part in parts for k, v in part.floored.items()},
+    )
+
+
+def _without_last(fields: Sequence[np.ndarray]) -> np.ndarray:
+    return np.concatenate([field[:-1] for field in fields])

@@ -1,0 +1,1 @@
+"""Many runs of one configuration with some fields changed: members side by side."""
