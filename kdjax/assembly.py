@@ -8,6 +8,7 @@ import numpy as np
 
 from kdjax.data.channels import Ranges
 from kdjax.data.clock import median_step
+from kdjax.data.large import chunks
 from kdjax.data.prepared import Entity, Prepared, training_ranges
 from kdjax.data.series import Dataset, Series
 from kdjax.detection.calibration import Calibration
@@ -91,8 +92,8 @@ def series_digest(series: Series) -> str:
     """SHA-256 of a series' channels, values, time, labels and excluded spans."""
     digest = hashlib.sha256(repr(series.channels).encode())
     for array in (series.values, series.time, series.labels, series.excluded):
-        if array is not None:
-            digest.update(np.ascontiguousarray(array).tobytes())
+        for chunk in () if array is None else chunks(array):
+            digest.update(np.ascontiguousarray(chunk).tobytes())
     return digest.hexdigest()
 
 

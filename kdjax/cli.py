@@ -1,10 +1,13 @@
 """The program: verbs, flags, and one clear line for each fault of the user's.
 
     kdjax run    --config=configs/quickstart.py --workdir=runs/quickstart
+    kdjax run    … --coordinator=HOST:PORT --num_processes=N --process_id=I
     kdjax score  FILE --detector=DIR --output=FILE
+    kdjax score  FOLDER --detector=DIR --output=DIR [--shard=i/n]
     kdjax calibrate FILE --detector=DIR --output=DIR
     kdjax export --detector=DIR --format=onnx --output=FILE
     kdjax stream --detector=DIR < rows.csv
+    kdjax sweep  --config=configs/sweep_quick.py --workdir=runs/sweep
     kdjax fetch  smd
     kdjax info   [--json] [--config=…]
     kdjax bench  [--quick] [--output=FILE]
@@ -14,6 +17,7 @@ verbs that compute, so that help and refusals come at once.
 """
 
 import re
+import runpy
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +29,7 @@ from ml_collections import ConfigDict, config_flags
 from kdjax import config as config_module
 from kdjax.config import override, resolve, unknown_key
 from kdjax.errors import ConfigError, KdjaxError
-from kdjax.verbs import VERBS, Request
+from kdjax.verbs import VERBS, Design, Request
 
 OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]*)")
 
@@ -34,13 +38,18 @@ class Flag(NamedTuple):
     """A flag of the program's own: of the kind of its default, text where that is None."""
 
     name: str
-    default: str | bool | float | None
+    default: str | bool | int | float | None
     help: str
 
 
 FLAGS = (
-    Flag("workdir", None, "run: the run's folder [runs/NAME]."),
+    Flag("workdir", None, "run, sweep: the folder to work in [runs/NAME]."),
     Flag("init_from", None, "run: a saved detector to start from."),
+    Flag(
+        "coordinator", "", "run: HOST:PORT of process 0 of several; auto on a cluster."
+    ),
+    Flag("num_processes", 0, "run: how many processes run it together."),
+    Flag("process_id", -1, "run: which of them this is, from 0."),
     Flag("detector", None, "score, calibrate, export, stream: a saved detector."),
     Flag("output", None, "file or folder to write."),
     Flag("entity", None, "whose scaler, Normal and threshold to use, or to make."),
@@ -49,11 +58,14 @@ FLAGS = (
         "contributions", False, "score: a column of each channel's part in the score."
     ),
     Flag("blame", "", "score: another division of scores: correlation, conditional."),
+    Flag("shard", "", "score: i/n scores one of n shares of many files, i from 0."),
     Flag("missing", "", "score, calibrate: missing cells: error, ffill or mask."),
     Flag("time_column", "", "name of the time column."),
     Flag("entity_column", "", "name of the entity column."),
     Flag("label_column", "", "a label column to leave out."),
     Flag("exclude", "", "score, calibrate: CSV of spans to leave out."),
+    Flag("trials", 10, "sweep with search(trial): trials that this process adds."),
+    Flag("way", "auto", "sweep: members together or alone; auto takes the faster."),
     Flag("format", "onnx", "export: onnx or stablehlo."),
     Flag("quantize", "none", "export: int8 for small weights."),
     Flag("data", "", "export: rows to check the file on; the detector's own else."),
@@ -71,6 +83,7 @@ FLAGS = (
 
 _KINDS: dict[type, Any] = {
     bool: flags.DEFINE_bool,
+    int: flags.DEFINE_integer,
     float: flags.DEFINE_float,
     str: flags.DEFINE_string,
     type(None): flags.DEFINE_string,
@@ -162,8 +175,8 @@ def help_text() -> str:
     return "\n".join(["kdjax VERB [ARGUMENT] [FLAGS]", "", *lines, "", "Flags:", *own])
 
 
-def _settings(values: flags.FlagValues) -> dict[str, Any]:
-    """The config after all checks."""
+def _config(values: flags.FlagValues) -> ConfigDict:
+    """The config as it was given."""
     config = values["config"].value
     if not isinstance(config, ConfigDict):
         # What config_flags gives for a file that it can't read.
@@ -171,7 +184,23 @@ def _settings(values: flags.FlagValues) -> dict[str, Any]:
         raise ConfigError(f"--config={filename} can't be read: check the path.")
     if values["init_from"].value:
         config = override(config, {"init_from": values["init_from"].value})
-    return resolve(config)
+    return config
+
+
+def _design(values: flags.FlagValues) -> Design:
+    """The config and what its file defines besides."""
+    if values["config"].using_default_value:
+        raise ConfigError(
+            "sweep needs --config: a config file with sweep(add) or search(trial)."
+        )
+    path, *argument = _config_file(values)
+    config = _config(values)
+    return Design(Path(path).stem, config, runpy.run_path(path), tuple(argument))
+
+
+def _config_file(values: flags.FlagValues) -> list[str]:
+    """The config file's path, and its argument if it was given one."""
+    return config_flags.get_config_filename(values["config"]).split(":", 1)  # type: ignore[no-any-return]
 
 
 def _request(values: flags.FlagValues, arguments: Sequence[str]) -> Request:
@@ -180,7 +209,8 @@ def _request(values: flags.FlagValues, arguments: Sequence[str]) -> Request:
     return Request(
         arguments=tuple(arguments),
         flags={flag.name: values[flag.name].value for flag in FLAGS},
-        settings=lambda: _settings(values),
+        settings=lambda: resolve(_config(values)),
+        design=lambda: _design(values),
         changes=dict(config_flags.get_override_values(config)),
         config_given=not config.using_default_value,
         default_workdir=lambda settings: _default_workdir(values, settings),
@@ -262,7 +292,7 @@ def _default_workdir(values: flags.FlagValues, settings: dict[str, Any]) -> str:
     if values["config"].using_default_value:
         data = settings["data"]
         return f"runs/{data['name'] or Path(data['path']).name.split('.')[0]}"
-    path, *argument = config_flags.get_config_filename(values["config"]).split(":", 1)
+    path, *argument = _config_file(values)
     # Two arguments are two runs, such as smap and msl.
     parts = [Path(path).stem, *(re.sub(r"\W+", "-", part) for part in argument)]
     return f"runs/{'_'.join(parts)}"

@@ -24,7 +24,8 @@ def get_config() -> ConfigDict:
     """The defaults: small networks that suit a user's own file."""
     config = ConfigDict()
     config.seed = 0
-    # "shared": one teacher and one student for all entities of a data set.
+    # "shared": one teacher and one student for all entities of a data set;
+    # "per_entity": a pair of them for each.
     config.entity_mode = "shared"
 
     config.data = data = ConfigDict()
@@ -59,6 +60,9 @@ def get_config() -> ConfigDict:
     # With fewer training rows than this the stride of training windows is 1 where
     # data.train_stride is not set; epochs then count as at data.stride, in steps.
     data.dense_below = 0
+    # Training rows that take more, as float32, stay on disk and are read as they are
+    # needed.
+    data.memory_bytes = 4_000_000_000
     # Seconds between rows, for a threshold.budget where the file has no datetimes; 0
     # takes the file's.
     data.step_seconds = 0.0
@@ -78,6 +82,8 @@ def get_config() -> ConfigDict:
     teacher.epochs = 40
     # Epochs without a new lowest validation loss after which the teacher is done.
     teacher.patience = 8
+    # Where not set, `seed` is the teacher's too: sweeps over students keep one teacher.
+    teacher.seed = config_dict.placeholder(int)
 
     config.student = student = ConfigDict()
     student.hidden = (16,)

@@ -1,5 +1,8 @@
 """The devices that share a batch, or the members of a population.
 
+One network's training takes the devices of all hosts (`training_mesh`); scoring and
+populations those of their own (`batch_mesh`, `member_mesh`).
+
 XLA runs the small products of one LSTM step on all cores, but most of the arithmetic
 between them on one. With one CPU device a core and the batch split over them, each core
 runs its own windows from start to end. docs/performance.md has what that gains.
@@ -10,7 +13,7 @@ are those of the whole batch up to rounding.
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,7 +21,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.flatten_util import ravel_pytree
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.typing import ArrayLike
+
+from kdjax import hosts
+from kdjax.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
@@ -83,8 +91,39 @@ def batch_mesh(items: int, *, least_share: int = LEAST_SHARE) -> Mesh | None:
     shares = [count for count in range(2, most + 1) if items % count == 0]
     if not shares:
         return None
-    chosen = np.array(devices[: shares[-1]])
-    return Mesh(chosen, (BATCH,), axis_types=(AxisType.Auto,))
+    return _mesh(devices[: shares[-1]])
+
+
+def training_mesh(batch_size: int) -> Mesh | None:
+    """The devices that share a training batch: on several hosts, as many of each.
+
+    Alone, those of `batch_mesh`. On several hosts each takes part, however small its
+    share; it divides that among its devices as `batch_mesh` does.
+
+    Raises:
+        ConfigError: the hosts' shares of the batch can't be equal.
+    """
+    count = hosts.processes()
+    if count == 1:
+        return batch_mesh(batch_size)
+    if batch_size % count:
+        raise ConfigError(
+            f"train.batch_size={batch_size} is no multiple of the {count} processes "
+            "that share it: give one that is."
+        )
+    own = batch_mesh(batch_size // count)
+    each = own.size if own else 1
+    return _mesh(
+        [
+            device
+            for number in range(count)
+            for device in jax.local_devices(process_index=number)[:each]
+        ]
+    )
+
+
+def _mesh(devices: Sequence[jax.Device]) -> Mesh:
+    return Mesh(np.array(devices), (BATCH,), axis_types=(AxisType.Auto,))
 
 
 def member_mesh(members: int) -> Mesh | None:
@@ -94,11 +133,26 @@ def member_mesh(members: int) -> Mesh | None:
 
 
 def place(tree: Tree, mesh: Mesh | None) -> Tree:
-    """Arrays on every device of the mesh; without one, as they are."""
+    """Arrays on every device of the mesh; without one, as they are.
+
+    Of a mesh over several hosts each places its own copy, which must be the same.
+    """
     if mesh is None:
         return tree
-    placed: Tree = jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
-    return placed
+    sharding = NamedSharding(mesh, PartitionSpec())
+    if sharding.is_fully_addressable:
+        placed: Tree = jax.device_put(tree, sharding)
+        return placed
+
+    def copy(leaf: ArrayLike) -> Array:
+        # `device_put` would send all of it to compare the copies, and NaN differs.
+        values = np.asarray(leaf)
+        return jax.make_array_from_callback(
+            values.shape, sharding, lambda index: values[index]
+        )
+
+    copied: Tree = jax.tree.map(copy, tree)
+    return copied
 
 
 def divide(tree: Tree, mesh: Mesh | None) -> Tree:
@@ -129,7 +183,9 @@ def mean_over_batch(
         means = function(common, items, weight)
         # A share of padding alone has no mean.
         weighted = jax.tree.map(lambda mean: jnp.where(own > 0, part * mean, 0), means)
-        total: Tree = jax.lax.psum(weighted, BATCH)
+        # In one piece: on a network each sum costs a round trip.
+        flat, restore = ravel_pytree(weighted)
+        total: Tree = restore(jax.lax.psum(flat, BATCH))
         return total
 
     whole, split = PartitionSpec(), PartitionSpec(BATCH)

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from kdjax.data.prepared import Prepared
 from kdjax.errors import TrainingError
+from kdjax.fitting import train_alone
 from kdjax.models.autoencoder import Params
 from kdjax.models.residual import ResidualModel
 from kdjax.populations.run import Trained, train_all
@@ -21,7 +22,6 @@ from kdjax.trainings import (
     Training,
     student_training,
     teacher_training,
-    train_alone,
     training_ground,
 )
 

@@ -9,7 +9,7 @@ BENCHMARKS = ("smd", "asd", "jumpstarter2", "smap", "msl")
 CONTROLS = ("random", "mahalanobis", "pca", "difference", "moving_average")
 
 CHOICES = {
-    "entity_mode": ("shared",),
+    "entity_mode": ("shared", "per_entity"),
     "data.name": ("", *BENCHMARKS),
     "data.missing": ("error", "ffill", "mask"),
     "data.order": ("strict", "sort"),
@@ -34,12 +34,14 @@ RANGES: dict[str, tuple[float, float, bool]] = {
     "data.stride": (1, 1_000_000, True),
     "data.train_stride": (1, 1_000_000, True),
     "data.dense_below": (0, 2**62, True),
+    "data.memory_bytes": (0, 2**62, True),
     "data.step_seconds": (0, float("inf"), True),
     "data.validation": (0, 0.9, False),
     "data.calibration": (0, 0.9, False),
     "data.min_anomalous_points": (1, 1_000_000, True),
     "teacher.epochs": (1, 1_000_000, True),
     "teacher.patience": (1, 1_000_000, True),
+    "teacher.seed": (0, 2**31 - 1, True),
     "student.epochs": (1, 1_000_000, True),
     "train.batch_size": (1, 1_000_000, True),
     "train.learning_rate": (0, float("inf"), False),

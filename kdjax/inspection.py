@@ -9,16 +9,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kdjax.data.channels import Ranges, outside
+from kdjax.data.large import chunks
 from kdjax.data.prepared import Entity, Prepared, training_ranges
-from kdjax.data.scaler import Scaler, apply_scaler
 from kdjax.data.splits import Split, window_starts
-from kdjax.data.windows import row_mean
 from kdjax.detection.calibration import Rules
-from kdjax.detection.detector import score_scaled
-from kdjax.detection.normal import Normal
-from kdjax.detection.scores import window_scores
 from kdjax.detection.watch import FOREIGN
-from kdjax.judgement import Judged
+from kdjax.judgement import Judged, score_rows
 
 WORST = 5  # windows listed for each entity
 
@@ -54,7 +50,11 @@ def test_notes(judged: Judged, prepared: Prepared) -> list[str]:
     for place, entity in enumerate(prepared.entities):
         if entity.test is not None:
             own = Ranges(*(side[place] for side in ranges))
-            share = float(outside(own, entity.test.values).any(axis=1).mean())
+            rows = sum(
+                int(outside(own, chunk).any(axis=1).sum())
+                for chunk in chunks(entity.test.values)
+            )
+            share = rows / len(entity.test.values)
             if share > FOREIGN:
                 foreign.append(f"{entity.name} {share:.0%}")
     drifted = [
@@ -81,21 +81,20 @@ def _inspect(
         for part, spans in entity.split._asdict().items()
     }
     starts = np.concatenate([*parts.values()])
-    scaler = Scaler(*(field[place] for field in calibration.scalers))
-    points = score_scaled(
+    found = score_rows(
         judged.model,
-        Normal(*(field[place] for field in calibration.normals)),
-        apply_scaler(scaler, entity.train.values),
+        calibration,
+        place,
+        entity.train.values,
         starts,
-        window=prepared.window,
-        batch_size=rules.batch_size,
+        prepared.window,
+        rules,
     )
-    scores = window_scores(points, count=rules.allowed_points)
     tau = calibration.thresholds[place].tau
     return Inspection(
         entity.name,
-        row_mean(points, starts, len(entity.train.values)),
-        _worst(entity, starts, scores, tau, prepared.window),
+        found.rows,
+        _worst(entity, starts, found.windows, tau, prepared.window),
     )
 
 

@@ -8,11 +8,10 @@ import numpy as np
 from rich.console import Console
 
 from kdjax.data.prepared import Entity, Prepared
-from kdjax.data.scaler import Scaler, apply_scaler
+from kdjax.data.scaler import Scaler
 from kdjax.data.splits import window_starts
-from kdjax.data.windows import row_mean, window_labels
-from kdjax.detection.calibration import Calibration, Rules, calibrate
-from kdjax.detection.detector import score_scaled
+from kdjax.data.windows import add_scores, empty_sums, mean_of_sums, window_labels
+from kdjax.detection.calibration import Calibration, Rules, calibrate, point_pieces
 from kdjax.detection.normal import Normal
 from kdjax.detection.scores import window_scores
 from kdjax.evaluation.rows import (
@@ -23,6 +22,9 @@ from kdjax.evaluation.rows import (
 )
 from kdjax.models.residual import ResidualModel
 from kdjax.realised import false_alarm_rates
+
+# Windows whose scores are folded to rows at once.
+FOLDED = 8192
 
 
 class Judged(NamedTuple):
@@ -143,22 +145,65 @@ def _test_scores(
         nothing = np.empty(0)
         return EntityScores(entity.name, None, nothing, None, nothing, tau)
     starts = test_starts(prepared, entity)
-    points = score_scaled(
-        model,
-        Normal(*(field[index] for field in calibration.normals)),
-        apply_scaler(
-            Scaler(*(field[index] for field in calibration.scalers)),
-            entity.test.values,
-        ),
-        starts,
-        window=prepared.window,
-        batch_size=rules.batch_size,
+    found = score_rows(
+        model, calibration, index, entity.test.values, starts, prepared.window, rules
     )
     return EntityScores(
         entity=entity.name,
         labels=entity.test.labels,
-        scores=row_mean(points, starts, len(entity.test.values)),
+        scores=found.rows,
         window_labels=None,
-        window_scores=window_scores(points, count=rules.allowed_points),
+        window_scores=found.windows,
         threshold=tau,
     )
+
+
+class RowScores(NamedTuple):
+    """Scores of a series.
+
+    Attributes:
+        rows: `[N]` mean of a_t over the windows that cover the row; NaN for none.
+        windows: `[M]` window scores.
+    """
+
+    rows: np.ndarray
+    windows: np.ndarray
+
+
+def score_rows(
+    model: ResidualModel,
+    calibration: Calibration,
+    place: int,
+    values: np.ndarray,
+    starts: np.ndarray,
+    window: int,
+    rules: Rules,
+) -> RowScores:
+    """Scores of the windows of raw rows, under the Normal of one entity.
+
+    Args:
+        model: the residual model.
+        calibration: of the model.
+        place: of the entity.
+        values: `[N, D]` raw rows; may be a memory map.
+        starts: `[M]` first rows of the windows.
+        window: L.
+        rules: of calibration.
+    """
+    pieces = point_pieces(
+        model,
+        Normal(*(field[place] for field in calibration.normals)),
+        Scaler(*(field[place] for field in calibration.scalers)),
+        values,
+        starts,
+        window=window,
+        batch_size=rules.batch_size,
+    )
+    sums, found = empty_sums(len(values)), [np.empty(0, np.float32)]
+    for points, at in pieces:
+        # Some windows at a time: their row numbers take twice the room of the scores.
+        for first in range(0, len(at), FOLDED):
+            part = slice(first, first + FOLDED)
+            add_scores(sums, points[part], at[part])
+        found.append(window_scores(points, count=rules.allowed_points))
+    return RowScores(mean_of_sums(sums), np.concatenate(found))

@@ -1,6 +1,7 @@
 """The phases of one run: data, networks, calibration, judgement, outcome."""
 
 import contextlib
+import json
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -9,12 +10,15 @@ from typing import Any
 
 from rich.console import Console
 
+from kdjax import hosts
 from kdjax.assembly import data_digests
+from kdjax.config import to_json
 from kdjax.data.benchmarks import load_benchmark, width
 from kdjax.data.files import load_files, match_channels
 from kdjax.data.prepared import Prepared, channel_notes, fit_rows, prepare
 from kdjax.data.series import Dataset
 from kdjax.detection.calibration import check_enough
+from kdjax.devices import training_mesh
 from kdjax.distillation import train_networks, train_pairs
 from kdjax.errors import ConfigError, DataError
 from kdjax.inspection import inspect_training, test_notes
@@ -23,6 +27,7 @@ from kdjax.models.autoencoder import Params, count_parameters
 from kdjax.models.residual import ResidualModel, fit_pca
 from kdjax.outcome import write_outcome
 from kdjax.parts import (
+    PER_ENTITY,
     WHOLE,
     join_judged,
     join_prepared,
@@ -46,55 +51,69 @@ def run(
 ) -> dict[str, Any]:
     """Trains, calibrates and judges; goes on where a killed run stopped.
 
+    Several processes (`kdjax.hosts`) run it together: they share each training batch
+    and the calibration windows; the first writes and shows, and all return the same.
+
     Args:
         settings: from `kdjax.config.resolve`.
-        workdir: folder of the run; see `kdjax.workdir` for what it holds.
+        workdir: folder of the run, seen by all; see `kdjax.workdir` for what it holds.
         console: where to show progress; quiet by default.
 
     Returns:
         The content of `results.json`.
     """
     workdir = Path(workdir)
-    console = console or Console(quiet=True)
+    console = console if console and hosts.is_first() else Console(quiet=True)
     seconds: dict[str, float] = {}
-    with locked(workdir):
-        check_settings(workdir, settings)
-        with _timed(seconds, "data"):
-            dataset = load_dataset(settings["data"])
-            origin = _origin(dataset, settings)
-            if origin:
-                dataset = _ordered(dataset, origin.detector.channels)
-            digests = data_digests(dataset)
-            everything = digests | _origin_digests(origin)
-            finished = read_results(workdir)
-            if finished is not None:
-                check_data(workdir, everything)
-                console.print(f"{workdir} is finished: nothing to do.")
-                return finished
-            parts = prepare_parts(dataset, settings)
-            prepared = join_prepared([*parts.values()])
-            # Only now: a fault in the data must not bind the folder to the settings.
-            claim(workdir, settings)
+    with hosts.failing_together():
+        _check_processes(settings)
+        with locked(workdir):
+            return _run(settings, workdir, console, seconds)
+
+
+def _run(
+    settings: Settings, workdir: Path, console: Console, seconds: dict[str, float]
+) -> dict[str, Any]:
+    """The run in a folder that nobody else writes to."""
+    check_settings(workdir, settings)
+    with _timed(seconds, "data"):
+        dataset = load_dataset(settings["data"])
+        origin = _origin(dataset, settings)
+        if origin:
+            dataset = _ordered(dataset, origin.detector.channels)
+        digests = data_digests(dataset)
+        everything = digests | _origin_digests(origin)
+        hosts.check_alike("data", json.dumps(everything, sort_keys=True))
+        finished = read_results(workdir)
+        if finished is not None:
             check_data(workdir, everything)
-        console.print(_summary(prepared))
-        with _timed(seconds, "training"):
-            networks = _networks(
-                parts, settings, workdir, console, origin.params if origin else {}
+            console.print(f"{workdir} is finished: nothing to do.")
+            return finished
+        parts = prepare_parts(dataset, settings)
+        prepared = join_prepared([*parts.values()])
+        # Only now: a fault in the data must not bind the folder to the settings.
+        claim(workdir, settings)
+        check_data(workdir, everything)
+    console.print(_summary(prepared))
+    with _timed(seconds, "training"):
+        networks = _networks(
+            parts, settings, workdir, console, origin.params if origin else {}
+        )
+    with _timed(seconds, "judgement"):
+        judged = {
+            part: _judge(networks[part], own, settings, console, origin)
+            for part, own in parts.items()
+        }
+        together = _join(judged)
+        inspections = [
+            inspection
+            for part, own in parts.items()
+            for inspection in inspect_training(
+                judged[part]["student"], own, calibration_rules(settings, own)
             )
-        with _timed(seconds, "judgement"):
-            judged = {
-                part: _judge(networks[part], own, settings, console, origin)
-                for part, own in parts.items()
-            }
-            together = _join(judged)
-            inspections = [
-                inspection
-                for part, own in parts.items()
-                for inspection in inspect_training(
-                    judged[part]["student"], own, calibration_rules(settings, own)
-                )
-            ]
-        return write_outcome(
+        ]
+    return hosts.on_first(
+        lambda: write_outcome(
             workdir,
             together,
             prepared,
@@ -111,6 +130,7 @@ def run(
             ],
             origin=origin.card if origin else None,
         )
+    )
 
 
 def load_dataset(data: Mapping[str, Any]) -> Dataset:
@@ -129,6 +149,7 @@ def load_dataset(data: Mapping[str, Any]) -> Dataset:
         order=data["order"],
         duplicates=data["duplicates"],
         exclude=data["exclude"],
+        memory_bytes=data["memory_bytes"],
     )
 
 
@@ -154,6 +175,19 @@ def prepare_parts(dataset: Dataset, settings: Settings) -> dict[str, Prepared]:
                 f"{part}: {error} Or train all entities together (entity_mode=shared)."
             ) from error
     return parts
+
+
+def _check_processes(settings: Settings) -> None:
+    """Refuses, before any work, what several processes can't do together."""
+    if hosts.processes() == 1:
+        return
+    hosts.check_alike("settings", to_json(settings))
+    if settings["entity_mode"] == PER_ENTITY:
+        raise ConfigError(
+            f"entity_mode={PER_ENTITY} trains on one host, got {hosts.processes()} "
+            "processes: run it without --coordinator, or use entity_mode=shared."
+        )
+    training_mesh(settings["train"]["batch_size"])
 
 
 def _networks(

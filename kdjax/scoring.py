@@ -46,23 +46,50 @@ def score_file(
         blame: how to divide scores among channels; the detector's own way by default.
         columns: for `read_like`.
     """
+    yield from score_rows(
+        path,
+        detector=load_scorer(detector, blame=blame),
+        output=output,
+        entity=entity,
+        causal=causal,
+        contributions=contributions,
+        **columns,
+    )
+
+
+def load_scorer(detector: str | os.PathLike[str], *, blame: str = "") -> Detector:
+    """A saved detector, with another way to divide scores if one is named."""
     loaded = load_detector(detector)
     if blame:
         check_method(blame)
         loaded = loaded._replace(blame=blame)
+    return loaded
+
+
+def score_rows(
+    path: str | os.PathLike[str],
+    *,
+    detector: Detector,
+    output: str | os.PathLike[str],
+    entity: str | None = None,
+    causal: bool = False,
+    contributions: bool = False,
+    **columns: str,
+) -> Iterator[str]:
+    """`score_file` with a detector that is loaded: from `load_scorer`."""
     tables, events = [], []
-    for series in read_like(loaded, path, **columns):
-        used = entity or known_entity(loaded, series.entity)
-        index = entity_index(loaded, used)  # Refuses an unknown one before a word.
+    for series in read_like(detector, path, **columns):
+        used = entity or known_entity(detector, series.entity)
+        index = entity_index(detector, used)  # Refuses an unknown one before a word.
         yield f"{series.entity}: {len(series.values):,} rows under the threshold of {used}"
-        series = match_channels(series, loaded.channels)
+        series = match_channels(series, detector.channels)
         table = score_table(
-            loaded, series, entity=used, causal=causal, contributions=contributions
+            detector, series, entity=used, causal=causal, contributions=contributions
         )
         tables.append(table)
-        events.append(score_events(loaded, series, table, entity=used, causal=causal))
+        events.append(score_events(detector, series, table, entity=used, causal=causal))
         yield from series.notes
-        yield from series_notes(loaded, index, series, table)
+        yield from series_notes(detector, index, series, table)
     table, event = _joined(tables), _joined(events)
     _write(table, output)
     _write(event, f"{output}.events.csv")

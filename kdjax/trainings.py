@@ -1,51 +1,42 @@
-"""One network's training: what it needs, where it starts, and how it runs by itself.
+"""One network's training: what it needs, what it minimises and where it starts.
 
 `teacher_training` and `student_training` say what a config asks for; a run trains them
-one after the other (`kdjax.distillation`), a sweep many side by side
-(`kdjax.populations`). Both see the same windows in the same order.
+one after the other (`kdjax.fitting`), a sweep many side by side (`kdjax.populations`). Both see the same windows in the same order.
 """
 
-import logging
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.sharding import Mesh
-from rich.console import Console
 
-from kdjax.data.prepared import Prepared, training_windows
+from kdjax.data.large import WindowSource
+from kdjax.data.prepared import (
+    Prepared,
+    is_large,
+    training_windows,
+    windows_source,
+)
 from kdjax.data.windows import has_missing
-from kdjax.devices import batch_mesh, place
 from kdjax.models.autoencoder import Architecture, Network, Params, network
 from kdjax.models.residual import ResidualModel
-from kdjax.progress import progress_bar
-from kdjax.training.feeds import corpus_feed
-from kdjax.training.loop import Course, Hooks, Start, fit, resume
-from kdjax.training.objectives import (
-    Objective,
-    student_objective,
-    teacher_objective,
-    validation_loss,
-)
+from kdjax.training.objectives import Objective, student_objective, teacher_objective
 from kdjax.training.steps import (
     Corpus,
     TrainState,
     head_outputs,
     init_state,
     make_optimizer,
-    make_step,
-    make_validate,
 )
-from kdjax.workdir import append_line, cut_lines
-
-logger = logging.getLogger(__name__)
 
 Settings = Mapping[str, Any]
+
+# Teachers' outputs by the identities of their parameters and of the windows, for as long
+# as both are held.
+Outputs = dict[tuple[int, int], np.ndarray]
 
 # Each random stream of a run is the seed's key folded with one of these.
 TEACHER_INIT, STUDENT_INIT, TEACHER_ORDER, STUDENT_ORDER = range(4)
@@ -61,6 +52,8 @@ class Ground(NamedTuple):
         window: L.
         share: of the config's epochs that come to as many steps as at `data.stride`.
         missing: whether rows have NaN cells.
+        sources: of the windows to train and to validate on, where the rows are too many
+            for the memory: `rows` then has none, and starts number the windows.
     """
 
     rows: np.ndarray
@@ -69,6 +62,7 @@ class Ground(NamedTuple):
     window: int
     share: float
     missing: bool
+    sources: tuple[WindowSource, WindowSource] | None = None
 
 
 class Lesson(NamedTuple):
@@ -162,6 +156,18 @@ def training_pace(prepared: Prepared, data: Mapping[str, Any]) -> Pace:
 def training_ground(prepared: Prepared, data: Mapping[str, Any]) -> Ground:
     """The windows that `data` settings choose from a data set."""
     pace = training_pace(prepared, data)
+    if is_large(prepared, data["memory_bytes"]):
+        fit_source = windows_source(prepared, "fit", stride=pace.stride)
+        held_out = windows_source(prepared, "validation", stride=data["stride"])
+        return Ground(
+            np.empty((0, len(prepared.channels)), np.float32),
+            np.arange(fit_source.windows),
+            np.arange(held_out.windows),
+            prepared.window,
+            pace.share,
+            fit_source.missing,
+            (fit_source, held_out),
+        )
     rows, fit_starts = training_windows(prepared, "fit", stride=pace.stride)
     _, validation = training_windows(prepared, "validation", stride=data["stride"])
     return Ground(
@@ -247,71 +253,6 @@ def order_key(training: Training) -> Array:
     return jax.random.fold_in(jax.random.key(training.seed), training.order)
 
 
-def checkpoints(workdir: Path, name: str) -> Path:
-    """Where a training's checkpoints are."""
-    return workdir / "checkpoints" / name
-
-
-def course_of(training: Training, workdir: Path) -> Start:
-    """Where a training stands: at its newest checkpoint, or at the start."""
-    return resume(checkpoints(workdir, training.name), first_state(training))
-
-
-def train_alone(training: Training, workdir: Path, console: Console) -> Params:
-    """The parameters of lowest validation loss, as numpy arrays.
-
-    Goes on where a killed process stopped.
-
-    Raises:
-        TrainingError: a loss was not finite.
-    """
-    start = course_of(training, workdir)
-    cut_lines(workdir, training.name, start.course.step)
-    if start.course.done:
-        said = course_text(start.course)
-        console.print(f"{training.name}: trained already, {said}")
-        return on_host(start.best)
-    if start.course.step:
-        console.print(f"{training.name}: goes on after step {start.course.step}")
-    train, ground = training.settings, training.ground
-    batch_size = train["batch_size"]
-    mesh = batch_mesh(batch_size)
-    corpus, validation = _corpora(training, mesh)
-    total = len(ground.fit) * training.epochs - start.course.step * batch_size
-    with progress_bar(console, training.name, total) as advance:
-        fitted = fit(
-            start._replace(
-                state=place(start.state, mesh), best=place(start.best, mesh)
-            ),
-            make_step(
-                objective(training),
-                optimizer_of(training),
-                window=ground.window,
-                teacher=training.lesson.network if training.lesson else None,
-                mesh=mesh,
-            ),
-            corpus_feed(corpus, key=order_key(training), batch_size=batch_size),
-            make_validate(
-                validation_loss(network(training.architecture)),
-                validation,
-                window=ground.window,
-                batch_size=batch_size,
-                mesh=mesh,
-            ),
-            epochs=training.epochs,
-            patience=training.patience,
-            directory=checkpoints(workdir, training.name),
-            checkpoint_seconds=train["checkpoint_seconds"],
-            log_every=train["log_every"],
-            hooks=Hooks(
-                log=lambda line: append_line(workdir, {"phase": training.name, **line}),
-                advance=advance,
-            ),
-        )
-    console.print(f"{training.name}: {course_text(fitted.course)}")
-    return on_host(fitted.params)
-
-
 def objective(training: Training) -> Objective:
     """What the training minimises."""
     net, lesson = network(training.architecture), training.lesson
@@ -328,34 +269,27 @@ def objective(training: Training) -> Objective:
 
 def target_bytes(ground: Ground) -> int:
     """Size of a teacher's outputs for all windows to train on."""
-    return int(len(ground.fit) * ground.window * ground.rows[0].nbytes)
+    return int(len(ground.fit) * ground.window * ground.rows.shape[1] * 4)
 
 
-def lesson_targets(lesson: Lesson, ground: Ground, corpus: Corpus) -> np.ndarray:
-    """The teacher's outputs for all windows of the corpus, `[M, L, D]`."""
-    return head_outputs(
-        lesson.network,
-        lesson.teacher.params,
-        corpus,
-        window=ground.window,
-        batch_size=lesson.batch_size,
-    )
+def lesson_targets(lesson: Lesson, ground: Ground, outputs: Outputs) -> np.ndarray:
+    """The teacher's outputs for all windows to train on, `[M, L, D]`.
 
-
-def course_text(course: Course) -> str:
-    """How far a training came, in words."""
-    if course.bad_step:
-        return f"its loss was not finite at step {course.bad_step:,}"
-    return (
-        f"{course.step:,} steps, lowest validation loss {course.best_loss:.6f} after "
-        f"epoch {course.best_epoch}"
-    )
-
-
-def on_host(params: Params) -> Params:
-    """Parameters as numpy arrays."""
-    found: Params = jax.device_get(params)
-    return found
+    Taken from `outputs` where they are known, and left there.
+    """
+    key = (id(lesson.teacher.params), id(ground))
+    if key not in outputs:
+        corpus = Corpus(
+            jnp.asarray(ground.rows), jnp.asarray(ground.fit), missing=ground.missing
+        )
+        outputs[key] = head_outputs(
+            lesson.network,
+            lesson.teacher.params,
+            corpus,
+            window=ground.window,
+            batch_size=lesson.batch_size,
+        )
+    return outputs[key]
 
 
 def optimizer_of(training: Training) -> Any:
@@ -365,25 +299,3 @@ def optimizer_of(training: Training) -> Any:
     return make_optimizer(
         steps=training.steps, **{field: train[field] for field in fields}
     )
-
-
-def _corpora(training: Training, mesh: Mesh | None) -> tuple[Corpus, Corpus]:
-    """The windows to train on, with what a teacher says of them, and to validate on."""
-    ground, lesson = training.ground, training.lesson
-    rows = jnp.asarray(ground.rows)
-    corpus, validation = (
-        place(Corpus(rows, jnp.asarray(starts), missing=ground.missing), mesh)
-        for starts in (ground.fit, ground.validation)
-    )
-    if lesson is None:
-        return corpus, validation
-    size = (mesh.size if mesh else 1) * target_bytes(ground)
-    if size > lesson.cache_bytes:
-        logger.warning(
-            "the teacher's outputs would take %.1f GB, more than distill.cache_bytes: "
-            "each step computes its own",
-            size / 1e9,
-        )
-        return corpus.replace(teacher=place(lesson.teacher.params, mesh)), validation
-    targets = lesson_targets(lesson, ground, corpus)
-    return corpus.replace(targets=place(jnp.asarray(targets), mesh)), validation

@@ -3,10 +3,12 @@
 JAX is imported by the verbs that compute, so that help and refusals come at once.
 """
 
+import functools
+import inspect
 import io
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +18,22 @@ from rich.progress import Progress
 from kdjax.errors import ConfigError
 
 
+class Design(NamedTuple):
+    """A config file of a sweep.
+
+    Attributes:
+        name: of the file, without its ending.
+        config: before checks.
+        defined: what the file defines, such as `sweep`.
+        arguments: what follows the file's name after a colon: one text or none.
+    """
+
+    name: str
+    config: Any
+    defined: Mapping[str, Any]
+    arguments: tuple[str, ...]
+
+
 class Request(NamedTuple):
     """A command line after parsing.
 
@@ -23,6 +41,7 @@ class Request(NamedTuple):
         arguments: what follows the verb without being a flag.
         flags: the program's own flags by name.
         settings: gives the config after all checks.
+        design: gives the config file of a sweep.
         changes: dotted fields of the config that the command line sets.
         config_given: whether a config file was named.
         default_workdir: gives a run's folder where none was named.
@@ -31,6 +50,7 @@ class Request(NamedTuple):
     arguments: tuple[str, ...]
     flags: Mapping[str, Any]
     settings: Callable[[], dict[str, Any]]
+    design: Callable[[], Design]
     changes: Mapping[str, Any]
     config_given: bool
     default_workdir: Callable[[dict[str, Any]], str]
@@ -41,36 +61,116 @@ Verb = Callable[[Request], None]
 # How score and calibrate read a file.
 COLUMNS = ("missing", "time_column", "entity_column", "label_column", "exclude")
 
+# Endings of a score table; another output of `score` is a folder of them.
+SCORES = (".csv", ".parquet")
+
 
 def _run(request: Request) -> None:
     """trains, distils, calibrates and judges; goes on with a run found in --workdir"""
     _no_arguments("run", request)
     settings = request.settings()
     workdir = Path(request.flags["workdir"] or request.default_workdir(settings))
-    console = Console()
-    _start()
+    _start(request)
+    from kdjax import hosts
     from kdjax.evaluation.tables import rates_table, results_table, unlabelled_table
     from kdjax.pipeline import run
 
+    console = Console(quiet=not hosts.is_first())
     results = run(settings, workdir, console=console)
     labelled = results["dataset"]["positive_windows"] is not None
     console.print(results_table(results) if labelled else unlabelled_table(results))
     console.print(rates_table(results))
     for note in results["notes"]:
         console.print(f"Note: {note}", highlight=False)
-    console.print(f"Written: {workdir}/results.json, report.html, detectors/student")
+    written = f"Written: {workdir}/results.json, report.html, detectors/student"
+    console.print(written, soft_wrap=True)
+
+
+def _sweep(request: Request) -> None:
+    """--config=FILE with sweep(add) or search(trial): trains and compares many members"""
+    _no_arguments("sweep", request)
+    given = request.design()
+    if "search" in given.defined:
+        _search(request, given)
+        return
+    if "sweep" not in given.defined:
+        raise ConfigError(
+            f"{given.name} has no sweep(add): define one that calls add for each member, as "
+            "configs/sweep_quick.py does."
+        )
+    from kdjax.sweep.design import make_design
+
+    # A file that takes an argument gives it to both of its functions.
+    sweep = functools.partial(_with, given.defined["sweep"], given.arguments)
+    design = make_design(given.name, given.config, sweep)
+    workdir = Path(request.flags["workdir"] or request.default_workdir(design.base))
+    _start(request)
+    from kdjax import hosts
+    from kdjax.sweep.run import run_sweep, shown
+    from kdjax.sweep.tables import summary_table
+
+    console = Console(quiet=not hosts.is_first())
+    outcome = run_sweep(design, workdir, way=request.flags["way"], console=console)
+    members, fields = outcome.members, outcome.fields
+    console.print(
+        summary_table(members, name=design.name, fields=fields, measures=shown(outcome))
+    )
+    written = f"Written: {workdir}/members.csv, summary.csv, report.html, members/"
+    console.print(written, soft_wrap=True)
+
+
+def _search(request: Request, given: Design) -> None:
+    if "sweep" in given.defined:
+        raise ConfigError(f"{given.name} has sweep and search: define one of them.")
+    from kdjax.sweep.space import make_search
+    from kdjax.sweep.study import load_optuna
+
+    load_optuna()
+    suggest = functools.partial(_with, given.defined["search"], given.arguments)
+    defined = {**given.defined, "search": suggest}
+    search = make_search(given.name, given.config, defined)
+    workdir = Path(request.flags["workdir"] or request.default_workdir(search.base))
+    trials, way = request.flags["trials"], request.flags["way"]
+    _start()
+    from kdjax.sweep.search import run_search
+    from kdjax.sweep.trials import best_lines
+
+    found = run_search(search, workdir, trials=trials, way=way, console=Console())
+    for line in best_lines(found):
+        print(line)
+    print(f"Written: {workdir}/trials.csv, members.csv, best.json, report.html")
+
+
+def _with(function: Callable[..., Any], arguments: Sequence[str], first: Any) -> Any:
+    takes = len(inspect.signature(function).parameters) > 1
+    return function(first, *(arguments if takes else ()))
 
 
 def _score(request: Request) -> None:
-    """FILE --detector=DIR --output=FILE: scores each row of a CSV, Parquet or .npy file"""
-    path = _one_argument("score", request, "a file to score")
+    """FILE|FOLDER … --detector=DIR --output=FILE|DIR: scores each row of CSV, Parquet, .npy"""
+    if not request.arguments:
+        raise ConfigError("score needs a file to score, got nothing.")
     detector, output = _needed("score", request, "detector"), _output(request)
-    _start()
-    from kdjax.scoring import score_file
-
     options = _given(request, "entity", "causal", "contributions", "blame", *COLUMNS)
-    for line in score_file(path, detector=detector, output=output, **options):
-        print(line)
+    _start()
+    if output.suffix in SCORES:
+        from kdjax.scoring import score_file
+
+        lines = score_file(
+            request.arguments[0], detector=detector, output=output, **options
+        )
+    else:
+        from kdjax.fleet import score_fleet
+
+        lines = score_fleet(
+            request.arguments,
+            detector=detector,
+            output=output,
+            shard=request.flags["shard"],
+            **options,
+        )
+    for line in lines:
+        print(line, flush=True)
 
 
 def _calibrate(request: Request) -> None:
@@ -128,10 +228,21 @@ def _stream(request: Request) -> None:
     )
 
 
-def _start() -> None:
+def _start(together: Request | None = None) -> None:
+    """Starts JAX; for a verb that several processes may run together, with the others."""
     from kdjax.devices import start_program
 
     start_program()
+    if together is None:
+        return
+    from kdjax import hosts
+
+    number = together.flags["process_id"]
+    hosts.start(
+        together.flags["coordinator"],
+        together.flags["num_processes"] or None,
+        None if number < 0 else number,
+    )
 
 
 def _given(request: Request, *names: str) -> dict[str, Any]:
@@ -228,14 +339,25 @@ def _needed(verb: str, request: Request, name: str) -> str:
 
 
 def _output(request: Request) -> Path:
-    output = Path(_needed("score", request, "output"))
-    if output.suffix not in (".csv", ".parquet"):
-        raise ConfigError(f"--output={output} must end in .csv or .parquet.")
+    """A file for the scores of one file, a folder for those of several."""
+    text, (first, *more) = _needed("score", request, "output"), request.arguments
+    output = Path(text)
+    several = bool(more or request.flags["shard"]) or Path(first).is_dir()
+    if several and output.suffix in SCORES:
+        raise ConfigError(
+            f"--output={output} must be a folder: several files are to be scored."
+        )
+    folder = several or text.endswith("/") or output.is_dir()
+    if not folder and output.suffix not in SCORES:
+        raise ConfigError(
+            f"--output={output} must end in .csv or .parquet, or in / for a folder."
+        )
     return output
 
 
 VERBS: dict[str, Verb] = {
     "run": _run,
+    "sweep": _sweep,
     "score": _score,
     "calibrate": _calibrate,
     "export": _export,

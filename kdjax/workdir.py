@@ -6,6 +6,9 @@ metrics.jsonl       a line per logged step
 checkpoints/PHASE   see kdjax.training.checkpoints
 detectors/MODEL     see kdjax.detection.storage
 results.json        written last: a work directory that has it is finished
+
+Of several processes (`kdjax.hosts`) the first holds the lock, judges what it finds and
+writes; the others hear of its judgement.
 """
 
 import contextlib
@@ -17,6 +20,7 @@ from typing import Any
 
 import filelock
 
+from kdjax import hosts
 from kdjax.artifacts import write_text
 from kdjax.config import completed, differences, to_json
 from kdjax.errors import ArtifactError, ConfigError, DataError
@@ -29,10 +33,17 @@ RESULTS = "results.json"
 
 @contextlib.contextmanager
 def locked(workdir: Path) -> Iterator[None]:
-    """Holds the work directory for this process; a second process is refused.
+    """Holds the work directory for this program; a second one is refused.
 
     The operating system frees the lock when its holder dies, however that happens.
     """
+    with contextlib.ExitStack() as held:
+        hosts.on_first(lambda: held.enter_context(_held(workdir)))
+        yield
+
+
+@contextlib.contextmanager
+def _held(workdir: Path) -> Iterator[None]:
     holder = workdir / ".lock.pid"
     lock = filelock.FileLock(workdir / ".lock", timeout=0)
     try:
@@ -60,6 +71,10 @@ def locked(workdir: Path) -> Iterator[None]:
 
 def check_settings(workdir: Path, settings: Mapping[str, Any]) -> None:
     """Refuses a folder of another run's settings, or of something else."""
+    hosts.on_first(lambda: _check_settings(workdir, settings))
+
+
+def _check_settings(workdir: Path, settings: Mapping[str, Any]) -> None:
     path = workdir / CONFIG
     if not path.exists():
         foreign = [p.name for p in workdir.iterdir() if not p.name.startswith(".")]
@@ -80,13 +95,21 @@ def check_settings(workdir: Path, settings: Mapping[str, Any]) -> None:
 
 def claim(workdir: Path, settings: Mapping[str, Any]) -> None:
     """Writes the settings, or checks that they are those of the run found here."""
-    check_settings(workdir, settings)
-    if not (workdir / CONFIG).exists():
-        write_text(workdir / CONFIG, to_json(settings) + "\n")
+
+    def write() -> None:
+        _check_settings(workdir, settings)
+        if not (workdir / CONFIG).exists():
+            write_text(workdir / CONFIG, to_json(settings) + "\n")
+
+    hosts.on_first(write)
 
 
 def check_data(workdir: Path, digests: Mapping[str, str]) -> None:
     """Writes the data's digests, or checks that they are those of the run found here."""
+    hosts.on_first(lambda: _check_data(workdir, digests))
+
+
+def _check_data(workdir: Path, digests: Mapping[str, str]) -> None:
     path = workdir / DATA
     if not path.exists():
         write_text(path, json.dumps(digests, indent=2) + "\n")
@@ -120,11 +143,13 @@ def read_json(path: Path) -> dict[str, Any]:
 def read_results(workdir: Path) -> dict[str, Any] | None:
     """The results of a finished run, or None."""
     path = workdir / RESULTS
-    return read_json(path) if path.exists() else None
+    return hosts.on_first(lambda: read_json(path) if path.exists() else None)
 
 
 def append_line(workdir: Path, line: Mapping[str, Any]) -> None:
     """Adds a line to `metrics.jsonl`."""
+    if not hosts.is_first():
+        return
     with (workdir / METRICS).open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
 
@@ -145,6 +170,8 @@ def read_lines(workdir: Path) -> list[dict[str, Any]]:
 
 def cut_lines(workdir: Path, phase: str, step: int) -> None:
     """Takes out what a phase logged after `step`, the step it goes on from."""
+    if not hosts.is_first():
+        return
     kept = [
         line
         for line in read_lines(workdir)

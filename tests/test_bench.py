@@ -75,8 +75,7 @@ KINDS = ["step", "epoch", "series", "window", "stream", "population"]
 def test_kdjax_measures_all_kinds(kind, monkeypatch):
     monkeypatch.setattr(work, "BATCH", 4)
     monkeypatch.setattr(work, "TEACHER", (3,))
-    monkeypatch.setattr(work, "MEMBERS", 2)
-    item = Work(kind, kind, HIDDEN, {})
+    item = Work(kind, kind, HIDDEN, {}, members=2)
     monkeypatch.setitem(work.WORKS, kind, item)
     monkeypatch.setattr(work, "choose_size", lambda quick: TINY)
     unit = ours.build(kind, quick=True)
@@ -257,7 +256,8 @@ def test_operations_of_a_measurement(monkeypatch):
     step = floor.training_flops(work.WIDTH, (32,), window=work.WINDOW, batch=4)
     sizes = [("step", step), ("epoch", 2 * step), ("population", 16 * step)]
     for kind, flops in sizes:
-        assert table.unit_flops(Work("any", kind, (32,), {}), size=TINY) == flops
+        item = Work("any", kind, (32,), {}, members=8 if kind == "population" else 1)
+        assert table.unit_flops(item, size=TINY) == flops
 
 
 def test_rates_are_work_over_seconds(monkeypatch):

@@ -17,7 +17,7 @@ from kdjax.data import fetch
 from kdjax.detection.storage import save_detector
 
 TOP = Path(__file__).parent.parent
-ALL_VERBS = "run, score, calibrate, export, stream, fetch, info, bench"
+ALL_VERBS = "run, sweep, score, calibrate, export, stream, fetch, info, bench"
 QUICKSTART = f"--config={TOP / 'configs' / 'quickstart.py'}"
 
 
@@ -81,10 +81,10 @@ def test_help_names_every_verb_and_flag(say, flag):
     for name in ("config", *(flag.name for flag in cli.FLAGS)):
         assert f"\n  --{name} " in out
     assert {
-        "workdir", "init_from", "detector", "output", "entity", "causal",
-        "contributions", "blame", "missing", "exclude", "time_column", "entity_column",
+        "workdir", "init_from", "way", "trials", "detector", "output", "entity", "causal",
+        "contributions", "blame", "shard", "missing", "exclude", "time_column", "entity_column",
         "label_column", "format", "quantize", "data", "backend", "adaptive", "state",
-        "ignore", "on_error", "json", "quick",
+        "ignore", "on_error", "json", "quick", "coordinator", "num_processes", "process_id",
     } == {flag.name for flag in cli.FLAGS}  # fmt: skip
     assert list(VERBS) == ALL_VERBS.split(", ")
     assert all(verb.__doc__ for verb in VERBS.values())
@@ -121,7 +121,7 @@ def test_help_wins_over_a_verb_and_faulty_flags(say):
         (["run", "more", "words"], "run takes flags only, got more words."),
         (["info", "more"], "info takes flags only, got more."),
         (["score"], "score needs a file to score, got nothing."),
-        (["score", "a", "b"], "score needs a file to score, got a b."),
+        (["score", "a", "b"], "score needs --detector; see kdjax --help."),
         (["score", "a"], "score needs --detector; see kdjax --help."),
         (["score", "a", "--detector=d"], "score needs --output; see kdjax --help."),
         (["export"], "export needs --detector; see kdjax --help."),
@@ -423,7 +423,9 @@ def test_flags_of_score_reach_it(say, detector, rows_file, tmp_path):
 )
 def test_outputs_of_another_ending_are_refused(refused, detector, rows_file, name):
     line = refused("score", rows_file, f"--detector={detector}", f"--output={name}")
-    assert line == f"--output={name} must end in .csv or .parquet."
+    assert line == (
+        f"--output={name} must end in .csv or .parquet, or in / for a folder."
+    )
 
 
 def test_faults_of_score(refused, detector, rows_file, tmp_path):
@@ -449,6 +451,73 @@ def test_an_unknown_entity_is_refused_with_those_known(
     )  # fmt: skip
     assert code == 2
     assert err == "kdjax: the detector knows no entity 'b': give one of a, or pooled.\n"
+
+
+@pytest.fixture
+def folder(tmp_path, rows_file):
+    """Six files in a folder."""
+    for number in range(6):
+        copy = tmp_path / "plants" / f"unit{number}.csv"
+        copy.parent.mkdir(exist_ok=True)
+        copy.write_bytes(rows_file.read_bytes())
+    return tmp_path / "plants"
+
+
+def test_score_takes_a_folder_in_shares(say, detector, folder, tmp_path):
+    flags = (f"--detector={detector}", f"--output={tmp_path / 'out'}", "--causal")
+    for place in range(2):
+        code, out, err = say("score", folder, *flags, f"--shard={place}/2")
+        assert (code, err) == (0, "")
+        assert f": shard {place}/2, " in out.splitlines()[-1]
+    tables = sorted((tmp_path / "out").glob("unit?.csv"))
+    assert [path.name for path in tables] == [f"unit{n}.csv" for n in range(6)]
+    table = pd.read_csv(tables[0])
+    assert len(table) == 9 and table["score"][:3].isna().all()
+    code, out, err = say("score", folder, *flags)
+    assert out.splitlines()[-1].endswith("0 scored, 6 verified, 0 failed")
+
+
+@pytest.mark.parametrize(("ending", "exists"), [("/", False), ("", True)])
+def test_score_takes_one_file_into_a_folder(
+    say, detector, rows_file, tmp_path, ending, exists
+):
+    output = tmp_path / "out"
+    if exists:
+        output.mkdir()
+    flags = (f"--detector={detector}", f"--output={output}{ending}")
+    assert say("score", rows_file, *flags)[0] == 0
+    names = {"a.csv", "a.csv.events.csv", "a.csv.done.json"}
+    assert {path.name for path in output.iterdir()} == names
+
+
+def test_a_faulty_file_of_many_is_told_and_fails_the_verb(
+    say, detector, folder, tmp_path
+):
+    (folder / "unit2.csv").write_text("x,y\n1,word\n")
+    files = sorted(folder.iterdir())
+    flags = (f"--detector={detector}", f"--output={tmp_path / 'out'}")
+    code, out, err = say("score", *files, *flags)
+    assert code == 2 and err.count("\n") == 1
+    assert err.startswith("kdjax: 1 of 6 files failed, the first: unit2.csv: ")
+    told = [line for line in out.splitlines() if line.startswith("failed: unit2.csv: ")]
+    assert len(told) == 1 and "column 2 ('y')" in told[0]
+    assert len(list((tmp_path / "out").glob("*.done.json"))) == 5
+
+
+def test_faults_of_score_with_many_files(refused, detector, folder, tmp_path):
+    known = f"--detector={detector}"
+    for path in ("o.csv", "o.parquet"):
+        line = refused("score", folder, known, f"--output={path}")
+        assert line.startswith(f"--output={path} must be a folder: several files")
+    line = refused("score", folder, known, f"--output={folder / 'o'}")
+    assert line.endswith("which is to be scored: give a folder outside of it.")
+    output = f"--output={tmp_path / 'o'}"
+    line = refused("score", folder, known, output, "--shard=2/2")
+    assert line.startswith("shard='2/2' is none: expected i/n with i from 0 to n - 1")
+    line = refused(
+        "score", folder / "unit0.csv", known, "--output=o.csv", "--shard=0/2"
+    )
+    assert "--output=o.csv must be a folder" in line
 
 
 # fetch.

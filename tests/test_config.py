@@ -160,7 +160,9 @@ def test_every_recipe_resolves_and_says_how_it_is_run(path, argument):
         config = override(config, {"data.path": "plant.csv"})
     settings = resolve(config)
     assert settings["data"]["name"] in ("", *BENCHMARKS)
-    assert f"python launch.py run --config=configs/{path.name}" in module.__doc__
+    many = hasattr(module, "sweep") or hasattr(module, "search")
+    verb = "sweep" if many else "run"
+    assert f"python launch.py {verb} --config=configs/{path.name}" in module.__doc__
     if argument in ("smap", "msl"):
         assert settings["data"]["name"] == argument
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from kdjax import trainings
 from kdjax.distillation import train_networks
 from kdjax.errors import ConfigError
 from kdjax.pipeline import load_dataset, prepare_dataset
@@ -29,6 +30,7 @@ MEMBERS = (
     {"seed": 3},
     {"distill.alpha": 0.8, "train.learning_rate": 1e-2},
     {"distill.temperature": 2.0, "student.epochs": 3},
+    {"distill.alpha": 0.0, "seed": 3},
 )
 
 
@@ -72,7 +74,7 @@ def test_students_side_by_side_are_those_of_their_runs(
 ):
     prepared, _, teacher = known
     found = train_all(students(), tmp_path / "together", QUIET, way="together")
-    assert list(found) == [f"student-{i}" for i in range(4)]
+    assert list(found) == [f"student-{i}" for i in range(5)]
     for number, changes in enumerate(MEMBERS):
         alone = train_networks(
             prepared,
@@ -117,8 +119,9 @@ def test_other_shapes_are_other_groups(students):
     ]  # fmt: skip
     found = [[t.name for t in group] for group in groups(students(None, changes))]
     assert found == [
-        ["student-0", "student-1", "student-6"],
-        ["student-2"], ["student-3"], ["student-4"], ["student-5"],
+        # The student of the data alone is among those with a teacher.
+        ["student-0", "student-1", "student-6", "student-5"],
+        ["student-2"], ["student-3"], ["student-4"],
     ]  # fmt: skip
 
 
@@ -135,7 +138,7 @@ def test_finished_trainings_are_not_run_again(students, tmp_path):
     more = [*MEMBERS, {"seed": 9}]
     train_all(students(None, more), tmp_path, QUIET, way="together")
     added = (tmp_path / "metrics.jsonl").read_text().removeprefix(log)
-    assert {json.loads(line)["phase"] for line in added.splitlines()} == {"student-4"}
+    assert {json.loads(line)["phase"] for line in added.splitlines()} == {"student-5"}
 
 
 class Killed(Exception):
@@ -145,7 +148,7 @@ class Killed(Exception):
 @pytest.mark.parametrize("epochs", [1, 2])
 def test_a_killed_population_goes_on(students, tmp_path, epochs):
     def judge(courses):
-        assert sorted(courses) == [f"student-{i}" for i in range(4)]
+        assert sorted(courses) == [f"student-{i}" for i in range(5)]
         if (
             max(course.best_epoch + course.stale for course in courses.values())
             > epochs
@@ -180,35 +183,35 @@ def test_a_diverging_member_is_reported_and_stays_so(students, tmp_path, way):
 def test_the_faster_way_is_taken_and_kept(students, tmp_path, monkeypatch, times):
     """Times are made up; what was chosen once is not tried again."""
     monkeypatch.setattr(trial, "LEAST_STEPS", 0)
-    monkeypatch.setattr(trial, "_trial", lambda group: times)
+    monkeypatch.setattr(trial, "_trial", lambda group, outputs: times)
     wide = Console(width=200, record=True, file=io.StringIO())
     train_all(students(), tmp_path, wide)
     way = "together" if times[0] < times[1] else "alone"
     assert f"trained {way}" in wide.export_text()
     (chosen,) = json.loads((tmp_path / "ways.json").read_text()).values()
     assert chosen == way
-    monkeypatch.setattr(trial, "_trial", lambda group: pytest.fail("tried again"))
+    monkeypatch.setattr(trial, "_trial", lambda *group: pytest.fail("tried again"))
     train_all(students(), tmp_path, QUIET)
 
 
 def test_both_ways_are_timed_on_the_group_itself(students, monkeypatch):
     clock = itertools.count()
     monkeypatch.setattr(trial.time, "monotonic", lambda: float(next(clock)))
-    together, alone = trial._trial(students())
+    together, alone = trial._trial(students(), {})
     # Each timed stretch takes one tick of this clock for two steps.
-    assert (together, alone) == (0.5, 4 * 0.5)
+    assert (together, alone) == (0.5, 5 * 0.5)
 
 
 def test_short_or_single_trainings_need_no_trial(students, monkeypatch):
-    monkeypatch.setattr(trial, "_trial", lambda group: pytest.fail("tried"))
-    assert trial.faster_way(students(), QUIET) == "together"
-    assert trial.faster_way(students()[:1], QUIET) == "alone"
+    monkeypatch.setattr(trial, "_trial", lambda *group: pytest.fail("tried"))
+    assert trial.faster_way(students(), {}, QUIET) == "together"
+    assert trial.faster_way(students()[:1], {}, QUIET) == "alone"
 
 
 def test_teachers_outputs_that_are_too_many_are_made_in_each_step(students, known):
     members = students({"distill.cache_bytes": 1})
     assert not fits_in_memory(members) and fits_in_memory(students())
-    assert trial.faster_way(members, QUIET) == "alone"
+    assert trial.faster_way(members, {}, QUIET) == "alone"
 
 
 def test_a_way_that_is_none_is_refused(students, tmp_path):
@@ -217,6 +220,20 @@ def test_a_way_that_is_none_is_refused(students, tmp_path):
 
 
 def test_members_share_rows_and_targets(students, known):
-    job = prepare_job(students())
+    job = prepare_job(students(), {})
     assert job.corpus.rows.shape == known[1].rows.shape
     assert job.corpus.targets.shape[0] == len(known[1].fit)
+
+
+def test_teachers_outputs_are_made_once(students, known, tmp_path, monkeypatch):
+    """For all shapes, the trial of both ways, and members trained alone."""
+    seen = []
+    made = trainings.head_outputs
+    monkeypatch.setattr(
+        trainings, "head_outputs", lambda *a, **o: (seen.append(1), made(*a, **o))[1]
+    )
+    monkeypatch.setattr(trial, "LEAST_STEPS", 0)
+    monkeypatch.setattr(trial, "TRIAL_ROUNDS", 1)
+    shapes = [{}, {"seed": 1}, {"student.hidden": (3,)}, {"train.batch_size": 16}]
+    train_all(students(None, shapes), tmp_path, QUIET)
+    assert len(seen) == 1

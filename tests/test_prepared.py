@@ -179,7 +179,7 @@ def test_rows_are_scaled_each_entity_by_its_own():
     for entity, part in zip(prepared.entities, np.split(rows, 2), strict=True):
         wanted = (entity.train.values - entity.scaler.offset) / entity.scaler.scale
         np.testing.assert_array_equal(part, wanted)
-    fit = fit_rows(prepared)
+    (fit,) = fit_rows(prepared)
     assert fit.min() == 0 and fit.max() == 1
     sizes = [(e.split.fit[:, 1] - e.split.fit[:, 0]).sum() for e in prepared.entities]
     assert len(fit) == sum(sizes) == 2 * 128
@@ -304,8 +304,9 @@ def test_scalers_and_fit_rows_ignore_missing_values():
     scaler = prepared.entities[0].scaler
     np.testing.assert_array_equal(scaler.offset, [0, low])
     np.testing.assert_allclose(scaler.scale[1], high - low, rtol=1e-6)
-    assert len(fit_rows(prepared)) == len(seen)
-    assert np.isfinite(fit_rows(prepared)).all()
+    (fit_values,) = fit_rows(prepared)
+    assert len(fit_values) == len(seen)
+    assert np.isfinite(fit_values).all()
     rows, _ = training_windows(prepared, "fit", stride=3)
     assert np.isnan(rows[:40, 1]).all() and not np.isnan(rows[40:]).any()
 

@@ -62,7 +62,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(command: list[str], monkeypatch: pytest.MonkeyPatch) -> str:
-    small = SMALL if command[1] == "run" else []
+    small = SMALL if command[1] in ("run", "sweep") else []
     output = io.StringIO()
     if "<" in command:
         words, (source, _, target) = command[:-4], command[-3:]
@@ -94,6 +94,7 @@ def test_every_verb_is_shown() -> None:
         "run",
         "run",
         "score",
+        "sweep",
         "calibrate",
         "export",
         "stream",

@@ -120,12 +120,13 @@ def _training(
     state: TrainState,
     corpus: Callable[[], Corpus],
     order: np.ndarray,
+    batch: int | None = None,
 ) -> Callable[[], None]:
     """An epoch over windows in this order, each call going on where the last ended."""
     states = [state]
 
     def run() -> None:
-        for index, weight in padded_batches(order, work.BATCH):
+        for index, weight in padded_batches(order, batch or work.BATCH):
             states[0] = step(states[0], corpus(), index, weight)
         jax.block_until_ready(states[0])
 
@@ -212,14 +213,17 @@ def _detector(item: Work) -> Detector:
 
 
 def _population(item: Work, size: Size) -> Unit:
-    mesh = batch_mesh(work.MEMBERS, least_share=1)
+    mesh = batch_mesh(item.members, least_share=1)
     step = make_step(_distillation(item), _optimizer(), window=work.WINDOW)
     together = make_population_step(lambda hyper: step, mesh)
-    everyone = np.ones(work.MEMBERS, bool)
+    everyone = np.ones(item.members, bool)
     corpus = place(_taught(size), mesh)
-    members = [_first_state(item, seed) for seed in range(work.MEMBERS)]
+    members = [_first_state(item, seed) for seed in range(item.members)]
     states = [divide(stack_members(members), mesh)]
-    batches = [list(padded_batches(order, work.BATCH)) for order in _orders(size)]
+    batches = [
+        list(padded_batches(order, item.batch or work.BATCH))
+        for order in _orders(item, size)
+    ]
 
     def run() -> None:
         for batch in zip(*batches, strict=True):
@@ -231,12 +235,18 @@ def _population(item: Work, size: Size) -> Unit:
 
 
 def _one_after_the_other(item: Work, size: Size) -> Unit:
-    mesh = batch_mesh(work.BATCH)
+    mesh = batch_mesh(item.batch or work.BATCH)
     step = make_step(_distillation(item), _optimizer(), window=work.WINDOW, mesh=mesh)
     corpus = place(_taught(size), mesh)
     runs = [
-        _training(step, place(_first_state(item, seed), mesh), lambda: corpus, order)
-        for seed, order in enumerate(_orders(size))
+        _training(
+            step,
+            place(_first_state(item, seed), mesh),
+            lambda: corpus,
+            order,
+            item.batch,
+        )
+        for seed, order in enumerate(_orders(item, size))
     ]
 
     def run() -> None:
@@ -246,11 +256,11 @@ def _one_after_the_other(item: Work, size: Size) -> Unit:
     return Unit(run, None, {})
 
 
-def _orders(size: Size) -> list[np.ndarray]:
+def _orders(item: Work, size: Size) -> list[np.ndarray]:
     """Each member's own order of the windows."""
     return [
         np.random.default_rng(seed).permutation(size.windows).astype(np.int32)
-        for seed in range(work.MEMBERS)
+        for seed in range(item.members)
     ]
 
 

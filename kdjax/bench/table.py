@@ -100,8 +100,7 @@ def unit_flops(item: Work, *, size: Size) -> int:
     )
     if item.kind == "step":
         return size.steps * step
-    members = work.MEMBERS if item.kind == "population" else 1
-    return members * size.windows // work.BATCH * step
+    return item.members * size.windows // work.BATCH * step
 
 
 def _fraction(item: Work, turns: Turns, size: Size, seconds: float) -> float | None:

@@ -22,7 +22,6 @@ STRIDE = 10
 TEACHER = (200, 200)
 ALPHA = 0.5
 LEARNING_RATE = 1e-3
-MEMBERS = 8  # students of `population_8`
 SCORING_BATCHES = (BATCH, 2 * BATCH)  # a peer scores with the one that suits it
 TEN = 10  # epochs over which a one-off cost is spread
 SEED = 0
@@ -37,12 +36,16 @@ class Work(NamedTuple):
         hidden: widths of the encoder of the network that is trained or scores.
         targets: for each peer the ratio (its time / kdjax's) to reach; None where the
             ratio is only reported.
+        members: `population`: networks trained.
+        batch: `population`: windows of a member's step; B where None.
     """
 
     name: str
     kind: str
     hidden: tuple[int, ...]
     targets: dict[str, float | None]
+    members: int = 1
+    batch: int | None = None
 
 
 class Size(NamedTuple):
@@ -123,7 +126,16 @@ WORKS = {
         ),
         Work("stream_row_200", "stream", (200,), {"onnxruntime": None, "torch": None}),
         Work("stream_row_16", "stream", (16,), {"onnxruntime": None, "torch": None}),
-        Work("population_8", "population", (32,), {"serial": 1.6}),
+        Work("population_8", "population", (32,), {"serial": 1.6}, members=8),
+        # A student for each machine of SMD, at the batch size of a run.
+        Work(
+            "per_entity_28",
+            "population",
+            (32,),
+            {"serial": None},
+            members=28,
+            batch=32,
+        ),
     )
 }
 

@@ -4,6 +4,7 @@ A file holds one row a time step: channels, and if need be a time column (found 
 content), an entity column and a label column (both only if named).
 """
 
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,10 +12,11 @@ from pathlib import Path
 import numpy as np
 
 from kdjax.data.exclusions import exclude as exclude_spans
+from kdjax.data.large import reordered, to_mapped_series
 from kdjax.data.raw import read_npy
 from kdjax.data.roles import Recording, Roles, Rules, check_rules, to_series
 from kdjax.data.series import Dataset, Series
-from kdjax.data.tables import numbered_channels, read_columns
+from kdjax.data.tables import OpenTable, numbered_channels, open_table, read_columns
 from kdjax.errors import DataError
 
 # Rows of a mapped file checked at once.
@@ -59,7 +61,7 @@ def read_table(
     rules = Rules(missing, order, duplicates)
     check_rules(rules)
     roles = Roles(time_column, entity_column, label_column)
-    recording = _read(Path(path), roles, rules, name=_stem(Path(path)))
+    recording = _read(Path(path), roles, rules, _stem(Path(path)))
     if not str(exclude):
         return recording.series
     return exclude_spans([recording], Path(exclude))[0]
@@ -76,22 +78,27 @@ def load_files(
     order: str = "strict",
     duplicates: str = "error",
     exclude: str | os.PathLike[str] = "",
+    memory_bytes: float = math.inf,
 ) -> Dataset:
     """The data set of a train file and, if given, a test file; see `read_table`.
 
     Test channels are put in the order of train's, test entities likewise. The train file
     may lack the label column when there is a test file. Excluded spans are both files'.
+
+    A Parquet or `.npy` file whose numbers take more than `memory_bytes` as float32 is
+    not loaded: its series are memory maps (see `kdjax.data.large`). Text is always read
+    whole, so that a CSV file larger than the memory has to become a Parquet file first.
     """
     rules = Rules(missing, order, duplicates)
     check_rules(rules)
     roles = Roles(time_column, entity_column, label_column)
     name = _stem(Path(path))
     if not str(test_path):
-        recordings = [_read(Path(path), roles, rules, name=name)]
+        recordings = [_read(Path(path), roles, rules, name, memory_bytes)]
     else:
-        train = _read(Path(path), roles, rules, name=name, labels="optional")
+        train = _read(Path(path), roles, rules, name, memory_bytes, labels="optional")
         # Without a column of entities the test file's name is no other machine.
-        test = _read(Path(test_path), roles, rules, name=name)
+        test = _read(Path(test_path), roles, rules, name, memory_bytes)
         aligned = _align(train.series, test.series, Path(test_path))
         recordings = [train, test._replace(series=aligned)]
     parts = [recording.series for recording in recordings]
@@ -124,11 +131,17 @@ def match_channels(series: Series, channels: Sequence[str]) -> Series:
             f"{', '.join(foreign) or 'none'}. Rename, add or remove columns."
         )
     order = [series.channels.index(name) for name in channels]
-    return series._replace(values=series.values[:, order], channels=channels)
+    return series._replace(values=reordered(series.values, order), channels=channels)
 
 
 def _read(
-    path: Path, roles: Roles, rules: Rules, *, name: str, labels: str = "needed"
+    path: Path,
+    roles: Roles,
+    rules: Rules,
+    name: str,
+    memory_bytes: float = math.inf,
+    *,
+    labels: str = "needed",
 ) -> Recording:
     """The series of a file, with the entity `name` where it has no column of them.
 
@@ -137,10 +150,22 @@ def _read(
     mapped = None if any(roles) else _mapped(path, name)
     if mapped is not None:
         return Recording((mapped,))
-    table = read_columns(path, text_column=roles.entity)
+    table = _too_large(path, memory_bytes) or read_columns(
+        path, text_column=roles.entity
+    )
     if labels == "optional" and roles.label not in table.place.columns:
         roles = roles._replace(label="")
+    if isinstance(table, OpenTable):
+        return to_mapped_series(table, roles=roles, rules=rules, name=name)
     return to_series(table, roles=roles, rules=rules, name=name)
+
+
+def _too_large(path: Path, memory_bytes: float) -> OpenTable | None:
+    """The file, if it can stay on disk and its numbers take more than the memory."""
+    table = None if math.isinf(memory_bytes) else open_table(path)
+    if table and 4 * table.rows * len(table.numeric) > memory_bytes:
+        return table
+    return None
 
 
 def _mapped(path: Path, name: str) -> Series | None:

@@ -1,13 +1,17 @@
 """A data set made ready: spans without gaps, split in time, and a scaler each.
 
 Rows that the user excludes (`Series.excluded`) are in no span. Values may be missing (NaN).
+Values may also be memory maps of files larger than the memory: nothing here holds them
+whole but `training_windows`, which is for data that fit (`is_large`).
 """
 
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from kdjax.data.channels import Ranges, dead_channels, duplicate_channels, ranges_of
+from kdjax.data.large import WindowSource, on_disk, span_pieces
 from kdjax.data.scaler import Scaler, apply_scaler, fit_scaler
 from kdjax.data.series import Dataset, Series
 from kdjax.data.splits import (
@@ -19,6 +23,7 @@ from kdjax.data.splits import (
     unfold,
     window_starts,
 )
+from kdjax.data.windows import has_missing
 from kdjax.errors import DataError
 
 # An entity's own Normal has D means and D (D + 1) / 2 covariances to estimate.
@@ -37,6 +42,8 @@ class Entity(NamedTuple):
         pooled: whether its complete validation rows are too few for a Normal of its own,
             or its fit rows lack a channel, so that it uses the pooled scaler, Normal and
             threshold.
+        ranges: of `train` in the units of the file, `[D]`; excluded rows don't count.
+        missing: whether a value of these rows is missing.
     """
 
     train: Series
@@ -45,6 +52,8 @@ class Entity(NamedTuple):
     test_spans: np.ndarray
     scaler: Scaler
     pooled: bool
+    ranges: Ranges
+    missing: bool
 
     @property
     def name(self) -> str:
@@ -93,11 +102,14 @@ def prepare(
         for series in dataset.train
     ]
     fit_rows = [
-        _take(series.values, split.fit)
+        span_pieces(series.values, split.fit)
         for series, split in zip(dataset.train, splits, strict=True)
     ]
     _check_seen(fit_rows, dataset)
-    pooled_scaler = fit_scaler(np.concatenate(fit_rows), method=scaler)
+    everything = [piece for rows in fit_rows for piece in rows]
+    if not any(on_disk(series.values) for series in dataset.train):
+        everything = [np.concatenate(everything)]
+    pooled_scaler = fit_scaler(everything, method=scaler)
     tests: list[Series | None] = [*dataset.test] or [None] * len(splits)
     entities = []
     for train, test, split, rows in zip(
@@ -105,6 +117,7 @@ def prepare(
     ):
         # Without fit rows, or a value in each channel, there is no scaler either.
         pooled = _too_little(train, split, window, stride) or not _seen(rows).all()
+        known = _training_rows(train)
         entities.append(
             Entity(
                 train=train,
@@ -113,6 +126,8 @@ def prepare(
                 test_spans=_test_spans(test, window, max_gap),
                 scaler=pooled_scaler if pooled else fit_scaler(rows, method=scaler),
                 pooled=pooled,
+                ranges=ranges_of(known),
+                missing=any(has_missing(piece) for piece in known),
             )
         )
     prepared = Prepared(
@@ -150,16 +165,43 @@ def training_windows(
     return np.concatenate(rows), np.concatenate(starts).astype(np.int32)
 
 
-def fit_rows(prepared: Prepared) -> np.ndarray:
-    """The scaled fit rows of all entities that miss no value, `[N, D]`."""
-    rows = np.concatenate(
-        [
-            _take(apply_scaler(entity.scaler, entity.train.values), entity.split.fit)
-            for entity in prepared.entities
-        ]
+def is_large(prepared: Prepared, memory_bytes: float) -> bool:
+    """Whether all train rows together, as float32, are more than so many bytes."""
+    rows = sum(len(entity.train.values) for entity in prepared.entities)
+    return 4 * rows * len(prepared.channels) > memory_bytes
+
+
+def windows_source(prepared: Prepared, part: str, *, stride: int) -> WindowSource:
+    """The windows of `training_windows`, in its order, read from where the rows are."""
+    entities = prepared.entities
+    return WindowSource(
+        values=tuple(entity.train.values for entity in entities),
+        scalers=tuple(entity.scaler for entity in entities),
+        starts=tuple(
+            window_starts(
+                getattr(entity.split, part), window=prepared.window, stride=stride
+            )
+            for entity in entities
+        ),
+        window=prepared.window,
+        missing=any(entity.missing for entity in entities),
     )
-    complete = ~np.isnan(rows).any(axis=1)
-    return rows if complete.all() else rows[complete]
+
+
+def fit_rows(prepared: Prepared) -> Iterator[np.ndarray]:
+    """The scaled fit rows of all entities that miss no value, in pieces `[n, D]`.
+
+    In one piece, unless some of them lie on disk.
+    """
+    pieces = (
+        _complete(apply_scaler(entity.scaler, piece))
+        for entity in prepared.entities
+        for piece in span_pieces(entity.train.values, entity.split.fit)
+    )
+    if any(on_disk(entity.train.values) for entity in prepared.entities):
+        yield from pieces
+    else:
+        yield np.concatenate(list(pieces))
 
 
 def training_ranges(prepared: Prepared) -> Ranges:
@@ -167,7 +209,7 @@ def training_ranges(prepared: Prepared) -> Ranges:
 
     One row an entity and a last one pooled over them; excluded rows don't count.
     """
-    own = [ranges_of(_training_rows(entity.train)) for entity in prepared.entities]
+    own = [entity.ranges for entity in prepared.entities]
     low, high = (np.stack(side) for side in zip(*own, strict=True))
     return Ranges(
         np.concatenate([low, np.fmin.reduce(low)[None]]),
@@ -180,7 +222,7 @@ def channel_notes(prepared: Prepared) -> list[str]:
     notes = []
     for entity in prepared.entities:
         rows = _training_rows(entity.train)
-        dead = dead_channels(rows, prepared.channels)
+        dead = dead_channels(np.stack(entity.ranges), prepared.channels)
         copies = duplicate_channels(rows, prepared.channels)
         if dead:
             names = ", ".join(dead)
@@ -210,10 +252,10 @@ def _stretches(series: Series, max_gap: float) -> np.ndarray:
     return intersect(kept(rows, series.excluded), whole)
 
 
-def _check_seen(fit_rows: list[np.ndarray], dataset: Dataset) -> None:
+def _check_seen(fit_rows: Sequence[list[np.ndarray]], dataset: Dataset) -> None:
     """Refuses a channel that is empty wherever a scaler could learn it."""
     seen = np.any([_seen(rows) for rows in fit_rows], axis=0)
-    if sum(map(len, fit_rows)) and not seen.all():
+    if any(len(piece) for rows in fit_rows for piece in rows) and not seen.all():
         first = dataset.train[0]
         channels = ", ".join(first.channels[i] for i in np.flatnonzero(~seen))
         entities = ", ".join(series.entity for series in dataset.train)
@@ -223,15 +265,17 @@ def _check_seen(fit_rows: list[np.ndarray], dataset: Dataset) -> None:
         )
 
 
-def _seen(rows: np.ndarray) -> np.ndarray:
-    """Which channels have a value, `[N, D] -> [D]` bool."""
-    seen: np.ndarray = ~np.isnan(rows).all(axis=0)
+def _seen(pieces: Sequence[np.ndarray]) -> np.ndarray:
+    """Which channels have a value in rows `[n, D]`, `[D]` bool."""
+    seen: np.ndarray = np.any(
+        [(~np.isnan(rows)).any(axis=0) for rows in pieces], axis=0
+    )
     return seen
 
 
 def _too_little(train: Series, split: Split, window: int, stride: int) -> bool:
-    rows = _take(train.values, split.validation)
-    complete = int((~np.isnan(rows).any(axis=1)).sum())
+    pieces = span_pieces(train.values, split.validation)
+    complete = sum(int((~np.isnan(rows).any(axis=1)).sum()) for rows in pieces)
     starts = window_starts(split.validation, window=window, stride=stride)
     return complete < ROWS_PER_CHANNEL * len(train.channels) or len(starts) == 0
 
@@ -240,7 +284,7 @@ def _test_spans(test: Series | None, window: int, max_gap: float) -> np.ndarray:
     if test is None:
         return np.empty((0, 2), np.int64)
     spans = _stretches(test, max_gap)
-    if len(window_starts(spans, window=window, stride=1)) == 0:
+    if not _has_window(spans, window):
         raise DataError(
             f"test series {test.entity!r} has {len(test.values)} rows and no stretch "
             f"of data.window={window} rows without a gap: give more rows, exclude fewer "
@@ -252,11 +296,10 @@ def _test_spans(test: Series | None, window: int, max_gap: float) -> np.ndarray:
 def _check_windows(prepared: Prepared) -> None:
     longest = max(len(entity.train.values) for entity in prepared.entities)
     for part in ("fit", "validation"):
-        starts = [
-            window_starts(getattr(entity.split, part), window=prepared.window, stride=1)
+        if not any(
+            _has_window(getattr(entity.split, part), prepared.window)
             for entity in prepared.entities
-        ]
-        if not any(map(len, starts)):
+        ):
             raise DataError(
                 f"no entity has a {part} window: the longest train series has "
                 f"{longest} rows, data.window={prepared.window}. Give more rows, fewer "
@@ -264,15 +307,18 @@ def _check_windows(prepared: Prepared) -> None:
             )
 
 
-def _training_rows(series: Series) -> np.ndarray:
-    """The rows `[N, D]` that aren't excluded."""
-    if series.excluded is None:
-        return series.values
-    return _take(series.values, kept(len(series.values), series.excluded))
+def _complete(rows: np.ndarray) -> np.ndarray:
+    """The rows `[N, D]` that miss no value."""
+    complete = ~np.isnan(rows).any(axis=1)
+    return rows if complete.all() else rows[complete]
 
 
-def _take(values: np.ndarray, spans: np.ndarray) -> np.ndarray:
-    return np.concatenate(
-        [np.empty((0, values.shape[1]), values.dtype)]
-        + [values[start:stop] for start, stop in spans]
-    )
+def _has_window(spans: np.ndarray, window: int) -> bool:
+    return bool((spans[:, 1] - spans[:, 0] >= window).any())
+
+
+def _training_rows(series: Series) -> list[np.ndarray]:
+    """The rows that aren't excluded, in pieces `[n, D]`."""
+    if series.excluded is None and not on_disk(series.values):
+        return [series.values]
+    return span_pieces(series.values, kept(len(series.values), series.excluded))

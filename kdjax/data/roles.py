@@ -45,7 +45,7 @@ class Recording(NamedTuple):
     zoned: bool = False
 
 
-class _Layout(NamedTuple):
+class Layout(NamedTuple):
     """A table's rows, put in order, and which of them belong to whom."""
 
     table: Table
@@ -74,14 +74,14 @@ def to_series(table: Table, *, roles: Roles, rules: Rules, name: str) -> Recordi
         name: the entity where there is no column of entities.
     """
     frame, place = table
-    _check_roles(roles, place)
+    check_roles(roles, place)
     rest = frame.drop(columns=[one for one in (roles.entity, roles.label) if one])
     clock = roles.time or find_time(rest, place)
-    channels = _channels([one for one in rest.columns if one != clock], place)
-    groups = _groups(frame, roles.entity, name, place)
-    (frame, place), groups, time, notes = _lay_out(table, groups, clock, rules)
+    channels = channel_names([one for one in rest.columns if one != clock], place)
+    groups = entity_rows(frame, roles.entity, name, place)
+    (frame, place), groups, time, notes = lay_out(table, groups, clock, rules)
     values = _values(frame, channels, groups, rules.missing, place, notes)
-    labels = _labels(frame, roles.label, place)
+    labels = read_labels(frame, roles.label, place)
     series = tuple(
         Series(
             entity,
@@ -96,7 +96,7 @@ def to_series(table: Table, *, roles: Roles, rules: Rules, name: str) -> Recordi
     return Recording(series, zoned=bool(clock) and has_zone(frame[clock]))
 
 
-def _check_roles(roles: Roles, place: Place) -> None:
+def check_roles(roles: Roles, place: Place) -> None:
     """Refuses columns that the file lacks or that would have two meanings."""
     named = [name for name in roles if name]
     for name in named:
@@ -112,7 +112,8 @@ def _check_roles(roles: Roles, place: Place) -> None:
             )
 
 
-def _channels(names: list[str], place: Place) -> tuple[str, ...]:
+def channel_names(names: list[str], place: Place) -> tuple[str, ...]:
+    """The columns that are channels: at least one, none of them nameless."""
     if not names:
         raise DataError(
             f"{place.path} has no channel besides {', '.join(place.columns)}: "
@@ -128,7 +129,7 @@ def _channels(names: list[str], place: Place) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _groups(
+def entity_rows(
     frame: pd.DataFrame, entity_column: str, name: str, place: Place
 ) -> dict[str, np.ndarray]:
     """The row numbers of each entity, in order of first appearance."""
@@ -147,9 +148,9 @@ def _groups(
     return {str(name): np.flatnonzero(codes == i) for i, name in enumerate(entities)}
 
 
-def _lay_out(
+def lay_out(
     table: Table, groups: dict[str, np.ndarray], clock: str, rules: Rules
-) -> _Layout:
+) -> Layout:
     """The table with each entity's rows in order of time, as far as the rules allow."""
     frame, place = table
     notes: dict[str, list[str]] = defaultdict(list)
@@ -157,7 +158,7 @@ def _lay_out(
         if (rules.order, rules.duplicates) != ("strict", "error"):
             for entity in groups:
                 notes[entity].append("no time column, so the rows stay as they are")
-        return _Layout(table, groups, None, notes)
+        return Layout(table, groups, None, notes)
     time = parse_time(frame[clock], place)
     arranged = {}
     for entity, rows in groups.items():
@@ -166,12 +167,12 @@ def _lay_out(
             order=rules.order, duplicates=rules.duplicates,
         )  # fmt: skip
     if not any(notes.values()):
-        return _Layout(table, groups, time, notes)
+        return Layout(table, groups, time, notes)
     order = np.concatenate(list(arranged.values()))
     stops = np.cumsum([len(rows) for rows in arranged.values()])
     inside = np.split(np.arange(len(order)), stops[:-1])
     table = Table(frame.iloc[order], place._replace(rows=order))
-    return _Layout(table, dict(zip(groups, inside, strict=True)), time[order], notes)
+    return Layout(table, dict(zip(groups, inside, strict=True)), time[order], notes)
 
 
 def _values(
@@ -185,7 +186,7 @@ def _values(
     """The channels as float32 `[N, D]`, missing cells as the policy wants them."""
     values = np.empty((len(frame), len(channels)))
     for index, name in enumerate(channels):
-        values[:, index] = _numbers(frame[name], place)
+        values[:, index] = parsed_numbers(frame[name], place)
     bad = ~np.isfinite(values)
     if missing == "ffill" and bad.any():
         values[bad] = np.nan
@@ -196,10 +197,10 @@ def _values(
     if missing == "mask" and bad.any():
         for entity, rows in groups.items():
             _count(notes[entity], bad[rows], "missing")
-        _check_alive(values, channels, place)
+        check_alive(values, channels, place)
         bad = np.isinf(values)
     if bad.any():
-        raise _gap(values, bad, channels, missing, place)
+        raise gap_error(values, bad, channels, missing, place)
     return to_float32(values, place, channels, missing=missing)
 
 
@@ -209,7 +210,8 @@ def _count(notes: list[str], cells: np.ndarray, what: str) -> None:
         notes.append(f"{count:,} of {cells.size:,} values {what}")
 
 
-def _check_alive(values: np.ndarray, channels: tuple[str, ...], place: Place) -> None:
+def check_alive(values: np.ndarray, channels: tuple[str, ...], place: Place) -> None:
+    """Refuses channels without any value."""
     empty = [channels[i] for i in np.flatnonzero(np.isnan(values).all(axis=0))]
     if empty:
         raise DataError(
@@ -218,7 +220,7 @@ def _check_alive(values: np.ndarray, channels: tuple[str, ...], place: Place) ->
         )
 
 
-def _gap(
+def gap_error(
     values: np.ndarray,
     bad: np.ndarray,
     channels: tuple[str, ...],
@@ -249,7 +251,9 @@ _ROLE_HINT = (
 )
 
 
-def _numbers(column: pd.Series, place: Place, hint: str = _ROLE_HINT) -> np.ndarray:
+def parsed_numbers(
+    column: pd.Series, place: Place, hint: str = _ROLE_HINT
+) -> np.ndarray:
     """A column as float64 `[N]`, NaN where a cell is missing; DataError on text."""
     if pd.api.types.is_numeric_dtype(column):
         return column.to_numpy(np.float64)
@@ -269,8 +273,11 @@ def _numbers(column: pd.Series, place: Place, hint: str = _ROLE_HINT) -> np.ndar
     return numbers.to_numpy(np.float64)
 
 
-def _labels(frame: pd.DataFrame, column: str, place: Place) -> np.ndarray | None:
+def read_labels(frame: pd.DataFrame, column: str, place: Place) -> np.ndarray | None:
+    """A column of labels as bool `[N]`; None without one."""
     if not column:
         return None
-    numbers = _numbers(frame[column], place, "labels are 0 (normal) or 1 (anomaly)")
+    numbers = parsed_numbers(
+        frame[column], place, "labels are 0 (normal) or 1 (anomaly)"
+    )
     return to_labels(numbers, place, column)

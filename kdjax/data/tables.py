@@ -4,11 +4,13 @@ What a lenient reader repairs in silence is refused here with file and row: shor
 rows, NUL bytes, names that occur twice, a first row that is no header.
 """
 
+import contextlib
 import csv
 import io
 import re
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -24,6 +26,8 @@ SUFFIXES = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".txt.gz", ".parquet",
 _SEPARATORS = ("\t", ";", "|", ",")
 _MARKS = {"\t": "tabs or blanks"}
 _SAMPLE_LINES = 20
+# Read ahead in each column of a large Parquet file.
+_BUFFER_BYTES = 1_000_000
 _CELL = r"(?:^|[;|\t])\s*[+-]?\d*%s\d+(?:[eE][+-]?\d+)?[ ]*(?=[;|\t\n]|$)"
 _DECIMAL_COMMA = re.compile((_CELL % ",").encode(), re.MULTILINE)
 _DECIMAL_POINT = re.compile((_CELL % r"\.").encode(), re.MULTILINE)
@@ -42,6 +46,22 @@ class Table(NamedTuple):
 
     frame: pd.DataFrame
     place: Place
+
+
+class OpenTable(NamedTuple):
+    """A file of columns that is read bit by bit, since it is too large to hold.
+
+    Attributes:
+        place: file and column names, for messages.
+        rows: N.
+        numeric: names of the columns of numbers.
+        chunks: `(names, rows at once) -> frames` of these columns, one after the other.
+    """
+
+    place: Place
+    rows: int
+    numeric: frozenset[str]
+    chunks: Callable[[Sequence[str], int], Iterator[pd.DataFrame]]
 
 
 def numbered_channels(count: int) -> tuple[str, ...]:
@@ -78,27 +98,97 @@ def read_columns(path: Path, *, text_column: str = "") -> Table:
     return table
 
 
+def open_table(path: Path) -> OpenTable | None:
+    """A Parquet or `.npy` file to read bit by bit; None for text, which is read whole."""
+    name = path.name.lower()
+    if path.is_dir() or not name.endswith((".parquet", ".npy")):
+        return None
+    return _open_npy(path) if name.endswith(".npy") else _open_parquet(path)
+
+
 def _read_npy(path: Path) -> Table:
-    values = read_npy(path)
+    values = _numbers_of(path, mapped=False)
+    names = numbered_channels(values.shape[1])
+    return Table(pd.DataFrame(values, columns=list(names)), Place(path, names))
+
+
+def _open_npy(path: Path) -> OpenTable:
+    values = _numbers_of(path, mapped=True)
+    names = numbered_channels(values.shape[1])
+
+    def chunks(wanted: Sequence[str], rows: int) -> Iterator[pd.DataFrame]:
+        places = [names.index(name) for name in wanted]
+        for first in range(0, len(values), rows):
+            part = values[first : first + rows, places]
+            yield pd.DataFrame(part, columns=list(wanted))
+
+    return OpenTable(Place(path, names), len(values), frozenset(names), chunks)
+
+
+def _numbers_of(path: Path, *, mapped: bool) -> np.ndarray:
+    values = read_npy(path, mapped=mapped)
     if values.ndim != 2 or not values.shape[1] or values.dtype.kind not in "fiub":
         raise DataError(
             f"{path} holds {values.dtype} of shape {values.shape}, expected numbers "
             "[rows, channels]: reshape or convert the array."
         )
-    names = numbered_channels(values.shape[1])
-    return Table(pd.DataFrame(values, columns=list(names)), Place(path, names))
+    return values
 
 
 def _read_parquet(path: Path) -> Table:
-    import pyarrow
     import pyarrow.parquet
 
-    try:
+    with _parquet_errors(path):
         with pyarrow.parquet.ParquetFile(path) as file:
             table = file.read()
         names = _check_names(path, [_plain(name) for name in table.column_names])
-        # Without pandas' own metadata an index is a column like any other.
-        frame = table.to_pandas(ignore_metadata=True)
+        frame = _frame(table, names)
+    return Table(frame, Place(path, names))
+
+
+def _open_parquet(path: Path) -> OpenTable:
+    import pyarrow.parquet
+    from pyarrow.types import is_boolean, is_floating, is_integer
+
+    with _parquet_errors(path), pyarrow.parquet.ParquetFile(path) as file:
+        schema, rows = file.schema_arrow, file.metadata.num_rows
+    names = _check_names(path, [_plain(name) for name in schema.names])
+    stored = dict(zip(names, schema.names, strict=True))
+    numeric = [
+        name
+        for name, kind in zip(names, schema.types, strict=True)
+        if is_floating(kind) or is_integer(kind) or is_boolean(kind)
+    ]
+
+    def chunks(wanted: Sequence[str], rows: int) -> Iterator[pd.DataFrame]:
+        # Buffered, so that of a row group only the pages at hand are in memory.
+        options = {"pre_buffer": False, "buffer_size": _BUFFER_BYTES}
+        columns = [stored[name] for name in wanted]
+        with (
+            _parquet_errors(path),
+            pyarrow.parquet.ParquetFile(path, **options) as file,
+        ):
+            for batch in file.iter_batches(rows, columns=columns, use_threads=False):
+                yield _frame(batch.select(columns), wanted)
+
+    return OpenTable(Place(path, names), rows, frozenset(numeric), chunks)
+
+
+def _frame(table: Any, names: Sequence[str]) -> pd.DataFrame:
+    """The columns of an Arrow table under their plain names."""
+    # Without pandas' own metadata an index is a column like any other.
+    frame: pd.DataFrame = table.to_pandas(ignore_metadata=True)
+    frame.columns = pd.Index(names)
+    return frame
+
+
+@contextlib.contextmanager
+def _parquet_errors(path: Path) -> Iterator[None]:
+    """What goes wrong when a Parquet file is read, as a DataError."""
+    import pyarrow
+
+    try:
+        yield
     except FileNotFoundError:
         raise DataError(f"{path} does not exist: check the path.") from None
     except (pyarrow.ArrowException, OSError) as error:
@@ -108,8 +198,6 @@ def _read_parquet(path: Path) -> Table:
         raise DataError(
             f"{path} is not a whole Parquet file ({reason}): copy or write it again."
         ) from None
-    frame.columns = pd.Index(names)
-    return Table(frame, Place(path, names))
 
 
 def _plain(name: str) -> str:

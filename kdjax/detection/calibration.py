@@ -3,19 +3,25 @@
 Entities with too little data borrow: with too few validation rows, the pooled scaler,
 Normal and threshold; with too few calibration windows, a threshold from all entities'
 calibration scores, each under the Normal that the entity uses.
+
+Several processes (`kdjax.hosts`) share the validation windows; each scores the
+calibration windows for itself.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from kdjax import hosts
+from kdjax.data.large import chunks, scaled_pieces
 from kdjax.data.prepared import ROWS_PER_CHANNEL, Prepared
-from kdjax.data.scaler import Scaler, apply_scaler
+from kdjax.data.scaler import Scaler
 from kdjax.data.splits import window_starts
 from kdjax.data.windows import has_missing
-from kdjax.detection.detector import error_batches, score_scaled
-from kdjax.detection.moments import Moments, merge_all, moments_of
+from kdjax.detection.borrowing import entity_thresholds
+from kdjax.detection.detector import error_batches, score_scaled, scoring_batch
+from kdjax.detection.moments import Moments, merge_all, merge_shares, moments_of
 from kdjax.detection.normal import (
     Normal,
     fit_normal,
@@ -42,13 +48,15 @@ class View(NamedTuple):
     """An entity's train rows as one scaler shows them.
 
     Attributes:
-        rows: `[N, D]`, scaled.
+        rows: `[N, D]`, raw; may be a memory map.
+        scaler: applied to the rows piece by piece.
         validation: starts of its validation windows.
         calibration: starts of its calibration windows.
         scores: `[n]` of the calibration windows, once they are known.
     """
 
     rows: np.ndarray
+    scaler: Scaler
     validation: np.ndarray
     calibration: np.ndarray
     scores: np.ndarray = np.empty(0)
@@ -128,7 +136,9 @@ def calibrate(model: ResidualModel, prepared: Prepared, rules: Rules) -> Calibra
         for view, normal in zip(views, normals, strict=True)
     ]
     scores = [view.scores for view in views]
-    thresholds, notes = _thresholds(prepared, scores, pooled_tau, rules)
+    thresholds, notes = entity_thresholds(
+        prepared, scores, pooled_tau, rules.threshold, scope=rules.scope
+    )
     shared = np.concatenate(scores)
     pooled = shared if rules.scope == "pooled" else pooled_scores
     sets = {"shared": shared, "pooled": pooled}
@@ -155,6 +165,33 @@ def calibrate(model: ResidualModel, prepared: Prepared, rules: Rules) -> Calibra
     )
 
 
+class PointScores(NamedTuple):
+    """Point scores of some windows: a_t `[m, L]` and their first rows `[m]`."""
+
+    points: np.ndarray
+    starts: np.ndarray
+
+
+def point_pieces(
+    model: ResidualModel,
+    normal: Normal,
+    scaler: Scaler,
+    values: np.ndarray,
+    starts: np.ndarray,
+    *,
+    window: int,
+    batch_size: int,
+) -> Iterator[PointScores]:
+    """Point scores of the windows of raw rows `[N, D]`, all at once or a piece each.
+
+    In pieces where `values` is a memory map; see `kdjax.data.large.scaled_pieces`.
+    """
+    options = {"window": window, "batch_size": batch_size}
+    for piece in scaled_pieces(values, scaler, starts, window=window):
+        points = score_scaled(model, normal, piece.rows, piece.starts, **options)
+        yield PointScores(points, piece.at)
+
+
 class _Job(NamedTuple):
     model: ResidualModel
     window: int
@@ -169,7 +206,8 @@ def _indices(prepared: Prepared) -> range:
 def _view(prepared: Prepared, index: int, scaler: Scaler | None = None) -> View:
     entity = prepared.entities[index]
     return View(
-        rows=apply_scaler(scaler or entity.scaler, entity.train.values),
+        rows=entity.train.values,
+        scaler=scaler or entity.scaler,
         validation=_starts(prepared, entity.split.validation),
         calibration=_starts(prepared, entity.split.calibration),
     )
@@ -221,23 +259,56 @@ def _same(first: Scaler, second: Scaler) -> bool:
     return all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-def _errors(job: _Job, view: View) -> Iterator[np.ndarray]:
-    """The errors of the validation windows' complete rows, `[K, D]` a piece."""
-    pieces = error_batches(
-        job.model,
-        view.rows,
-        view.validation,
-        window=job.window,
-        batch_size=job.rules.batch_size,
-    )
-    if not has_missing(view.rows):
-        return pieces
-    return (piece[~np.isnan(piece).any(axis=-1)] for piece in pieces)
+Batches = list[np.ndarray]
+
+
+def _everything(batches: Batches, first: int) -> Batches:
+    return batches
+
+
+def _errors(
+    job: _Job, view: View, take: Callable[[Batches, int], Batches] = _everything
+) -> Iterator[np.ndarray]:
+    """The errors of the validation windows' complete rows, `[K, D]` a batch.
+
+    Args:
+        job: what is calibrated.
+        view: of the rows.
+        take: chooses among batches of windows, given the number of the first.
+    """
+    size = scoring_batch(job.model, len(job.channels), job.rules.batch_size)
+    done = 0
+    for piece in scaled_pieces(
+        view.rows, view.scaler, view.validation, window=job.window
+    ):
+        batches = [
+            piece.starts[first : first + size]
+            for first in range(0, len(piece.starts), size)
+        ]
+        own, done = take(batches, done), done + len(batches)
+        if not own:
+            continue
+        starts = np.concatenate(own)
+        if len(batches) > 1:  # A short one keeps the shape that it has among others.
+            starts = np.pad(starts, (0, -len(starts) % size), mode="edge")
+        found = error_batches(
+            job.model,
+            piece.rows,
+            starts,
+            window=job.window,
+            batch_size=job.rules.batch_size,
+        )
+        for errors, batch in zip(found, own, strict=True):
+            kept = errors[: len(batch)]
+            if has_missing(piece.rows):
+                kept = kept[~np.isnan(kept).any(axis=-1)]
+            yield kept
 
 
 def _moments(job: _Job, view: View) -> Moments:
-    nothing = moments_of(np.empty((0, len(job.channels))))
-    return merge_all([nothing, *map(moments_of, _errors(job, view))])
+    """Of all processes' batches together."""
+    pieces = map(moments_of, _errors(job, view, hosts.share))
+    return merge_shares(pieces, width=len(job.channels))
 
 
 def _with_known_calibration(job: _Job, view: View, normal: Normal) -> View:
@@ -254,92 +325,46 @@ def _normal(job: _Job, views: Sequence[View], moments: Moments) -> Normal:
             "covariance: remove the channels with the most gaps, or repeat the last "
             "value by data.missing=ffill."
         )
-    rules = job.rules
-    rows = sum(_distinct(job, view) for view in views)
-    shrinkage = None
-    if rules.shrinkage == "oas":
-        shrinkage = oas_shrinkage(moments, floor=rules.floor, rows=rows)
-    elif rules.shrinkage == "ledoit_wolf":
-        pieces = (piece for view in views for piece in _errors(job, view))
-        shrinkage = ledoit_wolf_shrinkage(pieces, moments, floor=rules.floor, rows=rows)
     return fit_normal(
         moments,
-        floor=rules.floor,
-        ridge=rules.ridge,
+        floor=job.rules.floor,
+        ridge=job.rules.ridge,
         channels=job.channels,
-        shrinkage=shrinkage,
+        shrinkage=_shrinkage(job, views, moments),
     )
+
+
+def _shrinkage(job: _Job, views: Sequence[View], moments: Moments) -> float | None:
+    floor, kind = job.rules.floor, job.rules.shrinkage
+    if kind == "none":
+        return None
+    rows = sum(_distinct(job, view) for view in views)
+    if kind == "oas":
+        return oas_shrinkage(moments, floor=floor, rows=rows)
+    pieces = (piece for view in views for piece in _errors(job, view))
+    return ledoit_wolf_shrinkage(pieces, moments, floor=floor, rows=rows)
 
 
 def _distinct(job: _Job, view: View) -> int:
     """Number of distinct complete rows in the validation windows, which overlap."""
     covered = np.zeros(len(view.rows), bool)
-    covered[(view.validation[:, None] + np.arange(job.window)).ravel()] = True
-    return int((covered & ~np.isnan(view.rows).any(axis=1)).sum())
+    for start in view.validation:
+        covered[start : start + job.window] = True
+    complete = [~np.isnan(rows).any(axis=1) for rows in chunks(view.rows)]
+    return int((covered & np.concatenate(complete)).sum())
 
 
 def _scores(job: _Job, view: View, normal: Normal, starts: np.ndarray) -> np.ndarray:
     """Window scores `[n]`."""
-    points = score_scaled(
+    pieces = point_pieces(
         job.model,
         normal,
+        view.scaler,
         view.rows,
         starts,
         window=job.window,
         batch_size=job.rules.batch_size,
     )
-    return window_scores(points, count=job.rules.allowed_points)
-
-
-def _thresholds(
-    prepared: Prepared,
-    scores: Sequence[np.ndarray],
-    pooled_tau: Threshold,
-    rules: Rules,
-) -> tuple[list[Threshold], list[str]]:
-    rule = rules.threshold
-    shared = find_threshold(np.concatenate(scores), rule, source="shared")
-    thresholds = []
-    for entity, own in zip(prepared.entities, scores, strict=True):
-        if rules.scope == "pooled":
-            thresholds.append(shared._replace(source="pooled"))
-        elif entity.pooled:
-            thresholds.append(pooled_tau)
-        elif len(own) < needed(rule):
-            thresholds.append(shared)
-        else:
-            thresholds.append(find_threshold(own, rule))
-    details = [
-        f"{entity.name}: {threshold.detail}"
-        for entity, threshold in zip(prepared.entities, thresholds, strict=True)
-        if threshold.detail
-    ]
-    return thresholds, [*_borrowing_notes(prepared, scores, thresholds), *details]
-
-
-def _borrowing_notes(
-    prepared: Prepared, scores: Sequence[np.ndarray], thresholds: Sequence[Threshold]
-) -> list[str]:
-    groups = {
-        "pooled": "pooled Normal and τ",
-        "shared": "too few calibration windows, so τ from all entities' scores",
-    }
-    notes = []
-    for source, reason in groups.items():
-        borrowers = [
-            (f"{entity.name} ({len(own)} calibration windows)", threshold)
-            for entity, own, threshold in zip(
-                prepared.entities, scores, thresholds, strict=True
-            )
-            if threshold.source == source
-        ]
-        if borrowers:
-            tau = borrowers[0][1]
-            notes.append(
-                f"{reason} ({_rank(tau)}): {', '.join(name for name, _ in borrowers)}"
-            )
-    return notes
-
-
-def _rank(tau: Threshold) -> str:
-    return f"the {tau.rank}-th smallest of {tau.n}" if tau.rank else f"of {tau.n}"
+    count = job.rules.allowed_points
+    found = [window_scores(piece.points, count=count) for piece in pieces]
+    return np.concatenate([np.empty(0, np.float32), *found])

@@ -2,16 +2,22 @@
 
 Chan, Golub and LeVeque, 1983, "Algorithms for Computing the Sample Variance": pieces
 are centred before they are squared, in float64, so that neither a large mean nor the
-number of rows costs digits. Merging in a fixed order gives the same bits each time.
+number of rows costs digits. Merging in a fixed order gives the same bits each time, also
+where several processes computed the pieces (`merge_shares`).
 """
 
 import functools
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from kdjax import hosts
 from kdjax.errors import DataError
+
+# Pieces of each process that travel at once.
+_AT_ONCE = 32
 
 
 class Moments(NamedTuple):
@@ -73,3 +79,45 @@ def merge(first: Moments, second: Moments) -> Moments:
 def merge_all(pieces: Iterable[Moments]) -> Moments:
     """Moments of all pieces, merged from the first to the last."""
     return functools.reduce(merge, pieces)
+
+
+def merge_shares(own: Iterable[Moments], *, width: int) -> Moments:
+    """Moments of the pieces of all processes, merged from the first to the last.
+
+    All call it; each brings its share of the pieces, in their order (`hosts.share`).
+
+    Args:
+        own: of this process: piece i is process i mod n's.
+        width: D.
+    """
+    merged, pieces = moments_of(np.empty((0, width))), iter(own)
+    while True:
+        some = list(itertools.islice(pieces, _AT_ONCE))
+        shares = hosts.gather(_stacked(some, width))
+        most = max(len(share.n) for share in shares)
+        turns = itertools.product(range(most), shares)
+        merged = merge_all(
+            [merged, *(_nth(share, i) for i, share in turns if i < len(share.n))]
+        )
+        if most < _AT_ONCE:
+            return merged
+
+
+class _Stack(NamedTuple):
+    """k moments: n `[k]`, mean `[k, D]`, scatter `[k, D, D]`."""
+
+    n: np.ndarray
+    mean: np.ndarray
+    scatter: np.ndarray
+
+
+def _stacked(some: Sequence[Moments], width: int) -> _Stack:
+    return _Stack(
+        np.array([piece.n for piece in some], np.int64),
+        np.reshape([piece.mean for piece in some], (-1, width)),
+        np.reshape([piece.scatter for piece in some], (-1, width, width)),
+    )
+
+
+def _nth(stack: _Stack, i: int) -> Moments:
+    return Moments(int(stack.n[i]), stack.mean[i], stack.scatter[i])

@@ -72,7 +72,7 @@ def fit_normal(
     regularised = correlation + ridge * np.eye(len(scale))
     # Once, in float64 on the CPU: in float32 the factor of a nearly singular matrix
     # has no correct digit, and accelerators have no float64 to speak of.
-    with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]):
+    with jax.enable_x64(True), jax.default_device(jax.local_devices(backend="cpu")[0]):
         factor = jnp.linalg.cholesky(jnp.asarray(regularised, jnp.float64))
         whiten = np.asarray(
             jax.scipy.linalg.solve_triangular(factor, jnp.diag(1 / scale), lower=True)

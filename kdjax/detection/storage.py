@@ -95,8 +95,8 @@ def load_detector(folder: str | os.PathLike[str]) -> Detector:
     nested = sorted(path.parent for path in folder.glob("*/detector.json"))
     if nested and not (folder / "detector.json").exists():
         raise ArtifactError(
-            f"{folder} holds {len(nested)} detectors, one an entity: give one of them, "
-            f"such as {nested[0]}."
+            f"{folder} has no {MANIFEST} but holds detectors ({len(nested)}): give one of "
+            f"them, such as {nested[0]}."
         )
     verify_manifest(folder)
     try:

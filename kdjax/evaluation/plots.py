@@ -4,10 +4,8 @@ Drawn through matplotlib's Figure objects, never pyplot: no window system is loo
 no global state is kept, and several threads may draw at once.
 """
 
-import io
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib.dates
@@ -16,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from kdjax.artifacts import atomic_path
+from kdjax.evaluation.drawing import INK, PAPER, dress, saved
 
 MAX_POINTS = 4000
 _dates: Any = matplotlib.dates  # has no annotations
@@ -29,8 +27,6 @@ _COLORS = {
     "light": ("#1f6fb2", "#d9541e", "#2e8b57", "#8a4fb0", "#8a6d1f"),
     "dark": ("#6db3f2", "#ff9660", "#6fcf97", "#c79bec", "#d9bd6a"),
 }
-_INK = {"light": "#30343b", "dark": "#c9ced6"}
-_PAPER = {"light": "#ffffff", "dark": "#181b20"}
 _ANOMALY = {"light": "#e5484d", "dark": "#ff6369"}
 
 
@@ -106,19 +102,20 @@ def plot_learning_curve(
         if not np.isnan([*train, *validation]).all():
             axes.set_yscale("log")
     if 0 < len(curves) <= _NAMED_CURVES:
-        axes.legend(frameon=False, fontsize=8, labelcolor=_INK[theme])
+        axes.legend(frameon=False, fontsize=8, labelcolor=INK[theme])
     elif curves:
         axes.set_title(
             f"{len(curves)} networks; training solid, validation dashed",
             fontsize=8,
-            color=_INK[theme],
+            color=INK[theme],
         )
     else:
-        axes.text(0.5, 0.5, "no epoch was logged", ha="center", color=_INK[theme])
+        axes.text(0.5, 0.5, "no epoch was logged", ha="center", color=INK[theme])
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel="epoch", ylabel="loss")
-    _dress(axes, theme)
-    return _saved(figure, path, format)
+    dress(axes, theme)
+    axes.grid(axis="y", color=INK[theme], alpha=0.15, linewidth=0.6)
+    return saved(figure, path, format)
 
 
 def plot_timeline(
@@ -145,11 +142,12 @@ def plot_timeline(
         if timeline.labels is not None:
             _shade(axes, time, timeline.labels, theme)
         axes.set_ylabel(model, parse_math=False)  # a name, not a formula
-        _dress(axes, theme)
+        dress(axes, theme)
+        axes.grid(axis="y", color=INK[theme], alpha=0.15, linewidth=0.6)
     if is_date:
         _date_axis(panels[-1])
     panels[-1].set_xlabel("time" if timeline.time is not None else "row")
-    return _saved(figure, path, format)
+    return saved(figure, path, format)
 
 
 def plot_distribution(
@@ -178,16 +176,17 @@ def plot_distribution(
     if np.isfinite(distribution.threshold) and distribution.threshold > 0:
         axes.axvline(
             distribution.threshold,
-            color=_INK[theme],
+            color=INK[theme],
             linewidth=0.9,
             dashes=(4, 3),
             label=f"τ = {distribution.threshold:.3g}",
         )
     if axes.lines:
-        axes.legend(frameon=False, fontsize=8, labelcolor=_INK[theme])
+        axes.legend(frameon=False, fontsize=8, labelcolor=INK[theme])
     axes.set(xlabel="window score", ylabel="share of windows above")
-    _dress(axes, theme)
-    return _saved(figure, path, format)
+    dress(axes, theme)
+    axes.grid(axis="y", color=INK[theme], alpha=0.15, linewidth=0.6)
+    return saved(figure, path, format)
 
 
 def _score_sets(distribution: Distribution) -> dict[str, np.ndarray]:
@@ -272,7 +271,7 @@ def _draw_scores(
 
 
 def _draw_threshold(axes: Axes, threshold: float, theme: str) -> None:
-    axes.axhline(threshold, color=_INK[theme], linewidth=0.9, dashes=(4, 3))
+    axes.axhline(threshold, color=INK[theme], linewidth=0.9, dashes=(4, 3))
     axes.annotate(
         f"τ = {threshold:.3g}",
         (1, threshold),
@@ -281,7 +280,7 @@ def _draw_threshold(axes: Axes, threshold: float, theme: str) -> None:
         textcoords="offset points",
         va="center",
         fontsize=8,
-        color=_INK[theme],
+        color=INK[theme],
         annotation_clip=False,
     )
 
@@ -334,31 +333,8 @@ def _date_axis(axes: Axes) -> None:
 
 def _figure(height: float, theme: str) -> Figure:
     """A figure of that many inches, its margins fixed: measuring them doubles the time."""
-    figure = Figure(figsize=(10, height), facecolor=_PAPER[theme])
+    figure = Figure(figsize=(10, height), facecolor=PAPER[theme])
     figure.subplots_adjust(
         left=0.075, right=0.92, bottom=0.5 / height, top=1 - 0.12 / height, hspace=0.1
     )
     return figure
-
-
-def _dress(axes: Axes, theme: str) -> None:
-    ink = _INK[theme]
-    axes.set_facecolor(_PAPER[theme])
-    axes.tick_params(colors=ink, which="both", labelsize=8)
-    axes.xaxis.label.set_color(ink)
-    axes.yaxis.label.set_color(ink)
-    axes.xaxis.get_offset_text().set_color(ink)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(ink)
-    axes.grid(axis="y", color=ink, alpha=0.15, linewidth=0.6)
-
-
-def _saved(figure: Figure, path: str | os.PathLike[str] | None, format: str) -> bytes:
-    if path is not None:
-        format = Path(path).suffix.lstrip(".") or format
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format=format, dpi=110)
-    if path is not None:
-        with atomic_path(path) as temporary:
-            temporary.write_bytes(buffer.getvalue())
-    return buffer.getvalue()

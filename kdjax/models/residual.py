@@ -15,7 +15,8 @@ A new detector is one function here and a test.
 """
 
 import functools
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import jax
@@ -134,20 +135,64 @@ def _mix(bits: Array) -> Array:
     return bits ^ (bits >> 16)
 
 
-def fit_pca(rows: np.ndarray, *, variance: float = 0.95) -> dict[str, np.ndarray]:
-    """Parameters of `pca` from scaled fit rows `[N, D]`, keeping `variance` of 1."""
-    from sklearn.decomposition import PCA
+def fit_pca(
+    rows: np.ndarray | Iterable[np.ndarray], *, variance: float = 0.95
+) -> dict[str, np.ndarray]:
+    """Parameters of `pca` from scaled fit rows `[N, D]`, keeping `variance` of 1.
 
-    rows = np.asarray(rows, np.float64)
-    if not rows.var(axis=0).any():
-        # No variance to keep: the projection is the mean.
-        components = np.zeros((1, rows.shape[1]))
+    Rows may come in pieces; from more than one the components are those of their
+    covariance, gathered in float64, so that no more than a piece is held.
+    """
+    pieces = iter([rows] if isinstance(rows, np.ndarray) else rows)
+    first, second = next(pieces), next(pieces, None)
+    if second is None:
+        mean, components = _components(np.asarray(first, np.float64), variance)
     else:
-        components = PCA(n_components=variance, svd_solver="full").fit(rows).components_
+        found = _covariance(itertools.chain([first, second], pieces))
+        mean, components = _leading(*found, variance)
     return {
-        "mean": rows.mean(axis=0).astype(np.float32),
+        "mean": mean.astype(np.float32),
         "components": components.astype(np.float32),
     }
+
+
+def _components(rows: np.ndarray, variance: float) -> tuple[np.ndarray, np.ndarray]:
+    """Mean `[D]` and leading components `[K, D]` of rows."""
+    from sklearn.decomposition import PCA
+
+    if not rows.var(axis=0).any():
+        # No variance to keep: the projection is the mean.
+        return rows.mean(axis=0), np.zeros((1, rows.shape[1]))
+    found = PCA(n_components=variance, svd_solver="full").fit(rows).components_
+    return rows.mean(axis=0), found
+
+
+def _covariance(pieces: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Mean `[D]` and covariance `[D, D]` of rows in pieces (Chan et al., 1983)."""
+    count, mean, scatter = 0, np.zeros(()), np.zeros(())
+    for rows in pieces:
+        if not len(rows):
+            continue
+        own = rows.mean(axis=0, dtype=np.float64)
+        centred, shift = rows - own, own - mean
+        share = len(rows) / (count + len(rows))
+        mean = mean + shift * share
+        between = np.outer(shift, shift) * (count * share)
+        scatter = scatter + centred.T @ centred + between
+        count += len(rows)
+    return mean, scatter / count
+
+
+def _leading(
+    mean: np.ndarray, covariance: np.ndarray, variance: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """The mean, and the components `[K, D]` of a covariance as scikit-learn counts K."""
+    values, vectors = np.linalg.eigh(covariance)
+    values, vectors = np.maximum(values[::-1], 0), vectors.T[::-1]
+    if not values.any():
+        return mean, np.zeros((1, len(mean)))
+    reached = np.cumsum(values / values.sum())
+    return mean, vectors[: int(np.searchsorted(reached, variance, side="right")) + 1]
 
 
 CONTROLS: dict[str, Errors] = {

@@ -15,6 +15,7 @@ from kdjax.training.population import Hyper, PopulationStep, make_population_ste
 from kdjax.training.steps import Corpus, Step, make_optimizer, make_step
 from kdjax.training.together import Member, Population, resume_together
 from kdjax.trainings import (
+    Outputs,
     Training,
     first_state,
     lesson_targets,
@@ -56,30 +57,52 @@ def title_of(group: Sequence[Training]) -> str:
 
 
 def groups(trainings: Sequence[Training]) -> list[list[Training]]:
-    """The trainings that can be one population, in order of their first members."""
-    found: dict[Hashable, list[Training]] = {}
+    """The trainings that can be one population, in order of their first members.
+
+    Students of the data alone join those that are taught on the same windows: with an
+    α of 0 the teacher's outputs, which are there anyway, count for nothing.
+    """
+    found: dict[tuple[Hashable, ...], list[Training]] = {}
     for training in trainings:
         found.setdefault(shape_of(training), []).append(training)
+    for shape in [*found]:
+        *common, lesson = shape
+        taught = [
+            other
+            for other in found
+            if other[:-1] == tuple(common) and other[-1] is not None
+        ]
+        if (
+            lesson is None
+            and taught
+            and _grounds(found[taught[0]]) >= _grounds(found[shape])
+        ):
+            found[taught[0]] += found.pop(shape)
     return list(found.values())
 
 
-def shape_of(training: Training) -> Hashable:
-    """What members of a population must share."""
+def _grounds(group: Sequence[Training]) -> set[int]:
+    return {id(training.ground) for training in group}
+
+
+def shape_of(training: Training) -> tuple[Hashable, ...]:
+    """What members of a population must share; the last tells of its lesson."""
     lesson, ground, train = training.lesson, training.ground, training.settings
     return (
         training.architecture,
         ground.window,
         ground.missing,
+        ground.sources is None,
         train["batch_size"],
         train["schedule"],
         lesson and (lesson.teacher.architecture, lesson.temperature_mode),
     )
 
 
-def prepare_job(group: Sequence[Training]) -> Job:
+def prepare_job(group: Sequence[Training], outputs: Outputs) -> Job:
     """The population of trainings that `groups` put together."""
     mesh = member_mesh(len(group))
-    corpus, firsts = _joined_corpus(group)
+    corpus, firsts = _joined_corpus(group, outputs)
     hyper = Hyper(*map(np.array, zip(*map(_hyper, group), strict=True)))
     members = [
         Member(
@@ -93,17 +116,23 @@ def prepare_job(group: Sequence[Training]) -> Job:
         )
         for training, (first, offset) in zip(group, firsts, strict=True)
     ]
-    step = make_population_step(_step_of(group[0]), mesh)
+    taught = [training for training in group if training.lesson]
+    step = make_population_step(_step_of((taught or group)[0]), mesh)
     return Job(group, mesh, place(corpus, mesh), members, hyper, step)
 
 
-def _joined_corpus(group: Sequence[Training]) -> tuple[Corpus, list[tuple[int, int]]]:
+def _joined_corpus(
+    group: Sequence[Training], outputs: Outputs
+) -> tuple[Corpus, list[tuple[int, int]]]:
     """One corpus of all members, each member's first window and first row in it.
 
     Rows that members share are there once, and so are a teacher's outputs.
     """
     rows: dict[int, tuple[int, np.ndarray]] = {}  # by identity
-    lessons: dict[Hashable, tuple[int, np.ndarray, np.ndarray | None]] = {}
+    lessons: dict[
+        tuple[int, int | None], tuple[int, np.ndarray, np.ndarray | None]
+    ] = {}
+    taught = any(training.lesson for training in group)
     firsts, row_count, window_count = [], 0, 0
     for training in group:
         ground, lesson = training.ground, training.lesson
@@ -112,26 +141,35 @@ def _joined_corpus(group: Sequence[Training]) -> tuple[Corpus, list[tuple[int, i
             row_count += len(ground.rows)
         offset = rows[id(ground.rows)][0]
         key = (id(ground), lesson and id(lesson.teacher.params))
+        if lesson is None:
+            # Of a group that is taught, any teacher's outputs do.
+            key = next((other for other in lessons if other[0] == id(ground)), key)
         if key not in lessons:
-            targets = None
-            if lesson is not None:
-                own = Corpus(
-                    jnp.asarray(ground.rows), jnp.asarray(ground.fit),
-                    missing=ground.missing,
-                )  # fmt: skip
-                targets = lesson_targets(lesson, ground, own)
-            lessons[key] = (window_count, ground.fit + offset, targets)
+            said = _targets(training, taught, outputs)
+            lessons[key] = (window_count, ground.fit + offset, said)
             window_count += len(ground.fit)
         firsts.append((lessons[key][0], offset))
     starts = np.concatenate([starts for _, starts, _ in lessons.values()])
-    outputs = [targets for _, _, targets in lessons.values() if targets is not None]
+    kept = [own for _, _, own in lessons.values() if own is not None]
     corpus = Corpus(
         jnp.asarray(np.concatenate([own for _, own in rows.values()])),
         jnp.asarray(starts.astype(np.int32)),
-        targets=jnp.asarray(np.concatenate(outputs)) if outputs else None,
+        targets=jnp.asarray(np.concatenate(kept)) if kept else None,
         missing=group[0].ground.missing,
     )
     return corpus, firsts
+
+
+def _targets(training: Training, taught: bool, outputs: Outputs) -> np.ndarray | None:
+    """What a teacher says of the training's windows, `[M, L, D]`.
+
+    Zeros for a student of the data alone whose population has teachers: it needs some.
+    """
+    ground, lesson = training.ground, training.lesson
+    if lesson is None:
+        shape = (len(ground.fit), ground.window, ground.rows.shape[1])
+        return np.zeros(shape, np.float32) if taught else None
+    return lesson_targets(lesson, ground, outputs)
 
 
 def _hyper(training: Training) -> Hyper:
@@ -173,7 +211,9 @@ def _step_of(one: Training) -> Callable[[Hyper], Step]:
 
 
 def fits_in_memory(group: Sequence[Training]) -> bool:
-    """Whether the teachers' outputs can be kept, on each device."""
+    """Whether the rows, and the teachers' outputs, can be kept on each device."""
+    if any(training.ground.sources for training in group):
+        return False
     taught = {(id(t.ground), id(t.lesson.teacher.params)): t for t in group if t.lesson}
     limits = [t.lesson.cache_bytes for t in group if t.lesson]
     mesh = member_mesh(len(group))

@@ -21,6 +21,7 @@ from rich.console import Console
 
 from kdjax.artifacts import write_text
 from kdjax.errors import ConfigError, TrainingError
+from kdjax.fitting import checkpoints, course_of, course_text, on_host, train_alone
 from kdjax.models.autoencoder import Params, network
 from kdjax.populations.job import Job, groups, prepare_job, start_of, title_of
 from kdjax.populations.trial import ALONE, TOGETHER, faster_way
@@ -31,16 +32,7 @@ from kdjax.training.objectives import validation_loss
 from kdjax.training.population import make_population_validate
 from kdjax.training.steps import init_state
 from kdjax.training.together import Population, Watch, fit_together
-from kdjax.trainings import (
-    Training,
-    checkpoints,
-    course_of,
-    course_text,
-    first_state,
-    on_host,
-    optimizer_of,
-    train_alone,
-)
+from kdjax.trainings import Outputs, Training, first_state, optimizer_of
 from kdjax.workdir import append_line, cut_lines, read_json
 
 AUTO = "auto"
@@ -83,25 +75,33 @@ def train_all(
     if way not in WAYS:
         raise ConfigError(f"way={way!r} must be one of {', '.join(WAYS)}.")
     found: dict[str, Trained] = {}
+    outputs: Outputs = {}  # what teachers say, once for all groups
     for group in groups(trainings):
-        found |= _train_group(group, workdir, console, way, judge)
+        found |= _train_group(group, workdir, console, way, judge, outputs)
     return {training.name: found[training.name] for training in trainings}
 
 
 def _train_group(
-    group: Sequence[Training], workdir: Path, console: Console, way: str, judge: Judge
+    group: Sequence[Training],
+    workdir: Path,
+    console: Console,
+    way: str,
+    judge: Judge,
+    outputs: Outputs,
 ) -> dict[str, Trained]:
     name = _group_name(group)
     folder = checkpoints(workdir, name)
-    found = {t.name: _finished(t, workdir) for t in group}
+    found = {t.name: finished(t, workdir) for t in group}
     waiting = [t for t in group if found[t.name] is None]
     if waiting:
         # A population that was cut off goes on as a whole.
         members = list(group) if folder.exists() else waiting
-        if _together(name, members, workdir, console, way):
-            fresh = _train_together(members, workdir, console, folder, judge)
+        if _together(name, members, workdir, console, way, outputs):
+            fresh = _train_together(members, workdir, console, folder, judge, outputs)
         else:
-            fresh = {t.name: _train_alone(t, workdir, console) for t in waiting}
+            fresh = {
+                t.name: _train_alone(t, workdir, console, outputs) for t in waiting
+            }
         found |= fresh
     shutil.rmtree(folder, ignore_errors=True)
     return {name: trained for name, trained in found.items() if trained is not None}
@@ -112,7 +112,8 @@ def _group_name(group: Sequence[Training]) -> str:
     return f"together-{hashlib.sha256(names.encode()).hexdigest()[:12]}"
 
 
-def _finished(training: Training, workdir: Path) -> Trained | None:
+def finished(training: Training, workdir: Path) -> Trained | None:
+    """What became of a training that has ended in this folder; None for any other."""
     if not checkpoints(workdir, training.name).is_dir():
         return None
     start = course_of(training, workdir)
@@ -123,17 +124,19 @@ def _trained(params: Params, course: Course) -> Trained:
     return Trained(None if course.bad_step else params, course)
 
 
-def _train_alone(training: Training, workdir: Path, console: Console) -> Trained:
+def _train_alone(
+    training: Training, workdir: Path, console: Console, outputs: Outputs
+) -> Trained:
     try:
-        train_alone(training, workdir, console)
+        train_alone(training, workdir, console, outputs=outputs)
     except TrainingError as error:
         console.print(f"{training.name}: {error}")
         course = course_of(training, workdir).course
         failed = course._replace(step=error.step, done=True, bad_step=error.step)
         _keep(training, first_state(training).params, failed, workdir)
-    finished = _finished(training, workdir)
-    assert finished is not None
-    return finished
+    ended = finished(training, workdir)
+    assert ended is not None
+    return ended
 
 
 def _keep(training: Training, params: Params, course: Course, workdir: Path) -> None:
@@ -150,8 +153,9 @@ def _train_together(
     console: Console,
     folder: Path,
     judge: Judge,
+    outputs: Outputs,
 ) -> dict[str, Trained]:
-    job = prepare_job(group)
+    job = prepare_job(group, outputs)
     start = start_of(job, folder)
     for training, course in zip(group, start.courses, strict=True):
         cut_lines(workdir, training.name, course.step)
@@ -180,7 +184,7 @@ def _train_together(
     found = {}
     for training, (params, course) in zip(group, fitted, strict=True):
         console.print(f"{training.name}: {course_text(course)}")
-        if _finished(training, workdir) is None:
+        if finished(training, workdir) is None:
             _keep(training, params, course, workdir)
         found[training.name] = _trained(params, course)
     return found
@@ -209,7 +213,7 @@ def _watched(
             text = f"{done} of {len(courses)} done"
             if latest:
                 low, high = min(latest.values()), max(latest.values())
-                text += f", loss {low:.5f} to {high:.5f}"
+                text += f", loss {low:.4g}–{high:.4g}"
             advance(windows, text)
 
         yield Watch(
@@ -224,11 +228,18 @@ def _most(courses: Sequence[Course]) -> int:
 
 
 def _together(
-    name: str, group: Sequence[Training], workdir: Path, console: Console, way: str
+    name: str,
+    group: Sequence[Training],
+    workdir: Path,
+    console: Console,
+    way: str,
+    outputs: Outputs,
 ) -> bool:
     """Whether a group trains side by side: as asked, as before, or as is faster."""
     chosen = read_json(workdir / CHOSEN) if (workdir / CHOSEN).exists() else {}
     if name not in chosen:
-        chosen[name] = way if way != AUTO else faster_way(group, console)
+        large = any(training.ground.sources for training in group)
+        given = ALONE if large else way
+        chosen[name] = given if given != AUTO else faster_way(group, outputs, console)
         write_text(workdir / CHOSEN, json.dumps(chosen, indent=2) + "\n")
     return bool(chosen[name] == TOGETHER)

@@ -3,10 +3,8 @@
 Drawn through matplotlib's Figure objects, never pyplot, as in `kdjax.evaluation.plots`.
 """
 
-import io
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib
@@ -19,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from kdjax.artifacts import atomic_path
+from kdjax.evaluation.drawing import INK, PAPER, dress, saved
 from kdjax.sweep.scales import (
     Scale,
     distinct,
@@ -33,8 +31,6 @@ from kdjax.sweep.tables import FAILED, SEED, field_text, measure_text, member_me
 LONGEST = 18  # characters of a tick's text
 EDGE = 0.035  # room above and below the axes, as a share of them
 STUB = 0.3  # of the step between two axes
-_INK = {"light": "#30343b", "dark": "#c9ced6"}
-_PAPER = {"light": "#ffffff", "dark": "#181b20"}
 _FAINT = {"light": "#9aa1ab", "dark": "#6d7580"}
 _MARK = {"light": "#1f6fb2", "dark": "#6db3f2"}
 # The part of viridis that stands out from the paper.
@@ -98,7 +94,7 @@ def plot_parallel(
         edge = EDGE / (1 + 2 * EDGE) * (top - bottom)
         beside = figure.add_axes((0.91, bottom + edge, 0.014, top - bottom - 2 * edge))
         _color_bar(beside, colors, "", theme)
-    return _saved(figure, path, format)
+    return saved(figure, path, format)
 
 
 def plot_heat_map(
@@ -151,7 +147,7 @@ def plot_heat_map(
         box = axes.get_position()
         beside = figure.add_axes((0.92, box.y0, 0.014, box.height))
         _color_bar(beside, colors, measure, theme)
-    return _saved(figure, path, format)
+    return saved(figure, path, format)
 
 
 def plot_curves(
@@ -195,9 +191,9 @@ def plot_curves(
         axes.set_yscale("log")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel="epoch", ylabel="validation loss")
-    _dress(axes, theme)
-    axes.grid(axis="y", color=_INK[theme], alpha=0.15, linewidth=0.6)
-    return _saved(figure, path, format)
+    dress(axes, theme)
+    axes.grid(axis="y", color=INK[theme], alpha=0.15, linewidth=0.6)
+    return saved(figure, path, format)
 
 
 def heat_map_fields(
@@ -240,9 +236,9 @@ def _draw_member(
 
 def _draw_axis(axes: Axes, number: int, scale: Scale, theme: str) -> None:
     """A field's axis at x = `number`, its ticks to the left."""
-    axes.plot([number] * 2, [0, 1], color=_INK[theme], linewidth=0.9, zorder=3)
+    axes.plot([number] * 2, [0, 1], color=INK[theme], linewidth=0.9, zorder=3)
     # Lines pass behind the texts.
-    patch = {"facecolor": _PAPER[theme], "edgecolor": "none", "pad": 0.6}
+    patch = {"facecolor": PAPER[theme], "edgecolor": "none", "pad": 0.6}
     for where, text in ticks(scale):
         axes.annotate(
             _short(text),
@@ -252,7 +248,7 @@ def _draw_axis(axes: Axes, number: int, scale: Scale, theme: str) -> None:
             ha="right",
             va="center",
             fontsize=8,
-            color=_INK[theme],
+            color=INK[theme],
             parse_math=False,
             bbox=patch,
             zorder=4,
@@ -269,7 +265,7 @@ def _name_axes(axes: Axes, names: Sequence[str], theme: str) -> None:
             ha="center",
             va="bottom",
             fontsize=9,
-            color=_INK[theme],
+            color=INK[theme],
             parse_math=False,
             annotation_clip=False,
         )
@@ -296,7 +292,7 @@ def _explain_styles(axes: Axes, means: pd.DataFrame, measure: str, theme: str) -
             ncols=2,
             frameon=False,
             fontsize=8,
-            labelcolor=_INK[theme],
+            labelcolor=INK[theme],
         )
         for text in legend.get_texts():
             text.set_parse_math(False)
@@ -319,7 +315,7 @@ def _grid(
 def _write_cell(
     axes: Axes, at: tuple[int, ...], number: float, colors: Colors, theme: str
 ) -> None:
-    ink = _INK[theme]
+    ink = INK[theme]
     if np.isfinite(number):
         red, green, blue, _ = colors.cmap(colors.norm(number))
         light = 0.299 * red + 0.587 * green + 0.114 * blue
@@ -338,7 +334,7 @@ def _name_cells(
         labels = [_short(field_text(value)) for value in values]
         axis.set_ticks(range(len(values)), labels, parse_math=False)
         set_label(name, parse_math=False)
-    _dress(axes, theme)
+    dress(axes, theme)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
 
@@ -348,8 +344,8 @@ def _color_bar(beside: Axes, colors: Colors, name: str, theme: str) -> None:
     assert figure is not None
     bar = figure.colorbar(ScalarMappable(*colors), cax=beside)
     bar.outline.set_visible(False)
-    beside.set_ylabel(name, parse_math=False, color=_INK[theme], fontsize=9)
-    beside.tick_params(colors=_INK[theme], which="both", labelsize=8)
+    beside.set_ylabel(name, parse_math=False, color=INK[theme], fontsize=9)
+    beside.tick_params(colors=INK[theme], which="both", labelsize=8)
 
 
 def _norm(scale: Scale) -> Normalize:
@@ -370,25 +366,4 @@ def _short(text: str) -> str:
 
 
 def _figure(height: float, theme: str) -> Figure:
-    return Figure(figsize=(10, height), facecolor=_PAPER[theme])
-
-
-def _dress(axes: Axes, theme: str) -> None:
-    axes.set_facecolor(_PAPER[theme])
-    axes.tick_params(colors=_INK[theme], which="both", labelsize=8)
-    for label in (axes.xaxis.label, axes.yaxis.label):
-        label.set_color(_INK[theme])
-        label.set_fontsize(9)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(_INK[theme])
-
-
-def _saved(figure: Figure, path: str | os.PathLike[str] | None, format: str) -> bytes:
-    if path is not None:
-        format = Path(path).suffix.lstrip(".") or format
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format=format, dpi=110)
-    if path is not None:
-        with atomic_path(path) as temporary:
-            temporary.write_bytes(buffer.getvalue())
-    return buffer.getvalue()
+    return Figure(figsize=(10, height), facecolor=PAPER[theme])

@@ -1,22 +1,21 @@
 """One HTML file that tells what a sweep found, to be read anywhere without a network.
 
 Summary over the members that differ by their seed, failures, parallel coordinates, heat
-map, all loss curves, every member's numbers, settings and versions. Styles and pictures
-are inside the file; nothing is fetched and no script runs.
+map, all loss curves, every member's numbers, settings and versions.
 """
 
-import base64
-import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from html import escape
-from typing import Any, Protocol
+from typing import Any
 
 import pandas as pd
 
 from kdjax.artifacts import write_text
+from kdjax.evaluation.page import figure, json_section, notes_section, page
 from kdjax.evaluation.report_tables import heads, html_table
+from kdjax.sweep.frontier import costs_that_differ, plot_frontier
 from kdjax.sweep.plots import (
     heat_map_fields,
     plot_curves,
@@ -35,41 +34,6 @@ from kdjax.sweep.tables import (
 
 MOST_CELLS = 16  # a heat map with more values on a side can't be read
 UNFOLDED_ROWS = 40  # a longer table of members is folded
-_STYLE = """
-:root { color-scheme: light dark; --ink: #1d2127; --soft: #5b6370; --paper: #f6f7f9;
-  --card: #ffffff; --line: #d9dde3; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e3e6ea; --soft: #9aa3b0;
-  --paper: #101216; --card: #181b20; --line: #30353d; } }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--paper); color: var(--ink);
-  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
-main { max-width: 68rem; margin: 0 auto; padding: 1.5rem 1rem 4rem; }
-h1 { font-size: 1.6rem; line-height: 1.25; margin: .5rem 0; overflow-wrap: anywhere; }
-h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; }
-.soft, figcaption { color: var(--soft); font-size: .875rem; }
-.scroll, figure, pre { overflow-x: auto; background: var(--card); margin: 0;
-  border: 1px solid var(--line); border-radius: 8px; }
-figure { padding: .6rem; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th, td { padding: .4rem .7rem; text-align: right; white-space: nowrap; }
-th:first-child { text-align: left; }
-thead th { color: var(--soft); font-weight: 500; font-size: .8rem; }
-tbody tr { border-top: 1px solid var(--line); }
-tbody th { font-weight: 600; }
-.texts td { text-align: left; white-space: normal; overflow-wrap: anywhere; }
-.texts th { text-align: left; }
-img { display: block; width: 100%; min-width: 38rem; height: auto; }
-summary { cursor: pointer; font-weight: 600; padding: .3rem 0; }
-pre { padding: .8rem; font-size: .8rem; line-height: 1.45; }
-li { overflow-wrap: anywhere; }
-"""
-
-
-class Draw(Protocol):
-    """A figure that still needs its theme."""
-
-    def __call__(self, *, theme: str) -> bytes:
-        """The picture as PNG."""
 
 
 def write_sweep_report(
@@ -104,27 +68,18 @@ def write_sweep_report(
     sections = [
         f"<h1>{escape(title)}</h1>",
         _counts(members, fields),
-        _notes(notes),
+        notes_section(notes),
         _summary(members, fields, first),
         _failures(members, fields),
         _parallel(members, fields, measure),
+        _frontier(members, fields, measure),
         _heat_map(members, fields, measure),
         _curves(history),
         _members(members, fields, first),
-        _block("Base settings", settings),
-        _block("Environment", environment),
+        json_section("Base settings", settings),
+        json_section("Environment", environment),
     ]
-    write_text(path, _page(title, sections))
-
-
-def _page(title: str, sections: Iterable[str]) -> str:
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n"
-        "<body>\n<main>\n" + "\n".join(filter(None, sections)) + "\n</main>\n</body>\n"
-        "</html>\n"
-    )
+    write_text(path, page(title, sections))
 
 
 def _counts(members: pd.DataFrame, fields: Sequence[str]) -> str:
@@ -133,20 +88,13 @@ def _counts(members: pd.DataFrame, fields: Sequence[str]) -> str:
         _number(members["member"].nunique(), "member", "members"),
         f"{failed:,} failed",
         _number(members["entity"].nunique(), "entity", "entities"),
-        f"swept: {', '.join(fields)}",
+        f"swept: {', '.join(fields) or 'nothing'}",
     ]
     return f'<p class="soft">{escape(" · ".join(parts))}</p>'
 
 
 def _number(count: int, one: str, many: str) -> str:
     return f"{count:,} {one if count == 1 else many}"
-
-
-def _notes(notes: Sequence[str]) -> str:
-    if not notes:
-        return ""
-    items = "".join(f"<li>{escape(str(note))}</li>" for note in notes)
-    return f"<h2>Notes</h2>\n<ul>{items}</ul>"
 
 
 def _summary(
@@ -174,12 +122,24 @@ def _failures(members: pd.DataFrame, fields: Sequence[str]) -> str:
 
 
 def _parallel(members: pd.DataFrame, fields: Sequence[str], measure: str) -> str:
+    if not fields:
+        return ""  # one member, as the base says
     words = (
         f"A line a member, coloured by {measure} (mean over its entities). Members "
         "that share a value lie side by side. Dashed: failed."
     )
     draw = partial(plot_parallel, members, fields=fields, measure=measure)
-    return f"<h2>Members</h2>\n{_figure(draw, 'Parallel coordinates', words)}"
+    return f"<h2>Members</h2>\n{figure(draw, 'Parallel coordinates', words)}"
+
+
+def _frontier(members: pd.DataFrame, fields: Sequence[str], measure: str) -> str:
+    if not costs_that_differ(members):
+        return ""
+    words = (
+        f"{measure} against what a student costs: a dot a member, lines their means."
+    )
+    draw = partial(plot_frontier, members, fields=fields, measure=measure)
+    return f"<h2>Quality against size</h2>\n{figure(draw, 'Frontier', words)}"
 
 
 def _heat_map(members: pd.DataFrame, fields: Sequence[str], measure: str) -> str:
@@ -197,7 +157,7 @@ def _heat_map(members: pd.DataFrame, fields: Sequence[str], measure: str) -> str
         "finite one; empty: no such member."
     )
     draw = partial(plot_heat_map, members, rows=rows, columns=columns, measure=measure)
-    return f"{title}\n{_figure(draw, 'Heat map', words)}"
+    return f"{title}\n{figure(draw, 'Heat map', words)}"
 
 
 def _curves(history: Sequence[Mapping[str, Any]]) -> str:
@@ -206,8 +166,8 @@ def _curves(history: Sequence[Mapping[str, Any]]) -> str:
         return ""
     count = _number(len({line["phase"] for line in drawn}), "phase", "phases")
     words = f"Validation loss over epochs of {count}, a line each."
-    figure = _figure(partial(plot_curves, drawn), "Learning curves", words)
-    return f"<h2>Learning curves</h2>\n{figure}"
+    drawn_curves = figure(partial(plot_curves, drawn), "Learning curves", words)
+    return f"<h2>Learning curves</h2>\n{drawn_curves}"
 
 
 def _members(
@@ -228,24 +188,3 @@ def _members(
         f"<h2>All numbers</h2>\n<details{unfolded}><summary>{words}</summary>"
         f"{table}</details>"
     )
-
-
-def _figure(draw: Draw, alt: str, words: str) -> str:
-    light, dark = (_data_uri(draw(theme=theme)) for theme in ("light", "dark"))
-    return (
-        f'<figure><picture><source media="(prefers-color-scheme: dark)" '
-        f'srcset="{dark}">'
-        f'<img alt="{escape(alt)}" src="{light}"></picture>'
-        f"<figcaption>{escape(words)}</figcaption></figure>"
-    )
-
-
-def _data_uri(picture: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(picture).decode("ascii")
-
-
-def _block(title: str, content: Mapping[str, Any] | None) -> str:
-    if not content:
-        return ""
-    text = json.dumps(content, indent=2, ensure_ascii=False, default=str)
-    return f"<h2>{escape(title)}</h2>\n<pre>{escape(text)}</pre>"

@@ -1,15 +1,33 @@
-"""Where a phase's batches come from, epoch after epoch, the same whenever asked again."""
+"""Where a phase's batches come from, epoch after epoch, the same whenever asked again.
+
+Data that fit lie on the device, and a batch is an index into them (`corpus_feed`). Of
+data that don't, `grain` reads the windows from disk while the devices work
+(`grain_feed`); each batch is then a small corpus of its own. One step function serves
+both.
+"""
 
 import math
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.sharding import Mesh
 
+from kdjax.data.large import WindowSource
+from kdjax.devices import mean_over_batch, place
+from kdjax.errors import ConfigError
+from kdjax.models.autoencoder import Params
 from kdjax.models.batches import padded_batches
+from kdjax.models.missing import fill_missing
+from kdjax.training.objectives import Batch, Objective
 from kdjax.training.steps import Corpus
+
+# Threads that read, and batches that wait for their turn.
+_READERS = 2
+_READ_AHEAD = 4
 
 Batches = Iterator[tuple[Corpus, np.ndarray, np.ndarray]]
 
@@ -50,3 +68,133 @@ def corpus_feed(corpus: Corpus, *, key: Array, batch_size: int) -> Feed:
 def epoch_order(key: Array, epoch: int, windows: int) -> np.ndarray:
     """The order of an epoch's windows, `[M]`."""
     return np.asarray(jax.random.permutation(jax.random.fold_in(key, epoch), windows))
+
+
+def grain_feed(
+    source: WindowSource,
+    *,
+    seed: int | Sequence[int],
+    batch_size: int,
+    teacher: Params | None = None,
+    mesh: Mesh | None = None,
+    process: int = 0,
+    processes: int = 1,
+) -> Feed:
+    """Batches of windows that are read from disk, in an order drawn from (seed, epoch).
+
+    The windows of an epoch are shuffled as a whole, without a list of them in memory.
+    Each of `processes` hosts takes every so-manieth of that order, so that their shards
+    are disjoint and together complete; they all have as many batches, for which a host
+    with a window less pads one more.
+
+    Args:
+        source: the windows.
+        seed: decides the order, with the epoch.
+        batch_size: B, of each process.
+        teacher: its parameters, placed, where a student learns from them: each step then
+            computes its own targets.
+        mesh: the devices that share a batch.
+        process: number of this host, from 0.
+        processes: number of hosts.
+
+    Raises:
+        ConfigError: grain isn't installed.
+    """
+    grain = _grain()
+    mine = math.ceil(source.windows / processes)
+
+    def batches(epoch: int, first: int) -> Batches:
+        order = grain.MapDataset.range(source.windows).shuffle(_mixed(seed, epoch))
+        for windows, weight in _read(
+            source, order[process::processes], mine, batch_size, first
+        ):
+            count, length, width = windows.shape
+            corpus = Corpus(
+                jnp.asarray(windows.reshape(count * length, width)),
+                jnp.arange(count, dtype=jnp.int32) * length,
+                missing=source.missing,
+            )
+            corpus = place(corpus, mesh).replace(teacher=teacher)
+            yield corpus, np.arange(count, dtype=np.int32), weight
+
+    return Feed(mine, batch_size, batches)
+
+
+def make_source_validate(
+    loss: Objective,
+    source: WindowSource,
+    *,
+    batch_size: int,
+    mesh: Mesh | None = None,
+) -> Callable[[Params], float]:
+    """`kdjax.training.steps.make_validate` for windows that are read from disk."""
+
+    def mean_loss(params: Params, windows: Array, weight: Array) -> Array:
+        if not source.missing:
+            return loss(params, Batch(windows, weight))
+        filled = fill_missing(windows)
+        return loss(params, Batch(filled.windows, weight, observed=filled.observed))
+
+    batch_loss = jax.jit(mean_over_batch(mean_loss, mesh))
+    order = _grain().MapDataset.range(source.windows)
+
+    def validate(params: Params) -> float:
+        total = sum(
+            float(batch_loss(params, windows, weight)) * float(weight.sum())
+            for windows, weight in _read(source, order, source.windows, batch_size, 0)
+        )
+        return total / source.windows
+
+    return validate
+
+
+def _read(
+    source: WindowSource, order: Any, count: int, batch_size: int, first: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Batches of windows `[B, L, D]` with a weight `[B]`, read ahead.
+
+    Args:
+        source: the windows.
+        order: a grain data set of their places.
+        count: places to come to by padding, if there are less.
+        batch_size: B.
+        first: the batch to begin with; those before it are not read.
+    """
+    grain = _grain()
+
+    def read(places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        weight = np.zeros(batch_size, np.float32)
+        weight[: len(places)] = 1
+        # Padding repeats a real window: its arithmetic is as harmless as that of others.
+        padded = np.pad(places, (0, batch_size - len(places)), mode="edge")
+        return source.read(padded), weight
+
+    batches = order.batch(batch_size, batch_fn=np.array)
+    if first < len(batches):
+        options = grain.ReadOptions(
+            num_threads=_READERS, prefetch_buffer_size=_READ_AHEAD
+        )
+        reader = iter(batches[first:].map(read).to_iter_dataset(options))
+        try:
+            yield from reader
+        finally:
+            reader.close()
+    for _ in range(max(len(batches), first), math.ceil(count / batch_size)):
+        yield source.read(np.zeros(batch_size, int)), np.zeros(batch_size, np.float32)
+
+
+def _mixed(seed: int | Sequence[int], epoch: int) -> int:
+    """One seed of 32 bits, another for each epoch."""
+    numbers = [seed] if isinstance(seed, int) else list(seed)
+    return int(np.random.SeedSequence([*numbers, epoch]).generate_state(1)[0])
+
+
+def _grain() -> Any:
+    try:
+        import grain
+    except ImportError:
+        raise ConfigError(
+            "the training rows are larger than data.memory_bytes, and reading them from "
+            "disk needs grain: pip install 'kdjax[large]', or raise data.memory_bytes."
+        ) from None
+    return grain

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from kdjax import hosts
 from kdjax.errors import TrainingError
 from kdjax.models.autoencoder import Params
 from kdjax.training.checkpoints import restore_checkpoint, save_checkpoint
@@ -134,7 +135,10 @@ def fit(
         nonlocal saved_at
         if directory is None:
             return
-        if now or time.monotonic() - saved_at >= checkpoint_seconds:
+        # All processes save or none does, and their clocks differ.
+        if now or hosts.on_first(
+            lambda: time.monotonic() - saved_at >= checkpoint_seconds
+        ):
             _check_params(state)
             arrays = {"state": state, "best": best}
             meta = json.dumps(course._asdict())

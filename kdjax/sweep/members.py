@@ -1,0 +1,263 @@
+"""One member of a sweep: its networks judged, its folder, its lines of the table.
+
+members/NNN/config.json         its settings
+members/NNN/detectors/student   as a run's; a folder an entity with per_entity
+members/NNN/results.json        written last: a member that has it is finished
+"""
+
+import json
+import logging
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rich.console import Console
+
+from kdjax.artifacts import write_text
+from kdjax.assembly import make_detector
+from kdjax.config import to_json
+from kdjax.data.prepared import Prepared
+from kdjax.detection.detector import Detector
+from kdjax.detection.storage import save_detector
+from kdjax.errors import ConfigError
+from kdjax.judgement import Judged, judge
+from kdjax.models.residual import ResidualModel
+from kdjax.parts import join_judged, part_name
+from kdjax.rules import calibration_rules
+from kdjax.sweep.costs import exported, window_milliseconds
+from kdjax.sweep.design import Member, value_text
+from kdjax.sweep.tables import DONE, FAILED
+from kdjax.training.loop import Course
+from kdjax.workdir import CONFIG, RESULTS, read_json
+
+logger = logging.getLogger(__name__)
+
+SCHEMA = 1
+STUDENT, TEACHER = "student", "teacher"
+ORACLE = "oracle"
+
+# What a line of the table has of an entity under a threshold, and of its scores.
+OF_THRESHOLDS = ("f1", "precision", "recall", "alarm_rate")
+OF_SCORES = ("average_precision", "auc_roc")
+OF_TEACHERS = ("f1", "average_precision")
+
+Settings = Mapping[str, Any]
+
+
+class Networks(NamedTuple):
+    """The networks of one part of a member.
+
+    Attributes:
+        student: its student.
+        teacher: that it learnt from, if it did.
+        course: of the student's training.
+        teacher_name: of the teacher's training.
+    """
+
+    student: ResidualModel
+    teacher: ResidualModel | None
+    course: Course
+    teacher_name: str | None
+
+
+class Bench(NamedTuple):
+    """What members share while they are judged, each thing found once.
+
+    Attributes:
+        teachers: judged teachers by training and settings of detection.
+        milliseconds: of a window, by architecture.
+    """
+
+    teachers: dict[str, Judged]
+    milliseconds: dict[Any, float]
+
+
+def folder_of(workdir: Path, member: Member) -> Path:
+    """A member's folder."""
+    return workdir / "members" / member.name
+
+
+def read_member(workdir: Path, member: Member) -> dict[str, Any] | None:
+    """What a finished member found, or None."""
+    path = folder_of(workdir, member) / RESULTS
+    return read_json(path) if path.exists() else None
+
+
+def fail_member(workdir: Path, member: Member, entities: list[str], why: str) -> None:
+    """Leaves the folder of a member that has no networks to judge."""
+    _write(workdir, member, {"status": FAILED, "reason": why}, dict.fromkeys(entities))
+
+
+def judge_member(
+    workdir: Path,
+    member: Member,
+    parts: Mapping[str, Prepared],
+    networks: Mapping[str, Networks],
+    *,
+    bench: Bench,
+    digests: Mapping[str, str],
+) -> None:
+    """Calibrates and judges a member's student, and leaves its folder.
+
+    Args:
+        workdir: of the sweep.
+        member: to judge.
+        parts: its data by part.
+        networks: by part.
+        bench: shared among the members.
+        digests: SHA-256 of each series.
+    """
+    judged = {
+        part: _judge(networks[part], part, prepared, member.settings, bench)
+        for part, prepared in parts.items()
+    }
+    measures: dict[str, dict[str, Any]] = {}
+    for part, own in judged.items():
+        of_part = _of_training(networks[part])
+        detector = _save(workdir, member, part, parts[part], own[STUDENT], digests)
+        of_part |= _costs(detector, bench)
+        for entity in own[STUDENT].scores:
+            measures[entity.entity] = of_part | _of_entity(own, entity.entity)
+    pooled = _pooled(judged)
+    found = {entity: own | pooled for entity, own in measures.items()}
+    rows = join_judged(STUDENT, [own[STUDENT] for own in judged.values()]).rows
+    _write(workdir, member, {"status": DONE, "reason": "", "rows": rows}, found)
+
+
+def table_lines(member: Member, results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A member's lines of `members.csv`, one an entity."""
+    fields = {field: value_text(value) for field, value in member.changes.items()}
+    return [
+        {
+            "member": member.name,
+            "entity": entity,
+            "status": results["status"],
+            "reason": results["reason"],
+            **fields,
+            **(measures or {}),
+        }
+        for entity, measures in results["measures"].items()
+    ]
+
+
+def _judge(
+    networks: Networks,
+    part: str,
+    prepared: Prepared,
+    settings: Settings,
+    bench: Bench,
+) -> dict[str, Judged]:
+    rules = calibration_rules(settings, prepared)
+
+    def judged(name: str, model: ResidualModel) -> Judged:
+        return judge(
+            {name: model},
+            prepared,
+            rules,
+            min_anomalous_points=settings["data"]["min_anomalous_points"],
+            console=Console(quiet=True),
+        )[name]
+
+    found = {STUDENT: judged(STUDENT, networks.student)}
+    if networks.teacher is not None:
+        ways = [settings[group] for group in ("data", "detection", "threshold")]
+        key = json.dumps([networks.teacher_name, part, ways], sort_keys=True)
+        if key not in bench.teachers:
+            bench.teachers[key] = judged(TEACHER, networks.teacher)
+        found[TEACHER] = bench.teachers[key]
+    return found
+
+
+def _save(
+    workdir: Path,
+    member: Member,
+    part: str,
+    prepared: Prepared,
+    judged: Judged,
+    digests: Mapping[str, str],
+) -> Detector:
+    detector = make_detector(
+        STUDENT,
+        judged.model,
+        judged.calibration,
+        prepared,
+        settings=member.settings,
+        digests=digests,
+        results=judged.rows,
+    )
+    folder = folder_of(workdir, member) / "detectors" / part_name(STUDENT, part)
+    save_detector(folder, detector)
+    return detector
+
+
+def _of_training(networks: Networks) -> dict[str, Any]:
+    course = networks.course
+    return {
+        "parameters": networks.student.parameters,
+        "steps": course.step,
+        "best_epoch": course.best_epoch,
+        "validation_loss": course.best_loss,
+    }
+
+
+def _costs(detector: Detector, bench: Bench) -> dict[str, float]:
+    """Bytes of the exported file, and milliseconds of a window, once a shape."""
+    try:
+        content = exported(detector)
+    except ConfigError as error:
+        logger.warning("bytes and milliseconds are not measured: %s", error)
+        return {"bytes": math.nan, "milliseconds": math.nan}
+    key = (detector.model.architecture, detector.window, detector.blame)
+    if key not in bench.milliseconds:
+        bench.milliseconds[key] = window_milliseconds(content)
+    return {"bytes": len(content), "milliseconds": bench.milliseconds[key]}
+
+
+def _of_entity(judged: Mapping[str, Judged], entity: str) -> dict[str, Any]:
+    """The student's measures on an entity's windows, and some of its teacher's."""
+    found: dict[str, Any] = {}
+    for name, model in judged.items():
+        prefix = "" if name == STUDENT else f"{name}_"
+        wanted = (*OF_THRESHOLDS, *OF_SCORES) if name == STUDENT else OF_TEACHERS
+        for row in model.entities:
+            if row["entity"] != entity:
+                continue
+            for key in wanted:
+                kind = "" if key in OF_SCORES else f"_{row['threshold']}"
+                found[f"{prefix}{key}{kind}"] = row[key]
+    return found
+
+
+def _pooled(judged: Mapping[str, Mapping[str, Judged]]) -> dict[str, Any]:
+    """F1 over all entities' windows, the same in each of a member's lines."""
+    students = [own[STUDENT] for own in judged.values()]
+    return {
+        f"pooled_f1_{row['threshold']}": row["f1"]
+        for row in join_judged(STUDENT, students).rows
+        if row["scope"] == "pooled" and row["level"] == "window"
+    }
+
+
+def _write(
+    workdir: Path, member: Member, found: Mapping[str, Any], measures: Mapping[str, Any]
+) -> None:
+    folder = folder_of(workdir, member)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / CONFIG, to_json(member.settings) + "\n")
+    results = {
+        "schema": SCHEMA,
+        "member": member.name,
+        "changes": member.changes,
+        **found,
+        "measures": {
+            entity: own and {k: _number(v) for k, v in own.items()}
+            for entity, own in measures.items()
+        },
+    }
+    write_text(folder / RESULTS, json.dumps(results, indent=2, allow_nan=False) + "\n")
+
+
+def _number(value: Any) -> Any:
+    """JSON has no NaN; None stands for what isn't defined."""
+    return None if isinstance(value, float) and math.isnan(value) else value

@@ -1,0 +1,231 @@
+"""Data and networks of a sweep's members, each loaded, prepared and trained once.
+
+Trained networks are found again by their names, in the folder of whichever process
+trained them.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from rich.console import Console
+
+from kdjax import hosts
+from kdjax.assembly import data_digests
+from kdjax.data.prepared import Prepared
+from kdjax.data.series import Dataset
+from kdjax.detection.calibration import check_enough
+from kdjax.errors import ConfigError
+from kdjax.fitting import course_text
+from kdjax.models.residual import ResidualModel
+from kdjax.pipeline import load_dataset, prepare_parts
+from kdjax.populations.run import Judge, Trained, finished, train_all
+from kdjax.rules import calibration_rules
+from kdjax.sweep.design import Design, Member
+from kdjax.sweep.members import Networks
+from kdjax.sweep.plan import Need, data_key, need
+from kdjax.trainings import (
+    Ground,
+    Training,
+    student_training,
+    teacher_training,
+    training_ground,
+)
+
+TrainTeachers = Callable[[Sequence[Training]], dict[str, Trained]]
+
+
+class Shelf(NamedTuple):
+    """The sweep's data, each thing once: data sets, parts and windows by their key."""
+
+    digests: dict[str, str]
+    parts: dict[str, dict[str, Prepared]]
+    grounds: dict[str, dict[str, Ground]]
+
+
+def load_shelf(design: Design, shelf: Shelf | None = None) -> Shelf:
+    """All data that the members need, found large enough for their thresholds.
+
+    Args:
+        design: of the members.
+        shelf: what is there already; the rest is put into it.
+    """
+    datasets: dict[str, Dataset] = {}
+    shelf = shelf or Shelf({}, {}, {})
+    for member in design.members:
+        settings, key = member.settings, data_key(member.settings)
+        if settings["init_from"]:
+            raise ConfigError(
+                f"{design.name}: member {member.name} has init_from: a sweep starts its "
+                "networks anew; run the member by itself."
+            )
+        if key not in shelf.parts:
+            source = json.dumps(settings["data"], sort_keys=True)
+            if source not in datasets:
+                datasets[source] = load_dataset(settings["data"])
+                shelf.digests.update(data_digests(datasets[source]))
+            shelf.parts[key] = prepare_parts(datasets[source], settings)
+            shelf.grounds[key] = {
+                part: training_ground(prepared, settings["data"])
+                for part, prepared in shelf.parts[key].items()
+            }
+        for prepared in shelf.parts[key].values():
+            check_enough(prepared, calibration_rules(settings, prepared).threshold)
+    return shelf
+
+
+def train_members(
+    members: Sequence[Member],
+    shelf: Shelf,
+    workdir: Path,
+    *,
+    way: str,
+    console: Console,
+    judge: Judge = lambda courses: None,
+    train_teachers: TrainTeachers | None = None,
+) -> dict[str, Trained]:
+    """The networks of all members by their trainings' names, teachers first.
+
+    Args:
+        members: whose networks.
+        shelf: their data.
+        workdir: where checkpoints and the log are.
+        way: as of `train_all`.
+        console: shows progress.
+        judge: of the students, as of `train_all`.
+        train_teachers: trains teachers elsewhere than in `workdir`.
+    """
+    teachers: dict[str, Training] = {}
+    for member, part, needed, ground in _needs(members, shelf):
+        if needed.teacher is not None:
+            teachers.setdefault(
+                needed.teacher,
+                teacher_training(ground, member.settings, name=needed.teacher),
+            )
+    if train_teachers is None:
+        trained = _train([*teachers.values()], workdir, way, console)
+    else:
+        trained = train_teachers([*teachers.values()])
+    models = {
+        name: ResidualModel("autoencoder", one.params, teachers[name].architecture)
+        for name, one in trained.items()
+        if one.params is not None
+    }
+    students: dict[str, Training] = {}
+    for member, _, needed, ground in _needs(members, shelf):
+        if needed.teacher is None or needed.teacher in models:
+            students.setdefault(
+                needed.student,
+                student_training(
+                    ground,
+                    member.settings,
+                    name=needed.student,
+                    teacher=models.get(needed.teacher or ""),
+                ),
+            )
+    return trained | _train([*students.values()], workdir, way, console, judge)
+
+
+def _needs(
+    members: Sequence[Member], shelf: Shelf
+) -> list[tuple[Member, str, Need, Ground]]:
+    return [
+        (member, part, need(member.settings, part), ground)
+        for member in members
+        for part, ground in shelf.grounds[data_key(member.settings)].items()
+    ]
+
+
+def _train(
+    trainings: Sequence[Training],
+    workdir: Path,
+    way: str,
+    console: Console,
+    judge: Judge = lambda courses: None,
+) -> dict[str, Trained]:
+    """Trains this process's share; gives all, from the folders of all processes."""
+    hosts.barrier("before training")
+    found = _finished(trainings, workdir)
+    # Nobody finishes one before all have looked.
+    hosts.barrier("looked")
+    folder = _own_folder(workdir)
+    own = [t for t in hosts.share(trainings) if _is_ours(t, folder, workdir)]
+    with hosts.apart():
+        found |= train_all(own, folder, console, way=way, judge=judge)
+    hosts.barrier("trained")
+    others = [t for t in trainings if t.name not in found]
+    return found | _finished(others, workdir)
+
+
+def _is_ours(training: Training, folder: Path, workdir: Path) -> bool:
+    """Whether no other process, maybe of another number of them, has finished it."""
+    elsewhere = [other for other in folders(workdir) if other != folder]
+    return not any(_in(training, other) for other in elsewhere)
+
+
+def _in(training: Training, folder: Path) -> Trained | None:
+    with hosts.apart():
+        return finished(training, folder)
+
+
+def _own_folder(workdir: Path) -> Path:
+    number = hosts.process()
+    folder = workdir / f"process-{number}" if number else workdir
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def folders(workdir: Path) -> list[Path]:
+    """Where any process, now or before, keeps what it trained."""
+    return [workdir, *sorted(workdir.glob("process-*"))]
+
+
+def _finished(trainings: Sequence[Training], workdir: Path) -> dict[str, Trained]:
+    found = {}
+    for training in trainings:
+        for folder in folders(workdir):
+            done = _in(training, folder)
+            if done is not None:
+                found[training.name] = done
+                break
+    return found
+
+
+def failures(needs: Mapping[str, Need], trained: Mapping[str, Trained]) -> list[str]:
+    """Why a member has no networks to judge; nothing if it has."""
+    return [
+        f"{name}: {_failure(trained.get(name))}"
+        for needed in needs.values()
+        for name in (needed.teacher, needed.student)
+        if name is not None and (name not in trained or not trained[name].params)
+    ]
+
+
+def _failure(trained: Trained | None) -> str:
+    return "was not trained" if trained is None else course_text(trained.course)
+
+
+def networks_of(
+    needed: Need, trained: Mapping[str, Trained], member: Member, ground: Ground
+) -> Networks:
+    """The networks of one part of a member, all of which are trained."""
+
+    def model(name: str, training: Training) -> ResidualModel:
+        params = trained[name].params
+        assert params is not None
+        return ResidualModel("autoencoder", params, training.architecture)
+
+    teacher = None
+    if needed.teacher is not None:
+        teaching = teacher_training(ground, member.settings, name=needed.teacher)
+        teacher = model(needed.teacher, teaching)
+    learning = student_training(
+        ground, member.settings, name=needed.student, teacher=teacher
+    )
+    return Networks(
+        model(needed.student, learning),
+        teacher,
+        trained[needed.student].course,
+        needed.teacher,
+    )

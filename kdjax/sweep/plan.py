@@ -1,0 +1,80 @@
+"""Which networks a sweep's members need, each trained once however many share it.
+
+A network is known by a digest of what decides it: members that differ only in their
+threshold share all networks, and students of one teacher share that.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from kdjax.parts import part_name
+
+Settings = Mapping[str, Any]
+
+# What `train` has that changes no network.
+_IDLE = ("log_every", "checkpoint_seconds")
+
+
+class Need(NamedTuple):
+    """The networks of one part of one member, by the names of their trainings.
+
+    Attributes:
+        teacher: None where the student learns from the data alone.
+        student: the one that is judged.
+    """
+
+    teacher: str | None
+    student: str
+
+
+def data_key(settings: Settings) -> str:
+    """Tells whether two members see the same rows and windows."""
+    return json.dumps([settings["data"], settings["entity_mode"]], sort_keys=True)
+
+
+def teacher_name(settings: Settings) -> str:
+    """The name of a member's teacher, without its part."""
+    seed = settings["teacher"]["seed"]
+    facts = _facts(settings, "teacher") | {
+        "seed": settings["seed"] if seed is None else seed
+    }
+    facts["network"] = {k: v for k, v in settings["teacher"].items() if k != "seed"}
+    return f"teacher-{_digest(facts)}"
+
+
+def student_name(settings: Settings) -> str:
+    """The name of a member's student, without its part."""
+    facts = _facts(settings, "student") | {"seed": settings["seed"]}
+    distill = settings["distill"]
+    if distill["alpha"] > 0:
+        facts["teacher"] = teacher_name(settings)
+        fields = ("alpha", "temperature", "temperature_mode")
+        facts["distill"] = [distill[field] for field in fields]
+    return f"student-{_digest(facts)}"
+
+
+def need(settings: Settings, part: str) -> Need:
+    """The networks that one part of a member needs."""
+    taught = settings["distill"]["alpha"] > 0
+    return Need(
+        part_name(teacher_name(settings), part) if taught else None,
+        part_name(student_name(settings), part),
+    )
+
+
+def _facts(settings: Settings, network: str) -> dict[str, Any]:
+    train = {k: v for k, v in settings["train"].items() if k not in _IDLE}
+    return {
+        "data": data_key(settings),
+        "model": settings["model"],
+        "train": train,
+        "network": settings[network],
+        "init_from": settings["init_from"],
+    }
+
+
+def _digest(facts: Mapping[str, Any]) -> str:
+    text = json.dumps(facts, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -1,0 +1,139 @@
+"""The members of a sweep, from config files and by hand."""
+
+import pytest
+from ml_collections import ConfigDict
+from sklearn.model_selection import ParameterGrid, ParameterSampler
+
+from configs import frontier, sweep_quick
+from kdjax.config import get_config, override, resolve
+from kdjax.errors import ConfigError
+from kdjax.sweep.design import make_design, value_text
+from kdjax.sweep.plan import data_key, need, student_name, teacher_name
+
+
+def base(**changes):
+    return override(get_config(), {"data.path": "plant.csv", **changes})
+
+
+def test_members_have_their_changes_and_the_base_else():
+    def sweep(add):
+        add({"student.hidden": (8,), "distill.alpha": 0.0})
+        add({"distill.alpha": 1.0}, seed=3)
+
+    design = make_design("two", base(), sweep)
+    assert design.name == "two"
+    assert design.fields == ("student.hidden", "distill.alpha", "seed")
+    assert [member.name for member in design.members] == ["000", "001"]
+    assert design.members[0].changes == {
+        "student.hidden": [8], "distill.alpha": 0.0, "seed": 0,
+    }  # fmt: skip
+    assert design.members[1].changes == {
+        "student.hidden": [16], "distill.alpha": 1.0, "seed": 3,
+    }  # fmt: skip
+    changed = override(base(), {"distill.alpha": 1.0, "seed": 3})
+    assert design.members[1].settings == resolve(changed)
+    assert design.base == resolve(base())
+
+
+def test_grids_and_random_designs_are_scikit_learns():
+    fields = {"seed": [0, 1, 2], "distill.alpha": [0.1, 0.2]}
+    grid = make_design("g", base(), lambda add: [add(c) for c in ParameterGrid(fields)])
+    assert len(grid.members) == 6
+    drawn = ParameterSampler(fields, 4, random_state=0)
+    chosen = make_design("r", base(), lambda add: [add(c) for c in drawn])
+    again = make_design("r", base(), lambda add: [add(c) for c in drawn])
+    assert chosen == again and len(chosen.members) == 4
+
+
+def test_names_sort_as_numbers():
+    design = make_design("m", base(), lambda add: [add(seed=i) for i in range(1001)])
+    names = [member.name for member in design.members]
+    assert names[:2] == ["0000", "0001"] and names == sorted(names)
+
+
+@pytest.mark.parametrize(
+    ("sweep", "message"),
+    [
+        (lambda add: None, "s: sweep.add. added no member"),
+        (lambda add: [add(seed=1), add(seed=1)], "members 000 and 001 have the same"),
+        (lambda add: [add(), add(seed=0)], "same settings"),
+        (lambda add: add(sede=1), "member 0 .sede=1.*did you mean seed"),
+        (lambda add: add({"distill.alpha": 2.0}), "distill.alpha=2.0 must lie in"),
+        (lambda add: add({"student.hidden": 8}), "student.hidden"),
+    ],
+)
+def test_faulty_designs_are_refused(sweep, message):
+    with pytest.raises(ConfigError, match=message):
+        make_design("s", base(), sweep)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(1, 1), (0.5, 0.5), ([64, 64], "64,64"), ((8,), "8"), (True, "True"), (None, "none"),
+     ("pot", "pot")],
+)  # fmt: skip
+def test_values_of_fields_are_numbers_or_texts(value, text):
+    assert value_text(value) == text
+
+
+def names(*changes):
+    found = [resolve(override(base(), own)) for own in changes]
+    return [(teacher_name(s), student_name(s)) for s in found]
+
+
+@pytest.mark.parametrize(
+    ("changes", "same"),
+    [
+        # Whether the teacher, the student stay the same.
+        ({}, (True, True)),
+        ({"seed": 1}, (False, False)),
+        ({"teacher.seed": 0}, (True, True)),
+        ({"teacher.seed": 1}, (False, False)),
+        ({"distill.alpha": 0.5}, (True, False)),
+        ({"distill.temperature": 2.0}, (True, False)),
+        ({"distill.cache_bytes": 5}, (True, True)),
+        ({"student.epochs": 5}, (True, False)),
+        ({"teacher.epochs": 5}, (False, False)),
+        ({"train.learning_rate": 0.1}, (False, False)),
+        ({"train.checkpoint_seconds": 5.0}, (True, True)),
+        ({"threshold.false_alarm_rate": 0.1}, (True, True)),
+        ({"detection.ridge": 0.2}, (True, True)),
+        ({"data.window": 50}, (False, False)),
+        ({"entity_mode": "per_entity"}, (False, False)),
+        ({"model.head": "sigmoid"}, (False, False)),
+    ],
+)
+def test_networks_are_shared_where_nothing_that_makes_them_differs(changes, same):
+    (teacher, student), other = names({}, changes)
+    assert (other[0] == teacher, other[1] == student) == same
+
+
+def test_students_of_the_data_alone_need_no_teacher():
+    first, second = (
+        resolve(override(base(), {"distill.alpha": 0.0, "teacher.epochs": epochs}))
+        for epochs in (3, 4)
+    )
+    assert need(first, "").teacher is None
+    assert need(first, "") == need(second, "")
+    assert need(first, "m/1").student == f"{student_name(first)}/m%2F1"
+    assert data_key(first) == data_key(second)
+
+
+@pytest.mark.parametrize(
+    ("module", "argument", "members", "shapes"),
+    [
+        (sweep_quick, (), 4, 1),
+        (frontier, ("sample",), 36, 6),
+        (frontier, (), 60, 10),
+    ],
+)
+def test_config_files_are_sound_and_share_one_teacher(
+    module, argument, members, shapes
+):
+    config = module.get_config(*argument)
+    assert isinstance(config, ConfigDict)
+    design = make_design("x", config, lambda add: module.sweep(add, *argument))
+    assert len(design.members) == members
+    settings = [member.settings for member in design.members]
+    assert len({teacher_name(s) for s in settings}) == 1
+    assert len({tuple(s["student"]["hidden"]) for s in settings}) == shapes
