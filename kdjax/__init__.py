@@ -29,9 +29,12 @@ if TYPE_CHECKING:
     from kdjax.errors import KdjaxError as KdjaxError
     from kdjax.estimator import KDDetector as KDDetector
     from kdjax.export.run import export_file as export_file
+    from kdjax.fleet import score_fleet as score_fleet
     from kdjax.pipeline import run as run
     from kdjax.recalibration import recalibrated as recalibrated
     from kdjax.streaming import open_stream as open_stream
+    from kdjax.sweep.design import make_design as make_design
+    from kdjax.sweep.run import run_sweep as run_sweep
 
 _HOMES = {
     "kdjax.config": ("get_config", "override", "resolve"),
@@ -46,9 +49,12 @@ _HOMES = {
     "kdjax.errors": ("ArtifactError", "ConfigError", "DataError", "KdjaxError"),
     "kdjax.estimator": ("KDDetector",),
     "kdjax.export.run": ("export_file",),
+    "kdjax.fleet": ("score_fleet",),
     "kdjax.pipeline": ("run",),
     "kdjax.recalibration": ("recalibrated",),
     "kdjax.streaming": ("open_stream",),
+    "kdjax.sweep.design": ("make_design",),
+    "kdjax.sweep.run": ("run_sweep",),
 }
 _MODULES = {name: module for module, names in _HOMES.items() for name in names}
 

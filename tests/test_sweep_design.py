@@ -1,14 +1,18 @@
 """The members of a sweep, from config files and by hand."""
 
+import runpy
+from pathlib import Path
+
 import pytest
 from ml_collections import ConfigDict
 from sklearn.model_selection import ParameterGrid, ParameterSampler
 
-from configs import frontier, sweep_quick
 from kdjax.config import get_config, override, resolve
 from kdjax.errors import ConfigError
 from kdjax.sweep.design import make_design, value_text
 from kdjax.sweep.plan import data_key, need, student_name, teacher_name
+
+CONFIGS = Path(__file__).parent.parent / "configs"
 
 
 def base(**changes):
@@ -120,19 +124,18 @@ def test_students_of_the_data_alone_need_no_teacher():
 
 
 @pytest.mark.parametrize(
-    ("module", "argument", "members", "shapes"),
+    ("name", "argument", "members", "shapes"),
     [
-        (sweep_quick, (), 4, 1),
-        (frontier, ("sample",), 36, 6),
-        (frontier, (), 60, 10),
+        ("sweep_quick", (), 4, 1),
+        ("frontier", ("sample",), 36, 6),
+        ("frontier", (), 60, 10),
     ],
 )
-def test_config_files_are_sound_and_share_one_teacher(
-    module, argument, members, shapes
-):
-    config = module.get_config(*argument)
+def test_config_files_are_sound_and_share_one_teacher(name, argument, members, shapes):
+    defined = runpy.run_path(str(CONFIGS / f"{name}.py"))
+    config = defined["get_config"](*argument)
     assert isinstance(config, ConfigDict)
-    design = make_design("x", config, lambda add: module.sweep(add, *argument))
+    design = make_design("x", config, lambda add: defined["sweep"](add, *argument))
     assert len(design.members) == members
     settings = [member.settings for member in design.members]
     assert len({teacher_name(s) for s in settings}) == 1

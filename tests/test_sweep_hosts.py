@@ -4,10 +4,10 @@ import time
 
 import pandas as pd
 import pytest
+from test_hosts import PATIENCE, start_both
 
 from kdjax.cli import main
 from kdjax.sweep.tables import read_members
-from tests.test_hosts import PATIENCE, start_both
 
 CONFIG = """
 from kdjax.config import get_config as defaults

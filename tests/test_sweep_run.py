@@ -44,7 +44,7 @@ def listed(changes):
 @pytest.fixture(scope="module")
 def design(plant_changes):
     """Makes the design of `CHANGES`, with further changes of the base."""
-    from tests.conftest import TINY
+    from conftest import TINY
 
     def make(more=None, changes=CHANGES):
         config = override(get_config(), TINY | plant_changes | (more or {}))

@@ -189,8 +189,9 @@ class Killed(Exception):
     """Stands for SIGKILL."""
 
 
-@pytest.mark.parametrize("after", [1, 3, 6])
-@pytest.mark.parametrize("devices", [(3, 3), (3, 1), (1, 3)])
+@pytest.mark.parametrize(
+    ("devices", "after"), [((3, 3), 1), ((3, 3), 6), ((3, 1), 3), ((1, 3), 3)]
+)
 def test_a_population_goes_on_where_it_was_killed(tmp_path, after, devices):
     """Also on another number of devices."""
     meshes = [batch_mesh(d, least_share=1) if d > 1 else None for d in devices]

@@ -166,6 +166,7 @@ def fit_together(
         masks = (np.isin(np.arange(size), places) for places in (ended, improved))
         states, best = _settle(states, best, *masks)
         watch.judge(courses)
+        watch.advance(0, courses)
         all_done = all(course.done for course in courses)
         due = all_done or time.monotonic() - saved_at >= checkpoint_seconds
         if directory is not None and due:
