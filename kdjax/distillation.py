@@ -54,7 +54,7 @@ def train_networks(
     """
 
     def train(training: Training) -> ResidualModel:
-        params = train_alone(training, workdir, console)
+        params = train_alone(training, workdir, console).params
         return ResidualModel("autoencoder", params, training.architecture)
 
     ground = training_ground(prepared, settings["data"])

@@ -13,7 +13,7 @@ from kdjax.devices import place, training_mesh
 from kdjax.models.autoencoder import Params, network
 from kdjax.progress import progress_bar
 from kdjax.training.feeds import Feed, corpus_feed, grain_feed, make_source_validate
-from kdjax.training.loop import Course, Hooks, Start, fit, resume
+from kdjax.training.loop import Course, Fitted, Hooks, Start, fit, resume
 from kdjax.training.objectives import validation_loss
 from kdjax.training.steps import Corpus, make_step, make_validate
 from kdjax.trainings import (
@@ -47,8 +47,8 @@ def train_alone(
     console: Console,
     *,
     outputs: Outputs | None = None,
-) -> Params:
-    """The parameters of lowest validation loss, as numpy arrays.
+) -> Fitted:
+    """The parameters of lowest validation loss, as numpy arrays, and the course.
 
     Goes on where a killed process stopped. The devices of all hosts share each batch.
 
@@ -61,7 +61,7 @@ def train_alone(
     if start.course.done:
         said = course_text(start.course)
         console.print(f"{training.name}: trained already, {said}")
-        return on_host(start.best)
+        return Fitted(on_host(start.best), start.course)
     if start.course.step:
         console.print(f"{training.name}: goes on after step {start.course.step}")
     train, ground = training.settings, training.ground
@@ -95,7 +95,7 @@ def train_alone(
             ),
         )
     console.print(f"{training.name}: {course_text(fitted.course)}")
-    return on_host(fitted.params)
+    return fitted._replace(params=on_host(fitted.params))
 
 
 def course_text(course: Course) -> str:

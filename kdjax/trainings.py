@@ -175,6 +175,12 @@ def training_ground(prepared: Prepared, data: Mapping[str, Any]) -> Ground:
     )
 
 
+def teacher_seed(settings: Settings) -> int:
+    """The teacher's own seed, or the run's."""
+    seed = settings["teacher"]["seed"]
+    return int(settings["seed"] if seed is None else seed)
+
+
 def teacher_training(
     ground: Ground,
     settings: Settings,
@@ -183,12 +189,12 @@ def teacher_training(
     first: Params | None = None,
 ) -> Training:
     """The teacher's training, which stops early."""
-    teacher, seed = settings["teacher"], settings["teacher"]["seed"]
+    teacher = settings["teacher"]
     return Training(
         name,
         architecture(settings, "teacher", width=ground.rows.shape[1]),
         ground,
-        seed=settings["seed"] if seed is None else seed,
+        seed=teacher_seed(settings),
         init=TEACHER_INIT,
         order=TEACHER_ORDER,
         epochs=math.ceil(ground.share * teacher["epochs"]),

@@ -74,15 +74,28 @@ def check_settings(workdir: Path, settings: Mapping[str, Any]) -> None:
     hosts.on_first(lambda: _check_settings(workdir, settings))
 
 
+def is_unclaimed(workdir: Path, record: str, what: str) -> bool:
+    """Whether a folder lacks its record yet; refuses one that holds something else.
+
+    Args:
+        workdir: the folder.
+        record: name of the file that says what was asked for.
+        what: the folder would be, for the message.
+    """
+    if (workdir / record).exists():
+        return False
+    foreign = [p.name for p in workdir.iterdir() if not p.name.startswith(".")]
+    if foreign:
+        raise ArtifactError(
+            f"{workdir} holds {', '.join(sorted(foreign)[:3])} but no {record}: it is "
+            f"not {what}. Give an empty or new --workdir."
+        )
+    return True
+
+
 def _check_settings(workdir: Path, settings: Mapping[str, Any]) -> None:
     path = workdir / CONFIG
-    if not path.exists():
-        foreign = [p.name for p in workdir.iterdir() if not p.name.startswith(".")]
-        if foreign:
-            raise ArtifactError(
-                f"{workdir} holds {', '.join(sorted(foreign)[:3])} but no {CONFIG}: it "
-                "is not a work directory of kdjax. Give an empty or new --workdir."
-            )
+    if is_unclaimed(workdir, CONFIG, "a work directory of kdjax"):
         return
     # A field that came after the run was made had its default then.
     changed = differences(completed(read_json(path)), completed(settings))

@@ -183,7 +183,7 @@ def test_a_diverging_member_is_reported_and_stays_so(students, tmp_path, way):
 def test_the_faster_way_is_taken_and_kept(students, tmp_path, monkeypatch, times):
     """Times are made up; what was chosen once is not tried again."""
     monkeypatch.setattr(trial, "LEAST_STEPS", 0)
-    monkeypatch.setattr(trial, "_trial", lambda group, outputs: times)
+    monkeypatch.setattr(trial, "_trial", lambda job: times)
     wide = Console(width=200, record=True, file=io.StringIO())
     train_all(students(), tmp_path, wide)
     way = "together" if times[0] < times[1] else "alone"
@@ -197,21 +197,21 @@ def test_the_faster_way_is_taken_and_kept(students, tmp_path, monkeypatch, times
 def test_both_ways_are_timed_on_the_group_itself(students, monkeypatch):
     clock = itertools.count()
     monkeypatch.setattr(trial.time, "monotonic", lambda: float(next(clock)))
-    together, alone = trial._trial(students(), {})
+    together, alone = trial._trial(prepare_job(students(), {}))
     # Each timed stretch takes one tick of this clock for two steps.
     assert (together, alone) == (0.5, 5 * 0.5)
 
 
 def test_short_or_single_trainings_need_no_trial(students, monkeypatch):
     monkeypatch.setattr(trial, "_trial", lambda *group: pytest.fail("tried"))
-    assert trial.faster_way(students(), {}, QUIET) == "together"
-    assert trial.faster_way(students()[:1], {}, QUIET) == "alone"
+    assert trial.faster_way(students(), None, QUIET) == "together"
+    assert trial.faster_way(students()[:1], None, QUIET) == "alone"
 
 
 def test_teachers_outputs_that_are_too_many_are_made_in_each_step(students, known):
     members = students({"distill.cache_bytes": 1})
     assert not fits_in_memory(members) and fits_in_memory(students())
-    assert trial.faster_way(members, {}, QUIET) == "alone"
+    assert trial.faster_way(members, None, QUIET) == "alone"
 
 
 def test_a_way_that_is_none_is_refused(students, tmp_path):

@@ -10,6 +10,7 @@ Each training that ends leaves a checkpoint of its own, as if it had run alone.
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import shutil
@@ -27,7 +28,7 @@ from kdjax.populations.job import Job, groups, prepare_job, start_of, title_of
 from kdjax.populations.trial import ALONE, TOGETHER, faster_way
 from kdjax.progress import progress_bar
 from kdjax.training.checkpoints import save_checkpoint
-from kdjax.training.loop import Course
+from kdjax.training.loop import Course, Fitted
 from kdjax.training.objectives import validation_loss
 from kdjax.training.population import make_population_validate
 from kdjax.training.steps import init_state
@@ -96,13 +97,17 @@ def _train_group(
     if waiting:
         # A population that was cut off goes on as a whole.
         members = list(group) if folder.exists() else waiting
-        if _together(name, members, workdir, console, way, outputs):
-            fresh = _train_together(members, workdir, console, folder, judge, outputs)
+        # What a trial prepares and compiles is what trains then.
+        job = functools.cache(lambda: prepare_job(members, outputs))
+        if _together(name, members, job, workdir, console, way):
+            fresh = _train_together(job(), workdir, console, folder, judge)
+            for training in waiting:
+                _keep(training, *fresh[training.name], workdir)
         else:
             fresh = {
                 t.name: _train_alone(t, workdir, console, outputs) for t in waiting
             }
-        found |= fresh
+        found |= {name: _trained(*fitted) for name, fitted in fresh.items()}
     shutil.rmtree(folder, ignore_errors=True)
     return {name: trained for name, trained in found.items() if trained is not None}
 
@@ -126,17 +131,16 @@ def _trained(params: Params, course: Course) -> Trained:
 
 def _train_alone(
     training: Training, workdir: Path, console: Console, outputs: Outputs
-) -> Trained:
+) -> Fitted:
     try:
-        train_alone(training, workdir, console, outputs=outputs)
+        return train_alone(training, workdir, console, outputs=outputs)
     except TrainingError as error:
         console.print(f"{training.name}: {error}")
         course = course_of(training, workdir).course
         failed = course._replace(step=error.step, done=True, bad_step=error.step)
-        _keep(training, first_state(training).params, failed, workdir)
-    ended = finished(training, workdir)
-    assert ended is not None
-    return ended
+        params = on_host(first_state(training).params)
+        _keep(training, params, failed, workdir)
+        return Fitted(params, failed)
 
 
 def _keep(training: Training, params: Params, course: Course, workdir: Path) -> None:
@@ -148,15 +152,9 @@ def _keep(training: Training, params: Params, course: Course, workdir: Path) -> 
 
 
 def _train_together(
-    group: Sequence[Training],
-    workdir: Path,
-    console: Console,
-    folder: Path,
-    judge: Judge,
-    outputs: Outputs,
-) -> dict[str, Trained]:
-    job = prepare_job(group, outputs)
-    start = start_of(job, folder)
+    job: Job, workdir: Path, console: Console, folder: Path, judge: Judge
+) -> dict[str, Fitted]:
+    group, start = job.group, start_of(job, folder)
     for training, course in zip(group, start.courses, strict=True):
         cut_lines(workdir, training.name, course.step)
     if any(course.step for course in start.courses):
@@ -181,12 +179,9 @@ def _train_together(
             checkpoint_seconds=train["checkpoint_seconds"],
             watch=watch,
         )
-    found = {}
-    for training, (params, course) in zip(group, fitted, strict=True):
-        console.print(f"{training.name}: {course_text(course)}")
-        if finished(training, workdir) is None:
-            _keep(training, params, course, workdir)
-        found[training.name] = _trained(params, course)
+    found = {t.name: own for t, own in zip(group, fitted, strict=True)}
+    for name, own in found.items():
+        console.print(f"{name}: {course_text(own.course)}")
     return found
 
 
@@ -230,16 +225,16 @@ def _most(courses: Sequence[Course]) -> int:
 def _together(
     name: str,
     group: Sequence[Training],
+    job: Callable[[], Job],
     workdir: Path,
     console: Console,
     way: str,
-    outputs: Outputs,
 ) -> bool:
     """Whether a group trains side by side: as asked, as before, or as is faster."""
     chosen = read_json(workdir / CHOSEN) if (workdir / CHOSEN).exists() else {}
     if name not in chosen:
         large = any(training.ground.sources for training in group)
         given = ALONE if large else way
-        chosen[name] = given if given != AUTO else faster_way(group, outputs, console)
+        chosen[name] = given if given != AUTO else faster_way(group, job, console)
         write_text(workdir / CHOSEN, json.dumps(chosen, indent=2) + "\n")
     return bool(chosen[name] == TOGETHER)

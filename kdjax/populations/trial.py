@@ -9,9 +9,9 @@ import numpy as np
 from rich.console import Console
 
 from kdjax.devices import batch_mesh, place
-from kdjax.populations.job import fits_in_memory, prepare_job, start_of, title_of
+from kdjax.populations.job import Job, fits_in_memory, start_of, title_of
 from kdjax.training.steps import make_step
-from kdjax.trainings import Outputs, Training, first_state, objective, optimizer_of
+from kdjax.trainings import Training, first_state, objective, optimizer_of
 
 TOGETHER, ALONE = "together", "alone"
 
@@ -20,13 +20,18 @@ LEAST_STEPS = 200
 TRIAL_ROUNDS, TRIAL_STEPS = 3, 2
 
 
-def faster_way(group: Sequence[Training], outputs: Outputs, console: Console) -> str:
-    """The faster way for this group, found by trying both where that may tell."""
+def faster_way(
+    group: Sequence[Training], job: Callable[[], Job], console: Console
+) -> str:
+    """The faster way for this group, found by trying both where that may tell.
+
+    `job` makes the group's population, or gives the one that is made already.
+    """
     if len(group) == 1 or not fits_in_memory(group):
         return ALONE
     if jax.default_backend() != "cpu" or max(t.steps for t in group) < LEAST_STEPS:
         return TOGETHER
-    together, alone = _trial(group, outputs)
+    together, alone = _trial(job())
     way = TOGETHER if together <= alone else ALONE
     console.print(
         f"{title_of(group)}: a step of all takes {1e3 * together:.0f} ms side by side, "
@@ -35,12 +40,12 @@ def faster_way(group: Sequence[Training], outputs: Outputs, console: Console) ->
     return way
 
 
-def _trial(group: Sequence[Training], outputs: Outputs) -> tuple[float, float]:
+def _trial(job: Job) -> tuple[float, float]:
     """Seconds of a step of all members side by side, and one after the other.
 
     The median of interleaved rounds, after one of each that compiles.
     """
-    one, job = group[0], prepare_job(group, outputs)
+    one = job.group[0]
     batch_size = one.settings["batch_size"]
     mesh = batch_mesh(batch_size)
     step = make_step(
@@ -69,7 +74,7 @@ def _trial(group: Sequence[Training], outputs: Outputs) -> tuple[float, float]:
         _seconds(run, result)
     rounds = [[_seconds(*way) for way in ways] for _ in range(TRIAL_ROUNDS)]
     side_by_side, single = np.median(rounds, axis=0)
-    return float(side_by_side), float(single) * len(group)
+    return float(side_by_side), float(single) * len(job.group)
 
 
 def _seconds(run: Callable[[], None], result: list[Any]) -> float:

@@ -27,7 +27,7 @@ from kdjax.sweep.networks import (
     train_members,
 )
 from kdjax.sweep.plan import data_key, need
-from kdjax.sweep.space import LOSS, Objective, Search, members_of, suggested
+from kdjax.sweep.space import Objective, Search, members_of, suggested
 from kdjax.sweep.study import (
     SEEDS_DONE,
     STEPS,
@@ -37,6 +37,7 @@ from kdjax.sweep.study import (
     load_optuna,
     trial_folder,
 )
+from kdjax.sweep.tables import LOSS
 from kdjax.sweep.trials import trial_text
 from kdjax.training.loop import Course
 from kdjax.trainings import Training
@@ -137,10 +138,8 @@ def _students(members: Sequence[Member], shelf: Shelf) -> dict[str, int]:
 def _failures(
     member: Member, shelf: Shelf, trained: Mapping[str, Trained]
 ) -> list[str]:
-    parts = shelf.parts[data_key(member.settings)]
-    needs = {part: need(member.settings, part) for part in parts}
     seed = member.settings["seed"]
-    return [f"seed {seed}: {why}" for why in failures(needs, trained)]
+    return [f"seed {seed}: {why}" for why in failures(member, shelf, trained)]
 
 
 def _judge_all(
@@ -151,16 +150,11 @@ def _judge_all(
     bench: Bench,
 ) -> None:
     for member in members:
-        key = data_key(member.settings)
-        networks = {
-            part: networks_of(need(member.settings, part), trained, member, ground)
-            for part, ground in shelf.grounds[key].items()
-        }
         judge_member(
             folder,
             member,
-            shelf.parts[key],
-            networks,
+            shelf.parts[data_key(member.settings)],
+            networks_of(member, shelf, trained),
             bench=bench,
             digests=shelf.digests,
         )

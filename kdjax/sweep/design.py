@@ -8,7 +8,7 @@ scikit-learn's `ParameterGrid` and `ParameterSampler` make grids and random desi
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -79,7 +79,7 @@ def make_design(name: str, config: Any, sweep: Callable[[Add], None]) -> Design:
     members = []
     for number, changes in enumerate(listed):
         settings = member_settings(config, changes, f"{name}: member {number}")
-        values = {field: _value(settings, field) for field in fields}
+        values = swept_values(settings, fields)
         members.append(Member(f"{number:0{width}d}", values, settings))
     _check_different(name, members)
     return Design(name, base, fields, tuple(members))
@@ -102,8 +102,10 @@ def value_text(value: Any) -> float | str:
     return "none" if value is None else str(value)
 
 
-def _value(settings: Settings, field: str) -> Any:
-    return dict(leaves(settings))[field]
+def swept_values(settings: Settings, fields: Iterable[str]) -> dict[str, Any]:
+    """The values of dotted fields."""
+    values = dict(leaves(settings))
+    return {field: values[field] for field in fields}
 
 
 def _check_different(name: str, members: list[Member]) -> None:

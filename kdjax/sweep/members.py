@@ -8,7 +8,7 @@ members/NNN/results.json        written last: a member that has it is finished
 import json
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,7 +35,6 @@ logger = logging.getLogger(__name__)
 
 SCHEMA = 1
 STUDENT, TEACHER = "student", "teacher"
-ORACLE = "oracle"
 
 # What a line of the table has of an entity under a threshold, and of its scores.
 OF_THRESHOLDS = ("f1", "precision", "recall", "alarm_rate")
@@ -119,9 +118,9 @@ def judge_member(
         of_part |= _costs(detector, bench)
         for entity in own[STUDENT].scores:
             measures[entity.entity] = of_part | _of_entity(own, entity.entity)
-    pooled = _pooled(judged)
-    found = {entity: own | pooled for entity, own in measures.items()}
     rows = join_judged(STUDENT, [own[STUDENT] for own in judged.values()]).rows
+    pooled = _pooled(rows)
+    found = {entity: own | pooled for entity, own in measures.items()}
     _write(workdir, member, {"status": DONE, "reason": "", "rows": rows}, found)
 
 
@@ -229,12 +228,11 @@ def _of_entity(judged: Mapping[str, Judged], entity: str) -> dict[str, Any]:
     return found
 
 
-def _pooled(judged: Mapping[str, Mapping[str, Judged]]) -> dict[str, Any]:
+def _pooled(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """F1 over all entities' windows, the same in each of a member's lines."""
-    students = [own[STUDENT] for own in judged.values()]
     return {
         f"pooled_f1_{row['threshold']}": row["f1"]
-        for row in join_judged(STUDENT, students).rows
+        for row in rows
         if row["scope"] == "pooled" and row["level"] == "window"
     }
 

@@ -28,6 +28,7 @@ from kdjax.sweep.plan import Need, data_key, need
 from kdjax.trainings import (
     Ground,
     Training,
+    architecture,
     student_training,
     teacher_training,
     training_ground,
@@ -145,28 +146,18 @@ def _train(
     judge: Judge = lambda courses: None,
 ) -> dict[str, Trained]:
     """Trains this process's share; gives all, from the folders of all processes."""
+    folder = _own_folder(workdir)
     hosts.barrier("before training")
-    found = _finished(trainings, workdir)
+    elsewhere = [other for other in folders(workdir) if other != folder]
+    found = _finished(trainings, elsewhere)
     # Nobody finishes one before all have looked.
     hosts.barrier("looked")
-    folder = _own_folder(workdir)
-    own = [t for t in hosts.share(trainings) if _is_ours(t, folder, workdir)]
+    own = [t for t in hosts.share(trainings) if t.name not in found]
     with hosts.apart():
         found |= train_all(own, folder, console, way=way, judge=judge)
     hosts.barrier("trained")
     others = [t for t in trainings if t.name not in found]
-    return found | _finished(others, workdir)
-
-
-def _is_ours(training: Training, folder: Path, workdir: Path) -> bool:
-    """Whether no other process, maybe of another number of them, has finished it."""
-    elsewhere = [other for other in folders(workdir) if other != folder]
-    return not any(_in(training, other) for other in elsewhere)
-
-
-def _in(training: Training, folder: Path) -> Trained | None:
-    with hosts.apart():
-        return finished(training, folder)
+    return found | _finished(others, folders(workdir))
 
 
 def _own_folder(workdir: Path) -> Path:
@@ -181,22 +172,25 @@ def folders(workdir: Path) -> list[Path]:
     return [workdir, *sorted(workdir.glob("process-*"))]
 
 
-def _finished(trainings: Sequence[Training], workdir: Path) -> dict[str, Trained]:
+def _finished(
+    trainings: Sequence[Training], where: Sequence[Path]
+) -> dict[str, Trained]:
     found = {}
     for training in trainings:
-        for folder in folders(workdir):
-            done = _in(training, folder)
+        for folder in where:
+            with hosts.apart():
+                done = finished(training, folder)
             if done is not None:
                 found[training.name] = done
                 break
     return found
 
 
-def failures(needs: Mapping[str, Need], trained: Mapping[str, Trained]) -> list[str]:
+def failures(member: Member, shelf: Shelf, trained: Mapping[str, Trained]) -> list[str]:
     """Why a member has no networks to judge; nothing if it has."""
     return [
         f"{name}: {_failure(trained.get(name))}"
-        for needed in needs.values()
+        for _, _, needed, _ in _needs([member], shelf)
         for name in (needed.teacher, needed.student)
         if name is not None and (name not in trained or not trained[name].params)
     ]
@@ -207,25 +201,23 @@ def _failure(trained: Trained | None) -> str:
 
 
 def networks_of(
-    needed: Need, trained: Mapping[str, Trained], member: Member, ground: Ground
-) -> Networks:
-    """The networks of one part of a member, all of which are trained."""
+    member: Member, shelf: Shelf, trained: Mapping[str, Trained]
+) -> dict[str, Networks]:
+    """The networks of each part of a member, all of which are trained."""
 
-    def model(name: str, training: Training) -> ResidualModel:
+    def model(name: str, network: str, ground: Ground) -> ResidualModel:
         params = trained[name].params
         assert params is not None
-        return ResidualModel("autoencoder", params, training.architecture)
+        width = ground.rows.shape[1]
+        shape = architecture(member.settings, network, width=width)
+        return ResidualModel("autoencoder", params, shape)
 
-    teacher = None
-    if needed.teacher is not None:
-        teaching = teacher_training(ground, member.settings, name=needed.teacher)
-        teacher = model(needed.teacher, teaching)
-    learning = student_training(
-        ground, member.settings, name=needed.student, teacher=teacher
-    )
-    return Networks(
-        model(needed.student, learning),
-        teacher,
-        trained[needed.student].course,
-        needed.teacher,
-    )
+    return {
+        part: Networks(
+            model(needed.student, "student", ground),
+            model(needed.teacher, "teacher", ground) if needed.teacher else None,
+            trained[needed.student].course,
+            needed.teacher,
+        )
+        for _, part, needed, ground in _needs([member], shelf)
+    }

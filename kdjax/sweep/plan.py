@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from kdjax.parts import part_name
+from kdjax.trainings import teacher_seed
 
 Settings = Mapping[str, Any]
 
@@ -36,10 +37,7 @@ def data_key(settings: Settings) -> str:
 
 def teacher_name(settings: Settings) -> str:
     """The name of a member's teacher, without its part."""
-    seed = settings["teacher"]["seed"]
-    facts = _facts(settings, "teacher") | {
-        "seed": settings["seed"] if seed is None else seed
-    }
+    facts = _facts(settings, "teacher") | {"seed": teacher_seed(settings)}
     facts["network"] = {k: v for k, v in settings["teacher"].items() if k != "seed"}
     return f"teacher-{_digest(facts)}"
 

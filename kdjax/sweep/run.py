@@ -24,9 +24,9 @@ from rich.console import Console
 
 from kdjax import hosts
 from kdjax.artifacts import write_text
-from kdjax.config import differences, leaves
+from kdjax.config import completed, differences, leaves
 from kdjax.environment import describe_environment
-from kdjax.errors import ArtifactError, ConfigError
+from kdjax.errors import ConfigError
 from kdjax.populations.run import AUTO, Trained
 from kdjax.sweep.design import Design, Member
 from kdjax.sweep.members import (
@@ -44,15 +44,21 @@ from kdjax.sweep.networks import (
     networks_of,
     train_members,
 )
-from kdjax.sweep.plan import data_key, need
+from kdjax.sweep.plan import data_key
 from kdjax.sweep.report import write_sweep_report
-from kdjax.sweep.tables import DONE, members_table, summary, write_members
-from kdjax.workdir import check_data, locked, read_json, read_lines
+from kdjax.sweep.tables import (
+    DONE,
+    LOSS,
+    measure_names,
+    members_table,
+    summary,
+    write_members,
+)
+from kdjax.workdir import check_data, is_unclaimed, locked, read_json, read_lines
 
 SWEEP = "sweep.json"
 MEMBERS, SUMMARY, REPORT = "members.csv", "summary.csv", "report.html"
 
-LOSS = "validation_loss"
 ORACLE_NOTE = (
     "Columns named oracle use the test labels: they are the best that any threshold "
     "could do, and choose nothing here."
@@ -125,19 +131,14 @@ def _judge(
     told: str,
 ) -> None:
     """Judges one member, or leaves word of why it can't be."""
-    key = data_key(member.settings)
-    parts, grounds = shelf.parts[key], shelf.grounds[key]
-    needs = {part: need(member.settings, part) for part in parts}
-    why = failures(needs, trained)
+    parts = shelf.parts[data_key(member.settings)]
+    why = failures(member, shelf, trained)
     if why:
         entities = [e.name for part in parts.values() for e in part.entities]
         fail_member(workdir, member, entities, "; ".join(why))
         console.print(f"{told}: failed, {why[0]}", highlight=False)
         return
-    networks = {
-        part: networks_of(needed, trained, member, grounds[part])
-        for part, needed in needs.items()
-    }
+    networks = networks_of(member, shelf, trained)
     console.print(f"{told}: calibrates and scores", highlight=False)
     judge_member(workdir, member, parts, networks, bench=bench, digests=shelf.digests)
 
@@ -151,17 +152,11 @@ def shown(outcome: Outcome) -> list[str]:
 
 def _check_design(workdir: Path, design: Design) -> None:
     """Refuses a folder of another sweep, or of something else."""
-    path = workdir / SWEEP
-    if not path.exists():
-        foreign = [p.name for p in workdir.iterdir() if not p.name.startswith(".")]
-        if foreign:
-            raise ArtifactError(
-                f"{workdir} holds {', '.join(sorted(foreign)[:3])} but no {SWEEP}: it is "
-                "not the work directory of a sweep. Give an empty or new --workdir."
-            )
+    if is_unclaimed(workdir, SWEEP, "the work directory of a sweep"):
         return
-    old, new = read_json(path), _described(design)
-    changed = differences(old["base"], new["base"])
+    old, new = read_json(workdir / SWEEP), _described(design)
+    # A field that came after the sweep was made had its default then.
+    changed = differences(completed(old["base"]), completed(new["base"]))
     before, after = old["members"], new["members"]
     changed += [
         f"member {name}: {before.get(name)} -> {after.get(name)}"
@@ -210,10 +205,7 @@ def _tabulate(design: Design, workdir: Path) -> Outcome:
         lines += table_lines(member, results)
         if results["status"] != DONE:
             notes.append(f"member {member.name} failed: {results['reason']}")
-    known = {*design.fields, "member", "entity", "status", "reason"}
-    measures = tuple(
-        dict.fromkeys(key for line in lines for key in line if key not in known)
-    )
+    measures = measure_names(lines, design.fields)
     table = members_table(lines, fields=design.fields, measures=measures)
     outcome = Outcome(table, design.fields, measures)
     if hosts.is_first():

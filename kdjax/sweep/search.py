@@ -30,17 +30,18 @@ from rich.console import Console
 from kdjax import hosts
 from kdjax.artifacts import write_text
 from kdjax.config import completed, differences
-from kdjax.errors import ArtifactError, ConfigError
+from kdjax.errors import ConfigError
 from kdjax.populations.run import AUTO
 from kdjax.sweep.attempt import Worker, run_trial
 from kdjax.sweep.design import Design
 from kdjax.sweep.members import Bench
 from kdjax.sweep.networks import Shelf, load_shelf
 from kdjax.sweep.plan import data_key
-from kdjax.sweep.space import LOSS, Search, members_of
+from kdjax.sweep.space import Search, members_of
 from kdjax.sweep.study import load_optuna, median_pruner, open_study, turn
+from kdjax.sweep.tables import LOSS
 from kdjax.sweep.trials import Found, tabulate
-from kdjax.workdir import check_data, read_json
+from kdjax.workdir import check_data, is_unclaimed, read_json
 
 SEARCH = "search.json"
 
@@ -102,16 +103,9 @@ def _pruner(search: Search, shelf: Shelf) -> Any:
 
 def _check_search(workdir: Path, search: Search) -> None:
     """Refuses a folder of another search, or of something else."""
-    path = workdir / SEARCH
-    if not path.exists():
-        foreign = [p.name for p in workdir.iterdir() if not p.name.startswith(".")]
-        if foreign:
-            raise ArtifactError(
-                f"{workdir} holds {', '.join(sorted(foreign)[:3])} but no {SEARCH}: it "
-                "is not the work directory of a search. Give an empty or new --workdir."
-            )
+    if is_unclaimed(workdir, SEARCH, "the work directory of a search"):
         return
-    old, new = read_json(path), _described(search)
+    old, new = read_json(workdir / SEARCH), _described(search)
     changed = differences(completed(old.pop("base")), completed(new.pop("base")))
     changed += differences(old, new)
     if changed:

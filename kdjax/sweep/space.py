@@ -3,16 +3,15 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from kdjax.config import leaves, resolve
+from kdjax.config import resolve
 from kdjax.errors import ConfigError, KdjaxError
 from kdjax.populations.run import AUTO
-from kdjax.sweep.design import Member, Settings, member_settings
+from kdjax.sweep.design import Member, Settings, member_settings, swept_values
 from kdjax.sweep.study import load_optuna
+from kdjax.sweep.tables import LOSS
 
 if TYPE_CHECKING:
     from optuna import Trial
-
-LOSS = "validation_loss"
 
 
 class Objective(NamedTuple):
@@ -117,7 +116,7 @@ def suggested(search: Search, trial: "Trial") -> dict[str, Any]:
     _check_changes(who, changes, search.objective)
     number = trial.number
     (member, *_) = members_of(search, number, changes, search.seeds)
-    return {field: dict(leaves(member.settings))[field] for field in changes}
+    return swept_values(member.settings, changes)
 
 
 def members_of(
@@ -130,7 +129,7 @@ def members_of(
         settings = member_settings(
             search.config, own, f"{search.name}: trial {number:04d}"
         )
-        values = {field: dict(leaves(settings))[field] for field in own}
+        values = swept_values(settings, own)
         found.append(Member(f"{number:04d}-{seed}", values, settings))
     return found
 

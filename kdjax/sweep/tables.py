@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # only the terminal's table needs rich
 
 LEADING = ("member", "entity", "status", "reason")
 DONE, FAILED = "done", "failed"
+LOSS = "validation_loss"
 SEED = "seed"  # repeats a member; never tells groups apart
 
 
@@ -67,6 +68,14 @@ def members_table(
     _check_members(lines, fields)
     table = _frame({name: [line[name] for line in lines] for name in names})
     return table.astype(dict.fromkeys(measures, "float64"))
+
+
+def measure_names(
+    rows: Iterable[Mapping[str, Any]], fields: Sequence[str]
+) -> tuple[str, ...]:
+    """What rows for `members_table` have measured, in order of first appearance."""
+    known = {*LEADING, *fields}
+    return tuple(dict.fromkeys(k for row in rows for k in row if k not in known))
 
 
 def write_members(path: str | os.PathLike[str], frame: pd.DataFrame) -> None:

@@ -22,11 +22,11 @@ from kdjax.artifacts import write_text
 from kdjax.config import get_config, leaves, to_json
 from kdjax.environment import describe_environment
 from kdjax.errors import ArtifactError
-from kdjax.sweep.design import Member, Settings, value_text
+from kdjax.sweep.design import Member, Settings, swept_values, value_text
 from kdjax.sweep.members import read_member, table_lines
 from kdjax.sweep.report import write_sweep_report
 from kdjax.sweep.run import LOSS_NOTE, MEMBERS, ORACLE_NOTE, REPORT
-from kdjax.sweep.space import LOSS, Search, members_of
+from kdjax.sweep.space import Search, members_of
 from kdjax.sweep.study import (
     CHANGES,
     REASON,
@@ -40,8 +40,9 @@ from kdjax.sweep.study import (
 from kdjax.sweep.tables import (
     DONE,
     FAILED,
-    LEADING,
+    LOSS,
     field_text,
+    measure_names,
     measure_text,
     members_table,
     write_members,
@@ -182,10 +183,7 @@ def _write_members(
     for trial in done:
         for member in _members_of(search, trial, fields):
             lines += table_lines(member, _results(workdir, trial.number, member))
-    known = {*fields, *LEADING}
-    measures = tuple(
-        dict.fromkeys(key for line in lines for key in line if key not in known)
-    )
+    measures = measure_names(lines, fields)
     members = members_table(lines, fields=fields, measures=measures)
     write_members(workdir / MEMBERS, members)
     write_sweep_report(
@@ -209,7 +207,7 @@ def _members_of(
     """A trial's members with a value for each field that any trial changes."""
     members = members_of(search, trial.number, trial.user_attrs[CHANGES], search.seeds)
     return [
-        member._replace(changes={f: dict(leaves(member.settings))[f] for f in fields})
+        member._replace(changes=swept_values(member.settings, fields))
         for member in members
     ]
 

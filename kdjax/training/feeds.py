@@ -21,9 +21,8 @@ from kdjax.devices import mean_over_batch, place
 from kdjax.errors import ConfigError
 from kdjax.models.autoencoder import Params
 from kdjax.models.batches import padded_batches
-from kdjax.models.missing import fill_missing
-from kdjax.training.objectives import Batch, Objective
-from kdjax.training.steps import Corpus
+from kdjax.training.objectives import Objective
+from kdjax.training.steps import Corpus, as_batch
 
 # Threads that read, and batches that wait for their turn.
 _READERS = 2
@@ -130,10 +129,7 @@ def make_source_validate(
     """`kdjax.training.steps.make_validate` for windows that are read from disk."""
 
     def mean_loss(params: Params, windows: Array, weight: Array) -> Array:
-        if not source.missing:
-            return loss(params, Batch(windows, weight))
-        filled = fill_missing(windows)
-        return loss(params, Batch(filled.windows, weight, observed=filled.observed))
+        return loss(params, as_batch(windows, weight, missing=source.missing))
 
     batch_loss = jax.jit(mean_over_batch(mean_loss, mesh))
     order = _grain().MapDataset.range(source.windows)

@@ -199,7 +199,12 @@ def make_validate(
 def take_batch(corpus: Corpus, starts: Array, weight: Array, window: int) -> Batch:
     """The windows at `starts`, without their targets."""
     windows = take_windows(corpus.rows, starts, window)
-    if not corpus.missing:
+    return as_batch(windows, weight, missing=corpus.missing)
+
+
+def as_batch(windows: Array, weight: Array, *, missing: bool) -> Batch:
+    """Windows `[B, L, D]` as a batch without targets, their gaps filled if there are."""
+    if not missing:
         return Batch(windows, weight)
     filled = fill_missing(windows)
     return Batch(filled.windows, weight, observed=filled.observed)
