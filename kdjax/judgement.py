@@ -1,6 +1,6 @@
 """Each model calibrated on clean rows, then judged on the test rows."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ from kdjax.detection.calibration import Calibration, Rules, calibrate, point_pie
 from kdjax.detection.normal import Normal
 from kdjax.detection.scores import window_scores
 from kdjax.evaluation.rows import (
+    LEVELS,
     EntityScores,
     per_entity_rows,
     result_rows,
@@ -55,6 +56,7 @@ def judge(
     min_anomalous_points: int,
     console: Console,
     ready: Mapping[str, Calibration] = MappingProxyType({}),
+    point_adjusted: bool = False,
 ) -> dict[str, Judged]:
     """Each model calibrated and judged, by its name.
 
@@ -65,6 +67,7 @@ def judge(
         min_anomalous_points: anomalous rows that make a window anomalous.
         console: shows progress.
         ready: calibrations of models that bring their own.
+        point_adjusted: whether to add point-adjusted metrics, which flatter.
     """
     labels = [
         _window_labels(prepared, entity, min_anomalous_points)
@@ -80,7 +83,9 @@ def judge(
             )
             for i, own in enumerate(labels)
         )
-        judged[name] = _judged(name, model, calibration, scores, prepared, rules)
+        judged[name] = _judged(
+            name, model, calibration, scores, prepared, rules, point_adjusted
+        )
     return judged
 
 
@@ -91,10 +96,13 @@ def _judged(
     scores: tuple[EntityScores, ...],
     prepared: Prepared,
     rules: Rules,
+    point_adjusted: bool,
 ) -> Judged:
-    unlabelled = any(one.window_labels is None for one in scores)
-    table = unlabelled_rows if unlabelled else result_rows
     method = rules.threshold.method
+    options: dict[str, Any] = {
+        "window": prepared.window,
+        "point_adjusted": point_adjusted,
+    }
     rates = []
     for place, (entity, own) in enumerate(zip(prepared.entities, scores, strict=True)):
         starts = test_starts(prepared, entity)
@@ -105,9 +113,31 @@ def _judged(
         model,
         calibration,
         scores,
-        table(name, model.parameters, scores, method=method),
-        per_entity_rows(name, scores, method=method),
+        table_rows(name, model, scores, method=method, **options),
+        per_entity_rows(name, scores, method=method, levels=LEVELS, **options),
         rates,
+    )
+
+
+def table_rows(
+    name: str,
+    model: ResidualModel,
+    scores: Sequence[EntityScores],
+    *,
+    method: str,
+    window: int,
+    point_adjusted: bool,
+) -> list[dict[str, Any]]:
+    """Lines of `results.json` of one model; without numbers where labels are missing."""
+    if any(one.window_labels is None for one in scores):
+        return unlabelled_rows(name, model.parameters, scores, method=method)
+    return result_rows(
+        name,
+        model.parameters,
+        scores,
+        method=method,
+        window=window,
+        point_adjusted=point_adjusted,
     )
 
 

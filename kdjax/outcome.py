@@ -1,4 +1,4 @@
-"""What a run leaves behind: detectors with their cards, results, plot and report."""
+"""What a run leaves behind: detectors with their cards, results, plot and reports."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -10,11 +10,19 @@ import numpy as np
 from kdjax.artifacts import write_text
 from kdjax.assembly import make_detector
 from kdjax.data.prepared import Entity, Prepared
+from kdjax.detection.alarms import AlarmRule
+from kdjax.detection.detector import Detector, entity_index
+from kdjax.detection.episodes import scored_events
+from kdjax.detection.heat import contribution_bins
 from kdjax.detection.storage import save_detector
 from kdjax.distillation import NETWORKS
 from kdjax.environment import describe_environment
-from kdjax.evaluation.plots import Distribution, Timeline, plot_learning_curve
-from kdjax.evaluation.report import write_report
+from kdjax.evaluation.intervals import ORACLE, best_control
+from kdjax.evaluation.plots import Distribution, Ranking, plot_learning_curve
+from kdjax.evaluation.report import DRAWN_ENTITIES, write_report
+from kdjax.evaluation.text_report import write_texts
+from kdjax.evaluation.timelines import Heat, Timeline, heat_bins
+from kdjax.findings import find
 from kdjax.inspection import Inspection
 from kdjax.judgement import Judged, test_starts
 from kdjax.parts import part_name
@@ -25,6 +33,10 @@ RESULTS_SCHEMA = 1
 # Models whose scores the report draws, and the one that goes into production.
 DRAWN = ("teacher", "student")
 STUDENT = "student"
+RANDOM = "random"
+# Entities whose channels are drawn: that scores their test rows once more.
+HEAT_MAPS = 16
+FRONTIER = "frontier.png"  # drawn into the folder by whoever compared sizes
 
 Settings = Mapping[str, Any]
 
@@ -56,6 +68,8 @@ def write_outcome(
         notes: sentences on the data.
         origin: what new cards say of the detector that training started from.
     """
+    students: dict[str, Detector] = {}
+    examples: dict[str, Detector] = {}
     for part, own, models in parts:
         for name, model in models.items():
             if name == BEFORE:
@@ -71,6 +85,9 @@ def write_outcome(
                 origin=origin if name in NETWORKS else None,
             )
             save_detector(workdir / "detectors" / part_name(name, part), detector)
+            examples.setdefault(name, detector)
+            if name == STUDENT:
+                students |= dict.fromkeys(detector.entities, detector)
     results = {
         "schema": RESULTS_SCHEMA,
         "dataset": _dataset(judged, prepared, settings["data"]),
@@ -78,25 +95,48 @@ def write_outcome(
         "entities": [row for model in judged.values() for row in model.entities],
         "rates": [rate for model in judged.values() for rate in model.rates],
         "worst_training_windows": [w for one in inspections for w in one.worst],
+        "data": {"sha256": dict(digests)},
         "environment": {**describe_environment(), "seconds": dict(seconds)},
         "notes": [*notes, *_notes(judged)],
         "settings": settings,
     }
-    history = read_lines(workdir)
+    results |= find(results, judged, examples)
+    _write_reports(workdir, results, judged, prepared, inspections, students)
+    write_text(workdir / RESULTS, json.dumps(results, indent=2, allow_nan=False) + "\n")
+    return results
+
+
+def _write_reports(
+    workdir: Path,
+    results: Mapping[str, Any],
+    judged: Mapping[str, Judged],
+    prepared: Prepared,
+    inspections: Sequence[Inspection],
+    students: Mapping[str, Detector],
+) -> None:
+    """The learning curve, the report, and its numbers in other formats."""
+    history, frontier = read_lines(workdir), workdir / FRONTIER
+    rule = AlarmRule(
+        *(results["settings"]["threshold"][k] for k in ("min_duration", "cooldown"))
+    )
     plot_learning_curve(history, workdir / "learning_curve.png")
     write_report(
         workdir / "report.html",
         results=results,
         history=history,
         timelines=[
-            _timeline(judged, entity, i) for i, entity in enumerate(prepared.entities)
+            _timeline(judged, prepared, i, rule)._replace(
+                heat=_heat(entity, prepared, students) if i < HEAT_MAPS else None
+            )
+            for i, entity in enumerate(prepared.entities[:DRAWN_ENTITIES])
         ],
         training=_training(judged, prepared, inspections),
         distributions=_distributions(judged),
-        config=settings,
+        rankings=_rankings(judged, results["entities"]),
+        frontier=frontier.read_bytes() if frontier.exists() else None,
+        config=results["settings"],
     )
-    write_text(workdir / RESULTS, json.dumps(results, indent=2, allow_nan=False) + "\n")
-    return results
+    write_texts(workdir, results)
 
 
 def _own_digests(digests: Mapping[str, str], prepared: Prepared) -> dict[str, str]:
@@ -133,17 +173,49 @@ def _notes(judged: Mapping[str, Judged]) -> list[str]:
     )
 
 
-def _timeline(judged: Mapping[str, Judged], entity: Entity, index: int) -> Timeline:
-    drawn = {name: judged[name] for name in DRAWN if name in judged}
+def _timeline(
+    judged: Mapping[str, Judged], prepared: Prepared, index: int, rule: AlarmRule
+) -> Timeline:
+    entity = prepared.entities[index]
+    drawn = {name: judged[name].scores[index] for name in DRAWN if name in judged}
     return Timeline(
         entity=entity.name,
         time=None if entity.test is None else entity.test.time,
         labels=None if entity.test is None else entity.test.labels,
-        scores={name: model.scores[index].scores for name, model in drawn.items()},
-        thresholds={
-            name: model.scores[index].threshold for name, model in drawn.items()
+        scores={name: found.scores for name, found in drawn.items()},
+        thresholds={name: found.threshold for name, found in drawn.items()},
+        events={
+            name: scored_events(
+                found.window_scores,
+                test_starts(prepared, entity),
+                entity.test_spans,
+                tau=found.threshold,
+                window=prepared.window,
+                rule=rule,
+            )
+            for name, found in drawn.items()
+            if entity.test is not None
         },
     )
+
+
+def _heat(
+    entity: Entity, prepared: Prepared, students: Mapping[str, Detector]
+) -> Heat | None:
+    """What the channels of the test rows contribute to the student's scores."""
+    if entity.test is None:
+        return None
+    detector = students[entity.name]
+    index = entity_index(detector, entity.name)
+    values = entity.test.values
+    parts = contribution_bins(
+        detector,
+        index,
+        values,
+        test_starts(prepared, entity),
+        heat_bins(entity.test.time, len(values)),
+    )
+    return Heat(STUDENT, detector.channels, parts, detector.thresholds[index].tau)
 
 
 def _training(
@@ -180,4 +252,24 @@ def _distributions(judged: Mapping[str, Judged]) -> list[Distribution]:
             threshold=scores.threshold,
         )
         for place, scores in enumerate(student.scores)
+    ]
+
+
+def _rankings(
+    judged: Mapping[str, Judged], rows: Sequence[Mapping[str, Any]]
+) -> list[Ranking]:
+    """Networks, the best control and random on the windows of labelled entities."""
+    control = best_control(
+        rows, threshold=ORACLE, level="window", metric="average_precision"
+    )
+    drawn = {n: judged[n] for n in (*NETWORKS, control, RANDOM) if n in judged and n}
+    return [
+        Ranking(
+            entity=first.entity,
+            labels=first.window_labels,
+            scores={name: own.scores[i].window_scores for name, own in drawn.items()},
+            thresholds={name: own.scores[i].threshold for name, own in drawn.items()},
+        )
+        for i, first in enumerate(judged[STUDENT].scores)
+        if first.window_labels is not None
     ]

@@ -14,8 +14,7 @@ from kdjax.data.scaler import Scaler
 from kdjax.data.series import Dataset
 from kdjax.detection.calibration import Calibration
 from kdjax.detection.normal import Normal
-from kdjax.evaluation.rows import result_rows, unlabelled_rows
-from kdjax.judgement import Judged
+from kdjax.judgement import Judged, table_rows
 
 PER_ENTITY = "per_entity"
 WHOLE = ""  # the name of a data set's only part
@@ -48,12 +47,16 @@ def join_prepared(parts: Sequence[Prepared]) -> Prepared:
     return parts[0]._replace(entities=entities)
 
 
-def join_judged(name: str, parts: Sequence[Judged]) -> Judged:
+def join_judged(
+    name: str, parts: Sequence[Judged], *, window: int, point_adjusted: bool = False
+) -> Judged:
     """What the parts' models of one name achieved together.
 
     Args:
         name: of the models.
         parts: each judged on its own entities.
+        window: L.
+        point_adjusted: whether to add point-adjusted metrics.
 
     Returns:
         Rows over all entities; the calibration has no pooled entries, and the model is
@@ -62,14 +65,19 @@ def join_judged(name: str, parts: Sequence[Judged]) -> Judged:
     if len(parts) == 1:
         return parts[0]
     scores = tuple(entity for part in parts for entity in part.scores)
-    unlabelled = any(one.window_labels is None for one in scores)
-    table = unlabelled_rows if unlabelled else result_rows
     method = parts[0].calibration.thresholds[0].method
     return Judged(
         parts[0].model,
         _join_calibrations([part.calibration for part in parts]),
         scores,
-        table(name, parts[0].model.parameters, scores, method=method),
+        table_rows(
+            name,
+            parts[0].model,
+            scores,
+            method=method,
+            window=window,
+            point_adjusted=point_adjusted,
+        ),
         [row for part in parts for row in part.entities],
         [rate for part in parts for rate in part.rates],
     )

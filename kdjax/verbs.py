@@ -80,9 +80,13 @@ def _run(request: Request) -> None:
     labelled = results["dataset"]["positive_windows"] is not None
     console.print(results_table(results) if labelled else unlabelled_table(results))
     console.print(rates_table(results))
+    if recommended := results.get("recommendation"):
+        console.print(recommended["text"], highlight=False)
     for note in results["notes"]:
         console.print(f"Note: {note}", highlight=False)
-    written = f"Written: {workdir}/results.json, report.html, detectors/student"
+    written = (
+        f"Written: {workdir}/results.json, report.html, report.md, detectors/student"
+    )
     console.print(written, soft_wrap=True)
 
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from sklearn import metrics as sklearn_metrics
 
 from kdjax.errors import DataError
+from kdjax.evaluation import metrics
 from kdjax.evaluation.metrics import (
     Counts,
     UndefinedMetricWarning,
@@ -77,10 +78,22 @@ def test_curve_metrics_equal_recorded_values(oracle):
     assert value == pytest.approx(expected, abs=1e-12, nan_ok=True)
 
 
-def test_the_recorded_values_cover_each_metric():
-    seen = {param.values[0]["metric"] for param in recorded("f1", *CURVES)}
-    assert seen == {"f1", *CURVES}
+def test_each_recorded_value_is_used():
+    numbers = {"precision": 9, "recall": 9, "f1": 14} | dict.fromkeys(CURVES, 15)
+    for name, number in numbers.items():
+        everywhere = [o for o in ORACLES["oracles"] if o["metric"] == name]
+        assert len(recorded(name)) == len(everywhere) == number
     assert EDGE_CASES <= {param.values[0]["case"] for param in recorded("f1")}
+
+
+def test_the_metrics_are_all_in_one_place():
+    names = {
+        "precision_recall_f1", "auc_roc", "average_precision", "vus", "vus_roc",
+        "vus_pr", "affiliation", "range_precision_recall", "event_f1", "event_recall",
+        "detection_delay", "point_adjusted_f1", "pa_k_f1",
+    }  # fmt: skip
+    assert names <= set(metrics.__all__)
+    assert all(callable(getattr(metrics, name)) for name in metrics.__all__)
 
 
 @given(SAMPLES)

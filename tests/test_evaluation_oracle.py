@@ -1,6 +1,8 @@
 """The oracle threshold against brute force over every threshold."""
 
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +13,10 @@ from kdjax.errors import DataError
 from kdjax.evaluation.metrics import UndefinedMetricWarning, count, from_counts
 from kdjax.evaluation.oracle import oracle_threshold
 
+ORACLES = json.loads(
+    (Path(__file__).parent / "data" / "metric_oracles.json").read_text("utf-8")
+)
+RECORDED = [o for o in ORACLES["oracles"] if o["metric"] == "best_f1_points"]
 SCORES = st.one_of(
     st.integers(0, 4).map(float), st.sampled_from([math.inf, -math.inf, 0.5])
 )
@@ -25,6 +31,17 @@ def brute_force(labels, scores):
     """The largest τ of best F1 among the scores and the float below them all."""
     candidates = [*np.unique(scores), np.nextafter(scores.min(), -math.inf)]
     return max((f1_at(labels, scores, tau), tau) for tau in candidates)
+
+
+@pytest.mark.parametrize("oracle", RECORDED, ids=lambda oracle: oracle["case"])
+def test_equals_recorded_values(oracle):
+    case = ORACLES["cases"][oracle["case"]]
+    best = oracle_threshold(case["labels"], case["scores"])
+    assert best.f1 == pytest.approx(oracle["value"], abs=1e-12)
+
+
+def test_each_recorded_value_is_used():
+    assert len(RECORDED) == 9
 
 
 @given(SAMPLES, st.sampled_from([np.float64, np.float32]))

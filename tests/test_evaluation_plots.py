@@ -1,24 +1,20 @@
 """Figures: what is drawn, on degenerate input as well."""
 
-import itertools
 import math
 import sys
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from matplotlib.figure import Figure
+from sklearn.metrics import average_precision_score
 
-from kdjax.evaluation import plots
 from kdjax.evaluation.plots import (
     Distribution,
-    Timeline,
-    peaks,
+    Ranking,
     plot_distribution,
     plot_learning_curve,
-    plot_timeline,
-    spans,
+    plot_precision_recall,
+    precision_recall,
 )
 
 PNG = b"\x89PNG\r\n"
@@ -103,89 +99,6 @@ def test_learning_curve_is_written(tmp_path):
     ]
 
 
-def timeline(scores, threshold=5.0, labels=None, time=None):
-    return Timeline("m", time, labels, {"teacher": scores}, {"teacher": threshold})
-
-
-def test_timeline_shows_scores_threshold_alarms_and_labels(drawn):
-    scores = np.array([1.0, 9.0, 2.0, 8.0, 3.0])
-    labels = np.array([False, True, True, False, False])
-    models = Timeline(
-        "m",
-        np.datetime64("2024-01-01", "ns") + np.arange(5) * np.timedelta64(1, "h"),
-        labels,
-        {"teacher": scores, "student": scores * 2},
-        {"teacher": 5.0, "student": 17.0},
-    )
-    assert plot_timeline(models).startswith(PNG)
-    teacher, student = drawn[0].axes
-    assert [teacher.get_ylabel(), student.get_ylabel()] == ["teacher", "student"]
-    score, tau, alarms = teacher.lines
-    assert list(score.get_ydata()) == list(scores)
-    assert set(tau.get_ydata()) == {5.0}
-    assert list(alarms.get_xdata()) == [score.get_xdata()[1], score.get_xdata()[3]]
-    assert len(student.lines[2].get_xdata()) == 1
-    (shade,) = teacher.collections
-    (bar,) = shade.get_paths()
-    first, last = bar.vertices[:, 0].min(), bar.vertices[:, 0].max()
-    assert first == score.get_xdata()[1]
-    assert last == pytest.approx(score.get_xdata()[3])
-    assert "matplotlib.pyplot" not in sys.modules
-
-
-def test_long_timelines_keep_their_peaks(drawn):
-    scores = np.ones(50_000)
-    scores[31_415] = 100.0
-    plot_timeline(timeline(scores))
-    line = drawn[0].axes[0].lines[0]
-    assert len(line.get_xdata()) == plots.MAX_POINTS
-    peak = int(np.argmax(line.get_ydata()))
-    assert line.get_ydata()[peak] == 100.0
-    assert 0 <= 31_415 - line.get_xdata()[peak] < 50_000 / plots.MAX_POINTS
-
-
-def test_zero_infinite_and_missing_scores_stay_on_the_axis(drawn):
-    plot_timeline(timeline(np.array([0.0, 1.0, math.inf, math.nan, 2.0])))
-    axes = drawn[0].axes[0]
-    shown = axes.lines[0].get_ydata()
-    low, high = axes.get_ylim()
-    assert low < shown[0] and shown[2] < high
-    assert shown[2] > 5.0  # above τ and above every finite score
-    assert math.isnan(shown[3])
-
-
-@pytest.mark.parametrize("theme", ["light", "dark"])
-@pytest.mark.parametrize(
-    ("scores", "threshold"),
-    [
-        (np.zeros(4), 5.0),
-        (np.zeros(4), 0.0),
-        (np.full(4, math.nan), math.nan),
-        (np.full(4, math.inf), math.inf),
-        (np.array([]), 5.0),
-        (np.array([1e-300, 1e300]), -1.0),
-        (np.array([3.0]), 5.0),
-    ],
-)
-def test_degenerate_timelines(scores, threshold, theme):
-    labels = np.zeros(len(scores), dtype=bool)
-    for truth in (labels, ~labels, None):
-        picture = plot_timeline(timeline(scores, threshold, truth), theme=theme)
-        assert picture.startswith(PNG)
-
-
-def test_a_model_name_is_no_formula(drawn, tmp_path):
-    name = "a$\\frac{$"
-    plot_timeline(
-        Timeline("m", np.arange(3.0), None, {name: np.ones(3)}, {}), tmp_path / "t.svg"
-    )
-    assert drawn[0].axes[0].get_ylabel() == name
-
-
-def test_a_timeline_without_models():
-    assert plot_timeline(Timeline("m", None, None, {}, {})).startswith(PNG)
-
-
 # Distributions.
 
 
@@ -240,10 +153,17 @@ def test_scores_off_the_axis_still_count_in_the_shares(drawn):
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-@pytest.mark.parametrize("threshold", [5.0, 0.0, -1.0, math.inf, math.nan])
 @pytest.mark.parametrize(
-    "scores",
-    [[], [0.0], [math.nan] * 3, [math.inf], [3.0], [1e-38, 3e38], [2.0, 2.0]],
+    ("scores", "threshold"),
+    [
+        ([], 5.0),
+        ([0.0], 0.0),
+        ([math.nan] * 3, math.nan),
+        ([math.inf], math.inf),
+        ([3.0], -1.0),
+        ([1e-38, 3e38], 5.0),
+        ([2.0, 2.0], 2.0),
+    ],
 )
 def test_degenerate_distributions(scores, threshold, theme):
     for labels in (None, np.zeros(len(scores)), np.ones(len(scores))):
@@ -258,23 +178,77 @@ def test_a_distribution_is_written(tmp_path):
     assert b"<svg" in path.read_bytes()
 
 
-@given(
-    st.lists(st.one_of(st.floats(), st.just(math.nan)), max_size=60), st.integers(1, 20)
-)
-@settings(deadline=None)
-def test_peaks_keep_the_largest_score(scores, bins):
-    first, top = peaks(np.array(scores, dtype=np.float64), bins=bins)
-    assert len(first) == len(top) == min(len(scores), bins)
-    known = [score for score in scores if not math.isnan(score)]
-    assert np.isnan(top).all() if not known else np.nanmax(top) == max(known)
+# Precision and recall.
 
 
-@given(st.lists(st.booleans(), max_size=30))
-@settings(deadline=None)
-def test_spans_cover_the_labels(labels):
-    rebuilt = np.zeros(len(labels), dtype=bool)
-    runs = spans(np.array(labels, dtype=bool))
-    for start, stop in runs:
-        rebuilt[start:stop] = True
-    assert rebuilt.tolist() == labels
-    assert all(a[1] < b[0] for a, b in itertools.pairwise(runs))
+def ranking(labels, scores, thresholds=None):
+    thresholds = thresholds or dict.fromkeys(scores, 0.5)
+    return Ranking("m", np.array(labels), scores, thresholds)
+
+
+def test_precision_and_recall_of_each_threshold(drawn):
+    """Every point of a curve is what alarms above some τ would have."""
+    rng = np.random.default_rng(3)
+    labels = rng.random(60) < 0.3
+    scores = {
+        "teacher": rng.random(60) + 0.4 * labels,
+        "random": rng.random(60).astype(np.float32),
+    }
+    scores["teacher"][[4, 9]] = math.nan
+    scores["teacher"][[5, 7]] = math.inf
+    picture = plot_precision_recall(
+        ranking(labels, scores, {"teacher": 0.7, "random": 2.0})
+    )
+    assert picture.startswith(PNG) and "matplotlib.pyplot" not in sys.modules
+    (axes,) = drawn[0].axes
+    curve, dot, other = axes.lines  # random raises no alarm, so it has no dot
+    known = ~np.isnan(scores["teacher"])
+    own, truth = scores["teacher"][known], labels[known]
+    found = set()
+    for tau in [*np.unique(own), -1]:
+        alarms = own > tau
+        if alarms.any():
+            hits = np.sum(alarms & truth)
+            found.add((round(hits / truth.sum(), 9), round(hits / alarms.sum(), 9)))
+    points = zip(curve.get_xdata(), curve.get_ydata(), strict=True)
+    points = {(round(x, 9), round(y, 9)) for x, y in points}
+    assert points == found | {(0, 1)}
+    assert curve.get_drawstyle() == other.get_drawstyle() == "steps-post"
+    alarms = own > 0.7
+    assert dot.get_xdata()[0] == pytest.approx(np.mean(alarms[truth]))
+    assert dot.get_ydata()[0] == pytest.approx(np.mean(truth[alarms]))
+    finite = np.where(np.isinf(own), 9.0, own)
+    texts = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert texts == [
+        f"teacher (AP {average_precision_score(truth, finite):.3f})",
+        f"random (AP {average_precision_score(labels, scores['random']):.3f})",
+    ]
+
+
+def test_the_area_is_average_precision():
+    rng = np.random.default_rng(5)
+    labels, scores = rng.random(40) < 0.4, rng.integers(0, 9, 40) / 9
+    *_, area = precision_recall(labels, scores)
+    assert area == pytest.approx(average_precision_score(labels, scores))
+
+
+def test_a_threshold_is_compared_in_one_precision(drawn):
+    """0.1 as float32 is above 0.1, so that one of the two windows is in alarm."""
+    scores = {"m": np.array([0.1, 0.05], np.float32)}
+    plot_precision_recall(ranking([True, False], scores, {"m": 0.1}))
+    _, dot = drawn[0].axes[0].lines
+    assert (dot.get_xdata()[0], dot.get_ydata()[0]) == (1, 1)
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("scores", [[], [math.nan] * 2, [math.inf, 1.0], [1.0, 1.0]])
+def test_degenerate_rankings(scores, theme):
+    for labels in (np.zeros(len(scores), bool), np.ones(len(scores), bool)):
+        found = ranking(labels, {"m": np.array(scores)})
+        assert plot_precision_recall(found, theme=theme).startswith(PNG)
+
+
+def test_a_score_at_the_threshold_is_no_alarm(drawn):
+    scores = {"m": np.array([2.0, 1.0])}
+    plot_precision_recall(ranking([True, False], scores, {"m": 2.0}))
+    assert len(drawn[0].axes[0].lines) == 1  # the curve, and no dot

@@ -3,14 +3,16 @@
 import base64
 import html
 import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 
-from kdjax.evaluation.plots import Distribution, Timeline
+from kdjax.evaluation import report
+from kdjax.evaluation.plots import Distribution, Ranking
 from kdjax.evaluation.report import OPEN_ENTITIES, write_report
-from kdjax.evaluation.report_tables import false_alarm_section, training_section
 from kdjax.evaluation.rows import (
     EntityScores,
     per_entity_rows,
@@ -18,10 +20,11 @@ from kdjax.evaluation.rows import (
     unlabelled_rows,
 )
 from kdjax.evaluation.tables import table_cells
+from kdjax.evaluation.timelines import Heat, Timeline
 from kdjax.evaluation.verdict import verdict
 
 EVIL = "<script>alert('x')</script>\"&"
-VOID = {"meta", "img", "source", "br", "hr"}
+VOID = {"meta", "img", "source", "input"}
 
 
 class Page(HTMLParser):
@@ -40,6 +43,10 @@ class Page(HTMLParser):
             self.stack.append(tag)
         if tag in ("td", "th"):
             self.cells.append("")
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += [(tag, *pair) for pair in attrs]
 
     def handle_endtag(self, tag):
         assert self.stack.pop() == tag
@@ -69,14 +76,32 @@ def make_results(entities, rows=result_rows):
         "entities": [row for m in models for row in per_entity_rows(m, entities)],
         "environment": {"versions": {"jax": "0.10.2"}, "device": EVIL},
         "notes": [f"{EVIL}: pooled τ"],
+        "data": {"sha256": {f"train/{EVIL}": "ab" * 32}},
     }  # fmt: skip
 
 
 ENTITIES = [entity(name, i) for i, name in enumerate(["a", "b", EVIL, "d", "e"])]
 RESULTS = make_results(ENTITIES)
+HEAT = Heat("teacher", ("load", EVIL), np.ones((60, 2)), 0.9)
 TIMELINES = [
-    Timeline(e.entity, None, e.labels, {"teacher": e.scores}, {"teacher": 0.9})
+    Timeline(
+        e.entity,
+        None,
+        e.labels,
+        {"teacher": e.scores},
+        {"teacher": 0.9},
+        {"teacher": np.array([[3, 9]])},
+        HEAT,
+    )
     for e in ENTITIES
+]
+RANKINGS = [
+    Ranking(e.entity, e.window_labels, {EVIL: e.window_scores}, {EVIL: 0.9})
+    for e in ENTITIES[:2]
+]
+DISTRIBUTIONS = [
+    Distribution(e.entity, e.scores, e.window_scores, e.window_labels, 0.9)
+    for e in ENTITIES[:2]
 ]
 HISTORY = [
     {"phase": EVIL, "epoch": e, "step": e, "loss": 1.0, "train_loss": 1 / e}
@@ -85,17 +110,25 @@ HISTORY = [
 
 
 @pytest.fixture(scope="module")
-def text(tmp_path_factory):
+def written(tmp_path_factory):
+    """The path of a report with all that it can hold."""
     path = tmp_path_factory.mktemp("report") / "report.html"
     write_report(
         path,
         results=RESULTS,
         history=HISTORY,
         timelines=TIMELINES,
+        distributions=DISTRIBUTIONS,
+        rankings=RANKINGS,
         config={"data": {"path": EVIL}, "seed": 3},
     )
     assert [file.name for file in path.parent.iterdir()] == ["report.html"]
-    return path.read_text("utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def text(written):
+    return written.read_text("utf-8")
 
 
 def test_nothing_is_fetched_and_no_script_runs(text):
@@ -104,12 +137,46 @@ def test_nothing_is_fetched_and_no_script_runs(text):
     page = Page(text)
     assert not {"script", "link", "iframe", "object", "embed"} & set(page.tags)
     sources = [v for _, name, v in page.attributes if name in ("src", "srcset", "href")]
-    # Two themes of the learning curve and of each timeline.
-    assert len(sources) == 2 * (1 + len(TIMELINES))
+    # A heat map in each timeline; the learning curve, two distributions and two curves
+    # in two themes.
+    assert len(sources) == len(TIMELINES) + 2 * 5
     for source in sources:
         head, data = source.split(",")
         assert head == "data:image/png;base64"
         assert base64.b64decode(data, validate=True).startswith(b"\x89PNG")
+    ((policy,),) = [
+        [v for _, name, v in page.attributes if name == "content" and "-src" in v]
+    ]
+    assert policy.startswith("default-src 'none'; ") and "script" not in policy
+
+
+def test_each_switch_belongs_to_its_own_timeline(text):
+    attributes = Page(text).attributes
+    names = [v for tag, name, v in attributes if (tag, name) == ("input", "name")]
+    places = [v for tag, name, v in attributes if (tag, name) == ("input", "id")]
+    assert len(set(names)) == len(TIMELINES) and len(set(places)) == len(places)
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium to open the report in")
+def test_a_browser_opens_it_without_a_complaint(written, tmp_path):
+    """A real one: what it shows, what its console says, and that it lays the page out."""
+    done = subprocess.run(
+        [
+            CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu",
+            "--host-resolver-rules=MAP * ~NOTFOUND", "--enable-logging=stderr",
+            "--v=0", "--window-size=390,844", f"--user-data-dir={tmp_path}",
+            f"--screenshot={tmp_path}/shot.png", "--dump-dom", written.as_uri(),
+        ],
+        capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    assert "CONSOLE" not in done.stderr and "Content Security" not in done.stderr
+    shown = Page(done.stdout)
+    assert shown.tags.count("svg") == len(TIMELINES)
+    assert not set(shown.tags) & {"script", "link"}
+    assert html.escape(verdict(RESULTS), quote=False) in done.stdout
 
 
 def test_names_are_escaped(text):
@@ -168,61 +235,15 @@ def test_a_report_without_labels(tmp_path):
     text = (tmp_path / "r.html").read_text("utf-8")
     Page(text)
     assert "No F1 is defined on this test data" in text
-    assert "shaded" not in text
+    assert "Shaded" not in text
     assert "&quot;seed&quot;: 11" in text
 
 
-# False alarms and training rows.
-
-
-def rate(entity, method, *, model="student", used=True, **changes):
-    found = {"rate": 0.0125, "low": 0.001, "high": 0.0567, "detail": ""}
+def rate(entity, method, **changes):
     return {
-        "model": model, "entity": entity, "method": method, "used": used,
-        "wanted": 0.01, "tau": 12.34567, "left_out": found, "clean_test": None,
+        "model": "student", "entity": entity, "method": method, "used": True,
+        "wanted": 0.01, "tau": 12.34567, "left_out": None, "clean_test": None,
     } | changes  # fmt: skip
-
-
-def test_false_alarms_of_the_student_by_rule():
-    few = {"rate": None, "low": 0.0, "high": 1.0, "detail": "5 of 5 folds left out"}
-    none = few | {"detail": ""}
-    drifted = {"n": 40, "distance": 0.6, "drifted": True}
-    section = false_alarm_section(
-        [
-            rate(EVIL, "budget", drift=drifted),
-            rate(EVIL, "pot", used=False, tau=None, left_out=few, clean_test=none),
-            rate("b", "fixed", wanted=0.0, drift=drifted | {"drifted": False}),
-            rate("b", "conformal", model="teacher"),
-        ]
-    )
-    page = Page(section)
-    interval = "(0.1%–5.7%)"
-    assert page.cells == [
-        "Entity", "Rule", "τ", "Wanted", "Left-out calibration", "95 %", "Clean test",
-        "95 %", "Drift",
-        EVIL, "budget (used)", "12.35", "1.00%", "1.25%", interval, "–", "", "yes",
-        EVIL, "pot", "–", "1.00%", "too few windows", "", "–", "", "–",
-        "b", "fixed (used)", "12.35", "0.00%", "1.25%", interval, "–", "", "no",
-    ]  # fmt: skip
-    assert "<script" not in section and section.startswith("<h2>False alarms</h2>")
-
-
-def test_without_rates_of_the_student_there_is_no_section():
-    assert false_alarm_section([]) == ""
-    assert false_alarm_section([rate("a", "pot", model="teacher")]) == ""
-    assert training_section([]) == ""
-
-
-def test_the_most_abnormal_training_windows():
-    window = {"entity": EVIL, "part": "fit", "start": "2024-01-01T00:00:00",
-              "end": 17, "score": 12345.678, "above": True}  # fmt: skip
-    section = training_section([window, window | {"score": None, "above": False}])
-    assert Page(section).cells == [
-        "Entity", "Part", "From", "To", "Window score", "Above τ",
-        EVIL, "fit", "2024-01-01T00:00:00", "17", "1.235e+04", "yes",
-        EVIL, "fit", "2024-01-01T00:00:00", "17", "inf", "no",
-    ]  # fmt: skip
-    assert "<script" not in section and "data.exclude" in section
 
 
 def test_the_report_has_both_sections_between_results_and_curves(tmp_path):
@@ -243,22 +264,34 @@ def test_the_report_has_both_sections_between_results_and_curves(tmp_path):
     assert "conformal (used)" in Page(text).cells and "validation" in Page(text).cells
 
 
-def test_distributions_stand_below_their_entity(tmp_path):
-    random = np.random.default_rng(2)
-    distributions = [
-        Distribution(e.entity, random.random(30), e.window_scores, e.window_labels, 0.9)
-        for e in ENTITIES[:2]
-    ]
-    write_report(
-        tmp_path / "r.html", results=RESULTS, timelines=TIMELINES,
-        distributions=distributions,
-    )  # fmt: skip
-    text = (tmp_path / "r.html").read_text("utf-8")
-    Page(text)
+def test_distributions_and_curves_stand_below_their_entity(text):
     parts = text.split("<details")[1:]
-    shown = ["Window scores of" in part for part in parts]
-    assert shown == [True, True, False, False, False]
-    assert "share of windows above" in parts[0]
+    for words in ("Scores of a", "share of windows above", "Precision and recall on"):
+        assert words in parts[0] and words not in parts[2]
+    assert ['class="pair"' in part for part in parts] == [True, True] + [False] * 3
+
+
+def test_data_are_known_by_their_digests(text):
+    cells = Page(text).cells
+    assert cells[cells.index(f"train/{EVIL}") + 1] == "ab" * 32
+
+
+def test_a_frontier_is_shown_where_one_was_drawn(tmp_path):
+    for picture, shown in ((None, False), (b"\x89PNG here", True)):
+        write_report(tmp_path / "r.html", results=RESULTS, frontier=picture)
+        text = (tmp_path / "r.html").read_text("utf-8")
+        assert ("<h2>Frontier</h2>" in text) is shown
+        assert (base64.b64encode(b"\x89PNG here").decode() in text) is shown
+
+
+def test_of_many_entities_the_first_are_drawn(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "DRAWN_ENTITIES", 2)
+    write_report(tmp_path / "r.html", results=RESULTS, timelines=TIMELINES)
+    text = (tmp_path / "r.html").read_text("utf-8")
+    assert "Pictures of the first 2 of 5 entities." in text
+    parts = text.split("<details")[1:]
+    assert ["<svg" in part for part in parts] == [True, True, False, False, False]
+    assert all("<table" in part for part in parts)
 
 
 def test_training_rows_are_drawn_where_there_are_no_test_rows(tmp_path):
@@ -270,7 +303,7 @@ def test_training_rows_are_drawn_where_there_are_no_test_rows(tmp_path):
     )
     parts = (tmp_path / "r.html").read_text("utf-8").split("<details")[1:]
     assert "Row scores" in parts[0] and "Training row scores" not in parts[0]
-    assert "Training row scores" in parts[1] and "shaded" not in parts[1]
+    assert "Training row scores" in parts[1] and "labelled" not in parts[1]
 
 
 def test_unlabelled_results_are_shares_of_windows_in_alarm(tmp_path):

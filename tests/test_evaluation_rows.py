@@ -7,12 +7,27 @@ import numpy as np
 import pytest
 
 from kdjax.errors import ConfigError, DataError
+from kdjax.evaluation.metrics import (
+    affiliation,
+    detection_delay,
+    event_f1,
+    event_recall,
+    pa_k_f1,
+    point_adjusted_f1,
+    range_precision_recall,
+    vus_pr,
+    vus_roc,
+)
 from kdjax.evaluation.rows import (
+    LEVELS,
+    METRICS,
+    POINT_METRICS,
     EntityScores,
     per_entity_rows,
     result_rows,
     unlabelled_rows,
 )
+from kdjax.evaluation.series import in_order
 
 A = EntityScores(
     entity="a",
@@ -41,11 +56,33 @@ SHORT = EntityScores(
     window_scores=np.array([]),
     threshold=1.0,
 )
+EVENTS = EntityScores(
+    entity="e",
+    labels=np.isin(np.arange(40), [3, 4, 5, 12, 13, 25, 26, 27, 28]),
+    scores=np.random.default_rng(3).random(40) * 10
+    + 4 * np.isin(np.arange(40), [4, 5, 6, 27]),
+    window_labels=np.array([True, False]),
+    window_scores=np.array([3.0, 2.0]),
+    threshold=9.0,
+)
+GAPPY = EVENTS._replace(
+    entity="gappy",
+    labels=np.array([False, True, True, False, False, True, True, False]),
+    scores=np.array([0.0, 1.0, 9.5, math.nan, math.nan, 2.0, 3.0, 0.0]),
+)
 KEYS = {
     "model", "parameters", "scope", "threshold", "level", "precision", "recall", "f1",
     "auc_roc", "average_precision", "alarm_rate", "tau", "entities",
     "entities_defined", "notes",
 }  # fmt: skip
+
+
+MEAN_OF_POINTS = ("point", "per_entity_mean")
+
+
+def keys_of(row):
+    own = (row["level"], row["scope"]) == MEAN_OF_POINTS
+    return KEYS | set(POINT_METRICS * own)
 
 
 def cell(rows, threshold, scope, level):
@@ -88,7 +125,7 @@ def test_two_entities_by_hand(key):
 def test_the_grid_is_complete_and_each_row_has_the_same_keys():
     rows = result_rows("teacher", 7, [A, B])
     assert len(rows) == len(BY_HAND)
-    assert all(row.keys() == KEYS for row in rows)
+    assert all(row.keys() == keys_of(row) for row in rows)
     assert {(r["threshold"], r["scope"], r["level"]) for r in rows} == set(BY_HAND)
     assert {(row["model"], row["parameters"]) for row in rows} == {("teacher", 7)}
     assert {row["entities"] for row in rows} == {2}
@@ -190,21 +227,27 @@ def test_an_entity_without_windows_counts_nowhere():
 
 
 def test_every_null_metric_has_its_reason():
-    for entities in ([A, B], [QUIET], [SHORT], [A, QUIET, SHORT]):
-        rows = result_rows("m", None, entities) + unlabelled_rows("m", None, entities)
-        for row in rows:
-            metrics = KEYS - {"tau", "parameters"}
-            nulls = {name for name in metrics if row[name] is None}
-            assert nulls == row["notes"].keys() - {"rows"}
-        for row in per_entity_rows("m", entities):
-            assert {k for k, v in row.items() if v is None} == row["notes"].keys()
+    for window in (None, 4):
+        for entities in ([A, B], [QUIET], [SHORT], [A, QUIET, SHORT], [EVENTS, GAPPY]):
+            more = {"window": window, "point_adjusted": True}
+            rows = result_rows("m", None, entities, **more)
+            for row in rows + unlabelled_rows("m", None, entities):
+                metrics = row.keys() - {"tau", "parameters"}
+                nulls = {name for name in metrics if row[name] is None}
+                assert nulls == row["notes"].keys() - {"rows"}
+            own = per_entity_rows("m", entities, levels=LEVELS, **more)
+            json.dumps([rows, own], allow_nan=False)
+            for row in own:
+                assert {k for k, v in row.items() if v is None} == row["notes"].keys()
 
 
 def test_without_labels_only_the_alarm_rate_is_known():
     unlabelled = [e._replace(labels=None, window_labels=None) for e in (A, B)]
     rows = unlabelled_rows("teacher", 7, unlabelled)
     assert rows == unlabelled_rows("teacher", 7, [A, B])
-    assert all(row.keys() == KEYS for row in rows)
+    assert all(row.keys() == keys_of(row) for row in rows)
+    of_points = cell(rows, "conformal", "per_entity_mean", "point")
+    assert {of_points["notes"][name] for name in POINT_METRICS} == {"no labels"}
     for row in rows:
         for name in ("precision", "recall", "f1"):
             assert row[name] is None
@@ -221,12 +264,142 @@ def test_without_labels_only_the_alarm_rate_is_known():
 def test_per_entity_rows_by_hand():
     oracle, own, *_ = per_entity_rows("teacher", [A, B], method="pot")
     assert oracle == {
-        "model": "teacher", "entity": "a", "threshold": "oracle",
+        "model": "teacher", "entity": "a", "level": "window", "threshold": "oracle",
         "precision": 2 / 3, "recall": 1.0, "f1": 0.8, "alarm_rate": 0.75,
         "auc_roc": 0.75, "average_precision": pytest.approx(5 / 6), "tau": 1.0,
         "windows": 4, "positives": 2, "notes": {},
     }  # fmt: skip
     assert (own["threshold"], own["tau"], own["f1"]) == ("pot", 4.5, 0.5)
+
+
+def expected_of(entity, tau, window):
+    """All metrics of points by the public functions, of the rows that have a score."""
+    scored = ~np.isnan(entity.scores)
+    labels, scores = entity.labels[scored], entity.scores[scored]
+    raised = scores > tau
+    near = affiliation(labels, raised)
+    ranges = range_precision_recall(labels, raised)
+    return {
+        "vus_roc": vus_roc(labels, scores, window=window),
+        "vus_pr": vus_pr(labels, scores, window=window),
+        "affiliation_precision": near.precision,
+        "affiliation_recall": near.recall,
+        "affiliation_f1": near.f1,
+        "range_precision": ranges.precision,
+        "range_recall": ranges.recall,
+        "range_f1": ranges.f1,
+        "event_recall": event_recall(labels, raised),
+        "event_f1": event_f1(labels, raised),
+        "detection_delay": detection_delay(labels, raised),
+        "point_adjusted_f1": point_adjusted_f1(labels, raised),
+        "pa_k_f1": pa_k_f1(labels, raised, k=20),
+    }
+
+
+def test_metrics_of_points_are_those_of_the_functions():
+    other = EVENTS._replace(
+        entity="f", labels=np.roll(EVENTS.labels, 3), scores=EVENTS.scores + 1
+    )
+    more = {"method": "pot", "window": 6, "point_adjusted": True}
+    own = per_entity_rows("m", [EVENTS, other], levels=LEVELS, **more)
+    assert [(row["entity"], row["level"], row["threshold"]) for row in own] == [
+        (entity, level, threshold)
+        for entity in ("e", "f")
+        for level in ("window", "point")
+        for threshold in ("oracle", "pot")
+    ]
+    rows = result_rows("m", 7, [EVENTS, other], **more)
+    for threshold in ("oracle", "pot"):
+        wanted = []
+        for entity in (EVENTS, other):
+            (row,) = (
+                row
+                for row in own
+                if (row["entity"], row["level"], row["threshold"])
+                == (entity.entity, "point", threshold)
+            )
+            expected = expected_of(entity, row["tau"], 6)
+            assert {k: row[k] for k in expected} == pytest.approx(expected, abs=1e-12)
+            assert (row["points"], row["positives"]) == (40, 9)
+            assert set(METRICS) < row.keys() and row["notes"] == {}
+            wanted.append(expected)
+        mean = cell(rows, threshold, "per_entity_mean", "point")
+        for name in wanted[0]:
+            values = [expected[name] for expected in wanted]
+            assert mean[name] == pytest.approx(np.mean(values), abs=1e-12), name
+            assert mean["entities_defined"][name] == 2
+
+
+def test_inflated_metrics_come_on_request_only():
+    inflated = {"point_adjusted_f1", "pa_k_f1"}
+    for asked in (False, True):
+        rows = result_rows("m", 7, [EVENTS], window=4, point_adjusted=asked)
+        own = per_entity_rows("m", [EVENTS], levels=LEVELS, point_adjusted=asked)
+        for row in [*rows, *own]:
+            of_points = (row["level"], row.get("scope", "per_entity_mean"))
+            here = inflated if asked and of_points == MEAN_OF_POINTS else set()
+            assert inflated & row.keys() == here
+
+
+def test_volumes_need_the_window():
+    row = cell(result_rows("m", 7, [EVENTS]), "oracle", "per_entity_mean", "point")
+    assert row["vus_roc"] is None and row["vus_pr"] is None
+    assert row["notes"]["vus_pr"] == "no window was given"
+    assert row["affiliation_f1"] is not None
+
+
+def test_rows_without_a_score_do_not_join_two_events():
+    """Two events of two rows with nothing but unscored rows between them."""
+    (row,) = per_entity_rows("m", [GAPPY], levels=["point"], window=0)[1:]
+    assert (row["points"], row["positives"]) == (6, 4)  # unchanged by the quiet row
+    assert (row["precision"], row["alarm_rate"]) == (1.0, 1 / 6)
+    assert row["event_recall"] == 0.5
+    assert row["range_recall"] == 0.25
+    # TP 1 of 1 alarm, one of two events.
+    assert row["event_f1"] == pytest.approx(2 / 3)
+    # Unscored rows inside an event leave it one.
+    whole = GAPPY._replace(labels=np.array([0, 1, 1, 1, 1, 1, 1, 0], bool))
+    (row,) = per_entity_rows("m", [whole], levels=["point"])[1:]
+    assert (row["event_recall"], row["range_recall"]) == (1.0, 0.25)
+
+
+@pytest.mark.parametrize(
+    ("labels", "scored", "kept"),
+    [
+        ("1001", "1..1", "101"),  # one quiet row stays
+        ("1101", "1..1", "101"),  # the normal one
+        ("1111", "1..1", "11"),  # a hole in one event
+        ("111000", "1.1..1", "110"),
+        ("1010101", "1.1.1.1", "1010101"),
+        ("0110", ".11.", "11"),
+        ("10001", "1.0.1", "101"),  # a scored row keeps them apart already
+    ],
+)
+def test_which_rows_stay_in_order(labels, scored, kept):
+    scores = np.array([math.nan if mark == "." else 1.0 for mark in scored])
+    series = in_order(np.array(list(labels)) == "1", scores)
+    assert "".join(str(int(label)) for label in series.labels) == kept
+    assert np.isfinite(series.scores).sum() == sum(mark != "." for mark in scored)
+
+
+def test_metrics_without_a_value_say_why():
+    silent = EVENTS._replace(threshold=99.0)
+    row = cell(result_rows("m", 1, [silent]), "conformal", "per_entity_mean", "point")
+    assert row["notes"]["affiliation_precision"] == "nothing was predicted positive"
+    assert (row["event_f1"], row["range_recall"]) == (0.0, 0.0)
+    missed = EVENTS._replace(scores=np.where(EVENTS.labels, 0.0, 5.0), threshold=1.0)
+    row = cell(result_rows("m", 1, [missed]), "conformal", "per_entity_mean", "point")
+    assert row["notes"]["detection_delay"] == "no event was detected"
+    assert row["affiliation_precision"] > 0
+    both = result_rows("m", 1, [silent, EVENTS])
+    row = cell(both, "conformal", "per_entity_mean", "point")
+    assert row["entities_defined"]["affiliation_f1"] == 1
+    assert row["entities_defined"]["range_f1"] == 2
+
+
+def test_levels_are_checked():
+    with pytest.raises(ConfigError, match="^level 'points': expected one of window, p"):
+        per_entity_rows("m", [A], levels=["points"])
 
 
 def test_per_entity_rows_without_labels():

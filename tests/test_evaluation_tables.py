@@ -8,6 +8,7 @@ from rich.console import Console
 
 from kdjax.evaluation.tables import (
     alarm_rates,
+    caption,
     entity_count,
     label_free_method,
     markdown_table,
@@ -15,6 +16,7 @@ from kdjax.evaluation.tables import (
     rates_table,
     results_table,
     table_cells,
+    undefined_words,
     unlabelled_table,
     value,
 )
@@ -294,3 +296,60 @@ def test_names_in_brackets_are_names_and_no_markup():
         "wanted": 0.01, "tau": 3.0, "left_out": FOUND, "clean_test": None,
     }  # fmt: skip
     assert "[bold]m" in shown(rates_table({"rates": [rate]}))
+
+
+# What comes with further measurements.
+
+
+def measured():
+    """Results with VUS-PR and costs of all models but the random one."""
+    results = copy.deepcopy(RESULTS)
+    for number, row in enumerate(results["rows"]):
+        if (row["scope"], row["level"]) == ("per_entity_mean", "point"):
+            row["vus_pr"] = None if row["model"] == "random" else 0.5 + number / 1000
+    results["costs"] = {
+        "teacher": {"parameters": 1, "bytes": 1_234_567, "milliseconds": 0.1234},
+        "student": {"parameters": 1, "bytes": 45_678, "milliseconds": None},
+    }
+    return results
+
+
+def test_further_columns_come_after_the_others_and_only_with_content():
+    cells, old = table_cells(measured()), table_cells(RESULTS)
+    assert cells.columns[: len(old.columns)] == old.columns
+    assert [c.name for c in cells.columns[len(old.columns) :]] == [
+        "VUS-PR", "bytes", "ms",
+    ]  # fmt: skip
+    # Rows 3 and 11 are oracle, per_entity_mean, point.
+    assert [line[-3:] for line in cells.lines] == [
+        ("0.503", "1,234,567", "0.123"),
+        ("0.511", "45,678", "–"),
+        ("–", "–", "–"),
+    ]
+    for line, before in zip(cells.lines, old.lines, strict=True):
+        assert line[:-3] == before
+    assert table_cells({**RESULTS, "costs": {}}) == old
+    assert "ms a window on one core" in caption(measured())
+    assert "costs" not in caption(RESULTS)
+
+
+def test_the_terminal_has_a_second_table_for_them():
+    text = shown(results_table(measured()), width=80)
+    lines = [line.split() for line in text.splitlines()]
+    for line in table_cells(measured()).lines:
+        assert list(line[:9]) in lines and [line[0], *line[9:]] in lines
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_a_dash_has_its_reason():
+    results = measured()
+    assert undefined_words(results) == ""
+    for row in results["rows"]:
+        if row["model"] == "random":
+            row["notes"] = {"vus_pr": "no labels", "f1": "nothing was predicted"}
+    results["rows"][0] |= {"f1": None, "notes": {"f1": "no labels"}}
+    results["rows"][1] |= {"f1": None, "notes": {"f1": "not in the table"}}
+    # Of random only the F1 under own τ has no value.
+    assert undefined_words(results) == (
+        "–: no labels (teacher, random). –: nothing was predicted (random)."
+    )

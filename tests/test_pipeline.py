@@ -32,7 +32,14 @@ from kdjax.pipeline import (
 from kdjax.rules import calibration_rules
 
 NETWORKS = ("teacher", "student", "student_alone")
-CONTROLS = ("random", "mahalanobis", "pca", "difference", "moving_average")
+CONTROLS = (
+    "random",
+    "mahalanobis",
+    "pca",
+    "kmeans",
+    "difference",
+    "moving_average",
+)
 MODELS = NETWORKS + CONTROLS
 CHANNELS = ("load", "heat", "dead")
 
@@ -69,6 +76,7 @@ def test_the_work_directory_holds_what_is_promised_and_no_more(finished):
     assert found == {
         "config.json", "data.json", "metrics.jsonl", "checkpoints", "detectors",
         "results.json", "report.html", "learning_curve.png",
+        "report.md", "results.csv", "entities.csv", "results.tex",
     }  # fmt: skip
     assert {p.name for p in (finished.workdir / "detectors").iterdir()} == set(MODELS)
     checkpoints = finished.workdir / "checkpoints"
@@ -102,7 +110,8 @@ def test_schema_of_results(finished):
     results = finished.results
     assert set(results) == {
         "schema", "dataset", "rows", "entities", "rates", "worst_training_windows",
-        "environment", "notes", "settings",
+        "environment", "notes", "settings", "data", "intervals", "paired", "costs",
+        "agreement", "recommendation",
     }  # fmt: skip
     assert results["schema"] == 1 and results["settings"] == finished.settings
     assert results["dataset"] == {
@@ -128,9 +137,10 @@ def test_schema_of_results(finished):
             assert row[metric] is None or 0 <= row[metric] <= 1
             assert (row[metric] is None) == (metric in row["notes"])
     each = {
-        (row["model"], row["entity"], row["threshold"]) for row in results["entities"]
+        (row["model"], row["entity"], row["threshold"], row["level"])
+        for row in results["entities"]
     }
-    assert len(each) == len(results["entities"]) == len(MODELS) * 2 * 2
+    assert len(each) == len(results["entities"]) == len(MODELS) * 2 * 2 * 2
 
 
 def test_environment_of_results(finished):
@@ -197,7 +207,8 @@ def test_detectors_score_with_what_was_judged(finished):
         (row,) = (
             row
             for row in finished.results["entities"]
-            if (row["model"], row["entity"], row["threshold"])
+            if row["level"] == "window"
+            and (row["model"], row["entity"], row["threshold"])
             == ("student", machine, "conformal")
         )
         assert row["tau"] == detector.thresholds[index].tau
@@ -392,7 +403,8 @@ def test_pooled_counts_are_the_sums_of_the_entities(finished):
         own = [
             row
             for row in finished.results["entities"]
-            if (row["model"], row["threshold"]) == (model, "conformal")
+            if row["level"] == "window"
+            and (row["model"], row["threshold"]) == (model, "conformal")
         ]
         alarms = sum(round(row["alarm_rate"] * row["windows"]) for row in own)
         hits = sum(round(row["recall"] * row["positives"]) for row in own)

@@ -11,6 +11,23 @@ from kdjax.artifacts import atomic_path
 
 INK = {"light": "#30343b", "dark": "#c9ced6"}
 PAPER = {"light": "#ffffff", "dark": "#181b20"}
+# Of curves, in their order; `kdjax.evaluation.page` gives the same to its styles.
+COLORS = {
+    "light": ("#1f6fb2", "#d9541e", "#2e8b57", "#8a4fb0", "#8a6d1f"),
+    "dark": ("#6db3f2", "#ff9660", "#6fcf97", "#c79bec", "#d9bd6a"),
+}
+
+
+def blank(width: float, height: float, theme: str) -> Figure:
+    """A figure of that many inches, its margins fixed: measuring them doubles the time."""
+    figure = Figure(figsize=(width, height), facecolor=PAPER[theme])
+    figure.subplots_adjust(
+        left=0.75 / width,
+        right=1 - 0.3 / width,
+        bottom=0.5 / height,
+        top=1 - 0.15 / height,
+    )
+    return figure
 
 
 def dress(axes: Axes, theme: str) -> None:

@@ -11,12 +11,10 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from kdjax.evaluation.metrics import (
+from kdjax.evaluation.labels import (
     NO_POSITIVES,
     UndefinedMetricWarning,
-    as_labels,
-    as_scores,
-    same_length,
+    with_scores,
 )
 
 
@@ -37,8 +35,7 @@ def oracle_threshold(labels: npt.ArrayLike, scores: npt.ArrayLike) -> OracleThre
     >>> oracle_threshold([0, 0, 1, 1], [0.1, 0.3, 0.2, 0.9])
     OracleThreshold(threshold=0.1, f1=0.8)
     """
-    truth, values = as_labels(labels), as_scores(scores)
-    same_length(truth, values, "scores")
+    truth, values = with_scores(labels, scores)
     if not truth.any():
         warnings.warn(
             f"the oracle threshold is NaN: {NO_POSITIVES}",

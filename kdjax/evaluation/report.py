@@ -1,43 +1,49 @@
 """One HTML file that tells what a run found, to be read anywhere without a network.
 
-Verdict in words, the extended Table 1, the learning curve (Figure 3), each entity's
-score timeline, settings and versions.
+Verdict in words, the extended Table 1 and further tables, the learning curve (Figure 3),
+each entity's score timeline, distributions and precision–recall curves, settings,
+versions and digests of the data.
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from html import escape
-from itertools import groupby
-from typing import Any
+from typing import Any, NamedTuple
 
 from kdjax.artifacts import write_text
-from kdjax.evaluation.page import figure, json_section, notes_section, page
+from kdjax.evaluation.page import (
+    data_uri,
+    figure,
+    json_section,
+    notes_section,
+    page,
+)
 from kdjax.evaluation.plots import (
     Distribution,
-    Timeline,
+    Ranking,
     plot_distribution,
     plot_learning_curve,
-    plot_timeline,
+    plot_precision_recall,
 )
-from kdjax.evaluation.report_tables import (
-    false_alarm_section,
-    heads,
-    html_table,
-    training_section,
-)
-from kdjax.evaluation.tables import (
-    MISSING,
-    Results,
-    alarm_rates,
-    caption,
-    entity_count,
-    number_text,
-    table_cells,
-)
+from kdjax.evaluation.report_tables import html_sheet
+from kdjax.evaluation.sheets import digest_sheet, entity_sheet, sheets
+from kdjax.evaluation.tables import Results, entity_count
+from kdjax.evaluation.timelines import Timeline, timeline_html
 from kdjax.evaluation.verdict import verdict
 
 OPEN_ENTITIES = 3
+# Pictures of more make a file that no browser opens with ease.
+DRAWN_ENTITIES = 64
+
+
+class _Pictures(NamedTuple):
+    """What is drawn of entities, by their names."""
+
+    timelines: dict[str, Timeline]
+    trained: set[str]
+    distributions: dict[str, Distribution]
+    rankings: dict[str, Ranking]
 
 
 def write_report(
@@ -48,6 +54,8 @@ def write_report(
     timelines: Sequence[Timeline] = (),
     training: Sequence[Timeline] = (),
     distributions: Sequence[Distribution] = (),
+    rankings: Sequence[Ranking] = (),
+    frontier: bytes | None = None,
     config: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes the report of a run, whole or not at all.
@@ -59,50 +67,45 @@ def write_report(
         timelines: row scores of each entity; the first few are shown unfolded.
         training: the same of training rows, where there are no test rows.
         distributions: the student's window scores of each entity.
+        rankings: several models' window scores of each entity with labels.
+        frontier: a PNG of quality against cost, where a sweep drew one.
         config: the run's settings; without it, `results["config"]` if there is one.
     """
     settings = config if config is not None else results.get("config")
     title = f"Anomaly detection on {results['dataset']['name']}"
+    pictures = _Pictures(
+        {timeline.entity: timeline for timeline in (*timelines, *training)},
+        {timeline.entity for timeline in training},
+        {distribution.entity: distribution for distribution in distributions},
+        {ranking.entity: ranking for ranking in rankings},
+    )
+    first, *further = sheets(results)
+    digests = digest_sheet((results.get("data") or {}).get("sha256") or {})
     sections = [
         f"<h1>{escape(title)}</h1>",
-        _data(results),
+        f'<p class="soft">{escape(data_words(results))}</p>',
         f'<p class="verdict">{escape(verdict(results))}</p>',
+        html_sheet(first),
         notes_section(results.get("notes", ())),
-        "<h2>Results</h2>",
-        _results_table(results),
-        false_alarm_section(results.get("rates", ())),
-        training_section(results.get("worst_training_windows", ())),
+        *map(html_sheet, further),
         _learning_curve(history),
-        _entities(results, timelines, training, distributions),
+        _frontier(frontier),
+        _entities(results, pictures),
         json_section("Settings", settings),
         json_section("Environment", results.get("environment")),
+        html_sheet(digests) if digests else "",
     ]
     write_text(path, page(title, sections))
 
 
-def _data(results: Results) -> str:
+def data_words(results: Results) -> str:
+    """How many entities and rows the results are of."""
     data = results["dataset"]
     parts = [entity_count(data)]
     for key in ("train_rows", "test_rows"):
         if data.get(key) is not None:
             parts.append(f"{data[key]:,} {key.replace('_', ' ')}")
-    return f'<p class="soft">{escape(" · ".join(parts))}</p>'
-
-
-def _results_table(results: Results) -> str:
-    if results["dataset"].get("positive_windows") is None:
-        names = heads(("Model", "Parameters", "Test windows in alarm"))
-        words = "No labels, so nothing here says how well anomalies are found."
-        table = html_table(names, alarm_rates(results))
-        return f'{table}<p class="soft">{words}</p>'
-    cells = table_cells(results)
-    groups = ['<th rowspan="2">Model</th><th rowspan="2">Parameters</th>']
-    for group, members in groupby(cells.columns, key=lambda column: column.group):
-        groups.append(f'<th colspan="{len(list(members))}">{escape(group)}</th>')
-    names = [f"<th>{escape(column.name)}</th>" for column in cells.columns]
-    return html_table(["".join(groups), "".join(names)], cells.lines) + (
-        f'<p class="soft">{escape(caption(results))}</p>'
-    )
+    return " · ".join(parts)
 
 
 def _learning_curve(history: Sequence[Mapping[str, Any]]) -> str:
@@ -114,26 +117,30 @@ def _learning_curve(history: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def _entities(
-    results: Results,
-    timelines: Sequence[Timeline],
-    training: Sequence[Timeline],
-    distributions: Sequence[Distribution],
-) -> str:
-    trained = {timeline.entity for timeline in training}
-    drawn = {t.entity: t for t in (*timelines, *training)}
-    spread = {distribution.entity: distribution for distribution in distributions}
+def _frontier(picture: bytes | None) -> str:
+    if picture is None:
+        return ""
+    return (
+        f'<h2>Frontier</h2>\n<figure><img alt="Quality against cost" '
+        f'src="{data_uri(picture)}"></figure>'
+    )
+
+
+def _entities(results: Results, pictures: _Pictures) -> str:
     rows = results.get("entities", ())
-    names = list(dict.fromkeys([*drawn, *(row["entity"] for row in rows)]))
+    names = [*dict.fromkeys([*pictures.timelines, *(row["entity"] for row in rows)])]
     if not names:
         return ""
     parts = ["<h2>Entities</h2>"]
+    if len(names) > DRAWN_ENTITIES:
+        words = f"Pictures of the first {DRAWN_ENTITIES} of {len(names):,} entities."
+        parts.append(f'<p class="soft">{words}</p>')
     for number, name in enumerate(names):
-        inside = _entity_table([row for row in rows if row["entity"] == name])
-        if name in drawn:
-            inside = _timeline(drawn[name], "Training row" * (name in trained)) + inside
-        if name in spread:
-            inside += _spread(spread[name])
+        inside = ""
+        if number < DRAWN_ENTITIES:
+            inside = _timeline(pictures, name, f"t{number}") + _curves(pictures, name)
+        table = entity_sheet(row for row in rows if row["entity"] == name)
+        inside += html_sheet(table) if table else ""
         unfolded = " open" if number < OPEN_ENTITIES else ""
         parts.append(
             f"<details{unfolded}><summary>{escape(name)}</summary>{inside}</details>"
@@ -141,44 +148,25 @@ def _entities(
     return "\n".join(parts)
 
 
-def _timeline(timeline: Timeline, what: str = "") -> str:
-    words = f"{what or 'Row'} scores (logarithmic). Dashed: τ; ticks: rows over τ" + (
-        "; shaded: labelled anomalies." if timeline.labels is not None else "."
-    )
-    draw = partial(plot_timeline, timeline)
-    return figure(draw, f"Scores of {timeline.entity}", words)
-
-
-def _spread(distribution: Distribution) -> str:
-    words = "The student's window scores: share of windows above each value."
-    draw = partial(plot_distribution, distribution)
-    return figure(draw, f"Window scores of {distribution.entity}", words)
-
-
-def _entity_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    if not rows:
+def _timeline(pictures: _Pictures, name: str, key: str) -> str:
+    timeline = pictures.timelines.get(name)
+    if timeline is None:
         return ""
-    names = (
-        "Model",
-        "Threshold",
-        "P",
-        "R",
-        "F1",
-        "τ",
-        "Alarm rate",
-        "Windows",
-        "Positive",
-    )
-    lines = [
-        (
-            row["model"],
-            row["threshold"],
-            *(number_text(row[name]) for name in ("precision", "recall", "f1")),
-            MISSING if row["tau"] is None else f"{row['tau']:.4g}",
-            number_text(row["alarm_rate"]),
-            MISSING if row["windows"] is None else f"{row['windows']:,}",
-            MISSING if row["positives"] is None else f"{row['positives']:,}",
+    what = "Training row scores" if name in pictures.trained else "Row scores"
+    return timeline_html(timeline, key=key, what=what)
+
+
+def _curves(pictures: _Pictures, name: str) -> str:
+    """How window scores are spread, and what they find."""
+    spread, ranking = pictures.distributions.get(name), pictures.rankings.get(name)
+    parts = []
+    if spread is not None:
+        words = "The student's window scores: share of windows above each value."
+        parts.append(
+            figure(partial(plot_distribution, spread), f"Scores of {name}", words)
         )
-        for row in rows
-    ]
-    return html_table(["".join(f"<th>{escape(name)}</th>" for name in names)], lines)
+    if ranking is not None:
+        draw: Callable[..., bytes] = partial(plot_precision_recall, ranking)
+        words = "Precision and recall of windows as τ falls; a dot: the model's own τ."
+        parts.append(figure(draw, f"Precision and recall on {name}", words))
+    return f'<div class="pair">{"".join(parts)}</div>' if parts else ""

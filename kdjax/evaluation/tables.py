@@ -9,15 +9,24 @@ terminal, Markdown and report show.
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-if TYPE_CHECKING:  # only the terminal's table needs rich
+if TYPE_CHECKING:  # only the terminal's tables need rich
+    from rich.console import Group
     from rich.table import Table
 
 MISSING = "–"
+COSTS = "costs"
 Results = Mapping[str, Any]  # what results.json holds
 
 
+# Columns of metrics that the terminal's table has room for.
+_NARROW = 7
+
+
 class Column(NamedTuple):
-    """One column of metrics: its heading and the cell of the grid that it shows."""
+    """One column of metrics: its heading and the cell of the grid that it shows.
+
+    `COSTS` as threshold stands for `results["costs"]`, which has no grid.
+    """
 
     group: str
     name: str
@@ -41,24 +50,29 @@ def label_free_method(results: Results) -> str:
 
 
 def columns(results: Results) -> tuple[Column, ...]:
-    """The metric columns of the table, left to right."""
+    """The metric columns of the table, left to right; those after AP only with content."""
     method = label_free_method(results)
     oracle = ("oracle", "pooled", "window")
-    return (
+    points = ("oracle", "per_entity_mean", "point")
+    always = (
         Column("oracle, pooled", "P", *oracle, "precision"),
         Column("oracle, pooled", "R", *oracle, "recall"),
         Column("oracle, pooled", "F1", *oracle, "f1"),
         Column("oracle, mean", "F1", "oracle", "per_entity_mean", "window", "f1"),
         Column("own τ, pooled", "F1", method, "pooled", "window", "f1"),
         Column("own τ, mean", "F1", method, "per_entity_mean", "window", "f1"),
-        Column(
-            "points, mean",
-            "AP",
-            "oracle",
-            "per_entity_mean",
-            "point",
-            "average_precision",
-        ),
+        Column("points, mean", "AP", *points, "average_precision"),
+    )
+    further = (
+        Column("points, mean", "VUS-PR", *points, "vus_pr"),
+        Column("costs", "bytes", COSTS, "", "", "bytes"),
+        Column("costs", "ms", COSTS, "", "", "milliseconds"),
+    )
+    names = models(results)
+    return always + tuple(
+        column
+        for column in further
+        if any(value(results, name, column) is not None for name in names)
     )
 
 
@@ -69,16 +83,21 @@ def models(results: Results) -> list[str]:
 
 def value(results: Results, model: str, column: Column) -> float | None:
     """The number that `column` shows for `model`; None where undefined or absent."""
+    number: float | None = _row(results, model, column).get(column.metric)
+    return number
+
+
+def _row(results: Results, model: str, column: Column) -> Mapping[str, Any]:
+    """What holds a column's number of a model; empty for none."""
+    if column.threshold == COSTS:
+        costs = (results.get("costs") or {}).get(model)
+        return costs or {}
+    place = (model, column.threshold, column.scope, column.level)
     for row in results["rows"]:
-        if (row["model"], row["threshold"], row["scope"], row["level"]) == (
-            model,
-            column.threshold,
-            column.scope,
-            column.level,
-        ):
-            number: float | None = row.get(column.metric)
-            return number
-    return None
+        if (row["model"], row["threshold"], row["scope"], row["level"]) == place:
+            found: Mapping[str, Any] = row
+            return found
+    return {}
 
 
 def parameters(results: Results, model: str) -> int | None:
@@ -102,16 +121,40 @@ def table_cells(results: Results) -> Cells:
     lines = []
     for model in models(results):
         count = parameters(results, model)
-        numbers = [number_text(value(results, model, column)) for column in shown]
+        numbers = [_cell(value(results, model, column), column) for column in shown]
         lines.append((model, MISSING if count is None else f"{count:,}", *numbers))
     return Cells(shown, tuple(lines))
+
+
+def _cell(number: float | None, column: Column) -> str:
+    if column.metric == "bytes":
+        return _integer(None if number is None else int(number))
+    return number_text(number)
+
+
+def undefined_words(results: Results) -> str:
+    """Why some metrics of the table have no number; empty where all have one."""
+    reasons: dict[str, list[str]] = {}
+    for model in models(results):
+        for column in columns(results):
+            notes = _row(results, model, column).get("notes") or {}
+            if value(results, model, column) is None and column.metric in notes:
+                reasons.setdefault(notes[column.metric], []).append(model)
+    return " ".join(
+        f"{MISSING}: {reason} ({', '.join(dict.fromkeys(names))})."
+        for reason, names in reasons.items()
+    )
 
 
 def caption(results: Results) -> str:
     """What the numbers were measured on, and what the column names mean."""
     data = results["dataset"]
     method = label_free_method(results)
-    random = " random: scores drawn at random, for comparison."
+    further = " random: scores drawn at random, for comparison."
+    if "random" not in models(results):
+        further = ""
+    if results.get("costs"):
+        further += " costs: bytes of the exported file; ms a window on one core."
     return (
         f"Windows of {_integer(data['window'])} rows, stride {_integer(data['stride'])}, "
         "anomalous from min_anomalous_points = "
@@ -120,8 +163,7 @@ def caption(results: Results) -> str:
         f"{entity_count(data)}. "
         f"oracle: τ chosen on the test labels; own τ: {method}, without labels. "
         "P precision, R recall; pooled: counts of all entities together; mean: of the "
-        "entities' own metric; AP: average precision of row scores."
-        + (random if "random" in models(results) else "")
+        "entities' own metric; AP: average precision of row scores." + further
     )
 
 
@@ -132,28 +174,36 @@ def entity_count(dataset: Mapping[str, Any]) -> str:
     return f"{number:,} {'entity' if number == 1 else 'entities'}"
 
 
-def results_table(results: Results) -> "Table":
-    """The table for a terminal."""
+def results_table(results: Results) -> "Group":
+    """The table for a terminal; what is too wide for 80 characters in a second one."""
+    from rich.console import Group
+    from rich.text import Text
+
+    cells = table_cells(results)
+    tables = [_terminal_table(cells, slice(0, _NARROW), parameters=True)]
+    if len(cells.columns) > _NARROW:
+        tables.append(_terminal_table(cells, slice(_NARROW, None), parameters=False))
+    tables[0].title = Text(f"{results['dataset']['name']}: detection by windows")
+    return Group(*tables, Text(caption(results)))
+
+
+def _terminal_table(cells: Cells, shown: slice, *, parameters: bool) -> "Table":
+    """Models and some of the columns of metrics."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    cells = table_cells(results)
-    table = Table(
-        title=Text(f"{results['dataset']['name']}: detection by windows"),
-        caption=Text(caption(results)),
-        box=box.SIMPLE_HEAD,
-        # Nine columns in the 80 characters of a plain terminal.
-        padding=0,
-        caption_justify="left",
-    )
+    # Nine columns in the 80 characters of a plain terminal.
+    table = Table(box=box.SIMPLE_HEAD, padding=0)
     table.add_column("\n\nModel", min_width=14, overflow="fold")
-    table.add_column("\n\nParameters", justify="right", no_wrap=True)
-    for column in cells.columns:
+    if parameters:
+        table.add_column("\n\nParameters", justify="right", no_wrap=True)
+    for column in cells.columns[shown]:
         heading = f"{column.group.replace(', ', chr(10))}\n{column.name}"
         table.add_column(Text(heading), justify="right", no_wrap=True)
     for line in cells.lines:
-        table.add_row(*(Text(cell) for cell in line))
+        fixed = line[:2] if parameters else line[:1]
+        table.add_row(*map(Text, (*fixed, *line[2:][shown])))
     return table
 
 

@@ -3,43 +3,63 @@
 The paper's abstract claims that the student keeps the teacher's performance. This
 module puts that claim, and two harder ones, to the rows of results.json: do the
 networks beat trivial controls, and does the student beat the same network trained
-alone?
+alone? Before them stands what to take, where the run was asked (`recommendation`).
 """
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
+from kdjax.evaluation.intervals import NETWORKS, ORACLE, is_control
+from kdjax.evaluation.recommendation import MARGIN, listed, signed
 from kdjax.evaluation.tables import Results, label_free_method, parameters
 
-NETWORKS = ("teacher", "student", "student_alone")
-MARGIN = 0.01  # F1; below it two models count as equal
 CAUTION = (
     "These are the numbers of one run: without repeats, differences of a few "
     "hundredths are not evidence."
 )
+ENTITIES_ONLY = "The intervals tell of other entities, not of another training."
 
 
 class _Scores(NamedTuple):
-    """Mean F1 over entities by model, and the words that name the threshold."""
+    """Mean F1 over entities by model, under a threshold, and the words that name it."""
 
+    rule: str
     threshold: str
     f1: dict[str, float]
 
 
 def verdict(results: Results) -> str:
-    """One paragraph: best models, controls, what distillation brought, and a caution."""
+    """One paragraph: best models, controls, what distillation brought, and a caution.
+
+    It begins with the recommendation, if `results` has one, and then leaves out what
+    that has said. What distillation brought comes with its interval over entities, if
+    `results` has `paired` differences.
+    """
     method = label_free_method(results)
     measures = [
-        _Scores("thresholds chosen on the test labels", _mean_f1(results, "oracle")),
-        _Scores(f"label-free {method} thresholds", _mean_f1(results, method)),
+        _Scores(rule, words, _mean_f1(results, rule))
+        for rule, words in (
+            (ORACLE, "thresholds chosen on the test labels"),
+            (method, f"label-free {method} thresholds"),
+        )
     ]
     measures = [measure for measure in measures if measure.f1]
+    recommendation = results.get("recommendation") or {}
+    sentences = [recommendation.get("text", "")]
     if not measures:
-        return (
+        sentences.append(
             "No F1 is defined on this test data (no labels, or nothing labelled "
             "anomalous), so this run does not show how well any model detects."
         )
-    sentences = [_best(measure) + _controls(measure) for measure in measures]
-    sentences += [_distilled(measures), _size(results, measures[0]), CAUTION]
+        return " ".join(filter(None, sentences))
+    for measure in measures:
+        # The recommendation names the best under the label-free threshold.
+        told = measure.rule == method and recommendation.get("best") is not None
+        sentences.append(_compared(measure, told))
+    paired = _paired(results)
+    sentences += [_distilled(measures, paired), _size(results, measures[0]), CAUTION]
+    if any(row["low"] is not None for row in paired.values()):
+        sentences.append(ENTITIES_ONLY)
     return " ".join(filter(None, sentences))
 
 
@@ -53,6 +73,14 @@ def _mean_f1(results: Results, threshold: str) -> dict[str, float]:
     }
 
 
+def _compared(measure: _Scores, told: bool) -> str:
+    """The best model and the best control, or the controls alone if that is told."""
+    controls = _controls(measure)
+    if told:
+        return f"With {measure.threshold}, {controls}." if controls else ""
+    return ": ".join(filter(None, [_best(measure), controls])) + "."
+
+
 def _best(measure: _Scores) -> str:
     top = max(measure.f1.values())
     names = [name for name, f1 in measure.f1.items() if top - f1 < MARGIN]
@@ -60,43 +88,69 @@ def _best(measure: _Scores) -> str:
     if len(names) == 1:
         return f"{what}{names[0]} has the best mean F1 over entities, {top:.3f}"
     return (
-        f"{what}{_listed(names)} share the best mean F1 over entities (within {MARGIN} "
+        f"{what}{listed(names)} share the best mean F1 over entities (within {MARGIN} "
         f"of {top:.3f})"
     )
 
 
 def _controls(measure: _Scores) -> str:
     networks = {name: f1 for name, f1 in measure.f1.items() if name in NETWORKS}
-    controls = {name: f1 for name, f1 in measure.f1.items() if name not in NETWORKS}
+    controls = {name: f1 for name, f1 in measure.f1.items() if is_control(name)}
     if not networks or not controls:
-        return "."
+        return ""
     network = max(networks, key=networks.__getitem__)
     control = max(controls, key=controls.__getitem__)
     gap = networks[network] - controls[control]
     pair = f"({network} {networks[network]:.3f}, {control} {controls[control]:.3f})"
     if gap >= MARGIN:
-        says = f"the best network is {gap:.3f} above the best trivial control {pair}"
-    elif gap > -MARGIN:
-        says = f"a trivial control matches the best network {pair}"
-    else:
-        says = f"a trivial control beats every network by {-gap:.3f} {pair}"
-    return f": {says}."
+        return f"the best network is {gap:.3f} above the best trivial control {pair}"
+    if gap > -MARGIN:
+        return f"a trivial control matches the best network {pair}"
+    return f"a trivial control beats every network by {-gap:.3f} {pair}"
 
 
-def _distilled(measures: list[_Scores]) -> str:
+def _paired(results: Results) -> dict[str, Mapping[str, Any]]:
+    """Student minus student_alone in F1 of windows, by threshold."""
+    return {
+        row["threshold"]: row
+        for row in results.get("paired") or ()
+        if (row["model"], row["against"]) == ("student", "student_alone")
+        and (row["level"], row["metric"]) == ("window", "f1")
+        and row["difference"] is not None
+    }
+
+
+def _distilled(measures: list[_Scores], paired: dict[str, Mapping[str, Any]]) -> str:
     both = [m for m in measures if {"student", "student_alone"} <= m.f1.keys()]
     if not both:
         return ""
     says = []
     for measure in both:
         student, alone = measure.f1["student"], measure.f1["student_alone"]
-        gap = student - alone
+        gap, interval = student - alone, ""
+        if measure.rule in paired:
+            gap = paired[measure.rule]["difference"]
+            interval = _interval(paired[measure.rule])
         says.append(
-            f"{_gap(gap)} ({student:.3f} against {alone:.3f}, {measure.threshold})"
+            f"{_gap(gap)} ({student:.3f} against {alone:.3f}, {measure.threshold}"
+            f"{interval})"
         )
     return (
         "Compared with the same network trained alone, the distilled student is "
-        f"{_listed(says)}."
+        f"{listed(says)}."
+    )
+
+
+def _interval(row: Mapping[str, Any]) -> str:
+    """The interval of a paired difference, or why there is none."""
+    if row["low"] is None:
+        return f"; {row['reason']}"
+    holds = row["low"] <= 0 <= row["high"]
+    narrow = f", {row['reason']}" if row["reason"] else ""
+    return (
+        f"; difference {signed(row['difference'])}, 95 % interval {signed(row['low'])} "
+        f"to {signed(row['high'])} over {row['entities']:,} entities{narrow}"
+        f"{', which holds 0' if holds else ''}"
     )
 
 
@@ -114,10 +168,6 @@ def _size(results: Results, measure: _Scores) -> str:
         return ""
     return (
         f"The student has {small / large:.0%} of the teacher's parameters "
-        f"({small:,} of {large:,}) and a mean F1 of {measure.f1['student']:.3f} against "
-        f"{measure.f1['teacher']:.3f} ({measure.threshold})."
+        f"({small:,} of {large:,}) and a mean F1 of {measure.f1['student']:.3f} "
+        f"against {measure.f1['teacher']:.3f} ({measure.threshold})."
     )
-
-
-def _listed(names: list[str]) -> str:
-    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))

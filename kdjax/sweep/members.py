@@ -17,6 +17,7 @@ from rich.console import Console
 from kdjax.artifacts import write_text
 from kdjax.assembly import make_detector
 from kdjax.config import to_json
+from kdjax.costs import exported, window_milliseconds
 from kdjax.data.prepared import Prepared
 from kdjax.detection.detector import Detector
 from kdjax.detection.storage import save_detector
@@ -25,7 +26,6 @@ from kdjax.judgement import Judged, judge
 from kdjax.models.residual import ResidualModel
 from kdjax.parts import join_judged, part_name
 from kdjax.rules import calibration_rules
-from kdjax.sweep.costs import exported, window_milliseconds
 from kdjax.sweep.design import Member, value_text
 from kdjax.sweep.tables import DONE, FAILED
 from kdjax.training.loop import Course
@@ -40,6 +40,8 @@ STUDENT, TEACHER = "student", "teacher"
 OF_THRESHOLDS = ("f1", "precision", "recall", "alarm_rate")
 OF_SCORES = ("average_precision", "auc_roc")
 OF_TEACHERS = ("f1", "average_precision")
+# Of row scores, and how the table calls them.
+OF_POINTS = {"average_precision": "point_average_precision", "vus_pr": "vus_pr"}
 
 Settings = Mapping[str, Any]
 
@@ -118,7 +120,11 @@ def judge_member(
         of_part |= _costs(detector, bench)
         for entity in own[STUDENT].scores:
             measures[entity.entity] = of_part | _of_entity(own, entity.entity)
-    rows = join_judged(STUDENT, [own[STUDENT] for own in judged.values()]).rows
+    rows = join_judged(
+        STUDENT,
+        [own[STUDENT] for own in judged.values()],
+        window=member.settings["data"]["window"],
+    ).rows
     pooled = _pooled(rows)
     found = {entity: own | pooled for entity, own in measures.items()}
     _write(workdir, member, {"status": DONE, "reason": "", "rows": rows}, found)
@@ -207,7 +213,8 @@ def _costs(detector: Detector, bench: Bench) -> dict[str, float]:
     except ConfigError as error:
         logger.warning("bytes and milliseconds are not measured: %s", error)
         return {"bytes": math.nan, "milliseconds": math.nan}
-    key = (detector.model.architecture, detector.window, detector.blame)
+    model = detector.model
+    key = (model.kind, model.architecture, detector.window, detector.blame)
     if key not in bench.milliseconds:
         bench.milliseconds[key] = window_milliseconds(content)
     return {"bytes": len(content), "milliseconds": bench.milliseconds[key]}
@@ -221,6 +228,10 @@ def _of_entity(judged: Mapping[str, Judged], entity: str) -> dict[str, Any]:
         wanted = (*OF_THRESHOLDS, *OF_SCORES) if name == STUDENT else OF_TEACHERS
         for row in model.entities:
             if row["entity"] != entity:
+                continue
+            if row["level"] == "point":
+                if name == STUDENT:
+                    found |= {own: row[key] for key, own in OF_POINTS.items()}
                 continue
             for key in wanted:
                 kind = "" if key in OF_SCORES else f"_{row['threshold']}"

@@ -1,0 +1,70 @@
+"""Contributions in columns of time against the score table, row by row."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from kdjax.data.splits import cover_starts
+from kdjax.detection.detector import entity_index
+from kdjax.detection.heat import contribution_bins
+from kdjax.detection.table import CONTRIBUTION, score_table
+from kdjax.models.residual import ResidualModel
+
+
+@pytest.fixture
+def stepping(small):
+    """A detector whose contributions depend on the window that a row lies in."""
+    return small._replace(model=ResidualModel("difference", {}))
+
+
+def expected(detector, series, bins):
+    table = score_table(detector, series, entity="a", contributions=True)
+    parts = table[[name for name in table if name.startswith(CONTRIBUTION)]]
+    return parts.groupby(bins).max().to_numpy()
+
+
+@pytest.mark.parametrize("block", [1, 3, 10, 1000])
+def test_the_largest_part_of_each_bin(stepping, rows, block):
+    series = rows(40)
+    starts = cover_starts(np.array([[0, 40]]), window=4, stride=3)
+    bins = np.arange(40) * 7 // 40
+    found = contribution_bins(stepping, 0, series.values, starts, bins, block=block)
+    assert found.shape == (7, 2)
+    assert found == pytest.approx(expected(stepping, series, bins), rel=1e-5)
+
+
+def test_the_normal_of_the_entity_is_used(stepping, rows):
+    series, bins = rows(12), np.arange(12)
+    starts = np.array([0, 3, 6, 8])
+    own = contribution_bins(
+        stepping, entity_index(stepping, "a"), series.values, starts, bins
+    )
+    pooled = contribution_bins(stepping, 1, series.values, starts, bins)
+    assert own == pytest.approx(expected(stepping, series, bins), rel=1e-5)
+    assert not np.allclose(own, pooled)
+
+
+@pytest.mark.parametrize("block", [2, 1000])
+def test_rows_without_a_score_are_unknown(stepping, rows, block):
+    """No window holds rows 8 to 11, 16 and 17; row 2 has no value; a missing cell has no part."""
+    values = rows(18).values
+    values[2] = np.nan
+    values[5, 1] = np.nan
+    starts, bins = np.array([0, 3, 4, 12]), np.arange(18)
+    found = contribution_bins(stepping, 0, values, starts, bins, block=block)
+    unknown = np.isnan(found).all(axis=1)
+    assert np.flatnonzero(unknown).tolist() == [2, 8, 9, 10, 11, 16, 17]
+    assert not np.isnan(found[~unknown]).any()
+    # A known row beside unknown ones speaks for their bin.
+    together = contribution_bins(stepping, 0, values, starts, bins // 9, block=block)
+    assert together == pytest.approx(
+        pd.DataFrame(found).groupby(bins // 9).max().to_numpy()
+    )
+
+
+def test_nothing_to_score(stepping, rows):
+    none = np.empty(0, np.int64)
+    values = rows(6).values
+    found = contribution_bins(stepping, 0, values, none, np.arange(6) // 2)
+    assert found.shape == (3, 2) and np.isnan(found).all()
+    assert contribution_bins(stepping, 0, values[:0], none, none).shape == (0, 2)
