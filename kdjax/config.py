@@ -77,6 +77,9 @@ def get_config() -> ConfigDict:
     model.head = "linear"
 
     config.teacher = teacher = ConfigDict()
+    # What a model joins: "autoencoder" is its network, the others are controls. A
+    # student learns what the teacher's first part makes of a window.
+    teacher.parts = ("autoencoder",)
     # Widths of the encoder's layers; the decoder has them reversed.
     teacher.hidden = (64, 64)
     teacher.epochs = 40
@@ -86,6 +89,7 @@ def get_config() -> ConfigDict:
     teacher.seed = config_dict.placeholder(int)
 
     config.student = student = ConfigDict()
+    student.parts = ("autoencoder",)
     student.hidden = (16,)
     # Students use all their epochs, so that `student_alone` has the same budget.
     student.epochs = 40
@@ -105,6 +109,12 @@ def get_config() -> ConfigDict:
     distill.alpha = 0.35
     distill.temperature = 1.0
     distill.temperature_mode = "output"
+    # What the student's is compared with: the teacher's "reconstruction" (Eq. 2), or its
+    # "errors".
+    distill.target = "reconstruction"
+    # Copies of the training rows, disturbed on purpose, that only the teacher explains;
+    # the number of steps stays.
+    distill.disturbed_copies = 0
     # The teacher's outputs are kept up to this size, and recomputed past it.
     distill.cache_bytes = 2_000_000_000
 
@@ -137,6 +147,10 @@ def get_config() -> ConfigDict:
     # Rows in a row above τ before an alarm, and rows after it in which none begins.
     threshold.min_duration = 1
     threshold.cooldown = 0
+
+    config.evaluation = evaluation = ConfigDict()
+    # Whether to add point-adjusted F1 and PA%K, which flatter even random scores.
+    evaluation.point_adjusted = False
 
     # Detectors without training that stand beside the networks in each table.
     config.controls = CONTROLS
@@ -265,6 +279,7 @@ def _compare(given: Settings, defaults: Settings, prefix: str) -> Iterator[str]:
 
 def _type_problem(name: str, value: Any, default: Any) -> str:
     checks: dict[type, tuple[str, Callable[[Any], bool]]] = {
+        bool: ("true or false", lambda v: isinstance(v, bool)),
         str: ("a text", lambda v: isinstance(v, str)),
         float: ("a finite number", _is_finite),
         int: ("a whole number", _is_whole),

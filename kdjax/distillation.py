@@ -12,14 +12,16 @@ from typing import Any
 
 from rich.console import Console
 
+from kdjax.controls import Fits, fit_parts
 from kdjax.data.prepared import Prepared
 from kdjax.errors import TrainingError
 from kdjax.fitting import train_alone
 from kdjax.models.autoencoder import Params
-from kdjax.models.residual import ResidualModel
+from kdjax.models.residual import NETWORK, ResidualModel
 from kdjax.populations.run import Trained, train_all
 from kdjax.trainings import (
     Training,
+    has_network,
     student_training,
     teacher_training,
     training_ground,
@@ -38,9 +40,9 @@ def train_networks(
     *,
     names: Sequence[str] = NETWORKS,
     first: Mapping[str, Params] = MappingProxyType({}),
-    teacher: Params | None = None,
+    teacher: ResidualModel | None = None,
 ) -> dict[str, ResidualModel]:
-    """The networks by name, with the parameters of lowest validation loss.
+    """The models by name, their networks with the parameters of lowest validation loss.
 
     Args:
         prepared: the data.
@@ -50,30 +52,34 @@ def train_networks(
         names: which of `NETWORKS`; a student needs the teacher among them.
         first: parameters that `teacher` and `student` start from, where there are any;
             `student_alone` starts as the student does.
-        teacher: parameters of one that is trained already and stays as it is.
+        teacher: one that is trained already and stays as it is.
     """
 
     def train(training: Training) -> ResidualModel:
         params = train_alone(training, workdir, console).params
-        return ResidualModel("autoencoder", params, training.architecture)
+        return ResidualModel(NETWORK, params, training.architecture)
 
     ground = training_ground(prepared, settings["data"])
-    teaching = teacher_training(ground, settings, first=first.get("teacher"))
-    trained = {
-        "teacher": train(teaching)
-        if teacher is None
-        else ResidualModel("autoencoder", teacher, teaching.architecture)
-    }
+    fits: Fits = {}
+    if teacher is None:
+        network = None
+        if has_network(settings, "teacher"):
+            network = train(
+                teacher_training(ground, settings, first=first.get("teacher"))
+            )
+        teacher = fit_parts(settings["teacher"]["parts"], prepared, network, fits=fits)
+    trained = {"teacher": teacher}
     for name, taught_by in (("student", trained["teacher"]), ("student_alone", None)):
         if name in names:
-            trained[name] = train(
-                student_training(
-                    ground,
-                    settings,
-                    name=name,
-                    teacher=taught_by,
-                    first=first.get("student"),
-                )
+            learning = student_training(
+                ground,
+                settings,
+                name=name,
+                teacher=taught_by,
+                first=first.get("student"),
+            )
+            trained[name] = fit_parts(
+                settings["student"]["parts"], prepared, train(learning), fits=fits
             )
     return trained
 
@@ -87,7 +93,7 @@ def train_pairs(
     first: Mapping[str, Params] = MappingProxyType({}),
     name_of: Callable[[str, str], str],
 ) -> dict[str, dict[str, ResidualModel]]:
-    """`train_networks` of many parts, as populations; networks by part and name.
+    """`train_networks` of many parts, as populations; models by part and name.
 
     Args:
         parts: data by name.
@@ -108,13 +114,11 @@ def train_pairs(
         trained = train_all(trainings, workdir, console)
         _check_all(trained)
         return {
-            t.name: ResidualModel(
-                "autoencoder", trained[t.name].params or {}, t.architecture
-            )
+            t.name: ResidualModel(NETWORK, trained[t.name].params or {}, t.architecture)
             for t in trainings
         }
 
-    teachers = train(
+    networks = train(
         [
             teacher_training(
                 ground,
@@ -123,24 +127,44 @@ def train_pairs(
                 first=first.get("teacher"),
             )
             for part, ground in grounds.items()
+            if has_network(settings, "teacher")
         ]
     )
+    fits: dict[str, Fits] = {part: {} for part in parts}
+    teachers = {
+        part: fit_parts(
+            settings["teacher"]["parts"],
+            own,
+            networks.get(name_of("teacher", part)),
+            fits=fits[part],
+        )
+        for part, own in parts.items()
+    }
     students = train(
         [
             student_training(
                 ground,
                 settings,
                 name=name_of(name, part),
-                teacher=teachers[name_of("teacher", part)] if taught else None,
+                teacher=teachers[part] if taught else None,
                 first=first.get("student"),
             )
             for name, taught in (("student", True), ("student_alone", False))
             for part, ground in grounds.items()
         ]
     )
-    known = teachers | students
     return {
-        part: {name: known[name_of(name, part)] for name in NETWORKS} for part in parts
+        part: {"teacher": teachers[part]}
+        | {
+            name: fit_parts(
+                settings["student"]["parts"],
+                own,
+                students[name_of(name, part)],
+                fits=fits[part],
+            )
+            for name in NETWORKS[1:]
+        }
+        for part, own in parts.items()
     }
 
 

@@ -6,7 +6,14 @@ from typing import Any
 Settings = dict[str, Any]
 
 BENCHMARKS = ("smd", "asd", "jumpstarter2", "smap", "msl")
-CONTROLS = ("random", "mahalanobis", "pca", "difference", "moving_average")
+CONTROLS = (
+    "random",
+    "mahalanobis",
+    "pca",
+    "kmeans",
+    "difference",
+    "moving_average",
+)
 
 CHOICES = {
     "entity_mode": ("shared", "per_entity"),
@@ -20,6 +27,7 @@ CHOICES = {
     "model.head": ("linear", "sigmoid"),
     "train.schedule": ("constant", "cosine"),
     "distill.temperature_mode": ("output", "logit"),
+    "distill.target": ("reconstruction", "errors"),
     "detection.shrinkage": ("none", "ledoit_wolf", "oas"),
     "detection.scope": ("per_entity", "pooled"),
     "detection.blame": ("correlation", "conditional"),
@@ -51,6 +59,7 @@ RANGES: dict[str, tuple[float, float, bool]] = {
     "train.checkpoint_seconds": (0, float("inf"), True),
     "distill.alpha": (0, 1, True),
     "distill.temperature": (0, float("inf"), False),
+    "distill.disturbed_copies": (0, 4, True),
     "distill.cache_bytes": (0, float("inf"), True),
     "detection.count": (0, 1_000_000, True),
     "detection.floor": (0, float("inf"), True),
@@ -85,6 +94,19 @@ def _check_choices(settings: Settings) -> Iterator[str]:
     for control in settings["controls"]:
         if control not in CONTROLS:
             yield f"controls={control!r} must be among {', '.join(CONTROLS)}"
+    for name in ("teacher", "student"):
+        yield from _part_problems(name, settings[name]["parts"])
+
+
+def _part_problems(name: str, parts: list[str]) -> Iterator[str]:
+    known = ("autoencoder", *(kind for kind in CONTROLS if kind != "random"))
+    if not parts or len(set(parts)) < len(parts) or set(parts) - set(known):
+        yield (
+            f"{name}.parts={parts!r} must name one or more of {', '.join(known)}, each "
+            "once"
+        )
+    elif name == "student" and "autoencoder" not in parts:
+        yield "student.parts must name autoencoder: a student is a network that learns"
 
 
 def _check_ranges(settings: Settings) -> Iterator[str]:
@@ -108,6 +130,11 @@ def _check_together(settings: Settings) -> Iterator[str]:
         )
     if data["name"] not in ("", "smd") and not data["root"]:
         yield f"data.name={data['name']!r} needs data.root, the data set's folder"
+    if data["path"] and data["entities"]:
+        yield (
+            "data.entities chooses among a benchmark's: leave the others out of the file, "
+            "or set data.name"
+        )
     if data["path"] and data["root"]:
         yield "data.root belongs to a benchmark: leave it empty with data.path"
     own_file = ("test_path", "time_column", "entity_column", "label_column", "exclude")
@@ -128,6 +155,12 @@ def _check_together(settings: Settings) -> Iterator[str]:
         yield (
             f"model.head='sigmoid' can't give what data.scaler={data['scaler']!r} "
             "makes: use minmax, or none for data in [0, 1]"
+        )
+    teaching = settings["teacher"]["parts"][0]
+    if distill["temperature_mode"] == "logit" and teaching != "autoencoder":
+        yield (
+            f"distill.temperature_mode='logit' needs a network as teacher, and "
+            f"{teaching!r} has no head: use output, or name autoencoder first"
         )
     if distill["temperature_mode"] == "logit" and model["head"] != "sigmoid":
         yield "distill.temperature_mode='logit' needs model.head='sigmoid'"

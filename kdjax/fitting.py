@@ -24,6 +24,7 @@ from kdjax.trainings import (
     objective,
     optimizer_of,
     order_key,
+    soundness,
     target_bytes,
 )
 from kdjax.workdir import append_line, cut_lines
@@ -150,6 +151,8 @@ def _corpora(
         place(Corpus(rows, jnp.asarray(starts), missing=ground.missing), mesh)
         for starts in (ground.fit, ground.validation)
     )
+    if ground.sound is not None:
+        corpus = corpus.replace(sound=place(jnp.asarray(soundness(ground)), mesh))
     if lesson is None:
         return corpus, validation
     size = (mesh.size if mesh else 1) * target_bytes(ground)

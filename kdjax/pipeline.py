@@ -13,9 +13,10 @@ from rich.console import Console
 from kdjax import hosts
 from kdjax.assembly import data_digests
 from kdjax.config import to_json
+from kdjax.controls import count_control, fit_control
 from kdjax.data.benchmarks import load_benchmark, width
 from kdjax.data.files import load_files, match_channels
-from kdjax.data.prepared import Prepared, channel_notes, fit_rows, prepare
+from kdjax.data.prepared import Prepared, channel_notes, prepare
 from kdjax.data.series import Dataset
 from kdjax.detection.calibration import check_enough
 from kdjax.devices import training_mesh
@@ -24,7 +25,7 @@ from kdjax.errors import ConfigError, DataError
 from kdjax.inspection import inspect_training, test_notes
 from kdjax.judgement import Judged, judge
 from kdjax.models.autoencoder import Params, count_parameters
-from kdjax.models.residual import ResidualModel, fit_pca
+from kdjax.models.residual import NETWORK, ResidualModel
 from kdjax.outcome import write_outcome
 from kdjax.parts import (
     PER_ENTITY,
@@ -100,11 +101,15 @@ def _run(
             parts, settings, workdir, console, origin.params if origin else {}
         )
     with _timed(seconds, "judgement"):
-        judged = {
-            part: _judge(networks[part], own, settings, console, origin)
-            for part, own in parts.items()
-        }
-        together = _join(judged)
+        judged = {}
+        for part, own in parts.items():
+            shown = console
+            if part != WHOLE:
+                # A line a part, and not one for each of its models.
+                console.print(f"{part}: models calibrate and score")
+                shown = Console(quiet=True)
+            judged[part] = _judge(networks[part], own, settings, shown, origin)
+        together = _join(judged, settings)
         inspections = [
             inspection
             for part, own in parts.items()
@@ -227,14 +232,22 @@ def _judge(
         min_anomalous_points=settings["data"]["min_anomalous_points"],
         console=console,
         ready=ready,
+        point_adjusted=settings["evaluation"]["point_adjusted"],
     )
 
 
-def _join(judged: Mapping[str, Mapping[str, Judged]]) -> dict[str, Judged]:
+def _join(
+    judged: Mapping[str, Mapping[str, Judged]], settings: Settings
+) -> dict[str, Judged]:
     """Each model over all parts."""
     first = next(iter(judged.values()))
     return {
-        name: join_judged(name, [models[name] for models in judged.values()])
+        name: join_judged(
+            name,
+            [models[name] for models in judged.values()],
+            window=settings["data"]["window"],
+            point_adjusted=settings["evaluation"]["point_adjusted"],
+        )
         for name in first
     }
 
@@ -267,11 +280,7 @@ def _reading_notes(dataset: Dataset) -> list[str]:
 
 
 def _controls(prepared: Prepared, settings: Settings) -> dict[str, ResidualModel]:
-    params = {"pca": lambda: fit_pca(fit_rows(prepared))}
-    return {
-        name: ResidualModel(name, params.get(name, dict)())
-        for name in settings["controls"]
-    }
+    return {name: fit_control(name, prepared) for name in settings["controls"]}
 
 
 @contextlib.contextmanager
@@ -292,13 +301,22 @@ def _summary(prepared: Prepared) -> str:
 
 
 def count_networks(settings: Settings) -> dict[str, int]:
-    """Number of parameters of `teacher` and `student`, without training them."""
+    """Number of parameters of `teacher` and `student`, without training them.
+
+    Of controls among their parts it is the most that they can have.
+    """
     data = settings["data"]
     if data["name"]:
         channels = width(data["name"])
     else:
         channels = len(load_dataset(data).train[0].channels)
+
+    def count(name: str, kind: str) -> int:
+        if kind == NETWORK:
+            return count_parameters(architecture(settings, name, width=channels))
+        return count_control(kind, window=data["window"], width=channels)
+
     return {
-        name: count_parameters(architecture(settings, name, width=channels))
+        name: sum(count(name, kind) for kind in settings[name]["parts"])
         for name in ("teacher", "student")
     }

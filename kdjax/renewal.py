@@ -22,7 +22,8 @@ from kdjax.detection.normal import Normal
 from kdjax.detection.storage import load_detector
 from kdjax.errors import ArtifactError, ConfigError, DataError
 from kdjax.models.autoencoder import Params
-from kdjax.trainings import architecture
+from kdjax.models.residual import NETWORK, part
+from kdjax.trainings import architecture, has_network
 
 NETWORKS = ("student", "teacher")
 BEFORE = "before"
@@ -71,6 +72,13 @@ def load_origin(
     # The teacher first, as in settings and tables.
     for network, detector in sorted(found.items(), reverse=True):
         wanted = architecture(settings, network, width=len(channels))
+        if not has_network(settings, network):
+            continue
+        if detector.model.architecture is None:
+            raise ConfigError(
+                f"{folder}: the {network} has no network to start from: set "
+                f"{network}.parts as they were."
+            )
         if detector.model.architecture != wanted:
             raise ConfigError(
                 f"{folder}: the {network} has the shape {detector.model.architecture}, "
@@ -85,7 +93,11 @@ def load_origin(
             f"detection.count={old.allowed_points}."
         )
     return Origin(
-        params={network: detector.model.params for network, detector in found.items()},
+        params={
+            network: part(detector.model, NETWORK).params
+            for network, detector in found.items()
+            if has_network(settings, network)
+        },
         detector=old,
         card={
             "title": old.card.get("title", "a detector"),

@@ -21,8 +21,16 @@ from kdjax.data.prepared import (
     windows_source,
 )
 from kdjax.data.windows import has_missing
+from kdjax.errors import ConfigError
 from kdjax.models.autoencoder import Architecture, Network, Params, network
-from kdjax.models.residual import ResidualModel
+from kdjax.models.residual import (
+    NETWORK,
+    ResidualModel,
+    part,
+    parts_of,
+    reconstructor,
+)
+from kdjax.training.disturbances import disturbed
 from kdjax.training.objectives import Objective, student_objective, teacher_objective
 from kdjax.training.steps import (
     Corpus,
@@ -38,6 +46,10 @@ Settings = Mapping[str, Any]
 # as both are held.
 Outputs = dict[tuple[int, int], np.ndarray]
 
+# Grounds with disturbed copies, by the identity of their ground and the number of copies,
+# for as long as the ground is held.
+Disturbed = dict[tuple[int, int], "Ground"]
+
 # Each random stream of a run is the seed's key folded with one of these.
 TEACHER_INIT, STUDENT_INIT, TEACHER_ORDER, STUDENT_ORDER = range(4)
 
@@ -52,6 +64,8 @@ class Ground(NamedTuple):
         window: L.
         share: of the config's epochs that come to as many steps as at `data.stride`.
         missing: whether rows have NaN cells.
+        sound: how many of the windows to train on, the first ones, are as they were
+            recorded; the others were disturbed on purpose. None: all.
         sources: of the windows to train and to validate on, where the rows are too many
             for the memory: `rows` then has none, and starts number the windows.
     """
@@ -63,16 +77,18 @@ class Ground(NamedTuple):
     share: float
     missing: bool
     sources: tuple[WindowSource, WindowSource] | None = None
+    sound: int | None = None
 
 
 class Lesson(NamedTuple):
     """What a student learns from its teacher.
 
     Attributes:
-        teacher: its network and parameters.
+        teacher: a network, or a control that expects something of a window.
         alpha: of Eq. 2.
         temperature: of Eq. 2.
         temperature_mode: see `kdjax.training.objectives`.
+        target: see there.
         cache_bytes: up to where the teacher's outputs are kept.
         batch_size: of the windows that the teacher looks at once.
     """
@@ -81,14 +97,14 @@ class Lesson(NamedTuple):
     alpha: float
     temperature: float
     temperature_mode: str
+    target: str
     cache_bytes: float
     batch_size: int
 
     @property
     def network(self) -> Network:
-        """The teacher's."""
-        assert self.teacher.architecture is not None
-        return network(self.teacher.architecture)
+        """The teacher's, or what stands for one."""
+        return reconstructor(self.teacher.kind, self.teacher.architecture)
 
 
 class Training(NamedTuple):
@@ -145,6 +161,11 @@ def architecture(settings: Settings, name: str, *, width: int) -> Architecture:
     return Architecture(width, hidden, **settings["model"])
 
 
+def has_network(settings: Settings, name: str) -> bool:
+    """Whether `teacher` or `student` has a network to train."""
+    return NETWORK in settings[name]["parts"]
+
+
 def training_pace(prepared: Prepared, data: Mapping[str, Any]) -> Pace:
     """The config's own stride; where rows are few 1, for as many steps as without."""
     rows = sum(len(entity.train.values) for entity in prepared.entities)
@@ -172,6 +193,43 @@ def training_ground(prepared: Prepared, data: Mapping[str, Any]) -> Ground:
     _, validation = training_windows(prepared, "validation", stride=data["stride"])
     return Ground(
         rows, fit_starts, validation, prepared.window, pace.share, has_missing(rows)
+    )
+
+
+def disturbed_ground(
+    ground: Ground, copies: int, known: Disturbed | None = None
+) -> Ground:
+    """The ground with so many disturbed copies of its rows, for as many steps.
+
+    The copies are the same whatever the seed, so that a teacher answers once for all
+    students. Taken from `known` where it is there, and left there.
+    """
+    if not copies:
+        return ground
+    known = {} if known is None else known
+    key = (id(ground), copies)
+    if key not in known:
+        known[key] = _disturbed_ground(ground, copies)
+    return known[key]
+
+
+def _disturbed_ground(ground: Ground, copies: int) -> Ground:
+    if ground.sources is not None:
+        raise ConfigError(
+            f"distill.disturbed_copies={copies} copies rows in memory, and these stay on "
+            "disk: set it to 0, or raise data.memory_bytes."
+        )
+    rows = [ground.rows]
+    rows += [
+        disturbed(ground.rows, window=ground.window, seed=number)
+        for number in range(copies)
+    ]
+    fit = [ground.fit + number * len(ground.rows) for number in range(copies + 1)]
+    return ground._replace(
+        rows=np.concatenate(rows),
+        fit=np.concatenate(fit).astype(ground.fit.dtype),
+        share=ground.share / (copies + 1),
+        sound=len(ground.fit),
     )
 
 
@@ -211,6 +269,7 @@ def student_training(
     name: str,
     teacher: ResidualModel | None,
     first: Params | None = None,
+    known: Disturbed | None = None,
 ) -> Training:
     """A student's training, which uses all its epochs.
 
@@ -218,19 +277,21 @@ def student_training(
         ground: rows and windows.
         settings: of its run.
         name: of the training.
-        teacher: that it learns from; None for a student of the data alone, which an
-            α of 0 makes of any.
+        teacher: whose first part it learns from; None for a student of the data alone,
+            which an α of 0 makes of any.
         first: parameters to start from.
+        known: disturbed grounds that several students may share.
     """
     distill = settings["distill"]
     lesson = None
     if teacher is not None and distill["alpha"] > 0:
-        fields = ("alpha", "temperature", "temperature_mode", "cache_bytes")
+        fields = ("alpha", "temperature", "temperature_mode", "target", "cache_bytes")
         lesson = Lesson(
-            teacher,
+            part(teacher, parts_of(teacher.kind)[0]),
             **{field: distill[field] for field in fields},
             batch_size=settings["detection"]["batch_size"],
         )
+        ground = disturbed_ground(ground, distill["disturbed_copies"], known)
     return Training(
         name,
         architecture(settings, "student", width=ground.rows.shape[1]),
@@ -270,7 +331,15 @@ def objective(training: Training) -> Objective:
         alpha=lesson.alpha,
         temperature=lesson.temperature,
         temperature_mode=lesson.temperature_mode,
+        target=lesson.target,
     )
+
+
+def soundness(ground: Ground) -> np.ndarray:
+    """1 for windows to train on that are as recorded, 0 for disturbed ones; `[M]`."""
+    numbers = np.arange(len(ground.fit))
+    sound = len(numbers) if ground.sound is None else ground.sound
+    return (numbers < sound).astype(np.float32)
 
 
 def target_bytes(ground: Ground) -> int:

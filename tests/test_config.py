@@ -23,9 +23,10 @@ from kdjax.detection import blame, normal, threshold
 from kdjax.errors import ConfigError
 from kdjax.evaluation.rows import SCOPES
 from kdjax.fields import BENCHMARKS, CHOICES, CONTROLS, RANGES
-from kdjax.models import autoencoder, residual
+from kdjax.models import autoencoder, controls, residual
 from kdjax.training import objectives, steps
 
+NETWORK = residual.NETWORK
 CONFIGS = Path(__file__).parent.parent / "configs"
 SMD = {"data.name": "smd"}
 
@@ -112,7 +113,8 @@ def test_lists_equal_those_of_the_rooms():
     assert sorted(CHOICES["threshold.method"]) == sorted(threshold.METHODS)
     assert BENCHMARKS == benchmarks.BENCHMARKS
     assert CHOICES["data.name"] == ("", *BENCHMARKS)
-    assert sorted(CONTROLS) == sorted(residual.CONTROLS)
+    assert sorted(CONTROLS) == sorted(controls.CONTROLS)
+    assert set(CONTROLS) - {"random"} == set(controls.RECONSTRUCTIONS)
     assert get_config().controls == CONTROLS
     assert "pooled" in CHOICES["detection.scope"] and "pooled" in SCOPES
 
@@ -327,6 +329,69 @@ def test_an_unknown_control_is_refused():
 def test_no_controls_and_some_are_fine():
     assert resolved(controls=())["controls"] == []
     assert resolved(controls=("pca",))["controls"] == ["pca"]
+
+
+# Parts of a teacher and a student.
+
+
+def test_a_teacher_and_a_student_are_networks_by_default():
+    settings = resolved()
+    assert settings["teacher"]["parts"] == settings["student"]["parts"] == [NETWORK]
+
+
+def test_parts_that_are_fine():
+    every = (NETWORK, *controls.RECONSTRUCTIONS)
+    for name in every:
+        assert resolved(teacher__parts=(name,))["teacher"]["parts"] == [name]
+    settings = resolved(teacher__parts=every, student__parts=every[::-1])
+    assert settings["teacher"]["parts"] == [*every]
+    assert settings["student"]["parts"] == [*every[::-1]]
+
+
+@pytest.mark.parametrize("name", ["teacher", "student"])
+@pytest.mark.parametrize(
+    "parts",
+    [
+        (NETWORK, "random"),
+        (NETWORK, "kmeans", "kmeans"),
+        (NETWORK, NETWORK),
+        (NETWORK, "kmeans+pca"),
+        (NETWORK, "isolation_forest"),
+        ("",),
+    ],
+)
+def test_parts_that_are_none_or_twice_are_refused(name, parts):
+    said = problems(**{f"{name}__parts": parts})
+    assert f"{name}.parts={[*parts]!r} must name one or more of {NETWORK}, " in said
+    assert ", kmeans, " in said and said.endswith(", each once.")
+    assert "random," not in said.split("one or more of")[1]
+
+
+@pytest.mark.parametrize("name", ["teacher", "student"])
+def test_no_parts_at_all_are_refused(name):
+    settings = resolved()
+    settings[name]["parts"] = []
+    with pytest.raises(ConfigError, match=rf"{name}\.parts.* one or more"):
+        resolve(settings)
+
+
+def test_a_student_without_a_network_is_refused():
+    said = problems(student__parts=("kmeans", "difference"))
+    assert said == (
+        "config: student.parts must name autoencoder: a student is a network that "
+        "learns."
+    )
+    assert resolved(teacher__parts=("kmeans", "difference"))
+
+
+def test_logits_are_what_a_network_has():
+    changes = {"model__head": "sigmoid", "distill__temperature_mode": "logit"}
+    said = problems(teacher__parts=("kmeans", NETWORK), **changes)
+    assert "temperature_mode='logit' needs a network as teacher, and 'kmeans' has " in (
+        said
+    )
+    assert said.count(";") == 0
+    assert resolved(teacher__parts=(NETWORK, "kmeans"), **changes)
 
 
 # Rules between fields.

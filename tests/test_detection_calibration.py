@@ -12,7 +12,7 @@ from kdjax.detection.detector import scoring_batch
 from kdjax.detection.threshold import METHODS, Rule, find_threshold
 from kdjax.errors import ConfigError, DataError
 from kdjax.models.autoencoder import Architecture
-from kdjax.models.residual import ResidualModel
+from kdjax.models.residual import ResidualModel, join
 
 RULES = Rules(
     allowed_points=1, floor=0.05, ridge=0.1, shrinkage="none", scope="per_entity",
@@ -21,10 +21,12 @@ RULES = Rules(
 WINDOW, STRIDE = 6, 4
 MODEL = ResidualModel("mahalanobis", {})
 STEPS = ResidualModel("difference", {})
+BOTH = join([MODEL, STEPS])
 ERRORS = {
     "mahalanobis": lambda x: x,
     "difference": lambda x: np.abs(np.diff(x, axis=0, prepend=x[:1])),
 }
+ERRORS["mahalanobis+difference"] = lambda x: np.hstack([x, ERRORS["difference"](x)])
 
 
 def series(entity, rows, seed, *, scale=1.0):
@@ -57,6 +59,7 @@ class ByHand:
 
     def __init__(self, prepared, model, rules):
         self.prepared, self.rules, self.errors = prepared, rules, ERRORS[model.kind]
+        self.width = self.errors(np.zeros((1, 3))).shape[1]
 
     def windows(self, spans):
         return [
@@ -73,7 +76,7 @@ class ByHand:
         rows = self.scaled(index, scaler)
         spans = self.prepared.entities[index].split.validation
         pieces = [self.errors(rows[i:j]) for i, j in self.windows(spans)]
-        return np.concatenate([np.empty((0, 3)), *pieces])
+        return np.concatenate([np.empty((0, self.width)), *pieces])
 
     def distinct(self, index):
         spans = self.prepared.entities[index].split.validation
@@ -82,9 +85,10 @@ class ByHand:
     def normal(self, errors, shrinkage=0.0):
         scale = np.maximum(errors.std(axis=0), self.rules.floor)
         correlation = np.cov(errors.T, ddof=0) / np.outer(scale, scale)
-        target = np.trace(correlation) / 3 * np.eye(3)
+        identity = np.eye(self.width)
+        target = np.trace(correlation) / self.width * identity
         correlation = (1 - shrinkage) * correlation + shrinkage * target
-        sigma = (correlation + self.rules.ridge * np.eye(3)) * np.outer(scale, scale)
+        sigma = (correlation + self.rules.ridge * identity) * np.outer(scale, scale)
         return errors.mean(axis=0), np.linalg.inv(sigma)
 
     def scores(self, index, scaler, normal):
@@ -121,7 +125,7 @@ def same_normal(calibration, index, normal):
     np.testing.assert_allclose(whiten.T @ whiten / size, precision / size, atol=1e-4)
 
 
-@pytest.mark.parametrize("model", [MODEL, STEPS], ids=lambda model: model.kind)
+@pytest.mark.parametrize("model", [MODEL, STEPS, BOTH], ids=lambda model: model.kind)
 def test_each_entity_its_own_and_borrowers_what_they_lack(mixed, model):
     hand = ByHand(mixed, model, RULES)
     calibration = calibrate(model, mixed, RULES)
@@ -242,6 +246,17 @@ def test_floored_channels_are_listed_by_entity(mixed):
     floored = calibrate(MODEL, mixed, RULES).floored
     assert floored == {f"m{i}": ["dead"] for i in range(4)}
     assert calibrate(MODEL, mixed, RULES._replace(floor=1e-9)).floored["m0"] == ["dead"]
+
+
+def test_a_joined_kind_names_its_parts_errors(mixed):
+    calibration = calibrate(BOTH, mixed, RULES)
+    assert calibration.normals.mean.shape == (5, 6)
+    assert calibration.normals.whiten.shape == (5, 6, 6)
+    assert calibration.scalers.offset.shape == (5, 3)
+    dead = ["mahalanobis of dead", "difference of dead"]
+    assert calibration.floored == {f"m{i}": dead for i in range(4)}
+    with pytest.raises(ConfigError, match="deviation: mahalanobis of dead, differ"):
+        calibrate(BOTH, mixed, RULES._replace(floor=0.0))
 
 
 def test_an_entity_without_any_validation_window_has_no_floored_channels():

@@ -31,7 +31,7 @@ from kdjax.detection.table import score_table
 from kdjax.detection.threshold import Threshold
 from kdjax.errors import ArtifactError, DataError
 from kdjax.models.autoencoder import Architecture, network
-from kdjax.models.residual import ResidualModel
+from kdjax.models.residual import ResidualModel, join, part, parts_of
 
 FILES = ["MANIFEST.sha256", "arrays.npz", "card.json", "card.md", "detector.json"]
 
@@ -130,18 +130,34 @@ def filled_by_hand(detector, index, values):
     scaled = (values - scaler.offset) / scaler.scale
     windows = np.stack([scaled[s : s + detector.window] for s in STARTS])
     filled = [pd.DataFrame(w).ffill().bfill().fillna(0.0).to_numpy() for w in windows]
-    return np.stack(filled).astype(np.float32), ~np.isnan(windows)
+    observed = np.tile(~np.isnan(windows), len(parts_of(detector.model.kind)))
+    return np.stack(filled).astype(np.float32), observed
 
 
 def errors_by_hand(detector, windows):
-    """The errors `[M, L, D]` of complete windows, in float64."""
-    if detector.model.kind == "autoencoder":
-        net = network(detector.model.architecture)
-        outputs = net.outputs(detector.model.params, jnp.asarray(windows))
+    """The errors `[M, L, F]` of complete windows, in float64."""
+    kinds = parts_of(detector.model.kind)
+    found = [part_by_hand(part(detector.model, kind), windows) for kind in kinds]
+    return np.concatenate(found, axis=-1)
+
+
+def part_by_hand(model, windows):
+    """Of one kind, `[M, L, D]`."""
+    exact = np.float64(windows)
+    if model.kind == "autoencoder":
+        net = network(model.architecture)
+        outputs = net.outputs(model.params, jnp.asarray(windows))
         return np.abs(np.float64(net.activate(outputs)) - windows)
-    if detector.model.kind == "difference":
-        return np.abs(np.diff(np.float64(windows), axis=1, prepend=windows[:, :1]))
-    return np.float64(windows)
+    if model.kind == "difference":
+        return np.abs(np.diff(exact, axis=1, prepend=exact[:, :1]))
+    if model.kind == "moving_average":
+        counts = np.arange(1, windows.shape[1] + 1)[:, None]
+        return np.abs(exact - exact.cumsum(axis=1) / counts)
+    if model.kind == "kmeans":
+        centres = np.float64(model.params["centres"])
+        apart = ((exact[:, None] - centres) ** 2).sum(axis=(2, 3))
+        return np.abs(exact - centres[apart.argmin(axis=1)])
+    return exact
 
 
 def marginal_scores(normal, errors, observed):
@@ -157,15 +173,38 @@ def marginal_scores(normal, errors, observed):
     return scores
 
 
-KINDS = ("autoencoder", "mahalanobis", "difference")
+KINDS = (
+    "autoencoder",
+    "mahalanobis",
+    "difference",
+    "kmeans+difference+moving_average",
+    "autoencoder+kmeans",
+)
 
 
 @pytest.fixture(params=KINDS)
 def kinds(request, small, netted):
     """A detector of each kind."""
-    if request.param == "autoencoder":
-        return netted
-    return small._replace(model=ResidualModel(request.param, {}))
+    return of_kind(request.param, small, netted)
+
+
+def of_kind(kind, small, netted):
+    """The detector `small` with a model of this kind, and a Normal of its width."""
+    rng = np.random.default_rng(9)
+    known = {
+        "autoencoder": netted.model,
+        "kmeans": ResidualModel(
+            "kmeans", {"centres": rng.normal(size=(5, 4, 2)).astype(np.float32)}
+        ),
+    }
+    names = parts_of(kind)
+    model = join([known.get(name, ResidualModel(name, {})) for name in names])
+    if len(names) == 1:
+        return small._replace(model=model)
+    width = 2 * len(names)
+    whiten = np.tril(rng.normal(size=(2, width, width))) + 2 * np.eye(width)
+    normals = Normal(rng.random((2, width)).astype("f"), whiten.astype("f"))
+    return small._replace(model=model, normals=normals)
 
 
 @pytest.mark.parametrize("index", [0, 1])
@@ -224,6 +263,25 @@ def test_contributions_blame_the_channel_that_moved(small):
     assert not found.contributions[0, [0, 1, 3]].any()
 
 
+def test_a_channels_part_is_the_sum_of_what_its_errors_have(small):
+    """With W diagonal: of a joined kind the values and the steps, by hand."""
+    scale = np.float32([1, 2, 3, 4])
+    detector = small._replace(
+        model=ResidualModel("mahalanobis+difference", {}),
+        normals=Normal(np.zeros((2, 4), "f"), np.tile(np.diag(scale), (2, 1, 1))),
+    )
+    values = np.zeros((4, 2), np.float32)
+    values[2] = [3.0, -2.0]
+    for method in ("correlation", "conditional"):
+        blame = blame_matrix(normal_of(detector, 1), method=method)
+        (found,) = explain_batches(detector, 1, values, np.array([0]), blame=blame)
+        wanted = np.zeros((4, 2))
+        wanted[2] = [3**2 + (3 * 3) ** 2, (2 * 2) ** 2 + (4 * 2) ** 2]
+        wanted[3] = [(3 * 3) ** 2, (4 * 2) ** 2]
+        np.testing.assert_allclose(found.contributions[0], wanted, rtol=1e-6)
+        np.testing.assert_allclose(found.points[0], wanted.sum(axis=1), rtol=1e-6)
+
+
 def test_errors_are_unknown_exactly_where_cells_are_missing(kinds, gappy):
     scaled = (gappy - kinds.scalers.offset[0]) / kinds.scalers.scale[0]
     pieces = error_batches(kinds.model, scaled, STARTS, window=4, batch_size=4)
@@ -278,6 +336,25 @@ def test_a_loaded_detector_scores_the_same_bits(tmp_path, netted, rows):
     before = score_table(netted, series, entity="a")
     after = score_table(load_detector(tmp_path / "d"), series, entity="a")
     assert before.equals(after)
+
+
+@pytest.mark.parametrize("kind", KINDS[3:])
+def test_a_joined_kind_comes_back_and_scores_the_same_bits(
+    tmp_path, small, netted, rows, kind
+):
+    detector = of_kind(kind, small, netted)
+    save_detector(tmp_path / "d", detector)
+    loaded = load_detector(tmp_path / "d")
+    assert loaded.model.kind == kind
+    assert loaded.model.architecture == detector.model.architecture
+    for a, b in zip(leaves(detector), leaves(loaded), strict=True):
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+    series = rows(20)
+    series.values[11, 1] = np.nan
+    for options in ({}, {"contributions": True}):
+        before = score_table(detector, series, entity="a", **options)
+        assert before["score"].notna().sum() > 15
+        assert score_table(loaded, series, entity="a", **options).equals(before)
 
 
 def test_a_control_has_no_architecture_and_no_parameters(saved, small):

@@ -16,7 +16,7 @@ from kdjax.detection.scores import window_scores
 from kdjax.detection.threshold import Threshold
 from kdjax.errors import ArtifactError, ConfigError
 from kdjax.models.autoencoder import Architecture, network
-from kdjax.models.residual import ResidualModel
+from kdjax.models.residual import ResidualModel, join, parts_of
 
 onnx = pytest.importorskip("onnx", reason="needs the extra onnx")
 onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra onnx")
@@ -36,18 +36,25 @@ def make_detector(kind, architecture=None, *, count=0, seed=0):
     def normal(*shape, scale=1.0):
         return rng.normal(scale=scale, size=shape).astype(np.float32)
 
-    params = {}
-    if kind == "autoencoder":
-        init = network(architecture).init(jax.random.key(seed))
-        params = jax.tree.map(lambda leaf: normal(*leaf.shape, scale=0.5), init)
-    if kind == "pca":
-        components = np.linalg.qr(normal(D, 2))[0].T
-        params = {"mean": normal(D), "components": components}
+    def part_of(kind):
+        params = {}
+        if kind == "autoencoder":
+            init = network(architecture).init(jax.random.key(seed))
+            params = jax.tree.map(lambda leaf: normal(*leaf.shape, scale=0.5), init)
+        if kind == "pca":
+            components = np.linalg.qr(normal(D, 2))[0].T
+            params = {"mean": normal(D), "components": components}
+        if kind == "kmeans":
+            params = {"centres": normal(9, L, D)}
+        return ResidualModel(kind, params, architecture if params else None)
+
+    model = join([part_of(name) for name in parts_of(kind)])
+    width = D * len(parts_of(kind))
     thresholds = tuple(
         Threshold(tau, "conformal", 0.1, 20, 19, "own") for tau in (TAU, 2 * TAU)
     )
     return Detector(
-        model=ResidualModel(kind, params, architecture),
+        model=model,
         channels=tuple(f"c{number}" for number in range(D)),
         window=L,
         stride=3,
@@ -56,8 +63,8 @@ def make_detector(kind, architecture=None, *, count=0, seed=0):
         entities=("a",),
         scalers=Scaler(normal(2, D), rng.uniform(0.5, 2, (2, D)).astype(np.float32)),
         normals=Normal(
-            normal(2, D, scale=0.1),
-            normal(2, D, D, scale=0.5) + 2 * np.eye(D, dtype="f"),
+            normal(2, width, scale=0.1),
+            normal(2, width, width, scale=0.5) + 2 * np.eye(width, dtype="f"),
         ),
         thresholds=thresholds,
         card={},
@@ -118,6 +125,11 @@ CONTROLS = ["mahalanobis", "difference", "moving_average", "pca"]
 KINDS = [(kind, None) for kind in CONTROLS] + [
     ("autoencoder", architecture) for architecture in ARCHITECTURES
 ]
+KINDS += [
+    ("kmeans", None),
+    ("kmeans+difference+moving_average", None),
+    ("autoencoder+kmeans+pca", ARCHITECTURES[0]),
+]
 each_kind = pytest.mark.parametrize(
     ("kind", "architecture"),
     KINDS,
@@ -153,7 +165,9 @@ def test_windows_without_enough_scores_are_unknown():
         assert np.isnan(scored.point_score).sum(axis=1).tolist() == [L - 3, L - 4, L]
 
 
-@pytest.mark.parametrize(("kind", "architecture"), [KINDS[2], KINDS[4], KINDS[7]])
+@pytest.mark.parametrize(
+    ("kind", "architecture"), [KINDS[2], KINDS[4], KINDS[7], KINDS[10]]
+)
 def test_a_stablehlo_file_scores_as_kdjax_does(kind, architecture):
     detector = make_detector(kind, architecture, count=1)
     scorer = load_stablehlo(stablehlo_file(detector, 0))
@@ -234,6 +248,25 @@ def test_kernels_of_8_bits_are_the_nearest_and_run_alike_everywhere():
     assert np.abs(wanted / exact - 1).max() > 1e-2
 
 
+def test_a_joined_kind_is_quantised_where_it_has_a_network():
+    kind = "autoencoder+difference"
+    detector = make_detector(kind, Architecture(D, (64,)))
+    whole, small = onnx_file(detector, 0), onnx_file(detector, 0, quantize="int8")
+    assert len(small) < 0.5 * len(whole)
+    network = detector.model.params["autoencoder"]
+    rounded = {
+        k: v if k == "head" else jax.tree.map(round_kernel, v)
+        for k, v in network.items()
+    }
+    params = detector.model.params | {"autoencoder": rounded}
+    by_hand = detector._replace(model=detector.model._replace(params=params))
+    rows = make_rows("plain")
+    points = load_onnx(small).run(windows_of(rows)).point_score
+    wanted, exact = (expected(one, 0, rows)[0] for one in (by_hand, detector))
+    assert np.abs(points / wanted - 1).max() < 1e-4
+    assert np.abs(wanted / exact - 1).max() > 1e-3
+
+
 def round_kernel(leaf):
     """A matrix `[I, O]` in steps of max |column| / 127."""
     if leaf.ndim < 2:
@@ -247,6 +280,11 @@ def test_what_has_no_onnx_form_is_refused():
         onnx_file(make_detector("random"), 0)
     with pytest.raises(ConfigError, match="'pca' has none: leave it out"):
         onnx_file(make_detector("pca"), 0, quantize="int8")
+    with pytest.raises(ConfigError, match="'random' has no ONNX form.*autoencoder"):
+        onnx_file(make_detector("pca+random"), 0)
+    message = r"'pca\+kmeans' has none: leave it out"
+    with pytest.raises(ConfigError, match=message):
+        onnx_file(make_detector("pca+kmeans"), 0, quantize="int8")
 
 
 # Damage.

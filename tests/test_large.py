@@ -40,7 +40,8 @@ from kdjax.devices import batch_mesh, place
 from kdjax.errors import ConfigError, DataError
 from kdjax.judgement import judge
 from kdjax.models.autoencoder import Architecture, network
-from kdjax.models.residual import ResidualModel, fit_pca
+from kdjax.models.fits import fit_pca
+from kdjax.models.residual import ResidualModel
 from kdjax.training.feeds import Feed, grain_feed, make_source_validate
 from kdjax.training.loop import fit, resume
 from kdjax.training.objectives import (

@@ -10,9 +10,19 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from sklearn.decomposition import PCA
 
-from kdjax.errors import ArtifactError
+from kdjax.errors import ArtifactError, ConfigError
 from kdjax.models.autoencoder import Architecture, network, reconstruct
-from kdjax.models.residual import ResidualModel, errors_function, fit_pca
+from kdjax.models.controls import RECONSTRUCTIONS
+from kdjax.models.fits import fit_pca
+from kdjax.models.residual import (
+    ResidualModel,
+    error_names,
+    errors_function,
+    join,
+    part,
+    parts_of,
+    reconstructor,
+)
 
 # One shape, so that each function compiles once.
 window_arrays = hnp.arrays(
@@ -157,10 +167,14 @@ def test_random_is_uniform():
     assert scipy.stats.kstest(noise[:, 0, 0], "uniform").pvalue > 0.01
 
 
-def test_unknown_kind_is_refused():
-    message = r"residual model 'transformer' is unknown: .*autoencoder.*random"
+@pytest.mark.parametrize(
+    "kind", ["transformer", "pca+transformer", "", "pca+", "pca difference"]
+)
+def test_unknown_kind_is_refused(kind):
+    unknown = kind.split("+")[-1]
+    message = rf"residual model '{unknown}' is unknown: .*autoencoder.*random"
     with pytest.raises(ArtifactError, match=message):
-        errors_function("transformer")
+        errors_function(kind)
 
 
 def test_parameters_are_counted():
@@ -171,3 +185,138 @@ def test_parameters_are_counted():
     params = jax.eval_shape(network(arch).init, jax.random.key(0))
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape), params)
     assert ResidualModel("autoencoder", zeros, arch).parameters == 72 + 84 + 8
+
+
+# What a kind expects of a window.
+
+ARCH = Architecture(3, (4,), head="sigmoid")
+
+
+def parts(*, seed=0):
+    """A residual model of each kind, with random parameters."""
+    rng = np.random.default_rng(seed)
+    components = np.linalg.qr(rng.normal(size=(3, 2)))[0].T
+    pca = {"mean": rng.normal(size=3), "components": components}
+    centres = {"centres": noisy_windows(8, 7, 3, seed=seed)}
+    found = [
+        ResidualModel(
+            "autoencoder", jax.jit(network(ARCH).init)(jax.random.key(seed)), ARCH
+        ),
+        ResidualModel("pca", {k: np.float32(v) for k, v in pca.items()}),
+        ResidualModel("kmeans", centres),
+        ResidualModel("random", {}),
+        *(ResidualModel(k, {}) for k in ("mahalanobis", "difference")),
+        ResidualModel("moving_average", {}),
+    ]
+    return {model.kind: model for model in found}
+
+
+def errors_of(model, windows):
+    function = errors_function(model.kind, model.architecture)
+    return np.asarray(jax.jit(function)(model.params, jnp.asarray(windows)))
+
+
+def expected_by(model, windows):
+    net = reconstructor(model.kind, model.architecture)
+    return np.asarray(net.activate(net.outputs(model.params, jnp.asarray(windows))))
+
+
+@pytest.mark.parametrize("kind", ["autoencoder", *RECONSTRUCTIONS])
+def test_errors_are_the_distance_from_what_is_expected(kind):
+    model, windows = parts()[kind], noisy_windows(5, 7, 3, seed=2)
+    expected = expected_by(model, windows)
+    assert expected.shape == windows.shape and expected.dtype == np.float32
+    distance = np.abs(windows - expected)
+    wanted = windows if kind == "mahalanobis" else errors_of(model, windows)
+    np.testing.assert_allclose(distance, np.abs(wanted), rtol=1e-5, atol=1e-6)
+    if kind == "mahalanobis":
+        assert not expected.any()
+    elif kind != "autoencoder":
+        assert np.abs(expected).max() > 0.5
+
+
+def test_a_joined_kind_expects_what_its_first_part_does():
+    models, windows = parts(), noisy_windows(5, 7, 3)
+    one = reconstructor("kmeans+autoencoder", ARCH)
+    np.testing.assert_array_equal(
+        one.outputs(models["kmeans"].params, windows),
+        expected_by(models["kmeans"], windows),
+    )
+    assert reconstructor("autoencoder+kmeans", ARCH) == network(ARCH)
+
+
+@pytest.mark.parametrize("kind", ["random", "random+pca", "transformer"])
+def test_noise_can_not_teach(kind):
+    name = kind.split("+")[0]
+    message = f"'{name}' expects nothing of a row.*name one of autoencoder.*pca first"
+    with pytest.raises(ConfigError, match=message):
+        reconstructor(kind)
+
+
+def test_a_control_has_no_first_parameters_to_draw():
+    with pytest.raises(ConfigError, match="'kmeans' is fitted, not trained"):
+        reconstructor("kmeans").init(jax.random.key(0))
+
+
+# Joined kinds.
+
+JOINED = [
+    ("kmeans", "difference", "moving_average"),
+    ("autoencoder", "difference", "pca"),
+    ("mahalanobis", "random", "autoencoder", "kmeans"),
+]
+
+
+@pytest.mark.parametrize("kinds", JOINED, ids="+".join)
+def test_joined_errors_stand_side_by_side(kinds):
+    models, windows = parts(), noisy_windows(5, 7, 3, seed=2)
+    joined = join([models[kind] for kind in kinds])
+    assert joined.kind == "+".join(kinds) and parts_of(joined.kind) == kinds
+    found = errors_of(joined, windows)
+    assert found.shape == (5, 7, 3 * len(kinds))
+    apart = [errors_of(models[kind], windows) for kind in kinds]
+    wanted = np.concatenate(apart, axis=-1)
+    np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("kinds", JOINED, ids="+".join)
+def test_parts_come_back_out_of_what_joined_them(kinds):
+    models = parts()
+    joined = join([models[kind] for kind in kinds])
+    for kind in kinds:
+        back = part(joined, kind)
+        assert (back.kind, back.architecture) == (kind, models[kind].architecture)
+        jax.tree.map(np.testing.assert_array_equal, back.params, models[kind].params)
+    assert joined.parameters == sum(models[kind].parameters for kind in kinds)
+    assert joined.architecture == (ARCH if "autoencoder" in kinds else None)
+
+
+def test_one_model_joined_is_itself():
+    model = parts()["pca"]
+    assert join([model]) is model and part(model, "pca") is model
+
+
+def test_a_part_without_parameters_needs_no_entry():
+    """Saved parameters have none: a folder of arrays can't hold an empty one."""
+    models, windows = parts(), noisy_windows(5, 7, 3)
+    joined = join([models["kmeans"], models["difference"]])
+    bare = joined._replace(params={"kmeans": models["kmeans"].params})
+    np.testing.assert_array_equal(errors_of(bare, windows), errors_of(joined, windows))
+    assert part(bare, "difference") == ResidualModel("difference", {})
+
+
+def test_names_of_errors():
+    channels = ("cpu", "heat")
+    assert error_names("kmeans", channels) == channels
+    assert error_names("kmeans+difference", channels) == (
+        "kmeans of cpu", "kmeans of heat", "difference of cpu", "difference of heat",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("value", [np.inf, 3e38])
+def test_an_overflow_in_the_first_row_is_no_step(value):
+    windows = noisy_windows(1, 4, 3)
+    windows[0, 0, 1] = value
+    found = errors("difference", windows)[0]
+    assert not found[0].any() and found[1, 1] > 1e38
+    assert (found[1, [0, 2]] < 10).all() and (found[2:] < 10).all()

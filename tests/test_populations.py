@@ -82,7 +82,7 @@ def test_students_side_by_side_are_those_of_their_runs(
             tmp_path / str(number),
             QUIET,
             names=("teacher", "student"),
-            teacher=teacher.params,
+            teacher=teacher,
         )["student"]
         params, course = found[f"student-{number}"]
         assert_close(params, alone.params, rtol=1e-3, atol=1e-5)

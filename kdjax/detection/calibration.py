@@ -38,7 +38,7 @@ from kdjax.detection.threshold import (
     too_few_message,
 )
 from kdjax.errors import ConfigError, DataError
-from kdjax.models.residual import ResidualModel
+from kdjax.models.residual import ResidualModel, error_names
 
 # Rounds of trimming: a refit without the worst windows can show others as worse.
 TRIM_ROUNDS = 2
@@ -67,14 +67,14 @@ class Calibration(NamedTuple):
 
     Attributes:
         scalers: `[E + 1, D]` offsets and scales.
-        normals: `[E + 1, D]` means, `[E + 1, D, D]` whitening matrices.
+        normals: `[E + 1, F]` means, `[E + 1, F, F]` whitening matrices.
         thresholds: E + 1.
         scores: E arrays, each entity's calibration window scores.
         starts: E arrays, the first train rows of these windows.
         behind: E + 1 arrays, the sorted scores that each threshold was chosen on.
         notes: sentences for the report: which entities borrowed what.
-        floored: names of each entity's channels whose errors deviate less than the
-            floor.
+        floored: names of each entity's errors that deviate less than the floor: those
+            of their channels, with the part's before it for a joined model.
     """
 
     scalers: Scaler
@@ -156,9 +156,7 @@ def calibrate(model: ResidualModel, prepared: Prepared, rules: Rules) -> Calibra
         behind=tuple(np.sort(found) for found in (*behind, pooled_scores)),
         notes=tuple(notes),
         floored={
-            entity.name: floored_channels(
-                own, floor=rules.floor, channels=prepared.channels
-            )
+            entity.name: floored_channels(own, floor=rules.floor, channels=job.errors)
             for entity, own in zip(prepared.entities, moments, strict=True)
             if own.n
         },
@@ -197,6 +195,11 @@ class _Job(NamedTuple):
     window: int
     channels: tuple[str, ...]
     rules: Rules
+
+    @property
+    def errors(self) -> tuple[str, ...]:
+        """Names of the F errors."""
+        return error_names(self.model.kind, self.channels)
 
 
 def _indices(prepared: Prepared) -> range:
@@ -269,7 +272,7 @@ def _everything(batches: Batches, first: int) -> Batches:
 def _errors(
     job: _Job, view: View, take: Callable[[Batches, int], Batches] = _everything
 ) -> Iterator[np.ndarray]:
-    """The errors of the validation windows' complete rows, `[K, D]` a batch.
+    """The errors of the validation windows' complete rows, `[K, F]` a batch.
 
     Args:
         job: what is calibrated.
@@ -308,7 +311,7 @@ def _errors(
 def _moments(job: _Job, view: View) -> Moments:
     """Of all processes' batches together."""
     pieces = map(moments_of, _errors(job, view, hosts.share))
-    return merge_shares(pieces, width=len(job.channels))
+    return merge_shares(pieces, width=len(job.errors))
 
 
 def _with_known_calibration(job: _Job, view: View, normal: Normal) -> View:
@@ -329,7 +332,7 @@ def _normal(job: _Job, views: Sequence[View], moments: Moments) -> Normal:
         moments,
         floor=job.rules.floor,
         ridge=job.rules.ridge,
-        channels=job.channels,
+        channels=job.errors,
         shrinkage=_shrinkage(job, views, moments),
     )
 

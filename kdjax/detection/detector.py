@@ -23,7 +23,7 @@ from kdjax.errors import DataError
 from kdjax.models.autoencoder import Architecture, Params
 from kdjax.models.batches import WindowFunction, map_windows
 from kdjax.models.missing import fill_missing
-from kdjax.models.residual import ResidualModel, errors_function
+from kdjax.models.residual import ResidualModel, errors_function, parts_of
 
 POOLED = "pooled"
 
@@ -46,7 +46,7 @@ class Detector(NamedTuple):
         max_gap: in median steps; windows end at longer steps in time.
         entities: the E names.
         scalers: offsets and scales, `[E + 1, D]` each.
-        normals: means `[E + 1, D]` and whitening matrices `[E + 1, D, D]`.
+        normals: means `[E + 1, F]` and whitening matrices `[E + 1, F, F]`.
         thresholds: E + 1 of them.
         card: JSON object: data, splits, settings, results, limits.
         ranges: lowest and highest raw training values, `[E + 1, D]` each; None where
@@ -176,7 +176,7 @@ def explain_batches(
         index: from `entity_index`.
         values: `[N, D]` raw rows; may be a memory map.
         starts: `[M]` first rows of the windows.
-        blame: `[D, D]` from `blame_matrix` of the same Normal.
+        blame: `[F, F]` from `blame_matrix` of the same Normal.
         batch_size: windows at once.
     """
     return _map_raw(
@@ -214,7 +214,7 @@ def error_batches(
     window: int,
     batch_size: int,
 ) -> Iterator[np.ndarray]:
-    """The model's errors `[B, L, D]` for the windows of scaled rows, a batch a piece.
+    """The model's errors `[B, L, F]` for the windows of scaled rows, a batch a piece.
 
     NaN where a cell is missing.
     """
@@ -270,6 +270,8 @@ def explainer(
         found, observed = errors(params, windows)
         distance = deviations(normal, found, observed)
         parts = contributions(blame, distance)
+        # A channel's part is the sum of what its errors have.
+        parts = parts.reshape(*parts.shape[:2], -1, windows.shape[-1]).sum(axis=2)
         points = scores_of(normal, distance, observed)
         # numpy arrays once they have left the device.
         return Explained(points, parts)  # type: ignore[arg-type]
@@ -300,13 +302,14 @@ def _observed_errors(
     kind: str, architecture: Architecture | None, missing: bool
 ) -> Any:
     """`(params, windows) -> (errors, which cells were observed or None for all)`."""
-    errors = errors_function(kind, architecture)
+    errors, copies = errors_function(kind, architecture), len(parts_of(kind))
     if not missing:
         return lambda params, windows: (errors(params, windows), None)
 
     def filled_errors(params: Params, windows: Array) -> tuple[Array, Array]:
         filled = fill_missing(windows)
-        return errors(params, filled.windows), filled.observed
+        observed = jnp.tile(filled.observed, (1, 1, copies))
+        return errors(params, filled.windows), observed
 
     return filled_errors
 

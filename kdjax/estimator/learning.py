@@ -10,7 +10,8 @@ import pandas as pd
 from rich.console import Console
 
 from kdjax.assembly import data_digests, make_detector
-from kdjax.data.prepared import Prepared, fit_rows
+from kdjax.controls import fit_control
+from kdjax.data.prepared import Prepared
 from kdjax.data.scaler import Scaler
 from kdjax.data.series import Dataset, Series
 from kdjax.data.splits import segments
@@ -22,7 +23,7 @@ from kdjax.detection.threshold import Threshold
 from kdjax.distillation import train_networks
 from kdjax.errors import ConfigError
 from kdjax.fields import CONTROLS
-from kdjax.models.residual import ResidualModel, fit_pca
+from kdjax.models.residual import ResidualModel
 from kdjax.pipeline import prepare_dataset
 from kdjax.rules import calibration_rules
 
@@ -131,8 +132,7 @@ def _models(
 ) -> dict[str, ResidualModel]:
     """The model `name`, and beside a student its teacher."""
     if name in CONTROLS:
-        params = fit_pca(fit_rows(prepared)) if name == "pca" else {}
-        return {name: ResidualModel(name, params)}
+        return {name: fit_control(name, prepared)}
     with tempfile.TemporaryDirectory() as folder:
         return train_networks(
             prepared,
@@ -140,5 +140,5 @@ def _models(
             Path(folder),
             Console(quiet=True),
             names=("teacher", name),
-            teacher=None if teacher is None else teacher.model.params,
+            teacher=None if teacher is None else teacher.model,
         )

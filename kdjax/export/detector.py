@@ -33,7 +33,8 @@ from kdjax.export.graph import (
 from kdjax.export.missing import add_completion, add_fill, mark_unknown
 from kdjax.export.onnx import add_network
 from kdjax.export.scorer import SEAL
-from kdjax.models.residual import MOVING_AVERAGE_ROWS, ResidualModel
+from kdjax.models.controls import MOVING_AVERAGE_ROWS
+from kdjax.models.residual import ResidualModel, part, parts_of
 
 _INFINITY = np.float32(np.inf)
 
@@ -75,7 +76,7 @@ def detector_graph(
         lambda inner: [add(inner, "Identity", scaled)],
         outputs=1,
     )
-    errors = _ERRORS[detector.model.kind](graph, detector.model, filled)
+    errors = _errors(graph, detector.model, filled)
     _either(
         graph,
         missing,
@@ -113,9 +114,10 @@ def onnx_file(detector: Detector, index: int, *, quantize: str = "none") -> byte
 
 
 def _check(model: ResidualModel, quantize: str) -> None:
-    if model.kind not in _ERRORS:
+    without = [kind for kind in parts_of(model.kind) if kind not in _ERRORS]
+    if without:
         raise ConfigError(
-            f"a detector of kind {model.kind!r} has no ONNX form, it is a control that "
+            f"a detector of kind {without[0]!r} has no ONNX form, it is a control that "
             f"nobody needs elsewhere: export one of {', '.join(_ERRORS)}."
         )
     if quantize != "none" and model.architecture is None:
@@ -126,6 +128,13 @@ def _check(model: ResidualModel, quantize: str) -> None:
 
 
 # Errors of the residual models, see `kdjax.models.residual`.
+
+
+def _errors(graph: Graph, model: ResidualModel, windows: str) -> str:
+    """The errors of all parts, `[B, L, F]`."""
+    kinds = parts_of(model.kind)
+    found = [_ERRORS[kind](graph, part(model, kind), windows) for kind in kinds]
+    return add(graph, "Concat", *found, axis=2) if len(found) > 1 else found[0]
 
 
 def _autoencoder(graph: Graph, model: ResidualModel, windows: str) -> str:
@@ -169,9 +178,28 @@ def _pca(graph: Graph, model: ResidualModel, windows: str) -> str:
     return add(graph, "Abs", add(graph, "Sub", centred, projected))
 
 
+def _kmeans(graph: Graph, model: ResidualModel, windows: str) -> str:
+    centres = np.asarray(model.params["centres"])
+    middle = centres.mean(axis=0)
+    around = (centres - middle).reshape(len(centres), -1)
+    squares = (around.astype(np.float64) ** 2).sum(axis=1).astype(np.float32)
+    # By name, so that the distances and the choice share them.
+    graph.weights["around"] = around
+    centred = add(graph, "Sub", windows, middle)
+    flat = add(graph, "Flatten", centred)
+    # ‖c‖² − 2 x·c
+    distances = add(graph, "Gemm", flat, "around", squares, alpha=-2.0, transB=1)
+    distances = _without_nan(graph, distances, _INFINITY)
+    nearest = add(graph, "ArgMin", distances, axis=1, keepdims=0)
+    chosen = add(graph, "Gather", "around", nearest, axis=0)
+    chosen = add(graph, "Reshape", chosen, [-1, *centres.shape[1:]])
+    return add(graph, "Abs", add(graph, "Sub", centred, chosen))
+
+
 _ERRORS: dict[str, Callable[[Graph, ResidualModel, str], str]] = {
     "autoencoder": _autoencoder,
     "difference": _difference,
+    "kmeans": _kmeans,
     "mahalanobis": _mahalanobis,
     "moving_average": _moving_average,
     "pca": _pca,
@@ -184,7 +212,7 @@ _ERRORS: dict[str, Callable[[Graph, ResidualModel, str], str]] = {
 def _scores(
     graph: Graph, detector: Detector, index: int, errors: str, *, holes: str | None
 ) -> list[str]:
-    """Point scores, window scores and contributions of errors `[B, L, D]`.
+    """Point scores, window scores and contributions of errors `[B, L, F]`.
 
     `holes` is NaN where a cell is missing; None: nowhere.
     """
@@ -194,6 +222,9 @@ def _scores(
     graph.weights.update(
         {"mean": normal.mean, "whiten": normal.whiten.T, "blame": blame.T}
     )
+    copies = len(parts_of(detector.model.kind))
+    if holes and copies > 1:
+        holes = add(graph, "Concat", *[holes] * copies, axis=2)
     deviations = add(graph, "Sub", errors, "mean")
     if holes:
         deviations = add_completion(graph, deviations, holes, normal)
@@ -214,6 +245,10 @@ def _scores(
         least = add(graph, "Where", too_few, np.float32(np.nan), least)
     parts = add(graph, "MatMul", deviations, "blame")
     parts = add(graph, "Mul", parts, parts)
+    if copies > 1:
+        # A channel's part is the sum of what its errors have.
+        parts = add(graph, "Reshape", parts, [0, 0, copies, -1])
+        parts = add(graph, "ReduceSum", parts, [2], keepdims=0)
     return [points, least, _without_nan(graph, parts, _INFINITY)]
 
 

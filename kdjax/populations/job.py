@@ -20,6 +20,7 @@ from kdjax.trainings import (
     first_state,
     lesson_targets,
     order_key,
+    soundness,
     target_bytes,
 )
 
@@ -93,9 +94,17 @@ def shape_of(training: Training) -> tuple[Hashable, ...]:
         ground.window,
         ground.missing,
         ground.sources is None,
+        # Apart from those of recorded windows, whose teachers have less to say.
+        ground.sound is None,
         train["batch_size"],
         train["schedule"],
-        lesson and (lesson.teacher.architecture, lesson.temperature_mode),
+        lesson
+        and (
+            lesson.teacher.kind,
+            lesson.teacher.architecture,
+            lesson.temperature_mode,
+            lesson.target,
+        ),
     )
 
 
@@ -121,6 +130,22 @@ def prepare_job(group: Sequence[Training], outputs: Outputs) -> Job:
     return Job(group, mesh, place(corpus, mesh), members, hyper, step)
 
 
+class _Taught(NamedTuple):
+    """The windows of one lesson in a joined corpus.
+
+    Attributes:
+        first: number of its first window.
+        starts: `[M]`, in the corpus' rows.
+        targets: `[M, L, D]`; None where nobody teaches.
+        sound: `[M]`, see `Corpus`.
+    """
+
+    first: int
+    starts: np.ndarray
+    targets: np.ndarray | None
+    sound: np.ndarray
+
+
 def _joined_corpus(
     group: Sequence[Training], outputs: Outputs
 ) -> tuple[Corpus, list[tuple[int, int]]]:
@@ -129,9 +154,7 @@ def _joined_corpus(
     Rows that members share are there once, and so are a teacher's outputs.
     """
     rows: dict[int, tuple[int, np.ndarray]] = {}  # by identity
-    lessons: dict[
-        tuple[int, int | None], tuple[int, np.ndarray, np.ndarray | None]
-    ] = {}
+    lessons: dict[tuple[int, int | None], _Taught] = {}
     taught = any(training.lesson for training in group)
     firsts, row_count, window_count = [], 0, 0
     for training in group:
@@ -146,15 +169,19 @@ def _joined_corpus(
             key = next((other for other in lessons if other[0] == id(ground)), key)
         if key not in lessons:
             said = _targets(training, taught, outputs)
-            lessons[key] = (window_count, ground.fit + offset, said)
+            lessons[key] = _Taught(
+                window_count, ground.fit + offset, said, soundness(ground)
+            )
             window_count += len(ground.fit)
-        firsts.append((lessons[key][0], offset))
-    starts = np.concatenate([starts for _, starts, _ in lessons.values()])
-    kept = [own for _, _, own in lessons.values() if own is not None]
+        firsts.append((lessons[key].first, offset))
+    starts = np.concatenate([lesson.starts for lesson in lessons.values()])
+    kept = [one.targets for one in lessons.values() if one.targets is not None]
+    sound = np.concatenate([lesson.sound for lesson in lessons.values()])
     corpus = Corpus(
         jnp.asarray(np.concatenate([own for _, own in rows.values()])),
         jnp.asarray(starts.astype(np.int32)),
         targets=jnp.asarray(np.concatenate(kept)) if kept else None,
+        sound=None if sound.all() else jnp.asarray(sound),
         missing=group[0].ground.missing,
     )
     return corpus, firsts
@@ -197,6 +224,7 @@ def _step_of(one: Training) -> Callable[[Hyper], Step]:
                 alpha=jnp.asarray(hyper.alpha),
                 temperature=hyper.temperature,
                 temperature_mode=lesson.temperature_mode,
+                target=lesson.target,
             )
         optimizer = make_optimizer(
             learning_rate=hyper.learning_rate,

@@ -13,22 +13,25 @@ from rich.console import Console
 
 from kdjax import hosts
 from kdjax.assembly import data_digests
+from kdjax.controls import Fits, fit_parts
 from kdjax.data.prepared import Prepared
 from kdjax.data.series import Dataset
 from kdjax.detection.calibration import check_enough
 from kdjax.errors import ConfigError
 from kdjax.fitting import course_text
-from kdjax.models.residual import ResidualModel
+from kdjax.models.residual import NETWORK, ResidualModel
 from kdjax.pipeline import load_dataset, prepare_parts
 from kdjax.populations.run import Judge, Trained, finished, train_all
 from kdjax.rules import calibration_rules
 from kdjax.sweep.design import Design, Member
-from kdjax.sweep.members import Networks
+from kdjax.sweep.members import STUDENT, TEACHER, Networks
 from kdjax.sweep.plan import Need, data_key, need
 from kdjax.trainings import (
+    Disturbed,
     Ground,
     Training,
     architecture,
+    has_network,
     student_training,
     teacher_training,
     training_ground,
@@ -38,11 +41,15 @@ TrainTeachers = Callable[[Sequence[Training]], dict[str, Trained]]
 
 
 class Shelf(NamedTuple):
-    """The sweep's data, each thing once: data sets, parts and windows by their key."""
+    """The sweep's data, each thing once: data sets, parts and windows by their key.
+
+    `fits` has the controls that were fitted to each part.
+    """
 
     digests: dict[str, str]
     parts: dict[str, dict[str, Prepared]]
     grounds: dict[str, dict[str, Ground]]
+    fits: dict[tuple[str, str], Fits]
 
 
 def load_shelf(design: Design, shelf: Shelf | None = None) -> Shelf:
@@ -53,7 +60,7 @@ def load_shelf(design: Design, shelf: Shelf | None = None) -> Shelf:
         shelf: what is there already; the rest is put into it.
     """
     datasets: dict[str, Dataset] = {}
-    shelf = shelf or Shelf({}, {}, {})
+    shelf = shelf or Shelf({}, {}, {}, {})
     for member in design.members:
         settings, key = member.settings, data_key(member.settings)
         if settings["init_from"]:
@@ -98,8 +105,8 @@ def train_members(
         train_teachers: trains teachers elsewhere than in `workdir`.
     """
     teachers: dict[str, Training] = {}
-    for member, part, needed, ground in _needs(members, shelf):
-        if needed.teacher is not None:
+    for member, _, needed, ground in _needs(members, shelf):
+        if needed.teacher is not None and has_network(member.settings, TEACHER):
             teachers.setdefault(
                 needed.teacher,
                 teacher_training(ground, member.settings, name=needed.teacher),
@@ -108,12 +115,9 @@ def train_members(
         trained = _train([*teachers.values()], workdir, way, console)
     else:
         trained = train_teachers([*teachers.values()])
-    models = {
-        name: ResidualModel("autoencoder", one.params, teachers[name].architecture)
-        for name, one in trained.items()
-        if one.params is not None
-    }
+    models = _teachers(members, shelf, trained)
     students: dict[str, Training] = {}
+    disturbed: Disturbed = {}
     for member, _, needed, ground in _needs(members, shelf):
         if needed.teacher is None or needed.teacher in models:
             students.setdefault(
@@ -123,9 +127,53 @@ def train_members(
                     member.settings,
                     name=needed.student,
                     teacher=models.get(needed.teacher or ""),
+                    known=disturbed,
                 ),
             )
     return trained | _train([*students.values()], workdir, way, console, judge)
+
+
+def _teachers(
+    members: Sequence[Member], shelf: Shelf, trained: Mapping[str, Trained]
+) -> dict[str, ResidualModel]:
+    """The teachers that students learn from, but for those whose training failed."""
+    models: dict[str, ResidualModel] = {}
+    for member, part, needed, ground in _needs(members, shelf):
+        name = needed.teacher
+        if name is not None and name not in models and _is_ready(member, name, trained):
+            models[name] = _model(
+                member, TEACHER, part, shelf, ground, trained.get(name)
+            )
+    return models
+
+
+def _is_ready(member: Member, teacher: str, trained: Mapping[str, Trained]) -> bool:
+    if not has_network(member.settings, TEACHER):
+        return True
+    return teacher in trained and trained[teacher].params is not None
+
+
+def _model(
+    member: Member,
+    name: str,
+    part: str,
+    shelf: Shelf,
+    ground: Ground,
+    trained: Trained | None,
+) -> ResidualModel:
+    """A member's teacher or student of one part of the data, with all its own parts."""
+    network = None
+    if trained is not None:
+        assert trained.params is not None
+        shape = architecture(member.settings, name, width=ground.rows.shape[1])
+        network = ResidualModel(NETWORK, trained.params, shape)
+    key = data_key(member.settings)
+    return fit_parts(
+        member.settings[name]["parts"],
+        shelf.parts[key][part],
+        network,
+        fits=shelf.fits.setdefault((key, part), {}),
+    )
 
 
 def _needs(
@@ -191,9 +239,14 @@ def failures(member: Member, shelf: Shelf, trained: Mapping[str, Trained]) -> li
     return [
         f"{name}: {_failure(trained.get(name))}"
         for _, _, needed, _ in _needs([member], shelf)
-        for name in (needed.teacher, needed.student)
+        for name in (_trained_teacher(member, needed), needed.student)
         if name is not None and (name not in trained or not trained[name].params)
     ]
+
+
+def _trained_teacher(member: Member, needed: Need) -> str | None:
+    """The name of the teacher's training, if it has one."""
+    return needed.teacher if has_network(member.settings, TEACHER) else None
 
 
 def _failure(trained: Trained | None) -> str:
@@ -204,18 +257,11 @@ def networks_of(
     member: Member, shelf: Shelf, trained: Mapping[str, Trained]
 ) -> dict[str, Networks]:
     """The networks of each part of a member, all of which are trained."""
-
-    def model(name: str, network: str, ground: Ground) -> ResidualModel:
-        params = trained[name].params
-        assert params is not None
-        width = ground.rows.shape[1]
-        shape = architecture(member.settings, network, width=width)
-        return ResidualModel("autoencoder", params, shape)
-
+    teachers = _teachers([member], shelf, trained)
     return {
         part: Networks(
-            model(needed.student, "student", ground),
-            model(needed.teacher, "teacher", ground) if needed.teacher else None,
+            _model(member, STUDENT, part, shelf, ground, trained[needed.student]),
+            teachers[needed.teacher] if needed.teacher else None,
             trained[needed.student].course,
             needed.teacher,
         )

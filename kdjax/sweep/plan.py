@@ -45,10 +45,18 @@ def teacher_name(settings: Settings) -> str:
 def student_name(settings: Settings) -> str:
     """The name of a member's student, without its part."""
     facts = _facts(settings, "student") | {"seed": settings["seed"]}
+    # Its network is the same, whatever it is joined with.
+    facts["network"] = {k: v for k, v in settings["student"].items() if k != "parts"}
     distill = settings["distill"]
     if distill["alpha"] > 0:
         facts["teacher"] = teacher_name(settings)
-        fields = ("alpha", "temperature", "temperature_mode")
+        fields = (
+            "alpha",
+            "temperature",
+            "temperature_mode",
+            "target",
+            "disturbed_copies",
+        )
         facts["distill"] = [distill[field] for field in fields]
     return f"student-{_digest(facts)}"
 

@@ -31,6 +31,8 @@ class Corpus(struct.PyTreeNode):  # type: ignore[no-untyped-call]
         targets: `[M, L, D]`, the teacher's head outputs, computed once; or None.
         teacher: the teacher's parameters, where the targets are too many to keep and
             each step computes its own; or None.
+        sound: `[M]`, 1, or 0 for windows whose data were disturbed on purpose; None
+            where none were.
         missing: whether rows may have NaN cells, which losses then leave out.
     """
 
@@ -38,6 +40,7 @@ class Corpus(struct.PyTreeNode):  # type: ignore[no-untyped-call]
     starts: Array
     targets: Array | None = None
     teacher: Any = None
+    sound: Array | None = None
     missing: bool = struct.field(pytree_node=False, default=False)  # type: ignore[no-untyped-call]
 
 
@@ -141,7 +144,10 @@ def make_step(
     ) -> tuple[Array, Params]:
         params, corpus = common
         batch = take_batch(corpus, corpus.starts[index], weight, window)
-        batch = batch._replace(targets=targets_of(corpus, index, batch.windows))
+        batch = batch._replace(
+            targets=targets_of(corpus, index, batch.windows),
+            sound=None if corpus.sound is None else corpus.sound[index],
+        )
         found: tuple[Array, Params] = jax.value_and_grad(objective)(params, batch)
         return found
 

@@ -1,0 +1,136 @@
+"""Which controls to join into a teacher, chosen on other machines than it is judged on.
+
+    python benchmarks/recipes.py --name=smd --root=data/smd --output=docs/results/recipes.json
+
+Every join of up to three controls is fitted and calibrated for each entity by itself, and
+measured on its test rows. Leave-one-out: for each entity the recipe with the best mean
+VUS-PR on all others is taken, and its measures on that entity are what counts. The recipe
+that is best on all entities is the one in the configs; its measures on them, which have
+seen their labels, stand apart.
+"""
+
+import argparse
+import itertools
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import track
+
+from kdjax.config import get_config, override, resolve
+from kdjax.controls import fit_control
+from kdjax.evaluation.intervals import paired_difference
+from kdjax.judgement import judge
+from kdjax.models.residual import join
+from kdjax.pipeline import load_dataset, prepare_parts
+from kdjax.rules import calibration_rules
+
+PARTS = ("mahalanobis", "pca", "kmeans", "difference", "moving_average")
+MOST = 3
+CRITERION = "vus_pr"
+
+Measures = dict[str, dict[str, dict[str, float | None]]]
+
+
+def recipes() -> list[tuple[str, ...]]:
+    """All joins of one to `MOST` controls."""
+    numbers = range(1, MOST + 1)
+    return [own for n in numbers for own in itertools.combinations(PARTS, n)]
+
+
+def measure(settings: dict[str, Any], console: Console) -> Measures:
+    """Measures by recipe, entity and name."""
+    found: Measures = {"+".join(recipe): {} for recipe in recipes()}
+    parts = prepare_parts(load_dataset(settings["data"]), settings)
+    for entity, prepared in track(parts.items(), console=console):
+        fitted = {kind: fit_control(kind, prepared) for kind in PARTS}
+        for recipe in recipes():
+            name = "+".join(recipe)
+            judged = judge(
+                {name: join([fitted[kind] for kind in recipe])},
+                prepared,
+                calibration_rules(settings, prepared),
+                min_anomalous_points=settings["data"]["min_anomalous_points"],
+                console=Console(quiet=True),
+            )[name]
+            found[name][entity] = {
+                f"{key}_{row['threshold']}" if key == "f1" else key: row[key]
+                for row in judged.entities
+                for key in WANTED[row["level"]]
+            }
+    return found
+
+
+WANTED = {"window": ("f1",), "point": ("average_precision", "vus_pr")}
+
+
+def best(measures: Measures, names: list[str], entities: list[str]) -> str:
+    """The recipe of highest mean criterion over some entities."""
+    return max(names, key=lambda name: mean(measures, name, CRITERION, entities))
+
+
+def mean(measures: Measures, name: str, key: str, entities: list[str]) -> float:
+    """Of a measure of a recipe, over the entities where it is defined."""
+    values = [measures[name][entity][key] for entity in entities]
+    return statistics.fmean(value for value in values if value is not None)
+
+
+def left_out(measures: Measures, names: list[str]) -> dict[str, Any]:
+    """What the recipes chosen on all other entities reach on each."""
+    entities = [*next(iter(measures.values()))]
+    chosen = {
+        entity: best(measures, names, [other for other in entities if other != entity])
+        for entity in entities
+    }
+    own = {entity: measures[name][entity] for entity, name in chosen.items()}
+    return {"chosen": chosen, "measures": own}
+
+
+def main() -> None:
+    """Measures, chooses, and writes."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--name", default="smd")
+    parser.add_argument("--root", default="data/smd")
+    parser.add_argument("--scaler", default="none")
+    parser.add_argument("--output", type=Path, required=True)
+    given = parser.parse_args()
+    changes = {
+        "data.name": given.name,
+        "data.root": given.root,
+        "data.scaler": given.scaler,
+        "entity_mode": "per_entity",
+    }
+    settings = resolve(override(get_config(), changes))
+    measures = measure(settings, Console())
+    singles = [name for name in measures if "+" not in name]
+    joined = left_out(measures, [*measures])
+    single = left_out(measures, singles)
+    keys = [*next(iter(joined["measures"].values()))]
+    entities = [*joined["chosen"]]
+    differences = {
+        key: paired_difference(
+            [joined["measures"][entity][key] for entity in entities],
+            [single["measures"][entity][key] for entity in entities],
+        )._asdict()
+        for key in keys
+    }
+    report = {
+        "settings": settings,
+        "criterion": CRITERION,
+        "best_with_all_labels": best(measures, [*measures], entities),
+        "means_with_all_labels": {
+            name: {key: mean(measures, name, key, entities) for key in keys}
+            for name in measures
+        },
+        "left_out_joined": joined,
+        "left_out_single": single,
+        "left_out_differences": differences,
+    }
+    given.output.write_text(json.dumps(report, indent=2) + "\n")
+    print(json.dumps(differences, indent=2))
+
+
+if __name__ == "__main__":
+    main()
