@@ -1,4 +1,4 @@
-"""ASD: application servers, 19 metrics, a row every 5 minutes.
+"""ASD: application servers, 19 metrics, a row every 5 minutes; a pair for each server.
 
     python launch.py run --config=configs/asd.py --config.data.root=DIR
 
@@ -19,7 +19,11 @@ def get_config() -> ConfigDict:
     config.data.root = "data/asd"
     # Published in [0, 1].
     config.data.scaler = "none"
-    config.teacher.epochs = 15
-    config.teacher.patience = 4
-    config.student.epochs = 30
+    # As on SMD.
+    config.entity_mode = "per_entity"
+    config.teacher.parts = ("kmeans", "difference", "moving_average")
+    config.student.parts = ("autoencoder", "difference", "moving_average")
+    config.student.hidden = (12,)
+    config.student.epochs = 20
+    config.train.warmup_steps = 50
     return config

@@ -10,7 +10,7 @@ place of the clusters. A quarter of an hour for 13 machines on 2 CPU cores.
 
 `:plain` is the paper's pair for all machines together: LSTM autoencoders, teacher 2+2
 layers of 200, student 1+1 of 200, as in Table 1 but with all 38 channels in one network
-(1,161,238 and 519,638 parameters). About an hour; its outcome is in docs/results/smd.md.
+(1,161,238 and 519,638 parameters). About an hour; its outcome is in docs/results/smd_plain.md.
 Settings of networks were chosen by validation loss, the parts on other machines' labels
 (docs/method.md).
 """

@@ -17,6 +17,7 @@ from kdjax.populations import trial
 from kdjax.populations.job import fits_in_memory, groups, prepare_job
 from kdjax.populations.run import train_all
 from kdjax.trainings import (
+    soundness,
     student_training,
     teacher_training,
     training_ground,
@@ -237,3 +238,58 @@ def test_teachers_outputs_are_made_once(students, known, tmp_path, monkeypatch):
     shapes = [{}, {"seed": 1}, {"student.hidden": (3,)}, {"train.batch_size": 16}]
     train_all(students(None, shapes), tmp_path, QUIET)
     assert len(seen) == 1
+
+
+DISTURBED = ({}, {"seed": 3}, {"distill.target": "errors"}, {"distill.alpha": 0.0})
+
+
+def test_disturbed_copies_follow_the_rows_and_only_their_teacher_counts(
+    known, plant_changes, tiny
+):
+    _, ground, teacher = known
+    settings = tiny(plant_changes | {"distill.disturbed_copies": 2})
+    shared = {}
+    first, second = (
+        student_training(
+            ground, settings, name=name, teacher=teacher, known=shared
+        ).ground
+        for name in "ab"
+    )
+    assert first is second
+    rows, windows = len(ground.rows), len(ground.fit)
+    assert len(first.rows) == 3 * rows and len(first.fit) == 3 * windows
+    np.testing.assert_array_equal(first.rows[:rows], ground.rows)
+    copies = first.rows[rows : 2 * rows], first.rows[2 * rows :]
+    assert all((copy != ground.rows).any() for copy in copies)
+    assert (copies[0] != copies[1]).any()
+    np.testing.assert_array_equal(first.fit[windows : 2 * windows] - rows, ground.fit)
+    assert soundness(first).sum() == windows and soundness(first)[:windows].all()
+    assert first.share == pytest.approx(ground.share / 3)
+    # A student of the data alone sees nothing of it, and as many steps come of it.
+    alone = student_training(ground, settings, name="c", teacher=None)
+    assert alone.ground is ground
+
+
+def test_students_of_disturbed_rows_side_by_side(
+    students, known, plant_changes, tiny, tmp_path
+):
+    changes = {"distill.disturbed_copies": 1}
+    members = students(changes, DISTURBED)
+    assert sorted(map(len, groups(members))) == [1, 1, 2]
+    found = train_all(members, tmp_path / "together", QUIET, way="together")
+    for number, own in enumerate(DISTURBED[:3]):
+        alone = train_networks(
+            known[0],
+            tiny(plant_changes | changes | own),
+            tmp_path / str(number),
+            QUIET,
+            names=("teacher", "student"),
+            teacher=known[2],
+        )["student"]
+        params = found[f"student-{number}"].params
+        assert_close(params, alone.params, rtol=1e-3, atol=1e-5)
+    # The lesson makes a difference.
+    plain = students(None, DISTURBED[:1])
+    undisturbed = train_all(plain, tmp_path / "plain", QUIET)["student-0"].params
+    with pytest.raises(AssertionError):
+        assert_close(found["student-0"].params, undisturbed, rtol=1e-3, atol=1e-5)

@@ -1,0 +1,83 @@
+"""What each lesson of configs/ablation.py brings over the same student taught by nobody.
+
+    python benchmarks/ablation.py --workdir=runs/ablation --output=docs/results/ablation.json
+
+Reads `members.csv` of the sweep. For each lesson: means over entities and seeds, the
+standard deviation over seeds of the mean over entities, and the mean over entities of the
+paired difference to the student trained alone (its seeds averaged first), with a 95 %
+bootstrap interval over entities. Labels of the test rows serve for nothing else.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from kdjax.artifacts import write_text
+from kdjax.evaluation.intervals import mean_sd, paired_difference
+
+LESSON = ["distill.alpha", "distill.target", "distill.disturbed_copies"]
+PARTS = "student.parts"
+ALONE = (0.0, "reconstruction", 0)
+MEASURES = ("f1_oracle", "f1_conformal", "point_average_precision", "vus_pr")
+
+
+def by_entity(members: pd.DataFrame, measure: str) -> np.ndarray:
+    """A measure of one lesson, `[S, E]`: seeds by entities, both in order."""
+    table = members.pivot(index="seed", columns="entity", values=measure)
+    return table.sort_index(axis=0).sort_index(axis=1).to_numpy(np.float64)
+
+
+def compared(own: pd.DataFrame, alone: pd.DataFrame) -> dict[str, Any]:
+    """Each measure of a lesson, and its difference to the student trained alone."""
+    found = {}
+    for measure in MEASURES:
+        values, others = (by_entity(members, measure) for members in (own, alone))
+        seeds = mean_sd(np.nanmean(values, axis=1))
+        difference = paired_difference(values.mean(axis=0), others.mean(axis=0))
+        found[measure] = {
+            "mean": seeds.mean,
+            "sd_over_seeds": seeds.sd,
+            **{key: getattr(difference, key) for key in ("difference", "low", "high")},
+        }
+    return found
+
+
+def main() -> None:
+    """Compares, prints a table, writes the JSON file."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--workdir", type=Path, required=True)
+    parser.add_argument("--output", type=Path, required=True)
+    given = parser.parse_args()
+    members = pd.read_csv(given.workdir / "members.csv")
+    rows = []
+    for parts, same in members.groupby(PARTS, sort=False):
+        lessons = dict(list(same.groupby(LESSON, sort=False)))
+        for lesson, own in lessons.items():
+            found = compared(own, lessons[ALONE])
+            rows.append(
+                {
+                    "parts": parts,
+                    **dict(zip(("alpha", "target", "copies"), lesson, strict=True)),
+                    "parameters": int(own["parameters"].iloc[0]),
+                    "seeds": own["seed"].nunique(),
+                    "entities": own["entity"].nunique(),
+                    **found,
+                }
+            )
+    write_text(given.output, json.dumps(rows, indent=2) + "\n")
+    for row in rows:
+        cells = [
+            f"{row[m]['mean']:.3f} ± {row[m]['sd_over_seeds']:.3f} "
+            f"({row[m]['difference']:+.3f}: {row[m]['low']:+.3f} to {row[m]['high']:+.3f})"
+            for m in MEASURES
+        ]
+        lesson = f"{row['alpha']} {row['target']} {row['copies']}"
+        print(" | ".join([str(row["parts"]), lesson, *cells]))
+
+
+if __name__ == "__main__":
+    main()

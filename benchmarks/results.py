@@ -1,0 +1,45 @@
+"""What a finished run leaves in docs/results: its numbers, without what fills pages.
+
+    python benchmarks/results.py --workdir=runs/smd --output=docs/results/smd.json
+
+Of each entity the measures by which models are compared are kept; realised rates and the
+worst training windows are left out. Prints the tables for the document beside it.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from kdjax.artifacts import write_text
+from kdjax.evaluation.tables import markdown_table
+
+KEPT = ("model", "entity", "threshold", "level", "f1", "average_precision", "vus_pr")
+LEFT_OUT = ("rates", "worst_training_windows")
+
+
+def main() -> None:
+    """Reads, writes, prints."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--workdir", type=Path, required=True)
+    parser.add_argument("--output", type=Path, required=True)
+    given = parser.parse_args()
+    results = json.loads((given.workdir / "results.json").read_text("utf-8"))
+    results = {k: v for k, v in results.items() if k not in LEFT_OUT}
+    results["entities"] = [
+        {key: row[key] for key in KEPT if key in row} for row in results["entities"]
+    ]
+    lines = json.dumps(results, allow_nan=False).replace('}, {"model"', '},\n{"model"')
+    write_text(given.output, lines + "\n")
+    print(markdown_table(results))
+    for row in results["paired"]:
+        against = row["control"] or row["against"]
+        print(
+            f"{row['model']} − {against}, {row['metric']} ({row['threshold']}, "
+            f"{row['level']}): {row['difference']:+.3f} ({row['low']:+.3f} to "
+            f"{row['high']:+.3f}), {row['entities']} entities"
+        )
+    print(results["recommendation"]["text"])
+
+
+if __name__ == "__main__":
+    main()
