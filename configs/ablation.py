@@ -43,6 +43,8 @@ def get_config(data: str = "smd") -> ConfigDict:
     config.student.hidden = (12,)
     config.student.epochs = 20
     config.train.warmup_steps = 50
+    # The answers to three disturbed copies of all rows, on two devices.
+    config.distill.cache_bytes = 8_000_000_000
     return config
 
 

@@ -87,11 +87,11 @@ def add_panel(
 
 def bars(events: Events, edges: np.ndarray, *, top: float, height: float) -> str:
     """A path of rectangles `height` CSS pixels high, one for each span of rows."""
-    x = _across(edges)
+    # Only where something begins or ends: a series may have millions of rows.
+    ends = np.array([*events], np.int64).reshape(-1, 2)
     return "".join(
-        f"M{x[start]} {round(top * UNITS)}H{x[stop]}v{round(height * UNITS)}"
-        f"H{x[start]}z"
-        for start, stop in events
+        f"M{start} {round(top * UNITS)}H{stop}v{round(height * UNITS)}H{start}z"
+        for start, stop in _across(edges[ends])
     )
 
 
