@@ -49,13 +49,14 @@ def window_milliseconds(content: bytes, rounds: int = ROUNDS) -> float:
 def numbers(detector: Detector) -> int:
     """How many numbers score the windows of one entity.
 
-    The model's parameters, offset and scale `[D]` of the scaler, mean `[D]` and
-    whitening matrix `[D, D]` of the Normal, and τ. A control without parameters needs
-    the rest as well. The blame of channels follows from the whitening matrix and isn't
-    counted, though an exported file holds it ready.
+    The model's parameters, offset and scale `[D]` of the scaler, mean `[F]` and
+    whitening matrix `[F, F]` of the Normal, and τ; F is K·D where K parts are joined.
+    A control without parameters needs the rest as well. The blame of channels follows
+    from the whitening matrix and isn't counted, though an exported file holds it ready.
     """
-    width = len(detector.channels)
-    return detector.model.parameters + width**2 + 3 * width + 1
+    errors: int = detector.normals.mean.shape[-1]
+    scaler = 2 * len(detector.channels)
+    return detector.model.parameters + scaler + errors + errors**2 + 1
 
 
 def detector_costs(detector: Detector, rounds: int = ROUNDS) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from kdjax.errors import ConfigError, DataError
 from kdjax.inspection import inspect_training, test_notes
 from kdjax.judgement import Judged, judge
 from kdjax.models.autoencoder import Params, count_parameters
-from kdjax.models.residual import NETWORK, ResidualModel
+from kdjax.models.residual import NETWORK, ResidualModel, part, parts_of
 from kdjax.outcome import write_outcome
 from kdjax.parts import (
     PER_ENTITY,
@@ -170,14 +170,14 @@ def prepare_dataset(dataset: Dataset, settings: Settings) -> Prepared:
 def prepare_parts(dataset: Dataset, settings: Settings) -> dict[str, Prepared]:
     """What `entity_mode` makes of the data set: one part, or one for each entity."""
     parts = {}
-    for part, own in split_dataset(dataset, settings["entity_mode"]).items():
+    for name, own in split_dataset(dataset, settings["entity_mode"]).items():
         try:
-            parts[part] = prepare_dataset(own, settings)
+            parts[name] = prepare_dataset(own, settings)
         except (ConfigError, DataError) as error:
-            if part == WHOLE:
+            if name == WHOLE:
                 raise
             raise type(error)(
-                f"{part}: {error} Or train all entities together (entity_mode=shared)."
+                f"{name}: {error} Or train all entities together (entity_mode=shared)."
             ) from error
     return parts
 
@@ -220,7 +220,7 @@ def _judge(
     origin: Origin | None,
 ) -> dict[str, Judged]:
     """Networks and controls, and the detector that training started from."""
-    models = {**networks, **_controls(prepared, settings)}
+    models = {**networks, **_controls(networks, prepared, settings)}
     ready = {}
     if origin:
         models[BEFORE] = origin.detector.model
@@ -279,8 +279,19 @@ def _reading_notes(dataset: Dataset) -> list[str]:
     return [note for series in (*dataset.train, *dataset.test) for note in series.notes]
 
 
-def _controls(prepared: Prepared, settings: Settings) -> dict[str, ResidualModel]:
-    return {name: fit_control(name, prepared) for name in settings["controls"]}
+def _controls(
+    models: Mapping[str, ResidualModel], prepared: Prepared, settings: Settings
+) -> dict[str, ResidualModel]:
+    """The controls; one that is part of a model was fitted with it."""
+    known = {
+        kind: part(model, kind)
+        for model in models.values()
+        for kind in parts_of(model.kind)
+    }
+    return {
+        name: known[name] if name in known else fit_control(name, prepared)
+        for name in settings["controls"]
+    }
 
 
 @contextlib.contextmanager

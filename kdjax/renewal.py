@@ -71,9 +71,9 @@ def load_origin(
         )
     # The teacher first, as in settings and tables.
     for network, detector in sorted(found.items(), reverse=True):
-        wanted = architecture(settings, network, width=len(channels))
         if not has_network(settings, network):
             continue
+        wanted = architecture(settings, network, width=len(channels))
         if detector.model.architecture is None:
             raise ConfigError(
                 f"{folder}: the {network} has no network to start from: set "

@@ -51,8 +51,19 @@ def test_costs_of_networks_and_controls(small, kind):
 
 def test_numbers_grow_with_the_square_of_the_channels(small):
     assert numbers(small) == 2 * 2 + 3 * 2 + 1
-    wide = small._replace(channels=tuple("abcdefghij"))
+    mean, whiten = np.zeros((1, 10)), np.zeros((1, 10, 10))
+    normals = small.normals._replace(mean=mean, whiten=whiten)
+    wide = small._replace(channels=tuple("abcdefghij"), normals=normals)
     assert numbers(wide) == 10 * 10 + 3 * 10 + 1
+
+
+def test_joined_parts_store_a_normal_of_all_their_errors(small):
+    # Scaler 2·2; mean 3·2 and whitening (3·2)² of three parts' errors; τ.
+    mean, whiten = np.zeros((1, 6)), np.zeros((1, 6, 6))
+    normals = small.normals._replace(mean=mean, whiten=whiten)
+    model = ResidualModel("difference+moving_average+mahalanobis", {})
+    joined = small._replace(model=model, normals=normals)
+    assert numbers(joined) == 4 + 6 + 36 + 1
 
 
 def test_a_model_without_an_onnx_form_says_so(small):

@@ -128,7 +128,7 @@ def test_students_of_the_data_alone_need_no_teacher():
     [
         ("sweep_quick", (), 4, 1),
         ("frontier", ("sample",), 36, 6),
-        ("frontier", (), 60, 10),
+        ("frontier", (), 48, 8),
     ],
 )
 def test_config_files_are_sound_and_share_one_teacher(name, argument, members, shapes):

@@ -32,12 +32,13 @@ def contribution_bins(
         block: rows at once; those of the windows on their edges come on top.
     """
     width = len(detector.channels)
+    blame = blame_matrix(normal_of(detector, index), method=detector.blame)
     largest = np.full((int(bins.max(initial=-1)) + 1, width), np.nan)
     for first in range(0, len(values), block):
         last = min(first + block, len(values))
         own = starts[(starts > first - detector.window) & (starts < last)]
         if len(own):
-            rows = _row_means(detector, index, values, own, first, last)
+            rows = _row_means(detector, index, values, own, blame, first, last)
             np.fmax.at(largest, bins[first:last], rows)
     return largest
 
@@ -47,6 +48,7 @@ def _row_means(
     index: int,
     values: np.ndarray,
     starts: np.ndarray,
+    blame: np.ndarray,
     first: int,
     last: int,
 ) -> np.ndarray:
@@ -54,7 +56,6 @@ def _row_means(
     begin = min(first, int(starts.min()))
     length = max(last, int(starts.max()) + detector.window) - begin
     points, parts = empty_sums(length), empty_sums(length, len(detector.channels))
-    blame = blame_matrix(normal_of(detector, index), method=detector.blame)
     done = 0
     for found in explain_batches(detector, index, values, starts, blame=blame):
         batch = starts[done : done + len(found.points)] - begin

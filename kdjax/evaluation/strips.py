@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from kdjax.evaluation.labels import runs
+
 MAX_POINTS = 4000  # of a curve
 # Units of the drawing: across all of it, and in a CSS pixel down.
 WIDTH, UNITS = 10_000, 4
@@ -132,8 +134,7 @@ def spans(labels: np.ndarray) -> list[tuple[int, int]]:
     >>> spans(np.array([True, False, True, True]))
     [(0, 1), (2, 4)]
     """
-    edges = np.flatnonzero(np.diff(np.concatenate(([0], labels.astype(int), [0]))))
-    return [(int(a), int(b)) for a, b in zip(edges[::2], edges[1::2], strict=True)]
+    return [(int(a), int(b)) for a, b in zip(*runs(labels), strict=True)]
 
 
 def row_edges(time: np.ndarray | None, rows: int) -> np.ndarray:
