@@ -10,6 +10,7 @@ bootstrap interval over entities. Labels of the test rows serve for nothing else
 
 import argparse
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,15 @@ import pandas as pd
 from kdjax.artifacts import write_text
 from kdjax.evaluation.intervals import mean_sd, paired_difference
 
-LESSON = ["distill.alpha", "distill.target", "distill.disturbed_copies"]
+LESSON = [
+    "teacher.parts",
+    "distill.target",
+    "distill.alpha",
+    "distill.alpha_end",
+    "distill.weights",
+    "distill.disturbed_copies",
+]
 PARTS = "student.parts"
-ALONE = (0.0, "reconstruction", 0)
 MEASURES = ("f1_oracle", "f1_conformal", "point_average_precision", "vus_pr")
 
 
@@ -41,9 +48,18 @@ def compared(own: pd.DataFrame, alone: pd.DataFrame) -> dict[str, Any]:
         found[measure] = {
             "mean": seeds.mean,
             "sd_over_seeds": seeds.sd,
-            **{key: getattr(difference, key) for key in ("difference", "low", "high")},
+            # No interval tells of one entity.
+            **{
+                key: None if math.isnan(value) else value
+                for key, value in difference._asdict().items()
+                if key in ("difference", "low", "high")
+            },
         }
     return found
+
+
+def _signed(value: float | None) -> str:
+    return "–" if value is None else f"{value:+.3f}"
 
 
 def main() -> None:
@@ -53,29 +69,34 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     given = parser.parse_args()
     members = pd.read_csv(given.workdir / "members.csv")
+    members[LESSON] = members[LESSON].fillna("")  # of no weights
     rows = []
     for parts, same in members.groupby(PARTS, sort=False):
-        lessons = dict(list(same.groupby(LESSON, sort=False)))
+        lessons = dict(list(same.groupby(LESSON, sort=False, dropna=False)))
+        alone = same[same["distill.alpha"].eq(0)]
         for lesson, own in lessons.items():
-            found = compared(own, lessons[ALONE])
+            found = compared(own, alone)
             rows.append(
                 {
                     "parts": parts,
-                    **dict(zip(("alpha", "target", "copies"), lesson, strict=True)),
+                    **{
+                        name.removeprefix("distill."): value
+                        for name, value in zip(LESSON, lesson, strict=True)
+                    },
                     "parameters": int(own["parameters"].iloc[0]),
                     "seeds": own["seed"].nunique(),
                     "entities": own["entity"].nunique(),
                     **found,
                 }
             )
-    write_text(given.output, json.dumps(rows, indent=2) + "\n")
+    write_text(given.output, json.dumps(rows, indent=2, allow_nan=False) + "\n")
     for row in rows:
         cells = [
             f"{row[m]['mean']:.3f} ± {row[m]['sd_over_seeds']:.3f} "
-            f"({row[m]['difference']:+.3f}: {row[m]['low']:+.3f} to {row[m]['high']:+.3f})"
+            f"({', '.join(_signed(row[m][key]) for key in ('difference', 'low', 'high'))})"
             for m in MEASURES
         ]
-        lesson = f"{row['alpha']} {row['target']} {row['copies']}"
+        lesson = " ".join(str(row[name.removeprefix("distill.")]) for name in LESSON)
         print(" | ".join([str(row["parts"]), lesson, *cells]))
 
 

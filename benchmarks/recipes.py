@@ -12,7 +12,9 @@ seen their labels, stand apart.
 import argparse
 import itertools
 import json
+import math
 import statistics
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,9 @@ from kdjax.rules import calibration_rules
 PARTS = ("mahalanobis", "pca", "kmeans", "difference", "moving_average")
 MOST = 3
 CRITERION = "vus_pr"
+WANTED = {"window": ("f1",), "point": ("average_precision", "vus_pr")}
 
+# By choice (here a recipe), entity and name.
 Measures = dict[str, dict[str, dict[str, float | None]]]
 
 
@@ -55,15 +59,17 @@ def measure(settings: dict[str, Any], console: Console) -> Measures:
                 min_anomalous_points=settings["data"]["min_anomalous_points"],
                 console=Console(quiet=True),
             )[name]
-            found[name][entity] = {
-                f"{key}_{row['threshold']}" if key == "f1" else key: row[key]
-                for row in judged.entities
-                for key in WANTED[row["level"]]
-            }
+            found[name][entity] = measures_of(judged.entities)
     return found
 
 
-WANTED = {"window": ("f1",), "point": ("average_precision", "vus_pr")}
+def measures_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+    """What counts here of one entity's rows in `results["entities"]`."""
+    return {
+        f"{key}_{row['threshold']}" if key == "f1" else key: row[key]
+        for row in rows
+        for key in WANTED[row["level"]]
+    }
 
 
 def best(measures: Measures, names: list[str], entities: list[str]) -> str:
@@ -78,7 +84,7 @@ def mean(measures: Measures, name: str, key: str, entities: list[str]) -> float:
 
 
 def left_out(measures: Measures, names: list[str]) -> dict[str, Any]:
-    """What the recipes chosen on all other entities reach on each."""
+    """What the choices made on all other entities reach on each."""
     entities = [*next(iter(measures.values()))]
     chosen = {
         entity: best(measures, names, [other for other in entities if other != entity])
@@ -86,6 +92,23 @@ def left_out(measures: Measures, names: list[str]) -> dict[str, Any]:
     }
     own = {entity: measures[name][entity] for entity, name in chosen.items()}
     return {"chosen": chosen, "measures": own}
+
+
+def differences(
+    first: Mapping[str, Mapping[str, Any]], second: Mapping[str, Mapping[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """Of each measure by entity the paired difference, with None where it has no value."""
+    found = {}
+    for key in next(iter(first.values())):
+        difference = paired_difference(
+            [first[entity][key] for entity in first],
+            [second[entity][key] for entity in first],
+        )
+        found[key] = {
+            field: None if isinstance(value, float) and math.isnan(value) else value
+            for field, value in difference._asdict().items()
+        }
+    return found
 
 
 def main() -> None:
@@ -109,13 +132,8 @@ def main() -> None:
     single = left_out(measures, singles)
     keys = [*next(iter(joined["measures"].values()))]
     entities = [*joined["chosen"]]
-    differences = {
-        key: paired_difference(
-            [joined["measures"][entity][key] for entity in entities],
-            [single["measures"][entity][key] for entity in entities],
-        )._asdict()
-        for key in keys
-    }
+    compared = differences(joined["measures"], single["measures"])
+    settings["data"].pop("root")  # of one machine
     report = {
         "settings": settings,
         "criterion": CRITERION,
@@ -126,10 +144,10 @@ def main() -> None:
         },
         "left_out_joined": joined,
         "left_out_single": single,
-        "left_out_differences": differences,
+        "left_out_differences": compared,
     }
     given.output.write_text(json.dumps(report, indent=2) + "\n")
-    print(json.dumps(differences, indent=2))
+    print(json.dumps(compared, indent=2))
 
 
 if __name__ == "__main__":

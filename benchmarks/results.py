@@ -25,6 +25,7 @@ def main() -> None:
     given = parser.parse_args()
     results = json.loads((given.workdir / "results.json").read_text("utf-8"))
     results = {k: v for k, v in results.items() if k not in LEFT_OUT}
+    results["settings"]["data"].pop("root")  # of one machine
     results["entities"] = [
         {key: row[key] for key in KEPT if key in row} for row in results["entities"]
     ]

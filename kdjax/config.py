@@ -19,6 +19,9 @@ from kdjax.fields import CONTROLS, value_problems
 
 Settings = dict[str, Any]
 
+# The others that may be left open are whole.
+_OPTIONAL_NUMBERS = ("distill.alpha_end", "distill.temperature_end", "threshold.value")
+
 
 def get_config() -> ConfigDict:
     """The defaults: small networks that suit a user's own file."""
@@ -78,7 +81,7 @@ def get_config() -> ConfigDict:
 
     config.teacher = teacher = ConfigDict()
     # What a model joins: "autoencoder" is its network, the others are controls. A
-    # student learns what the teacher's first part makes of a window.
+    # student learns what the teacher's first part makes of a window, see `distill`.
     teacher.parts = ("autoencoder",)
     # Widths of the encoder's layers; the decoder has them reversed.
     teacher.hidden = (64, 64)
@@ -109,9 +112,15 @@ def get_config() -> ConfigDict:
     distill.alpha = 0.35
     distill.temperature = 1.0
     distill.temperature_mode = "output"
-    # What the student's is compared with: the teacher's "reconstruction" (Eq. 2), or its
-    # "errors".
+    # α and T after the last step, to which they change evenly; where not set they stay.
+    distill.alpha_end = config_dict.placeholder(float)
+    distill.temperature_end = config_dict.placeholder(float)
+    # What the student's is compared with: the teacher's "reconstruction" (Eq. 2), its
+    # "errors", its "hidden" code, or its "scores".
     distill.target = "reconstruction"
+    # Of each of teacher.parts, which then teach together; () for the first part alone,
+    # or for the scores of all.
+    distill.weights = ()
     # Copies of the training rows, disturbed on purpose, that only the teacher explains;
     # the number of steps stays.
     distill.disturbed_copies = 0
@@ -292,7 +301,7 @@ def _type_problem(name: str, value: Any, default: Any) -> str:
 
 def _optional_check(name: str) -> tuple[str, Callable[[Any], bool]]:
     """For the fields that may be left open."""
-    if name == "threshold.value":
+    if name in _OPTIONAL_NUMBERS:
         return "a finite number or None", lambda v: v is None or _is_finite(v)
     return "a whole number or None", lambda v: v is None or _is_whole(v)
 
@@ -306,6 +315,11 @@ def _list_check(name: str) -> tuple[str, Callable[[Any], bool]]:
                 and len(v) > 0
                 and all(_is_whole(n) and n > 0 for n in v)
             ),
+        )
+    if name == "distill.weights":
+        return (
+            "a tuple of finite numbers",
+            lambda v: isinstance(v, list) and all(_is_finite(n) for n in v),
         )
     return (
         "a tuple of texts",

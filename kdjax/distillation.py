@@ -16,9 +16,11 @@ from kdjax.controls import Fits, fit_parts
 from kdjax.data.prepared import Prepared
 from kdjax.errors import TrainingError
 from kdjax.fitting import train_alone
+from kdjax.lessons import Scorer
 from kdjax.models.autoencoder import Params
 from kdjax.models.residual import NETWORK, ResidualModel
 from kdjax.populations.run import Trained, train_all
+from kdjax.scorers import scorers_of
 from kdjax.trainings import (
     Training,
     has_network,
@@ -41,6 +43,8 @@ def train_networks(
     names: Sequence[str] = NETWORKS,
     first: Mapping[str, Params] = MappingProxyType({}),
     teacher: ResidualModel | None = None,
+    scorers: Sequence[Scorer] = (),
+    weights: Sequence[float] = (),
 ) -> dict[str, ResidualModel]:
     """The models by name, their networks with the parameters of lowest validation loss.
 
@@ -49,10 +53,14 @@ def train_networks(
         settings: from `kdjax.config.resolve`.
         workdir: where checkpoints and the log are; phases found there go on.
         console: shows progress.
-        names: which of `NETWORKS`; a student needs the teacher among them.
+        names: which of `NETWORKS`; a student needs the teacher among them, or `scorers`.
         first: parameters that `teacher` and `student` start from, where there are any;
             `student_alone` starts as the student does.
         teacher: one that is trained already and stays as it is.
+        scorers: teachers instead of one that kdjax makes: callables, scaled windows
+            `[B, L, D]` to scores of their rows `[B, L]`. `distill.target` must be
+            `scores`.
+        weights: of the scorers; () to count them the same.
     """
 
     def train(training: Training) -> ResidualModel:
@@ -61,21 +69,27 @@ def train_networks(
 
     ground = training_ground(prepared, settings["data"])
     fits: Fits = {}
-    if teacher is None:
+    if teacher is None and "teacher" in names:
         network = None
         if has_network(settings, "teacher"):
             network = train(
                 teacher_training(ground, settings, first=first.get("teacher"))
             )
         teacher = fit_parts(settings["teacher"]["parts"], prepared, network, fits=fits)
-    trained = {"teacher": teacher}
-    for name, taught_by in (("student", trained["teacher"]), ("student_alone", None)):
+    trained = {} if teacher is None else {"teacher": teacher}
+    # The config's weights are those of the teacher's parts.
+    shares = tuple(weights) if scorers else None
+    if teacher is not None and not scorers and "student" in names:
+        scorers = scorers_of(teacher, prepared, settings)
+    for name, taught in (("student", True), ("student_alone", False)):
         if name in names:
             learning = student_training(
                 ground,
                 settings,
                 name=name,
-                teacher=taught_by,
+                teacher=teacher if taught else None,
+                scorers=tuple(scorers) if taught else (),
+                weights=shares if taught else None,
                 first=first.get("student"),
             )
             trained[name] = fit_parts(
@@ -140,6 +154,9 @@ def train_pairs(
         )
         for part, own in parts.items()
     }
+    scorers = {
+        part: scorers_of(teachers[part], own, settings) for part, own in parts.items()
+    }
     students = train(
         [
             student_training(
@@ -147,6 +164,7 @@ def train_pairs(
                 settings,
                 name=name_of(name, part),
                 teacher=teachers[part] if taught else None,
+                scorers=scorers[part] if taught else (),
                 first=first.get("student"),
             )
             for name, taught in (("student", True), ("student_alone", False))

@@ -27,7 +27,7 @@ CHOICES = {
     "model.head": ("linear", "sigmoid"),
     "train.schedule": ("constant", "cosine"),
     "distill.temperature_mode": ("output", "logit"),
-    "distill.target": ("reconstruction", "errors"),
+    "distill.target": ("reconstruction", "errors", "hidden", "scores"),
     "detection.shrinkage": ("none", "ledoit_wolf", "oas"),
     "detection.scope": ("per_entity", "pooled"),
     "detection.blame": ("correlation", "conditional"),
@@ -58,7 +58,9 @@ RANGES: dict[str, tuple[float, float, bool]] = {
     "train.log_every": (1, 1_000_000, True),
     "train.checkpoint_seconds": (0, float("inf"), True),
     "distill.alpha": (0, 1, True),
+    "distill.alpha_end": (0, 1, True),
     "distill.temperature": (0, float("inf"), False),
+    "distill.temperature_end": (0, float("inf"), False),
     "distill.disturbed_copies": (0, 4, True),
     "distill.cache_bytes": (0, float("inf"), True),
     "detection.count": (0, 1_000_000, True),
@@ -156,6 +158,7 @@ def _check_together(settings: Settings) -> Iterator[str]:
             f"model.head='sigmoid' can't give what data.scaler={data['scaler']!r} "
             "makes: use minmax, or none for data in [0, 1]"
         )
+    yield from _lesson_problems(distill, settings["teacher"]["parts"])
     teaching = settings["teacher"]["parts"][0]
     if distill["temperature_mode"] == "logit" and teaching != "autoencoder":
         yield (
@@ -172,3 +175,35 @@ def _check_together(settings: Settings) -> Iterator[str]:
         )
     if len(set(settings["controls"])) < len(settings["controls"]):
         yield "controls names a control twice"
+
+
+def _lesson_problems(distill: Settings, parts: list[str]) -> Iterator[str]:
+    target, weights = distill["target"], distill["weights"]
+    heated = distill["temperature"] != 1 or distill["temperature_end"] is not None
+    if target == "hidden" and parts[0] != "autoencoder":
+        yield (
+            "distill.target='hidden' needs a network as teacher: name autoencoder first "
+            f"in teacher.parts={parts!r}"
+        )
+    if target == "scores" and heated:
+        yield (
+            "distill.temperature has no effect on distill.target='scores', which are "
+            "standardised: leave it at 1"
+        )
+    if target != "reconstruction" and distill["temperature_mode"] == "logit":
+        yield (
+            f"distill.temperature_mode='logit' softens reconstructions, not {target}: "
+            "use output"
+        )
+    if not weights:
+        return
+    if target == "hidden" or distill["temperature_mode"] == "logit":
+        yield (
+            "distill.weights join reconstructions, errors or scores: leave it empty "
+            "with hidden codes and with logits"
+        )
+    if len(weights) != len(parts) or min(weights) < 0 or not any(weights):
+        yield (
+            f"distill.weights={weights!r} must have a number from 0 on for each of "
+            f"teacher.parts={parts!r}, not all of them 0"
+        )

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from rich.console import Console
 
 from kdjax.devices import place, training_mesh
+from kdjax.lessons import Lesson, Outputs, check_kept
 from kdjax.models.autoencoder import Params, network
 from kdjax.progress import progress_bar
 from kdjax.training.feeds import Feed, corpus_feed, grain_feed, make_source_validate
@@ -17,7 +18,6 @@ from kdjax.training.loop import Course, Fitted, Hooks, Start, fit, resume
 from kdjax.training.objectives import validation_loss
 from kdjax.training.steps import Corpus, make_step, make_validate
 from kdjax.trainings import (
-    Outputs,
     Training,
     first_state,
     lesson_targets,
@@ -70,6 +70,8 @@ def train_alone(
     outputs = {} if outputs is None else outputs
     mesh = training_mesh(batch_size)
     feed, validate = _feeding(training, mesh, outputs)
+    # Devices that divide a batch know the others' sums only, not their windows.
+    is_whole = training.lesson is not None and training.lesson.is_of_whole_batches
     total = len(ground.fit) * training.epochs - start.course.step * batch_size
     with progress_bar(console, training.name, total) as advance:
         fitted = fit(
@@ -81,7 +83,8 @@ def train_alone(
                 optimizer_of(training),
                 window=ground.window,
                 teacher=training.lesson.network if training.lesson else None,
-                mesh=mesh,
+                steps=training.steps,
+                mesh=None if is_whole else mesh,
             ),
             feed,
             validate,
@@ -124,11 +127,13 @@ def _feeding(
     if ground.sources is not None:
         source, held_out = ground.sources
         lesson = training.lesson
+        if lesson is not None:
+            check_kept(lesson, target_bytes(training))
         feed = grain_feed(
             source,
             seed=(training.seed, training.order),
             batch_size=batch_size,
-            teacher=place(lesson.teacher.params, mesh) if lesson else None,
+            teacher=place(_params(lesson), mesh) if lesson else None,
             mesh=mesh,
         )
         return feed, make_source_validate(
@@ -155,13 +160,20 @@ def _corpora(
         corpus = corpus.replace(sound=place(jnp.asarray(soundness(ground)), mesh))
     if lesson is None:
         return corpus, validation
-    size = (mesh.size if mesh else 1) * target_bytes(ground)
+    size = (mesh.size if mesh else 1) * target_bytes(training)
     if size > lesson.cache_bytes:
+        check_kept(lesson, size)
         logger.warning(
-            "the teacher's outputs would take %.1f GB, more than distill.cache_bytes: "
+            "the teacher's answers would take %.1f GB, more than distill.cache_bytes: "
             "each step computes its own",
             size / 1e9,
         )
-        return corpus.replace(teacher=place(lesson.teacher.params, mesh)), validation
-    targets = lesson_targets(lesson, ground, outputs)
+        return corpus.replace(teacher=place(_params(lesson), mesh)), validation
+    targets = lesson_targets(training, outputs)
     return corpus.replace(targets=place(jnp.asarray(targets), mesh)), validation
+
+
+def _params(lesson: Lesson) -> Params:
+    """Of the teacher that each step asks anew."""
+    assert lesson.teacher is not None
+    return lesson.teacher.params

@@ -22,29 +22,27 @@ from kdjax.data.prepared import (
 )
 from kdjax.data.windows import has_missing
 from kdjax.errors import ConfigError
-from kdjax.models.autoencoder import Architecture, Network, Params, network
-from kdjax.models.residual import (
-    NETWORK,
-    ResidualModel,
-    part,
-    parts_of,
-    reconstructor,
+from kdjax.lessons import (
+    Lesson,
+    Outputs,
+    Scorer,
+    answer_shape,
+    answers,
+    is_taught,
+    make_lesson,
 )
+from kdjax.models.autoencoder import Architecture, Params, network
+from kdjax.models.residual import NETWORK, ResidualModel
 from kdjax.training.disturbances import disturbed
 from kdjax.training.objectives import Objective, student_objective, teacher_objective
 from kdjax.training.steps import (
     Corpus,
     TrainState,
-    head_outputs,
     init_state,
     make_optimizer,
 )
 
 Settings = Mapping[str, Any]
-
-# Teachers' outputs by the identities of their parameters and of the windows, for as long
-# as both are held.
-Outputs = dict[tuple[int, int], np.ndarray]
 
 # Grounds with disturbed copies, by the identity of their ground and the number of copies,
 # for as long as the ground is held.
@@ -78,33 +76,6 @@ class Ground(NamedTuple):
     missing: bool
     sources: tuple[WindowSource, WindowSource] | None = None
     sound: int | None = None
-
-
-class Lesson(NamedTuple):
-    """What a student learns from its teacher.
-
-    Attributes:
-        teacher: a network, or a control that expects something of a window.
-        alpha: of Eq. 2.
-        temperature: of Eq. 2.
-        temperature_mode: see `kdjax.training.objectives`.
-        target: see there.
-        cache_bytes: up to where the teacher's outputs are kept.
-        batch_size: of the windows that the teacher looks at once.
-    """
-
-    teacher: ResidualModel
-    alpha: float
-    temperature: float
-    temperature_mode: str
-    target: str
-    cache_bytes: float
-    batch_size: int
-
-    @property
-    def network(self) -> Network:
-        """The teacher's, or what stands for one."""
-        return reconstructor(self.teacher.kind, self.teacher.architecture)
 
 
 class Training(NamedTuple):
@@ -268,6 +239,8 @@ def student_training(
     *,
     name: str,
     teacher: ResidualModel | None,
+    scorers: tuple[Scorer, ...] = (),
+    weights: tuple[float, ...] | None = None,
     first: Params | None = None,
     known: Disturbed | None = None,
 ) -> Training:
@@ -277,20 +250,17 @@ def student_training(
         ground: rows and windows.
         settings: of its run.
         name: of the training.
-        teacher: whose first part it learns from; None for a student of the data alone,
-            which an α of 0 makes of any.
+        teacher: that it learns from. Without one, and without scorers, it is a student
+            of the data alone, which an α of 0 makes of any.
+        scorers: that it learns from where the target is `scores`.
+        weights: of the scorers, instead of the config's.
         first: parameters to start from.
         known: disturbed grounds that several students may share.
     """
     distill = settings["distill"]
     lesson = None
-    if teacher is not None and distill["alpha"] > 0:
-        fields = ("alpha", "temperature", "temperature_mode", "target", "cache_bytes")
-        lesson = Lesson(
-            part(teacher, parts_of(teacher.kind)[0]),
-            **{field: distill[field] for field in fields},
-            batch_size=settings["detection"]["batch_size"],
-        )
+    if (teacher is not None or scorers) and is_taught(distill):
+        lesson = make_lesson(settings, teacher, scorers, weights)
         ground = disturbed_ground(ground, distill["disturbed_copies"], known)
     return Training(
         name,
@@ -332,6 +302,8 @@ def objective(training: Training) -> Objective:
         temperature=lesson.temperature,
         temperature_mode=lesson.temperature_mode,
         target=lesson.target,
+        alpha_end=lesson.alpha_end,
+        temperature_end=lesson.temperature_end,
     )
 
 
@@ -342,27 +314,34 @@ def soundness(ground: Ground) -> np.ndarray:
     return (numbers < sound).astype(np.float32)
 
 
-def target_bytes(ground: Ground) -> int:
-    """Size of a teacher's outputs for all windows to train on."""
-    return int(len(ground.fit) * ground.window * ground.rows.shape[1] * 4)
+def target_bytes(training: Training) -> int:
+    """Size of the teachers' answers for all windows to train on; 0 without a lesson."""
+    lesson, ground = training.lesson, training.ground
+    if lesson is None:
+        return 0
+    shape = answer_shape(lesson, training.architecture, ground.window)
+    return len(ground.fit) * math.prod(shape) * 4
 
 
-def lesson_targets(lesson: Lesson, ground: Ground, outputs: Outputs) -> np.ndarray:
-    """The teacher's outputs for all windows to train on, `[M, L, D]`.
+def lesson_targets(training: Training, outputs: Outputs) -> np.ndarray:
+    """The teachers' answers for all windows to train on, `[M, …]`.
 
     Taken from `outputs` where they are known, and left there.
     """
-    key = (id(lesson.teacher.params), id(ground))
+    lesson, ground = training.lesson, training.ground
+    assert lesson is not None
+    shape = answer_shape(lesson, training.architecture, ground.window)
+    key = (*lesson.source, shape, id(ground))
     if key not in outputs:
         corpus = Corpus(
             jnp.asarray(ground.rows), jnp.asarray(ground.fit), missing=ground.missing
         )
-        outputs[key] = head_outputs(
-            lesson.network,
-            lesson.teacher.params,
+        outputs[key] = answers(
+            lesson,
             corpus,
             window=ground.window,
-            batch_size=lesson.batch_size,
+            student=training.architecture,
+            recorded=len(ground.fit) if ground.sound is None else ground.sound,
         )
     return outputs[key]
 

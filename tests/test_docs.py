@@ -10,7 +10,7 @@ from kdjax.evaluation.tables import markdown_table
 
 ROOT = Path(__file__).parent.parent
 # These hold no run; the tests of what they measure check them.
-OTHERS = {"ablation", "blame", "recipes", "thresholds"}
+OTHERS = {"ablation", "blame", "floors", "recipes", "thresholds"}
 RESULTS = sorted(
     path
     for path in (ROOT / "docs" / "results").glob("*.json")

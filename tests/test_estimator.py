@@ -5,10 +5,12 @@ import re
 import runpy
 from pathlib import Path
 
+import jax
 import joblib
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.stats
 from sklearn.base import clone
 from sklearn.covariance import EmpiricalCovariance
 from sklearn.exceptions import NotFittedError
@@ -359,6 +361,73 @@ def test_a_teacher_teaches_another_student_as_it_is(student):
 
 
 # Copies.
+
+
+def jumps(windows):
+    """Whatever moves is abnormal to this teacher."""
+    steps = np.abs(np.diff(windows, axis=1)).sum(axis=2)
+    return np.pad(steps, ((0, 0), (1, 0)))
+
+
+def quiet(windows):
+    return -jumps(windows)
+
+
+def test_any_callable_can_teach():
+    seen, rows = [], waves(300)
+
+    def watched(windows):
+        seen.append(windows)
+        return jumps(windows)
+
+    parameters = {**TINY, "alpha": 1.0, "student_epochs": 6}
+    taught = KDDetector(**parameters).fit(rows, teachers=[watched])
+    scaled = np.concatenate(seen).reshape(-1, 2)
+    # The fit rows, 70 % of all, scaled to [0, 1].
+    assert scaled.min() == pytest.approx(0, abs=1e-6)
+    assert scaled.max() == pytest.approx(1, abs=1e-6)
+    assert {windows.shape[1:] for windows in seen} == {(8, 2)}
+    assert taught.teacher_ is None
+    assert taught.detector_.card["settings"]["distill"]["target"] == "scores"
+    other = KDDetector(**parameters).fit(rows, teachers=[quiet])
+    # What they learned shows where no label has been: their errors follow their teacher.
+    steps = jumps(rows[None])[0]
+    follows = [
+        scipy.stats.spearmanr(found.explain(rows).sum(axis=1), steps).statistic
+        for found in (taught, other)
+    ]
+    assert follows[0] > follows[1] + 0.1
+
+
+def test_weights_of_teachers_count():
+    rows = waves(300)
+
+    def student(**fit):
+        fitted = KDDetector(**TINY).fit(rows, **fit)
+        return jax.tree.leaves(fitted.detector_.model.params)
+
+    one = student(teachers=[jumps])
+    both = student(teachers=[jumps, quiet], weights=(2, 0))
+    for own, other in zip(one, both, strict=True):
+        np.testing.assert_array_equal(own, other)
+    mixed = student(teachers=[jumps, quiet], weights=(2, 1))
+    assert any((a != b).any() for a, b in zip(one, mixed, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("changes", "fit", "said"),
+    [
+        ({"detector": "teacher"}, {"teachers": [jumps]}, "learns from none"),
+        ({"alpha": 0.0}, {"teachers": [jumps]}, "alpha above 0"),
+        ({}, {"weights": (1.0,)}, "each of 0 teachers"),
+        ({}, {"teachers": [jumps], "weights": (-1.0,)}, "from 0 on"),
+        ({}, {"teachers": [jumps], "weights": (np.nan,)}, "finite"),
+        ({"temperature": 2.0}, {"teachers": [jumps]}, "no effect"),
+    ],
+)
+def test_teachers_that_nobody_can_learn_from_are_refused(changes, fit, said):
+    with pytest.raises(ConfigError, match=said):
+        KDDetector(**TINY | changes).fit(waves(300), **fit)
 
 
 def test_a_saved_detector_comes_back(tmp_path, student, faulty):

@@ -165,7 +165,7 @@ def test_a_student_is_told_what_the_teachers_first_part_expects(
     teacher = fit_parts(kinds, prepared, None, fits={})
     ground = training_ground(prepared, settings["data"])
     training = student_training(ground, settings, name="student", teacher=teacher)
-    targets = lesson_targets(training.lesson, ground, {})
+    targets = lesson_targets(training, {})
     windows = np.stack([ground.rows[s : s + L] for s in ground.fit])
     if first == "kmeans":
         centres = part(teacher, "kmeans").params["centres"]

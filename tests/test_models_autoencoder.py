@@ -211,6 +211,43 @@ def test_a_window_is_reconstructed_alike_in_any_batch(channels):
     np.testing.assert_allclose(whole, np.concatenate(parts), rtol=1e-5, atol=1e-6)
 
 
+def naive_code(params, windows, depth):
+    """The innermost encoder layer's last hidden state, `[B, H]`."""
+    params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
+    states = [windows[:, t] for t in range(windows.shape[1])]
+    for n in range(depth):
+        states = naive_layer(params[f"encoder_{n}"], states)[1]
+    return states[-1]
+
+
+@pytest.mark.parametrize("forced", [False, True])
+@pytest.mark.parametrize(
+    ("hidden", "channels", "decoder"),
+    [
+        ((4,), "joint", "repeat"),
+        ((5, 3), "joint", "feedback"),
+        ((5, 3), "independent", "repeat"),
+        ((4,), "independent", "feedback"),
+    ],
+)
+def test_the_code_is_the_encoders_last_hidden_state(hidden, channels, decoder, forced):
+    arch = Architecture(2, hidden, channels, decoder)
+    windows = random_windows((3, 6, 2))
+    with jax.enable_x64(True):
+        params = lively_params(arch)
+        coded = jax.jit(network(arch).coded, static_argnames="forced")
+        found, code = coded(params, jnp.asarray(windows), forced=forced)
+        wanted = outputs(arch, params, windows, forced=forced)
+    np.testing.assert_array_equal(found, wanted)
+    sources = [windows]
+    if channels == "independent":
+        # The narrow network's codes of each channel, one after the other.
+        sources = np.split(windows, 2, axis=2)
+    expected = [naive_code(params, source, len(hidden)) for source in sources]
+    assert code.shape == (3, hidden[-1] * len(sources))
+    np.testing.assert_allclose(code, np.hstack(expected), rtol=1e-11, atol=1e-13)
+
+
 def test_equal_architectures_share_their_functions():
     first = network(Architecture(2, (3,), "joint", "repeat", "linear"))
     assert network(Architecture(2, (3,))) is first

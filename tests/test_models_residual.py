@@ -21,8 +21,8 @@ from kdjax.models.residual import (
     join,
     part,
     parts_of,
-    reconstructor,
 )
+from kdjax.models.teaching import reconstructor
 
 # One shape, so that each function compiles once.
 window_arrays = hnp.arrays(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from kdjax import trainings
+from kdjax import lessons
 from kdjax.distillation import train_networks
 from kdjax.errors import ConfigError
 from kdjax.pipeline import load_dataset, prepare_dataset
@@ -50,13 +50,14 @@ def students(known, plant_changes, tiny):
     """Makes the trainings of `MEMBERS` with further changes for all."""
     _, ground, teacher = known
 
-    def make(changes=None, members=MEMBERS):
+    def make(changes=None, members=MEMBERS, scorers=()):
         return [
             student_training(
                 ground,
                 tiny(plant_changes | (changes or {}) | own),
                 name=f"student-{number}",
                 teacher=teacher,
+                scorers=scorers,
             )
             for number, own in enumerate(members)
         ]
@@ -229,15 +230,39 @@ def test_members_share_rows_and_targets(students, known):
 def test_teachers_outputs_are_made_once(students, known, tmp_path, monkeypatch):
     """For all shapes, the trial of both ways, and members trained alone."""
     seen = []
-    made = trainings.head_outputs
+    made = lessons.head_outputs
     monkeypatch.setattr(
-        trainings, "head_outputs", lambda *a, **o: (seen.append(1), made(*a, **o))[1]
+        lessons, "head_outputs", lambda *a, **o: (seen.append(1), made(*a, **o))[1]
     )
     monkeypatch.setattr(trial, "LEAST_STEPS", 0)
     monkeypatch.setattr(trial, "TRIAL_ROUNDS", 1)
-    shapes = [{}, {"seed": 1}, {"student.hidden": (3,)}, {"train.batch_size": 16}]
-    train_all(students(None, shapes), tmp_path, QUIET)
+    train_all(students(None, SHAPES), tmp_path, QUIET)
     assert len(seen) == 1
+
+
+SHAPES = ({}, {"seed": 1}, {"student.hidden": (3,)}, {"train.batch_size": 16})
+
+
+@pytest.mark.parametrize(
+    ("target", "times"), [("errors", 1), ("hidden", 2), ("scores", 1)]
+)
+def test_other_answers_are_made_once_as_well(students, monkeypatch, target, times):
+    """Codes once for each width of a student's."""
+    seen = []
+    made = lessons.head_outputs
+    monkeypatch.setattr(
+        lessons, "head_outputs", lambda *a, **o: (seen.append(1), made(*a, **o))[1]
+    )
+
+    def scorer(windows):
+        seen.extend([1] * (len(windows) > 1))
+        return np.abs(windows).sum(axis=2)
+
+    whole = {"distill.target": target, "detection.batch_size": 10_000}
+    outputs = {}
+    for group in groups(students(whole, SHAPES, scorers=(scorer,))):
+        prepare_job(group, outputs)
+    assert len(seen) == times == len(outputs)
 
 
 DISTURBED = ({}, {"seed": 3}, {"distill.target": "errors"}, {"distill.alpha": 0.0})
@@ -293,3 +318,66 @@ def test_students_of_disturbed_rows_side_by_side(
     undisturbed = train_all(plain, tmp_path / "plain", QUIET)["student-0"].params
     with pytest.raises(AssertionError):
         assert_close(found["student-0"].params, undisturbed, rtol=1e-3, atol=1e-5)
+
+
+# Steps that lead far, so that what a teacher says shows.
+LIVELY = {"train.learning_rate": 0.02, "train.warmup_steps": 0, "student.epochs": 1}
+ON_THE_WAY = (
+    {"distill.alpha": 0.0, "distill.alpha_end": 1.0},
+    {"distill.alpha": 0.9, "distill.temperature_end": 3.0},
+    {"distill.alpha": 0.9, "seed": 3},
+    {"distill.alpha": 0.0},
+)
+OF_ONE_TARGET = (
+    {"distill.alpha": 0.9},
+    {"distill.alpha": 0.9, "distill.alpha_end": 0.1, "seed": 3},
+    {"distill.alpha": 0.0},
+)
+
+
+NEAR = {"rtol": 2e-4, "atol": 1e-5}
+
+
+def loudness(windows):
+    return np.abs(windows).sum(axis=2)
+
+
+@pytest.mark.parametrize(
+    ("target", "members"),
+    [
+        ("reconstruction", ON_THE_WAY),
+        ("errors", OF_ONE_TARGET),
+        ("hidden", OF_ONE_TARGET),
+        ("scores", OF_ONE_TARGET),
+    ],
+)
+def test_students_of_any_lesson_side_by_side(students, tmp_path, target, members):
+    """Also the one of the data alone, who is among those that are taught."""
+    changes = LIVELY | {"distill.target": target}
+    together, alone = (
+        train_all(
+            students(changes, members, (loudness,)), tmp_path / way, QUIET, way=way
+        )
+        for way in ("together", "alone")
+    )
+    assert len(groups(students(changes, members, (loudness,)))) == 1
+    for name, (params, _) in alone.items():
+        assert_close(together[name].params, params, **NEAR)
+    plain = train_all(students(LIVELY, members[-1:]), tmp_path / "plain", QUIET)
+    untaught = f"student-{len(members) - 1}"
+    assert_close(plain["student-0"].params, alone[untaught].params, rtol=0)
+    # What they learned, and from where to where α went, shows at that distance.
+    for one, other in itertools.combinations(together.values(), 2):
+        with pytest.raises(AssertionError):
+            assert_close(one.params, other.params, **NEAR)
+
+
+def test_lessons_that_differ_are_other_groups(students):
+    changes = [
+        {"distill.target": "errors"}, {"distill.target": "hidden"},
+        {"distill.target": "scores"}, {"distill.target": "scores", "seed": 1},
+        {"distill.alpha_end": 0.5}, {},
+        {"distill.weights": (1.0,)}, {"distill.weights": (2.0,)},
+    ]  # fmt: skip
+    found = [[t.name[-1] for t in group] for group in groups(students(None, changes))]
+    assert found == [["0"], ["1"], ["2", "3"], ["4", "5"], ["6"], ["7"]]

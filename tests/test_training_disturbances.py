@@ -103,7 +103,7 @@ def test_the_target_errors_compares_absolute_errors(temperature):
     one = batch()
     said, x, wanted = outputs(one), np.asarray(one.windows), np.asarray(one.targets)
     hard = ((said - x) ** 2).mean(axis=(1, 2))
-    gap = (np.abs(x - said) - np.abs(x - wanted)) / temperature
+    gap = (np.abs(x - said) - wanted) / temperature
     expected = (0.7 * hard + 0.3 * (gap**2).mean(axis=(1, 2)))[:2].mean()
     found = loss(one, target="errors", temperature=temperature)
     assert found == pytest.approx(expected, rel=1e-5)

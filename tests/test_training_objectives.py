@@ -1,9 +1,12 @@
 """The losses of teacher and student against Eq. 2 in float64."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.stats import zscore
 
 from kdjax.models.autoencoder import Architecture, Network, network
 from kdjax.training.objectives import (
@@ -258,3 +261,213 @@ def test_validation_leaves_missing_cells_out_too(arrays, observed):
     found = validation_loss(net)(jnp.asarray(z), batch)
     wanted = masked_mean((x - z) ** 2, observed, arrays["weight"])
     np.testing.assert_allclose(found, wanted, rtol=1e-6)
+
+
+# Other targets than X_T. Of a table with a code, the parameters are both.
+
+
+class Parts(NamedTuple):
+    """What a table with a code has as parameters: head outputs and code."""
+
+    outputs: jax.Array
+    code: jax.Array
+
+
+def coded_table():
+    return Network(
+        lambda key: None,
+        lambda params, windows, forced: params.outputs,
+        identity,
+        lambda params, windows, forced: (params.outputs, params.code),
+    )
+
+
+def soft_loss(arrays, target, *, net=None, params=None, alpha=0.3, **options):
+    """Loss and gradient of another target, of the windows of weight 1."""
+    given = {"alpha": alpha, "temperature": 1.0, "temperature_mode": "output"}
+    objective = student_objective(
+        net or table("linear"), table("linear"), target=target, **given | options
+    )
+    fields = ("windows", "weight", "targets", "observed", "sound", "progress")
+    with jax.enable_x64(True):
+        batch = Batch(*(arrays.get(field) for field in fields))
+        params = arrays["student"] if params is None else params
+        params, batch = jax.tree.map(jnp.asarray, (params, batch))
+        return jax.value_and_grad(objective)(params, batch)
+
+
+def window_means(arrays, z):
+    """MSE(X_S, X) of each window, over its observed cells."""
+    squares = (z - arrays["windows"]) ** 2
+    seen = arrays.get("observed", np.ones(SHAPE, bool))
+    return np.array(
+        [s[o].mean() if o.any() else 0.0 for s, o in zip(squares, seen, strict=True)]
+    )
+
+
+def log_errors(arrays, z):
+    """log(MSE + 1e-6) of the rows that count, and what the teacher says of them."""
+    squares = (z - arrays["windows"]) ** 2
+    seen = arrays.get("observed", np.ones(SHAPE, bool))
+    pairs = [
+        (np.log(squares[b, t][seen[b, t]].mean() + 1e-6), arrays["targets"][b, t])
+        for b, t in np.ndindex(SHAPE[:2])
+        if arrays["weight"][b] and seen[b, t].any()
+    ]
+    return np.array(pairs).T
+
+
+@pytest.fixture(scope="module")
+def ranked(arrays, observed):
+    """Scores `[4, 5]` as targets; rows without a cell are said to score 0."""
+    targets = np.random.default_rng(8).exponential(size=SHAPE[:2])
+    whole = arrays | {"targets": targets}
+    targets = np.where(observed.any(axis=2), targets, 0)
+    return {"whole": whole, "gaps": arrays | {"targets": targets, "observed": observed}}
+
+
+@pytest.mark.parametrize("rows", ["whole", "gaps"])
+@pytest.mark.parametrize("alpha", [0.35, 1.0])
+def test_scores_leave_twice_one_minus_the_correlation(ranked, rows, alpha):
+    arrays = ranked[rows]
+    real, z = arrays["weight"] == 1, arrays["student"]
+    hard = window_means(arrays, z)[real].mean()
+    rho = np.corrcoef(*log_errors(arrays, z))[0, 1]
+    assert abs(rho) < 0.9
+    found, _ = soft_loss(arrays, "scores", alpha=alpha)
+    wanted = (1 - alpha) * hard + alpha * 2 * (1 - rho) * hard
+    np.testing.assert_allclose(found, wanted, rtol=1e-12)
+    # Any offset and factor of the teacher's are as good.
+    other = arrays | {"targets": 5 + 3 * arrays["targets"]}
+    np.testing.assert_allclose(soft_loss(other, "scores", alpha=alpha)[0], wanted)
+
+
+@pytest.mark.parametrize("rows", ["whole", "gaps"])
+def test_slopes_of_scores_are_differences_of_the_correlation(ranked, rows):
+    """With the hard term's mean, which only is the unit, held as it is."""
+    arrays, alpha, step = ranked[rows], 0.4, 1e-6
+    real, z = arrays["weight"] == 1, arrays["student"]
+    unit = window_means(arrays, z)[real].mean()
+
+    def by_hand(z):
+        rho = np.corrcoef(*log_errors(arrays, z))[0, 1]
+        hard = window_means(arrays, z)[real].mean()
+        return (1 - alpha) * hard + alpha * 2 * (1 - rho) * unit
+
+    wanted = np.zeros(SHAPE)
+    for place in np.ndindex(SHAPE):
+        moved = np.zeros(SHAPE)
+        moved[place] = step
+        wanted[place] = (by_hand(z + moved) - by_hand(z - moved)) / (2 * step)
+    _, slope = soft_loss(arrays, "scores", alpha=alpha)
+    np.testing.assert_allclose(slope, wanted, rtol=1e-5, atol=1e-8)
+    assert not np.asarray(slope)[3].any() and np.asarray(slope)[:2].all(axis=2).any()
+    if rows == "gaps":
+        assert not np.asarray(slope)[~arrays["observed"]].any()
+
+
+def test_of_disturbed_windows_only_the_scores_count(ranked):
+    """And the unit is the hard term of those that are as they were recorded."""
+    arrays = ranked["whole"] | {"sound": np.array([1.0, 0.0, 1.0, 1.0])}
+    z, alpha = arrays["student"], 0.3
+    hard = window_means(arrays, z)
+    own, said = (zscore(values) for values in log_errors(arrays, z))
+    # As all windows have as many rows, each window's share is the mean of its rows.
+    soft = ((own - said) ** 2).reshape(3, 5).mean(axis=1) * hard[[0, 2]].mean()
+    taught = (1 - alpha) * hard[:3] + alpha * soft
+    taught[1] = soft[1]
+    found, slope = soft_loss(arrays, "scores", alpha=alpha)
+    np.testing.assert_allclose(found, taught.mean(), rtol=1e-12)
+    everything, _ = soft_loss(arrays, "scores", alpha=1.0)
+    rho = np.corrcoef(own, said)[0, 1]
+    np.testing.assert_allclose(everything, 2 * (1 - rho) * hard[[0, 2]].mean())
+    assert np.asarray(slope)[1].any()
+
+
+@pytest.mark.parametrize("alike", ["teacher", "student", "both"])
+def test_scores_that_are_all_alike_say_nothing(ranked, alike):
+    arrays = ranked["whole"]
+    if alike != "student":
+        arrays = arrays | {"targets": np.full(SHAPE[:2], 3.25)}
+    if alike != "teacher":
+        arrays = arrays | {"student": arrays["windows"] + 0.5}
+    found, slope = soft_loss(arrays, "scores", alpha=0.4)
+    z, x = arrays["student"], arrays["windows"]
+    hard = ((z - x)[:3] ** 2).mean()
+    # What is standardised has a mean square of 1 where it varies, against 0.
+    wanted = 0.6 * hard + 0.4 * hard * (alike != "both")
+    np.testing.assert_allclose(found, wanted, rtol=1e-12)
+    real = arrays["weight"][:, None, None]
+    np.testing.assert_allclose(slope, 0.6 * 2 * real * (z - x) / 45, atol=1e-12)
+
+
+def test_scores_of_a_student_that_errs_nowhere_are_numbers(ranked):
+    """In float32, as training has it; no row of the last batch was observed."""
+    given = {"alpha": 0.5, "temperature": 1.0, "temperature_mode": "output"}
+    objective = student_objective(
+        table("linear"), table("linear"), target="scores", **given
+    )
+    batch = Batch(
+        *(ranked["whole"][field] for field in ("windows", "weight", "targets"))
+    )
+    batch = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), batch)
+    for one in (batch, batch._replace(observed=jnp.zeros(SHAPE, bool))):
+        found, slope = jax.value_and_grad(objective)(one.windows, one)
+        assert found == 0 and not np.asarray(slope).any()
+
+
+@pytest.mark.parametrize(("units", "known"), [(7, 4), (4, 4), (4, 1)])
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_hidden_codes_are_compared_unit_by_unit(arrays, units, known, temperature):
+    rng = np.random.default_rng(3)
+    code, targets = rng.normal(size=(4, units)), rng.normal(size=(4, known))
+    params = Parts(arrays["student"], code)
+    found, slope = soft_loss(
+        arrays | {"targets": targets}, "hidden", net=coded_table(), params=params,
+        temperature=temperature,
+    )  # fmt: skip
+    hard = np.mean((arrays["student"] - arrays["windows"])[:3] ** 2)
+    gaps = (code[:3, :known] - targets[:3]) / temperature
+    np.testing.assert_allclose(found, 0.7 * hard + 0.3 * np.mean(gaps**2), rtol=1e-12)
+    wanted = np.zeros((4, units))
+    wanted[:3, :known] = 0.3 * 2 * gaps / temperature / (3 * known)
+    np.testing.assert_allclose(slope.code, wanted, rtol=1e-10, atol=1e-15)
+
+
+@pytest.mark.parametrize("rows", ["whole", "gaps"])
+def test_errors_are_compared_with_the_teachers_errors(ranked, rows):
+    said = np.abs(np.random.default_rng(4).normal(size=SHAPE))
+    arrays = ranked[rows] | {"targets": said}
+    x, z = arrays["windows"], arrays["student"]
+    seen = arrays.get("observed", np.ones(SHAPE, bool))
+    found, _ = soft_loss(arrays, "errors", temperature=1.5)
+    soft = ((np.abs(x - z) - said) / 1.5) ** 2
+    wanted = 0.7 * masked_mean((x - z) ** 2, seen, arrays["weight"])
+    wanted += 0.3 * masked_mean(soft, seen, arrays["weight"])
+    np.testing.assert_allclose(found, wanted, rtol=1e-12)
+
+
+# α and T on the way.
+
+
+@pytest.mark.parametrize("progress", [0.0, 0.25, 1.0])
+@pytest.mark.parametrize("traced", [False, True])
+def test_alpha_and_temperature_change_evenly(arrays, progress, traced):
+    ends = {"alpha": 0.8, "alpha_end": 0.2, "temperature": 1.0, "temperature_end": 3.0}
+    given = arrays | {"targets": arrays["teacher"], "progress": np.float64(progress)}
+    with jax.enable_x64(True):
+        if traced:
+            ends = {name: jnp.asarray(value) for name, value in ends.items()}
+        found, slope = soft_loss(given, "reconstruction", **ends)
+    now = {"alpha": 0.8 - 0.6 * progress, "temperature": 1 + 2 * progress}
+    wanted = eq_2(arrays, mode="output", head="linear", **now)
+    np.testing.assert_allclose(found, wanted, rtol=1e-12)
+    _, held = loss(arrays, mode="output", head="linear", **now)
+    np.testing.assert_allclose(slope, held, rtol=1e-10, atol=1e-15)
+
+
+def test_an_alpha_that_rises_from_0_needs_its_teacher(arrays):
+    given = arrays | {"targets": arrays["teacher"], "progress": np.float64(0.5)}
+    found, _ = soft_loss(given, "reconstruction", alpha=0.0, alpha_end=1.0)
+    wanted = eq_2(arrays, alpha=0.5, temperature=1, mode="output", head="linear")
+    np.testing.assert_allclose(found, wanted, rtol=1e-12)

@@ -6,6 +6,7 @@ import shutil
 
 import jax
 import numpy as np
+import optax
 import pytest
 from rich.console import Console
 
@@ -15,7 +16,13 @@ from kdjax.distillation import train_networks
 from kdjax.models.autoencoder import Architecture, network
 from kdjax.models.residual import ResidualModel
 from kdjax.pipeline import load_dataset, prepare_dataset
-from kdjax.trainings import architecture, training_pace
+from kdjax.training.feeds import epoch_order
+from kdjax.trainings import (
+    STUDENT_INIT,
+    STUDENT_ORDER,
+    architecture,
+    training_pace,
+)
 from kdjax.workdir import read_lines
 
 CHANGES = {
@@ -181,6 +188,62 @@ def test_checkpoints_hold_their_phase(plain):
         meta = json.loads((folder / "meta" / "metadata").read_text())
         assert meta["done"] is True
         assert meta["step"] == int(folder.name)
+
+
+# α and T on the way.
+
+
+def test_alpha_and_temperature_go_from_the_first_step_to_the_last(train, plain):
+    """Against Adam in a loop of its own over the batches that a run draws."""
+    ends = {"alpha": 0.1, "alpha_end": 0.9, "temperature": 1.0, "temperature_end": 2.0}
+    changes = {f"distill.{name}": value for name, value in ends.items()}
+    changes |= {
+        "train.learning_rate": 0.02, "train.warmup_steps": 0, "student.epochs": 1,
+        "train.schedule": "constant", "train.batch_size": 8, "train.clip_norm": 1e9,
+        "model.head": "linear", "teacher.epochs": 1,
+    }  # fmt: skip
+    models, _, prepared, settings = train(changes)
+    rows, starts = training_windows(prepared, "fit", stride=15)
+    teacher, student = models["teacher"], models["student"]
+    nets = network(teacher.architecture), network(student.architecture)
+    steps = -(-len(starts) // 8)
+    assert steps > 4
+
+    @jax.jit
+    def slope(params, windows, alpha, temperature):
+        def loss(params):
+            x_t = nets[0].outputs(teacher.params, windows)
+            x_s = nets[1].outputs(params, windows, forced=True)
+            soft = ((x_s - x_t) / temperature) ** 2
+            return ((1 - alpha) * (x_s - windows) ** 2 + alpha * soft).mean()
+
+        return jax.grad(loss)(params)
+
+    key = jax.random.key(settings["seed"])
+    first = nets[1].init(jax.random.fold_in(key, STUDENT_INIT))
+    order = epoch_order(jax.random.fold_in(key, STUDENT_ORDER), 0, len(starts))
+
+    def by_hand(held):
+        optimizer = optax.adam(0.02)
+        params, state = first, optimizer.init(first)
+        for number in range(steps):
+            own = starts[order[8 * number : 8 * number + 8]]
+            windows = rows[own[:, None] + np.arange(10)]
+            done = 0 if held else number / steps
+            given = slope(params, windows, 0.1 + 0.8 * done, 1 + done)
+            updates, state = optimizer.update(given, state)
+            params = optax.apply_updates(params, updates)
+        return params
+
+    def close(found):
+        return all(
+            np.allclose(a, b, rtol=1e-3, atol=1e-5)
+            for a, b in zip(
+                jax.tree.leaves(found), jax.tree.leaves(student.params), strict=True
+            )
+        )
+
+    assert close(by_hand(held=False)) and not close(by_hand(held=True))
 
 
 # How often training looks at a row.

@@ -21,7 +21,6 @@ from sklearn.base import BaseEstimator, clone
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from kdjax.data.cells import Place, to_float32
-from kdjax.data.clock import parse_time
 from kdjax.data.series import Series
 from kdjax.data.tables import numbered_channels
 from kdjax.detection.detector import POOLED, Detector, entity_index
@@ -29,26 +28,21 @@ from kdjax.detection.storage import load_detector, save_detector
 from kdjax.detection.table import CONTRIBUTION, score_events, score_table
 from kdjax.detection.threshold import Rule, choose_threshold
 from kdjax.errors import ConfigError, DataError
-from kdjax.estimator.learning import in_alarm, learn, verdicts, with_threshold
+from kdjax.estimator.learning import (
+    UNTAUGHT,
+    Tuition,
+    in_alarm,
+    learn,
+    verdicts,
+    with_threshold,
+)
 from kdjax.estimator.parameters import parameters_of, settings_of
+from kdjax.estimator.rows import ROWS, time_of
+from kdjax.lessons import Scorer
 from kdjax.recalibration import recalibrated
 from kdjax.rules import threshold_rule
 
 logger = logging.getLogger(__name__)
-
-EXPECTED_FAILED_CHECKS = {
-    "check_methods_sample_order_invariance": (
-        "a row is judged in the window of rows before it, so its score depends on their "
-        "order: that is what a detector for time series is for"
-    ),
-    "check_methods_subset_invariance": (
-        "rows given a few at a time lack the rows before them, and a single row is "
-        "shorter than any window"
-    ),
-}
-"""The checks of `sklearn.utils.estimator_checks.check_estimator` that fail, and why."""
-
-ROWS = "X"  # what messages call the rows, and detectors their entity
 
 
 class KDDetector(BaseEstimator):  # type: ignore[misc]
@@ -134,14 +128,34 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
         self.random_state = random_state
         self.settings = settings
 
-    def fit(self, X: Any, y: Any = None) -> Self:
+    def fit(
+        self,
+        X: Any,
+        y: Any = None,
+        *,
+        teachers: Sequence[Scorer] = (),
+        weights: Sequence[float] = (),
+    ) -> Self:
         """Learns from rows `[N, D]` that are believed normal; `y` is not looked at.
+
+        Args:
+            X: the rows.
+            y: for scikit-learn's pipelines.
+            teachers: your own detectors to learn from instead of a network: callables
+                that take scaled windows `[B, L, D]` and give a score for each of their
+                rows, `[B, L]`, larger where it is more abnormal. The student's loss is
+                that of `distill.target="scores"`; `alpha` weighs it, and
+                `settings={"distill.disturbed_copies": 3}` asks the teachers about
+                windows that were disturbed on purpose as well.
+            weights: of the teachers; () to count them the same.
 
         Raises:
             ConfigError: a parameter, or too few rows for the false-alarm rate.
-            DataError: too few rows for the window, or cells that are no finite numbers.
+            DataError: too few rows for the window, cells that are no finite numbers, or
+                a teacher's answer that isn't one score for each row.
         """
-        return self._learn(self._series(X, reset=True))
+        lesson = Tuition(tuple(teachers), tuple(weights))
+        return self._learn(self._series(X, reset=True), lesson=lesson)
 
     def decision_function(self, X: Any) -> np.ndarray:
         """The score of each row, `[N, D] -> [N]`; higher is more abnormal.
@@ -299,8 +313,11 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
     def _place(self) -> int:
         return entity_index(self.detector_, self.entity_)
 
-    def _settings(self) -> dict[str, Any]:
-        return settings_of(self.get_params(deep=False), self.settings or {})
+    def _settings(self, lesson: Tuition = UNTAUGHT) -> dict[str, Any]:
+        further = dict(self.settings or {})
+        if lesson.teachers:
+            further["distill.target"] = "scores"
+        return settings_of(self.get_params(deep=False), further)
 
     def _series(self, X: Any, *, reset: bool = False) -> Series:
         """X as a series, checked against the rows of `fit` unless it is them."""
@@ -327,17 +344,22 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
             names = tuple(map(str, self.feature_names_in_))
         place = Place(Path(ROWS), names)
         values = to_float32(values, place, missing=self.missing)
-        return Series(ROWS, values, names, _time(X))
+        return Series(ROWS, values, names, time_of(X))
 
     def _learn(
-        self, series: Series, teacher: Detector | None = None, entity: str = POOLED
+        self,
+        series: Series,
+        teacher: Detector | None = None,
+        entity: str = POOLED,
+        lesson: Tuition = UNTAUGHT,
     ) -> Self:
         made = learn(
             series,
             self.detector,
-            settings=self._settings(),
+            settings=self._settings(lesson),
             teacher=teacher,
             entity=entity,
+            lesson=lesson,
         )
         self.detector_ = made[self.detector]
         self.teacher_ = made.get("teacher")
@@ -373,19 +395,3 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
         self.n_features_in_ = len(channels)
         if tuple(channels) != numbered_channels(len(channels)):
             self.feature_names_in_ = np.array(channels, object)
-
-
-def _time(X: Any) -> np.ndarray | None:
-    """The rows' time, where X has a `DatetimeIndex`."""
-    index = getattr(X, "index", None)
-    if not isinstance(index, pd.DatetimeIndex):
-        return None
-    time = parse_time(index.to_series(name="time"), Place(Path(ROWS), ("time",)))
-    late = np.flatnonzero(time[1:] <= time[:-1])
-    if len(late):
-        raise DataError(
-            f"{ROWS}: row {late[0] + 2} of the index is at {index[late[0] + 1]}, not after "
-            "the row before: sort the rows and remove duplicates, or call "
-            "reset_index(drop=True) if the index is no time."
-        )
-    return time

@@ -3,7 +3,7 @@
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -23,6 +23,7 @@ from kdjax.detection.threshold import Threshold
 from kdjax.distillation import train_networks
 from kdjax.errors import ConfigError
 from kdjax.fields import CONTROLS
+from kdjax.lessons import Scorer, is_taught
 from kdjax.models.residual import ResidualModel
 from kdjax.pipeline import prepare_dataset
 from kdjax.rules import calibration_rules
@@ -32,6 +33,21 @@ DETECTORS = ("student", "teacher", *CONTROLS)
 Settings = Mapping[str, Any]
 
 
+class Tuition(NamedTuple):
+    """Who teaches a student instead of a network of its own run.
+
+    Attributes:
+        teachers: scaled windows `[B, L, D]` to scores of their rows `[B, L]`.
+        weights: of the teachers; () to count them the same.
+    """
+
+    teachers: tuple[Scorer, ...] = ()
+    weights: tuple[float, ...] = ()
+
+
+UNTAUGHT = Tuition()
+
+
 def learn(
     series: Series,
     name: str,
@@ -39,6 +55,7 @@ def learn(
     settings: Settings,
     teacher: Detector | None = None,
     entity: str = POOLED,
+    lesson: Tuition = UNTAUGHT,
 ) -> dict[str, Detector]:
     """The detector `name`, and beside a student its teacher, by name.
 
@@ -49,13 +66,16 @@ def learn(
         teacher: one that is trained already. It stays as it is, and the rows are scaled
             as it knows them.
         entity: of the teacher, whose scaler to take.
+        lesson: of a student without a network as teacher.
 
     Raises:
-        ConfigError: an unknown name, or too few rows for the false-alarm rate.
+        ConfigError: an unknown name, too few rows for the false-alarm rate, or teachers
+            that nobody learns from.
         DataError: too few rows for the window.
     """
     if name not in DETECTORS:
         raise ConfigError(f"detector={name!r} must be one of {', '.join(DETECTORS)}.")
+    _check_lesson(lesson, name, settings)
     dataset = Dataset("rows in memory", (series,), ())
     prepared = prepare_dataset(dataset, settings)
     known = {}
@@ -74,7 +94,7 @@ def learn(
             settings=settings,
             digests=data_digests(dataset),
         )
-        for found, model in _models(name, prepared, settings, teacher).items()
+        for found, model in _models(name, prepared, settings, teacher, lesson).items()
         if found not in known
     }
     return made | known
@@ -128,7 +148,11 @@ def _rescaled(prepared: Prepared, scaler: Scaler) -> Prepared:
 
 
 def _models(
-    name: str, prepared: Prepared, settings: Settings, teacher: Detector | None
+    name: str,
+    prepared: Prepared,
+    settings: Settings,
+    teacher: Detector | None,
+    lesson: Tuition,
 ) -> dict[str, ResidualModel]:
     """The model `name`, and beside a student its teacher."""
     if name in CONTROLS:
@@ -139,6 +163,24 @@ def _models(
             settings,
             Path(folder),
             Console(quiet=True),
-            names=("teacher", name),
+            names=(name,) if lesson.teachers else ("teacher", name),
             teacher=None if teacher is None else teacher.model,
+            scorers=lesson.teachers,
+            weights=lesson.weights,
+        )
+
+
+def _check_lesson(lesson: Tuition, name: str, settings: Settings) -> None:
+    """Refuses teachers that nobody learns from, and weights that are none of theirs."""
+    if lesson.teachers and (name != "student" or not is_taught(settings["distill"])):
+        raise ConfigError(
+            f"teachers: detector={name!r} with alpha={settings['distill']['alpha']} "
+            "learns from none: set detector='student' and alpha above 0."
+        )
+    weights = lesson.weights
+    sound = all(0 <= weight < np.inf for weight in weights) and any(weights)
+    if weights and (len(weights) != len(lesson.teachers) or not sound):
+        raise ConfigError(
+            f"weights={weights!r} must have a finite number from 0 on for each of "
+            f"{len(lesson.teachers)} teachers, not all of them 0."
         )

@@ -59,11 +59,15 @@ class Network(NamedTuple):
             values before its activation. `forced` lets a feedback decoder read the
             window instead of its own outputs, as it does in training.
         activate: the head's activation.
+        coded: as `outputs`, beside the code `[B, H]` that the innermost layer of the
+            encoder has made of the window; `[B, D·H]` of independent channels. None
+            where there is no encoder.
     """
 
     init: Callable[[Array], Params]
     outputs: Callable[..., Array]
     activate: Callable[[Array], Array]
+    coded: Callable[..., tuple[Array, Array]] | None = None
 
 
 class EncoderDecoder(nn.Module):
@@ -83,15 +87,18 @@ class EncoderDecoder(nn.Module):
 
     def __call__(
         self, windows: Array, forced: bool, activate: Callable[[Array], Array]
-    ) -> Array:
+    ) -> tuple[Array, Array]:
+        """The head's values `[W, L, B]` and the code `[H, B]`."""
         carries = []
         states = windows
         for layer in self.encoder:
             carry, states = layer(states)
             carries.append(carry)
+        code = carries[-1].hidden
         if self.decoder == "repeat":
-            return self._repeat(carries[-1].hidden, windows.shape[1])
-        return self._feedback(tuple(reversed(carries)), windows, forced, activate)
+            return self._repeat(code, windows.shape[1]), code
+        inwards = tuple(reversed(carries))
+        return self._feedback(inwards, windows, forced, activate), code
 
     def _repeat(self, latent: Array, length: int) -> Array:
         states = self.decoder_layers[0].repeat(latent, length)
@@ -146,7 +153,9 @@ def network(architecture: Architecture) -> Network:
         params: Params = module.init(key, windows, False, activate)["params"]
         return params
 
-    def outputs(params: Params, windows: Array, forced: bool = False) -> Array:
+    def coded(
+        params: Params, windows: Array, forced: bool = False
+    ) -> tuple[Array, Array]:
         batch, length, width = windows.shape
         # [B, L, D] to [D, L, B], or to [1, L, B·D].
         if independent:
@@ -154,12 +163,16 @@ def network(architecture: Architecture) -> Network:
         else:
             series = jnp.transpose(windows)
         result: Any = module.apply({"params": params}, series, forced, activate)
-        values: Array = result
+        values, code = result
         if independent:
-            return jnp.moveaxis(values.reshape(length, batch, width), 0, 1)
-        return jnp.transpose(values)
+            values = jnp.moveaxis(values.reshape(length, batch, width), 0, 1)
+            return values, jnp.transpose(code).reshape(batch, -1)
+        return jnp.transpose(values), jnp.transpose(code)
 
-    return Network(init, outputs, activate)
+    def outputs(params: Params, windows: Array, forced: bool = False) -> Array:
+        return coded(params, windows, forced)[0]
+
+    return Network(init, outputs, activate, coded)
 
 
 def reconstruct(architecture: Architecture, params: Params, windows: Array) -> Array:

@@ -19,15 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from kdjax.errors import ArtifactError, ConfigError
-from kdjax.models.autoencoder import (
-    Architecture,
-    Network,
-    Params,
-    network,
-    reconstruct,
-)
-from kdjax.models.controls import CONTROLS, RECONSTRUCTIONS
+from kdjax.errors import ArtifactError
+from kdjax.models.autoencoder import Architecture, Params, reconstruct
+from kdjax.models.controls import CONTROLS
 
 NETWORK = "autoencoder"
 JOIN = "+"
@@ -123,30 +117,3 @@ def errors_function(kind: str, architecture: Architecture | None = None) -> Erro
             "kdjax may have it."
         )
     return CONTROLS[kind]
-
-
-@functools.lru_cache
-def reconstructor(kind: str, architecture: Architecture | None = None) -> Network:
-    """What a kind expects of windows, as a network without a head's activation.
-
-    A student can learn it from a model that isn't a network (X_T of Eq. 2). Of joined
-    kinds it is what the first part expects.
-    """
-    first = parts_of(kind)[0]
-    if first == NETWORK:
-        assert architecture is not None
-        return network(architecture)
-    if first not in RECONSTRUCTIONS:
-        raise ConfigError(
-            f"{first!r} expects nothing of a row, so no student can learn from it: "
-            f"name one of {', '.join((NETWORK, *RECONSTRUCTIONS))} first."
-        )
-    function = RECONSTRUCTIONS[first]
-
-    def outputs(params: Params, windows: Array, forced: bool = False) -> Array:
-        return function(params, windows)
-
-    def init(key: Array) -> Params:
-        raise ConfigError(f"{first!r} is fitted, not trained.")
-
-    return Network(init, outputs, lambda values: values)

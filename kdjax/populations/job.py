@@ -2,20 +2,20 @@
 
 from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
 from kdjax.devices import member_mesh, place
+from kdjax.lessons import Lesson, Outputs, answer_shape
 from kdjax.models.autoencoder import network
 from kdjax.training.objectives import student_objective, teacher_objective
 from kdjax.training.population import Hyper, PopulationStep, make_population_step
 from kdjax.training.steps import Corpus, Step, make_optimizer, make_step
 from kdjax.training.together import Member, Population, resume_together
 from kdjax.trainings import (
-    Outputs,
     Training,
     first_state,
     lesson_targets,
@@ -100,10 +100,10 @@ def shape_of(training: Training) -> tuple[Hashable, ...]:
         train["schedule"],
         lesson
         and (
-            lesson.teacher.kind,
-            lesson.teacher.architecture,
+            lesson.teacher and (lesson.teacher.kind, lesson.teacher.architecture),
             lesson.temperature_mode,
             lesson.target,
+            lesson.weights,
         ),
     )
 
@@ -154,8 +154,8 @@ def _joined_corpus(
     Rows that members share are there once, and so are a teacher's outputs.
     """
     rows: dict[int, tuple[int, np.ndarray]] = {}  # by identity
-    lessons: dict[tuple[int, int | None], _Taught] = {}
-    taught = any(training.lesson for training in group)
+    lessons: dict[tuple[int, Any], _Taught] = {}
+    taught = next((training for training in group if training.lesson), None)
     firsts, row_count, window_count = [], 0, 0
     for training in group:
         ground, lesson = training.ground, training.lesson
@@ -163,7 +163,7 @@ def _joined_corpus(
             rows[id(ground.rows)] = (row_count, ground.rows)
             row_count += len(ground.rows)
         offset = rows[id(ground.rows)][0]
-        key = (id(ground), lesson and id(lesson.teacher.params))
+        key = (id(ground), lesson and lesson.source)
         if lesson is None:
             # Of a group that is taught, any teacher's outputs do.
             key = next((other for other in lessons if other[0] == id(ground)), key)
@@ -187,16 +187,22 @@ def _joined_corpus(
     return corpus, firsts
 
 
-def _targets(training: Training, taught: bool, outputs: Outputs) -> np.ndarray | None:
-    """What a teacher says of the training's windows, `[M, L, D]`.
+def _targets(
+    training: Training, taught: Training | None, outputs: Outputs
+) -> np.ndarray | None:
+    """What a teacher says of the training's windows, `[M, …]`.
 
-    Zeros for a student of the data alone whose population has teachers: it needs some.
+    Zeros for a student of the data alone whose population has one that is taught: it
+    needs some.
     """
-    ground, lesson = training.ground, training.lesson
-    if lesson is None:
-        shape = (len(ground.fit), ground.window, ground.rows.shape[1])
-        return np.zeros(shape, np.float32) if taught else None
-    return lesson_targets(lesson, ground, outputs)
+    if training.lesson is not None:
+        return lesson_targets(training, outputs)
+    if taught is None:
+        return None
+    assert taught.lesson is not None
+    ground = training.ground
+    shape = answer_shape(taught.lesson, training.architecture, ground.window)
+    return np.zeros((len(ground.fit), *shape), np.float32)
 
 
 def _hyper(training: Training) -> Hyper:
@@ -208,7 +214,15 @@ def _hyper(training: Training) -> Hyper:
         clip_norm=np.float32(train["clip_norm"]),
         alpha=np.float32(lesson.alpha if lesson else 0),
         temperature=np.float32(lesson.temperature if lesson else 1),
+        alpha_end=np.float32(_end(lesson, "alpha") if lesson else 0),
+        temperature_end=np.float32(_end(lesson, "temperature") if lesson else 1),
     )
+
+
+def _end(lesson: Lesson, name: str) -> float:
+    """The number after the last step; that of the first where it doesn't change."""
+    end = getattr(lesson, f"{name}_end")
+    return float(getattr(lesson, name) if end is None else end)
 
 
 def _step_of(one: Training) -> Callable[[Hyper], Step]:
@@ -225,6 +239,8 @@ def _step_of(one: Training) -> Callable[[Hyper], Step]:
                 temperature=hyper.temperature,
                 temperature_mode=lesson.temperature_mode,
                 target=lesson.target,
+                alpha_end=hyper.alpha_end,
+                temperature_end=hyper.temperature_end,
             )
         optimizer = make_optimizer(
             learning_rate=hyper.learning_rate,
@@ -233,7 +249,9 @@ def _step_of(one: Training) -> Callable[[Hyper], Step]:
             warmup_steps=hyper.warmup_steps,
             clip_norm=hyper.clip_norm,
         )
-        return make_step(minimised, optimizer, window=one.ground.window)
+        return make_step(
+            minimised, optimizer, window=one.ground.window, steps=hyper.steps
+        )
 
     return step_of
 
@@ -242,10 +260,8 @@ def fits_in_memory(group: Sequence[Training]) -> bool:
     """Whether the rows, and the teachers' outputs, can be kept on each device."""
     if any(training.ground.sources for training in group):
         return False
-    taught = {(id(t.ground), id(t.lesson.teacher.params)): t for t in group if t.lesson}
+    taught = {(id(t.ground), t.lesson.source): t for t in group if t.lesson}
     limits = [t.lesson.cache_bytes for t in group if t.lesson]
     mesh = member_mesh(len(group))
-    size = (mesh.size if mesh else 1) * sum(
-        target_bytes(t.ground) for t in taught.values()
-    )
+    size = (mesh.size if mesh else 1) * sum(target_bytes(t) for t in taught.values())
     return not limits or size <= min(limits)

@@ -23,6 +23,7 @@ from rich.console import Console
 from kdjax.artifacts import write_text
 from kdjax.errors import ConfigError, TrainingError
 from kdjax.fitting import checkpoints, course_of, course_text, on_host, train_alone
+from kdjax.lessons import Outputs
 from kdjax.models.autoencoder import Params, network
 from kdjax.populations.job import Job, groups, prepare_job, start_of, title_of
 from kdjax.populations.trial import ALONE, TOGETHER, faster_way
@@ -33,7 +34,7 @@ from kdjax.training.objectives import validation_loss
 from kdjax.training.population import make_population_validate
 from kdjax.training.steps import init_state
 from kdjax.training.together import Population, Watch, fit_together
-from kdjax.trainings import Outputs, Training, first_state, optimizer_of
+from kdjax.trainings import Training, first_state, optimizer_of
 from kdjax.workdir import append_line, cut_lines, read_json
 
 AUTO = "auto"

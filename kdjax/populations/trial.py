@@ -50,7 +50,7 @@ def _trial(job: Job) -> tuple[float, float]:
     mesh = batch_mesh(batch_size)
     step = make_step(
         objective(one), optimizer_of(one),
-        window=one.ground.window, mesh=mesh,
+        window=one.ground.window, steps=one.steps, mesh=mesh,
     )  # fmt: skip
     states = [start_of(job, None).states]
     size = len(states[0].step)

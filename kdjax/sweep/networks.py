@@ -19,13 +19,15 @@ from kdjax.data.series import Dataset
 from kdjax.detection.calibration import check_enough
 from kdjax.errors import ConfigError
 from kdjax.fitting import course_text
+from kdjax.lessons import Scorer
 from kdjax.models.residual import NETWORK, ResidualModel
 from kdjax.pipeline import load_dataset, prepare_parts
 from kdjax.populations.run import Judge, Trained, finished, train_all
 from kdjax.rules import calibration_rules
+from kdjax.scorers import scorers_of
 from kdjax.sweep.design import Design, Member
 from kdjax.sweep.members import STUDENT, TEACHER, Networks
-from kdjax.sweep.plan import Need, data_key, need
+from kdjax.sweep.plan import Need, data_key, need, scoring_key
 from kdjax.trainings import (
     Disturbed,
     Ground,
@@ -118,18 +120,26 @@ def train_members(
     models = _teachers(members, shelf, trained)
     students: dict[str, Training] = {}
     disturbed: Disturbed = {}
-    for member, _, needed, ground in _needs(members, shelf):
-        if needed.teacher is None or needed.teacher in models:
-            students.setdefault(
-                needed.student,
-                student_training(
-                    ground,
-                    member.settings,
-                    name=needed.student,
-                    teacher=models.get(needed.teacher or ""),
-                    known=disturbed,
-                ),
-            )
+    scorers: dict[tuple[str, str], tuple[Scorer, ...]] = {}
+    for member, part, needed, ground in _needs(members, shelf):
+        if needed.student in students:
+            continue
+        teacher = models.get(needed.teacher or "")
+        if needed.teacher is not None and teacher is None:
+            continue  # Its training failed.
+        if teacher is not None:
+            key = (needed.teacher or "", scoring_key(member.settings))
+            if key not in scorers:
+                prepared = shelf.parts[data_key(member.settings)][part]
+                scorers[key] = scorers_of(teacher, prepared, member.settings)
+        students[needed.student] = student_training(
+            ground,
+            member.settings,
+            name=needed.student,
+            teacher=teacher,
+            scorers=scorers[key] if teacher is not None else (),
+            known=disturbed,
+        )
     return trained | _train([*students.values()], workdir, way, console, judge)
 
 

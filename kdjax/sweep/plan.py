@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from kdjax.lessons import is_taught
 from kdjax.parts import part_name
 from kdjax.trainings import teacher_seed
 
@@ -16,6 +17,8 @@ Settings = Mapping[str, Any]
 
 # What `train` has that changes no network.
 _IDLE = ("log_every", "checkpoint_seconds")
+# What else decides a lesson, with what it is where it isn't used.
+_FURTHER: dict[str, Any] = {"alpha_end": None, "temperature_end": None, "weights": []}
 
 
 class Need(NamedTuple):
@@ -48,7 +51,7 @@ def student_name(settings: Settings) -> str:
     # Its network is the same, whatever it is joined with.
     facts["network"] = {k: v for k, v in settings["student"].items() if k != "parts"}
     distill = settings["distill"]
-    if distill["alpha"] > 0:
+    if is_taught(distill):
         facts["teacher"] = teacher_name(settings)
         fields = (
             "alpha",
@@ -58,16 +61,33 @@ def student_name(settings: Settings) -> str:
             "disturbed_copies",
         )
         facts["distill"] = [distill[field] for field in fields]
+        # Only where they are used, so that earlier sweeps find their networks.
+        further = {
+            field: distill[field]
+            for field, usual in _FURTHER.items()
+            if distill[field] != usual
+        }
+        if distill["target"] == "scores":
+            further["scoring"] = scoring_key(settings)
+        if further:
+            facts["further"] = further
     return f"student-{_digest(facts)}"
 
 
 def need(settings: Settings, part: str) -> Need:
     """The networks that one part of a member needs."""
-    taught = settings["distill"]["alpha"] > 0
+    taught = is_taught(settings["distill"])
     return Need(
         part_name(teacher_name(settings), part) if taught else None,
         part_name(student_name(settings), part),
     )
+
+
+def scoring_key(settings: Settings) -> str:
+    """Tells whether two members' teachers of one training score windows alike."""
+    distill = settings["distill"]
+    facts = [distill["target"], distill["weights"], settings["detection"]]
+    return json.dumps(facts, sort_keys=True)
 
 
 def _facts(settings: Settings, network: str) -> dict[str, Any]:

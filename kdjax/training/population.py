@@ -36,8 +36,8 @@ class Hyper(NamedTuple):
         steps: of the whole phase.
         warmup_steps: see `make_optimizer`.
         clip_norm: largest global norm of a gradient.
-        alpha: of Eq. 2.
-        temperature: of Eq. 2.
+        alpha, alpha_end: of Eq. 2, at the first step and after the last.
+        temperature, temperature_end: the same of T.
     """
 
     learning_rate: ArrayLike
@@ -46,6 +46,8 @@ class Hyper(NamedTuple):
     clip_norm: ArrayLike
     alpha: ArrayLike = 0.0
     temperature: ArrayLike = 1.0
+    alpha_end: ArrayLike = 0.0
+    temperature_end: ArrayLike = 1.0
 
 
 # `(states, hyper, corpus, index [P, B], weight [P, B], active [P]) -> states`

@@ -1,6 +1,7 @@
 """Jitted training steps over data that stays on the device."""
 
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -28,7 +29,7 @@ class Corpus(struct.PyTreeNode):  # type: ignore[no-untyped-call]
     Attributes:
         rows: `[N, D]` float32, scaled rows of all entities, one after the other.
         starts: `[M]` int32, first rows of the M windows; none crosses an entity.
-        targets: `[M, L, D]`, the teacher's head outputs, computed once; or None.
+        targets: `[M, …]`, what the teacher says, computed once; or None.
         teacher: the teacher's parameters, where the targets are too many to keep and
             each step computes its own; or None.
         sound: `[M]`, 1, or 0 for windows whose data were disturbed on purpose; None
@@ -121,12 +122,14 @@ def make_step(
     *,
     window: int,
     teacher: Network | None = None,
+    steps: ArrayLike | None = None,
     mesh: Mesh | None = None,
 ) -> Step:
     """The jitted step `(state, corpus, index [B], weight [B]) -> state`.
 
     `index` names the batch's windows among the corpus' M; the state given is donated.
-    `teacher` is needed only for a corpus that carries the teacher's parameters. With a
+    `teacher` is needed only for a corpus that carries the teacher's parameters, and
+    `steps`, of the whole phase, only for an objective that changes on the way. With a
     mesh its devices share the batch; state and corpus then lie on all of them
     (`kdjax.devices.place`).
     """
@@ -140,13 +143,14 @@ def make_step(
         return jax.lax.stop_gradient(teacher.outputs(corpus.teacher, windows))
 
     def gradient(
-        common: tuple[Params, Corpus], index: Array, weight: Array
+        common: tuple[Params, Corpus, Array | None], index: Array, weight: Array
     ) -> tuple[Array, Params]:
-        params, corpus = common
+        params, corpus, progress = common
         batch = take_batch(corpus, corpus.starts[index], weight, window)
         batch = batch._replace(
             targets=targets_of(corpus, index, batch.windows),
             sound=None if corpus.sound is None else corpus.sound[index],
+            progress=progress,
         )
         found: tuple[Array, Params] = jax.value_and_grad(objective)(params, batch)
         return found
@@ -158,7 +162,8 @@ def make_step(
         state: TrainState, corpus: Corpus, index: ArrayLike, weight: ArrayLike
     ) -> TrainState:
         index, weight = jnp.asarray(index), jnp.asarray(weight)
-        loss, slope = gradient((state.params, corpus), index, weight)
+        progress = None if steps is None else state.step / steps
+        loss, slope = gradient((state.params, corpus, progress), index, weight)
         updates, opt_state = optimizer.update(slope, state.opt_state, state.params)
         step = state.step + 1
         is_first_bad = (state.bad_step < 0) & ~jnp.isfinite(loss)
@@ -219,18 +224,20 @@ def as_batch(windows: Array, weight: Array, *, missing: bool) -> Batch:
 def head_outputs(
     network: Network, params: Params, corpus: Corpus, *, window: int, batch_size: int
 ) -> np.ndarray:
-    """A network's head outputs for all windows of corpus, `[M, L, D]`."""
+    """A network's head outputs for all windows of corpus, `[M, L, D]`, or its codes."""
     starts = np.asarray(corpus.starts)
-    result = np.empty((len(starts), window, corpus.rows.shape[1]), np.float32)
-    done = 0
-    for values in map_windows(
+    pieces = map_windows(
         _filled_outputs(network) if corpus.missing else network.outputs,
         params,
         np.asarray(corpus.rows),
         starts,
         window=window,
         batch_size=batch_size,
-    ):
+    )
+    first = next(pieces)
+    result = np.empty((len(starts), *first.shape[1:]), np.float32)
+    done = 0
+    for values in itertools.chain((first,), pieces):
         result[done : done + len(values)] = values
         done += len(values)
     return result
