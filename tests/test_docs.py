@@ -1,8 +1,10 @@
 """The numbers in the documents are those of the committed results."""
 
+import importlib
 import json
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from kdjax.config import completed, resolve
@@ -10,7 +12,7 @@ from kdjax.evaluation.tables import markdown_table
 
 ROOT = Path(__file__).parent.parent
 # These hold no run; the tests of what they measure check them.
-OTHERS = {"ablation", "blame", "floors", "recipes", "thresholds"}
+OTHERS = {"ablation", "blame", "floors", "frontier", "recipes", "thresholds"}
 RESULTS = sorted(
     path
     for path in (ROOT / "docs" / "results").glob("*.json")
@@ -40,6 +42,17 @@ def test_results_stand_in_their_document(path: Path) -> None:
 def test_readme_has_the_table_of_smd() -> None:
     readme = (ROOT / "README.md").read_text("utf-8")
     assert table_of(ROOT / "docs" / "results" / "smd.json") in readme
+
+
+def test_frontier_has_the_table_of_its_students(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    frontier = importlib.import_module("frontier")
+    found = pd.read_csv(ROOT / "docs" / "results" / "frontier.csv")
+    assert len(found) == 8 * 2 * 3
+    document = (ROOT / "docs" / "results" / "frontier.md").read_text("utf-8")
+    assert frontier.table(found) in document
 
 
 def test_performance_has_the_numbers_of_the_comparison() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
 from kdjax.evaluation.drawing import INK, PAPER, dress, saved
 from kdjax.sweep.tables import DONE, SEED, field_text, member_means
@@ -69,6 +70,12 @@ def plot_frontier(
             _draw(place, group, cost, measure, color, label or "members")
     for place, cost in zip(axes, costs, strict=True):
         place.set_xscale("log")
+        # Labels that fit whether a cost spans one decade or three.
+        place.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        place.xaxis.set_major_formatter(
+            "{x:g}" if cost == "milliseconds" else EngFormatter(sep="")
+        )
+        place.xaxis.set_minor_formatter(NullFormatter())
         place.set_xlabel(COSTS[cost])
         dress(place, theme)
         place.grid(axis="y", color=INK[theme], alpha=0.15, linewidth=0.6)
