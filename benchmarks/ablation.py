@@ -2,7 +2,8 @@
 
     python benchmarks/ablation.py --workdir=runs/ablation --output=docs/results/ablation.json
 
-Reads `members.csv` of the sweep. For each lesson: means over entities and seeds, the
+Reads `members.csv` of the sweep, or of several that shared the lessons out among them; a field
+that a sweep didn't vary is that of its config. For each lesson: means over entities and seeds, the
 standard deviation over seeds of the mean over entities, and the mean over entities of the
 paired difference to the student trained alone (its seeds averaged first), with a 95 %
 bootstrap interval over entities. Labels of the test rows serve for nothing else.
@@ -30,6 +31,21 @@ LESSON = [
 ]
 PARTS = "student.parts"
 MEASURES = ("f1_oracle", "f1_conformal", "point_average_precision", "vus_pr")
+
+
+def members_of(workdir: Path) -> pd.DataFrame:
+    """A sweep's members with all fields of `LESSON`, as text."""
+    members = pd.read_csv(workdir / "members.csv")
+    base = json.loads((workdir / "sweep.json").read_text("utf-8"))["base"]
+    for name in LESSON:
+        if name not in members:
+            group, field = name.split(".")
+            value = base[group][field]
+            several = isinstance(value, list)
+            text = ",".join(map(str, value)) if several else str(value).lower()
+            members[name] = text
+        members[name] = members[name].fillna("").astype(str)  # NaN: of no weights
+    return members
 
 
 def by_entity(members: pd.DataFrame, measure: str) -> np.ndarray:
@@ -65,15 +81,14 @@ def _signed(value: float | None) -> str:
 def main() -> None:
     """Compares, prints a table, writes the JSON file."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--workdir", type=Path, required=True)
+    parser.add_argument("--workdir", type=Path, required=True, nargs="+")
     parser.add_argument("--output", type=Path, required=True)
     given = parser.parse_args()
-    members = pd.read_csv(given.workdir / "members.csv")
-    members[LESSON] = members[LESSON].fillna("")  # of no weights
+    members = pd.concat(map(members_of, given.workdir), ignore_index=True)
     rows = []
     for parts, same in members.groupby(PARTS, sort=False):
         lessons = dict(list(same.groupby(LESSON, sort=False, dropna=False)))
-        alone = same[same["distill.alpha"].eq(0)]
+        alone = same[same["distill.alpha"].astype(float).eq(0)]
         for lesson, own in lessons.items():
             found = compared(own, alone)
             rows.append(
