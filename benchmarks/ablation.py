@@ -2,7 +2,7 @@
 
     python benchmarks/ablation.py --workdir=runs/ablation --output=docs/results/ablation.json
 
-Reads `members.csv` of the sweep, or of several that shared the lessons out among them; a field
+Reads `members.csv` of the sweep, or of several that shared the lessons among them; a field
 that a sweep didn't vary is that of its config. For each lesson: means over entities and seeds, the
 standard deviation over seeds of the mean over entities, and the mean over entities of the
 paired difference to the student trained alone (its seeds averaged first), with a 95 %
@@ -74,8 +74,50 @@ def compared(own: pd.DataFrame, alone: pd.DataFrame) -> dict[str, Any]:
     return found
 
 
-def _signed(value: float | None) -> str:
-    return "–" if value is None else f"{value:+.3f}"
+def lesson_name(row: dict[str, Any]) -> str:
+    """What sets a lesson apart from Eq. 2 with α = 0.35 and the joined teacher."""
+    words = []
+    if "autoencoder" in row["teacher.parts"]:
+        words.append("LSTM teacher")
+    if row["target"] != "reconstruction":
+        words.append(row["target"])
+    if row["alpha_end"] != "none":
+        words.append(f"α {float(row['alpha']):g} → {float(row['alpha_end']):g}")
+    elif float(row["alpha"]) != 0.35:
+        words.append(f"α = {float(row['alpha']):g}")
+    if row["weights"]:
+        words.append("three teachers, weighed alike")
+    if row["disturbed_copies"] != "0":
+        words.append(f"{row['disturbed_copies']} disturbed copies")
+    return ", ".join(words) or "α = 0.35"
+
+
+def _cell(found: dict[str, float | None]) -> str:
+    numbers = (found[key] for key in ("difference", "low", "high"))
+    middle, low, high = (
+        "–" if number is None else f"{number:+.3f}".replace("-", "−")
+        for number in numbers
+    )
+    return f"{middle} ({low} to {high})"
+
+
+def table(rows: list[dict[str, Any]], parts: str) -> str:
+    """Differences to the student alone, as Markdown: a line a lesson of students of `parts`."""
+    lines = [
+        "| lesson | F1, oracle | F1, own τ | AP of rows | VUS-PR |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    for row in rows:
+        if row["parts"] != parts:
+            continue
+        alone = float(row["alpha"]) == 0 and row["alpha_end"] == "none"
+        cells = (
+            f"{row[name]['mean']:.3f}" if alone else _cell(row[name])
+            for name in MEASURES
+        )
+        name = "none (means)" if alone else lesson_name(row)
+        lines.append(f"| {' | '.join([name, *cells])} |")
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -105,14 +147,8 @@ def main() -> None:
                 }
             )
     write_text(given.output, json.dumps(rows, indent=2, allow_nan=False) + "\n")
-    for row in rows:
-        cells = [
-            f"{row[m]['mean']:.3f} ± {row[m]['sd_over_seeds']:.3f} "
-            f"({', '.join(_signed(row[m][key]) for key in ('difference', 'low', 'high'))})"
-            for m in MEASURES
-        ]
-        lesson = " ".join(str(row[name.removeprefix("distill.")]) for name in LESSON)
-        print(" | ".join([str(row["parts"]), lesson, *cells]))
+    for parts in dict.fromkeys(row["parts"] for row in rows):
+        print(f"{parts}\n\n{table(rows, parts)}\n")
 
 
 if __name__ == "__main__":

@@ -55,6 +55,20 @@ def test_frontier_has_the_table_of_its_students(
     assert frontier.table(found) in document
 
 
+def test_method_begins_with_the_tables_of_the_ablation(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    ablation = importlib.import_module("ablation")
+    rows = json.loads((ROOT / "docs" / "results" / "ablation.json").read_text("utf-8"))
+    assert len(rows) == 11 * 2
+    head = (ROOT / "docs" / "method.md").read_text("utf-8").split("\n## ")[0]
+    for parts in {row["parts"] for row in rows}:
+        table = ablation.table(rows, parts)
+        assert len(table.splitlines()) == 2 + 11
+        assert table in head
+
+
 def test_performance_has_the_numbers_of_the_comparison() -> None:
     document = (ROOT / "docs" / "performance.md").read_text("utf-8")
     rows = json.loads((ROOT / "docs" / "performance" / "bench.json").read_text("utf-8"))
