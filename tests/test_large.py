@@ -671,10 +671,10 @@ def test_the_copy_leaves_no_file_behind(tmp_path, monkeypatch):
 
 # Files larger than the memory there is.
 
-FILE_ROWS, FILE_WIDTH, BLOCK = 4_800_000, 64, 100_000
+FILE_ROWS, FILE_WIDTH, BLOCK = 5_200_000, 64, 100_000
 FILE_BYTES = 4 * FILE_ROWS * FILE_WIDTH
 # What a process may allocate; JAX, XLA's compiler and grain take most of it.
-LIMIT = 1_200_000_000
+LIMIT = 1_300_000_000
 
 LIMITED = """
 import json, os, resource, sys
@@ -808,7 +808,7 @@ def test_it_trains_on_a_file_larger_than_its_memory(large_file, tmp_path):
     assert path.stat().st_size > LIMIT
     found = limited(TRAINED, path, tmp_path)
     assert found["digest"] == digest
-    assert found["steps"] == 2 * 28 and found["after"] < 0.5 * found["before"]
+    assert found["steps"] == 2 * 30 and found["after"] < 0.5 * found["before"]
     assert found["n"] == FILE_ROWS * 15 // 100 // 4000
     assert list(tmp_path.iterdir()) == [path]
 

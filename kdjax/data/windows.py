@@ -98,11 +98,17 @@ def add_scores(sums: RowSums, point_scores: np.ndarray, starts: np.ndarray) -> N
 
 
 def mean_of_sums(sums: RowSums) -> np.ndarray:
-    """`[N]`, or `[N, D]`; NaN where no window covers a row."""
-    mean = np.full_like(sums.total, np.nan)
-    covering = sums.covering.reshape(-1, *[1] * (mean.ndim - 1))
-    np.divide(sums.total, covering, out=mean, where=covering > 0)
-    return mean
+    """`[N]`, or `[N, D]`; NaN where no window covers a row.
+
+    The mean takes the place of the totals, so sums serve once: beside millions of rows a
+    second array of them may not fit.
+    """
+    with np.errstate(invalid="ignore"):
+        return np.divide(
+            sums.total,
+            sums.covering.reshape(-1, *[1] * (sums.total.ndim - 1)),
+            out=sums.total,
+        )
 
 
 def latest_window(starts: np.ndarray, *, window: int, rows: int) -> np.ndarray:
