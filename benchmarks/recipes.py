@@ -24,6 +24,7 @@ from rich.progress import track
 from kdjax.config import get_config, override, resolve
 from kdjax.controls import fit_control
 from kdjax.evaluation.intervals import paired_difference
+from kdjax.evaluation.rows import FOLLOWING
 from kdjax.judgement import judge
 from kdjax.models.residual import join
 from kdjax.pipeline import load_dataset, prepare_parts
@@ -64,10 +65,11 @@ def measure(settings: dict[str, Any], console: Console) -> Measures:
 
 
 def measures_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
-    """What counts here of one entity's rows in `results["entities"]`."""
+    """What counts here of one entity's rows in `results["entities"]`: τ stays put."""
     return {
         f"{key}_{row['threshold']}" if key == "f1" else key: row[key]
         for row in rows
+        if row["threshold"] != FOLLOWING
         for key in WANTED[row["level"]]
     }
 

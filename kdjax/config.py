@@ -9,6 +9,7 @@ nested plain dicts, which is what the rest of kdjax reads.
 import difflib
 import json
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -18,6 +19,9 @@ from kdjax.errors import ConfigError
 from kdjax.fields import CONTROLS, value_problems
 
 Settings = dict[str, Any]
+
+# Halves of characters. Those that stand for bytes of a path, which aren't UTF-8, pass.
+_LONE = re.compile("[\ud800-\udc7f\udd00-\udfff]")
 
 # The others that may be left open are whole.
 _OPTIONAL_NUMBERS = ("distill.alpha_end", "distill.temperature_end", "threshold.value")
@@ -153,6 +157,9 @@ def get_config() -> ConfigDict:
     threshold.budget = "1/day"
     # τ of "fixed".
     threshold.value = config_dict.placeholder(float)
+    # Share of windows above a τ that follows its stream, told of in the results beside the
+    # rule above; 0 for none.
+    threshold.following_share = 0.1
     # Rows in a row above τ before an alarm, and rows after it in which none begins.
     threshold.min_duration = 1
     threshold.cooldown = 0
@@ -178,7 +185,7 @@ def resolve(config: ConfigDict | Mapping[str, Any]) -> Settings:
     """
     try:
         given: Settings = json.loads(to_json(config))
-    except TypeError as error:
+    except (RecursionError, TypeError, ValueError) as error:
         raise ConfigError(f"config: {error}; use numbers, texts and tuples.") from None
     defaults = json.loads(to_json(get_config()))
     problems = list(_compare(given, defaults, ""))
@@ -197,7 +204,7 @@ def completed(settings: Mapping[str, Any]) -> Settings:
         # What it has besides stays, for the checks to find.
         return dict(given) | {
             key: fill(given.get(key, {}), value)
-            if isinstance(value, Mapping)
+            if isinstance(value, Mapping) and isinstance(given.get(key, {}), Mapping)
             else given.get(key, value)
             for key, value in usual.items()
         }
@@ -220,7 +227,7 @@ def override(config: ConfigDict, changes: Mapping[str, Any]) -> ConfigDict:
             continue
         try:
             copied.update_from_flattened_dict({key: value})
-        except (TypeError, ValueError):
+        except (OverflowError, TypeError, ValueError):
             default = json.loads(json.dumps(known[key]))
             problems.append(_type_problem(key, value, default))
     if problems:
@@ -289,7 +296,7 @@ def _compare(given: Settings, defaults: Settings, prefix: str) -> Iterator[str]:
 def _type_problem(name: str, value: Any, default: Any) -> str:
     checks: dict[type, tuple[str, Callable[[Any], bool]]] = {
         bool: ("true or false", lambda v: isinstance(v, bool)),
-        str: ("a text", lambda v: isinstance(v, str)),
+        str: ("a text", _is_text),
         float: ("a finite number", _is_finite),
         int: ("a whole number", _is_whole),
         type(None): _optional_check(name),
@@ -327,6 +334,11 @@ def _list_check(name: str) -> tuple[str, Callable[[Any], bool]]:
     )
 
 
+def _is_text(value: Any) -> bool:
+    """Whether a value is text that could be the name of a file."""
+    return isinstance(value, str) and "\0" not in value and not _LONE.search(value)
+
+
 def _is_whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
@@ -334,5 +346,8 @@ def _is_whole(value: Any) -> bool:
 def _is_finite(value: Any) -> bool:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return False
-    # JSON, which results are written in, knows no other numbers.
-    return math.isfinite(value)
+    try:
+        # JSON, which results are written in, knows no other numbers.
+        return math.isfinite(value)
+    except OverflowError:  # a whole number beyond float64
+        return False

@@ -34,6 +34,9 @@ CHOICES = {
     "threshold.method": ("conformal", "budget", "pot", "quantile", "fixed"),
 }
 
+# Units of a layer.
+_WIDEST = 1_000_000
+
 # Bounds as (lowest, highest, whether the bounds themselves are allowed).
 RANGES: dict[str, tuple[float, float, bool]] = {
     "seed": (0, 2**31 - 1, True),
@@ -70,6 +73,7 @@ RANGES: dict[str, tuple[float, float, bool]] = {
     "detection.batch_size": (1, 1_000_000, True),
     "threshold.false_alarm_rate": (0, 1, False),
     "threshold.value": (0, float("inf"), True),
+    "threshold.following_share": (0, 0.999, True),
     "threshold.min_duration": (1, 1_000_000_000, True),
     "threshold.cooldown": (0, 1_000_000_000, True),
 }
@@ -119,6 +123,9 @@ def _check_ranges(settings: Settings) -> Iterator[str]:
         if not (low <= value <= high if closed else low < value < high):
             bounds = f"[{low}, {high}]" if closed else f"({low}, {high})"
             yield f"{name}={value!r} must lie in {bounds}"
+    for name in ("teacher", "student"):
+        if max(settings[name]["hidden"]) > _WIDEST:
+            yield f"{name}.hidden={settings[name]['hidden']!r} exceeds {_WIDEST:,} units"
 
 
 def _check_together(settings: Settings) -> Iterator[str]:

@@ -11,6 +11,7 @@ from kdjax.data.prepared import Entity, Prepared
 from kdjax.data.scaler import Scaler
 from kdjax.data.splits import window_starts
 from kdjax.data.windows import add_scores, empty_sums, mean_of_sums, window_labels
+from kdjax.detection.adaptive import followed_taus, shuffled
 from kdjax.detection.calibration import Calibration, Rules, calibrate, point_pieces
 from kdjax.detection.normal import Normal
 from kdjax.detection.scores import window_scores
@@ -57,6 +58,7 @@ def judge(
     console: Console,
     ready: Mapping[str, Calibration] = MappingProxyType({}),
     point_adjusted: bool = False,
+    following: float = 0.0,
 ) -> dict[str, Judged]:
     """Each model calibrated and judged, by its name.
 
@@ -68,6 +70,7 @@ def judge(
         console: shows progress.
         ready: calibrations of models that bring their own.
         point_adjusted: whether to add point-adjusted metrics, which flatter.
+        following: share of windows above a τ that follows its stream; 0 for none.
     """
     labels = [
         _window_labels(prepared, entity, min_anomalous_points)
@@ -83,6 +86,11 @@ def judge(
             )
             for i, own in enumerate(labels)
         )
+        if following:
+            scores = tuple(
+                own._replace(followed=_followed(calibration, i, own, following))
+                for i, own in enumerate(scores)
+            )
         judged[name] = _judged(
             name, model, calibration, scores, prepared, rules, point_adjusted
         )
@@ -186,6 +194,16 @@ def _test_scores(
         window_scores=found.windows,
         threshold=tau,
     )
+
+
+def _followed(
+    calibration: Calibration, place: int, scores: EntityScores, share: float
+) -> np.ndarray | None:
+    """`[M]` τ before each test window, from the scores behind the entity's own τ on."""
+    behind = calibration.behind[place]
+    if not len(behind):  # a fixed τ has none
+        return None
+    return followed_taus(shuffled(behind), scores.window_scores, share)
 
 
 class RowScores(NamedTuple):

@@ -15,7 +15,9 @@ from kdjax.assembly import data_digests
 from kdjax.config import to_json
 from kdjax.controls import count_control, fit_control
 from kdjax.data.benchmarks import load_benchmark, width
+from kdjax.data.cells import about
 from kdjax.data.files import load_files, match_channels
+from kdjax.data.memory import check_width
 from kdjax.data.prepared import Prepared, channel_notes, prepare
 from kdjax.data.series import Dataset
 from kdjax.detection.calibration import check_enough
@@ -162,6 +164,7 @@ def prepare_dataset(dataset: Dataset, settings: Settings) -> Prepared:
     """The data set split, scaled, and found large enough for the wanted rate."""
     data = settings["data"]
     fields = ("window", "stride", "max_gap", "validation", "calibration", "scaler")
+    check_width(len(dataset.train[0].channels))
     prepared = prepare(dataset, **{field: data[field] for field in fields})
     check_enough(prepared, calibration_rules(settings, prepared).threshold)
     return prepared
@@ -170,15 +173,17 @@ def prepare_dataset(dataset: Dataset, settings: Settings) -> Prepared:
 def prepare_parts(dataset: Dataset, settings: Settings) -> dict[str, Prepared]:
     """What `entity_mode` makes of the data set: one part, or one for each entity."""
     parts = {}
-    for name, own in split_dataset(dataset, settings["entity_mode"]).items():
-        try:
-            parts[name] = prepare_dataset(own, settings)
-        except (ConfigError, DataError) as error:
-            if name == WHOLE:
-                raise
-            raise type(error)(
-                f"{name}: {error} Or train all entities together (entity_mode=shared)."
-            ) from error
+    with about(settings["data"]["path"], settings["data"]["test_path"]):
+        for name, own in split_dataset(dataset, settings["entity_mode"]).items():
+            try:
+                parts[name] = prepare_dataset(own, settings)
+            except (ConfigError, DataError) as error:
+                if name == WHOLE:
+                    raise
+                raise type(error)(
+                    f"{name}: {error} Or train all entities together "
+                    "(entity_mode=shared)."
+                ) from error
     return parts
 
 
@@ -233,6 +238,7 @@ def _judge(
         console=console,
         ready=ready,
         point_adjusted=settings["evaluation"]["point_adjusted"],
+        following=settings["threshold"]["following_share"],
     )
 
 

@@ -69,7 +69,7 @@ def test_documented_defaults():
     )
     assert settings["threshold"] == {
         "method": "conformal", "false_alarm_rate": 0.01, "budget": "1/day",
-        "value": None, "min_duration": 1, "cooldown": 0,
+        "value": None, "following_share": 0.1, "min_duration": 1, "cooldown": 0,
     }  # fmt: skip
     assert (detection["trim"], detection["blame"]) == (0, "correlation")
     assert settings["model"] == {

@@ -7,7 +7,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdjax.detection.adaptive import adapt, adaptive_tau, start_adaptive
+from kdjax.detection import adaptive
+from kdjax.detection.adaptive import (
+    adapt,
+    adaptive_tau,
+    followed_taus,
+    shuffled,
+    start_adaptive,
+    start_following,
+)
 from kdjax.detection.threshold import conformal
 from kdjax.errors import ConfigError, DataError
 
@@ -107,3 +115,42 @@ def test_a_score_that_is_no_number_is_refused():
 def test_rates_and_steps_out_of_range_are_refused(rate, step):
     with pytest.raises(ConfigError, match="a rate between 0 and 1 and a step above 0"):
         start_adaptive(np.arange(5.0), rate, step=step)
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.integers(0, 6).map(float), min_size=1, max_size=8),
+    st.lists(st.integers(0, 8).map(float) | st.sampled_from([math.inf, math.nan])),
+    st.floats(0.05, 0.95),
+)
+def test_a_following_threshold_is_the_conformal_one_of_all_so_far(first, new, rate):
+    taus = followed_taus(np.array(first), np.array(new), rate)
+    seen = first
+    for tau, score in zip(taus, new, strict=True):
+        rank = math.ceil(round((len(seen) + 1) * (1 - rate), 9))
+        assert tau == (sorted(seen)[rank - 1] if rank <= len(seen) else math.inf)
+        seen = seen if math.isnan(score) else [*seen, score]
+
+
+def test_a_following_threshold_remembers_so_many(monkeypatch):
+    monkeypatch.setattr(adaptive, "REMEMBERED", 12)
+    state = start_following(np.arange(20.0), 0.2)
+    assert state.recent.tolist() == [*range(12)]
+    state, _ = follow(state, [30.0, 31.0])
+    assert state.recent.tolist() == [*range(2, 12), 30.0, 31.0]
+    assert state.ordered.tolist() == state.recent.tolist() and state.alpha == 0.2
+    state, _ = follow(start_following(np.arange(11.0), 0.2), [30.0, 31.0])
+    assert state.recent.tolist() == [*range(1, 11), 30.0, 31.0]
+
+
+@pytest.mark.parametrize("rate", [0, 1, -0.1, math.nan])
+def test_a_following_threshold_wants_a_share(rate):
+    with pytest.raises(ConfigError, match="a share of windows between 0 and 1"):
+        start_following(np.arange(9.0), rate)
+
+
+def test_sorted_scores_are_mixed_always_alike():
+    scores = np.arange(100.0)
+    mixed = shuffled(scores)
+    assert sorted(mixed) == [*scores] and mixed.tolist() == shuffled(scores).tolist()
+    assert 35 < mixed[:50].mean() < 65

@@ -27,6 +27,7 @@ from kdjax.evaluation.rows import (
     result_rows,
     unlabelled_rows,
 )
+from kdjax.evaluation.samples import relative_scores
 from kdjax.evaluation.series import in_order
 
 A = EntityScores(
@@ -460,3 +461,47 @@ def test_labels_that_do_not_fit_are_refused():
         result_rows("m", 1, [wrong])
     with pytest.raises(DataError, match="^b: no labels, which metrics need"):
         result_rows("m", 1, [A, B._replace(labels=None)])
+
+
+# A threshold that follows its stream.
+
+
+def test_a_following_threshold_has_rows_of_its_own():
+    a = A._replace(followed=np.array([8.0, 5.0, 4.0, math.inf]))
+    b = B._replace(followed=np.array([3.0, 1.0, 9.0]))
+    rows = [
+        row
+        for row in result_rows("m", 1, [a, b], method="conformal")
+        if row["threshold"] == "following"
+    ]
+    assert [row["scope"] for row in rows] == ["pooled", "per_entity_mean"]
+    assert {row["level"] for row in rows} == {"window"}
+    # a: alarms 1 0 1 0 of labels 1 1 0 0; b: 0 1 0 of 1 0 0.
+    pooled, mean = rows
+    assert (pooled["precision"], pooled["recall"]) == (1 / 3, 1 / 3)
+    assert mean["f1"] == 0.25 and pooled["tau"] is mean["tau"] is None
+    own = [
+        row
+        for row in per_entity_rows("m", [a, b], levels=LEVELS)
+        if row["threshold"] == "following"
+    ]
+    assert [(row["entity"], row["f1"]) for row in own] == [("a", 0.5), ("b", 0.0)]
+    assert own[0]["notes"]["tau"] == "it moves"
+    # Ranked by score / τ: 9/8 and 4/5 against 5/4 and 0.
+    assert own[0]["auc_roc"] == 0.5
+
+
+def test_no_following_threshold_unless_all_have_one():
+    a = A._replace(followed=np.ones(4))
+    rows = result_rows("m", 1, [a, B])
+    assert {row["threshold"] for row in rows} == {"oracle", "conformal"}
+
+
+def test_scores_relative_to_a_threshold_keep_what_is_above_it():
+    scores = np.array([0.0, 0.0, 2.0, 2.0, math.inf, math.inf, math.nan, 3.0])
+    taus = np.array([0.0, 5.0, 0.0, math.inf, 2.0, math.inf, 1.0, 3.0])
+    own = A._replace(window_scores=scores, followed=taus)
+    found = relative_scores(own)
+    assert found.threshold == 1.0
+    np.testing.assert_array_equal(found.window_scores > 1, scores > taus)
+    np.testing.assert_array_equal(np.isnan(found.window_scores), np.isnan(scores))

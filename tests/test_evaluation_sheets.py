@@ -20,6 +20,7 @@ from kdjax.evaluation.sheets import (
     digest_sheet,
     entity_sheet,
     false_alarm_sheet,
+    following_sheet,
     inflated_sheet,
     interval_text,
     intervals_sheet,
@@ -393,3 +394,28 @@ def test_words_of_several_lines_stay_a_comment(words):
     lines = latex_sheet(SHEET._replace(words=words)).splitlines()
     assert lines[1] == f"% {' '.join(words.split())}"
     assert lines[2].startswith(r"\begin")
+
+
+def test_a_following_threshold_has_a_table_where_it_was_asked_for():
+    assert following_sheet(RESULTS) is None
+    rows = [
+        {
+            "model": model, "parameters": 9, "threshold": "following", "scope": scope,
+            "level": "window", "auc_roc": None, "average_precision": None, "notes": {},
+            "precision": 0.5, "recall": 0.25, "f1": 1 / 3, "alarm_rate": 0.125,
+        }
+        for model in ("teacher", "student")
+        for scope in ("pooled", "per_entity_mean")
+    ]  # fmt: skip
+    shares = {"settings": {"threshold": {"following_share": 0.1}}}
+    found = {**RESULTS, **shares, "rows": [*RESULTS["rows"], *rows]}
+    sheet = following_sheet(found)
+    assert sheet.lines[:2] == (
+        ("teacher", "0.500", "0.250", "0.333", "0.333", "0.125"),
+        ("student", "0.500", "0.250", "0.333", "0.333", "0.125"),
+    )
+    assert sheet.lines[2] == ("random", *["–"] * 5)
+    assert "for 0.1 of them" in sheet.words and sheet in sheets(found)
+    for row in rows:
+        row["f1"] = None  # no labels
+    assert following_sheet(found) is None

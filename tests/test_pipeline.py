@@ -127,9 +127,10 @@ def test_schema_of_results(finished):
     assert sorted(cells) == sorted(
         (model, threshold, scope, level)
         for model in MODELS
-        for threshold in ("oracle", "conformal")
+        for threshold in ("oracle", "conformal", "following")
         for scope in SCOPES
         for level in LEVELS
+        if threshold != "following" or level == "window"
     )
     for row in results["rows"]:
         assert {*METRICS, "parameters", "alarm_rate", "tau", "notes"} <= set(row)
@@ -140,7 +141,7 @@ def test_schema_of_results(finished):
         (row["model"], row["entity"], row["threshold"], row["level"])
         for row in results["entities"]
     }
-    assert len(each) == len(results["entities"]) == len(MODELS) * 2 * 2 * 2
+    assert len(each) == len(results["entities"]) == len(MODELS) * 2 * (2 * 2 + 1)
 
 
 def test_environment_of_results(finished):

@@ -17,6 +17,11 @@ Update it on one window every `stride` rows, the stride of the calibration windo
 hold τ in between. Then the n scores cover as much time as calibration did. On every
 window of a stride-1 stream they would cover the last n rows only, nearly all one
 window, and the errors would come in clusters that use up α for long.
+
+`start_following` is plainer: τ_t is the conformal threshold at a fixed level of **all**
+scores so far, calibration's and the stream's, γ = 0. It moves as slowly as the past is
+long, so an anomaly moves it little, and behaviour that changed for good moves it until the
+wanted share of all scores lies above. It promises nothing.
 """
 
 import math
@@ -26,6 +31,9 @@ import numpy as np
 
 from kdjax.errors import ConfigError, DataError
 
+# Scores that a threshold of all so far remembers: ten weeks at a window every ten minutes.
+REMEMBERED = 10_000
+
 
 class Adaptive(NamedTuple):
     """What is remembered from score to score.
@@ -34,6 +42,7 @@ class Adaptive(NamedTuple):
         alpha: α_t; may leave [0, 1] by up to γ.
         rate: the wanted share of alarms.
         step: γ.
+        most: scores that are remembered; from then on the oldest leaves for each new one.
         recent: `[n]` last scores, the oldest first.
         ordered: the same, smallest first.
     """
@@ -41,6 +50,7 @@ class Adaptive(NamedTuple):
     alpha: float
     rate: float
     step: float
+    most: int
     recent: np.ndarray
     ordered: np.ndarray
 
@@ -73,13 +83,50 @@ def start_adaptive(scores: np.ndarray, rate: float, *, step: float = 0.005) -> A
             f"an adaptive threshold with rate={rate:g} and step={step:g}: expected a "
             "rate between 0 and 1 and a step above 0."
         )
-    recent = np.array(scores, np.float64)
-    if len(recent) == 0 or np.isnan(recent).any():
-        raise DataError(
-            f"{len(recent)} calibration scores, {int(np.isnan(recent).sum())} of them "
-            "no number: an adaptive threshold needs at least one score, and numbers."
+    return _start(scores, rate, step, len(scores))
+
+
+def start_following(scores: np.ndarray, rate: float) -> Adaptive:
+    """The state of a threshold that is one of all scores so far.
+
+    Args:
+        scores: `[n]` of calibration, `shuffled` where their order in time is gone.
+        rate: the wanted share of alarms among all scores, anomalies too.
+
+    >>> state = adapt(start_following(np.arange(99.0), 0.02), 200.0).state
+    >>> len(state.recent), adaptive_tau(state)
+    (100, 98.0)
+    """
+    if not 0 < rate < 1:
+        raise ConfigError(
+            f"a following threshold with rate={rate:g}: expected a share of windows "
+            "between 0 and 1."
         )
-    return Adaptive(rate, rate, step, recent, np.sort(recent))
+    return _start(scores[:REMEMBERED], rate, 0.0, REMEMBERED)
+
+
+def shuffled(scores: np.ndarray) -> np.ndarray:
+    """Sorted scores in an order, always the same, in which small and large mix.
+
+    Old ones then leave evenly, as they would in the order of time.
+    """
+    return scores[np.random.default_rng(0).permutation(len(scores))]
+
+
+def followed_taus(scores: np.ndarray, new: np.ndarray, rate: float) -> np.ndarray:
+    """τ in force before each of the new scores `[M]`, as `start_following` has it, `[M]`.
+
+    A new score that is NaN moves nothing.
+
+    >>> followed_taus(np.arange(9.0), np.array([20.0, 0.0, 0.0]), 0.2)
+    array([7., 8., 8.])
+    """
+    state, taus = start_following(scores, rate), np.empty(len(new))
+    for place, score in enumerate(np.asarray(new, np.float64)):
+        taus[place] = adaptive_tau(state)
+        if not math.isnan(score):
+            state = adapt(state, float(score)).state
+    return taus
 
 
 def adaptive_tau(state: Adaptive) -> float:
@@ -115,16 +162,29 @@ def adapt(state: Adaptive, score: float) -> Adapted:
         )
     tau = adaptive_tau(state)
     alarm = bool(score > tau)
-    recent = np.empty_like(state.recent)
-    recent[:-1], recent[-1] = state.recent[1:], score
-    after = Adaptive(
+    grows = len(state.recent) < state.most
+    after = state._replace(
         alpha=state.alpha + state.step * (state.rate - alarm),
-        rate=state.rate,
-        step=state.step,
-        recent=recent,
-        ordered=_exchanged(state.ordered, state.recent[0], score),
+        recent=np.append(state.recent if grows else state.recent[1:], score),
+        ordered=_added(state.ordered, score)
+        if grows
+        else _exchanged(state.ordered, state.recent[0], score),
     )
     return Adapted(after, tau, alarm)
+
+
+def _start(scores: np.ndarray, rate: float, step: float, most: int) -> Adaptive:
+    recent = np.array(scores, np.float64)
+    if len(recent) == 0 or np.isnan(recent).any():
+        raise DataError(
+            f"{len(recent)} calibration scores, {int(np.isnan(recent).sum())} of them "
+            "no number: an adaptive threshold needs at least one score, and numbers."
+        )
+    return Adaptive(rate, rate, step, most, recent, np.sort(recent))
+
+
+def _added(ordered: np.ndarray, new: float) -> np.ndarray:
+    return np.insert(ordered, np.searchsorted(ordered, new), new)
 
 
 def _exchanged(ordered: np.ndarray, old: float, new: float) -> np.ndarray:

@@ -22,14 +22,19 @@ from kdjax.detection.stream import StreamDetector, Verdict
 
 
 def stream_detector(
-    detector: Detector, *, entity: str = POOLED, adaptive_step: float = 0.0
+    detector: Detector,
+    *,
+    entity: str = POOLED,
+    adaptive_step: float = 0.0,
+    following: float = 0.0,
 ) -> StreamDetector:
     """A stream of a detector on jax, compiled and ready for its first row.
 
     Args:
         detector: the detector.
         entity: whose scaler, Normal and threshold to use; `pooled` for none.
-        adaptive_step: see `StreamDetector`.
+        adaptive_step: see `StreamDetector`, also for `following`.
+        following: the other way to move τ.
     """
     index = entity_index(detector, entity)
     model, scaler = detector.model, scaler_of(detector, index)
@@ -60,4 +65,6 @@ def stream_detector(
         score(np.full(shape, value, np.float32))
     explain(np.zeros(shape, np.float32))
     plan = plan_of(detector, index)
-    return StreamDetector(plan, score, explain=explain, adaptive_step=adaptive_step)
+    return StreamDetector(
+        plan, score, explain=explain, adaptive_step=adaptive_step, following=following
+    )

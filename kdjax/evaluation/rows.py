@@ -9,6 +9,9 @@ thresholds (`oracle`, and a label-free one) stand beside each other, at both sco
 - `per_entity_mean`: the mean of the entities' own metric, each with its own τ, over the
   entities where it is defined. At level `point` it has also the metrics that look at
   rows in their order (`kdjax.evaluation.series`); no other cell has their keys.
+
+Where a τ that follows its stream was asked for, `following` is a third threshold at level
+`window`.
 """
 
 import math
@@ -21,6 +24,7 @@ from kdjax.errors import ConfigError, DataError
 from kdjax.evaluation.samples import (
     ALARM_METRICS,
     CURVE_METRICS,
+    FOLLOWING,
     ORACLE,
     EntityScores,
     Extent,
@@ -30,10 +34,12 @@ from kdjax.evaluation.samples import (
     make_sample,
     measure,
     own_oracle,
+    relative_scores,
 )
 from kdjax.evaluation.series import EVENT_METRICS, VOLUME_METRICS
 
 __all__ = [
+    "FOLLOWING",
     "LEVELS",
     "METRICS",
     "ORACLE",
@@ -75,7 +81,7 @@ def result_rows(
             beside them.
 
     Returns:
-        Eight dicts with `model`, `parameters`, `scope`, `threshold`, `level`, the five
+        Eight dicts, and two more of `following` where entities have it, with `model`, `parameters`, `scope`, `threshold`, `level`, the five
         `METRICS`, `alarm_rate`, `tau` (of the pooled oracle, else None), `entities`,
         `entities_defined` (metric -> how many entities are in the mean; empty if
         pooled) and `notes` (metric -> why it is None; `rows`: how many rows had no
@@ -135,23 +141,30 @@ def per_entity_rows(
     _check(entities, method)
     _check_levels(levels)
     extent = Extent(window, point_adjusted)
-    return [
-        {
-            "model": model,
-            "entity": entity.entity,
-            "level": level,
-            "threshold": threshold,
-            **_own_row(sample, threshold),
-        }
+    samples = [
+        (sample, threshold)
         for entity in entities
         for level in levels
         for sample in [make_sample(entity, level, extent)]
         for threshold in (ORACLE, method)
     ]
+    samples += [(sample, FOLLOWING) for sample in _following(entities)]
+    return [
+        {
+            "model": model,
+            "entity": sample.entity,
+            "level": sample.level,
+            "threshold": threshold,
+            **_own_row(sample, threshold),
+        }
+        for sample, threshold in samples
+    ]
 
 
 def _own_row(sample: Sample, threshold: str) -> dict[str, Any]:
     values, reasons, tau, _ = measure(sample, threshold)
+    if threshold == FOLLOWING:
+        tau, reasons["tau"] = math.nan, "it moves"
     if math.isinf(tau):
         reasons["tau"] = "infinite"
     positives = None if sample.labels is None else int(np.sum(sample.labels))
@@ -175,6 +188,14 @@ def _rows(
     samples = {
         level: [make_sample(e, level, extent) for e in entities] for level in LEVELS
     }
+    cells = [
+        (threshold, scope, level, samples[level])
+        for threshold in (ORACLE, method)
+        for scope in SCOPES
+        for level in LEVELS
+    ]
+    if following := _following(entities):
+        cells += [(FOLLOWING, scope, "window", following) for scope in SCOPES]
     return [
         {
             "model": model,
@@ -182,12 +203,17 @@ def _rows(
             "scope": scope,
             "threshold": threshold,
             "level": level,
-            **_row(samples[level], threshold, scope),
+            **_row(own, threshold, scope),
         }
-        for threshold in (ORACLE, method)
-        for scope in SCOPES
-        for level in LEVELS
+        for threshold, scope, level, own in cells
     ]
+
+
+def _following(entities: Sequence[EntityScores]) -> list[Sample]:
+    """Windows under a τ that follows its stream; none unless all entities have one."""
+    if any(entity.followed is None for entity in entities):
+        return []
+    return [make_sample(relative_scores(e), "window", Extent()) for e in entities]
 
 
 def _row(samples: list[Sample], threshold: str, scope: str) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from kdjax.evaluation.series import (
 )
 
 ORACLE = "oracle"
+FOLLOWING = "following"
 ALARM_METRICS = ("precision", "recall", "f1")
 CURVE_METRICS = ("auc_roc", "average_precision")
 NO_LABELS = "no labels"
@@ -50,6 +51,8 @@ class EntityScores(NamedTuple):
         window_scores: `[M]`, the (c+1)-th largest a_t of the window; NaN where so many
             points have none.
         threshold: the entity's label-free τ, in units of window scores.
+        followed: `[M]` the τ in force before each window, of a threshold that follows
+            its stream; None where none was asked for.
     """
 
     entity: str
@@ -58,6 +61,7 @@ class EntityScores(NamedTuple):
     window_labels: np.ndarray | None  # [M]
     window_scores: np.ndarray  # [M]
     threshold: float
+    followed: np.ndarray | None = None  # [M]
 
 
 class Extent(NamedTuple):
@@ -122,6 +126,23 @@ def make_sample(entity: EntityScores, level: str, extent: Extent) -> Sample:
         series=series,
         point_adjusted=extent.point_adjusted,
     )
+
+
+def relative_scores(entity: EntityScores) -> EntityScores:
+    """Window scores in units of the τ then in force, which is 1 for all of them.
+
+    For a threshold that follows its stream, and for nothing else: what is above τ stays
+    above it, and curves rank what was out of the ordinary for its time.
+    """
+    assert entity.followed is not None
+    scores = np.asarray(entity.window_scores, np.float64)
+    unknown, positive = np.isnan(scores), scores > 0
+    ratio = np.where(unknown, np.nan, 0.0)
+    # Anything is above a τ of 0; where both overflowed see below.
+    with np.errstate(divide="ignore", invalid="ignore"):
+        np.divide(scores, entity.followed, out=ratio, where=positive)
+    ratio[positive & np.isinf(entity.followed)] = 0.0
+    return entity._replace(window_scores=ratio, threshold=1.0)
 
 
 def _curve_metrics(

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from kdjax.evaluation.samples import FOLLOWING
 from kdjax.evaluation.tables import (
     MISSING,
     Results,
@@ -46,6 +47,14 @@ WITH_INTERVALS = (
     ("point", "range_f1"),
     ("point", "event_f1"),
 )
+# Scope and metric of the columns of a following τ.
+_FOLLOWED = (
+    ("pooled", "precision"),
+    ("pooled", "recall"),
+    ("pooled", "f1"),
+    ("per_entity_mean", "f1"),
+    ("per_entity_mean", "alarm_rate"),
+)
 # These need no τ, so they are the same under each threshold.
 _THRESHOLD_FREE = {"average_precision", "vus_pr"}
 _RATES = (
@@ -87,6 +96,7 @@ def sheets(results: Results) -> list[Sheet]:
         results_sheet(results),
         intervals_sheet(results.get("intervals") or (), method),
         paired_sheet(results.get("paired") or (), method),
+        following_sheet(results),
         points_sheet(results),
         inflated_sheet(results),
         false_alarm_sheet(results.get("rates") or ()),
@@ -170,6 +180,37 @@ def paired_sheet(paired: Sequence[Mapping[str, Any]], method: str) -> Sheet | No
     )
     return Sheet(
         "Paired differences", names, tuple(lines), " ".join([words, *_reasons(paired)])
+    )
+
+
+def following_sheet(results: Results) -> Sheet | None:
+    """Windows under a τ that follows its stream; only where asked for and labelled."""
+    rows = {
+        (row["model"], row["scope"]): row
+        for row in results["rows"]
+        if row["threshold"] == FOLLOWING and row["f1"] is not None
+    }
+    if not rows:
+        return None
+    share = results["settings"]["threshold"]["following_share"]
+    lines = [
+        (
+            model,
+            *(
+                number_text(rows.get((model, scope), {}).get(metric))
+                for scope, metric in _FOLLOWED
+            ),
+        )
+        for model in models(results)
+    ]
+    return Sheet(
+        "Windows under a τ that follows its stream",
+        ("Model", "P", "R", "F1", "F1", "in alarm"),
+        tuple(lines),
+        f"Before each window τ is the conformal threshold of all scores so far for {share:g} "
+        "of them, calibration's first. It uses no labels, and test scores only once they "
+        "are past. in alarm: share of windows, anomalies among them.",
+        ("", *("pooled",) * 3, *("mean",) * 2),
     )
 
 
