@@ -16,6 +16,7 @@
 verbs that compute, so that help and refusals come at once.
 """
 
+import io
 import re
 import runpy
 import sys
@@ -27,59 +28,89 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from kdjax import config as config_module
-from kdjax.config import override, resolve, unknown_key
+from kdjax import stopping
+from kdjax.config import leaves, override, resolve, unknown_key
 from kdjax.errors import ConfigError, KdjaxError
 from kdjax.verbs import VERBS, Design, Request
 
+# Characters of a message.
+MOST = 2_000
 OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]*)")
 
 
 class Flag(NamedTuple):
-    """A flag of the program's own: of the kind of its default, text where that is None."""
+    """A flag of the program's own.
+
+    Attributes:
+        name: of the flag.
+        default: whose kind is the flag's; text where it is None.
+        verbs: which take it; the others refuse it.
+        help: what it says.
+    """
 
     name: str
     default: str | bool | int | float | None
+    verbs: str
     help: str
 
 
 FLAGS = (
-    Flag("workdir", None, "run, sweep: the folder to work in [runs/NAME]."),
-    Flag("init_from", None, "run: a saved detector to start from."),
+    Flag("workdir", None, "run, sweep", "the folder to work in [runs/NAME]."),
+    Flag("init_from", None, "run, sweep", "a saved detector to start from."),
     Flag(
-        "coordinator", "", "run: HOST:PORT of process 0 of several; auto on a cluster."
+        "coordinator", "", "run, sweep",
+        "HOST:PORT of process 0 of several; auto on a cluster.",
     ),
-    Flag("num_processes", 0, "run: how many processes run it together."),
-    Flag("process_id", -1, "run: which of them this is, from 0."),
-    Flag("detector", None, "score, calibrate, export, stream: a saved detector."),
-    Flag("output", None, "file or folder to write."),
-    Flag("entity", None, "whose scaler, Normal and threshold to use, or to make."),
-    Flag("causal", False, "score: rows by the window that ends there."),
+    Flag("num_processes", 0, "run, sweep", "how many processes run it together."),
+    Flag("process_id", -1, "run, sweep", "which of them this is, from 0."),
+    Flag("detector", None, "score, calibrate, export, stream", "a saved detector."),
     Flag(
-        "contributions", False, "score: a column of each channel's part in the score."
+        "output", None, "score, calibrate, export, stream, fetch, bench",
+        "file or folder to write.",
     ),
-    Flag("blame", "", "score: another division of scores: correlation, conditional."),
-    Flag("shard", "", "score: i/n scores one of n shares of many files, i from 0."),
-    Flag("missing", "", "score, calibrate: missing cells: error, ffill or mask."),
-    Flag("time_column", "", "name of the time column."),
-    Flag("entity_column", "", "name of the entity column."),
-    Flag("label_column", "", "a label column to leave out."),
-    Flag("exclude", "", "score, calibrate: CSV of spans to leave out."),
-    Flag("trials", 10, "sweep with search(trial): trials that this process adds."),
-    Flag("way", "auto", "sweep: members together or alone; auto takes the faster."),
-    Flag("format", "onnx", "export: onnx or stablehlo."),
-    Flag("quantize", "none", "export: int8 for small weights."),
-    Flag("data", "", "export: rows to check the file on; the detector's own else."),
-    Flag("backend", "jax", "stream: jax or onnxruntime."),
-    Flag("adaptive", 0.0, "stream: step of an adaptive τ, such as 0.01; 0 for none."),
-    Flag("state", None, "stream: file that a restart goes on from."),
     Flag(
-        "on_error", "skip", "stream: skip answers a faulty line and goes on; or stop."
+        "entity", None, "score, calibrate, export, stream",
+        "whose scaler, Normal and threshold to use, or to make.",
     ),
-    Flag("ignore", "", "stream: columns to leave out, separated by commas."),
-    Flag("json", False, "info: print JSON."),
-    Flag("quick", False, "bench: less of everything, in about two minutes."),
-)
+    Flag("causal", False, "score", "rows by the window that ends there."),
+    Flag("contributions", False, "score", "a column of each channel's part in the score."),
+    Flag("blame", "", "score", "another division of scores: correlation, conditional."),
+    Flag("shard", "", "score", "i/n scores one of n shares of many files, i from 0."),
+    Flag("missing", "", "score, calibrate", "missing cells: error, ffill or mask."),
+    Flag(
+        "time_column", "", "score, calibrate, export, stream", "name of the time column."
+    ),
+    Flag("entity_column", "", "score, calibrate, export", "name of the entity column."),
+    Flag("label_column", "", "score, calibrate, export", "a label column to leave out."),
+    Flag("exclude", "", "score, calibrate", "CSV of spans to leave out."),
+    Flag("trials", 10, "sweep", "with search(trial): trials that this process adds."),
+    Flag("way", "auto", "sweep", "members together or alone; auto takes the faster."),
+    Flag("format", "onnx", "export", "onnx or stablehlo."),
+    Flag("quantize", "none", "export", "int8 for small weights."),
+    Flag("data", "", "export", "rows to check the file on; the detector's own else."),
+    Flag("backend", "jax", "stream", "jax or onnxruntime."),
+    Flag("adaptive", 0.0, "stream", "step of an adaptive τ, such as 0.01; 0 for none."),
+    Flag(
+        "following", 0.0, "stream",
+        "share of windows above a τ that follows the stream; 0 for none.",
+    ),
+    Flag("state", None, "stream", "file that a restart goes on from."),
+    Flag(
+        "on_error", "skip", "stream",
+        "skip answers a faulty line and goes on; or stop.",
+    ),
+    Flag("ignore", "", "stream", "columns to leave out, separated by commas."),
+    Flag("json", False, "info", "print JSON."),
+    Flag("quick", False, "bench", "less of everything, in about two minutes."),
+)  # fmt: skip
 
+# The verbs that read a config.
+CONFIGURED = "run, sweep, calibrate, info"
+
+EXIT_CODES = (
+    "Exit code: 0; 2 after a fault, told in one line; 130 after SIGINT, 143 after SIGTERM:\n"
+    "what there is to save is saved, and the same command goes on. stream ends with 0."
+)
 
 _KINDS: dict[type, Any] = {
     bool: flags.DEFINE_bool,
@@ -92,7 +123,15 @@ _KINDS: dict[type, Any] = {
 
 def program() -> None:
     """Entry point of `kdjax` and `launch.py`."""
-    app.run(main, flags_parser=_leave_flags_to_main)
+    stopping.heed()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a τ where it has no sign
+    try:
+        app.run(main, flags_parser=_leave_flags_to_main)
+    except KeyboardInterrupt as error:  # between two lines of `app.run`
+        sys.exit(stopping.told(error))
+    finally:
+        stopping.rest()
 
 
 def main(argv: Sequence[str]) -> int:
@@ -102,7 +141,8 @@ def main(argv: Sequence[str]) -> int:
         argv: name of the program, verb, arguments and flags.
 
     Returns:
-        The exit code: 0; 2 after a fault of the user's; 130 when interrupted.
+        The exit code: 0; 2 after a fault of the user's; 130 after SIGINT and 143 after
+        SIGTERM (128 + the signal's number).
     """
     # Libraries tell of every file they write; their warnings are what a user needs.
     logging.set_verbosity(logging.WARNING)
@@ -117,18 +157,27 @@ def main(argv: Sequence[str]) -> int:
             raise ConfigError(
                 f"{said}: expected one of {', '.join(VERBS)}; see kdjax --help."
             )
+        _check_flags(verb, values)
         VERBS[verb](_request(values, rest))
     except KdjaxError as error:
-        # One line whatever the message quotes.
-        print(f"kdjax: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"kdjax: {_told(error)}", file=sys.stderr)
         return 2
     except OSError as error:
         # A full disk or a folder without permission; what was whole before still is.
-        print(f"kdjax: {error}", file=sys.stderr)
+        print(f"kdjax: {_told(error)}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("kdjax: interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
+    except (Exception, KeyboardInterrupt) as error:
+        code = stopping.told(error)
+        if code is None and _lacks_memory(error):
+            print(
+                f"kdjax: there is not enough memory ({_told(error)}): give fewer rows or "
+                "channels at once, or smaller networks and batches.",
+                file=sys.stderr,
+            )
+            return 2
+        if code is None:
+            raise
+        return code
     return 0
 
 
@@ -139,6 +188,7 @@ def parse(argv: Sequence[str]) -> tuple[flags.FlagValues, list[str]]:
         ConfigError: all faulty flags in one message.
     """
     ordered = _config_first(argv)
+    _check_repeated(argv)
     try:
         values = define_flags(ordered)
         return values, values(ordered)[1:]
@@ -160,7 +210,8 @@ def define_flags(argv: Sequence[str]) -> flags.FlagValues:
         **own,
     )
     for flag in FLAGS:
-        _KINDS[type(flag.default)](flag.name, flag.default, flag.help, **own)
+        text = f"{flag.verbs}: {flag.help}"
+        _KINDS[type(flag.default)](flag.name, flag.default, text, **own)
     return values
 
 
@@ -172,7 +223,8 @@ def help_text() -> str:
         f"  --{name:<14} {values[name].help}"
         for name in ("config", *sorted(set(values) - {"config"}))
     ]
-    return "\n".join(["kdjax VERB [ARGUMENT] [FLAGS]", "", *lines, "", "Flags:", *own])
+    shown = ["kdjax VERB [ARGUMENT] [FLAGS]", "", *lines, "", "Flags:", *own]
+    return "\n".join([*shown, "", EXIT_CODES])
 
 
 def _config(values: flags.FlagValues) -> ConfigDict:
@@ -242,6 +294,44 @@ def _config_first(argv: Sequence[str]) -> list[str]:
     return [argv[0], *chosen, *args]
 
 
+def _check_repeated(argv: Sequence[str]) -> None:
+    """Refuses a field of several values given twice, which absl would join."""
+    given = [match[1] for arg in argv[1:] if (match := OVERRIDE.match(arg))]
+    known = dict(leaves(config_module.get_config().to_dict()))
+    for field in given:
+        if given.count(field) > 1 and isinstance(known.get(field), tuple):
+            raise ConfigError(f"flags: --config.{field} is given twice: give one.")
+
+
+def _check_flags(verb: str, values: flags.FlagValues) -> None:
+    """Refuses flags that would change nothing, since the verb doesn't look at them."""
+    taken = {flag.name: flag.verbs for flag in FLAGS if values[flag.name].present}
+    config = values["config"]
+    if not config.using_default_value or config_flags.get_override_values(config):
+        taken["config"] = CONFIGURED
+    unused = [name for name in taken if verb not in taken[name].split(", ")]
+    if unused:
+        said = "; ".join(f"--{name} (for {taken[name]})" for name in unused)
+        raise ConfigError(f"{verb} takes no {said}: leave it out.")
+
+
+def _lacks_memory(error: BaseException) -> bool:
+    """Whether Python or a device had none left; JAX stays unimported here."""
+    of_jax = type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError")
+    return isinstance(error, MemoryError) or (
+        of_jax and str(error).startswith("RESOURCE_EXHAUSTED")
+    )
+
+
+def _told(error: BaseException) -> str:
+    """A message as one line that a terminal shows as it is, whatever it quotes."""
+    text = " ".join(str(error).split())
+    if len(text) > MOST:
+        # Such as the names of a thousand columns; what to do stands at the end.
+        text = f"{text[: MOST // 2]} […] {text[-MOST // 2 :]}"
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 def _problems(argv: Sequence[str]) -> list[str]:
     """What is wrong with each flag, found by parsing it alone."""
     chosen = [arg for arg in argv[1:3] if re.match(r"--?config(=|$)", arg)]
@@ -264,7 +354,7 @@ def _problems(argv: Sequence[str]) -> list[str]:
             problems.append(unknown_key(field[1]))
         elif fault:
             problems.append(_one_line(fault))
-    return problems
+    return list(dict.fromkeys(problems))
 
 
 def _fault(argv: Sequence[str]) -> Exception | None:

@@ -11,8 +11,10 @@ Nothing here changes what is computed: means over the batch are weighted, so tha
 are those of the whole batch up to rounding.
 """
 
+import contextlib
 import logging
 import os
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -62,10 +64,35 @@ def keep_compiled() -> None:
     if jax.config.jax_compilation_cache_dir is not None:  # type: ignore[attr-defined]
         return
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = str(Path(home) / "kdjax" / "xla")
-    jax.config.update("jax_compilation_cache_dir", folder)
+    folder = Path(home) / "kdjax" / "xla"
+    with contextlib.suppress(OSError):
+        _drop_damaged(folder)
+    jax.config.update("jax_compilation_cache_dir", str(folder))
     # Of a network's few programs even the small ones take a tenth of a second.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
+
+
+def _drop_damaged(folder: Path) -> None:
+    """Removes what a full disk or a kill cut short among the entries since the last time.
+
+    JAX writes them in place and never again: it would warn of each at every start.
+    """
+    checked = folder / ".checked"
+    since = checked.stat().st_mtime if checked.exists() else 0.0
+    for path in folder.glob("*-cache"):
+        # Files that were being written then are a few seconds younger at most.
+        if path.stat().st_mtime >= since - 60 and not _unpacks(path.read_bytes()):
+            path.unlink()
+    if folder.is_dir():
+        checked.touch()
+
+
+def _unpacks(entry: bytes) -> bool:
+    try:
+        # With a library for it JAX packs otherwise, which isn't looked into.
+        return entry[:1] not in (b"", b"\x78") or bool(zlib.decompress(entry))
+    except zlib.error:
+        return False
 
 
 def start_program() -> None:

@@ -9,10 +9,12 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from rich.console import Console
 
+from kdjax import hosts
 from kdjax.devices import place, training_mesh
 from kdjax.lessons import Lesson, Outputs, check_kept
 from kdjax.models.autoencoder import Params, network
 from kdjax.progress import progress_bar
+from kdjax.stopping import held
 from kdjax.training.feeds import Feed, corpus_feed, grain_feed, make_source_validate
 from kdjax.training.loop import Course, Fitted, Hooks, Start, fit, resume
 from kdjax.training.objectives import validation_loss
@@ -73,7 +75,9 @@ def train_alone(
     # Devices that divide a batch know the others' sums only, not their windows.
     is_whole = training.lesson is not None and training.lesson.is_of_whole_batches
     total = len(ground.fit) * training.epochs - start.course.step * batch_size
-    with progress_bar(console, training.name, total) as advance:
+    # Of several processes one alone can't save.
+    alone = hosts.processes() == 1
+    with held(alone), progress_bar(console, training.name, total) as advance:
         fitted = fit(
             start._replace(
                 state=place(start.state, mesh), best=place(start.best, mesh)

@@ -15,7 +15,13 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kdjax.artifacts import MANIFEST, sha256, write_text
+from kdjax.artifacts import (
+    MANIFEST,
+    check_folder,
+    clear_leftovers,
+    sha256,
+    write_text,
+)
 from kdjax.data.raw import unreadable
 from kdjax.data.tables import SUFFIXES
 from kdjax.detection.detector import Detector, entity_index
@@ -99,6 +105,7 @@ def score_fleet(
     share = parse_shard(shard)
     work = _prepare(detector, entity=entity, blame=blame, **options)
     found = find_files(paths, output=output, aside=options.get("exclude") or "")
+    clear_leftovers(Path(output))
     if found.passed:
         yield _passed_over(found.passed)
     mine = [i for i in found.items if shard_of(i.name, share.total) == share.place]
@@ -285,6 +292,7 @@ def _check_folder(output: Path) -> None:
         raise ConfigError(
             f"output={output} is a file: give a folder for the outputs of many files."
         )
+    check_folder(output)
 
 
 def _check_apart(folder: Path, output: Path) -> None:
@@ -320,6 +328,8 @@ def _check_targets(items: Sequence[Item]) -> None:
 def _check_given(path: Path) -> None:
     if not path.exists():
         raise DataError(f"{path} does not exist: check the path.")
+    if not path.is_file():
+        raise DataError(f"{path} can't be read (it is no regular file): give a file.")
     if not path.name.lower().endswith(SUFFIXES):
         raise DataError(
             f"{path} has an unknown ending: expected {', '.join(SUFFIXES)}; convert it, or "

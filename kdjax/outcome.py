@@ -1,13 +1,11 @@
 """What a run leaves behind: detectors with their cards, results, plot and reports."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from kdjax.artifacts import write_text
 from kdjax.assembly import make_detector
 from kdjax.data.prepared import Entity, Prepared
 from kdjax.detection.alarms import AlarmRule
@@ -27,9 +25,8 @@ from kdjax.inspection import Inspection
 from kdjax.judgement import Judged, test_starts
 from kdjax.parts import part_name
 from kdjax.renewal import BEFORE
-from kdjax.workdir import RESULTS, read_lines
+from kdjax.workdir import RESULTS_SCHEMA, read_lines, write_results
 
-RESULTS_SCHEMA = 1
 # Models whose scores the report draws, and the one that goes into production.
 DRAWN = ("teacher", "student")
 STUDENT = "student"
@@ -102,7 +99,7 @@ def write_outcome(
     }
     results |= find(results, judged, examples)
     _write_reports(workdir, results, judged, prepared, inspections, students)
-    write_text(workdir / RESULTS, json.dumps(results, indent=2, allow_nan=False) + "\n")
+    write_results(workdir, results)
     return results
 
 

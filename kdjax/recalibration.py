@@ -6,12 +6,14 @@ doesn't know gets all three, from its own rows and in the way of a run.
 
 import os
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from kdjax.assembly import series_digest
 from kdjax.config import completed, resolve
+from kdjax.data.cells import about
 from kdjax.data.channels import Ranges
 from kdjax.data.clock import seconds_per_row
 from kdjax.data.files import match_channels
@@ -28,7 +30,11 @@ from kdjax.detection.detector import POOLED, Detector, score_windows
 from kdjax.detection.normal import Normal
 from kdjax.detection.rates import cross_rates
 from kdjax.detection.scores import window_scores
-from kdjax.detection.storage import load_detector, save_detector
+from kdjax.detection.storage import (
+    check_replaceable,
+    load_detector,
+    save_detector,
+)
 from kdjax.detection.table import find_windows
 from kdjax.detection.threshold import Rule, Threshold, choose_threshold
 from kdjax.errors import ArtifactError, ConfigError
@@ -74,6 +80,7 @@ def calibrate_file(
         threshold: settings of the threshold that differ from the detector's own.
         columns: for `kdjax.scoring.read_like`.
     """
+    check_replaceable(Path(output))
     loaded = load_detector(detector)
     found = read_like(loaded, path, **columns)
     if entity and len(found) > 1:
@@ -84,9 +91,10 @@ def calibrate_file(
     for series in found:
         yield from series.notes
         name = entity or _entity(loaded, series, named=bool(columns["entity_column"]))
-        loaded, notes = recalibrated(
-            loaded, series._replace(entity=name), threshold=threshold
-        )
+        with about(path):
+            loaded, notes = recalibrated(
+                loaded, series._replace(entity=name), threshold=threshold
+            )
         yield from notes
     save_detector(output, loaded)
     yield f"Written: {output}"

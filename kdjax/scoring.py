@@ -7,7 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from kdjax.artifacts import atomic_path
+from kdjax.artifacts import atomic_path, check_target, clear_leftovers
+from kdjax.data.cells import about
 from kdjax.data.files import match_channels, read_table
 from kdjax.data.series import Series
 from kdjax.detection.blame import check_method
@@ -46,6 +47,10 @@ def score_file(
         blame: how to divide scores among channels; the detector's own way by default.
         columns: for `read_like`.
     """
+    output = Path(output)
+    for target in (output, Path(f"{output}.events.csv")):
+        check_target(target, inputs=(path, columns.get("exclude", "")))
+    clear_leftovers(output.parent, (output.name, f"{output.name}.events.csv"))
     yield from score_rows(
         path,
         detector=load_scorer(detector, blame=blame),
@@ -81,11 +86,19 @@ def score_rows(
     for series in read_like(detector, path, **columns):
         used = entity or known_entity(detector, series.entity)
         index = entity_index(detector, used)  # Refuses an unknown one before a word.
-        yield f"{series.entity}: {len(series.values):,} rows under the threshold of {used}"
-        series = match_channels(series, detector.channels)
-        table = score_table(
-            detector, series, entity=used, causal=causal, contributions=contributions
-        )
+        with about(path):
+            series = match_channels(series, detector.channels)
+            yield (
+                f"{series.entity}: {len(series.values):,} rows under the threshold of "
+                f"{used}"
+            )
+            table = score_table(
+                detector,
+                series,
+                entity=used,
+                causal=causal,
+                contributions=contributions,
+            )
         tables.append(table)
         events.append(score_events(detector, series, table, entity=used, causal=causal))
         yield from series.notes

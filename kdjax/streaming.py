@@ -18,21 +18,23 @@ from typing import Any, NamedTuple, TextIO
 import filelock
 import numpy as np
 
+from kdjax.artifacts import check_target, clear_leftovers
 from kdjax.data.lines import read_lines
-from kdjax.detection.answers import Answer, Progress, answers
+from kdjax.detection.answers import Answer, Progress, answers, check_on_error
 from kdjax.detection.instants import Instant
+from kdjax.detection.plan import Plan
+from kdjax.detection.sink import Sink, open_sink
+from kdjax.detection.states import load_state, save_state
 from kdjax.detection.stream import (
     StreamDetector,
     Verdict,
-    load_state,
-    save_state,
 )
 from kdjax.errors import ArtifactError, ConfigError, DataError, KdjaxError
+from kdjax.stopping import SIGNALS
 
 BACKENDS = ("jax", "onnxruntime")
 
-# Seconds between two writes of the state.
-SAVE_EVERY = 1.0
+SAVE_EVERY = 1.0  # seconds between two writes of the state
 
 
 class Summary(NamedTuple):
@@ -55,6 +57,7 @@ def open_stream(
     backend: str = "jax",
     entity: str | None = None,
     adaptive_step: float = 0.0,
+    following: float = 0.0,
 ) -> StreamDetector:
     """The stream of a saved detector, ready for its first row.
 
@@ -64,13 +67,17 @@ def open_stream(
         entity: whose scaler, Normal and threshold to use; by default those of the only
             entity, else the pooled ones, or those in the file.
         adaptive_step: see `StreamDetector`.
+        following: see `StreamDetector`.
     """
     if backend not in BACKENDS:
         raise ConfigError(
             f"backend={backend!r} is unknown: use one of {', '.join(BACKENDS)}."
         )
     if backend == "onnxruntime":
-        stream = _open_onnx(Path(path), entity, adaptive_step)
+        plan, score = _onnx_scorer(Path(path), entity)
+        stream = StreamDetector(
+            plan, score, adaptive_step=adaptive_step, following=following
+        )
     elif Path(path).is_file():
         raise ConfigError(
             f"{path} is a file: give the detector's folder, or backend=onnxruntime for "
@@ -83,7 +90,10 @@ def open_stream(
 
         loaded = load_detector(path)
         stream = stream_detector(
-            loaded, entity=entity or usual_entity(loaded), adaptive_step=adaptive_step
+            loaded,
+            entity=entity or usual_entity(loaded),
+            adaptive_step=adaptive_step,
+            following=following,
         )
     stream.drift()  # loads what it needs, now rather than between two rows
     return stream
@@ -125,6 +135,7 @@ def run_stream(
     time_column: str = "",
     ignored: Sequence[str] = (),
     adaptive_step: float = 0.0,
+    following: float = 0.0,
     on_error: str = "skip",
     tell: Callable[[str], None] = lambda text: None,
 ) -> Summary:
@@ -140,38 +151,48 @@ def run_stream(
             once a second before.
         time_column: see `stream_rows`, also for `ignored` and `on_error`.
         ignored: columns to pass over.
-        adaptive_step: see `StreamDetector`.
+        adaptive_step: see `StreamDetector`, also for `following`.
+        following: the other way to move τ.
         on_error: `skip` or `stop`.
         tell: takes what a user should read beside the answers.
     """
     with contextlib.ExitStack() as stack:
+        check_on_error(on_error)
+        if isinstance(output, (str, os.PathLike)):
+            check_target(output, inputs=(state or "", detector))
         if state is not None:
+            check_target(state, inputs=(detector,), name="state")
             _hold(stack, Path(state))
         stream = open_stream(
-            detector, backend=backend, entity=entity, adaptive_step=adaptive_step
-        )
-        tell(
-            f"scoring under the threshold of {stream.plan.entity}: {stream.plan.tau:g}"
+            detector,
+            backend=backend,
+            entity=entity,
+            adaptive_step=adaptive_step,
+            following=following,
         )
         saved = load_state(state) if state is not None and Path(state).exists() else {}
         progress = _resumed(stream, saved) if saved else Progress()
-        if saved:
-            tell(f"{state}: going on after {stream.rows:,} rows")
-        sink = _open_sink(stack, output, saved)
+        sink = open_sink(stack, output, saved)
         until = stack.enter_context(_until_signal(lines))
         read = read_lines(
             until, stream.plan.channels, time_column=time_column, ignored=ignored
         )
         found = answers(stream, read, progress, on_error=on_error)
+        tell(
+            f"scoring under the threshold of {stream.plan.entity}: {stream.plan.tau:g}"
+        )
+        if saved:
+            tell(f"{state}: going on after {stream.rows:,} rows")
         keep = _keeper(stream, sink, state)
-        keep(progress)
         progress = _write(found, progress, stream, sink, keep, tell)
         keep(progress)
         return _summary(stream, progress, tell)
 
 
-def _open_onnx(path: Path, entity: str | None, adaptive_step: float) -> StreamDetector:
-    """The stream of an ONNX file, or of a folder that is exported in memory."""
+def _onnx_scorer(
+    path: Path, entity: str | None
+) -> tuple[Plan, Callable[[np.ndarray], Verdict]]:
+    """What a stream needs of an ONNX file, or of a folder that is exported in memory."""
     from kdjax.export.scorer import load_onnx
 
     if path.is_dir():
@@ -194,7 +215,7 @@ def _open_onnx(path: Path, entity: str | None, adaptive_step: float) -> StreamDe
         points, found, _, parts = scorer.run(windows)
         return Verdict(points[0], float(found[0]), parts[0])
 
-    return StreamDetector(scorer.plan, score, adaptive_step=adaptive_step)
+    return scorer.plan, score
 
 
 def _hold(stack: contextlib.ExitStack, state: Path) -> None:
@@ -202,6 +223,7 @@ def _hold(stack: contextlib.ExitStack, state: Path) -> None:
     try:
         state.parent.mkdir(parents=True, exist_ok=True)
         stack.enter_context(filelock.FileLock(f"{state}.lock", timeout=0))
+        clear_leftovers(state.parent, (state.name,))
     except filelock.Timeout:
         raise ArtifactError(
             f"{state} is in use by another stream: give each stream its own state."
@@ -223,65 +245,19 @@ def _resumed(stream: StreamDetector, saved: Mapping[str, Any]) -> Progress:
     return Progress(last, after, faulty, catching_up=-1 if last.clock else None)
 
 
-class _Sink(NamedTuple):
-    write: Callable[[str], None]  # one line, at once
-    mark: Callable[[], list[Any] | None]  # path and safe length, if it is a file
-
-
-def _open_sink(
-    stack: contextlib.ExitStack,
-    output: TextIO | str | os.PathLike[str],
-    saved: Mapping[str, Any],
-) -> _Sink:
-    if not isinstance(output, (str, os.PathLike)):
-
-        def say(text: str) -> None:
-            output.write(text + "\n")
-            output.flush()
-
-        return _Sink(say, lambda: None)
-    path = Path(output).resolve()
-    try:
-        file = stack.enter_context(path.open("r+b" if path.exists() else "w+b"))
-    except OSError as error:
-        raise ArtifactError(f"{path} can't be written ({error}).") from error
-    size = file.seek(0, os.SEEK_END)
-    name, length = saved.get("output") or (None, 0)
-    if name == str(path):
-        if size < length:
-            raise ArtifactError(
-                f"{path} has {size} bytes, {length} when the state was written: restore "
-                "it, or remove the state to start anew."
-            )
-        file.truncate(length)
-        file.seek(length)
-    elif size:
-        file.seek(-1, os.SEEK_END)
-        if file.read(1) != b"\n":
-            raise ArtifactError(
-                f"{path} ends inside a line: complete it, or give another file."
-            )
-
-    def append(text: str) -> None:
-        file.write(text.encode() + b"\n")
-        file.flush()
-
-    def mark() -> list[Any]:
-        os.fsync(file.fileno())
-        return [str(path), file.tell()]
-
-    return _Sink(append, mark)
+# Writes how far a stream has come; the second is its state, if not that of now.
+Keep = Callable[..., None]
 
 
 def _keeper(
-    stream: StreamDetector, sink: _Sink, state: str | os.PathLike[str] | None
-) -> Callable[[Progress], None]:
+    stream: StreamDetector, sink: Sink, state: str | os.PathLike[str] | None
+) -> Keep:
     """Writes the state after what it speaks of is safe in the output."""
 
-    def keep(progress: Progress) -> None:
+    def keep(progress: Progress, before: Mapping[str, Any] | None = None) -> None:
         if state is not None:
             kept = {
-                "stream": stream.state(),
+                "stream": before or stream.state(),
                 "last": progress.last,
                 "after": progress.after,
                 "faulty": progress.faulty,
@@ -296,14 +272,18 @@ def _write(
     found: Iterator[Answer],
     progress: Progress,
     stream: StreamDetector,
-    sink: _Sink,
-    keep: Callable[[Progress], None],
+    sink: Sink,
+    keep: Keep,
     tell: Callable[[str], None],
 ) -> Progress:
     """Writes the answers and, now and then, the state; the progress in the end."""
-    due, drifted = time.monotonic() + SAVE_EVERY, False
+    before = stream.state()  # The first answer comes after its row was taken in.
+    due, drifted, begun = time.monotonic() + SAVE_EVERY, False, False
     try:
         for answer in found:
+            if not begun:
+                keep(progress, before)  # Now an answer may come into the output.
+                begun = True
             if answer.text:
                 _put(sink, answer.text)
             if answer.fault and answer.progress.faulty == progress.faulty + 1 == 1:
@@ -315,12 +295,13 @@ def _write(
                 keep(progress)
                 due = time.monotonic() + SAVE_EVERY
     except DataError:
-        keep(progress)
+        if begun:
+            keep(progress)
         raise
     return progress
 
 
-def _put(sink: _Sink, text: str) -> None:
+def _put(sink: Sink, text: str) -> None:
     try:
         sink.write(text)
     except OSError as error:
@@ -388,12 +369,9 @@ def _until_signal(lines: Iterable[str]) -> Iterator[Iterator[str]]:
     if threading.current_thread() is not threading.main_thread():
         yield read()  # only the main thread may handle signals
         return
-    old = {number: signal.signal(number, stopped) for number in _SIGNALS}
+    old = {number: signal.signal(number, stopped) for number in SIGNALS}
     try:
         yield read()
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
-
-
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.progress import Progress
 
-from kdjax.errors import ConfigError
+from kdjax.errors import ConfigError, KdjaxError
 
 
 class Design(NamedTuple):
@@ -106,7 +106,15 @@ def _sweep(request: Request) -> None:
 
     # A file that takes an argument gives it to both of its functions.
     sweep = functools.partial(_with, given.defined["sweep"], given.arguments)
-    design = make_design(given.name, given.config, sweep)
+    try:
+        design = make_design(given.name, given.config, sweep)
+    except KdjaxError:
+        raise
+    except Exception as error:  # a config file is a program and may raise anything
+        raise ConfigError(
+            f"{given.name}: sweep(add) raises {error!r}: correct it; add takes a mapping "
+            "of dotted fields, as in configs/sweep_quick.py."
+        ) from error
     workdir = Path(request.flags["workdir"] or request.default_workdir(design.base))
     _start(request)
     from kdjax import hosts
@@ -152,7 +160,7 @@ def _with(function: Callable[..., Any], arguments: Sequence[str], first: Any) ->
 
 def _score(request: Request) -> None:
     """FILE|FOLDER … --detector=DIR --output=FILE|DIR: scores each row of CSV, Parquet, .npy"""
-    if not request.arguments:
+    if not all(request.arguments or [""]):
         raise ConfigError("score needs a file to score, got nothing.")
     detector, output = _needed("score", request, "detector"), _output(request)
     options = _given(request, "entity", "causal", "contributions", "blame", *COLUMNS)
@@ -214,6 +222,13 @@ def _stream(request: Request) -> None:
     """--detector=DIR [--state=FILE]: rows in on stdin, one JSON line out a row"""
     _no_arguments("stream", request)
     detector = _needed("stream", request, "detector")
+    output = request.flags["output"] or sys.stdout
+    if sys.stdin is None or output is None:
+        # Python has none in place of one that whoever started it has closed.
+        raise ConfigError(
+            "stream reads rows from standard input and answers on standard output: open "
+            "them, or give --output."
+        )
     _start()
     from kdjax.streaming import run_stream
 
@@ -223,9 +238,10 @@ def _stream(request: Request) -> None:
     options = _given(request, "entity", "backend", "state", "time_column", "on_error")
     run_stream(
         sys.stdin,
-        request.flags["output"] or sys.stdout,
+        output,
         detector=detector,
         adaptive_step=request.flags["adaptive"],
+        following=request.flags["following"],
         ignored=tuple(filter(None, request.flags["ignore"].split(","))),
         tell=lambda text: print(f"kdjax: {text}", file=sys.stderr),
         **options,
@@ -311,9 +327,11 @@ def _bench(request: Request) -> None:
     output = request.flags["output"]
     if output and Path(output).suffix != ".json":
         raise ConfigError(f"--output={output} must end in .json.")
-    from kdjax.artifacts import write_text
+    from kdjax.artifacts import check_target, write_text
     from kdjax.bench.run import bench
 
+    if output:
+        check_target(output)
     quick = bool(request.flags["quick"])
     found = bench(quick=quick, names=request.arguments, console=Console())
     if output:
@@ -329,7 +347,7 @@ def _no_arguments(verb: str, request: Request) -> None:
 
 def _one_argument(verb: str, request: Request, what: str) -> str:
     arguments = request.arguments
-    if len(arguments) != 1:
+    if len(arguments) != 1 or not arguments[0]:
         said = " ".join(arguments) or "nothing"
         raise ConfigError(f"{verb} needs {what}, got {said}.")
     return arguments[0]

@@ -12,7 +12,9 @@ writes; the others hear of its judgement.
 """
 
 import contextlib
+import hashlib
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -21,7 +23,14 @@ from typing import Any
 import filelock
 
 from kdjax import hosts
-from kdjax.artifacts import write_text
+from kdjax.artifacts import (
+    check_schema,
+    check_unsealed,
+    clear_leftovers,
+    naming,
+    sha256,
+    write_text,
+)
 from kdjax.config import completed, differences, to_json
 from kdjax.errors import ArtifactError, ConfigError, DataError
 
@@ -29,6 +38,13 @@ CONFIG = "config.json"
 DATA = "data.json"
 METRICS = "metrics.jsonl"
 RESULTS = "results.json"
+RESULTS_SEAL = ".results.sha256"
+RESULTS_SCHEMA = 1
+
+
+logger = logging.getLogger(__name__)
+
+_LOSSES = ("loss", "train_loss", "validation_loss")
 
 
 @contextlib.contextmanager
@@ -46,7 +62,9 @@ def locked(workdir: Path) -> Iterator[None]:
 def _held(workdir: Path) -> Iterator[None]:
     holder = workdir / ".lock.pid"
     lock = filelock.FileLock(workdir / ".lock", timeout=0)
+    before = _names(workdir)
     try:
+        check_unsealed(workdir)
         workdir.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except filelock.Timeout:
@@ -61,12 +79,24 @@ def _held(workdir: Path) -> Iterator[None]:
             "--workdir."
         ) from error
     with lock:
-        holder.write_text(str(os.getpid()), encoding="utf-8")
         try:
+            with naming(holder):
+                holder.write_text(str(os.getpid()), encoding="utf-8")
+            clear_leftovers(workdir)
             yield
         finally:
             holder.unlink(missing_ok=True)
+            if _names(workdir) == (before or set()) | {".lock"} != before:
+                # Nothing came of it: a folder of something else is as it was.
+                (workdir / ".lock").unlink(missing_ok=True)
+                if before is None:
+                    workdir.rmdir()
             lock.release()
+
+
+def _names(folder: Path) -> set[str] | None:
+    """What is in a folder; None if there is none."""
+    return {path.name for path in folder.iterdir()} if folder.is_dir() else None
 
 
 def check_settings(workdir: Path, settings: Mapping[str, Any]) -> None:
@@ -143,42 +173,96 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text("utf-8"))
         fault = None if isinstance(value, dict) else "it holds no object"
-    except (OSError, ValueError) as error:
+    except (OSError, RecursionError, ValueError) as error:
         fault = str(error)
     if fault:
-        raise ArtifactError(
-            f"{path} can't be read ({fault}): remove the work directory and run again."
-        )
+        raise _unreadable(path, fault)
     found: dict[str, Any] = value
     return found
+
+
+def _unreadable(path: Path, fault: str) -> ArtifactError:
+    return ArtifactError(
+        f"{path} can't be read ({fault}): remove the work directory and run again."
+    )
 
 
 def read_results(workdir: Path) -> dict[str, Any] | None:
     """The results of a finished run, or None."""
     path = workdir / RESULTS
-    return hosts.on_first(lambda: read_json(path) if path.exists() else None)
+    return hosts.on_first(lambda: _read_results(path) if path.exists() else None)
+
+
+def _read_results(path: Path) -> dict[str, Any]:
+    results = read_json(path)
+    try:
+        version = results.get("environment", {}).get("versions", {}).get("kdjax")
+        schema = results.get("schema", RESULTS_SCHEMA)
+        check_schema(str(path), schema, known=RESULTS_SCHEMA, version=version)
+        # Results of an older kdjax have no seal.
+        seal = path.with_name(RESULTS_SEAL)
+        if seal.exists() and seal.read_text("utf-8").strip() != sha256(path):
+            raise ValueError(f"its SHA-256 is not that in {seal.name}")
+    except (AttributeError, OSError, TypeError, ValueError) as error:
+        raise _unreadable(path, str(error)) from error
+    return results
+
+
+def write_results(workdir: Path, results: Mapping[str, Any]) -> None:
+    """Writes the results, and first their digest: who has the results has it."""
+    text = json.dumps(results, indent=2, allow_nan=False) + "\n"
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    write_text(workdir / RESULTS_SEAL, digest + "\n")
+    write_text(workdir / RESULTS, text)
 
 
 def append_line(workdir: Path, line: Mapping[str, Any]) -> None:
     """Adds a line to `metrics.jsonl`."""
     if not hosts.is_first():
         return
-    with (workdir / METRICS).open("a", encoding="utf-8") as file:
+    path = workdir / METRICS
+    with naming(path), path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
 
 
 def read_lines(workdir: Path) -> list[dict[str, Any]]:
-    """The lines of `metrics.jsonl`, without a last one that was cut off."""
+    """The lines of `metrics.jsonl`, without a last one that was cut off.
+
+    Others that are damaged are left out with a warning: nothing but a plot needs them.
+    """
     path = workdir / METRICS
     if not path.exists():
         return []
-    lines = []
-    for text in path.read_text("utf-8").splitlines():
-        try:
-            lines.append(json.loads(text))
-        except ValueError:
-            break  # A kill while it was being written.
-    return lines
+    try:
+        texts = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise _unreadable(path, str(error)) from error
+    lines = [_line(text) for text in texts]
+    # A kill while it was being written; else nothing follows the last line's end.
+    faulty = [number for number, line in enumerate(lines[:-1], 1) if line is None]
+    if faulty:
+        logger.warning(
+            "%s: %d damaged lines left out, line %d first", path, len(faulty), faulty[0]
+        )
+    return [line for line in lines if line is not None]
+
+
+def _line(text: bytes) -> dict[str, Any] | None:
+    """A line of the log, if it is whole."""
+    try:
+        line = json.loads(text.decode("utf-8"))
+        line["phase"].encode()
+        losses = [line[key] for key in _LOSSES if key in line]
+        # Losses of a whole epoch are drawn.
+        drawn = len(losses) > ("loss" in line)
+        counts = [line["step"], *([line["epoch"]] if drawn else [])]
+        whole = all(type(number) is int for number in counts)
+        if not whole or not all(type(loss) in (int, float) for loss in losses):
+            return None
+    except (AttributeError, LookupError, RecursionError, TypeError, ValueError):
+        return None
+    found: dict[str, Any] = line
+    return found
 
 
 def cut_lines(workdir: Path, phase: str, step: int) -> None:

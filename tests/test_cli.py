@@ -83,7 +83,7 @@ def test_help_names_every_verb_and_flag(say, flag):
     assert {
         "workdir", "init_from", "way", "trials", "detector", "output", "entity", "causal",
         "contributions", "blame", "shard", "missing", "exclude", "time_column", "entity_column",
-        "label_column", "format", "quantize", "data", "backend", "adaptive", "state",
+        "label_column", "format", "quantize", "data", "backend", "adaptive", "following", "state",
         "ignore", "on_error", "json", "quick", "coordinator", "num_processes", "process_id",
     } == {flag.name for flag in cli.FLAGS}  # fmt: skip
     assert list(VERBS) == ALL_VERBS.split(", ")

@@ -125,3 +125,14 @@ def test_unknown_method_is_refused():
 def test_rows_are_needed(shape):
     with pytest.raises(DataError, match=r"A scaler needs rows \[N, D\], got shape"):
         fit_scaler(np.ones(shape), method="minmax")
+
+
+def test_a_spread_beyond_float32_is_refused():
+    rows = np.float32([[0, -3e38], [0, 3e38], [0, 0]])
+    with pytest.raises(
+        DataError, match=r"Channel 2 of 2 spreads over 6.0e\+38.*3.4e38"
+    ):
+        fit_scaler(rows, method="minmax")
+    assert np.isfinite(fit_scaler(rows, method="zscore").scale).all()
+    scaler = Scaler(np.float32([-3e38]), np.float32([1]))
+    assert np.isposinf(apply_scaler(scaler, np.float32([3e38])))

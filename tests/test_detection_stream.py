@@ -11,17 +11,16 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from kdjax.data.series import Series
-from kdjax.detection.adaptive import adapt, start_adaptive
+from kdjax.detection.adaptive import adapt, followed_taus, start_adaptive
 from kdjax.detection.instants import Instant, instant_of
+from kdjax.detection.states import load_state, save_state
 from kdjax.detection.stream import (
     Plan,
     StreamDetector,
     Verdict,
-    load_state,
     plan_from_json,
     plan_of,
     plan_to_json,
-    save_state,
 )
 from kdjax.detection.stream_jax import stream_detector
 from kdjax.detection.table import score_table
@@ -276,9 +275,11 @@ def test_instants():
         instant_of(10**400)
 
 
-@pytest.mark.parametrize("adaptive_step", [0.0, 0.05])
+@pytest.mark.parametrize(
+    "moving", [{}, {"adaptive_step": 0.05}, {"following": 0.2}], ids=repr
+)
 @pytest.mark.parametrize("kind", ["none", "number", "datetime"])
-def test_a_stream_goes_on_from_any_row(asked, kind, adaptive_step):
+def test_a_stream_goes_on_from_any_row(asked, kind, moving):
     plan = PLAN._replace(min_duration=2, cooldown=3)
     rng = np.random.default_rng(5)
     values = np.abs(holed(rng, 40)) * 4
@@ -286,13 +287,13 @@ def test_a_stream_goes_on_from_any_row(asked, kind, adaptive_step):
     steps[[11, 25]] = 9.0
     time = [None] * 40 if kind == "none" else times(kind, steps)
     rows = [*zip(values, time, strict=True)]
-    whole = asked(plan, adaptive_step=adaptive_step).stream
+    whole = asked(plan, **moving).stream
     wanted = [repr(whole.update(*row)) for row in rows]
     for cut in range(41):
-        first = asked(plan, adaptive_step=adaptive_step).stream
+        first = asked(plan, **moving).stream
         found = [first.update(*row) for row in rows[:cut]]
         state = json.loads(json.dumps(first.state(), allow_nan=False))
-        second = asked(plan, adaptive_step=adaptive_step).stream
+        second = asked(plan, **moving).stream
         second.restore(state)
         assert second.state() == first.state()
         found += [second.update(*row) for row in rows[cut:]]
@@ -328,7 +329,7 @@ def test_states_of_others_and_damaged_ones_are_refused(asked, tmp_path):
     ):
         with pytest.raises(ArtifactError, match="this state can't be restored"):
             stream.restore(state | change)
-    for name in state:
+    for name in state.keys() - {"kdjax_version"}:
         with pytest.raises(ArtifactError):
             stream.restore({k: v for k, v in state.items() if k != name})
     assert stream.state() == before
@@ -373,6 +374,32 @@ def test_an_adaptive_threshold_moves_at_each_stride(asked):
             rank = math.ceil(21 * (1 - state.alpha) - 1e-9)
             tau = math.inf if rank > 20 else ranked[rank - 1]
     assert len({row.tau for row in rows}) > 3
+
+
+def test_a_following_threshold_is_one_of_all_scores_so_far(asked):
+    scores = np.abs(np.random.default_rng(1).normal(size=60)) * 12
+    stream, _ = asked(PLAN, following=0.1)
+    rows = [stream.update([score, 0.0]) for score in scores][3:]
+    at_strides = np.float64([row.window_score for row in rows[::2]])
+    taus = followed_taus(np.arange(20.0), at_strides, 0.1)
+    # A window at a stride moves τ for those after it, until the next.
+    assert rows[0].tau == taus[0]
+    assert [row.tau for row in rows[1::2]] == [*taus[1:]]
+    assert [row.tau for row in rows[2::2]] == [*taus[1:]]
+    assert all(row.alarm == (row.window_score > row.tau) for row in rows)
+    assert len(set(taus)) > 3
+
+
+def test_a_threshold_moves_in_one_way(asked):
+    with pytest.raises(ConfigError, match="two ways to move τ"):
+        asked(PLAN, following=0.1, adaptive_step=0.1)
+
+
+def test_a_state_belongs_to_its_way_to_move_the_threshold(asked):
+    state = asked(PLAN, following=0.1).stream.state()
+    for other in ({}, {"following": 0.2}, {"adaptive_step": 0.1}):
+        with pytest.raises(ArtifactError, match="way to move τ"):
+            asked(PLAN, **other).stream.restore(state)
 
 
 def test_an_adaptive_threshold_needs_scores_and_a_rate(asked):

@@ -142,7 +142,7 @@ def rows_of(text, **options):
         ("1;2,5\n3;4", [[1, 2.5], [3, 4]]),
         ("1,5\t2,5", [[1.5, 2.5]]),
         ("b|a\n1|2", [[2, 1]]),
-        ("a;b\n0,5;1.5", [[0.5, 1.5]]),
+        ("a;b\n0,5;1,5", [[0.5, 1.5]]),
     ],
 )
 def test_rows_without_a_header_and_decimal_commas(text, rows):
@@ -279,9 +279,10 @@ def test_or_end_the_stream(plain):
         next(stream_rows(plain, BAD, on_error="ignore"))
 
 
-def test_an_adaptive_threshold_is_told(folder):
+@pytest.mark.parametrize("moving", [{"adaptive_step": 0.2}, {"following": 0.2}])
+def test_a_threshold_that_moves_is_told(folder, moving):
     text = table_text(np.random.default_rng(0).normal(size=(30, 2)))
-    found = answered(text, detector=folder, adaptive_step=0.2, entity="a")
+    found = answered(text, detector=folder, entity="a", **moving)
     assert len({row["tau"] for row in found}) > 1
 
 

@@ -19,7 +19,7 @@ SCRIPTS = [TOP / "launch.py", *sorted((TOP / "configs").glob("*.py"))]
 
 # Rooms from the first to the last; each imports only from those above it.
 ROOMS = (
-    ("errors",),
+    ("errors", "stopping"),
     ("artifacts",),
     ("fields",),
     ("config",),

@@ -7,6 +7,7 @@ editor shows.
 import contextlib
 import csv
 import io
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -53,6 +54,18 @@ def where(place: Place, row: int, column: str = "") -> str:
 def others(count: int) -> str:
     """The words for how many cells share the fault of the one named."""
     return f" ({count} such cells in all)" if count > 1 else ""
+
+
+@contextlib.contextmanager
+def about(*paths: str | os.PathLike[str]) -> Iterator[None]:
+    """A DataError within it names the files that it is about, if it doesn't already."""
+    try:
+        yield
+    except DataError as error:
+        named = [str(path) for path in paths if str(path)]
+        if not named or any(name in str(error) for name in named):
+            raise
+        raise DataError(f"{' and '.join(named)}: {error}") from error
 
 
 def to_float32(

@@ -11,7 +11,12 @@ from kdjax.errors import DataError
 
 _NAMES = ("time", "timestamp", "date", "datetime")
 # The offset that an ISO time ends in: Z, +02:00, +0200 or +02; none in a plain date.
-_OFFSET = r"[T ]\d\d.*?(Z|[+-]\d\d(?::?\d\d)?)$"
+_OFFSET = r"[T ]\d.*?(Z|[+-]\d\d(?::?\d\d)?)$"
+# What pandas takes for ISO besides: the words now and today, and +200 for +20:00.
+_SHAPE = (
+    r"\d{4}[-/]?\d\d?([-/]?\d\d?)?"
+    r"([T ]+\d\d?(:?\d\d(:?\d\d(\.\d+)?)?)?\s*(Z|[+-]\d\d(:?\d\d)?)?)?"
+)
 
 
 def find_time(frame: pd.DataFrame, place: Place) -> str:
@@ -22,7 +27,12 @@ def find_time(frame: pd.DataFrame, place: Place) -> str:
     """
     columns = [str(name) for name in frame.columns]
     found = [name for name in columns if name.lower() in _NAMES]
-    found = found or [name for name in columns if _holds_datetimes(frame[name])]
+    if not found and len(frame):
+        kinds = zip(columns, frame.dtypes, strict=True)
+        texts = [
+            name for name, kind in kinds if not pd.api.types.is_numeric_dtype(kind)
+        ]
+        found = [name for name in texts if _holds_datetimes(frame[name])]
     if len(found) > 1:
         raise DataError(
             f"{place.path} has several time columns ({', '.join(found)}): "
@@ -44,8 +54,8 @@ def parse_time(column: pd.Series, place: Place) -> np.ndarray:
         return numbers
     _check_present(column.notna().to_numpy(), name, place)
     if not pd.api.types.is_datetime64_any_dtype(column):
-        _check_zones(column, name, place)
-        column = _parse_text(column, name, place)
+        text, column = column, _parse_text(column, name, place)
+        _check_zones(text, name, place)
     return _nanoseconds(column, name, place)
 
 
@@ -202,7 +212,7 @@ def _check_zones(column: pd.Series, name: str, place: Place) -> None:
 def _parse_text(column: pd.Series, name: str, place: Place) -> pd.Series:
     text = column.astype(str).str.strip()
     times = pd.to_datetime(text, format="ISO8601", errors="coerce", utc=True)
-    bad = np.flatnonzero(times.isna())
+    bad = np.flatnonzero(times.isna() | ~text.str.fullmatch(_SHAPE))
     if len(bad):
         row = int(bad[0])
         raise DataError(

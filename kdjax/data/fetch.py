@@ -6,12 +6,13 @@ under a final name is whole, and a second call goes on where the first one stopp
 
 import logging
 import os
+import shutil
 from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from kdjax.artifacts import sha256
+from kdjax.artifacts import clear_leftovers, marked, sha256
 from kdjax.errors import DataError
 
 if TYPE_CHECKING:
@@ -21,6 +22,9 @@ SMD_URL = (
     "https://raw.githubusercontent.com/NetManAIOps/OmniAnomaly/"
     "7fb0e0acf89ea49908896bcc9f9e80fcfff6baf4/ServerMachineDataset/"
 )
+# Ends the name of the hidden folder that a download comes to first.
+_ASIDE = "download"
+
 # Called after each file with its name, the number of files done and of all files.
 Progress = Callable[[str, int, int], None]
 
@@ -65,7 +69,23 @@ def fetch_smd(
     """
     folder = Path(destination)
     entries = _registry()
-    agent = _agent(folder, base_url, entries, retries)
+    clear_leftovers(folder, (_ASIDE,))
+    with marked() as mark:
+        aside = folder / f".{mark}.tmp.{_ASIDE}"
+        try:
+            agent = _agent(aside, base_url, entries, retries)
+            return _fetch(agent, entries, folder, progress)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+def _fetch(
+    agent: "pooch.Pooch",
+    entries: list[_Entry],
+    folder: Path,
+    progress: Progress | None,
+) -> Fetched:
+    """All files that are not there and right."""
     downloaded, skipped = [], []
     for number, entry in enumerate(entries, start=1):
         path = folder / entry.name
@@ -102,12 +122,16 @@ def _agent(
 
 
 def _download(agent: "pooch.Pooch", entry: _Entry, path: Path) -> None:
-    """Fetches one file; pooch writes it beside `path` and renames it once it is right."""
+    """Fetches one file aside, and puts it in its place once it is right."""
     url = agent.get_url(entry.name)
     try:
-        agent.fetch(entry.name)
+        fetched = Path(agent.fetch(entry.name))
         # pooch leaves the rights of a temporary file, which only its owner may read.
-        path.chmod(0o644)
+        fetched.chmod(0o644)
+        size = fetched.stat().st_size
+        if size == entry.size:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            fetched.replace(path)
     except (ValueError, OSError) as error:
         # requests' errors are OSErrors; a wrong digest is a ValueError.
         reason = " ".join(str(error).split())
@@ -116,9 +140,7 @@ def _download(agent: "pooch.Pooch", entry: _Entry, path: Path) -> None:
             "check network, mirror and disk, then run the command again; files that are "
             "done are kept."
         ) from None
-    if path.stat().st_size != entry.size:
-        size = path.stat().st_size
-        path.unlink()
+    if size != entry.size:
         raise DataError(
             f"{entry.name} from {url} has {size} bytes, expected {entry.size}: "
             "run the command again."

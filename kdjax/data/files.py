@@ -13,12 +13,15 @@ import numpy as np
 
 from kdjax.data.exclusions import exclude as exclude_spans
 from kdjax.data.large import reordered, to_mapped_series
+from kdjax.data.memory import available_memory
 from kdjax.data.raw import read_npy
 from kdjax.data.roles import Recording, Roles, Rules, check_rules, to_series
 from kdjax.data.series import Dataset, Series
 from kdjax.data.tables import OpenTable, numbered_channels, open_table, read_columns
 from kdjax.errors import DataError
 
+# What a cell takes while a file is read whole: as Arrow, pandas and numpy have it.
+_WHOLE_BYTES = 28
 # Rows of a mapped file checked at once.
 _CHECKED = 100_000
 
@@ -86,8 +89,9 @@ def load_files(
     may lack the label column when there is a test file. Excluded spans are both files'.
 
     A Parquet or `.npy` file whose numbers take more than `memory_bytes` as float32 is
-    not loaded: its series are memory maps (see `kdjax.data.large`). Text is always read
-    whole, so that a CSV file larger than the memory has to become a Parquet file first.
+    not loaded, nor is one that the memory has no room for: its series are memory maps
+    (see `kdjax.data.large`). Text is always read whole, so that a CSV file larger than
+    the memory is refused, and has to become a Parquet file first.
     """
     rules = Rules(missing, order, duplicates)
     check_rules(rules)
@@ -161,11 +165,13 @@ def _read(
 
 
 def _too_large(path: Path, memory_bytes: float) -> OpenTable | None:
-    """The file, if it can stay on disk and its numbers take more than the memory."""
-    table = None if math.isinf(memory_bytes) else open_table(path)
-    if table and 4 * table.rows * len(table.numeric) > memory_bytes:
-        return table
-    return None
+    """The file, if it can stay on disk and its numbers take more than there is for them."""
+    table = open_table(path)
+    if table is None:
+        return None
+    cells = table.rows * len(table.numeric)
+    room = available_memory() / _WHOLE_BYTES
+    return table if 4 * cells > memory_bytes or cells > room else None
 
 
 def _mapped(path: Path, name: str) -> Series | None:

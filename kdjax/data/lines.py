@@ -7,6 +7,7 @@ to decide whether to go on. Blank lines hold no row.
 import csv
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
@@ -16,7 +17,7 @@ import pandas as pd
 
 from kdjax.data.cells import Place, is_number
 from kdjax.data.clock import find_time
-from kdjax.errors import DataError
+from kdjax.errors import ConfigError, DataError
 
 _SEPARATORS = (",", ";", "\t", "|")
 # Cells that say "no value"; any other text among numbers is a fault.
@@ -65,11 +66,26 @@ def read_lines(
         ignored: columns or keys to pass over.
 
     Raises:
+        ConfigError: a channel is to be ignored.
         DataError: the header lacks a channel or has a foreign column.
 
     >>> list(read_lines(["time,b,a", "7,2,"], ["a", "b"]))
     [Line(number=2, time=7, row=[nan, 2.0], error='')]
     """
+    both = [name for name in channels if name in ignored]
+    if both:
+        raise ConfigError(
+            f"{', '.join(both)} can't be ignored: each channel of the detector is needed."
+        )
+    return _read(lines, channels, time_column, ignored)
+
+
+def _read(
+    lines: Iterable[str],
+    channels: Sequence[str],
+    time_column: str,
+    ignored: Sequence[str],
+) -> Iterator[Line]:
     numbered: Iterator[tuple[int, str]] = (
         (n, text) for n, text in enumerate(lines, start=1) if text.strip()
     )
@@ -132,15 +148,21 @@ def _csv(
     places = [names.index(name) for name in channels]
     at = names.index(time_column) if time_column else None
 
+    decimal, comma = "", mark != ","  # the first is not known until a cell tells
+
     def row(cells: list[str]) -> list[float]:
+        nonlocal decimal
         own = [cells[place] for place in places]
+        text = "".join(own)
         try:
-            if "_" not in "".join(own):
-                return [*map(float, own)]
+            if "_" in text:
+                raise ValueError
+            found = [*map(float, own)]
         except ValueError:
-            pass
-        comma = mark != ","
-        return [_value(cells[i], i, names[i], comma=comma) for i in places]
+            found = [_value(cells[i], i, names[i], comma=comma) for i in places]
+        if comma and (decimal != "." or "," in text):
+            decimal = _one_mark(text, decimal)
+        return found
 
     return _Format(split, lambda cells: None if at is None else _time(cells[at]), row)
 
@@ -153,6 +175,17 @@ def _cells(text: str, mark: str) -> list[str]:
         return next(csv.reader([text], delimiter=mark, strict=True))
     except csv.Error as error:
         raise DataError(f"{error}; correct its quotes.") from None
+
+
+def _one_mark(text: str, before: str) -> str:
+    """The decimal mark of numbers so far: a point beside commas may mark thousands."""
+    used = {before, *(mark for mark in ".," if mark in text)} - {""}
+    if len(used) > 1:
+        raise DataError(
+            "decimal points and decimal commas: write one of them throughout, and no "
+            "thousands marks."
+        )
+    return "".join(used)
 
 
 def _decimal(cell: str, *, comma: bool) -> str:
@@ -227,23 +260,26 @@ def _member(found: dict[str, Any], channel: str) -> float:
     try:
         return float(value)
     except OverflowError:
-        return math.copysign(math.inf, value)
+        return math.inf if value > 0 else -math.inf
 
 
 def _find_time(
     names: Sequence[str], channels: Sequence[str], ignored: Sequence[str]
 ) -> str:
-    left = [name for name in names if name not in channels and name not in ignored]
-    # Looks at names alone: there are no rows yet.
-    return find_time(pd.DataFrame(columns=left), Place(Path("the stream"), tuple(left)))
+    known = {*channels, *ignored}
+    left = [name for name in names if name not in known]
+    # Looks at names alone: there are no rows yet. JSON knows names that are no UTF-8.
+    frame = pd.DataFrame(columns=pd.Index(left, dtype=object))
+    return find_time(frame, Place(Path("the stream"), tuple(left)))
 
 
 def _check_names(
     names: Sequence[str], channels: Sequence[str], time: str, ignored: Sequence[str]
 ) -> None:
-    absent = [name for name in (*channels, time) if name and name not in names]
-    foreign = [n for n in names if n not in channels and n != time and n not in ignored]
-    twice = sorted({name for name in names if names.count(name) > 1})
+    counts, known = Counter(names), {*channels, *ignored, time}
+    absent = [name for name in (*channels, time) if name and name not in counts]
+    foreign = [name for name in names if name not in known]
+    twice = sorted(name for name, count in counts.items() if count > 1)
     if absent or foreign or twice:
         raise DataError(
             f"the columns differ from the {len(channels)} channels expected; missing: "

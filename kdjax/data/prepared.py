@@ -94,8 +94,9 @@ def prepare(
         scaler: method of `fit_scaler`.
 
     Raises:
-        DataError: a test series is shorter than the window, no entity has a window to
-            fit or to validate on, or a channel has no value in any fit row.
+        DataError: a test series is shorter than the window, there are fewer than two
+            windows to fit on or none to validate on, or a channel has no value in any
+            fit row.
     """
     splits = [
         _split(series, window, max_gap, validation, calibration)
@@ -295,15 +296,19 @@ def _test_spans(test: Series | None, window: int, max_gap: float) -> np.ndarray:
 
 def _check_windows(prepared: Prepared) -> None:
     longest = max(len(entity.train.values) for entity in prepared.entities)
-    for part in ("fit", "validation"):
-        if not any(
-            _has_window(getattr(entity.split, part), prepared.window)
+    for part, least in (("fit", 2), ("validation", 1)):
+        found = sum(
+            _count_windows(getattr(entity.split, part), prepared.window)
             for entity in prepared.entities
-        ):
+        )
+        if found < least:
+            # What is common to all windows can't be told from one alone.
+            lack = f"there is a single {part} window" if found else ""
             raise DataError(
-                f"no entity has a {part} window: the longest train series has "
-                f"{longest} rows, data.window={prepared.window}. Give more rows, fewer "
-                "gaps or excluded rows, a larger share (data.validation), or a smaller data.window."
+                f"{lack or f'no entity has a {part} window'}: the longest train series "
+                f"has {longest} rows, data.window={prepared.window}. Give more rows, "
+                "fewer gaps or excluded rows, a larger share (data.validation), or a "
+                "smaller data.window."
             )
 
 
@@ -314,7 +319,12 @@ def _complete(rows: np.ndarray) -> np.ndarray:
 
 
 def _has_window(spans: np.ndarray, window: int) -> bool:
-    return bool((spans[:, 1] - spans[:, 0] >= window).any())
+    return _count_windows(spans, window) > 0
+
+
+def _count_windows(spans: np.ndarray, window: int) -> int:
+    """Windows of stride 1 inside the spans."""
+    return int(np.maximum(spans[:, 1] - spans[:, 0] - window + 1, 0).sum())
 
 
 def _training_rows(series: Series) -> list[np.ndarray]:

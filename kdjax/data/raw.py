@@ -1,7 +1,10 @@
 """Bytes and arrays as they lie on disk, read whole or refused with a DataError."""
 
 import gzip
+import io
 import math
+import tokenize
+import warnings
 import zipfile
 import zlib
 from pathlib import Path
@@ -9,9 +12,14 @@ from typing import BinaryIO, Literal
 
 import numpy as np
 
+from kdjax.data.memory import check_room
 from kdjax.errors import DataError
 
 _AGAIN = "copy or download the file again."
+# What to do about text that is larger than the memory.
+IN_PIECES = "convert it to Parquet, which is read in pieces, or give it in parts"
+# Of a gzip file that is unpacked at once.
+_PIECE_BYTES = 16_000_000
 
 
 def read_bytes(path: Path) -> bytes:
@@ -20,9 +28,10 @@ def read_bytes(path: Path) -> bytes:
     A byte order mark and line ends at the end of the file are dropped.
     """
     try:
+        check_room(path, path.stat().st_size, IN_PIECES)
         data = path.read_bytes()
         if path.suffix == ".gz" and data:
-            data = gzip.decompress(data)
+            data = _unpacked(path, data)
     except FileNotFoundError:
         raise DataError(f"{path} does not exist: check the path.") from None
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
@@ -40,6 +49,39 @@ def read_bytes(path: Path) -> bytes:
     return data
 
 
+def _unpacked(path: Path, data: bytes) -> bytes:
+    """The content of a gzip file, a thousand times its size at worst, if it has room."""
+    taken, pieces = 0, []
+    with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
+        while piece := file.read(_PIECE_BYTES):
+            pieces.append(piece)
+            taken += len(piece)
+            check_room(path, taken, IN_PIECES)  # once more, to be joined
+    return b"".join(pieces)
+
+
+def check_text(path: Path, data: bytes) -> None:
+    """Refuses what is not UTF-8 text, with the line where it stops being so."""
+    hint = "save the file as UTF-8 text"
+    if b"\0" in data:
+        line = data[: data.index(b"\0")].count(b"\n") + 1
+        raise DataError(f"{path}: line {line} holds a NUL byte; {hint}.")
+    try:
+        data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise DataError(
+            f"{path}: line {line} holds bytes that are not UTF-8; {hint}."
+        ) from None
+
+
+def check_kind(path: Path) -> None:
+    """Refuses what can't be read from its beginning as often as need be."""
+    if path.exists() and not path.is_file():
+        what = "a folder" if path.is_dir() else "no regular file"
+        raise DataError(f"{path} can't be read (it is {what}): give one file.")
+
+
 def read_npy(path: Path, *, mapped: bool = False) -> np.ndarray:
     """The array of a `.npy` file, once its header agrees with the size of the file.
 
@@ -47,6 +89,13 @@ def read_npy(path: Path, *, mapped: bool = False) -> np.ndarray:
 
     A header alone can claim terabytes, so it is compared before anything is loaded.
     """
+    with warnings.catch_warnings():
+        # numpy mends headers that Python 2 wrote, which is no matter for users.
+        warnings.simplefilter("ignore", UserWarning)
+        return _read_npy(path, mapped)
+
+
+def _read_npy(path: Path, mapped: bool) -> np.ndarray:
     try:
         with path.open("rb") as file:
             shape, dtype = _header(file, path)
@@ -60,10 +109,14 @@ def read_npy(path: Path, *, mapped: bool = False) -> np.ndarray:
         mode: Literal["r"] | None = "r" if mapped else None
         array: np.ndarray = np.load(path, mmap_mode=mode, allow_pickle=False)
         return array
+    except DataError:
+        raise
     except FileNotFoundError:
         raise DataError(f"{path} does not exist: check the path.") from None
     except OSError as error:
         raise unreadable(path, error) from None
+    except (ValueError, TypeError, OverflowError) as error:  # shapes that can't be
+        raise _not_whole(path, error) from None
 
 
 def read_npz(path: Path, name: str) -> np.ndarray:
@@ -71,8 +124,12 @@ def read_npz(path: Path, name: str) -> np.ndarray:
     try:
         # Opened here, since np.load leaves a damaged file open.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            size = archive.zip.getinfo(f"{name}.npy").file_size
+            check_room(path, size, "give an array that fits")
             array: np.ndarray = archive[name]
             return array
+    except DataError:
+        raise
     except KeyError:
         raise DataError(
             f"{path} has no array {name!r}: expected the arrays train and test."
@@ -84,6 +141,7 @@ def read_npz(path: Path, name: str) -> np.ndarray:
         EOFError,
         OSError,
         MemoryError,
+        RuntimeError,  # encrypted, or packed in an unknown way
         AttributeError,  # a .npy under the name .npz is no context manager
         TypeError,
     ) as error:
@@ -98,6 +156,10 @@ def unreadable(path: Path, error: OSError) -> DataError:
     return DataError(f"{path} can't be read ({reason}): check the path and its rights.")
 
 
+def _not_whole(path: Path, error: Exception) -> DataError:
+    return DataError(f"{path} is not a whole .npy file ({error}): {_AGAIN}")
+
+
 def _header(file: BinaryIO, path: Path) -> tuple[tuple[int, ...], np.dtype]:
     """Shape and dtype from the header of a `.npy` file."""
     try:
@@ -108,10 +170,9 @@ def _header(file: BinaryIO, path: Path) -> tuple[tuple[int, ...], np.dtype]:
             else np.lib.format.read_array_header_2_0
         )
         shape, _, dtype = read(file)
-    except (ValueError, EOFError, SyntaxError) as error:
-        raise DataError(
-            f"{path} is not a whole .npy file ({error}): {_AGAIN}"
-        ) from None
+    # The last two come from a header that numpy tries to mend, as Python 2's.
+    except (ValueError, EOFError, SyntaxError, TypeError, tokenize.TokenError) as error:
+        raise _not_whole(path, error) from None
     if dtype.hasobject:
         raise DataError(
             f"{path} holds Python objects, which kdjax never unpickles: "

@@ -262,6 +262,11 @@ def parsed_numbers(
             f"{place.path}: column {str(column.name)!r} holds times, expected numbers; "
             "name it as time_column or remove it."
         )
+    if pd.api.types.is_timedelta64_dtype(column):
+        raise DataError(
+            f"{place.path}: column {str(column.name)!r} holds durations, expected "
+            "numbers; convert it to a number of seconds or remove it."
+        )
     numbers = pd.to_numeric(column, errors="coerce")
     text = (numbers.isna() & column.notna()).to_numpy()
     if text.any():

@@ -45,7 +45,8 @@ def fit_scaler(values: np.ndarray | Sequence[np.ndarray], *, method: str) -> Sca
     Raises:
         ConfigError: the method is unknown, or `robust` would have to sort channels that
             are larger than `COLUMN_BYTES`.
-        DataError: there are no rows, or a channel has no value in them.
+        DataError: there are no rows, or a channel has no value in them, or values
+            further apart than float32 reaches.
 
     >>> fit_scaler(np.array([[0.0, 7.0], [4.0, 7.0]]), method="minmax").scale
     array([4., 1.], dtype=float32)
@@ -71,6 +72,7 @@ def fit_scaler(values: np.ndarray | Sequence[np.ndarray], *, method: str) -> Sca
             "with values."
         )
     offset, scale = _moments(filled, low, high, method)
+    _check_spread(scale)
     scale = scale.astype(np.float32)
     # Asked after the cast: a range that underflows would divide by zero.
     scale[scale == 0] = 1
@@ -80,12 +82,26 @@ def fit_scaler(values: np.ndarray | Sequence[np.ndarray], *, method: str) -> Sca
 def apply_scaler(scaler: Scaler, values: np.ndarray) -> np.ndarray:
     """`(values - offset) / scale` in float32, `[..., D] -> [..., D]`; NaN stays NaN.
 
+    What overflows becomes infinite, and so do the scores made of it.
+
     >>> apply_scaler(Scaler(np.float32([1]), np.float32([2])), np.array([[5.0]]))
     array([[2.]], dtype=float32)
     """
     rows = np.asarray(values, np.float32)
-    scaled: np.ndarray = (rows - scaler.offset) / scaler.scale
+    with np.errstate(over="ignore"):
+        scaled: np.ndarray = (rows - scaler.offset) / scaler.scale
     return scaled
+
+
+def _check_spread(scale: np.ndarray) -> None:
+    """Refuses a scale that is infinite in float32: all values would become 0 or NaN."""
+    wide = np.flatnonzero(scale > np.finfo(np.float32).max)
+    if len(wide):
+        raise DataError(
+            f"Channel {wide[0] + 1} of {len(scale)} spreads over {scale[wide[0]]:.1e} in "
+            "the rows that fit its scaler, more than float32 holds (3.4e38): correct "
+            "its values."
+        )
 
 
 def _bounds(pieces: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

@@ -17,7 +17,15 @@ import pandas as pd
 
 from kdjax.data.cells import Place, where
 from kdjax.data.lines import MISSING_CELLS
-from kdjax.data.raw import read_bytes, read_npy, unreadable
+from kdjax.data.memory import check_room
+from kdjax.data.raw import (
+    IN_PIECES,
+    check_kind,
+    check_text,
+    read_bytes,
+    read_npy,
+    unreadable,
+)
 from kdjax.errors import DataError
 
 SUFFIXES = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".txt.gz", ".parquet", ".npy")
@@ -28,7 +36,12 @@ _MARKS = {"\t": "tabs or blanks"}
 _SAMPLE_LINES = 20
 # Read ahead in each column of a large Parquet file.
 _BUFFER_BYTES = 1_000_000
-_CELL = r"(?:^|[;|\t])\s*[+-]?\d*%s\d+(?:[eE][+-]?\d+)?[ ]*(?=[;|\t\n]|$)"
+_CELL_BYTES = 20  # what pandas takes for a cell of a text at the least, as measured
+# Blanks inside a line only: over empty cells and lines the search would never end.
+_CELL = (
+    r'(?:^|[;|\t])[ \v\f]*(?:"[ \v\f]*)?[+-]?\d*%s\d+(?:[eE][+-]?\d+)?'
+    r'[ \v\f]*(?:"[ \v\f]*)?(?=[;|\t\n]|$)'
+)
 _DECIMAL_COMMA = re.compile((_CELL % ",").encode(), re.MULTILINE)
 _DECIMAL_POINT = re.compile((_CELL % r"\.").encode(), re.MULTILINE)
 # A column without a name, also as pandas writes one into a file.
@@ -85,8 +98,7 @@ def read_columns(path: Path, *, text_column: str = "") -> Table:
         raise DataError(
             f"{path} has an unknown ending: expected {', '.join(SUFFIXES)}; convert it."
         )
-    if path.is_dir():
-        raise DataError(f"{path} can't be read (it is a folder): give one file.")
+    check_kind(path)
     if name.endswith(".npy"):
         table = _read_npy(path)
     elif name.endswith(".parquet"):
@@ -101,8 +113,9 @@ def read_columns(path: Path, *, text_column: str = "") -> Table:
 def open_table(path: Path) -> OpenTable | None:
     """A Parquet or `.npy` file to read bit by bit; None for text, which is read whole."""
     name = path.name.lower()
-    if path.is_dir() or not name.endswith((".parquet", ".npy")):
+    if not name.endswith((".parquet", ".npy")):
         return None
+    check_kind(path)
     return _open_npy(path) if name.endswith(".npy") else _open_parquet(path)
 
 
@@ -189,12 +202,15 @@ def _parquet_errors(path: Path) -> Iterator[None]:
 
     try:
         yield
+    except DataError:
+        raise
     except FileNotFoundError:
         raise DataError(f"{path} does not exist: check the path.") from None
-    except (pyarrow.ArrowException, OSError) as error:
+    # Texts and metadata that make no sense are Python's errors rather than Arrow's.
+    except (pyarrow.ArrowException, OSError, ValueError, TypeError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise unreadable(path, error) from None
-        reason = str(error).splitlines()[0]
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(
             f"{path} is not a whole Parquet file ({reason}): copy or write it again."
         ) from None
@@ -207,7 +223,7 @@ def _plain(name: str) -> str:
 
 def _read_text(path: Path, text_column: str) -> Table:
     data = read_bytes(path)
-    _check_bytes(path, data)
+    check_text(path, data)
     if path.name.lower().removesuffix(".gz").endswith(".txt"):
         data = _blanks_as_tabs(path, data)
     separator = _separator(path, data)
@@ -215,6 +231,8 @@ def _read_text(path: Path, text_column: str) -> Table:
     place = Place(path, names, first_line=1 + header)
     _check_width(place, data, separator, header)
     decimal = _decimal(path, data, separator)
+    cells = data.count(separator.encode()) + data.count(b"\n")
+    check_room(path, _CELL_BYTES * cells, IN_PIECES)
     known = [name for name in names if name != text_column]
     try:
         frame = pd.read_csv(
@@ -240,21 +258,6 @@ def _read_text(path: Path, text_column: str) -> Table:
             f"{path} can't be read as a table ({error}): correct the file."
         ) from None
     return Table(frame, place)
-
-
-def _check_bytes(path: Path, data: bytes) -> None:
-    """Refuses what is not UTF-8 text, with the line where it stops being so."""
-    hint = "save the file as UTF-8 text"
-    if b"\0" in data:
-        line = data[: data.index(b"\0")].count(b"\n") + 1
-        raise DataError(f"{path}: line {line} holds a NUL byte; {hint}.")
-    try:
-        data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise DataError(
-            f"{path}: line {line} holds bytes that are not UTF-8; {hint}."
-        ) from None
 
 
 def _separator(path: Path, data: bytes) -> str:
@@ -291,10 +294,23 @@ def _splits(rows: list[list[str]]) -> bool:
     return len(counts) == 1 and counts.pop() > 1
 
 
-def _rows_of(path: Path, text: str, separator: str) -> list[list[str]]:
-    """The cells of each line, with quotes resolved."""
+def _rows_of(
+    path: Path, text: str, separator: str, *, strict: bool = False
+) -> list[list[str]]:
+    """The cells of each line, with quotes resolved; `strict` refuses `"1"2` for 12."""
+    if '"' not in text:
+        # Faster, and a cell may be as long as it likes.
+        lines = text.removesuffix("\n").split("\n")
+        rows = (line.split(separator) if line else [] for line in lines)
+        return [[cell.lstrip(" ") for cell in row] for row in rows]
+    source = io.StringIO(text, newline="")
     try:
-        return list(csv.reader(io.StringIO(text, newline=""), delimiter=separator))
+        # Blanks before a quote are no part of a cell, for pandas neither.
+        return list(
+            csv.reader(
+                source, delimiter=separator, skipinitialspace=True, strict=strict
+            )
+        )
     except csv.Error as error:
         raise DataError(
             f"{path} can't be read ({error}): correct its quotes."
@@ -333,8 +349,9 @@ def _is_number(cell: str, comma: bool) -> bool:
 def _check_names(path: Path, names: list[str]) -> tuple[str, ...]:
     """Column names, each once; a blank one becomes `unnamed_` and its number."""
     names = [name or f"unnamed_{i}" for i, name in enumerate(names, start=1)]
+    seen: dict[str, int] = {}
     for position, name in enumerate(names):
-        first = names.index(name)
+        first = seen.setdefault(name, position)
         if first != position:
             raise DataError(
                 f"{path}: columns {first + 1} and {position + 1} are both named "
@@ -354,6 +371,8 @@ def _check_width(place: Place, data: bytes, separator: str, header: bool) -> Non
             f"{len(place.columns)}; complete or remove the row "
             f"(cells are separated by {_MARKS.get(separator, repr(separator))} here)."
         )
+    if b'"' in data:
+        _rows_of(place.path, data.decode("utf-8"), separator, strict=True)
 
 
 def _cells_per_line(path: Path, data: bytes, separator: str) -> np.ndarray:

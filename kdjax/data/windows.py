@@ -104,11 +104,9 @@ def mean_of_sums(sums: RowSums) -> np.ndarray:
     second array of them may not fit.
     """
     with np.errstate(invalid="ignore"):
-        return np.divide(
-            sums.total,
-            sums.covering.reshape(-1, *[1] * (sums.total.ndim - 1)),
-            out=sums.total,
-        )
+        covering = sums.covering.reshape(-1, *[1] * (sums.total.ndim - 1))
+        mean: np.ndarray = np.divide(sums.total, covering, out=sums.total)
+    return mean
 
 
 def latest_window(starts: np.ndarray, *, window: int, rows: int) -> np.ndarray:

@@ -68,10 +68,7 @@ def answers(
         on_error: `skip` answers a line at fault and goes on, `stop` ends with a
             DataError.
     """
-    if on_error not in ON_ERROR:
-        raise ConfigError(
-            f"on_error={on_error!r} is unknown: use one of {', '.join(ON_ERROR)}."
-        )
+    check_on_error(on_error)
     for line in lines:
         fault, instant = line.error, None
         try:
@@ -94,8 +91,15 @@ def answers(
         if found is None:
             yield Answer(_fault_json(line, fault), progress, fault)
         else:
-            adaptive = stream.adaptive_step > 0
-            yield Answer(_row_json(found, line.time, adaptive=adaptive), progress)
+            yield Answer(_row_json(found, line.time, moves=stream.moves), progress)
+
+
+def check_on_error(word: str) -> None:
+    """Refuses a word that means nothing."""
+    if word not in ON_ERROR:
+        raise ConfigError(
+            f"on_error={word!r} is unknown: use one of {', '.join(ON_ERROR)}."
+        )
 
 
 def _passed(progress: Progress, instant: Instant | None) -> tuple[bool, Progress]:
@@ -129,7 +133,7 @@ def _advanced(
     return progress._replace(last=last, after=after, faulty=progress.faulty + faulty)
 
 
-def _row_json(row: StreamRow, moment: Any, *, adaptive: bool) -> str:
+def _row_json(row: StreamRow, moment: Any, *, moves: bool) -> str:
     said: dict[str, Any] = {
         "row": row.row,
         "time": moment,
@@ -138,7 +142,7 @@ def _row_json(row: StreamRow, moment: Any, *, adaptive: bool) -> str:
         "alarm": int(row.alarm),
         "state": row.state,
     }
-    if adaptive:
+    if moves:
         said["tau"] = _number(row.tau)
     if row.alarm:
         said["channels"] = row.channels

@@ -11,7 +11,6 @@ import io
 import json
 import math
 import os
-import secrets
 import shutil
 import zipfile
 from collections.abc import Mapping
@@ -20,7 +19,18 @@ from typing import Any
 
 import numpy as np
 
-from kdjax.artifacts import MANIFEST, verify_manifest, write_manifest, write_text
+from kdjax.artifacts import (
+    MANIFEST,
+    check_folder,
+    check_schema,
+    clear_leftovers,
+    kdjax_version,
+    marked,
+    naming,
+    verify_manifest,
+    write_manifest,
+    write_text,
+)
 from kdjax.data.channels import Ranges
 from kdjax.data.scaler import Scaler
 from kdjax.detection.detector import Detector
@@ -54,30 +64,35 @@ def save_detector(folder: str | os.PathLike[str], detector: Detector) -> None:
         ArtifactError: the folder holds something else, which is left alone.
     """
     folder = Path(folder)
-    _check_replaceable(folder)
+    clear_leftovers(folder.parent, (folder.name,))
+    check_replaceable(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    token = secrets.token_hex(4)
-    fresh = folder.with_name(f".{folder.name}.{token}.new")
-    fresh.mkdir()
+    with marked() as mark, naming(folder):
+        fresh = folder.with_name(f".{folder.name}.{mark}.new")
+        try:
+            fresh.mkdir()
+            write_text(fresh / "detector.json", _to_json(_description(detector)))
+            write_text(fresh / "card.json", _to_json(detector.card))
+            write_text(fresh / "card.md", card_markdown(detector.card))
+            np.savez(fresh / "arrays.npz", allow_pickle=False, **_arrays(detector))
+            write_manifest(fresh)
+            _put(fresh, folder, folder.with_name(f".{folder.name}.{mark}.old"))
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _put(fresh: Path, folder: Path, old: Path) -> None:
+    """Gives a folder its name; a kill between two names is mended by `load_detector`."""
+    if not folder.exists():
+        fresh.rename(folder)
+        return
+    folder.rename(old)
     try:
-        write_text(fresh / "detector.json", _to_json(_description(detector)))
-        write_text(fresh / "card.json", _to_json(detector.card))
-        write_text(fresh / "card.md", card_markdown(detector.card))
-        np.savez(fresh / "arrays.npz", allow_pickle=False, **_arrays(detector))
-        write_manifest(fresh)
-        if folder.exists():
-            old = folder.with_name(f".{folder.name}.{token}.old")
-            folder.rename(old)
-            try:
-                fresh.rename(folder)
-            except OSError:
-                old.rename(folder)
-                raise
-            shutil.rmtree(old)
-        else:
-            fresh.rename(folder)
+        fresh.rename(folder)
     finally:
-        shutil.rmtree(fresh, ignore_errors=True)
+        if not folder.exists():
+            old.rename(folder)
+    shutil.rmtree(old)
 
 
 def load_detector(folder: str | os.PathLike[str]) -> Detector:
@@ -87,6 +102,8 @@ def load_detector(folder: str | os.PathLike[str]) -> Detector:
         ArtifactError: the folder is missing, damaged, or of a newer schema.
     """
     folder = Path(folder)
+    if not folder.is_dir():
+        clear_leftovers(folder.parent, (folder.name,))
     if not folder.is_dir():
         raise ArtifactError(
             f"{folder} is no folder: give the detector's folder, such as "
@@ -102,7 +119,12 @@ def load_detector(folder: str | os.PathLike[str]) -> Detector:
     try:
         description = json.loads((folder / "detector.json").read_text("utf-8"))
         card = json.loads((folder / "card.json").read_text("utf-8"))
-        _check_schema(folder, description)
+        check_schema(
+            str(folder),
+            description["schema"],
+            known=SCHEMA,
+            version=description.get("kdjax_version"),
+        )
         return _detector(description, _read_arrays(folder / "arrays.npz"), card)
     except _UNREADABLE as error:
         raise ArtifactError(
@@ -113,12 +135,15 @@ def load_detector(folder: str | os.PathLike[str]) -> Detector:
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     """The arrays of an `.npz` file, none of which may claim more than the file holds."""
-    arrays = {}
+    arrays, held = {}, 0
     with zipfile.ZipFile(path) as archive:
         for member in archive.infolist():
             if member.compress_type != zipfile.ZIP_STORED:
                 raise ValueError(f"{member.filename} is compressed")
             data = archive.read(member)
+            held += len(data)
+            if held > path.stat().st_size:
+                raise ValueError(f"{member.filename} lies where others do")
             content = io.BytesIO(data)
             version = np.lib.format.read_magic(content)
             if version != (1, 0):
@@ -132,8 +157,9 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _check_replaceable(folder: Path) -> None:
+def check_replaceable(folder: Path) -> None:
     """Refuses to put a detector in the place of anything but an older one."""
+    check_folder(folder.parent)
     if folder.is_dir():
         if not any(folder.iterdir()) or (folder / MANIFEST).exists():
             return
@@ -182,6 +208,7 @@ def _description(detector: Detector) -> dict[str, Any]:
     architecture = detector.model.architecture
     return {
         "schema": SCHEMA,
+        "kdjax_version": kdjax_version(),
         "kind": detector.model.kind,
         "architecture": architecture and architecture._asdict(),
         "channels": detector.channels,
@@ -237,14 +264,6 @@ def _unflatten(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, Any]:
                 node = node.setdefault(key, {})
             node[leaf] = value
     return tree
-
-
-def _check_schema(folder: Path, description: Mapping[str, Any]) -> None:
-    if description["schema"] > SCHEMA:
-        raise ArtifactError(
-            f"{folder} has schema {description['schema']}, this kdjax reads up to "
-            f"{SCHEMA}: install a newer kdjax."
-        )
 
 
 def _detector(

@@ -8,17 +8,21 @@ on onnxruntime.
 import base64
 import collections
 import hashlib
-import json
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from kdjax.artifacts import write_text
-from kdjax.detection.adaptive import Adaptive, adapt, adaptive_tau, start_adaptive
+from kdjax.artifacts import check_schema, kdjax_version
+from kdjax.detection.adaptive import (
+    Adaptive,
+    adapt,
+    adaptive_tau,
+    shuffled,
+    start_adaptive,
+    start_following,
+)
 from kdjax.detection.alarms import START, TOP, AlarmRule, AlarmState, next_alarm
 from kdjax.detection.instants import CLOCKS, Instant, instant_of
 from kdjax.detection.plan import (
@@ -31,18 +35,16 @@ from kdjax.detection.plan import (
     word,
 )
 from kdjax.detection.rates import Drift, drift, p_values
-from kdjax.errors import ArtifactError, DataError
+from kdjax.errors import ArtifactError, ConfigError, DataError
 
 __all__ = [
     "Plan",
     "StreamDetector",
     "StreamRow",
     "Verdict",
-    "load_state",
     "plan_from_json",
     "plan_of",
     "plan_to_json",
-    "save_state",
 ]
 
 # Windows that share no row whose scores `drift` looks at.
@@ -103,6 +105,7 @@ class StreamDetector:
         explain: the same windows to contributions `[L, D]`, for verdicts without; asked
             for rows in alarm only.
         adaptive_step: γ of `kdjax.detection.adaptive`; 0 keeps τ.
+        following: share of windows above a τ that follows, likewise; 0 keeps τ.
     """
 
     def __init__(
@@ -112,10 +115,17 @@ class StreamDetector:
         *,
         explain: Callable[[np.ndarray], np.ndarray] | None = None,
         adaptive_step: float = 0.0,
+        following: float = 0.0,
     ) -> None:
+        if adaptive_step and following:
+            raise ConfigError(
+                f"adaptive={adaptive_step:g} and following={following:g} are two ways to "
+                "move τ: give one of them."
+            )
         self.plan = plan
-        self.adaptive_step = adaptive_step
+        self.moves = bool(adaptive_step or following)
         text = f"{plan_to_json(plan)} {adaptive_step!r}"
+        text += f" {following!r}" * bool(following)
         self._digest = hashlib.sha256(text.encode()).hexdigest()
         self._score = score
         self._explain = explain
@@ -132,11 +142,10 @@ class StreamDetector:
         self._tau = plan.tau
         self._p_values: collections.deque[float] = collections.deque(maxlen=WATCHED)
         if adaptive_step:
-            # Their order in time is gone; any fixed one lets old scores leave evenly.
-            order = np.random.default_rng(0).permutation(len(plan.calibration))
-            self._adapt_from(
-                start_adaptive(self._calibration[order], plan.rate, step=adaptive_step)
-            )
+            known = shuffled(self._calibration)
+            self._adapt_from(start_adaptive(known, plan.rate, step=adaptive_step))
+        elif following:
+            self._adapt_from(start_following(shuffled(self._calibration), following))
 
     def update(
         self, row: Sequence[float] | np.ndarray | Mapping[str, float], time: Any = None
@@ -180,6 +189,7 @@ class StreamDetector:
         adaptive = self._adaptive
         return {
             "schema": SCHEMA,
+            "kdjax_version": kdjax_version(),
             "detector": self._digest,
             "rows": self.rows,
             "run": self._run,
@@ -195,16 +205,16 @@ class StreamDetector:
         """Goes on from a `state`.
 
         Raises:
-            ArtifactError: it belongs to another detector or other settings, or is
-                damaged; the stream stays as it was.
+            ArtifactError: it belongs to another detector or other settings, is of a
+                newer schema, or damaged; the stream stays as it was.
         """
         try:
-            if state["schema"] > SCHEMA:
-                raise ValueError(f"schema {state['schema']} of a newer kdjax")
+            who, it = state.get("kdjax_version"), "this state can't be restored: it"
+            check_schema(it, state["schema"], known=SCHEMA, version=who)
             if state["detector"] != self._digest:
-                raise ValueError("of another detector, entity or adaptive step")
+                raise ValueError("of another detector, entity or way to move τ")
             self._restore(state)
-        except (LookupError, TypeError, ValueError) as error:
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
             raise ArtifactError(
                 f"this state can't be restored ({error}): give the state of this "
                 "detector with the same settings, or remove it to start anew."
@@ -228,7 +238,9 @@ class StreamDetector:
             )
         numbers = numbers.astype(np.float64)
         # One product tells at once that all is well; NaN and large values need a look.
-        if not numbers.dot(numbers) < _OVERFLOW:
+        with np.errstate(over="ignore"):
+            fits = numbers.dot(numbers) < _OVERFLOW
+        if not fits:
             self._check_finite(numbers)
         return numbers.astype(np.float32)
 
@@ -344,7 +356,8 @@ class StreamDetector:
         if adaptive is not None:
             alpha, recent = saved
             scores = _unpacked(recent, np.float64)
-            if len(scores) != len(adaptive.recent) or np.isnan(scores).any():
+            least = min(len(self._calibration), adaptive.most)
+            if not least <= len(scores) <= adaptive.most or np.isnan(scores).any():
                 raise ValueError("its scores are of another number")
             adaptive = adaptive._replace(
                 alpha=number(alpha), recent=scores, ordered=np.sort(scores)
@@ -357,29 +370,6 @@ class StreamDetector:
         self._p_values.extend(watched)
         if adaptive is not None:
             self._adapt_from(adaptive)
-
-
-def save_state(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
-    """Writes JSON objects such as a `StreamDetector.state`, whole or not at all."""
-    text = json.dumps(state, allow_nan=False, sort_keys=True)
-    digest = hashlib.sha256(text.encode()).hexdigest()
-    write_text(path, f'{{"sha256": "{digest}", "state": {text}}}\n')
-
-
-def load_state(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """What `save_state` wrote; ArtifactError if a byte of it has changed."""
-    try:
-        found = json.loads(Path(path).read_text("utf-8"))
-        state: dict[str, Any] = found["state"]
-        text = json.dumps(state, allow_nan=False, sort_keys=True)
-        if hashlib.sha256(text.encode()).hexdigest() != found["sha256"]:
-            raise ValueError("its SHA-256 differs")
-    except (AttributeError, LookupError, OSError, TypeError, ValueError) as error:
-        raise ArtifactError(
-            f"{path} is no state of a stream ({error}): restore it from a copy, or "
-            "remove it to start anew."
-        ) from error
-    return state
 
 
 def _packed(values: np.ndarray) -> str:

@@ -6,11 +6,11 @@ end never becomes a score. It is no signature: it tells damage, not ill will.
 """
 
 import hashlib
-import importlib.metadata
 import json
 import os
 from pathlib import Path
 
+from kdjax.artifacts import check_schema, kdjax_version
 from kdjax.detection.stream import Plan, plan_from_json, plan_to_json
 from kdjax.errors import ArtifactError
 
@@ -31,7 +31,7 @@ def metadata_of(plan: Plan) -> dict[str, str]:
         "threshold_method": plan.threshold_method,
         "entity": plan.entity,
         "schema": str(SCHEMA),
-        "kdjax_version": importlib.metadata.version("kdjax"),
+        "kdjax_version": kdjax_version(),
         "plan": plan_to_json(plan),
     }
 
@@ -49,11 +49,8 @@ def read_plan(metadata: dict[str, str], name: str) -> Plan:
         raise ArtifactError(
             f"{name} has no plan of kdjax in its metadata ({error!r}). {_AGAIN}"
         ) from error
-    if schema > SCHEMA:
-        raise ArtifactError(
-            f"{name} has schema {schema}, this kdjax reads up to {SCHEMA}: install a "
-            "newer kdjax."
-        )
+    version = metadata.get("kdjax_version")
+    check_schema(name, schema, known=SCHEMA, version=version)
     return plan_from_json(text)
 
 

@@ -2,14 +2,16 @@
 
 import os
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 
-from kdjax.artifacts import atomic_path
+from kdjax.artifacts import atomic_path, check_target, clear_leftovers
+from kdjax.data.cells import about
 from kdjax.data.files import match_channels, read_table
 from kdjax.detection.detector import Detector, entity_index, usual_entity
 from kdjax.detection.storage import load_detector
-from kdjax.errors import ArtifactError, ConfigError
+from kdjax.errors import ArtifactError, ConfigError, DataError
 from kdjax.export.check import Parity, check_export
 from kdjax.export.scorer import Scorer, load_onnx
 
@@ -50,6 +52,8 @@ def export_file(
         ConfigError: the detector can't be exported so, or there is nothing to check on.
     """
     _check(format, quantize)
+    check_target(output, inputs=(data,))
+    clear_leftovers(Path(output).parent, (Path(output).name,))
     loaded = load_detector(detector)
     index = entity_index(loaded, entity or usual_entity(loaded))
     yield _entity_line(loaded, index)
@@ -117,7 +121,15 @@ def _rows(
         label_column=label_column,
         missing="mask",
     )
-    return [match_channels(one, detector.channels).values for one in series]
+    with about(path):
+        rows = [match_channels(one, detector.channels).values for one in series]
+    longest = max(map(len, rows))
+    if longest < detector.window:
+        raise DataError(
+            f"{path} has {longest} rows of one entity, and the detector's window is "
+            f"{detector.window}: give more rows to check the exported file on."
+        )
+    return rows
 
 
 def _onnx(

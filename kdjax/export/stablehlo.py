@@ -75,15 +75,14 @@ def load_stablehlo(source: str | os.PathLike[str] | bytes) -> Scorer:
         ArtifactError: the file is damaged, foreign, or too old or new for this JAX.
     """
     data = read_sealed(source, SEAL, kind="StableHLO detector")
-    _, line, payload = data.split(b"\n", 2)
-    header = json.loads(line)
+    header, payload = _taken_apart(data, source_name(source))
     plan = read_plan(header, source_name(source))
     try:
         exported = export.deserialize(bytearray(payload))
         call = jax.jit(exported.call)
     except Exception as error:  # what it raises depends on jax's version
         raise ArtifactError(
-            f"{source_name(source)} was made with jax {header['jax_version']}, and jax "
+            f"{source_name(source)} was made with jax {header.get('jax_version')}, and jax "
             f"{jax.__version__} can't read it ({error!r}): export the detector again."
         ) from error
 
@@ -91,6 +90,17 @@ def load_stablehlo(source: str | os.PathLike[str] | bytes) -> Scorer:
         return Scored(*map(np.asarray, call(np.asarray(windows, np.float32))))
 
     return Scorer(plan, run)
+
+
+def _taken_apart(data: bytes, name: str) -> tuple[dict[str, Any], bytes]:
+    """The header and the payload of a verified file."""
+    try:
+        _, line, payload = data.split(b"\n", 2)
+        return dict(json.loads(line)), payload
+    except (RecursionError, TypeError, ValueError) as error:
+        raise ArtifactError(
+            f"{name} has no header of kdjax ({error}): export the detector again."
+        ) from error
 
 
 @contextlib.contextmanager

@@ -28,6 +28,7 @@ from kdjax.models.autoencoder import Params, network
 from kdjax.populations.job import Job, groups, prepare_job, start_of, title_of
 from kdjax.populations.trial import ALONE, TOGETHER, faster_way
 from kdjax.progress import progress_bar
+from kdjax.stopping import held
 from kdjax.training.checkpoints import save_checkpoint
 from kdjax.training.loop import Course, Fitted
 from kdjax.training.objectives import validation_loss
@@ -161,7 +162,7 @@ def _train_together(
     if any(course.step for course in start.courses):
         console.print(f"{title_of(group)}: goes on after step {_most(start.courses):,}")
     ground, train = group[0].ground, group[0].settings
-    with _watched(job, start, workdir, console, judge) as watch:
+    with held(), _watched(job, start, workdir, console, judge) as watch:
         fitted = fit_together(
             start,
             job.step,

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from rich.console import Console
 
-from kdjax.artifacts import write_text
+from kdjax.artifacts import check_schema, write_text
 from kdjax.assembly import make_detector
 from kdjax.config import to_json
 from kdjax.costs import exported, window_milliseconds
@@ -82,7 +82,12 @@ def folder_of(workdir: Path, member: Member) -> Path:
 def read_member(workdir: Path, member: Member) -> dict[str, Any] | None:
     """What a finished member found, or None."""
     path = folder_of(workdir, member) / RESULTS
-    return read_json(path) if path.exists() else None
+    if not path.exists():
+        return None
+    results = read_json(path)
+    schema = results.get("schema", SCHEMA)
+    check_schema(str(path), schema, known=SCHEMA, version=None)
+    return results
 
 
 def fail_member(workdir: Path, member: Member, entities: list[str], why: str) -> None:

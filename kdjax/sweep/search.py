@@ -28,7 +28,7 @@ from typing import Any
 from rich.console import Console
 
 from kdjax import hosts
-from kdjax.artifacts import write_text
+from kdjax.artifacts import clear_leftovers, write_text
 from kdjax.config import completed, differences
 from kdjax.errors import ConfigError
 from kdjax.populations.run import AUTO
@@ -74,6 +74,7 @@ def run_search(
         raise ConfigError(f"--trials={trials} must be 0 or more.")
     with turn(workdir):
         _check_search(workdir, search)
+        clear_leftovers(workdir)
     (first,) = members_of(search, 0, {}, search.seeds[:1])
     shelf = load_shelf(Design(search.name, search.base, (), (first,)))
     with turn(workdir):

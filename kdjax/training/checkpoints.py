@@ -9,9 +9,13 @@ seals the folder and says which step counts, and each reads what it needs, on wh
 number of processes and devices there are by then.
 """
 
+import contextlib
+import errno
 import json
 import logging
+import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,12 +27,23 @@ from orbax.checkpoint import checkpoint_manager, checkpoint_managers
 from orbax.checkpoint.options import MultiprocessingOptions
 
 from kdjax import hosts
-from kdjax.artifacts import MANIFEST, verify_manifest, write_manifest, write_text
+from kdjax.artifacts import (
+    MANIFEST,
+    check_schema,
+    kdjax_version,
+    verify_manifest,
+    write_manifest,
+    write_text,
+)
 from kdjax.errors import ArtifactError
 
 logger = logging.getLogger(__name__)
 
+ROOM = 1 << 20  # bytes of disk that a step takes beside its arrays, and to spare
 KEPT = 2  # The newest, and one before it should the newest turn out damaged.
+
+SCHEMA = 1
+FORMAT = "kdjax.json"  # in a step's folder: its schema, and who wrote it
 
 # Files of a step that one of several processes wrote by itself.
 OWN = "arrays.npz"
@@ -58,11 +73,17 @@ def save_checkpoint(directory: Path, step: int, arrays: Any, meta: str) -> None:
     """
     if any(_is_shared(leaf) for leaf in jax.tree.leaves(arrays)):
         _save(directory, step, arrays, meta)
-        hosts.on_first(lambda: write_manifest(directory / str(step)))
+        hosts.on_first(lambda: _seal(directory / str(step)))
         return
     save = _save if jax.process_count() == 1 else _save_own
     save(directory, step, arrays, meta)
-    write_manifest(directory / str(step))
+    _seal(directory / str(step))
+
+
+def _seal(folder: Path) -> None:
+    said = {"schema": SCHEMA, "kdjax_version": kdjax_version()}
+    write_text(folder / FORMAT, json.dumps(said) + "\n")
+    write_manifest(folder)
 
 
 def _is_shared(leaf: Any) -> bool:
@@ -70,20 +91,44 @@ def _is_shared(leaf: Any) -> bool:
 
 
 def _save(directory: Path, step: int, arrays: Any, meta: str) -> None:
-    with _manager(directory, MultiprocessingOptions(), cleanup=True) as manager:
-        args = ocp.args.Composite(
-            arrays=ocp.args.StandardSave(arrays),
-            meta=ocp.args.JsonSave(json.loads(meta)),
-        )
-        try:
+    args = ocp.args.Composite(
+        arrays=ocp.args.StandardSave(arrays),
+        meta=ocp.args.JsonSave(json.loads(meta)),
+    )
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        _check_room(directory, arrays)
+        with (
+            _quiet(),
+            _manager(directory, MultiprocessingOptions(), cleanup=True) as manager,
+        ):
             saved = manager.save(step, args=args, force=True)
             manager.wait_until_finished()
-        except checkpoint_manager.StepAlreadyExistsError:
-            saved = False
-        except (OSError, ValueError) as error:
-            raise _unsaved(directory, step, error) from error
+    except checkpoint_manager.StepAlreadyExistsError:
+        saved = False
+    except (OSError, ValueError) as error:
+        raise _unsaved(directory, step, error) from error
     if not saved:
         raise _there_already(directory, step)
+
+
+def _check_room(directory: Path, arrays: Any) -> None:
+    """Refuses a full disk beforehand: on one, orbax's threads fill the screen."""
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(arrays))
+    if shutil.disk_usage(directory).free < 2 * size + ROOM:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the tracebacks that orbax logs of a fault which it also raises."""
+    log = logging.getLogger("absl")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
 
 
 def _save_own(directory: Path, step: int, arrays: Any, meta: str) -> None:
@@ -122,7 +167,8 @@ def restore_checkpoint(directory: Path, template: Any) -> Checkpoint | None:
     """The newest step that verifies, or None where there is none.
 
     A step without a manifest was cut off while being written; a damaged one is set
-    aside with a warning. Either way the step before it counts.
+    aside with a warning. Either way the step before it counts. One of a newer schema is
+    refused.
 
     Args:
         directory: the phase's folder of checkpoints.
@@ -157,8 +203,19 @@ def _newest(directory: Path) -> int | None:
         except ArtifactError as error:
             _set_aside(directory, step, str(error))
         else:
+            _check_schema(folder)
             return step
     return None
+
+
+def _check_schema(folder: Path) -> None:
+    """Refuses a step of a newer kdjax: the one before it would cost what it trained."""
+    path = folder / FORMAT
+    if path.exists():  # the first ones lack it
+        said = json.loads(path.read_text("utf-8"))
+        check_schema(
+            str(folder), said["schema"], known=SCHEMA, version=said["kdjax_version"]
+        )
 
 
 def _set_aside(directory: Path, step: int, fault: str) -> None:
@@ -207,7 +264,7 @@ def _steps(directory: Path) -> list[int]:
     if not directory.is_dir():
         return []
     return sorted(
-        (int(path.name) for path in directory.iterdir() if path.name.isdecimal()),
+        (int(p.name) for p in directory.iterdir() if p.name.isdecimal() and p.is_dir()),
         reverse=True,
     )
 

@@ -2,7 +2,8 @@
 
 Everything that decides the next step is in the checkpoint or follows from the seed and
 the step's number: the order of the windows in an epoch is drawn from (key, epoch). So a
-run that is killed and started again ends with the parameters of an undisturbed one.
+run that is killed and started again ends with the parameters of an undisturbed one. A
+signal that is held back (`kdjax.stopping`) costs no step: a checkpoint is written first.
 """
 
 import json
@@ -18,6 +19,7 @@ import jax.numpy as jnp
 from kdjax import hosts
 from kdjax.errors import TrainingError
 from kdjax.models.autoencoder import Params
+from kdjax.stopping import noted, stop_if_noted
 from kdjax.training.checkpoints import restore_checkpoint, save_checkpoint
 from kdjax.training.feeds import Feed
 from kdjax.training.steps import Step, TrainState
@@ -156,9 +158,15 @@ def fit(
             within = course.step % steps_per_epoch
             loss = _epoch_loss(state) if within and within % log_every == 0 else None
             hooks.advance(int(weight.sum()), loss)
+            # Between the last step of an epoch and its validation no run can start.
+            stopping = bool(within) and noted()
             if loss is not None:
                 hooks.log({"epoch": epoch + 1, "step": course.step, "loss": loss})
-                checkpoint(now=False)
+            if loss is not None or stopping:
+                _epoch_loss(state)
+                checkpoint(now=stopping)
+            if stopping:
+                stop_if_noted()
         loss, seconds = _epoch_loss(state), time.monotonic() - started
         validation = validate(state.params)
         _check_finite(validation, course.step, "validation loss")
@@ -177,7 +185,10 @@ def fit(
             best = jax.tree.map(jnp.copy, state.params)
         zero = jnp.zeros_like(state.loss_sum)
         state = state.replace(loss_sum=zero, weight_sum=jnp.copy(zero))
-        checkpoint(now=course.done)
+        stopping = noted()
+        checkpoint(now=course.done or stopping)
+        if stopping:
+            stop_if_noted()
     return Fitted(best, course)
 
 

@@ -21,6 +21,7 @@ from jax.sharding import Mesh
 from kdjax.devices import divide
 from kdjax.models.autoencoder import Params
 from kdjax.models.batches import padded_batches
+from kdjax.stopping import noted, stop_if_noted
 from kdjax.training.checkpoints import restore_checkpoint, save_checkpoint
 from kdjax.training.feeds import epoch_order
 from kdjax.training.loop import Course, Fitted, LogLine, judged_course
@@ -140,6 +141,13 @@ def fit_together(
         for member, course in zip(members, courses, strict=True)
     ]
     saved_at = time.monotonic()
+
+    def save() -> None:
+        nonlocal saved_at
+        if directory is not None:
+            _save(directory, Population(states, best, tuple(courses)))
+            saved_at = time.monotonic()
+
     while active := [i for i, course in enumerate(courses) if not course.done]:
         index = np.zeros((size, batch_size), np.int32)
         weight = np.ones((size, batch_size), np.float32)
@@ -151,7 +159,11 @@ def fit_together(
             ended += [place] if is_last else []
         states = step(states, hyper, corpus, index, weight, turn)
         watch.advance(int(weight[turn].sum()), courses)
+        stopping = noted()
         if not ended:
+            if stopping:
+                save()
+                stop_if_noted()
             continue
         losses = _losses(states, validate, members, ended)
         for place, (train, validation) in losses.items():
@@ -168,10 +180,11 @@ def fit_together(
         watch.judge(courses)
         watch.advance(0, courses)
         all_done = all(course.done for course in courses)
-        due = all_done or time.monotonic() - saved_at >= checkpoint_seconds
-        if directory is not None and due:
-            _save(directory, Population(states, best, tuple(courses)))
-            saved_at = time.monotonic()
+        late = time.monotonic() - saved_at >= checkpoint_seconds
+        if all_done or late or stopping:
+            save()
+        if stopping:
+            stop_if_noted()
     found = jax.device_get(best)
     return [Fitted(take_member(found, i), c) for i, c in enumerate(courses)]
 
