@@ -34,8 +34,7 @@ SUFFIXES = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".txt.gz", ".parquet",
 _SEPARATORS = ("\t", ";", "|", ",")
 _MARKS = {"\t": "tabs or blanks"}
 _SAMPLE_LINES = 20
-# Read ahead in each column of a large Parquet file.
-_BUFFER_BYTES = 1_000_000
+_BUFFER_BYTES = 1_000_000  # read ahead in each column of a large Parquet file
 _CELL_BYTES = 20  # what pandas takes for a cell of a text at the least, as measured
 # Blanks inside a line only: over empty cells and lines the search would never end.
 _CELL = (
@@ -200,6 +199,7 @@ def _parquet_errors(path: Path) -> Iterator[None]:
     """What goes wrong when a Parquet file is read, as a DataError."""
     import pyarrow
 
+    damage = (pyarrow.ArrowException, OSError, RecursionError, ValueError, TypeError)
     try:
         yield
     except DataError:
@@ -207,7 +207,7 @@ def _parquet_errors(path: Path) -> Iterator[None]:
     except FileNotFoundError:
         raise DataError(f"{path} does not exist: check the path.") from None
     # Texts and metadata that make no sense are Python's errors rather than Arrow's.
-    except (pyarrow.ArrowException, OSError, ValueError, TypeError) as error:
+    except damage as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise unreadable(path, error) from None
         reason = (str(error).splitlines() or [type(error).__name__])[0]
