@@ -257,7 +257,9 @@ def _line(text: bytes) -> dict[str, Any] | None:
         drawn = len(losses) > ("loss" in line)
         counts = [line["step"], *([line["epoch"]] if drawn else [])]
         whole = all(type(number) is int for number in counts)
-        if not whole or not all(type(loss) in (int, float) for loss in losses):
+        if not whole or not all(
+            type(loss) in (int, float, type(None)) for loss in losses
+        ):
             return None
     except (AttributeError, LookupError, RecursionError, TypeError, ValueError):
         return None

@@ -167,7 +167,6 @@ def _judge(
             rules,
             min_anomalous_points=settings["data"]["min_anomalous_points"],
             console=Console(quiet=True),
-            following=settings["threshold"]["following_share"],
         )[name]
 
     found = {STUDENT: judged(STUDENT, networks.student)}
