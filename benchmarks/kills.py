@@ -80,7 +80,7 @@ NETWORKS = (
     "--config.train.checkpoint_seconds=0.1",
     "--config.threshold.false_alarm_rate=0.05",
 )
-UNTIMED = {"UNTIMED": "1"}
+UNTIMED = {"CHANGED": "run sweep"}
 SWEEP = """
 from kdjax.config import get_config
 def sweep(add):
@@ -107,20 +107,28 @@ def watched(name, real):
     return call
 for name in ("replace", "rename", "fsync", "unlink", "mkdir", "rmdir"):
     setattr(os, name, watched(name, getattr(os, name)))
-from kdjax.cli import program
-if os.environ.get("UNTIMED"):
-    # Milliseconds a window, which stand in tables and sentences, are measured and left.
-    import kdjax.costs as costs
-    measure = costs.window_milliseconds
-    costs.window_milliseconds = lambda *args: 0.1 if measure(*args) else 0.1
-if os.environ.get("FETCH"):
-    import json
-    import kdjax.data.fetch as fetch
-    url, entries = json.loads(os.environ["FETCH"])
-    fetch._registry = lambda: [fetch._Entry(*entry) for entry in entries]
-    fetch.fetch_smd.__kwdefaults__["base_url"] = url
+import kdjax.cli as cli
+def changed(verb):
+    real = cli.VERBS[verb]
+    def run(request):
+        if verb == "fetch":
+            import json
+            import kdjax.data.fetch as fetch
+            url, entries = json.loads(os.environ["FETCH"])
+            fetch._registry = lambda: [fetch._Entry(*entry) for entry in entries]
+            fetch.fetch_smd.__kwdefaults__["base_url"] = url
+        else:
+            # Milliseconds a window, which stand in tables and sentences, are measured
+            # and left.
+            import kdjax.costs as costs
+            measure = costs.window_milliseconds
+            costs.window_milliseconds = lambda *args: 0.1 if measure(*args) else 0.1
+        real(request)
+    cli.VERBS[verb] = run
+for name in os.environ.get("CHANGED", "").split():
+    changed(name)
 try:
-    program()
+    cli.program()
 finally:
     if "COUNTED" in os.environ:
         open(os.environ["COUNTED"], "w").write(str(count))
@@ -235,7 +243,7 @@ def prepared(folder: Path) -> Iterator[dict[str, Case]]:
             "export_stablehlo": export("stablehlo"),
             "fetch": Case(
                 lambda to: ["fetch", "smd", f"--output={to}"],
-                environment={"FETCH": json.dumps(fetching)},
+                environment={"FETCH": json.dumps(fetching), "CHANGED": "fetch"},
             ),
         }  # fmt: skip
 
@@ -417,6 +425,7 @@ def signalled(case: Case, first: First, folder: Path, *, seed: int) -> dict[str,
         "took": took,
         "code": ended.code,
         "said": ended.err.splitlines()[-3:],
+        "traceback": "Traceback" in ended.err,
         "left": leftovers(folder),
     }
     return {"disturbed": 1, **facts, **outcome(launch(case, folder), first, folder)}
@@ -433,6 +442,7 @@ def filled(case: Case, first: First, folder: Path, *, seed: int) -> dict[str, An
             "size": size,
             "code": ended.code,
             "said": ended.err.splitlines()[-3:],
+            "traceback": "Traceback" in ended.err,
             "left": leftovers(folder),
         }
         resize(1 << 20)

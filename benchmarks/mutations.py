@@ -93,7 +93,10 @@ def detector_subject(folder: Path, other: Path) -> Subject:
 def export_subject(
     path: Path, load: Callable[[Path], Any], other: Path, name: str
 ) -> Subject:
-    """An exported file, whose scores of fixed windows count."""
+    """An exported file, whose scores of fixed windows count.
+
+    It is never exchanged for a sound one of its kind: that is another detector, whole.
+    """
 
     def use() -> bytes:
         scorer = load(path)
@@ -235,10 +238,9 @@ def subjects(folder: Path, workdir: Path, settings: dict[str, Any]) -> list[Subj
         detector_subject(detectors / "pca", student),
     ]
     for name, load in (("onnx", load_onnx), ("stablehlo", load_stablehlo)):
-        paths = [folder / f"{one.name}.{name}" for one in (student, teacher)]
-        for one, path in zip((student, teacher), paths, strict=True):
-            list(export_file(one, format=name, output=path, data=folder / "test.csv"))
-        found.append(export_subject(paths[0], load, paths[1], name))
+        path = folder / f"student.{name}"
+        list(export_file(student, format=name, output=path, data=folder / "test.csv"))
+        found.append(export_subject(path, load, student / "arrays.npz", name))
     lines = (folder / "test.csv").read_text("utf-8").splitlines(keepends=True)
     for name, detector in (("state", student), ("other", teacher)):
         output = folder / f"{name}.jsonl"

@@ -4,7 +4,8 @@ A signal raises `Stopped` wherever the program is, and unfinished files are remo
 way out. A training has more to save, and no moment within a step to do it: inside `held`
 a signal is only noted, and the loop asks `noted` where its state is whole. Whatever takes
 longer than `GRACE`, such as compiling a large network, is cut off as by a kill, which
-every file that kdjax writes survives.
+every file that kdjax writes survives. So are imports, at once: compiled modules that are
+interrupted in their beginning end the process by an abort.
 
 The program (`kdjax.cli`) turns this on for its process; as a library kdjax leaves signals
 alone.
@@ -18,12 +19,16 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any
+from types import FrameType
+from typing import Any, NoReturn
 
 # Seconds from a signal to the end, however busy the program is. With what a busy machine
 # adds they stay below 5.
 GRACE = 3.5
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+# A progress bar has hidden it.
+_SHOW_CURSOR = b"\x1b[?25h"
 
 # The signal that came, the blocks that hold it back, and whether its line is out.
 _came: list[int] = []
@@ -124,13 +129,33 @@ def _line(number: int) -> str:
     return f"kdjax: {why}; the same command goes on from here"
 
 
-def _note(number: int, frame: Any) -> None:
+def _note(number: int, frame: FrameType | None) -> None:
     """The handler; signals after the first one change nothing."""
     if _came:
         return
     _came.append(number)
-    if not _holds:
-        raise Stopped(number)
+    if _holds:
+        return
+    if _is_importing(frame):
+        _leave(number)
+    raise Stopped(number)
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _leave(number: int) -> NoReturn:
+    """Ends the process here and now."""
+    if not _said.is_set():
+        os.write(2, f"{_line(number)}\n".encode())
+    for terminal in filter(os.isatty, (1, 2)):
+        os.write(terminal, _SHOW_CURSOR)
+    os._exit(128 + number)
 
 
 def _ignore() -> None:
@@ -155,6 +180,4 @@ def _watch(reader: int) -> None:
     while number not in SIGNALS:
         number = os.read(reader, 1)[0]
     time.sleep(GRACE)
-    if not _said.is_set():
-        os.write(2, f"{_line(number)}\n".encode())
-    os._exit(128 + number)
+    _leave(number)

@@ -344,8 +344,22 @@ with stopping.held():
 """
 
 
+# Compiled modules may abort when they are interrupted in their beginning, others swallow
+# it: an import ends at once.
+IMPORTS = """
+import pathlib, tempfile
+with tempfile.TemporaryDirectory() as folder:
+    path = pathlib.Path(folder) / "slow.py"
+    path.write_text(
+        "import time\\ntry:\\n  time.sleep(600)\\nexcept BaseException:\\n  time.sleep(600)"
+    )
+    sys.path.append(folder)
+    import slow
+"""
+
+
 @pytest.mark.parametrize(
-    ("work", "grace"), [(COMPILES, 0.2), (HOLDS, 0.2), (SWALLOWS, 60)]
+    ("work", "grace"), [(COMPILES, 0.2), (HOLDS, 0.2), (SWALLOWS, 60), (IMPORTS, 60)]
 )
 def test_a_signal_ends_whatever_goes_on(work, grace):
     process = subprocess.Popen(

@@ -426,7 +426,14 @@ def test_ranges_calibration_reference_and_alarms_come_back(tmp_path, full):
 
 def test_more_than_ten_entities_keep_the_order_of_their_scores(tmp_path, small):
     scores = tuple(np.full(2, float(i)) for i in range(12))
-    save_detector(tmp_path / "d", small._replace(calibration=scores))
+    many = small._replace(
+        entities=tuple(f"e{i}" for i in range(11)),
+        thresholds=small.thresholds[:1] * 12,
+        scalers=Scaler(*(np.repeat(part[:1], 12, 0) for part in small.scalers)),
+        normals=Normal(*(np.repeat(part[:1], 12, 0) for part in small.normals)),
+        calibration=scores,
+    )
+    save_detector(tmp_path / "d", many)
     loaded = load_detector(tmp_path / "d")
     assert [own[0] for own in loaded.calibration] == list(range(12))
 
@@ -641,6 +648,63 @@ def test_absent_and_clashing_arrays_are_refused(saved):
         write_arrays(saved, **{name: np.zeros(2) for name in names}, **clash)
         with pytest.raises(ArtifactError, match="does not hold a kdjax detector"):
             load_detector(saved)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("window", "4", "no whole number of at least 1"),
+        ("window", True, "no whole number of at least 1"),
+        ("stride", 0, "no whole number of at least 1"),
+        ("allowed_points", 4, "allowed_points is not below window"),
+        ("cooldown", -1, "no whole number of at least 0"),
+        ("max_gap", -0.5, "-0.5 is below 0"),
+        ("step", "soon", "'soon' is no number"),
+        ("channels", ["x", "x"], "no list of different names"),
+        ("channels", ["x"], r"scaler/offset .* expected floats of shape \(2, 1\)"),
+        ("entities", [5], "5 is no text"),
+        ("entities", ["a", "b"], "no threshold for each entity"),
+        ("blame", "guess", "'guess' divides no score"),
+        ("kind", "pca+difference", r"normal/mean .* floats of shape \(2, 4\)"),
+    ],
+)
+def test_parts_that_do_not_fit_together_are_refused(saved, field, value, message):
+    rewrite(saved, lambda d: d | {field: value})
+    with pytest.raises(ArtifactError, match=f"does not hold .*{message}"):
+        load_detector(saved)
+
+
+@pytest.mark.parametrize("tau", ["nan", None, "high"])
+def test_a_threshold_that_no_score_compares_with_is_refused(saved, tau):
+    rewrite(saved, lambda d: d["thresholds"][0].update(tau=tau) or d)
+    with pytest.raises(ArtifactError, match="does not hold .*is no number"):
+        load_detector(saved)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("scaler/scale", np.zeros_like, "scaler/scale is not above 0 throughout"),
+        ("scaler/scale", lambda a: a.astype(np.int32), "scaler/scale is int32"),
+        ("scaler/offset", lambda a: a * np.nan, "scaler/offset holds a value that is"),
+        ("normal/mean", lambda a: a[:1], r"shape \(1, 2\), expected .* \(2, 2\)"),
+        ("normal/whiten", lambda a: a[:, :1], r"expected floats of shape \(2, 2, 2\)"),
+        ("range/high", lambda a: a[:, 0], "range is float32 of shape"),
+        ("reference", lambda a: a[:, :1], "reference is float32 of shape"),
+        ("calibration/1", None, "no calibration scores for each entity"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_refused(tmp_path, full, name, change, message):
+    save_detector(tmp_path / "d", full)
+    with np.load(tmp_path / "d" / "arrays.npz", allow_pickle=False) as file:
+        arrays = dict(file)
+    if change is None:
+        del arrays[name]
+    else:
+        arrays[name] = change(arrays[name])
+    write_arrays(tmp_path / "d", **arrays)
+    with pytest.raises(ArtifactError, match=f"does not hold .*{message}"):
+        load_detector(tmp_path / "d")
 
 
 def test_what_is_no_archive_is_refused(saved):

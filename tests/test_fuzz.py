@@ -9,6 +9,7 @@ import json
 import re
 import struct
 import time
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from kdjax.cli import parse
 from kdjax.config import get_config, override, resolve, to_json
 from kdjax.data.files import load_files, read_table
 from kdjax.data.lines import read_lines
+from kdjax.data.raw import read_npz
 from kdjax.errors import ArtifactError, ConfigError, DataError
 from kdjax.streaming import stream_rows
 from kdjax.workdir import (
@@ -185,6 +187,22 @@ def npy(header, body=b"", version=(1, 0)):
 def test_headers_of_arrays_that_can_not_be(content, tmp_path):
     said = refused(tmp_path / "a.npy", content)
     assert f"{tmp_path / 'a.npy'} is not a whole .npy file" in said
+
+
+@pytest.mark.parametrize(
+    ("content", "flags"), [(npy("{'descr': '<f4"), 0), (b"bytes", 0), (npy(""), 1)]
+)
+def test_members_of_archives_that_can_not_be(content, flags, tmp_path):
+    """A header cut short, no array at all, and a password."""
+    path = tmp_path / "a.npz"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("train.npy", content)
+    data = bytearray(path.read_bytes())
+    for start, place in ((b"PK\3\4", 6), (b"PK\1\2", 8)):
+        data[data.index(start) + place] |= flags
+    path.write_bytes(data)
+    with pytest.raises(DataError, match="is not a whole .npz file"):
+        read_npz(path, "train")
 
 
 def test_a_header_of_python_2_is_read_without_a_word(tmp_path):

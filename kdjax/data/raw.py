@@ -127,6 +127,8 @@ def read_npz(path: Path, name: str) -> np.ndarray:
             size = archive.zip.getinfo(f"{name}.npy").file_size
             check_room(path, size, "give an array that fits")
             array: np.ndarray = archive[name]
+            if not isinstance(array, np.ndarray):  # what numpy makes of other bytes
+                raise TypeError(f"{name} is no array")
             return array
     except DataError:
         raise
@@ -142,6 +144,8 @@ def read_npz(path: Path, name: str) -> np.ndarray:
         OSError,
         MemoryError,
         RuntimeError,  # encrypted, or packed in an unknown way
+        SyntaxError,
+        tokenize.TokenError,  # both from a header
         AttributeError,  # a .npy under the name .npz is no context manager
         TypeError,
     ) as error:

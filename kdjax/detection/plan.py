@@ -131,11 +131,12 @@ def word(value: Any) -> str:
     return value
 
 
-def _names(value: Any) -> tuple[str, ...]:
-    names = tuple(word(name) for name in value)
-    if not isinstance(value, list) or not names or len(set(names)) < len(names):
+def names(value: Any) -> tuple[str, ...]:
+    """A value out of JSON that has to be a list of different texts, one at least."""
+    found = tuple(word(name) for name in value)
+    if not isinstance(value, list) or not found or len(set(found)) < len(found):
         raise ValueError("channels are no list of different names")
-    return names
+    return found
 
 
 def whole(least: int) -> Callable[[Any], int]:
@@ -158,7 +159,8 @@ def number(value: Any) -> float:
     return float(value)
 
 
-def _amount(value: Any) -> float:
+def amount(value: Any) -> float:
+    """A value out of JSON that has to be a number of at least 0."""
     if number(value) < 0:
         raise ValueError(f"{value!r} is below 0")
     return number(value)
@@ -173,15 +175,15 @@ def _scores(value: Any) -> tuple[float, ...]:
 
 _READ: dict[str, Callable[[Any], Any]] = {
     "entity": word,
-    "channels": _names,
+    "channels": names,
     "window": whole(1),
     "stride": whole(1),
     "tau": number,
-    "rate": _amount,
+    "rate": amount,
     "threshold_method": word,
     "allowed_points": whole(0),
-    "max_gap": _amount,
-    "step": _amount,
+    "max_gap": amount,
+    "step": amount,
     "min_duration": whole(1),
     "cooldown": whole(0),
     "calibration": _scores,

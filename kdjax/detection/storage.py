@@ -12,6 +12,7 @@ import json
 import math
 import os
 import shutil
+import tokenize
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -35,6 +36,7 @@ from kdjax.data.channels import Ranges
 from kdjax.data.scaler import Scaler
 from kdjax.detection.detector import Detector
 from kdjax.detection.normal import Normal
+from kdjax.detection.soundness import check_detector
 from kdjax.detection.threshold import Threshold
 from kdjax.errors import ArtifactError
 from kdjax.models.autoencoder import Architecture
@@ -51,8 +53,11 @@ _UNREADABLE = (
     LookupError,
     MemoryError,
     OSError,
+    RuntimeError,  # JSON nested too deeply, or an archive that is encrypted
+    SyntaxError,
     TypeError,
     ValueError,
+    tokenize.TokenError,  # from a header, as SyntaxError
     zipfile.BadZipFile,
 )
 
@@ -125,7 +130,9 @@ def load_detector(folder: str | os.PathLike[str]) -> Detector:
             known=SCHEMA,
             version=description.get("kdjax_version"),
         )
-        return _detector(description, _read_arrays(folder / "arrays.npz"), card)
+        found = _detector(description, _read_arrays(folder / "arrays.npz"), card)
+        check_detector(found)
+        return found
     except _UNREADABLE as error:
         raise ArtifactError(
             f"{folder} does not hold a kdjax detector ({error!r}). Give a folder that "
