@@ -86,7 +86,8 @@ def _held(workdir: Path) -> Iterator[None]:
             yield
         finally:
             holder.unlink(missing_ok=True)
-            if _names(workdir) == (before or set()) | {".lock"} != before:
+            known = before or set()
+            if ".lock" not in known and _names(workdir) == known | {".lock"}:
                 # Nothing came of it: a folder of something else is as it was.
                 (workdir / ".lock").unlink(missing_ok=True)
                 if before is None:

@@ -1,11 +1,11 @@
 """Kills, signals, full disks, missing permissions: what is left is whole, or goes on.
 
-Sampled from `benchmarks/kills.py`, which does the same at hundreds of moments on real
+Sampled from `attacks/kills.py`, which does the same at hundreds of moments on real
 rows. `run` under SIGKILL is in `test_resume.py`, the fleet's in `test_fleet.py`.
 """
 
 import contextlib
-import importlib.util
+import importlib
 import io
 import json
 import os
@@ -32,15 +32,13 @@ PATIENCE = 120  # seconds for a process to get anywhere, on a busy machine
 DEAD = 2**22 + 1  # above the largest number that Linux gives a process
 
 
-def _kills():
-    path = ROOT / "benchmarks" / "kills.py"
-    spec = importlib.util.spec_from_file_location("kills", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def _attacks(name):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "attacks"))
+        return importlib.import_module(name)
 
 
-kills = _kills()
+kills, programs, traces = map(_attacks, ("kills", "programs", "traces"))
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +183,7 @@ def commands(finished, student, flags, tmp_path_factory):
     """Commands on the plant by verb, each as a function of where to write."""
     folder = tmp_path_factory.mktemp("commands")
     design = folder / "members.py"
-    design.write_text(kills.SWEEP)
+    design.write_text(programs.SWEEP)
     fleet = folder / "fleet"
     fleet.mkdir()
     for name in ("a.csv", "b.csv"):
@@ -245,16 +243,16 @@ KILLED_AT = {"fleet": ("replace 1", "replace 5")}
 
 @pytest.mark.parametrize("verb", KILLED_AT)
 def test_a_killed_program_ends_with_the_same_bytes(commands, say, verb, tmp_path):
-    case = kills.Case(commands[verb], None, kills.UNTIMED | DEVICES)
+    case = programs.Case(commands[verb], None, programs.UNTIMED | DEVICES)
     for call in KILLED_AT[verb]:
-        ended = kills.launch(case, tmp_path / "killed", KILL_AT=call)
+        ended = programs.launch(case, tmp_path / "killed", KILL_AT=call)
         assert ended.code == -signal.SIGKILL, ended.err
-        assert len(kills.leftovers(tmp_path / "killed")) == 1
-    ended = kills.launch(case, tmp_path / "killed")
+        assert len(traces.leftovers(tmp_path / "killed")) == 1
+    ended = programs.launch(case, tmp_path / "killed")
     assert ended.code == 0, ended.err
-    assert kills.leftovers(tmp_path / "killed") == []
+    assert traces.leftovers(tmp_path / "killed") == []
     assert say(commands[verb](tmp_path / "whole"))[0] == 0
-    expected, found = (kills.contents(tmp_path / name) for name in ("whole", "killed"))
+    expected, found = (traces.contents(tmp_path / name) for name in ("whole", "killed"))
     assert len(expected) > 4 and found == expected
 
 
@@ -269,16 +267,16 @@ def logged(workdir):
 def test_sigterm_costs_a_run_no_step(commands, finished, tmp_path):
     """Without a checkpoint in time, only the signal's can be what it goes on from."""
     more = ["--config.train.log_every=1", "--config.train.checkpoint_seconds=900"]
-    case = kills.Case(lambda to: [*commands["run"](to), *more], None, DEVICES)
+    case = programs.Case(lambda to: [*commands["run"](to), *more], None, DEVICES)
     workdir = tmp_path / "run"
     workdir.mkdir()
-    process = kills.start(case, workdir)
+    process = programs.start(case, workdir)
     limit = time.monotonic() + PATIENCE
     while '"step": 5,' not in logged(workdir) and time.monotonic() < limit:
         time.sleep(0.002)
     started = time.monotonic()
     process.send_signal(signal.SIGTERM)
-    ended = kills.finish(process, started)
+    ended = programs.finish(process, started)
     assert ended.seconds < 10  # 5 on a machine with nothing else to do
     assert ended.code == 128 + signal.SIGTERM
     assert words(ended.err) == (
@@ -287,7 +285,7 @@ def test_sigterm_costs_a_run_no_step(commands, finished, tmp_path):
     assert '"phase": "student"' not in logged(workdir)
     (step,) = (int(p.name) for p in (workdir / "checkpoints" / "teacher").iterdir())
     assert step == json.loads(logged(workdir).splitlines()[-1])["step"] >= 5
-    ended = kills.launch(case, workdir)
+    ended = programs.launch(case, workdir)
     assert ended.code == 0, ended.err
     assert f"teacher: goes on after step {step}" in ended.out
     assert_same_networks(workdir, finished.workdir)
@@ -302,14 +300,14 @@ def interruptible():
 
 
 def test_sigint_ends_a_fleet_with_130(commands, interruptible, tmp_path):
-    process = kills.start(kills.Case(commands["fleet"]), tmp_path)
+    process = programs.start(programs.Case(commands["fleet"]), tmp_path)
     assert "rows under the threshold" in process.stdout.readline()
     started = time.monotonic()
     process.send_signal(signal.SIGINT)
-    ended = kills.finish(process, started)
+    ended = programs.finish(process, started)
     assert ended.seconds < 10 and ended.code == 128 + signal.SIGINT
     assert words(ended.err) == "kdjax: interrupted; the same command goes on from here"
-    assert kills.leftovers(tmp_path) == []
+    assert traces.leftovers(tmp_path) == []
 
 
 BUSY = """
@@ -372,7 +370,7 @@ def test_a_signal_ends_whatever_goes_on(work, grace):
     time.sleep(0.2)
     started = time.monotonic()
     process.send_signal(signal.SIGTERM)
-    ended = kills.finish(process, started)
+    ended = programs.finish(process, started)
     assert ended.seconds < 4 and ended.code == 128 + signal.SIGTERM
     assert words(ended.err).startswith("kdjax: stopped by SIGTERM; ")
 
@@ -443,12 +441,12 @@ def test_a_full_disk_leaves_nothing_half_written(commands, say, disk, verb, tmp_
     assert code == 2
     assert "No space left on device" in words(err.splitlines()[-1])
     assert str(folder) in err or verb == "stream"
-    assert kills.leftovers(folder) == []
+    assert traces.leftovers(folder) == []
     mount(4096)
     assert say(commands[verb](folder))[0] == 0
     (tmp_path / "roomy").mkdir()
     assert say(commands[verb](tmp_path / "roomy"))[0] == 0
-    assert kills.contents(folder) == kills.contents(tmp_path / "roomy")
+    assert traces.contents(folder) == traces.contents(tmp_path / "roomy")
 
 
 def test_a_full_disk_keeps_the_old_output(commands, say, disk):
@@ -466,7 +464,7 @@ def test_a_full_disk_keeps_the_old_output(commands, say, disk):
 def test_a_download_goes_on_once_there_is_room(commands, say, disk, monkeypatch):
     folder, mount = disk
     mount(1500)
-    with kills.served() as (url, entries):
+    with programs.served() as (url, entries):
         monkeypatch.setattr(
             fetch, "_registry", lambda: [fetch._Entry(*e) for e in entries[:3]]
         )
@@ -480,7 +478,7 @@ def test_a_download_goes_on_once_there_is_room(commands, say, disk, monkeypatch)
         ]
         mount(4096)
         assert say(commands["fetch"](folder))[0] == 0
-    assert kills.contents(folder) == {name: sha for name, sha, _ in entries[:3]}
+    assert traces.contents(folder) == {name: sha for name, sha, _ in entries[:3]}
 
 
 def test_a_run_goes_on_once_there_is_room(commands, say, disk, finished):
@@ -549,7 +547,7 @@ def denied(commands, student, finished):
         for path in (finished.plant.train, finished.plant.test):
             shutil.copy(path, open_ / path.name)
         shutil.copytree(open_, top / "secret")
-        (open_ / "members.py").write_text(kills.SWEEP)
+        (open_ / "members.py").write_text(programs.SWEEP)
         (shut / "s.csv").write_text("old\n")
 
         def moved(arguments, place=open_):

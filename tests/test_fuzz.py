@@ -1,6 +1,6 @@
 """Any bytes give a KdjaxError or a right answer: some examples, and what was found once.
 
-`benchmarks/fuzz.py` runs the same targets for as long as one likes, also guided by
+`attacks/fuzz.py` runs the same targets for as long as one likes, also guided by
 coverage.
 """
 
@@ -42,11 +42,11 @@ EXAMPLES = {"readers": 150, "configs": 60, "artifacts": 100, "stream": 150}
 
 @pytest.fixture(scope="module")
 def fuzz():
-    """The modules of `benchmarks/` by name."""
+    """The modules of `attacks/` by name."""
     pytest.importorskip("onnxruntime", reason="needs the extra onnx")
     names = ("targets", "strategies", "seeds", "artifacts", "stream")
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(ROOT / "benchmarks"))
+        patch.syspath_prepend(str(ROOT / "attacks"))
         yield {name: importlib.import_module(f"fuzz_{name}") for name in names}
 
 
