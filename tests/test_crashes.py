@@ -1,7 +1,7 @@
 """Kills, signals, full disks, missing permissions: what is left is whole, or goes on.
 
-Sampled from `attacks/kills.py`, which does the same at hundreds of moments on real
-rows. `run` under SIGKILL is in `test_resume.py`, the fleet's in `test_fleet.py`.
+Sampled from `benchmarks/attacks/kills.py`, which does the same at hundreds of moments on
+real rows. `run` under SIGKILL is in `test_resume.py`, the fleet's in `test_fleet.py`.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ DEAD = 2**22 + 1  # above the largest number that Linux gives a process
 
 def _attacks(name):
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(ROOT / "attacks"))
+        patch.syspath_prepend(str(ROOT / "benchmarks" / "attacks"))
         return importlib.import_module(name)
 
 

@@ -1,7 +1,7 @@
 """Any bytes give a KdjaxError or a right answer: some examples, and what was found once.
 
-`attacks/fuzz.py` runs the same targets for as long as one likes, also guided by
-coverage.
+`benchmarks/attacks/fuzz.py` runs the same targets for as long as one likes, also guided
+by coverage.
 """
 
 import importlib
@@ -42,11 +42,11 @@ EXAMPLES = {"readers": 150, "configs": 60, "artifacts": 100, "stream": 150}
 
 @pytest.fixture(scope="module")
 def fuzz():
-    """The modules of `attacks/` by name."""
+    """The modules of `benchmarks/attacks/` by name."""
     pytest.importorskip("onnxruntime", reason="needs the extra onnx")
     names = ("targets", "strategies", "seeds", "artifacts", "stream")
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(ROOT / "attacks"))
+        patch.syspath_prepend(str(ROOT / "benchmarks" / "attacks"))
         yield {name: importlib.import_module(f"fuzz_{name}") for name in names}
 
 

@@ -1,4 +1,7 @@
-"""A changed byte of anything saved is noticed: samples of `attacks/mutations.py`."""
+"""A changed byte of anything saved is noticed.
+
+Samples of `benchmarks/attacks/mutations.py`.
+"""
 
 import importlib
 import random
@@ -26,7 +29,7 @@ def modules():
     """`damages`, `mutations` and what the fuzzers make."""
     pytest.importorskip("onnxruntime", reason="needs the extra onnx")
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(ROOT / "attacks"))
+        patch.syspath_prepend(str(ROOT / "benchmarks" / "attacks"))
         names = ("damages", "mutations", "fuzz_artifacts")
         yield [importlib.import_module(name) for name in names]
 

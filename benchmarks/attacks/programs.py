@@ -22,7 +22,7 @@ import pandas as pd
 
 from kdjax.data.benchmarks import load_sample
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 CHANNELS = 8
 PATIENCE = 600  # seconds for any program, on a busy machine
 

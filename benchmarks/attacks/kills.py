@@ -1,8 +1,8 @@
 """Programs killed at random moments, and whether their restarts come to the same bytes.
 
-    python attacks/kills.py kill --output=kills.json
-    python attacks/kills.py signal --output=signals.json
-    python attacks/kills.py full --output=full.json
+    python benchmarks/attacks/kills.py kill --output=kills.json
+    python benchmarks/attacks/kills.py signal --output=signals.json
+    python benchmarks/attacks/kills.py full --output=full.json
 
 `kill`: each verb runs undisturbed on rows of the machine of SMD in the package; then again
 and again in fresh folders where SIGKILL ends it and it is started anew, once to three

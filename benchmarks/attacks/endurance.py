@@ -1,7 +1,7 @@
 """Memory and file handles of programs that run for long: a stream, a training.
 
-    python attacks/endurance.py stream --rows=10000000 --output=stream.json
-    python attacks/endurance.py fit --epochs=1000 --output=fit.json
+    python benchmarks/attacks/endurance.py stream --rows=10000000 --output=stream.json
+    python benchmarks/attacks/endurance.py fit --epochs=1000 --output=fit.json
 
 `stream` trains a detector with a student of 16 units on eight channels of the machine in
 the package, exports it to ONNX, and sends that machine's test rows round and round, a

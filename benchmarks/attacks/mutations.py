@@ -1,6 +1,6 @@
 """Every byte of what kdjax saved, changed or cut in turn: noticed, or without effect.
 
-    python attacks/mutations.py --output=mutations.json
+    python benchmarks/attacks/mutations.py --output=mutations.json
 
 A small run is trained, with a network, a network joined with a control, and a control.
 Then the files of its three detectors, their ONNX and StableHLO exports, the state of a

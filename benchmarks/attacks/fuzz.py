@@ -1,7 +1,7 @@
 """Fuzzing of what kdjax reads: any bytes give a KdjaxError or a right answer.
 
-    python attacks/fuzz.py atheris readers --seconds=600 --output=readers.json
-    python attacks/fuzz.py hypothesis readers --seconds=120 --output=readers.json
+    python benchmarks/attacks/fuzz.py atheris readers --seconds=600 --output=readers.json
+    python benchmarks/attacks/fuzz.py hypothesis readers --seconds=120 --output=readers.json
 
 Targets: readers, configs, artifacts, stream (`fuzz_targets.py`, `fuzz_artifacts.py`). The
 first engine is guided by coverage of kdjax's Python code and needs `pip install atheris`
