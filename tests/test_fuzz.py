@@ -127,7 +127,8 @@ def test_decimal_commas_in_quotes_are_read(tmp_path):
 
 @pytest.mark.parametrize("cell", ['"1"2', '""1', '"1" x'])
 def test_text_after_a_closing_quote_is_no_part_of_a_number(cell, tmp_path):
-    assert "correct its quotes" in refused(tmp_path / "a.csv", f"a,b\n{cell},3\n")
+    said = refused(tmp_path / "a.csv", f"a,b\n{cell},3\n")
+    assert "line 2 can't be read" in said and "correct its quotes" in said
 
 
 def test_quotes_after_a_blank_hold_separators_as_others_do(tmp_path):

@@ -156,6 +156,7 @@ def signalled(case: Case, first: First, folder: Path, *, seed: int) -> dict[str,
     process = start(case, folder)
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(wait)
+    running = process.poll() is None
     sent = time.monotonic()
     process.send_signal(number)
     ended = finish(process, started)
@@ -169,10 +170,8 @@ def signalled(case: Case, first: First, folder: Path, *, seed: int) -> dict[str,
         "traceback": "Traceback" in ended.err,
         "left": leftovers(folder),
     }
-    # It may have ended before, and the first of its imports know of no signals.
-    disturbed = ended.code in (128 + number, -number)
     last = launch(case, folder)
-    return {"disturbed": disturbed, **facts, **outcome(last, first, folder)}
+    return {"disturbed": running, **facts, **outcome(last, first, folder)}
 
 
 def filled(case: Case, first: First, folder: Path, *, seed: int) -> dict[str, Any]:

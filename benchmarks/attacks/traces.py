@@ -1,7 +1,7 @@
 """What a program left in its folder, made comparable with what another left.
 
-For `kills.py` and the tests: arrays, logs, tables and files bit for bit, JSON but for what
-is measured in seconds.
+For `kills.py` and the tests: arrays, logs, tables and files bit for bit, but for what
+is measured in seconds and the commit.
 """
 
 import hashlib
@@ -16,6 +16,8 @@ import numpy as np
 # Measured anew each time, in JSON and in the text of a page.
 TIMED = {"environment", "windows_per_second"}
 SECONDS = re.compile(rb"&quot;(data|training|judgement)&quot;: [0-9.]+")
+# Of the code, which may be worked on meanwhile.
+COMMIT = re.compile(rb"\b[0-9a-f]{40}(-dirty)?\b")
 
 
 def differing(one: dict[str, str], other: dict[str, str]) -> list[str]:
@@ -59,7 +61,7 @@ def digest(path: Path, folder: Path) -> str:
     elif path.name == "state":  # The rest of it is a place and its digest.
         content = json.dumps(json.loads(content)["state"]["stream"]).encode()
     content = content.replace(str(folder).encode(), b"FOLDER")
-    return hashed(SECONDS.sub(b"", content))
+    return hashed(COMMIT.sub(b"", SECONDS.sub(b"", content)))
 
 
 def timeless(value: Any) -> Any:

@@ -303,17 +303,14 @@ def _rows_of(
         lines = text.removesuffix("\n").split("\n")
         rows = (line.split(separator) if line else [] for line in lines)
         return [[cell.lstrip(" ") for cell in row] for row in rows]
-    source = io.StringIO(text, newline="")
+    # Blanks before a quote are no part of a cell, for pandas neither.
+    options: dict[str, Any] = {"skipinitialspace": True, "strict": strict}
+    found = csv.reader(io.StringIO(text, newline=""), delimiter=separator, **options)
     try:
-        # Blanks before a quote are no part of a cell, for pandas neither.
-        return list(
-            csv.reader(
-                source, delimiter=separator, skipinitialspace=True, strict=strict
-            )
-        )
+        return list(found)
     except csv.Error as error:
         raise DataError(
-            f"{path} can't be read ({error}): correct its quotes."
+            f"{path}: line {found.line_num} can't be read ({error}); correct its quotes."
         ) from None
 
 
