@@ -156,14 +156,15 @@ def fit(
             seen += int(weight.sum())
             # The last step of an epoch is logged with the validation loss.
             within = course.step % steps_per_epoch
-            loss = _epoch_loss(state) if within and within % log_every == 0 else None
-            hooks.advance(int(weight.sum()), loss)
+            logged = bool(within) and within % log_every == 0
             # Between the last step of an epoch and its validation no run can start.
             stopping = bool(within) and noted()
-            if loss is not None:
+            # Ends the training if it isn't finite: what is saved has to be.
+            loss = _epoch_loss(state) if logged or stopping else None
+            hooks.advance(int(weight.sum()), loss)
+            if logged:
                 hooks.log({"epoch": epoch + 1, "step": course.step, "loss": loss})
-            if loss is not None or stopping:
-                _epoch_loss(state)
+            if loss is not None:
                 checkpoint(now=stopping)
             if stopping:
                 stop_if_noted()
