@@ -14,8 +14,8 @@ measured in seconds, and nothing unfinished may be left.
 
 `signal`: SIGTERM or SIGINT instead, at moments drawn alike, with the seconds until the end
 and what was said. `full`: a disk of its own that is too small, of a size drawn evenly up
-to what the undisturbed run takes; then there is room, and the program starts again. Disks
-are mounted (tmpfs), which needs root.
+to a bit more than the undisturbed run takes; then there is room, and the program starts
+again. Disks are mounted (tmpfs), which needs root.
 
 Trials that ended before they were disturbed don't count. The report is written after each
 trial, and a campaign that was stopped goes on where it was. Seeds are the trials' numbers.
@@ -55,6 +55,8 @@ KILLS = {
     "fetch": 30,
 }
 FULL = dict.fromkeys(KILLS, 4) | {"run": 8}
+# KiB that a checkpoint wants free beside its own: with less, none but the first counts.
+SPARE = 1_200
 SIGNALS = dict.fromkeys(KILLS, 6) | {"run": 16, "stream": 8}
 
 
@@ -166,7 +168,7 @@ def signalled(case: Case, first: First, folder: Path, *, seed: int) -> dict[str,
         "after": wait,
         "took": took,
         "code": ended.code,
-        "said": ended.err.splitlines()[-3:],
+        "said": last_words(ended, folder),
         "traceback": "Traceback" in ended.err,
         "left": leftovers(folder),
     }
@@ -177,14 +179,14 @@ def signalled(case: Case, first: First, folder: Path, *, seed: int) -> dict[str,
 def filled(case: Case, first: First, folder: Path, *, seed: int) -> dict[str, Any]:
     """A case on a disk that is too small, and once more when there is room."""
     rng = random.Random(f"full {seed}")
-    size = rng.randint(4, first.facts["kilobytes"])
+    size = rng.randint(4, first.facts["kilobytes"] + SPARE)
     folder.mkdir(parents=True, exist_ok=True)
     with mounted(folder, size) as resize:
         ended = launch(case, folder)
         facts = {
             "size": size,
             "code": ended.code,
-            "said": ended.err.splitlines()[-3:],
+            "said": last_words(ended, folder),
             "traceback": "Traceback" in ended.err,
             "left": leftovers(folder),
         }
@@ -227,10 +229,15 @@ def outcome(last: Ended, first: First, folder: Path) -> dict[str, Any]:
     found = contents(folder) if last.code == 0 else {}
     return {
         "code_of_last": last.code,
-        "faults": last.err.splitlines()[-3:] if last.code else [],
+        "faults": last_words(last, folder) if last.code else [],
         "mismatches": differing(first.found, found),
         "leftovers": leftovers(folder),
     }
+
+
+def last_words(ended: Ended, folder: Path) -> list[str]:
+    """The last lines that a program said."""
+    return ended.err.replace(str(folder), "FOLDER").splitlines()[-3:]
 
 
 if __name__ == "__main__":
