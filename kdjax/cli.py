@@ -16,6 +16,7 @@
 verbs that compute, so that help and refusals come at once.
 """
 
+import errno
 import io
 import re
 import runpy
@@ -163,8 +164,8 @@ def main(argv: Sequence[str]) -> int:
         print(f"kdjax: {_told(error)}", file=sys.stderr)
         return 2
     except OSError as error:
-        # A full disk or a folder without permission; what was whole before still is.
-        print(f"kdjax: {_told(error)}", file=sys.stderr)
+        # What was whole before still is.
+        print(f"kdjax: {_told(error)}: {_advice(error)}", file=sys.stderr)
         return 2
     except (Exception, KeyboardInterrupt) as error:
         code = stopping.told(error)
@@ -313,6 +314,13 @@ def _check_flags(verb: str, values: flags.FlagValues) -> None:
     if unused:
         said = "; ".join(f"--{name} (for {taken[name]})" for name in unused)
         raise ConfigError(f"{verb} takes no {said}: leave it out.")
+
+
+def _advice(error: OSError) -> str:
+    """What to do about a fault of the system's."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "make room on the disk, then run the same command again."
+    return "check the path and its rights."
 
 
 def _lacks_memory(error: BaseException) -> bool:

@@ -306,7 +306,10 @@ def _put(sink: Sink, text: str) -> None:
         sink.write(text)
     except OSError as error:
         # The state stays behind: what was not delivered is answered after a restart.
-        raise KdjaxError(f"the output can't be written ({error}).") from error
+        raise KdjaxError(
+            f"the output can't be written ({error}): make room or free its reader, then "
+            "run the same command again; with a state it goes on."
+        ) from error
 
 
 def _watched(

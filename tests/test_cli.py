@@ -344,7 +344,19 @@ def test_a_full_disk_is_one_line(say, monkeypatch):
     monkeypatch.setitem(VERBS, "run", full)
     code, _, err = say("run")
     assert code == 2
-    assert err == "kdjax: [Errno 28] No space left on device: 'runs/x/config.json'\n"
+    assert err == (
+        "kdjax: [Errno 28] No space left on device: 'runs/x/config.json': make room on "
+        "the disk, then run the same command again.\n"
+    )
+
+
+def test_other_faults_of_the_system_are_one_line(say, monkeypatch):
+    def closed(request):
+        raise PermissionError(13, "Permission denied", "plant.csv")
+
+    monkeypatch.setitem(VERBS, "run", closed)
+    wanted = "'plant.csv': check the path and its rights.\n"
+    assert say("run")[2] == f"kdjax: [Errno 13] Permission denied: {wanted}"
 
 
 def test_messages_of_many_lines_become_one(say, monkeypatch):

@@ -441,6 +441,7 @@ def test_a_full_disk_leaves_nothing_half_written(commands, say, disk, verb, tmp_
     assert code == 2
     assert "No space left on device" in words(err.splitlines()[-1])
     assert str(folder) in err or verb == "stream"
+    assert "None" not in err and "run the same command again" in " ".join(err.split())
     assert traces.leftovers(folder) == []
     mount(4096)
     assert say(commands[verb](folder))[0] == 0

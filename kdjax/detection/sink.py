@@ -50,7 +50,9 @@ def open_sink(
     try:
         file = stack.enter_context(path.open(mode, buffering=0))
     except OSError as error:
-        raise ArtifactError(f"{path} can't be written ({error}).") from error
+        raise ArtifactError(
+            f"{path} can't be written ({error}): check its rights, or give another file."
+        ) from error
     size = file.seek(0, os.SEEK_END)
     name, length = saved.get("output") or (None, 0)
     if name == str(path):
