@@ -196,7 +196,8 @@ BAD = {
     "22-manifest": (flip(MANIFEST), ""),
     "23-header": (terabytes, "scaler/scale.npy claims float32 of shape"),
     "24-bomb": (bomb, ".npy is compressed"),
-    "24-overlap": (overlapping, "lies where others do"),
+    # Newer Pythons see it first.
+    "24-overlap": (overlapping, "lies where others do|Overlapped entries"),
     "25-outside": (outside, ""),
     "25-tar": (as_tar, "is no folder: give the detector's folder"),
 }
@@ -209,13 +210,13 @@ def test_a_bad_detector_is_refused(name, saved, copy, out, lines, capsys):
     for load in (load_detector, KDDetector.load):
         with pytest.raises(ArtifactError) as refused:
             load(copy)
-        assert said in str(refused.value) and str(copy) in str(refused.value)
+        assert re.search(said, str(refused.value)) and str(copy) in str(refused.value)
     before = contents(copy.parent)
     for verb in MEETING:
         line = one_line(command(verb, copy, saved, out), capsys)
         assert str(copy) in line
         # An origin is looked for in other ways, and a stream may have a file.
-        assert said in line or (
+        assert re.search(said, line) or (
             name == "25-tar" and verb in ("run", "stream", "onnxruntime")
         )
         assert contents(copy.parent) == before

@@ -714,6 +714,19 @@ def test_what_is_no_archive_is_refused(saved):
         load_detector(saved)
 
 
+def test_an_archive_that_ends_inside_a_member_is_refused(saved):
+    path = saved / "arrays.npz"
+    data = bytearray(path.read_bytes())
+    # Both sizes of the last member, as the table at the end has them.
+    place = data.rindex(b"PK\1\2") + 20
+    for start in (place, place + 4):
+        data[start : start + 4] = (10**6).to_bytes(4, "little")
+    path.write_bytes(data)
+    write_manifest(saved)
+    with pytest.raises(ArtifactError, match=r"does not hold .*EOFError"):
+        load_detector(saved)
+
+
 def test_a_header_that_claims_terabytes_is_refused(saved):
     # 10^13 float32: more than the machine has, and more than the file does.
     header = np.lib.format.magic(1, 0)

@@ -149,17 +149,22 @@ def attack(
             else:
                 copy(keep, subject.root)
     assert subject.use() == whole, "the subject is not whole again"
+    _remove(keep)
 
 
 def copy(source: Path, target: Path) -> None:
-    if target.is_dir() and not target.is_symlink():
-        shutil.rmtree(target)
-    else:
-        target.unlink(missing_ok=True)
+    _remove(target)
     if source.is_dir():
         shutil.copytree(source, target, symlinks=True)
     else:
         shutil.copy(source, target)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def do(path: Path, damage: Damage) -> None:
@@ -212,6 +217,7 @@ def attack_checkpoints(
             }
             copy(keep, phase)
     assert _restored(phase, template) == whole
+    _remove(keep)
 
 
 def _restored(phase: Path, template: Any) -> bytes:

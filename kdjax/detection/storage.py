@@ -50,6 +50,7 @@ _SINCE_2 = ("step", "blame", "min_duration", "cooldown")
 # values than memory holds is as unreadable as one cut short.
 _UNREADABLE = (
     AttributeError,
+    EOFError,
     LookupError,
     MemoryError,
     OSError,
