@@ -2,7 +2,9 @@
 
 import importlib
 import json
+import math
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -86,3 +88,47 @@ def test_performance_has_the_numbers_of_the_comparison() -> None:
             target,
         )
         assert f"| {' | '.join(cells)} |" in document, row["name"]
+
+
+def attack(name: str) -> dict[str, Any]:
+    """The report of a campaign of `benchmarks/attacks`."""
+    found: dict[str, Any] = json.loads(
+        (ROOT / "docs" / "attacks" / f"{name}.json").read_text("utf-8")
+    )
+    return found
+
+
+@pytest.mark.parametrize("how", ["kill", "signal", "full"])
+def test_what_was_disturbed_came_to_the_same(how: str) -> None:
+    text = (ROOT / "SECURITY.md").read_text("utf-8")
+    trials = [t for case in attack(how)["cases"].values() for t in case["trials"]]
+    assert f"{sum(trial['disturbed'] for trial in trials)} " in text
+    for trial in trials:
+        assert trial["code_of_last"] == 0
+        assert not trial["mismatches"] and not trial["leftovers"]
+        assert not trial.get("traceback")
+    if how == "kill":
+        assert f"in {len(trials)} trials" in text
+    if how == "signal":
+        took = max(trial["took"] for trial in trials)
+        assert took < 5 and f"{math.ceil(10 * took) / 10} s at most" in text
+    if how == "full":
+        assert {trial["code"] for trial in trials} == {0, 2}
+
+
+def test_no_damage_was_passed_over() -> None:
+    text = (ROOT / "SECURITY.md").read_text("utf-8")
+    report = attack("mutations")
+    assert set(report["outcomes"]) == {"refused", "fell back", "same"}
+    assert sum(report["outcomes"].values()) == report["mutations"]
+    for number in (report["mutations"], *report["outcomes"].values()):
+        assert f"{number:,} " in text
+    assert report["runs"]["fell back"] + report["runs"]["same"] == 30
+
+
+@pytest.mark.parametrize("target", ["readers", "configs", "artifacts", "stream"])
+def test_the_fuzzers_ran_for_ten_minutes_and_found_no_more(target: str) -> None:
+    report = attack(f"fuzz_{target}")
+    assert report["seconds"] >= 600 and report["findings"] == []
+    text = (ROOT / "SECURITY.md").read_text("utf-8")
+    assert f"{report['executions']:,}" in text
