@@ -7,7 +7,6 @@ those of all it was made from, are still those of the record.
 """
 
 import hashlib
-import importlib.metadata
 import json
 import os
 import re
@@ -19,14 +18,15 @@ from kdjax.artifacts import (
     MANIFEST,
     check_folder,
     clear_leftovers,
+    kdjax_version,
     sha256,
     write_text,
 )
-from kdjax.data.raw import unreadable
+from kdjax.data.raw import check_kind, unreadable
 from kdjax.data.tables import SUFFIXES
 from kdjax.detection.detector import Detector, entity_index
 from kdjax.errors import ConfigError, DataError, KdjaxError
-from kdjax.scoring import load_scorer, score_rows
+from kdjax.scoring import events_path, load_scorer, score_rows
 
 SCHEMA = 1  # of records
 
@@ -266,16 +266,12 @@ def _expected(item: Item, work: _Work) -> dict[str, Any]:
         "input": {"name": item.name, "sha256": _digest(item.path)},
         "detector": work.digest,
         "options": dict(work.recorded),
-        "kdjax_version": importlib.metadata.version("kdjax"),
+        "kdjax_version": kdjax_version(),
     }
 
 
 def _digests(output: Path) -> dict[str, str]:
-    return {path.name: sha256(path) for path in (output, _events(output))}
-
-
-def _events(output: Path) -> Path:
-    return output.with_name(f"{output.name}.events.csv")
+    return {path.name: sha256(path) for path in (output, events_path(output))}
 
 
 def _digest(path: Path) -> str:
@@ -311,7 +307,7 @@ def _check_targets(items: Sequence[Item]) -> None:
     owners: dict[Path, Path] = {}
     for item in items:
         folder = item.output.parent.resolve()
-        for target in (item.output, _events(item.output), record_path(item.output)):
+        for target in (item.output, events_path(item.output), record_path(item.output)):
             if replaced := inputs.get(folder / target.name):
                 raise ConfigError(
                     f"{target} would replace the input {replaced}: give another folder "
@@ -328,8 +324,7 @@ def _check_targets(items: Sequence[Item]) -> None:
 def _check_given(path: Path) -> None:
     if not path.exists():
         raise DataError(f"{path} does not exist: check the path.")
-    if not path.is_file():
-        raise DataError(f"{path} can't be read (it is no regular file): give a file.")
+    check_kind(path)
     if not path.name.lower().endswith(SUFFIXES):
         raise DataError(
             f"{path} has an unknown ending: expected {', '.join(SUFFIXES)}; convert it, or "

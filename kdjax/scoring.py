@@ -48,9 +48,10 @@ def score_file(
         columns: for `read_like`.
     """
     output = Path(output)
-    for target in (output, Path(f"{output}.events.csv")):
+    targets = (output, events_path(output))
+    for target in targets:
         check_target(target, inputs=(path, columns.get("exclude", "")))
-    clear_leftovers(output.parent, (output.name, f"{output.name}.events.csv"))
+    clear_leftovers(output.parent, [target.name for target in targets])
     yield from score_rows(
         path,
         detector=load_scorer(detector, blame=blame),
@@ -105,11 +106,16 @@ def score_rows(
         yield from series_notes(detector, index, series, table)
     table, event = _joined(tables), _joined(events)
     _write(table, output)
-    _write(event, f"{output}.events.csv")
+    _write(event, events_path(Path(output)))
     yield (
         f"{output}: {int(table['alarm'].sum()):,} of {len(table):,} rows in alarm, "
         f"{len(event):,} events"
     )
+
+
+def events_path(output: Path) -> Path:
+    """Where the events stand that belong to a file of scores."""
+    return output.with_name(f"{output.name}.events.csv")
 
 
 def read_like(

@@ -278,7 +278,7 @@ def test_other_settings_score_all_again(score, plants, small, tmp_path, monkeypa
     assert ": 0 scored, 6 verified" in score(plants, **plain)[1][-1]
     save_detector(tmp_path / "detector", small._replace(card={"title": "another"}))
     assert ": 6 scored" in score(plants)[1][-1]
-    monkeypatch.setattr(importlib.metadata, "version", lambda name: "99")
+    monkeypatch.setattr("kdjax.fleet.kdjax_version", lambda: "99")
     assert ": 6 scored" in score(plants)[1][-1]
 
 

@@ -81,11 +81,11 @@ def result_rows(
             beside them.
 
     Returns:
-        Eight dicts, and two more of `following` where entities have it, with `model`, `parameters`, `scope`, `threshold`, `level`, the five
-        `METRICS`, `alarm_rate`, `tau` (of the pooled oracle, else None), `entities`,
-        `entities_defined` (metric -> how many entities are in the mean; empty if
-        pooled) and `notes` (metric -> why it is None; `rows`: how many rows had no
-        score). `POINT_METRICS` are in the two of level `point` and scope
+        Eight dicts, and two more of `following` where entities have it, with `model`,
+        `parameters`, `scope`, `threshold`, `level`, the five `METRICS`, `alarm_rate`,
+        `tau` (of the pooled oracle, else None), `entities`, `entities_defined` (metric
+        -> how many entities are in the mean; empty if pooled) and `notes` (metric ->
+        why it is None; `rows`: how many rows had no score). `POINT_METRICS` are in the two of level `point` and scope
         `per_entity_mean` only.
     """
     without = [entity.entity for entity in entities if not _labelled(entity)]
