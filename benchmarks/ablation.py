@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from kdjax.artifacts import write_text
 from kdjax.evaluation.intervals import mean_sd, paired_difference
+from kdjax.io.files import write_text
 
 LESSON = [
     "teacher.parts",
@@ -131,14 +131,14 @@ def main() -> None:
     for parts, same in members.groupby(PARTS, sort=False):
         lessons = dict(list(same.groupby(LESSON, sort=False, dropna=False)))
         alone = same[same["distill.alpha"].astype(float).eq(0)]
-        for lesson, own in lessons.items():
+        for distillation, own in lessons.items():
             found = compared(own, alone)
             rows.append(
                 {
                     "parts": parts,
                     **{
                         name.removeprefix("distill."): value
-                        for name, value in zip(LESSON, lesson, strict=True)
+                        for name, value in zip(LESSON, distillation, strict=True)
                     },
                     "parameters": int(own["parameters"].iloc[0]),
                     "seeds": own["seed"].nunique(),

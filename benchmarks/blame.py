@@ -6,7 +6,7 @@
 RUN is the folder of a finished `kdjax run`. For each segment of `interpretation_label`,
 a channel's blame is the mean over the segment's rows of its contribution, itself the
 mean over the windows that cover the row; windows lie as in evaluation. Beside the two
-splits of `kdjax.detection.blame` stand the plain squares of standardised errors,
+splits of `kdjax.detection.attribution` stand the plain squares of standardised errors,
 ((e − μ) / σ)², and what guessing gives. Prints a table, and writes it to the data set's
 entry in the JSON file. Minutes on 2 CPU cores.
 """
@@ -19,22 +19,22 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from kdjax.artifacts import write_text
-from kdjax.data.benchmarks import Culprits, interpretation, load_benchmark
+from kdjax.data.datasets import Culprits, interpretation, load_benchmark
 from kdjax.data.scaler import Scaler, apply_scaler
 from kdjax.data.series import Series
 from kdjax.data.splits import cover_starts
-from kdjax.detection.blame import (
+from kdjax.detection.attribution import (
     METHODS,
-    blame_matrix,
+    attribution_matrix,
     contributions,
     error_deviations,
 )
-from kdjax.detection.detector import Detector, entity_index, error_batches
-from kdjax.detection.normal import Normal
+from kdjax.detection.detector import Detector, entity_index, residual_batches
+from kdjax.detection.gaussian import Gaussian
 from kdjax.detection.storage import load_detector
-from kdjax.environment import describe_environment
-from kdjax.evaluation.blame import hit_rate, ndcg
+from kdjax.io.environment import describe_environment
+from kdjax.io.files import write_text
+from kdjax.metrics.attributions import hit_rate, ndcg
 
 NETWORKS = ("teacher", "student")
 CONTROL = "mahalanobis"  # of raw rows
@@ -108,8 +108,10 @@ def _judge(detectors: dict[str, Detector], cases: Sequence[Case]) -> Found:
             found[name, split] = np.array(
                 [
                     _measured(scores, segment)
-                    for case, blame in zip(cases, blames, strict=True)
-                    for scores, segment in zip(blame[split], case.segments, strict=True)
+                    for case, attribution in zip(cases, blames, strict=True)
+                    for scores, segment in zip(
+                        attribution[split], case.segments, strict=True
+                    )
                 ]
             )
         print(name, "done", flush=True)
@@ -132,24 +134,26 @@ def segment_blame(
 ) -> dict[str, list[np.ndarray]]:
     """By split, the blame `[D]` of each segment."""
     index = entity_index(detector, series.entity)
-    normal = Normal(*(field[index] for field in detector.normals))
+    gaussian = Gaussian(*(field[index] for field in detector.gaussians))
     scaler = Scaler(*(field[index] for field in detector.scalers))
     starts = _touching(detector, len(series.values), segments)
-    errors = error_batches(
+    errors = residual_batches(
         detector.model,
         apply_scaler(scaler, series.values),
         starts,
         window=detector.window,
         batch_size=BATCH_SIZE,
     )
-    deviations = np.concatenate(list(errors)) - normal.mean
+    deviations = np.concatenate(list(errors)) - gaussian.mean
     rows = starts[:, None] + np.arange(detector.window)
     covering = np.bincount(rows.ravel(), minlength=len(series.values))
-    blame: dict[str, list[np.ndarray]] = {}
-    for split, matrix in _matrices(normal).items():
+    attribution: dict[str, list[np.ndarray]] = {}
+    for split, matrix in _matrices(gaussian).items():
         parts = np.asarray(contributions(matrix, deviations), np.float64)
-        blame[split] = [_mean(parts, rows, covering, segment) for segment in segments]
-    return blame
+        attribution[split] = [
+            _mean(parts, rows, covering, segment) for segment in segments
+        ]
+    return attribution
 
 
 def _touching(
@@ -166,9 +170,11 @@ def _touching(
     return starts[touching.any(axis=1)]
 
 
-def _matrices(normal: Normal) -> dict[str, np.ndarray]:
-    matrices = {method: blame_matrix(normal, method=method) for method in METHODS}
-    return matrices | {STANDARDISED: np.diag(1 / error_deviations(normal))}
+def _matrices(gaussian: Gaussian) -> dict[str, np.ndarray]:
+    matrices = {
+        method: attribution_matrix(gaussian, method=method) for method in METHODS
+    }
+    return matrices | {STANDARDISED: np.diag(1 / error_deviations(gaussian))}
 
 
 def _mean(

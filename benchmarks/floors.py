@@ -25,30 +25,43 @@ from recipes import CRITERION, Measures, differences, left_out, mean, measures_o
 from rich.console import Console
 from rich.progress import track
 
-from kdjax.artifacts import write_text
-from kdjax.assembly import data_digests
 from kdjax.config import completed
 from kdjax.data.prepared import Entity, Prepared
 from kdjax.data.scaler import apply_scaler
 from kdjax.data.splits import window_starts
-from kdjax.data.windows import add_scores, empty_sums, mean_of_sums, window_labels
+from kdjax.data.windowing import (
+    add_scores,
+    empty_sums,
+    mean_of_sums,
+    window_labels,
+)
 from kdjax.detection.calibration import Rules
-from kdjax.detection.detector import error_batches, score_scaled
-from kdjax.detection.moments import Moments, merge_all, moments_of
-from kdjax.detection.normal import fit_normal
+from kdjax.detection.detector import residual_batches, score_scaled
+from kdjax.detection.gaussian import Moments, fit_gaussian, merge_all, moments_of
 from kdjax.detection.scores import window_scores
 from kdjax.detection.storage import load_detector
-from kdjax.detection.threshold import find_threshold, needed, too_few_message
-from kdjax.environment import describe_environment
+from kdjax.detection.thresholds import find_threshold, needed, too_few_message
 from kdjax.errors import ArtifactError, ConfigError, DataError
-from kdjax.evaluation.intervals import LEVEL, NETWORKS, RESAMPLES, paired_rows
+from kdjax.evaluation.evaluate import test_starts
+from kdjax.evaluation.intervals import (
+    LEVEL,
+    NETWORKS,
+    RESAMPLES,
+    paired_rows,
+)
 from kdjax.evaluation.rows import LEVELS, EntityScores, per_entity_rows
-from kdjax.judgement import test_starts
-from kdjax.models.residual import ResidualModel, error_names
-from kdjax.parts import part_name
-from kdjax.pipeline import load_dataset, prepare_parts
-from kdjax.rules import calibration_rules
-from kdjax.workdir import CONFIG, check_data, read_json, read_results
+from kdjax.experiment.assemble import calibration_rules, data_digests
+from kdjax.experiment.groups import group_name
+from kdjax.experiment.pipeline import load_dataset, prepare_parts
+from kdjax.experiment.workdir import (
+    CONFIG,
+    check_data,
+    read_json,
+    read_results,
+)
+from kdjax.io.environment import describe_environment
+from kdjax.io.files import write_text
+from kdjax.models.residual import ResidualModel, residual_names
 
 FLOORS = (0.01, 0.03, 0.1)
 RIDGES = (0.01, 0.1, 1.0)
@@ -66,7 +79,7 @@ Found = dict[str, dict[str, dict[str, Rows]]]
 
 
 class Pair(NamedTuple):
-    """Fields of a Normal, see `kdjax.detection.normal`."""
+    """Fields of a Normal, see `kdjax.detection.gaussian`."""
 
     floor: float
     ridge: float
@@ -157,7 +170,7 @@ def measure(workdir: Path, settings: Fields, console: Console) -> Found:
     for part, prepared in track(parts.items(), console=console):
         rules = calibration_rules(settings, prepared)
         for name in models:
-            folder = workdir / "detectors" / part_name(name, part)
+            folder = workdir / "detectors" / group_name(name, part)
             model = load_detector(folder).model
             for entity in prepared.entities:
                 _check_entity(entity)
@@ -181,13 +194,13 @@ def look(
     model: ResidualModel, prepared: Prepared, entity: Entity, batch_size: int
 ) -> Seen:
     """The model's errors on one entity."""
-    names = error_names(model.kind, prepared.channels)
+    names = residual_names(model.kind, prepared.channels)
     window, stride = prepared.window, prepared.stride
 
     def errors(values: np.ndarray, starts: np.ndarray) -> list[np.ndarray]:
         rows = apply_scaler(entity.scaler, values)
         return list(
-            error_batches(model, rows, starts, window=window, batch_size=batch_size)
+            residual_batches(model, rows, starts, window=window, batch_size=batch_size)
         )
 
     def in_training(spans: np.ndarray) -> list[np.ndarray]:
@@ -222,13 +235,13 @@ def score(
         least: anomalous rows that make a window anomalous.
     """
     window, starts = prepared.window, test_starts(prepared, entity)
-    normal = fit_normal(
+    gaussian = fit_gaussian(
         seen.moments, floor=rules.floor, ridge=rules.ridge, channels=seen.names
     )
     size = {"window": window, "batch_size": rules.batch_size}
     calibration, points = (
         score_scaled(
-            AS_THEY_ARE, normal, errors, np.arange(0, len(errors), window), **size
+            AS_THEY_ARE, gaussian, errors, np.arange(0, len(errors), window), **size
         )
         for errors in (seen.calibration, seen.test)
     )
@@ -273,9 +286,9 @@ def paired_table(report: Mapping[str, Any]) -> str:
         by_models: dict[str, list[str]] = {}
         for row in rows:
             against = row["against"]
-            control = f", {row['control']}" if row["control"] else ""
+            baseline = f", {row['control']}" if row["control"] else ""
             cells = by_models.setdefault(f"{row['model']} − {against}", [])
-            cells.append(f"{_interval(row)}{control}")
+            cells.append(f"{_interval(row)}{baseline}")
         lines += [[name, which, *cells] for name, cells in by_models.items()]
     return _markdown(lines)
 
@@ -325,10 +338,12 @@ def _chosen(grid: Mapping[str, Mapping[str, Rows]], names: list[str]) -> dict[st
         for pair, by_entity in grid.items()
     }
     default = measures[names[0]]
-    judged = [entity for entity, own in default.items() if own[CRITERION] is not None]
-    if len(judged) < 2:
+    evaluated = [
+        entity for entity, own in default.items() if own[CRITERION] is not None
+    ]
+    if len(evaluated) < 2:
         raise DataError(
-            f"{len(judged)} of {len(default)} entities have anomalous and normal test "
+            f"{len(evaluated)} of {len(default)} entities have anomalous and normal test "
             "rows: to choose on others than are judged needs at least 2."
         )
     found = left_out(measures, names)

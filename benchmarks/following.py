@@ -5,7 +5,7 @@
 
 The controls and the recipe's teacher, where that joins controls, are calibrated as in a
 run; nothing is trained. Each test window is then compared with a fixed conformal τ and
-with one of all scores so far (`kdjax.detection.adaptive.start_following`), at several
+with one of all scores so far (`kdjax.detection.rolling.start_rolling`), at several
 wanted shares of windows. Leave-one-out: for each entity the share of best mean F1 on all
 others. A few minutes for 13 machines on 2 CPU cores.
 """
@@ -24,24 +24,23 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from kdjax.artifacts import write_text
 from kdjax.config import override, resolve
-from kdjax.controls import fit_control
 from kdjax.data.prepared import Prepared
-from kdjax.detection.adaptive import followed_taus, shuffled
 from kdjax.detection.calibration import Calibration
-from kdjax.detection.threshold import Rule, find_threshold, needed
-from kdjax.environment import describe_environment
+from kdjax.detection.rolling import rolling_taus, shuffled
+from kdjax.detection.thresholds import Rule, find_threshold, needed
+from kdjax.evaluation.evaluate import evaluate_models
 from kdjax.evaluation.intervals import paired_difference
 from kdjax.evaluation.samples import EntityScores
-from kdjax.judgement import judge
-from kdjax.models.residual import join
-from kdjax.pipeline import load_dataset, prepare_parts
-from kdjax.rules import calibration_rules
+from kdjax.experiment.assemble import calibration_rules
+from kdjax.experiment.pipeline import load_dataset, prepare_parts
+from kdjax.io.environment import describe_environment
+from kdjax.io.files import write_text
+from kdjax.models.residual import fit_baseline, join_models
 
 SHARES = (0.01, 0.02, 0.05, 0.1, 0.2)
 SHOWN = 0.1
-CONTROLS = ("mahalanobis", "pca", "kmeans", "difference", "moving_average")
+BASELINES = ("mahalanobis", "pca", "kmeans", "difference", "moving_average")
 RULES = ("fixed", "following")
 
 # By model, rule and share: what came of it on each entity.
@@ -80,14 +79,14 @@ def measure(settings: dict[str, Any]) -> Found:
     found: Found = {}
     parts = prepare_parts(load_dataset(settings["data"]), settings)
     for prepared in track([*parts.values()], console=Console(stderr=True)):
-        judged = judge(
+        evaluated = evaluate_models(
             models(prepared, settings["teacher"]["parts"]),
             prepared,
             calibration_rules(settings, prepared),
             min_anomalous_points=settings["data"]["min_anomalous_points"],
             console=Console(quiet=True),
         )
-        for name, own in judged.items():
+        for name, own in evaluated.items():
             for place, scores in enumerate(own.scores):
                 for rule, share, alarms in decisions(own.calibration, place, scores):
                     assert scores.window_labels is not None
@@ -99,9 +98,9 @@ def measure(settings: dict[str, Any]) -> Found:
 
 def models(prepared: Prepared, parts: Sequence[str]) -> dict[str, Any]:
     """The controls, and the teacher where it needs no training."""
-    fitted = {kind: fit_control(kind, prepared) for kind in CONTROLS}
-    if set(parts) <= set(CONTROLS):
-        return {"teacher": join([fitted[kind] for kind in parts]), **fitted}
+    fitted = {kind: fit_baseline(kind, prepared) for kind in BASELINES}
+    if set(parts) <= set(BASELINES):
+        return {"teacher": join_models([fitted[kind] for kind in parts]), **fitted}
     return fitted
 
 
@@ -109,15 +108,18 @@ def decisions(
     calibration: Calibration, place: int, scores: EntityScores
 ) -> Iterator[tuple[str, float, np.ndarray]]:
     """Rule, share and `[M]` alarms; a share that calibration is too short for is left out."""
-    behind, windows = calibration.behind[place], scores.window_scores
+    threshold_scores, windows = (
+        calibration.threshold_scores[place],
+        scores.window_scores,
+    )
     for share in SHARES:
         rule = Rule("conformal", share)
-        if len(behind) >= needed(rule):
-            yield "fixed", share, windows > find_threshold(behind, rule).tau
+        if len(threshold_scores) >= needed(rule):
+            yield "fixed", share, windows > find_threshold(threshold_scores, rule).tau
         yield (
             "following",
             share,
-            windows > followed_taus(shuffled(behind), windows, share),
+            windows > rolling_taus(shuffled(threshold_scores), windows, share),
         )
 
 
@@ -155,7 +157,7 @@ def left_out_rows(found: Found) -> Iterator[dict[str, Any]]:
     for model in dict.fromkeys(key[0] for key in found):
         chosen = {rule: left_out(found, model, rule) for rule in RULES}
         fixed = found.get((model, "fixed", SHOWN))
-        following = found[model, "following", SHOWN]
+        rolling = found[model, "following", SHOWN]
         yield {
             "model": model,
             **{
@@ -165,8 +167,7 @@ def left_out_rows(found: Found) -> Iterator[dict[str, Any]]:
             "following_minus_fixed": difference(
                 chosen["following"][1], chosen["fixed"][1]
             ),
-            "following_minus_fixed_at_one_share": fixed
-            and difference(following, fixed),
+            "following_minus_fixed_at_one_share": fixed and difference(rolling, fixed),
             "one_share": SHOWN,
         }
 

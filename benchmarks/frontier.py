@@ -16,11 +16,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from kdjax.artifacts import write_text
-from kdjax.environment import describe_environment
-from kdjax.sweep.frontier import COSTS, SHAPE, plot_frontier
-from kdjax.sweep.tables import DONE, SEED
-from kdjax.workdir import read_json
+from kdjax.experiment.sweeps.frontier import COSTS, SHAPE, plot_frontier
+from kdjax.experiment.sweeps.tables import DONE, SEED
+from kdjax.experiment.workdir import read_json
+from kdjax.io.environment import describe_environment
+from kdjax.io.files import write_text
 
 ALPHA = "distill.alpha"
 MEASURES = (

@@ -25,27 +25,38 @@ from rich.console import Console
 from scipy.linalg import cholesky, solve_triangular
 from scipy.special import expit
 
-from kdjax.artifacts import write_text
 from kdjax.config import get_config, override, resolve
-from kdjax.controls import fit_control
-from kdjax.data.benchmarks import load_benchmark
-from kdjax.data.large import span_pieces
+from kdjax.data.datasets import load_benchmark
+from kdjax.data.mmap import span_pieces
 from kdjax.data.prepared import Entity, Prepared, prepare
 from kdjax.data.splits import window_starts
-from kdjax.detection.calibration import Calibration, Rules, calibrate, point_pieces
-from kdjax.detection.normal import Normal
+from kdjax.detection.calibration import (
+    Calibration,
+    Rules,
+    calibrate,
+    point_pieces,
+)
+from kdjax.detection.gaussian import Gaussian
 from kdjax.detection.scores import window_scores
-from kdjax.detection.threshold import Threshold
-from kdjax.distillation import train_networks
-from kdjax.environment import describe_environment
+from kdjax.detection.thresholds import Threshold
+from kdjax.experiment.assemble import calibration_rules
+from kdjax.experiment.train import train_networks
+from kdjax.io.environment import describe_environment
+from kdjax.io.files import write_text
 from kdjax.models.autoencoder import Architecture
-from kdjax.models.residual import NETWORK, ResidualModel, join, part, parts_of
-from kdjax.rules import calibration_rules
+from kdjax.models.residual import (
+    NETWORK,
+    ResidualModel,
+    component,
+    components_of,
+    fit_baseline,
+    join_models,
+)
 
 FOLDERS = {"smap": "smap_msl", "msl": "smap_msl"}
 SCALERS = {"jumpstarter2": "minmax"}  # the others are published scaled
 NAMES = ("smd", "asd", "jumpstarter2", "smap", "msl")
-CONTROLS = ("mahalanobis", "difference", "moving_average", "pca")
+BASELINES = ("mahalanobis", "difference", "moving_average", "pca")
 NETWORKS: dict[str, dict[str, Any]] = {
     "repeat 8": {"teacher.hidden": (8,)},
     "feedback 8, 4": {"teacher.hidden": (8, 4), "model.decoder": "feedback"},
@@ -155,8 +166,8 @@ def models(
     prepared: Prepared, settings: Mapping[str, Any]
 ) -> Iterator[tuple[str, ResidualModel]]:
     """Controls, networks, and one of each joined, by what they are called."""
-    controls = {kind: fit_control(kind, prepared) for kind in CONTROLS}
-    yield from controls.items()
+    baselines = {kind: fit_baseline(kind, prepared) for kind in BASELINES}
+    yield from baselines.items()
     networks = {}
     for label, changes in NETWORKS.items():
         if label.startswith("independent") and prepared.name not in INDEPENDENT:
@@ -171,7 +182,7 @@ def models(
             )
         networks[label] = trained["teacher"]
     yield from networks.items()
-    joined = join([networks["repeat 8"], controls["difference"]])
+    joined = join_models([networks["repeat 8"], baselines["difference"]])
     yield "repeat 8 + difference", joined
 
 
@@ -221,10 +232,10 @@ def _points(
     rules: Rules,
 ) -> Array:
     """a_t `[M, L]` as kdjax has them."""
-    normal = Normal(*(field[index] for field in ours.normals))
+    gaussian = Gaussian(*(field[index] for field in ours.gaussians))
     scaler = type(ours.scalers)(*(field[index] for field in ours.scalers))
     pieces = point_pieces(
-        model, normal, scaler, values, starts,
+        model, gaussian, scaler, values, starts,
         window=prepared.window, batch_size=rules.batch_size,
     )  # fmt: skip
     return np.concatenate([piece.points for piece in pieces])
@@ -296,22 +307,24 @@ def calibrate_exactly(
     if not alike:
         pooled = [_moments(e, everything, errors, prepared) for e in entities]
     common = _gauss(pooled, rules)
-    normals = [
+    gaussians = [
         common if entity.pooled else _gauss([moments], rules)
         for entity, moments in zip(entities, own)
     ]
-    scorers = [_scorer(errors, s, n) for s, n in zip(scales, normals)]
+    scorers = [_scorer(errors, s, n) for s, n in zip(scales, gaussians)]
     scores = [_calibration(e, f, prepared, rules) for e, f in zip(entities, scorers)]
     under_all = _scorer(errors, everything, common)
     pool = np.concatenate(
         [_calibration(e, under_all, prepared, rules) for e in entities]
     )
     sets = {"shared": np.concatenate(scores), "pooled": pool}
-    behind = [
+    threshold_scores = [
         found if tau.source == "own" else sets[tau.source]
         for found, tau in zip([*scores, pool], thresholds, strict=True)
     ]
-    return Exact(scorers, [_tau(found, rules.threshold.rate) for found in behind])
+    return Exact(
+        scorers, [_tau(found, rules.threshold.rate) for found in threshold_scores]
+    )
 
 
 def _starts(prepared: Prepared, spans: Array) -> Array:
@@ -346,7 +359,7 @@ def _moments(
 
 
 def _gauss(parts: Sequence[tuple[int, Array, Array]], rules: Rules) -> _Gauss:
-    some = [part for part in parts if part[0]]
+    some = [component for component in parts if component[0]]
     n = sum(count for count, _, _ in some)
     mean = sum(count * own for count, own, _ in some) / n
     second = sum(
@@ -360,12 +373,14 @@ def _gauss(parts: Sequence[tuple[int, Array, Array]], rules: Rules) -> _Gauss:
 
 
 def _scorer(
-    errors: Errors, scale: _Scale, normal: _Gauss
+    errors: Errors, scale: _Scale, gaussian: _Gauss
 ) -> Callable[[Array, Array], Array]:
     def points(rows: Array, starts: Array) -> Array:
         values = (np.float64(rows) - scale.offset) / scale.scale
         found = [
-            (((errors(values, some) - normal.mean) @ normal.whiten.T) ** 2).sum(axis=-1)
+            (((errors(values, some) - gaussian.mean) @ gaussian.whiten.T) ** 2).sum(
+                axis=-1
+            )
             for some in np.array_split(starts, max(1, len(starts) // 1000))
         ]
         return np.concatenate(found)
@@ -397,7 +412,7 @@ def _tau(scores: Array, rate: float) -> float:
 
 def exact_errors(model: ResidualModel, window: int) -> Errors:
     """The errors `[M, L, F]` of a model's parts side by side."""
-    parts = [_PARTS[kind](part(model, kind)) for kind in parts_of(model.kind)]
+    parts = [_PARTS[kind](component(model, kind)) for kind in components_of(model.kind)]
 
     def errors(rows: Array, starts: Array) -> Array:
         windows = rows[starts[:, None] + np.arange(window)]

@@ -22,13 +22,12 @@ from rich.console import Console
 from rich.progress import track
 
 from kdjax.config import get_config, override, resolve
-from kdjax.controls import fit_control
+from kdjax.evaluation.evaluate import evaluate_models
 from kdjax.evaluation.intervals import paired_difference
 from kdjax.evaluation.rows import FOLLOWING
-from kdjax.judgement import judge
-from kdjax.models.residual import join
-from kdjax.pipeline import load_dataset, prepare_parts
-from kdjax.rules import calibration_rules
+from kdjax.experiment.assemble import calibration_rules
+from kdjax.experiment.pipeline import load_dataset, prepare_parts
+from kdjax.models.residual import fit_baseline, join_models
 
 PARTS = ("mahalanobis", "pca", "kmeans", "difference", "moving_average")
 MOST = 3
@@ -50,17 +49,17 @@ def measure(settings: dict[str, Any], console: Console) -> Measures:
     found: Measures = {"+".join(recipe): {} for recipe in recipes()}
     parts = prepare_parts(load_dataset(settings["data"]), settings)
     for entity, prepared in track(parts.items(), console=console):
-        fitted = {kind: fit_control(kind, prepared) for kind in PARTS}
+        fitted = {kind: fit_baseline(kind, prepared) for kind in PARTS}
         for recipe in recipes():
             name = "+".join(recipe)
-            judged = judge(
-                {name: join([fitted[kind] for kind in recipe])},
+            evaluated = evaluate_models(
+                {name: join_models([fitted[kind] for kind in recipe])},
                 prepared,
                 calibration_rules(settings, prepared),
                 min_anomalous_points=settings["data"]["min_anomalous_points"],
                 console=Console(quiet=True),
             )[name]
-            found[name][entity] = measures_of(judged.entities)
+            found[name][entity] = measures_of(evaluated.entities)
     return found
 
 

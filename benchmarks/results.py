@@ -10,8 +10,8 @@ import argparse
 import json
 from pathlib import Path
 
-from kdjax.artifacts import write_text
 from kdjax.evaluation.tables import markdown_table
+from kdjax.io.files import write_text
 
 KEPT = ("model", "entity", "threshold", "level", "f1", "average_precision", "vus_pr")
 LEFT_OUT = ("rates", "worst_training_windows")

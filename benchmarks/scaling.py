@@ -23,19 +23,24 @@ from typing import Any
 import jax
 import numpy as np
 
-from kdjax.artifacts import write_text
-from kdjax.data.files import read_table
+from kdjax.data.readers import read_table
 from kdjax.data.scaler import Scaler
 from kdjax.detection.detector import Detector, score_windows
-from kdjax.detection.normal import Normal
-from kdjax.detection.table import score_table
-from kdjax.detection.threshold import Threshold
-from kdjax.devices import batch_mesh, place, use_all_cores
-from kdjax.environment import describe_environment
+from kdjax.detection.gaussian import Gaussian
+from kdjax.detection.tables import score_table
+from kdjax.detection.thresholds import Threshold
+from kdjax.io.environment import describe_environment
+from kdjax.io.files import write_text
+from kdjax.losses import teacher_objective
 from kdjax.models.autoencoder import Architecture, network
 from kdjax.models.residual import ResidualModel
-from kdjax.training.objectives import teacher_objective
-from kdjax.training.steps import Corpus, init_state, make_optimizer, make_step
+from kdjax.training.sharding import batch_mesh, place, use_all_cores
+from kdjax.training.steps import (
+    WindowDataset,
+    init_state,
+    make_optimizer,
+    make_step,
+)
 
 WINDOW, STRIDE = 100, 10
 BASE = {"rows": 20_000, "channels": 38, "hidden": 16, "batch": 128}
@@ -103,14 +108,14 @@ def _training(*, rows: int, channels: int, hidden: int, batch: int) -> Any:
     step = make_step(teacher_objective(net), optimizer, window=WINDOW, mesh=mesh)
     state = [place(init_state(net.init(jax.random.key(SEED)), optimizer), mesh)]
     starts = np.arange(0, rows - WINDOW, STRIDE, dtype=np.int32)
-    corpus = place(
-        Corpus(*map(jax.numpy.asarray, (_rows(rows, channels), starts))), mesh
+    dataset = place(
+        WindowDataset(*map(jax.numpy.asarray, (_rows(rows, channels), starts))), mesh
     )
     index, weight = np.arange(batch, dtype=np.int32), np.ones(batch, np.float32)
 
     def run() -> None:
         for _ in range(STEPS):
-            state[0] = step(state[0], corpus, index, weight)
+            state[0] = step(state[0], dataset, index, weight)
         jax.block_until_ready(state[0])
 
     return run
@@ -201,7 +206,7 @@ def _detector(channels: int, hidden: int) -> Detector:
         max_gap=5.0,
         entities=(),
         scalers=Scaler(0 * ones, ones),
-        normals=Normal(0 * ones, np.eye(channels, dtype=np.float32)[None]),
+        gaussians=Gaussian(0 * ones, np.eye(channels, dtype=np.float32)[None]),
         thresholds=(Threshold(1.0, "fixed", 0.01, 1, 1, "pooled"),),
         card={},
     )

@@ -16,32 +16,31 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.stats import chi2
 
-from kdjax.artifacts import write_text
-from kdjax.data.benchmarks import load_benchmark
+from kdjax.data.datasets import load_benchmark
 from kdjax.data.prepared import Entity, Prepared, prepare
 from kdjax.data.scaler import apply_scaler
 from kdjax.data.splits import window_starts
-from kdjax.data.windows import window_labels
-from kdjax.detection.adaptive import adapt, start_adaptive
-from kdjax.detection.alarms import find_events
-from kdjax.detection.detector import error_batches, score_scaled
-from kdjax.detection.moments import merge_all, moments_of
-from kdjax.detection.normal import fit_normal
-from kdjax.detection.rates import (
+from kdjax.data.windowing import window_labels
+from kdjax.detection.detector import residual_batches, score_scaled
+from kdjax.detection.events import find_events
+from kdjax.detection.false_alarms import (
     cross_rates,
     disjoint,
     drift,
+    measured_rate,
     p_values,
-    realised,
 )
+from kdjax.detection.gaussian import fit_gaussian, merge_all, moments_of
+from kdjax.detection.rolling import adapt, start_adaptive
 from kdjax.detection.scores import window_scores
-from kdjax.detection.threshold import (
+from kdjax.detection.thresholds import (
     Rule,
     budget_rate,
     find_threshold,
     parse_budget,
 )
-from kdjax.environment import describe_environment
+from kdjax.io.environment import describe_environment
+from kdjax.io.files import write_text
 from kdjax.models.residual import ResidualModel
 
 MODEL = ResidualModel("mahalanobis", {})
@@ -161,7 +160,7 @@ def _by_rule(scored: Scored, rule: Rule) -> dict[str, Any]:
     clean = _clean(scored)
     threshold = find_threshold(scored.calibration.scores, rule)
     inside = cross_rates(*scored.calibration, rule, window=WINDOW)
-    after = realised(*clean, threshold.tau, window=WINDOW, wanted=threshold.rate)
+    after = measured_rate(*clean, threshold.tau, window=WINDOW, wanted=threshold.rate)
     return {
         "tau": threshold.tau,
         "detail": threshold.detail,
@@ -203,8 +202,8 @@ def _scores(prepared: Prepared, entity: Entity) -> Scored:
     """Under the Normal of the machine's validation windows."""
     rows = apply_scaler(entity.scaler, entity.train.values)
     validation = window_starts(entity.split.validation, window=WINDOW, stride=STRIDE)
-    errors = error_batches(MODEL, rows, validation, window=WINDOW, batch_size=BATCH)
-    normal = fit_normal(
+    errors = residual_batches(MODEL, rows, validation, window=WINDOW, batch_size=BATCH)
+    gaussian = fit_gaussian(
         merge_all(list(map(moments_of, errors))),
         floor=FLOOR,
         ridge=RIDGE,
@@ -214,7 +213,7 @@ def _scores(prepared: Prepared, entity: Entity) -> Scored:
     def scored(values: np.ndarray, spans: np.ndarray) -> Windows:
         starts = window_starts(spans, window=WINDOW, stride=STRIDE)
         points = score_scaled(
-            MODEL, normal, values, starts, window=WINDOW, batch_size=BATCH
+            MODEL, gaussian, values, starts, window=WINDOW, batch_size=BATCH
         )
         return Windows(window_scores(points, count=0).astype(np.float64), starts)
 

@@ -22,7 +22,7 @@ FILTERS = ("difference", "moving_average")
 PARTS = (("autoencoder",), ("autoencoder", *FILTERS))
 SEEDS = (0, 1, 2)
 
-LSTM: dict[str, Any] = {"teacher.parts": ("autoencoder",)}
+LSTM: dict[str, Any] = {"teacher.components": ("autoencoder",)}
 
 # What each lesson changes; the first is the student that learns alone.
 LESSONS: tuple[dict[str, Any], ...] = (
@@ -31,10 +31,10 @@ LESSONS: tuple[dict[str, Any], ...] = (
     {"distill.alpha": 1.0},
     {"distill.alpha": 1.0, "distill.alpha_end": 0.0},
     {"distill.weights": (1.0, 1.0, 1.0)},
-    {"distill.disturbed_copies": 3},
-    {"distill.target": "errors", "distill.disturbed_copies": 3},
+    {"distill.augmented_copies": 3},
+    {"distill.target": "errors", "distill.augmented_copies": 3},
     {"distill.target": "scores"},
-    {"distill.target": "scores", "distill.disturbed_copies": 3},
+    {"distill.target": "scores", "distill.augmented_copies": 3},
     LSTM,
     LSTM | {"distill.target": "hidden"},
 )
@@ -49,7 +49,7 @@ def get_config(data: str = "smd") -> ConfigDict:
     config.data.root = "data/smd" if data == "smd" else ""
     config.data.scaler = "none"
     config.entity_mode = "per_entity"
-    config.teacher.parts = ("kmeans", *FILTERS)
+    config.teacher.components = ("kmeans", *FILTERS)
     config.student.hidden = (12,)
     config.student.epochs = 20
     config.train.warmup_steps = 50
@@ -60,5 +60,5 @@ def get_config(data: str = "smd") -> ConfigDict:
 
 def sweep(add: Callable[..., None], data: str = "smd") -> None:
     """Adds the members."""
-    for lesson, parts, seed in itertools.product(LESSONS, PARTS, SEEDS):
-        add({**lesson, "student.parts": parts, "seed": seed})
+    for distillation, parts, seed in itertools.product(LESSONS, PARTS, SEEDS):
+        add({**distillation, "student.components": parts, "seed": seed})

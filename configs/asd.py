@@ -21,8 +21,8 @@ def get_config() -> ConfigDict:
     config.data.scaler = "none"
     # As on SMD.
     config.entity_mode = "per_entity"
-    config.teacher.parts = ("kmeans", "difference", "moving_average")
-    config.student.parts = ("autoencoder", "difference", "moving_average")
+    config.teacher.components = ("kmeans", "difference", "moving_average")
+    config.student.components = ("autoencoder", "difference", "moving_average")
     config.student.hidden = (12,)
     config.student.epochs = 20
     config.train.warmup_steps = 50

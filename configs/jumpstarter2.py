@@ -18,8 +18,8 @@ def get_config() -> ConfigDict:
     config.data.name = "jumpstarter2"
     config.data.root = "data/jumpstarter2"
     # As on SMD, but for all together: one has too few calibration windows for a τ at 1 %.
-    config.teacher.parts = ("kmeans", "difference", "moving_average")
-    config.student.parts = ("autoencoder", "difference", "moving_average")
+    config.teacher.components = ("kmeans", "difference", "moving_average")
+    config.student.components = ("autoencoder", "difference", "moving_average")
     config.student.epochs = 20
     config.train.warmup_steps = 50
     return config

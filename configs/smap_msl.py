@@ -24,8 +24,8 @@ def get_config(name: str = "smap") -> ConfigDict:
     # Scaled to [-1, 1] by the publishers.
     config.data.scaler = "none"
     # As on SMD, but for all together: one has too few calibration windows for a τ at 1 %.
-    config.teacher.parts = ("kmeans", "difference", "moving_average")
-    config.student.parts = ("autoencoder", "difference", "moving_average")
+    config.teacher.components = ("kmeans", "difference", "moving_average")
+    config.student.components = ("autoencoder", "difference", "moving_average")
     config.student.epochs = 20
     config.train.warmup_steps = 50
     return config

@@ -5,7 +5,7 @@
 
 `kdjax fetch smd` downloads the 28 machines to `data/smd`. The teacher joins what sees
 shapes, jumps and moves away from the last hour: clusters of windows, differences and
-moving averages, under one Normal. The student has a small LSTM (4,142 parameters) in the
+moving averages, under one Gaussian. The student has a small LSTM (4,142 parameters) in the
 place of the clusters. A quarter of an hour for 13 machines on 2 CPU cores.
 
 `:plain` is the paper's pair for all machines together: LSTM autoencoders, teacher 2+2
@@ -37,8 +37,8 @@ def get_config(recipe: str = "joined") -> ConfigDict:
     config.train.warmup_steps = 50
     if recipe == "joined":
         config.entity_mode = "per_entity"
-        config.teacher.parts = ("kmeans", *FILTERS)
-        config.student.parts = ("autoencoder", *FILTERS)
+        config.teacher.components = ("kmeans", *FILTERS)
+        config.student.components = ("autoencoder", *FILTERS)
         config.student.hidden = (12,)
         config.student.epochs = 20
         return config

@@ -11,50 +11,50 @@ if TYPE_CHECKING:
     from kdjax.config import get_config as get_config
     from kdjax.config import override as override
     from kdjax.config import resolve as resolve
-    from kdjax.data.benchmarks import load_benchmark as load_benchmark
-    from kdjax.data.benchmarks import load_sample as load_sample
-    from kdjax.data.fetch import fetch_smd as fetch_smd
-    from kdjax.data.files import load_files as load_files
-    from kdjax.data.files import read_table as read_table
+    from kdjax.data.datasets import load_benchmark as load_benchmark
+    from kdjax.data.datasets import load_sample as load_sample
+    from kdjax.data.download import fetch_smd as fetch_smd
+    from kdjax.data.readers import load_files as load_files
+    from kdjax.data.readers import read_table as read_table
     from kdjax.detection.detector import Detector as Detector
     from kdjax.detection.storage import load_detector as load_detector
     from kdjax.detection.storage import save_detector as save_detector
-    from kdjax.detection.stream import StreamDetector as StreamDetector
-    from kdjax.detection.table import score_events as score_events
-    from kdjax.detection.table import score_table as score_table
-    from kdjax.devices import use_all_cores as use_all_cores
+    from kdjax.detection.streaming import StreamDetector as StreamDetector
+    from kdjax.detection.tables import score_events as score_events
+    from kdjax.detection.tables import score_table as score_table
     from kdjax.errors import ArtifactError as ArtifactError
     from kdjax.errors import ConfigError as ConfigError
     from kdjax.errors import DataError as DataError
     from kdjax.errors import KdjaxError as KdjaxError
     from kdjax.estimator import KDDetector as KDDetector
-    from kdjax.export.run import export_file as export_file
-    from kdjax.fleet import score_fleet as score_fleet
-    from kdjax.pipeline import run as run
-    from kdjax.recalibration import recalibrated as recalibrated
-    from kdjax.streaming import open_stream as open_stream
-    from kdjax.sweep.design import make_design as make_design
-    from kdjax.sweep.run import run_sweep as run_sweep
+    from kdjax.experiment.pipeline import run as run
+    from kdjax.experiment.recalibrate import recalibrated as recalibrated
+    from kdjax.experiment.sweeps.design import make_design as make_design
+    from kdjax.experiment.sweeps.run import run_sweep as run_sweep
+    from kdjax.export.files import export_file as export_file
+    from kdjax.scoring.folders import score_fleet as score_fleet
+    from kdjax.scoring.streams import open_stream as open_stream
+    from kdjax.training.sharding import use_all_cores as use_all_cores
 
 _HOMES = {
     "kdjax.config": ("get_config", "override", "resolve"),
-    "kdjax.data.benchmarks": ("load_benchmark", "load_sample"),
-    "kdjax.data.fetch": ("fetch_smd",),
-    "kdjax.data.files": ("load_files", "read_table"),
+    "kdjax.data.datasets": ("load_benchmark", "load_sample"),
+    "kdjax.data.download": ("fetch_smd",),
+    "kdjax.data.readers": ("load_files", "read_table"),
     "kdjax.detection.detector": ("Detector",),
     "kdjax.detection.storage": ("load_detector", "save_detector"),
-    "kdjax.detection.stream": ("StreamDetector",),
-    "kdjax.detection.table": ("score_events", "score_table"),
-    "kdjax.devices": ("use_all_cores",),
+    "kdjax.detection.streaming": ("StreamDetector",),
+    "kdjax.detection.tables": ("score_events", "score_table"),
+    "kdjax.training.sharding": ("use_all_cores",),
     "kdjax.errors": ("ArtifactError", "ConfigError", "DataError", "KdjaxError"),
     "kdjax.estimator": ("KDDetector",),
-    "kdjax.export.run": ("export_file",),
-    "kdjax.fleet": ("score_fleet",),
-    "kdjax.pipeline": ("run",),
-    "kdjax.recalibration": ("recalibrated",),
-    "kdjax.streaming": ("open_stream",),
-    "kdjax.sweep.design": ("make_design",),
-    "kdjax.sweep.run": ("run_sweep",),
+    "kdjax.export.files": ("export_file",),
+    "kdjax.scoring.folders": ("score_fleet",),
+    "kdjax.experiment.pipeline": ("run",),
+    "kdjax.experiment.recalibrate": ("recalibrated",),
+    "kdjax.scoring.streams": ("open_stream",),
+    "kdjax.experiment.sweeps.design": ("make_design",),
+    "kdjax.experiment.sweeps.run": ("run_sweep",),
 }
 _MODULES = {name: module for module, names in _HOMES.items() for name in names}
 

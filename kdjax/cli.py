@@ -29,10 +29,15 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from kdjax import config as config_module
-from kdjax import stopping
-from kdjax.config import leaves, override, resolve, unknown_key
+from kdjax.commands.verbs import VERBS, Design, Request
+from kdjax.config import (
+    leaves,
+    override,
+    resolve,
+    unknown_key,
+)
 from kdjax.errors import ConfigError, KdjaxError
-from kdjax.verbs import VERBS, Design, Request
+from kdjax.io import signals as stopping
 
 # Characters of a message.
 MOST = 2_000
@@ -75,7 +80,7 @@ FLAGS = (
     ),
     Flag("causal", False, "score", "rows by the window that ends there."),
     Flag("contributions", False, "score", "a column of each channel's part in the score."),
-    Flag("blame", "", "score", "another division of scores: correlation, conditional."),
+    Flag("attribution", "", "score", "another division of scores: correlation, conditional."),
     Flag("shard", "", "score", "i/n scores one of n shares of many files, i from 0."),
     Flag("missing", "", "score, calibrate", "missing cells: error, ffill or mask."),
     Flag(
@@ -92,7 +97,7 @@ FLAGS = (
     Flag("backend", "jax", "stream", "jax or onnxruntime."),
     Flag("adaptive", 0.0, "stream", "step of an adaptive τ, such as 0.01; 0 for none."),
     Flag(
-        "following", 0.0, "stream",
+        "rolling", 0.0, "stream",
         "share of windows above a τ that follows the stream; 0 for none.",
     ),
     Flag("state", None, "stream", "file that a restart goes on from."),
@@ -124,15 +129,15 @@ _KINDS: dict[type, Any] = {
 
 def program() -> None:
     """Entry point of `kdjax` and `launch.py`."""
-    stopping.heed()
+    stopping.install_handlers()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a τ where it has no sign
     try:
         app.run(main, flags_parser=_leave_flags_to_main)
     except KeyboardInterrupt as error:  # between two lines of `app.run`
-        sys.exit(stopping.told(error))
+        sys.exit(stopping.stop_message(error))
     finally:
-        stopping.rest()
+        stopping.ignore_signals()
 
 
 def main(argv: Sequence[str]) -> int:
@@ -168,7 +173,7 @@ def main(argv: Sequence[str]) -> int:
         print(f"kdjax: {_told(error)}: {_advice(error)}", file=sys.stderr)
         return 2
     except (Exception, KeyboardInterrupt) as error:
-        code = stopping.told(error)
+        code = stopping.stop_message(error)
         if code is None and _lacks_memory(error):
             print(
                 f"kdjax: there is not enough memory ({_told(error)}): give fewer rows or "

@@ -4,19 +4,21 @@ The only module of the package that knows ml_collections, apart from the program
 flags. `get_config` is the package's own config file; files under `configs/` start from
 it and change what they need. `resolve` checks a config as a whole and turns it into
 nested plain dicts, which is what the rest of kdjax reads.
+
+What values settings may have, alone and together.
 """
 
 import difflib
 import json
 import math
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
 from kdjax.errors import ConfigError
-from kdjax.fields import CONTROLS, value_problems
 
 Settings = dict[str, Any]
 
@@ -27,15 +29,73 @@ _LONE = re.compile("[\ud800-\udc7f\udd00-\udfff]")
 _OPTIONAL_NUMBERS = ("distill.alpha_end", "distill.temperature_end", "threshold.value")
 
 
+# Fields of version 0.1 by their names of today; configs and detectors may have either.
+RENAMED = {
+    "controls": "baselines",
+    "teacher.parts": "teacher.components",
+    "student.parts": "student.components",
+    "detection.blame": "detection.attribution",
+    "distill.disturbed_copies": "distill.augmented_copies",
+    "threshold.following_share": "threshold.rolling_share",
+}
+_RENAMED_LEAVES = {
+    old.split(".")[-1]: new.split(".")[-1] for old, new in RENAMED.items()
+}
+
+
+class _Group(ConfigDict):  # type: ignore[misc]
+    """A `ConfigDict` that takes a renamed field under its old name, with a warning."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        new = _RENAMED_LEAVES.get(name)
+        if new and new in self:
+            _warn_renamed(name, new)
+            name = new
+        super().__setattr__(name, value)
+
+
+def current_name(field: str) -> str:
+    """The dotted name of a field today; warns where `field` is the name of version 0.1.
+
+    >>> current_name("data.window")
+    'data.window'
+    """
+    if field not in RENAMED:
+        return field
+    _warn_renamed(field, RENAMED[field])
+    return RENAMED[field]
+
+
+def _warn_renamed(old: str, new: str) -> None:
+    warnings.warn(
+        f"the config field {old} is now called {new}; the old name is still read.",
+        FutureWarning,
+        stacklevel=3,
+    )
+
+
+def renamed_fields(settings: Mapping[str, Any]) -> Settings:
+    """Nested settings with the fields of version 0.1 under their names of today."""
+    found = {**settings}
+    for old, new in RENAMED.items():
+        *group, old_leaf = old.split(".")
+        new_leaf = new.split(".")[-1]
+        own = found.get(group[0]) if group else found
+        if isinstance(own, Mapping) and old_leaf in own and new_leaf not in own:
+            own = {new_leaf if k == old_leaf else k: v for k, v in own.items()}
+            found = {**found, group[0]: own} if group else own
+    return found
+
+
 def get_config() -> ConfigDict:
     """The defaults: small networks that suit a user's own file."""
-    config = ConfigDict()
+    config = _Group()
     config.seed = 0
     # "shared": one teacher and one student for all entities of a data set;
     # "per_entity": a pair of them for each.
     config.entity_mode = "shared"
 
-    config.data = data = ConfigDict()
+    config.data = data = _Group()
     # A benchmark's name, or "" for a user's own file at data.path. "smd" without a
     # root is the one machine that ships with the package.
     data.name = ""
@@ -78,15 +138,15 @@ def get_config() -> ConfigDict:
     # Anomalous rows that make a window anomalous.
     data.min_anomalous_points = 1
 
-    config.model = model = ConfigDict()
+    config.model = model = _Group()
     model.channels = "joint"
     model.decoder = "repeat"
     model.head = "linear"
 
-    config.teacher = teacher = ConfigDict()
-    # What a model joins: "autoencoder" is its network, the others are controls. A
+    config.teacher = teacher = _Group()
+    # What a model joins: "autoencoder" is its network, the others are baselines. A
     # student learns what the teacher's first part makes of a window, see `distill`.
-    teacher.parts = ("autoencoder",)
+    teacher.components = ("autoencoder",)
     # Widths of the encoder's layers; the decoder has them reversed.
     teacher.hidden = (64, 64)
     teacher.epochs = 40
@@ -95,13 +155,13 @@ def get_config() -> ConfigDict:
     # Where not set, `seed` is the teacher's too: sweeps over students keep one teacher.
     teacher.seed = config_dict.placeholder(int)
 
-    config.student = student = ConfigDict()
-    student.parts = ("autoencoder",)
+    config.student = student = _Group()
+    student.components = ("autoencoder",)
     student.hidden = (16,)
     # Students use all their epochs, so that `student_alone` has the same budget.
     student.epochs = 40
 
-    config.train = train = ConfigDict()
+    config.train = train = _Group()
     train.batch_size = 32
     train.learning_rate = 3e-3
     train.schedule = "cosine"
@@ -111,7 +171,7 @@ def get_config() -> ConfigDict:
     # Least seconds between two checkpoints.
     train.checkpoint_seconds = 60.0
 
-    config.distill = distill = ConfigDict()
+    config.distill = distill = _Group()
     # Weight of the teacher's term in Eq. 2 (others' libraries may weigh the data's).
     distill.alpha = 0.35
     distill.temperature = 1.0
@@ -122,16 +182,16 @@ def get_config() -> ConfigDict:
     # What the student's is compared with: the teacher's "reconstruction" (Eq. 2), its
     # "errors", its "hidden" code, or its "scores".
     distill.target = "reconstruction"
-    # Of each of teacher.parts, which then teach together; () for the first part alone,
+    # Of each of teacher.components, which then teach together; () for the first part alone,
     # or for the scores of all.
     distill.weights = ()
     # Copies of the training rows, disturbed on purpose, that only the teacher explains;
     # the number of steps stays.
-    distill.disturbed_copies = 0
+    distill.augmented_copies = 0
     # The teacher's outputs are kept up to this size, and recomputed past it.
     distill.cache_bytes = 2_000_000_000
 
-    config.detection = detection = ConfigDict()
+    config.detection = detection = _Group()
     # A window is anomalous if more than `count` of its points lie above τ.
     detection.count = 0
     # Least standard deviation of a channel's errors, in scaled units, and the ridge on
@@ -142,13 +202,13 @@ def get_config() -> ConfigDict:
     # Share of the most abnormal validation windows to leave out of the error moments.
     detection.trim = 0.0
     # How a score is divided among channels: "correlation" or "conditional".
-    detection.blame = "correlation"
-    # "per_entity": a Normal and a threshold each; "pooled": one for all.
+    detection.attribution = "correlation"
+    # "per_entity": a Gaussian and a threshold each; "pooled": one for all.
     detection.scope = "per_entity"
     # Windows scored at once.
     detection.batch_size = 256
 
-    config.threshold = threshold = ConfigDict()
+    config.threshold = threshold = _Group()
     # Chosen without labels, see docs/thresholds.md.
     threshold.method = "conformal"
     # Wanted share of false alarms among normal windows; "budget" makes its own.
@@ -159,17 +219,17 @@ def get_config() -> ConfigDict:
     threshold.value = config_dict.placeholder(float)
     # Share of windows above a τ that follows its stream, told of in the results beside the
     # rule above; 0 for none.
-    threshold.following_share = 0.1
+    threshold.rolling_share = 0.1
     # Rows in a row above τ before an alarm, and rows after it in which none begins.
     threshold.min_duration = 1
     threshold.cooldown = 0
 
-    config.evaluation = evaluation = ConfigDict()
+    config.evaluation = evaluation = _Group()
     # Whether to add point-adjusted F1 and PA%K, which flatter even random scores.
     evaluation.point_adjusted = False
 
     # Detectors without training that stand beside the networks in each table.
-    config.controls = CONTROLS
+    config.baselines = BASELINES
 
     # A saved detector, or a run's `detectors` folder, whose networks training starts
     # from; --init_from is short for it.
@@ -209,7 +269,7 @@ def completed(settings: Mapping[str, Any]) -> Settings:
             for key, value in usual.items()
         }
 
-    return fill(settings, defaults)
+    return fill(renamed_fields(settings), defaults)
 
 
 def override(config: ConfigDict, changes: Mapping[str, Any]) -> ConfigDict:
@@ -221,7 +281,8 @@ def override(config: ConfigDict, changes: Mapping[str, Any]) -> ConfigDict:
     known = dict(leaves(get_config().to_dict()))
     copied = config.copy_and_resolve_references()
     problems = []
-    for key, value in changes.items():
+    for given, value in changes.items():
+        key = current_name(given)
         if key not in known:
             problems.append(unknown_key(key))
             continue
@@ -351,3 +412,214 @@ def _is_finite(value: Any) -> bool:
         return math.isfinite(value)
     except OverflowError:  # a whole number beyond float64
         return False
+
+
+BENCHMARKS = ("smd", "asd", "jumpstarter2", "smap", "msl")
+BASELINES = (
+    "random",
+    "mahalanobis",
+    "pca",
+    "kmeans",
+    "difference",
+    "moving_average",
+)
+
+CHOICES = {
+    "entity_mode": ("shared", "per_entity"),
+    "data.name": ("", *BENCHMARKS),
+    "data.missing": ("error", "ffill", "mask"),
+    "data.order": ("strict", "sort"),
+    "data.duplicates": ("error", "last"),
+    "data.scaler": ("minmax", "zscore", "robust", "none"),
+    "model.channels": ("joint", "independent"),
+    "model.decoder": ("repeat", "feedback"),
+    "model.head": ("linear", "sigmoid"),
+    "train.schedule": ("constant", "cosine"),
+    "distill.temperature_mode": ("output", "logit"),
+    "distill.target": ("reconstruction", "errors", "hidden", "scores"),
+    "detection.shrinkage": ("none", "ledoit_wolf", "oas"),
+    "detection.scope": ("per_entity", "pooled"),
+    "detection.attribution": ("correlation", "conditional"),
+    "threshold.method": ("conformal", "budget", "pot", "quantile", "fixed"),
+}
+
+# Units of a layer.
+_WIDEST = 1_000_000
+
+# Bounds as (lowest, highest, whether the bounds themselves are allowed).
+RANGES: dict[str, tuple[float, float, bool]] = {
+    "seed": (0, 2**31 - 1, True),
+    "data.max_gap": (1, float("inf"), True),
+    "data.window": (2, 1_000_000, True),
+    "data.stride": (1, 1_000_000, True),
+    "data.train_stride": (1, 1_000_000, True),
+    "data.dense_below": (0, 2**62, True),
+    "data.memory_bytes": (0, 2**62, True),
+    "data.step_seconds": (0, float("inf"), True),
+    "data.validation": (0, 0.9, False),
+    "data.calibration": (0, 0.9, False),
+    "data.min_anomalous_points": (1, 1_000_000, True),
+    "teacher.epochs": (1, 1_000_000, True),
+    "teacher.patience": (1, 1_000_000, True),
+    "teacher.seed": (0, 2**31 - 1, True),
+    "student.epochs": (1, 1_000_000, True),
+    "train.batch_size": (1, 1_000_000, True),
+    "train.learning_rate": (0, float("inf"), False),
+    "train.warmup_steps": (0, 1_000_000, True),
+    "train.clip_norm": (0, float("inf"), False),
+    "train.log_every": (1, 1_000_000, True),
+    "train.checkpoint_seconds": (0, float("inf"), True),
+    "distill.alpha": (0, 1, True),
+    "distill.alpha_end": (0, 1, True),
+    "distill.temperature": (0, float("inf"), False),
+    "distill.temperature_end": (0, float("inf"), False),
+    "distill.augmented_copies": (0, 4, True),
+    "distill.cache_bytes": (0, float("inf"), True),
+    "detection.count": (0, 1_000_000, True),
+    "detection.floor": (0, float("inf"), True),
+    "detection.ridge": (0, float("inf"), True),
+    "detection.trim": (0, 0.5, True),
+    "detection.batch_size": (1, 1_000_000, True),
+    "threshold.false_alarm_rate": (0, 1, False),
+    "threshold.value": (0, float("inf"), True),
+    "threshold.rolling_share": (0, 0.999, True),
+    "threshold.min_duration": (1, 1_000_000_000, True),
+    "threshold.cooldown": (0, 1_000_000_000, True),
+}
+
+
+def value_problems(settings: Settings) -> list[str]:
+    """What is wrong with the values of settings whose fields have the right types."""
+    problems = [*_check_choices(settings), *_check_ranges(settings)]
+    # Rules between fields make sense only where each field does.
+    return problems or [*_check_together(settings)]
+
+
+def _field(settings: Settings, name: str) -> Any:
+    for key in name.split("."):
+        settings = settings[key]
+    return settings
+
+
+def _check_choices(settings: Settings) -> Iterator[str]:
+    for name, choices in CHOICES.items():
+        value = _field(settings, name)
+        if value not in choices:
+            yield f"{name}={value!r} must be one of {', '.join(map(repr, choices))}"
+    for baseline in settings["baselines"]:
+        if baseline not in BASELINES:
+            yield f"baselines={baseline!r} must be among {', '.join(BASELINES)}"
+    for name in ("teacher", "student"):
+        yield from _part_problems(name, settings[name]["components"])
+
+
+def _part_problems(name: str, parts: list[str]) -> Iterator[str]:
+    known = ("autoencoder", *(kind for kind in BASELINES if kind != "random"))
+    if not parts or len(set(parts)) < len(parts) or set(parts) - set(known):
+        yield (
+            f"{name}.components={parts!r} must name one or more of {', '.join(known)}, each "
+            "once"
+        )
+    elif name == "student" and "autoencoder" not in parts:
+        yield "student.components must name autoencoder: a student is a network that learns"
+
+
+def _check_ranges(settings: Settings) -> Iterator[str]:
+    for name, (low, high, closed) in RANGES.items():
+        value = _field(settings, name)
+        if value is None:
+            continue
+        if not (low <= value <= high if closed else low < value < high):
+            bounds = f"[{low}, {high}]" if closed else f"({low}, {high})"
+            yield f"{name}={value!r} must lie in {bounds}"
+    for name in ("teacher", "student"):
+        if max(settings[name]["hidden"]) > _WIDEST:
+            yield f"{name}.hidden={settings[name]['hidden']!r} exceeds {_WIDEST:,} units"
+
+
+def _check_together(settings: Settings) -> Iterator[str]:
+    data, model = settings["data"], settings["model"]
+    distill, detection = settings["distill"], settings["detection"]
+    if bool(data["name"]) == bool(data["path"]):
+        yield (
+            "set either data.path (a CSV, Parquet or .npy file of your own) or "
+            f"data.name (a benchmark: {', '.join(BENCHMARKS)}), got "
+            f"data.path={data['path']!r} and data.name={data['name']!r}"
+        )
+    if data["name"] not in ("", "smd") and not data["root"]:
+        yield f"data.name={data['name']!r} needs data.root, the data set's folder"
+    if data["path"] and data["entities"]:
+        yield (
+            "data.entities chooses among a benchmark's: leave the others out of the file, "
+            "or set data.name"
+        )
+    if data["path"] and data["root"]:
+        yield "data.root belongs to a benchmark: leave it empty with data.path"
+    own_file = ("test_path", "time_column", "entity_column", "label_column", "exclude")
+    for field in own_file:
+        if data["name"] and data[field]:
+            yield f"data.{field} belongs to a file of your own: it needs data.path"
+    if data["min_anomalous_points"] > data["window"]:
+        yield (
+            f"data.min_anomalous_points={data['min_anomalous_points']} exceeds "
+            f"data.window={data['window']}"
+        )
+    if detection["count"] >= data["window"]:
+        yield (
+            f"detection.count={detection['count']} must be below "
+            f"data.window={data['window']}: no window could have more points above τ"
+        )
+    if model["head"] == "sigmoid" and data["scaler"] in ("zscore", "robust"):
+        yield (
+            f"model.head='sigmoid' can't give what data.scaler={data['scaler']!r} "
+            "makes: use minmax, or none for data in [0, 1]"
+        )
+    yield from _lesson_problems(distill, settings["teacher"]["components"])
+    teaching = settings["teacher"]["components"][0]
+    if distill["temperature_mode"] == "logit" and teaching != "autoencoder":
+        yield (
+            f"distill.temperature_mode='logit' needs a network as teacher, and "
+            f"{teaching!r} has no head: use output, or name autoencoder first"
+        )
+    if distill["temperature_mode"] == "logit" and model["head"] != "sigmoid":
+        yield "distill.temperature_mode='logit' needs model.head='sigmoid'"
+    threshold = settings["threshold"]
+    if (threshold["method"] == "fixed") != (threshold["value"] is not None):
+        yield (
+            "threshold.value is the τ of threshold.method='fixed': set both or neither, "
+            f"got {threshold['value']!r} with {threshold['method']!r}"
+        )
+    if len(set(settings["baselines"])) < len(settings["baselines"]):
+        yield "baselines names a baseline twice"
+
+
+def _lesson_problems(distill: Settings, parts: list[str]) -> Iterator[str]:
+    target, weights = distill["target"], distill["weights"]
+    heated = distill["temperature"] != 1 or distill["temperature_end"] is not None
+    if target == "hidden" and parts[0] != "autoencoder":
+        yield (
+            "distill.target='hidden' needs a network as teacher: name autoencoder first "
+            f"in teacher.components={parts!r}"
+        )
+    if target == "scores" and heated:
+        yield (
+            "distill.temperature has no effect on distill.target='scores', which are "
+            "standardised: leave it at 1"
+        )
+    if target != "reconstruction" and distill["temperature_mode"] == "logit":
+        yield (
+            f"distill.temperature_mode='logit' softens reconstructions, not {target}: "
+            "use output"
+        )
+    if not weights:
+        return
+    if target == "hidden" or distill["temperature_mode"] == "logit":
+        yield (
+            "distill.weights join reconstructions, errors or scores: leave it empty "
+            "with hidden codes and with logits"
+        )
+    if len(weights) != len(parts) or min(weights) < 0 or not any(weights):
+        yield (
+            f"distill.weights={weights!r} must have a number from 0 on for each of "
+            f"teacher.components={parts!r}, not all of them 0"
+        )

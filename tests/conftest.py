@@ -17,10 +17,10 @@ from kdjax.config import get_config, override, resolve
 from kdjax.data.scaler import Scaler
 from kdjax.data.series import Series
 from kdjax.detection.detector import Detector
-from kdjax.detection.normal import Normal
-from kdjax.detection.threshold import Threshold
+from kdjax.detection.gaussian import Gaussian
+from kdjax.detection.thresholds import Threshold
+from kdjax.experiment.pipeline import run
 from kdjax.models.residual import ResidualModel
-from kdjax.pipeline import run
 
 CHANNELS = ("load", "heat", "dead")
 TRAIN_ROWS = {"press": 600, "saw": 240}
@@ -158,7 +158,7 @@ def small():
         max_gap=5.0,
         entities=("a",),
         scalers=Scaler(np.float32([[1, 2], [0, 0]]), np.float32([[2, 4], [1, 1]])),
-        normals=Normal(np.float32([[0.5, -0.25], [0, 0]]), whiten),
+        gaussians=Gaussian(np.float32([[0.5, -0.25], [0, 0]]), whiten),
         thresholds=(
             Threshold(8.0, "conformal", 0.1, 20, 19, "own"),
             Threshold(12.0, "conformal", 0.1, 40, 37, "pooled"),

@@ -5,20 +5,20 @@ import os
 
 import pytest
 
-from kdjax.artifacts import (
-    MANIFEST,
-    atomic_path,
-    sha256,
-    verify_manifest,
-    write_manifest,
-    write_text,
-)
 from kdjax.errors import (
     ArtifactError,
     ConfigError,
     DataError,
     KdjaxError,
     TrainingError,
+)
+from kdjax.io.files import (
+    MANIFEST,
+    atomic_path,
+    sha256,
+    verify_manifest,
+    write_manifest,
+    write_text,
 )
 
 

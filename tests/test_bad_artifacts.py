@@ -24,8 +24,8 @@ from test_bad_input import (
 )
 
 from kdjax import ArtifactError, KDDetector, load_detector
-from kdjax.artifacts import MANIFEST, write_manifest
 from kdjax.cli import main
+from kdjax.io.files import MANIFEST, write_manifest
 
 ROWS = b"load,heat,dead\n" + b"1,2,5\n" * 12
 JSON_FILES = ("detector.json", "card.json")

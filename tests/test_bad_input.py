@@ -136,7 +136,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kdjax import DataError, KDDetector, load_files, read_table
+from kdjax import (
+    DataError,
+    KDDetector,
+    load_files,
+    read_table,
+)
 from kdjax.cli import main
 
 HERE = Path(__file__).parent

@@ -24,7 +24,8 @@ from test_bad_input import (
 
 from kdjax import DataError, KDDetector
 from kdjax.cli import main
-from kdjax.data import files, memory
+from kdjax.data import raw as memory
+from kdjax.data import readers as files
 
 
 @pytest.fixture
@@ -308,7 +309,7 @@ def test_more_channels_than_covariances_have_room_for_are_refused(
 ):
     path, out = place
     path.write_bytes(csv())
-    from kdjax import pipeline
+    from kdjax.experiment import pipeline
 
     def wide(channels):
         return memory.check_width(100_000 * channels)

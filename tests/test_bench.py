@@ -9,10 +9,17 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from kdjax.bench import floor, ours, run, table, work, worker
+from kdjax.bench import (
+    floor,
+    ours,
+    run,
+    table,
+    work,
+    worker,
+)
 from kdjax.bench.interleave import Pairs, Turns, take_turns
 from kdjax.bench.work import Size, Unit, Work
-from kdjax.detection.normal import Normal
+from kdjax.detection.gaussian import Gaussian
 from kdjax.detection.scores import point_scores
 from kdjax.errors import ConfigError, KdjaxError
 from kdjax.models.autoencoder import (
@@ -53,9 +60,9 @@ def expected(params, windows):
     """What kdjax makes of them: reconstruction and point scores."""
     architecture = Architecture(work.WIDTH, HIDDEN)
     outputs = reconstruct(architecture, params, jnp.asarray(windows))
-    normal = Normal(*work.make_whitening())
+    gaussian = Gaussian(*work.make_whitening())
     return np.asarray(outputs), np.asarray(
-        point_scores(normal, jnp.abs(windows - outputs))
+        point_scores(gaussian, jnp.abs(windows - outputs))
     )
 
 
@@ -89,9 +96,9 @@ def test_kdjax_measures_all_kinds(kind, monkeypatch):
         data = work.make_data(TINY.series)
         windows = data.rows[data.starts[:, None] + np.arange(work.WINDOW)]
         architecture = Architecture(work.WIDTH, HIDDEN)
-        params, normal = work.make_params(HIDDEN), Normal(*work.make_whitening())
+        params, gaussian = work.make_params(HIDDEN), Gaussian(*work.make_whitening())
         errors = jnp.abs(windows - reconstruct(architecture, params, windows))
-        np.testing.assert_allclose(found, point_scores(normal, errors), rtol=1e-4)
+        np.testing.assert_allclose(found, point_scores(gaussian, errors), rtol=1e-4)
 
 
 def test_data_are_the_same_each_time_and_scaled():
@@ -211,10 +218,10 @@ def test_a_stream_scores_the_same_rows_for_all(onnx_peer, torch_peer):
     assert len(rows) == work.WINDOW - 1 + TINY.calls
     theirs = [peer.build(item, size=TINY).run() for peer in (onnx_peer, torch_peer)]
     architecture = Architecture(work.WIDTH, HIDDEN)
-    params, normal = work.make_params(HIDDEN), Normal(*work.make_whitening())
+    params, gaussian = work.make_params(HIDDEN), Gaussian(*work.make_whitening())
     last = rows[None, -work.WINDOW :]
     errors = jnp.abs(last - reconstruct(architecture, params, last))
-    expected = np.asarray(point_scores(normal, errors))
+    expected = np.asarray(point_scores(gaussian, errors))
     for scores in theirs:
         np.testing.assert_allclose(scores, expected, rtol=1e-4)
     np.testing.assert_allclose(

@@ -11,9 +11,9 @@ from rich.console import Console
 
 from kdjax.detection.storage import load_detector
 from kdjax.errors import ArtifactError, ConfigError, DataError
-from kdjax.judgement import judge
-from kdjax.pipeline import load_dataset, prepare_parts, run
-from kdjax.rules import calibration_rules
+from kdjax.evaluation.evaluate import evaluate_models
+from kdjax.experiment.assemble import calibration_rules
+from kdjax.experiment.pipeline import load_dataset, prepare_parts, run
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "results"
@@ -22,9 +22,9 @@ MACHINES = ("press", "saw")
 CHANGES = {
     "threshold.false_alarm_rate": 0.3,
     "entity_mode": "per_entity",
-    "teacher.parts": ("kmeans", "difference"),
+    "teacher.components": ("kmeans", "difference"),
     "student.epochs": 1,
-    "controls": ("random", "mahalanobis", "difference"),
+    "baselines": ("random", "mahalanobis", "difference"),
 }
 MODELS = ["teacher", "student", "student_alone", "random", "mahalanobis", "difference"]
 # The plant's errors deviate more than those of SMD.
@@ -103,14 +103,16 @@ def grid_of(vus):
     }  # fmt: skip
 
 
-def judged(workdir, settings, part, prepared, **pair):
+def evaluated(workdir, settings, part, prepared, **pair):
     """What the package finds under a pair, by model."""
     models = {
         name: load_detector(workdir / "detectors" / name / part).model
         for name in MODELS
     }
     rules = calibration_rules(settings, prepared)._replace(**pair)
-    return judge(models, prepared, rules, min_anomalous_points=1, console=QUIET)
+    return evaluate_models(
+        models, prepared, rules, min_anomalous_points=1, console=QUIET
+    )
 
 
 def assert_rows(found, expected):
@@ -133,7 +135,7 @@ def test_errors_that_were_kept_score_as_the_models_do(floors, found, done, name,
     parts = prepare_parts(load_dataset(settings["data"]), settings)
     assert tuple(parts) == MACHINES
     for part, prepared in parts.items():
-        wanted = judged(workdir, settings, part, prepared, **values)
+        wanted = evaluated(workdir, settings, part, prepared, **values)
         for model in MODELS:
             assert_rows(found[model][name][part], wanted[model].entities)
 
@@ -142,7 +144,7 @@ def test_machines_of_one_model_are_measured_as_well(floors, shared):
     workdir, settings = shared
     own = floors.measure(workdir, settings, QUIET)
     ((_, prepared),) = prepare_parts(load_dataset(settings["data"]), settings).items()
-    wanted = judged(workdir, settings, "", prepared, floor=2.0, ridge=1.0)
+    wanted = evaluated(workdir, settings, "", prepared, floor=2.0, ridge=1.0)
     for model in MODELS:
         rows = [row for m in MACHINES for row in own[model]["2/1"][m]]
         assert_rows(rows[:4], wanted[model].entities[:4])
@@ -161,7 +163,7 @@ def test_missing_cells_are_left_out_as_the_package_does_it(floors, done):
     train, test = series
     gappy = entity._replace(train=train, test=test, missing=True)
     prepared = prepared._replace(entities=(gappy,))
-    wanted = judged(workdir, settings, "press", prepared)["teacher"]
+    wanted = evaluated(workdir, settings, "press", prepared)["teacher"]
     rules = calibration_rules(settings, prepared)
     seen = floors.look(wanted.model, prepared, gappy, rules.batch_size)
     found = floors.score(seen, prepared, gappy, rules, 1)
@@ -257,7 +259,7 @@ def test_under_its_own_pair_it_finds_what_the_run_found(floors, found, done, rep
 
 def test_models_are_compared_under_chosen_pairs(report):
     paired, means = report["paired"]["chosen"], report["models"]
-    controls = ("random", "mahalanobis", "difference")
+    baselines = ("random", "mahalanobis", "difference")
     assert len(paired) == 4 * 4
     for row in paired:
         by_threshold = row["metric"] == "f1"
@@ -265,7 +267,7 @@ def test_models_are_compared_under_chosen_pairs(report):
         chosen = {name: own["chosen"][key] for name, own in means.items()}
         against = row["against"]
         if against == "best control":
-            against = max(controls, key=chosen.__getitem__)
+            against = max(baselines, key=chosen.__getitem__)
             assert row["control"] == against
         difference = chosen[row["model"]] - chosen[against]
         assert row["difference"] == pytest.approx(difference)

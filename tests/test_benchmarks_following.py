@@ -11,37 +11,37 @@ ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture
-def following(monkeypatch):
+def rolling(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     return importlib.import_module("following")
 
 
-def test_counts_by_hand(following):
+def test_counts_by_hand(rolling):
     labels = np.array([True, True, False, False, False])
     alarms = np.array([True, False, True, False, False])
-    assert following.counts(labels, alarms) == {
+    assert rolling.counts(labels, alarms) == {
         "f1": 0.5, "clean_alarms": 1 / 3, "hits": 1, "alarms": 2, "positives": 2,
     }  # fmt: skip
-    assert following.counts(labels, ~np.ones(5, bool))["f1"] == 0
+    assert rolling.counts(labels, ~np.ones(5, bool))["f1"] == 0
 
 
 def own(f1):
     return {"f1": f1, "clean_alarms": 0.0, "hits": 1, "alarms": 1, "positives": 1}
 
 
-def test_a_share_is_chosen_on_the_other_entities(following):
+def test_a_share_is_chosen_on_the_other_entities(rolling):
     first, second = ("m", "fixed", 0.1), ("m", "fixed", 0.2)
     found = {
         first: {"a": own(1.0), "b": own(0.1), "c": own(0.1)},
         second: {"a": own(0.0), "b": own(0.3), "c": own(0.3)},
         ("m", "following", 0.1): {"a": own(0.9)},
     }
-    shares, chosen = following.left_out(found, "m", "fixed")
+    shares, chosen = rolling.left_out(found, "m", "fixed")
     assert shares == {"a": 0.2, "b": 0.1, "c": 0.1}  # 0.1 looks best with `a` only
     assert [chosen[name]["f1"] for name in "abc"] == [0.0, 0.1, 0.1]
     # A share that an entity's calibration is too short for is no choice.
     del found[first]["c"]
-    assert set(following.left_out(found, "m", "fixed")[0].values()) <= {0.2}
+    assert set(rolling.left_out(found, "m", "fixed")[0].values()) <= {0.2}
 
 
 def test_the_document_says_what_was_measured():

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from kdjax import cli
 from kdjax.cli import VERBS, main
-from kdjax.data import fetch
+from kdjax.data import download as fetch
 from kdjax.detection.storage import save_detector
 
 TOP = Path(__file__).parent.parent
@@ -82,8 +82,8 @@ def test_help_names_every_verb_and_flag(say, flag):
         assert f"\n  --{name} " in out
     assert {
         "workdir", "init_from", "way", "trials", "detector", "output", "entity", "causal",
-        "contributions", "blame", "shard", "missing", "exclude", "time_column", "entity_column",
-        "label_column", "format", "quantize", "data", "backend", "adaptive", "following", "state",
+        "contributions", "attribution", "shard", "missing", "exclude", "time_column", "entity_column",
+        "label_column", "format", "quantize", "data", "backend", "adaptive", "rolling", "state",
         "ignore", "on_error", "json", "quick", "coordinator", "num_processes", "process_id",
     } == {flag.name for flag in cli.FLAGS}  # fmt: skip
     assert list(VERBS) == ALL_VERBS.split(", ")
@@ -198,8 +198,8 @@ def test_without_a_data_set_it_says_what_to_set(refused):
 @pytest.fixture
 def asked(monkeypatch):
     """Catches what `run` would run: settings and folder."""
-    from kdjax import pipeline
     from kdjax.evaluation import tables
+    from kdjax.experiment import pipeline
 
     calls = []
 

@@ -8,8 +8,13 @@ import pytest
 from ml_collections import ConfigDict
 
 from kdjax import config as config_module
-from kdjax import fields
+from kdjax import config as fields
+from kdjax import losses as objectives
 from kdjax.config import (
+    BASELINES,
+    BENCHMARKS,
+    CHOICES,
+    RANGES,
     completed,
     differences,
     get_config,
@@ -18,13 +23,15 @@ from kdjax.config import (
     to_json,
     unknown_key,
 )
-from kdjax.data import benchmarks, roles, scaler
-from kdjax.detection import blame, normal, threshold
+from kdjax.data import datasets as benchmarks
+from kdjax.data import scaler
+from kdjax.data import schema as roles
+from kdjax.detection import attribution, gaussian
+from kdjax.detection import thresholds as threshold
 from kdjax.errors import ConfigError
 from kdjax.evaluation.rows import SCOPES
-from kdjax.fields import BENCHMARKS, CHOICES, CONTROLS, RANGES
-from kdjax.models import autoencoder, controls, residual
-from kdjax.training import objectives, steps
+from kdjax.models import autoencoder, baselines, residual
+from kdjax.training import steps
 
 NETWORK = residual.NETWORK
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -69,9 +76,9 @@ def test_documented_defaults():
     )
     assert settings["threshold"] == {
         "method": "conformal", "false_alarm_rate": 0.01, "budget": "1/day",
-        "value": None, "following_share": 0.1, "min_duration": 1, "cooldown": 0,
+        "value": None, "rolling_share": 0.1, "min_duration": 1, "cooldown": 0,
     }  # fmt: skip
-    assert (detection["trim"], detection["blame"]) == (0, "correlation")
+    assert (detection["trim"], detection["attribution"]) == (0, "correlation")
     assert settings["model"] == {
         "channels": "joint", "decoder": "repeat", "head": "linear",
     }  # fmt: skip
@@ -104,8 +111,8 @@ def test_lists_equal_those_of_the_rooms():
         "model.head": autoencoder.HEADS,
         "train.schedule": steps.SCHEDULES,
         "distill.temperature_mode": objectives.TEMPERATURE_MODES,
-        "detection.shrinkage": normal.SHRINKAGES,
-        "detection.blame": blame.METHODS,
+        "detection.shrinkage": gaussian.SHRINKAGES,
+        "detection.attribution": attribution.METHODS,
     }
     for field, choices in rooms.items():
         assert CHOICES[field] == choices, field
@@ -113,9 +120,9 @@ def test_lists_equal_those_of_the_rooms():
     assert sorted(CHOICES["threshold.method"]) == sorted(threshold.METHODS)
     assert BENCHMARKS == benchmarks.BENCHMARKS
     assert CHOICES["data.name"] == ("", *BENCHMARKS)
-    assert sorted(CONTROLS) == sorted(controls.CONTROLS)
-    assert set(CONTROLS) - {"random"} == set(controls.RECONSTRUCTIONS)
-    assert get_config().controls == CONTROLS
+    assert sorted(BASELINES) == sorted(baselines.BASELINES)
+    assert set(BASELINES) - {"random"} == set(baselines.RECONSTRUCTIONS)
+    assert get_config().baselines == BASELINES
     assert "pooled" in CHOICES["detection.scope"] and "pooled" in SCOPES
 
 
@@ -251,7 +258,7 @@ WRONG = [
         8,
         "student.hidden must be a tuple of one or more whole numbers",
     ),
-    ("controls", ["pca", 3], "controls must be a tuple of texts, got ['pca', 3]"),
+    ("baselines", ["pca", 3], "baselines must be a tuple of texts, got ['pca', 3]"),
     (
         "data.entities",
         "machine",
@@ -278,7 +285,7 @@ def test_what_json_lacks_is_refused():
     with pytest.raises(
         ConfigError, match="type set is not JSON.*numbers, texts and tup"
     ):
-        resolve(resolved() | {"controls": {"pca"}})
+        resolve(resolved() | {"baselines": {"pca"}})
 
 
 # Ranges and choices.
@@ -322,13 +329,13 @@ def test_a_choice_that_is_none_is_refused_with_those_that_are(name):
 
 
 def test_an_unknown_control_is_refused():
-    said = problems(controls=("pca", "isolation_forest"))
-    assert f"controls='isolation_forest' must be among {', '.join(CONTROLS)}" in said
+    said = problems(baselines=("pca", "isolation_forest"))
+    assert f"baselines='isolation_forest' must be among {', '.join(BASELINES)}" in said
 
 
 def test_no_controls_and_some_are_fine():
-    assert resolved(controls=())["controls"] == []
-    assert resolved(controls=("pca",))["controls"] == ["pca"]
+    assert resolved(baselines=())["baselines"] == []
+    assert resolved(baselines=("pca",))["baselines"] == ["pca"]
 
 
 # Parts of a teacher and a student.
@@ -336,16 +343,20 @@ def test_no_controls_and_some_are_fine():
 
 def test_a_teacher_and_a_student_are_networks_by_default():
     settings = resolved()
-    assert settings["teacher"]["parts"] == settings["student"]["parts"] == [NETWORK]
+    assert (
+        settings["teacher"]["components"]
+        == settings["student"]["components"]
+        == [NETWORK]
+    )
 
 
 def test_parts_that_are_fine():
-    every = (NETWORK, *controls.RECONSTRUCTIONS)
+    every = (NETWORK, *baselines.RECONSTRUCTIONS)
     for name in every:
-        assert resolved(teacher__parts=(name,))["teacher"]["parts"] == [name]
-    settings = resolved(teacher__parts=every, student__parts=every[::-1])
-    assert settings["teacher"]["parts"] == [*every]
-    assert settings["student"]["parts"] == [*every[::-1]]
+        assert resolved(teacher__components=(name,))["teacher"]["components"] == [name]
+    settings = resolved(teacher__components=every, student__components=every[::-1])
+    assert settings["teacher"]["components"] == [*every]
+    assert settings["student"]["components"] == [*every[::-1]]
 
 
 @pytest.mark.parametrize("name", ["teacher", "student"])
@@ -361,8 +372,10 @@ def test_parts_that_are_fine():
     ],
 )
 def test_parts_that_are_none_or_twice_are_refused(name, parts):
-    said = problems(**{f"{name}__parts": parts})
-    assert f"{name}.parts={[*parts]!r} must name one or more of {NETWORK}, " in said
+    said = problems(**{f"{name}__components": parts})
+    assert (
+        f"{name}.components={[*parts]!r} must name one or more of {NETWORK}, " in said
+    )
     assert ", kmeans, " in said and said.endswith(", each once.")
     assert "random," not in said.split("one or more of")[1]
 
@@ -370,28 +383,28 @@ def test_parts_that_are_none_or_twice_are_refused(name, parts):
 @pytest.mark.parametrize("name", ["teacher", "student"])
 def test_no_parts_at_all_are_refused(name):
     settings = resolved()
-    settings[name]["parts"] = []
+    settings[name]["components"] = []
     with pytest.raises(ConfigError, match=rf"{name}\.parts.* one or more"):
         resolve(settings)
 
 
 def test_a_student_without_a_network_is_refused():
-    said = problems(student__parts=("kmeans", "difference"))
+    said = problems(student__components=("kmeans", "difference"))
     assert said == (
-        "config: student.parts must name autoencoder: a student is a network that "
+        "config: student.components must name autoencoder: a student is a network that "
         "learns."
     )
-    assert resolved(teacher__parts=("kmeans", "difference"))
+    assert resolved(teacher__components=("kmeans", "difference"))
 
 
 def test_logits_are_what_a_network_has():
     changes = {"model__head": "sigmoid", "distill__temperature_mode": "logit"}
-    said = problems(teacher__parts=("kmeans", NETWORK), **changes)
+    said = problems(teacher__components=("kmeans", NETWORK), **changes)
     assert "temperature_mode='logit' needs a network as teacher, and 'kmeans' has " in (
         said
     )
     assert said.count(";") == 0
-    assert resolved(teacher__parts=(NETWORK, "kmeans"), **changes)
+    assert resolved(teacher__components=(NETWORK, "kmeans"), **changes)
 
 
 # Rules between fields.
@@ -431,7 +444,7 @@ def test_logits_are_what_a_network_has():
             {"distill__temperature_mode": "logit"},
             "distill.temperature_mode='logit' needs model.head='sigmoid'",
         ),
-        ({"controls": ("pca", "pca")}, "controls names a control twice"),
+        ({"baselines": ("pca", "pca")}, "baselines names a baseline twice"),
     ],
 )
 def test_fields_that_contradict_each_other(changes, said):
@@ -551,7 +564,7 @@ def test_older_settings_are_completed_with_the_defaults_of_what_came_since():
 
 def test_complete_settings_stay_as_they_are():
     settings = resolved(
-        teacher__hidden=(8, 4), data__train_stride=3, controls=("pca",), seed=7
+        teacher__hidden=(8, 4), data__train_stride=3, baselines=("pca",), seed=7
     )
     assert completed(settings) == settings
 

@@ -9,10 +9,15 @@ import jax
 import numpy as np
 import pytest
 
-from kdjax import costs
-from kdjax.costs import detector_costs, exported, numbers, window_milliseconds
-from kdjax.detection.detector import normal_of, scaler_of
+from kdjax.detection.detector import gaussian_of, scaler_of
 from kdjax.errors import ConfigError
+from kdjax.export import costs
+from kdjax.export.costs import (
+    detector_costs,
+    exported,
+    numbers,
+    window_milliseconds,
+)
 from kdjax.models.autoencoder import Architecture, network
 from kdjax.models.residual import ResidualModel
 
@@ -39,7 +44,7 @@ def test_costs_of_networks_and_controls(small, kind):
     model, parameters = model_of(kind)
     detector = small._replace(model=model)
     found = detector_costs(detector, rounds=3)
-    stored = [*scaler_of(detector, 0), *normal_of(detector, 0)]
+    stored = [*scaler_of(detector, 0), *gaussian_of(detector, 0)]
     # And τ.
     assert found["numbers"] == parameters + sum(map(np.size, stored)) + 1
     assert found["parameters"] == parameters
@@ -52,17 +57,17 @@ def test_costs_of_networks_and_controls(small, kind):
 def test_numbers_grow_with_the_square_of_the_channels(small):
     assert numbers(small) == 2 * 2 + 3 * 2 + 1
     mean, whiten = np.zeros((1, 10)), np.zeros((1, 10, 10))
-    normals = small.normals._replace(mean=mean, whiten=whiten)
-    wide = small._replace(channels=tuple("abcdefghij"), normals=normals)
+    gaussians = small.gaussians._replace(mean=mean, whiten=whiten)
+    wide = small._replace(channels=tuple("abcdefghij"), gaussians=gaussians)
     assert numbers(wide) == 10 * 10 + 3 * 10 + 1
 
 
 def test_joined_parts_store_a_normal_of_all_their_errors(small):
     # Scaler 2·2; mean 3·2 and whitening (3·2)² of three parts' errors; τ.
     mean, whiten = np.zeros((1, 6)), np.zeros((1, 6, 6))
-    normals = small.normals._replace(mean=mean, whiten=whiten)
+    gaussians = small.gaussians._replace(mean=mean, whiten=whiten)
     model = ResidualModel("difference+moving_average+mahalanobis", {})
-    joined = small._replace(model=model, normals=normals)
+    joined = small._replace(model=model, gaussians=gaussians)
     assert numbers(joined) == 4 + 6 + 36 + 1
 
 
@@ -74,7 +79,7 @@ def test_a_model_without_an_onnx_form_says_so(small):
 
 
 def test_without_onnx_the_numbers_are_left(small, monkeypatch):
-    for name in ("kdjax.export.detector", "kdjax.export.graph"):
+    for name in ("kdjax.export.onnx", "kdjax.export.onnx_graph"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setitem(sys.modules, "onnx", None)
     found = detector_costs(small)

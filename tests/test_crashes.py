@@ -20,12 +20,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kdjax import artifacts, stopping
-from kdjax.artifacts import atomic_path, clear_leftovers
 from kdjax.cli import main
-from kdjax.data import fetch
+from kdjax.data import download as fetch
 from kdjax.detection.storage import load_detector, save_detector
-from kdjax.workdir import locked
+from kdjax.experiment.workdir import locked
+from kdjax.io import files as artifacts
+from kdjax.io import signals as stopping
+from kdjax.io.files import atomic_path, clear_leftovers
 
 ROOT = Path(__file__).parent.parent
 PATIENCE = 120  # seconds for a process to get anywhere, on a busy machine
@@ -222,8 +223,10 @@ def commands(finished, student, flags, tmp_path_factory):
 def say(capsys, monkeypatch, finished):
     """Runs a command in this process; its code and its errors. Streams get the test."""
     # Milliseconds are measured anew each time.
-    monkeypatch.setattr("kdjax.costs.window_milliseconds", lambda *_: 0.1)
-    monkeypatch.setattr("kdjax.sweep.members.window_milliseconds", lambda *_: 0.1)
+    monkeypatch.setattr("kdjax.export.costs.window_milliseconds", lambda *_: 0.1)
+    monkeypatch.setattr(
+        "kdjax.experiment.sweeps.members.window_milliseconds", lambda *_: 0.1
+    )
 
     def run(arguments):
         text = finished.plant.test.read_text("utf-8")
@@ -405,12 +408,12 @@ def signalled():
 
 def test_held_back_until_the_end_of_the_block(signalled):
     reached = []
-    with pytest.raises(stopping.Stopped) as caught, stopping.held():
-        assert stopping.noted()
+    with pytest.raises(stopping.Stopped) as caught, stopping.signals_held():
+        assert stopping.stop_requested()
         reached.append(True)
     assert reached and caught.value.number == signal.SIGINT
-    with stopping.held(False):
-        assert not stopping.noted()
+    with stopping.signals_held(False):
+        assert not stopping.stop_requested()
 
 
 # Full disks.
@@ -510,9 +513,9 @@ def test_a_run_goes_on_once_there_is_room(commands, say, disk, finished):
 # may lie where the other can't read.
 AS_ANOTHER = """
 import contextlib, io, json, os, sys
-import kdjax.pipeline, kdjax.sweep.run, kdjax.sweep.tables, kdjax.evaluation.tables
+import kdjax.experiment.pipeline, kdjax.experiment.sweeps.run, kdjax.experiment.sweeps.tables, kdjax.evaluation.tables
 import pooch, requests
-import kdjax.data.fetch as fetch
+import kdjax.data.download as fetch
 from kdjax.cli import main
 from kdjax.data import fetch
 given = json.load(open(sys.argv[1]))
@@ -615,7 +618,7 @@ def held_by_another(workdir):
     """The process that works there."""
     script = (
         "import pathlib, sys\n"
-        "from kdjax.workdir import locked\n"
+        "from kdjax.experiment.workdir import locked\n"
         "with locked(pathlib.Path(sys.argv[1])):\n"
         "    print('holds', flush=True)\n"
         "    sys.stdin.read()\n"
@@ -654,7 +657,7 @@ def test_a_damaged_entry_of_the_cache_is_compiled_again(tmp_path):
     """JAX writes entries in place: a full disk cuts them short, and they stay so."""
     script = (
         "import sys, jax, jax.numpy as jnp\n"
-        "from kdjax.devices import start_program\n"
+        "from kdjax.training.sharding import start_program\n"
         "start_program()\n"
         "jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)\n"
         "print(float(jax.jit(lambda x: jnp.sin(x) @ x.T)(jnp.ones((4, 4))).sum()))\n"

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kdjax.data.benchmarks import (
+from kdjax.data.datasets import (
     BENCHMARKS,
     SMD_CHANNELS,
     interpretation,

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kdjax.data.files import load_files, match_channels, read_table
+from kdjax.data.readers import load_files, match_channels, read_table
 from kdjax.data.series import Series
 from kdjax.errors import ConfigError, DataError
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kdjax.data.files import load_files, read_table
+from kdjax.data.readers import load_files, read_table
 from kdjax.errors import ConfigError, DataError
 
 NAN = float("nan")

@@ -8,7 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import preprocessing
 
-from kdjax.data.scaler import METHODS, Scaler, apply_scaler, fit_scaler
+from kdjax.data.scaler import (
+    METHODS,
+    Scaler,
+    apply_scaler,
+    fit_scaler,
+)
 from kdjax.errors import ConfigError, DataError
 
 ORACLES = {

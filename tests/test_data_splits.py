@@ -5,7 +5,6 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from kdjax.data.clock import median_step
 from kdjax.data.splits import (
     cover_starts,
     intersect,
@@ -16,6 +15,7 @@ from kdjax.data.splits import (
     unfold,
     window_starts,
 )
+from kdjax.data.times import median_step
 from kdjax.errors import ConfigError, DataError
 
 shares = st.floats(0, 0.9)

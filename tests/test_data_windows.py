@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdjax.data import windows
-from kdjax.data.windows import (
+from kdjax.data import windowing as windows
+from kdjax.data.windowing import (
     add_scores,
     empty_sums,
     gather,

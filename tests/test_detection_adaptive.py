@@ -7,16 +7,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdjax.detection import adaptive
-from kdjax.detection.adaptive import (
+from kdjax.detection import rolling as adaptive
+from kdjax.detection.rolling import (
     adapt,
     adaptive_tau,
-    followed_taus,
+    rolling_taus,
     shuffled,
     start_adaptive,
-    start_following,
+    start_rolling,
 )
-from kdjax.detection.threshold import conformal
+from kdjax.detection.thresholds import conformal_threshold_of
 from kdjax.errors import ConfigError, DataError
 
 
@@ -32,7 +32,7 @@ def follow(state, scores):
 def test_the_first_threshold_is_the_conformal_one(n, rate):
     scores = np.random.default_rng(n).normal(size=n)
     state = start_adaptive(scores, rate)
-    assert adaptive_tau(state) == conformal(scores, rate=rate).tau
+    assert adaptive_tau(state) == conformal_threshold_of(scores, rate=rate).tau
 
 
 @settings(deadline=None)
@@ -82,7 +82,7 @@ def test_it_holds_the_rate_where_a_fixed_threshold_fails():
     spread = np.concatenate([np.ones(4000), np.full(4000, 2.0)])
     scores = level + spread * rng.normal(size=8000)
     state, alarms = follow(start_adaptive(calibration, 0.05), scores)
-    assert np.mean(scores > conformal(calibration, rate=0.05).tau) > 0.6
+    assert np.mean(scores > conformal_threshold_of(calibration, rate=0.05).tau) > 0.6
     bound = (0.95 + 0.005) / (8000 * 0.005)
     assert abs(alarms.mean() - 0.05) < min(bound, 0.005)
     for part in np.split(alarms, 8):
@@ -124,7 +124,7 @@ def test_rates_and_steps_out_of_range_are_refused(rate, step):
     st.floats(0.05, 0.95),
 )
 def test_a_following_threshold_is_the_conformal_one_of_all_so_far(first, new, rate):
-    taus = followed_taus(np.array(first), np.array(new), rate)
+    taus = rolling_taus(np.array(first), np.array(new), rate)
     seen = first
     for tau, score in zip(taus, new, strict=True):
         rank = math.ceil(round((len(seen) + 1) * (1 - rate), 9))
@@ -134,19 +134,19 @@ def test_a_following_threshold_is_the_conformal_one_of_all_so_far(first, new, ra
 
 def test_a_following_threshold_remembers_so_many(monkeypatch):
     monkeypatch.setattr(adaptive, "REMEMBERED", 12)
-    state = start_following(np.arange(20.0), 0.2)
+    state = start_rolling(np.arange(20.0), 0.2)
     assert state.recent.tolist() == [*range(12)]
     state, _ = follow(state, [30.0, 31.0])
     assert state.recent.tolist() == [*range(2, 12), 30.0, 31.0]
     assert state.ordered.tolist() == state.recent.tolist() and state.alpha == 0.2
-    state, _ = follow(start_following(np.arange(11.0), 0.2), [30.0, 31.0])
+    state, _ = follow(start_rolling(np.arange(11.0), 0.2), [30.0, 31.0])
     assert state.recent.tolist() == [*range(1, 11), 30.0, 31.0]
 
 
 @pytest.mark.parametrize("rate", [0, 1, -0.1, math.nan])
 def test_a_following_threshold_wants_a_share(rate):
     with pytest.raises(ConfigError, match="a share of windows between 0 and 1"):
-        start_following(np.arange(9.0), rate)
+        start_rolling(np.arange(9.0), rate)
 
 
 def test_sorted_scores_are_mixed_always_alike():

@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdjax.detection.alarms import (
+from kdjax.detection.events import (
     START,
     AlarmRule,
     AlarmState,
-    alarms,
     event_table,
     find_events,
     next_alarm,
+    row_alarms,
 )
 from kdjax.errors import ConfigError
 
@@ -36,7 +36,7 @@ def whole(signs, rule):
     above = np.array([sign == "T" for sign in signs], bool)
     # Where unknown, what is said of τ must not matter.
     unknown = np.array([sign == "?" for sign in signs], bool)
-    return alarms(above | unknown, ~unknown, rule).tolist()
+    return row_alarms(above | unknown, ~unknown, rule).tolist()
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_what_the_rule_says_in_words(signs, min_duration, cooldown):
 def test_the_default_rule_is_the_rows_above():
     rng = np.random.default_rng(0)
     above, known = rng.random((2, 1000)) < 0.5
-    np.testing.assert_array_equal(alarms(above, known, AlarmRule()), above & known)
+    np.testing.assert_array_equal(row_alarms(above, known, AlarmRule()), above & known)
 
 
 def test_the_state_survives_json():
@@ -101,7 +101,7 @@ def test_the_state_survives_json():
 @pytest.mark.parametrize("rule", [AlarmRule(min_duration=0), AlarmRule(cooldown=-1)])
 def test_rules_that_mean_nothing_are_refused(rule):
     with pytest.raises(ConfigError, match="expected at least 1 and at least 0 rows"):
-        alarms(np.ones(3, bool), np.ones(3, bool), rule)
+        row_alarms(np.ones(3, bool), np.ones(3, bool), rule)
     with pytest.raises(ConfigError, match="expected at least 1 and at least 0 rows"):
         next_alarm(START, True, rule)
 

@@ -5,14 +5,13 @@ import numpy as np
 import pytest
 from scipy.linalg import solve_triangular
 
-from kdjax.detection.blame import (
+from kdjax.detection.attribution import (
     METHODS,
-    blame_matrix,
+    attribution_matrix,
     contributions,
     error_deviations,
 )
-from kdjax.detection.moments import moments_of
-from kdjax.detection.normal import Normal, fit_normal
+from kdjax.detection.gaussian import Gaussian, fit_gaussian, moments_of
 from kdjax.detection.scores import point_scores
 from kdjax.errors import ConfigError
 
@@ -30,18 +29,20 @@ def errors():
 def fit(errors, **options):
     names = tuple("abcdefghij"[: errors.shape[1]])
     options = {"floor": 1e-3, "ridge": 0.1, "channels": names} | options
-    return fit_normal(moments_of(errors), **options)
+    return fit_gaussian(moments_of(errors), **options)
 
 
-def covariance(normal):
+def covariance(gaussian):
     """Σ in float64."""
-    whiten = normal.whiten.astype(np.float64)
+    whiten = gaussian.whiten.astype(np.float64)
     return np.linalg.inv(whiten.T @ whiten)
 
 
-def split(normal, errors, method):
+def split(gaussian, errors, method):
     return np.asarray(
-        contributions(blame_matrix(normal, method=method), errors - normal.mean)
+        contributions(
+            attribution_matrix(gaussian, method=method), errors - gaussian.mean
+        )
     )
 
 
@@ -51,49 +52,49 @@ def distance(sigma, deviations):
 
 
 def test_conditional_is_what_a_t_loses_without_the_channel(errors):
-    normal, rows = fit(errors), errors[:50]
-    sigma, deviations = covariance(normal), rows.astype(np.float64) - normal.mean
+    gaussian, rows = fit(errors), errors[:50]
+    sigma, deviations = covariance(gaussian), rows.astype(np.float64) - gaussian.mean
     wanted = np.empty(rows.shape)
     for channel in range(WIDTH):
         kept = np.delete(np.arange(WIDTH), channel)
         without = distance(sigma[np.ix_(kept, kept)], deviations[:, kept])
         wanted[:, channel] = distance(sigma, deviations) - without
-    got = split(normal, rows, "conditional")
+    got = split(gaussian, rows, "conditional")
     np.testing.assert_allclose(got, wanted, rtol=1e-3, atol=1e-5 * wanted.max())
 
 
 def test_conditional_is_its_formula(errors):
-    normal = fit(errors)
-    precision = np.linalg.inv(covariance(normal))
-    deviations = errors.astype(np.float64) - normal.mean
+    gaussian = fit(errors)
+    precision = np.linalg.inv(covariance(gaussian))
+    deviations = errors.astype(np.float64) - gaussian.mean
     wanted = (deviations @ precision) ** 2 / np.diag(precision)
-    got = split(normal, errors, "conditional")
+    got = split(gaussian, errors, "conditional")
     np.testing.assert_allclose(got, wanted, rtol=1e-3, atol=1e-5 * wanted.max())
 
 
 def test_correlation_is_its_formula(errors):
-    normal = fit(errors)
-    sigma = covariance(normal)
+    gaussian = fit(errors)
+    sigma = covariance(gaussian)
     deviation = np.sqrt(np.diag(sigma))
     values, vectors = np.linalg.eigh(sigma / np.outer(deviation, deviation))
     root = vectors @ np.diag(values**-0.5) @ vectors.T
-    wanted = ((errors - normal.mean.astype(np.float64)) / deviation @ root) ** 2
-    got = split(normal, errors, "correlation")
+    wanted = ((errors - gaussian.mean.astype(np.float64)) / deviation @ root) ** 2
+    got = split(gaussian, errors, "correlation")
     np.testing.assert_allclose(got, wanted, rtol=1e-3, atol=1e-5 * wanted.max())
 
 
 def test_correlation_sums_to_the_point_score(errors):
-    normal = fit(errors)
-    parts = split(normal, errors, "correlation")
+    gaussian = fit(errors)
+    parts = split(gaussian, errors, "correlation")
     assert (parts >= 0).all()
-    scores = point_scores(normal, jnp.asarray(errors))
+    scores = point_scores(gaussian, jnp.asarray(errors))
     np.testing.assert_allclose(parts.sum(axis=-1), scores, rtol=1e-4)
 
 
 def test_correlation_matrix_is_a_root_of_the_inverse(errors):
-    normal = fit(errors)
-    matrix = blame_matrix(normal, method="correlation").astype(np.float64)
-    sigma = covariance(normal)
+    gaussian = fit(errors)
+    matrix = attribution_matrix(gaussian, method="correlation").astype(np.float64)
+    sigma = covariance(gaussian)
     np.testing.assert_allclose(matrix @ sigma @ matrix.T, np.eye(WIDTH), atol=1e-5)
     # Symmetric once standardised: no channel's share is rotated into another's.
     symmetric = matrix * np.sqrt(np.diag(sigma))
@@ -102,19 +103,19 @@ def test_correlation_matrix_is_a_root_of_the_inverse(errors):
 
 def test_no_other_whitening_is_closer_to_the_standardised_errors(errors):
     """Garthwaite and Koch's maximum: the trace of the correlations."""
-    normal = fit(errors)
-    sigma = covariance(normal)
+    gaussian = fit(errors)
+    sigma = covariance(gaussian)
     deviation = np.sqrt(np.diag(sigma))
 
     def closeness(matrix):
         return np.trace(matrix @ sigma / deviation)
 
-    best = closeness(blame_matrix(normal, method="correlation"))
+    best = closeness(attribution_matrix(gaussian, method="correlation"))
     rng = np.random.default_rng(0)
     for _ in range(20):
         rotation, _ = np.linalg.qr(rng.normal(size=(WIDTH, WIDTH)))
-        assert closeness(rotation @ normal.whiten) < best
-    assert closeness(normal.whiten) < best
+        assert closeness(rotation @ gaussian.whiten) < best
+    assert closeness(gaussian.whiten) < best
 
 
 def test_two_channels_that_say_the_same():
@@ -123,11 +124,11 @@ def test_two_channels_that_say_the_same():
     first = rng.normal(size=4000)
     twins = np.stack([first, first + 1e-3 * rng.normal(size=4000)], axis=1)
     errors = np.column_stack([twins, rng.normal(size=4000)]).astype(np.float32)
-    normal = fit(errors, ridge=1e-4)
-    shifted = normal.mean + np.float32([[5, 5, 0]])
-    total = float(point_scores(normal, shifted)[0])
-    shared = split(normal, shifted, "correlation")[0]
-    alone = split(normal, shifted, "conditional")[0]
+    gaussian = fit(errors, ridge=1e-4)
+    shifted = gaussian.mean + np.float32([[5, 5, 0]])
+    total = float(point_scores(gaussian, shifted)[0])
+    shared = split(gaussian, shifted, "correlation")[0]
+    alone = split(gaussian, shifted, "conditional")[0]
     assert total == pytest.approx(25, rel=0.1)
     np.testing.assert_allclose(shared[:2], total / 2, rtol=0.05)
     assert shared[2] < 0.05 * total
@@ -137,8 +138,8 @@ def test_two_channels_that_say_the_same():
 @pytest.mark.parametrize("method", METHODS)
 def test_independent_channels_keep_their_own_distance(method):
     deviation = np.float32([0.5, 2, 4])
-    normal = Normal(np.float32([1, 2, 3]), np.diag(1 / deviation))
-    parts = split(normal, np.float32([[2, 2, -5]]), method)
+    gaussian = Gaussian(np.float32([1, 2, 3]), np.diag(1 / deviation))
+    parts = split(gaussian, np.float32([[2, 2, -5]]), method)
     np.testing.assert_allclose(parts, [[4, 0, 4]], rtol=1e-5)
 
 
@@ -160,7 +161,7 @@ def test_units_of_a_channel_do_not_matter(errors, method):
 
 @pytest.mark.parametrize("shape", [(WIDTH,), (2, 5, WIDTH), (0, 4, WIDTH)])
 def test_shapes_are_kept(errors, shape):
-    matrix = blame_matrix(fit(errors), method="correlation")
+    matrix = attribution_matrix(fit(errors), method="correlation")
     deviations = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     got = contributions(matrix, jnp.asarray(deviations))
     assert got.shape == shape
@@ -184,18 +185,18 @@ def test_nearly_singular_errors_keep_their_digits():
     rng = np.random.default_rng(5)
     first = rng.normal(size=20_000)
     rows = np.stack([first, first + 3e-5 * rng.normal(size=20_000)], axis=1)
-    normal = fit(rows, floor=0.0, ridge=0.0)
-    whiten = normal.whiten.astype(np.float64)
+    gaussian = fit(rows, floor=0.0, ridge=0.0)
+    whiten = gaussian.whiten.astype(np.float64)
     inverse = solve_triangular(whiten, np.eye(2), lower=True)
     wanted = np.linalg.norm(inverse, axis=1)
-    np.testing.assert_allclose(error_deviations(normal), wanted, rtol=1e-9)
-    matrix = blame_matrix(normal, method="correlation").astype(np.float64)
+    np.testing.assert_allclose(error_deviations(gaussian), wanted, rtol=1e-9)
+    matrix = attribution_matrix(gaussian, method="correlation").astype(np.float64)
     np.testing.assert_allclose(
         matrix @ inverse @ (matrix @ inverse).T, np.eye(2), atol=1e-2
     )
 
 
 def test_an_unknown_method_is_named():
-    normal = Normal(np.zeros(2, np.float32), np.eye(2, dtype=np.float32))
+    gaussian = Gaussian(np.zeros(2, np.float32), np.eye(2, dtype=np.float32))
     with pytest.raises(ConfigError, match="'shapley' is unknown.*correlation, cond"):
-        blame_matrix(normal, method="shapley")
+        attribution_matrix(gaussian, method="shapley")

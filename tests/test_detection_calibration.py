@@ -9,10 +9,10 @@ from kdjax.data.scaler import fit_scaler
 from kdjax.data.series import Dataset, Series
 from kdjax.detection.calibration import Rules, calibrate, check_enough
 from kdjax.detection.detector import scoring_batch
-from kdjax.detection.threshold import METHODS, Rule, find_threshold
+from kdjax.detection.thresholds import METHODS, Rule, find_threshold
 from kdjax.errors import ConfigError, DataError
 from kdjax.models.autoencoder import Architecture
-from kdjax.models.residual import ResidualModel, join
+from kdjax.models.residual import ResidualModel, join_models
 
 RULES = Rules(
     allowed_points=1, floor=0.05, ridge=0.1, shrinkage="none", scope="per_entity",
@@ -21,7 +21,7 @@ RULES = Rules(
 WINDOW, STRIDE = 6, 4
 MODEL = ResidualModel("mahalanobis", {})
 STEPS = ResidualModel("difference", {})
-BOTH = join([MODEL, STEPS])
+BOTH = join_models([MODEL, STEPS])
 ERRORS = {
     "mahalanobis": lambda x: x,
     "difference": lambda x: np.abs(np.diff(x, axis=0, prepend=x[:1])),
@@ -82,7 +82,7 @@ class ByHand:
         spans = self.prepared.entities[index].split.validation
         return {row for i, j in self.windows(spans) for row in range(i, j)}
 
-    def normal(self, errors, shrinkage=0.0):
+    def gaussian(self, errors, shrinkage=0.0):
         scale = np.maximum(errors.std(axis=0), self.rules.floor)
         correlation = np.cov(errors.T, ddof=0) / np.outer(scale, scale)
         identity = np.eye(self.width)
@@ -91,8 +91,8 @@ class ByHand:
         sigma = (correlation + self.rules.ridge * identity) * np.outer(scale, scale)
         return errors.mean(axis=0), np.linalg.inv(sigma)
 
-    def scores(self, index, scaler, normal):
-        mean, precision = normal
+    def scores(self, index, scaler, gaussian):
+        mean, precision = gaussian
         rows = self.scaled(index, scaler)
         found = []
         for i, j in self.windows(self.prepared.entities[index].split.calibration):
@@ -107,20 +107,20 @@ class ByHand:
 
     def own(self, index):
         scaler = self.prepared.entities[index].scaler
-        return self.normal(self.validation_errors(index, scaler))
+        return self.gaussian(self.validation_errors(index, scaler))
 
     def pooled(self):
         """Normal and calibration scores of all rows under the pooled scaler."""
         scaler, everyone = self.prepared.pooled_scaler, range(len(SIZES))
         errors = [self.validation_errors(i, scaler) for i in everyone]
-        normal = self.normal(np.concatenate(errors))
-        return normal, [s for i in everyone for s in self.scores(i, scaler, normal)]
+        gaussian = self.gaussian(np.concatenate(errors))
+        return gaussian, [s for i in everyone for s in self.scores(i, scaler, gaussian)]
 
 
-def same_normal(calibration, index, normal):
-    mean, precision = normal
-    np.testing.assert_allclose(calibration.normals.mean[index], mean, atol=1e-6)
-    whiten = calibration.normals.whiten[index].astype(np.float64)
+def same_gaussian(calibration, index, gaussian):
+    mean, precision = gaussian
+    np.testing.assert_allclose(calibration.gaussians.mean[index], mean, atol=1e-6)
+    whiten = calibration.gaussians.whiten[index].astype(np.float64)
     size = np.sqrt(np.outer(np.diag(precision), np.diag(precision)))
     np.testing.assert_allclose(whiten.T @ whiten / size, precision / size, atol=1e-4)
 
@@ -129,13 +129,13 @@ def same_normal(calibration, index, normal):
 def test_each_entity_its_own_and_borrowers_what_they_lack(mixed, model):
     hand = ByHand(mixed, model, RULES)
     calibration = calibrate(model, mixed, RULES)
-    pooled_normal, pooled_scores = hand.pooled()
-    normals = [hand.own(0), hand.own(1), hand.own(2), pooled_normal]
-    for index, normal in enumerate([*normals, pooled_normal]):
-        same_normal(calibration, index, normal)
+    pooled_gaussian, pooled_scores = hand.pooled()
+    gaussians = [hand.own(0), hand.own(1), hand.own(2), pooled_gaussian]
+    for index, gaussian in enumerate([*gaussians, pooled_gaussian]):
+        same_gaussian(calibration, index, gaussian)
     scores = [
-        hand.scores(i, mixed.entities[i].scaler, normal)
-        for i, normal in enumerate(normals)
+        hand.scores(i, mixed.entities[i].scaler, gaussian)
+        for i, gaussian in enumerate(gaussians)
     ]
     assert [len(own) for own in scores] == [14, 9, 4, 1]
     for got, wanted in zip(calibration.scores, scores, strict=True):
@@ -190,10 +190,10 @@ def test_scope_pooled_gives_all_one_normal_and_one_threshold(mixed):
     everyone = range(len(SIZES))
     scalers = [entity.scaler for entity in mixed.entities]
     errors = [hand.validation_errors(i, scalers[i]) for i in everyone]
-    normal = hand.normal(np.concatenate(errors))
-    scores = [s for i in everyone for s in hand.scores(i, scalers[i], normal)]
+    gaussian = hand.gaussian(np.concatenate(errors))
+    scores = [s for i in everyone for s in hand.scores(i, scalers[i], gaussian)]
     for i in everyone:
-        same_normal(calibration, i, normal)
+        same_gaussian(calibration, i, gaussian)
         assert calibration.thresholds[i].tau == pytest.approx(
             hand.tau(scores)[0], rel=1e-3
         )
@@ -207,8 +207,8 @@ def test_a_common_scaler_needs_no_second_pass():
     hand = ByHand(prepared, MODEL, RULES)
     scaler = prepared.pooled_scaler
     errors = [hand.validation_errors(i, scaler) for i in range(2)]
-    same_normal(
-        calibrate(MODEL, prepared, RULES), 2, hand.normal(np.concatenate(errors))
+    same_gaussian(
+        calibrate(MODEL, prepared, RULES), 2, hand.gaussian(np.concatenate(errors))
     )
 
 
@@ -239,7 +239,7 @@ def test_shrinkage_counts_distinct_rows(shrinkage):
         share = min(1, all_rows * len(z) / distinct)
     assert share > 1.5 * all_rows
     hand = ByHand(prepared, MODEL, rules)
-    same_normal(calibrate(MODEL, prepared, rules), 0, hand.normal(repeated, share))
+    same_gaussian(calibrate(MODEL, prepared, rules), 0, hand.gaussian(repeated, share))
 
 
 def test_floored_channels_are_listed_by_entity(mixed):
@@ -250,8 +250,8 @@ def test_floored_channels_are_listed_by_entity(mixed):
 
 def test_a_joined_kind_names_its_parts_errors(mixed):
     calibration = calibrate(BOTH, mixed, RULES)
-    assert calibration.normals.mean.shape == (5, 6)
-    assert calibration.normals.whiten.shape == (5, 6, 6)
+    assert calibration.gaussians.mean.shape == (5, 6)
+    assert calibration.gaussians.whiten.shape == (5, 6, 6)
     assert calibration.scalers.offset.shape == (5, 3)
     dead = ["mahalanobis of dead", "difference of dead"]
     assert calibration.floored == {f"m{i}": dead for i in range(4)}
@@ -290,14 +290,16 @@ def test_networks_of_independent_channels_make_smaller_batches():
 @pytest.mark.parametrize("scope", ["per_entity", "pooled"])
 def test_each_threshold_is_a_rank_of_the_scores_behind_it(mixed, scope):
     calibration = calibrate(MODEL, mixed, RULES._replace(scope=scope))
-    assert len(calibration.behind) == len(calibration.thresholds) == 5
-    for tau, behind in zip(calibration.thresholds, calibration.behind, strict=True):
-        assert len(behind) == tau.n and (np.diff(behind) >= 0).all()
-        assert behind[tau.rank - 1] == tau.tau
+    assert len(calibration.threshold_scores) == len(calibration.thresholds) == 5
+    for tau, threshold_scores in zip(
+        calibration.thresholds, calibration.threshold_scores, strict=True
+    ):
+        assert len(threshold_scores) == tau.n and (np.diff(threshold_scores) >= 0).all()
+        assert threshold_scores[tau.rank - 1] == tau.tau
     if scope == "per_entity":
         for place in (0, 1):
             np.testing.assert_array_equal(
-                calibration.behind[place], np.sort(calibration.scores[place])
+                calibration.threshold_scores[place], np.sort(calibration.scores[place])
             )
 
 
@@ -331,8 +333,10 @@ def test_every_rule_is_applied_to_the_scores_behind(mixed, method):
     check_enough(mixed, rule)
     calibration = calibrate(MODEL, mixed, RULES._replace(threshold=rule))
     same = calibrate(MODEL, mixed, RULES)
-    for tau, behind in zip(calibration.thresholds, calibration.behind, strict=True):
-        wanted = find_threshold(behind, rule, source=tau.source)
+    for tau, threshold_scores in zip(
+        calibration.thresholds, calibration.threshold_scores, strict=True
+    ):
+        wanted = find_threshold(threshold_scores, rule, source=tau.source)
         assert tau == wanted and tau.method == method
     for a, b in zip(calibration.scores, same.scores, strict=True):
         np.testing.assert_array_equal(a, b)
@@ -385,19 +389,19 @@ def normal_of_windows(prepared, starts):
     """Mean and precision of the rows in these windows, by hand."""
     hand = ByHand(prepared, MODEL, RULES)
     rows = hand.scaled(0, prepared.entities[0].scaler)
-    return hand.normal(np.concatenate([rows[s : s + WINDOW] for s in starts]))
+    return hand.gaussian(np.concatenate([rows[s : s + WINDOW] for s in starts]))
 
 
 def test_trimming_leaves_the_contaminated_windows_out():
     clean, dirty, remaining = contaminated(0.2)
     trimmed = calibrate(MODEL, dirty, RULES._replace(trim=0.2))
     # Exactly the clean windows remain, so the moments are theirs.
-    same_normal(trimmed, 0, normal_of_windows(clean, remaining))
-    same_normal(trimmed, 1, normal_of_windows(clean, remaining))
+    same_gaussian(trimmed, 0, normal_of_windows(clean, remaining))
+    same_gaussian(trimmed, 1, normal_of_windows(clean, remaining))
     plain = calibrate(MODEL, dirty, RULES)
     untouched = calibrate(MODEL, clean, RULES)
-    near = np.abs(trimmed.normals.mean[0] - untouched.normals.mean[0]).max()
-    far = np.abs(plain.normals.mean[0] - untouched.normals.mean[0]).max()
+    near = np.abs(trimmed.gaussians.mean[0] - untouched.gaussians.mean[0]).max()
+    far = np.abs(plain.gaussians.mean[0] - untouched.gaussians.mean[0]).max()
     assert near < 0.1 * far
     # Calibration windows are never trimmed: rank and n stay those of all.
     assert trimmed.thresholds[0].n == plain.thresholds[0].n
@@ -410,9 +414,9 @@ def test_no_trimming_is_as_before_to_the_last_bit(mixed):
     # Fewer than one window of each entity: 12 windows at most.
     tiny = calibrate(MODEL, mixed, RULES._replace(trim=1e-3))
     for field in range(2):
-        np.testing.assert_array_equal(plain.normals[field], tiny.normals[field])
+        np.testing.assert_array_equal(plain.gaussians[field], tiny.gaussians[field])
     assert plain.thresholds == tiny.thresholds
-    same_normal(plain, 0, hand.own(0))
+    same_gaussian(plain, 0, hand.own(0))
 
 
 def test_trimming_keeps_the_share_that_it_says():
@@ -426,14 +430,16 @@ def test_trimming_keeps_the_share_that_it_says():
     count = len(windows) - int(trim * len(windows))
     chosen = windows
     for _ in range(2):
-        mean, precision = hand.normal(np.concatenate([rows[i:j] for i, j in chosen]))
+        mean, precision = hand.gaussian(np.concatenate([rows[i:j] for i, j in chosen]))
         scores = []
         for i, j in windows:
             centred = rows[i:j] - mean
             scores.append(np.sort((centred @ precision * centred).sum(axis=1))[-2])
         chosen = [windows[place] for place in np.sort(np.argsort(scores)[:count])]
     assert count < len(windows)
-    same_normal(trimmed, 0, hand.normal(np.concatenate([rows[i:j] for i, j in chosen])))
+    same_gaussian(
+        trimmed, 0, hand.gaussian(np.concatenate([rows[i:j] for i, j in chosen]))
+    )
 
 
 @pytest.mark.parametrize("shrinkage", ["ledoit_wolf", "oas"])
@@ -449,7 +455,7 @@ def test_trimmed_windows_do_not_make_shrinkage_surer(shrinkage):
         MODEL, clean._replace(entities=(alone,)), rules._replace(trim=0.0)
     )
     np.testing.assert_allclose(
-        trimmed.normals.whiten[0], wanted.normals.whiten[0], rtol=1e-5, atol=1e-6
+        trimmed.gaussians.whiten[0], wanted.gaussians.whiten[0], rtol=1e-5, atol=1e-6
     )
 
 
@@ -484,8 +490,8 @@ class ByHandWithGaps(ByHand):
         errors = super().validation_errors(index, scaler)
         return errors[~np.isnan(errors).any(axis=1)]
 
-    def scores(self, index, scaler, normal):
-        mean, precision = normal
+    def scores(self, index, scaler, gaussian):
+        mean, precision = gaussian
         covariance, rows = np.linalg.inv(precision), self.scaled(index, scaler)
         found = []
         for i, j in self.windows(self.prepared.entities[index].split.calibration):
@@ -507,9 +513,9 @@ def test_incomplete_rows_stay_out_of_the_moments_and_in_the_scores():
     calibration = calibrate(MODEL, prepared, RULES)
     assert np.isnan(prepared.entities[0].train.values).any(axis=1).sum() > 10
     for index in range(2):
-        normal = hand.own(index)
-        same_normal(calibration, index, normal)
-        scores = hand.scores(index, prepared.entities[index].scaler, normal)
+        gaussian = hand.own(index)
+        same_gaussian(calibration, index, gaussian)
+        scores = hand.scores(index, prepared.entities[index].scaler, gaussian)
         np.testing.assert_allclose(calibration.scores[index], scores, rtol=1e-3)
         tau, rank = hand.tau(scores)
         threshold = calibration.thresholds[index]
@@ -528,7 +534,11 @@ def test_calibration_windows_without_a_score_are_left_out_with_their_starts():
     kept = [place for place in range(len(starts)) if place != 2]
     assert calibration.starts[0].tolist() == starts[kept].tolist()
     assert not np.isnan(calibration.scores[0]).any()
-    assert calibration.thresholds[0].n == len(starts) - 1 == len(calibration.behind[0])
+    assert (
+        calibration.thresholds[0].n
+        == len(starts) - 1
+        == len(calibration.threshold_scores[0])
+    )
     apart = [place for place in kept if abs(place - 2) > 1]
     np.testing.assert_allclose(
         calibration.scores[0][[kept.index(place) for place in apart]],
@@ -554,7 +564,7 @@ def test_shrinkage_counts_complete_rows_only(shrinkage):
     gappy = prepared._replace(entities=(entity._replace(split=split),))
     found = calibrate(MODEL, gappy, rules)
     np.testing.assert_allclose(
-        found.normals.whiten[0], wanted.normals.whiten[0], rtol=1e-5, atol=1e-6
+        found.gaussians.whiten[0], wanted.gaussians.whiten[0], rtol=1e-5, atol=1e-6
     )
 
 
@@ -575,7 +585,7 @@ def test_windows_without_a_score_are_the_first_to_be_trimmed():
     trimmed = calibrate(MODEL, prepared, RULES._replace(trim=share))
     rows = hand.scaled(0, entity.scaler)
     rest = [rows[i:j] for i, j in windows if (i, j) != (first, last)]
-    same_normal(trimmed, 0, hand.normal(np.concatenate(rest)))
+    same_gaussian(trimmed, 0, hand.gaussian(np.concatenate(rest)))
 
 
 @pytest.mark.parametrize("trim", [0.0, 0.3])
@@ -587,7 +597,7 @@ def test_an_entity_without_a_complete_row_borrows(trim):
     assert [entity.pooled for entity in prepared.entities] == [False, True]
     calibration = calibrate(MODEL, prepared, RULES._replace(trim=trim))
     assert [t.source for t in calibration.thresholds] == ["own", "pooled", "pooled"]
-    for field in calibration.normals:
+    for field in calibration.gaussians:
         np.testing.assert_array_equal(field[1], field[2])
     assert set(calibration.floored) == {"m0"}
 

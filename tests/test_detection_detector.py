@@ -12,26 +12,31 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kdjax.artifacts import MANIFEST, write_manifest
 from kdjax.data.channels import Ranges
 from kdjax.data.scaler import Scaler
 from kdjax.detection import storage
-from kdjax.detection.blame import blame_matrix
+from kdjax.detection.attribution import attribution_matrix
 from kdjax.detection.detector import (
     entity_index,
-    error_batches,
     explain_batches,
-    normal_of,
+    gaussian_of,
+    residual_batches,
     score_scaled,
     score_windows,
 )
-from kdjax.detection.normal import Normal
+from kdjax.detection.gaussian import Gaussian
 from kdjax.detection.storage import card_markdown, load_detector, save_detector
-from kdjax.detection.table import score_table
-from kdjax.detection.threshold import Threshold
+from kdjax.detection.tables import score_table
+from kdjax.detection.thresholds import Threshold
 from kdjax.errors import ArtifactError, DataError
+from kdjax.io.files import MANIFEST, write_manifest
 from kdjax.models.autoencoder import Architecture, network
-from kdjax.models.residual import ResidualModel, join, part, parts_of
+from kdjax.models.residual import (
+    ResidualModel,
+    component,
+    components_of,
+    join_models,
+)
 
 FILES = ["MANIFEST.sha256", "arrays.npz", "card.json", "card.md", "detector.json"]
 
@@ -52,7 +57,9 @@ def saved(tmp_path, small):
 
 
 def leaves(detector):
-    return jax.tree.leaves((detector.model.params, detector.scalers, detector.normals))
+    return jax.tree.leaves(
+        (detector.model.params, detector.scalers, detector.gaussians)
+    )
 
 
 def same(first, second):
@@ -63,7 +70,7 @@ def same(first, second):
     for a, b in zip(leaves(first), leaves(second), strict=True):
         assert np.asarray(a).dtype == np.asarray(b).dtype
         assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
-    bare = {"scalers": None, "normals": None}
+    bare = {"scalers": None, "gaussians": None}
     kinds = [(d.model.kind, d.model.architecture) for d in (first, second)]
     assert kinds[0] == kinds[1]
     plain = [d._replace(model=None, **bare) for d in (first, second)]
@@ -80,8 +87,8 @@ def test_score_windows_scales_and_measures_with_the_entitys_own(small, rows):
     for index, entity in enumerate(("a", "pooled")):
         assert entity_index(small, entity) == index
         scaled = (values - small.scalers.offset[index]) / small.scalers.scale[index]
-        centred = scaled.astype(np.float64) - small.normals.mean[index]
-        whitened = centred @ small.normals.whiten[index].T.astype(np.float64)
+        centred = scaled.astype(np.float64) - small.gaussians.mean[index]
+        whitened = centred @ small.gaussians.whiten[index].T.astype(np.float64)
         points = (whitened**2).sum(axis=1)
         wanted = np.stack([points[s : s + 4] for s in starts])
         got = score_windows(small, index, values, starts, batch_size=2)
@@ -130,14 +137,14 @@ def filled_by_hand(detector, index, values):
     scaled = (values - scaler.offset) / scaler.scale
     windows = np.stack([scaled[s : s + detector.window] for s in STARTS])
     filled = [pd.DataFrame(w).ffill().bfill().fillna(0.0).to_numpy() for w in windows]
-    observed = np.tile(~np.isnan(windows), len(parts_of(detector.model.kind)))
+    observed = np.tile(~np.isnan(windows), len(components_of(detector.model.kind)))
     return np.stack(filled).astype(np.float32), observed
 
 
 def errors_by_hand(detector, windows):
     """The errors `[M, L, F]` of complete windows, in float64."""
-    kinds = parts_of(detector.model.kind)
-    found = [part_by_hand(part(detector.model, kind), windows) for kind in kinds]
+    kinds = components_of(detector.model.kind)
+    found = [part_by_hand(component(detector.model, kind), windows) for kind in kinds]
     return np.concatenate(found, axis=-1)
 
 
@@ -160,14 +167,14 @@ def part_by_hand(model, windows):
     return exact
 
 
-def marginal_scores(normal, errors, observed):
+def marginal_scores(gaussian, errors, observed):
     """d_o (Σ_oo)⁻¹ d_o, NaN where nothing was observed, in float64."""
-    covariance = np.linalg.inv(normal.whiten.astype(float).T @ normal.whiten)
+    covariance = np.linalg.inv(gaussian.whiten.astype(float).T @ gaussian.whiten)
     scores = np.full(errors.shape[:-1], np.nan)
     for place in np.ndindex(scores.shape):
         seen = observed[place]
         if seen.any():
-            centred = (errors[place] - normal.mean)[seen]
+            centred = (errors[place] - gaussian.mean)[seen]
             own = covariance[np.ix_(seen, seen)]
             scores[place] = centred @ np.linalg.inv(own) @ centred
     return scores
@@ -197,21 +204,21 @@ def of_kind(kind, small, netted):
             "kmeans", {"centres": rng.normal(size=(5, 4, 2)).astype(np.float32)}
         ),
     }
-    names = parts_of(kind)
-    model = join([known.get(name, ResidualModel(name, {})) for name in names])
+    names = components_of(kind)
+    model = join_models([known.get(name, ResidualModel(name, {})) for name in names])
     if len(names) == 1:
         return small._replace(model=model)
     width = 2 * len(names)
     whiten = np.tril(rng.normal(size=(2, width, width))) + 2 * np.eye(width)
-    normals = Normal(rng.random((2, width)).astype("f"), whiten.astype("f"))
-    return small._replace(model=model, normals=normals)
+    gaussians = Gaussian(rng.random((2, width)).astype("f"), whiten.astype("f"))
+    return small._replace(model=model, gaussians=gaussians)
 
 
 @pytest.mark.parametrize("index", [0, 1])
 def test_scores_of_windows_with_gaps_are_those_by_hand(kinds, gappy, index):
     windows, observed = filled_by_hand(kinds, index, gappy)
-    normal = Normal(*(field[index] for field in kinds.normals))
-    wanted = marginal_scores(normal, errors_by_hand(kinds, windows), observed)
+    gaussian = Gaussian(*(field[index] for field in kinds.gaussians))
+    wanted = marginal_scores(gaussian, errors_by_hand(kinds, windows), observed)
     got = score_windows(kinds, index, gappy, STARTS, batch_size=4)
     np.testing.assert_allclose(got, wanted, rtol=2e-4, atol=1e-5)
     assert np.isnan(got[6]).all() and np.isnan(got[0]).sum() == 0
@@ -242,8 +249,10 @@ def test_eight_devices_and_one_give_the_same_for_gaps(kinds, gappy):
 @pytest.mark.parametrize("index", [0, 1])
 def test_contributions_sum_to_the_points(kinds, gappy, index, gaps):
     values = gappy if gaps else np.nan_to_num(gappy, nan=0.25)
-    blame = blame_matrix(normal_of(kinds, index), method="correlation")
-    pieces = explain_batches(kinds, index, values, STARTS, blame=blame, batch_size=4)
+    attribution = attribution_matrix(gaussian_of(kinds, index), method="correlation")
+    pieces = explain_batches(
+        kinds, index, values, STARTS, attribution=attribution, batch_size=4
+    )
     points, parts = (np.concatenate(side) for side in zip(*pieces, strict=True))
     assert parts.shape == (*points.shape, 2) and (parts >= 0).all()
     known = ~np.isnan(points)
@@ -257,8 +266,8 @@ def test_contributions_blame_the_channel_that_moved(small):
     """With W diagonal each channel's part is its own standardised square."""
     values = np.zeros((4, 2), np.float32)
     values[2] = [3.0, -2.0]
-    blame = blame_matrix(normal_of(small, 1), method="correlation")
-    (found,) = explain_batches(small, 1, values, np.array([0]), blame=blame)
+    attribution = attribution_matrix(gaussian_of(small, 1), method="correlation")
+    (found,) = explain_batches(small, 1, values, np.array([0]), attribution=attribution)
     np.testing.assert_allclose(found.contributions[0, 2], [9.0, 4.0], rtol=1e-6)
     assert not found.contributions[0, [0, 1, 3]].any()
 
@@ -268,13 +277,15 @@ def test_a_channels_part_is_the_sum_of_what_its_errors_have(small):
     scale = np.float32([1, 2, 3, 4])
     detector = small._replace(
         model=ResidualModel("mahalanobis+difference", {}),
-        normals=Normal(np.zeros((2, 4), "f"), np.tile(np.diag(scale), (2, 1, 1))),
+        gaussians=Gaussian(np.zeros((2, 4), "f"), np.tile(np.diag(scale), (2, 1, 1))),
     )
     values = np.zeros((4, 2), np.float32)
     values[2] = [3.0, -2.0]
     for method in ("correlation", "conditional"):
-        blame = blame_matrix(normal_of(detector, 1), method=method)
-        (found,) = explain_batches(detector, 1, values, np.array([0]), blame=blame)
+        attribution = attribution_matrix(gaussian_of(detector, 1), method=method)
+        (found,) = explain_batches(
+            detector, 1, values, np.array([0]), attribution=attribution
+        )
         wanted = np.zeros((4, 2))
         wanted[2] = [3**2 + (3 * 3) ** 2, (2 * 2) ** 2 + (4 * 2) ** 2]
         wanted[3] = [(3 * 3) ** 2, (4 * 2) ** 2]
@@ -284,7 +295,7 @@ def test_a_channels_part_is_the_sum_of_what_its_errors_have(small):
 
 def test_errors_are_unknown_exactly_where_cells_are_missing(kinds, gappy):
     scaled = (gappy - kinds.scalers.offset[0]) / kinds.scalers.scale[0]
-    pieces = error_batches(kinds.model, scaled, STARTS, window=4, batch_size=4)
+    pieces = residual_batches(kinds.model, scaled, STARTS, window=4, batch_size=4)
     found = np.concatenate(list(pieces))
     windows, observed = filled_by_hand(kinds, 0, gappy)
     np.testing.assert_array_equal(np.isnan(found), ~observed)
@@ -295,7 +306,7 @@ def test_errors_are_unknown_exactly_where_cells_are_missing(kinds, gappy):
 def test_an_overflow_is_no_missing_cell(gappy, netted):
     scaled = gappy.copy()
     scaled[0] = np.inf  # inf − inf inside the network is NaN
-    (found,) = error_batches(
+    (found,) = residual_batches(
         netted.model, scaled, np.array([0]), window=4, batch_size=1
     )
     observed = ~np.isnan(scaled[:4])
@@ -315,7 +326,7 @@ def test_an_overflow_is_no_missing_cell(gappy, netted):
 def test_scaled_rows_score_as_raw_ones_do(kinds, gappy):
     scaled = (gappy - kinds.scalers.offset[0]) / kinds.scalers.scale[0]
     got = score_scaled(
-        kinds.model, normal_of(kinds, 0), scaled, STARTS, window=4, batch_size=4
+        kinds.model, gaussian_of(kinds, 0), scaled, STARTS, window=4, batch_size=4
     )
     wanted = score_windows(kinds, 0, gappy, STARTS, batch_size=4)
     np.testing.assert_allclose(got, wanted, rtol=1e-6)
@@ -403,7 +414,7 @@ def full(netted):
         calibration=(np.arange(5.0), np.float32([0.25, np.inf])),
         reference=np.float32([[1, np.nan], [2, 3]]),
         step=0.25,
-        blame="conditional",
+        attribution="conditional",
         min_duration=3,
         cooldown=7,
     )
@@ -429,8 +440,12 @@ def test_more_than_ten_entities_keep_the_order_of_their_scores(tmp_path, small):
     many = small._replace(
         entities=tuple(f"e{i}" for i in range(11)),
         thresholds=small.thresholds[:1] * 12,
-        scalers=Scaler(*(np.repeat(part[:1], 12, 0) for part in small.scalers)),
-        normals=Normal(*(np.repeat(part[:1], 12, 0) for part in small.normals)),
+        scalers=Scaler(
+            *(np.repeat(component[:1], 12, 0) for component in small.scalers)
+        ),
+        gaussians=Gaussian(
+            *(np.repeat(component[:1], 12, 0) for component in small.gaussians)
+        ),
         calibration=scores,
     )
     save_detector(tmp_path / "d", many)
@@ -458,15 +473,19 @@ def test_a_folder_of_schema_1_loads_with_the_defaults(tmp_path, small, rows):
         **{
             "scaler/offset": small.scalers.offset,
             "scaler/scale": small.scalers.scale,
-            "normal/mean": small.normals.mean,
-            "normal/whiten": small.normals.whiten,
+            "normal/mean": small.gaussians.mean,
+            "normal/whiten": small.gaussians.whiten,
         },
     )
     write_manifest(folder)
     loaded = load_detector(folder)
     assert same(loaded, small)
     assert loaded.ranges is None and loaded.reference is None
-    assert (loaded.calibration, loaded.step, loaded.blame) == ((), 0.0, "correlation")
+    assert (loaded.calibration, loaded.step, loaded.attribution) == (
+        (),
+        0.0,
+        "correlation",
+    )
     assert (loaded.min_duration, loaded.cooldown) == (1, 0)
     assert score_table(loaded, rows(9), entity="a").equals(
         score_table(small, rows(9), entity="a")

@@ -3,11 +3,10 @@
 import numpy as np
 import pytest
 
-from kdjax.detection.alarms import AlarmRule
 from kdjax.detection.detector import score_windows
-from kdjax.detection.episodes import scored_events
+from kdjax.detection.events import AlarmRule, scored_events
 from kdjax.detection.scores import window_scores
-from kdjax.detection.table import find_windows, score_events, score_table
+from kdjax.detection.tables import find_windows, score_events, score_table
 
 
 @pytest.mark.parametrize("rule", [(1, 0), (4, 0), (1, 7), (3, 5)])

@@ -6,8 +6,8 @@ import pytest
 
 from kdjax.data.splits import cover_starts
 from kdjax.detection.detector import entity_index
-from kdjax.detection.heat import contribution_bins
-from kdjax.detection.table import CONTRIBUTION, score_table
+from kdjax.detection.tables import CONTRIBUTION, score_table
+from kdjax.evaluation.heatmap import contribution_bins
 from kdjax.models.residual import ResidualModel
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdjax.detection.moments import merge, merge_all, moments_of
+from kdjax.detection.gaussian import merge, merge_all, moments_of
 from kdjax.errors import DataError
 
 ORACLE = json.loads(

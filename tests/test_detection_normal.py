@@ -9,12 +9,12 @@ from scipy.spatial.distance import mahalanobis
 from sklearn.covariance import ledoit_wolf_shrinkage as sklearn_ledoit_wolf
 from sklearn.covariance import oas as sklearn_oas
 
-from kdjax.detection.moments import moments_of
-from kdjax.detection.normal import (
+from kdjax.detection.gaussian import (
     SHRINKAGES,
-    fit_normal,
+    fit_gaussian,
     floored_channels,
     ledoit_wolf_shrinkage,
+    moments_of,
     oas_shrinkage,
     standardised_covariance,
 )
@@ -47,38 +47,38 @@ def covariance(errors, *, floor, ridge, shrinkage=0.0):
 
 def fit(errors, **options):
     options = {"floor": 0.03, "ridge": 0.1, "channels": NAMES} | options
-    return fit_normal(moments_of(errors), **options)
+    return fit_gaussian(moments_of(errors), **options)
 
 
-def inverse(normal):
-    whiten = normal.whiten.astype(np.float64)
+def inverse(gaussian):
+    whiten = gaussian.whiten.astype(np.float64)
     return whiten.T @ whiten
 
 
 @pytest.mark.parametrize("floor", [0.0, 1e-4, 0.03, 0.5, 100.0])
 @pytest.mark.parametrize("ridge", [0.0, 1e-3, 0.1, 1.0])
 def test_whitening_gives_the_inverse_of_numpy(errors, floor, ridge):
-    normal = fit(errors, floor=floor, ridge=ridge)
+    gaussian = fit(errors, floor=floor, ridge=ridge)
     wanted = np.linalg.inv(covariance(errors, floor=floor, ridge=ridge))
     size = np.sqrt(np.outer(np.diag(wanted), np.diag(wanted)))
-    np.testing.assert_allclose(inverse(normal) / size, wanted / size, atol=1e-5)
-    np.testing.assert_allclose(normal.mean, errors.mean(axis=0), rtol=1e-6)
+    np.testing.assert_allclose(inverse(gaussian) / size, wanted / size, atol=1e-5)
+    np.testing.assert_allclose(gaussian.mean, errors.mean(axis=0), rtol=1e-6)
 
 
 @pytest.mark.parametrize("shrinkage", [0.0, 0.25, 1.0])
 def test_shrinkage_draws_the_standardised_covariance(errors, shrinkage):
-    normal = fit(errors, shrinkage=shrinkage)
+    gaussian = fit(errors, shrinkage=shrinkage)
     wanted = np.linalg.inv(
         covariance(errors, floor=0.03, ridge=0.1, shrinkage=shrinkage)
     )
     size = np.sqrt(np.outer(np.diag(wanted), np.diag(wanted)))
-    np.testing.assert_allclose(inverse(normal) / size, wanted / size, atol=1e-5)
+    np.testing.assert_allclose(inverse(gaussian) / size, wanted / size, atol=1e-5)
 
 
 def test_arrays_are_float32_whatever_the_default_precision(errors):
-    normal = fit(errors)
-    assert normal.mean.dtype == normal.whiten.dtype == np.float32
-    assert np.isfinite(normal.whiten).all()
+    gaussian = fit(errors)
+    assert gaussian.mean.dtype == gaussian.whiten.dtype == np.float32
+    assert np.isfinite(gaussian.whiten).all()
 
 
 def test_float64_inside_survives_a_nearly_singular_matrix():
@@ -86,21 +86,21 @@ def test_float64_inside_survives_a_nearly_singular_matrix():
     rng = np.random.default_rng(5)
     first = rng.normal(size=20_000)
     rows = np.stack([first, first + 3e-5 * rng.normal(size=20_000)], axis=1)
-    normal = fit(rows, floor=0.0, ridge=0.0, channels=("a", "b"))
+    gaussian = fit(rows, floor=0.0, ridge=0.0, channels=("a", "b"))
     query = rows.mean(axis=0) + [1.0, 1.0001]
     wanted = mahalanobis(
         query, rows.mean(axis=0), np.linalg.inv(np.cov(rows.T, ddof=0))
     )
-    whitened = normal.whiten.astype(float) @ (query - rows.mean(axis=0))
+    whitened = gaussian.whiten.astype(float) @ (query - rows.mean(axis=0))
     assert np.sum(whitened**2) == pytest.approx(wanted**2, rel=1e-2)
 
 
 def test_points_score_as_scipys_squared_mahalanobis_distance(errors):
-    normal = fit(errors)
+    gaussian = fit(errors)
     precision = np.linalg.inv(covariance(errors, floor=0.03, ridge=0.1))
     mean = errors.mean(axis=0)
     wanted = [mahalanobis(e, mean, precision) ** 2 for e in errors[:100]]
-    got = point_scores(normal, errors[:100].astype(np.float32))
+    got = point_scores(gaussian, errors[:100].astype(np.float32))
     np.testing.assert_allclose(got, wanted, rtol=2e-4)
 
 
@@ -114,18 +114,18 @@ def test_the_published_example():
 
 def test_a_score_of_many_rows_is_as_wide_as_their_channels(errors):
     # tr(Σ⁻¹Σ) = D when nothing is floored or ridged.
-    normal = fit(errors, floor=0.0, ridge=0.0)
-    mean = np.mean(point_scores(normal, errors.astype(np.float32)))
+    gaussian = fit(errors, floor=0.0, ridge=0.0)
+    mean = np.mean(point_scores(gaussian, errors.astype(np.float32)))
     assert mean == pytest.approx(5, rel=1e-3)
 
 
 def test_a_dead_channel_that_wakes_is_as_loud_as_the_floor_says(errors):
     errors[:, 2] = 0.25
     move, floor, ridge = 0.06, 0.03, 0.1
-    normal = fit(errors, floor=floor, ridge=ridge)
+    gaussian = fit(errors, floor=floor, ridge=ridge)
     quiet = errors[0].astype(np.float32)
     awake = quiet + np.float32([0, 0, move, 0, 0])
-    rise = float(point_scores(normal, awake) - point_scores(normal, quiet))
+    rise = float(point_scores(gaussian, awake) - point_scores(gaussian, quiet))
     # A constant channel has no correlations: its variance is floor² · ridge.
     assert rise == pytest.approx((move / floor) ** 2 / ridge, rel=1e-4)
 

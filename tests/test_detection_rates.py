@@ -10,17 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from kdjax.detection.rates import (
+from kdjax.detection.false_alarms import (
     Drift,
-    Realised,
+    MeasuredRate,
     cross_rates,
     disjoint,
     drift,
     interval,
+    measured_rate,
     p_values,
-    realised,
 )
-from kdjax.detection.threshold import Rule, choose_threshold, conformal
+from kdjax.detection.thresholds import Rule, choose_threshold, conformal_threshold_of
 from kdjax.errors import DataError
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -74,7 +74,7 @@ def test_p_values_count_the_scores_that_reach(calibration, scores):
 def test_alarms_are_the_p_values_up_to_the_rate(rate):
     rng = np.random.default_rng(0)
     calibration, scores = rng.integers(0, 500, 399), rng.integers(0, 520, 1000)
-    alarms = scores > conformal(calibration, rate=rate).tau
+    alarms = scores > conformal_threshold_of(calibration, rate=rate).tau
     np.testing.assert_array_equal(alarms, p_values(calibration, scores) <= rate)
 
 
@@ -92,13 +92,13 @@ def test_p_values_of_what_is_no_number_are_refused():
 def test_realised_by_hand():
     """Of windows of 20 every 10, 0, 20, 40, … share no row."""
     scores = np.array([5.0, 1, 1, 6, 7, 8, 1, 1])
-    got = realised(scores, np.arange(0, 80, 10), 4.0, window=20, wanted=0.1)
+    got = measured_rate(scores, np.arange(0, 80, 10), 4.0, window=20, wanted=0.1)
     low, high = interval(2, 4)
-    assert got == Realised(0.1, 4 / 8, 2, 4, low, high, "")
+    assert got == MeasuredRate(0.1, 4 / 8, 2, 4, low, high, "")
 
 
 def test_realised_without_a_window():
-    got = realised(np.empty(0), np.empty(0, int), 4.0, window=20, wanted=0.1)
+    got = measured_rate(np.empty(0), np.empty(0, int), 4.0, window=20, wanted=0.1)
     assert math.isnan(got.rate)
     assert got[2:] == (0, 0, 0.0, 1.0, "")
 
@@ -183,7 +183,7 @@ def test_windows_that_only_touch_the_block_count(size, left_out):
 def test_scores_that_are_no_number_are_refused():
     spoilt, starts = np.array([1.0, np.nan, 2.0]), np.arange(3)
     with pytest.raises(DataError, match="1 of 3 scores are no numbers"):
-        realised(spoilt, starts, 1.0, window=1, wanted=0.1)
+        measured_rate(spoilt, starts, 1.0, window=1, wanted=0.1)
     with pytest.raises(DataError, match="1 of 3 calibration scores are no numbers"):
         cross_rates(spoilt, starts, Rule("fixed", value=1.0), window=1)
 
@@ -270,7 +270,7 @@ def test_the_document_has_the_measured_rates():
     assert f"machines,\n{cell(np.mean(rates))}, hold it" in document
     total = sum(m["anomalies"] for m in found["machines"])
     kept = sum(m["rules"]["conformal"]["anomalies_found"] for m in found["machines"])
-    followed = sum(m["adaptive"]["anomalies_found"] for m in found["machines"])
-    assert f"touches {followed} of {total} anomalies, the fixed τ {kept}" in document
+    rolling_tau = sum(m["adaptive"]["anomalies_found"] for m in found["machines"])
+    assert f"touches {rolling_tau} of {total} anomalies, the fixed τ {kept}" in document
     largest = max(m["adaptive"]["infinite_tau"] for m in found["machines"])
     assert f"infinite for up to {cell(largest)}" in document

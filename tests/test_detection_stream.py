@@ -11,20 +11,21 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from kdjax.data.series import Series
-from kdjax.detection.adaptive import adapt, followed_taus, start_adaptive
-from kdjax.detection.instants import Instant, instant_of
-from kdjax.detection.states import load_state, save_state
-from kdjax.detection.stream import (
+from kdjax.detection.rolling import adapt, rolling_taus, start_adaptive
+from kdjax.detection.streaming import (
     Plan,
     StreamDetector,
-    Verdict,
+    Timestamp,
+    WindowResult,
+    parse_timestamp,
     plan_from_json,
     plan_of,
     plan_to_json,
 )
-from kdjax.detection.stream_jax import stream_detector
-from kdjax.detection.table import score_table
+from kdjax.detection.streaming_jax import stream_detector
+from kdjax.detection.tables import score_table
 from kdjax.errors import ArtifactError, ConfigError, DataError
+from kdjax.io.files import load_state, save_state
 from kdjax.models.autoencoder import Architecture, network
 from kdjax.models.residual import ResidualModel
 
@@ -65,7 +66,7 @@ def asked():
             points = window[0, :, 0].copy()
             known = points[~np.isnan(points)]
             worst = float(known.max()) if len(known) else math.nan
-            return Verdict(points, worst, np.abs(window[0]))
+            return WindowResult(points, worst, np.abs(window[0]))
 
         return Asked(StreamDetector(plan, score, **options), windows)
 
@@ -265,18 +266,22 @@ def test_the_largest_floats_pass(asked):
 
 def test_instants():
     hour = 3_600_000_000_000
-    assert instant_of(2.5) == Instant("number", 2.5)
-    assert instant_of(np.datetime64("1970-01-01T01", "h")) == Instant("local", hour)
-    assert instant_of("1970-01-01 01:00:00.000000001") == Instant("local", hour + 1)
+    assert parse_timestamp(2.5) == Timestamp("number", 2.5)
+    assert parse_timestamp(np.datetime64("1970-01-01T01", "h")) == Timestamp(
+        "local", hour
+    )
+    assert parse_timestamp("1970-01-01 01:00:00.000000001") == Timestamp(
+        "local", hour + 1
+    )
     for text in ("1970-01-01T03:00+02:00", "1970-01-01T01:00:00Z"):
-        assert instant_of(text) == Instant("zoned", hour)
-    assert instant_of(None).clock == ""
+        assert parse_timestamp(text) == Timestamp("zoned", hour)
+    assert parse_timestamp(None).clock == ""
     with pytest.raises(DataError, match="not a finite number"):
-        instant_of(10**400)
+        parse_timestamp(10**400)
 
 
 @pytest.mark.parametrize(
-    "moving", [{}, {"adaptive_step": 0.05}, {"following": 0.2}], ids=repr
+    "moving", [{}, {"adaptive_step": 0.05}, {"rolling": 0.2}], ids=repr
 )
 @pytest.mark.parametrize("kind", ["none", "number", "datetime"])
 def test_a_stream_goes_on_from_any_row(asked, kind, moving):
@@ -378,10 +383,10 @@ def test_an_adaptive_threshold_moves_at_each_stride(asked):
 
 def test_a_following_threshold_is_one_of_all_scores_so_far(asked):
     scores = np.abs(np.random.default_rng(1).normal(size=60)) * 12
-    stream, _ = asked(PLAN, following=0.1)
+    stream, _ = asked(PLAN, rolling=0.1)
     rows = [stream.update([score, 0.0]) for score in scores][3:]
     at_strides = np.float64([row.window_score for row in rows[::2]])
-    taus = followed_taus(np.arange(20.0), at_strides, 0.1)
+    taus = rolling_taus(np.arange(20.0), at_strides, 0.1)
     # A window at a stride moves τ for those after it, until the next.
     assert rows[0].tau == taus[0]
     assert [row.tau for row in rows[1::2]] == [*taus[1:]]
@@ -392,12 +397,12 @@ def test_a_following_threshold_is_one_of_all_scores_so_far(asked):
 
 def test_a_threshold_moves_in_one_way(asked):
     with pytest.raises(ConfigError, match="two ways to move τ"):
-        asked(PLAN, following=0.1, adaptive_step=0.1)
+        asked(PLAN, rolling=0.1, adaptive_step=0.1)
 
 
 def test_a_state_belongs_to_its_way_to_move_the_threshold(asked):
-    state = asked(PLAN, following=0.1).stream.state()
-    for other in ({}, {"following": 0.2}, {"adaptive_step": 0.1}):
+    state = asked(PLAN, rolling=0.1).stream.state()
+    for other in ({}, {"rolling": 0.2}, {"adaptive_step": 0.1}):
         with pytest.raises(ArtifactError, match="way to move τ"):
             asked(PLAN, **other).stream.restore(state)
 

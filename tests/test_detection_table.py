@@ -6,17 +6,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kdjax.data.files import read_table
-from kdjax.detection.alarms import START as QUIET
-from kdjax.detection.alarms import AlarmRule, next_alarm
-from kdjax.detection.blame import blame_matrix
+from kdjax.data.readers import read_table
+from kdjax.detection.attribution import attribution_matrix
 from kdjax.detection.detector import (
     entity_index,
     explain_batches,
-    normal_of,
+    gaussian_of,
     score_windows,
 )
-from kdjax.detection.table import find_windows, score_events, score_table
+from kdjax.detection.events import START as QUIET
+from kdjax.detection.events import AlarmRule, next_alarm
+from kdjax.detection.tables import find_windows, score_events, score_table
 from kdjax.errors import DataError
 
 COLUMNS = ["entity", "time", "score", "window_score", "alarm", "state"]
@@ -25,9 +25,9 @@ COLUMNS = ["entity", "time", "score", "window_score", "alarm", "state"]
 def point_scores(detector, index, rows):
     """a_t of each row: e = x, so the window that holds it doesn't matter."""
     scaled = (rows - detector.scalers.offset[index]) / detector.scalers.scale[index]
-    centred = scaled.astype(np.float64) - detector.normals.mean[index]
-    precision = detector.normals.whiten[index].T.astype(np.float64)
-    precision = precision @ detector.normals.whiten[index]
+    centred = scaled.astype(np.float64) - detector.gaussians.mean[index]
+    precision = detector.gaussians.whiten[index].T.astype(np.float64)
+    precision = precision @ detector.gaussians.whiten[index]
     return np.array([row @ precision @ row for row in centred])
 
 
@@ -39,9 +39,9 @@ def stepped(detector, index, rows):
     for start in range(len(rows) - length + 1):
         window = scaled[start : start + length].astype(np.float64)
         errors = np.abs(np.diff(window, axis=0, prepend=window[:1]))
-        whitened = (errors - detector.normals.mean[index]) @ detector.normals.whiten[
-            index
-        ].T
+        whitened = (
+            errors - detector.gaussians.mean[index]
+        ) @ detector.gaussians.whiten[index].T
         scores[start] = (whitened**2).sum(axis=1)
     return scores
 
@@ -198,7 +198,7 @@ def test_a_missing_cell_leaves_a_score_of_the_others(small, rows):
     pd.testing.assert_frame_equal(
         table.drop(index=range(4, 9)), whole.drop(index=range(4, 9)), rtol=1e-5
     )
-    whiten = small.normals.whiten[0].astype(np.float64)
+    whiten = small.gaussians.whiten[0].astype(np.float64)
     variance = np.linalg.inv(whiten.T @ whiten)[0, 0]
     deviation = (series.values[4, 0] - 1) / 2 - 0.5
     assert table["score"][4] == pytest.approx(deviation**2 / variance, rel=1e-4)
@@ -299,7 +299,7 @@ def test_the_step_is_in_seconds_whatever_the_unit_of_the_times(small, rows):
 @pytest.mark.parametrize("rule", [(1, 0), (3, 0), (1, 4), (2, 5), (4, 2)])
 @pytest.mark.parametrize("causal", [False, True])
 def test_alarms_keep_to_duration_and_rest(steps, rows, rule, causal):
-    """A plain loop over rows; the two lengths are at home in `kdjax.detection.alarms`."""
+    """A plain loop over rows; the two lengths are at home in `kdjax.detection.events`."""
     duration, cooldown = rule
     series = rows(60)
     series.values[20:27] = np.nan
@@ -348,14 +348,16 @@ def test_contributions_sum_to_the_score(steps, rows, causal, gaps):
     pd.testing.assert_frame_equal(table[COLUMNS], plain, rtol=1e-5)
 
 
-@pytest.mark.parametrize("blame", ["correlation", "conditional"])
+@pytest.mark.parametrize("attribution", ["correlation", "conditional"])
 @pytest.mark.parametrize("causal", [False, True])
-def test_contributions_are_means_over_the_covering_windows(steps, rows, causal, blame):
-    detector, series = steps._replace(blame=blame), rows(23)
+def test_contributions_are_means_over_the_covering_windows(
+    steps, rows, causal, attribution
+):
+    detector, series = steps._replace(attribution=attribution), rows(23)
     table = score_table(detector, series, entity="a", causal=causal, contributions=True)
     starts = np.arange(20) if causal else np.array([0, 3, 6, 9, 12, 15, 18, 19])
-    matrix = blame_matrix(normal_of(detector, 0), method=blame)
-    (found,) = explain_batches(detector, 0, series.values, starts, blame=matrix)
+    matrix = attribution_matrix(gaussian_of(detector, 0), method=attribution)
+    (found,) = explain_batches(detector, 0, series.values, starts, attribution=matrix)
     for row in range(23):
         parts = [
             part[row - start]
@@ -375,18 +377,18 @@ def five_channels(small):
         model=small.model._replace(kind="difference"),
         channels=("a", "b", "c", "d", "e"),
         scalers=type(small.scalers)(np.zeros((2, 5), "f4"), np.ones((2, 5), "f4")),
-        normals=type(small.normals)(np.zeros((2, 5), "f4"), whiten.astype("f4")),
+        gaussians=type(small.gaussians)(np.zeros((2, 5), "f4"), whiten.astype("f4")),
         thresholds=tuple(tau._replace(tau=60.0) for tau in small.thresholds),
     )
 
 
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("blame", ["correlation", "conditional"])
+@pytest.mark.parametrize("attribution", ["correlation", "conditional"])
 @pytest.mark.parametrize("gaps", [False, True])
 def test_events_name_the_peak_and_channels_of_the_whole_table(
-    small, rows, causal, blame, gaps
+    small, rows, causal, attribution, gaps
 ):
-    detector = five_channels(small)._replace(blame=blame, cooldown=1)
+    detector = five_channels(small)._replace(attribution=attribution, cooldown=1)
     series = rows(120, channels=tuple("abcde"), time=np.arange(120.0) * 2 + 7)
     series.values[:] *= 0.5
     for row, column, size in ((20, 1, 30), (23, 4, 20), (60, 2, 12), (119, 0, 40)):

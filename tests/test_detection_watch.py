@@ -6,9 +6,9 @@ import pytest
 from scipy.stats import kstest
 
 from kdjax.data.channels import Ranges
-from kdjax.detection import watch
-from kdjax.detection.table import score_table
-from kdjax.detection.watch import score_drift, series_notes
+from kdjax.detection import drift as watch
+from kdjax.detection.drift import score_drift, series_notes
+from kdjax.detection.tables import score_table
 
 CALIBRATION = np.sort(np.random.default_rng(3).exponential(4.0, 400))
 

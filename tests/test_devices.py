@@ -10,24 +10,20 @@ import pytest
 
 from kdjax.data.scaler import Scaler
 from kdjax.detection.detector import score_scaled
-from kdjax.detection.normal import Normal
-from kdjax.devices import (
+from kdjax.detection.gaussian import Gaussian
+from kdjax.losses import student_objective, teacher_objective, validation_loss
+from kdjax.models.autoencoder import Architecture, network
+from kdjax.models.residual import ResidualModel
+from kdjax.training.batching import map_windows, padded_batches
+from kdjax.training.sharding import (
     batch_mesh,
     cores,
     map_over_batch,
     mean_over_batch,
     place,
 )
-from kdjax.models.autoencoder import Architecture, network
-from kdjax.models.batches import map_windows, padded_batches
-from kdjax.models.residual import ResidualModel
-from kdjax.training.objectives import (
-    student_objective,
-    teacher_objective,
-    validation_loss,
-)
 from kdjax.training.steps import (
-    Corpus,
+    WindowDataset,
     head_outputs,
     init_state,
     make_optimizer,
@@ -41,9 +37,9 @@ NET = network(ARCH)
 
 
 @pytest.fixture(scope="module")
-def corpus():
+def dataset():
     rows = np.random.default_rng(0).uniform(size=(150, 3)).astype(np.float32)
-    return Corpus(jnp.asarray(rows), jnp.arange(0, 140, 2, dtype=jnp.int32))
+    return WindowDataset(jnp.asarray(rows), jnp.arange(0, 140, 2, dtype=jnp.int32))
 
 
 @pytest.mark.parametrize(
@@ -65,22 +61,22 @@ def optimizer():
     )
 
 
-@pytest.mark.parametrize("taught", [False, True])
-def test_training_on_eight_devices_is_training_on_one(corpus, taught):
+@pytest.mark.parametrize("distilled", [False, True])
+def test_training_on_eight_devices_is_training_on_one(dataset, distilled):
     """Two epochs; the last batch is padded so far that a device has padding only."""
     objective = teacher_objective(NET)
-    if taught:
+    if distilled:
         objective = student_objective(
             NET, NET, alpha=0.7, temperature=1.5, temperature_mode="output"
         )
         targets = np.random.default_rng(1).normal(size=(70, WINDOW, 3))
-        corpus = corpus.replace(targets=jnp.asarray(targets, jnp.float32))
+        dataset = dataset.replace(targets=jnp.asarray(targets, jnp.float32))
     params = NET.init(jax.random.key(0))
     finished = []
     for mesh in (None, batch_mesh(128)):
         state = place(init_state(jax.tree.map(jnp.copy, params), optimizer()), mesh)
         step = make_step(objective, optimizer(), window=WINDOW, mesh=mesh)
-        shared = place(corpus, mesh)
+        shared = place(dataset, mesh)
         for epoch in range(2):
             order = np.random.default_rng(epoch).permutation(70)
             for index, weight in padded_batches(order, 128):
@@ -93,8 +89,8 @@ def test_training_on_eight_devices_is_training_on_one(corpus, taught):
         np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-6)
 
 
-def test_a_bad_loss_on_one_device_is_seen(corpus):
-    spoilt = corpus.replace(rows=corpus.rows.at[10].set(jnp.nan))
+def test_a_bad_loss_on_one_device_is_seen(dataset):
+    spoilt = dataset.replace(rows=dataset.rows.at[10].set(jnp.nan))
     mesh = batch_mesh(128)
     step = make_step(teacher_objective(NET), optimizer(), window=WINDOW, mesh=mesh)
     state = place(init_state(NET.init(jax.random.key(0)), optimizer()), mesh)
@@ -102,28 +98,28 @@ def test_a_bad_loss_on_one_device_is_seen(corpus):
     assert step(state, place(spoilt, mesh), index, weight).bad_step == 1
 
 
-def test_validation_and_targets_are_those_of_one_device(corpus):
+def test_validation_and_targets_are_those_of_one_device(dataset):
     params = NET.init(jax.random.key(2))
     found = []
     for batch_size in (8, 64):
         mesh = batch_mesh(batch_size)
-        own, shared = place((params, corpus), mesh)
+        own, shared = place((params, dataset), mesh)
         options = {"window": WINDOW, "batch_size": batch_size}
         validate = make_validate(validation_loss(NET), shared, mesh=mesh, **options)
-        targets = head_outputs(NET, params, corpus, **options)
+        targets = head_outputs(NET, params, dataset, **options)
         found.append((validate(own), targets))
     np.testing.assert_allclose(found[0][0], found[1][0], rtol=1e-6)
     np.testing.assert_allclose(found[0][1], found[1][1], atol=1e-6)
 
 
-def test_scores_are_those_of_one_device_whatever_the_batch(corpus):
+def test_scores_are_those_of_one_device_whatever_the_batch(dataset):
     model = ResidualModel("autoencoder", NET.init(jax.random.key(3)), ARCH)
-    normal = Normal(np.full(3, 0.1, np.float32), np.eye(3, dtype=np.float32) * 3)
-    rows, starts = np.asarray(corpus.rows), np.arange(140)
+    gaussian = Gaussian(np.full(3, 0.1, np.float32), np.eye(3, dtype=np.float32) * 3)
+    rows, starts = np.asarray(dataset.rows), np.arange(140)
 
     def scores(batch_size):
         return score_scaled(
-            model, normal, rows, starts, window=WINDOW, batch_size=batch_size
+            model, gaussian, rows, starts, window=WINDOW, batch_size=batch_size
         )
 
     assert batch_mesh(16) is None and batch_mesh(128).size == 8
@@ -191,7 +187,7 @@ def run(code, **environment):
 
 def test_the_program_takes_a_device_a_core_unless_told_otherwise(tmp_path):
     code = (
-        "from kdjax.devices import *; use_all_cores(); keep_compiled(); import jax;"
+        "from kdjax.training.sharding import *; use_all_cores(); keep_compiled(); import jax;"
         "print(len(jax.local_devices()), jax.config.jax_compilation_cache_dir)"
     )
     cache = {"XDG_CACHE_HOME": str(tmp_path)}

@@ -68,7 +68,7 @@ def test_method_begins_with_the_tables_of_the_ablation(
     rows = json.loads((ROOT / "docs" / "results" / "ablation.json").read_text("utf-8"))
     assert len(rows) == 11 * 2
     head = (ROOT / "docs" / "method.md").read_text("utf-8").split("\n## ")[0]
-    for parts in {row["parts"] for row in rows}:
+    for parts in {row["components"] for row in rows}:
         table = ablation.table(rows, parts)
         assert len(table.splitlines()) == 2 + 11
         assert table in head

@@ -20,11 +20,10 @@ from sklearn.utils.estimator_checks import check_estimator, estimator_checks_gen
 
 from kdjax.data.series import Series
 from kdjax.detection.storage import load_detector, save_detector
-from kdjax.detection.table import score_events, score_table
-from kdjax.detection.threshold import conformal
+from kdjax.detection.tables import score_events, score_table
+from kdjax.detection.thresholds import conformal_threshold_of
 from kdjax.errors import ArtifactError, ConfigError, DataError
-from kdjax.estimator import EXPECTED_FAILED_CHECKS, KDDetector
-from kdjax.estimator.parameters import FIELDS
+from kdjax.estimator import EXPECTED_FAILED_CHECKS, FIELDS, KDDetector
 
 QUICKSTART = Path(__file__).parent.parent / "docs" / "quickstart.md"
 
@@ -67,7 +66,7 @@ def framed(values, start="2026-01-01"):
 
 
 @pytest.fixture(scope="module")
-def control():
+def baseline():
     return made().fit(framed(waves(600)))
 
 
@@ -146,7 +145,7 @@ def test_scores_are_mahalanobis_distances_of_the_latest_window(faulty):
     # And τ is the conformal rank of the calibration windows' scores.
     clean = moments.mahalanobis(train[510:])
     scores = np.array([clean[start : start + 8].max() for start in range(83)])
-    tau = conformal(scores, rate=0.1).tau
+    tau = conformal_threshold_of(scores, rate=0.1).tau
     assert detector.threshold_ == pytest.approx(tau, rel=1e-3)
 
 
@@ -161,18 +160,18 @@ def _validation_covariance(train):
     )
 
 
-def test_predictions_are_scores_above_the_threshold(control, faulty):
-    scores = control.decision_function(faulty)
-    predicted = control.predict(faulty)
+def test_predictions_are_scores_above_the_threshold(baseline, faulty):
+    scores = baseline.decision_function(faulty)
+    predicted = baseline.predict(faulty)
     assert scores.shape == predicted.shape == (200,)
-    np.testing.assert_array_equal(predicted, scores > control.threshold_)
+    np.testing.assert_array_equal(predicted, scores > baseline.threshold_)
     assert predicted[102:110].all() and set(predicted) == {0, 1}
     assert np.isfinite(scores).all()
     np.testing.assert_array_equal(
-        control.labels_, control.decision_scores_ > control.threshold_
+        baseline.labels_, baseline.decision_scores_ > baseline.threshold_
     )
     np.testing.assert_array_equal(
-        control.decision_scores_, control.decision_function(framed(waves(600)))
+        baseline.decision_scores_, baseline.decision_function(framed(waves(600)))
     )
 
 
@@ -185,19 +184,21 @@ def test_predictions_are_the_alarms_of_the_score_table(student, faulty):
     scores = student.decision_function(faulty)
     np.testing.assert_array_equal(scores[7:], table["window_score"][7:])
     assert (scores[:7] == scores[7]).all()
-    blame = student.explain(faulty)
-    assert list(blame.columns) == ["load", "heat"] and blame.index.equals(faulty.index)
-    np.testing.assert_allclose(blame.sum(axis=1), table["score"], rtol=1e-4)
+    attribution = student.explain(faulty)
+    assert list(attribution.columns) == ["load", "heat"] and attribution.index.equals(
+        faulty.index
+    )
+    np.testing.assert_allclose(attribution.sum(axis=1), table["score"], rtol=1e-4)
     events = student.detect(faulty)
     whole = score_events(student.detector_, series, table, entity="X")
     assert events.iloc[-1].tolist() == whole.drop(columns="entity").iloc[-1].tolist()
 
 
-def test_events_hold_the_rows_that_are_predicted(control, faulty):
+def test_events_hold_the_rows_that_are_predicted(baseline, faulty):
     faulty.iloc[:5, 1] += 6  # in the first window, which ends at row 7
-    (first, last) = control.detect(faulty).itertuples()
+    (first, last) = baseline.detect(faulty).itertuples()
     assert (first.start, first.end) == (faulty.index[0], faulty.index[12])
-    predicted = control.predict(faulty)
+    predicted = baseline.predict(faulty)
     assert predicted[:13].all() and not predicted[13:90].any()
     assert faulty.index[100] <= last.peak < faulty.index[110]
     assert last.channels.startswith("heat")
@@ -230,7 +231,7 @@ def test_a_new_threshold_needs_no_training(faulty):
     detector.set_params(false_alarm_rate=0.1).calibrate(clean)
     starts = [*range(0, 193, 2)]
     ends = detector.set_params().decision_function(clean)[np.array(starts) + 7]
-    assert detector.threshold_ == conformal(ends, rate=0.1).tau
+    assert detector.threshold_ == conformal_threshold_of(ends, rate=0.1).tau
     assert detector.detector_.model is model
     with pytest.raises(AttributeError, match="threshold_"):
         detector.threshold_ = 3.0
@@ -241,33 +242,33 @@ def test_a_new_threshold_needs_no_training(faulty):
 # Rows of all kinds.
 
 
-def test_arrays_and_frames_give_the_same(control):
+def test_arrays_and_frames_give_the_same(baseline):
     values = waves(120, seed=2)
     from_array = made().fit(waves(600))
     np.testing.assert_array_equal(
         from_array.decision_function(values),
-        control.decision_function(pd.DataFrame(values, columns=["load", "heat"])),
+        baseline.decision_function(pd.DataFrame(values, columns=["load", "heat"])),
     )
-    assert control.feature_names_in_.tolist() == ["load", "heat"]
+    assert baseline.feature_names_in_.tolist() == ["load", "heat"]
     assert not hasattr(from_array, "feature_names_in_")
     assert from_array.explain(values).columns.tolist() == ["channel_1", "channel_2"]
     assert from_array.detect(values + 9)["start"].tolist() == [0]
 
 
-def test_no_window_crosses_a_gap_and_no_row_without_a_score_is_normal(control):
+def test_no_window_crosses_a_gap_and_no_row_without_a_score_is_normal(baseline):
     frame = framed(waves(60, seed=3))
     late = frame.index[30:] + pd.Timedelta(hours=1)
     frame.index = frame.index[:30].append(late)
-    whole = control.decision_function(frame)
-    parts = [control.decision_function(part) for part in (frame[:30], frame[30:])]
+    whole = baseline.decision_function(frame)
+    parts = [baseline.decision_function(part) for part in (frame[:30], frame[30:])]
     np.testing.assert_array_equal(whole, np.concatenate(parts))
     short = frame[25:]  # five rows, a gap, thirty rows
-    scores = control.decision_function(short)
+    scores = baseline.decision_function(short)
     assert np.isnan(scores[:5]).all() and np.isfinite(scores[5:]).all()
     with pytest.raises(
         DataError, match="5 of 35 rows have no score, the first is row 1"
     ):
-        control.predict(short)
+        baseline.predict(short)
 
 
 def test_missing_cells_are_refused_filled_or_masked(caplog):
@@ -290,9 +291,9 @@ def test_missing_cells_are_refused_filled_or_masked(caplog):
     assert "14 of 60 rows have no score" in caplog.text
 
 
-def test_rows_that_cannot_be_used_say_so(control):
+def test_rows_that_cannot_be_used_say_so(baseline):
     with pytest.raises(DataError, match="7 rows and no stretch .* window of 8 rows"):
-        control.predict(framed(waves(7)))
+        baseline.predict(framed(waves(7)))
     with pytest.raises(
         DataError, match="longest train series has 9 rows, data.window=8"
     ):
@@ -304,9 +305,9 @@ def test_rows_that_cannot_be_used_say_so(control):
     with pytest.raises(ValueError, match="X has 1 features, but KDDetector"):
         made().fit(waves(600)).predict(waves(50)[:, :1])
     with pytest.raises(ValueError, match="same order"):
-        control.predict(framed(waves(50))[["heat", "load"]])
+        baseline.predict(framed(waves(50))[["heat", "load"]])
     with pytest.raises(DataError, match="row 2 of the index is at 2026-01-01 00:48"):
-        control.predict(framed(waves(50))[::-1])
+        baseline.predict(framed(waves(50))[::-1])
     twice = pd.DataFrame(waves(600), columns=["load", "load"])
     with pytest.raises(DataError, match="share a name"):
         made().fit(twice)
@@ -381,20 +382,20 @@ def test_any_callable_can_teach():
         return jumps(windows)
 
     parameters = {**TINY, "alpha": 1.0, "student_epochs": 6}
-    taught = KDDetector(**parameters).fit(rows, teachers=[watched])
+    distilled = KDDetector(**parameters).fit(rows, teachers=[watched])
     scaled = np.concatenate(seen).reshape(-1, 2)
     # The fit rows, 70 % of all, scaled to [0, 1].
     assert scaled.min() == pytest.approx(0, abs=1e-6)
     assert scaled.max() == pytest.approx(1, abs=1e-6)
     assert {windows.shape[1:] for windows in seen} == {(8, 2)}
-    assert taught.teacher_ is None
-    assert taught.detector_.card["settings"]["distill"]["target"] == "scores"
+    assert distilled.teacher_ is None
+    assert distilled.detector_.card["settings"]["distill"]["target"] == "scores"
     other = KDDetector(**parameters).fit(rows, teachers=[quiet])
     # What they learned shows where no label has been: their errors follow their teacher.
     steps = jumps(rows[None])[0]
     follows = [
         scipy.stats.spearmanr(found.explain(rows).sum(axis=1), steps).statistic
-        for found in (taught, other)
+        for found in (distilled, other)
     ]
     assert follows[0] > follows[1] + 0.1
 
@@ -445,8 +446,8 @@ def test_a_saved_detector_comes_back(tmp_path, student, faulty):
     save_detector(tmp_path / "teacher", student.teacher_)
     # The same student, though a teacher trained anew would have stopped sooner.
     teacher = KDDetector.load(tmp_path / "teacher").set_params(teacher_epochs=1)
-    taught = teacher.distill(framed(waves(400)), student_hidden=(3,))
-    np.testing.assert_array_equal(taught.decision_scores_, student.decision_scores_)
+    distilled = teacher.distill(framed(waves(400)), student_hidden=(3,))
+    np.testing.assert_array_equal(distilled.decision_scores_, student.decision_scores_)
     with pytest.raises(ArtifactError, match="is no folder"):
         KDDetector.load(tmp_path / "nowhere")
     with pytest.raises(NotFittedError):

@@ -12,7 +12,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from kdjax.errors import DataError
-from kdjax.evaluation.metrics import UndefinedMetricWarning, affiliation
+from kdjax.metrics import UndefinedMetricWarning, affiliation
 
 ORACLES = json.loads(
     (Path(__file__).parent / "data" / "metric_oracles.json").read_text("utf-8")

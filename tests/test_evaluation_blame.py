@@ -9,8 +9,8 @@ import pytest
 from sklearn.metrics import ndcg_score
 
 from kdjax.errors import DataError
-from kdjax.evaluation.blame import hit_rate, ndcg
-from kdjax.evaluation.metrics import UndefinedMetricWarning
+from kdjax.metrics import UndefinedMetricWarning
+from kdjax.metrics.attributions import hit_rate, ndcg
 
 DOCS = Path(__file__).parent.parent / "docs"
 

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import f1_score, precision_score
 
 from kdjax.errors import ConfigError, DataError
-from kdjax.evaluation.adjusted import adjusted_f1_of
-from kdjax.evaluation.metrics import (
+from kdjax.metrics import (
     UndefinedMetricWarning,
     detection_delay,
     event_f1,
@@ -22,6 +21,7 @@ from kdjax.evaluation.metrics import (
     point_adjusted_f1,
     precision_recall_f1,
 )
+from kdjax.metrics.point_adjusted import adjusted_f1_of
 
 ORACLES = json.loads(
     (Path(__file__).parent / "data" / "metric_oracles.json").read_text("utf-8")

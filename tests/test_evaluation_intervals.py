@@ -12,7 +12,7 @@ from kdjax.errors import DataError
 from kdjax.evaluation import intervals
 from kdjax.evaluation.intervals import (
     BEST_CONTROL,
-    best_control,
+    best_baseline,
     compare,
     interval_rows,
     mean_interval,
@@ -281,12 +281,12 @@ def test_paired_rows_by_hand():
         *five("student", 0.43),
         *five("student", 0.2, threshold="pot"),
         *five("student_alone", 0.38),
-        *five("before", 0.9),  # no control
+        *five("previous", 0.9),  # no control
         *five("pca", 0.1),
         *five("difference", 0.3),
     ]
     found = paired_rows(rows)
-    names = [(r["model"], r["against"], r["control"], r["threshold"]) for r in found]
+    names = [(r["model"], r["against"], r["baseline"], r["threshold"]) for r in found]
     assert names == [
         ("student", "teacher", None, "oracle"),
         ("student", "student_alone", None, "oracle"),
@@ -326,7 +326,7 @@ def test_the_best_control_is_found_for_each_metric_and_threshold():
             r["metric"],
             r["level"],
             r["threshold"],
-            r["control"],
+            r["baseline"],
             round(r["difference"], 9),
         )
         for r in found
@@ -336,5 +336,5 @@ def test_the_best_control_is_found_for_each_metric_and_threshold():
         ("average_precision", "point", "oracle", "mahalanobis", 0.1),
         ("vus_pr", "point", "oracle", "random", 0.4),
     ]
-    assert best_control(five("teacher", 0.1), **F1) is None
-    assert best_control(rows_of("pca", None), **F1) is None
+    assert best_baseline(five("teacher", 0.1), **F1) is None
+    assert best_baseline(rows_of("pca", None), **F1) is None

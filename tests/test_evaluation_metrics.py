@@ -14,9 +14,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sklearn_metrics
 
+from kdjax import metrics
 from kdjax.errors import DataError
-from kdjax.evaluation import metrics
-from kdjax.evaluation.metrics import (
+from kdjax.metrics import (
     Counts,
     UndefinedMetricWarning,
     auc_roc,
@@ -247,7 +247,7 @@ def test_unusable_predictions_are_refused():
 def test_the_import_is_light():
     heavy = ["jax", "matplotlib", "rich", "sklearn", "pandas"]
     code = (
-        "import sys, kdjax.evaluation.metrics; "
+        "import sys, kdjax.metrics; "
         f"print([name for name in {heavy} if name in sys.modules])"
     )
     done = subprocess.run(

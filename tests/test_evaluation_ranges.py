@@ -11,7 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from kdjax.errors import ConfigError, DataError
-from kdjax.evaluation.metrics import UndefinedMetricWarning, range_precision_recall
+from kdjax.metrics import UndefinedMetricWarning, range_precision_recall
 
 ORACLES = json.loads(
     (Path(__file__).parent / "data" / "metric_oracles.json").read_text("utf-8")

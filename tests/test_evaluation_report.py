@@ -19,9 +19,9 @@ from kdjax.evaluation.rows import (
     result_rows,
     unlabelled_rows,
 )
+from kdjax.evaluation.summary import summarise
 from kdjax.evaluation.tables import table_cells
 from kdjax.evaluation.timelines import Heat, Timeline
-from kdjax.evaluation.verdict import verdict
 
 EVIL = "<script>alert('x')</script>\"&"
 VOID = {"meta", "img", "source", "input"}
@@ -33,7 +33,7 @@ class Page(HTMLParser):
     def __init__(self, text):
         super().__init__()
         self.tags, self.attributes, self.cells, self.stack = [], [], [], []
-        self.feed(text)
+        self.batch_source(text)
         assert self.stack == []
 
     def handle_starttag(self, tag, attrs):
@@ -176,7 +176,7 @@ def test_a_browser_opens_it_without_a_complaint(written, tmp_path):
     shown = Page(done.stdout)
     assert shown.tags.count("svg") == len(TIMELINES)
     assert not set(shown.tags) & {"script", "link"}
-    assert html.escape(verdict(RESULTS), quote=False) in done.stdout
+    assert html.escape(summarise(RESULTS), quote=False) in done.stdout
 
 
 def test_names_are_escaped(text):
@@ -203,7 +203,7 @@ def test_entities_have_their_numbers_and_the_first_ones_are_unfolded(text):
 
 
 def test_verdict_settings_versions_and_notes_are_there(text):
-    assert html.escape(verdict(RESULTS)) in text
+    assert html.escape(summarise(RESULTS)) in text
     assert "pooled τ" in text
     assert "&quot;jax&quot;: &quot;0.10.2&quot;" in text
     assert "&quot;seed&quot;: 3" in text

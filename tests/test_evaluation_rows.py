@@ -7,7 +7,17 @@ import numpy as np
 import pytest
 
 from kdjax.errors import ConfigError, DataError
-from kdjax.evaluation.metrics import (
+from kdjax.evaluation.rows import (
+    LEVELS,
+    METRICS,
+    POINT_METRICS,
+    EntityScores,
+    per_entity_rows,
+    result_rows,
+    unlabelled_rows,
+)
+from kdjax.evaluation.samples import in_order, relative_scores
+from kdjax.metrics import (
     affiliation,
     detection_delay,
     event_f1,
@@ -18,17 +28,6 @@ from kdjax.evaluation.metrics import (
     vus_pr,
     vus_roc,
 )
-from kdjax.evaluation.rows import (
-    LEVELS,
-    METRICS,
-    POINT_METRICS,
-    EntityScores,
-    per_entity_rows,
-    result_rows,
-    unlabelled_rows,
-)
-from kdjax.evaluation.samples import relative_scores
-from kdjax.evaluation.series import in_order
 
 A = EntityScores(
     entity="a",
@@ -467,12 +466,12 @@ def test_labels_that_do_not_fit_are_refused():
 
 
 def test_a_following_threshold_has_rows_of_its_own():
-    a = A._replace(followed=np.array([8.0, 5.0, 4.0, math.inf]))
-    b = B._replace(followed=np.array([3.0, 1.0, 9.0]))
+    a = A._replace(rolling_tau=np.array([8.0, 5.0, 4.0, math.inf]))
+    b = B._replace(rolling_tau=np.array([3.0, 1.0, 9.0]))
     rows = [
         row
         for row in result_rows("m", 1, [a, b], method="conformal")
-        if row["threshold"] == "following"
+        if row["threshold"] == "rolling"
     ]
     assert [row["scope"] for row in rows] == ["pooled", "per_entity_mean"]
     assert {row["level"] for row in rows} == {"window"}
@@ -483,7 +482,7 @@ def test_a_following_threshold_has_rows_of_its_own():
     own = [
         row
         for row in per_entity_rows("m", [a, b], levels=LEVELS)
-        if row["threshold"] == "following"
+        if row["threshold"] == "rolling"
     ]
     assert [(row["entity"], row["f1"]) for row in own] == [("a", 0.5), ("b", 0.0)]
     assert own[0]["notes"]["tau"] == "it moves"
@@ -492,7 +491,7 @@ def test_a_following_threshold_has_rows_of_its_own():
 
 
 def test_no_following_threshold_unless_all_have_one():
-    a = A._replace(followed=np.ones(4))
+    a = A._replace(rolling_tau=np.ones(4))
     rows = result_rows("m", 1, [a, B])
     assert {row["threshold"] for row in rows} == {"oracle", "conformal"}
 
@@ -500,7 +499,7 @@ def test_no_following_threshold_unless_all_have_one():
 def test_scores_relative_to_a_threshold_keep_what_is_above_it():
     scores = np.array([0.0, 0.0, 2.0, 2.0, math.inf, math.inf, math.nan, 3.0])
     taus = np.array([0.0, 5.0, 0.0, math.inf, 2.0, math.inf, 1.0, 3.0])
-    own = A._replace(window_scores=scores, followed=taus)
+    own = A._replace(window_scores=scores, rolling_tau=taus)
     found = relative_scores(own)
     assert found.threshold == 1.0
     np.testing.assert_array_equal(found.window_scores > 1, scores > taus)

@@ -20,13 +20,13 @@ from kdjax.evaluation.sheets import (
     digest_sheet,
     entity_sheet,
     false_alarm_sheet,
-    following_sheet,
     inflated_sheet,
     interval_text,
     intervals_sheet,
     paired_sheet,
     points_sheet,
     results_sheet,
+    rolling_sheet,
     sheets,
     training_sheet,
 )
@@ -129,7 +129,7 @@ def test_means_stand_with_their_intervals():
 def difference(against="teacher", **changes):
     return {
         "model": "student", "against": against, "threshold": "oracle",
-        "level": "window", "metric": "f1", "control": None, "difference": -0.0123,
+        "level": "window", "metric": "f1", "baseline": None, "difference": -0.0123,
         "low": -0.051, "high": 0.0264, "entities": 13, "reason": "",
     } | changes  # fmt: skip
 
@@ -139,7 +139,7 @@ def test_differences_have_signs_and_name_the_control():
     sheet = paired_sheet(
         [
             difference(),
-            difference("best control", control="pca", threshold="conformal"),
+            difference("best control", baseline="pca", threshold="conformal"),
             difference(metric="vus_pr", level="point", reason="too few", **nothing),
             difference(threshold="another rule"),
             difference("student_alone", difference=0.25),
@@ -302,7 +302,7 @@ class Cells(HTMLParser):
     def __init__(self, text):
         super().__init__()
         self.rows, self.spans, self.inside = [], [], False
-        self.feed(text)
+        self.batch_source(text)
 
     def handle_starttag(self, tag, attrs):
         if tag == "tr":
@@ -397,19 +397,19 @@ def test_words_of_several_lines_stay_a_comment(words):
 
 
 def test_a_following_threshold_has_a_table_where_it_was_asked_for():
-    assert following_sheet(RESULTS) is None
+    assert rolling_sheet(RESULTS) is None
     rows = [
         {
-            "model": model, "parameters": 9, "threshold": "following", "scope": scope,
+            "model": model, "parameters": 9, "threshold": "rolling", "scope": scope,
             "level": "window", "auc_roc": None, "average_precision": None, "notes": {},
             "precision": 0.5, "recall": 0.25, "f1": 1 / 3, "alarm_rate": 0.125,
         }
         for model in ("teacher", "student")
         for scope in ("pooled", "per_entity_mean")
     ]  # fmt: skip
-    shares = {"settings": {"threshold": {"following_share": 0.1}}}
+    shares = {"settings": {"threshold": {"rolling_share": 0.1}}}
     found = {**RESULTS, **shares, "rows": [*RESULTS["rows"], *rows]}
-    sheet = following_sheet(found)
+    sheet = rolling_sheet(found)
     assert sheet.lines[:2] == (
         ("teacher", "0.500", "0.250", "0.333", "0.333", "0.125"),
         ("student", "0.500", "0.250", "0.333", "0.333", "0.125"),
@@ -418,4 +418,4 @@ def test_a_following_threshold_has_a_table_where_it_was_asked_for():
     assert "for 0.1 of them" in sheet.words and sheet in sheets(found)
     for row in rows:
         row["f1"] = None  # no labels
-    assert following_sheet(found) is None
+    assert rolling_sheet(found) is None

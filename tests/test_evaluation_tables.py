@@ -6,6 +6,7 @@ import io
 import pytest
 from rich.console import Console
 
+from kdjax.evaluation.summary import CAUTION, summarise
 from kdjax.evaluation.tables import (
     alarm_rates,
     caption,
@@ -20,7 +21,6 @@ from kdjax.evaluation.tables import (
     unlabelled_table,
     value,
 )
-from kdjax.evaluation.verdict import CAUTION, verdict
 
 GRID = [
     (threshold, scope, level)
@@ -166,7 +166,7 @@ def test_entities_are_counted(entities, text):
 
 
 def test_the_verdict_names_the_best_and_compares_with_the_controls():
-    text = verdict(
+    text = summarise(
         make_results(teacher=(0.4, 0.3), student=(0.37, 0.32), pca=(0.3, 0.36))
     )
     assert (
@@ -183,7 +183,7 @@ def test_the_verdict_names_the_best_and_compares_with_the_controls():
 
 
 def test_the_verdict_calls_near_values_equal():
-    text = verdict(
+    text = summarise(
         make_results(
             teacher=(0.4, 0.3),
             student=(0.395, 0.3),
@@ -203,14 +203,14 @@ def test_the_verdict_calls_near_values_equal():
 
 
 def test_the_verdict_admits_a_worse_student():
-    text = verdict(make_results(student=(0.2, 0.2), student_alone=(0.3, 0.3)))
+    text = summarise(make_results(student=(0.2, 0.2), student_alone=(0.3, 0.3)))
     assert "0.100 below (0.200 against 0.300" in text
     assert "control" not in text
     assert "teacher" not in text
 
 
 def test_the_verdict_gives_the_size_of_the_student():
-    text = verdict(make_results(teacher=(0.4, 0.3), student=(0.39, 0.2)))
+    text = summarise(make_results(teacher=(0.4, 0.3), student=(0.39, 0.2)))
     assert (
         "The student has 43% of the teacher's parameters (482,601 of 1,124,201) and a "
         "mean F1 of 0.390 against 0.400"
@@ -218,7 +218,7 @@ def test_the_verdict_gives_the_size_of_the_student():
 
 
 def test_the_verdict_on_data_without_labels():
-    text = verdict(make_results(teacher=(None, None), student=(None, None)))
+    text = summarise(make_results(teacher=(None, None), student=(None, None)))
     assert text.startswith("No F1 is defined on this test data")
     assert "best" not in text
 

@@ -15,8 +15,8 @@ from kdjax.evaluation.rows import (
     unlabelled_rows,
 )
 from kdjax.evaluation.sheets import sheets
+from kdjax.evaluation.summary import summarise
 from kdjax.evaluation.text_report import csv_lines, markdown_report, write_texts
-from kdjax.evaluation.verdict import verdict
 
 EVIL = "<script>|x"
 
@@ -95,7 +95,7 @@ def test_markdown_says_what_the_page_says(folder):
     text = (folder / "report.md").read_text("utf-8")
     assert text == markdown_report(RESULTS)
     assert text.startswith("# Anomaly detection on plant\n\n2 entities · 12,345 train")
-    assert markdown_text(verdict(RESULTS)) in text
+    assert markdown_text(summarise(RESULTS)) in text
     assert "- \\<script>\\|x: pooled τ" in text and "<script" not in text.replace(
         "\\<", ""
     )

@@ -8,8 +8,13 @@ import pytest
 
 from kdjax.errors import DataError
 from kdjax.evaluation.intervals import mean_interval, paired_rows
-from kdjax.evaluation.recommendation import agreement, recommend
-from kdjax.evaluation.verdict import CAUTION, ENTITIES_ONLY, verdict
+from kdjax.evaluation.summary import (
+    CAUTION,
+    ENTITIES_ONLY,
+    agreement,
+    recommend,
+    summarise,
+)
 
 PARAMETERS = {"teacher": 1000, "student": 100}
 
@@ -305,9 +310,9 @@ def test_the_verdict_begins_with_the_recommendation_and_does_not_repeat_it():
     results = make_results(
         COSTS, teacher=around(0.0), student=around(-0.05), pca=around(-0.005)
     )
-    before = verdict(results)
+    before = summarise(results)
     results["recommendation"] = recommend(results)
-    text = verdict(results)
+    text = summarise(results)
     assert text.startswith(
         results["recommendation"]["text"] + " With thresholds chosen"
     )
@@ -326,13 +331,13 @@ def test_the_verdict_begins_with_the_recommendation_and_does_not_repeat_it():
 def test_without_controls_nothing_more_is_said_of_label_free_thresholds():
     results = make_results(COSTS, teacher=around(0.0), student=around(-0.05))
     results["recommendation"] = recommend(results)
-    assert "With label-free" not in verdict(results)
+    assert "With label-free" not in summarise(results)
     # No recommendation names no best.
     results["recommendation"] = {"model": None, "text": "None.", "best": None}
-    assert verdict(results).startswith(
+    assert summarise(results).startswith(
         "None. With thresholds chosen on the test labels"
     )
-    assert "With label-free conformal thresholds, teacher has the best" in verdict(
+    assert "With label-free conformal thresholds, teacher has the best" in summarise(
         results
     )
 
@@ -340,13 +345,13 @@ def test_without_controls_nothing_more_is_said_of_label_free_thresholds():
 def test_without_labels_the_recommendation_stands_first():
     results = unlabelled({"student": 0.95})
     results["recommendation"] = recommend(results)
-    text = verdict(results)
+    text = summarise(results)
     assert text.startswith("Recommended: student")
     assert text.endswith("this run does not show how well any model detects.")
 
 
 def test_the_detector_from_before_is_no_control():
-    text = verdict(make_results(before=around(0.2), student=around(0.0)))
+    text = summarise(make_results(before=around(0.2), student=around(0.0)))
     assert "before has the best mean F1 over entities, 0.750." in text
     assert "control" not in text
 
@@ -364,7 +369,7 @@ def test_what_distillation_brought_has_its_interval():
     label_free = mean_interval(np.subtract(student, alone))
     chosen = mean_interval(np.subtract(student, around(0.002, 0.05)))
     assert label_free.low > 0 and chosen.low < 0 < chosen.high
-    text = verdict(results)
+    text = summarise(results)
     assert (
         "Compared with the same network trained alone, the distilled student is "
         "neither better nor worse (0.550 against 0.552, thresholds chosen on the test "
@@ -379,7 +384,7 @@ def test_what_distillation_brought_has_its_interval():
 def test_two_entities_give_the_reason_in_place_of_an_interval():
     results = make_results(student=[0.5, 0.6], student_alone=[0.3, 0.4])
     results["paired"] = paired_rows(results["entities"])
-    text = verdict(results)
+    text = summarise(results)
     assert (
         "0.200 above (0.550 against 0.350, label-free conformal thresholds; 2 entities "
         "are too few for an interval)."

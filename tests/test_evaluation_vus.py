@@ -12,7 +12,12 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from kdjax.errors import ConfigError, DataError
-from kdjax.evaluation.metrics import UndefinedMetricWarning, vus, vus_pr, vus_roc
+from kdjax.metrics import (
+    UndefinedMetricWarning,
+    vus,
+    vus_pr,
+    vus_roc,
+)
 
 ORACLES = json.loads(
     (Path(__file__).parent / "data" / "metric_oracles.json").read_text("utf-8")

@@ -9,21 +9,21 @@ import numpy as np
 import pytest
 
 from kdjax.data.scaler import Scaler
-from kdjax.detection.blame import blame_matrix
-from kdjax.detection.detector import Detector, explain_batches, normal_of
-from kdjax.detection.normal import Normal
+from kdjax.detection.attribution import attribution_matrix
+from kdjax.detection.detector import Detector, explain_batches, gaussian_of
+from kdjax.detection.gaussian import Gaussian
 from kdjax.detection.scores import window_scores
-from kdjax.detection.threshold import Threshold
+from kdjax.detection.thresholds import Threshold
 from kdjax.errors import ArtifactError, ConfigError
 from kdjax.models.autoencoder import Architecture, network
-from kdjax.models.residual import ResidualModel, join, parts_of
+from kdjax.models.residual import ResidualModel, components_of, join_models
 
 onnx = pytest.importorskip("onnx", reason="needs the extra onnx")
 onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra onnx")
 
 from kdjax.export import container
-from kdjax.export.detector import onnx_file
-from kdjax.export.scorer import SEAL, load_onnx, verify_onnx
+from kdjax.export.onnx import onnx_file
+from kdjax.export.onnx_scorer import SEAL, load_onnx, verify_onnx
 from kdjax.export.stablehlo import load_stablehlo, stablehlo_file
 
 D, L, TAU = 5, 14, 15.0
@@ -33,23 +33,23 @@ def make_detector(kind, architecture=None, *, count=0, seed=0):
     """A detector with random numbers everywhere, and other ones for the pooled entry."""
     rng = np.random.default_rng(seed)
 
-    def normal(*shape, scale=1.0):
+    def gaussian(*shape, scale=1.0):
         return rng.normal(scale=scale, size=shape).astype(np.float32)
 
     def part_of(kind):
         params = {}
         if kind == "autoencoder":
             init = network(architecture).init(jax.random.key(seed))
-            params = jax.tree.map(lambda leaf: normal(*leaf.shape, scale=0.5), init)
+            params = jax.tree.map(lambda leaf: gaussian(*leaf.shape, scale=0.5), init)
         if kind == "pca":
-            components = np.linalg.qr(normal(D, 2))[0].T
-            params = {"mean": normal(D), "components": components}
+            components = np.linalg.qr(gaussian(D, 2))[0].T
+            params = {"mean": gaussian(D), "components": components}
         if kind == "kmeans":
-            params = {"centres": normal(9, L, D)}
+            params = {"centres": gaussian(9, L, D)}
         return ResidualModel(kind, params, architecture if params else None)
 
-    model = join([part_of(name) for name in parts_of(kind)])
-    width = D * len(parts_of(kind))
+    model = join_models([part_of(name) for name in components_of(kind)])
+    width = D * len(components_of(kind))
     thresholds = tuple(
         Threshold(tau, "conformal", 0.1, 20, 19, "own") for tau in (TAU, 2 * TAU)
     )
@@ -61,10 +61,10 @@ def make_detector(kind, architecture=None, *, count=0, seed=0):
         allowed_points=count,
         max_gap=5.0,
         entities=("a",),
-        scalers=Scaler(normal(2, D), rng.uniform(0.5, 2, (2, D)).astype(np.float32)),
-        normals=Normal(
-            normal(2, width, scale=0.1),
-            normal(2, width, width, scale=0.5) + 2 * np.eye(width, dtype="f"),
+        scalers=Scaler(gaussian(2, D), rng.uniform(0.5, 2, (2, D)).astype(np.float32)),
+        gaussians=Gaussian(
+            gaussian(2, width, scale=0.1),
+            gaussian(2, width, width, scale=0.5) + 2 * np.eye(width, dtype="f"),
         ),
         thresholds=thresholds,
         card={},
@@ -89,8 +89,12 @@ def make_rows(what):
 def expected(detector, index, rows):
     """What kdjax says of the windows at stride 1."""
     starts = np.arange(len(rows) - L + 1)
-    blame = blame_matrix(normal_of(detector, index), method=detector.blame)
-    pieces = list(explain_batches(detector, index, rows, starts, blame=blame))
+    attribution = attribution_matrix(
+        gaussian_of(detector, index), method=detector.attribution
+    )
+    pieces = list(
+        explain_batches(detector, index, rows, starts, attribution=attribution)
+    )
     points = np.concatenate([piece.points for piece in pieces])
     parts = np.concatenate([piece.contributions for piece in pieces])
     largest = window_scores(points, count=detector.allowed_points)
@@ -121,8 +125,8 @@ ARCHITECTURES = [
     Architecture(D, (6, 4), "independent", "repeat", "sigmoid"),
     Architecture(D, (16,), "independent", "feedback", "linear"),
 ]
-CONTROLS = ["mahalanobis", "difference", "moving_average", "pca"]
-KINDS = [(kind, None) for kind in CONTROLS] + [
+BASELINES = ["mahalanobis", "difference", "moving_average", "pca"]
+KINDS = [(kind, None) for kind in BASELINES] + [
     ("autoencoder", architecture) for architecture in ARCHITECTURES
 ]
 KINDS += [

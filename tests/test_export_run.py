@@ -10,15 +10,15 @@ import pytest
 
 from kdjax.data.scaler import Scaler
 from kdjax.detection.detector import Detector
-from kdjax.detection.normal import Normal
+from kdjax.detection.gaussian import Gaussian
 from kdjax.detection.scores import window_scores
 from kdjax.detection.storage import save_detector
-from kdjax.detection.threshold import Threshold
+from kdjax.detection.thresholds import Threshold
 from kdjax.errors import ArtifactError, ConfigError
-from kdjax.export import check, run
-from kdjax.export.check import check_export
-from kdjax.export.run import export_file
-from kdjax.export.scorer import Scored, load_onnx
+from kdjax.export import files as check
+from kdjax.export import files as run
+from kdjax.export.files import check_export, export_file
+from kdjax.export.onnx_scorer import Scored, load_onnx
 from kdjax.models.autoencoder import Architecture, network
 from kdjax.models.residual import ResidualModel
 
@@ -118,7 +118,7 @@ def test_the_rows_that_the_detector_keeps_serve_by_default(
     three = [np.concatenate([field, field[:1]]) for field in small.scalers]
     kept = kept._replace(
         scalers=Scaler(*three),
-        normals=Normal(*(np.concatenate([f, f[:1]]) for f in small.normals)),
+        gaussians=Gaussian(*(np.concatenate([f, f[:1]]) for f in small.gaussians)),
         thresholds=(*small.thresholds, small.thresholds[0]),
     )
     monkeypatch.setattr(run, "load_detector", lambda folder: kept)
@@ -172,7 +172,7 @@ def test_flips_near_the_threshold_are_rounding_and_others_are_not(small):
     # e = x with W = 1 and μ = 0 on one channel in use: scores are squares.
     detector = small._replace(
         scalers=Scaler(np.zeros((2, 2), "f"), np.ones((2, 2), "f")),
-        normals=Normal(np.zeros((2, 2), "f"), np.stack([np.eye(2, dtype="f")] * 2)),
+        gaussians=Gaussian(np.zeros((2, 2), "f"), np.stack([np.eye(2, dtype="f")] * 2)),
     )
     values = np.zeros((12, 2), np.float32)
     values[3, 0] = np.sqrt(8 * 1.00005)  # alarms in the 4 windows that hold it
@@ -241,7 +241,7 @@ def test_the_effect_of_8_bits_is_measured_and_said(tmp_path, monkeypatch):
         5.0,
         ("a",),
         Scaler(np.zeros((2, 2), "f"), np.ones((2, 2), "f")),
-        Normal(np.zeros((2, 2), "f"), np.stack([np.eye(2, dtype="f")] * 2)),
+        Gaussian(np.zeros((2, 2), "f"), np.stack([np.eye(2, dtype="f")] * 2)),
         (tau, tau),
         {},
         reference=values,

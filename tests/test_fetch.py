@@ -7,8 +7,8 @@ import threading
 
 import pytest
 
-from kdjax.data import fetch
-from kdjax.data.fetch import SMD_URL, fetch_smd
+from kdjax.data import download as fetch
+from kdjax.data.download import SMD_URL, fetch_smd
 from kdjax.errors import DataError
 
 FILES = {

@@ -18,12 +18,18 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kdjax import fleet
 from kdjax.data.splits import cover_starts
 from kdjax.detection.storage import save_detector
 from kdjax.errors import ConfigError, DataError, KdjaxError
-from kdjax.fleet import Shard, find_files, parse_shard, score_fleet, shard_of
-from kdjax.scoring import score_file
+from kdjax.scoring import folders as fleet
+from kdjax.scoring.files import score_file
+from kdjax.scoring.folders import (
+    Shard,
+    find_files,
+    parse_shard,
+    score_fleet,
+    shard_of,
+)
 
 EXAMPLE = Path(__file__).parents[1] / "docs" / "examples" / "score_fleet.py"
 NAMES = (
@@ -259,7 +265,7 @@ def test_other_settings_score_all_again(score, plants, small, tmp_path, monkeypa
         {"contributions": True},
         {"entity": "a"},
         {"entity": "pooled"},
-        {"blame": "conditional"},
+        {"attribution": "conditional"},
         {"missing": "mask"},
         {"exclude": str(spans)},
         {},
@@ -274,11 +280,11 @@ def test_other_settings_score_all_again(score, plants, small, tmp_path, monkeypa
     assert ": 0 scored, 6 verified" in score(plants, exclude=str(moved))[1][-1]
     # Defaults spelt out are defaults.
     assert ": 6 scored" in score(plants)[1][-1]
-    plain = {"entity": None, "causal": False, "missing": "", "blame": ""}
+    plain = {"entity": None, "causal": False, "missing": "", "attribution": ""}
     assert ": 0 scored, 6 verified" in score(plants, **plain)[1][-1]
     save_detector(tmp_path / "detector", small._replace(card={"title": "another"}))
     assert ": 6 scored" in score(plants)[1][-1]
-    monkeypatch.setattr("kdjax.fleet.kdjax_version", lambda: "99")
+    monkeypatch.setattr("kdjax.scoring.folders.kdjax_version", lambda: "99")
     assert ": 6 scored" in score(plants)[1][-1]
 
 
@@ -302,7 +308,7 @@ def test_a_file_that_changes_meanwhile_has_no_record(score, plants, frame, monke
 # Kills this process at the rename of a number, before or after it.
 KILLED = """
 import os, signal, sys
-from kdjax.fleet import score_fleet
+from kdjax.scoring.folders import score_fleet
 plants, detector, output, number, when = sys.argv[1:]
 rename, count = os.replace, 0
 def replace(source, target):
@@ -368,7 +374,7 @@ def test_a_faulty_file_does_not_stop_the_others(score, plants, tmp_path):
     ("options", "said"),
     [
         ({"entity": "b"}, "knows no entity 'b'"),
-        ({"blame": "guess"}, "blame='guess' is unknown"),
+        ({"attribution": "guess"}, "blame='guess' is unknown"),
         ({"missing": "guess"}, "data.missing='guess' is unknown"),
     ],
 )
@@ -556,7 +562,7 @@ def example():
 def exported(tmp_path, small, frame):
     """The detector `small` as a file."""
     pytest.importorskip("onnx", reason="needs the extra onnx")
-    from kdjax.export.run import export_file
+    from kdjax.export.files import export_file
 
     save_detector(tmp_path / "kept", small._replace(reference=frame().to_numpy()))
     output, options = tmp_path / "d.onnx", {"format": "onnx", "entity": "pooled"}

@@ -19,22 +19,21 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from kdjax.artifacts import MANIFEST, verify_manifest, write_manifest
 from kdjax.cli import parse
-from kdjax.config import get_config, override, resolve, to_json
-from kdjax.data.files import load_files, read_table
+from kdjax.config import (
+    get_config,
+    override,
+    resolve,
+    to_json,
+)
 from kdjax.data.lines import read_lines
 from kdjax.data.raw import read_npz
+from kdjax.data.readers import load_files, read_table
 from kdjax.errors import ArtifactError, ConfigError, DataError
-from kdjax.streaming import stream_rows
-from kdjax.workdir import (
-    check_settings,
-    cut_lines,
-    read_results,
-)
-from kdjax.workdir import (
-    read_lines as read_log,
-)
+from kdjax.experiment.workdir import check_settings, cut_lines, read_results
+from kdjax.experiment.workdir import read_lines as read_log
+from kdjax.io.files import MANIFEST, verify_manifest, write_manifest
+from kdjax.scoring.streams import stream_rows
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = {"readers": 150, "configs": 60, "artifacts": 100, "stream": 150}

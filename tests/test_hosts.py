@@ -19,21 +19,21 @@ import jax
 import numpy as np
 import pytest
 
-from kdjax import hosts
-from kdjax.artifacts import MANIFEST, verify_manifest
 from kdjax.config import get_config, override, resolve
 from kdjax.data.prepared import prepare
 from kdjax.data.series import Dataset, Series
 from kdjax.detection.calibration import Rules, calibrate
-from kdjax.detection.moments import merge_all, merge_shares, moments_of
+from kdjax.detection.gaussian import merge_all, merge_shares, moments_of
 from kdjax.detection.storage import load_detector
-from kdjax.detection.threshold import Rule
-from kdjax.devices import place, training_mesh
+from kdjax.detection.thresholds import Rule
 from kdjax.errors import ConfigError, DataError
+from kdjax.experiment.pipeline import run
+from kdjax.experiment.workdir import locked
+from kdjax.io.files import MANIFEST, verify_manifest
 from kdjax.models.residual import ResidualModel
-from kdjax.pipeline import run
+from kdjax.training import hosts
 from kdjax.training.checkpoints import restore_checkpoint, save_checkpoint
-from kdjax.workdir import locked
+from kdjax.training.sharding import place, training_mesh
 
 ROOT = Path(__file__).parent.parent
 PATIENCE = 240  # seconds for a process to get anywhere, on a busy machine
@@ -87,7 +87,7 @@ def calibrated():
         allowed_points=1, floor=0.05, ridge=0.1, shrinkage="none",
         scope="per_entity", threshold=Rule("conformal", 0.1), trim=0.1, batch_size=16,
     )  # fmt: skip
-    return calibrate(ResidualModel("difference", {}), prepared, rules).normals
+    return calibrate(ResidualModel("difference", {}), prepared, rules).gaussians
 
 
 def bits(values):
@@ -106,13 +106,13 @@ def work(port, number, folder):
     said = {"who": [hosts.process(), hosts.processes(), hosts.is_first()]}
     said["share"] = hosts.share(list("abcde")), hosts.share(list("abcde"), first=3)
     said["gather"] = bits(hosts.gather(own_arrays(number)))
-    said["tell"] = hosts.tell(f"ünï{number}" * (1 + 99 * number))
+    said["tell"] = hosts.gather_texts(f"ünï{number}" * (1 + 99 * number))
     said["on_first"] = hosts.on_first(lambda: [number, None, "x"])
     hosts.barrier("here")
     said["moments"] = bits(merged_shares())
     said["normals"] = bits(calibrated())
     said |= checkpoints_of(folder, number)
-    with hosts.apart():
+    with hosts.working_alone():
         said["apart"] = [hosts.process(), hosts.processes(), training_mesh(64).size]
         save_checkpoint(folder / f"own-{number}", 1, tree(number), "{}")
         own = restore_checkpoint(folder / f"own-{number}", tree(0))
@@ -364,7 +364,7 @@ def changes(tmp_path_factory):
         "data.path": str(path), "data.window": 10, "data.stride": 5,
         "teacher.hidden": (3,), "teacher.epochs": 6, "student.hidden": (3,),
         "student.epochs": 6, "train.batch_size": 64, "train.log_every": 3,
-        "threshold.false_alarm_rate": 0.2, "controls": (),
+        "threshold.false_alarm_rate": 0.2, "baselines": (),
     }  # fmt: skip
 
 
@@ -423,7 +423,7 @@ def test_a_run_on_both_is_a_run_on_one(undisturbed, changes, tmp_path):
             load_detector(folder / "detectors" / name)
             for folder in (tmp_path / "alone", workdir)
         )
-        for a, b in zip(one.normals, other.normals, strict=True):
+        for a, b in zip(one.gaussians, other.gaussians, strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
         for tau, shared in zip(one.thresholds, other.thresholds, strict=True):
             assert shared.tau == pytest.approx(tau.tau, rel=1e-4)
@@ -518,7 +518,7 @@ def test_alone_everything_is_as_it_was():
     assert hosts.share([1, 2, 3]) == [1, 2, 3]
     values = {"a": np.ones(2)}
     assert hosts.gather(values) == [values] and hosts.gather(values)[0] is values
-    assert hosts.tell("x") == ["x"]
+    assert hosts.gather_texts("x") == ["x"]
     marker = object()
     assert hosts.on_first(lambda: marker) is marker
     hosts.barrier("nobody")

@@ -9,10 +9,10 @@ from kdjax.data.scaler import Scaler, apply_scaler
 from kdjax.data.series import Dataset, Series
 from kdjax.detection.calibration import Rules
 from kdjax.detection.detector import score_scaled
-from kdjax.detection.normal import Normal
-from kdjax.detection.threshold import Rule
-from kdjax.inspection import WORST, inspect_training
-from kdjax.judgement import judge
+from kdjax.detection.gaussian import Gaussian
+from kdjax.detection.thresholds import Rule
+from kdjax.evaluation.evaluate import evaluate_models
+from kdjax.evaluation.inspection import WORST, inspect_training
 from kdjax.models.residual import ResidualModel
 
 WINDOW, STRIDE, ROWS = 10, 5, 400
@@ -39,17 +39,17 @@ def inspected():
         Dataset("plant", train, ()), window=WINDOW, stride=STRIDE, max_gap=5.0,
         validation=0.15, calibration=0.15, scaler="zscore",
     )  # fmt: skip
-    judged = judge(
+    evaluated = evaluate_models(
         {"student": ResidualModel("difference", {})},
         prepared,
         RULES,
         min_anomalous_points=1,
         console=Console(quiet=True),
     )["student"]
-    return prepared, judged, inspect_training(judged, prepared, RULES)
+    return prepared, evaluated, inspect_training(evaluated, prepared, RULES)
 
 
-def points_of(prepared, judged, place):
+def points_of(prepared, evaluated, place):
     """Starts of all windows of an entity's parts, and their point scores."""
     entity = prepared.entities[place]
     starts = np.concatenate(
@@ -60,10 +60,10 @@ def points_of(prepared, judged, place):
         ]
     )
     points = score_scaled(
-        judged.model,
-        Normal(*(field[place] for field in judged.calibration.normals)),
+        evaluated.model,
+        Gaussian(*(field[place] for field in evaluated.calibration.gaussians)),
         apply_scaler(
-            Scaler(*(field[place] for field in judged.calibration.scalers)),
+            Scaler(*(field[place] for field in evaluated.calibration.scalers)),
             entity.train.values,
         ),
         starts,
@@ -75,8 +75,8 @@ def points_of(prepared, judged, place):
 
 @pytest.mark.parametrize("place", [0, 1])
 def test_rows_have_the_mean_over_their_windows(inspected, place):
-    prepared, judged, found = inspected
-    starts, points = points_of(prepared, judged, place)
+    prepared, evaluated, found = inspected
+    starts, points = points_of(prepared, evaluated, place)
     total, count = np.zeros(ROWS), np.zeros(ROWS)
     for start, scores in zip(starts, points.astype(np.float64), strict=True):
         total[start : start + WINDOW] += scores
@@ -88,8 +88,8 @@ def test_rows_have_the_mean_over_their_windows(inspected, place):
 
 @pytest.mark.parametrize("place", [0, 1])
 def test_the_worst_windows_are_the_highest_that_share_no_row(inspected, place):
-    prepared, judged, found = inspected
-    starts, points = points_of(prepared, judged, place)
+    prepared, evaluated, found = inspected
+    starts, points = points_of(prepared, evaluated, place)
     second = np.sort(points, axis=1)[:, -2].astype(float)  # one point may lie above τ
     wanted = []
     for start, score in sorted(zip(starts, second, strict=True), key=lambda w: -w[1]):
@@ -98,7 +98,7 @@ def test_the_worst_windows_are_the_highest_that_share_no_row(inspected, place):
     worst = found[place].worst
     assert len(worst) == WORST
     assert [w["score"] for w in worst] == [score for _, score in wanted[:WORST]]
-    tau = judged.calibration.thresholds[place].tau
+    tau = evaluated.calibration.thresholds[place].tau
     assert [w["above"] for w in worst] == [s > tau for _, s in wanted[:WORST]]
     assert {w["entity"] for w in worst} == {found[place].entity}
 
@@ -136,14 +136,14 @@ def test_numbers_of_time_are_told_as_such_and_an_overflow_comes_first():
         Dataset("plant", (train,), ()), window=WINDOW, stride=STRIDE, max_gap=5.0,
         validation=0.15, calibration=0.15, scaler="none",
     )  # fmt: skip
-    judged = judge(
+    evaluated = evaluate_models(
         {"student": ResidualModel("mahalanobis", {})},
         prepared,
         RULES._replace(allowed_points=0),
         min_anomalous_points=1,
         console=Console(quiet=True),
     )["student"]
-    (found,) = inspect_training(judged, prepared, RULES._replace(allowed_points=0))
+    (found,) = inspect_training(evaluated, prepared, RULES._replace(allowed_points=0))
     first = found.worst[0]
     assert (first["score"], first["above"]) == (None, True)
     assert first["start"] <= 25.0 <= first["end"] == first["start"] + 4.5

@@ -9,25 +9,29 @@ import pandas as pd
 import pytest
 
 from kdjax.config import get_config, override
-from kdjax.controls import CLUSTERED, fit_control, fit_parts
 from kdjax.data.series import Series
 from kdjax.detection.storage import load_detector
-from kdjax.detection.stream_jax import stream_detector
-from kdjax.detection.table import score_table
+from kdjax.detection.streaming_jax import stream_detector
+from kdjax.detection.tables import score_table
 from kdjax.errors import ConfigError
-from kdjax.models.residual import part
-from kdjax.pipeline import count_networks, load_dataset, prepare_dataset, run
-from kdjax.sweep.design import make_design
-from kdjax.sweep.run import run_sweep
-from kdjax.trainings import lesson_targets, student_training, training_ground
+from kdjax.experiment.jobs import job_targets, make_training_data, student_training
+from kdjax.experiment.pipeline import (
+    count_networks,
+    load_dataset,
+    prepare_dataset,
+    run,
+)
+from kdjax.experiment.sweeps.design import make_design
+from kdjax.experiment.sweeps.run import run_sweep
+from kdjax.models.residual import CLUSTERED, component, fit_baseline, fit_components
 
 L, D = 10, 3
 TEACHER = ("kmeans", "difference", "moving_average")
 STUDENT = ("autoencoder", "difference", "moving_average")
 PARTS = {
-    "teacher.parts": TEACHER,
-    "student.parts": STUDENT,
-    "controls": ("kmeans",),
+    "teacher.components": TEACHER,
+    "student.components": STUDENT,
+    "baselines": ("kmeans",),
     "distill.alpha": 0.5,
 }
 MACHINES = ("press", "saw")
@@ -91,7 +95,7 @@ def test_a_run_whose_teacher_has_no_network(joined):
     for name, kinds in [("teacher", TEACHER), ("student", STUDENT)]:
         detector = load_detector(workdir / "detectors" / name)
         assert detector.model.kind == "+".join(kinds) == detector.card["model"]["kind"]
-        assert detector.normals.mean.shape == (3, 9)
+        assert detector.gaussians.mean.shape == (3, 9)
         # The constant channel's errors of all parts.
         dead = [f"{kind} of dead" for kind in kinds[1:]]
         assert set(dead) <= set(detector.card["floored_channels"]["press"])
@@ -107,7 +111,10 @@ def test_parameters_are_those_of_all_parts(joined, settings):
 
 
 def test_networks_are_counted_with_the_most_that_controls_have(tiny):
-    changes = {"data.name": "smd", "teacher.parts": ("kmeans", "pca", "difference")}
+    changes = {
+        "data.name": "smd",
+        "teacher.components": ("kmeans", "pca", "difference"),
+    }
     found = count_networks(tiny(changes))["teacher"]
     assert found == 20 * L * 38 + 38 + 38 * 38
 
@@ -131,8 +138,8 @@ def test_an_interrupted_run_comes_to_the_same(joined, settings, tmp_path):
 
 
 def test_the_teachers_centres_are_those_of_the_fit_windows(joined, prepared):
-    fitted = fit_control("kmeans", prepared)
-    centres = part(model_of(joined[0], "teacher"), "kmeans").params["centres"]
+    fitted = fit_baseline("kmeans", prepared)
+    centres = component(model_of(joined[0], "teacher"), "kmeans").params["centres"]
     assert centres.tobytes() == fitted.params["centres"].tobytes()
     starts = [
         (entity, start)
@@ -162,13 +169,15 @@ def test_a_student_is_told_what_the_teachers_first_part_expects(
     settings, prepared, first
 ):
     kinds = (first, *(kind for kind in TEACHER if kind != first))
-    teacher = fit_parts(kinds, prepared, None, fits={})
-    ground = training_ground(prepared, settings["data"])
-    training = student_training(ground, settings, name="student", teacher=teacher)
-    targets = lesson_targets(training, {})
-    windows = np.stack([ground.rows[s : s + L] for s in ground.fit])
+    teacher = fit_components(kinds, prepared, None, fits={})
+    training_data = make_training_data(prepared, settings["data"])
+    training = student_training(
+        training_data, settings, name="student", teacher=teacher
+    )
+    targets = job_targets(training, {})
+    windows = np.stack([training_data.rows[s : s + L] for s in training_data.fit])
     if first == "kmeans":
-        centres = part(teacher, "kmeans").params["centres"]
+        centres = component(teacher, "kmeans").params["centres"]
         wanted = centres[nearest(windows, centres)]
     elif first == "difference":
         wanted = np.concatenate([windows[:, :1], windows[:, :-1]], axis=1)
@@ -181,10 +190,10 @@ def test_a_student_is_told_what_the_teachers_first_part_expects(
 
 def test_lessons_change_the_student_and_nothing_else(joined, finished):
     """The student without a teacher is that of any run on these data."""
-    alone = part(model_of(joined[0], "student_alone"), "autoencoder").params
+    alone = component(model_of(joined[0], "student_alone"), "autoencoder").params
     alike(alone, model_of(finished.workdir, "student_alone").params, rtol=0, atol=0)
-    taught = part(model_of(joined[0], "student"), "autoencoder").params
-    assert (taught["head"]["kernel"] != alone["head"]["kernel"]).any()
+    distilled = component(model_of(joined[0], "student"), "autoencoder").params
+    assert (distilled["head"]["kernel"] != alone["head"]["kernel"]).any()
 
 
 def test_a_joined_detector_streams_what_its_table_says(joined):
@@ -213,11 +222,11 @@ def test_each_machine_has_a_teacher_without_a_network(apart):
     for machine in MACHINES:
         teacher = model_of(workdir, f"teacher/{machine}")
         assert teacher.kind == "+".join(TEACHER)
-        centres.append(part(teacher, "kmeans").params["centres"])
+        centres.append(component(teacher, "kmeans").params["centres"])
         for name in ("student", "student_alone"):
             assert model_of(workdir, f"{name}/{machine}").kind == "+".join(STUDENT)
-        control = model_of(workdir, f"kmeans/{machine}").params["centres"]
-        assert control.tobytes() == centres[-1].tobytes()
+        baseline = model_of(workdir, f"kmeans/{machine}").params["centres"]
+        assert baseline.tobytes() == centres[-1].tobytes()
     assert centres[0].tobytes() != centres[1].tobytes()
     trained = {name.split("/")[0] for name in phases(workdir)}
     assert trained == {"student", "student_alone"}
@@ -241,7 +250,7 @@ def test_a_machine_learns_from_its_own_centres(
     rows = pd.read_csv(plant.train)
     rows[rows["machine"] == "saw"].to_csv(tmp_path / "saw.csv", index=False)
     own = {"data.path": str(tmp_path / "saw.csv"), "data.test_path": ""}
-    own |= {"threshold.false_alarm_rate": 0.3, "data.label_column": "", "controls": ()}
+    own |= {"threshold.false_alarm_rate": 0.3, "data.label_column": "", "baselines": ()}
     run(tiny(plant_changes | PARTS | own), tmp_path / "run")
     for name in ("teacher", "student", "student_alone"):
         alike(
@@ -308,16 +317,21 @@ def test_training_goes_on_from_a_student_without_a_trained_teacher(
     for name in ("student", "student_alone"):
         alike(model_of(tmp_path / "run", name).params, old, rtol=0, atol=1e-8)
     assert phases(tmp_path / "run") == ["student", "student_alone"]
-    before = [row for row in results["rows"] if row["model"] == "before"]
+    before = [row for row in results["rows"] if row["model"] == "previous"]
     assert [row["f1"] for row in before] == [
         row["f1"]
         for row in joined[1]["rows"]
-        if row["model"] == "student" and row["threshold"] != "following"
+        if row["model"] == "student" and row["threshold"] != "rolling"
     ]
 
 
 def test_a_teacher_needs_a_network_to_start_from(joined, tiny, plant_changes, tmp_path):
-    changes = PARTS | {"teacher.parts": ("autoencoder",), "init_from": str(joined[0])}
-    message = "the teacher has no network to start from: set teacher.parts as they were"
+    changes = PARTS | {
+        "teacher.components": ("autoencoder",),
+        "init_from": str(joined[0]),
+    }
+    message = (
+        "the teacher has no network to start from: set teacher.components as they were"
+    )
     with pytest.raises(ConfigError, match=message):
         run(tiny(plant_changes | changes), tmp_path / "run")

@@ -18,11 +18,9 @@ import pytest
 from rich.console import Console
 from sklearn.decomposition import PCA
 
-from kdjax import inspection
-from kdjax.assembly import data_digests
-from kdjax.data import large, scaler
-from kdjax.data.files import load_files
-from kdjax.data.large import WindowSource, on_disk
+from kdjax.data import mmap as large
+from kdjax.data import scaler
+from kdjax.data.mmap import WindowSource, on_disk
 from kdjax.data.prepared import (
     channel_notes,
     fit_rows,
@@ -32,25 +30,24 @@ from kdjax.data.prepared import (
     training_windows,
     windows_source,
 )
+from kdjax.data.readers import load_files
 from kdjax.data.series import Dataset, Series
-from kdjax.data.windows import gather
+from kdjax.data.windowing import gather
 from kdjax.detection.calibration import Rules, calibrate
-from kdjax.detection.threshold import Rule
-from kdjax.devices import batch_mesh, place
+from kdjax.detection.thresholds import Rule
 from kdjax.errors import ConfigError, DataError
-from kdjax.judgement import judge
+from kdjax.evaluation import inspection
+from kdjax.evaluation.evaluate import evaluate_models
+from kdjax.experiment.assemble import data_digests
+from kdjax.losses import student_objective, teacher_objective, validation_loss
 from kdjax.models.autoencoder import Architecture, network
-from kdjax.models.fits import fit_pca
+from kdjax.models.baselines import fit_pca
 from kdjax.models.residual import ResidualModel
-from kdjax.training.feeds import Feed, grain_feed, make_source_validate
+from kdjax.training.batch_sources import BatchSource, disk_batches, make_source_validate
 from kdjax.training.loop import fit, resume
-from kdjax.training.objectives import (
-    student_objective,
-    teacher_objective,
-    validation_loss,
-)
+from kdjax.training.sharding import batch_mesh, place
 from kdjax.training.steps import (
-    Corpus,
+    WindowDataset,
     head_outputs,
     init_state,
     make_optimizer,
@@ -166,65 +163,65 @@ def firsts(source):
     )
 
 
-def seen(feed, epoch, first=0):
+def seen(batch_source, epoch, first=0):
     """First values of the windows of weight 1, batch by batch."""
     found = []
-    for corpus, index, weight in feed.batches(epoch, first):
-        rows, starts = np.asarray(corpus.rows), np.asarray(corpus.starts)
+    for dataset, index, weight in batch_source.batches(epoch, first):
+        rows, starts = np.asarray(dataset.rows), np.asarray(dataset.starts)
         windows = gather(rows, starts[index], WINDOW)
-        assert windows.shape == (feed.batch_size, WINDOW, WIDTH)
+        assert windows.shape == (batch_source.batch_size, WINDOW, WIDTH)
         assert set(weight.tolist()) <= {0.0, 1.0}
         found.append(windows[weight > 0, 0, 0])
     return found
 
 
 def test_an_epoch_is_an_order_of_all_windows_the_same_when_asked_again(source):
-    feed = grain_feed(source, seed=5, batch_size=16)
-    assert feed.windows == source.windows == 103 and feed.steps == 7
-    epochs = [np.concatenate(seen(feed, epoch)) for epoch in range(3)]
+    batch_source = disk_batches(source, seed=5, batch_size=16)
+    assert batch_source.windows == source.windows == 103 and batch_source.steps == 7
+    epochs = [np.concatenate(seen(batch_source, epoch)) for epoch in range(3)]
     for epoch, order in enumerate(epochs):
         np.testing.assert_array_equal(np.sort(order), firsts(source))
-        again = grain_feed(source, seed=5, batch_size=16)
+        again = disk_batches(source, seed=5, batch_size=16)
         np.testing.assert_array_equal(np.concatenate(seen(again, epoch)), order)
         assert (order != firsts(source)).mean() > 0.9
     assert not np.array_equal(epochs[0], epochs[1])
-    other = grain_feed(source, seed=(5, 1), batch_size=16)
+    other = disk_batches(source, seed=(5, 1), batch_size=16)
     assert not np.array_equal(np.concatenate(seen(other, 0)), epochs[0])
-    assert [len(batch) for batch in seen(feed, 0)] == [16] * 6 + [7]
+    assert [len(batch) for batch in seen(batch_source, 0)] == [16] * 6 + [7]
 
 
 def test_a_feed_goes_on_at_any_batch_and_reads_no_window_before_it(source, monkeypatch):
-    feed = grain_feed(source, seed=1, batch_size=16)
-    whole, read = seen(feed, 4), []
+    batch_source = disk_batches(source, seed=1, batch_size=16)
+    whole, read = seen(batch_source, 4), []
 
     def counting(self, places, read_windows=WindowSource.read):
         read.extend(places)
         return read_windows(self, places)
 
     monkeypatch.setattr(WindowSource, "read", counting)
-    for first in range(feed.steps + 1):
+    for first in range(batch_source.steps + 1):
         read.clear()
-        rest = seen(feed, 4, first)
-        assert len(rest) == feed.steps - first
+        rest = seen(batch_source, 4, first)
+        assert len(rest) == batch_source.steps - first
         for found, wanted in zip(rest, whole[first:], strict=True):
             np.testing.assert_array_equal(found, wanted)
-        assert len(read) == 16 * (feed.steps - first)
+        assert len(read) == 16 * (batch_source.steps - first)
 
 
 @pytest.mark.parametrize("processes", [2, 3, 7, 120])
 def test_shards_are_disjoint_complete_and_of_one_length(source, processes):
     feeds = [
-        grain_feed(source, seed=1, batch_size=5, process=i, processes=processes)
+        disk_batches(source, seed=1, batch_size=5, process=i, processes=processes)
         for i in range(processes)
     ]
-    shards = [seen(feed, 2) for feed in feeds]
+    shards = [seen(batch_source, 2) for batch_source in feeds]
     assert {len(shard) for shard in shards} == {feeds[0].steps}
     found = np.concatenate([np.concatenate(shard) for shard in shards])
     np.testing.assert_array_equal(np.sort(found), firsts(source))
     sizes = {sum(map(len, shard)) for shard in shards}
     assert max(sizes) - min(sizes) <= 1
     # Each host has every so-manieth window of the one order.
-    alone = np.concatenate(seen(grain_feed(source, seed=1, batch_size=5), 2))
+    alone = np.concatenate(seen(disk_batches(source, seed=1, batch_size=5), 2))
     np.testing.assert_array_equal(np.concatenate(shards[1]), alone[1::processes])
 
 
@@ -235,7 +232,7 @@ def gathered_feed(source, batches_of, *, missing=False, teacher=None, targets=No
     starts = np.concatenate(
         [s + shift for s, shift in zip(source.starts, shifts, strict=False)]
     )
-    corpus = Corpus(
+    dataset = WindowDataset(
         jnp.asarray(rows), jnp.asarray(starts), targets, teacher, missing=missing
     )
     known = {value: place for place, value in enumerate(firsts(source))}
@@ -245,19 +242,19 @@ def gathered_feed(source, batches_of, *, missing=False, teacher=None, targets=No
             places = np.array([known[value] for value in found])
             gap = batches_of.batch_size - len(places)
             weight = np.pad(np.ones(len(places), np.float32), (0, gap))
-            yield corpus, np.pad(places, (0, gap), mode="edge"), weight
+            yield dataset, np.pad(places, (0, gap), mode="edge"), weight
 
-    return Feed(batches_of.windows, batches_of.batch_size, batches), corpus
+    return BatchSource(batches_of.windows, batches_of.batch_size, batches), dataset
 
 
-def trained(feed, objective, net, validate, *, mesh=None, teacher=None):
+def trained(batch_source, objective, net, validate, *, mesh=None, teacher=None):
     optimizer = make_optimizer(
         learning_rate=3e-3, schedule="constant", steps=20, warmup_steps=0, clip_norm=1.0
     )
     step = make_step(objective, optimizer, window=WINDOW, teacher=teacher, mesh=mesh)
     start = resume(None, init_state(net.init(jax.random.key(0)), optimizer))
     start = start._replace(state=place(start.state, mesh), best=place(start.best, mesh))
-    return fit(start, step, feed, validate, epochs=2, patience=None)
+    return fit(start, step, batch_source, validate, epochs=2, patience=None)
 
 
 def near(found, wanted, **tolerance):
@@ -269,20 +266,22 @@ def near(found, wanted, **tolerance):
 def test_a_fit_on_windows_from_disk_is_that_on_rows_in_memory(source, shared):
     mesh = batch_mesh(32) if shared else None
     assert (mesh is not None) == shared
-    feed = grain_feed(source, seed=0, batch_size=32)
+    batch_source = disk_batches(source, seed=0, batch_size=32)
     net = network(Architecture(WIDTH, (4,)))
-    oracle, corpus = gathered_feed(source, feed)
+    oracle, dataset = gathered_feed(source, batch_source)
     loss = validation_loss(net)
     found = trained(
-        feed, teacher_objective(net), net,
+        batch_source, teacher_objective(net), net,
         make_source_validate(loss, source, batch_size=32, mesh=mesh), mesh=mesh,
     )  # fmt: skip
     wanted = trained(
         oracle, teacher_objective(net), net,
-        make_validate(loss, corpus, window=WINDOW, batch_size=32),
+        make_validate(loss, dataset, window=WINDOW, batch_size=32),
     )  # fmt: skip
-    assert found.course.step == wanted.course.step == 8
-    assert found.course.best_loss == pytest.approx(wanted.course.best_loss, rel=1e-5)
+    assert found.progress.step == wanted.progress.step == 8
+    assert found.progress.best_loss == pytest.approx(
+        wanted.progress.best_loss, rel=1e-5
+    )
     near(found.params, wanted.params, rtol=1e-4, atol=1e-6)
 
 
@@ -292,12 +291,14 @@ def test_a_student_learns_from_a_teacher_who_looks_at_each_batch(source):
     objective = student_objective(
         net, big, alpha=0.5, temperature=1.0, temperature_mode="output"
     )
-    feed = grain_feed(source, seed=0, batch_size=16, teacher=teacher)
-    _, corpus = gathered_feed(source, feed)
-    targets = head_outputs(big, teacher, corpus, window=WINDOW, batch_size=16)
-    oracle, corpus = gathered_feed(source, feed, targets=jnp.asarray(targets))
-    validate = make_validate(validation_loss(net), corpus, window=WINDOW, batch_size=16)
-    found = trained(feed, objective, net, validate, teacher=big)
+    batch_source = disk_batches(source, seed=0, batch_size=16, teacher=teacher)
+    _, dataset = gathered_feed(source, batch_source)
+    targets = head_outputs(big, teacher, dataset, window=WINDOW, batch_size=16)
+    oracle, dataset = gathered_feed(source, batch_source, targets=jnp.asarray(targets))
+    validate = make_validate(
+        validation_loss(net), dataset, window=WINDOW, batch_size=16
+    )
+    found = trained(batch_source, objective, net, validate, teacher=big)
     wanted = trained(oracle, objective, net, validate)
     near(found.params, wanted.params, rtol=1e-4, atol=1e-6)
     # And it is the teacher that it learns from.
@@ -311,20 +312,20 @@ def test_missing_cells_are_left_out_from_disk_as_in_memory(small_chunks, mapped)
     net = network(Architecture(WIDTH, (4,)))
     params, loss = net.init(jax.random.key(1)), validation_loss(net)
     rows, starts = training_windows(whole, "validation", stride=STRIDE)
-    corpus = Corpus(jnp.asarray(rows), jnp.asarray(starts), missing=True)
-    wanted = make_validate(loss, corpus, window=WINDOW, batch_size=16)(params)
+    dataset = WindowDataset(jnp.asarray(rows), jnp.asarray(starts), missing=True)
+    wanted = make_validate(loss, dataset, window=WINDOW, batch_size=16)(params)
     source = windows_source(lying, "validation", stride=STRIDE)
     assert make_source_validate(loss, source, batch_size=16)(params) == pytest.approx(
         wanted, rel=1e-5
     )
-    (batch, *_) = grain_feed(source, seed=0, batch_size=16).batches(0, 0)
+    (batch, *_) = disk_batches(source, seed=0, batch_size=16).batches(0, 0)
     assert batch[0].missing
 
 
 def test_without_grain_it_says_what_to_install(source, monkeypatch):
     monkeypatch.setitem(sys.modules, "grain", None)
     with pytest.raises(ConfigError, match=r"needs grain: pip install 'kdjax\[large\]'"):
-        grain_feed(source, seed=0, batch_size=4)
+        disk_batches(source, seed=0, batch_size=4)
 
 
 # What a run makes of rows, in pieces and whole.
@@ -428,19 +429,23 @@ def test_calibration_judgement_and_inspection_in_pieces(
     }
     results = []
     for prepared in both(mapped, gaps=gaps, stride=stride):
-        judged = judge(
+        evaluated = evaluate_models(
             models, prepared, chosen, min_anomalous_points=1,
             console=Console(quiet=True),
         )  # fmt: skip
-        inspected = inspection.inspect_training(judged["student"], prepared, chosen)
+        inspected = inspection.inspect_training(evaluated["student"], prepared, chosen)
         results.append(
-            (judged, inspected, inspection.test_notes(judged["student"], prepared))
+            (
+                evaluated,
+                inspected,
+                inspection.test_notes(evaluated["student"], prepared),
+            )
         )
     (whole, looked, notes), (lying, looked_too, notes_too) = results
     assert notes == notes_too
     for name in models:
         one, other = lying[name].calibration, whole[name].calibration
-        near(one.normals, other.normals, rtol=1e-4, atol=1e-6)
+        near(one.gaussians, other.gaussians, rtol=1e-4, atol=1e-6)
         near(one.scores, other.scores, rtol=1e-4)
         near(one.starts, other.starts, rtol=0)
         taus = [[found.tau for found in each.thresholds] for each in (one, other)]
@@ -684,16 +689,16 @@ resource.setrlimit(resource.RLIMIT_DATA, (int(sys.argv[2]),) * 2)
 """
 TRAINED = """
 import jax
-from kdjax.assembly import data_digests
-from kdjax.data.files import load_files
+from kdjax.experiment.assemble import data_digests
+from kdjax.data.readers import load_files
 from kdjax.data.prepared import is_large, prepare, windows_source
 from kdjax.detection.calibration import Rules, calibrate
-from kdjax.detection.threshold import Rule
+from kdjax.detection.thresholds import Rule
 from kdjax.models.autoencoder import Architecture, network
 from kdjax.models.residual import ResidualModel
-from kdjax.training.feeds import grain_feed, make_source_validate
+from kdjax.training.batch_sources import grain_feed, make_source_validate
 from kdjax.training.loop import fit, resume
-from kdjax.training.objectives import teacher_objective, validation_loss
+from kdjax.losses import teacher_objective, validation_loss
 from kdjax.training.steps import init_state, make_optimizer, make_step
 
 memory = 100_000_000
@@ -736,13 +741,13 @@ print(json.dumps({
 
 RUN = """
 from kdjax.config import get_config, override, resolve
-from kdjax.pipeline import run
+from kdjax.experiment.pipeline import run
 
 settings = resolve(override(get_config(), {
     "data.path": sys.argv[1], "data.memory_bytes": 100_000_000, "data.window": 20,
     "data.stride": 4000, "data.train_stride": 1000, "teacher.hidden": (4,),
     "student.hidden": (2,), "teacher.epochs": 1, "student.epochs": 1,
-    "train.batch_size": 128, "controls": ("difference",),
+    "train.batch_size": 128, "baselines": ("difference",),
     "threshold.false_alarm_rate": 0.1,
 }))
 results = run(settings, os.path.join(os.environ["TMPDIR"], "work"))

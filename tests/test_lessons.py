@@ -12,23 +12,21 @@ from hypothesis import strategies as st
 from rich.console import Console
 from sklearn.decomposition import PCA
 
-from kdjax.controls import fit_parts
-from kdjax.distillation import train_networks
 from kdjax.errors import ConfigError, DataError
-from kdjax.fitting import train_alone
-from kdjax.lessons import (
-    answer_shape,
-    answers,
-    is_taught,
+from kdjax.experiment.jobs import make_training_data, student_training, train_alone
+from kdjax.experiment.pipeline import load_dataset, prepare_dataset
+from kdjax.experiment.train import train_networks
+from kdjax.models.autoencoder import Architecture, network
+from kdjax.models.residual import ResidualModel, fit_components
+from kdjax.training.steps import WindowDataset
+from kdjax.training.targets import (
+    compute_targets,
+    is_distilled,
     leading_components,
     log_tails,
-    make_lesson,
+    make_distillation,
+    target_shape,
 )
-from kdjax.models.autoencoder import Architecture, network
-from kdjax.models.residual import ResidualModel
-from kdjax.pipeline import load_dataset, prepare_dataset
-from kdjax.training.steps import Corpus
-from kdjax.trainings import student_training, training_ground
 
 L, D, M = 5, 3, 14
 QUIET = Console(quiet=True)
@@ -101,25 +99,25 @@ def test_tails_are_shares_counted_one_by_one(scores, usual):
 
 
 @pytest.fixture(scope="module")
-def lesson(tiny):
+def distillation(tiny):
     """Makes a lesson whose teachers score windows."""
 
     def make(*scorers, weights=(), **changes):
         given = {"data.name": "smd", "distill.target": "scores"}
         settings = tiny(given | {"detection.batch_size": 4} | changes)
-        return make_lesson(settings, None, scorers, weights)
+        return make_distillation(settings, None, scorers, weights)
 
     return make
 
 
 @pytest.fixture(scope="module")
-def corpus():
+def dataset():
     """14 windows; one row lacks a cell, one lacks all."""
     rows = np.random.default_rng(0).normal(size=(40, D)).astype(np.float32)
     rows[4, 1] = rows[11] = np.nan
     starts = jnp.arange(0, 28, 2, dtype=jnp.int32)
     assert len(starts) == M
-    return Corpus(jnp.asarray(rows), starts, missing=True)
+    return WindowDataset(jnp.asarray(rows), starts, missing=True)
 
 
 def loud(windows):
@@ -135,14 +133,16 @@ def late(windows):
     return np.broadcast_to(np.arange(L), windows.shape[:2])
 
 
-def told(lesson, corpus, recorded=M):
+def told(distillation, dataset, recorded=M):
     shape = Architecture(D, (2,))
-    return answers(lesson, corpus, window=L, student=shape, recorded=recorded)
+    return compute_targets(
+        distillation, dataset, window=L, student=shape, recorded=recorded
+    )
 
 
-def windows_of(corpus):
-    rows = np.asarray(corpus.rows)
-    return np.stack([rows[start : start + L] for start in np.asarray(corpus.starts)])
+def windows_of(dataset):
+    rows = np.asarray(dataset.rows)
+    return np.stack([rows[start : start + L] for start in np.asarray(dataset.starts)])
 
 
 def tails_by_hand(scores, recorded=M):
@@ -156,33 +156,38 @@ def tails_by_hand(scores, recorded=M):
 
 
 @pytest.mark.parametrize("recorded", [M, 6])
-def test_scores_become_tails_among_recorded_windows(lesson, corpus, recorded):
+def test_scores_become_tails_among_recorded_windows(distillation, dataset, recorded):
     """Whatever the batch; rows without a value score nothing."""
-    found = told(lesson(loud), corpus, recorded)
-    scores = loud(windows_of(corpus))
+    found = told(distillation(loud), dataset, recorded)
+    scores = loud(windows_of(dataset))
     assert np.isnan(scores).sum() == 2 and found.dtype == np.float32
-    assert found.shape == (M, *answer_shape(lesson(loud), Architecture(D, (2,)), L))
+    assert found.shape == (
+        M,
+        *target_shape(distillation(loud), Architecture(D, (2,)), L),
+    )
     wanted = tails_by_hand(scores, recorded)
     np.testing.assert_allclose(found, wanted, rtol=1e-6)
     assert found.max() == pytest.approx(wanted.max()) and wanted.max() > 2
-    whole = lesson(loud, **{"detection.batch_size": 64})
-    np.testing.assert_array_equal(told(whole, corpus, recorded), found)
+    whole = distillation(loud, **{"detection.batch_size": 64})
+    np.testing.assert_array_equal(told(whole, dataset, recorded), found)
 
 
-def test_only_the_order_of_scores_counts(lesson, corpus):
-    found = told(lesson(loud), corpus)
-    other = told(lesson(lambda windows: np.exp(3 * loud(windows)) - 7), corpus)
+def test_only_the_order_of_scores_counts(distillation, dataset):
+    found = told(distillation(loud), dataset)
+    other = told(distillation(lambda windows: np.exp(3 * loud(windows)) - 7), dataset)
     np.testing.assert_array_equal(other, found)
     # Infinite is the largest.
-    endless = told(lesson(lambda x: np.where(loud(x) > 1, np.inf, loud(x))), corpus)
-    top = loud(windows_of(corpus)) > 1
+    endless = told(
+        distillation(lambda x: np.where(loud(x) > 1, np.inf, loud(x))), dataset
+    )
+    top = loud(windows_of(dataset)) > 1
     assert len(set(endless[top])) == 1 and endless[top].min() > endless[~top].max()
 
 
 @pytest.mark.parametrize("weights", [(), (1.0, 3.0), (0.0, 2.0)])
-def test_several_teachers_say_the_mean_of_their_tails(lesson, corpus, weights):
-    found = told(lesson(loud, late, weights=weights), corpus)
-    tails = [tails_by_hand(f(windows_of(corpus)).astype(float)) for f in (loud, late)]
+def test_several_teachers_say_the_mean_of_their_tails(distillation, dataset, weights):
+    found = told(distillation(loud, late, weights=weights), dataset)
+    tails = [tails_by_hand(f(windows_of(dataset)).astype(float)) for f in (loud, late)]
     wanted = np.average(tails, axis=0, weights=weights or None)
     np.testing.assert_allclose(found, wanted, rtol=1e-6)
 
@@ -196,19 +201,19 @@ def test_several_teachers_say_the_mean_of_their_tails(lesson, corpus, weights):
         lambda windows: np.zeros((len(windows) + 1, L)),
     ],
 )
-def test_scores_of_another_shape_are_refused(lesson, corpus, scorer):
+def test_scores_of_another_shape_are_refused(distillation, dataset, scorer):
     message = r"for windows of shape \(4, 5, 3\): expected one for each row, \(4, 5\)"
     with pytest.raises(DataError, match=message):
-        told(lesson(scorer), corpus)
+        told(distillation(scorer), dataset)
 
 
-def test_a_row_with_values_needs_a_score(lesson, corpus):
+def test_a_row_with_values_needs_a_score(distillation, dataset):
     with pytest.raises(DataError, match="NaN as the score of a row that has values"):
         # NaN where any cell is missing.
-        told(lesson(lambda windows: windows.sum(axis=2)), corpus)
+        told(distillation(lambda windows: windows.sum(axis=2)), dataset)
     # Where all are missing it may be whatever; a number is taken as one.
     assert (
-        told(lesson(lambda windows: np.nansum(windows, axis=2)), corpus)
+        told(distillation(lambda windows: np.nansum(windows, axis=2)), dataset)
         .all(axis=0)
         .any()
     )
@@ -217,23 +222,23 @@ def test_a_row_with_values_needs_a_score(lesson, corpus):
 # Codes of a corpus.
 
 
-def test_hidden_answers_are_components_of_the_teachers_codes(tiny, corpus):
+def test_hidden_answers_are_components_of_the_teachers_codes(tiny, dataset):
     shape = Architecture(D, (6, 4))
     params = jax.jit(network(shape).init)(jax.random.key(3))
     teacher = ResidualModel("autoencoder", params, shape)
     settings = tiny({"data.name": "smd", "distill.target": "hidden"})
-    one = make_lesson(settings, teacher)
-    whole = corpus.replace(rows=jnp.nan_to_num(corpus.rows), missing=False)
+    one = make_distillation(settings, teacher)
+    whole = dataset.replace(rows=jnp.nan_to_num(dataset.rows), missing=False)
     said = network(shape).coded(params, jnp.asarray(windows_of(whole)))[1]
     for student, width in ((Architecture(D, (3,)), 3), (Architecture(D, (9,)), 4)):
-        assert answer_shape(one, student, L) == (width,)
-        found = answers(one, whole, window=L, student=student, recorded=10)
+        assert target_shape(one, student, L) == (width,)
+        found = compute_targets(one, whole, window=L, student=student, recorded=10)
         wanted = leading_components(np.asarray(said), width, recorded=10)
         np.testing.assert_allclose(np.abs(found), np.abs(wanted), atol=1e-4)
     # Of independent channels each has a code.
     wide = Architecture(D, (2,), "independent")
-    assert answer_shape(one, wide, L) == (4,)
-    assert answer_shape(one, wide._replace(width=1), L) == (2,)
+    assert target_shape(one, wide, L) == (4,)
+    assert target_shape(one, wide._replace(width=1), L) == (2,)
 
 
 # Trainings.
@@ -249,15 +254,15 @@ LIVELY = {
 def school(tiny, plant_changes):
     """Makes a training of the plant; its teacher has no network."""
     kinds = ("kmeans", "difference", "moving_average")
-    base = plant_changes | LIVELY | {"teacher.parts": kinds, "student.epochs": 1}
+    base = plant_changes | LIVELY | {"teacher.components": kinds, "student.epochs": 1}
     prepared = prepare_dataset(load_dataset(tiny(base)["data"]), tiny(base))
-    teacher = fit_parts(kinds, prepared, None, fits={})
+    teacher = fit_components(kinds, prepared, None, fits={})
 
     def make(changes, scorers=(), name="student"):
         settings = tiny(base | changes)
-        ground = training_ground(prepared, settings["data"])
+        training_data = make_training_data(prepared, settings["data"])
         return student_training(
-            ground, settings, name=name, teacher=teacher, scorers=scorers
+            training_data, settings, name=name, teacher=teacher, scorers=scorers
         )
 
     make.prepared, make.settings = prepared, lambda changes: tiny(base | changes)
@@ -268,12 +273,12 @@ def school(tiny, plant_changes):
     ("alpha", "end", "taught"),
     [(0.0, None, False), (0.0, 0.0, False), (0.0, 0.2, True), (0.5, 0.0, True)],
 )
-def test_a_student_is_taught_where_alpha_is_ever_above_0(school, alpha, end, taught):
+def test_a_student_is_taught_where_alpha_is_ever_above_0(school, alpha, end, distilled):
     changes = {"distill.alpha": alpha} | (
         {} if end is None else {"distill.alpha_end": end}
     )
-    assert is_taught(school.settings(changes)["distill"]) is taught
-    assert (school(changes).lesson is not None) is taught
+    assert is_distilled(school.settings(changes)["distill"]) is distilled
+    assert (school(changes).distillation is not None) is distilled
 
 
 @pytest.mark.parametrize("target", ["reconstruction", "errors"])

@@ -18,12 +18,12 @@ import pandas as pd
 import pytest
 
 from kdjax.cli import main
+from kdjax.losses import teacher_objective, validation_loss
 from kdjax.models.autoencoder import Architecture, network
-from kdjax.training.feeds import corpus_feed
+from kdjax.training.batch_sources import memory_batches
 from kdjax.training.loop import Hooks, fit, resume
-from kdjax.training.objectives import teacher_objective, validation_loss
 from kdjax.training.steps import (
-    Corpus,
+    WindowDataset,
     init_state,
     make_optimizer,
     make_step,
@@ -34,9 +34,9 @@ WINDOW, BATCH, EPOCHS, SETTLED = 5, 8, 200, 50
 NET = network(Architecture(2, (3,)))
 
 
-def corpus(rows):
+def dataset(rows):
     starts = np.arange(0, len(rows) - WINDOW, WINDOW, np.int32)
-    return Corpus(jnp.asarray(rows, jnp.float32), jnp.asarray(starts))
+    return WindowDataset(jnp.asarray(rows, jnp.float32), jnp.asarray(starts))
 
 
 def waves(count):
@@ -54,12 +54,12 @@ def trained(train, *, epochs, hooks):
         clip_norm=1.0,
     )
     validate = make_validate(
-        validation_loss(NET), corpus(waves(200)), window=WINDOW, batch_size=BATCH
+        validation_loss(NET), dataset(waves(200)), window=WINDOW, batch_size=BATCH
     )
     return fit(
         resume(None, init_state(NET.init(jax.random.key(0)), optimizer)),
         make_step(teacher_objective(NET), optimizer, window=WINDOW),
-        corpus_feed(train, key=jax.random.key(1), batch_size=BATCH),
+        memory_batches(train, key=jax.random.key(1), batch_size=BATCH),
         validate,
         epochs=epochs,
         patience=None,
@@ -81,10 +81,10 @@ def test_hundreds_of_epochs_leave_memory_and_files_as_they_were():
 
     tracemalloc.start()
     try:
-        fitted = trained(corpus(waves(45)), epochs=EPOCHS, hooks=Hooks(log=look))
+        fitted = trained(dataset(waves(45)), epochs=EPOCHS, hooks=Hooks(log=look))
     finally:
         tracemalloc.stop()
-    assert fitted.course.step == EPOCHS
+    assert fitted.progress.step == EPOCHS
     memory, arrays, files = (after - before for before, after in zip(*seen.values()))
     # Less than a log line an epoch would take.
     assert memory < 300 * (EPOCHS - SETTLED)  # bytes
@@ -97,14 +97,14 @@ def test_a_spike_in_the_rows_is_survived(spike):
     rows[77, 1] = spike
     losses = []
     fitted = trained(
-        corpus(rows),
+        dataset(rows),
         epochs=20,
         hooks=Hooks(log=lambda line: losses.append(line["validation_loss"])),
     )
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(fitted.params))
     assert np.isfinite(losses).all()
     # The gradient's norm is clipped, so that one batch costs one step.
-    assert fitted.course.best_loss < 0.5 * losses[0]
+    assert fitted.progress.best_loss < 0.5 * losses[0]
 
 
 @pytest.mark.parametrize(

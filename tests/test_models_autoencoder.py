@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdjax.config import resolve
+from kdjax.experiment.jobs import architecture
 from kdjax.models.autoencoder import (
     Architecture,
     count_parameters,
     network,
     reconstruct,
 )
-from kdjax.trainings import architecture
 
 PAPER = Path(__file__).parent.parent / "configs" / "paper.py"
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kdjax.data.scaler import Scaler
-from kdjax.models.batches import map_windows, padded_batches, take_windows
+from kdjax.training.batching import map_windows, padded_batches, take_windows
 
 
 @given(st.lists(st.integers(0, 10**6), max_size=40), st.integers(1, 12))

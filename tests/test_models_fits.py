@@ -7,9 +7,8 @@ import pytest
 from sklearn.cluster import KMeans
 from threadpoolctl import threadpool_limits
 
-from kdjax.models.controls import nearest_centre
-from kdjax.models.fits import CENTRES, fit_kmeans
-from kdjax.models.residual import errors_function
+from kdjax.models.baselines import CENTRES, fit_kmeans, nearest_centre
+from kdjax.models.residual import residual_function
 
 L, D = 6, 3
 
@@ -30,7 +29,7 @@ def assert_brute_force(windows, centres):
     wanted = centres[nearest(windows, centres)]
     found = jax.jit(nearest_centre)(params, jnp.asarray(windows))
     np.testing.assert_array_equal(found, wanted)
-    errors = jax.jit(errors_function("kmeans"))(params, jnp.asarray(windows))
+    errors = jax.jit(residual_function("kmeans"))(params, jnp.asarray(windows))
     np.testing.assert_allclose(errors, np.abs(windows - wanted), rtol=1e-6, atol=1e-6)
 
 
@@ -50,10 +49,10 @@ def test_whole_windows_are_compared_and_not_rows():
     flat, step = np.zeros((2, 1), np.float32), np.float32([[0], [4]])
     params = {"centres": np.stack([flat, step])}
     window = np.float32([[[1], [1.5]]])  # its second row alone is nearer to `flat`
-    errors = errors_function("kmeans")(params, jnp.asarray(window))
+    errors = residual_function("kmeans")(params, jnp.asarray(window))
     np.testing.assert_array_equal(errors, [[[1], [1.5]]])
     window = np.float32([[[-3], [2.5]]])  # its first row is equally near to both
-    errors = errors_function("kmeans")(params, jnp.asarray(window))
+    errors = residual_function("kmeans")(params, jnp.asarray(window))
     np.testing.assert_array_equal(errors, [[[3], [1.5]]])
 
 
@@ -64,7 +63,7 @@ def test_an_overflow_in_a_cell_stays_in_that_cell(value):
     windows[:, 2, 1] = value
     windows[1:, 3, 0] = -value
     params = {"centres": centres}
-    errors = np.asarray(errors_function("kmeans")(params, jnp.asarray(windows)))
+    errors = np.asarray(residual_function("kmeans")(params, jnp.asarray(windows)))
     assert not np.isnan(errors).any()
     huge = np.abs(windows) > 1e20
     assert (errors[huge] > 1e20).all() and (errors[~huge] < 10).all()
@@ -108,7 +107,7 @@ def test_fewer_windows_than_centres_are_their_own_centres():
     assert {c.tobytes() for c in centres.round(4)} == {
         w.tobytes() for w in windows.round(4)
     }
-    errors = errors_function("kmeans")({"centres": centres}, jnp.asarray(windows))
+    errors = residual_function("kmeans")({"centres": centres}, jnp.asarray(windows))
     np.testing.assert_allclose(errors, 0, atol=1e-5)
 
 

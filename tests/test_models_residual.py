@@ -12,17 +12,16 @@ from sklearn.decomposition import PCA
 
 from kdjax.errors import ArtifactError, ConfigError
 from kdjax.models.autoencoder import Architecture, network, reconstruct
-from kdjax.models.controls import RECONSTRUCTIONS
-from kdjax.models.fits import fit_pca
+from kdjax.models.baselines import RECONSTRUCTIONS, fit_pca
 from kdjax.models.residual import (
     ResidualModel,
-    error_names,
-    errors_function,
-    join,
-    part,
-    parts_of,
+    component,
+    components_of,
+    join_models,
+    residual_function,
+    residual_names,
 )
-from kdjax.models.teaching import reconstructor
+from kdjax.training.targets import reconstruction_network
 
 # One shape, so that each function compiles once.
 window_arrays = hnp.arrays(
@@ -31,7 +30,7 @@ window_arrays = hnp.arrays(
 
 
 def errors(kind, windows, params=None):
-    function = jax.jit(errors_function(kind))
+    function = jax.jit(residual_function(kind))
     return np.asarray(function(params or {}, jnp.asarray(windows, jnp.float32)))
 
 
@@ -52,7 +51,7 @@ def test_autoencoder_gives_absolute_reconstruction_errors():
     arch = Architecture(2, (3,))
     params = jax.jit(network(arch).init)(jax.random.key(0))
     windows = jnp.asarray(noisy_windows(4, 5, 2))
-    found = np.asarray(errors_function("autoencoder", arch)(params, windows))
+    found = np.asarray(residual_function("autoencoder", arch)(params, windows))
     expected = np.abs(windows - reconstruct(arch, params, windows))
     np.testing.assert_allclose(found, expected, rtol=1e-6)
     assert (found >= 0).all()
@@ -135,7 +134,7 @@ def test_random_is_fixed_by_the_window_alone():
     windows = noisy_windows(9, 20, 3)
     whole = errors("random", windows)
     np.testing.assert_array_equal(errors("random", windows), whole)
-    parts = [errors("random", part) for part in np.split(windows, [4])]
+    parts = [errors("random", component) for component in np.split(windows, [4])]
     np.testing.assert_array_equal(np.concatenate(parts), whole)
     np.testing.assert_array_equal(errors("random", windows[::-1]), whole[::-1])
 
@@ -174,7 +173,7 @@ def test_unknown_kind_is_refused(kind):
     unknown = kind.split("+")[-1]
     message = rf"residual model '{unknown}' is unknown: .*autoencoder.*random"
     with pytest.raises(ArtifactError, match=message):
-        errors_function(kind)
+        residual_function(kind)
 
 
 def test_parameters_are_counted():
@@ -212,12 +211,12 @@ def parts(*, seed=0):
 
 
 def errors_of(model, windows):
-    function = errors_function(model.kind, model.architecture)
+    function = residual_function(model.kind, model.architecture)
     return np.asarray(jax.jit(function)(model.params, jnp.asarray(windows)))
 
 
 def expected_by(model, windows):
-    net = reconstructor(model.kind, model.architecture)
+    net = reconstruction_network(model.kind, model.architecture)
     return np.asarray(net.activate(net.outputs(model.params, jnp.asarray(windows))))
 
 
@@ -237,12 +236,12 @@ def test_errors_are_the_distance_from_what_is_expected(kind):
 
 def test_a_joined_kind_expects_what_its_first_part_does():
     models, windows = parts(), noisy_windows(5, 7, 3)
-    one = reconstructor("kmeans+autoencoder", ARCH)
+    one = reconstruction_network("kmeans+autoencoder", ARCH)
     np.testing.assert_array_equal(
         one.outputs(models["kmeans"].params, windows),
         expected_by(models["kmeans"], windows),
     )
-    assert reconstructor("autoencoder+kmeans", ARCH) == network(ARCH)
+    assert reconstruction_network("autoencoder+kmeans", ARCH) == network(ARCH)
 
 
 @pytest.mark.parametrize("kind", ["random", "random+pca", "transformer"])
@@ -250,12 +249,12 @@ def test_noise_can_not_teach(kind):
     name = kind.split("+")[0]
     message = f"'{name}' expects nothing of a row.*name one of autoencoder.*pca first"
     with pytest.raises(ConfigError, match=message):
-        reconstructor(kind)
+        reconstruction_network(kind)
 
 
 def test_a_control_has_no_first_parameters_to_draw():
     with pytest.raises(ConfigError, match="'kmeans' is fitted, not trained"):
-        reconstructor("kmeans").init(jax.random.key(0))
+        reconstruction_network("kmeans").init(jax.random.key(0))
 
 
 # Joined kinds.
@@ -270,8 +269,8 @@ JOINED = [
 @pytest.mark.parametrize("kinds", JOINED, ids="+".join)
 def test_joined_errors_stand_side_by_side(kinds):
     models, windows = parts(), noisy_windows(5, 7, 3, seed=2)
-    joined = join([models[kind] for kind in kinds])
-    assert joined.kind == "+".join(kinds) and parts_of(joined.kind) == kinds
+    joined = join_models([models[kind] for kind in kinds])
+    assert joined.kind == "+".join(kinds) and components_of(joined.kind) == kinds
     found = errors_of(joined, windows)
     assert found.shape == (5, 7, 3 * len(kinds))
     apart = [errors_of(models[kind], windows) for kind in kinds]
@@ -282,9 +281,9 @@ def test_joined_errors_stand_side_by_side(kinds):
 @pytest.mark.parametrize("kinds", JOINED, ids="+".join)
 def test_parts_come_back_out_of_what_joined_them(kinds):
     models = parts()
-    joined = join([models[kind] for kind in kinds])
+    joined = join_models([models[kind] for kind in kinds])
     for kind in kinds:
-        back = part(joined, kind)
+        back = component(joined, kind)
         assert (back.kind, back.architecture) == (kind, models[kind].architecture)
         jax.tree.map(np.testing.assert_array_equal, back.params, models[kind].params)
     assert joined.parameters == sum(models[kind].parameters for kind in kinds)
@@ -293,22 +292,22 @@ def test_parts_come_back_out_of_what_joined_them(kinds):
 
 def test_one_model_joined_is_itself():
     model = parts()["pca"]
-    assert join([model]) is model and part(model, "pca") is model
+    assert join_models([model]) is model and component(model, "pca") is model
 
 
 def test_a_part_without_parameters_needs_no_entry():
     """Saved parameters have none: a folder of arrays can't hold an empty one."""
     models, windows = parts(), noisy_windows(5, 7, 3)
-    joined = join([models["kmeans"], models["difference"]])
+    joined = join_models([models["kmeans"], models["difference"]])
     bare = joined._replace(params={"kmeans": models["kmeans"].params})
     np.testing.assert_array_equal(errors_of(bare, windows), errors_of(joined, windows))
-    assert part(bare, "difference") == ResidualModel("difference", {})
+    assert component(bare, "difference") == ResidualModel("difference", {})
 
 
 def test_names_of_errors():
     channels = ("cpu", "heat")
-    assert error_names("kmeans", channels) == channels
-    assert error_names("kmeans+difference", channels) == (
+    assert residual_names("kmeans", channels) == channels
+    assert residual_names("kmeans+difference", channels) == (
         "kmeans of cpu", "kmeans of heat", "difference of cpu", "difference of heat",
     )  # fmt: skip
 

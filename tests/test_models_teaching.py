@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from kdjax.errors import ConfigError
-from kdjax.models import teaching as room
+from kdjax.losses import Batch, student_objective
 from kdjax.models.autoencoder import Architecture, network, reconstruct
-from kdjax.models.fits import fit_pca
-from kdjax.models.residual import ResidualModel, join
-from kdjax.models.teaching import TARGETS, reconstructor, teaching
-from kdjax.training.objectives import Batch, student_objective
+from kdjax.models.baselines import fit_pca
+from kdjax.models.residual import ResidualModel, join_models
+from kdjax.training import targets as room
+from kdjax.training.targets import TARGETS, reconstruction_network, target_network
 
 L, D = 6, 3
 ARCH = Architecture(D, (4,), head="sigmoid")
@@ -67,7 +67,7 @@ def test_one_part_says_what_it_expects_or_how_far_off_that_is(
     # The first of joined kinds, with its own parameters.
     joined = "+".join((kind, *(other for other in KINDS if other != kind)))
     for name in (kind, joined):
-        net = teaching(name, models[kind].architecture or ARCH, target=target)
+        net = target_network(name, models[kind].architecture or ARCH, target=target)
         found = said(net, models[kind].params)
         wanted = part_of_target(expected, kind, target)
         np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
@@ -76,9 +76,9 @@ def test_one_part_says_what_it_expects_or_how_far_off_that_is(
 
 def test_errors_have_no_sign():
     """Those of mahalanobis are the rows themselves."""
-    net = teaching("mahalanobis", target="errors")
+    net = target_network("mahalanobis", target="errors")
     np.testing.assert_array_equal(said(net, {}), np.abs(WINDOWS))
-    assert not said(teaching("mahalanobis"), {}).any()
+    assert not said(target_network("mahalanobis"), {}).any()
 
 
 @pytest.mark.parametrize(
@@ -86,8 +86,8 @@ def test_errors_have_no_sign():
 )
 @pytest.mark.parametrize("target", ["reconstruction", "errors"])
 def test_several_say_their_weighted_mean(models, expected, target, weights):
-    joined = join([models[kind] for kind in KINDS])
-    net = teaching(KIND, ARCH, target=target, weights=weights)
+    joined = join_models([models[kind] for kind in KINDS])
+    net = target_network(KIND, ARCH, target=target, weights=weights)
     values = [part_of_target(expected, kind, target) for kind in KINDS]
     wanted = np.average(values, axis=0, weights=weights)
     found = said(net, joined.params)
@@ -119,7 +119,7 @@ def test_nobody_asks_who_counts_for_nothing(models, monkeypatch, target):
     name = "errors_function" if target == "errors" else "reconstructor"
     monkeypatch.setattr(room, name, watched(getattr(room, name)))
     # Not the cached function, which was made of others.
-    net = teaching.__wrapped__(KIND, ARCH, target=target, weights=(2.0, 0.0, 1.0))
+    net = target_network.__wrapped__(KIND, ARCH, target=target, weights=(2.0, 0.0, 1.0))
     said(net, {kind: model.params for kind, model in models.items()})
     assert asked == ["autoencoder", "difference"]
 
@@ -169,7 +169,7 @@ def test_a_hidden_code_is_the_encoders(models):
     params = models["autoencoder"].params
     wanted = network(ARCH).coded(params, jnp.asarray(WINDOWS))[1]
     for kind in ("autoencoder", KIND):
-        found = said(teaching(kind, ARCH, target="hidden"), params)
+        found = said(target_network(kind, ARCH, target="hidden"), params)
         assert found.shape == (5, 4)
         np.testing.assert_array_equal(found, wanted)
 
@@ -183,14 +183,18 @@ def test_who_has_no_encoder_has_no_code(kind, shape):
     with pytest.raises(
         ConfigError, match=f"'{first}' has none: name autoencoder first"
     ):
-        teaching(kind, shape, target="hidden")
+        target_network(kind, shape, target="hidden")
 
 
 def test_teachers_are_not_trained_and_their_functions_are_kept():
-    net = teaching(KIND, ARCH, weights=(1.0, 1.0, 1.0))
-    assert net is teaching(KIND, ARCH, weights=(1.0, 1.0, 1.0))
+    net = target_network(KIND, ARCH, weights=(1.0, 1.0, 1.0))
+    assert net is target_network(KIND, ARCH, weights=(1.0, 1.0, 1.0))
     with pytest.raises(ConfigError, match="is fitted, not trained"):
         net.init(jax.random.key(0))
     # As ever without weights and with X_T as the target.
-    assert teaching(KIND, ARCH) is reconstructor("autoencoder", ARCH) == network(ARCH)
+    assert (
+        target_network(KIND, ARCH)
+        is reconstruction_network("autoencoder", ARCH)
+        == network(ARCH)
+    )
     assert TARGETS[0] == "reconstruction"

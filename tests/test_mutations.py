@@ -14,11 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kdjax.artifacts import MANIFEST
-from kdjax.detection.states import save_state
 from kdjax.detection.storage import save_detector
-from kdjax.export.scorer import load_onnx
+from kdjax.export.onnx_scorer import load_onnx
 from kdjax.export.stablehlo import load_stablehlo
+from kdjax.io.files import MANIFEST, save_state
 from kdjax.training.checkpoints import save_checkpoint
 
 ROOT = Path(__file__).parent.parent

@@ -22,7 +22,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from kdjax import KDDetector, load_sample, save_detector, score_table
+from kdjax import (
+    KDDetector,
+    load_sample,
+    save_detector,
+    score_table,
+)
 from kdjax.cli import main
 from kdjax.config import get_config, override, resolve
 from kdjax.data.prepared import prepare
@@ -30,20 +35,19 @@ from kdjax.data.scaler import Scaler
 from kdjax.data.series import Dataset, Series
 from kdjax.data.splits import window_starts
 from kdjax.detection.detector import Detector, score_windows
-from kdjax.detection.moments import merge_all, moments_of
-from kdjax.detection.normal import Normal, fit_normal
+from kdjax.detection.gaussian import Gaussian, fit_gaussian, merge_all, moments_of
 from kdjax.detection.scores import window_scores
-from kdjax.detection.threshold import (
+from kdjax.detection.thresholds import (
     Rule,
     Threshold,
     budget_rate,
     find_threshold,
     needed,
 )
-from kdjax.devices import batch_mesh
+from kdjax.experiment.assemble import calibration_rules
 from kdjax.models.autoencoder import Architecture, network
-from kdjax.models.residual import ResidualModel, error_names, join
-from kdjax.rules import calibration_rules
+from kdjax.models.residual import ResidualModel, join_models, residual_names
+from kdjax.training.sharding import batch_mesh
 
 ROOT = Path(__file__).parent.parent
 
@@ -77,14 +81,14 @@ MODELS = {
     "mahalanobis": ResidualModel("mahalanobis", {}),
     "moving_average": ResidualModel("moving_average", {}),
     "autoencoder": net(),
-    NETWORK: join([net(), ResidualModel("difference", {})]),
+    NETWORK: join_models([net(), ResidualModel("difference", {})]),
 }
 
 
 def detector_of(kind, entities=("a",)):
     """A detector whose Normals and scales differ from entity to entity."""
     model = MODELS[kind]
-    width, places = len(error_names(kind, CHANNELS)), len(entities) + 1
+    width, places = len(residual_names(kind, CHANNELS)), len(entities) + 1
     rng = np.random.default_rng(1)
     whiten = [
         2 * np.eye(width) + np.tril(rng.normal(size=(width, width)), -1) / width
@@ -95,7 +99,7 @@ def detector_of(kind, entities=("a",)):
     return Detector(
         model=model, channels=CHANNELS, window=L, stride=STRIDE, allowed_points=0,
         max_gap=5.0, entities=entities, scalers=Scaler(offset, scale),
-        normals=Normal(
+        gaussians=Gaussian(
             np.full((places, width), 0.1, np.float32), np.float32(whiten)
         ),
         thresholds=(Threshold(20.0, "conformal", 0.1, 20, 19, "own"),) * places,
@@ -339,11 +343,14 @@ def fitted(values, kind="mahalanobis", **changes):
 
 TRAIN, TEST = made_up(900), made_up(120, 5)
 TEST[60:70, 0] += 3
-CONTROLS = ("mahalanobis", "difference", "moving_average", "pca")
+BASELINES = ("mahalanobis", "difference", "moving_average", "pca")
 
 
 # Without a floor, what a projection leaves of some channels is rounding.
-ORDERED = [*itertools.product(CONTROLS, [0.1]), *itertools.product(CONTROLS[:3], [0.0])]
+ORDERED = [
+    *itertools.product(BASELINES, [0.1]),
+    *itertools.product(BASELINES[:3], [0.0]),
+]
 
 
 @pytest.mark.parametrize(("kind", "floor"), ORDERED)
@@ -369,7 +376,7 @@ def test_a_network_with_its_channels_in_another_order_scores_the_same():
         model=ResidualModel("autoencoder", params, ARCH),
         channels=tuple(CHANNELS[i] for i in order),
         scalers=Scaler(*(field[:, order] for field in plain.scalers)),
-        normals=Normal(plain.normals.mean, plain.normals.whiten[..., order]),
+        gaussians=Gaussian(plain.gaussians.mean, plain.gaussians.whiten[..., order]),
     )
     values, starts = made_up(100), np.arange(90)
     close(
@@ -391,7 +398,7 @@ maps = st.tuples(
 )
 
 
-@pytest.mark.parametrize("kind", CONTROLS[:3])
+@pytest.mark.parametrize("kind", BASELINES[:3])
 @settings(deadline=None, max_examples=10)
 @given(maps)
 def test_units_do_not_matter_without_floor_and_ridge(kind, affine):
@@ -480,7 +487,7 @@ def check_merge(errors, pieces):
     assert (difference <= 1e-12 * np.outer(size, size)).all()
     names = [f"c{i}" for i in range(errors.shape[1])]
     first, second = (
-        fit_normal(moments, floor=0.03, ridge=0.1, channels=names)
+        fit_gaussian(moments, floor=0.03, ridge=0.1, channels=names)
         for moments in (merged, whole)
     )
     # Both are rounded to float32: at most a last bit apart.
@@ -530,8 +537,8 @@ def calibration():
     rows = load_sample().train[0].values
     moments = moments_of(rows[:18000])
     names = [f"c{i}" for i in range(rows.shape[1])]
-    normal = fit_normal(moments, floor=0.03, ridge=0.1, channels=names)
-    points = (((rows[18000:] - normal.mean) @ normal.whiten.T) ** 2).sum(axis=1)
+    gaussian = fit_gaussian(moments, floor=0.03, ridge=0.1, channels=names)
+    points = (((rows[18000:] - gaussian.mean) @ gaussian.whiten.T) ** 2).sum(axis=1)
     starts = window_starts(np.array([[0, len(points)]]), window=100, stride=10)
     return points[starts[:, None] + np.arange(100)]
 
@@ -615,7 +622,7 @@ def test_float32_decides_as_float64_does(precision):
     shape = Architecture(38, (4,), head="sigmoid")
     params = network(shape).init(jax.random.key(1))
     both = [ResidualModel("autoencoder", params, shape), MODELS["moving_average"]]
-    for model in (MODELS["mahalanobis"], join(both)):
+    for model in (MODELS["mahalanobis"], join_models(both)):
         found = precision.compare(model, prepared, rules)
         assert found["windows"]["n"] == 299
         assert found["windows"]["median"] < 2e-6

@@ -10,17 +10,16 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from kdjax.assembly import make_detector
 from kdjax.cli import main
 from kdjax.config import get_config, override, resolve
 from kdjax.data.series import Series
 from kdjax.detection.storage import load_detector
-from kdjax.detection.table import score_table
+from kdjax.detection.tables import score_table
 from kdjax.errors import ConfigError
-from kdjax.judgement import judge
+from kdjax.evaluation.evaluate import evaluate_models
+from kdjax.experiment.assemble import calibration_rules, make_detector
+from kdjax.experiment.pipeline import load_dataset, prepare_dataset
 from kdjax.models.residual import ResidualModel
-from kdjax.pipeline import load_dataset, prepare_dataset
-from kdjax.rules import calibration_rules
 
 CHANNELS = ("flow", "heat", "copy", "dead")
 ROWS, HOLE = 600, 350  # rows, and the one before which time leaps
@@ -32,7 +31,7 @@ TINY = {
     "student.hidden": (2,),
     "student.epochs": 1,
     "threshold.false_alarm_rate": 0.1,
-    "controls": ("difference",),
+    "baselines": ("difference",),
 }
 
 
@@ -285,7 +284,7 @@ def fleet(folder):
         "teacher.epochs": 5,
         "student.epochs": 11,
         "detection.trim": 0.1,
-        "detection.blame": "conditional",
+        "detection.attribution": "conditional",
         "threshold.method": "budget",
         "threshold.budget": "3/hour",
         "threshold.min_duration": 3,
@@ -324,17 +323,21 @@ def test_few_rows_are_trained_on_at_stride_one_for_as_many_steps(fleet):
 def test_a_budget_is_a_rate_of_windows(fleet):
     """An hour has 60 rows, so 12 windows at stride 5, of which three may alarm."""
     detector = load_detector(fleet / "detectors" / "student")
-    for tau, behind in zip(detector.thresholds, detector.calibration, strict=True):
-        assert (tau.method, tau.n) == ("budget", len(behind))
+    for tau, threshold_scores in zip(
+        detector.thresholds, detector.calibration, strict=True
+    ):
+        assert (tau.method, tau.n) == ("budget", len(threshold_scores))
         assert tau.rate == 0.25
-        assert tau.rank == math.ceil((len(behind) + 1) * 0.75)
-        assert tau.tau == pytest.approx(np.sort(behind)[tau.rank - 1], rel=1e-6)
+        assert tau.rank == math.ceil((len(threshold_scores) + 1) * 0.75)
+        assert tau.tau == pytest.approx(
+            np.sort(threshold_scores)[tau.rank - 1], rel=1e-6
+        )
 
 
 def test_rules_of_alarms_reach_the_detector_and_its_tables(fleet, folder):
     detector = load_detector(fleet / "detectors" / "student")
     assert (detector.min_duration, detector.cooldown) == (3, 2)
-    assert detector.blame == "conditional"
+    assert detector.attribution == "conditional"
     frame = recording(5, 150)[["time", "flow", "heat"]]
     frame.loc[80:86, "heat"] += 4
     frame.assign(unit="m4").to_parquet(folder / "next.parquet", index=False)
@@ -379,7 +382,7 @@ def prepared_with(plant, **changes):
 def test_each_rule_reaches_the_detector(plant, method):
     value = {"threshold__value": 7.5} if method == "fixed" else {}
     settings, prepared = prepared_with(plant, threshold__method=method, **value)
-    judged = judge(
+    evaluated = evaluate_models(
         {"difference": ResidualModel("difference", {})},
         prepared,
         calibration_rules(settings, prepared),
@@ -388,14 +391,14 @@ def test_each_rule_reaches_the_detector(plant, method):
     )["difference"]
     detector = make_detector(
         "difference",
-        judged.model,
-        judged.calibration,
+        evaluated.model,
+        evaluated.calibration,
         prepared,
         settings=settings,
         digests={},
     )
     tau = detector.thresholds[0]
-    scores = np.sort(judged.calibration.scores[0])
+    scores = np.sort(evaluated.calibration.scores[0])
     n = len(scores)
     assert tau.method == method and tau.n == n
     if method == "fixed":
@@ -407,7 +410,7 @@ def test_each_rule_reaches_the_detector(plant, method):
         assert tau.tau == scores[tau.rank - 1]
         fell_back = f"pot fell back to the quantile of {n} scores"
         assert tau.detail.startswith(fell_back) == (method == "pot")
-    (used, *_) = judged.rates
+    (used, *_) = evaluated.rates
     assert used["method"] == method and used["tau"] == tau.tau
     assert used["wanted"] == (0 if method == "fixed" else 0.1)
 

@@ -6,9 +6,9 @@ import pytest
 
 from kdjax.detection.storage import load_detector
 from kdjax.errors import ArtifactError, ConfigError
-from kdjax.parts import part_name, split_dataset
-from kdjax.pipeline import load_dataset, run
-from kdjax.scoring import score_file
+from kdjax.experiment.groups import group_name, split_groups
+from kdjax.experiment.pipeline import load_dataset, run
+from kdjax.scoring.files import score_file
 
 MACHINES = ("press", "saw")
 CHANGES = {"threshold.false_alarm_rate": 0.3, "entity_mode": "per_entity"}
@@ -52,7 +52,7 @@ def test_an_entity_gets_what_it_would_get_alone(apart, alone, machine):
         found = load_detector(workdir / "detectors" / name / machine)
         wanted = load_detector(alone[machine][0] / "detectors" / name)
         assert found.entities == wanted.entities == (machine,)
-        for one, other in zip(found.normals, wanted.normals, strict=True):
+        for one, other in zip(found.gaussians, wanted.gaussians, strict=True):
             np.testing.assert_allclose(one, other, rtol=2e-2, atol=1e-3)
         for one, other in zip(found.scalers, wanted.scalers, strict=True):
             np.testing.assert_array_equal(one, other)
@@ -121,13 +121,13 @@ def test_too_few_rows_of_one_entity_are_named(plant_changes, tiny, tmp_path):
 
 
 def test_no_name_leaves_its_folder(plant_changes, tiny):
-    assert part_name("teacher", "") == "teacher"
-    assert part_name("teacher", "machine 1") == "teacher/machine 1"
+    assert group_name("teacher", "") == "teacher"
+    assert group_name("teacher", "machine 1") == "teacher/machine 1"
     for name in ("..", "a/b", ".hidden", "a\\b"):
-        assert part_name("x", name).count("/") == 1
-        assert not part_name("x", name).split("/")[1].startswith(".")
-    assert part_name("x", "a.b") != part_name("x", "a%2Eb")
+        assert group_name("x", name).count("/") == 1
+        assert not group_name("x", name).split("/")[1].startswith(".")
+    assert group_name("x", "a.b") != group_name("x", "a%2Eb")
     settings = tiny(plant_changes)
     dataset = load_dataset(settings["data"])
-    assert list(split_dataset(dataset, "shared")) == [""]
-    assert list(split_dataset(dataset, "per_entity")) == list(MACHINES)
+    assert list(split_groups(dataset, "shared")) == [""]
+    assert list(split_groups(dataset, "per_entity")) == list(MACHINES)

@@ -13,26 +13,26 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from kdjax import environment
 from kdjax.data.series import Dataset, Series
 from kdjax.detection.detector import score_windows
 from kdjax.detection.storage import card_markdown, load_detector
-from kdjax.detection.threshold import Rule
+from kdjax.detection.thresholds import Rule
 from kdjax.errors import ArtifactError, ConfigError, DataError
+from kdjax.evaluation.evaluate import evaluate_models
 from kdjax.evaluation.rows import LEVELS, METRICS, SCOPES
-from kdjax.judgement import judge
-from kdjax.models.residual import ResidualModel
-from kdjax.pipeline import (
+from kdjax.experiment.assemble import calibration_rules
+from kdjax.experiment.pipeline import (
     count_networks,
     data_digests,
     load_dataset,
     prepare_dataset,
     run,
 )
-from kdjax.rules import calibration_rules
+from kdjax.io import environment
+from kdjax.models.residual import ResidualModel
 
 NETWORKS = ("teacher", "student", "student_alone")
-CONTROLS = (
+BASELINES = (
     "random",
     "mahalanobis",
     "pca",
@@ -40,7 +40,7 @@ CONTROLS = (
     "difference",
     "moving_average",
 )
-MODELS = NETWORKS + CONTROLS
+MODELS = NETWORKS + BASELINES
 CHANNELS = ("load", "heat", "dead")
 
 
@@ -127,10 +127,10 @@ def test_schema_of_results(finished):
     assert sorted(cells) == sorted(
         (model, threshold, scope, level)
         for model in MODELS
-        for threshold in ("oracle", "conformal", "following")
+        for threshold in ("oracle", "conformal", "rolling")
         for scope in SCOPES
         for level in LEVELS
-        if threshold != "following" or level == "window"
+        if threshold != "rolling" or level == "window"
     )
     for row in results["rows"]:
         assert {*METRICS, "parameters", "alarm_rate", "tau", "notes"} <= set(row)
@@ -388,7 +388,7 @@ def test_a_control_counted_again_from_the_files(finished):
     rows = [
         row
         for row in finished.results["rows"]
-        if row["model"] == "mahalanobis" and row["threshold"] != "following"
+        if row["model"] == "mahalanobis" and row["threshold"] != "rolling"
     ]
     assert len(rows) == 8
     for row in rows:
@@ -445,7 +445,7 @@ def test_the_same_seed_gives_the_same_results_and_another_does_not(
 
     assert timeless(tmp_path / "again") == timeless(finished.workdir)
     other = run(
-        tiny(plant_changes | {"seed": 1, "controls": ("pca",)}), tmp_path / "other"
+        tiny(plant_changes | {"seed": 1, "baselines": ("pca",)}), tmp_path / "other"
     )
     assert {row["model"] for row in other["rows"]} == {*NETWORKS, "pca"}
     for name in NETWORKS:
@@ -502,7 +502,7 @@ def test_test_rows_without_labels_have_an_alarm_rate(finished, tiny, plant_chang
         entity._replace(test=entity.test._replace(labels=None))
         for entity in prepared.entities
     )
-    judged = judge(
+    evaluated = evaluate_models(
         {"mahalanobis": ResidualModel("mahalanobis", {})},
         prepared._replace(entities=entities),
         calibration_rules(settings, prepared),
@@ -514,14 +514,14 @@ def test_test_rows_without_labels_have_an_alarm_rate(finished, tiny, plant_chang
         for row in finished.results["rows"]
         if row["model"] == "mahalanobis"
     }
-    for row in judged.rows:
+    for row in evaluated.rows:
         assert row["f1"] is None and row["notes"]["f1"] == "no labels"
         if row["threshold"] == "conformal":
             cell = (row["threshold"], row["scope"], row["level"])
             assert row["alarm_rate"] == labelled[cell]
         else:
             assert row["alarm_rate"] is None
-    assert [scores.window_labels for scores in judged.scores] == [None, None]
+    assert [scores.window_labels for scores in evaluated.scores] == [None, None]
 
 
 # Refusals, and runs that were there before.
@@ -697,15 +697,15 @@ def test_every_benchmarks_layout_can_be_judged(name, tiny, tmp_path):
     prepared = prepare_dataset(load_dataset(settings["data"]), settings)
     _, width, entities = LAYOUTS[name]
     assert (len(prepared.channels), len(prepared.entities)) == (width, entities)
-    judged = judge(
+    evaluated = evaluate_models(
         {"difference": ResidualModel("difference", {})},
         prepared,
         calibration_rules(settings, prepared),
         min_anomalous_points=1,
         console=Console(quiet=True),
     )["difference"]
-    assert len(judged.rows) == 8
-    for scores in judged.scores:
+    assert len(evaluated.rows) == 8
+    for scores in evaluated.scores:
         assert len(scores.window_scores) == 11 and scores.window_labels.sum() == 3
         assert np.isfinite(scores.scores).all() and scores.labels.sum() == 10
 
@@ -715,7 +715,7 @@ def test_a_run_on_smds_layout(tiny, tmp_path):
         written("smd", tmp_path / "smd")
         | {
             "data.entities": ("machine-1-2",), "teacher.epochs": 1, "student.epochs": 1,
-            "controls": ("mahalanobis",),
+            "baselines": ("mahalanobis",),
         }
     )  # fmt: skip
     text = io.StringIO()

@@ -9,20 +9,19 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from kdjax import lessons
-from kdjax.distillation import train_networks
 from kdjax.errors import ConfigError
-from kdjax.pipeline import load_dataset, prepare_dataset
-from kdjax.populations import trial
-from kdjax.populations.job import fits_in_memory, groups, prepare_job
-from kdjax.populations.run import train_all
-from kdjax.trainings import (
-    soundness,
+from kdjax.experiment import populations as trial
+from kdjax.experiment.jobs import (
+    make_training_data,
+    recorded_mask,
     student_training,
     teacher_training,
-    training_ground,
 )
-from kdjax.workdir import read_lines
+from kdjax.experiment.pipeline import load_dataset, prepare_dataset
+from kdjax.experiment.populations import fits_in_memory, groups, prepare_job, train_all
+from kdjax.experiment.train import train_networks
+from kdjax.experiment.workdir import read_lines
+from kdjax.training import targets as lessons
 
 QUIET = Console(quiet=True)
 # Each differs from the others in something that a population may differ in.
@@ -42,18 +41,18 @@ def known(plant_changes, tiny, tmp_path_factory):
     prepared = prepare_dataset(load_dataset(settings["data"]), settings)
     folder = tmp_path_factory.mktemp("teacher")
     models = train_networks(prepared, settings, folder, QUIET, names=("teacher",))
-    return prepared, training_ground(prepared, settings["data"]), models["teacher"]
+    return prepared, make_training_data(prepared, settings["data"]), models["teacher"]
 
 
 @pytest.fixture(scope="module")
 def students(known, plant_changes, tiny):
     """Makes the trainings of `MEMBERS` with further changes for all."""
-    _, ground, teacher = known
+    _, training_data, teacher = known
 
     def make(changes=None, members=MEMBERS, scorers=()):
         return [
             student_training(
-                ground,
+                training_data,
                 tiny(plant_changes | (changes or {}) | own),
                 name=f"student-{number}",
                 teacher=teacher,
@@ -86,14 +85,14 @@ def test_students_side_by_side_are_those_of_their_runs(
             names=("teacher", "student"),
             teacher=teacher,
         )["student"]
-        params, course = found[f"student-{number}"]
+        params, progress = found[f"student-{number}"]
         assert_close(params, alone.params, rtol=1e-3, atol=1e-5)
         lines = read_lines(tmp_path / str(number))
         losses = [
             line["validation_loss"] for line in lines if "validation_loss" in line
         ]
-        assert course.best_loss == pytest.approx(min(losses), rel=1e-4)
-        assert course.step == lines[-1]["step"]
+        assert progress.best_loss == pytest.approx(min(losses), rel=1e-4)
+        assert progress.step == lines[-1]["step"]
 
 
 def test_teachers_of_each_entity_side_by_side(plant_changes, tiny, tmp_path):
@@ -103,14 +102,16 @@ def test_teachers_of_each_entity_side_by_side(plant_changes, tiny, tmp_path):
     trainings = []
     for place, series in enumerate(dataset.train):
         own = dataset._replace(train=(series,), test=dataset.test[place : place + 1])
-        ground = training_ground(prepare_dataset(own, settings), settings["data"])
-        trainings.append(teacher_training(ground, settings, name=series.entity))
+        training_data = make_training_data(
+            prepare_dataset(own, settings), settings["data"]
+        )
+        trainings.append(teacher_training(training_data, settings, name=series.entity))
     assert len(groups(trainings)) == 1
-    assert len({len(t.ground.fit) for t in trainings}) == 2
+    assert len({len(t.training_data.fit) for t in trainings}) == 2
     together = train_all(trainings, tmp_path / "together", QUIET, way="together")
     alone = train_all(trainings, tmp_path / "alone", QUIET, way="alone")
     for name in ("press", "saw"):
-        assert together[name].course.step == alone[name].course.step
+        assert together[name].progress.step == alone[name].progress.step
         assert_close(together[name].params, alone[name].params, rtol=1e-3, atol=1e-5)
 
 
@@ -132,8 +133,8 @@ def test_finished_trainings_are_not_run_again(students, tmp_path):
     log = (tmp_path / "metrics.jsonl").read_text()
     again = train_all(students(), tmp_path, QUIET, way="together")
     assert (tmp_path / "metrics.jsonl").read_text() == log
-    for name, (params, course) in first.items():
-        assert again[name].course == course
+    for name, (params, progress) in first.items():
+        assert again[name].progress == progress
         assert_close(again[name].params, params, rtol=0)
     assert not list((tmp_path / "checkpoints").glob("together-*"))
     # More members later train by themselves.
@@ -149,10 +150,10 @@ class Killed(Exception):
 
 @pytest.mark.parametrize("epochs", [1, 2])
 def test_a_killed_population_goes_on(students, tmp_path, epochs):
-    def judge(courses):
+    def evaluate_models(courses):
         assert sorted(courses) == [f"student-{i}" for i in range(5)]
         if (
-            max(course.best_epoch + course.stale for course in courses.values())
+            max(progress.best_epoch + progress.stale for progress in courses.values())
             > epochs
         ):
             raise Killed
@@ -160,12 +161,18 @@ def test_a_killed_population_goes_on(students, tmp_path, epochs):
     options = {"train.checkpoint_seconds": 0.0, "student.epochs": 3}
     members = students(options)
     with pytest.raises(Killed):
-        train_all(members, tmp_path / "a", QUIET, way="together", judge=judge)
+        train_all(
+            members,
+            tmp_path / "a",
+            QUIET,
+            way="together",
+            evaluate_models=evaluate_models,
+        )
     assert list((tmp_path / "a" / "checkpoints").glob("together-*"))
     found = train_all(members, tmp_path / "a", QUIET, way="together")
     usual = train_all(members, tmp_path / "b", QUIET, way="together")
-    for name, (params, course) in usual.items():
-        assert found[name].course == course
+    for name, (params, progress) in usual.items():
+        assert found[name].progress == progress
         assert_close(found[name].params, params, rtol=0)
     assert read_lines(tmp_path / "a") == read_lines(tmp_path / "b")
 
@@ -175,7 +182,7 @@ def test_a_diverging_member_is_reported_and_stays_so(students, tmp_path, way):
     members = students(None, [{}, {"train.learning_rate": 1e38}])
     found = train_all(members, tmp_path, QUIET, way=way)
     assert found["student-1"].params is None
-    assert found["student-1"].course.bad_step in (2, 3)
+    assert found["student-1"].progress.bad_step in (2, 3)
     assert found["student-0"].params is not None
     again = train_all(members, tmp_path, QUIET, way=way)
     assert again["student-1"] == found["student-1"]
@@ -223,8 +230,8 @@ def test_a_way_that_is_none_is_refused(students, tmp_path):
 
 def test_members_share_rows_and_targets(students, known):
     job = prepare_job(students(), {})
-    assert job.corpus.rows.shape == known[1].rows.shape
-    assert job.corpus.targets.shape[0] == len(known[1].fit)
+    assert job.dataset.rows.shape == known[1].rows.shape
+    assert job.dataset.targets.shape[0] == len(known[1].fit)
 
 
 def test_teachers_outputs_are_made_once(students, known, tmp_path, monkeypatch):
@@ -268,37 +275,41 @@ def test_other_answers_are_made_once_as_well(students, monkeypatch, target, time
 DISTURBED = ({}, {"seed": 3}, {"distill.target": "errors"}, {"distill.alpha": 0.0})
 
 
-def test_disturbed_copies_follow_the_rows_and_only_their_teacher_counts(
+def test_augmented_copies_follow_the_rows_and_only_their_teacher_counts(
     known, plant_changes, tiny
 ):
-    _, ground, teacher = known
-    settings = tiny(plant_changes | {"distill.disturbed_copies": 2})
+    _, training_data, teacher = known
+    settings = tiny(plant_changes | {"distill.augmented_copies": 2})
     shared = {}
     first, second = (
         student_training(
-            ground, settings, name=name, teacher=teacher, known=shared
-        ).ground
+            training_data, settings, name=name, teacher=teacher, known=shared
+        ).training_data
         for name in "ab"
     )
     assert first is second
-    rows, windows = len(ground.rows), len(ground.fit)
+    rows, windows = len(training_data.rows), len(training_data.fit)
     assert len(first.rows) == 3 * rows and len(first.fit) == 3 * windows
-    np.testing.assert_array_equal(first.rows[:rows], ground.rows)
+    np.testing.assert_array_equal(first.rows[:rows], training_data.rows)
     copies = first.rows[rows : 2 * rows], first.rows[2 * rows :]
-    assert all((copy != ground.rows).any() for copy in copies)
+    assert all((copy != training_data.rows).any() for copy in copies)
     assert (copies[0] != copies[1]).any()
-    np.testing.assert_array_equal(first.fit[windows : 2 * windows] - rows, ground.fit)
-    assert soundness(first).sum() == windows and soundness(first)[:windows].all()
-    assert first.share == pytest.approx(ground.share / 3)
+    np.testing.assert_array_equal(
+        first.fit[windows : 2 * windows] - rows, training_data.fit
+    )
+    assert (
+        recorded_mask(first).sum() == windows and recorded_mask(first)[:windows].all()
+    )
+    assert first.share == pytest.approx(training_data.share / 3)
     # A student of the data alone sees nothing of it, and as many steps come of it.
-    alone = student_training(ground, settings, name="c", teacher=None)
-    assert alone.ground is ground
+    alone = student_training(training_data, settings, name="c", teacher=None)
+    assert alone.training_data is training_data
 
 
 def test_students_of_disturbed_rows_side_by_side(
     students, known, plant_changes, tiny, tmp_path
 ):
-    changes = {"distill.disturbed_copies": 1}
+    changes = {"distill.augmented_copies": 1}
     members = students(changes, DISTURBED)
     assert sorted(map(len, groups(members))) == [1, 1, 2]
     found = train_all(members, tmp_path / "together", QUIET, way="together")

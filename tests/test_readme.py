@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 
 from kdjax.cli import main
-from kdjax.data.fetch import Fetched
+from kdjax.data.download import Fetched
 from kdjax.detection.storage import load_detector
 
 ROOT = Path(__file__).parent.parent
@@ -116,7 +116,7 @@ def test_commands_and_code_run(folder: Path, monkeypatch: pytest.MonkeyPatch) ->
         print(f"quick: {quick}")
         return {"rows": []}
 
-    monkeypatch.setattr("kdjax.data.fetch.fetch_smd", fetch_smd)
+    monkeypatch.setattr("kdjax.data.download.fetch_smd", fetch_smd)
     monkeypatch.setattr("kdjax.bench.run.bench", bench)
     printed = [run(line, monkeypatch) for line in verb_lines()]
     assert fetched == ["data/smd"]

@@ -8,9 +8,9 @@ from scipy.stats import beta
 
 from kdjax.data.prepared import Prepared
 from kdjax.detection.calibration import Calibration, Rules
-from kdjax.detection.threshold import Rule, Threshold
+from kdjax.detection.thresholds import Rule, Threshold
+from kdjax.evaluation.evaluate import false_alarm_rates
 from kdjax.evaluation.rows import EntityScores
-from kdjax.realised import false_alarm_rates
 
 WINDOW, STRIDE = 10, 5
 # 40 windows at stride 5; the fold of each eight is its tens.
@@ -23,11 +23,11 @@ def calibration(scores=CALIBRATION, tau=TAU):
     own = Threshold(tau, "conformal", 0.1, len(scores), 0, "own")
     return Calibration(
         scalers=None,
-        normals=None,
+        gaussians=None,
         thresholds=(own, own._replace(tau=99.0)),
         scores=(scores,),
         starts=(np.arange(len(scores)) * STRIDE,),
-        behind=(np.sort(scores), np.sort(scores)),
+        threshold_scores=(np.sort(scores), np.sort(scores)),
         notes=(),
         floored={},
     )

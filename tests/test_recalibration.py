@@ -14,7 +14,7 @@ from kdjax.data.series import Series
 from kdjax.detection.detector import scaler_of, score_windows
 from kdjax.detection.storage import load_detector, save_detector
 from kdjax.errors import ArtifactError, ConfigError, DataError
-from kdjax.recalibration import calibrate_file, recalibrated
+from kdjax.experiment.recalibrate import calibrate_file, recalibrated
 
 CHANNELS = ("load", "heat", "dead")
 WINDOW, STRIDE, RATE = 10, 5, 0.1
@@ -84,7 +84,7 @@ def test_a_known_entity_gets_the_conformal_rank_of_its_new_scores(student, count
 
 def test_all_else_of_the_detector_stays(student):
     found, _ = recalibrated(student, series("saw", rows(11, 300)), threshold={})
-    for field in ("model", "scalers", "normals", "ranges", "reference"):
+    for field in ("model", "scalers", "gaussians", "ranges", "reference"):
         assert_same(getattr(found, field), getattr(student, field))
     assert found.thresholds[0] == student.thresholds[0]
     assert found.thresholds[2] == student.thresholds[2]  # others' scores are in it too
@@ -156,7 +156,7 @@ def test_a_new_entity_gets_a_scaler_normal_and_threshold_of_its_own(student):
     found, notes = recalibrated(student, series("lathe", values), threshold={})
     assert found.entities == ("press", "saw", "lathe")
     old_places, kept = [0, 1, 2], [0, 1, 3]
-    for field in ("scalers", "normals", "ranges"):
+    for field in ("scalers", "gaussians", "ranges"):
         for old, new in zip(
             getattr(student, field), getattr(found, field), strict=True
         ):
@@ -260,7 +260,7 @@ def test_calibrate_and_score_a_new_machine(say, finished, student, tmp_path):
     )
     found = load_detector(folder)
     assert found.thresholds == wanted.thresholds
-    assert_same(found.normals, wanted.normals)
+    assert_same(found.gaussians, wanted.gaussians)
     assert list(found.card["calibrated_again"]) == ["lathe"]
     output = tmp_path / "scores.csv"
     code, out, _ = say(

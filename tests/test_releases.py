@@ -16,18 +16,17 @@ import numpy as np
 import pytest
 
 from kdjax import load_detector
-from kdjax.artifacts import write_manifest
 from kdjax.cli import main
 from kdjax.detection.detector import entity_index, score_windows
 from kdjax.detection.scores import window_scores
-from kdjax.detection.states import load_state, save_state
 from kdjax.errors import ArtifactError
+from kdjax.experiment.sweeps.design import Member
+from kdjax.experiment.sweeps.members import read_member
 from kdjax.export import container, stablehlo
 from kdjax.export.container import sealed
-from kdjax.export.scorer import SEAL, load_onnx
+from kdjax.export.onnx_scorer import SEAL, load_onnx
 from kdjax.export.stablehlo import load_stablehlo
-from kdjax.sweep.design import Member
-from kdjax.sweep.members import read_member
+from kdjax.io.files import load_state, save_state, write_manifest
 
 RELEASES = Path(__file__).parent / "data" / "releases"
 VERSIONS = sorted(path.parent.name for path in RELEASES.glob("*/command.json"))
@@ -103,7 +102,7 @@ def test_a_detector_of_schema_1_has_the_defaults_and_can_be_put_to_use(copy, cap
     description = json.loads((folder / "detector" / "detector.json").read_text())
     assert description["schema"] == 1 and "step" not in description
     detector = load_detector("detector")
-    assert (detector.step, detector.blame) == (0.0, "correlation")
+    assert (detector.step, detector.attribution) == (0.0, "correlation")
     assert (detector.min_duration, detector.cooldown) == (1, 0)
     assert detector.ranges is None and detector.calibration == ()
     points, _ = of_windows(detector, "pooled", wanted["windows"])

@@ -9,15 +9,15 @@ import jax
 import numpy as np
 import pytest
 
-from kdjax.artifacts import MANIFEST, sha256
 from kdjax.cli import main
 from kdjax.config import get_config, override, resolve
 from kdjax.data.channels import Ranges
 from kdjax.data.series import Dataset, Series
 from kdjax.detection.storage import load_detector, save_detector
 from kdjax.errors import ArtifactError, ConfigError, DataError
-from kdjax.pipeline import _ordered
-from kdjax.renewal import load_origin
+from kdjax.experiment.pipeline import _ordered
+from kdjax.experiment.warm_start import load_warm_start
+from kdjax.io.files import MANIFEST, sha256
 
 CHANNELS = ("load", "heat", "dead")
 NETWORKS = ("teacher", "student", "student_alone")
@@ -81,9 +81,9 @@ def results(renewed):
 
 def test_training_starts_from_the_saved_parameters(renewed, detectors):
     first = {"teacher": "teacher", "student": "student", "student_alone": "student"}
-    for name, origin in first.items():
+    for name, warm_start in first.items():
         found = load_detector(f"{renewed}/detectors/{name}").model
-        wanted = load_detector(detectors / origin).model
+        wanted = load_detector(detectors / warm_start).model
         assert found.architecture == wanted.architecture
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-8),
@@ -100,21 +100,21 @@ def test_the_old_detector_is_judged_as_it_was(results, finished):
             {k: v for k, v in row.items() if k != "model"}
             for row in found[part]
             # The old detector's τ stays where it was.
-            if row["model"] == model and row["threshold"] != "following"
+            if row["model"] == model and row["threshold"] != "rolling"
         ]
 
     for part in ("rows", "entities"):
-        before = rows_of(results, "before", part)
+        before = rows_of(results, "previous", part)
         assert before and before == rows_of(finished.results, "student", part)
     used = {
         rate["entity"]: rate["tau"]
         for rate in results["rates"]
-        if rate["model"] == "before" and rate["used"]
+        if rate["model"] == "previous" and rate["used"]
     }
     student = load_detector(finished.workdir / "detectors" / "student")
     taus = [threshold.tau for threshold in student.thresholds]
     assert used == {"press": taus[0], "saw": taus[1]}
-    assert {row["model"] for row in results["rows"]} == {*NETWORKS, "pca", "before"}
+    assert {row["model"] for row in results["rows"]} == {*NETWORKS, "pca", "previous"}
 
 
 def test_cards_tell_what_a_detector_descends_from(renewed, detectors):
@@ -150,31 +150,31 @@ def test_an_origin_that_changed_is_refused(renewed, command, detectors):
 
 
 @pytest.fixture
-def origin(finished):
+def warm_start(finished):
     """Asks for an origin under the first run's settings, with changes."""
 
     def load(folder, channels=CHANNELS, **changes):
         dotted = {name.replace("__", "."): value for name, value in changes.items()}
         config = get_config()
         config.unlock()
-        config.update(finished.settings | {"controls": ()})
-        return load_origin(str(folder), channels, resolve(override(config, dotted)))
+        config.update(finished.settings | {"baselines": ()})
+        return load_warm_start(str(folder), channels, resolve(override(config, dotted)))
 
     return load
 
 
-def test_folders_that_are_understood(origin, finished, detectors, tmp_path):
+def test_folders_that_are_understood(warm_start, finished, detectors, tmp_path):
     for folder in (finished.workdir, detectors, detectors / "student"):
-        found = origin(folder)
+        found = warm_start(folder)
         assert set(found.params) == {"teacher", "student"}
         assert found.detector.card["model"]["name"] == "student"
-    found = origin(detectors / "teacher")
+    found = warm_start(detectors / "teacher")
     assert set(found.params) == {"teacher", "student"}
     assert found.detector.card["model"]["name"] == "teacher"
     # Beside a copy under another name lies whatever it may be.
     shutil.copytree(detectors / "student", tmp_path / "mine")
     shutil.copytree(detectors / "teacher", tmp_path / "teacher")
-    found = origin(tmp_path / "mine")
+    found = warm_start(tmp_path / "mine")
     assert set(found.params) == {"student"}
 
 
@@ -185,13 +185,13 @@ def test_folders_that_are_understood(origin, finished, detectors, tmp_path):
         (("load", "heat"), "missing in the new data: dead; new: none"),
     ],
 )
-def test_other_channels_are_refused(origin, detectors, channels, said):
+def test_other_channels_are_refused(warm_start, detectors, channels, said):
     with pytest.raises(DataError, match=said):
-        origin(detectors, channels)
+        warm_start(detectors, channels)
 
 
-def test_channels_in_another_order_are_put_in_the_old_one(origin, detectors):
-    assert origin(detectors, ("heat", "load", "dead")).detector.channels == CHANNELS
+def test_channels_in_another_order_are_put_in_the_old_one(warm_start, detectors):
+    assert warm_start(detectors, ("heat", "load", "dead")).detector.channels == CHANNELS
     rows = np.arange(6, dtype=np.float32).reshape(2, 3)
     series = Series("a", rows, ("heat", "dead", "load"))
     found = _ordered(Dataset("x", (series,), (series,)), CHANNELS)
@@ -213,43 +213,45 @@ def test_channels_in_another_order_are_put_in_the_old_one(origin, detectors):
         ({"detection__count": 1}, "judges windows of 10 rows and allows 0 above τ"),
     ],
 )
-def test_another_shape_is_refused_with_what_to_set(origin, detectors, changes, said):
+def test_another_shape_is_refused_with_what_to_set(
+    warm_start, detectors, changes, said
+):
     with pytest.raises(ConfigError, match=said):
-        origin(detectors, **changes)
+        warm_start(detectors, **changes)
 
 
-def test_what_has_no_network_is_refused(origin, detectors, tmp_path):
+def test_what_has_no_network_is_refused(warm_start, detectors, tmp_path):
     for name in ("pca", "student_alone"):
         with pytest.raises(ArtifactError, match=f'is the detector "{name}", which has'):
-            origin(detectors / name)
+            warm_start(detectors / name)
     with pytest.raises(ArtifactError, match="holds no detector to start from: give a"):
-        origin(tmp_path)
+        warm_start(tmp_path)
     with pytest.raises(ArtifactError, match="holds no detector to start from"):
-        origin(tmp_path / "nowhere")
+        warm_start(tmp_path / "nowhere")
 
 
 def test_entities_that_the_old_one_does_not_know_get_its_pooled_threshold(finished):
-    from kdjax.pipeline import load_dataset, prepare_dataset
-    from kdjax.renewal import old_calibration
+    from kdjax.experiment.pipeline import load_dataset, prepare_dataset
+    from kdjax.experiment.warm_start import previous_calibration
 
     old = load_detector(finished.workdir / "detectors" / "student")
     known = old._replace(
         entities=("saw",),
         scalers=type(old.scalers)(*(field[1:] for field in old.scalers)),
-        normals=type(old.normals)(*(field[1:] for field in old.normals)),
+        gaussians=type(old.gaussians)(*(field[1:] for field in old.gaussians)),
         thresholds=old.thresholds[1:],
         ranges=Ranges(*(side[1:] for side in old.ranges)),
         calibration=old.calibration[1:],
     )
     settings = finished.settings
     prepared = prepare_dataset(load_dataset(settings["data"]), settings)
-    found = old_calibration(known, prepared)  # of press and saw
+    found = previous_calibration(known, prepared)  # of press and saw
     assert found.thresholds == tuple(old.thresholds[i] for i in (2, 1, 2))
-    for field, wanted in zip(found.normals, old.normals, strict=True):
+    for field, wanted in zip(found.gaussians, old.gaussians, strict=True):
         np.testing.assert_array_equal(field, wanted[[2, 1, 2]])
     for field, wanted in zip(found.scalers, old.scalers, strict=True):
         np.testing.assert_array_equal(field, wanted[[2, 1, 2]])
     assert found.notes == (
         "before: the old detector doesn't know press, so its pooled threshold judges",
     )
-    assert old_calibration(old, prepared).notes == ()
+    assert previous_calibration(old, prepared).notes == ()

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from kdjax.artifacts import MANIFEST
+from kdjax.io.files import MANIFEST
 
 ROOT = Path(__file__).parent.parent
 PHASES = ("teacher", "student", "student_alone")

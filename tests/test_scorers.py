@@ -7,16 +7,18 @@ from rich.console import Console
 from kdjax.config import get_config, override
 from kdjax.data.prepared import prepare, training_windows
 from kdjax.data.series import Dataset, Series
-from kdjax.lessons import log_tails
-from kdjax.models.residual import ResidualModel, join
-from kdjax.scorers import scorers_of
-from kdjax.sweep import networks
-from kdjax.sweep.design import make_design
-from kdjax.trainings import lesson_targets, student_training, training_ground
+from kdjax.experiment.jobs import job_targets, make_training_data, student_training
+from kdjax.experiment.sweeps import networks
+from kdjax.experiment.sweeps.design import make_design
+from kdjax.experiment.train import scorers_of
+from kdjax.models.residual import ResidualModel, join_models
+from kdjax.training.targets import log_tails
 
 L, STRIDE, D = 6, 4, 3
 FLOOR, RIDGE = 0.05, 0.1
-TEACHER = join([ResidualModel("mahalanobis", {}), ResidualModel("difference", {})])
+TEACHER = join_models(
+    [ResidualModel("mahalanobis", {}), ResidualModel("difference", {})]
+)
 ERRORS = {
     "mahalanobis": lambda x: x,
     "difference": lambda x: np.abs(np.diff(x, axis=-2, prepend=x[..., :1, :])),
@@ -52,7 +54,7 @@ def settings(tiny):
         given = {
             "data.name": "smd", "distill.target": "scores", "detection.floor": FLOOR,
             "detection.ridge": RIDGE, "detection.batch_size": 16,
-            "teacher.parts": ("mahalanobis", "difference"),
+            "teacher.components": ("mahalanobis", "difference"),
         }  # fmt: skip
         return tiny(given | {k.replace("__", "."): v for k, v in changes.items()})
 
@@ -81,8 +83,8 @@ def normal_by_hand(prepared, kind):
     return errors.mean(axis=0), sigma
 
 
-def distances(windows, kind, normal):
-    mean, sigma = normal
+def distances(windows, kind, gaussian):
+    mean, sigma = gaussian
     centred = ERRORS[kind](np.float64(windows)) - mean
     return np.einsum("mli,ij,mlj->ml", centred, np.linalg.inv(sigma), centred)
 
@@ -138,10 +140,10 @@ def test_a_student_hears_the_weighted_tails_of_all_its_windows(prepared, setting
     """From the data to the targets of training."""
     made = settings(distill__weights=(1.0, 3.0))
     training = student_training(
-        training_ground(prepared, made["data"] | {"stride": STRIDE}), made,
+        make_training_data(prepared, made["data"] | {"stride": STRIDE}), made,
         name="student", teacher=TEACHER, scorers=scorers_of(TEACHER, prepared, made),
     )  # fmt: skip
-    found = lesson_targets(training, {})
+    found = job_targets(training, {})
     rows, starts = training_windows(prepared, "fit", stride=STRIDE)
     windows = rows[starts[:, None] + np.arange(L)]
     np.testing.assert_allclose(windows, scaled_windows(prepared, "fit"), rtol=1e-6)
@@ -164,7 +166,7 @@ def planned(plant_changes, monkeypatch, tmp_path):
 
     def plan(*changes, **base):
         given = TINY | plant_changes | {
-            "teacher.parts": ("kmeans", "difference"), "teacher.seed": 0,
+            "teacher.components": ("kmeans", "difference"), "teacher.seed": 0,
             "distill.target": "scores",
         }  # fmt: skip
         given |= {name.replace("__", "."): value for name, value in base.items()}
@@ -187,10 +189,10 @@ def planned(plant_changes, monkeypatch, tmp_path):
             return found
 
         monkeypatch.setattr(networks, "scorers_of", counted)
-        shelf = networks.load_shelf(design)
+        sweep_data = networks.load_sweep_data(design)
         quiet = Console(quiet=True)
         networks.train_members(
-            design.members, shelf, tmp_path, way="alone", console=quiet
+            design.members, sweep_data, tmp_path, way="alone", console=quiet
         )
         return students, len(asked)
 
@@ -208,7 +210,7 @@ def test_members_share_their_teachers_scores(planned):
     )
     # The one that differs in its threshold needs no student of its own.
     assert len(students) == 5 and asked == 2
-    first, second, floored, errors, alone = (one.lesson for one in students)
+    first, second, floored, errors, alone = (one.distillation for one in students)
     assert first.scorers[0] is second.scorers[0] and first.source == second.source
     assert floored.scorers[0] is not first.scorers[0]
     assert floored.source != first.source
@@ -224,8 +226,11 @@ def test_each_machine_has_its_own_scorers(planned):
     assert len(students) == 4 and asked == 2 * 2
     by_part = {}
     for one in students:
-        assert len(one.lesson.scorers) == 2 and one.lesson.weights == (1.0, 1.0)
-        by_part.setdefault(one.name.split("/")[1], set()).add(one.lesson.scorers)
+        assert len(one.distillation.scorers) == 2 and one.distillation.weights == (
+            1.0,
+            1.0,
+        )
+        by_part.setdefault(one.name.split("/")[1], set()).add(one.distillation.scorers)
     assert sorted(by_part) == ["press", "saw"]
     assert all(len(found) == 1 for found in by_part.values())
     assert by_part["press"] != by_part["saw"]

@@ -7,11 +7,11 @@ import pandas as pd
 import pytest
 
 from kdjax.data.series import Series
-from kdjax.detection.normal import Normal
+from kdjax.detection.gaussian import Gaussian
 from kdjax.detection.storage import save_detector
-from kdjax.detection.table import score_table
+from kdjax.detection.tables import score_table
 from kdjax.errors import ArtifactError, ConfigError, DataError
-from kdjax.scoring import score_file
+from kdjax.scoring.files import score_file
 
 
 @pytest.fixture
@@ -239,19 +239,30 @@ def test_contributions_are_a_column_a_channel(score, frame):
 def test_scores_can_be_divided_in_another_way(tmp_path, small, frame):
     whiten = np.float32([[1, 0], [-2, 1]])
     tilted = small._replace(
-        normals=Normal(small.normals.mean, np.stack([whiten] * len(small.thresholds)))
+        gaussians=Gaussian(
+            small.gaussians.mean, np.stack([whiten] * len(small.thresholds))
+        )
     )
     save_detector(tmp_path / "tilted", tilted)
     frame.to_csv(tmp_path / "a.csv", index=False)
     options = {"detector": tmp_path / "tilted", "output": tmp_path / "o.csv"}
     parts = {}
-    for blame in ("", "correlation", "conditional"):
-        list(score_file(tmp_path / "a.csv", contributions=True, blame=blame, **options))
-        parts[blame] = pd.read_csv(tmp_path / "o.csv").filter(like="contribution:")
+    for attribution in ("", "correlation", "conditional"):
+        list(
+            score_file(
+                tmp_path / "a.csv",
+                contributions=True,
+                attribution=attribution,
+                **options,
+            )
+        )
+        parts[attribution] = pd.read_csv(tmp_path / "o.csv").filter(
+            like="contribution:"
+        )
     pd.testing.assert_frame_equal(parts[""], parts["correlation"])
     assert not np.allclose(parts["correlation"], parts["conditional"])
     with pytest.raises(ConfigError, match="blame='guess' is unknown: use one of corr"):
-        list(score_file(tmp_path / "a.csv", blame="guess", **options))
+        list(score_file(tmp_path / "a.csv", attribution="guess", **options))
 
 
 def test_a_file_is_read_as_the_training_file_was(tmp_path, small, frame):

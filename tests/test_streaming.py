@@ -18,13 +18,18 @@ import pytest
 
 from kdjax.data.lines import read_lines
 from kdjax.data.series import Series
-from kdjax.detection.plan import plan_of
 from kdjax.detection.storage import save_detector
-from kdjax.detection.stream import StreamDetector, Verdict
-from kdjax.detection.table import score_table
-from kdjax.errors import ArtifactError, ConfigError, DataError, KdjaxError
-from kdjax.export.detector import onnx_file
-from kdjax.streaming import open_stream, run_stream, stream_rows
+from kdjax.detection.stream_rules import plan_of
+from kdjax.detection.streaming import StreamDetector, WindowResult
+from kdjax.detection.tables import score_table
+from kdjax.errors import (
+    ArtifactError,
+    ConfigError,
+    DataError,
+    KdjaxError,
+)
+from kdjax.export.onnx import onnx_file
+from kdjax.scoring.streams import open_stream, run_stream, stream_rows
 
 
 @pytest.fixture
@@ -54,7 +59,7 @@ def plain(small):
 
     def score(window):
         points = np.abs(window[0, :, 0])
-        return Verdict(points, float(np.nanmax(points)), np.abs(window[0]))
+        return WindowResult(points, float(np.nanmax(points)), np.abs(window[0]))
 
     return StreamDetector(plan_of(small._replace(step=1.0), 0), score)
 
@@ -279,7 +284,7 @@ def test_or_end_the_stream(plain):
         next(stream_rows(plain, BAD, on_error="ignore"))
 
 
-@pytest.mark.parametrize("moving", [{"adaptive_step": 0.2}, {"following": 0.2}])
+@pytest.mark.parametrize("moving", [{"adaptive_step": 0.2}, {"rolling": 0.2}])
 def test_a_threshold_that_moves_is_told(folder, moving):
     text = table_text(np.random.default_rng(0).normal(size=(30, 2)))
     found = answered(text, detector=folder, entity="a", **moving)
@@ -447,8 +452,8 @@ def test_a_thread_can_run_a_stream(file):
 
 PROGRAM = """
 import sys, time
-import kdjax.streaming
-kdjax.streaming.SAVE_EVERY = 0.02
+import kdjax.scoring.streams
+kdjax.scoring.streams.SAVE_EVERY = 0.02
 rows, detector, output, state, last = sys.argv[1:]
 def lines():
     for number, line in enumerate(open(rows)):
@@ -456,7 +461,7 @@ def lines():
         if number == int(last):
             time.sleep(600)  # until the kill: no machine is so fast that it ends first
         yield line
-kdjax.streaming.run_stream(
+kdjax.scoring.streams.run_stream(
     lines(), output, detector=detector, backend="onnxruntime", state=state
 )
 """

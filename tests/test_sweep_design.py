@@ -9,8 +9,13 @@ from sklearn.model_selection import ParameterGrid, ParameterSampler
 
 from kdjax.config import get_config, override, resolve
 from kdjax.errors import ConfigError
-from kdjax.sweep.design import make_design, value_text
-from kdjax.sweep.plan import data_key, need, student_name, teacher_name
+from kdjax.experiment.sweeps.design import make_design, value_text
+from kdjax.experiment.sweeps.plan import (
+    data_key,
+    need,
+    student_name,
+    teacher_name,
+)
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 

@@ -4,10 +4,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kdjax.sweep import frontier
-from kdjax.sweep.frontier import costs_that_differ, plot_frontier
-from kdjax.sweep.report import write_sweep_report
-from kdjax.sweep.tables import members_table
+from kdjax.experiment.sweeps import frontier
+from kdjax.experiment.sweeps.frontier import costs_that_differ, plot_frontier
+from kdjax.experiment.sweeps.report import write_sweep_report
+from kdjax.experiment.sweeps.tables import members_table
 
 FIELDS = ("student.hidden", "distill.alpha", "seed")
 MEASURES = ("parameters", "bytes", "milliseconds", "f1_conformal")

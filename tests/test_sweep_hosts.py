@@ -7,7 +7,7 @@ import pytest
 from test_hosts import PATIENCE, start_both
 
 from kdjax.cli import main
-from kdjax.sweep.tables import read_members
+from kdjax.experiment.sweeps.tables import read_members
 
 CONFIG = """
 from kdjax.config import get_config as defaults

@@ -10,13 +10,13 @@ import pytest
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from kdjax.sweep.plots import (
+from kdjax.experiment.sweeps.plots import (
     heat_map_fields,
     plot_curves,
     plot_heat_map,
     plot_parallel,
 )
-from kdjax.sweep.scales import (
+from kdjax.experiment.sweeps.scales import (
     LEAST_GAP,
     SPREAD,
     distinct,
@@ -25,7 +25,7 @@ from kdjax.sweep.scales import (
     side_by_side,
     ticks,
 )
-from kdjax.sweep.tables import members_table
+from kdjax.experiment.sweeps.tables import members_table
 
 PNG = b"\x89PNG\r\n"
 FIELDS = ["student.hidden", "distill.alpha", "train.learning_rate", "seed"]

@@ -8,8 +8,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from kdjax.sweep.report import MOST_CELLS, UNFOLDED_ROWS, write_sweep_report
-from kdjax.sweep.tables import members_table, summary_cells
+from kdjax.experiment.sweeps.report import MOST_CELLS, UNFOLDED_ROWS, write_sweep_report
+from kdjax.experiment.sweeps.tables import members_table, summary_cells
 
 EVIL = "<script>alert('x')</script>\"&"
 VOID = {"meta", "img", "source"}
@@ -24,7 +24,7 @@ class Page(HTMLParser):
         super().__init__()
         self.tags, self.attributes, self.stack = [], [], []
         self.heads, self.rows, self.summaries = [], [], []
-        self.feed(text)
+        self.batch_source(text)
         self.close()
         assert self.stack == []
 

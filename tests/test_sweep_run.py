@@ -11,13 +11,13 @@ from kdjax.cli import main
 from kdjax.config import get_config, override
 from kdjax.detection.storage import load_detector
 from kdjax.errors import ArtifactError, ConfigError, DataError
-from kdjax.export.run import export_file
-from kdjax.pipeline import run
-from kdjax.sweep import run as run_module
-from kdjax.sweep.design import make_design
-from kdjax.sweep.run import run_sweep
-from kdjax.sweep.tables import read_members
-from kdjax.workdir import read_lines
+from kdjax.experiment.pipeline import run
+from kdjax.experiment.sweeps import run as run_module
+from kdjax.experiment.sweeps.design import make_design
+from kdjax.experiment.sweeps.run import run_sweep
+from kdjax.experiment.sweeps.tables import read_members
+from kdjax.experiment.workdir import read_lines
+from kdjax.export.files import export_file
 
 # Two seeds, a student without a teacher, another shape, one that diverges, and one that
 # differs in its threshold only.
@@ -84,7 +84,7 @@ def test_a_member_is_the_run_of_its_settings(swept, design, number, tmp_path):
             (table["member"] == member.name) & (table["entity"] == entity)
         ].to_dict("records")
         for row in results["entities"]:
-            if row["level"] != "window" or row["threshold"] == "following":
+            if row["level"] != "window" or row["threshold"] == "rolling":
                 continue
             wanted = f"f1_{row['threshold']}"
             if (row["model"], row["entity"]) == ("teacher", entity) and number != 2:
@@ -106,7 +106,7 @@ def test_a_member_is_the_run_of_its_settings(swept, design, number, tmp_path):
     )
     assert line["parameters"] == detector.model.parameters
     alone = load_detector(tmp_path / "detectors" / "student")
-    for one, other in zip(detector.normals, alone.normals, strict=True):
+    for one, other in zip(detector.gaussians, alone.gaussians, strict=True):
         np.testing.assert_allclose(one, other, rtol=2e-2, atol=2e-3)
 
 
@@ -162,14 +162,14 @@ def test_costs_are_those_of_the_exported_file(swept, tmp_path):
 
 
 def test_costs_are_unknown_without_onnx(swept, monkeypatch, caplog):
-    from kdjax.sweep import members
+    from kdjax.experiment.sweeps import members
 
     def missing(detector):
         raise ConfigError("needs the package onnx")
 
     monkeypatch.setattr(members, "exported", missing)
     folder = swept[0] / "members/000/detectors/student"
-    found = members._costs(load_detector(folder), members.Bench({}, {}))
+    found = members._costs(load_detector(folder), members.EvaluationCache({}, {}))
     assert all(math.isnan(cost) for cost in found.values())
     assert "needs the package onnx" in caplog.text
 
@@ -189,21 +189,21 @@ class Killed(Exception):
 
 
 def test_a_killed_sweep_goes_on(swept, design, tmp_path, monkeypatch):
-    judge = run_module.judge_member
-    judged = []
+    evaluate_models = run_module.evaluate_member
+    evaluated = []
 
     def until_the_third(workdir, member, *args, **options):
-        if len(judged) == 2:
+        if len(evaluated) == 2:
             raise Killed
-        judged.append(member.name)
-        judge(workdir, member, *args, **options)
+        evaluated.append(member.name)
+        evaluate_models(workdir, member, *args, **options)
 
     monkeypatch.setattr(run_module, "judge_member", until_the_third)
     with pytest.raises(Killed):
         run_sweep(design(), tmp_path, way="together")
     assert not (tmp_path / "members.csv").exists()
     log = (tmp_path / "metrics.jsonl").read_text()
-    monkeypatch.setattr(run_module, "judge_member", judge)
+    monkeypatch.setattr(run_module, "judge_member", evaluate_models)
     found = run_sweep(design(), tmp_path, way="together").members
     assert (tmp_path / "metrics.jsonl").read_text() == log, "trained again"
     # Milliseconds are measured anew, and differ.

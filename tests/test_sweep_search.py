@@ -15,21 +15,26 @@ import pytest
 from optuna.trial import FixedTrial
 
 from kdjax.cli import main, parse
-from kdjax.config import get_config, leaves, override, resolve
+from kdjax.config import (
+    get_config,
+    leaves,
+    override,
+    resolve,
+)
 from kdjax.errors import ArtifactError, ConfigError, DataError
-from kdjax.sweep.design import make_design
-from kdjax.sweep.run import run_sweep
-from kdjax.sweep.search import run_search
-from kdjax.sweep.space import OBJECTIVES, make_search, suggested
-from kdjax.sweep.study import (
+from kdjax.experiment.sweeps.design import make_design
+from kdjax.experiment.sweeps.run import run_sweep
+from kdjax.experiment.sweeps.search import run_search
+from kdjax.experiment.sweeps.space import OBJECTIVES, make_search, suggested
+from kdjax.experiment.sweeps.study import (
     MOST_RETRIES,
     median_pruner,
     open_study,
     retry_dead,
     turn,
 )
-from kdjax.sweep.tables import read_members
-from kdjax.workdir import read_lines
+from kdjax.experiment.sweeps.tables import read_members
+from kdjax.experiment.workdir import read_lines
 
 TOP = Path(__file__).parent.parent
 SEEDS = (0, 3)
@@ -330,7 +335,7 @@ def test_other_data_and_other_folders_are_refused(first, search_of, plant, tmp_p
 
 
 def test_joined_processes_are_no_workers(search_of, tmp_path, monkeypatch):
-    monkeypatch.setattr("kdjax.hosts.processes", lambda: 2)
+    monkeypatch.setattr("kdjax.training.hosts.processes", lambda: 2)
     with pytest.raises(ConfigError, match="workers don't join: leave out --coord"):
         run_search(search_of(), tmp_path / "w")
     assert not (tmp_path / "w").exists()

@@ -11,7 +11,7 @@ from pandas.testing import assert_frame_equal
 from rich.console import Console
 
 from kdjax.errors import ArtifactError, DataError
-from kdjax.sweep.tables import (
+from kdjax.experiment.sweeps.tables import (
     field_text,
     member_means,
     members_table,

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kdjax.artifacts import MANIFEST
 from kdjax.errors import ArtifactError
+from kdjax.io.files import MANIFEST
 from kdjax.training import checkpoints
 from kdjax.training.checkpoints import restore_checkpoint, save_checkpoint
 

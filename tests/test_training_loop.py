@@ -13,12 +13,17 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from kdjax.errors import TrainingError
+from kdjax.losses import teacher_objective, validation_loss
 from kdjax.models.autoencoder import Architecture, network
-from kdjax.training.feeds import corpus_feed
-from kdjax.training.loop import Course, Hooks, fit, resume
-from kdjax.training.objectives import teacher_objective, validation_loss
+from kdjax.training.batch_sources import memory_batches
+from kdjax.training.loop import (
+    Hooks,
+    TrainingProgress,
+    fit,
+    resume,
+)
 from kdjax.training.steps import (
-    Corpus,
+    WindowDataset,
     init_state,
     make_optimizer,
     make_step,
@@ -28,7 +33,7 @@ from kdjax.training.steps import (
 WINDOW, WINDOWS, BATCH = 3, 7, 3  # 3 steps an epoch
 NET = network(Architecture(2, (3,)))
 ROWS = np.random.default_rng(0).uniform(size=(30, 2)).astype(np.float32)
-CORPUS = Corpus(jnp.asarray(ROWS), jnp.arange(0, 28, 4, dtype=jnp.int32))
+CORPUS = WindowDataset(jnp.asarray(ROWS), jnp.arange(0, 28, 4, dtype=jnp.int32))
 KEY = jax.random.key(11)
 
 
@@ -68,8 +73,8 @@ def assert_same(found, expected):
 
 def run(start, step, validate, *, key=KEY, **changes):
     options = {"epochs": 3, "patience": None}
-    feed = corpus_feed(CORPUS, key=key, batch_size=BATCH)
-    return fit(start, step, feed, validate, **options | changes)
+    batch_source = memory_batches(CORPUS, key=key, batch_size=BATCH)
+    return fit(start, step, batch_source, validate, **options | changes)
 
 
 def script(losses, seen):
@@ -107,7 +112,7 @@ def test_parameters_of_lowest_validation_are_kept(
     )
     assert len(seen) == ran
     assert_same(fitted.params, seen[best - 1])
-    assert fitted.course == Course(
+    assert fitted.progress == TrainingProgress(
         step=3 * ran,
         best_loss=losses[best - 1],
         best_epoch=best,
@@ -120,7 +125,7 @@ def orders(key, epochs=3):
     """Windows of each epoch as a fit visits them."""
     visited = []
 
-    def step(state, corpus, index, weight):
+    def step(state, dataset, index, weight):
         visited.append(np.asarray(index)[np.asarray(weight) == 1].tolist())
         seen = jnp.sum(weight)
         return state.replace(weight_sum=state.weight_sum + seen)
@@ -148,12 +153,12 @@ def test_the_log_has_the_mean_loss_so_far_and_each_epochs_validation(
     lines, advances, losses = [], [], []
     per_window = jax.jit(jax.vmap(lambda p, x: NET.outputs(p, x[None]), (None, 0)))
 
-    def watched(state, corpus, index, weight):
+    def watched(state, dataset, index, weight):
         windows = np.array([ROWS[4 * i : 4 * i + WINDOW] for i in np.asarray(index)])
         outputs = np.asarray(per_window(state.params, jnp.asarray(windows)))[:, 0]
         errors = np.mean((outputs - windows) ** 2, axis=(1, 2))
         losses.append(errors[np.asarray(weight) == 1].tolist())
-        return step(state, corpus, index, weight)
+        return step(state, dataset, index, weight)
 
     hooks = Hooks(lines.append, lambda *report: advances.append(report))
     fitted = run(
@@ -189,7 +194,7 @@ def test_training_lowers_the_loss_and_leaves_the_start_usable(step, init, valida
     before = validate(start.best)
     first = copied(start.best)
     fitted = run(start, step, validate)
-    assert fitted.course.best_loss < before
+    assert fitted.progress.best_loss < before
     assert_same(start.best, first)
 
 
@@ -204,7 +209,7 @@ def test_a_bad_loss_is_named_with_its_step(
     rows[4 * bad, 0] = value
     spoiled = CORPUS.replace(rows=jnp.asarray(rows))
 
-    def on_spoiled(state, corpus, index, weight):
+    def on_spoiled(state, dataset, index, weight):
         return step(state, spoiled, index, weight)
 
     with pytest.raises(TrainingError, match=r"training loss .* at step 2\. Lower"):
@@ -219,7 +224,7 @@ def test_a_bad_loss_is_named_with_its_step(
     kept = [path.name for path in tmp_path.iterdir()]
     assert kept == (["1"] if log_every == 1 else [])
     again = resume(tmp_path, init())
-    assert again.course.step == len(kept)
+    assert again.progress.step == len(kept)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(again.state.params))
 
 
@@ -310,7 +315,7 @@ def interruptible(step, init, validate):
             bomb.tick("log")
 
         start = resume(directory, init())
-        lines[:] = [line for line in lines if line["step"] <= start.course.step]
+        lines[:] = [line for line in lines if line["step"] <= start.progress.step]
         return run(
             start,
             bombed_step,
@@ -369,7 +374,7 @@ def test_an_interrupted_fit_ends_like_an_undisturbed_one(
             interruptible(directory, lines, log_every=log_every, bomb=Bomb(*bomb))
     fitted = interruptible(directory, lines, log_every=log_every)
     expected, log, state = undisturbed[log_every]
-    assert fitted.course == expected.course
+    assert fitted.progress == expected.progress
     assert_same(fitted.params, expected.params)
     assert timeless(lines) == log
     assert_same(last_state(directory), state)
@@ -382,9 +387,11 @@ def test_an_interrupted_fit_remembers_its_best_epoch(tmp_path, step, init):
     with pytest.raises(StopIteration):
         run(resume(tmp_path, init()), step, losses, patience=3, **options)
     start = resume(tmp_path, init())
-    assert start.course == Course(step=9, best_loss=1.0, best_epoch=2, stale=1)
+    assert start.progress == TrainingProgress(
+        step=9, best_loss=1.0, best_epoch=2, stale=1
+    )
     fitted = run(start, step, script([4.0, 5.0], []), patience=3, **options)
     assert_same(fitted.params, seen[1])
-    assert fitted.course == Course(15, 1.0, 2, 3, True)
+    assert fitted.progress == TrainingProgress(15, 1.0, 2, 3, True)
     # Asked again, a finished phase says so.
-    assert resume(tmp_path, init()).course == fitted.course
+    assert resume(tmp_path, init()).progress == fitted.progress

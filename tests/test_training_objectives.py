@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from scipy.stats import zscore
 
-from kdjax.models.autoencoder import Architecture, Network, network
-from kdjax.training.objectives import (
+from kdjax.losses import (
     Batch,
     mean_squared_error,
     student_objective,
     teacher_objective,
     validation_loss,
 )
+from kdjax.models.autoencoder import Architecture, Network, network
 
 SHAPE = (4, 5, 3)
 
@@ -117,8 +117,8 @@ def test_eq_2_pulls_towards_the_mixture_of_data_and_teacher(arrays, alpha):
 def test_each_network_has_its_own_activation(arrays):
     reading = {"alpha": 1, "temperature": 1, "mode": "output"}
     found, _ = loss(arrays, head="linear", teacher_head="sigmoid", **reading)
-    taught = arrays | {"teacher": sigmoid(arrays["teacher"])}
-    np.testing.assert_allclose(found, eq_2(taught, head="linear", **reading))
+    distilled = arrays | {"teacher": sigmoid(arrays["teacher"])}
+    np.testing.assert_allclose(found, eq_2(distilled, head="linear", **reading))
 
 
 @pytest.mark.parametrize("mode", ["output", "logit"])
@@ -374,10 +374,10 @@ def test_of_disturbed_windows_only_the_scores_count(ranked):
     own, said = (zscore(values) for values in log_errors(arrays, z))
     # As all windows have as many rows, each window's share is the mean of its rows.
     soft = ((own - said) ** 2).reshape(3, 5).mean(axis=1) * hard[[0, 2]].mean()
-    taught = (1 - alpha) * hard[:3] + alpha * soft
-    taught[1] = soft[1]
+    distilled = (1 - alpha) * hard[:3] + alpha * soft
+    distilled[1] = soft[1]
     found, slope = soft_loss(arrays, "scores", alpha=alpha)
-    np.testing.assert_allclose(found, taught.mean(), rtol=1e-12)
+    np.testing.assert_allclose(found, distilled.mean(), rtol=1e-12)
     everything, _ = soft_loss(arrays, "scores", alpha=1.0)
     rho = np.corrcoef(own, said)[0, 1]
     np.testing.assert_allclose(everything, 2 * (1 - rho) * hard[[0, 2]].mean())

@@ -12,18 +12,18 @@ from rich.console import Console
 
 from kdjax.config import get_config, override, resolve
 from kdjax.data.prepared import training_windows
-from kdjax.distillation import train_networks
-from kdjax.models.autoencoder import Architecture, network
-from kdjax.models.residual import ResidualModel
-from kdjax.pipeline import load_dataset, prepare_dataset
-from kdjax.training.feeds import epoch_order
-from kdjax.trainings import (
+from kdjax.experiment.jobs import (
     STUDENT_INIT,
     STUDENT_ORDER,
     architecture,
-    training_pace,
+    training_stride,
 )
-from kdjax.workdir import read_lines
+from kdjax.experiment.pipeline import load_dataset, prepare_dataset
+from kdjax.experiment.train import train_networks
+from kdjax.experiment.workdir import read_lines
+from kdjax.models.autoencoder import Architecture, network
+from kdjax.models.residual import ResidualModel
+from kdjax.training.batch_sources import epoch_order
 
 CHANGES = {
     "data.stride": 15,
@@ -267,7 +267,7 @@ def test_few_rows_are_looked_at_in_every_window(
     settings = resolve(override(get_config(), flat(settings) | changes))
     prepared = prepare_dataset(load_dataset(settings["data"]), settings)
     assert sum(len(entity.train.values) for entity in prepared.entities) == rows
-    assert training_pace(prepared, settings["data"]) == pytest.approx(pace)
+    assert training_stride(prepared, settings["data"]) == pytest.approx(pace)
 
 
 def flat(settings):

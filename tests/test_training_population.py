@@ -8,27 +8,30 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kdjax.devices import batch_mesh, divide, place
+from kdjax.losses import student_objective, validation_loss
 from kdjax.models.autoencoder import Architecture, network
-from kdjax.training import population
-from kdjax.training.feeds import corpus_feed
+from kdjax.training import populations as population
+from kdjax.training.batch_sources import memory_batches
 from kdjax.training.loop import fit, resume
-from kdjax.training.objectives import student_objective, validation_loss
-from kdjax.training.population import (
+from kdjax.training.populations import (
     Hyper,
+    Member,
+    Watch,
+    fit_together,
     make_population_step,
     make_population_validate,
+    resume_together,
     stack_members,
     take_member,
 )
+from kdjax.training.sharding import batch_mesh, divide, place
 from kdjax.training.steps import (
-    Corpus,
+    WindowDataset,
     init_state,
     make_optimizer,
     make_step,
     make_validate,
 )
-from kdjax.training.together import Member, Watch, fit_together, resume_together
 
 WINDOW, BATCH = 4, 5
 NET = network(Architecture(2, (3,)))
@@ -46,7 +49,7 @@ def random(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
-CORPUS = Corpus(
+CORPUS = WindowDataset(
     jnp.asarray(random(40, 2)),
     jnp.arange(30, dtype=jnp.int32),
     targets=jnp.asarray(random(30, WINDOW, 2, seed=1)),
@@ -92,13 +95,13 @@ def alone(number):
     """The member trained by the loop of a single network."""
     member, hyper = members()[number], PLANS[number][-1]
     own = slice(member.first, member.first + member.windows)
-    corpus = CORPUS.replace(starts=CORPUS.starts[own], targets=CORPUS.targets[own])
+    dataset = CORPUS.replace(starts=CORPUS.starts[own], targets=CORPUS.targets[own])
     checked = CORPUS.replace(starts=jnp.asarray(member.validation), targets=None)
     lines = []
     fitted = fit(
         resume(None, first_state(number)),
         step_of(Hyper(*map(float, hyper))._replace(steps=hyper.steps)),
-        corpus_feed(corpus, key=member.key, batch_size=BATCH),
+        memory_batches(dataset, key=member.key, batch_size=BATCH),
         make_validate(
             validation_loss(NET),
             checked,
@@ -112,14 +115,14 @@ def alone(number):
 
 
 def together(mesh=None, *, hyper=HYPER, directory=None, watch=None, **options):
-    corpus = place(CORPUS, mesh)
+    dataset = place(CORPUS, mesh)
     return fit_together(
         resume_together(directory, [first_state(i) for i in range(len(PLANS))], mesh),
         make_population_step(step_of, mesh),
         hyper,
-        corpus,
+        dataset,
         make_population_validate(
-            validation_loss(NET), corpus, window=WINDOW, batch_size=BATCH, mesh=mesh
+            validation_loss(NET), dataset, window=WINDOW, batch_size=BATCH, mesh=mesh
         ),
         members(),
         batch_size=BATCH,
@@ -148,14 +151,14 @@ def test_members_are_trained_as_if_alone(devices, backend, monkeypatch):
     assert mesh is None or mesh.size == devices  # five members on three: one repeated
     for number, found in enumerate(together(mesh)):
         expected = alone(number)[0]
-        assert found.course._replace(best_loss=0) == expected.course._replace(
+        assert found.progress._replace(best_loss=0) == expected.progress._replace(
             best_loss=0
         )
-        assert found.course.best_loss == pytest.approx(
-            expected.course.best_loss, rel=1e-4
+        assert found.progress.best_loss == pytest.approx(
+            expected.progress.best_loss, rel=1e-4
         )
         assert_close(found.params, expected.params)
-    assert found.course.step < 30, "the patient member was to stop early"
+    assert found.progress.step < 30, "the patient member was to stop early"
 
 
 def test_the_log_has_each_member_s_own_epochs():
@@ -168,7 +171,7 @@ def test_the_log_has_each_member_s_own_epochs():
         assert [line["step"] for line in own] == [
             steps * (i + 1) for i in range(len(own))
         ]
-        assert min(line["validation_loss"] for line in own) == fitted.course.best_loss
+        assert min(line["validation_loss"] for line in own) == fitted.progress.best_loss
         assert all(line["train_loss"] > 0 for line in own)
 
 
@@ -177,11 +180,11 @@ def test_a_bad_member_is_frozen_and_the_others_go_on():
     rates[1] = 1e38
     found = together(hyper=HYPER._replace(learning_rate=rates))
     usual = together()
-    assert found[1].course.done
+    assert found[1].progress.done
     # The parameters overflow in the first steps; the loss tells in one after it.
-    assert 2 <= found[1].course.bad_step <= 3
+    assert 2 <= found[1].progress.bad_step <= 3
     for number in (0, 2, 3, 4):
-        assert found[number].course == usual[number].course
+        assert found[number].progress == usual[number].progress
         assert_close(found[number].params, usual[number].params, rtol=0, atol=0)
 
 
@@ -197,7 +200,7 @@ def test_a_population_goes_on_where_it_was_killed(tmp_path, after, devices):
     meshes = [batch_mesh(d, least_share=1) if d > 1 else None for d in devices]
     seen = []
 
-    def judge(courses):
+    def evaluate_models(courses):
         seen.append(courses)
         if len(seen) == after + 1:
             raise Killed
@@ -206,7 +209,7 @@ def test_a_population_goes_on_where_it_was_killed(tmp_path, after, devices):
         together(
             meshes[0],
             directory=tmp_path,
-            watch=Watch(judge=judge),
+            watch=Watch(evaluate_models=evaluate_models),
             checkpoint_seconds=0,
         )
     lines = []
@@ -215,9 +218,9 @@ def test_a_population_goes_on_where_it_was_killed(tmp_path, after, devices):
     usual = together(meshes[1])
     tolerance = {"rtol": 0, "atol": 0} if devices == (3, 3) else {}
     for one, other in zip(found, usual, strict=True):
-        assert one.course.step == other.course.step
+        assert one.progress.step == other.progress.step
         assert_close(one.params, other.params, **tolerance)
-    assert len(lines) < sum(fitted.course.step for fitted in usual)
+    assert len(lines) < sum(fitted.progress.step for fitted in usual)
     again = []
     together(meshes[1], directory=tmp_path, watch=Watch(log=lambda *a: again.append(a)))
     assert again == [], "a finished population trained again"

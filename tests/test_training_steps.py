@@ -6,16 +6,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kdjax.devices import batch_mesh, place
+from kdjax.losses import student_objective, teacher_objective, validation_loss
 from kdjax.models.autoencoder import Architecture, network
-from kdjax.models.batches import padded_batches
-from kdjax.training.objectives import (
-    student_objective,
-    teacher_objective,
-    validation_loss,
-)
+from kdjax.training.batching import padded_batches
+from kdjax.training.sharding import batch_mesh, place
 from kdjax.training.steps import (
-    Corpus,
+    WindowDataset,
     head_outputs,
     init_state,
     make_optimizer,
@@ -102,34 +98,34 @@ def optimizer_of(steps, **changes):
 
 
 @pytest.fixture(scope="module")
-def corpus():
+def dataset():
     rows = np.random.default_rng(0).uniform(size=(40, 2)).astype(np.float32)
     starts = np.array([0, 3, 5, 11, 17, 20, 36], np.int32)
-    return Corpus(jnp.asarray(rows), jnp.asarray(starts))
+    return WindowDataset(jnp.asarray(rows), jnp.asarray(starts))
 
 
-def windows_of(corpus):
-    rows = np.asarray(corpus.rows)
-    return np.array([rows[start : start + WINDOW] for start in corpus.starts.tolist()])
+def windows_of(dataset):
+    rows = np.asarray(dataset.rows)
+    return np.array([rows[start : start + WINDOW] for start in dataset.starts.tolist()])
 
 
 def init_params(seed):
     return jax.jit(NET.init)(jax.random.key(seed))
 
 
-def test_a_step_moves_down_the_gradient_of_its_batch(corpus):
+def test_a_step_moves_down_the_gradient_of_its_batch(dataset):
     optimizer = optimizer_of(10, warmup_steps=0, clip_norm=1e9)
     params = init_params(0)
     step = make_step(teacher_objective(NET), optimizer, window=WINDOW)
     index, weight = jnp.array([6, 2, 2]), jnp.array([1.0, 1.0, 0.0])
-    real = jnp.asarray(windows_of(corpus)[[6, 2]])
+    real = jnp.asarray(windows_of(dataset)[[6, 2]])
 
     def loss(params):
         return jnp.mean((NET.outputs(params, real) - real) ** 2)
 
     value, gradient = jax.jit(jax.value_and_grad(loss))(params)
     before = jax.tree.map(np.array, params)
-    state = step(init_state(params, optimizer), corpus, index, weight)
+    state = step(init_state(params, optimizer), dataset, index, weight)
     # Adam's first step is the gradient's sign, but for its ε.
     jax.tree.map(
         lambda new, old, slope: np.testing.assert_allclose(
@@ -145,7 +141,7 @@ def test_a_step_moves_down_the_gradient_of_its_batch(corpus):
     assert int(state.bad_step) == -1
 
 
-def test_the_first_bad_step_is_remembered(corpus):
+def test_the_first_bad_step_is_remembered(dataset):
     optimizer = optimizer_of(10)
 
     def objective(params, batch):
@@ -154,41 +150,41 @@ def test_the_first_bad_step_is_remembered(corpus):
     step = make_step(objective, optimizer, window=WINDOW)
     index, full, half = jnp.array([0, 1]), jnp.ones(2), jnp.array([1.0, 0.0])
     state = init_state({"x": jnp.float32(2)}, optimizer)
-    state = step(state, corpus, index, half)
+    state = step(state, dataset, index, half)
     assert int(state.bad_step) == -1
     # 2 / (2 + 2 − 2 · 2): not finite; nor is anything after it.
-    state = step(state.replace(params={"x": jnp.float32(2)}), corpus, index, full)
+    state = step(state.replace(params={"x": jnp.float32(2)}), dataset, index, full)
     assert int(state.bad_step) == 2
-    state = step(state, corpus, index, full)
+    state = step(state, dataset, index, full)
     assert int(state.bad_step) == 2
     assert int(state.step) == 3
 
 
-def train(corpus, *, objective, epochs=3, teacher=None):
+def train(dataset, *, objective, epochs=3, teacher=None):
     """Parameters and mean loss after epochs over the 7 windows in batches of 3."""
     optimizer = optimizer_of(3 * epochs)
     step = make_step(objective, optimizer, window=WINDOW, teacher=teacher)
     state = init_state(init_params(1), optimizer)
     for _ in range(epochs):
         for index, weight in padded_batches(np.arange(7), 3):
-            state = step(state, corpus, jnp.asarray(index), jnp.asarray(weight))
+            state = step(state, dataset, jnp.asarray(index), jnp.asarray(weight))
     assert float(state.weight_sum) == 7 * epochs
     return state.params, float(state.loss_sum) / (7 * epochs)
 
 
-def test_cached_targets_and_a_teacher_in_the_step_are_the_same(corpus):
+def test_cached_targets_and_a_teacher_in_the_step_are_the_same(dataset):
     large = network(Architecture(2, (4,), head="sigmoid"))
     taught_by = jax.jit(large.init)(jax.random.key(5))
     kept = jax.tree.map(np.array, taught_by)
     objective = student_objective(
         NET, large, alpha=0.9, temperature=1.5, temperature_mode="output"
     )
-    targets = head_outputs(large, taught_by, corpus, window=WINDOW, batch_size=3)
-    direct = large.outputs(taught_by, jnp.asarray(windows_of(corpus)))
+    targets = head_outputs(large, taught_by, dataset, window=WINDOW, batch_size=3)
+    direct = large.outputs(taught_by, jnp.asarray(windows_of(dataset)))
     np.testing.assert_allclose(targets, direct, atol=1e-6)
-    cached, cached_loss = train(corpus.replace(targets=targets), objective=objective)
+    cached, cached_loss = train(dataset.replace(targets=targets), objective=objective)
     live, live_loss = train(
-        corpus.replace(teacher=taught_by), objective=objective, teacher=large
+        dataset.replace(teacher=taught_by), objective=objective, teacher=large
     )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), cached, live)
     assert cached_loss == pytest.approx(live_loss, abs=1e-6)
@@ -205,12 +201,12 @@ def counted(function, traces):
     return counting
 
 
-def test_an_uneven_run_traces_each_function_once(corpus):
+def test_an_uneven_run_traces_each_function_once(dataset):
     shape, trained, validated, output = (3, WINDOW, 2), [], [], []
-    train(corpus, objective=counted(teacher_objective(NET), trained))
+    train(dataset, objective=counted(teacher_objective(NET), trained))
     assert trained == [shape]
     loss = counted(validation_loss(NET), validated)
-    validate = make_validate(loss, corpus, window=WINDOW, batch_size=3)
+    validate = make_validate(loss, dataset, window=WINDOW, batch_size=3)
     for seed in (0, 1):
         validate(init_params(seed))
     assert validated == [shape]
@@ -220,33 +216,33 @@ def test_an_uneven_run_traces_each_function_once(corpus):
         return windows
 
     net = NET._replace(outputs=outputs)
-    head_outputs(net, init_params(0), corpus, window=WINDOW, batch_size=3)
+    head_outputs(net, init_params(0), dataset, window=WINDOW, batch_size=3)
     assert output == [shape]
 
 
 @pytest.mark.parametrize("batch_size", [3, 7, 10])
-def test_validation_is_the_mean_over_windows(corpus, batch_size):
+def test_validation_is_the_mean_over_windows(dataset, batch_size):
     validate = make_validate(
-        validation_loss(NET), corpus, window=WINDOW, batch_size=batch_size
+        validation_loss(NET), dataset, window=WINDOW, batch_size=batch_size
     )
     params = init_params(2)
-    windows = windows_of(corpus)
+    windows = windows_of(dataset)
     outputs = np.asarray(NET.outputs(params, jnp.asarray(windows)), np.float64)
     expected = np.mean((outputs - windows) ** 2)
     assert validate(params) == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("batch_size", [3, 10])
-def test_head_outputs_are_those_before_the_activation(corpus, batch_size):
+def test_head_outputs_are_those_before_the_activation(dataset, batch_size):
     net = network(ARCH._replace(head="sigmoid"))
     params = init_params(3)
-    found = head_outputs(net, params, corpus, window=WINDOW, batch_size=batch_size)
+    found = head_outputs(net, params, dataset, window=WINDOW, batch_size=batch_size)
     assert found.shape == (7, WINDOW, 2)
-    direct = net.outputs(params, jnp.asarray(windows_of(corpus)))
+    direct = net.outputs(params, jnp.asarray(windows_of(dataset)))
     np.testing.assert_allclose(found, direct, atol=1e-6)
 
 
-def test_a_batch_holds_its_windows_targets(corpus):
+def test_a_batch_holds_its_windows_targets(dataset):
     marks = jnp.broadcast_to(10.0 ** jnp.arange(7)[:, None, None], (7, WINDOW, 2))
 
     def objective(params, batch):
@@ -256,11 +252,11 @@ def test_a_batch_holds_its_windows_targets(corpus):
     step = make_step(objective, optimizer, window=WINDOW)
     state = init_state({"x": jnp.ones(())}, optimizer)
     index, weight = jnp.array([5, 2, 0]), jnp.array([1.0, 1.0, 0.0])
-    state = step(state, corpus.replace(targets=marks), index, weight)
+    state = step(state, dataset.replace(targets=marks), index, weight)
     assert float(state.loss_sum) == 100_100
 
 
-def test_batches_without_a_teacher_have_no_targets(corpus):
+def test_batches_without_a_teacher_have_no_targets(dataset):
     seen = []
 
     def objective(params, batch):
@@ -270,7 +266,7 @@ def test_batches_without_a_teacher_have_no_targets(corpus):
     optimizer = optimizer_of(1)
     step = make_step(objective, optimizer, window=WINDOW)
     state = init_state({"x": jnp.ones(1)}, optimizer)
-    step(state, corpus, jnp.array([0]), jnp.ones(1))
+    step(state, dataset, jnp.array([0]), jnp.ones(1))
     assert seen == [None]
 
 
@@ -278,18 +274,18 @@ def test_batches_without_a_teacher_have_no_targets(corpus):
 
 
 @pytest.fixture(scope="module")
-def gappy(corpus):
+def gappy(dataset):
     """The corpus with gaps: the window at 17 misses much, the one at 36 everything."""
-    rows = np.array(corpus.rows)
+    rows = np.array(dataset.rows)
     rows[[1, 4, 12], 0] = np.nan
     rows[17:20, 1] = np.nan
     rows[36:] = np.nan
-    return corpus.replace(rows=jnp.asarray(rows), missing=True)
+    return dataset.replace(rows=jnp.asarray(rows), missing=True)
 
 
-def filled(corpus):
+def filled(dataset):
     """Its windows `[M, L, D]` without gaps, and which cells were there."""
-    windows = windows_of(corpus)
+    windows = windows_of(dataset)
     frames = [pd.DataFrame(w).ffill().bfill().fillna(0.0) for w in windows]
     return np.stack([f.to_numpy() for f in frames]), ~np.isnan(windows)
 
@@ -341,10 +337,10 @@ def test_whatever_stood_in_a_missing_cell_does_not_matter(gappy):
     )
 
 
-def test_complete_rows_train_the_same_whether_gaps_are_expected_or_not(corpus):
+def test_complete_rows_train_the_same_whether_gaps_are_expected_or_not(dataset):
     objective = teacher_objective(NET)
-    plain, plain_loss = train(corpus, objective=objective)
-    masked, masked_loss = train(corpus.replace(missing=True), objective=objective)
+    plain, plain_loss = train(dataset, objective=objective)
+    masked, masked_loss = train(dataset.replace(missing=True), objective=objective)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7),
         plain,
@@ -363,13 +359,13 @@ def test_validation_over_gaps_is_the_mean_over_windows(gappy, batch_size):
     assert validate(params) == pytest.approx(wanted, rel=1e-5)
 
 
-def test_head_outputs_over_gaps_are_those_of_filled_windows(gappy, corpus):
+def test_head_outputs_over_gaps_are_those_of_filled_windows(gappy, dataset):
     params = init_params(3)
     found = head_outputs(NET, params, gappy, window=WINDOW, batch_size=3)
     windows = jnp.asarray(filled(gappy)[0], jnp.float32)
     np.testing.assert_allclose(found, NET.outputs(params, windows), atol=1e-6)
-    plain = head_outputs(NET, params, corpus, window=WINDOW, batch_size=3)
-    expected = corpus.replace(missing=True)
+    plain = head_outputs(NET, params, dataset, window=WINDOW, batch_size=3)
+    expected = dataset.replace(missing=True)
     again = head_outputs(NET, params, expected, window=WINDOW, batch_size=3)
     np.testing.assert_allclose(again, plain, atol=1e-6)
 

@@ -42,7 +42,7 @@ ROOMS = (
         "lessons",
         "rules",
     ),
-    ("trainings", "controls", "scorers"),
+    ("trainings", "baselines", "scorers"),
     ("fitting",),
     ("populations",),
     ("judgement", "streaming", "distillation", "fleet"),
@@ -305,10 +305,10 @@ def loaded(code):
         ("import kdjax", {"jax", "numpy", "pandas", "ml_collections", "absl"}),
         ("import kdjax; kdjax.DataError", {"jax", "numpy"}),
         ("import kdjax.data", {"jax", "sklearn", "matplotlib", "pooch"}),
-        ("import kdjax.evaluation.metrics", {"jax", "matplotlib", "sklearn"}),
+        ("import kdjax.metrics", {"jax", "matplotlib", "sklearn"}),
         ("import kdjax.evaluation.report", {"jax"}),
         ("import kdjax.cli", {"jax", "pandas", "matplotlib", "sklearn"}),
-        ("import kdjax.workdir", {"jax"}),
+        ("import kdjax.experiment.workdir", {"jax"}),
     ],
 )
 def test_these_imports_leave_jax_alone(code, absent):
@@ -320,5 +320,5 @@ def test_these_imports_leave_jax_alone(code, absent):
 def test_help_leaves_jax_alone():
     code = "from kdjax.cli import main; main(['kdjax', '--help'])"
     modules = loaded(code)
-    assert "kdjax.verbs" in modules
+    assert "kdjax.commands.verbs" in modules
     assert not {"jax", "pandas", "matplotlib", "sklearn"} & modules

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from kdjax.errors import ArtifactError, ConfigError, DataError
-from kdjax.workdir import (
+from kdjax.experiment.workdir import (
     append_line,
     check_data,
     claim,
@@ -29,7 +29,7 @@ def test_a_second_process_is_refused_with_the_firsts_number(tmp_path):
     script = (
         "import sys, pathlib\n"
         "from kdjax.errors import ArtifactError\n"
-        "from kdjax.workdir import locked\n"
+        "from kdjax.experiment.workdir import locked\n"
         "try:\n"
         "    with locked(pathlib.Path(sys.argv[1])): print('got it')\n"
         "except ArtifactError as error: print(error)\n"

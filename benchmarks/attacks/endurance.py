@@ -24,9 +24,9 @@ from typing import IO, Any
 
 import pandas as pd
 
-from kdjax.artifacts import write_text
-from kdjax.data.benchmarks import load_sample
-from kdjax.environment import describe_environment
+from kdjax.data.datasets import load_sample
+from kdjax.io.environment import describe_environment
+from kdjax.io.files import write_text
 
 CHANNELS = 8
 HIDDEN = 16

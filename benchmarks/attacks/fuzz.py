@@ -31,8 +31,8 @@ from typing import Any
 from fuzz_seeds import SEEDS
 from fuzz_targets import TARGETS, attempt
 
-from kdjax.artifacts import write_text
-from kdjax.environment import describe_environment
+from kdjax.io.environment import describe_environment
+from kdjax.io.files import write_text
 
 MEMORY = 12 * 2**30  # of addresses, which jax takes many of
 SLOW = 5.0  # seconds of the processor
@@ -109,8 +109,8 @@ def kind_of(error: Exception) -> str:
 def run_atheris(given: argparse.Namespace) -> dict[str, Any]:
     """The engine runs in a process of its own, which it ends itself."""
     with tempfile.TemporaryDirectory() as name:
-        corpus, seeds = given.corpus or Path(name) / "corpus", Path(name) / "seeds"
-        for folder in (corpus, seeds):
+        dataset, seeds = given.dataset or Path(name) / "corpus", Path(name) / "seeds"
+        for folder in (dataset, seeds):
             folder.mkdir(parents=True, exist_ok=True)
         for number, seed in enumerate(SEEDS[given.target]()):
             (seeds / f"seed_{number}").write_bytes(seed)
@@ -126,11 +126,11 @@ def run_atheris(given: argparse.Namespace) -> dict[str, Any]:
         )
         command = [
             *(sys.executable, __file__, "child", given.target, f"--output={found}"),
-            *(f"--corpus={corpus}", f"--seed={given.seed}"),
+            *(f"--corpus={dataset}", f"--seed={given.seed}"),
         ]
         ended = subprocess.run(
             [*command, f"--seconds={given.seconds}"],
-            input="\n".join([*options, str(corpus), str(seeds)]),
+            input="\n".join([*options, str(dataset), str(seeds)]),
             capture_output=True,
             text=True,
             check=False,
@@ -144,7 +144,7 @@ def run_atheris(given: argparse.Namespace) -> dict[str, Any]:
             "executions": int(done[-1]),
             "coverage": int(coverage),
             "features": int(features),
-            "corpus_files": len([*corpus.iterdir()]),
+            "corpus_files": len([*dataset.iterdir()]),
             "corpus_entries": int(entries),
             "corpus_size": size,
             **json.loads(found.read_text("utf-8")),

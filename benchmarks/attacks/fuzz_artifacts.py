@@ -19,32 +19,37 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from kdjax.artifacts import MANIFEST, verify_manifest, write_manifest
 from kdjax.config import get_config, to_json
 from kdjax.data.scaler import Scaler
 from kdjax.detection.detector import Detector
-from kdjax.detection.normal import Normal
-from kdjax.detection.plan import plan_from_json, plan_of, plan_to_json
-from kdjax.detection.states import load_state, save_state
+from kdjax.detection.gaussian import Gaussian
 from kdjax.detection.storage import load_detector, save_detector
-from kdjax.detection.stream import StreamDetector, Verdict
-from kdjax.detection.threshold import Threshold
+from kdjax.detection.stream_rules import plan_from_json, plan_of, plan_to_json
+from kdjax.detection.streaming import StreamDetector, WindowResult
+from kdjax.detection.thresholds import Threshold
 from kdjax.errors import ArtifactError
-from kdjax.export import stablehlo
-from kdjax.export.container import read_plan, sealed
-from kdjax.export.detector import onnx_file
-from kdjax.export.scorer import load_onnx
-from kdjax.export.stablehlo import load_stablehlo, stablehlo_file
-from kdjax.models.autoencoder import Architecture, network
-from kdjax.models.residual import ResidualModel
-from kdjax.streaming import _resumed
-from kdjax.workdir import (
+from kdjax.experiment.workdir import (
     _check_data,
     _check_settings,
     cut_lines,
     read_lines,
     read_results,
 )
+from kdjax.export import stablehlo
+from kdjax.export.container import read_plan, sealed
+from kdjax.export.onnx import onnx_file
+from kdjax.export.onnx_scorer import load_onnx
+from kdjax.export.stablehlo import load_stablehlo, stablehlo_file
+from kdjax.io.files import (
+    MANIFEST,
+    load_state,
+    save_state,
+    verify_manifest,
+    write_manifest,
+)
+from kdjax.models.autoencoder import Architecture, network
+from kdjax.models.residual import ResidualModel
+from kdjax.scoring.streams import _resumed
 
 FILES = ("detector.json", "arrays.npz", "card.json", "card.md", MANIFEST)
 RECORDS = ("metrics.jsonl", "config.json", "data.json", "results.json")
@@ -73,7 +78,7 @@ def detector() -> Detector:
         max_gap=5.0,
         entities=("e",),
         scalers=Scaler(np.float32([[1, 2], [0, 0]]), np.float32([[2, 4], [1, 1]])),
-        normals=Normal(np.zeros((2, 2), np.float32), np.stack([own, pooled])),
+        gaussians=Gaussian(np.zeros((2, 2), np.float32), np.stack([own, pooled])),
         thresholds=(
             Threshold(8.0, "conformal", 0.1, 20, 19, "own"),
             Threshold(12.0, "conformal", 0.1, 40, 37, "pooled"),
@@ -87,9 +92,9 @@ def detector() -> Detector:
 def plain_stream(adaptive_step: float = 0.0) -> StreamDetector:
     """Its stream, without its network."""
 
-    def score(window: np.ndarray) -> Verdict:
+    def score(window: np.ndarray) -> WindowResult:
         points = np.abs(window[0]).max(axis=1)
-        return Verdict(points, float(points.max()), np.abs(window[0]))
+        return WindowResult(points, float(points.max()), np.abs(window[0]))
 
     return StreamDetector(plan_of(detector(), 0), score, adaptive_step=adaptive_step)
 
@@ -178,10 +183,10 @@ def check_sound(found: Detector) -> None:
     for field in found.scalers:
         assert field.shape == (entities, channels) and np.isfinite(field).all()
     assert (found.scalers.scale > 0).all()
-    errors = found.normals.mean.shape[-1]
-    assert found.normals.mean.shape == (entities, errors)
-    assert found.normals.whiten.shape == (entities, errors, errors)
-    assert all(np.isfinite(field).all() for field in found.normals)
+    errors = found.gaussians.mean.shape[-1]
+    assert found.gaussians.mean.shape == (entities, errors)
+    assert found.gaussians.whiten.shape == (entities, errors, errors)
+    assert all(np.isfinite(field).all() for field in found.gaussians)
     assert len(found.thresholds) == entities
     assert not any(math.isnan(threshold.tau) for threshold in found.thresholds)
     assert isinstance(found.card, dict)

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from kdjax.data.files import load_files, read_table
 from kdjax.data.raw import read_npz
+from kdjax.data.readers import load_files, read_table
 from kdjax.data.series import Series
 from kdjax.errors import KdjaxError
 

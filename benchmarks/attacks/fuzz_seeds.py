@@ -11,8 +11,8 @@ from fuzz_artifacts import WAYS, base, example_state
 from fuzz_readers import KINDS
 from fuzz_targets import FIELDS
 
-from kdjax.artifacts import MANIFEST
 from kdjax.config import get_config, to_json
+from kdjax.io.files import MANIFEST
 
 TABLES = (
     "a,b\n1,2.5\n3,-4e2\n",

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from fuzz_readers import WORDS, cells_of, number_of
 
-from kdjax.detection.plan import Plan
-from kdjax.detection.stream import StreamDetector, Verdict
+from kdjax.detection.stream_rules import Plan
+from kdjax.detection.streaming import StreamDetector, WindowResult
 from kdjax.errors import DataError
-from kdjax.streaming import stream_rows
+from kdjax.scoring.streams import stream_rows
 
 PLAN = Plan(
     entity="pooled", channels=("a", "b"), window=1, stride=1, tau=3.0, rate=0.1,
@@ -26,10 +26,10 @@ PLAN = Plan(
 def recorder(taken: list[np.ndarray]) -> StreamDetector:
     """A stream without a network that keeps the rows it is asked about."""
 
-    def score(window: np.ndarray) -> Verdict:
+    def score(window: np.ndarray) -> WindowResult:
         taken.append(window[0, -1].copy())
         points = np.abs(window[0]).max(axis=1)
-        return Verdict(points, float(points[0]), np.abs(window[0]))
+        return WindowResult(points, float(points[0]), np.abs(window[0]))
 
     return StreamDetector(PLAN, score)
 

@@ -26,9 +26,16 @@ from fuzz_readers import outcome, readers
 from fuzz_stream import stream
 
 from kdjax import cli
-from kdjax.config import completed, differences, get_config, leaves, override, resolve
+from kdjax.config import (
+    completed,
+    differences,
+    get_config,
+    leaves,
+    override,
+    resolve,
+)
 from kdjax.errors import KdjaxError
-from kdjax.workdir import read_json
+from kdjax.experiment.workdir import read_json
 
 Target = Callable[[bytes, Path], str]
 

@@ -39,8 +39,8 @@ from typing import Any, NamedTuple
 from programs import Case, Ended, check, finish, launch, prepared, start
 from traces import contents, differing, leftovers
 
-from kdjax.artifacts import write_text
-from kdjax.environment import describe_environment
+from kdjax.io.environment import describe_environment
+from kdjax.io.files import write_text
 
 # Kills of each verb.
 KILLS = {

@@ -39,21 +39,20 @@ from damages import (
     one_damage,
 )
 
-from kdjax.artifacts import write_text
 from kdjax.config import get_config, override, resolve
 from kdjax.detection.detector import entity_index, score_windows, usual_entity
-from kdjax.detection.plan import plan_of
-from kdjax.detection.states import load_state
 from kdjax.detection.storage import load_detector
-from kdjax.detection.stream import StreamDetector, Verdict
-from kdjax.environment import describe_environment
+from kdjax.detection.stream_rules import plan_of
+from kdjax.detection.streaming import StreamDetector, WindowResult
 from kdjax.errors import KdjaxError
-from kdjax.export.run import export_file
-from kdjax.export.scorer import Scored, load_onnx
+from kdjax.experiment.pipeline import run
+from kdjax.experiment.workdir import cut_lines, read_lines
+from kdjax.export.files import export_file
+from kdjax.export.onnx_scorer import Scored, load_onnx
 from kdjax.export.stablehlo import load_stablehlo
-from kdjax.pipeline import run
-from kdjax.streaming import run_stream
-from kdjax.workdir import cut_lines, read_lines
+from kdjax.io.environment import describe_environment
+from kdjax.io.files import load_state, write_text
+from kdjax.scoring.streams import run_stream
 
 WINDOW, CHANNELS = 10, ("load", "heat", "speed")
 
@@ -255,7 +254,7 @@ def subjects(folder: Path, workdir: Path, settings: dict[str, Any]) -> list[Subj
     return [*found, *record_subjects(workdir, settings)]
 
 
-def _unasked(windows: np.ndarray) -> Verdict:
+def _unasked(windows: np.ndarray) -> WindowResult:
     raise AssertionError("no row comes")
 
 

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from kdjax.data.benchmarks import load_sample
+from kdjax.data.datasets import load_sample
 
 ROOT = Path(__file__).parents[2]
 CHANNELS = 8
@@ -73,14 +73,14 @@ def changed(verb):
     def run(request):
         if verb == "fetch":
             import json
-            import kdjax.data.fetch as fetch
+            import kdjax.data.download as fetch
             url, entries = json.loads(os.environ["FETCH"])
             fetch._registry = lambda: [fetch._Entry(*entry) for entry in entries]
             fetch.fetch_smd.__kwdefaults__["base_url"] = url
         else:
             # Milliseconds a window, which stand in tables and sentences, are measured
             # and left.
-            import kdjax.costs as costs
+            import kdjax.export.costs as costs
             measure = costs.window_milliseconds
             costs.window_milliseconds = lambda *args: 0.1 if measure(*args) else 0.1
         real(request)

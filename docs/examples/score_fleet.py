@@ -68,8 +68,8 @@ class Score:
 
     def __call__(self, batch):
         batch = dict(batch)
-        feed = {"x": np.ascontiguousarray(batch.pop("x"), np.float32)}
-        score, alarm = self.session.run(["window_score", "alarm"], feed)
+        batch_source = {"x": np.ascontiguousarray(batch.pop("x"), np.float32)}
+        score, alarm = self.session.run(["window_score", "alarm"], batch_source)
         return batch | {"window_score": score, "alarm": alarm}
 
 

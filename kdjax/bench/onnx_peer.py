@@ -8,9 +8,14 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from kdjax.bench import work
-from kdjax.bench.work import Data, Size, Unit, Work
-from kdjax.data.windows import gather
-from kdjax.export.onnx import network_graph
+from kdjax.bench.work import (
+    Data,
+    Size,
+    Unit,
+    Work,
+)
+from kdjax.data.windowing import gather
+from kdjax.export.onnx_layers import network_graph
 from kdjax.models.autoencoder import Architecture, Params
 
 OUTPUT = "point_score"

@@ -10,23 +10,38 @@ import jax
 import numpy as np
 
 from kdjax.bench import work
-from kdjax.bench.work import Data, Size, Unit, Work
+from kdjax.bench.work import (
+    Data,
+    Size,
+    Unit,
+    Work,
+)
 from kdjax.data.scaler import Scaler
-from kdjax.detection.detector import BATCH_SIZE, Detector, point_scorer, score_scaled
-from kdjax.detection.normal import Normal
+from kdjax.detection.detector import (
+    BATCH_SIZE,
+    Detector,
+    point_scorer,
+    score_scaled,
+)
+from kdjax.detection.gaussian import Gaussian
 from kdjax.detection.storage import save_detector
-from kdjax.detection.threshold import Threshold
-from kdjax.devices import batch_mesh, divide, place, start_program
+from kdjax.detection.thresholds import Threshold
+from kdjax.losses import Objective, student_objective, teacher_objective
 from kdjax.models.autoencoder import Architecture, network
-from kdjax.models.batches import padded_batches
 from kdjax.models.residual import ResidualModel
-from kdjax.streaming import open_stream
-from kdjax.training.objectives import Objective, student_objective, teacher_objective
-from kdjax.training.population import make_population_step, stack_members
+from kdjax.scoring.streams import open_stream
+from kdjax.training.batching import padded_batches
+from kdjax.training.populations import make_population_step, stack_members
+from kdjax.training.sharding import (
+    batch_mesh,
+    divide,
+    place,
+    start_program,
+)
 from kdjax.training.steps import (
-    Corpus,
     Step,
     TrainState,
+    WindowDataset,
     head_outputs,
     init_state,
     make_optimizer,
@@ -86,39 +101,39 @@ def _step(item: Work, size: Size) -> Unit:
     mesh = batch_mesh(work.BATCH)
     objective = teacher_objective(network(Architecture(work.WIDTH, item.hidden)))
     step = make_step(objective, _optimizer(), window=work.WINDOW, mesh=mesh)
-    corpus = place(_corpus(work.make_data(work.BATCH)), mesh)
+    dataset = place(_corpus(work.make_data(work.BATCH)), mesh)
     order = np.tile(np.arange(work.BATCH, dtype=np.int32), size.steps)
-    run = _training(step, place(_first_state(item), mesh), lambda: corpus, order)
+    run = _training(step, place(_first_state(item), mesh), lambda: dataset, order)
     return Unit(run, None, {})
 
 
 def _epoch(item: Work, size: Size) -> Unit:
     mesh = batch_mesh(work.BATCH)
     step = make_step(_distillation(item), _optimizer(), window=work.WINDOW, mesh=mesh)
-    corpus = place(_corpus(work.make_data(size.windows)), mesh)
+    dataset = place(_corpus(work.make_data(size.windows)), mesh)
     teacher = work.make_params(work.TEACHER)
-    taught = [corpus]
+    distilled = [dataset]
 
     def make_targets() -> None:
         targets = head_outputs(
             network(Architecture(work.WIDTH, work.TEACHER)),
             teacher,
-            corpus,
+            dataset,
             window=work.WINDOW,
             batch_size=BATCH_SIZE,
         )
-        taught[0] = corpus.replace(targets=place(jax.numpy.asarray(targets), mesh))
+        distilled[0] = dataset.replace(targets=place(jax.numpy.asarray(targets), mesh))
 
     order = np.random.default_rng(work.SEED).permutation(size.windows)
     state = place(_first_state(item), mesh)
-    run = _training(step, state, lambda: taught[0], order.astype(np.int32))
+    run = _training(step, state, lambda: distilled[0], order.astype(np.int32))
     return Unit(run, make_targets, {})
 
 
 def _training(
     step: Step,
     state: TrainState,
-    corpus: Callable[[], Corpus],
+    dataset: Callable[[], WindowDataset],
     order: np.ndarray,
     batch: int | None = None,
 ) -> Callable[[], None]:
@@ -127,20 +142,20 @@ def _training(
 
     def run() -> None:
         for index, weight in padded_batches(order, batch or work.BATCH):
-            states[0] = step(states[0], corpus(), index, weight)
+            states[0] = step(states[0], dataset(), index, weight)
         jax.block_until_ready(states[0])
 
     return run
 
 
 def _series(item: Work, size: Size) -> Unit:
-    data, normal = work.make_data(size.series), Normal(*work.make_whitening())
+    data, gaussian = work.make_data(size.series), Gaussian(*work.make_whitening())
     model = _model(item)
 
     def run() -> np.ndarray:
         return score_scaled(
             model,
-            normal,
+            gaussian,
             data.rows,
             data.starts,
             window=work.WINDOW,
@@ -154,7 +169,7 @@ def _window(item: Work, size: Size) -> Unit:
     """One window from numpy to numpy, with the parameters on the device."""
     data, model = work.make_data(1), _model(item)
     scores = jax.jit(point_scorer(model.kind, model.architecture))
-    common = jax.device_put((model.params, Normal(*work.make_whitening())))
+    common = jax.device_put((model.params, Gaussian(*work.make_whitening())))
     window = data.rows[None, : work.WINDOW]
 
     def run() -> np.ndarray:
@@ -206,7 +221,7 @@ def _detector(item: Work) -> Detector:
         max_gap=5.0,
         entities=("machine",),
         scalers=Scaler(zeros, zeros + 1),
-        normals=Normal(np.stack([mean] * 2), np.stack([whiten] * 2)),
+        gaussians=Gaussian(np.stack([mean] * 2), np.stack([whiten] * 2)),
         thresholds=(quiet, quiet),
         card={},
     )
@@ -217,7 +232,7 @@ def _population(item: Work, size: Size) -> Unit:
     step = make_step(_distillation(item), _optimizer(), window=work.WINDOW)
     together = make_population_step(lambda hyper: step, mesh)
     everyone = np.ones(item.members, bool)
-    corpus = place(_taught(size), mesh)
+    dataset = place(_taught(size), mesh)
     members = [_first_state(item, seed) for seed in range(item.members)]
     states = [divide(stack_members(members), mesh)]
     batches = [
@@ -228,7 +243,7 @@ def _population(item: Work, size: Size) -> Unit:
     def run() -> None:
         for batch in zip(*batches, strict=True):
             index, weight = (np.stack(parts) for parts in zip(*batch, strict=True))
-            states[0] = together(states[0], (), corpus, index, weight, everyone)
+            states[0] = together(states[0], (), dataset, index, weight, everyone)
         jax.block_until_ready(states[0])
 
     return Unit(run, None, {})
@@ -237,12 +252,12 @@ def _population(item: Work, size: Size) -> Unit:
 def _one_after_the_other(item: Work, size: Size) -> Unit:
     mesh = batch_mesh(item.batch or work.BATCH)
     step = make_step(_distillation(item), _optimizer(), window=work.WINDOW, mesh=mesh)
-    corpus = place(_taught(size), mesh)
+    dataset = place(_taught(size), mesh)
     runs = [
         _training(
             step,
             place(_first_state(item, seed), mesh),
-            lambda: corpus,
+            lambda: dataset,
             order,
             item.batch,
         )
@@ -275,18 +290,18 @@ def _distillation(item: Work) -> Objective:
     )
 
 
-def _corpus(data: Data) -> Corpus:
+def _corpus(data: Data) -> WindowDataset:
     rows, starts = jax.numpy.asarray(data.rows), data.starts.astype(np.int32)
-    return Corpus(rows, jax.numpy.asarray(starts))
+    return WindowDataset(rows, jax.numpy.asarray(starts))
 
 
-def _taught(size: Size) -> Corpus:
+def _taught(size: Size) -> WindowDataset:
     """A corpus with targets whose values don't matter to the time."""
     shape = (size.windows, work.WINDOW, work.WIDTH)
     targets = np.random.default_rng(work.SEED).random(shape, np.float32)
-    corpus: Corpus = _corpus(work.make_data(size.windows))
-    taught: Corpus = corpus.replace(targets=jax.numpy.asarray(targets))
-    return taught
+    dataset: WindowDataset = _corpus(work.make_data(size.windows))
+    distilled: WindowDataset = dataset.replace(targets=jax.numpy.asarray(targets))
+    return distilled
 
 
 def _model(item: Work) -> ResidualModel:

@@ -6,10 +6,15 @@ from typing import Any
 from rich.console import Console
 
 from kdjax.bench import work
-from kdjax.bench.interleave import Pairs, Turns, take_turns, worker_command
+from kdjax.bench.interleave import (
+    Pairs,
+    Turns,
+    take_turns,
+    worker_command,
+)
 from kdjax.bench.table import Row, bench_table, make_rows
 from kdjax.bench.work import Work
-from kdjax.environment import describe_environment
+from kdjax.io.environment import describe_environment
 
 QUICK = Pairs(least=5, most=50, seconds=3.0, longest=10.0)
 FULL = Pairs(least=5, most=50, seconds=30.0, longest=120.0)

@@ -12,8 +12,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kdjax.bench import work
-from kdjax.bench.work import Data, Size, Unit, Work
-from kdjax.data.windows import gather
+from kdjax.bench.work import (
+    Data,
+    Size,
+    Unit,
+    Work,
+)
+from kdjax.data.windowing import gather
 
 if TYPE_CHECKING:  # its module would import JAX
     from kdjax.models.autoencoder import Params

@@ -1,13 +1,5 @@
 """Data: files and benchmarks become series, splits, scaled rows and windows."""
 
-from kdjax.data.benchmarks import (
-    BENCHMARKS,
-    Culprits,
-    interpretation,
-    load_benchmark,
-    load_sample,
-    width,
-)
 from kdjax.data.channels import (
     Ranges,
     dead_channels,
@@ -15,10 +7,22 @@ from kdjax.data.channels import (
     outside,
     ranges_of,
 )
-from kdjax.data.clock import median_step
-from kdjax.data.fetch import Fetched, fetch_smd
-from kdjax.data.files import load_files, match_channels, read_table
-from kdjax.data.scaler import METHODS, Scaler, apply_scaler, fit_scaler
+from kdjax.data.datasets import (
+    BENCHMARKS,
+    Culprits,
+    interpretation,
+    load_benchmark,
+    load_sample,
+    width,
+)
+from kdjax.data.download import Fetched, fetch_smd
+from kdjax.data.readers import load_files, match_channels, read_table
+from kdjax.data.scaler import (
+    METHODS,
+    Scaler,
+    apply_scaler,
+    fit_scaler,
+)
 from kdjax.data.series import Dataset, Series
 from kdjax.data.splits import (
     Split,
@@ -28,7 +32,13 @@ from kdjax.data.splits import (
     split_rows,
     window_starts,
 )
-from kdjax.data.windows import gather, latest_window, row_mean, window_labels
+from kdjax.data.times import median_step
+from kdjax.data.windowing import (
+    gather,
+    latest_window,
+    row_mean,
+    window_labels,
+)
 
 __all__ = [
     "BENCHMARKS",

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from kdjax.data.cells import Place, is_number
-from kdjax.data.clock import find_time
+from kdjax.data.times import find_time
 from kdjax.errors import ConfigError, DataError
 
 _SEPARATORS = (",", ";", "\t", "|")

@@ -10,8 +10,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kdjax.data.channels import Ranges, dead_channels, duplicate_channels, ranges_of
-from kdjax.data.large import WindowSource, on_disk, span_pieces
+from kdjax.data.channels import (
+    Ranges,
+    dead_channels,
+    duplicate_channels,
+    ranges_of,
+)
+from kdjax.data.mmap import WindowSource, on_disk, span_pieces
 from kdjax.data.scaler import Scaler, apply_scaler, fit_scaler
 from kdjax.data.series import Dataset, Series
 from kdjax.data.splits import (
@@ -23,10 +28,10 @@ from kdjax.data.splits import (
     unfold,
     window_starts,
 )
-from kdjax.data.windows import has_missing
+from kdjax.data.windowing import has_missing
 from kdjax.errors import DataError
 
-# An entity's own Normal has D means and D (D + 1) / 2 covariances to estimate.
+# An entity's own Gaussian has D means and D (D + 1) / 2 covariances to estimate.
 ROWS_PER_CHANNEL = 5
 
 
@@ -39,8 +44,8 @@ class Entity(NamedTuple):
         split: spans of `train`, cut at gaps in time and at excluded rows.
         test_spans: spans of `test`, cut likewise.
         scaler: fitted on its own fit rows, or the pooled one.
-        pooled: whether its complete validation rows are too few for a Normal of its own,
-            or its fit rows lack a channel, so that it uses the pooled scaler, Normal and
+        pooled: whether its complete validation rows are too few for a Gaussian of its own,
+            or its fit rows lack a channel, so that it uses the pooled scaler, Gaussian and
             threshold.
         ranges: of `train` in the units of the file, `[D]`; excluded rows don't count.
         missing: whether a value of these rows is missing.

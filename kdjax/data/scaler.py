@@ -128,7 +128,7 @@ def _moments(
 
 
 def _mean_and_deviation(pieces: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Of each channel's values, merged as in `kdjax.detection.moments`."""
+    """Of each channel's values, merged as in `kdjax.detection.gaussian`."""
     count, mean, variance = _column_moments(pieces[0])
     for piece in pieces[1:]:
         further, other, spread = _column_moments(piece)

@@ -41,7 +41,7 @@ def segments(
         rows: N.
         max_gap: longest step inside a span, in median steps.
         step: the median step, in seconds for datetimes, else in the unit of `time`; the
-            series' own where it is None or 0 (see `kdjax.data.clock.median_step`).
+            series' own where it is None or 0 (see `kdjax.data.times.median_step`).
 
     >>> segments(np.array([0.0, 1, 2, 9, 10]), 5, max_gap=5)
     array([[0, 3],

@@ -17,10 +17,10 @@ import pandas as pd
 
 from kdjax.data.cells import Place, where
 from kdjax.data.lines import MISSING_CELLS
-from kdjax.data.memory import check_room
 from kdjax.data.raw import (
     IN_PIECES,
     check_kind,
+    check_room,
     check_text,
     read_bytes,
     read_npy,

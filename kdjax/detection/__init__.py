@@ -1,1 +1,1 @@
-"""From errors to decisions: moments, Normal, point and window scores, threshold."""
+"""From errors to decisions: moments, Gaussian, point and window scores, threshold."""

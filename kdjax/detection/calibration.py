@@ -1,10 +1,10 @@
-"""From a residual model and clean rows to Normals and thresholds, each entity its own.
+"""From a residual model and clean rows to Gaussians and thresholds, each entity its own.
 
 Entities with too little data borrow: with too few validation rows, the pooled scaler,
-Normal and threshold; with too few calibration windows, a threshold from all entities'
-calibration scores, each under the Normal that the entity uses.
+Gaussian and threshold; with too few calibration windows, a threshold from all entities'
+calibration scores, each under the Gaussian that the entity uses.
 
-Several processes (`kdjax.hosts`) share the validation windows; each scores the
+Several processes (`kdjax.training.hosts`) share the validation windows; each scores the
 calibration windows for itself.
 """
 
@@ -13,32 +13,35 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kdjax import hosts
-from kdjax.data.large import chunks, scaled_pieces
+from kdjax.data.mmap import chunks, scaled_pieces
 from kdjax.data.prepared import ROWS_PER_CHANNEL, Prepared
 from kdjax.data.scaler import Scaler
 from kdjax.data.splits import window_starts
-from kdjax.data.windows import has_missing
-from kdjax.detection.borrowing import entity_thresholds
-from kdjax.detection.detector import error_batches, score_scaled, scoring_batch
-from kdjax.detection.moments import Moments, merge_all, merge_shares, moments_of
-from kdjax.detection.normal import (
-    Normal,
-    fit_normal,
+from kdjax.data.windowing import has_missing
+from kdjax.detection.detector import residual_batches, score_scaled, scoring_batch
+from kdjax.detection.gaussian import (
+    Gaussian,
+    Moments,
+    fit_gaussian,
     floored_channels,
     ledoit_wolf_shrinkage,
+    merge_all,
+    merge_shares,
+    moments_of,
     oas_shrinkage,
 )
 from kdjax.detection.scores import window_scores
-from kdjax.detection.threshold import (
+from kdjax.detection.thresholds import (
     Rule,
     Threshold,
+    entity_thresholds,
     find_threshold,
     needed,
     too_few_message,
 )
 from kdjax.errors import ConfigError, DataError
-from kdjax.models.residual import ResidualModel, error_names
+from kdjax.models.residual import ResidualModel, residual_names
+from kdjax.training import hosts
 
 # Rounds of trimming: a refit without the worst windows can show others as worse.
 TRIM_ROUNDS = 2
@@ -78,11 +81,11 @@ class Calibration(NamedTuple):
     """
 
     scalers: Scaler
-    normals: Normal
+    gaussians: Gaussian
     thresholds: tuple[Threshold, ...]
     scores: tuple[np.ndarray, ...]
     starts: tuple[np.ndarray, ...]
-    behind: tuple[np.ndarray, ...]
+    threshold_scores: tuple[np.ndarray, ...]
     notes: tuple[str, ...]
     floored: dict[str, list[str]]
 
@@ -92,8 +95,8 @@ class Rules(NamedTuple):
 
     Attributes:
         allowed_points: points of a window that may lie above τ without an alarm.
-        floor, ridge, shrinkage: see `fit_normal`.
-        scope: `per_entity`, or `pooled` for one Normal and τ of all entities.
+        floor, ridge, shrinkage: see `fit_gaussian`.
+        scope: `per_entity`, or `pooled` for one Gaussian and τ of all entities.
         threshold: how τ is chosen.
         trim: share of each entity's validation windows, the most abnormal, that is left
             out of the error moments, for training data that may be contaminated.
@@ -118,22 +121,22 @@ def check_enough(prepared: Prepared, rule: Rule) -> None:
 
 
 def calibrate(model: ResidualModel, prepared: Prepared, rules: Rules) -> Calibration:
-    """Normals and thresholds of a model on the clean rows of a data set."""
+    """Gaussians and thresholds of a model on the clean rows of a data set."""
     job = _Job(model, prepared.window, prepared.channels, rules)
     views = [_trimmed(job, _view(prepared, i)) for i in _indices(prepared)]
     moments = [_moments(job, view) for view in views]
-    pooled_normal, pooled_scores = _pooled(job, prepared, views, moments)
+    pooled_gaussian, pooled_scores = _pooled(job, prepared, views, moments)
     pooled_tau = find_threshold(pooled_scores, rules.threshold, source="pooled")
     if rules.scope == "pooled":
-        normals = [_normal(job, views, merge_all(moments))] * len(views)
+        gaussians = [_normal(job, views, merge_all(moments))] * len(views)
     else:
-        normals = [
-            pooled_normal if entity.pooled else _normal(job, [view], own)
+        gaussians = [
+            pooled_gaussian if entity.pooled else _normal(job, [view], own)
             for entity, view, own in zip(prepared.entities, views, moments, strict=True)
         ]
     views = [
-        _with_known_calibration(job, view, normal)
-        for view, normal in zip(views, normals, strict=True)
+        _with_known_calibration(job, view, gaussian)
+        for view, gaussian in zip(views, gaussians, strict=True)
     ]
     scores = [view.scores for view in views]
     thresholds, notes = entity_thresholds(
@@ -142,18 +145,22 @@ def calibrate(model: ResidualModel, prepared: Prepared, rules: Rules) -> Calibra
     shared = np.concatenate(scores)
     pooled = shared if rules.scope == "pooled" else pooled_scores
     sets = {"shared": shared, "pooled": pooled}
-    behind = [
+    threshold_scores = [
         own if tau.source == "own" else sets[tau.source]
         for own, tau in zip(scores, thresholds, strict=True)
     ]
     scalers = [*(e.scaler for e in prepared.entities), prepared.pooled_scaler]
     return Calibration(
         scalers=Scaler(*map(np.stack, zip(*scalers, strict=True))),
-        normals=Normal(*map(np.stack, zip(*normals, pooled_normal, strict=True))),
+        gaussians=Gaussian(
+            *map(np.stack, zip(*gaussians, pooled_gaussian, strict=True))
+        ),
         thresholds=(*thresholds, pooled_tau),
         scores=tuple(scores),
         starts=tuple(view.calibration for view in views),
-        behind=tuple(np.sort(found) for found in (*behind, pooled_scores)),
+        threshold_scores=tuple(
+            np.sort(found) for found in (*threshold_scores, pooled_scores)
+        ),
         notes=tuple(notes),
         floored={
             entity.name: floored_channels(own, floor=rules.floor, channels=job.errors)
@@ -172,7 +179,7 @@ class PointScores(NamedTuple):
 
 def point_pieces(
     model: ResidualModel,
-    normal: Normal,
+    gaussian: Gaussian,
     scaler: Scaler,
     values: np.ndarray,
     starts: np.ndarray,
@@ -182,11 +189,11 @@ def point_pieces(
 ) -> Iterator[PointScores]:
     """Point scores of the windows of raw rows `[N, D]`, all at once or a piece each.
 
-    In pieces where `values` is a memory map; see `kdjax.data.large.scaled_pieces`.
+    In pieces where `values` is a memory map; see `kdjax.data.mmap.scaled_pieces`.
     """
     options = {"window": window, "batch_size": batch_size}
     for piece in scaled_pieces(values, scaler, starts, window=window):
-        points = score_scaled(model, normal, piece.rows, piece.starts, **options)
+        points = score_scaled(model, gaussian, piece.rows, piece.starts, **options)
         yield PointScores(points, piece.at)
 
 
@@ -199,7 +206,7 @@ class _Job(NamedTuple):
     @property
     def errors(self) -> tuple[str, ...]:
         """Names of the F errors."""
-        return error_names(self.model.kind, self.channels)
+        return residual_names(self.model.kind, self.channels)
 
 
 def _indices(prepared: Prepared) -> range:
@@ -229,9 +236,9 @@ def _trimmed(job: _Job, view: View) -> View:
     for _ in range(TRIM_ROUNDS):
         moments = _moments(job, trimmed)
         if moments.n < ROWS_PER_CHANNEL * len(job.channels):
-            break  # Too few rows for a Normal of its own: this entity borrows one.
-        normal = _normal(job, [trimmed], moments)
-        scores = _scores(job, view, normal, view.validation)
+            break  # Too few rows for a Gaussian of its own: this entity borrows one.
+        gaussian = _normal(job, [trimmed], moments)
+        scores = _scores(job, view, gaussian, view.validation)
         # Unknown scores (NaN) are the first to go.
         mildest = np.sort(np.argsort(scores, kind="stable")[:kept])
         trimmed = view._replace(validation=view.validation[mildest])
@@ -244,8 +251,8 @@ def _starts(prepared: Prepared, spans: np.ndarray) -> np.ndarray:
 
 def _pooled(
     job: _Job, prepared: Prepared, views: Sequence[View], moments: Sequence[Moments]
-) -> tuple[Normal, np.ndarray]:
-    """Normal and calibration scores for entities that are not known.
+) -> tuple[Gaussian, np.ndarray]:
+    """Gaussian and calibration scores for entities that are not known.
 
     Those of all rows under the pooled scaler.
     """
@@ -253,9 +260,9 @@ def _pooled(
         scaler = prepared.pooled_scaler
         views = [_trimmed(job, _view(prepared, i, scaler)) for i in _indices(prepared)]
         moments = [_moments(job, view) for view in views]
-    normal = _normal(job, views, merge_all(moments))
-    scores = [_with_known_calibration(job, view, normal).scores for view in views]
-    return normal, np.concatenate(scores)
+    gaussian = _normal(job, views, merge_all(moments))
+    scores = [_with_known_calibration(job, view, gaussian).scores for view in views]
+    return gaussian, np.concatenate(scores)
 
 
 def _same(first: Scaler, second: Scaler) -> bool:
@@ -294,7 +301,7 @@ def _errors(
         starts = np.concatenate(own)
         if len(batches) > 1:  # A short one keeps the shape that it has among others.
             starts = np.pad(starts, (0, -len(starts) % size), mode="edge")
-        found = error_batches(
+        found = residual_batches(
             job.model,
             piece.rows,
             starts,
@@ -314,21 +321,21 @@ def _moments(job: _Job, view: View) -> Moments:
     return merge_shares(pieces, width=len(job.errors))
 
 
-def _with_known_calibration(job: _Job, view: View, normal: Normal) -> View:
+def _with_known_calibration(job: _Job, view: View, gaussian: Gaussian) -> View:
     """The view with the calibration windows that have a score, and their scores."""
-    scores = _scores(job, view, normal, view.calibration)
+    scores = _scores(job, view, gaussian, view.calibration)
     known = ~np.isnan(scores)
     return view._replace(calibration=view.calibration[known], scores=scores[known])
 
 
-def _normal(job: _Job, views: Sequence[View], moments: Moments) -> Normal:
+def _normal(job: _Job, views: Sequence[View], moments: Moments) -> Gaussian:
     if not moments.n:
         raise DataError(
             "no validation row has a value in every channel, so the errors have no "
             "covariance: remove the channels with the most gaps, or repeat the last "
             "value by data.missing=ffill."
         )
-    return fit_normal(
+    return fit_gaussian(
         moments,
         floor=job.rules.floor,
         ridge=job.rules.ridge,
@@ -357,11 +364,13 @@ def _distinct(job: _Job, view: View) -> int:
     return int((covered & np.concatenate(complete)).sum())
 
 
-def _scores(job: _Job, view: View, normal: Normal, starts: np.ndarray) -> np.ndarray:
+def _scores(
+    job: _Job, view: View, gaussian: Gaussian, starts: np.ndarray
+) -> np.ndarray:
     """Window scores `[n]`."""
     pieces = point_pieces(
         job.model,
-        normal,
+        gaussian,
         view.scaler,
         view.rows,
         starts,

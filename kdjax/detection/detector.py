@@ -1,4 +1,4 @@
-"""A detector: a residual model with the scaler, Normal and threshold of each entity.
+"""A detector: a residual model with the scaler, Gaussian and threshold of each entity.
 
 Everything that turns windows into scores passes here: batches of raw or scaled rows, with
 missing cells (NaN) or without, with contributions or without.
@@ -14,16 +14,16 @@ from jax import Array
 
 from kdjax.data.channels import Ranges
 from kdjax.data.scaler import Scaler
-from kdjax.data.windows import has_missing
-from kdjax.detection.blame import contributions
-from kdjax.detection.normal import Normal
+from kdjax.data.windowing import has_missing
+from kdjax.detection.attribution import contributions
+from kdjax.detection.gaussian import Gaussian
 from kdjax.detection.scores import deviations, scores_of
-from kdjax.detection.threshold import Threshold
+from kdjax.detection.thresholds import Threshold
 from kdjax.errors import DataError
 from kdjax.models.autoencoder import Architecture, Params
-from kdjax.models.batches import WindowFunction, map_windows
 from kdjax.models.missing import fill_missing
-from kdjax.models.residual import ResidualModel, errors_function, parts_of
+from kdjax.models.residual import ResidualModel, components_of, residual_function
+from kdjax.training.batching import WindowFunction, map_windows
 
 POOLED = "pooled"
 
@@ -34,7 +34,7 @@ BATCH_SIZE = 256
 class Detector(NamedTuple):
     """All that scoring needs, and a card that says where it comes from.
 
-    The last entry of `scalers`, `normals`, `thresholds`, `ranges` and `calibration` is
+    The last entry of `scalers`, `gaussians`, `thresholds`, `ranges` and `calibration` is
     the pooled one, for entities that the detector was not calibrated on.
 
     Attributes:
@@ -57,7 +57,7 @@ class Detector(NamedTuple):
             None where there are none.
         step: median time between rows in training, in seconds, or in the unit of a
             numeric time column; 0 where rows had no time.
-        blame: how scores are divided among channels, see `kdjax.detection.blame`.
+        blame: how scores are divided among channels, see `kdjax.detection.attribution`.
         min_duration: rows in a row above τ before an alarm.
         cooldown: rows after an alarm in which none begins.
     """
@@ -70,14 +70,14 @@ class Detector(NamedTuple):
     max_gap: float
     entities: tuple[str, ...]
     scalers: Scaler
-    normals: Normal
+    gaussians: Gaussian
     thresholds: tuple[Threshold, ...]
     card: dict[str, Any]
     ranges: Ranges | None = None
     calibration: tuple[np.ndarray, ...] = ()
     reference: np.ndarray | None = None
     step: float = 0.0
-    blame: str = "correlation"
+    attribution: str = "correlation"
     min_duration: int = 1
     cooldown: int = 0
 
@@ -95,7 +95,7 @@ class Explained(NamedTuple):
 
 
 def entity_index(detector: Detector, entity: str) -> int:
-    """Place of an entity's scaler, Normal and threshold; `pooled` is the last."""
+    """Place of an entity's scaler, Gaussian and threshold; `pooled` is the last."""
     if entity == POOLED:
         return len(detector.entities)
     try:
@@ -117,9 +117,9 @@ def scaler_of(detector: Detector, index: int) -> Scaler:
     return Scaler(*(field[index] for field in detector.scalers))
 
 
-def normal_of(detector: Detector, index: int) -> Normal:
-    """The Normal at a place from `entity_index`."""
-    return Normal(*(field[index] for field in detector.normals))
+def gaussian_of(detector: Detector, index: int) -> Gaussian:
+    """The Gaussian at a place from `entity_index`."""
+    return Gaussian(*(field[index] for field in detector.gaussians))
 
 
 def score_windows(
@@ -166,7 +166,7 @@ def explain_batches(
     values: np.ndarray,
     starts: np.ndarray,
     *,
-    blame: np.ndarray,
+    attribution: np.ndarray,
     batch_size: int = BATCH_SIZE,
 ) -> Iterator[Explained]:
     """Scores and contributions of the windows of raw rows, a batch a piece.
@@ -176,17 +176,17 @@ def explain_batches(
         index: from `entity_index`.
         values: `[N, D]` raw rows; may be a memory map.
         starts: `[M]` first rows of the windows.
-        blame: `[F, F]` from `blame_matrix` of the same Normal.
+        blame: `[F, F]` from `attribution_matrix` of the same Gaussian.
         batch_size: windows at once.
     """
     return _map_raw(
-        explainer, detector, index, values, starts, blame, batch_size=batch_size
+        explainer, detector, index, values, starts, attribution, batch_size=batch_size
     )
 
 
 def score_scaled(
     model: ResidualModel,
-    normal: Normal,
+    gaussian: Gaussian,
     rows: np.ndarray,
     starts: np.ndarray,
     *,
@@ -197,7 +197,7 @@ def score_scaled(
     pieces: Iterator[np.ndarray] = _map(
         point_scorer(model.kind, model.architecture, has_missing(rows)),
         model,
-        (model.params, normal),
+        (model.params, gaussian),
         rows,
         starts,
         window=window,
@@ -206,7 +206,7 @@ def score_scaled(
     return _joined(pieces, window)
 
 
-def error_batches(
+def residual_batches(
     model: ResidualModel,
     rows: np.ndarray,
     starts: np.ndarray,
@@ -239,7 +239,7 @@ def scoring_batch(model: ResidualModel, width: int, batch_size: int) -> int:
 def point_scorer(
     kind: str, architecture: Architecture | None, missing: bool = False
 ) -> WindowFunction:
-    """`((params, normal), windows [B, L, D]) -> point scores [B, L]` of scaled windows.
+    """`((params, gaussian), windows [B, L, D]) -> point scores [B, L]` of scaled windows.
 
     The same function for all detectors of a kind, so that one trace serves them all.
 
@@ -250,10 +250,10 @@ def point_scorer(
     """
     errors = _observed_errors(kind, architecture, missing)
 
-    def scores(common: tuple[Params, Normal], windows: Array) -> Array:
-        params, normal = common
+    def scores(common: tuple[Params, Gaussian], windows: Array) -> Array:
+        params, gaussian = common
         found, observed = errors(params, windows)
-        return scores_of(normal, deviations(normal, found, observed), observed)
+        return scores_of(gaussian, deviations(gaussian, found, observed), observed)
 
     return scores
 
@@ -262,17 +262,17 @@ def point_scorer(
 def explainer(
     kind: str, architecture: Architecture | None, missing: bool = False
 ) -> WindowFunction:
-    """`((params, normal, blame), windows) -> Explained` of scaled windows."""
+    """`((params, gaussian, attribution), windows) -> Explained` of scaled windows."""
     errors = _observed_errors(kind, architecture, missing)
 
-    def explained(common: tuple[Params, Normal, Any], windows: Array) -> Any:
-        params, normal, blame = common
+    def explained(common: tuple[Params, Gaussian, Any], windows: Array) -> Any:
+        params, gaussian, attribution = common
         found, observed = errors(params, windows)
-        distance = deviations(normal, found, observed)
-        parts = contributions(blame, distance)
+        distance = deviations(gaussian, found, observed)
+        parts = contributions(attribution, distance)
         # A channel's part is the sum of what its errors have.
         parts = parts.reshape(*parts.shape[:2], -1, windows.shape[-1]).sum(axis=2)
-        points = scores_of(normal, distance, observed)
+        points = scores_of(gaussian, distance, observed)
         # numpy arrays once they have left the device.
         return Explained(points, parts)  # type: ignore[arg-type]
 
@@ -302,7 +302,7 @@ def _observed_errors(
     kind: str, architecture: Architecture | None, missing: bool
 ) -> Any:
     """`(params, windows) -> (errors, which cells were observed or None for all)`."""
-    errors, copies = errors_function(kind, architecture), len(parts_of(kind))
+    errors, copies = residual_function(kind, architecture), len(components_of(kind))
     if not missing:
         return lambda params, windows: (errors(params, windows), None)
 
@@ -323,12 +323,12 @@ def _map_raw(
     *further: np.ndarray,
     batch_size: int,
 ) -> Iterator[Any]:
-    """What a maker's function gives for raw rows; `further` follows params and Normal."""
+    """What a maker's function gives for raw rows; `further` follows params and Gaussian."""
     model = detector.model
     return _map(
         maker(model.kind, model.architecture, has_missing(values)),
         model,
-        (model.params, normal_of(detector, index), *further),
+        (model.params, gaussian_of(detector, index), *further),
         values,
         starts,
         window=detector.window,

@@ -5,14 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from kdjax.detection.normal import Normal
+from kdjax.detection.gaussian import Gaussian
 
 # Rounds of conjugate gradients for missing cells. They end exactly after as many as a
 # row has missing cells; the ridge keeps the rest close after this many.
 ROUNDS = 50
 
 
-def point_scores(normal: Normal, errors: Array, observed: Array | None = None) -> Array:
+def point_scores(
+    gaussian: Gaussian, errors: Array, observed: Array | None = None
+) -> Array:
     """a_t = ‖W(e_t − μ)‖², `[…, D] -> […]`: squared Mahalanobis distances (Eq. 1).
 
     A score that is no number stands for an overflow, as after a value of 1e30: it
@@ -24,24 +26,28 @@ def point_scores(normal: Normal, errors: Array, observed: Array | None = None) -
         observed: `[…, D]` bool; a_t is the distance of the observed channels alone,
             and NaN in rows without any. None: all are.
 
-    >>> normal = Normal(np.zeros(2, np.float32), np.eye(2, dtype=np.float32))
+    >>> normal = Gaussian(np.zeros(2, np.float32), np.eye(2, dtype=np.float32))
     >>> point_scores(normal, jnp.array([[3.0, 4.0]]))
     Array([25.], dtype=float32)
     """
-    return scores_of(normal, deviations(normal, errors, observed), observed)
+    return scores_of(gaussian, deviations(gaussian, errors, observed), observed)
 
 
-def deviations(normal: Normal, errors: Array, observed: Array | None = None) -> Array:
+def deviations(
+    gaussian: Gaussian, errors: Array, observed: Array | None = None
+) -> Array:
     """e − μ, `[…, D]`; where a channel is missing, what is likeliest given the others."""
-    found = errors - normal.mean
-    return found if observed is None else _completed(normal, found, observed)
+    found = errors - gaussian.mean
+    return found if observed is None else _completed(gaussian, found, observed)
 
 
 def scores_of(
-    normal: Normal, deviations: Array, observed: Array | None = None
+    gaussian: Gaussian, deviations: Array, observed: Array | None = None
 ) -> Array:
     """‖W d‖² of deviations `[…, D] -> […]`; NaN where nothing was observed."""
-    whitened = jnp.matmul(deviations, jnp.asarray(normal.whiten).T, precision="highest")
+    whitened = jnp.matmul(
+        deviations, jnp.asarray(gaussian.whiten).T, precision="highest"
+    )
     scores = jnp.sum(whitened**2, axis=-1)
     scores = jnp.where(jnp.isnan(scores), jnp.inf, scores)
     if observed is None:
@@ -49,14 +55,14 @@ def scores_of(
     return jnp.where(observed.any(axis=-1), scores, jnp.nan)
 
 
-def _completed(normal: Normal, deviations: Array, observed: Array) -> Array:
+def _completed(gaussian: Gaussian, deviations: Array, observed: Array) -> Array:
     """Deviations whose missing entries minimise ‖W d‖².
 
     That minimum is the squared Mahalanobis distance of the observed entries under their
-    own marginal Normal. Conjugate gradients (Hestenes and Stiefel, 1952) on P = WᵀW,
+    own marginal Gaussian. Conjugate gradients (Hestenes and Stiefel, 1952) on P = WᵀW,
     scaled to a diagonal of 1, restricted to the missing entries.
     """
-    whiten = jnp.asarray(normal.whiten)
+    whiten = jnp.asarray(gaussian.whiten)
     precision = jnp.matmul(whiten.T, whiten, precision="highest")
     root = jnp.sqrt(jnp.diag(precision))
     scaled = precision / (root[:, None] * root)

@@ -1,10 +1,15 @@
 """Saved detectors: a folder with plain arrays, JSON and a manifest; no code in it.
 
 detector.json   schema, model, channels, window, entities, thresholds
-arrays.npz      the model's parameters, scalers and Normals by name
+arrays.npz      the model's parameters, scalers and Gaussians by name
 card.json       where the detector comes from and what it was never tested on
 card.md         the same to read
 MANIFEST.sha256
+
+Whether the parts of a detector that was read fit together.
+
+A manifest tells damage. This tells what a hand, or a fault of whoever wrote it, has put
+together: shapes that differ, a scale of 0, a window of text.
 """
 
 import io
@@ -20,7 +25,21 @@ from typing import Any
 
 import numpy as np
 
-from kdjax.artifacts import (
+from kdjax.data.channels import Ranges
+from kdjax.data.scaler import Scaler
+from kdjax.detection.attribution import METHODS
+from kdjax.detection.detector import Detector
+from kdjax.detection.gaussian import Gaussian
+from kdjax.detection.stream_rules import (
+    amount,
+    names,
+    number,
+    whole,
+    word,
+)
+from kdjax.detection.thresholds import Threshold
+from kdjax.errors import ArtifactError
+from kdjax.io.files import (
     MANIFEST,
     check_folder,
     check_schema,
@@ -32,15 +51,8 @@ from kdjax.artifacts import (
     write_manifest,
     write_text,
 )
-from kdjax.data.channels import Ranges
-from kdjax.data.scaler import Scaler
-from kdjax.detection.detector import Detector
-from kdjax.detection.normal import Normal
-from kdjax.detection.soundness import check_detector
-from kdjax.detection.threshold import Threshold
-from kdjax.errors import ArtifactError
 from kdjax.models.autoencoder import Architecture
-from kdjax.models.residual import ResidualModel
+from kdjax.models.residual import ResidualModel, residual_names
 
 SCHEMA = 2
 # What schema 1 lacks, for which the defaults of `Detector` stand.
@@ -225,7 +237,7 @@ def _description(detector: Detector) -> dict[str, Any]:
         "allowed_points": detector.allowed_points,
         "max_gap": detector.max_gap,
         "step": detector.step,
-        "blame": detector.blame,
+        "blame": detector.attribution,
         "min_duration": detector.min_duration,
         "cooldown": detector.cooldown,
         "entities": detector.entities,
@@ -246,8 +258,8 @@ def _arrays(detector: Detector) -> dict[str, np.ndarray]:
         **optional,
         "scaler/offset": detector.scalers.offset,
         "scaler/scale": detector.scalers.scale,
-        "normal/mean": detector.normals.mean,
-        "normal/whiten": detector.normals.whiten,
+        "normal/mean": detector.gaussians.mean,
+        "normal/whiten": detector.gaussians.whiten,
         **_flatten(detector.model.params, "params/"),
     }
 
@@ -294,7 +306,7 @@ def _detector(
         max_gap=description["max_gap"],
         entities=tuple(description["entities"]),
         scalers=Scaler(arrays["scaler/offset"], arrays["scaler/scale"]),
-        normals=Normal(arrays["normal/mean"], arrays["normal/whiten"]),
+        gaussians=Gaussian(arrays["normal/mean"], arrays["normal/whiten"]),
         thresholds=tuple(Threshold(**t) for t in description["thresholds"]),
         card=card,
         ranges=_ranges(arrays),
@@ -313,3 +325,74 @@ def _ranges(arrays: Mapping[str, np.ndarray]) -> Ranges | None:
 def _calibration(arrays: Mapping[str, np.ndarray]) -> tuple[np.ndarray, ...]:
     count = sum(name.startswith("calibration/") for name in arrays)
     return tuple(arrays[f"calibration/{place}"] for place in range(count))
+
+
+_COUNTS = {
+    "window": 1,
+    "stride": 1,
+    "allowed_points": 0,
+    "min_duration": 1,
+    "cooldown": 0,
+}
+
+
+def check_detector(detector: Detector) -> None:
+    """Refuses parts that mean nothing, alone or together.
+
+    Raises:
+        LookupError, TypeError, ValueError: what is wrong with which part.
+    """
+    for name, least in _COUNTS.items():
+        whole(least)(getattr(detector, name))
+    for value in (detector.max_gap, detector.step):
+        amount(value)
+    names(list(detector.channels))
+    for entity in detector.entities:
+        word(entity)
+    if detector.allowed_points >= detector.window:
+        raise ValueError("allowed_points is not below window")
+    if detector.attribution not in METHODS:
+        raise ValueError(f"{detector.attribution!r} divides no score")
+    if len(detector.thresholds) != len(detector.entities) + 1:
+        raise ValueError("there is no threshold for each entity")
+    for threshold in detector.thresholds:
+        word(threshold.method)
+        number(threshold.tau)
+        amount(threshold.rate)
+    if not isinstance(detector.card, dict):
+        raise TypeError("the card is no JSON object")
+    _check_arrays(detector)
+
+
+def _check_arrays(detector: Detector) -> None:
+    """Scalers and Gaussians: one an entity, of as many channels and errors."""
+    places, width = len(detector.entities) + 1, len(detector.channels)
+    errors = len(residual_names(word(detector.model.kind), detector.channels))
+    offset, scale = detector.scalers
+    mean, whiten = detector.gaussians
+    for values, shape, name in (
+        (offset, (places, width), "scaler/offset"),
+        (scale, (places, width), "scaler/scale"),
+        (mean, (places, errors), "normal/mean"),
+        (whiten, (places, errors, errors), "normal/whiten"),
+    ):
+        _check_floats(values, shape, name)
+        if not np.isfinite(values).all():
+            raise ValueError(f"{name} holds a value that is not finite")
+    if not (scale > 0).all():
+        raise ValueError("scaler/scale is not above 0 throughout")
+    # Channels never seen have no range, and scores may be infinite.
+    for values in detector.ranges or ():
+        _check_floats(values, (places, width), "range")
+    if detector.reference is not None:
+        _check_floats(detector.reference, (len(detector.reference), width), "reference")
+    if detector.calibration and len(detector.calibration) != places:
+        raise ValueError("there are no calibration scores for each entity")
+
+
+def _check_floats(values: np.ndarray, shape: tuple[int, ...], name: str) -> None:
+    if values.dtype.kind != "f" or values.shape != shape:
+        raise ValueError(
+            f"{name} is {values.dtype} of shape {values.shape}, expected floats of shape "
+            f"{shape}"
+        )

@@ -7,7 +7,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from kdjax.artifacts import atomic_path
+from kdjax.io.files import atomic_path
 
 INK = {"light": "#30343b", "dark": "#c9ced6"}
 PAPER = {"light": "#ffffff", "dark": "#181b20"}

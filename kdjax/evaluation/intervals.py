@@ -26,7 +26,7 @@ import numpy.typing as npt
 from kdjax.errors import DataError
 
 NETWORKS = ("teacher", "student", "student_alone")
-EARLIER = "before"  # the detector that training started from: no control
+EARLIER = "previous"  # the detector that training started from: no baseline
 BEST_CONTROL = "best control"
 
 LEVEL = 0.95
@@ -183,8 +183,8 @@ def paired_difference(
     return Difference(*mean_interval(ours - theirs, level, seed))
 
 
-def is_control(model: str) -> bool:
-    """Whether a model of a run is a control: no network, no detector from before."""
+def is_baseline(model: str) -> bool:
+    """Whether a model of a run is a baseline: no network, no detector from before."""
     return model not in (*NETWORKS, EARLIER)
 
 
@@ -227,7 +227,7 @@ def compare(first: Measured, second: Measured) -> Difference:
     """`paired_difference` of two models on the entities and seeds that both have."""
     names = [name for name in first.entities if name in second.entities]
     shared = [seed for seed in first.seeds if seed in second.seeds]
-    # What needs no training, such as a control, is measured once for all seeds.
+    # What needs no training, such as a baseline, is measured once for all seeds.
     once = 1 in (len(first.seeds), len(second.seeds))
     ours, theirs = (
         _at(found, found.seeds if once else shared, names) for found in (first, second)
@@ -265,13 +265,13 @@ def paired_rows(
 
     Args:
         entities: the rows.
-        pairs: names of models, the second taken from the first. `best control` is the
-            control with the best mean of the same metric; the same entities choose it
-            and are compared, which favours the control.
+        pairs: names of models, the second taken from the first. `best baseline` is the
+            baseline with the best mean of the same metric; the same entities choose it
+            and are compared, which favours the baseline.
 
     Returns:
         JSON-able dicts by `model`, `against`, `threshold`, `level` and `metric`, with
-        `control` (which one `best control` is, else None) and the fields of
+        `baseline` (which one `best baseline` is, else None) and the fields of
         `Difference` (None for NaN). Pairs that were not both measured are left out.
     """
     thresholds = list(dict.fromkeys(row["threshold"] for row in entities))
@@ -288,23 +288,23 @@ def paired_rows(
 def _paired_row(
     entities: Sequence[Row], model: str, against: str, key: dict[str, str]
 ) -> dict[str, Any] | None:
-    other = best_control(entities, **key) if against == BEST_CONTROL else against
+    other = best_baseline(entities, **key) if against == BEST_CONTROL else against
     if other is None:
         return None
     first, second = (measured(entities, name, **key) for name in (model, other))
     if not first.entities or not second.entities:
         return None
-    control = other if against == BEST_CONTROL else None
-    return {**key, "control": control, **_numbers(compare(first, second)._asdict())}
+    baseline = other if against == BEST_CONTROL else None
+    return {**key, "baseline": baseline, **_numbers(compare(first, second)._asdict())}
 
 
-def best_control(
+def best_baseline(
     entities: Sequence[Row], *, threshold: str, level: str, metric: str
 ) -> str | None:
-    """The control with the best mean of a metric over entities; None without one."""
+    """The baseline with the best mean of a metric over entities; None without one."""
     means = {}
     for model in dict.fromkeys(row["model"] for row in entities):
-        if is_control(model):
+        if is_baseline(model):
             found = measured(
                 entities, model, threshold=threshold, level=level, metric=metric
             )

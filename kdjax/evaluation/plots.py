@@ -13,8 +13,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from kdjax.evaluation.drawing import COLORS, INK, blank, dress, saved
-from kdjax.evaluation.metrics import as_scores
+from kdjax.evaluation.drawing import (
+    COLORS,
+    INK,
+    blank,
+    dress,
+    saved,
+)
+from kdjax.metrics import as_scores
 
 OBJECTIVES = {
     "teacher": "MSE(X_T, X)",

@@ -11,7 +11,6 @@ from functools import partial
 from html import escape
 from typing import Any, NamedTuple
 
-from kdjax.artifacts import write_text
 from kdjax.evaluation.page import (
     data_uri,
     figure,
@@ -28,9 +27,10 @@ from kdjax.evaluation.plots import (
 )
 from kdjax.evaluation.report_tables import html_sheet
 from kdjax.evaluation.sheets import digest_sheet, entity_sheet, sheets
+from kdjax.evaluation.summary import summarise
 from kdjax.evaluation.tables import Results, entity_count
 from kdjax.evaluation.timelines import Timeline, timeline_html
-from kdjax.evaluation.verdict import verdict
+from kdjax.io.files import write_text
 
 OPEN_ENTITIES = 3
 # Pictures of more make a file that no browser opens with ease.
@@ -84,7 +84,7 @@ def write_report(
     sections = [
         f"<h1>{escape(title)}</h1>",
         f'<p class="soft">{escape(data_words(results))}</p>',
-        f'<p class="verdict">{escape(verdict(results))}</p>',
+        f'<p class="verdict">{escape(summarise(results))}</p>',
         html_sheet(first),
         notes_section(results.get("notes", ())),
         *map(html_sheet, further),

@@ -8,9 +8,9 @@ thresholds (`oracle`, and a label-free one) stand beside each other, at both sco
   entity's own τ; true and false positives and false negatives are summed.
 - `per_entity_mean`: the mean of the entities' own metric, each with its own τ, over the
   entities where it is defined. At level `point` it has also the metrics that look at
-  rows in their order (`kdjax.evaluation.series`); no other cell has their keys.
+  rows in their order (`kdjax.evaluation.samples`); no other cell has their keys.
 
-Where a τ that follows its stream was asked for, `following` is a third threshold at level
+Where a τ that follows its stream was asked for, `rolling` is a third threshold at level
 `window`.
 """
 
@@ -24,8 +24,10 @@ from kdjax.errors import ConfigError, DataError
 from kdjax.evaluation.samples import (
     ALARM_METRICS,
     CURVE_METRICS,
+    EVENT_METRICS,
     FOLLOWING,
     ORACLE,
+    VOLUME_METRICS,
     EntityScores,
     Extent,
     Measured,
@@ -36,7 +38,6 @@ from kdjax.evaluation.samples import (
     own_oracle,
     relative_scores,
 )
-from kdjax.evaluation.series import EVENT_METRICS, VOLUME_METRICS
 
 __all__ = [
     "FOLLOWING",
@@ -81,7 +82,7 @@ def result_rows(
             beside them.
 
     Returns:
-        Eight dicts, and two more of `following` where entities have it, with `model`,
+        Eight dicts, and two more of `rolling` where entities have it, with `model`,
         `parameters`, `scope`, `threshold`, `level`, the five `METRICS`, `alarm_rate`,
         `tau` (of the pooled oracle, else None), `entities`, `entities_defined` (metric
         -> how many entities are in the mean; empty if pooled) and `notes` (metric ->
@@ -194,8 +195,8 @@ def _rows(
         for scope in SCOPES
         for level in LEVELS
     ]
-    if following := _following(entities):
-        cells += [(FOLLOWING, scope, "window", following) for scope in SCOPES]
+    if rolling := _following(entities):
+        cells += [(FOLLOWING, scope, "window", rolling) for scope in SCOPES]
     return [
         {
             "model": model,
@@ -211,7 +212,7 @@ def _rows(
 
 def _following(entities: Sequence[EntityScores]) -> list[Sample]:
     """Windows under a τ that follows its stream; none unless all entities have one."""
-    if any(entity.followed is None for entity in entities):
+    if any(entity.rolling_tau is None for entity in entities):
         return []
     return [make_sample(relative_scores(e), "window", Extent()) for e in entities]
 

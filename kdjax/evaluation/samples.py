@@ -2,17 +2,48 @@
 
 Reasons go beside all numbers: a metric without a value is NaN, and its name is then a
 key of the reasons.
+
+The threshold of best F1, found with the test labels in hand.
+
+The paper doesn't say how τ of section 2.1 was chosen; the literature's custom is this
+one. It uses the answers, so no detector in service can have it: every table names it
+`oracle` and puts a label-free threshold beside it.
+
+Metrics of one entity's rows in their order: events, buffers, delays.
+
+Rows without a score are left out, here as everywhere: distances and delays count rows
+that have one, and an event without any such row counts nowhere. That may bring two
+events together that only rows without a score kept apart. One quiet row between them,
+without an alarm under any τ, then stays in: two events remain two.
 """
 
 import math
+import warnings
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from kdjax.errors import DataError
-from kdjax.evaluation.labels import as_labels, as_scores
-from kdjax.evaluation.oracle import oracle_threshold
-from kdjax.evaluation.points import (
+from kdjax.metrics.affiliations import affiliation_of
+from kdjax.metrics.checks import (
+    NO_POSITIVES,
+    UndefinedMetricWarning,
+    as_labels,
+    as_scores,
+    nan_reasons,
+    one_class,
+    why_undefined,
+    with_scores,
+)
+from kdjax.metrics.events import (
+    delay_of,
+    delays_of,
+    event_f1_of,
+    recall_of,
+)
+from kdjax.metrics.point_adjusted import adjusted_f1_of
+from kdjax.metrics.points import (
     auc_roc,
     average_precision,
     count,
@@ -20,23 +51,38 @@ from kdjax.evaluation.points import (
     undefined,
     undefined_curve,
 )
-from kdjax.evaluation.series import (
-    EVENT_METRICS,
-    INFLATED_METRICS,
-    VOLUME_METRICS,
-    Series,
-    event_metrics,
-    in_order,
-    volume_metrics,
-)
+from kdjax.metrics.ranges import ranges_of
+from kdjax.metrics.volumes import volumes
 
 ORACLE = "oracle"
-FOLLOWING = "following"
+FOLLOWING = "rolling"
 ALARM_METRICS = ("precision", "recall", "f1")
 CURVE_METRICS = ("auc_roc", "average_precision")
 NO_LABELS = "no labels"
 NO_TAU = "no positive labels, so no oracle threshold"
 NOTHING = {"window": "no complete window", "point": "no row has a score"}
+VOLUME_METRICS = ("vus_roc", "vus_pr")
+EVENT_METRICS = (
+    "affiliation_precision",
+    "affiliation_recall",
+    "affiliation_f1",
+    "range_precision",
+    "range_recall",
+    "range_f1",
+    "event_recall",
+    "event_f1",
+    "detection_delay",
+)
+INFLATED_METRICS = ("point_adjusted_f1", "pa_k_f1")
+PA_K = 20  # percent, as in the paper of PA%K
+NO_WINDOW = "no window was given"
+
+
+class OrderedRows(NamedTuple):
+    """Rows of one entity, `[K]` in order; a quiet row that stays in has score -inf."""
+
+    labels: np.ndarray  # bool
+    scores: np.ndarray  # float64
 
 
 class EntityScores(NamedTuple):
@@ -61,7 +107,7 @@ class EntityScores(NamedTuple):
     window_labels: np.ndarray | None  # [M]
     window_scores: np.ndarray  # [M]
     threshold: float
-    followed: np.ndarray | None = None  # [M]
+    rolling_tau: np.ndarray | None = None  # [M]
 
 
 class Extent(NamedTuple):
@@ -82,7 +128,7 @@ class Sample(NamedTuple):
     left_out: int
     curves: dict[str, float]
     curve_reasons: dict[str, str]
-    series: Series | None  # labelled rows in order; None at level window
+    series: OrderedRows | None  # labelled rows in order; None at level window
     point_adjusted: bool
 
 
@@ -134,14 +180,14 @@ def relative_scores(entity: EntityScores) -> EntityScores:
     For a threshold that follows its stream, and for nothing else: what is above τ stays
     above it, and curves rank what was out of the ordinary for its time.
     """
-    assert entity.followed is not None
+    assert entity.rolling_tau is not None
     scores = np.asarray(entity.window_scores, np.float64)
     unknown, positive = np.isnan(scores), scores > 0
     ratio = np.where(unknown, np.nan, 0.0)
     # Anything is above a τ of 0; where both overflowed see below.
     with np.errstate(divide="ignore", invalid="ignore"):
-        np.divide(scores, entity.followed, out=ratio, where=positive)
-    ratio[positive & np.isinf(entity.followed)] = 0.0
+        np.divide(scores, entity.rolling_tau, out=ratio, where=positive)
+    ratio[positive & np.isinf(entity.rolling_tau)] = 0.0
     return entity._replace(window_scores=ratio, threshold=1.0)
 
 
@@ -149,7 +195,7 @@ def _curve_metrics(
     labels: np.ndarray | None,
     scores: np.ndarray,
     level: str,
-    series: Series | None,
+    series: OrderedRows | None,
     window: int | None,
 ) -> tuple[dict[str, float], dict[str, str]]:
     names = CURVE_METRICS + VOLUME_METRICS * (level == "point")
@@ -226,3 +272,113 @@ def _checked_labels(labels: np.ndarray, scores: np.ndarray, name: str) -> np.nda
             "label for each score."
         )
     return as_labels(labels, name=name) if len(labels) else np.array([], dtype=bool)
+
+
+class OracleThreshold(NamedTuple):
+    """τ of best F1, alarm meaning score > τ, and that F1; NaN without positives."""
+
+    threshold: float
+    f1: float
+
+
+def oracle_threshold(labels: npt.ArrayLike, scores: npt.ArrayLike) -> OracleThreshold:
+    """τ of best F1 (Eq. 5) for `[N]` labels and scores, exact over all scores.
+
+    τ is one of the scores or, where alarming on everything is best, the float just
+    below the smallest. Of equally good thresholds the largest is taken: fewest alarms.
+    O(N log N).
+
+    >>> oracle_threshold([0, 0, 1, 1], [0.1, 0.3, 0.2, 0.9])
+    OracleThreshold(threshold=0.1, f1=0.8)
+    """
+    truth, values = with_scores(labels, scores)
+    if not truth.any():
+        warnings.warn(
+            f"the oracle threshold is NaN: {NO_POSITIVES}",
+            UndefinedMetricWarning,
+            stacklevel=2,
+        )
+        return OracleThreshold(float("nan"), float("nan"))
+    thresholds, f1 = _candidates(truth, values)
+    best = int(np.argmax(f1))
+    return OracleThreshold(float(thresholds[best]), float(f1[best]))
+
+
+def _candidates(
+    labels: np.ndarray, scores: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Each τ that changes the alarms, in falling order, with its F1."""
+    order = np.argsort(-scores, kind="stable")
+    ordered = scores[order]
+    # Equal scores raise alarms together: a τ lies only where the score falls.
+    last_of_ties = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True))
+    alarms = last_of_ties + 1
+    hits = np.cumsum(labels[order])[last_of_ties]
+    below_all = np.nextafter(ordered[-1], np.array(-np.inf, dtype=ordered.dtype))
+    thresholds = np.concatenate(([ordered[0]], ordered[last_of_ties[1:]], [below_all]))
+    # First candidate: τ = the largest score, no alarm. No τ lies below a score of -inf.
+    alarms, hits = np.append(0, alarms), np.append(0, hits)
+    stop = len(alarms) - int(ordered[-1] == -np.inf)
+    f1 = 2 * hits / (alarms + np.count_nonzero(labels))
+    return thresholds[:stop], f1[:stop]
+
+
+def in_order(labels: np.ndarray, scores: np.ndarray) -> OrderedRows:
+    """The rows that have a score, and those that must keep events apart.
+
+    Args:
+        labels: `[N]` bool.
+        scores: `[N]`, NaN in rows without one.
+
+    >>> labels = np.array([True, False, False, True])
+    >>> in_order(labels, np.array([1.0, np.nan, np.nan, 2.0])).labels.tolist()
+    [True, False, True]
+    """
+    scored = ~np.isnan(scores)
+    rows = np.flatnonzero(scored)
+    normal = np.append(0, np.cumsum(~labels))
+    before, after = rows[:-1], rows[1:]
+    meet = labels[before] & labels[after] & (normal[after] > normal[before])
+    kept = scored.copy()
+    for row in before[meet]:
+        kept[row + 1 + np.argmin(labels[row + 1 :])] = True
+    quiet = np.where(scored, scores, -np.inf).astype(np.float64)
+    return OrderedRows(labels[kept], quiet[kept])
+
+
+def volume_metrics(
+    series: OrderedRows, window: int | None
+) -> tuple[dict[str, float], dict[str, str]]:
+    """VUS-ROC and VUS-PR by name, and why they are NaN.
+
+    Args:
+        series: the rows.
+        window: widest buffer, in rows; None leaves both metrics NaN.
+    """
+    reason = one_class(series.labels) if window is not None else NO_WINDOW
+    if window is None or reason is not None:
+        nothing = dict.fromkeys(VOLUME_METRICS, math.nan)
+        return nothing, nan_reasons(nothing, str(reason))
+    found = volumes(series.labels, series.scores, window=window)
+    return dict(zip(VOLUME_METRICS, found, strict=True)), {}
+
+
+def event_metrics(
+    series: OrderedRows, tau: float, *, point_adjusted: bool = False
+) -> tuple[dict[str, float], dict[str, str]]:
+    """Metrics of the alarms score > τ by name, and why some are NaN.
+
+    Args:
+        series: the rows.
+        tau: the threshold.
+        point_adjusted: whether to add `INFLATED_METRICS`.
+    """
+    truth, alarms = series.labels, series.scores > tau
+    near, ranges = affiliation_of(truth, alarms), ranges_of(truth, alarms)
+    delays = delays_of(truth, alarms)
+    events = (recall_of(delays), event_f1_of(truth, alarms), delay_of(delays))
+    values = dict(zip(EVENT_METRICS, (*near, *ranges, *events), strict=True))
+    if point_adjusted:
+        inflated = (adjusted_f1_of(truth, alarms, k=k) for k in (0, PA_K))
+        values |= zip(INFLATED_METRICS, inflated, strict=True)
+    return values, nan_reasons(values, why_undefined(truth, alarms))

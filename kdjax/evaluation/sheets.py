@@ -96,7 +96,7 @@ def sheets(results: Results) -> list[Sheet]:
         results_sheet(results),
         intervals_sheet(results.get("intervals") or (), method),
         paired_sheet(results.get("paired") or (), method),
-        following_sheet(results),
+        rolling_sheet(results),
         points_sheet(results),
         inflated_sheet(results),
         false_alarm_sheet(results.get("rates") or ()),
@@ -183,7 +183,7 @@ def paired_sheet(paired: Sequence[Mapping[str, Any]], method: str) -> Sheet | No
     )
 
 
-def following_sheet(results: Results) -> Sheet | None:
+def rolling_sheet(results: Results) -> Sheet | None:
     """Windows under a τ that follows its stream; only where asked for and labelled."""
     rows = {
         (row["model"], row["scope"]): row
@@ -192,7 +192,7 @@ def following_sheet(results: Results) -> Sheet | None:
     }
     if not rows:
         return None
-    share = results["settings"]["threshold"]["following_share"]
+    share = results["settings"]["threshold"]["rolling_share"]
     lines = [
         (
             model,
@@ -364,8 +364,8 @@ def _rule(threshold: str) -> str:
 
 
 def _against(row: Mapping[str, Any]) -> str:
-    control = row.get("control")
-    return f"{row['against']} ({control})" if control else str(row["against"])
+    baseline = row.get("baseline")
+    return f"{row['against']} ({baseline})" if baseline else str(row["against"])
 
 
 def _reasons(rows: Iterable[Mapping[str, Any]]) -> list[str]:

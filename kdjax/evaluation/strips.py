@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kdjax.evaluation.labels import runs
+from kdjax.metrics.checks import runs
 
 MAX_POINTS = 4000  # of a curve
 # Units of the drawing: across all of it, and in a CSS pixel down.

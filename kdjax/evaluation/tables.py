@@ -1,8 +1,8 @@
-"""The results table: the paper's Table 1, extended by controls and honest thresholds.
+"""The results table: the paper's Table 1, extended by baselines and honest thresholds.
 
 Table 1 has one precision, recall and F1 a model. Here the oracle's numbers (τ chosen on
 the test labels) stand beside the label-free ones, pooled counts beside means over
-entities, and every model beside the controls. One function makes the cells that
+entities, and every model beside the baselines. One function makes the cells that
 terminal, Markdown and report show.
 """
 

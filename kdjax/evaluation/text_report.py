@@ -14,12 +14,12 @@ from typing import Any
 
 import pandas as pd
 
-from kdjax.artifacts import write_text
 from kdjax.evaluation.report import data_words
 from kdjax.evaluation.report_tables import latex_sheet, markdown_sheet, markdown_text
 from kdjax.evaluation.sheets import digest_sheet, sheets
+from kdjax.evaluation.summary import summarise
 from kdjax.evaluation.tables import Results
-from kdjax.evaluation.verdict import verdict
+from kdjax.io.files import write_text
 
 MARKDOWN, ROWS, ENTITIES, LATEX = (
     "report.md",
@@ -55,7 +55,7 @@ def markdown_report(results: Results) -> str:
     parts = [
         f"# Anomaly detection on {markdown_text(results['dataset']['name'])}",
         data_words(results),
-        markdown_text(verdict(results)),
+        markdown_text(summarise(results)),
         markdown_sheet(first),
         f"## Notes\n\n{notes}" if notes else "",
         *map(markdown_sheet, further),

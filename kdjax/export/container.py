@@ -10,9 +10,9 @@ import json
 import os
 from pathlib import Path
 
-from kdjax.artifacts import check_schema, kdjax_version
-from kdjax.detection.stream import Plan, plan_from_json, plan_to_json
+from kdjax.detection.streaming import Plan, plan_from_json, plan_to_json
 from kdjax.errors import ArtifactError
+from kdjax.io.files import check_schema, kdjax_version
 
 SCHEMA = 1
 # What protobuf, ONNX's encoding, can hold.

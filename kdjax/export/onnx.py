@@ -1,17 +1,24 @@
-"""A network as an ONNX graph of native LSTM nodes.
+"""A whole detector as one ONNX graph: raw windows in, scores, alarm and blame out.
 
-The operator LSTM of opset 17 has its gates in the order i, o, f, g, where kdjax has
-i, f, g, o, and a bias on either side, of which the input's stays 0 here. Arrays are
-time-major inside the graph, as the operator wants them.
+    x [B, L, D]  →  (x − offset) / scale  →  errors e of the residual model
+                 →  d = e − μ  →  a = ‖W d‖²  →  window score  →  alarm where it is > τ
+
+It repeats `kdjax.models.missing`, `kdjax.models.residual`, `kdjax.detection.scores` and
+`kdjax.detection.attribution` operator by operator. What missing cells (NaN) need runs in
+branches that are left out where a batch has none.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from kdjax.export.graph import (
-    BOOL,
+from kdjax.detection.attribution import attribution_matrix
+from kdjax.detection.detector import Detector, gaussian_of, scaler_of
+from kdjax.detection.streaming import plan_of
+from kdjax.errors import ConfigError
+from kdjax.export.container import metadata_of, sealed
+from kdjax.export.onnx_graph import (
+    DOUBLE,
     INT64,
     Graph,
     Model,
@@ -19,151 +26,260 @@ from kdjax.export.graph import (
     add,
     inner_graph,
     new_graph,
+    quantized,
     to_attribute,
     to_model,
 )
-from kdjax.models.autoencoder import Architecture, Params
+from kdjax.export.onnx_layers import add_completion, add_fill, add_network, mark_unknown
+from kdjax.export.onnx_scorer import SEAL
+from kdjax.models.baselines import MOVING_AVERAGE_ROWS
+from kdjax.models.residual import ResidualModel, component, components_of
+
+_INFINITY = np.float32(np.inf)
 
 
-def network_graph(architecture: Architecture, params: Params) -> Model:
-    """The network alone: `x [B, L, D]` to its reconstruction `y [B, L, D]`, float32.
-
-    B and L are dynamic.
-    """
-    graph = new_graph()
-    add_network(graph, architecture, params, "x", outputs=["y"])
-    shape = ("B", "L", architecture.width)
-    return to_model(
-        graph, [Value("x", shape)], [Value("y", shape)], name="kdjax_network"
-    )
-
-
-def add_network(
-    graph: Graph,
-    architecture: Architecture,
-    params: Params,
-    windows: str,
+def detector_graph(
+    detector: Detector,
+    index: int,
     *,
-    outputs: int | Sequence[str] = 1,
-) -> str:
-    """Adds the network; `windows [B, L, D]` to their reconstruction `[B, L, D]`."""
-    independent = architecture.channels == "independent"
-    series = add(graph, "Transpose", windows, perm=[1, 0, 2])
-    if independent:
-        # [L, B·D, 1]: 0 keeps an axis, −1 takes what is left.
-        series = add(graph, "Reshape", series, [0, -1, 1])
-    length = add(graph, "Shape", series, start=0, end=1)
-    layers: list[_Layer] = []
-    for number in range(len(architecture.hidden)):
-        inputs = _states(graph, layers[-1]) if layers else series
-        key = f"encoder_{number}"
-        layers.append(_add_lstm(graph, key, params, inputs))
-    decode = _repeat if architecture.decoder == "repeat" else _feedback
-    decoded = decode(graph, architecture, params, layers, length)
-    if independent:
-        decoded = add(graph, "Reshape", decoded, [0, -1, architecture.width])
-    return add(graph, "Transpose", decoded, perm=[1, 0, 2], outputs=outputs)
+    metadata: Mapping[str, str],
+    quantize: str = "none",
+) -> Model:
+    """The detector of one entity as an ONNX model, checked by onnx.
 
+    Input `x [B, L, D]` float32 in raw units, NaN where a value is missing; B is dynamic.
+    Outputs `point_score [B, L]`, `window_score [B]`, `alarm [B]` (int64, 0 or 1) and
+    `contribution [B, L, D]`. Scores are NaN where there is nothing to score; an alarm
+    then is 0, and the NaN says that it isn't known.
 
-class _Layer(NamedTuple):
-    """Names of what an LSTM node gives."""
+    Args:
+        detector: the detector.
+        index: from `entity_index`.
+        metadata: what the file says of itself.
+        quantize: `int8` keeps the kernels of the LSTM nodes in 8 bits.
 
-    states: str  # [L, 1, B, H]; the second axis counts directions
-    hidden: str  # [1, B, H], the last of them
-    cell: str  # [1, B, H]
-
-
-def _add_lstm(
-    graph: Graph, key: str, params: Params, inputs: str, start: Sequence[str] = ()
-) -> _Layer:
-    """A layer over `inputs [L, B, I]` from the hidden and cell states `start`, or 0."""
-    layer = params[key]
-    bias = _gates_in_order(np.asarray(layer["bias"]))
-    weights = {
-        f"{key}_W": _gates_in_order(np.asarray(layer["input_kernel"]).T),  # [4H, I]
-        f"{key}_R": _gates_in_order(np.asarray(layer["recurrent_kernel"]).T),
-        f"{key}_B": np.concatenate([np.zeros_like(bias), bias]),
-    }
-    graph.weights.update({name: values[None] for name, values in weights.items()})
-    given = [*weights, "", *start] if start else weights
-    name = add(graph, "LSTM", inputs, *given, outputs=3, hidden_size=len(bias) // 4)
-    return _Layer(name, f"{name}_1", f"{name}_2")
-
-
-def _states(graph: Graph, layer: _Layer) -> str:
-    return add(graph, "Squeeze", layer.states, [1])
-
-
-def _gates_in_order(values: np.ndarray) -> np.ndarray:
-    """Quarters i, f, g, o of the first axis as i, o, f, g."""
-    i, f, g, o = np.split(values, 4)
-    return np.concatenate([i, o, f, g])
-
-
-def _repeat(
-    graph: Graph,
-    architecture: Architecture,
-    params: Params,
-    encoder: list[_Layer],
-    length: str,
-) -> str:
-    """The last hidden state at each of the L steps, decoded: `[L, B, D]`."""
-    repeats = add(graph, "Concat", length, [1, 1], axis=0)
-    states = add(graph, "Expand", encoder[-1].hidden, repeats)
-    for number in range(len(encoder)):
-        key = f"decoder_layers_{number}"
-        states = _states(graph, _add_lstm(graph, key, params, states))
-    return _add_head(graph, params, states, architecture.head)
-
-
-def _feedback(
-    graph: Graph,
-    architecture: Architecture,
-    params: Params,
-    encoder: list[_Layer],
-    length: str,
-) -> str:
-    """From the encoder's states back in time, on its own output: `[L, B, D]`.
-
-    Each round of the loop first hands out its input, so that L rounds give x'_L … x'_1.
+    Raises:
+        ConfigError: the model has no ONNX form, or nothing to quantise.
     """
-    body = inner_graph(graph)
-    carry = [name for layer in reversed(encoder) for name in (layer.hidden, layer.cell)]
-    given = [f"before_{number}" for number in range(len(carry))]
-    states, updated = "output", list[str]()
-    for number in range(len(encoder)):
-        start = given[2 * number : 2 * number + 2]
-        layer = _add_lstm(body, f"decoder_layers_{number}", params, states, start)
-        updated += [layer.hidden, layer.cell]
-        states = layer.hidden
-    going_on = add(body, "Identity", "go_on")
-    result = _add_head(body, params, states, architecture.head)
-    handed_out = add(body, "Identity", "output")
-    steps = to_attribute(
-        body,
-        [
-            Value("step", (), INT64),
-            Value("go_on", (), BOOL),
-            *map(Value, ("output", *given)),
-        ],
-        [
-            Value(going_on, (), BOOL),
-            *map(Value, (result, *updated, handed_out)),
-        ],
+    _check(detector.model, quantize)
+    graph = new_graph()
+    offset, scale = scaler_of(detector, index)
+    scaled = add(graph, "Div", add(graph, "Sub", "x", offset), scale)
+    # A sum is NaN if a term is. It is, too, where infinities cancel: the branches then
+    # run without a cell to fill, and change nothing.
+    missing = add(graph, "IsNaN", add(graph, "ReduceSum", "x", keepdims=0))
+    filled = _either(
+        graph,
+        missing,
+        lambda inner: [add_fill(inner, scaled, length=detector.window)],
+        lambda inner: [add(inner, "Identity", scaled)],
+        outputs=1,
     )
-    first = _add_head(graph, params, encoder[0].hidden, architecture.head)
-    count = len(carry) + 2
-    rounds = add(graph, "Squeeze", length, [0])
-    loop = add(graph, "Loop", rounds, "", first, *carry, outputs=count, body=steps)
-    # [L, 1, B, D], the last step first.
-    outputs = add(graph, "Squeeze", f"{loop}_{count - 1}", [1])
-    return add(graph, "Slice", outputs, [-1], [-(2**31)], [0], [-1])
+    errors = _errors(graph, detector.model, filled)
+    _either(
+        graph,
+        missing,
+        lambda inner: _scores(inner, detector, index, errors, holes=scaled),
+        lambda inner: _scores(inner, detector, index, errors, holes=None),
+        outputs=("point_score", "window_score", "contribution"),
+    )
+    _add_alarm(graph, detector.thresholds[index].tau)
+    if quantize == "int8":
+        graph = quantized(graph)
+    length, width = detector.window, len(detector.channels)
+    return to_model(
+        graph,
+        [Value("x", ("B", length, width))],
+        [
+            Value("point_score", ("B", length)),
+            Value("window_score", ("B",)),
+            Value("alarm", ("B",), INT64),
+            Value("contribution", ("B", length, width)),
+        ],
+        name="kdjax_detector",
+        metadata=metadata,
+    )
 
 
-def _add_head(graph: Graph, params: Params, states: str, head: str) -> str:
-    """The dense head and its activation: `[L, B, H] -> [L, B, D]`."""
-    graph.weights["head_kernel"] = np.asarray(params["head"]["kernel"])
-    graph.weights["head_bias"] = np.asarray(params["head"]["bias"])
-    product = add(graph, "MatMul", states, "head_kernel")
-    outputs = add(graph, "Add", product, "head_bias")
-    return add(graph, "Sigmoid", outputs) if head == "sigmoid" else outputs
+def onnx_file(detector: Detector, index: int, *, quantize: str = "none") -> bytes:
+    """The bytes of `detector_graph` as a file that carries its plan and its digest.
+
+    The same detector gives the same bytes.
+    """
+    blank = {"sha256": "0" * 64}
+    metadata = metadata_of(plan_of(detector, index)) | blank
+    model = detector_graph(detector, index, metadata=metadata, quantize=quantize)
+    return sealed(model.SerializeToString(deterministic=True), SEAL)
+
+
+def _check(model: ResidualModel, quantize: str) -> None:
+    without = [kind for kind in components_of(model.kind) if kind not in _ERRORS]
+    if without:
+        raise ConfigError(
+            f"a detector of kind {without[0]!r} has no ONNX form, it is a control that "
+            f"nobody needs elsewhere: export one of {', '.join(_ERRORS)}."
+        )
+    if quantize != "none" and model.architecture is None:
+        raise ConfigError(
+            f"quantize={quantize!r} makes the weights of networks smaller, and "
+            f"{model.kind!r} has none: leave it out."
+        )
+
+
+# Errors of the residual models, see `kdjax.models.residual`.
+
+
+def _errors(graph: Graph, model: ResidualModel, windows: str) -> str:
+    """The errors of all parts, `[B, L, F]`."""
+    kinds = components_of(model.kind)
+    found = [_ERRORS[kind](graph, component(model, kind), windows) for kind in kinds]
+    return add(graph, "Concat", *found, axis=2) if len(found) > 1 else found[0]
+
+
+def _autoencoder(graph: Graph, model: ResidualModel, windows: str) -> str:
+    assert model.architecture is not None
+    outputs = add_network(graph, model.architecture, model.params, windows)
+    return add(graph, "Abs", add(graph, "Sub", windows, outputs))
+
+
+def _mahalanobis(graph: Graph, model: ResidualModel, windows: str) -> str:
+    return windows
+
+
+def _difference(graph: Graph, model: ResidualModel, windows: str) -> str:
+    later = add(graph, "Slice", windows, [1], [2**31], [1])
+    earlier = add(graph, "Slice", windows, [0], [-1], [1])
+    steps = add(graph, "Abs", add(graph, "Sub", later, earlier))
+    return add(graph, "Pad", steps, [0, 1, 0, 0, 0, 0])
+
+
+def _moving_average(graph: Graph, model: ResidualModel, windows: str) -> str:
+    series = add(graph, "Transpose", windows, perm=[0, 2, 1])
+    # Padding is left out of the count, so that early means are those of fewer rows.
+    rows = MOVING_AVERAGE_ROWS
+    means = add(
+        graph,
+        "AveragePool",
+        series,
+        kernel_shape=[rows],
+        pads=[rows - 1, 0],
+        count_include_pad=0,
+    )
+    means = add(graph, "Transpose", means, perm=[0, 2, 1])
+    return add(graph, "Abs", add(graph, "Sub", windows, means))
+
+
+def _pca(graph: Graph, model: ResidualModel, windows: str) -> str:
+    components = np.asarray(model.params["components"])
+    centred = add(graph, "Sub", windows, np.asarray(model.params["mean"]))
+    codes = add(graph, "MatMul", centred, components.T)
+    projected = add(graph, "MatMul", codes, components)
+    return add(graph, "Abs", add(graph, "Sub", centred, projected))
+
+
+def _kmeans(graph: Graph, model: ResidualModel, windows: str) -> str:
+    centres = np.asarray(model.params["centres"])
+    middle = centres.mean(axis=0)
+    around = (centres - middle).reshape(len(centres), -1)
+    squares = (around.astype(np.float64) ** 2).sum(axis=1).astype(np.float32)
+    # By name, so that the distances and the choice share them.
+    graph.weights["around"] = around
+    centred = add(graph, "Sub", windows, middle)
+    flat = add(graph, "Flatten", centred)
+    # ‖c‖² − 2 x·c
+    distances = add(graph, "Gemm", flat, "around", squares, alpha=-2.0, transB=1)
+    distances = _without_nan(graph, distances, _INFINITY)
+    nearest = add(graph, "ArgMin", distances, axis=1, keepdims=0)
+    chosen = add(graph, "Gather", "around", nearest, axis=0)
+    chosen = add(graph, "Reshape", chosen, [-1, *centres.shape[1:]])
+    return add(graph, "Abs", add(graph, "Sub", centred, chosen))
+
+
+_ERRORS: dict[str, Callable[[Graph, ResidualModel, str], str]] = {
+    "autoencoder": _autoencoder,
+    "difference": _difference,
+    "kmeans": _kmeans,
+    "mahalanobis": _mahalanobis,
+    "moving_average": _moving_average,
+    "pca": _pca,
+}
+
+
+# Scores, see `kdjax.detection.scores`.
+
+
+def _scores(
+    graph: Graph, detector: Detector, index: int, errors: str, *, holes: str | None
+) -> list[str]:
+    """Point scores, window scores and contributions of errors `[B, L, F]`.
+
+    `holes` is NaN where a cell is missing; None: nowhere.
+    """
+    gaussian = gaussian_of(detector, index)
+    attribution = attribution_matrix(gaussian, method=detector.attribution)
+    # By name, so that both branches share them.
+    graph.weights.update(
+        {"mean": gaussian.mean, "whiten": gaussian.whiten.T, "blame": attribution.T}
+    )
+    copies = len(components_of(detector.model.kind))
+    if holes and copies > 1:
+        holes = add(graph, "Concat", *[holes] * copies, axis=2)
+    deviations = add(graph, "Sub", errors, "mean")
+    if holes:
+        deviations = add_completion(graph, deviations, holes, gaussian)
+    whitened = add(graph, "MatMul", deviations, "whiten")
+    points = add(graph, "ReduceSumSquare", whitened, axes=[2], keepdims=0)
+    # What is no number stands for an overflow.
+    known = points = _without_nan(graph, points, _INFINITY)
+    if holes:
+        points = mark_unknown(graph, points, holes)
+        known = _without_nan(graph, points, -_INFINITY)
+    # The least of the largest count + 1.
+    largest = add(
+        graph, "TopK", known, [detector.allowed_points + 1], outputs=2, axis=1
+    )
+    least = add(graph, "ReduceMin", largest, axes=[1], keepdims=0)
+    if holes:
+        too_few = add(graph, "Equal", least, -_INFINITY)
+        least = add(graph, "Where", too_few, np.float32(np.nan), least)
+    parts = add(graph, "MatMul", deviations, "blame")
+    parts = add(graph, "Mul", parts, parts)
+    if copies > 1:
+        # A channel's part is the sum of what its errors have.
+        parts = add(graph, "Reshape", parts, [0, 0, copies, -1])
+        parts = add(graph, "ReduceSum", parts, [2], keepdims=0)
+    return [points, least, _without_nan(graph, parts, _INFINITY)]
+
+
+def _add_alarm(graph: Graph, tau: float) -> None:
+    # τ has 64 bits.
+    wide = add(graph, "Cast", "window_score", to=DOUBLE)
+    above = add(graph, "Greater", wide, np.float64(tau))
+    add(graph, "Cast", above, to=INT64, outputs=["alarm"])
+
+
+def _without_nan(graph: Graph, values: str, instead: np.float32) -> str:
+    return add(graph, "Where", add(graph, "IsNaN", values), instead, values)
+
+
+def _either(
+    graph: Graph,
+    condition: str,
+    *branches: Callable[[Graph], list[str]],
+    outputs: int | Sequence[str],
+) -> str:
+    """What the first branch adds where the condition holds, else the second."""
+    bodies = []
+    for branch in branches:
+        inner = inner_graph(graph)
+        results = branch(inner)
+        bodies.append(to_attribute(inner, [], [Value(name) for name in results]))
+    then, otherwise = bodies
+    return add(
+        graph,
+        "If",
+        condition,
+        outputs=outputs,
+        then_branch=then,
+        else_branch=otherwise,
+    )

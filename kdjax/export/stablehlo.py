@@ -19,9 +19,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, export
 
-from kdjax.detection.blame import blame_matrix
-from kdjax.detection.detector import Detector, explainer, normal_of, scaler_of
-from kdjax.detection.stream import plan_of
+from kdjax.detection.attribution import attribution_matrix
+from kdjax.detection.detector import (
+    Detector,
+    explainer,
+    gaussian_of,
+    scaler_of,
+)
+from kdjax.detection.streaming import plan_of
 from kdjax.errors import ArtifactError
 from kdjax.export.container import (
     metadata_of,
@@ -30,8 +35,8 @@ from kdjax.export.container import (
     sealed,
     source_name,
 )
-from kdjax.export.scorer import Scored, Scorer
-from kdjax.models.recurrence import FEW
+from kdjax.export.onnx_scorer import Scored, Scorer
+from kdjax.models._recurrence import FEW
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 SEAL = b'kdjax-stablehlo 1\n{"sha256":"'
@@ -117,8 +122,12 @@ def _without_paths() -> Iterator[None]:
 
 def _scoring(detector: Detector, index: int) -> Callable[[Array], Any]:
     """The function from raw windows to what `Scored` holds, with its weights inside."""
-    model, normal = detector.model, normal_of(detector, index)
-    common = (model.params, normal, blame_matrix(normal, method=detector.blame))
+    model, gaussian = detector.model, gaussian_of(detector, index)
+    common = (
+        model.params,
+        gaussian,
+        attribution_matrix(gaussian, method=detector.attribution),
+    )
     offset, scale = scaler_of(detector, index)
     plain, missing = (
         explainer(model.kind, model.architecture, word) for word in (False, True)

@@ -1,1 +1,1 @@
-"""Networks and controls, all as functions of arrays: windows in, errors out."""
+"""Networks and baselines, all as functions of arrays: windows in, errors out."""

@@ -8,7 +8,7 @@ vector per layer, which is how Table 1 of the paper counts:
     c_t     = f ⊙ c_{t−1} + i ⊙ g
     h_t     = o ⊙ tanh(c_t)
 
-Arrays inside the network are feature-major, `[F, L, B]` (see `kdjax.models.recurrence`).
+Arrays inside the network are feature-major, `[F, L, B]` (see `kdjax.models._recurrence`).
 """
 
 from typing import NamedTuple
@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from kdjax.models.recurrence import (
+from kdjax.models._recurrence import (
     Kernels,
     activate_gates,
     next_state,
@@ -80,7 +80,7 @@ class LSTM(nn.Module):
 
     @property
     def kernels(self) -> Kernels:
-        """The parameters as `kdjax.models.recurrence` takes them."""
+        """The parameters as `kdjax.models._recurrence` takes them."""
         return Kernels(self.input_kernel, self.recurrent_kernel, self.bias)
 
     def step(self, carry: Carry, inputs: Array) -> Carry:

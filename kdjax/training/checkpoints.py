@@ -26,8 +26,8 @@ from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint import checkpoint_manager, checkpoint_managers
 from orbax.checkpoint.options import MultiprocessingOptions
 
-from kdjax import hosts
-from kdjax.artifacts import (
+from kdjax.errors import ArtifactError
+from kdjax.io.files import (
     MANIFEST,
     check_schema,
     kdjax_version,
@@ -35,7 +35,7 @@ from kdjax.artifacts import (
     write_manifest,
     write_text,
 )
-from kdjax.errors import ArtifactError
+from kdjax.training import hosts
 
 logger = logging.getLogger(__name__)
 
@@ -183,7 +183,7 @@ def restore_checkpoint(directory: Path, template: Any) -> Checkpoint | None:
             found = _restore(directory, step, template)
         except ArtifactError as error:
             fault = str(error)
-        faults = list(filter(None, hosts.tell(fault)))
+        faults = list(filter(None, hosts.gather_texts(fault)))
         if not faults:
             return found
         if hosts.is_first():

@@ -3,7 +3,7 @@
 Everything that decides the next step is in the checkpoint or follows from the seed and
 the step's number: the order of the windows in an epoch is drawn from (key, epoch). So a
 run that is killed and started again ends with the parameters of an undisturbed one. A
-signal that is held back (`kdjax.stopping`) costs no step: a checkpoint is written first.
+signal that is held back (`kdjax.io.signals`) costs no step: a checkpoint is written first.
 """
 
 import json
@@ -16,18 +16,18 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from kdjax import hosts
 from kdjax.errors import TrainingError
+from kdjax.io.signals import stop_if_requested, stop_requested
 from kdjax.models.autoencoder import Params
-from kdjax.stopping import noted, stop_if_noted
+from kdjax.training import hosts
+from kdjax.training.batch_sources import BatchSource
 from kdjax.training.checkpoints import restore_checkpoint, save_checkpoint
-from kdjax.training.feeds import Feed
 from kdjax.training.steps import Step, TrainState
 
 LogLine = dict[str, Any]
 
 
-class Course(NamedTuple):
+class TrainingProgress(NamedTuple):
     """Where a phase stands apart from its arrays; the checkpoint's metadata.
 
     Attributes:
@@ -59,14 +59,14 @@ class Start(NamedTuple):
 
     state: TrainState
     best: Params
-    course: Course
+    progress: TrainingProgress
 
 
 class Fitted(NamedTuple):
     """What a phase gives: the parameters of lowest validation loss, and its course."""
 
     params: Params
-    course: Course
+    progress: TrainingProgress
 
 
 class Hooks(NamedTuple):
@@ -88,20 +88,20 @@ SILENT = Hooks()
 def resume(directory: Path | None, state: TrainState) -> Start:
     """The start of a phase: its newest checkpoint, or `state` where there is none."""
     # The best parameters are a copy: the state's own are donated to the next step.
-    fresh = Start(state, jax.tree.map(jnp.copy, state.params), Course())
+    fresh = Start(state, jax.tree.map(jnp.copy, state.params), TrainingProgress())
     if directory is None:
         return fresh
     found = restore_checkpoint(directory, {"state": state, "best": fresh.best})
     if found is None:
         return fresh
-    course = Course(**json.loads(found.meta))
-    return Start(found.arrays["state"], found.arrays["best"], course)
+    progress = TrainingProgress(**json.loads(found.meta))
+    return Start(found.arrays["state"], found.arrays["best"], progress)
 
 
 def fit(
     start: Start,
     step: Step,
-    feed: Feed,
+    batch_source: BatchSource,
     validate: Callable[[Params], float],
     *,
     epochs: int,
@@ -129,8 +129,8 @@ def fit(
     Raises:
         TrainingError: a loss was not finite; the message has the step's number.
     """
-    steps_per_epoch = feed.steps
-    state, best, course = start
+    steps_per_epoch = batch_source.steps
+    state, best, progress = start
     saved_at = time.monotonic()
 
     def checkpoint(*, now: bool) -> None:
@@ -143,66 +143,70 @@ def fit(
         ):
             _check_params(state)
             arrays = {"state": state, "best": best}
-            meta = json.dumps(course._asdict())
-            save_checkpoint(directory, course.step, arrays, meta)
+            meta = json.dumps(progress._asdict())
+            save_checkpoint(directory, progress.step, arrays, meta)
             saved_at = time.monotonic()
 
-    while not course.done:
-        epoch, first = divmod(course.step, steps_per_epoch)
+    while not progress.done:
+        epoch, first = divmod(progress.step, steps_per_epoch)
         started, seen = time.monotonic(), 0
-        for corpus, index, weight in feed.batches(epoch, first):
-            state = step(state, corpus, index, weight)
-            course = course._replace(step=course.step + 1)
+        for dataset, index, weight in batch_source.batches(epoch, first):
+            state = step(state, dataset, index, weight)
+            progress = progress._replace(step=progress.step + 1)
             seen += int(weight.sum())
             # The last step of an epoch is logged with the validation loss.
-            within = course.step % steps_per_epoch
+            within = progress.step % steps_per_epoch
             logged = bool(within) and within % log_every == 0
             # Between the last step of an epoch and its validation no run can start.
-            stopping = bool(within) and noted()
+            stopping = bool(within) and stop_requested()
             # Ends the training if it isn't finite: what is saved has to be.
             loss = _epoch_loss(state) if logged or stopping else None
             hooks.advance(int(weight.sum()), loss)
             if logged:
-                hooks.log({"epoch": epoch + 1, "step": course.step, "loss": loss})
+                hooks.log({"epoch": epoch + 1, "step": progress.step, "loss": loss})
             if loss is not None:
                 checkpoint(now=stopping)
             if stopping:
-                stop_if_noted()
+                stop_if_requested()
         loss, seconds = _epoch_loss(state), time.monotonic() - started
         validation = validate(state.params)
-        _check_finite(validation, course.step, "validation loss")
+        _check_finite(validation, progress.step, "validation loss")
         hooks.log(
             {
                 "epoch": epoch + 1,
-                "step": course.step,
+                "step": progress.step,
                 "loss": loss,
                 "train_loss": loss,
                 "validation_loss": validation,
                 "windows_per_second": round(seen / seconds, 1),
             }
         )
-        course = judged_course(course, validation, epoch + 1, epochs, patience)
-        if course.stale == 0:
+        progress = progress_after(progress, validation, epoch + 1, epochs, patience)
+        if progress.stale == 0:
             best = jax.tree.map(jnp.copy, state.params)
         zero = jnp.zeros_like(state.loss_sum)
         state = state.replace(loss_sum=zero, weight_sum=jnp.copy(zero))
-        stopping = noted()
-        checkpoint(now=course.done or stopping)
+        stopping = stop_requested()
+        checkpoint(now=progress.done or stopping)
         if stopping:
-            stop_if_noted()
-    return Fitted(best, course)
+            stop_if_requested()
+    return Fitted(best, progress)
 
 
-def judged_course(
-    course: Course, validation: float, epoch: int, epochs: int, patience: int | None
-) -> Course:
+def progress_after(
+    progress: TrainingProgress,
+    validation: float,
+    epoch: int,
+    epochs: int,
+    patience: int | None,
+) -> TrainingProgress:
     """The course after an epoch's validation."""
-    if course.best_loss is None or validation < course.best_loss:
-        course = course._replace(best_loss=validation, best_epoch=epoch, stale=0)
+    if progress.best_loss is None or validation < progress.best_loss:
+        progress = progress._replace(best_loss=validation, best_epoch=epoch, stale=0)
     else:
-        course = course._replace(stale=course.stale + 1)
-    out_of_patience = patience is not None and course.stale >= patience
-    return course._replace(done=epoch >= epochs or out_of_patience)
+        progress = progress._replace(stale=progress.stale + 1)
+    out_of_patience = patience is not None and progress.stale >= patience
+    return progress._replace(done=epoch >= epochs or out_of_patience)
 
 
 def _epoch_loss(state: TrainState) -> float:

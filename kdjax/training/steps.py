@@ -14,16 +14,16 @@ from jax import Array
 from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
-from kdjax.devices import mean_over_batch
+from kdjax.losses import Batch, Objective
 from kdjax.models.autoencoder import Network, Params
-from kdjax.models.batches import map_windows, padded_batches, take_windows
 from kdjax.models.missing import fill_missing
-from kdjax.training.objectives import Batch, Objective
+from kdjax.training.batching import map_windows, padded_batches, take_windows
+from kdjax.training.sharding import mean_over_batch
 
 SCHEDULES = ("constant", "cosine")
 
 
-class Corpus(struct.PyTreeNode):  # type: ignore[no-untyped-call]
+class WindowDataset(struct.PyTreeNode):  # type: ignore[no-untyped-call]
     """The windows that a phase trains on.
 
     Attributes:
@@ -41,7 +41,7 @@ class Corpus(struct.PyTreeNode):  # type: ignore[no-untyped-call]
     starts: Array
     targets: Array | None = None
     teacher: Any = None
-    sound: Array | None = None
+    recorded: Array | None = None
     missing: bool = struct.field(pytree_node=False, default=False)  # type: ignore[no-untyped-call]
 
 
@@ -65,7 +65,7 @@ class TrainState(struct.PyTreeNode):  # type: ignore[no-untyped-call]
     bad_step: Array
 
 
-Step = Callable[[TrainState, Corpus, ArrayLike, ArrayLike], TrainState]
+Step = Callable[[TrainState, WindowDataset, ArrayLike, ArrayLike], TrainState]
 
 
 def make_optimizer(
@@ -125,31 +125,33 @@ def make_step(
     steps: ArrayLike | None = None,
     mesh: Mesh | None = None,
 ) -> Step:
-    """The jitted step `(state, corpus, index [B], weight [B]) -> state`.
+    """The jitted step `(state, dataset, index [B], weight [B]) -> state`.
 
-    `index` names the batch's windows among the corpus' M; the state given is donated.
-    `teacher` is needed only for a corpus that carries the teacher's parameters, and
+    `index` names the batch's windows among the dataset' M; the state given is donated.
+    `teacher` is needed only for a dataset that carries the teacher's parameters, and
     `steps`, of the whole phase, only for an objective that changes on the way. With a
-    mesh its devices share the batch; state and corpus then lie on all of them
-    (`kdjax.devices.place`).
+    mesh its devices share the batch; state and dataset then lie on all of them
+    (`kdjax.training.sharding.place`).
     """
 
-    def targets_of(corpus: Corpus, index: Array, windows: Array) -> Array | None:
-        if corpus.targets is not None:
-            return corpus.targets[index]
-        if corpus.teacher is None:
+    def targets_of(
+        dataset: WindowDataset, index: Array, windows: Array
+    ) -> Array | None:
+        if dataset.targets is not None:
+            return dataset.targets[index]
+        if dataset.teacher is None:
             return None
         assert teacher is not None
-        return jax.lax.stop_gradient(teacher.outputs(corpus.teacher, windows))
+        return jax.lax.stop_gradient(teacher.outputs(dataset.teacher, windows))
 
     def gradient(
-        common: tuple[Params, Corpus, Array | None], index: Array, weight: Array
+        common: tuple[Params, WindowDataset, Array | None], index: Array, weight: Array
     ) -> tuple[Array, Params]:
-        params, corpus, progress = common
-        batch = take_batch(corpus, corpus.starts[index], weight, window)
+        params, dataset, progress = common
+        batch = take_batch(dataset, dataset.starts[index], weight, window)
         batch = batch._replace(
-            targets=targets_of(corpus, index, batch.windows),
-            sound=None if corpus.sound is None else corpus.sound[index],
+            targets=targets_of(dataset, index, batch.windows),
+            recorded=None if dataset.recorded is None else dataset.recorded[index],
             progress=progress,
         )
         found: tuple[Array, Params] = jax.value_and_grad(objective)(params, batch)
@@ -159,11 +161,11 @@ def make_step(
 
     @jax.jit(donate_argnums=0)
     def train_step(
-        state: TrainState, corpus: Corpus, index: ArrayLike, weight: ArrayLike
+        state: TrainState, dataset: WindowDataset, index: ArrayLike, weight: ArrayLike
     ) -> TrainState:
         index, weight = jnp.asarray(index), jnp.asarray(weight)
         progress = None if steps is None else state.step / steps
-        loss, slope = gradient((state.params, corpus, progress), index, weight)
+        loss, slope = gradient((state.params, dataset, progress), index, weight)
         updates, opt_state = optimizer.update(slope, state.opt_state, state.params)
         step = state.step + 1
         is_first_bad = (state.bad_step < 0) & ~jnp.isfinite(loss)
@@ -182,24 +184,26 @@ def make_step(
 
 def make_validate(
     loss: Objective,
-    corpus: Corpus,
+    dataset: WindowDataset,
     *,
     window: int,
     batch_size: int,
     mesh: Mesh | None = None,
 ) -> Callable[[Params], float]:
-    """The function `params -> mean loss over the windows of corpus`."""
+    """The function `params -> mean loss over the windows of dataset`."""
 
-    def mean_loss(common: tuple[Params, Corpus], starts: Array, weight: Array) -> Array:
-        params, corpus = common
-        return loss(params, take_batch(corpus, starts, weight, window))
+    def mean_loss(
+        common: tuple[Params, WindowDataset], starts: Array, weight: Array
+    ) -> Array:
+        params, dataset = common
+        return loss(params, take_batch(dataset, starts, weight, window))
 
     batch_loss = jax.jit(mean_over_batch(mean_loss, mesh))
-    starts = np.asarray(corpus.starts)
+    starts = np.asarray(dataset.starts)
 
     def validate(params: Params) -> float:
         total = sum(
-            float(batch_loss((params, corpus), batch, weight)) * float(weight.sum())
+            float(batch_loss((params, dataset), batch, weight)) * float(weight.sum())
             for batch, weight in padded_batches(starts, batch_size)
         )
         return total / len(starts)
@@ -207,10 +211,12 @@ def make_validate(
     return validate
 
 
-def take_batch(corpus: Corpus, starts: Array, weight: Array, window: int) -> Batch:
+def take_batch(
+    dataset: WindowDataset, starts: Array, weight: Array, window: int
+) -> Batch:
     """The windows at `starts`, without their targets."""
-    windows = take_windows(corpus.rows, starts, window)
-    return as_batch(windows, weight, missing=corpus.missing)
+    windows = take_windows(dataset.rows, starts, window)
+    return as_batch(windows, weight, missing=dataset.missing)
 
 
 def as_batch(windows: Array, weight: Array, *, missing: bool) -> Batch:
@@ -222,14 +228,19 @@ def as_batch(windows: Array, weight: Array, *, missing: bool) -> Batch:
 
 
 def head_outputs(
-    network: Network, params: Params, corpus: Corpus, *, window: int, batch_size: int
+    network: Network,
+    params: Params,
+    dataset: WindowDataset,
+    *,
+    window: int,
+    batch_size: int,
 ) -> np.ndarray:
-    """A network's head outputs for all windows of corpus, `[M, L, D]`, or its codes."""
-    starts = np.asarray(corpus.starts)
+    """A network's head outputs for all windows of dataset, `[M, L, D]`, or its codes."""
+    starts = np.asarray(dataset.starts)
     pieces = map_windows(
-        _filled_outputs(network) if corpus.missing else network.outputs,
+        _filled_outputs(network) if dataset.missing else network.outputs,
         params,
-        np.asarray(corpus.rows),
+        np.asarray(dataset.rows),
         starts,
         window=window,
         batch_size=batch_size,

@@ -30,11 +30,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from kdjax.artifacts import write_manifest
 from kdjax.cli import main as kdjax
 from kdjax.detection.detector import entity_index, score_windows
 from kdjax.detection.scores import window_scores
 from kdjax.detection.storage import load_detector
+from kdjax.io.files import write_manifest
 
 CHANNELS = ("load", "heat", "flow")
 MACHINES = {"press": 420, "saw": 260}

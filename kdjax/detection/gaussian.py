@@ -1,0 +1,285 @@
+"""Count, mean and scatter of errors, gathered in pieces and merged.
+
+Chan, Golub and LeVeque, 1983, "Algorithms for Computing the Sample Variance": pieces
+are centred before they are squared, in float64, so that neither a large mean nor the
+number of rows costs digits. Merging in a fixed order gives the same bits each time, also
+where several processes computed the pieces (`merge_shares`).
+
+The normal distribution of errors, as a mean and a whitening matrix (Eq. 1).
+
+The plain inverse of Σ does not exist where a channel is constant or two are alike, as
+in most recordings. So, with s = max(σ, floor) and S = diag(s):
+
+    C = cov((e − μ) / s), shrunk if asked
+    L Lᵀ = C + ridge·I
+    W = L⁻¹ S⁻¹
+
+WᵀW is the inverse that Eq. 1 asks for, and a_t = ‖W(e_t − μ)‖² can't be negative. The
+floor decides how loud a channel is that never moved: an error of `floor` counts as one
+standard deviation. Standardising before the ridge keeps it from swamping channels of
+small scale.
+"""
+
+import functools
+import itertools
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kdjax.errors import ConfigError, DataError
+from kdjax.training import hosts
+
+# Pieces of each process that travel at once.
+_AT_ONCE = 32
+
+
+class Moments(NamedTuple):
+    """What a Gaussian needs to know of n error vectors.
+
+    Attributes:
+        n: their number.
+        mean: μ, `[D]` float64.
+        scatter: sum of (e − μ)(e − μ)ᵀ, `[D, D]` float64.
+    """
+
+    n: int
+    mean: np.ndarray
+    scatter: np.ndarray
+
+    @property
+    def covariance(self) -> np.ndarray:
+        """Σ `[D, D]` by maximum likelihood: the scatter over n."""
+        return self.scatter / self.n
+
+    @property
+    def deviation(self) -> np.ndarray:
+        """σ `[D]`: the roots of Σ's diagonal."""
+        return np.sqrt(np.diag(self.covariance))
+
+
+def moments_of(errors: np.ndarray) -> Moments:
+    """Moments of errors `[…, D]`; each leading position is one error vector.
+
+    >>> moments_of(np.array([[1.0], [3.0]])).covariance
+    array([[1.]])
+    """
+    rows = np.asarray(errors, np.float64).reshape(-1, errors.shape[-1])
+    if not np.isfinite(rows).all():
+        channel = int(np.argmax(~np.isfinite(rows).all(axis=0)))
+        raise DataError(
+            f"errors of channel {channel + 1} are not finite, so they have no mean. "
+            "Look for huge values in the validation rows, or scale them "
+            "(data.scaler)."
+        )
+    if len(rows) == 0:
+        return Moments(0, np.zeros(rows.shape[1]), np.zeros((rows.shape[1],) * 2))
+    mean = rows.mean(axis=0)
+    centred = rows - mean
+    return Moments(len(rows), mean, centred.T @ centred)
+
+
+def merge(first: Moments, second: Moments) -> Moments:
+    """Moments of both pieces together."""
+    n = first.n + second.n
+    if n == 0:
+        return first
+    shift = second.mean - first.mean
+    mean = first.mean + shift * (second.n / n)
+    between = np.outer(shift, shift) * (first.n * second.n / n)
+    return Moments(n, mean, first.scatter + second.scatter + between)
+
+
+def merge_all(pieces: Iterable[Moments]) -> Moments:
+    """Moments of all pieces, merged from the first to the last."""
+    return functools.reduce(merge, pieces)
+
+
+def merge_shares(own: Iterable[Moments], *, width: int) -> Moments:
+    """Moments of the pieces of all processes, merged from the first to the last.
+
+    All call it; each brings its share of the pieces, in their order (`hosts.share`).
+
+    Args:
+        own: of this process: piece i is process i mod n's.
+        width: D.
+    """
+    merged, pieces = moments_of(np.empty((0, width))), iter(own)
+    while True:
+        some = list(itertools.islice(pieces, _AT_ONCE))
+        shares = hosts.gather(_stacked(some, width))
+        most = max(len(share.n) for share in shares)
+        turns = itertools.product(range(most), shares)
+        merged = merge_all(
+            [merged, *(_nth(share, i) for i, share in turns if i < len(share.n))]
+        )
+        if most < _AT_ONCE:
+            return merged
+
+
+class _Stack(NamedTuple):
+    """k moments: n `[k]`, mean `[k, D]`, scatter `[k, D, D]`."""
+
+    n: np.ndarray
+    mean: np.ndarray
+    scatter: np.ndarray
+
+
+def _stacked(some: Sequence[Moments], width: int) -> _Stack:
+    return _Stack(
+        np.array([piece.n for piece in some], np.int64),
+        np.reshape([piece.mean for piece in some], (-1, width)),
+        np.reshape([piece.scatter for piece in some], (-1, width, width)),
+    )
+
+
+def _nth(stack: _Stack, i: int) -> Moments:
+    return Moments(int(stack.n[i]), stack.mean[i], stack.scatter[i])
+
+
+SHRINKAGES = ("none", "ledoit_wolf", "oas")
+
+# W is applied in float32: a direction whose variance is smaller than this share of the
+# largest is rounding, though a factor in float64 may exist.
+RESOLUTION = float(np.finfo(np.float32).eps) ** 2
+
+
+class Gaussian(NamedTuple):
+    """N(μ, Σ) of errors, ready to score.
+
+    Attributes:
+        mean: μ, `[D]` float32.
+        whiten: W, `[D, D]` float32, with WᵀW = Σ⁻¹.
+    """
+
+    mean: np.ndarray
+    whiten: np.ndarray
+
+
+def fit_gaussian(
+    moments: Moments,
+    *,
+    floor: float,
+    ridge: float,
+    channels: Sequence[str],
+    shrinkage: float | None = None,
+) -> Gaussian:
+    """The Gaussian of error moments.
+
+    Args:
+        moments: of the validation errors.
+        floor: the least standard deviation of a channel, in units of scaled errors.
+        ridge: added to the diagonal of the standardised errors' covariance C.
+        channels: the D names, for the message if C is singular.
+        shrinkage: share in [0, 1] by which C is drawn towards tr(C)/D·I; see
+            `ledoit_wolf_shrinkage` and `oas_shrinkage`. None: not at all.
+
+    Raises:
+        ConfigError: C + ridge·I is not positive definite; names the channels at fault.
+    """
+    scale = np.maximum(moments.deviation, floor)
+    _check_scale(scale, channels)
+    correlation = standardised_covariance(moments, floor=floor)
+    if shrinkage is not None:
+        target = np.trace(correlation) / len(scale) * np.eye(len(scale))
+        correlation = (1 - shrinkage) * correlation + shrinkage * target
+    regularised = correlation + ridge * np.eye(len(scale))
+    # Once, in float64 on the CPU: in float32 the factor of a nearly singular matrix
+    # has no correct digit, and accelerators have no float64 to speak of.
+    with jax.enable_x64(True), jax.default_device(jax.local_devices(backend="cpu")[0]):
+        factor = jnp.linalg.cholesky(jnp.asarray(regularised, jnp.float64))
+        whiten = np.asarray(
+            jax.scipy.linalg.solve_triangular(factor, jnp.diag(1 / scale), lower=True)
+        )
+    smallest, largest = np.linalg.eigvalsh(regularised)[[0, -1]]
+    # JAX gives NaN where the matrix is not positive definite; it can't raise.
+    if not np.isfinite(whiten).all() or smallest < RESOLUTION * largest:
+        raise ConfigError(_singular_message(regularised, channels))
+    return Gaussian(moments.mean.astype(np.float32), whiten.astype(np.float32))
+
+
+def standardised_covariance(moments: Moments, *, floor: float) -> np.ndarray:
+    """C, `[D, D]`: covariance of (e − μ) / max(σ, floor)."""
+    scale = np.maximum(moments.deviation, floor)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return moments.covariance / np.outer(scale, scale)
+
+
+def floored_channels(
+    moments: Moments, *, floor: float, channels: Sequence[str]
+) -> list[str]:
+    """Names of the channels whose standard deviation lies under the floor."""
+    return [
+        name
+        for name, deviation in zip(channels, moments.deviation, strict=True)
+        if deviation < floor
+    ]
+
+
+def ledoit_wolf_shrinkage(
+    pieces: Iterable[np.ndarray], moments: Moments, *, floor: float, rows: int
+) -> float:
+    """Shrinkage of Ledoit and Wolf, 2004, Lemma 3.1–3.4, from a second pass.
+
+    Args:
+        pieces: the errors `[…, D]` that `moments` were made of, in any pieces.
+        moments: of these errors.
+        floor: as in `fit_gaussian`.
+        rows: n, the number of distinct rows. Windows that overlap repeat their rows;
+            counting repeats would make the estimate look surer than it is.
+    """
+    scale = np.maximum(moments.deviation, floor)
+    total = sum(_fourth_power(piece, moments.mean, scale) for piece in pieces)
+    correlation = standardised_covariance(moments, floor=floor)
+    width = len(scale)
+    squares = float((correlation**2).sum())
+    spread = (squares - np.trace(correlation) ** 2 / width) / width
+    if spread <= 0:
+        return 1.0
+    noise = (total / moments.n - squares) / (rows * width)
+    return float(np.clip(noise / spread, 0, 1))
+
+
+def oas_shrinkage(moments: Moments, *, floor: float, rows: int) -> float:
+    """Shrinkage of Chen et al., 2010, Eq. 23; `rows` is n as above."""
+    correlation = standardised_covariance(moments, floor=floor)
+    width = len(correlation)
+    mean_square = float((correlation**2).mean())
+    squared_mean = (np.trace(correlation) / width) ** 2
+    denominator = (rows + 1) * (mean_square - squared_mean / width)
+    if denominator <= 0:
+        return 1.0
+    return float(min((mean_square + squared_mean) / denominator, 1))
+
+
+def _fourth_power(errors: np.ndarray, mean: np.ndarray, scale: np.ndarray) -> float:
+    """Sum of ‖(e − μ) / s‖⁴ over errors `[…, D]`."""
+    standardised = (np.asarray(errors, np.float64) - mean) / scale
+    return float(((standardised**2).sum(axis=-1) ** 2).sum())
+
+
+def _check_scale(scale: np.ndarray, channels: Sequence[str]) -> None:
+    dead = [name for name, s in zip(channels, scale, strict=True) if s <= 0]
+    if dead:
+        raise ConfigError(
+            f"detection.floor=0 leaves channels without any deviation: "
+            f"{', '.join(dead)}. Set detection.floor above 0 (default 0.03)."
+        )
+
+
+def _singular_message(matrix: np.ndarray, channels: Sequence[str]) -> str:
+    """Names the channels that span the direction of the smallest eigenvalue."""
+    values, vectors = np.linalg.eigh(matrix)
+    direction = np.abs(vectors[:, 0])
+    names = [
+        name
+        for name, part in zip(channels, direction, strict=True)
+        if part > 0.5 * direction.max()
+    ]
+    return (
+        "the covariance of the validation errors is not positive definite: channels "
+        f"{', '.join(names)} depend on each other (smallest eigenvalue "
+        f"{values[0]:.1e}). Set detection.ridge above 0 (default 0.1) or leave one out."
+    )

@@ -1,0 +1,449 @@
+"""Times of rows that come one by one: numbers or datetimes, and how they compare.
+
+A detector that takes one row at a time and gives what `score --causal` gives.
+
+What a stream must know besides how to score a window is a `Plan`, which travels as JSON
+inside exported files. How to score is handed in, so that the same stream runs on jax or
+on onnxruntime.
+"""
+
+import base64
+import collections
+import hashlib
+import math
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from kdjax.detection.events import (
+    START,
+    TOP,
+    AlarmRule,
+    AlarmState,
+    next_alarm,
+)
+from kdjax.detection.false_alarms import Drift, drift, p_values
+from kdjax.detection.rolling import (
+    Adaptive,
+    adapt,
+    adaptive_tau,
+    shuffled,
+    start_adaptive,
+    start_rolling,
+)
+from kdjax.detection.stream_rules import (
+    Plan,
+    number,
+    plan_from_json,
+    plan_of,
+    plan_to_json,
+    whole,
+    word,
+)
+from kdjax.errors import ArtifactError, ConfigError, DataError
+from kdjax.io.files import check_schema, kdjax_version
+
+_LARGEST = sys.float_info.max
+
+CLOCKS = {
+    "": "no time",
+    "number": "a number as time",
+    "local": "a time without zone",
+    "zoned": "a time with zone",
+}
+_ISO = re.compile(
+    r"\d{4}-\d\d-\d\d([T ]\d\d(:?\d\d(:?\d\d([.,]\d+)?)?)?"
+    r"\s*(Z|[+-]\d\d(:?\d\d)?)?)?"
+)
+
+
+class Timestamp(NamedTuple):
+    """A time on one of three clocks.
+
+    Attributes:
+        clock: `number`, `local` or `zoned`; empty where rows have no time.
+        value: whole ns since 1970 (of UTC if zoned), or the number.
+    """
+
+    clock: str
+    value: float
+
+
+def parse_timestamp(time: Any) -> Timestamp:
+    """A number, a datetime or an ISO text as an instant; None is one without clock.
+
+    What is an instant already stays as it is.
+
+    >>> parse_timestamp("1970-01-01T01:00:00+01:00")
+    Timestamp(clock='zoned', value=0)
+    """
+    if time is None:
+        return Timestamp("", 0)
+    if isinstance(time, Timestamp):
+        return time
+    if isinstance(time, (int, float, np.integer, np.floating)):
+        if isinstance(time, bool) or not -_LARGEST <= time <= _LARGEST:
+            raise DataError(f"the time {time} is not a finite number; correct it.")
+        return Timestamp("number", float(time))
+    try:
+        if isinstance(time, str) and not _ISO.fullmatch(time):
+            raise ValueError
+        moment = pd.Timestamp(time)
+        if pd.isna(moment):
+            raise ValueError
+        value = moment.as_unit("ns").value
+    except (OverflowError, TypeError, ValueError):
+        raise DataError(
+            f"{time!r} is neither a number nor an ISO time such as 2024-01-31 23:59:00 "
+            "of the years 1678 to 2261; correct it."
+        ) from None
+    return Timestamp("local" if moment.tz is None else "zoned", value)
+
+
+__all__ = [
+    "Plan",
+    "StreamDetector",
+    "StreamRow",
+    "WindowResult",
+    "plan_from_json",
+    "plan_of",
+    "plan_to_json",
+]
+
+# Windows that share no row whose scores `drift` looks at.
+WATCHED = 100
+
+SCHEMA = 1  # of states
+
+# What casts to an infinite float32: half a step above its largest number.
+_OVERFLOW = 2.0**128 - 2.0**103
+
+
+class WindowResult(NamedTuple):
+    """What a backend makes of one window.
+
+    Attributes:
+        points: a_t, `[L]`; NaN in rows without an observed channel.
+        window_score: the (allowed points + 1)-th largest; NaN if there are too few.
+        contributions: `[L, D]`; None where `explain` has to be asked.
+    """
+
+    points: np.ndarray
+    window_score: float
+    contributions: np.ndarray | None = None
+
+
+class StreamRow(NamedTuple):
+    """What a stream says of a row.
+
+    Attributes:
+        row: number of the row, from 0.
+        time: as it was given.
+        score: a_t in the window that ends at the row; NaN where there is none.
+        window_score: of that window; NaN where there is none.
+        alarm: whether the row is in alarm.
+        state: `gaussian`, `anomaly`, or `unknown` where one of the scores is NaN.
+        tau: τ that the window score was compared with.
+        channels: in alarm, the three that contribute most to the window's largest a_t.
+    """
+
+    row: int
+    time: Any
+    score: float
+    window_score: float
+    alarm: bool
+    state: str
+    tau: float
+    channels: tuple[str, ...] = ()
+
+
+class StreamDetector:
+    """Scores rows as they come, in constant memory.
+
+    `update` either takes a row in or raises DataError and leaves all as it was.
+
+    Args:
+        plan: see `plan_of`.
+        score: raw windows `[1, L, D]` float32, NaN where missing, to their `Verdict`.
+        explain: the same windows to contributions `[L, D]`, for verdicts without; asked
+            for rows in alarm only.
+        adaptive_step: γ of `kdjax.detection.rolling`; 0 keeps τ.
+        following: share of windows above a τ that follows, likewise; 0 keeps τ.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        score: Callable[[np.ndarray], WindowResult],
+        *,
+        explain: Callable[[np.ndarray], np.ndarray] | None = None,
+        adaptive_step: float = 0.0,
+        rolling: float = 0.0,
+    ) -> None:
+        if adaptive_step and rolling:
+            raise ConfigError(
+                f"adaptive={adaptive_step:g} and following={rolling:g} are two ways to "
+                "move τ: give one of them."
+            )
+        self.plan = plan
+        self.moves = bool(adaptive_step or rolling)
+        text = f"{plan_to_json(plan)} {adaptive_step!r}"
+        text += f" {rolling!r}" * bool(rolling)
+        self._digest = hashlib.sha256(text.encode()).hexdigest()
+        self._score = score
+        self._explain = explain
+        self._rule = AlarmRule(plan.min_duration, plan.cooldown)
+        self._places = {name: i for i, name in enumerate(plan.channels)}
+        self._calibration = np.array(plan.calibration)
+        # Each row stands twice, L apart, so that any L successive ones lie together.
+        self._buffer = np.zeros((2 * plan.window, len(plan.channels)), np.float32)
+        self.rows = 0
+        self._run = 0  # rows since the start or the last gap
+        self.last = Timestamp("", 0)
+        self._alarm = START
+        self._adaptive: Adaptive | None = None
+        self._tau = plan.tau
+        self._p_values: collections.deque[float] = collections.deque(maxlen=WATCHED)
+        if adaptive_step:
+            known = shuffled(self._calibration)
+            self._adapt_from(start_adaptive(known, plan.rate, step=adaptive_step))
+        elif rolling:
+            self._adapt_from(start_rolling(shuffled(self._calibration), rolling))
+
+    def update(
+        self, row: Sequence[float] | np.ndarray | Mapping[str, float], time: Any = None
+    ) -> StreamRow:
+        """The verdict on the next row.
+
+        Args:
+            row: `[D]` raw values in the order of the channels, or by name; NaN where a
+                value is missing.
+            time: a number, a datetime or an ISO text, later than that of the row before;
+                None for all rows or for none.
+
+        Raises:
+            DataError: channels are missing or foreign, a value is infinite or no number,
+                or the time is not later.
+        """
+        values = self._values(row)
+        instant = parse_timestamp(time)
+        if self._follows(instant):
+            self._run = 0
+        window = self._take(values)
+        self.last = instant
+        self.rows += 1
+        self._run += 1
+        if self._run < self.plan.window:
+            self._alarm, alarm = next_alarm(self._alarm, None, self._rule)
+            return self._said(time, math.nan, math.nan, alarm, self._tau, ())
+        verdict = self._score(window)
+        score, tau = float(verdict.points[-1]), self._tau
+        above = self._compare(verdict.window_score)
+        self._alarm, alarm = next_alarm(self._alarm, above, self._rule)
+        channels = self._blamed(window, verdict) if alarm else ()
+        return self._said(time, score, verdict.window_score, alarm, tau, channels)
+
+    def drift(self) -> Drift:
+        """Whether the latest windows that share no row score as calibration's did."""
+        return drift(np.array(self._p_values), calibration=self.plan.disjoint)
+
+    def state(self) -> dict[str, Any]:
+        """All that `restore` needs to go on after the last row, fit for JSON."""
+        adaptive = self._adaptive
+        return {
+            "schema": SCHEMA,
+            "kdjax_version": kdjax_version(),
+            "detector": self._digest,
+            "rows": self.rows,
+            "run": self._run,
+            "buffer": _packed(self._latest(min(self._run, self.plan.window))),
+            "clock": self.last.clock,
+            "time": self.last.value,
+            "alarm": list(self._alarm),
+            "adaptive": adaptive and [adaptive.alpha, _packed(adaptive.recent)],
+            "p_values": list(self._p_values),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Goes on from a `state`.
+
+        Raises:
+            ArtifactError: it belongs to another detector or other settings, is of a
+                newer schema, or damaged; the stream stays as it was.
+        """
+        try:
+            who, it = state.get("kdjax_version"), "this state can't be restored: it"
+            check_schema(it, state["schema"], known=SCHEMA, version=who)
+            if state["detector"] != self._digest:
+                raise ValueError("of another detector, entity or way to move τ")
+            self._restore(state)
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            raise ArtifactError(
+                f"this state can't be restored ({error}): give the state of this "
+                "detector with the same settings, or remove it to start anew."
+            ) from error
+
+    def _values(
+        self, row: Sequence[float] | np.ndarray | Mapping[str, float]
+    ) -> np.ndarray:
+        """A row `[D]` as float32, or the DataError that says what is wrong with it."""
+        channels = self.plan.channels
+        if isinstance(row, Mapping):
+            row = self._by_place(row)
+        try:
+            numbers = np.asarray(row)
+        except ValueError:
+            numbers = np.empty(0, object)
+        if numbers.shape != (len(channels),) or numbers.dtype.kind not in "fiu":
+            raise DataError(
+                f"row {self.rows} is {numbers.dtype} of shape {list(numbers.shape)}, "
+                f"expected {len(channels)} numbers: {', '.join(channels)}."
+            )
+        numbers = numbers.astype(np.float64)
+        # One product tells at once that all is well; NaN and large values need a look.
+        with np.errstate(over="ignore"):
+            fits = numbers.dot(numbers) < _OVERFLOW
+        if not fits:
+            self._check_finite(numbers)
+        return numbers.astype(np.float32)
+
+    def _check_finite(self, numbers: np.ndarray) -> None:
+        bad = np.abs(numbers) >= _OVERFLOW  # false for NaN
+        if bad.any():
+            place = int(np.argmax(bad))
+            raise DataError(
+                f"row {self.rows}, channel {self.plan.channels[place]!r}: "
+                f"{numbers[place]:g} is infinite or beyond float32 (3.4e38); correct it, "
+                "or give NaN if it is missing."
+            )
+
+    def _by_place(self, row: Mapping[str, float]) -> list[float]:
+        if row.keys() != self._places.keys():
+            absent = [name for name in self._places if name not in row]
+            foreign = [str(name) for name in row if name not in self._places]
+            raise DataError(
+                f"row {self.rows}: channels differ from the {len(self._places)} "
+                f"expected; missing: {', '.join(absent) or 'none'}; not expected: "
+                f"{', '.join(foreign) or 'none'}."
+            )
+        return [row[name] for name in self._places]
+
+    def _follows(self, instant: Timestamp) -> bool:
+        """Whether a gap lies before the instant; DataError if it can't come next."""
+        clock, last = instant.clock, self.last
+        if not self.rows:
+            return False
+        if clock != last.clock:
+            raise DataError(
+                f"row {self.rows} has {CLOCKS[clock]}, the rows before have "
+                f"{CLOCKS[last.clock]}: keep to one of them."
+            )
+        if not clock:
+            return False
+        if instant.value <= last.value:
+            raise DataError(
+                f"row {self.rows}: its time is not after that of the row before; leave "
+                "out rows that came twice or late."
+            )
+        # As `kdjax.data.splits.segments` counts: in whole ns, or in the unit of numbers.
+        step = self.plan.step
+        step = step if clock == "number" else float(np.rint(step * 1e9))
+        return bool(step and instant.value - last.value > self.plan.max_gap * step)
+
+    def _take(self, values: np.ndarray) -> np.ndarray:
+        """Puts a row into the buffer; the window `[1, L, D]` that it ends."""
+        length = self.plan.window
+        place = self.rows % length
+        self._buffer[place] = self._buffer[place + length] = values
+        return self._buffer[None, place + 1 : place + 1 + length]
+
+    def _latest(self, count: int) -> np.ndarray:
+        """The last `count` ≤ L rows, `[count, D]`."""
+        stop = (self.rows - 1) % self.plan.window + self.plan.window + 1
+        return self._buffer[stop - count : stop]
+
+    def _compare(self, window_score: float) -> bool | None:
+        """Whether a window score is above τ; moves an adaptive τ, and watches drift."""
+        if math.isnan(window_score):
+            return None
+        above, windows = window_score > self._tau, self._run - self.plan.window
+        if self._adaptive is not None and windows % self.plan.stride == 0:
+            self._adapt_from(adapt(self._adaptive, window_score).state)
+        if len(self._calibration) and windows % self.plan.window == 0:
+            p = p_values(self._calibration, np.array([window_score]))
+            self._p_values.append(float(p[0]))
+        return above
+
+    def _adapt_from(self, adaptive: Adaptive) -> None:
+        self._adaptive, self._tau = adaptive, adaptive_tau(adaptive)
+
+    def _blamed(self, window: np.ndarray, verdict: WindowResult) -> tuple[str, ...]:
+        parts = verdict.contributions
+        if parts is None:
+            if self._explain is None:
+                return ()
+            parts = self._explain(window)
+        peak = int(np.nanargmax(verdict.points))
+        order = np.argsort(-parts[peak], kind="stable")[:TOP]
+        return tuple(self.plan.channels[place] for place in order)
+
+    def _said(
+        self,
+        time: Any,
+        score: float,
+        window_score: float,
+        alarm: bool,
+        tau: float,
+        channels: tuple[str, ...],
+    ) -> StreamRow:
+        state = "anomaly" if alarm else "normal"
+        if math.isnan(score) or math.isnan(window_score):
+            state = "unknown"
+        return StreamRow(
+            self.rows - 1, time, score, window_score, alarm, state, tau, channels
+        )
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        """Takes over a state whose every part is checked before the first is taken."""
+        window, width = self.plan.window, len(self.plan.channels)
+        count = whole(0)
+        rows, run = count(state["rows"]), count(state["run"])
+        kept = _unpacked(state["buffer"], np.float32).reshape(-1, width)
+        last = Timestamp(
+            word(state["clock"]), state["time"]
+        )  # ns have no room in floats
+        number(last.value)
+        above, active, rest = map(count, state["alarm"])
+        watched = [number(p) for p in state["p_values"]]
+        if len(kept) != min(run, window) or run > rows or last.clock not in CLOCKS:
+            raise ValueError("its parts contradict each other")
+        adaptive, saved = self._adaptive, state["adaptive"]
+        if adaptive is not None:
+            alpha, recent = saved
+            scores = _unpacked(recent, np.float64)
+            least = min(len(self._calibration), adaptive.most)
+            if not least <= len(scores) <= adaptive.most or np.isnan(scores).any():
+                raise ValueError("its scores are of another number")
+            adaptive = adaptive._replace(
+                alpha=number(alpha), recent=scores, ordered=np.sort(scores)
+            )
+        self.rows, self._run, self.last = rows, run, last
+        self._alarm = AlarmState(above, active, rest)
+        places = np.arange(rows - len(kept), rows) % window
+        self._buffer[places] = self._buffer[places + window] = kept
+        self._p_values.clear()
+        self._p_values.extend(watched)
+        if adaptive is not None:
+            self._adapt_from(adaptive)
+
+
+def _packed(values: np.ndarray) -> str:
+    return base64.b64encode(values.tobytes()).decode()
+
+
+def _unpacked(text: str, kind: Any) -> np.ndarray:
+    return np.frombuffer(base64.b64decode(text, validate=True), kind)

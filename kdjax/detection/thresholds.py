@@ -1,0 +1,397 @@
+"""Thresholds chosen without labels, on the window scores of clean calibration rows.
+
+    conformal  a rank of the calibration scores that allows for the new one
+    budget     the same, at the rate that so many alarms a day come to
+    quantile   the plain empirical quantile, 1 − rate
+    pot        a generalised Pareto tail fitted to the largest scores, for rates that
+               are too low for the scores at hand
+    fixed      a number given by the user
+
+Split conformal prediction (Vovk et al., 2005; Lei et al., 2018): with the n scores of
+calibration and a new one exchangeable, the new one exceeds the ⌈(n+1)(1−rate)⌉-th
+smallest with probability at most `rate`. Time series are exchangeable at best nearly,
+and the promise is one on average over calibration sets: compare the realised rate
+(`kdjax.detection.false_alarms`). Peaks over threshold: Siffer et al., KDD 2017, Eq. 1.
+
+Thresholds of all entities, some of which have too few scores for one of their own.
+"""
+
+import logging
+import math
+import re
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from typing import NamedTuple
+
+import numpy as np
+
+from kdjax.data.prepared import Prepared
+from kdjax.errors import ConfigError, DataError
+
+# The tail that `pot` fits: the upper tenth (DuMouchel, Annals of Statistics 1983), if
+# it has so many excesses and so many values among them, and a shape for which maximum
+# likelihood is regular and the excesses have a variance.
+TAIL = Fraction(1, 10)
+EXCESSES = 30
+DISTINCT = 10
+SHAPES = (-0.5, 0.5)
+
+HOURS = {"hour": 1, "day": 24, "week": 24 * 7, "month": 24 * 30}
+
+
+class Rule(NamedTuple):
+    """How a threshold is to be chosen.
+
+    Attributes:
+        method: one of `METHODS`.
+        rate: the wanted share of false alarms among normal windows; for `budget` what
+            `budget_rate` gives. `fixed` doesn't read it.
+        value: τ of `fixed`.
+    """
+
+    method: str = "conformal"
+    rate: float = 0.01
+    value: float = math.nan
+
+
+class Threshold(NamedTuple):
+    """A threshold and how it came about.
+
+    Attributes:
+        tau: τ; a window alarms when its score is above.
+        method: the rule's name.
+        rate: the wanted share of false alarms among normal windows; 0 for `fixed`,
+            which wants none.
+        n: number of calibration scores.
+        rank: τ is the rank-th smallest of them; 0 where it is none of them.
+        source: whose scores they are: `own` of the entity, `shared` by all entities,
+            each under its own Gaussian, or `pooled`: of all under the pooled Gaussian.
+        detail: what the rule has to say of itself, such as a fallback; often empty.
+    """
+
+    tau: float
+    method: str
+    rate: float
+    n: int
+    rank: int
+    source: str
+    detail: str = ""
+
+
+def choose_threshold(
+    scores: np.ndarray, rule: Rule, *, source: str = "own"
+) -> Threshold:
+    """The threshold that a rule gives for calibration window scores `[n]`.
+
+    Logs a warning where `pot` falls back to the quantile.
+
+    Raises:
+        ConfigError: an unknown method, fewer scores than `needed`, or no fixed value.
+        DataError: τ would not be finite, or a score is no number.
+
+    >>> choose_threshold(np.arange(200.0), Rule("quantile", 0.01)).tau
+    197.0
+    """
+    threshold = find_threshold(scores, rule, source=source)
+    if rule.method == "pot" and threshold.rank:
+        logging.getLogger(__name__).warning("threshold: %s", threshold.detail)
+    return threshold
+
+
+def find_threshold(scores: np.ndarray, rule: Rule, *, source: str = "own") -> Threshold:
+    """`choose_threshold` without a warning, for those who choose many times."""
+    if rule.method not in _METHODS:
+        raise ConfigError(
+            f"threshold.method={rule.method!r} is unknown: use one of "
+            f"{', '.join(METHODS)}."
+        )
+    if len(scores) < needed(rule):
+        raise ConfigError(too_few_message(len(scores), rule))
+    check_numbers(scores, "calibration scores")
+    return _METHODS[rule.method](np.asarray(scores, np.float64), rule, source)
+
+
+def check_numbers(scores: np.ndarray, name: str) -> None:
+    """Refuses scores that are no numbers: they would count as high or as normal."""
+    missing = int(np.isnan(scores).sum())
+    if missing:
+        raise DataError(
+            f"{missing} of {len(scores)} {name} are no numbers: leave out windows "
+            "without a score."
+        )
+
+
+def needed(rule: Rule) -> int:
+    """The least number of calibration scores for which a rule means anything.
+
+    `conformal` and `budget`: see `needed_scores`. `quantile`: 1/rate, since the share
+    above τ is then one score. `pot`: as `quantile`, but at most what fills its tail,
+    past which it extrapolates. `fixed`: none.
+
+    >>> [needed(Rule(method, 0.001)) for method in METHODS]
+    [999, 999, 300, 1000, 0]
+    """
+    if rule.method == "fixed":
+        return 0
+    if rule.method in ("conformal", "budget"):
+        return needed_scores(rule.rate)
+    least = math.ceil(1 / _fraction(rule.rate))
+    return min(math.ceil(EXCESSES / TAIL), least) if rule.method == "pot" else least
+
+
+def needed_scores(rate: float) -> int:
+    """The least n for which `conformal` can hold `rate`: n ≥ 1/rate − 1.
+
+    >>> needed_scores(0.01)
+    99
+    """
+    return math.ceil(1 / _fraction(rate) - 1)
+
+
+def conformal_threshold_of(
+    scores: np.ndarray, *, rate: float, source: str = "own"
+) -> Threshold:
+    """τ = the ⌈(n+1)(1−rate)⌉-th smallest calibration window score `[n]`.
+
+    Raises:
+        ConfigError: n is too small for the rate.
+        DataError: τ would not be finite, or a score is no number.
+
+    >>> conformal_threshold_of(np.arange(99.0), rate=0.01).tau
+    98.0
+    """
+    return find_threshold(scores, Rule("conformal", rate), source=source)
+
+
+def parse_budget(text: str) -> float:
+    """Alarms a day of a budget in words; a month has 30 days.
+
+    >>> parse_budget("2/day"), parse_budget("0.5/hour"), parse_budget("3/month")
+    (2.0, 12.0, 0.1)
+    """
+    found = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*/\s*([a-z]+)\s*", text)
+    if found and found[2] in HOURS and float(found[1]) > 0:
+        return float(found[1]) * 24 / HOURS[found[2]]
+    raise ConfigError(
+        f"threshold.budget={text!r} is no budget of alarms: give a number above 0 and "
+        f"one of {', '.join(HOURS)}, such as 2/day, 1/week or 0.5/hour."
+    )
+
+
+def budget_rate(per_day: float, *, step_seconds: float, stride: int) -> float:
+    """The share of windows that may alarm, so that `per_day` do in a day.
+
+    Windows are counted, every `stride` rows one, and neighbouring windows alarm
+    together: alarms that a person sees as one are fewer.
+
+    Args:
+        per_day: windows in alarm a day.
+        step_seconds: from one row to the next.
+        stride: rows from one window to the next, at which calibration counts them.
+
+    >>> budget_rate(2, step_seconds=60, stride=10) == 2 / 144
+    True
+    """
+    if not (0 < step_seconds < math.inf and stride > 0):
+        raise ConfigError(
+            f"a budget needs rows some seconds apart, got {step_seconds:g} seconds and "
+            f"data.stride={stride}: give a time column or data.step_seconds, or use "
+            "threshold.method=conformal."
+        )
+    windows = 24 * 3600 / (step_seconds * stride)
+    if not 0 < per_day < windows:
+        raise ConfigError(
+            f"a budget of {per_day:g} alarms a day: rows {step_seconds:g} seconds apart "
+            f"and data.stride={stride} give {windows:g} windows a day, so it must lie "
+            f"between 0 and {windows:g}."
+        )
+    return per_day / windows
+
+
+def _conformal(scores: np.ndarray, rule: Rule, source: str) -> Threshold:
+    rank = math.ceil((len(scores) + 1) * (1 - _fraction(rule.rate)))
+    return _ranked(scores, rank, rule, source)
+
+
+def _quantile(scores: np.ndarray, rule: Rule, source: str) -> Threshold:
+    return _ranked(
+        scores, _quantile_rank(len(scores), _fraction(rule.rate)), rule, source
+    )
+
+
+def _pot(scores: np.ndarray, rule: Rule, source: str) -> Threshold:
+    n = len(scores)
+    tail = _fit_tail(scores, rule.rate)
+    if isinstance(tail, str):
+        detail = f"pot fell back to the quantile of {n} scores: {tail}"
+        if _quantile_rank(n, _fraction(rule.rate)) == n:
+            detail += (
+                f"; it is the largest of them, and {n} can't show a rate of "
+                f"{rule.rate:g}"
+            )
+        return _quantile(scores, rule, source)._replace(detail=detail)
+    detail = (
+        f"generalised Pareto tail of shape {tail.shape:.3g} on {tail.excesses} scores "
+        f"above {tail.level:.6g}"
+    )
+    return _threshold(tail.tau, 0, n, rule, source)._replace(detail=detail)
+
+
+def _fixed(scores: np.ndarray, rule: Rule, source: str) -> Threshold:
+    if not math.isfinite(rule.value):
+        raise ConfigError(
+            f"threshold.value={rule.value} can't be a threshold: threshold.method=fixed "
+            "needs a finite number."
+        )
+    above = int((scores > rule.value).sum())
+    detail = f"{above} of {len(scores)} calibration windows lie above"
+    return Threshold(rule.value, rule.method, 0.0, len(scores), 0, source, detail)
+
+
+_METHODS: dict[str, Callable[[np.ndarray, Rule, str], Threshold]] = {
+    "conformal": _conformal,
+    "budget": _conformal,
+    "pot": _pot,
+    "quantile": _quantile,
+    "fixed": _fixed,
+}
+METHODS = tuple(_METHODS)
+
+
+def _fraction(rate: float) -> Fraction:
+    """The rate as the user wrote it."""
+    if not 0 < rate < 1:
+        raise ConfigError(
+            f"threshold.false_alarm_rate={rate:g} must lie between 0 and 1."
+        )
+    # (n + 1)(1 − rate) in floats can round up past an integer.
+    # The limit makes 1/12 of the float of it, which lies a little below.
+    return Fraction(str(rate)).limit_denominator(10**12)
+
+
+def _quantile_rank(n: int, share: Fraction) -> int:
+    """Of the least of n scores with at most a share of them above it."""
+    return math.ceil(n * (1 - share))
+
+
+def _ranked(scores: np.ndarray, rank: int, rule: Rule, source: str) -> Threshold:
+    tau = float(np.partition(scores, rank - 1)[rank - 1])
+    return _threshold(tau, rank, len(scores), rule, source)
+
+
+def _threshold(tau: float, rank: int, n: int, rule: Rule, source: str) -> Threshold:
+    if not math.isfinite(tau):
+        raise DataError(
+            f"the threshold is {tau}: calibration scores are not finite. Look for huge "
+            "values in the calibration rows, or scale them (data.scaler)."
+        )
+    return Threshold(tau, rule.method, rule.rate, n, rank, source)
+
+
+class _Tail(NamedTuple):
+    tau: float
+    level: float
+    shape: float
+    excesses: int
+
+
+def _fit_tail(scores: np.ndarray, rate: float) -> _Tail | str:
+    """The tail above the level and its τ, or why there is none."""
+    from scipy.stats import genpareto
+
+    n = len(scores)
+    if not np.isfinite(scores).all():
+        return "a score is not finite"
+    level = float(np.sort(scores)[_quantile_rank(n, TAIL) - 1])
+    excesses = scores[scores > level] - level
+    count, distinct = len(excesses), len(np.unique(excesses))
+    if count < EXCESSES or distinct < DISTINCT:
+        return (
+            f"{count} scores with {distinct} values lie above its level, it needs "
+            f"{EXCESSES} with {DISTINCT}"
+        )
+    if n * rate >= count:
+        return f"a rate of {rate:g} lies below its level, there is nothing to extend"
+    # In units of their mean, so that the unit of the scores doesn't matter.
+    unit = float(excesses.mean())
+    shape, _, scale = genpareto.fit(excesses / unit, floc=0)
+    if not SHAPES[0] <= shape <= SHAPES[1]:
+        return f"its shape {shape:.3g} is outside {SHAPES[0]} to {SHAPES[1]}"
+    tau = level + unit * float(genpareto.isf(n * rate / count, shape, scale=scale))
+    return _Tail(tau, level, float(shape), count)
+
+
+def too_few_message(n: int, rule: Rule) -> str:
+    """What to say where n calibration windows are too few for the rule."""
+    setting = f"threshold.false_alarm_rate={rule.rate:g}"
+    if rule.method == "budget":
+        setting = f"threshold.budget, a false-alarm rate of {rule.rate:g},"
+    return (
+        f"{setting} needs at least {needed(rule)} "
+        f"calibration windows, have {n}: give more training rows, raise "
+        "data.calibration, lower data.stride, or accept a higher rate."
+    )
+
+
+def entity_thresholds(
+    prepared: Prepared,
+    scores: Sequence[np.ndarray],
+    pooled_tau: Threshold,
+    rule: Rule,
+    *,
+    scope: str,
+) -> tuple[list[Threshold], list[str]]:
+    """The threshold of each entity, and sentences on those that borrow theirs.
+
+    Args:
+        prepared: the data.
+        scores: E arrays, each entity's calibration window scores.
+        pooled_tau: for entities under the pooled Gaussian.
+        rule: how τ is chosen.
+        scope: `per_entity`, or `pooled` for one τ of all.
+    """
+    shared = find_threshold(np.concatenate(scores), rule, source="shared")
+    thresholds = []
+    for entity, own in zip(prepared.entities, scores, strict=True):
+        if scope == "pooled":
+            thresholds.append(shared._replace(source="pooled"))
+        elif entity.pooled:
+            thresholds.append(pooled_tau)
+        elif len(own) < needed(rule):
+            thresholds.append(shared)
+        else:
+            thresholds.append(find_threshold(own, rule))
+    details = [
+        f"{entity.name}: {threshold.detail}"
+        for entity, threshold in zip(prepared.entities, thresholds, strict=True)
+        if threshold.detail
+    ]
+    return thresholds, [*_borrowing_notes(prepared, scores, thresholds), *details]
+
+
+def _borrowing_notes(
+    prepared: Prepared, scores: Sequence[np.ndarray], thresholds: Sequence[Threshold]
+) -> list[str]:
+    groups = {
+        "pooled": "pooled Normal and τ",
+        "shared": "too few calibration windows, so τ from all entities' scores",
+    }
+    notes = []
+    for source, reason in groups.items():
+        borrowers = [
+            (f"{entity.name} ({len(own)} calibration windows)", threshold)
+            for entity, own, threshold in zip(
+                prepared.entities, scores, thresholds, strict=True
+            )
+            if threshold.source == source
+        ]
+        if borrowers:
+            tau = borrowers[0][1]
+            notes.append(
+                f"{reason} ({_rank(tau)}): {', '.join(name for name, _ in borrowers)}"
+            )
+    return notes
+
+
+def _rank(tau: Threshold) -> str:
+    return f"the {tau.rank}-th smallest of {tau.n}" if tau.rank else f"of {tau.n}"

@@ -1,0 +1,141 @@
+"""What a detector makes of its own training rows, and whether test rows are like them.
+
+Training data are believed to be normal. Whoever sees its most abnormal windows can tell
+whether they are; `data.exclude` and `detection.trim` are there if they aren't.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from kdjax.data.channels import Ranges, outside
+from kdjax.data.mmap import chunks
+from kdjax.data.prepared import Entity, Prepared, training_ranges
+from kdjax.data.splits import Split, window_starts
+from kdjax.detection.calibration import Rules
+from kdjax.detection.drift import FOREIGN
+from kdjax.evaluation.evaluate import ModelEvaluation, score_rows
+
+WORST = 5  # windows listed for each entity
+
+
+class Inspection(NamedTuple):
+    """One entity's training rows under one detector.
+
+    Attributes:
+        entity: its name.
+        scores: `[N]` mean of a_t over the windows that cover the row; NaN for none.
+        worst: the windows of highest score that share no row, as JSON objects.
+    """
+
+    entity: str
+    scores: np.ndarray
+    worst: list[dict[str, Any]]
+
+
+def inspect_training(
+    evaluated: ModelEvaluation, prepared: Prepared, rules: Rules
+) -> tuple[Inspection, ...]:
+    """The training rows of each entity, scored by a calibrated model."""
+    return tuple(
+        _inspect(evaluated, prepared, rules, place)
+        for place in range(len(prepared.entities))
+    )
+
+
+def test_notes(evaluated: ModelEvaluation, prepared: Prepared) -> list[str]:
+    """Sentences on entities whose test rows are others than the training rows."""
+    ranges = training_ranges(prepared)
+    foreign = []
+    for place, entity in enumerate(prepared.entities):
+        if entity.test is not None:
+            own = Ranges(*(side[place] for side in ranges))
+            rows = sum(
+                int(outside(own, chunk).any(axis=1).sum())
+                for chunk in chunks(entity.test.values)
+            )
+            share = rows / len(entity.test.values)
+            if share > FOREIGN:
+                foreign.append(f"{entity.name} {share:.0%}")
+    drifted = [
+        r["entity"] for r in evaluated.rates if (r.get("drift") or {}).get("drifted")
+    ]
+    notes = []
+    if foreign:
+        notes.append(f"test rows outside the training range: {', '.join(foreign)}")
+    if drifted:
+        notes.append(
+            "scores of test windows have drifted from those of calibration, so no "
+            f"false-alarm rate holds there: {', '.join(drifted)}; kdjax calibrate on "
+            "recent clean rows makes new thresholds"
+        )
+    return notes
+
+
+def _inspect(
+    evaluated: ModelEvaluation, prepared: Prepared, rules: Rules, place: int
+) -> Inspection:
+    entity, calibration = prepared.entities[place], evaluated.calibration
+    parts = {
+        part: window_starts(spans, window=prepared.window, stride=prepared.stride)
+        for part, spans in entity.split._asdict().items()
+    }
+    starts = np.concatenate([*parts.values()])
+    found = score_rows(
+        evaluated.model,
+        calibration,
+        place,
+        entity.train.values,
+        starts,
+        prepared.window,
+        rules,
+    )
+    tau = calibration.thresholds[place].tau
+    return Inspection(
+        entity.name,
+        found.rows,
+        _worst(entity, starts, found.windows, tau, prepared.window),
+    )
+
+
+def _worst(
+    entity: Entity, starts: np.ndarray, scores: np.ndarray, tau: float, window: int
+) -> list[dict[str, Any]]:
+    """The windows of highest score, greedily, none sharing a row with a worse one."""
+    listed: list[dict[str, Any]] = []
+    taken: list[int] = []
+    for place in np.argsort(-scores, kind="stable"):
+        start, score = int(starts[place]), float(scores[place])
+        if len(listed) == WORST or np.isnan(score):
+            break
+        if any(abs(start - other) < window for other in taken):
+            continue
+        taken.append(start)
+        listed.append(
+            {
+                "entity": entity.name,
+                "part": _part(entity.split, start),
+                "start": _time(entity, start),
+                "end": _time(entity, start + window - 1),
+                # An overflow is listed first; JSON knows no infinity.
+                "score": score if np.isfinite(score) else None,
+                "above": bool(score > tau),
+            }
+        )
+    return listed
+
+
+def _part(split: Split, row: int) -> str:
+    for part, spans in split._asdict().items():
+        if ((spans[:, 0] <= row) & (row < spans[:, 1])).any():
+            return part
+    raise AssertionError("each window starts in a part")
+
+
+def _time(entity: Entity, row: int) -> str | float | int:
+    if entity.train.time is None:
+        return row
+    instant = entity.train.time[row]
+    if isinstance(instant, np.datetime64):
+        return str(np.datetime_as_string(instant, unit="auto"))
+    return float(instant)

@@ -1,0 +1,493 @@
+"""Which detector of a run to take: the smallest that is as good as the best.
+
+The rule, with labels: of the detectors whose label-free F1 of windows lies, on average
+over entities, at most 0.01 below that of the best, the one with the smallest exported
+file. Random scores are never recommended, and nothing is that doesn't beat them by more
+than 0.01. Any other detector may be, baselines too.
+
+The bound is on the mean paired difference itself and not on an end of its interval: few
+entities make a wide interval, whose upper end would then let everything pass and whose
+lower end nothing but the best. What the interval leaves open is said beside the number.
+The best is chosen on the entities that judge it, so the others are held to a bar that
+is rather too high.
+
+Without labels no detector is known to be good. The rule then is agreement: the smallest
+detector whose alarms agree with the teacher's, by a Cohen's kappa of at least 0.9.
+
+What a run's numbers say, in plain words and not more than they say.
+
+The paper's abstract claims that the student keeps the teacher's performance. This
+module puts that claim, and two harder ones, to the rows of results.json: do the
+networks beat trivial baselines, and does the student beat the same network trained
+alone? Before them stands what to take, where the run was asked (`recommendation`).
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from kdjax.evaluation.intervals import (
+    NETWORKS,
+    ORACLE,
+    Difference,
+    Measured,
+    compare,
+    is_baseline,
+    measured,
+)
+from kdjax.evaluation.tables import Results, label_free_method, parameters
+from kdjax.metrics.checks import as_labels, same_length
+
+MARGIN = 0.01  # F1
+KAPPA = 0.9
+RANDOM, TEACHER = "random", "teacher"
+ROUNDING = 1e-9  # 0.40 − 0.41 is a little below −0.01
+
+Costs = Mapping[str, Mapping[str, Any]]
+
+
+class _Quality(NamedTuple):
+    """Label-free F1 of windows by model, and the models without one on each entity."""
+
+    method: str
+    found: dict[str, Measured]
+    left_out: list[str]
+
+    def mean(self, model: str) -> float:
+        return float(np.nanmean(self.found[model].values))
+
+
+def recommend(results: Results) -> dict[str, Any]:
+    """The detector to take, drawn from a run's numbers by the rule above.
+
+    Args:
+        results: `rows` and `entities` as in results.json; `costs`, an object a model
+            from `kdjax.export.costs.detector_costs`; without labels `agreement`, by model the
+            Cohen's kappa of its alarms with the teacher's, None where undefined.
+
+    Returns:
+        JSON-able: `model`, None where nothing can be recommended; `rule`, a sentence;
+        `text`, two to four; `equivalent`, the models among which size decided, in the
+        order of the rows; `best`, what they were compared with.
+    """
+    method = label_free_method(results)
+    quality = _quality(results, method)
+    if quality.found or quality.left_out:
+        return _by_f1(quality, results.get("costs", {}))
+    return _by_agreement(results, method)
+
+
+def agreement(first_alarms: npt.ArrayLike, second_alarms: npt.ArrayLike) -> float:
+    """Cohen's kappa of two detectors' alarms on the same M windows.
+
+    1 where they are the same, 0 where they agree as often as by chance. NaN, without a
+    warning, where both raise no alarm at all, or both in all windows: chance alone then
+    agrees everywhere.
+
+    Args:
+        first_alarms: `[M]`, 1 in alarm, else 0.
+        second_alarms: `[M]`.
+
+    Raises:
+        DataError: other values, no windows, or different numbers of them.
+
+    >>> round(agreement([0, 0, 0, 1, 1], [0, 0, 1, 1, 1]), 4)
+    0.6154
+    >>> agreement([0, 0], [0, 0])
+    nan
+    """
+    from sklearn.metrics import cohen_kappa_score  # here: it takes a second to import
+
+    first = as_labels(first_alarms, name="first_alarms")
+    second = as_labels(second_alarms, name="second_alarms")
+    same_length(first, second, "second_alarms")
+    if len({*first.tolist(), *second.tolist()}) == 1:
+        return math.nan
+    return float(cohen_kappa_score(first, second))
+
+
+# With labels.
+
+
+def _quality(results: Results, method: str) -> _Quality:
+    """F1 of the models that have one on each entity where any has one.
+
+    A model that was measured on the easy entities only would not be comparable.
+    """
+    names = dict.fromkeys(row["model"] for row in results["entities"])
+    key = {"threshold": method, "level": "window", "metric": "f1"}
+    rows = results["entities"]
+    every = {name: _defined(measured(rows, name, **key)) for name in names}
+    wanted = {entity for one in every.values() for entity in one.entities}
+    found = {n: one for n, one in every.items() if {*one.entities} == wanted}
+    if not wanted:
+        return _Quality(method, {}, [])
+    return _Quality(method, found, [name for name in every if name not in found])
+
+
+def _defined(found: Measured) -> Measured:
+    """Without the entities that have no value under some seed."""
+    kept = ~np.isnan(found.values).any(axis=0)
+    names = [name for name, keep in zip(found.entities, kept, strict=True) if keep]
+    return found._replace(entities=tuple(names), values=found.values[:, kept])
+
+
+def _by_f1(quality: _Quality, costs: Costs) -> dict[str, Any]:
+    rule = (
+        "The smallest detector (bytes of its ONNX file, or numbers it needs where "
+        f"there is none) whose label-free {quality.method} F1 of windows is, on "
+        f"average over entities, at most {MARGIN} below the best; never random scores, "
+        f"and nothing that does not beat them by more than {MARGIN}."
+    )
+    candidates = [name for name in quality.found if name != RANDOM]
+    if not candidates:
+        text = "No detector is recommended: none has an F1 on each entity."
+        return _answer(None, rule, text, [], None)
+    best = max(candidates, key=quality.mean)
+    if why := _worthless(quality, best):
+        return _answer(None, rule, why, [], best)
+    gaps = {n: compare(quality.found[n], quality.found[best]) for n in candidates}
+    equivalent = [n for n in candidates if gaps[n].difference >= -MARGIN - ROUNDING]
+    sizes = _sizes(equivalent, costs)
+    model = min(sizes, key=lambda n: (sizes[n], -quality.mean(n)), default=best)
+    text = " ".join(
+        [
+            _recommended(model, costs),
+            _against(quality, model, best, gaps[model], costs),
+            _among(equivalent, sizes, f"within {MARGIN} of the best"),
+            *_evidence(gaps[model], model == best),
+            *_left_out(quality),
+        ]
+    )
+    return _answer(model, rule, text, equivalent, best)
+
+
+def _worthless(quality: _Quality, best: str) -> str:
+    """Why not even the best detector is recommended, if so."""
+    top, method = quality.mean(best), quality.method
+    if RANDOM in quality.found and (
+        compare(quality.found[best], quality.found[RANDOM]).difference
+        <= MARGIN + ROUNDING
+    ):
+        return (
+            f"No detector is recommended: the best label-free {method} F1 of windows, "
+            f"{top:.3f} ({best}), is not more than {MARGIN} above that of random "
+            f"scores, {quality.mean(RANDOM):.3f}."
+        )
+    if top == 0:
+        return (
+            f"No detector is recommended: under its label-free {method} threshold none "
+            "found a window that is labelled anomalous."
+        )
+    return ""
+
+
+def _against(
+    quality: _Quality, model: str, best: str, gap: Difference, costs: Costs
+) -> str:
+    count = gap.entities
+    where = "one entity" if count == 1 else f"mean of {count:,} entities"
+    own = f"{quality.mean(model):.3f} ({where})"
+    f1 = f"Its label-free {quality.method} F1 of windows is {own}"
+    if model == best:
+        return f"{f1}, the best."
+    price = _price(best, costs)
+    also = f" ({price})" if price else ""
+    return f"{f1} against {quality.mean(best):.3f} of {best}, the best{also}."
+
+
+def _among(equivalent: Sequence[str], sizes: Mapping[str, float], how: str) -> str:
+    if len(equivalent) == 1:
+        return f"No other detector is {how}."
+    if not sizes:
+        return f"{listed(equivalent)} are {how}; their sizes were not measured."
+    unknown = [name for name in equivalent if name not in sizes]
+    but = f"; the size of {listed(unknown)} is not known" if unknown else ""
+    return f"It is the smallest of {listed(equivalent)}, which are {how}{but}."
+
+
+def _evidence(gap: Difference, is_best: bool) -> list[str]:
+    """What the entities say of the difference between the recommended and the best."""
+    if gap.entities == 1:
+        return ["One entity says nothing about others."]
+    if is_best:
+        return []
+    difference = f"The difference is {signed(gap.difference)}"
+    if math.isnan(gap.low):
+        return [f"{difference}; {gap.reason}."]
+    says = "does not rule out" if gap.low < -MARGIN - ROUNDING else "rules out"
+    narrow = f"; {gap.reason}" if gap.reason else ""
+    interval = f"95 % interval {signed(gap.low)} to {signed(gap.high)}{narrow}"
+    return [f"{difference} ({interval}), which {says} a loss of more than {MARGIN}."]
+
+
+def _left_out(quality: _Quality) -> list[str]:
+    if not quality.left_out:
+        return []
+    return [f"Left out, without an F1 on each entity: {listed(quality.left_out)}."]
+
+
+# Without labels.
+
+
+def _by_agreement(results: Results, method: str) -> dict[str, Any]:
+    rule = (
+        "Without an F1: the smallest detector (bytes of its ONNX file, or numbers it "
+        f"needs where there is none) whose label-free {method} alarms agree with the "
+        f"teacher's by a Cohen's kappa of at least {KAPPA}; never random scores."
+    )
+    kappas, costs = dict(results.get("agreement") or {}), results.get("costs", {})
+    if not kappas:
+        text = (
+            "No detector is recommended: there is neither an F1, for want of labels, "
+            "nor a comparison of alarms with the teacher's."
+        )
+        return _answer(None, rule, text, [], None)
+    # The teacher agrees with itself, also where it never raises an alarm.
+    kappas = {TEACHER: 1.0} | {n: k for n, k in kappas.items() if n != TEACHER}
+    known = {
+        name: k for name, k in kappas.items() if k is not None and not math.isnan(k)
+    }
+    equivalent = [n for n, k in known.items() if n != RANDOM and k >= KAPPA - ROUNDING]
+    sizes = _sizes(equivalent, costs)
+    model = min(sizes, key=lambda n: (sizes[n], -known[n]), default=TEACHER)
+    texts = [_recommended(model, costs), _agrees(model, known[model], method)]
+    texts.append(_among(equivalent, sizes, f"at a kappa of {KAPPA} or more"))
+    if vague := [name for name in kappas if name not in known and name != RANDOM]:
+        texts.append(
+            f"Kappa is undefined for {listed(vague)}: as the teacher, no alarm at all, "
+            "or one in each window."
+        )
+    return _answer(model, rule, " ".join(texts), equivalent, TEACHER)
+
+
+def _agrees(model: str, kappa: float, method: str) -> str:
+    unknown = "No F1 is defined, so nothing says which detector is right"
+    if model == TEACHER:
+        return f"{unknown}; the others are compared with it."
+    return (
+        f"{unknown}; its label-free {method} alarms agree with the teacher's (Cohen's "
+        f"kappa {kappa:.3f})."
+    )
+
+
+# Words and sizes.
+
+
+def _sizes(models: Iterable[str], costs: Costs) -> dict[str, float]:
+    """Sizes of the models that have one, all in bytes or all in numbers."""
+    known = [name for name in models if costs.get(name, {}).get("numbers") is not None]
+    has_file = all(costs[name].get("bytes") is not None for name in known)
+    return {n: costs[n]["bytes" if has_file else "numbers"] for n in known}
+
+
+def _recommended(model: str, costs: Costs) -> str:
+    price = _price(model, costs)
+    return f"Recommended: {model}{f', {price}' if price else ''}."
+
+
+def _price(model: str, costs: Costs) -> str:
+    """Such as `1,482 numbers, 9,431 bytes of ONNX and 0.021 ms a window`."""
+    cost = costs.get(model, {})
+    formats = {
+        "numbers": "{:,} numbers",
+        "bytes": "{:,} bytes of ONNX",
+        "milliseconds": "{:.3f} ms a window",
+    }
+    return listed(
+        [words.format(cost[key]) for key, words in formats.items() if cost.get(key)]
+    )
+
+
+def listed(names: Sequence[str]) -> str:
+    """`a, b and c`.
+
+    >>> listed(["a", "b", "c"]), listed(["a"]), listed([])
+    ('a, b and c', 'a', '')
+    """
+    return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
+
+
+def signed(number: float) -> str:
+    """A difference to three decimals with a true minus.
+
+    >>> signed(-0.0125), signed(0.5), signed(-0.0001)
+    ('−0.013', '0.500', '0.000')
+    """
+    text = f"{number:.3f}"
+    return "0.000" if text == "-0.000" else text.replace("-", "−")
+
+
+def _answer(
+    model: str | None, rule: str, text: str, equivalent: list[str], best: str | None
+) -> dict[str, Any]:
+    return {
+        "model": model,
+        "rule": rule,
+        "text": text,
+        "equivalent": equivalent,
+        "best": best,
+    }
+
+
+CAUTION = (
+    "These are the numbers of one run: without repeats, differences of a few "
+    "hundredths are not evidence."
+)
+ENTITIES_ONLY = "The intervals tell of other entities, not of another training."
+
+
+class _Scores(NamedTuple):
+    """Mean F1 over entities by model, under a threshold, and the words that name it."""
+
+    rule: str
+    threshold: str
+    f1: dict[str, float]
+
+
+def summarise(results: Results) -> str:
+    """One paragraph: best models, baselines, what distillation brought, and a caution.
+
+    It begins with the recommendation, if `results` has one, and then leaves out what
+    that has said. What distillation brought comes with its interval over entities, if
+    `results` has `paired` differences.
+    """
+    method = label_free_method(results)
+    measures = [
+        _Scores(rule, words, _mean_f1(results, rule))
+        for rule, words in (
+            (ORACLE, "thresholds chosen on the test labels"),
+            (method, f"label-free {method} thresholds"),
+        )
+    ]
+    measures = [measure for measure in measures if measure.f1]
+    recommendation = results.get("recommendation") or {}
+    sentences = [recommendation.get("text", "")]
+    if not measures:
+        sentences.append(
+            "No F1 is defined on this test data (no labels, or nothing labelled "
+            "anomalous), so this run does not show how well any model detects."
+        )
+        return " ".join(filter(None, sentences))
+    for measure in measures:
+        # The recommendation names the best under the label-free threshold.
+        told = measure.rule == method and recommendation.get("best") is not None
+        sentences.append(_compared(measure, told))
+    paired = _paired(results)
+    sentences += [_distilled(measures, paired), _size(results, measures[0]), CAUTION]
+    if any(row["low"] is not None for row in paired.values()):
+        sentences.append(ENTITIES_ONLY)
+    return " ".join(filter(None, sentences))
+
+
+def _mean_f1(results: Results, threshold: str) -> dict[str, float]:
+    return {
+        row["model"]: row["f1"]
+        for row in results["rows"]
+        if row["threshold"] == threshold
+        and (row["scope"], row["level"]) == ("per_entity_mean", "window")
+        and row["f1"] is not None
+    }
+
+
+def _compared(measure: _Scores, told: bool) -> str:
+    """The best model and the best baseline, or the baselines alone if that is told."""
+    baselines = _baselines(measure)
+    if told:
+        return f"With {measure.threshold}, {baselines}." if baselines else ""
+    return ": ".join(filter(None, [_best(measure), baselines])) + "."
+
+
+def _best(measure: _Scores) -> str:
+    top = max(measure.f1.values())
+    names = [name for name, f1 in measure.f1.items() if top - f1 < MARGIN]
+    what = f"With {measure.threshold}, "
+    if len(names) == 1:
+        return f"{what}{names[0]} has the best mean F1 over entities, {top:.3f}"
+    return (
+        f"{what}{listed(names)} share the best mean F1 over entities (within {MARGIN} "
+        f"of {top:.3f})"
+    )
+
+
+def _baselines(measure: _Scores) -> str:
+    networks = {name: f1 for name, f1 in measure.f1.items() if name in NETWORKS}
+    baselines = {name: f1 for name, f1 in measure.f1.items() if is_baseline(name)}
+    if not networks or not baselines:
+        return ""
+    network = max(networks, key=networks.__getitem__)
+    baseline = max(baselines, key=baselines.__getitem__)
+    gap = networks[network] - baselines[baseline]
+    pair = f"({network} {networks[network]:.3f}, {baseline} {baselines[baseline]:.3f})"
+    if gap >= MARGIN:
+        return f"the best network is {gap:.3f} above the best trivial baseline {pair}"
+    if gap > -MARGIN:
+        return f"a trivial control matches the best network {pair}"
+    return f"a trivial control beats every network by {-gap:.3f} {pair}"
+
+
+def _paired(results: Results) -> dict[str, Mapping[str, Any]]:
+    """Student minus student_alone in F1 of windows, by threshold."""
+    return {
+        row["threshold"]: row
+        for row in results.get("paired") or ()
+        if (row["model"], row["against"]) == ("student", "student_alone")
+        and (row["level"], row["metric"]) == ("window", "f1")
+        and row["difference"] is not None
+    }
+
+
+def _distilled(measures: list[_Scores], paired: dict[str, Mapping[str, Any]]) -> str:
+    both = [m for m in measures if {"student", "student_alone"} <= m.f1.keys()]
+    if not both:
+        return ""
+    says = []
+    for measure in both:
+        student, alone = measure.f1["student"], measure.f1["student_alone"]
+        gap, interval = student - alone, ""
+        if measure.rule in paired:
+            gap = paired[measure.rule]["difference"]
+            interval = _interval(paired[measure.rule])
+        says.append(
+            f"{_gap(gap)} ({student:.3f} against {alone:.3f}, {measure.threshold}"
+            f"{interval})"
+        )
+    return (
+        "Compared with the same network trained alone, the distilled student is "
+        f"{listed(says)}."
+    )
+
+
+def _interval(row: Mapping[str, Any]) -> str:
+    """The interval of a paired difference, or why there is none."""
+    if row["low"] is None:
+        return f"; {row['reason']}"
+    holds = row["low"] <= 0 <= row["high"]
+    narrow = f", {row['reason']}" if row["reason"] else ""
+    return (
+        f"; difference {signed(row['difference'])}, 95 % interval {signed(row['low'])} "
+        f"to {signed(row['high'])} over {row['entities']:,} entities{narrow}"
+        f"{', which holds 0' if holds else ''}"
+    )
+
+
+def _gap(difference: float) -> str:
+    if abs(difference) < MARGIN:
+        return "neither better nor worse"
+    return f"{abs(difference):.3f} {'above' if difference > 0 else 'below'}"
+
+
+def _size(results: Results, measure: _Scores) -> str:
+    if not {"student", "teacher"} <= measure.f1.keys():
+        return ""
+    small, large = parameters(results, "student"), parameters(results, "teacher")
+    if not small or not large:
+        return ""
+    return (
+        f"The student has {small / large:.0%} of the teacher's parameters "
+        f"({small:,} of {large:,}) and a mean F1 of {measure.f1['student']:.3f} "
+        f"against {measure.f1['teacher']:.3f} ({measure.threshold})."
+    )

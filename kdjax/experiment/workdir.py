@@ -1,0 +1,280 @@
+"""The folder of one run: its lock, its settings, its log, its results.
+
+config.json         the resolved settings; another run's are refused
+data.json           digests of the data; other data are refused
+metrics.jsonl       a line per logged step
+checkpoints/PHASE   see kdjax.training.checkpoints
+detectors/MODEL     see kdjax.detection.storage
+results.json        written last: a work directory that has it is finished
+
+Of several processes (`kdjax.training.hosts`) the first holds the lock, judges what it finds and
+writes; the others hear of its judgement.
+"""
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from kdjax.config import completed, differences, to_json
+from kdjax.errors import ArtifactError, ConfigError, DataError
+from kdjax.io.files import (
+    check_schema,
+    check_unsealed,
+    clear_leftovers,
+    naming,
+    sha256,
+    write_text,
+)
+from kdjax.training import hosts
+
+CONFIG = "config.json"
+DATA = "data.json"
+METRICS = "metrics.jsonl"
+RESULTS = "results.json"
+RESULTS_SEAL = ".results.sha256"
+RESULTS_SCHEMA = 1
+
+
+logger = logging.getLogger(__name__)
+
+_LOSSES = ("loss", "train_loss", "validation_loss")
+
+
+@contextlib.contextmanager
+def locked(workdir: Path) -> Iterator[None]:
+    """Holds the work directory for this program; a second one is refused.
+
+    The operating system frees the lock when its holder dies, however that happens.
+    """
+    with contextlib.ExitStack() as held:
+        hosts.on_first(lambda: held.enter_context(_held(workdir)))
+        yield
+
+
+@contextlib.contextmanager
+def _held(workdir: Path) -> Iterator[None]:
+    holder = workdir / ".lock.pid"
+    lock = filelock.FileLock(workdir / ".lock", timeout=0)
+    before = _names(workdir)
+    try:
+        check_unsealed(workdir)
+        workdir.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except filelock.Timeout:
+        pid = holder.read_text("utf-8") if holder.exists() else "unknown"
+        raise ArtifactError(
+            f"{workdir} is in use by process {pid}: wait for it, or give another "
+            "--workdir."
+        ) from None
+    except OSError as error:
+        raise ArtifactError(
+            f"{workdir} can't be used as work directory ({error}): give another "
+            "--workdir."
+        ) from error
+    with lock:
+        try:
+            with naming(holder):
+                holder.write_text(str(os.getpid()), encoding="utf-8")
+            clear_leftovers(workdir)
+            yield
+        finally:
+            holder.unlink(missing_ok=True)
+            known = before or set()
+            if ".lock" not in known and _names(workdir) == known | {".lock"}:
+                # Nothing came of it: a folder of something else is as it was.
+                (workdir / ".lock").unlink(missing_ok=True)
+                if before is None:
+                    workdir.rmdir()
+            lock.release()
+
+
+def _names(folder: Path) -> set[str] | None:
+    """What is in a folder; None if there is none."""
+    return {path.name for path in folder.iterdir()} if folder.is_dir() else None
+
+
+def check_settings(workdir: Path, settings: Mapping[str, Any]) -> None:
+    """Refuses a folder of another run's settings, or of something else."""
+    hosts.on_first(lambda: _check_settings(workdir, settings))
+
+
+def is_unclaimed(workdir: Path, record: str, what: str) -> bool:
+    """Whether a folder lacks its record yet; refuses one that holds something else.
+
+    Args:
+        workdir: the folder.
+        record: name of the file that says what was asked for.
+        what: the folder would be, for the message.
+    """
+    if (workdir / record).exists():
+        return False
+    foreign = [p.name for p in workdir.iterdir() if not p.name.startswith(".")]
+    if foreign:
+        raise ArtifactError(
+            f"{workdir} holds {', '.join(sorted(foreign)[:3])} but no {record}: it is "
+            f"not {what}. Give an empty or new --workdir."
+        )
+    return True
+
+
+def _check_settings(workdir: Path, settings: Mapping[str, Any]) -> None:
+    path = workdir / CONFIG
+    if is_unclaimed(workdir, CONFIG, "a work directory of kdjax"):
+        return
+    # A field that came after the run was made had its default then.
+    changed = differences(completed(read_json(path)), completed(settings))
+    if changed:
+        raise ConfigError(
+            f"{workdir} was made with another config ({'; '.join(changed)}): give "
+            "another --workdir, or the settings it was made with."
+        )
+
+
+def claim(workdir: Path, settings: Mapping[str, Any]) -> None:
+    """Writes the settings, or checks that they are those of the run found here."""
+
+    def write() -> None:
+        _check_settings(workdir, settings)
+        if not (workdir / CONFIG).exists():
+            write_text(workdir / CONFIG, to_json(settings) + "\n")
+
+    hosts.on_first(write)
+
+
+def check_data(workdir: Path, digests: Mapping[str, str]) -> None:
+    """Writes the data's digests, or checks that they are those of the run found here."""
+    hosts.on_first(lambda: _check_data(workdir, digests))
+
+
+def _check_data(workdir: Path, digests: Mapping[str, str]) -> None:
+    path = workdir / DATA
+    if not path.exists():
+        write_text(path, json.dumps(digests, indent=2) + "\n")
+        return
+    old = read_json(path)
+    changed = sorted(
+        k for k in old.keys() | digests.keys() if old.get(k) != digests.get(k)
+    )
+    if changed:
+        raise DataError(
+            f"the data changed since {workdir} was made: {', '.join(changed[:5])}. "
+            "Give another --workdir, or the data it was made with."
+        )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file of the work directory."""
+    try:
+        value = json.loads(path.read_text("utf-8"))
+        fault = None if isinstance(value, dict) else "it holds no object"
+    except (OSError, RecursionError, ValueError) as error:
+        fault = str(error)
+    if fault:
+        raise _unreadable(path, fault)
+    found: dict[str, Any] = value
+    return found
+
+
+def _unreadable(path: Path, fault: str) -> ArtifactError:
+    return ArtifactError(
+        f"{path} can't be read ({fault}): remove the work directory and run again."
+    )
+
+
+def read_results(workdir: Path) -> dict[str, Any] | None:
+    """The results of a finished run, or None."""
+    path = workdir / RESULTS
+    return hosts.on_first(lambda: _read_results(path) if path.exists() else None)
+
+
+def _read_results(path: Path) -> dict[str, Any]:
+    results = read_json(path)
+    try:
+        version = results.get("environment", {}).get("versions", {}).get("kdjax")
+        schema = results.get("schema", RESULTS_SCHEMA)
+        check_schema(str(path), schema, known=RESULTS_SCHEMA, version=version)
+        # Results of an older kdjax have no seal.
+        seal = path.with_name(RESULTS_SEAL)
+        if seal.exists() and seal.read_text("utf-8").strip() != sha256(path):
+            raise ValueError(f"its SHA-256 is not that in {seal.name}")
+    except (AttributeError, OSError, TypeError, ValueError) as error:
+        raise _unreadable(path, str(error)) from error
+    return results
+
+
+def write_results(workdir: Path, results: Mapping[str, Any]) -> None:
+    """Writes the results, and first their digest: who has the results has it."""
+    text = json.dumps(results, indent=2, allow_nan=False) + "\n"
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    write_text(workdir / RESULTS_SEAL, digest + "\n")
+    write_text(workdir / RESULTS, text)
+
+
+def append_line(workdir: Path, line: Mapping[str, Any]) -> None:
+    """Adds a line to `metrics.jsonl`."""
+    if not hosts.is_first():
+        return
+    path = workdir / METRICS
+    with naming(path), path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def read_lines(workdir: Path) -> list[dict[str, Any]]:
+    """The lines of `metrics.jsonl`, without a last one that was cut off.
+
+    Others that are damaged are left out with a warning: nothing but a plot needs them.
+    """
+    path = workdir / METRICS
+    if not path.exists():
+        return []
+    try:
+        texts = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise _unreadable(path, str(error)) from error
+    lines = [_line(text) for text in texts]
+    # A kill while it was being written; else nothing follows the last line's end.
+    faulty = [number for number, line in enumerate(lines[:-1], 1) if line is None]
+    if faulty:
+        logger.warning(
+            "%s: %d damaged lines left out, line %d first", path, len(faulty), faulty[0]
+        )
+    return [line for line in lines if line is not None]
+
+
+def _line(text: bytes) -> dict[str, Any] | None:
+    """A line of the log, if it is whole."""
+    try:
+        line = json.loads(text.decode("utf-8"))
+        line["phase"].encode()
+        losses = [line[key] for key in _LOSSES if key in line]
+        # Losses of a whole epoch are drawn.
+        drawn = len(losses) > ("loss" in line)
+        counts = [line["step"], *([line["epoch"]] if drawn else [])]
+        whole = all(type(number) is int for number in counts)
+        if not whole or not all(
+            type(loss) in (int, float, type(None)) for loss in losses
+        ):
+            return None
+    except (AttributeError, LookupError, RecursionError, TypeError, ValueError):
+        return None
+    found: dict[str, Any] = line
+    return found
+
+
+def cut_lines(workdir: Path, phase: str, step: int) -> None:
+    """Takes out what a phase logged after `step`, the step it goes on from."""
+    if not hosts.is_first():
+        return
+    kept = [
+        line
+        for line in read_lines(workdir)
+        if line["phase"] != phase or line["step"] <= step
+    ]
+    write_text(workdir / METRICS, "".join(json.dumps(line) + "\n" for line in kept))

@@ -1,0 +1,325 @@
+"""What a run's numbers come to: costs, intervals, differences, and which one to take.
+
+What a run leaves behind: detectors with their cards, results, plot and reports.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kdjax.data.prepared import Entity, Prepared
+from kdjax.detection.detector import Detector, entity_index
+from kdjax.detection.events import AlarmRule, scored_events
+from kdjax.detection.storage import save_detector
+from kdjax.evaluation.evaluate import ModelEvaluation, test_starts
+from kdjax.evaluation.heatmap import contribution_bins
+from kdjax.evaluation.inspection import Inspection
+from kdjax.evaluation.intervals import ORACLE, best_baseline, interval_rows, paired_rows
+from kdjax.evaluation.plots import Distribution, Ranking, plot_learning_curve
+from kdjax.evaluation.report import DRAWN_ENTITIES, write_report
+from kdjax.evaluation.summary import agreement, recommend
+from kdjax.evaluation.text_report import write_texts
+from kdjax.evaluation.timelines import Heat, Timeline, heat_bins
+from kdjax.experiment.assemble import make_detector
+from kdjax.experiment.groups import group_name
+from kdjax.experiment.train import NETWORKS
+from kdjax.experiment.warm_start import PREVIOUS
+from kdjax.experiment.workdir import RESULTS_SCHEMA, read_lines, write_results
+from kdjax.export.costs import detector_costs
+from kdjax.io.environment import describe_environment
+
+TEACHER = "teacher"
+
+
+def derived_results(
+    results: Mapping[str, Any],
+    evaluated: Mapping[str, ModelEvaluation],
+    detectors: Mapping[str, Detector],
+) -> dict[str, Any]:
+    """Entries of `results.json` that follow from others.
+
+    Args:
+        results: its content so far.
+        judged: of all entities, by model name.
+        detectors: one of each model, which is run to see what it costs.
+    """
+    found = {
+        "intervals": interval_rows(results["entities"]),
+        "paired": paired_rows(results["entities"]),
+        "costs": {name: detector_costs(one) for name, one in detectors.items()},
+        "agreement": _agreements(evaluated),
+    }
+    return found | {"recommendation": recommend({**results, **found})}
+
+
+def _agreements(evaluated: Mapping[str, ModelEvaluation]) -> dict[str, float | None]:
+    """How far each model's alarms are the teacher's: Cohen's kappa, None if undefined."""
+    alarms = {name: _alarms(one) for name, one in evaluated.items()}
+    kappas = {
+        name: agreement(own, alarms[TEACHER]) if len(own) else math.nan
+        for name, own in alarms.items()
+    }
+    return {name: None if math.isnan(k) else k for name, k in kappas.items()}
+
+
+def _alarms(evaluated: ModelEvaluation) -> np.ndarray:
+    """Of all entities' test windows, one after the other; none where a score is NaN."""
+    own = [entity.window_scores > entity.threshold for entity in evaluated.scores]
+    return np.concatenate(own)
+
+
+# Models whose scores the report draws, and the one that goes into production.
+DRAWN = ("teacher", "student")
+STUDENT = "student"
+RANDOM = "random"
+# Entities whose channels are drawn: that scores their test rows once more.
+HEAT_MAPS = 16
+FRONTIER = "frontier.png"  # drawn into the folder by whoever compared sizes
+
+Settings = Mapping[str, Any]
+
+
+def write_run(
+    workdir: Path,
+    evaluated: Mapping[str, ModelEvaluation],
+    prepared: Prepared,
+    *,
+    parts: Sequence[tuple[str, Prepared, Mapping[str, ModelEvaluation]]],
+    inspections: Sequence[Inspection],
+    settings: Settings,
+    digests: Mapping[str, str],
+    seconds: Mapping[str, float],
+    notes: Sequence[str] = (),
+    warm_start: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Writes all files of a finished run, `results.json` last; returns its content.
+
+    Args:
+        workdir: folder of the run.
+        judged: of all entities, by model name.
+        prepared: the data.
+        parts: names of the parts with their data and models, which become detectors.
+        inspections: of the training rows, by the student.
+        settings: of the run.
+        digests: SHA-256 of each series.
+        seconds: spent in each phase.
+        notes: sentences on the data.
+        origin: what new cards say of the detector that training started from.
+    """
+    students: dict[str, Detector] = {}
+    examples: dict[str, Detector] = {}
+    for part, own, models in parts:
+        for name, model in models.items():
+            if name == PREVIOUS:
+                continue  # It lies where it was.
+            detector = make_detector(
+                name,
+                model.model,
+                model.calibration,
+                own,
+                settings=settings,
+                digests=_own_digests(digests, own),
+                results=model.rows,
+                warm_start=warm_start if name in NETWORKS else None,
+            )
+            save_detector(workdir / "detectors" / group_name(name, part), detector)
+            examples.setdefault(name, detector)
+            if name == STUDENT:
+                students |= dict.fromkeys(detector.entities, detector)
+    results = {
+        "schema": RESULTS_SCHEMA,
+        "dataset": _dataset(evaluated, prepared, settings["data"]),
+        "rows": [row for model in evaluated.values() for row in model.rows],
+        "entities": [row for model in evaluated.values() for row in model.entities],
+        "rates": [rate for model in evaluated.values() for rate in model.rates],
+        "worst_training_windows": [w for one in inspections for w in one.worst],
+        "data": {"sha256": dict(digests)},
+        "environment": {**describe_environment(), "seconds": dict(seconds)},
+        "notes": [*notes, *_notes(evaluated)],
+        "settings": settings,
+    }
+    results |= derived_results(results, evaluated, examples)
+    _write_reports(workdir, results, evaluated, prepared, inspections, students)
+    write_results(workdir, results)
+    return results
+
+
+def _write_reports(
+    workdir: Path,
+    results: Mapping[str, Any],
+    evaluated: Mapping[str, ModelEvaluation],
+    prepared: Prepared,
+    inspections: Sequence[Inspection],
+    students: Mapping[str, Detector],
+) -> None:
+    """The learning curve, the report, and its numbers in other formats."""
+    history, frontier = read_lines(workdir), workdir / FRONTIER
+    rule = AlarmRule(
+        *(results["settings"]["threshold"][k] for k in ("min_duration", "cooldown"))
+    )
+    plot_learning_curve(history, workdir / "learning_curve.png")
+    write_report(
+        workdir / "report.html",
+        results=results,
+        history=history,
+        timelines=[
+            _timeline(evaluated, prepared, i, rule)._replace(
+                heat=_heat(entity, prepared, students) if i < HEAT_MAPS else None
+            )
+            for i, entity in enumerate(prepared.entities[:DRAWN_ENTITIES])
+        ],
+        training=_training(evaluated, prepared, inspections),
+        distributions=_distributions(evaluated),
+        rankings=_rankings(evaluated, results["entities"]),
+        frontier=frontier.read_bytes() if frontier.exists() else None,
+        config=results["settings"],
+    )
+    write_texts(workdir, results)
+
+
+def _own_digests(digests: Mapping[str, str], prepared: Prepared) -> dict[str, str]:
+    """Those of a part's series; they are called train/ENTITY and test/ENTITY."""
+    names = {entity.name for entity in prepared.entities}
+    return {k: v for k, v in digests.items() if k.split("/", 1)[1] in names}
+
+
+def _dataset(
+    evaluated: Mapping[str, ModelEvaluation],
+    prepared: Prepared,
+    data: Mapping[str, Any],
+) -> dict[str, Any]:
+    scores = next(iter(evaluated.values())).scores
+    labels = [e.window_labels for e in scores if e.window_labels is not None]
+    tests = [entity.test for entity in prepared.entities]
+    return {
+        "name": prepared.name,
+        "entities": [entity.name for entity in prepared.entities],
+        "window": prepared.window,
+        "stride": prepared.stride,
+        "min_anomalous_points": data["min_anomalous_points"],
+        "train_rows": sum(len(e.train.values) for e in prepared.entities),
+        "test_rows": sum(len(test.values) for test in tests if test is not None),
+        "windows": sum(
+            len(test_starts(prepared, entity)) for entity in prepared.entities
+        ),
+        "positive_windows": int(np.sum(np.concatenate(labels))) if labels else None,
+    }
+
+
+def _notes(evaluated: Mapping[str, ModelEvaluation]) -> list[str]:
+    """What calibration had to say, once where all models share it."""
+    return list(
+        dict.fromkeys(
+            n for model in evaluated.values() for n in model.calibration.notes
+        )
+    )
+
+
+def _timeline(
+    evaluated: Mapping[str, ModelEvaluation],
+    prepared: Prepared,
+    index: int,
+    rule: AlarmRule,
+) -> Timeline:
+    entity = prepared.entities[index]
+    drawn = {name: evaluated[name].scores[index] for name in DRAWN if name in evaluated}
+    return Timeline(
+        entity=entity.name,
+        time=None if entity.test is None else entity.test.time,
+        labels=None if entity.test is None else entity.test.labels,
+        scores={name: found.scores for name, found in drawn.items()},
+        thresholds={name: found.threshold for name, found in drawn.items()},
+        events={
+            name: scored_events(
+                found.window_scores,
+                test_starts(prepared, entity),
+                entity.test_spans,
+                tau=found.threshold,
+                window=prepared.window,
+                rule=rule,
+            )
+            for name, found in drawn.items()
+            if entity.test is not None
+        },
+    )
+
+
+def _heat(
+    entity: Entity, prepared: Prepared, students: Mapping[str, Detector]
+) -> Heat | None:
+    """What the channels of the test rows contribute to the student's scores."""
+    if entity.test is None:
+        return None
+    detector = students[entity.name]
+    index = entity_index(detector, entity.name)
+    values = entity.test.values
+    parts = contribution_bins(
+        detector,
+        index,
+        values,
+        test_starts(prepared, entity),
+        heat_bins(entity.test.time, len(values)),
+    )
+    return Heat(STUDENT, detector.channels, parts, detector.thresholds[index].tau)
+
+
+def _training(
+    evaluated: Mapping[str, ModelEvaluation],
+    prepared: Prepared,
+    inspections: Sequence[Inspection],
+) -> list[Timeline]:
+    """The training rows of entities that have no test rows to show."""
+    thresholds = evaluated[STUDENT].calibration.thresholds
+    return [
+        Timeline(
+            entity=entity.name,
+            time=entity.train.time,
+            labels=None,
+            scores={STUDENT: found.scores},
+            thresholds={STUDENT: thresholds[place].tau},
+        )
+        for place, (entity, found) in enumerate(
+            zip(prepared.entities, inspections, strict=True)
+        )
+        if entity.test is None
+    ]
+
+
+def _distributions(evaluated: Mapping[str, ModelEvaluation]) -> list[Distribution]:
+    """The student's window scores in calibration and test."""
+    student = evaluated[STUDENT]
+    return [
+        Distribution(
+            entity=scores.entity,
+            calibration=student.calibration.scores[place],
+            test=scores.window_scores,
+            labels=scores.window_labels,
+            threshold=scores.threshold,
+        )
+        for place, scores in enumerate(student.scores)
+    ]
+
+
+def _rankings(
+    evaluated: Mapping[str, ModelEvaluation], rows: Sequence[Mapping[str, Any]]
+) -> list[Ranking]:
+    """Networks, the best baseline and random on the windows of labelled entities."""
+    baseline = best_baseline(
+        rows, threshold=ORACLE, level="window", metric="average_precision"
+    )
+    drawn = {
+        n: evaluated[n] for n in (*NETWORKS, baseline, RANDOM) if n in evaluated and n
+    }
+    return [
+        Ranking(
+            entity=first.entity,
+            labels=first.window_labels,
+            scores={name: own.scores[i].window_scores for name, own in drawn.items()},
+            thresholds={name: own.scores[i].threshold for name, own in drawn.items()},
+        )
+        for i, first in enumerate(evaluated[STUDENT].scores)
+        if first.window_labels is not None
+    ]

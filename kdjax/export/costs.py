@@ -1,0 +1,87 @@
+"""What a detector costs where it runs: numbers, bytes of its file, time per window."""
+
+import statistics
+import time
+from typing import Any
+
+import numpy as np
+
+from kdjax.detection.detector import Detector
+from kdjax.errors import ConfigError
+from kdjax.export.onnx_scorer import load_onnx
+
+ROUNDS = 50
+WARM = 3  # The first calls allocate.
+
+
+def exported(detector: Detector) -> bytes:
+    """The ONNX file of the detector's first entity.
+
+    Raises:
+        ConfigError: the extra `onnx` is not installed, or the model has no ONNX form.
+    """
+    from kdjax.export.onnx import onnx_file
+
+    return onnx_file(detector, 0)
+
+
+def window_milliseconds(content: bytes, rounds: int = ROUNDS) -> float:
+    """Median time of one window in onnxruntime, on one core.
+
+    Args:
+        content: an exported file.
+        rounds: windows timed.
+
+    Raises:
+        ConfigError: the extra `onnx` is not installed.
+    """
+    plan, run = load_onnx(content)
+    # Speed doesn't depend on the values.
+    window = np.zeros((1, plan.window, len(plan.channels)), np.float32)
+    seconds = []
+    for _ in range(rounds + WARM):
+        started = time.perf_counter()
+        run(window)
+        seconds.append(time.perf_counter() - started)
+    return 1e3 * statistics.median(seconds[WARM:])
+
+
+def numbers(detector: Detector) -> int:
+    """How many numbers score the windows of one entity.
+
+    The model's parameters, offset and scale `[D]` of the scaler, mean `[F]` and
+    whitening matrix `[F, F]` of the Gaussian, and τ; F is K·D where K parts are joined.
+    A baseline without parameters needs the rest as well. The blame of channels follows
+    from the whitening matrix and isn't counted, though an exported file holds it ready.
+    """
+    errors: int = detector.gaussians.mean.shape[-1]
+    scaler = 2 * len(detector.channels)
+    return detector.model.parameters + scaler + errors + errors**2 + 1
+
+
+def detector_costs(detector: Detector, rounds: int = ROUNDS) -> dict[str, Any]:
+    """What one entity's detector costs, JSON-able.
+
+    Args:
+        detector: a network's or a baseline's.
+        rounds: windows timed.
+
+    Returns:
+        `parameters` of the model, `numbers` (see above), `bytes` of the ONNX file,
+        `milliseconds` of a window in onnxruntime on one core, and `reason`: why one of
+        the last two is None, else empty.
+    """
+    found: dict[str, Any] = {
+        "parameters": detector.model.parameters,
+        "numbers": numbers(detector),
+        "bytes": None,
+        "milliseconds": None,
+        "reason": "",
+    }
+    try:
+        content = exported(detector)
+        found["bytes"] = len(content)
+        found["milliseconds"] = window_milliseconds(content, rounds)
+    except ConfigError as error:
+        found["reason"] = str(error)
+    return found

@@ -1,0 +1,329 @@
+"""An exported file against the detector it came from, on real windows.
+
+Both compute in float32, in another order. On the networks measured (6 to 200 units, 5
+to 38 channels) scores differ by up to 3e-6 of max(1, score), and by up to 4e-5 where
+missing cells are completed under a nearly singular Gaussian. A decision may differ where a
+score lies that close to τ, and nowhere else.
+
+A saved detector as one file, as the verb `export` does it.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from kdjax.data.cells import about
+from kdjax.data.readers import match_channels, read_table
+from kdjax.data.windowing import gather
+from kdjax.detection.attribution import attribution_matrix
+from kdjax.detection.detector import (
+    BATCH_SIZE,
+    Detector,
+    entity_index,
+    explain_batches,
+    gaussian_of,
+    scoring_batch,
+    usual_entity,
+)
+from kdjax.detection.scores import window_scores
+from kdjax.detection.storage import load_detector
+from kdjax.errors import ArtifactError, ConfigError, DataError
+from kdjax.export.onnx_scorer import Scored, Scorer, load_onnx
+from kdjax.io.files import atomic_path, check_target, clear_leftovers
+
+# A window score within this share of τ may fall on either side of it.
+ROUNDING = 1e-4
+# Windows compared at most, spread evenly: enough to meet rounding.
+WINDOWS = 1000
+
+
+class Parity(NamedTuple):
+    """How two ways to compute the same scores agree; scores relative to max(1, score).
+
+    Attributes:
+        windows: compared.
+        available: at stride 1.
+        max_difference: of point scores, window scores and contributions.
+        median_shift: median difference of window scores.
+        max_shift: largest difference of window scores.
+        flips: windows that alarm in one way only, or have a score in one way only.
+        flips_beyond_rounding: those whose score is further from τ than `ROUNDING`.
+    """
+
+    windows: int
+    available: int
+    max_difference: float
+    median_shift: float
+    max_shift: float
+    flips: int
+    flips_beyond_rounding: int
+
+
+def check_export(
+    detector: Detector,
+    index: int,
+    run: Callable[[np.ndarray], Scored],
+    series: Sequence[np.ndarray],
+) -> Parity:
+    """Compares `run` with kdjax itself on windows at stride 1 of raw rows.
+
+    Args:
+        detector: the detector.
+        index: from `entity_index`.
+        run: windows `[B, L, D]` to their scores.
+        series: rows `[N, D]` each.
+
+    Raises:
+        ConfigError: no series has a whole window.
+    """
+    available = sum(max(0, len(rows) - detector.window + 1) for rows in series)
+    if not available:
+        raise ConfigError(
+            f"there is no window of {detector.window} rows to check the exported file "
+            "on: give a file of such rows with --data=FILE."
+        )
+    pairs = list(_pairs(detector, index, run, series, available))
+    tau = detector.thresholds[index].tau
+    shifts = np.concatenate(
+        [_difference(b.window_score, a.window_score) for a, b in pairs]
+    )
+    flips = [_flips(a, b, tau) for a, b in pairs]
+    return Parity(
+        windows=len(shifts),
+        available=available,
+        max_difference=max(_largest(ours, theirs) for ours, theirs in pairs),
+        median_shift=float(np.median(shifts)),
+        max_shift=float(shifts.max()),
+        flips=sum(len(scores) for scores in flips),
+        # NaN is nowhere near τ.
+        flips_beyond_rounding=sum(
+            int((~(np.abs(scores - tau) <= ROUNDING * tau)).sum()) for scores in flips
+        ),
+    )
+
+
+def _pairs(
+    detector: Detector,
+    index: int,
+    run: Callable[[np.ndarray], Scored],
+    series: Sequence[np.ndarray],
+    available: int,
+) -> Iterator[tuple[Scored, Scored]]:
+    """What kdjax and `run` say of the same windows, a batch at a time."""
+    attribution = attribution_matrix(
+        gaussian_of(detector, index), method=detector.attribution
+    )
+    size = scoring_batch(detector.model, len(detector.channels), BATCH_SIZE)
+    length, tau = detector.window, detector.thresholds[index].tau
+    for rows, starts in _chosen(series, length, available):
+        pieces = explain_batches(
+            detector, index, rows, starts, attribution=attribution, batch_size=size
+        )
+        first = 0
+        for piece in pieces:
+            batch = starts[first : first + len(piece.points)]
+            first += len(batch)
+            largest = window_scores(piece.points, count=detector.allowed_points)
+            alarm = (largest > tau).astype(np.int64)
+            ours = Scored(piece.points, largest, alarm, piece.contributions)
+            yield ours, run(gather(rows, batch, length))
+
+
+def _chosen(
+    series: Sequence[np.ndarray], length: int, available: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Rows and starts of `WINDOWS` windows spread evenly over all there are."""
+    count = min(available, WINDOWS)
+    places = np.rint(np.linspace(0, available - 1, count)).astype(np.int64)
+    for rows in series:
+        here = max(0, len(rows) - length + 1)
+        starts, places = places[places < here], places[places >= here] - here
+        if len(starts):
+            yield np.asarray(rows, np.float32), starts
+
+
+def _largest(ours: Scored, theirs: Scored) -> float:
+    """The largest difference; a contribution's is a share of the whole score."""
+    points = ours.point_score
+    differences = (
+        _difference(theirs.point_score, points),
+        _difference(theirs.window_score, ours.window_score),
+        _difference(theirs.contribution, ours.contribution, points[..., None]),
+    )
+    return float(max(difference.max() for difference in differences))
+
+
+def _difference(
+    found: np.ndarray, expected: np.ndarray, unit: np.ndarray | None = None
+) -> np.ndarray:
+    """|found − expected| / max(1, unit); infinite where one alone is a finite number.
+
+    The unit is `expected` if not given.
+    """
+    same = (found == expected) | (np.isnan(found) & np.isnan(expected))
+    unit = expected if unit is None else unit
+    with np.errstate(invalid="ignore", over="ignore"):
+        distance = np.abs(found - expected) / np.maximum(1, unit)
+    finite = np.isfinite(found) & np.isfinite(expected)
+    result: np.ndarray = np.where(same, 0, np.where(finite, distance, np.inf))
+    return result
+
+
+def _flips(ours: Scored, theirs: Scored, tau: float) -> np.ndarray:
+    """Our scores of the windows on which the decisions differ."""
+    unknown = np.isnan(ours.window_score) != np.isnan(theirs.window_score)
+    differs = unknown | (ours.alarm != theirs.alarm)
+    scores: np.ndarray = ours.window_score[differs].astype(np.float64)
+    return scores
+
+
+FORMATS = ("onnx", "stablehlo")
+QUANTIZE = ("none", "int8")
+
+
+def export_file(
+    detector: str | os.PathLike[str],
+    *,
+    format: str,
+    output: str | os.PathLike[str],
+    entity: str | None = None,
+    quantize: str = "none",
+    data: str | os.PathLike[str] = "",
+    time_column: str = "",
+    entity_column: str = "",
+    label_column: str = "",
+) -> Iterator[str]:
+    """Writes a detector of one entity to a file; yields what to tell the user.
+
+    The file is checked against the detector on real windows before it takes its name.
+
+    Args:
+        detector: folder of a saved detector.
+        format: `onnx` or `stablehlo`.
+        output: the file to write.
+        entity: whose scaler, Gaussian and threshold the file has; by default the only
+            entity's, else the pooled ones.
+        quantize: `int8` keeps a network's weights in 8 bits (`onnx` only).
+        data: a file of rows to check on; by default the rows that the detector keeps.
+        time_column: of `data`; see `read_table`.
+        entity_column: of `data`.
+        label_column: of `data`.
+
+    Raises:
+        ArtifactError: the file decides otherwise than the detector.
+        ConfigError: the detector can't be exported so, or there is nothing to check on.
+    """
+    _check(format, quantize)
+    check_target(output, inputs=(data,))
+    clear_leftovers(Path(output).parent, (Path(output).name,))
+    loaded = load_detector(detector)
+    index = entity_index(loaded, entity or usual_entity(loaded))
+    yield _entity_line(loaded, index)
+    series = (
+        []
+        if not str(data)
+        else _rows(loaded, data, time_column, entity_column, label_column)
+    )
+    if not series and loaded.reference is not None:
+        series = [loaded.reference]
+    exporter = _onnx if format == "onnx" else _stablehlo
+    content, scorer = exporter(loaded, index)
+    parity = check_export(loaded, index, scorer.run, series)
+    warm_start = str(data) or "the detector's reference rows"
+    yield _parity_line(parity, warm_start)
+    if parity.flips_beyond_rounding:
+        raise ArtifactError(
+            f"{output} was not written: {parity.flips_beyond_rounding} of "
+            f"{parity.windows:,} decisions differ from the detector's by more than "
+            "rounding. Report this with the versions that kdjax info prints."
+        )
+    if quantize == "int8":
+        whole = len(content)
+        content, scorer = _onnx(loaded, index, quantize)
+        effect = check_export(loaded, index, scorer.run, series)
+        yield _effect_line(effect, whole, len(content))
+    with atomic_path(output) as temporary:
+        temporary.write_bytes(content)
+    yield f"{output}: {len(content):,} bytes"
+
+
+def _check(format: str, quantize: str) -> None:
+    if format not in FORMATS:
+        raise ConfigError(
+            f"--format={format!r} is unknown: use one of {', '.join(FORMATS)}."
+        )
+    if quantize not in QUANTIZE:
+        raise ConfigError(
+            f"--quantize={quantize!r} is unknown: use one of {', '.join(QUANTIZE)}."
+        )
+    if quantize != "none" and format != "onnx":
+        raise ConfigError(
+            f"--quantize={quantize} is for --format=onnx: leave it out, or export that."
+        )
+
+
+def _entity_line(detector: Detector, index: int) -> str:
+    if index == len(detector.entities):
+        return (
+            "pooled scaler, Normal and threshold; --entity=NAME takes those of "
+            f"{', '.join(detector.entities)}"
+        )
+    return f"scaler, Normal and threshold of {detector.entities[index]}"
+
+
+def _rows(
+    detector: Detector, path: str | os.PathLike[str], *columns: str
+) -> Sequence[np.ndarray]:
+    """The rows of a user's file, an entity a piece."""
+    time_column, entity_column, label_column = columns
+    series = read_table(
+        path,
+        time_column=time_column,
+        entity_column=entity_column,
+        label_column=label_column,
+        missing="mask",
+    )
+    with about(path):
+        rows = [match_channels(one, detector.channels).values for one in series]
+    longest = max(map(len, rows))
+    if longest < detector.window:
+        raise DataError(
+            f"{path} has {longest} rows of one entity, and the detector's window is "
+            f"{detector.window}: give more rows to check the exported file on."
+        )
+    return rows
+
+
+def _onnx(
+    detector: Detector, index: int, quantize: str = "none"
+) -> tuple[bytes, Scorer]:
+    from kdjax.export.onnx import onnx_file
+
+    content = onnx_file(detector, index, quantize=quantize)
+    return content, load_onnx(content, threads=0)
+
+
+def _stablehlo(detector: Detector, index: int) -> tuple[bytes, Scorer]:
+    from kdjax.export.stablehlo import load_stablehlo, stablehlo_file
+
+    content = stablehlo_file(detector, index)
+    return content, load_stablehlo(content)
+
+
+def _parity_line(parity: Parity, warm_start: str) -> str:
+    return (
+        f"checked on {parity.windows:,} of {parity.available:,} windows of {warm_start}: "
+        f"scores differ by at most {parity.max_difference:.1e} (relative), "
+        f"{parity.flips} decisions differ"
+    )
+
+
+def _effect_line(effect: Parity, before: int, after: int) -> str:
+    return (
+        f"int8: {before:,} bytes become {after:,}; window scores change by "
+        f"{effect.median_shift:.2%} (median) and {effect.max_shift:.2%} (at most), "
+        f"{effect.flips} of {effect.windows:,} decisions differ"
+    )

@@ -1,0 +1,63 @@
+"""All metrics, each a function of labels and of scores or alarms.
+
+Each takes array-likes (lists, numpy, pandas): N rows, in order, or, for those of single
+points, M windows alike. A metric that its inputs leave undefined is NaN, with an
+`UndefinedMetricWarning` that gives the reason, and never 0.
+
+- Single points: `precision_recall_f1` (Eq. 3-5), `auc_roc`, `average_precision`.
+- Events with a tolerance: `vus_roc`, `vus_pr` (both at once: `vus`), `affiliation`.
+- Whole events: `range_precision_recall`, `event_f1`, `event_recall`, `detection_delay`.
+- Inflated, for comparison with papers: `point_adjusted_f1`, `pa_k_f1`.
+"""
+
+from kdjax.metrics.affiliations import Affiliation, affiliation
+from kdjax.metrics.checks import UndefinedMetricWarning, as_labels, as_scores
+from kdjax.metrics.events import detection_delay, event_f1, event_recall
+from kdjax.metrics.point_adjusted import pa_k_f1, point_adjusted_f1
+from kdjax.metrics.points import (
+    Counts,
+    PrecisionRecallF1,
+    auc_roc,
+    average_precision,
+    count,
+    from_counts,
+    pool,
+    precision_recall_f1,
+    undefined,
+    undefined_curve,
+)
+from kdjax.metrics.ranges import range_precision_recall
+from kdjax.metrics.volumes import (
+    Volumes,
+    vus,
+    vus_pr,
+    vus_roc,
+)
+
+__all__ = [
+    "Affiliation",
+    "Counts",
+    "PrecisionRecallF1",
+    "UndefinedMetricWarning",
+    "Volumes",
+    "affiliation",
+    "as_labels",
+    "as_scores",
+    "auc_roc",
+    "average_precision",
+    "count",
+    "detection_delay",
+    "event_f1",
+    "event_recall",
+    "from_counts",
+    "pa_k_f1",
+    "point_adjusted_f1",
+    "pool",
+    "precision_recall_f1",
+    "range_precision_recall",
+    "undefined",
+    "undefined_curve",
+    "vus",
+    "vus_pr",
+    "vus_roc",
+]

@@ -1,0 +1,164 @@
+"""Precision, recall and F1 of alarms (Eq. 3-5), and areas under curves of scores.
+
+These look at each row or window by itself; their order plays no part.
+"""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from kdjax.metrics.checks import (
+    NO_NEGATIVES,
+    NO_POSITIVES,
+    NO_PREDICTIONS,
+    warn_undefined,
+    with_alarms,
+    with_scores,
+)
+
+
+class PrecisionRecallF1(NamedTuple):
+    """Precision (Eq. 3), recall (Eq. 4) and F1 (Eq. 5); NaN where undefined."""
+
+    precision: float
+    recall: float
+    f1: float
+
+
+class Counts(NamedTuple):
+    """What Eq. 3-5 are made of; counts of several entities may be summed."""
+
+    tp: int
+    fp: int
+    fn: int
+
+
+def count(labels: npt.ArrayLike, predictions: npt.ArrayLike) -> Counts:
+    """True positives, false positives and false negatives of alarms.
+
+    >>> count([0, 0, 1, 1, 1], [0, 1, 1, 1, 0])
+    Counts(tp=2, fp=1, fn=1)
+    """
+    truth, alarms = with_alarms(labels, predictions)
+    tp = int(np.count_nonzero(truth & alarms))
+    return Counts(
+        tp, int(np.count_nonzero(alarms)) - tp, int(np.count_nonzero(truth)) - tp
+    )
+
+
+def pool(counts: Iterable[Counts]) -> Counts:
+    """The sum of several entities' counts.
+
+    >>> pool([Counts(2, 1, 1), Counts(0, 4, 0)])
+    Counts(tp=2, fp=5, fn=1)
+    """
+    total = np.array([(0, 0, 0), *counts]).sum(axis=0)
+    return Counts(*(int(number) for number in total))
+
+
+def from_counts(counts: Counts) -> PrecisionRecallF1:
+    """Eq. 3-5 from counts; NaN where undefined, without a warning.
+
+    F1 is 2TP / (2TP + FP + FN): Eq. 5 wherever Eq. 5 has a value, and 0 where there are
+    positive labels and no prediction. Without positive labels it is undefined, though
+    the fraction might be 0/FP: there is nothing that a detector could have found.
+
+    >>> from_counts(Counts(tp=2, fp=2, fn=0))
+    PrecisionRecallF1(precision=0.5, recall=1.0, f1=0.6666666666666666)
+    """
+    tp, fp, fn = counts
+    nan = float("nan")
+    return PrecisionRecallF1(
+        precision=tp / (tp + fp) if tp + fp else nan,
+        recall=tp / (tp + fn) if tp + fn else nan,
+        f1=2 * tp / (2 * tp + fp + fn) if tp + fn else nan,
+    )
+
+
+def undefined(counts: Counts) -> dict[str, str]:
+    """For each metric of Eq. 3-5 that `counts` leave undefined, the reason.
+
+    >>> undefined(Counts(tp=0, fp=0, fn=3))
+    {'precision': 'nothing was predicted positive'}
+    """
+    tp, fp, fn = counts
+    reasons = {}
+    if tp + fp == 0:
+        reasons["precision"] = NO_PREDICTIONS
+    if tp + fn == 0:
+        reasons |= {"recall": NO_POSITIVES, "f1": NO_POSITIVES}
+    return reasons
+
+
+def undefined_curve(labels: np.ndarray) -> dict[str, str]:
+    """For each curve metric that `[N]` bool labels leave undefined, the reason.
+
+    >>> undefined_curve(np.array([True, True]))
+    {'auc_roc': 'no negative labels'}
+    """
+    if not labels.any():
+        return {"auc_roc": NO_POSITIVES, "average_precision": NO_POSITIVES}
+    return {"auc_roc": NO_NEGATIVES} if labels.all() else {}
+
+
+def harmonic_mean(precision: float, recall: float) -> float:
+    """F1 of two numbers; 0 if both are, NaN if one is.
+
+    >>> harmonic_mean(0.5, 1.0)
+    0.6666666666666666
+    """
+    total = precision + recall
+    return 2 * precision * recall / total if total else 0.0
+
+
+def precision_recall_f1(
+    labels: npt.ArrayLike, predictions: npt.ArrayLike
+) -> PrecisionRecallF1:
+    """Precision, recall and F1 of `[N]` alarms, Eq. 3-5.
+
+    Precision is NaN when nothing was predicted; recall and F1 are NaN when nothing is
+    labelled; an `UndefinedMetricWarning` says so. See `from_counts` for F1.
+
+    >>> precision_recall_f1([0, 0, 1, 1], [0, 1, 1, 1])
+    PrecisionRecallF1(precision=0.6666666666666666, recall=1.0, f1=0.8)
+    """
+    counts = count(labels, predictions)
+    warn_undefined(undefined(counts))
+    return from_counts(counts)
+
+
+def auc_roc(labels: npt.ArrayLike, scores: npt.ArrayLike) -> float:
+    """Area under the ROC curve; NaN with a warning if only one class is labelled.
+
+    >>> auc_roc([0, 0, 1, 1], [0.1, 0.4, 0.35, float("inf")])
+    0.75
+    """
+    return _curve("auc_roc", labels, scores)
+
+
+def average_precision(labels: npt.ArrayLike, scores: npt.ArrayLike) -> float:
+    """Average precision (area under the steps of precision over recall).
+
+    NaN with a warning if nothing is labelled positive.
+
+    >>> round(average_precision([0, 0, 1, 1], [0.1, 0.4, 0.35, 0.8]), 4)
+    0.8333
+    """
+    return _curve("average_precision", labels, scores)
+
+
+def _curve(name: str, labels: npt.ArrayLike, scores: npt.ArrayLike) -> float:
+    from sklearn import metrics  # here, since it takes a second to import
+
+    truth, values = with_scores(labels, scores)
+    if reason := undefined_curve(truth).get(name):
+        warn_undefined({name: reason}, stacklevel=4)
+        return float("nan")
+    # scikit-learn refuses infinite scores; both areas depend on the order alone.
+    ranks = np.unique(values, return_inverse=True)[1]
+    area = (
+        metrics.roc_auc_score if name == "auc_roc" else metrics.average_precision_score
+    )
+    return float(area(truth, ranks))

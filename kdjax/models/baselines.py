@@ -1,0 +1,249 @@
+"""Baselines: residual models that need no training or nearly none.
+
+    mahalanobis     x                                    (Eq. 1 on the rows themselves)
+    difference      |x_t − x_{t−1}|, 0 at the window's first row
+    moving_average  |x_t − mean of the up to 60 rows that end at t|
+    pca             |x − its projection on the leading components of the fit rows|
+    kmeans          |x − the nearest of the fit windows' cluster centres|
+    random          uniform noise drawn from a hash of the window
+
+All but the last expect something of each row; `RECONSTRUCTIONS` has what. Functions take
+`(params, windows [B, L, D])` and give `[B, L, D]`; `kdjax.models.baselines` finds the
+parameters of those that have some.
+
+Parameters of the baselines that have some, from scaled fit rows or windows.
+"""
+
+import itertools
+from collections.abc import Callable, Iterable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from threadpoolctl import threadpool_limits
+
+from kdjax.models.autoencoder import Params
+
+MOVING_AVERAGE_ROWS = 60
+
+WindowFilter = Callable[[Params, Array], Array]
+
+
+def mahalanobis(params: Params, windows: Array) -> Array:
+    """The rows themselves: Eq. 1 then is the Mahalanobis distance of raw rows."""
+    return windows
+
+
+def difference(params: Params, windows: Array) -> Array:
+    """|x_t − x_{t−1}|; the window's first row has no row before it and counts 0."""
+    # Not what `row_before` leaves of the first row: ∞ − ∞ is no number.
+    steps = jnp.abs(windows[:, 1:] - windows[:, :-1])
+    return jnp.pad(steps, ((0, 0), (1, 0), (0, 0)))
+
+
+def moving_average(params: Params, windows: Array) -> Array:
+    """|x_t − mean of the up to 60 rows ending at and including t inside the window|."""
+    return jnp.abs(windows - running_mean(params, windows))
+
+
+def pca(params: Params, windows: Array) -> Array:
+    """|x − its projection|; `params` has `mean` `[D]` and `components` `[K, D]`."""
+    centred = windows - params["mean"]
+    return jnp.abs(centred - _projected(params, centred))
+
+
+def kmeans(params: Params, windows: Array) -> Array:
+    """|x − the nearest centre|; `params` has `centres` `[K, L, D]`.
+
+    Whole windows are clustered, as TSB-AD's KMeansAD does (after Yairi et al., 2001).
+    """
+    return jnp.abs(windows - nearest_centre(params, windows))
+
+
+def random(params: Params, windows: Array) -> Array:
+    """Uniform noise in [0, 1), the same for the same window.
+
+    Drawn from a hash of the window, so that the baseline is a function like the others
+    and its scores don't depend on how windows were batched.
+    """
+
+    def draw(window: Array) -> Array:
+        bits = jax.lax.bitcast_convert_type(window, jnp.uint32).ravel()
+        # Multiples of the golden ratio tell apart windows that hold the same values in
+        # another order.
+        places = jnp.arange(bits.size, dtype=jnp.uint32) * jnp.uint32(0x9E3779B9)
+        digest = jnp.sum(_mix(_mix(bits) ^ places), dtype=jnp.uint32)
+        key = jax.random.fold_in(jax.random.key(0), digest)
+        return jax.random.uniform(key, window.shape, window.dtype)
+
+    return jax.vmap(draw)(windows)
+
+
+def nothing(params: Params, windows: Array) -> Array:
+    """What `mahalanobis` expects: zeros."""
+    return jnp.zeros_like(windows)
+
+
+def row_before(params: Params, windows: Array) -> Array:
+    """What `difference` expects: the row before, and of the first row itself."""
+    return jnp.concatenate([windows[:, :1], windows[:, :-1]], axis=1)
+
+
+def running_mean(params: Params, windows: Array) -> Array:
+    """What `moving_average` expects."""
+    length = windows.shape[1]
+    # Each sum adds its own rows. Differences of a running total would be cheaper, but
+    # one huge value would spoil all later means.
+    sums = jax.lax.reduce_window(
+        windows,
+        jnp.zeros((), windows.dtype),
+        jax.lax.add,
+        window_dimensions=(1, MOVING_AVERAGE_ROWS, 1),
+        window_strides=(1, 1, 1),
+        padding=((0, 0), (MOVING_AVERAGE_ROWS - 1, 0), (0, 0)),
+    )
+    counts = jnp.minimum(jnp.arange(1, length + 1), MOVING_AVERAGE_ROWS)
+    means: Array = sums / counts[:, None].astype(windows.dtype)
+    return means
+
+
+def projection(params: Params, windows: Array) -> Array:
+    """What `pca` expects."""
+    mean = jnp.asarray(params["mean"])
+    return mean + _projected(params, windows - mean)
+
+
+def nearest_centre(params: Params, windows: Array) -> Array:
+    """What `kmeans` expects: the centre closest to the whole window."""
+    centres = jnp.asarray(params["centres"])
+    # An offset that all share would take the digits in which they differ.
+    middle = jnp.mean(centres, axis=0)
+    around = centres - middle
+    # ‖x − c‖² without ‖x‖², which all centres share.
+    products = jnp.einsum("bld,kld->bk", windows - middle, around, precision="highest")
+    distances = jnp.sum(around**2, axis=(1, 2)) - 2 * products
+    # What is no number stands for an overflow.
+    distances = jnp.where(jnp.isnan(distances), jnp.inf, distances)
+    return centres[jnp.argmin(distances, axis=1)]
+
+
+def _projected(params: Params, centred: Array) -> Array:
+    components = jnp.asarray(params["components"])
+    codes = jnp.matmul(centred, components.T, precision="highest")
+    return jnp.matmul(codes, components, precision="highest")
+
+
+def _mix(bits: Array) -> Array:
+    """Bits spread over all of each uint32 (the finish of Appleby's MurmurHash3).
+
+    Round numbers such as 0 and 1 differ in their upper bits only, which a sum of
+    multiples would mostly lose.
+    """
+    bits = (bits ^ (bits >> 16)) * jnp.uint32(0x85EBCA6B)
+    bits = (bits ^ (bits >> 13)) * jnp.uint32(0xC2B2AE35)
+    return bits ^ (bits >> 16)
+
+
+BASELINES: dict[str, WindowFilter] = {
+    "difference": difference,
+    "kmeans": kmeans,
+    "mahalanobis": mahalanobis,
+    "moving_average": moving_average,
+    "pca": pca,
+    "random": random,
+}
+
+RECONSTRUCTIONS: dict[str, WindowFilter] = {
+    "difference": row_before,
+    "kmeans": nearest_centre,
+    "mahalanobis": nothing,
+    "moving_average": running_mean,
+    "pca": projection,
+}
+
+
+# Clusters of windows, as TSB-AD's KMeansAD has by default.
+CENTRES = 20
+ROUNDS = 50
+
+
+def fit_pca(
+    rows: np.ndarray | Iterable[np.ndarray], *, variance: float = 0.95
+) -> dict[str, np.ndarray]:
+    """Parameters of `pca` from scaled fit rows `[N, D]`, keeping `variance` of 1.
+
+    Rows may come in pieces; from more than one the components are those of their
+    covariance, gathered in float64, so that no more than a piece is held.
+    """
+    pieces = iter([rows] if isinstance(rows, np.ndarray) else rows)
+    first, second = next(pieces), next(pieces, None)
+    if second is None:
+        mean, components = _components(np.asarray(first, np.float64), variance)
+    else:
+        found = _covariance(itertools.chain([first, second], pieces))
+        mean, components = _leading(*found, variance)
+    return {
+        "mean": mean.astype(np.float32),
+        "components": components.astype(np.float32),
+    }
+
+
+def _components(rows: np.ndarray, variance: float) -> tuple[np.ndarray, np.ndarray]:
+    """Mean `[D]` and leading components `[K, D]` of rows."""
+    from sklearn.decomposition import PCA
+
+    if not rows.var(axis=0).any():
+        # No variance to keep: the projection is the mean.
+        return rows.mean(axis=0), np.zeros((1, rows.shape[1]))
+    found = PCA(n_components=variance, svd_solver="full").fit(rows).components_
+    return rows.mean(axis=0), found
+
+
+def _covariance(pieces: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Mean `[D]` and covariance `[D, D]` of rows in pieces (Chan et al., 1983)."""
+    count, mean, scatter = 0, np.zeros(()), np.zeros(())
+    for rows in pieces:
+        if not len(rows):
+            continue
+        own = rows.mean(axis=0, dtype=np.float64)
+        centred, shift = rows - own, own - mean
+        share = len(rows) / (count + len(rows))
+        mean = mean + shift * share
+        between = np.outer(shift, shift) * (count * share)
+        scatter = scatter + centred.T @ centred + between
+        count += len(rows)
+    return mean, scatter / count
+
+
+def _leading(
+    mean: np.ndarray, covariance: np.ndarray, variance: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """The mean, and the components `[K, D]` of a covariance as scikit-learn counts K."""
+    values, vectors = np.linalg.eigh(covariance)
+    values, vectors = np.maximum(values[::-1], 0), vectors.T[::-1]
+    if not values.any():
+        return mean, np.zeros((1, len(mean)))
+    reached = np.cumsum(values / values.sum())
+    return mean, vectors[: int(np.searchsorted(reached, variance, side="right")) + 1]
+
+
+def fit_kmeans(
+    windows: np.ndarray, *, centres: int = CENTRES, seed: int = 0
+) -> dict[str, np.ndarray]:
+    """Parameters of `kmeans` from scaled windows `[M, L, D]`.
+
+    Fewer centres where fewer windows differ. Lloyd's algorithm from k-means++ (Arthur
+    and Vassilvitskii, 2007), on one thread, since several would add up in another order
+    each time.
+    """
+    from sklearn.cluster import KMeans
+
+    flat = windows.reshape(len(windows), -1)
+    different = len({row.tobytes() for row in flat})
+    with threadpool_limits(1):
+        found = KMeans(
+            min(centres, different), n_init=1, max_iter=ROUNDS, random_state=seed
+        ).fit(flat)
+    shape = (-1, *windows.shape[1:])
+    return {"centres": found.cluster_centers_.reshape(shape).astype(np.float32)}

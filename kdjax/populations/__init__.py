@@ -1,1 +1,0 @@
-"""Trainings of one shape as populations, and each the faster way."""

@@ -1,0 +1,384 @@
+"""Many files scored by one detector: shares that need no word with each other, resumed.
+
+Which share a file belongs to follows from its name alone, so that any number of processes
+and hosts split the work without a lock or a message. Beside each output lies a record of
+what it was made from, written last; a restart believes an output only if its digests, and
+those of all it was made from, are still those of the record.
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from kdjax.data.raw import check_kind, unreadable
+from kdjax.data.tables import SUFFIXES
+from kdjax.detection.detector import Detector, entity_index
+from kdjax.errors import ConfigError, DataError, KdjaxError
+from kdjax.io.files import (
+    MANIFEST,
+    check_folder,
+    clear_leftovers,
+    kdjax_version,
+    sha256,
+    write_text,
+)
+from kdjax.scoring.files import events_path, load_scorer, score_rows
+
+SCHEMA = 1  # of records
+
+# Names said of files that are passed over.
+_NAMED = 20
+
+
+class Shard(NamedTuple):
+    """One of `total` shares of the files, `place` from 0."""
+
+    place: int
+    total: int
+
+
+class Item(NamedTuple):
+    """A file to score.
+
+    Attributes:
+        name: its path below the folder that was given, with `/`; for a file that was
+            given itself the last part of its path.
+        path: where it lies.
+        output: where its scores go; events and the record lie beside.
+    """
+
+    name: str
+    path: Path
+    output: Path
+
+
+class Found(NamedTuple):
+    """The files to score, by name, and the names of those that are passed over."""
+
+    items: tuple[Item, ...]
+    passed: tuple[str, ...]
+
+
+class _Work(NamedTuple):
+    """What is the same for all files: detector, its digest, options, and as recorded."""
+
+    detector: Detector
+    digest: str
+    options: Mapping[str, Any]
+    recorded: Mapping[str, Any]
+
+
+def score_fleet(
+    paths: Sequence[str | os.PathLike[str]],
+    *,
+    detector: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    shard: str = "",
+    entity: str | None = None,
+    attribution: str = "",
+    **options: Any,
+) -> Iterator[str]:
+    """Scores the files of a shard, each as `score_file` does; yields what to say.
+
+    For each input `NAME.ENDING` the output folder gets `NAME.csv` (`NAME.parquet` for
+    Parquet), its events and `NAME.csv.done.json`. Inputs whose record and outputs verify
+    are left as they are. The detector is loaded once.
+
+    Args:
+        paths: files, and folders of which all files below are meant.
+        detector: folder of a saved detector.
+        output: folder.
+        shard: `i/n` for one of n shares of the files, i from 0; all of them by default.
+        entity: see `score_file`, also for `attribution`.
+        blame: how to divide scores among channels.
+        options: `causal`, `contributions`, and for `read_like`.
+
+    Raises:
+        ConfigError: the settings fit no file; nothing is scored.
+        DataError: files can't be told apart; or, after all others have been scored, some
+            are at fault.
+    """
+    share = parse_shard(shard)
+    work = _prepare(detector, entity=entity, attribution=attribution, **options)
+    found = find_files(paths, output=output, aside=options.get("exclude") or "")
+    clear_leftovers(Path(output))
+    if found.passed:
+        yield _passed_over(found.passed)
+    mine = [i for i in found.items if shard_of(i.name, share.total) == share.place]
+    verified, failed = yield from _score_all(mine, work)
+    part = f"shard {share.place}/{share.total}, " if share.total > 1 else ""
+    yield (
+        f"{output}: {part}{len(mine):,} of {len(found.items):,} files: "
+        f"{len(mine) - verified - len(failed):,} scored, {verified:,} verified, "
+        f"{len(failed):,} failed"
+    )
+    if failed:
+        raise DataError(
+            f"{len(failed):,} of {len(mine):,} files failed, the first: {failed[0]}"
+        )
+
+
+def parse_shard(text: str) -> Shard:
+    """The share that `i/n` means; all files where the text is empty.
+
+    >>> parse_shard("0/3")
+    Shard(place=0, total=3)
+    """
+    if not text:
+        return Shard(0, 1)
+    match = re.fullmatch(r"([0-9]+)/([0-9]+)", text)
+    if not match or int(match[1]) >= int(match[2]):
+        raise ConfigError(
+            f"shard={text!r} is none: expected i/n with i from 0 to n - 1, such as 0/4 "
+            "to 3/4 for four processes."
+        )
+    return Shard(int(match[1]), int(match[2]))
+
+
+def shard_of(name: str, total: int) -> int:
+    """Which of `total` shares a file belongs to: SHA-256 of its name, modulo `total`."""
+    digest = hashlib.sha256(os.fsencode(name)).digest()
+    return int.from_bytes(digest, "big") % total
+
+
+def find_files(
+    paths: Sequence[str | os.PathLike[str]],
+    *,
+    output: str | os.PathLike[str],
+    aside: str | os.PathLike[str] = "",
+) -> Found:
+    """The files to score, in the order of their names, and where their outputs go.
+
+    Args:
+        paths: files, and folders of which all files below are meant: those with an
+            ending that `read_table` knows. Hidden ones, links to folders and files of
+            other endings are passed over.
+        output: folder of the outputs, outside of the folders.
+        aside: a file that holds no rows, such as spans to leave out.
+
+    Raises:
+        ConfigError: outputs would lie among inputs, or replace one.
+        DataError: a file does not exist or has another ending, two would write the same
+            output, or there is none.
+    """
+    output = Path(output)
+    _check_folder(output)
+    items: list[Item] = []
+    passed: list[str] = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            _check_apart(path, output)
+        else:
+            _check_given(path)
+        for name, below in _walk(path) if path.is_dir() else [(path.name, path)]:
+            if _readable(below) and not (aside and below.samefile(aside)):
+                _check_name(name)
+                items.append(Item(name, below, output / _output_name(name)))
+            else:
+                passed.append(_shown(name))
+    if not items:
+        raise DataError(
+            f"{', '.join(map(str, paths))}: no file to score, expected one with an ending "
+            f"of {', '.join(SUFFIXES)}."
+        )
+    items.sort(key=lambda item: item.name)
+    _check_targets(items)
+    return Found(tuple(items), tuple(passed))
+
+
+def record_path(output: Path) -> Path:
+    """Where the record of an output lies."""
+    return output.with_name(f"{output.name}.done.json")
+
+
+def _prepare(
+    folder: str | os.PathLike[str],
+    *,
+    entity: str | None,
+    attribution: str,
+    **options: Any,
+) -> _Work:
+    """Loads the detector and refuses options that fit no file."""
+    loaded = load_scorer(folder, attribution=attribution)
+    if entity:
+        entity_index(loaded, entity)
+    recorded = {"entity": entity, "blame": attribution, **options}
+    if options.get("exclude"):
+        # What the file says counts, not where it lies.
+        recorded["exclude"] = _digest(Path(options["exclude"]))
+    return _Work(
+        loaded,
+        _digest(Path(folder) / MANIFEST),
+        {"entity": entity, **options},
+        {name: value for name, value in recorded.items() if value},
+    )
+
+
+def _score_all(
+    items: Sequence[Item], work: _Work
+) -> Generator[str, None, tuple[int, list[str]]]:
+    """Scores what is not done; the number that was, and what went wrong with which."""
+    verified, failed = 0, []
+    for item in items:
+        try:
+            expected = _expected(item, work)
+            if _is_done(item, expected):
+                verified += 1
+                yield f"{item.name}: verified"
+            else:
+                yield from _score(item, work, expected)
+        except ConfigError:
+            raise  # The next file would fail in the same way.
+        except KdjaxError as error:
+            failed.append(f"{item.name}: {' '.join(str(error).split())}")
+            yield f"failed: {failed[-1]}"
+    return verified, failed
+
+
+def _score(item: Item, work: _Work, expected: dict[str, Any]) -> Iterator[str]:
+    """Scores a file and records what its outputs were made from."""
+    yield from score_rows(
+        item.path, detector=work.detector, output=item.output, **work.options
+    )
+    if _digest(item.path) != expected["input"]["sha256"]:
+        raise DataError(
+            f"{item.path} changed while it was scored: score it again once it is whole."
+        )
+    record = expected | {"outputs": _digests(item.output)}
+    text = json.dumps(record, indent=1, sort_keys=True)
+    write_text(record_path(item.output), text + "\n")
+
+
+def _is_done(item: Item, expected: dict[str, Any]) -> bool:
+    """Whether the record and the outputs are there and as they should be."""
+    try:
+        record = json.loads(record_path(item.output).read_text("utf-8"))
+        outputs = record.pop("outputs")
+        return bool(record == expected and outputs == _digests(item.output))
+    except (AttributeError, LookupError, TypeError, ValueError, FileNotFoundError):
+        return False
+
+
+def _expected(item: Item, work: _Work) -> dict[str, Any]:
+    """A record of the file's outputs without their digests."""
+    return {
+        "schema": SCHEMA,
+        "input": {"name": item.name, "sha256": _digest(item.path)},
+        "detector": work.digest,
+        "options": dict(work.recorded),
+        "kdjax_version": kdjax_version(),
+    }
+
+
+def _digests(output: Path) -> dict[str, str]:
+    return {path.name: sha256(path) for path in (output, events_path(output))}
+
+
+def _digest(path: Path) -> str:
+    try:
+        return sha256(path)
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist: check the path.") from None
+    except OSError as error:
+        raise unreadable(path, error) from None
+
+
+def _check_folder(output: Path) -> None:
+    if output.exists() and not output.is_dir():
+        raise ConfigError(
+            f"output={output} is a file: give a folder for the outputs of many files."
+        )
+    check_folder(output)
+
+
+def _check_apart(folder: Path, output: Path) -> None:
+    """Refuses an output folder whose files would be inputs the next time."""
+    inner, outer = output.resolve(), folder.resolve()
+    if inner == outer or outer in inner.parents:
+        raise ConfigError(
+            f"output={output} lies in {folder}, which is to be scored: give a folder "
+            "outside of it."
+        )
+
+
+def _check_targets(items: Sequence[Item]) -> None:
+    """Refuses outputs that two files would write, or that would replace an input."""
+    inputs = {item.path.resolve(): item.path for item in items}
+    owners: dict[Path, Path] = {}
+    for item in items:
+        folder = item.output.parent.resolve()
+        for target in (item.output, events_path(item.output), record_path(item.output)):
+            if replaced := inputs.get(folder / target.name):
+                raise ConfigError(
+                    f"{target} would replace the input {replaced}: give another folder "
+                    "as output."
+                )
+            if target in owners:
+                raise DataError(
+                    f"{owners[target]} and {item.path} would both write {target}: rename "
+                    "one, or score them into folders of their own."
+                )
+            owners[target] = item.path
+
+
+def _check_given(path: Path) -> None:
+    if not path.exists():
+        raise DataError(f"{path} does not exist: check the path.")
+    check_kind(path)
+    if not path.name.lower().endswith(SUFFIXES):
+        raise DataError(
+            f"{path} has an unknown ending: expected {', '.join(SUFFIXES)}; convert it, or "
+            "leave it out."
+        )
+
+
+def _check_name(name: str) -> None:
+    """A name that is no text could be neither printed nor an entity."""
+    if name != _shown(name):
+        raise DataError(f"the name {_shown(name)} is not UTF-8 text: rename the file.")
+
+
+def _shown(name: str) -> str:
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
+def _walk(folder: Path) -> Iterator[tuple[str, Path]]:
+    """Files below a folder with their names; hidden and linked folders as one name."""
+
+    def refuse(error: OSError) -> None:
+        raise unreadable(Path(error.filename), error)
+
+    for here, folders, files in os.walk(folder, onerror=refuse):
+        top = Path(here)
+        closed = {
+            name for name in folders if name[0] == "." or (top / name).is_symlink()
+        }
+        folders[:] = sorted(set(folders) - closed)
+        for name in sorted([*files, *closed]):
+            yield (top / name).relative_to(folder).as_posix(), top / name
+
+
+def _readable(path: Path) -> bool:
+    known = path.name.lower().endswith(SUFFIXES)
+    return known and path.name[0] != "." and path.is_file()
+
+
+def _output_name(name: str) -> str:
+    """
+    >>> _output_name("line/a.tsv.gz"), _output_name("b.parquet")
+    ('line/a.csv', 'b.parquet')
+    """
+    ending = max((s for s in SUFFIXES if name.lower().endswith(s)), key=len)
+    return name[: -len(ending)] + (".parquet" if ending == ".parquet" else ".csv")
+
+
+def _passed_over(names: Sequence[str]) -> str:
+    more = f", and {len(names) - _NAMED:,} more" if len(names) > _NAMED else ""
+    return (
+        "passed over, as hidden, linked, without rows or of another ending: "
+        f"{', '.join(names[:_NAMED])}{more}"
+    )

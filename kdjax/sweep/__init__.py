@@ -1,1 +1,0 @@
-"""Many runs of one configuration with some fields changed: members side by side."""

@@ -1,0 +1,238 @@
+"""The devices that share a batch, or the members of a population.
+
+One network's training takes the devices of all hosts (`training_mesh`); scoring and
+populations those of their own (`batch_mesh`, `member_mesh`).
+
+XLA runs the small products of one LSTM step on all cores, but most of the arithmetic
+between them on one. With one CPU device a core and the batch split over them, each core
+runs its own windows from start to end. docs/performance.md has what that gains.
+
+Nothing here changes what is computed: means over the batch are weighted, so that they
+are those of the whole batch up to rounding.
+"""
+
+import contextlib
+import logging
+import os
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.flatten_util import ravel_pytree
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.typing import ArrayLike
+
+from kdjax.errors import ConfigError
+from kdjax.training import hosts
+
+logger = logging.getLogger(__name__)
+
+BATCH = "batch"
+
+# A smaller share of a batch costs more in small products than it gains.
+LEAST_SHARE = 16
+
+Tree = TypeVar("Tree")
+
+
+def use_all_cores() -> None:
+    """Gives JAX one CPU device for each core that this process may use.
+
+    Has an effect only before JAX's first computation, and only where nobody has chosen
+    a number of CPU devices already (`jax_num_cpu_devices`, or XLA's
+    `xla_force_host_platform_device_count`). The program does this by itself.
+    """
+    chosen = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if chosen or jax.config.jax_num_cpu_devices != -1:  # type: ignore[attr-defined]
+        return
+    try:
+        jax.config.update("jax_num_cpu_devices", cores())
+    except RuntimeError:
+        logger.info("JAX has started already: its CPU devices stay as they are")
+
+
+def keep_compiled() -> None:
+    """Keeps what XLA compiles in `~/.cache/kdjax/xla`, for quick starts later.
+
+    Leaves a cache that the user has chosen (`JAX_COMPILATION_CACHE_DIR`) alone.
+    """
+    if jax.config.jax_compilation_cache_dir is not None:  # type: ignore[attr-defined]
+        return
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folder = Path(home) / "kdjax" / "xla"
+    with contextlib.suppress(OSError):
+        _drop_damaged(folder)
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    # Of a network's few programs even the small ones take a tenth of a second.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
+
+
+def _drop_damaged(folder: Path) -> None:
+    """Removes what a full disk or a kill cut short among the entries since the last time.
+
+    JAX writes them in place and never again: it would warn of each at every start.
+    """
+    checked = folder / ".checked"
+    since = checked.stat().st_mtime if checked.exists() else 0.0
+    for path in folder.glob("*-cache"):
+        # Files that were being written then are a few seconds younger at most.
+        if path.stat().st_mtime >= since - 60 and not _unpacks(path.read_bytes()):
+            path.unlink()
+    if folder.is_dir():
+        checked.touch()
+
+
+def _unpacks(entry: bytes) -> bool:
+    try:
+        # With a library for it JAX packs otherwise, which isn't looked into.
+        return entry[:1] not in (b"", b"\x78") or bool(zlib.decompress(entry))
+    except zlib.error:
+        return False
+
+
+def start_program() -> None:
+    """What a program may choose and a library may not: devices, and where to cache."""
+    use_all_cores()
+    keep_compiled()
+
+
+def cores() -> int:
+    """Number of cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def batch_mesh(items: int, *, least_share: int = LEAST_SHARE) -> Mesh | None:
+    """The local devices that share a batch of so many items; None for one alone.
+
+    Equal shares of at least `least_share` items.
+    """
+    devices = jax.local_devices()
+    most = min(len(devices), items // least_share)
+    shares = [count for count in range(2, most + 1) if items % count == 0]
+    if not shares:
+        return None
+    return _mesh(devices[: shares[-1]])
+
+
+def training_mesh(batch_size: int) -> Mesh | None:
+    """The devices that share a training batch: on several hosts, as many of each.
+
+    Alone, those of `batch_mesh`. On several hosts each takes part, however small its
+    share; it divides that among its devices as `batch_mesh` does.
+
+    Raises:
+        ConfigError: the hosts' shares of the batch can't be equal.
+    """
+    count = hosts.processes()
+    if count == 1:
+        return batch_mesh(batch_size)
+    if batch_size % count:
+        raise ConfigError(
+            f"train.batch_size={batch_size} is no multiple of the {count} processes "
+            "that share it: give one that is."
+        )
+    own = batch_mesh(batch_size // count)
+    each = own.size if own else 1
+    return _mesh(
+        [
+            device
+            for number in range(count)
+            for device in jax.local_devices(process_index=number)[:each]
+        ]
+    )
+
+
+def _mesh(devices: Sequence[jax.Device]) -> Mesh:
+    return Mesh(np.array(devices), (BATCH,), axis_types=(AxisType.Auto,))
+
+
+def member_mesh(members: int) -> Mesh | None:
+    """The local devices that share so many members, who need not be a multiple."""
+    count = min(len(jax.local_devices()), members)
+    return batch_mesh(count, least_share=1)
+
+
+def place(tree: Tree, mesh: Mesh | None) -> Tree:
+    """Arrays on every device of the mesh; without one, as they are.
+
+    Of a mesh over several hosts each places its own copy, which must be the same.
+    """
+    if mesh is None:
+        return tree
+    sharding = NamedSharding(mesh, PartitionSpec())
+    if sharding.is_fully_addressable:
+        placed: Tree = jax.device_put(tree, sharding)
+        return placed
+
+    def copy(leaf: ArrayLike) -> Array:
+        # `device_put` would send all of it to compare the copies, and NaN differs.
+        values = np.asarray(leaf)
+        return jax.make_array_from_callback(
+            values.shape, sharding, lambda index: values[index]
+        )
+
+    copied: Tree = jax.tree.map(copy, tree)
+    return copied
+
+
+def divide(tree: Tree, mesh: Mesh | None) -> Tree:
+    """Arrays `[B, …]` with each device's share of B on it; without a mesh, as is."""
+    if mesh is None:
+        return tree
+    divided: Tree = jax.device_put(tree, NamedSharding(mesh, PartitionSpec(BATCH)))
+    return divided
+
+
+def mean_over_batch(
+    function: Callable[..., Tree], mesh: Mesh | None
+) -> Callable[..., Tree]:
+    """`function(common, items, weight)` computed by all devices of the mesh.
+
+    Args:
+        function: gives means over the batch, each item counting with its weight.
+            `common` is a pytree that all items share, `items` a pytree of arrays
+            `[B, …]`, `weight` `[B]`.
+        mesh: from `batch_mesh`.
+    """
+    if mesh is None:
+        return function
+
+    def share(common: Any, items: Any, weight: Array) -> Tree:
+        own = jnp.sum(weight)
+        part = own / jax.lax.psum(own, BATCH)
+        means = function(common, items, weight)
+        # A share of padding alone has no mean.
+        weighted = jax.tree.map(lambda mean: jnp.where(own > 0, part * mean, 0), means)
+        # In one piece: on a network each sum costs a round trip.
+        flat, restore = ravel_pytree(weighted)
+        total: Tree = restore(jax.lax.psum(flat, BATCH))
+        return total
+
+    whole, split = PartitionSpec(), PartitionSpec(BATCH)
+    return _split(share, mesh, (whole, split, split), whole)
+
+
+def map_over_batch(
+    function: Callable[..., Tree], mesh: Mesh | None
+) -> Callable[..., Tree]:
+    """`function(common, items) -> [B, …]` with items shared among the devices."""
+    if mesh is None:
+        return function
+    whole, split = PartitionSpec(), PartitionSpec(BATCH)
+    return _split(function, mesh, (whole, split), split)
+
+
+def _split(
+    function: Callable[..., Tree], mesh: Mesh, inputs: Any, outputs: Any
+) -> Callable[..., Tree]:
+    mapped: Callable[..., Tree] = jax.shard_map(
+        function, mesh=mesh, in_specs=inputs, out_specs=outputs, check_vma=False
+    )
+    return mapped
