@@ -31,6 +31,8 @@ from ml_collections import ConfigDict, config_flags
 from kdjax import config as config_module
 from kdjax.commands.verbs import VERBS, Design, Request
 from kdjax.config import (
+    RENAMED,
+    current_name,
     leaves,
     override,
     resolve,
@@ -193,7 +195,7 @@ def parse(argv: Sequence[str]) -> tuple[flags.FlagValues, list[str]]:
     Raises:
         ConfigError: all faulty flags in one message.
     """
-    ordered = _config_first(argv)
+    ordered = _config_first([_current_flag(arg) for arg in argv])
     _check_repeated(argv)
     try:
         values = define_flags(ordered)
@@ -201,6 +203,15 @@ def parse(argv: Sequence[str]) -> tuple[flags.FlagValues, list[str]]:
     except Exception as error:  # a config file is a program and may raise anything
         problems = _problems(ordered) or [_one_line(error)]
         raise ConfigError(f"flags: {'; '.join(problems)}.") from error
+
+
+def _current_flag(argument: str) -> str:
+    """An argument with the name of today for a field that version 0.1 called another."""
+    found = OVERRIDE.match(argument)
+    if not found or found[1] not in RENAMED:
+        return argument
+    start, end = found.span(1)
+    return argument[:start] + current_name(found[1]) + argument[end:]
 
 
 def define_flags(argv: Sequence[str]) -> flags.FlagValues:

@@ -147,7 +147,7 @@ from kdjax.cli import main
 HERE = Path(__file__).parent
 CHANNELS = ["load", "heat", "dead"]
 TINY = [
-    *("--config.data.window=10", "--config.data.stride=5", "--config.controls=()"),
+    *("--config.data.window=10", "--config.data.stride=5", "--config.baselines=()"),
     *("--config.teacher.hidden=(3,)", "--config.student.hidden=(2,)"),
     *("--config.teacher.epochs=1", "--config.student.epochs=1"),
     "--config.threshold.false_alarm_rate=0.2",

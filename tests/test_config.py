@@ -384,7 +384,7 @@ def test_parts_that_are_none_or_twice_are_refused(name, parts):
 def test_no_parts_at_all_are_refused(name):
     settings = resolved()
     settings[name]["components"] = []
-    with pytest.raises(ConfigError, match=rf"{name}\.parts.* one or more"):
+    with pytest.raises(ConfigError, match=rf"{name}\.components.* one or more"):
         resolve(settings)
 
 

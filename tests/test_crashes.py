@@ -64,7 +64,7 @@ def flags(finished):
         "--config.teacher.epochs=2",
         "--config.student.epochs=2",
         "--config.threshold.false_alarm_rate=0.1",
-        "--config.controls=()",
+        "--config.baselines=()",
     ]
 
 

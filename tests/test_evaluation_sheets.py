@@ -302,7 +302,7 @@ class Cells(HTMLParser):
     def __init__(self, text):
         super().__init__()
         self.rows, self.spans, self.inside = [], [], False
-        self.batch_source(text)
+        self.feed(text)
 
     def handle_starttag(self, tag, attrs):
         if tag == "tr":

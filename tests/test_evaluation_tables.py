@@ -171,12 +171,12 @@ def test_the_verdict_names_the_best_and_compares_with_the_controls():
     )
     assert (
         "With thresholds chosen on the test labels, teacher has the best mean F1 over "
-        "entities, 0.400: the best network is 0.100 above the best trivial control "
+        "entities, 0.400: the best network is 0.100 above the best trivial baseline "
         "(teacher 0.400, pca 0.300)."
     ) in text
     assert (
         "With label-free conformal thresholds, pca has the best mean F1 over entities, "
-        "0.360: a trivial control beats every network by 0.040 (student 0.320, pca "
+        "0.360: a trivial baseline beats every network by 0.040 (student 0.320, pca "
         "0.360)."
     ) in text
     assert text.endswith(CAUTION)
@@ -193,7 +193,7 @@ def test_the_verdict_calls_near_values_equal():
     )
     assert (
         "teacher, student, student_alone and mahalanobis share the best mean F1 over "
-        "entities (within 0.01 of 0.401): a trivial control matches the best network"
+        "entities (within 0.01 of 0.401): a trivial baseline matches the best network"
     ) in text
     assert (
         "Compared with the same network trained alone, the distilled student is "
@@ -205,7 +205,7 @@ def test_the_verdict_calls_near_values_equal():
 def test_the_verdict_admits_a_worse_student():
     text = summarise(make_results(student=(0.2, 0.2), student_alone=(0.3, 0.3)))
     assert "0.100 below (0.200 against 0.300" in text
-    assert "control" not in text
+    assert "baseline" not in text
     assert "teacher" not in text
 
 

@@ -33,7 +33,7 @@ class Page(HTMLParser):
     def __init__(self, text):
         super().__init__()
         self.tags, self.texts, self.stack = [], [], []
-        self.batch_source(text)
+        self.feed(text)
         assert self.stack == []
 
     def handle_starttag(self, tag, attrs):

@@ -317,7 +317,7 @@ def test_the_verdict_begins_with_the_recommendation_and_does_not_repeat_it():
         results["recommendation"]["text"] + " With thresholds chosen"
     )
     assert (
-        "With label-free conformal thresholds, a trivial control matches the best "
+        "With label-free conformal thresholds, a trivial baseline matches the best "
         "network (teacher 0.550, pca 0.545)."
     ) in text
     assert "chosen on the test labels, teacher and pca share the best mean F1" in text
@@ -351,9 +351,9 @@ def test_without_labels_the_recommendation_stands_first():
 
 
 def test_the_detector_from_before_is_no_control():
-    text = summarise(make_results(before=around(0.2), student=around(0.0)))
-    assert "before has the best mean F1 over entities, 0.750." in text
-    assert "control" not in text
+    text = summarise(make_results(previous=around(0.2), student=around(0.0)))
+    assert "previous has the best mean F1 over entities, 0.750." in text
+    assert "baseline" not in text
 
 
 def test_what_distillation_brought_has_its_interval():

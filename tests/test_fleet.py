@@ -374,7 +374,7 @@ def test_a_faulty_file_does_not_stop_the_others(score, plants, tmp_path):
     ("options", "said"),
     [
         ({"entity": "b"}, "knows no entity 'b'"),
-        ({"attribution": "guess"}, "blame='guess' is unknown"),
+        ({"attribution": "guess"}, "attribution='guess' is unknown"),
         ({"missing": "guess"}, "data.missing='guess' is unknown"),
     ],
 )

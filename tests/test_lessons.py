@@ -270,7 +270,7 @@ def school(tiny, plant_changes):
 
 
 @pytest.mark.parametrize(
-    ("alpha", "end", "taught"),
+    ("alpha", "end", "distilled"),
     [(0.0, None, False), (0.0, 0.0, False), (0.0, 0.2, True), (0.5, 0.0, True)],
 )
 def test_a_student_is_taught_where_alpha_is_ever_above_0(school, alpha, end, distilled):

@@ -116,7 +116,7 @@ def test_nobody_asks_who_counts_for_nothing(models, monkeypatch, target):
 
         return made
 
-    name = "errors_function" if target == "errors" else "reconstructor"
+    name = "residual_function" if target == "errors" else "reconstruction_network"
     monkeypatch.setattr(room, name, watched(getattr(room, name)))
     # Not the cached function, which was made of others.
     net = target_network.__wrapped__(KIND, ARCH, target=target, weights=(2.0, 0.0, 1.0))

@@ -28,7 +28,7 @@ SMALL = [
     "--config.student.epochs=1",
     "--config.data.train_stride=400",
     "--config.data.stride=30",
-    "--config.controls=random",
+    "--config.baselines=random",
 ]
 # Rows of the file that are streamed; more of them show nothing more.
 STREAMED = 150

@@ -28,6 +28,9 @@ from kdjax.export.onnx_scorer import SEAL, load_onnx
 from kdjax.export.stablehlo import load_stablehlo
 from kdjax.io.files import load_state, save_state, write_manifest
 
+# The commands of version 0.1.0 have old names of fields.
+pytestmark = pytest.mark.filterwarnings("ignore:the config field:FutureWarning")
+
 RELEASES = Path(__file__).parent / "data" / "releases"
 VERSIONS = sorted(path.parent.name for path in RELEASES.glob("*/command.json"))
 DETECTORS = [*VERSIONS, "schema1"]

@@ -50,7 +50,7 @@ def command(finished, detectors, tmp_path_factory):
         "kdjax",
         "run",
         *(f"--config.{name}={value}" for name, value in words.items()),
-        "--config.controls=pca",
+        "--config.baselines=pca",
         f"--init_from={detectors}",
         f"--workdir={tmp_path_factory.mktemp('renewed') / 'run'}",
     ]

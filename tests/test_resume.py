@@ -30,7 +30,7 @@ FLAGS = (
     "--config.train.log_every=1",
     "--config.train.checkpoint_seconds=0",
     "--config.threshold.false_alarm_rate=0.2",
-    "--config.controls=()",
+    "--config.baselines=()",
 )
 PATIENCE = 120  # seconds for a process to get anywhere, on a busy machine
 

@@ -261,7 +261,9 @@ def test_scores_can_be_divided_in_another_way(tmp_path, small, frame):
         )
     pd.testing.assert_frame_equal(parts[""], parts["correlation"])
     assert not np.allclose(parts["correlation"], parts["conditional"])
-    with pytest.raises(ConfigError, match="blame='guess' is unknown: use one of corr"):
+    with pytest.raises(
+        ConfigError, match="attribution='guess' is unknown: use one of corr"
+    ):
         list(score_file(tmp_path / "a.csv", attribution="guess", **options))
 
 

@@ -24,7 +24,7 @@ class Page(HTMLParser):
         super().__init__()
         self.tags, self.attributes, self.stack = [], [], []
         self.heads, self.rows, self.summaries = [], [], []
-        self.batch_source(text)
+        self.feed(text)
         self.close()
         assert self.stack == []
 

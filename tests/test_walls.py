@@ -1,4 +1,4 @@
-"""Walls of the house, found by reading imports; and what may stay unimported."""
+"""The structure of the package: who may import what, sizes, and imports that stay cheap."""
 
 import ast
 import importlib
@@ -6,6 +6,7 @@ import inspect
 import pkgutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -17,89 +18,73 @@ TOP = PACKAGE.parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 SCRIPTS = [TOP / "launch.py", *sorted((TOP / "configs").glob("*.py"))]
 
-# Rooms from the first to the last; each imports only from those above it.
+# Rooms in their order of dependence: each imports only from those before it.
 ROOMS = (
-    ("errors", "stopping"),
-    ("artifacts",),
-    ("fields",),
-    ("config",),
-    ("data",),
-    ("hosts",),
-    ("devices",),
-    ("models",),
-    ("training",),
-    ("detection",),
-    ("evaluation",),
-    ("export",),
-    (
-        "workdir",
-        "progress",
-        "environment",
-        "realised",
-        "costs",
-        "assembly",
-        "scoring",
-        "lessons",
-        "rules",
-    ),
-    ("trainings", "baselines", "scorers"),
-    ("fitting",),
-    ("populations",),
-    ("judgement", "streaming", "distillation", "fleet"),
-    ("inspection", "parts", "recalibration", "renewal", "findings"),
-    ("outcome",),
-    ("pipeline",),
-    ("sweep", "estimator", "bench"),
-    ("verbs",),
-    ("cli",),
+    "errors",
+    "config",
+    "io",
+    "metrics",
+    "data",
+    "losses",
+    "models",
+    "training",
+    "detection",
+    "evaluation",
+    "export",
+    "scoring",
+    "experiment",
+    "estimator",
+    "commands",
+    "cli",
 )
-LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
+TOP_MODULES = {"errors", "config", "losses", "estimator", "cli"}
+MOST_LAYERS = 11
+MOST_MODULES = 110
+MOST_LINES = 22_000
 
-# Who may import a library: modules or rooms, as they are called below.
+# Who may import a library.
 ONLY = {
-    "absl": {"cli"},
-    "ml_collections": {"config", "cli"},
+    "absl": {"cli", "commands"},
+    "ml_collections": {"config", "cli", "commands"},
     "flax.linen": {"models"},
     "flax.struct": {"training"},
     "orbax": {"training.checkpoints"},
     "optax": {"training"},
     "grain": {"training"},
-    "optuna": {"sweep"},
-    "onnx": {"export", "bench"},
-    "onnxruntime": {"export", "bench"},
-    "torch": {"bench"},
+    "optuna": {"experiment.sweeps"},
+    "plotly": {"evaluation", "experiment.sweeps"},
+    "jinja2": {"evaluation", "experiment.sweeps"},
+    "onnx": {"export"},
+    "onnxruntime": {"export"},
+    "torch": set(),
     "tensorflow": set(),
     "flax.training": set(),
+    "flax.nnx": set(),
 }
-CONFIG_READERS = {
-    "cli",
-    "workdir",
-    "recalibration",
-    "pipeline",
-    "sweep",
-    "estimator",
-    "bench",
-}
-BEFORE_JAX = ("errors", "artifacts", "config", "data", "evaluation", "workdir", "cli")
+USED_LIBRARIES = {"absl", "ml_collections", "flax.linen", "orbax", "optax", "onnx"}
+CONFIG_READERS = {"cli", "commands", "experiment", "estimator"}
+WITHOUT_SETTINGS = set(ROOMS) - CONFIG_READERS - {"config"}
+WITHOUT_JAX = {"errors", "config", "io", "metrics", "data", "cli"}
+
+UNSAFE_MODULES = {"pickle", "cPickle", "joblib", "dill", "cloudpickle", "shelve"}
+UNSAFE_CALLS = {"eval", "exec", "compile", "__import__"}
+UNSAFE_METHODS = {("yaml", "load"), ("os", "system"), ("np", "genfromtxt")}
 
 
 def name_of(path):
-    """Such as `data.windows`; the package itself is ``."""
+    """Such as `data.windowing`; the package itself is ``."""
     parts = path.relative_to(PACKAGE).with_suffix("").parts
     return ".".join(part for part in parts if part != "__init__")
 
 
+@cache
 def tree(path):
     return ast.parse(path.read_text("utf-8"), str(path))
 
 
-def imports(node, *, top_level=False):
+def imports(node):
     """Dotted names that are imported, `from a import b` as `a.b`."""
-    if top_level:
-        nodes = [child for child in node.body if not isinstance(child, ast.If)]
-    else:
-        nodes = list(ast.walk(node))
-    for child in nodes:
+    for child in ast.walk(node):
         if isinstance(child, ast.Import):
             yield from (alias.name for alias in child.names)
         elif isinstance(child, ast.ImportFrom):
@@ -111,124 +96,130 @@ def within(name, prefixes):
 
 
 MODULES = {name_of(path): tree(path) for path in FILES}
-each_module = pytest.mark.parametrize("name", MODULES)
 
 
-def test_the_walls_are_looked_for_in_all_files():
-    assert len(MODULES) == len(FILES) > 30
-    known = {name.split(".")[0] for name in MODULES if name}
-    assert known <= set(LEVEL), "a room without a place in ROOMS"
-
-
-@each_module
-def test_libraries_stay_where_they_belong(name):
-    for imported in imports(MODULES[name]):
-        for library, users in ONLY.items():
-            if within(imported, [library]):
-                assert within(name, users), f"{name} imports {imported}"
-
-
-def test_the_walls_find_what_they_look_for():
-    """The libraries are in use where they may be, so a typo above would show."""
-    users = {library: set() for library in ONLY}
+def room_edges():
+    """(importing module, imported room) of all imports between rooms."""
     for name, module in MODULES.items():
+        room = name.split(".")[0]
         for imported in imports(module):
-            for library in ONLY:
-                if within(imported, [library]):
-                    users[library].add(name)
-    assert users["absl"] == {"cli"} and users["ml_collections"] == {"config", "cli"}
-    assert users["orbax"] == {"training.checkpoints"}
-    assert users["flax.linen"] and users["flax.struct"] and users["optax"]
+            parts = imported.split(".")
+            if name and parts[0] == "kdjax" and len(parts) > 1 and parts[1] != room:
+                yield name, parts[1]
 
 
-def test_flax_is_imported_by_its_walled_parts_only():
-    parts = {
-        ".".join(imported.split(".")[:2])
+def test_libraries_stay_where_they_belong():
+    found = [
+        f"{name} imports {imported}"
+        for name, module in MODULES.items()
+        for imported in imports(module)
+        for library, users in ONLY.items()
+        if within(imported, [library]) and not within(name, users)
+    ]
+    assert not found
+    used = {
+        library
         for module in MODULES.values()
         for imported in imports(module)
-        if within(imported, ["flax"])
+        for library in ONLY
+        if within(imported, [library])
     }
-    assert parts <= {"flax.linen", "flax.struct"}
+    assert used >= USED_LIBRARIES  # a typo above would show
 
 
-@each_module
-def test_rooms_import_only_from_rooms_above(name):
-    if not name:
-        return  # the package's face, which names them all
-    room = name.split(".")[0]
-    for imported in imports(MODULES[name]):
-        if not within(imported, ["kdjax"]):
+def test_rooms_import_only_from_rooms_before_them():
+    level = {room: place for place, room in enumerate(ROOMS)}
+    assert {name.split(".")[0] for name in MODULES if name} == set(ROOMS)
+    upwards = [
+        f"{name} imports {room}"
+        for name, room in room_edges()
+        if level[room] >= level[name.split(".")[0]]
+    ]
+    assert not upwards
+
+
+def test_the_longest_chain_of_imports_between_rooms():
+    below = {room: set() for room in ROOMS}
+    for name, room in room_edges():
+        below[name.split(".")[0]].add(room)
+    layers = {}
+    for room in ROOMS:
+        layers[room] = 1 + max((layers[other] for other in below[room]), default=0)
+    assert max(layers.values()) <= MOST_LAYERS, layers
+
+
+def test_the_size_of_the_package():
+    modules = [path for path in FILES if path.name != "__init__.py"]
+    at_the_top = {path.stem for path in modules if path.parent == PACKAGE}
+    assert at_the_top == TOP_MODULES
+    assert len(modules) <= MOST_MODULES
+    lines = sum(len(path.read_text("utf-8").splitlines()) for path in FILES)
+    assert lines <= MOST_LINES
+
+
+def test_settings_stop_at_the_edge():
+    """Below `experiment` no function takes the settings or reads the config."""
+    found = []
+    for name, module in MODULES.items():
+        if not within(name, WITHOUT_SETTINGS):
             continue
-        parts = imported.split(".")
-        if len(parts) == 1:
-            continue
-        other = parts[1]
-        assert other in LEVEL, f"{name} imports {imported}"
-        above = LEVEL[other] < LEVEL[room]
-        assert other == room or above, f"{name} imports {imported}"
+        found += [i for i in imports(module) if within(i, ["kdjax.config"])]
+        for node in ast.walk(module):
+            if isinstance(node, ast.arg) and node.arg in ("settings", "config"):
+                found.append(f"{name}, line {node.lineno}: parameter {node.arg}")
+            if isinstance(node, ast.Name) and node.id == "settings":
+                found.append(f"{name}, line {node.lineno}: {node.id}")
+    assert not found
 
 
-@each_module
-def test_config_is_read_by_those_who_run_things(name):
-    if not name or name == "config":
-        return
-    uses = [i for i in imports(MODULES[name]) if within(i, ["kdjax.config"])]
-    assert not uses or within(name, CONFIG_READERS), f"{name} imports {uses}"
+def test_jax_stays_out_of_data_and_metrics():
+    heavy = ["jax", "flax", "optax", "orbax", "kdjax.models"]
+    found = []
+    for name, module in MODULES.items():
+        if within(name, WITHOUT_JAX):
+            top = [n for n in module.body if isinstance(n, ast.Import | ast.ImportFrom)]
+            found += [
+                f"{name} imports {i}"
+                for node in top
+                for i in imports(node)
+                if within(i, heavy)
+            ]
+    assert not found
 
 
-@each_module
-def test_jax_stays_out_of_data_and_evaluation(name):
-    if within(name, BEFORE_JAX):
-        found = [
-            i
-            for i in imports(MODULES[name])
-            if within(i, ["jax", "flax", "optax", "orbax", "kdjax.models"])
-        ]
-        assert not found, f"{name} imports {found}"
+def test_no_relative_or_star_imports_and_no_future():
+    for path in FILES + SCRIPTS:
+        for node in ast.walk(tree(path)):
+            if isinstance(node, ast.ImportFrom):
+                where = f"{path}, line {node.lineno}"
+                assert node.level == 0, where
+                assert [alias.name for alias in node.names] != ["*"], where
+                assert node.module != "__future__", where
 
 
-@pytest.mark.parametrize("path", FILES + SCRIPTS, ids=lambda path: path.name)
-def test_no_relative_or_star_imports_and_no_future(path):
-    for node in ast.walk(tree(path)):
-        if isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"line {node.lineno}: relative import"
-            assert [alias.name for alias in node.names] != ["*"], f"line {node.lineno}"
-            assert node.module != "__future__"
+def test_nothing_runs_code_from_files():
+    for path in FILES + SCRIPTS:
+        module = tree(path)
+        assert not {i.split(".")[0] for i in imports(module)} & UNSAFE_MODULES, path
+        for node in ast.walk(module):
+            if not isinstance(node, ast.Call):
+                continue
+            where = f"{path.name}, line {node.lineno}"
+            if isinstance(node.func, ast.Name):
+                assert node.func.id not in UNSAFE_CALLS, where
+            if isinstance(node.func, ast.Attribute) and isinstance(
+                node.func.value, ast.Name
+            ):
+                call = (node.func.value.id, node.func.attr)
+                assert call not in UNSAFE_METHODS, where
+            for keyword in node.keywords:
+                if keyword.arg in ("allow_pickle", "shell"):
+                    value = keyword.value
+                    assert isinstance(value, ast.Constant), where
+                    assert value.value is False, where
 
 
-UNSAFE = {"pickle", "cPickle", "joblib", "dill", "cloudpickle", "shelve", "marshal"}
-UNSAFE_CALLS = {"eval", "exec", "compile", "__import__"}
-UNSAFE_METHODS = {("yaml", "load"), ("os", "system"), ("np", "genfromtxt")}
-
-
-@pytest.mark.parametrize("path", FILES + SCRIPTS, ids=lambda path: path.name)
-def test_nothing_runs_code_from_files(path):
-    module = tree(path)
-    assert not {i.split(".")[0] for i in imports(module)} & UNSAFE
-    for node in ast.walk(module):
-        if not isinstance(node, ast.Call):
-            continue
-        where = f"{path.name}, line {node.lineno}"
-        if isinstance(node.func, ast.Name):
-            assert node.func.id not in UNSAFE_CALLS, where
-        if isinstance(node.func, ast.Attribute) and isinstance(
-            node.func.value, ast.Name
-        ):
-            call = (node.func.value.id, node.func.attr)
-            assert call not in UNSAFE_METHODS, where
-        for keyword in node.keywords:
-            if keyword.arg in ("allow_pickle", "shell"):
-                value = keyword.value
-                assert isinstance(value, ast.Constant) and value.value is False, where
-
-
-@pytest.mark.parametrize("path", FILES, ids=name_of)
-def test_files_stay_short_and_say_what_they_do(path):
-    assert len(path.read_text("utf-8").splitlines()) <= 400
-    assert ast.get_docstring(tree(path))
-
-
-def functions(module):
+def public(module):
     """Public functions, classes and methods of a module's tree."""
     for node in module.body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name[0] != "_":
@@ -239,18 +230,30 @@ def functions(module):
                         yield f"{node.name}.{below.name}", below
 
 
-@each_module
-def test_whatever_is_public_has_a_docstring(name):
+def test_modules_and_public_names_have_docstrings():
+    assert all(ast.get_docstring(module) for module in MODULES.values())
     # linen calls `setup` itself.
     missing = [
-        function
-        for function, node in functions(MODULES[name])
+        f"{name}.{function}"
+        for name, module in MODULES.items()
+        for function, node in public(module)
         if not ast.get_docstring(node) and not function.endswith(".setup")
     ]
     assert not missing
 
 
-# The face of the package.
+def test_no_function_shares_its_name_with_a_module():
+    stems = {name.split(".")[-1] for name in MODULES if name}
+    shared = [
+        f"{name}.{node.name}"
+        for name, module in MODULES.items()
+        for node in module.body
+        if isinstance(node, ast.FunctionDef) and node.name in stems
+    ]
+    assert not shared
+
+
+# The public names of the package.
 
 
 def test_every_public_name_resolves():
@@ -284,41 +287,34 @@ def test_every_module_can_be_imported():
         assert importlib.import_module(module.name).__doc__
 
 
-# Imports that cost nothing.
+# Imports that stay cheap.
 
 
-def loaded(code):
-    """Modules that a fresh interpreter has loaded after some code."""
+@pytest.mark.parametrize(
+    ("code", "absent"),
+    [
+        (
+            "import kdjax; kdjax.DataError",
+            {"jax", "numpy", "pandas", "ml_collections", "absl"},
+        ),
+        (
+            "import kdjax.data, kdjax.metrics",
+            {"jax", "sklearn", "matplotlib", "plotly", "pooch"},
+        ),
+        (
+            "from kdjax.cli import main; main(['kdjax', '--help'])",
+            {"jax", "pandas", "matplotlib", "plotly", "sklearn"},
+        ),
+    ],
+    ids=["package", "data", "help"],
+)
+def test_imports_that_leave_heavy_libraries_alone(code, absent):
     done = subprocess.run(
         [sys.executable, "-c", f"{code}\nimport sys; print(*sys.modules)"],
         capture_output=True,
         text=True,
         check=True,
     )
-    # What the code itself printed stands above.
-    return set(done.stdout.splitlines()[-1].split())
-
-
-@pytest.mark.parametrize(
-    ("code", "absent"),
-    [
-        ("import kdjax", {"jax", "numpy", "pandas", "ml_collections", "absl"}),
-        ("import kdjax; kdjax.DataError", {"jax", "numpy"}),
-        ("import kdjax.data", {"jax", "sklearn", "matplotlib", "pooch"}),
-        ("import kdjax.metrics", {"jax", "matplotlib", "sklearn"}),
-        ("import kdjax.evaluation.report", {"jax"}),
-        ("import kdjax.cli", {"jax", "pandas", "matplotlib", "sklearn"}),
-        ("import kdjax.experiment.workdir", {"jax"}),
-    ],
-)
-def test_these_imports_leave_jax_alone(code, absent):
-    modules = loaded(code)
+    modules = set(done.stdout.splitlines()[-1].split())
     assert "kdjax" in modules
     assert not absent & modules
-
-
-def test_help_leaves_jax_alone():
-    code = "from kdjax.cli import main; main(['kdjax', '--help'])"
-    modules = loaded(code)
-    assert "kdjax.commands.verbs" in modules
-    assert not {"jax", "pandas", "matplotlib", "sklearn"} & modules

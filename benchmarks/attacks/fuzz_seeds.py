@@ -82,7 +82,7 @@ def configs() -> list[bytes]:
         "--config.teacher.hidden=(8,4)",
         "--config.train.learning_rate=1e-3",
         "--config.evaluation.point_adjusted=true",
-        "--config.controls=pca,kmeans",
+        "--config.baselines=pca,kmeans",
         "--config.threshold.value=2.5",
         "--config.threshold.method=fixed",
         "--workdir=x",

@@ -172,7 +172,7 @@ def run_case(files: Path) -> Case:
         f"--config.data.path={files / 'train.csv'}",
         f"--config.data.test_path={files / 'test.csv'}",
         "--config.data.label_column=fault",
-        "--config.controls=('mahalanobis',)",
+        "--config.baselines=('mahalanobis',)",
         *NETWORKS,
     ]
     return Case(lambda to: ["run", f"--workdir={to}", *flags], None, UNTIMED)

@@ -55,8 +55,14 @@ from kdjax.models.autoencoder import Architecture
 from kdjax.models.residual import ResidualModel, residual_names
 
 SCHEMA = 2
-# What schema 1 lacks, for which the defaults of `Detector` stand.
-_SINCE_2 = ("step", "blame", "min_duration", "cooldown")
+# What schema 1 lacks, for which the defaults of `Detector` stand:
+# fields of the file by those of `Detector`.
+_SINCE_2 = {
+    "step": "step",
+    "blame": "attribution",
+    "min_duration": "min_duration",
+    "cooldown": "cooldown",
+}
 
 # What JSON, numpy and a description of another shape raise. A header that claims more
 # values than memory holds is as unreadable as one cut short.
@@ -312,7 +318,11 @@ def _detector(
         ranges=_ranges(arrays),
         calibration=_calibration(arrays),
         reference=arrays.get("reference"),
-        **{name: description[name] for name in _SINCE_2 if name in description},
+        **{
+            field: description[name]
+            for name, field in _SINCE_2.items()
+            if name in description
+        },
     )
 
 

@@ -425,8 +425,8 @@ def _baselines(measure: _Scores) -> str:
     if gap >= MARGIN:
         return f"the best network is {gap:.3f} above the best trivial baseline {pair}"
     if gap > -MARGIN:
-        return f"a trivial control matches the best network {pair}"
-    return f"a trivial control beats every network by {-gap:.3f} {pair}"
+        return f"a trivial baseline matches the best network {pair}"
+    return f"a trivial baseline beats every network by {-gap:.3f} {pair}"
 
 
 def _paired(results: Results) -> dict[str, Mapping[str, Any]]:

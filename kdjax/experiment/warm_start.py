@@ -82,7 +82,7 @@ def load_warm_start(
         if detector.model.architecture is None:
             raise ConfigError(
                 f"{folder}: the {network} has no network to start from: set "
-                f"{network}.parts as they were."
+                f"{network}.components as they were."
             )
         if detector.model.architecture != wanted:
             raise ConfigError(

@@ -148,7 +148,7 @@ def plot_heat_map(
         norm=colors.norm,
         cmap=colors.cmap,
         aspect="auto",
-        warm_start="lower",
+        origin="lower",
     )
     for at, number in np.ndenumerate(grid):
         if present[at]:

@@ -49,7 +49,7 @@ COMMAND = (
     "--config.student.hidden=3",
     "--config.student.epochs=2",
     "--config.threshold.false_alarm_rate=0.1",
-    "--config.controls=random",
+    "--config.baselines=random",
 )
 
 
