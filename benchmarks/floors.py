@@ -37,7 +37,12 @@ from kdjax.data.windowing import (
 )
 from kdjax.detection.calibration import Rules
 from kdjax.detection.detector import residual_batches, score_scaled
-from kdjax.detection.gaussian import Moments, fit_gaussian, merge_all, moments_of
+from kdjax.detection.gaussian import (
+    Moments,
+    gaussian_from_moments,
+    merge_all,
+    moments_of,
+)
 from kdjax.detection.scores import window_scores
 from kdjax.detection.storage import load_detector
 from kdjax.detection.thresholds import find_threshold, needed, too_few_message
@@ -235,7 +240,7 @@ def score(
         least: anomalous rows that make a window anomalous.
     """
     window, starts = prepared.window, test_starts(prepared, entity)
-    gaussian = fit_gaussian(
+    gaussian = gaussian_from_moments(
         seen.moments, floor=rules.floor, ridge=rules.ridge, channels=seen.names
     )
     size = {"window": window, "batch_size": rules.batch_size}

@@ -31,16 +31,11 @@ from kdjax.detection.tables import score_table
 from kdjax.detection.thresholds import Threshold
 from kdjax.io.environment import describe_environment
 from kdjax.io.files import write_text
-from kdjax.losses import teacher_objective
 from kdjax.models.autoencoder import Architecture, network
 from kdjax.models.residual import ResidualModel
+from kdjax.training.batching import WindowDataset
 from kdjax.training.sharding import batch_mesh, place, use_all_cores
-from kdjax.training.steps import (
-    WindowDataset,
-    init_state,
-    make_optimizer,
-    make_step,
-)
+from kdjax.training.steps import init_state, make_optimizer, make_step, teacher_loss
 
 WINDOW, STRIDE = 100, 10
 BASE = {"rows": 20_000, "channels": 38, "hidden": 16, "batch": 128}
@@ -105,7 +100,7 @@ def _training(*, rows: int, channels: int, hidden: int, batch: int) -> Any:
         warmup_steps=0,
         clip_norm=1.0,
     )
-    step = make_step(teacher_objective(net), optimizer, window=WINDOW, mesh=mesh)
+    step = make_step(teacher_loss(net), optimizer, window=WINDOW, mesh=mesh)
     state = [place(init_state(net.init(jax.random.key(SEED)), optimizer), mesh)]
     starts = np.arange(0, rows - WINDOW, STRIDE, dtype=np.int32)
     dataset = place(

@@ -21,8 +21,8 @@ from kdjax.data.prepared import Entity, Prepared, prepare
 from kdjax.data.scaler import apply_scaler
 from kdjax.data.splits import window_starts
 from kdjax.data.windowing import window_labels
+from kdjax.detection.alarming import events
 from kdjax.detection.detector import residual_batches, score_scaled
-from kdjax.detection.events import find_events
 from kdjax.detection.false_alarms import (
     cross_rates,
     disjoint,
@@ -30,7 +30,7 @@ from kdjax.detection.false_alarms import (
     measured_rate,
     p_values,
 )
-from kdjax.detection.gaussian import fit_gaussian, merge_all, moments_of
+from kdjax.detection.gaussian import gaussian_from_moments, merge_all, moments_of
 from kdjax.detection.rolling import adapt, start_adaptive
 from kdjax.detection.scores import window_scores
 from kdjax.detection.thresholds import (
@@ -203,7 +203,7 @@ def _scores(prepared: Prepared, entity: Entity) -> Scored:
     rows = apply_scaler(entity.scaler, entity.train.values)
     validation = window_starts(entity.split.validation, window=WINDOW, stride=STRIDE)
     errors = residual_batches(MODEL, rows, validation, window=WINDOW, batch_size=BATCH)
-    gaussian = fit_gaussian(
+    gaussian = gaussian_from_moments(
         merge_all(list(map(moments_of, errors))),
         floor=FLOOR,
         ridge=RIDGE,
@@ -224,7 +224,7 @@ def _scores(prepared: Prepared, entity: Entity) -> Scored:
         scored(rows, entity.split.calibration),
         windows,
         ~window_labels(test.labels, windows.starts, window=WINDOW),
-        find_events(test.labels, gap=1),
+        events(test.labels, gap=1),
     )
 
 

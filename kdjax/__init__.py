@@ -1,10 +1,11 @@
 """kdjax: distils anomaly detectors for multivariate time series.
 
-The functional API on one screen. Names are imported when first used, so that
-`import kdjax` costs nothing and only what computes imports JAX.
+The public names, by groups. They are imported when first used, so that `import kdjax`
+is fast and only what computes imports JAX. Metrics are in `kdjax.metrics`.
 """
 
 import importlib
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -16,12 +17,28 @@ if TYPE_CHECKING:
     from kdjax.data.download import fetch_smd as fetch_smd
     from kdjax.data.readers import load_files as load_files
     from kdjax.data.readers import read_table as read_table
+    from kdjax.data.scaler import Scaler as Scaler
+    from kdjax.data.scaler import apply_scaler as apply_scaler
+    from kdjax.data.scaler import fit_scaler as fit_scaler
+    from kdjax.data.splits import split as split
+    from kdjax.data.windowing import windows as windows
+    from kdjax.detection.alarming import events as events
+    from kdjax.detection.attribution import contributions as contributions
     from kdjax.detection.detector import Detector as Detector
+    from kdjax.detection.gaussian import Gaussian as Gaussian
+    from kdjax.detection.gaussian import fit_gaussian as fit_gaussian
+    from kdjax.detection.scores import alarms as alarms
+    from kdjax.detection.scores import point_scores as point_scores
+    from kdjax.detection.scores import row_scores as row_scores
+    from kdjax.detection.scores import window_scores as window_scores
     from kdjax.detection.storage import load_detector as load_detector
     from kdjax.detection.storage import save_detector as save_detector
     from kdjax.detection.streaming import StreamDetector as StreamDetector
     from kdjax.detection.tables import score_events as score_events
     from kdjax.detection.tables import score_table as score_table
+    from kdjax.detection.thresholds import conformal_threshold as conformal_threshold
+    from kdjax.detection.thresholds import pot_threshold as pot_threshold
+    from kdjax.detection.thresholds import quantile_threshold as quantile_threshold
     from kdjax.errors import ArtifactError as ArtifactError
     from kdjax.errors import ConfigError as ConfigError
     from kdjax.errors import DataError as DataError
@@ -32,31 +49,89 @@ if TYPE_CHECKING:
     from kdjax.experiment.sweeps.design import make_design as make_design
     from kdjax.experiment.sweeps.run import run_sweep as run_sweep
     from kdjax.export.files import export_file as export_file
+    from kdjax.export.files import export_onnx as export_onnx
+    from kdjax.export.files import export_stablehlo as export_stablehlo
+    from kdjax.losses import distillation_loss as distillation_loss
+    from kdjax.losses import reconstruction_loss as reconstruction_loss
+    from kdjax.models.autoencoder import lstm_autoencoder as lstm_autoencoder
+    from kdjax.models.baselines import baseline as baseline
+    from kdjax.models.lstm import LSTMCell as LSTMCell
+    from kdjax.models.lstm import lstm_cell as lstm_cell
+    from kdjax.models.model import Model as Model
+    from kdjax.models.model import residuals as residuals
     from kdjax.scoring.folders import score_fleet as score_fleet
     from kdjax.scoring.streams import open_stream as open_stream
+    from kdjax.training.batching import Batch as Batch
+    from kdjax.training.batching import WindowDataset as WindowDataset
+    from kdjax.training.batching import batches as batches
+    from kdjax.training.batching import memory_batches as memory_batches
+    from kdjax.training.loop import fit as fit
+    from kdjax.training.loop import resume as resume
     from kdjax.training.sharding import use_all_cores as use_all_cores
+    from kdjax.training.steps import TrainState as TrainState
+    from kdjax.training.steps import init_state as init_state
+    from kdjax.training.steps import make_optimizer as make_optimizer
+    from kdjax.training.steps import make_student_step as make_student_step
+    from kdjax.training.steps import make_teacher_step as make_teacher_step
 
-_HOMES = {
-    "kdjax.config": ("get_config", "override", "resolve"),
-    "kdjax.data.datasets": ("load_benchmark", "load_sample"),
-    "kdjax.data.download": ("fetch_smd",),
-    "kdjax.data.readers": ("load_files", "read_table"),
-    "kdjax.detection.detector": ("Detector",),
-    "kdjax.detection.storage": ("load_detector", "save_detector"),
-    "kdjax.detection.streaming": ("StreamDetector",),
-    "kdjax.detection.tables": ("score_events", "score_table"),
-    "kdjax.training.sharding": ("use_all_cores",),
-    "kdjax.errors": ("ArtifactError", "ConfigError", "DataError", "KdjaxError"),
-    "kdjax.estimator": ("KDDetector",),
-    "kdjax.export.files": ("export_file",),
-    "kdjax.scoring.folders": ("score_fleet",),
-    "kdjax.experiment.pipeline": ("run",),
-    "kdjax.experiment.recalibrate": ("recalibrated",),
-    "kdjax.scoring.streams": ("open_stream",),
-    "kdjax.experiment.sweeps.design": ("make_design",),
-    "kdjax.experiment.sweeps.run": ("run_sweep",),
+_HOMES: dict[str, dict[str, str]] = {
+    "Models": {
+        "kdjax.models.model": "Model residuals",
+        "kdjax.models.lstm": "LSTMCell lstm_cell",
+        "kdjax.models.autoencoder": "lstm_autoencoder",
+        "kdjax.models.baselines": "baseline",
+    },
+    "Losses": {
+        "kdjax.losses": "distillation_loss reconstruction_loss",
+    },
+    "Training": {
+        "kdjax.training.batching": "Batch WindowDataset batches memory_batches",
+        "kdjax.training.steps": "TrainState init_state make_optimizer make_student_step make_teacher_step",
+        "kdjax.training.loop": "fit resume",
+    },
+    "Data": {
+        "kdjax.data.scaler": "Scaler apply_scaler fit_scaler",
+        "kdjax.data.windowing": "windows",
+        "kdjax.data.splits": "split",
+        "kdjax.data.readers": "load_files read_table",
+        "kdjax.data.datasets": "load_benchmark load_sample",
+        "kdjax.data.download": "fetch_smd",
+    },
+    "Detection": {
+        "kdjax.detection.gaussian": "Gaussian fit_gaussian",
+        "kdjax.detection.scores": "alarms point_scores row_scores window_scores",
+        "kdjax.detection.attribution": "contributions",
+        "kdjax.detection.thresholds": "conformal_threshold pot_threshold quantile_threshold",
+        "kdjax.detection.alarming": "events",
+    },
+    "Saved detectors and files": {
+        "kdjax.detection.detector": "Detector",
+        "kdjax.detection.storage": "load_detector save_detector",
+        "kdjax.detection.tables": "score_events score_table",
+        "kdjax.export.files": "export_file export_onnx export_stablehlo",
+    },
+    "Program": {
+        "kdjax.config": "get_config override resolve",
+        "kdjax.experiment.pipeline": "run",
+        "kdjax.experiment.recalibrate": "recalibrated",
+        "kdjax.experiment.sweeps.design": "make_design",
+        "kdjax.experiment.sweeps.run": "run_sweep",
+        "kdjax.scoring.folders": "score_fleet",
+        "kdjax.scoring.streams": "open_stream",
+        "kdjax.detection.streaming": "StreamDetector",
+        "kdjax.estimator": "KDDetector",
+        "kdjax.training.sharding": "use_all_cores",
+    },
+    "Errors": {
+        "kdjax.errors": "ArtifactError ConfigError DataError KdjaxError",
+    },
 }
-_MODULES = {name: module for module, names in _HOMES.items() for name in names}
+_MODULES = {
+    name: module
+    for group in _HOMES.values()
+    for module, names in group.items()
+    for name in names.split()
+}
 
 __all__ = list(_MODULES)
 
@@ -69,3 +144,15 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return __all__
+
+
+def _room_names(room: str) -> tuple[list[str], Callable[[str], Any]]:
+    """`__all__` and `__getattr__` of a room: its public names, imported when used."""
+    own = {name: home for name, home in _MODULES.items() if home.startswith(f"{room}.")}
+
+    def find(name: str) -> Any:
+        if name not in own:
+            raise AttributeError(f"module {room!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(own[name]), name)
+
+    return list(own), find

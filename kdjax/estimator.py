@@ -46,6 +46,7 @@ from kdjax.data.series import Dataset, Series
 from kdjax.data.splits import segments
 from kdjax.data.tables import numbered_channels
 from kdjax.data.times import parse_time
+from kdjax.detection.alarming import AlarmRule, row_alarms
 from kdjax.detection.calibration import calibrate
 from kdjax.detection.detector import (
     POOLED,
@@ -53,7 +54,6 @@ from kdjax.detection.detector import (
     entity_index,
     scaler_of,
 )
-from kdjax.detection.events import AlarmRule, row_alarms
 from kdjax.detection.storage import load_detector, save_detector
 from kdjax.detection.tables import CONTRIBUTION, score_events, score_table
 from kdjax.detection.thresholds import Rule, Threshold, choose_threshold

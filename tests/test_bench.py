@@ -22,12 +22,7 @@ from kdjax.bench.work import Size, Unit, Work
 from kdjax.detection.gaussian import Gaussian
 from kdjax.detection.scores import point_scores
 from kdjax.errors import ConfigError, KdjaxError
-from kdjax.models.autoencoder import (
-    Architecture,
-    count_parameters,
-    network,
-    reconstruct,
-)
+from kdjax.models.autoencoder import Architecture, count_parameters, network
 
 HIDDEN = (6, 4)
 TINY = Size(steps=1, windows=8, series=5, calls=2)
@@ -59,7 +54,7 @@ def params():
 def expected(params, windows):
     """What kdjax makes of them: reconstruction and point scores."""
     architecture = Architecture(work.WIDTH, HIDDEN)
-    outputs = reconstruct(architecture, params, jnp.asarray(windows))
+    outputs = network(architecture).apply(params, jnp.asarray(windows))
     gaussian = Gaussian(*work.make_whitening())
     return np.asarray(outputs), np.asarray(
         point_scores(gaussian, jnp.abs(windows - outputs))
@@ -97,7 +92,7 @@ def test_kdjax_measures_all_kinds(kind, monkeypatch):
         windows = data.rows[data.starts[:, None] + np.arange(work.WINDOW)]
         architecture = Architecture(work.WIDTH, HIDDEN)
         params, gaussian = work.make_params(HIDDEN), Gaussian(*work.make_whitening())
-        errors = jnp.abs(windows - reconstruct(architecture, params, windows))
+        errors = jnp.abs(windows - network(architecture).apply(params, windows))
         np.testing.assert_allclose(found, point_scores(gaussian, errors), rtol=1e-4)
 
 
@@ -220,7 +215,7 @@ def test_a_stream_scores_the_same_rows_for_all(onnx_peer, torch_peer):
     architecture = Architecture(work.WIDTH, HIDDEN)
     params, gaussian = work.make_params(HIDDEN), Gaussian(*work.make_whitening())
     last = rows[None, -work.WINDOW :]
-    errors = jnp.abs(last - reconstruct(architecture, params, last))
+    errors = jnp.abs(last - network(architecture).apply(params, last))
     expected = np.asarray(point_scores(gaussian, errors))
     for scores in theirs:
         np.testing.assert_allclose(scores, expected, rtol=1e-4)

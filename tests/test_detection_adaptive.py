@@ -16,7 +16,7 @@ from kdjax.detection.rolling import (
     start_adaptive,
     start_rolling,
 )
-from kdjax.detection.thresholds import conformal_threshold_of
+from kdjax.detection.thresholds import conformal_threshold
 from kdjax.errors import ConfigError, DataError
 
 
@@ -32,7 +32,7 @@ def follow(state, scores):
 def test_the_first_threshold_is_the_conformal_one(n, rate):
     scores = np.random.default_rng(n).normal(size=n)
     state = start_adaptive(scores, rate)
-    assert adaptive_tau(state) == conformal_threshold_of(scores, rate=rate).tau
+    assert adaptive_tau(state) == conformal_threshold(scores, rate=rate)
 
 
 @settings(deadline=None)
@@ -82,7 +82,7 @@ def test_it_holds_the_rate_where_a_fixed_threshold_fails():
     spread = np.concatenate([np.ones(4000), np.full(4000, 2.0)])
     scores = level + spread * rng.normal(size=8000)
     state, alarms = follow(start_adaptive(calibration, 0.05), scores)
-    assert np.mean(scores > conformal_threshold_of(calibration, rate=0.05).tau) > 0.6
+    assert np.mean(scores > conformal_threshold(calibration, rate=0.05)) > 0.6
     bound = (0.95 + 0.005) / (8000 * 0.005)
     assert abs(alarms.mean() - 0.05) < min(bound, 0.005)
     for part in np.split(alarms, 8):

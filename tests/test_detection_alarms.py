@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdjax.detection.events import (
+from kdjax.detection.alarming import (
     START,
     AlarmRule,
     AlarmState,
     event_table,
-    find_events,
+    events,
     next_alarm,
     row_alarms,
 )
@@ -74,7 +74,7 @@ def test_a_series_at_once_is_the_stream(signs, min_duration, cooldown):
 @given(st.text("TTTf?", max_size=60), st.integers(1, 5), st.integers(0, 8))
 def test_what_the_rule_says_in_words(signs, min_duration, cooldown):
     raised = streamed(signs, AlarmRule(min_duration, cooldown))
-    spans = find_events(np.array(raised, bool), gap=1).tolist()
+    spans = events(np.array(raised, bool), gap=1).tolist()
     for start, stop in spans:
         assert signs[start - min_duration + 1 : stop] == "T" * (
             stop - start + min_duration - 1
@@ -116,7 +116,7 @@ def test_events_join_alarms_nearer_than_the_gap(alarm, gap):
             expected[-1][1] = row
         else:
             expected.append([row, row])
-    got = find_events(np.array(alarm, bool), gap=gap)
+    got = events(np.array(alarm, bool), gap=gap)
     assert got.tolist() == [[first, last + 1] for first, last in expected]
     assert got.shape == (len(expected), 2)
 

@@ -11,7 +11,7 @@ from kdjax.detection.attribution import (
     contributions,
     error_deviations,
 )
-from kdjax.detection.gaussian import Gaussian, fit_gaussian, moments_of
+from kdjax.detection.gaussian import Gaussian, gaussian_from_moments, moments_of
 from kdjax.detection.scores import point_scores
 from kdjax.errors import ConfigError
 
@@ -29,7 +29,7 @@ def errors():
 def fit(errors, **options):
     names = tuple("abcdefghij"[: errors.shape[1]])
     options = {"floor": 1e-3, "ridge": 0.1, "channels": names} | options
-    return fit_gaussian(moments_of(errors), **options)
+    return gaussian_from_moments(moments_of(errors), **options)
 
 
 def covariance(gaussian):

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from kdjax.detection.alarming import AlarmRule, scored_events
 from kdjax.detection.detector import score_windows
-from kdjax.detection.events import AlarmRule, scored_events
 from kdjax.detection.scores import window_scores
 from kdjax.detection.tables import find_windows, score_events, score_table
 

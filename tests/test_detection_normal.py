@@ -11,8 +11,8 @@ from sklearn.covariance import oas as sklearn_oas
 
 from kdjax.detection.gaussian import (
     SHRINKAGES,
-    fit_gaussian,
     floored_channels,
+    gaussian_from_moments,
     ledoit_wolf_shrinkage,
     moments_of,
     oas_shrinkage,
@@ -47,7 +47,7 @@ def covariance(errors, *, floor, ridge, shrinkage=0.0):
 
 def fit(errors, **options):
     options = {"floor": 0.03, "ridge": 0.1, "channels": NAMES} | options
-    return fit_gaussian(moments_of(errors), **options)
+    return gaussian_from_moments(moments_of(errors), **options)
 
 
 def inverse(gaussian):

@@ -20,7 +20,7 @@ from kdjax.detection.false_alarms import (
     measured_rate,
     p_values,
 )
-from kdjax.detection.thresholds import Rule, choose_threshold, conformal_threshold_of
+from kdjax.detection.thresholds import Rule, choose_threshold, conformal_threshold
 from kdjax.errors import DataError
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -74,7 +74,7 @@ def test_p_values_count_the_scores_that_reach(calibration, scores):
 def test_alarms_are_the_p_values_up_to_the_rate(rate):
     rng = np.random.default_rng(0)
     calibration, scores = rng.integers(0, 500, 399), rng.integers(0, 520, 1000)
-    alarms = scores > conformal_threshold_of(calibration, rate=rate).tau
+    alarms = scores > conformal_threshold(calibration, rate=rate)
     np.testing.assert_array_equal(alarms, p_values(calibration, scores) <= rate)
 
 

@@ -7,6 +7,8 @@ import pandas as pd
 import pytest
 
 from kdjax.data.readers import read_table
+from kdjax.detection.alarming import START as QUIET
+from kdjax.detection.alarming import AlarmRule, next_alarm
 from kdjax.detection.attribution import attribution_matrix
 from kdjax.detection.detector import (
     entity_index,
@@ -14,8 +16,6 @@ from kdjax.detection.detector import (
     gaussian_of,
     score_windows,
 )
-from kdjax.detection.events import START as QUIET
-from kdjax.detection.events import AlarmRule, next_alarm
 from kdjax.detection.tables import find_windows, score_events, score_table
 from kdjax.errors import DataError
 
@@ -299,7 +299,7 @@ def test_the_step_is_in_seconds_whatever_the_unit_of_the_times(small, rows):
 @pytest.mark.parametrize("rule", [(1, 0), (3, 0), (1, 4), (2, 5), (4, 2)])
 @pytest.mark.parametrize("causal", [False, True])
 def test_alarms_keep_to_duration_and_rest(steps, rows, rule, causal):
-    """A plain loop over rows; the two lengths are at home in `kdjax.detection.events`."""
+    """A plain loop over rows; the two lengths are at home in `kdjax.detection.alarming`."""
     duration, cooldown = rule
     series = rows(60)
     series.values[20:27] = np.nan

@@ -15,7 +15,7 @@ from kdjax.detection.thresholds import (
     Rule,
     budget_rate,
     choose_threshold,
-    conformal_threshold_of,
+    conformal_threshold,
     find_threshold,
     needed,
     needed_scores,
@@ -44,7 +44,7 @@ def test_tau_is_the_smallest_score_that_enough_scores_reach(text, extra, seed):
     rate = Fraction(text)
     n = math.ceil(1 / rate - 1) + extra
     scores = np.random.default_rng(seed).choice(2 * n + 1, n, replace=False) / 2
-    got = conformal_threshold_of(scores, rate=float(text))
+    got = choose_threshold(scores, Rule("conformal", float(text)))
     below = {s: int((scores <= s).sum()) for s in scores}
     tau = min(s for s in scores if below[s] >= (n + 1) * (1 - rate))
     assert (got.tau, got.rank) == (tau, below[tau])
@@ -71,11 +71,11 @@ def test_needed_by_hand(rate, needed):
 
 def test_99_scores_at_one_percent_give_the_largest():
     scores = np.random.default_rng(0).normal(size=99)
-    threshold = conformal_threshold_of(scores, rate=0.01, source="shared")
+    threshold = choose_threshold(scores, Rule("conformal", 0.01), source="shared")
     assert threshold.tau == scores.max()
     assert (threshold.rank, threshold.n, threshold.source) == (99, 99, "shared")
-    assert conformal_threshold_of(np.append(scores, 9.0), rate=0.01).tau == 9.0
-    assert conformal_threshold_of(np.arange(199.0), rate=0.01).tau == 197.0
+    assert conformal_threshold(np.append(scores, 9.0), rate=0.01) == 9.0
+    assert conformal_threshold(np.arange(199.0), rate=0.01) == 197.0
 
 
 def test_98_scores_are_too_few_for_one_percent():
@@ -88,7 +88,7 @@ def test_98_scores_are_too_few_for_one_percent():
     with pytest.raises(
         ConfigError, match="needs at least 99 calibration windows, have 98"
     ):
-        conformal_threshold_of(np.arange(98.0), rate=0.01)
+        choose_threshold(np.arange(98.0), Rule("conformal", 0.01))
 
 
 @pytest.mark.parametrize("rate", [0.05, 0.1])
@@ -98,15 +98,15 @@ def test_realised_rate_on_exchangeable_scores(rate, n):
     rng = np.random.default_rng(1)
     trials = 4000
     scores = rng.chisquare(3, size=(trials, n + 1))
-    alarms = [conformal_threshold_of(row[:n], rate=rate).tau < row[n] for row in scores]
-    rank = conformal_threshold_of(scores[0, :n], rate=rate).rank
+    alarms = [conformal_threshold(row[:n], rate=rate) < row[n] for row in scores]
+    rank = choose_threshold(scores[0, :n], Rule("conformal", rate)).rank
     wanted = 1 - rank / (n + 1)
     assert wanted <= rate + 1e-12
     assert np.mean(alarms) == pytest.approx(wanted, abs=4 * math.sqrt(rate / trials))
 
 
 def test_equal_scores_raise_no_alarm_among_themselves():
-    threshold = conformal_threshold_of(np.full(40, 2.0), rate=0.1)
+    threshold = choose_threshold(np.full(40, 2.0), Rule("conformal", 0.1))
     assert threshold.tau == 2.0
     assert not 2.0 > threshold.tau
 
@@ -115,17 +115,14 @@ def test_an_infinite_score_is_refused_where_it_would_be_tau():
     scores = np.arange(99.0)
     scores[40] = np.inf
     with pytest.raises(DataError, match="the threshold is inf.*huge values.*scaler"):
-        conformal_threshold_of(scores, rate=0.01)
+        choose_threshold(scores, Rule("conformal", 0.01))
     # Of 199 scores the two largest lie above τ: one infinite one does no harm.
-    assert (
-        conformal_threshold_of(np.append(scores, np.arange(100.0)), rate=0.01).tau
-        == 99.0
-    )
+    assert conformal_threshold(np.append(scores, np.arange(100.0)), rate=0.01) == 99.0
 
 
 def test_a_score_that_is_no_number_never_gives_a_threshold():
     with pytest.raises(DataError, match="1 of [59]+0*9* calibration scores are no num"):
-        conformal_threshold_of(np.append(np.arange(98.0), np.nan), rate=0.01)
+        choose_threshold(np.append(np.arange(98.0), np.nan), Rule("conformal", 0.01))
 
 
 # The other rules.
@@ -147,7 +144,7 @@ def test_names_of_methods():
 
 def test_conformal_and_budget_are_the_conformal_threshold():
     scores = np.random.default_rng(0).normal(size=150)
-    expected = conformal_threshold_of(scores, rate=0.03, source="shared")
+    expected = choose_threshold(scores, Rule("conformal", 0.03), source="shared")
     got = choose_threshold(scores, rule("conformal", 0.03), source="shared")
     assert got == expected
     budget = choose_threshold(scores, rule("budget", 0.03), source="shared")

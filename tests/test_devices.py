@@ -11,10 +11,14 @@ import pytest
 from kdjax.data.scaler import Scaler
 from kdjax.detection.detector import score_scaled
 from kdjax.detection.gaussian import Gaussian
-from kdjax.losses import student_objective, teacher_objective, validation_loss
 from kdjax.models.autoencoder import Architecture, network
 from kdjax.models.residual import ResidualModel
-from kdjax.training.batching import map_windows, padded_batches
+from kdjax.training.batching import (
+    IndexedBatch,
+    WindowDataset,
+    map_windows,
+    padded_batches,
+)
 from kdjax.training.sharding import (
     batch_mesh,
     cores,
@@ -23,12 +27,14 @@ from kdjax.training.sharding import (
     place,
 )
 from kdjax.training.steps import (
-    WindowDataset,
-    head_outputs,
+    dataset_outputs,
     init_state,
     make_optimizer,
     make_step,
     make_validate,
+    student_loss,
+    teacher_loss,
+    validation_loss,
 )
 
 WINDOW = 5
@@ -64,9 +70,9 @@ def optimizer():
 @pytest.mark.parametrize("distilled", [False, True])
 def test_training_on_eight_devices_is_training_on_one(dataset, distilled):
     """Two epochs; the last batch is padded so far that a device has padding only."""
-    objective = teacher_objective(NET)
+    objective = teacher_loss(NET)
     if distilled:
-        objective = student_objective(
+        objective = student_loss(
             NET, NET, alpha=0.7, temperature=1.5, temperature_mode="output"
         )
         targets = np.random.default_rng(1).normal(size=(70, WINDOW, 3))
@@ -80,7 +86,7 @@ def test_training_on_eight_devices_is_training_on_one(dataset, distilled):
         for epoch in range(2):
             order = np.random.default_rng(epoch).permutation(70)
             for index, weight in padded_batches(order, 128):
-                state = step(state, shared, index, weight)
+                state, _ = step(state, IndexedBatch(shared, index, weight))
         finished.append(jax.device_get(state))
     alone, together = finished
     assert together.weight_sum == alone.weight_sum == 140
@@ -92,10 +98,12 @@ def test_training_on_eight_devices_is_training_on_one(dataset, distilled):
 def test_a_bad_loss_on_one_device_is_seen(dataset):
     spoilt = dataset.replace(rows=dataset.rows.at[10].set(jnp.nan))
     mesh = batch_mesh(128)
-    step = make_step(teacher_objective(NET), optimizer(), window=WINDOW, mesh=mesh)
+    step = make_step(teacher_loss(NET), optimizer(), window=WINDOW, mesh=mesh)
     state = place(init_state(NET.init(jax.random.key(0)), optimizer()), mesh)
     index, weight = next(padded_batches(np.arange(70), 128))
-    assert step(state, place(spoilt, mesh), index, weight).bad_step == 1
+    assert (
+        step(state, IndexedBatch(place(spoilt, mesh), index, weight))[0].bad_step == 1
+    )
 
 
 def test_validation_and_targets_are_those_of_one_device(dataset):
@@ -106,7 +114,7 @@ def test_validation_and_targets_are_those_of_one_device(dataset):
         own, shared = place((params, dataset), mesh)
         options = {"window": WINDOW, "batch_size": batch_size}
         validate = make_validate(validation_loss(NET), shared, mesh=mesh, **options)
-        targets = head_outputs(NET, params, dataset, **options)
+        targets = dataset_outputs(NET, params, dataset, **options)
         found.append((validate(own), targets))
     np.testing.assert_allclose(found[0][0], found[1][0], rtol=1e-6)
     np.testing.assert_allclose(found[0][1], found[1][1], atol=1e-6)

@@ -21,7 +21,7 @@ from sklearn.utils.estimator_checks import check_estimator, estimator_checks_gen
 from kdjax.data.series import Series
 from kdjax.detection.storage import load_detector, save_detector
 from kdjax.detection.tables import score_events, score_table
-from kdjax.detection.thresholds import conformal_threshold_of
+from kdjax.detection.thresholds import conformal_threshold
 from kdjax.errors import ArtifactError, ConfigError, DataError
 from kdjax.estimator import EXPECTED_FAILED_CHECKS, FIELDS, KDDetector
 
@@ -145,7 +145,7 @@ def test_scores_are_mahalanobis_distances_of_the_latest_window(faulty):
     # And τ is the conformal rank of the calibration windows' scores.
     clean = moments.mahalanobis(train[510:])
     scores = np.array([clean[start : start + 8].max() for start in range(83)])
-    tau = conformal_threshold_of(scores, rate=0.1).tau
+    tau = conformal_threshold(scores, rate=0.1)
     assert detector.threshold_ == pytest.approx(tau, rel=1e-3)
 
 
@@ -231,7 +231,7 @@ def test_a_new_threshold_needs_no_training(faulty):
     detector.set_params(false_alarm_rate=0.1).calibrate(clean)
     starts = [*range(0, 193, 2)]
     ends = detector.set_params().decision_function(clean)[np.array(starts) + 7]
-    assert detector.threshold_ == conformal_threshold_of(ends, rate=0.1).tau
+    assert detector.threshold_ == conformal_threshold(ends, rate=0.1)
     assert detector.detector_.model is model
     with pytest.raises(AttributeError, match="threshold_"):
         detector.threshold_ = 3.0

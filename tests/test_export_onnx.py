@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kdjax.models.autoencoder import Architecture, network, reconstruct
+from kdjax.models.autoencoder import Architecture, network
 
 onnx = pytest.importorskip("onnx", reason="needs the extra onnx")
 onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra onnx")
@@ -44,7 +44,7 @@ def test_the_graph_reconstructs_as_the_network_does(channels, hidden, decoder, h
     rng = np.random.default_rng(1)
     for batch, window in [(1, 4), (3, 7), (2, 1)]:
         windows = rng.normal(size=(batch, window, 3)).astype(np.float32)
-        expected = reconstruct(architecture, params, jnp.asarray(windows))
+        expected = network(architecture).apply(params, jnp.asarray(windows))
         found = run_onnx(model, windows)
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 

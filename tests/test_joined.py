@@ -23,7 +23,7 @@ from kdjax.experiment.pipeline import (
 )
 from kdjax.experiment.sweeps.design import make_design
 from kdjax.experiment.sweeps.run import run_sweep
-from kdjax.models.residual import CLUSTERED, component, fit_baseline, fit_components
+from kdjax.models.residual import FIT_WINDOWS, component, fit_baseline, fit_components
 
 L, D = 10, 3
 TEACHER = ("kmeans", "difference", "moving_average")
@@ -147,7 +147,7 @@ def test_the_teachers_centres_are_those_of_the_fit_windows(joined, prepared):
         for low, high in entity.split.fit
         for start in range(low, high - L + 1, 5)
     ]
-    assert len(starts) < CLUSTERED
+    assert len(starts) < FIT_WINDOWS
     scaled = [
         (entity.train.values[start : start + L] - entity.scaler.offset)
         / entity.scaler.scale

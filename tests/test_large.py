@@ -39,20 +39,22 @@ from kdjax.errors import ConfigError, DataError
 from kdjax.evaluation import inspection
 from kdjax.evaluation.evaluate import evaluate_models
 from kdjax.experiment.assemble import data_digests
-from kdjax.losses import student_objective, teacher_objective, validation_loss
 from kdjax.models.autoencoder import Architecture, network
 from kdjax.models.baselines import fit_pca
 from kdjax.models.residual import ResidualModel
-from kdjax.training.batch_sources import BatchSource, disk_batches, make_source_validate
+from kdjax.training.batching import BatchSource, WindowDataset, disk_batches
 from kdjax.training.loop import fit, resume
 from kdjax.training.sharding import batch_mesh, place
 from kdjax.training.steps import (
-    WindowDataset,
-    head_outputs,
+    dataset_outputs,
     init_state,
     make_optimizer,
+    make_source_validate,
     make_step,
     make_validate,
+    student_loss,
+    teacher_loss,
+    validation_loss,
 )
 
 WINDOW, STRIDE, WIDTH = 6, 4, 3
@@ -271,11 +273,11 @@ def test_a_fit_on_windows_from_disk_is_that_on_rows_in_memory(source, shared):
     oracle, dataset = gathered_feed(source, batch_source)
     loss = validation_loss(net)
     found = trained(
-        batch_source, teacher_objective(net), net,
+        batch_source, teacher_loss(net), net,
         make_source_validate(loss, source, batch_size=32, mesh=mesh), mesh=mesh,
     )  # fmt: skip
     wanted = trained(
-        oracle, teacher_objective(net), net,
+        oracle, teacher_loss(net), net,
         make_validate(loss, dataset, window=WINDOW, batch_size=32),
     )  # fmt: skip
     assert found.progress.step == wanted.progress.step == 8
@@ -288,12 +290,12 @@ def test_a_fit_on_windows_from_disk_is_that_on_rows_in_memory(source, shared):
 def test_a_student_learns_from_a_teacher_who_looks_at_each_batch(source):
     big, net = (network(Architecture(WIDTH, hidden)) for hidden in ((5,), (2,)))
     teacher = big.init(jax.random.key(7))
-    objective = student_objective(
+    objective = student_loss(
         net, big, alpha=0.5, temperature=1.0, temperature_mode="output"
     )
     batch_source = disk_batches(source, seed=0, batch_size=16, teacher=teacher)
     _, dataset = gathered_feed(source, batch_source)
-    targets = head_outputs(big, teacher, dataset, window=WINDOW, batch_size=16)
+    targets = dataset_outputs(big, teacher, dataset, window=WINDOW, batch_size=16)
     oracle, dataset = gathered_feed(source, batch_source, targets=jnp.asarray(targets))
     validate = make_validate(
         validation_loss(net), dataset, window=WINDOW, batch_size=16
@@ -302,7 +304,7 @@ def test_a_student_learns_from_a_teacher_who_looks_at_each_batch(source):
     wanted = trained(oracle, objective, net, validate)
     near(found.params, wanted.params, rtol=1e-4, atol=1e-6)
     # And it is the teacher that it learns from.
-    alone = trained(oracle, teacher_objective(net), net, validate)
+    alone = trained(oracle, teacher_loss(net), net, validate)
     with pytest.raises(AssertionError):
         near(found.params, alone.params, rtol=1e-3)
 

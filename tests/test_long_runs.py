@@ -18,16 +18,16 @@ import pandas as pd
 import pytest
 
 from kdjax.cli import main
-from kdjax.losses import teacher_objective, validation_loss
 from kdjax.models.autoencoder import Architecture, network
-from kdjax.training.batch_sources import memory_batches
+from kdjax.training.batching import WindowDataset, memory_batches
 from kdjax.training.loop import Hooks, fit, resume
 from kdjax.training.steps import (
-    WindowDataset,
     init_state,
     make_optimizer,
     make_step,
     make_validate,
+    teacher_loss,
+    validation_loss,
 )
 
 WINDOW, BATCH, EPOCHS, SETTLED = 5, 8, 200, 50
@@ -58,7 +58,7 @@ def trained(train, *, epochs, hooks):
     )
     return fit(
         resume(None, init_state(NET.init(jax.random.key(0)), optimizer)),
-        make_step(teacher_objective(NET), optimizer, window=WINDOW),
+        make_step(teacher_loss(NET), optimizer, window=WINDOW),
         memory_batches(train, key=jax.random.key(1), batch_size=BATCH),
         validate,
         epochs=epochs,

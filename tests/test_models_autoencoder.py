@@ -13,12 +13,7 @@ from hypothesis import strategies as st
 
 from kdjax.config import resolve
 from kdjax.experiment.jobs import architecture
-from kdjax.models.autoencoder import (
-    Architecture,
-    count_parameters,
-    network,
-    reconstruct,
-)
+from kdjax.models.autoencoder import Architecture, count_parameters, network
 
 PAPER = Path(__file__).parent.parent / "configs" / "paper.py"
 
@@ -192,12 +187,12 @@ def test_joint_network_sees_other_channels():
 def test_reconstruct_runs_free_behind_the_activation():
     arch = Architecture(2, (4,), decoder="feedback", head="sigmoid")
     params, windows = lively_params(arch), random_windows((3, 5, 2))
-    found = np.asarray(reconstruct(arch, params, jnp.asarray(windows)))
+    found = np.asarray(network(arch).apply(params, jnp.asarray(windows)))
     assert ((found > 0) & (found < 1)).all()
     expected = sigmoid(naive_outputs(params, windows, arch))
     np.testing.assert_allclose(found, expected, atol=1e-5)
     linear = arch._replace(head="linear")
-    found = np.asarray(reconstruct(linear, params, jnp.asarray(windows)))
+    found = np.asarray(network(linear).apply(params, jnp.asarray(windows)))
     expected = naive_outputs(params, windows, linear)
     np.testing.assert_allclose(found, expected, atol=1e-5)
 

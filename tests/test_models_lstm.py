@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdjax.models.lstm import LSTM, Carry, lstm_cell
+from kdjax.models.autoencoder import lstm_autoencoder
+from kdjax.models.lstm import LSTM, Carry, LSTMCell, lstm_cell
 
 shapes = st.tuples(*[st.integers(1, 7)] * 4)  # L, B, I, H; B on both sides of FEW
 
@@ -203,11 +204,54 @@ def test_step_goes_on_from_a_carry():
     ],
 )
 def test_quarters_are_the_gates_i_f_g_o(gate, cell, hidden):
-    projected = jnp.zeros((4, 1)).at["ifgo".index(gate), 0].set(50.0)
+    bias = jnp.zeros((4,)).at["ifgo".index(gate)].set(50.0)
+    params = {
+        "input_kernel": jnp.zeros((1, 4)),
+        "recurrent_kernel": jnp.zeros((1, 4)),
+        "bias": bias,
+    }
     carry = Carry(jnp.full((1, 1), 0.5), jnp.zeros((1, 1)))
-    after = lstm_cell(jnp.zeros((1, 4)), carry, projected)
+    after, output = lstm_cell(params, carry, jnp.zeros((1, 1)))
     np.testing.assert_allclose(after.cell[0, 0], cell, rtol=1e-6)
     np.testing.assert_allclose(after.hidden[0, 0], hidden, rtol=1e-6)
+    assert output is after.hidden
+
+
+def test_the_cell_is_the_loop_of_its_equations():
+    params, inputs = (
+        random_params(2, 3),
+        np.random.default_rng(6).normal(size=(5, 4, 2)),
+    )
+    cells, states = naive_layer(params, inputs)
+    with jax.enable_x64(True):
+        carry = (jnp.zeros((4, 3)), jnp.zeros((4, 3)))
+        for x, cell, state in zip(inputs, cells, states, strict=True):
+            carry, output = lstm_cell(params, carry, jnp.asarray(x))
+            np.testing.assert_allclose(carry.cell, cell, rtol=1e-12)
+            np.testing.assert_allclose(output, state, rtol=1e-12)
+
+
+def test_the_flax_cell_runs_in_an_rnn_with_the_parameters_of_a_layer():
+    params, inputs = (
+        random_params(2, 3),
+        np.random.default_rng(7).normal(size=(4, 5, 2)).astype(np.float32),
+    )
+    params = jax.tree.map(np.float32, params)
+    rnn = nn.RNN(LSTMCell(3, name="cell"))
+    shapes = jax.eval_shape(rnn.init, jax.random.key(0), inputs)["params"]["cell"]
+    assert jax.tree.map(jnp.shape, shapes) == jax.tree.map(jnp.shape, params)
+    found = rnn.apply({"params": {"cell": params}}, inputs)
+    _, expected = naive_layer(params, np.float64(inputs).swapaxes(0, 1))
+    np.testing.assert_allclose(found.swapaxes(0, 1), expected, atol=2e-6)
+
+
+def test_a_layer_of_the_autoencoder_is_the_cell():
+    model = lstm_autoencoder(hidden=(3,))
+    windows = np.random.default_rng(8).normal(size=(4, 5, 2)).astype(np.float32)
+    params = model.init(jax.random.key(1), windows)
+    rnn = nn.RNN(LSTMCell(3, name="cell"))
+    states = rnn.apply({"params": {"cell": params["encoder_0"]}}, windows)
+    np.testing.assert_allclose(model.encode(params, windows), states[:, -1], atol=2e-6)
 
 
 @pytest.mark.parametrize(("width", "hidden"), [(3, 5), (38, 1)])

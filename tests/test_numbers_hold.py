@@ -35,7 +35,12 @@ from kdjax.data.scaler import Scaler
 from kdjax.data.series import Dataset, Series
 from kdjax.data.splits import window_starts
 from kdjax.detection.detector import Detector, score_windows
-from kdjax.detection.gaussian import Gaussian, fit_gaussian, merge_all, moments_of
+from kdjax.detection.gaussian import (
+    Gaussian,
+    gaussian_from_moments,
+    merge_all,
+    moments_of,
+)
 from kdjax.detection.scores import window_scores
 from kdjax.detection.thresholds import (
     Rule,
@@ -487,7 +492,7 @@ def check_merge(errors, pieces):
     assert (difference <= 1e-12 * np.outer(size, size)).all()
     names = [f"c{i}" for i in range(errors.shape[1])]
     first, second = (
-        fit_gaussian(moments, floor=0.03, ridge=0.1, channels=names)
+        gaussian_from_moments(moments, floor=0.03, ridge=0.1, channels=names)
         for moments in (merged, whole)
     )
     # Both are rounded to float32: at most a last bit apart.
@@ -537,7 +542,7 @@ def calibration():
     rows = load_sample().train[0].values
     moments = moments_of(rows[:18000])
     names = [f"c{i}" for i in range(rows.shape[1])]
-    gaussian = fit_gaussian(moments, floor=0.03, ridge=0.1, channels=names)
+    gaussian = gaussian_from_moments(moments, floor=0.03, ridge=0.1, channels=names)
     points = (((rows[18000:] - gaussian.mean) @ gaussian.whiten.T) ** 2).sum(axis=1)
     starts = window_starts(np.array([[0, len(points)]]), window=100, stride=10)
     return points[starts[:, None] + np.arange(100)]

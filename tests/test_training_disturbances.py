@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from kdjax.data.augment import augment
-from kdjax.losses import Batch, student_objective
 from kdjax.models.autoencoder import Architecture, network
+from kdjax.training.batching import Batch
+from kdjax.training.steps import student_loss
 
 N, D, WINDOW = 5000, 6, 50
 
@@ -83,7 +84,7 @@ def outputs(one):
 
 def loss(one, **options):
     given = {"alpha": 0.3, "temperature": 1.0, "temperature_mode": "output"}
-    return float(student_objective(NET, NET, **given | options)(PARAMS, one))
+    return float(student_loss(NET, NET, **given | options)(PARAMS, one))
 
 
 def test_of_disturbed_windows_only_the_teachers_answer_counts():

@@ -13,9 +13,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from kdjax.errors import TrainingError
-from kdjax.losses import teacher_objective, validation_loss
 from kdjax.models.autoencoder import Architecture, network
-from kdjax.training.batch_sources import memory_batches
+from kdjax.training.batching import WindowDataset, memory_batches
 from kdjax.training.loop import (
     Hooks,
     TrainingProgress,
@@ -23,11 +22,12 @@ from kdjax.training.loop import (
     resume,
 )
 from kdjax.training.steps import (
-    WindowDataset,
     init_state,
     make_optimizer,
     make_step,
     make_validate,
+    teacher_loss,
+    validation_loss,
 )
 
 WINDOW, WINDOWS, BATCH = 3, 7, 3  # 3 steps an epoch
@@ -46,7 +46,7 @@ def adam(rate=0.02):
 @pytest.fixture(scope="module")
 def step():
     """The real step; its state must be fresh for each fit, since it is donated."""
-    return make_step(teacher_objective(NET), adam(), window=WINDOW)
+    return make_step(teacher_loss(NET), adam(), window=WINDOW)
 
 
 @pytest.fixture(scope="module")
@@ -125,10 +125,10 @@ def orders(key, epochs=3):
     """Windows of each epoch as a fit visits them."""
     visited = []
 
-    def step(state, dataset, index, weight):
-        visited.append(np.asarray(index)[np.asarray(weight) == 1].tolist())
-        seen = jnp.sum(weight)
-        return state.replace(weight_sum=state.weight_sum + seen)
+    def step(state, batch):
+        index, weight = np.asarray(batch.positions), np.asarray(batch.weight)
+        visited.append(index[weight == 1].tolist())
+        return state.replace(weight_sum=state.weight_sum + weight.sum()), {}
 
     optimizer = adam()
     state = init_state({"x": jnp.zeros(1)}, optimizer)
@@ -153,12 +153,13 @@ def test_the_log_has_the_mean_loss_so_far_and_each_epochs_validation(
     lines, advances, losses = [], [], []
     per_window = jax.jit(jax.vmap(lambda p, x: NET.outputs(p, x[None]), (None, 0)))
 
-    def watched(state, dataset, index, weight):
-        windows = np.array([ROWS[4 * i : 4 * i + WINDOW] for i in np.asarray(index)])
+    def watched(state, batch):
+        index, weight = np.asarray(batch.positions), batch.weight
+        windows = np.array([ROWS[4 * i : 4 * i + WINDOW] for i in index])
         outputs = np.asarray(per_window(state.params, jnp.asarray(windows)))[:, 0]
         errors = np.mean((outputs - windows) ** 2, axis=(1, 2))
         losses.append(errors[np.asarray(weight) == 1].tolist())
-        return step(state, dataset, index, weight)
+        return step(state, batch)
 
     hooks = Hooks(lines.append, lambda *report: advances.append(report))
     fitted = run(
@@ -209,8 +210,8 @@ def test_a_bad_loss_is_named_with_its_step(
     rows[4 * bad, 0] = value
     spoiled = CORPUS.replace(rows=jnp.asarray(rows))
 
-    def on_spoiled(state, dataset, index, weight):
-        return step(state, spoiled, index, weight)
+    def on_spoiled(state, batch):
+        return step(state, batch._replace(dataset=spoiled))
 
     with pytest.raises(TrainingError, match=r"training loss .* at step 2\. Lower"):
         run(
@@ -229,7 +230,7 @@ def test_a_bad_loss_is_named_with_its_step(
 
 
 def test_parameters_that_became_nan_are_not_saved(tmp_path, init, validate):
-    broken = make_step(teacher_objective(NET), adam(rate=math.inf), window=WINDOW)
+    broken = make_step(teacher_loss(NET), adam(rate=math.inf), window=WINDOW)
     options = {"directory": tmp_path, "checkpoint_seconds": 0, "log_every": 1}
     with pytest.raises(TrainingError, match=r"gradient .* at step 1\. Lower"):
         run(resume(tmp_path, init()), broken, validate, **options)
@@ -249,7 +250,7 @@ def test_a_bad_validation_loss_is_named_with_its_step(tmp_path, step, init):
 
 
 def test_a_fit_compiles_its_step_once(tmp_path, init, validate):
-    objective, traces = teacher_objective(NET), []
+    objective, traces = teacher_loss(NET), []
 
     def counting(params, batch):
         traces.append(batch.windows.shape)

@@ -23,7 +23,7 @@ from kdjax.experiment.train import train_networks
 from kdjax.experiment.workdir import read_lines
 from kdjax.models.autoencoder import Architecture, network
 from kdjax.models.residual import ResidualModel
-from kdjax.training.batch_sources import epoch_order
+from kdjax.training.batching import epoch_order
 
 CHANGES = {
     "data.stride": 15,

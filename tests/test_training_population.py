@@ -8,10 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kdjax.losses import student_objective, validation_loss
 from kdjax.models.autoencoder import Architecture, network
 from kdjax.training import populations as population
-from kdjax.training.batch_sources import memory_batches
+from kdjax.training.batching import WindowDataset, memory_batches
 from kdjax.training.loop import fit, resume
 from kdjax.training.populations import (
     Hyper,
@@ -26,11 +25,12 @@ from kdjax.training.populations import (
 )
 from kdjax.training.sharding import batch_mesh, divide, place
 from kdjax.training.steps import (
-    WindowDataset,
     init_state,
     make_optimizer,
     make_step,
     make_validate,
+    student_loss,
+    validation_loss,
 )
 
 WINDOW, BATCH = 4, 5
@@ -57,7 +57,7 @@ CORPUS = WindowDataset(
 
 
 def step_of(hyper):
-    objective = student_objective(
+    objective = student_loss(
         NET, NET, alpha=hyper.alpha, temperature=hyper.temperature,
         temperature_mode="output",
     )  # fmt: skip

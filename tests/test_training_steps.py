@@ -6,17 +6,18 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kdjax.losses import student_objective, teacher_objective, validation_loss
 from kdjax.models.autoencoder import Architecture, network
-from kdjax.training.batching import padded_batches
+from kdjax.training.batching import IndexedBatch, WindowDataset, padded_batches
 from kdjax.training.sharding import batch_mesh, place
 from kdjax.training.steps import (
-    WindowDataset,
-    head_outputs,
+    dataset_outputs,
     init_state,
     make_optimizer,
     make_step,
     make_validate,
+    student_loss,
+    teacher_loss,
+    validation_loss,
 )
 
 ARCH = Architecture(2, (3,))
@@ -116,7 +117,7 @@ def init_params(seed):
 def test_a_step_moves_down_the_gradient_of_its_batch(dataset):
     optimizer = optimizer_of(10, warmup_steps=0, clip_norm=1e9)
     params = init_params(0)
-    step = make_step(teacher_objective(NET), optimizer, window=WINDOW)
+    step = make_step(teacher_loss(NET), optimizer, window=WINDOW)
     index, weight = jnp.array([6, 2, 2]), jnp.array([1.0, 1.0, 0.0])
     real = jnp.asarray(windows_of(dataset)[[6, 2]])
 
@@ -125,7 +126,8 @@ def test_a_step_moves_down_the_gradient_of_its_batch(dataset):
 
     value, gradient = jax.jit(jax.value_and_grad(loss))(params)
     before = jax.tree.map(np.array, params)
-    state = step(init_state(params, optimizer), dataset, index, weight)
+    batch = IndexedBatch(dataset, index, weight)
+    state, _ = step(init_state(params, optimizer), batch)
     # Adam's first step is the gradient's sign, but for its ε.
     jax.tree.map(
         lambda new, old, slope: np.testing.assert_allclose(
@@ -150,12 +152,14 @@ def test_the_first_bad_step_is_remembered(dataset):
     step = make_step(objective, optimizer, window=WINDOW)
     index, full, half = jnp.array([0, 1]), jnp.ones(2), jnp.array([1.0, 0.0])
     state = init_state({"x": jnp.float32(2)}, optimizer)
-    state = step(state, dataset, index, half)
+    state, _ = step(state, IndexedBatch(dataset, index, half))
     assert int(state.bad_step) == -1
     # 2 / (2 + 2 − 2 · 2): not finite; nor is anything after it.
-    state = step(state.replace(params={"x": jnp.float32(2)}), dataset, index, full)
+    state, _ = step(
+        state.replace(params={"x": jnp.float32(2)}), IndexedBatch(dataset, index, full)
+    )
     assert int(state.bad_step) == 2
-    state = step(state, dataset, index, full)
+    state, _ = step(state, IndexedBatch(dataset, index, full))
     assert int(state.bad_step) == 2
     assert int(state.step) == 3
 
@@ -167,7 +171,9 @@ def train(dataset, *, objective, epochs=3, teacher=None):
     state = init_state(init_params(1), optimizer)
     for _ in range(epochs):
         for index, weight in padded_batches(np.arange(7), 3):
-            state = step(state, dataset, jnp.asarray(index), jnp.asarray(weight))
+            state, _ = step(
+                state, IndexedBatch(dataset, jnp.asarray(index), jnp.asarray(weight))
+            )
     assert float(state.weight_sum) == 7 * epochs
     return state.params, float(state.loss_sum) / (7 * epochs)
 
@@ -176,10 +182,10 @@ def test_cached_targets_and_a_teacher_in_the_step_are_the_same(dataset):
     large = network(Architecture(2, (4,), head="sigmoid"))
     taught_by = jax.jit(large.init)(jax.random.key(5))
     kept = jax.tree.map(np.array, taught_by)
-    objective = student_objective(
+    objective = student_loss(
         NET, large, alpha=0.9, temperature=1.5, temperature_mode="output"
     )
-    targets = head_outputs(large, taught_by, dataset, window=WINDOW, batch_size=3)
+    targets = dataset_outputs(large, taught_by, dataset, window=WINDOW, batch_size=3)
     direct = large.outputs(taught_by, jnp.asarray(windows_of(dataset)))
     np.testing.assert_allclose(targets, direct, atol=1e-6)
     cached, cached_loss = train(dataset.replace(targets=targets), objective=objective)
@@ -203,7 +209,7 @@ def counted(function, traces):
 
 def test_an_uneven_run_traces_each_function_once(dataset):
     shape, trained, validated, output = (3, WINDOW, 2), [], [], []
-    train(dataset, objective=counted(teacher_objective(NET), trained))
+    train(dataset, objective=counted(teacher_loss(NET), trained))
     assert trained == [shape]
     loss = counted(validation_loss(NET), validated)
     validate = make_validate(loss, dataset, window=WINDOW, batch_size=3)
@@ -211,12 +217,12 @@ def test_an_uneven_run_traces_each_function_once(dataset):
         validate(init_params(seed))
     assert validated == [shape]
 
-    def outputs(params, windows):
+    def outputs(params, windows, forced=False):
         output.append(windows.shape)
         return windows
 
     net = NET._replace(outputs=outputs)
-    head_outputs(net, init_params(0), dataset, window=WINDOW, batch_size=3)
+    dataset_outputs(net, init_params(0), dataset, window=WINDOW, batch_size=3)
     assert output == [shape]
 
 
@@ -236,7 +242,7 @@ def test_validation_is_the_mean_over_windows(dataset, batch_size):
 def test_head_outputs_are_those_before_the_activation(dataset, batch_size):
     net = network(ARCH._replace(head="sigmoid"))
     params = init_params(3)
-    found = head_outputs(net, params, dataset, window=WINDOW, batch_size=batch_size)
+    found = dataset_outputs(net, params, dataset, window=WINDOW, batch_size=batch_size)
     assert found.shape == (7, WINDOW, 2)
     direct = net.outputs(params, jnp.asarray(windows_of(dataset)))
     np.testing.assert_allclose(found, direct, atol=1e-6)
@@ -252,7 +258,7 @@ def test_a_batch_holds_its_windows_targets(dataset):
     step = make_step(objective, optimizer, window=WINDOW)
     state = init_state({"x": jnp.ones(())}, optimizer)
     index, weight = jnp.array([5, 2, 0]), jnp.array([1.0, 1.0, 0.0])
-    state = step(state, dataset.replace(targets=marks), index, weight)
+    state, _ = step(state, IndexedBatch(dataset.replace(targets=marks), index, weight))
     assert float(state.loss_sum) == 100_100
 
 
@@ -266,7 +272,7 @@ def test_batches_without_a_teacher_have_no_targets(dataset):
     optimizer = optimizer_of(1)
     step = make_step(objective, optimizer, window=WINDOW)
     state = init_state({"x": jnp.ones(1)}, optimizer)
-    step(state, dataset, jnp.array([0]), jnp.ones(1))
+    step(state, IndexedBatch(dataset, jnp.array([0]), jnp.ones(1)))
     assert seen == [None]
 
 
@@ -300,13 +306,14 @@ def masked_loss(params, windows, observed):
 
 def test_a_step_over_gaps_has_the_loss_of_the_observed_cells(gappy):
     optimizer = optimizer_of(10)
-    step = make_step(teacher_objective(NET), optimizer, window=WINDOW)
+    step = make_step(teacher_loss(NET), optimizer, window=WINDOW)
     params = init_params(0)
     windows, observed = filled(gappy)
     assert observed[6].sum() == 0 and 0 < observed[4].sum() < WINDOW * 2
     wanted = masked_loss(params, windows, observed)
     index, weight = jnp.array([0, 4, 6, 1]), jnp.array([1.0, 1.0, 1.0, 0.0])
-    state = step(init_state(params, optimizer), gappy, index, weight)
+    batch = IndexedBatch(gappy, index, weight)
+    state, _ = step(init_state(params, optimizer), batch)
     assert float(state.loss_sum) == pytest.approx(wanted[[0, 4, 6]].sum(), rel=1e-5)
     assert int(state.bad_step) == -1
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
@@ -315,7 +322,7 @@ def test_a_step_over_gaps_has_the_loss_of_the_observed_cells(gappy):
 def test_whatever_stood_in_a_missing_cell_does_not_matter(gappy):
     """The gradient is that of the filled windows, with weights on observed cells."""
     optimizer = optimizer_of(10, warmup_steps=0, clip_norm=1e9)
-    step = make_step(teacher_objective(NET), optimizer, window=WINDOW)
+    step = make_step(teacher_loss(NET), optimizer, window=WINDOW)
     params = init_params(0)
     windows, observed = (jnp.asarray(part[[0, 4]]) for part in filled(gappy))
 
@@ -326,7 +333,8 @@ def test_whatever_stood_in_a_missing_cell_does_not_matter(gappy):
 
     gradient = jax.grad(loss)(params)
     before = jax.tree.map(np.array, params)
-    state = step(init_state(params, optimizer), gappy, jnp.array([0, 4]), jnp.ones(2))
+    batch = IndexedBatch(gappy, jnp.array([0, 4]), jnp.ones(2))
+    state, _ = step(init_state(params, optimizer), batch)
     jax.tree.map(
         lambda new, old, slope: np.testing.assert_allclose(
             new, old - 0.01 * slope / (abs(slope) + 1e-8), atol=1e-5
@@ -338,7 +346,7 @@ def test_whatever_stood_in_a_missing_cell_does_not_matter(gappy):
 
 
 def test_complete_rows_train_the_same_whether_gaps_are_expected_or_not(dataset):
-    objective = teacher_objective(NET)
+    objective = teacher_loss(NET)
     plain, plain_loss = train(dataset, objective=objective)
     masked, masked_loss = train(dataset.replace(missing=True), objective=objective)
     jax.tree.map(
@@ -361,21 +369,21 @@ def test_validation_over_gaps_is_the_mean_over_windows(gappy, batch_size):
 
 def test_head_outputs_over_gaps_are_those_of_filled_windows(gappy, dataset):
     params = init_params(3)
-    found = head_outputs(NET, params, gappy, window=WINDOW, batch_size=3)
+    found = dataset_outputs(NET, params, gappy, window=WINDOW, batch_size=3)
     windows = jnp.asarray(filled(gappy)[0], jnp.float32)
     np.testing.assert_allclose(found, NET.outputs(params, windows), atol=1e-6)
-    plain = head_outputs(NET, params, dataset, window=WINDOW, batch_size=3)
+    plain = dataset_outputs(NET, params, dataset, window=WINDOW, batch_size=3)
     expected = dataset.replace(missing=True)
-    again = head_outputs(NET, params, expected, window=WINDOW, batch_size=3)
+    again = dataset_outputs(NET, params, expected, window=WINDOW, batch_size=3)
     np.testing.assert_allclose(again, plain, atol=1e-6)
 
 
 def test_a_teacher_in_the_step_sees_the_filled_windows(gappy):
     taught_by = init_params(5)
-    objective = student_objective(
+    objective = student_loss(
         NET, NET, alpha=0.9, temperature=1.0, temperature_mode="output"
     )
-    targets = head_outputs(NET, taught_by, gappy, window=WINDOW, batch_size=3)
+    targets = dataset_outputs(NET, taught_by, gappy, window=WINDOW, batch_size=3)
     cached, cached_loss = train(gappy.replace(targets=targets), objective=objective)
     live, live_loss = train(
         gappy.replace(teacher=taught_by), objective=objective, teacher=NET
@@ -396,11 +404,11 @@ def test_devices_that_share_batches_with_gaps_give_what_one_gives(gappy):
     states, losses = [], []
     for devices in (None, mesh):
         optimizer = optimizer_of(4)
-        step = make_step(teacher_objective(NET), optimizer, window=WINDOW, mesh=devices)
+        step = make_step(teacher_loss(NET), optimizer, window=WINDOW, mesh=devices)
         state = place(init_state(init_params(6), optimizer), devices)
         own = place(gappy, devices)
         for _ in range(3):
-            state = step(state, own, index, weight)
+            state, _ = step(state, IndexedBatch(own, index, weight))
         validate = make_validate(
             validation_loss(NET), own, window=WINDOW, batch_size=40, mesh=devices
         )

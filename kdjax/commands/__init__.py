@@ -1,1 +1,1 @@
-"""TODO."""
+"""The verbs of the program, one file each."""

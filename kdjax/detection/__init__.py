@@ -1,1 +1,5 @@
-"""From errors to decisions: moments, Gaussian, point and window scores, threshold."""
+"""From residuals to alarms: Gaussian, scores, thresholds, events, saved detectors, streams."""
+
+from kdjax import _room_names
+
+__all__, __getattr__ = _room_names(__name__)

@@ -22,8 +22,8 @@ from kdjax.detection.detector import residual_batches, score_scaled, scoring_bat
 from kdjax.detection.gaussian import (
     Gaussian,
     Moments,
-    fit_gaussian,
     floored_channels,
+    gaussian_from_moments,
     ledoit_wolf_shrinkage,
     merge_all,
     merge_shares,
@@ -95,7 +95,7 @@ class Rules(NamedTuple):
 
     Attributes:
         allowed_points: points of a window that may lie above τ without an alarm.
-        floor, ridge, shrinkage: see `fit_gaussian`.
+        floor, ridge, shrinkage: see `gaussian_from_moments`.
         scope: `per_entity`, or `pooled` for one Gaussian and τ of all entities.
         threshold: how τ is chosen.
         trim: share of each entity's validation windows, the most abnormal, that is left
@@ -335,7 +335,7 @@ def _normal(job: _Job, views: Sequence[View], moments: Moments) -> Gaussian:
             "covariance: remove the channels with the most gaps, or repeat the last "
             "value by data.missing=ffill."
         )
-    return fit_gaussian(
+    return gaussian_from_moments(
         moments,
         floor=job.rules.floor,
         ridge=job.rules.ridge,

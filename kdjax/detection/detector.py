@@ -20,8 +20,9 @@ from kdjax.detection.gaussian import Gaussian
 from kdjax.detection.scores import deviations, scores_of
 from kdjax.detection.thresholds import Threshold
 from kdjax.errors import DataError
-from kdjax.models.autoencoder import Architecture, Params
+from kdjax.models.autoencoder import Architecture
 from kdjax.models.missing import fill_missing
+from kdjax.models.model import Params
 from kdjax.models.residual import ResidualModel, components_of, residual_function
 from kdjax.training.batching import WindowFunction, map_windows
 

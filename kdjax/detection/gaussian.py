@@ -1,23 +1,18 @@
-"""Count, mean and scatter of errors, gathered in pieces and merged.
+"""The Gaussian of residuals (Eq. 1): moments, regularised inverse, whitening matrix.
 
-Chan, Golub and LeVeque, 1983, "Algorithms for Computing the Sample Variance": pieces
-are centred before they are squared, in float64, so that neither a large mean nor the
-number of rows costs digits. Merging in a fixed order gives the same bits each time, also
-where several processes computed the pieces (`merge_shares`).
+Moments are gathered in pieces and merged (Chan, Golub and LeVeque, 1983): pieces are
+centred before they are squared, in float64, and merged in a fixed order, so that the
+bits do not depend on how many processes computed them (`merge_shares`).
 
-The normal distribution of errors, as a mean and a whitening matrix (Eq. 1).
-
-The plain inverse of Σ does not exist where a channel is constant or two are alike, as
-in most recordings. So, with s = max(σ, floor) and S = diag(s):
+Σ is singular where a channel is constant or two are alike, as in most recordings. So,
+with s = max(σ, floor) and S = diag(s):
 
     C = cov((e − μ) / s), shrunk if asked
     L Lᵀ = C + ridge·I
     W = L⁻¹ S⁻¹
 
-WᵀW is the inverse that Eq. 1 asks for, and a_t = ‖W(e_t − μ)‖² can't be negative. The
-floor decides how loud a channel is that never moved: an error of `floor` counts as one
-standard deviation. Standardising before the ridge keeps it from swamping channels of
-small scale.
+WᵀW is the inverse in Eq. 1, and a_t = ‖W(e_t − μ)‖² is never negative. An error of
+`floor` in a channel that never moved counts as one standard deviation.
 """
 
 import functools
@@ -28,6 +23,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from kdjax.errors import ConfigError, DataError
 from kdjax.training import hosts
@@ -159,6 +155,50 @@ class Gaussian(NamedTuple):
 
 
 def fit_gaussian(
+    residuals: Array | np.ndarray,
+    *,
+    floor: float = 0.03,
+    ridge: float = 0.1,
+    shrinkage: str = "none",
+    channels: Sequence[str] | None = None,
+) -> Gaussian:
+    """N(μ, Σ) of residuals, `[…, D]`, ready to score (Eq. 1).
+
+    Computed once in float64 on the host; not for use under `jit`.
+
+    Args:
+        residuals: of validation windows, such as `[M, L, D]`; finite.
+        floor: the least standard deviation of a channel, in units of scaled residuals.
+        ridge: added to the diagonal of the standardised covariance C.
+        shrinkage: `none`, `ledoit_wolf` or `oas`, applied to C.
+        channels: the D names, for messages.
+
+    Raises:
+        ConfigError: an unknown shrinkage, or C + ridge·I is not positive definite.
+        DataError: a residual is not finite.
+
+    >>> gaussian = fit_gaussian(np.array([[1.0], [3.0]]), ridge=0.0)
+    >>> gaussian.mean, gaussian.whiten
+    (array([2.], dtype=float32), array([[1.]], dtype=float32))
+    """
+    rows = np.asarray(residuals)
+    moments = moments_of(rows)
+    share = None
+    if shrinkage == "ledoit_wolf":
+        share = ledoit_wolf_shrinkage([rows], moments, floor=floor, rows=moments.n)
+    elif shrinkage == "oas":
+        share = oas_shrinkage(moments, floor=floor, rows=moments.n)
+    elif shrinkage != "none":
+        raise ConfigError(
+            f"shrinkage={shrinkage!r} is unknown: use one of {', '.join(SHRINKAGES)}."
+        )
+    names = channels or [str(number) for number in range(rows.shape[-1])]
+    return gaussian_from_moments(
+        moments, floor=floor, ridge=ridge, channels=names, shrinkage=share
+    )
+
+
+def gaussian_from_moments(
     moments: Moments,
     *,
     floor: float,
@@ -166,7 +206,7 @@ def fit_gaussian(
     channels: Sequence[str],
     shrinkage: float | None = None,
 ) -> Gaussian:
-    """The Gaussian of error moments.
+    """The Gaussian of residual moments.
 
     Args:
         moments: of the validation errors.
@@ -226,7 +266,7 @@ def ledoit_wolf_shrinkage(
     Args:
         pieces: the errors `[…, D]` that `moments` were made of, in any pieces.
         moments: of these errors.
-        floor: as in `fit_gaussian`.
+        floor: as in `gaussian_from_moments`.
         rows: n, the number of distinct rows. Windows that overlap repeat their rows;
             counting repeats would make the estimate look surer than it is.
     """

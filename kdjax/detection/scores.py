@@ -1,10 +1,13 @@
-"""Point scores a_t of errors (Eq. 1), and window scores of point scores."""
+"""Scores of residuals: a_t of each point (Eq. 1), of each window, of each row."""
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from kdjax.data.windowing import row_mean
 from kdjax.detection.gaussian import Gaussian
 
 # Rounds of conjugate gradients for missing cells. They end exactly after as many as a
@@ -17,17 +20,16 @@ def point_scores(
 ) -> Array:
     """a_t = ‖W(e_t − μ)‖², `[…, D] -> […]`: squared Mahalanobis distances (Eq. 1).
 
-    A score that is no number stands for an overflow, as after a value of 1e30: it
-    counts as infinite, never as normal.
+    A NaN from an overflow, as after a value of 1e30, counts as infinite.
 
     Args:
-        normal: of the errors.
-        errors: `[…, D]`.
+        gaussian: from `fit_gaussian`.
+        errors: residuals e, `[…, D]`.
         observed: `[…, D]` bool; a_t is the distance of the observed channels alone,
-            and NaN in rows without any. None: all are.
+            and NaN in rows without any. None: all are observed.
 
-    >>> normal = Gaussian(np.zeros(2, np.float32), np.eye(2, dtype=np.float32))
-    >>> point_scores(normal, jnp.array([[3.0, 4.0]]))
+    >>> gaussian = Gaussian(np.zeros(2, np.float32), np.eye(2, dtype=np.float32))
+    >>> point_scores(gaussian, jnp.array([[3.0, 4.0]]))
     Array([25.], dtype=float32)
     """
     return scores_of(gaussian, deviations(gaussian, errors, observed), observed)
@@ -97,20 +99,56 @@ def _ratio(numerator: Array, denominator: Array) -> Array:
     return jnp.where(denominator > 0, numerator / safe, 0.0)
 
 
-def window_scores(points: np.ndarray, *, count: int) -> np.ndarray:
+def window_scores(points: Array | np.ndarray, *, count: int = 0) -> Any:
     """The (count + 1)-th largest point score of each window, `[M, L] -> [M]`.
 
     "More than `count` points of the window lie above τ" (paper, section 2.1) is the
-    same as "this number lies above τ", so that τ can be chosen on it. Points that have
-    no score (NaN) are left out; NaN where no more than `count` points have one.
+    same as "this number lies above τ", so that τ can be chosen on it. Points without a
+    score (NaN) are left out; NaN where no more than `count` points have one.
+
+    Args:
+        points: a_t, `[M, L]`; a numpy array gives a numpy array, a JAX array a JAX array.
+        count: points of a window that may lie above τ without an alarm.
 
     >>> window_scores(np.array([[1.0, 5.0, 3.0]]), count=1)
     array([3.])
     """
     rank = points.shape[-1] - 1 - count
+    if isinstance(points, jax.Array):
+        known = jnp.where(jnp.isnan(points), -jnp.inf, points)
+        largest = jnp.sort(known, axis=-1)[..., rank]
+        return jnp.where(jnp.isneginf(largest), jnp.nan, largest)
     unknown = np.isnan(points)
     if not unknown.any():
         return np.partition(points, rank, axis=-1)[..., rank]
     lowest = np.where(unknown, -np.inf, points)
     found = np.partition(lowest, rank, axis=-1)[..., rank]
     return np.where(np.isneginf(found), np.nan, found)
+
+
+def row_scores(points: np.ndarray, *, starts: np.ndarray, rows: int) -> np.ndarray:
+    """Mean a_t of each row over the windows that cover it, `[M, L] -> [N]` float64.
+
+    Args:
+        points: a_t, `[M, L]`.
+        starts: first rows of the windows, `[M]`.
+        rows: N.
+
+    Returns:
+        NaN in rows that no window covers.
+
+    >>> row_scores(np.array([[1.0, 2.0], [4.0, 8.0]]), starts=np.array([0, 1]), rows=4)
+    array([ 1.,  3.,  8., nan])
+    """
+    return row_mean(np.asarray(points), np.asarray(starts), rows)
+
+
+def alarms(points: Array | np.ndarray, tau: float, *, count: int = 0) -> Any:
+    """Whether more than `count` points of each window lie above τ, `[M, L] -> [M]` bool.
+
+    Paper, section 2.1. A window without a score raises no alarm.
+
+    >>> alarms(np.array([[1.0, 5.0, 3.0], [1.0, 1.0, 9.0]]), 2.0, count=1)
+    array([ True, False])
+    """
+    return window_scores(points, count=count) > tau

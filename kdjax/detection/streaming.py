@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from kdjax.detection.events import (
+from kdjax.detection.alarming import (
     START,
     TOP,
     AlarmRule,

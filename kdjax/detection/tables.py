@@ -20,6 +20,7 @@ from kdjax.data.windowing import (
     latest_window,
     mean_of_sums,
 )
+from kdjax.detection.alarming import AlarmRule, event_table, row_alarms
 from kdjax.detection.attribution import attribution_matrix
 from kdjax.detection.detector import (
     Detector,
@@ -28,7 +29,6 @@ from kdjax.detection.detector import (
     gaussian_of,
     score_batches,
 )
-from kdjax.detection.events import AlarmRule, event_table, row_alarms
 from kdjax.detection.scores import window_scores
 from kdjax.errors import DataError
 
@@ -114,7 +114,7 @@ def score_events(
     entity: str,
     causal: bool = False,
 ) -> pd.DataFrame:
-    """The alarms of a score table as events; see `kdjax.detection.events.event_table`.
+    """The alarms of a score table as events; see `kdjax.detection.alarming.event_table`.
 
     Args:
         detector: the detector.

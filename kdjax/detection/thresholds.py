@@ -148,19 +148,58 @@ def needed_scores(rate: float) -> int:
     return math.ceil(1 / _fraction(rate) - 1)
 
 
-def conformal_threshold_of(
-    scores: np.ndarray, *, rate: float, source: str = "own"
-) -> Threshold:
-    """τ = the ⌈(n+1)(1−rate)⌉-th smallest calibration window score `[n]`.
+def conformal_threshold(scores: np.ndarray, *, rate: float) -> float:
+    """τ = the ⌈(n+1)(1−rate)⌉-th smallest calibration window score.
+
+    Args:
+        scores: window scores of clean calibration rows, `[n]`.
+        rate: wanted share of false alarms among normal windows.
 
     Raises:
         ConfigError: n is too small for the rate.
-        DataError: τ would not be finite, or a score is no number.
+        DataError: τ would not be finite, or a score is NaN.
 
-    >>> conformal_threshold_of(np.arange(99.0), rate=0.01).tau
+    >>> conformal_threshold(np.arange(99.0), rate=0.01)
     98.0
     """
-    return find_threshold(scores, Rule("conformal", rate), source=source)
+    return choose_threshold(np.asarray(scores), Rule("conformal", rate)).tau
+
+
+def quantile_threshold(scores: np.ndarray, *, rate: float) -> float:
+    """τ = the empirical (1 − rate) quantile of calibration window scores.
+
+    Args:
+        scores: window scores of clean calibration rows, `[n]`.
+        rate: wanted share of false alarms among normal windows.
+
+    Raises:
+        ConfigError: n is too small for the rate.
+        DataError: τ would not be finite, or a score is NaN.
+
+    >>> quantile_threshold(np.arange(200.0), rate=0.01)
+    197.0
+    """
+    return choose_threshold(np.asarray(scores), Rule("quantile", rate)).tau
+
+
+def pot_threshold(scores: np.ndarray, *, rate: float) -> float:
+    """τ from a generalised Pareto tail of calibration window scores (Siffer et al., 2017).
+
+    Falls back to the quantile, with a warning, where no tail fits.
+
+    Args:
+        scores: window scores of clean calibration rows, `[n]`.
+        rate: wanted share of false alarms among normal windows.
+
+    Raises:
+        ConfigError: n is too small for the rate.
+        DataError: τ would not be finite, or a score is NaN.
+
+    >>> scores = np.random.default_rng(0).exponential(size=2000)
+    >>> round(pot_threshold(scores, rate=0.001), 1)
+    6.6
+    """
+    return choose_threshold(np.asarray(scores), Rule("pot", rate)).tau
 
 
 def parse_budget(text: str) -> float:

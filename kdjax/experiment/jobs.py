@@ -32,19 +32,14 @@ from kdjax.errors import ConfigError
 from kdjax.experiment.workdir import append_line, cut_lines
 from kdjax.io.progress import progress_bar
 from kdjax.io.signals import signals_held
-from kdjax.losses import (
-    Objective,
-    student_objective,
-    teacher_objective,
-    validation_loss,
-)
-from kdjax.models.autoencoder import Architecture, Params, network
+from kdjax.models.autoencoder import Architecture, network
+from kdjax.models.model import Params
 from kdjax.models.residual import NETWORK, ResidualModel
 from kdjax.training import hosts
-from kdjax.training.batch_sources import (
+from kdjax.training.batching import (
     BatchSource,
+    WindowDataset,
     disk_batches,
-    make_source_validate,
     memory_batches,
 )
 from kdjax.training.loop import (
@@ -57,12 +52,16 @@ from kdjax.training.loop import (
 )
 from kdjax.training.sharding import place, training_mesh
 from kdjax.training.steps import (
+    LossFunction,
     TrainState,
-    WindowDataset,
     init_state,
     make_optimizer,
+    make_source_validate,
     make_step,
     make_validate,
+    student_loss,
+    teacher_loss,
+    validation_loss,
 )
 from kdjax.training.targets import (
     Distillation,
@@ -328,14 +327,14 @@ def order_key(training: Training) -> Array:
     return jax.random.fold_in(jax.random.key(training.seed), training.order)
 
 
-def objective(training: Training) -> Objective:
+def objective(training: Training) -> LossFunction:
     """What the training minimises."""
     net, distillation = network(training.architecture), training.distillation
     if distillation is None:
-        return teacher_objective(net)
-    return student_objective(
+        return teacher_loss(net)
+    return student_loss(
         net,
-        distillation.network,
+        distillation.model,
         alpha=distillation.alpha,
         temperature=distillation.temperature,
         temperature_mode=distillation.temperature_mode,
@@ -456,9 +455,7 @@ def train_alone(
                 objective(training),
                 optimizer_of(training),
                 window=training_data.window,
-                teacher=training.distillation.network
-                if training.distillation
-                else None,
+                teacher=training.distillation.model if training.distillation else None,
                 steps=training.steps,
                 mesh=None if is_whole else mesh,
             ),

@@ -47,7 +47,8 @@ from kdjax.experiment.workdir import (
     read_results,
 )
 from kdjax.experiment.write import write_run
-from kdjax.models.autoencoder import Params, count_parameters
+from kdjax.models.autoencoder import count_parameters
+from kdjax.models.model import Params
 from kdjax.models.residual import (
     NETWORK,
     ResidualModel,

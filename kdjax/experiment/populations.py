@@ -49,8 +49,9 @@ from kdjax.experiment.workdir import append_line, cut_lines, read_json
 from kdjax.io.files import write_text
 from kdjax.io.progress import progress_bar
 from kdjax.io.signals import signals_held
-from kdjax.losses import student_objective, teacher_objective, validation_loss
-from kdjax.models.autoencoder import Params, network
+from kdjax.models.autoencoder import network
+from kdjax.models.model import Params
+from kdjax.training.batching import IndexedBatch, WindowDataset
 from kdjax.training.checkpoints import save_checkpoint
 from kdjax.training.loop import Fitted, TrainingProgress
 from kdjax.training.populations import (
@@ -67,10 +68,12 @@ from kdjax.training.populations import (
 from kdjax.training.sharding import batch_mesh, member_mesh, place
 from kdjax.training.steps import (
     Step,
-    WindowDataset,
     init_state,
     make_optimizer,
     make_step,
+    student_loss,
+    teacher_loss,
+    validation_loss,
 )
 from kdjax.training.targets import Distillation, TargetCache, target_shape
 
@@ -296,11 +299,11 @@ def _step_of(one: Training) -> Callable[[Hyper], Step]:
     net, distillation = network(one.architecture), one.distillation
 
     def step_of(hyper: Hyper) -> Step:
-        minimised = teacher_objective(net)
+        minimised = teacher_loss(net)
         if distillation is not None:
-            minimised = student_objective(
+            minimised = student_loss(
                 net,
-                distillation.network,
+                distillation.model,
                 alpha=jnp.asarray(hyper.alpha),
                 temperature=hyper.temperature,
                 temperature_mode=distillation.temperature_mode,
@@ -389,7 +392,7 @@ def _trial(job: Job) -> tuple[float, float]:
         states[0] = job.step(states[0], hyper, job.dataset, index, weight, turn)
 
     def alone() -> None:
-        state[0] = step(state[0], dataset, index[0], weight[0])
+        state[0], _ = step(state[0], IndexedBatch(dataset, index[0], weight[0]))
 
     ways: tuple[Any, ...] = ((together, states), (alone, state))
     for run, result in ways:

@@ -30,7 +30,7 @@ from kdjax.experiment.jobs import (
     train_alone,
 )
 from kdjax.experiment.populations import Trained, train_all
-from kdjax.models.autoencoder import Params
+from kdjax.models.model import Params
 from kdjax.models.residual import (
     NETWORK,
     Fits,

@@ -27,7 +27,7 @@ from kdjax.detection.storage import load_detector
 from kdjax.errors import ArtifactError, ConfigError, DataError
 from kdjax.experiment.jobs import architecture, has_network
 from kdjax.io.files import MANIFEST, sha256
-from kdjax.models.autoencoder import Params
+from kdjax.models.model import Params
 from kdjax.models.residual import NETWORK, component
 
 NETWORKS = ("student", "teacher")

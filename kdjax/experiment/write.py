@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from kdjax.data.prepared import Entity, Prepared
+from kdjax.detection.alarming import AlarmRule, scored_events
 from kdjax.detection.detector import Detector, entity_index
-from kdjax.detection.events import AlarmRule, scored_events
 from kdjax.detection.storage import save_detector
 from kdjax.evaluation.evaluate import ModelEvaluation, test_starts
 from kdjax.evaluation.heatmap import contribution_bins

@@ -28,7 +28,8 @@ from kdjax.export.onnx_graph import (
     to_attribute,
     to_model,
 )
-from kdjax.models.autoencoder import Architecture, Params
+from kdjax.models.autoencoder import Architecture
+from kdjax.models.model import Params
 
 
 def network_graph(architecture: Architecture, params: Params) -> Model:

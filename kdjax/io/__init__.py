@@ -1,1 +1,1 @@
-"""TODO."""
+"""Atomic files, manifests, signals, environment, progress."""

@@ -1,1 +1,5 @@
-"""Networks and baselines, all as functions of arrays: windows in, errors out."""
+"""Architectures and baselines: windows to reconstructions and residuals."""
+
+from kdjax import _room_names
+
+__all__, __getattr__ = _room_names(__name__)

@@ -15,7 +15,7 @@ one network of width 1 over each channel, with shared weights (Table 1's reading
 
 import functools
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -23,13 +23,13 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from kdjax.errors import ConfigError
 from kdjax.models.lstm import LSTM, Carry, Head
+from kdjax.models.model import Model, Params, identity
 
 CHANNELS = ("joint", "independent")
 DECODERS = ("repeat", "feedback")
 HEADS = ("linear", "sigmoid")
-
-Params = Mapping[str, Any]
 
 
 class Architecture(NamedTuple):
@@ -48,26 +48,6 @@ class Architecture(NamedTuple):
     channels: str = "joint"
     decoder: str = "repeat"
     head: str = "linear"
-
-
-class Network(NamedTuple):
-    """An architecture as functions.
-
-    Attributes:
-        init: `key -> params`.
-        outputs: `(params, windows [B, L, D], forced=False) -> [B, L, D]`, the head's
-            values before its activation. `forced` lets a feedback decoder read the
-            window instead of its own outputs, as it does in training.
-        activate: the head's activation.
-        coded: as `outputs`, beside the code `[B, H]` that the innermost layer of the
-            encoder has made of the window; `[B, D·H]` of independent channels. None
-            where there is no encoder.
-    """
-
-    init: Callable[[Array], Params]
-    outputs: Callable[..., Array]
-    activate: Callable[[Array], Array]
-    coded: Callable[..., tuple[Array, Array]] | None = None
 
 
 class EncoderDecoder(nn.Module):
@@ -137,20 +117,57 @@ class EncoderDecoder(nn.Module):
         return jnp.swapaxes(outputs, 0, 1)
 
 
-@functools.lru_cache
-def network(architecture: Architecture) -> Network:
-    """The functions of one architecture; the same objects for equal architectures."""
-    independent = architecture.channels == "independent"
-    module = EncoderDecoder(
-        width=1 if independent else architecture.width,
-        hidden=architecture.hidden,
-        decoder=architecture.decoder,
-    )
-    activate = nn.sigmoid if architecture.head == "sigmoid" else _identity
+def lstm_autoencoder(
+    *,
+    hidden: Sequence[int],
+    channels: str = "joint",
+    decoder: str = "repeat",
+    head: str = "linear",
+) -> Model:
+    """An LSTM encoder-decoder for windows `[B, L, D]` of any L and D.
 
-    def init(key: Array) -> Params:
-        windows = jnp.zeros((module.width, 2, 1))
-        params: Params = module.init(key, windows, False, activate)["params"]
+    Args:
+        hidden: widths of the encoder's layers; the decoder has them reversed.
+        channels: `joint`, or `independent` for one network over each channel alone.
+        decoder: `repeat` or `feedback`.
+        head: `linear`, or `sigmoid` for data in [0, 1].
+
+    Raises:
+        ConfigError: an argument is none of these.
+
+    >>> model = lstm_autoencoder(hidden=(4,))
+    >>> windows = jnp.ones((2, 7, 3))
+    >>> params = model.init(jax.random.key(0), windows)
+    >>> model.apply(params, windows).shape, model.encode(params, windows).shape
+    ((2, 7, 3), (2, 4))
+    """
+    chosen = {"channels": channels, "decoder": decoder, "head": head}
+    for (name, value), known in zip(
+        chosen.items(), (CHANNELS, DECODERS, HEADS), strict=True
+    ):
+        if value not in known:
+            raise ConfigError(f"{name}={value!r} must be one of {', '.join(known)}.")
+    widths = tuple(hidden)
+    if not widths or min(widths) < 1:
+        raise ConfigError(f"hidden={widths} must name one or more widths above 0.")
+    return _lstm_autoencoder(widths, channels, decoder, head)
+
+
+@functools.lru_cache
+def _lstm_autoencoder(
+    hidden: tuple[int, ...], channels: str, decoder: str, head: str
+) -> Model:
+    """The same objects for equal arguments, so that jitted functions are shared."""
+    independent = channels == "independent"
+    activate = nn.sigmoid if head == "sigmoid" else identity
+
+    def module(width: int) -> EncoderDecoder:
+        return EncoderDecoder(1 if independent else width, hidden, decoder)
+
+    def init(key: Array, windows: Array) -> Params:
+        own = module(windows.shape[-1])
+        start = jnp.zeros((own.width, 2, 1))
+        params: Params = own.init(key, start, False, activate)["params"]
         return params
 
     def coded(
@@ -162,7 +179,7 @@ def network(architecture: Architecture) -> Network:
             series = jnp.moveaxis(windows, 1, 0).reshape(1, length, batch * width)
         else:
             series = jnp.transpose(windows)
-        result: Any = module.apply({"params": params}, series, forced, activate)
+        result: Any = module(width).apply({"params": params}, series, forced, activate)
         values, code = result
         if independent:
             values = jnp.moveaxis(values.reshape(length, batch, width), 0, 1)
@@ -172,20 +189,28 @@ def network(architecture: Architecture) -> Network:
     def outputs(params: Params, windows: Array, forced: bool = False) -> Array:
         return coded(params, windows, forced)[0]
 
-    return Network(init, outputs, activate, coded)
+    def apply(params: Params, windows: Array) -> Array:
+        return activate(outputs(params, windows))
+
+    def encode(params: Params, windows: Array) -> Array:
+        return coded(params, windows)[1]
+
+    return Model(init, apply, encode, outputs, activate, coded)
 
 
-def reconstruct(architecture: Architecture, params: Params, windows: Array) -> Array:
-    """X' of windows X, `[B, L, D] -> [B, L, D]`, as a detector runs it."""
-    functions = network(architecture)
-    return functions.activate(functions.outputs(params, windows))
+@functools.lru_cache
+def network(architecture: Architecture) -> Model:
+    """The model of one architecture; its `init` needs no windows."""
+    width, *shape = architecture
+    model = _lstm_autoencoder(*shape)
+
+    def init(key: Array, windows: Array | None = None) -> Params:
+        return model.init(key, jnp.zeros((1, 2, width)) if windows is None else windows)
+
+    return model._replace(init=init)
 
 
 def count_parameters(architecture: Architecture) -> int:
     """Number of trained numbers in a network of this architecture (Table 1)."""
     shapes = jax.eval_shape(network(architecture).init, jax.random.key(0))
     return sum(leaf.size for leaf in jax.tree.leaves(shapes))
-
-
-def _identity(values: Array) -> Array:
-    return values

@@ -1,4 +1,4 @@
-"""Baselines: residual models that need no training or nearly none.
+"""Baselines: models that need no training or nearly none.
 
     mahalanobis     x                                    (Eq. 1 on the rows themselves)
     difference      |x_t − x_{t−1}|, 0 at the window's first row
@@ -7,15 +7,13 @@
     kmeans          |x − the nearest of the fit windows' cluster centres|
     random          uniform noise drawn from a hash of the window
 
-All but the last expect something of each row; `RECONSTRUCTIONS` has what. Functions take
-`(params, windows [B, L, D])` and give `[B, L, D]`; `kdjax.models.baselines` finds the
-parameters of those that have some.
-
-Parameters of the baselines that have some, from scaled fit rows or windows.
+A new baseline is an entry of `BASELINES`; `config.BASELINES` lists those of a run.
+Functions take `(params, windows [B, L, D])` and return `[B, L, D]`.
 """
 
 import itertools
 from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,11 +21,10 @@ import numpy as np
 from jax import Array
 from threadpoolctl import threadpool_limits
 
-from kdjax.models.autoencoder import Params
+from kdjax.errors import ConfigError
+from kdjax.models.model import Model, Params
 
 MOVING_AVERAGE_ROWS = 60
-
-WindowFilter = Callable[[Params, Array], Array]
 
 
 def mahalanobis(params: Params, windows: Array) -> Array:
@@ -81,17 +78,17 @@ def random(params: Params, windows: Array) -> Array:
 
 
 def nothing(params: Params, windows: Array) -> Array:
-    """What `mahalanobis` expects: zeros."""
+    """Reconstruction of `mahalanobis`: zeros."""
     return jnp.zeros_like(windows)
 
 
 def row_before(params: Params, windows: Array) -> Array:
-    """What `difference` expects: the row before, and of the first row itself."""
+    """Reconstruction of `difference`: the row before; of the first row itself."""
     return jnp.concatenate([windows[:, :1], windows[:, :-1]], axis=1)
 
 
 def running_mean(params: Params, windows: Array) -> Array:
-    """What `moving_average` expects."""
+    """Reconstruction of `moving_average`: the mean of the rows up to this one."""
     length = windows.shape[1]
     # Each sum adds its own rows. Differences of a running total would be cheaper, but
     # one huge value would spoil all later means.
@@ -109,13 +106,13 @@ def running_mean(params: Params, windows: Array) -> Array:
 
 
 def projection(params: Params, windows: Array) -> Array:
-    """What `pca` expects."""
+    """Reconstruction of `pca`."""
     mean = jnp.asarray(params["mean"])
     return mean + _projected(params, windows - mean)
 
 
 def nearest_centre(params: Params, windows: Array) -> Array:
-    """What `kmeans` expects: the centre closest to the whole window."""
+    """Reconstruction of `kmeans`: the centre closest to the whole window."""
     centres = jnp.asarray(params["centres"])
     # An offset that all share would take the digits in which they differ.
     middle = jnp.mean(centres, axis=0)
@@ -143,24 +140,6 @@ def _mix(bits: Array) -> Array:
     bits = (bits ^ (bits >> 16)) * jnp.uint32(0x85EBCA6B)
     bits = (bits ^ (bits >> 13)) * jnp.uint32(0xC2B2AE35)
     return bits ^ (bits >> 16)
-
-
-BASELINES: dict[str, WindowFilter] = {
-    "difference": difference,
-    "kmeans": kmeans,
-    "mahalanobis": mahalanobis,
-    "moving_average": moving_average,
-    "pca": pca,
-    "random": random,
-}
-
-RECONSTRUCTIONS: dict[str, WindowFilter] = {
-    "difference": row_before,
-    "kmeans": nearest_centre,
-    "mahalanobis": nothing,
-    "moving_average": running_mean,
-    "pca": projection,
-}
 
 
 # Clusters of windows, as TSB-AD's KMeansAD has by default.
@@ -247,3 +226,74 @@ def fit_kmeans(
         ).fit(flat)
     shape = (-1, *windows.shape[1:])
     return {"centres": found.cluster_centers_.reshape(shape).astype(np.float32)}
+
+
+class Baseline(NamedTuple):
+    """A baseline.
+
+    Attributes:
+        residuals: `(params, windows) -> [B, L, D]`.
+        reconstruct: `(params, windows) -> [B, L, D]`, what a student can be distilled
+            from; None where there is no such thing.
+        fit_rows: parameters from scaled fit rows in pieces `[n, D]`, if it has some.
+        fit_windows: parameters from scaled fit windows `[M, L, D]`, if it has some.
+        most: the most numbers that it can have, for windows `[L, D]`.
+    """
+
+    residuals: Callable[[Params, Array], Array]
+    reconstruct: Callable[[Params, Array], Array] | None
+    fit_rows: Callable[[Iterable[np.ndarray]], Params] | None = None
+    fit_windows: Callable[[np.ndarray], Params] | None = None
+    most: Callable[[int, int], int] = lambda length, width: 0
+
+
+BASELINES = {
+    "difference": Baseline(difference, row_before),
+    "kmeans": Baseline(
+        kmeans,
+        nearest_centre,
+        fit_windows=fit_kmeans,
+        most=lambda length, width: CENTRES * length * width,
+    ),
+    "mahalanobis": Baseline(mahalanobis, nothing),
+    "moving_average": Baseline(moving_average, running_mean),
+    "pca": Baseline(
+        pca,
+        projection,
+        fit_rows=fit_pca,
+        most=lambda length, width: width * (1 + width),
+    ),
+    "random": Baseline(random, None),
+}
+
+
+def baseline(name: str) -> Model:
+    """A baseline as a `Model`, whose `init` fits its parameters to windows.
+
+    Args:
+        name: one of `BASELINES`.
+
+    >>> model = baseline("difference")
+    >>> windows = np.array([[[1.0], [3.0]]], np.float32)
+    >>> params = model.init(jax.random.key(0), windows)
+    >>> model.residuals(params, windows)[0, :, 0]
+    Array([0., 2.], dtype=float32)
+    """
+    if name not in BASELINES:
+        raise ConfigError(
+            f"baseline {name!r} is unknown: use one of {', '.join(BASELINES)}."
+        )
+    found = BASELINES[name]
+
+    def init(key: Array, windows: Any) -> Params:
+        fit_x = np.asarray(windows)
+        if found.fit_rows is not None:
+            return found.fit_rows([fit_x.reshape(-1, fit_x.shape[-1])])
+        return found.fit_windows(fit_x) if found.fit_windows else {}
+
+    def apply(params: Params, windows: Array) -> Array:
+        if found.reconstruct is None:
+            raise ConfigError(f"baseline {name!r} has no reconstruction.")
+        return found.reconstruct(params, windows)
+
+    return Model(init, apply, residuals=found.residuals)

@@ -1,15 +1,12 @@
-"""Residual models by name: windows `[B, L, D]` to errors `[B, L, F]`.
+"""Residual models by name: windows `[B, L, D]` to residuals `[B, L, F]`.
 
-One idea carries kdjax: whatever turns windows into errors can be calibrated, scored,
-saved and compared in the same way. Networks reconstruct and give |x − x'| (e_t of
-Eq. 1, F = D); so do the baselines of `kdjax.models.baselines`. A kind such as
+Whatever turns windows into residuals can be calibrated, scored, saved, exported and
+compared in the same way: a network (|x − x'|, e_t of Eq. 1, F = D), a baseline, or an
+ensemble of both such as
 
     kmeans+difference+moving_average
 
-joins several: their errors stand side by side, F = D · (number of parts), and one Gaussian
-learns how they go together. A new detector is one function, or one such name, and a test.
-
-Residual models fitted to a data set without training, and joined with those that are.
+whose residuals stand side by side, F = D · (number of components), under one Gaussian.
 """
 
 import functools
@@ -24,23 +21,27 @@ from jax import Array
 from kdjax.data.prepared import Prepared, fit_rows, windows_source
 from kdjax.data.windowing import has_missing
 from kdjax.errors import ArtifactError
-from kdjax.models.autoencoder import Architecture, Params, reconstruct
-from kdjax.models.baselines import BASELINES, CENTRES, fit_kmeans, fit_pca
+from kdjax.models.autoencoder import Architecture, network
+from kdjax.models.baselines import BASELINES
 from kdjax.models.missing import fill_missing
+from kdjax.models.model import Params, residuals
 
 NETWORK = "autoencoder"
 JOINT = "+"
+
+# Fit windows of a baseline that is fitted on windows, spread evenly over all.
+FIT_WINDOWS = 2000
 
 ResidualFunction = Callable[[Params, Array], Array]
 
 
 class ResidualModel(NamedTuple):
-    """A residual model: which function, and its parameters.
+    """A residual model with its parameters.
 
     Attributes:
         kind: `autoencoder`, a baseline, or several joined by `+`.
-        params: a pytree of arrays; empty for most baselines. Of a joined kind: that of
-            each part by its name.
+        params: a pytree of arrays; empty for most baselines. Of an ensemble: the
+            parameters of each component by its name.
         architecture: of the network, where there is one.
     """
 
@@ -50,12 +51,16 @@ class ResidualModel(NamedTuple):
 
     @property
     def parameters(self) -> int:
-        """Number of numbers that were fitted."""
+        """How many numbers were fitted."""
         return sum(np.size(leaf) for leaf in jax.tree.leaves(self.params))
 
 
+# Baselines already fitted to a data set, by kind.
+Fits = dict[str, ResidualModel]
+
+
 def components_of(kind: str) -> tuple[str, ...]:
-    """The kinds that a kind joins; itself alone where it joins none.
+    """The components of a kind; itself alone where it is no ensemble.
 
     >>> components_of("kmeans+difference")
     ('kmeans', 'difference')
@@ -64,7 +69,7 @@ def components_of(kind: str) -> tuple[str, ...]:
 
 
 def join_models(models: Sequence[ResidualModel]) -> ResidualModel:
-    """One residual model of several different kinds, in their order."""
+    """An ensemble of residual models of different kinds, in their order."""
     if len(models) == 1:
         return models[0]
     shapes = [model.architecture for model in models if model.architecture]
@@ -76,7 +81,7 @@ def join_models(models: Sequence[ResidualModel]) -> ResidualModel:
 
 
 def component(model: ResidualModel, kind: str) -> ResidualModel:
-    """The part of a kind of a joined model, or the model itself."""
+    """The component of a kind of an ensemble, or the model itself."""
     if model.kind == kind:
         return model
     shape = model.architecture if kind == NETWORK else None
@@ -84,61 +89,55 @@ def component(model: ResidualModel, kind: str) -> ResidualModel:
 
 
 def residual_names(kind: str, channels: Sequence[str]) -> tuple[str, ...]:
-    """Names of the F errors of a kind, for messages.
+    """Names of the F residuals of a kind, for messages.
 
     >>> residual_names("difference", ["cpu"]), residual_names("pca+difference", ["cpu"])
     (('cpu',), ('pca of cpu', 'difference of cpu'))
     """
-    parts = components_of(kind)
-    if len(parts) == 1:
+    kinds = components_of(kind)
+    if len(kinds) == 1:
         return tuple(channels)
-    return tuple(f"{name} of {channel}" for name in parts for channel in channels)
+    return tuple(f"{name} of {channel}" for name in kinds for channel in channels)
 
 
 @functools.lru_cache
 def residual_function(
     kind: str, architecture: Architecture | None = None
 ) -> ResidualFunction:
-    """The function `(params, windows [B, L, D]) -> errors [B, L, F]` of a kind."""
-    parts = components_of(kind)
-    if len(parts) > 1:
-        functions = {name: residual_function(name, architecture) for name in parts}
+    """The function `(params, windows [B, L, D]) -> residuals [B, L, F]` of a kind."""
+    kinds = components_of(kind)
+    if len(kinds) > 1:
+        functions = {name: residual_function(name, architecture) for name in kinds}
 
         def side_by_side(params: Params, windows: Array) -> Array:
-            # Saved parameters have no entry for a part that has none.
+            # Saved parameters have no entry for a component that has none.
             found = [f(params.get(name, {}), windows) for name, f in functions.items()]
             return jnp.concatenate(found, axis=-1)
 
         return side_by_side
     if kind == NETWORK:
         assert architecture is not None
-
-        def errors(params: Params, windows: Array) -> Array:
-            return jnp.abs(windows - reconstruct(architecture, params, windows))
-
-        return errors
+        return functools.partial(residuals, network(architecture))
     if kind not in BASELINES:
         raise ArtifactError(
             f"residual model {kind!r} is unknown: expected one of "
             f"{', '.join((NETWORK, *BASELINES))}, or several joined by {JOINT}. A newer "
             "kdjax may have it."
         )
-    return BASELINES[kind]
+    return BASELINES[kind].residuals
 
 
-# Windows that are clustered, spread evenly over all that fit.
-CLUSTERED = 2000
-
-Fits = dict[str, ResidualModel]
+# Fitting baselines and ensembles to a data set.
 
 
 def fit_baseline(kind: str, prepared: Prepared) -> ResidualModel:
-    """A baseline of a kind, fitted once on the fit rows of all entities together."""
-    fits = {
-        "pca": lambda: fit_pca(fit_rows(prepared)),
-        "kmeans": lambda: fit_kmeans(_fit_windows(prepared)),
-    }
-    return ResidualModel(kind, fits.get(kind, dict)())
+    """A baseline fitted once to the fit rows of all entities together."""
+    found = BASELINES[kind]
+    if found.fit_rows is not None:
+        return ResidualModel(kind, found.fit_rows(fit_rows(prepared)))
+    if found.fit_windows is not None:
+        return ResidualModel(kind, found.fit_windows(_fit_windows(prepared)))
+    return ResidualModel(kind, {})
 
 
 def fit_components(
@@ -148,13 +147,13 @@ def fit_components(
     *,
     fits: Fits,
 ) -> ResidualModel:
-    """The model that joins these kinds, with a network where one is named.
+    """The ensemble of these kinds, with a trained network where one is named.
 
     Args:
-        kinds: of its parts, in order.
+        kinds: of the components, in order.
         prepared: the data.
-        network: a trained one; None where none is named.
-        fits: baselines that were fitted to these data before; new ones are put into it.
+        network: the trained network; None where none is named.
+        fits: baselines already fitted to these data; new ones are added.
     """
     models = []
     for kind in kinds:
@@ -169,9 +168,9 @@ def fit_components(
 
 
 def _fit_windows(prepared: Prepared) -> np.ndarray:
-    """At most `CLUSTERED` scaled fit windows, `[M, L, D]`, their gaps filled."""
+    """At most `FIT_WINDOWS` scaled fit windows, `[M, L, D]`, missing cells filled."""
     source = windows_source(prepared, "fit", stride=prepared.stride)
-    number = min(CLUSTERED, source.windows)
+    number = min(FIT_WINDOWS, source.windows)
     places = np.linspace(0, source.windows - 1, number).astype(np.int64)
     windows = source.read(places)
     if not has_missing(windows):
@@ -181,5 +180,4 @@ def _fit_windows(prepared: Prepared) -> np.ndarray:
 
 def count_baseline(kind: str, *, window: int, width: int) -> int:
     """The most numbers that a baseline of a kind can have, for windows `[L, D]`."""
-    most = {"pca": width * (1 + width), "kmeans": CENTRES * window * width}
-    return most.get(kind, 0)
+    return BASELINES[kind].most(window, width)

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Files, folders and streams scored by a saved detector."""

@@ -1,1 +1,5 @@
-"""One fit loop for teacher and student, its objectives, steps and checkpoints."""
+"""Batches, steps, the fit loop, checkpoints, populations, devices and hosts."""
+
+from kdjax import _room_names
+
+__all__, __getattr__ = _room_names(__name__)

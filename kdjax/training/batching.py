@@ -1,18 +1,31 @@
-"""Windows in batches of few sizes, so that a jitted function is traced once or twice."""
+"""Batches of windows: from memory, from a device, or from disk.
+
+`batches` serves arrays `[M, L, D]`. A training job keeps scaled rows on the device and
+names a batch by the places of its windows (`memory_batches`); rows that do not fit are
+read by grain while the devices work (`disk_batches`). Batches have few sizes, so that a
+jitted function is traced once or twice.
+"""
 
 import collections
 import functools
-from collections.abc import Callable, Iterator
-from typing import Any
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
 from jax import Array
 from jax.sharding import Mesh
+from jax.typing import ArrayLike
 
+from kdjax.data.mmap import WindowSource
 from kdjax.data.scaler import Scaler, apply_scaler
 from kdjax.data.windowing import gather
+from kdjax.errors import ConfigError, DataError
+from kdjax.models.missing import fill_missing
+from kdjax.models.model import Params
 from kdjax.training.sharding import batch_mesh, map_over_batch, place
 
 # `(common, windows [B, L, D]) -> [B, …]`, or a tuple of such arrays.
@@ -20,6 +33,66 @@ WindowFunction = Callable[[Any, Array], Any]
 
 # Batches under way: the next one is prepared while the devices work on this one.
 _UNDER_WAY = 2
+
+
+class Batch(NamedTuple):
+    """What one training step sees.
+
+    Attributes:
+        windows: X, `[B, L, D]`.
+        weight: `[B]`, 1, or 0 for a window that only pads the batch.
+        targets: of the teacher: its head's outputs before their activation or its
+            residuals, `[B, L, D]`, its codes, `[B, K]`, or its scores, `[B, L]`; None
+            without a teacher.
+        observed: `[B, L, D]` bool, False in cells that were missing and have been
+            filled; None where all were there.
+        recorded: `[B]`, 1, or 0 for an augmented window; None where all are recorded.
+        progress: share of the training's steps that are done; None where nothing
+            depends on it.
+    """
+
+    windows: Array
+    weight: Array
+    targets: Array | None = None
+    observed: Array | None = None
+    recorded: Array | None = None
+    progress: Array | None = None
+
+
+class WindowDataset(struct.PyTreeNode):  # type: ignore[no-untyped-call]
+    """The windows that a phase trains on.
+
+    Attributes:
+        rows: `[N, D]` float32, scaled rows of all entities, one after the other.
+        starts: `[M]` int32, first rows of the M windows; none crosses an entity.
+        targets: `[M, …]`, what the teacher says, computed once; or None.
+        teacher: the teacher's parameters, where the targets are too many to keep and
+            each step computes its own; or None.
+        sound: `[M]`, 1, or 0 for windows whose data were disturbed on purpose; None
+            where none were.
+        missing: whether rows may have NaN cells, which losses then leave out.
+    """
+
+    rows: Array
+    starts: Array
+    targets: Array | None = None
+    teacher: Any = None
+    recorded: Array | None = None
+    missing: bool = struct.field(pytree_node=False, default=False)  # type: ignore[no-untyped-call]
+
+
+class IndexedBatch(NamedTuple):
+    """A batch as places in a dataset: the windows `dataset.starts[positions]`.
+
+    Attributes:
+        dataset: on the device.
+        positions: `[B]`.
+        weight: `[B]`, 1, or 0 for a window that only pads the batch.
+    """
+
+    dataset: WindowDataset
+    positions: Array | np.ndarray
+    weight: Array | np.ndarray
 
 
 def take_windows(rows: Array, starts: Array, window: int) -> Array:
@@ -134,3 +207,201 @@ def _cut(
 def _power_of_two(number: int) -> int:
     """The smallest power of two that is not below the number."""
     return 1 << max(number - 1, 0).bit_length()
+
+
+def take_batch(
+    dataset: WindowDataset, starts: Array, weight: Array, window: int
+) -> Batch:
+    """The windows of a dataset at `starts` `[B]`, without their targets."""
+    windows = take_windows(dataset.rows, starts, window)
+    return as_batch(windows, weight, missing=dataset.missing)
+
+
+def as_batch(windows: Array, weight: Array, *, missing: bool) -> Batch:
+    """Windows `[B, L, D]` as a batch without targets, their gaps filled if there are."""
+    if not missing:
+        return Batch(windows, weight)
+    filled = fill_missing(windows)
+    return Batch(filled.windows, weight, observed=filled.observed)
+
+
+def batches(
+    windows: ArrayLike, batch_size: int, *, epochs: int = 1, key: Array
+) -> Iterator[Batch]:
+    """Shuffled batches of windows `[M, L, D]`, epoch after epoch.
+
+    The last batch of an epoch repeats a window with weight 0 until it is full, so that
+    a jitted step is traced once. Missing cells (NaN) are filled and marked.
+
+    Args:
+        windows: X, `[M, L, D]`, scaled.
+        batch_size: B.
+        epochs: how often each window is seen.
+        key: decides the order, with the epoch's number.
+
+    >>> x = np.zeros((5, 4, 1), np.float32)
+    >>> [int(b.weight.sum()) for b in batches(x, 3, key=jax.random.key(0))]
+    [3, 2]
+    """
+    values = np.asarray(windows, np.float32)
+    if values.ndim != 3 or not len(values):
+        raise DataError(
+            f"windows of shape {values.shape}: expected one or more, [M, L, D], as "
+            "kdjax.windows makes them."
+        )
+    missing = bool(np.isnan(values).any())
+    for epoch in range(epochs):
+        order = epoch_order(key, epoch, len(values))
+        for index, weight in padded_batches(order, batch_size):
+            yield as_batch(
+                jnp.asarray(values[index]), jnp.asarray(weight), missing=missing
+            )
+
+
+# Threads that read, and batches that wait for their turn.
+_READERS = 2
+_READ_AHEAD = 4
+
+Batches = Iterator[IndexedBatch]
+
+
+class BatchSource(NamedTuple):
+    """The batches of each epoch.
+
+    Attributes:
+        windows: M, of an epoch.
+        batch_size: B; the last batch of an epoch is padded with windows of weight 0.
+        batches: `(epoch, first) ->` the batches of an epoch from number `first` on. They
+            follow from the epoch's number alone, so a job can resume anywhere.
+    """
+
+    windows: int
+    batch_size: int
+    batches: Callable[[int, int], Batches]
+
+    @property
+    def steps(self) -> int:
+        """Batches of an epoch."""
+        return math.ceil(self.windows / self.batch_size)
+
+
+def memory_batches(
+    dataset: WindowDataset, *, key: Array, batch_size: int
+) -> BatchSource:
+    """Batches of a dataset that lies on the device, in an order drawn from (key, epoch)."""
+    windows = len(dataset.starts)
+
+    def batches(epoch: int, first: int) -> Batches:
+        remaining = epoch_order(key, epoch, windows)[first * batch_size :]
+        for index, weight in padded_batches(remaining, batch_size):
+            yield IndexedBatch(dataset, index, weight)
+
+    return BatchSource(windows, batch_size, batches)
+
+
+def epoch_order(key: Array, epoch: int, windows: int) -> np.ndarray:
+    """The order of an epoch's windows, `[M]`."""
+    return np.asarray(jax.random.permutation(jax.random.fold_in(key, epoch), windows))
+
+
+def disk_batches(
+    source: WindowSource,
+    *,
+    seed: int | Sequence[int],
+    batch_size: int,
+    teacher: Params | None = None,
+    mesh: Mesh | None = None,
+    process: int = 0,
+    processes: int = 1,
+) -> BatchSource:
+    """Batches of windows that are read from disk, in an order drawn from (seed, epoch).
+
+    The windows of an epoch are shuffled as a whole, without a list of them in memory.
+    Each of `processes` hosts takes every so-manieth of that order, so that their shards
+    are disjoint and together complete; they all have as many batches, for which a host
+    with a window less pads one more.
+
+    Args:
+        source: the windows.
+        seed: decides the order, with the epoch.
+        batch_size: B, of each process.
+        teacher: its parameters, placed, where a student learns from them: each step then
+            computes its own targets.
+        mesh: the devices that share a batch.
+        process: number of this host, from 0.
+        processes: number of hosts.
+
+    Raises:
+        ConfigError: grain isn't installed.
+    """
+    grain = load_grain()
+    mine = math.ceil(source.windows / processes)
+
+    def batches(epoch: int, first: int) -> Batches:
+        order = grain.MapDataset.range(source.windows).shuffle(_mixed(seed, epoch))
+        for windows, weight in read_batches(
+            source, order[process::processes], mine, batch_size, first
+        ):
+            count, length, width = windows.shape
+            dataset = WindowDataset(
+                jnp.asarray(windows.reshape(count * length, width)),
+                jnp.arange(count, dtype=jnp.int32) * length,
+                missing=source.missing,
+            )
+            dataset = place(dataset, mesh).replace(teacher=teacher)
+            yield IndexedBatch(dataset, np.arange(count, dtype=np.int32), weight)
+
+    return BatchSource(mine, batch_size, batches)
+
+
+def read_batches(
+    source: WindowSource, order: Any, count: int, batch_size: int, first: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Batches of windows `[B, L, D]` with a weight `[B]`, read ahead.
+
+    Args:
+        source: the windows.
+        order: a grain data set of their places.
+        count: places to come to by padding, if there are less.
+        batch_size: B.
+        first: the batch to begin with; those before it are not read.
+    """
+    grain = load_grain()
+
+    def read(places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        weight = np.zeros(batch_size, np.float32)
+        weight[: len(places)] = 1
+        # Padding repeats a real window: its arithmetic is as harmless as that of others.
+        padded = np.pad(places, (0, batch_size - len(places)), mode="edge")
+        return source.read(padded), weight
+
+    batches = order.batch(batch_size, batch_fn=np.array)
+    if first < len(batches):
+        options = grain.ReadOptions(
+            num_threads=_READERS, prefetch_buffer_size=_READ_AHEAD
+        )
+        reader = iter(batches[first:].map(read).to_iter_dataset(options))
+        try:
+            yield from reader
+        finally:
+            reader.close()
+    for _ in range(max(len(batches), first), math.ceil(count / batch_size)):
+        yield source.read(np.zeros(batch_size, int)), np.zeros(batch_size, np.float32)
+
+
+def _mixed(seed: int | Sequence[int], epoch: int) -> int:
+    """One seed of 32 bits, another for each epoch."""
+    numbers = [seed] if isinstance(seed, int) else list(seed)
+    return int(np.random.SeedSequence([*numbers, epoch]).generate_state(1)[0])
+
+
+def load_grain() -> Any:
+    """The library grain; ConfigError where it is not installed."""
+    try:
+        import grain
+    except ImportError:
+        raise ConfigError(
+            "the training rows are larger than data.memory_bytes, and reading them from "
+            "disk needs grain: pip install 'kdjax[large]', or raise data.memory_bytes."
+        ) from None
+    return grain

@@ -18,9 +18,9 @@ import jax.numpy as jnp
 
 from kdjax.errors import TrainingError
 from kdjax.io.signals import stop_if_requested, stop_requested
-from kdjax.models.autoencoder import Params
+from kdjax.models.model import Params
 from kdjax.training import hosts
-from kdjax.training.batch_sources import BatchSource
+from kdjax.training.batching import BatchSource
 from kdjax.training.checkpoints import restore_checkpoint, save_checkpoint
 from kdjax.training.steps import Step, TrainState
 
@@ -150,10 +150,11 @@ def fit(
     while not progress.done:
         epoch, first = divmod(progress.step, steps_per_epoch)
         started, seen = time.monotonic(), 0
-        for dataset, index, weight in batch_source.batches(epoch, first):
-            state = step(state, dataset, index, weight)
+        for batch in batch_source.batches(epoch, first):
+            state, _ = step(state, batch)
+            windows = int(batch.weight.sum())
             progress = progress._replace(step=progress.step + 1)
-            seen += int(weight.sum())
+            seen += windows
             # The last step of an epoch is logged with the validation loss.
             within = progress.step % steps_per_epoch
             logged = bool(within) and within % log_every == 0
@@ -161,7 +162,7 @@ def fit(
             stopping = bool(within) and stop_requested()
             # Ends the training if it isn't finite: what is saved has to be.
             loss = _epoch_loss(state) if logged or stopping else None
-            hooks.advance(int(weight.sum()), loss)
+            hooks.advance(windows, loss)
             if logged:
                 hooks.log({"epoch": epoch + 1, "step": progress.step, "loss": loss})
             if loss is not None:

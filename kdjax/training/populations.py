@@ -30,10 +30,14 @@ from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
 from kdjax.io.signals import stop_if_requested, stop_requested
-from kdjax.losses import Objective
-from kdjax.models.autoencoder import Params
-from kdjax.training.batch_sources import epoch_order
-from kdjax.training.batching import padded_batches
+from kdjax.models.model import Params
+from kdjax.training.batching import (
+    IndexedBatch,
+    WindowDataset,
+    epoch_order,
+    padded_batches,
+    take_batch,
+)
 from kdjax.training.checkpoints import restore_checkpoint, save_checkpoint
 from kdjax.training.loop import (
     Fitted,
@@ -42,12 +46,7 @@ from kdjax.training.loop import (
     progress_after,
 )
 from kdjax.training.sharding import divide, map_over_batch
-from kdjax.training.steps import (
-    Step,
-    TrainState,
-    WindowDataset,
-    take_batch,
-)
+from kdjax.training.steps import LossFunction, Step, TrainState
 
 Tree = TypeVar("Tree")
 
@@ -114,7 +113,7 @@ def make_population_step(
         recorded = active & (state.bad_step < 0)
         trained: TrainState = jax.lax.cond(
             recorded,
-            lambda old: step(old, dataset, index, weight),
+            lambda old: step(old, IndexedBatch(dataset, index, weight))[0],
             lambda old: old,
             state,
         )
@@ -139,7 +138,7 @@ def make_population_step(
 
 
 def make_population_validate(
-    loss: Objective,
+    loss: LossFunction,
     dataset: WindowDataset,
     *,
     window: int,

@@ -1,4 +1,13 @@
-"""Jitted training steps over data that stays on the device."""
+"""Jitted training steps `(state, batch) -> (state, metrics)` of teacher and student.
+
+    step = make_teacher_step(model, tx)
+    state = init_state(model.init(key, windows), tx)
+    for batch in batches(windows, 128, epochs=5, key=key):
+        state, metrics = step(state, batch)
+
+A training job uses the same step (`make_step`) with batches that name windows on the
+device. Losses are those of `kdjax.losses`.
+"""
 
 import functools
 import itertools
@@ -14,35 +23,27 @@ from jax import Array
 from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
-from kdjax.losses import Batch, Objective
-from kdjax.models.autoencoder import Network, Params
+from kdjax.data.mmap import WindowSource
+from kdjax.losses import distillation_loss, reconstruction_loss
 from kdjax.models.missing import fill_missing
-from kdjax.training.batching import map_windows, padded_batches, take_windows
+from kdjax.models.model import Model, Params, head_outputs, residuals
+from kdjax.training.batching import (
+    Batch,
+    IndexedBatch,
+    WindowDataset,
+    as_batch,
+    load_grain,
+    map_windows,
+    padded_batches,
+    read_batches,
+    take_batch,
+)
 from kdjax.training.sharding import mean_over_batch
 
 SCHEDULES = ("constant", "cosine")
 
-
-class WindowDataset(struct.PyTreeNode):  # type: ignore[no-untyped-call]
-    """The windows that a phase trains on.
-
-    Attributes:
-        rows: `[N, D]` float32, scaled rows of all entities, one after the other.
-        starts: `[M]` int32, first rows of the M windows; none crosses an entity.
-        targets: `[M, …]`, what the teacher says, computed once; or None.
-        teacher: the teacher's parameters, where the targets are too many to keep and
-            each step computes its own; or None.
-        sound: `[M]`, 1, or 0 for windows whose data were disturbed on purpose; None
-            where none were.
-        missing: whether rows may have NaN cells, which losses then leave out.
-    """
-
-    rows: Array
-    starts: Array
-    targets: Array | None = None
-    teacher: Any = None
-    recorded: Array | None = None
-    missing: bool = struct.field(pytree_node=False, default=False)  # type: ignore[no-untyped-call]
+# `(params, batch) -> loss`
+LossFunction = Callable[[Params, Batch], Array]
 
 
 class TrainState(struct.PyTreeNode):  # type: ignore[no-untyped-call]
@@ -65,7 +66,272 @@ class TrainState(struct.PyTreeNode):  # type: ignore[no-untyped-call]
     bad_step: Array
 
 
-Step = Callable[[TrainState, WindowDataset, ArrayLike, ArrayLike], TrainState]
+# `(state, batch) -> (state, metrics)`
+Step = Callable[["TrainState", Any], tuple["TrainState", dict[str, Array]]]
+
+
+def init_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state before the first step."""
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        opt_state=optimizer.init(params),
+        loss_sum=jnp.zeros((), jnp.float32),
+        weight_sum=jnp.zeros((), jnp.float32),
+        bad_step=jnp.full((), -1, jnp.int32),
+    )
+
+
+# Losses of a model's parameters and a batch.
+
+
+def teacher_loss(model: Model) -> LossFunction:
+    """MSE(X_T, X) of the parameters and a batch."""
+
+    def loss(params: Params, batch: Batch) -> Array:
+        outputs = head_outputs(model, params, batch.windows, forced=True)
+        return _reconstruction_loss(model.activate(outputs), batch)
+
+    return loss
+
+
+def validation_loss(model: Model) -> LossFunction:
+    """MSE(X', X) as a detector runs the model: a decoder feeds on its own outputs."""
+
+    def loss(params: Params, batch: Batch) -> Array:
+        return _reconstruction_loss(model.apply(params, batch.windows), batch)
+
+    return loss
+
+
+def student_loss(
+    model: Model,
+    teacher: Model,
+    *,
+    alpha: ArrayLike,
+    temperature: ArrayLike,
+    temperature_mode: str,
+    target: str = "reconstruction",
+    alpha_end: ArrayLike | None = None,
+    temperature_end: ArrayLike | None = None,
+) -> LossFunction:
+    """L_S of Eq. 2 of the parameters and a batch with `targets`.
+
+    α and T may be traced, and may change evenly over the steps (`batch.progress`).
+
+    Args:
+        model: the student.
+        teacher: whose `activate` makes X_T of targets.
+        alpha: α, at the first step; 0 with no `alpha_end` needs no targets.
+        temperature: T, at the first step; no effect on `scores`.
+        temperature_mode: one of `kdjax.losses.TEMPERATURE_MODES`.
+        target: one of `kdjax.losses.TARGETS`.
+        alpha_end: α after the last step; None: constant.
+        temperature_end: T after the last step; None: constant.
+    """
+    alone = alpha_end is None and not isinstance(alpha, Array) and alpha == 0
+    activates = target == "reconstruction" and temperature_mode == "output"
+
+    def loss(params: Params, batch: Batch) -> Array:
+        code = None
+        if target == "hidden" and not alone:
+            assert model.coded is not None
+            logits, code = model.coded(params, batch.windows, True)
+        else:
+            logits = head_outputs(model, params, batch.windows, forced=True)
+        reconstruction = model.activate(logits)
+        if alone:
+            return _reconstruction_loss(reconstruction, batch)
+        assert batch.targets is not None
+        return distillation_loss(
+            reconstruction,
+            batch.windows,
+            teacher.activate(batch.targets) if activates else batch.targets,
+            alpha=_at(alpha, alpha_end, batch.progress),
+            temperature=_at(temperature, temperature_end, batch.progress),
+            temperature_mode=temperature_mode,
+            target=target,
+            logits=logits,
+            code=code,
+            weight=batch.weight,
+            observed=batch.observed,
+            recorded=batch.recorded,
+        )
+
+    return loss
+
+
+def _reconstruction_loss(reconstruction: Array, batch: Batch) -> Array:
+    return reconstruction_loss(
+        reconstruction, batch.windows, weight=batch.weight, observed=batch.observed
+    )
+
+
+def _at(start: ArrayLike, end: ArrayLike | None, progress: Array | None) -> ArrayLike:
+    """A number that changes evenly from `start` to `end`."""
+    if end is None:
+        return start
+    assert progress is not None
+    change: Array = jnp.asarray(end) - start
+    return start + change * progress
+
+
+# Steps.
+
+
+def make_teacher_step(model: Model, tx: optax.GradientTransformation) -> Step:
+    """The jitted step that minimises MSE(X_T, X).
+
+    Args:
+        model: the teacher, or any model that learns from data alone.
+        tx: optax optimizer, as for `init_state`.
+
+    Returns:
+        `(state, batch) -> (state, metrics)`; a batch is one of `batches` or an array of
+        windows `[B, L, D]`, and `metrics["loss"]` is the loss before the update.
+
+    >>> from kdjax.models.autoencoder import lstm_autoencoder
+    >>> model, tx, x = lstm_autoencoder(hidden=(2,)), optax.adam(1e-2), jnp.ones((4, 3, 1))
+    >>> state = init_state(model.init(jax.random.key(0), x), tx)
+    >>> state, metrics = make_teacher_step(model, tx)(state, x)
+    >>> int(state.step), sorted(metrics)
+    (1, ['loss'])
+    """
+    return make_step(teacher_loss(model), tx, donate=False)
+
+
+def make_student_step(
+    model: Model,
+    tx: optax.GradientTransformation,
+    *,
+    teacher: Model,
+    teacher_params: Params,
+    alpha: ArrayLike,
+    temperature: ArrayLike = 1.0,
+    temperature_mode: str = "output",
+    target: str = "reconstruction",
+) -> Step:
+    """The jitted step that minimises L_S of Eq. 2; no gradient reaches the teacher.
+
+    Args:
+        model: the student.
+        tx: optax optimizer, as for `init_state`.
+        teacher: any `Model`, such as another autoencoder or `baseline("pca")`.
+        teacher_params: its parameters.
+        alpha: α, the weight of the teacher's term; 0 trains the student alone.
+        temperature: T.
+        temperature_mode: one of `kdjax.losses.TEMPERATURE_MODES`; `logit` needs models
+            with a sigmoid head.
+        target: `reconstruction` or `errors`.
+
+    Returns:
+        As `make_teacher_step`.
+    """
+
+    def targets(windows: Array) -> Array:
+        if target == "errors":
+            return residuals(teacher, teacher_params, windows)
+        return head_outputs(teacher, teacher_params, windows)
+
+    loss = student_loss(
+        model,
+        teacher,
+        alpha=alpha,
+        temperature=temperature,
+        temperature_mode=temperature_mode,
+        target=target,
+    )
+    return make_step(loss, tx, targets=targets, donate=False)
+
+
+def make_step(
+    loss: LossFunction,
+    tx: optax.GradientTransformation,
+    *,
+    targets: Callable[[Array], Array] | None = None,
+    window: int | None = None,
+    teacher: Model | None = None,
+    steps: ArrayLike | None = None,
+    mesh: Mesh | None = None,
+    donate: bool = True,
+) -> Step:
+    """The jitted step `(state, batch) -> (state, metrics)` of any loss.
+
+    Args:
+        loss: `(params, batch) -> loss`.
+        tx: optax optimizer.
+        targets: distillation targets of windows `[B, L, D]`, for batches without them.
+        window: L, for an `IndexedBatch`.
+        teacher: for a dataset that carries the teacher's parameters.
+        steps: of the whole job, for a loss that changes with `batch.progress`.
+        mesh: devices that share an `IndexedBatch`; state and dataset then lie on all of
+            them (`kdjax.training.sharding.place`).
+        donate: whether the state given may be overwritten.
+    """
+
+    def gradient(common: Any, items: Any, weight: Array) -> tuple[Array, Params]:
+        params, dataset, progress = common
+        if dataset is None:
+            batch = items._replace(weight=weight)
+        else:
+            assert window is not None
+            batch = take_batch(dataset, dataset.starts[items], weight, window)
+            batch = batch._replace(
+                targets=_dataset_targets(dataset, items, batch.windows, teacher),
+                recorded=None if dataset.recorded is None else dataset.recorded[items],
+            )
+        if batch.targets is None and targets is not None:
+            batch = batch._replace(
+                targets=jax.lax.stop_gradient(targets(batch.windows))
+            )
+        found: tuple[Array, Params] = jax.value_and_grad(loss)(
+            params, batch._replace(progress=progress)
+        )
+        return found
+
+    gradient = mean_over_batch(gradient, mesh)
+
+    def train_step(
+        state: TrainState, batch: Any
+    ) -> tuple[TrainState, dict[str, Array]]:
+        progress = None if steps is None else state.step / steps
+        if isinstance(batch, IndexedBatch):
+            dataset, items = batch.dataset, jnp.asarray(batch.positions)
+            weight = jnp.asarray(batch.weight)
+        else:
+            dataset = None
+            if not isinstance(batch, Batch):
+                batch = Batch(jnp.asarray(batch), jnp.ones(jnp.shape(batch)[0]))
+            items, weight = batch, jnp.asarray(batch.weight)
+        value, slope = gradient((state.params, dataset, progress), items, weight)
+        updates, opt_state = tx.update(slope, state.opt_state, state.params)
+        step = state.step + 1
+        is_first_bad = (state.bad_step < 0) & ~jnp.isfinite(value)
+        windows_seen = jnp.sum(weight)
+        updated = TrainState(
+            step=step,
+            params=optax.apply_updates(state.params, updates),
+            opt_state=opt_state,
+            loss_sum=state.loss_sum + value * windows_seen,
+            weight_sum=state.weight_sum + windows_seen,
+            bad_step=jnp.where(is_first_bad, step, state.bad_step),
+        )
+        return updated, {"loss": value}
+
+    return jax.jit(train_step, donate_argnums=0 if donate else ())
+
+
+def _dataset_targets(
+    dataset: WindowDataset, index: Array, windows: Array, teacher: Model | None
+) -> Array | None:
+    """Targets that a dataset has, or that its teacher's parameters give."""
+    if dataset.targets is not None:
+        return dataset.targets[index]
+    if dataset.teacher is None:
+        return None
+    assert teacher is not None
+    found = head_outputs(teacher, dataset.teacher, windows)
+    return jax.lax.stop_gradient(found)
 
 
 def make_optimizer(
@@ -104,86 +370,8 @@ def make_optimizer(
     return optax.chain(optax.clip_by_global_norm(clip_norm), optax.adam(rate))
 
 
-def init_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state before the first step."""
-    return TrainState(
-        step=jnp.zeros((), jnp.int32),
-        params=params,
-        opt_state=optimizer.init(params),
-        loss_sum=jnp.zeros((), jnp.float32),
-        weight_sum=jnp.zeros((), jnp.float32),
-        bad_step=jnp.full((), -1, jnp.int32),
-    )
-
-
-def make_step(
-    objective: Objective,
-    optimizer: optax.GradientTransformation,
-    *,
-    window: int,
-    teacher: Network | None = None,
-    steps: ArrayLike | None = None,
-    mesh: Mesh | None = None,
-) -> Step:
-    """The jitted step `(state, dataset, index [B], weight [B]) -> state`.
-
-    `index` names the batch's windows among the dataset' M; the state given is donated.
-    `teacher` is needed only for a dataset that carries the teacher's parameters, and
-    `steps`, of the whole phase, only for an objective that changes on the way. With a
-    mesh its devices share the batch; state and dataset then lie on all of them
-    (`kdjax.training.sharding.place`).
-    """
-
-    def targets_of(
-        dataset: WindowDataset, index: Array, windows: Array
-    ) -> Array | None:
-        if dataset.targets is not None:
-            return dataset.targets[index]
-        if dataset.teacher is None:
-            return None
-        assert teacher is not None
-        return jax.lax.stop_gradient(teacher.outputs(dataset.teacher, windows))
-
-    def gradient(
-        common: tuple[Params, WindowDataset, Array | None], index: Array, weight: Array
-    ) -> tuple[Array, Params]:
-        params, dataset, progress = common
-        batch = take_batch(dataset, dataset.starts[index], weight, window)
-        batch = batch._replace(
-            targets=targets_of(dataset, index, batch.windows),
-            recorded=None if dataset.recorded is None else dataset.recorded[index],
-            progress=progress,
-        )
-        found: tuple[Array, Params] = jax.value_and_grad(objective)(params, batch)
-        return found
-
-    gradient = mean_over_batch(gradient, mesh)
-
-    @jax.jit(donate_argnums=0)
-    def train_step(
-        state: TrainState, dataset: WindowDataset, index: ArrayLike, weight: ArrayLike
-    ) -> TrainState:
-        index, weight = jnp.asarray(index), jnp.asarray(weight)
-        progress = None if steps is None else state.step / steps
-        loss, slope = gradient((state.params, dataset, progress), index, weight)
-        updates, opt_state = optimizer.update(slope, state.opt_state, state.params)
-        step = state.step + 1
-        is_first_bad = (state.bad_step < 0) & ~jnp.isfinite(loss)
-        windows_seen = jnp.sum(weight)
-        return TrainState(
-            step=step,
-            params=optax.apply_updates(state.params, updates),
-            opt_state=opt_state,
-            loss_sum=state.loss_sum + loss * windows_seen,
-            weight_sum=state.weight_sum + windows_seen,
-            bad_step=jnp.where(is_first_bad, step, state.bad_step),
-        )
-
-    return train_step
-
-
 def make_validate(
-    loss: Objective,
+    loss: LossFunction,
     dataset: WindowDataset,
     *,
     window: int,
@@ -211,34 +399,45 @@ def make_validate(
     return validate
 
 
-def take_batch(
-    dataset: WindowDataset, starts: Array, weight: Array, window: int
-) -> Batch:
-    """The windows at `starts`, without their targets."""
-    windows = take_windows(dataset.rows, starts, window)
-    return as_batch(windows, weight, missing=dataset.missing)
+def make_source_validate(
+    loss: LossFunction,
+    source: WindowSource,
+    *,
+    batch_size: int,
+    mesh: Mesh | None = None,
+) -> Callable[[Params], float]:
+    """`make_validate` for windows that are read from disk."""
+
+    def mean_loss(params: Params, windows: Array, weight: Array) -> Array:
+        return loss(params, as_batch(windows, weight, missing=source.missing))
+
+    batch_loss = jax.jit(mean_over_batch(mean_loss, mesh))
+    order = load_grain().MapDataset.range(source.windows)
+
+    def validate(params: Params) -> float:
+        total = sum(
+            float(batch_loss(params, windows, weight)) * float(weight.sum())
+            for windows, weight in read_batches(
+                source, order, source.windows, batch_size, 0
+            )
+        )
+        return total / source.windows
+
+    return validate
 
 
-def as_batch(windows: Array, weight: Array, *, missing: bool) -> Batch:
-    """Windows `[B, L, D]` as a batch without targets, their gaps filled if there are."""
-    if not missing:
-        return Batch(windows, weight)
-    filled = fill_missing(windows)
-    return Batch(filled.windows, weight, observed=filled.observed)
-
-
-def head_outputs(
-    network: Network,
+def dataset_outputs(
+    model: Model,
     params: Params,
     dataset: WindowDataset,
     *,
     window: int,
     batch_size: int,
 ) -> np.ndarray:
-    """A network's head outputs for all windows of dataset, `[M, L, D]`, or its codes."""
+    """A model's head outputs for all windows of dataset, `[M, L, D]`, or its codes."""
     starts = np.asarray(dataset.starts)
     pieces = map_windows(
-        _filled_outputs(network) if dataset.missing else network.outputs,
+        _outputs_function(model, dataset.missing),
         params,
         np.asarray(dataset.rows),
         starts,
@@ -255,11 +454,11 @@ def head_outputs(
 
 
 @functools.lru_cache
-def _filled_outputs(network: Network) -> Callable[[Params, Array], Array]:
-    """The head's outputs for windows that may have NaN cells."""
+def _outputs_function(model: Model, missing: bool) -> Callable[[Params, Array], Array]:
+    """The head's outputs of windows, which may have NaN cells where `missing`."""
 
     def outputs(params: Params, windows: Array) -> Array:
-        values: Array = network.outputs(params, fill_missing(windows).windows)
-        return values
+        filled = fill_missing(windows).windows if missing else windows
+        return head_outputs(model, params, filled)
 
     return outputs

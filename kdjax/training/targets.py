@@ -1,15 +1,11 @@
-"""What a teacher says of windows, in the form in which a student is to match it.
+"""Distillation targets: what a student's outputs are compared with.
 
-A student can learn from whatever expects something of a row, not only from networks:
-`reconstruction_network` puts X_T of Eq. 2 in a network's place. `teaching` does so for the other
-targets of distillation, and for several teachers with weights.
-
-What a student learns from its teachers: who teaches, and what they say of windows.
-
-Teachers answer once for all students that see the same windows. Their answers are kept
-as the student is to match them: X_T or errors as they are; codes as leading principal
-components, as many as the student's code has numbers; scores as logarithms of tail
-probabilities, so that any callable that tells worse windows from better ones can teach.
+A student can be distilled from anything that reconstructs windows: `target_model` puts a
+network, a baseline or a weighted mean of several in the place of a model. Targets are
+computed once for all students that see the same windows (`compute_targets`): X_T or
+residuals as they are; codes as leading principal components, as many as the student's
+code has numbers; scores as logarithms of tail probabilities, so that any function that
+ranks windows can be a teacher.
 """
 
 import functools
@@ -21,13 +17,9 @@ import numpy as np
 from jax import Array
 
 from kdjax.errors import ConfigError, DataError
-from kdjax.models.autoencoder import (
-    Architecture,
-    Network,
-    Params,
-    network,
-)
-from kdjax.models.baselines import RECONSTRUCTIONS
+from kdjax.models.autoencoder import Architecture, network
+from kdjax.models.baselines import BASELINES
+from kdjax.models.model import Model, Params
 from kdjax.models.residual import (
     NETWORK,
     ResidualFunction,
@@ -36,146 +28,116 @@ from kdjax.models.residual import (
     components_of,
     residual_function,
 )
-from kdjax.training.steps import WindowDataset, head_outputs
-
-# `scores` have no function here: any callable gives them.
-TARGETS = ("reconstruction", "errors", "hidden", "scores")
+from kdjax.training.batching import WindowDataset
+from kdjax.training.steps import dataset_outputs
 
 
 @functools.lru_cache
-def reconstruction_network(
-    kind: str, architecture: Architecture | None = None
-) -> Network:
-    """What a kind expects of windows, as a network without a head's activation.
-
-    Of joined kinds it is what the first part expects.
-    """
+def reconstruction_model(kind: str, architecture: Architecture | None = None) -> Model:
+    """The model whose `apply` gives X_T of Eq. 2; of an ensemble its first component's."""
     first = components_of(kind)[0]
     if first == NETWORK:
         assert architecture is not None
         return network(architecture)
-    if first not in RECONSTRUCTIONS:
+    reconstruct = BASELINES[first].reconstruct if first in BASELINES else None
+    if reconstruct is None:
+        known = [name for name, found in BASELINES.items() if found.reconstruct]
         raise ConfigError(
-            f"{first!r} expects nothing of a row, so no student can learn from it: "
-            f"name one of {', '.join((NETWORK, *RECONSTRUCTIONS))} first."
+            f"{first!r} has no reconstruction, so no student can be distilled from it: "
+            f"name one of {', '.join((NETWORK, *known))} first."
         )
-    return _untrained(RECONSTRUCTIONS[first], first)
+    return _fixed_model(reconstruct, first)
 
 
 @functools.lru_cache
-def target_network(
+def target_model(
     kind: str,
     architecture: Architecture | None = None,
     *,
     target: str = "reconstruction",
     weights: tuple[float, ...] = (),
-) -> Network:
-    """What a kind says of windows for a target; its `activate` makes that X_T.
+) -> Model:
+    """The model whose head outputs are a kind's targets; its `activate` gives X_T.
 
     Args:
         kind: of the teacher.
         architecture: of its network, where it has one.
-        target: `reconstruction`, `errors` for |X − X_T|, or `hidden` for the code
+        target: `reconstruction`, `errors` for residuals, or `hidden` for the code
             `[B, H]` of a network.
-        weights: of each of the kind's parts; () for the first part alone, whose
-            parameters then are the only ones. Σ wᵢ·MSE(y, yᵢ) and MSE(y, Σ wᵢ·yᵢ) with
-            weights that sum to 1 differ by what no student can change, so several
-            teachers say their weighted mean.
+        weights: of each component; () for the first component alone, whose parameters
+            then are the only ones. Σ wᵢ·MSE(y, yᵢ) and MSE(y, Σ wᵢ·yᵢ) with weights
+            that sum to 1 differ by what no student can change, so the weighted mean of
+            several teachers is the target.
     """
     if target == "hidden":
         return _encoder(kind, architecture)
-    if not weights:
-        first = components_of(kind)[0]
+
+    def function(name: str) -> ResidualFunction:
         if target == "errors":
-            return _untrained(_absolute_errors(first, architecture), first)
-        return reconstruction_network(first, architecture)
-    functions = [
-        _absolute_errors(name, architecture)
-        if target == "errors"
-        else _expectation(name, architecture)
-        for name in components_of(kind)
-    ]
-    return _untrained(_blend(components_of(kind), functions, weights), kind)
+            residuals = residual_function(name, architecture)
+            return lambda params, windows: jnp.abs(residuals(params, windows))
+        return reconstruction_model(name, architecture).apply
+
+    kinds = components_of(kind)
+    if weights:
+        return _fixed_model(_weighted(kinds, [*map(function, kinds)], weights), kind)
+    if target == "errors":
+        return _fixed_model(function(kinds[0]), kinds[0])
+    return reconstruction_model(kinds[0], architecture)
 
 
-def _encoder(kind: str, architecture: Architecture | None) -> Network:
+def _encoder(kind: str, architecture: Architecture | None) -> Model:
     first = components_of(kind)[0]
     if first != NETWORK or architecture is None:
         raise ConfigError(
-            f"distill.target='hidden' compares what encoders make of a window, and "
-            f"{first!r} has none: name {NETWORK} first in teacher.components."
+            f"distill.target='hidden' compares the codes of encoders, and {first!r} has "
+            f"none: name {NETWORK} first in teacher.components."
         )
-    net = network(architecture)
-
-    def codes(params: Params, windows: Array) -> Array:
-        assert net.coded is not None
-        return net.coded(params, windows)[1]
-
-    return _untrained(codes, kind)
+    encode = network(architecture).encode
+    assert encode is not None
+    return _fixed_model(encode, kind)
 
 
-def _absolute_errors(kind: str, architecture: Architecture | None) -> ResidualFunction:
-    function = residual_function(kind, architecture)
-
-    def errors(params: Params, windows: Array) -> Array:
-        return jnp.abs(function(params, windows))
-
-    return errors
-
-
-def _expectation(kind: str, architecture: Architecture | None) -> ResidualFunction:
-    net = reconstruction_network(kind, architecture)
-
-    def expected(params: Params, windows: Array) -> Array:
-        return net.activate(net.outputs(params, windows))
-
-    return expected
-
-
-def _blend(
+def _weighted(
     kinds: Sequence[str],
     functions: Sequence[ResidualFunction],
     weights: tuple[float, ...],
 ) -> ResidualFunction:
     total = sum(weights)
 
-    def blended(params: Params, windows: Array) -> Array:
-        said = [
+    def mean(params: Params, windows: Array) -> Array:
+        terms = [
             weight / total * function(params.get(kind, {}), windows)
             for kind, function, weight in zip(kinds, functions, weights, strict=True)
             if weight
         ]
-        return functools.reduce(jnp.add, said)
+        return functools.reduce(jnp.add, terms)
 
-    return blended
+    return mean
 
 
-def _untrained(function: ResidualFunction, kind: str) -> Network:
-    """A function of parameters and windows in a network's place."""
+def _fixed_model(function: ResidualFunction, kind: str) -> Model:
+    """A function of parameters and windows in the place of a model."""
 
-    def outputs(params: Params, windows: Array, forced: bool = False) -> Array:
-        return function(params, windows)
-
-    def init(key: Array) -> Params:
+    def init(key: Array, windows: Array | None = None) -> Params:
         raise ConfigError(f"{kind!r} is fitted, not trained.")
 
-    return Network(init, outputs, lambda values: values)
+    return Model(init, function)
 
 
 Settings = Mapping[str, Any]
 
 # Windows `[B, L, D]`, scaled, missing cells NaN, to a score of each row `[B, L]`: larger
-# is more abnormal, nothing else about it matters.
+# is more abnormal; only the order matters.
 ScoreFunction = Callable[[np.ndarray], np.ndarray]
 
-# Answers by who gives them and the identity of the windows' ground, for as long as both
-# are held.
+# Targets by their teacher and the identity of the training data, while both are held.
 TargetCache = dict[tuple[Any, ...], np.ndarray]
 
 # Standard deviation of the leading component of a code's target. Codes lie in (−1, 1).
 _SPREAD = 0.5
 
-# Fields of the config's `distill` that a lesson has under the same name.
+# Fields of the config's `distill` that `Distillation` has under the same name.
 _OF_DISTILL = (
     "alpha",
     "alpha_end",
@@ -188,20 +150,19 @@ _OF_DISTILL = (
 
 
 class Distillation(NamedTuple):
-    """What a student learns from its teachers.
+    """What a student is distilled from, and how.
 
     Attributes:
-        teacher: a network, or baselines that expect something of a window; None where
-            only `scorers` teach.
+        teacher: a network, a baseline or an ensemble; None with `scorers` alone.
         alpha, alpha_end: of Eq. 2, at the first step and after the last; None: the same.
         temperature, temperature_end: the same of T.
         temperature_mode: see `kdjax.losses`.
         target: see there.
-        weights: of the teacher's parts, or of the scorers; () for the first part, or
-            for scorers that count the same.
-        scorers: that teach, where the target is `scores`.
-        cache_bytes: up to where the teachers' answers are kept.
-        batch_size: of the windows that a teacher looks at once.
+        weights: of the teacher's components, or of the scorers; () for the first
+            component, or for scorers that count the same.
+        scorers: the teachers where the target is `scores`.
+        cache_bytes: up to this size targets are kept; past it each step computes its own.
+        batch_size: windows of a teacher at once.
     """
 
     teacher: ResidualModel | None
@@ -217,17 +178,17 @@ class Distillation(NamedTuple):
     batch_size: int
 
     @property
-    def network(self) -> Network:
-        """What says X_T, or what else the target names."""
+    def model(self) -> Model:
+        """The model whose head outputs are the targets."""
         if self.target == "scores":
-            return _SILENT
+            return _NO_TEACHER
         assert self.teacher is not None
         kind, shape = self.teacher.kind, self.teacher.architecture
-        return target_network(kind, shape, target=self.target, weights=self.weights)
+        return target_model(kind, shape, target=self.target, weights=self.weights)
 
     @property
     def source(self) -> tuple[Any, ...]:
-        """Tells whether two lessons say the same of the same windows."""
+        """Equal for equal targets of the same windows."""
         if self.target == "scores":
             return (self.target, self.weights, *map(id, self.scorers))
         assert self.teacher is not None
@@ -236,7 +197,7 @@ class Distillation(NamedTuple):
 
     @property
     def computes_per_step(self) -> bool:
-        """Whether a training step can ask the teacher anew."""
+        """Whether a training step can compute the targets itself."""
         return self.target in ("reconstruction", "errors")
 
     @property
@@ -245,10 +206,8 @@ class Distillation(NamedTuple):
         return self.target == "scores"
 
 
-# Scores are what the student compares its own with.
-_SILENT = Network(
-    lambda key: {}, lambda params, windows, forced=False: windows, lambda values: values
-)
+# With scores as targets no teacher is called in a training step.
+_NO_TEACHER = Model(lambda key, windows: {}, lambda params, windows: windows)
 
 
 def is_distilled(distill: Settings) -> bool:
@@ -262,11 +221,11 @@ def make_distillation(
     scorers: tuple[ScoreFunction, ...] = (),
     weights: tuple[float, ...] | None = None,
 ) -> Distillation:
-    """The lesson that a config asks for.
+    """The distillation that a config describes.
 
     Args:
         settings: of the run.
-        teacher: whose first part teaches, or all parts by `distill.weights`.
+        teacher: its first component, or all components by `distill.weights`.
         scorers: that teach, where the target is `scores`.
         weights: of the scorers, instead of the config's.
     """
@@ -287,11 +246,11 @@ def make_distillation(
 def target_shape(
     distillation: Distillation, student: Architecture, window: int
 ) -> tuple[int, ...]:
-    """The shape of what the teachers say of one window.
+    """The shape of the targets of one window.
 
     Args:
-        lesson: whose.
-        student: who learns it.
+        distillation: from a teacher or scorers.
+        student: its architecture.
         window: L.
     """
     if distillation.target == "scores":
@@ -313,30 +272,30 @@ def compute_targets(
     student: Architecture,
     recorded: int,
 ) -> np.ndarray:
-    """What the teachers say of all windows of a dataset, `[M, …]` as `target_shape` says.
+    """Targets of all windows of a dataset, `[M, …]` as in `target_shape`.
 
     Args:
-        lesson: whose.
+        distillation: from a teacher or scorers.
         dataset: the windows.
         window: L.
-        student: who learns it.
-        recorded: how many windows, the first ones, are as they were recorded: they say
-            what is usual.
+        student: its architecture.
+        recorded: how many windows, the first ones, are as they were recorded; axes of
+            codes and tails of scores come from them.
     """
     if distillation.target == "scores":
         return _tails(distillation, dataset, window=window, recorded=recorded)
     assert distillation.teacher is not None
-    said = head_outputs(
-        distillation.network,
+    found = dataset_outputs(
+        distillation.model,
         distillation.teacher.params,
         dataset,
         window=window,
         batch_size=distillation.batch_size,
     )
     if distillation.target != "hidden":
-        return said
+        return found
     (width,) = target_shape(distillation, student, window)
-    return leading_components(said, width, recorded=recorded)
+    return leading_components(found, width, recorded=recorded)
 
 
 def leading_components(codes: np.ndarray, width: int, *, recorded: int) -> np.ndarray:

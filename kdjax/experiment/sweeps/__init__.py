@@ -1,1 +1,1 @@
-"""TODO."""
+"""Many runs of one config with some fields changed, and searches."""

@@ -8,14 +8,11 @@ import numpy as np
 import pytest
 from scipy.stats import zscore
 
-from kdjax.losses import (
-    Batch,
-    mean_squared_error,
-    student_objective,
-    teacher_objective,
-    validation_loss,
-)
-from kdjax.models.autoencoder import Architecture, Network, network
+from kdjax.losses import reconstruction_loss
+from kdjax.models.autoencoder import Architecture, network
+from kdjax.models.model import Model
+from kdjax.training.batching import Batch
+from kdjax.training.steps import student_loss, teacher_loss, validation_loss
 
 SHAPE = (4, 5, 3)
 
@@ -24,10 +21,21 @@ def sigmoid(x):
     return 1 / (1 + np.exp(-x))
 
 
+def head_model(outputs, activate, coded=None):
+    """A model with these head outputs."""
+    return Model(
+        lambda key, windows: None,
+        lambda params, windows: activate(outputs(params, windows)),
+        outputs=outputs,
+        activate=activate,
+        coded=coded,
+    )
+
+
 def table(head):
     """A network whose parameters are its head outputs."""
     activate = sigmoid_jax if head == "sigmoid" else identity
-    return Network(lambda key: None, lambda params, windows, forced: params, activate)
+    return head_model(lambda params, windows, forced=False: params, activate)
 
 
 def sigmoid_jax(x):
@@ -63,7 +71,7 @@ def eq_2(arrays, *, alpha, temperature, mode, head):
 
 
 def loss(arrays, *, alpha, temperature, mode, head, teacher_head=None):
-    objective = student_objective(
+    objective = student_loss(
         table(head),
         table(teacher_head or head),
         alpha=alpha,
@@ -139,7 +147,7 @@ def test_padding_counts_for_nothing(arrays, mode):
 
 
 def test_alpha_0_needs_no_teacher(arrays):
-    objective = student_objective(
+    objective = student_loss(
         table("linear"),
         table("linear"),
         alpha=0,
@@ -152,10 +160,10 @@ def test_alpha_0_needs_no_teacher(arrays):
     np.testing.assert_allclose(found, eq_2(arrays, **reading), rtol=1e-6)
 
 
-def test_mean_squared_error_is_the_plain_mean_without_padding(arrays):
+def test_reconstruction_loss_is_the_plain_mean_without_padding(arrays):
     x, z = arrays["windows"], arrays["student"]
     batch = Batch(jnp.asarray(x), jnp.ones(4))
-    found = mean_squared_error(jnp.asarray(z), batch.windows, batch)
+    found = reconstruction_loss(jnp.asarray(z), batch.windows, weight=batch.weight)
     np.testing.assert_allclose(found, np.mean((x - z) ** 2), rtol=1e-6)
 
 
@@ -175,9 +183,9 @@ def test_training_forces_a_feedback_decoder_and_validation_frees_it():
 
     forced, free = error(True), error(False)
     assert abs(forced - free) > 1e-6
-    np.testing.assert_allclose(teacher_objective(net)(params, batch), forced, rtol=1e-6)
+    np.testing.assert_allclose(teacher_loss(net)(params, batch), forced, rtol=1e-6)
     np.testing.assert_allclose(validation_loss(net)(params, batch), free, rtol=1e-6)
-    student = student_objective(
+    student = student_loss(
         net, net, alpha=0.5, temperature=1.0, temperature_mode="output"
     )
     outputs = sigmoid(np.float64(net.outputs(params, batch.windows, forced=True)))
@@ -211,8 +219,11 @@ def test_missing_cells_count_for_nothing(arrays, observed):
     assert abs(wanted - np.mean((x - z)[:3] ** 2)) > 1e-3
     with jax.enable_x64(True):
         batch = Batch(jnp.asarray(x), jnp.asarray(weight), observed=observed)
-        found, slope = jax.value_and_grad(mean_squared_error)(
-            jnp.asarray(z), batch.windows, batch
+        found, slope = jax.value_and_grad(reconstruction_loss)(
+            jnp.asarray(z),
+            batch.windows,
+            weight=batch.weight,
+            observed=batch.observed,
         )
     np.testing.assert_allclose(found, wanted, rtol=1e-12)
     counts = np.maximum(observed.sum(axis=(1, 2)), 1)[:, None, None]
@@ -223,9 +234,11 @@ def test_missing_cells_count_for_nothing(arrays, observed):
 def test_a_mask_without_a_gap_changes_nothing(arrays):
     z = jnp.asarray(arrays["student"])
     batch = Batch(jnp.asarray(arrays["windows"]), jnp.asarray(arrays["weight"]))
-    plain = mean_squared_error(z, batch.windows, batch)
+    plain = reconstruction_loss(z, batch.windows, weight=batch.weight)
     masked = batch._replace(observed=jnp.ones(SHAPE, bool))
-    found = mean_squared_error(z, batch.windows, masked)
+    found = reconstruction_loss(
+        z, batch.windows, weight=batch.weight, observed=masked.observed
+    )
     np.testing.assert_allclose(found, plain, rtol=1e-6)
 
 
@@ -233,7 +246,7 @@ def test_a_mask_without_a_gap_changes_nothing(arrays):
 def test_the_student_learns_neither_from_data_nor_teacher_what_is_missing(
     arrays, observed, mode
 ):
-    objective = student_objective(
+    objective = student_loss(
         table("sigmoid"), table("sigmoid"), alpha=0.35, temperature=2.0,
         temperature_mode=mode,
     )  # fmt: skip
@@ -257,7 +270,7 @@ def test_validation_leaves_missing_cells_out_too(arrays, observed):
     x, z = arrays["windows"], arrays["student"]
     batch = Batch(jnp.asarray(x), jnp.asarray(arrays["weight"]), observed=observed)
     # The stand-in network takes no choice of feedback.
-    net = Network(lambda key: None, lambda params, windows: params, identity)
+    net = head_model(lambda params, windows, forced=False: params, identity)
     found = validation_loss(net)(jnp.asarray(z), batch)
     wanted = masked_mean((x - z) ** 2, observed, arrays["weight"])
     np.testing.assert_allclose(found, wanted, rtol=1e-6)
@@ -274,18 +287,17 @@ class Parts(NamedTuple):
 
 
 def coded_table():
-    return Network(
-        lambda key: None,
-        lambda params, windows, forced: params.outputs,
+    return head_model(
+        lambda params, windows, forced=False: params.outputs,
         identity,
-        lambda params, windows, forced: (params.outputs, params.code),
+        lambda params, windows, forced=False: (params.outputs, params.code),
     )
 
 
 def soft_loss(arrays, target, *, net=None, params=None, alpha=0.3, **options):
     """Loss and gradient of another target, of the windows of weight 1."""
     given = {"alpha": alpha, "temperature": 1.0, "temperature_mode": "output"}
-    objective = student_objective(
+    objective = student_loss(
         net or table("linear"), table("linear"), target=target, **given | options
     )
     fields = ("windows", "weight", "targets", "observed", "sound", "progress")
@@ -404,9 +416,7 @@ def test_scores_that_are_all_alike_say_nothing(ranked, alike):
 def test_scores_of_a_student_that_errs_nowhere_are_numbers(ranked):
     """In float32, as training has it; no row of the last batch was observed."""
     given = {"alpha": 0.5, "temperature": 1.0, "temperature_mode": "output"}
-    objective = student_objective(
-        table("linear"), table("linear"), target="scores", **given
-    )
+    objective = student_loss(table("linear"), table("linear"), target="scores", **given)
     batch = Batch(
         *(ranked["whole"][field] for field in ("windows", "weight", "targets"))
     )

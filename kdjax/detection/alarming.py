@@ -102,13 +102,15 @@ def row_alarms(above: np.ndarray, known: np.ndarray, rule: AlarmRule) -> np.ndar
     return inside
 
 
-def find_events(alarm: np.ndarray, *, gap: int) -> np.ndarray:
+def events(alarm: np.ndarray, *, gap: int) -> np.ndarray:
     """Events as half-open spans of rows, `[N] -> [K, 2]` int64.
 
-    Alarms nearer than `gap` rows, from the last row of one to the first of the next,
-    are one event. With a gap of L these are alarms whose windows overlap.
+    Args:
+        alarm: rows in alarm.
+        gap: alarms nearer than so many rows, from the last row of one to the first of
+            the next, are one event. With L these are alarms whose windows overlap.
 
-    >>> find_events(np.array([1, 0, 0, 1, 0, 0, 0, 1], bool), gap=4)
+    >>> events(np.array([1, 0, 0, 1, 0, 0, 0, 1], bool), gap=4)
     array([[0, 4],
            [7, 8]])
     """
@@ -151,8 +153,7 @@ def event_table(
             asked once, for the peaks. None names no channels.
         channels: the D names.
     """
-    events = find_events(alarm, gap=window)
-    first, stop = events.T
+    first, stop = events(alarm, gap=window).T
     highest = window_score[_largest(window_score, first, stop)].astype(np.float64)
     peak = _largest(score, np.maximum(first - window + 1, 0), stop)
     columns = (
@@ -246,4 +247,4 @@ def scored_events(
         # Before the end of the first window comes -1, and so the NaN.
         known[first:last] = np.append(window_scores[own], np.nan)[latest]
     alarm = row_alarms(known > tau, ~np.isnan(known), rule)
-    return find_events(alarm, gap=window)
+    return events(alarm, gap=window)

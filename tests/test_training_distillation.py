@@ -18,7 +18,7 @@ from kdjax.experiment.pipeline import load_dataset, prepare_dataset
 from kdjax.experiment.train import train_networks
 from kdjax.models.autoencoder import Architecture, network
 from kdjax.models.residual import ResidualModel, fit_components
-from kdjax.training.steps import WindowDataset
+from kdjax.training.batching import WindowDataset
 from kdjax.training.targets import (
     compute_targets,
     is_distilled,

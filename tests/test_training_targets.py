@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 
 from kdjax.errors import ConfigError
-from kdjax.losses import Batch, student_objective
-from kdjax.models.autoencoder import Architecture, network, reconstruct
+from kdjax.losses import TARGETS
+from kdjax.models.autoencoder import Architecture, network
 from kdjax.models.baselines import fit_pca
 from kdjax.models.residual import ResidualModel, join_models
 from kdjax.training import targets as room
-from kdjax.training.targets import TARGETS, reconstruction_network, target_network
+from kdjax.training.batching import Batch
+from kdjax.training.steps import student_loss
+from kdjax.training.targets import reconstruction_model, target_model
 
 L, D = 6, 3
 ARCH = Architecture(D, (4,), head="sigmoid")
@@ -43,7 +45,7 @@ def expected(models):
     assert len(axes) < D
     return {
         "autoencoder": np.float64(
-            reconstruct(ARCH, models["autoencoder"].params, jnp.asarray(WINDOWS))
+            network(ARCH).apply(models["autoencoder"].params, jnp.asarray(WINDOWS))
         ),
         "pca": mean + (np.float64(WINDOWS) - mean) @ axes.T @ axes,
         "difference": np.concatenate([WINDOWS[:, :1], WINDOWS[:, :-1]], axis=1),
@@ -51,7 +53,7 @@ def expected(models):
 
 
 def said(net, params):
-    return np.asarray(net.activate(net.outputs(params, jnp.asarray(WINDOWS))))
+    return np.asarray(net.apply(params, jnp.asarray(WINDOWS)))
 
 
 def part_of_target(expected, kind, target):
@@ -67,7 +69,7 @@ def test_one_part_says_what_it_expects_or_how_far_off_that_is(
     # The first of joined kinds, with its own parameters.
     joined = "+".join((kind, *(other for other in KINDS if other != kind)))
     for name in (kind, joined):
-        net = target_network(name, models[kind].architecture or ARCH, target=target)
+        net = target_model(name, models[kind].architecture or ARCH, target=target)
         found = said(net, models[kind].params)
         wanted = part_of_target(expected, kind, target)
         np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
@@ -76,9 +78,9 @@ def test_one_part_says_what_it_expects_or_how_far_off_that_is(
 
 def test_errors_have_no_sign():
     """Those of mahalanobis are the rows themselves."""
-    net = target_network("mahalanobis", target="errors")
+    net = target_model("mahalanobis", target="errors")
     np.testing.assert_array_equal(said(net, {}), np.abs(WINDOWS))
-    assert not said(target_network("mahalanobis"), {}).any()
+    assert not said(target_model("mahalanobis"), {}).any()
 
 
 @pytest.mark.parametrize(
@@ -87,7 +89,7 @@ def test_errors_have_no_sign():
 @pytest.mark.parametrize("target", ["reconstruction", "errors"])
 def test_several_say_their_weighted_mean(models, expected, target, weights):
     joined = join_models([models[kind] for kind in KINDS])
-    net = target_network(KIND, ARCH, target=target, weights=weights)
+    net = target_model(KIND, ARCH, target=target, weights=weights)
     values = [part_of_target(expected, kind, target) for kind in KINDS]
     wanted = np.average(values, axis=0, weights=weights)
     found = said(net, joined.params)
@@ -108,18 +110,18 @@ def test_nobody_asks_who_counts_for_nothing(models, monkeypatch, target):
                 return lambda *given: (asked.append(kind), function(*given))[1]
             net = make(kind, architecture)
 
-            def outputs(*given):
+            def apply(*given):
                 asked.append(kind)
-                return net.outputs(*given)
+                return net.apply(*given)
 
-            return net._replace(outputs=outputs)
+            return net._replace(apply=apply)
 
         return made
 
-    name = "residual_function" if target == "errors" else "reconstruction_network"
+    name = "residual_function" if target == "errors" else "reconstruction_model"
     monkeypatch.setattr(room, name, watched(getattr(room, name)))
     # Not the cached function, which was made of others.
-    net = target_network.__wrapped__(KIND, ARCH, target=target, weights=(2.0, 0.0, 1.0))
+    net = target_model.__wrapped__(KIND, ARCH, target=target, weights=(2.0, 0.0, 1.0))
     said(net, {kind: model.params for kind, model in models.items()})
     assert asked == ["autoencoder", "difference"]
 
@@ -132,7 +134,7 @@ def test_a_mean_teaches_what_its_teachers_would(target):
     weights, answers = np.array([0.2, 0.5, 0.3]), np.abs(rng.normal(size=(3, 5, L, D)))
     given = {"alpha": 1.0, "temperature": 2.0, "temperature_mode": "output"}
     silent = net._replace(activate=lambda values: values)
-    objective = student_objective(net, silent, target=target, **given)
+    objective = student_loss(net, silent, target=target, **given)
 
     @jax.jit
     def slope(params, targets):
@@ -169,7 +171,7 @@ def test_a_hidden_code_is_the_encoders(models):
     params = models["autoencoder"].params
     wanted = network(ARCH).coded(params, jnp.asarray(WINDOWS))[1]
     for kind in ("autoencoder", KIND):
-        found = said(target_network(kind, ARCH, target="hidden"), params)
+        found = said(target_model(kind, ARCH, target="hidden"), params)
         assert found.shape == (5, 4)
         np.testing.assert_array_equal(found, wanted)
 
@@ -183,18 +185,18 @@ def test_who_has_no_encoder_has_no_code(kind, shape):
     with pytest.raises(
         ConfigError, match=f"'{first}' has none: name autoencoder first"
     ):
-        target_network(kind, shape, target="hidden")
+        target_model(kind, shape, target="hidden")
 
 
 def test_teachers_are_not_trained_and_their_functions_are_kept():
-    net = target_network(KIND, ARCH, weights=(1.0, 1.0, 1.0))
-    assert net is target_network(KIND, ARCH, weights=(1.0, 1.0, 1.0))
+    net = target_model(KIND, ARCH, weights=(1.0, 1.0, 1.0))
+    assert net is target_model(KIND, ARCH, weights=(1.0, 1.0, 1.0))
     with pytest.raises(ConfigError, match="is fitted, not trained"):
         net.init(jax.random.key(0))
     # As ever without weights and with X_T as the target.
     assert (
-        target_network(KIND, ARCH)
-        is reconstruction_network("autoencoder", ARCH)
+        target_model(KIND, ARCH)
+        is reconstruction_model("autoencoder", ARCH)
         == network(ARCH)
     )
     assert TARGETS[0] == "reconstruction"

@@ -1,0 +1,73 @@
+"""What every model is: functions of parameters and windows.
+
+    model = kdjax.lstm_autoencoder(hidden=(16,))
+    params = model.init(jax.random.key(0), windows)    # windows [M, L, D]
+    reconstruction = model.apply(params, windows)      # [M, L, D]
+
+A new architecture is a function that returns a `Model`; `init` and `apply` suffice for
+training, distillation, calibration and scores.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax import Array
+
+Params = Mapping[str, Any]
+
+
+def identity(values: Array) -> Array:
+    """The activation of a linear head: the values themselves."""
+    return values
+
+
+class Model(NamedTuple):
+    """An architecture as functions; windows are `[B, L, D]`, scaled.
+
+    Attributes:
+        init: `(key, windows) -> params`.
+        apply: `(params, windows) -> [B, L, D]`, the reconstruction X'.
+        encode: `(params, windows) -> [B, H]`, the code; None without an encoder.
+        outputs: `(params, windows, forced=False) -> [B, L, D]`, the head's values before
+            `activate`; `forced` lets a feedback decoder read the window, as in training.
+            None where `apply` has no activation and nothing to force.
+        activate: activation of the head.
+        coded: as `outputs`, beside the code: `([B, L, D], [B, H])`; None without one.
+        residuals: `(params, windows) -> [B, L, D]`; None for |x − x'|.
+    """
+
+    init: Callable[..., Params]
+    apply: Callable[[Params, Array], Array]
+    encode: Callable[[Params, Array], Array] | None = None
+    outputs: Callable[..., Array] | None = None
+    activate: Callable[[Array], Array] = identity
+    coded: Callable[..., tuple[Array, Array]] | None = None
+    residuals: Callable[[Params, Array], Array] | None = None
+
+
+def head_outputs(
+    model: Model, params: Params, windows: Array, *, forced: bool = False
+) -> Array:
+    """The head's values before their activation, `[B, L, D] -> [B, L, D]`."""
+    if model.outputs is None:
+        return model.apply(params, windows)
+    return model.outputs(params, windows, forced)
+
+
+def residuals(model: Model, params: Params, windows: Array) -> Array:
+    """Residuals e of windows, `[B, L, D] -> [B, L, D]`: |x − x'| (Eq. 1).
+
+    Args:
+        model: such as `lstm_autoencoder(hidden=(16,))` or `baseline("pca")`.
+        params: its parameters.
+        windows: `[B, L, D]`, scaled.
+
+    >>> half = Model(init=lambda key, x: {}, apply=lambda params, x: x / 2)
+    >>> residuals(half, {}, jnp.array([[[2.0], [-4.0]]]))[0, :, 0]
+    Array([1., 2.], dtype=float32)
+    """
+    windows = jnp.asarray(windows)
+    if model.residuals is not None:
+        return model.residuals(params, windows)
+    return jnp.abs(windows - model.apply(params, windows))

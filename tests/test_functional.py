@@ -1,0 +1,266 @@
+"""The functional library: what a user composes from `kdjax`'s own functions."""
+
+import functools
+import runpy
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import kdjax
+
+EXAMPLE = Path(__file__).parent.parent / "examples" / "functional.py"
+
+
+@pytest.fixture(scope="module")
+def windows():
+    """`[12, 6, 2]` float32."""
+    rows = np.random.default_rng(0).normal(size=(28, 2)).astype(np.float32)
+    return kdjax.windows(rows, length=6, stride=2)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return kdjax.lstm_autoencoder(hidden=(3,))
+
+
+@pytest.fixture(scope="module")
+def params(model, windows):
+    return model.init(jax.random.key(0), windows)
+
+
+def test_the_example_runs_and_finds_alarms():
+    found = runpy.run_path(str(EXAMPLE))
+    code = [
+        line
+        for line in EXAMPLE.read_text("utf-8").splitlines()
+        if line.strip() and not line.startswith("#")
+    ]
+    assert len(code) <= 50
+    points, tau = np.asarray(found["points"]), found["tau"]
+    largest = np.sort(points.max(axis=1))
+    # The ⌈(n+1)(1−0.01)⌉-th smallest of the n calibration window scores.
+    assert tau == largest[int(np.ceil((len(largest) + 1) * 0.99)) - 1]
+    expected = np.asarray(found["test_points"]).max(axis=1) > tau
+    np.testing.assert_array_equal(found["alarms"], expected)
+    assert 0 < expected.mean() < 0.5
+
+
+def numpy_adam(value, gradients, rate):
+    m = v = np.zeros_like(value)
+    for t, gradient in enumerate(gradients, start=1):
+        m, v = 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * gradient**2
+        value = value - rate * (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8)
+    return value
+
+
+# A model with one number p per channel: X' = p, so that gradients are known by hand.
+
+
+def constant():
+    return kdjax.Model(
+        init=lambda key, x: jnp.zeros(x.shape[-1]),
+        apply=lambda params, x: jnp.broadcast_to(params, x.shape),
+    )
+
+
+def test_a_teacher_step_is_adam_on_the_mean_squared_error(windows):
+    model, tx = constant(), optax.adam(0.1)
+    step = kdjax.make_teacher_step(model, tx)
+    state = kdjax.init_state(model.init(jax.random.key(0), windows), tx)
+    value, gradients, losses = np.zeros(2), [], []
+    for batch in kdjax.batches(windows, 5, epochs=2, key=jax.random.key(1)):
+        real = np.float64(batch.windows)[np.asarray(batch.weight) == 1]
+        losses.append(np.mean((value - real) ** 2))
+        gradients.append(value - real.mean(axis=(0, 1)))
+        value = numpy_adam(np.zeros(2), gradients, 0.1)
+        state, metrics = step(state, batch)
+        assert float(metrics["loss"]) == pytest.approx(losses[-1], rel=1e-5)
+    np.testing.assert_allclose(state.params, value, rtol=1e-4)
+    assert int(state.step) == 6
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_a_student_step_follows_eq_2(windows, temperature):
+    student, tx = constant(), optax.sgd(1.0)
+    teacher = kdjax.baseline("difference")
+    step = kdjax.make_student_step(
+        student, tx, teacher=teacher, teacher_params={}, alpha=0.35,
+        temperature=temperature,
+    )  # fmt: skip
+    state = kdjax.init_state(jnp.array([0.5, -1.0]), tx)
+    state, metrics = step(state, windows)
+    x = np.float64(windows)
+    x_t = np.concatenate([x[:, :1], x[:, :-1]], axis=1)
+    start = np.array([0.5, -1.0])
+    hard = np.mean((start - x) ** 2)
+    soft = np.mean((start - x_t) ** 2) / temperature**2
+    assert float(metrics["loss"]) == pytest.approx(0.65 * hard + 0.35 * soft, rel=1e-5)
+    means = (start - x.mean(axis=(0, 1))), (start - x_t.mean(axis=(0, 1)))
+    slope = 0.65 * means[0] + 0.35 * means[1] / temperature**2
+    np.testing.assert_allclose(state.params, start - slope, rtol=1e-5)
+
+
+def test_alpha_0_is_the_teachers_loss_of_the_student_alone(windows, model, params):
+    tx = optax.sgd(0.1)
+    alone = kdjax.make_student_step(
+        model, tx, teacher=model, teacher_params=params, alpha=0.0
+    )
+    plain = kdjax.make_teacher_step(model, tx)
+    start = kdjax.init_state(model.init(jax.random.key(3), windows), tx)
+    first, second = alone(start, windows)[0], plain(start, windows)[0]
+    jax.tree.map(np.testing.assert_array_equal, first.params, second.params)
+
+
+def test_batches_visit_each_window_once_an_epoch(windows):
+    seen = [
+        np.asarray(batch.windows)[np.asarray(batch.weight) == 1]
+        for batch in kdjax.batches(windows, 5, epochs=2, key=jax.random.key(0))
+    ]
+    assert [len(part) for part in seen] == [5, 5, 2] * 2
+    epochs = [np.concatenate(seen[:3]), np.concatenate(seen[3:])]
+    for epoch in epochs:
+        np.testing.assert_array_equal(
+            np.unique(epoch, axis=0), np.unique(windows, axis=0)
+        )
+    assert (epochs[0] != epochs[1]).any()
+    with pytest.raises(
+        kdjax.DataError, match=r"windows of shape \(28, 2\).*\[M, L, D\]"
+    ):
+        next(kdjax.batches(np.zeros((28, 2)), 5, key=jax.random.key(0)))
+
+
+def test_missing_cells_of_a_batch_are_filled_and_marked():
+    windows = np.array([[[1.0], [np.nan], [3.0]]], np.float32)
+    (batch,) = kdjax.batches(windows, 1, key=jax.random.key(0))
+    assert np.asarray(batch.windows)[0, :, 0].tolist() == [1.0, 1.0, 3.0]
+    assert np.asarray(batch.observed)[0, :, 0].tolist() == [True, False, True]
+
+
+# Under the user's own jit, vmap and grad.
+
+
+def test_steps_run_under_jit_and_vmap(windows, model):
+    tx = optax.adam(1e-2)
+    step = kdjax.make_teacher_step(model, tx)
+    keys = jax.random.split(jax.random.key(0), 3)
+    states = jax.vmap(
+        lambda key: kdjax.init_state(model.init(key, jnp.asarray(windows)), tx)
+    )(keys)
+    together, metrics = jax.jit(jax.vmap(step, in_axes=(0, None)))(
+        states, jnp.asarray(windows)
+    )
+    assert metrics["loss"].shape == (3,)
+    for place, key in enumerate(keys):
+        alone, own = step(
+            kdjax.init_state(model.init(key, windows), tx), jnp.asarray(windows)
+        )
+        assert float(metrics["loss"][place]) == pytest.approx(
+            float(own["loss"]), rel=1e-5
+        )
+        own_params = jax.tree.map(
+            lambda leaf, place=place: leaf[place], together.params
+        )
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
+            own_params,
+            alone.params,
+        )
+
+
+def test_scores_have_gradients_that_differences_confirm(windows, model, params):
+    with jax.enable_x64(True):
+        x = jnp.asarray(windows[:2], jnp.float64)
+        wide = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), params)
+        gaussian = kdjax.fit_gaussian(
+            np.asarray(kdjax.residuals(model, wide, jnp.asarray(windows, jnp.float64)))
+        )
+
+        @jax.jit
+        def largest(x):
+            points = kdjax.point_scores(gaussian, kdjax.residuals(model, wide, x))
+            return jnp.sum(kdjax.window_scores(points, count=1))
+
+        slope = jax.grad(largest)(x)
+        bump = jnp.zeros_like(x).at[1, 2, 0].set(1e-6)
+        difference = (largest(x + bump) - largest(x - bump)) / 2e-6
+    assert float(slope[1, 2, 0]) == pytest.approx(float(difference), rel=1e-4)
+
+
+def test_window_scores_and_alarms_agree_between_numpy_and_jax():
+    points = np.random.default_rng(1).normal(size=(7, 5)).astype(np.float32)
+    points[2] = np.nan
+    points[3, 1:] = np.nan
+    for count in (0, 1, 4):
+        wanted = kdjax.window_scores(points, count=count)
+        found = jax.jit(kdjax.window_scores, static_argnames="count")(
+            jnp.asarray(points), count=count
+        )
+        np.testing.assert_array_equal(found, wanted)
+        by_hand = [
+            np.nan
+            if (~np.isnan(row)).sum() <= count
+            else np.sort(row[~np.isnan(row)])[-1 - count]
+            for row in points
+        ]
+        np.testing.assert_array_equal(wanted, np.float32(by_hand))
+        raised = jax.vmap(functools.partial(kdjax.alarms, tau=0.5, count=count))
+        np.testing.assert_array_equal(raised(jnp.asarray(points)), wanted > 0.5)
+
+
+def test_a_baseline_is_a_model(windows):
+    for name in ("mahalanobis", "difference", "moving_average", "pca", "kmeans"):
+        model = kdjax.baseline(name)
+        params = model.init(jax.random.key(0), windows)
+        found = kdjax.residuals(model, params, windows)
+        distance = np.abs(windows - np.asarray(model.apply(params, windows)))
+        wanted = windows if name == "mahalanobis" else distance
+        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
+    with pytest.raises(kdjax.ConfigError, match="baseline 'svm' is unknown: use one"):
+        kdjax.baseline("svm")
+
+
+def test_the_gaussian_whitens_with_the_inverse_covariance():
+    residuals = np.random.default_rng(2).normal(size=(50, 4, 3)) @ np.diag([1, 2, 3])
+    gaussian = kdjax.fit_gaussian(residuals, ridge=0.0, floor=0.0)
+    rows = residuals.reshape(-1, 3)
+    covariance = np.cov(rows.T, bias=True)
+    whiten = np.float64(gaussian.whiten)
+    np.testing.assert_allclose(
+        whiten.T @ whiten, np.linalg.inv(covariance), rtol=1e-4, atol=1e-6
+    )
+    centred = rows - rows.mean(axis=0)
+    wanted = np.einsum("nd,de,ne->n", centred, np.linalg.inv(covariance), centred)
+    found = kdjax.point_scores(gaussian, jnp.asarray(rows, jnp.float32))
+    np.testing.assert_allclose(found, wanted, rtol=1e-3)
+    with pytest.raises(kdjax.ConfigError, match="shrinkage='full' is unknown"):
+        kdjax.fit_gaussian(residuals, shrinkage="full")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"hidden": ()}, "hidden=\\(\\) must name one or more widths"),
+        ({"hidden": (3,), "decoder": "gru"}, "decoder='gru' must be one of repeat"),
+        ({"hidden": (3,), "head": "relu"}, "head='relu' must be one of linear"),
+        ({"hidden": (3,), "channels": "all"}, "channels='all' must be one of joint"),
+    ],
+)
+def test_an_architecture_that_does_not_exist_is_refused(arguments, message):
+    with pytest.raises(kdjax.ConfigError, match=message):
+        kdjax.lstm_autoencoder(**arguments)
+
+
+def test_rooms_hand_on_their_public_names():
+    import kdjax.detection
+    import kdjax.models
+    import kdjax.training
+
+    assert kdjax.models.lstm_autoencoder is kdjax.lstm_autoencoder
+    assert kdjax.training.batches is kdjax.batches
+    assert kdjax.detection.fit_gaussian is kdjax.fit_gaussian
+    with pytest.raises(AttributeError, match="'kdjax.models' has no attribute"):
+        kdjax.models.nothing  # noqa: B018
