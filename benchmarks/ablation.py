@@ -1,9 +1,9 @@
-"""What each lesson of configs/ablation.py brings over the same student taught by nobody.
+"""What each distillation of configs/ablation.py gains over the student trained alone.
 
     python benchmarks/ablation.py --workdir=runs/ablation --output=docs/results/ablation.json
 
-Reads `members.csv` of the sweep, or of several that shared the lessons among them; a field
-that a sweep didn't vary is that of its config. For each lesson: means over entities and seeds, the
+Reads `members.csv` of the sweep, or of several that shared the distillations; a field
+that a sweep didn't vary is that of its config. For each one: means over entities and seeds, the
 standard deviation over seeds of the mean over entities, and the mean over entities of the
 paired difference to the student trained alone (its seeds averaged first), with a 95 %
 bootstrap interval over entities. Labels of the test rows serve for nothing else.
@@ -18,26 +18,28 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from kdjax.config import RENAMED, completed
 from kdjax.evaluation.intervals import mean_sd, paired_difference
 from kdjax.io.files import write_text
 
-LESSON = [
-    "teacher.parts",
+DISTILLATION = [
+    "teacher.components",
     "distill.target",
     "distill.alpha",
     "distill.alpha_end",
     "distill.weights",
-    "distill.disturbed_copies",
+    "distill.augmented_copies",
 ]
-PARTS = "student.parts"
+COMPONENTS = "student.components"
 MEASURES = ("f1_oracle", "f1_conformal", "point_average_precision", "vus_pr")
 
 
 def members_of(workdir: Path) -> pd.DataFrame:
-    """A sweep's members with all fields of `LESSON`, as text."""
-    members = pd.read_csv(workdir / "members.csv")
-    base = json.loads((workdir / "sweep.json").read_text("utf-8"))["base"]
-    for name in LESSON:
+    """A sweep's members with all fields of `DISTILLATION`, as text."""
+    members = pd.read_csv(workdir / "members.csv").rename(columns=RENAMED)
+    design = json.loads((workdir / "sweep.json").read_text("utf-8"))
+    base = completed(design["base"])
+    for name in DISTILLATION:
         if name not in members:
             group, field = name.split(".")
             value = base[group][field]
@@ -48,14 +50,25 @@ def members_of(workdir: Path) -> pd.DataFrame:
     return members
 
 
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Rows that `main` wrote, with the keys of version 0.1 under their new names."""
+    new = {"parts": "components"} | RENAMED
+    new |= {
+        old.removeprefix("distill."): n.removeprefix("distill.")
+        for old, n in new.items()
+    }
+    rows = json.loads(path.read_text("utf-8"))
+    return [{new.get(key, key): value for key, value in row.items()} for row in rows]
+
+
 def by_entity(members: pd.DataFrame, measure: str) -> np.ndarray:
-    """A measure of one lesson, `[S, E]`: seeds by entities, both in order."""
+    """A measure of one distillation, `[S, E]`: seeds by entities, both in order."""
     table = members.pivot(index="seed", columns="entity", values=measure)
     return table.sort_index(axis=0).sort_index(axis=1).to_numpy(np.float64)
 
 
 def compared(own: pd.DataFrame, alone: pd.DataFrame) -> dict[str, Any]:
-    """Each measure of a lesson, and its difference to the student trained alone."""
+    """Each measure of a distillation, and its difference to the student trained alone."""
     found = {}
     for measure in MEASURES:
         values, others = (by_entity(members, measure) for members in (own, alone))
@@ -74,10 +87,10 @@ def compared(own: pd.DataFrame, alone: pd.DataFrame) -> dict[str, Any]:
     return found
 
 
-def lesson_name(row: dict[str, Any]) -> str:
-    """What sets a lesson apart from Eq. 2 with α = 0.35 and the joined teacher."""
+def distillation_name(row: dict[str, Any]) -> str:
+    """What sets a distillation apart from Eq. 2 with α = 0.35 and the ensemble teacher."""
     words = []
-    if "autoencoder" in row["teacher.parts"]:
+    if "autoencoder" in row["teacher.components"]:
         words.append("LSTM teacher")
     if row["target"] != "reconstruction":
         words.append(row["target"])
@@ -86,9 +99,9 @@ def lesson_name(row: dict[str, Any]) -> str:
     elif float(row["alpha"]) != 0.35:
         words.append(f"α = {float(row['alpha']):g}")
     if row["weights"]:
-        words.append("three teachers, weighed alike")
-    if row["disturbed_copies"] != "0":
-        words.append(f"{row['disturbed_copies']} disturbed copies")
+        words.append("three teachers, equal weights")
+    if row["augmented_copies"] != "0":
+        words.append(f"{row['augmented_copies']} augmented copies")
     return ", ".join(words) or "α = 0.35"
 
 
@@ -101,21 +114,21 @@ def _cell(found: dict[str, float | None]) -> str:
     return f"{middle} ({low} to {high})"
 
 
-def table(rows: list[dict[str, Any]], parts: str) -> str:
-    """Differences to the student alone, as Markdown: a line a lesson of students of `parts`."""
+def table(rows: list[dict[str, Any]], components: str) -> str:
+    """Differences to the student alone, as Markdown: a line a distillation."""
     lines = [
-        "| lesson | F1, oracle | F1, own τ | AP of rows | VUS-PR |",
+        "| distillation | F1, oracle | F1, own τ | AP of rows | VUS-PR |",
         "| --- | ---: | ---: | ---: | ---: |",
     ]
     for row in rows:
-        if row["parts"] != parts:
+        if row["components"] != components:
             continue
         alone = float(row["alpha"]) == 0 and row["alpha_end"] == "none"
         cells = (
             f"{row[name]['mean']:.3f}" if alone else _cell(row[name])
             for name in MEASURES
         )
-        name = "none (means)" if alone else lesson_name(row)
+        name = "none (means)" if alone else distillation_name(row)
         lines.append(f"| {' | '.join([name, *cells])} |")
     return "\n".join(lines)
 
@@ -128,17 +141,17 @@ def main() -> None:
     given = parser.parse_args()
     members = pd.concat(map(members_of, given.workdir), ignore_index=True)
     rows = []
-    for parts, same in members.groupby(PARTS, sort=False):
-        lessons = dict(list(same.groupby(LESSON, sort=False, dropna=False)))
+    for components, same in members.groupby(COMPONENTS, sort=False):
+        groups = dict(list(same.groupby(DISTILLATION, sort=False, dropna=False)))
         alone = same[same["distill.alpha"].astype(float).eq(0)]
-        for distillation, own in lessons.items():
+        for distillation, own in groups.items():
             found = compared(own, alone)
             rows.append(
                 {
-                    "parts": parts,
+                    "components": components,
                     **{
                         name.removeprefix("distill."): value
-                        for name, value in zip(LESSON, distillation, strict=True)
+                        for name, value in zip(DISTILLATION, distillation, strict=True)
                     },
                     "parameters": int(own["parameters"].iloc[0]),
                     "seeds": own["seed"].nunique(),
@@ -147,8 +160,8 @@ def main() -> None:
                 }
             )
     write_text(given.output, json.dumps(rows, indent=2, allow_nan=False) + "\n")
-    for parts in dict.fromkeys(row["parts"] for row in rows):
-        print(f"{parts}\n\n{table(rows, parts)}\n")
+    for components in dict.fromkeys(row["components"] for row in rows):
+        print(f"{components}\n\n{table(rows, components)}\n")
 
 
 if __name__ == "__main__":

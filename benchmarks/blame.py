@@ -63,7 +63,7 @@ class Case(NamedTuple):
 
 
 def main() -> None:
-    """Judges one data set; the file keeps the entries of others."""
+    """Evaluates one data set; the file keeps the entries of others."""
     given = _arguments()
     detectors = {
         name: load_detector(given.workdir / "detectors" / name) for name in MODELS
@@ -74,7 +74,7 @@ def main() -> None:
         Case(series, interpretation(given.root, series.entity))
         for series in dataset.test
     ]
-    found = _judge(detectors, cases)
+    found = _evaluate(detectors, cases)
     entry = _entry(found, cases) | {
         "settings": _settings(given.workdir),
         "parameters": {name: detectors[name].model.parameters for name in MODELS},
@@ -99,7 +99,7 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _judge(detectors: dict[str, Detector], cases: Sequence[Case]) -> Found:
+def _evaluate(detectors: dict[str, Detector], cases: Sequence[Case]) -> Found:
     """Measures `[S, 3]` of all S segments, by model and split."""
     found: Found = {}
     for name, detector in detectors.items():

@@ -1,11 +1,11 @@
-"""Floor and ridge of each model, chosen on other machines than they are judged on.
+"""Floor and ridge of each model, chosen on machines other than those that evaluate it.
 
     python benchmarks/floors.py --workdir=runs/smd --output=docs/results/floors.json
 
 Takes the data and the saved detectors of a finished run, and trains nothing. Errors are
 computed once for each model and entity. For each pair of floor and ridge a Normal is
 fitted to those of the validation windows, τ is chosen on the calibration windows, and
-the test windows are scored. Leave-one-out, for networks and controls alike: for each
+the test windows are scored. Leave-one-out, for networks and baselines alike: for each
 entity the pair with the best mean VUS-PR on the test rows of all others is taken, and
 its measures on that entity are what counts. So an entity's own labels choose nothing for
 it; those of the others do. A tie leaves the run's own pair, beside which all stand.
@@ -132,7 +132,7 @@ def tuned(
 
     Raises:
         ArtifactError: the run isn't finished.
-        ConfigError: its settings make Normals in another way than this one.
+        ConfigError: its settings make Gaussians in another way than this one.
         DataError: other data, or too few entities with labels.
     """
     settings, results = _read(workdir)
@@ -167,7 +167,7 @@ def pairs(settings: Fields) -> dict[str, Pair]:
 
 def measure(workdir: Path, settings: Fields, console: Console) -> Found:
     """Rows of each model under each pair on each entity."""
-    models = [*NETWORKS, *settings["controls"]]
+    models = [*NETWORKS, *settings["baselines"]]
     found: Found = {m: {pair: {} for pair in pairs(settings)} for m in models}
     dataset = load_dataset(settings["data"])
     check_data(workdir, data_digests(dataset))
@@ -291,7 +291,8 @@ def paired_table(report: Mapping[str, Any]) -> str:
         by_models: dict[str, list[str]] = {}
         for row in rows:
             against = row["against"]
-            baseline = f", {row['control']}" if row["control"] else ""
+            best = row.get("baseline") or row.get("control")  # the key of version 0.1
+            baseline = f", {best}" if best else ""
             cells = by_models.setdefault(f"{row['model']} − {against}", [])
             cells.append(f"{_interval(row)}{baseline}")
         lines += [[name, which, *cells] for name, cells in by_models.items()]
@@ -299,7 +300,7 @@ def paired_table(report: Mapping[str, Any]) -> str:
 
 
 def _read(workdir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Fields and results of a finished run that makes its Normals plainly."""
+    """Fields and results of a finished run that makes its Gaussians plainly."""
     results = read_results(workdir)
     if results is None:
         raise ArtifactError(
@@ -331,7 +332,7 @@ def _check_entity(entity: Entity) -> None:
         )
     if entity.pooled:
         raise DataError(
-            f"{entity.name}: too few validation rows for a Normal of its own: give a "
+            f"{entity.name}: too few validation rows for a Gaussian of its own: give a "
             "run on longer series, or set data.entities."
         )
 
@@ -349,7 +350,7 @@ def _chosen(grid: Mapping[str, Mapping[str, Rows]], names: list[str]) -> dict[st
     if len(evaluated) < 2:
         raise DataError(
             f"{len(evaluated)} of {len(default)} entities have anomalous and normal test "
-            "rows: to choose on others than are judged needs at least 2."
+            "rows: leave-one-out choice needs at least 2."
         )
     found = left_out(measures, names)
     keys, entities = [*next(iter(default.values()))], [*default]

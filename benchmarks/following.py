@@ -3,7 +3,7 @@
     python benchmarks/following.py --config=configs/smd.py --root=data/smd \
         --output=docs/results/following_smd.json
 
-The controls and the recipe's teacher, where that joins controls, are calibrated as in a
+The baselines and the recipe's teacher, where it consists of baselines, are calibrated as in a
 run; nothing is trained. Each test window is then compared with a fixed conformal τ and
 with one of all scores so far (`kdjax.detection.rolling.start_rolling`), at several
 wanted shares of windows. Leave-one-out: for each entity the share of best mean F1 on all
@@ -80,7 +80,7 @@ def measure(settings: dict[str, Any]) -> Found:
     parts = prepare_parts(load_dataset(settings["data"]), settings)
     for prepared in track([*parts.values()], console=Console(stderr=True)):
         evaluated = evaluate_models(
-            models(prepared, settings["teacher"]["parts"]),
+            models(prepared, settings["teacher"]["components"]),
             prepared,
             calibration_rules(settings, prepared),
             min_anomalous_points=settings["data"]["min_anomalous_points"],
@@ -97,7 +97,7 @@ def measure(settings: dict[str, Any]) -> Found:
 
 
 def models(prepared: Prepared, parts: Sequence[str]) -> dict[str, Any]:
-    """The controls, and the teacher where it needs no training."""
+    """The baselines, and the teacher where it needs no training."""
     fitted = {kind: fit_baseline(kind, prepared) for kind in BASELINES}
     if set(parts) <= set(BASELINES):
         return {"teacher": join_models([fitted[kind] for kind in parts]), **fitted}

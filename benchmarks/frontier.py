@@ -40,7 +40,7 @@ def students(members: pd.DataFrame) -> pd.DataFrame:
     """A line a student: means over its entities, the smallest shapes first.
 
     Raises:
-        ValueError: a member has failed, so that its shape would be judged by the others.
+        ValueError: a member has failed, so that its shape would be measured by the others alone.
     """
     failed = members[members["status"] != DONE]
     if len(failed):

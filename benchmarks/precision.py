@@ -3,7 +3,7 @@
     python benchmarks/precision.py --root=data --output=docs/results/precision.json
 
 Scaler, model, errors, Normal, a_t, window score, τ and alarm of kdjax, which scores in
-float32, beside numpy and scipy in float64 throughout, for networks and controls on all
+float32, beside numpy and scipy in float64 throughout, for networks and baselines on all
 windows of every entity that lies below `--root` (`smd`, `asd`, `jumpstarter2`,
 `smap_msl`). Only the spans of rows and a model's parameters are shared: networks are
 small and trained for a few steps, since their size hardly matters here. The scores are
@@ -165,7 +165,7 @@ def ready(
 def models(
     prepared: Prepared, settings: Mapping[str, Any]
 ) -> Iterator[tuple[str, ResidualModel]]:
-    """Controls, networks, and one of each joined, by what they are called."""
+    """Baselines, networks, and an ensemble of both, by name."""
     baselines = {kind: fit_baseline(kind, prepared) for kind in BASELINES}
     yield from baselines.items()
     networks = {}

@@ -1,8 +1,8 @@
-"""Which controls to join into a teacher, chosen on other machines than it is judged on.
+"""Which baselines to combine into a teacher, chosen on machines other than the evaluated one.
 
     python benchmarks/recipes.py --name=smd --root=data/smd --output=docs/results/recipes.json
 
-Every join of up to three controls is fitted and calibrated for each entity by itself, and
+Every ensemble of up to three baselines is fitted and calibrated for each entity by itself, and
 measured on its test rows. Leave-one-out: for each entity the recipe with the best mean
 VUS-PR on all others is taken, and its measures on that entity are what counts. The recipe
 that is best on all entities is the one in the configs; its measures on them, which have
@@ -39,7 +39,7 @@ Measures = dict[str, dict[str, dict[str, float | None]]]
 
 
 def recipes() -> list[tuple[str, ...]]:
-    """All joins of one to `MOST` controls."""
+    """All ensembles of one to `MOST` baselines."""
     numbers = range(1, MOST + 1)
     return [own for n in numbers for own in itertools.combinations(PARTS, n)]
 

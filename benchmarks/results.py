@@ -2,7 +2,7 @@
 
     python benchmarks/results.py --workdir=runs/smd --output=docs/results/smd.json
 
-Of each entity the measures by which models are compared are kept; realised rates and the
+Of each entity the measures by which models are compared are kept; measured false-alarm rates and the
 worst training windows are left out. Prints the tables for the document beside it.
 """
 
@@ -33,7 +33,7 @@ def main() -> None:
     write_text(given.output, lines + "\n")
     print(markdown_table(results))
     for row in results["paired"]:
-        against = row["control"] or row["against"]
+        against = row.get("baseline") or row.get("control") or row["against"]
         print(
             f"{row['model']} − {against}, {row['metric']} ({row['threshold']}, "
             f"{row['level']}): {row['difference']:+.3f} ({row['low']:+.3f} to "

@@ -33,7 +33,7 @@ from kdjax.io.environment import describe_environment
 from kdjax.io.files import write_text
 from kdjax.models.autoencoder import Architecture, network
 from kdjax.models.residual import ResidualModel
-from kdjax.training.batching import WindowDataset
+from kdjax.training.batching import IndexedBatch, WindowDataset
 from kdjax.training.sharding import batch_mesh, place, use_all_cores
 from kdjax.training.steps import init_state, make_optimizer, make_step, teacher_loss
 
@@ -110,7 +110,7 @@ def _training(*, rows: int, channels: int, hidden: int, batch: int) -> Any:
 
     def run() -> None:
         for _ in range(STEPS):
-            state[0] = step(state[0], dataset, index, weight)
+            state[0], _ = step(state[0], IndexedBatch(dataset, index, weight))
         jax.block_until_ready(state[0])
 
     return run

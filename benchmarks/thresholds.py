@@ -2,7 +2,7 @@
 
     python benchmarks/thresholds.py --root=data/smd --output=docs/results/thresholds.json
 
-Raw rows under a Mahalanobis distance (the control `mahalanobis`), so nothing is trained:
+Raw rows under a Mahalanobis distance (the baseline `mahalanobis`), so nothing is trained:
 a minute or two on 2 CPU cores for 13 machines of SMD. Clean are the test windows without
 a labelled row; labels serve for nothing else. `docs/thresholds.md` tells what came out.
 """

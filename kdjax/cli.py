@@ -10,7 +10,6 @@
     kdjax sweep  --config=configs/sweep_quick.py --workdir=runs/sweep
     kdjax fetch  smd
     kdjax info   [--json] [--config=…]
-    kdjax bench  [--quick] [--output=FILE]
 
 `python launch.py VERB …` in a checkout is the same program. JAX is imported by the
 verbs that compute, so that help and refusals come at once.
@@ -109,7 +108,6 @@ FLAGS = (
     ),
     Flag("ignore", "", "stream", "columns to leave out, separated by commas."),
     Flag("json", False, "info", "print JSON."),
-    Flag("quick", False, "bench", "less of everything, in about two minutes."),
 )  # fmt: skip
 
 # The verbs that read a config.

@@ -323,7 +323,6 @@ def test_a_bad_state_is_refused(damage, saved, tmp_path, lines, capsys):
         (["stream", "--output=FOLDER.csv"], "output=FOLDER.csv is a folder: give a fil"),
         (["stream", "--state=FOLDER.csv"], "state=FOLDER.csv is a folder: give a file"),
         (["export", "--output=PIPE"], "is no regular file: give a file"),
-        (["bench", "--output=OUT/d.json"], "is a folder: give a file"),
         (["score", "IN", "--output=IN/s.csv"], "IN is a file, where a folder is to be"),
         (["score", "IN", "IN", "--output=SPANS.x/"], "SPANS.x is a file: give a folder fo"),
         (["export", "--output=IN/e.onnx"], "IN is a file, where a folder is to be"),
@@ -372,7 +371,7 @@ def test_an_output_that_would_do_damage_is_refused(
     verb, *rest = map(placed, arguments)
     if verb == "run":
         rest += [f"--config.data.path={places['IN']}", *TINY]
-    elif verb != "bench":
+    else:
         rest += [f"--detector={copy}"]
     before, names = contents(tmp_path), sorted(tmp_path.rglob("*"))
     assert placed(said) in one_line([verb, *rest], capsys, quiet=True)

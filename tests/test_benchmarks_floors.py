@@ -182,7 +182,7 @@ def test_the_run_s_own_pair_comes_first_of_nine(floors, done):
 
 
 def test_floor_and_ridge_matter(found):
-    """Else the grid measured one Normal nine times."""
+    """Else the grid measured one Gaussian nine times."""
     for model in ("mahalanobis", "difference"):
         taus = {
             value(found[model][pair]["press"], "conformal", "window", "tau")
@@ -244,8 +244,8 @@ def test_a_tie_leaves_the_run_s_own_pair(floors):
 def test_under_its_own_pair_it_finds_what_the_run_found(floors, found, done, report):
     results = done[2]
     assert report["departure"] < 1e-5
-    key = ("model", "against", "threshold", "level", "metric", "control")
-    run_s = [r for r in results["paired"] if r["threshold"] != "following"]
+    key = ("model", "against", "threshold", "level", "metric", "baseline")
+    run_s = [r for r in results["paired"] if r["threshold"] != "rolling"]
     again = report["paired"]["default"]
     assert [[r[k] for k in key] for r in again] == [[r[k] for k in key] for r in run_s]
     for row, wanted in zip(again, run_s, strict=True):
@@ -268,7 +268,7 @@ def test_models_are_compared_under_chosen_pairs(report):
         against = row["against"]
         if against == "best control":
             against = max(baselines, key=chosen.__getitem__)
-            assert row["control"] == against
+            assert row["baseline"] == against
         difference = chosen[row["model"]] - chosen[against]
         assert row["difference"] == pytest.approx(difference)
         assert row["low"] is None  # of 2 entities

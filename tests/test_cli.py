@@ -17,7 +17,7 @@ from kdjax.data import download as fetch
 from kdjax.detection.storage import save_detector
 
 TOP = Path(__file__).parent.parent
-ALL_VERBS = "run, sweep, score, calibrate, export, stream, fetch, info, bench"
+ALL_VERBS = "run, sweep, score, calibrate, export, stream, fetch, info"
 QUICKSTART = f"--config={TOP / 'configs' / 'quickstart.py'}"
 
 
@@ -84,7 +84,7 @@ def test_help_names_every_verb_and_flag(say, flag):
         "workdir", "init_from", "way", "trials", "detector", "output", "entity", "causal",
         "contributions", "attribution", "shard", "missing", "exclude", "time_column", "entity_column",
         "label_column", "format", "quantize", "data", "backend", "adaptive", "rolling", "state",
-        "ignore", "on_error", "json", "quick", "coordinator", "num_processes", "process_id",
+        "ignore", "on_error", "json", "coordinator", "num_processes", "process_id",
     } == {flag.name for flag in cli.FLAGS}  # fmt: skip
     assert list(VERBS) == ALL_VERBS.split(", ")
     assert all(verb.__doc__ for verb in VERBS.values())
@@ -553,29 +553,6 @@ def test_fetch_says_what_it_fetched(say, monkeypatch, flags, folder):
 
 
 # info.
-
-
-def test_bench_writes_its_rows(say, monkeypatch, tmp_path):
-    asked = []
-
-    def bench(**options):
-        asked.append(options)
-        return {"rows": [{"name": "teacher_step", "peer": "torch", "ratio": 2.0}]}
-
-    monkeypatch.setattr("kdjax.bench.run.bench", bench)
-    output = tmp_path / "bench.json"
-    code, out, err = say("bench", "teacher_step", "--quick", f"--output={output}")
-    assert (code, err) == (0, "") and out == f"Written: {output}\n"
-    (options,) = asked
-    assert options["quick"] and list(options["names"]) == ["teacher_step"]
-    (row,) = json.loads(output.read_text("utf-8"))
-    assert row == {"name": "teacher_step", "peer": "torch", "ratio": 2.0}
-
-
-def test_faults_of_bench(refused, tmp_path):
-    said = refused("bench", f"--output={tmp_path}/a.csv")
-    assert "must end in .json" in said
-    assert "nothing to measure is called 'frob'" in refused("bench", "frob")
 
 
 def test_info_as_json(say):

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from kdjax.config import completed, resolve
+from kdjax.config import completed, renamed_fields, resolve
 from kdjax.evaluation.tables import markdown_table
 
 ROOT = Path(__file__).parent.parent
@@ -40,7 +40,7 @@ def test_results_stand_in_their_document(path: Path) -> None:
     full = completed(settings)
     full["data"]["root"] = "somewhere"
     assert resolve(full) == full
-    assert not settings.keys() - full.keys()
+    assert not renamed_fields(settings).keys() - full.keys()
     assert f"seed {settings['seed']}" in document
 
 
@@ -65,7 +65,7 @@ def test_method_begins_with_the_tables_of_the_ablation(
 ) -> None:
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     ablation = importlib.import_module("ablation")
-    rows = json.loads((ROOT / "docs" / "results" / "ablation.json").read_text("utf-8"))
+    rows = ablation.read_rows(ROOT / "docs" / "results" / "ablation.json")
     assert len(rows) == 11 * 2
     head = (ROOT / "docs" / "method.md").read_text("utf-8").split("\n## ")[0]
     for parts in {row["components"] for row in rows}:

@@ -100,7 +100,6 @@ def test_every_verb_is_shown() -> None:
         "stream",
         "fetch",
         "info",
-        "bench",
     ]
 
 
@@ -112,16 +111,10 @@ def test_commands_and_code_run(folder: Path, monkeypatch: pytest.MonkeyPatch) ->
         fetched.append(destination)
         return Fetched((), ())
 
-    def bench(*, quick: bool, **_: object) -> dict[str, object]:
-        print(f"quick: {quick}")
-        return {"rows": []}
-
     monkeypatch.setattr("kdjax.data.download.fetch_smd", fetch_smd)
-    monkeypatch.setattr("kdjax.bench.run.bench", bench)
     printed = [run(line, monkeypatch) for line in verb_lines()]
     assert fetched == ["data/smd"]
-    assert "student 482601" in printed[-2]
-    assert printed[-1] == "quick: True\n"
+    assert "student 482601" in printed[-1]
     scores = pd.read_csv(folder / "scores.csv")
     assert len(scores) == 24_000
     assert {"score", "window_score", "alarm", "state"} < set(scores.columns)

@@ -2,7 +2,8 @@
 
     python benchmarks/attacks/mutations.py --output=mutations.json
 
-A small run is trained, with a network, a network joined with a control, and a control.
+A small run is trained, with a network, an ensemble of a network and a baseline, and a
+baseline.
 Then the files of its three detectors, their ONNX and StableHLO exports, the state of a
 stream, the records of the work directory and the newest checkpoints of teacher and
 student are damaged one at a time: in small files every byte is flipped and the file is
@@ -212,7 +213,7 @@ def make_run(folder: Path) -> tuple[Path, dict[str, Any]]:
         "data.test_path": str(paths[1]),
         "data.window": WINDOW,
         "data.stride": 5,
-        "teacher.parts": ("autoencoder", "difference"),
+        "teacher.components": ("autoencoder", "difference"),
         "teacher.hidden": (4,),
         "teacher.epochs": 2,
         "student.hidden": (3,),
@@ -220,7 +221,7 @@ def make_run(folder: Path) -> tuple[Path, dict[str, Any]]:
         "train.log_every": 1,
         "train.checkpoint_seconds": 0.0,
         "threshold.false_alarm_rate": 0.2,
-        "controls": ("pca",),
+        "baselines": ("pca",),
     }
     settings = resolve(override(get_config(), changes))
     run(settings, folder / "run")

@@ -15,7 +15,7 @@ import numpy as np
 
 # Measured anew each time, in JSON and in the text of a page.
 TIMED = {"environment", "windows_per_second"}
-SECONDS = re.compile(rb"&quot;(data|training|judgement)&quot;: [0-9.]+")
+SECONDS = re.compile(rb"&quot;(data|training|judgement|evaluation)&quot;: [0-9.]+")
 # Of the code, which may be worked on meanwhile.
 COMMIT = re.compile(rb"\b[0-9a-f]{40}(-dirty)?\b")
 

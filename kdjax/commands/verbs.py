@@ -324,23 +324,6 @@ def _info(request: Request) -> None:
         print(f"{key}: {value}")
 
 
-def _bench(request: Request) -> None:
-    """[NAME …] [--quick] [--output=FILE.json]: times kdjax against torch and onnxruntime"""
-    output = request.flags["output"]
-    if output and Path(output).suffix != ".json":
-        raise ConfigError(f"--output={output} must end in .json.")
-    from kdjax.bench.run import bench
-    from kdjax.io.files import check_target, write_text
-
-    if output:
-        check_target(output)
-    quick = bool(request.flags["quick"])
-    found = bench(quick=quick, names=request.arguments, console=Console())
-    if output:
-        write_text(Path(output), json.dumps(found["rows"], indent=1) + "\n")
-        print(f"Written: {output}")
-
-
 def _no_arguments(verb: str, request: Request) -> None:
     if request.arguments:
         got = " ".join(request.arguments)
@@ -388,5 +371,4 @@ VERBS: dict[str, Verb] = {
     "stream": _stream,
     "fetch": _fetch,
     "info": _info,
-    "bench": _bench,
 }

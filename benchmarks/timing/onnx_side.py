@@ -1,36 +1,30 @@
-"""The peer onnxruntime: the exported network and its point scores in one graph."""
+"""The side of onnxruntime: the exported network and its point scores in one graph."""
 
 from functools import partial
 from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
-from kdjax.bench import work
-from kdjax.bench.work import (
-    Data,
-    Size,
-    Unit,
-    Work,
-)
-from kdjax.data.windowing import gather
 from kdjax.export.onnx_layers import network_graph
-from kdjax.models.autoencoder import Architecture, Params
+from kdjax.models.autoencoder import Architecture
+from kdjax.models.model import Params
+from timing import work
+from timing.work import Size, Unit, Work
 
 OUTPUT = "point_score"
 
 Session = Any  # onnxruntime.InferenceSession
 
 
-def build(item: Work, *, size: Size) -> Unit:
+def build(item: Work, size: Size, side: str = "onnxruntime") -> Unit:
     """The measurement of one work of kind `series`, `window` or `stream`."""
-    import onnxruntime
-
     architecture = Architecture(work.WIDTH, item.hidden)
     params = work.make_params(item.hidden)
     graph = score_graph(architecture, params, *work.make_whitening())
-    threads = 0 if item.kind == "series" else 1  # 0: as many as it likes
+    threads = 0 if item.kind == "series" else 1  # 0: onnxruntime's default
     session = make_session(graph, threads=threads)
     provider = session.get_providers()[0]
     facts = {
@@ -39,15 +33,17 @@ def build(item: Work, *, size: Size) -> Unit:
         "threads": threads or "default",
     }
     if item.kind == "window":
-        return Unit(_one_window(session, work.make_data(1), size.calls), None, facts)
+        return Unit(work.repeat_window(partial(_score, session), size.calls), facts)
     if item.kind == "stream":
         rows = work.make_stream(size.calls)
-        return Unit(work.follow(partial(_score, session), rows), None, facts)
-    batch = _faster_batch(session)
-    data = work.make_data(size.series)
-    return Unit(
-        lambda: score_data(session, data, batch), None, facts | {"batch": batch}
+        return Unit(work.slide(partial(_score, session), rows), facts)
+    trial = work.make_rows(max(work.SCORING_BATCHES))
+    best = work.fastest(
+        [partial(score_rows, session, trial, batch) for batch in work.SCORING_BATCHES]
     )
+    batch = work.SCORING_BATCHES[best]
+    rows = work.make_rows(size.series)
+    return Unit(lambda: score_rows(session, rows, batch), facts | {"batch": batch})
 
 
 def score_graph(
@@ -79,10 +75,8 @@ def score_graph(
 def make_session(model: onnx.ModelProto, *, threads: int = 0) -> Session:
     """A session on a GPU where this onnxruntime has one, else on the CPU.
 
-    `threads` is the number within one operator; 0 leaves it to onnxruntime.
+    `threads` is the number within one operator; 0 is onnxruntime's default.
     """
-    import onnxruntime
-
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     wanted = ("CUDAExecutionProvider", "CPUExecutionProvider")
@@ -94,35 +88,17 @@ def make_session(model: onnx.ModelProto, *, threads: int = 0) -> Session:
     )
 
 
-def score_data(session: Session, data: Data, batch: int) -> np.ndarray:
-    """Point scores of all windows, `[M, L]`."""
-    scores = []
-    for first in range(0, len(data.starts), batch):
-        starts = data.starts[first : first + batch]
-        windows = gather(data.rows, starts, work.WINDOW)
-        scores.append(_score(session, windows))
-    return np.concatenate(scores)
+def score_rows(session: Session, rows: np.ndarray, batch: int) -> np.ndarray:
+    """Point scores of all windows of rows, `[N, D] -> [M, L]`."""
+    starts = work.window_starts(rows)
+    return np.concatenate(
+        [
+            _score(session, work.cut_windows(rows, starts[first : first + batch]))
+            for first in range(0, len(starts), batch)
+        ]
+    )
 
 
 def _score(session: Session, windows: np.ndarray) -> np.ndarray:
     scores: np.ndarray = session.run([OUTPUT], {"x": windows})[0]
     return scores
-
-
-def _faster_batch(session: Session) -> int:
-    trial = work.make_data(max(work.SCORING_BATCHES))
-    best = work.fastest(
-        [partial(score_data, session, trial, batch) for batch in work.SCORING_BATCHES]
-    )
-    return work.SCORING_BATCHES[best]
-
-
-def _one_window(session: Session, data: Data, calls: int) -> Any:
-    window = data.rows[None]
-
-    def run() -> np.ndarray:
-        for _ in range(calls):
-            scores = _score(session, window)
-        return scores
-
-    return run

@@ -1,74 +1,57 @@
-"""The peer written in PyTorch, as one would write it for speed without custom kernels.
+"""The side of PyTorch, as one would write it for speed without custom kernels.
 
 The same network: `nn.LSTM` layers, the last hidden state expanded over the window, a
-linear head. Its gates are in the order i, f, g, o as here; of its two bias vectors the
-recurrent one starts at 0. It runs on a GPU where PyTorch sees one.
+linear head. The gates have the order i, f, g, o as in kdjax; of torch's two bias vectors
+the recurrent one starts at 0. Runs on a GPU where PyTorch has one.
 """
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor, nn
 
-from kdjax.bench import work
-from kdjax.bench.work import (
-    Data,
-    Size,
-    Unit,
-    Work,
-)
-from kdjax.data.windowing import gather
+from timing import work
+from timing.work import Size, Unit, Work
 
-if TYPE_CHECKING:  # its module would import JAX
-    from kdjax.models.autoencoder import Params
-
-Model = Any  # torch.nn.ModuleDict
-Tensor = Any  # torch.Tensor
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def build(item: Work, *, size: Size, cached: bool = False) -> Unit:
+def build(item: Work, size: Size, side: str = "torch") -> Unit:
     """The measurement of one work.
 
-    Args:
-        item: what to time.
-        size: how much of it.
-        cached: whether an epoch reads the teacher's outputs from a tensor instead of
-            running the teacher in each step.
+    On the side `torch_cached` an epoch reads the teacher's outputs from a tensor instead
+    of running the teacher in each step.
     """
-    import torch
-
     model = make_model(work.make_params(item.hidden))
+    on_gpu = DEVICE == "cuda"
     facts = {
         "library": f"torch {torch.__version__}",
-        "device": _device_name(),
+        "device": f"gpu ({torch.cuda.get_device_name()})" if on_gpu else "cpu",
         "threads": torch.get_num_threads(),
     }
-    if item.kind == "step":
-        unit = _steps(model, work.make_data(work.BATCH), size.steps)
-    elif item.kind == "epoch":
-        unit = _epoch(model, work.make_data(size.windows), cached)
-    elif item.kind == "series":
-        unit = _series(model, work.make_data(size.series))
-    elif item.kind == "stream":
-        unit = _stream(model, size.calls)
-    else:
-        unit = _one_window(model, work.make_data(1), size.calls)
+    unit = {
+        "step": _steps,
+        "epoch": partial(_epoch, cached=side == "torch_cached"),
+        "series": _series,
+        "window": _one_window,
+        "stream": _stream,
+    }[item.kind](model, size)
     return unit._replace(facts=facts | unit.facts)
 
 
-def make_model(params: "Params") -> Model:
-    """The torch model that computes what kdjax does with these parameters."""
-    import torch
-
+def make_model(params: Any) -> nn.ModuleDict:
+    """The torch model that computes the same function with these parameters."""
     layers = {
         name: _lstm(values) if "recurrent_kernel" in values else _linear(values)
         for name, values in params.items()
     }
-    return torch.nn.ModuleDict(layers).to(_device())
+    return nn.ModuleDict(layers).to(DEVICE)
 
 
-def reconstruct(model: Model, windows: Tensor) -> Tensor:
+def reconstruct(model: nn.ModuleDict, windows: Tensor) -> Tensor:
     """X' of windows X, `[B, L, D] -> [B, L, D]`."""
     depth = sum(name.startswith("encoder") for name in model)
     states = windows
@@ -81,7 +64,7 @@ def reconstruct(model: Model, windows: Tensor) -> Tensor:
 
 
 def make_scorer(
-    model: Model, mean: np.ndarray, whiten: np.ndarray
+    model: nn.ModuleDict, mean: np.ndarray, whiten: np.ndarray
 ) -> Callable[[Tensor], Tensor]:
     """Point scores ‖W(|x − x'| − μ)‖² of windows, a function `[B, L, D] -> [B, L]`."""
     centre, matrix = _tensor(mean), _tensor(whiten.T)
@@ -97,20 +80,16 @@ def score_rows(
     score: Callable[[Tensor], Tensor], rows: np.ndarray, batch: int
 ) -> np.ndarray:
     """Point scores of all windows of rows, `[N, D] -> [M, L]`."""
-    import torch
-
     with torch.inference_mode():
         # unfold gives a view [M, D, L].
         windows = _tensor(rows).unfold(0, work.WINDOW, work.STRIDE).transpose(1, 2)
         scores = [score(part.contiguous()) for part in windows.split(batch)]
-        return _numpy(torch.cat(scores))
+        return torch.cat(scores).cpu().numpy()
 
 
-def _lstm(params: "Params") -> Any:
-    import torch
-
+def _lstm(params: Any) -> nn.LSTM:
     inputs, hidden = (len(params[f"{name}_kernel"]) for name in ("input", "recurrent"))
-    layer = torch.nn.LSTM(inputs, hidden, batch_first=True)
+    layer = nn.LSTM(inputs, hidden, batch_first=True)
     values = {
         "weight_ih_l0": params["input_kernel"].T,
         "weight_hh_l0": params["recurrent_kernel"].T,
@@ -121,53 +100,46 @@ def _lstm(params: "Params") -> Any:
     return layer
 
 
-def _linear(params: "Params") -> Any:
-    import torch
-
-    kernel = params["kernel"]
-    layer = torch.nn.Linear(*kernel.shape)
-    layer.load_state_dict(_state({"weight": kernel.T, "bias": params["bias"]}))
+def _linear(params: Any) -> nn.Linear:
+    layer = nn.Linear(*params["kernel"].shape)
+    layer.load_state_dict(
+        _state({"weight": params["kernel"].T, "bias": params["bias"]})
+    )
     return layer
 
 
 def _state(values: dict[str, np.ndarray]) -> dict[str, Tensor]:
-    import torch
-
     # A copy: torch refuses to share memory that numpy has marked read-only.
     return {name: torch.from_numpy(np.array(array)) for name, array in values.items()}
 
 
-def _steps(model: Model, data: Data, steps: int) -> Unit:
+def _steps(model: nn.ModuleDict, size: Size) -> Unit:
     """Training steps of a teacher: MSE(X', X)."""
-    import torch
-
-    windows = _windows(data)
+    windows = _windows(work.BATCH)
     optimizer = _optimizer(model)
 
     def run() -> float:
-        for _ in range(steps):
+        for _ in range(size.steps):
             optimizer.zero_grad(set_to_none=True)
-            loss = torch.nn.functional.mse_loss(reconstruct(model, windows), windows)
+            loss = nn.functional.mse_loss(reconstruct(model, windows), windows)
             loss.backward()
             optimizer.step()
             result = float(loss.item())
         _wait()
         return result
 
-    return Unit(run, None, {})
+    return Unit(run, {})
 
 
-def _epoch(model: Model, data: Data, cached: bool) -> Unit:
+def _epoch(model: nn.ModuleDict, size: Size, *, cached: bool) -> Unit:
     """An epoch of a student: (1 − α)·MSE(X_S, X) + α·MSE(X_S, X_T)."""
-    import torch
-
     teacher = make_model(work.make_params(work.TEACHER))
-    windows = _windows(data)
-    targets: Tensor = torch.empty_like(windows) if cached else None
+    windows = _windows(size.windows)
+    targets = torch.empty_like(windows) if cached else None
     optimizer = _optimizer(model)
-    mse = torch.nn.functional.mse_loss
+    mse = nn.functional.mse_loss
 
-    def fill() -> None:
+    def make_targets() -> None:
         with torch.no_grad():
             for first in range(0, len(windows), work.BATCH):
                 part = slice(first, first + work.BATCH)
@@ -194,52 +166,44 @@ def _epoch(model: Model, data: Data, cached: bool) -> Unit:
         _wait()
         return float(total.item())
 
-    return Unit(run, fill if cached else None, {})
+    return Unit(run, {}, make_targets if cached else None)
 
 
-def _series(model: Model, data: Data) -> Unit:
-    """Scores of a whole series, with the batch that is faster here."""
+def _series(model: nn.ModuleDict, size: Size) -> Unit:
+    """Scores of a whole series, with the faster batch."""
     score = make_scorer(model, *work.make_whitening())
-    trial = work.make_data(max(work.SCORING_BATCHES)).rows
+    trial = work.make_rows(max(work.SCORING_BATCHES))
     best = work.fastest(
         [partial(score_rows, score, trial, batch) for batch in work.SCORING_BATCHES]
     )
     batch = work.SCORING_BATCHES[best]
-    return Unit(lambda: score_rows(score, data.rows, batch), None, {"batch": batch})
+    rows = work.make_rows(size.series)
+    return Unit(lambda: score_rows(score, rows, batch), {"batch": batch})
 
 
-def _one_window(model: Model, data: Data, calls: int) -> Unit:
+def _one_window(model: nn.ModuleDict, size: Size) -> Unit:
     """Scores of single windows."""
-    score, window = _window_scorer(model), data.rows[None]
-
-    def run() -> np.ndarray:
-        for _ in range(calls):
-            scores = score(window)
-        return scores
-
-    return _best_threads(run)
+    return _best_threads(work.repeat_window(_window_scorer(model), size.calls))
 
 
-def _stream(model: Model, calls: int) -> Unit:
-    """Scores of rows that come one by one."""
-    return _best_threads(work.follow(_window_scorer(model), work.make_stream(calls)))
+def _stream(model: nn.ModuleDict, size: Size) -> Unit:
+    """Scores of rows that arrive one by one."""
+    rows = work.make_stream(size.calls)
+    return _best_threads(work.slide(_window_scorer(model), rows))
 
 
-def _window_scorer(model: Model) -> Callable[[np.ndarray], np.ndarray]:
-    import torch
-
+def _window_scorer(model: nn.ModuleDict) -> Callable[[np.ndarray], np.ndarray]:
     score = make_scorer(model, *work.make_whitening())
 
     def score_window(windows: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
-            return _numpy(score(_tensor(windows)))
+            return score(_tensor(windows)).cpu().numpy()
 
     return score_window
 
 
 def _best_threads(run: Callable[[], np.ndarray]) -> Unit:
-    """The measurement with the number of threads that is faster here."""
-    import torch
+    """The measurement with the faster number of threads: all, or one."""
 
     def run_with(threads: int) -> np.ndarray:
         torch.set_num_threads(threads)
@@ -248,48 +212,23 @@ def _best_threads(run: Callable[[], np.ndarray]) -> Unit:
     counts = (torch.get_num_threads(), 1)
     best = work.fastest([partial(run_with, count) for count in counts])
     torch.set_num_threads(counts[best])
-    return Unit(run, None, {"threads": counts[best]})
+    return Unit(run, {"threads": counts[best]})
 
 
-def _windows(data: Data) -> Tensor:
-    """All windows, `[M, L, D]`."""
-    return _tensor(gather(data.rows, data.starts, work.WINDOW))
+def _windows(count: int) -> Tensor:
+    """`[M, L, D]`."""
+    rows = work.make_rows(count)
+    return _tensor(work.cut_windows(rows, work.window_starts(rows)))
 
 
-def _optimizer(model: Model) -> Any:
-    import torch
-
+def _optimizer(model: nn.ModuleDict) -> torch.optim.Optimizer:
     return torch.optim.Adam(model.parameters(), lr=work.LEARNING_RATE)
 
 
 def _tensor(values: np.ndarray) -> Tensor:
-    import torch
-
-    return torch.from_numpy(np.ascontiguousarray(values)).to(_device())
-
-
-def _numpy(values: Tensor) -> np.ndarray:
-    # Waits for the device.
-    array: np.ndarray = values.cpu().numpy()
-    return array
+    return torch.from_numpy(np.ascontiguousarray(values)).to(DEVICE)
 
 
 def _wait() -> None:
-    import torch
-
-    if torch.cuda.is_available():
+    if DEVICE == "cuda":
         torch.cuda.synchronize()
-
-
-def _device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _device_name() -> str:
-    import torch
-
-    if _device() == "cpu":
-        return "cpu"
-    return f"gpu ({torch.cuda.get_device_name()})"

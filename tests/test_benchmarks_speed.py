@@ -1,28 +1,25 @@
-"""The comparison: peers compute what kdjax does, and ratios are what they should be."""
+"""`benchmarks/speed.py`: peers compute the same function; ratios, rows and table."""
 
+import doctest
 import json
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from rich.console import Console
 
-from kdjax.bench import (
-    floor,
-    ours,
-    run,
-    table,
-    work,
-    worker,
-)
-from kdjax.bench.interleave import Pairs, Turns, take_turns
-from kdjax.bench.work import Size, Unit, Work
 from kdjax.detection.gaussian import Gaussian
 from kdjax.detection.scores import point_scores
 from kdjax.errors import ConfigError, KdjaxError
 from kdjax.models.autoencoder import Architecture, count_parameters, network
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+import speed
+from timing import processes, work
+from timing.processes import Pairs, Turns, take_turns
+from timing.work import Size, Unit, Work
 
 HIDDEN = (6, 4)
 TINY = Size(steps=1, windows=8, series=5, calls=2)
@@ -32,8 +29,8 @@ CONTRACT = {"name", "peer", "ratio", "low", "high"}
 @pytest.fixture(scope="module")
 def windows():
     """A few windows `[M, L, D]` of the data."""
-    data = work.make_data(3)
-    return data.rows[data.starts[:, None] + np.arange(work.WINDOW)]
+    rows = work.make_rows(3)
+    return work.cut_windows(rows, work.window_starts(rows))
 
 
 @pytest.fixture(scope="module")
@@ -70,39 +67,58 @@ def test_parameters_have_the_networks_shapes(hidden):
     assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {jnp.dtype("float32")}
 
 
-KINDS = ["step", "epoch", "series", "window", "stream", "population"]
+def point_scores_of(windows):
+    """Point scores of windows `[M, L, D]` by kdjax's functions, one after the other."""
+    architecture = Architecture(work.WIDTH, HIDDEN)
+    outputs = network(architecture).apply(work.make_params(HIDDEN), windows)
+    return point_scores(Gaussian(*work.make_whitening()), jnp.abs(windows - outputs))
+
+
+def test_doctests():
+    for module in (speed, work):
+        found = doctest.testmod(module)
+        assert found.attempted and not found.failed
+
+
+KINDS = [
+    "series",
+    *(
+        pytest.param(kind, marks=pytest.mark.slow)
+        for kind in ("step", "epoch", "window", "stream", "population")
+    ),
+]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_kdjax_measures_all_kinds(kind, monkeypatch):
-    monkeypatch.setattr(work, "BATCH", 4)
+    from timing import kdjax_side
+
     monkeypatch.setattr(work, "TEACHER", (3,))
-    item = Work(kind, kind, HIDDEN, {}, members=2)
-    monkeypatch.setitem(work.WORKS, kind, item)
-    monkeypatch.setattr(work, "choose_size", lambda quick: TINY)
-    unit = ours.build(kind, quick=True)
-    assert unit.facts["device"] == "cpu" and unit.facts["devices"] == 8
+    item = Work(kind, kind, HIDDEN, {}, members=2, batch=4)
+    unit = kdjax_side.build(item, TINY)
+    assert unit.facts["device"] == "cpu"
+    assert unit.facts["devices"] == jax.local_device_count()
     if unit.one_off:
         unit.one_off()
     found = unit.run()
     if kind == "population":
-        ours.build_serial(kind, quick=True).run()
+        kdjax_side.build(item, TINY, "serial").run()
     if kind == "series":
-        data = work.make_data(TINY.series)
-        windows = data.rows[data.starts[:, None] + np.arange(work.WINDOW)]
-        architecture = Architecture(work.WIDTH, HIDDEN)
-        params, gaussian = work.make_params(HIDDEN), Gaussian(*work.make_whitening())
-        errors = jnp.abs(windows - network(architecture).apply(params, windows))
-        np.testing.assert_allclose(found, point_scores(gaussian, errors), rtol=1e-4)
+        rows = work.make_rows(TINY.series)
+        windows = work.cut_windows(rows, work.window_starts(rows))
+        np.testing.assert_allclose(found, point_scores_of(windows), rtol=1e-4)
+    if kind == "stream":
+        last = work.make_stream(TINY.calls)[None, -work.WINDOW :]
+        np.testing.assert_allclose(found, point_scores_of(last)[0, -1], rtol=1e-4)
 
 
 def test_data_are_the_same_each_time_and_scaled():
-    data, again = work.make_data(4), work.make_data(4)
-    np.testing.assert_array_equal(data.rows, again.rows)
-    assert data.rows.shape == (3 * work.STRIDE + work.WINDOW, work.WIDTH)
-    assert data.rows.dtype == np.float32
-    assert data.rows.min() >= 0 and data.rows.max() <= 1
-    assert data.starts[-1] + work.WINDOW == len(data.rows)
+    rows, again = work.make_rows(4), work.make_rows(4)
+    np.testing.assert_array_equal(rows, again)
+    assert rows.shape == (3 * work.STRIDE + work.WINDOW, work.WIDTH)
+    assert rows.dtype == np.float32
+    assert rows.min() >= 0 and rows.max() <= 1
+    assert work.window_starts(rows).tolist() == [0, 10, 20, 30]
 
 
 def test_an_unknown_name_lists_the_known_ones():
@@ -119,56 +135,56 @@ def test_epochs_are_whole_batches():
 
 
 @pytest.fixture
-def torch_peer():
+def torch_side():
     torch = pytest.importorskip("torch", reason="needs the extra bench")
-    from kdjax.bench import torch_peer
+    from timing import torch_side
 
     # Its threads wait for each other in loops, which is slow on a busy machine.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield torch_peer
+    yield torch_side
     torch.set_num_threads(threads)
 
 
 @pytest.fixture
-def onnx_peer():
+def onnx_side():
     pytest.importorskip("onnx", reason="needs the extra bench")
     pytest.importorskip("onnxruntime", reason="needs the extra bench")
-    from kdjax.bench import onnx_peer
+    from timing import onnx_side
 
-    return onnx_peer
+    return onnx_side
 
 
 def test_torch_reconstructs_and_scores_as_kdjax_does(
-    torch_peer, params, windows, expected
+    torch_side, params, windows, expected
 ):
     import torch
 
-    model = torch_peer.make_model(params)
-    score = torch_peer.make_scorer(model, *work.make_whitening())
+    model = torch_side.make_model(params)
+    score = torch_side.make_scorer(model, *work.make_whitening())
     with torch.inference_mode():
-        outputs = torch_peer.reconstruct(model, torch.from_numpy(windows))
+        outputs = torch_side.network(model).apply(torch.from_numpy(windows))
     np.testing.assert_allclose(outputs.cpu().numpy(), expected[0], atol=1e-5)
     for batch in (2, 3):
-        scores = torch_peer.score_rows(score, work.make_data(3).rows, batch)
+        scores = torch_side.score_rows(score, work.make_rows(3), batch)
         np.testing.assert_allclose(scores, expected[1], rtol=1e-4, atol=1e-4)
 
 
-def test_onnxruntime_scores_as_kdjax_does(onnx_peer, params, expected):
+def test_onnxruntime_scores_as_kdjax_does(onnx_side, params, expected):
     architecture = Architecture(work.WIDTH, HIDDEN)
-    graph = onnx_peer.score_graph(architecture, params, *work.make_whitening())
-    session = onnx_peer.make_session(graph, threads=1)
+    graph = onnx_side.score_graph(architecture, params, *work.make_whitening())
+    session = onnx_side.make_session(graph, threads=1)
     for batch in (2, 3):
-        scores = onnx_peer.score_data(session, work.make_data(3), batch)
+        scores = onnx_side.score_rows(session, work.make_rows(3), batch)
         np.testing.assert_allclose(scores, expected[1], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["step", "epoch", "series", "window", "stream"])
-def test_torch_measures_all_kinds(torch_peer, kind, monkeypatch):
+def test_torch_measures_all_kinds(torch_side, kind, monkeypatch):
     monkeypatch.setattr(work, "TEACHER", (3,))
     monkeypatch.setattr(work, "SCORING_BATCHES", (2, 3))
     monkeypatch.setattr(work, "BATCH", 4)
-    unit = torch_peer.build(Work("tiny", kind, (2,), {}), size=TINY)
+    unit = torch_side.build(Work("tiny", kind, (2,), {}), TINY)
     assert unit.one_off is None and unit.facts["library"].startswith("torch")
     result = unit.run()
     if kind == "series":
@@ -180,17 +196,17 @@ def test_torch_measures_all_kinds(torch_peer, kind, monkeypatch):
         assert unit.run() < result  # a loss that falls
 
 
-def test_torch_with_cached_targets_trains_the_same(torch_peer, monkeypatch):
+def test_torch_with_cached_targets_trains_the_same(torch_side, monkeypatch):
     import torch
 
     monkeypatch.setattr(work, "TEACHER", (3,))
     monkeypatch.setattr(work, "BATCH", 4)
     item = Work("tiny", "epoch", (2,), {})
     losses = []
-    for cached in (False, True):
+    for side in ("torch", "torch_cached"):
         torch.manual_seed(0)
-        unit = torch_peer.build(item, size=TINY, cached=cached)
-        if cached:
+        unit = torch_side.build(item, TINY, side)
+        if unit.one_off:
             unit.one_off()
         torch.manual_seed(0)
         losses.append(unit.run())
@@ -198,79 +214,70 @@ def test_torch_with_cached_targets_trains_the_same(torch_peer, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["series", "window", "stream"])
-def test_onnxruntime_measures_what_it_can(onnx_peer, kind, monkeypatch):
+def test_onnxruntime_measures_what_it_can(onnx_side, kind, monkeypatch):
     monkeypatch.setattr(work, "SCORING_BATCHES", (2, 3))
-    unit = onnx_peer.build(Work("tiny", kind, (2,), {}), size=TINY)
+    unit = onnx_side.build(Work("tiny", kind, (2,), {}), TINY)
     windows = TINY.series if kind == "series" else 1
     assert unit.run().shape == (windows, work.WINDOW)
 
 
-def test_a_stream_scores_the_same_rows_for_all(onnx_peer, torch_peer):
+@pytest.mark.parametrize("side", ["onnx_side", "torch_side"])
+def test_a_stream_scores_the_same_rows_for_all(side, request):
     """Each peer's last score is that of the last window."""
-    item = Work("tiny", "stream", HIDDEN, {})
-    pytest.importorskip("onnxruntime")
+    module = request.getfixturevalue(side)
     rows = work.make_stream(TINY.calls)
     assert len(rows) == work.WINDOW - 1 + TINY.calls
-    theirs = [peer.build(item, size=TINY).run() for peer in (onnx_peer, torch_peer)]
-    architecture = Architecture(work.WIDTH, HIDDEN)
-    params, gaussian = work.make_params(HIDDEN), Gaussian(*work.make_whitening())
-    last = rows[None, -work.WINDOW :]
-    errors = jnp.abs(last - network(architecture).apply(params, last))
-    expected = np.asarray(point_scores(gaussian, errors))
-    for scores in theirs:
-        np.testing.assert_allclose(scores, expected, rtol=1e-4)
-    np.testing.assert_allclose(
-        ours._stream(item, TINY).run(), expected[0, -1], rtol=1e-4
-    )
+    scores = module.build(Work("tiny", "stream", HIDDEN, {}), TINY).run()
+    expected = point_scores_of(rows[None, -work.WINDOW :])
+    np.testing.assert_allclose(scores, expected, rtol=1e-4)
 
 
-# The floor.
+# Operations and rates.
 
 
 def test_operations_of_one_layer_by_hand():
     # D = 2, H = 3, L = 5; multiply-adds a step: encoder (2 + 3)·12 = 60, decoder's
     # recurrent product 3·12 = 36, head 3·2 = 6; once: 3·12 = 36.
-    assert floor.forward_flops(2, (3,), window=5) == 2 * (5 * (60 + 36 + 6) + 36)
-    each = floor.forward_flops(2, (3,), window=5, projection="each")
-    assert each == 2 * 5 * (60 + 36 + 36 + 6)
+    assert work.forward_flops(2, (3,), window=5) == 2 * (5 * (60 + 36 + 6) + 36)
 
 
 def test_operations_of_two_layers_by_hand():
     # Encoder (2 + 4)·16 = 96, (4 + 3)·12 = 84; decoder 36 and once 36, (3 + 4)·16 = 112;
     # head 4·2 = 8.
     step = 96 + 84 + 36 + 112 + 8
-    assert floor.forward_flops(2, (4, 3), window=5) == 2 * (5 * step + 36)
-    training = floor.training_flops(2, (4, 3), window=5, batch=7)
+    assert work.forward_flops(2, (4, 3), window=5) == 2 * (5 * step + 36)
+    training = work.training_flops(2, (4, 3), window=5, batch=7)
     assert training == 3 * 7 * 2 * (5 * step + 36)
-    scoring = floor.scoring_flops(2, (4, 3), window=5)
+    scoring = work.scoring_flops(2, (4, 3), window=5)
     assert scoring == 2 * (5 * step + 36) + 2 * 5 * 2 * 2
 
 
 @pytest.mark.parametrize("hidden", [(3,), (5, 4), (200, 200)])
 def test_parameters_are_those_of_the_network(hidden):
     count = count_parameters(Architecture(work.WIDTH, hidden))
-    assert floor.parameter_count(work.WIDTH, hidden) == count
-    assert floor.streamed_bytes(work.WIDTH, hidden, window=10) == 40 * count
+    assert work.parameter_count(work.WIDTH, hidden) == count
+    assert work.streamed_bytes(work.WIDTH, hidden, window=10) == 40 * count
 
 
 def test_operations_of_a_measurement(monkeypatch):
     monkeypatch.setattr(work, "BATCH", 4)
-    step = floor.training_flops(work.WIDTH, (32,), window=work.WINDOW, batch=4)
+    step = work.training_flops(work.WIDTH, (32,), window=work.WINDOW, batch=4)
     sizes = [("step", step), ("epoch", 2 * step), ("population", 16 * step)]
     for kind, flops in sizes:
         item = Work("any", kind, (32,), {}, members=8 if kind == "population" else 1)
-        assert table.unit_flops(item, size=TINY) == flops
+        assert work.unit_flops(item, TINY) == flops
 
 
 def test_rates_are_work_over_seconds(monkeypatch):
     def two_seconds(function):
-        function().block_until_ready()
+        function()
         return 2.0
 
-    monkeypatch.setattr(floor, "MATRIX", 64)
-    monkeypatch.setattr(floor, "COPY_BYTES", 4096)
-    monkeypatch.setattr(floor, "_best_seconds", two_seconds)
-    assert floor.measure_rates() == floor.Rates(64**3, 4096)
+    monkeypatch.setattr(processes, "MATRIX", 64)
+    monkeypatch.setattr(processes, "COPY_BYTES", 4096)
+    monkeypatch.setattr(processes, "_seconds", two_seconds)
+    assert processes.matrix_rate() == 64**3
+    assert processes.copy_bandwidth() == 4096
 
 
 # Turns.
@@ -316,7 +323,7 @@ def test_turns_pair_the_sides():
     assert turns.facts["torch"] == READY and turns.missing == {}
     assert turns.rates == 2 * [{"flops": 1e9, "bandwidth": 2e9}]
     item = Work("tiny", "series", (2,), {"torch": 1.5, "onnxruntime": 1.5})
-    first, second = table.make_rows(item, turns, size=TINY)
+    first, second = speed.make_rows(item, turns, size=TINY)
     assert (first["ratio"], first["low"], first["high"]) == (2, 2, 2) and first["met"]
     assert (second["ratio"], second["low"], second["high"]) == (1, 0.75, 2)
     assert not second["met"] and first["pairs"] == second["pairs"] == 3
@@ -341,20 +348,18 @@ def test_a_missing_peer_becomes_a_note():
     )
     assert turns.missing == {"torch": "torch"}
     item = Work("tiny", "series", (2,), {"torch": 1.5, "onnxruntime": None})
-    (row,) = table.make_rows(item, turns, size=TINY)
+    (row,) = speed.make_rows(item, turns, size=TINY)
     assert row["peer"] == "onnxruntime" and row["ratio"] == 2 and row["met"] is None
-    (note,) = run.missing_notes(turns.missing)
-    assert "torch left out" in note and "kdjax[bench]" in note
 
 
 def test_without_any_peer_nothing_is_measured():
     sides = {"kdjax": fake(), "torch": fake(start={"missing": "torch"})}
     turns = take_turns(sides, pairs=THREE)
     assert turns.seconds == {} and turns.missing == {"torch": "torch"}
-    assert table.make_rows(work.WORKS["teacher_step"], turns, size=TINY) == []
+    assert speed.make_rows(work.WORKS["teacher_step"], turns, size=TINY) == []
 
 
-def test_a_process_that_dies_is_told_with_its_last_words():
+def test_a_process_that_dies_is_reported_with_its_stderr():
     sides = {"kdjax": fake(go=seconds(1)), "torch": fake()}
     with pytest.raises(KdjaxError, match="torch ended.*\n.*fake: no answer to go"):
         take_turns(sides, pairs=THREE)
@@ -372,9 +377,9 @@ def test_an_answer_that_is_no_json_is_an_error():
 def test_a_worker_answers_its_commands():
     calls, answers = [], []
     unit = Unit(
-        lambda: calls.append("run"), lambda: calls.append("one_off"), {"library": "x 1"}
+        lambda: calls.append("run"), {"library": "x 1"}, lambda: calls.append("one_off")
     )
-    worker.serve(lambda: unit, ["warm\n", "go\n", "what\n"], answers.append)
+    processes.serve(lambda: unit, ["warm\n", "go\n", "what\n"], answers.append)
     assert calls == ["one_off", "one_off", "run", "run"]
     assert answers[0]["ready"] and answers[0]["library"] == "x 1"
     assert answers[0]["one_off_seconds"] >= 0 and answers[1]["seconds"] >= 0
@@ -390,7 +395,7 @@ def test_a_worker_process_keeps_stdout_clean(tmp_path, monkeypatch):
         {
             "kdjax": fake(),
             "torch": [
-                *(sys.executable, "-m", "kdjax.bench.worker"),
+                *(sys.executable, "-m", "timing.processes"),
                 *("torch", "teacher_step", "--quick"),
             ],
         },
@@ -412,13 +417,12 @@ def turns_of(**seconds):
 @pytest.mark.parametrize("item", work.WORKS.values(), ids=lambda item: item.name)
 def test_rows_have_what_others_read(item):
     peers = {peer: [2.0, 2.0] for peer in item.targets}
-    rows = table.make_rows(item, turns_of(kdjax=[1.0, 1.0], **peers), size=work.QUICK)
+    rows = speed.make_rows(item, turns_of(kdjax=[1.0, 1.0], **peers), size=work.QUICK)
     assert [row["peer"] for row in rows] == list(item.targets)
     for row in rows:
         assert row.keys() >= CONTRACT and row["ratio"] == 2
-        assert row["fraction"] == pytest.approx(
-            table.unit_flops(item, size=work.QUICK) / 1e9
-        )
+        flops = work.unit_flops(item, work.QUICK)
+        assert row["fraction"] == pytest.approx(flops / 1e9)
         assert not any(key.endswith("_ms") for key in row)  # only on a GPU
         assert json.loads(json.dumps(row)) == row
         if item.kind == "epoch":
@@ -430,29 +434,36 @@ def test_a_gpu_has_times_too():
     turns = turns_of(kdjax=[1.0, 1.0], torch=[2.0, 2.0])
     turns.facts["kdjax"]["device"] = "gpu (any)"
     item = work.WORKS["student_epoch"]
-    (row,) = table.make_rows(item, turns, size=work.QUICK)
+    (row,) = speed.make_rows(item, turns, size=work.QUICK)
     epochs = work.QUICK.windows / work.FULL.windows
     assert row["kdjax_ms"] == pytest.approx(1000 / epochs)
     assert row["peer_ms"] == pytest.approx(2000 / epochs)
 
 
-def test_the_whole_comparison(monkeypatch):
+def test_the_whole_comparison(monkeypatch, capsys, tmp_path):
     def measure(item, *, quick):
+        assert quick
         missing = {"onnxruntime": "onnxruntime"} if item.kind == "series" else {}
         turns = turns_of(kdjax=[1.0, 1.0], torch=[1.2, 1.2])
         return turns._replace(missing=missing)
 
-    monkeypatch.setattr(run, "measure", measure)
-    console = Console(record=True, width=80)
+    monkeypatch.setattr(speed, "measure", measure)
     names = ["teacher_step", "score_series_teacher"]
-    result = run.bench(quick=True, names=names, console=console)
-    assert [row["name"] for row in result["rows"]] == names
-    assert "jax" in result["environment"]["versions"]
-    text = console.export_text()
-    assert "1.20" in text and "1.3 !" in text
-    assert "onnxruntime left out" in text and len(result["notes"]) == 1
+    output = tmp_path / "speed.json"
+    speed.main([*names, "--quick", f"--output={output}"])
+    rows = json.loads(output.read_text("utf-8"))
+    assert [row["name"] for row in rows] == names
+    text = capsys.readouterr().out
+    assert "| teacher_step | torch | 1.20 | 1.20–1.20 | 1.3 ! |" in text
+    assert "onnxruntime left out: the package onnxruntime is missing" in text
+    assert "pip install 'kdjax[bench]'" in text
 
 
-def test_the_whole_comparison_refuses_unknown_names():
-    with pytest.raises(ConfigError, match="nothing"):
-        run.bench(quick=True, names=["nothing"], console=Console(quiet=True))
+def test_faults_of_the_command(tmp_path):
+    with pytest.raises(ConfigError, match=r"must end in \.json"):
+        speed.main([f"--output={tmp_path}/a.csv"])
+    (tmp_path / "d.json").mkdir()
+    with pytest.raises(ConfigError, match="is a folder: give a file"):
+        speed.main([f"--output={tmp_path}/d.json"])
+    with pytest.raises(ConfigError, match="nothing to measure is called 'frob'"):
+        speed.main(["frob"])

@@ -1,1 +1,0 @@
-"""Speed measured against PyTorch and onnxruntime, pair by pair on one machine."""
