@@ -27,9 +27,9 @@ from scipy.special import expit
 
 from kdjax.config import get_config, override, resolve
 from kdjax.data.datasets import load_benchmark
-from kdjax.data.mmap import span_pieces
 from kdjax.data.prepared import Entity, Prepared, prepare
 from kdjax.data.splits import window_starts
+from kdjax.data.windowing import span_pieces
 from kdjax.detection.calibration import (
     Calibration,
     Rules,

@@ -39,8 +39,8 @@ from kdjax.config import (
     override,
     resolve,
 )
-from kdjax.data.cells import Place, to_float32
 from kdjax.data.prepared import Prepared
+from kdjax.data.raw import Place, to_float32
 from kdjax.data.scaler import Scaler
 from kdjax.data.series import Dataset, Series
 from kdjax.data.splits import segments

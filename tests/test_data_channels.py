@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdjax.data import channels as module
-from kdjax.data.channels import (
+from kdjax.data import series as module
+from kdjax.data.series import (
     dead_channels,
     duplicate_channels,
     outside,

@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kdjax.data.channels import Ranges
 from kdjax.data.scaler import Scaler
+from kdjax.data.series import Ranges
 from kdjax.detection import storage
 from kdjax.detection.attribution import attribution_matrix
 from kdjax.detection.detector import (

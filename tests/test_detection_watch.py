@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from scipy.stats import kstest
 
-from kdjax.data.channels import Ranges
+from kdjax.data.series import Ranges
 from kdjax.detection import drift as watch
 from kdjax.detection.drift import score_drift, series_notes
 from kdjax.detection.tables import score_table

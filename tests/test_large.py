@@ -18,9 +18,8 @@ import pytest
 from rich.console import Console
 from sklearn.decomposition import PCA
 
-from kdjax.data import mmap as large
 from kdjax.data import scaler
-from kdjax.data.mmap import WindowSource, on_disk
+from kdjax.data import windowing as large
 from kdjax.data.prepared import (
     channel_notes,
     fit_rows,
@@ -32,7 +31,7 @@ from kdjax.data.prepared import (
 )
 from kdjax.data.readers import load_files
 from kdjax.data.series import Dataset, Series
-from kdjax.data.windowing import gather
+from kdjax.data.windowing import WindowSource, gather, on_disk
 from kdjax.detection.calibration import Rules, calibrate
 from kdjax.detection.thresholds import Rule
 from kdjax.errors import ConfigError, DataError
@@ -662,7 +661,7 @@ def test_a_disk_without_room_is_told_with_its_folder(tmp_path, monkeypatch):
     path = tmp_path / "plant.parquet"
     plant().to_parquet(path)
     usage = type("Usage", (), {"free": 100})
-    monkeypatch.setattr(large.shutil, "disk_usage", lambda folder: usage)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
     with pytest.raises(ConfigError, match=r"GB in .* \(the disk is full\): set TMPDIR"):
         load_files(path, memory_bytes=0, **COLUMNS)
 

@@ -11,8 +11,7 @@ import pytest
 
 from kdjax.cli import main
 from kdjax.config import get_config, override, resolve
-from kdjax.data.channels import Ranges
-from kdjax.data.series import Dataset, Series
+from kdjax.data.series import Dataset, Ranges, Series
 from kdjax.detection.storage import load_detector, save_detector
 from kdjax.errors import ArtifactError, ConfigError, DataError
 from kdjax.experiment.pipeline import _ordered

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kdjax.data.augment import augment
+from kdjax.data.augment import augment_rows
 from kdjax.models.autoencoder import Architecture, network
 from kdjax.training.batching import Batch
 from kdjax.training.steps import student_loss
@@ -23,14 +23,14 @@ def rows():
 
 def test_the_seed_decides_all_and_the_rows_given_stay(rows):
     before = rows.copy()
-    first, again = (augment(rows, window=WINDOW, seed=3) for _ in range(2))
+    first, again = (augment_rows(rows, window=WINDOW, seed=3) for _ in range(2))
     np.testing.assert_array_equal(first, again)
     np.testing.assert_array_equal(rows, before)
-    assert (first != augment(rows, window=WINDOW, seed=4)).any()
+    assert (first != augment_rows(rows, window=WINDOW, seed=4)).any()
 
 
 def test_about_one_stretch_a_window_in_some_channels(rows):
-    changed = augment(rows, window=WINDOW, seed=0) != rows
+    changed = augment_rows(rows, window=WINDOW, seed=0) != rows
     touched = changed.any(axis=1)
     # Stretches have L/2 rows on average, and so many as L lie between them; swapped or
     # stuck values, and all but one row of a spike, may be what they were.
@@ -45,7 +45,7 @@ def test_about_one_stretch_a_window_in_some_channels(rows):
 
 def test_sizes_are_those_of_each_channel(rows):
     wide = rows * np.array([1, 1, 1, 1, 1, 100], np.float32)
-    moved = np.abs(augment(wide, window=WINDOW, seed=1) - wide)
+    moved = np.abs(augment_rows(wide, window=WINDOW, seed=1) - wide)
     largest = moved.max(axis=0)
     # Up to 30 standard deviations of 0.1, and noise of that size up to some 4 of it;
     # channels that change places differ by what they are.
@@ -55,7 +55,7 @@ def test_sizes_are_those_of_each_channel(rows):
 def test_missing_values_stay_missing_or_move_with_their_channel(rows):
     gappy = rows.copy()
     gappy[::7, 2] = np.nan
-    found = augment(gappy, window=WINDOW, seed=0)
+    found = augment_rows(gappy, window=WINDOW, seed=0)
     assert np.isfinite(found[:, 2]).sum() > 0
     assert not np.isinf(found).any()
 
@@ -63,7 +63,7 @@ def test_missing_values_stay_missing_or_move_with_their_channel(rows):
 def test_a_series_shorter_than_a_window():
     short = np.ones((3, 1), np.float32)
     for seed in range(20):
-        assert augment(short, window=WINDOW, seed=seed).shape == (3, 1)
+        assert augment_rows(short, window=WINDOW, seed=seed).shape == (3, 1)
 
 
 NET = network(Architecture(2, (3,)))

@@ -1,7 +1,7 @@
-"""Rows disturbed on purpose, where a teacher's answer says what the data can't.
+"""Augmentation: disturbed rows, on which teacher and student outputs differ from the data.
 
-On clean rows a good reconstruction of the teacher is the data themselves, and Eq. 2
-teaches nothing new. What a detector should do with abnormal rows only a teacher can tell.
+On clean rows a good reconstruction of the teacher equals the data, so that the
+distillation term of Eq. 2 adds nothing new.
 """
 
 import numpy as np
@@ -10,17 +10,20 @@ import numpy as np
 _SMALLEST, _LARGEST = 1.0, 30.0
 
 
-def augment(rows: np.ndarray, *, window: int, seed: int) -> np.ndarray:
+def augment_rows(rows: np.ndarray, *, window: int, seed: int) -> np.ndarray:
     """A copy of scaled rows `[N, D]` with a disturbance about every `window` rows.
 
-    Each is a stretch of up to L rows in some of the channels, of one kind: noise, a
-    spike, a shift of level, channels that change places, or a sensor that sticks. Sizes
-    are spread evenly over magnitudes. Missing values stay missing.
+    Each covers up to L rows of some channels and is of one kind: noise, a spike, a shift
+    of level, exchanged channels, or a stuck sensor. Sizes are log-uniform. Missing values
+    stay missing.
 
     Args:
-        rows: `[N, D]`; those of several entities may follow one another.
+        rows: `[N, D]`, also of several entities one after the other.
         window: L.
-        seed: decides all.
+        seed: of all random choices.
+
+    >>> augment_rows(np.zeros((40, 2)), window=10, seed=0).any(axis=0).all()
+    True
     """
     rng = np.random.default_rng(seed)
     copy = np.array(rows, np.float32)
@@ -29,7 +32,10 @@ def augment(rows: np.ndarray, *, window: int, seed: int) -> np.ndarray:
     first = int(rng.integers(window))
     while first < len(copy):
         length = int(rng.integers(2, window + 1))
-        channels = _some(rng, copy.shape[1])
+        most = max(copy.shape[1] // 2, 1)
+        channels = rng.choice(
+            copy.shape[1], int(rng.integers(1, most + 1)), replace=False
+        )
         kind = kinds[int(rng.integers(len(kinds)))]
         stretch = copy[first : first + length]
         size = scale[channels] * _magnitude(rng, len(channels))
@@ -39,40 +45,30 @@ def augment(rows: np.ndarray, *, window: int, seed: int) -> np.ndarray:
 
 
 def _scales(rows: np.ndarray) -> np.ndarray:
-    """Standard deviations `[D]`; the median one for channels that never move."""
+    """Standard deviations `[D]`; the median one for constant channels."""
     deviations: np.ndarray = np.nanstd(rows, axis=0, dtype=np.float64)
     moving = deviations > 0
     usual = float(np.median(deviations[moving])) if moving.any() else 1.0
     return np.where(moving, deviations, usual).astype(np.float32)
 
 
-def _some(rng: np.random.Generator, width: int) -> np.ndarray:
-    """Between one and half of the channels."""
-    number = int(rng.integers(1, max(width // 2, 1) + 1))
-    return rng.choice(width, number, replace=False)
-
-
 def _magnitude(rng: np.random.Generator, number: int) -> np.ndarray:
     sizes = np.exp(rng.uniform(np.log(_SMALLEST), np.log(_LARGEST)))
     signs = rng.choice(np.array([-1.0, 1.0]), number)
-    signed: np.ndarray = (sizes * signs).astype(np.float32)
-    return signed
+    return np.asarray(sizes * signs, np.float32)
 
 
 def _noise(rng: np.random.Generator, rows: np.ndarray, size: np.ndarray) -> np.ndarray:
-    noisy: np.ndarray = rows + size * rng.standard_normal(rows.shape, np.float32)
-    return noisy
+    return np.asarray(rows + size * rng.standard_normal(rows.shape, np.float32))
 
 
 def _spike(rng: np.random.Generator, rows: np.ndarray, size: np.ndarray) -> np.ndarray:
     at = np.arange(len(rows)) == rng.integers(len(rows))
-    spiked: np.ndarray = rows + size * at[:, None]
-    return spiked
+    return np.asarray(rows + size * at[:, None])
 
 
 def _shift(rng: np.random.Generator, rows: np.ndarray, size: np.ndarray) -> np.ndarray:
-    shifted: np.ndarray = rows + size
-    return shifted
+    return np.asarray(rows + size)
 
 
 def _swap(rng: np.random.Generator, rows: np.ndarray, size: np.ndarray) -> np.ndarray:

@@ -1,22 +1,33 @@
 """The public benchmark data sets, read from the layouts in which they are published.
 
 SMD (OmniAnomaly, KDD 2019), ASD (InterFusion, KDD 2021), JumpStarter's second data set
-(USENIX ATC 2021), SMAP and MSL (Hundman et al., KDD 2018). One machine of SMD comes with
-the package.
+(USENIX ATC 2021), SMAP and MSL (Hundman et al., KDD 2018: NASA's telemetry channels, each
+an entity of its own with commands). One machine of SMD comes with the package.
 """
 
+import csv
 import difflib
+import io
+import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 
-from kdjax.data import nasa
-from kdjax.data.cells import Place, read_matrix, to_labels
-from kdjax.data.raw import read_bytes
+from kdjax.data.raw import (
+    Place,
+    is_number,
+    read_bytes,
+    read_npy,
+    read_npz,
+    to_float32,
+    to_labels,
+    where,
+)
 from kdjax.data.series import Dataset, Series
 from kdjax.errors import ConfigError, DataError
 
@@ -45,7 +56,19 @@ _TEXT = {
     "jumpstarter2": _Layout("service", ".csv", _METRICS),
 }
 _FOLDERS = ("train", "test", "test_label")
-BENCHMARKS = (*_TEXT, *nasa.CHANNELS)
+_NASA = {
+    "smap": ("telemetry", *(f"command_{i}" for i in range(1, 25))),
+    "msl": ("telemetry", *(f"command_{i}" for i in range(1, 55))),
+}
+_NASA_LAYOUT = (
+    "labeled_anomalies.csv beside channels/ID.npz, or beside train/ID.npy and "
+    "test/ID.npy (also below data/)"
+)
+_NASA_TABLE = "labeled_anomalies.csv"
+_NASA_COLUMNS = ("chan_id", "spacecraft", "anomaly_sequences", "num_values")
+# Listed twice with different ranges. T-10 is not listed, hence has no labels.
+_LEFT_OUT = ("P-2",)
+BENCHMARKS = (*_TEXT, *_NASA)
 
 
 class Culprits(NamedTuple):
@@ -70,16 +93,14 @@ def load_benchmark(
     Args:
         name: one of `BENCHMARKS`.
         root: folder of the data set; empty for the machine of SMD in the package.
-        entities: names of the entities wanted, in this order; all where empty.
+        entities: names of the entities wanted, in this order; by default all.
     """
     _check_name(name)
     folder = _folder(name, root)
-    if name in nasa.CHANNELS:
-        present = nasa.find_entities(name, folder)
-    else:
-        present = _find_entities(name, folder)
+    nasa = name in _NASA
+    present = _nasa_entities(name, folder) if nasa else _find_entities(name, folder)
     wanted = _select(name, folder, sorted(present, key=_natural), entities)
-    read = nasa.read_entity if name in nasa.CHANNELS else _read_entity
+    read = _read_nasa_entity if nasa else _read_entity
     pairs = [read(name, folder, entity) for entity in wanted]
     return Dataset(name, tuple(a for a, _ in pairs), tuple(b for _, b in pairs))
 
@@ -96,15 +117,13 @@ def width(name: str) -> int:
     [38, 19, 19, 25, 55]
     """
     _check_name(name)
-    if name in nasa.CHANNELS:
-        return len(nasa.CHANNELS[name])
-    return len(_TEXT[name].channels)
+    return len(_NASA[name] if name in _NASA else _TEXT[name].channels)
 
 
 def interpretation(root: str | Path, entity: str) -> list[Culprits]:
     """The published segments of an SMD or ASD entity with the channels at fault.
 
-    SMD's segments end before the row named last, ASD's with it: so their labels say.
+    As their labels show, SMD's segments end before the last row named, ASD's with it.
     """
     name = "asd" if entity.startswith(_TEXT["asd"].prefix) else "smd"
     folder = _folder(name, root) / "interpretation_label"
@@ -157,9 +176,9 @@ def _folder(name: str, root: str | Path) -> Path:
 
 
 def _layout_hint(name: str) -> str:
-    """What was expected under the root, as the end of a message."""
-    if name in nasa.CHANNELS:
-        return f": expected {nasa.LAYOUT}."
+    """The expected layout as the end of a message."""
+    if name in _NASA:
+        return f": expected {_NASA_LAYOUT}."
     layout = _TEXT[name]
     file = f"{layout.prefix}*{layout.suffix}"
     expected = ", ".join(f"{folder}/{file}" for folder in _FOLDERS)
@@ -192,7 +211,7 @@ def _natural(entity: str) -> list[str | int]:
 
 
 def _find_entities(name: str, folder: Path) -> set[str]:
-    """Entities of which any file is there, so that a missing one gets noticed."""
+    """Entities with at least one file, so that a missing file is noticed later."""
     layout = _TEXT[name]
     names = set()
     for below in _FOLDERS:
@@ -205,9 +224,9 @@ def _find_entities(name: str, folder: Path) -> set[str]:
 
 def _read_entity(name: str, folder: Path, entity: str) -> tuple[Series, Series]:
     channels = _TEXT[name].channels
-    train = read_matrix(_file(name, folder / "train", entity), channels)
+    train = _read_matrix(_file(name, folder / "train", entity), channels)
     test_path = _file(name, folder / "test", entity)
-    test = read_matrix(test_path, channels)
+    test = _read_matrix(test_path, channels)
     label_path = _file(name, folder / "test_label", entity)
     labels = _read_labels(label_path)
     if len(labels) != len(test):
@@ -222,8 +241,54 @@ def _read_entity(name: str, folder: Path, entity: str) -> tuple[Series, Series]:
 
 
 def _read_labels(path: Path) -> np.ndarray:
-    values = read_matrix(path, ("label",))[:, 0]
+    values = _read_matrix(path, ("label",))[:, 0]
     return to_labels(values, Place(path, ("label",), first_line=1), "label")
+
+
+def _read_matrix(path: Path, columns: tuple[str, ...]) -> np.ndarray:
+    """Rows of a comma-separated text file without header, `[N, D]` float32."""
+    data = read_bytes(path)
+    place = Place(path, columns, first_line=1)
+    try:
+        values = pd.read_csv(
+            io.BytesIO(data),
+            header=None,
+            dtype=np.float64,
+            skip_blank_lines=False,
+        ).to_numpy()
+    except (ValueError, pd.errors.ParserError) as error:
+        raise _matrix_fault(data, place) or DataError(
+            f"{path} can't be read as numbers ({error}): expected {len(columns)} "
+            "comma-separated numbers a row."
+        ) from None
+    if values.shape[1] != len(columns) or not np.isfinite(values).all():
+        # pandas pads short rows with NaN: only the text tells them from a NaN.
+        fault = _matrix_fault(data, place)
+        if fault is not None:
+            raise fault
+    return to_float32(values, place)
+
+
+def _matrix_fault(data: bytes, place: Place) -> DataError | None:
+    """The first faulty cell or row, searched cell by cell; None before a csv.Error."""
+    width = len(place.columns)
+    lines = io.StringIO(data.decode("utf-8", errors="replace"), newline="")
+    try:
+        for row, cells in enumerate(csv.reader(lines)):
+            if len(cells) != width:
+                return DataError(
+                    f"{where(place, row)} has {len(cells)} cells, expected {width}; "
+                    "complete or remove the row."
+                )
+            for column, cell in zip(place.columns, cells, strict=True):
+                if not is_number(cell):
+                    return DataError(
+                        f"{where(place, row, column)}: {cell!r} is not a number; "
+                        "correct it."
+                    )
+    except csv.Error:
+        pass
+    return None
 
 
 def _file(name: str, folder: Path, entity: str) -> Path:
@@ -238,3 +303,114 @@ def _file(name: str, folder: Path, entity: str) -> Path:
         f"{plain} (or .gz) is missing: {entity} needs a file in each of "
         f"{', '.join(_FOLDERS)}{fetch}."
     )
+
+
+class _NasaLine(NamedTuple):
+    """A channel's line of the table: anomalous ranges, both ends included."""
+
+    ranges: list[list[int]]
+    rows: int
+    number: int
+
+
+def _nasa_entities(name: str, root: Path) -> set[str]:
+    """Channels of the spacecraft with a line in the table and an array on disk."""
+    if not (root / _NASA_TABLE).is_file():
+        raise DataError(f"{root / _NASA_TABLE} is missing: expected {_NASA_LAYOUT}.")
+    return {
+        entity for entity in _read_nasa_table(name, root) if _any_array(root, entity)
+    }
+
+
+def _read_nasa_entity(name: str, root: Path, entity: str) -> tuple[Series, Series]:
+    """Train and labelled test series of one channel."""
+    channels = _NASA[name]
+    train = _read_array(root, entity, "train", channels)
+    test = _read_array(root, entity, "test", channels)
+    labels = _nasa_labels(root, entity, _read_nasa_table(name, root)[entity], len(test))
+    return Series(entity, train, channels), Series(
+        entity, test, channels, labels=labels
+    )
+
+
+def _read_nasa_table(name: str, root: Path) -> dict[str, _NasaLine]:
+    path = root / _NASA_TABLE
+    read_bytes(path)  # refuses a missing, empty or unreadable file
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except ValueError as error:
+        raise DataError(f"{path} can't be read ({error}): download it again.") from None
+    missing = [column for column in _NASA_COLUMNS if column not in table.columns]
+    if missing:
+        raise DataError(
+            f"{path} lacks the columns {', '.join(missing)}: download it again."
+        )
+    lines = {}
+    for number, row in enumerate(table.to_dict("records"), start=2):
+        if row["spacecraft"] == name.upper() and row["chan_id"] not in _LEFT_OUT:
+            lines[str(row["chan_id"])] = _parse_nasa_line(path, number, row)
+    return lines
+
+
+def _parse_nasa_line(path: Path, number: int, row: dict[Hashable, Any]) -> _NasaLine:
+    try:
+        ranges = json.loads(row["anomaly_sequences"])
+        rows = int(row["num_values"])
+        if not all(len(pair) == 2 and 0 <= pair[0] <= pair[1] for pair in ranges):
+            raise ValueError("a range is not [first, last]")
+    except (ValueError, TypeError) as error:
+        raise DataError(
+            f"{path}: line {number} (channel {row['chan_id']}) can't be read ({error}): "
+            "expected ranges such as [[2149, 2349]] and a number of rows."
+        ) from None
+    return _NasaLine(ranges, rows, number)
+
+
+def _any_array(root: Path, entity: str) -> bool:
+    arrays = (_npy(root, part, entity) for part in ("train", "test"))
+    return any(path.is_file() for path in (_npz(root, entity), *arrays))
+
+
+def _npz(root: Path, entity: str) -> Path:
+    return root / "channels" / f"{entity}.npz"
+
+
+def _npy(root: Path, part: str, entity: str) -> Path:
+    """The array in the original layout; its archive unpacks into `data/`."""
+    below = root / "data" / part / f"{entity}.npy"
+    return below if below.is_file() else root / part / f"{entity}.npy"
+
+
+def _read_array(
+    root: Path, entity: str, part: str, channels: tuple[str, ...]
+) -> np.ndarray:
+    path = _npz(root, entity)
+    if path.is_file():
+        values = read_npz(path, part)
+    else:
+        path = _npy(root, part, entity)
+        values = read_npy(path)
+    if values.ndim != 2 or values.shape[1] != len(channels) or not len(values):
+        raise DataError(
+            f"{path}: {part} has shape {values.shape}, expected rows of "
+            f"{len(channels)} columns; download it again."
+        )
+    if values.dtype.kind not in "fiub":
+        raise DataError(
+            f"{path}: {part} holds {values.dtype}, expected numbers; download it again."
+        )
+    return to_float32(values, Place(path, channels))
+
+
+def _nasa_labels(root: Path, entity: str, line: _NasaLine, rows: int) -> np.ndarray:
+    last = max((stop for _, stop in line.ranges), default=0)
+    if line.rows != rows or last >= rows:
+        raise DataError(
+            f"{root / _NASA_TABLE}: line {line.number} (channel {entity}) says "
+            f"{line.rows} rows with ranges up to row {last}, but test has {rows} rows: "
+            "download table and arrays again."
+        )
+    labels = np.zeros(rows, bool)
+    for start, stop in line.ranges:
+        labels[start : stop + 1] = True
+    return labels

@@ -1,7 +1,7 @@
-"""Downloads of public data sets, each file verified against a digest that kdjax carries.
+"""Downloads of public data sets, each file verified by a digest in the package.
 
-A file takes its name only after its SHA-256 and its size are right, so whatever is there
-under a final name is whole, and a second call goes on where the first one stopped.
+A file takes its name only once its SHA-256 and size are right, so that a second call
+continues where the first one stopped.
 """
 
 import logging
@@ -10,19 +10,16 @@ import shutil
 from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple
 
 from kdjax.errors import DataError
 from kdjax.io.files import clear_leftovers, marked, sha256
-
-if TYPE_CHECKING:
-    import pooch
 
 SMD_URL = (
     "https://raw.githubusercontent.com/NetManAIOps/OmniAnomaly/"
     "7fb0e0acf89ea49908896bcc9f9e80fcfff6baf4/ServerMachineDataset/"
 )
-# Ends the name of the hidden folder that a download comes to first.
+# End of the name of the hidden folder for unfinished downloads.
 _ASIDE = "download"
 
 # Called after each file with its name, the number of files done and of all files.
@@ -30,19 +27,14 @@ Progress = Callable[[str, int, int], None]
 
 
 class Fetched(NamedTuple):
-    """Paths of a data set's files.
-
-    Attributes:
-        downloaded: fetched by this call.
-        skipped: already there and right.
-    """
+    """Paths of a data set's files: those downloaded, and those already there and right."""
 
     downloaded: tuple[Path, ...]
     skipped: tuple[Path, ...]
 
 
 class _Entry(NamedTuple):
-    """One file of a data set: what it must be."""
+    """What one file of a data set must be."""
 
     name: str
     digest: str
@@ -66,36 +58,37 @@ def fetch_smd(
         base_url: address of the published folder, or of a mirror of it.
         progress: called after each file with its name, the files done and all files.
         retries: further tries for a file whose download fails.
+
+    Raises:
+        DataError: a file can't be downloaded or is wrong.
     """
-    folder = Path(destination)
-    entries = _registry()
+    import pooch
+
+    # Log lines would break a progress bar; errors come as exceptions.
+    pooch.get_logger().setLevel(logging.CRITICAL)
+    folder, entries = Path(destination), _registry()
     clear_leftovers(folder, (_ASIDE,))
+    downloaded, skipped = [], []
     with marked() as mark:
         aside = folder / f".{mark}.tmp.{_ASIDE}"
+        agent = pooch.create(
+            path=aside,
+            base_url=base_url.rstrip("/") + "/",
+            registry={entry.name: f"sha256:{entry.digest}" for entry in entries},
+            retry_if_failed=retries,
+        )
         try:
-            agent = _agent(aside, base_url, entries, retries)
-            return _fetch(agent, entries, folder, progress)
+            for number, entry in enumerate(entries, start=1):
+                path = folder / entry.name
+                if _is_right(path, entry):
+                    skipped.append(path)
+                else:
+                    _download(agent, entry, path)
+                    downloaded.append(path)
+                if progress is not None:
+                    progress(entry.name, number, len(entries))
         finally:
             shutil.rmtree(aside, ignore_errors=True)
-
-
-def _fetch(
-    agent: "pooch.Pooch",
-    entries: list[_Entry],
-    folder: Path,
-    progress: Progress | None,
-) -> Fetched:
-    """All files that are not there and right."""
-    downloaded, skipped = [], []
-    for number, entry in enumerate(entries, start=1):
-        path = folder / entry.name
-        if _is_right(path, entry):
-            skipped.append(path)
-        else:
-            _download(agent, entry, path)
-            downloaded.append(path)
-        if progress is not None:
-            progress(entry.name, number, len(entries))
     return Fetched(tuple(downloaded), tuple(skipped))
 
 
@@ -106,28 +99,12 @@ def _registry() -> list[_Entry]:
     return [_Entry(name, digest, int(size)) for digest, size, name in lines]
 
 
-def _agent(
-    folder: Path, base_url: str, entries: list[_Entry], retries: int
-) -> "pooch.Pooch":
-    import pooch
-
-    # Its lines would stand between those of a progress bar; errors come as exceptions.
-    pooch.get_logger().setLevel(logging.CRITICAL)
-    return pooch.create(
-        path=folder,
-        base_url=base_url.rstrip("/") + "/",
-        registry={entry.name: f"sha256:{entry.digest}" for entry in entries},
-        retry_if_failed=retries,
-    )
-
-
-def _download(agent: "pooch.Pooch", entry: _Entry, path: Path) -> None:
-    """Fetches one file aside, and puts it in its place once it is right."""
+def _download(agent: Any, entry: _Entry, path: Path) -> None:
+    """Downloads one file and moves it to its place if it is right."""
     url = agent.get_url(entry.name)
     try:
         fetched = Path(agent.fetch(entry.name))
-        # pooch leaves the rights of a temporary file, which only its owner may read.
-        fetched.chmod(0o644)
+        fetched.chmod(0o644)  # pooch leaves a temporary file's rights: owner only.
         size = fetched.stat().st_size
         if size == entry.size:
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
-"""Rows from lines of text as they come: CSV below a header, or JSON objects.
+"""Rows from lines of a stream: CSV below a header, or JSON objects.
 
-A line at fault is handed on with what is wrong, since whoever reads a live stream has
-to decide whether to go on. Blank lines hold no row.
+A line at fault comes with its error, since the reader of a live stream decides whether to
+go on. Blank lines are skipped.
 """
 
 import csv
@@ -15,22 +15,20 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from kdjax.data.cells import Place, is_number
+from kdjax.data.raw import MISSING_CELLS, Place, is_number
 from kdjax.data.times import find_time
 from kdjax.errors import ConfigError, DataError
 
 _SEPARATORS = (",", ";", "\t", "|")
-# Cells that say "no value"; any other text among numbers is a fault.
-MISSING_CELLS = ("", "NA", "N/A", "n/a", "NaN", "nan", "NULL", "null", "None", "#N/A")
 
 
 class Line(NamedTuple):
     """A line of the stream.
 
     Attributes:
-        number: from 1, blank ones and the header counted.
-        time: a number or a text; None where rows have no time, or it is not legible.
-        row: `[D]` in the order of the channels, NaN where missing; empty if at fault.
+        number: from 1, counting blank lines and the header.
+        time: a number or text; None without a time or if the line can't be split.
+        row: `[D]` in the order of the channels, NaN where missing; empty after an error.
         error: what is wrong with the line; empty if nothing.
     """
 
@@ -41,11 +39,10 @@ class Line(NamedTuple):
 
 
 class _Format(NamedTuple):
-    """How to take a line apart; each part raises DataError on what is at fault."""
+    """How to read a line; both functions raise DataError."""
 
-    split: Callable[[str], Any]
-    time: Callable[[Any], Any]
-    row: Callable[[Any], list[float]]
+    split: Callable[[str], tuple[Any, Any]]  # text -> time, parts
+    row: Callable[[Any], list[float]]  # parts -> [D]
 
 
 def read_lines(
@@ -57,17 +54,17 @@ def read_lines(
 ) -> Iterator[Line]:
     """The lines of a stream one by one; JSON if the first begins with a brace.
 
-    CSV needs no header where its first line holds a number for each channel.
+    CSV needs no header if its first line holds one number a channel.
 
     Args:
         lines: text, such as an open file.
         channels: the D names, each of them a column or a key.
-        time_column: its name; if empty, the one named time, timestamp, date or datetime.
-        ignored: columns or keys to pass over.
+        time_column: its name; by default time, timestamp, date or datetime if present.
+        ignored: columns or keys that are not read.
 
     Raises:
-        ConfigError: a channel is to be ignored.
-        DataError: the header lacks a channel or has a foreign column.
+        ConfigError: a channel is ignored.
+        DataError: the header lacks a channel or has an unknown column.
 
     >>> list(read_lines(["time,b,a", "7,2,"], ["a", "b"]))
     [Line(number=2, time=7, row=[nan, 2.0], error='')]
@@ -92,63 +89,58 @@ def _read(
     first = next(numbered, None)
     if first is None:
         return
-    number, text = first[0], first[1].lstrip("\ufeff")
-    if text.lstrip().startswith("{"):
+    text = first[1].lstrip("\ufeff")
+    is_json, separator = text.lstrip().startswith("{"), _headerless(text, channels)
+    if is_json or separator:
+        numbered = chain([(first[0], text)], numbered)
+    if is_json:
         layout = _json(channels, time_column, ignored)
-        numbered = chain([(number, text)], numbered)
+    elif separator:
+        layout = _csv([*channels], separator, channels, time_column, ignored)
     else:
-        mark = _bare(text, channels)
-        if mark:
-            names, numbered = [*channels], chain([(number, text)], numbered)
-        else:
-            mark = max(_SEPARATORS, key=text.count)
-            names = [name.strip() for name in _cells(text, mark)]
-        layout = _csv(names, mark, channels, time_column, ignored)
+        separator = max(_SEPARATORS, key=text.count)
+        names = [name.strip() for name in _cells(text, separator)]
+        layout = _csv(names, separator, channels, time_column, ignored)
     for number, text in numbered:
-        yield _taken_apart(layout, number, text)
+        time = None
+        try:
+            time, parts = layout.split(text)
+            line = Line(number, time, layout.row(parts))
+        except DataError as error:
+            line = Line(number, time, [], str(error))
+        yield line
 
 
-def _bare(text: str, channels: Sequence[str]) -> str:
-    """The separator of a first line that holds a number a channel; empty for a header."""
+def _headerless(text: str, channels: Sequence[str]) -> str:
+    """The separator of a first line with one number a channel; empty for a header."""
     if '"' in text:
-        return ""  # names are quoted, numbers are not
-    for mark in reversed(_SEPARATORS):
-        cells = [cell.strip() for cell in _cells(text, mark)]
-        numbers = [_decimal(cell, comma=mark != ",") for cell in cells]
+        return ""
+    for separator in reversed(_SEPARATORS):
+        cells = [cell.strip() for cell in _cells(text, separator)]
+        numbers = [_with_point(cell, comma=separator != ",") for cell in cells]
         if len(cells) == len(channels) and all(map(is_number, numbers)):
-            return "" if set(cells) == set(channels) else mark
+            return "" if set(cells) == set(channels) else separator
     return ""
-
-
-def _taken_apart(layout: _Format, number: int, text: str) -> Line:
-    time = None
-    try:
-        parts = layout.split(text)
-        time = layout.time(parts)
-        return Line(number, time, layout.row(parts))
-    except DataError as error:
-        return Line(number, time, [], str(error))
 
 
 def _csv(
     names: list[str],
-    mark: str,
+    separator: str,
     channels: Sequence[str],
     time_column: str,
     ignored: Sequence[str],
 ) -> _Format:
-    def split(text: str) -> list[str]:
-        cells = _cells(text, mark)
-        if len(cells) != len(names):
-            raise DataError(f"{len(cells)} cells, expected {len(names)}; complete it.")
-        return cells
-
     time_column = time_column or _find_time(names, channels, ignored)
     _check_names(names, channels, time_column, ignored)
     places = [names.index(name) for name in channels]
     at = names.index(time_column) if time_column else None
+    decimal, comma = "", separator != ","  # The mark is unknown until a cell has one.
 
-    decimal, comma = "", mark != ","  # the first is not known until a cell tells
+    def split(text: str) -> tuple[Any, list[str]]:
+        cells = _cells(text, separator)
+        if len(cells) != len(names):
+            raise DataError(f"{len(cells)} cells, expected {len(names)}; complete it.")
+        return None if at is None else _time(cells[at]), cells
 
     def row(cells: list[str]) -> list[float]:
         nonlocal decimal
@@ -160,47 +152,41 @@ def _csv(
             found = [*map(float, own)]
         except ValueError:
             found = [_value(cells[i], i, names[i], comma=comma) for i in places]
-        if comma and (decimal != "." or "," in text):
-            decimal = _one_mark(text, decimal)
+        if comma:
+            used = {decimal, *(mark for mark in ".," if mark in text)} - {""}
+            if len(used) > 1:  # A point beside commas may mark thousands.
+                raise DataError(
+                    "decimal points and decimal commas: write one of them throughout, "
+                    "and no thousands marks."
+                )
+            decimal = "".join(used)
         return found
 
-    return _Format(split, lambda cells: None if at is None else _time(cells[at]), row)
+    return _Format(split, row)
 
 
-def _cells(text: str, mark: str) -> list[str]:
+def _cells(text: str, separator: str) -> list[str]:
     text = text.rstrip("\r\n")
     if '"' not in text:
-        return text.split(mark)
+        return text.split(separator)
     try:
-        return next(csv.reader([text], delimiter=mark, strict=True))
+        return next(csv.reader([text], delimiter=separator, strict=True))
     except csv.Error as error:
         raise DataError(f"{error}; correct its quotes.") from None
 
 
-def _one_mark(text: str, before: str) -> str:
-    """The decimal mark of numbers so far: a point beside commas may mark thousands."""
-    used = {before, *(mark for mark in ".," if mark in text)} - {""}
-    if len(used) > 1:
-        raise DataError(
-            "decimal points and decimal commas: write one of them throughout, and no "
-            "thousands marks."
-        )
-    return "".join(used)
-
-
-def _decimal(cell: str, *, comma: bool) -> str:
-    """A cell with a decimal point for its one comma, if that can't separate cells."""
+def _with_point(cell: str, *, comma: bool) -> str:
+    """A cell with its one decimal comma as a point, if a comma can't separate cells."""
     if comma and cell.count(",") == 1 and "." not in cell:
         return cell.replace(",", ".")
     return cell
 
 
 def _value(cell: str, place: int, name: str, *, comma: bool) -> float:
-    """A cell's number; with `comma` one comma may stand for the decimal point."""
     cell = cell.strip()
     if cell in MISSING_CELLS:
         return math.nan
-    text = _decimal(cell, comma=comma)
+    text = _with_point(cell, comma=comma)
     if is_number(text):
         return float(text)
     raise DataError(
@@ -223,7 +209,7 @@ def _json(channels: Sequence[str], time_column: str, ignored: Sequence[str]) -> 
     name = time_column
     known = {*channels, *ignored}
 
-    def split(text: str) -> dict[str, Any]:
+    def split(text: str) -> tuple[Any, dict[str, Any]]:
         nonlocal name
         try:
             found = json.loads(text, object_pairs_hook=_object)
@@ -232,14 +218,14 @@ def _json(channels: Sequence[str], time_column: str, ignored: Sequence[str]) -> 
         if not isinstance(found, dict):
             raise DataError("no JSON object; give one with the channels as keys.")
         name = name or _find_time(list(found), channels, ignored)
-        return found
+        return found.get(name), found
 
     def row(found: dict[str, Any]) -> list[float]:
         if not found.keys() - {name} <= known or not found.keys() >= set(channels):
             _check_names(list(found), channels, name if name in found else "", ignored)
         return [_member(found, channel) for channel in channels]
 
-    return _Format(split, lambda found: found.get(name), row)
+    return _Format(split, row)
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -268,7 +254,7 @@ def _find_time(
 ) -> str:
     known = {*channels, *ignored}
     left = [name for name in names if name not in known]
-    # Looks at names alone: there are no rows yet. JSON knows names that are no UTF-8.
+    # No rows: only names count. JSON keys may not be valid UTF-8.
     frame = pd.DataFrame(columns=pd.Index(left, dtype=object))
     return find_time(frame, Place(Path("the stream"), tuple(left)))
 

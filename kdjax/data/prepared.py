@@ -1,8 +1,7 @@
-"""A data set made ready: spans without gaps, split in time, and a scaler each.
+"""A data set ready for training: spans without gaps, split in time, and scalers.
 
-Rows that the user excludes (`Series.excluded`) are in no span. Values may be missing (NaN).
-Values may also be memory maps of files larger than the memory: nothing here holds them
-whole but `training_windows`, which is for data that fit (`is_large`).
+Excluded rows (`Series.excluded`) are in no span. Values may be missing (NaN), and may be
+memory maps, which only `training_windows` reads whole.
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,15 +9,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kdjax.data.channels import (
+from kdjax.data.scaler import Scaler, apply_scaler, fit_scaler
+from kdjax.data.series import (
+    Dataset,
     Ranges,
+    Series,
     dead_channels,
     duplicate_channels,
     ranges_of,
 )
-from kdjax.data.mmap import WindowSource, on_disk, span_pieces
-from kdjax.data.scaler import Scaler, apply_scaler, fit_scaler
-from kdjax.data.series import Dataset, Series
 from kdjax.data.splits import (
     Split,
     intersect,
@@ -28,7 +27,7 @@ from kdjax.data.splits import (
     unfold,
     window_starts,
 )
-from kdjax.data.windowing import has_missing
+from kdjax.data.windowing import WindowSource, has_missing, on_disk, span_pieces
 from kdjax.errors import DataError
 
 # An entity's own Gaussian has D means and D (D + 1) / 2 covariances to estimate.
@@ -36,18 +35,17 @@ ROWS_PER_CHANNEL = 5
 
 
 class Entity(NamedTuple):
-    """One entity's series and what each row serves for.
+    """One entity's series and the use of its rows.
 
     Attributes:
-        train: rows to learn and to calibrate on.
-        test: rows to judge on, or None.
+        train: rows to train and calibrate on.
+        test: rows to evaluate, or None.
         split: spans of `train`, cut at gaps in time and at excluded rows.
         test_spans: spans of `test`, cut likewise.
         scaler: fitted on its own fit rows, or the pooled one.
-        pooled: whether its complete validation rows are too few for a Gaussian of its own,
-            or its fit rows lack a channel, so that it uses the pooled scaler, Gaussian and
-            threshold.
-        ranges: of `train` in the units of the file, `[D]`; excluded rows don't count.
+        pooled: whether it uses the pooled scaler, Gaussian and threshold: it has too few
+            complete validation rows for its own Gaussian, or a channel without fit rows.
+        ranges: of `train` in the units of the file, `[D]`, without excluded rows.
         missing: whether a value of these rows is missing.
     """
 
@@ -99,41 +97,40 @@ def prepare(
         scaler: method of `fit_scaler`.
 
     Raises:
-        DataError: a test series is shorter than the window, there are fewer than two
-            windows to fit on or none to validate on, or a channel has no value in any
-            fit row.
+        DataError: a test series is shorter than the window, there are fewer than two fit
+            windows or no validation window, or a channel has no value in any fit row.
     """
     splits = [
         _split(series, window, max_gap, validation, calibration)
         for series in dataset.train
     ]
-    fit_rows = [
+    fit = [
         span_pieces(series.values, split.fit)
         for series, split in zip(dataset.train, splits, strict=True)
     ]
-    _check_seen(fit_rows, dataset)
-    everything = [piece for rows in fit_rows for piece in rows]
+    seen = [_seen(pieces) for pieces in fit]
+    pooled_pieces = [piece for pieces in fit for piece in pieces]
+    _check_seen(np.any(seen, axis=0), pooled_pieces, dataset)
     if not any(on_disk(series.values) for series in dataset.train):
-        everything = [np.concatenate(everything)]
-    pooled_scaler = fit_scaler(everything, method=scaler)
+        pooled_pieces = [np.concatenate(pooled_pieces)]
+    pooled_scaler = fit_scaler(pooled_pieces, method=scaler)
     tests: list[Series | None] = [*dataset.test] or [None] * len(splits)
     entities = []
-    for train, test, split, rows in zip(
-        dataset.train, tests, splits, fit_rows, strict=True
-    ):
-        # Without fit rows, or a value in each channel, there is no scaler either.
-        pooled = _too_little(train, split, window, stride) or not _seen(rows).all()
-        known = _training_rows(train)
+    for index, (train, split) in enumerate(zip(dataset.train, splits, strict=True)):
+        pooled = _too_little(train, split, window, stride) or not seen[index].all()
+        rows = _training_rows(train)
         entities.append(
             Entity(
                 train=train,
-                test=test,
+                test=tests[index],
                 split=split,
-                test_spans=_test_spans(test, window, max_gap),
-                scaler=pooled_scaler if pooled else fit_scaler(rows, method=scaler),
+                test_spans=_test_spans(tests[index], window, max_gap),
+                scaler=pooled_scaler
+                if pooled
+                else fit_scaler(fit[index], method=scaler),
                 pooled=pooled,
-                ranges=ranges_of(known),
-                missing=any(has_missing(piece) for piece in known),
+                ranges=ranges_of(rows),
+                missing=any(has_missing(piece) for piece in rows),
             )
         )
     prepared = Prepared(
@@ -161,44 +158,37 @@ def training_windows(
     Returns:
         rows `[N, D]` float32, one entity after the other, and starts `[M]` int32.
     """
-    rows, starts, offset = [], [], 0
-    for entity in prepared.entities:
-        spans = getattr(entity.split, part)
-        own = window_starts(spans, window=prepared.window, stride=stride)
-        starts.append(own + offset)
-        rows.append(apply_scaler(entity.scaler, entity.train.values))
-        offset += len(entity.train.values)
-    return np.concatenate(rows), np.concatenate(starts).astype(np.int32)
+    source = windows_source(prepared, part, stride=stride)
+    lengths = [len(values) for values in source.values]
+    offsets = np.cumsum([0, *lengths[:-1]])
+    starts = [own + offset for own, offset in zip(source.starts, offsets, strict=True)]
+    rows = map(apply_scaler, source.scalers, source.values)
+    return np.concatenate([*rows]), np.concatenate(starts).astype(np.int32)
 
 
 def is_large(prepared: Prepared, memory_bytes: float) -> bool:
-    """Whether all train rows together, as float32, are more than so many bytes."""
+    """Whether all train rows together, as float32, take more than `memory_bytes`."""
     rows = sum(len(entity.train.values) for entity in prepared.entities)
     return 4 * rows * len(prepared.channels) > memory_bytes
 
 
 def windows_source(prepared: Prepared, part: str, *, stride: int) -> WindowSource:
-    """The windows of `training_windows`, in its order, read from where the rows are."""
-    entities = prepared.entities
+    """The windows of `training_windows`, in its order, to be read on request."""
+    entities, window = prepared.entities, prepared.window
     return WindowSource(
         values=tuple(entity.train.values for entity in entities),
         scalers=tuple(entity.scaler for entity in entities),
         starts=tuple(
-            window_starts(
-                getattr(entity.split, part), window=prepared.window, stride=stride
-            )
+            window_starts(getattr(entity.split, part), window=window, stride=stride)
             for entity in entities
         ),
-        window=prepared.window,
+        window=window,
         missing=any(entity.missing for entity in entities),
     )
 
 
 def fit_rows(prepared: Prepared) -> Iterator[np.ndarray]:
-    """The scaled fit rows of all entities that miss no value, in pieces `[n, D]`.
-
-    In one piece, unless some of them lie on disk.
-    """
+    """The scaled complete fit rows of all entities `[n, D]`; pieces for rows on disk."""
     pieces = (
         _complete(apply_scaler(entity.scaler, piece))
         for entity in prepared.entities
@@ -211,9 +201,9 @@ def fit_rows(prepared: Prepared) -> Iterator[np.ndarray]:
 
 
 def training_ranges(prepared: Prepared) -> Ranges:
-    """Ranges of all train rows in the units of the file, `[E + 1, D]`.
+    """Ranges of train rows in the units of the file, `[E + 1, D]`.
 
-    One row an entity and a last one pooled over them; excluded rows don't count.
+    One row an entity, and a last one of all; excluded rows don't count.
     """
     own = [entity.ranges for entity in prepared.entities]
     low, high = (np.stack(side) for side in zip(*own, strict=True))
@@ -224,12 +214,11 @@ def training_ranges(prepared: Prepared) -> Ranges:
 
 
 def channel_notes(prepared: Prepared) -> list[str]:
-    """Sentences on channels that say nothing, or nothing new, in the train rows."""
+    """Sentences on channels that are constant or copies of others in the train rows."""
     notes = []
     for entity in prepared.entities:
-        rows = _training_rows(entity.train)
         dead = dead_channels(np.stack(entity.ranges), prepared.channels)
-        copies = duplicate_channels(rows, prepared.channels)
+        copies = duplicate_channels(_training_rows(entity.train), prepared.channels)
         if dead:
             names = ", ".join(dead)
             notes.append(f"{entity.name}: constant in the training rows: {names}")
@@ -258,19 +247,6 @@ def _stretches(series: Series, max_gap: float) -> np.ndarray:
     return intersect(kept(rows, series.excluded), whole)
 
 
-def _check_seen(fit_rows: Sequence[list[np.ndarray]], dataset: Dataset) -> None:
-    """Refuses a channel that is empty wherever a scaler could learn it."""
-    seen = np.any([_seen(rows) for rows in fit_rows], axis=0)
-    if any(len(piece) for rows in fit_rows for piece in rows) and not seen.all():
-        first = dataset.train[0]
-        channels = ", ".join(first.channels[i] for i in np.flatnonzero(~seen))
-        entities = ", ".join(series.entity for series in dataset.train)
-        raise DataError(
-            f"no value of {channels} in the rows that fit ({entities}): remove the "
-            "channel, or give train rows with values of it."
-        )
-
-
 def _seen(pieces: Sequence[np.ndarray]) -> np.ndarray:
     """Which channels have a value in rows `[n, D]`, `[D]` bool."""
     seen: np.ndarray = np.any(
@@ -279,9 +255,23 @@ def _seen(pieces: Sequence[np.ndarray]) -> np.ndarray:
     return seen
 
 
+def _check_seen(
+    seen: np.ndarray, pieces: Sequence[np.ndarray], dataset: Dataset
+) -> None:
+    """Refuses a channel without a value in the fit rows of all entities."""
+    if any(map(len, pieces)) and not seen.all():
+        names = dataset.train[0].channels
+        channels = ", ".join(names[i] for i in np.flatnonzero(~seen))
+        entities = ", ".join(series.entity for series in dataset.train)
+        raise DataError(
+            f"no value of {channels} in the rows that fit ({entities}): remove the "
+            "channel, or give train rows with values of it."
+        )
+
+
 def _too_little(train: Series, split: Split, window: int, stride: int) -> bool:
     pieces = span_pieces(train.values, split.validation)
-    complete = sum(int((~np.isnan(rows).any(axis=1)).sum()) for rows in pieces)
+    complete = sum(len(_complete(rows)) for rows in pieces)
     starts = window_starts(split.validation, window=window, stride=stride)
     return complete < ROWS_PER_CHANNEL * len(train.channels) or len(starts) == 0
 
@@ -290,7 +280,7 @@ def _test_spans(test: Series | None, window: int, max_gap: float) -> np.ndarray:
     if test is None:
         return np.empty((0, 2), np.int64)
     spans = _stretches(test, max_gap)
-    if not _has_window(spans, window):
+    if not _count_windows(spans, window):
         raise DataError(
             f"test series {test.entity!r} has {len(test.values)} rows and no stretch "
             f"of data.window={window} rows without a gap: give more rows, exclude fewer "
@@ -307,10 +297,9 @@ def _check_windows(prepared: Prepared) -> None:
             for entity in prepared.entities
         )
         if found < least:
-            # What is common to all windows can't be told from one alone.
-            lack = f"there is a single {part} window" if found else ""
+            problem = "there is a single" if found else "no entity has a"
             raise DataError(
-                f"{lack or f'no entity has a {part} window'}: the longest train series "
+                f"{problem} {part} window: the longest train series "
                 f"has {longest} rows, data.window={prepared.window}. Give more rows, "
                 "fewer gaps or excluded rows, a larger share (data.validation), or a "
                 "smaller data.window."
@@ -318,13 +307,9 @@ def _check_windows(prepared: Prepared) -> None:
 
 
 def _complete(rows: np.ndarray) -> np.ndarray:
-    """The rows `[N, D]` that miss no value."""
+    """The rows `[N, D]` without a missing value."""
     complete = ~np.isnan(rows).any(axis=1)
     return rows if complete.all() else rows[complete]
-
-
-def _has_window(spans: np.ndarray, window: int) -> bool:
-    return _count_windows(spans, window) > 0
 
 
 def _count_windows(spans: np.ndarray, window: int) -> int:

@@ -1,8 +1,9 @@
-"""Bytes and arrays as they lie on disk, read whole or refused with a DataError.
+"""Bytes, arrays and cells of files, and DataErrors that name file, row and column.
 
-What memory is left, so that a file too large for it is refused before it is read.
+Rows and columns count from 1 in messages. Text files add the line that an editor shows.
 
-Linux ends a process that takes more than there is without a word.
+Files are compared with the free memory before they are read: Linux kills a process that
+takes more than there is.
 """
 
 import contextlib
@@ -14,22 +15,140 @@ import tokenize
 import warnings
 import zipfile
 import zlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import BinaryIO, Literal, NamedTuple
 
 import numpy as np
 
 from kdjax.errors import DataError
 
-_AGAIN = "copy or download the file again."
+# Cells without a value; any other text among numbers is an error.
+MISSING_CELLS = ("", "NA", "N/A", "n/a", "NaN", "nan", "NULL", "null", "None", "#N/A")
 # What to do about text that is larger than the memory.
 IN_PIECES = "convert it to Parquet, which is read in pieces, or give it in parts"
-# Of a gzip file that is unpacked at once.
-_PIECE_BYTES = 16_000_000
+_AGAIN = "copy or download the file again."
+_PIECE_BYTES = 16_000_000  # unpacked at once from a gzip file
+_COVARIANCES = 4  # float64 matrices that exist at once while a Gaussian is fitted
+# A container's memory limit, its statistics and the entry there that can't be freed.
+_GROUPS = (
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.stat", "anon"),
+    (
+        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+        "/sys/fs/cgroup/memory/memory.stat",
+        "total_rss",
+    ),
+)
+
+
+class Place(NamedTuple):
+    """Where a table comes from, for messages.
+
+    Attributes:
+        path: its file.
+        columns: names of all its columns.
+        first_line: line of its first row in a text file; 0 for other files.
+        rows: `[N]` the file's row of each row of the table; None where they agree.
+    """
+
+    path: Path
+    columns: tuple[str, ...]
+    first_line: int = 0
+    rows: np.ndarray | None = None
+
+
+def where(place: Place, row: int, column: str = "") -> str:
+    """File, row and column of a cell as text, `row` counted from 0.
+
+    >>> where(Place(Path("a.csv"), ("cpu", "mem"), first_line=2), 3, "mem")
+    "a.csv: row 4 (line 5), column 2 ('mem')"
+    """
+    row = row if place.rows is None else int(place.rows[row])
+    text = f"{place.path}: row {row + 1}"
+    if place.first_line:
+        text += f" (line {row + place.first_line})"
+    if column:
+        text += f", column {place.columns.index(column) + 1} ({column!r})"
+    return text
+
+
+def others(count: int) -> str:
+    """The number of cells with the same fault as text, empty for one."""
+    return f" ({count} such cells in all)" if count > 1 else ""
+
+
+@contextlib.contextmanager
+def about(*paths: str | os.PathLike[str]) -> Iterator[None]:
+    """Adds the files' names to a DataError raised in the block, if it lacks them."""
+    try:
+        yield
+    except DataError as error:
+        named = [str(path) for path in paths if str(path)]
+        if not named or any(name in str(error) for name in named):
+            raise
+        raise DataError(f"{' and '.join(named)}: {error}") from error
+
+
+def is_number(cell: str) -> bool:
+    """Whether a cell is a number; unlike in Python, `1_000` is not.
+
+    >>> is_number("1e3"), is_number("1_000")
+    (True, False)
+    """
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return "_" not in cell
+
+
+def to_float32(
+    values: np.ndarray,
+    place: Place,
+    columns: Sequence[str] = (),
+    *,
+    missing: str = "error",
+) -> np.ndarray:
+    """`values` `[N, D]` as float32; DataError for a cell that is not finite there.
+
+    Args:
+        values: `[N, D]` numbers.
+        place: where they come from.
+        columns: names of the D columns; by default all of the place's.
+        missing: `mask` accepts NaN.
+    """
+    columns = columns or place.columns
+    with np.errstate(over="ignore"):
+        cast = np.ascontiguousarray(values, dtype=np.float32)
+    # Checked after the cast: 1e39 is finite in float64 and infinite in float32.
+    bad = np.isinf(cast) if missing == "mask" else ~np.isfinite(cast)
+    if bad.any():
+        row, column = (int(i) for i in np.argwhere(bad)[0])
+        value = values[row, column]
+        problem = (
+            f"{value:g} is beyond float32 (3.4e38); correct it or change the unit"
+            if np.isfinite(value)
+            else f"{value} is not a finite number; correct or fill it"
+        )
+        more = others(int(bad.sum()))
+        raise DataError(f"{where(place, row, columns[column])}: {problem}{more}.")
+    return cast
+
+
+def to_labels(values: np.ndarray, place: Place, column: str) -> np.ndarray:
+    """Labels `[N]` as bool; DataError for one that is neither 0 nor 1."""
+    bad = np.flatnonzero((values != 0) & (values != 1))
+    if len(bad):
+        row = int(bad[0])
+        raise DataError(
+            f"{where(place, row, column)}: label {values[row]:g} is neither 0 (normal) "
+            "nor 1 (anomaly); correct it."
+        )
+    return values.astype(bool)
 
 
 def read_bytes(path: Path) -> bytes:
-    """The content of a text file: unpacked if its name ends in `.gz`, lines end in LF.
+    """The content of a text file: `.gz` is unpacked, lines end in LF.
 
     A byte order mark and line ends at the end of the file are dropped.
     """
@@ -37,7 +156,13 @@ def read_bytes(path: Path) -> bytes:
         check_room(path, path.stat().st_size, IN_PIECES)
         data = path.read_bytes()
         if path.suffix == ".gz" and data:
-            data = _unpacked(path, data)
+            pieces, size = [], 0
+            with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
+                while piece := file.read(_PIECE_BYTES):
+                    pieces.append(piece)
+                    size += len(piece)
+                    check_room(path, size, IN_PIECES)
+            data = b"".join(pieces)
     except FileNotFoundError:
         raise DataError(f"{path} does not exist: check the path.") from None
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
@@ -55,85 +180,92 @@ def read_bytes(path: Path) -> bytes:
     return data
 
 
-def _unpacked(path: Path, data: bytes) -> bytes:
-    """The content of a gzip file, a thousand times its size at worst, if it has room."""
-    taken, pieces = 0, []
-    with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
-        while piece := file.read(_PIECE_BYTES):
-            pieces.append(piece)
-            taken += len(piece)
-            check_room(path, taken, IN_PIECES)  # once more, to be joined
-    return b"".join(pieces)
-
-
 def check_text(path: Path, data: bytes) -> None:
-    """Refuses what is not UTF-8 text, with the line where it stops being so."""
-    hint = "save the file as UTF-8 text"
-    if b"\0" in data:
-        line = data[: data.index(b"\0")].count(b"\n") + 1
-        raise DataError(f"{path}: line {line} holds a NUL byte; {hint}.")
+    """Raises DataError with the first line that is not UTF-8 text."""
     try:
-        data.decode("utf-8")
+        fault, at = "a NUL byte", data.find(b"\0")
+        if at < 0:
+            data.decode("utf-8")
+            return
     except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise DataError(
-            f"{path}: line {line} holds bytes that are not UTF-8; {hint}."
-        ) from None
+        fault, at = "bytes that are not UTF-8", error.start
+    line = data[:at].count(b"\n") + 1
+    raise DataError(f"{path}: line {line} holds {fault}; save the file as UTF-8 text.")
 
 
 def check_kind(path: Path) -> None:
-    """Refuses what can't be read from its beginning as often as need be."""
+    """Raises DataError for a folder, a pipe or a device."""
     if path.exists() and not path.is_file():
         what = "a folder" if path.is_dir() else "no regular file"
         raise DataError(f"{path} can't be read (it is {what}): give one file.")
 
 
+def unreadable(path: Path, error: OSError) -> DataError:
+    """The DataError for a file that the system can't open or read."""
+    reason = error.strerror or str(error)
+    return DataError(f"{path} can't be read ({reason}): check the path and its rights.")
+
+
 def read_npy(path: Path, *, mapped: bool = False) -> np.ndarray:
-    """The array of a `.npy` file, once its header agrees with the size of the file.
+    """The array of a `.npy` file; a memory map if `mapped`.
 
-    With `mapped` it stays on disk, read where it is looked at.
-
-    A header alone can claim terabytes, so it is compared before anything is loaded.
+    Header and file size are compared first: a header alone can claim terabytes.
     """
-    with warnings.catch_warnings():
-        # numpy mends headers that Python 2 wrote, which is no matter for users.
-        warnings.simplefilter("ignore", UserWarning)
-        return _read_npy(path, mapped)
-
-
-def _read_npy(path: Path, mapped: bool) -> np.ndarray:
     try:
-        with path.open("rb") as file:
-            shape, dtype = _header(file, path)
+        with warnings.catch_warnings(), path.open("rb") as file:
+            # numpy warns of headers that Python 2 wrote; they are read correctly.
+            warnings.simplefilter("ignore", UserWarning)
+            shape, dtype = _header(file)
+            if dtype.hasobject:
+                raise DataError(
+                    f"{path} holds Python objects, which kdjax never unpickles: "
+                    "save a plain array, such as array.astype('float32')."
+                )
             expected = file.tell() + math.prod(shape) * dtype.itemsize
-        size = path.stat().st_size
-        if size != expected:
-            raise DataError(
-                f"{path} has {size} bytes where its header, {dtype} of shape {shape}, "
-                f"needs {expected}: {_AGAIN}"
-            )
-        mode: Literal["r"] | None = "r" if mapped else None
-        array: np.ndarray = np.load(path, mmap_mode=mode, allow_pickle=False)
-        return array
+            size = path.stat().st_size
+            if size != expected:
+                raise DataError(
+                    f"{path} has {size} bytes where its header, {dtype} of shape {shape}, "
+                    f"needs {expected}: {_AGAIN}"
+                )
+            mode: Literal["r"] | None = "r" if mapped else None
+            array: np.ndarray = np.load(path, mmap_mode=mode, allow_pickle=False)
+            return array
     except DataError:
         raise
     except FileNotFoundError:
         raise DataError(f"{path} does not exist: check the path.") from None
     except OSError as error:
         raise unreadable(path, error) from None
-    except (ValueError, TypeError, OverflowError) as error:  # shapes that can't be
-        raise _not_whole(path, error) from None
+    # From headers that numpy tries to parse, and from impossible shapes.
+    except (
+        *(ValueError, EOFError, SyntaxError, TypeError, OverflowError),
+        tokenize.TokenError,
+    ) as error:
+        raise DataError(
+            f"{path} is not a whole .npy file ({error}): {_AGAIN}"
+        ) from None
+
+
+def _header(file: BinaryIO) -> tuple[tuple[int, ...], np.dtype]:
+    """Shape and dtype from the header of a `.npy` file."""
+    version = np.lib.format.read_magic(file)
+    if version == (1, 0):
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+    else:
+        shape, _, dtype = np.lib.format.read_array_header_2_0(file)
+    return shape, dtype
 
 
 def read_npz(path: Path, name: str) -> np.ndarray:
-    """The array `name` of a `.npz` file; other members are not touched."""
+    """The array `name` of a `.npz` file; other members are not read."""
     try:
         # Opened here, since np.load leaves a damaged file open.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             size = archive.zip.getinfo(f"{name}.npy").file_size
             check_room(path, size, "give an array that fits")
             array: np.ndarray = archive[name]
-            if not isinstance(array, np.ndarray):  # what numpy makes of other bytes
+            if not isinstance(array, np.ndarray):  # numpy returns bytes otherwise
                 raise TypeError(f"{name} is no array")
             return array
     except DataError:
@@ -143,80 +275,28 @@ def read_npz(path: Path, name: str) -> np.ndarray:
             f"{path} has no array {name!r}: expected the arrays train and test."
         ) from None
     except (
-        zipfile.BadZipFile,
-        zlib.error,
-        ValueError,
-        EOFError,
-        OSError,
-        MemoryError,
+        *(zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, MemoryError),
         RuntimeError,  # encrypted, or packed in an unknown way
-        SyntaxError,
-        tokenize.TokenError,  # both from a header
-        AttributeError,  # a .npy under the name .npz is no context manager
-        TypeError,
+        *(SyntaxError, tokenize.TokenError),  # from a header
+        *(AttributeError, TypeError),  # a .npy file under the name .npz
     ) as error:
         raise DataError(
             f"{path} is not a whole .npz file ({error}): {_AGAIN}"
         ) from None
 
 
-def unreadable(path: Path, error: OSError) -> DataError:
-    """The DataError for a file that the system refuses to hand out."""
-    reason = error.strerror or str(error)
-    return DataError(f"{path} can't be read ({reason}): check the path and its rights.")
-
-
-def _not_whole(path: Path, error: Exception) -> DataError:
-    return DataError(f"{path} is not a whole .npy file ({error}): {_AGAIN}")
-
-
-def _header(file: BinaryIO, path: Path) -> tuple[tuple[int, ...], np.dtype]:
-    """Shape and dtype from the header of a `.npy` file."""
-    try:
-        version = np.lib.format.read_magic(file)
-        read = (
-            np.lib.format.read_array_header_1_0
-            if version == (1, 0)
-            else np.lib.format.read_array_header_2_0
-        )
-        shape, _, dtype = read(file)
-    # The last two come from a header that numpy tries to mend, as Python 2's.
-    except (ValueError, EOFError, SyntaxError, TypeError, tokenize.TokenError) as error:
-        raise _not_whole(path, error) from None
-    if dtype.hasobject:
-        raise DataError(
-            f"{path} holds Python objects, which kdjax never unpickles: "
-            "save a plain array, such as array.astype('float32')."
-        )
-    return shape, dtype
-
-
-# Where Linux keeps a container's limit, and the line of its statistics that tells what
-# of it can't be given back: for both versions of its baseline groups.
-_GROUPS = (
-    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.stat", "anon"),
-    (
-        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
-        "/sys/fs/cgroup/memory/memory.stat",
-        "total_rss",
-    ),
-)
-# Matrices of float64 that are there at once while a Gaussian is fitted.
-_COVARIANCES = 4
-
-
 def available_memory() -> float:
-    """Bytes that can still be taken; infinite where the system doesn't tell."""
+    """Free bytes of machine and container; infinite if unknown."""
     return min(_of_machine(), *(_of_group(*paths) for paths in _GROUPS))
 
 
 def check_room(path: Path, needed: float, hint: str) -> None:
-    """Refuses a file whose content has no room in memory.
+    """Raises DataError if a file needs more memory than is free.
 
     Args:
         path: of the file.
-        needed: bytes that it takes, at the least.
-        hint: what to do.
+        needed: bytes that it takes at least.
+        hint: what to do, for the message.
     """
     free = available_memory()
     if needed > free:
@@ -227,7 +307,7 @@ def check_room(path: Path, needed: float, hint: str) -> None:
 
 
 def check_width(channels: int) -> None:
-    """Refuses more channels than leave room for the covariance of their errors."""
+    """Raises DataError if the covariances of so many channels exceed the memory."""
     needed, free = _COVARIANCES * 8.0 * channels**2, available_memory()
     if needed > free:
         raise DataError(
@@ -247,12 +327,12 @@ def _of_machine() -> float:
 
 def _of_group(limit: str, statistics: str, taken: str) -> float:
     with contextlib.suppress(OSError, LookupError, ValueError):
-        # Without a limit it is a word.
+        # Without a limit the file holds a word.
         return float(Path(limit).read_text("ascii")) - _entry(statistics, taken)
     return math.inf
 
 
 def _entry(path: str, name: str) -> float:
-    """The number behind a name at the beginning of a line."""
+    """The number after a name at the beginning of a line."""
     lines = (line.split() for line in Path(path).read_text("ascii").splitlines())
     return float({words[0]: words[1] for words in lines if len(words) > 1}[name])

@@ -1,16 +1,14 @@
 """Scalers: one offset and one scale a channel, learnt from the fit rows only.
 
-`values -> (values - offset) / scale`, in float32 throughout, so that an exported model
-does the same two operations on the same bits. The paper says only that the data are
-normalised; `minmax` is the default of the program.
+`values -> (values - offset) / scale` in float32; an exported model does the same two
+operations on the same bits. The paper only says that the data are normalised.
 
-Rows may come in pieces, where they are too many to hold. `minmax` is then the same to
-the bit, `zscore` merges the moments of the pieces in float64, and `robust` still sorts
-whole channels, as many at once as `COLUMN_BYTES` holds.
+Rows on disk come in pieces: `minmax` is then the same to the bit, `zscore` merges moments
+in float64, `robust` sorts as many whole channels at once as `COLUMN_BYTES` holds.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -34,19 +32,19 @@ class Scaler(NamedTuple):
     scale: np.ndarray  # [D]
 
 
-def fit_scaler(values: np.ndarray | Sequence[np.ndarray], *, method: str) -> Scaler:
-    """The scaler of `values` `[N, D]`; a channel without spread keeps scale 1.
+def fit_scaler(values: Any, *, method: str) -> Scaler:
+    """The scaler of rows `[N, D]`; a channel without spread keeps scale 1.
 
     Args:
-        values: `[N, D]` rows to learn from, or pieces of them; NaN counts as missing.
+        values: `[N, D]` rows to learn from, or a list of pieces of them; NaN is missing.
         method: `minmax` maps to [0, 1]; `zscore` to mean 0 and deviation 1; `robust` to
             median 0 and interquartile range 1; `none` changes nothing.
 
     Raises:
         ConfigError: the method is unknown, or `robust` would have to sort channels that
             are larger than `COLUMN_BYTES`.
-        DataError: there are no rows, or a channel has no value in them, or values
-            further apart than float32 reaches.
+        DataError: there are no rows, a channel has no value, or values are further apart
+            than float32 reaches.
 
     >>> fit_scaler(np.array([[0.0, 7.0], [4.0, 7.0]]), method="minmax").scale
     array([4., 1.], dtype=float32)
@@ -55,7 +53,8 @@ def fit_scaler(values: np.ndarray | Sequence[np.ndarray], *, method: str) -> Sca
         raise ConfigError(
             f"data.scaler={method!r} is unknown: use one of {', '.join(METHODS)}."
         )
-    pieces = [values] if isinstance(values, np.ndarray) else list(values)
+    pieces = values if isinstance(values, (list, tuple)) else [values]
+    pieces = [np.asarray(piece) for piece in pieces]
     filled = [piece for piece in pieces if piece.ndim == 2 and piece.size]
     if not filled:
         shape = pieces[0].shape if pieces else (0,)
@@ -63,7 +62,10 @@ def fit_scaler(values: np.ndarray | Sequence[np.ndarray], *, method: str) -> Sca
             f"A scaler needs rows [N, D], got shape {shape}: "
             "give more rows or a smaller data.validation and data.calibration."
         )
-    low, high = _bounds(filled)
+    low, high = (
+        limit.reduce([limit.reduce(piece, axis=0) for piece in filled]).astype(float)
+        for limit in (np.fmin, np.fmax)
+    )
     unseen = np.flatnonzero(np.isnan(low))
     if len(unseen):
         raise DataError(
@@ -72,29 +74,7 @@ def fit_scaler(values: np.ndarray | Sequence[np.ndarray], *, method: str) -> Sca
             "with values."
         )
     offset, scale = _moments(filled, low, high, method)
-    _check_spread(scale)
-    scale = scale.astype(np.float32)
-    # Asked after the cast: a range that underflows would divide by zero.
-    scale[scale == 0] = 1
-    return Scaler(offset.astype(np.float32), scale)
-
-
-def apply_scaler(scaler: Scaler, values: np.ndarray) -> np.ndarray:
-    """`(values - offset) / scale` in float32, `[..., D] -> [..., D]`; NaN stays NaN.
-
-    What overflows becomes infinite, and so do the scores made of it.
-
-    >>> apply_scaler(Scaler(np.float32([1]), np.float32([2])), np.array([[5.0]]))
-    array([[2.]], dtype=float32)
-    """
-    rows = np.asarray(values, np.float32)
-    with np.errstate(over="ignore"):
-        scaled: np.ndarray = (rows - scaler.offset) / scaler.scale
-    return scaled
-
-
-def _check_spread(scale: np.ndarray) -> None:
-    """Refuses a scale that is infinite in float32: all values would become 0 or NaN."""
+    # An infinite scale would map all values to 0 or NaN.
     wide = np.flatnonzero(scale > np.finfo(np.float32).max)
     if len(wide):
         raise DataError(
@@ -102,13 +82,26 @@ def _check_spread(scale: np.ndarray) -> None:
             "the rows that fit its scaler, more than float32 holds (3.4e38): correct "
             "its values."
         )
+    scale = scale.astype(np.float32)
+    # After the cast: a range that underflows would divide by zero.
+    scale[scale == 0] = 1
+    return Scaler(offset.astype(np.float32), scale)
 
 
-def _bounds(pieces: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Lowest and highest value of each channel in float64, NaN where it has none."""
-    low = np.fmin.reduce([np.fmin.reduce(piece, axis=0) for piece in pieces])
-    high = np.fmax.reduce([np.fmax.reduce(piece, axis=0) for piece in pieces])
-    return np.asarray(low, np.float64), np.asarray(high, np.float64)
+def apply_scaler(scaler: Scaler, values: Any) -> Any:
+    """`(values - offset) / scale` in float32, `[..., D] -> [..., D]`; NaN stays NaN.
+
+    Values that overflow become infinite. A JAX array gives a JAX array, also under `jit`,
+    `vmap` and `grad`; any other array-like gives a numpy array.
+
+    >>> apply_scaler(Scaler(np.float32([1]), np.float32([2])), np.array([[5.0]]))
+    array([[2.]], dtype=float32)
+    """
+    if isinstance(values, np.ndarray) or not hasattr(values, "__array_namespace__"):
+        values = np.asarray(values)
+    with np.errstate(over="ignore"):
+        rows = values.astype(np.float32, copy=False)
+        return (rows - scaler.offset) / scaler.scale
 
 
 def _moments(
@@ -119,7 +112,7 @@ def _moments(
         return low, high - low
     if method == "zscore":
         mean, deviation = _mean_and_deviation(pieces)
-        # The mean of equal numbers can be off by a bit; their spread is 0 all the same.
+        # The mean of equal numbers can be off by a bit.
         return mean, np.where(high > low, deviation, 0.0)
     if method == "robust":
         quarter, median, three = _quartiles(pieces)
@@ -128,7 +121,7 @@ def _moments(
 
 
 def _mean_and_deviation(pieces: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Of each channel's values, merged as in `kdjax.detection.gaussian`."""
+    """Of each channel's values, with moments of pieces merged in float64."""
     count, mean, variance = _column_moments(pieces[0])
     for piece in pieces[1:]:
         further, other, spread = _column_moments(piece)

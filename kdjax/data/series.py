@@ -1,8 +1,21 @@
-"""What the data room hands on: series of one entity each, and data sets of them."""
+"""Series of one entity each, data sets of them, and facts on their channels.
 
+Facts on channels take rows `[N, D]` or, for rows on disk, a list of pieces of them.
+"""
+
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
+
+# Above this |correlation| a channel is an affine map of another.
+_COPY = 1 - 1e-6
+# Two points always lie on a line.
+_ENOUGH_ROWS = 3
+# Rows whose products are summed at once.
+_CHUNK = 16_384
+
+Rows = np.ndarray | Sequence[np.ndarray]
 
 
 class Series(NamedTuple):
@@ -10,16 +23,15 @@ class Series(NamedTuple):
 
     Attributes:
         entity: name of the machine, service or channel recorded.
-        values: `[N, D]` float32, in the units of the file; finite, or NaN where a value
-            is missing and was read with `missing="mask"`.
+        values: `[N, D]` float32, in the units of the file; NaN where a value is missing
+            (only with `missing="mask"`), never infinite.
         channels: the D channel names.
-        time: `[N]` datetime64[ns] or float64, strictly increasing; None where the file
-            has no time column, so that rows count as one step apart.
-        labels: `[N]` bool, True in anomalous rows; None where there are none.
-        excluded: `[S, 2]` spans of rows that serve for nothing, such as maintenance; None
-            where there are none.
-        notes: sentences on what reading did to the rows, such as how many were sorted,
-            left out or filled.
+        time: `[N]` datetime64[ns] or float64, strictly increasing; None without a time
+            column: rows are then one step apart.
+        labels: `[N]` bool, True in anomalous rows; None without labels.
+        excluded: `[S, 2]` spans of rows that are not used, such as maintenance; None for
+            none.
+        notes: what reading did to the rows, such as how many were sorted or filled.
     """
 
     entity: str
@@ -34,10 +46,142 @@ class Series(NamedTuple):
 class Dataset(NamedTuple):
     """Train and test series of one data set.
 
-    `test` has the entities of `train` in the same order, or is empty where a user gave
-    no test file.
+    `test` has the entities of `train` in the same order, or is empty.
     """
 
     name: str
     train: tuple[Series, ...]
     test: tuple[Series, ...]
+
+
+class Ranges(NamedTuple):
+    """Smallest and largest values of channels, NaN for a channel without values.
+
+    Attributes:
+        low: `[D]` or, for entities, `[E + 1, D]` float32, in the units of the file.
+        high: the same shape.
+    """
+
+    low: np.ndarray
+    high: np.ndarray
+
+
+def ranges_of(values: Rows) -> Ranges:
+    """The ranges of rows; NaN is ignored.
+
+    >>> ranges_of(np.array([[1.0, 5.0], [np.nan, 7.0]])).high
+    array([1., 7.], dtype=float32)
+    """
+    pieces = [np.asarray(piece, np.float32) for piece in _pieces(values)]
+    low, high = (
+        limit.reduce([limit.reduce(piece, axis=0, initial=np.nan) for piece in pieces])
+        for limit in (np.fmin, np.fmax)
+    )
+    return Ranges(low, high)
+
+
+def outside(ranges: Ranges, values: np.ndarray) -> np.ndarray:
+    """Whether values lie outside the ranges `[D]`, `[N, D] -> [N, D]` bool.
+
+    NaN is never outside; any value of a channel without a range is.
+
+    >>> outside(ranges_of(np.array([[0.0], [1.0]])), np.array([[0.5], [2.0], [np.nan]]))
+    array([[False],
+           [ True],
+           [False]])
+    """
+    values = np.asarray(values, np.float32)
+    inside = (values >= ranges.low) & (values <= ranges.high)
+    found: np.ndarray = ~inside & ~np.isnan(values)
+    return found
+
+
+def dead_channels(values: Rows, channels: tuple[str, ...]) -> list[str]:
+    """The channels that are constant in the rows; NaN is ignored.
+
+    >>> dead_channels(np.array([[1.0, 5.0], [2.0, np.nan]]), ("cpu", "mode"))
+    ['mode']
+    """
+    low, high = ranges_of(values)
+    return [channels[index] for index in np.flatnonzero(~(high > low))]
+
+
+def duplicate_channels(
+    values: Rows, channels: tuple[str, ...]
+) -> list[tuple[str, str]]:
+    """Channels that copy an earlier one up to an affine map, as (copy, original).
+
+    Copies have |correlation| > 1 − 1e-6 with the first such channel over the rows that
+    have both values, three at least. Constant channels are left out.
+
+    >>> rows = np.array([[1.0, 5.0, 9.0], [2.0, 7.0, 8.0], [3.0, 9.0, 8.5]])
+    >>> duplicate_channels(rows, ("a", "b", "c"))
+    [('b', 'a')]
+    """
+    ranges = ranges_of(values)
+    alive = np.flatnonzero(ranges.high > ranges.low)
+    if not len(alive):
+        return []
+    alike = np.abs(_correlation(values, alive, ranges)) > _COPY
+    originals = np.argmax(alike, axis=1)  # the first one
+    return [
+        (channels[alive[later]], channels[alive[first]])
+        for later, first in enumerate(originals)
+        if first < later and alike[later, first]
+    ]
+
+
+def _correlation(values: Rows, columns: np.ndarray, ranges: Ranges) -> np.ndarray:
+    """Pearson correlations over the rows that have both values; 0 without such rows.
+
+    `[N, D], [K] -> [K, K]` float64, from sums over the standardised columns.
+    """
+    shape = (len(columns), len(columns))
+    low, high = (side[columns].astype(np.float64) for side in ranges)
+    # Mean and range, so that sums of products keep their digits.
+    centre, spread = _mean(values, columns), high - low
+    count, total, squares, products = (np.zeros(shape) for _ in range(4))
+    for rows in _chunks(values, columns):
+        rows = (rows - centre) / spread
+        seen = ~np.isnan(rows)
+        if seen.all():  # Faster: all rows have both values.
+            count += len(rows)
+            total += rows.sum(axis=0)[:, None]
+            squares += (rows * rows).sum(axis=0)[:, None]
+        else:
+            rows, known = np.where(seen, rows, 0.0), seen.astype(np.float64)
+            count += known.T @ known
+            total += rows.T @ known
+            squares += (rows * rows).T @ known
+        products += rows.T @ rows
+    shared = np.maximum(count, 1)
+    variance = np.maximum(squares - total * total / shared, 0)
+    scale = np.sqrt(variance * variance.T)
+    # A column can be constant over the shared rows, up to rounding.
+    moving = np.minimum(variance, variance.T) > 1e-9 * count
+    covariance = products - total * total.T / shared
+    found: np.ndarray = np.divide(
+        covariance, scale, out=np.zeros(shape), where=moving & (count >= _ENOUGH_ROWS)
+    )
+    return found
+
+
+def _mean(values: Rows, columns: np.ndarray) -> np.ndarray:
+    """Mean of each column's values, `[K]` float64; each has one."""
+    total, count = np.zeros(len(columns)), np.zeros(len(columns))
+    for rows in _chunks(values, columns):
+        total += np.nansum(rows, axis=0)
+        count += (~np.isnan(rows)).sum(axis=0)
+    mean: np.ndarray = total / count
+    return mean
+
+
+def _chunks(values: Rows, columns: np.ndarray) -> Iterator[np.ndarray]:
+    """The columns in float64, some rows at a time."""
+    for piece in _pieces(values):
+        for first in range(0, len(piece), _CHUNK):
+            yield piece[first : first + _CHUNK, columns].astype(np.float64)
+
+
+def _pieces(values: Rows) -> Sequence[np.ndarray]:
+    return [values] if isinstance(values, np.ndarray) else values

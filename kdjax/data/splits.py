@@ -1,4 +1,4 @@
-"""Which rows serve for what, as half-open spans of rows, and windows inside spans.
+"""Which rows train, validate and calibrate, as half-open spans of rows.
 
 A spans array is int64 `[S, 2]`: each line is `start, stop`, `stop` excluded. Train rows
 are split in time: the end calibrates thresholds, blocks spread over the rest validate
@@ -15,9 +15,7 @@ BLOCKS = 5
 
 
 class Split(NamedTuple):
-    """The spans of one series' train rows; together they hold each row once.
-
-    Rows that the user excludes are in none of them.
+    """Spans of one series' train rows; each row is in one of them unless excluded.
 
     Attributes:
         fit: `[S, 2]` spans that train the networks and the scaler.
@@ -30,18 +28,54 @@ class Split(NamedTuple):
     calibration: np.ndarray  # [S, 2]
 
 
+class SplitRows(NamedTuple):
+    """The blocks of rows of a split, each `[n, D]`, in order of time."""
+
+    fit: list[np.ndarray]
+    validation: list[np.ndarray]
+    calibration: list[np.ndarray]
+
+
+def split(
+    rows: np.ndarray,
+    *,
+    window: int,
+    validation: float = 0.15,
+    calibration: float = 0.15,
+) -> SplitRows:
+    """Blocks of rows `[N, D]` to fit, to validate and to calibrate on, as views.
+
+    Calibration is the last share of the rows. Of the rest, the share `validation` lies in
+    up to five blocks spread over it, see `split_rows`. Cut windows from each block, so
+    that none crosses a border.
+
+    Args:
+        rows: `[N, D]` of one series without gaps.
+        window: L.
+        validation: share of the rows before calibration.
+        calibration: share of all rows.
+
+    >>> blocks = split(np.zeros((100, 2)), window=5)
+    >>> [[len(block) for block in part] for part in blocks]
+    [[37, 36], [12], [15]]
+    """
+    spans = split_rows(
+        len(rows), window=window, validation=validation, calibration=calibration
+    )
+    return SplitRows(*([rows[start:stop] for start, stop in part] for part in spans))
+
+
 def segments(
     time: np.ndarray | None, rows: int, *, max_gap: float, step: float | None = None
 ) -> np.ndarray:
     """Spans without a gap: cut where a step exceeds `max_gap` median steps.
 
     Args:
-        time: `[N]` datetime64 or numbers, increasing; None where rows have no time, which
-            makes one span.
+        time: `[N]` datetime64 or numbers, increasing; None gives one span.
         rows: N.
         max_gap: longest step inside a span, in median steps.
-        step: the median step, in seconds for datetimes, else in the unit of `time`; the
-            series' own where it is None or 0 (see `kdjax.data.times.median_step`).
+        step: the median step, in seconds for datetimes, else in the unit of `time`; by
+            default (None or 0) that of `time`.
 
     >>> segments(np.array([0.0, 1, 2, 9, 10]), 5, max_gap=5)
     array([[0, 3],
@@ -66,14 +100,17 @@ def split_rows(
 
     Calibration is the last share. Of the rest, the share `validation` lies in up to five
     blocks of at least three windows each, the i-th centred in the i-th of equal parts, so
-    that a drift does not set the error moments.
+    that a drift affects the error moments less.
 
     >>> split_rows(1000, window=50).calibration
     array([[ 850, 1000]])
     """
-    _check_window(window)
-    _check_share("data.validation", validation)
-    _check_share("data.calibration", calibration)
+    _check_rows(window=window)
+    for name, share in (("validation", validation), ("calibration", calibration)):
+        if not 0 <= share < 1:
+            raise ConfigError(
+                f"data.{name}={share} must be a share of the rows: 0 <= share < 1."
+            )
     rest = rows - round(rows * calibration)
     blocks = _blocks(rest, round(rest * validation), window)
     edges = np.concatenate([[0], blocks.ravel(), [rest]])
@@ -98,7 +135,7 @@ def intersect(spans: np.ndarray, segments: np.ndarray) -> np.ndarray:
 
 
 def merge(spans: np.ndarray) -> np.ndarray:
-    """Sorted spans that hold the same rows, with those that meet made one.
+    """Sorted spans that hold the same rows; spans that touch are joined.
 
     >>> merge(np.array([[6, 9], [0, 3], [2, 4], [4, 5]]))
     array([[0, 5],
@@ -126,11 +163,11 @@ def kept(rows: int, excluded: np.ndarray | None) -> np.ndarray:
 
 
 def unfold(spans: np.ndarray, remaining: np.ndarray) -> np.ndarray:
-    """Spans that count the remaining rows only, as spans of all rows.
+    """Spans over the remaining rows as spans of all rows.
 
     Args:
-        spans: `[S, 2]` over the rows inside `remaining`, counted through.
-        remaining: `[K, 2]` as `kept` gives them.
+        spans: `[S, 2]` over the rows inside `remaining`.
+        remaining: `[K, 2]` from `kept`.
 
     >>> unfold(np.array([[1, 5]]), np.array([[2, 5], [6, 9]]))
     array([[3, 5],
@@ -148,14 +185,12 @@ def unfold(spans: np.ndarray, remaining: np.ndarray) -> np.ndarray:
 def window_starts(spans: np.ndarray, *, window: int, stride: int) -> np.ndarray:
     """First rows of the windows inside the spans, `[S, 2] -> [M]` int64.
 
-    Each span has windows at its start, start + stride, and so on; no window leaves its
-    span, and a span shorter than the window has none.
+    Each span has windows at start, start + stride, …; none leaves its span.
 
     >>> window_starts(np.array([[0, 7], [10, 12]]), window=3, stride=2)
     array([0, 2, 4])
     """
-    _check_window(window)
-    _check_stride(stride)
+    _check_rows(window=window, stride=stride)
     runs = [
         np.arange(start, stop - window + 1, stride, dtype=np.int64)
         for start, stop in np.reshape(spans, (-1, 2))
@@ -164,16 +199,15 @@ def window_starts(spans: np.ndarray, *, window: int, stride: int) -> np.ndarray:
 
 
 def cover_starts(spans: np.ndarray, *, window: int, stride: int) -> np.ndarray:
-    """`window_starts` and one right-aligned window a span, so that no row is left out.
+    """`window_starts` and one right-aligned window a span, so that all rows are covered.
 
-    A stride above the window would leave holes; it counts as the window here. Rows of a
-    span shorter than the window stay uncovered.
+    A stride above the window counts as the window. Spans shorter than the window have no
+    window.
 
     >>> cover_starts(np.array([[0, 8]]), window=3, stride=2)
     array([0, 2, 4, 5])
     """
-    _check_window(window)
-    _check_stride(stride)
+    _check_rows(window=window, stride=stride)
     step = min(stride, window)
     runs = [np.empty(0, np.int64)]
     for start, stop in np.reshape(spans, (-1, 2)):
@@ -204,7 +238,7 @@ def _steps(time: np.ndarray) -> np.ndarray:
 
 
 def _in_unit(step: float, time: np.ndarray) -> float:
-    """A step as `_steps` counts; whole ns, so that no rounding makes a gap."""
+    """A step in the unit of `_steps`; whole ns, so that rounding makes no gap."""
     whole = np.issubdtype(time.dtype, np.datetime64)
     return float(np.rint(step * 1e9)) if whole else step
 
@@ -215,18 +249,7 @@ def _spans(starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
     return spans[spans[:, 0] < spans[:, 1]]
 
 
-def _check_window(window: int) -> None:
-    if window < 1:
-        raise ConfigError(f"data.window={window} must be at least 1 row.")
-
-
-def _check_stride(stride: int) -> None:
-    if stride < 1:
-        raise ConfigError(f"data.stride={stride} must be at least 1 row.")
-
-
-def _check_share(name: str, share: float) -> None:
-    if not 0 <= share < 1:
-        raise ConfigError(
-            f"{name}={share} must be a share of the rows: 0 <= share < 1."
-        )
+def _check_rows(**settings: int) -> None:
+    for name, value in settings.items():
+        if value < 1:
+            raise ConfigError(f"data.{name}={value} must be at least 1 row.")

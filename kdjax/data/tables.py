@@ -1,7 +1,7 @@
-"""Users' files as tables of columns: CSV, Parquet and NumPy, read strictly.
+"""Users' files as tables of columns: CSV, Parquet and NumPy.
 
-What a lenient reader repairs in silence is refused here with file and row: short and long
-rows, NUL bytes, names that occur twice, a first row that is no header.
+Faults that pandas repairs silently are DataErrors with file and row: short and long rows,
+NUL bytes, repeated column names, a first row that is no header.
 """
 
 import contextlib
@@ -15,27 +15,27 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from kdjax.data.cells import Place, where
-from kdjax.data.lines import MISSING_CELLS
 from kdjax.data.raw import (
     IN_PIECES,
+    MISSING_CELLS,
+    Place,
     check_kind,
     check_room,
     check_text,
     read_bytes,
     read_npy,
     unreadable,
+    where,
 )
 from kdjax.errors import DataError
 
 SUFFIXES = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".txt.gz", ".parquet", ".npy")
 
-# The cautious order: a comma can be a decimal comma, a semicolon and a tab can't.
+# The comma is last, since it can be a decimal comma.
 _SEPARATORS = ("\t", ";", "|", ",")
-_MARKS = {"\t": "tabs or blanks"}
 _SAMPLE_LINES = 20
 _BUFFER_BYTES = 1_000_000  # read ahead in each column of a large Parquet file
-_CELL_BYTES = 20  # what pandas takes for a cell of a text at the least, as measured
+_CELL_BYTES = 20  # least memory that pandas takes for a cell of text, measured
 # Blanks inside a line only: over empty cells and lines the search would never end.
 _CELL = (
     r'(?:^|[;|\t])[ \v\f]*(?:"[ \v\f]*)?[+-]?\d*%s\d+(?:[eE][+-]?\d+)?'
@@ -49,25 +49,20 @@ _DATE = re.compile(r"\d{4}-\d\d(-\d\d.*)?")
 
 
 class Table(NamedTuple):
-    """A file's columns, before any of them has a meaning.
-
-    Attributes:
-        frame: the columns; missing cells are NaN.
-        place: file, column names and first line, for messages.
-    """
+    """A file's columns; missing cells are NaN."""
 
     frame: pd.DataFrame
     place: Place
 
 
 class OpenTable(NamedTuple):
-    """A file of columns that is read bit by bit, since it is too large to hold.
+    """A file of columns that is read in chunks, since it is too large for the memory.
 
     Attributes:
         place: file and column names, for messages.
         rows: N.
         numeric: names of the columns of numbers.
-        chunks: `(names, rows at once) -> frames` of these columns, one after the other.
+        chunks: `(names, rows of a chunk) -> frames` of these columns in order.
     """
 
     place: Place
@@ -77,7 +72,7 @@ class OpenTable(NamedTuple):
 
 
 def numbered_channels(count: int) -> tuple[str, ...]:
-    """Names for channels that have none.
+    """Names for channels without names.
 
     >>> numbered_channels(2)
     ('channel_1', 'channel_2')
@@ -99,7 +94,9 @@ def read_columns(path: Path, *, text_column: str = "") -> Table:
         )
     check_kind(path)
     if name.endswith(".npy"):
-        table = _read_npy(path)
+        values = _read_numbers(path, mapped=False)
+        names = numbered_channels(values.shape[1])
+        table = Table(pd.DataFrame(values, columns=list(names)), Place(path, names))
     elif name.endswith(".parquet"):
         table = _read_parquet(path)
     else:
@@ -110,7 +107,7 @@ def read_columns(path: Path, *, text_column: str = "") -> Table:
 
 
 def open_table(path: Path) -> OpenTable | None:
-    """A Parquet or `.npy` file to read bit by bit; None for text, which is read whole."""
+    """A Parquet or `.npy` file to read in chunks; None for text."""
     name = path.name.lower()
     if not name.endswith((".parquet", ".npy")):
         return None
@@ -118,14 +115,18 @@ def open_table(path: Path) -> OpenTable | None:
     return _open_npy(path) if name.endswith(".npy") else _open_parquet(path)
 
 
-def _read_npy(path: Path) -> Table:
-    values = _numbers_of(path, mapped=False)
-    names = numbered_channels(values.shape[1])
-    return Table(pd.DataFrame(values, columns=list(names)), Place(path, names))
+def _read_numbers(path: Path, *, mapped: bool) -> np.ndarray:
+    values = read_npy(path, mapped=mapped)
+    if values.ndim != 2 or not values.shape[1] or values.dtype.kind not in "fiub":
+        raise DataError(
+            f"{path} holds {values.dtype} of shape {values.shape}, expected numbers "
+            "[rows, channels]: reshape or convert the array."
+        )
+    return values
 
 
 def _open_npy(path: Path) -> OpenTable:
-    values = _numbers_of(path, mapped=True)
+    values = _read_numbers(path, mapped=True)
     names = numbered_channels(values.shape[1])
 
     def chunks(wanted: Sequence[str], rows: int) -> Iterator[pd.DataFrame]:
@@ -137,25 +138,14 @@ def _open_npy(path: Path) -> OpenTable:
     return OpenTable(Place(path, names), len(values), frozenset(names), chunks)
 
 
-def _numbers_of(path: Path, *, mapped: bool) -> np.ndarray:
-    values = read_npy(path, mapped=mapped)
-    if values.ndim != 2 or not values.shape[1] or values.dtype.kind not in "fiub":
-        raise DataError(
-            f"{path} holds {values.dtype} of shape {values.shape}, expected numbers "
-            "[rows, channels]: reshape or convert the array."
-        )
-    return values
-
-
 def _read_parquet(path: Path) -> Table:
     import pyarrow.parquet
 
     with _parquet_errors(path):
         with pyarrow.parquet.ParquetFile(path) as file:
             table = file.read()
-        names = _check_names(path, [_plain(name) for name in table.column_names])
-        frame = _frame(table, names)
-    return Table(frame, Place(path, names))
+        names = _parquet_names(path, table.column_names)
+        return Table(_frame(table, names), Place(path, names))
 
 
 def _open_parquet(path: Path) -> OpenTable:
@@ -164,7 +154,7 @@ def _open_parquet(path: Path) -> OpenTable:
 
     with _parquet_errors(path), pyarrow.parquet.ParquetFile(path) as file:
         schema, rows = file.schema_arrow, file.metadata.num_rows
-    names = _check_names(path, [_plain(name) for name in schema.names])
+    names = _parquet_names(path, schema.names)
     stored = dict(zip(names, schema.names, strict=True))
     numeric = [
         name
@@ -173,7 +163,7 @@ def _open_parquet(path: Path) -> OpenTable:
     ]
 
     def chunks(wanted: Sequence[str], rows: int) -> Iterator[pd.DataFrame]:
-        # Buffered, so that of a row group only the pages at hand are in memory.
+        # Buffered, so that only the current pages of a row group are in memory.
         options = {"pre_buffer": False, "buffer_size": _BUFFER_BYTES}
         columns = [stored[name] for name in wanted]
         with (
@@ -187,7 +177,7 @@ def _open_parquet(path: Path) -> OpenTable:
 
 
 def _frame(table: Any, names: Sequence[str]) -> pd.DataFrame:
-    """The columns of an Arrow table under their plain names."""
+    """The columns of an Arrow table under other names."""
     # Without pandas' own metadata an index is a column like any other.
     frame: pd.DataFrame = table.to_pandas(ignore_metadata=True)
     frame.columns = pd.Index(names)
@@ -196,9 +186,10 @@ def _frame(table: Any, names: Sequence[str]) -> pd.DataFrame:
 
 @contextlib.contextmanager
 def _parquet_errors(path: Path) -> Iterator[None]:
-    """What goes wrong when a Parquet file is read, as a DataError."""
+    """Turns errors of reading a Parquet file into DataErrors."""
     import pyarrow
 
+    # Invalid texts and metadata raise Python's errors rather than Arrow's.
     damage = (pyarrow.ArrowException, OSError, RecursionError, ValueError, TypeError)
     try:
         yield
@@ -206,7 +197,6 @@ def _parquet_errors(path: Path) -> Iterator[None]:
         raise
     except FileNotFoundError:
         raise DataError(f"{path} does not exist: check the path.") from None
-    # Texts and metadata that make no sense are Python's errors rather than Arrow's.
     except damage as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise unreadable(path, error) from None
@@ -216,9 +206,12 @@ def _parquet_errors(path: Path) -> Iterator[None]:
         ) from None
 
 
-def _plain(name: str) -> str:
-    """A Parquet column's name; an index that had none has none again."""
-    return "" if re.fullmatch(r"__index_level_\d+__", name) else name.strip()
+def _parquet_names(path: Path, stored: Sequence[str]) -> tuple[str, ...]:
+    """Column names; an index that pandas stored without a name has none."""
+    unnamed = re.compile(r"__index_level_\d+__")
+    return _check_names(
+        path, ["" if unnamed.fullmatch(name) else name.strip() for name in stored]
+    )
 
 
 def _read_text(path: Path, text_column: str) -> Table:
@@ -233,7 +226,7 @@ def _read_text(path: Path, text_column: str) -> Table:
     decimal = _decimal(path, data, separator)
     cells = data.count(separator.encode()) + data.count(b"\n")
     check_room(path, _CELL_BYTES * cells, IN_PIECES)
-    known = [name for name in names if name != text_column]
+    markers = list(MISSING_CELLS)
     try:
         frame = pd.read_csv(
             io.BytesIO(data),
@@ -246,7 +239,7 @@ def _read_text(path: Path, text_column: str) -> Table:
             skip_blank_lines=False,
             skipinitialspace=True,
             keep_default_na=False,
-            na_values={name: list(MISSING_CELLS) for name in known},
+            na_values={name: markers for name in names if name != text_column},
             low_memory=False,
         )
     except pd.errors.EmptyDataError:
@@ -263,21 +256,21 @@ def _read_text(path: Path, text_column: str) -> Table:
 def _separator(path: Path, data: bytes) -> str:
     """The separator that splits the first lines into equally many cells."""
     head = _head(data)
-    rows = {mark: _rows_of(path, head, mark) for mark in _SEPARATORS}
+    rows = {mark: _split_lines(path, head, mark) for mark in _SEPARATORS}
     for mark in _SEPARATORS:
-        if _splits(rows[mark]):
+        if _is_even(rows[mark]):
             return mark
-    # No separator fits every line: one column, or a ragged file whose header decides.
+    # One column, or rows of different width: then the header decides.
     return max(reversed(_SEPARATORS), key=lambda mark: len(rows[mark][0]))
 
 
 def _blanks_as_tabs(path: Path, data: bytes) -> bytes:
-    """The text with runs of blanks as tabs, if they alone split its first lines alike."""
+    """The text with runs of blanks as tabs, if only blanks split its first lines evenly."""
     head = _head(data)
     by_blanks = [line.split() for line in head.split("\n")]
-    if b'"' in data or b"\t" in data or not _splits(by_blanks):
+    if b'"' in data or b"\t" in data or not _is_even(by_blanks):
         return data
-    if any(_splits(_rows_of(path, head, mark)) for mark in _SEPARATORS):
+    if any(_is_even(_split_lines(path, head, mark)) for mark in _SEPARATORS):
         return data
     return b"\n".join(b"\t".join(line.split()) for line in data.split(b"\n"))
 
@@ -288,22 +281,22 @@ def _head(data: bytes) -> str:
     return head.decode("utf-8", errors="ignore")
 
 
-def _splits(rows: list[list[str]]) -> bool:
-    """Whether all lines have as many cells, and more than one."""
+def _is_even(rows: list[list[str]]) -> bool:
+    """Whether all lines have the same number of cells, more than one."""
     counts = {len(row) for row in rows}
     return len(counts) == 1 and counts.pop() > 1
 
 
-def _rows_of(
+def _split_lines(
     path: Path, text: str, separator: str, *, strict: bool = False
 ) -> list[list[str]]:
     """The cells of each line, with quotes resolved; `strict` refuses `"1"2` for 12."""
     if '"' not in text:
-        # Faster, and a cell may be as long as it likes.
+        # Faster, and cells have no length limit.
         lines = text.removesuffix("\n").split("\n")
         rows = (line.split(separator) if line else [] for line in lines)
         return [[cell.lstrip(" ") for cell in row] for row in rows]
-    # Blanks before a quote are no part of a cell, for pandas neither.
+    # As in pandas, blanks before a quote are not part of the cell.
     options: dict[str, Any] = {"skipinitialspace": True, "strict": strict}
     found = csv.reader(io.StringIO(text, newline=""), delimiter=separator, **options)
     try:
@@ -315,19 +308,14 @@ def _rows_of(
 
 
 def _header(path: Path, data: bytes, separator: str) -> tuple[tuple[str, ...], bool]:
-    """Column names and whether the first line holds them."""
+    """Column names, and whether the first line holds them."""
     first = data.split(b"\n", 1)[0].decode("utf-8")
-    cells = (
-        [cell.strip() for cell in _rows_of(path, first, separator)[0]]
-        if first
-        else [""]
-    )
-    comma = separator != ","
-    numbers = [_is_number(cell, comma) for cell in cells]
-    if all(numbers):
+    cells = _split_lines(path, first, separator)[0] if first else [""]
+    cells = [cell.strip() for cell in cells]
+    words = [cell for cell in cells if not _is_number(cell, comma=separator != ",")]
+    if not words:
         return numbered_channels(len(cells)), False
-    others = [cell for cell, number in zip(cells, numbers, strict=True) if not number]
-    if all(cell in MISSING_CELLS or _DATE.fullmatch(cell) for cell in others):
+    if all(cell in MISSING_CELLS or _DATE.fullmatch(cell) for cell in words):
         raise DataError(
             f"{path}: line 1 {first[:60]!r} looks like data, expected column names; "
             "add a header line."
@@ -335,7 +323,7 @@ def _header(path: Path, data: bytes, separator: str) -> tuple[tuple[str, ...], b
     return _check_names(path, cells), True
 
 
-def _is_number(cell: str, comma: bool) -> bool:
+def _is_number(cell: str, *, comma: bool) -> bool:
     try:
         float(cell.replace(",", ".") if comma else cell)
     except ValueError:
@@ -344,7 +332,7 @@ def _is_number(cell: str, comma: bool) -> bool:
 
 
 def _check_names(path: Path, names: list[str]) -> tuple[str, ...]:
-    """Column names, each once; a blank one becomes `unnamed_` and its number."""
+    """Column names, each once; an empty one becomes `unnamed_` and its number."""
     names = [name or f"unnamed_{i}" for i, name in enumerate(names, start=1)]
     seen: dict[str, int] = {}
     for position, name in enumerate(names):
@@ -358,33 +346,32 @@ def _check_names(path: Path, names: list[str]) -> tuple[str, ...]:
 
 
 def _check_width(place: Place, data: bytes, separator: str, header: bool) -> None:
-    """Refuses ragged rows, which pandas would pad or cut without a word."""
-    counts = _cells_per_line(place.path, data, separator)[int(header) :]
+    """Refuses rows of another width, which pandas would pad or cut silently."""
+    if b'"' in data:
+        text = data.decode("utf-8")
+        rows = _split_lines(place.path, text, separator)
+        counts = np.array([max(len(row), 1) for row in rows])  # a blank line has one
+    else:
+        raw = np.frombuffer(data, np.uint8)
+        marks = np.flatnonzero(raw == ord(separator))
+        ends = np.append(np.flatnonzero(raw == ord("\n")), len(raw))
+        counts = np.diff(np.searchsorted(marks, ends), prepend=0) + 1
+    counts = counts[int(header) :]
     bad = np.flatnonzero(counts != len(place.columns))
     if len(bad):
         row = int(bad[0])
+        mark = "tabs or blanks" if separator == "\t" else repr(separator)
         raise DataError(
             f"{where(place, row)} has {counts[row]} cells, expected "
             f"{len(place.columns)}; complete or remove the row "
-            f"(cells are separated by {_MARKS.get(separator, repr(separator))} here)."
+            f"(cells are separated by {mark} here)."
         )
     if b'"' in data:
-        _rows_of(place.path, data.decode("utf-8"), separator, strict=True)
-
-
-def _cells_per_line(path: Path, data: bytes, separator: str) -> np.ndarray:
-    """Number of cells of each line; a blank line has one, an empty cell."""
-    if b'"' in data:
-        rows = _rows_of(path, data.decode("utf-8"), separator)
-        return np.array([max(len(row), 1) for row in rows])
-    raw = np.frombuffer(data, np.uint8)
-    marks = np.flatnonzero(raw == ord(separator))
-    ends = np.append(np.flatnonzero(raw == ord("\n")), len(raw))
-    return np.diff(np.searchsorted(marks, ends), prepend=0) + 1
+        _split_lines(place.path, text, separator, strict=True)
 
 
 def _decimal(path: Path, data: bytes, separator: str) -> str:
-    """The decimal mark: a comma where cells have one and it separates nothing."""
+    """The decimal mark: a comma if cells have one and it doesn't separate them."""
     if separator == "," or not _DECIMAL_COMMA.search(data):
         return "."
     point = _DECIMAL_POINT.search(data)

@@ -1,37 +1,77 @@
-"""Between rows and windows: gathering windows, and folding their scores back to rows.
+"""Windows of rows in memory or on disk, and scores of windows folded back to rows.
 
 Windows are given by their first rows `starts` `[M]` (see `kdjax.data.splits`); window m
-holds the rows `starts[m]` to `starts[m] + L - 1`.
+holds the rows `starts[m]` to `starts[m] + L - 1`. Rows that are too large for the memory
+are `np.memmap` arrays, read in chunks.
 """
 
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from kdjax.errors import ConfigError
+from kdjax.data.scaler import Scaler, apply_scaler
+from kdjax.errors import ConfigError, DataError
 
-# Windows folded at once: bounds the index array of stride 1 over a long series.
+# Rows of a memory map read at once. Smaller ones are read whole.
+CHUNK_BYTES = 16_000_000
+
+# Windows folded at once, which bounds the index array.
 _CHUNK = 8192
 
 
+def windows(rows: Any, *, length: int, stride: int = 1) -> np.ndarray:
+    """The windows of rows, `[N, D] -> [M, L, D]` with M = (N - L) // stride + 1.
+
+    A read-only view; nothing is copied.
+
+    Args:
+        rows: `[N, D]` array-like.
+        length: L, rows of a window.
+        stride: rows between the starts of windows.
+
+    Raises:
+        ConfigError: `length` or `stride` is below 1.
+        DataError: `rows` has another shape or fewer than L rows.
+
+    >>> windows(np.arange(10).reshape(5, 2), length=3, stride=2)[1]
+    array([[4, 5],
+           [6, 7],
+           [8, 9]])
+    """
+    for name, value in (("length", length), ("stride", stride)):
+        if value < 1:
+            raise ConfigError(f"{name}={value} must be at least 1 row.")
+    rows = np.asarray(rows)
+    if rows.ndim != 2:
+        raise DataError(f"rows have shape {rows.shape}, expected [N, D]: reshape them.")
+    if len(rows) < length:
+        raise DataError(
+            f"{len(rows)} rows are fewer than length={length}: give more rows or a "
+            "smaller length."
+        )
+    view = np.lib.stride_tricks.sliding_window_view(rows, length, axis=0)
+    return view[::stride].swapaxes(1, 2)
+
+
 def gather(values: np.ndarray, starts: np.ndarray, window: int) -> np.ndarray:
-    """The windows of `values`, `[N, D], [M] -> [M, L, D]`.
+    """The windows of `values` at `starts`, `[N, D], [M] -> [M, L, D]`.
 
     >>> gather(np.arange(4)[:, None], np.array([0, 2]), 2)[:, :, 0]
     array([[0, 1],
            [2, 3]])
     """
-    windows: np.ndarray = values[_rows(starts, window)]
-    return windows
+    found: np.ndarray = values[_rows(starts, window)]
+    return found
 
 
 def has_missing(values: np.ndarray) -> bool:
-    """Whether a cell of `[N, D]` is NaN, which stands for a missing value.
+    """Whether a value of `[N, D]` is missing, that is NaN.
 
     >>> has_missing(np.array([[1.0, np.inf]]))
     False
     """
-    # The minimum carries a NaN along and needs no array of its own.
+    # NaN propagates to the minimum, and no second array is needed.
     return bool(np.isnan(np.min(values, initial=np.inf)))
 
 
@@ -74,7 +114,7 @@ def row_mean(point_scores: np.ndarray, starts: np.ndarray, rows: int) -> np.ndar
 
 
 class RowSums(NamedTuple):
-    """Scores of each row added up over the windows that came so far.
+    """Sums of scores of each row over windows.
 
     Attributes:
         total: `[N]` float64, or `[N, D]` for D numbers a row.
@@ -86,7 +126,7 @@ class RowSums(NamedTuple):
 
 
 def empty_sums(rows: int, *width: int) -> RowSums:
-    """Nothing added yet."""
+    """Sums of no windows yet."""
     return RowSums(np.zeros((rows, *width)), np.zeros(rows, np.int32))
 
 
@@ -100,8 +140,7 @@ def add_scores(sums: RowSums, point_scores: np.ndarray, starts: np.ndarray) -> N
 def mean_of_sums(sums: RowSums) -> np.ndarray:
     """`[N]`, or `[N, D]`; NaN where no window covers a row.
 
-    The mean takes the place of the totals, so sums serve once: beside millions of rows a
-    second array of them may not fit.
+    The result overwrites the totals, to save memory, so that `sums` can't be used again.
     """
     with np.errstate(invalid="ignore"):
         covering = sums.covering.reshape(-1, *[1] * (sums.total.ndim - 1))
@@ -112,7 +151,7 @@ def mean_of_sums(sums: RowSums) -> np.ndarray:
 def latest_window(starts: np.ndarray, *, window: int, rows: int) -> np.ndarray:
     """Index of the latest window that ended at or before each row, `[M] -> [N]` int64.
 
-    What a live system knew at that row; -1 before the end of the first window.
+    -1 before the end of the first window.
 
     >>> latest_window(np.array([0, 2]), window=2, rows=5)
     array([-1,  0,  0,  1,  1])
@@ -126,3 +165,119 @@ def latest_window(starts: np.ndarray, *, window: int, rows: int) -> np.ndarray:
 def _rows(starts: np.ndarray, window: int) -> np.ndarray:
     """Row numbers of each window, `[M] -> [M, L]`."""
     return np.asarray(starts, np.int64)[:, None] + np.arange(window)
+
+
+class WindowSource(NamedTuple):
+    """Windows of several entities, read and scaled on request.
+
+    Attributes:
+        values: E arrays `[N, D]` of raw rows, most often memory maps.
+        scalers: E of them.
+        starts: E arrays, first rows of the windows.
+        window: L.
+        missing: whether values may be NaN.
+    """
+
+    values: tuple[np.ndarray, ...]
+    scalers: tuple[Scaler, ...]
+    starts: tuple[np.ndarray, ...]
+    window: int
+    missing: bool = False
+
+    @property
+    def windows(self) -> int:
+        """M, of all entities together."""
+        return sum(map(len, self.starts))
+
+    def read(self, places: np.ndarray) -> np.ndarray:
+        """The windows with the numbers `places` `[B]`, `[B, L, D]` float32."""
+        places = np.asarray(places)
+        stops = np.cumsum([len(starts) for starts in self.starts])
+        owners = np.searchsorted(stops, places, side="right")
+        shape = (len(places), self.window, self.values[0].shape[1])
+        found = np.empty(shape, np.float32)
+        for owner in np.unique(owners):
+            own = owners == owner
+            first = stops[owner] - len(self.starts[owner])
+            starts = self.starts[owner][places[own] - first]
+            raw = gather(self.values[owner], starts, self.window)
+            found[own] = apply_scaler(self.scalers[owner], raw)
+        return found
+
+
+def on_disk(values: np.ndarray) -> bool:
+    """Whether rows are a memory map of more than a chunk."""
+    return isinstance(values, np.memmap) and values.nbytes > CHUNK_BYTES
+
+
+def chunks(values: np.ndarray) -> Iterator[np.ndarray]:
+    """Rows `[N, D]` in chunks, as views.
+
+    >>> [len(chunk) for chunk in chunks(np.zeros((5, 2)))]
+    [5]
+    """
+    size = chunk_rows(values)
+    for first in range(0, len(values), size):
+        yield values[first : first + size]
+
+
+def chunk_rows(values: np.ndarray) -> int:
+    """Rows of a chunk."""
+    row = values.itemsize * int(np.prod(values.shape[1:]))
+    return max(1, CHUNK_BYTES // max(row, 1))
+
+
+def span_pieces(values: np.ndarray, spans: np.ndarray) -> list[np.ndarray]:
+    """The rows of spans `[S, 2]`: one array, or chunks of rows on disk."""
+    if on_disk(values):
+        return [part for a, b in spans for part in chunks(values[a:b])]
+    empty = np.empty((0, values.shape[1]), values.dtype)
+    return [np.concatenate([empty, *(values[start:stop] for start, stop in spans)])]
+
+
+class Piece(NamedTuple):
+    """Some rows of a series, and the windows inside them.
+
+    Attributes:
+        rows: `[n, D]` float32, scaled.
+        starts: `[m]` first rows of the windows in `rows`.
+        at: `[m]` the same in the whole series.
+    """
+
+    rows: np.ndarray
+    starts: np.ndarray
+    at: np.ndarray
+
+
+def scaled_pieces(
+    values: np.ndarray, scaler: Scaler, starts: np.ndarray, *, window: int
+) -> Iterator[Piece]:
+    """The windows of raw rows in scaled pieces, in order.
+
+    Rows in memory make one piece, rows on disk pieces of about a chunk. Rows between
+    windows far apart are not read.
+
+    Args:
+        values: `[N, D]` raw rows.
+        scaler: to apply.
+        starts: `[M]` first rows of the windows.
+        window: L.
+    """
+    if not on_disk(values):
+        yield Piece(apply_scaler(scaler, values), starts, starts)
+        return
+    rows = max(chunk_rows(values), window)
+    apart = len(starts) > 1 and np.median(np.diff(starts)) >= window
+    most = min(rows, CHUNK_BYTES // 4) if apart else CHUNK_BYTES // 4
+    done = 0
+    while done < len(starts):
+        at = starts[done : done + max(1, most // window)]
+        if apart:
+            found = gather(values, at, window).reshape(-1, values.shape[1])
+            inside = np.arange(len(at)) * window
+        else:
+            beyond = (at < at[0]) | (at - at[0] + window > rows)
+            at = at[: np.argmax(beyond)] if beyond.any() else at
+            found, inside = values[at[0] : at[-1] + window], at - at[0]
+        yield Piece(apply_scaler(scaler, found), inside, at)
+        done += len(at)

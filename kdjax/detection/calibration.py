@@ -13,11 +13,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kdjax.data.mmap import chunks, scaled_pieces
 from kdjax.data.prepared import ROWS_PER_CHANNEL, Prepared
 from kdjax.data.scaler import Scaler
 from kdjax.data.splits import window_starts
-from kdjax.data.windowing import has_missing
+from kdjax.data.windowing import chunks, has_missing, scaled_pieces
 from kdjax.detection.detector import residual_batches, score_scaled, scoring_batch
 from kdjax.detection.gaussian import (
     Gaussian,
@@ -189,7 +188,7 @@ def point_pieces(
 ) -> Iterator[PointScores]:
     """Point scores of the windows of raw rows `[N, D]`, all at once or a piece each.
 
-    In pieces where `values` is a memory map; see `kdjax.data.mmap.scaled_pieces`.
+    In pieces where `values` is a memory map; see `kdjax.data.windowing.scaled_pieces`.
     """
     options = {"window": window, "batch_size": batch_size}
     for piece in scaled_pieces(values, scaler, starts, window=window):

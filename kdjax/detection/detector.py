@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from kdjax.data.channels import Ranges
 from kdjax.data.scaler import Scaler
+from kdjax.data.series import Ranges
 from kdjax.data.windowing import has_missing
 from kdjax.detection.attribution import contributions
 from kdjax.detection.gaussian import Gaussian

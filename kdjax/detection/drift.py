@@ -11,8 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
-from kdjax.data.channels import Ranges, outside
-from kdjax.data.series import Series
+from kdjax.data.series import Ranges, Series, outside
 from kdjax.data.times import median_step
 from kdjax.data.windowing import has_missing
 from kdjax.detection.detector import Detector

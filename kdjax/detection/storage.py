@@ -25,8 +25,8 @@ from typing import Any
 
 import numpy as np
 
-from kdjax.data.channels import Ranges
 from kdjax.data.scaler import Scaler
+from kdjax.data.series import Ranges
 from kdjax.detection.attribution import METHODS
 from kdjax.detection.detector import Detector
 from kdjax.detection.gaussian import Gaussian

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from kdjax.data.channels import Ranges, outside
-from kdjax.data.mmap import chunks
 from kdjax.data.prepared import Entity, Prepared, training_ranges
+from kdjax.data.series import Ranges, outside
 from kdjax.data.splits import Split, window_starts
+from kdjax.data.windowing import chunks
 from kdjax.detection.calibration import Rules
 from kdjax.detection.drift import FOREIGN
 from kdjax.evaluation.evaluate import ModelEvaluation, score_rows

@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from kdjax.data.channels import Ranges
-from kdjax.data.mmap import chunks
 from kdjax.data.prepared import Entity, Prepared, training_ranges
-from kdjax.data.series import Dataset, Series
+from kdjax.data.series import Dataset, Ranges, Series
 from kdjax.data.times import median_step, seconds_per_row
+from kdjax.data.windowing import chunks
 from kdjax.detection.calibration import Calibration, Rules
 from kdjax.detection.detector import POOLED, Detector
 from kdjax.detection.thresholds import Rule, budget_rate, parse_budget

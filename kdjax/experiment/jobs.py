@@ -19,15 +19,14 @@ from jax import Array
 from jax.sharding import Mesh
 from rich.console import Console
 
-from kdjax.data.augment import augment
-from kdjax.data.mmap import WindowSource
+from kdjax.data.augment import augment_rows
 from kdjax.data.prepared import (
     Prepared,
     is_large,
     training_windows,
     windows_source,
 )
-from kdjax.data.windowing import has_missing
+from kdjax.data.windowing import WindowSource, has_missing
 from kdjax.errors import ConfigError
 from kdjax.experiment.workdir import append_line, cut_lines
 from kdjax.io.progress import progress_bar
@@ -224,7 +223,7 @@ def _augmented_data(training_data: TrainingData, copies: int) -> TrainingData:
         )
     rows = [training_data.rows]
     rows += [
-        augment(training_data.rows, window=training_data.window, seed=number)
+        augment_rows(training_data.rows, window=training_data.window, seed=number)
         for number in range(copies)
     ]
     fit = [

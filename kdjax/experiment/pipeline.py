@@ -11,10 +11,9 @@ from typing import Any
 from rich.console import Console
 
 from kdjax.config import to_json
-from kdjax.data.cells import about
 from kdjax.data.datasets import load_benchmark, width
 from kdjax.data.prepared import Prepared, channel_notes, prepare
-from kdjax.data.raw import check_width
+from kdjax.data.raw import about, check_width
 from kdjax.data.readers import load_files, match_channels
 from kdjax.data.series import Dataset
 from kdjax.detection.calibration import check_enough

@@ -12,17 +12,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kdjax.config import completed, resolve
-from kdjax.data.cells import about
-from kdjax.data.channels import Ranges
 from kdjax.data.prepared import (
     ROWS_PER_CHANNEL,
     Prepared,
     prepare,
     training_ranges,
 )
+from kdjax.data.raw import about
 from kdjax.data.readers import match_channels
 from kdjax.data.scaler import Scaler
-from kdjax.data.series import Dataset, Series
+from kdjax.data.series import Dataset, Ranges, Series
 from kdjax.data.times import seconds_per_row
 from kdjax.detection.calibration import calibrate, check_enough
 from kdjax.detection.detector import POOLED, Detector, score_windows

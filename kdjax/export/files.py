@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kdjax.data.cells import about
+from kdjax.data.raw import about
 from kdjax.data.readers import match_channels, read_table
 from kdjax.data.windowing import gather
 from kdjax.detection.attribution import attribution_matrix

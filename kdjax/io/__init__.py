@@ -1,1 +1,1 @@
-"""Atomic files, manifests, signals, environment, progress."""
+"""Atomic files and manifests, signals, the environment, progress bars."""

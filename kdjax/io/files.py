@@ -1,11 +1,8 @@
-"""Files that are whole or absent, and manifests that notice a changed byte.
+"""Files that are complete or absent, and manifests that detect a changed byte.
 
-Checkpoints, detectors, downloads and reports share these few functions: a file is
-written under a temporary name and renamed; a folder is sealed by a table of SHA-256
-digests that is verified before anything in it is believed. A temporary name tells which
-process writes it, so that what a killed one left is known for that and cleared away.
-
-Files that a stream goes on from: JSON with its own SHA-256.
+A file is written under a temporary name and renamed. A folder is sealed by a table of
+SHA-256 digests that is verified before the folder is read. Temporary names hold the host
+and process that write them, so that leftovers of a killed process can be removed.
 """
 
 import contextlib
@@ -27,13 +24,12 @@ from kdjax.errors import ArtifactError, ConfigError
 
 MANIFEST = "MANIFEST.sha256"
 
-# Host and process of whoever writes, and a word.
 _MARK = r"(?P<mark>(?P<host>[0-9a-f]{4})-(?P<pid>\d+)-[0-9a-f]{6})"
 _UNFINISHED = (
     re.compile(rf"\.{_MARK}\.tmp\.(?P<name>.+)"),
     re.compile(rf"\.(?P<name>.+)\.{_MARK}\.(new|old)"),
 )
-# Seconds after which what can't be told from the work of another host is given up.
+# Seconds after which an unfinished file of another host counts as abandoned.
 _ABANDONED = 86_400.0
 
 # Marks in use by this process.
@@ -42,10 +38,10 @@ _marks: set[str] = set()
 
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its name once the block has ended well.
+    """A temporary path beside `path` that is renamed to `path` when the block succeeds.
 
-    A block that raises leaves neither the temporary file nor a changed `path`. The
-    suffix of `path` is kept, since writers choose their format by it.
+    A block that raises leaves no temporary file and `path` as it was. The temporary name
+    has the suffix of `path`, since writers choose their format by it.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -63,19 +59,19 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """An OSError within it, such as that of a full disk, says that `path` is meant."""
+    """Makes an OSError raised in the block, such as of a full disk, name `path`."""
     try:
         yield
     except OSError as error:
         if error.errno is not None:
             error.filename = str(path)
-            del error.filename2  # None would be said
+            del error.filename2  # None would be printed.
         raise
 
 
 @contextlib.contextmanager
 def marked() -> Iterator[str]:
-    """A word for the names of unfinished files, which says that this process lives."""
+    """A unique mark for names of unfinished files; it holds host and process."""
     mark = f"{_host()}-{os.getpid()}-{secrets.token_hex(3)}"
     _marks.add(mark)
     try:
@@ -85,14 +81,13 @@ def marked() -> Iterator[str]:
 
 
 def clear_leftovers(folder: Path, names: Collection[str] | None = None) -> None:
-    """Removes what killed processes left unfinished; what may be another's work stays.
+    """Removes unfinished files of killed processes, not those of other live processes.
 
-    A whole folder that a kill found between two names takes its name.
+    A complete folder left between two names by a kill is renamed to its final name.
 
     Args:
         folder: where to look.
-        names: of the files and folders that were to be; by default all, and in the
-            folders below too.
+        names: final names of the files and folders; by default all, also in subfolders.
     """
     found = folder.rglob(".*") if names is None else folder.glob(".*")
     # Of two versions of one folder the new one comes first.
@@ -100,22 +95,21 @@ def clear_leftovers(folder: Path, names: Collection[str] | None = None) -> None:
         match = next(filter(None, (r.fullmatch(path.name) for r in _UNFINISHED)), None)
         if match is None or (names is not None and match["name"] not in names):
             continue
-        with contextlib.suppress(OSError):  # Not ours to remove, or gone already.
-            if _is_left(path, match):
-                _clear(path, path.with_name(match["name"]))
-
-
-def _clear(path: Path, target: Path) -> None:
-    if not path.is_dir():
-        path.unlink()
-    elif path.suffix in (".new", ".old") and not target.exists() and _is_whole(path):
-        path.rename(target)
-    else:
-        shutil.rmtree(path)
+        with contextlib.suppress(OSError):  # No permission, or gone already.
+            if not _is_left(path, match):
+                continue
+            target = path.with_name(match["name"])
+            renamed = path.suffix in (".new", ".old")
+            if not path.is_dir():
+                path.unlink()
+            elif renamed and not target.exists() and _is_complete(path):
+                path.rename(target)
+            else:
+                shutil.rmtree(path)
 
 
 def _is_left(path: Path, match: re.Match[str]) -> bool:
-    """Whether nobody works on an unfinished file any more."""
+    """Whether no process works on an unfinished file any more."""
     if match["host"] == _host():
         pid = int(match["pid"])
         if pid == os.getpid():
@@ -126,18 +120,17 @@ def _is_left(path: Path, match: re.Match[str]) -> bool:
 
 
 def _is_alive(pid: int) -> bool:
-    if os.name != "posix":
-        return True  # Asking would end it.
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
-        pass
+    if os.name == "posix":  # Elsewhere os.kill would end the process.
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return False
+        except (PermissionError, OverflowError):
+            pass
     return True
 
 
-def _is_whole(folder: Path) -> bool:
+def _is_complete(folder: Path) -> bool:
     try:
         verify_manifest(folder)
     except ArtifactError:
@@ -156,19 +149,21 @@ def check_target(
     inputs: Iterable[str | os.PathLike[str]] = (),
     name: str = "output",
 ) -> None:
-    """Refuses, before any work, a file that can't be written or mustn't be replaced.
+    """Raises ConfigError if a file can't be written or would replace an input.
 
     Args:
         path: the file to write.
-        inputs: other files of the same work; empty ones are none.
-        name: of the flag or argument.
+        inputs: files that must stay; empty names are ignored.
+        name: of the flag or argument, for the message.
     """
     path = Path(path)
     if path.exists() and not path.is_file():
         what = "a folder" if path.is_dir() else "no regular file"
         raise ConfigError(f"{name}={path} is {what}: give a file.")
     for other in filter(None, map(str, inputs)):
-        if _is_same(path, Path(other)):
+        if path.resolve() == Path(other).resolve() or (
+            path.exists() and Path(other).exists() and path.samefile(other)
+        ):
             raise ConfigError(
                 f"{name}={path} would replace {other}, which is needed: give another file."
             )
@@ -176,7 +171,7 @@ def check_target(
 
 
 def check_folder(folder: Path) -> None:
-    """Refuses a folder into which nothing can be written, or where that does damage."""
+    """Raises ConfigError if files can't or mustn't be written into a folder."""
     check_unsealed(folder)
     folder = folder.absolute()
     nearest = next(path for path in (folder, *folder.parents) if path.exists())
@@ -192,24 +187,18 @@ def check_folder(folder: Path) -> None:
 
 
 def check_unsealed(folder: Path) -> None:
-    """Refuses a folder whose manifest, or that of one above, lists all that may be there."""
+    """Raises ConfigError if a folder or one above it is sealed by a manifest."""
     folder = folder.resolve()
     for path in (folder, *folder.parents):
         if (path / MANIFEST).is_file():
             raise ConfigError(
-                f"{path} is sealed by its {MANIFEST}, so that a file more would damage it: "
+                f"{path} is sealed by its {MANIFEST}, and a further file would damage it: "
                 "give a place outside of it."
             )
 
 
-def _is_same(path: Path, other: Path) -> bool:
-    if path.exists() and other.exists():
-        return path.samefile(other)
-    return path.resolve() == other.resolve()
-
-
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Writes `text` as UTF-8, whole or not at all."""
+    """Writes `text` as UTF-8, completely or not at all."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
@@ -223,31 +212,25 @@ def sha256(path: str | os.PathLike[str]) -> str:
 def write_manifest(folder: str | os.PathLike[str]) -> None:
     """Seals `folder`: one line `digest  bytes  path` for each file below it."""
     folder = Path(folder)
-    lines = [
-        f"{sha256(path)}  {path.stat().st_size}  {path.relative_to(folder).as_posix()}"
-        for path in _files(folder)
-    ]
-    write_text(folder / MANIFEST, "\n".join(lines) + "\n")
+    entries = {
+        name: (sha256(path), path.stat().st_size)
+        for name, path in _files(folder).items()
+    }
+    write_text(folder / MANIFEST, _manifest_text(entries))
 
 
 def verify_manifest(folder: str | os.PathLike[str]) -> None:
-    """Checks `folder` against its manifest; ArtifactError names what differs."""
+    """Checks `folder` against its manifest; ArtifactError lists what differs."""
     folder = Path(folder)
-    problems = []
-    expected = _read_manifest(folder)
-    present = {path.relative_to(folder).as_posix(): path for path in _files(folder)}
+    expected, present = _read_manifest(folder), _files(folder)
+    problems = [f"{name} is not in the manifest" for name in present.keys() - expected]
     for name, (digest, size) in expected.items():
         if name not in present:
             problems.append(f"{name} is missing")
-        elif present[name].stat().st_size != size:
-            problems.append(
-                f"{name} has {present[name].stat().st_size} bytes, not {size}"
-            )
+        elif (found := present[name].stat().st_size) != size:
+            problems.append(f"{name} has {found} bytes, not {size}")
         elif sha256(present[name]) != digest:
             problems.append(f"{name} has changed (SHA-256 differs)")
-    problems += [
-        f"{name} is not in the manifest" for name in present.keys() - expected.keys()
-    ]
     if problems:
         raise ArtifactError(
             f"{folder} is damaged: {'; '.join(sorted(problems))}. "
@@ -255,33 +238,16 @@ def verify_manifest(folder: str | os.PathLike[str]) -> None:
         )
 
 
-@functools.cache
-def kdjax_version() -> str:
-    """The version of kdjax that runs, which files name as their writer's."""
-    return importlib.metadata.version("kdjax")
-
-
-def check_schema(name: str, found: int, *, known: int, version: str | None) -> None:
-    """Refuses what a newer kdjax wrote, which this one would misread.
-
-    Args:
-        name: what is read, as the sentence's beginning.
-        found: its schema.
-        known: the newest schema that this kdjax reads.
-        version: of the kdjax that wrote it, where it says so.
-    """
-    if found > known:
-        which = f" ({version} wrote it)" if version else ""
-        raise ArtifactError(
-            f"{name} has schema {found}, this kdjax reads up to {known}: install a newer "
-            f"kdjax{which}."
-        )
-
-
-def _files(folder: Path) -> list[Path]:
-    return sorted(
+def _files(folder: Path) -> dict[str, Path]:
+    paths = sorted(
         path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST
     )
+    return {path.relative_to(folder).as_posix(): path for path in paths}
+
+
+def _manifest_text(entries: Mapping[str, tuple[str, int]]) -> str:
+    names = sorted(entries, key=lambda name: Path(name).parts)
+    return "\n".join(f"{entries[n][0]}  {entries[n][1]}  {n}" for n in names) + "\n"
 
 
 def _read_manifest(folder: Path) -> dict[str, tuple[str, int]]:
@@ -290,10 +256,8 @@ def _read_manifest(folder: Path) -> dict[str, tuple[str, int]]:
         text = path.read_bytes().decode("utf-8")
         rows = [line.split("  ", 2) for line in text.removesuffix("\n").split("\n")]
         found = {name: (digest, int(size)) for digest, size, name in rows}
-        # Not a byte may differ: Python takes 1_0 for 10, and more for line ends.
-        names = sorted(found, key=lambda name: Path(name).parts)
-        lines = [f"{found[n][0]}  {found[n][1]}  {n}" for n in names]
-        if "\n".join(lines) + "\n" != text:
+        # Any changed byte counts, also where Python reads the same: 1_0 for 10.
+        if _manifest_text(found) != text:
             raise ValueError("its text is not what kdjax writes")
         return found
     except FileNotFoundError:
@@ -308,23 +272,39 @@ def _read_manifest(folder: Path) -> dict[str, tuple[str, int]]:
         ) from error
 
 
+@functools.cache
+def kdjax_version() -> str:
+    """The version of kdjax, which files record."""
+    return importlib.metadata.version("kdjax")
+
+
+def check_schema(name: str, found: int, *, known: int, version: str | None) -> None:
+    """Raises ArtifactError for a file that a newer kdjax wrote.
+
+    Args:
+        name: of the file, to begin the message.
+        found: its schema.
+        known: the newest schema that can be read.
+        version: of the kdjax that wrote it, if recorded.
+    """
+    if found > known:
+        which = f" ({version} wrote it)" if version else ""
+        raise ArtifactError(
+            f"{name} has schema {found}, this kdjax reads up to {known}: install a newer "
+            f"kdjax{which}."
+        )
+
+
 def save_state(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
-    """Writes JSON objects such as a `StreamDetector.state`, whole or not at all."""
+    """Writes the state of a stream as JSON with its SHA-256, completely or not at all."""
     write_text(path, _state_text(state))
 
 
-def _state_text(state: Mapping[str, Any]) -> str:
-    text = json.dumps(state, allow_nan=False, sort_keys=True)
-    digest = hashlib.sha256(text.encode()).hexdigest()
-    return f'{{"sha256": "{digest}", "state": {text}}}\n'
-
-
 def load_state(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """What `save_state` wrote; ArtifactError if a byte of it has changed."""
+    """The state that `save_state` wrote; ArtifactError if a byte of it has changed."""
     try:
         content = Path(path).read_bytes()
         state: dict[str, Any] = dict(json.loads(content.decode("utf-8"))["state"])
-        # All of it is compared, so that no byte is passed over, such as a blank.
         if _state_text(state).encode() != content:
             raise ValueError("its SHA-256 differs")
     except (LookupError, OSError, RecursionError, TypeError, ValueError) as error:
@@ -333,3 +313,9 @@ def load_state(path: str | os.PathLike[str]) -> dict[str, Any]:
             "remove it to start anew."
         ) from error
     return state
+
+
+def _state_text(state: Mapping[str, Any]) -> str:
+    text = json.dumps(state, allow_nan=False, sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    return f'{{"sha256": "{digest}", "state": {text}}}\n'

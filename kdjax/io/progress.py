@@ -1,4 +1,4 @@
-"""What a run shows on the terminal while it works."""
+"""A progress bar for the terminal."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -17,10 +17,10 @@ Advance = Callable[[int, float | str | None], None]
 
 @contextlib.contextmanager
 def progress_bar(console: Console, title: str, total: int) -> Iterator[Advance]:
-    """A bar over `total` windows with loss, windows per second and the time left.
+    """A bar over `total` windows with loss, windows per second and remaining time.
 
     Yields:
-        `advance(windows, loss)`; a text is shown as it is, None leaves the one shown.
+        `advance(windows, loss)`; a text is shown as it is, None keeps the shown loss.
     """
     columns = (
         TextColumn("{task.description:<14}"),
@@ -39,9 +39,8 @@ def progress_bar(console: Console, title: str, total: int) -> Iterator[Advance]:
             if speed is not None:
                 progress.update(task, rate=f"{speed:,.0f} windows/s")
             if loss is not None:
-                said = loss if isinstance(loss, str) else f"loss {loss:.5f}"
-                progress.update(task, loss=said)
+                text = loss if isinstance(loss, str) else f"loss {loss:.5f}"
+                progress.update(task, loss=text)
 
         yield advance
-        # A teacher that stopped early is done all the same.
-        progress.update(task, completed=total)
+        progress.update(task, completed=total)  # Also after early stopping.

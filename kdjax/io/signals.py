@@ -1,14 +1,13 @@
-"""SIGTERM and SIGINT: save what there is to save, say so in a line, end within seconds.
+"""SIGTERM and SIGINT: save the state, print one line, end within seconds.
 
-A signal raises `Stopped` wherever the program is, and unfinished files are removed on the
-way out. A training has more to save, and no moment within a step to do it: inside `held`
-a signal is only noted, and the loop asks `noted` where its state is whole. Whatever takes
-longer than `GRACE`, such as compiling a large network, is cut off as by a kill, which
-every file that kdjax writes survives. So are imports, at once: compiled modules that are
-interrupted in their beginning end the process by an abort.
+A signal raises `Stopped` in the main thread, and `finally` blocks remove unfinished
+files. Inside `signals_held` a signal is only recorded: the training loop asks
+`stop_requested` between steps and writes a checkpoint first. A watch thread ends the
+process after `GRACE` seconds if it is still busy, such as with compilation. A signal
+during an import ends the process at once, since extension modules may abort when their
+initialisation is interrupted.
 
-The program (`kdjax.cli`) turns this on for its process; as a library kdjax leaves signals
-alone.
+Only the program (`kdjax.cli`) installs the handlers; the library leaves signals alone.
 """
 
 import atexit
@@ -22,18 +21,16 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any, NoReturn
 
-# Seconds from a signal to the end, however busy the program is. With what a busy machine
-# adds they stay below 5.
+# Seconds from a signal to the end of the process at most.
 GRACE = 3.5
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
-# A progress bar has hidden it.
+# A progress bar hides the cursor.
 _SHOW_CURSOR = b"\x1b[?25h"
 
-# The signal that came, the blocks that hold it back, and whether its line is out.
-_came: list[int] = []
-_holds: list[bool] = []
-_said = threading.Event()
+_came: list[int] = []  # the first signal
+_holds: list[bool] = []  # open `signals_held` blocks
+_printed = threading.Event()
 
 
 class Stopped(KeyboardInterrupt):
@@ -49,39 +46,35 @@ class Stopped(KeyboardInterrupt):
 
 
 def install_handlers() -> None:
-    """From now on a signal ends this process by `Stopped`; for the main thread, once.
+    """Makes signals raise `Stopped`; call it once, in the main thread.
 
-    One that whoever started the process wants ignored stays so. Where there are no such
-    signals, Ctrl-C raises a KeyboardInterrupt as ever.
+    Signals that the parent process ignores stay ignored. Elsewhere than on POSIX Ctrl-C
+    raises KeyboardInterrupt as usual.
     """
     if os.name != "posix":
         return
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
-    # The signal itself writes to it, even while Python waits for a compiler.
+    # The signal writes to the pipe even while Python waits for a compiler.
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     threading.Thread(target=_watch, args=(reader,), daemon=True).start()
-    sys.unraisablehook = _again
-    # The last thing to happen: Python's own end would let a signal change the exit code.
-    atexit.register(_ignore)
+    sys.unraisablehook = _raise_again
+    # Python's own shutdown would let a signal change the exit code.
+    atexit.register(_ignore_all)
     for number in SIGNALS:
         if signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, _note)
+            signal.signal(number, _handle)
 
 
 def ignore_signals() -> None:
-    """From now on signals change nothing: the process is about to end."""
-    _said.set()
+    """Makes further signals change nothing: the process is about to end."""
+    _printed.set()
     _came.append(0)
 
 
 @contextlib.contextmanager
 def signals_held(wanted: bool = True) -> Iterator[None]:
-    """Holds signals back: `Stopped` is raised at the end of the block at the latest.
-
-    Args:
-        wanted: without it the block is as any other.
-    """
+    """Delays `Stopped` to the end of the block, unless `wanted` is False."""
     if not wanted:
         yield
         return
@@ -94,7 +87,7 @@ def signals_held(wanted: bool = True) -> Iterator[None]:
 
 
 def stop_requested() -> bool:
-    """Whether a signal is held back."""
+    """Whether a signal came and is held back."""
     return bool(_came and _holds)
 
 
@@ -105,7 +98,7 @@ def stop_if_requested() -> None:
 
 
 def stop_message(error: BaseException) -> int | None:
-    """Says in a line that the program stops, where a signal is the reason for an error.
+    """Prints one line if a signal caused `error`.
 
     Returns:
         The exit code, 128 + the signal's number; None for another error.
@@ -114,70 +107,64 @@ def stop_message(error: BaseException) -> int | None:
         number = error.number
     elif isinstance(error, KeyboardInterrupt):
         number = signal.SIGINT
-    elif _came:  # A library that was interrupted made another error of it.
+    elif _came:  # A library turned the interruption into another error.
         number = _came[0]
     else:
         return None
-    if not _said.is_set():
-        _said.set()
+    if not _printed.is_set():
+        _printed.set()
         print(_line(number), file=sys.stderr, flush=True)
     return 128 + number
 
 
 def _line(number: int) -> str:
     why = "interrupted" if number == signal.SIGINT else "stopped by SIGTERM"
-    return f"kdjax: {why}; the same command goes on from here"
+    return f"kdjax: {why}; rerun the same command to resume"
 
 
-def _note(number: int, frame: FrameType | None) -> None:
-    """The handler; signals after the first one change nothing."""
+def _handle(number: int, frame: FrameType | None) -> None:
+    """The signal handler; signals after the first one change nothing."""
     if _came:
         return
     _came.append(number)
     if _holds:
         return
-    if _is_importing(frame):
-        _leave(number)
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            _exit(number)
+        frame = frame.f_back
     raise Stopped(number)
 
 
-def _is_importing(frame: FrameType | None) -> bool:
-    while frame is not None:
-        if frame.f_code.co_filename.startswith("<frozen importlib"):
-            return True
-        frame = frame.f_back
-    return False
-
-
-def _leave(number: int) -> NoReturn:
-    """Ends the process here and now."""
-    if not _said.is_set():
+def _exit(number: int) -> NoReturn:
+    """Ends the process at once."""
+    if not _printed.is_set():
         os.write(2, f"{_line(number)}\n".encode())
     for terminal in filter(os.isatty, (1, 2)):
         os.write(terminal, _SHOW_CURSOR)
     os._exit(128 + number)
 
 
-def _ignore() -> None:
+def _ignore_all() -> None:
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
-def _again(fault: Any) -> None:
-    """Raises once more what was raised inside a callback, which can't end a program."""
+def _raise_again(fault: Any) -> None:
+    """Sends the signal again if `Stopped` was swallowed by a callback."""
     if not isinstance(fault.exc_value, Stopped):
         sys.__unraisablehook__(fault)
         return
     arguments = threading.main_thread().ident, fault.exc_value.number
     _came.clear()
-    # To that thread, so that it wakes up where it waits.
+    # To the main thread, so that a blocking call there wakes up.
     threading.Timer(0.01, signal.pthread_kill, arguments).start()
 
 
 def _watch(reader: int) -> None:
-    """Ends the process `GRACE` seconds after a signal if it hasn't ended by itself."""
+    """Ends the process `GRACE` seconds after a signal."""
     number = 0
     while number not in SIGNALS:
         number = os.read(reader, 1)[0]
     time.sleep(GRACE)
-    _leave(number)
+    _exit(number)

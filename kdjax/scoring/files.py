@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from kdjax.data.cells import about
+from kdjax.data.raw import about
 from kdjax.data.readers import match_channels, read_table
 from kdjax.data.series import Series
 from kdjax.detection.attribution import check_attribution

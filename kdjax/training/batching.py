@@ -20,9 +20,8 @@ from jax import Array
 from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
-from kdjax.data.mmap import WindowSource
 from kdjax.data.scaler import Scaler, apply_scaler
-from kdjax.data.windowing import gather
+from kdjax.data.windowing import WindowSource, gather
 from kdjax.errors import ConfigError, DataError
 from kdjax.models.missing import fill_missing
 from kdjax.models.model import Params

@@ -23,7 +23,7 @@ from jax import Array
 from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
-from kdjax.data.mmap import WindowSource
+from kdjax.data.windowing import WindowSource
 from kdjax.losses import distillation_loss, reconstruction_loss
 from kdjax.models.missing import fill_missing
 from kdjax.models.model import Model, Params, head_outputs, residuals
