@@ -31,7 +31,7 @@ from kdjax.detection.rolling import rolling_taus, shuffled
 from kdjax.detection.thresholds import Rule, find_threshold, needed
 from kdjax.evaluation.evaluate import evaluate_models
 from kdjax.evaluation.intervals import paired_difference
-from kdjax.evaluation.samples import EntityScores
+from kdjax.evaluation.rows import EntityScores
 from kdjax.experiment.assemble import calibration_rules
 from kdjax.experiment.pipeline import load_dataset, prepare_parts
 from kdjax.io.environment import describe_environment

@@ -24,7 +24,7 @@ from rich.progress import track
 from kdjax.config import get_config, override, resolve
 from kdjax.evaluation.evaluate import evaluate_models
 from kdjax.evaluation.intervals import paired_difference
-from kdjax.evaluation.rows import FOLLOWING
+from kdjax.evaluation.rows import ROLLING
 from kdjax.experiment.assemble import calibration_rules
 from kdjax.experiment.pipeline import load_dataset, prepare_parts
 from kdjax.models.residual import fit_baseline, join_models
@@ -68,7 +68,7 @@ def measures_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
     return {
         f"{key}_{row['threshold']}" if key == "f1" else key: row[key]
         for row in rows
-        if row["threshold"] != FOLLOWING
+        if row["threshold"] != ROLLING
         for key in WANTED[row["level"]]
     }
 

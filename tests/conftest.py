@@ -5,13 +5,16 @@ Two machines with three channels each. `press` has rows enough for all of its ow
 """
 
 import os
+import pickle
 from pathlib import Path
 from typing import NamedTuple
 
+import hypothesis
 import jax
 import numpy as np
 import pandas as pd
 import pytest
+from filelock import FileLock
 
 from kdjax.config import get_config, override, resolve
 from kdjax.data.scaler import Scaler
@@ -27,25 +30,44 @@ TRAIN_ROWS = {"press": 600, "saw": 240}
 TEST_ROWS = {"press": 160, "saw": 120}
 SPIKES = {"press": (70, 85), "saw": (40, 52)}
 
+hypothesis.settings.register_profile("default", deadline=None, max_examples=20)
+hypothesis.settings.register_profile("slow", deadline=None, max_examples=200)
+
+
+def pytest_addoption(parser):
+    parser.addoption("--no-skips", action="store_true", help="fail if a test skips")
+
+
+def pytest_sessionfinish(session):
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if session.config.option.no_skips and reporter and reporter.stats.get("skipped"):
+        reporter.write_line("--no-skips: a skipped test fails this run", red=True)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
 
 def pytest_configure(config):
-    # Batches are shared among CPU devices as the program does it on a larger machine.
-    jax.config.update("jax_num_cpu_devices", 8)
-    _keep_compiled(config)
+    slow = "not slow" not in config.option.markexpr
+    hypothesis.settings.load_profile("slow" if slow else "default")
+    # The slow lane shares batches among 8 devices, the default lane between 2.
+    jax.config.update("jax_num_cpu_devices", 8 if slow else 2)
+    _set_compilation_cache(config)
 
 
-def _keep_compiled(config):
-    """Compiled functions are kept between runs and sessions: compiling is most of it."""
-    if getattr(config, "cache", None) is not None:
+def _set_compilation_cache(config):
+    """Keeps compiled functions between runs, in `JAX_COMPILATION_CACHE_DIR` if set."""
+    folder = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+    if folder is None and getattr(config, "cache", None) is not None:
         folder = str(config.cache.mkdir("xla"))
-        # The first for this process, the second for those that tests start.
-        jax.config.update("jax_compilation_cache_dir", folder)
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-        os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
-        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-        # A process beside this one may be writing the same entry: it is compiled then.
-        entry = "Error (reading|writing) persistent compilation cache entry"
-        config.addinivalue_line("filterwarnings", f"ignore:{entry}:UserWarning")
+    if folder is None:
+        return
+    # The first for this process, the second for those that tests start.
+    jax.config.update("jax_compilation_cache_dir", folder)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    # Another worker may be writing the same entry: JAX compiles again then.
+    entry = "Error (reading|writing) persistent compilation cache entry"
+    config.addinivalue_line("filterwarnings", f"ignore:{entry}:UserWarning")
 
 
 class Plant(NamedTuple):
@@ -89,14 +111,24 @@ def _part(rng, sizes, first, spikes):
 
 
 @pytest.fixture(scope="session")
-def plant(tmp_path_factory):
+def shared_folder(tmp_path_factory):
+    """One folder for all workers of this session, beside their own."""
+    base = tmp_path_factory.getbasetemp()
+    folder = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    (folder / "shared").mkdir(exist_ok=True)
+    return folder / "shared"
+
+
+@pytest.fixture(scope="session")
+def plant(shared_folder):
     """The files `train.csv` and `test.csv` of two machines."""
-    rng = np.random.default_rng(7)
-    folder = tmp_path_factory.mktemp("plant")
-    paths = Plant(folder / "train.csv", folder / "test.csv")
-    train = _part(rng, TRAIN_ROWS, "2024-01-01", {})
-    train.drop(columns="fault").to_csv(paths.train, index=False)
-    _part(rng, TEST_ROWS, "2024-01-02", SPIKES).to_csv(paths.test, index=False)
+    paths = Plant(shared_folder / "train.csv", shared_folder / "test.csv")
+    with FileLock(shared_folder / "plant.lock"):
+        if not paths.test.exists():
+            rng = np.random.default_rng(7)
+            train = _part(rng, TRAIN_ROWS, "2024-01-01", {})
+            train.drop(columns="fault").to_csv(paths.train, index=False)
+            _part(rng, TEST_ROWS, "2024-01-02", SPIKES).to_csv(paths.test, index=False)
     return paths
 
 
@@ -134,11 +166,17 @@ def plant_changes(plant):
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory, plant, plant_changes, tiny):
-    """The one labelled run of the session; nobody writes into its folder."""
+def finished(shared_folder, plant, plant_changes, tiny):
+    """The one labelled run of the session; no test writes into its folder.
+
+    The first worker trains; the others read what it returned.
+    """
     settings = tiny(plant_changes)
-    workdir = tmp_path_factory.mktemp("runs") / "plant"
-    return Finished(workdir, run(settings, workdir), settings, plant)
+    workdir, kept = shared_folder / "plant", shared_folder / "results.pkl"
+    with FileLock(shared_folder / "run.lock"):
+        if not kept.exists():
+            kept.write_bytes(pickle.dumps(run(settings, workdir)))
+    return Finished(workdir, pickle.loads(kept.read_bytes()), settings, plant)
 
 
 @pytest.fixture

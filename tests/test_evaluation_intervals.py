@@ -11,7 +11,7 @@ from scipy import stats
 from kdjax.errors import DataError
 from kdjax.evaluation import intervals
 from kdjax.evaluation.intervals import (
-    BEST_CONTROL,
+    BEST_BASELINE,
     best_baseline,
     compare,
     interval_rows,
@@ -290,8 +290,8 @@ def test_paired_rows_by_hand():
     assert names == [
         ("student", "teacher", None, "oracle"),
         ("student", "student_alone", None, "oracle"),
-        ("teacher", "best control", "difference", "oracle"),
-        ("student", "best control", "difference", "oracle"),
+        ("teacher", "best baseline", "difference", "oracle"),
+        ("student", "best baseline", "difference", "oracle"),
     ]
     gaps = [r["difference"] for r in found]
     assert gaps == pytest.approx([0.03, 0.05, 0.1, 0.13])
@@ -320,7 +320,7 @@ def test_the_best_control_is_found_for_each_metric_and_threshold():
                 | point,
                 row(model, name, 0.0, average_precision=9.0, threshold="pot") | point,
             ]
-    found = paired_rows(rows, [("student", BEST_CONTROL)])
+    found = paired_rows(rows, [("student", BEST_BASELINE)])
     assert [
         (
             r["metric"],

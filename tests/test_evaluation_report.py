@@ -160,6 +160,7 @@ def test_each_switch_belongs_to_its_own_timeline(text):
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
 
+@pytest.mark.integration
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium to open the report in")
 def test_a_browser_opens_it_without_a_complaint(written, tmp_path):
     """A real one: what it shows, what its console says, and that it lays the page out."""

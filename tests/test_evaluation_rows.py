@@ -12,11 +12,12 @@ from kdjax.evaluation.rows import (
     METRICS,
     POINT_METRICS,
     EntityScores,
+    in_order,
     per_entity_rows,
+    relative_scores,
     result_rows,
     unlabelled_rows,
 )
-from kdjax.evaluation.samples import in_order, relative_scores
 from kdjax.metrics import (
     affiliation,
     detection_delay,
@@ -377,9 +378,9 @@ def test_rows_without_a_score_do_not_join_two_events():
 )
 def test_which_rows_stay_in_order(labels, scored, kept):
     scores = np.array([math.nan if mark == "." else 1.0 for mark in scored])
-    series = in_order(np.array(list(labels)) == "1", scores)
-    assert "".join(str(int(label)) for label in series.labels) == kept
-    assert np.isfinite(series.scores).sum() == sum(mark != "." for mark in scored)
+    kept_labels, kept_scores = in_order(np.array(list(labels)) == "1", scores)
+    assert "".join(str(int(label)) for label in kept_labels) == kept
+    assert np.isfinite(kept_scores).sum() == sum(mark != "." for mark in scored)
 
 
 def test_metrics_without_a_value_say_why():

@@ -70,7 +70,7 @@ def test_a_file_is_checked_on_rows_and_scores_as_computed_by_hand(
     path, values = table
     folder, output = plain(tmp_path / "d"), tmp_path / "d.onnx"
     lines = list(export_file(folder, format="onnx", output=output, data=path))
-    assert lines[0] == "scaler, Normal and threshold of a"
+    assert lines[0] == "scaler, Gaussian and threshold of a"
     assert lines[1].startswith(
         f"checked on 27 of 27 windows of {path}: scores differ by"
     )
@@ -124,11 +124,11 @@ def test_the_rows_that_the_detector_keeps_serve_by_default(
     monkeypatch.setattr(run, "load_detector", lambda folder: kept)
     lines = list(export_file("d", format="onnx", output=tmp_path / "d.onnx"))
     assert lines[0].startswith("pooled scaler") and lines[0].endswith("of a, b")
-    assert "47 of 47 windows of the detector's reference rows" in lines[1]
+    assert "47 of 47 windows of the reference rows of the detector" in lines[1]
     lines = list(
         export_file("d", format="stablehlo", output=tmp_path / "d.shlo", entity="b")
     )
-    assert lines[0] == "scaler, Normal and threshold of b"
+    assert lines[0] == "scaler, Gaussian and threshold of b"
 
 
 def test_nothing_to_check_on_asks_for_rows(plain, tmp_path):

@@ -625,8 +625,9 @@ def test_the_example_names_a_faulty_file(example, tmp_path, text):
         list(example["windows_of"](path, ["x", "y"], 4, 3))
 
 
+@pytest.mark.integration
 def test_the_example_runs_on_its_engine(exported, score, plants, tmp_path):
-    pytest.importorskip("ray", reason="needs ray[data], which no extra brings")
+    pytest.importorskip("ray", reason="needs ray[data], the extra ray")
     output, _ = score(plants, entity="pooled")
     command = [sys.executable, EXAMPLE, exported, plants, tmp_path / "windows"]
     quiet = os.environ | {"RAY_USAGE_STATS_ENABLED": "0"}

@@ -215,6 +215,7 @@ def test_rows_score_the_same_in_two_calls(kind, cut, causal):
 SIZES = (1, 2, 7, 100, 256, 1024)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["mahalanobis", NETWORK])
 def test_batches_of_any_size_score_the_same(kind):
     detector, values = detector_of(kind), made_up(700)
@@ -235,6 +236,7 @@ def test_windows_score_the_same_beside_any_padding():
         assert found.tobytes() == wanted[:count].tobytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["mahalanobis", NETWORK])
 def test_any_number_of_devices_scores_the_same(kind, monkeypatch):
     detector, values = detector_of(kind), made_up(500)
@@ -264,6 +266,7 @@ def as_file(path, *parts):
     return path
 
 
+@pytest.mark.slow
 def test_a_program_on_one_device_scores_as_on_eight(saved, tmp_path):
     path = as_file(tmp_path / "rows.csv", ("a", made_up(300)))
     command = [
@@ -421,6 +424,7 @@ def test_units_do_not_matter_without_floor_and_ridge(kind, affine):
     np.testing.assert_allclose(moved, distance, rtol=1e-3, atol=2e-3)
 
 
+@pytest.mark.slow
 def test_powers_of_two_change_no_bit_of_a_trained_network():
     """From the rows through scaling, training and calibration to the scores."""
 
@@ -605,6 +609,7 @@ def precision():
         yield importlib.import_module("precision")
 
 
+@pytest.mark.slow
 def test_float32_decides_as_float64_does(precision):
     sample = load_sample()
     parts = [sample.train[0], sample.test[0]]

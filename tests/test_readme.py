@@ -103,6 +103,7 @@ def test_every_verb_is_shown() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_commands_and_code_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     fetched: list[str] = []

@@ -1,11 +1,4 @@
-"""Wanted and realised shares of false alarms, by entity and rule, as JSON objects.
-
-A threshold that was chosen on some clean windows promises something on others. Two looks
-at what comes of it: calibration windows in turn left out, and, where test rows have
-labels, the test windows without an anomaly. Labels only report here.
-
-Each model calibrated on clean rows, then judged on the test rows.
-"""
+"""Calibrates models on clean rows and evaluates them on the test rows."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -51,117 +44,11 @@ from kdjax.evaluation.rows import (
 )
 from kdjax.models.residual import ResidualModel
 
-# Rules shown beside the one in use, for the detector that goes into production.
+# Rules compared with the one in use, for the student.
 COMPARED = ("conformal", "quantile", "pot")
 STUDENT = "student"
-
-
-def false_alarm_rates(
-    name: str,
-    calibration: Calibration,
-    place: int,
-    scores: EntityScores,
-    starts: np.ndarray,
-    *,
-    prepared: Prepared,
-    rules: Rules,
-) -> list[dict[str, Any]]:
-    """One object a rule: the one in use first, for the student others beside it.
-
-    Args:
-        name: of the model.
-        calibration: of the model.
-        place: of the entity.
-        scores: of its test windows.
-        starts: `[M]` first rows of these windows.
-        prepared: the data.
-        rules: of calibration.
-    """
-    own = rules.threshold
-    others = [
-        Rule(method, own.rate)
-        for method in COMPARED
-        if name == STUDENT and method != own.method and own.method != "fixed"
-    ]
-    window = prepared.window
-    found = []
-    for rule in (own, *others):
-        tau = _tau(calibration, place, rule, used=rule is own)
-        cross = cross_rates(
-            calibration.scores[place], calibration.starts[place], rule, window=window
-        )
-        test = _on_clean_test(scores, starts, tau, window, cross.wanted)
-        found.append(
-            {
-                "model": name,
-                "entity": scores.entity,
-                "method": rule.method,
-                "used": rule is own,
-                "wanted": cross.wanted,
-                "tau": tau if math.isfinite(tau) else None,
-                "left_out": _object(cross),
-                "clean_test": None if test is None else _object(test),
-            }
-        )
-    found[0]["drift"] = _drift(calibration, place, scores, starts, window)
-    return found
-
-
-def _tau(calibration: Calibration, place: int, rule: Rule, *, used: bool) -> float:
-    if used:
-        return calibration.thresholds[place].tau
-    threshold_scores = calibration.threshold_scores[place]
-    if len(threshold_scores) < needed(rule):
-        return math.nan
-    return find_threshold(threshold_scores, rule).tau
-
-
-def _on_clean_test(
-    scores: EntityScores, starts: np.ndarray, tau: float, window: int, wanted: float
-) -> MeasuredRate | None:
-    if scores.window_labels is None or math.isnan(tau):
-        return None
-    clean = ~scores.window_labels & ~np.isnan(scores.window_scores)
-    return measured_rate(
-        scores.window_scores[clean], starts[clean], tau, window=window, wanted=wanted
-    )
-
-
-def _object(found: MeasuredRate) -> dict[str, Any]:
-    return {
-        "rate": None if math.isnan(found.rate) else found.rate,
-        "separate_windows": found.disjoint_n,
-        "separate_alarms": found.disjoint_alarms,
-        "low": found.low,
-        "high": found.high,
-        "detail": found.detail,
-    }
-
-
-def _drift(
-    calibration: Calibration,
-    place: int,
-    scores: EntityScores,
-    starts: np.ndarray,
-    window: int,
-) -> dict[str, Any] | None:
-    """Whether the test windows' scores come from where calibration's did."""
-    threshold_scores, own = (
-        calibration.threshold_scores[place],
-        calibration.starts[place],
-    )
-    known = np.flatnonzero(~np.isnan(scores.window_scores))
-    if not len(threshold_scores) or not len(known):
-        return None
-    apart = known[disjoint(starts[known], window)]
-    found = drift(
-        p_values(threshold_scores, scores.window_scores[apart]),
-        calibration=max(1, len(disjoint(own, window))),
-    )
-    return found._asdict()
-
-
-# Windows whose scores are folded to rows at once.
+# Windows whose scores are added to rows at once: their row numbers take twice the
+# memory of the scores.
 FOLDED = 8192
 
 
@@ -174,7 +61,7 @@ class ModelEvaluation(NamedTuple):
         scores: of the test rows, one entry an entity.
         rows: lines of `results.json`.
         entities: the same by entity.
-        rates: wanted and realised shares of false alarms by entity and rule.
+        rates: wanted and measured false-alarm rates by entity and rule.
     """
 
     model: ResidualModel
@@ -196,7 +83,7 @@ def evaluate_models(
     point_adjusted: bool = False,
     rolling: float = 0.0,
 ) -> dict[str, ModelEvaluation]:
-    """Each model calibrated and judged, by its name.
+    """Calibrates each model on clean rows and scores the test rows; by model name.
 
     Args:
         models: residual models by name.
@@ -205,62 +92,54 @@ def evaluate_models(
         min_anomalous_points: anomalous rows that make a window anomalous.
         console: shows progress.
         ready: calibrations of models that bring their own.
-        point_adjusted: whether to add point-adjusted metrics, which flatter.
-        following: share of windows above a τ that follows its stream; 0 for none.
+        point_adjusted: whether to add point-adjusted metrics, which are inflated.
+        rolling: share of windows above the rolling threshold; 0 for none.
     """
-    labels = [
-        _window_labels(prepared, entity, min_anomalous_points)
-        for entity in prepared.entities
-    ]
+    method, window = rules.threshold.method, prepared.window
     evaluated = {}
     for name, model in models.items():
         console.print(f"{name}: calibrates and scores")
         calibration = ready.get(name) or calibrate(model, prepared, rules)
-        scores = tuple(
-            _test_scores(model, calibration, prepared, rules, i)._replace(
-                window_labels=own
+        scores, rates = [], []
+        for place, entity in enumerate(prepared.entities):
+            starts = test_starts(prepared, entity)
+            own = _test_scores(
+                model,
+                calibration,
+                prepared,
+                rules,
+                place,
+                starts,
+                min_anomalous_points=min_anomalous_points,
+                rolling=rolling,
             )
-            for i, own in enumerate(labels)
-        )
-        if rolling:
-            scores = tuple(
-                own._replace(rolling_tau=_rolling_taus(calibration, i, own, rolling))
-                for i, own in enumerate(scores)
+            scores.append(own)
+            rates += false_alarm_rates(
+                name, calibration, place, own, starts, prepared=prepared, rules=rules
             )
-        evaluated[name] = _judged(
-            name, model, calibration, scores, prepared, rules, point_adjusted
+        evaluated[name] = ModelEvaluation(
+            model,
+            calibration,
+            tuple(scores),
+            table_rows(
+                name,
+                model,
+                scores,
+                method=method,
+                window=window,
+                point_adjusted=point_adjusted,
+            ),
+            per_entity_rows(
+                name,
+                scores,
+                method=method,
+                levels=LEVELS,
+                window=window,
+                point_adjusted=point_adjusted,
+            ),
+            rates,
         )
     return evaluated
-
-
-def _judged(
-    name: str,
-    model: ResidualModel,
-    calibration: Calibration,
-    scores: tuple[EntityScores, ...],
-    prepared: Prepared,
-    rules: Rules,
-    point_adjusted: bool,
-) -> ModelEvaluation:
-    method = rules.threshold.method
-    options: dict[str, Any] = {
-        "window": prepared.window,
-        "point_adjusted": point_adjusted,
-    }
-    rates = []
-    for place, (entity, own) in enumerate(zip(prepared.entities, scores, strict=True)):
-        starts = test_starts(prepared, entity)
-        rates += false_alarm_rates(
-            name, calibration, place, own, starts, prepared=prepared, rules=rules
-        )
-    return ModelEvaluation(
-        model,
-        calibration,
-        scores,
-        table_rows(name, model, scores, method=method, **options),
-        per_entity_rows(name, scores, method=method, levels=LEVELS, **options),
-        rates,
-    )
 
 
 def table_rows(
@@ -272,7 +151,7 @@ def table_rows(
     window: int,
     point_adjusted: bool,
 ) -> list[dict[str, Any]]:
-    """Lines of `results.json` of one model; without numbers where labels are missing."""
+    """Lines of `results.json` of one model; without metrics where labels are missing."""
     if any(one.window_labels is None for one in scores):
         return unlabelled_rows(name, model.parameters, scores, method=method)
     return result_rows(
@@ -286,22 +165,9 @@ def table_rows(
 
 
 def test_starts(prepared: Prepared, entity: Entity) -> np.ndarray:
-    """Starts of the windows that evaluation counts."""
+    """Starts of the test windows that evaluation counts, `[M]`."""
     return window_starts(
         entity.test_spans, window=prepared.window, stride=prepared.stride
-    )
-
-
-def _window_labels(
-    prepared: Prepared, entity: Entity, min_anomalous_points: int
-) -> np.ndarray | None:
-    if entity.test is None or entity.test.labels is None:
-        return None
-    return window_labels(
-        entity.test.labels,
-        test_starts(prepared, entity),
-        window=prepared.window,
-        min_anomalous_points=min_anomalous_points,
     )
 
 
@@ -310,36 +176,36 @@ def _test_scores(
     calibration: Calibration,
     prepared: Prepared,
     rules: Rules,
-    index: int,
+    place: int,
+    starts: np.ndarray,
+    *,
+    min_anomalous_points: int,
+    rolling: float,
 ) -> EntityScores:
-    """Scores of one entity's test rows, without its window labels."""
-    entity = prepared.entities[index]
-    tau = calibration.thresholds[index].tau
-    if entity.test is None:
-        nothing = np.empty(0)
-        return EntityScores(entity.name, None, nothing, None, nothing, tau)
-    starts = test_starts(prepared, entity)
-    found = score_rows(
-        model, calibration, index, entity.test.values, starts, prepared.window, rules
-    )
-    return EntityScores(
-        entity=entity.name,
-        labels=entity.test.labels,
-        scores=found.rows,
-        window_labels=None,
-        window_scores=found.windows,
-        threshold=tau,
-    )
-
-
-def _rolling_taus(
-    calibration: Calibration, place: int, scores: EntityScores, share: float
-) -> np.ndarray | None:
-    """`[M]` τ before each test window, from the scores behind the entity's own τ on."""
-    threshold_scores = calibration.threshold_scores[place]
-    if not len(threshold_scores):  # a fixed τ has none
-        return None
-    return rolling_taus(shuffled(threshold_scores), scores.window_scores, share)
+    """Labels and scores of one entity's test rows and windows."""
+    entity, window = prepared.entities[place], prepared.window
+    tau = calibration.thresholds[place].tau
+    scores = EntityScores(entity.name, None, np.empty(0), None, np.empty(0), tau)
+    if entity.test is not None:
+        values, labels = entity.test.values, entity.test.labels
+        found = score_rows(model, calibration, place, values, starts, window, rules)
+        scores = scores._replace(
+            labels=labels, scores=found.rows, window_scores=found.windows
+        )
+        if labels is not None:
+            scores = scores._replace(
+                window_labels=window_labels(
+                    labels,
+                    starts,
+                    window=window,
+                    min_anomalous_points=min_anomalous_points,
+                )
+            )
+    behind_tau = calibration.threshold_scores[place]
+    if rolling and len(behind_tau):  # a fixed τ has none
+        taus = rolling_taus(shuffled(behind_tau), scores.window_scores, rolling)
+        scores = scores._replace(rolling_tau=taus)
+    return scores
 
 
 class RowScores(NamedTuple):
@@ -363,7 +229,7 @@ def score_rows(
     window: int,
     rules: Rules,
 ) -> RowScores:
-    """Scores of the windows of raw rows, under the Gaussian of one entity.
+    """Scores of the windows of raw rows, under one entity's scaler and Gaussian.
 
     Args:
         model: the residual model.
@@ -385,9 +251,108 @@ def score_rows(
     )
     sums, found = empty_sums(len(values)), [np.empty(0, np.float32)]
     for points, at in pieces:
-        # Some windows at a time: their row numbers take twice the room of the scores.
         for first in range(0, len(at), FOLDED):
             part = slice(first, first + FOLDED)
             add_scores(sums, points[part], at[part])
         found.append(window_scores(points, count=rules.allowed_points))
     return RowScores(mean_of_sums(sums), np.concatenate(found))
+
+
+def false_alarm_rates(
+    name: str,
+    calibration: Calibration,
+    place: int,
+    scores: EntityScores,
+    starts: np.ndarray,
+    *,
+    prepared: Prepared,
+    rules: Rules,
+) -> list[dict[str, Any]]:
+    """Wanted and measured false-alarm rates of one entity, an object a rule, JSON-able.
+
+    They are measured on calibration windows in turn left out, and on the test windows
+    without an anomaly where there are labels. The rule in use comes first; for the
+    student other rules follow.
+
+    Args:
+        name: of the model.
+        calibration: of the model.
+        place: of the entity.
+        scores: of its test windows.
+        starts: `[M]` first rows of these windows.
+        prepared: the data.
+        rules: of calibration.
+    """
+    used, window = rules.threshold, prepared.window
+    compared = [m for m in COMPARED if name == STUDENT and used.method != "fixed"]
+    others = [Rule(method, used.rate) for method in compared if method != used.method]
+    found = []
+    for rule in (used, *others):
+        tau = _tau(calibration, place, rule, used=rule is used)
+        cross = cross_rates(
+            calibration.scores[place], calibration.starts[place], rule, window=window
+        )
+        test = None
+        if scores.window_labels is not None and not math.isnan(tau):
+            clean = ~scores.window_labels & ~np.isnan(scores.window_scores)
+            test = measured_rate(
+                scores.window_scores[clean],
+                starts[clean],
+                tau,
+                window=window,
+                wanted=cross.wanted,
+            )
+        found.append(
+            {
+                "model": name,
+                "entity": scores.entity,
+                "method": rule.method,
+                "used": rule is used,
+                "wanted": cross.wanted,
+                "tau": tau if math.isfinite(tau) else None,
+                "left_out": _object(cross),
+                "clean_test": None if test is None else _object(test),
+            }
+        )
+    found[0]["drift"] = _drift(calibration, place, scores, starts, window)
+    return found
+
+
+def _tau(calibration: Calibration, place: int, rule: Rule, *, used: bool) -> float:
+    if used:
+        return calibration.thresholds[place].tau
+    threshold_scores = calibration.threshold_scores[place]
+    if len(threshold_scores) < needed(rule):
+        return math.nan
+    return find_threshold(threshold_scores, rule).tau
+
+
+def _object(found: MeasuredRate) -> dict[str, Any]:
+    return {
+        "rate": None if math.isnan(found.rate) else found.rate,
+        "separate_windows": found.disjoint_n,
+        "separate_alarms": found.disjoint_alarms,
+        "low": found.low,
+        "high": found.high,
+        "detail": found.detail,
+    }
+
+
+def _drift(
+    calibration: Calibration,
+    place: int,
+    scores: EntityScores,
+    starts: np.ndarray,
+    window: int,
+) -> dict[str, Any] | None:
+    """Whether test scores have the distribution of calibration scores."""
+    threshold_scores = calibration.threshold_scores[place]
+    known = np.flatnonzero(~np.isnan(scores.window_scores))
+    if not len(threshold_scores) or not len(known):
+        return None
+    separate = known[disjoint(starts[known], window)]
+    found = drift(
+        p_values(threshold_scores, scores.window_scores[separate]),
+        calibration=max(1, len(disjoint(calibration.starts[place], window))),
+    )
+    return found._asdict()

@@ -1,7 +1,7 @@
-"""What a detector makes of its own training rows, and whether test rows are like them.
+"""A detector's scores of its training rows, and how test rows differ from them.
 
-Training data are believed to be normal. Whoever sees its most abnormal windows can tell
-whether they are; `data.exclude` and `detection.trim` are there if they aren't.
+Training rows should be normal. A user can check the windows of highest score and leave
+abnormal rows out with `data.exclude` or `detection.trim`.
 """
 
 from typing import Any, NamedTuple
@@ -37,14 +37,31 @@ def inspect_training(
     evaluated: ModelEvaluation, prepared: Prepared, rules: Rules
 ) -> tuple[Inspection, ...]:
     """The training rows of each entity, scored by a calibrated model."""
-    return tuple(
-        _inspect(evaluated, prepared, rules, place)
-        for place in range(len(prepared.entities))
-    )
+    inspections = []
+    for place, entity in enumerate(prepared.entities):
+        starts = np.concatenate(
+            [
+                window_starts(spans, window=prepared.window, stride=prepared.stride)
+                for spans in entity.split
+            ]
+        )
+        found = score_rows(
+            evaluated.model,
+            evaluated.calibration,
+            place,
+            entity.train.values,
+            starts,
+            prepared.window,
+            rules,
+        )
+        tau = evaluated.calibration.thresholds[place].tau
+        worst = _worst(entity, starts, found.windows, tau, prepared.window)
+        inspections.append(Inspection(entity.name, found.rows, worst))
+    return tuple(inspections)
 
 
 def test_notes(evaluated: ModelEvaluation, prepared: Prepared) -> list[str]:
-    """Sentences on entities whose test rows are others than the training rows."""
+    """Notes on entities whose test rows differ from the training rows."""
     ranges = training_ranges(prepared)
     foreign = []
     for place, entity in enumerate(prepared.entities):
@@ -72,40 +89,14 @@ def test_notes(evaluated: ModelEvaluation, prepared: Prepared) -> list[str]:
     return notes
 
 
-def _inspect(
-    evaluated: ModelEvaluation, prepared: Prepared, rules: Rules, place: int
-) -> Inspection:
-    entity, calibration = prepared.entities[place], evaluated.calibration
-    parts = {
-        part: window_starts(spans, window=prepared.window, stride=prepared.stride)
-        for part, spans in entity.split._asdict().items()
-    }
-    starts = np.concatenate([*parts.values()])
-    found = score_rows(
-        evaluated.model,
-        calibration,
-        place,
-        entity.train.values,
-        starts,
-        prepared.window,
-        rules,
-    )
-    tau = calibration.thresholds[place].tau
-    return Inspection(
-        entity.name,
-        found.rows,
-        _worst(entity, starts, found.windows, tau, prepared.window),
-    )
-
-
 def _worst(
     entity: Entity, starts: np.ndarray, scores: np.ndarray, tau: float, window: int
 ) -> list[dict[str, Any]]:
     """The windows of highest score, greedily, none sharing a row with a worse one."""
     listed: list[dict[str, Any]] = []
     taken: list[int] = []
-    for place in np.argsort(-scores, kind="stable"):
-        start, score = int(starts[place]), float(scores[place])
+    for index in np.argsort(-scores, kind="stable"):
+        start, score = int(starts[index]), float(scores[index])
         if len(listed) == WORST or np.isnan(score):
             break
         if any(abs(start - other) < window for other in taken):
@@ -117,7 +108,7 @@ def _worst(
                 "part": _part(entity.split, start),
                 "start": _time(entity, start),
                 "end": _time(entity, start + window - 1),
-                # An overflow is listed first; JSON knows no infinity.
+                # An overflow comes first; JSON has no infinity.
                 "score": score if np.isfinite(score) else None,
                 "above": bool(score > tau),
             }

@@ -1,18 +1,14 @@
 """Intervals of means over entities, and paired comparisons of models.
 
-An entity is the unit that is drawn: two models are judged on the same entities, so they
-are compared entity by entity, and the interval says how far the mean would move with
-other entities of the same kind. Seeds are averaged away before, for they are repeats of
-one entity and no further evidence on others.
+Models are compared entity by entity; the interval covers the choice of entities. Seeds
+are averaged first: they repeat an entity and are no evidence on other entities.
 
 The interval is the percentile bootstrap, expanded for few entities (Hesterberg, 2015,
-"What Teachers Should Know About the Bootstrap", section 4.3): a bootstrap of n values
-spreads like their standard deviation with n below the line and knows nothing of the
-t-distribution, so the percentiles are taken at Φ(∓ t √(n/(n−1))) in place of the usual
-2.5 % and 97.5 %. In 1,000 simulations of normal values with n = 5, 8, 13 and 28 it
-covered the mean in 91, 94, 95 and 96 % of cases, plain percentiles in 84, 89, 91 and 94
-and BCa in 84, 88, 91 and 93, which also has no value where all differences are the
-same. With 3 and 4 values it is 75 and 86 %: no resample lies outside their range.
+"What Teachers Should Know About the Bootstrap", section 4.3): percentiles are taken at
+Φ(∓ t √(n/(n−1))) in place of 2.5 % and 97.5 %. In 1,000 simulations of normal values
+with n = 5, 8, 13 and 28 it covered the mean in 91, 94, 95 and 96 % of cases, plain
+percentiles in 84, 89, 91 and 94, BCa in 84, 88, 91 and 93. With n = 3 and 4 it covers
+75 and 86 %.
 """
 
 import math
@@ -26,25 +22,34 @@ import numpy.typing as npt
 from kdjax.errors import DataError
 
 NETWORKS = ("teacher", "student", "student_alone")
-EARLIER = "previous"  # the detector that training started from: no baseline
-BEST_CONTROL = "best control"
+PREVIOUS = "previous"  # the detector that training started from: no baseline
+BEST_BASELINE = "best baseline"
 
 LEVEL = 0.95
-LEAST = 3  # values that an interval needs
-FEW = 5  # below it the interval is too narrow
+MIN_ENTITIES = 3  # that an interval needs
+FEW = 5  # with fewer the interval is too narrow
 RESAMPLES = 9999
 # Resampled values held at once, as float64.
 BATCH_VALUES = 2_000_000
 
-METRICS = ("f1", "precision", "recall", "average_precision", "auc_roc") + (
-    # Of points only.
-    ("vus_pr", "vus_roc", "affiliation_f1", "range_f1", "event_f1")
+METRICS = (
+    "f1",
+    "precision",
+    "recall",
+    "average_precision",
+    "auc_roc",
+    # Of points only:
+    "vus_pr",
+    "vus_roc",
+    "affiliation_f1",
+    "range_f1",
+    "event_f1",
 )
 PAIRS = (
     ("student", "teacher"),
     ("student", "student_alone"),
-    ("teacher", BEST_CONTROL),
-    ("student", BEST_CONTROL),
+    ("teacher", BEST_BASELINE),
+    ("student", BEST_BASELINE),
 )
 # Metric, level, and whether it depends on a threshold.
 COMPARED = (
@@ -66,12 +71,11 @@ class MeanSd(NamedTuple):
 
 
 class Interval(NamedTuple):
-    """A mean over entities and the interval that holds it with 95 % confidence.
+    """A mean over entities with its 95 % interval.
 
     Attributes:
         mean: over the entities that have a value; NaN where none has.
-        low: lower end; NaN where there is no interval.
-        high: upper end.
+        low, high: ends; NaN where there is no interval.
         entities: how many were used.
         reason: why there is no interval, or why it is too narrow; else empty.
     """
@@ -84,12 +88,7 @@ class Interval(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """The mean difference of two models over entities, first minus second.
-
-    Attributes:
-        difference: mean over the entities where both have a value; NaN where none is.
-        low, high, entities, reason: as of `Interval`.
-    """
+    """The mean of first minus second over entities; other fields as in `Interval`."""
 
     difference: float
     low: float
@@ -99,17 +98,11 @@ class Difference(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """One metric of one model.
-
-    Attributes:
-        entities: the E names.
-        seeds: the S seeds.
-        values: `[S, E]`, NaN where undefined.
-    """
+    """One metric of one model, NaN where undefined."""
 
     entities: tuple[str, ...]
     seeds: tuple[Any, ...]
-    values: np.ndarray
+    values: np.ndarray  # [S, E]
 
 
 def mean_sd(values: npt.ArrayLike) -> MeanSd:
@@ -118,7 +111,8 @@ def mean_sd(values: npt.ArrayLike) -> MeanSd:
     >>> mean_sd([1.0, 3.0, None])
     MeanSd(mean=2.0, sd=1.4142135623730951, seeds=2)
     """
-    known = _known(_seeds_by_entities(values)[0])
+    known = _seeds_by_entities(values)[0]
+    known = known[~np.isnan(known)]
     mean = float(np.mean(known)) if len(known) else math.nan
     sd = float(np.std(known, ddof=1)) if len(known) > 1 else math.nan
     return MeanSd(mean, sd, len(known))
@@ -132,7 +126,7 @@ def mean_interval(
     Args:
         values: `[E]`, or `[S, E]` from S seeds, which are averaged first; NaN or None
             where undefined.
-        level: share of such intervals that should hold the mean, below 1.
+        level: confidence, below 1.
         seed: of the resamples.
 
     Raises:
@@ -141,11 +135,12 @@ def mean_interval(
     >>> mean_interval([0.25, 0.75])[-1]
     '2 entities are too few for an interval'
     """
-    known = _known(_over_seeds(_seeds_by_entities(values)))
+    means = _over_seeds(_seeds_by_entities(values))
+    known = means[~np.isnan(means)]
     if not len(known):
         return Interval(math.nan, math.nan, math.nan, 0, "no entity has a value")
     mean, count = float(np.mean(known)), len(known)
-    if count < LEAST:
+    if count < MIN_ENTITIES:
         plural = "entity is" if count == 1 else "entities are"
         reason = f"{count} {plural} too few for an interval"
         return Interval(mean, math.nan, math.nan, count, reason)
@@ -166,7 +161,7 @@ def paired_difference(
         first: `[E]`, or `[S, E]` from S seeds; NaN or None where undefined. Where one
             of the two is, that entity (in that seed) is left out of both.
         second: of the same entities in the same order, from as many seeds or from one.
-        level: share of such intervals that should hold the difference, below 1.
+        level: confidence, below 1.
         seed: of the resamples.
 
     Raises:
@@ -184,8 +179,8 @@ def paired_difference(
 
 
 def is_baseline(model: str) -> bool:
-    """Whether a model of a run is a baseline: no network, no detector from before."""
-    return model not in (*NETWORKS, EARLIER)
+    """Whether a model is a baseline: neither a network nor the previous detector."""
+    return model not in (*NETWORKS, PREVIOUS)
 
 
 def measured(
@@ -199,7 +194,7 @@ def measured(
         model: name.
         threshold: `oracle`, or the name of the label-free rule.
         level: `window` or `point`.
-        metric: the key; rows without it are passed over.
+        metric: the key; rows without it are skipped.
 
     Raises:
         DataError: two rows are of the same entity and seed.
@@ -227,7 +222,7 @@ def compare(first: Measured, second: Measured) -> Difference:
     """`paired_difference` of two models on the entities and seeds that both have."""
     names = [name for name in first.entities if name in second.entities]
     shared = [seed for seed in first.seeds if seed in second.seeds]
-    # What needs no training, such as a baseline, is measured once for all seeds.
+    # A baseline, which needs no training, is measured once for all seeds.
     once = 1 in (len(first.seeds), len(second.seeds))
     ours, theirs = (
         _at(found, found.seeds if once else shared, names) for found in (first, second)
@@ -260,14 +255,14 @@ def paired_rows(
 ) -> list[dict[str, Any]]:
     """Paired differences for `results.json`, from the rows of `results["entities"]`.
 
-    They are of F1 of windows under each threshold, and of average precision and VUS-PR
-    of points, which need no threshold and stand under `oracle` as in the table.
+    Metrics: F1 of windows under each threshold, average precision and VUS-PR of points
+    under `oracle`.
 
     Args:
         entities: the rows.
         pairs: names of models, the second taken from the first. `best baseline` is the
-            baseline with the best mean of the same metric; the same entities choose it
-            and are compared, which favours the baseline.
+            baseline with the best mean of the same metric, chosen on the entities that
+            are compared, which favours the baseline.
 
     Returns:
         JSON-able dicts by `model`, `against`, `threshold`, `level` and `metric`, with
@@ -288,13 +283,13 @@ def paired_rows(
 def _paired_row(
     entities: Sequence[Row], model: str, against: str, key: dict[str, str]
 ) -> dict[str, Any] | None:
-    other = best_baseline(entities, **key) if against == BEST_CONTROL else against
+    other = best_baseline(entities, **key) if against == BEST_BASELINE else against
     if other is None:
         return None
     first, second = (measured(entities, name, **key) for name in (model, other))
     if not first.entities or not second.entities:
         return None
-    baseline = other if against == BEST_CONTROL else None
+    baseline = other if against == BEST_BASELINE else None
     return {**key, "baseline": baseline, **_numbers(compare(first, second)._asdict())}
 
 
@@ -319,10 +314,9 @@ def _bootstrap(
 ) -> tuple[float, float]:
     """Ends of the expanded percentile interval.
 
-    Kept, since a metric without a threshold stands in the rows of each threshold.
+    Cached, since a metric without a threshold is in the rows of each threshold.
     """
-    # Here, since it takes a while to import.
-    from scipy import stats
+    from scipy import stats  # here, since it takes a while to import
 
     count = len(values)
     if min(values) == max(values):
@@ -368,11 +362,6 @@ def _over_seeds(values: np.ndarray) -> np.ndarray:
     means = np.full(values.shape[1], np.nan)
     np.divide(sums, counts, out=means, where=counts > 0)
     return means
-
-
-def _known(values: np.ndarray) -> np.ndarray:
-    known: np.ndarray = values[~np.isnan(values)]
-    return known
 
 
 def _at(found: Measured, seeds: Sequence[Any], names: Sequence[str]) -> np.ndarray:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from kdjax.evaluation.samples import FOLLOWING
+from kdjax.evaluation.rows import ROLLING
 from kdjax.evaluation.tables import (
     MISSING,
     Results,
@@ -188,7 +188,7 @@ def rolling_sheet(results: Results) -> Sheet | None:
     rows = {
         (row["model"], row["scope"]): row
         for row in results["rows"]
-        if row["threshold"] == FOLLOWING and row["f1"] is not None
+        if row["threshold"] == ROLLING and row["f1"] is not None
     }
     if not rows:
         return None

@@ -1,25 +1,20 @@
-"""Which detector of a run to take: the smallest that is as good as the best.
+"""A run's recommendation and its summary in words.
 
-The rule, with labels: of the detectors whose label-free F1 of windows lies, on average
-over entities, at most 0.01 below that of the best, the one with the smallest exported
-file. Random scores are never recommended, and nothing is that doesn't beat them by more
-than 0.01. Any other detector may be, baselines too.
+Recommendation, with labels: of the detectors whose label-free F1 of windows is, on
+average over entities, at most 0.01 below that of the best, the one with the smallest
+exported file. Random scores are never recommended, nor is anything that does not beat
+them by more than 0.01. Baselines may be recommended.
 
-The bound is on the mean paired difference itself and not on an end of its interval: few
-entities make a wide interval, whose upper end would then let everything pass and whose
-lower end nothing but the best. What the interval leaves open is said beside the number.
-The best is chosen on the entities that judge it, so the others are held to a bar that
-is rather too high.
+The bound is on the mean paired difference and not on an end of its interval: few
+entities make a wide interval, whose upper end would admit everything and whose lower
+end nothing but the best. The interval is printed beside the number.
 
-Without labels no detector is known to be good. The rule then is agreement: the smallest
-detector whose alarms agree with the teacher's, by a Cohen's kappa of at least 0.9.
+Without labels: the smallest detector whose alarms agree with the teacher's by a Cohen's
+kappa of at least 0.9.
 
-What a run's numbers say, in plain words and not more than they say.
-
-The paper's abstract claims that the student keeps the teacher's performance. This
-module puts that claim, and two harder ones, to the rows of results.json: do the
-networks beat trivial baselines, and does the student beat the same network trained
-alone? Before them stands what to take, where the run was asked (`recommendation`).
+The summary checks the paper's claim that the student keeps the teacher's performance,
+and two more: the networks beat trivial baselines, and the student beats the same
+network trained alone.
 """
 
 import math
@@ -61,17 +56,17 @@ class _Quality(NamedTuple):
 
 
 def recommend(results: Results) -> dict[str, Any]:
-    """The detector to take, drawn from a run's numbers by the rule above.
+    """The recommended detector by the rule above, JSON-able.
 
     Args:
-        results: `rows` and `entities` as in results.json; `costs`, an object a model
-            from `kdjax.export.costs.detector_costs`; without labels `agreement`, by model the
-            Cohen's kappa of its alarms with the teacher's, None where undefined.
+        results: `rows` and `entities` as in results.json; `costs`, by model from
+            `kdjax.export.costs.detector_costs`; without labels `agreement`, by model
+            the Cohen's kappa of its alarms with the teacher's, None where undefined.
 
     Returns:
-        JSON-able: `model`, None where nothing can be recommended; `rule`, a sentence;
-        `text`, two to four; `equivalent`, the models among which size decided, in the
-        order of the rows; `best`, what they were compared with.
+        `model`, None where nothing is recommended; `rule`, a sentence; `text`, two to
+        four; `equivalent`, the models among which size decided, in the order of the
+        rows; `best`, the model they were compared with.
     """
     method = label_free_method(results)
     quality = _quality(results, method)
@@ -83,9 +78,7 @@ def recommend(results: Results) -> dict[str, Any]:
 def agreement(first_alarms: npt.ArrayLike, second_alarms: npt.ArrayLike) -> float:
     """Cohen's kappa of two detectors' alarms on the same M windows.
 
-    1 where they are the same, 0 where they agree as often as by chance. NaN, without a
-    warning, where both raise no alarm at all, or both in all windows: chance alone then
-    agrees everywhere.
+    NaN, without a warning, where both raise no alarm at all, or both in all windows.
 
     Args:
         first_alarms: `[M]`, 1 in alarm, else 0.
@@ -115,17 +108,19 @@ def agreement(first_alarms: npt.ArrayLike, second_alarms: npt.ArrayLike) -> floa
 def _quality(results: Results, method: str) -> _Quality:
     """F1 of the models that have one on each entity where any has one.
 
-    A model that was measured on the easy entities only would not be comparable.
+    Means over different entities would not be comparable.
     """
-    names = dict.fromkeys(row["model"] for row in results["entities"])
-    key = {"threshold": method, "level": "window", "metric": "f1"}
     rows = results["entities"]
-    every = {name: _defined(measured(rows, name, **key)) for name in names}
+    every = {
+        name: _defined(
+            measured(rows, name, threshold=method, level="window", metric="f1")
+        )
+        for name in dict.fromkeys(row["model"] for row in rows)
+    }
     wanted = {entity for one in every.values() for entity in one.entities}
-    found = {n: one for n, one in every.items() if {*one.entities} == wanted}
-    if not wanted:
-        return _Quality(method, {}, [])
-    return _Quality(method, found, [name for name in every if name not in found])
+    found = {n: m for n, m in every.items() if wanted and {*m.entities} == wanted}
+    left_out = [name for name in every if wanted and name not in found]
+    return _Quality(method, found, left_out)
 
 
 def _defined(found: Measured) -> Measured:
@@ -153,13 +148,18 @@ def _by_f1(quality: _Quality, costs: Costs) -> dict[str, Any]:
     equivalent = [n for n in candidates if gaps[n].difference >= -MARGIN - ROUNDING]
     sizes = _sizes(equivalent, costs)
     model = min(sizes, key=lambda n: (sizes[n], -quality.mean(n)), default=best)
+    left_out = []
+    if quality.left_out:
+        left_out = [
+            f"Left out, without an F1 on each entity: {listed(quality.left_out)}."
+        ]
     text = " ".join(
         [
             _recommended(model, costs),
             _against(quality, model, best, gaps[model], costs),
             _among(equivalent, sizes, f"within {MARGIN} of the best"),
             *_evidence(gaps[model], model == best),
-            *_left_out(quality),
+            *left_out,
         ]
     )
     return _answer(model, rule, text, equivalent, best)
@@ -210,24 +210,18 @@ def _among(equivalent: Sequence[str], sizes: Mapping[str, float], how: str) -> s
 
 
 def _evidence(gap: Difference, is_best: bool) -> list[str]:
-    """What the entities say of the difference between the recommended and the best."""
+    """How sure the difference between the recommended and the best is."""
     if gap.entities == 1:
-        return ["One entity says nothing about others."]
+        return ["One entity is no evidence on others."]
     if is_best:
         return []
     difference = f"The difference is {signed(gap.difference)}"
     if math.isnan(gap.low):
         return [f"{difference}; {gap.reason}."]
-    says = "does not rule out" if gap.low < -MARGIN - ROUNDING else "rules out"
+    verb = "does not rule out" if gap.low < -MARGIN - ROUNDING else "rules out"
     narrow = f"; {gap.reason}" if gap.reason else ""
     interval = f"95 % interval {signed(gap.low)} to {signed(gap.high)}{narrow}"
-    return [f"{difference} ({interval}), which {says} a loss of more than {MARGIN}."]
-
-
-def _left_out(quality: _Quality) -> list[str]:
-    if not quality.left_out:
-        return []
-    return [f"Left out, without an F1 on each entity: {listed(quality.left_out)}."]
+    return [f"{difference} ({interval}), which {verb} a loss of more than {MARGIN}."]
 
 
 # Without labels.
@@ -246,7 +240,7 @@ def _by_agreement(results: Results, method: str) -> dict[str, Any]:
             "nor a comparison of alarms with the teacher's."
         )
         return _answer(None, rule, text, [], None)
-    # The teacher agrees with itself, also where it never raises an alarm.
+    # Also where the teacher never raises an alarm.
     kappas = {TEACHER: 1.0} | {n: k for n, k in kappas.items() if n != TEACHER}
     known = {
         name: k for name, k in kappas.items() if k is not None and not math.isnan(k)
@@ -265,7 +259,7 @@ def _by_agreement(results: Results, method: str) -> dict[str, Any]:
 
 
 def _agrees(model: str, kappa: float, method: str) -> str:
-    unknown = "No F1 is defined, so nothing says which detector is right"
+    unknown = "No F1 is defined, so it is unknown which detector is right"
     if model == TEACHER:
         return f"{unknown}; the others are compared with it."
     return (
@@ -337,11 +331,11 @@ CAUTION = (
     "These are the numbers of one run: without repeats, differences of a few "
     "hundredths are not evidence."
 )
-ENTITIES_ONLY = "The intervals tell of other entities, not of another training."
+ENTITIES_ONLY = "The intervals cover other entities, not another training."
 
 
 class _Scores(NamedTuple):
-    """Mean F1 over entities by model, under a threshold, and the words that name it."""
+    """Mean F1 over entities by model under one threshold, and its name in words."""
 
     rule: str
     threshold: str
@@ -349,11 +343,11 @@ class _Scores(NamedTuple):
 
 
 def summarise(results: Results) -> str:
-    """One paragraph: best models, baselines, what distillation brought, and a caution.
+    """One paragraph: recommendation, best models, baselines, effect of distillation.
 
-    It begins with the recommendation, if `results` has one, and then leaves out what
-    that has said. What distillation brought comes with its interval over entities, if
-    `results` has `paired` differences.
+    Args:
+        results: `rows` as in results.json; `recommendation` and `paired` if there are
+            some.
     """
     method = label_free_method(results)
     measures = [
@@ -373,9 +367,9 @@ def summarise(results: Results) -> str:
         )
         return " ".join(filter(None, sentences))
     for measure in measures:
-        # The recommendation names the best under the label-free threshold.
-        told = measure.rule == method and recommendation.get("best") is not None
-        sentences.append(_compared(measure, told))
+        # The recommendation has the best model under the label-free threshold.
+        known = measure.rule == method and recommendation.get("best") is not None
+        sentences.append(_compared(measure, best_is_known=known))
     paired = _paired(results)
     sentences += [_distilled(measures, paired), _size(results, measures[0]), CAUTION]
     if any(row["low"] is not None for row in paired.values()):
@@ -393,10 +387,10 @@ def _mean_f1(results: Results, threshold: str) -> dict[str, float]:
     }
 
 
-def _compared(measure: _Scores, told: bool) -> str:
-    """The best model and the best baseline, or the baselines alone if that is told."""
+def _compared(measure: _Scores, *, best_is_known: bool) -> str:
+    """The best model, unless it is known already, and the best baseline."""
     baselines = _baselines(measure)
-    if told:
+    if best_is_known:
         return f"With {measure.threshold}, {baselines}." if baselines else ""
     return ": ".join(filter(None, [_best(measure), baselines])) + "."
 
@@ -444,20 +438,20 @@ def _distilled(measures: list[_Scores], paired: dict[str, Mapping[str, Any]]) ->
     both = [m for m in measures if {"student", "student_alone"} <= m.f1.keys()]
     if not both:
         return ""
-    says = []
+    effects = []
     for measure in both:
         student, alone = measure.f1["student"], measure.f1["student_alone"]
         gap, interval = student - alone, ""
         if measure.rule in paired:
             gap = paired[measure.rule]["difference"]
             interval = _interval(paired[measure.rule])
-        says.append(
+        effects.append(
             f"{_gap(gap)} ({student:.3f} against {alone:.3f}, {measure.threshold}"
             f"{interval})"
         )
     return (
         "Compared with the same network trained alone, the distilled student is "
-        f"{listed(says)}."
+        f"{listed(effects)}."
     )
 
 

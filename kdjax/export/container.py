@@ -1,8 +1,7 @@
-"""What an exported file says of itself, and the digest that guards it.
+"""Metadata and digest of exported files.
 
 A file holds its own SHA-256 digest, taken with 64 zeros in the digest's place. It is
-verified before anything else in the file is read, so that a flipped bit or a missing
-end never becomes a score. It is no signature: it tells damage, not ill will.
+verified before anything else in the file is read. It detects corruption, not tampering.
 """
 
 import hashlib
@@ -23,7 +22,7 @@ _AGAIN = "Copy it again, or export the detector again (kdjax export)."
 
 
 def metadata_of(plan: Plan) -> dict[str, str]:
-    """The words that travel with an exported detector, all of them text."""
+    """The metadata of an exported detector."""
     return {
         "channels": json.dumps(plan.channels),
         "window": str(plan.window),
@@ -43,14 +42,12 @@ def read_plan(metadata: dict[str, str], name: str) -> Plan:
         ArtifactError: it is of a newer schema, or not what kdjax writes.
     """
     try:
-        schema = int(metadata["schema"])
-        text = metadata["plan"]
+        schema, text = int(metadata["schema"]), metadata["plan"]
     except (LookupError, TypeError, ValueError) as error:
         raise ArtifactError(
             f"{name} has no plan of kdjax in its metadata ({error!r}). {_AGAIN}"
         ) from error
-    version = metadata.get("kdjax_version")
-    check_schema(name, schema, known=SCHEMA, version=version)
+    check_schema(name, schema, known=SCHEMA, version=metadata.get("kdjax_version"))
     return plan_from_json(text)
 
 
@@ -68,7 +65,7 @@ def read_sealed(
 
     Args:
         source: a path, or the file's bytes.
-        before: what stands right before the digest, once in a file.
+        before: the bytes right before the digest, once in a file.
         kind: of file, for messages.
 
     Raises:
@@ -82,11 +79,9 @@ def read_sealed(
             f"{_AGAIN}"
         )
     place = data.index(before) + len(before)
-    digest = data[place : place + len(_BLANK)]
-    found = hashlib.sha256(data[:place])
-    found.update(_BLANK)
-    found.update(data[place + len(_BLANK) :])
-    if found.hexdigest().encode() != digest:
+    end = place + len(_BLANK)
+    found = hashlib.sha256(data[:place] + _BLANK + data[end:]).hexdigest()
+    if found.encode() != data[place:end]:
         raise ArtifactError(
             f"{name} is damaged: its SHA-256 digest differs from the one inside. "
             f"{_AGAIN}"
@@ -95,7 +90,7 @@ def read_sealed(
 
 
 def source_name(source: str | os.PathLike[str] | bytes) -> str:
-    """What to call a file in a message."""
+    """The name of a file in messages."""
     return "the file" if isinstance(source, bytes) else os.fspath(source)
 
 

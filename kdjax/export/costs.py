@@ -1,4 +1,4 @@
-"""What a detector costs where it runs: numbers, bytes of its file, time per window."""
+"""Costs of a detector in use: numbers, bytes of its file, time per window."""
 
 import statistics
 import time
@@ -26,11 +26,7 @@ def exported(detector: Detector) -> bytes:
 
 
 def window_milliseconds(content: bytes, rounds: int = ROUNDS) -> float:
-    """Median time of one window in onnxruntime, on one core.
-
-    Args:
-        content: an exported file.
-        rounds: windows timed.
+    """Median time of one window of an exported file in onnxruntime, on one core.
 
     Raises:
         ConfigError: the extra `onnx` is not installed.
@@ -50,9 +46,8 @@ def numbers(detector: Detector) -> int:
     """How many numbers score the windows of one entity.
 
     The model's parameters, offset and scale `[D]` of the scaler, mean `[F]` and
-    whitening matrix `[F, F]` of the Gaussian, and τ; F is K·D where K parts are joined.
-    A baseline without parameters needs the rest as well. The blame of channels follows
-    from the whitening matrix and isn't counted, though an exported file holds it ready.
+    whitening matrix `[F, F]` of the Gaussian, and τ; F is K·D for K components. The
+    attribution matrix follows from the whitening matrix and is not counted.
     """
     errors: int = detector.gaussians.mean.shape[-1]
     scaler = 2 * len(detector.channels)
@@ -60,16 +55,12 @@ def numbers(detector: Detector) -> int:
 
 
 def detector_costs(detector: Detector, rounds: int = ROUNDS) -> dict[str, Any]:
-    """What one entity's detector costs, JSON-able.
-
-    Args:
-        detector: a network's or a baseline's.
-        rounds: windows timed.
+    """Costs of one entity's detector, JSON-able.
 
     Returns:
-        `parameters` of the model, `numbers` (see above), `bytes` of the ONNX file,
-        `milliseconds` of a window in onnxruntime on one core, and `reason`: why one of
-        the last two is None, else empty.
+        `parameters` of the model, `numbers`, `bytes` of the ONNX file, `milliseconds`
+        of a window in onnxruntime on one core (median of `rounds`), and `reason`: why
+        one of the last two is None, else empty.
     """
     found: dict[str, Any] = {
         "parameters": detector.model.parameters,

@@ -1,11 +1,9 @@
-"""An exported file against the detector it came from, on real windows.
+"""Exports a saved detector to one file and checks it against the detector.
 
 Both compute in float32, in another order. On the networks measured (6 to 200 units, 5
 to 38 channels) scores differ by up to 3e-6 of max(1, score), and by up to 4e-5 where
-missing cells are completed under a nearly singular Gaussian. A decision may differ where a
-score lies that close to τ, and nowhere else.
-
-A saved detector as one file, as the verb `export` does it.
+missing cells are completed under a nearly singular Gaussian. Decisions may differ only
+where a score lies that close to τ.
 """
 
 import os
@@ -34,32 +32,24 @@ from kdjax.errors import ArtifactError, ConfigError, DataError
 from kdjax.export.onnx_scorer import Scored, Scorer, load_onnx
 from kdjax.io.files import atomic_path, check_target, clear_leftovers
 
-# A window score within this share of τ may fall on either side of it.
+FORMATS = ("onnx", "stablehlo")
+QUANTIZE = ("none", "int8")
+# A window score within this share of τ may be on either side of it.
 ROUNDING = 1e-4
-# Windows compared at most, spread evenly: enough to meet rounding.
+# Windows compared at most, spread evenly.
 WINDOWS = 1000
 
 
 class Parity(NamedTuple):
-    """How two ways to compute the same scores agree; scores relative to max(1, score).
+    """Agreement of a file with its detector; differences relative to max(1, score)."""
 
-    Attributes:
-        windows: compared.
-        available: at stride 1.
-        max_difference: of point scores, window scores and contributions.
-        median_shift: median difference of window scores.
-        max_shift: largest difference of window scores.
-        flips: windows that alarm in one way only, or have a score in one way only.
-        flips_beyond_rounding: those whose score is further from τ than `ROUNDING`.
-    """
-
-    windows: int
-    available: int
-    max_difference: float
-    median_shift: float
+    windows: int  # compared
+    available: int  # at stride 1
+    max_difference: float  # of point scores, window scores and contributions
+    median_shift: float  # of window scores
     max_shift: float
-    flips: int
-    flips_beyond_rounding: int
+    flips: int  # windows with different alarms, or with a score on one side only
+    flips_beyond_rounding: int  # of these, with a score further from τ than `ROUNDING`
 
 
 def check_export(
@@ -98,7 +88,7 @@ def check_export(
         median_shift=float(np.median(shifts)),
         max_shift=float(shifts.max()),
         flips=sum(len(scores) for scores in flips),
-        # NaN is nowhere near τ.
+        # NaN counts as beyond.
         flips_beyond_rounding=sum(
             int((~(np.abs(scores - tau) <= ROUNDING * tau)).sum()) for scores in flips
         ),
@@ -112,7 +102,7 @@ def _pairs(
     series: Sequence[np.ndarray],
     available: int,
 ) -> Iterator[tuple[Scored, Scored]]:
-    """What kdjax and `run` say of the same windows, a batch at a time."""
+    """Scores by kdjax and by `run` of the same windows, a batch at a time."""
     attribution = attribution_matrix(
         gaussian_of(detector, index), method=detector.attribution
     )
@@ -180,10 +170,6 @@ def _flips(ours: Scored, theirs: Scored, tau: float) -> np.ndarray:
     return scores
 
 
-FORMATS = ("onnx", "stablehlo")
-QUANTIZE = ("none", "int8")
-
-
 def export_file(
     detector: str | os.PathLike[str],
     *,
@@ -196,24 +182,22 @@ def export_file(
     entity_column: str = "",
     label_column: str = "",
 ) -> Iterator[str]:
-    """Writes a detector of one entity to a file; yields what to tell the user.
+    """Writes a detector of one entity to a file; yields lines for the user.
 
-    The file is checked against the detector on real windows before it takes its name.
+    The file is checked against the detector on real windows before it is written.
 
     Args:
         detector: folder of a saved detector.
         format: `onnx` or `stablehlo`.
         output: the file to write.
-        entity: whose scaler, Gaussian and threshold the file has; by default the only
-            entity's, else the pooled ones.
+        entity: of the scaler, Gaussian and threshold; by default the only entity, else
+            the pooled ones.
         quantize: `int8` keeps a network's weights in 8 bits (`onnx` only).
-        data: a file of rows to check on; by default the rows that the detector keeps.
-        time_column: of `data`; see `read_table`.
-        entity_column: of `data`.
-        label_column: of `data`.
+        data: a file of rows to check on; by default the detector's reference rows.
+        time_column, entity_column, label_column: of `data`; see `read_table`.
 
     Raises:
-        ArtifactError: the file decides otherwise than the detector.
+        ArtifactError: the file's alarms differ from the detector's.
         ConfigError: the detector can't be exported so, or there is nothing to check on.
     """
     _check(format, quantize)
@@ -222,18 +206,25 @@ def export_file(
     loaded = load_detector(detector)
     index = entity_index(loaded, entity or usual_entity(loaded))
     yield _entity_line(loaded, index)
-    series = (
-        []
-        if not str(data)
-        else _rows(loaded, data, time_column, entity_column, label_column)
-    )
-    if not series and loaded.reference is not None:
+    series: Sequence[np.ndarray] = []
+    if str(data):
+        series = _rows(
+            loaded,
+            data,
+            time_column=time_column,
+            entity_column=entity_column,
+            label_column=label_column,
+        )
+    elif loaded.reference is not None:
         series = [loaded.reference]
     exporter = _onnx if format == "onnx" else _stablehlo
     content, scorer = exporter(loaded, index)
     parity = check_export(loaded, index, scorer.run, series)
-    warm_start = str(data) or "the detector's reference rows"
-    yield _parity_line(parity, warm_start)
+    yield (
+        f"checked on {parity.windows:,} of {parity.available:,} windows of "
+        f"{str(data) or 'the reference rows of the detector'}: scores differ by at most "
+        f"{parity.max_difference:.1e} (relative), {parity.flips} decisions differ"
+    )
     if parity.flips_beyond_rounding:
         raise ArtifactError(
             f"{output} was not written: {parity.flips_beyond_rounding} of "
@@ -241,10 +232,14 @@ def export_file(
             "rounding. Report this with the versions that kdjax info prints."
         )
     if quantize == "int8":
-        whole = len(content)
+        before = len(content)
         content, scorer = _onnx(loaded, index, quantize)
         effect = check_export(loaded, index, scorer.run, series)
-        yield _effect_line(effect, whole, len(content))
+        yield (
+            f"int8: {before:,} bytes become {len(content):,}; window scores change by "
+            f"{effect.median_shift:.2%} (median) and {effect.max_shift:.2%} (at most), "
+            f"{effect.flips} of {effect.windows:,} decisions differ"
+        )
     with atomic_path(output) as temporary:
         temporary.write_bytes(content)
     yield f"{output}: {len(content):,} bytes"
@@ -268,24 +263,17 @@ def _check(format: str, quantize: str) -> None:
 def _entity_line(detector: Detector, index: int) -> str:
     if index == len(detector.entities):
         return (
-            "pooled scaler, Normal and threshold; --entity=NAME takes those of "
+            "pooled scaler, Gaussian and threshold; --entity=NAME takes those of "
             f"{', '.join(detector.entities)}"
         )
-    return f"scaler, Normal and threshold of {detector.entities[index]}"
+    return f"scaler, Gaussian and threshold of {detector.entities[index]}"
 
 
 def _rows(
-    detector: Detector, path: str | os.PathLike[str], *columns: str
+    detector: Detector, path: str | os.PathLike[str], **columns: str
 ) -> Sequence[np.ndarray]:
-    """The rows of a user's file, an entity a piece."""
-    time_column, entity_column, label_column = columns
-    series = read_table(
-        path,
-        time_column=time_column,
-        entity_column=entity_column,
-        label_column=label_column,
-        missing="mask",
-    )
+    """The rows of a user's file, one array an entity."""
+    series = read_table(path, missing="mask", **columns)
     with about(path):
         rows = [match_channels(one, detector.channels).values for one in series]
     longest = max(map(len, rows))
@@ -311,19 +299,3 @@ def _stablehlo(detector: Detector, index: int) -> tuple[bytes, Scorer]:
 
     content = stablehlo_file(detector, index)
     return content, load_stablehlo(content)
-
-
-def _parity_line(parity: Parity, warm_start: str) -> str:
-    return (
-        f"checked on {parity.windows:,} of {parity.available:,} windows of {warm_start}: "
-        f"scores differ by at most {parity.max_difference:.1e} (relative), "
-        f"{parity.flips} decisions differ"
-    )
-
-
-def _effect_line(effect: Parity, before: int, after: int) -> str:
-    return (
-        f"int8: {before:,} bytes become {after:,}; window scores change by "
-        f"{effect.median_shift:.2%} (median) and {effect.max_shift:.2%} (at most), "
-        f"{effect.flips} of {effect.windows:,} decisions differ"
-    )

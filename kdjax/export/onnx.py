@@ -1,11 +1,11 @@
-"""A whole detector as one ONNX graph: raw windows in, scores, alarm and blame out.
+"""A whole detector as one ONNX graph: raw windows in; scores, alarm, contributions out.
 
     x [B, L, D]  →  (x − offset) / scale  →  errors e of the residual model
                  →  d = e − μ  →  a = ‖W d‖²  →  window score  →  alarm where it is > τ
 
-It repeats `kdjax.models.missing`, `kdjax.models.residual`, `kdjax.detection.scores` and
-`kdjax.detection.attribution` operator by operator. What missing cells (NaN) need runs in
-branches that are left out where a batch has none.
+It follows `kdjax.models.missing`, `kdjax.models.residual`, `kdjax.detection.scores` and
+`kdjax.detection.attribution` operator by operator. The operators for missing cells (NaN)
+are in branches that run only where a batch has some.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -49,13 +49,12 @@ def detector_graph(
 
     Input `x [B, L, D]` float32 in raw units, NaN where a value is missing; B is dynamic.
     Outputs `point_score [B, L]`, `window_score [B]`, `alarm [B]` (int64, 0 or 1) and
-    `contribution [B, L, D]`. Scores are NaN where there is nothing to score; an alarm
-    then is 0, and the NaN says that it isn't known.
+    `contribution [B, L, D]`. Scores are NaN where they are unknown; the alarm is 0 then.
 
     Args:
         detector: the detector.
         index: from `entity_index`.
-        metadata: what the file says of itself.
+        metadata: of the file.
         quantize: `int8` keeps the kernels of the LSTM nodes in 8 bits.
 
     Raises:
@@ -65,8 +64,8 @@ def detector_graph(
     graph = new_graph()
     offset, scale = scaler_of(detector, index)
     scaled = add(graph, "Div", add(graph, "Sub", "x", offset), scale)
-    # A sum is NaN if a term is. It is, too, where infinities cancel: the branches then
-    # run without a cell to fill, and change nothing.
+    # A sum is NaN if a term is, and where infinities cancel: the branches for missing
+    # cells then change nothing.
     missing = add(graph, "IsNaN", add(graph, "ReduceSum", "x", keepdims=0))
     filled = _either(
         graph,
@@ -102,7 +101,7 @@ def detector_graph(
 
 
 def onnx_file(detector: Detector, index: int, *, quantize: str = "none") -> bytes:
-    """The bytes of `detector_graph` as a file that carries its plan and its digest.
+    """The bytes of `detector_graph` with its plan and digest.
 
     The same detector gives the same bytes.
     """
@@ -116,8 +115,8 @@ def _check(model: ResidualModel, quantize: str) -> None:
     without = [kind for kind in components_of(model.kind) if kind not in _ERRORS]
     if without:
         raise ConfigError(
-            f"a detector of kind {without[0]!r} has no ONNX form, it is a control that "
-            f"nobody needs elsewhere: export one of {', '.join(_ERRORS)}."
+            f"a detector of kind {without[0]!r} has no ONNX form: export a detector of "
+            f"one of the kinds {', '.join(_ERRORS)}."
         )
     if quantize != "none" and model.architecture is None:
         raise ConfigError(
@@ -130,7 +129,7 @@ def _check(model: ResidualModel, quantize: str) -> None:
 
 
 def _errors(graph: Graph, model: ResidualModel, windows: str) -> str:
-    """The errors of all parts, `[B, L, F]`."""
+    """The errors of all components, `[B, L, F]`."""
     kinds = components_of(model.kind)
     found = [_ERRORS[kind](graph, component(model, kind), windows) for kind in kinds]
     return add(graph, "Concat", *found, axis=2) if len(found) > 1 else found[0]
@@ -155,16 +154,10 @@ def _difference(graph: Graph, model: ResidualModel, windows: str) -> str:
 
 def _moving_average(graph: Graph, model: ResidualModel, windows: str) -> str:
     series = add(graph, "Transpose", windows, perm=[0, 2, 1])
-    # Padding is left out of the count, so that early means are those of fewer rows.
+    # Padding is not counted: early means are of fewer rows.
     rows = MOVING_AVERAGE_ROWS
-    means = add(
-        graph,
-        "AveragePool",
-        series,
-        kernel_shape=[rows],
-        pads=[rows - 1, 0],
-        count_include_pad=0,
-    )
+    pool = {"kernel_shape": [rows], "pads": [rows - 1, 0], "count_include_pad": 0}
+    means = add(graph, "AveragePool", series, **pool)
     means = add(graph, "Transpose", means, perm=[0, 2, 1])
     return add(graph, "Abs", add(graph, "Sub", windows, means))
 
@@ -229,15 +222,14 @@ def _scores(
         deviations = add_completion(graph, deviations, holes, gaussian)
     whitened = add(graph, "MatMul", deviations, "whiten")
     points = add(graph, "ReduceSumSquare", whitened, axes=[2], keepdims=0)
-    # What is no number stands for an overflow.
+    # NaN here is an overflow.
     known = points = _without_nan(graph, points, _INFINITY)
     if holes:
         points = mark_unknown(graph, points, holes)
         known = _without_nan(graph, points, -_INFINITY)
     # The least of the largest count + 1.
-    largest = add(
-        graph, "TopK", known, [detector.allowed_points + 1], outputs=2, axis=1
-    )
+    count = [detector.allowed_points + 1]
+    largest = add(graph, "TopK", known, count, outputs=2, axis=1)
     least = add(graph, "ReduceMin", largest, axes=[1], keepdims=0)
     if holes:
         too_few = add(graph, "Equal", least, -_INFINITY)
@@ -245,7 +237,7 @@ def _scores(
     parts = add(graph, "MatMul", deviations, "blame")
     parts = add(graph, "Mul", parts, parts)
     if copies > 1:
-        # A channel's part is the sum of what its errors have.
+        # A channel's contribution is the sum over its errors.
         parts = add(graph, "Reshape", parts, [0, 0, copies, -1])
         parts = add(graph, "ReduceSum", parts, [2], keepdims=0)
     return [points, least, _without_nan(graph, parts, _INFINITY)]
@@ -268,18 +260,12 @@ def _either(
     *branches: Callable[[Graph], list[str]],
     outputs: int | Sequence[str],
 ) -> str:
-    """What the first branch adds where the condition holds, else the second."""
+    """Outputs of the first branch where the condition holds, else of the second."""
     bodies = []
     for branch in branches:
         inner = inner_graph(graph)
         results = branch(inner)
         bodies.append(to_attribute(inner, [], [Value(name) for name in results]))
     then, otherwise = bodies
-    return add(
-        graph,
-        "If",
-        condition,
-        outputs=outputs,
-        then_branch=then,
-        else_branch=otherwise,
-    )
+    both = {"then_branch": then, "else_branch": otherwise}
+    return add(graph, "If", condition, outputs=outputs, **both)

@@ -1,7 +1,7 @@
-"""ONNX graphs, built a node at a time.
+"""Builds ONNX graphs a node at a time.
 
-A node has the name of its first output. Arrays given as inputs become weights of the whole
-graph, which its branches and loop bodies read as well.
+A node has the name of its first output. Arrays given as inputs become weights of the
+whole graph, which its branches and loop bodies share.
 """
 
 import itertools
@@ -33,34 +33,21 @@ BOOL, DOUBLE, FLOAT, INT64 = (
     TensorProto.INT64,
 )
 
-# Weights whose names end so are kernels of LSTM nodes, with outputs along axis 1. The
-# dense head keeps 32 bits: some runtimes fuse 8-bit weights into a product that rounds
-# its other side too.
+# Suffixes of the kernels of LSTM nodes, with outputs along axis 1. The dense head keeps
+# 32 bits: some runtimes fuse 8-bit weights into a product that rounds its other factor.
 KERNELS = ("_W", "_R")
 
 
 class Graph(NamedTuple):
-    """A graph under construction.
+    """A graph under construction; inner graphs share `weights` and `numbers`."""
 
-    Attributes:
-        nodes: in the order in which they run.
-        weights: arrays by name, shared with all graphs inside this one.
-        numbers: make names that nothing else has; shared as well.
-    """
-
-    nodes: list[NodeProto]
+    nodes: list[NodeProto]  # in order
     weights: dict[str, np.ndarray]
-    numbers: Iterator[int]
+    numbers: Iterator[int]  # make names unique
 
 
 class Value(NamedTuple):
-    """An input or output of a graph.
-
-    Attributes:
-        name: of it.
-        shape: letters stand for sizes that each call may choose; None: not said.
-        kind: its ONNX type.
-    """
+    """An input or output of a graph; letters in its shape are dynamic sizes."""
 
     name: str
     shape: Sequence[int | str] | None = None
@@ -73,7 +60,7 @@ def new_graph() -> Graph:
 
 
 def inner_graph(graph: Graph) -> Graph:
-    """A graph for a branch or loop body of another one; sees that one's names."""
+    """A graph for a branch or loop body, which may use the outer graph's names."""
     return graph._replace(nodes=[])
 
 
@@ -90,14 +77,19 @@ def add(
         graph: to add to.
         kind: the operator.
         inputs: names, or arrays, which become weights.
-        outputs: their names, or how many; those after the first then are called
-            `NAME_1`, `NAME_2`, …
+        outputs: their names, or how many; further ones are then `NAME_1`, `NAME_2`, …
         attributes: of the operator.
     """
     if isinstance(outputs, int):
         name = f"{kind.lower()}_{next(graph.numbers)}"
         outputs = [name, *(f"{name}_{number}" for number in range(1, outputs))]
-    sources = [_name(graph, value) for value in inputs]
+    sources = []
+    for value in inputs:
+        if not isinstance(value, str):
+            weight = f"weight_{next(graph.numbers)}"
+            graph.weights[weight] = np.asarray(value)
+            value = weight
+        sources.append(value)
     node = helper.make_node(kind, sources, outputs, name=outputs[0], **attributes)
     graph.nodes.append(node)
     return outputs[0]
@@ -142,8 +134,7 @@ def to_model(
 def quantized(graph: Graph) -> Graph:
     """The graph with its kernels as int8: q·s for the weights w of each output.
 
-    s = max |w| / 127 and q = round(w / s), so that the error is at most s/2. The
-    standard operator turns them back into float32 wherever the file runs.
+    s = max |w| / 127 and q = round(w / s), so that the error is at most s/2.
     """
     result = new_graph()._replace(numbers=graph.numbers)
     for name, values in graph.weights.items():
@@ -156,14 +147,6 @@ def quantized(graph: Graph) -> Graph:
         whole = np.round(values / scale).astype(np.int8)
         add(result, "DequantizeLinear", whole, scale.ravel(), outputs=[name], axis=1)
     return result._replace(nodes=result.nodes + graph.nodes)
-
-
-def _name(graph: Graph, value: str | ArrayLike) -> str:
-    if isinstance(value, str):
-        return value
-    name = f"weight_{next(graph.numbers)}"
-    graph.weights[name] = np.asarray(value)
-    return name
 
 
 def _infos(values: Sequence[Value]) -> list[onnx.ValueInfoProto]:

@@ -1,11 +1,9 @@
-"""A network as an ONNX graph of native LSTM nodes.
+"""ONNX nodes of the network and of missing cells.
 
 The operator LSTM of opset 17 has its gates in the order i, o, f, g, where kdjax has
-i, f, g, o, and a bias on either side, of which the input's stays 0 here. Arrays are
-time-major inside the graph, as the operator wants them.
-
-ONNX nodes for missing cells: `kdjax.models.missing` and the completion of
-`kdjax.detection.scores`, operator by operator.
+i, f, g, o, and two biases, of which the input's stays 0 here. Arrays are time-major
+inside the graph. Missing cells follow `kdjax.models.missing` and the completion of
+`kdjax.detection.scores` operator by operator.
 """
 
 from collections.abc import Sequence
@@ -20,6 +18,7 @@ from kdjax.export.onnx_graph import (
     FLOAT,
     INT64,
     Graph,
+    GraphProto,
     Model,
     Value,
     add,
@@ -73,7 +72,7 @@ def add_network(
 
 
 class _Layer(NamedTuple):
-    """Names of what an LSTM node gives."""
+    """Names of the outputs of an LSTM node."""
 
     states: str  # [L, 1, B, H]; the second axis counts directions
     hidden: str  # [1, B, H], the last of them
@@ -132,7 +131,7 @@ def _feedback(
 ) -> str:
     """From the encoder's states back in time, on its own output: `[L, B, D]`.
 
-    Each round of the loop first hands out its input, so that L rounds give x'_L … x'_1.
+    Each round of the loop returns its input, so that L rounds give x'_L … x'_1.
     """
     body = inner_graph(graph)
     carry = [name for layer in reversed(encoder) for name in (layer.hidden, layer.cell)]
@@ -143,21 +142,9 @@ def _feedback(
         layer = _add_lstm(body, f"decoder_layers_{number}", params, states, start)
         updated += [layer.hidden, layer.cell]
         states = layer.hidden
-    going_on = add(body, "Identity", "go_on")
     result = _add_head(body, params, states, architecture.head)
     handed_out = add(body, "Identity", "output")
-    steps = to_attribute(
-        body,
-        [
-            Value("step", (), INT64),
-            Value("go_on", (), BOOL),
-            *map(Value, ("output", *given)),
-        ],
-        [
-            Value(going_on, (), BOOL),
-            *map(Value, (result, *updated, handed_out)),
-        ],
-    )
+    steps = _loop_body(body, ("output", *given), (result, *updated, handed_out))
     first = _add_head(graph, params, encoder[0].hidden, architecture.head)
     count = len(carry) + 2
     rounds = add(graph, "Squeeze", length, [0])
@@ -193,13 +180,13 @@ def add_fill(graph: Graph, windows: str, *, length: int) -> str:
 def add_completion(
     graph: Graph, deviations: str, windows: str, gaussian: Gaussian
 ) -> str:
-    """Deviations whose missing entries are what is likeliest given the others.
+    """Deviations with missing entries replaced by the likeliest given the others.
 
     Args:
         graph: to add to.
-        deviations: `[B, L, D]`; what stands in missing cells doesn't matter.
+        deviations: `[B, L, D]`; values of missing cells are not used.
         windows: `[B, L, D]`, NaN where a cell is missing.
-        normal: of the errors.
+        gaussian: of the errors.
     """
     whiten = gaussian.whiten.astype(np.float64)
     precision = whiten.T @ whiten
@@ -229,14 +216,10 @@ def mark_unknown(graph: Graph, scores: str, windows: str) -> str:
 def _conjugate_gradients(
     graph: Graph, start: list[str], missing: str, matrix: np.ndarray, *, rounds: int
 ) -> str:
-    """The solution after so many rounds; `start` has what a round takes and gives."""
+    """The solution after `rounds`, from the loop's state `start`."""
     body = inner_graph(graph)
-    found, residual, direction, square = names = (
-        "found",
-        "residual",
-        "direction",
-        "square",
-    )
+    names = ("found", "residual", "direction", "square")
+    found, residual, direction, square = names
     image = _image(body, direction, missing, matrix)
     curvature = add(body, "ReduceSum", add(body, "Mul", direction, image), [-1])
     step = _ratio(body, square, curvature)
@@ -245,20 +228,20 @@ def _conjugate_gradients(
     ahead = add(body, "Mul", _ratio(body, smaller, square), direction)
     ahead = add(body, "Add", residual, ahead)
     found = add(body, "Add", found, add(body, "Mul", step, direction))
-    going_on = add(body, "Identity", "go_on")
-    once = to_attribute(
-        body,
-        [
-            Value("round", (), INT64),
-            Value("go_on", (), BOOL),
-            *map(Value, names),
-        ],
-        [
-            Value(going_on, (), BOOL),
-            *map(Value, (found, residual, ahead, smaller)),
-        ],
-    )
+    once = _loop_body(body, names, (found, residual, ahead, smaller))
     return add(graph, "Loop", np.int64(rounds), "", *start, outputs=4, body=once)
+
+
+def _loop_body(
+    body: Graph, inputs: Sequence[str], outputs: Sequence[str]
+) -> GraphProto:
+    """The body of a `Loop` that runs all its rounds."""
+    go_on = add(body, "Identity", "go_on")
+    return to_attribute(
+        body,
+        [Value("round", (), INT64), Value("go_on", (), BOOL), *map(Value, inputs)],
+        [Value(go_on, (), BOOL), *map(Value, outputs)],
+    )
 
 
 def _image(graph: Graph, values: str, missing: str, matrix: np.ndarray) -> str:
@@ -275,10 +258,5 @@ def _ratio(graph: Graph, numerator: str, denominator: str) -> str:
     """Their quotient; 0 once a row has converged."""
     positive = add(graph, "Greater", denominator, np.float32(0))
     safe = add(graph, "Where", positive, denominator, np.float32(1))
-    return add(
-        graph,
-        "Where",
-        positive,
-        add(graph, "Div", numerator, safe),
-        np.float32(0),
-    )
+    quotient = add(graph, "Div", numerator, safe)
+    return add(graph, "Where", positive, quotient, np.float32(0))

@@ -1,4 +1,4 @@
-"""An exported ONNX detector, run by onnxruntime; needs neither jax nor onnx."""
+"""Runs an exported ONNX detector in onnxruntime; imports neither jax nor onnx."""
 
 import os
 from collections.abc import Callable
@@ -17,27 +17,20 @@ OUTPUTS = ("point_score", "window_score", "alarm", "contribution")
 
 
 class Scored(NamedTuple):
-    """What a detector says of windows.
+    """Outputs of a detector; scores are NaN where they are unknown."""
 
-    Attributes:
-        point_score: a_t, `[B, L]`; NaN in rows without a value.
-        window_score: `[B]`; NaN where too few points have a score.
-        alarm: `[B]`, 1 where the window score is above τ, else 0.
-        contribution: of each channel, `[B, L, D]`.
-    """
-
-    point_score: np.ndarray
-    window_score: np.ndarray
-    alarm: np.ndarray
-    contribution: np.ndarray
+    point_score: np.ndarray  # [B, L], a_t
+    window_score: np.ndarray  # [B]
+    alarm: np.ndarray  # [B], 1 where the window score is above τ, else 0
+    contribution: np.ndarray  # [B, L, D]
 
 
 class Scorer(NamedTuple):
-    """An exported detector, ready to run.
+    """A loaded detector.
 
     Attributes:
-        plan: what a stream must know besides.
-        run: windows `[B, L, D]` of raw rows, NaN where a value is missing, to scores.
+        plan: the rules of a stream.
+        run: from windows `[B, L, D]` of raw rows, NaN where a value is missing.
     """
 
     plan: Plan
@@ -49,17 +42,16 @@ def load_onnx(source: str | os.PathLike[str] | bytes, *, threads: int = 1) -> Sc
 
     Args:
         source: a path, or the file's bytes.
-        threads: within one operator; one is fastest for single windows. 0: as many as
-            onnxruntime likes.
+        threads: within one operator; one is fastest for single windows, 0 leaves the
+            choice to onnxruntime.
 
     Raises:
         ArtifactError: the file is damaged, foreign, or too new.
         ConfigError: onnxruntime is not installed.
     """
-    data = verify_onnx(source)
-    session = _session(data, threads, source_name(source))
-    metadata = session.get_modelmeta().custom_metadata_map
-    plan = read_plan(metadata, source_name(source))
+    name = source_name(source)
+    session = _session(verify_onnx(source), threads, name)
+    plan = read_plan(session.get_modelmeta().custom_metadata_map, name)
 
     def run(windows: np.ndarray) -> Scored:
         rows = np.ascontiguousarray(windows, np.float32)
@@ -69,7 +61,7 @@ def load_onnx(source: str | os.PathLike[str] | bytes, *, threads: int = 1) -> Sc
 
 
 def verify_onnx(source: str | os.PathLike[str] | bytes) -> bytes:
-    """The bytes of an exported ONNX file, or those given, once their digest is right.
+    """The bytes of an exported ONNX file, given by path or as bytes, verified.
 
     Raises:
         ArtifactError: the file is missing, damaged, or not from kdjax.
@@ -86,13 +78,13 @@ def _session(data: bytes, threads: int, name: str) -> Any:
         ) from error
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    # Kernels of 8 bits become float32 once, not in each call.
+    # Converts 8-bit kernels to float32 once, not in each call.
     options.add_session_config_entry("session.disable_quant_qdq", "1")
     try:
         return onnxruntime.InferenceSession(
             data, options, providers=["CPUExecutionProvider"]
         )
-    except Exception as error:  # onnxruntime's errors share no other class
+    except Exception as error:  # onnxruntime's errors have no class of their own
         raise ArtifactError(
             f"onnxruntime {onnxruntime.__version__} can't run {name} ({error}): install "
             "a newer one."

@@ -1,11 +1,11 @@
-"""A detector as StableHLO, for programs that run JAX; the container around it.
+"""A detector as a StableHLO file, for programs that run JAX.
 
     kdjax-stablehlo 1
     {"sha256": …, "payload_bytes": …, "jax_version": …, …}     one line of JSON
-    what `jax.export` serialised
+    the output of `jax.export`
 
-JAX promises that such a payload runs for six months of newer versions: it is a form to
-deploy, not to keep.
+JAX promises that newer versions run such a payload for six months: deploy it, do not
+archive it.
 """
 
 import contextlib
@@ -43,12 +43,10 @@ SEAL = b'kdjax-stablehlo 1\n{"sha256":"'
 
 
 def stablehlo_file(detector: Detector, index: int) -> bytes:
-    """The bytes of a file that holds the detector of one entity, for `load_stablehlo`.
+    """A StableHLO file of the detector of one entity, for `load_stablehlo`.
 
+    Input and outputs are those of the ONNX file, but `alarm` is int32; B is symbolic.
     The same detector gives the same bytes.
-
-    Input and outputs are those of the ONNX file, but for `alarm`, an int32; the number
-    of windows is symbolic.
 
     Args:
         detector: the detector.
@@ -79,15 +77,22 @@ def load_stablehlo(source: str | os.PathLike[str] | bytes) -> Scorer:
     Raises:
         ArtifactError: the file is damaged, foreign, or too old or new for this JAX.
     """
+    name = source_name(source)
     data = read_sealed(source, SEAL, kind="StableHLO detector")
-    header, payload = _taken_apart(data, source_name(source))
-    plan = read_plan(header, source_name(source))
+    try:
+        _, line, payload = data.split(b"\n", 2)
+        header = dict(json.loads(line))
+    except (RecursionError, TypeError, ValueError) as error:
+        raise ArtifactError(
+            f"{name} has no header of kdjax ({error}): export the detector again."
+        ) from error
+    plan = read_plan(header, name)
     try:
         exported = export.deserialize(bytearray(payload))
         call = jax.jit(exported.call)
-    except Exception as error:  # what it raises depends on jax's version
+    except Exception as error:  # the class depends on jax's version
         raise ArtifactError(
-            f"{source_name(source)} was made with jax {header.get('jax_version')}, and jax "
+            f"{name} was made with jax {header.get('jax_version')}, and jax "
             f"{jax.__version__} can't read it ({error!r}): export the detector again."
         ) from error
 
@@ -95,17 +100,6 @@ def load_stablehlo(source: str | os.PathLike[str] | bytes) -> Scorer:
         return Scored(*map(np.asarray, call(np.asarray(windows, np.float32))))
 
     return Scorer(plan, run)
-
-
-def _taken_apart(data: bytes, name: str) -> tuple[dict[str, Any], bytes]:
-    """The header and the payload of a verified file."""
-    try:
-        _, line, payload = data.split(b"\n", 2)
-        return dict(json.loads(line)), payload
-    except (RecursionError, TypeError, ValueError) as error:
-        raise ArtifactError(
-            f"{name} has no header of kdjax ({error}): export the detector again."
-        ) from error
 
 
 @contextlib.contextmanager
@@ -121,13 +115,10 @@ def _without_paths() -> Iterator[None]:
 
 
 def _scoring(detector: Detector, index: int) -> Callable[[Array], Any]:
-    """The function from raw windows to what `Scored` holds, with its weights inside."""
+    """A function from raw windows to the fields of `Scored`, with its weights inside."""
     model, gaussian = detector.model, gaussian_of(detector, index)
-    common = (
-        model.params,
-        gaussian,
-        attribution_matrix(gaussian, method=detector.attribution),
-    )
+    attribution = attribution_matrix(gaussian, method=detector.attribution)
+    common = (model.params, gaussian, attribution)
     offset, scale = scaler_of(detector, index)
     plain, missing = (
         explainer(model.kind, model.architecture, word) for word in (False, True)
@@ -136,8 +127,8 @@ def _scoring(detector: Detector, index: int) -> Callable[[Array], Any]:
 
     def scores(windows: Array) -> Any:
         batch = windows.shape[0]
-        # Few windows run in another way than many; with a few more of zeros no batch
-        # is small, so that one program serves all sizes.
+        # Few windows run in another way than many: zeros make every batch large, so
+        # that one program serves all sizes.
         padded = jnp.concatenate([windows, jnp.zeros((FEW, *windows.shape[1:]))])
         scaled = (padded - offset) / scale
         gaps = jnp.isnan(scaled).any()

@@ -4,7 +4,8 @@ Each takes array-likes (lists, numpy, pandas): N rows, in order, or, for those o
 points, M windows alike. A metric that its inputs leave undefined is NaN, with an
 `UndefinedMetricWarning` that gives the reason, and never 0.
 
-- Single points: `precision_recall_f1` (Eq. 3-5), `auc_roc`, `average_precision`.
+- Single points: `precision_recall_f1` (Eq. 3-5), `auc_roc`, `average_precision`,
+  `oracle_threshold` (τ of best F1).
 - Events with a tolerance: `vus_roc`, `vus_pr` (both at once: `vus`), `affiliation`.
 - Whole events: `range_precision_recall`, `event_f1`, `event_recall`, `detection_delay`.
 - Inflated, for comparison with papers: `point_adjusted_f1`, `pa_k_f1`.
@@ -16,11 +17,13 @@ from kdjax.metrics.events import detection_delay, event_f1, event_recall
 from kdjax.metrics.point_adjusted import pa_k_f1, point_adjusted_f1
 from kdjax.metrics.points import (
     Counts,
+    OracleThreshold,
     PrecisionRecallF1,
     auc_roc,
     average_precision,
     count,
     from_counts,
+    oracle_threshold,
     pool,
     precision_recall_f1,
     undefined,
@@ -37,6 +40,7 @@ from kdjax.metrics.volumes import (
 __all__ = [
     "Affiliation",
     "Counts",
+    "OracleThreshold",
     "PrecisionRecallF1",
     "UndefinedMetricWarning",
     "Volumes",
@@ -50,6 +54,7 @@ __all__ = [
     "event_f1",
     "event_recall",
     "from_counts",
+    "oracle_threshold",
     "pa_k_f1",
     "point_adjusted_f1",
     "pool",

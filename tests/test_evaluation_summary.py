@@ -163,10 +163,10 @@ def test_one_entity_and_two():
         "Its label-free conformal F1 of windows is 0.495 (one entity) against 0.500 of "
         "teacher, the best (120,000 numbers, 480,000 bytes of ONNX and 2.250 ms a "
         "window). It is the smallest of teacher and pca, which are within 0.01 of the "
-        "best. One entity says nothing about others."
+        "best. One entity is no evidence on others."
     )
     best = recommend(make_results(COSTS, teacher=[0.5], student=[0.3]))
-    assert best["text"].endswith("One entity says nothing about others.")
+    assert best["text"].endswith("One entity is no evidence on others.")
     two = recommend(make_results(COSTS, teacher=[0.5, 0.6], pca=[0.49, 0.602]))
     assert two["text"].endswith(
         "The difference is −0.004; 2 entities are too few for an interval."
@@ -244,7 +244,7 @@ def test_without_labels_the_smallest_that_agrees_with_the_teacher():
     assert found["equivalent"] == ["teacher", "student"]
     assert found["text"] == (
         "Recommended: student, 7,000 numbers, 30,000 bytes of ONNX and 0.500 ms a "
-        "window. No F1 is defined, so nothing says which detector is right; its "
+        "window. No F1 is defined, so it is unknown which detector is right; its "
         "label-free conformal alarms agree with the teacher's (Cohen's kappa 0.953). "
         "It is the smallest of teacher and student, which are at a kappa of 0.9 or "
         "more."
@@ -258,7 +258,7 @@ def test_kappas_that_are_undefined_or_low_leave_the_teacher():
     assert (found["model"], found["equivalent"]) == ("teacher", ["teacher"])
     assert found["text"] == (
         "Recommended: teacher, 120,000 numbers, 480,000 bytes of ONNX and 2.250 ms a "
-        "window. No F1 is defined, so nothing says which detector is right; the others "
+        "window. No F1 is defined, so it is unknown which detector is right; the others "
         "are compared with it. No other detector is at a kappa of 0.9 or more. Kappa "
         "is undefined for student: as the teacher, no alarm at all, or one in each "
         "window."

@@ -10,8 +10,12 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from kdjax.errors import DataError
-from kdjax.evaluation.samples import oracle_threshold
-from kdjax.metrics import UndefinedMetricWarning, count, from_counts
+from kdjax.metrics import (
+    UndefinedMetricWarning,
+    count,
+    from_counts,
+    oracle_threshold,
+)
 
 ORACLES = json.loads(
     (Path(__file__).parent / "data" / "metric_oracles.json").read_text("utf-8")
