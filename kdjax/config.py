@@ -47,11 +47,21 @@ class _Group(ConfigDict):  # type: ignore[misc]
     """A `ConfigDict` that takes a renamed field under its old name, with a warning."""
 
     def __setattr__(self, name: str, value: Any) -> None:
-        new = _RENAMED_LEAVES.get(name)
-        if new and new in self:
-            _warn_renamed(name, new)
-            name = new
-        super().__setattr__(name, value)
+        super().__setattr__(_current_leaf(self, name), value)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        super().__setitem__(_current_leaf(self, name), value)
+
+    def __getitem__(self, name: str) -> Any:
+        return super().__getitem__(_current_leaf(self, name))
+
+
+def _current_leaf(group: _Group, name: str) -> str:
+    new = _RENAMED_LEAVES.get(name)
+    if not new or new not in group:
+        return name
+    _warn_renamed(name, new, stacklevel=4)
+    return new
 
 
 def current_name(field: str) -> str:
@@ -66,11 +76,11 @@ def current_name(field: str) -> str:
     return RENAMED[field]
 
 
-def _warn_renamed(old: str, new: str) -> None:
+def _warn_renamed(old: str, new: str, *, stacklevel: int = 3) -> None:
     warnings.warn(
         f"the config field {old} is now called {new}; the old name is still read.",
         FutureWarning,
-        stacklevel=3,
+        stacklevel=stacklevel,
     )
 
 

@@ -101,7 +101,7 @@ def test_flags_that_contradict_or_change_nothing_are_refused(
         ("detection.count=10", "detection.count=10 must be below data.window=10"),
         ("threshold.false_alarm_rate=0", "false_alarm_rate=0.0 must lie in (0, 1)"),
         ("threshold.method=fixed", "threshold.value is the τ of threshold.method='fix"),
-        ("controls=frob", "controls='frob' must be among random, mahalanobis"),
+        ("baselines=frob", "baselines='frob' must be among random, mahalanobis"),
         ("data.name=smd", "set either data.path"),
         ("data.root=x", "data.root belongs to a benchmark"),
         ("init_from=nowhere", "nowhere holds no detector to start from"),
@@ -139,10 +139,10 @@ def test_a_faulty_sweep_of_a_config_file_is_one_line(body, tmp_path, capsys):
 
 @pytest.mark.parametrize("kind", [MemoryError, jax.errors.JaxRuntimeError])
 def test_too_little_memory_is_one_line(kind, monkeypatch, capsys):
-    def full(request):
+    def full(arguments, flags):
         raise kind("RESOURCE_EXHAUSTED: Out of memory\nwhile allocating 80 TiB")
 
-    monkeypatch.setitem(VERBS, "run", full)
+    monkeypatch.setattr(VERBS["run"], "main", full)
     assert one_line(["run"], capsys) == (
         "there is not enough memory (RESOURCE_EXHAUSTED: Out of memory while allocating "
         "80 TiB): give fewer rows or channels at once, or smaller networks and batches."
@@ -161,20 +161,20 @@ def test_a_stream_without_an_end_is_refused(closed, saved, monkeypatch, capsys):
 
 def test_a_terminal_without_greek_letters_is_no_fault():
     done = subprocess.run(
-        [sys.executable, "launch.py", "--help"],
+        [sys.executable, "launch.py", "stream", "--help"],
         cwd=Path(__file__).parent.parent,
         env=os.environ | {"PYTHONIOENCODING": "ascii"},
         capture_output=True,
         text=True,
         check=True,
     )
-    assert r"step of an adaptive \u03c4" in done.stdout and done.stderr == ""
+    assert r"Step of an adaptive \u03c4" in done.stdout and done.stderr == ""
 
 
 def test_other_faults_of_devices_are_no_users(monkeypatch, capsys):
-    def broken(request):
+    def broken(arguments, flags):
         raise jax.errors.JaxRuntimeError("INTERNAL: no such kernel")
 
-    monkeypatch.setitem(VERBS, "run", broken)
+    monkeypatch.setattr(VERBS["run"], "main", broken)
     with pytest.raises(jax.errors.JaxRuntimeError):
         main(["kdjax", "run"])

@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +14,8 @@ import pytest
 from rich.console import Console
 
 from kdjax import cli
-from kdjax.cli import VERBS, main
+from kdjax.cli import OLD_FLAGS, VERBS, flags_of, main, parse
+from kdjax.config import RENAMED, get_config, leaves
 from kdjax.data import download as fetch
 from kdjax.detection.storage import save_detector
 
@@ -69,30 +72,162 @@ def config_file(tmp_path, body):
     return path
 
 
+def all_flags(verb):
+    return itertools.chain.from_iterable(VERBS[verb].FLAGS.values())
+
+
 # Help.
 
 
 @pytest.mark.parametrize("flag", ["--help", "-h", "-help", "--helpfull"])
-def test_help_names_every_verb_and_flag(say, flag):
+def test_help_names_every_verb_and_where_to_go_on(say, flag):
     code, out, err = say(flag)
     assert (code, err) == (0, "")
-    for verb in VERBS:
-        assert f"\n  {verb} " in out
-    for name in ("config", *(flag.name for flag in cli.FLAGS)):
-        assert f"\n  --{name} " in out
-    assert {
-        "workdir", "init_from", "way", "trials", "detector", "output", "entity", "causal",
-        "contributions", "attribution", "shard", "missing", "exclude", "time_column", "entity_column",
-        "label_column", "format", "quantize", "data", "backend", "adaptive", "rolling", "state",
-        "ignore", "on_error", "json", "coordinator", "num_processes", "process_id",
-    } == {flag.name for flag in cli.FLAGS}  # fmt: skip
     assert list(VERBS) == ALL_VERBS.split(", ")
-    assert all(verb.__doc__ for verb in VERBS.values())
+    for verb, module in VERBS.items():
+        assert f"\n  {verb:<10} {module.__doc__.splitlines()[0]}\n" in out
+    assert "kdjax VERB --help" in out and "Exit codes: 0 " in out
+    assert max(map(len, out.splitlines())) <= 90
 
 
-def test_help_wins_over_a_verb_and_faulty_flags(say):
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_of_a_verb(say, verb):
+    code, out, err = say(verb, "--help")
+    assert (code, err) == (0, "")
+    module = VERBS[verb]
+    assert out.startswith(f"Usage: kdjax {verb} ") and module.__doc__.strip() in out
+    for group, flags in module.FLAGS.items():
+        assert f"\n\n{group}:\n" in out
+        for flag in flags:
+            value = f"={flag.value} " if flag.value else " "
+            assert f"\n  --{flag.name}{value}" in out
+            assert flag.help.split()[0] in out
+            assert flag.help.endswith(".") and (flag.default is False) == (
+                not flag.value
+            )
+    assert f"Example:\n  kdjax {verb} " in out and "Exit codes: 0 " in out
+    taken = set(re.findall(r"^  --(\w+)", out, re.MULTILINE))
+    assert taken == {*flags_of(verb)}
+    # The README's commands are run by test_readme.
+    assert f"\n{module.EXAMPLE}\n" in (TOP / "README.md").read_text()
+
+
+def test_help_shows_defaults(say):
+    out = say("sweep", "--help")[1]
+    assert "adds. [10]" in out and "[-1]" not in out and "[None]" not in out
+    shown = shlex.split(say("run", "--help")[1].replace("'s ", "s "))
+    fields = dict(leaves(get_config().to_dict()))
+    given = [word for word in shown if word.split("=")[0] in fields]
+    assert sorted(word.split("=")[0] for word in given) == sorted(fields)
+    set_ones = [f"--config.{word}" for word in given if not word.endswith("=")]
+    values, _ = parse(["kdjax", "run", *set_ones])
+    assert values["config"].value.to_dict() == get_config().to_dict()
+    for word in given:
+        assert not word.endswith("=") or fields[word[:-1]] in (None, "")
+
+
+def test_verbs_share_defaults_of_flags_of_one_name():
+    kinds = {flag.name: flag.default for verb in VERBS for flag in all_flags(verb)}
+    assert {
+        "config", "config.FIELD", "config.threshold.FIELD", "workdir", "init_from", "way",
+        "trials", "detector", "output", "entity", "causal", "contributions", "attribution",
+        "shard", "missing", "exclude", "time_column", "entity_column", "label_column",
+        "format", "quantize", "data", "backend", "adaptive", "rolling", "state", "ignore",
+        "on_error", "json", "coordinator", "num_processes", "process_id",
+    } == set(kinds)  # fmt: skip
+    for verb in VERBS:
+        for flag in all_flags(verb):
+            assert (flag.default, type(flag.default)) == (
+                kinds[flag.name],
+                type(kinds[flag.name]),
+            )
+
+
+def test_help_wins_over_faulty_flags(say):
     code, out, _ = say("run", "--bogus", "--help")
-    assert code == 0 and out.startswith("kdjax VERB")
+    assert code == 0 and out.startswith("Usage: kdjax run ")
+    code, out, _ = say("frob", "--help")
+    assert code == 0 and out == say("--help")[1]
+
+
+# Names of version 0.1.
+
+
+def test_bench_is_a_script_now(refused):
+    for flags in ([], ["--quick"], ["--help"]):
+        assert refused("bench", *flags) == (
+            "bench is no longer a verb: run python benchmarks/speed.py in a checkout."
+        )
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "value"),
+    [
+        ("blame", "attribution", "conditional"),
+        ("following", "rolling", 0.2),
+        ("config.controls", "config.baselines", ("pca", "kmeans")),
+        ("config.teacher.parts", "config.teacher.components", ("autoencoder", "pca")),
+        ("config.student.parts", "config.student.components", ("autoencoder", "pca")),
+        ("config.detection.blame", "config.detection.attribution", "conditional"),
+        ("config.distill.disturbed_copies", "config.distill.augmented_copies", 2),
+        ("config.threshold.following_share", "config.threshold.rolling_share", 0.2),
+    ],
+)
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize("dashes", ["-", "--"])
+def test_old_names_of_flags_are_read(capsys, old, new, value, apart, dashes):
+    text = str(value)
+    flag = [f"{dashes}{old}", text] if apart else [f"{dashes}{old}={text}"]
+    values, rest = parse(["kdjax", "run", *flag, "more"])
+    assert rest == ["run", "more"]
+    if new.startswith("config."):
+        found = dict(leaves(values["config"].value.to_dict()))[
+            new.removeprefix("config.")
+        ]
+    else:
+        found = values[new].value
+    assert found == value
+    out, err = capsys.readouterr()
+    assert (out, err) == (
+        "", f"kdjax: --{old} is now called --{new}; the old name still works.\n"
+    )  # fmt: skip
+    assert {f"config.{name}" for name in RENAMED} | {"blame", "following"} == {
+        *OLD_FLAGS
+    }
+
+
+def test_only_flags_have_old_names(capsys):
+    parse(
+        ["kdjax", "score", "blame", "--output=--blame", "--config.data.path=controls"]
+    )
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.filterwarnings("default:the config field:FutureWarning")
+def test_old_names_in_a_config_file_are_read_with_one_line_each(say, asked, tmp_path):
+    body = (
+        "def get_config():\n    c = defaults()\n    c.data.name = 'smd'\n"
+        "    c.controls = ('pca',)\n    c['controls'] += ('kmeans',)\n"
+        "    c.update({'detection': {'blame': 'conditional'}})\n"
+        "    c.threshold.following_share = 0.2\n    return c"
+    )
+    path = config_file(tmp_path, body)
+    code, _, err = say("run", f"--config={path}", "--config.distill.disturbed_copies=1")
+    assert code == 0
+    ((settings, _),) = asked
+    assert settings["baselines"] == ["pca", "kmeans"]
+    assert settings["detection"]["attribution"] == "conditional"
+    assert settings["threshold"]["rolling_share"] == 0.2
+    assert settings["distill"]["augmented_copies"] == 1
+    lines = err.splitlines()
+    assert lines[0].startswith("kdjax: --config.distill.disturbed_copies is now called")
+    said = (
+        "the config field controls is now called baselines; the old name is still read."
+    )
+    assert lines[1] == f"kdjax: {path}:6: {said}" and len(set(lines)) == len(lines)
+    assert all(line.startswith("kdjax: ") for line in lines)
+    for name in ("blame", "following_share"):
+        assert err.count(f"the config field {name} is now called") == 1
 
 
 # The command line as a whole.
@@ -121,13 +256,16 @@ def test_help_wins_over_a_verb_and_faulty_flags(say):
         (["run", "more", "words"], "run takes flags only, got more words."),
         (["info", "more"], "info takes flags only, got more."),
         (["score"], "score needs a file to score, got nothing."),
-        (["score", "a", "b"], "score needs --detector; see kdjax --help."),
-        (["score", "a"], "score needs --detector; see kdjax --help."),
-        (["score", "a", "--detector=d"], "score needs --output; see kdjax --help."),
-        (["export"], "export needs --detector; see kdjax --help."),
-        (["export", "--detector=d"], "export needs --output; see kdjax --help."),
+        (["score", "a", "b"], "score needs --detector; see kdjax score --help."),
+        (["score", "a"], "score needs --detector; see kdjax score --help."),
+        (
+            ["score", "a", "--detector=d"],
+            "score needs --output; see kdjax score --help.",
+        ),
+        (["export"], "export needs --detector; see kdjax export --help."),
+        (["export", "--detector=d"], "export needs --output; see kdjax export --help."),
         (["export", "a.csv"], "export takes flags only, got a.csv."),
-        (["stream"], "stream needs --detector; see kdjax --help."),
+        (["stream"], "stream needs --detector; see kdjax stream --help."),
         (["stream", "a.csv"], "stream takes flags only, got a.csv."),
         (["stream", "--adaptive=much"], "flags: flag --adaptive=much: "),
         (["calibrate", "a", "b"], "calibrate needs a file of clean rows, got a b."),
@@ -338,10 +476,10 @@ def test_a_workdir_that_can_be_no_folder_is_refused(refused, tmp_path, rows_file
 
 
 def test_a_full_disk_is_one_line(say, monkeypatch):
-    def full(request):
+    def full(arguments, flags):
         raise OSError(28, "No space left on device", "runs/x/config.json")
 
-    monkeypatch.setitem(VERBS, "run", full)
+    monkeypatch.setattr(VERBS["run"], "main", full)
     code, _, err = say("run")
     assert code == 2
     assert err == (
@@ -351,27 +489,27 @@ def test_a_full_disk_is_one_line(say, monkeypatch):
 
 
 def test_other_faults_of_the_system_are_one_line(say, monkeypatch):
-    def closed(request):
+    def closed(arguments, flags):
         raise PermissionError(13, "Permission denied", "plant.csv")
 
-    monkeypatch.setitem(VERBS, "run", closed)
+    monkeypatch.setattr(VERBS["run"], "main", closed)
     wanted = "'plant.csv': check the path and its rights.\n"
     assert say("run")[2] == f"kdjax: [Errno 13] Permission denied: {wanted}"
 
 
 def test_messages_of_many_lines_become_one(say, monkeypatch):
-    def broken(request):
+    def broken(arguments, flags):
         raise cli.KdjaxError("first\n  second\tthird")
 
-    monkeypatch.setitem(VERBS, "run", broken)
+    monkeypatch.setattr(VERBS["run"], "main", broken)
     assert say("run") == (2, "", "kdjax: first second third\n")
 
 
 def test_interruption_has_its_own_code(say, monkeypatch):
-    def interrupt(request):
+    def interrupt(arguments, flags):
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(VERBS, "run", interrupt)
+    monkeypatch.setattr(VERBS["run"], "main", interrupt)
     code, _, err = say("run")
     assert code == 130
     assert err == "kdjax: interrupted; the same command goes on from here\n"
@@ -598,7 +736,7 @@ def program(*arguments):
 def test_launch_is_the_program():
     done = program("--help")
     assert done.returncode == 0 and done.stderr == ""
-    assert done.stdout.startswith("kdjax VERB [ARGUMENT] [FLAGS]")
+    assert "Usage: kdjax VERB [ARGUMENTS] [FLAGS]" in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -303,8 +303,11 @@ def test_calibrate_refuses_in_one_line(say, finished, tmp_path, arguments, said)
     ("arguments", "said"),
     [
         ([], "calibrate needs a file of clean rows, got nothing."),
-        (["a.csv"], "calibrate needs --detector; see kdjax --help."),
-        (["a.csv", "--detector=d"], "calibrate needs --output; see kdjax --help."),
+        (["a.csv"], "calibrate needs --detector; see kdjax calibrate --help."),
+        (
+            ["a.csv", "--detector=d"],
+            "calibrate needs --output; see kdjax calibrate --help.",
+        ),
     ],
 )
 def test_calibrate_needs_its_flags(say, arguments, said):

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from kdjax.config import RENAMED, get_config, override, resolve
 from kdjax.errors import ArtifactError, ConfigError, DataError
 from kdjax.experiment.workdir import (
     append_line,
@@ -102,6 +103,35 @@ def test_other_settings_are_refused_with_all_differences(tmp_path):
     with pytest.raises(ConfigError, match=message):
         claim(tmp_path, other)
     assert json.loads((tmp_path / "config.json").read_text()) == SETTINGS
+
+
+def test_a_folder_of_version_0_1_is_taken_up_under_todays_names(tmp_path):
+    config = override(
+        get_config(),
+        {
+            "data.name": "smd",
+            "baselines": ("pca", "random"),
+            "teacher.components": ("autoencoder", "pca"),
+            "student.components": ("autoencoder", "kmeans"),
+            "detection.attribution": "conditional",
+            "distill.augmented_copies": 1,
+            "threshold.rolling_share": 0.2,
+        },
+    )
+    settings = resolve(config)
+    old = json.loads(json.dumps(settings))
+    for name, new in RENAMED.items():
+        *group, leaf = new.split(".")
+        fields = old[group[0]] if group else old
+        fields[name.split(".")[-1]] = fields.pop(leaf)
+    text = json.dumps(old)
+    (tmp_path / "config.json").write_text(text)
+    claim(tmp_path, settings)
+    assert (tmp_path / "config.json").read_text() == text
+    other = resolve(override(config, {"detection.attribution": "correlation"}))
+    message = r"config \(detection.attribution: 'conditional' -> 'correlation'\): give"
+    with pytest.raises(ConfigError, match=message):
+        claim(tmp_path, other)
 
 
 def test_a_foreign_folder_is_not_claimed(tmp_path):

@@ -26,6 +26,7 @@ from fuzz_readers import outcome, readers
 from fuzz_stream import stream
 
 from kdjax import cli
+from kdjax.commands.common import read_settings
 from kdjax.config import (
     completed,
     differences,
@@ -81,7 +82,7 @@ def _harmless(argument: str) -> bool:
 
 def _overrides(arguments: list[str]) -> str:
     values, _ = cli.parse(["kdjax", "run", *arguments])
-    settings = resolve(cli._config(values))
+    settings = read_settings(values)
     known = dict(leaves(settings))
     given = {}
     for argument in arguments:

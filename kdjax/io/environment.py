@@ -1,4 +1,4 @@
-"""What kdjax runs on: versions, devices, optional parts, the source's commit."""
+"""Versions, devices, optional parts and the commit that kdjax runs on."""
 
 import importlib.metadata
 import importlib.util
@@ -8,16 +8,8 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = (
-    "kdjax",
-    "jax",
-    "jaxlib",
-    "flax",
-    "optax",
-    "orbax-checkpoint",
-    "numpy",
-    "scipy",
-    "pandas",
-    "scikit-learn",
+    *("kdjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint"),
+    *("numpy", "scipy", "pandas", "scikit-learn"),
 )
 # The modules that each extra of setup.cfg brings.
 EXTRAS = {
@@ -32,13 +24,14 @@ def describe_environment() -> dict[str, Any]:
     """Versions, devices and optional parts, as JSON-able values."""
     import jax
 
+    devices = [device_name(device) for device in jax.devices()]
     return {
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in PACKAGES},
-        "device": device_name(jax.devices()[0]),
-        "devices": [device_name(device) for device in jax.devices()],
+        "device": devices[0],
+        "devices": devices,
         "optional": {
-            extra: all(importlib.util.find_spec(module) for module in modules)
+            extra: all(map(importlib.util.find_spec, modules))
             for extra, modules in EXTRAS.items()
         },
         "commit": git_commit(),
@@ -47,28 +40,23 @@ def describe_environment() -> dict[str, Any]:
 
 def device_name(device: Any) -> str:
     """Such as `cpu` or `gpu (NVIDIA H100)`."""
-    if device.platform == "cpu":
-        return "cpu"
-    return f"{device.platform} ({device.device_kind})"
+    kind = "" if device.platform == "cpu" else f" ({device.device_kind})"
+    return f"{device.platform}{kind}"
 
 
 def git_commit() -> str | None:
     """The commit of the checkout that this package runs from, or None."""
-    folder = Path(__file__).resolve().parent.parent
-    if not (folder / ".git").exists():
+    checkout = Path(__file__).resolve().parents[2]
+    if not (checkout / ".git").exists():
         return None
-    command = [
-        "git",
-        "-C",
-        str(folder),
-        "describe",
-        "--always",
-        "--dirty",
-        "--abbrev=40",
-    ]
+    options = ("--always", "--dirty", "--abbrev=40")
     try:
         done = subprocess.run(
-            command, check=False, capture_output=True, text=True, timeout=10
+            ["git", "-C", str(checkout), "describe", *options],
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=10,
         )
     except (OSError, subprocess.TimeoutExpired):
         return None

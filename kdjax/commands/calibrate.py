@@ -1,0 +1,48 @@
+"""Give a saved detector a new threshold from clean rows, without training.
+
+Rows of an entity that the detector doesn't know get a scaler and a Gaussian too.
+"""
+
+from kdjax.commands import common
+from kdjax.commands.common import Flag
+from kdjax.errors import ConfigError
+
+USAGE = "FILE --detector=DIR --output=DIR"
+EXAMPLE = f"kdjax calibrate plant.csv {common.STUDENT} --output=runs/plant/again"
+FLAGS = {
+    "Input and output": (
+        common.DETECTOR,
+        Flag("output", "DIR", None, "Folder of the new detector; may be the same."),
+    ),
+    "Columns and cells": common.READING,
+    "Threshold": (
+        Flag("entity", "NAME", None, "Entity of the rows, if the file names none."),
+        Flag("config.threshold.FIELD", "VALUE", None,
+             "Changes how the threshold is chosen, such as false_alarm_rate."),
+    ),
+}  # fmt: skip
+
+
+def main(arguments: list[str], flags: common.Flags) -> None:
+    """Runs the verb."""
+    path = common.one_argument("calibrate", arguments, "a file of clean rows")
+    detector = common.required("calibrate", flags, "detector")
+    output = common.required("calibrate", flags, "output")
+    changes = common.config_changes(flags)
+    foreign = [name for name in changes if not name.startswith("threshold.")]
+    if foreign or common.config_file(flags)[0]:
+        raise ConfigError(
+            "calibrate keeps the detector's settings and takes only "
+            f"--config.threshold.…, got {', '.join(foreign) or '--config'}."
+        )
+    common.start_jax()
+    from kdjax.experiment.recalibrate import calibrate_file
+
+    for line in calibrate_file(
+        path,
+        detector=detector,
+        output=output,
+        threshold={name.split(".", 1)[1]: value for name, value in changes.items()},
+        **common.chosen(flags, "entity", *(flag.name for flag in common.READING)),
+    ):
+        print(line)

@@ -1,0 +1,148 @@
+"""What verbs share: flags, checks of arguments, the config, the start of JAX."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from absl.flags import FlagValues
+from ml_collections import ConfigDict, config_flags
+
+from kdjax.config import Settings, override, resolve
+from kdjax.errors import ConfigError
+
+Flags = FlagValues
+
+
+class Flag(NamedTuple):
+    """A flag of a verb; verbs that share its name share its default."""
+
+    name: str
+    value: str  # what the help shows after `=`; empty for a switch
+    default: str | bool | int | float | None  # gives the type; None is a text
+    help: str
+
+
+# Flags named `config…` are defined by ml_collections.
+CONFIG = (
+    Flag("config", "FILE[:ARG]", None, "Config file; the package's own by default."),
+    Flag(
+        "config.FIELD", "VALUE", None, "Changes a field; kdjax run --help lists them."
+    ),
+)
+WORKDIR = (
+    Flag("workdir", "DIR", None, "Folder for all output; runs/NAME by default."),
+    Flag("init_from", "DIR", None, "Saved detector to start training from."),
+)
+PROCESSES = (
+    Flag("coordinator", "HOST:PORT", "", "Process 0 of several; auto on a cluster."),
+    Flag("num_processes", "N", 0, "Number of processes that share the work."),
+    Flag("process_id", "I", -1, "Number of this process, from 0."),
+)
+STUDENT = "--detector=runs/plant/detectors/student"  # of the verbs' examples
+DETECTOR = Flag(
+    "detector", "DIR", None, "Saved detector, such as WORKDIR/detectors/student."
+)
+ENTITY = Flag(
+    "entity", "NAME", None, "Scaler, Gaussian and threshold: an entity's, or pooled."
+)
+TIME_COLUMN = Flag(
+    "time_column", "NAME", "", "Time column; by its name or type if unset."
+)
+COLUMNS = (
+    TIME_COLUMN,
+    Flag("entity_column", "NAME", "", "Column that names the entity of each row."),
+    Flag("label_column", "NAME", "", "Label column, which is left out."),
+)
+# How `score` and `calibrate` read a file.
+READING = (
+    *COLUMNS,
+    Flag("missing", "RULE", "", "error, ffill or mask; as in training by default."),
+    Flag("exclude", "FILE", "", "CSV of spans to leave out: start, end, maybe entity."),
+)
+
+
+def no_arguments(verb: str, arguments: Sequence[str]) -> None:
+    """Refuses arguments of a verb that takes flags only."""
+    if arguments:
+        raise ConfigError(f"{verb} takes flags only, got {' '.join(arguments)}.")
+
+
+def one_argument(verb: str, arguments: Sequence[str], what: str) -> str:
+    """The only argument of a verb; `what` describes it in the error."""
+    if len(arguments) != 1 or not arguments[0]:
+        got = " ".join(arguments) or "nothing"
+        raise ConfigError(f"{verb} needs {what}, got {got}.")
+    return arguments[0]
+
+
+def required(verb: str, flags: Flags, name: str) -> str:
+    """The value of a flag that the verb needs."""
+    if not flags[name].value:
+        raise ConfigError(f"{verb} needs --{name}; see kdjax {verb} --help.")
+    return str(flags[name].value)
+
+
+def chosen(flags: Flags, *names: str) -> dict[str, Any]:
+    """The values of flags by their names."""
+    return {name: flags[name].value for name in names}
+
+
+def config_file(flags: Flags) -> tuple[str, list[str]]:
+    """Path of the config file, empty if none was given, and its argument if any."""
+    if flags["config"].using_default_value:
+        return "", []
+    path, *argument = config_flags.get_config_filename(flags["config"]).split(":", 1)
+    return path, argument
+
+
+def config_changes(flags: Flags) -> dict[str, Any]:
+    """The dotted config fields that the command line sets."""
+    return dict(config_flags.get_override_values(flags["config"]))
+
+
+def read_config(flags: Flags) -> ConfigDict:
+    """The config with the command line's changes, before checks."""
+    config = flags["config"].value
+    if not isinstance(config, ConfigDict):
+        # config_flags gives something else for a file that it can't read.
+        filename = config_flags.get_config_filename(flags["config"])
+        raise ConfigError(f"--config={filename} can't be read: check the path.")
+    if flags["init_from"].value:
+        config = override(config, {"init_from": flags["init_from"].value})
+    return config
+
+
+def read_settings(flags: Flags) -> Settings:
+    """The config after all checks."""
+    return resolve(read_config(flags))
+
+
+def work_directory(flags: Flags, settings: Settings) -> Path:
+    """--workdir, or runs/NAME."""
+    if flags["workdir"].value:
+        return Path(flags["workdir"].value)
+    path, argument = config_file(flags)
+    if not path:
+        data = settings["data"]
+        return Path("runs", data["name"] or Path(data["path"]).name.split(".")[0])
+    # Two arguments are two runs, such as smap and msl.
+    parts = [Path(path).stem, *(re.sub(r"\W+", "-", part) for part in argument)]
+    return Path("runs", "_".join(parts))
+
+
+def start_jax() -> None:
+    """Starts JAX with the program's choice of devices and compilation cache."""
+    from kdjax.training.sharding import start_program
+
+    start_program()
+
+
+def start_processes(flags: Flags) -> bool:
+    """Starts JAX and joins other processes; True for the one that prints."""
+    start_jax()
+    from kdjax.training import hosts
+
+    number = None if flags.process_id < 0 else flags.process_id
+    hosts.start(flags.coordinator, flags.num_processes or None, number)
+    return hosts.is_first()

@@ -1,0 +1,38 @@
+"""Write a saved detector to one ONNX or StableHLO file that runs anywhere.
+
+The file holds scaler, model, scores, threshold and contributions. It is checked against
+the detector on real windows first.
+"""
+
+from kdjax.commands import common
+from kdjax.commands.common import Flag
+
+USAGE = "--detector=DIR --output=FILE [--format=onnx|stablehlo]"
+EXAMPLE = f"kdjax export {common.STUDENT} --format=onnx --output=plant.onnx"
+FLAGS = {
+    "Input and output": (
+        common.DETECTOR,
+        Flag("output", "FILE", None, "File to write."),
+        Flag("format", "FORMAT", "onnx", "onnx or stablehlo."),
+        Flag("quantize", "TYPE", "none", "int8 stores weights in 8 bits; onnx only."),
+        common.ENTITY,
+    ),
+    "Rows to check the file on": (
+        Flag("data", "FILE", "", "CSV, Parquet or .npy; the detector's by default."),
+        *common.COLUMNS,
+    ),
+}
+
+
+def main(arguments: list[str], flags: common.Flags) -> None:
+    """Runs the verb."""
+    common.no_arguments("export", arguments)
+    detector = common.required("export", flags, "detector")
+    output = common.required("export", flags, "output")
+    common.start_jax()
+    from kdjax.export.files import export_file
+
+    names = ("format", "entity", "quantize", "data")
+    options = common.chosen(flags, *names, *(flag.name for flag in common.COLUMNS))
+    for line in export_file(detector, output=output, **options):
+        print(line)

@@ -1,0 +1,38 @@
+"""Train, distil, calibrate and evaluate a teacher and a student.
+
+Writes results.json, report.html, report.md and the detectors into the work directory.
+Rerun the same command to resume an interrupted run.
+"""
+
+from rich.console import Console
+
+from kdjax.commands import common
+
+USAGE = "[--config=FILE] [--config.FIELD=VALUE …] [--workdir=DIR]"
+EXAMPLE = "kdjax run --config.data.path=plant.csv --workdir=runs/plant"
+FLAGS = {
+    "Settings": common.CONFIG,
+    "Input and output": common.WORKDIR,
+    "Several processes": common.PROCESSES,
+}
+
+
+def main(arguments: list[str], flags: common.Flags) -> None:
+    """Runs the verb."""
+    common.no_arguments("run", arguments)
+    settings = common.read_settings(flags)
+    workdir = common.work_directory(flags, settings)
+    console = Console(quiet=not common.start_processes(flags))
+    from kdjax.evaluation.tables import rates_table, results_table, unlabelled_table
+    from kdjax.experiment.pipeline import run
+
+    results = run(settings, workdir, console=console)
+    labelled = results["dataset"]["positive_windows"] is not None
+    console.print(results_table(results) if labelled else unlabelled_table(results))
+    console.print(rates_table(results))
+    if recommended := results.get("recommendation"):
+        console.print(recommended["text"], highlight=False)
+    for note in results["notes"]:
+        console.print(f"Note: {note}", highlight=False)
+    written = "results.json, report.html, report.md, detectors/student"
+    console.print(f"Written: {workdir}/{written}", soft_wrap=True)

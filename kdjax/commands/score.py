@@ -1,0 +1,72 @@
+"""Score each row of CSV, Parquet or .npy files with a saved detector.
+
+One file is scored into a .csv or .parquet file; several files, or a folder, into a
+folder, where complete outputs are not computed again. Alarms are also written as
+events, into OUTPUT.events.csv.
+"""
+
+from pathlib import Path
+
+from kdjax.commands import common
+from kdjax.commands.common import Flag
+from kdjax.errors import ConfigError
+
+USAGE = "FILE|FOLDER … --detector=DIR --output=FILE|DIR"
+EXAMPLE = f"kdjax score plant.csv {common.STUDENT} --output=scores.csv"
+FLAGS = {
+    "Input and output": (
+        common.DETECTOR,
+        Flag("output", "PATH", None, "A .csv or .parquet file, or a folder."),
+        Flag("shard", "I/N", "", "Score share I, from 0, of N shares of the files."),
+    ),
+    "Columns and cells": common.READING,
+    "Scores": (
+        common.ENTITY,
+        Flag("causal", "", False, "Score each row in the window that ends at it."),
+        Flag("contributions", "", False, "Add a contribution column of each channel."),
+        Flag("attribution", "METHOD", "",
+             "How to divide scores among channels: correlation or conditional."),
+    ),
+}  # fmt: skip
+# Endings of a file of scores; any other output is a folder.
+ENDINGS = (".csv", ".parquet")
+
+
+def main(arguments: list[str], flags: common.Flags) -> None:
+    """Runs the verb."""
+    if not all(arguments or [""]):
+        raise ConfigError("score needs a file to score, got nothing.")
+    detector = common.required("score", flags, "detector")
+    output = _output(arguments, flags)
+    names = ("entity", "causal", "contributions", "attribution")
+    options = common.chosen(flags, *names, *(flag.name for flag in common.READING))
+    common.start_jax()
+    if output.suffix in ENDINGS:
+        from kdjax.scoring.files import score_file
+
+        lines = score_file(arguments[0], detector=detector, output=output, **options)
+    else:
+        from kdjax.scoring.folders import score_fleet
+
+        lines = score_fleet(
+            arguments, detector=detector, output=output, shard=flags.shard, **options
+        )
+    for line in lines:
+        print(line, flush=True)
+
+
+def _output(arguments: list[str], flags: common.Flags) -> Path:
+    """A file for the scores of one file, a folder for those of several."""
+    text, (first, *more) = common.required("score", flags, "output"), arguments
+    output = Path(text)
+    several = bool(more or flags.shard) or Path(first).is_dir()
+    if several and output.suffix in ENDINGS:
+        raise ConfigError(
+            f"--output={output} must be a folder: several files are to be scored."
+        )
+    folder = several or text.endswith("/") or output.is_dir()
+    if not folder and output.suffix not in ENDINGS:
+        raise ConfigError(
+            f"--output={output} must end in .csv or .parquet, or in / for a folder."
+        )
+    return output

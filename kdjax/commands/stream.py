@@ -1,0 +1,60 @@
+"""Score rows from standard input as they come, one JSON line each.
+
+Rows are CSV with a header, or one JSON object a line. Scores are those of `kdjax score
+--causal`. After SIGTERM or SIGINT a stream ends with exit code 0.
+"""
+
+import io
+import sys
+
+from kdjax.commands import common
+from kdjax.commands.common import Flag
+from kdjax.errors import ConfigError
+
+USAGE = "--detector=DIR [--state=FILE] < ROWS > ANSWERS"
+EXAMPLE = f"kdjax stream {common.STUDENT} < plant.csv > alarms.jsonl"
+FLAGS = {
+    "Input and output": (
+        common.DETECTOR._replace(help="Saved detector, or ONNX file with onnxruntime."),
+        Flag("output", "FILE", None, "File to append to; standard output by default."),
+        Flag("state", "FILE", None, "File to resume from; kept up to date."),
+        Flag("on_error", "RULE", "skip", "Faulty lines: skip reports them, stop ends."),
+        common.TIME_COLUMN,
+        Flag("ignore", "NAME,…", "", "Columns to leave out."),
+    ),
+    "Threshold": (
+        common.ENTITY,
+        Flag("adaptive", "STEP", 0.0, "Step of an adaptive τ, such as 0.01; 0: none."),
+        Flag("rolling", "SHARE", 0.0, "Share of windows above a rolling τ; 0: none."),
+    ),
+    "Execution": (Flag("backend", "NAME", "jax", "jax or onnxruntime."),),
+}
+
+
+def main(arguments: list[str], flags: common.Flags) -> None:
+    """Runs the verb."""
+    common.no_arguments("stream", arguments)
+    detector = common.required("stream", flags, "detector")
+    output = flags.output or sys.stdout
+    if sys.stdin is None or output is None:
+        # Python has None in place of a stream that the parent process closed.
+        raise ConfigError(
+            "stream reads rows from standard input and answers on standard output: "
+            "open them, or give --output."
+        )
+    common.start_jax()
+    from kdjax.scoring.streams import run_stream
+
+    # A byte that is no UTF-8 spoils its line only.
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(encoding="utf-8-sig", errors="replace")
+    names = ("entity", "backend", "state", "time_column", "on_error", "rolling")
+    run_stream(
+        sys.stdin,
+        output,
+        detector=detector,
+        adaptive_step=flags.adaptive,
+        ignored=tuple(filter(None, flags.ignore.split(","))),
+        tell=lambda text: print(f"kdjax: {text}", file=sys.stderr),
+        **common.chosen(flags, *names),
+    )

@@ -1,0 +1,105 @@
+"""Train and compare many variants of a config, or search its settings.
+
+The config file defines sweep(add), which lists the variants, or search(trial), for
+which Optuna chooses values. Writes tables, a report and detectors into the work
+directory. Rerun the same command to resume; a search adds --trials each time.
+"""
+
+import functools
+import inspect
+import runpy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from kdjax.commands import common
+from kdjax.commands.common import Flag
+from kdjax.errors import ConfigError, KdjaxError
+
+USAGE = "--config=FILE [--config.FIELD=VALUE …] [--workdir=DIR]"
+EXAMPLE = "kdjax sweep --config=configs/sweep_quick.py --workdir=runs/sweep_quick"
+FLAGS = {
+    "Settings": common.CONFIG,
+    "Input and output": common.WORKDIR,
+    "Execution": (
+        Flag("way", "WAY", "auto", "together, alone, or auto for the faster."),
+        Flag("trials", "N", 10, "With search(trial): trials that this process adds."),
+    ),
+    "Several processes": common.PROCESSES,
+}
+# What a config file defines, by name.
+Names = dict[str, Any]
+
+
+def main(arguments: list[str], flags: common.Flags) -> None:
+    """Runs the verb."""
+    common.no_arguments("sweep", arguments)
+    path, argument = common.config_file(flags)
+    if not path:
+        raise ConfigError(
+            "sweep needs --config: a config file with sweep(add) or search(trial)."
+        )
+    name, config = Path(path).stem, common.read_config(flags)
+    defined = runpy.run_path(path)
+    kinds = [kind for kind in ("sweep", "search") if kind in defined]
+    if len(kinds) == 2:
+        raise ConfigError(f"{name} has sweep and search: define one of them.")
+    if not kinds:
+        raise ConfigError(
+            f"{name} has no sweep(add): define one that calls add for each member, as "
+            "configs/sweep_quick.py does."
+        )
+    # A file that takes an argument gives it to both of its functions.
+    kind = kinds[0]
+    defined[kind] = functools.partial(_call, defined[kind], argument)
+    {"sweep": _sweep, "search": _search}[kind](name, config, defined, flags)
+
+
+def _call(function: Callable[..., Any], argument: list[str], first: Any) -> Any:
+    takes = len(inspect.signature(function).parameters) > 1
+    return function(first, *(argument if takes else ()))
+
+
+def _sweep(name: str, config: Any, defined: Names, flags: common.Flags) -> None:
+    from kdjax.experiment.sweeps.design import make_design
+
+    try:
+        design = make_design(name, config, defined["sweep"])
+    except KdjaxError:
+        raise
+    except Exception as error:  # a config file is a program and may raise anything
+        raise ConfigError(
+            f"{name}: sweep(add) raises {error!r}: correct it; add takes a mapping of "
+            "dotted fields, as in configs/sweep_quick.py."
+        ) from error
+    workdir = common.work_directory(flags, design.base)
+    console = Console(quiet=not common.start_processes(flags))
+    from kdjax.experiment.sweeps.run import run_sweep, shown
+    from kdjax.experiment.sweeps.tables import summary_table
+
+    found = run_sweep(design, workdir, way=flags.way, console=console)
+    fields, measures = found.fields, shown(found)
+    console.print(
+        summary_table(found.members, name=name, fields=fields, measures=measures)
+    )
+    written = "members.csv, summary.csv, report.html, members/"
+    console.print(f"Written: {workdir}/{written}", soft_wrap=True)
+
+
+def _search(name: str, config: Any, defined: Names, flags: common.Flags) -> None:
+    from kdjax.experiment.sweeps.space import make_search
+    from kdjax.experiment.sweeps.study import load_optuna
+
+    load_optuna()
+    search = make_search(name, config, defined)
+    workdir = common.work_directory(flags, search.base)
+    common.start_jax()
+    from kdjax.experiment.sweeps.search import run_search
+    from kdjax.experiment.sweeps.trials import best_lines
+
+    options = common.chosen(flags, "trials", "way")
+    for line in best_lines(run_search(search, workdir, console=Console(), **options)):
+        print(line)
+    print(f"Written: {workdir}/trials.csv, members.csv, best.json, report.html")
