@@ -26,8 +26,8 @@ from kdjax.data.splits import cover_starts
 from kdjax.detection.attribution import (
     METHODS,
     attribution_matrix,
-    contributions,
     error_deviations,
+    split_deviations,
 )
 from kdjax.detection.detector import Detector, entity_index, residual_batches
 from kdjax.detection.gaussian import Gaussian
@@ -149,7 +149,7 @@ def segment_blame(
     covering = np.bincount(rows.ravel(), minlength=len(series.values))
     attribution: dict[str, list[np.ndarray]] = {}
     for split, matrix in _matrices(gaussian).items():
-        parts = np.asarray(contributions(matrix, deviations), np.float64)
+        parts = np.asarray(split_deviations(matrix, deviations), np.float64)
         attribution[split] = [
             _mean(parts, rows, covering, segment) for segment in segments
         ]

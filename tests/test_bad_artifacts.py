@@ -197,7 +197,7 @@ BAD = {
     "23-header": (terabytes, "scaler/scale.npy claims float32 of shape"),
     "24-bomb": (bomb, ".npy is compressed"),
     # Newer Pythons see it first.
-    "24-overlap": (overlapping, "lies where others do|Overlapped entries"),
+    "24-overlap": (overlapping, "overlaps others|Overlapped entries"),
     "25-outside": (outside, ""),
     "25-tar": (as_tar, "is no folder: give the detector's folder"),
 }

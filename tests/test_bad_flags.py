@@ -37,7 +37,7 @@ def out(tmp_path):
         (["stream", "--label_column=a"], "stream takes no --label_column (for score, ca"),
         (["run", "--detector=d"], "run takes no --detector (for score, calibrate, export"),
         (["info", "--output=o"], "info takes no --output (for score, calibrate, export,"),
-        (["score", "IN", "--entity=b"], "knows no entity 'b': give one of X, or pooled"),
+        (["score", "IN", "--entity=b"], "has no entity 'b': give one of X, or pooled"),
         (["score", "IN", "--shard=0/2"], "must be a folder: several files are to be"),
         (["score", "IN", "--attribution=frob"], "detection.attribution='frob' is unknown: use one"),
         (["score", "IN", "--missing=frob"], "data.missing='frob' is unknown: use one of"),

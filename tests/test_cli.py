@@ -600,7 +600,7 @@ def test_an_unknown_entity_is_refused_with_those_known(
         "--entity=b",
     )  # fmt: skip
     assert code == 2
-    assert err == "kdjax: the detector knows no entity 'b': give one of a, or pooled.\n"
+    assert err == "kdjax: the detector has no entity 'b': give one of a, or pooled.\n"
 
 
 @pytest.fixture

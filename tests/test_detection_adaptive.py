@@ -101,9 +101,9 @@ def test_an_old_state_stays_as_it_was():
 
 def test_a_score_that_is_no_number_is_refused():
     state = start_adaptive(np.arange(5.0), 0.5)
-    with pytest.raises(DataError, match="a score that is no number"):
+    with pytest.raises(DataError, match="a score of NaN"):
         adapt(state, math.nan)
-    with pytest.raises(DataError, match="2 calibration scores, 1 of them no number"):
+    with pytest.raises(DataError, match="2 calibration scores, 1 of them NaN"):
         start_adaptive(np.array([1.0, np.nan]), 0.5)
     with pytest.raises(DataError, match="needs at least one score"):
         start_adaptive(np.empty(0), 0.5)

@@ -1,5 +1,8 @@
 """Both splits of a_t against their definitions, written out in float64."""
 
+import functools
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -10,6 +13,7 @@ from kdjax.detection.attribution import (
     attribution_matrix,
     contributions,
     error_deviations,
+    split_deviations,
 )
 from kdjax.detection.gaussian import Gaussian, gaussian_from_moments, moments_of
 from kdjax.detection.scores import point_scores
@@ -39,11 +43,7 @@ def covariance(gaussian):
 
 
 def split(gaussian, errors, method):
-    return np.asarray(
-        contributions(
-            attribution_matrix(gaussian, method=method), errors - gaussian.mean
-        )
-    )
+    return np.asarray(contributions(gaussian, jnp.asarray(errors), method=method))
 
 
 def distance(sigma, deviations):
@@ -159,11 +159,26 @@ def test_units_of_a_channel_do_not_matter(errors, method):
     np.testing.assert_allclose(got, wanted, rtol=1e-3, atol=1e-5 * wanted.max())
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_contributions_work_under_jit_vmap_and_grad(errors, method):
+    gaussian, rows = fit(errors), jnp.asarray(errors[:20])
+    apply = functools.partial(contributions, method=method)
+    wanted = apply(gaussian, rows)
+    for found in (
+        jax.jit(apply)(gaussian, rows),
+        jax.jit(functools.partial(apply, gaussian))(rows),
+        jax.vmap(apply, (None, 0))(gaussian, rows),
+    ):
+        np.testing.assert_allclose(found, wanted, rtol=5e-3, atol=1e-4 * wanted.max())
+    slopes = jax.grad(lambda g: apply(g, rows).sum())(gaussian)
+    assert all(np.isfinite(slope).all() for slope in slopes)
+
+
 @pytest.mark.parametrize("shape", [(WIDTH,), (2, 5, WIDTH), (0, 4, WIDTH)])
 def test_shapes_are_kept(errors, shape):
     matrix = attribution_matrix(fit(errors), method="correlation")
     deviations = np.random.default_rng(0).normal(size=shape).astype(np.float32)
-    got = contributions(matrix, jnp.asarray(deviations))
+    got = split_deviations(matrix, jnp.asarray(deviations))
     assert got.shape == shape
     assert matrix.dtype == got.dtype == np.float32
     np.testing.assert_allclose(got, (deviations @ matrix.T) ** 2, rtol=1e-3, atol=1e-3)
@@ -173,10 +188,10 @@ def test_shapes_are_kept(errors, shape):
 def test_huge_values_contribute_infinity_and_not_nan(value):
     # B mixes signs: inf − inf on the way to the square would be NaN.
     matrix = np.float32([[1e3, -1e3], [-1e3, 1e3]])
-    parts = contributions(matrix, jnp.float32([[value, value], [0, 0]]))
+    parts = split_deviations(matrix, jnp.float32([[value, value], [0, 0]]))
     assert set(np.asarray(parts)[0]) <= {0, np.inf}
     assert np.asarray(parts)[1].tolist() == [0, 0]
-    infinite = contributions(matrix, jnp.float32([np.inf, np.inf]))
+    infinite = split_deviations(matrix, jnp.float32([np.inf, np.inf]))
     assert np.asarray(infinite).tolist() == [np.inf, np.inf]
 
 

@@ -101,9 +101,7 @@ def test_no_windows_give_no_scores(small, rows):
 
 
 def test_unknown_entity_is_refused_with_those_known(small):
-    with pytest.raises(
-        DataError, match="knows no entity 'b': give one of a, or pooled"
-    ):
+    with pytest.raises(DataError, match="has no entity 'b': give one of a, or pooled"):
         entity_index(small, "b")
 
 

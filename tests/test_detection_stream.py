@@ -12,17 +12,14 @@ from hypothesis import strategies as st
 
 from kdjax.data.series import Series
 from kdjax.detection.rolling import adapt, rolling_taus, start_adaptive
+from kdjax.detection.stream_rules import Plan, plan_from_json, plan_of, plan_to_json
 from kdjax.detection.streaming import (
-    Plan,
     StreamDetector,
     Timestamp,
     WindowResult,
     parse_timestamp,
-    plan_from_json,
-    plan_of,
-    plan_to_json,
+    stream_detector,
 )
-from kdjax.detection.streaming_jax import stream_detector
 from kdjax.detection.tables import score_table
 from kdjax.errors import ArtifactError, ConfigError, DataError
 from kdjax.io.files import load_state, save_state

@@ -6,8 +6,8 @@ import pytest
 from scipy.stats import kstest
 
 from kdjax.data.series import Ranges
-from kdjax.detection import drift as watch
-from kdjax.detection.drift import score_drift, series_notes
+from kdjax.detection import false_alarms
+from kdjax.detection.false_alarms import score_drift, series_notes
 from kdjax.detection.tables import score_table
 
 CALIBRATION = np.sort(np.random.default_rng(3).exponential(4.0, 400))
@@ -53,7 +53,7 @@ def test_a_detector_that_knows_nothing_of_its_training_says_nothing(small, rows)
 def test_values_outside_the_range_are_counted_by_row_and_channel(
     watched, rows, chunk, monkeypatch
 ):
-    monkeypatch.setattr(watch, "_CHUNK", chunk)
+    monkeypatch.setattr(false_alarms, "_CHUNK", chunk)
     series = rows(200)
     series.values[:] = 2.0
     series.values[[3, 50, 120], 0] = [9.5, -10, 1e30]

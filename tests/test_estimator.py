@@ -476,7 +476,7 @@ def test_detectors_of_several_entities_are_asked_for_one(tmp_path, small):
     )
     with pytest.raises(ConfigError, match="load it with entity=NAME"):
         pooled.set_params(false_alarm_rate=0.5).calibrate(rows)
-    with pytest.raises(DataError, match="knows no entity 'b'"):
+    with pytest.raises(DataError, match="has no entity 'b'"):
         KDDetector.load(tmp_path / "two", entity="b")
 
 

@@ -373,7 +373,7 @@ def test_a_faulty_file_does_not_stop_the_others(score, plants, tmp_path):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"entity": "b"}, "knows no entity 'b'"),
+        ({"entity": "b"}, "has no entity 'b'"),
         ({"attribution": "guess"}, "attribution='guess' is unknown"),
         ({"missing": "guess"}, "data.missing='guess' is unknown"),
     ],

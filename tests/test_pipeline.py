@@ -19,14 +19,8 @@ from kdjax.detection.thresholds import Rule
 from kdjax.errors import ArtifactError, ConfigError, DataError
 from kdjax.evaluation.evaluate import evaluate_models
 from kdjax.evaluation.rows import LEVELS, METRICS, SCOPES
-from kdjax.experiment.assemble import calibration_rules
-from kdjax.experiment.pipeline import (
-    count_networks,
-    data_digests,
-    load_dataset,
-    prepare_dataset,
-    run,
-)
+from kdjax.experiment.assemble import calibration_rules, data_digests
+from kdjax.experiment.pipeline import count_networks, load_dataset, prepare_dataset, run
 from kdjax.models.residual import ResidualModel
 
 NETWORKS = ("teacher", "student", "student_alone")

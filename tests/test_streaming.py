@@ -127,7 +127,7 @@ def test_what_can_not_be_opened(folder, file, tmp_path):
         open_stream(file)
     with pytest.raises(ConfigError, match="was exported for entity 'a', not 'b'"):
         open_stream(file, backend="onnxruntime", entity="b")
-    with pytest.raises(DataError, match="knows no entity 'b'"):
+    with pytest.raises(DataError, match="has no entity 'b'"):
         open_stream(folder, entity="b")
     with pytest.raises(ArtifactError):
         open_stream(tmp_path / "nothing", backend="onnxruntime")
@@ -294,7 +294,7 @@ def test_a_threshold_that_moves_is_told(folder, moving):
 def test_drift_is_told_once(folder):
     text = table_text(np.random.default_rng(0).normal(size=(300, 2)) * 9)
     told = []
-    answered(text, detector=folder, entity="a", tell=told.append)
+    answered(text, detector=folder, entity="a", log=told.append)
     assert len([line for line in told if "kdjax calibrate" in line]) == 1
 
 

@@ -55,6 +55,6 @@ def main(arguments: list[str], flags: common.Flags) -> None:
         detector=detector,
         adaptive_step=flags.adaptive,
         ignored=tuple(filter(None, flags.ignore.split(","))),
-        tell=lambda text: print(f"kdjax: {text}", file=sys.stderr),
+        log=lambda text: print(f"kdjax: {text}", file=sys.stderr),
         **common.chosen(flags, *names),
     )

@@ -1,18 +1,22 @@
-"""Which channels an alarm is about: two splits of a_t (Eq. 1) into channels.
+"""Contributions of channels to a score: two ways to split a_t (Eq. 1).
 
 With the deviations d = e − μ, P = Σ⁻¹ = WᵀW, and Σ = S R S where S holds the standard
-deviations and R is the correlation matrix, both splits are the squares (B d)ᵢ²:
+deviations and R is the correlation matrix, both give the squares (B d)ᵢ²:
 
     correlation   B = R^(−1/2) S⁻¹      BᵀB = P, so the squares sum to a_t
-    conditional   B = diag(P)^(−1/2) P  what a_t would lose without channel i
+    conditional   B = diag(P)^(−1/2) P  the decrease of a_t without channel i
 
 The first is the correlation-maximising transformation of Garthwaite and Koch, 2016,
-"Evaluating the Contributions of Individual Variables to a Quadratic Form": of all
-whitened vectors, the one whose entries are closest to the standardised d, channel by
-channel. The second asks what a channel adds to all others: it vanishes for two channels
-that say the same, since either is told by the other.
+"Evaluating the Contributions of Individual Variables to a Quadratic Form": the whitened
+vector closest to the standardised d, channel by channel. The second is near 0 for each
+of two channels with the same content, since the other one remains.
 """
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
@@ -24,32 +28,55 @@ from kdjax.errors import ConfigError
 METHODS = ("correlation", "conditional")
 
 
+def contributions(
+    gaussian: Gaussian, residuals: Array, *, method: str = "correlation"
+) -> Array:
+    """Contribution of each channel to a_t, `[…, D] -> […, D]`; never negative.
+
+    Args:
+        gaussian: of the residuals.
+        residuals: e, `[…, D]`.
+        method: one of `METHODS`; with `correlation` the contributions sum to a_t.
+
+    >>> gaussian = Gaussian(np.zeros(2, np.float32), np.eye(2, dtype=np.float32))
+    >>> contributions(gaussian, jnp.array([[3.0, 4.0]]))
+    Array([[ 9., 16.]], dtype=float32)
+    """
+    matrix: Any
+    if isinstance(gaussian.whiten, jax.core.Tracer):
+        check_attribution(method)
+        polar = functools.partial(jax.scipy.linalg.polar, method="svd")
+        matrix = _matrix(gaussian.whiten, method, jnp, polar)
+    else:
+        matrix = attribution_matrix(gaussian, method=method)
+    return split_deviations(matrix, residuals - gaussian.mean)
+
+
+def split_deviations(matrix: Array | np.ndarray, deviations: Array) -> Array:
+    """(B d)ᵢ² of deviations d = e − μ, `[D, D], […, D] -> […, D]`.
+
+    As in scores, NaN stands for an overflow and counts as infinite.
+    """
+    parts = jnp.matmul(deviations, jnp.asarray(matrix).T, precision="highest") ** 2
+    return jnp.where(jnp.isnan(parts), jnp.inf, parts)
+
+
 def attribution_matrix(gaussian: Gaussian, *, method: str) -> np.ndarray:
-    """B `[D, D]` float32 of one of the `METHODS`; see `contributions`.
+    """B `[D, D]` float32 of one of the `METHODS`, computed in float64.
 
-    Computed in float64, once.
-
-    >>> normal = Gaussian(np.zeros(2), np.array([[0.5, 0.0], [0.0, 2.0]]))
-    >>> attribution_matrix(normal, method="conditional")
+    >>> gaussian = Gaussian(np.zeros(2), np.array([[0.5, 0.0], [0.0, 2.0]]))
+    >>> attribution_matrix(gaussian, method="conditional")
     array([[0.5, 0. ],
            [0. , 2. ]], dtype=float32)
     """
     check_attribution(method)
     whiten = np.asarray(gaussian.whiten, np.float64)
-    matrix: np.ndarray
-    if method == "correlation":
-        deviation = error_deviations(gaussian)
-        # (W S)ᵀ(W S) is the inverse of R, so its root is W S without a rotation.
-        _, root = scipy.linalg.polar(whiten * deviation)
-        matrix = root / deviation
-    else:
-        precision = whiten.T @ whiten
-        matrix = precision / np.linalg.norm(whiten, axis=0)[:, None]
+    matrix: np.ndarray = _matrix(whiten, method, np, scipy.linalg.polar)
     return matrix.astype(np.float32)
 
 
 def check_attribution(method: str) -> None:
-    """Refuses what is none of the `METHODS`."""
+    """Raises ConfigError for a method that is none of the `METHODS`."""
     if method not in METHODS:
         raise ConfigError(
             f"detection.attribution={method!r} is unknown: use one of {', '.join(METHODS)}."
@@ -62,18 +89,19 @@ def error_deviations(gaussian: Gaussian) -> np.ndarray:
     >>> error_deviations(Gaussian(np.zeros(2), np.array([[0.5, 0.0], [0.0, 2.0]])))
     array([2. , 0.5])
     """
-    inverse = np.linalg.inv(np.asarray(gaussian.whiten, np.float64))
-    deviations: np.ndarray = np.linalg.norm(inverse, axis=1)
-    return deviations
+    found: np.ndarray = _deviations(np.asarray(gaussian.whiten, np.float64), np)
+    return found
 
 
-def contributions(matrix: Array | np.ndarray, deviations: Array) -> Array:
-    """(B d)ᵢ² of deviations d = e − μ, `[D, D], […, D] -> […, D]`; never negative.
+def _deviations(whiten: Any, xp: Any) -> Any:
+    return xp.linalg.norm(xp.linalg.inv(whiten), axis=1)
 
-    As in scores, what is no number stands for an overflow and counts as infinite.
 
-    >>> contributions(np.eye(2, dtype=np.float32), jnp.array([[3.0, 4.0]]))
-    Array([[ 9., 16.]], dtype=float32)
-    """
-    parts = jnp.matmul(deviations, jnp.asarray(matrix).T, precision="highest") ** 2
-    return jnp.where(jnp.isnan(parts), jnp.inf, parts)
+def _matrix(whiten: Any, method: str, xp: Any, polar: Callable[..., Any]) -> Any:
+    """B, by numpy or by `jax.numpy`."""
+    if method == "conditional":
+        return whiten.T @ whiten / xp.linalg.norm(whiten, axis=0)[:, None]
+    deviations = _deviations(whiten, xp)
+    # (W S)ᵀ(W S) is the inverse of R, so its root is W S without a rotation.
+    _, root = polar(whiten * deviations)
+    return root / deviations

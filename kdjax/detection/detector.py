@@ -1,7 +1,7 @@
-"""A detector: a residual model with the scaler, Gaussian and threshold of each entity.
+"""A detector: a residual model with a scaler, Gaussian and threshold per entity.
 
-Everything that turns windows into scores passes here: batches of raw or scaled rows, with
-missing cells (NaN) or without, with contributions or without.
+Turns windows of raw or scaled rows into residuals, scores and contributions, in batches.
+NaN marks missing cells.
 """
 
 import functools
@@ -15,7 +15,7 @@ from jax import Array
 from kdjax.data.scaler import Scaler
 from kdjax.data.series import Ranges
 from kdjax.data.windowing import has_missing
-from kdjax.detection.attribution import contributions
+from kdjax.detection.attribution import split_deviations
 from kdjax.detection.gaussian import Gaussian
 from kdjax.detection.scores import deviations, scores_of
 from kdjax.detection.thresholds import Threshold
@@ -28,18 +28,18 @@ from kdjax.training.batching import WindowFunction, map_windows
 
 POOLED = "pooled"
 
-# Windows scored at once: larger batches gain little, see docs/performance.md.
+# Windows scored at once; larger batches gain little, see docs/performance.md.
 BATCH_SIZE = 256
 
 
 class Detector(NamedTuple):
-    """All that scoring needs, and a card that says where it comes from.
+    """All that scoring needs, and a card with its origin.
 
     The last entry of `scalers`, `gaussians`, `thresholds`, `ranges` and `calibration` is
-    the pooled one, for entities that the detector was not calibrated on.
+    the pooled one, for entities without calibration.
 
     Attributes:
-        model: windows of scaled rows to errors.
+        model: windows of scaled rows to residuals.
         channels: the D names, in the order that the model expects.
         window: L.
         stride: of the windows in evaluation.
@@ -47,19 +47,17 @@ class Detector(NamedTuple):
         max_gap: in median steps; windows end at longer steps in time.
         entities: the E names.
         scalers: offsets and scales, `[E + 1, D]` each.
-        normals: means `[E + 1, F]` and whitening matrices `[E + 1, F, F]`.
+        gaussians: means `[E + 1, F]` and whitening matrices `[E + 1, F, F]`.
         thresholds: E + 1 of them.
         card: JSON object: data, splits, settings, results, limits.
-        ranges: lowest and highest raw training values, `[E + 1, D]` each; None where
-            they are not known.
+        ranges: lowest and highest raw training values, `[E + 1, D]` each, or None.
         calibration: E + 1 arrays, the sorted window scores that each τ was chosen on;
-            empty where they are not known.
-        reference: `[R, D]` raw rows of training, on which exported files are checked;
-            None where there are none.
+            empty where unknown.
+        reference: `[R, D]` raw training rows to check exported files on, or None.
         step: median time between rows in training, in seconds, or in the unit of a
             numeric time column; 0 where rows had no time.
-        blame: how scores are divided among channels, see `kdjax.detection.attribution`.
-        min_duration: rows in a row above τ before an alarm.
+        attribution: method of contributions, see `kdjax.detection.attribution`.
+        min_duration: consecutive rows above τ before an alarm.
         cooldown: rows after an alarm in which none begins.
     """
 
@@ -84,7 +82,7 @@ class Detector(NamedTuple):
 
 
 class Explained(NamedTuple):
-    """Scores of a batch of windows and what each channel contributed.
+    """Scores and contributions of a batch of windows.
 
     Attributes:
         points: a_t, `[B, L]`; NaN in rows without an observed channel.
@@ -96,30 +94,28 @@ class Explained(NamedTuple):
 
 
 def entity_index(detector: Detector, entity: str) -> int:
-    """Place of an entity's scaler, Gaussian and threshold; `pooled` is the last."""
-    if entity == POOLED:
-        return len(detector.entities)
-    try:
-        return detector.entities.index(entity)
-    except ValueError:
+    """Index of an entity's scaler, Gaussian and threshold; `pooled` is the last."""
+    names = (*detector.entities, POOLED)
+    if entity not in names:
         raise DataError(
-            f"the detector knows no entity {entity!r}: give one of "
+            f"the detector has no entity {entity!r}: give one of "
             f"{', '.join(detector.entities)}, or {POOLED}."
-        ) from None
+        )
+    return len(names) - 1 if entity == POOLED else names.index(entity)
 
 
 def usual_entity(detector: Detector) -> str:
-    """Whose threshold to take where rows don't tell: the only entity's, else pooled."""
+    """The default entity: the only one, else pooled."""
     return detector.entities[0] if len(detector.entities) == 1 else POOLED
 
 
 def scaler_of(detector: Detector, index: int) -> Scaler:
-    """The scaler at a place from `entity_index`."""
+    """The scaler at an index from `entity_index`."""
     return Scaler(*(field[index] for field in detector.scalers))
 
 
 def gaussian_of(detector: Detector, index: int) -> Gaussian:
-    """The Gaussian at a place from `entity_index`."""
+    """The Gaussian at an index from `entity_index`."""
     return Gaussian(*(field[index] for field in detector.gaussians))
 
 
@@ -152,12 +148,16 @@ def score_batches(
     *,
     batch_size: int = BATCH_SIZE,
 ) -> Iterator[np.ndarray]:
-    """`score_windows` piece by piece, `[B, L]` each, for series that fill the memory.
-
-    `values` may be a memory map.
-    """
-    return _map_raw(
-        point_scorer, detector, index, values, starts, batch_size=batch_size
+    """`score_windows` in batches `[B, L]`, for long series; `values` may be a memmap."""
+    return _map(
+        point_scorer,
+        detector.model,
+        (detector.model.params, gaussian_of(detector, index)),
+        values,
+        starts,
+        window=detector.window,
+        batch_size=batch_size,
+        scaler=scaler_of(detector, index),
     )
 
 
@@ -170,18 +170,25 @@ def explain_batches(
     attribution: np.ndarray,
     batch_size: int = BATCH_SIZE,
 ) -> Iterator[Explained]:
-    """Scores and contributions of the windows of raw rows, a batch a piece.
+    """Scores and contributions of the windows of raw rows, in batches.
 
     Args:
         detector: the detector.
         index: from `entity_index`.
         values: `[N, D]` raw rows; may be a memory map.
         starts: `[M]` first rows of the windows.
-        blame: `[F, F]` from `attribution_matrix` of the same Gaussian.
+        attribution: `[F, F]` from `attribution_matrix` of the same Gaussian.
         batch_size: windows at once.
     """
-    return _map_raw(
-        explainer, detector, index, values, starts, attribution, batch_size=batch_size
+    return _map(
+        explainer,
+        detector.model,
+        (detector.model.params, gaussian_of(detector, index), attribution),
+        values,
+        starts,
+        window=detector.window,
+        batch_size=batch_size,
+        scaler=scaler_of(detector, index),
     )
 
 
@@ -195,16 +202,9 @@ def score_scaled(
     batch_size: int,
 ) -> np.ndarray:
     """Point scores `[M, L]` of the windows of scaled rows `[N, D]`."""
-    pieces: Iterator[np.ndarray] = _map(
-        point_scorer(model.kind, model.architecture, has_missing(rows)),
-        model,
-        (model.params, gaussian),
-        rows,
-        starts,
-        window=window,
-        batch_size=batch_size,
-    )
-    return _joined(pieces, window)
+    common = (model.params, gaussian)
+    options: dict[str, Any] = {"window": window, "batch_size": batch_size}
+    return _joined(_map(point_scorer, model, common, rows, starts, **options), window)
 
 
 def residual_batches(
@@ -215,19 +215,9 @@ def residual_batches(
     window: int,
     batch_size: int,
 ) -> Iterator[np.ndarray]:
-    """The model's errors `[B, L, F]` for the windows of scaled rows, a batch a piece.
-
-    NaN where a cell is missing.
-    """
-    return _map(
-        _error_marker(model.kind, model.architecture, has_missing(rows)),
-        model,
-        model.params,
-        rows,
-        starts,
-        window=window,
-        batch_size=batch_size,
-    )
+    """Residuals `[B, L, F]` of the windows of scaled rows, in batches; NaN if missing."""
+    options: dict[str, Any] = {"window": window, "batch_size": batch_size}
+    return _map(_residual_marker, model, model.params, rows, starts, **options)
 
 
 def scoring_batch(model: ResidualModel, width: int, batch_size: int) -> int:
@@ -236,24 +226,25 @@ def scoring_batch(model: ResidualModel, width: int, batch_size: int) -> int:
     return max(1, batch_size // width) if independent else batch_size
 
 
+# The functions below are cached, so that detectors of a kind share one trace.
+
+
 @functools.lru_cache
 def point_scorer(
     kind: str, architecture: Architecture | None, missing: bool = False
 ) -> WindowFunction:
     """`((params, gaussian), windows [B, L, D]) -> point scores [B, L]` of scaled windows.
 
-    The same function for all detectors of a kind, so that one trace serves them all.
-
     Args:
         kind: of the residual model.
         architecture: of its network, if it has one.
-        missing: whether windows may have NaN cells, which costs time.
+        missing: whether windows may have NaN cells, which takes longer.
     """
-    errors = _observed_errors(kind, architecture, missing)
+    residuals = _observed_residuals(kind, architecture, missing)
 
     def scores(common: tuple[Params, Gaussian], windows: Array) -> Array:
         params, gaussian = common
-        found, observed = errors(params, windows)
+        found, observed = residuals(params, windows)
         return scores_of(gaussian, deviations(gaussian, found, observed), observed)
 
     return scores
@@ -264,34 +255,34 @@ def explainer(
     kind: str, architecture: Architecture | None, missing: bool = False
 ) -> WindowFunction:
     """`((params, gaussian, attribution), windows) -> Explained` of scaled windows."""
-    errors = _observed_errors(kind, architecture, missing)
+    residuals = _observed_residuals(kind, architecture, missing)
 
     def explained(common: tuple[Params, Gaussian, Any], windows: Array) -> Any:
         params, gaussian, attribution = common
-        found, observed = errors(params, windows)
+        found, observed = residuals(params, windows)
         distance = deviations(gaussian, found, observed)
-        parts = contributions(attribution, distance)
-        # A channel's part is the sum of what its errors have.
+        parts = split_deviations(attribution, distance)
+        # Summed over the components of an ensemble.
         parts = parts.reshape(*parts.shape[:2], -1, windows.shape[-1]).sum(axis=2)
         points = scores_of(gaussian, distance, observed)
-        # numpy arrays once they have left the device.
+        # They become numpy arrays in `map_windows`.
         return Explained(points, parts)  # type: ignore[arg-type]
 
     return explained
 
 
 @functools.lru_cache
-def _error_marker(
+def _residual_marker(
     kind: str, architecture: Architecture | None, missing: bool
 ) -> WindowFunction:
-    errors = _observed_errors(kind, architecture, missing)
+    residuals = _observed_residuals(kind, architecture, missing)
 
     def marked(params: Params, windows: Array) -> Array:
         found: Array
-        found, observed = errors(params, windows)
+        found, observed = residuals(params, windows)
         if observed is None:
             return found
-        # An overflow is no missing cell.
+        # An overflow is not a missing cell.
         found = jnp.where(jnp.isnan(found), jnp.inf, found)
         return jnp.where(observed, found, jnp.nan)
 
@@ -299,47 +290,24 @@ def _error_marker(
 
 
 @functools.lru_cache
-def _observed_errors(
+def _observed_residuals(
     kind: str, architecture: Architecture | None, missing: bool
 ) -> Any:
-    """`(params, windows) -> (errors, which cells were observed or None for all)`."""
-    errors, copies = residual_function(kind, architecture), len(components_of(kind))
+    """`(params, windows) -> (residuals, mask of observed cells, or None for all)`."""
+    residuals, copies = residual_function(kind, architecture), len(components_of(kind))
     if not missing:
-        return lambda params, windows: (errors(params, windows), None)
+        return lambda params, windows: (residuals(params, windows), None)
 
-    def filled_errors(params: Params, windows: Array) -> tuple[Array, Array]:
+    def filled_residuals(params: Params, windows: Array) -> tuple[Array, Array]:
         filled = fill_missing(windows)
         observed = jnp.tile(filled.observed, (1, 1, copies))
-        return errors(params, filled.windows), observed
+        return residuals(params, filled.windows), observed
 
-    return filled_errors
-
-
-def _map_raw(
-    maker: Callable[[str, Architecture | None, bool], WindowFunction],
-    detector: Detector,
-    index: int,
-    values: np.ndarray,
-    starts: np.ndarray,
-    *further: np.ndarray,
-    batch_size: int,
-) -> Iterator[Any]:
-    """What a maker's function gives for raw rows; `further` follows params and Gaussian."""
-    model = detector.model
-    return _map(
-        maker(model.kind, model.architecture, has_missing(values)),
-        model,
-        (model.params, gaussian_of(detector, index), *further),
-        values,
-        starts,
-        window=detector.window,
-        batch_size=batch_size,
-        scaler=scaler_of(detector, index),
-    )
+    return filled_residuals
 
 
 def _map(
-    function: WindowFunction,
+    make: Callable[[str, Architecture | None, bool], WindowFunction],
     model: ResidualModel,
     common: Any,
     rows: np.ndarray,
@@ -349,8 +317,9 @@ def _map(
     batch_size: int,
     scaler: Scaler | None = None,
 ) -> Iterator[Any]:
+    """Results of a window function for all windows, in batches."""
     return map_windows(
-        function,
+        make(model.kind, model.architecture, has_missing(rows)),
         common,
         rows,
         starts,

@@ -1,35 +1,42 @@
-"""How often clean windows alarm for real, beside what a rule promises.
+"""Measured false-alarm rates of clean windows, and signs that a detector no longer fits.
 
-Neighbouring windows share rows and alarm together, so n overlapping windows tell much
-less than n. Intervals here come from windows that share none: Clopper and Pearson's
-(Biometrika 1934), which take those as independent. That still flatters where behaviour
-stays for longer than a window.
+Neighbouring windows share rows and alarm together, so intervals come from windows that
+share no row (Clopper and Pearson, Biometrika 1934), taken as independent. They are too
+narrow where behaviour stays the same for longer than a window.
 """
 
 import math
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+import pandas as pd
 
-from kdjax.detection.thresholds import (
-    Rule,
-    check_numbers,
-    find_threshold,
-    needed,
-)
+from kdjax.data.series import Ranges, Series, outside
+from kdjax.data.times import median_step
+from kdjax.data.windowing import has_missing
+from kdjax.detection.thresholds import Rule, check_numbers, find_threshold, needed
 
-# A drift is reported when the p-values are this far from uniform and when that is past
-# chance; see `drift`.
+if TYPE_CHECKING:
+    from kdjax.detection.detector import Detector
+
+# Drift is reported when p-values are this far from uniform and when that is past chance.
 DISTANCE = 0.25
 SIGNIFICANCE = 1e-3
+# Share of rows outside the training range that is a warning.
+FOREIGN = 0.05
+# Largest factor between median steps of the same sampling rate.
+SAME_STEP = 1.5
+# Rows compared with the ranges at once.
+_CHUNK = 100_000
 
 
 class MeasuredRate(NamedTuple):
-    """A wanted and a realised share of false alarms.
+    """Wanted and measured false-alarm rate.
 
     Attributes:
-        wanted: by the rule; 0 for `fixed`, which wants none.
-        rate: share of all the windows that lie above τ; NaN without a window.
+        wanted: by the rule; 0 for `fixed`.
+        rate: share of all windows above τ; NaN without a window.
         disjoint_alarms: windows above τ among those that share no row.
         disjoint_n: number of windows that share no row.
         low: lower end of the 95 % interval, from these.
@@ -47,7 +54,7 @@ class MeasuredRate(NamedTuple):
 
 
 class Drift(NamedTuple):
-    """Whether scores still come from where calibration's came from.
+    """Comparison of scores with those of calibration.
 
     Attributes:
         n: number of p-values.
@@ -62,7 +69,7 @@ class Drift(NamedTuple):
 
 
 def disjoint(starts: np.ndarray, window: int) -> np.ndarray:
-    """Index of windows that share no row, taken greedily in time, `[M] -> [K]`.
+    """Indices of windows that share no row, chosen greedily in time, `[M] -> [K]`.
 
     >>> disjoint(np.array([0, 10, 20, 25, 60]), 20)
     array([0, 2, 4])
@@ -94,7 +101,7 @@ def interval(alarms: int, n: int, *, level: float = 0.95) -> tuple[float, float]
 def p_values(calibration: np.ndarray, scores: np.ndarray) -> np.ndarray:
     """Conformal p-values (1 + #{calibration ≥ score}) / (n + 1), `[n], [M] -> [M]`.
 
-    Uniform, or a little larger, where scores come from where calibration's did: a score
+    Uniform, or slightly larger, for scores distributed as those of calibration. A score
     is above `conformal`'s τ exactly where its p-value is at most the rate.
 
     >>> p_values(np.array([1.0, 2.0, 3.0]), np.array([0.5, 2.0, 9.0]))
@@ -116,11 +123,11 @@ def measured_rate(
     window: int,
     wanted: float,
 ) -> MeasuredRate:
-    """The realised share of alarms among clean windows, `[M], [M]`.
+    """The measured share of alarms among clean windows.
 
     Args:
-        scores: window scores.
-        starts: first rows of the windows.
+        scores: `[M]` window scores.
+        starts: `[M]` first rows of the windows.
         tau: τ.
         window: L.
         wanted: the rule's rate.
@@ -139,10 +146,9 @@ def cross_rates(
 ) -> MeasuredRate:
     """The share of calibration windows above a τ that was chosen without them.
 
-    The windows are cut into `folds` blocks of time. For each block τ comes from the
-    windows of the others that share no row with it. A fold with fewer of those than the
-    rule needs is left out, and `detail` says so. What it shows is drift inside the
-    calibration rows; it can't see what comes after them.
+    The windows are cut into blocks of time. τ of a block comes from the windows of the
+    other blocks that share no row with it. `detail` counts the blocks that are left out
+    because the rule needs more windows. It shows drift within the calibration rows only.
 
     Args:
         scores: `[n]` calibration window scores.
@@ -154,34 +160,39 @@ def cross_rates(
     check_numbers(scores, "calibration scores")
     order = np.argsort(starts, kind="stable")
     scores, starts = np.asarray(scores)[order], np.asarray(starts)[order]
-    held, above, fallbacks = [], [], 0
-    blocks = [
-        block for block in np.array_split(np.arange(len(starts)), folds) if len(block)
-    ]
-    for block in blocks:
+    used = fallbacks = 0
+    known, above = np.zeros(len(scores), bool), np.zeros(len(scores), bool)
+    for block in np.array_split(np.arange(len(starts)), folds):
+        if not len(block):
+            continue
         first, last = starts[block[0]], starts[block[-1]]
         others = scores[(starts <= first - window) | (starts >= last + window)]
         if len(others) < needed(rule):
             continue
         threshold = find_threshold(others, rule)
+        used += 1
         fallbacks += rule.method == "pot" and threshold.rank > 0
-        held.append(block)
-        above.append(scores[block] > threshold.tau)
-    nothing = np.empty(0, np.int64)
-    index = np.concatenate([nothing, *held])
-    alarms = np.concatenate([nothing.astype(bool), *above])
+        known[block] = True
+        above[block] = scores[block] > threshold.tau
     wanted = 0.0 if rule.method == "fixed" else rule.rate
-    found = _count(alarms, starts[index], window=window, wanted=wanted)
-    return found._replace(detail=_left_out(len(held), folds, fallbacks, rule))
+    details = []
+    if used < folds:
+        details.append(
+            f"{folds - used} of {folds} folds left out: {rule.method} needs "
+            f"{needed(rule)} windows that share no row with the block"
+        )
+    if fallbacks:
+        details.append(f"pot fell back to the quantile in {fallbacks} of {used} folds")
+    found = _count(above[known], starts[known], window=window, wanted=wanted)
+    return found._replace(detail="; ".join(details))
 
 
 def drift(p: np.ndarray, *, calibration: int) -> Drift:
     """Whether p-values `[n]` of windows that share no row are far from uniform.
 
-    The distance is Kolmogorov's and Smirnov's. It counts as drift when it is above both
-    `DISTANCE`, so that a difference is large and not only sure, and what chance exceeds
-    less than once in 1 / `SIGNIFICANCE` times (Massart, Annals of Probability 1990).
-    Calibration is a sample too, so m and n windows are worth n·m / (n + m).
+    The distance is that of Kolmogorov and Smirnov. It is drift when above `DISTANCE`
+    and above what chance exceeds with probability `SIGNIFICANCE` (Massart, Annals of
+    Probability 1990), with the effective sample size n·m / (n + m).
 
     Args:
         p: from `p_values`.
@@ -200,6 +211,94 @@ def drift(p: np.ndarray, *, calibration: int) -> Drift:
     return Drift(n, distance, distance > max(DISTANCE, chance))
 
 
+def score_drift(
+    detector: "Detector", index: int, window_score: np.ndarray
+) -> Drift | None:
+    """Whether the window scores of rows `[N]` have drifted from calibration's.
+
+    Compares windows that share no row: L rows apart, rounded up to whole strides. None
+    where the detector has no calibration scores.
+    """
+    if len(detector.calibration) <= index or not len(detector.calibration[index]):
+        return None
+    strides = math.ceil(detector.window / detector.stride)
+    known = np.flatnonzero(~np.isnan(window_score))
+    apart = known[disjoint(known, strides * detector.stride)]
+    calibration = detector.calibration[index]
+    return drift(
+        p_values(calibration, window_score[apart]),
+        calibration=max(1, round(len(calibration) / strides)),
+    )
+
+
+def series_notes(
+    detector: "Detector", index: int, series: Series, table: pd.DataFrame
+) -> list[str]:
+    """Notes on scored rows that differ from the training rows, warnings first.
+
+    Args:
+        detector: the detector.
+        index: whose calibration was used, from `entity_index`.
+        series: the rows, with the detector's channels.
+        table: their `score_table`.
+    """
+    notes = [f"{series.entity}: {n}" for n in _notes(detector, index, series, table)]
+    return sorted(notes, key=lambda note: "warning" not in note)
+
+
+def _notes(
+    detector: "Detector", index: int, series: Series, table: pd.DataFrame
+) -> Iterator[str]:
+    step = median_step(series.time)
+    known = bool(detector.step and step)
+    if known and not 1 / SAME_STEP < step / detector.step < SAME_STEP:
+        yield (
+            f"warning: a row every {step:g}, but {detector.step:g} in training: the "
+            "model has learned another sampling rate"
+        )
+    if detector.ranges is not None:
+        yield from _outside(
+            Ranges(*(side[index] for side in detector.ranges)), detector, series
+        )
+    if has_missing(series.values):
+        cells = int(np.isnan(series.values).sum())
+        unscored = int(table["score"].isna().sum())
+        yield (
+            f"{cells:,} cells are missing; {unscored:,} rows have no score and count as "
+            "unknown"
+        )
+    found = score_drift(detector, index, table["window_score"].to_numpy())
+    if found is not None and found.drifted:
+        yield (
+            "warning: scores have drifted from those of calibration (distance "
+            f"{found.distance:.2f} over {found.n} separate windows), so the false-alarm "
+            "rate no longer holds: kdjax calibrate on recent clean rows makes a new "
+            "threshold"
+        )
+
+
+def _outside(ranges: Ranges, detector: "Detector", series: Series) -> Iterator[str]:
+    rows, by_channel = 0, np.zeros(len(detector.channels), np.int64)
+    for first in range(0, len(series.values), _CHUNK):
+        found = outside(ranges, series.values[first : first + _CHUNK])
+        rows += int(found.any(axis=1).sum())
+        by_channel += found.sum(axis=0)
+    if not rows:
+        return
+    share = rows / len(series.values)
+    warning = "warning: " if share > FOREIGN else ""
+    constant = np.where(ranges.low == ranges.high, " (constant in training)", "")
+    worst = ", ".join(
+        f"{detector.channels[i]} {by_channel[i]:,}{constant[i]}"
+        for i in np.argsort(-by_channel, kind="stable")[:3]
+        if by_channel[i]
+    )
+    yield (
+        f"{warning}{rows:,} of {len(series.values):,} rows ({share:.1%}) have values "
+        f"outside the training range: {worst}"
+    )
+
+
 def _count(
     above: np.ndarray, starts: np.ndarray, *, window: int, wanted: float
 ) -> MeasuredRate:
@@ -207,15 +306,3 @@ def _count(
     alarms, n = int(apart.sum()), len(apart)
     rate = float(above.mean()) if len(above) else math.nan
     return MeasuredRate(wanted, rate, alarms, n, *interval(alarms, n))
-
-
-def _left_out(used: int, folds: int, fallbacks: int, rule: Rule) -> str:
-    said = []
-    if used < folds:
-        said.append(
-            f"{folds - used} of {folds} folds left out: {rule.method} needs "
-            f"{needed(rule)} windows that share no row with the block"
-        )
-    if fallbacks:
-        said.append(f"pot fell back to the quantile in {fallbacks} of {used} folds")
-    return "; ".join(said)

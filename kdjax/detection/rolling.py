@@ -1,4 +1,4 @@
-"""A threshold that follows its stream: adaptive conformal inference.
+"""Thresholds that move with a stream: adaptive conformal inference, and rolling ones.
 
 Gibbs and Candès, "Adaptive Conformal Inference Under Distribution Shift", NeurIPS 2021,
 Eq. 2: after each score the level moves against the error,
@@ -6,22 +6,18 @@ Eq. 2: after each score the level moves against the error,
     α_{t+1} = α_t + γ (rate − err_t),   err_t = 1 if score_t > τ_t else 0,
 
 and τ_t is the conformal threshold at level α_t of the last n scores, which begin with
-those of calibration. Whatever the scores do, the share of alarms among the first T is
-within (max(α_1, 1 − α_1) + γ) / (Tγ) of the rate (Proposition 4.1).
+those of calibration. The share of alarms among the first T scores is within
+(max(α_1, 1 − α_1) + γ) / (Tγ) of the rate, whatever the scores are (Proposition 4.1).
 
-That promise is one about **all** scores, so it has a price: an anomaly that lasts uses
-the alarms up, and after a few of them τ is infinite for a while. It suits streams whose
-normal behaviour drifts, watched for what is short; a fixed τ suits the rest.
+Anomalies count as scores too: a long anomaly uses up the alarms, and τ becomes infinite
+for a while. Use it for streams with drift and short anomalies; use a fixed τ otherwise.
 
-Update it on one window every `stride` rows, the stride of the calibration windows, and
-hold τ in between. Then the n scores cover as much time as calibration did. On every
-window of a stride-1 stream they would cover the last n rows only, nearly all one
-window, and the errors would come in clusters that use up α for long.
+Update once every `stride` rows, the stride of the calibration windows, and keep τ in
+between. With stride 1 the n scores would cover the last n rows only, nearly all the same
+window, and errors would cluster.
 
-`start_rolling` is plainer: τ_t is the conformal threshold at a fixed level of **all**
-scores so far, calibration's and the stream's, γ = 0. It moves as slowly as the past is
-long, so an anomaly moves it little, and behaviour that changed for good moves it until the
-wanted share of all scores lies above. It promises nothing.
+A rolling threshold (`start_rolling`) is the conformal threshold at a fixed level of all
+scores so far, calibration's and the stream's (γ = 0). It has no guarantee.
 """
 
 import math
@@ -31,18 +27,18 @@ import numpy as np
 
 from kdjax.errors import ConfigError, DataError
 
-# Scores that a threshold of all so far remembers: ten weeks at a window every ten minutes.
+# Scores kept for a rolling threshold: ten weeks at a window every ten minutes.
 REMEMBERED = 10_000
 
 
 class Adaptive(NamedTuple):
-    """What is remembered from score to score.
+    """State between scores.
 
     Attributes:
         alpha: α_t; may leave [0, 1] by up to γ.
         rate: the wanted share of alarms.
         step: γ.
-        most: scores that are remembered; from then on the oldest leaves for each new one.
+        most: number of scores kept; beyond it the oldest is dropped for each new one.
         recent: `[n]` last scores, the oldest first.
         ordered: the same, smallest first.
     """
@@ -56,11 +52,11 @@ class Adaptive(NamedTuple):
 
 
 class Adapted(NamedTuple):
-    """What a score led to.
+    """Result of a score.
 
     Attributes:
         state: for the next score.
-        tau: τ_t, chosen before the score was seen; -inf and inf are possible.
+        tau: τ_t, chosen before the score; -inf and inf are possible.
         alarm: whether the score is above it.
     """
 
@@ -73,10 +69,9 @@ def start_adaptive(scores: np.ndarray, rate: float, *, step: float = 0.005) -> A
     """The state before the first score, from calibration window scores `[n]` in time.
 
     Args:
-        scores: the oldest first. Their number stays; an update copies them, some 20 µs
-            for ten thousand.
+        scores: the oldest first; n stays constant.
         rate: the wanted share of alarms, also α_1.
-        step: γ. Larger ones follow faster and alarm less evenly; the paper uses 0.005.
+        step: γ. Larger ones adapt faster and alarm less evenly; the paper uses 0.005.
     """
     if not (0 < rate < 1 and 0 < step < math.inf):
         raise ConfigError(
@@ -87,11 +82,11 @@ def start_adaptive(scores: np.ndarray, rate: float, *, step: float = 0.005) -> A
 
 
 def start_rolling(scores: np.ndarray, rate: float) -> Adaptive:
-    """The state of a threshold that is one of all scores so far.
+    """The state of a rolling threshold before the first score.
 
     Args:
-        scores: `[n]` of calibration, `shuffled` where their order in time is gone.
-        rate: the wanted share of alarms among all scores, anomalies too.
+        scores: `[n]` of calibration; `shuffled` where their order in time is unknown.
+        rate: the wanted share of alarms among all scores, anomalies included.
 
     >>> state = adapt(start_rolling(np.arange(99.0), 0.02), 200.0).state
     >>> len(state.recent), adaptive_tau(state)
@@ -99,24 +94,19 @@ def start_rolling(scores: np.ndarray, rate: float) -> Adaptive:
     """
     if not 0 < rate < 1:
         raise ConfigError(
-            f"a following threshold with rate={rate:g}: expected a share of windows "
+            f"a rolling threshold with rate={rate:g}: expected a share of windows "
             "between 0 and 1."
         )
     return _start(scores[:REMEMBERED], rate, 0.0, REMEMBERED)
 
 
 def shuffled(scores: np.ndarray) -> np.ndarray:
-    """Sorted scores in an order, always the same, in which small and large mix.
-
-    Old ones then leave evenly, as they would in the order of time.
-    """
+    """Sorted scores in a fixed random order, so that dropping the oldest is unbiased."""
     return scores[np.random.default_rng(0).permutation(len(scores))]
 
 
 def rolling_taus(scores: np.ndarray, new: np.ndarray, rate: float) -> np.ndarray:
-    """τ in force before each of the new scores `[M]`, as `start_rolling` has it, `[M]`.
-
-    A new score that is NaN moves nothing.
+    """The rolling τ before each of the new scores `[M] -> [M]`; NaN scores are skipped.
 
     >>> rolling_taus(np.arange(9.0), np.array([20.0, 0.0, 0.0]), 0.2)
     array([7., 8., 8.])
@@ -132,13 +122,13 @@ def rolling_taus(scores: np.ndarray, new: np.ndarray, rate: float) -> np.ndarray
 def adaptive_tau(state: Adaptive) -> float:
     """τ for the next score: the ⌈(n+1)(1−α)⌉-th smallest of the last n.
 
-    Infinite where α asks for more scores than there are, -inf where for none.
+    Infinite where α needs more scores than there are, -inf where α is at least 1.
 
     >>> adaptive_tau(start_adaptive(np.arange(99.0), 0.02))
     97.0
     """
     n = len(state.ordered)
-    # Rounded down as exact numbers are: 100 · 0.29 in floats is below 29.
+    # Rounded as exact numbers are: 100 · 0.29 in floats is below 29.
     rank = n + 1 - math.floor((n + 1) * state.alpha + 1e-9)
     if rank > n:
         return math.inf
@@ -146,10 +136,10 @@ def adaptive_tau(state: Adaptive) -> float:
 
 
 def adapt(state: Adaptive, score: float) -> Adapted:
-    """The verdict on the next score, and the state after it.
+    """Compares a score with τ and updates the state.
 
     Raises:
-        DataError: the score is no number. Leave such windows out.
+        DataError: the score is NaN.
 
     >>> adapted = adapt(start_adaptive(np.arange(99.0), 0.02), 200.0)
     >>> adapted.tau, adapted.alarm, round(adapted.state.alpha, 4)
@@ -157,44 +147,29 @@ def adapt(state: Adaptive, score: float) -> Adapted:
     """
     if math.isnan(score):
         raise DataError(
-            "an adaptive threshold met a score that is no number: leave out windows "
-            "without a score."
+            "an adaptive threshold got a score of NaN: leave out windows without a "
+            "score."
         )
     tau = adaptive_tau(state)
     alarm = bool(score > tau)
-    grows = len(state.recent) < state.most
+    recent, ordered = state.recent, state.ordered
+    if len(recent) == state.most:
+        ordered = np.delete(ordered, np.searchsorted(ordered, recent[0]))
+        recent = recent[1:]
     after = state._replace(
         alpha=state.alpha + state.step * (state.rate - alarm),
-        recent=np.append(state.recent if grows else state.recent[1:], score),
-        ordered=_added(state.ordered, score)
-        if grows
-        else _exchanged(state.ordered, state.recent[0], score),
+        recent=np.append(recent, score),
+        ordered=np.insert(ordered, np.searchsorted(ordered, score), score),
     )
     return Adapted(after, tau, alarm)
 
 
 def _start(scores: np.ndarray, rate: float, step: float, most: int) -> Adaptive:
     recent = np.array(scores, np.float64)
-    if len(recent) == 0 or np.isnan(recent).any():
+    missing = int(np.isnan(recent).sum())
+    if len(recent) == 0 or missing:
         raise DataError(
-            f"{len(recent)} calibration scores, {int(np.isnan(recent).sum())} of them "
-            "no number: an adaptive threshold needs at least one score, and numbers."
+            f"{len(recent)} calibration scores, {missing} of them NaN: an adaptive "
+            "threshold needs at least one score and no NaN."
         )
     return Adaptive(rate, rate, step, most, recent, np.sort(recent))
-
-
-def _added(ordered: np.ndarray, new: float) -> np.ndarray:
-    return np.insert(ordered, np.searchsorted(ordered, new), new)
-
-
-def _exchanged(ordered: np.ndarray, old: float, new: float) -> np.ndarray:
-    """Sorted scores with `new` in the place of one that equals `old`."""
-    out, into = np.searchsorted(ordered, (old, new))
-    after = ordered.copy()
-    if into > out:
-        after[out : into - 1] = ordered[out + 1 : into]
-        after[into - 1] = new
-    else:
-        after[into + 1 : out + 1] = ordered[into:out]
-        after[into] = new
-    return after

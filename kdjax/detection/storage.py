@@ -1,15 +1,13 @@
-"""Saved detectors: a folder with plain arrays, JSON and a manifest; no code in it.
+"""Saved detectors: a folder with plain arrays, JSON and a manifest; it holds no code.
 
 detector.json   schema, model, channels, window, entities, thresholds
 arrays.npz      the model's parameters, scalers and Gaussians by name
-card.json       where the detector comes from and what it was never tested on
-card.md         the same to read
+card.json       data, splits, settings, results and limits of the detector
+card.md         the same as Markdown
 MANIFEST.sha256
 
-Whether the parts of a detector that was read fit together.
-
-A manifest tells damage. This tells what a hand, or a fault of whoever wrote it, has put
-together: shapes that differ, a scale of 0, a window of text.
+The manifest detects corruption; `check_detector` detects parts that don't fit together,
+such as arrays of other shapes or a scale of 0.
 """
 
 import io
@@ -24,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from kdjax.data.scaler import Scaler
 from kdjax.data.series import Ranges
@@ -31,11 +30,11 @@ from kdjax.detection.attribution import METHODS
 from kdjax.detection.detector import Detector
 from kdjax.detection.gaussian import Gaussian
 from kdjax.detection.stream_rules import (
-    amount,
-    names,
-    number,
-    whole,
-    word,
+    as_amount,
+    as_count,
+    as_names,
+    as_number,
+    as_text,
 )
 from kdjax.detection.thresholds import Threshold
 from kdjax.errors import ArtifactError
@@ -55,37 +54,42 @@ from kdjax.models.autoencoder import Architecture
 from kdjax.models.residual import ResidualModel, residual_names
 
 SCHEMA = 2
-# What schema 1 lacks, for which the defaults of `Detector` stand:
-# fields of the file by those of `Detector`.
+# Fields that schema 1 lacks, by their names in `Detector`, which has their defaults.
 _SINCE_2 = {
     "step": "step",
     "blame": "attribution",
     "min_duration": "min_duration",
     "cooldown": "cooldown",
 }
+_COUNTS = {
+    "window": 1,
+    "stride": 1,
+    "allowed_points": 0,
+    "min_duration": 1,
+    "cooldown": 0,
+}
 
-# What JSON, numpy and a description of another shape raise. A header that claims more
-# values than memory holds is as unreadable as one cut short.
+# Errors that JSON, numpy and wrong contents raise.
 _UNREADABLE = (
     AttributeError,
     EOFError,
     LookupError,
-    MemoryError,
+    MemoryError,  # an array header that claims more values than fit into memory
     OSError,
-    RuntimeError,  # JSON nested too deeply, or an archive that is encrypted
+    RuntimeError,  # JSON nested too deeply, or an encrypted archive
     SyntaxError,
     TypeError,
     ValueError,
-    tokenize.TokenError,  # from a header, as SyntaxError
+    tokenize.TokenError,  # from an array header, as SyntaxError
     zipfile.BadZipFile,
 )
 
 
 def save_detector(folder: str | os.PathLike[str], detector: Detector) -> None:
-    """Writes a detector to `folder`, which holds the old one or the new one whole.
+    """Writes a detector to `folder`; an interruption leaves the old or the new one.
 
     Raises:
-        ArtifactError: the folder holds something else, which is left alone.
+        ArtifactError: the folder holds something else.
     """
     folder = Path(folder)
     clear_leftovers(folder.parent, (folder.name,))
@@ -100,13 +104,13 @@ def save_detector(folder: str | os.PathLike[str], detector: Detector) -> None:
             write_text(fresh / "card.md", card_markdown(detector.card))
             np.savez(fresh / "arrays.npz", allow_pickle=False, **_arrays(detector))
             write_manifest(fresh)
-            _put(fresh, folder, folder.with_name(f".{folder.name}.{mark}.old"))
+            _replace(folder, fresh, folder.with_name(f".{folder.name}.{mark}.old"))
         finally:
             shutil.rmtree(fresh, ignore_errors=True)
 
 
-def _put(fresh: Path, folder: Path, old: Path) -> None:
-    """Gives a folder its name; a kill between two names is mended by `load_detector`."""
+def _replace(folder: Path, fresh: Path, old: Path) -> None:
+    """Renames `fresh` to `folder`; `load_detector` repairs a kill between two renames."""
     if not folder.exists():
         fresh.rename(folder)
         return
@@ -120,7 +124,7 @@ def _put(fresh: Path, folder: Path, old: Path) -> None:
 
 
 def load_detector(folder: str | os.PathLike[str]) -> Detector:
-    """Reads a detector after its manifest has verified.
+    """Reads a detector and verifies its manifest.
 
     Raises:
         ArtifactError: the folder is missing, damaged, or of a newer schema.
@@ -160,7 +164,7 @@ def load_detector(folder: str | os.PathLike[str]) -> Detector:
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of an `.npz` file, none of which may claim more than the file holds."""
+    """The arrays of an `.npz` file; none may claim more bytes than the file has."""
     arrays, held = {}, 0
     with zipfile.ZipFile(path) as archive:
         for member in archive.infolist():
@@ -169,7 +173,7 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
             data = archive.read(member)
             held += len(data)
             if held > path.stat().st_size:
-                raise ValueError(f"{member.filename} lies where others do")
+                raise ValueError(f"{member.filename} overlaps others")
             content = io.BytesIO(data)
             version = np.lib.format.read_magic(content)
             if version != (1, 0):
@@ -184,7 +188,7 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 def check_replaceable(folder: Path) -> None:
-    """Refuses to put a detector in the place of anything but an older one."""
+    """Raises ArtifactError where `folder` holds anything but a detector."""
     check_folder(folder.parent)
     if folder.is_dir():
         if not any(folder.iterdir()) or (folder / MANIFEST).exists():
@@ -197,7 +201,7 @@ def check_replaceable(folder: Path) -> None:
 
 
 def card_markdown(card: Mapping[str, Any]) -> str:
-    """A card as Markdown: a heading per field, lists for what lies below."""
+    """A card as Markdown: a heading per field, nested lists below."""
     lines = [f"# {card.get('title', 'Detector')}", ""]
     for key, value in card.items():
         if key != "title":
@@ -215,15 +219,14 @@ def _markdown(value: Any, indent: str = "") -> list[str]:
             else:
                 lines.append(f"{indent}- {key}: {item}")
         return lines
-    if isinstance(value, list):
-        return [f"{indent}- {_inline(item)}" for item in value]
-    return [f"{indent}{value}"]
-
-
-def _inline(item: Any) -> str:
-    if isinstance(item, Mapping):
-        return ", ".join(f"{key} {value}" for key, value in item.items())
-    return str(item)
+    if not isinstance(value, list):
+        return [f"{indent}{value}"]
+    return [
+        f"{indent}- {', '.join(f'{key} {part}' for key, part in item.items())}"
+        if isinstance(item, Mapping)
+        else f"{indent}- {item}"
+        for item in value
+    ]
 
 
 def _to_json(value: Any) -> str:
@@ -252,6 +255,7 @@ def _description(detector: Detector) -> dict[str, Any]:
 
 
 def _arrays(detector: Detector) -> dict[str, np.ndarray]:
+    params = {"params": detector.model.params}
     optional = {
         f"calibration/{place}": scores
         for place, scores in enumerate(detector.calibration)
@@ -266,30 +270,8 @@ def _arrays(detector: Detector) -> dict[str, np.ndarray]:
         "scaler/scale": detector.scalers.scale,
         "normal/mean": detector.gaussians.mean,
         "normal/whiten": detector.gaussians.whiten,
-        **_flatten(detector.model.params, "params/"),
+        **flatten_dict(params, sep="/"),  # type: ignore[no-untyped-call]
     }
-
-
-def _flatten(tree: Mapping[str, Any], prefix: str) -> dict[str, np.ndarray]:
-    flat: dict[str, np.ndarray] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat |= _flatten(value, f"{prefix}{key}/")
-        else:
-            flat[prefix + key] = np.asarray(value)
-    return flat
-
-
-def _unflatten(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, Any]:
-    tree: dict[str, Any] = {}
-    for name, value in arrays.items():
-        if name.startswith(prefix):
-            *path, leaf = name.removeprefix(prefix).split("/")
-            node = tree
-            for key in path:
-                node = node.setdefault(key, {})
-            node[leaf] = value
-    return tree
 
 
 def _detector(
@@ -301,10 +283,13 @@ def _detector(
     if architecture is not None:
         hidden = tuple(architecture["hidden"])
         architecture = Architecture(**{**architecture, "hidden": hidden})
+    tree = unflatten_dict(arrays, sep="/")  # type: ignore[no-untyped-call]
+    ranges = None
+    if "range/low" in arrays:
+        ranges = Ranges(arrays["range/low"], arrays["range/high"])
+    count = sum(name.startswith("calibration/") for name in arrays)
     return Detector(
-        model=ResidualModel(
-            description["kind"], _unflatten(arrays, "params/"), architecture
-        ),
+        model=ResidualModel(description["kind"], tree.get("params", {}), architecture),
         channels=tuple(description["channels"]),
         window=description["window"],
         stride=description["stride"],
@@ -315,8 +300,8 @@ def _detector(
         gaussians=Gaussian(arrays["normal/mean"], arrays["normal/whiten"]),
         thresholds=tuple(Threshold(**t) for t in description["thresholds"]),
         card=card,
-        ranges=_ranges(arrays),
-        calibration=_calibration(arrays),
+        ranges=ranges,
+        calibration=tuple(arrays[f"calibration/{place}"] for place in range(count)),
         reference=arrays.get("reference"),
         **{
             field: description[name]
@@ -326,58 +311,37 @@ def _detector(
     )
 
 
-def _ranges(arrays: Mapping[str, np.ndarray]) -> Ranges | None:
-    if "range/low" not in arrays:
-        return None
-    return Ranges(arrays["range/low"], arrays["range/high"])
-
-
-def _calibration(arrays: Mapping[str, np.ndarray]) -> tuple[np.ndarray, ...]:
-    count = sum(name.startswith("calibration/") for name in arrays)
-    return tuple(arrays[f"calibration/{place}"] for place in range(count))
-
-
-_COUNTS = {
-    "window": 1,
-    "stride": 1,
-    "allowed_points": 0,
-    "min_duration": 1,
-    "cooldown": 0,
-}
-
-
 def check_detector(detector: Detector) -> None:
-    """Refuses parts that mean nothing, alone or together.
+    """Checks that the parts of a detector are valid and fit together.
 
     Raises:
-        LookupError, TypeError, ValueError: what is wrong with which part.
+        LookupError, TypeError, ValueError: with the part at fault.
     """
     for name, least in _COUNTS.items():
-        whole(least)(getattr(detector, name))
+        as_count(least)(getattr(detector, name))
     for value in (detector.max_gap, detector.step):
-        amount(value)
-    names(list(detector.channels))
+        as_amount(value)
+    as_names(list(detector.channels))
     for entity in detector.entities:
-        word(entity)
+        as_text(entity)
     if detector.allowed_points >= detector.window:
         raise ValueError("allowed_points is not below window")
     if detector.attribution not in METHODS:
-        raise ValueError(f"{detector.attribution!r} divides no score")
+        raise ValueError(f"{detector.attribution!r} is no attribution method")
     if len(detector.thresholds) != len(detector.entities) + 1:
         raise ValueError("there is no threshold for each entity")
     for threshold in detector.thresholds:
-        word(threshold.method)
-        number(threshold.tau)
-        amount(threshold.rate)
+        as_text(threshold.method)
+        as_number(threshold.tau)
+        as_amount(threshold.rate)
     if not isinstance(detector.card, dict):
-        raise TypeError("the card is no JSON object")
+        raise TypeError("the card is not a JSON object")
     _check_arrays(detector)
 
 
 def _check_arrays(detector: Detector) -> None:
-    """Scalers and Gaussians: one an entity, of as many channels and errors."""
     places, width = len(detector.entities) + 1, len(detector.channels)
-    errors = len(residual_names(word(detector.model.kind), detector.channels))
+    errors = len(residual_names(as_text(detector.model.kind), detector.channels))
     offset, scale = detector.scalers
     mean, whiten = detector.gaussians
     for values, shape, name in (
@@ -391,7 +355,7 @@ def _check_arrays(detector: Detector) -> None:
             raise ValueError(f"{name} holds a value that is not finite")
     if not (scale > 0).all():
         raise ValueError("scaler/scale is not above 0 throughout")
-    # Channels never seen have no range, and scores may be infinite.
+    # Channels without a value have no range, and scores may be infinite.
     for values in detector.ranges or ():
         _check_floats(values, (places, width), "range")
     if detector.reference is not None:

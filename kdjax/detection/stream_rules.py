@@ -1,6 +1,6 @@
-"""What a stream must know of a detector besides how to score, as JSON.
+"""What a stream needs of a detector besides how to score a window, as JSON.
 
-A plan travels inside exported files, so that a stream needs nothing else.
+A plan is stored inside exported files, so that a stream needs no other file.
 """
 
 import json
@@ -20,7 +20,7 @@ KEPT = 1000
 
 
 class Plan(NamedTuple):
-    """All that a stream must know besides how to score a window.
+    """The rules of a stream.
 
     Attributes:
         entity: whose scaler, Gaussian and threshold these are; `pooled` for none.
@@ -28,17 +28,17 @@ class Plan(NamedTuple):
         window: L.
         stride: rows from one calibration window to the next.
         tau: τ; a window alarms when its score is above.
-        rate: the wanted share of false alarms among normal windows; 0 for `fixed`.
+        rate: wanted false-alarm rate among normal windows; 0 for `fixed`.
         threshold_method: how τ was chosen.
         allowed_points: points of a window that may lie above τ without an alarm.
-        max_gap: in steps; the buffer is emptied at longer ones.
+        max_gap: in steps; a longer step in time empties the buffer.
         step: median time between rows in training, in seconds, or in the unit of a
-            numeric time column; 0 where it is not known, so that there are no gaps.
-        min_duration: rows in a row above τ before an alarm.
+            numeric time column; 0 where unknown, so that there are no gaps.
+        min_duration: consecutive rows above τ before an alarm.
         cooldown: rows after an alarm in which none begins.
         calibration: sorted window scores of calibration, at most `KEPT` of them at
-            evenly spaced ranks; empty where they are not known.
-        disjoint: about how many calibration windows share no row.
+            evenly spaced ranks; empty where unknown.
+        disjoint: approximate number of calibration windows that share no row.
     """
 
     entity: str
@@ -60,7 +60,12 @@ class Plan(NamedTuple):
 def plan_of(detector: "Detector", index: int) -> Plan:
     """The plan of a detector's entity; `index` from `entity_index`."""
     threshold = detector.thresholds[index]
-    scores = np.sort(detector.calibration[index]) if detector.calibration else ()
+    scores = np.empty(0)
+    if detector.calibration:
+        scores = np.sort(detector.calibration[index]).astype(np.float64)
+    kept = scores
+    if len(scores) > KEPT:
+        kept = scores[np.rint(np.linspace(0, len(scores) - 1, KEPT)).astype(np.int64)]
     return Plan(
         entity=(*detector.entities, "pooled")[index],
         channels=detector.channels,
@@ -74,7 +79,7 @@ def plan_of(detector: "Detector", index: int) -> Plan:
         step=float(detector.step),
         min_duration=detector.min_duration,
         cooldown=detector.cooldown,
-        calibration=_thinned(np.asarray(scores, np.float64)),
+        calibration=tuple(kept.tolist()),
         disjoint=math.ceil(
             len(scores) * min(detector.stride, detector.window) / detector.window
         ),
@@ -82,11 +87,15 @@ def plan_of(detector: "Detector", index: int) -> Plan:
 
 
 def plan_to_json(plan: Plan) -> str:
-    """A plan as JSON text; infinite numbers are the words `inf` and `-inf`."""
+    """A plan as JSON text; infinite numbers are the strings `inf` and `-inf`."""
+
+    def plain(number: float) -> float | str:
+        return number if math.isfinite(number) else str(number)
+
     fields = plan._asdict() | {
-        "tau": _plain(plan.tau),
-        "max_gap": _plain(plan.max_gap),
-        "calibration": [_plain(score) for score in plan.calibration],
+        "tau": plain(plan.tau),
+        "max_gap": plain(plan.max_gap),
+        "calibration": [plain(score) for score in plan.calibration],
     }
     return json.dumps(fields, allow_nan=False, separators=(",", ":"))
 
@@ -95,7 +104,7 @@ def plan_from_json(text: str) -> Plan:
     """The plan that `plan_to_json` wrote.
 
     Raises:
-        ArtifactError: the text is not that of a plan.
+        ArtifactError: the text is no plan.
     """
     try:
         found = json.loads(text)
@@ -112,80 +121,71 @@ def plan_from_json(text: str) -> Plan:
     return plan
 
 
-def _thinned(ordered: np.ndarray) -> tuple[float, ...]:
-    """At most `KEPT` of sorted scores, the smallest and the largest among them."""
-    ranks = np.arange(len(ordered))
-    if len(ordered) > KEPT:
-        ranks = np.rint(np.linspace(0, len(ordered) - 1, KEPT)).astype(np.int64)
-    return tuple(ordered[ranks].tolist())
+# Checks of values that were read from JSON; each raises TypeError or ValueError.
 
 
-def _plain(number: float) -> float | str:
-    return number if math.isfinite(number) else str(number)
-
-
-def word(value: Any) -> str:
-    """A value out of JSON that has to be text; like those below, raises otherwise."""
+def as_text(value: Any) -> str:
+    """The value if it is text."""
     if not isinstance(value, str):
-        raise TypeError(f"{value!r} is no text")
+        raise TypeError(f"{value!r} is not text")
     return value
 
 
-def names(value: Any) -> tuple[str, ...]:
-    """A value out of JSON that has to be a list of different texts, one at least."""
-    found = tuple(word(name) for name in value)
+def as_names(value: Any) -> tuple[str, ...]:
+    """The value if it is a list of one or more different texts."""
+    found = tuple(as_text(name) for name in value)
     if not isinstance(value, list) or not found or len(set(found)) < len(found):
-        raise ValueError("channels are no list of different names")
+        raise ValueError("channels are not a list of different names")
     return found
 
 
-def whole(least: int) -> Callable[[Any], int]:
-    """Reads values out of JSON that have to be whole numbers of at least `least`."""
+def as_count(least: int) -> Callable[[Any], int]:
+    """A check for whole numbers of at least `least`."""
 
     def read(value: Any) -> int:
         if type(value) is not int or value < least:
-            raise ValueError(f"{value!r} is no whole number of at least {least}")
+            raise ValueError(f"{value!r} is not a whole number of at least {least}")
         return value
 
     return read
 
 
-def number(value: Any) -> float:
-    """A value out of JSON that has to be a number, or `inf` or `-inf`."""
+def as_number(value: Any) -> float:
+    """The value if it is a number, or the string `inf` or `-inf`."""
     if type(value) not in (int, float) and value not in ("inf", "-inf"):
-        raise ValueError(f"{value!r} is no number")
+        raise ValueError(f"{value!r} is not a number")
     if math.isnan(float(value)):
-        raise ValueError("nan is no number")
+        raise ValueError("nan is not a number")
     return float(value)
 
 
-def amount(value: Any) -> float:
-    """A value out of JSON that has to be a number of at least 0."""
-    if number(value) < 0:
+def as_amount(value: Any) -> float:
+    """The value if it is a number of at least 0."""
+    if as_number(value) < 0:
         raise ValueError(f"{value!r} is below 0")
-    return number(value)
+    return as_number(value)
 
 
 def _scores(value: Any) -> tuple[float, ...]:
-    scores = tuple(number(score) for score in value)
+    scores = tuple(as_number(score) for score in value)
     if list(scores) != sorted(scores):
         raise ValueError("calibration scores are not sorted")
     return scores
 
 
 _READ: dict[str, Callable[[Any], Any]] = {
-    "entity": word,
-    "channels": names,
-    "window": whole(1),
-    "stride": whole(1),
-    "tau": number,
-    "rate": amount,
-    "threshold_method": word,
-    "allowed_points": whole(0),
-    "max_gap": amount,
-    "step": amount,
-    "min_duration": whole(1),
-    "cooldown": whole(0),
+    "entity": as_text,
+    "channels": as_names,
+    "window": as_count(1),
+    "stride": as_count(1),
+    "tau": as_number,
+    "rate": as_amount,
+    "threshold_method": as_text,
+    "allowed_points": as_count(0),
+    "max_gap": as_amount,
+    "step": as_amount,
+    "min_duration": as_count(1),
+    "cooldown": as_count(0),
     "calibration": _scores,
-    "disjoint": whole(0),
+    "disjoint": as_count(0),
 }

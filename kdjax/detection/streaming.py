@@ -1,10 +1,7 @@
-"""Times of rows that come one by one: numbers or datetimes, and how they compare.
+"""Scores rows one at a time, with the results of `score --causal`.
 
-A detector that takes one row at a time and gives what `score --causal` gives.
-
-What a stream must know besides how to score a window is a `Plan`, which travels as JSON
-inside exported files. How to score is handed in, so that the same stream runs on jax or
-on onnxruntime.
+The rules of a stream are a `Plan`; the scorer is passed in, so that the same stream runs
+on jax or on onnxruntime. This module imports JAX only in `stream_detector`.
 """
 
 import base64
@@ -14,18 +11,13 @@ import math
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from kdjax.detection.alarming import (
-    START,
-    TOP,
-    AlarmRule,
-    AlarmState,
-    next_alarm,
-)
+from kdjax.data.windowing import has_missing
+from kdjax.detection.alarming import START, TOP, AlarmRule, AlarmState, next_alarm
 from kdjax.detection.false_alarms import Drift, drift, p_values
 from kdjax.detection.rolling import (
     Adaptive,
@@ -37,16 +29,25 @@ from kdjax.detection.rolling import (
 )
 from kdjax.detection.stream_rules import (
     Plan,
-    number,
-    plan_from_json,
+    as_count,
+    as_number,
+    as_text,
     plan_of,
     plan_to_json,
-    whole,
-    word,
 )
 from kdjax.errors import ArtifactError, ConfigError, DataError
 from kdjax.io.files import check_schema, kdjax_version
 
+if TYPE_CHECKING:
+    from kdjax.detection.detector import Detector
+
+SCHEMA = 1  # of states
+
+# Windows without a common row whose scores `drift` compares.
+WATCHED = 100
+
+# What casts to an infinite float32: half a step above its largest number.
+_OVERFLOW = 2.0**128 - 2.0**103
 _LARGEST = sys.float_info.max
 
 CLOCKS = {
@@ -74,9 +75,7 @@ class Timestamp(NamedTuple):
 
 
 def parse_timestamp(time: Any) -> Timestamp:
-    """A number, a datetime or an ISO text as an instant; None is one without clock.
-
-    What is an instant already stays as it is.
+    """A number, a datetime or an ISO text as a timestamp; None has no clock.
 
     >>> parse_timestamp("1970-01-01T01:00:00+01:00")
     Timestamp(clock='zoned', value=0)
@@ -104,32 +103,13 @@ def parse_timestamp(time: Any) -> Timestamp:
     return Timestamp("local" if moment.tz is None else "zoned", value)
 
 
-__all__ = [
-    "Plan",
-    "StreamDetector",
-    "StreamRow",
-    "WindowResult",
-    "plan_from_json",
-    "plan_of",
-    "plan_to_json",
-]
-
-# Windows that share no row whose scores `drift` looks at.
-WATCHED = 100
-
-SCHEMA = 1  # of states
-
-# What casts to an infinite float32: half a step above its largest number.
-_OVERFLOW = 2.0**128 - 2.0**103
-
-
 class WindowResult(NamedTuple):
-    """What a backend makes of one window.
+    """Scores of one window by a backend.
 
     Attributes:
         points: a_t, `[L]`; NaN in rows without an observed channel.
         window_score: the (allowed points + 1)-th largest; NaN if there are too few.
-        contributions: `[L, D]`; None where `explain` has to be asked.
+        contributions: `[L, D]`; None where `explain` computes them.
     """
 
     points: np.ndarray
@@ -138,15 +118,15 @@ class WindowResult(NamedTuple):
 
 
 class StreamRow(NamedTuple):
-    """What a stream says of a row.
+    """Result of a row.
 
     Attributes:
         row: number of the row, from 0.
-        time: as it was given.
+        time: as given.
         score: a_t in the window that ends at the row; NaN where there is none.
         window_score: of that window; NaN where there is none.
         alarm: whether the row is in alarm.
-        state: `gaussian`, `anomaly`, or `unknown` where one of the scores is NaN.
+        state: `normal`, `anomaly`, or `unknown` where one of the scores is NaN.
         tau: τ that the window score was compared with.
         channels: in alarm, the three that contribute most to the window's largest a_t.
     """
@@ -164,15 +144,15 @@ class StreamRow(NamedTuple):
 class StreamDetector:
     """Scores rows as they come, in constant memory.
 
-    `update` either takes a row in or raises DataError and leaves all as it was.
+    `update` accepts a row, or raises DataError and changes nothing.
 
     Args:
         plan: see `plan_of`.
-        score: raw windows `[1, L, D]` float32, NaN where missing, to their `Verdict`.
-        explain: the same windows to contributions `[L, D]`, for verdicts without; asked
+        score: raw windows `[1, L, D]` float32, NaN where missing, to a `WindowResult`.
+        explain: the same windows to contributions `[L, D]`, for results without; called
             for rows in alarm only.
         adaptive_step: γ of `kdjax.detection.rolling`; 0 keeps τ.
-        following: share of windows above a τ that follows, likewise; 0 keeps τ.
+        rolling: share of windows above a rolling threshold, likewise; 0 keeps τ.
     """
 
     def __init__(
@@ -186,7 +166,7 @@ class StreamDetector:
     ) -> None:
         if adaptive_step and rolling:
             raise ConfigError(
-                f"adaptive={adaptive_step:g} and following={rolling:g} are two ways to "
+                f"adaptive={adaptive_step:g} and rolling={rolling:g} are two ways to "
                 "move τ: give one of them."
             )
         self.plan = plan
@@ -199,7 +179,7 @@ class StreamDetector:
         self._rule = AlarmRule(plan.min_duration, plan.cooldown)
         self._places = {name: i for i, name in enumerate(plan.channels)}
         self._calibration = np.array(plan.calibration)
-        # Each row stands twice, L apart, so that any L successive ones lie together.
+        # Each row is stored twice, L apart, so that any L successive ones are adjacent.
         self._buffer = np.zeros((2 * plan.window, len(plan.channels)), np.float32)
         self.rows = 0
         self._run = 0  # rows since the start or the last gap
@@ -217,7 +197,7 @@ class StreamDetector:
     def update(
         self, row: Sequence[float] | np.ndarray | Mapping[str, float], time: Any = None
     ) -> StreamRow:
-        """The verdict on the next row.
+        """Scores the next row.
 
         Args:
             row: `[D]` raw values in the order of the channels, or by name; NaN where a
@@ -226,33 +206,33 @@ class StreamDetector:
                 None for all rows or for none.
 
         Raises:
-            DataError: channels are missing or foreign, a value is infinite or no number,
-                or the time is not later.
+            DataError: channels are missing or unknown, a value is infinite or no
+                number, or the time is not later.
         """
         values = self._values(row)
         instant = parse_timestamp(time)
-        if self._follows(instant):
+        if self._gap_before(instant):
             self._run = 0
-        window = self._take(values)
+        window = self._append(values)
         self.last = instant
         self.rows += 1
         self._run += 1
         if self._run < self.plan.window:
             self._alarm, alarm = next_alarm(self._alarm, None, self._rule)
-            return self._said(time, math.nan, math.nan, alarm, self._tau, ())
-        verdict = self._score(window)
-        score, tau = float(verdict.points[-1]), self._tau
-        above = self._compare(verdict.window_score)
+            return self._result(time, math.nan, math.nan, alarm, self._tau, ())
+        found = self._score(window)
+        score, tau = float(found.points[-1]), self._tau
+        above = self._compare(found.window_score)
         self._alarm, alarm = next_alarm(self._alarm, above, self._rule)
-        channels = self._blamed(window, verdict) if alarm else ()
-        return self._said(time, score, verdict.window_score, alarm, tau, channels)
+        channels = self._top_channels(window, found) if alarm else ()
+        return self._result(time, score, found.window_score, alarm, tau, channels)
 
     def drift(self) -> Drift:
-        """Whether the latest windows that share no row score as calibration's did."""
+        """Whether scores of the latest separate windows differ from calibration's."""
         return drift(np.array(self._p_values), calibration=self.plan.disjoint)
 
     def state(self) -> dict[str, Any]:
-        """All that `restore` needs to go on after the last row, fit for JSON."""
+        """All that `restore` needs to continue after the last row, as JSON values."""
         adaptive = self._adaptive
         return {
             "schema": SCHEMA,
@@ -269,11 +249,11 @@ class StreamDetector:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Goes on from a `state`.
+        """Continues from a `state`.
 
         Raises:
             ArtifactError: it belongs to another detector or other settings, is of a
-                newer schema, or damaged; the stream stays as it was.
+                newer schema, or damaged; the stream is unchanged.
         """
         try:
             who, it = state.get("kdjax_version"), "this state can't be restored: it"
@@ -290,7 +270,7 @@ class StreamDetector:
     def _values(
         self, row: Sequence[float] | np.ndarray | Mapping[str, float]
     ) -> np.ndarray:
-        """A row `[D]` as float32, or the DataError that says what is wrong with it."""
+        """A row `[D]` as float32, checked."""
         channels = self.plan.channels
         if isinstance(row, Mapping):
             row = self._by_place(row)
@@ -304,22 +284,19 @@ class StreamDetector:
                 f"expected {len(channels)} numbers: {', '.join(channels)}."
             )
         numbers = numbers.astype(np.float64)
-        # One product tells at once that all is well; NaN and large values need a look.
+        # One product shows that all values fit; NaN and large ones need the slow check.
         with np.errstate(over="ignore"):
             fits = numbers.dot(numbers) < _OVERFLOW
         if not fits:
-            self._check_finite(numbers)
+            bad = np.abs(numbers) >= _OVERFLOW  # false for NaN
+            if bad.any():
+                place = int(np.argmax(bad))
+                raise DataError(
+                    f"row {self.rows}, channel {channels[place]!r}: {numbers[place]:g} "
+                    "is infinite or beyond float32 (3.4e38); correct it, or give NaN if "
+                    "it is missing."
+                )
         return numbers.astype(np.float32)
-
-    def _check_finite(self, numbers: np.ndarray) -> None:
-        bad = np.abs(numbers) >= _OVERFLOW  # false for NaN
-        if bad.any():
-            place = int(np.argmax(bad))
-            raise DataError(
-                f"row {self.rows}, channel {self.plan.channels[place]!r}: "
-                f"{numbers[place]:g} is infinite or beyond float32 (3.4e38); correct it, "
-                "or give NaN if it is missing."
-            )
 
     def _by_place(self, row: Mapping[str, float]) -> list[float]:
         if row.keys() != self._places.keys():
@@ -332,30 +309,30 @@ class StreamDetector:
             )
         return [row[name] for name in self._places]
 
-    def _follows(self, instant: Timestamp) -> bool:
-        """Whether a gap lies before the instant; DataError if it can't come next."""
+    def _gap_before(self, instant: Timestamp) -> bool:
+        """Whether a gap lies before the time; DataError if it can't come next."""
         clock, last = instant.clock, self.last
         if not self.rows:
             return False
         if clock != last.clock:
             raise DataError(
                 f"row {self.rows} has {CLOCKS[clock]}, the rows before have "
-                f"{CLOCKS[last.clock]}: keep to one of them."
+                f"{CLOCKS[last.clock]}: use the same throughout."
             )
         if not clock:
             return False
         if instant.value <= last.value:
             raise DataError(
-                f"row {self.rows}: its time is not after that of the row before; leave "
-                "out rows that came twice or late."
+                f"row {self.rows}: its time is not after that of the row before; remove "
+                "rows that came twice or late."
             )
-        # As `kdjax.data.splits.segments` counts: in whole ns, or in the unit of numbers.
+        # As in `kdjax.data.splits.segments`: in whole ns, or in the unit of numbers.
         step = self.plan.step
         step = step if clock == "number" else float(np.rint(step * 1e9))
         return bool(step and instant.value - last.value > self.plan.max_gap * step)
 
-    def _take(self, values: np.ndarray) -> np.ndarray:
-        """Puts a row into the buffer; the window `[1, L, D]` that it ends."""
+    def _append(self, values: np.ndarray) -> np.ndarray:
+        """Stores a row; the window `[1, L, D]` that it ends."""
         length = self.plan.window
         place = self.rows % length
         self._buffer[place] = self._buffer[place + length] = values
@@ -367,7 +344,7 @@ class StreamDetector:
         return self._buffer[stop - count : stop]
 
     def _compare(self, window_score: float) -> bool | None:
-        """Whether a window score is above τ; moves an adaptive τ, and watches drift."""
+        """Whether a window score is above τ; then updates τ and the drift test."""
         if math.isnan(window_score):
             return None
         above, windows = window_score > self._tau, self._run - self.plan.window
@@ -381,17 +358,17 @@ class StreamDetector:
     def _adapt_from(self, adaptive: Adaptive) -> None:
         self._adaptive, self._tau = adaptive, adaptive_tau(adaptive)
 
-    def _blamed(self, window: np.ndarray, verdict: WindowResult) -> tuple[str, ...]:
-        parts = verdict.contributions
+    def _top_channels(self, window: np.ndarray, found: WindowResult) -> tuple[str, ...]:
+        parts = found.contributions
         if parts is None:
             if self._explain is None:
                 return ()
             parts = self._explain(window)
-        peak = int(np.nanargmax(verdict.points))
+        peak = int(np.nanargmax(found.points))
         order = np.argsort(-parts[peak], kind="stable")[:TOP]
         return tuple(self.plan.channels[place] for place in order)
 
-    def _said(
+    def _result(
         self,
         time: Any,
         score: float,
@@ -408,18 +385,18 @@ class StreamDetector:
         )
 
     def _restore(self, state: Mapping[str, Any]) -> None:
-        """Takes over a state whose every part is checked before the first is taken."""
+        """Checks every part of a state, then takes it over."""
         window, width = self.plan.window, len(self.plan.channels)
-        count = whole(0)
+        count = as_count(0)
         rows, run = count(state["rows"]), count(state["run"])
         kept = _unpacked(state["buffer"], np.float32).reshape(-1, width)
-        last = Timestamp(
-            word(state["clock"]), state["time"]
-        )  # ns have no room in floats
-        number(last.value)
-        above, active, rest = map(count, state["alarm"])
-        watched = [number(p) for p in state["p_values"]]
-        if len(kept) != min(run, window) or run > rows or last.clock not in CLOCKS:
+        # The time stays as it is: ns don't fit into a float.
+        last = Timestamp(as_text(state["clock"]), state["time"])
+        as_number(last.value)
+        active = [count(number) for number in state["alarm"]]
+        watched = [as_number(p) for p in state["p_values"]]
+        fits = len(active) == len(START) and last.clock in CLOCKS
+        if not fits or len(kept) != min(run, window) or run > rows:
             raise ValueError("its parts contradict each other")
         adaptive, saved = self._adaptive, state["adaptive"]
         if adaptive is not None:
@@ -429,16 +406,75 @@ class StreamDetector:
             if not least <= len(scores) <= adaptive.most or np.isnan(scores).any():
                 raise ValueError("its scores are of another number")
             adaptive = adaptive._replace(
-                alpha=number(alpha), recent=scores, ordered=np.sort(scores)
+                alpha=as_number(alpha), recent=scores, ordered=np.sort(scores)
             )
         self.rows, self._run, self.last = rows, run, last
-        self._alarm = AlarmState(above, active, rest)
+        self._alarm = AlarmState(*active)
         places = np.arange(rows - len(kept), rows) % window
         self._buffer[places] = self._buffer[places + window] = kept
-        self._p_values.clear()
-        self._p_values.extend(watched)
+        self._p_values = collections.deque(watched, maxlen=WATCHED)
         if adaptive is not None:
             self._adapt_from(adaptive)
+
+
+def stream_detector(
+    detector: "Detector",
+    *,
+    entity: str = "pooled",
+    adaptive_step: float = 0.0,
+    rolling: float = 0.0,
+) -> StreamDetector:
+    """A stream of a detector on jax, compiled and ready for its first row.
+
+    Args:
+        detector: the detector.
+        entity: whose scaler, Gaussian and threshold to use; `pooled` for none.
+        adaptive_step: see `StreamDetector`, also for `rolling`.
+        rolling: the other way to move τ.
+    """
+    import jax
+
+    from kdjax.detection import detector as scoring
+    from kdjax.detection.attribution import attribution_matrix
+    from kdjax.detection.scores import window_scores
+
+    index = scoring.entity_index(detector, entity)
+    model, scaler = detector.model, scoring.scaler_of(detector, index)
+    gaussian = scoring.gaussian_of(detector, index)
+    attribution = attribution_matrix(gaussian, method=detector.attribution)
+
+    # Constants inside the compiled function are faster than arguments at each call.
+    def compiled(function: Any, *common: Any) -> Any:
+        return jax.jit(
+            lambda raw: function(common, (raw - scaler.offset) / scaler.scale)
+        )
+
+    kind = model.kind, model.architecture
+    full = compiled(scoring.point_scorer(*kind), model.params, gaussian)
+    holed = compiled(scoring.point_scorer(*kind, True), model.params, gaussian)
+    explained = compiled(
+        scoring.explainer(*kind, True), model.params, gaussian, attribution
+    )
+
+    def score(windows: np.ndarray) -> WindowResult:
+        points = np.asarray((holed if has_missing(windows) else full)(windows))
+        found = window_scores(points, count=detector.allowed_points)
+        return WindowResult(points[0], float(found[0]))
+
+    def explain(windows: np.ndarray) -> np.ndarray:
+        return np.asarray(explained(windows).contributions[0])
+
+    shape = (1, detector.window, len(detector.channels))
+    for value in (0.0, np.nan):
+        score(np.full(shape, value, np.float32))
+    explain(np.zeros(shape, np.float32))
+    return StreamDetector(
+        plan_of(detector, index),
+        score,
+        explain=explain,
+        adaptive_step=adaptive_step,
+        rolling=rolling,
+    )
 
 
 def _packed(values: np.ndarray) -> str:

@@ -1,28 +1,20 @@
-"""A detector's verdict on each row of a series, as a table, and its alarms as events."""
+"""Score tables: the scores and alarms of each row of a series, and events of alarms."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from kdjax.data.readers import match_channels
+from kdjax.data.readers import match_channels, read_table
 from kdjax.data.series import Series
-from kdjax.data.splits import (
-    cover_starts,
-    intersect,
-    kept,
-    segments,
-)
-from kdjax.data.windowing import (
-    add_scores,
-    empty_sums,
-    latest_window,
-    mean_of_sums,
-)
+from kdjax.data.splits import cover_starts, intersect, kept, segments
+from kdjax.data.windowing import add_scores, empty_sums, latest_window, mean_of_sums
 from kdjax.detection.alarming import AlarmRule, event_table, row_alarms
 from kdjax.detection.attribution import attribution_matrix
 from kdjax.detection.detector import (
+    POOLED,
     Detector,
     entity_index,
     explain_batches,
@@ -35,9 +27,12 @@ from kdjax.errors import DataError
 STATES = ("normal", "anomaly", "unknown")  # by their codes in `score_table`
 CONTRIBUTION = "contribution:"
 
+# How a detector's training file was read, where its card has no entry.
+_READING = {"missing": "error", "order": "strict", "duplicates": "error"}
+
 
 class Windows(NamedTuple):
-    """Where a series is scored.
+    """The windows of a series.
 
     Attributes:
         starts: `[M]` first rows, ascending in each span, spans in order.
@@ -61,48 +56,48 @@ def score_table(
 ) -> pd.DataFrame:
     """One line per row of `series`, in its order.
 
-    Columns: `entity`, `time` (or the row's number), `score` (mean of a_t over the
-    windows that cover the row), `window_score` (of the latest window that ended at or
-    before the row: what a live system knew then), `alarm` (1 where it is above τ, for
-    as long and after as much quiet as the detector asks), `state` (`gaussian`, `anomaly`;
-    `unknown` before the first window has ended and where no score exists), and, if
-    asked for, `contribution:CHANNEL` for each channel's part in `score`.
+    Columns: `entity`; `time` (or the row's number); `score` (mean of a_t over the
+    windows that cover the row); `window_score` (of the latest window that ended at or
+    before the row); `alarm` (1 where the window score is above τ, after the detector's
+    minimum duration and cool-down); `state` (`normal`, `anomaly`, or `unknown` before
+    the end of the first window and where there is no score); on request
+    `contribution:CHANNEL`, each channel's part of `score`.
 
     Args:
         detector: the detector.
-        series: raw rows, NaN where a value is missing; its channels are matched by name.
+        series: raw rows, NaN where a value is missing; channels are matched by name.
         entity: whose scaler, Gaussian and threshold to use; `pooled` for none.
         causal: stride 1, and `score` is a_t in the window that ends at the row.
         contributions: adds D columns.
 
     Raises:
-        DataError: its channels are others than the detector's, or no stretch of it is
-            as long as the window.
+        DataError: the channels are not the detector's, or no part of the series without
+            a gap is as long as the window.
     """
     index = entity_index(detector, entity)
     series = match_channels(series, detector.channels)
     rows, windows = len(series.values), find_windows(detector, series, causal=causal)
-    folded = _fold(detector, index, series.values, windows, contributions)
+    found, score, parts = _fold(detector, index, series.values, windows, contributions)
     window_score = np.full(rows, np.nan)
     known = windows.latest >= 0
-    window_score[known] = folded.windows[windows.latest[known]]
+    window_score[known] = found[windows.latest[known]]
     alarm = row_alarms(
         window_score > detector.thresholds[index].tau,
         ~np.isnan(window_score),
         AlarmRule(detector.min_duration, detector.cooldown),
     )
-    unknown = np.isnan(window_score) | np.isnan(folded.score)
+    unknown = np.isnan(window_score) | np.isnan(score)
     columns: dict[str, Any] = {
-        "entity": _named(np.zeros(rows), [series.entity]),
+        "entity": _categories(np.zeros(rows), [series.entity]),
         "time": np.arange(rows) if series.time is None else series.time,
-        "score": folded.score,
+        "score": score,
         "window_score": window_score,
         "alarm": alarm.astype(np.int8),
-        "state": _named(np.where(unknown, 2, alarm), STATES),
+        "state": _categories(np.where(unknown, 2, alarm), STATES),
     }
-    if folded.contributions is not None:
+    if parts is not None:
         for place, name in enumerate(detector.channels):
-            columns[CONTRIBUTION + name] = folded.contributions[:, place]
+            columns[CONTRIBUTION + name] = parts[:, place]
     return pd.DataFrame(columns)
 
 
@@ -118,7 +113,7 @@ def score_events(
 
     Args:
         detector: the detector.
-        series: the rows that `table` was made from.
+        series: the rows of the table.
         table: from `score_table` with the same `entity` and `causal`.
         entity: whose Gaussian and threshold.
         causal: as for the table.
@@ -173,18 +168,44 @@ def find_windows(detector: Detector, series: Series, *, causal: bool) -> Windows
     return Windows(np.concatenate(starts), latest, causal)
 
 
-class _Folded(NamedTuple):
-    """What remains of the windows' point scores.
+def read_like(
+    detector: Detector,
+    path: str | os.PathLike[str],
+    *,
+    missing: str = "",
+    time_column: str = "",
+    entity_column: str = "",
+    label_column: str = "",
+    exclude: str = "",
+) -> tuple[Series, ...]:
+    """Reads a file as the detector's training file was read.
 
-    Attributes:
-        windows: `[M]` window scores.
-        score: `[N]`, NaN where a row has none.
-        contributions: `[N, D]` of each row's score, if they were asked for.
+    Args:
+        detector: its card has the options.
+        path: CSV, Parquet or `.npy` file.
+        missing: `error`, `ffill` or `mask` to override the card.
+        time_column: name of the time column.
+        entity_column: name of the entity column.
+        label_column: name of a column with labels, which is ignored.
+        exclude: CSV of spans to leave out.
     """
+    data: dict[str, Any] = detector.card.get("settings", {}).get("data", {})
+    reading = {name: data.get(name, usual) for name, usual in _READING.items()}
+    if missing:
+        reading["missing"] = missing
+    return read_table(
+        path,
+        time_column=time_column,
+        entity_column=entity_column,
+        label_column=label_column,
+        exclude=exclude,
+        **reading,
+    )
 
-    windows: np.ndarray
-    score: np.ndarray
-    contributions: np.ndarray | None
+
+def known_entity(detector: Detector, entity: str) -> str:
+    """The entity if the detector was calibrated on it, else `pooled`."""
+    return entity if entity in detector.entities else POOLED
 
 
 def _fold(
@@ -193,51 +214,57 @@ def _fold(
     values: np.ndarray,
     windows: Windows,
     contributions: bool,
-) -> _Folded:
-    """Point scores taken in batch by batch: all of them may be more than memory holds."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Window scores `[M]`, scores of rows `[N]`, their contributions `[N, D]` or None.
+
+    Batch by batch, since all point scores together may not fit into memory.
+    """
     rows, starts, length = len(values), windows.starts, detector.window
+    width = len(detector.channels)
     found = np.empty(len(starts))
     score = np.full(rows, np.nan)
-    shares = np.full((rows, len(detector.channels)), np.nan) if contributions else None
-    sums, share_sums = empty_sums(rows), None
-    if shares is not None and not windows.causal:
-        share_sums = empty_sums(rows, len(detector.channels))
+    shares = np.full((rows, width), np.nan) if contributions else None
+    sums = empty_sums(rows)
+    share_sums = None
+    if contributions and not windows.causal:
+        share_sums = empty_sums(rows, width)
     done = 0
-    for points, parts in _pieces(detector, index, values, starts, contributions):
+    for points, parts in _batches(detector, index, values, starts, contributions):
         own = starts[done : done + len(points)]
         found[done : done + len(points)] = window_scores(
             points, count=detector.allowed_points
         )
         done += len(points)
-        if not windows.causal:
-            add_scores(sums, points, own)
-            if share_sums is not None:
-                add_scores(share_sums, parts, own)
+        if windows.causal:
+            score[own + length - 1] = points[:, -1]
+            if shares is not None:
+                shares[own + length - 1] = parts[:, -1]
             continue
-        score[own + length - 1] = points[:, -1]
-        if shares is not None:
-            shares[own + length - 1] = parts[:, -1]
+        add_scores(sums, points, own)
+        if share_sums is not None:
+            add_scores(share_sums, parts, own)
     if not windows.causal:
         score = mean_of_sums(sums)
         shares = None if share_sums is None else mean_of_sums(share_sums)
     if shares is not None:
-        shares[np.isnan(score)] = np.nan  # no score, no parts of it
-    return _Folded(found, score, shares)
+        shares[np.isnan(score)] = np.nan
+    return found, score, shares
 
 
-def _pieces(
+def _batches(
     detector: Detector,
     index: int,
     values: np.ndarray,
     starts: np.ndarray,
     contributions: bool,
-) -> Any:
-    """Point scores `[B, L]` and, if asked for, contributions `[B, L, D]` of batches."""
+) -> Iterator[Any]:
+    """Point scores `[B, L]` and, on request, contributions `[B, L, D]` of batches."""
     if not contributions:
         return ((p, None) for p in score_batches(detector, index, values, starts))
-    return explain_batches(
-        detector, index, values, starts, attribution=_blame(detector, index)
+    attribution = attribution_matrix(
+        gaussian_of(detector, index), method=detector.attribution
     )
+    return explain_batches(detector, index, values, starts, attribution=attribution)
 
 
 def _explain_rows(
@@ -249,8 +276,7 @@ def _explain_rows(
 ) -> np.ndarray:
     """Contributions `[K, D]` to the scores of some rows, over the same windows."""
     length = detector.window
-    ordered = np.argsort(windows.starts, kind="stable")
-    starts = windows.starts[ordered]
+    starts = np.sort(windows.starts)
     first = np.searchsorted(starts, rows - length + 1, side="left")
     last = np.searchsorted(starts, rows, side="right")
     if windows.causal:
@@ -259,7 +285,7 @@ def _explain_rows(
     used = np.unique(np.concatenate([np.empty(0, np.int64), *covering]))
     total = np.zeros((len(rows), len(detector.channels)))
     done = 0
-    for _, parts in _pieces(detector, index, values, starts[used], True):
+    for _, parts in _batches(detector, index, values, starts[used], True):
         batch = used[done : done + len(parts)]
         for place, row in enumerate(rows):
             mine = np.flatnonzero((batch >= first[place]) & (batch < last[place]))
@@ -270,10 +296,6 @@ def _explain_rows(
     return mean
 
 
-def _blame(detector: Detector, index: int) -> np.ndarray:
-    return attribution_matrix(gaussian_of(detector, index), method=detector.attribution)
-
-
-def _named(codes: np.ndarray, names: Sequence[str]) -> Any:
-    """A column of few names that takes a byte a row."""
+def _categories(codes: np.ndarray, names: Sequence[str]) -> Any:
+    """A column of few different names, one byte a row."""
     return pd.Categorical.from_codes(codes.astype(np.int8), pd.Index(names))

@@ -13,7 +13,7 @@ from kdjax.data.series import Ranges, outside
 from kdjax.data.splits import Split, window_starts
 from kdjax.data.windowing import chunks
 from kdjax.detection.calibration import Rules
-from kdjax.detection.drift import FOREIGN
+from kdjax.detection.false_alarms import FOREIGN
 from kdjax.evaluation.evaluate import ModelEvaluation, score_rows
 
 WORST = 5  # windows listed for each entity

@@ -29,11 +29,10 @@ from kdjax.detection.false_alarms import cross_rates
 from kdjax.detection.gaussian import Gaussian
 from kdjax.detection.scores import window_scores
 from kdjax.detection.storage import check_replaceable, load_detector, save_detector
-from kdjax.detection.tables import find_windows
+from kdjax.detection.tables import find_windows, read_like
 from kdjax.detection.thresholds import Rule, Threshold, choose_threshold
 from kdjax.errors import ArtifactError, ConfigError
 from kdjax.experiment.assemble import calibration_rules, series_digest, threshold_rule
-from kdjax.scoring.files import read_like
 
 # Shares of a new entity's rows: nothing is trained on them, so most can serve for the
 # Gaussian and for τ.
@@ -72,7 +71,7 @@ def calibrate_file(
         entity: whose rows they are; needed where the file doesn't tell and the detector
             knows several.
         threshold: settings of the threshold that differ from the detector's own.
-        columns: for `kdjax.scoring.files.read_like`.
+        columns: for `kdjax.detection.tables.read_like`.
     """
     check_replaceable(Path(output))
     loaded = load_detector(detector)

@@ -9,7 +9,7 @@ import json
 import os
 from pathlib import Path
 
-from kdjax.detection.streaming import Plan, plan_from_json, plan_to_json
+from kdjax.detection.stream_rules import Plan, plan_from_json, plan_to_json
 from kdjax.errors import ArtifactError
 from kdjax.io.files import check_schema, kdjax_version
 

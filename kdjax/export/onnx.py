@@ -14,7 +14,7 @@ import numpy as np
 
 from kdjax.detection.attribution import attribution_matrix
 from kdjax.detection.detector import Detector, gaussian_of, scaler_of
-from kdjax.detection.streaming import plan_of
+from kdjax.detection.stream_rules import plan_of
 from kdjax.errors import ConfigError
 from kdjax.export.container import metadata_of, sealed
 from kdjax.export.onnx_graph import (

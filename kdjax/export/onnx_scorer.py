@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from kdjax.detection.streaming import Plan
+from kdjax.detection.stream_rules import Plan
 from kdjax.errors import ArtifactError, ConfigError
 from kdjax.export.container import read_plan, read_sealed, source_name
 

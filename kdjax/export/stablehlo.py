@@ -26,7 +26,7 @@ from kdjax.detection.detector import (
     gaussian_of,
     scaler_of,
 )
-from kdjax.detection.streaming import plan_of
+from kdjax.detection.stream_rules import plan_of
 from kdjax.errors import ArtifactError
 from kdjax.export.container import (
     metadata_of,

@@ -1,9 +1,8 @@
-"""Many files scored by one detector: shares that need no word with each other, resumed.
+"""Scores many files with one detector, in shares, and resumes.
 
-Which share a file belongs to follows from its name alone, so that any number of processes
-and hosts split the work without a lock or a message. Beside each output lies a record of
-what it was made from, written last; a restart believes an output only if its digests, and
-those of all it was made from, are still those of the record.
+The share of a file follows from its name alone, so processes and hosts split the work
+without communication. Beside each output lies a record of its inputs, written last; a
+restart keeps an output if its checksums and those of its inputs match the record.
 """
 
 import hashlib
@@ -30,7 +29,7 @@ from kdjax.scoring.files import events_path, load_scorer, score_rows
 
 SCHEMA = 1  # of records
 
-# Names said of files that are passed over.
+# Skipped files that are listed by name.
 _NAMED = 20
 
 
@@ -45,10 +44,10 @@ class Item(NamedTuple):
     """A file to score.
 
     Attributes:
-        name: its path below the folder that was given, with `/`; for a file that was
-            given itself the last part of its path.
-        path: where it lies.
-        output: where its scores go; events and the record lie beside.
+        name: its path below the given folder, with `/`, or the last part of its path
+            if it was given itself.
+        path: of the file.
+        output: path of its scores; events and the record lie beside.
     """
 
     name: str
@@ -57,17 +56,16 @@ class Item(NamedTuple):
 
 
 class Found(NamedTuple):
-    """The files to score, by name, and the names of those that are passed over."""
+    """The files to score, by name, and the names of skipped ones."""
 
     items: tuple[Item, ...]
-    passed: tuple[str, ...]
+    skipped: tuple[str, ...]
 
 
 class _Work(NamedTuple):
-    """What is the same for all files: detector, its digest, options, and as recorded."""
+    """Detector and options of all files, and what their records say of them."""
 
     detector: Detector
-    digest: str
     options: Mapping[str, Any]
     recorded: Mapping[str, Any]
 
@@ -82,32 +80,37 @@ def score_fleet(
     attribution: str = "",
     **options: Any,
 ) -> Iterator[str]:
-    """Scores the files of a shard, each as `score_file` does; yields what to say.
+    """Scores the files of a shard, each as `score_file` does; yields messages.
 
     For each input `NAME.ENDING` the output folder gets `NAME.csv` (`NAME.parquet` for
-    Parquet), its events and `NAME.csv.done.json`. Inputs whose record and outputs verify
-    are left as they are. The detector is loaded once.
+    Parquet), its events and `NAME.csv.done.json`. Inputs whose record and outputs match
+    are skipped.
 
     Args:
-        paths: files, and folders of which all files below are meant.
+        paths: files, and folders with all files below.
         detector: folder of a saved detector.
         output: folder.
-        shard: `i/n` for one of n shares of the files, i from 0; all of them by default.
+        shard: `i/n` for one of n shares of the files, i from 0; all by default.
         entity: see `score_file`, also for `attribution`.
-        blame: how to divide scores among channels.
+        attribution: method of the contributions.
         options: `causal`, `contributions`, and for `read_like`.
 
     Raises:
         ConfigError: the settings fit no file; nothing is scored.
-        DataError: files can't be told apart; or, after all others have been scored, some
-            are at fault.
+        DataError: two files have the same output; or, after all others have been
+            scored, some failed.
     """
     share = parse_shard(shard)
     work = _prepare(detector, entity=entity, attribution=attribution, **options)
     found = find_files(paths, output=output, aside=options.get("exclude") or "")
     clear_leftovers(Path(output))
-    if found.passed:
-        yield _passed_over(found.passed)
+    if found.skipped:
+        hidden = len(found.skipped) - _NAMED
+        more = f", and {hidden:,} more" if hidden > 0 else ""
+        yield (
+            "skipped, as hidden, linked, without rows or of another ending: "
+            f"{', '.join(found.skipped[:_NAMED])}{more}"
+        )
     mine = [i for i in found.items if shard_of(i.name, share.total) == share.place]
     verified, failed = yield from _score_all(mine, work)
     part = f"shard {share.place}/{share.total}, " if share.total > 1 else ""
@@ -123,7 +126,7 @@ def score_fleet(
 
 
 def parse_shard(text: str) -> Shard:
-    """The share that `i/n` means; all files where the text is empty.
+    """The share `i/n`; all files if the text is empty.
 
     >>> parse_shard("0/3")
     Shard(place=0, total=3)
@@ -133,8 +136,8 @@ def parse_shard(text: str) -> Shard:
     match = re.fullmatch(r"([0-9]+)/([0-9]+)", text)
     if not match or int(match[1]) >= int(match[2]):
         raise ConfigError(
-            f"shard={text!r} is none: expected i/n with i from 0 to n - 1, such as 0/4 "
-            "to 3/4 for four processes."
+            f"shard={text!r} is invalid: expected i/n with i from 0 to n - 1, such as "
+            "0/4 to 3/4 for four processes."
         )
     return Shard(int(match[1]), int(match[2]))
 
@@ -151,14 +154,13 @@ def find_files(
     output: str | os.PathLike[str],
     aside: str | os.PathLike[str] = "",
 ) -> Found:
-    """The files to score, in the order of their names, and where their outputs go.
+    """The files to score, in the order of their names, and the paths of their outputs.
 
     Args:
-        paths: files, and folders of which all files below are meant: those with an
-            ending that `read_table` knows. Hidden ones, links to folders and files of
-            other endings are passed over.
+        paths: files, and folders with all files below whose ending `read_table` knows.
+            Hidden files, links to folders and files of other endings are skipped.
         output: folder of the outputs, outside of the folders.
-        aside: a file that holds no rows, such as spans to leave out.
+        aside: a file without rows, such as spans to leave out.
 
     Raises:
         ConfigError: outputs would lie among inputs, or replace one.
@@ -166,20 +168,26 @@ def find_files(
             output, or there is none.
     """
     output = Path(output)
-    _check_folder(output)
+    if output.exists() and not output.is_dir():
+        raise ConfigError(
+            f"output={output} is a file: give a folder for the outputs of many files."
+        )
+    check_folder(output)
     items: list[Item] = []
-    passed: list[str] = []
+    skipped: list[str] = []
     for path in map(Path, paths):
         if path.is_dir():
             _check_apart(path, output)
         else:
             _check_given(path)
         for name, below in _walk(path) if path.is_dir() else [(path.name, path)]:
-            if _readable(below) and not (aside and below.samefile(aside)):
-                _check_name(name)
-                items.append(Item(name, below, output / _output_name(name)))
-            else:
-                passed.append(_shown(name))
+            shown = name.encode("utf-8", "backslashreplace").decode()
+            if not _readable(below) or (aside and below.samefile(aside)):
+                skipped.append(shown)
+                continue
+            if name != shown:
+                raise DataError(f"the name {shown} is not UTF-8 text: rename the file.")
+            items.append(Item(name, below, output / _output_name(name)))
     if not items:
         raise DataError(
             f"{', '.join(map(str, paths))}: no file to score, expected one with an ending "
@@ -187,11 +195,11 @@ def find_files(
         )
     items.sort(key=lambda item: item.name)
     _check_targets(items)
-    return Found(tuple(items), tuple(passed))
+    return Found(tuple(items), tuple(skipped))
 
 
 def record_path(output: Path) -> Path:
-    """Where the record of an output lies."""
+    """The path of the record of an output."""
     return output.with_name(f"{output.name}.done.json")
 
 
@@ -208,31 +216,37 @@ def _prepare(
         entity_index(loaded, entity)
     recorded = {"entity": entity, "blame": attribution, **options}
     if options.get("exclude"):
-        # What the file says counts, not where it lies.
-        recorded["exclude"] = _digest(Path(options["exclude"]))
+        recorded["exclude"] = _digest(Path(options["exclude"]))  # wherever it lies
     return _Work(
         loaded,
-        _digest(Path(folder) / MANIFEST),
         {"entity": entity, **options},
-        {name: value for name, value in recorded.items() if value},
+        {
+            "detector": _digest(Path(folder) / MANIFEST),
+            "options": {name: value for name, value in recorded.items() if value},
+        },
     )
 
 
 def _score_all(
     items: Sequence[Item], work: _Work
 ) -> Generator[str, None, tuple[int, list[str]]]:
-    """Scores what is not done; the number that was, and what went wrong with which."""
+    """Scores what is not done; the number that was done, and the failures."""
     verified, failed = 0, []
     for item in items:
         try:
-            expected = _expected(item, work)
+            expected = {
+                "schema": SCHEMA,
+                "input": {"name": item.name, "sha256": _digest(item.path)},
+                "kdjax_version": kdjax_version(),
+                **work.recorded,
+            }
             if _is_done(item, expected):
                 verified += 1
                 yield f"{item.name}: verified"
             else:
                 yield from _score(item, work, expected)
         except ConfigError:
-            raise  # The next file would fail in the same way.
+            raise  # Every file would fail in the same way.
         except KdjaxError as error:
             failed.append(f"{item.name}: {' '.join(str(error).split())}")
             yield f"failed: {failed[-1]}"
@@ -240,7 +254,7 @@ def _score_all(
 
 
 def _score(item: Item, work: _Work, expected: dict[str, Any]) -> Iterator[str]:
-    """Scores a file and records what its outputs were made from."""
+    """Scores a file and writes its record."""
     yield from score_rows(
         item.path, detector=work.detector, output=item.output, **work.options
     )
@@ -254,24 +268,13 @@ def _score(item: Item, work: _Work, expected: dict[str, Any]) -> Iterator[str]:
 
 
 def _is_done(item: Item, expected: dict[str, Any]) -> bool:
-    """Whether the record and the outputs are there and as they should be."""
+    """Whether the record and the outputs exist and match."""
     try:
         record = json.loads(record_path(item.output).read_text("utf-8"))
         outputs = record.pop("outputs")
         return bool(record == expected and outputs == _digests(item.output))
     except (AttributeError, LookupError, TypeError, ValueError, FileNotFoundError):
         return False
-
-
-def _expected(item: Item, work: _Work) -> dict[str, Any]:
-    """A record of the file's outputs without their digests."""
-    return {
-        "schema": SCHEMA,
-        "input": {"name": item.name, "sha256": _digest(item.path)},
-        "detector": work.digest,
-        "options": dict(work.recorded),
-        "kdjax_version": kdjax_version(),
-    }
 
 
 def _digests(output: Path) -> dict[str, str]:
@@ -285,14 +288,6 @@ def _digest(path: Path) -> str:
         raise DataError(f"{path} does not exist: check the path.") from None
     except OSError as error:
         raise unreadable(path, error) from None
-
-
-def _check_folder(output: Path) -> None:
-    if output.exists() and not output.is_dir():
-        raise ConfigError(
-            f"output={output} is a file: give a folder for the outputs of many files."
-        )
-    check_folder(output)
 
 
 def _check_apart(folder: Path, output: Path) -> None:
@@ -336,18 +331,8 @@ def _check_given(path: Path) -> None:
         )
 
 
-def _check_name(name: str) -> None:
-    """A name that is no text could be neither printed nor an entity."""
-    if name != _shown(name):
-        raise DataError(f"the name {_shown(name)} is not UTF-8 text: rename the file.")
-
-
-def _shown(name: str) -> str:
-    return name.encode("utf-8", "backslashreplace").decode()
-
-
 def _walk(folder: Path) -> Iterator[tuple[str, Path]]:
-    """Files below a folder with their names; hidden and linked folders as one name."""
+    """Files below a folder by name; a hidden or linked folder counts as one file."""
 
     def refuse(error: OSError) -> None:
         raise unreadable(Path(error.filename), error)
@@ -374,11 +359,3 @@ def _output_name(name: str) -> str:
     """
     ending = max((s for s in SUFFIXES if name.lower().endswith(s)), key=len)
     return name[: -len(ending)] + (".parquet" if ending == ".parquet" else ".csv")
-
-
-def _passed_over(names: Sequence[str]) -> str:
-    more = f", and {len(names) - _NAMED:,} more" if len(names) > _NAMED else ""
-    return (
-        "passed over, as hidden, linked, without rows or of another ending: "
-        f"{', '.join(names[:_NAMED])}{more}"
-    )

@@ -1,12 +1,13 @@
-"""Rows in on a text stream, one JSON line out a row, and nothing lost in a restart.
+"""Scores rows of a text stream: one JSON line per row, each exactly once.
 
-A state file holds the stream, the time of the last row that was answered, and how long
-the output was then. After a restart the output is cut back to that length, and rows up
-to that time are passed over, so that input that is sent again neither loses a line nor
-doubles one.
+The state file holds the stream, the time of the last answered row and the length of the
+output at that moment. A restart truncates the output to that length and skips input rows
+up to that time, so input that is sent again neither loses nor repeats a row.
 """
 
 import contextlib
+import json
+import math
 import os
 import signal
 import threading
@@ -18,43 +19,79 @@ from typing import Any, NamedTuple, TextIO
 import filelock
 import numpy as np
 
-from kdjax.data.lines import read_lines
-from kdjax.detection.stream_io import (
-    Answer,
-    AnswerOutput,
-    Progress,
-    answers,
-    check_on_error,
-    open_output,
-)
+from kdjax.data.lines import Line, read_lines
 from kdjax.detection.stream_rules import Plan
-from kdjax.detection.streaming import StreamDetector, Timestamp, WindowResult
-from kdjax.errors import (
-    ArtifactError,
-    ConfigError,
-    DataError,
-    KdjaxError,
+from kdjax.detection.streaming import (
+    StreamDetector,
+    StreamRow,
+    Timestamp,
+    WindowResult,
+    parse_timestamp,
+    stream_detector,
 )
+from kdjax.errors import ArtifactError, ConfigError, DataError, KdjaxError
 from kdjax.io.files import check_target, clear_leftovers, load_state, save_state
 from kdjax.io.signals import SIGNALS
 
 BACKENDS = ("jax", "onnxruntime")
+ON_ERROR = ("skip", "stop")
 
 SAVE_EVERY = 1.0  # seconds between two writes of the state
 
+_ENCODE = json.JSONEncoder(allow_nan=False).encode
+
 
 class Summary(NamedTuple):
-    """What a run over a stream came to.
+    """Counts of a run over a stream; rows and faulty lines include earlier runs.
 
     Attributes:
-        rows: rows taken in, those before a restart among them.
-        faulty: lines at fault, likewise.
-        again: rows that had been answered before.
+        rows: rows scored.
+        faulty: invalid lines.
+        again: rows skipped because an earlier run had answered them.
     """
 
     rows: int
     faulty: int
     again: int
+
+
+class Progress(NamedTuple):
+    """Position of a stream in its input.
+
+    Attributes:
+        last: latest time of an answered row.
+        after: lines answered since, whose times are no later.
+        faulty: invalid lines in all.
+        again: rows skipped because an earlier run had answered them.
+        catching_up: how many of `after` are still to be skipped; -1 before `last` has
+            come, None when nothing is left to skip.
+    """
+
+    last: Timestamp = Timestamp("", 0)
+    after: int = 0
+    faulty: int = 0
+    again: int = 0
+    catching_up: int | None = None
+
+
+class _Answer(NamedTuple):
+    """The JSON text for a line, empty for a skipped row, and the progress with it."""
+
+    text: str
+    progress: Progress
+    fault: str = ""
+
+
+class _Output(NamedTuple):
+    """Where answers go.
+
+    Attributes:
+        write: writes one line without buffering.
+        mark: path and flushed length of the file; None if it is no file.
+    """
+
+    write: Callable[[str], None]
+    mark: Callable[[], list[Any] | None]
 
 
 def open_stream(
@@ -73,17 +110,16 @@ def open_stream(
         entity: whose scaler, Gaussian and threshold to use; by default those of the only
             entity, else the pooled ones, or those in the file.
         adaptive_step: see `StreamDetector`.
-        following: see `StreamDetector`.
+        rolling: see `StreamDetector`.
     """
     if backend not in BACKENDS:
         raise ConfigError(
             f"backend={backend!r} is unknown: use one of {', '.join(BACKENDS)}."
         )
+    moving: dict[str, Any] = {"adaptive_step": adaptive_step, "rolling": rolling}
     if backend == "onnxruntime":
         plan, score = _onnx_scorer(Path(path), entity)
-        stream = StreamDetector(
-            plan, score, adaptive_step=adaptive_step, rolling=rolling
-        )
+        stream = StreamDetector(plan, score, **moving)
     elif Path(path).is_file():
         raise ConfigError(
             f"{path} is a file: give the detector's folder, or backend=onnxruntime for "
@@ -92,16 +128,12 @@ def open_stream(
     else:
         from kdjax.detection.detector import usual_entity
         from kdjax.detection.storage import load_detector
-        from kdjax.detection.streaming_jax import stream_detector
 
         loaded = load_detector(path)
         stream = stream_detector(
-            loaded,
-            entity=entity or usual_entity(loaded),
-            adaptive_step=adaptive_step,
-            rolling=rolling,
+            loaded, entity=entity or usual_entity(loaded), **moving
         )
-    stream.drift()  # loads what it needs, now rather than between two rows
+    stream.drift()  # imports what it needs now rather than between two rows
     return stream
 
 
@@ -113,20 +145,20 @@ def stream_rows(
     ignored: Sequence[str] = (),
     on_error: str = "skip",
 ) -> Iterator[str]:
-    """A JSON text for each row among the lines; see `docs/stream.md` for its keys.
+    """A JSON text for each row among the lines; `docs/stream.md` lists its keys.
 
     Args:
-        stream: takes the rows in.
+        stream: scores the rows.
         lines: CSV below a header, or JSON objects; see `kdjax.data.lines`.
-        time_column: its name; if empty it is found by name.
-        ignored: columns to pass over.
-        on_error: `skip` answers a line at fault with its error and the state
-            `unknown`, and goes on; `stop` ends with a DataError.
+        time_column: its name; found by name if empty.
+        ignored: columns to ignore.
+        on_error: `skip` answers an invalid line with its error and the state
+            `unknown`, and continues; `stop` raises a DataError.
     """
     read = read_lines(
         lines, stream.plan.channels, time_column=time_column, ignored=ignored
     )
-    for answer in answers(stream, read, Progress(), on_error=on_error):
+    for answer in _answers(stream, read, Progress(), on_error=on_error):
         yield answer.text
 
 
@@ -143,32 +175,32 @@ def run_stream(
     adaptive_step: float = 0.0,
     rolling: float = 0.0,
     on_error: str = "skip",
-    tell: Callable[[str], None] = lambda text: None,
+    log: Callable[[str], None] = lambda text: None,
 ) -> Summary:
     """Answers lines until they end, or until SIGTERM or SIGINT.
 
     Args:
         lines: text, such as standard input.
-        output: where answers go: a text stream, or the path of a file to append to.
+        output: a text stream, or the path of a file to append to.
         detector: see `open_stream`, also for `backend` and `entity`.
         backend: `jax` or `onnxruntime`.
         entity: whose threshold.
-        state: file to go on from if it is there; written when this ends, and at most
-            once a second before.
+        state: file to resume from if it exists; written at the end, and at most once
+            a second before.
         time_column: see `stream_rows`, also for `ignored` and `on_error`.
-        ignored: columns to pass over.
+        ignored: columns to ignore.
         adaptive_step: see `StreamDetector`, also for `rolling`.
-        following: the other way to move τ.
+        rolling: the other way to move τ.
         on_error: `skip` or `stop`.
-        tell: takes what a user should read beside the answers.
+        log: called with messages for the user.
     """
     with contextlib.ExitStack() as stack:
-        check_on_error(on_error)
+        _check_on_error(on_error)
         if isinstance(output, (str, os.PathLike)):
             check_target(output, inputs=(state or "", detector))
         if state is not None:
             check_target(state, inputs=(detector,), name="state")
-            _hold(stack, Path(state))
+            _lock(stack, Path(state))
         stream = open_stream(
             detector,
             backend=backend,
@@ -178,27 +210,38 @@ def run_stream(
         )
         saved = load_state(state) if state is not None and Path(state).exists() else {}
         progress = _resumed(stream, saved) if saved else Progress()
-        sink = open_output(stack, output, saved)
-        until = stack.enter_context(_until_signal(lines))
+        sink = _open_output(stack, output, saved)
         read = read_lines(
-            until, stream.plan.channels, time_column=time_column, ignored=ignored
+            stack.enter_context(_until_signal(lines)),
+            stream.plan.channels,
+            time_column=time_column,
+            ignored=ignored,
         )
-        found = answers(stream, read, progress, on_error=on_error)
-        tell(
-            f"scoring under the threshold of {stream.plan.entity}: {stream.plan.tau:g}"
-        )
+        log(f"scoring under the threshold of {stream.plan.entity}: {stream.plan.tau:g}")
         if saved:
-            tell(f"{state}: going on after {stream.rows:,} rows")
-        keep = _keeper(stream, sink, state)
-        progress = _write(found, progress, stream, sink, keep, tell)
-        keep(progress)
-        return _summary(stream, progress, tell)
+            log(f"{state}: going on after {stream.rows:,} rows")
+
+        def save(progress: Progress, before: Mapping[str, Any] | None = None) -> None:
+            if state is not None:
+                kept = {
+                    "stream": before or stream.state(),
+                    "last": progress.last,
+                    "after": progress.after,
+                    "faulty": progress.faulty,
+                    "output": sink.mark(),  # flushes the answers that the state counts
+                }
+                save_state(state, kept)
+
+        answers = _answers(stream, read, progress, on_error=on_error)
+        progress = _write(answers, progress, stream, sink, save, log)
+        save(progress)
+        return _summary(stream, progress, log)
 
 
 def _onnx_scorer(
     path: Path, entity: str | None
 ) -> tuple[Plan, Callable[[np.ndarray], WindowResult]]:
-    """What a stream needs of an ONNX file, or of a folder that is exported in memory."""
+    """Plan and scorer of an ONNX file, or of a folder that is exported in memory."""
     from kdjax.export.onnx_scorer import load_onnx
 
     if path.is_dir():
@@ -224,8 +267,15 @@ def _onnx_scorer(
     return scorer.plan, score
 
 
-def _hold(stack: contextlib.ExitStack, state: Path) -> None:
-    """Keeps a second program from the same state; freed when this one dies."""
+def _check_on_error(word: str) -> None:
+    if word not in ON_ERROR:
+        raise ConfigError(
+            f"on_error={word!r} is unknown: use one of {', '.join(ON_ERROR)}."
+        )
+
+
+def _lock(stack: contextlib.ExitStack, state: Path) -> None:
+    """Locks the state against other programs; the lock ends with this process."""
     try:
         state.parent.mkdir(parents=True, exist_ok=True)
         stack.enter_context(filelock.FileLock(f"{state}.lock", timeout=0))
@@ -239,7 +289,7 @@ def _hold(stack: contextlib.ExitStack, state: Path) -> None:
 
 
 def _resumed(stream: StreamDetector, saved: Mapping[str, Any]) -> Progress:
-    """Puts a saved state into the stream."""
+    """Restores the stream from a saved state."""
     try:
         stream.restore(saved["stream"])
         last = Timestamp(*saved["last"])
@@ -251,96 +301,241 @@ def _resumed(stream: StreamDetector, saved: Mapping[str, Any]) -> Progress:
     return Progress(last, after, faulty, catching_up=-1 if last.clock else None)
 
 
-# Writes how far a stream has come; the second is its state, if not that of now.
-Keep = Callable[..., None]
+def _open_output(
+    stack: contextlib.ExitStack,
+    output: TextIO | str | os.PathLike[str],
+    saved: Mapping[str, Any],
+) -> _Output:
+    """Opens the output; truncates a file to the length in the saved state.
+
+    Raises:
+        ArtifactError: the file can't be written, or doesn't match the state.
+    """
+    if not isinstance(output, (str, os.PathLike)):
+
+        def write(text: str) -> None:
+            output.write(text + "\n")
+            output.flush()
+
+        return _Output(write, lambda: None)
+    path = Path(output).resolve()
+    mode = "r+b" if path.exists() else "w+b"
+    if mode == "w+b":
+
+        def remove_empty(kind: type[BaseException] | None, *_: object) -> None:
+            failed = kind is not None and issubclass(kind, KdjaxError)
+            if failed and path.is_file() and not path.stat().st_size:
+                path.unlink()
+
+        stack.push(remove_empty)
+    try:
+        file = stack.enter_context(path.open(mode, buffering=0))
+    except OSError as error:
+        raise ArtifactError(
+            f"{path} can't be written ({error}): check its rights, or give another file."
+        ) from error
+    size = file.seek(0, os.SEEK_END)
+    name, length = saved.get("output") or (None, 0)
+    if name == str(path):
+        if size < length:
+            raise ArtifactError(
+                f"{path} has {size} bytes, {length} when the state was written: restore "
+                "it, or remove the state to start anew."
+            )
+        file.truncate(length)
+        file.seek(length)
+    elif size:
+        file.seek(-1, os.SEEK_END)
+        if file.read(1) != b"\n":
+            raise ArtifactError(
+                f"{path} ends inside a line: complete it, or give another file."
+            )
+
+    def append(text: str) -> None:
+        line = f"{text}\n".encode()
+        while line:  # a full disk may take a part of it
+            line = line[file.write(line) :]
+
+    def mark() -> list[Any]:
+        os.fsync(file.fileno())
+        return [str(path), file.tell()]
+
+    return _Output(append, mark)
 
 
-def _keeper(
-    stream: StreamDetector, sink: AnswerOutput, state: str | os.PathLike[str] | None
-) -> Keep:
-    """Writes the state after what it speaks of is safe in the output."""
+def _answers(
+    stream: StreamDetector,
+    lines: Iterable[Line],
+    progress: Progress,
+    *,
+    on_error: str,
+) -> Iterator[_Answer]:
+    """The answer to each line, in order."""
+    _check_on_error(on_error)
+    for line in lines:
+        fault, instant, found = line.error, None, None
+        try:
+            if not (fault and line.time is None):
+                instant = parse_timestamp(line.time)
+        except DataError as error:
+            fault = fault or str(error)
+        skipped, progress = _skipped(progress, instant)
+        if skipped:
+            progress = progress._replace(again=progress.again + 1)
+            yield _Answer("", progress)
+            continue
+        if not fault:
+            try:
+                found = stream.update(line.row, instant)
+            except DataError as error:
+                fault = str(error)
+        if fault and on_error == "stop":
+            raise DataError(f"line {line.number}: {fault}")
+        progress = _advanced(progress, instant, stream.last, faulty=bool(fault))
+        text = (
+            _fault_json(line, fault)
+            if found is None
+            else _row_json(found, line.time, moves=stream.moves)
+        )
+        yield _Answer(text, progress, fault)
 
-    def keep(progress: Progress, before: Mapping[str, Any] | None = None) -> None:
-        if state is not None:
-            kept = {
-                "stream": before or stream.state(),
-                "last": progress.last,
-                "after": progress.after,
-                "faulty": progress.faulty,
-                "output": sink.mark(),
-            }
-            save_state(state, kept)
 
-    return keep
+def _skipped(progress: Progress, instant: Timestamp | None) -> tuple[bool, Progress]:
+    """Whether an earlier run answered a line.
+
+    Lines no later than `last` are identified by their number; `instant` is None where
+    the time can't be read.
+    """
+    left, last = progress.catching_up, progress.last
+    if left is None or (instant is not None and instant.clock != last.clock):
+        return False, progress
+    if instant is not None and instant.value > last.value:
+        return False, progress._replace(catching_up=None)
+    if left < 0:
+        met = instant == last
+        return True, progress._replace(catching_up=progress.after if met else -1)
+    return left > 0, progress._replace(catching_up=max(left - 1, 0))
+
+
+def _advanced(
+    progress: Progress, instant: Timestamp | None, accepted: Timestamp, *, faulty: bool
+) -> Progress:
+    """Progress after an answer; the time of an invalid line counts if it is usable."""
+    last, after = progress.last, progress.after + 1
+    if (
+        instant is not None
+        and instant.clock == accepted.clock != ""
+        and (not last.clock or instant.value > last.value)
+    ):
+        last, after = instant, 0
+    return progress._replace(last=last, after=after, faulty=progress.faulty + faulty)
+
+
+def _row_json(row: StreamRow, moment: Any, *, moves: bool) -> str:
+    answer: dict[str, Any] = {
+        "row": row.row,
+        "time": moment,
+        "score": _number(row.score),
+        "window_score": _number(row.window_score),
+        "alarm": int(row.alarm),
+        "state": row.state,
+    }
+    if moves:
+        answer["tau"] = _number(row.tau)
+    if row.alarm:
+        answer["channels"] = row.channels
+    return _ENCODE(answer)
+
+
+def _fault_json(line: Line, fault: str) -> str:
+    known = line.time is None or isinstance(line.time, (str, int))
+    answer = {
+        "row": None,
+        "time": line.time if known else str(line.time),
+        "score": None,
+        "window_score": None,
+        "alarm": 0,
+        "state": "unknown",
+        "line": line.number,
+        "error": fault,
+    }
+    return _ENCODE(answer)
+
+
+def _number(value: float) -> float | str | None:
+    """A number as JSON: null for NaN, a string for infinite."""
+    if math.isfinite(value):
+        return value
+    return None if math.isnan(value) else str(value)
 
 
 def _write(
-    found: Iterator[Answer],
+    answers: Iterator[_Answer],
     progress: Progress,
     stream: StreamDetector,
-    sink: AnswerOutput,
-    keep: Keep,
-    tell: Callable[[str], None],
+    sink: _Output,
+    save: Callable[..., None],
+    log: Callable[[str], None],
 ) -> Progress:
-    """Writes the answers and, now and then, the state; the progress in the end."""
+    """Writes the answers and, at intervals, the state; the final progress."""
     before = stream.state()  # The first answer comes after its row was taken in.
     due, drifted, begun = time.monotonic() + SAVE_EVERY, False, False
     try:
-        for answer in found:
+        for answer in answers:
             if not begun:
-                keep(progress, before)  # Now an answer may come into the output.
+                save(progress, before)  # Before anything is written to the output.
                 begun = True
             if answer.text:
                 _put(sink, answer.text)
             if answer.fault and answer.progress.faulty == progress.faulty + 1 == 1:
-                tell(f"a line at fault: {answer.fault} Further ones are only counted.")
+                log(f"an invalid line: {answer.fault} Further ones are only counted.")
             progress = answer.progress
             if stream.rows % stream.plan.window == 0:
-                drifted = _watched(stream, drifted, tell)
+                drifted = _log_drift(stream, drifted, log)
             if time.monotonic() >= due:
-                keep(progress)
+                save(progress)
                 due = time.monotonic() + SAVE_EVERY
     except DataError:
         if begun:
-            keep(progress)
+            save(progress)
         raise
     return progress
 
 
-def _put(sink: AnswerOutput, text: str) -> None:
+def _put(sink: _Output, text: str) -> None:
     try:
         sink.write(text)
     except OSError as error:
-        # The state stays behind: what was not delivered is answered after a restart.
+        # The state is not saved, so a restart answers this row again.
         raise KdjaxError(
             f"the output can't be written ({error}): make room or free its reader, then "
-            "run the same command again; with a state it goes on."
+            "run the same command again; with a state it resumes."
         ) from error
 
 
-def _watched(
-    stream: StreamDetector, drifted: bool, tell: Callable[[str], None]
+def _log_drift(
+    stream: StreamDetector, drifted: bool, log: Callable[[str], None]
 ) -> bool:
     found = stream.drift()
     if found.drifted and not drifted:
-        tell(
-            f"the last {found.n} windows score otherwise than those of calibration did "
-            f"(distance {found.distance:.2f}): the wanted rate of false alarms no longer "
-            "holds. Calibrate anew on recent clean rows by `kdjax calibrate`."
+        log(
+            f"the scores of the last {found.n} windows have drifted from those of "
+            f"calibration (distance {found.distance:.2f}): the wanted false-alarm rate "
+            "no longer holds. Recalibrate on recent clean rows by `kdjax calibrate`."
         )
     return found.drifted
 
 
 def _summary(
-    stream: StreamDetector, progress: Progress, tell: Callable[[str], None]
+    stream: StreamDetector, progress: Progress, log: Callable[[str], None]
 ) -> Summary:
     summary = Summary(stream.rows, progress.faulty, progress.again)
-    told = f"{summary.rows:,} rows in all"
+    text = f"{summary.rows:,} rows in all"
     if summary.faulty:
-        told += f", {summary.faulty:,} lines at fault"
+        text += f", {summary.faulty:,} invalid lines"
     if summary.again:
-        told += f", {summary.again:,} rows passed over that had been answered before"
-    tell(told)
+        text += f", {summary.again:,} rows skipped that had been answered before"
+    log(text)
     return summary
 
 
@@ -350,7 +545,7 @@ class _Stopped(BaseException):
 
 @contextlib.contextmanager
 def _until_signal(lines: Iterable[str]) -> Iterator[Iterator[str]]:
-    """The lines, which end at SIGTERM or SIGINT; a row under way is finished first."""
+    """The lines up to SIGTERM or SIGINT; a row in progress is finished first."""
     waiting = stop = False
 
     def stopped(number: int, frame: Any) -> None:
