@@ -64,11 +64,12 @@ from kdjax.experiment.assemble import (
     make_detector,
     threshold_rule,
 )
+from kdjax.experiment.jobs import is_distilled
 from kdjax.experiment.pipeline import prepare_dataset
 from kdjax.experiment.recalibrate import recalibrated
 from kdjax.experiment.train import train_networks
 from kdjax.models.residual import ResidualModel, fit_baseline
-from kdjax.training.targets import ScoreFunction, is_distilled
+from kdjax.training.targets import ScoreFunction
 
 __all__ = ["EXPECTED_FAILED_CHECKS", "KDDetector"]
 

@@ -528,7 +528,7 @@ def test_alone_everything_is_as_it_was():
 
 def test_asking_who_one_is_leaves_jax_alone():
     code = (
-        "import sys; from kdjax import hosts; hosts.start();"
+        "import sys; from kdjax.training import hosts; hosts.start();"
         "print(hosts.process(), hosts.processes(), 'jax' in sys.modules)"
     )
     done = subprocess.run(

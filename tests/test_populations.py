@@ -1,6 +1,5 @@
 """Many trainings of real settings at once, against each of them alone."""
 
-import io
 import itertools
 import json
 
@@ -10,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from kdjax.errors import ConfigError
-from kdjax.experiment import populations as trial
+from kdjax.experiment import jobs, populations
 from kdjax.experiment.jobs import (
     make_training_data,
     recorded_mask,
@@ -20,7 +19,7 @@ from kdjax.experiment.jobs import (
 from kdjax.experiment.pipeline import load_dataset, prepare_dataset
 from kdjax.experiment.populations import fits_in_memory, groups, prepare_job, train_all
 from kdjax.experiment.train import train_networks
-from kdjax.experiment.workdir import read_lines
+from kdjax.experiment.workdir import append_line, read_lines
 from kdjax.training import targets as lessons
 
 QUIET = Console(quiet=True)
@@ -188,39 +187,71 @@ def test_a_diverging_member_is_reported_and_stays_so(students, tmp_path, way):
     assert again["student-1"] == found["student-1"]
 
 
-@pytest.mark.parametrize("times", [(0.1, 0.2), (0.2, 0.1)])
-def test_the_faster_way_is_taken_and_kept(students, tmp_path, monkeypatch, times):
-    """Times are made up; what was chosen once is not tried again."""
-    monkeypatch.setattr(trial, "LEAST_STEPS", 0)
-    monkeypatch.setattr(trial, "_trial", lambda job: times)
-    wide = Console(width=200, record=True, file=io.StringIO())
-    train_all(students(), tmp_path, wide)
-    way = "together" if times[0] < times[1] else "alone"
-    assert f"trained {way}" in wide.export_text()
-    (chosen,) = json.loads((tmp_path / "ways.json").read_text()).values()
-    assert chosen == way
-    monkeypatch.setattr(trial, "_trial", lambda *group: pytest.fail("tried again"))
-    train_all(students(), tmp_path, QUIET)
+@pytest.mark.parametrize(
+    ("batch_size", "members", "devices", "way"),
+    [
+        # Small batches: side by side, unless that leaves many cores idle.
+        (32, 2, 2, "together"),
+        (32, 3, 2, "together"),
+        (32, 8, 2, "together"),
+        (32, 2, 8, "together"),
+        (64, 2, 8, "alone"),
+        # With large shares of a batch one after the other.
+        (128, 8, 2, "alone"),
+        (1024, 8, 8, "alone"),
+        (32, 1, 8, "alone"),
+    ],
+)
+def test_the_faster_way(students, monkeypatch, batch_size, members, devices, way):
+    local = jax.local_devices()[:devices]
+    monkeypatch.setattr(jax, "local_devices", lambda: local)
+    monkeypatch.setattr(jax, "local_device_count", lambda: devices)
+    changes = {"train.batch_size": batch_size}
+    group = students(changes, [{"seed": seed} for seed in range(members)])
+    assert populations.faster_way(group) == way
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert populations.faster_way(group) == ("together" if members > 1 else "alone")
 
 
-def test_both_ways_are_timed_on_the_group_itself(students, monkeypatch):
-    clock = itertools.count()
-    monkeypatch.setattr(trial.time, "monotonic", lambda: float(next(clock)))
-    together, alone = trial._trial(prepare_job(students(), {}))
-    # Each timed stretch takes one tick of this clock for two steps.
-    assert (together, alone) == (0.5, 5 * 0.5)
+@pytest.mark.parametrize("way", ["together", "alone"])
+def test_an_interrupted_group_continues_in_the_same_way(
+    students, tmp_path, monkeypatch, way
+):
+    """Whatever the faster way is by then."""
+    members = students(
+        {"train.checkpoint_seconds": 0.0, "student.epochs": 3}, MEMBERS[:2]
+    )
+    first = members[0].name
+    monkeypatch.setattr(populations, "faster_way", lambda group: way)
 
+    def kill(line):
+        if line["step"] > 6:
+            raise Killed
 
-def test_short_or_single_trainings_need_no_trial(students, monkeypatch):
-    monkeypatch.setattr(trial, "_trial", lambda *group: pytest.fail("tried"))
-    assert trial.faster_way(students(), None, QUIET) == "together"
-    assert trial.faster_way(students()[:1], None, QUIET) == "alone"
+    for module in (jobs, populations):
+        monkeypatch.setattr(
+            module,
+            "append_line",
+            lambda folder, line: (append_line(folder, line), kill(line)),
+        )
+    with pytest.raises(Killed):
+        train_all(members, tmp_path / "a", QUIET)
+    names = [path.name for path in (tmp_path / "a" / "checkpoints").iterdir()]
+    assert (first in names) == (way == "alone") and len(names) == 1
+    for module in (jobs, populations):
+        monkeypatch.setattr(module, "append_line", append_line)
+    monkeypatch.setattr(populations, "faster_way", lambda group: pytest.fail("chosen"))
+    found = train_all(members, tmp_path / "a", QUIET)
+    usual = train_all(members, tmp_path / "b", QUIET, way=way)
+    for name, (params, progress) in usual.items():
+        assert found[name].progress == progress
+        assert_close(found[name].params, params, rtol=0)
 
 
 def test_teachers_outputs_that_are_too_many_are_made_in_each_step(students, known):
     members = students({"distill.cache_bytes": 1})
     assert not fits_in_memory(members) and fits_in_memory(students())
-    assert trial.faster_way(members, None, QUIET) == "alone"
+    assert populations.faster_way(members) == "alone"
 
 
 def test_a_way_that_is_none_is_refused(students, tmp_path):
@@ -235,14 +266,12 @@ def test_members_share_rows_and_targets(students, known):
 
 
 def test_teachers_outputs_are_made_once(students, known, tmp_path, monkeypatch):
-    """For all shapes, the trial of both ways, and members trained alone."""
+    """For all shapes, and members trained alone."""
     seen = []
     made = lessons.head_outputs
     monkeypatch.setattr(
         lessons, "head_outputs", lambda *a, **o: (seen.append(1), made(*a, **o))[1]
     )
-    monkeypatch.setattr(trial, "LEAST_STEPS", 0)
-    monkeypatch.setattr(trial, "TRIAL_ROUNDS", 1)
     train_all(students(None, SHAPES), tmp_path, QUIET)
     assert len(seen) == 1
 

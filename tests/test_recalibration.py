@@ -79,7 +79,7 @@ def test_a_known_entity_gets_the_conformal_rank_of_its_new_scores(student, count
     np.testing.assert_array_equal(found.calibration[1], scores.astype(np.float32))
     (note,) = notes
     assert note.startswith(f"saw: τ {student.thresholds[1].tau:.6g} -> {tau.tau:.6g} (")
-    assert "wanted share of false alarms 10.00%, realised on these rows: " in note
+    assert "wanted share of false alarms 10.00%, measured on these rows: " in note
 
 
 def test_all_else_of_the_detector_stays(student):
@@ -176,7 +176,7 @@ def test_a_new_entity_gets_a_scaler_normal_and_threshold_of_its_own(student):
     assert tau.tau == pytest.approx(scores[tau.rank - 1], rel=1e-5)
     np.testing.assert_allclose(found.calibration[2], scores, rtol=1e-5)
     assert found.card["thresholds"]["lathe"] == tau._asdict()
-    assert notes[0].startswith("lathe: a new entity with scaler, Normal and τ ")
+    assert notes[0].startswith("lathe: a new entity with scaler, Gaussian and τ ")
 
 
 # Refusals.
@@ -192,7 +192,7 @@ def test_too_few_rows_are_refused(student):
     gappy = rows(1, 120)
     gappy[np.arange(120) % 3 > 0, 1] = np.nan
     with pytest.raises(
-        ConfigError, match="'lathe' are too few for a Normal of its own"
+        ConfigError, match="'lathe' are too few for a Gaussian of its own"
     ):
         recalibrated(student, series("lathe", gappy), threshold={})
     with pytest.raises(ConfigError, match="needs at least 99 calibration windows"):

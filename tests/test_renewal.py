@@ -14,8 +14,7 @@ from kdjax.config import get_config, override, resolve
 from kdjax.data.series import Dataset, Ranges, Series
 from kdjax.detection.storage import load_detector, save_detector
 from kdjax.errors import ArtifactError, ConfigError, DataError
-from kdjax.experiment.pipeline import _ordered
-from kdjax.experiment.warm_start import load_warm_start
+from kdjax.experiment.warm_start import load_warm_start, reordered
 from kdjax.io.files import MANIFEST, sha256
 
 CHANNELS = ("load", "heat", "dead")
@@ -193,7 +192,7 @@ def test_channels_in_another_order_are_put_in_the_old_one(warm_start, detectors)
     assert warm_start(detectors, ("heat", "load", "dead")).detector.channels == CHANNELS
     rows = np.arange(6, dtype=np.float32).reshape(2, 3)
     series = Series("a", rows, ("heat", "dead", "load"))
-    found = _ordered(Dataset("x", (series,), (series,)), CHANNELS)
+    found = reordered(Dataset("x", (series,), (series,)), CHANNELS)
     for part in (found.train, found.test):
         assert part[0].channels == CHANNELS
         np.testing.assert_array_equal(part[0].values, rows[:, [2, 0, 1]])

@@ -13,7 +13,13 @@ from rich.console import Console
 from sklearn.decomposition import PCA
 
 from kdjax.errors import ConfigError, DataError
-from kdjax.experiment.jobs import make_training_data, student_training, train_alone
+from kdjax.experiment.jobs import (
+    is_distilled,
+    make_distillation,
+    make_training_data,
+    student_training,
+    train_alone,
+)
 from kdjax.experiment.pipeline import load_dataset, prepare_dataset
 from kdjax.experiment.train import train_networks
 from kdjax.models.autoencoder import Architecture, network
@@ -21,10 +27,8 @@ from kdjax.models.residual import ResidualModel, fit_components
 from kdjax.training.batching import WindowDataset
 from kdjax.training.targets import (
     compute_targets,
-    is_distilled,
     leading_components,
     log_tails,
-    make_distillation,
     target_shape,
 )
 

@@ -200,8 +200,8 @@ def test_a_population_goes_on_where_it_was_killed(tmp_path, after, devices):
     meshes = [batch_mesh(d, least_share=1) if d > 1 else None for d in devices]
     seen = []
 
-    def evaluate_models(courses):
-        seen.append(courses)
+    def on_epoch(progress):
+        seen.append(progress)
         if len(seen) == after + 1:
             raise Killed
 
@@ -209,7 +209,7 @@ def test_a_population_goes_on_where_it_was_killed(tmp_path, after, devices):
         together(
             meshes[0],
             directory=tmp_path,
-            watch=Watch(evaluate_models=evaluate_models),
+            watch=Watch(on_epoch=on_epoch),
             checkpoint_seconds=0,
         )
     lines = []

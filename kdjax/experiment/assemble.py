@@ -1,7 +1,4 @@
-"""Settings of detection as the rules that calibration goes by.
-
-A calibrated model made into a detector with its card, and digests of the data.
-"""
+"""Rules of calibration from settings, detectors from calibrated models, data digests."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -9,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from kdjax.data.prepared import Entity, Prepared, training_ranges
+from kdjax.data.prepared import Prepared, training_ranges
 from kdjax.data.series import Dataset, Ranges, Series
 from kdjax.data.times import median_step, seconds_per_row
 from kdjax.data.windowing import chunks
@@ -21,30 +18,34 @@ from kdjax.models.residual import ResidualModel
 
 Settings = Mapping[str, Any]
 
+# Training rows that a detector keeps, in windows; exported files are checked on them.
+REFERENCE_WINDOWS = 3
+
 
 def calibration_rules(settings: Settings, prepared: Prepared) -> Rules:
-    """Settings of calibration."""
+    """The rules of calibration."""
     detection = settings["detection"]
     fields = ("floor", "ridge", "shrinkage", "scope", "trim", "batch_size")
+    seconds = [seconds_per_row(entity.train.time) for entity in prepared.entities]
     return Rules(
         allowed_points=detection["count"],
         threshold=threshold_rule(
-            settings, step_seconds=_row_seconds(prepared), stride=prepared.stride
+            settings, step_seconds=float(np.median(seconds)), stride=prepared.stride
         ),
         **{field: detection[field] for field in fields},
     )
 
 
 def threshold_rule(settings: Settings, *, step_seconds: float, stride: int) -> Rule:
-    """How τ is chosen; a budget of alarms becomes a rate of windows here.
+    """How τ is chosen; a budget of alarms becomes a rate of windows.
 
     Args:
-        settings: of the run; `data.step_seconds` goes before what the rows say.
-        step_seconds: time between rows, 0 where rows have no dates.
-        stride: of the windows that calibrate.
+        settings: of the run; `data.step_seconds` overrides `step_seconds`.
+        step_seconds: time between rows, 0 if rows have no dates.
+        stride: of the calibration windows.
 
     Raises:
-        ConfigError: a budget can't be met, or nothing tells how long a row lasts.
+        ConfigError: a budget can't be met, or the time between rows is unknown.
     """
     threshold = settings["threshold"]
     method, rate = threshold["method"], threshold["false_alarm_rate"]
@@ -60,17 +61,6 @@ def threshold_rule(settings: Settings, *, step_seconds: float, stride: int) -> R
             )
         rate = budget_rate(per_day, step_seconds=seconds, stride=stride)
     return Rule(method, rate)
-
-
-def _row_seconds(prepared: Prepared) -> float:
-    """Median time between rows, the median over entities; 0 where rows have no dates."""
-    seconds = [seconds_per_row(entity.train.time) for entity in prepared.entities]
-    return float(np.median(seconds))
-
-
-# Rows that a detector keeps of its training data, in windows: exported files are checked
-# on them wherever the detector goes.
-REFERENCE_WINDOWS = 3
 
 
 def make_detector(
@@ -90,14 +80,41 @@ def make_detector(
         name: of the model, such as `student`.
         model: the residual model.
         calibration: from `kdjax.detection.calibration.calibrate`.
-        prepared: the data that it was made from.
+        prepared: the data it was calibrated on.
         settings: of the run.
         digests: SHA-256 of each series.
-        results: what the model achieved, for the card.
-        origin: what the detector descends from, for the card.
+        results: of the model, for the card.
+        warm_start: the card's `descends_from`.
     """
     detection, threshold = settings["detection"], settings["threshold"]
     low, high = training_ranges(prepared)
+    entities = tuple(entity.name for entity in prepared.entities)
+    steps = [median_step(entity.train.time) for entity in prepared.entities]
+    card = {
+        "title": f"{name} of {prepared.name}",
+        "model": {"name": name, "kind": model.kind, "parameters": model.parameters},
+        "splits": _splits(prepared),
+        "thresholds": {
+            entity: tau._asdict()
+            for entity, tau in zip(
+                (*entities, POOLED), calibration.thresholds, strict=True
+            )
+        },
+        "floored_channels": dict(calibration.floored),
+        "never_tested_on": [
+            "entities, sampling rates and channels other than those listed here",
+            "data recorded after the test rows: recalibrate when normal behaviour moves",
+            "more missing values than the training rows had",
+        ],
+        "data": {
+            "name": prepared.name,
+            "channels": list(prepared.channels),
+            "sha256": dict(digests),
+        },
+        **({"descends_from": dict(warm_start)} if warm_start else {}),
+        "results": [dict(row) for row in results],
+        "settings": dict(settings),
+    }
     return Detector(
         model=model,
         channels=prepared.channels,
@@ -105,27 +122,17 @@ def make_detector(
         stride=prepared.stride,
         allowed_points=detection["count"],
         max_gap=settings["data"]["max_gap"],
-        entities=tuple(entity.name for entity in prepared.entities),
+        entities=entities,
         scalers=calibration.scalers,
         gaussians=calibration.gaussians,
         thresholds=calibration.thresholds,
-        card={
-            **_card(name, model, calibration, prepared),
-            "data": {
-                "name": prepared.name,
-                "channels": list(prepared.channels),
-                "sha256": dict(digests),
-            },
-            **({"descends_from": dict(warm_start)} if warm_start else {}),
-            "results": [dict(row) for row in results],
-            "settings": dict(settings),
-        },
+        card=card,
         ranges=Ranges(low, high),
         calibration=tuple(
             scores.astype(np.float32) for scores in calibration.threshold_scores
         ),
         reference=_reference(prepared),
-        step=typical_step(prepared),
+        step=float(np.median(steps)),
         attribution=detection["attribution"],
         min_duration=threshold["min_duration"],
         cooldown=threshold["cooldown"],
@@ -133,7 +140,7 @@ def make_detector(
 
 
 def data_digests(dataset: Dataset) -> dict[str, str]:
-    """SHA-256 of each series, by its part and entity."""
+    """SHA-256 of each series, by `train/ENTITY` and `test/ENTITY`."""
     return {
         f"{part}/{series.entity}": series_digest(series)
         for part in ("train", "test")
@@ -150,44 +157,20 @@ def series_digest(series: Series) -> str:
     return digest.hexdigest()
 
 
-def typical_step(prepared: Prepared) -> float:
-    """Median time between rows, the median over entities; 0 where rows have no time."""
-    return float(np.median([median_step(e.train.time) for e in prepared.entities]))
-
-
-def _card(
-    name: str, model: ResidualModel, calibration: Calibration, prepared: Prepared
-) -> dict[str, Any]:
-    names = [*(entity.name for entity in prepared.entities), POOLED]
-    return {
-        "title": f"{name} of {prepared.name}",
-        "model": {"name": name, "kind": model.kind, "parameters": model.parameters},
-        "splits": {entity.name: _rows(entity) for entity in prepared.entities},
-        "thresholds": {
-            entity: threshold._asdict()
-            for entity, threshold in zip(names, calibration.thresholds, strict=True)
-        },
-        "floored_channels": dict(calibration.floored),
-        "never_tested_on": [
-            "entities, sampling rates and channels other than those listed here",
-            "data recorded after the test rows: recalibrate when normal behaviour moves",
-            "more missing values than the training rows had",
-        ],
-    }
-
-
-def _rows(entity: Entity) -> dict[str, int]:
-    parts = entity.split._asdict().items()
-    return {part: int((spans[:, 1] - spans[:, 0]).sum()) for part, spans in parts} | {
-        "test": 0 if entity.test is None else len(entity.test.values)
-    }
+def _splits(prepared: Prepared) -> dict[str, dict[str, int]]:
+    """Number of rows by entity and split."""
+    found = {}
+    for entity in prepared.entities:
+        spans = entity.split._asdict().items()
+        found[entity.name] = {
+            part: int((own[:, 1] - own[:, 0]).sum()) for part, own in spans
+        } | {"test": 0 if entity.test is None else len(entity.test.values)}
+    return found
 
 
 def _reference(prepared: Prepared) -> np.ndarray:
     """The last raw train rows, `[R, D]`, of the first entity that has enough of them."""
     wanted = REFERENCE_WINDOWS * prepared.window
-    longest = max(prepared.entities, key=lambda entity: len(entity.train.values))
-    for entity in (*prepared.entities, longest):
-        if len(entity.train.values) >= wanted or entity is longest:
-            return np.array(entity.train.values[-wanted:])
-    raise AssertionError("a data set has entities")
+    values = [entity.train.values for entity in prepared.entities]
+    enough = (own for own in values if len(own) >= wanted)
+    return np.array(next(enough, max(values, key=len))[-wanted:])

@@ -1,7 +1,7 @@
-"""A data set in parts: all entities together, or each with networks of its own.
+"""Entity groups: all entities together, or each with networks of its own.
 
-`entity_mode="per_entity"` makes each entity a part that is prepared, trained, calibrated
-and judged as if it were alone; tables then hold all of them again.
+With `entity_mode="per_entity"` each entity is prepared, trained, calibrated and evaluated
+by itself; tables then hold all of them.
 """
 
 import urllib.parse
@@ -17,17 +17,17 @@ from kdjax.detection.gaussian import Gaussian
 from kdjax.evaluation.evaluate import ModelEvaluation, table_rows
 
 PER_ENTITY = "per_entity"
-ALL = ""  # the name of a data set's only part
+ALL = ""  # the name of the only group of a data set
 
 
 def split_groups(dataset: Dataset, entity_mode: str) -> dict[str, Dataset]:
-    """The parts by entity, or the data set itself as the part `ALL`."""
+    """One data set for each entity, or the whole as the group `ALL`."""
     if entity_mode != PER_ENTITY:
         return {ALL: dataset}
-    tests = {series.entity: series for series in dataset.test}
+    tests = {series.entity: (series,) for series in dataset.test}
     return {
         series.entity: dataset._replace(
-            train=(series,), test=(tests[series.entity],) if tests else ()
+            train=(series,), test=tests[series.entity] if tests else ()
         )
         for series in dataset.train
     }
@@ -37,12 +37,12 @@ def group_name(name: str, part: str) -> str:
     """Such as `teacher/machine-1-1`: a network's name in the log and as a folder."""
     if part == ALL:
         return name
-    # No name of an entity leaves its folder.
+    # Quoted, so that an entity's name can't lead out of the folder.
     return f"{name}/{urllib.parse.quote(part, safe=' ').replace('.', '%2E')}"
 
 
 def merge_prepared(parts: Sequence[Prepared]) -> Prepared:
-    """All entities; the pooled scaler is that of the first part."""
+    """All entities; the pooled scaler is that of the first group."""
     entities = tuple(entity for part in parts for entity in part.entities)
     return parts[0]._replace(entities=entities)
 
@@ -54,41 +54,62 @@ def merge_evaluations(
     window: int,
     point_adjusted: bool = False,
 ) -> ModelEvaluation:
-    """What the parts' models of one name achieved together.
+    """The results of all groups' models of one name.
 
     Args:
         name: of the models.
-        parts: each judged on its own entities.
+        parts: each evaluated on its own entities.
         window: L.
         point_adjusted: whether to add point-adjusted metrics.
 
     Returns:
-        Rows over all entities; the calibration has no pooled entries, and the model is
-        that of the first part.
+        Rows over all entities. The calibration has no pooled entries, and the model is
+        that of the first group.
     """
     if len(parts) == 1:
         return parts[0]
+    first = parts[0]
     scores = tuple(entity for part in parts for entity in part.scores)
-    method = parts[0].calibration.thresholds[0].method
-    return ModelEvaluation(
-        parts[0].model,
-        _join_calibrations([part.calibration for part in parts]),
+    rows = table_rows(
+        name,
+        first.model,
         scores,
-        table_rows(
-            name,
-            parts[0].model,
-            scores,
-            method=method,
-            window=window,
-            point_adjusted=point_adjusted,
-        ),
+        method=first.calibration.thresholds[0].method,
+        window=window,
+        point_adjusted=point_adjusted,
+    )
+    return ModelEvaluation(
+        first.model,
+        _merge_calibrations([part.calibration for part in parts]),
+        scores,
+        rows,
         [row for part in parts for row in part.entities],
         [rate for part in parts for rate in part.rates],
     )
 
 
+def _merge_calibrations(parts: Sequence[Calibration]) -> Calibration:
+    """Without the last entries of each group, which are its pooled ones."""
+
+    def joined(arrays: Sequence[np.ndarray]) -> np.ndarray:
+        return np.concatenate([array[:-1] for array in arrays])
+
+    return Calibration(
+        scalers=Scaler(*map(joined, zip(*(p.scalers for p in parts), strict=True))),
+        gaussians=Gaussian(
+            *map(joined, zip(*(p.gaussians for p in parts), strict=True))
+        ),
+        thresholds=tuple(tau for p in parts for tau in p.thresholds[:-1]),
+        scores=tuple(own for p in parts for own in p.scores),
+        starts=tuple(own for p in parts for own in p.starts),
+        threshold_scores=tuple(own for p in parts for own in p.threshold_scores[:-1]),
+        notes=tuple(note for p in parts for note in p.notes),
+        floored={k: v for p in parts for k, v in p.floored.items()},
+    )
+
+
 def size_note(parts: Mapping[str, Prepared]) -> list[str]:
-    """Says that a table's parameters are those of one network of many."""
+    """A note that the parameters in tables are those of one network of many."""
     if list(parts) == [ALL]:
         return []
     note = (
@@ -96,25 +117,3 @@ def size_note(parts: Mapping[str, Prepared]) -> list[str]:
         "entity; parameters are those of one of them"
     )
     return [note]
-
-
-def _join_calibrations(parts: Sequence[Calibration]) -> Calibration:
-    # The last entries of each part are its pooled ones.
-    scalers = zip(*(part.scalers for part in parts), strict=True)
-    gaussians = zip(*(part.gaussians for part in parts), strict=True)
-    return Calibration(
-        scalers=Scaler(*(_without_last(fields) for fields in scalers)),
-        gaussians=Gaussian(*(_without_last(fields) for fields in gaussians)),
-        thresholds=tuple(tau for part in parts for tau in part.thresholds[:-1]),
-        scores=tuple(own for part in parts for own in part.scores),
-        starts=tuple(own for part in parts for own in part.starts),
-        threshold_scores=tuple(
-            own for part in parts for own in part.threshold_scores[:-1]
-        ),
-        notes=tuple(note for part in parts for note in part.notes),
-        floored={k: v for part in parts for k, v in part.floored.items()},
-    )
-
-
-def _without_last(fields: Sequence[np.ndarray]) -> np.ndarray:
-    return np.concatenate([field[:-1] for field in fields])

@@ -1,9 +1,8 @@
-"""One network's training: what it needs, what it minimises and where it starts.
+"""Training jobs: what a network trains on, what it minimises, and one job's training.
 
-`teacher_training` and `student_training` say what a config asks for; a run trains them
-one after the other (`kdjax.experiment.jobs`), a sweep many side by side (`kdjax.populations`). Both see the same windows in the same order.
-
-A training by itself: its batches, its checkpoints, and one fit of the loop.
+`teacher_training` and `student_training` turn settings into a `Training`. `train_alone`
+trains one; `kdjax.experiment.populations` trains many side by side. Both use the same
+windows in the same order.
 """
 
 import logging
@@ -20,12 +19,7 @@ from jax.sharding import Mesh
 from rich.console import Console
 
 from kdjax.data.augment import augment_rows
-from kdjax.data.prepared import (
-    Prepared,
-    is_large,
-    training_windows,
-    windows_source,
-)
+from kdjax.data.prepared import Prepared, is_large, training_windows, windows_source
 from kdjax.data.windowing import WindowSource, has_missing
 from kdjax.errors import ConfigError
 from kdjax.experiment.workdir import append_line, cut_lines
@@ -33,7 +27,7 @@ from kdjax.io.progress import progress_bar
 from kdjax.io.signals import signals_held
 from kdjax.models.autoencoder import Architecture, network
 from kdjax.models.model import Params
-from kdjax.models.residual import NETWORK, ResidualModel
+from kdjax.models.residual import NETWORK, ResidualModel, component, components_of
 from kdjax.training import hosts
 from kdjax.training.batching import (
     BatchSource,
@@ -41,14 +35,7 @@ from kdjax.training.batching import (
     disk_batches,
     memory_batches,
 )
-from kdjax.training.loop import (
-    Fitted,
-    Hooks,
-    Start,
-    TrainingProgress,
-    fit,
-    resume,
-)
+from kdjax.training.loop import Fitted, Hooks, Start, TrainingProgress, fit, resume
 from kdjax.training.sharding import place, training_mesh
 from kdjax.training.steps import (
     LossFunction,
@@ -68,35 +55,37 @@ from kdjax.training.targets import (
     TargetCache,
     check_cacheable,
     compute_targets,
-    is_distilled,
-    make_distillation,
     target_shape,
 )
 
+logger = logging.getLogger(__name__)
+
 Settings = Mapping[str, Any]
 
-# Grounds with disturbed copies, by the identity of their ground and the number of copies,
-# for as long as the ground is held.
+# Augmented training data by the identity of the original and the number of copies.
 AugmentedCache = dict[tuple[int, int], "TrainingData"]
 
 # Each random stream of a run is the seed's key folded with one of these.
 TEACHER_INIT, STUDENT_INIT, TEACHER_ORDER, STUDENT_ORDER = range(4)
 
+# α and T of Eq. 2 at the first step and after the last.
+SCHEDULE = ("alpha", "alpha_end", "temperature", "temperature_end")
+
 
 class TrainingData(NamedTuple):
-    """The rows that a data set's networks learn from, the same for all of them.
+    """Rows and windows that networks train on.
 
     Attributes:
         rows: `[N, D]` float32, scaled.
         fit: `[M]` first rows of the windows to train on.
         validation: `[V]` first rows of the windows to validate on.
         window: L.
-        share: of the config's epochs that come to as many steps as at `data.stride`.
+        share: factor of the config's epochs that gives the steps of `data.stride`.
         missing: whether rows have NaN cells.
-        sound: how many of the windows to train on, the first ones, are as they were
-            recorded; the others were disturbed on purpose. None: all.
-        sources: of the windows to train and to validate on, where the rows are too many
-            for the memory: `rows` then has none, and starts number the windows.
+        sources: windows to train and validate on that are read from disk; `rows` is then
+            empty and `fit` and `validation` number the windows.
+        recorded: the first so many windows are as recorded, the others augmented; None
+            for all.
     """
 
     rows: np.ndarray
@@ -110,20 +99,20 @@ class TrainingData(NamedTuple):
 
 
 class Training(NamedTuple):
-    """All that decides what a network becomes.
+    """One training job: everything that decides the network's parameters.
 
     Attributes:
         name: in the log and below `checkpoints/`.
         architecture: of the network.
-        ground: rows and windows.
-        seed: decides first parameters and the order of windows.
-        init: random stream of the first parameters.
+        training_data: rows and windows.
+        seed: decides initial parameters and the order of windows.
+        init: random stream of the initial parameters.
         order: random stream of the order of windows.
-        epochs: the most epochs.
+        epochs: maximum number of epochs.
         patience: of early stopping; None to use all epochs.
         settings: the config's `train`.
-        lesson: of a taught student; None for a network that learns from data alone.
-        first: parameters to start from instead of drawn ones.
+        distillation: of a distilled student; None without a teacher.
+        first: parameters to start from instead of random ones.
     """
 
     name: str
@@ -140,25 +129,16 @@ class Training(NamedTuple):
 
     @property
     def steps(self) -> int:
-        """Steps if no epoch is saved."""
+        """Steps of all epochs."""
         batches = math.ceil(len(self.training_data.fit) / self.settings["batch_size"])
         return int(self.epochs * batches)
 
 
-class TrainingStride(NamedTuple):
-    """How often training looks at a row.
-
-    Attributes:
-        stride: of the training windows.
-        share: of the config's epochs that come to as many steps as at `data.stride`.
-    """
-
-    stride: int
-    share: float
+# From settings to jobs.
 
 
 def architecture(settings: Settings, name: str, *, width: int) -> Architecture:
-    """The shape of `teacher` or `student` for D = `width` channels."""
+    """The architecture of `teacher` or `student` for D = `width` channels."""
     hidden = tuple(settings[name]["hidden"])
     return Architecture(width, hidden, **settings["model"])
 
@@ -168,80 +148,110 @@ def has_network(settings: Settings, name: str) -> bool:
     return NETWORK in settings[name]["components"]
 
 
-def training_stride(prepared: Prepared, data: Mapping[str, Any]) -> TrainingStride:
-    """The config's own stride; where rows are few 1, for as many steps as without."""
-    rows = sum(len(entity.train.values) for entity in prepared.entities)
-    if data["train_stride"] or rows >= data["dense_below"]:
-        return TrainingStride(int(data["train_stride"] or data["stride"]), 1.0)
-    return TrainingStride(1, 1 / data["stride"])
-
-
-def make_training_data(prepared: Prepared, data: Mapping[str, Any]) -> TrainingData:
-    """The windows that `data` settings choose from a data set."""
-    pace = training_stride(prepared, data)
-    if is_large(prepared, data["memory_bytes"]):
-        fit_source = windows_source(prepared, "fit", stride=pace.stride)
-        held_out = windows_source(prepared, "validation", stride=data["stride"])
-        return TrainingData(
-            np.empty((0, len(prepared.channels)), np.float32),
-            np.arange(fit_source.windows),
-            np.arange(held_out.windows),
-            prepared.window,
-            pace.share,
-            fit_source.missing,
-            (fit_source, held_out),
-        )
-    rows, fit_starts = training_windows(prepared, "fit", stride=pace.stride)
-    _, validation = training_windows(prepared, "validation", stride=data["stride"])
-    return TrainingData(
-        rows, fit_starts, validation, prepared.window, pace.share, has_missing(rows)
-    )
-
-
-def augmented_data(
-    training_data: TrainingData, copies: int, known: AugmentedCache | None = None
-) -> TrainingData:
-    """The ground with so many disturbed copies of its rows, for as many steps.
-
-    The copies are the same whatever the seed, so that a teacher answers once for all
-    students. Taken from `known` where it is there, and left there.
-    """
-    if not copies:
-        return training_data
-    known = {} if known is None else known
-    key = (id(training_data), copies)
-    if key not in known:
-        known[key] = _augmented_data(training_data, copies)
-    return known[key]
-
-
-def _augmented_data(training_data: TrainingData, copies: int) -> TrainingData:
-    if training_data.sources is not None:
-        raise ConfigError(
-            f"distill.augmented_copies={copies} copies rows in memory, and these stay on "
-            "disk: set it to 0, or raise data.memory_bytes."
-        )
-    rows = [training_data.rows]
-    rows += [
-        augment_rows(training_data.rows, window=training_data.window, seed=number)
-        for number in range(copies)
-    ]
-    fit = [
-        training_data.fit + number * len(training_data.rows)
-        for number in range(copies + 1)
-    ]
-    return training_data._replace(
-        rows=np.concatenate(rows),
-        fit=np.concatenate(fit).astype(training_data.fit.dtype),
-        share=training_data.share / (copies + 1),
-        recorded=len(training_data.fit),
-    )
+def is_distilled(distill: Settings) -> bool:
+    """Whether α is above 0 at any step."""
+    return bool(distill["alpha"] > 0 or (distill["alpha_end"] or 0) > 0)
 
 
 def teacher_seed(settings: Settings) -> int:
     """The teacher's own seed, or the run's."""
     seed = settings["teacher"]["seed"]
     return int(settings["seed"] if seed is None else seed)
+
+
+def training_stride(prepared: Prepared, data: Settings) -> tuple[int, float]:
+    """Stride of the training windows, and the share of epochs (see `TrainingData`).
+
+    With few rows the stride is 1, for as many steps as with `data.stride`.
+    """
+    rows = sum(len(entity.train.values) for entity in prepared.entities)
+    if data["train_stride"] or rows >= data["dense_below"]:
+        return int(data["train_stride"] or data["stride"]), 1.0
+    return 1, 1 / data["stride"]
+
+
+def make_training_data(prepared: Prepared, data: Settings) -> TrainingData:
+    """Training and validation windows of a data set by the `data` settings."""
+    stride, share = training_stride(prepared, data)
+    if is_large(prepared, data["memory_bytes"]):
+        source = windows_source(prepared, "fit", stride=stride)
+        held_out = windows_source(prepared, "validation", stride=data["stride"])
+        return TrainingData(
+            rows=np.empty((0, len(prepared.channels)), np.float32),
+            fit=np.arange(source.windows),
+            validation=np.arange(held_out.windows),
+            window=prepared.window,
+            share=share,
+            missing=source.missing,
+            sources=(source, held_out),
+        )
+    rows, starts = training_windows(prepared, "fit", stride=stride)
+    _, validation = training_windows(prepared, "validation", stride=data["stride"])
+    return TrainingData(
+        rows, starts, validation, prepared.window, share, has_missing(rows)
+    )
+
+
+def augmented_data(
+    training_data: TrainingData, copies: int, known: AugmentedCache | None = None
+) -> TrainingData:
+    """Training data with augmented copies of its rows, for as many steps.
+
+    The copies don't depend on the seed, so that targets are computed once for all
+    students. `known` caches the result.
+    """
+    if not copies:
+        return training_data
+    known = {} if known is None else known
+    key = (id(training_data), copies)
+    if key in known:
+        return known[key]
+    if training_data.sources is not None:
+        raise ConfigError(
+            f"distill.augmented_copies={copies} copies rows in memory, and these stay on "
+            "disk: set it to 0, or raise data.memory_bytes."
+        )
+    rows, starts = training_data.rows, training_data.fit
+    pieces = [
+        augment_rows(rows, window=training_data.window, seed=i) for i in range(copies)
+    ]
+    shifted = [starts + i * len(rows) for i in range(copies + 1)]
+    known[key] = training_data._replace(
+        rows=np.concatenate([rows, *pieces]),
+        fit=np.concatenate(shifted).astype(starts.dtype),
+        share=training_data.share / (copies + 1),
+        recorded=len(starts),
+    )
+    return known[key]
+
+
+def make_distillation(
+    settings: Settings,
+    teacher: ResidualModel | None,
+    scorers: tuple[ScoreFunction, ...] = (),
+    weights: tuple[float, ...] | None = None,
+) -> Distillation:
+    """The distillation that the settings choose.
+
+    Args:
+        settings: of the run.
+        teacher: its first component, or all components weighted by `distill.weights`.
+        scorers: teachers where the target is `scores`.
+        weights: of the scorers, instead of the config's.
+    """
+    distill = settings["distill"]
+    if weights is None:
+        weights = tuple(distill["weights"])
+    if teacher is not None and not weights:
+        teacher = component(teacher, components_of(teacher.kind)[0])
+    fields = (*SCHEDULE, "temperature_mode", "target", "cache_bytes")
+    return Distillation(
+        teacher=teacher,
+        weights=weights,
+        scorers=scorers,
+        batch_size=settings["detection"]["batch_size"],
+        **{field: distill[field] for field in fields},
+    )
 
 
 def teacher_training(
@@ -251,7 +261,7 @@ def teacher_training(
     name: str = "teacher",
     first: Params | None = None,
 ) -> Training:
-    """The teacher's training, which stops early."""
+    """The teacher's job, which stops early."""
     teacher = settings["teacher"]
     return Training(
         name,
@@ -278,18 +288,18 @@ def student_training(
     first: Params | None = None,
     known: AugmentedCache | None = None,
 ) -> Training:
-    """A student's training, which uses all its epochs.
+    """A student's job, which uses all its epochs.
 
     Args:
-        ground: rows and windows.
-        settings: of its run.
-        name: of the training.
-        teacher: that it learns from. Without one, and without scorers, it is a student
-            of the data alone, which an α of 0 makes of any.
-        scorers: that it learns from where the target is `scores`.
+        training_data: rows and windows.
+        settings: of the run.
+        name: of the job.
+        teacher: to distil from. Without teacher and scorers, or with α = 0, the student
+            is trained on the data alone.
+        scorers: teachers where the target is `scores`.
         weights: of the scorers, instead of the config's.
         first: parameters to start from.
-        known: disturbed grounds that several students may share.
+        known: augmented training data that several students share.
     """
     distill = settings["distill"]
     distillation = None
@@ -313,100 +323,91 @@ def student_training(
     )
 
 
+# Parts of a job.
+
+
 def first_state(training: Training) -> TrainState:
     """The state before the first step."""
     key = jax.random.key(training.seed)
     net = network(training.architecture)
     params = training.first or net.init(jax.random.fold_in(key, training.init))
-    return init_state(params, optimizer_of(training))
+    return init_state(params, make_job_optimizer(training))
 
 
 def order_key(training: Training) -> Array:
-    """Decides the order of the windows in each epoch."""
+    """The key of the order of windows in each epoch."""
     return jax.random.fold_in(jax.random.key(training.seed), training.order)
 
 
-def objective(training: Training) -> LossFunction:
-    """What the training minimises."""
+def make_objective(training: Training, **schedule: Any) -> LossFunction:
+    """The job's loss; `schedule` replaces α and T, for traced numbers."""
     net, distillation = network(training.architecture), training.distillation
     if distillation is None:
         return teacher_loss(net)
+    fields = {name: getattr(distillation, name) for name in SCHEDULE} | schedule
     return student_loss(
         net,
         distillation.model,
-        alpha=distillation.alpha,
-        temperature=distillation.temperature,
         temperature_mode=distillation.temperature_mode,
         target=distillation.target,
-        alpha_end=distillation.alpha_end,
-        temperature_end=distillation.temperature_end,
+        **fields,
     )
+
+
+def make_job_optimizer(training: Training, **rates: Any) -> Any:
+    """The job's optimizer; `rates` replaces its numbers, for traced ones."""
+    train = training.settings
+    fields = ("learning_rate", "schedule", "warmup_steps", "clip_norm")
+    own = {"steps": training.steps, **{field: train[field] for field in fields}}
+    return make_optimizer(**(own | rates))
 
 
 def recorded_mask(training_data: TrainingData) -> np.ndarray:
-    """1 for windows to train on that are as recorded, 0 for disturbed ones; `[M]`."""
-    numbers = np.arange(len(training_data.fit))
-    recorded = (
-        len(numbers) if training_data.recorded is None else training_data.recorded
-    )
-    return (numbers < recorded).astype(np.float32)
+    """`[M]`, 1 for windows as recorded, 0 for augmented ones."""
+    windows, recorded = len(training_data.fit), training_data.recorded
+    limit = windows if recorded is None else recorded
+    return (np.arange(windows) < limit).astype(np.float32)
 
 
 def target_bytes(training: Training) -> int:
-    """Size of the teachers' answers for all windows to train on; 0 without a lesson."""
-    distillation, training_data = training.distillation, training.training_data
+    """Size of the targets of all windows to train on; 0 without distillation."""
+    distillation, data = training.distillation, training.training_data
     if distillation is None:
         return 0
-    shape = target_shape(distillation, training.architecture, training_data.window)
-    return len(training_data.fit) * math.prod(shape) * 4
+    shape = target_shape(distillation, training.architecture, data.window)
+    return len(data.fit) * math.prod(shape) * 4
 
 
 def job_targets(training: Training, outputs: TargetCache) -> np.ndarray:
-    """The teachers' answers for all windows to train on, `[M, …]`.
-
-    Taken from `outputs` where they are known, and left there.
-    """
-    distillation, training_data = training.distillation, training.training_data
+    """Targets of all windows to train on, `[M, …]`; `outputs` caches them."""
+    distillation, data = training.distillation, training.training_data
     assert distillation is not None
-    shape = target_shape(distillation, training.architecture, training_data.window)
-    key = (*distillation.source, shape, id(training_data))
+    shape = target_shape(distillation, training.architecture, data.window)
+    key = (*distillation.source, shape, id(data))
     if key not in outputs:
         dataset = WindowDataset(
-            jnp.asarray(training_data.rows),
-            jnp.asarray(training_data.fit),
-            missing=training_data.missing,
+            jnp.asarray(data.rows), jnp.asarray(data.fit), missing=data.missing
         )
         outputs[key] = compute_targets(
             distillation,
             dataset,
-            window=training_data.window,
+            window=data.window,
             student=training.architecture,
-            recorded=len(training_data.fit)
-            if training_data.recorded is None
-            else training_data.recorded,
+            recorded=len(data.fit) if data.recorded is None else data.recorded,
         )
     return outputs[key]
 
 
-def optimizer_of(training: Training) -> Any:
-    """The optimizer of all its steps."""
-    train = training.settings
-    fields = ("learning_rate", "schedule", "warmup_steps", "clip_norm")
-    return make_optimizer(
-        steps=training.steps, **{field: train[field] for field in fields}
-    )
-
-
-logger = logging.getLogger(__name__)
+# One job's training.
 
 
 def checkpoints(workdir: Path, name: str) -> Path:
-    """Where a training's checkpoints are."""
+    """The folder of a job's checkpoints."""
     return workdir / "checkpoints" / name
 
 
 def resume_job(training: Training, workdir: Path) -> Start:
-    """Where a training stands: at its newest checkpoint, or at the start."""
+    """The job's newest checkpoint, or its start."""
     return resume(checkpoints(workdir, training.name), first_state(training))
 
 
@@ -417,44 +418,40 @@ def train_alone(
     *,
     outputs: TargetCache | None = None,
 ) -> Fitted:
-    """The parameters of lowest validation loss, as numpy arrays, and the course.
+    """The parameters of lowest validation loss, as numpy arrays, and the progress.
 
-    Goes on where a killed process stopped. The devices of all hosts share each batch.
+    Resumes from the newest checkpoint. The devices of all hosts share each batch.
 
     Raises:
         TrainingError: a loss was not finite.
         ConfigError: the hosts' shares of a batch can't be equal.
     """
+    name, train = training.name, training.settings
     start = resume_job(training, workdir)
-    cut_lines(workdir, training.name, start.progress.step)
+    cut_lines(workdir, name, start.progress.step)
     if start.progress.done:
-        said = progress_text(start.progress)
-        console.print(f"{training.name}: trained already, {said}")
+        console.print(f"{name}: trained already, {progress_text(start.progress)}")
         return Fitted(on_host(start.best), start.progress)
     if start.progress.step:
-        console.print(f"{training.name}: goes on after step {start.progress.step}")
-    train, training_data = training.settings, training.training_data
-    batch_size = train["batch_size"]
-    outputs = {} if outputs is None else outputs
-    mesh = training_mesh(batch_size)
-    batch_source, validate = _feeding(training, mesh, outputs)
-    # Devices that divide a batch know the others' sums only, not their windows.
-    is_whole = (
-        training.distillation is not None and training.distillation.needs_whole_batches
-    )
-    total = len(training_data.fit) * training.epochs - start.progress.step * batch_size
+        console.print(f"{name}: goes on after step {start.progress.step}")
+    windows, distillation = len(training.training_data.fit), training.distillation
+    mesh = training_mesh(train["batch_size"])
+    batch_source, validate = _make_sources(training, mesh, outputs)
+    # A device knows only its own windows, so such losses take one device.
+    is_whole = distillation is not None and distillation.needs_whole_batches
+    total = windows * training.epochs - start.progress.step * train["batch_size"]
     # Of several processes one alone can't save.
     alone = hosts.processes() == 1
-    with signals_held(alone), progress_bar(console, training.name, total) as advance:
+    with signals_held(alone), progress_bar(console, name, total) as advance:
         fitted = fit(
             start._replace(
                 state=place(start.state, mesh), best=place(start.best, mesh)
             ),
             make_step(
-                objective(training),
-                optimizer_of(training),
-                window=training_data.window,
-                teacher=training.distillation.model if training.distillation else None,
+                make_objective(training),
+                make_job_optimizer(training),
+                window=training.training_data.window,
+                teacher=distillation.model if distillation else None,
                 steps=training.steps,
                 mesh=None if is_whole else mesh,
             ),
@@ -462,20 +459,20 @@ def train_alone(
             validate,
             epochs=training.epochs,
             patience=training.patience,
-            directory=checkpoints(workdir, training.name),
+            directory=checkpoints(workdir, name),
             checkpoint_seconds=train["checkpoint_seconds"],
             log_every=train["log_every"],
             hooks=Hooks(
-                log=lambda line: append_line(workdir, {"phase": training.name, **line}),
+                log=lambda line: append_line(workdir, {"phase": name, **line}),
                 advance=advance,
             ),
         )
-    console.print(f"{training.name}: {progress_text(fitted.progress)}")
+    console.print(f"{name}: {progress_text(fitted.progress)}")
     return fitted._replace(params=on_host(fitted.params))
 
 
 def progress_text(progress: TrainingProgress) -> str:
-    """How far a training came, in words."""
+    """The progress in words."""
     if progress.bad_step:
         return f"its loss was not finite at step {progress.bad_step:,}"
     return (
@@ -490,69 +487,57 @@ def on_host(params: Params) -> Params:
     return found
 
 
-def _feeding(
-    training: Training, mesh: Mesh | None, outputs: TargetCache
+def _make_sources(
+    training: Training, mesh: Mesh | None, outputs: TargetCache | None
 ) -> tuple[BatchSource, Callable[[Params], float]]:
-    """The batches to train on, and the validation."""
-    training_data, batch_size = training.training_data, training.settings["batch_size"]
+    """The batches to train on and the validation function."""
+    data, distillation = training.training_data, training.distillation
+    batch_size = training.settings["batch_size"]
     loss = validation_loss(network(training.architecture))
-    if training_data.sources is not None:
-        source, held_out = training_data.sources
-        distillation = training.distillation
+    if data.sources is not None:
+        source, held_out = data.sources
         if distillation is not None:
             check_cacheable(distillation, target_bytes(training))
-        batch_source = disk_batches(
+        batches = disk_batches(
             source,
             seed=(training.seed, training.order),
             batch_size=batch_size,
-            teacher=place(_params(distillation), mesh) if distillation else None,
+            teacher=_placed_teacher(distillation, mesh) if distillation else None,
             mesh=mesh,
         )
-        return batch_source, make_source_validate(
+        return batches, make_source_validate(
             loss, held_out, batch_size=batch_size, mesh=mesh
         )
-    dataset, validation = _corpora(training, mesh, outputs)
-    batch_source = memory_batches(
-        dataset, key=order_key(training), batch_size=batch_size
-    )
-    return batch_source, make_validate(
-        loss, validation, window=training_data.window, batch_size=batch_size, mesh=mesh
-    )
-
-
-def _corpora(
-    training: Training, mesh: Mesh | None, outputs: TargetCache
-) -> tuple[WindowDataset, WindowDataset]:
-    """The windows to train on, with what a teacher says of them, and to validate on."""
-    training_data, distillation = training.training_data, training.distillation
-    rows = jnp.asarray(training_data.rows)
+    rows = jnp.asarray(data.rows)
     dataset, validation = (
-        place(
-            WindowDataset(rows, jnp.asarray(starts), missing=training_data.missing),
-            mesh,
-        )
-        for starts in (training_data.fit, training_data.validation)
+        place(WindowDataset(rows, jnp.asarray(starts), missing=data.missing), mesh)
+        for starts in (data.fit, data.validation)
     )
-    if training_data.recorded is not None:
-        dataset = dataset.replace(
-            recorded=place(jnp.asarray(recorded_mask(training_data)), mesh)
-        )
-    if distillation is None:
-        return dataset, validation
-    size = (mesh.size if mesh else 1) * target_bytes(training)
-    if size > distillation.cache_bytes:
-        check_cacheable(distillation, size)
-        logger.warning(
-            "the teacher's answers would take %.1f GB, more than distill.cache_bytes: "
-            "each step computes its own",
-            size / 1e9,
-        )
-        return dataset.replace(teacher=place(_params(distillation), mesh)), validation
-    targets = job_targets(training, outputs)
-    return dataset.replace(targets=place(jnp.asarray(targets), mesh)), validation
+    if data.recorded is not None:
+        recorded = place(jnp.asarray(recorded_mask(data)), mesh)
+        dataset = dataset.replace(recorded=recorded)
+    if distillation is not None:
+        size = (mesh.size if mesh else 1) * target_bytes(training)
+        if size > distillation.cache_bytes:
+            check_cacheable(distillation, size)
+            logger.warning(
+                "the teacher's targets would take %.1f GB, more than "
+                "distill.cache_bytes: each step computes its own",
+                size / 1e9,
+            )
+            dataset = dataset.replace(teacher=_placed_teacher(distillation, mesh))
+        else:
+            targets = job_targets(training, {} if outputs is None else outputs)
+            dataset = dataset.replace(targets=place(jnp.asarray(targets), mesh))
+    return memory_batches(
+        dataset, key=order_key(training), batch_size=batch_size
+    ), make_validate(
+        loss, validation, window=data.window, batch_size=batch_size, mesh=mesh
+    )
 
 
-def _params(distillation: Distillation) -> Params:
-    """Of the teacher that each step asks anew."""
+def _placed_teacher(distillation: Distillation, mesh: Mesh | None) -> Params:
+    """The teacher's parameters, for targets that are computed in each step."""
     assert distillation.teacher is not None
-    return distillation.teacher.params
+    placed: Params = place(distillation.teacher.params, mesh)
+    return placed

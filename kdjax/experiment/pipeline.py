@@ -1,4 +1,4 @@
-"""The phases of one run: data, networks, calibration, judgement, outcome."""
+"""One run: load, prepare, train, calibrate and evaluate, write."""
 
 import contextlib
 import json
@@ -14,7 +14,7 @@ from kdjax.config import to_json
 from kdjax.data.datasets import load_benchmark, width
 from kdjax.data.prepared import Prepared, channel_notes, prepare
 from kdjax.data.raw import about, check_width
-from kdjax.data.readers import load_files, match_channels
+from kdjax.data.readers import load_files
 from kdjax.data.series import Dataset
 from kdjax.detection.calibration import check_enough
 from kdjax.errors import ConfigError, DataError
@@ -24,19 +24,19 @@ from kdjax.experiment.assemble import calibration_rules, data_digests
 from kdjax.experiment.groups import (
     ALL,
     PER_ENTITY,
-    group_name,
     merge_evaluations,
     merge_prepared,
     size_note,
     split_groups,
 )
 from kdjax.experiment.jobs import architecture
-from kdjax.experiment.train import train_networks, train_pairs
+from kdjax.experiment.train import train_groups
 from kdjax.experiment.warm_start import (
     PREVIOUS,
     WarmStart,
     load_warm_start,
     previous_calibration,
+    reordered,
 )
 from kdjax.experiment.workdir import (
     check_data,
@@ -47,7 +47,6 @@ from kdjax.experiment.workdir import (
 )
 from kdjax.experiment.write import write_run
 from kdjax.models.autoencoder import count_parameters
-from kdjax.models.model import Params
 from kdjax.models.residual import (
     NETWORK,
     ResidualModel,
@@ -68,121 +67,122 @@ def run(
     *,
     console: Console | None = None,
 ) -> dict[str, Any]:
-    """Trains, calibrates and judges; goes on where a killed run stopped.
+    """Trains, calibrates and evaluates; resumes a run that was stopped.
 
-    Several processes (`kdjax.training.hosts`) run it together: they share each training batch
-    and the calibration windows; the first writes and shows, and all return the same.
+    Several processes (`kdjax.training.hosts`) run it together: they share training batches
+    and calibration windows; the first writes and shows, and all return the same.
 
     Args:
         settings: from `kdjax.config.resolve`.
-        workdir: folder of the run, seen by all; see `kdjax.experiment.workdir` for what it holds.
-        console: where to show progress; quiet by default.
+        workdir: folder of the run, on a file system that all processes share; see
+            `kdjax.experiment.workdir` for its content.
+        console: shows progress; quiet by default.
 
     Returns:
         The content of `results.json`.
     """
     workdir = Path(workdir)
     console = console if console and hosts.is_first() else Console(quiet=True)
-    seconds: dict[str, float] = {}
     with hosts.failing_together():
         _check_processes(settings)
         with locked(workdir):
-            return _run(settings, workdir, console, seconds)
+            return _run(settings, workdir, console)
 
 
-def _run(
-    settings: Settings, workdir: Path, console: Console, seconds: dict[str, float]
-) -> dict[str, Any]:
-    """The run in a folder that nobody else writes to."""
+def _run(settings: Settings, workdir: Path, console: Console) -> dict[str, Any]:
+    """The run in a folder that is locked."""
+    seconds: dict[str, float] = {}
     check_settings(workdir, settings)
+
     with _timed(seconds, "data"):
         dataset = load_dataset(settings["data"])
-        warm_start = _origin(dataset, settings)
-        if warm_start:
-            dataset = _ordered(dataset, warm_start.detector.channels)
+        warm_start = None
+        if settings["init_from"]:
+            channels = dataset.train[0].channels
+            warm_start = load_warm_start(settings["init_from"], channels, settings)
+            dataset = reordered(dataset, warm_start.detector.channels)
         digests = data_digests(dataset)
-        everything = digests | _origin_digests(warm_start)
-        hosts.check_alike("data", json.dumps(everything, sort_keys=True))
+        sources = digests | (warm_start.digests if warm_start else {})
+        hosts.check_alike("data", json.dumps(sources, sort_keys=True))
         finished = read_results(workdir)
         if finished is not None:
-            check_data(workdir, everything)
+            check_data(workdir, sources)
             console.print(f"{workdir} is finished: nothing to do.")
             return finished
         parts = prepare_parts(dataset, settings)
         prepared = merge_prepared([*parts.values()])
-        # Only now: a fault in the data must not bind the folder to the settings.
+        # Only now: an error in the data must not bind the folder to the settings.
         claim(workdir, settings)
-        check_data(workdir, everything)
+        check_data(workdir, sources)
     console.print(_summary(prepared))
+
     with _timed(seconds, "training"):
-        networks = _networks(
-            parts, settings, workdir, console, warm_start.params if warm_start else {}
-        )
+        first = warm_start.params if warm_start else {}
+        networks = train_groups(parts, settings, workdir, console, first=first)
+
     with _timed(seconds, "judgement"):
         evaluated = {}
-        for component, own in parts.items():
+        for part, own in parts.items():
             shown = console
-            if component != ALL:
-                # A line a part, and not one for each of its models.
-                console.print(f"{component}: models calibrate and score")
+            if part != ALL:  # a line for each group, not for each of its models
+                console.print(f"{part}: models calibrate and score")
                 shown = Console(quiet=True)
-            evaluated[component] = _judge(
-                networks[component], own, settings, shown, warm_start
+            evaluated[part] = _evaluate(
+                networks[part], own, settings, shown, warm_start
             )
-        together = _join(evaluated, settings)
+        merged = {
+            name: merge_evaluations(
+                name,
+                [models[name] for models in evaluated.values()],
+                window=settings["data"]["window"],
+                point_adjusted=settings["evaluation"]["point_adjusted"],
+            )
+            for name in next(iter(evaluated.values()))
+        }
         inspections = [
             inspection
-            for component, own in parts.items()
+            for part, own in parts.items()
             for inspection in inspect_training(
-                evaluated[component]["student"], own, calibration_rules(settings, own)
+                evaluated[part]["student"], own, calibration_rules(settings, own)
             )
         ]
+
+    notes = [
+        note for series in (*dataset.train, *dataset.test) for note in series.notes
+    ]
+    notes += size_note(parts) + channel_notes(prepared)
+    notes += test_notes(merged["student"], prepared)
     return hosts.on_first(
         lambda: write_run(
             workdir,
-            together,
+            merged,
             prepared,
-            parts=[
-                (component, own, evaluated[component])
-                for component, own in parts.items()
-            ],
+            parts=[(part, own, evaluated[part]) for part, own in parts.items()],
             inspections=inspections,
             settings=settings,
             digests=digests,
             seconds=seconds,
-            notes=[
-                *_reading_notes(dataset),
-                *size_note(parts),
-                *channel_notes(prepared),
-                *test_notes(together["student"], prepared),
-            ],
+            notes=notes,
             warm_start=warm_start.card if warm_start else None,
         )
     )
 
 
-def load_dataset(data: Mapping[str, Any]) -> Dataset:
+def load_dataset(data: Settings) -> Dataset:
     """The data set that the `data` settings name."""
     if data["name"]:
         return load_benchmark(
             data["name"], root=data["root"], entities=tuple(data["entities"])
         )
-    return load_files(
-        data["path"],
-        test_path=data["test_path"],
-        time_column=data["time_column"],
-        entity_column=data["entity_column"],
-        label_column=data["label_column"],
-        missing=data["missing"],
-        order=data["order"],
-        duplicates=data["duplicates"],
-        exclude=data["exclude"],
-        memory_bytes=data["memory_bytes"],
-    )
+    fields = (
+        "test_path", "time_column", "entity_column", "label_column", "missing", "order",
+        "duplicates", "exclude", "memory_bytes",
+    )  # fmt: skip
+    return load_files(data["path"], **{field: data[field] for field in fields})
 
 
 def prepare_dataset(dataset: Dataset, settings: Settings) -> Prepared:
-    """The data set split, scaled, and found large enough for the wanted rate."""
+    """The data set split and scaled, checked to be large enough for the wanted rate."""
     data = settings["data"]
     fields = ("window", "stride", "max_gap", "validation", "calibration", "scaler")
     check_width(len(dataset.train[0].channels))
@@ -192,7 +192,7 @@ def prepare_dataset(dataset: Dataset, settings: Settings) -> Prepared:
 
 
 def prepare_parts(dataset: Dataset, settings: Settings) -> dict[str, Prepared]:
-    """What `entity_mode` makes of the data set: one part, or one for each entity."""
+    """The data by entity group: one group, or one for each entity."""
     parts = {}
     with about(settings["data"]["path"], settings["data"]["test_path"]):
         for name, own in split_groups(dataset, settings["entity_mode"]).items():
@@ -208,6 +208,28 @@ def prepare_parts(dataset: Dataset, settings: Settings) -> dict[str, Prepared]:
     return parts
 
 
+def count_networks(settings: Settings) -> dict[str, int]:
+    """Number of parameters of `teacher` and `student`, without training them.
+
+    Of baselines among their components it is the maximum.
+    """
+    data = settings["data"]
+    if data["name"]:
+        channels = width(data["name"])
+    else:
+        channels = len(load_dataset(data).train[0].channels)
+
+    def count(name: str, kind: str) -> int:
+        if kind == NETWORK:
+            return count_parameters(architecture(settings, name, width=channels))
+        return count_baseline(kind, window=data["window"], width=channels)
+
+    return {
+        name: sum(count(name, kind) for kind in settings[name]["components"])
+        for name in ("teacher", "student")
+    }
+
+
 def _check_processes(settings: Settings) -> None:
     """Refuses, before any work, what several processes can't do together."""
     if hosts.processes() == 1:
@@ -221,32 +243,23 @@ def _check_processes(settings: Settings) -> None:
     training_mesh(settings["train"]["batch_size"])
 
 
-def _networks(
-    parts: Mapping[str, Prepared],
-    settings: Settings,
-    workdir: Path,
-    console: Console,
-    first: Mapping[str, Params],
-) -> Mapping[str, dict[str, ResidualModel]]:
-    """The trained networks of each part."""
-    if list(parts) == [ALL]:
-        return {
-            ALL: train_networks(parts[ALL], settings, workdir, console, first=first)
-        }
-    return train_pairs(
-        parts, settings, workdir, console, first=first, name_of=group_name
-    )
-
-
-def _judge(
+def _evaluate(
     networks: Mapping[str, ResidualModel],
     prepared: Prepared,
     settings: Settings,
     console: Console,
     warm_start: WarmStart | None,
 ) -> dict[str, ModelEvaluation]:
-    """Networks and baselines, and the detector that training started from."""
-    models = {**networks, **_baselines(networks, prepared, settings)}
+    """Networks, baselines, and the detector that training started from."""
+    # A baseline that is a component of a model was fitted with it.
+    fitted = {
+        kind: component(model, kind)
+        for model in networks.values()
+        for kind in components_of(model.kind)
+    }
+    models = dict(networks)
+    for name in settings["baselines"]:
+        models[name] = fitted.get(name) or fit_baseline(name, prepared)
     ready = {}
     if warm_start:
         models[PREVIOUS] = warm_start.detector.model
@@ -261,64 +274,6 @@ def _judge(
         point_adjusted=settings["evaluation"]["point_adjusted"],
         rolling=settings["threshold"]["rolling_share"],
     )
-
-
-def _join(
-    evaluated: Mapping[str, Mapping[str, ModelEvaluation]], settings: Settings
-) -> dict[str, ModelEvaluation]:
-    """Each model over all parts."""
-    first = next(iter(evaluated.values()))
-    return {
-        name: merge_evaluations(
-            name,
-            [models[name] for models in evaluated.values()],
-            window=settings["data"]["window"],
-            point_adjusted=settings["evaluation"]["point_adjusted"],
-        )
-        for name in first
-    }
-
-
-def _origin(dataset: Dataset, settings: Settings) -> WarmStart | None:
-    """The detector that training starts from, if the settings name one."""
-    if not settings["init_from"]:
-        return None
-    channels = dataset.train[0].channels
-    return load_warm_start(settings["init_from"], channels, settings)
-
-
-def _ordered(dataset: Dataset, channels: tuple[str, ...]) -> Dataset:
-    """The data set with its channels in another order."""
-    train, test = (
-        tuple(match_channels(series, channels) for series in component)
-        for component in (dataset.train, dataset.test)
-    )
-    return dataset._replace(train=train, test=test)
-
-
-def _origin_digests(warm_start: WarmStart | None) -> dict[str, str]:
-    if warm_start is None:
-        return {}
-    return {f"init_from/{name}": d for name, d in warm_start.card["sha256"].items()}
-
-
-def _reading_notes(dataset: Dataset) -> list[str]:
-    return [note for series in (*dataset.train, *dataset.test) for note in series.notes]
-
-
-def _baselines(
-    models: Mapping[str, ResidualModel], prepared: Prepared, settings: Settings
-) -> dict[str, ResidualModel]:
-    """The baselines; one that is part of a model was fitted with it."""
-    known = {
-        kind: component(model, kind)
-        for model in models.values()
-        for kind in components_of(model.kind)
-    }
-    return {
-        name: known[name] if name in known else fit_baseline(name, prepared)
-        for name in settings["baselines"]
-    }
 
 
 @contextlib.contextmanager
@@ -336,25 +291,3 @@ def _summary(prepared: Prepared) -> str:
         f"{prepared.name}: {len(names)} entities ({shown}), {rows:,} train rows, "
         f"{len(prepared.channels)} channels"
     )
-
-
-def count_networks(settings: Settings) -> dict[str, int]:
-    """Number of parameters of `teacher` and `student`, without training them.
-
-    Of baselines among their parts it is the most that they can have.
-    """
-    data = settings["data"]
-    if data["name"]:
-        channels = width(data["name"])
-    else:
-        channels = len(load_dataset(data).train[0].channels)
-
-    def count(name: str, kind: str) -> int:
-        if kind == NETWORK:
-            return count_parameters(architecture(settings, name, width=channels))
-        return count_baseline(kind, window=data["window"], width=channels)
-
-    return {
-        name: sum(count(name, kind) for kind in settings[name]["components"])
-        for name in ("teacher", "student")
-    }

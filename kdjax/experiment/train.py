@@ -1,13 +1,10 @@
-"""A teacher's point scores as a lesson: the target `scores`.
-
-Teacher, student and `student_alone` of one run, trained one after the other.
+"""Teacher, student and `student_alone` of a run.
 
 The student learns from the data and from the teacher (Eq. 2). `student_alone` is its
-baseline: α = 0, with the same initial parameters, batches and number of steps, so that
-whatever differs between the two is distillation's.
+control: α = 0, with the same initial parameters, batches and number of steps.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -21,15 +18,17 @@ from kdjax.detection.detector import score_scaled
 from kdjax.detection.gaussian import Gaussian
 from kdjax.errors import TrainingError
 from kdjax.experiment.assemble import calibration_rules
+from kdjax.experiment.groups import ALL, group_name
 from kdjax.experiment.jobs import (
     Training,
     has_network,
+    is_distilled,
     make_training_data,
     student_training,
     teacher_training,
     train_alone,
 )
-from kdjax.experiment.populations import Trained, train_all
+from kdjax.experiment.populations import train_all
 from kdjax.models.model import Params
 from kdjax.models.residual import (
     NETWORK,
@@ -39,48 +38,9 @@ from kdjax.models.residual import (
     components_of,
     fit_components,
 )
-from kdjax.training.targets import ScoreFunction, is_distilled
+from kdjax.training.targets import ScoreFunction
 
 Settings = Mapping[str, Any]
-
-
-def scorers_of(
-    teacher: ResidualModel, prepared: Prepared, settings: Settings
-) -> tuple[ScoreFunction, ...]:
-    """What scores windows for a student: the teacher, or with weights each of its parts.
-
-    a_t under the Gaussian of the validation rows, as the detector will have it; of several
-    entities under the Gaussian of all. None where the config's target isn't `scores`.
-    """
-    distill = settings["distill"]
-    if distill["target"] != "scores" or not is_distilled(distill):
-        return ()
-    models = [teacher]
-    if distill["weights"]:
-        models = [component(teacher, kind) for kind in components_of(teacher.kind)]
-    rules = calibration_rules(settings, prepared)
-    return tuple(_scorer(model, prepared, rules) for model in models)
-
-
-def _scorer(model: ResidualModel, prepared: Prepared, rules: Rules) -> ScoreFunction:
-    # All entities' rows as training has them, each under its own scaler: the last Gaussian
-    # is for rows under the pooled one.
-    calibration = calibrate(model, prepared, rules._replace(scope="pooled"))
-    gaussian = Gaussian(*(field[0] for field in calibration.gaussians))
-
-    def scores(windows: np.ndarray) -> np.ndarray:
-        count, length, width = windows.shape
-        return score_scaled(
-            model,
-            gaussian,
-            windows.reshape(count * length, width),
-            np.arange(count) * length,
-            window=length,
-            batch_size=rules.batch_size,
-        )
-
-    return scores
-
 
 NETWORKS = ("teacher", "student", "student_alone")
 
@@ -97,155 +57,167 @@ def train_networks(
     scorers: Sequence[ScoreFunction] = (),
     weights: Sequence[float] = (),
 ) -> dict[str, ResidualModel]:
-    """The models by name, their networks with the parameters of lowest validation loss.
+    """The models by name, with the parameters of lowest validation loss.
 
     Args:
         prepared: the data.
         settings: from `kdjax.config.resolve`.
-        workdir: where checkpoints and the log are; phases found there go on.
+        workdir: where checkpoints and the log are; training resumes from them.
         console: shows progress.
         names: which of `NETWORKS`; a student needs the teacher among them, or `scorers`.
-        first: parameters that `teacher` and `student` start from, where there are any;
+        first: parameters that `teacher` and `student` start from, if any;
             `student_alone` starts as the student does.
-        teacher: one that is trained already and stays as it is.
-        scorers: teachers instead of one that kdjax makes: callables, scaled windows
-            `[B, L, D]` to scores of their rows `[B, L]`. `distill.target` must be
-            `scores`.
-        weights: of the scorers; () to count them the same.
+        teacher: a trained one, which is not changed.
+        scorers: teachers instead of a network: callables, scaled windows `[B, L, D]` to
+            scores of their rows `[B, L]`. `distill.target` must be `scores`.
+        weights: of the scorers; () for equal ones.
     """
-
-    def train(training: Training) -> ResidualModel:
-        params = train_alone(training, workdir, console).params
-        return ResidualModel(NETWORK, params, training.architecture)
-
-    training_data = make_training_data(prepared, settings["data"])
-    fits: Fits = {}
-    if teacher is None and "teacher" in names:
-        network = None
-        if has_network(settings, "teacher"):
-            network = train(
-                teacher_training(training_data, settings, first=first.get("teacher"))
-            )
-        teacher = fit_components(
-            settings["teacher"]["components"], prepared, network, fits=fits
-        )
-    trained = {} if teacher is None else {"teacher": teacher}
-    # The config's weights are those of the teacher's parts.
-    shares = tuple(weights) if scorers else None
-    if teacher is not None and not scorers and "student" in names:
-        scorers = scorers_of(teacher, prepared, settings)
-    for name, distilled in (("student", True), ("student_alone", False)):
-        if name in names:
-            learning = student_training(
-                training_data,
-                settings,
-                name=name,
-                teacher=teacher if distilled else None,
-                scorers=tuple(scorers) if distilled else (),
-                weights=shares if distilled else None,
-                first=first.get("student"),
-            )
-            trained[name] = fit_components(
-                settings["student"]["components"], prepared, train(learning), fits=fits
-            )
-    return trained
+    teachers = {} if teacher is None else {ALL: teacher}
+    found = train_groups(
+        {ALL: prepared}, settings, workdir, console,
+        names=names, first=first, teachers=teachers, scorers=scorers, weights=weights,
+    )  # fmt: skip
+    return found[ALL]
 
 
-def train_pairs(
+def train_groups(
     parts: Mapping[str, Prepared],
     settings: Settings,
     workdir: Path,
     console: Console,
     *,
+    names: Sequence[str] = NETWORKS,
     first: Mapping[str, Params] = MappingProxyType({}),
-    name_of: Callable[[str, str], str],
+    teachers: Mapping[str, ResidualModel] = MappingProxyType({}),
+    scorers: Sequence[ScoreFunction] = (),
+    weights: Sequence[float] = (),
 ) -> dict[str, dict[str, ResidualModel]]:
-    """`train_networks` of many parts, as populations; models by part and name.
+    """`train_networks` of many entity groups, as populations; models by group and name.
 
     Args:
-        parts: data by name.
-        settings: from `kdjax.config.resolve`.
-        workdir: where checkpoints and the log are; trainings found there go on.
-        console: shows progress.
-        first: as in `train_networks`, for all parts.
-        name_of: a network's name and its part's to the name of the training.
+        parts: data by entity group; only `ALL`, which all hosts train together, or
+            others, which one host trains.
+        settings, workdir, console, names, first, scorers, weights: as in
+            `train_networks`, for all groups.
+        teachers: trained ones by group.
 
     Raises:
-        TrainingError: a loss was not finite; the others have been trained by then.
+        TrainingError: a loss was not finite; the other groups are trained.
     """
-    training_sets = {
+    data = {
         part: make_training_data(own, settings["data"]) for part, own in parts.items()
     }
-
-    def train(trainings: list[Training]) -> dict[str, ResidualModel]:
-        trained = train_all(trainings, workdir, console)
-        _check_all(trained)
-        return {
-            t.name: ResidualModel(NETWORK, trained[t.name].params or {}, t.architecture)
-            for t in trainings
-        }
-
-    networks = train(
-        [
-            teacher_training(
-                training_data,
-                settings,
-                name=name_of("teacher", part),
-                first=first.get("teacher"),
-            )
-            for part, training_data in training_sets.items()
-            if has_network(settings, "teacher")
-        ]
-    )
     fits: dict[str, Fits] = {part: {} for part in parts}
-    teachers = {
-        part: fit_components(
-            settings["teacher"]["components"],
-            own,
-            networks.get(name_of("teacher", part)),
-            fits=fits[part],
-        )
-        for part, own in parts.items()
-    }
-    scorers = {
-        part: scorers_of(teachers[part], own, settings) for part, own in parts.items()
-    }
-    students = train(
-        [
-            student_training(
-                training_data,
-                settings,
-                name=name_of(name, part),
-                teacher=teachers[part] if distilled else None,
-                scorers=scorers[part] if distilled else (),
-                first=first.get("student"),
-            )
-            for name, distilled in (("student", True), ("student_alone", False))
-            for part, training_data in training_sets.items()
-        ]
-    )
-    return {
-        part: {"teacher": teachers[part]}
-        | {
-            name: fit_components(
-                settings["student"]["components"],
-                own,
-                students[name_of(name, part)],
+
+    def models(
+        role: str, jobs: Mapping[tuple[str, str], Training | None]
+    ) -> dict[tuple[str, str], ResidualModel]:
+        """Models by name and group; without a job, of baselines alone."""
+        wanted = [job for job in jobs.values() if job is not None]
+        params = _train(wanted, workdir, console, alone=list(parts) == [ALL])
+        return {
+            (name, part): fit_components(
+                settings[role]["components"],
+                parts[part],
+                job and ResidualModel(NETWORK, params[job.name], job.architecture),
                 fits=fits[part],
             )
-            for name in NETWORKS[1:]
+            for (name, part), job in jobs.items()
         }
-        for part, own in parts.items()
+
+    def teacher_job(part: str) -> Training | None:
+        if not has_network(settings, "teacher"):
+            return None
+        name = group_name("teacher", part)
+        return teacher_training(
+            data[part], settings, name=name, first=first.get("teacher")
+        )
+
+    def student_job(name: str, part: str) -> Training:
+        teacher: ResidualModel | None = None
+        own: tuple[ScoreFunction, ...] = ()
+        if name == "student":
+            teacher, own = found[part].get("teacher"), tuple(scorers)
+            if teacher is not None and not own:
+                own = scorers_of(teacher, parts[part], settings)
+        return student_training(
+            data[part],
+            settings,
+            name=group_name(name, part),
+            teacher=teacher,
+            scorers=own,
+            # The config's weights are those of the teacher's components.
+            weights=tuple(weights) if scorers else None,
+            first=first.get("student"),
+        )
+
+    found = {
+        part: {"teacher": teachers[part]} if part in teachers else {} for part in parts
     }
+    if "teacher" in names and not teachers:
+        jobs = {("teacher", part): teacher_job(part) for part in parts}
+        for (name, part), model in models("teacher", jobs).items():
+            found[part][name] = model
+    students = [name for name in NETWORKS[1:] if name in names]
+    jobs = {
+        (name, part): student_job(name, part) for name in students for part in parts
+    }
+    for (name, part), model in models("student", jobs).items():
+        found[part][name] = model
+    return found
 
 
-def _check_all(trained: Mapping[str, Trained]) -> None:
+def _train(
+    jobs: Sequence[Training], workdir: Path, console: Console, *, alone: bool
+) -> dict[str, Params]:
+    """Parameters by the jobs' names."""
+    if alone:
+        return {job.name: train_alone(job, workdir, console).params for job in jobs}
+    trained = train_all(jobs, workdir, console)
     bad = {name: t.progress.bad_step for name, t in trained.items() if t.params is None}
     if bad:
-        told = ", ".join(f"{name} at step {step}" for name, step in bad.items())
+        steps = ", ".join(f"{name} at step {step}" for name, step in bad.items())
         raise TrainingError(
-            f"a loss became nan or inf: {told}. Lower train.learning_rate or "
+            f"a loss became nan or inf: {steps}. Lower train.learning_rate or "
             "train.clip_norm, or look for huge values in the training data; the other "
             f"{len(trained) - len(bad)} are trained.",
             min(bad.values()),
         )
+    return {name: own.params or {} for name, own in trained.items()}
+
+
+def scorers_of(
+    teacher: ResidualModel, prepared: Prepared, settings: Settings
+) -> tuple[ScoreFunction, ...]:
+    """Score functions of a teacher, or with weights of each of its components.
+
+    a_t under the Gaussian of the validation rows, as in the detector; of several entities
+    under the Gaussian of all. () if the config's target isn't `scores`.
+    """
+    distill = settings["distill"]
+    if distill["target"] != "scores" or not is_distilled(distill):
+        return ()
+    models = [teacher]
+    if distill["weights"]:
+        models = [component(teacher, kind) for kind in components_of(teacher.kind)]
+    rules = calibration_rules(settings, prepared)
+    return tuple(_scorer(model, prepared, rules) for model in models)
+
+
+def _scorer(model: ResidualModel, prepared: Prepared, rules: Rules) -> ScoreFunction:
+    # One Gaussian of all entities' rows, each under its own scaler.
+    calibration = calibrate(model, prepared, rules._replace(scope="pooled"))
+    gaussian = Gaussian(*(field[0] for field in calibration.gaussians))
+
+    def scores(windows: np.ndarray) -> np.ndarray:
+        count, length, width = windows.shape
+        return score_scaled(
+            model,
+            gaussian,
+            windows.reshape(count * length, width),
+            np.arange(count) * length,
+            window=length,
+            batch_size=rules.batch_size,
+        )
+
+    return scores

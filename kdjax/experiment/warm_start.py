@@ -1,9 +1,7 @@
 """Training that starts from a saved detector instead of from random parameters.
 
-Normal behaviour moves; a detector made a year ago knows most of what it needs. Its
-networks go on learning on new rows of the same channels, everything else (scaler,
-Gaussian, threshold) is made anew, and the old detector stands in the table beside the new
-one, judged on the same rows as it was.
+The networks continue training on new rows of the same channels; scaler, Gaussian and
+threshold are made anew. The previous detector is evaluated beside the new one, unchanged.
 """
 
 import json
@@ -14,14 +12,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kdjax.data.prepared import Prepared
+from kdjax.data.readers import match_channels
 from kdjax.data.scaler import Scaler
+from kdjax.data.series import Dataset
 from kdjax.detection.calibration import Calibration
-from kdjax.detection.detector import (
-    POOLED,
-    Detector,
-    gaussian_of,
-    scaler_of,
-)
+from kdjax.detection.detector import POOLED, Detector, gaussian_of, scaler_of
 from kdjax.detection.gaussian import Gaussian
 from kdjax.detection.storage import load_detector
 from kdjax.errors import ArtifactError, ConfigError, DataError
@@ -38,31 +33,35 @@ class WarmStart(NamedTuple):
     """What a run starts from.
 
     Attributes:
-        params: first parameters of `teacher`, `student` or both.
-        detector: the one to compare with.
-        card: what new cards say of it, as JSON.
+        params: initial parameters of `teacher`, `student` or both.
+        detector: the previous one, to compare with.
+        card: entry `descends_from` of new cards, as JSON.
     """
 
     params: dict[str, Params]
     detector: Detector
     card: dict[str, Any]
 
+    @property
+    def digests(self) -> dict[str, str]:
+        """SHA-256 of the manifests, by name."""
+        return {f"init_from/{name}": d for name, d in self.card["sha256"].items()}
+
 
 def load_warm_start(
     folder: str, channels: tuple[str, ...], settings: Mapping[str, Any]
 ) -> WarmStart:
-    """The detector in `folder`, and what stands beside it under the other's name.
+    """The detector in `folder`, and the other network's beside it.
 
     Args:
         folder: of a saved teacher or student, or one that holds both.
-        channels: of the new data; others than the detector's are refused, their order
-            doesn't matter.
+        channels: of the new data: those of the detector, in any order.
         settings: of the run, whose networks must have the detector's shapes.
 
     Raises:
         ArtifactError: there is no network to start from.
-        ConfigError: its shape is another than the settings'.
-        DataError: its channels are others.
+        ConfigError: its shape differs from the settings'.
+        DataError: its channels differ.
     """
     paths = _folders(Path(folder))
     found = {name: load_detector(path) for name, path in paths.items()}
@@ -75,34 +74,29 @@ def load_warm_start(
             "train without init_from."
         )
     # The teacher first, as in settings and tables.
-    for network, detector in sorted(found.items(), reverse=True):
-        if not has_network(settings, network):
-            continue
-        wanted = architecture(settings, network, width=len(channels))
-        if detector.model.architecture is None:
+    used = [name for name in sorted(found, reverse=True) if has_network(settings, name)]
+    for name in used:
+        wanted = architecture(settings, name, width=len(channels))
+        shape = found[name].model.architecture
+        if shape is None:
             raise ConfigError(
-                f"{folder}: the {network} has no network to start from: set "
-                f"{network}.components as they were."
+                f"{folder}: the {name} has no network to start from: set "
+                f"{name}.components as they were."
             )
-        if detector.model.architecture != wanted:
+        if shape != wanted:
             raise ConfigError(
-                f"{folder}: the {network} has the shape {detector.model.architecture}, "
-                f"the settings say {wanted}: set {network}.hidden and model as they were."
+                f"{folder}: the {name} has the shape {shape}, the settings say {wanted}: "
+                f"set {name}.hidden and model as they were."
             )
     now = (settings["data"]["window"], settings["detection"]["count"])
     if now != (old.window, old.allowed_points):
         raise ConfigError(
-            f"{folder} judges windows of {old.window} rows and allows "
-            f"{old.allowed_points} above τ, so that its threshold means nothing for "
-            f"others: set data.window={old.window} and "
-            f"detection.count={old.allowed_points}."
+            f"{folder} scores windows of {old.window} rows and allows "
+            f"{old.allowed_points} above τ, so its threshold is not valid for others: "
+            f"set data.window={old.window} and detection.count={old.allowed_points}."
         )
     return WarmStart(
-        params={
-            network: component(detector.model, NETWORK).params
-            for network, detector in found.items()
-            if has_network(settings, network)
-        },
+        params={name: component(found[name].model, NETWORK).params for name in used},
         detector=old,
         card={
             "title": old.card.get("title", "a detector"),
@@ -114,10 +108,18 @@ def load_warm_start(
     )
 
 
-def previous_calibration(detector: Detector, prepared: Prepared) -> Calibration:
-    """The old detector's scalers, Gaussians and thresholds for the entities at hand.
+def reordered(dataset: Dataset, channels: tuple[str, ...]) -> Dataset:
+    """The data set with its channels in another order."""
+    return dataset._replace(
+        train=tuple(match_channels(series, channels) for series in dataset.train),
+        test=tuple(match_channels(series, channels) for series in dataset.test),
+    )
 
-    Entities that it doesn't know get its pooled ones.
+
+def previous_calibration(detector: Detector, prepared: Prepared) -> Calibration:
+    """The previous detector's scalers, Gaussians and thresholds for these entities.
+
+    Entities that are new to it get its pooled ones.
     """
     names = [entity.name for entity in prepared.entities]
     known = {name: place for place, name in enumerate(detector.entities)}
@@ -125,10 +127,10 @@ def previous_calibration(detector: Detector, prepared: Prepared) -> Calibration:
     places = [*(known.get(name, pooled) for name in names), pooled]
     scalers = [scaler_of(detector, place) for place in places]
     gaussians = [gaussian_of(detector, place) for place in places]
-    strangers = [name for name in names if name not in known]
+    unknown = [name for name in names if name not in known]
     note = (
-        f"{PREVIOUS}: the old detector doesn't know {', '.join(strangers)}, so its "
-        f"{POOLED} threshold judges"
+        f"{PREVIOUS}: the previous detector doesn't know {', '.join(unknown)}, so its "
+        f"{POOLED} threshold applies"
     )
     nothing = tuple(np.empty(0) for _ in places)
     return Calibration(
@@ -138,7 +140,7 @@ def previous_calibration(detector: Detector, prepared: Prepared) -> Calibration:
         scores=nothing[:-1],
         starts=tuple(scores.astype(np.int64) for scores in nothing[:-1]),
         threshold_scores=nothing,
-        notes=(note,) if strangers else (),
+        notes=(note,) if unknown else (),
         floored={},
     )
 
@@ -146,17 +148,23 @@ def previous_calibration(detector: Detector, prepared: Prepared) -> Calibration:
 def _folders(folder: Path) -> dict[str, Path]:
     """Folders of `teacher` and `student`: the one given, or those inside or beside it.
 
-    First the one that the new detector is compared with.
+    The first is the one that the new detector is compared with.
     """
     if (folder / MANIFEST).exists():
-        name = _network_name(folder, load_detector(folder))
-        beside = {
-            other: folder.parent / other
-            for other in NETWORKS
-            if other != name and (folder.parent / other / MANIFEST).exists()
-        }
-        # Beside a detector that was renamed or copied lies whatever it may be.
-        return {name: folder} | (beside if folder.name == name else {})
+        detector = load_detector(folder)
+        name = detector.card.get("model", {}).get("name")
+        if detector.model.architecture is None or name not in NETWORKS:
+            raise ArtifactError(
+                f"{folder} is the detector {json.dumps(name)}, which has no network to "
+                "start from: give a teacher or a student."
+            )
+        found = {str(name): folder}
+        # A folder that was renamed or copied may have any neighbours.
+        if folder.name == name:
+            for other in NETWORKS:
+                if (folder.parent / other / MANIFEST).exists():
+                    found.setdefault(other, folder.parent / other)
+        return found
     inside = folder / "detectors" if (folder / "detectors").is_dir() else folder
     found = {name: inside / name for name in NETWORKS if (inside / name).is_dir()}
     if not found:
@@ -165,16 +173,6 @@ def _folders(folder: Path) -> dict[str, Path]:
             "WORKDIR/detectors/student."
         )
     return found
-
-
-def _network_name(folder: Path, detector: Detector) -> str:
-    name = detector.card.get("model", {}).get("name")
-    if detector.model.architecture is None or name not in NETWORKS:
-        raise ArtifactError(
-            f"{folder} is the detector {json.dumps(name)}, which has no network to start "
-            "from: give a teacher or a student."
-        )
-    return str(name)
 
 
 def _listed(names: set[str]) -> str:

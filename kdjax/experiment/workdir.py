@@ -1,14 +1,14 @@
-"""The folder of one run: its lock, its settings, its log, its results.
+"""The folder of one run: its lock, settings, log and results.
 
-config.json         the resolved settings; another run's are refused
+config.json         the resolved settings; those of another run are refused
 data.json           digests of the data; other data are refused
-metrics.jsonl       a line per logged step
+metrics.jsonl       a line for each logged step
 checkpoints/PHASE   see kdjax.training.checkpoints
 detectors/MODEL     see kdjax.detection.storage
-results.json        written last: a work directory that has it is finished
+results.json        written last: a folder that has it is finished
 
-Of several processes (`kdjax.training.hosts`) the first holds the lock, judges what it finds and
-writes; the others hear of its judgement.
+Of several processes (`kdjax.training.hosts`) the first locks, checks and writes; the others
+receive its result.
 """
 
 import contextlib
@@ -41,25 +41,22 @@ RESULTS = "results.json"
 RESULTS_SEAL = ".results.sha256"
 RESULTS_SCHEMA = 1
 
-
 logger = logging.getLogger(__name__)
-
-_LOSSES = ("loss", "train_loss", "validation_loss")
 
 
 @contextlib.contextmanager
 def locked(workdir: Path) -> Iterator[None]:
-    """Holds the work directory for this program; a second one is refused.
+    """Locks the work directory for this program; a second one is refused.
 
-    The operating system frees the lock when its holder dies, however that happens.
+    The operating system releases the lock when its holder dies.
     """
     with contextlib.ExitStack() as held:
-        hosts.on_first(lambda: held.enter_context(_held(workdir)))
+        hosts.on_first(lambda: held.enter_context(_locked(workdir)))
         yield
 
 
 @contextlib.contextmanager
-def _held(workdir: Path) -> Iterator[None]:
+def _locked(workdir: Path) -> Iterator[None]:
     holder = workdir / ".lock.pid"
     lock = filelock.FileLock(workdir / ".lock", timeout=0)
     before = _names(workdir)
@@ -88,7 +85,7 @@ def _held(workdir: Path) -> Iterator[None]:
             holder.unlink(missing_ok=True)
             known = before or set()
             if ".lock" not in known and _names(workdir) == known | {".lock"}:
-                # Nothing came of it: a folder of something else is as it was.
+                # Nothing was written: the folder is left as it was.
                 (workdir / ".lock").unlink(missing_ok=True)
                 if before is None:
                     workdir.rmdir()
@@ -96,21 +93,21 @@ def _held(workdir: Path) -> Iterator[None]:
 
 
 def _names(folder: Path) -> set[str] | None:
-    """What is in a folder; None if there is none."""
+    """Names of the files in a folder; None if there is none."""
     return {path.name for path in folder.iterdir()} if folder.is_dir() else None
 
 
 def check_settings(workdir: Path, settings: Mapping[str, Any]) -> None:
-    """Refuses a folder of another run's settings, or of something else."""
+    """Refuses a folder of another run's settings, or with other content."""
     hosts.on_first(lambda: _check_settings(workdir, settings))
 
 
 def is_unclaimed(workdir: Path, record: str, what: str) -> bool:
-    """Whether a folder lacks its record yet; refuses one that holds something else.
+    """Whether a folder lacks its record; refuses one that holds other files.
 
     Args:
         workdir: the folder.
-        record: name of the file that says what was asked for.
+        record: name of the file with the settings.
         what: the folder would be, for the message.
     """
     if (workdir / record).exists():
@@ -125,11 +122,10 @@ def is_unclaimed(workdir: Path, record: str, what: str) -> bool:
 
 
 def _check_settings(workdir: Path, settings: Mapping[str, Any]) -> None:
-    path = workdir / CONFIG
     if is_unclaimed(workdir, CONFIG, "a work directory of kdjax"):
         return
-    # A field that came after the run was made had its default then.
-    changed = differences(completed(read_json(path)), completed(settings))
+    # A field that is newer than the run had its default then.
+    changed = differences(completed(read_json(workdir / CONFIG)), completed(settings))
     if changed:
         raise ConfigError(
             f"{workdir} was made with another config ({'; '.join(changed)}): give "
@@ -150,41 +146,38 @@ def claim(workdir: Path, settings: Mapping[str, Any]) -> None:
 
 def check_data(workdir: Path, digests: Mapping[str, str]) -> None:
     """Writes the data's digests, or checks that they are those of the run found here."""
-    hosts.on_first(lambda: _check_data(workdir, digests))
 
+    def check() -> None:
+        path = workdir / DATA
+        if not path.exists():
+            write_text(path, json.dumps(digests, indent=2) + "\n")
+            return
+        old = read_json(path)
+        keys = old.keys() | digests.keys()
+        changed = sorted(k for k in keys if old.get(k) != digests.get(k))
+        if changed:
+            raise DataError(
+                f"the data changed since {workdir} was made: {', '.join(changed[:5])}. "
+                "Give another --workdir, or the data it was made with."
+            )
 
-def _check_data(workdir: Path, digests: Mapping[str, str]) -> None:
-    path = workdir / DATA
-    if not path.exists():
-        write_text(path, json.dumps(digests, indent=2) + "\n")
-        return
-    old = read_json(path)
-    changed = sorted(
-        k for k in old.keys() | digests.keys() if old.get(k) != digests.get(k)
-    )
-    if changed:
-        raise DataError(
-            f"the data changed since {workdir} was made: {', '.join(changed[:5])}. "
-            "Give another --workdir, or the data it was made with."
-        )
+    hosts.on_first(check)
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file of the work directory."""
     try:
         value = json.loads(path.read_text("utf-8"))
-        fault = None if isinstance(value, dict) else "it holds no object"
-    except (OSError, RecursionError, ValueError) as error:
-        fault = str(error)
-    if fault:
-        raise _unreadable(path, fault)
-    found: dict[str, Any] = value
-    return found
+        if not isinstance(value, dict):
+            raise TypeError("it holds no object")
+    except (OSError, RecursionError, TypeError, ValueError) as error:
+        raise _unreadable(path, error) from error
+    return value
 
 
-def _unreadable(path: Path, fault: str) -> ArtifactError:
+def _unreadable(path: Path, error: Exception) -> ArtifactError:
     return ArtifactError(
-        f"{path} can't be read ({fault}): remove the work directory and run again."
+        f"{path} can't be read ({error}): remove the work directory and run again."
     )
 
 
@@ -200,17 +193,17 @@ def _read_results(path: Path) -> dict[str, Any]:
         version = results.get("environment", {}).get("versions", {}).get("kdjax")
         schema = results.get("schema", RESULTS_SCHEMA)
         check_schema(str(path), schema, known=RESULTS_SCHEMA, version=version)
-        # Results of an older kdjax have no seal.
+        # The first versions of kdjax wrote no digest.
         seal = path.with_name(RESULTS_SEAL)
         if seal.exists() and seal.read_text("utf-8").strip() != sha256(path):
             raise ValueError(f"its SHA-256 is not that in {seal.name}")
     except (AttributeError, OSError, TypeError, ValueError) as error:
-        raise _unreadable(path, str(error)) from error
+        raise _unreadable(path, error) from error
     return results
 
 
 def write_results(workdir: Path, results: Mapping[str, Any]) -> None:
-    """Writes the results, and first their digest: who has the results has it."""
+    """Writes the results, after their digest."""
     text = json.dumps(results, indent=2, allow_nan=False) + "\n"
     digest = hashlib.sha256(text.encode()).hexdigest()
     write_text(workdir / RESULTS_SEAL, digest + "\n")
@@ -229,7 +222,7 @@ def append_line(workdir: Path, line: Mapping[str, Any]) -> None:
 def read_lines(workdir: Path) -> list[dict[str, Any]]:
     """The lines of `metrics.jsonl`, without a last one that was cut off.
 
-    Others that are damaged are left out with a warning: nothing but a plot needs them.
+    Other damaged lines are left out with a warning: only plots need them.
     """
     path = workdir / METRICS
     if not path.exists():
@@ -237,9 +230,9 @@ def read_lines(workdir: Path) -> list[dict[str, Any]]:
     try:
         texts = path.read_bytes().split(b"\n")
     except OSError as error:
-        raise _unreadable(path, str(error)) from error
+        raise _unreadable(path, error) from error
     lines = [_line(text) for text in texts]
-    # A kill while it was being written; else nothing follows the last line's end.
+    # The last is empty, or was being written when the run was killed.
     faulty = [number for number, line in enumerate(lines[:-1], 1) if line is None]
     if faulty:
         logger.warning(
@@ -249,27 +242,27 @@ def read_lines(workdir: Path) -> list[dict[str, Any]]:
 
 
 def _line(text: bytes) -> dict[str, Any] | None:
-    """A line of the log, if it is whole."""
+    """A line of the log; None if it is damaged."""
     try:
-        line = json.loads(text.decode("utf-8"))
+        line: dict[str, Any] = json.loads(text.decode("utf-8"))
         line["phase"].encode()
-        losses = [line[key] for key in _LOSSES if key in line]
-        # Losses of a whole epoch are drawn.
-        drawn = len(losses) > ("loss" in line)
-        counts = [line["step"], *([line["epoch"]] if drawn else [])]
-        whole = all(type(number) is int for number in counts)
-        if not whole or not all(
-            type(loss) in (int, float, type(None)) for loss in losses
-        ):
-            return None
+        losses = {
+            key: line[key]
+            for key in ("loss", "train_loss", "validation_loss")
+            if key in line
+        }
+        # Lines with losses of a whole epoch need the epoch, for plots.
+        counts = [line["step"], *([line["epoch"]] if losses.keys() - {"loss"} else [])]
     except (AttributeError, LookupError, RecursionError, TypeError, ValueError):
         return None
-    found: dict[str, Any] = line
-    return found
+    whole = all(type(count) is int for count in counts) and all(
+        type(loss) in (int, float, type(None)) for loss in losses.values()
+    )
+    return line if whole else None
 
 
 def cut_lines(workdir: Path, phase: str, step: int) -> None:
-    """Takes out what a phase logged after `step`, the step it goes on from."""
+    """Removes a phase's lines after `step`, where it resumes."""
     if not hosts.is_first():
         return
     kept = [

@@ -1,7 +1,4 @@
-"""What a run's numbers come to: costs, intervals, differences, and which one to take.
-
-What a run leaves behind: detectors with their cards, results, plot and reports.
-"""
+"""Files of a finished run: detectors with their cards, results, plots and reports."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -31,7 +28,14 @@ from kdjax.experiment.workdir import RESULTS_SCHEMA, read_lines, write_results
 from kdjax.export.costs import detector_costs
 from kdjax.io.environment import describe_environment
 
-TEACHER = "teacher"
+Settings = Mapping[str, Any]
+
+TEACHER, STUDENT, RANDOM = "teacher", "student", "random"
+DRAWN = (TEACHER, STUDENT)  # models whose scores the report draws
+HEAT_MAPS = 16  # entities whose channels are drawn, which takes scoring their test rows
+FRONTIER = (
+    "frontier.png"  # of the benchmark that compares sizes, if it is in the folder
+)
 
 
 def derived_results(
@@ -39,12 +43,12 @@ def derived_results(
     evaluated: Mapping[str, ModelEvaluation],
     detectors: Mapping[str, Detector],
 ) -> dict[str, Any]:
-    """Entries of `results.json` that follow from others.
+    """Entries of `results.json` that follow from the others.
 
     Args:
-        results: its content so far.
-        judged: of all entities, by model name.
-        detectors: one of each model, which is run to see what it costs.
+        results: the other entries.
+        evaluated: of all entities, by model name.
+        detectors: one of each model, to measure its costs.
     """
     found = {
         "intervals": interval_rows(results["entities"]),
@@ -56,30 +60,16 @@ def derived_results(
 
 
 def _agreements(evaluated: Mapping[str, ModelEvaluation]) -> dict[str, float | None]:
-    """How far each model's alarms are the teacher's: Cohen's kappa, None if undefined."""
-    alarms = {name: _alarms(one) for name, one in evaluated.items()}
+    """Cohen's kappa of each model's alarms with the teacher's; None if undefined."""
+    alarms = {
+        name: np.concatenate([own.window_scores > own.threshold for own in one.scores])
+        for name, one in evaluated.items()
+    }
     kappas = {
         name: agreement(own, alarms[TEACHER]) if len(own) else math.nan
         for name, own in alarms.items()
     }
     return {name: None if math.isnan(k) else k for name, k in kappas.items()}
-
-
-def _alarms(evaluated: ModelEvaluation) -> np.ndarray:
-    """Of all entities' test windows, one after the other; none where a score is NaN."""
-    own = [entity.window_scores > entity.threshold for entity in evaluated.scores]
-    return np.concatenate(own)
-
-
-# Models whose scores the report draws, and the one that goes into production.
-DRAWN = ("teacher", "student")
-STUDENT = "student"
-RANDOM = "random"
-# Entities whose channels are drawn: that scores their test rows once more.
-HEAT_MAPS = 16
-FRONTIER = "frontier.png"  # drawn into the folder by whoever compared sizes
-
-Settings = Mapping[str, Any]
 
 
 def write_run(
@@ -99,29 +89,33 @@ def write_run(
 
     Args:
         workdir: folder of the run.
-        judged: of all entities, by model name.
+        evaluated: of all entities, by model name.
         prepared: the data.
-        parts: names of the parts with their data and models, which become detectors.
+        parts: name, data and models of each entity group; the models become detectors.
         inspections: of the training rows, by the student.
         settings: of the run.
         digests: SHA-256 of each series.
-        seconds: spent in each phase.
+        seconds: of each phase.
         notes: sentences on the data.
-        origin: what new cards say of the detector that training started from.
+        warm_start: the `descends_from` of new cards.
     """
     students: dict[str, Detector] = {}
     examples: dict[str, Detector] = {}
     for part, own, models in parts:
+        names = {entity.name for entity in own.entities}
         for name, model in models.items():
             if name == PREVIOUS:
-                continue  # It lies where it was.
+                continue  # it is saved already
             detector = make_detector(
                 name,
                 model.model,
                 model.calibration,
                 own,
                 settings=settings,
-                digests=_own_digests(digests, own),
+                # Keys are train/ENTITY and test/ENTITY.
+                digests={
+                    k: v for k, v in digests.items() if k.split("/", 1)[1] in names
+                },
                 results=model.rows,
                 warm_start=warm_start if name in NETWORKS else None,
             )
@@ -129,6 +123,10 @@ def write_run(
             examples.setdefault(name, detector)
             if name == STUDENT:
                 students |= dict.fromkeys(detector.entities, detector)
+    # Calibration's notes once where models share them.
+    of_models = dict.fromkeys(
+        note for model in evaluated.values() for note in model.calibration.notes
+    )
     results = {
         "schema": RESULTS_SCHEMA,
         "dataset": _dataset(evaluated, prepared, settings["data"]),
@@ -138,7 +136,7 @@ def write_run(
         "worst_training_windows": [w for one in inspections for w in one.worst],
         "data": {"sha256": dict(digests)},
         "environment": {**describe_environment(), "seconds": dict(seconds)},
-        "notes": [*notes, *_notes(evaluated)],
+        "notes": [*notes, *of_models],
         "settings": settings,
     }
     results |= derived_results(results, evaluated, examples)
@@ -180,12 +178,6 @@ def _write_reports(
     write_texts(workdir, results)
 
 
-def _own_digests(digests: Mapping[str, str], prepared: Prepared) -> dict[str, str]:
-    """Those of a part's series; they are called train/ENTITY and test/ENTITY."""
-    names = {entity.name for entity in prepared.entities}
-    return {k: v for k, v in digests.items() if k.split("/", 1)[1] in names}
-
-
 def _dataset(
     evaluated: Mapping[str, ModelEvaluation],
     prepared: Prepared,
@@ -207,15 +199,6 @@ def _dataset(
         ),
         "positive_windows": int(np.sum(np.concatenate(labels))) if labels else None,
     }
-
-
-def _notes(evaluated: Mapping[str, ModelEvaluation]) -> list[str]:
-    """What calibration had to say, once where all models share it."""
-    return list(
-        dict.fromkeys(
-            n for model in evaluated.values() for n in model.calibration.notes
-        )
-    )
 
 
 def _timeline(
@@ -250,7 +233,7 @@ def _timeline(
 def _heat(
     entity: Entity, prepared: Prepared, students: Mapping[str, Detector]
 ) -> Heat | None:
-    """What the channels of the test rows contribute to the student's scores."""
+    """Contributions of the channels to the student's scores of the test rows."""
     if entity.test is None:
         return None
     detector = students[entity.name]

@@ -1,17 +1,15 @@
-"""The processes of one program on several hosts: who they are and what they tell.
+"""The processes of one program on several hosts, and what they exchange.
 
-`start` joins this process to the others through `jax.distributed`; without it a program
-is alone, and everything here does nothing. All processes run the same program on the
-same data. What only one may do, such as writing a log, the first does (`on_first`), and
-what each has computed for itself, all get in the order of the processes (`gather`).
+`start` joins this process to the others through `jax.distributed`. Without it a program
+runs as one process and every function here is trivial. All processes run the same program
+on the same data; what only one may do, such as writing a log, the first does (`on_first`).
 
-Every exchange carries its name and the fault of a process that can't go on
-(`failing_together`), so that no process waits for one that has given up. A process that
-dies is noticed by `jax.distributed`, which then ends the others; the environment's
-KDJAX_HEARTBEAT_SECONDS is the time it takes (100, as in JAX; tests choose less). The
-program is then started again on all hosts and goes on from its last checkpoint.
+Each exchange carries its name and the error of a process that can't continue
+(`failing_together`), so that no process waits for one that has stopped. When a process
+dies, `jax.distributed` ends the others after KDJAX_HEARTBEAT_SECONDS (default 100); the
+program is then started again on all hosts and resumes from its last checkpoint.
 
-JAX is imported by what needs it, and asking who one is needs it only where it runs.
+JAX is imported only where processes are joined.
 """
 
 import contextlib
@@ -23,7 +21,7 @@ import sys
 import threading
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -32,22 +30,21 @@ from kdjax.errors import ConfigError, KdjaxError
 
 T = TypeVar("T")
 
-# What `--coordinator` says where the cluster's environment knows the rest.
-AUTO = "auto"
+AUTO = "auto"  # value of --coordinator where the cluster's environment has the rest
 HEARTBEAT = "KDJAX_HEARTBEAT_SECONDS"
 
-# Seconds in which the others must hear of a fault; they may hang in a computation.
+# Seconds until the others must have received an error; they may hang in a computation.
 _PATIENCE = 60.0
 _WELL, _FAILED = 0, 1
 
-# Set on an error that all processes raise or have heard of.
+# Set on an error that all processes raise.
 _KNOWN = "known_to_all"
 
-_APART = contextvars.ContextVar("apart", default=False)
+_ALONE = contextvars.ContextVar("alone", default=False)
 
 
 class OtherFailed(KdjaxError):
-    """A fault of another process, which has told all."""
+    """An error of another process."""
 
 
 def start(
@@ -55,35 +52,40 @@ def start(
     num_processes: int | None = None,
     process_id: int | None = None,
 ) -> None:
-    """Joins this process to the others; before JAX's first computation.
+    """Joins this process to the others; call it before JAX's first computation.
 
     Args:
-        coordinator: `HOST:PORT` of process 0, where it listens for the others; `auto`
-            to take all from the cluster's environment (SLURM, GKE, TPU pods, Open MPI);
-            empty to stay alone, whatever the environment says.
-        num_processes: how many they are; needed with `HOST:PORT`.
-        process_id: which one this is, from 0; needed with `HOST:PORT`.
+        coordinator: `HOST:PORT` of process 0, which listens there; `auto` to take
+            everything from the cluster's environment (SLURM, GKE, TPU pods, Open MPI);
+            empty for a single process.
+        num_processes: number of processes; needed with `HOST:PORT`.
+        process_id: number of this process, from 0; needed with `HOST:PORT`.
 
     Raises:
         ConfigError: an argument is missing, superfluous or out of range; no cluster was
-            found; the others can't be reached; their devices differ in number.
+            found; the others can't be reached; they have other numbers of devices.
     """
-    _check(coordinator, num_processes, process_id)
+    _check_arguments(coordinator, num_processes, process_id)
     if not coordinator:
         return
     import jax
 
     if jax.distributed.is_initialized():
-        _check_same(num_processes, process_id)
+        now = jax.process_count(), jax.process_index()
+        if (num_processes, process_id) not in ((None, None), now):
+            raise ConfigError(
+                f"jax.distributed runs already, as process {now[1]} of {now[0]}: leave "
+                "out --coordinator, --num_processes and --process_id, or give the same."
+            )
         return
-    place = {} if coordinator == AUTO else {"coordinator_address": coordinator}
+    address = {} if coordinator == AUTO else {"coordinator_address": coordinator}
     try:
         jax.distributed.initialize(
             num_processes=num_processes,
             process_id=process_id,
             heartbeat_timeout_seconds=_heartbeat(),
             shutdown_timeout_seconds=_heartbeat(),
-            **place,  # type: ignore[arg-type]
+            **address,  # type: ignore[arg-type]
         )
     except (RuntimeError, ValueError) as error:
         raise ConfigError(
@@ -92,17 +94,24 @@ def start(
             "--num_processes and --process_id; or `auto` within a cluster that JAX "
             "knows."
         ) from error
-    _check_devices()
+    # With unequal numbers of devices some would have no work.
+    owners = [device.process_index for device in jax.devices()]
+    counts = [owners.count(number) for number in range(jax.process_count())]
+    if len(set(counts)) > 1:
+        raise ConfigError(
+            f"the processes have {', '.join(map(str, counts))} devices: give each the "
+            "same number (for CPUs: XLA_FLAGS=--xla_force_host_platform_device_count=N)."
+        )
 
 
 def process() -> int:
-    """Which process this is, from 0; 0 when alone."""
-    return _jax().process_index() if _joined() else 0
+    """Number of this process, from 0; 0 for a single one."""
+    return int(sys.modules["jax"].process_index()) if _joined() else 0
 
 
 def processes() -> int:
-    """How many processes run this program together; 1 when alone."""
-    return _jax().process_count() if _joined() else 1
+    """Number of processes; 1 for a single one."""
+    return int(sys.modules["jax"].process_count()) if _joined() else 1
 
 
 def is_first() -> bool:
@@ -111,25 +120,22 @@ def is_first() -> bool:
 
 
 def share(items: Sequence[T], first: int = 0) -> list[T]:
-    """This process's share of items that are numbered from `first`: every n-th.
-
-    Item i is process i mod n's.
-    """
+    """This process's share of items numbered from `first`: item i is process i mod n's."""
     return list(items[(process() - first) % processes() :: processes()])
 
 
 @contextlib.contextmanager
 def working_alone() -> Iterator[None]:
-    """Within it this process is alone: for work that was shared out.
+    """Within it this process counts as the only one.
 
-    What trains there uses this process's devices and writes its own checkpoints and its
-    own log, so each process needs a work directory of its own.
+    Training then uses this process's devices and writes checkpoints and a log of its own,
+    so each process needs its own work directory.
     """
-    token = _APART.set(True)
+    token = _ALONE.set(True)
     try:
         yield
     finally:
-        _APART.reset(token)
+        _ALONE.reset(token)
 
 
 def barrier(name: str) -> None:
@@ -141,7 +147,7 @@ def barrier(name: str) -> None:
 def gather(arrays: T) -> list[T]:
     """Every process's pytree of numpy arrays, in the order of the processes.
 
-    Bit for bit, whatever their types and sizes; the pytrees have the same structure.
+    Bit for bit; types and sizes may differ, the structure may not.
     """
     if processes() == 1:
         return [arrays]
@@ -163,11 +169,11 @@ def gather_texts(text: str) -> list[str]:
     """Every process's text, in the order of the processes."""
     if processes() == 1:
         return [text]
-    return [content.decode() for content in _exchange("tell", text.encode())]
+    return [content.decode() for content in _exchange("texts", text.encode())]
 
 
 def on_first(work: Callable[[], T]) -> T:
-    """What the first process's `work` returns, a JSON value, or raises, for all."""
+    """What `work` returns (a JSON value) or raises on the first process, on all."""
     if processes() == 1:
         return work()
     answer: dict[str, Any] = {}
@@ -177,31 +183,28 @@ def on_first(work: Callable[[], T]) -> T:
             answer = {"value": work()}
         except Exception as error:  # noqa: BLE001 - all processes raise it below
             fault = error
-            answer = {"error": _told(error)}
+            answer = {"error": (type(error).__name__, str(error))}
     content, *_ = _exchange("on_first", json.dumps(answer).encode())
-    answer = json.loads(content)
     if fault is not None:
         raise _known(fault)
+    answer = json.loads(content)
     if "error" in answer:
-        raise _known(_heard(*answer["error"]))
+        kind, text = answer["error"]
+        if kind in ("DataError", "ConfigError", "ArtifactError"):
+            raise _known(getattr(errors, kind)(text))
+        raise _known(OtherFailed(f"process 0: {text}"))
     value: T = answer["value"]
     return value
 
 
 def check_alike(what: str, text: str) -> None:
-    """Refuses processes that differ in what must be the same for all.
+    """Raises ConfigError on every process if `text` differs between them.
 
     Args:
-        what: names it, such as `settings`.
+        what: its name in the message, such as `settings`.
         text: what must be the same.
-
-    Raises:
-        ConfigError: on every process.
     """
-    if processes() == 1:
-        return
-    digest = zlib.crc32(text.encode()), len(text)
-    found = gather_texts(json.dumps([what, *digest]))
+    found = gather_texts(json.dumps([what, zlib.crc32(text.encode()), len(text)]))
     others = [str(i) for i, other in enumerate(found) if other != found[0]]
     if others:
         raise _known(
@@ -214,66 +217,22 @@ def check_alike(what: str, text: str) -> None:
 
 @contextlib.contextmanager
 def failing_together() -> Iterator[None]:
-    """A fault of one process within it ends all, at their next exchange.
+    """An error of one process within it ends all of them at their next exchange.
 
-    One that comes while others compute together can't be told: they are ended by
-    `jax.distributed` once this process has left.
+    While the others compute together they can't receive it; `jax.distributed` ends them
+    once this process has exited.
     """
     try:
         yield
     except (KdjaxError, OSError) as error:
         if processes() > 1 and not getattr(error, _KNOWN, False):
-            _announce(error)
+            watchdog = threading.Timer(_PATIENCE, _leave, (error,))
+            watchdog.daemon = True
+            watchdog.start()
+            with contextlib.suppress(Exception):
+                _exchange("failed", str(error).encode(), _FAILED)
+            watchdog.cancel()
         raise
-
-
-class _Letter(NamedTuple):
-    status: int
-    name: int
-    size: int
-
-
-def _exchange(name: str, content: bytes, status: int = _WELL) -> list[bytes]:
-    """Every process's content, in their order; all must ask by the same name."""
-    from jax.experimental.multihost_utils import process_allgather
-
-    letter = _Letter(status, zlib.crc32(name.encode()), len(content))
-    letters = [
-        _Letter(*map(int, row))
-        for row in process_allgather(np.array(letter, np.uint32))
-    ]
-    # In powers of two: each size of sheet is compiled once.
-    size = 1 << max(letter.size for letter in letters).bit_length()
-    sheet = np.zeros(size, np.uint8)
-    sheet[: len(content)] = np.frombuffer(content, np.uint8)
-    sheets = process_allgather(sheet)
-    contents = [
-        row[: letter.size].tobytes()
-        for row, letter in zip(sheets, letters, strict=True)
-    ]
-    if status == _WELL:
-        _check_letters(name, letters, contents)
-    return contents
-
-
-def _check_letters(
-    name: str, letters: Sequence[_Letter], contents: Sequence[bytes]
-) -> None:
-    for number, (letter, content) in enumerate(zip(letters, contents, strict=True)):
-        if letter.status == _FAILED:
-            raise _known(OtherFailed(f"process {number}: {content.decode()}"))
-    if len({letter.name for letter in letters}) > 1:
-        raise RuntimeError(f"the processes are not at the same place, here at {name}")
-
-
-def _announce(error: Exception) -> None:
-    """Tells the others, or leaves them to `jax.distributed` if they don't listen."""
-    watchdog = threading.Timer(_PATIENCE, _leave, (error,))
-    watchdog.daemon = True
-    watchdog.start()
-    with contextlib.suppress(Exception):
-        _exchange("failed", str(error).encode(), _FAILED)
-    watchdog.cancel()
 
 
 def _leave(error: Exception) -> None:
@@ -281,41 +240,53 @@ def _leave(error: Exception) -> None:
     os._exit(2)
 
 
+def _exchange(name: str, content: bytes, status: int = _WELL) -> list[bytes]:
+    """Every process's content, in their order; all must give the same name."""
+    from jax.experimental.multihost_utils import process_allgather
+
+    header = np.array((status, zlib.crc32(name.encode()), len(content)), np.uint32)
+    headers = [tuple(map(int, row)) for row in process_allgather(header)]
+    # Sizes are powers of two, so that few programs are compiled.
+    sheet = np.zeros(1 << max(size for *_, size in headers).bit_length(), np.uint8)
+    sheet[: len(content)] = np.frombuffer(content, np.uint8)
+    sheets = process_allgather(sheet)
+    contents = [
+        row[:size].tobytes() for row, (*_, size) in zip(sheets, headers, strict=True)
+    ]
+    if status == _WELL:
+        for number, (other, *_) in enumerate(headers):
+            if other == _FAILED:
+                fault = contents[number].decode()
+                raise _known(OtherFailed(f"process {number}: {fault}"))
+        if len({other for _, other, _ in headers}) > 1:
+            raise RuntimeError(
+                f"the processes are not at the same place, here at {name}"
+            )
+    return contents
+
+
 def _known(error: Exception) -> Exception:
     setattr(error, _KNOWN, True)
     return error
 
 
-def _told(error: Exception) -> tuple[str, str]:
-    return type(error).__name__, str(error)
-
-
-def _heard(kind: str, text: str) -> Exception:
-    """The error that the first process raised, as far as it can be made from text."""
-    if kind in ("DataError", "ConfigError", "ArtifactError"):
-        found: Exception = getattr(errors, kind)(text)
-        return found
-    return OtherFailed(f"process 0: {text}")
-
-
-def _jax() -> Any:
-    return sys.modules["jax"]
-
-
 def _joined() -> bool:
-    if _APART.get() or "jax" not in sys.modules:
+    if _ALONE.get() or "jax" not in sys.modules:
         return False
-    return bool(_jax().distributed.is_initialized())
+    return bool(sys.modules["jax"].distributed.is_initialized())
 
 
-def _check(coordinator: str, num_processes: int | None, process_id: int | None) -> None:
-    numbers = (num_processes, process_id)
+def _check_arguments(
+    coordinator: str, num_processes: int | None, process_id: int | None
+) -> None:
     if coordinator in ("", AUTO):
-        if numbers != (None, None):
-            said = f"--coordinator={coordinator}" if coordinator else "no --coordinator"
+        if (num_processes, process_id) != (None, None):
+            given = (
+                f"--coordinator={coordinator}" if coordinator else "no --coordinator"
+            )
             raise ConfigError(
                 f"--num_processes={num_processes} and --process_id={process_id} belong "
-                f"to --coordinator=HOST:PORT, got {said}: give all three, or neither "
+                f"to --coordinator=HOST:PORT, got {given}: give all three, or neither "
                 "number."
             )
         return
@@ -334,28 +305,6 @@ def _check(coordinator: str, num_processes: int | None, process_id: int | None) 
         raise ConfigError(
             f"--process_id={process_id} must be from 0 to --num_processes − 1, of "
             f"--num_processes={num_processes}: number the processes from 0."
-        )
-
-
-def _check_same(num_processes: int | None, process_id: int | None) -> None:
-    """The processes are joined already, by this program or its user."""
-    now = _jax().process_count(), _jax().process_index()
-    asked = (num_processes, process_id)
-    if asked not in ((None, None), now):
-        raise ConfigError(
-            f"jax.distributed runs already, as process {now[1]} of {now[0]}: leave out "
-            "--coordinator, --num_processes and --process_id, or give the same."
-        )
-
-
-def _check_devices() -> None:
-    """Devices of one process more than of another would leave some without work."""
-    owners = [device.process_index for device in _jax().devices()]
-    counts = [owners.count(number) for number in range(_jax().process_count())]
-    if len(set(counts)) > 1:
-        raise ConfigError(
-            f"the processes have {', '.join(map(str, counts))} devices: give each the "
-            "same number (for CPUs: XLA_FLAGS=--xla_force_host_platform_device_count=N)."
         )
 
 

@@ -1,9 +1,8 @@
-"""The one fit loop: teacher and student differ only in their step function.
+"""The fit loop of one network; teacher and student differ only in their step function.
 
 Everything that decides the next step is in the checkpoint or follows from the seed and
-the step's number: the order of the windows in an epoch is drawn from (key, epoch). So a
-run that is killed and started again ends with the parameters of an undisturbed one. A
-signal that is held back (`kdjax.io.signals`) costs no step: a checkpoint is written first.
+the step's number, so a run that is killed and started again ends with the same parameters.
+After a held-back signal (`kdjax.io.signals`) a checkpoint is written before the exit.
 """
 
 import json
@@ -28,16 +27,15 @@ LogLine = dict[str, Any]
 
 
 class TrainingProgress(NamedTuple):
-    """Where a phase stands apart from its arrays; the checkpoint's metadata.
+    """How far a training is, apart from its arrays; the checkpoint's metadata.
 
     Attributes:
         step: steps done.
         best_loss: lowest validation loss so far; None before the first epoch's end.
         best_epoch: the epoch (from 1) that gave it; 0 before.
         stale: epochs since then.
-        done: whether the phase has ended.
-        bad_step: the step whose loss was not finite, in a population whose other
-            members went on; 0 where there is none.
+        done: whether training has ended.
+        bad_step: in a population, the step whose loss was not finite; else 0.
     """
 
     step: int = 0
@@ -49,13 +47,7 @@ class TrainingProgress(NamedTuple):
 
 
 class Start(NamedTuple):
-    """Where a phase starts, or goes on.
-
-    Attributes:
-        state: of the training steps.
-        best: the parameters of lowest validation loss so far.
-        course: see there.
-    """
+    """Where a training starts or resumes; `best`: parameters of lowest validation loss."""
 
     state: TrainState
     best: Params
@@ -63,19 +55,19 @@ class Start(NamedTuple):
 
 
 class Fitted(NamedTuple):
-    """What a phase gives: the parameters of lowest validation loss, and its course."""
+    """The parameters of lowest validation loss, and the progress at the end."""
 
     params: Params
     progress: TrainingProgress
 
 
 class Hooks(NamedTuple):
-    """How a phase tells of itself.
+    """Callbacks of a training.
 
     Attributes:
-        log: takes each line of `metrics.jsonl`, without the phase's name.
-        advance: called after each step with the number of its windows and, where it
-            was looked at, the mean loss of the epoch so far.
+        log: takes each line of `metrics.jsonl`, without the training's name.
+        advance: called after each step with its number of windows and the mean loss of
+            the epoch so far, or None between logged steps.
     """
 
     log: Callable[[LogLine], None] = lambda line: None
@@ -86,8 +78,8 @@ SILENT = Hooks()
 
 
 def resume(directory: Path | None, state: TrainState) -> Start:
-    """The start of a phase: its newest checkpoint, or `state` where there is none."""
-    # The best parameters are a copy: the state's own are donated to the next step.
+    """The newest checkpoint in `directory`, or `state` if there is none."""
+    # A copy: the state's own parameters are donated to the next step.
     fresh = Start(state, jax.tree.map(jnp.copy, state.params), TrainingProgress())
     if directory is None:
         return fresh
@@ -111,20 +103,20 @@ def fit(
     log_every: int = 20,
     hooks: Hooks = SILENT,
 ) -> Fitted:
-    """Trains until `epochs` are over, or validation stopped improving.
+    """Trains for `epochs`, or until the validation loss stops improving.
 
     Args:
         start: from `resume`; its state is donated.
         step: from `make_step`.
-        feed: the batches of each epoch.
-        validate: `params -> validation loss`, asked at the end of each epoch.
-        epochs: the most epochs.
+        batch_source: the batches of each epoch.
+        validate: `params -> validation loss`, called at the end of each epoch.
+        epochs: maximum number of epochs.
         patience: epochs without a new lowest validation loss after which training
             ends; None to use all epochs.
-        directory: where to write checkpoints; None: nowhere.
-        checkpoint_seconds: the least time between two checkpoints.
+        directory: where to write checkpoints; None for nowhere.
+        checkpoint_seconds: minimum time between two checkpoints.
         log_every: steps between two logged losses.
-        hooks: see `Hooks`.
+        hooks: callbacks.
 
     Raises:
         TrainingError: a loss was not finite; the message has the step's number.
@@ -137,11 +129,14 @@ def fit(
         nonlocal saved_at
         if directory is None:
             return
-        # All processes save or none does, and their clocks differ.
+        # All processes must agree, and their clocks differ.
         if now or hosts.on_first(
             lambda: time.monotonic() - saved_at >= checkpoint_seconds
         ):
-            _check_params(state)
+            # A step with a finite loss can still have made the parameters NaN.
+            finite = jax.tree.map(lambda leaf: jnp.isfinite(leaf).all(), state.params)
+            if not all(jax.tree.leaves(finite)):
+                _check_finite(math.nan, int(state.step), "gradient")
             arrays = {"state": state, "best": best}
             meta = json.dumps(progress._asdict())
             save_checkpoint(directory, progress.step, arrays, meta)
@@ -158,9 +153,9 @@ def fit(
             # The last step of an epoch is logged with the validation loss.
             within = progress.step % steps_per_epoch
             logged = bool(within) and within % log_every == 0
-            # Between the last step of an epoch and its validation no run can start.
+            # A run can't resume between an epoch's last step and its validation.
             stopping = bool(within) and stop_requested()
-            # Ends the training if it isn't finite: what is saved has to be.
+            # Raises if the loss isn't finite, so that no bad state is saved.
             loss = _epoch_loss(state) if logged or stopping else None
             hooks.advance(windows, loss)
             if logged:
@@ -201,7 +196,7 @@ def progress_after(
     epochs: int,
     patience: int | None,
 ) -> TrainingProgress:
-    """The course after an epoch's validation."""
+    """The progress after an epoch's validation."""
     if progress.best_loss is None or validation < progress.best_loss:
         progress = progress._replace(best_loss=validation, best_epoch=epoch, stale=0)
     else:
@@ -211,18 +206,10 @@ def progress_after(
 
 
 def _epoch_loss(state: TrainState) -> float:
-    """Mean loss of the running epoch's windows so far."""
-    bad_step = int(state.bad_step)
-    if bad_step >= 0:
+    """Mean loss of the windows of the current epoch so far."""
+    if (bad_step := int(state.bad_step)) >= 0:
         _check_finite(math.nan, bad_step, "training loss")
     return float(state.loss_sum) / float(state.weight_sum)
-
-
-def _check_params(state: TrainState) -> None:
-    """A step whose loss was finite can still have made its parameters NaN."""
-    finite = jax.tree.map(lambda leaf: jnp.isfinite(leaf).all(), state.params)
-    if not all(jax.tree.leaves(finite)):
-        _check_finite(math.nan, int(state.step), "gradient")
 
 
 def _check_finite(loss: float, step: int, name: str) -> None:

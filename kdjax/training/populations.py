@@ -1,18 +1,12 @@
 """Networks of one shape trained side by side.
 
-On a CPU each core trains its own members one after the other: what one small network
-leaves idle another uses, and no step waits for several cores to meet. One batched
-product for the members of a core costs more than it saves there (docs/performance.md);
-on accelerators it is what fills the device.
+On a CPU each core trains its own members one after the other, so that no step waits for
+several cores; on accelerators members are batched with `vmap`. What differs between
+members are arrays: parameters, windows, learning rate, α, T.
 
-What differs between members are arrays: parameters, windows, learning rate, α, T. A
-member that is done, or whose loss was not finite, stays as it is.
-
-The fit loop of a population: members walk side by side, each through its own epochs.
-
-A member sees the batches that it would see alone, in the same order; it stops early,
-keeps its best parameters and ends by the same rules (`kdjax.training.loop`). One whose
-loss is not finite is frozen there and reported, and the others go on.
+Each member sees the batches that it would see alone, in the same order, and ends by the
+same rules (`kdjax.training.loop`). One whose loss is not finite is frozen and reported;
+the others continue.
 """
 
 import json
@@ -39,12 +33,7 @@ from kdjax.training.batching import (
     take_batch,
 )
 from kdjax.training.checkpoints import restore_checkpoint, save_checkpoint
-from kdjax.training.loop import (
-    Fitted,
-    LogLine,
-    TrainingProgress,
-    progress_after,
-)
+from kdjax.training.loop import Fitted, LogLine, TrainingProgress, progress_after
 from kdjax.training.sharding import divide, map_over_batch
 from kdjax.training.steps import LossFunction, Step, TrainState
 
@@ -52,15 +41,10 @@ Tree = TypeVar("Tree")
 
 
 class Hyper(NamedTuple):
-    """What may differ between the members' steps, a number each, or `[P]` of them.
+    """Hyperparameters that may differ between members: a number each, or `[P]`.
 
-    Attributes:
-        learning_rate: its peak.
-        steps: of the whole phase.
-        warmup_steps: see `make_optimizer`.
-        clip_norm: largest global norm of a gradient.
-        alpha, alpha_end: of Eq. 2, at the first step and after the last.
-        temperature, temperature_end: the same of T.
+    `learning_rate`, `steps`, `warmup_steps` and `clip_norm` as in `make_optimizer`;
+    α and T of Eq. 2 at the first step and after the last.
     """
 
     learning_rate: ArrayLike
@@ -73,10 +57,65 @@ class Hyper(NamedTuple):
     temperature_end: ArrayLike = 1.0
 
 
+class Member(NamedTuple):
+    """What identifies a member, apart from arrays.
+
+    Attributes:
+        name: in the log.
+        key: fixes the order of its windows in each epoch.
+        first: number of its first window in the dataset; they are contiguous.
+        windows: their number.
+        validation: `[V]` first rows of its validation windows.
+        epochs, patience: as in `kdjax.training.loop.fit`.
+    """
+
+    name: str
+    key: Array
+    first: int
+    windows: int
+    validation: np.ndarray
+    epochs: int
+    patience: int | None
+
+
+class Population(NamedTuple):
+    """State of a population.
+
+    Attributes:
+        states: of P members, followed by copies that fill the devices.
+        best: the parameters of lowest validation loss so far.
+        progress: P entries.
+    """
+
+    states: TrainState
+    best: Params
+    progress: tuple[TrainingProgress, ...]
+
+
+class Watch(NamedTuple):
+    """Callbacks of a population's training.
+
+    Attributes:
+        log: takes a member's name and its line of `metrics.jsonl`.
+        advance: called after each step with its number of windows and all progress.
+        on_epoch: called with all progress after epochs ended; an exception ends the fit.
+    """
+
+    log: Callable[[str, LogLine], None] = lambda name, line: None
+    advance: Callable[[int, Sequence[TrainingProgress]], None] = (
+        lambda windows, progress: None
+    )
+    on_epoch: Callable[[Sequence[TrainingProgress]], None] = lambda progress: None
+
+
+UNWATCHED = Watch()
+
 # `(states, hyper, dataset, index [P, B], weight [P, B], active [P]) -> states`
 PopulationStep = Callable[
     [TrainState, Any, WindowDataset, ArrayLike, ArrayLike, ArrayLike], TrainState
 ]
+# `(params [P], P arrays of first rows) -> mean loss of each member, [P]`
+PopulationValidate = Callable[[Params, Sequence[np.ndarray]], np.ndarray]
 
 
 def stack_members(members: Sequence[Tree]) -> Tree:
@@ -94,25 +133,22 @@ def take_member(stacked: Tree, place: int) -> Tree:
 def make_population_step(
     step_of: Callable[[Any], Step], mesh: Mesh | None = None
 ) -> PopulationStep:
-    """The jitted step of P members `(states, hyper, dataset, index, weight, active)`.
+    """The jitted step of P members; each result is that of its step alone.
 
-    A member's result is that of its step alone, up to rounding. `index` and `weight`
-    are `[P, B]`; `active` `[P]` tells whose turn it is. The states given are donated.
+    Equal up to rounding. The states given are donated; inactive members and those with a
+    bad step stay as they are.
 
     Args:
-        step_of: a member's `Hyper`, or whatever `hyper` has of each, to its step from
-            `make_step` without a mesh.
-        mesh: devices that share the members, from
-            `batch_mesh(P, least_share=1)`; the dataset lies on all of them. Without one
-            a single device trains all members.
+        step_of: a member's entry of `hyper` to its step from `make_step` without a mesh.
+        mesh: devices that share the members, from `member_mesh`; the dataset lies on all
+            of them. None for a single device.
     """
 
     def train(dataset: WindowDataset, member: Any) -> TrainState:
         state, hyper, index, weight, active = member
         step = step_of(hyper)
-        recorded = active & (state.bad_step < 0)
         trained: TrainState = jax.lax.cond(
-            recorded,
+            active & (state.bad_step < 0),
             lambda old: step(old, IndexedBatch(dataset, index, weight))[0],
             lambda old: old,
             state,
@@ -144,11 +180,10 @@ def make_population_validate(
     window: int,
     batch_size: int,
     mesh: Mesh | None = None,
-) -> Callable[[Params, Sequence[np.ndarray]], np.ndarray]:
+) -> PopulationValidate:
     """The function `(params [P], starts) -> mean loss of each member, [P] float64`.
 
-    `starts` are P arrays, the first rows of each member's windows; empty for a member
-    whose loss isn't asked, which then is NaN.
+    `starts` are P arrays of first rows; a member with none gets NaN.
     """
 
     def mean_loss(dataset: WindowDataset, member: Any) -> Array:
@@ -163,35 +198,22 @@ def make_population_validate(
     batch_losses = jax.jit(_over_members(mean_loss, mesh))
 
     def validate(params: Params, starts: Sequence[np.ndarray]) -> np.ndarray:
-        totals = np.zeros(len(starts))
-        for index, weight in _side_by_side(starts, batch_size):
-            losses = np.asarray(batch_losses(dataset, (params, index, weight)))
-            own = weight.sum(axis=1)
-            # A member that isn't asked may have whatever parameters.
-            totals += np.where(own > 0, losses, 0) * own
         counts = np.array([len(own) for own in starts], np.float64)
-        # Nobody asked: no mean.
+        totals = np.zeros(len(starts))
+        for first in range(0, int(counts.max()), batch_size):
+            index = np.zeros((len(starts), batch_size), np.int32)
+            weight = np.zeros((len(starts), batch_size), np.float32)
+            for place, own in enumerate(starts):
+                piece = own[first : first + batch_size]
+                for batch, used in padded_batches(piece, batch_size):
+                    index[place], weight[place] = batch, used
+            losses = np.asarray(batch_losses(dataset, (params, index, weight)))
+            windows = weight.sum(axis=1)
+            # Other members may have non-finite parameters.
+            totals += np.where(windows > 0, losses, 0) * windows
         return totals / np.where(counts > 0, counts, np.nan)
 
     return validate
-
-
-def _side_by_side(
-    items: Sequence[np.ndarray], batch_size: int
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Batches of P members at once, `[P, B]` each; weight 0 where a member has none."""
-    longest = max(len(own) for own in items)
-    joined = []
-    for first in range(0, longest, batch_size):
-        index = np.zeros((len(items), batch_size), np.int32)
-        weight = np.zeros((len(items), batch_size), np.float32)
-        for place, own in enumerate(items):
-            for batch, used in padded_batches(
-                own[first : first + batch_size], batch_size
-            ):
-                index[place], weight[place] = batch, used
-        joined.append((index, weight))
-    return joined
 
 
 def _over_members(
@@ -212,82 +234,27 @@ def _over_members(
     return map_over_batch(mapped, mesh)
 
 
-class Member(NamedTuple):
-    """What tells a member from the others, apart from arrays.
-
-    Attributes:
-        name: in the log.
-        key: fixes the order of its windows in each epoch.
-        first: place of its first window in the dataset; they follow one another.
-        windows: their number.
-        validation: `[V]` first rows of its validation windows.
-        epochs: the most epochs.
-        patience: as in `kdjax.training.loop.fit`.
-    """
-
-    name: str
-    key: Array
-    first: int
-    windows: int
-    validation: np.ndarray
-    epochs: int
-    patience: int | None
-
-
-class Population(NamedTuple):
-    """Where a population stands.
-
-    Attributes:
-        states: of P members and, behind them, of those that fill the devices.
-        best: the parameters of lowest validation loss so far.
-        courses: P of them.
-    """
-
-    states: TrainState
-    best: Params
-    courses: tuple[TrainingProgress, ...]
-
-
-class Watch(NamedTuple):
-    """How a population tells of itself.
-
-    Attributes:
-        log: takes a member's name and its line of `metrics.jsonl`.
-        advance: called after each step with the number of windows trained on and the
-            courses.
-        judge: called with the courses after epochs ended; what it raises ends the fit.
-    """
-
-    log: Callable[[str, LogLine], None] = lambda name, line: None
-    advance: Callable[[int, Sequence[TrainingProgress]], None] = (
-        lambda windows, courses: None
-    )
-    evaluate_models: Callable[[Sequence[TrainingProgress]], None] = lambda courses: None
-
-
-UNWATCHED = Watch()
-
-
 def resume_together(
     directory: Path | None, states: Sequence[TrainState], mesh: Mesh | None
 ) -> Population:
-    """The start of a population: its newest checkpoint, or `states` as they are.
+    """The newest checkpoint of a population, or `states` if there is none.
 
-    On several devices the last member is repeated until each has as many.
+    The last member is repeated until each device has as many.
     """
     stacked = stack_members(states)
-    fresh = {"states": stacked, "best": jax.tree.map(jnp.copy, stacked.params)}
-    courses = tuple(TrainingProgress() for _ in states)
-    found = None if directory is None else restore_checkpoint(directory, fresh)
+    arrays = {"states": stacked, "best": jax.tree.map(jnp.copy, stacked.params)}
+    progress = tuple(TrainingProgress() for _ in states)
+    found = None if directory is None else restore_checkpoint(directory, arrays)
     if found is not None:
-        fresh = found.arrays
-        courses = tuple(
-            TrainingProgress(**c) for c in json.loads(found.meta)["courses"]
-        )
+        arrays = found.arrays
+        # The key is that of version 0.1.0.
+        entries = json.loads(found.meta)["courses"]
+        progress = tuple(TrainingProgress(**entry) for entry in entries)
+    devices = mesh.size if mesh else 1
+    size = -(-len(states) // devices) * devices
+    filled = jax.tree.map(lambda leaf: _widened(leaf, size), arrays)
     return Population(
-        divide(_filled(fresh["states"], mesh), mesh),
-        divide(_filled(fresh["best"], mesh), mesh),
-        courses,
+        divide(filled["states"], mesh), divide(filled["best"], mesh), progress
     )
 
 
@@ -296,7 +263,7 @@ def fit_together(
     step: PopulationStep,
     hyper: Any,
     dataset: WindowDataset,
-    validate: Callable[[Params, Sequence[np.ndarray]], np.ndarray],
+    validate: PopulationValidate,
     members: Sequence[Member],
     *,
     batch_size: int,
@@ -316,81 +283,80 @@ def fit_together(
         validate: from `make_population_validate`.
         members: P of them.
         batch_size: B.
-        directory: where to write checkpoints; None: nowhere.
-        checkpoint_seconds: the least time between two checkpoints.
-        watch: see there.
+        directory: where to write checkpoints; None for nowhere.
+        checkpoint_seconds: minimum time between two checkpoints.
+        watch: callbacks.
     """
-    states, best, courses = start.states, start.best, list(start.courses)
-    size = len(states.step)  # with those that fill the devices
-    hyper = jax.tree.map(lambda values: _wide(values, size), hyper)
+    states, best, progress = start.states, start.best, list(start.progress)
+    size = len(states.step)  # with the copies that fill the devices
+    hyper = jax.tree.map(lambda values: _widened(values, size), hyper)
     walks = [
-        _walk(member, batch_size, progress.step)
-        for member, progress in zip(members, courses, strict=True)
+        _walk(member, batch_size, own.step)
+        for member, own in zip(members, progress, strict=True)
     ]
     saved_at = time.monotonic()
 
     def save() -> None:
         nonlocal saved_at
         if directory is not None:
-            _save(directory, Population(states, best, tuple(courses)))
+            # Without the copies: the number of devices may change.
+            arrays = jax.tree.map(
+                lambda leaf: leaf[: len(members)], {"states": states, "best": best}
+            )
+            meta = json.dumps({"courses": [own._asdict() for own in progress]})
+            save_checkpoint(directory, sum(own.step for own in progress), arrays, meta)
             saved_at = time.monotonic()
 
-    while active := [i for i, progress in enumerate(courses) if not progress.done]:
+    while active := [i for i, own in enumerate(progress) if not own.done]:
         index = np.zeros((size, batch_size), np.int32)
         weight = np.ones((size, batch_size), np.float32)
         turn = np.isin(np.arange(size), active)
         ended = []
-        for place in active:
-            index[place], weight[place], is_last = next(walks[place])
-            courses[place] = courses[place]._replace(step=courses[place].step + 1)
-            ended += [place] if is_last else []
+        for i in active:
+            index[i], weight[i], is_last = next(walks[i])
+            progress[i] = progress[i]._replace(step=progress[i].step + 1)
+            ended += [i] if is_last else []
         states = step(states, hyper, dataset, index, weight, turn)
-        watch.advance(int(weight[turn].sum()), courses)
-        stopping = stop_requested()
-        if not ended:
-            if stopping:
-                save()
-                stop_if_requested()
-            continue
-        losses = _losses(states, validate, members, ended)
-        for place, (train, validation) in losses.items():
-            courses[place] = _after_epoch(
-                courses[place], members[place], batch_size, train, validation
+        watch.advance(int(weight[turn].sum()), progress)
+        stopping = due = stop_requested()
+        if ended:
+            asked = [
+                members[i].validation if i in ended else np.empty(0, np.int32)
+                for i in range(size)
+            ]
+            validation = validate(states.params, asked)
+            sums, weights, bad = map(
+                np.asarray, (states.loss_sum, states.weight_sum, states.bad_step)
             )
-            line = _line(courses[place], members[place], batch_size, train, validation)
-            watch.log(members[place].name, line)
-        improved = [
-            i for i in ended if courses[i].stale == 0 and not courses[i].bad_step
-        ]
-        masks = (np.isin(np.arange(size), places) for places in (ended, improved))
-        states, best = _settle(states, best, *masks)
-        watch.evaluate_models(courses)
-        watch.advance(0, courses)
-        all_done = all(progress.done for progress in courses)
-        late = time.monotonic() - saved_at >= checkpoint_seconds
-        if all_done or late or stopping:
+            for i in ended:
+                losses = float(sums[i] / weights[i]), float(validation[i])
+                epoch = progress[i].step // _steps(members[i], batch_size)
+                progress[i] = _after_epoch(
+                    progress[i], members[i], epoch, losses[1], int(bad[i])
+                )
+                watch.log(members[i].name, _line(progress[i].step, epoch, *losses))
+            improved = [
+                i for i in ended if progress[i].stale == 0 and not progress[i].bad_step
+            ]
+            masks = (np.isin(np.arange(size), places) for places in (ended, improved))
+            states, best = _settle(states, best, *masks)
+            watch.on_epoch(progress)
+            watch.advance(0, progress)
+            due |= time.monotonic() - saved_at >= checkpoint_seconds
+            due |= all(own.done for own in progress)
+        if due:
             save()
         if stopping:
             stop_if_requested()
     found = jax.device_get(best)
-    return [Fitted(take_member(found, i), c) for i, c in enumerate(courses)]
-
-
-class _Train(NamedTuple):
-    """Mean loss of an epoch, and the first step whose loss was not finite, or −1."""
-
-    loss: float
-    bad_step: int
-
-
-_NOBODY = np.empty(0, np.int32)
+    return [Fitted(take_member(found, i), own) for i, own in enumerate(progress)]
 
 
 def _walk(
     member: Member, batch_size: int, step: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray, bool]]:
     """A member's batches from a step on, and whether each is the last of its epoch."""
-    steps = math.ceil(member.windows / batch_size)
+    steps = _steps(member, batch_size)
     epoch, first = divmod(step, steps)
     while True:
         order = member.first + epoch_order(member.key, epoch, member.windows)
@@ -402,69 +368,37 @@ def _walk(
         epoch, first = epoch + 1, 0
 
 
-def _losses(
-    states: TrainState,
-    validate: Callable[[Params, Sequence[np.ndarray]], np.ndarray],
-    members: Sequence[Member],
-    ended: Sequence[int],
-) -> dict[int, tuple[_Train, float]]:
-    """The losses in training and validation of the members whose epoch ended."""
-    asked = [_NOBODY] * len(states.step)
-    for place in ended:
-        asked[place] = members[place].validation
-    validation = validate(states.params, asked)
-    sums, weights, bad = map(
-        np.asarray, (states.loss_sum, states.weight_sum, states.bad_step)
-    )
-    return {
-        i: (_Train(float(sums[i] / weights[i]), int(bad[i])), float(validation[i]))
-        for i in ended
-    }
+def _steps(member: Member, batch_size: int) -> int:
+    """Steps of an epoch."""
+    return math.ceil(member.windows / batch_size)
 
 
 def _after_epoch(
     progress: TrainingProgress,
     member: Member,
-    batch_size: int,
-    train: _Train,
+    epoch: int,
     validation: float,
+    bad_step: int,
 ) -> TrainingProgress:
-    if train.bad_step >= 0:
-        return progress._replace(done=True, bad_step=train.bad_step)
-    if not math.isfinite(validation):
-        return progress._replace(done=True, bad_step=progress.step)
-    epoch = _epoch(progress, member, batch_size)
+    if bad_step < 0 and not math.isfinite(validation):
+        bad_step = progress.step
+    if bad_step >= 0:
+        return progress._replace(done=True, bad_step=bad_step)
     return progress_after(progress, validation, epoch, member.epochs, member.patience)
 
 
-def _line(
-    progress: TrainingProgress,
-    member: Member,
-    batch_size: int,
-    train: _Train,
-    validation: float,
-) -> LogLine:
-    """A line of the log; a loss that is not finite is no number in JSON."""
-    losses = {
-        "loss": train.loss, "train_loss": train.loss, "validation_loss": validation
-    }  # fmt: skip
-    return {
-        "epoch": _epoch(progress, member, batch_size),
-        "step": progress.step,
-        **{name: v if math.isfinite(v) else None for name, v in losses.items()},
-    }
-
-
-def _epoch(progress: TrainingProgress, member: Member, batch_size: int) -> int:
-    """Epochs done."""
-    return progress.step // math.ceil(member.windows / batch_size)
+def _line(step: int, epoch: int, loss: float, validation: float) -> LogLine:
+    """A line of the log; JSON has no NaN or infinity."""
+    losses = {"loss": loss, "train_loss": loss, "validation_loss": validation}
+    finite = {name: v if math.isfinite(v) else None for name, v in losses.items()}
+    return {"epoch": epoch, "step": step, **finite}
 
 
 @jax.jit(donate_argnums=(0, 1))
 def _settle(
     states: TrainState, best: Params, ended: Array, improved: Array
 ) -> tuple[TrainState, Params]:
-    """The best parameters with those that improved; sums of ended epochs at 0."""
+    """Updates the best parameters of improved members; clears sums of ended epochs."""
 
     def choose(old: Array, new: Array) -> Array:
         return jnp.where(jnp.reshape(improved, (-1,) + (1,) * (new.ndim - 1)), new, old)
@@ -476,27 +410,7 @@ def _settle(
     ), kept
 
 
-def _save(directory: Path, population: Population) -> None:
-    """The members without those that fill the devices, which may be others next time."""
-    count = len(population.courses)
-    arrays = {"states": population.states, "best": population.best}
-    own = jax.tree.map(lambda leaf: leaf[:count], arrays)
-    meta = json.dumps(
-        {"courses": [progress._asdict() for progress in population.courses]}
-    )
-    # Their sum grows with every step; the largest rests once its member is done.
-    steps = sum(progress.step for progress in population.courses)
-    save_checkpoint(directory, steps, own, meta)
-
-
-def _filled(tree: Any, mesh: Mesh | None) -> Any:
-    """Stacked members with the last one repeated to a multiple of the devices."""
-    size = len(jax.tree.leaves(tree)[0])
-    devices = mesh.size if mesh else 1
-    return jax.tree.map(lambda leaf: _wide(leaf, -(-size // devices) * devices), tree)
-
-
-def _wide(values: Any, size: int) -> Array:
+def _widened(values: Any, size: int) -> Array:
     """`[P, …]` with its last entry repeated, `[size, …]`."""
     values = jnp.asarray(values)
     return jnp.concatenate([values, jnp.repeat(values[-1:], size - len(values), 0)])

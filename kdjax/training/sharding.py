@@ -1,14 +1,8 @@
-"""The devices that share a batch, or the members of a population.
+"""Devices that share a batch or the members of a population.
 
-One network's training takes the devices of all hosts (`training_mesh`); scoring and
-populations those of their own (`batch_mesh`, `member_mesh`).
-
-XLA runs the small products of one LSTM step on all cores, but most of the arithmetic
-between them on one. With one CPU device a core and the batch split over them, each core
-runs its own windows from start to end. docs/performance.md has what that gains.
-
-Nothing here changes what is computed: means over the batch are weighted, so that they
-are those of the whole batch up to rounding.
+XLA runs most of the arithmetic of an LSTM step on one core. With one CPU device for each
+core, and the batch split over the devices, all cores work (docs/performance.md). Results
+are the same up to rounding: means over the batch are weighted.
 """
 
 import contextlib
@@ -34,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 BATCH = "batch"
 
-# A smaller share of a batch costs more in small products than it gains.
+# A device with fewer items of a batch costs more than it gains.
 LEAST_SHARE = 16
 
 Tree = TypeVar("Tree")
@@ -43,9 +37,9 @@ Tree = TypeVar("Tree")
 def use_all_cores() -> None:
     """Gives JAX one CPU device for each core that this process may use.
 
-    Has an effect only before JAX's first computation, and only where nobody has chosen
-    a number of CPU devices already (`jax_num_cpu_devices`, or XLA's
-    `xla_force_host_platform_device_count`). The program does this by itself.
+    Has an effect only before JAX's first computation, and only if the number of CPU
+    devices was not set already (`jax_num_cpu_devices`, or XLA's
+    `xla_force_host_platform_device_count`). The program calls this; a library user may.
     """
     chosen = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if chosen or jax.config.jax_num_cpu_devices != -1:  # type: ignore[attr-defined]
@@ -57,9 +51,9 @@ def use_all_cores() -> None:
 
 
 def keep_compiled() -> None:
-    """Keeps what XLA compiles in `~/.cache/kdjax/xla`, for quick starts later.
+    """Keeps compiled programs in `~/.cache/kdjax/xla`.
 
-    Leaves a cache that the user has chosen (`JAX_COMPILATION_CACHE_DIR`) alone.
+    Does nothing if the user has set a cache (`JAX_COMPILATION_CACHE_DIR`).
     """
     if jax.config.jax_compilation_cache_dir is not None:  # type: ignore[attr-defined]
         return
@@ -68,19 +62,19 @@ def keep_compiled() -> None:
     with contextlib.suppress(OSError):
         _drop_damaged(folder)
     jax.config.update("jax_compilation_cache_dir", str(folder))
-    # Of a network's few programs even the small ones take a tenth of a second.
+    # Even small programs take a tenth of a second to compile.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
 
 
 def _drop_damaged(folder: Path) -> None:
-    """Removes what a full disk or a kill cut short among the entries since the last time.
+    """Removes entries that a full disk or a kill truncated since the last check.
 
-    JAX writes them in place and never again: it would warn of each at every start.
+    JAX never rewrites them and would warn about each at every start.
     """
     checked = folder / ".checked"
     since = checked.stat().st_mtime if checked.exists() else 0.0
     for path in folder.glob("*-cache"):
-        # Files that were being written then are a few seconds younger at most.
+        # A minute of slack for entries that were being written at the last check.
         if path.stat().st_mtime >= since - 60 and not _unpacks(path.read_bytes()):
             path.unlink()
     if folder.is_dir():
@@ -89,14 +83,14 @@ def _drop_damaged(folder: Path) -> None:
 
 def _unpacks(entry: bytes) -> bool:
     try:
-        # With a library for it JAX packs otherwise, which isn't looked into.
+        # Entries that don't start as zlib data were compressed otherwise: not checked.
         return entry[:1] not in (b"", b"\x78") or bool(zlib.decompress(entry))
     except zlib.error:
         return False
 
 
 def start_program() -> None:
-    """What a program may choose and a library may not: devices, and where to cache."""
+    """Settings that a program may choose and a library may not: devices and cache."""
     use_all_cores()
     keep_compiled()
 
@@ -109,26 +103,26 @@ def cores() -> int:
 
 
 def batch_mesh(items: int, *, least_share: int = LEAST_SHARE) -> Mesh | None:
-    """The local devices that share a batch of so many items; None for one alone.
+    """The most local devices with equal shares of `items`, at least `least_share` each.
 
-    Equal shares of at least `least_share` items.
+    None if only one device would be left.
     """
     devices = jax.local_devices()
     most = min(len(devices), items // least_share)
     shares = [count for count in range(2, most + 1) if items % count == 0]
-    if not shares:
-        return None
-    return _mesh(devices[: shares[-1]])
+    return _mesh(devices[: shares[-1]]) if shares else None
+
+
+def member_mesh(members: int) -> Mesh | None:
+    """The local devices that share `members`, which need not be a multiple."""
+    return batch_mesh(min(len(jax.local_devices()), members), least_share=1)
 
 
 def training_mesh(batch_size: int) -> Mesh | None:
-    """The devices that share a training batch: on several hosts, as many of each.
-
-    Alone, those of `batch_mesh`. On several hosts each takes part, however small its
-    share; it divides that among its devices as `batch_mesh` does.
+    """The devices that share a training batch: of each process the same number.
 
     Raises:
-        ConfigError: the hosts' shares of the batch can't be equal.
+        ConfigError: the batch can't be divided equally among the processes.
     """
     count = hosts.processes()
     if count == 1:
@@ -153,16 +147,10 @@ def _mesh(devices: Sequence[jax.Device]) -> Mesh:
     return Mesh(np.array(devices), (BATCH,), axis_types=(AxisType.Auto,))
 
 
-def member_mesh(members: int) -> Mesh | None:
-    """The local devices that share so many members, who need not be a multiple."""
-    count = min(len(jax.local_devices()), members)
-    return batch_mesh(count, least_share=1)
-
-
 def place(tree: Tree, mesh: Mesh | None) -> Tree:
-    """Arrays on every device of the mesh; without one, as they are.
+    """Arrays copied to every device of the mesh; without a mesh, as they are.
 
-    Of a mesh over several hosts each places its own copy, which must be the same.
+    On several hosts each places its own copy; the copies must be equal.
     """
     if mesh is None:
         return tree
@@ -172,7 +160,7 @@ def place(tree: Tree, mesh: Mesh | None) -> Tree:
         return placed
 
     def copy(leaf: ArrayLike) -> Array:
-        # `device_put` would send all of it to compare the copies, and NaN differs.
+        # `device_put` would compare the copies over the network, and NaN != NaN.
         values = np.asarray(leaf)
         return jax.make_array_from_callback(
             values.shape, sharding, lambda index: values[index]
@@ -183,7 +171,7 @@ def place(tree: Tree, mesh: Mesh | None) -> Tree:
 
 
 def divide(tree: Tree, mesh: Mesh | None) -> Tree:
-    """Arrays `[B, …]` with each device's share of B on it; without a mesh, as is."""
+    """Arrays `[B, …]` split over the devices of the mesh; without a mesh, as they are."""
     if mesh is None:
         return tree
     divided: Tree = jax.device_put(tree, NamedSharding(mesh, PartitionSpec(BATCH)))
@@ -196,9 +184,8 @@ def mean_over_batch(
     """`function(common, items, weight)` computed by all devices of the mesh.
 
     Args:
-        function: gives means over the batch, each item counting with its weight.
-            `common` is a pytree that all items share, `items` a pytree of arrays
-            `[B, …]`, `weight` `[B]`.
+        function: returns weighted means over the batch. `common` is a pytree that all
+            items share, `items` a pytree of arrays `[B, …]`, `weight` `[B]`.
         mesh: from `batch_mesh`.
     """
     if mesh is None:
@@ -210,7 +197,7 @@ def mean_over_batch(
         means = function(common, items, weight)
         # A share of padding alone has no mean.
         weighted = jax.tree.map(lambda mean: jnp.where(own > 0, part * mean, 0), means)
-        # In one piece: on a network each sum costs a round trip.
+        # As one array: on a network each sum costs a round trip.
         flat, restore = ravel_pytree(weighted)
         total: Tree = restore(jax.lax.psum(flat, BATCH))
         return total
@@ -222,7 +209,7 @@ def mean_over_batch(
 def map_over_batch(
     function: Callable[..., Tree], mesh: Mesh | None
 ) -> Callable[..., Tree]:
-    """`function(common, items) -> [B, …]` with items shared among the devices."""
+    """`function(common, items) -> [B, …]` with the items split over the devices."""
     if mesh is None:
         return function
     whole, split = PartitionSpec(), PartitionSpec(BATCH)

@@ -9,7 +9,7 @@ ranks windows can be a teacher.
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -24,7 +24,6 @@ from kdjax.models.residual import (
     NETWORK,
     ResidualFunction,
     ResidualModel,
-    component,
     components_of,
     residual_function,
 )
@@ -125,8 +124,6 @@ def _fixed_model(function: ResidualFunction, kind: str) -> Model:
     return Model(init, function)
 
 
-Settings = Mapping[str, Any]
-
 # Windows `[B, L, D]`, scaled, missing cells NaN, to a score of each row `[B, L]`: larger
 # is more abnormal; only the order matters.
 ScoreFunction = Callable[[np.ndarray], np.ndarray]
@@ -136,17 +133,6 @@ TargetCache = dict[tuple[Any, ...], np.ndarray]
 
 # Standard deviation of the leading component of a code's target. Codes lie in (−1, 1).
 _SPREAD = 0.5
-
-# Fields of the config's `distill` that `Distillation` has under the same name.
-_OF_DISTILL = (
-    "alpha",
-    "alpha_end",
-    "temperature",
-    "temperature_end",
-    "temperature_mode",
-    "target",
-    "cache_bytes",
-)
 
 
 class Distillation(NamedTuple):
@@ -208,39 +194,6 @@ class Distillation(NamedTuple):
 
 # With scores as targets no teacher is called in a training step.
 _NO_TEACHER = Model(lambda key, windows: {}, lambda params, windows: windows)
-
-
-def is_distilled(distill: Settings) -> bool:
-    """Whether a config's student has a teacher at any step."""
-    return bool(distill["alpha"] > 0 or (distill["alpha_end"] or 0) > 0)
-
-
-def make_distillation(
-    settings: Settings,
-    teacher: ResidualModel | None,
-    scorers: tuple[ScoreFunction, ...] = (),
-    weights: tuple[float, ...] | None = None,
-) -> Distillation:
-    """The distillation that a config describes.
-
-    Args:
-        settings: of the run.
-        teacher: its first component, or all components by `distill.weights`.
-        scorers: that teach, where the target is `scores`.
-        weights: of the scorers, instead of the config's.
-    """
-    distill = settings["distill"]
-    if weights is None:
-        weights = tuple(distill["weights"])
-    if teacher is not None and not weights:
-        teacher = component(teacher, components_of(teacher.kind)[0])
-    return Distillation(
-        teacher=teacher,
-        weights=weights,
-        scorers=scorers,
-        batch_size=settings["detection"]["batch_size"],
-        **{field: distill[field] for field in _OF_DISTILL},
-    )
 
 
 def target_shape(
