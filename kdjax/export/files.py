@@ -218,19 +218,12 @@ def export_file(
     elif loaded.reference is not None:
         series = [loaded.reference]
     exporter = _onnx if format == "onnx" else _stablehlo
-    content, scorer = exporter(loaded, index)
-    parity = check_export(loaded, index, scorer.run, series)
+    content, parity = _checked(loaded, index, exporter, series, output)
     yield (
         f"checked on {parity.windows:,} of {parity.available:,} windows of "
         f"{str(data) or 'the reference rows of the detector'}: scores differ by at most "
         f"{parity.max_difference:.1e} (relative), {parity.flips} decisions differ"
     )
-    if parity.flips_beyond_rounding:
-        raise ArtifactError(
-            f"{output} was not written: {parity.flips_beyond_rounding} of "
-            f"{parity.windows:,} decisions differ from the detector's by more than "
-            "rounding. Report this with the versions that kdjax info prints."
-        )
     if quantize == "int8":
         before = len(content)
         content, scorer = _onnx(loaded, index, quantize)
@@ -243,6 +236,77 @@ def export_file(
     with atomic_path(output) as temporary:
         temporary.write_bytes(content)
     yield f"{output}: {len(content):,} bytes"
+
+
+def export_onnx(
+    detector: Detector, output: str | os.PathLike[str], *, entity: str | None = None
+) -> Parity:
+    """Writes a detector of one entity as an ONNX file, checked on its reference rows.
+
+    Args:
+        detector: such as from `load_detector`.
+        output: the file to write.
+        entity: of the scaler, Gaussian and threshold; by default the only entity, else
+            the pooled ones.
+
+    Returns:
+        How the file agrees with the detector.
+
+    Raises:
+        ArtifactError: the file's alarms differ from the detector's.
+        ConfigError: the detector has no reference rows, or can't be exported.
+
+    Example:
+        >>> import kdjax
+        >>> detector = kdjax.load_detector("runs/plant/detectors/student")  # doctest: +SKIP
+        >>> kdjax.export_onnx(detector, "plant.onnx").flips  # doctest: +SKIP
+        0
+    """
+    return _export(detector, output, entity, _onnx)
+
+
+def export_stablehlo(
+    detector: Detector, output: str | os.PathLike[str], *, entity: str | None = None
+) -> Parity:
+    """Writes a detector of one entity as a StableHLO file; see `export_onnx`."""
+    return _export(detector, output, entity, _stablehlo)
+
+
+Exporter = Callable[[Detector, int], tuple[bytes, Scorer]]
+
+
+def _export(
+    detector: Detector,
+    output: str | os.PathLike[str],
+    entity: str | None,
+    exporter: Exporter,
+) -> Parity:
+    check_target(output)
+    index = entity_index(detector, entity or usual_entity(detector))
+    series = [] if detector.reference is None else [detector.reference]
+    content, parity = _checked(detector, index, exporter, series, output)
+    with atomic_path(output) as temporary:
+        temporary.write_bytes(content)
+    return parity
+
+
+def _checked(
+    detector: Detector,
+    index: int,
+    exporter: Exporter,
+    series: Sequence[np.ndarray],
+    output: str | os.PathLike[str],
+) -> tuple[bytes, Parity]:
+    """The bytes of an exported file that agrees with its detector."""
+    content, scorer = exporter(detector, index)
+    parity = check_export(detector, index, scorer.run, series)
+    if parity.flips_beyond_rounding:
+        raise ArtifactError(
+            f"{output} was not written: {parity.flips_beyond_rounding} of "
+            f"{parity.windows:,} decisions differ from the detector's by more than "
+            "rounding. Report this with the versions that kdjax info prints."
+        )
+    return content, parity
 
 
 def _check(format: str, quantize: str) -> None:

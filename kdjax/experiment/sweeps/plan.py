@@ -10,8 +10,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from kdjax.experiment.groups import group_name
-from kdjax.experiment.jobs import teacher_seed
-from kdjax.training.targets import is_distilled
+from kdjax.experiment.jobs import is_distilled, teacher_seed
 
 Settings = Mapping[str, Any]
 
