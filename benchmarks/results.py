@@ -34,10 +34,13 @@ def main() -> None:
     print(markdown_table(results))
     for row in results["paired"]:
         against = row.get("baseline") or row.get("control") or row["against"]
+        interval = "no interval"
+        if row["low"] is not None:
+            interval = f"{row['low']:+.3f} to {row['high']:+.3f}"
         print(
             f"{row['model']} − {against}, {row['metric']} ({row['threshold']}, "
-            f"{row['level']}): {row['difference']:+.3f} ({row['low']:+.3f} to "
-            f"{row['high']:+.3f}), {row['entities']} entities"
+            f"{row['level']}): {row['difference']:+.3f} ({interval}), "
+            f"{row['entities']} entities"
         )
     print(results["recommendation"]["text"])
 

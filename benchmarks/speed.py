@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 from timing import work
-from timing.processes import Pairs, Turns, take_turns, worker_command
+from timing.processes import Pairs, Turns, take_turns
 from timing.work import Size, Work
 
 from kdjax.errors import ConfigError, KdjaxError
@@ -84,9 +84,10 @@ def compare(names: Sequence[str], *, quick: bool) -> list[Row]:
 
 def measure(item: Work, *, quick: bool) -> Turns:
     """Measurements of one work, of kdjax and of all its peers."""
+    worker = [sys.executable, "-m", "timing.processes"]
+    flags = ["--quick"] * quick
     commands = {
-        side: worker_command(side, item.name, quick=quick)
-        for side in ("kdjax", *item.targets)
+        side: [*worker, side, item.name, *flags] for side in ("kdjax", *item.targets)
     }
     return take_turns(commands, pairs=QUICK if quick else FULL, rated=["kdjax"])
 

@@ -31,7 +31,7 @@ from kdjax.detection.false_alarms import (
     p_values,
 )
 from kdjax.detection.gaussian import gaussian_from_moments, merge_all, moments_of
-from kdjax.detection.rolling import adapt, start_adaptive
+from kdjax.detection.rolling import adapt, adaptive_tau, start_adaptive
 from kdjax.detection.scores import window_scores
 from kdjax.detection.thresholds import (
     Rule,
@@ -192,9 +192,9 @@ def _follow(calibration: Windows, windows: Windows) -> tuple[np.ndarray, np.ndar
     state = start_adaptive(calibration.scores, RATE, step=GAMMA)
     taus, alarms = [], []
     for score in windows.scores.tolist():
-        state, tau, alarm = adapt(state, score)
-        taus.append(tau)
-        alarms.append(alarm)
+        taus.append(adaptive_tau(state))
+        alarms.append(score > taus[-1])
+        state = adapt(state, score)
     return np.array(taus), np.array(alarms)
 
 

@@ -7,7 +7,6 @@ help and refusals are immediate.
 
 import errno
 import io
-import itertools
 import re
 import sys
 import textwrap
@@ -159,16 +158,14 @@ def _flag_help(flag: Flag) -> str:
 
 def _fields_help() -> Iterator[str]:
     """The config's fields as a shell takes them, one paragraph a group."""
-    fields = (
-        (name, f'"{value}"'.replace(" ", "") if isinstance(value, tuple) else value)
-        for name, value in leaves(config_module.get_config().to_dict())
-    )
-    ordered = sorted(fields, key=lambda field: ("." in field[0], field[0]))
-    for _, group in itertools.groupby(ordered, lambda field: field[0].split(".")[:-1]):
-        words = (f"{name}={'' if v is None else v}" for name, v in group)
-        yield textwrap.fill(
-            " ".join(words), 88, initial_indent="  ", subsequent_indent="    "
-        )
+    groups: dict[str, list[str]] = {}
+    for name, value in leaves(config_module.get_config().to_dict()):
+        text = f'"{value}"'.replace(" ", "") if isinstance(value, tuple) else value
+        word = f"{name}={'' if text is None else text}"
+        groups.setdefault(name.rpartition(".")[0], []).append(word)
+    for words in groups.values():
+        text = " ".join(words)
+        yield textwrap.fill(text, 88, initial_indent="  ", subsequent_indent="    ")
 
 
 def parse(argv: Sequence[str]) -> tuple[Flags, list[str]]:
@@ -249,14 +246,12 @@ def _check_flags(verb: str, values: Flags) -> None:
 
 def _problems(argv: Sequence[str]) -> list[str]:
     """What is wrong with each flag, found by parsing it alone."""
-    # --config stands first; its value may be an argument of its own.
-    first = argv[1] if len(argv) > 1 else ""
-    base = argv[
-        : 1 + bool(CONFIG_FLAG.match(first)) + (first in ("--config", "-config"))
-    ]
+    start = 1
+    if len(argv) > 1 and CONFIG_FLAG.match(argv[1]):
+        start = 2 if "=" in argv[1] else 3
+    base, rest, problems = argv[:start], list(argv[start:]), []
     if fault := _fault(base):
         return [_one_line(fault)]
-    problems, rest = [], list(argv[len(base) :])
     while rest:
         arg = rest.pop(0)
         fault = _fault([*base, arg]) if arg.startswith("-") else None
@@ -300,7 +295,7 @@ def _print(message: str) -> None:
 
 def _show_warning(message: Any, _: Any, file: str, line: int, *__: Any) -> None:
     """A Python warning as one line, such as that of an old name in a config file."""
-    _print(f"{file}:{line}: {message}")
+    _print(f"{file}:{line}: {_shown(message)}")
 
 
 def _lacks_memory(error: BaseException) -> bool:

@@ -30,7 +30,9 @@ TRAIN_ROWS = {"press": 600, "saw": 240}
 TEST_ROWS = {"press": 160, "saw": 120}
 SPIKES = {"press": (70, 85), "saw": (40, 52)}
 
-hypothesis.settings.register_profile("default", deadline=None, max_examples=20)
+hypothesis.settings.register_profile(
+    "default", deadline=None, max_examples=40, derandomize=True
+)
 hypothesis.settings.register_profile("slow", deadline=None, max_examples=200)
 
 

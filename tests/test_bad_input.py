@@ -12,12 +12,12 @@ checks that they are there. What stands in brackets is the beginning of a case's
     test_bad_input::test_a_bad_file_is_refused[01]
     test_own_file::test_missing_cells_are_refused_by_row_and_column_and_bind_no_folder
     test_bad_rows::test_a_row_without_a_score_is_unknown_and_never_normal
-    test_data_own::test_mask_leaves_gaps_open_and_counts_them
+    test_data_schema::test_mask_leaves_gaps_open_and_counts_them
  2 infinite, or 1e400 in text
     test_bad_input::test_a_bad_file_is_refused[02]
  3 beyond float32
     test_bad_input::test_a_bad_file_is_refused[03]
-    test_data_files::test_value_beyond_float32_is_never_filled
+    test_data_readers::test_value_beyond_float32_is_never_filled
  4 a huge finite spike
     test_bad_rows::test_a_huge_spike_is_an_alarm_and_written_as_inf
     test_numbers_hold::test_what_overflows_alarms_and_is_never_normal
@@ -48,13 +48,13 @@ checks that they are there. What stands in brackets is the beginning of a case's
     test_bad_input::test_a_bad_file_is_refused[14]
 15 marks of the byte order, NUL bytes, line ends, separators, decimal commas
     test_bad_input::test_a_bad_file_is_refused[15]
-    test_data_files::test_dialects_read_alike
+    test_data_readers::test_dialects_read_alike
 16 times that are there twice
     test_bad_input::test_a_bad_file_is_refused[16]
-    test_data_own::test_the_last_of_repeated_rows_stays
+    test_data_schema::test_the_last_of_repeated_rows_stays
 17 times that run backwards, or of several zones
     test_bad_input::test_a_bad_file_is_refused[17]
-    test_data_own::test_sorted_within_an_entity
+    test_data_schema::test_sorted_within_an_entity
 18 a gap in time
     test_own_file::test_no_window_crosses_the_leap
     test_detection_table::test_a_gap_in_time_starts_afresh
@@ -68,7 +68,7 @@ checks that they are there. What stands in brackets is the beginning of a case's
 21 cut or empty files
     test_bad_input::test_a_bad_file_is_refused[21]
     test_bad_artifacts::test_a_bad_detector_is_refused[21]
-    test_data_benchmarks::test_damaged_arrays_of_smap
+    test_data_datasets::test_damaged_arrays_of_smap
 22 a flipped bit
     test_bad_artifacts::test_a_bad_detector_is_refused[22]
     test_bad_artifacts::test_a_bad_exported_file_is_refused
@@ -106,7 +106,7 @@ checks that they are there. What stands in brackets is the beginning of a case's
     test_bad_rows::test_bad_labels_are_refused
     test_evaluation_rows::test_nothing_labelled_gives_null_with_reasons
     test_evaluation_metrics::test_curves_without_negatives
-    test_data_benchmarks::test_labels_are_as_many_as_test_rows
+    test_data_datasets::test_labels_are_as_many_as_test_rows
 32 two processes in one folder
     test_crashes::test_the_second_of_two_is_refused_by_the_firsts_number
 33 a process of several that dies

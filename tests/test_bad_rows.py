@@ -26,6 +26,7 @@ from kdjax import DataError, KDDetector
 from kdjax.cli import main
 from kdjax.data import raw as memory
 from kdjax.data import readers as files
+from kdjax.data import schema
 
 
 @pytest.fixture
@@ -293,9 +294,9 @@ def test_tables_larger_than_the_memory_are_scored_from_disk(
     assert main(arguments) == 0
     whole = (tmp_path / "s.csv").read_bytes()
     monkeypatch.setattr(files, "available_memory", lambda: 28 * 1000)
-    kept = files.to_mapped_series
+    room = schema.mapped_rows
     monkeypatch.setattr(
-        files, "to_mapped_series", lambda *a, **k: mapped.append(1) or kept(*a, **k)
+        schema, "mapped_rows", lambda *shape: mapped.append(shape) or room(*shape)
     )
     assert main(arguments) == 0
     assert (tmp_path / "s.csv").read_bytes() == whole and mapped

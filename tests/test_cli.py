@@ -512,7 +512,7 @@ def test_interruption_has_its_own_code(say, monkeypatch):
     monkeypatch.setattr(VERBS["run"], "main", interrupt)
     code, _, err = say("run")
     assert code == 130
-    assert err == "kdjax: interrupted; the same command goes on from here\n"
+    assert err == "kdjax: interrupted; rerun the same command to resume\n"
 
 
 # run.

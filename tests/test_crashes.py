@@ -283,7 +283,7 @@ def test_sigterm_costs_a_run_no_step(commands, finished, tmp_path):
     assert ended.seconds < 10  # 5 on a machine with nothing else to do
     assert ended.code == 128 + signal.SIGTERM
     assert words(ended.err) == (
-        "kdjax: stopped by SIGTERM; the same command goes on from here"
+        "kdjax: stopped by SIGTERM; rerun the same command to resume"
     )
     assert '"phase": "student"' not in logged(workdir)
     (step,) = (int(p.name) for p in (workdir / "checkpoints" / "teacher").iterdir())
@@ -309,15 +309,15 @@ def test_sigint_ends_a_fleet_with_130(commands, interruptible, tmp_path):
     process.send_signal(signal.SIGINT)
     ended = programs.finish(process, started)
     assert ended.seconds < 10 and ended.code == 128 + signal.SIGINT
-    assert words(ended.err) == "kdjax: interrupted; the same command goes on from here"
+    assert words(ended.err) == "kdjax: interrupted; rerun the same command to resume"
     assert traces.leftovers(tmp_path) == []
 
 
 BUSY = """
 import hashlib, sys
-from kdjax import stopping
+from kdjax.io import signals as stopping
 stopping.GRACE = {grace}
-stopping.heed()
+stopping.install_handlers()
 print("ready", flush=True)
 {work}
 """
@@ -335,12 +335,12 @@ try:
     del thing
     time.sleep(600)
 except KeyboardInterrupt as error:
-    sys.exit(stopping.told(error))
+    sys.exit(stopping.stop_message(error))
 """
 # Nothing but the watch ends what holds a signal back for good.
 HOLDS = """
 import time
-with stopping.held():
+with stopping.signals_held():
     time.sleep(600)
 """
 
@@ -382,15 +382,15 @@ def test_a_signal_at_the_very_end_changes_nothing():
     """A module's end comes after all that a program does by itself."""
     script = (
         "import os, signal, time\n"
-        "from kdjax import stopping\n"
+        "from kdjax.io import signals as stopping\n"
         "class Late:\n"
         "    def __init__(self):\n"
         "        self.kill, self.me = os.kill, os.getpid()\n"
         "    def __del__(self):\n"
         "        self.kill(self.me, 15)\n"
-        "stopping.heed()\n"
+        "stopping.install_handlers()\n"
         "late = Late()\n"
-        "stopping.rest()\n"
+        "stopping.ignore_signals()\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", script], check=False, capture_output=True, text=True
@@ -517,7 +517,7 @@ import kdjax.experiment.pipeline, kdjax.experiment.sweeps.run, kdjax.experiment.
 import pooch, requests
 import kdjax.data.download as fetch
 from kdjax.cli import main
-from kdjax.data import fetch
+from kdjax.data import download as fetch
 given = json.load(open(sys.argv[1]))
 def say(arguments):
     errors = io.StringIO()

@@ -2,6 +2,8 @@
 
 import warnings
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -119,6 +121,27 @@ def test_windows_scale_like_rows():
     windows = np.random.default_rng(0).normal(size=(3, 4, 2)).astype(np.float32)
     scaled = apply_scaler(scaler, windows)
     np.testing.assert_array_equal(scaled[1], apply_scaler(scaler, windows[1]))
+
+
+def test_jax_arrays_are_scaled_as_numpy_arrays():
+    rows = _rows(3)
+    scaler = fit_scaler(rows, method="zscore")
+    expected = apply_scaler(scaler, rows)
+    assert type(expected) is np.ndarray
+    given = jnp.asarray(rows)
+    fitted = fit_scaler(given, method="zscore")
+    np.testing.assert_array_equal(fitted.offset, scaler.offset)
+    for scale in (apply_scaler, jax.jit(apply_scaler)):
+        found = scale(scaler, given)
+        assert isinstance(found, jax.Array) and found.dtype == jnp.float32
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+    mapped = jax.vmap(apply_scaler, in_axes=(None, 0))(scaler, given)
+    np.testing.assert_allclose(mapped, expected, rtol=1e-6)
+    slope = jax.grad(lambda x: apply_scaler(scaler, x).sum())(given[0])
+    np.testing.assert_allclose(slope, 1 / scaler.scale, rtol=1e-6)
+    whole = apply_scaler(Scaler(np.float32([1]), np.float32([2])), jnp.array([[5]]))
+    assert whole.dtype == jnp.float32 and whole.tolist() == [[2.0]]
+    assert type(apply_scaler(scaler, rows.tolist())) is np.ndarray
 
 
 def test_unknown_method_is_refused():

@@ -11,6 +11,7 @@ from kdjax.data.splits import (
     kept,
     merge,
     segments,
+    split,
     split_rows,
     unfold,
     window_starts,
@@ -264,3 +265,31 @@ def test_window_and_stride_are_checked(function):
 def test_split_checks_its_window():
     with pytest.raises(ConfigError, match=r"data\.window=-3 must be at least 1 row"):
         split_rows(100, window=-3)
+
+
+def test_split_gives_the_blocks_of_hand_made_rows():
+    rows = np.stack([np.arange(1000), -np.arange(1000)], axis=1)
+    blocks = split(rows, window=10)
+    # 850 rows before calibration; 128 of them in four blocks of 32, which leave room for
+    # three windows, each in the middle of its quarter of 213, 213, 212 and 212 rows.
+    validation = [(90, 122), (303, 335), (516, 548), (728, 760)]
+    fit = [(0, 90), (122, 303), (335, 516), (548, 728), (760, 850)]
+    for found, expected in (
+        (blocks.validation, validation),
+        (blocks.fit, fit),
+        (blocks.calibration, [(850, 1000)]),
+    ):
+        assert [(int(b[0, 0]), int(b[-1, 0]) + 1) for b in found] == expected
+        assert all(np.shares_memory(block, rows) for block in found)
+
+
+def test_split_takes_shares_and_gives_each_row_once():
+    rows = np.arange(100)[:, None]
+    blocks = split(rows, window=5, validation=0.2, calibration=0.1)
+    assert [[len(block) for block in part] for part in blocks] == [[36, 36], [18], [10]]
+    everything = np.concatenate([block for part in blocks for block in part])
+    np.testing.assert_array_equal(np.sort(everything, axis=0), rows)
+    none = split(rows, window=5, validation=0, calibration=0)
+    assert none.validation == none.calibration == [] and len(none.fit[0]) == 100
+    with pytest.raises(ConfigError, match=r"data\.validation=1 must be a share"):
+        split(rows, window=5, validation=1)

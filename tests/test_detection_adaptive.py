@@ -23,8 +23,8 @@ from kdjax.errors import ConfigError, DataError
 def follow(state, scores):
     alarms = []
     for score in scores:
-        state, _, alarm = adapt(state, score)
-        alarms.append(alarm)
+        alarms.append(score > adaptive_tau(state))
+        state = adapt(state, score)
     return state, np.array(alarms, bool)
 
 
@@ -46,7 +46,9 @@ def test_each_update_is_the_formula_on_the_last_n_scores(first, scores, rate, st
     state, seen, alpha = start_adaptive(np.array(first), rate, step=step), first, rate
     for score in scores:
         last = sorted(seen[-len(first) :])
-        state, tau, alarm = adapt(state, score)
+        tau = adaptive_tau(state)
+        alarm = score > tau
+        state = adapt(state, score)
         # The least threshold that enough of [scores, the new one, …] reach.
         rank = math.ceil(round((len(last) + 1) * (1 - alpha), 9))
         expected = math.inf if rank > len(last) else -math.inf

@@ -670,18 +670,18 @@ def test_absent_and_clashing_arrays_are_refused(saved):
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("window", "4", "no whole number of at least 1"),
-        ("window", True, "no whole number of at least 1"),
-        ("stride", 0, "no whole number of at least 1"),
+        ("window", "4", "not a whole number of at least 1"),
+        ("window", True, "not a whole number of at least 1"),
+        ("stride", 0, "not a whole number of at least 1"),
         ("allowed_points", 4, "allowed_points is not below window"),
-        ("cooldown", -1, "no whole number of at least 0"),
+        ("cooldown", -1, "not a whole number of at least 0"),
         ("max_gap", -0.5, "-0.5 is below 0"),
-        ("step", "soon", "'soon' is no number"),
-        ("channels", ["x", "x"], "no list of different names"),
+        ("step", "soon", "'soon' is not a number"),
+        ("channels", ["x", "x"], "not a list of different names"),
         ("channels", ["x"], r"scaler/offset .* expected floats of shape \(2, 1\)"),
-        ("entities", [5], "5 is no text"),
+        ("entities", [5], "5 is not text"),
         ("entities", ["a", "b"], "no threshold for each entity"),
-        ("blame", "guess", "'guess' divides no score"),
+        ("blame", "guess", "'guess' is no attribution method"),
         ("kind", "pca+difference", r"normal/mean .* floats of shape \(2, 4\)"),
     ],
 )
@@ -694,7 +694,7 @@ def test_parts_that_do_not_fit_together_are_refused(saved, field, value, message
 @pytest.mark.parametrize("tau", ["nan", None, "high"])
 def test_a_threshold_that_no_score_compares_with_is_refused(saved, tau):
     rewrite(saved, lambda d: d["thresholds"][0].update(tau=tau) or d)
-    with pytest.raises(ArtifactError, match="does not hold .*is no number"):
+    with pytest.raises(ArtifactError, match="does not hold .*is not a number"):
         load_detector(saved)
 
 

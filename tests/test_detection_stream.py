@@ -11,7 +11,12 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from kdjax.data.series import Series
-from kdjax.detection.rolling import adapt, rolling_taus, start_adaptive
+from kdjax.detection.rolling import (
+    adapt,
+    adaptive_tau,
+    rolling_taus,
+    start_adaptive,
+)
 from kdjax.detection.stream_rules import Plan, plan_from_json, plan_of, plan_to_json
 from kdjax.detection.streaming import (
     StreamDetector,
@@ -369,9 +374,8 @@ def test_an_adaptive_threshold_moves_at_each_stride(asked):
         worst = scores[number - 3 : number + 1].max()
         assert row.alarm == (np.float32(worst) > tau)
         if (number - 3) % 2 == 0:
-            adapted = adapt(state, float(np.float32(worst)))
-            assert adapted.tau == tau
-            state = adapted.state
+            assert adaptive_tau(state) == tau
+            state = adapt(state, float(np.float32(worst)))
             ranked = np.sort(state.recent)
             rank = math.ceil(21 * (1 - state.alpha) - 1e-9)
             tau = math.inf if rank > 20 else ranked[rank - 1]

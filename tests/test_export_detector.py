@@ -125,18 +125,25 @@ ARCHITECTURES = [
     Architecture(D, (6, 4), "independent", "repeat", "sigmoid"),
     Architecture(D, (16,), "independent", "feedback", "linear"),
 ]
+NET = "autoencoder"
 BASELINES = ["mahalanobis", "difference", "moving_average", "pca"]
 KINDS = [(kind, None) for kind in BASELINES] + [
-    ("autoencoder", architecture) for architecture in ARCHITECTURES
+    (NET, architecture) for architecture in ARCHITECTURES
 ]
 KINDS += [
     ("kmeans", None),
     ("kmeans+difference+moving_average", None),
     ("autoencoder+kmeans+pca", ARCHITECTURES[0]),
 ]
+SLOW = (ARCHITECTURES[0], ARCHITECTURES[3])
 each_kind = pytest.mark.parametrize(
     ("kind", "architecture"),
-    KINDS,
+    [
+        pytest.param(
+            *case, marks=[pytest.mark.slow] * (case in [(NET, a) for a in SLOW])
+        )
+        for case in KINDS
+    ],
     ids=["-".join(map(str, (kind, *(arch or ())))) for kind, arch in KINDS],
 )
 

@@ -32,7 +32,7 @@ def run_onnx(model, windows):
 
 
 @pytest.mark.parametrize("channels", ["joint", "independent"])
-@pytest.mark.parametrize("hidden", [(5,), (6, 4)])
+@pytest.mark.parametrize("hidden", [pytest.param((5,), marks=pytest.mark.slow), (6, 4)])
 @pytest.mark.parametrize(
     ("decoder", "head"),
     [("repeat", "linear"), ("repeat", "sigmoid"), ("feedback", "sigmoid")],

@@ -225,6 +225,7 @@ def test_a_file_that_decides_otherwise_is_not_written(
     assert not output.parent.exists()
 
 
+@pytest.mark.slow
 def test_the_effect_of_8_bits_is_measured_and_said(tmp_path, monkeypatch):
     import jax
 

@@ -326,6 +326,7 @@ list(score_fleet([plants], detector=detector, output=output))
 MOMENTS = ((4, "after"), (9, "before"))
 
 
+@pytest.mark.slow
 def test_a_kill_leaves_whole_files_and_a_restart_completes_them(
     score, plants, tmp_path
 ):

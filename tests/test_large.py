@@ -698,7 +698,7 @@ from kdjax.detection.calibration import Rules, calibrate
 from kdjax.detection.thresholds import Rule
 from kdjax.models.autoencoder import Architecture, network
 from kdjax.models.residual import ResidualModel
-from kdjax.training.batch_sources import grain_feed, make_source_validate
+from kdjax.training.batch_sources import disk_batches, make_source_validate
 from kdjax.training.loop import fit, resume
 from kdjax.losses import teacher_objective, validation_loss
 from kdjax.training.steps import init_state, make_optimizer, make_step
@@ -714,7 +714,7 @@ assert is_large(prepared, memory)
 shape = Architecture(len(prepared.channels), (4,))
 net = network(shape)
 loss = teacher_objective(net)
-fed = grain_feed(windows_source(prepared, "fit", stride=1000), seed=0, batch_size=128)
+fed = disk_batches(windows_source(prepared, "fit", stride=1000), seed=0, batch_size=128)
 optimizer = make_optimizer(
     learning_rate=1e-2, schedule="constant", steps=2 * fed.steps, warmup_steps=0,
     clip_norm=1.0,

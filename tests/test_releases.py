@@ -170,6 +170,7 @@ def test_a_stream_goes_on_from_its_state(version, backend, copy, making):
     assert alarms == wanted["stream/alarm"].tolist() and 0 < sum(alarms) < 35
 
 
+@pytest.mark.slow
 @each_version
 def test_a_run_goes_on_from_its_checkpoint(version, copy, capsys):
     """Its teacher was trained and nothing after it."""

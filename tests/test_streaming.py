@@ -467,6 +467,7 @@ kdjax.scoring.streams.run_stream(
 """
 
 
+@pytest.mark.slow
 def test_kills_lose_and_double_no_line(file, tmp_path):
     rng = random.Random(0)
     values = np.random.default_rng(2).normal(size=(1000, 2))
@@ -496,6 +497,7 @@ def test_kills_lose_and_double_no_line(file, tmp_path):
     assert output.read_text("utf-8") == whole.getvalue()
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow(plain):
     def lines():
         yield "time,x,y\n"

@@ -285,6 +285,7 @@ def test_a_student_is_taught_where_alpha_is_ever_above_0(school, alpha, end, dis
     assert (school(changes).distillation is not None) is distilled
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["reconstruction", "errors"])
 def test_several_teachers_in_each_step_give_the_same_student(
     school, tmp_path, caplog, target

@@ -61,35 +61,29 @@ def build(item: Work, size: Size, side: str = "kdjax") -> Unit:
 
 def _step(item: Work, size: Size) -> Unit:
     mesh = batch_mesh(item.batch)
-    step = make_step(
-        teacher_loss(_network(item.hidden)),
-        _optimizer(),
-        window=work.WINDOW,
-        mesh=mesh,
-    )
-    dataset = place(_dataset(item.batch), mesh)
+    step = _make_step(teacher_loss(_network(item.hidden)), mesh)
     order = np.tile(np.arange(item.batch, dtype=np.int32), size.steps)
-    return Unit(_training(step, item, mesh, [dataset], order), {})
+    datasets = [place(_dataset(item.batch), mesh)]
+    return Unit(_training(step, item, mesh, datasets, order), {})
 
 
 def _epoch(item: Work, size: Size) -> Unit:
     mesh = batch_mesh(item.batch)
-    step = make_step(_distillation(item), _optimizer(), window=work.WINDOW, mesh=mesh)
-    dataset = place(_dataset(size.windows), mesh)
+    datasets = [place(_dataset(size.windows), mesh)]
     teacher = work.make_params(work.TEACHER)
-    datasets = [dataset]
 
     def make_targets() -> None:
         targets = dataset_outputs(
             _network(work.TEACHER),
             teacher,
-            dataset,
+            datasets[0],
             window=work.WINDOW,
             batch_size=BATCH_SIZE,
         )
-        datasets[0] = dataset.replace(targets=place(jax.numpy.asarray(targets), mesh))
+        targets = place(jax.numpy.asarray(targets), mesh)
+        datasets[0] = datasets[0].replace(targets=targets)
 
-    order = _order(work.SEED, size)
+    step, order = _make_step(_distillation(item), mesh), _order(work.SEED, size)
     return Unit(_training(step, item, mesh, datasets, order), {}, make_targets)
 
 
@@ -134,8 +128,11 @@ def _window(item: Work, size: Size) -> Unit:
     model = _model(item)
     scores = jax.jit(point_scorer(model.kind, model.architecture))
     common = jax.device_put((model.params, Gaussian(*work.make_whitening())))
-    run = work.repeat_window(lambda x: np.asarray(scores(common, x)), size.calls)
-    return Unit(run, {})
+
+    def score(windows: np.ndarray) -> np.ndarray:
+        return np.asarray(scores(common, windows))
+
+    return Unit(work.single_windows(score, size.calls, "window"), {})
 
 
 def _stream(item: Work, size: Size) -> Unit:
@@ -186,7 +183,7 @@ def _detector(item: Work) -> Detector:
 
 def _population(item: Work, size: Size) -> Unit:
     mesh = batch_mesh(item.members, least_share=1)
-    step = make_step(_distillation(item), _optimizer(), window=work.WINDOW)
+    step = _make_step(_distillation(item))
     together = make_population_step(lambda hyper: step, mesh)
     everyone = np.ones(item.members, bool)
     dataset = place(_dataset_with_targets(size), mesh)
@@ -208,7 +205,7 @@ def _population(item: Work, size: Size) -> Unit:
 
 def _one_after_the_other(item: Work, size: Size) -> Unit:
     mesh = batch_mesh(item.batch)
-    step = make_step(_distillation(item), _optimizer(), window=work.WINDOW, mesh=mesh)
+    step = _make_step(_distillation(item), mesh)
     datasets = [place(_dataset_with_targets(size), mesh)]
     runs = [
         _training(step, item, mesh, datasets, _order(seed, size), seed)
@@ -225,6 +222,10 @@ def _one_after_the_other(item: Work, size: Size) -> Unit:
 def _order(seed: int, size: Size) -> np.ndarray:
     """The windows of an epoch in random order."""
     return np.random.default_rng(seed).permutation(size.windows).astype(np.int32)
+
+
+def _make_step(loss: LossFunction, mesh: Any = None) -> Step:
+    return make_step(loss, _optimizer(), window=work.WINDOW, mesh=mesh)
 
 
 def _optimizer() -> Any:

@@ -32,18 +32,11 @@ def build(item: Work, size: Size, side: str = "onnxruntime") -> Unit:
         "device": "cpu" if provider == "CPUExecutionProvider" else f"gpu ({provider})",
         "threads": threads or "default",
     }
-    if item.kind == "window":
-        return Unit(work.repeat_window(partial(_score, session), size.calls), facts)
-    if item.kind == "stream":
-        rows = work.make_stream(size.calls)
-        return Unit(work.slide(partial(_score, session), rows), facts)
-    trial = work.make_rows(max(work.SCORING_BATCHES))
-    best = work.fastest(
-        [partial(score_rows, session, trial, batch) for batch in work.SCORING_BATCHES]
-    )
-    batch = work.SCORING_BATCHES[best]
-    rows = work.make_rows(size.series)
-    return Unit(lambda: score_rows(session, rows, batch), facts | {"batch": batch})
+    if item.kind == "series":
+        unit = work.series_unit(partial(score_rows, session), size.series)
+        return unit._replace(facts=facts | unit.facts)
+    score = partial(_score, session)
+    return Unit(work.single_windows(score, size.calls, item.kind), facts)
 
 
 def score_graph(

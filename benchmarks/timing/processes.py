@@ -15,7 +15,6 @@ Imports overlap between processes; what follows `warm` (compilation, choice of a
 size) does not.
 """
 
-import argparse
 import contextlib
 import importlib
 import json
@@ -37,6 +36,13 @@ LIMIT = 600.0  # seconds that one answer may take
 PAUSE = 0.05  # seconds in which threads of the process before stop spinning
 TAIL = 12  # lines of a dead process's stderr that are shown
 OPTIONAL = ("torch", "onnx", "onnxruntime")
+MODULES = {
+    "kdjax": "kdjax_side",
+    "serial": "kdjax_side",
+    "torch": "torch_side",
+    "torch_cached": "torch_side",
+    "onnxruntime": "onnx_side",
+}
 MATRIX = 2048  # width of the products that measure the rate
 COPY_BYTES = 256 * 2**20
 
@@ -65,12 +71,6 @@ class Side(NamedTuple):
     name: str
     process: subprocess.Popen[str]
     errors: IO[str]
-
-
-def worker_command(side: str, name: str, *, quick: bool) -> list[str]:
-    """The command of one side's process."""
-    command = [sys.executable, "-m", "timing.processes", side, name]
-    return [*command, "--quick"] if quick else command
 
 
 def take_turns(
@@ -200,11 +200,7 @@ def builder(side: str, name: str, *, quick: bool) -> Callable[[], Unit]:
         ModuleNotFoundError: a library of the side is not installed.
     """
     item, size = work.find_work(name), work.QUICK if quick else work.FULL
-    home = {"torch_cached": "torch_side", "onnxruntime": "onnx_side"}
-    library = {"torch_cached": "torch"}.get(side, side)
-    if library in OPTIONAL:
-        importlib.import_module(library)
-    module = importlib.import_module(f"timing.{home.get(side, f'{library}_side')}")
+    module = importlib.import_module(f"timing.{MODULES[side]}")
     return lambda: module.build(item, size, side)
 
 
@@ -230,11 +226,7 @@ def serve(
 
 def main(arguments: list[str]) -> None:
     """The process: answers go to stdout, all other output to stderr."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("side")
-    parser.add_argument("name", choices=[*work.WORKS])
-    parser.add_argument("--quick", action="store_true")
-    given = parser.parse_args(arguments)
+    side, name, *flags = arguments
     # Libraries may print to stdout, also from C++: only this copy stays clean.
     with os.fdopen(os.dup(1), "w", buffering=1) as output:
         os.dup2(2, 1)
@@ -243,7 +235,7 @@ def main(arguments: list[str]) -> None:
             output.write(json.dumps(values) + "\n")
 
         try:
-            build = builder(given.side, given.name, quick=given.quick)
+            build = builder(side, name, quick="--quick" in flags)
         except ModuleNotFoundError as error:
             if error.name not in OPTIONAL:
                 raise

@@ -36,18 +36,36 @@ def build(item: Work, size: Size, side: str = "torch") -> Unit:
         "step": _steps,
         "epoch": partial(_epoch, cached=side == "torch_cached"),
         "series": _series,
-        "window": _one_window,
-        "stream": _stream,
+        "window": partial(_window_by_window, kind="window"),
+        "stream": partial(_window_by_window, kind="stream"),
     }[item.kind](model, size)
     return unit._replace(facts=facts | unit.facts)
 
 
 def make_model(params: Any) -> nn.ModuleDict:
     """The torch model that computes the same function with these parameters."""
-    layers = {
-        name: _lstm(values) if "recurrent_kernel" in values else _linear(values)
-        for name, values in params.items()
-    }
+    layers: dict[str, nn.Module] = {}
+    for name, values in params.items():
+        if "recurrent_kernel" in values:
+            inputs, hidden = (
+                len(values["input_kernel"]),
+                len(values["recurrent_kernel"]),
+            )
+            layers[name] = nn.LSTM(inputs, hidden, batch_first=True)
+            state = {
+                "weight_ih_l0": values["input_kernel"].T,
+                "weight_hh_l0": values["recurrent_kernel"].T,
+                "bias_ih_l0": values["bias"],
+                "bias_hh_l0": np.zeros_like(values["bias"]),
+            }
+        else:
+            layers[name] = nn.Linear(*values["kernel"].shape)
+            state = {"weight": values["kernel"].T, "bias": values["bias"]}
+        # Copies: torch refuses to share memory that numpy has marked read-only.
+        copies = {
+            key: torch.from_numpy(np.array(array)) for key, array in state.items()
+        }
+        layers[name].load_state_dict(copies)
     return nn.ModuleDict(layers).to(DEVICE)
 
 
@@ -85,32 +103,6 @@ def score_rows(
         windows = _tensor(rows).unfold(0, work.WINDOW, work.STRIDE).transpose(1, 2)
         scores = [score(part.contiguous()) for part in windows.split(batch)]
         return torch.cat(scores).cpu().numpy()
-
-
-def _lstm(params: Any) -> nn.LSTM:
-    inputs, hidden = (len(params[f"{name}_kernel"]) for name in ("input", "recurrent"))
-    layer = nn.LSTM(inputs, hidden, batch_first=True)
-    values = {
-        "weight_ih_l0": params["input_kernel"].T,
-        "weight_hh_l0": params["recurrent_kernel"].T,
-        "bias_ih_l0": params["bias"],
-        "bias_hh_l0": np.zeros_like(params["bias"]),
-    }
-    layer.load_state_dict(_state(values))
-    return layer
-
-
-def _linear(params: Any) -> nn.Linear:
-    layer = nn.Linear(*params["kernel"].shape)
-    layer.load_state_dict(
-        _state({"weight": params["kernel"].T, "bias": params["bias"]})
-    )
-    return layer
-
-
-def _state(values: dict[str, np.ndarray]) -> dict[str, Tensor]:
-    # A copy: torch refuses to share memory that numpy has marked read-only.
-    return {name: torch.from_numpy(np.array(array)) for name, array in values.items()}
 
 
 def _steps(model: nn.ModuleDict, size: Size) -> Unit:
@@ -170,36 +162,20 @@ def _epoch(model: nn.ModuleDict, size: Size, *, cached: bool) -> Unit:
 
 
 def _series(model: nn.ModuleDict, size: Size) -> Unit:
-    """Scores of a whole series, with the faster batch."""
-    score = make_scorer(model, *work.make_whitening())
-    trial = work.make_rows(max(work.SCORING_BATCHES))
-    best = work.fastest(
-        [partial(score_rows, score, trial, batch) for batch in work.SCORING_BATCHES]
-    )
-    batch = work.SCORING_BATCHES[best]
-    rows = work.make_rows(size.series)
-    return Unit(lambda: score_rows(score, rows, batch), {"batch": batch})
+    """Scores of a whole series."""
+    score = partial(score_rows, make_scorer(model, *work.make_whitening()))
+    return work.series_unit(score, size.series)
 
 
-def _one_window(model: nn.ModuleDict, size: Size) -> Unit:
-    """Scores of single windows."""
-    return _best_threads(work.repeat_window(_window_scorer(model), size.calls))
-
-
-def _stream(model: nn.ModuleDict, size: Size) -> Unit:
-    """Scores of rows that arrive one by one."""
-    rows = work.make_stream(size.calls)
-    return _best_threads(work.slide(_window_scorer(model), rows))
-
-
-def _window_scorer(model: nn.ModuleDict) -> Callable[[np.ndarray], np.ndarray]:
+def _window_by_window(model: nn.ModuleDict, size: Size, kind: str) -> Unit:
+    """Scores of single windows, or of rows that arrive one by one."""
     score = make_scorer(model, *work.make_whitening())
 
     def score_window(windows: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
             return score(_tensor(windows)).cpu().numpy()
 
-    return score_window
+    return _best_threads(work.single_windows(score_window, size.calls, kind))
 
 
 def _best_threads(run: Callable[[], np.ndarray]) -> Unit:

@@ -10,6 +10,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -119,16 +120,22 @@ def make_stream(calls: int) -> np.ndarray:
     return make_rows(2 + calls // STRIDE)[: WINDOW - 1 + calls]
 
 
-def slide(
-    score: Callable[[np.ndarray], np.ndarray], rows: np.ndarray
+def single_windows(
+    score: Callable[[np.ndarray], np.ndarray], calls: int, kind: str
 ) -> Callable[[], np.ndarray]:
-    """A simple stream: moves the window by one row and scores it, for each row.
+    """A peer's `window`: one window `calls` times; or `stream`: moved by a row each time.
 
-    `score` maps `[1, L, D]` to `[1, L]`; rows come from `make_stream`.
+    `score` maps `[1, L, D]` to `[1, L]`.
     """
-    window = np.zeros((1, WINDOW, rows.shape[1]), np.float32)
+    rows = make_stream(calls)
+    window = rows[None, :WINDOW].copy()
 
-    def run() -> np.ndarray:
+    def repeat() -> np.ndarray:
+        for _ in range(calls):
+            scores = score(window)
+        return scores
+
+    def follow() -> np.ndarray:
         window[0, 1:] = rows[: WINDOW - 1]
         for row in rows[WINDOW - 1 :]:
             window[0, :-1] = window[0, 1:]
@@ -136,21 +143,15 @@ def slide(
             scores = score(window)
         return scores
 
-    return run
+    return repeat if kind == "window" else follow
 
 
-def repeat_window(
-    score: Callable[[np.ndarray], np.ndarray], calls: int
-) -> Callable[[], np.ndarray]:
-    """Scores one window `calls` times."""
-    window = make_rows(1)[None]
-
-    def run() -> np.ndarray:
-        for _ in range(calls):
-            scores = score(window)
-        return scores
-
-    return run
+def series_unit(score: Callable[[np.ndarray, int], np.ndarray], windows: int) -> Unit:
+    """A peer's `series`: `score(rows, batch)` with the faster of two batch sizes."""
+    trial = make_rows(max(SCORING_BATCHES))
+    best = fastest([partial(score, trial, batch) for batch in SCORING_BATCHES])
+    batch = SCORING_BATCHES[best]
+    return Unit(partial(score, make_rows(windows), batch), {"batch": batch})
 
 
 def make_whitening() -> tuple[np.ndarray, np.ndarray]:

@@ -26,9 +26,7 @@ class Flag(NamedTuple):
 # Flags named `config…` are defined by ml_collections.
 CONFIG = (
     Flag("config", "FILE[:ARG]", None, "Config file; the package's own by default."),
-    Flag(
-        "config.FIELD", "VALUE", None, "Changes a field; kdjax run --help lists them."
-    ),
+    Flag("config.FIELD", "VALUE", None, "Changes a field; see kdjax run --help."),
 )
 WORKDIR = (
     Flag("workdir", "DIR", None, "Folder for all output; runs/NAME by default."),
@@ -41,14 +39,12 @@ PROCESSES = (
 )
 STUDENT = "--detector=runs/plant/detectors/student"  # of the verbs' examples
 DETECTOR = Flag(
-    "detector", "DIR", None, "Saved detector, such as WORKDIR/detectors/student."
+    "detector", "DIR", None, "Saved detector, as WORKDIR/detectors/student."
 )
 ENTITY = Flag(
-    "entity", "NAME", None, "Scaler, Gaussian and threshold: an entity's, or pooled."
+    "entity", "NAME", None, "Whose scaler, Gaussian and threshold; or pooled."
 )
-TIME_COLUMN = Flag(
-    "time_column", "NAME", "", "Time column; by its name or type if unset."
-)
+TIME_COLUMN = Flag("time_column", "NAME", "", "Time column; by name or type if unset.")
 COLUMNS = (
     TIME_COLUMN,
     Flag("entity_column", "NAME", "", "Column that names the entity of each row."),

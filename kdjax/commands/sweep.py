@@ -44,15 +44,15 @@ def main(arguments: list[str], flags: common.Flags) -> None:
     name, config = Path(path).stem, common.read_config(flags)
     defined = runpy.run_path(path)
     kinds = [kind for kind in ("sweep", "search") if kind in defined]
-    if len(kinds) == 2:
-        raise ConfigError(f"{name} has sweep and search: define one of them.")
     if not kinds:
         raise ConfigError(
             f"{name} has no sweep(add): define one that calls add for each member, as "
             "configs/sweep_quick.py does."
         )
+    kind, *more = kinds
+    if more:
+        raise ConfigError(f"{name} has sweep and search: define one of them.")
     # A file that takes an argument gives it to both of its functions.
-    kind = kinds[0]
     defined[kind] = functools.partial(_call, defined[kind], argument)
     {"sweep": _sweep, "search": _search}[kind](name, config, defined, flags)
 

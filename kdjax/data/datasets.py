@@ -5,6 +5,7 @@ SMD (OmniAnomaly, KDD 2019), ASD (InterFusion, KDD 2021), JumpStarter's second d
 an entity of its own with commands). One machine of SMD comes with the package.
 """
 
+import contextlib
 import csv
 import difflib
 import io
@@ -42,33 +43,30 @@ SMD_CHANNELS = tuple(_SMD_NAMES.split())
 _METRICS = tuple(f"metric_{i}" for i in range(1, 20))
 
 
-class _Layout(NamedTuple):
-    """Files `train/PREFIX*SUFFIX`, `test/…` and `test_label/…`, plain or gzipped."""
-
-    prefix: str
-    suffix: str
-    channels: tuple[str, ...]
-
-
+# Beginning and ending of the files `train/PREFIX*SUFFIX`, `test/…` and `test_label/…`,
+# plain or gzipped.
 _TEXT = {
-    "smd": _Layout("machine-", ".txt", SMD_CHANNELS),
-    "asd": _Layout("omi-", ".txt", _METRICS),
-    "jumpstarter2": _Layout("service", ".csv", _METRICS),
+    "smd": ("machine-", ".txt"),
+    "asd": ("omi-", ".txt"),
+    "jumpstarter2": ("service", ".csv"),
 }
 _FOLDERS = ("train", "test", "test_label")
-_NASA = {
+_CHANNELS = {
+    "smd": SMD_CHANNELS,
+    "asd": _METRICS,
+    "jumpstarter2": _METRICS,
     "smap": ("telemetry", *(f"command_{i}" for i in range(1, 25))),
     "msl": ("telemetry", *(f"command_{i}" for i in range(1, 55))),
 }
+BENCHMARKS = tuple(_CHANNELS)
+_NASA_TABLE = "labeled_anomalies.csv"
+_NASA_COLUMNS = ("chan_id", "spacecraft", "anomaly_sequences", "num_values")
 _NASA_LAYOUT = (
     "labeled_anomalies.csv beside channels/ID.npz, or beside train/ID.npy and "
     "test/ID.npy (also below data/)"
 )
-_NASA_TABLE = "labeled_anomalies.csv"
-_NASA_COLUMNS = ("chan_id", "spacecraft", "anomaly_sequences", "num_values")
 # Listed twice with different ranges. T-10 is not listed, hence has no labels.
 _LEFT_OUT = ("P-2",)
-BENCHMARKS = (*_TEXT, *_NASA)
 
 
 class Culprits(NamedTuple):
@@ -97,10 +95,10 @@ def load_benchmark(
     """
     _check_name(name)
     folder = _folder(name, root)
-    nasa = name in _NASA
-    present = _nasa_entities(name, folder) if nasa else _find_entities(name, folder)
+    text = name in _TEXT
+    present = _find_entities(name, folder) if text else _nasa_entities(name, folder)
     wanted = _select(name, folder, sorted(present, key=_natural), entities)
-    read = _read_nasa_entity if nasa else _read_entity
+    read = _read_entity if text else _read_nasa_entity
     pairs = [read(name, folder, entity) for entity in wanted]
     return Dataset(name, tuple(a for a, _ in pairs), tuple(b for _, b in pairs))
 
@@ -117,7 +115,7 @@ def width(name: str) -> int:
     [38, 19, 19, 25, 55]
     """
     _check_name(name)
-    return len(_NASA[name] if name in _NASA else _TEXT[name].channels)
+    return len(_CHANNELS[name])
 
 
 def interpretation(root: str | Path, entity: str) -> list[Culprits]:
@@ -125,11 +123,10 @@ def interpretation(root: str | Path, entity: str) -> list[Culprits]:
 
     As their labels show, SMD's segments end before the last row named, ASD's with it.
     """
-    name = "asd" if entity.startswith(_TEXT["asd"].prefix) else "smd"
-    folder = _folder(name, root) / "interpretation_label"
-    path = folder / f"{entity}.txt"
+    name = "asd" if entity.startswith(_TEXT["asd"][0]) else "smd"
+    path = _folder(name, root) / "interpretation_label" / f"{entity}.txt"
     text = read_bytes(path).decode("utf-8", errors="replace")
-    last = 1 if name == "asd" else 0
+    last = int(name == "asd")
     segments = []
     for number, line in enumerate(text.split("\n"), start=1):
         match = re.fullmatch(r"\s*(\d+)-(\d+):(\d+(?:,\d+)*)\s*", line)
@@ -177,11 +174,9 @@ def _folder(name: str, root: str | Path) -> Path:
 
 def _layout_hint(name: str) -> str:
     """The expected layout as the end of a message."""
-    if name in _NASA:
+    if name not in _TEXT:
         return f": expected {_NASA_LAYOUT}."
-    layout = _TEXT[name]
-    file = f"{layout.prefix}*{layout.suffix}"
-    expected = ", ".join(f"{folder}/{file}" for folder in _FOLDERS)
+    expected = ", ".join(f"{folder}/{'*'.join(_TEXT[name])}" for folder in _FOLDERS)
     fetch = " `kdjax fetch smd` downloads them." if name == "smd" else ""
     return f": expected {expected} (or .gz of them).{fetch}"
 
@@ -212,23 +207,23 @@ def _natural(entity: str) -> list[str | int]:
 
 def _find_entities(name: str, folder: Path) -> set[str]:
     """Entities with at least one file, so that a missing file is noticed later."""
-    layout = _TEXT[name]
-    names = set()
-    for below in _FOLDERS:
-        for path in (folder / below).glob(f"{layout.prefix}*"):
-            stem = path.name.removesuffix(".gz")
-            if stem.endswith(layout.suffix):
-                names.add(stem.removesuffix(layout.suffix))
-    return names
+    prefix, suffix = _TEXT[name]
+    names = {
+        path.name.removesuffix(".gz")
+        for below in _FOLDERS
+        for path in (folder / below).glob(f"{prefix}*")
+    }
+    return {file.removesuffix(suffix) for file in names if file.endswith(suffix)}
 
 
 def _read_entity(name: str, folder: Path, entity: str) -> tuple[Series, Series]:
-    channels = _TEXT[name].channels
+    channels = _CHANNELS[name]
     train = _read_matrix(_file(name, folder / "train", entity), channels)
     test_path = _file(name, folder / "test", entity)
     test = _read_matrix(test_path, channels)
     label_path = _file(name, folder / "test_label", entity)
-    labels = _read_labels(label_path)
+    place = Place(label_path, ("label",), first_line=1)
+    labels = to_labels(_read_matrix(label_path, ("label",))[:, 0], place, "label")
     if len(labels) != len(test):
         raise DataError(
             f"{label_path} has {len(labels)} labels, but {test_path} has {len(test)} "
@@ -238,11 +233,6 @@ def _read_entity(name: str, folder: Path, entity: str) -> tuple[Series, Series]:
         Series(entity, train, channels),
         Series(entity, test, channels, labels=labels),
     )
-
-
-def _read_labels(path: Path) -> np.ndarray:
-    values = _read_matrix(path, ("label",))[:, 0]
-    return to_labels(values, Place(path, ("label",), first_line=1), "label")
 
 
 def _read_matrix(path: Path, columns: tuple[str, ...]) -> np.ndarray:
@@ -270,30 +260,30 @@ def _read_matrix(path: Path, columns: tuple[str, ...]) -> np.ndarray:
 
 
 def _matrix_fault(data: bytes, place: Place) -> DataError | None:
-    """The first faulty cell or row, searched cell by cell; None before a csv.Error."""
+    """The first row or cell at fault, searched cell by cell."""
     width = len(place.columns)
     lines = io.StringIO(data.decode("utf-8", errors="replace"), newline="")
-    try:
+    with contextlib.suppress(csv.Error):
         for row, cells in enumerate(csv.reader(lines)):
+            fault = next(
+                (i for i, cell in enumerate(cells) if not is_number(cell)), None
+            )
             if len(cells) != width:
                 return DataError(
                     f"{where(place, row)} has {len(cells)} cells, expected {width}; "
                     "complete or remove the row."
                 )
-            for column, cell in zip(place.columns, cells, strict=True):
-                if not is_number(cell):
-                    return DataError(
-                        f"{where(place, row, column)}: {cell!r} is not a number; "
-                        "correct it."
-                    )
-    except csv.Error:
-        pass
+            if fault is not None:
+                return DataError(
+                    f"{where(place, row, place.columns[fault])}: {cells[fault]!r} is "
+                    "not a number; correct it."
+                )
     return None
 
 
 def _file(name: str, folder: Path, entity: str) -> Path:
     """The plain file of a set, or its gzip."""
-    plain = folder / f"{entity}{_TEXT[name].suffix}"
+    plain = folder / f"{entity}{_TEXT[name][1]}"
     packed = plain.with_name(f"{plain.name}.gz")
     for path in (plain, packed):
         if path.is_file():
@@ -305,35 +295,32 @@ def _file(name: str, folder: Path, entity: str) -> Path:
     )
 
 
-class _NasaLine(NamedTuple):
-    """A channel's line of the table: anomalous ranges, both ends included."""
-
-    ranges: list[list[int]]
-    rows: int
-    number: int
-
-
 def _nasa_entities(name: str, root: Path) -> set[str]:
     """Channels of the spacecraft with a line in the table and an array on disk."""
     if not (root / _NASA_TABLE).is_file():
         raise DataError(f"{root / _NASA_TABLE} is missing: expected {_NASA_LAYOUT}.")
     return {
-        entity for entity in _read_nasa_table(name, root) if _any_array(root, entity)
+        entity
+        for entity in _nasa_lines(name, root)
+        if _npz(root, entity).is_file()
+        or any(_npy(root, part, entity).is_file() for part in ("train", "test"))
     }
 
 
 def _read_nasa_entity(name: str, root: Path, entity: str) -> tuple[Series, Series]:
     """Train and labelled test series of one channel."""
-    channels = _NASA[name]
-    train = _read_array(root, entity, "train", channels)
-    test = _read_array(root, entity, "test", channels)
-    labels = _nasa_labels(root, entity, _read_nasa_table(name, root)[entity], len(test))
-    return Series(entity, train, channels), Series(
-        entity, test, channels, labels=labels
+    channels = _CHANNELS[name]
+    train, test = (_read_array(root, entity, p, channels) for p in ("train", "test"))
+    number, row = _nasa_lines(name, root)[entity]
+    labels = _nasa_labels(root / _NASA_TABLE, number, row, len(test))
+    return (
+        Series(entity, train, channels),
+        Series(entity, test, channels, labels=labels),
     )
 
 
-def _read_nasa_table(name: str, root: Path) -> dict[str, _NasaLine]:
+def _nasa_lines(name: str, root: Path) -> dict[str, tuple[int, dict[Hashable, Any]]]:
+    """Line number and cells of each channel of the spacecraft in the table."""
     path = root / _NASA_TABLE
     read_bytes(path)  # refuses a missing, empty or unreadable file
     try:
@@ -345,30 +332,38 @@ def _read_nasa_table(name: str, root: Path) -> dict[str, _NasaLine]:
         raise DataError(
             f"{path} lacks the columns {', '.join(missing)}: download it again."
         )
-    lines = {}
-    for number, row in enumerate(table.to_dict("records"), start=2):
-        if row["spacecraft"] == name.upper() and row["chan_id"] not in _LEFT_OUT:
-            lines[str(row["chan_id"])] = _parse_nasa_line(path, number, row)
-    return lines
+    return {
+        str(row["chan_id"]): (number, row)
+        for number, row in enumerate(table.to_dict("records"), start=2)
+        if row["spacecraft"] == name.upper() and row["chan_id"] not in _LEFT_OUT
+    }
 
 
-def _parse_nasa_line(path: Path, number: int, row: dict[Hashable, Any]) -> _NasaLine:
+def _nasa_labels(
+    path: Path, number: int, row: dict[Hashable, Any], rows: int
+) -> np.ndarray:
+    """Labels `[N]` of a channel's ranges in the table, both ends included."""
+    place = f"{path}: line {number} (channel {row['chan_id']})"
     try:
         ranges = json.loads(row["anomaly_sequences"])
-        rows = int(row["num_values"])
+        listed = int(row["num_values"])
         if not all(len(pair) == 2 and 0 <= pair[0] <= pair[1] for pair in ranges):
             raise ValueError("a range is not [first, last]")
     except (ValueError, TypeError) as error:
         raise DataError(
-            f"{path}: line {number} (channel {row['chan_id']}) can't be read ({error}): "
+            f"{place} can't be read ({error}): "
             "expected ranges such as [[2149, 2349]] and a number of rows."
         ) from None
-    return _NasaLine(ranges, rows, number)
-
-
-def _any_array(root: Path, entity: str) -> bool:
-    arrays = (_npy(root, part, entity) for part in ("train", "test"))
-    return any(path.is_file() for path in (_npz(root, entity), *arrays))
+    last = max((stop for _, stop in ranges), default=0)
+    if listed != rows or last >= rows:
+        raise DataError(
+            f"{place} says {listed} rows with ranges up to row {last}, but test has "
+            f"{rows} rows: download table and arrays again."
+        )
+    labels = np.zeros(rows, bool)
+    for start, stop in ranges:
+        labels[start : stop + 1] = True
+    return labels
 
 
 def _npz(root: Path, entity: str) -> Path:
@@ -400,17 +395,3 @@ def _read_array(
             f"{path}: {part} holds {values.dtype}, expected numbers; download it again."
         )
     return to_float32(values, Place(path, channels))
-
-
-def _nasa_labels(root: Path, entity: str, line: _NasaLine, rows: int) -> np.ndarray:
-    last = max((stop for _, stop in line.ranges), default=0)
-    if line.rows != rows or last >= rows:
-        raise DataError(
-            f"{root / _NASA_TABLE}: line {line.number} (channel {entity}) says "
-            f"{line.rows} rows with ranges up to row {last}, but test has {rows} rows: "
-            "download table and arrays again."
-        )
-    labels = np.zeros(rows, bool)
-    for start, stop in line.ranges:
-        labels[start : stop + 1] = True
-    return labels

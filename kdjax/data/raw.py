@@ -28,6 +28,23 @@ MISSING_CELLS = ("", "NA", "N/A", "n/a", "NaN", "nan", "NULL", "null", "None", "
 # What to do about text that is larger than the memory.
 IN_PIECES = "convert it to Parquet, which is read in pieces, or give it in parts"
 _AGAIN = "copy or download the file again."
+# What numpy raises for damaged headers and arrays.
+_DAMAGE = (
+    ValueError,
+    TypeError,
+    EOFError,
+    SyntaxError,
+    OverflowError,
+    tokenize.TokenError,
+)
+# AttributeError: a .npy file under the name .npz. RuntimeError: encrypted members.
+_ZIP_DAMAGE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    MemoryError,
+    RuntimeError,
+    AttributeError,
+)
 _PIECE_BYTES = 16_000_000  # unpacked at once from a gzip file
 _COVARIANCES = 4  # float64 matrices that exist at once while a Gaussian is fitted
 # A container's memory limit, its statistics and the entry there that can't be freed.
@@ -237,11 +254,7 @@ def read_npy(path: Path, *, mapped: bool = False) -> np.ndarray:
         raise DataError(f"{path} does not exist: check the path.") from None
     except OSError as error:
         raise unreadable(path, error) from None
-    # From headers that numpy tries to parse, and from impossible shapes.
-    except (
-        *(ValueError, EOFError, SyntaxError, TypeError, OverflowError),
-        tokenize.TokenError,
-    ) as error:
+    except _DAMAGE as error:
         raise DataError(
             f"{path} is not a whole .npy file ({error}): {_AGAIN}"
         ) from None
@@ -274,12 +287,7 @@ def read_npz(path: Path, name: str) -> np.ndarray:
         raise DataError(
             f"{path} has no array {name!r}: expected the arrays train and test."
         ) from None
-    except (
-        *(zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, MemoryError),
-        RuntimeError,  # encrypted, or packed in an unknown way
-        *(SyntaxError, tokenize.TokenError),  # from a header
-        *(AttributeError, TypeError),  # a .npy file under the name .npz
-    ) as error:
+    except (*_DAMAGE, *_ZIP_DAMAGE, OSError) as error:
         raise DataError(
             f"{path} is not a whole .npz file ({error}): {_AGAIN}"
         ) from None

@@ -20,7 +20,6 @@ from kdjax.data.schema import (
     Rules,
     check_rules,
     mapped_rows,
-    to_mapped_series,
     to_series,
 )
 from kdjax.data.series import Dataset, Series
@@ -77,13 +76,16 @@ def read_table(
     Raises:
         DataError: the file can't be read; the message names file, row and column.
     """
-    rules = Rules(missing, order, duplicates)
-    check_rules(rules)
-    roles = Roles(time_column, entity_column, label_column)
-    recording = _read(Path(path), roles, rules, _stem(Path(path)))
-    if not str(exclude):
-        return recording.series
-    return exclude_rows([recording], Path(exclude))[0]
+    return load_files(
+        path,
+        time_column=time_column,
+        entity_column=entity_column,
+        label_column=label_column,
+        missing=missing,
+        order=order,
+        duplicates=duplicates,
+        exclude=exclude,
+    ).train
 
 
 def load_files(
@@ -180,8 +182,6 @@ def _read(
     table = table or read_columns(path, text_column=roles.entity)
     if labels == "optional" and roles.label not in table.place.columns:
         roles = roles._replace(label="")
-    if isinstance(table, OpenTable):
-        return to_mapped_series(table, roles=roles, rules=rules, name=name)
     return to_series(table, roles=roles, rules=rules, name=name)
 
 
@@ -246,16 +246,25 @@ def exclude_rows(
             f"{path} has the columns {', '.join(columns)}: expected start and "
             "end, and if need be entity and reason."
         )
-    owners = _owners(table, recordings)
+    owners = _owners(table, [one.entity for one in recordings[0].series])
     hit = np.zeros(len(table.frame), bool)
     found = []
     for series, zoned in recordings:
         bounds = _bounds(table, series[0], zoned)
         excluded = []
         for one in series:
-            spans = _row_spans(one, bounds, owners)
-            hit |= spans[:, 0] < spans[:, 1]
-            excluded.append(_excluding(one, spans, path))
+            time = np.arange(len(one.values)) if one.time is None else one.time
+            first = np.searchsorted(time, bounds[:, 0], side="left")
+            stop = np.searchsorted(time, bounds[:, 1], side="right")
+            own = (first < stop) & ((owners == "") | (owners == one.entity))
+            hit |= own
+            spans = merge(np.stack([first, stop], axis=1)[own])
+            if len(spans):
+                rows = int((spans[:, 1] - spans[:, 0]).sum())
+                note = f"{rows:,} of {len(time):,} rows excluded ({path.name})"
+                notes = (*one.notes, f"{one.entity}: {note}")
+                one = one._replace(excluded=spans, notes=notes)
+            excluded.append(one)
         found.append(tuple(excluded))
     missed = np.flatnonzero(~hit)
     if len(missed):
@@ -263,18 +272,17 @@ def exclude_rows(
             f"{len(missed)} of {len(hit)} spans hold no row of the data, the first in "
             f"{where(table.place, int(missed[0]))}"
         )
-        first, *rest = found[0]
-        found[0] = (first._replace(notes=(*first.notes, note)), *rest)
+        one, *rest = found[0]
+        found[0] = (one._replace(notes=(*one.notes, note)), *rest)
     return found
 
 
-def _owners(table: Table, recordings: Sequence[Recording]) -> np.ndarray:
+def _owners(table: Table, known: Sequence[str]) -> np.ndarray:
     """The entity of each span, `[S]` str; "" for all entities."""
     frame, place = table
     if "entity" not in place.columns:
         return np.full(len(frame), "", object)
     owners = frame["entity"].fillna("").astype(str).str.strip().to_numpy(object)
-    known = [one.entity for one in recordings[0].series]
     for row, owner in enumerate(owners):
         if owner and owner not in known:
             raise DataError(
@@ -322,21 +330,3 @@ def _parse_bounds(
         days = column.astype(str).str.strip().str.fullmatch(r"\d{4}-\d\d-\d\d")
         times = times + days.to_numpy(np.int64) * (_DAY - np.timedelta64(1, "ns"))
     return times
-
-
-def _row_spans(series: Series, bounds: np.ndarray, owners: np.ndarray) -> np.ndarray:
-    """The series' own rows between the bounds, `[S, 2] -> [S, 2]` half open."""
-    time = np.arange(len(series.values)) if series.time is None else series.time
-    first = np.searchsorted(time, bounds[:, 0], side="left")
-    stop = np.searchsorted(time, bounds[:, 1], side="right")
-    own = (owners == "") | (owners == series.entity)
-    return np.stack([first, np.where(own, stop, first)], axis=1)
-
-
-def _excluding(series: Series, spans: np.ndarray, path: Path) -> Series:
-    spans = merge(spans[spans[:, 0] < spans[:, 1]])
-    if not len(spans):
-        return series
-    rows = int((spans[:, 1] - spans[:, 0]).sum())
-    note = f"{series.entity}: {rows:,} of {len(series.values):,} rows excluded ({path.name})"
-    return series._replace(excluded=spans, notes=(*series.notes, note))

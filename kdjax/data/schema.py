@@ -8,6 +8,7 @@ import os
 import shutil
 import tempfile
 from collections import defaultdict
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -26,7 +27,7 @@ MISSING = ("error", "ffill", "mask")
 ORDERS = ("strict", "sort")
 DUPLICATES = ("error", "last")
 
-# Rows of a large table that are read at once to find and read its time column.
+# Rows of a large table read at once to find and read its time column.
 _HEAD = 65_536
 _ROLE_HINT = (
     "correct it, or name the column as entity_column or time_column if it is one, else "
@@ -63,13 +64,23 @@ class Recording(NamedTuple):
 
 
 class _Layout(NamedTuple):
-    """A table's rows in order, and which of them belong to each entity."""
+    """Rows in order, and which of them belong to each entity.
 
-    table: Table
+    Attributes:
+        place: of the table, with the file's row of each row.
+        channels: names of the D channels.
+        groups: rows of each entity, in the new order.
+        time: `[N]` or None.
+        labels: `[N]` or None.
+        notes: of each entity.
+        zoned: whether times have an offset from UTC.
+    """
+
+    place: Place
     channels: tuple[str, ...]
-    groups: dict[str, np.ndarray]  # rows of the table
-    time: np.ndarray | None  # [N]
-    labels: np.ndarray | None  # [N]
+    groups: dict[str, np.ndarray]
+    time: np.ndarray | None
+    labels: np.ndarray | None
     notes: dict[str, list[str]]
     zoned: bool
 
@@ -84,8 +95,13 @@ def check_rules(rules: Rules) -> None:
             )
 
 
-def to_series(table: Table, *, roles: Roles, rules: Rules, name: str) -> Recording:
+def to_series(
+    table: Table | OpenTable, *, roles: Roles, rules: Rules, name: str
+) -> Recording:
     """The series in a table.
+
+    Of an `OpenTable` the channels are copied in chunks to a temporary file in `TMPDIR`
+    that is deleted with the last series that uses it.
 
     Args:
         table: the file's columns.
@@ -93,14 +109,48 @@ def to_series(table: Table, *, roles: Roles, rules: Rules, name: str) -> Recordi
         rules: how to treat faults of rows.
         name: the entity if there is no column of entities.
     """
-    layout = _lay_out(table, roles=roles, rules=rules, name=name)
-    values = _values(layout, rules.missing)
-    return _to_recording(layout, {e: values[rows] for e, rows in layout.groups.items()})
+    frame = table.frame if isinstance(table, Table) else _known_columns(table, roles)
+    layout = _lay_out(frame, table.place, roles=roles, rules=rules, name=name)
+    channels, groups = layout.channels, layout.groups
+    order = np.concatenate([*groups.values()])
+    if layout.place.rows is not None:
+        order = layout.place.rows[order]
+    place = layout.place._replace(rows=order)
+    stops = np.cumsum([len(rows) for rows in groups.values()])
+    target: np.ndarray
+    chunks: Iterable[pd.DataFrame]
+    if isinstance(table, Table):
+        target, chunks = np.empty((len(order), len(channels)), np.float32), [frame]
+    else:
+        target = mapped_rows(len(order), len(channels))
+        chunks = table.chunks(channels, chunk_rows(target))
+    missing = _copy(chunks, target, channels, stops, rules.missing, place)
+    if missing.any() and rules.missing == "ffill":
+        _fill(target, channels, stops, place)
+    what = "filled with the last one before" if rules.missing == "ffill" else "missing"
+    series, first = [], 0
+    for (entity, rows), stop, count in zip(groups.items(), stops, missing, strict=True):
+        values, notes = target[first:stop], layout.notes[entity]
+        first = stop
+        if count:
+            notes.append(f"{count:,} of {values.size:,} values {what}")
+        series.append(
+            Series(
+                entity,
+                values,
+                channels,
+                time=None if layout.time is None else layout.time[rows],
+                labels=None if layout.labels is None else layout.labels[rows],
+                notes=tuple(f"{entity}: {note}" for note in notes),
+            )
+        )
+    return Recording(tuple(series), layout.zoned)
 
 
-def _lay_out(table: Table, *, roles: Roles, rules: Rules, name: str) -> _Layout:
+def _lay_out(
+    frame: pd.DataFrame, place: Place, *, roles: Roles, rules: Rules, name: str
+) -> _Layout:
     """A table with roles for its columns and rows in order; `frame` may lack channels."""
-    frame, place = table
     _check_roles(roles, place)
     rest = frame.drop(columns=[one for one in (roles.entity, roles.label) if one])
     clock = roles.time or find_time(rest, place)
@@ -131,23 +181,7 @@ def _lay_out(table: Table, *, roles: Roles, rules: Rules, name: str) -> _Layout:
         hint = "labels are 0 (normal) or 1 (anomaly)"
         numbers = parse_numbers(frame[roles.label], place, hint)
         labels = to_labels(numbers, place, roles.label)
-    return _Layout(Table(frame, place), channels, groups, time, labels, notes, zoned)
-
-
-def _to_recording(layout: _Layout, values: dict[str, np.ndarray]) -> Recording:
-    """The series of a layout with the values `[N, D]` of each entity."""
-    series = tuple(
-        Series(
-            entity,
-            values[entity],
-            layout.channels,
-            time=None if layout.time is None else layout.time[rows],
-            labels=None if layout.labels is None else layout.labels[rows],
-            notes=tuple(f"{entity}: {note}" for note in layout.notes[entity]),
-        )
-        for entity, rows in layout.groups.items()
-    )
-    return Recording(series, layout.zoned)
+    return _Layout(place, channels, groups, time, labels, notes, zoned)
 
 
 def _check_roles(roles: Roles, place: Place) -> None:
@@ -201,72 +235,6 @@ def _entity_rows(
     return {str(name): np.flatnonzero(codes == i) for i, name in enumerate(entities)}
 
 
-def _values(layout: _Layout, missing: str) -> np.ndarray:
-    """The channels as float32 `[N, D]`, missing cells treated as `missing` says."""
-    (frame, place), channels = layout.table, layout.channels
-    values = np.empty((len(frame), len(channels)))
-    for index, name in enumerate(channels):
-        values[:, index] = parse_numbers(frame[name], place)
-    bad = ~np.isfinite(values)
-    if bad.any() and missing != "error":
-        if missing == "ffill":
-            values[bad] = np.nan
-        for entity, rows in layout.groups.items():
-            if missing == "ffill":
-                values[rows] = pd.DataFrame(values[rows]).ffill().to_numpy()
-            _note_missing(layout, entity, int(bad[rows].sum()), bad[rows].size, missing)
-        if missing == "mask":
-            _check_alive((~np.isnan(values)).any(axis=0), channels, place)
-        bad = np.isnan(values) if missing == "ffill" else np.isinf(values)
-    if bad.any():
-        raise _missing_error(values, bad, channels, missing, place)
-    return to_float32(values, place, channels, missing=missing)
-
-
-def _note_missing(
-    layout: _Layout, entity: str, count: int, size: int, missing: str
-) -> None:
-    """Adds a note on missing values to an entity of a layout."""
-    if count:
-        what = "filled with the last one before" if missing == "ffill" else "missing"
-        layout.notes[entity].append(f"{count:,} of {size:,} values {what}")
-
-
-def _check_alive(seen: np.ndarray, channels: tuple[str, ...], place: Place) -> None:
-    """Raises DataError for channels without any value; `seen` is `[D]` bool."""
-    empty = [channels[i] for i in np.flatnonzero(~seen)]
-    if empty:
-        raise DataError(
-            f"{place.path}: no row has a value in {', '.join(map(repr, empty))}; remove "
-            f"{'these columns' if len(empty) > 1 else 'this column'}."
-        )
-
-
-def _missing_error(
-    values: np.ndarray,
-    bad: np.ndarray,
-    channels: tuple[str, ...],
-    missing: str,
-    place: Place,
-) -> DataError:
-    """The error for bad cells `[N, D]` without a finite number; it names the first."""
-    row, column = (int(i) for i in np.argwhere(bad)[0])
-    start = where(place, row, channels[column])
-    more = others(int(bad.sum()))
-    if missing == "ffill":
-        return DataError(
-            f"{start}: no earlier value of this entity fills the gap{more}; "
-            "complete or remove these rows, or leave gaps open by data.missing=mask."
-        )
-    absent = bool(np.isnan(values[row, column]))
-    cell = "is missing" if absent else "is infinite"
-    mask = ", or leave it open by data.missing=mask" if absent else ""
-    return DataError(
-        f"{start}: the value {cell}{more}; correct the file, or "
-        f"repeat the last value by data.missing=ffill{mask}."
-    )
-
-
 def parse_numbers(
     column: pd.Series, place: Place, hint: str = _ROLE_HINT
 ) -> np.ndarray:
@@ -294,32 +262,6 @@ def parse_numbers(
     return numbers.to_numpy(np.float64)
 
 
-def to_mapped_series(
-    table: OpenTable, *, roles: Roles, rules: Rules, name: str
-) -> Recording:
-    """`to_series` for a table that is too large for the memory.
-
-    Times, labels and entities are read whole, the channels in chunks, into a temporary
-    file in `TMPDIR` that is deleted with the last series that uses it.
-    """
-    frame = _known_columns(table, roles)
-    layout = _lay_out(Table(frame, table.place), roles=roles, rules=rules, name=name)
-    groups = layout.groups
-    target = _Target(
-        mapped_rows(sum(map(len, groups.values())), len(layout.channels)),
-        np.concatenate(list(groups.values())),
-        np.cumsum([len(rows) for rows in groups.values()]),
-        layout.table.place,
-    )
-    missing = _copy(table, layout.channels, target, rules.missing)
-    if missing.any() and rules.missing == "ffill":
-        _fill(target, layout.channels)
-    values = dict(zip(groups, np.split(target.values, target.stops[:-1]), strict=True))
-    for entity, count in zip(groups, missing, strict=True):
-        _note_missing(layout, entity, int(count), values[entity].size, rules.missing)
-    return _to_recording(layout, values)
-
-
 def mapped_rows(rows: int, width: int) -> np.memmap:
     """An empty float32 array `[N, D]` in a temporary file that is deleted with it.
 
@@ -344,27 +286,6 @@ def mapped_rows(rows: int, width: int) -> np.memmap:
         ) from None
 
 
-class _Target(NamedTuple):
-    """Where the rows of a file go.
-
-    Attributes:
-        values: `[N, D]`, one entity after the other.
-        rows: `[N]` the table's row of each.
-        stops: `[E]` where each entity ends.
-        place: of the table.
-    """
-
-    values: np.memmap
-    rows: np.ndarray
-    stops: np.ndarray
-    place: Place
-
-    def file_rows(self) -> np.ndarray:
-        """`[N]` the file's row of each."""
-        known = self.place.rows
-        return self.rows if known is None else known[self.rows]
-
-
 def _known_columns(table: OpenTable, roles: Roles) -> pd.DataFrame:
     """The columns with a role, or whose name or first rows may be times, whole."""
     columns = table.place.columns
@@ -380,60 +301,101 @@ def _known_columns(table: OpenTable, roles: Roles) -> pd.DataFrame:
 
 
 def _copy(
-    table: OpenTable, channels: tuple[str, ...], target: _Target, missing: str
+    chunks: Iterable[pd.DataFrame],
+    target: np.ndarray,
+    channels: tuple[str, ...],
+    stops: np.ndarray,
+    missing: str,
+    place: Place,
 ) -> np.ndarray:
-    """Copies the channels to their places; the missing values of each entity, `[E]`."""
-    counts = np.zeros(len(target.stops), np.int64)
-    places = np.full(table.rows, -1)
-    places[target.file_rows()] = np.arange(len(target.rows))
-    seen, done = np.zeros(len(channels), bool), 0
-    for frame in table.chunks(channels, chunk_rows(target.values)):
-        to = places[done : done + len(frame)]
-        kept = np.flatnonzero(to >= 0)  # The others have repeated times.
-        here = target.place._replace(rows=done + kept)
-        done += len(frame)
-        frame, to = frame.iloc[kept], to[kept]
-        rows = np.stack([parse_numbers(frame[c], here) for c in channels], axis=1)
+    """Copies channels to `target` `[N, D]`; the missing values of each entity, `[E]`.
+
+    `place.rows` holds the file's row of each row of the target.
+    """
+    assert place.rows is not None
+    by_row = np.argsort(place.rows)
+    counts, seen, done = (
+        np.zeros(len(stops), np.int64),
+        np.zeros(len(channels), bool),
+        0,
+    )
+    for frame in chunks:
+        bounds = (done, done + len(frame))
+        first, last = np.searchsorted(place.rows, bounds, sorter=by_row)
+        to = by_row[first:last]
+        rows = place.rows[to]
+        here = place._replace(rows=rows)
+        if len(to) < len(frame):  # Rows with repeated times are left out.
+            frame = frame.iloc[rows - done]
+        done = bounds[1]
+        values = np.empty((len(to), len(channels)))
+        for index, name in enumerate(channels):
+            values[:, index] = parse_numbers(frame[name], here)
         if missing == "ffill":
-            rows[~np.isfinite(rows)] = np.nan
-        bad = ~np.isfinite(rows) if missing == "error" else np.isinf(rows)
-        _check_first(bad, rows, channels, missing, here)
+            values[~np.isfinite(values)] = np.nan
+        bad = ~np.isfinite(values) if missing == "error" else np.isinf(values)
+        if bad.any():
+            raise _missing_error(values, bad, channels, missing, here, len(target))
         policy = "error" if missing == "error" else "mask"
-        absent = np.isnan(rows)
+        target[to] = to_float32(values, here, channels, missing=policy)
+        absent = np.isnan(values)
         seen |= ~absent.all(axis=0)
-        owners = np.searchsorted(target.stops, to, side="right")
+        owners = np.searchsorted(stops, to, side="right")
         np.add.at(counts, owners, absent.sum(axis=1))
-        target.values[to] = to_float32(rows, here, channels, missing=policy)
-    if missing == "mask":
-        _check_alive(seen, channels, target.place)
+    if missing == "mask" and not seen.all():
+        empty = [repr(channels[i]) for i in np.flatnonzero(~seen)]
+        raise DataError(
+            f"{place.path}: no row has a value in {', '.join(empty)}; remove "
+            f"{'these columns' if len(empty) > 1 else 'this column'}."
+        )
     return counts
 
 
-def _check_first(
-    bad: np.ndarray,
-    values: np.ndarray,
-    channels: tuple[str, ...],
-    missing: str,
-    place: Place,
+def _fill(
+    target: np.ndarray, channels: tuple[str, ...], stops: np.ndarray, place: Place
 ) -> None:
-    """Refuses bad cells of a chunk: the first, as the number in the file is unknown."""
-    if bad.any():
-        first = np.zeros_like(bad)
-        first[tuple(np.argwhere(bad)[0])] = True
-        raise _missing_error(values, first, channels, missing, place)
-
-
-def _fill(target: _Target, channels: tuple[str, ...]) -> None:
-    """Repeats the last value of each entity for missing ones."""
-    size, first, file_rows = chunk_rows(target.values), 0, target.file_rows()
-    for stop in target.stops:
+    """Repeats the last value of each entity for missing ones, in place."""
+    assert place.rows is not None
+    size, first = chunk_rows(target), 0
+    for stop in stops:
         last = np.full((1, len(channels)), np.nan, np.float32)
         for start in range(first, stop, size):
             part = slice(start, min(start + size, stop))
-            rows = np.concatenate([last, target.values[part]])
+            rows = np.concatenate([last, target[part]])
             filled = pd.DataFrame(rows).ffill().to_numpy()[1:]
-            here = target.place._replace(rows=file_rows[part])
-            _check_first(np.isnan(filled), filled, channels, "ffill", here)
-            target.values[part] = filled
+            bad = np.isnan(filled)
+            if bad.any():
+                here = place._replace(rows=place.rows[part])
+                raise _missing_error(filled, bad, channels, "ffill", here, len(target))
+            target[part] = filled
             last = filled[-1:]
         first = stop
+
+
+def _missing_error(
+    values: np.ndarray,
+    bad: np.ndarray,
+    channels: tuple[str, ...],
+    missing: str,
+    place: Place,
+    rows: int,
+) -> DataError:
+    """The error for bad cells `[n, D]` without a finite number; it names the first.
+
+    Their number is known if the cells are all of the file's `rows`.
+    """
+    row, column = (int(i) for i in np.argwhere(bad)[0])
+    start = f"{where(place, row, channels[column])}: "
+    more = others(int(bad.sum())) if len(bad) == rows else ""
+    if missing == "ffill":
+        return DataError(
+            f"{start}no earlier value of this entity fills the gap{more}; "
+            "complete or remove these rows, or leave gaps open by data.missing=mask."
+        )
+    absent = bool(np.isnan(values[row, column]))
+    cell = "is missing" if absent else "is infinite"
+    mask = ", or leave it open by data.missing=mask" if absent else ""
+    return DataError(
+        f"{start}the value {cell}{more}; correct the file, or "
+        f"repeat the last value by data.missing=ffill{mask}."
+    )

@@ -57,7 +57,7 @@ def split(
 
     >>> blocks = split(np.zeros((100, 2)), window=5)
     >>> [[len(block) for block in part] for part in blocks]
-    [[37, 36], [12], [15]]
+    [[36, 36], [13], [15]]
     """
     spans = split_rows(
         len(rows), window=window, validation=validation, calibration=calibration

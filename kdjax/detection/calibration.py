@@ -8,7 +8,7 @@ Several processes (`kdjax.training.hosts`) share the validation windows; each sc
 calibration windows.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -44,8 +44,6 @@ from kdjax.training import hosts
 
 # Rounds of trimming: a new fit without the worst windows may rank others as worse.
 TRIM_ROUNDS = 2
-
-Batches = list[np.ndarray]
 
 
 class Calibration(NamedTuple):
@@ -105,13 +103,9 @@ class PointScores(NamedTuple):
 class _Job(NamedTuple):
     model: ResidualModel
     window: int
-    channels: tuple[str, ...]
+    width: int  # D
+    residuals: tuple[str, ...]  # their F names
     rules: Rules
-
-    @property
-    def residuals(self) -> tuple[str, ...]:
-        """Names of the F residuals."""
-        return residual_names(self.model.kind, self.channels)
 
 
 class _View(NamedTuple):
@@ -132,7 +126,9 @@ def check_enough(prepared: Prepared, rule: Rule) -> None:
 
 def calibrate(model: ResidualModel, prepared: Prepared, rules: Rules) -> Calibration:
     """Gaussians and thresholds of a model on the clean rows of a data set."""
-    job = _Job(model, prepared.window, prepared.channels, rules)
+    channels = prepared.channels
+    names = residual_names(model.kind, channels)
+    job = _Job(model, prepared.window, len(channels), names, rules)
     entities = prepared.entities
     views = [_trimmed(job, _view(prepared, e, e.scaler)) for e in entities]
     moments = [_moments(job, view) for view in views]
@@ -226,7 +222,7 @@ def _trimmed(job: _Job, view: _View) -> _View:
     trimmed = view
     for _ in range(TRIM_ROUNDS):
         moments = _moments(job, trimmed)
-        if moments.n < ROWS_PER_CHANNEL * len(job.channels):
+        if moments.n < ROWS_PER_CHANNEL * job.width:
             break  # The entity uses the pooled Gaussian.
         gaussian = _gaussian(job, [trimmed], moments)
         scores = _scores(job, view, gaussian, view.validation)
@@ -253,22 +249,13 @@ def _pooled(
     return gaussian, np.concatenate(scores)
 
 
-def _all_batches(batches: Batches, first: int) -> Batches:
-    return batches
-
-
-def _residuals(
-    job: _Job, view: _View, take: Callable[[Batches, int], Batches] = _all_batches
-) -> Iterator[np.ndarray]:
+def _residuals(job: _Job, view: _View, *, shared: bool) -> Iterator[np.ndarray]:
     """Residuals of the complete rows of validation windows, `[K, F]` per batch.
 
-    Args:
-        job: what is calibrated.
-        view: of the rows.
-        take: chooses among batches of windows, given the number of the first.
+    `shared` takes only the batches of this process.
     """
     batch_size = job.rules.batch_size
-    size = scoring_batch(job.model, len(job.channels), batch_size)
+    size = scoring_batch(job.model, job.width, batch_size)
     done = 0
     for piece in scaled_pieces(
         view.rows, view.scaler, view.validation, window=job.window
@@ -277,7 +264,8 @@ def _residuals(
             piece.starts[first : first + size]
             for first in range(0, len(piece.starts), size)
         ]
-        own, done = take(batches, done), done + len(batches)
+        own = hosts.share(batches, done) if shared else batches
+        done += len(batches)
         if not own:
             continue
         starts = np.concatenate(own)
@@ -295,7 +283,7 @@ def _residuals(
 
 def _moments(job: _Job, view: _View) -> Moments:
     """Moments of the residuals, over the batches of all processes."""
-    pieces = map(moments_of, _residuals(job, view, hosts.share))
+    pieces = map(moments_of, _residuals(job, view, shared=True))
     return merge_shares(pieces, width=len(job.residuals))
 
 
@@ -314,7 +302,11 @@ def _gaussian(job: _Job, views: Sequence[_View], moments: Moments) -> Gaussian:
             shrinkage = oas_shrinkage(moments, floor=floor, rows=rows)
         else:
             shrinkage = ledoit_wolf_shrinkage(
-                (piece for view in views for piece in _residuals(job, view)),
+                (
+                    piece
+                    for view in views
+                    for piece in _residuals(job, view, shared=False)
+                ),
                 moments,
                 floor=floor,
                 rows=rows,

@@ -15,7 +15,7 @@ from jax import Array
 from kdjax.data.scaler import Scaler
 from kdjax.data.series import Ranges
 from kdjax.data.windowing import has_missing
-from kdjax.detection.attribution import split_deviations
+from kdjax.detection.attribution import attribution_matrix, split_deviations
 from kdjax.detection.gaussian import Gaussian
 from kdjax.detection.scores import deviations, scores_of
 from kdjax.detection.thresholds import Threshold
@@ -167,23 +167,21 @@ def explain_batches(
     values: np.ndarray,
     starts: np.ndarray,
     *,
-    attribution: np.ndarray,
+    attribution: np.ndarray | None = None,
     batch_size: int = BATCH_SIZE,
 ) -> Iterator[Explained]:
     """Scores and contributions of the windows of raw rows, in batches.
 
-    Args:
-        detector: the detector.
-        index: from `entity_index`.
-        values: `[N, D]` raw rows; may be a memory map.
-        starts: `[M]` first rows of the windows.
-        attribution: `[F, F]` from `attribution_matrix` of the same Gaussian.
-        batch_size: windows at once.
+    Arguments as for `score_batches`; `attribution` `[F, F]` is by default the
+    `attribution_matrix` of the detector's own method.
     """
+    gaussian = gaussian_of(detector, index)
+    if attribution is None:
+        attribution = attribution_matrix(gaussian, method=detector.attribution)
     return _map(
         explainer,
         detector.model,
-        (detector.model.params, gaussian_of(detector, index), attribution),
+        (detector.model.params, gaussian, attribution),
         values,
         starts,
         window=detector.window,

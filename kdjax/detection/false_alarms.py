@@ -123,15 +123,7 @@ def measured_rate(
     window: int,
     wanted: float,
 ) -> MeasuredRate:
-    """The measured share of alarms among clean windows.
-
-    Args:
-        scores: `[M]` window scores.
-        starts: `[M]` first rows of the windows.
-        tau: τ.
-        window: L.
-        wanted: the rule's rate.
-    """
+    """The share of clean windows above τ, from scores `[M]` and first rows `[M]`."""
     check_numbers(scores, "scores")
     return _count(np.asarray(scores) > tau, starts, window=window, wanted=wanted)
 
@@ -234,13 +226,9 @@ def score_drift(
 def series_notes(
     detector: "Detector", index: int, series: Series, table: pd.DataFrame
 ) -> list[str]:
-    """Notes on scored rows that differ from the training rows, warnings first.
+    """Notes on rows that differ from the training rows, warnings first.
 
-    Args:
-        detector: the detector.
-        index: whose calibration was used, from `entity_index`.
-        series: the rows, with the detector's channels.
-        table: their `score_table`.
+    `table` is the `score_table` of the series under the entity at `index`.
     """
     notes = [f"{series.entity}: {n}" for n in _notes(detector, index, series, table)]
     return sorted(notes, key=lambda note: "warning" not in note)

@@ -10,11 +10,10 @@ those of calibration. The share of alarms among the first T scores is within
 (max(α_1, 1 − α_1) + γ) / (Tγ) of the rate, whatever the scores are (Proposition 4.1).
 
 Anomalies count as scores too: a long anomaly uses up the alarms, and τ becomes infinite
-for a while. Use it for streams with drift and short anomalies; use a fixed τ otherwise.
+for a while. Use it for streams with drift and short anomalies.
 
-Update once every `stride` rows, the stride of the calibration windows, and keep τ in
-between. With stride 1 the n scores would cover the last n rows only, nearly all the same
-window, and errors would cluster.
+Update once every `stride` rows, the stride of the calibration windows. With stride 1 the
+n scores would cover only the last n rows, and errors would cluster.
 
 A rolling threshold (`start_rolling`) is the conformal threshold at a fixed level of all
 scores so far, calibration's and the stream's (γ = 0). It has no guarantee.
@@ -51,20 +50,6 @@ class Adaptive(NamedTuple):
     ordered: np.ndarray
 
 
-class Adapted(NamedTuple):
-    """Result of a score.
-
-    Attributes:
-        state: for the next score.
-        tau: τ_t, chosen before the score; -inf and inf are possible.
-        alarm: whether the score is above it.
-    """
-
-    state: Adaptive
-    tau: float
-    alarm: bool
-
-
 def start_adaptive(scores: np.ndarray, rate: float, *, step: float = 0.005) -> Adaptive:
     """The state before the first score, from calibration window scores `[n]` in time.
 
@@ -88,7 +73,7 @@ def start_rolling(scores: np.ndarray, rate: float) -> Adaptive:
         scores: `[n]` of calibration; `shuffled` where their order in time is unknown.
         rate: the wanted share of alarms among all scores, anomalies included.
 
-    >>> state = adapt(start_rolling(np.arange(99.0), 0.02), 200.0).state
+    >>> state = adapt(start_rolling(np.arange(99.0), 0.02), 200.0)
     >>> len(state.recent), adaptive_tau(state)
     (100, 98.0)
     """
@@ -115,7 +100,7 @@ def rolling_taus(scores: np.ndarray, new: np.ndarray, rate: float) -> np.ndarray
     for place, score in enumerate(np.asarray(new, np.float64)):
         taus[place] = adaptive_tau(state)
         if not math.isnan(score):
-            state = adapt(state, float(score)).state
+            state = adapt(state, float(score))
     return taus
 
 
@@ -135,33 +120,30 @@ def adaptive_tau(state: Adaptive) -> float:
     return float(state.ordered[rank - 1]) if rank > 0 else -math.inf
 
 
-def adapt(state: Adaptive, score: float) -> Adapted:
-    """Compares a score with τ and updates the state.
+def adapt(state: Adaptive, score: float) -> Adaptive:
+    """The state after a score, which alarms if above `adaptive_tau(state)`.
 
     Raises:
         DataError: the score is NaN.
 
-    >>> adapted = adapt(start_adaptive(np.arange(99.0), 0.02), 200.0)
-    >>> adapted.tau, adapted.alarm, round(adapted.state.alpha, 4)
-    (97.0, True, 0.0151)
+    >>> state = adapt(start_adaptive(np.arange(99.0), 0.02), 200.0)
+    >>> round(state.alpha, 4), adaptive_tau(state)
+    (0.0151, 200.0)
     """
     if math.isnan(score):
         raise DataError(
             "an adaptive threshold got a score of NaN: leave out windows without a "
             "score."
         )
-    tau = adaptive_tau(state)
-    alarm = bool(score > tau)
     recent, ordered = state.recent, state.ordered
     if len(recent) == state.most:
         ordered = np.delete(ordered, np.searchsorted(ordered, recent[0]))
         recent = recent[1:]
-    after = state._replace(
-        alpha=state.alpha + state.step * (state.rate - alarm),
+    return state._replace(
+        alpha=state.alpha + state.step * (state.rate - (score > adaptive_tau(state))),
         recent=np.append(recent, score),
         ordered=np.insert(ordered, np.searchsorted(ordered, score), score),
     )
-    return Adapted(after, tau, alarm)
 
 
 def _start(scores: np.ndarray, rate: float, step: float, most: int) -> Adaptive:

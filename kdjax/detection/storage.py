@@ -30,8 +30,8 @@ from kdjax.detection.attribution import METHODS
 from kdjax.detection.detector import Detector
 from kdjax.detection.gaussian import Gaussian
 from kdjax.detection.stream_rules import (
+    PLAN_CHECKS,
     as_amount,
-    as_count,
     as_names,
     as_number,
     as_text,
@@ -54,20 +54,22 @@ from kdjax.models.autoencoder import Architecture
 from kdjax.models.residual import ResidualModel, residual_names
 
 SCHEMA = 2
-# Fields that schema 1 lacks, by their names in `Detector`, which has their defaults.
-_SINCE_2 = {
+# Fields of detector.json by those of `Detector`.
+_FIELDS = {
+    "channels": "channels",
+    "window": "window",
+    "stride": "stride",
+    "allowed_points": "allowed_points",
+    "max_gap": "max_gap",
     "step": "step",
     "blame": "attribution",
     "min_duration": "min_duration",
     "cooldown": "cooldown",
+    "entities": "entities",
 }
-_COUNTS = {
-    "window": 1,
-    "stride": 1,
-    "allowed_points": 0,
-    "min_duration": 1,
-    "cooldown": 0,
-}
+_NUMBERS = [name for name in _FIELDS if name in PLAN_CHECKS and name != "channels"]
+# Those that schema 1 lacks; `Detector` has their defaults.
+_SINCE_2 = ("step", "blame", "min_duration", "cooldown")
 
 # Errors that JSON, numpy and wrong contents raise.
 _UNREADABLE = (
@@ -240,16 +242,7 @@ def _description(detector: Detector) -> dict[str, Any]:
         "kdjax_version": kdjax_version(),
         "kind": detector.model.kind,
         "architecture": architecture and architecture._asdict(),
-        "channels": detector.channels,
-        "window": detector.window,
-        "stride": detector.stride,
-        "allowed_points": detector.allowed_points,
-        "max_gap": detector.max_gap,
-        "step": detector.step,
-        "blame": detector.attribution,
-        "min_duration": detector.min_duration,
-        "cooldown": detector.cooldown,
-        "entities": detector.entities,
+        **{name: getattr(detector, field) for name, field in _FIELDS.items()},
         "thresholds": [threshold._asdict() for threshold in detector.thresholds],
     }
 
@@ -284,18 +277,19 @@ def _detector(
         hidden = tuple(architecture["hidden"])
         architecture = Architecture(**{**architecture, "hidden": hidden})
     tree = unflatten_dict(arrays, sep="/")  # type: ignore[no-untyped-call]
+    fields = {
+        field: description[name]
+        for name, field in _FIELDS.items()
+        if name in description or name not in _SINCE_2
+    }
     ranges = None
     if "range/low" in arrays:
         ranges = Ranges(arrays["range/low"], arrays["range/high"])
     count = sum(name.startswith("calibration/") for name in arrays)
+    fields |= {name: tuple(fields[name]) for name in ("channels", "entities")}
     return Detector(
+        **fields,
         model=ResidualModel(description["kind"], tree.get("params", {}), architecture),
-        channels=tuple(description["channels"]),
-        window=description["window"],
-        stride=description["stride"],
-        allowed_points=description["allowed_points"],
-        max_gap=description["max_gap"],
-        entities=tuple(description["entities"]),
         scalers=Scaler(arrays["scaler/offset"], arrays["scaler/scale"]),
         gaussians=Gaussian(arrays["normal/mean"], arrays["normal/whiten"]),
         thresholds=tuple(Threshold(**t) for t in description["thresholds"]),
@@ -303,11 +297,6 @@ def _detector(
         ranges=ranges,
         calibration=tuple(arrays[f"calibration/{place}"] for place in range(count)),
         reference=arrays.get("reference"),
-        **{
-            field: description[name]
-            for name, field in _SINCE_2.items()
-            if name in description
-        },
     )
 
 
@@ -317,11 +306,9 @@ def check_detector(detector: Detector) -> None:
     Raises:
         LookupError, TypeError, ValueError: with the part at fault.
     """
-    for name, least in _COUNTS.items():
-        as_count(least)(getattr(detector, name))
-    for value in (detector.max_gap, detector.step):
-        as_amount(value)
     as_names(list(detector.channels))
+    for name in _NUMBERS:
+        PLAN_CHECKS[name](getattr(detector, name))
     for entity in detector.entities:
         as_text(entity)
     if detector.allowed_points >= detector.window:

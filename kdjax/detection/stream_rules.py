@@ -20,22 +20,13 @@ KEPT = 1000
 
 
 class Plan(NamedTuple):
-    """The rules of a stream.
+    """The rules of a stream; fields that aren't listed here are those of `Detector`.
 
     Attributes:
         entity: whose scaler, Gaussian and threshold these are; `pooled` for none.
-        channels: the D names, in the order that the model expects.
-        window: L.
-        stride: rows from one calibration window to the next.
         tau: τ; a window alarms when its score is above.
         rate: wanted false-alarm rate among normal windows; 0 for `fixed`.
         threshold_method: how τ was chosen.
-        allowed_points: points of a window that may lie above τ without an alarm.
-        max_gap: in steps; a longer step in time empties the buffer.
-        step: median time between rows in training, in seconds, or in the unit of a
-            numeric time column; 0 where unknown, so that there are no gaps.
-        min_duration: consecutive rows above τ before an alarm.
-        cooldown: rows after an alarm in which none begins.
         calibration: sorted window scores of calibration, at most `KEPT` of them at
             evenly spaced ranks; empty where unknown.
         disjoint: approximate number of calibration windows that share no row.
@@ -111,7 +102,7 @@ def plan_from_json(text: str) -> Plan:
         if set(found) != set(Plan._fields):
             odd = sorted(set(found) ^ set(Plan._fields))
             raise ValueError(f"missing or unknown: {', '.join(map(str, odd))}")
-        plan = Plan(**{name: _READ[name](found[name]) for name in Plan._fields})
+        plan = Plan(**{name: PLAN_CHECKS[name](found[name]) for name in Plan._fields})
         if plan.allowed_points >= plan.window:
             raise ValueError("allowed_points is not below window")
     except (AttributeError, LookupError, TypeError, ValueError) as error:
@@ -161,9 +152,10 @@ def as_number(value: Any) -> float:
 
 def as_amount(value: Any) -> float:
     """The value if it is a number of at least 0."""
-    if as_number(value) < 0:
+    number = as_number(value)
+    if number < 0:
         raise ValueError(f"{value!r} is below 0")
-    return as_number(value)
+    return number
 
 
 def _scores(value: Any) -> tuple[float, ...]:
@@ -173,7 +165,7 @@ def _scores(value: Any) -> tuple[float, ...]:
     return scores
 
 
-_READ: dict[str, Callable[[Any], Any]] = {
+PLAN_CHECKS: dict[str, Callable[[Any], Any]] = {
     "entity": as_text,
     "channels": as_names,
     "window": as_count(1),

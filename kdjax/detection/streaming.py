@@ -217,15 +217,22 @@ class StreamDetector:
         self.last = instant
         self.rows += 1
         self._run += 1
-        if self._run < self.plan.window:
-            self._alarm, alarm = next_alarm(self._alarm, None, self._rule)
-            return self._result(time, math.nan, math.nan, alarm, self._tau, ())
-        found = self._score(window)
-        score, tau = float(found.points[-1]), self._tau
-        above = self._compare(found.window_score)
+        score = window_score = math.nan
+        above, tau = None, self._tau
+        channels: tuple[str, ...] = ()
+        if self._run >= self.plan.window:
+            found = self._score(window)
+            score, window_score = float(found.points[-1]), found.window_score
+            above = self._compare(window_score)
         self._alarm, alarm = next_alarm(self._alarm, above, self._rule)
-        channels = self._top_channels(window, found) if alarm else ()
-        return self._result(time, score, found.window_score, alarm, tau, channels)
+        if alarm:
+            channels = self._top_channels(window, found)
+        state = "anomaly" if alarm else "normal"
+        if math.isnan(score) or math.isnan(window_score):
+            state = "unknown"
+        return StreamRow(
+            self.rows - 1, time, score, window_score, alarm, state, tau, channels
+        )
 
     def drift(self) -> Drift:
         """Whether scores of the latest separate windows differ from calibration's."""
@@ -233,14 +240,16 @@ class StreamDetector:
 
     def state(self) -> dict[str, Any]:
         """All that `restore` needs to continue after the last row, as JSON values."""
-        adaptive = self._adaptive
+        adaptive, length = self._adaptive, self.plan.window
+        stop = (self.rows - 1) % length + length + 1
+        latest = self._buffer[stop - min(self._run, length) : stop]
         return {
             "schema": SCHEMA,
             "kdjax_version": kdjax_version(),
             "detector": self._digest,
             "rows": self.rows,
             "run": self._run,
-            "buffer": _packed(self._latest(min(self._run, self.plan.window))),
+            "buffer": _packed(latest),
             "clock": self.last.clock,
             "time": self.last.value,
             "alarm": list(self._alarm),
@@ -260,12 +269,41 @@ class StreamDetector:
             check_schema(it, state["schema"], known=SCHEMA, version=who)
             if state["detector"] != self._digest:
                 raise ValueError("of another detector, entity or way to move τ")
-            self._restore(state)
+            window, width = self.plan.window, len(self.plan.channels)
+            count = as_count(0)
+            rows, run = count(state["rows"]), count(state["run"])
+            kept = _unpacked(state["buffer"], np.float32).reshape(-1, width)
+            # The time stays as it is: ns don't fit into a float.
+            last = Timestamp(as_text(state["clock"]), state["time"])
+            as_number(last.value)
+            active = [count(number) for number in state["alarm"]]
+            watched = [as_number(p) for p in state["p_values"]]
+            fits = len(active) == len(START) and last.clock in CLOCKS
+            if not fits or len(kept) != min(run, window) or run > rows:
+                raise ValueError("its parts contradict each other")
+            adaptive, saved = self._adaptive, state["adaptive"]
+            if adaptive is not None:
+                alpha, recent = saved
+                scores = _unpacked(recent, np.float64)
+                least = min(len(self._calibration), adaptive.most)
+                if not least <= len(scores) <= adaptive.most or np.isnan(scores).any():
+                    raise ValueError("its scores are of another number")
+                adaptive = adaptive._replace(
+                    alpha=as_number(alpha), recent=scores, ordered=np.sort(scores)
+                )
         except (AttributeError, LookupError, TypeError, ValueError) as error:
             raise ArtifactError(
                 f"this state can't be restored ({error}): give the state of this "
                 "detector with the same settings, or remove it to start anew."
             ) from error
+        # All parts are valid: take them over.
+        self.rows, self._run, self.last = rows, run, last
+        self._alarm = AlarmState(*active)
+        places = np.arange(rows - len(kept), rows) % window
+        self._buffer[places] = self._buffer[places + window] = kept
+        self._p_values = collections.deque(watched, maxlen=WATCHED)
+        if adaptive is not None:
+            self._adapt_from(adaptive)
 
     def _values(
         self, row: Sequence[float] | np.ndarray | Mapping[str, float]
@@ -338,18 +376,13 @@ class StreamDetector:
         self._buffer[place] = self._buffer[place + length] = values
         return self._buffer[None, place + 1 : place + 1 + length]
 
-    def _latest(self, count: int) -> np.ndarray:
-        """The last `count` ≤ L rows, `[count, D]`."""
-        stop = (self.rows - 1) % self.plan.window + self.plan.window + 1
-        return self._buffer[stop - count : stop]
-
     def _compare(self, window_score: float) -> bool | None:
         """Whether a window score is above τ; then updates τ and the drift test."""
         if math.isnan(window_score):
             return None
         above, windows = window_score > self._tau, self._run - self.plan.window
         if self._adaptive is not None and windows % self.plan.stride == 0:
-            self._adapt_from(adapt(self._adaptive, window_score).state)
+            self._adapt_from(adapt(self._adaptive, window_score))
         if len(self._calibration) and windows % self.plan.window == 0:
             p = p_values(self._calibration, np.array([window_score]))
             self._p_values.append(float(p[0]))
@@ -368,54 +401,6 @@ class StreamDetector:
         order = np.argsort(-parts[peak], kind="stable")[:TOP]
         return tuple(self.plan.channels[place] for place in order)
 
-    def _result(
-        self,
-        time: Any,
-        score: float,
-        window_score: float,
-        alarm: bool,
-        tau: float,
-        channels: tuple[str, ...],
-    ) -> StreamRow:
-        state = "anomaly" if alarm else "normal"
-        if math.isnan(score) or math.isnan(window_score):
-            state = "unknown"
-        return StreamRow(
-            self.rows - 1, time, score, window_score, alarm, state, tau, channels
-        )
-
-    def _restore(self, state: Mapping[str, Any]) -> None:
-        """Checks every part of a state, then takes it over."""
-        window, width = self.plan.window, len(self.plan.channels)
-        count = as_count(0)
-        rows, run = count(state["rows"]), count(state["run"])
-        kept = _unpacked(state["buffer"], np.float32).reshape(-1, width)
-        # The time stays as it is: ns don't fit into a float.
-        last = Timestamp(as_text(state["clock"]), state["time"])
-        as_number(last.value)
-        active = [count(number) for number in state["alarm"]]
-        watched = [as_number(p) for p in state["p_values"]]
-        fits = len(active) == len(START) and last.clock in CLOCKS
-        if not fits or len(kept) != min(run, window) or run > rows:
-            raise ValueError("its parts contradict each other")
-        adaptive, saved = self._adaptive, state["adaptive"]
-        if adaptive is not None:
-            alpha, recent = saved
-            scores = _unpacked(recent, np.float64)
-            least = min(len(self._calibration), adaptive.most)
-            if not least <= len(scores) <= adaptive.most or np.isnan(scores).any():
-                raise ValueError("its scores are of another number")
-            adaptive = adaptive._replace(
-                alpha=as_number(alpha), recent=scores, ordered=np.sort(scores)
-            )
-        self.rows, self._run, self.last = rows, run, last
-        self._alarm = AlarmState(*active)
-        places = np.arange(rows - len(kept), rows) % window
-        self._buffer[places] = self._buffer[places + window] = kept
-        self._p_values = collections.deque(watched, maxlen=WATCHED)
-        if adaptive is not None:
-            self._adapt_from(adaptive)
-
 
 def stream_detector(
     detector: "Detector",
@@ -426,21 +411,24 @@ def stream_detector(
 ) -> StreamDetector:
     """A stream of a detector on jax, compiled and ready for its first row.
 
-    Args:
-        detector: the detector.
-        entity: whose scaler, Gaussian and threshold to use; `pooled` for none.
-        adaptive_step: see `StreamDetector`, also for `rolling`.
-        rolling: the other way to move τ.
+    Uses the scaler, Gaussian and threshold of `entity`; the other options are those of
+    `StreamDetector`.
     """
     import jax
 
-    from kdjax.detection import detector as scoring
     from kdjax.detection.attribution import attribution_matrix
+    from kdjax.detection.detector import (
+        entity_index,
+        explainer,
+        gaussian_of,
+        point_scorer,
+        scaler_of,
+    )
     from kdjax.detection.scores import window_scores
 
-    index = scoring.entity_index(detector, entity)
-    model, scaler = detector.model, scoring.scaler_of(detector, index)
-    gaussian = scoring.gaussian_of(detector, index)
+    index = entity_index(detector, entity)
+    model, scaler = detector.model, scaler_of(detector, index)
+    gaussian = gaussian_of(detector, index)
     attribution = attribution_matrix(gaussian, method=detector.attribution)
 
     # Constants inside the compiled function are faster than arguments at each call.
@@ -450,11 +438,9 @@ def stream_detector(
         )
 
     kind = model.kind, model.architecture
-    full = compiled(scoring.point_scorer(*kind), model.params, gaussian)
-    holed = compiled(scoring.point_scorer(*kind, True), model.params, gaussian)
-    explained = compiled(
-        scoring.explainer(*kind, True), model.params, gaussian, attribution
-    )
+    full = compiled(point_scorer(*kind), model.params, gaussian)
+    holed = compiled(point_scorer(*kind, True), model.params, gaussian)
+    explained = compiled(explainer(*kind, True), model.params, gaussian, attribution)
 
     def score(windows: np.ndarray) -> WindowResult:
         points = np.asarray((holed if has_missing(windows) else full)(windows))

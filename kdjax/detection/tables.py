@@ -10,15 +10,19 @@ import pandas as pd
 from kdjax.data.readers import match_channels, read_table
 from kdjax.data.series import Series
 from kdjax.data.splits import cover_starts, intersect, kept, segments
-from kdjax.data.windowing import add_scores, empty_sums, latest_window, mean_of_sums
+from kdjax.data.windowing import (
+    add_scores,
+    empty_sums,
+    latest_window,
+    mean_of_sums,
+    window_labels,
+)
 from kdjax.detection.alarming import AlarmRule, event_table, row_alarms
-from kdjax.detection.attribution import attribution_matrix
 from kdjax.detection.detector import (
     POOLED,
     Detector,
     entity_index,
     explain_batches,
-    gaussian_of,
     score_batches,
 )
 from kdjax.detection.scores import window_scores
@@ -111,12 +115,7 @@ def score_events(
 ) -> pd.DataFrame:
     """The alarms of a score table as events; see `kdjax.detection.alarming.event_table`.
 
-    Args:
-        detector: the detector.
-        series: the rows of the table.
-        table: from `score_table` with the same `entity` and `causal`.
-        entity: whose Gaussian and threshold.
-        causal: as for the table.
+    `table` is from `score_table` with the same other arguments.
     """
     index = entity_index(detector, entity)
     series = match_channels(series, detector.channels)
@@ -178,16 +177,9 @@ def read_like(
     label_column: str = "",
     exclude: str = "",
 ) -> tuple[Series, ...]:
-    """Reads a file as the detector's training file was read.
+    """Reads a file with the options of the detector's training file, from its card.
 
-    Args:
-        detector: its card has the options.
-        path: CSV, Parquet or `.npy` file.
-        missing: `error`, `ffill` or `mask` to override the card.
-        time_column: name of the time column.
-        entity_column: name of the entity column.
-        label_column: name of a column with labels, which is ignored.
-        exclude: CSV of spans to leave out.
+    The arguments are those of `read_table`; `missing` overrides the card.
     """
     data: dict[str, Any] = detector.card.get("settings", {}).get("data", {})
     reading = {name: data.get(name, usual) for name, usual in _READING.items()}
@@ -219,35 +211,25 @@ def _fold(
 
     Batch by batch, since all point scores together may not fit into memory.
     """
-    rows, starts, length = len(values), windows.starts, detector.window
-    width = len(detector.channels)
+    rows, starts = len(values), windows.starts
     found = np.empty(len(starts))
-    score = np.full(rows, np.nan)
-    shares = np.full((rows, width), np.nan) if contributions else None
     sums = empty_sums(rows)
-    share_sums = None
-    if contributions and not windows.causal:
-        share_sums = empty_sums(rows, width)
+    part_sums = empty_sums(rows, len(detector.channels)) if contributions else None
+    # The positions of a window whose scores count for their rows.
+    first = detector.window - 1 if windows.causal else 0
     done = 0
     for points, parts in _batches(detector, index, values, starts, contributions):
-        own = starts[done : done + len(points)]
-        found[done : done + len(points)] = window_scores(
-            points, count=detector.allowed_points
-        )
-        done += len(points)
-        if windows.causal:
-            score[own + length - 1] = points[:, -1]
-            if shares is not None:
-                shares[own + length - 1] = parts[:, -1]
-            continue
-        add_scores(sums, points, own)
-        if share_sums is not None:
-            add_scores(share_sums, parts, own)
-    if not windows.causal:
-        score = mean_of_sums(sums)
-        shares = None if share_sums is None else mean_of_sums(share_sums)
-    if shares is not None:
-        shares[np.isnan(score)] = np.nan
+        batch = slice(done, done + len(points))
+        done = batch.stop
+        found[batch] = window_scores(points, count=detector.allowed_points)
+        add_scores(sums, points[:, first:], starts[batch] + first)
+        if part_sums is not None:
+            add_scores(part_sums, parts[:, first:], starts[batch] + first)
+    score = mean_of_sums(sums)
+    if part_sums is None:
+        return found, score, None
+    shares = mean_of_sums(part_sums)
+    shares[np.isnan(score)] = np.nan
     return found, score, shares
 
 
@@ -261,10 +243,7 @@ def _batches(
     """Point scores `[B, L]` and, on request, contributions `[B, L, D]` of batches."""
     if not contributions:
         return ((p, None) for p in score_batches(detector, index, values, starts))
-    attribution = attribution_matrix(
-        gaussian_of(detector, index), method=detector.attribution
-    )
-    return explain_batches(detector, index, values, starts, attribution=attribution)
+    return explain_batches(detector, index, values, starts)
 
 
 def _explain_rows(
@@ -274,25 +253,24 @@ def _explain_rows(
     windows: Windows,
     rows: np.ndarray,
 ) -> np.ndarray:
-    """Contributions `[K, D]` to the scores of some rows, over the same windows."""
-    length = detector.window
-    starts = np.sort(windows.starts)
-    first = np.searchsorted(starts, rows - length + 1, side="left")
-    last = np.searchsorted(starts, rows, side="right")
-    if windows.causal:
-        last = np.minimum(last, first + 1)  # the window that ends at the row
-    covering = [np.arange(a, b) for a, b in zip(first, last, strict=True)]
-    used = np.unique(np.concatenate([np.empty(0, np.int64), *covering]))
-    total = np.zeros((len(rows), len(detector.channels)))
+    """Contributions `[K, D]` to the scores of K different rows, over the same windows."""
+    first = detector.window - 1 if windows.causal else 0
+    place = np.full(len(values), -1)
+    place[rows] = np.arange(len(rows))
+    used = window_labels(
+        place >= 0, windows.starts + first, window=detector.window - first
+    )
+    starts = windows.starts[used]
+    total, count = np.zeros((len(rows), len(detector.channels))), np.zeros(len(rows))
     done = 0
-    for _, parts in _batches(detector, index, values, starts[used], True):
-        batch = used[done : done + len(parts)]
-        for place, row in enumerate(rows):
-            mine = np.flatnonzero((batch >= first[place]) & (batch < last[place]))
-            total[place] += parts[mine, row - starts[batch[mine]]].sum(axis=0)
+    for _, parts in _batches(detector, index, values, starts, True):
+        own = starts[done : done + len(parts), None]
+        places = place[own + np.arange(first, detector.window)]
+        hit = places >= 0
+        np.add.at(total, places[hit], parts[:, first:][hit])
+        np.add.at(count, places[hit], 1)
         done += len(parts)
-    counts = np.maximum(last - first, 1)
-    mean: np.ndarray = total / counts[:, None]
+    mean: np.ndarray = total / np.maximum(count, 1)[:, None]
     return mean
 
 

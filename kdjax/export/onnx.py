@@ -156,8 +156,14 @@ def _moving_average(graph: Graph, model: ResidualModel, windows: str) -> str:
     series = add(graph, "Transpose", windows, perm=[0, 2, 1])
     # Padding is not counted: early means are of fewer rows.
     rows = MOVING_AVERAGE_ROWS
-    pool = {"kernel_shape": [rows], "pads": [rows - 1, 0], "count_include_pad": 0}
-    means = add(graph, "AveragePool", series, **pool)
+    means = add(
+        graph,
+        "AveragePool",
+        series,
+        kernel_shape=[rows],
+        pads=[rows - 1, 0],
+        count_include_pad=0,
+    )
     means = add(graph, "Transpose", means, perm=[0, 2, 1])
     return add(graph, "Abs", add(graph, "Sub", windows, means))
 
@@ -267,5 +273,6 @@ def _either(
         results = branch(inner)
         bodies.append(to_attribute(inner, [], [Value(name) for name in results]))
     then, otherwise = bodies
-    both = {"then_branch": then, "else_branch": otherwise}
-    return add(graph, "If", condition, outputs=outputs, **both)
+    return add(
+        graph, "If", condition, outputs=outputs, then_branch=then, else_branch=otherwise
+    )

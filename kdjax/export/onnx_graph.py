@@ -15,7 +15,7 @@ from kdjax.errors import ConfigError
 
 try:
     import onnx
-    from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
+    from onnx import NodeProto, TensorProto, helper, numpy_helper
 except ImportError as missing:
     raise ConfigError(
         'making ONNX files needs the package onnx: pip install "kdjax[onnx]".'
@@ -25,6 +25,7 @@ OPSET = 17
 IR_VERSION = 9  # of opset 17's time, so that older runtimes read the file too
 
 Model = onnx.ModelProto
+Body = onnx.GraphProto
 
 BOOL, DOUBLE, FLOAT, INT64 = (
     TensorProto.BOOL,
@@ -97,7 +98,7 @@ def add(
 
 def to_attribute(
     graph: Graph, inputs: Sequence[Value], outputs: Sequence[Value]
-) -> GraphProto:
+) -> Body:
     """An inner graph as an attribute of `If` or `Loop`."""
     return helper.make_graph(
         graph.nodes, f"inner_{next(graph.numbers)}", _infos(inputs), _infos(outputs)

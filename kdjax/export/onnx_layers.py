@@ -17,8 +17,8 @@ from kdjax.export.onnx_graph import (
     BOOL,
     FLOAT,
     INT64,
+    Body,
     Graph,
-    GraphProto,
     Model,
     Value,
     add,
@@ -232,9 +232,7 @@ def _conjugate_gradients(
     return add(graph, "Loop", np.int64(rounds), "", *start, outputs=4, body=once)
 
 
-def _loop_body(
-    body: Graph, inputs: Sequence[str], outputs: Sequence[str]
-) -> GraphProto:
+def _loop_body(body: Graph, inputs: Sequence[str], outputs: Sequence[str]) -> Body:
     """The body of a `Loop` that runs all its rounds."""
     go_on = add(body, "Identity", "go_on")
     return to_attribute(

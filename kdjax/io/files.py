@@ -110,32 +110,24 @@ def clear_leftovers(folder: Path, names: Collection[str] | None = None) -> None:
 
 def _is_left(path: Path, match: re.Match[str]) -> bool:
     """Whether no process works on an unfinished file any more."""
-    if match["host"] == _host():
-        pid = int(match["pid"])
-        if pid == os.getpid():
-            return match["mark"] not in _marks
-        if not _is_alive(pid):
-            return True
-    return time.time() - path.stat().st_mtime > _ABANDONED
-
-
-def _is_alive(pid: int) -> bool:
-    if os.name == "posix":  # Elsewhere os.kill would end the process.
+    pid, local = int(match["pid"]), match["host"] == _host()
+    if local and pid == os.getpid():
+        return match["mark"] not in _marks
+    if local and os.name == "posix":  # Elsewhere os.kill would end the process.
         try:
             os.kill(pid, 0)
         except ProcessLookupError:
-            return False
+            return True
         except (PermissionError, OverflowError):
             pass
-    return True
+    return time.time() - path.stat().st_mtime > _ABANDONED
 
 
 def _is_complete(folder: Path) -> bool:
-    try:
+    with contextlib.suppress(ArtifactError):
         verify_manifest(folder)
-    except ArtifactError:
-        return False
-    return True
+        return True
+    return False
 
 
 @functools.cache

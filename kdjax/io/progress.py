@@ -4,13 +4,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    Progress,
-    TaskProgressColumn,
-    TextColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TimeRemainingColumn
 
 Advance = Callable[[int, float | str | None], None]
 
@@ -22,15 +16,15 @@ def progress_bar(console: Console, title: str, total: int) -> Iterator[Advance]:
     Yields:
         `advance(windows, loss)`; a text is shown as it is, None keeps the shown loss.
     """
-    columns = (
-        TextColumn("{task.description:<14}"),
+    with Progress(
+        "{task.description:<14}",
         BarColumn(),
         TaskProgressColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TextColumn("{task.fields[loss]}"),
+        "{task.fields[rate]}",
+        "{task.fields[loss]}",
         TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console) as progress:
+        console=console,
+    ) as progress:
         task = progress.add_task(title, total=total, loss="", rate="")
 
         def advance(windows: int, loss: float | str | None = None) -> None:

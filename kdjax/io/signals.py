@@ -25,9 +25,6 @@ from typing import Any, NoReturn
 GRACE = 3.5
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
-# A progress bar hides the cursor.
-_SHOW_CURSOR = b"\x1b[?25h"
-
 _came: list[int] = []  # the first signal
 _holds: list[bool] = []  # open `signals_held` blocks
 _printed = threading.Event()
@@ -59,9 +56,9 @@ def install_handlers() -> None:
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     threading.Thread(target=_watch, args=(reader,), daemon=True).start()
     sys.unraisablehook = _raise_again
-    # Python's own shutdown would let a signal change the exit code.
-    atexit.register(_ignore_all)
     for number in SIGNALS:
+        # Python's own shutdown would let a signal change the exit code.
+        atexit.register(signal.signal, number, signal.SIG_IGN)
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, _handle)
 
@@ -141,13 +138,8 @@ def _exit(number: int) -> NoReturn:
     if not _printed.is_set():
         os.write(2, f"{_line(number)}\n".encode())
     for terminal in filter(os.isatty, (1, 2)):
-        os.write(terminal, _SHOW_CURSOR)
+        os.write(terminal, b"\x1b[?25h")  # Shows the cursor that a progress bar hid.
     os._exit(128 + number)
-
-
-def _ignore_all() -> None:
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
 
 
 def _raise_again(fault: Any) -> None:

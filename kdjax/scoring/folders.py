@@ -9,13 +9,13 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from kdjax.data.raw import check_kind, unreadable
 from kdjax.data.tables import SUFFIXES
-from kdjax.detection.detector import Detector, entity_index
+from kdjax.detection.detector import entity_index
 from kdjax.errors import ConfigError, DataError, KdjaxError
 from kdjax.io.files import (
     MANIFEST,
@@ -62,14 +62,6 @@ class Found(NamedTuple):
     skipped: tuple[str, ...]
 
 
-class _Work(NamedTuple):
-    """Detector and options of all files, and what their records say of them."""
-
-    detector: Detector
-    options: Mapping[str, Any]
-    recorded: Mapping[str, Any]
-
-
 def score_fleet(
     paths: Sequence[str | os.PathLike[str]],
     *,
@@ -101,7 +93,18 @@ def score_fleet(
             scored, some failed.
     """
     share = parse_shard(shard)
-    work = _prepare(detector, entity=entity, attribution=attribution, **options)
+    loaded = load_scorer(detector, attribution=attribution)
+    if entity:
+        entity_index(loaded, entity)  # raises for an unknown one
+    recorded = {"entity": entity, "blame": attribution, **options}
+    if options.get("exclude"):
+        recorded["exclude"] = _digest(Path(options["exclude"]))
+    common = {
+        "schema": SCHEMA,
+        "kdjax_version": kdjax_version(),
+        "detector": _digest(Path(detector) / MANIFEST),
+        "options": {name: value for name, value in recorded.items() if value},
+    }
     found = find_files(paths, output=output, aside=options.get("exclude") or "")
     clear_leftovers(Path(output))
     if found.skipped:
@@ -112,7 +115,28 @@ def score_fleet(
             f"{', '.join(found.skipped[:_NAMED])}{more}"
         )
     mine = [i for i in found.items if shard_of(i.name, share.total) == share.place]
-    verified, failed = yield from _score_all(mine, work)
+    verified, failed = 0, []
+    for item in mine:
+        try:
+            digest = _digest(item.path)
+            expected = common | {"input": {"name": item.name, "sha256": digest}}
+            if _is_done(item, expected):
+                verified += 1
+                yield f"{item.name}: verified"
+            else:
+                yield from score_rows(
+                    item.path,
+                    detector=loaded,
+                    output=item.output,
+                    entity=entity,
+                    **options,
+                )
+                _write_record(item, expected)
+        except ConfigError:
+            raise  # Every file would fail in the same way.
+        except KdjaxError as error:
+            failed.append(f"{item.name}: {' '.join(str(error).split())}")
+            yield f"failed: {failed[-1]}"
     part = f"shard {share.place}/{share.total}, " if share.total > 1 else ""
     yield (
         f"{output}: {part}{len(mine):,} of {len(found.items):,} files: "
@@ -156,11 +180,7 @@ def find_files(
 ) -> Found:
     """The files to score, in the order of their names, and the paths of their outputs.
 
-    Args:
-        paths: files, and folders with all files below whose ending `read_table` knows.
-            Hidden files, links to folders and files of other endings are skipped.
-        output: folder of the outputs, outside of the folders.
-        aside: a file without rows, such as spans to leave out.
+    Hidden files, links to folders, files of other endings and `aside` are skipped.
 
     Raises:
         ConfigError: outputs would lie among inputs, or replace one.
@@ -203,61 +223,7 @@ def record_path(output: Path) -> Path:
     return output.with_name(f"{output.name}.done.json")
 
 
-def _prepare(
-    folder: str | os.PathLike[str],
-    *,
-    entity: str | None,
-    attribution: str,
-    **options: Any,
-) -> _Work:
-    """Loads the detector and refuses options that fit no file."""
-    loaded = load_scorer(folder, attribution=attribution)
-    if entity:
-        entity_index(loaded, entity)
-    recorded = {"entity": entity, "blame": attribution, **options}
-    if options.get("exclude"):
-        recorded["exclude"] = _digest(Path(options["exclude"]))  # wherever it lies
-    return _Work(
-        loaded,
-        {"entity": entity, **options},
-        {
-            "detector": _digest(Path(folder) / MANIFEST),
-            "options": {name: value for name, value in recorded.items() if value},
-        },
-    )
-
-
-def _score_all(
-    items: Sequence[Item], work: _Work
-) -> Generator[str, None, tuple[int, list[str]]]:
-    """Scores what is not done; the number that was done, and the failures."""
-    verified, failed = 0, []
-    for item in items:
-        try:
-            expected = {
-                "schema": SCHEMA,
-                "input": {"name": item.name, "sha256": _digest(item.path)},
-                "kdjax_version": kdjax_version(),
-                **work.recorded,
-            }
-            if _is_done(item, expected):
-                verified += 1
-                yield f"{item.name}: verified"
-            else:
-                yield from _score(item, work, expected)
-        except ConfigError:
-            raise  # Every file would fail in the same way.
-        except KdjaxError as error:
-            failed.append(f"{item.name}: {' '.join(str(error).split())}")
-            yield f"failed: {failed[-1]}"
-    return verified, failed
-
-
-def _score(item: Item, work: _Work, expected: dict[str, Any]) -> Iterator[str]:
-    """Scores a file and writes its record."""
-    yield from score_rows(
-        item.path, detector=work.detector, output=item.output, **work.options
-    )
+def _write_record(item: Item, expected: dict[str, Any]) -> None:
     if _digest(item.path) != expected["input"]["sha256"]:
         raise DataError(
             f"{item.path} changed while it was scored: score it again once it is whole."

@@ -74,14 +74,6 @@ class Progress(NamedTuple):
     catching_up: int | None = None
 
 
-class _Answer(NamedTuple):
-    """The JSON text for a line, empty for a skipped row, and the progress with it."""
-
-    text: str
-    progress: Progress
-    fault: str = ""
-
-
 class _Output(NamedTuple):
     """Where answers go.
 
@@ -109,8 +101,7 @@ def open_stream(
         backend: one of `BACKENDS`.
         entity: whose scaler, Gaussian and threshold to use; by default those of the only
             entity, else the pooled ones, or those in the file.
-        adaptive_step: see `StreamDetector`.
-        rolling: see `StreamDetector`.
+        adaptive_step, rolling: see `StreamDetector`.
     """
     if backend not in BACKENDS:
         raise ConfigError(
@@ -158,8 +149,8 @@ def stream_rows(
     read = read_lines(
         lines, stream.plan.channels, time_column=time_column, ignored=ignored
     )
-    for answer in _answers(stream, read, Progress(), on_error=on_error):
-        yield answer.text
+    for text, _, _ in _answers(stream, read, Progress(), on_error=on_error):
+        yield text
 
 
 def run_stream(
@@ -182,16 +173,11 @@ def run_stream(
     Args:
         lines: text, such as standard input.
         output: a text stream, or the path of a file to append to.
-        detector: see `open_stream`, also for `backend` and `entity`.
-        backend: `jax` or `onnxruntime`.
-        entity: whose threshold.
+        detector, backend, entity: see `open_stream`.
         state: file to resume from if it exists; written at the end, and at most once
             a second before.
-        time_column: see `stream_rows`, also for `ignored` and `on_error`.
-        ignored: columns to ignore.
-        adaptive_step: see `StreamDetector`, also for `rolling`.
-        rolling: the other way to move τ.
-        on_error: `skip` or `stop`.
+        time_column, ignored, on_error: see `stream_rows`.
+        adaptive_step, rolling: see `StreamDetector`.
         log: called with messages for the user.
     """
     with contextlib.ExitStack() as stack:
@@ -235,7 +221,14 @@ def run_stream(
         answers = _answers(stream, read, progress, on_error=on_error)
         progress = _write(answers, progress, stream, sink, save, log)
         save(progress)
-        return _summary(stream, progress, log)
+        found = Summary(stream.rows, progress.faulty, progress.again)
+        text = f"{found.rows:,} rows in all"
+        if found.faulty:
+            text += f", {found.faulty:,} invalid lines"
+        if found.again:
+            text += f", {found.again:,} rows skipped that had been answered before"
+        log(text)
+        return found
 
 
 def _onnx_scorer(
@@ -369,8 +362,8 @@ def _answers(
     progress: Progress,
     *,
     on_error: str,
-) -> Iterator[_Answer]:
-    """The answer to each line, in order."""
+) -> Iterator[tuple[str, Progress, str]]:
+    """For each line its answer (empty if skipped), the progress, and its fault."""
     _check_on_error(on_error)
     for line in lines:
         fault, instant, found = line.error, None, None
@@ -382,7 +375,7 @@ def _answers(
         skipped, progress = _skipped(progress, instant)
         if skipped:
             progress = progress._replace(again=progress.again + 1)
-            yield _Answer("", progress)
+            yield "", progress, ""
             continue
         if not fault:
             try:
@@ -397,7 +390,7 @@ def _answers(
             if found is None
             else _row_json(found, line.time, moves=stream.moves)
         )
-        yield _Answer(text, progress, fault)
+        yield text, progress, fault
 
 
 def _skipped(progress: Progress, instant: Timestamp | None) -> tuple[bool, Progress]:
@@ -470,7 +463,7 @@ def _number(value: float) -> float | str | None:
 
 
 def _write(
-    answers: Iterator[_Answer],
+    answers: Iterator[tuple[str, Progress, str]],
     progress: Progress,
     stream: StreamDetector,
     sink: _Output,
@@ -481,17 +474,25 @@ def _write(
     before = stream.state()  # The first answer comes after its row was taken in.
     due, drifted, begun = time.monotonic() + SAVE_EVERY, False, False
     try:
-        for answer in answers:
+        for text, after, fault in answers:
             if not begun:
                 save(progress, before)  # Before anything is written to the output.
                 begun = True
-            if answer.text:
-                _put(sink, answer.text)
-            if answer.fault and answer.progress.faulty == progress.faulty + 1 == 1:
-                log(f"an invalid line: {answer.fault} Further ones are only counted.")
-            progress = answer.progress
+            if text:
+                _put(text, sink)
+            if fault and not progress.faulty:
+                log(f"an invalid line: {fault} Further ones are only counted.")
+            progress = after
             if stream.rows % stream.plan.window == 0:
-                drifted = _log_drift(stream, drifted, log)
+                found = stream.drift()
+                if found.drifted and not drifted:
+                    log(
+                        f"the scores of the last {found.n} windows have drifted from "
+                        f"those of calibration (distance {found.distance:.2f}): the "
+                        "wanted false-alarm rate no longer holds. Recalibrate on recent "
+                        "clean rows by `kdjax calibrate`."
+                    )
+                drifted = found.drifted
             if time.monotonic() >= due:
                 save(progress)
                 due = time.monotonic() + SAVE_EVERY
@@ -502,7 +503,7 @@ def _write(
     return progress
 
 
-def _put(sink: _Output, text: str) -> None:
+def _put(text: str, sink: _Output) -> None:
     try:
         sink.write(text)
     except OSError as error:
@@ -511,32 +512,6 @@ def _put(sink: _Output, text: str) -> None:
             f"the output can't be written ({error}): make room or free its reader, then "
             "run the same command again; with a state it resumes."
         ) from error
-
-
-def _log_drift(
-    stream: StreamDetector, drifted: bool, log: Callable[[str], None]
-) -> bool:
-    found = stream.drift()
-    if found.drifted and not drifted:
-        log(
-            f"the scores of the last {found.n} windows have drifted from those of "
-            f"calibration (distance {found.distance:.2f}): the wanted false-alarm rate "
-            "no longer holds. Recalibrate on recent clean rows by `kdjax calibrate`."
-        )
-    return found.drifted
-
-
-def _summary(
-    stream: StreamDetector, progress: Progress, log: Callable[[str], None]
-) -> Summary:
-    summary = Summary(stream.rows, progress.faulty, progress.again)
-    text = f"{summary.rows:,} rows in all"
-    if summary.faulty:
-        text += f", {summary.faulty:,} invalid lines"
-    if summary.again:
-        text += f", {summary.again:,} rows skipped that had been answered before"
-    log(text)
-    return summary
 
 
 class _Stopped(BaseException):

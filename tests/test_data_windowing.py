@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdjax.data import windowing as windows
+from kdjax.data import windowing
 from kdjax.data.windowing import (
     add_scores,
     empty_sums,
@@ -15,8 +15,9 @@ from kdjax.data.windowing import (
     mean_of_sums,
     row_mean,
     window_labels,
+    windows,
 )
-from kdjax.errors import ConfigError
+from kdjax.errors import ConfigError, DataError
 
 
 @st.composite
@@ -74,7 +75,7 @@ def test_row_mean_is_exactly_the_loops(layout, seed, chunk):
     rows, window, starts = layout
     scores = np.random.default_rng(seed).lognormal(3, 3, (len(starts), window))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(windows, "_CHUNK", chunk)
+        patch.setattr(windowing, "_CHUNK", chunk)
         found = row_mean(scores, starts, rows)
     assert found.dtype == np.float64
     np.testing.assert_array_equal(found, _naive_row_mean(scores, starts, rows))
@@ -126,3 +127,40 @@ def test_only_nan_is_missing(value):
     values[2, 1] = value
     assert has_missing(values) is bool(np.isnan(value))
     assert has_missing(np.empty((0, 3))) is False
+
+
+def test_windows_of_hand_made_rows():
+    rows = np.arange(14.0).reshape(7, 2)
+    found = windows(rows, length=3, stride=2)
+    expected = [
+        [[0, 1], [2, 3], [4, 5]],
+        [[4, 5], [6, 7], [8, 9]],
+        [[8, 9], [10, 11], [12, 13]],
+    ]
+    np.testing.assert_array_equal(found, expected)
+    assert windows(rows, length=3).shape == (5, 3, 2)
+    assert windows(rows, length=7).shape == (1, 7, 2)
+    assert windows([[1, 2], [3, 4]], length=1).tolist() == [[[1, 2]], [[3, 4]]]
+
+
+@settings(deadline=None)
+@given(st.integers(1, 30), st.integers(1, 30), st.integers(1, 9))
+def test_windows_are_those_of_gather_without_a_copy(rows, length, stride):
+    values = np.random.default_rng(rows).normal(size=(max(rows, length), 2))
+    found = windows(values, length=length, stride=stride)
+    starts = np.arange(0, len(values) - length + 1, stride)
+    np.testing.assert_array_equal(found, gather(values, starts, length))
+    assert np.shares_memory(found, values) and not found.flags.writeable
+
+
+def test_windows_checks_rows_length_and_stride():
+    rows = np.ones((4, 2))
+    with pytest.raises(DataError, match="4 rows are fewer than length=5: give more"):
+        windows(rows, length=5)
+    for shape in ((4,), (4, 2, 1)):
+        with pytest.raises(DataError, match=r"rows have shape .*, expected \[N, D\]"):
+            windows(np.ones(shape), length=2)
+    with pytest.raises(ConfigError, match="length=0 must be at least 1 row"):
+        windows(rows, length=0)
+    with pytest.raises(ConfigError, match="stride=-1 must be at least 1 row"):
+        windows(rows, length=2, stride=-1)
