@@ -1,22 +1,10 @@
-"""The PyOD-shaped face: `KDDetector`, for what is built around scikit-learn.
+"""`KDDetector`: kdjax with the names and conventions of PyOD and scikit-learn.
 
-What scikit-learn checks of estimators and a detector of time series can't pass.
+As in PyOD (Zhao, Nasrullah and Li, JMLR 2019) a higher score is more abnormal and
+`predict` gives 0 or 1. scikit-learn's own detectors have lower scores and −1 for outliers,
+so `KDDetector` is a `BaseEstimator` but no `OutlierMixin`.
 
-What a caller's rows are called, and their time.
-
-The estimator's parameters as settings of a run, and back from a detector's card.
-
-One series in memory made into detectors, and what a detector says of each row.
-
-kdjax with the names and senses of PyOD, for what is built around scikit-learn.
-
-Zhao, Nasrullah and Li, JMLR 2019, "PyOD: A Python Toolbox for Scalable Outlier
-Detection": a higher score is more abnormal, and `predict` gives 0 or 1. scikit-learn's
-own detectors turn both around (a lower score, −1 for outliers), which is why `KDDetector`
-is a `BaseEstimator` and no `OutlierMixin`.
-
-Each row's score is that of the latest window that ended at or before it: what a live
-system knew at that row. τ is a threshold on just these scores.
+A row's score is that of the latest window that ended at or before it, as in a live system.
 """
 
 import logging
@@ -24,7 +12,7 @@ import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
@@ -32,16 +20,8 @@ from rich.console import Console
 from sklearn.base import BaseEstimator, clone
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from kdjax.config import (
-    BASELINES,
-    get_config,
-    leaves,
-    override,
-    resolve,
-)
-from kdjax.data.prepared import Prepared
+from kdjax.config import BASELINES, get_config, leaves, override, resolve
 from kdjax.data.raw import Place, to_float32
-from kdjax.data.scaler import Scaler
 from kdjax.data.series import Dataset, Series
 from kdjax.data.splits import segments
 from kdjax.data.tables import numbered_channels
@@ -53,10 +33,11 @@ from kdjax.detection.detector import (
     Detector,
     entity_index,
     scaler_of,
+    usual_entity,
 )
 from kdjax.detection.storage import load_detector, save_detector
 from kdjax.detection.tables import CONTRIBUTION, score_events, score_table
-from kdjax.detection.thresholds import Rule, Threshold, choose_threshold
+from kdjax.detection.thresholds import Rule, choose_threshold
 from kdjax.errors import ConfigError, DataError
 from kdjax.experiment.assemble import (
     calibration_rules,
@@ -68,15 +49,16 @@ from kdjax.experiment.jobs import is_distilled
 from kdjax.experiment.pipeline import prepare_dataset
 from kdjax.experiment.recalibrate import recalibrated
 from kdjax.experiment.train import train_networks
-from kdjax.models.residual import ResidualModel, fit_baseline
+from kdjax.models.residual import fit_baseline
 from kdjax.training.targets import ScoreFunction
 
 __all__ = ["EXPECTED_FAILED_CHECKS", "KDDetector"]
 
+logger = logging.getLogger(__name__)
 
 EXPECTED_FAILED_CHECKS = {
     "check_methods_sample_order_invariance": (
-        "a row is judged in the window of rows before it, so its score depends on their "
+        "a row is scored in the window of rows before it, so its score depends on their "
         "order: that is what a detector for time series is for"
     ),
     "check_methods_subset_invariance": (
@@ -86,25 +68,9 @@ EXPECTED_FAILED_CHECKS = {
 }
 """The checks of `sklearn.utils.estimator_checks.check_estimator` that fail, and why."""
 
+ROWS = "X"  # name of the rows in messages, and their entity
 
-ROWS = "X"  # what messages call the rows, and detectors their entity
-
-
-def time_of(X: Any) -> np.ndarray | None:
-    """The rows' time, where X has a `DatetimeIndex`."""
-    index = getattr(X, "index", None)
-    if not isinstance(index, pd.DatetimeIndex):
-        return None
-    time = parse_time(index.to_series(name="time"), Place(Path(ROWS), ("time",)))
-    late = np.flatnonzero(time[1:] <= time[:-1])
-    if len(late):
-        raise DataError(
-            f"{ROWS}: row {late[0] + 2} of the index is at {index[late[0] + 1]}, not after "
-            "the row before: sort the rows and remove duplicates, or call "
-            "reset_index(drop=True) if the index is no time."
-        )
-    return time
-
+DETECTORS = ("student", "teacher", *BASELINES)
 
 # The config field that each parameter sets.
 FIELDS = {
@@ -124,7 +90,7 @@ FIELDS = {
 }
 PARAMETERS = {field: name for name, field in FIELDS.items()}
 
-# What else of a config means something where rows come as an array.
+# Further fields that apply to rows in memory.
 _GROUPS = ("model", "teacher", "student", "train", "distill", "detection", "threshold")
 _OF_DATA = (
     "calibration",
@@ -135,44 +101,43 @@ _OF_DATA = (
     "validation",
 )
 
+Settings = Mapping[str, Any]
 
-def settings_of(
-    parameters: Mapping[str, Any], further: Mapping[str, Any]
-) -> dict[str, Any]:
+
+def settings_of(parameters: Settings, further: Settings) -> dict[str, Any]:
     """The resolved config of an estimator.
 
     Args:
-        parameters: of the estimator; those that `FIELDS` lacks are passed over.
+        parameters: of the estimator; those that `FIELDS` lacks are ignored.
         further: config fields by their dotted names.
 
     Raises:
-        ConfigError: a value that is none, or a field that is a parameter or means
-            nothing here.
+        ConfigError: an invalid value, or a field that is a parameter or doesn't apply.
     """
     for field in further:
         if field in PARAMETERS:
             raise ConfigError(
                 f"settings: {field} is the parameter {PARAMETERS[field]}: set that one."
             )
-        if not _is_read(field):
+        if not _applies(field):
             raise ConfigError(
                 f"settings: {field} means nothing for rows in memory: leave it out."
             )
     changes = {field: parameters[name] for name, field in FIELDS.items()}
     plain = {key: _plain(value) for key, value in (changes | dict(further)).items()}
-    # A config wants to know its file; these rows have none.
-    return resolve(override(get_config(), plain | {"data.path": "X"}))
+    # A config needs the path of a file.
+    return resolve(override(get_config(), plain | {"data.path": ROWS}))
 
 
 def parameters_of(detector: Detector) -> dict[str, Any]:
-    """The parameters that would make such a detector, from the settings in its card."""
-    fields = _flat(detector.card.get("settings", {}))
+    """The parameters that give such a detector, from the settings in its card."""
+    fields = {k: _plain(v) for k, v in leaves(detector.card.get("settings", {}))}
     fields |= {"data.window": detector.window, "data.stride": detector.stride}
-    usual = _flat(get_config().to_dict())
+    usual = {k: _plain(v) for k, v in leaves(get_config().to_dict())}
     further = {
         field: value
         for field, value in fields.items()
-        if field not in PARAMETERS and _is_read(field) and value != usual.get(field)
+        if field not in PARAMETERS and _applies(field) and value != usual.get(field)
     }
     return {
         **{name: fields[field] for name, field in FIELDS.items() if field in fields},
@@ -181,203 +146,33 @@ def parameters_of(detector: Detector) -> dict[str, Any]:
     }
 
 
-def _is_read(field: str) -> bool:
+def _applies(field: str) -> bool:
     group, _, name = field.partition(".")
     return group in _GROUPS or (group == "data" and name in _OF_DATA)
 
 
 def _plain(value: Any) -> Any:
-    """A value as configs hold it: numpy's numbers and lists made Python's own."""
+    """A value as configs hold it: Python numbers and tuples."""
     if isinstance(value, np.generic | np.ndarray):
         value = value.tolist()
     return tuple(value) if isinstance(value, list) else value
-
-
-def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {field: _plain(value) for field, value in leaves(settings)}
-
-
-DETECTORS = ("student", "teacher", *BASELINES)
-
-Settings = Mapping[str, Any]
-
-
-class TeacherSource(NamedTuple):
-    """Who teaches a student instead of a network of its own run.
-
-    Attributes:
-        teachers: scaled windows `[B, L, D]` to scores of their rows `[B, L]`.
-        weights: of the teachers; () to count them the same.
-    """
-
-    teachers: tuple[ScoreFunction, ...] = ()
-    weights: tuple[float, ...] = ()
-
-
-UNTAUGHT = TeacherSource()
-
-
-def fit_detectors(
-    series: Series,
-    name: str,
-    *,
-    settings: Settings,
-    teacher: Detector | None = None,
-    entity: str = POOLED,
-    distillation: TeacherSource = UNTAUGHT,
-) -> dict[str, Detector]:
-    """The detector `name`, and beside a student its teacher, by name.
-
-    Args:
-        series: rows that are believed normal.
-        name: one of `DETECTORS`.
-        settings: from `kdjax.config.resolve`.
-        teacher: one that is trained already. It stays as it is, and the rows are scaled
-            as it knows them.
-        entity: of the teacher, whose scaler to take.
-        lesson: of a student without a network as teacher.
-
-    Raises:
-        ConfigError: an unknown name, too few rows for the false-alarm rate, or teachers
-            that nobody learns from.
-        DataError: too few rows for the window.
-    """
-    if name not in DETECTORS:
-        raise ConfigError(f"detector={name!r} must be one of {', '.join(DETECTORS)}.")
-    _check_lesson(distillation, name, settings)
-    dataset = Dataset("rows in memory", (series,), ())
-    prepared = prepare_dataset(dataset, settings)
-    known = {}
-    if teacher is not None:
-        known = {"teacher": teacher}
-        prepared = _rescaled(
-            prepared, scaler_of(teacher, entity_index(teacher, entity))
-        )
-    rules = calibration_rules(settings, prepared)
-    made = {
-        found: make_detector(
-            found,
-            model,
-            calibrate(model, prepared, rules),
-            prepared,
-            settings=settings,
-            digests=data_digests(dataset),
-        )
-        for found, model in _models(
-            name, prepared, settings, teacher, distillation
-        ).items()
-        if found not in known
-    }
-    return made | known
-
-
-def row_results(detector: Detector, series: Series, *, entity: str) -> pd.DataFrame:
-    """`score_table`, but with the first window's score in the rows before its end.
-
-    So each row has a `window_score` and may be in alarm, except where no window is.
-    """
-    table = score_table(detector, series, entity=entity)
-    scores = table["window_score"].to_numpy(copy=True)
-    stretches = segments(
-        series.time,
-        len(scores),
-        max_gap=detector.max_gap,
-        step=detector.step or None,
-    )
-    for start, stop in stretches:
-        end = start + detector.window - 1
-        if end < stop:
-            scores[start:end] = scores[end]
-    return table.assign(
-        window_score=scores, alarm=in_alarm(detector, scores, entity=entity)
-    )
-
-
-def in_alarm(detector: Detector, scores: np.ndarray, *, entity: str) -> np.ndarray:
-    """Which rows are in alarm by their window scores, `[N] -> [N]` bool."""
-    tau = detector.thresholds[entity_index(detector, entity)].tau
-    rule = AlarmRule(detector.min_duration, detector.cooldown)
-    return row_alarms(scores > tau, ~np.isnan(scores), rule)
-
-
-def with_threshold(
-    detector: Detector, threshold: Threshold, *, entity: str
-) -> Detector:
-    """The detector with another τ for one entity, in its card as well."""
-    place = entity_index(detector, entity)
-    thresholds = list(detector.thresholds)
-    thresholds[place] = threshold
-    known = {**detector.card.get("thresholds", {}), entity: threshold._asdict()}
-    return detector._replace(
-        thresholds=tuple(thresholds), card={**detector.card, "thresholds": known}
-    )
-
-
-def _rescaled(prepared: Prepared, scaler: Scaler) -> Prepared:
-    entities = tuple(entity._replace(scaler=scaler) for entity in prepared.entities)
-    return prepared._replace(entities=entities, pooled_scaler=scaler)
-
-
-def _models(
-    name: str,
-    prepared: Prepared,
-    settings: Settings,
-    teacher: Detector | None,
-    distillation: TeacherSource,
-) -> dict[str, ResidualModel]:
-    """The model `name`, and beside a student its teacher."""
-    if name in BASELINES:
-        return {name: fit_baseline(name, prepared)}
-    with tempfile.TemporaryDirectory() as folder:
-        return train_networks(
-            prepared,
-            settings,
-            Path(folder),
-            Console(quiet=True),
-            names=(name,) if distillation.teachers else ("teacher", name),
-            teacher=None if teacher is None else teacher.model,
-            scorers=distillation.teachers,
-            weights=distillation.weights,
-        )
-
-
-def _check_lesson(distillation: TeacherSource, name: str, settings: Settings) -> None:
-    """Refuses teachers that nobody learns from, and weights that are none of theirs."""
-    if distillation.teachers and (
-        name != "student" or not is_distilled(settings["distill"])
-    ):
-        raise ConfigError(
-            f"teachers: detector={name!r} with alpha={settings['distill']['alpha']} "
-            "learns from none: set detector='student' and alpha above 0."
-        )
-    weights = distillation.weights
-    recorded = all(0 <= weight < np.inf for weight in weights) and any(weights)
-    if weights and (len(weights) != len(distillation.teachers) or not recorded):
-        raise ConfigError(
-            f"weights={weights!r} must have a finite number from 0 on for each of "
-            f"{len(distillation.teachers)} teachers, not all of them 0."
-        )
-
-
-logger = logging.getLogger(__name__)
 
 
 class KDDetector(BaseEstimator):  # type: ignore[misc]
     """A distilled detector of anomalies in the rows of a multivariate time series.
 
     X is `[N, D]`: rows in time order, an array or a DataFrame. A `DatetimeIndex` is the
-    rows' time, so that no window crosses a gap; other indices say nothing. With few rows
+    rows' time, so that no window crosses a gap; other indices are ignored. With few rows
     make `window_size` small, or `data.validation` and `data.calibration` large.
 
     Args:
         window_size: L, rows of a window.
-        stride: rows from one window to the next; with 1 each row has a window of its
-            own that ends there.
-        detector: which model detects: the `student`, its `teacher` alone, or a baseline
-            without a network: `mahalanobis`, `pca`, `difference`, `moving_average`.
+        stride: rows from one window to the next; with 1 a window ends at each row.
+        detector: the model that detects: `student`, `teacher`, or a baseline without a
+            network: `mahalanobis`, `pca`, `difference`, `moving_average`.
         teacher_hidden: widths of the teacher's encoder layers.
         student_hidden: widths of the student's.
-        teacher_epochs: the most epochs of the teacher, which stops early.
+        teacher_epochs: maximum epochs of the teacher, which stops early.
         student_epochs: epochs of the student.
         alpha: weight of the teacher's term in the student's loss.
         temperature: T, see docs/method.md.
@@ -386,9 +181,9 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
             missing cells out.
         threshold: how τ is chosen, without labels: `conformal`, `quantile`, `pot`,
             `budget` or `fixed`.
-        false_alarm_rate: wanted share of false alarms among normal windows, on rows that
-            the networks did not learn from. PyOD's `contamination` is another thing: the
-            share of outliers believed to be in the training rows.
+        false_alarm_rate: wanted share of false alarms among normal windows that the
+            networks were not trained on. (PyOD's `contamination` is the share of
+            outliers in the training rows.)
         random_state: the seed, a whole number; the same one gives the same detector.
         settings: further fields of `kdjax.config` by their dotted names, such as
             `{"train.learning_rate": 1e-2}`.
@@ -396,13 +191,17 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
     Attributes:
         detector_: the `kdjax.detection.detector.Detector`.
         teacher_: the calibrated teacher; None for a baseline, or loaded without it.
-        entity_: whose scaler, Gaussian and threshold of `detector_` are used.
-        decision_scores_: `[N]` scores of the rows that `fit` saw, most of which the
-            networks learnt from; not saved.
+        entity_: the entity of `detector_` whose scaler, Gaussian and threshold are used.
+        decision_scores_: `[N]` scores of the rows that `fit` saw; not saved.
         threshold_: τ.
         labels_: `[N]` 0 or 1, of `decision_scores_` under the present τ.
         n_features_in_: D.
         feature_names_in_: the names of the columns, if X had any.
+
+    >>> rows = np.random.default_rng(0).normal(size=(400, 3))
+    >>> detector = KDDetector(detector="pca", window_size=10, false_alarm_rate=0.1)
+    >>> detector.fit(rows).predict(rows[:50] + 9).all()
+    np.True_
     """
 
     detector_: Detector
@@ -453,52 +252,52 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
         teachers: Sequence[ScoreFunction] = (),
         weights: Sequence[float] = (),
     ) -> Self:
-        """Learns from rows `[N, D]` that are believed normal; `y` is not looked at.
+        """Trains on rows `[N, D]` that are assumed normal; `y` is ignored.
 
         Args:
             X: the rows.
             y: for scikit-learn's pipelines.
-            teachers: your own detectors to learn from instead of a network: callables
-                that take scaled windows `[B, L, D]` and give a score for each of their
-                rows, `[B, L]`, larger where it is more abnormal. The student's loss is
-                that of `distill.target="scores"`; `alpha` weighs it, and
-                `settings={"distill.augmented_copies": 3}` asks the teachers about
-                windows that were disturbed on purpose as well.
-            weights: of the teachers; () to count them the same.
+            teachers: detectors to distil instead of a network: callables, scaled windows
+                `[B, L, D]` to a score for each row `[B, L]`, higher for more abnormal.
+                The student's loss is that of `distill.target="scores"`.
+                `settings={"distill.augmented_copies": 3}` adds augmented windows.
+            weights: of the teachers; () for equal ones.
 
         Raises:
-            ConfigError: a parameter, or too few rows for the false-alarm rate.
+            ConfigError: an invalid parameter, or too few rows for the false-alarm rate.
             DataError: too few rows for the window, cells that are no finite numbers, or
-                a teacher's answer that isn't one score for each row.
+                a teacher's output that isn't one score for each row.
         """
-        distillation = TeacherSource(tuple(teachers), tuple(weights))
-        return self._learn(self._series(X, reset=True), distillation=distillation)
+        return self._fit(
+            self._series(X, reset=True),
+            teachers=tuple(teachers),
+            weights=tuple(weights),
+        )
 
     def decision_function(self, X: Any) -> np.ndarray:
         """The score of each row, `[N, D] -> [N]`; higher is more abnormal.
 
-        The window score of the latest window that ended at or before the row; the rows
-        before the end of the first window have that one's. Infinite after an overflow;
-        NaN where there is no score: in a stretch between gaps that is shorter than the
-        window, and in windows without a value under `missing="mask"`.
+        The score of the latest window that ended at or before the row; rows before the
+        end of the first window have its score. Infinite after an overflow. NaN where
+        there is no score: between gaps that are closer than the window, and in windows
+        without a value under `missing="mask"`.
         """
-        return self._verdicts(self._series(X))["window_score"].to_numpy()
+        return self._scores(self._series(X))["window_score"].to_numpy()
 
     def predict(self, X: Any) -> np.ndarray:
         """1 for rows in alarm, else 0: `decision_function(X) > threshold_`.
 
-        `threshold.min_duration` and `threshold.cooldown` hold back some of these.
+        `threshold.min_duration` and `threshold.cooldown` suppress some of these.
 
         Raises:
-            DataError: a row has no score, so that neither 0 nor 1 would be true.
+            DataError: a row has no score.
         """
         return self._labels(self.decision_function(X))
 
     def explain(self, X: Any) -> pd.DataFrame:
-        """What each channel contributed to each row, `[N, D]` with the index of X.
+        """Contribution of each channel to each row, `[N, D]` with the index of X.
 
-        A row's contributions sum to its mean a_t over the windows that cover it, which
-        tells where in a window the anomaly is.
+        A row's contributions sum to its mean a_t over the windows that cover it.
         """
         series = self._series(X)
         table = score_table(
@@ -513,12 +312,12 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
     def detect(self, X: Any) -> pd.DataFrame:
         """The events in X: stretches of rows in alarm, those nearer than L as one.
 
-        Columns: `start`, `end`, `severity` (largest score / τ), `peak` (where the rows
-        are most abnormal) and `channels` (the three most to blame). Times where X has
-        them, else row numbers. Rows without a score are in no event and logged.
+        Columns: `start`, `end`, `severity` (largest score / τ), `peak` (the most abnormal
+        row) and `channels` (the three of largest contribution). Times if X has them, else
+        row numbers. Rows without a score are in no event; their number is logged.
         """
         series = self._series(X)
-        table = self._verdicts(series)
+        table = self._scores(series)
         unknown = int(table["window_score"].isna().sum())
         if unknown:
             logger.warning(
@@ -530,10 +329,10 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
         return events.drop(columns="entity")
 
     def calibrate(self, X: Any = None) -> Self:
-        """Chooses τ anew without training, by the parameters as they are now.
+        """Chooses τ again by the present parameters, without training.
 
         Args:
-            X: clean rows that the networks did not learn from; None for the scores that
+            X: clean rows that the networks were not trained on; None for the scores that
                 τ was chosen on before, as after `set_params(false_alarm_rate=…)`.
         """
         check_is_fitted(self, "detector_")
@@ -559,10 +358,10 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
         return self._choose(Rule("fixed", value=tau))
 
     def distill(self, X: Any, *, student_hidden: Sequence[int]) -> "KDDetector":
-        """A new detector: another student, taught on X by this one's teacher.
+        """A new detector: another student of this one's teacher, trained on X.
 
-        The teacher is not trained again, and X is scaled as it was for the teacher; best
-        give the rows of `fit`.
+        The teacher is not trained again, and X is scaled by the teacher's scaler. X is
+        best the rows of `fit`.
 
         Raises:
             ConfigError: there is no teacher.
@@ -580,12 +379,12 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
             student_hidden=student_hidden,
         )
         other._name_features(series.channels)
-        return other._learn(series, teacher, self.entity_)
+        return other._fit(series, teacher, self.entity_)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Writes `detector_` as arrays, JSON and a manifest; `teacher_` stays behind.
+        """Writes `detector_` as arrays, JSON and a manifest, without `teacher_`.
 
-        `kdjax.save_detector(folder, detector.teacher_)` keeps the teacher.
+        `kdjax.save_detector(folder, detector.teacher_)` saves the teacher.
         """
         check_is_fitted(self, "detector_")
         save_detector(folder, self.detector_)
@@ -599,21 +398,20 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
         Args:
             folder: of the saved detector.
             entity: whose scaler, Gaussian and threshold to use; by default those of its
-                only entity, and pooled ones where there are several.
+                only entity, or the pooled ones of several.
         """
         detector = load_detector(folder)
-        only = len(detector.entities) == 1
         loaded = cls(**parameters_of(detector))
         loaded.detector_ = detector
-        loaded.entity_ = entity or (detector.entities[0] if only else POOLED)
-        entity_index(detector, loaded.entity_)  # Refuses an unknown one.
+        loaded.entity_ = entity or usual_entity(detector)
+        entity_index(detector, loaded.entity_)  # refuses an unknown one
         loaded.teacher_ = detector if loaded.detector == "teacher" else None
         loaded._name_features(detector.channels)
         return loaded
 
     @property
     def threshold_(self) -> float:
-        """τ: a row whose score is above is in alarm."""
+        """τ: rows of a higher score are in alarm."""
         return self.detector_.thresholds[self._place].tau
 
     @property
@@ -630,10 +428,8 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
     def _place(self) -> int:
         return entity_index(self.detector_, self.entity_)
 
-    def _settings(self, distillation: TeacherSource = UNTAUGHT) -> dict[str, Any]:
-        further = dict(self.settings or {})
-        if distillation.teachers:
-            further["distill.target"] = "scores"
+    def _settings(self, **changes: Any) -> dict[str, Any]:
+        further = dict(self.settings or {}) | changes
         return settings_of(self.get_params(deep=False), further)
 
     def _series(self, X: Any, *, reset: bool = False) -> Series:
@@ -661,40 +457,119 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
             names = tuple(map(str, self.feature_names_in_))
         place = Place(Path(ROWS), names)
         values = to_float32(values, place, missing=self.missing)
-        return Series(ROWS, values, names, time_of(X))
+        return Series(ROWS, values, names, _time_of(X))
 
-    def _learn(
+    def _fit(
         self,
         series: Series,
         teacher: Detector | None = None,
         entity: str = POOLED,
-        distillation: TeacherSource = UNTAUGHT,
+        *,
+        teachers: tuple[ScoreFunction, ...] = (),
+        weights: tuple[float, ...] = (),
     ) -> Self:
-        made = fit_detectors(
-            series,
-            self.detector,
-            settings=self._settings(distillation),
-            teacher=teacher,
-            entity=entity,
-            distillation=distillation,
-        )
-        self.detector_ = made[self.detector]
+        """Fits to a series as `kdjax.run` does to files.
+
+        Args:
+            series: the rows.
+            teacher: a trained one, which is kept; its scaler for `entity` is used.
+            entity: of the teacher.
+            teachers, weights: see `fit`.
+        """
+        name = self.detector
+        settings = self._settings(**{"distill.target": "scores"} if teachers else {})
+        if name not in DETECTORS:
+            raise ConfigError(
+                f"detector={name!r} must be one of {', '.join(DETECTORS)}."
+            )
+        if teachers and (name != "student" or not is_distilled(settings["distill"])):
+            raise ConfigError(
+                f"teachers: detector={name!r} with alpha={self.alpha} learns from none: "
+                "set detector='student' and alpha above 0."
+            )
+        valid = all(0 <= weight < np.inf for weight in weights) and any(weights)
+        if weights and (len(weights) != len(teachers) or not valid):
+            raise ConfigError(
+                f"weights={weights!r} must have a finite number from 0 on for each of "
+                f"{len(teachers)} teachers, not all of them 0."
+            )
+        dataset = Dataset("rows in memory", (series,), ())
+        prepared = prepare_dataset(dataset, settings)
+        if teacher is not None:
+            scaler = scaler_of(teacher, entity_index(teacher, entity))
+            (one,) = prepared.entities
+            prepared = prepared._replace(
+                entities=(one._replace(scaler=scaler),), pooled_scaler=scaler
+            )
+        if name in BASELINES:
+            models = {name: fit_baseline(name, prepared)}
+        else:
+            with tempfile.TemporaryDirectory() as folder:
+                models = train_networks(
+                    prepared,
+                    settings,
+                    Path(folder),
+                    Console(quiet=True),
+                    names=(name,) if teachers else ("teacher", name),
+                    teacher=None if teacher is None else teacher.model,
+                    scorers=teachers,
+                    weights=weights,
+                )
+        rules = calibration_rules(settings, prepared)
+        made = {} if teacher is None else {"teacher": teacher}
+        for found, model in models.items():
+            if found not in made:
+                made[found] = make_detector(
+                    found,
+                    model,
+                    calibrate(model, prepared, rules),
+                    prepared,
+                    settings=settings,
+                    digests=data_digests(dataset),
+                )
+        self.detector_ = made[name]
         self.teacher_ = made.get("teacher")
         self.entity_ = series.entity
-        self.decision_scores_ = self._verdicts(series)["window_score"].to_numpy()
+        self.decision_scores_ = self._scores(series)["window_score"].to_numpy()
         return self
 
     def _choose(self, rule: Rule) -> Self:
         """Another τ by the scores that the present one was chosen on."""
-        kept = self.detector_.calibration
-        scores = kept[self._place] if kept else np.empty(0)
-        self.detector_ = with_threshold(
-            self.detector_, choose_threshold(scores, rule), entity=self.entity_
+        detector, place = self.detector_, self._place
+        scores = detector.calibration[place] if detector.calibration else np.empty(0)
+        thresholds = list(detector.thresholds)
+        thresholds[place] = choose_threshold(scores, rule)
+        known = detector.card.get("thresholds", {})
+        changed = {**known, self.entity_: thresholds[place]._asdict()}
+        self.detector_ = detector._replace(
+            thresholds=tuple(thresholds), card={**detector.card, "thresholds": changed}
         )
         return self
 
-    def _verdicts(self, series: Series) -> pd.DataFrame:
-        return row_results(self.detector_, series, entity=self.entity_)
+    def _scores(self, series: Series) -> pd.DataFrame:
+        """`score_table`, with the first window's score in the rows before its end.
+
+        So each row has a `window_score` and may be in alarm, unless it is in no window.
+        """
+        detector = self.detector_
+        table = score_table(detector, series, entity=self.entity_)
+        scores = table["window_score"].to_numpy(copy=True)
+        stretches = segments(
+            series.time,
+            len(scores),
+            max_gap=detector.max_gap,
+            step=detector.step or None,
+        )
+        for start, stop in stretches:
+            end = start + detector.window - 1
+            if end < stop:
+                scores[start:end] = scores[end]
+        return table.assign(window_score=scores, alarm=self._alarms(scores))
+
+    def _alarms(self, scores: np.ndarray) -> np.ndarray:
+        """Rows in alarm by their window scores, `[N] -> [N]` bool."""
+        rule = AlarmRule(self.detector_.min_duration, self.detector_.cooldown)
+        return row_alarms(scores > self.threshold_, ~np.isnan(scores), rule)
 
     def _labels(self, scores: np.ndarray) -> np.ndarray:
         unknown = np.flatnonzero(np.isnan(scores))
@@ -704,11 +579,26 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
                 f"is row {unknown[0] + 1}, so neither 0 nor 1 is true: leave them out, "
                 "or use decision_function, which gives NaN there."
             )
-        alarm = in_alarm(self.detector_, scores, entity=self.entity_)
-        return alarm.astype(np.int64)
+        return self._alarms(scores).astype(np.int64)
 
     def _name_features(self, channels: Sequence[str]) -> None:
-        """What scikit-learn remembers of the columns."""
+        """Sets scikit-learn's attributes of the columns."""
         self.n_features_in_ = len(channels)
         if tuple(channels) != numbered_channels(len(channels)):
             self.feature_names_in_ = np.array(channels, object)
+
+
+def _time_of(X: Any) -> np.ndarray | None:
+    """The rows' time if X has a `DatetimeIndex`."""
+    index = getattr(X, "index", None)
+    if not isinstance(index, pd.DatetimeIndex):
+        return None
+    time = parse_time(index.to_series(name="time"), Place(Path(ROWS), ("time",)))
+    late = np.flatnonzero(time[1:] <= time[:-1])
+    if len(late):
+        raise DataError(
+            f"{ROWS}: row {late[0] + 2} of the index is at {index[late[0] + 1]}, not after "
+            "the row before: sort the rows and remove duplicates, or call "
+            "reset_index(drop=True) if the index is no time."
+        )
+    return time

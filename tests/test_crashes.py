@@ -244,6 +244,7 @@ DEVICES = {"JAX_NUM_CPU_DEVICES": "8"}
 KILLED_AT = {"fleet": ("replace 1", "replace 5")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", KILLED_AT)
 def test_a_killed_program_ends_with_the_same_bytes(commands, say, verb, tmp_path):
     case = programs.Case(commands[verb], None, programs.UNTIMED | DEVICES)
@@ -267,6 +268,7 @@ def logged(workdir):
     return path.read_text("utf-8") if path.exists() else ""
 
 
+@pytest.mark.slow
 def test_sigterm_costs_a_run_no_step(commands, finished, tmp_path):
     """Without a checkpoint in time, only the signal's can be what it goes on from."""
     more = ["--config.train.log_every=1", "--config.train.checkpoint_seconds=900"]
@@ -302,6 +304,7 @@ def interruptible():
     signal.signal(signal.SIGINT, before)
 
 
+@pytest.mark.slow
 def test_sigint_ends_a_fleet_with_130(commands, interruptible, tmp_path):
     process = programs.start(programs.Case(commands["fleet"]), tmp_path)
     assert "rows under the threshold" in process.stdout.readline()
@@ -359,6 +362,7 @@ with tempfile.TemporaryDirectory() as folder:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("work", "grace"), [(COMPILES, 0.2), (HOLDS, 0.2), (SWALLOWS, 60), (IMPORTS, 60)]
 )
@@ -378,6 +382,7 @@ def test_a_signal_ends_whatever_goes_on(work, grace):
     assert words(ended.err).startswith("kdjax: stopped by SIGTERM; ")
 
 
+@pytest.mark.slow
 def test_a_signal_at_the_very_end_changes_nothing():
     """A module's end comes after all that a program does by itself."""
     script = (
@@ -436,6 +441,7 @@ def disk(tmp_path):
 FULL = {"score": 12, "fleet": 24, "export": 4, "calibrate": 8, "stream": 12}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", FULL)
 def test_a_full_disk_leaves_nothing_half_written(commands, say, disk, verb, tmp_path):
     folder, mount = disk
@@ -453,6 +459,7 @@ def test_a_full_disk_leaves_nothing_half_written(commands, say, disk, verb, tmp_
     assert traces.contents(folder) == traces.contents(tmp_path / "roomy")
 
 
+@pytest.mark.slow
 def test_a_full_disk_keeps_the_old_output(commands, say, disk):
     folder, mount = disk
     mount(16)
@@ -465,6 +472,7 @@ def test_a_full_disk_keeps_the_old_output(commands, say, disk):
     }
 
 
+@pytest.mark.slow
 def test_a_download_goes_on_once_there_is_room(commands, say, disk, monkeypatch):
     folder, mount = disk
     mount(1500)
@@ -485,6 +493,7 @@ def test_a_download_goes_on_once_there_is_room(commands, say, disk, monkeypatch)
     assert traces.contents(folder) == {name: sha for name, sha, _ in entries[:3]}
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_once_there_is_room(commands, say, disk, finished):
     folder, mount = disk
     mount(300)
@@ -599,6 +608,7 @@ def denied(commands, student, finished):
         yield json.loads(done.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="needs users")
 def test_what_may_not_be_written_or_read_is_one_line(denied):
     assert len(denied) == 10
@@ -634,6 +644,7 @@ def held_by_another(workdir):
         process.stdin.close()
 
 
+@pytest.mark.slow
 def test_the_second_of_two_is_refused_by_the_firsts_number(commands, say, tmp_path):
     with held_by_another(tmp_path) as first:
         for verb in ("run", "sweep"):
@@ -653,6 +664,7 @@ def test_the_second_of_two_is_refused_by_the_firsts_number(commands, say, tmp_pa
 # What XLA compiled.
 
 
+@pytest.mark.slow
 def test_a_damaged_entry_of_the_cache_is_compiled_again(tmp_path):
     """JAX writes entries in place: a full disk cuts them short, and they stay so."""
     script = (

@@ -267,6 +267,7 @@ def worked(prepared_folder, tmp_path_factory):
     return [json.loads(output.splitlines()[-1]) for output in outputs]
 
 
+@pytest.mark.slow
 def test_each_process_knows_who_it_is_and_what_is_its_own(worked):
     first, second = worked
     assert first["who"] == [0, 2, True] and second["who"] == [1, 2, False]
@@ -274,6 +275,7 @@ def test_each_process_knows_who_it_is_and_what_is_its_own(worked):
     assert second["share"] == [["b", "d"], ["a", "c", "e"]]
 
 
+@pytest.mark.slow
 def test_arrays_reach_all_in_order_and_bit_for_bit(worked):
     expected = bits([own_arrays(0), own_arrays(1)])
     assert expected[0][0] == "float64"
@@ -283,6 +285,7 @@ def test_arrays_reach_all_in_order_and_bit_for_bit(worked):
         assert said["on_first"] == [0, None, "x"]
 
 
+@pytest.mark.slow
 def test_moments_of_both_processes_are_those_of_one(worked):
     """The same bits, and numpy's float64 to 1e-12."""
     whole = np.concatenate(error_pieces())
@@ -297,16 +300,19 @@ def test_moments_of_both_processes_are_those_of_one(worked):
     )
 
 
+@pytest.mark.slow
 def test_a_calibration_shared_by_both_is_that_of_one(worked):
     alone = bits(calibrated())
     assert [said["normals"] for said in worked] == [alone, alone]
 
 
+@pytest.mark.slow
 def test_a_batch_lies_on_all_devices_of_both(worked):
     assert [said["owners"] for said in worked] == [[0, 0, 1, 1]] * 2
     assert [said["apart"] for said in worked] == [[0, 1, 2]] * 2
 
 
+@pytest.mark.slow
 def test_both_write_a_checkpoint_that_one_process_restores(worked, prepared_folder):
     folder = prepared_folder / "both"
     for said in worked:
@@ -321,6 +327,7 @@ def test_both_write_a_checkpoint_that_one_process_restores(worked, prepared_fold
         assert f"arrays/ocdbt.process_{number}/d/" in kept
 
 
+@pytest.mark.slow
 def test_two_processes_restore_what_one_wrote_and_judge_damage_alike(
     worked, prepared_folder
 ):
@@ -333,6 +340,7 @@ def test_two_processes_restore_what_one_wrote_and_judge_damage_alike(
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_faults_reach_both_processes(worked, prepared_folder):
     first, second = (said["faults"] for said in worked)
     assert first[0] == second[0] == "DataError: no rows"
@@ -409,6 +417,7 @@ def parameters(workdir):
     return [load_detector(workdir / "detectors" / name).model.params for name in PHASES]
 
 
+@pytest.mark.slow
 def test_a_run_on_both_is_a_run_on_one(undisturbed, changes, tmp_path):
     """The same up to rounding: four shares of a gradient are summed in other orders."""
     workdir, (first, second) = undisturbed
@@ -448,6 +457,7 @@ def sealed(workdir, phase):
     return any((workdir / "checkpoints" / phase).glob(f"*/{MANIFEST}"))
 
 
+@pytest.mark.slow
 def test_a_killed_process_ends_the_other_and_both_go_on(undisturbed, launch, tmp_path):
     """To the same bits as a run that nothing stopped."""
     workdir, often = tmp_path / "killed", {"train.checkpoint_seconds": 0}

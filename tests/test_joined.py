@@ -242,6 +242,7 @@ def test_a_finished_run_of_each_machine_is_left_alone(apart):
     assert files(workdir) == before
 
 
+@pytest.mark.slow
 def test_a_machine_learns_from_its_own_centres(
     apart, tiny, plant, plant_changes, tmp_path
 ):
@@ -264,6 +265,7 @@ def test_a_machine_learns_from_its_own_centres(
 # Sweeps, and going on from a run.
 
 
+@pytest.mark.slow
 def test_a_sweep_over_students_of_such_a_teacher(
     plant_changes, joined, settings, tmp_path
 ):
@@ -303,7 +305,9 @@ def test_a_sweep_over_students_of_such_a_teacher(
     assert not any(name.startswith("teacher") for name in phases(tmp_path))
 
 
-@pytest.mark.parametrize("folder", ["detectors", "detectors/student"])
+@pytest.mark.parametrize(
+    "folder", [pytest.param("detectors", marks=pytest.mark.slow), "detectors/student"]
+)
 def test_training_goes_on_from_a_student_without_a_trained_teacher(
     joined, tiny, plant_changes, tmp_path, folder
 ):

@@ -808,6 +808,7 @@ limited_memory = pytest.mark.skipif(
 )
 
 
+@pytest.mark.slow
 @limited_memory
 @pytest.mark.parametrize("large_file", ["parquet"], indirect=True)
 def test_it_trains_on_a_file_larger_than_its_memory(large_file, tmp_path):
@@ -820,6 +821,7 @@ def test_it_trains_on_a_file_larger_than_its_memory(large_file, tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.slow
 @limited_memory
 @pytest.mark.parametrize("large_file", ["npy"], indirect=True)
 def test_a_whole_run_on_a_file_larger_than_its_memory(large_file, tmp_path):
@@ -833,6 +835,7 @@ def test_a_whole_run_on_a_file_larger_than_its_memory(large_file, tmp_path):
     assert json.loads(card.read_text())["data"]["sha256"] == {"train/rows": digest}
 
 
+@pytest.mark.slow
 @limited_memory
 def test_the_limit_would_not_let_the_file_in(tmp_path):
     path = tmp_path / "rows.npy"

@@ -67,6 +67,7 @@ def trained(train, *, epochs, hooks):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="counts open files as Linux does")
 def test_hundreds_of_epochs_leave_memory_and_files_as_they_were():
     """Without checkpoints: tensorstore keeps some 50 kB of each that it writes."""

@@ -335,6 +335,7 @@ def test_augmented_copies_follow_the_rows_and_only_their_teacher_counts(
     assert alone.training_data is training_data
 
 
+@pytest.mark.slow
 def test_students_of_disturbed_rows_side_by_side(
     students, known, plant_changes, tiny, tmp_path
 ):
@@ -386,9 +387,9 @@ def loudness(windows):
     ("target", "members"),
     [
         ("reconstruction", ON_THE_WAY),
-        ("errors", OF_ONE_TARGET),
-        ("hidden", OF_ONE_TARGET),
-        ("scores", OF_ONE_TARGET),
+        pytest.param("errors", OF_ONE_TARGET, marks=pytest.mark.slow),
+        pytest.param("hidden", OF_ONE_TARGET, marks=pytest.mark.slow),
+        pytest.param("scores", OF_ONE_TARGET, marks=pytest.mark.slow),
     ],
 )
 def test_students_of_any_lesson_side_by_side(students, tmp_path, target, members):

@@ -208,7 +208,7 @@ def test_channels_in_another_order_are_put_in_the_old_one(warm_start, detectors)
         ({"teacher__hidden": (3, 3)}, "the teacher has the shape .*set teacher.hidden"),
         ({"model__decoder": "feedback"}, "decoder='feedback'.*set teacher.hidden and"),
         ({"data__window": 12}, "set data.window=10 and detection.count=0"),
-        ({"detection__count": 1}, "judges windows of 10 rows and allows 0 above τ"),
+        ({"detection__count": 1}, "scores windows of 10 rows and allows 0 above τ"),
     ],
 )
 def test_another_shape_is_refused_with_what_to_set(
@@ -250,6 +250,6 @@ def test_entities_that_the_old_one_does_not_know_get_its_pooled_threshold(finish
     for field, wanted in zip(found.scalers, old.scalers, strict=True):
         np.testing.assert_array_equal(field, wanted[[2, 1, 2]])
     assert found.notes == (
-        "before: the old detector doesn't know press, so its pooled threshold judges",
+        "previous: entities that are new to it are scored under its pooled threshold: press",
     )
     assert previous_calibration(old, prepared).notes == ()

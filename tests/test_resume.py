@@ -15,6 +15,7 @@ import pytest
 from kdjax.io.files import MANIFEST
 
 ROOT = Path(__file__).parent.parent
+pytestmark = pytest.mark.slow
 PHASES = ("teacher", "student", "student_alone")
 # About 4 steps an epoch, each of them logged and saved.
 FLAGS = (

@@ -139,8 +139,15 @@ def assert_close(found, expected, **tolerance):
     )
 
 
-@pytest.mark.parametrize("backend", ["cpu", "gpu"])
-@pytest.mark.parametrize("devices", [1, 3])
+@pytest.mark.parametrize(
+    ("devices", "backend"),
+    [
+        (1, "cpu"),
+        (3, "cpu"),
+        (1, "gpu"),
+        pytest.param(3, "gpu", marks=pytest.mark.slow),
+    ],
+)
 def test_members_are_trained_as_if_alone(devices, backend, monkeypatch):
     """Other seeds, windows, rates, α and T, epochs and patience side by side.
 
@@ -193,7 +200,13 @@ class Killed(Exception):
 
 
 @pytest.mark.parametrize(
-    ("devices", "after"), [((3, 3), 1), ((3, 3), 6), ((3, 1), 3), ((1, 3), 3)]
+    ("devices", "after"),
+    [
+        ((3, 3), 1),
+        pytest.param((3, 3), 6, marks=pytest.mark.slow),
+        ((3, 1), 3),
+        pytest.param((1, 3), 3, marks=pytest.mark.slow),
+    ],
 )
 def test_a_population_goes_on_where_it_was_killed(tmp_path, after, devices):
     """Also on another number of devices."""

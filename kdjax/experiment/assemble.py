@@ -37,12 +37,9 @@ def calibration_rules(settings: Settings, prepared: Prepared) -> Rules:
 
 
 def threshold_rule(settings: Settings, *, step_seconds: float, stride: int) -> Rule:
-    """How τ is chosen; a budget of alarms becomes a rate of windows.
+    """How τ is chosen; a budget of alarms becomes a rate of windows of this stride.
 
-    Args:
-        settings: of the run; `data.step_seconds` overrides `step_seconds`.
-        step_seconds: time between rows, 0 if rows have no dates.
-        stride: of the calibration windows.
+    `data.step_seconds` overrides `step_seconds`, which is 0 if rows have no dates.
 
     Raises:
         ConfigError: a budget can't be met, or the time between rows is unknown.
@@ -74,17 +71,10 @@ def make_detector(
     results: Sequence[Mapping[str, Any]] = (),
     warm_start: Mapping[str, Any] | None = None,
 ) -> Detector:
-    """The detector of one model.
+    """The detector of the model `name` that was calibrated on `prepared`.
 
-    Args:
-        name: of the model, such as `student`.
-        model: the residual model.
-        calibration: from `kdjax.detection.calibration.calibrate`.
-        prepared: the data it was calibrated on.
-        settings: of the run.
-        digests: SHA-256 of each series.
-        results: of the model, for the card.
-        warm_start: the card's `descends_from`.
+    `digests` (SHA-256 of each series), `results` and `warm_start` (its `descends_from`)
+    go into the card.
     """
     detection, threshold = settings["detection"], settings["threshold"]
     low, high = training_ranges(prepared)

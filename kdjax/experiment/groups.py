@@ -5,11 +5,10 @@ by itself; tables then hold all of them.
 """
 
 import urllib.parse
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
-from kdjax.data.prepared import Prepared
 from kdjax.data.scaler import Scaler
 from kdjax.data.series import Dataset
 from kdjax.detection.calibration import Calibration
@@ -41,12 +40,6 @@ def group_name(name: str, part: str) -> str:
     return f"{name}/{urllib.parse.quote(part, safe=' ').replace('.', '%2E')}"
 
 
-def merge_prepared(parts: Sequence[Prepared]) -> Prepared:
-    """All entities; the pooled scaler is that of the first group."""
-    entities = tuple(entity for part in parts for entity in part.entities)
-    return parts[0]._replace(entities=entities)
-
-
 def merge_evaluations(
     name: str,
     parts: Sequence[ModelEvaluation],
@@ -54,17 +47,9 @@ def merge_evaluations(
     window: int,
     point_adjusted: bool = False,
 ) -> ModelEvaluation:
-    """The results of all groups' models of one name.
+    """The results of all groups' models of one name, with rows over all entities.
 
-    Args:
-        name: of the models.
-        parts: each evaluated on its own entities.
-        window: L.
-        point_adjusted: whether to add point-adjusted metrics.
-
-    Returns:
-        Rows over all entities. The calibration has no pooled entries, and the model is
-        that of the first group.
+    The calibration has no pooled entries, and the model is that of the first group.
     """
     if len(parts) == 1:
         return parts[0]
@@ -106,14 +91,3 @@ def _merge_calibrations(parts: Sequence[Calibration]) -> Calibration:
         notes=tuple(note for p in parts for note in p.notes),
         floored={k: v for p in parts for k, v in p.floored.items()},
     )
-
-
-def size_note(parts: Mapping[str, Prepared]) -> list[str]:
-    """A note that the parameters in tables are those of one network of many."""
-    if list(parts) == [ALL]:
-        return []
-    note = (
-        f"entity_mode=per_entity: {len(parts)} teachers and as many students, one an "
-        "entity; parameters are those of one of them"
-    )
-    return [note]

@@ -75,57 +75,34 @@ SCHEDULE = ("alpha", "alpha_end", "temperature", "temperature_end")
 class TrainingData(NamedTuple):
     """Rows and windows that networks train on.
 
-    Attributes:
-        rows: `[N, D]` float32, scaled.
-        fit: `[M]` first rows of the windows to train on.
-        validation: `[V]` first rows of the windows to validate on.
-        window: L.
-        share: factor of the config's epochs that gives the steps of `data.stride`.
-        missing: whether rows have NaN cells.
-        sources: windows to train and validate on that are read from disk; `rows` is then
-            empty and `fit` and `validation` number the windows.
-        recorded: the first so many windows are as recorded, the others augmented; None
-            for all.
+    Windows that are read from disk are in `sources`, for training and validation; then
+    `rows` is empty, and `fit` and `validation` number the windows.
     """
 
-    rows: np.ndarray
-    fit: np.ndarray
-    validation: np.ndarray
-    window: int
-    share: float
-    missing: bool
+    rows: np.ndarray  # [N, D] float32, scaled
+    fit: np.ndarray  # [M] first rows of the windows to train on
+    validation: np.ndarray  # [V] first rows of the windows to validate on
+    window: int  # L
+    share: float  # of the config's epochs, for the steps that `data.stride` gives
+    missing: bool  # whether rows have NaN cells
     sources: tuple[WindowSource, WindowSource] | None = None
-    recorded: int | None = None
+    recorded: int | None = None  # first windows that are not augmented; None: all
 
 
 class Training(NamedTuple):
-    """One training job: everything that decides the network's parameters.
+    """One training job: everything that decides the network's parameters."""
 
-    Attributes:
-        name: in the log and below `checkpoints/`.
-        architecture: of the network.
-        training_data: rows and windows.
-        seed: decides initial parameters and the order of windows.
-        init: random stream of the initial parameters.
-        order: random stream of the order of windows.
-        epochs: maximum number of epochs.
-        patience: of early stopping; None to use all epochs.
-        settings: the config's `train`.
-        distillation: of a distilled student; None without a teacher.
-        first: parameters to start from instead of random ones.
-    """
-
-    name: str
+    name: str  # in the log and below `checkpoints/`
     architecture: Architecture
     training_data: TrainingData
     seed: int
-    init: int
-    order: int
-    epochs: int
-    patience: int | None
-    settings: Mapping[str, Any]
-    distillation: Distillation | None = None
-    first: Params | None = None
+    init: int  # random stream of the initial parameters
+    order: int  # random stream of the order of windows
+    epochs: int  # maximum
+    patience: int | None  # of early stopping; None to use all epochs
+    settings: Mapping[str, Any]  # the config's `train`
+    distillation: Distillation | None = None  # None without a teacher
+    first: Params | None = None  # parameters to start from instead of random ones
 
     @property
     def steps(self) -> int:
@@ -231,13 +208,10 @@ def make_distillation(
     scorers: tuple[ScoreFunction, ...] = (),
     weights: tuple[float, ...] | None = None,
 ) -> Distillation:
-    """The distillation that the settings choose.
+    """The distillation of the settings.
 
-    Args:
-        settings: of the run.
-        teacher: its first component, or all components weighted by `distill.weights`.
-        scorers: teachers where the target is `scores`.
-        weights: of the scorers, instead of the config's.
+    Without `distill.weights` the teacher's first component is distilled. `scorers` are
+    the teachers if the target is `scores`; `weights` replaces the config's for them.
     """
     distill = settings["distill"]
     if weights is None:
@@ -290,16 +264,8 @@ def student_training(
 ) -> Training:
     """A student's job, which uses all its epochs.
 
-    Args:
-        training_data: rows and windows.
-        settings: of the run.
-        name: of the job.
-        teacher: to distil from. Without teacher and scorers, or with α = 0, the student
-            is trained on the data alone.
-        scorers: teachers where the target is `scores`.
-        weights: of the scorers, instead of the config's.
-        first: parameters to start from.
-        known: augmented training data that several students share.
+    Without teacher and scorers, or with α = 0, the student is trained on the data alone.
+    `scorers` and `weights` as in `make_distillation`; `known` caches augmented data.
     """
     distill = settings["distill"]
     distillation = None

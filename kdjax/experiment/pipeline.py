@@ -25,8 +25,6 @@ from kdjax.experiment.groups import (
     ALL,
     PER_ENTITY,
     merge_evaluations,
-    merge_prepared,
-    size_note,
     split_groups,
 )
 from kdjax.experiment.jobs import architecture
@@ -110,7 +108,8 @@ def _run(settings: Settings, workdir: Path, console: Console) -> dict[str, Any]:
             console.print(f"{workdir} is finished: nothing to do.")
             return finished
         parts = prepare_parts(dataset, settings)
-        prepared = merge_prepared([*parts.values()])
+        entities = tuple(e for part in parts.values() for e in part.entities)
+        prepared = next(iter(parts.values()))._replace(entities=entities)
         # Only now: an error in the data must not bind the folder to the settings.
         claim(workdir, settings)
         check_data(workdir, sources)
@@ -150,8 +149,12 @@ def _run(settings: Settings, workdir: Path, console: Console) -> dict[str, Any]:
     notes = [
         note for series in (*dataset.train, *dataset.test) for note in series.notes
     ]
-    notes += size_note(parts) + channel_notes(prepared)
-    notes += test_notes(merged["student"], prepared)
+    if settings["entity_mode"] == PER_ENTITY:
+        notes.append(
+            f"entity_mode=per_entity: {len(parts)} teachers and as many students, one an "
+            "entity; parameters are those of one of them"
+        )
+    notes += channel_notes(prepared) + test_notes(merged["student"], prepared)
     return hosts.on_first(
         lambda: write_run(
             workdir,

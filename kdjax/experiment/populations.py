@@ -78,22 +78,13 @@ class Trained(NamedTuple):
 
 
 class Job(NamedTuple):
-    """A population ready to train.
-
-    Attributes:
-        group: P training jobs.
-        mesh: the devices that share them.
-        dataset: the windows of all members.
-        members: P of them.
-        hyper: fields `[P]`.
-        step: of the population.
-    """
+    """A population of P members, ready to train."""
 
     group: Sequence[Training]
-    mesh: Mesh | None
-    dataset: WindowDataset
+    mesh: Mesh | None  # the devices that share the members
+    dataset: WindowDataset  # the windows of all members
     members: list[Member]
-    hyper: Hyper
+    hyper: Hyper  # fields [P]
     step: PopulationStep
 
 
@@ -107,13 +98,9 @@ def train_all(
 ) -> dict[str, Trained]:
     """All jobs by name; those that are finished in `workdir` are not run again.
 
-    Args:
-        trainings: jobs of different names.
-        workdir: where checkpoints and the log are.
-        console: shows progress.
-        way: `together`, `alone`, or `auto` for the faster by `faster_way`.
-        evaluate_models: called with a population's progress by name after epochs ended;
-            an exception ends training.
+    `way` is `together`, `alone`, or `auto` for the `faster_way`. `evaluate_models` is
+    called with a population's progress by name after epochs ended; its exception ends
+    training.
     """
     if way not in WAYS:
         raise ConfigError(f"way={way!r} must be one of {', '.join(WAYS)}.")

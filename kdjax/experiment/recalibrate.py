@@ -53,14 +53,9 @@ def calibrate_file(
 ) -> Iterator[str]:
     """Saves a detector calibrated on a file of clean rows; yields lines to print.
 
-    Args:
-        path: CSV, Parquet or `.npy` file of normal behaviour.
-        detector: folder of a saved detector.
-        output: folder of the new one; may be the same.
-        entity: of the rows; needed if the file has no entity column and the detector
-            has several.
-        threshold: changed threshold settings.
-        columns: for `kdjax.scoring.files.read_like`.
+    `detector` and `output` are folders and may be the same. `entity` names the rows if
+    the file has no entity column and the detector has several. `threshold` has changed
+    settings; `columns` are for `kdjax.scoring.files.read_like`.
     """
     check_replaceable(Path(output))
     loaded = load_detector(detector)

@@ -30,17 +30,11 @@ PREVIOUS = "previous"
 
 
 class WarmStart(NamedTuple):
-    """What a run starts from.
+    """What a run starts from."""
 
-    Attributes:
-        params: initial parameters of `teacher`, `student` or both.
-        detector: the previous one, to compare with.
-        card: entry `descends_from` of new cards, as JSON.
-    """
-
-    params: dict[str, Params]
-    detector: Detector
-    card: dict[str, Any]
+    params: dict[str, Params]  # of `teacher`, `student` or both
+    detector: Detector  # the previous one, to compare with
+    card: dict[str, Any]  # the `descends_from` of new cards
 
     @property
     def digests(self) -> dict[str, str]:
@@ -51,12 +45,10 @@ class WarmStart(NamedTuple):
 def load_warm_start(
     folder: str, channels: tuple[str, ...], settings: Mapping[str, Any]
 ) -> WarmStart:
-    """The detector in `folder`, and the other network's beside it.
+    """The detector in `folder`: a saved teacher or student, or a folder with both.
 
-    Args:
-        folder: of a saved teacher or student, or one that holds both.
-        channels: of the new data: those of the detector, in any order.
-        settings: of the run, whose networks must have the detector's shapes.
+    `channels` of the new data may have another order than the detector's; the networks
+    of `settings` must have its shapes.
 
     Raises:
         ArtifactError: there is no network to start from.
@@ -129,8 +121,8 @@ def previous_calibration(detector: Detector, prepared: Prepared) -> Calibration:
     gaussians = [gaussian_of(detector, place) for place in places]
     unknown = [name for name in names if name not in known]
     note = (
-        f"{PREVIOUS}: the previous detector doesn't know {', '.join(unknown)}, so its "
-        f"{POOLED} threshold applies"
+        f"{PREVIOUS}: entities that are new to it are scored under its {POOLED} threshold: "
+        f"{', '.join(unknown)}"
     )
     nothing = tuple(np.empty(0) for _ in places)
     return Calibration(

@@ -103,12 +103,9 @@ def check_settings(workdir: Path, settings: Mapping[str, Any]) -> None:
 
 
 def is_unclaimed(workdir: Path, record: str, what: str) -> bool:
-    """Whether a folder lacks its record; refuses one that holds other files.
+    """Whether a folder lacks the file `record`; refuses one that holds others instead.
 
-    Args:
-        workdir: the folder.
-        record: name of the file with the settings.
-        what: the folder would be, for the message.
+    `what` the folder would be goes into the message.
     """
     if (workdir / record).exists():
         return False

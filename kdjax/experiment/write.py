@@ -43,12 +43,9 @@ def derived_results(
     evaluated: Mapping[str, ModelEvaluation],
     detectors: Mapping[str, Detector],
 ) -> dict[str, Any]:
-    """Entries of `results.json` that follow from the others.
+    """Entries of `results.json` that follow from the others, `results`.
 
-    Args:
-        results: the other entries.
-        evaluated: of all entities, by model name.
-        detectors: one of each model, to measure its costs.
+    `evaluated` are of all entities; `detectors`, one of each model, are timed.
     """
     found = {
         "intervals": interval_rows(results["entities"]),
@@ -87,17 +84,8 @@ def write_run(
 ) -> dict[str, Any]:
     """Writes all files of a finished run, `results.json` last; returns its content.
 
-    Args:
-        workdir: folder of the run.
-        evaluated: of all entities, by model name.
-        prepared: the data.
-        parts: name, data and models of each entity group; the models become detectors.
-        inspections: of the training rows, by the student.
-        settings: of the run.
-        digests: SHA-256 of each series.
-        seconds: of each phase.
-        notes: sentences on the data.
-        warm_start: the `descends_from` of new cards.
+    `evaluated` and `prepared` are of all entities; `parts` has name, data and models of
+    each entity group, whose models become detectors; `warm_start` goes into their cards.
     """
     students: dict[str, Detector] = {}
     examples: dict[str, Detector] = {}

@@ -60,14 +60,9 @@ class Checkpoint(NamedTuple):
 def save_checkpoint(directory: Path, step: int, arrays: Any, meta: str) -> None:
     """Writes a step below `directory` and waits until it is complete on disk.
 
-    Arrays that lie on several processes' devices are written by all of them into a shared
-    folder; then all must call this. Other arrays are written by this process alone.
-
-    Args:
-        directory: folder of one training's checkpoints.
-        step: number of the step; the folder's name.
-        arrays: any pytree of arrays.
-        meta: JSON text of an object.
+    A pytree of arrays that lie on several processes' devices is written by all of them
+    into a shared folder; then all must call this. Others are written by this process
+    alone. `meta` is the JSON text of an object.
     """
     shared = any(
         isinstance(leaf, jax.Array) and not leaf.is_fully_addressable
@@ -146,11 +141,7 @@ def restore_checkpoint(directory: Path, template: Any) -> Checkpoint | None:
 
     A step without a manifest was cut off while being written; a damaged one is renamed
     with a warning. In both cases the step before it is taken. A step of a newer schema
-    is an error.
-
-    Args:
-        directory: folder of one training's checkpoints.
-        template: a pytree of arrays or `ShapeDtypeStruct`s like the saved one.
+    is an error. `template` is a pytree of arrays or `ShapeDtypeStruct`s like the saved.
     """
     while True:
         step = hosts.on_first(lambda: _newest(directory))

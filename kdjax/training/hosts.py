@@ -198,12 +198,7 @@ def on_first(work: Callable[[], T]) -> T:
 
 
 def check_alike(what: str, text: str) -> None:
-    """Raises ConfigError on every process if `text` differs between them.
-
-    Args:
-        what: its name in the message, such as `settings`.
-        text: what must be the same.
-    """
+    """Raises ConfigError on every process if `text` differs; `what` is its name."""
     found = gather_texts(json.dumps([what, zlib.crc32(text.encode()), len(text)]))
     others = [str(i) for i, other in enumerate(found) if other != found[0]]
     if others:

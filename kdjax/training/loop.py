@@ -27,23 +27,14 @@ LogLine = dict[str, Any]
 
 
 class TrainingProgress(NamedTuple):
-    """How far a training is, apart from its arrays; the checkpoint's metadata.
+    """How far a training is, apart from its arrays; the checkpoint's metadata."""
 
-    Attributes:
-        step: steps done.
-        best_loss: lowest validation loss so far; None before the first epoch's end.
-        best_epoch: the epoch (from 1) that gave it; 0 before.
-        stale: epochs since then.
-        done: whether training has ended.
-        bad_step: in a population, the step whose loss was not finite; else 0.
-    """
-
-    step: int = 0
-    best_loss: float | None = None
-    best_epoch: int = 0
-    stale: int = 0
+    step: int = 0  # steps done
+    best_loss: float | None = None  # lowest validation loss; None in the first epoch
+    best_epoch: int = 0  # the epoch (from 1) that gave it; 0 before
+    stale: int = 0  # epochs since then
     done: bool = False
-    bad_step: int = 0
+    bad_step: int = 0  # in a population, the step whose loss was not finite
 
 
 class Start(NamedTuple):
@@ -64,10 +55,8 @@ class Fitted(NamedTuple):
 class Hooks(NamedTuple):
     """Callbacks of a training.
 
-    Attributes:
-        log: takes each line of `metrics.jsonl`, without the training's name.
-        advance: called after each step with its number of windows and the mean loss of
-            the epoch so far, or None between logged steps.
+    `log` takes each line of `metrics.jsonl`, without the training's name; `advance` is
+    called after each step with its number of windows and, if logged, the mean loss.
     """
 
     log: Callable[[LogLine], None] = lambda line: None

@@ -58,54 +58,37 @@ class Hyper(NamedTuple):
 
 
 class Member(NamedTuple):
-    """What identifies a member, apart from arrays.
+    """What identifies a member, apart from arrays."""
 
-    Attributes:
-        name: in the log.
-        key: fixes the order of its windows in each epoch.
-        first: number of its first window in the dataset; they are contiguous.
-        windows: their number.
-        validation: `[V]` first rows of its validation windows.
-        epochs, patience: as in `kdjax.training.loop.fit`.
-    """
-
-    name: str
-    key: Array
-    first: int
+    name: str  # in the log
+    key: Array  # fixes the order of its windows in each epoch
+    first: int  # number of its first window in the dataset; they are contiguous
     windows: int
-    validation: np.ndarray
+    validation: np.ndarray  # [V] first rows of its validation windows
     epochs: int
     patience: int | None
 
 
 class Population(NamedTuple):
-    """State of a population.
-
-    Attributes:
-        states: of P members, followed by copies that fill the devices.
-        best: the parameters of lowest validation loss so far.
-        progress: P entries.
-    """
+    """State of P members; arrays are followed by copies that fill the devices."""
 
     states: TrainState
-    best: Params
+    best: Params  # of lowest validation loss so far
     progress: tuple[TrainingProgress, ...]
 
 
 class Watch(NamedTuple):
     """Callbacks of a population's training.
 
-    Attributes:
-        log: takes a member's name and its line of `metrics.jsonl`.
-        advance: called after each step with its number of windows and all progress.
-        on_epoch: called with all progress after epochs ended; an exception ends the fit.
+    `log` takes a member's name and line of `metrics.jsonl`; `advance` the windows of each
+    step; `on_epoch` is called after epochs ended, and its exception ends the fit.
     """
 
     log: Callable[[str, LogLine], None] = lambda name, line: None
-    advance: Callable[[int, Sequence[TrainingProgress]], None] = (
-        lambda windows, progress: None
+    advance: Callable[[int, Sequence[TrainingProgress]], None] = lambda windows, all_: (
+        None
     )
-    on_epoch: Callable[[Sequence[TrainingProgress]], None] = lambda progress: None
+    on_epoch: Callable[[Sequence[TrainingProgress]], None] = lambda all_: None
 
 
 UNWATCHED = Watch()
@@ -133,15 +116,13 @@ def take_member(stacked: Tree, place: int) -> Tree:
 def make_population_step(
     step_of: Callable[[Any], Step], mesh: Mesh | None = None
 ) -> PopulationStep:
-    """The jitted step of P members; each result is that of its step alone.
+    """The jitted step of P members; up to rounding each is that of its step alone.
 
-    Equal up to rounding. The states given are donated; inactive members and those with a
-    bad step stay as they are.
+    The states given are donated; inactive members and those with a bad step don't change.
 
     Args:
         step_of: a member's entry of `hyper` to its step from `make_step` without a mesh.
-        mesh: devices that share the members, from `member_mesh`; the dataset lies on all
-            of them. None for a single device.
+        mesh: devices that share the members, from `member_mesh`; None for one.
     """
 
     def train(dataset: WindowDataset, member: Any) -> TrainState:
@@ -273,19 +254,8 @@ def fit_together(
 ) -> list[Fitted]:
     """Trains until each member is done; see `kdjax.training.loop.fit`.
 
-    A member that failed has `progress.bad_step`; its parameters are the best before.
-
-    Args:
-        start: from `resume_together`; its arrays are donated.
-        step: from `make_population_step`.
-        hyper: a pytree of arrays with a leading axis of P, for `step`.
-        dataset: the windows of all members.
-        validate: from `make_population_validate`.
-        members: P of them.
-        batch_size: B.
-        directory: where to write checkpoints; None for nowhere.
-        checkpoint_seconds: minimum time between two checkpoints.
-        watch: callbacks.
+    A member that failed has `progress.bad_step`; its parameters are the best before. The
+    arrays of `start` are donated; those of `hyper` have a leading axis P.
     """
     states, best, progress = start.states, start.best, list(start.progress)
     size = len(states.step)  # with the copies that fill the devices

@@ -183,10 +183,8 @@ def mean_over_batch(
 ) -> Callable[..., Tree]:
     """`function(common, items, weight)` computed by all devices of the mesh.
 
-    Args:
-        function: returns weighted means over the batch. `common` is a pytree that all
-            items share, `items` a pytree of arrays `[B, …]`, `weight` `[B]`.
-        mesh: from `batch_mesh`.
+    It returns weighted means over the batch: of `items`, arrays `[B, …]`, by `weight`
+    `[B]`; all devices get the pytree `common`.
     """
     if mesh is None:
         return function
