@@ -10,7 +10,7 @@ import argparse
 import json
 from pathlib import Path
 
-from kdjax.evaluation.tables import markdown_table
+from kdjax.evaluation.report import markdown_table
 from kdjax.io.files import write_text
 
 KEPT = ("model", "entity", "threshold", "level", "f1", "average_precision", "vus_pr")

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from kdjax.config import completed, renamed_fields, resolve
-from kdjax.evaluation.tables import markdown_table
+from kdjax.evaluation.report import markdown_table
 
 ROOT = Path(__file__).parent.parent
 # These hold no run; the tests of what they measure check them.

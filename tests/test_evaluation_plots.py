@@ -1,22 +1,39 @@
 """Figures: what is drawn, on degenerate input as well."""
 
+import itertools
+import json
 import math
 import sys
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from sklearn.metrics import average_precision_score
 
+from kdjax.evaluation import plots
+from kdjax.evaluation.page import COLORS
 from kdjax.evaluation.plots import (
+    HEAT_BINS,
+    MOST_CHANNELS,
     Distribution,
+    Heat,
     Ranking,
-    plot_distribution,
+    Timeline,
+    distribution_figure,
+    heat_bins,
+    learning_curve_figure,
+    peaks,
     plot_learning_curve,
-    plot_precision_recall,
     precision_recall,
+    precision_recall_figure,
+    row_edges,
+    timeline_figure,
+    timeline_words,
 )
 
+EVIL = "<script>alert('x')</script>\"&"
 PNG = b"\x89PNG\r\n"
 
 
@@ -91,15 +108,49 @@ def test_learning_curve_of_degenerate_histories(history):
 def test_learning_curve_is_written(tmp_path):
     path = tmp_path / "curve.png"
     assert plot_learning_curve(HISTORY, path) == path.read_bytes()
-    svg = plot_learning_curve(HISTORY, tmp_path / "curve.svg", theme="dark")
-    assert b"<svg" in svg
-    assert sorted(file.name for file in tmp_path.iterdir()) == [
-        "curve.png",
-        "curve.svg",
-    ]
+    assert b"<svg" in plot_learning_curve(HISTORY, tmp_path / "curve.svg")
+    names = sorted(file.name for file in tmp_path.iterdir())
+    assert names == ["curve.png", "curve.svg"]
+
+
+@pytest.mark.parametrize("count", [6, 7])
+def test_many_networks_have_no_legend(drawn, count):
+    history = [line for number in range(count) for line in epochs(f"p{number}", 2)]
+    plot_learning_curve(history)
+    (axes,), figure = drawn[0].axes, learning_curve_figure(history)
+    assert len(axes.lines) == len(figure.data) == 2 * count
+    many = count > 6
+    assert (axes.get_legend() is None) is many
+    assert figure.layout.showlegend is not many
+    for title in (axes.get_title(), figure.layout.title.text or ""):
+        assert ("7 networks; training solid, validation dashed" in title) is many
+
+
+def test_the_report_shows_the_same_curves(drawn):
+    plot_learning_curve(HISTORY)
+    figure = learning_curve_figure(HISTORY)
+    assert figure.layout.yaxis.type == "log" and figure.layout.xaxis.dtick == 1
+    for line, trace in zip(drawn[0].axes[0].lines, figure.data, strict=True):
+        assert trace.name == line.get_label()
+        assert list(trace.x) == list(line.get_xdata())
+        assert list(trace.y) == list(line.get_ydata())
+        assert trace.line.color == line.get_color()
+        assert trace.line.dash == {"-": "solid", "--": "dash"}[line.get_linestyle()]
+        assert ("markers" in trace.mode) is (line.get_marker() == "o")
+    assert "markers" in learning_curve_figure(epochs("teacher", 1)).data[1].mode
+    assert learning_curve_figure([]).layout.title.text == "no epoch was logged"
+    evil = learning_curve_figure(epochs(EVIL, 2)).data[0].name
+    assert "<" not in evil and "&lt;script&gt;" in evil
 
 
 # Distributions.
+
+
+def shown(figure):
+    """What the browser gets, which must hold no NaN outside of typed arrays."""
+    text = figure.to_json()
+    assert "NaN" not in text and "Infinity" not in text
+    return json.loads(text)
 
 
 def spread(calibration, test=(), labels=None, threshold=5.0):
@@ -107,52 +158,59 @@ def spread(calibration, test=(), labels=None, threshold=5.0):
     return Distribution("m", np.array(calibration), np.array(test), labels, threshold)
 
 
-def share_above(line, value):
+def share_above(trace, value):
     """The share that a curve shows at a value: steps fall at the scores themselves."""
-    x, y = np.asarray(line.get_xdata()), np.asarray(line.get_ydata())
-    return y[np.searchsorted(x, value)]
+    return trace.y[np.searchsorted(trace.x, value)]
 
 
-def test_distributions_show_the_share_of_windows_above(drawn):
+def test_distributions_show_the_share_of_windows_above():
     rng = np.random.default_rng(0)
     calibration, test = rng.exponential(2, 50), rng.exponential(3, 40)
     labels = rng.random(40) < 0.3
-    picture = plot_distribution(spread(calibration, test, labels, threshold=2.5))
-    assert picture.startswith(PNG)
-    (axes,) = drawn[0].axes
-    lines = {line.get_label(): line for line in axes.lines}
-    assert list(lines) == ["calibration", "test, normal", "test, anomalous", "τ = 2.5"]
-    assert axes.get_xscale() == "log"
-    assert list(lines["τ = 2.5"].get_xdata()) == [2.5, 2.5]
+    figure = distribution_figure(spread(calibration, test, labels, threshold=2.5))
+    names = [trace.name for trace in figure.data]
+    assert names == ["calibration", "test, normal", "test, anomalous", "τ = 2.5"]
+    assert figure.layout.xaxis.type == "log" and figure.layout.showlegend
+    assert list(figure.data[3].x) == [2.5, 2.5]
     sets = (calibration, test[~labels], test[labels])
-    for line, scores in zip(axes.lines[:3], sets, strict=True):
-        assert line.get_drawstyle() == "steps-pre"
+    for trace, scores in zip(figure.data[:3], sets, strict=True):
+        assert trace.line.shape == "vh"
         for value in (0.1, 1.0, 2.5, scores.max() - 1e-6):
-            assert share_above(line, value) == pytest.approx(np.mean(scores > value))
-    assert len({line.get_color() for line in axes.lines[:3]}) == 3
-    texts = [text.get_text() for text in axes.get_legend().get_texts()]
-    assert texts == list(lines)
+            assert share_above(trace, value) == pytest.approx(np.mean(scores > value))
+    assert len({trace.line.color for trace in figure.data[:3]}) == 3
 
 
-def test_test_windows_without_labels_are_one_curve(drawn):
-    plot_distribution(spread([1.0, 2.0], [3.0, math.nan, 4.0]))
-    labels = [line.get_label() for line in drawn[0].axes[0].lines]
-    assert labels == ["calibration", "test", "τ = 5"]
-    assert list(drawn[0].axes[0].lines[1].get_xdata()) == [3.0, 4.0]
-    plot_distribution(spread([1.0, 2.0]))
-    assert [x.get_label() for x in drawn[1].axes[0].lines] == ["calibration", "τ = 5"]
+def test_test_windows_without_labels_are_one_curve():
+    data = distribution_figure(spread([1.0, 2.0], [3.0, math.nan, 4.0])).data
+    assert [trace.name for trace in data] == ["calibration", "test", "τ = 5"]
+    assert list(data[1].x) == [3.0, 4.0]
+    data = distribution_figure(spread([1.0, 2.0])).data
+    assert [trace.name for trace in data] == ["calibration", "τ = 5"]
 
 
-def test_scores_off_the_axis_still_count_in_the_shares(drawn):
+def test_scores_off_the_axis_still_count_in_the_shares():
     """Of five windows with a score two are above 2, one of them beyond any axis."""
-    plot_distribution(spread([0.0, 1.0, 2.0, 3.0, math.inf, math.nan]))
-    line = drawn[0].axes[0].lines[0]
-    assert list(line.get_xdata()) == [1.0, 2.0, 3.0]
-    assert line.get_ydata() == pytest.approx([4 / 5, 3 / 5, 2 / 5])
-    assert share_above(line, 2.5) == pytest.approx(2 / 5)
+    found = spread([0.0, 1.0, 2.0, 3.0, math.inf, math.nan])
+    trace = distribution_figure(found).data[0]
+    assert list(trace.x) == [1.0, 2.0, 3.0]
+    assert list(trace.y) == pytest.approx([4 / 5, 3 / 5, 2 / 5])
+    assert share_above(trace, 2.5) == pytest.approx(2 / 5)
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_long_curves_are_thinned_from_end_to_end():
+    scores = np.random.default_rng(1).exponential(2, 50_000)
+    trace = distribution_figure(spread(scores)).data[0]
+    assert len(trace.x) == plots.MAX_STEPS
+    assert (trace.x[0], trace.x[-1]) == (scores.min(), scores.max())
+    share = np.mean(scores > trace.x[500])
+    assert trace.y[500] == pytest.approx(share, abs=1e-4)
+    labels = scores > 4
+    found = ranking(labels, {"m": scores + np.random.default_rng(2).random(50_000)})
+    trace = precision_recall_figure(found).data[0]
+    assert len(trace.x) == plots.MAX_STEPS
+    assert (trace.x[-1], trace.y[-1], trace.x[0]) == (0, 1, 1)
+
+
 @pytest.mark.parametrize(
     ("scores", "threshold"),
     [
@@ -165,17 +223,12 @@ def test_scores_off_the_axis_still_count_in_the_shares(drawn):
         ([2.0, 2.0], 2.0),
     ],
 )
-def test_degenerate_distributions(scores, threshold, theme):
+def test_degenerate_distributions(scores, threshold):
     for labels in (None, np.zeros(len(scores)), np.ones(len(scores))):
-        found = spread(scores, scores, labels, threshold)
-        assert plot_distribution(found, theme=theme).startswith(PNG)
-
-
-def test_a_distribution_is_written(tmp_path):
-    path = tmp_path / "spread.svg"
-    found = spread([1.0, 2.0], [3.0], [True])
-    assert plot_distribution(found, path) == path.read_bytes()
-    assert b"<svg" in path.read_bytes()
+        figure = distribution_figure(spread(scores, scores, labels, threshold))
+        shown(figure)
+        for trace in figure.data:
+            assert np.isfinite(trace.x).all() and np.isfinite(trace.y).all()
 
 
 # Precision and recall.
@@ -186,7 +239,7 @@ def ranking(labels, scores, thresholds=None):
     return Ranking("m", np.array(labels), scores, thresholds)
 
 
-def test_precision_and_recall_of_each_threshold(drawn):
+def test_precision_and_recall_of_each_threshold():
     """Every point of a curve is what alarms above some τ would have."""
     rng = np.random.default_rng(3)
     labels = rng.random(60) < 0.3
@@ -196,12 +249,11 @@ def test_precision_and_recall_of_each_threshold(drawn):
     }
     scores["teacher"][[4, 9]] = math.nan
     scores["teacher"][[5, 7]] = math.inf
-    picture = plot_precision_recall(
+    figure = precision_recall_figure(
         ranking(labels, scores, {"teacher": 0.7, "random": 2.0})
     )
-    assert picture.startswith(PNG) and "matplotlib.pyplot" not in sys.modules
-    (axes,) = drawn[0].axes
-    curve, dot, other = axes.lines  # random raises no alarm, so it has no dot
+    assert "matplotlib.pyplot" not in sys.modules
+    curve, dot, other = figure.data  # random raises no alarm, so it has no dot
     known = ~np.isnan(scores["teacher"])
     own, truth = scores["teacher"][known], labels[known]
     found = set()
@@ -210,16 +262,17 @@ def test_precision_and_recall_of_each_threshold(drawn):
         if alarms.any():
             hits = np.sum(alarms & truth)
             found.add((round(hits / truth.sum(), 9), round(hits / alarms.sum(), 9)))
-    points = zip(curve.get_xdata(), curve.get_ydata(), strict=True)
+    points = zip(curve.x, curve.y, strict=True)
     points = {(round(x, 9), round(y, 9)) for x, y in points}
     assert points == found | {(0, 1)}
-    assert curve.get_drawstyle() == other.get_drawstyle() == "steps-post"
+    assert curve.line.shape == other.line.shape == "hv"
+    assert dot.line.color == curve.line.color != other.line.color
+    assert dot.mode == "markers" and dot.showlegend is False
     alarms = own > 0.7
-    assert dot.get_xdata()[0] == pytest.approx(np.mean(alarms[truth]))
-    assert dot.get_ydata()[0] == pytest.approx(np.mean(truth[alarms]))
+    assert dot.x[0] == pytest.approx(np.mean(alarms[truth]))
+    assert dot.y[0] == pytest.approx(np.mean(truth[alarms]))
     finite = np.where(np.isinf(own), 9.0, own)
-    texts = [text.get_text() for text in axes.get_legend().get_texts()]
-    assert texts == [
+    assert [curve.name, other.name] == [
         f"teacher (AP {average_precision_score(truth, finite):.3f})",
         f"random (AP {average_precision_score(labels, scores['random']):.3f})",
     ]
@@ -232,23 +285,318 @@ def test_the_area_is_average_precision():
     assert area == pytest.approx(average_precision_score(labels, scores))
 
 
-def test_a_threshold_is_compared_in_one_precision(drawn):
+def test_a_threshold_is_compared_in_one_precision():
     """0.1 as float32 is above 0.1, so that one of the two windows is in alarm."""
     scores = {"m": np.array([0.1, 0.05], np.float32)}
-    plot_precision_recall(ranking([True, False], scores, {"m": 0.1}))
-    _, dot = drawn[0].axes[0].lines
-    assert (dot.get_xdata()[0], dot.get_ydata()[0]) == (1, 1)
+    found = ranking([True, False], scores, {"m": 0.1})
+    _, dot = precision_recall_figure(found).data
+    assert (dot.x[0], dot.y[0]) == (1, 1)
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("scores", [[], [math.nan] * 2, [math.inf, 1.0], [1.0, 1.0]])
-def test_degenerate_rankings(scores, theme):
+def test_degenerate_rankings(scores):
     for labels in (np.zeros(len(scores), bool), np.ones(len(scores), bool)):
-        found = ranking(labels, {"m": np.array(scores)})
-        assert plot_precision_recall(found, theme=theme).startswith(PNG)
+        figure = precision_recall_figure(ranking(labels, {EVIL: np.array(scores)}))
+        shown(figure)
+        nothing = figure.layout.title.text == "no window is anomalous"
+        assert nothing is (not figure.data)
+        assert all("<" not in trace.name for trace in figure.data)
 
 
-def test_a_score_at_the_threshold_is_no_alarm(drawn):
+def test_a_score_at_the_threshold_is_no_alarm():
     scores = {"m": np.array([2.0, 1.0])}
-    plot_precision_recall(ranking([True, False], scores, {"m": 2.0}))
-    assert len(drawn[0].axes[0].lines) == 1  # the curve, and no dot
+    found = ranking([True, False], scores, {"m": 2.0})
+    assert len(precision_recall_figure(found).data) == 1  # the curve, and no dot
+
+
+# Timelines.
+
+SCORES = np.array([1.0, 9.0, 2.0, 8.0, 3.0])
+LABELS = np.array([False, True, True, False, False])
+HOUR = np.timedelta64(1, "h")
+
+
+def timeline(**changes):
+    both = {"teacher": SCORES, "student": SCORES * 2}
+    taus = {"teacher": 5.0, "student": 17.0}
+    fields = {"entity": "m", "time": None, "labels": LABELS, "scores": both}
+    return Timeline(**{**fields, "thresholds": taus, **changes})
+
+
+def bars_of(figure):
+    """Name -> spans of the axis, and the name beside the lane of each bar."""
+    found = {}
+    for trace in figure.data:
+        if trace.type == "bar":
+            spans = zip(trace.base, np.add(trace.base, trace.x), strict=True)
+            found[trace.name] = [(float(a), float(b)) for a, b in spans]
+            lanes = {figure.layout.yaxis.ticktext[y] for y in trace.y}
+            assert lanes <= {trace.name}
+    return found
+
+
+def curves_of(figure):
+    """Name -> curves and lines of τ, in their order."""
+    return [trace for trace in figure.data if trace.type == "scatter"]
+
+
+def test_true_and_detected_events_stand_above_the_curves():
+    events = {"teacher": np.array([[1, 2], [3, 4]]), "student": np.empty((0, 2), int)}
+    found = timeline(events=events)
+    figure = timeline_figure(found)
+    assert list(figure.layout.yaxis.ticktext) == ["true events", "teacher", "student"]
+    assert bars_of(figure) == {
+        "true events": [(1, 3)], "teacher": [(1, 2), (3, 4)], "student": [],
+    }  # fmt: skip
+    (shade,) = figure.layout.shapes
+    assert shade.path == "M1,0L3,0L3,1L1,1Z" and shade.yref == "paper"
+    teacher, own, student, other = curves_of(figure)
+    assert list(teacher.y) == SCORES.tolist() and list(own.y) == [5, 5]
+    assert list(student.y) == (2 * SCORES).tolist() and list(other.y) == [17, 17]
+    assert own.line.dash == other.line.dash == "dash" and list(own.x) == [0, 5]
+    assert [teacher.line.color, student.line.color] == list(COLORS[:2])
+    bars = {bar.name: bar.marker for bar in figure.data if bar.type == "bar"}
+    assert bars["teacher"].color == bars["teacher"].line.color == teacher.line.color
+    assert bars["teacher"].line.width > 0  # an event of one row can be seen
+    layout = figure.layout
+    assert [teacher.yaxis, student.yaxis] == ["y2", "y3"]
+    assert [layout.yaxis2.title.text, layout.yaxis3.title.text] == [
+        "teacher<br>τ 5", "student<br>τ 17",
+    ]  # fmt: skip
+    words = timeline_words(found)
+    assert "events that each model detects" in words and "labelled anomalies" in words
+    assert words.startswith("Row scores (logarithmic) over rows; dashed: τ.")
+
+
+def test_without_labels_and_events_none_are_spoken_of():
+    words = timeline_words(timeline(labels=None), "Training row scores")
+    assert "labelled" not in words and "detects" not in words
+    assert words.startswith("Training row scores")
+    figure = timeline_figure(timeline(labels=None))
+    assert not figure.layout.shapes and "true events" not in figure.to_json()
+
+
+def test_all_panels_share_an_axis_and_only_it_is_zoomed():
+    figure = timeline_figure(timeline(heat=heat(np.ones((5, 2)))))
+    axes = [figure.layout[f"xaxis{n}"] for n in ("", 2, 3, 4)]
+    assert {axis.matches for axis in axes} == {None, "x4"}
+    assert [axis.title.text for axis in axes] == [None, None, None, "row"]
+    assert all(figure.layout[f"yaxis{n}"].fixedrange for n in ("", 2, 3, 4))
+    domains = [figure.layout[f"yaxis{n}"].domain for n in ("", 2, 3, 4)]
+    for above, below in itertools.pairwise(domains):
+        assert above[0] > below[1]
+
+
+def test_a_panel_is_logarithmic_and_holds_scores_and_tau():
+    scores = np.array([0.0, 1.0, math.inf, math.nan, 200.0])
+    figure = timeline_figure(timeline(scores={"m": scores}, thresholds={"m": 500.0}))
+    axis, (curve, tau) = figure.layout.yaxis2, curves_of(figure)
+    assert axis.type == "log" and axis.dtick >= 1
+    zero, one, infinite, gap, last = curve.y
+    assert np.isnan(gap) and last == 200
+    # Zero is at the bottom, infinite above all else.
+    assert 0 < zero <= one == 1 < tau.y[0] < infinite < math.inf
+    assert 10 ** axis.range[0] < zero and infinite < 10 ** axis.range[1]
+    # A score between two gaps can be seen.
+    assert curve.mode == "lines+markers" and list(curve.marker.size) == [0, 0, 0, 0, 3]
+    whole = curves_of(timeline_figure(timeline()))[0]
+    assert whole.mode == "lines"
+
+
+def test_one_tiny_score_does_not_flatten_the_rest():
+    scores = np.array([1e-30, 1.0, 10.0])
+    figure = timeline_figure(timeline(labels=None, scores={"m": scores}, thresholds={}))
+    assert -9 < figure.layout.yaxis2.range[0] + 1 < -7
+
+
+def test_long_curves_keep_their_peaks():
+    scores = np.ones(50_000)
+    scores[31_415] = 100.0
+    found = timeline(labels=None, scores={"m": scores}, thresholds={"m": 5.0})
+    curve = curves_of(timeline_figure(found))[0]
+    assert len(curve.x) == len(curve.y) == plots.MAX_POINTS
+    assert max(curve.y) == 100
+    assert curve.x[np.argmax(curve.y)] == pytest.approx(31_415, abs=13)
+
+
+@pytest.mark.parametrize("threshold", [5.0, 0.0, -1.0, math.inf, math.nan, 1e-300])
+@pytest.mark.parametrize(
+    "scores",
+    [[], [0.0], [math.nan] * 3, [math.inf], [3.0], [1e-38, 3e38], [2.0, 2.0]],
+)
+def test_degenerate_panels(scores, threshold):
+    scores = np.array(scores, np.float32)
+    labels = np.ones(len(scores), bool)
+    found = timeline(labels=labels, scores={"m": scores}, thresholds={"m": threshold})
+    figure = timeline_figure(found)
+    shown(figure)
+    axis, (curve, *taus) = figure.layout.yaxis2, curves_of(figure)
+    assert np.isfinite(axis.range).all()
+    assert "nan" not in axis.title.text and "inf" not in axis.title.text
+    assert len(taus) == (math.isfinite(threshold) and threshold > 0)
+    for trace in (curve, *taus):
+        y = np.array(trace.y, np.float64)
+        y = np.log10(y[~np.isnan(y)])
+        assert ((axis.range[0] <= y) & (y <= axis.range[1])).all()
+
+
+def test_dates_are_written_as_dates():
+    time = np.datetime64("2024-03-01", "ns") + np.arange(5) * 12 * HOUR
+    found = timeline(time=time, events={"teacher": np.array([[3, 5]])})
+    figure = timeline_figure(found)
+    assert figure.layout.xaxis.type == "date"
+    data = {(trace["type"], trace["name"]): trace for trace in shown(figure)["data"]}
+    assert data["scatter", "teacher"]["x"][2].startswith("2024-03-02T00:00:00")
+    bar = data["bar", "teacher"]
+    assert bar["base"][0].startswith("2024-03-02T12:00:00")
+    (bar,) = (b for b in figure.data if (b.type, b.name) == ("bar", "teacher"))
+    assert list(bar.x) == [24 * 3600 * 1000]  # milliseconds; a row lasts half a day
+    (shade,) = figure.layout.shapes
+    assert shade.path.startswith("M2024-03-01_12:00:00.000000,0L2024-03-02_12:00:00")
+    assert timeline_words(found).startswith("Row scores (logarithmic) over time;")
+    numbers = timeline_figure(timeline(time=np.arange(5.0) + 100))
+    assert numbers.layout.xaxis.type == "linear"
+    assert curves_of(numbers)[0].x[2] == 102
+
+
+def test_names_are_escaped():
+    found = timeline(
+        entity=EVIL,
+        scores={EVIL: SCORES},
+        thresholds={EVIL: 2.0},
+        events={EVIL: np.array([[0, 1]])},
+        heat=heat(np.ones((5, 1)), (EVIL,)),
+    )
+    text = json.dumps(shown(timeline_figure(found)), ensure_ascii=False)
+    assert "<script" not in text and text.count("&lt;script&gt;") >= 5
+    long = timeline_figure(timeline(heat=heat(np.ones((5, 1)), ("x" * 99,))))
+    assert list(long.layout.yaxis4.ticktext) == ["x" * 13 + "…"]
+
+
+@pytest.mark.parametrize("rows", [0, 1, 2])
+def test_short_timelines(rows):
+    days = np.datetime64("2024-01-01", "ns") + np.arange(rows) * HOUR
+    scores, labels = {"m": np.ones(rows)}, np.ones(rows, bool)
+    for time in (None, days, np.arange(rows) * 1.0, np.zeros(rows)):
+        found = timeline(time=time, labels=labels, scores=scores, thresholds={})
+        figure = timeline_figure(found)
+        shown(figure)
+        assert (
+            len(bars_of(figure)["true events"]) == min(rows, 1) if time is None else 1
+        )
+    shown(timeline_figure(Timeline("m", None, None, {}, {})))
+
+
+def test_rows_lie_where_their_time_is():
+    second = np.timedelta64(1, "s")
+    start = np.datetime64("2024-01-01", "us")
+    passed = np.array([0, 1, 2, 7])
+    edges = row_edges((start + passed * second).astype("datetime64[ns]"), 4)
+    assert ((edges - start) / second).tolist() == [0, 1, 2, 7, 8]
+    assert row_edges(None, 4).tolist() == [0, 1, 2, 3, 4]
+    assert row_edges(np.array([5.0]), 1).tolist() == [5, 6]
+    assert row_edges(np.array([5.0, 5.0]), 2).tolist() == [5, 5, 6]
+    assert row_edges(np.array([5, 6, 8, 9]), 4).tolist() == [5, 6, 8, 9, 10]
+    assert row_edges(None, 0).tolist() == [0]
+
+
+@given(
+    st.lists(st.one_of(st.floats(), st.just(math.nan)), max_size=60), st.integers(1, 20)
+)
+@settings(deadline=None)
+def test_peaks_keep_the_largest_score(scores, bins):
+    first, top = peaks(np.array(scores, dtype=np.float64), bins=bins)
+    assert len(first) == len(top) == min(len(scores), bins)
+    known = [score for score in scores if not math.isnan(score)]
+    assert np.isnan(top).all() if not known else np.nanmax(top) == max(known)
+
+
+# The heat map of channels.
+
+
+def heat(parts, channels=None, threshold=100.0):
+    parts = np.array(parts, np.float64)
+    names = channels or tuple("abcdefg"[: parts.shape[1]])
+    return Heat("student", names, parts, threshold)
+
+
+def map_of(figure):
+    """Strength of each channel and column: 0 clear, 1 full, -1 no score."""
+    (trace,) = (trace for trace in figure.data if trace.type == "heatmap")
+    assert (trace.zmin, trace.zmax) == (-1, 1)
+    assert [color.split(",")[-1].strip(" )") for _, color in trace.colorscale] == [
+        "0.35", "0.35", "0", "1",
+    ]  # fmt: skip
+    assert len(trace.x) == trace.z.shape[1] + 1
+    return trace.z
+
+
+def test_a_column_of_the_map_is_a_stretch_of_the_axis():
+    assert heat_bins(None, 3).tolist() == [0, 1, 2]
+    assert heat_bins(np.array([0.0, 1.0, 2.0, 7.0]), 4).tolist() == [0, 1, 2, 7]
+    many = heat_bins(None, 23_694)
+    assert many[0] == 0 and many[-1] == HEAT_BINS - 1
+    assert np.array_equal(many, np.arange(23_694) * HEAT_BINS // 23_694)
+    assert heat_bins(None, 0).tolist() == []
+    hours = np.datetime64("2024-01-01", "ns") + np.array([0, 1, 2, 7]) * HOUR
+    assert heat_bins(hours, 4).tolist() == [0, 1, 2, 7]
+    figure = timeline_figure(timeline(heat=heat(np.ones((2, 1)))))
+    assert list(figure.data[-1].x) == [0, 2.5, 5]
+
+
+@pytest.mark.parametrize("rows", range(1, 700, 7))
+def test_no_column_of_regular_rows_is_empty(rows):
+    for time in (None, np.arange(rows) * 0.1 + 3):
+        bins = heat_bins(time, rows)
+        assert np.array_equal(np.unique(bins), np.arange(min(rows, HEAT_BINS)))
+
+
+def test_strength_is_logarithmic_from_a_hundredth_of_tau():
+    parts = [[0.5, 1.0], [10.0, 100.0], [1e4, np.inf], [np.nan, np.nan]]
+    found = timeline(heat=heat(parts))
+    figure = timeline_figure(found)
+    # τ/100 = 1 is clear, 10⁴ is full; a hundred is halfway.
+    assert map_of(figure) == pytest.approx(
+        np.array([[0, 0.25, 1, -1], [0, 0.5, 1, -1]]), abs=1e-6
+    )
+    words = timeline_words(found)
+    assert "τ/100 or less (clear) to 1e+04 (full); grey: no score" in words
+    assert "contribution of each channel to the score of student" in words
+    assert list(figure.layout.yaxis4.ticktext) == ["a", "b"]
+    assert list(figure.layout.yaxis4.tickvals) == [0, 1]
+    assert figure.layout.yaxis4.autorange == "reversed"  # the first on top
+
+
+def test_the_largest_of_many_channels_are_shown_in_their_order():
+    count = MOST_CHANNELS + 5
+    parts = np.ones((3, count))
+    parts[1] = 2.0
+    small = [3, 17, 20, 30, 44]
+    parts[:, small] = 0.1
+    parts[:, 44] = np.nan
+    names = tuple(f"c{n}" for n in range(count))
+    found = timeline(heat=heat(parts, names))
+    figure = timeline_figure(found)
+    assert list(figure.layout.yaxis4.ticktext) == [
+        name for number, name in enumerate(names) if number not in small
+    ]
+    assert map_of(figure).shape[0] == MOST_CHANNELS
+    words = timeline_words(found)
+    assert words.endswith(f"The {MOST_CHANNELS} largest of {count} channels.")
+    assert "channels." not in timeline_words(timeline(heat=heat(np.ones((3, 2)))))
+
+
+@pytest.mark.parametrize("threshold", [0.0, -1.0, np.nan, np.inf, 5.0])
+@pytest.mark.parametrize("value", [0.0, np.nan, np.inf, 1e-300, 1e300])
+def test_degenerate_maps(value, threshold):
+    found = heat(np.full((3, 2), value), threshold=threshold)
+    figure = timeline_figure(timeline(heat=found))
+    shown(figure)
+    strength = map_of(figure)
+    assert strength.shape == (2, 3) and np.isfinite(strength).all()
+    if np.isnan(value):
+        assert (strength == -1).all()
+    elif value == np.inf:
+        assert (strength == 1).all()
+    elif value == 0:
+        assert (strength == 0).all()

@@ -10,17 +10,37 @@ from kdjax.evaluation.summary import CAUTION, summarise
 from kdjax.evaluation.tables import (
     alarm_rates,
     caption,
+    detection_table,
+    digest_table,
     entity_count,
+    entity_table,
+    false_alarm_table,
+    heads_of,
+    inflated_table,
+    interval_table,
+    interval_text,
     label_free_method,
-    markdown_table,
+    paired_table,
+    point_table,
     rate_texts,
     rates_table,
+    report_tables,
     results_table,
-    table_cells,
-    undefined_words,
+    rolling_table,
+    training_table,
     unlabelled_table,
-    value,
 )
+
+EVIL = "<script>alert('x')</script>\"&"
+
+
+def lines_of(table):
+    return tuple(map(tuple, table.frame.to_numpy()))
+
+
+def names_of(table):
+    return tuple(name for _, name in heads_of(table.frame))
+
 
 GRID = [
     (threshold, scope, level)
@@ -65,38 +85,64 @@ def make_results(**f1):
 RESULTS = make_results(teacher=(0.4, 0.3), student=(0.39, 0.31), random=(0.1, None))
 
 
+# Column -> its threshold, scope, level and metric.
+COLUMNS = {
+    ("oracle, pooled", "P"): ("oracle", "pooled", "window", "precision"),
+    ("oracle, pooled", "R"): ("oracle", "pooled", "window", "recall"),
+    ("oracle, pooled", "F1"): ("oracle", "pooled", "window", "f1"),
+    ("oracle, mean", "F1"): ("oracle", "per_entity_mean", "window", "f1"),
+    ("own τ, pooled", "F1"): ("conformal", "pooled", "window", "f1"),
+    ("own τ, mean", "F1"): ("conformal", "per_entity_mean", "window", "f1"),
+    ("points, mean", "AP"): (
+        "oracle", "per_entity_mean", "point", "average_precision",
+    ),
+}  # fmt: skip
+
+
 def test_cells_equal_results():
-    cells = table_cells(RESULTS)
-    assert [line[:2] for line in cells.lines] == [
+    table = detection_table(RESULTS)
+    assert heads_of(table.frame) == [("", "Model"), ("", "Parameters"), *COLUMNS]
+    assert table.words == caption(RESULTS)
+    assert [line[:2] for line in lines_of(table)] == [
         ("teacher", "1,124,201"), ("student", "482,601"), ("random", "–"),
     ]  # fmt: skip
-    for line in cells.lines:
-        for column, cell in zip(cells.columns, line[2:], strict=True):
+    for line in lines_of(table):
+        for (*place, metric), cell in zip(COLUMNS.values(), line[2:], strict=True):
             (row,) = (
                 row
                 for row in RESULTS["rows"]
                 if row["model"] == line[0]
-                and row["threshold"] == column.threshold
-                and row["scope"] == column.scope
-                and row["level"] == column.level
+                and [row[key] for key in ("threshold", "scope", "level")] == place
             )
-            number = row[column.metric]
+            number = row[metric]
             assert cell == ("–" if number is None else f"{number:.3f}")
 
 
 def test_columns_of_the_first_line_by_hand():
-    cells = table_cells(RESULTS)
     # Row i of the grid holds .100 + .004 i (+ .001 for R, .002 for F1, .003 for AP).
     expected = ("0.100", "0.101", "0.102", "0.400", "0.118", "0.300", "0.115")
-    assert cells.lines[0][2:] == expected
-    assert [column.group for column in cells.columns][2:] == [
-        "oracle, pooled", "oracle, mean", "own τ, pooled", "own τ, mean",
-        "points, mean",
-    ]  # fmt: skip
+    assert lines_of(detection_table(RESULTS))[0][2:] == expected
 
 
 def test_a_model_without_a_row_prints_a_dash():
-    assert value(RESULTS, "pca", table_cells(RESULTS).columns[0]) is None
+    results = copy.deepcopy(RESULTS)
+    results["rows"] = [
+        row
+        for row in results["rows"]
+        if row["model"] != "teacher" or row["scope"] == "pooled"
+    ]
+    line = lines_of(detection_table(results))[0]
+    assert line == (
+        "teacher",
+        "1,124,201",
+        "0.100",
+        "0.101",
+        "0.102",
+        "–",
+        "0.118",
+        "–",
+        "–",
+    )
 
 
 def shown(renderable, width=200):
@@ -107,7 +153,7 @@ def shown(renderable, width=200):
 
 def test_the_terminal_table_shows_every_cell_and_the_caption():
     text = shown(results_table(RESULTS))
-    for line in table_cells(RESULTS).lines:
+    for line in lines_of(detection_table(RESULTS)):
         assert any(printed.split() == list(line) for printed in text.splitlines()), line
     words = " ".join(text.split())
     assert (
@@ -133,19 +179,6 @@ def test_markup_in_names_is_printed_as_it_stands():
     results["rows"] += model_rows("a[bold]|b\n", None, 0.5)
     text = shown(results_table(results))
     assert "[red]x[/red]" in text and "a[bold]|b" in text
-    assert "| a[bold]\\|b | – | 0.500 |" in markdown_table(results)
-
-
-def test_the_markdown_table():
-    lines = markdown_table(RESULTS).splitlines()
-    assert lines[0].startswith("| Model | Parameters | oracle, pooled: P |")
-    assert set(lines[1]) <= set("| -:")
-    cells = [
-        tuple(part.strip() for part in line.split("|")[1:-1]) for line in lines[2:5]
-    ]
-    assert tuple(cells) == table_cells(RESULTS).lines
-    assert lines[5] == "" and lines[6].startswith("Windows of 100 rows")
-    assert len({line.count("|") for line in lines[:5]}) == 1
 
 
 def test_the_label_free_rule_is_named_as_in_the_rows():
@@ -153,7 +186,7 @@ def test_the_label_free_rule_is_named_as_in_the_rows():
     for row in results["rows"]:
         row["threshold"] = row["threshold"].replace("conformal", "pot")
     assert label_free_method(results) == "pot"
-    assert "own τ: pot, without labels" in markdown_table(results)
+    assert "own τ: pot, without labels" in caption(results)
     assert label_free_method({"rows": []}) == "conformal"
 
 
@@ -315,20 +348,18 @@ def measured():
 
 
 def test_further_columns_come_after_the_others_and_only_with_content():
-    cells, old = table_cells(measured()), table_cells(RESULTS)
-    assert cells.columns[: len(old.columns)] == old.columns
-    assert [c.name for c in cells.columns[len(old.columns) :]] == [
-        "VUS-PR", "bytes", "ms",
+    new, old = detection_table(measured()).frame, detection_table(RESULTS).frame
+    assert heads_of(new) == [
+        *heads_of(old), ("points, mean", "VUS-PR"), ("costs", "bytes"), ("costs", "ms"),
     ]  # fmt: skip
     # Rows 3 and 11 are oracle, per_entity_mean, point.
-    assert [line[-3:] for line in cells.lines] == [
-        ("0.503", "1,234,567", "0.123"),
-        ("0.511", "45,678", "–"),
-        ("–", "–", "–"),
+    assert new.iloc[:, -3:].to_numpy().tolist() == [
+        ["0.503", "1,234,567", "0.123"],
+        ["0.511", "45,678", "–"],
+        ["–", "–", "–"],
     ]
-    for line, before in zip(cells.lines, old.lines, strict=True):
-        assert line[:-3] == before
-    assert table_cells({**RESULTS, "costs": {}}) == old
+    assert new.iloc[:, :-3].equals(old)
+    assert detection_table({**RESULTS, "costs": {}}).frame.equals(old)
     assert "ms a window on one core" in caption(measured())
     assert "costs" not in caption(RESULTS)
 
@@ -336,20 +367,290 @@ def test_further_columns_come_after_the_others_and_only_with_content():
 def test_the_terminal_has_a_second_table_for_them():
     text = shown(results_table(measured()), width=80)
     lines = [line.split() for line in text.splitlines()]
-    for line in table_cells(measured()).lines:
+    for line in lines_of(detection_table(measured())):
         assert list(line[:9]) in lines and [line[0], *line[9:]] in lines
     assert max(map(len, text.splitlines())) <= 80
 
 
 def test_a_dash_has_its_reason():
     results = measured()
-    assert undefined_words(results) == ""
+    assert "–:" not in detection_table(results).words
     for row in results["rows"]:
         if row["model"] == "random":
             row["notes"] = {"vus_pr": "no labels", "f1": "nothing was predicted"}
     results["rows"][0] |= {"f1": None, "notes": {"f1": "no labels"}}
     results["rows"][1] |= {"f1": None, "notes": {"f1": "not in the table"}}
     # Of random only the F1 under own τ has no value.
-    assert undefined_words(results) == (
-        "–: no labels (teacher, random). –: nothing was predicted (random)."
+    assert detection_table(results).words.endswith(
+        " –: no labels (teacher, random). –: nothing was predicted (random)."
     )
+
+
+# The further tables of the report.
+
+SIZES = {"teacher": 1000, "student": 400, "random": None}
+
+
+def make_rows():
+    rows = []
+    for number, (model, parameters) in enumerate(SIZES.items()):
+        for threshold in ("oracle", "conformal"):
+            for scope in ("pooled", "per_entity_mean"):
+                for level in ("window", "point"):
+                    row = {"model": model, "parameters": parameters, "scope": scope}
+                    row |= {"threshold": threshold, "level": level, "notes": {}}
+                    row |= {"precision": 0.1, "recall": 0.2, "f1": 0.3 + number / 10}
+                    row |= {"auc_roc": 0.5, "average_precision": 0.25}
+                    rows.append(row)
+    return rows
+
+
+SMALL = {
+    "dataset": {
+        "name": "SMD", "entities": 3, "window": 10, "stride": 5, "windows": 12,
+        "min_anomalous_points": 1, "positive_windows": 4,
+    },
+    "rows": make_rows(),
+}  # fmt: skip
+
+
+def changed(**changes):
+    return copy.deepcopy(SMALL) | changes
+
+
+def point_row(found, model, threshold):
+    (row,) = (
+        row
+        for row in found["rows"]
+        if (row["model"], row["threshold"]) == (model, threshold)
+        and (row["scope"], row["level"]) == ("per_entity_mean", "point")
+    )
+    return row
+
+
+def test_an_undefined_number_has_its_reason_below_the_table():
+    found = changed()
+    for row in found["rows"]:
+        if row["model"] != "teacher" and row["scope"] == "pooled":
+            row |= {"f1": None, "notes": {"f1": "no positive labels"}}
+    assert "–: no positive labels (student, random)." in detection_table(found).words
+
+
+def interval(model, threshold, level, metric, mean, **changes):
+    return {
+        "model": model, "threshold": threshold, "level": level, "metric": metric,
+        "mean": mean, "low": mean and mean - 0.1, "high": mean and mean + 0.1,
+        "entities": 7, "reason": "",
+    } | changes  # fmt: skip
+
+
+def test_means_stand_with_their_intervals():
+    few = {"low": None, "high": None, "reason": "2 entities are too few"}
+    rows = [
+        interval("teacher", "conformal", "window", "f1", 0.5),
+        interval("teacher", "oracle", "window", "f1", 0.719, low=0.6512, high=0.7777),
+        interval("teacher", "oracle", "window", "recall", 0.99),
+        interval("teacher", "oracle", "point", "vus_pr", 0.25),
+        interval("teacher", "conformal", "point", "vus_pr", 0.25),
+        interval("random", "oracle", "window", "f1", 0.125, **few),
+        interval("random", "conformal", "window", "f1", None, **few),
+    ]
+    table = interval_table(rows, "conformal")
+    assert table.title == "Means over entities with 95 % intervals"
+    assert names_of(table) == (
+        "Model", "F1 of windows, oracle", "F1 of windows, own τ", "VUS-PR of points",
+    )  # fmt: skip
+    assert lines_of(table) == (
+        ("teacher", "0.719 (0.65–0.78)", "0.500 (0.40–0.60)", "0.250 (0.15–0.35)"),
+        ("random", "0.125", "–", "–"),
+    )
+    assert table.words.count("2 entities are too few.") == 1
+    assert interval_table([], "conformal") is None
+    assert interval_table(rows[2:3], "conformal") is None
+    assert interval_text(None) == "–"
+
+
+def difference(against="teacher", **changes):
+    return {
+        "model": "student", "against": against, "threshold": "oracle",
+        "level": "window", "metric": "f1", "baseline": None, "difference": -0.0123,
+        "low": -0.051, "high": 0.0264, "entities": 13, "reason": "",
+    } | changes  # fmt: skip
+
+
+def test_differences_have_signs_and_name_the_control():
+    nothing = {"difference": None, "low": None, "high": None, "entities": 0}
+    table = paired_table(
+        [
+            difference(),
+            difference("best control", baseline="pca", threshold="conformal"),
+            difference(metric="vus_pr", level="point", reason="too few", **nothing),
+            difference(threshold="another rule"),
+            difference("student_alone", difference=0.25),
+        ],
+        "conformal",
+    )
+    pair = ("-0.012", "(-0.051 to +0.026)", "13")
+    assert lines_of(table) == (
+        ("student", "teacher", "F1 of windows, oracle", *pair),
+        ("student", "best control (pca)", "F1 of windows, own τ", *pair),
+        ("student", "teacher", "VUS-PR of points", "–", "–", "0"),
+        ("student", "student_alone", "F1 of windows, oracle", "+0.250", *pair[1:]),
+    )
+    assert table.words.endswith("Too few.")
+    assert paired_table([], "conformal") is None
+
+
+def test_metrics_of_points_are_shown_where_there_are_some():
+    found = changed()
+    assert names_of(point_table(found)) == (
+        "Model", "τ", "P", "R", "F1", "AUC ROC", "AP",
+    )  # fmt: skip
+    point_row(found, "student", "conformal").update(affiliation_f1=0.8125, f1=None)
+    table = point_table(found)
+    assert names_of(table)[-1] == "affiliation F1"
+    assert [line[:2] for line in lines_of(table)] == [
+        (model, rule) for model in SIZES for rule in ("oracle", "own τ")
+    ]
+    student = ("student", "own τ", "0.100", "0.200", "–", "0.500", "0.250", "0.812")
+    assert lines_of(table)[3] == student
+    assert lines_of(table)[0][-1] == "–"
+    # Only means over entities at the level of points.
+    for row in found["rows"]:
+        if (row["scope"], row["level"]) != ("per_entity_mean", "point"):
+            row["vus_pr"] = 0.9
+    assert point_table(found).frame.equals(table.frame)
+    # In whatever order they come.
+    for row in found["rows"]:
+        if row["scope"] == "pooled":
+            row |= dict.fromkeys(("precision", "recall", "f1"), 0.999)
+    found["rows"].sort(key=lambda row: row["scope"])
+    assert sorted(lines_of(point_table(found))) == sorted(lines_of(table))
+
+
+def test_adjusted_numbers_are_called_inflated_and_stand_beside_random():
+    found = changed()
+    assert inflated_table(found) is None
+    for model, number in (("teacher", 0.95), ("student", None), ("random", 0.874)):
+        for rule in ("oracle", "conformal"):
+            point_row(found, model, rule)["point_adjusted_f1"] = number
+    point_row(found, "random", "conformal")["point_adjusted_f1"] = 0.5
+    table = inflated_table(found)
+    assert "inflated" in table.title and "Inflated" in table.words
+    assert names_of(table) == ("Model", "τ", "point-adjusted F1, inflated")
+    assert lines_of(table)[:4] == (
+        ("teacher", "oracle", "0.950 (random 0.874)"),
+        ("teacher", "own τ", "0.950 (random 0.500)"),
+        ("student", "oracle", "– (random 0.874)"),
+        ("student", "own τ", "– (random 0.500)"),
+    )
+
+
+def rate(entity, method, *, model="student", used=True, **changes):
+    found = {"rate": 0.0125, "low": 0.001, "high": 0.0567, "detail": ""}
+    return {
+        "model": model, "entity": entity, "method": method, "used": used,
+        "wanted": 0.01, "tau": 12.34567, "left_out": found, "clean_test": None,
+    } | changes  # fmt: skip
+
+
+def test_false_alarms_of_the_student_by_rule():
+    few = {"rate": None, "low": 0.0, "high": 1.0, "detail": "5 of 5 folds left out"}
+    none = few | {"detail": ""}
+    drifted = {"n": 40, "distance": 0.6, "drifted": True}
+    table = false_alarm_table(
+        [
+            rate(EVIL, "budget", drift=drifted),
+            rate(EVIL, "pot", used=False, tau=None, left_out=few, clean_test=none),
+            rate("b", "fixed", wanted=0.0, drift=drifted | {"drifted": False}),
+            rate("b", "conformal", model="teacher"),
+        ]
+    )
+    interval = "(0.1%–5.7%)"
+    assert lines_of(table) == (
+        (EVIL, "budget (used)", "12.35", "1.00%", "1.25%", interval, "–", "", "yes"),
+        (EVIL, "pot", "–", "1.00%", "too few windows", "", "–", "", "–"),
+        ("b", "fixed (used)", "12.35", "0.00%", "1.25%", interval, "–", "", "no"),
+    )
+    assert len(names_of(table)) == 9
+    assert false_alarm_table([]) is None
+    assert false_alarm_table([rate("a", "pot", model="teacher")]) is None
+
+
+def test_the_most_abnormal_training_windows():
+    window = {"entity": EVIL, "part": "fit", "start": "2024-01-01T00:00:00",
+              "end": 17, "score": 12345.678, "above": True}  # fmt: skip
+    table = training_table([window, window | {"score": None, "above": False}])
+    assert lines_of(table) == (
+        (EVIL, "fit", "2024-01-01T00:00:00", "17", "1.235e+04", "yes"),
+        (EVIL, "fit", "2024-01-01T00:00:00", "17", "inf", "no"),
+    )
+    assert "data.exclude" in table.words
+    assert training_table([]) is None
+
+
+def test_an_entity_shows_its_windows_only():
+    row = {
+        "model": "student", "threshold": "oracle", "precision": 0.5, "recall": None,
+        "f1": 0.25, "tau": 12.34567, "alarm_rate": 0.125, "windows": 2360,
+        "positives": None,
+    }  # fmt: skip
+    line = ("student", "oracle", "0.500", "–", "0.250", "12.35", "0.125", "2,360", "–")
+    point = row | {"level": "point", "f1": 0.9}
+    table = entity_table([row, row | {"level": "window", "tau": None}, point])
+    assert lines_of(table) == (line, (*line[:5], "–", *line[6:]))
+    assert len(names_of(table)) == len(line)
+    assert entity_table([point]) is None
+
+
+def test_the_order_of_the_tables():
+    found = changed(
+        intervals=[interval("teacher", "oracle", "window", "f1", 0.5)],
+        paired=[difference()],
+        rates=[rate("a", "pot")],
+        worst_training_windows=[
+            {"entity": "a", "part": "fit", "start": 1, "end": 2, "score": 1.0}
+            | {"above": True}
+        ],
+    )
+    point_row(found, "random", "oracle")["pa_k_f1"] = 0.4
+    assert [table.title for table in report_tables(found)] == [
+        "Results",
+        "Means over entities with 95 % intervals",
+        "Paired differences",
+        "Rows and events, means over entities",
+        "Point-adjusted F1 (inflated)",
+        "False alarms",
+        "Most abnormal training windows",
+    ]
+    for table in report_tables(found):
+        assert all(len(line) == len(names_of(table)) for line in lines_of(table))
+    digests = {"data": {"sha256": {"train/a": "ab12"}}}
+    assert lines_of(digest_table(digests)) == (("train/a", "ab12"),)
+    assert digest_table({}) is None
+
+
+def test_a_rolling_threshold_has_a_table_where_it_was_asked_for():
+    assert rolling_table(SMALL) is None
+    rows = [
+        {
+            "model": model, "parameters": 9, "threshold": "rolling", "scope": scope,
+            "level": "window", "auc_roc": None, "average_precision": None, "notes": {},
+            "precision": 0.5, "recall": 0.25, "f1": 1 / 3, "alarm_rate": 0.125,
+        }
+        for model in ("teacher", "student")
+        for scope in ("pooled", "per_entity_mean")
+    ]  # fmt: skip
+    shares = {"settings": {"threshold": {"rolling_share": 0.1}}}
+    found = {**SMALL, **shares, "rows": [*SMALL["rows"], *rows]}
+    table = rolling_table(found)
+    assert lines_of(table)[:2] == (
+        ("teacher", "0.500", "0.250", "0.333", "0.333", "0.125"),
+        ("student", "0.500", "0.250", "0.333", "0.333", "0.125"),
+    )
+    assert lines_of(table)[2] == ("random", *["–"] * 5)
+    assert "for 0.1 of them" in table.words
+    assert table.title in [other.title for other in report_tables(found)]
+    for row in rows:
+        row["f1"] = None  # no labels
+    assert rolling_table(found) is None

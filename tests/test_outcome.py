@@ -9,14 +9,14 @@ import matplotlib.image
 import numpy as np
 import pandas as pd
 import pytest
+from kdjax.evaluation.strips import WIDTH
 
 from kdjax.data.readers import read_table
 from kdjax.detection.detector import entity_index
 from kdjax.detection.storage import load_detector
 from kdjax.detection.tables import score_events, score_table
 from kdjax.evaluation.heatmap import contribution_bins
-from kdjax.evaluation.strips import WIDTH
-from kdjax.evaluation.timelines import heat_bins
+from kdjax.evaluation.plots import heat_bins
 from kdjax.experiment.write import DRAWN
 
 MACHINES = {"press": 160, "saw": 120}  # and their test rows

@@ -1,146 +1,144 @@
-"""The page that every report is: one HTML file that fetches nothing and runs nothing.
+"""The HTML page of a report: one file that makes no network request.
 
-Styles and pictures are inside the file, and a policy in it forbids all else. Light and
-dark follow the reader's system.
+Plotly's library, the figures, styles and pictures are inside the file. Light and dark
+follow the reader's system.
 """
 
 import base64
+import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
-# No fetching and no script, even if a name in the data could bring one in.
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+import jinja2
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.io.json import to_json_plotly
+from plotly.offline import get_plotlyjs
 
-_STYLE = """
-:root { color-scheme: light dark; --ink: #1d2127; --soft: #5b6370; --paper: #f6f7f9;
-  --card: #ffffff; --line: #d9dde3; --mark: #1f6fb2; --true: #e5484d; --c0: #1f6fb2;
-  --c1: #d9541e; --c2: #2e8b57; --c3: #8a4fb0; --c4: #8a6d1f; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e3e6ea; --soft: #9aa3b0;
-  --paper: #101216; --card: #181b20; --line: #30353d; --mark: #6db3f2; --true: #ff6369;
-  --c0: #6db3f2; --c1: #ff9660; --c2: #6fcf97; --c3: #c79bec; --c4: #d9bd6a; } }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--paper); color: var(--ink);
-  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
-main { max-width: 68rem; margin: 0 auto; padding: 1.5rem 1rem 4rem; }
-h1 { font-size: 1.6rem; line-height: 1.25; margin: .5rem 0; overflow-wrap: anywhere; }
-h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; }
-.soft, figcaption, caption { color: var(--soft); font-size: .875rem; }
-.verdict { border-left: 4px solid var(--mark); padding: .9rem 1.1rem; margin: 1rem 0;
-  background: var(--card); border-radius: 0 8px 8px 0; max-width: 60rem; }
-.scroll { overflow-x: auto; background: var(--card); border: 1px solid var(--line);
-  border-radius: 8px; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th, td { padding: .4rem .7rem; text-align: right; white-space: nowrap; }
-tbody th, thead tr:first-child th:first-child { text-align: left; }
-thead tr:first-child th { color: var(--soft); font-weight: 500; font-size: .8rem; }
-thead tr:first-child th[colspan] { text-align: center; }
-tbody tr { border-top: 1px solid var(--line); }
-tbody th { font-weight: 600; position: sticky; left: 0; background: var(--card); }
-.texts th, .texts td { text-align: left; }
-.texts td { white-space: normal; overflow-wrap: anywhere; }
-figure { margin: 0; background: var(--card); border: 1px solid var(--line);
-  border-radius: 8px; padding: .6rem; }
-picture { display: block; overflow-x: auto; }
-img { display: block; width: 100%; min-width: 38rem; height: auto; }
-details { border-top: 1px solid var(--line); padding: .5rem 0; }
-summary { cursor: pointer; font-weight: 600; padding: .3rem 0;
-  overflow-wrap: anywhere; }
-details > * + * { margin-top: .6rem; }
-pre { overflow-x: auto; background: var(--card); border: 1px solid var(--line);
-  border-radius: 8px; padding: .8rem; font-size: .8rem; line-height: 1.45; }
-li { overflow-wrap: anywhere; }
-.pair { display: grid; gap: .6rem;
-  grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); }
-.pair img { min-width: 20rem; }
-.timeline label { margin: 0 .8rem 0 .3rem; font-size: .875rem; }
-.timeline input { margin-left: .6rem; }
-.plot { display: flex; margin: .5rem 0; font-size: 11px; line-height: 1; }
-.names { flex: none; width: 5.6rem; }
-.names > div { position: relative; }
-.names div > span { position: absolute; right: 6px; white-space: nowrap; color: var(--soft); }
-.names .lane { left: 0; right: 6px; line-height: 14px; overflow: hidden;
-  text-overflow: ellipsis; color: var(--ink); font-weight: 600; }
-.names .level { transform: translateY(-50%); font-variant-numeric: tabular-nums; }
-.names .level.tau { color: var(--ink); }
-.names .channels span { position: static; display: block; height: 11px; font-size: 9px;
-  line-height: 11px; padding-right: 6px; text-align: right; overflow: hidden;
-  text-overflow: ellipsis; }
-.box { flex: 1; overflow-x: auto; }
-.wide { min-width: 15rem; }
-.wide svg { display: block; width: 100%; }
-.wide path { vector-effect: non-scaling-stroke; fill: none; stroke-linecap: round; }
-.wide .c0 { color: var(--c0); } .wide .c1 { color: var(--c1); }
-.wide .c2 { color: var(--c2); } .wide .c3 { color: var(--c3); }
-.wide .c4 { color: var(--c4); } .wide .true { color: var(--true); }
-.wide .curve { stroke: currentColor; stroke-linejoin: round; }
-/* Their edges keep events of one row wider than a pixel. */
-.wide .event { fill: currentColor; stroke: currentColor; }
-.wide .shade { fill: var(--true); stroke: var(--true); opacity: .16; }
-.wide .grid { stroke: var(--line); }
-.wide .tau { stroke: var(--ink); stroke-dasharray: 5 4; stroke-linecap: butt; }
-.wide .heat { width: 100%; min-width: 0; margin-top: 4px; image-rendering: pixelated;
-  outline: 1px solid var(--line); }
-.names .channels { margin-top: 4px; }
-.ticks { position: relative; height: 20px; color: var(--soft); }
-.ticks span { position: absolute; top: 5px; transform: translateX(-50%);
-  white-space: nowrap; font-variant-numeric: tabular-nums; }
-.z4, .z16 { display: none; }
-.x4:checked ~ .plot .wide { width: 400%; }
-.x16:checked ~ .plot .wide { width: 1600%; }
-.x4:checked ~ .plot .z4, .x16:checked ~ .plot .z16 { display: block; }
-.x4:checked ~ .plot .z1, .x16:checked ~ .plot .z1 { display: none; }
-@media print { body { background: none; } main { max-width: none; }
-  .timeline input, .timeline label, .timeline > .soft { display: none; } }
+from kdjax.evaluation.tables import MISSING
+
+# Of curves, in their order; they are readable on light and on dark paper.
+COLORS = ("#2f87d0", "#e0662a", "#3a9d64", "#a06cd0", "#a8862c")
+INK = "#808893"  # of axes and lines, on both papers
+_GRID = "rgba(128, 128, 128, 0.25)"
+_AXIS = {"gridcolor": _GRID, "zeroline": False, "linecolor": INK, "automargin": True}
+_CLEAR = "rgba(0, 0, 0, 0)"
+_TEMPLATE = {
+    "layout": {
+        "colorway": COLORS,
+        "font": {"color": INK, "size": 12},
+        "paper_bgcolor": _CLEAR,
+        "plot_bgcolor": _CLEAR,
+        "margin": {"l": 60, "r": 20, "t": 30, "b": 45},
+        "xaxis": _AXIS,
+        "yaxis": _AXIS,
+        "modebar": {"bgcolor": _CLEAR, "color": INK, "activecolor": COLORS[0]},
+    }
+}
+# Draws a figure when it comes into view: pages with many figures open at once.
+_DRAW = """
+const draw = box => {
+  if (box.dataset.drawn) return;
+  box.dataset.drawn = "yes";
+  const figure = JSON.parse(box.firstElementChild.textContent);
+  // A finger scrolls the page.
+  if (matchMedia("(pointer: coarse)").matches) figure.layout.dragmode = false;
+  Plotly.newPlot(box.lastElementChild, figure.data, figure.layout, {
+    displaylogo: false, responsive: true, plotlyServerURL: "",
+    modeBarButtonsToRemove: ["sendChartToCloud", "select2d", "lasso2d"]});
+};
+const seen = new IntersectionObserver(entries => entries.forEach(
+  entry => entry.isIntersecting && draw(entry.target)), {rootMargin: "800px"});
+const boxes = document.querySelectorAll(".plot");
+boxes.forEach(box => seen.observe(box));
+addEventListener("beforeprint", () => boxes.forEach(draw));
 """
 
 
-class Draw(Protocol):
-    """A picture that still needs its theme."""
+class Section(NamedTuple):
+    """A part of a page: its heading as text, empty for none, and its content as HTML."""
 
-    def __call__(self, *, theme: str) -> bytes:
-        """The picture as PNG."""
+    heading: str
+    html: str
 
 
-def page(title: str, sections: Iterable[str]) -> str:
-    """The whole file; empty sections are left out."""
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n"
-        "<body>\n<main>\n" + "\n".join(filter(None, sections)) + "\n</main>\n</body>\n"
-        "</html>\n"
+def render_page(*, title: str, sections: Sequence[Section]) -> str:
+    """The whole HTML file; sections without content are left out."""
+    shown = [section for section in sections if section.html]
+    drawn = any('<div class="plot"' in section.html for section in shown)
+    loader = jinja2.PackageLoader("kdjax.evaluation", "")
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["sha256"] = _sha256
+    return environment.get_template("report.html.jinja").render(
+        title=title, sections=shown, scripts=[get_plotlyjs(), _DRAW] if drawn else []
     )
 
 
-def notes_section(notes: Sequence[str]) -> str:
-    """A list of sentences under a heading; nothing for none."""
-    if not notes:
-        return ""
+def figure_html(figure: go.Figure, words: str = "") -> str:
+    """A Plotly figure with a caption of plain text; `render_page` adds plotly.js.
+
+    Colours of paper, axes and text are those of the page.
+    """
+    shown = figure.to_dict()
+    shown["layout"] = {**shown["layout"], "template": _TEMPLATE}
+    # JSON may hold any text of a user: "<" would end the element.
+    content = to_json_plotly(shown).replace("<", "\\u003c")
+    height = figure.layout.height or 450
+    caption = f"<figcaption>{escape(words)}</figcaption>" if words else ""
+    return (
+        f'<figure><div class="plot" style="min-height:{height}px">'
+        f'<script type="application/json">{content}</script><div></div></div>'
+        f"{caption}</figure>"
+    )
+
+
+def plain(text: str, *, most: int = 200) -> str:
+    """Text that Plotly shows as it stands, cut after `most` characters.
+
+    >>> plain("<b>load</b>"), plain("temperature", most=5)
+    ('&lt;b&gt;load&lt;/b&gt;', 'temp…')
+    """
+    line = " ".join(text.split())
+    return escape(line if len(line) <= most else line[: most - 1] + "…", quote=False)
+
+
+def table_html(frame: pd.DataFrame, words: str = "") -> str:
+    """A table in a box that scrolls, with plain text below; missing cells are dashes."""
+    text = frame.map(lambda cell: MISSING if pd.isna(cell) else str(cell))
+    with pd.option_context("display.max_colwidth", None):
+        table = text.to_html(index=False, border=0, escape=True, justify="unset")
+    return f'<div class="scroll">{table}</div>{words_html(words)}'
+
+
+def words_html(words: str, *, style: str = "soft") -> str:
+    """A paragraph of plain text; nothing for none."""
+    return f'<p class="{style}">{escape(words)}</p>' if words else ""
+
+
+def notes_html(notes: Sequence[str]) -> str:
+    """A list of sentences; nothing for none."""
     items = "".join(f"<li>{escape(str(note))}</li>" for note in notes)
-    return f"<h2>Notes</h2>\n<ul>{items}</ul>"
+    return f"<ul>{items}</ul>" if items else ""
 
 
-def figure(draw: Draw, alt: str, words: str) -> str:
-    """A picture for light and one for dark, with a caption."""
-    light, dark = (data_uri(draw(theme=theme)) for theme in ("light", "dark"))
-    return (
-        f'<figure><picture><source media="(prefers-color-scheme: dark)" srcset="{dark}">'
-        f'<img alt="{escape(alt)}" src="{light}"></picture>'
-        f"<figcaption>{escape(words)}</figcaption></figure>"
-    )
-
-
-def data_uri(picture: bytes) -> str:
-    """A PNG as an address that holds it."""
-    return "data:image/png;base64," + base64.b64encode(picture).decode("ascii")
-
-
-def json_section(title: str, content: Mapping[str, Any] | None) -> str:
-    """An object as JSON under a heading; nothing for none."""
+def json_html(content: Mapping[str, Any] | None) -> str:
+    """An object as JSON; nothing for none."""
     if not content:
         return ""
     text = json.dumps(content, indent=2, ensure_ascii=False, default=str)
-    return f"<h2>{escape(title)}</h2>\n<pre>{escape(text)}</pre>"
+    return f"<pre>{escape(text)}</pre>"
+
+
+def png_html(picture: bytes, words: str) -> str:
+    """A PNG inside the page; `words` describe it."""
+    data = base64.b64encode(picture).decode("ascii")
+    return f'<figure><img alt="{escape(words)}" src="data:image/png;base64,{data}"></figure>'
+
+
+def _sha256(script: str) -> str:
+    """The base64 digest by which a content security policy names a script."""
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")

@@ -1,193 +1,224 @@
-"""Figures: learning curves (the paper's Figure 3), how scores are spread, precision.
+"""Figures of a report, drawn with Plotly, and the learning curve (Figure 3) as a PNG."""
 
-Drawn through matplotlib's Figure objects, never pyplot: no window system is looked for,
-no global state is kept, and several threads may draw at once.
-"""
-
+import io
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
-from matplotlib.axes import Axes
+import plotly.graph_objects as go
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from plotly.subplots import make_subplots
 
-from kdjax.evaluation.drawing import (
-    COLORS,
-    INK,
-    blank,
-    dress,
-    saved,
-)
+from kdjax.evaluation.page import COLORS, INK, plain
+from kdjax.io.files import atomic_path
 from kdjax.metrics import as_scores
+from kdjax.metrics.checks import runs
 
 OBJECTIVES = {
     "teacher": "MSE(X_T, X)",
     "student": "L_S of Eq. 2",
     "student_alone": "L_S with α = 0",
 }
+MAX_POINTS = 4000  # of a curve over rows
+MAX_STEPS = 1000  # of a curve over thresholds
+HEAT_BINS = 600
+MOST_CHANNELS = 40  # of a heat map
+FAINTEST = 1e-2  # contributions below this share of τ are transparent
+_NAMED_CURVES = 12  # more have no legend
+_LANE, _PANEL, _CHANNEL, _GAP = 20, 130, 12, 8  # heights in pixels
+_TRUE, _SHADE = "#e5484d", "rgba(229, 72, 77, 0.16)"
+# No score (-1), and no (0) to full (1) contribution.
+_HOT = (
+    (0, "rgba(128, 128, 128, 0.35)"),
+    (0.49, "rgba(128, 128, 128, 0.35)"),
+    (0.5, "rgba(217, 84, 30, 0)"),
+    (1, "rgba(217, 84, 30, 1)"),
+)
+_LOG: dict[str, Any] = {"type": "log", "exponentformat": "power"}
+_SHARE: dict[str, Any] = {"range": [0, 1.02]}
+_NO_EVENTS: Mapping[str, np.ndarray] = MappingProxyType({})
 
 
 class Distribution(NamedTuple):
-    """One entity's window scores under one model.
-
-    Attributes:
-        entity: its name.
-        calibration: `[n]` of clean windows.
-        test: `[M]`, NaN where a window has none; empty without test rows.
-        labels: `[M]` bool; None where there are none.
-        threshold: τ.
-    """
+    """One entity's window scores under one model."""
 
     entity: str
-    calibration: np.ndarray
-    test: np.ndarray
-    labels: np.ndarray | None
+    calibration: np.ndarray  # [n]
+    test: np.ndarray  # [M], NaN for none; empty without test rows
+    labels: np.ndarray | None  # [M] bool
     threshold: float
 
 
 class Ranking(NamedTuple):
-    """One entity's test windows as several models order them.
-
-    Attributes:
-        entity: its name.
-        labels: `[M]` bool.
-        scores: model -> `[M]`, NaN where a window has none.
-        thresholds: model -> its own τ.
-    """
+    """One entity's test windows with the scores of several models."""
 
     entity: str
-    labels: np.ndarray
-    scores: dict[str, np.ndarray]
-    thresholds: dict[str, float]
+    labels: np.ndarray  # [M] bool
+    scores: Mapping[str, np.ndarray]  # model -> [M], NaN for none
+    thresholds: Mapping[str, float]  # model -> its own τ
 
 
-# More curves than these have no legend.
-_NAMED_CURVES = 6
+class Heat(NamedTuple):
+    """Contributions of channels to one model's scores over time."""
+
+    model: str
+    channels: Sequence[str]  # D names
+    contributions: np.ndarray  # [K, D] largest in each of `heat_bins`, NaN for no score
+    threshold: float
+
+
+class Timeline(NamedTuple):
+    """One entity's rows under one or several models."""
+
+    entity: str
+    time: np.ndarray | None  # [N] datetime64 or numbers; None: row numbers
+    labels: np.ndarray | None  # [N] bool
+    scores: Mapping[str, np.ndarray]  # model -> [N], NaN for none
+    thresholds: Mapping[str, float]  # model -> τ
+    events: Mapping[str, np.ndarray] = _NO_EVENTS  # model -> [K, 2] half-open row spans
+    heat: Heat | None = None
 
 
 def plot_learning_curve(
-    history: Sequence[Mapping[str, Any]],
-    path: str | os.PathLike[str] | None = None,
-    *,
-    theme: str = "light",
-    format: str = "png",
+    history: Sequence[Mapping[str, Any]], path: str | os.PathLike[str] | None = None
 ) -> bytes:
-    """Figure 3: loss over epochs, training solid and validation dashed, log axis.
+    """Figure 3 as a PNG: loss over epochs, training solid, validation dashed, log axis.
 
     Args:
         history: the lines of `metrics.jsonl`; those with `train_loss` or
-            `validation_loss` are drawn, one curve a `phase`.
+            `validation_loss` are drawn, two curves a `phase`.
         path: where to write the picture as well; its ending chooses the format.
-        theme: `light` or `dark`.
-        format: of the bytes, where there is no `path`: `png` or `svg`.
     """
-    figure = blank(10, 4.2, theme)
+    figure = Figure(figsize=(10, 4.2), layout="tight")
     axes = figure.subplots()
-    curves = _curves(history)
-    for number, (phase, (epochs, train, validation)) in enumerate(curves.items()):
-        color = COLORS[theme][number % len(COLORS[theme])]
-        label = f"{phase}: {OBJECTIVES.get(phase, 'loss')}"
-        alone = len(epochs) == 1  # one epoch has no line, only markers
-        style: dict[str, Any] = {"color": color, "markersize": 3.5}
-        axes.plot(epochs, train, "o-", label=f"{label}, training", **style)
-        style |= {"marker": "D" if alone else None, "fillstyle": "none"}
-        # Detectors reconstruct: whatever was minimised, X' is judged against X.
-        label = f"{phase}: MSE(X', X), validation"
-        axes.plot(epochs, validation, "--", label=label, **style)
-        if not np.isnan([*train, *validation]).all():
+    curves = _loss_curves(history)
+    for number, (label, epochs, losses) in enumerate(curves):
+        alone = "D" if len(epochs) == 1 else ""
+        style, color = ("o-", f"--{alone}")[number % 2], _color(number // 2)
+        axes.plot(epochs, losses, style, label=label, color=color, markersize=3.5)
+        if not np.isnan(losses).all():
             axes.set_yscale("log")
-    if 0 < len(curves) <= _NAMED_CURVES:
-        axes.legend(frameon=False, fontsize=8, labelcolor=INK[theme])
-    elif curves:
-        axes.set_title(
-            f"{len(curves)} networks; training solid, validation dashed",
-            fontsize=8,
-            color=INK[theme],
-        )
+    if title := _curves_title(len(curves)):
+        axes.set_title(title, fontsize=8)
     else:
-        axes.text(0.5, 0.5, "no epoch was logged", ha="center", color=INK[theme])
+        axes.legend(frameon=False, fontsize=8)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", alpha=0.3)
     axes.set(xlabel="epoch", ylabel="loss")
-    return _finished(figure, axes, path, theme, format)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=Path(path or "x.png").suffix.lstrip(".") or "png")
+    if path is not None:
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(buffer.getvalue())
+    return buffer.getvalue()
 
 
-def plot_distribution(
-    distribution: Distribution,
-    path: str | os.PathLike[str] | None = None,
-    *,
-    theme: str = "light",
-    format: str = "png",
-) -> bytes:
-    """How window scores are spread: calibration, test (normal, anomalous), and τ.
+def learning_curve_figure(history: Sequence[Mapping[str, Any]]) -> go.Figure:
+    """The same as a Plotly figure."""
+    curves, figure = _loss_curves(history), go.Figure()
+    for number, (label, epochs, losses) in enumerate(curves):
+        dash = ("solid", "dash")[number % 2]
+        line = _line(epochs, losses, plain(label), _color(number // 2), dash=dash)
+        marked = number % 2 == 0 or len(epochs) == 1
+        figure.add_trace(line.update(mode="lines+markers" if marked else "lines"))
+    last = max((epochs[-1] for _, epochs, _ in curves), default=1)
+    title = _curves_title(len(curves))
+    x, y = {"title": "epoch", "tick0": 0, "dtick": -(-last // 12)}, {"title": "loss"}
+    _finished(figure, x, y | _LOG, height=420)
+    return figure.update_layout(showlegend=not title, title=title)
 
-    Cumulative shares over a logarithmic axis, so that no bin has to be chosen and the
-    share above τ can be read.
-    """
-    figure = blank(4.8, 3.0, theme)
-    axes = figure.subplots()
-    for number, (name, scores) in enumerate(_score_sets(distribution).items()):
-        color = COLORS[theme][number % len(COLORS[theme])]
+
+def _curves_title(count: int) -> str:
+    """The title of a learning curve that has no legend; empty for a legend."""
+    if not count:
+        return "no epoch was logged"
+    many = f"{count // 2} networks; training solid, validation dashed"
+    return many if count > _NAMED_CURVES else ""
+
+
+def _loss_curves(
+    history: Sequence[Mapping[str, Any]],
+) -> list[tuple[str, list[int], list[float]]]:
+    """Label, epochs and losses; training and validation of each phase in turn."""
+    phases: dict[str, dict[int, Mapping[str, Any]]] = {}
+    for line in history:
+        if "train_loss" in line or "validation_loss" in line:
+            phases.setdefault(line["phase"], {})[line["epoch"]] = line
+    curves = []
+    for phase, found in phases.items():
+        epochs = sorted(found)
+        # Validation is the reconstruction error, whatever training minimises.
+        for key, label in (
+            ("train_loss", f"{phase}: {OBJECTIVES.get(phase, 'loss')}, training"),
+            ("validation_loss", f"{phase}: MSE(X', X), validation"),
+        ):
+            losses = [_loss(found[epoch].get(key)) for epoch in epochs]
+            curves.append((label, epochs, losses))
+    return curves
+
+
+def _loss(number: float | None) -> float:
+    """A loss that a log axis can show, else NaN, which leaves a gap."""
+    return float(number) if number and 0 < number < np.inf else float("nan")
+
+
+def distribution_figure(distribution: Distribution) -> go.Figure:
+    """Share of windows above each score: calibration, test (normal, anomalous), and τ."""
+    sets = {"calibration": np.asarray(distribution.calibration)}
+    test, labels = np.asarray(distribution.test), distribution.labels
+    if labels is not None:
+        sets |= {"test, normal": test[~labels], "test, anomalous": test[labels]}
+    elif len(test):
+        sets["test"] = test
+    figure = go.Figure()
+    for number, (name, scores) in enumerate(sets.items()):
         known = np.sort(scores[~np.isnan(scores)])
         share = 1 - np.arange(len(known)) / max(len(known), 1)
-        # What a logarithmic axis can't show still counts in the shares.
-        shown = np.isfinite(known) & (known > 0)
-        if shown.any():
-            axes.step(known[shown], share[shown], where="pre", color=color, label=name)
-            axes.set_xscale("log")
-    if np.isfinite(distribution.threshold) and distribution.threshold > 0:
-        axes.axvline(
-            distribution.threshold,
-            color=INK[theme],
-            linewidth=0.9,
-            dashes=(4, 3),
-            label=f"τ = {distribution.threshold:.3g}",
-        )
-    if axes.lines:
-        axes.legend(frameon=False, fontsize=8, labelcolor=INK[theme])
-    axes.set(xlabel="window score", ylabel="share of windows above")
-    return _finished(figure, axes, path, theme, format)
+        # Scores that a log axis can't show still count in the shares.
+        shown = _thinned(np.flatnonzero(np.isfinite(known) & (known > 0)))
+        if len(shown):
+            x, y, color = known[shown], share[shown], _color(number)
+            figure.add_trace(_line(x, y, name, color, shape="vh"))
+    tau = float(distribution.threshold)
+    if np.isfinite(tau) and tau > 0:
+        name = f"τ = {tau:.4g}"
+        figure.add_trace(_line([tau, tau], [0, 1], name, INK, dash="dash"))
+    x, y = {"title": "window score"} | _LOG, {"title": "share of windows above"}
+    return _finished(figure, x, y | _SHARE)
 
 
-def plot_precision_recall(
-    ranking: Ranking,
-    path: str | os.PathLike[str] | None = None,
-    *,
-    theme: str = "light",
-    format: str = "png",
-) -> bytes:
-    """Precision over recall of windows, a curve a model; a dot where its own τ lies.
+def precision_recall_figure(ranking: Ranking) -> go.Figure:
+    """Precision over recall of windows, a curve a model; a dot at its own τ.
 
     Steps, as average precision (in the legend) adds them up.
     """
-    figure = blank(4.8, 3.0, theme)
-    axes = figure.subplots()
+    figure = go.Figure()
     for number, (model, scores) in enumerate(ranking.scores.items()):
-        color = COLORS[theme][number % len(COLORS[theme])]
-        known = ~np.isnan(scores)
+        color, name, known = _color(number), plain(model, most=24), ~np.isnan(scores)
         labels = np.asarray(ranking.labels, dtype=bool)[known]
-        own = scores[known].astype(np.float64)  # τ is compared in one precision
+        own = scores[known].astype(np.float64)  # τ is compared in float64
         if not labels.any():
             continue
         precision, recall, area = precision_recall(labels, own)
-        line: dict[str, Any] = {
-            "color": color,
-            "linewidth": 1.2,
-            "drawstyle": "steps-post",
-        }
-        axes.plot(recall, precision, label=f"{model} (AP {area:.3f})", **line)
+        x, y = (
+            values[_thinned(np.arange(len(recall)))] for values in (recall, precision)
+        )
+        figure.add_trace(_line(x, y, f"{name} (AP {area:.3f})", color, shape="hv"))
         above = own > ranking.thresholds[model]
         if above.any():
-            hits = np.sum(labels & above)
-            point = hits / labels.sum(), hits / above.sum()
-            axes.plot(*point, "o", color=color, markersize=5, label="_own τ")
-    if axes.lines:
-        axes.legend(frameon=False, fontsize=8, labelcolor=INK[theme])
-    else:
-        axes.text(0.5, 0.5, "no window is anomalous", ha="center", color=INK[theme])
-    axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1.02), ylim=(0, 1.02))
-    return _finished(figure, axes, path, theme, format)
+            hits, name = np.sum(labels & above), f"{name}, own τ"
+            dot = _line([hits / labels.sum()], [hits / above.sum()], name, color)
+            figure.add_trace(
+                dot.update(mode="markers", marker_size=9, showlegend=False)
+            )
+    title = "" if figure.data else "no window is anomalous"
+    x, y = {"title": "recall"}, {"title": "precision"}
+    return _finished(figure, x | _SHARE, y | _SHARE).update_layout(title=title)
 
 
 def precision_recall(
@@ -207,47 +238,237 @@ def precision_recall(
     return precision, recall, float(-np.sum(np.diff(recall) * precision[:-1]))
 
 
-def _finished(
-    figure: Figure,
-    axes: Axes,
-    path: str | os.PathLike[str] | None,
-    theme: str,
-    format: str,
-) -> bytes:
-    dress(axes, theme)
-    axes.grid(axis="y", color=INK[theme], alpha=0.15, linewidth=0.6)
-    return saved(figure, path, format)
+def timeline_figure(timeline: Timeline) -> go.Figure:
+    """Events as bars, row scores of each model over a log axis with τ, and heat map.
+
+    Long series are drawn as the largest score of each bin; an infinite score lies above
+    the largest finite one.
+    """
+    models, heat = [*timeline.scores], timeline.heat
+    lanes = models if timeline.labels is None else ["true events", *models]
+    shown = [] if heat is None else largest_channels(heat)
+    heights = [_LANE * max(len(lanes), 1), *[_PANEL] * len(models)]
+    heights += [_CHANNEL * len(shown)] if shown else []
+    last, total = len(heights), sum(heights) + _GAP * (len(heights) - 1)
+    gap = _GAP / total
+    figure = make_subplots(
+        last, shared_xaxes=True, vertical_spacing=gap, row_heights=heights
+    )
+    edges = row_edges(timeline.time, len(next(iter(timeline.scores.values()), ())))
+    figure.update_xaxes(type="date" if edges.dtype.kind == "M" else "linear")
+    figure.update_xaxes(title="row" if timeline.time is None else "time", row=last)
+    figure.update_yaxes(fixedrange=True)
+    figure.update_yaxes(_names(lanes), range=[len(lanes) - 0.5, -0.5], row=1)
+    spans = dict(timeline.events)
+    if timeline.labels is not None:
+        labels = np.asarray(timeline.labels, dtype=bool)
+        spans["true events"] = np.stack(runs(labels), axis=1)
+        _shade(figure, edges[spans["true events"]])
+    for lane, name in enumerate(lanes):
+        color = _color(models.index(name)) if name in models else _TRUE
+        events = np.asarray(spans.get(name, ()), np.int64).reshape(-1, 2)
+        figure.add_trace(_event_bars(edges[events], name, lane, color), row=1, col=1)
+    for row, name in enumerate(models, start=2):
+        tau = timeline.thresholds.get(name, float("nan"))
+        color = _color(row - 2)
+        traces, axis = _score_panel(timeline.scores[name], tau, edges, name, color)
+        figure.add_traces(traces, rows=row, cols=1)
+        figure.update_yaxes(axis, row=row)
+    if heat is not None and shown:
+        figure.add_trace(_heat_map(heat, shown, edges), row=last, col=1)
+        names = _names([heat.channels[place] for place in shown])
+        figure.update_yaxes(names, tickfont_size=9, autorange="reversed", row=last)
+    margin = {"l": 90, "t": 30, "b": 45}
+    return figure.update_layout(height=total + 75, showlegend=False, margin=margin)
 
 
-def _score_sets(distribution: Distribution) -> dict[str, np.ndarray]:
-    sets = {"calibration": np.asarray(distribution.calibration)}
-    test = np.asarray(distribution.test)
-    if distribution.labels is None:
-        return sets | ({"test": test} if len(test) else {})
-    return sets | {
-        "test, normal": test[~distribution.labels],
-        "test, anomalous": test[distribution.labels],
-    }
-
-
-def _curves(
-    history: Sequence[Mapping[str, Any]],
-) -> dict[str, tuple[list[int], list[float], list[float]]]:
-    ends: dict[str, dict[int, Mapping[str, Any]]] = {}
-    for line in history:
-        if "train_loss" in line or "validation_loss" in line:
-            ends.setdefault(line["phase"], {})[line["epoch"]] = line
-    return {
-        phase: (
-            sorted(epochs),
-            [_loss(epochs[epoch], "train_loss") for epoch in sorted(epochs)],
-            [_loss(epochs[epoch], "validation_loss") for epoch in sorted(epochs)],
+def timeline_words(timeline: Timeline, what: str = "Row scores") -> str:
+    """The caption of a timeline; `what` says which scores are drawn."""
+    axis = "rows" if timeline.time is None else "time"
+    parts = [f"{what} (logarithmic) over {axis}; dashed: τ. Drag to zoom."]
+    if timeline.events:
+        parts.append("Bars above the curves: events that each model detects.")
+    if timeline.labels is not None:
+        parts.append("Shaded: labelled anomalies.")
+    if (heat := timeline.heat) is not None:
+        _, largest = _heat_range(heat, largest_channels(heat))
+        parts.append(
+            f"Below: contribution of each channel to the score of {heat.model}, "
+            f"logarithmic from τ/{1 / FAINTEST:.0f} or less (clear) to {largest:.4g} "
+            "(full); grey: no score."
         )
-        for phase, epochs in ends.items()
-    }
+        if len(heat.channels) > MOST_CHANNELS:
+            count = f"The {MOST_CHANNELS} largest of {len(heat.channels)} channels."
+            parts.append(count)
+    return " ".join(parts)
 
 
-def _loss(line: Mapping[str, Any], key: str) -> float:
-    """A loss that a log axis can show, else NaN, which leaves a gap."""
-    number = line.get(key)
-    return float(number) if number and 0 < number < np.inf else float("nan")
+def row_edges(time: np.ndarray | None, rows: int) -> np.ndarray:
+    """Where each row begins on the axis and where the last ends, `[N + 1]`.
+
+    A row lasts a median step.
+
+    >>> row_edges(np.array([0.0, 1.0, 2.0, 7.0]), 4).tolist()
+    [0.0, 1.0, 2.0, 7.0, 8.0]
+    """
+    if time is None or rows == 0:
+        return np.arange(rows + 1)
+    time = np.asarray(time)
+    if time.dtype.kind == "M":
+        time = time.astype("datetime64[us]")
+    steps = np.diff(time)
+    step = np.median(steps.astype(np.float64)) if rows > 1 else 0.0
+    last = time[-1:] + np.array(step or 1.0).astype(steps.dtype)
+    return np.asarray(np.append(time, last))
+
+
+def heat_bins(time: np.ndarray | None, rows: int) -> np.ndarray:
+    """The column of the heat map in which each row lies, `[N]` int64.
+
+    Columns are equally long on the axis, and at least a median step.
+
+    >>> heat_bins(np.array([0.0, 1.0, 2.0, 7.0]), 4).tolist()
+    [0, 1, 2, 7]
+    """
+    if rows == 0:
+        return np.empty(0, np.int64)
+    edges = row_edges(time, rows)
+    places = (edges - edges[0]) / (edges[-1] - edges[0])
+    count = min(HEAT_BINS, round(1 / (1 - places[-2])))
+    # A place exactly on an edge belongs to the right, however it was rounded.
+    bins = np.floor(places[:-1] * count + 1e-6).astype(np.int64)
+    return np.asarray(np.minimum(bins, count - 1))
+
+
+def peaks(scores: np.ndarray, *, bins: int = MAX_POINTS) -> tuple[np.ndarray, ...]:
+    """First row and largest score of each of at most `bins` runs, `[N] -> [K], [K]`.
+
+    NaN only where a whole run is NaN.
+
+    >>> [part.tolist() for part in peaks(np.array([1.0, 9.0, 2.0, 3.0]), bins=2)]
+    [[0, 2], [9.0, 3.0]]
+    """
+    if len(scores) <= bins:
+        return np.arange(len(scores)), scores
+    starts = np.linspace(0, len(scores), bins, endpoint=False).astype(int)
+    return starts, np.fmax.reduceat(scores, starts)
+
+
+def largest_channels(heat: Heat) -> list[int]:
+    """The channels of largest contribution, in their own order."""
+    largest = np.fmax.reduce(heat.contributions, axis=0, initial=-np.inf)
+    chosen = np.argsort(-largest, kind="stable")[:MOST_CHANNELS]
+    return sorted(int(place) for place in chosen)
+
+
+def _event_bars(spans: np.ndarray, name: str, lane: int, color: str) -> go.Bar:
+    """A bar for each span of the axis, `[K, 2]`."""
+    lengths = spans[:, 1] - spans[:, 0]
+    if lengths.dtype.kind == "m":
+        lengths = lengths / np.timedelta64(1, "ms")
+    bars = go.Bar(base=spans[:, 0], x=lengths, y=[lane] * len(spans), orientation="h")
+    # The outline keeps events of one row wider than a pixel.
+    marker = {"color": color, "line": {"color": color, "width": 1}}
+    return bars.update(name=plain(name), width=0.6, marker=marker)
+
+
+def _shade(figure: go.Figure, spans: np.ndarray) -> None:
+    """Shades spans of the axis `[K, 2]` over all panels, as one shape."""
+    texts: np.ndarray = spans.astype(str)
+    path = "".join(f"M{a},0L{b},0L{b},1L{a},1Z" for a, b in texts).replace("T", "_")
+    if path:
+        style = {"fillcolor": _SHADE, "line": {"color": _SHADE, "width": 1}}
+        figure.add_shape(type="path", path=path, yref="paper", layer="below", **style)
+
+
+def _score_panel(
+    scores: np.ndarray, tau: float, edges: np.ndarray, name: str, color: str
+) -> tuple[list[go.Scatter], dict[str, Any]]:
+    """Curve of row scores `[N]`, line of τ where a log axis has it, and that axis."""
+    first, largest = peaks(np.asarray(scores, dtype=np.float64))
+    low, high = _limits(largest, tau)
+    x, y = edges[first], np.clip(largest, low, high)  # NaN leaves a gap
+    traces, title = [_line(x, y, plain(name), color, width=1.2)], _short(name)
+    known = np.pad(~np.isnan(y), 1)
+    alone = known[1:-1] & ~known[:-2] & ~known[2:]
+    if alone.any():  # a line of one point can't be seen
+        traces[0].update(mode="lines+markers", marker_size=np.where(alone, 3, 0))
+    if np.isfinite(tau) and tau > 0:
+        title += f"<br>τ {tau:.4g}"
+        line = _line(edges[[0, -1]], [tau, tau], "τ", INK, dash="dash", width=1.5)
+        traces.append(line)
+    # The margins keep the line and its ends inside.
+    bottom, top = np.log10(low) - 0.1, np.log10(high) + 0.3
+    axis = {"title": {"text": title, "font": {"size": 11}}, "range": [bottom, top]}
+    powers = {"dtick": np.ceil((top - bottom) / 4)} if top - bottom > 1.5 else {}
+    return traces, axis | powers | _LOG
+
+
+def _limits(scores: np.ndarray, threshold: float) -> tuple[float, float]:
+    """Positive finite bounds of a log axis that shows the scores and τ."""
+    known = np.append(scores, threshold)
+    known = known[np.isfinite(known) & (known > 0)]
+    if not len(known):
+        return 0.1, 10.0
+    low, high = float(known.min()), float(known.max())
+    low = max(low, high * 1e-9)  # one zero-like score must not flatten the rest
+    if 0 < threshold < np.inf:
+        low = min(low, threshold)
+    return low, high * (10 if np.isposinf(scores).any() else 1)
+
+
+def _heat_map(heat: Heat, shown: list[int], edges: np.ndarray) -> go.Heatmap:
+    """Contributions as opacity from 0 to 1; -1 where no row has a score."""
+    faintest, largest = _heat_range(heat, shown)
+    ratio = np.clip(heat.contributions[:, shown].T, faintest, largest) / faintest
+    strength = np.nan_to_num(np.log(ratio) / np.log(largest / faintest), nan=-1)
+    share = np.linspace(0, 1, len(heat.contributions) + 1)
+    x = edges[0] + (edges[-1] - edges[0]) * share
+    return go.Heatmap(
+        x=x,
+        z=strength.astype(np.float32),
+        zmin=-1,
+        zmax=1,
+        colorscale=_HOT,
+        showscale=False,
+        hovertemplate="%{y}, %{x}<extra></extra>",
+    )
+
+
+def _heat_range(heat: Heat, shown: Sequence[int]) -> tuple[float, float]:
+    """The contributions of no opacity and of full opacity."""
+    parts, tau = heat.contributions[:, shown], heat.threshold
+    largest = float(parts[np.isfinite(parts)].max(initial=0.0))
+    faintest = FAINTEST * (tau if np.isfinite(tau) and tau > 0 else largest or 1.0)
+    return faintest, max(largest, 10 * faintest)
+
+
+def _line(x: Any, y: Any, name: str, color: str, **style: Any) -> go.Scatter:
+    return go.Scatter(x=x, y=y, name=name, mode="lines", line={"color": color, **style})
+
+
+def _finished(figure: go.Figure, x: Any, y: Any, height: int = 360) -> go.Figure:
+    """A small figure with its axes, and a legend below."""
+    layout = {"height": height, "legend": {"orientation": "h", "y": -0.25}}
+    return figure.update_layout(layout, xaxis=x, yaxis=y, showlegend=True)
+
+
+def _thinned(places: np.ndarray) -> np.ndarray:
+    """At most `MAX_STEPS` of the places, with the first and the last."""
+    shown = np.linspace(0, len(places) - 1, min(len(places), MAX_STEPS)).astype(int)
+    return np.asarray(places[shown])
+
+
+def _color(number: int) -> str:
+    return COLORS[number % len(COLORS)]
+
+
+def _names(names: Sequence[str]) -> dict[str, Any]:
+    """An axis with names at 0, 1, ..."""
+    texts = [_short(name) for name in names]
+    return {"tickvals": [*range(len(names))], "ticktext": texts, "showgrid": False}
+
+
+def _short(name: str) -> str:
+    """A name beside an axis."""
+    return plain(name, most=14)

@@ -1,49 +1,68 @@
-"""One HTML file that tells what a run found, to be read anywhere without a network.
+"""Writes the report of a run: one HTML file, and its numbers for other programs.
 
-Verdict in words, the extended Table 1 and further tables, the learning curve (Figure 3),
-each entity's score timeline, distributions and precision–recall curves, settings,
-versions and digests of the data.
+report.html    summary, tables, figures, settings and versions; no network request
+report.md      summary, notes and tables
+results.csv    a line for each row of results.json
+entities.csv   a line for each model, entity and threshold
+results.tex    the tables as LaTeX, without a package
 """
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+import re
+from collections.abc import Mapping, Sequence
 from html import escape
-from typing import Any, NamedTuple
+from itertools import groupby
+from pathlib import Path
+from typing import Any
 
+import pandas as pd
+
+from kdjax.evaluation import plots, tables
 from kdjax.evaluation.page import (
-    data_uri,
-    figure,
-    json_section,
-    notes_section,
-    page,
+    Section,
+    figure_html,
+    json_html,
+    notes_html,
+    png_html,
+    render_page,
+    table_html,
+    words_html,
 )
-from kdjax.evaluation.plots import (
-    Distribution,
-    Ranking,
-    plot_distribution,
-    plot_learning_curve,
-    plot_precision_recall,
-)
-from kdjax.evaluation.report_tables import html_sheet
-from kdjax.evaluation.sheets import digest_sheet, entity_sheet, sheets
+from kdjax.evaluation.plots import Distribution, Ranking, Timeline
 from kdjax.evaluation.summary import summarise
-from kdjax.evaluation.tables import Results, entity_count
-from kdjax.evaluation.timelines import Timeline, timeline_html
+from kdjax.evaluation.tables import Results, Table
 from kdjax.io.files import write_text
 
 OPEN_ENTITIES = 3
-# Pictures of more make a file that no browser opens with ease.
-DRAWN_ENTITIES = 64
-
-
-class _Pictures(NamedTuple):
-    """What is drawn of entities, by their names."""
-
-    timelines: dict[str, Timeline]
-    trained: set[str]
-    distributions: dict[str, Distribution]
-    rankings: dict[str, Ranking]
+DRAWN_ENTITIES = 64  # figures of more make a file that browsers open slowly
+UNFOLDED = 30  # lines of a table
+MARKDOWN, ROWS, ENTITIES, LATEX = (
+    "report.md",
+    "results.csv",
+    "entities.csv",
+    "results.tex",
+)
+REST = (
+    "## Where the rest is\n\nSettings: `config.json`. All numbers: `results.json`. "
+    "Pictures: `report.html`, `learning_curve.png`."
+)
+# Characters that LaTeX reads as commands, and those that its usual fonts lack.
+_LATEX = {letter: f"\\{letter}" for letter in "{}$&#%_"} | {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': "''",
+    "–": "--",
+    "−": "$-$",
+    "×": r"$\times$",
+    "≤": r"$\le$",
+    "≥": r"$\ge$",
+    "α": r"$\alpha$",
+    "τ": r"$\tau$",
+}
 
 
 def write_report(
@@ -56,91 +75,185 @@ def write_report(
     distributions: Sequence[Distribution] = (),
     rankings: Sequence[Ranking] = (),
     frontier: bytes | None = None,
-    config: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes the report of a run, whole or not at all.
+    """Writes the HTML report of a run, whole or not at all.
 
     Args:
         path: the HTML file.
-        results: what results.json holds.
+        results: the content of results.json.
         history: the lines of metrics.jsonl, for the learning curve.
         timelines: row scores of each entity; the first few are shown unfolded.
-        training: the same of training rows, where there are no test rows.
+        training: the same of training rows, of entities without test rows.
         distributions: the student's window scores of each entity.
         rankings: several models' window scores of each entity with labels.
         frontier: a PNG of quality against cost, where a sweep drew one.
-        config: the run's settings; without it, `results["config"]` if there is one.
     """
-    settings = config if config is not None else results.get("config")
-    title = f"Anomaly detection on {results['dataset']['name']}"
-    pictures = _Pictures(
-        {timeline.entity: timeline for timeline in (*timelines, *training)},
-        {timeline.entity for timeline in training},
-        {distribution.entity: distribution for distribution in distributions},
+    drawn = {one.entity: (one, "Row scores") for one in timelines}
+    drawn |= {one.entity: (one, "Training row scores") for one in training}
+    entities = _entities(
+        results,
+        drawn,
+        {found.entity: found for found in distributions},
         {ranking.entity: ranking for ranking in rankings},
     )
-    first, *further = sheets(results)
-    digests = digest_sheet((results.get("data") or {}).get("sha256") or {})
-    sections = [
-        f"<h1>{escape(title)}</h1>",
-        f'<p class="soft">{escape(data_words(results))}</p>',
-        f'<p class="verdict">{escape(summarise(results))}</p>',
-        html_sheet(first),
-        notes_section(results.get("notes", ())),
-        *map(html_sheet, further),
-        _learning_curve(history),
-        _frontier(frontier),
-        _entities(results, pictures),
-        json_section("Settings", settings),
-        json_section("Environment", results.get("environment")),
-        html_sheet(digests) if digests else "",
-    ]
-    write_text(path, page(title, sections))
-
-
-def data_words(results: Results) -> str:
-    """How many entities and rows the results are of."""
-    data = results["dataset"]
-    parts = [entity_count(data)]
-    for key in ("train_rows", "test_rows"):
-        if data.get(key) is not None:
-            parts.append(f"{data[key]:,} {key.replace('_', ' ')}")
-    return " · ".join(parts)
-
-
-def _learning_curve(history: Sequence[Mapping[str, Any]]) -> str:
-    if not history:
-        return ""
+    first, *further = map(_section, tables.report_tables(results))
+    summary = words_html(tables.data_words(results))
+    summary += words_html(summarise(results), style="verdict")
+    curve = plots.learning_curve_figure(history) if history else None
     words = "Loss over epochs. Solid: training; dashed: validation."
-    return "<h2>Learning curve</h2>\n" + figure(
-        partial(plot_learning_curve, history), "Learning curve", words
+    sections = [
+        Section("", summary),
+        first,
+        Section("Notes", notes_html(results.get("notes", ()))),
+        *further,
+        Section("Learning curve", figure_html(curve, words) if history else ""),
+        Section(
+            "Frontier", png_html(frontier, "Quality against cost") if frontier else ""
+        ),
+        Section("Entities", entities),
+        Section("Settings", json_html(results.get("settings"))),
+        Section("Environment", json_html(results.get("environment"))),
+        *(map(_section, filter(None, [tables.digest_table(results)]))),
+    ]
+    write_text(path, render_page(title=_title(results), sections=sections))
+
+
+def write_texts(folder: str | os.PathLike[str], results: Results) -> None:
+    """Writes the Markdown, CSV and LaTeX files, each whole or not at all.
+
+    Args:
+        folder: of the run.
+        results: the content of results.json.
+    """
+    folder = Path(folder)
+    write_text(folder / MARKDOWN, markdown_report(results))
+    write_text(folder / ROWS, csv_lines(results["rows"]))
+    write_text(folder / ENTITIES, csv_lines(results["entities"]))
+    write_text(
+        folder / LATEX, "\n".join(map(latex_section, tables.report_tables(results)))
     )
 
 
-def _frontier(picture: bytes | None) -> str:
-    if picture is None:
-        return ""
-    return (
-        f'<h2>Frontier</h2>\n<figure><img alt="Quality against cost" '
-        f'src="{data_uri(picture)}"></figure>'
-    )
+def markdown_report(results: Results) -> str:
+    """Summary, notes, all tables, versions and digests as GitHub Markdown."""
+    first, *further = map(markdown_section, tables.report_tables(results))
+    digests = tables.digest_table(results)
+    notes = "\n".join(f"- {markdown_text(str(n))}" for n in results.get("notes", ()))
+    parts = [
+        f"# {markdown_text(_title(results))}",
+        tables.data_words(results),
+        markdown_text(summarise(results)),
+        first,
+        f"## Notes\n\n{notes}" if notes else "",
+        *further,
+        REST,
+        _environment(results.get("environment") or {}),
+        markdown_section(digests) if digests else "",
+    ]
+    return "\n\n".join(part.strip() for part in parts if part) + "\n"
 
 
-def _entities(results: Results, pictures: _Pictures) -> str:
+def csv_lines(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows of results.json as CSV; an object becomes text, `key: value; key: value`."""
+    flat = [{name: _cell(cell) for name, cell in row.items()} for row in rows]
+    # Objects, so that whole numbers stay whole beside missing ones.
+    frame = pd.DataFrame(flat, dtype=object)
+    return str(frame.to_csv(index=False, lineterminator="\n"))
+
+
+def markdown_table(results: Results) -> str:
+    """The detection table as GitHub Markdown, its caption below."""
+    return markdown_section(
+        tables.detection_table(results)._replace(title="", words="")
+    ) + (f"\n{tables.caption(results)}\n")
+
+
+def markdown_section(table: Table) -> str:
+    """A section of GitHub Markdown."""
+    heads = [
+        f"{group}: {name}" if group else name
+        for group, name in tables.heads_of(table.frame)
+    ]
+    rules = ["---", *["---:"] * (len(heads) - 1)]
+    lines = [
+        f"| {' | '.join(map(markdown_text, line))} |"
+        for line in (heads, rules, *table.frame.to_numpy())
+    ]
+    title = f"## {table.title}" if table.title else ""
+    parts = [title, "\n".join(lines), markdown_text(table.words)]
+    return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def latex_section(table: Table) -> str:
+    """A `tabular` that needs no package; its title and words stand above as comments."""
+    heads = tables.heads_of(table.frame)
+    lines = [f"% {' '.join(t.split())}" for t in (table.title, table.words) if t]
+    lines += [rf"\begin{{tabular}}{{l{'r' * (len(heads) - 1)}}}", r"\hline"]
+    if any(group for group, _ in heads):
+        groups = [
+            rf"\multicolumn{{{len([*below])}}}{{c}}{{{latex_text(group)}}}"
+            for group, below in groupby(heads, key=lambda head: head[0])
+        ]
+        lines.append(" & ".join(groups) + r" \\")
+    texts = [[name for _, name in heads], *table.frame.to_numpy()]
+    body = [" & ".join(map(latex_text, line)) + r" \\" for line in texts]
+    lines += [body[0], r"\hline", *body[1:], r"\hline", r"\end{tabular}"]
+    return "\n".join(lines) + "\n"
+
+
+def latex_text(text: str) -> str:
+    """Text that LaTeX prints as it stands, on one line.
+
+    >>> print(latex_text("5 % of τ_1"))
+    5 \\% of $\\tau$\\_1
+    """
+    return "".join(_LATEX.get(letter, letter) for letter in " ".join(text.split()))
+
+
+def markdown_text(text: str) -> str:
+    """Text that Markdown shows as it stands, on one line.
+
+    >>> print(markdown_text("a|b<c"))
+    a\\|b\\<c
+    """
+    return re.sub(r"([\\`*|<\[])", r"\\\1", " ".join(text.split()))
+
+
+def _title(results: Results) -> str:
+    return f"Anomaly detection on {results['dataset']['name']}"
+
+
+def _section(table: Table) -> Section:
+    """A table of more than `UNFOLDED` lines is folded."""
+    html, count = table_html(table.frame, table.words), len(table.frame)
+    if count > UNFOLDED:
+        html = f"<details><summary>{count:,} lines</summary>{html}</details>"
+    return Section(table.title, html)
+
+
+def _entities(
+    results: Results,
+    timelines: Mapping[str, tuple[Timeline, str]],
+    distributions: Mapping[str, Distribution],
+    rankings: Mapping[str, Ranking],
+) -> str:
+    """Figures and numbers of each entity, the first few unfolded."""
     rows = results.get("entities", ())
-    names = [*dict.fromkeys([*pictures.timelines, *(row["entity"] for row in rows)])]
-    if not names:
-        return ""
-    parts = ["<h2>Entities</h2>"]
+    names = [*dict.fromkeys([*timelines, *(row["entity"] for row in rows)])]
+    parts = []
     if len(names) > DRAWN_ENTITIES:
-        words = f"Pictures of the first {DRAWN_ENTITIES} of {len(names):,} entities."
-        parts.append(f'<p class="soft">{words}</p>')
+        words = f"Figures of the first {DRAWN_ENTITIES} of {len(names):,} entities."
+        parts.append(words_html(words))
     for number, name in enumerate(names):
         inside = ""
         if number < DRAWN_ENTITIES:
-            inside = _timeline(pictures, name, f"t{number}") + _curves(pictures, name)
-        table = entity_sheet(row for row in rows if row["entity"] == name)
-        inside += html_sheet(table) if table else ""
+            if name in timelines:
+                timeline, what = timelines[name]
+                words = plots.timeline_words(timeline, what)
+                inside = figure_html(plots.timeline_figure(timeline), words)
+            inside += _window_figures(distributions.get(name), rankings.get(name))
+        table = tables.entity_table(row for row in rows if row["entity"] == name)
+        inside += table_html(table.frame) if table else ""
         unfolded = " open" if number < OPEN_ENTITIES else ""
         parts.append(
             f"<details{unfolded}><summary>{escape(name)}</summary>{inside}</details>"
@@ -148,25 +261,25 @@ def _entities(results: Results, pictures: _Pictures) -> str:
     return "\n".join(parts)
 
 
-def _timeline(pictures: _Pictures, name: str, key: str) -> str:
-    timeline = pictures.timelines.get(name)
-    if timeline is None:
-        return ""
-    what = "Training row scores" if name in pictures.trained else "Row scores"
-    return timeline_html(timeline, key=key, what=what)
-
-
-def _curves(pictures: _Pictures, name: str) -> str:
-    """How window scores are spread, and what they find."""
-    spread, ranking = pictures.distributions.get(name), pictures.rankings.get(name)
+def _window_figures(distribution: Distribution | None, ranking: Ranking | None) -> str:
     parts = []
-    if spread is not None:
+    if distribution is not None:
         words = "The student's window scores: share of windows above each value."
-        parts.append(
-            figure(partial(plot_distribution, spread), f"Scores of {name}", words)
-        )
+        parts.append(figure_html(plots.distribution_figure(distribution), words))
     if ranking is not None:
-        draw: Callable[..., bytes] = partial(plot_precision_recall, ranking)
         words = "Precision and recall of windows as τ falls; a dot: the model's own τ."
-        parts.append(figure(draw, f"Precision and recall on {name}", words))
+        parts.append(figure_html(plots.precision_recall_figure(ranking), words))
     return f'<div class="pair">{"".join(parts)}</div>' if parts else ""
+
+
+def _environment(environment: Mapping[str, Any]) -> str:
+    versions = environment.get("versions") or {}
+    parts = [f"{name} {version}" for name, version in versions.items()]
+    parts += [f"{k} {environment[k]}" for k in ("device", "commit") if k in environment]
+    return f"## Environment\n\n{markdown_text(', '.join(parts))}." if parts else ""
+
+
+def _cell(cell: Any) -> Any:
+    if isinstance(cell, Mapping):
+        return "; ".join(f"{key}: {value}" for key, value in cell.items())
+    return cell

@@ -1,79 +1,321 @@
-"""The results table: the paper's Table 1, extended by baselines and honest thresholds.
+"""The tables of a run's results: one frame of text each for every format.
 
-Table 1 has one precision, recall and F1 a model. Here the oracle's numbers (τ chosen on
-the test labels) stand beside the label-free ones, pooled counts beside means over
-entities, and every model beside the baselines. One function makes the cells that
-terminal, Markdown and report show.
+The first is the paper's Table 1, extended: thresholds chosen on the test labels (oracle)
+beside label-free ones, pooled counts beside means over entities, and baselines.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import pandas as pd
+
+from kdjax.evaluation.samples import FOLLOWING
+
 if TYPE_CHECKING:  # only the terminal's tables need rich
-    from rich.console import Group
-    from rich.table import Table
+    import rich.console
+    import rich.table
 
 MISSING = "–"
-COSTS = "costs"
-Results = Mapping[str, Any]  # what results.json holds
+STUDENT = "student"
+RANDOM = "random"
+Results = Mapping[str, Any]  # the content of results.json
+Row = Mapping[str, Any]
+Heads = Sequence[str] | Sequence[tuple[str, str]]  # of columns; with their groups
+POINT_METRICS = {
+    "precision": "P",
+    "recall": "R",
+    "f1": "F1",
+    "auc_roc": "AUC ROC",
+    "average_precision": "AP",
+    "vus_roc": "VUS-ROC",
+    "vus_pr": "VUS-PR",
+    "affiliation_precision": "affiliation P",
+    "affiliation_recall": "affiliation R",
+    "affiliation_f1": "affiliation F1",
+    "range_precision": "range P",
+    "range_recall": "range R",
+    "range_f1": "range F1",
+    "event_recall": "event R",
+    "event_f1": "event F1",
+    "detection_delay": "delay, rows",
+}
+INFLATED = {
+    "point_adjusted_f1": "point-adjusted F1, inflated",
+    "pa_k_f1": "PA%K F1, inflated",
+}
+# Level and metric of the means that are shown with intervals; all are in results.json.
+WITH_INTERVALS = (
+    ("window", "f1"),
+    ("point", "average_precision"),
+    ("point", "vus_pr"),
+    ("point", "affiliation_f1"),
+    ("point", "range_f1"),
+    ("point", "event_f1"),
+)
+# These need no τ, so they are the same under each threshold.
+_THRESHOLD_FREE = {"average_precision", "vus_pr"}
+_COSTS = ("costs", "", "")  # stands for results["costs"] among the rows
+_NARROW = 9  # columns of the detection table in the 80 characters of a terminal
 
 
-# Columns of metrics that the terminal's table has room for.
-_NARROW = 7
+class Table(NamedTuple):
+    """A table: heading, cells as text, and words below it.
 
-
-class Column(NamedTuple):
-    """One column of metrics: its heading and the cell of the grid that it shows.
-
-    `COSTS` as threshold stands for `results["costs"]`, which has no grid.
+    Columns of `frame` are names, or (group, name) with an empty group for none.
     """
 
-    group: str
-    name: str
-    threshold: str
-    scope: str
-    level: str
-    metric: str
+    title: str
+    frame: pd.DataFrame
+    words: str = ""
 
 
-class Cells(NamedTuple):
-    """The table as text: columns of metrics, and a line a model."""
+def report_tables(results: Results) -> list[Table]:
+    """All tables that the results have content for, the most important first."""
+    method = label_free_method(results)
+    found = [
+        detection_table(results),
+        interval_table(results.get("intervals") or (), method),
+        paired_table(results.get("paired") or (), method),
+        rolling_table(results),
+        point_table(results),
+        inflated_table(results),
+        false_alarm_table(results.get("rates") or ()),
+        training_table(results.get("worst_training_windows") or ()),
+    ]
+    return [table for table in found if table is not None]
 
-    columns: tuple[Column, ...]
-    lines: tuple[tuple[str, ...], ...]  # model, parameters, one cell a column
+
+def detection_table(results: Results) -> Table:
+    """Table 1, extended; without labels the shares of windows in alarm."""
+    if results["dataset"].get("positive_windows") is None:
+        heads = ("Model", "Parameters", "Test windows in alarm")
+        words = "No labels, so no number here measures how well anomalies are found."
+        return Table("Results", _frame(heads, alarm_rates(results)), words)
+    rows, own = _rows(results), label_free_method(results)
+    oracle, points = ("oracle", "pooled", "window"), ("per_entity_mean", "point")
+    columns: dict[tuple[str, str], tuple[str, ...]] = {
+        ("oracle, pooled", "P"): (*oracle, "precision"),
+        ("oracle, pooled", "R"): (*oracle, "recall"),
+        ("oracle, pooled", "F1"): (*oracle, "f1"),
+        ("oracle, mean", "F1"): ("oracle", "per_entity_mean", "window", "f1"),
+        ("own τ, pooled", "F1"): (own, "pooled", "window", "f1"),
+        ("own τ, mean", "F1"): (own, "per_entity_mean", "window", "f1"),
+        ("points, mean", "AP"): ("oracle", *points, "average_precision"),
+    }
+    further = {
+        ("points, mean", "VUS-PR"): ("oracle", *points, "vus_pr"),
+        ("costs", "bytes"): (*_COSTS, "bytes"),
+        ("costs", "ms"): (*_COSTS, "milliseconds"),
+    }
+    names = models(results)
+    for head, (*place, metric) in further.items():  # only those with content
+        found = [rows.get((name, *place), {}).get(metric) for name in names]
+        if any(number is not None for number in found):
+            columns[head] = (*place, metric)
+    reasons: dict[str, list[str]] = {}
+    for name in names:
+        for *place, metric in columns.values():
+            row = rows.get((name, *place), {})
+            note = (row.get("notes") or {}).get(metric)
+            if note and row.get(metric) is None:
+                reasons.setdefault(note, []).append(name)
+    notes = [
+        f"{MISSING}: {note} ({', '.join(dict.fromkeys(found))})."
+        for note, found in reasons.items()
+    ]
+    lines = [
+        (model, _integer(parameters(results, model)), *numbers)
+        for model, *numbers in _numbers(results, columns)
+    ]
+    frame = _frame([("", "Model"), ("", "Parameters"), *columns], lines)
+    return Table("Results", frame, " ".join([caption(results), *notes]))
+
+
+def interval_table(intervals: Sequence[Row], method: str) -> Table | None:
+    """Means over entities with their intervals, a line a model."""
+    found = {
+        (row["model"], *_measure(row)): row
+        for row in intervals
+        if (row["level"], row["metric"]) in WITH_INTERVALS
+    }
+    present = {key[1:] for key in found}
+    columns = [
+        (threshold, level, metric)
+        for level, metric in WITH_INTERVALS
+        for threshold in ("oracle", *(() if metric in _THRESHOLD_FREE else (method,)))
+        if (threshold, level, metric) in present
+    ]
+    return _table(
+        "Means over entities with 95 % intervals",
+        ("Model", *map(_measure_name, columns)),
+        [
+            (name, *(interval_text(found.get((name, *column))) for column in columns))
+            for name in dict.fromkeys(key[0] for key in found)
+            if columns
+        ],
+        "How far a mean would move with other entities of the same kind, by bootstrap."
+        + _reasons(row for key, row in found.items() if key[1:] in columns),
+    )
+
+
+def paired_table(paired: Sequence[Row], method: str) -> Table | None:
+    """Differences of two models on the same entities, a line each."""
+    lines = [
+        (
+            row["model"],
+            f"{row['against']} ({row['baseline']})"
+            if row.get("baseline")
+            else row["against"],
+            _measure_name(_measure(row)),
+            MISSING if row["difference"] is None else f"{row['difference']:+.3f}",
+            MISSING
+            if row["low"] is None
+            else f"({row['low']:+.3f} to {row['high']:+.3f})",
+            f"{row['entities']:,}",
+        )
+        for row in paired
+        if row["threshold"] in ("oracle", method)
+    ]
+    return _table(
+        "Paired differences",
+        ("Model", "Against", "Of", "Difference", "95 %", "Entities"),
+        lines,
+        "Mean over entities of the first model's value minus the second's. An interval "
+        "that holds 0 shows no difference between the two." + _reasons(paired),
+    )
+
+
+def rolling_table(results: Results) -> Table | None:
+    """Windows under the rolling threshold; only where asked for and labelled."""
+    rows = _rows(results)
+    if all(row.get("f1") is None for key, row in rows.items() if key[1] == FOLLOWING):
+        return None
+    share = results["settings"]["threshold"]["rolling_share"]
+    columns = {
+        ("pooled", "P"): (FOLLOWING, "pooled", "window", "precision"),
+        ("pooled", "R"): (FOLLOWING, "pooled", "window", "recall"),
+        ("pooled", "F1"): (FOLLOWING, "pooled", "window", "f1"),
+        ("mean", "F1"): (FOLLOWING, "per_entity_mean", "window", "f1"),
+        ("mean", "in alarm"): (FOLLOWING, "per_entity_mean", "window", "alarm_rate"),
+    }
+    return _table(
+        "Windows under a rolling threshold",
+        [("", "Model"), *columns],
+        _numbers(results, columns),
+        f"Before each window τ is the conformal threshold of all scores so far for {share:g} "
+        "of them, calibration's first. It uses no labels, and test scores only once they "
+        "are past. in alarm: share of windows, anomalies among them.",
+    )
+
+
+def point_table(results: Results) -> Table | None:
+    """Metrics of rows and events under each threshold, means over entities."""
+    return _metric_table(
+        results,
+        POINT_METRICS,
+        "Rows and events, means over entities",
+        "By scores of rows. oracle: τ chosen on the test labels. Random scores reach a "
+        "high affiliation F1 as well: compare with the line of random.",
+        lambda row, random, metric: number_text(row.get(metric)),
+    )
+
+
+def inflated_table(results: Results) -> Table | None:
+    """Point-adjusted F1, each beside that of random scores; only where asked for."""
+    return _metric_table(
+        results,
+        INFLATED,
+        "Point-adjusted F1 (inflated)",
+        "Inflated: one row found in an event counts as all of its rows, so random scores "
+        "do well. For comparison with older papers only.",
+        lambda row, random, metric: (
+            f"{number_text(row.get(metric))} (random {number_text(random.get(metric))})"
+        ),
+    )
+
+
+def false_alarm_table(rates: Sequence[Row]) -> Table | None:
+    """Wanted and measured false-alarm rates of the student, each rule a line."""
+    lines = [
+        (
+            rate["entity"],
+            rate["method"] + (" (used)" if rate["used"] else ""),
+            _short(rate["tau"]),
+            f"{rate['wanted']:.2%}",
+            *rate_texts(rate["left_out"]),
+            *rate_texts(rate["clean_test"]),
+            {None: MISSING, True: "yes", False: "no"}[
+                (rate.get("drift") or {}).get("drifted")
+            ],
+        )
+        for rate in rates
+        if rate["model"] == STUDENT
+    ]
+    heads = ("Entity", "Rule", "τ", "Wanted", "Left-out calibration", "95 %")
+    return _table(
+        "False alarms",
+        (*heads, "Clean test", "95 %", "Drift"),
+        lines,
+        "Shares of normal windows above τ, of the student. Wanted: by "
+        "the rule. Left-out calibration: each fifth of the calibration windows under the "
+        "τ of the others. Clean test: test windows without a labelled row. Intervals "
+        "count windows that share no row; no rule holds its rate where behaviour moves. "
+        "Drift: whether the scores of test windows are distributed unlike calibration's.",
+    )
+
+
+def training_table(worst: Sequence[Row]) -> Table | None:
+    """The most abnormal windows of the training rows."""
+    heads = ("Entity", "Part", "From", "To", "Window score", "Above τ")
+    lines = [
+        (
+            *(str(window[name]) for name in ("entity", "part", "start", "end")),
+            "inf" if window["score"] is None else f"{window['score']:.4g}",
+            "yes" if window["above"] else "no",
+        )
+        for window in worst
+    ]
+    return _table(
+        "Most abnormal training windows",
+        heads,
+        lines,
+        "Under the student. If they are no normal behaviour, leave "
+        "them out (data.exclude) or trim the error moments (detection.trim).",
+    )
+
+
+def digest_table(results: Results) -> Table | None:
+    """The data by the SHA-256 of each series."""
+    digests = (results.get("data") or {}).get("sha256") or {}
+    return _table("Data", ("Series", "SHA-256"), digests.items())
+
+
+def entity_table(rows: Iterable[Row]) -> Table | None:
+    """One entity's metrics of windows, of rows of `results["entities"]`."""
+    lines = [
+        (
+            row["model"],
+            row["threshold"],
+            *(number_text(row[name]) for name in ("precision", "recall", "f1")),
+            _short(row["tau"]),
+            number_text(row["alarm_rate"]),
+            _integer(row["windows"]),
+            _integer(row["positives"]),
+        )
+        for row in rows
+        if row.get("level", "window") == "window"
+    ]
+    heads = ("Model", "Threshold", "P", "R", "F1", "τ", "Alarm rate", "Windows")
+    return _table("", (*heads, "Positive"), lines)
+
+
+# Parts of results and their texts.
 
 
 def label_free_method(results: Results) -> str:
-    """The name of the label-free rule in `results`, such as `conformal`."""
+    """The name of the label-free threshold in `results`, such as `conformal`."""
     names = [row["threshold"] for row in results["rows"]]
     return next((name for name in names if name != "oracle"), "conformal")
-
-
-def columns(results: Results) -> tuple[Column, ...]:
-    """The metric columns of the table, left to right; those after AP only with content."""
-    method = label_free_method(results)
-    oracle = ("oracle", "pooled", "window")
-    points = ("oracle", "per_entity_mean", "point")
-    always = (
-        Column("oracle, pooled", "P", *oracle, "precision"),
-        Column("oracle, pooled", "R", *oracle, "recall"),
-        Column("oracle, pooled", "F1", *oracle, "f1"),
-        Column("oracle, mean", "F1", "oracle", "per_entity_mean", "window", "f1"),
-        Column("own τ, pooled", "F1", method, "pooled", "window", "f1"),
-        Column("own τ, mean", "F1", method, "per_entity_mean", "window", "f1"),
-        Column("points, mean", "AP", *points, "average_precision"),
-    )
-    further = (
-        Column("points, mean", "VUS-PR", *points, "vus_pr"),
-        Column("costs", "bytes", COSTS, "", "", "bytes"),
-        Column("costs", "ms", COSTS, "", "", "milliseconds"),
-    )
-    names = models(results)
-    return always + tuple(
-        column
-        for column in further
-        if any(value(results, name, column) is not None for name in names)
-    )
 
 
 def models(results: Results) -> list[str]:
@@ -81,27 +323,8 @@ def models(results: Results) -> list[str]:
     return list(dict.fromkeys(row["model"] for row in results["rows"]))
 
 
-def value(results: Results, model: str, column: Column) -> float | None:
-    """The number that `column` shows for `model`; None where undefined or absent."""
-    number: float | None = _row(results, model, column).get(column.metric)
-    return number
-
-
-def _row(results: Results, model: str, column: Column) -> Mapping[str, Any]:
-    """What holds a column's number of a model; empty for none."""
-    if column.threshold == COSTS:
-        costs = (results.get("costs") or {}).get(model)
-        return costs or {}
-    place = (model, column.threshold, column.scope, column.level)
-    for row in results["rows"]:
-        if (row["model"], row["threshold"], row["scope"], row["level"]) == place:
-            found: Mapping[str, Any] = row
-            return found
-    return {}
-
-
 def parameters(results: Results, model: str) -> int | None:
-    """How many parameters `model` has; None where that has no meaning."""
+    """The number of parameters of `model`; None where that has no meaning."""
     numbers = [row["parameters"] for row in results["rows"] if row["model"] == model]
     return numbers[0] if numbers else None
 
@@ -115,35 +338,38 @@ def number_text(number: float | None) -> str:
     return MISSING if number is None else f"{number:.3f}"
 
 
-def table_cells(results: Results) -> Cells:
-    """The table's columns and lines, which every format shows alike."""
-    shown = columns(results)
-    lines = []
-    for model in models(results):
-        count = parameters(results, model)
-        numbers = [_cell(value(results, model, column), column) for column in shown]
-        lines.append((model, MISSING if count is None else f"{count:,}", *numbers))
-    return Cells(shown, tuple(lines))
+def interval_text(row: Row | None) -> str:
+    """A mean and its interval.
+
+    >>> interval_text({"mean": 0.719, "low": 0.6512, "high": 0.7777})
+    '0.719 (0.65–0.78)'
+    """
+    if row is None or row["mean"] is None:
+        return MISSING
+    if row["low"] is None:
+        return f"{row['mean']:.3f}"
+    return f"{row['mean']:.3f} ({row['low']:.2f}–{row['high']:.2f})"
 
 
-def _cell(number: float | None, column: Column) -> str:
-    if column.metric == "bytes":
-        return _integer(None if number is None else int(number))
-    return number_text(number)
+def rate_texts(found: Row | None) -> tuple[str, str]:
+    """A measured false-alarm rate of `results["rates"]` and its interval."""
+    if found is None or found["rate"] is None:
+        return ("too few windows" if found and found["detail"] else MISSING), ""
+    return f"{found['rate']:.2%}", f"({found['low']:.1%}–{found['high']:.1%})"
 
 
-def undefined_words(results: Results) -> str:
-    """Why some metrics of the table have no number; empty where all have one."""
-    reasons: dict[str, list[str]] = {}
-    for model in models(results):
-        for column in columns(results):
-            notes = _row(results, model, column).get("notes") or {}
-            if value(results, model, column) is None and column.metric in notes:
-                reasons.setdefault(notes[column.metric], []).append(model)
-    return " ".join(
-        f"{MISSING}: {reason} ({', '.join(dict.fromkeys(names))})."
-        for reason, names in reasons.items()
-    )
+def alarm_rates(results: Results) -> list[tuple[str, str, str]]:
+    """Model, parameters and the pooled share of test windows above τ, as text."""
+    place = (label_free_method(results), "pooled", "window")
+    return [
+        (
+            row["model"],
+            _integer(row["parameters"]),
+            MISSING if row["alarm_rate"] is None else f"{row['alarm_rate']:.2%}",
+        )
+        for row in results["rows"]
+        if (row["threshold"], row["scope"], row["level"]) == place
+    ]
 
 
 def caption(results: Results) -> str:
@@ -151,7 +377,7 @@ def caption(results: Results) -> str:
     data = results["dataset"]
     method = label_free_method(results)
     further = " random: scores drawn at random, for comparison."
-    if "random" not in models(results):
+    if RANDOM not in models(results):
         further = ""
     if results.get("costs"):
         further += " costs: bytes of the exported file; ms a window on one core."
@@ -167,6 +393,17 @@ def caption(results: Results) -> str:
     )
 
 
+def data_words(results: Results) -> str:
+    """How many entities and rows the results are of."""
+    data = results["dataset"]
+    rows = [
+        f"{data[key]:,} {key.replace('_', ' ')}"
+        for key in ("train_rows", "test_rows")
+        if data.get(key) is not None
+    ]
+    return " · ".join([entity_count(data), *rows])
+
+
 def entity_count(dataset: Mapping[str, Any]) -> str:
     """`1 entity`, `28 entities`: of a `dataset` entry with a number or with names."""
     entities = dataset["entities"]
@@ -174,81 +411,41 @@ def entity_count(dataset: Mapping[str, Any]) -> str:
     return f"{number:,} {'entity' if number == 1 else 'entities'}"
 
 
-def results_table(results: Results) -> "Group":
-    """The table for a terminal; what is too wide for 80 characters in a second one."""
+# The terminal.
+
+
+def results_table(results: Results) -> "rich.console.Group":
+    """The detection table for a terminal, in two where 80 characters are too few."""
     from rich.console import Group
     from rich.text import Text
 
-    cells = table_cells(results)
-    tables = [_terminal_table(cells, slice(0, _NARROW), parameters=True)]
-    if len(cells.columns) > _NARROW:
-        tables.append(_terminal_table(cells, slice(_NARROW, None), parameters=False))
+    frame, tables = detection_table(results).frame, []
+    for columns in ([*range(_NARROW)], [0, *range(_NARROW, frame.shape[1])]):
+        if len(columns) > 1:
+            # Nine columns in the 80 characters of a plain terminal.
+            table = _terminal_table(None, padding=0)
+            table.add_column("\n\nModel", min_width=14, overflow="fold")
+            for group, name in heads_of(frame.iloc[:, columns[1:]]):
+                head = Text(f"{group.replace(', ', chr(10)) or chr(10)}\n{name}")
+                table.add_column(head, justify="right", no_wrap=True)
+            tables.append(_filled(table, frame.iloc[:, columns].to_numpy()))
     tables[0].title = Text(f"{results['dataset']['name']}: detection by windows")
     return Group(*tables, Text(caption(results)))
 
 
-def _terminal_table(cells: Cells, shown: slice, *, parameters: bool) -> "Table":
-    """Models and some of the columns of metrics."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    # Nine columns in the 80 characters of a plain terminal.
-    table = Table(box=box.SIMPLE_HEAD, padding=0)
-    table.add_column("\n\nModel", min_width=14, overflow="fold")
-    if parameters:
-        table.add_column("\n\nParameters", justify="right", no_wrap=True)
-    for column in cells.columns[shown]:
-        heading = f"{column.group.replace(', ', chr(10))}\n{column.name}"
-        table.add_column(Text(heading), justify="right", no_wrap=True)
-    for line in cells.lines:
-        fixed = line[:2] if parameters else line[:1]
-        table.add_row(*map(Text, (*fixed, *line[2:][shown])))
-    return table
-
-
-def unlabelled_table(results: Results) -> "Table":
+def unlabelled_table(results: Results) -> "rich.table.Table":
     """Models, sizes and shares of test windows in alarm, for a terminal."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(
-        title=Text(f"{results['dataset']['name']}: no labels to judge by"),
-        box=box.SIMPLE_HEAD,
-    )
+    table = _terminal_table(f"{results['dataset']['name']}: no labels to judge by")
     table.add_column("Model")
     for name in ("Parameters", "Test windows in alarm"):
         table.add_column(name, justify="right")
-    for line in alarm_rates(results):
-        table.add_row(*map(Text, line))
-    return table
+    return _filled(table, alarm_rates(results))
 
 
-def alarm_rates(results: Results) -> list[tuple[str, str, str]]:
-    """Model, parameters and the pooled share of test windows above τ, as text."""
-    method = label_free_method(results)
-    return [
-        (
-            row["model"],
-            _integer(row["parameters"]),
-            MISSING if row["alarm_rate"] is None else f"{row['alarm_rate']:.2%}",
-        )
-        for row in results["rows"]
-        if (row["threshold"], row["scope"], row["level"])
-        == (method, "pooled", "window")
-    ]
-
-
-def rates_table(results: Results) -> "Table":
-    """Wanted and realised shares of false alarms of the student, for a terminal."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(
-        title="False alarms of the student: share of normal windows",
-        box=box.SIMPLE_HEAD,
+def rates_table(results: Results) -> "rich.table.Table":
+    """Wanted and measured false-alarm rates of the student, for a terminal."""
+    table = _terminal_table(
+        "False alarms of the student: share of normal windows",
         caption="Left out: calibration windows under the τ of the others. Clean test: "
         "windows without a labelled row. Intervals: 95 %, from windows that share no row.",
         caption_justify="left",
@@ -256,39 +453,132 @@ def rates_table(results: Results) -> "Table":
     table.add_column("Entity", overflow="fold")
     for name in ("Rule", "Wanted", "Left out", "Clean test"):
         table.add_column(name, justify="right")
-    for rate in results.get("rates", ()):
-        if rate["model"] == "student":
-            used = "*" if rate["used"] else ""
-            left_out, clean = (
-                " ".join(rate_texts(rate[name])) for name in ("left_out", "clean_test")
-            )
-            wanted = f"{rate['wanted']:.2%}"
-            line = (rate["entity"], rate["method"] + used, wanted, left_out, clean)
-            table.add_row(*map(Text, line))
+    lines = [
+        (
+            rate["entity"],
+            rate["method"] + ("*" if rate["used"] else ""),
+            f"{rate['wanted']:.2%}",
+            *(" ".join(rate_texts(rate[name])) for name in ("left_out", "clean_test")),
+        )
+        for rate in results.get("rates", ())
+        if rate["model"] == STUDENT
+    ]
+    return _filled(table, lines)
+
+
+def _terminal_table(title: str | None, **style: Any) -> "rich.table.Table":
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    return Table(title=title and Text(title), box=box.SIMPLE_HEAD, **style)
+
+
+def _filled(
+    table: "rich.table.Table", lines: Iterable[Iterable[str]]
+) -> "rich.table.Table":
+    from rich.text import Text
+
+    for line in lines:
+        table.add_row(*map(Text, line))  # names may hold brackets
     return table
 
 
-def rate_texts(found: Mapping[str, Any] | None) -> tuple[str, str]:
-    """A realised share and its interval as text, from an object of `results["rates"]`."""
-    if found is None or found["rate"] is None:
-        return ("too few windows" if found and found["detail"] else MISSING), ""
-    return f"{found['rate']:.2%}", f"({found['low']:.1%}–{found['high']:.1%})"
+def _table(
+    title: str, heads: Heads, lines: Iterable[Sequence[str]], words: str = ""
+) -> Table | None:
+    """None without lines."""
+    frame = _frame(heads, lines)
+    return Table(title, frame, words) if len(frame) else None
 
 
-def markdown_table(results: Results) -> str:
-    """The table as GitHub Markdown, its caption below."""
-    cells = table_cells(results)
-    heads = ["Model", "Parameters"]
-    heads += [f"{column.group}: {column.name}" for column in cells.columns]
-    rules = ["---", *["---:"] * (len(heads) - 1)]
-    lines = [_markdown_line(line) for line in (heads, rules, *cells.lines)]
-    return "\n".join([*lines, "", caption(results)]) + "\n"
+def _frame(heads: Heads, lines: Iterable[Sequence[str]]) -> pd.DataFrame:
+    return pd.DataFrame([*lines], columns=pd.Index([*heads]), dtype=object)
 
 
-def _markdown_line(cells: Sequence[str]) -> str:
-    escaped = [cell.replace("\\", "\\\\").replace("|", "\\|") for cell in cells]
-    return "| " + " | ".join(" ".join(cell.split()) for cell in escaped) + " |"
+def heads_of(frame: pd.DataFrame) -> list[tuple[str, str]]:
+    """Group and name of each column."""
+    return [head if isinstance(head, tuple) else ("", head) for head in frame.columns]
 
 
-def _integer(number: int | None) -> str:
-    return MISSING if number is None else f"{number:,}"
+def _rows(results: Results) -> dict[tuple[str, ...], Row]:
+    """Rows by model, threshold, scope and level; costs by model and `_COSTS`."""
+    keys = ("model", "threshold", "scope", "level")
+    rows = {tuple(row[key] for key in keys): row for row in results["rows"]}
+    costs = results.get("costs") or {}
+    return rows | {(model, *_COSTS): found for model, found in costs.items()}
+
+
+def _numbers(
+    results: Results, columns: Mapping[tuple[str, str], tuple[str, ...]]
+) -> list[list[str]]:
+    """A line a model: its name, and the metric of each (threshold, scope, level, metric)."""
+    rows = _rows(results)
+    return [
+        [model]
+        + [
+            (_integer if metric == "bytes" else number_text)(
+                rows.get((model, *place), {}).get(metric)
+            )
+            for *place, metric in columns.values()
+        ]
+        for model in models(results)
+    ]
+
+
+def _metric_table(
+    results: Results,
+    metrics: Mapping[str, str],
+    title: str,
+    words: str,
+    cell: Callable[[Row, Row, str], str],
+) -> Table | None:
+    """Means over entities of the level `point`: a line a model and threshold.
+
+    `cell` makes the text of a model's row, the row of random scores, and a metric that
+    some row has.
+    """
+    rows = {
+        key[:2]: row
+        for key, row in _rows(results).items()
+        if key[2:] == ("per_entity_mean", "point")
+    }
+    order = models(results)
+    known = [m for m in metrics if any(r.get(m) is not None for r in rows.values())]
+    lines = [
+        (model, _rule(tau), *(cell(row, rows.get((RANDOM, tau), {}), m) for m in known))
+        for (model, tau), row in sorted(
+            rows.items(), key=lambda x: order.index(x[0][0])
+        )
+    ]
+    heads = ("Model", "τ", *(metrics[name] for name in known))
+    return _table(title, heads, lines if known else (), words)
+
+
+def _measure(row: Row) -> tuple[str, str, str]:
+    return row["threshold"], row["level"], row["metric"]
+
+
+def _measure_name(measure: tuple[str, str, str]) -> str:
+    """Such as `F1 of windows, oracle`."""
+    threshold, level, metric = measure
+    name = f"{POINT_METRICS.get(metric, metric)} of {level}s"
+    return name if metric in _THRESHOLD_FREE else f"{name}, {_rule(threshold)}"
+
+
+def _rule(threshold: str) -> str:
+    return threshold if threshold == "oracle" else "own τ"
+
+
+def _reasons(rows: Iterable[Row]) -> str:
+    """Why intervals are missing or too narrow, each reason once, as sentences."""
+    found = dict.fromkeys(row["reason"] for row in rows if row["reason"])
+    return "".join(f" {reason[0].upper()}{reason[1:]}." for reason in found)
+
+
+def _integer(number: float | None) -> str:
+    return MISSING if number is None else f"{int(number):,}"
+
+
+def _short(number: float | None) -> str:
+    return MISSING if number is None else f"{number:.4g}"

@@ -15,11 +15,16 @@ from kdjax.evaluation.evaluate import ModelEvaluation, test_starts
 from kdjax.evaluation.heatmap import contribution_bins
 from kdjax.evaluation.inspection import Inspection
 from kdjax.evaluation.intervals import ORACLE, best_baseline, interval_rows, paired_rows
-from kdjax.evaluation.plots import Distribution, Ranking, plot_learning_curve
-from kdjax.evaluation.report import DRAWN_ENTITIES, write_report
+from kdjax.evaluation.plots import (
+    Distribution,
+    Heat,
+    Ranking,
+    Timeline,
+    heat_bins,
+    plot_learning_curve,
+)
+from kdjax.evaluation.report import DRAWN_ENTITIES, write_report, write_texts
 from kdjax.evaluation.summary import agreement, recommend
-from kdjax.evaluation.text_report import write_texts
-from kdjax.evaluation.timelines import Heat, Timeline, heat_bins
 from kdjax.experiment.assemble import make_detector
 from kdjax.experiment.groups import group_name
 from kdjax.experiment.train import NETWORKS
@@ -161,7 +166,6 @@ def _write_reports(
         distributions=_distributions(evaluated),
         rankings=_rankings(evaluated, results["entities"]),
         frontier=frontier.read_bytes() if frontier.exists() else None,
-        config=results["settings"],
     )
     write_texts(workdir, results)
 
