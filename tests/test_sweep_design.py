@@ -3,17 +3,19 @@
 import runpy
 from pathlib import Path
 
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
 from sklearn.model_selection import ParameterGrid, ParameterSampler
 
 from kdjax.config import get_config, override, resolve
 from kdjax.errors import ConfigError
-from kdjax.experiment.sweeps.design import make_design, value_text
-from kdjax.experiment.sweeps.plan import (
+from kdjax.experiment.sweeps.design import Member, make_design, value_text
+from kdjax.experiment.sweeps.networks import (
+    SweepData,
     data_key,
-    need,
     student_name,
+    tasks_of,
     teacher_name,
 )
 
@@ -54,6 +56,7 @@ def test_grids_and_random_designs_are_scikit_learns():
     assert chosen == again and len(chosen.members) == 4
 
 
+@pytest.mark.slow
 def test_names_sort_as_numbers():
     design = make_design("m", base(), lambda add: [add(seed=i) for i in range(1001)])
     names = [member.name for member in design.members]
@@ -69,6 +72,10 @@ def test_names_sort_as_numbers():
         (lambda add: add(sede=1), "member 0 .sede=1.*did you mean seed"),
         (lambda add: add({"distill.alpha": 2.0}), "distill.alpha=2.0 must lie in"),
         (lambda add: add({"student.hidden": 8}), "student.hidden"),
+        (
+            lambda add: add(seed=np.int64(1)),
+            "seed must be a whole number, got np.int64",
+        ),
     ],
 )
 def test_faulty_designs_are_refused(sweep, message):
@@ -122,10 +129,48 @@ def test_students_of_the_data_alone_need_no_teacher():
         resolve(override(base(), {"distill.alpha": 0.0, "teacher.epochs": epochs}))
         for epochs in (3, 4)
     )
-    assert need(first, "").teacher is None
-    assert need(first, "") == need(second, "")
-    assert need(first, "m/1").student == f"{student_name(first)}/m%2F1"
     assert data_key(first) == data_key(second)
+    groups = {data_key(first): {"": None, "m/1": None}}
+    members = [Member(name, {}, own) for name, own in (("a", first), ("b", second))]
+    tasks = tasks_of(members, SweepData({}, groups, {}, {}))
+    assert [task.teacher for task in tasks] == [None] * 4
+    assert [task.student for task in tasks] == [
+        student_name(first), f"{student_name(first)}/m%2F1",
+    ] * 2  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "teacher", "student"),
+    [
+        ({}, "9bddc2585e14", "aa3cb7f6da7b"),
+        ({"seed": 3, "teacher.seed": 1}, "83c3c38c158f", "33b6337fa965"),
+        ({"distill.alpha": 0.0}, "9bddc2585e14", "98e87e04a941"),
+        ({"teacher.components": ("kmeans", "difference")}, "a6f68bfeb12d", "8240a88656de"),
+        ({"student.components": ("autoencoder", "pca")}, "9bddc2585e14", "aa3cb7f6da7b"),
+        ({"distill.augmented_copies": 1}, "9bddc2585e14", "cf5b05c386e3"),
+        (
+            {
+                "distill.target": "scores", "distill.weights": (1.0, 2.0),
+                "distill.alpha_end": 0.1, "teacher.components": ("kmeans", "difference"),
+            },
+            "a6f68bfeb12d", "255b3d7e0db2",
+        ),
+    ],
+)  # fmt: skip
+def test_networks_have_the_names_of_version_0_1(changes, teacher, student):
+    """Else a sweep of that version would train again what it has trained."""
+    assert names(changes) == [(f"teacher-{teacher}", f"student-{student}")]
+
+
+def test_renamed_fields_are_read_under_their_old_names():
+    def sweep(add):
+        add({"teacher.parts": ("kmeans",)})
+        add({"teacher.components": ("pca",)})
+
+    with pytest.warns(FutureWarning, match="teacher.parts is now called"):
+        design = make_design("old", base(), sweep)
+    assert design.fields == ("teacher.components",)
+    assert design.members[0].changes == {"teacher.components": ["kmeans"]}
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,11 @@ import time
 import pandas as pd
 import pytest
 from test_hosts import PATIENCE, start_both
+from test_sweep_tables import read_table
 
 from kdjax.cli import main
-from kdjax.experiment.sweeps.tables import read_members
+
+pytestmark = pytest.mark.slow
 
 CONFIG = """
 from kdjax.config import get_config as defaults
@@ -80,7 +82,7 @@ def test_a_sweep_over_two_processes_survives_the_death_of_one(
     assert "members.csv" in outputs[0] and "members.csv" not in outputs[1]
     assert main(["kdjax", *command(tmp_path / "one")]) == 0
     found, expected = (
-        read_members(tmp_path / name / "members.csv").drop(columns="milliseconds")
+        read_table(tmp_path / name / "members.csv").drop(columns="milliseconds")
         for name in ("two", "one")
     )
     pd.testing.assert_frame_equal(found, expected, rtol=1e-3, atol=1e-3)

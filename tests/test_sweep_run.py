@@ -2,21 +2,23 @@
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pandas as pd
 import pytest
+from test_sweep_tables import read_table
 
 from kdjax.cli import main
 from kdjax.config import get_config, override
 from kdjax.detection.storage import load_detector
 from kdjax.errors import ArtifactError, ConfigError, DataError
 from kdjax.experiment.pipeline import run
-from kdjax.experiment.sweeps import run as run_module
+from kdjax.experiment.sweeps import members as members_module
 from kdjax.experiment.sweeps.design import make_design
-from kdjax.experiment.sweeps.run import run_sweep
-from kdjax.experiment.sweeps.tables import read_members
-from kdjax.experiment.workdir import read_lines
+from kdjax.experiment.sweeps.networks import load_sweep_data
+from kdjax.experiment.sweeps.run import _described, run_sweep, write_record
+from kdjax.experiment.workdir import check_data, read_lines
 from kdjax.export.files import export_file
 
 # Two seeds, a student without a teacher, another shape, one that diverges, and one that
@@ -61,8 +63,8 @@ def swept(design, tmp_path_factory):
 
 def test_the_table_has_a_line_a_member_and_entity(swept):
     workdir, outcome = swept
-    table = read_members(workdir / "members.csv")
-    pd.testing.assert_frame_equal(table, outcome.members)
+    table = read_table(workdir / "members.csv")
+    pd.testing.assert_frame_equal(table, outcome.members, check_dtype=False)
     assert list(table["member"]) == [f"{i:03d}" for i in range(6) for _ in MACHINES]
     assert list(table["entity"]) == MACHINES * 6
     assert outcome.fields == (
@@ -73,12 +75,18 @@ def test_the_table_has_a_line_a_member_and_entity(swept):
     assert list(table["seed"][:4]) == [0, 0, 5, 5]
 
 
-@pytest.mark.parametrize("number", [1, 2, 3])
-def test_a_member_is_the_run_of_its_settings(swept, design, number, tmp_path):
+@pytest.mark.parametrize(
+    "number", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2, 3))]
+)
+def test_a_member_is_the_run_of_its_settings(swept, design, number, tmp_path, finished):
     """Within the rounding of another order of sums, through all that follows."""
     table = swept[1].members
     member = design().members[number]
-    results = run(member.settings, tmp_path)
+    if number:
+        workdir, results = tmp_path, run(member.settings, tmp_path)
+    else:
+        assert member.settings == finished.settings
+        workdir, results = finished.workdir, finished.results
     for entity in MACHINES:
         (line,) = table[
             (table["member"] == member.name) & (table["entity"] == entity)
@@ -96,7 +104,7 @@ def test_a_member_is_the_run_of_its_settings(swept, design, number, tmp_path):
                 assert line["average_precision"] == pytest.approx(
                     row["average_precision"], abs=0.02
                 )
-        lines = [one for one in read_lines(tmp_path) if one["phase"] == "student"]
+        lines = [one for one in read_lines(workdir) if one["phase"] == "student"]
         losses = [one["validation_loss"] for one in lines if "validation_loss" in one]
         assert line["validation_loss"] == pytest.approx(min(losses), rel=1e-4)
         assert line["steps"] == lines[-1]["step"]
@@ -105,7 +113,7 @@ def test_a_member_is_the_run_of_its_settings(swept, design, number, tmp_path):
         swept[0] / "members" / member.name / "detectors" / "student"
     )
     assert line["parameters"] == detector.model.parameters
-    alone = load_detector(tmp_path / "detectors" / "student")
+    alone = load_detector(workdir / "detectors" / "student")
     for one, other in zip(detector.gaussians, alone.gaussians, strict=True):
         np.testing.assert_allclose(one, other, rtol=2e-2, atol=2e-3)
 
@@ -162,14 +170,12 @@ def test_costs_are_those_of_the_exported_file(swept, tmp_path):
 
 
 def test_costs_are_unknown_without_onnx(swept, monkeypatch, caplog):
-    from kdjax.experiment.sweeps import members
-
     def missing(detector):
         raise ConfigError("needs the package onnx")
 
-    monkeypatch.setattr(members, "exported", missing)
+    monkeypatch.setattr(members_module, "exported", missing)
     folder = swept[0] / "members/000/detectors/student"
-    found = members._costs(load_detector(folder), members.EvaluationCache({}, {}))
+    found = members_module.measure_costs(load_detector(folder), {})
     assert all(math.isnan(cost) for cost in found.values())
     assert "needs the package onnx" in caplog.text
 
@@ -184,33 +190,41 @@ def test_a_finished_sweep_is_not_run_again(swept, design):
     assert {p: p.stat().st_mtime_ns for p in (workdir / "members").rglob("*")} == before
 
 
-class Killed(Exception):
-    """Stands for SIGKILL."""
-
-
-def test_a_killed_sweep_goes_on(swept, design, tmp_path, monkeypatch):
-    evaluate_models = run_module.evaluate_member
-    evaluated = []
-
-    def until_the_third(workdir, member, *args, **options):
-        if len(evaluated) == 2:
-            raise Killed
-        evaluated.append(member.name)
-        evaluate_models(workdir, member, *args, **options)
-
-    monkeypatch.setattr(run_module, "judge_member", until_the_third)
-    with pytest.raises(Killed):
-        run_sweep(design(), tmp_path, way="together")
-    assert not (tmp_path / "members.csv").exists()
-    log = (tmp_path / "metrics.jsonl").read_text()
-    monkeypatch.setattr(run_module, "judge_member", evaluate_models)
-    found = run_sweep(design(), tmp_path, way="together").members
-    assert (tmp_path / "metrics.jsonl").read_text() == log, "trained again"
+def test_a_killed_sweep_goes_on(swept, design, tmp_path):
+    """As it is after a kill while the third member was evaluated."""
+    workdir = tmp_path / "killed"
+    shutil.copytree(swept[0], workdir)
+    for name in (
+        "members.csv",
+        "summary.csv",
+        "report.html",
+        "members/002/results.json",
+    ):
+        (workdir / name).unlink()
+    for number in (3, 4, 5):
+        shutil.rmtree(workdir / f"members/{number:03d}")
+    log = (workdir / "metrics.jsonl").read_text()
+    found = run_sweep(design(), workdir, way="together").members
+    assert (workdir / "metrics.jsonl").read_text() == log, "trained again"
     # Milliseconds are measured anew, and differ.
     timed = ["milliseconds"]
     pd.testing.assert_frame_equal(
         found.drop(columns=timed), swept[1].members.drop(columns=timed)
     )
+
+
+def test_a_sweep_of_version_0_1_goes_on(swept, design, tmp_path):
+    """Its sweep.json has the old names of renamed fields."""
+    workdir = tmp_path / "old"
+    shutil.copytree(swept[0], workdir)
+    record = json.loads((workdir / "sweep.json").read_text())
+    record["base"]["controls"] = record["base"].pop("baselines")
+    for model in ("teacher", "student"):
+        own = record["base"][model]
+        own["parts"] = own.pop("components")
+    (workdir / "sweep.json").write_text(json.dumps(record))
+    found = run_sweep(design(), workdir).members
+    pd.testing.assert_frame_equal(found, swept[1].members)
 
 
 def test_other_sweeps_and_data_are_refused(swept, design, plant, tmp_path):
@@ -230,13 +244,17 @@ def test_other_sweeps_and_data_are_refused(swept, design, plant, tmp_path):
     rows.to_csv(tmp_path / "train.csv", index=False)
     moved = tmp_path / "moved"
     changed = design({"data.path": str(tmp_path / "train.csv")}, changes=CHANGES[2:3])
-    run_sweep(changed, moved)
+    moved.mkdir()
+    digests = load_sweep_data(changed).digests
+    check_data(moved, digests)
+    write_record(moved / "sweep.json", _described(changed))
     rows.loc[3, "load"] += 1
     rows.to_csv(tmp_path / "train.csv", index=False)
     with pytest.raises(DataError, match="the data changed"):
         run_sweep(changed, moved)
 
 
+@pytest.mark.slow
 def test_members_per_entity(design, tmp_path):
     more = {"entity_mode": "per_entity", "threshold.false_alarm_rate": 0.3}
     outcome = run_sweep(design(more, changes=[{}, {"seed": 1}]), tmp_path)
@@ -282,27 +300,29 @@ def program(tmp_path, plant, capsys):
 
 
 def test_the_verb_sweeps_unlabelled_rows(program, tmp_path):
-    code, out, _ = program("def sweep(add):\n    [add(seed=i) for i in range(3)]\n")
+    code, out, _ = program("def sweep(add):\n    [add(seed=i) for i in range(2)]\n")
     assert code == 0
-    assert "three: 3 members" in out and "members.csv" in out
-    table = read_members(tmp_path / "w" / "members.csv")
-    assert list(table["seed"]) == [0, 0, 1, 1, 2, 2]
+    assert "three: 2 members" in out and "members.csv" in out
+    table = read_table(tmp_path / "w" / "members.csv")
+    assert list(table["seed"]) == [0, 0, 1, 1]
     assert (
         table["f1_oracle"].isna().all() and table["alarm_rate_conformal"].isna().all()
     )
     assert (tmp_path / "w" / "report.html").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_a_sweep_of_the_base_alone_has_one_member(program, tmp_path):
     assert program("def sweep(add):\n    add()\n")[0] == 0
-    assert list(read_members(tmp_path / "w" / "members.csv")["member"]) == ["000"] * 2
+    assert list(read_table(tmp_path / "w" / "members.csv")["member"]) == ["000"] * 2
     assert "swept: nothing" in (tmp_path / "w" / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_config_files_argument_reaches_its_sweep(program, tmp_path):
     text = "def sweep(add, name):\n    add(seed=len(name))\n"
     assert program(text, argument=":long")[0] == 0
-    assert list(read_members(tmp_path / "w" / "members.csv")["seed"]) == [4, 4]
+    assert list(read_table(tmp_path / "w" / "members.csv")["seed"]) == [4, 4]
 
 
 @pytest.mark.parametrize(

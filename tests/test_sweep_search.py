@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import optuna
 import pandas as pd
 import pytest
 from optuna.trial import FixedTrial
+from test_sweep_tables import read_table
 
 from kdjax.cli import main, parse
 from kdjax.config import (
@@ -22,18 +24,21 @@ from kdjax.config import (
     resolve,
 )
 from kdjax.errors import ArtifactError, ConfigError, DataError
-from kdjax.experiment.sweeps.design import make_design
+from kdjax.experiment.sweeps.design import (
+    OBJECTIVES,
+    make_design,
+    make_search,
+    suggested_changes,
+)
 from kdjax.experiment.sweeps.run import run_sweep
-from kdjax.experiment.sweeps.search import run_search
-from kdjax.experiment.sweeps.space import OBJECTIVES, make_search, suggested
-from kdjax.experiment.sweeps.study import (
+from kdjax.experiment.sweeps.search import (
     MOST_RETRIES,
     median_pruner,
     open_study,
     retry_dead,
+    run_search,
     turn,
 )
-from kdjax.experiment.sweeps.tables import read_members
 from kdjax.experiment.workdir import read_lines
 
 TOP = Path(__file__).parent.parent
@@ -124,8 +129,8 @@ def test_a_hopeless_trial_is_pruned_and_leaves_no_member(first):
 
 def test_members_are_those_of_the_done_trials(first):
     workdir, found = first
-    members = read_members(workdir / "members.csv")
-    pd.testing.assert_frame_equal(members, found.members)
+    members = read_table(workdir / "members.csv")
+    pd.testing.assert_frame_equal(members, found.members, check_dtype=False)
     assert members["member"].unique().tolist() == [
         "0000-0", "0000-3", "0001-0", "0001-3", "0003-0", "0003-3",
     ]  # fmt: skip
@@ -144,6 +149,7 @@ def test_members_are_those_of_the_done_trials(first):
     assert "4 trials, 3 done, 1 pruned" in report
 
 
+@pytest.mark.slow
 def test_the_best_trials_command_gives_its_loss_again(first, tmp_path):
     workdir, found = first
     best = json.loads((workdir / "best.json").read_text("utf-8"))
@@ -166,6 +172,7 @@ def test_the_best_trials_command_gives_its_loss_again(first, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_other_labels_and_a_restart_change_no_trial(
     first, search_of, plant, tmp_path, monkeypatch
 ):
@@ -183,7 +190,7 @@ def test_other_labels_and_a_restart_change_no_trial(
     assert again.trials["param:rate"].nunique() == 3
 
 
-@pytest.mark.parametrize("way", ["auto", "alone"])
+@pytest.mark.parametrize("way", ["auto", pytest.param("alone", marks=pytest.mark.slow)])
 def test_a_trial_with_a_failed_seed_has_failed(search_of, tmp_path, way):
     search = search_of(lambda trial: {"train.learning_rate": 1e30})
     found = run_search(search, tmp_path / "w", trials=1, way=way)
@@ -195,6 +202,7 @@ def test_a_trial_with_a_failed_seed_has_failed(search_of, tmp_path, way):
     assert not (tmp_path / "w" / "members.csv").exists()
 
 
+@pytest.mark.slow
 def test_a_trial_of_one_network_an_entity(search_of, tmp_path):
     """Their epochs end at different steps; the value is the mean over all of them."""
     changes = {"entity_mode": "per_entity", "threshold.false_alarm_rate": 0.3}
@@ -260,7 +268,7 @@ def test_the_usual_pruner_waits_for_five_trials_and_a_quarter_of_the_epochs():
 def test_changes_that_no_trial_may_make(search_of, given, said):
     search = search_of(lambda trial: given)
     with pytest.raises(ConfigError) as raised:
-        suggested(search, FixedTrial({}))
+        suggested_changes(search, FixedTrial({}))
     assert said in str(raised.value)
 
 
@@ -269,7 +277,7 @@ def test_objectives_with_labels_may_change_the_data(search_of):
     assert all(name.startswith("oracle_") for name in labelled)
     for name in labelled:
         search = search_of(lambda trial: {"data.window": 20}, OBJECTIVE=name)
-        assert suggested(search, FixedTrial({})) == {"data.window": 20}
+        assert suggested_changes(search, FixedTrial({})) == {"data.window": 20}
 
 
 @pytest.mark.parametrize(
@@ -341,15 +349,15 @@ def test_joined_processes_are_no_workers(search_of, tmp_path, monkeypatch):
     assert not (tmp_path / "w").exists()
 
 
-def test_a_member_that_was_taken_away_is_named(search_of, tmp_path):
-    run_search(search_of(PRUNER=None), tmp_path / "w", trials=1)
+def test_a_member_that_was_taken_away_is_named(first, search_of, tmp_path):
+    shutil.copytree(first[0], tmp_path / "w")
     (tmp_path / "w/trials/0000/members/0000-3/results.json").unlink()
     with pytest.raises(ArtifactError, match="trials/0000 lacks member 0000-3, though"):
         run_search(search_of(), tmp_path / "w", trials=0)
 
 
 def test_a_journal_that_is_no_journal(first, search_of, tmp_path):
-    run_search(search_of(), tmp_path / "w", trials=0)
+    shutil.copytree(first[0], tmp_path / "w")
     with (tmp_path / "w" / "journal.log").open("a") as file:
         file.write("not a line of it\n{}\n")
     with pytest.raises(ArtifactError, match="can't be read as Optuna's journal"):
@@ -439,6 +447,7 @@ def start(path, workdir, trials, **environment):
     )
 
 
+@pytest.mark.slow
 def test_workers_share_a_study_and_outlive_each_other(search_of, tmp_path):
     path, workdir = recipe(tmp_path, search_of, WORKERS), tmp_path / "w"
     hangs = start(path, workdir, 2, HANGS="1")
@@ -476,6 +485,21 @@ def test_workers_share_a_study_and_outlive_each_other(search_of, tmp_path):
     assert (rows[3]["status"], rows[3]["retry_of"]) == ("done", dead)
     assert rows[3]["param:alpha"] == before[dead].params["alpha"]
     assert found.members["member"].nunique() == 3 * len(SEEDS)
+
+
+def test_the_values_of_an_interrupted_trial_are_tried_again(search_of, tmp_path):
+    def interrupted(trial):
+        trial.suggest_float("rate", 1e-3, 1e-2)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_search(search_of(interrupted), tmp_path / "w", trials=1)
+    study = open_study(tmp_path / "w", name="probe", direction="minimize", pruner=None)
+    assert [trial.state.name for trial in study.get_trials()] == ["RUNNING"]
+    retry_dead(study, tmp_path / "w")
+    dead, again = study.get_trials()
+    assert (dead.state.name, again.state.name) == ("FAIL", "WAITING")
+    assert again.system_attrs["fixed_params"] == dead.params
 
 
 def running_and_reported(workdir):

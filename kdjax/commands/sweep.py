@@ -89,15 +89,13 @@ def _sweep(name: str, config: Any, defined: Names, flags: common.Flags) -> None:
 
 
 def _search(name: str, config: Any, defined: Names, flags: common.Flags) -> None:
-    from kdjax.experiment.sweeps.space import make_search
-    from kdjax.experiment.sweeps.study import load_optuna
+    from kdjax.experiment.sweeps.design import load_optuna, make_search
 
     load_optuna()
     search = make_search(name, config, defined)
     workdir = common.work_directory(flags, search.base)
     common.start_jax()
-    from kdjax.experiment.sweeps.search import run_search
-    from kdjax.experiment.sweeps.trials import best_lines
+    from kdjax.experiment.sweeps.search import best_lines, run_search
 
     options = common.chosen(flags, "trials", "way")
     for line in best_lines(run_search(search, workdir, console=Console(), **options)):

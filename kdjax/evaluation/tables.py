@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 
-from kdjax.evaluation.samples import FOLLOWING
+from kdjax.evaluation.rows import ROLLING
 
 if TYPE_CHECKING:  # only the terminal's tables need rich
     import rich.console
@@ -188,15 +188,15 @@ def paired_table(paired: Sequence[Row], method: str) -> Table | None:
 def rolling_table(results: Results) -> Table | None:
     """Windows under the rolling threshold; only where asked for and labelled."""
     rows = _rows(results)
-    if all(row.get("f1") is None for key, row in rows.items() if key[1] == FOLLOWING):
+    if all(row.get("f1") is None for key, row in rows.items() if key[1] == ROLLING):
         return None
     share = results["settings"]["threshold"]["rolling_share"]
     columns = {
-        ("pooled", "P"): (FOLLOWING, "pooled", "window", "precision"),
-        ("pooled", "R"): (FOLLOWING, "pooled", "window", "recall"),
-        ("pooled", "F1"): (FOLLOWING, "pooled", "window", "f1"),
-        ("mean", "F1"): (FOLLOWING, "per_entity_mean", "window", "f1"),
-        ("mean", "in alarm"): (FOLLOWING, "per_entity_mean", "window", "alarm_rate"),
+        ("pooled", "P"): (ROLLING, "pooled", "window", "precision"),
+        ("pooled", "R"): (ROLLING, "pooled", "window", "recall"),
+        ("pooled", "F1"): (ROLLING, "pooled", "window", "f1"),
+        ("mean", "F1"): (ROLLING, "per_entity_mean", "window", "f1"),
+        ("mean", "in alarm"): (ROLLING, "per_entity_mean", "window", "alarm_rate"),
     }
     return _table(
         "Windows under a rolling threshold",

@@ -1,36 +1,56 @@
-"""The members of a sweep, as a config file's `sweep(add)` lists them.
+"""The members of a sweep and the space of a search, as a config file defines them.
+
+A sweep lists its members; scikit-learn's `ParameterGrid` and `ParameterSampler` make
+grids and random designs:
 
     def sweep(add):
         for changes in ParameterGrid({"student.hidden": [(8,), (16,)], "seed": [0, 1]}):
             add(changes)
 
-scikit-learn's `ParameterGrid` and `ParameterSampler` make grids and random designs.
+A search returns the fields that a trial changes, their values suggested by Optuna:
+
+    SEEDS = (0, 1, 2)
+
+    def search(trial):
+        rate = trial.suggest_float("learning_rate", 1e-3, 3e-2, log=True)
+        return {"train.learning_rate": rate}
 """
 
 import json
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from kdjax.config import (
-    leaves,
-    override,
-    resolve,
-    to_json,
-)
-from kdjax.errors import ConfigError
+from kdjax.config import current_name, leaves, override, resolve, to_json
+from kdjax.errors import ConfigError, KdjaxError
+
+if TYPE_CHECKING:
+    from optuna import Trial
 
 Settings = dict[str, Any]
 Add = Callable[..., None]
 
+LOSS = "validation_loss"
+# What a search improves: column of members.csv by objective. The loss is minimized, the
+# others are maximized; `oracle` marks those that use the test labels.
+OBJECTIVES = {
+    LOSS: LOSS,
+    "oracle_f1": "pooled_f1_oracle",
+    "oracle_average_precision": "average_precision",
+}
+MEDIAN = "auto"  # the default pruner
+# Fields that change the scale of the validation loss, and fields that don't affect it.
+_SCALE = ("data.", "model.head", "entity_mode")
+_LATER = ("detection.", "threshold.", "baselines")
+
 
 class Member(NamedTuple):
-    """One of a sweep's runs.
+    """One run of a sweep.
 
     Attributes:
         name: its number, such as `007`.
-        changes: values of the swept fields; those it doesn't change have the base's.
-        settings: all of them, after all checks.
+        changes: value of each swept field, also where it is the base's.
+        settings: all settings, after all checks.
     """
 
     name: str
@@ -39,12 +59,12 @@ class Member(NamedTuple):
 
 
 class Design(NamedTuple):
-    """A whole sweep.
+    """A sweep.
 
     Attributes:
         name: of the config file.
         base: the settings that members start from.
-        fields: the swept ones, in order of first appearance.
+        fields: the swept fields, in order of first appearance.
         members: at least one.
     """
 
@@ -52,6 +72,28 @@ class Design(NamedTuple):
     base: Settings
     fields: tuple[str, ...]
     members: tuple[Member, ...]
+
+
+class Search(NamedTuple):
+    """A search.
+
+    Attributes:
+        name: of the config file.
+        config: the base, a `ConfigDict`.
+        base: its settings after all checks.
+        suggest: `search(trial)`.
+        seeds: of each trial's members.
+        objective: one of `OBJECTIVES`.
+        pruner: one of Optuna's, None, or `MEDIAN`.
+    """
+
+    name: str
+    config: Any
+    base: Settings
+    suggest: Callable[["Trial"], Mapping[str, Any]]
+    seeds: tuple[int, ...]
+    objective: str
+    pruner: Any
 
 
 def make_design(name: str, config: Any, sweep: Callable[[Add], None]) -> Design:
@@ -71,40 +113,121 @@ def make_design(name: str, config: Any, sweep: Callable[[Add], None]) -> Design:
     def add(
         changes: Mapping[str, Any] = MappingProxyType({}), /, **fields: Any
     ) -> None:
-        listed.append({**changes, **fields})
+        given = {**changes, **fields}
+        listed.append({current_name(field): value for field, value in given.items()})
 
     sweep(add)
     if not listed:
         raise ConfigError(
             f"{name}: sweep(add) added no member: call add at least once."
         )
-    base = resolve(config)
     fields = tuple(dict.fromkeys(field for changes in listed for field in changes))
     width = max(3, len(str(len(listed) - 1)))
-    members = []
+    members, known = [], dict[str, str]()
     for number, changes in enumerate(listed):
-        settings = member_settings(config, changes, f"{name}: member {number}")
-        values = swept_values(settings, fields)
-        members.append(Member(f"{number:0{width}d}", values, settings))
-    _check_different(name, members)
-    return Design(name, base, fields, tuple(members))
+        settings = _member_settings(config, changes, f"{name}: member {number}")
+        member = Member(f"{number:0{width}d}", swept_values(settings, fields), settings)
+        other = known.setdefault(to_json(settings), member.name)
+        if other != member.name:
+            raise ConfigError(
+                f"{name}: members {other} and {member.name} have the same settings "
+                f"({_listed(member.changes)}): add each once, or give them other seeds."
+            )
+        members.append(member)
+    return Design(name, resolve(config), fields, tuple(members))
 
 
-def member_settings(config: Any, changes: Mapping[str, Any], who: str) -> Settings:
-    """The base with a member's changes, after all checks; `who` is named in errors."""
+def make_search(name: str, config: Any, defined: Mapping[str, Any]) -> Search:
+    """The search that a config file defines.
+
+    Args:
+        name: of the search.
+        config: the base, a `ConfigDict`.
+        defined: the names in the file: `search`, and optionally `SEEDS` (default: the
+            base's seed), `OBJECTIVE` (default: `validation_loss`) and `PRUNER`.
+
+    Raises:
+        ConfigError: one of them is faulty.
+    """
+    base = resolve(config)
+    seeds = defined.get("SEEDS", (base["seed"],))
+    whole = isinstance(seeds, (tuple, list)) and all(type(s) is int for s in seeds)
+    if not whole or not seeds or len(set(seeds)) < len(seeds):
+        raise ConfigError(
+            f"{name}: SEEDS={seeds!r} must be a tuple of different whole numbers, such "
+            "as (0, 1, 2)."
+        )
+    objective = defined.get("OBJECTIVE", LOSS)
+    if objective not in OBJECTIVES:
+        raise ConfigError(
+            f"{name}: OBJECTIVE={objective!r} must be one of {', '.join(OBJECTIVES)}."
+        )
+    pruner = defined.get("PRUNER", MEDIAN)
+    return Search(
+        name, config, base, defined["search"], tuple(seeds), objective, pruner
+    )
+
+
+def load_optuna() -> Any:
+    """The library; ConfigError where it is not installed."""
     try:
-        return resolve(override(config, dict(changes)))
-    except ConfigError as error:
-        raise ConfigError(f"{who} ({_listed(changes)}): {error}") from error
+        import optuna
+    except ImportError as error:
+        raise ConfigError(
+            f'a search needs Optuna ({error}): pip install "kdjax[sweep]".'
+        ) from error
+    return optuna
 
 
-def value_text(value: Any) -> float | str:
-    """A field's value as a table holds it: a number, or a text such as `64,64`."""
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return value
-    if isinstance(value, (list, tuple)):
-        return ",".join(map(str, value))
-    return "none" if value is None else str(value)
+def suggested_changes(search: Search, trial: "Trial") -> dict[str, Any]:
+    """The fields that `search(trial)` changes, checked.
+
+    Raises:
+        ConfigError: it raised, or returned changes that no trial may make.
+    """
+    optuna, where = load_optuna(), f"{search.name}: search(trial)"
+    try:
+        given = search.suggest(trial)
+    except (KdjaxError, optuna.TrialPruned):
+        raise
+    except Exception as error:  # a config file is a program and may raise anything
+        raise ConfigError(f"{where} raised {type(error).__name__}: {error}") from error
+    if not isinstance(given, Mapping):
+        raise ConfigError(
+            f"{where} gave {given!r}: return a dict of changes, such as "
+            '{"train.learning_rate": rate}.'
+        )
+    changes = {current_name(field): value for field, value in given.items()}
+    if "seed" in changes:
+        raise ConfigError(f"{where} changes seed: list the seeds of a trial in SEEDS.")
+    for field in changes if search.objective == LOSS else ():
+        if field.startswith(_SCALE):
+            raise ConfigError(
+                f"{where} changes {field}, and validation losses under different values "
+                "of it can't be compared: search one value at a time, or by an "
+                f"OBJECTIVE that uses labels ({', '.join([*OBJECTIVES][1:])})."
+            )
+        if field.startswith(_LATER):
+            raise ConfigError(
+                f"{where} changes {field}, on which no validation loss depends: set it "
+                "in get_config."
+            )
+    member = trial_members(search, trial.number, changes)[0]
+    return swept_values(member.settings, changes)
+
+
+def trial_members(
+    search: Search, number: int, changes: Mapping[str, Any]
+) -> list[Member]:
+    """A trial's members, one a seed."""
+    members = []
+    for seed in search.seeds:
+        own = {**changes, "seed": seed}
+        where = f"{search.name}: trial {number:04d}"
+        settings = _member_settings(search.config, own, where)
+        name = f"{number:04d}-{seed}"
+        members.append(Member(name, swept_values(settings, own), settings))
+    return members
 
 
 def swept_values(settings: Settings, fields: Iterable[str]) -> dict[str, Any]:
@@ -113,16 +236,24 @@ def swept_values(settings: Settings, fields: Iterable[str]) -> dict[str, Any]:
     return {field: values[field] for field in fields}
 
 
-def _check_different(name: str, members: list[Member]) -> None:
-    known: dict[str, str] = {}
-    for member in members:
-        other = known.setdefault(to_json(member.settings), member.name)
-        if other != member.name:
-            raise ConfigError(
-                f"{name}: members {other} and {member.name} have the same settings "
-                f"({_listed(member.changes)}): add each once, or give them other seeds."
-            )
+def value_text(value: Any) -> float | str:
+    """A field's value in a table: a number, or a text such as `64,64`."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return value
+    if isinstance(value, (list, tuple)):
+        return ",".join(map(str, value))
+    return "none" if value is None else str(value)
+
+
+def _member_settings(config: Any, changes: Mapping[str, Any], where: str) -> Settings:
+    """The base with a member's changes, after all checks."""
+    try:
+        return resolve(override(config, dict(changes)))
+    except ConfigError as error:
+        raise ConfigError(f"{where} ({_listed(changes)}): {error}") from error
 
 
 def _listed(changes: Mapping[str, Any]) -> str:
-    return ", ".join(f"{field}={json.dumps(v)}" for field, v in changes.items())
+    return ", ".join(
+        f"{field}={json.dumps(v, default=str)}" for field, v in changes.items()
+    )

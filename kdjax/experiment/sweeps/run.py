@@ -1,6 +1,6 @@
-"""A sweep from its design to its tables, resumed wherever it stopped.
+"""A sweep from its design to its tables; a killed one is resumed by the same call.
 
-sweep.json     the base settings and the members' changes; another sweep's are refused
+sweep.json     base settings and the members' changes; another sweep's are refused
 data.json      digests of the data; other data are refused
 metrics.jsonl  a line an epoch of each network
 checkpoints/   of networks by name, and of populations in training
@@ -9,47 +9,41 @@ members.csv    a line a member and entity
 summary.csv    means and standard deviations of members that differ in their seed only
 report.html    tables and figures
 
-With several processes each trains and judges its share of the members; those after the
-first keep checkpoints and log in `process-I/`.
+Several processes each train and evaluate a share of the members; those after the first
+keep checkpoints and log in `process-I/`.
 """
 
 import json
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
 from rich.console import Console
 
-from kdjax.config import completed, differences, leaves
+from kdjax.config import RENAMED, completed, differences, leaves
 from kdjax.errors import ConfigError
-from kdjax.experiment.populations import AUTO, Trained
-from kdjax.experiment.sweeps.design import Design, Member
+from kdjax.experiment.populations import AUTO
+from kdjax.experiment.sweeps.design import LOSS, Design
 from kdjax.experiment.sweeps.members import (
-    EvaluationCache,
     evaluate_member,
     fail_member,
     read_member,
     table_lines,
 )
 from kdjax.experiment.sweeps.networks import (
-    SweepData,
     failures,
     folders,
     load_sweep_data,
-    networks_of,
     train_members,
 )
-from kdjax.experiment.sweeps.plan import data_key
 from kdjax.experiment.sweeps.report import write_sweep_report
 from kdjax.experiment.sweeps.tables import (
     DONE,
-    LOSS,
     measure_names,
     members_table,
     summary,
-    write_members,
+    write_table,
 )
 from kdjax.experiment.workdir import (
     check_data,
@@ -73,12 +67,12 @@ LOSS_NOTE = "The validation loss is MSE(X', X) of the student, without labels."
 
 
 class SweepResult(NamedTuple):
-    """What a sweep found.
+    """The tables of a sweep.
 
     Attributes:
-        members: the tidy table, see `kdjax.experiment.sweeps.tables`.
+        members: a row a member and entity, see `kdjax.experiment.sweeps.tables`.
         fields: the swept fields.
-        measures: what was measured.
+        measures: the columns that were measured.
     """
 
     members: pd.DataFrame
@@ -93,154 +87,134 @@ def run_sweep(
     way: str = AUTO,
     console: Console | None = None,
 ) -> SweepResult:
-    """Trains, judges and tabulates all members; goes on where a killed sweep stopped.
+    """Trains, evaluates and tabulates all members; resumes a sweep that was killed.
 
     Args:
         design: base settings and members.
         workdir: of the sweep.
-        way: `together`, `alone` or `auto`, see `kdjax.populations`.
+        way: `together`, `alone` or `auto`, see `kdjax.experiment.populations`.
         console: shows progress; quiet by default.
+
+    Raises:
+        ConfigError: `workdir` was made with another sweep.
     """
     console = console if console and hosts.is_first() else Console(quiet=True)
+    described = _described(design)
     with hosts.failing_together():
-        described = json.dumps(_described(design), sort_keys=True)
-        hosts.check_alike("members", described)
+        hosts.check_alike("members", json.dumps(described, sort_keys=True))
         with locked(workdir):
-            return _run(design, workdir, way, console)
+            hosts.on_first(lambda: check_record(workdir / SWEEP, "sweep", described))
+            sweep_data = load_sweep_data(design)
+            hosts.on_first(lambda: write_record(workdir / SWEEP, described))
+            check_data(workdir, sweep_data.digests)
+            waiting = [m for m in design.members if read_member(workdir, m) is None]
+            opening = f"{design.name}: {len(design.members)} members"
+            if finished := len(design.members) - len(waiting):
+                opening += f", {finished} of them finished"
+            console.print(opening)
+            trained = train_members(
+                waiting, sweep_data, workdir, way=way, console=console
+            )
+            own = hosts.share(waiting)
+            for number, member in enumerate(own, start=1):
+                which = f"member {member.name} ({number} of {len(own)})"
+                reasons = failures(member, sweep_data, trained)
+                if reasons:
+                    fail_member(workdir, member, sweep_data, reasons)
+                    console.print(f"{which}: failed, {reasons[0]}", highlight=False)
+                    continue
+                console.print(f"{which}: calibrates and scores", highlight=False)
+                with hosts.working_alone():
+                    evaluate_member(workdir, member, sweep_data, trained)
+            hosts.barrier("evaluated")
+            return _tabulate(design, workdir)
 
 
-def _run(design: Design, workdir: Path, way: str, console: Console) -> SweepResult:
-    """The sweep in a folder that nobody else writes to."""
-    hosts.on_first(lambda: _check_design(workdir, design))
-    sweep_data = load_sweep_data(design)
-    hosts.on_first(lambda: _claim(workdir, design))
-    check_data(workdir, sweep_data.digests)
-    waiting = [m for m in design.members if read_member(workdir, m) is None]
-    console.print(_opening(design, waiting))
-    trained = train_members(waiting, sweep_data, workdir, way=way, console=console)
-    evaluate_models = partial(
-        _judge, sweep_data, trained, workdir, EvaluationCache({}, {}), console
-    )
-    own = hosts.share(waiting)
-    for number, member in enumerate(own, start=1):
-        with hosts.working_alone():
-            evaluate_models(member, f"member {member.name} ({number} of {len(own)})")
-    hosts.barrier("judged")
-    return _tabulate(design, workdir)
+def shown(result: SweepResult) -> list[str]:
+    """The measures for a terminal: the loss and the label-free F1, where there are any."""
+    own = [m for m in result.measures if m.startswith("f1_") and m != "f1_oracle"]
+    return [m for m in (LOSS, *own[:1]) if result.members[m].notna().any()]
 
 
-def _judge(
-    sweep_data: SweepData,
-    trained: Mapping[str, Trained],
-    workdir: Path,
-    bench: EvaluationCache,
-    console: Console,
-    member: Member,
-    told: str,
-) -> None:
-    """Judges one member, or leaves word of why it can't be."""
-    parts = sweep_data.parts[data_key(member.settings)]
-    why = failures(member, sweep_data, trained)
-    if why:
-        entities = [e.name for part in parts.values() for e in part.entities]
-        fail_member(workdir, member, entities, "; ".join(why))
-        console.print(f"{told}: failed, {why[0]}", highlight=False)
+def check_record(path: Path, kind: str, described: Mapping[str, Any]) -> None:
+    """Refuses a folder of another sweep or search, or of something else.
+
+    Args:
+        path: the file that describes it, in its work directory.
+        kind: `sweep` or `search`.
+        described: the content that the file must have if it is there.
+    """
+    if is_unclaimed(path.parent, path.name, f"the work directory of a {kind}"):
         return
-    networks = networks_of(member, sweep_data, trained)
-    console.print(f"{told}: calibrates and scores", highlight=False)
-    evaluate_member(
-        workdir, member, parts, networks, bench=bench, digests=sweep_data.digests
-    )
-
-
-def shown(outcome: SweepResult) -> list[str]:
-    """The few measures that a terminal has room for: what was learnt, what it is worth."""
-    own = [m for m in outcome.measures if m.startswith("f1_") and m != "f1_oracle"]
-    table = outcome.members
-    return [m for m in (LOSS, *own[:1]) if table[m].notna().any()]
-
-
-def _check_design(workdir: Path, design: Design) -> None:
-    """Refuses a folder of another sweep, or of something else."""
-    if is_unclaimed(workdir, SWEEP, "the work directory of a sweep"):
-        return
-    old, new = read_json(workdir / SWEEP), _described(design)
-    # A field that came after the sweep was made had its default then.
-    changed = differences(completed(old["base"]), completed(new["base"]))
-    before, after = old["members"], new["members"]
-    changed += [
-        f"member {name}: {before.get(name)} -> {after.get(name)}"
-        for name in sorted(before.keys() | after.keys())
-        if before.get(name) != after.get(name)
-    ]
+    changed = differences(_comparable(read_json(path)), _comparable(described))
     if changed:
         more = f"; and {len(changed) - 3} more" if len(changed) > 3 else ""
         raise ConfigError(
-            f"{workdir} was made with another sweep ({'; '.join(changed[:3])}{more}): "
-            "give another --workdir, or the sweep it was made with."
+            f"{path.parent} was made with another {kind} ({'; '.join(changed[:3])}"
+            f"{more}): give another --workdir, or the {kind} it was made with."
         )
 
 
-def _claim(workdir: Path, design: Design) -> None:
-    if not (workdir / SWEEP).exists():
-        text = json.dumps(_described(design), indent=2, sort_keys=True)
-        write_text(workdir / SWEEP, text + "\n")
+def write_record(path: Path, described: Mapping[str, Any]) -> None:
+    """Writes what `check_record` compares, where it isn't there yet."""
+    if not path.exists():
+        write_text(path, json.dumps(described, indent=2, sort_keys=True) + "\n")
+
+
+def _comparable(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record on one level, with the names and the fields of today's config."""
+    record = dict(record)
+    # A field that came after the record was made had its default then.
+    flat = completed(record.pop("base"))
+    if members := record.pop("members", {}):
+        record.pop("name")  # it decides nothing; that of a search names its study
+    for name, changes in members.items():
+        own = {RENAMED.get(field, field): value for field, value in changes.items()}
+        flat[f"member {name}"] = json.dumps(own, sort_keys=True)
+    return flat | record
 
 
 def _described(design: Design) -> dict[str, Any]:
-    usual = dict(leaves(design.base))
-    described = {
+    """The content of sweep.json: the base, and what each member changes in it."""
+    base = dict(leaves(design.base))
+    return {
         "name": design.name,
         "base": design.base,
         "members": {
-            member.name: {k: v for k, v in member.changes.items() if v != usual[k]}
+            member.name: {k: v for k, v in member.changes.items() if v != base[k]}
             for member in design.members
         },
     }
-    plain: dict[str, Any] = json.loads(json.dumps(described))
-    return plain
-
-
-def _opening(design: Design, waiting: Sequence[Member]) -> str:
-    done = len(design.members) - len(waiting)
-    told = f"{design.name}: {len(design.members)} members"
-    return f"{told}, {done} of them finished" if done else told
 
 
 def _tabulate(design: Design, workdir: Path) -> SweepResult:
-    lines, notes = [], []
+    """Reads the folders of all members and writes the tables and the report."""
+    lines, notes = list[dict[str, Any]](), list[str]()
     for member in design.members:
         results = read_member(workdir, member)
         assert results is not None
         lines += table_lines(member, results)
         if results["status"] != DONE:
             notes.append(f"member {member.name} failed: {results['reason']}")
-    measures = measure_names(lines, design.fields)
-    table = members_table(lines, fields=design.fields, measures=measures)
-    outcome = SweepResult(table, design.fields, measures)
+    members = members_table(lines, design.fields)
+    fields, measures = design.fields, measure_names(members, design.fields)
     if hosts.is_first():
-        _write_tables(design, outcome, workdir, notes)
-    return outcome
-
-
-def _write_tables(
-    design: Design, outcome: SweepResult, workdir: Path, notes: Sequence[str]
-) -> None:
-    table, fields, measures = outcome
-    write_members(workdir / MEMBERS, table)
-    means = summary(table, fields=fields, measures=measures)
-    write_text(workdir / SUMMARY, means.to_csv(index=False))
-    method = f"f1_{design.base['threshold']['method']}"
-    labelled = method in measures and table[method].notna().any()
-    write_sweep_report(
-        workdir / REPORT,
-        name=design.name,
-        members=table,
-        fields=fields,
-        measures=measures,
-        measure=method if labelled else LOSS,
-        settings=design.base,
-        history=[line for folder in folders(workdir) for line in read_lines(folder)],
-        notes=[*notes, ORACLE_NOTE, LOSS_NOTE],
-        environment=describe_environment(),
-    )
+        write_table(workdir / MEMBERS, members)
+        means = summary(members, fields=fields, measures=measures)
+        write_text(workdir / SUMMARY, means.to_csv(index=False))
+        method = f"f1_{design.base['threshold']['method']}"
+        labelled = method in measures and members[method].notna().any()
+        write_sweep_report(
+            workdir / REPORT,
+            name=design.name,
+            members=members,
+            fields=fields,
+            measure=method if labelled else LOSS,
+            settings=design.base,
+            history=[
+                line for folder in folders(workdir) for line in read_lines(folder)
+            ],
+            notes=[*notes, ORACLE_NOTE, LOSS_NOTE],
+            environment=describe_environment(),
+        )
+    return SweepResult(members, fields, measures)

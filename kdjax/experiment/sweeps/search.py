@@ -1,54 +1,141 @@
-"""An adaptive search: each trial's settings are chosen by what others have found.
+"""A search: each trial's settings are chosen by what other trials found.
 
-A config file's `search(trial)` gives the fields that a trial changes, and its values
-are Optuna's suggestions:
-
-    SEEDS = (0, 1, 2)
-
-    def search(trial):
-        rate = trial.suggest_float("learning_rate", 1e-3, 3e-2, log=True)
-        return {"train.learning_rate": rate}
-
-A trial trains its seeds side by side, as one population. Processes that run the same
-search in one folder, on one host or several, are workers of one study.
+A trial trains its seeds side by side. Processes that run the same search in one folder,
+on one host or several, are workers of one Optuna study.
 
 search.json    base settings, seeds and objective; another search's are refused
 data.json      digests of the data; other data are refused
-journal.log    the study, see kdjax.experiment.sweeps.study
+journal.log    the study: Optuna's journal, which suits shared file systems
 teachers/      networks that trials share, each trained once
-trials/NNNN/   a trial's log and, below members/, its seeds (kdjax.experiment.sweeps.members)
-and the tables of kdjax.experiment.sweeps.trials.
+trials/NNNN/   a trial's log and the folders of its members
+trials.csv     a line a trial: its state, value and parameters
+best.json      the best trial, with the commands that run it again
+and members.csv and report.html of the trials that are done, as of a sweep.
+
+Optuna's heartbeat needs a database server. Here each worker locks its trial's folder; the
+operating system releases the lock however the worker ends. A trial that runs by the
+journal and whose lock is free has lost its worker: it fails, and its values are queued
+again. Locks must reach all hosts: NFS 4, or NFS 3 with its lock service.
 """
 
+import contextlib
+import hashlib
 import json
-from collections.abc import Mapping
+import logging
+import math
+import os
+import shlex
+import shutil
+import socket
+import statistics
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import filelock
+import numpy as np
+import pandas as pd
 from rich.console import Console
 
-from kdjax.config import completed, differences
-from kdjax.errors import ConfigError
-from kdjax.experiment.populations import AUTO
-from kdjax.experiment.sweeps.attempt import Worker, run_trial
-from kdjax.experiment.sweeps.design import Design
-from kdjax.experiment.sweeps.members import EvaluationCache
-from kdjax.experiment.sweeps.networks import SweepData, load_sweep_data
-from kdjax.experiment.sweeps.plan import data_key
-from kdjax.experiment.sweeps.space import Search, members_of
-from kdjax.experiment.sweeps.study import (
+from kdjax.config import RENAMED, get_config, leaves, to_json
+from kdjax.errors import ArtifactError, ConfigError, KdjaxError
+from kdjax.experiment.jobs import Training, progress_text
+from kdjax.experiment.populations import AUTO, TOGETHER, Judge, Trained, train_all
+from kdjax.experiment.sweeps.design import (
+    LOSS,
+    MEDIAN,
+    OBJECTIVES,
+    Design,
+    Member,
+    Search,
     load_optuna,
-    median_pruner,
-    open_study,
-    turn,
+    suggested_changes,
+    swept_values,
+    trial_members,
+    value_text,
 )
-from kdjax.experiment.sweeps.tables import LOSS
-from kdjax.experiment.sweeps.trials import Found, tabulate
-from kdjax.experiment.workdir import check_data, is_unclaimed, read_json
+from kdjax.experiment.sweeps.members import evaluate_member, read_member, table_lines
+from kdjax.experiment.sweeps.networks import (
+    SweepData,
+    data_key,
+    failures,
+    load_sweep_data,
+    tasks_of,
+    train_members,
+)
+from kdjax.experiment.sweeps.report import write_sweep_report
+from kdjax.experiment.sweeps.run import (
+    LOSS_NOTE,
+    MEMBERS,
+    ORACLE_NOTE,
+    REPORT,
+    check_record,
+    write_record,
+)
+from kdjax.experiment.sweeps.tables import (
+    DONE,
+    FAILED,
+    SEED,
+    field_text,
+    measure_text,
+    members_table,
+    write_table,
+)
+from kdjax.experiment.workdir import check_data, read_lines
+from kdjax.io.environment import describe_environment
 from kdjax.io.files import clear_leftovers, write_text
 from kdjax.training import hosts
+from kdjax.training.loop import TrainingProgress
 
-SEARCH = "search.json"
+if TYPE_CHECKING:
+    from optuna import Study, Trial
+    from optuna.trial import FrozenTrial
+
+logger = logging.getLogger(__name__)
+
+SEARCH, JOURNAL, TRIALS, BEST = "search.json", "journal.log", "trials.csv", "best.json"
+# A trial that ends its workers, by memory for instance, must not go on for ever.
+MOST_RETRIES = 2
+LEAST_COMPLETE = 5  # trials before any is pruned: a median of fewer says little
+# The `status` of Optuna's states.
+STATUS = {
+    "COMPLETE": DONE,
+    "FAIL": FAILED,
+    "PRUNED": "pruned",
+    "RUNNING": "running",
+    "WAITING": "waiting",
+}
+
+
+class SearchResult(NamedTuple):
+    """The tables of a search so far.
+
+    Attributes:
+        trials: a row a trial, as in trials.csv.
+        members: a row a member and entity of the trials that are done; None without any.
+        best: as in best.json; None without any.
+    """
+
+    trials: pd.DataFrame
+    members: pd.DataFrame | None
+    best: dict[str, Any] | None
+
+
+class Worker(NamedTuple):
+    """This process and what its trials share."""
+
+    search: Search
+    study: "Study"
+    workdir: Path
+    way: str
+    console: Console
+    sweep_data: SweepData
+    teachers: dict[str, Trained]
+
+
+class _FailedSeed(Exception):
+    """A seed's loss was not finite."""
 
 
 def run_search(
@@ -58,15 +145,18 @@ def run_search(
     trials: int = 10,
     way: str = AUTO,
     console: Console | None = None,
-) -> Found:
-    """Runs trials, beside those of other workers, and writes the tables of all so far.
+) -> SearchResult:
+    """Runs trials beside those of other workers and writes the tables of all so far.
 
     Args:
         search: from `make_search`.
         workdir: shared by all workers.
-        trials: how many this process adds; 0 writes the tables only.
+        trials: number that this process adds; 0 only writes the tables.
         way: `alone` trains seeds one after the other, without pruning.
         console: shows progress; quiet by default.
+
+    Raises:
+        ConfigError: `search(trial)` is faulty, or `workdir` is of another search.
     """
     console = console or Console(quiet=True)
     load_optuna()
@@ -77,65 +167,422 @@ def run_search(
         )
     if trials < 0:
         raise ConfigError(f"--trials={trials} must be 0 or more.")
-    with turn(workdir):
-        _check_search(workdir, search)
-        clear_leftovers(workdir)
-    (first,) = members_of(search, 0, {}, search.seeds[:1])
-    sweep_data = load_sweep_data(Design(search.name, search.base, (), (first,)))
-    with turn(workdir):
-        _claim(workdir, search, sweep_data.digests)
-        study = open_study(
-            workdir,
-            name=search.name,
-            direction=search.objective.direction,
-            pruner=_pruner(search, sweep_data),
-        )
-    worker = Worker(
-        search, study, workdir, way, console, sweep_data, EvaluationCache({}, {}), {}
-    )
-    for _ in range(trials):
-        run_trial(worker)
-    return tabulate(study, workdir, search)
-
-
-def _pruner(search: Search, sweep_data: SweepData) -> Any:
-    """The config file's, or the median's; none for labels, which come at the end."""
-    if search.objective.name != LOSS:
-        return None
-    if search.pruner != AUTO:
-        return search.pruner
-    training_sets = sweep_data.training_sets[data_key(search.base)].values()
-    share = min(training_data.share for training_data in training_sets)
-    return median_pruner(int(share * search.base["student"]["epochs"]))
-
-
-def _check_search(workdir: Path, search: Search) -> None:
-    """Refuses a folder of another search, or of something else."""
-    if is_unclaimed(workdir, SEARCH, "the work directory of a search"):
-        return
-    old, new = read_json(workdir / SEARCH), _described(search)
-    changed = differences(completed(old.pop("base")), completed(new.pop("base")))
-    changed += differences(old, new)
-    if changed:
-        raise ConfigError(
-            f"{workdir} was made with another search ({'; '.join(changed)}): give "
-            "another --workdir, or the search it was made with."
-        )
-
-
-def _claim(workdir: Path, search: Search, digests: Mapping[str, str]) -> None:
-    # Another worker may have come first.
-    _check_search(workdir, search)
-    if not (workdir / SEARCH).exists():
-        text = json.dumps(_described(search), indent=2, sort_keys=True)
-        write_text(workdir / SEARCH, text + "\n")
-    check_data(workdir, digests)
-
-
-def _described(search: Search) -> dict[str, Any]:
-    return {
+    described = {
         "name": search.name,
         "base": search.base,
         "seeds": list(search.seeds),
-        "objective": search.objective.name,
+        "objective": search.objective,
+    }
+    with turn(workdir):
+        check_record(workdir / SEARCH, "search", described)
+        clear_leftovers(workdir)
+    base = Design(search.name, search.base, (), (trial_members(search, 0, {})[0],))
+    sweep_data = load_sweep_data(base)
+    # Labels are used at the end of a trial only.
+    pruner = search.pruner if search.objective == LOSS else None
+    if pruner == MEDIAN:
+        groups = sweep_data.groups[data_key(search.base)].values()
+        share = min(group.training_data.share for group in groups)
+        pruner = median_pruner(int(share * search.base["student"]["epochs"]))
+    with turn(workdir):
+        check_record(workdir / SEARCH, "search", described)  # of a faster worker
+        write_record(workdir / SEARCH, described)
+        check_data(workdir, sweep_data.digests)
+        direction = "minimize" if search.objective == LOSS else "maximize"
+        study = open_study(
+            workdir, name=search.name, direction=direction, pruner=pruner
+        )
+    worker = Worker(search, study, workdir, way, console, sweep_data, {})
+    for _ in range(trials):
+        _run_trial(worker)
+    return _tabulate(study, workdir, search)
+
+
+def best_lines(result: SearchResult) -> list[str]:
+    """The best trial for a terminal, and the command that runs it again."""
+    if result.best is None:
+        return ["No trial is done: trials.csv has the reasons."]
+    best = result.best
+    changes = ", ".join(f"{k}={json.dumps(v)}" for k, v in best["changes"].items())
+    value = f"{best['objective']} {measure_text(best['value'])} ({changes})"
+    first = f"Best of {len(result.trials)} trials: {best['trial']:04d} with {value}"
+    return [first, f"Run it again: {best['runs'][0]['command']}"]
+
+
+def turn(workdir: Path) -> filelock.BaseFileLock:
+    """Locks out other workers, for what must not change between a check and an action."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    return filelock.FileLock(workdir / ".turn.lock")
+
+
+def open_study(workdir: Path, *, name: str, direction: str, pruner: Any) -> "Study":
+    """The study in the folder's journal; a new one where there is none."""
+    optuna = load_optuna()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    path, journal = str(workdir / JOURNAL), optuna.storages.journal
+    try:
+        lock = journal.JournalFileOpenLock(path)
+        backend = journal.JournalFileBackend(path, lock_obj=lock)
+        study: Study = optuna.create_study(
+            storage=optuna.storages.JournalStorage(backend),
+            study_name=name,
+            direction=direction,
+            pruner=pruner or optuna.pruners.NopPruner(),
+            load_if_exists=True,
+        )
+    except (ValueError, KeyError) as error:
+        raise ArtifactError(
+            f"{path} can't be read as Optuna's journal ({error}): restore it from a "
+            "copy, or start anew in another --workdir."
+        ) from error
+    return study
+
+
+def median_pruner(epochs: int) -> Any:
+    """Ends a trial whose best loss so far is worse than the others' median by then.
+
+    Args:
+        epochs: of a student; none is pruned in the first quarter of them.
+    """
+    return load_optuna().pruners.MedianPruner(
+        n_startup_trials=LEAST_COMPLETE, n_warmup_steps=max(1, epochs // 4)
+    )
+
+
+def retry_dead(study: "Study", workdir: Path) -> None:
+    """Fails the trials whose worker has ended, and queues their values again."""
+    states = load_optuna().trial.TrialState
+    for trial in study.get_trials(deepcopy=False, states=(states.RUNNING,)):
+        folder = _folder(workdir, trial.number)
+        try:
+            with _lock(folder):
+                _clear(folder)
+                study.tell(trial.number, state=states.FAIL)
+        except filelock.Timeout:
+            continue
+        retries = trial.user_attrs.get("retries", 0)
+        again = bool(trial.params) and retries < MOST_RETRIES
+        if again:
+            attributes = {"retries": retries + 1, "retry_of": trial.number}
+            study.enqueue_trial(trial.params, user_attrs=attributes)
+        logger.warning(
+            "trial %04d: its worker ended before it; its values are %s",
+            trial.number,
+            "tried again" if again else "given up",
+        )
+
+
+def _run_trial(worker: Worker) -> None:
+    """Runs the next trial until it is done, pruned or failed."""
+    search, study, workdir = worker.search, worker.study, worker.workdir
+    optuna = load_optuna()
+    states = optuna.trial.TrialState
+    with contextlib.ExitStack() as held:
+        own_turn = held.enter_context(turn(workdir))
+        retry_dead(study, workdir)
+        study.sampler = _sampler(search.base["seed"], len(study.get_trials()))
+        trial = study.ask()
+        folder = _folder(workdir, trial.number)
+        held.enter_context(_lock(folder))
+        trial.set_user_attr("worker", f"{socket.gethostname()}:{os.getpid()}")
+        try:
+            changes = suggested_changes(search, trial)
+            trial.set_user_attr("changes", json.loads(json.dumps(changes)))
+            own_turn.release()  # The next worker that asks knows these values.
+            value = _train_and_evaluate(worker, trial, changes)
+        except (optuna.TrialPruned, _FailedSeed, KdjaxError) as error:
+            trial.set_user_attr("reason", str(error) or "search(trial) gave it up")
+            _clear(folder)
+            pruned = isinstance(error, optuna.TrialPruned)
+            study.tell(trial, state=states.PRUNED if pruned else states.FAIL)
+            if isinstance(error, KdjaxError):
+                raise
+        else:
+            shutil.rmtree(folder / "checkpoints")
+            study.tell(trial, value)
+    worker.console.print(_trial_text(study, trial.number), highlight=False)
+
+
+def _train_and_evaluate(
+    worker: Worker, trial: "Trial", changes: Mapping[str, Any]
+) -> float:
+    """The objective of a trial, the mean over its seeds."""
+    search, folder = worker.search, _folder(worker.workdir, trial.number)
+    members = trial_members(search, trial.number, changes)
+    design = Design(search.name, search.base, (), tuple(members))
+    sweep_data = load_sweep_data(design, worker.sweep_data)
+    tasks = tasks_of(members, sweep_data)
+    seeds = {task.student: task.settings[SEED] for task in tasks}
+    latest: dict[str, TrainingProgress] = {}
+    try:
+        trained = train_members(
+            members,
+            sweep_data,
+            folder,
+            way=TOGETHER if worker.way == AUTO else worker.way,
+            console=worker.console,
+            on_epoch=_reporter(trial, seeds, search.objective, latest),
+            train_teachers=lambda jobs: _shared_teachers(worker, jobs),
+        )
+        latest |= {name: trained[name].progress for name in seeds if name in trained}
+    finally:
+        trial.set_user_attr("steps", sum(progress.step for progress in latest.values()))
+    reasons = [
+        f"seed {member.settings[SEED]}: {reason}"
+        for member in members
+        for reason in failures(member, sweep_data, trained)
+    ]
+    if reasons:
+        raise _FailedSeed("; ".join(reasons))
+    for member in members:
+        evaluate_member(folder, member, sweep_data, trained)
+    trial.set_user_attr("seeds_done", len(members))
+    return statistics.mean(_value(folder, m, search.objective) for m in members)
+
+
+def _value(folder: Path, member: Member, objective: str) -> float:
+    """The mean of the objective's measure over the entities of a member that have one."""
+    results = read_member(folder, member)
+    assert results is not None
+    found = [own.get(OBJECTIVES[objective]) for own in results["measures"].values()]
+    numbers = [float(number) for number in found if number is not None]
+    if not numbers:
+        raise ConfigError(
+            f"OBJECTIVE={objective!r} needs test rows with labels of both kinds: "
+            f"give some, or use {LOSS}."
+        )
+    return statistics.mean(numbers)
+
+
+def _reporter(
+    trial: "Trial",
+    seeds: Mapping[str, int],
+    objective: str,
+    latest: dict[str, TrainingProgress],
+) -> Judge:
+    """Reports each epoch to the study; ends trials that failed or are to be pruned.
+
+    Networks of several shapes train in turn: their mean loss is known, and reported,
+    only at the end.
+    """
+    reported = 0
+
+    def on_epoch(progress: Mapping[str, TrainingProgress]) -> None:
+        nonlocal reported
+        latest.update(progress)
+        for name, own in progress.items():
+            if own.bad_step:
+                raise _FailedSeed(f"seed {seeds[name]}: {progress_text(own)}")
+        losses = [p.best_loss for p in progress.values() if p.best_loss is not None]
+        if objective != LOSS or len(losses) < len(seeds):
+            return
+        running = [own for own in progress.values() if not own.done]
+        epoch = min(p.best_epoch + p.stale for p in running or progress.values())
+        if epoch <= reported:
+            return
+        reported = epoch
+        mean = statistics.mean(losses)
+        trial.report(mean, epoch - 1)  # pruners count from 0
+        if running and trial.should_prune():
+            reason = f"validation loss {mean:.6g} after epoch {epoch}"
+            raise load_optuna().TrialPruned(reason)
+
+    return on_epoch
+
+
+def _shared_teachers(worker: Worker, jobs: Sequence[Training]) -> dict[str, Trained]:
+    """Trains teachers in a folder of all workers, or waits for the worker that does."""
+    names = sorted(job.name for job in jobs)
+    if not worker.teachers.keys() >= set(names):
+        digest = hashlib.sha256(json.dumps(names).encode()).hexdigest()[:12]
+        folder = worker.workdir / "teachers" / digest
+        lock = _lock(folder)
+        with contextlib.suppress(filelock.Timeout):
+            lock.acquire()
+        if not lock.is_locked:
+            worker.console.print("waits for teachers that another worker trains")
+            lock.acquire(timeout=-1)
+        try:
+            found = train_all(jobs, folder, worker.console, way=worker.way)
+        finally:
+            lock.release()
+        worker.teachers.update(found)
+    return {name: worker.teachers[name] for name in names}
+
+
+def _sampler(seed: int, count: int) -> Any:
+    """The sampler of one trial, after `count` others.
+
+    One sampler for the whole search would draw the same values again after a restart, or
+    in a second worker.
+    """
+    optuna = load_optuna()
+    (own,) = np.random.SeedSequence([seed, count]).generate_state(1)
+    with warnings.catch_warnings():
+        # Optuna 4 warns of options that are the defaults of 5.
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return optuna.samplers.TPESampler(
+            seed=int(own), multivariate=True, constant_liar=True
+        )
+
+
+def _folder(workdir: Path, number: int) -> Path:
+    return workdir / "trials" / f"{number:04d}"
+
+
+def _lock(folder: Path) -> filelock.BaseFileLock:
+    folder.mkdir(parents=True, exist_ok=True)
+    return filelock.FileLock(folder / ".lock", timeout=0)
+
+
+def _clear(folder: Path) -> None:
+    """Removes what only a finished trial has."""
+    for path in (folder / "checkpoints", folder / "members"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _tabulate(study: "Study", workdir: Path, search: Search) -> SearchResult:
+    """Writes all tables; those of the worker that ends last have all trials."""
+    with filelock.FileLock(workdir / ".tables.lock"):
+        trials = study.get_trials(deepcopy=False)
+        table = _trials_table(trials)
+        write_table(workdir / TRIALS, table)
+        done = [trial for trial in trials if _status(trial) == DONE]
+        if not done:
+            return SearchResult(table, None, None)
+        changed = [field for trial in done for field in _changes(trial)]
+        fields = tuple(dict.fromkeys([*changed, SEED]))
+        lines, runs = list[dict[str, Any]](), list[dict[str, Any]]()
+        for trial in done:
+            folder = _folder(workdir, trial.number)
+            for member in trial_members(search, trial.number, _changes(trial)):
+                results = read_member(folder, member)
+                if results is None:
+                    raise ArtifactError(
+                        f"{folder} lacks member {member.name}, though the journal has "
+                        "the trial as done: restore it from a copy, or start anew in "
+                        "another --workdir."
+                    )
+                all_fields = swept_values(member.settings, fields)
+                lines += table_lines(member._replace(changes=all_fields), results)
+                if trial.number == study.best_trial.number:
+                    runs.append(_run_again(search, member, results))
+        members = members_table(lines, fields)
+        write_table(workdir / MEMBERS, members)
+        best = study.best_trial
+        described = {
+            "trial": best.number,
+            "objective": search.objective,
+            "value": best.value,
+            "params": best.params,
+            "changes": _changes(best),
+            "runs": runs,
+            "optuna": load_optuna().__version__,
+        }
+        write_text(workdir / BEST, json.dumps(described, indent=2) + "\n")
+        # The same student may be in several trials.
+        logs = {
+            f"{trial.number:04d}": _folder(workdir, trial.number) for trial in trials
+        }
+        logs |= {f.name: f for f in sorted((workdir / "teachers").glob("*"))}
+        write_sweep_report(
+            workdir / REPORT,
+            name=search.name,
+            members=members,
+            fields=fields,
+            measure=OBJECTIVES[search.objective],
+            settings=search.base,
+            history=[
+                {**line, "phase": f"{name}/{line['phase']}"}
+                for name, folder in logs.items()
+                for line in read_lines(folder)
+            ],
+            notes=_notes(search, table),
+            environment=describe_environment(),
+        )
+        return SearchResult(table, members, described)
+
+
+def _trials_table(trials: Sequence["FrozenTrial"]) -> pd.DataFrame:
+    """A row a trial; parameters that it does not have are NaN."""
+    names = dict.fromkeys(name for trial in trials for name in trial.params)
+    return pd.DataFrame(
+        {
+            "trial": trial.number,
+            "status": _status(trial),
+            "value": trial.value if _status(trial) == DONE else math.nan,
+            "reason": _reason(trial),
+            "seeds_done": trial.user_attrs.get("seeds_done", 0),
+            "steps": trial.user_attrs.get("steps", 0),
+            "seconds": _seconds(trial),
+            "worker": trial.user_attrs.get("worker", ""),
+            "retry_of": trial.user_attrs.get("retry_of", math.nan),
+        }
+        | {f"param:{n}": value_text(trial.params.get(n, math.nan)) for n in names}
+        for trial in trials
+    )
+
+
+def _trial_text(study: "Study", number: int) -> str:
+    """A trial in a line."""
+    trial = study.get_trials(deepcopy=False)[number]
+    state = f"{_status(trial)}: {_reason(trial)}"
+    if _status(trial) == DONE:
+        best = ", the best so far" if study.best_trial.number == number else ""
+        state = f"{trial.value:.6g}{best}"
+    texts = {name: field_text(value_text(v)) for name, v in trial.params.items()}
+    params = ", ".join(f"{name}={text}" for name, text in texts.items())
+    return f"trial {number:04d} ({params}): {state}; {_seconds(trial):.1f} s"
+
+
+def _status(trial: "FrozenTrial") -> str:
+    return STATUS[trial.state.name]
+
+
+def _reason(trial: "FrozenTrial") -> str:
+    lost = "its worker ended before it" if _status(trial) == FAILED else ""
+    return str(trial.user_attrs.get("reason", lost))
+
+
+def _seconds(trial: "FrozenTrial") -> float:
+    return trial.duration.total_seconds() if trial.duration else math.nan
+
+
+def _changes(trial: "FrozenTrial") -> dict[str, Any]:
+    """The fields that a trial changes, under the names of today."""
+    return {RENAMED.get(k, k): v for k, v in trial.user_attrs["changes"].items()}
+
+
+def _notes(search: Search, table: pd.DataFrame) -> list[str]:
+    counts = table["status"].value_counts()
+    states = ", ".join(f"{count} {status}" for status, count in counts.items())
+    labels = (
+        f"The search chose by {search.objective}, with the test labels: its best value "
+        "is not what to expect on other data."
+    )
+    trials = (
+        f"{len(table)} trials, {states}; the members below are of those that are done. "
+        f"A trial's value is the mean {OBJECTIVES[search.objective]} of its "
+        f"{len(search.seeds)} seeds."
+    )
+    return [trials, LOSS_NOTE, ORACLE_NOTE if search.objective == LOSS else labels]
+
+
+def _run_again(
+    search: Search, member: Member, results: Mapping[str, Any]
+) -> dict[str, Any]:
+    """A member of the best trial: its loss, its detectors and the command of its run."""
+    usual = dict(leaves(json.loads(to_json(get_config()))))
+    flags = [
+        f"--config.{field}={value_text(value)}"
+        for field, value in leaves(member.settings)
+        if value != usual[field]
+    ]
+    workdir = f"--workdir=runs/{search.name}_{member.name}"
+    trial = member.name.split("-")[0]
+    return {
+        "seed": member.settings[SEED],
+        LOSS: statistics.mean(own[LOSS] for own in results["measures"].values()),
+        "detectors": f"trials/{trial}/members/{member.name}/detectors",
+        "command": shlex.join(["kdjax", "run", *flags, workdir]),
     }
