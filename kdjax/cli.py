@@ -48,16 +48,11 @@ def program() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal without τ
     try:
-        app.run(main, flags_parser=_leave_flags_to_main)
+        app.run(lambda _: main(sys.argv), argv=sys.argv[:1])  # `main` parses flags
     except KeyboardInterrupt as error:  # between two lines of `app.run`
         sys.exit(signals.stop_message(error))
     finally:
         signals.ignore_signals()
-
-
-def _leave_flags_to_main(argv: Sequence[str]) -> Sequence[str]:
-    flags.FLAGS(argv[:1])
-    return argv
 
 
 def main(argv: Sequence[str]) -> int:

@@ -104,7 +104,9 @@ def room_edges():
         room = name.split(".")[0]
         for imported in imports(module):
             parts = imported.split(".")
-            if name and parts[0] == "kdjax" and len(parts) > 1 and parts[1] != room:
+            if not name or parts[0] != "kdjax" or parts[1:] == ["_room_names"]:
+                continue
+            if parts[1] != room:
                 yield name, parts[1]
 
 

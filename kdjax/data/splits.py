@@ -249,7 +249,7 @@ def _spans(starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
     return spans[spans[:, 0] < spans[:, 1]]
 
 
-def _check_rows(**settings: int) -> None:
-    for name, value in settings.items():
+def _check_rows(**numbers: int) -> None:
+    for name, value in numbers.items():
         if value < 1:
             raise ConfigError(f"data.{name}={value} must be at least 1 row.")
