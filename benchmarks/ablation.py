@@ -2,11 +2,11 @@
 
     python benchmarks/ablation.py --workdir=runs/ablation --output=docs/results/ablation.json
 
-Reads `members.csv` of the sweep, or of several that shared the distillations; a field
-that a sweep didn't vary is that of its config. For each one: means over entities and seeds, the
-standard deviation over seeds of the mean over entities, and the mean over entities of the
-paired difference to the student trained alone (its seeds averaged first), with a 95 %
-bootstrap interval over entities. Labels of the test rows serve for nothing else.
+Reads `members.csv` of the sweep, or of several sweeps that share the distillations;
+fields that a sweep did not vary come from its config. For each distillation: means over
+entities and seeds, the standard deviation over seeds of the mean over entities, and the
+mean over entities of the paired difference to the student trained alone (its seeds
+averaged first), with a 95 % bootstrap interval over entities.
 """
 
 import argparse
@@ -68,7 +68,7 @@ def by_entity(members: pd.DataFrame, measure: str) -> np.ndarray:
 
 
 def compared(own: pd.DataFrame, alone: pd.DataFrame) -> dict[str, Any]:
-    """Each measure of a distillation, and its difference to the student trained alone."""
+    """Each measure, and its difference to the student trained alone."""
     found = {}
     for measure in MEASURES:
         values, others = (by_entity(members, measure) for members in (own, alone))
@@ -77,7 +77,7 @@ def compared(own: pd.DataFrame, alone: pd.DataFrame) -> dict[str, Any]:
         found[measure] = {
             "mean": seeds.mean,
             "sd_over_seeds": seeds.sd,
-            # No interval tells of one entity.
+            # One entity has no interval.
             **{
                 key: None if math.isnan(value) else value
                 for key, value in difference._asdict().items()
@@ -88,7 +88,7 @@ def compared(own: pd.DataFrame, alone: pd.DataFrame) -> dict[str, Any]:
 
 
 def distillation_name(row: dict[str, Any]) -> str:
-    """What sets a distillation apart from Eq. 2 with α = 0.35 and the ensemble teacher."""
+    """The difference from Eq. 2 with α = 0.35 and the ensemble teacher."""
     words = []
     if "autoencoder" in row["teacher.components"]:
         words.append("LSTM teacher")

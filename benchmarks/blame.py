@@ -1,14 +1,14 @@
-"""How well contributions name the channels at fault, on data sets that say which.
+"""How well contributions find the channels at fault, on data sets that label them.
 
     python benchmarks/blame.py --data=asd --root=DATA/asd --workdir=RUN \\
         --output=docs/results/blame.json
 
 RUN is the folder of a finished `kdjax run`. For each segment of `interpretation_label`,
-a channel's blame is the mean over the segment's rows of its contribution, itself the
-mean over the windows that cover the row; windows lie as in evaluation. Beside the two
-splits of `kdjax.detection.attribution` stand the plain squares of standardised errors,
-((e − μ) / σ)², and what guessing gives. Prints a table, and writes it to the data set's
-entry in the JSON file. Minutes on 2 CPU cores.
+a channel's contribution is averaged over the segment's rows, after averaging over the
+windows that cover the row; windows are those of evaluation. The two methods of
+`kdjax.detection.attribution` are compared with the plain squares of standardised
+residuals, ((e − μ) / σ)², and with chance. Prints a table and writes it to the data
+set's entry in the JSON file. Minutes on 2 CPU cores.
 """
 
 import argparse
@@ -132,7 +132,7 @@ def _measured(scores: np.ndarray, segment: Culprits) -> list[float]:
 def segment_blame(
     detector: Detector, series: Series, segments: Sequence[Culprits]
 ) -> dict[str, list[np.ndarray]]:
-    """By split, the blame `[D]` of each segment."""
+    """Contributions `[D]` of each segment, by method."""
     index = entity_index(detector, series.entity)
     gaussian = Gaussian(*(field[index] for field in detector.gaussians))
     scaler = Scaler(*(field[index] for field in detector.scalers))

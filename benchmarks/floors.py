@@ -2,13 +2,13 @@
 
     python benchmarks/floors.py --workdir=runs/smd --output=docs/results/floors.json
 
-Takes the data and the saved detectors of a finished run, and trains nothing. Errors are
-computed once for each model and entity. For each pair of floor and ridge a Normal is
+Uses the data and saved detectors of a finished run; trains nothing. Residuals are
+computed once for each model and entity. For each pair of floor and ridge a Gaussian is
 fitted to those of the validation windows, τ is chosen on the calibration windows, and
 the test windows are scored. Leave-one-out, for networks and baselines alike: for each
 entity the pair with the best mean VUS-PR on the test rows of all others is taken, and
-its measures on that entity are what counts. So an entity's own labels choose nothing for
-it; those of the others do. A tie leaves the run's own pair, beside which all stand.
+its measures on that entity are reported. So an entity's own labels choose nothing for
+it. In a tie the run's own pair is kept; all others are compared with it.
 Minutes on 2 CPU cores.
 """
 
@@ -84,14 +84,14 @@ Found = dict[str, dict[str, dict[str, Rows]]]
 
 
 class Pair(NamedTuple):
-    """Fields of a Normal, see `kdjax.detection.gaussian`."""
+    """Fields of a Gaussian, see `kdjax.detection.gaussian`."""
 
     floor: float
     ridge: float
 
 
 class Seen(NamedTuple):
-    """A model's errors on one entity, before any Normal.
+    """A model's residuals on one entity.
 
     Attributes:
         names: of the F errors.
@@ -230,7 +230,7 @@ def look(
 def score(
     seen: Seen, prepared: Prepared, entity: Entity, rules: Rules, least: int
 ) -> EntityScores:
-    """One entity's scores under the Normal of these errors.
+    """One entity's scores under the Gaussian of these residuals.
 
     Args:
         seen: the errors.
@@ -319,7 +319,7 @@ def _read(workdir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _without_root(settings: Fields) -> dict[str, Any]:
-    """The run's settings; where its data lay says nothing."""
+    """The run's settings without the folder of its data."""
     data = {key: value for key, value in settings["data"].items() if key != "root"}
     return {**settings, "data": data}
 

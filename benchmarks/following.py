@@ -1,10 +1,10 @@
-"""What a τ that follows its stream is worth beside a fixed one, at the same wanted share.
+"""A rolling τ compared with a fixed one, at the same wanted share of alarms.
 
     python benchmarks/following.py --config=configs/smd.py --root=data/smd \
         --output=docs/results/following_smd.json
 
-The baselines and the recipe's teacher, where it consists of baselines, are calibrated as in a
-run; nothing is trained. Each test window is then compared with a fixed conformal τ and
+The baselines, and the recipe's teacher if it consists of baselines, are calibrated as in
+a run; nothing is trained. Each test window is then compared with a fixed conformal τ and
 with one of all scores so far (`kdjax.detection.rolling.start_rolling`), at several
 wanted shares of windows. Leave-one-out: for each entity the share of best mean F1 on all
 others. A few minutes for 13 machines on 2 CPU cores.

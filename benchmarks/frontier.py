@@ -5,8 +5,7 @@
 
 Writes OUTPUT.csv, a line a student: its shape and seed, whether it was distilled, what it
 costs, and its quality as means over entities; OUTPUT.png, a measure over each cost; and
-OUTPUT.json with the settings that all share and the machine. Prints a table of means over
-seeds. Labels of the test rows serve for these measures alone.
+OUTPUT.json with the shared settings and the machine. Prints a table of means over seeds.
 """
 
 import argparse

@@ -2,7 +2,7 @@
 
     python benchmarks/precision.py --root=data --output=docs/results/precision.json
 
-Scaler, model, errors, Normal, a_t, window score, τ and alarm of kdjax, which scores in
+Scaler, model, residuals, Gaussian, a_t, window score, τ and alarm of kdjax, which scores in
 float32, beside numpy and scipy in float64 throughout, for networks and baselines on all
 windows of every entity that lies below `--root` (`smd`, `asd`, `jumpstarter2`,
 `smap_msl`). Only the spans of rows and a model's parameters are shared: networks are
@@ -190,7 +190,7 @@ def models(
 
 
 def compare(model: ResidualModel, prepared: Prepared, rules: Rules) -> dict[str, Any]:
-    """How far a model's numbers on a data set are from those in float64."""
+    """Differences of a model's numbers on a data set from those in float64."""
     ours = calibrate(model, prepared, rules)
     exact = calibrate_exactly(model, prepared, rules, ours.thresholds)
     points, windows, flips = [], [], []
@@ -285,7 +285,7 @@ def calibrate_exactly(
     rules: Rules,
     thresholds: Sequence[Threshold],
 ) -> Exact:
-    """Scalers, Normals and τ; who borrows what is as `thresholds` say.
+    """Scalers, Gaussians and τ; entities borrow as in `thresholds`.
 
     Raises:
         ValueError: rules that this script doesn't know.

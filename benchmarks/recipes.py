@@ -1,12 +1,12 @@
-"""Which baselines to combine into a teacher, chosen on machines other than the evaluated one.
+"""Which baselines to combine into a teacher, chosen on all machines but the evaluated one.
 
     python benchmarks/recipes.py --name=smd --root=data/smd --output=docs/results/recipes.json
 
-Every ensemble of up to three baselines is fitted and calibrated for each entity by itself, and
-measured on its test rows. Leave-one-out: for each entity the recipe with the best mean
-VUS-PR on all others is taken, and its measures on that entity are what counts. The recipe
-that is best on all entities is the one in the configs; its measures on them, which have
-seen their labels, stand apart.
+Every ensemble of up to three baselines is fitted and calibrated for each entity by
+itself, and measured on its test rows. Leave-one-out: for each entity the recipe with the
+best mean VUS-PR on all others is taken, and its measures on that entity are reported. The
+recipe that is best on all entities is the one in the configs; its measures, chosen with
+these labels, are reported apart.
 """
 
 import argparse

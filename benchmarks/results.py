@@ -1,9 +1,9 @@
-"""What a finished run leaves in docs/results: its numbers, without what fills pages.
+"""Writes the results of a finished run to docs/results, without their longest lists.
 
     python benchmarks/results.py --workdir=runs/smd --output=docs/results/smd.json
 
-Of each entity the measures by which models are compared are kept; measured false-alarm rates and the
-worst training windows are left out. Prints the tables for the document beside it.
+Keeps each entity's measures that compare models; leaves out measured false-alarm rates
+and the worst training windows. Prints the tables for the document beside it.
 """
 
 import argparse

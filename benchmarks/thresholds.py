@@ -4,7 +4,7 @@
 
 Raw rows under a Mahalanobis distance (the baseline `mahalanobis`), so nothing is trained:
 a minute or two on 2 CPU cores for 13 machines of SMD. Clean are the test windows without
-a labelled row; labels serve for nothing else. `docs/thresholds.md` tells what came out.
+a labelled row; labels have no other use. `docs/thresholds.md` has the results.
 """
 
 import argparse
@@ -138,7 +138,7 @@ def _settings(rules: dict[str, Rule]) -> dict[str, Any]:
 def _measure(
     prepared: Prepared, entity: Entity, rules: dict[str, Rule]
 ) -> dict[str, Any]:
-    """What one machine shows."""
+    """Results of one machine."""
     scored = _scores(prepared, entity)
     calibration, clean = scored.calibration, _clean(scored)
     apart = disjoint(clean.starts, WINDOW)
@@ -199,7 +199,7 @@ def _follow(calibration: Windows, windows: Windows) -> tuple[np.ndarray, np.ndar
 
 
 def _scores(prepared: Prepared, entity: Entity) -> Scored:
-    """Under the Normal of the machine's validation windows."""
+    """Under the Gaussian of the machine's validation windows."""
     rows = apply_scaler(entity.scaler, entity.train.values)
     validation = window_starts(entity.split.validation, window=WINDOW, stride=STRIDE)
     errors = residual_batches(MODEL, rows, validation, window=WINDOW, batch_size=BATCH)

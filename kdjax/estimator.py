@@ -198,7 +198,7 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
         n_features_in_: D.
         feature_names_in_: the names of the columns, if X had any.
 
-    >>> rows = np.random.default_rng(0).normal(size=(400, 3))
+    >>> rows = np.random.default_rng(0).normal(size=(800, 3))
     >>> detector = KDDetector(detector="pca", window_size=10, false_alarm_rate=0.1)
     >>> detector.fit(rows).predict(rows[:50] + 9).all()
     np.True_

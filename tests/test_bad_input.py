@@ -35,7 +35,7 @@ checks that they are there. What stands in brackets is the beginning of a case's
     test_bad_input::test_a_bad_file_is_refused[08]
  9 columns in another order or of other names
     test_bad_input::test_a_bad_file_is_refused[09]
-    test_scoring::test_columns_in_another_order_are_matched_by_name
+    test_scoring_files::test_columns_in_another_order_are_matched_by_name
 10 text in a cell
     test_bad_input::test_a_bad_file_is_refused[10]
 11 a row with cells too few or too many
@@ -57,7 +57,7 @@ checks that they are there. What stands in brackets is the beginning of a case's
     test_data_schema::test_sorted_within_an_entity
 18 a gap in time
     test_own_file::test_no_window_crosses_the_leap
-    test_detection_table::test_a_gap_in_time_starts_afresh
+    test_detection_tables::test_a_gap_in_time_starts_afresh
 19 another unit
     test_bad_rows::test_another_unit_is_warned_of
     test_own_file::test_values_that_training_never_had_are_warned_of

@@ -481,9 +481,8 @@ def test_short_timelines(rows):
         found = timeline(time=time, labels=labels, scores=scores, thresholds={})
         figure = timeline_figure(found)
         shown(figure)
-        assert (
-            len(bars_of(figure)["true events"]) == min(rows, 1) if time is None else 1
-        )
+        (bar,) = (one for one in figure.data if one.name == "true events")
+        assert len(bar.base) == min(rows, 1)
     shown(timeline_figure(Timeline("m", None, None, {}, {})))
 
 

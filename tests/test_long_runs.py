@@ -1,7 +1,7 @@
 """Trainings that last: memory and files stay, spikes are survived, divergence is named.
 
 `benchmarks/attacks/endurance.py` watches a stream of ten million rows and a training of a
-thousand epochs from outside; a stream's memory is also tested in test_streaming.py.
+thousand epochs from outside; a stream's memory is also tested in test_scoring_streams.py.
 """
 
 import gc

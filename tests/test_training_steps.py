@@ -400,7 +400,7 @@ def test_devices_that_share_batches_with_gaps_give_what_one_gives(gappy):
     weight = np.ones(40, np.float32)
     weight[37:] = 0
     mesh = batch_mesh(40, least_share=5)
-    assert mesh is not None and mesh.size == 8
+    assert mesh is not None and mesh.size == jax.local_device_count()
     states, losses = [], []
     for devices in (None, mesh):
         optimizer = optimizer_of(4)

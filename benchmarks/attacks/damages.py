@@ -1,6 +1,6 @@
-"""Damage to saved files, one at a time, and what becomes of whoever reads them.
+"""Damages saved files, one at a time, and classifies what reading them does.
 
-For `mutations.py`, which says what is damaged.
+`mutations.py` chooses the files.
 """
 
 import contextlib
@@ -58,7 +58,7 @@ class Damage(NamedTuple):
 def damages(
     content: bytes, other: Path, rng: random.Random, *, small: int, places: int
 ) -> Iterator[Damage]:
-    """All that a file goes through; what changes no byte is left out."""
+    """All damages of a file that change a byte."""
     size = len(content)
     every = size <= small
     at = range(size) if every else sorted(rng.sample(range(size), min(size, places)))
@@ -112,7 +112,7 @@ def _to_link(path: Path, target: Path) -> None:
 def attack(
     subject: Subject, rng: random.Random, *, limit: int | None = None
 ) -> Iterator[dict[str, Any]]:
-    """What became of each damage: `refused`, `same`, `wrong` or `crash`.
+    """The outcome of each damage: `refused`, `same`, `wrong` or `crash`.
 
     Args:
         subject: to damage; it is whole again afterwards.
@@ -230,7 +230,7 @@ def _restored(phase: Path, template: Any) -> bytes:
 def _fallen(
     phase: Path, newest: Path, template: Any, whole: bytes, older: bytes
 ) -> tuple[str, str]:
-    """How a damaged newest step was dealt with."""
+    """How a damaged newest step was handled."""
     with heard() as said:
         try:
             found = _restored(phase, template)

@@ -1,4 +1,4 @@
-"""Memory and file handles of programs that run for long: a stream, a training.
+"""Memory and file handles of long-running programs: a stream, a training job.
 
     python benchmarks/attacks/endurance.py stream --rows=10000000 --output=stream.json
     python benchmarks/attacks/endurance.py fit --epochs=1000 --output=fit.json
@@ -6,8 +6,8 @@
 `stream` trains a detector with a student of 16 units on eight channels of the machine in
 the package, exports it to ONNX, and sends that machine's test rows round and round, a
 minute apart, through `kdjax stream --backend=onnxruntime` with a state file. `fit` trains
-on the first 2,000 of those rows for many epochs. Both are ordinary processes, watched from
-outside through /proc (Linux); the report has a line every so many seconds: rows or epochs
+on the first 2,000 of those rows for many epochs. Both are ordinary processes, observed
+through /proc (Linux); the report has a line every so many seconds: rows or epochs
 done, resident memory, open files. About an hour for ten million rows on one core.
 """
 
@@ -35,7 +35,7 @@ KDJAX = (sys.executable, "-c", "from kdjax.cli import program; program()")
 
 
 def main() -> None:
-    """Runs one of the two and writes what was seen."""
+    """Runs one of the two and writes the report."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=("stream", "fit"))
     parser.add_argument("--rows", default=10_000_000, type=int)
@@ -133,7 +133,7 @@ def train(
 
 
 def run(*arguments: str) -> None:
-    """One call of the program, which must end well."""
+    """One call of the program, which must succeed."""
     subprocess.run([*KDJAX, *arguments], check=True)
 
 

@@ -1,9 +1,9 @@
-"""The target `artifacts` of the fuzzers: saved things with some of their bytes changed.
+"""The target `artifacts` of the fuzzers: saved files with some bytes changed.
 
-Without a new seal a changed byte has to be refused. With a new seal, which only ill will
-or a fault of kdjax could make, what is loaded has to be sound in itself. No bytes that a
-seal doesn't vouch for reach a parser outside Python: of ONNX files with a new seal only
-the plan is read.
+With the old checksum a changed byte has to be refused. With a new checksum, which only an
+attacker or a fault of kdjax can make, the loaded parts have to be consistent. Bytes
+without a valid checksum reach no parser outside Python: of ONNX files with a new checksum
+only the stream rules are read.
 """
 
 import functools
@@ -115,7 +115,7 @@ def example_state() -> dict[str, Any]:
 
 @functools.cache
 def base() -> Base:
-    """The sound things, made once for a process."""
+    """The undamaged files, made once a process."""
     folder = Path(tempfile.mkdtemp(prefix="kdjax-fuzz-"))
     save_detector(folder / "detector", detector())
     save_state(folder / "state", example_state())
@@ -171,7 +171,7 @@ def _resealed_folder(which: int, data: bytes, folder: Path) -> str:
 
 
 def check_sound(found: Detector) -> None:
-    """What has to hold of a detector for its scores to mean anything."""
+    """Consistency of a detector's parts."""
     entities, channels = len(found.entities) + 1, len(found.channels)
     assert channels and len(set(found.channels)) == channels
     assert all(isinstance(name, str) for name in (*found.channels, *found.entities))

@@ -1,10 +1,9 @@
-"""Every byte of what kdjax saved, changed or cut in turn: noticed, or without effect.
+"""Changes or cuts every byte of saved files in turn: refused, or without effect.
 
     python benchmarks/attacks/mutations.py --output=mutations.json
 
 A small run is trained, with a network, an ensemble of a network and a baseline, and a
-baseline.
-Then the files of its three detectors, their ONNX and StableHLO exports, the state of a
+baseline. Then the files of its three detectors, their ONNX and StableHLO exports, the state of a
 stream, the records of the work directory and the newest checkpoints of teacher and
 student are damaged one at a time: in small files every byte is flipped and the file is
 cut at every byte, in large ones at places drawn by lot; beside it bytes set to 0 and 255,

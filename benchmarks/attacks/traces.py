@@ -1,4 +1,4 @@
-"""What a program left in its folder, made comparable with what another left.
+"""The files that a program wrote, in a form that two runs can compare.
 
 For `kills.py` and the tests: arrays, logs, tables and files bit for bit, but for what
 is measured in seconds and the commit.

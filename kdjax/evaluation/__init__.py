@@ -1,1 +1,1 @@
-"""Evaluation of models on test rows: result rows, intervals, summary, report."""
+"""How good a detector is: oracle thresholds, result rows, intervals, tables, report."""

@@ -133,10 +133,12 @@ def json_html(content: Mapping[str, Any] | None) -> str:
     return f"<pre>{escape(text)}</pre>"
 
 
-def png_html(picture: bytes, words: str) -> str:
-    """A PNG inside the page; `words` describe it."""
-    data = base64.b64encode(picture).decode("ascii")
-    return f'<figure><img alt="{escape(words)}" src="data:image/png;base64,{data}"></figure>'
+def png_html(picture: bytes | None, words: str) -> str:
+    """A PNG inside the page, described by `words`; nothing for None."""
+    if picture is None:
+        return ""
+    source = f"data:image/png;base64,{base64.b64encode(picture).decode('ascii')}"
+    return f'<figure><img alt="{escape(words)}" src="{source}"></figure>'
 
 
 def _sha256(script: str) -> str:

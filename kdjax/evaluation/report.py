@@ -36,12 +36,6 @@ from kdjax.io.files import write_text
 OPEN_ENTITIES = 3
 DRAWN_ENTITIES = 64  # figures of more make a file that browsers open slowly
 UNFOLDED = 30  # lines of a table
-MARKDOWN, ROWS, ENTITIES, LATEX = (
-    "report.md",
-    "results.csv",
-    "entities.csv",
-    "results.tex",
-)
 REST = (
     "## Where the rest is\n\nSettings: `config.json`. All numbers: `results.json`. "
     "Pictures: `report.html`, `learning_curve.png`."
@@ -99,21 +93,21 @@ def write_report(
     first, *further = map(_section, tables.report_tables(results))
     summary = words_html(tables.data_words(results))
     summary += words_html(summarise(results), style="verdict")
-    curve = plots.learning_curve_figure(history) if history else None
-    words = "Loss over epochs. Solid: training; dashed: validation."
+    curve = ""
+    if history:
+        words = "Loss over epochs. Solid: training; dashed: validation."
+        curve = figure_html(plots.learning_curve_figure(history), words)
     sections = [
         Section("", summary),
         first,
         Section("Notes", notes_html(results.get("notes", ()))),
         *further,
-        Section("Learning curve", figure_html(curve, words) if history else ""),
-        Section(
-            "Frontier", png_html(frontier, "Quality against cost") if frontier else ""
-        ),
+        Section("Learning curve", curve),
+        Section("Frontier", png_html(frontier, "Quality against cost")),
         Section("Entities", entities),
         Section("Settings", json_html(results.get("settings"))),
         Section("Environment", json_html(results.get("environment"))),
-        *(map(_section, filter(None, [tables.digest_table(results)]))),
+        _section(tables.digest_table(results)),
     ]
     write_text(path, render_page(title=_title(results), sections=sections))
 
@@ -126,12 +120,11 @@ def write_texts(folder: str | os.PathLike[str], results: Results) -> None:
         results: the content of results.json.
     """
     folder = Path(folder)
-    write_text(folder / MARKDOWN, markdown_report(results))
-    write_text(folder / ROWS, csv_lines(results["rows"]))
-    write_text(folder / ENTITIES, csv_lines(results["entities"]))
-    write_text(
-        folder / LATEX, "\n".join(map(latex_section, tables.report_tables(results)))
-    )
+    latex = "\n".join(map(latex_section, tables.report_tables(results)))
+    write_text(folder / "report.md", markdown_report(results))
+    write_text(folder / "results.csv", csv_lines(results["rows"]))
+    write_text(folder / "entities.csv", csv_lines(results["entities"]))
+    write_text(folder / "results.tex", latex)
 
 
 def markdown_report(results: Results) -> str:
@@ -223,8 +216,10 @@ def _title(results: Results) -> str:
     return f"Anomaly detection on {results['dataset']['name']}"
 
 
-def _section(table: Table) -> Section:
+def _section(table: Table | None) -> Section:
     """A table of more than `UNFOLDED` lines is folded."""
+    if table is None:
+        return Section("", "")
     html, count = table_html(table.frame, table.words), len(table.frame)
     if count > UNFOLDED:
         html = f"<details><summary>{count:,} lines</summary>{html}</details>"

@@ -5,15 +5,15 @@ beside label-free ones, pooled counts beside means over entities, and baselines.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
+import rich.box
+import rich.console
+import rich.table
+from rich.text import Text
 
 from kdjax.evaluation.rows import ROLLING
-
-if TYPE_CHECKING:  # only the terminal's tables need rich
-    import rich.console
-    import rich.table
 
 MISSING = "–"
 STUDENT = "student"
@@ -107,7 +107,7 @@ def detection_table(results: Results) -> Table:
         ("costs", "bytes"): (*_COSTS, "bytes"),
         ("costs", "ms"): (*_COSTS, "milliseconds"),
     }
-    names = models(results)
+    names = model_names(results)
     for head, (*place, metric) in further.items():  # only those with content
         found = [rows.get((name, *place), {}).get(metric) for name in names]
         if any(number is not None for number in found):
@@ -318,7 +318,7 @@ def label_free_method(results: Results) -> str:
     return next((name for name in names if name != "oracle"), "conformal")
 
 
-def models(results: Results) -> list[str]:
+def model_names(results: Results) -> list[str]:
     """The models in the order in which `results["rows"]` first names them."""
     return list(dict.fromkeys(row["model"] for row in results["rows"]))
 
@@ -377,7 +377,7 @@ def caption(results: Results) -> str:
     data = results["dataset"]
     method = label_free_method(results)
     further = " random: scores drawn at random, for comparison."
-    if RANDOM not in models(results):
+    if RANDOM not in model_names(results):
         further = ""
     if results.get("costs"):
         further += " costs: bytes of the exported file; ms a window on one core."
@@ -414,45 +414,36 @@ def entity_count(dataset: Mapping[str, Any]) -> str:
 # The terminal.
 
 
-def results_table(results: Results) -> "rich.console.Group":
+def results_table(results: Results) -> rich.console.Group:
     """The detection table for a terminal, in two where 80 characters are too few."""
-    from rich.console import Group
-    from rich.text import Text
-
-    frame, tables = detection_table(results).frame, []
+    frame = detection_table(results).frame
+    found: list[rich.table.Table] = []
+    heads = [
+        f"{group.replace(', ', chr(10)) or chr(10)}\n{name}"
+        for group, name in heads_of(frame)
+    ]
+    title = f"{results['dataset']['name']}: detection by windows"
     for columns in ([*range(_NARROW)], [0, *range(_NARROW, frame.shape[1])]):
         if len(columns) > 1:
-            # Nine columns in the 80 characters of a plain terminal.
-            table = _terminal_table(None, padding=0)
-            table.add_column("\n\nModel", min_width=14, overflow="fold")
-            for group, name in heads_of(frame.iloc[:, columns[1:]]):
-                head = Text(f"{group.replace(', ', chr(10)) or chr(10)}\n{name}")
-                table.add_column(head, justify="right", no_wrap=True)
-            tables.append(_filled(table, frame.iloc[:, columns].to_numpy()))
-    tables[0].title = Text(f"{results['dataset']['name']}: detection by windows")
-    return Group(*tables, Text(caption(results)))
+            shown = [heads[column] for column in columns]
+            lines = frame.iloc[:, columns].to_numpy()
+            table = _terminal_table("" if found else title, shown, lines, padding=0)
+            table.columns[0].min_width = 14
+            for column in table.columns[1:]:
+                column.no_wrap = True
+            found.append(table)
+    return rich.console.Group(*found, Text(caption(results)))
 
 
-def unlabelled_table(results: Results) -> "rich.table.Table":
+def unlabelled_table(results: Results) -> rich.table.Table:
     """Models, sizes and shares of test windows in alarm, for a terminal."""
-    table = _terminal_table(f"{results['dataset']['name']}: no labels to judge by")
-    table.add_column("Model")
-    for name in ("Parameters", "Test windows in alarm"):
-        table.add_column(name, justify="right")
-    return _filled(table, alarm_rates(results))
+    title = f"{results['dataset']['name']}: no labels to judge by"
+    heads = ("Model", "Parameters", "Test windows in alarm")
+    return _terminal_table(title, heads, alarm_rates(results))
 
 
-def rates_table(results: Results) -> "rich.table.Table":
+def rates_table(results: Results) -> rich.table.Table:
     """Wanted and measured false-alarm rates of the student, for a terminal."""
-    table = _terminal_table(
-        "False alarms of the student: share of normal windows",
-        caption="Left out: calibration windows under the τ of the others. Clean test: "
-        "windows without a labelled row. Intervals: 95 %, from windows that share no row.",
-        caption_justify="left",
-    )
-    table.add_column("Entity", overflow="fold")
-    for name in ("Rule", "Wanted", "Left out", "Clean test"):
-        table.add_column(name, justify="right")
     lines = [
         (
             rate["entity"],
@@ -463,24 +454,27 @@ def rates_table(results: Results) -> "rich.table.Table":
         for rate in results.get("rates", ())
         if rate["model"] == STUDENT
     ]
-    return _filled(table, lines)
+    return _terminal_table(
+        "False alarms of the student: share of normal windows",
+        ("Entity", "Rule", "Wanted", "Left out", "Clean test"),
+        lines,
+        caption="Left out: calibration windows under the τ of the others. Clean test: "
+        "windows without a labelled row. Intervals: 95 %, from windows that share no row.",
+        caption_justify="left",
+    )
 
 
-def _terminal_table(title: str | None, **style: Any) -> "rich.table.Table":
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    return Table(title=title and Text(title), box=box.SIMPLE_HEAD, **style)
-
-
-def _filled(
-    table: "rich.table.Table", lines: Iterable[Iterable[str]]
-) -> "rich.table.Table":
-    from rich.text import Text
-
+def _terminal_table(
+    title: str, heads: Sequence[str], lines: Iterable[Iterable[str]], **style: Any
+) -> rich.table.Table:
+    """Names may hold brackets, so all is text and no markup."""
+    shown = Text(title) if title else None
+    table = rich.table.Table(title=shown, box=rich.box.SIMPLE_HEAD, **style)
+    table.add_column(Text(heads[0]), overflow="fold")
+    for head in heads[1:]:
+        table.add_column(Text(head), justify="right")
     for line in lines:
-        table.add_row(*map(Text, line))  # names may hold brackets
+        table.add_row(*map(Text, line))
     return table
 
 
@@ -522,7 +516,7 @@ def _numbers(
             )
             for *place, metric in columns.values()
         ]
-        for model in models(results)
+        for model in model_names(results)
     ]
 
 
@@ -543,7 +537,7 @@ def _metric_table(
         for key, row in _rows(results).items()
         if key[2:] == ("per_entity_mean", "point")
     }
-    order = models(results)
+    order = model_names(results)
     known = [m for m in metrics if any(r.get(m) is not None for r in rows.values())]
     lines = [
         (model, _rule(tau), *(cell(row, rows.get((RANDOM, tau), {}), m) for m in known))

@@ -367,25 +367,8 @@ def _train_together(
     else:
         console.print(f"{title}: trained {TOGETHER}")
     total = sum(len(t.training_data.fit) * t.epochs for t in group)
-    latest: dict[str, float] = {}
-
-    def log(name: str, line: dict[str, Any]) -> None:
-        append_line(workdir, {"phase": name, **line})
-        if line["validation_loss"] is not None:
-            latest[name] = line["validation_loss"]
-
-    with (
-        signals_held(),
-        progress_bar(console, title, total - sum(done) * train["batch_size"]) as bar,
-    ):
-
-        def advance(windows: int, members: Sequence[TrainingProgress]) -> None:
-            text = f"{sum(own.done for own in members)} of {len(members)} done"
-            if latest:
-                low, high = min(latest.values()), max(latest.values())
-                text += f", loss {low:.4g}–{high:.4g}"
-            bar(windows, text)
-
+    total -= sum(done) * train["batch_size"]
+    with signals_held(), progress_bar(console, title, total) as advance:
         fitted = fit_together(
             start,
             job.step,
@@ -403,7 +386,7 @@ def _train_together(
             directory=folder,
             checkpoint_seconds=train["checkpoint_seconds"],
             watch=Watch(
-                log=log,
+                log=lambda name, line: append_line(workdir, {"phase": name, **line}),
                 advance=advance,
                 on_epoch=lambda members: evaluate_models(
                     dict(zip(names, members, strict=True))

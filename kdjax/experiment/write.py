@@ -8,11 +8,17 @@ from typing import Any
 import numpy as np
 
 from kdjax.data.prepared import Entity, Prepared
+from kdjax.data.windowing import add_scores, empty_sums, mean_of_sums
 from kdjax.detection.alarming import AlarmRule, scored_events
-from kdjax.detection.detector import Detector, entity_index
+from kdjax.detection.attribution import attribution_matrix
+from kdjax.detection.detector import (
+    Detector,
+    entity_index,
+    explain_batches,
+    gaussian_of,
+)
 from kdjax.detection.storage import save_detector
 from kdjax.evaluation.evaluate import ModelEvaluation, test_starts
-from kdjax.evaluation.heatmap import contribution_bins
 from kdjax.evaluation.inspection import Inspection
 from kdjax.evaluation.intervals import ORACLE, best_baseline, interval_rows, paired_rows
 from kdjax.evaluation.plots import (
@@ -239,6 +245,53 @@ def _heat(
         heat_bins(entity.test.time, len(values)),
     )
     return Heat(STUDENT, detector.channels, parts, detector.thresholds[index].tau)
+
+
+def contribution_bins(
+    detector: Detector,
+    index: int,
+    values: np.ndarray,
+    starts: np.ndarray,
+    bins: np.ndarray,
+    *,
+    block: int = 65_536,
+) -> np.ndarray:
+    """The largest contribution of each channel among the rows of each bin, `[K, D]`.
+
+    A row's contributions are means over the windows that cover it, as its score is. NaN
+    in bins without a row that has a score.
+
+    Args:
+        detector: the detector.
+        index: of the entity, from `entity_index`.
+        values: `[N, D]` raw rows; may be a memory map.
+        starts: `[M]` first rows of windows.
+        bins: `[N]` from 0 to K − 1, the bin of each row.
+        block: rows whose contributions are in memory at once.
+    """
+    largest = np.full((int(bins.max(initial=-1)) + 1, len(detector.channels)), np.nan)
+    gaussian, window = gaussian_of(detector, index), detector.window
+    attribution = attribution_matrix(gaussian, method=detector.attribution)
+    for first in range(0, len(values), block):
+        last = min(first + block, len(values))
+        own = starts[(starts > first - window) & (starts < last)]
+        if not len(own):
+            continue
+        begin = min(first, int(own.min()))
+        length = max(last, int(own.max()) + window) - begin
+        points, parts = empty_sums(length), empty_sums(length, len(detector.channels))
+        done = 0
+        for found in explain_batches(
+            detector, index, values, own, attribution=attribution
+        ):
+            batch = own[done : done + len(found.points)] - begin
+            done += len(batch)
+            add_scores(points, found.points, batch)
+            add_scores(parts, found.contributions, batch)
+        means = mean_of_sums(parts)
+        means[np.isnan(mean_of_sums(points))] = np.nan  # no score, no contributions
+        np.fmax.at(largest, bins[first:last], means[first - begin : last - begin])
+    return largest
 
 
 def _training(

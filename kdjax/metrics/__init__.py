@@ -1,8 +1,8 @@
 """All metrics, each a function of labels and of scores or alarms.
 
-Each takes array-likes (lists, numpy, pandas): N rows, in order, or, for those of single
-points, M windows alike. A metric that its inputs leave undefined is NaN, with an
-`UndefinedMetricWarning` that gives the reason, and never 0.
+Each takes array-likes (lists, numpy, pandas): N rows in order or, for metrics of single
+points, M windows. An undefined metric is NaN, with an `UndefinedMetricWarning` that gives
+the reason.
 
 - Single points: `precision_recall_f1` (Eq. 3-5), `auc_roc`, `average_precision`,
   `oracle_threshold` (τ of best F1).

@@ -1,13 +1,11 @@
 """Affiliation precision and recall (Huet, Navarro and Rossi, KDD 2022).
 
-Each event owns the rows nearer to it than to any other, its zone. Precision asks how
-near to the event the zone's alarms are, recall how near to alarms the event's rows are;
-both as the chance that a row drawn from the zone would lie further away. Rows are unit
-intervals: row i is [i, i + 1). All integrals are exact, as in the authors' reference
-implementation.
+The zone of an event is the rows nearer to it than to any other event. Precision measures
+how near the zone's alarms are to the event, recall how near the event's rows are to
+alarms; both as the chance that a row drawn from the zone is further away. Row i is the
+interval [i, i + 1). All integrals are exact, as in the authors' reference implementation.
 
-Chance does well here: alarms at random have an F1 near 0.7 at any alarm rate, so a value
-says little unless that of random scores stands beside it.
+Alarms at random have an F1 near 0.7 at any alarm rate: compare with random scores.
 """
 
 import math

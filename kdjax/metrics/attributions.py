@@ -1,9 +1,8 @@
-"""How well channels are blamed: HitRate@P% and NDCG against the culprits that are known.
+"""Quality of attributions: HitRate@P% and NDCG against the known channels at fault.
 
 HitRate@P% is that of Su et al., KDD 2019 (OmniAnomaly), NDCG that of Tuli et al., VLDB
-2022 (TranAD): both look at the ⌊P/100 · culprits⌋ channels of largest blame. Channels
-of equal blame have no order; the measures are then their means over all orders. So equal
-blame for all channels gives what guessing gives.
+2022 (TranAD): both use the ⌊P/100 · culprits⌋ channels of largest contribution. With ties
+they are means over all orders, so equal contributions give the value of guessing.
 """
 
 import warnings
@@ -19,12 +18,12 @@ from kdjax.metrics import UndefinedMetricWarning, as_scores
 def hit_rate(
     scores: npt.ArrayLike, culprits: Sequence[int], *, percent: int = 100
 ) -> float:
-    """Share of the culprits among the ⌊percent/100 · culprits⌋ most blamed channels.
+    """Share of the culprits among the ⌊percent/100 · culprits⌋ channels of top score.
 
     NaN with a warning where there is no culprit.
 
     Args:
-        scores: blame of each channel, `[D]`; may be infinite.
+        scores: contribution of each channel, `[D]`; may be infinite.
         culprits: channels at fault, counted from 0.
         percent: at least 100.
 
@@ -40,7 +39,7 @@ def hit_rate(
 def ndcg(
     scores: npt.ArrayLike, culprits: Sequence[int], *, percent: int = 100
 ) -> float:
-    """Hits discounted by log2(1 + rank), as a share of what the best order gives.
+    """Hits discounted by log2(1 + rank), as a share of the best order's.
 
     Arguments and the undefined case as in `hit_rate`.
 
@@ -73,7 +72,7 @@ def _hits(scores: npt.ArrayLike, culprits: Sequence[int]) -> np.ndarray | None:
 
 
 def _top(hits: np.ndarray, percent: int) -> int:
-    """Number of channels looked at."""
+    """Number of channels used."""
     if percent < 100:
         raise DataError(
             f"`percent` is {percent}: expected at least 100, since fewer channels than "

@@ -1,7 +1,7 @@
 """What all metrics share: checks of labels and scores, runs of rows, the NaN warning.
 
-A metric that its inputs leave undefined is NaN, with an `UndefinedMetricWarning` that
-gives the reason, and never 0: a zero would enter means as if it had been measured.
+An undefined metric is NaN, with an `UndefinedMetricWarning` that gives the reason; a 0
+would enter means like a measured value.
 """
 
 import warnings
@@ -120,7 +120,7 @@ def nan_reasons(values: Mapping[str, float], why: str) -> dict[str, str]:
 
 
 def warn_undefined(reasons: Mapping[str, str], *, stacklevel: int = 3) -> None:
-    """One warning a call, so that a caller who expects it meets no second one.
+    """Warns once for all metrics of a call.
 
     Args:
         reasons: for each metric that is NaN, why.

@@ -48,9 +48,9 @@ def event_f1(labels: npt.ArrayLike, predictions: npt.ArrayLike) -> float:
 def detection_delay(labels: npt.ArrayLike, predictions: npt.ArrayLike) -> float:
     """Mean over the detected events of the rows from start to first alarm.
 
-    0 is an alarm in the event's first row; alarms before the event don't count. Missed
-    events are left out, so that it means something beside `event_recall` only. NaN with
-    a warning if no event is detected.
+    0 is an alarm in the event's first row; alarms before the event do not count. Missed
+    events are left out: read it beside `event_recall`. NaN with a warning if no event is
+    detected.
 
     >>> detection_delay([0, 1, 1, 0, 1, 1], [1, 0, 1, 0, 1, 0])
     0.5

@@ -2,9 +2,8 @@
 
 Point adjustment counts every row of an event as found once one of them is: uniformly
 random scores then reach an F1 of 0.78 on the labels of SMD, and 0.96 on its first
-machine (Kim et al., AAAI 2022, arXiv 2109.05257). So a value means nothing unless that
-of random scores stands beside it. PA%K adjusts an event only once more than K % of its
-rows are found.
+machine (Kim et al., AAAI 2022, arXiv 2109.05257). Compare with random scores. PA%K
+adjusts an event only if more than K % of its rows are found.
 """
 
 import numpy as np

@@ -63,9 +63,8 @@ def pool(counts: Iterable[Counts]) -> Counts:
 def from_counts(counts: Counts) -> PrecisionRecallF1:
     """Eq. 3-5 from counts; NaN where undefined, without a warning.
 
-    F1 is 2TP / (2TP + FP + FN): Eq. 5 wherever Eq. 5 has a value, and 0 where there are
-    positive labels and no prediction. Without positive labels it is undefined, though
-    the fraction might be 0/FP: there is nothing that a detector could have found.
+    F1 is 2TP / (2TP + FP + FN): Eq. 5 where that has a value, and 0 where there are
+    positive labels and no prediction. Without positive labels it is undefined.
 
     >>> from_counts(Counts(tp=2, fp=2, fn=0))
     PrecisionRecallF1(precision=0.5, recall=1.0, f1=0.6666666666666666)

@@ -1,8 +1,8 @@
 """Precision and recall of ranges (Tatbul et al., NeurIPS 2018).
 
-Each labelled range earns what share of it is covered by alarms, and each range of alarms
-what share of it is labelled; long events therefore count no more than short ones. The
-options are those of the `prts` package.
+Recall is the mean over labelled ranges of the share that alarms cover; precision the mean
+over ranges of alarms of the share that is labelled. Long events count no more than short
+ones. The options are those of the `prts` package.
 """
 
 import math
@@ -40,10 +40,10 @@ def range_precision_recall(
     Args:
         labels: `[N]`, 1 in anomalous rows.
         predictions: `[N]`, 1 in rows with an alarm.
-        alpha: 0 to 1, what recall pays for an event being hit at all; the rest is paid
-            for the share that is covered. Precision has no such part.
-        cardinality: `reciprocal` divides what a range earns by the number of ranges
-            that overlap it, `one` doesn't.
+        alpha: 0 to 1, weight in recall of an event being hit at all; the rest is the
+            weight of the covered share. Not used in precision.
+        cardinality: `reciprocal` divides a range's reward by the number of ranges that
+            overlap it, `one` does not.
         bias: which rows of a range count most: `flat` none, `front` the first, `middle`,
             `back` the last.
 
@@ -87,7 +87,7 @@ def _mean_reward(
     cardinality: str,
     bias: str,
 ) -> float:
-    """Mean over the runs of `ranges` of what they earn from the runs of `others`."""
+    """Mean over the runs of `ranges` of their reward from the runs of `others`."""
     starts, stops = runs(ranges)
     lengths = stops - starts
     firsts = np.cumsum(lengths) - lengths  # where each run begins among its own rows

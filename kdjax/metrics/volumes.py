@@ -1,10 +1,10 @@
 """Volumes under the surface, VUS-ROC and VUS-PR (Paparrizos et al., VLDB 2022).
 
-An alarm just beside an event is worth something: each event gets a buffer in which the
-label falls off with distance. The areas under ROC and precision-recall curves of such
-soft labels are averaged over all widths w = 0..W of the buffer. The definition is that
-of TSB-AD 1.5, whose loops over widths and thresholds are sums over counts here: a row's
-soft label depends on its distances to the two nearest events alone.
+Each event gets a buffer in which the label falls off with distance. The areas under ROC
+and precision-recall curves of these soft labels are averaged over all widths w = 0..W of
+the buffer. The definition is that of TSB-AD 1.5, with its loops over widths and
+thresholds as sums over counts: a row's soft label depends on its distances to the two
+nearest events only.
 
 With w = 0 this isn't AUC-ROC: recall is multiplied by the share of events that are hit.
 """
@@ -37,9 +37,7 @@ def vus(
     window: int,
     thresholds: int = 250,
 ) -> Volumes:
-    """Both volumes at the price of one.
-
-    NaN with a warning if only one class is labelled.
+    """VUS-ROC and VUS-PR; NaN with a warning if only one class is labelled.
 
     Args:
         labels: `[N]`, 1 in anomalous rows.
@@ -54,10 +52,7 @@ def vus(
     >>> [round(volume, 4) for volume in volumes]
     [1.0, 1.0]
     """
-    truth, values = with_scores(labels, scores)
-    reason = one_class(truth)
-    warn_undefined({} if reason is None else {"vus_roc": reason, "vus_pr": reason})
-    return volumes(truth, values, window=window, thresholds=thresholds)
+    return _checked(labels, scores, window, thresholds, "vus_roc", "vus_pr")
 
 
 def vus_roc(
@@ -72,10 +67,7 @@ def vus_roc(
     >>> vus_roc([0, 1, 0, 0], [1, 3, 2, 4], window=0)
     0.6666666666666667
     """
-    truth, values = with_scores(labels, scores)
-    reason = one_class(truth)
-    warn_undefined({} if reason is None else {"vus_roc": reason})
-    return volumes(truth, values, window=window, thresholds=thresholds).roc
+    return _checked(labels, scores, window, thresholds, "vus_roc").roc
 
 
 def vus_pr(
@@ -90,10 +82,22 @@ def vus_pr(
     >>> vus_pr([0, 1, 0, 0], [1, 3, 2, 4], window=0)
     0.5
     """
+    return _checked(labels, scores, window, thresholds, "vus_pr").pr
+
+
+def _checked(
+    labels: npt.ArrayLike,
+    scores: npt.ArrayLike,
+    window: int,
+    thresholds: int,
+    *names: str,
+) -> Volumes:
+    """Both volumes of unchecked inputs; warns of the metrics `names` if undefined."""
     truth, values = with_scores(labels, scores)
     reason = one_class(truth)
-    warn_undefined({} if reason is None else {"vus_pr": reason})
-    return volumes(truth, values, window=window, thresholds=thresholds).pr
+    if reason is not None:
+        warn_undefined(dict.fromkeys(names, reason), stacklevel=4)
+    return volumes(truth, values, window=window, thresholds=thresholds)
 
 
 def volumes(

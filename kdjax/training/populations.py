@@ -81,13 +81,12 @@ class Watch(NamedTuple):
     """Callbacks of a population's training.
 
     `log` takes a member's name and line of `metrics.jsonl`; `advance` the windows of each
-    step; `on_epoch` is called after epochs ended, and its exception ends the fit.
+    step, and a status after epochs ended; then `on_epoch` is called, whose exception ends
+    the fit.
     """
 
     log: Callable[[str, LogLine], None] = lambda name, line: None
-    advance: Callable[[int, Sequence[TrainingProgress]], None] = lambda windows, all_: (
-        None
-    )
+    advance: Callable[[int, str | None], None] = lambda windows, text: None
     on_epoch: Callable[[Sequence[TrainingProgress]], None] = lambda all_: None
 
 
@@ -264,6 +263,7 @@ def fit_together(
         _walk(member, batch_size, own.step)
         for member, own in zip(members, progress, strict=True)
     ]
+    latest: dict[int, float] = {}  # validation loss by member
     saved_at = time.monotonic()
 
     def save() -> None:
@@ -287,7 +287,7 @@ def fit_together(
             progress[i] = progress[i]._replace(step=progress[i].step + 1)
             ended += [i] if is_last else []
         states = step(states, hyper, dataset, index, weight, turn)
-        watch.advance(int(weight[turn].sum()), progress)
+        watch.advance(int(weight[turn].sum()), None)
         stopping = due = stop_requested()
         if ended:
             asked = [
@@ -305,13 +305,18 @@ def fit_together(
                     progress[i], members[i], epoch, losses[1], int(bad[i])
                 )
                 watch.log(members[i].name, _line(progress[i].step, epoch, *losses))
+                latest[i] = losses[1]
             improved = [
                 i for i in ended if progress[i].stale == 0 and not progress[i].bad_step
             ]
             masks = (np.isin(np.arange(size), places) for places in (ended, improved))
             states, best = _settle(states, best, *masks)
             watch.on_epoch(progress)
-            watch.advance(0, progress)
+            known = [loss for loss in latest.values() if math.isfinite(loss)]
+            text = f"{sum(own.done for own in progress)} of {len(members)} done"
+            if known:
+                text += f", loss {min(known):.4g}–{max(known):.4g}"
+            watch.advance(0, text)
             due |= time.monotonic() - saved_at >= checkpoint_seconds
             due |= all(own.done for own in progress)
         if due:

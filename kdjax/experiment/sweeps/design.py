@@ -152,7 +152,7 @@ def make_search(name: str, config: Any, defined: Mapping[str, Any]) -> Search:
     base = resolve(config)
     seeds = defined.get("SEEDS", (base["seed"],))
     whole = isinstance(seeds, (tuple, list)) and all(type(s) is int for s in seeds)
-    if not whole or not seeds or len(set(seeds)) < len(seeds):
+    if not (whole and seeds and len(set(seeds)) == len(seeds)):
         raise ConfigError(
             f"{name}: SEEDS={seeds!r} must be a tuple of different whole numbers, such "
             "as (0, 1, 2)."

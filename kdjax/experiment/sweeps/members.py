@@ -79,11 +79,7 @@ def evaluate_member(
 ) -> None:
     """Calibrates and evaluates a member's student and writes its folder.
 
-    Args:
-        workdir: of the sweep.
-        member: the member; all its networks are trained.
-        sweep_data: data, and results that members share.
-        trained: networks by the names of their trainings.
+    All its networks must be in `trained`, by the names of their trainings.
     """
     measures: dict[str, dict[str, Any]] = {}
     students = []
@@ -139,9 +135,7 @@ def measure_costs(
 ) -> dict[str, float]:
     """Bytes of the exported file and milliseconds of a window; NaN without onnx.
 
-    Args:
-        detector: to export.
-        milliseconds: known times by architecture; a new one is added.
+    `milliseconds` has known times by architecture; a new one is added.
     """
     try:
         content = exported(detector)

@@ -67,32 +67,21 @@ class Group(NamedTuple):
 
 
 class SweepData(NamedTuple):
-    """What members share, each loaded, computed or measured once.
+    """What members share, each loaded, computed or measured once."""
 
-    Attributes:
-        digests: SHA-256 of each series.
-        groups: entity groups by `data_key` and name.
-        teachers: evaluations of teachers.
-        milliseconds: of a window, by architecture.
-    """
-
-    digests: dict[str, str]
-    groups: dict[str, dict[str, Group]]
+    digests: dict[str, str]  # SHA-256 of each series
+    groups: dict[str, dict[str, Group]]  # by `data_key` and name
     teachers: dict[str, ModelEvaluation]
-    milliseconds: dict[Any, float]
+    milliseconds: dict[Any, float]  # of a window, by architecture
 
 
 class Task(NamedTuple):
-    """One entity group of one member, and the names of its trainings.
-
-    Attributes:
-        teacher: None where the student learns from the data alone.
-    """
+    """One entity group of one member, and the names of its trainings."""
 
     settings: dict[str, Any]
     name: str
     group: Group
-    teacher: str | None
+    teacher: str | None  # None: the student learns from the data alone
     student: str
 
 
@@ -135,9 +124,7 @@ def scoring_key(settings: Settings) -> str:
 def load_sweep_data(design: Design, sweep_data: SweepData | None = None) -> SweepData:
     """All data of the members, checked to be enough for their thresholds.
 
-    Args:
-        design: the members.
-        sweep_data: what is loaded already; the rest is added to it.
+    Added to `sweep_data`, if given.
     """
     datasets: dict[str, Dataset] = {}
     sweep_data = sweep_data or SweepData({}, {}, {}, {})
@@ -187,16 +174,10 @@ def train_members(
     on_epoch: Judge = lambda progress: None,
     train_teachers: TrainTeachers | None = None,
 ) -> dict[str, Trained]:
-    """The networks of all members by the names of their trainings, teachers first.
+    """The networks of all members by the names of their trainings.
 
-    Args:
-        members: the members.
-        sweep_data: their data.
-        workdir: folder of checkpoints and log.
-        way: as in `train_all`.
-        console: shows progress.
-        on_epoch: called with the students' progress, as in `train_all`.
-        train_teachers: trains teachers elsewhere than in `workdir`.
+    `way` and `on_epoch`, which gets the students' progress, are those of `train_all`;
+    `train_teachers` trains teachers elsewhere than in `workdir`.
     """
     tasks = tasks_of(members, sweep_data)
     teachers = {

@@ -64,18 +64,9 @@ def write_sweep_report(
     notes: Sequence[str] = (),
     environment: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes the report, whole or not at all.
+    """Writes the report of the table of `members_table`, whole or not at all.
 
-    Args:
-        path: the HTML file.
-        name: of the sweep, for the heading.
-        members: the table of `members_table`.
-        fields: the swept fields.
-        measure: the measure that the figures show.
-        settings: the base settings.
-        history: lines of metrics.jsonl; those with a validation loss are drawn.
-        notes: for the reader.
-        environment: versions and devices.
+    Figures show `measure`, and the validation losses of `history`, lines of metrics.jsonl.
     """
     others = [other for other in measure_names(members, fields) if other != measure]
     measures = [measure, *others]

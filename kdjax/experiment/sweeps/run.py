@@ -67,13 +67,7 @@ LOSS_NOTE = "The validation loss is MSE(X', X) of the student, without labels."
 
 
 class SweepResult(NamedTuple):
-    """The tables of a sweep.
-
-    Attributes:
-        members: a row a member and entity, see `kdjax.experiment.sweeps.tables`.
-        fields: the swept fields.
-        measures: the columns that were measured.
-    """
+    """The table of a sweep: a row a member and entity, swept fields and measures."""
 
     members: pd.DataFrame
     fields: tuple[str, ...]
@@ -139,10 +133,7 @@ def shown(result: SweepResult) -> list[str]:
 def check_record(path: Path, kind: str, described: Mapping[str, Any]) -> None:
     """Refuses a folder of another sweep or search, or of something else.
 
-    Args:
-        path: the file that describes it, in its work directory.
-        kind: `sweep` or `search`.
-        described: the content that the file must have if it is there.
+    `described` is the content that the file `path` must have if it is there.
     """
     if is_unclaimed(path.parent, path.name, f"the work directory of a {kind}"):
         return

@@ -98,24 +98,10 @@ SEARCH, JOURNAL, TRIALS, BEST = "search.json", "journal.log", "trials.csv", "bes
 # A trial that ends its workers, by memory for instance, must not go on for ever.
 MOST_RETRIES = 2
 LEAST_COMPLETE = 5  # trials before any is pruned: a median of fewer says little
-# The `status` of Optuna's states.
-STATUS = {
-    "COMPLETE": DONE,
-    "FAIL": FAILED,
-    "PRUNED": "pruned",
-    "RUNNING": "running",
-    "WAITING": "waiting",
-}
 
 
 class SearchResult(NamedTuple):
-    """The tables of a search so far.
-
-    Attributes:
-        trials: a row a trial, as in trials.csv.
-        members: a row a member and entity of the trials that are done; None without any.
-        best: as in best.json; None without any.
-    """
+    """trials.csv, members.csv and best.json so far; None where no trial is done."""
 
     trials: pd.DataFrame
     members: pd.DataFrame | None
@@ -239,14 +225,9 @@ def open_study(workdir: Path, *, name: str, direction: str, pruner: Any) -> "Stu
 
 
 def median_pruner(epochs: int) -> Any:
-    """Ends a trial whose best loss so far is worse than the others' median by then.
-
-    Args:
-        epochs: of a student; none is pruned in the first quarter of them.
-    """
-    return load_optuna().pruners.MedianPruner(
-        n_startup_trials=LEAST_COMPLETE, n_warmup_steps=max(1, epochs // 4)
-    )
+    """Prunes trials worse than the others' median after a quarter of the epochs."""
+    pruners, quarter = load_optuna().pruners, max(1, epochs // 4)
+    return pruners.MedianPruner(LEAST_COMPLETE, n_warmup_steps=quarter)
 
 
 def retry_dead(study: "Study", workdir: Path) -> None:
@@ -360,10 +341,9 @@ def _reporter(
     objective: str,
     latest: dict[str, TrainingProgress],
 ) -> Judge:
-    """Reports each epoch to the study; ends trials that failed or are to be pruned.
+    """Reports the mean loss after each epoch that all networks have reached.
 
-    Networks of several shapes train in turn: their mean loss is known, and reported,
-    only at the end.
+    Raises TrialPruned, or _FailedSeed for a loss that was not finite.
     """
     reported = 0
 
@@ -396,16 +376,13 @@ def _shared_teachers(worker: Worker, jobs: Sequence[Training]) -> dict[str, Trai
     if not worker.teachers.keys() >= set(names):
         digest = hashlib.sha256(json.dumps(names).encode()).hexdigest()[:12]
         folder = worker.workdir / "teachers" / digest
-        lock = _lock(folder)
-        with contextlib.suppress(filelock.Timeout):
-            lock.acquire()
-        if not lock.is_locked:
-            worker.console.print("waits for teachers that another worker trains")
-            lock.acquire(timeout=-1)
-        try:
+        with contextlib.ExitStack() as held:
+            try:
+                held.enter_context(_lock(folder))
+            except filelock.Timeout:
+                worker.console.print("waits for teachers that another worker trains")
+                held.enter_context(filelock.FileLock(folder / ".lock"))
             found = train_all(jobs, folder, worker.console, way=worker.way)
-        finally:
-            lock.release()
         worker.teachers.update(found)
     return {name: worker.teachers[name] for name in names}
 
@@ -536,7 +513,8 @@ def _trial_text(study: "Study", number: int) -> str:
 
 
 def _status(trial: "FrozenTrial") -> str:
-    return STATUS[trial.state.name]
+    state = trial.state.name
+    return {"COMPLETE": DONE, "FAIL": FAILED}.get(state, state.lower())
 
 
 def _reason(trial: "FrozenTrial") -> str:
@@ -572,11 +550,10 @@ def _run_again(
     search: Search, member: Member, results: Mapping[str, Any]
 ) -> dict[str, Any]:
     """A member of the best trial: its loss, its detectors and the command of its run."""
-    usual = dict(leaves(json.loads(to_json(get_config()))))
+    default = dict(leaves(json.loads(to_json(get_config()))))
+    changed = {k: v for k, v in leaves(member.settings) if v != default[k]}
     flags = [
-        f"--config.{field}={value_text(value)}"
-        for field, value in leaves(member.settings)
-        if value != usual[field]
+        f"--config.{field}={value_text(value)}" for field, value in changed.items()
     ]
     workdir = f"--workdir=runs/{search.name}_{member.name}"
     trial = member.name.split("-")[0]

@@ -31,11 +31,8 @@ def members_table(
 ) -> pd.DataFrame:
     """The table sorted by member; a member's entities keep their order.
 
-    Args:
-        rows: one a member and entity: `member`, `entity`, `status` (`done` or `failed`),
-            `reason`, a number or text for each field; every other key is a measure, NaN
-            where it is absent or None.
-        fields: the swept fields.
+    Rows have `LEADING`, a number or text for each field, and measures, which are NaN
+    where they are absent or None.
 
     Raises:
         DataError: a row lacks a value or has a wrong one; a member has two rows of one

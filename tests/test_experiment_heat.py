@@ -7,7 +7,7 @@ import pytest
 from kdjax.data.splits import cover_starts
 from kdjax.detection.detector import entity_index
 from kdjax.detection.tables import CONTRIBUTION, score_table
-from kdjax.evaluation.heatmap import contribution_bins
+from kdjax.experiment.write import contribution_bins
 from kdjax.models.residual import ResidualModel
 
 
