@@ -94,7 +94,7 @@ checks that they are there. What stands in brackets is the beginning of a case's
     test_releases::test_a_newer_detector_is_refused_by_each_verb
     test_releases::test_a_newer_checkpoint_is_refused_and_left_alone
 28 a step cut off by a kill
-    test_resume::test_parameters_are_bit_equal
+    test_experiment_resume::test_parameters_are_bit_equal
     test_training_checkpoints::test_a_kill_between_save_and_seal_costs_one_step
 29 a full disk, a folder that may not be written to
     test_crashes::test_a_full_disk_leaves_nothing_half_written
@@ -110,7 +110,7 @@ checks that they are there. What stands in brackets is the beginning of a case's
 32 two processes in one folder
     test_crashes::test_the_second_of_two_is_refused_by_the_firsts_number
 33 a process of several that dies
-    test_hosts::test_a_killed_process_ends_the_other_and_both_go_on
+    test_training_hosts::test_a_killed_process_ends_the_other_and_both_go_on
 34 settings that are unknown or of another kind
     test_bad_flags::test_bad_settings_are_refused
     test_bad_flags::test_flags_that_contradict_or_change_nothing_are_refused
@@ -118,7 +118,7 @@ checks that they are there. What stands in brackets is the beginning of a case's
     test_config::test_an_unknown_key_names_the_nearest
 35 too few calibration windows for the rate
     test_bad_rows::test_too_few_rows_for_the_rate_are_refused
-    test_pipeline::test_a_rate_that_can_not_be_held_is_refused_before_training
+    test_experiment_pipeline::test_a_rate_that_can_not_be_held_is_refused_before_training
 """
 
 import ast

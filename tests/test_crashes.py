@@ -1,7 +1,7 @@
 """Kills, signals, full disks, missing permissions: what is left is whole, or goes on.
 
 Sampled from `benchmarks/attacks/kills.py`, which does the same at hundreds of moments on
-real rows. `run` under SIGKILL is in `test_resume.py`, the fleet's in `test_scoring_folders.py`.
+real rows. `run` under SIGKILL is in `test_experiment_resume.py`, the fleet's in `test_fleet.py`.
 """
 
 import contextlib

@@ -97,6 +97,7 @@ def test_scikit_learn_has_nothing_to_say_but_what_is_argued():
     assert all(len(why.split()) > 10 for why in EXPECTED_FAILED_CHECKS.values())
 
 
+@pytest.mark.slow
 def test_a_network_learns_from_rows_that_cannot_be_written():
     """scikit-learn's checks again would compile for minutes; this one has a network."""
     settings = {**FEW["settings"], "train.batch_size": 31}
@@ -503,6 +504,7 @@ def test_it_works_at_the_end_of_a_pipeline(faulty):
     assert pipeline.predict(faulty)[102:110].all()
 
 
+@pytest.mark.slow
 def test_the_quickstart_runs(tmp_path, monkeypatch, capsys):
     blocks = re.findall(
         r"```python\n(.*?)```", QUICKSTART.read_text("utf-8"), re.DOTALL

@@ -56,7 +56,7 @@ class Calibration(NamedTuple):
         scores: E arrays, each entity's calibration window scores.
         starts: E arrays, the first train rows of these windows.
         threshold_scores: E + 1 arrays, the sorted scores each threshold was chosen on.
-        notes: which entities use pooled or shared parts, for the report.
+        notes: which entities use pooled or shared parts.
         floored: names of each entity's residuals with a deviation below the floor.
     """
 

@@ -82,12 +82,7 @@ class Detector(NamedTuple):
 
 
 class Explained(NamedTuple):
-    """Scores and contributions of a batch of windows.
-
-    Attributes:
-        points: a_t, `[B, L]`; NaN in rows without an observed channel.
-        contributions: `[B, L, D]`.
-    """
+    """a_t `[B, L]`, NaN in rows without a value, and contributions `[B, L, D]`."""
 
     points: np.ndarray
     contributions: np.ndarray
@@ -132,7 +127,7 @@ def score_windows(
     Args:
         detector: the detector.
         index: from `entity_index`.
-        values: `[N, D]` rows in the units of training; NaN where a value is missing.
+        values: `[N, D]` raw rows; NaN where a value is missing.
         starts: `[M]` first rows of the windows.
         batch_size: windows at once.
     """

@@ -367,14 +367,14 @@ def job_targets(training: Training, outputs: TargetCache) -> np.ndarray:
 # One job's training.
 
 
-def checkpoints(workdir: Path, name: str) -> Path:
+def checkpoint_folder(workdir: Path, name: str) -> Path:
     """The folder of a job's checkpoints."""
     return workdir / "checkpoints" / name
 
 
 def resume_job(training: Training, workdir: Path) -> Start:
     """The job's newest checkpoint, or its start."""
-    return resume(checkpoints(workdir, training.name), first_state(training))
+    return resume(checkpoint_folder(workdir, training.name), first_state(training))
 
 
 def train_alone(
@@ -425,7 +425,7 @@ def train_alone(
             validate,
             epochs=training.epochs,
             patience=training.patience,
-            directory=checkpoints(workdir, name),
+            directory=checkpoint_folder(workdir, name),
             checkpoint_seconds=train["checkpoint_seconds"],
             log_every=train["log_every"],
             hooks=Hooks(

@@ -23,7 +23,7 @@ from kdjax.errors import ConfigError, TrainingError
 from kdjax.experiment.jobs import (
     SCHEDULE,
     Training,
-    checkpoints,
+    checkpoint_folder,
     first_state,
     job_targets,
     make_job_optimizer,
@@ -106,14 +106,14 @@ def train_all(
         raise ConfigError(f"way={way!r} must be one of {', '.join(WAYS)}.")
     found: dict[str, Trained] = {}
     outputs: TargetCache = {}  # for all groups
-    for group in groups(trainings):
+    for group in group_jobs(trainings):
         found |= _train_group(group, workdir, console, way, evaluate_models, outputs)
     return {training.name: found[training.name] for training in trainings}
 
 
 def finished(training: Training, workdir: Path) -> Trained | None:
     """Result of a job that has ended in this folder; None for any other."""
-    if not checkpoints(workdir, training.name).is_dir():
+    if not checkpoint_folder(workdir, training.name).is_dir():
         return None
     start = resume_job(training, workdir)
     return (
@@ -125,7 +125,7 @@ def _trained(params: Params, progress: TrainingProgress) -> Trained:
     return Trained(None if progress.bad_step else params, progress)
 
 
-def groups(trainings: Sequence[Training]) -> list[list[Training]]:
+def group_jobs(trainings: Sequence[Training]) -> list[list[Training]]:
     """The jobs that can be one population, in order of their first members.
 
     Students without a teacher join distilled ones on the same windows, as their last
@@ -210,23 +210,15 @@ def _train_group(
 ) -> dict[str, Trained]:
     names = json.dumps(sorted(training.name for training in group))
     digest = hashlib.sha256(names.encode()).hexdigest()[:12]
-    folder = checkpoints(workdir, f"together-{digest}")
+    folder = checkpoint_folder(workdir, f"together-{digest}")
     found = {t.name: own for t in group if (own := finished(t, workdir)) is not None}
     waiting = [training for training in group if training.name not in found]
     started = folder.exists()  # a population that was interrupted continues as a whole
     if waiting and found and not started:
-        for rest in groups(waiting):
+        for rest in group_jobs(waiting):
             found |= _train_group(rest, workdir, console, way, evaluate_models, outputs)
     elif waiting:
-        # Jobs that were interrupted one after the other continue so.
-        alone = any(checkpoints(workdir, t.name).exists() for t in waiting)
-        if any(training.training_data.sources for training in group):
-            way = ALONE
-        if (
-            started
-            or not alone
-            and (way == TOGETHER or way == AUTO and faster_way(group) == TOGETHER)
-        ):
+        if started or _way_of(group, workdir, way) == TOGETHER:
             job = prepare_job(group, outputs)
             fresh = _train_together(job, workdir, console, folder, evaluate_models)
             for training in waiting:
@@ -238,6 +230,16 @@ def _train_group(
         found |= {name: _trained(*fitted) for name, fitted in fresh.items()}
     shutil.rmtree(folder, ignore_errors=True)
     return found
+
+
+def _way_of(group: Sequence[Training], workdir: Path, way: str) -> str:
+    """Jobs that read from disk, or were interrupted in training alone, train alone."""
+    if any(
+        t.training_data.sources or checkpoint_folder(workdir, t.name).exists()
+        for t in group
+    ):
+        return ALONE
+    return faster_way(group) if way == AUTO else way
 
 
 def _train_alone(
@@ -259,13 +261,13 @@ def _keep(
 ) -> None:
     """Writes the checkpoint of a finished job; its optimizer's state is not needed."""
     state = init_state(params, make_job_optimizer(training))
-    folder = checkpoints(workdir, training.name)
+    folder = checkpoint_folder(workdir, training.name)
     meta = json.dumps(progress._asdict())
     save_checkpoint(folder, progress.step, {"state": state, "best": params}, meta)
 
 
 def prepare_job(group: Sequence[Training], outputs: TargetCache) -> Job:
-    """The population of jobs that `groups` put together."""
+    """The population of jobs that `group_jobs` put together."""
     mesh = member_mesh(len(group))
     dataset, places = _join_datasets(group, outputs)
     hyper = Hyper(*map(np.array, zip(*map(_hyper, group), strict=True)))

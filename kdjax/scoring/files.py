@@ -35,8 +35,7 @@ def score_file(
         output: `.csv` or `.parquet` file; see `score_table` for its columns.
         entity: whose scaler, Gaussian and threshold to use; by default the entity of
             the rows where the detector was calibrated on it, else the pooled ones.
-        causal: see `score_table`.
-        contributions: see `score_table`.
+        causal, contributions: see `score_table`.
         attribution: method of the contributions; the detector's own by default.
         columns: for `read_like`.
     """

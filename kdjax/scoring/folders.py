@@ -41,14 +41,7 @@ class Shard(NamedTuple):
 
 
 class Item(NamedTuple):
-    """A file to score.
-
-    Attributes:
-        name: its path below the given folder, with `/`, or the last part of its path
-            if it was given itself.
-        path: of the file.
-        output: path of its scores; events and the record lie beside.
-    """
+    """A file to score: name (its path below the given folder), path and output path."""
 
     name: str
     path: Path
@@ -83,8 +76,7 @@ def score_fleet(
         detector: folder of a saved detector.
         output: folder.
         shard: `i/n` for one of n shares of the files, i from 0; all by default.
-        entity: see `score_file`, also for `attribution`.
-        attribution: method of the contributions.
+        entity, attribution: see `score_file`.
         options: `causal`, `contributions`, and for `read_like`.
 
     Raises:

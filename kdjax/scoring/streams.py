@@ -42,13 +42,7 @@ _ENCODE = json.JSONEncoder(allow_nan=False).encode
 
 
 class Summary(NamedTuple):
-    """Counts of a run over a stream; rows and faulty lines include earlier runs.
-
-    Attributes:
-        rows: rows scored.
-        faulty: invalid lines.
-        again: rows skipped because an earlier run had answered them.
-    """
+    """Rows scored and invalid lines, with earlier runs, and rows skipped as answered."""
 
     rows: int
     faulty: int
@@ -75,12 +69,7 @@ class Progress(NamedTuple):
 
 
 class _Output(NamedTuple):
-    """Where answers go.
-
-    Attributes:
-        write: writes one line without buffering.
-        mark: path and flushed length of the file; None if it is no file.
-    """
+    """Writes a line without buffering; path and flushed length, None for no file."""
 
     write: Callable[[str], None]
     mark: Callable[[], list[Any] | None]

@@ -14,7 +14,7 @@ keep checkpoints and log in `process-I/`.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -57,8 +57,6 @@ from kdjax.io.files import write_text
 from kdjax.training import hosts
 
 SWEEP = "sweep.json"
-MEMBERS, SUMMARY, REPORT = "members.csv", "summary.csv", "report.html"
-
 ORACLE_NOTE = (
     "Columns named oracle use the test labels: they are the best that any threshold "
     "could do, and choose nothing here."
@@ -187,25 +185,42 @@ def _tabulate(design: Design, workdir: Path) -> SweepResult:
         lines += table_lines(member, results)
         if results["status"] != DONE:
             notes.append(f"member {member.name} failed: {results['reason']}")
-    members = members_table(lines, design.fields)
-    fields, measures = design.fields, measure_names(members, design.fields)
+    fields, members = design.fields, members_table(lines, design.fields)
+    measures = measure_names(members, fields)
     if hosts.is_first():
-        write_table(workdir / MEMBERS, members)
         means = summary(members, fields=fields, measures=measures)
-        write_text(workdir / SUMMARY, means.to_csv(index=False))
-        method = f"f1_{design.base['threshold']['method']}"
-        labelled = method in measures and members[method].notna().any()
-        write_sweep_report(
-            workdir / REPORT,
+        write_text(workdir / "summary.csv", means.to_csv(index=False))
+        write_tables(
+            workdir,
+            members,
+            fields,
             name=design.name,
-            members=members,
-            fields=fields,
-            measure=method if labelled else LOSS,
+            measure=f"f1_{design.base['threshold']['method']}",
             settings=design.base,
             history=[
                 line for folder in folders(workdir) for line in read_lines(folder)
             ],
             notes=[*notes, ORACLE_NOTE, LOSS_NOTE],
-            environment=describe_environment(),
         )
     return SweepResult(members, fields, measures)
+
+
+def write_tables(
+    workdir: Path,
+    members: pd.DataFrame,
+    fields: Sequence[str],
+    *,
+    measure: str,
+    **of_report: Any,
+) -> None:
+    """Writes members.csv and the report; without labels its figures show the loss."""
+    labelled = measure in members and members[measure].notna().any()
+    write_table(workdir / "members.csv", members)
+    write_sweep_report(
+        workdir / "report.html",
+        members=members,
+        fields=fields,
+        measure=measure if labelled else LOSS,
+        environment=describe_environment(),
+        **of_report,
+    )

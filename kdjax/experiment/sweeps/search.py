@@ -64,14 +64,12 @@ from kdjax.experiment.sweeps.networks import (
     tasks_of,
     train_members,
 )
-from kdjax.experiment.sweeps.report import write_sweep_report
 from kdjax.experiment.sweeps.run import (
     LOSS_NOTE,
-    MEMBERS,
     ORACLE_NOTE,
-    REPORT,
     check_record,
     write_record,
+    write_tables,
 )
 from kdjax.experiment.sweeps.tables import (
     DONE,
@@ -83,7 +81,6 @@ from kdjax.experiment.sweeps.tables import (
     write_table,
 )
 from kdjax.experiment.workdir import check_data, read_lines
-from kdjax.io.environment import describe_environment
 from kdjax.io.files import clear_leftovers, write_text
 from kdjax.training import hosts
 from kdjax.training.loop import TrainingProgress
@@ -444,8 +441,6 @@ def _tabulate(study: "Study", workdir: Path, search: Search) -> SearchResult:
                 lines += table_lines(member._replace(changes=all_fields), results)
                 if trial.number == study.best_trial.number:
                     runs.append(_run_again(search, member, results))
-        members = members_table(lines, fields)
-        write_table(workdir / MEMBERS, members)
         best = study.best_trial
         described = {
             "trial": best.number,
@@ -462,20 +457,21 @@ def _tabulate(study: "Study", workdir: Path, search: Search) -> SearchResult:
             f"{trial.number:04d}": _folder(workdir, trial.number) for trial in trials
         }
         logs |= {f.name: f for f in sorted((workdir / "teachers").glob("*"))}
-        write_sweep_report(
-            workdir / REPORT,
+        history = [
+            {**line, "phase": f"{name}/{line['phase']}"}
+            for name, folder in logs.items()
+            for line in read_lines(folder)
+        ]
+        members = members_table(lines, fields)
+        write_tables(
+            workdir,
+            members,
+            fields,
             name=search.name,
-            members=members,
-            fields=fields,
             measure=OBJECTIVES[search.objective],
             settings=search.base,
-            history=[
-                {**line, "phase": f"{name}/{line['phase']}"}
-                for name, folder in logs.items()
-                for line in read_lines(folder)
-            ],
+            history=history,
             notes=_notes(search, table),
-            environment=describe_environment(),
         )
         return SearchResult(table, members, described)
 

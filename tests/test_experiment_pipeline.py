@@ -702,6 +702,7 @@ def test_every_benchmarks_layout_can_be_judged(name, tiny, tmp_path):
         assert np.isfinite(scores.scores).all() and scores.labels.sum() == 10
 
 
+@pytest.mark.slow
 def test_a_run_on_smds_layout(tiny, tmp_path):
     settings = tiny(
         written("smd", tmp_path / "smd")

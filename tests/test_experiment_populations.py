@@ -17,7 +17,12 @@ from kdjax.experiment.jobs import (
     teacher_training,
 )
 from kdjax.experiment.pipeline import load_dataset, prepare_dataset
-from kdjax.experiment.populations import fits_in_memory, groups, prepare_job, train_all
+from kdjax.experiment.populations import (
+    fits_in_memory,
+    group_jobs,
+    prepare_job,
+    train_all,
+)
 from kdjax.experiment.train import train_networks
 from kdjax.experiment.workdir import append_line, read_lines
 from kdjax.training import targets as lessons
@@ -105,7 +110,7 @@ def test_teachers_of_each_entity_side_by_side(plant_changes, tiny, tmp_path):
             prepare_dataset(own, settings), settings["data"]
         )
         trainings.append(teacher_training(training_data, settings, name=series.entity))
-    assert len(groups(trainings)) == 1
+    assert len(group_jobs(trainings)) == 1
     assert len({len(t.training_data.fit) for t in trainings}) == 2
     together = train_all(trainings, tmp_path / "together", QUIET, way="together")
     alone = train_all(trainings, tmp_path / "alone", QUIET, way="alone")
@@ -119,7 +124,7 @@ def test_other_shapes_are_other_groups(students):
         {}, {"seed": 1}, {"student.hidden": (3,)}, {"train.batch_size": 8},
         {"train.schedule": "constant"}, {"distill.alpha": 0.0}, {"distill.alpha": 0.1},
     ]  # fmt: skip
-    found = [[t.name for t in group] for group in groups(students(None, changes))]
+    found = [[t.name for t in group] for group in group_jobs(students(None, changes))]
     assert found == [
         # The student of the data alone is among those with a teacher.
         ["student-0", "student-1", "student-6", "student-5"],
@@ -296,7 +301,7 @@ def test_other_answers_are_made_once_as_well(students, monkeypatch, target, time
 
     whole = {"distill.target": target, "detection.batch_size": 10_000}
     outputs = {}
-    for group in groups(students(whole, SHAPES, scorers=(scorer,))):
+    for group in group_jobs(students(whole, SHAPES, scorers=(scorer,))):
         prepare_job(group, outputs)
     assert len(seen) == times == len(outputs)
 
@@ -341,7 +346,7 @@ def test_students_of_disturbed_rows_side_by_side(
 ):
     changes = {"distill.augmented_copies": 1}
     members = students(changes, DISTURBED)
-    assert sorted(map(len, groups(members))) == [1, 1, 2]
+    assert sorted(map(len, group_jobs(members))) == [1, 1, 2]
     found = train_all(members, tmp_path / "together", QUIET, way="together")
     for number, own in enumerate(DISTURBED[:3]):
         alone = train_networks(
@@ -401,7 +406,7 @@ def test_students_of_any_lesson_side_by_side(students, tmp_path, target, members
         )
         for way in ("together", "alone")
     )
-    assert len(groups(students(changes, members, (loudness,)))) == 1
+    assert len(group_jobs(students(changes, members, (loudness,)))) == 1
     for name, (params, _) in alone.items():
         assert_close(together[name].params, params, **NEAR)
     plain = train_all(students(LIVELY, members[-1:]), tmp_path / "plain", QUIET)
@@ -420,5 +425,7 @@ def test_lessons_that_differ_are_other_groups(students):
         {"distill.alpha_end": 0.5}, {},
         {"distill.weights": (1.0,)}, {"distill.weights": (2.0,)},
     ]  # fmt: skip
-    found = [[t.name[-1] for t in group] for group in groups(students(None, changes))]
+    found = [
+        [t.name[-1] for t in group] for group in group_jobs(students(None, changes))
+    ]
     assert found == [["0"], ["1"], ["2", "3"], ["4", "5"], ["6"], ["7"]]
