@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from kdjax.config import RENAMED, completed
-from kdjax.evaluation.intervals import mean_sd, paired_difference
+from kdjax.evaluation.intervals import paired_difference
 from kdjax.io.files import write_text
 
 DISTILLATION = [
@@ -72,11 +72,11 @@ def compared(own: pd.DataFrame, alone: pd.DataFrame) -> dict[str, Any]:
     found = {}
     for measure in MEASURES:
         values, others = (by_entity(members, measure) for members in (own, alone))
-        seeds = mean_sd(np.nanmean(values, axis=1))
+        over_seeds = pd.Series(np.nanmean(values, axis=1))
         difference = paired_difference(values.mean(axis=0), others.mean(axis=0))
         found[measure] = {
-            "mean": seeds.mean,
-            "sd_over_seeds": seeds.sd,
+            "mean": float(over_seeds.mean()),
+            "sd_over_seeds": float(over_seeds.std()),
             # One entity has no interval.
             **{
                 key: None if math.isnan(value) else value

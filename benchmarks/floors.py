@@ -290,7 +290,7 @@ def paired_table(report: Mapping[str, Any]) -> str:
     for which, rows in report["paired"].items():
         by_models: dict[str, list[str]] = {}
         for row in rows:
-            against = row["against"]
+            against = row["against"].replace("control", "baseline")  # of version 0.1
             best = row.get("baseline") or row.get("control")  # the key of version 0.1
             baseline = f", {best}" if best else ""
             cells = by_models.setdefault(f"{row['model']} − {against}", [])

@@ -266,7 +266,7 @@ def test_models_are_compared_under_chosen_pairs(report):
         key = f"f1_{row['threshold']}" if by_threshold else row["metric"]
         chosen = {name: own["chosen"][key] for name, own in means.items()}
         against = row["against"]
-        if against == "best control":
+        if against == "best baseline":
             against = max(baselines, key=chosen.__getitem__)
             assert row["baseline"] == against
         difference = chosen[row["model"]] - chosen[against]
@@ -283,7 +283,7 @@ def test_the_file_names_no_folder_and_has_its_tables(floors, report, done):
     assert len(table) == 2 + len(MODELS)
     assert table[2].startswith("| teacher | ")
     paired = floors.paired_table(report)
-    assert "| teacher − best control | chosen | " in paired
+    assert "| teacher − best baseline | chosen | " in paired
 
 
 # What it refuses.
@@ -337,7 +337,7 @@ def test_committed_numbers_stand_in_the_document(floors):
     document = (ROOT / "docs" / "method.md").read_text("utf-8")
     assert floors.models_table(report) in document
     rows = floors.paired_table(report).splitlines()
-    shown = [row for row in rows[2:] if row.startswith("| teacher − best control |")]
+    shown = [row for row in rows[2:] if row.startswith("| teacher − best baseline |")]
     assert len(shown) == 2
     assert all(row in document for row in shown)
 

@@ -16,7 +16,6 @@ from kdjax.evaluation.intervals import (
     compare,
     interval_rows,
     mean_interval,
-    mean_sd,
     measured,
     paired_difference,
     paired_rows,
@@ -26,16 +25,6 @@ F1 = {"threshold": "oracle", "level": "window", "metric": "f1"}
 
 
 # Means.
-
-
-def test_mean_and_deviation_over_seeds():
-    assert mean_sd([0.4, 0.5, None, 0.9, math.nan]) == pytest.approx(
-        (0.6, math.sqrt((0.04 + 0.01 + 0.09) / 2), 3)
-    )
-    mean, sd, seeds = mean_sd([0.4])
-    assert (mean, seeds) == (0.4, 1) and math.isnan(sd)
-    mean, sd, seeds = mean_sd([])
-    assert math.isnan(mean) and math.isnan(sd) and seeds == 0
 
 
 @pytest.mark.parametrize("level", [0.8, 0.95])

@@ -23,7 +23,6 @@ from kdjax.metrics import (
     average_precision,
     count,
     from_counts,
-    pool,
     precision_recall_f1,
 )
 
@@ -155,8 +154,6 @@ def test_counts_by_hand():
     predictions = [1, 0, 0, 1, 1, 0, 0]
     assert count(labels, predictions) == Counts(tp=1, fp=2, fn=2)
     assert precision_recall_f1(labels, predictions) == (1 / 3, 1 / 3, 1 / 3)
-    assert pool([Counts(1, 2, 2), Counts(4, 0, 1)]) == Counts(5, 2, 3)
-    assert pool([]) == Counts(0, 0, 0)
     assert from_counts(Counts(5, 2, 3)) == (5 / 7, 5 / 8, 10 / 15)
 
 

@@ -483,7 +483,7 @@ def test_differences_have_signs_and_name_the_control():
     table = paired_table(
         [
             difference(),
-            difference("best control", baseline="pca", threshold="conformal"),
+            difference("best baseline", baseline="pca", threshold="conformal"),
             difference(metric="vus_pr", level="point", reason="too few", **nothing),
             difference(threshold="another rule"),
             difference("student_alone", difference=0.25),
@@ -493,7 +493,7 @@ def test_differences_have_signs_and_name_the_control():
     pair = ("-0.012", "(-0.051 to +0.026)", "13")
     assert lines_of(table) == (
         ("student", "teacher", "F1 of windows, oracle", *pair),
-        ("student", "best control (pca)", "F1 of windows, own τ", *pair),
+        ("student", "best baseline (pca)", "F1 of windows, own τ", *pair),
         ("student", "teacher", "VUS-PR of points", "–", "–", "0"),
         ("student", "student_alone", "F1 of windows, oracle", "+0.250", *pair[1:]),
     )

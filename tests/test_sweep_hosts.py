@@ -4,6 +4,7 @@ import time
 
 import pandas as pd
 import pytest
+from test_sweep_tables import read_table
 from test_training_hosts import PATIENCE, start_both
 
 from kdjax.cli import main

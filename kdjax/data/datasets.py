@@ -252,7 +252,7 @@ def _read_matrix(path: Path, columns: tuple[str, ...]) -> np.ndarray:
             "comma-separated numbers a row."
         ) from None
     if values.shape[1] != len(columns) or not np.isfinite(values).all():
-        # pandas pads short rows with NaN: only the text tells them from a NaN.
+        # pandas pads short rows with NaN: only the text distinguishes them from a NaN.
         fault = _matrix_fault(data, place)
         if fault is not None:
             raise fault
@@ -357,7 +357,7 @@ def _nasa_labels(
     last = max((stop for _, stop in ranges), default=0)
     if listed != rows or last >= rows:
         raise DataError(
-            f"{place} says {listed} rows with ranges up to row {last}, but test has "
+            f"{place} lists {listed} rows with ranges up to row {last}, but test has "
             f"{rows} rows: download table and arrays again."
         )
     labels = np.zeros(rows, bool)

@@ -176,7 +176,7 @@ def _read(
         return Recording((mapped,))
     table: Table | OpenTable | None = open_table(path)
     if isinstance(table, OpenTable):
-        cells = table.rows * len(table.numeric)
+        cells = table.rows * table.numeric
         room = min(memory_bytes / 4, available_memory() / _WHOLE_BYTES)
         table = table if cells > room else None
     table = table or read_columns(path, text_column=roles.entity)

@@ -156,9 +156,9 @@ def _lay_out(
     clock = roles.time or find_time(rest, place)
     channels = _channel_names(place, {*roles, clock} - {""})
     groups = _entity_rows(frame, roles.entity, name, place)
-    zoned = bool(clock) and has_zone(frame[clock])
     notes: dict[str, list[str]] = defaultdict(list)
     time = parse_time(frame[clock], place) if clock else None
+    zoned = bool(clock) and has_zone(frame[clock])
     if time is None and (rules.order, rules.duplicates) != ("strict", "error"):
         for entity in groups:
             notes[entity].append("no time column, so the rows stay as they are")

@@ -87,8 +87,12 @@ def segments(
         raise DataError(f"{len(time)} times for {rows} rows: give one time a row.")
     cuts = np.empty(0, np.int64)
     if time is not None and rows > 1:
-        steps = _steps(time)
-        typical = np.median(steps) if not step else _in_unit(step, time)
+        # In whole ns for datetimes, so that rounding makes no gap.
+        dated = np.issubdtype(time.dtype, np.datetime64)
+        if dated:
+            time = time.astype("datetime64[ns]").astype(np.int64)
+        steps = np.diff(time).astype(np.float64)
+        typical = np.rint(step * 1e9) if step and dated else step or np.median(steps)
         cuts = np.flatnonzero(steps > max_gap * typical) + 1
     return _spans(np.concatenate([[0], cuts]), np.concatenate([cuts, [rows]]))
 
@@ -209,13 +213,12 @@ def cover_starts(spans: np.ndarray, *, window: int, stride: int) -> np.ndarray:
     """
     _check_rows(window=window, stride=stride)
     step = min(stride, window)
-    runs = [np.empty(0, np.int64)]
-    for start, stop in np.reshape(spans, (-1, 2)):
-        if stop - start >= window:
-            last = stop - window
-            runs.append(np.arange(start, last, step, dtype=np.int64))
-            runs.append(np.array([last], np.int64))
-    return np.concatenate(runs)
+    runs = [
+        np.append(np.arange(start, stop - window, step), stop - window)
+        for start, stop in np.reshape(spans, (-1, 2))
+        if stop - start >= window
+    ]
+    return np.concatenate([np.empty(0, np.int64), *runs])
 
 
 def _blocks(rest: int, rows: int, window: int) -> np.ndarray:
@@ -229,27 +232,13 @@ def _blocks(rest: int, rows: int, window: int) -> np.ndarray:
     return _spans(starts, starts + lengths)
 
 
-def _steps(time: np.ndarray) -> np.ndarray:
-    """Differences of successive times, in ns for datetimes, `[N] -> [N - 1]` float64."""
-    if np.issubdtype(time.dtype, np.datetime64):
-        steps = np.diff(time).astype("timedelta64[ns]")
-        return steps.astype(np.int64).astype(np.float64)
-    return np.diff(np.asarray(time, np.float64))
-
-
-def _in_unit(step: float, time: np.ndarray) -> float:
-    """A step in the unit of `_steps`; whole ns, so that rounding makes no gap."""
-    whole = np.issubdtype(time.dtype, np.datetime64)
-    return float(np.rint(step * 1e9)) if whole else step
-
-
 def _spans(starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
     """The spans that hold a row, `[S], [S] -> [S', 2]` int64."""
     spans = np.stack([starts, stops], axis=1).astype(np.int64)
     return spans[spans[:, 0] < spans[:, 1]]
 
 
-def _check_rows(**numbers: int) -> None:
-    for name, value in numbers.items():
+def _check_rows(**counts: int) -> None:
+    for name, value in counts.items():
         if value < 1:
             raise ConfigError(f"data.{name}={value} must be at least 1 row.")

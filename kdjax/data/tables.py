@@ -61,13 +61,13 @@ class OpenTable(NamedTuple):
     Attributes:
         place: file and column names, for messages.
         rows: N.
-        numeric: names of the columns of numbers.
+        numeric: number of columns of numbers.
         chunks: `(names, rows of a chunk) -> frames` of these columns in order.
     """
 
     place: Place
     rows: int
-    numeric: frozenset[str]
+    numeric: int
     chunks: Callable[[Sequence[str], int], Iterator[pd.DataFrame]]
 
 
@@ -93,14 +93,15 @@ def read_columns(path: Path, *, text_column: str = "") -> Table:
             f"{path} has an unknown ending: expected {', '.join(SUFFIXES)}; convert it."
         )
     check_kind(path)
-    if name.endswith(".npy"):
-        values = _read_numbers(path, mapped=False)
-        names = numbered_channels(values.shape[1])
-        table = Table(pd.DataFrame(values, columns=list(names)), Place(path, names))
-    elif name.endswith(".parquet"):
-        table = _read_parquet(path)
-    else:
+    opened = open_table(path)
+    if opened is None:
         table = _read_text(path, text_column)
+    else:
+        columns, rows = opened.place.columns, max(opened.rows, 1)
+        parts = [*opened.chunks(columns, rows)] or [pd.DataFrame()]
+        several = len(parts) > 1
+        frame = pd.concat(parts, ignore_index=True) if several else parts[0]
+        table = Table(frame, opened.place)
     if not len(table.frame):
         raise DataError(f"{path} has no rows: expected data below the column names.")
     return table
@@ -115,18 +116,13 @@ def open_table(path: Path) -> OpenTable | None:
     return _open_npy(path) if name.endswith(".npy") else _open_parquet(path)
 
 
-def _read_numbers(path: Path, *, mapped: bool) -> np.ndarray:
-    values = read_npy(path, mapped=mapped)
+def _open_npy(path: Path) -> OpenTable:
+    values = read_npy(path, mapped=True)
     if values.ndim != 2 or not values.shape[1] or values.dtype.kind not in "fiub":
         raise DataError(
             f"{path} holds {values.dtype} of shape {values.shape}, expected numbers "
             "[rows, channels]: reshape or convert the array."
         )
-    return values
-
-
-def _open_npy(path: Path) -> OpenTable:
-    values = _read_numbers(path, mapped=True)
     names = numbered_channels(values.shape[1])
 
     def chunks(wanted: Sequence[str], rows: int) -> Iterator[pd.DataFrame]:
@@ -135,17 +131,7 @@ def _open_npy(path: Path) -> OpenTable:
             part = values[first : first + rows, places]
             yield pd.DataFrame(part, columns=list(wanted))
 
-    return OpenTable(Place(path, names), len(values), frozenset(names), chunks)
-
-
-def _read_parquet(path: Path) -> Table:
-    import pyarrow.parquet
-
-    with _parquet_errors(path):
-        with pyarrow.parquet.ParquetFile(path) as file:
-            table = file.read()
-        names = _parquet_names(path, table.column_names)
-        return Table(_frame(table, names), Place(path, names))
+    return OpenTable(Place(path, names), len(values), len(names), chunks)
 
 
 def _open_parquet(path: Path) -> OpenTable:
@@ -153,35 +139,31 @@ def _open_parquet(path: Path) -> OpenTable:
     from pyarrow.types import is_boolean, is_floating, is_integer
 
     with _parquet_errors(path), pyarrow.parquet.ParquetFile(path) as file:
-        schema, rows = file.schema_arrow, file.metadata.num_rows
+        schema, total = file.schema_arrow, file.metadata.num_rows
     names = _parquet_names(path, schema.names)
     stored = dict(zip(names, schema.names, strict=True))
-    numeric = [
-        name
-        for name, kind in zip(names, schema.types, strict=True)
-        if is_floating(kind) or is_integer(kind) or is_boolean(kind)
-    ]
+    kinds = (is_floating, is_integer, is_boolean)
+    numeric = sum(any(is_kind(one) for is_kind in kinds) for one in schema.types)
 
     def chunks(wanted: Sequence[str], rows: int) -> Iterator[pd.DataFrame]:
         # Buffered, so that only the current pages of a row group are in memory.
-        options = {"pre_buffer": False, "buffer_size": _BUFFER_BYTES}
-        columns = [stored[name] for name in wanted]
+        options: dict[str, Any] = {"pre_buffer": False, "buffer_size": _BUFFER_BYTES}
+        whole, columns = rows >= total, [stored[name] for name in wanted]
+        done = 0
         with (
             _parquet_errors(path),
-            pyarrow.parquet.ParquetFile(path, **options) as file,
+            pyarrow.parquet.ParquetFile(path, **{} if whole else options) as file,
         ):
-            for batch in file.iter_batches(rows, columns=columns, use_threads=False):
-                yield _frame(batch.select(columns), wanted)
+            for batch in file.iter_batches(rows, columns=columns, use_threads=whole):
+                # Without pandas' own metadata an index is a column like any other.
+                frame = batch.select(columns).to_pandas(ignore_metadata=True)
+                frame.columns = pd.Index(wanted)
+                done += len(frame)
+                yield frame
+            if done != total:
+                raise ValueError(f"{done} rows, {total} in its metadata")
 
-    return OpenTable(Place(path, names), rows, frozenset(numeric), chunks)
-
-
-def _frame(table: Any, names: Sequence[str]) -> pd.DataFrame:
-    """The columns of an Arrow table under other names."""
-    # Without pandas' own metadata an index is a column like any other.
-    frame: pd.DataFrame = table.to_pandas(ignore_metadata=True)
-    frame.columns = pd.Index(names)
-    return frame
+    return OpenTable(Place(path, names), total, numeric, chunks)
 
 
 @contextlib.contextmanager

@@ -188,10 +188,10 @@ def _test_scores(
     scores = EntityScores(entity.name, None, np.empty(0), None, np.empty(0), tau)
     if entity.test is not None:
         values, labels = entity.test.values, entity.test.labels
-        found = score_rows(model, calibration, place, values, starts, window, rules)
-        scores = scores._replace(
-            labels=labels, scores=found.rows, window_scores=found.windows
+        rows, windows = score_rows(
+            model, calibration, place, values, starts, window, rules
         )
+        scores = scores._replace(labels=labels, scores=rows, window_scores=windows)
         if labels is not None:
             scores = scores._replace(
                 window_labels=window_labels(
@@ -208,18 +208,6 @@ def _test_scores(
     return scores
 
 
-class RowScores(NamedTuple):
-    """Scores of a series.
-
-    Attributes:
-        rows: `[N]` mean of a_t over the windows that cover the row; NaN for none.
-        windows: `[M]` window scores.
-    """
-
-    rows: np.ndarray
-    windows: np.ndarray
-
-
 def score_rows(
     model: ResidualModel,
     calibration: Calibration,
@@ -228,8 +216,11 @@ def score_rows(
     starts: np.ndarray,
     window: int,
     rules: Rules,
-) -> RowScores:
-    """Scores of the windows of raw rows, under one entity's scaler and Gaussian.
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scores of raw rows and of their windows, under one entity's scaler and Gaussian.
+
+    Returns `[N]` mean of a_t over the windows that cover the row, NaN for none, and
+    `[M]` window scores.
 
     Args:
         model: the residual model.
@@ -255,7 +246,7 @@ def score_rows(
             part = slice(first, first + FOLDED)
             add_scores(sums, points[part], at[part])
         found.append(window_scores(points, count=rules.allowed_points))
-    return RowScores(mean_of_sums(sums), np.concatenate(found))
+    return mean_of_sums(sums), np.concatenate(found)
 
 
 def false_alarm_rates(

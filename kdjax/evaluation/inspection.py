@@ -45,7 +45,7 @@ def inspect_training(
                 for spans in entity.split
             ]
         )
-        found = score_rows(
+        rows, windows = score_rows(
             evaluated.model,
             evaluated.calibration,
             place,
@@ -55,8 +55,8 @@ def inspect_training(
             rules,
         )
         tau = evaluated.calibration.thresholds[place].tau
-        worst = _worst(entity, starts, found.windows, tau, prepared.window)
-        inspections.append(Inspection(entity.name, found.rows, worst))
+        worst = _worst(entity, starts, windows, tau, prepared.window)
+        inspections.append(Inspection(entity.name, rows, worst))
     return tuple(inspections)
 
 

@@ -62,14 +62,6 @@ ORACLE = "oracle"
 Row = Mapping[str, Any]
 
 
-class MeanSd(NamedTuple):
-    """Mean and sample standard deviation (n − 1) over seeds; NaN where undefined."""
-
-    mean: float
-    sd: float
-    seeds: int
-
-
 class Interval(NamedTuple):
     """A mean over entities with its 95 % interval.
 
@@ -103,19 +95,6 @@ class Measured(NamedTuple):
     entities: tuple[str, ...]
     seeds: tuple[Any, ...]
     values: np.ndarray  # [S, E]
-
-
-def mean_sd(values: npt.ArrayLike) -> MeanSd:
-    """Mean and standard deviation of `[S]` values, one a seed; NaN and None left out.
-
-    >>> mean_sd([1.0, 3.0, None])
-    MeanSd(mean=2.0, sd=1.4142135623730951, seeds=2)
-    """
-    known = _seeds_by_entities(values)[0]
-    known = known[~np.isnan(known)]
-    mean = float(np.mean(known)) if len(known) else math.nan
-    sd = float(np.std(known, ddof=1)) if len(known) > 1 else math.nan
-    return MeanSd(mean, sd, len(known))
 
 
 def mean_interval(
@@ -225,7 +204,13 @@ def compare(first: Measured, second: Measured) -> Difference:
     # A baseline, which needs no training, is measured once for all seeds.
     once = 1 in (len(first.seeds), len(second.seeds))
     ours, theirs = (
-        _at(found, found.seeds if once else shared, names) for found in (first, second)
+        found.values[
+            np.ix_(
+                [found.seeds.index(s) for s in (found.seeds if once else shared)],
+                [found.entities.index(name) for name in names],
+            )
+        ]
+        for found in (first, second)
     )
     return paired_difference(ours, theirs)
 
@@ -303,9 +288,11 @@ def best_baseline(
             found = measured(
                 entities, model, threshold=threshold, level=level, metric=metric
             )
-            means[model] = mean_sd(_over_seeds(found.values)).mean
-    known = {model: mean for model, mean in means.items() if not math.isnan(mean)}
-    return max(known, key=known.__getitem__) if known else None
+            over_seeds = _over_seeds(found.values)
+            known = over_seeds[~np.isnan(over_seeds)]
+            if len(known):
+                means[model] = float(np.mean(known))
+    return max(means, key=means.__getitem__) if means else None
 
 
 @lru_cache(maxsize=1024)
@@ -362,13 +349,6 @@ def _over_seeds(values: np.ndarray) -> np.ndarray:
     means = np.full(values.shape[1], np.nan)
     np.divide(sums, counts, out=means, where=counts > 0)
     return means
-
-
-def _at(found: Measured, seeds: Sequence[Any], names: Sequence[str]) -> np.ndarray:
-    rows = [found.seeds.index(seed) for seed in seeds]
-    columns = [found.entities.index(name) for name in names]
-    values: np.ndarray = found.values[np.ix_(rows, columns)]
-    return values
 
 
 def _group(row: Row) -> tuple[str, str, str]:

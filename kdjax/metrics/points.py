@@ -4,7 +4,6 @@ These look at each row or window by itself; their order plays no part.
 """
 
 import warnings
-from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -30,7 +29,7 @@ class PrecisionRecallF1(NamedTuple):
 
 
 class Counts(NamedTuple):
-    """What Eq. 3-5 are made of; counts of several entities may be summed."""
+    """Counts in Eq. 3-5."""
 
     tp: int
     fp: int
@@ -48,16 +47,6 @@ def count(labels: npt.ArrayLike, predictions: npt.ArrayLike) -> Counts:
     return Counts(
         tp, int(np.count_nonzero(alarms)) - tp, int(np.count_nonzero(truth)) - tp
     )
-
-
-def pool(counts: Iterable[Counts]) -> Counts:
-    """The sum of several entities' counts.
-
-    >>> pool([Counts(2, 1, 1), Counts(0, 4, 0)])
-    Counts(tp=2, fp=5, fn=1)
-    """
-    total = np.array([(0, 0, 0), *counts]).sum(axis=0)
-    return Counts(*(int(number) for number in total))
 
 
 def from_counts(counts: Counts) -> PrecisionRecallF1:
