@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from kdjax.experiment.pipeline import run as run
     from kdjax.experiment.recalibrate import recalibrated as recalibrated
     from kdjax.experiment.sweeps.design import make_design as make_design
-    from kdjax.experiment.sweeps.run import run_sweep as run_sweep
+    from kdjax.experiment.sweeps.sweep import run_sweep as run_sweep
     from kdjax.export.files import export_file as export_file
     from kdjax.export.files import export_onnx as export_onnx
     from kdjax.export.files import export_stablehlo as export_stablehlo
@@ -115,7 +115,7 @@ _HOMES: dict[str, dict[str, str]] = {
         "kdjax.experiment.pipeline": "run",
         "kdjax.experiment.recalibrate": "recalibrated",
         "kdjax.experiment.sweeps.design": "make_design",
-        "kdjax.experiment.sweeps.run": "run_sweep",
+        "kdjax.experiment.sweeps.sweep": "run_sweep",
         "kdjax.scoring.folders": "score_fleet",
         "kdjax.scoring.streams": "open_stream",
         "kdjax.detection.streaming": "StreamDetector",

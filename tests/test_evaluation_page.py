@@ -174,7 +174,7 @@ def test_light_dark_and_small_screens(text):
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium to open the page in")
 @pytest.mark.parametrize("width", [390, 1200])
 def test_a_browser_draws_it_without_a_complaint(text, tmp_path, width):

@@ -369,7 +369,7 @@ def test_true_and_detected_events_stand_above_the_curves():
 
 
 def test_without_labels_and_events_none_are_spoken_of():
-    words = timeline_words(timeline(labels=None), "Training row scores")
+    words = timeline_words(timeline(labels=None, what="Training row scores"))
     assert "labelled" not in words and "detects" not in words
     assert words.startswith("Training row scores")
     figure = timeline_figure(timeline(labels=None))

@@ -255,10 +255,9 @@ def test_of_many_entities_the_first_are_drawn(tmp_path, monkeypatch):
 def test_training_rows_are_drawn_where_there_are_no_test_rows(tmp_path):
     results = make_results(ENTITIES[:2], unlabelled_rows)
     results["dataset"]["positive_windows"] = None
-    training = [Timeline("trained", None, None, {"student": np.ones(9)}, {})]
-    write_report(
-        tmp_path / "r.html", results=results, timelines=TIMELINES[:1], training=training
-    )
+    training = Timeline("trained", None, None, {"student": np.ones(9)}, {})
+    timelines = [TIMELINES[0], training._replace(what="Training row scores")]
+    write_report(tmp_path / "r.html", results=results, timelines=timelines)
     parts = entity_parts((tmp_path / "r.html").read_text("utf-8"))
     assert "Row scores" in parts[0] and "Training row scores" not in parts[0]
     assert "Training row scores" in parts[1] and "labelled" not in parts[1]

@@ -22,7 +22,7 @@ from kdjax.experiment.pipeline import (
     run,
 )
 from kdjax.experiment.sweeps.design import make_design
-from kdjax.experiment.sweeps.run import run_sweep
+from kdjax.experiment.sweeps.sweep import run_sweep
 from kdjax.models.residual import FIT_WINDOWS, component, fit_baseline, fit_components
 
 L, D = 10, 3

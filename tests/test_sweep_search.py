@@ -30,7 +30,6 @@ from kdjax.experiment.sweeps.design import (
     make_search,
     suggested_changes,
 )
-from kdjax.experiment.sweeps.run import run_sweep
 from kdjax.experiment.sweeps.search import (
     MOST_RETRIES,
     median_pruner,
@@ -39,6 +38,7 @@ from kdjax.experiment.sweeps.search import (
     run_search,
     turn,
 )
+from kdjax.experiment.sweeps.sweep import run_sweep
 from kdjax.experiment.workdir import read_lines
 
 TOP = Path(__file__).parent.parent
@@ -453,9 +453,9 @@ def test_workers_share_a_study_and_outlive_each_other(search_of, tmp_path):
     hangs = start(path, workdir, 2, HANGS="1")
     with hangs, start(path, workdir, 2) as works:
         try:
-            said, _ = works.communicate(timeout=200)
+            said, _ = works.communicate(timeout=500)
             assert works.returncode == 0, said
-            deadline = time.monotonic() + 100
+            deadline = time.monotonic() + 200
             while not running_and_reported(workdir):
                 assert time.monotonic() < deadline and hangs.poll() is None
                 time.sleep(0.1)

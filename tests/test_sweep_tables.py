@@ -18,7 +18,7 @@ from kdjax.experiment.sweeps.tables import (
     member_means,
     members_table,
     spread_text,
-    summary,
+    summary_means,
     summary_notes,
     summary_table,
     summary_text,
@@ -154,14 +154,14 @@ def test_a_field_may_hold_numbers_and_texts(tmp_path):
     write_table(tmp_path / "m.csv", table(rows))
     found = read_table(tmp_path / "m.csv")["student.hidden"].tolist()
     assert found == ["auto", 16, "16"]
-    assert len(summary(table(rows), fields=FIELDS, measures=[])) == 3
+    assert len(summary_means(table(rows), fields=FIELDS, measures=[])) == 3
 
 
 # The summary.
 
 
 def test_means_over_entities_then_over_members():
-    found = summary(table(), fields=FIELDS, measures=MEASURES)
+    found = summary_means(table(), fields=FIELDS, measures=MEASURES)
     columns = ["student.hidden", "distill.alpha", "members", "failed"]
     columns += [f"{m}_{what}" for m in MEASURES for what in ("mean", "sd")]
     assert list(found.columns) == columns
@@ -189,7 +189,7 @@ def test_the_summary_equals_that_of_pandas_on_random_members():
         for entity in "abc"
         if rng.random() < 0.8
     ]
-    found = summary(table(rows), fields=FIELDS, measures=["f1_oracle"])
+    found = summary_means(table(rows), fields=FIELDS, measures=["f1_oracle"])
     frame = pd.DataFrame(rows)
     by_member = frame.groupby(["student.hidden", "distill.alpha", "member"])
     by_group = by_member["f1_oracle"].mean().groupby(level=[0, 1])
@@ -202,7 +202,7 @@ def test_the_summary_equals_that_of_pandas_on_random_members():
 
 
 def test_only_the_seed_makes_one_group():
-    found = summary(table(), fields=["seed"], measures=["f1_oracle"])
+    found = summary_means(table(), fields=["seed"], measures=["f1_oracle"])
     assert list(found.columns) == [
         "members", "failed", "f1_oracle_mean", "f1_oracle_sd",
     ]  # fmt: skip
@@ -222,14 +222,14 @@ def test_a_member_that_failed_on_one_entity_has_failed():
     means = member_means(table(rows), fields=FIELDS, measures=["f1_oracle"])
     assert means["status"].tolist() == ["failed", "done"]
     np.testing.assert_allclose(means["f1_oracle"], [NAN, 0.2])
-    found = summary(table(rows), fields=FIELDS, measures=["f1_oracle"])
+    found = summary_means(table(rows), fields=FIELDS, measures=["f1_oracle"])
     assert found.loc[0, ["members", "failed"]].tolist() == [1, 1]
     assert summary_notes(table(rows), measures=["f1_oracle"])[1:] == []
 
 
 def test_no_members():
-    assert summary(table([]), fields=FIELDS, measures=[]).empty
-    assert summary(table([]), fields=["seed"], measures=[]).empty
+    assert summary_means(table([]), fields=FIELDS, measures=[]).empty
+    assert summary_means(table([]), fields=["seed"], measures=[]).empty
 
 
 # As text.

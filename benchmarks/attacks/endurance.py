@@ -189,7 +189,7 @@ def watched(
     while process.poll() is None:
         try:
             seen = sample(process.pid)
-        except OSError:  # it has just ended
+        except (OSError, KeyError):  # it has ended; a zombie has no VmRSS
             break
         samples.append({"seconds": time.monotonic() - started, "done": done()} | seen)
         deadline = time.monotonic() + every

@@ -29,8 +29,8 @@ from kdjax.detection.streaming import StreamDetector, WindowResult
 from kdjax.detection.thresholds import Threshold
 from kdjax.errors import ArtifactError
 from kdjax.experiment.workdir import (
-    _check_data,
     _check_settings,
+    check_data,
     cut_lines,
     read_lines,
     read_results,
@@ -265,7 +265,7 @@ def _records(which: int, data: bytes, folder: Path) -> str:
     lines = read_lines(work)
     assert all(line["phase"] + "" and line["step"] + 0 is not None for line in lines)
     cut_lines(work, "teacher", 3)
-    _check_data(work, {"train/a": "1"})
+    check_data(work, {"train/a": "1"})
     read_results(work)
     return "right"
 

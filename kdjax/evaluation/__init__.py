@@ -1,1 +1,1 @@
-"""How good a detector is: oracle thresholds, result rows, intervals, tables, report."""
+"""Evaluation of models on test rows: result rows, intervals, summary, report."""

@@ -81,6 +81,7 @@ class Timeline(NamedTuple):
     thresholds: Mapping[str, float]  # model -> τ
     events: Mapping[str, np.ndarray] = _NO_EVENTS  # model -> [K, 2] half-open row spans
     heat: Heat | None = None
+    what: str = "Row scores"
 
 
 def plot_learning_curve(
@@ -282,10 +283,10 @@ def timeline_figure(timeline: Timeline) -> go.Figure:
     return figure.update_layout(height=total + 75, showlegend=False, margin=margin)
 
 
-def timeline_words(timeline: Timeline, what: str = "Row scores") -> str:
-    """The caption of a timeline; `what` says which scores are drawn."""
+def timeline_words(timeline: Timeline) -> str:
+    """The caption of a timeline."""
     axis = "rows" if timeline.time is None else "time"
-    parts = [f"{what} (logarithmic) over {axis}; dashed: τ. Drag to zoom."]
+    parts = [f"{timeline.what} (logarithmic) over {axis}; dashed: τ. Drag to zoom."]
     if timeline.events:
         parts.append("Bars above the curves: events that each model detects.")
     if timeline.labels is not None:

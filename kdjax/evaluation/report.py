@@ -65,7 +65,6 @@ def write_report(
     results: Results,
     history: Sequence[Mapping[str, Any]] = (),
     timelines: Sequence[Timeline] = (),
-    training: Sequence[Timeline] = (),
     distributions: Sequence[Distribution] = (),
     rankings: Sequence[Ranking] = (),
     frontier: bytes | None = None,
@@ -76,18 +75,15 @@ def write_report(
         path: the HTML file.
         results: the content of results.json.
         history: the lines of metrics.jsonl, for the learning curve.
-        timelines: row scores of each entity; the first few are shown unfolded.
-        training: the same of training rows, of entities without test rows.
+        timelines: row scores of each entity.
         distributions: the student's window scores of each entity.
         rankings: several models' window scores of each entity with labels.
         frontier: a PNG of quality against cost, where a sweep drew one.
     """
-    drawn = {one.entity: (one, "Row scores") for one in timelines}
-    drawn |= {one.entity: (one, "Training row scores") for one in training}
     entities = _entities(
         results,
-        drawn,
-        {found.entity: found for found in distributions},
+        {timeline.entity: timeline for timeline in timelines},
+        {distribution.entity: distribution for distribution in distributions},
         {ranking.entity: ranking for ranking in rankings},
     )
     first, *further = map(_section, tables.report_tables(results))
@@ -113,12 +109,7 @@ def write_report(
 
 
 def write_texts(folder: str | os.PathLike[str], results: Results) -> None:
-    """Writes the Markdown, CSV and LaTeX files, each whole or not at all.
-
-    Args:
-        folder: of the run.
-        results: the content of results.json.
-    """
+    """Writes the Markdown, CSV and LaTeX files of a run, each whole or not at all."""
     folder = Path(folder)
     latex = "\n".join(map(latex_section, tables.report_tables(results)))
     write_text(folder / "report.md", markdown_report(results))
@@ -228,7 +219,7 @@ def _section(table: Table | None) -> Section:
 
 def _entities(
     results: Results,
-    timelines: Mapping[str, tuple[Timeline, str]],
+    timelines: Mapping[str, Timeline],
     distributions: Mapping[str, Distribution],
     rankings: Mapping[str, Ranking],
 ) -> str:
@@ -242,10 +233,9 @@ def _entities(
     for number, name in enumerate(names):
         inside = ""
         if number < DRAWN_ENTITIES:
-            if name in timelines:
-                timeline, what = timelines[name]
-                words = plots.timeline_words(timeline, what)
-                inside = figure_html(plots.timeline_figure(timeline), words)
+            if timeline := timelines.get(name):
+                figure = plots.timeline_figure(timeline)
+                inside = figure_html(figure, plots.timeline_words(timeline))
             inside += _window_figures(distributions.get(name), rankings.get(name))
         table = tables.entity_table(row for row in rows if row["entity"] == name)
         inside += table_html(table.frame) if table else ""

@@ -7,16 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from kdjax.data.prepared import Entity, Prepared
+from kdjax.data.prepared import Prepared
+from kdjax.data.series import Series
 from kdjax.data.windowing import add_scores, empty_sums, mean_of_sums
 from kdjax.detection.alarming import AlarmRule, scored_events
-from kdjax.detection.attribution import attribution_matrix
-from kdjax.detection.detector import (
-    Detector,
-    entity_index,
-    explain_batches,
-    gaussian_of,
-)
+from kdjax.detection.detector import Detector, entity_index, explain_batches
 from kdjax.detection.storage import save_detector
 from kdjax.evaluation.evaluate import ModelEvaluation, test_starts
 from kdjax.evaluation.inspection import Inspection
@@ -162,13 +157,7 @@ def _write_reports(
         workdir / "report.html",
         results=results,
         history=history,
-        timelines=[
-            _timeline(evaluated, prepared, i, rule)._replace(
-                heat=_heat(entity, prepared, students) if i < HEAT_MAPS else None
-            )
-            for i, entity in enumerate(prepared.entities[:DRAWN_ENTITIES])
-        ],
-        training=_training(evaluated, prepared, inspections),
+        timelines=_timelines(evaluated, prepared, inspections, students, rule),
         distributions=_distributions(evaluated),
         rankings=_rankings(evaluated, results["entities"]),
         frontier=frontier.read_bytes() if frontier.exists() else None,
@@ -199,51 +188,60 @@ def _dataset(
     }
 
 
-def _timeline(
+def _timelines(
     evaluated: Mapping[str, ModelEvaluation],
     prepared: Prepared,
-    index: int,
+    inspections: Sequence[Inspection],
+    students: Mapping[str, Detector],
     rule: AlarmRule,
-) -> Timeline:
-    entity = prepared.entities[index]
-    drawn = {name: evaluated[name].scores[index] for name in DRAWN if name in evaluated}
-    return Timeline(
-        entity=entity.name,
-        time=None if entity.test is None else entity.test.time,
-        labels=None if entity.test is None else entity.test.labels,
-        scores={name: found.scores for name, found in drawn.items()},
-        thresholds={name: found.threshold for name, found in drawn.items()},
-        events={
-            name: scored_events(
-                found.window_scores,
-                test_starts(prepared, entity),
-                entity.test_spans,
-                tau=found.threshold,
-                window=prepared.window,
-                rule=rule,
+) -> list[Timeline]:
+    """The test rows of the first entities; training rows where there are none."""
+    drawn = {name: evaluated[name] for name in DRAWN if name in evaluated}
+    thresholds = evaluated[STUDENT].calibration.thresholds
+    timelines = []
+    for i, entity in enumerate(prepared.entities[:DRAWN_ENTITIES]):
+        if (test := entity.test) is None:
+            timeline = Timeline(
+                entity=entity.name,
+                time=entity.train.time,
+                labels=None,
+                scores={STUDENT: inspections[i].scores},
+                thresholds={STUDENT: thresholds[i].tau},
+                what="Training row scores",
             )
-            for name, found in drawn.items()
-            if entity.test is not None
-        },
-    )
+        else:
+            starts = test_starts(prepared, entity)
+            found = {name: evaluation.scores[i] for name, evaluation in drawn.items()}
+            detector = students[entity.name]
+            timeline = Timeline(
+                entity=entity.name,
+                time=test.time,
+                labels=test.labels,
+                scores={name: scores.scores for name, scores in found.items()},
+                thresholds={name: scores.threshold for name, scores in found.items()},
+                events={
+                    name: scored_events(
+                        scores.window_scores,
+                        starts,
+                        entity.test_spans,
+                        tau=scores.threshold,
+                        window=prepared.window,
+                        rule=rule,
+                    )
+                    for name, scores in found.items()
+                },
+                heat=_heat(detector, test, starts, entity.name)
+                if i < HEAT_MAPS
+                else None,
+            )
+        timelines.append(timeline)
+    return timelines
 
 
-def _heat(
-    entity: Entity, prepared: Prepared, students: Mapping[str, Detector]
-) -> Heat | None:
+def _heat(detector: Detector, test: Series, starts: np.ndarray, entity: str) -> Heat:
     """Contributions of the channels to the student's scores of the test rows."""
-    if entity.test is None:
-        return None
-    detector = students[entity.name]
-    index = entity_index(detector, entity.name)
-    values = entity.test.values
-    parts = contribution_bins(
-        detector,
-        index,
-        values,
-        test_starts(prepared, entity),
-        heat_bins(entity.test.time, len(values)),
-    )
+    index, bins = entity_index(detector, entity), heat_bins(test.time, len(test.values))
+    parts = contribution_bins(detector, index, test.values, starts, bins)
     return Heat(STUDENT, detector.channels, parts, detector.thresholds[index].tau)
 
 
@@ -270,8 +268,7 @@ def contribution_bins(
         block: rows whose contributions are in memory at once.
     """
     largest = np.full((int(bins.max(initial=-1)) + 1, len(detector.channels)), np.nan)
-    gaussian, window = gaussian_of(detector, index), detector.window
-    attribution = attribution_matrix(gaussian, method=detector.attribution)
+    window = detector.window
     for first in range(0, len(values), block):
         last = min(first + block, len(values))
         own = starts[(starts > first - window) & (starts < last)]
@@ -281,9 +278,7 @@ def contribution_bins(
         length = max(last, int(own.max()) + window) - begin
         points, parts = empty_sums(length), empty_sums(length, len(detector.channels))
         done = 0
-        for found in explain_batches(
-            detector, index, values, own, attribution=attribution
-        ):
+        for found in explain_batches(detector, index, values, own):
             batch = own[done : done + len(found.points)] - begin
             done += len(batch)
             add_scores(points, found.points, batch)
@@ -292,28 +287,6 @@ def contribution_bins(
         means[np.isnan(mean_of_sums(points))] = np.nan  # no score, no contributions
         np.fmax.at(largest, bins[first:last], means[first - begin : last - begin])
     return largest
-
-
-def _training(
-    evaluated: Mapping[str, ModelEvaluation],
-    prepared: Prepared,
-    inspections: Sequence[Inspection],
-) -> list[Timeline]:
-    """The training rows of entities that have no test rows to show."""
-    thresholds = evaluated[STUDENT].calibration.thresholds
-    return [
-        Timeline(
-            entity=entity.name,
-            time=entity.train.time,
-            labels=None,
-            scores={STUDENT: found.scores},
-            thresholds={STUDENT: thresholds[place].tau},
-        )
-        for place, (entity, found) in enumerate(
-            zip(prepared.entities, inspections, strict=True)
-        )
-        if entity.test is None
-    ]
 
 
 def _distributions(evaluated: Mapping[str, ModelEvaluation]) -> list[Distribution]:

@@ -64,7 +64,7 @@ from kdjax.experiment.sweeps.networks import (
     tasks_of,
     train_members,
 )
-from kdjax.experiment.sweeps.run import (
+from kdjax.experiment.sweeps.sweep import (
     LOSS_NOTE,
     ORACLE_NOTE,
     check_record,

@@ -103,7 +103,7 @@ def member_means(
     return means.reset_index()
 
 
-def summary(
+def summary_means(
     members: pd.DataFrame, *, fields: Sequence[str], measures: Sequence[str]
 ) -> pd.DataFrame:
     """Means and standard deviations over the members that differ by their seed alone.
@@ -132,7 +132,7 @@ def summary_text(
     members: pd.DataFrame, *, fields: Sequence[str], measures: Sequence[str]
 ) -> pd.DataFrame:
     """The summary as text, a column `mean ± sd` for each measure."""
-    table = summary(members, fields=fields, measures=measures)
+    table = summary_means(members, fields=fields, measures=measures)
     text = table[[name for name in fields if name != SEED]].map(field_text)
     text[["members", "failed"]] = table[["members", "failed"]].astype(str)
     for measure in measures:

@@ -17,7 +17,7 @@ from kdjax.experiment.pipeline import run
 from kdjax.experiment.sweeps import members as members_module
 from kdjax.experiment.sweeps.design import make_design
 from kdjax.experiment.sweeps.networks import load_sweep_data
-from kdjax.experiment.sweeps.run import _described, run_sweep, write_record
+from kdjax.experiment.sweeps.sweep import _described, run_sweep, write_record
 from kdjax.experiment.workdir import check_data, read_lines
 from kdjax.export.files import export_file
 

@@ -42,7 +42,7 @@ from kdjax.experiment.sweeps.tables import (
     DONE,
     measure_names,
     members_table,
-    summary,
+    summary_means,
     write_table,
 )
 from kdjax.experiment.workdir import (
@@ -188,7 +188,7 @@ def _tabulate(design: Design, workdir: Path) -> SweepResult:
     fields, members = design.fields, members_table(lines, design.fields)
     measures = measure_names(members, fields)
     if hosts.is_first():
-        means = summary(members, fields=fields, measures=measures)
+        means = summary_means(members, fields=fields, measures=measures)
         write_text(workdir / "summary.csv", means.to_csv(index=False))
         write_tables(
             workdir,
