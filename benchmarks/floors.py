@@ -75,7 +75,7 @@ PLAIN = {"shrinkage": "none", "scope": "per_entity", "trim": 0.0}
 # Its errors are the rows it gets, so that errors can stand in for rows.
 AS_THEY_ARE = ResidualModel("mahalanobis", {})
 # In the order of `measures_of` and of `paired_rows`.
-HEADS = ("F1, oracle", "F1, own τ", "AP of rows", "VUS-PR")
+HEADS = ("F1, oracle", "F1, label-free τ", "AP of rows", "VUS-PR")
 
 Fields = Mapping[str, Any]
 Rows = list[dict[str, Any]]

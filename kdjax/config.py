@@ -1,6 +1,6 @@
 """Every setting, its default, and what settings may not do together.
 
-The only module of the package that knows ml_collections, apart from the program's
+The only module of the package that imports ml_collections, apart from the program's
 flags. `get_config` is the package's own config file; files under `configs/` start from
 it and change what they need. `resolve` checks a config as a whole and turns it into
 nested plain dicts, which is what the rest of kdjax reads.
@@ -192,7 +192,7 @@ def get_config() -> ConfigDict:
     # What the student's is compared with: the teacher's "reconstruction" (Eq. 2), its
     # "errors", its "hidden" code, or its "scores".
     distill.target = "reconstruction"
-    # Of each of teacher.components, which then teach together; () for the first part alone,
+    # Of each of teacher.components, which then are teachers together; () for the first alone,
     # or for the scores of all.
     distill.weights = ()
     # Copies of the training rows, disturbed on purpose, that only the teacher explains;
@@ -227,7 +227,7 @@ def get_config() -> ConfigDict:
     threshold.budget = "1/day"
     # τ of "fixed".
     threshold.value = config_dict.placeholder(float)
-    # Share of windows above a τ that follows its stream, told of in the results beside the
+    # Share of windows above the rolling threshold, shown in the results beside the
     # rule above; 0 for none.
     threshold.rolling_share = 0.1
     # Rows in a row above τ before an alarm, and rows after it in which none begins.
@@ -252,6 +252,9 @@ def resolve(config: ConfigDict | Mapping[str, Any]) -> Settings:
 
     Raises:
         ConfigError: all problems in one message.
+
+    >>> resolve(override(get_config(), {"data.name": "smd"}))["data"]["window"]
+    100
     """
     try:
         given: Settings = json.loads(to_json(config))
@@ -418,7 +421,7 @@ def _is_finite(value: Any) -> bool:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return False
     try:
-        # JSON, which results are written in, knows no other numbers.
+        # JSON, the format of results, has no other numbers.
         return math.isfinite(value)
     except OverflowError:  # a whole number beyond float64
         return False

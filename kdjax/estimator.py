@@ -344,7 +344,7 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
             return self._choose(rule)
         if self.entity_ == POOLED:
             raise ConfigError(
-                "calibrate(X): the detector knows several entities and none was chosen: "
+                "calibrate(X): the detector has several entities and none was chosen: "
                 "load it with entity=NAME."
             )
         series = self._series(X)._replace(entity=self.entity_)

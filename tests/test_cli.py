@@ -274,7 +274,7 @@ def test_old_names_in_a_config_file_are_read_with_one_line_each(say, asked, tmp_
             "takes only --config.threshold.…, got --config.",
         ),
         (["fetch"], "fetch needs a data set's name, smd, got nothing."),
-        (["fetch", "asd"], "fetch knows no data set 'asd': expected smd."),
+        (["fetch", "asd"], "fetch has no data set 'asd': expected smd."),
         (["run", QUICKSTART, QUICKSTART], "flags: --config is given twice: give one."),
     ],
 )

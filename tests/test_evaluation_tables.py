@@ -91,8 +91,8 @@ COLUMNS = {
     ("oracle, pooled", "R"): ("oracle", "pooled", "window", "recall"),
     ("oracle, pooled", "F1"): ("oracle", "pooled", "window", "f1"),
     ("oracle, mean", "F1"): ("oracle", "per_entity_mean", "window", "f1"),
-    ("own τ, pooled", "F1"): ("conformal", "pooled", "window", "f1"),
-    ("own τ, mean", "F1"): ("conformal", "per_entity_mean", "window", "f1"),
+    ("label-free τ, pooled", "F1"): ("conformal", "pooled", "window", "f1"),
+    ("label-free τ, mean", "F1"): ("conformal", "per_entity_mean", "window", "f1"),
     ("points, mean", "AP"): (
         "oracle", "per_entity_mean", "point", "average_precision",
     ),
@@ -162,7 +162,7 @@ def test_the_terminal_table_shows_every_cell_and_the_caption():
     )
     assert "30,680 windows, 3,233 positive, 13 entities." in words
     assert (
-        "oracle: τ chosen on the test labels; own τ: conformal, without labels."
+        "oracle: τ chosen on the test labels; label-free τ: conformal, without labels."
         in words
     )
     assert "random: scores drawn at random" in words
@@ -186,7 +186,7 @@ def test_the_label_free_rule_is_named_as_in_the_rows():
     for row in results["rows"]:
         row["threshold"] = row["threshold"].replace("conformal", "pot")
     assert label_free_method(results) == "pot"
-    assert "own τ: pot, without labels" in caption(results)
+    assert "label-free τ: pot, without labels" in caption(results)
     assert label_free_method({"rows": []}) == "conformal"
 
 
@@ -285,7 +285,7 @@ def test_the_table_without_labels_shows_them():
     lines = [line.split() for line in shown(unlabelled_table(results)).splitlines()]
     for line in alarm_rates(results):
         assert list(line) in lines
-    assert "no labels to judge by" in shown(unlabelled_table(results))
+    assert "no labels to evaluate with" in shown(unlabelled_table(results))
 
 
 FOUND = {"rate": 0.0125, "low": 0.001, "high": 0.0567, "detail": ""}
@@ -380,7 +380,7 @@ def test_a_dash_has_its_reason():
             row["notes"] = {"vus_pr": "no labels", "f1": "nothing was predicted"}
     results["rows"][0] |= {"f1": None, "notes": {"f1": "no labels"}}
     results["rows"][1] |= {"f1": None, "notes": {"f1": "not in the table"}}
-    # Of random only the F1 under own τ has no value.
+    # Of random only the F1 under label-free τ has no value.
     assert detection_table(results).words.endswith(
         " –: no labels (teacher, random). –: nothing was predicted (random)."
     )
@@ -458,7 +458,7 @@ def test_means_stand_with_their_intervals():
     table = interval_table(rows, "conformal")
     assert table.title == "Means over entities with 95 % intervals"
     assert names_of(table) == (
-        "Model", "F1 of windows, oracle", "F1 of windows, own τ", "VUS-PR of points",
+        "Model", "F1 of windows, oracle", "F1 of windows, label-free τ", "VUS-PR of points",
     )  # fmt: skip
     assert lines_of(table) == (
         ("teacher", "0.719 (0.65–0.78)", "0.500 (0.40–0.60)", "0.250 (0.15–0.35)"),
@@ -493,7 +493,7 @@ def test_differences_have_signs_and_name_the_control():
     pair = ("-0.012", "(-0.051 to +0.026)", "13")
     assert lines_of(table) == (
         ("student", "teacher", "F1 of windows, oracle", *pair),
-        ("student", "best baseline (pca)", "F1 of windows, own τ", *pair),
+        ("student", "best baseline (pca)", "F1 of windows, label-free τ", *pair),
         ("student", "teacher", "VUS-PR of points", "–", "–", "0"),
         ("student", "student_alone", "F1 of windows, oracle", "+0.250", *pair[1:]),
     )
@@ -510,9 +510,18 @@ def test_metrics_of_points_are_shown_where_there_are_some():
     table = point_table(found)
     assert names_of(table)[-1] == "affiliation F1"
     assert [line[:2] for line in lines_of(table)] == [
-        (model, rule) for model in SIZES for rule in ("oracle", "own τ")
+        (model, rule) for model in SIZES for rule in ("oracle", "label-free τ")
     ]
-    student = ("student", "own τ", "0.100", "0.200", "–", "0.500", "0.250", "0.812")
+    student = (
+        "student",
+        "label-free τ",
+        "0.100",
+        "0.200",
+        "–",
+        "0.500",
+        "0.250",
+        "0.812",
+    )
     assert lines_of(table)[3] == student
     assert lines_of(table)[0][-1] == "–"
     # Only means over entities at the level of points.
@@ -540,9 +549,9 @@ def test_adjusted_numbers_are_called_inflated_and_stand_beside_random():
     assert names_of(table) == ("Model", "τ", "point-adjusted F1, inflated")
     assert lines_of(table)[:4] == (
         ("teacher", "oracle", "0.950 (random 0.874)"),
-        ("teacher", "own τ", "0.950 (random 0.500)"),
+        ("teacher", "label-free τ", "0.950 (random 0.500)"),
         ("student", "oracle", "– (random 0.874)"),
-        ("student", "own τ", "– (random 0.500)"),
+        ("student", "label-free τ", "– (random 0.500)"),
     )
 
 

@@ -1,6 +1,7 @@
 """The functional library: what a user composes from `kdjax`'s own functions."""
 
 import functools
+import inspect
 import runpy
 from pathlib import Path
 
@@ -264,3 +265,24 @@ def test_rooms_hand_on_their_public_names():
     assert kdjax.detection.fit_gaussian is kdjax.fit_gaussian
     with pytest.raises(AttributeError, match="'kdjax.models' has no attribute"):
         kdjax.models.nothing  # noqa: B018
+
+
+def test_the_api_page_has_a_line_for_every_public_name():
+    page = (EXAMPLE.parent.parent / "docs" / "api.md").read_text("utf-8")
+    for name in kdjax.__all__:
+        doc = inspect.getdoc(getattr(kdjax, name)) or ""
+        first = " ".join(doc.split("\n\n")[0].split()).replace("|", "&#124;")
+        assert f"| `{name}` | {first} |" in page, name
+
+
+def test_public_functions_have_an_example():
+    groups = ("Models", "Losses", "Training", "Data", "Detection")
+    missing = [
+        name
+        for group in groups
+        for names in kdjax._HOMES[group].values()
+        for name in names.split()
+        if inspect.isfunction(getattr(kdjax, name))
+        and ">>>" not in inspect.getdoc(getattr(kdjax, name))
+    ]
+    assert missing == ["memory_batches", "fit", "resume", "fetch_smd"]

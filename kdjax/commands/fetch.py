@@ -19,7 +19,7 @@ def main(arguments: list[str], flags: common.Flags) -> None:
     """Runs the verb."""
     name = common.one_argument("fetch", arguments, "a data set's name, smd")
     if name != "smd":
-        raise ConfigError(f"fetch knows no data set {name!r}: expected smd.")
+        raise ConfigError(f"fetch has no data set {name!r}: expected smd.")
     from kdjax.data.download import fetch_smd
 
     folder = flags.output or "data/smd"

@@ -92,6 +92,9 @@ def load_benchmark(
         name: one of `BENCHMARKS`.
         root: folder of the data set; empty for the machine of SMD in the package.
         entities: names of the entities wanted, in this order; by default all.
+
+    >>> load_benchmark("smd", root="").test[0].entity
+    'machine-1-2'
     """
     _check_name(name)
     folder = _folder(name, root)
@@ -104,7 +107,11 @@ def load_benchmark(
 
 
 def load_sample() -> Dataset:
-    """The machine of SMD that comes with the package: 23,694 rows each way, D = 38."""
+    """The machine of SMD that comes with the package: 23,694 rows each way, D = 38.
+
+    >>> load_sample().train[0].values.shape
+    (23694, 38)
+    """
     return load_benchmark("smd", root="")
 
 

@@ -75,6 +75,10 @@ def read_table(
 
     Raises:
         DataError: the file can't be read; the message names file, row and column.
+
+    >>> (series,) = read_table("plant.csv", time_column="time")  # doctest: +SKIP
+    >>> series.values.shape, series.channels  # doctest: +SKIP
+    ((20000, 3), ('load', 'heat', 'flow'))
     """
     return load_files(
         path,
@@ -108,6 +112,10 @@ def load_files(
 
     The series of a Parquet or `.npy` file whose numbers take more than `memory_bytes` as
     float32, or more than the free memory, are memory maps. Text is always read whole.
+
+    >>> dataset = load_files("train.csv", test_path="test.csv")  # doctest: +SKIP
+    >>> dataset.train[0].values.shape  # doctest: +SKIP
+    (20000, 3)
     """
     rules = Rules(missing, order, duplicates)
     check_rules(rules)

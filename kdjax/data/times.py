@@ -65,7 +65,7 @@ def parse_time(column: pd.Series, place: Place) -> np.ndarray:
 
 
 def has_zone(column: pd.Series) -> bool:
-    """Whether times have an offset from UTC, judged by the first."""
+    """Whether times have an offset from UTC, by the first."""
     if pd.api.types.is_datetime64_any_dtype(column):
         return column.dt.tz is not None
     return re.search(_OFFSET, str(column.iloc[0]).strip()) is not None

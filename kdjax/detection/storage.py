@@ -92,6 +92,8 @@ def save_detector(folder: str | os.PathLike[str], detector: Detector) -> None:
 
     Raises:
         ArtifactError: the folder holds something else.
+
+    >>> save_detector("detectors/plant", detector)  # doctest: +SKIP
     """
     folder = Path(folder)
     clear_leftovers(folder.parent, (folder.name,))
@@ -130,6 +132,10 @@ def load_detector(folder: str | os.PathLike[str]) -> Detector:
 
     Raises:
         ArtifactError: the folder is missing, damaged, or of a newer schema.
+
+    >>> detector = load_detector("runs/plant/detectors/student")  # doctest: +SKIP
+    >>> detector.window, detector.channels  # doctest: +SKIP
+    (100, ('load', 'heat', 'flow'))
     """
     folder = Path(folder)
     if not folder.is_dir():

@@ -77,6 +77,10 @@ def score_table(
     Raises:
         DataError: the channels are not the detector's, or no part of the series without
             a gap is as long as the window.
+
+    >>> table = score_table(detector, series, entity="plant")  # doctest: +SKIP
+    >>> table.columns.tolist()[:4]  # doctest: +SKIP
+    ['entity', 'time', 'score', 'window_score']
     """
     index = entity_index(detector, entity)
     series = match_channels(series, detector.channels)

@@ -356,7 +356,7 @@ def _group(row: Row) -> tuple[str, str, str]:
 
 
 def _numbers(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields for JSON, which knows no NaN."""
+    """The fields for JSON, which has no NaN."""
     return {
         key: None if isinstance(value, float) and math.isnan(value) else value
         for key, value in fields.items()

@@ -212,7 +212,7 @@ def precision_recall_figure(ranking: Ranking) -> go.Figure:
         figure.add_trace(_line(x, y, f"{name} (AP {area:.3f})", color, shape="hv"))
         above = own > ranking.thresholds[model]
         if above.any():
-            hits, name = np.sum(labels & above), f"{name}, own τ"
+            hits, name = np.sum(labels & above), f"{name}, label-free τ"
             dot = _line([hits / labels.sum()], [hits / above.sum()], name, color)
             figure.add_trace(
                 dot.update(mode="markers", marker_size=9, showlegend=False)

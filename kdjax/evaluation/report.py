@@ -88,7 +88,7 @@ def write_report(
     )
     first, *further = map(_section, tables.report_tables(results))
     summary = words_html(tables.data_words(results))
-    summary += words_html(summarise(results), style="verdict")
+    summary += words_html(summarise(results), style="summary")
     curve = ""
     if history:
         words = "Loss over epochs. Solid: training; dashed: validation."

@@ -44,7 +44,7 @@ from kdjax.metrics.points import (
     undefined_curve,
 )
 from kdjax.metrics.ranges import ranges_of
-from kdjax.metrics.volumes import volumes
+from kdjax.metrics.volumes import volumes_of
 
 ORACLE = "oracle"
 ROLLING = "rolling"
@@ -501,7 +501,7 @@ def _volume_metrics(
         return _all_nan(VOLUME_METRICS, NO_WINDOW)
     if why := one_class(ordered[0]):
         return _all_nan(VOLUME_METRICS, why)
-    found = volumes(*ordered, window=window)
+    found = volumes_of(*ordered, window=window)
     return dict(zip(VOLUME_METRICS, found, strict=True)), {}
 
 

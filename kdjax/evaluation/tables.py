@@ -98,8 +98,8 @@ def detection_table(results: Results) -> Table:
         ("oracle, pooled", "R"): (*oracle, "recall"),
         ("oracle, pooled", "F1"): (*oracle, "f1"),
         ("oracle, mean", "F1"): ("oracle", "per_entity_mean", "window", "f1"),
-        ("own τ, pooled", "F1"): (own, "pooled", "window", "f1"),
-        ("own τ, mean", "F1"): (own, "per_entity_mean", "window", "f1"),
+        ("label-free τ, pooled", "F1"): (own, "pooled", "window", "f1"),
+        ("label-free τ, mean", "F1"): (own, "per_entity_mean", "window", "f1"),
         ("points, mean", "AP"): ("oracle", *points, "average_precision"),
     }
     further = {
@@ -387,7 +387,7 @@ def caption(results: Results) -> str:
         f"{_integer(data['min_anomalous_points'])} on: {_integer(data['windows'])} "
         f"windows, {_integer(data['positive_windows'])} positive, "
         f"{entity_count(data)}. "
-        f"oracle: τ chosen on the test labels; own τ: {method}, without labels. "
+        f"oracle: τ chosen on the test labels; label-free τ: {method}, without labels. "
         "P precision, R recall; pooled: counts of all entities together; mean: of the "
         "entities' own metric; AP: average precision of row scores." + further
     )
@@ -437,7 +437,7 @@ def results_table(results: Results) -> rich.console.Group:
 
 def unlabelled_table(results: Results) -> rich.table.Table:
     """Models, sizes and shares of test windows in alarm, for a terminal."""
-    title = f"{results['dataset']['name']}: no labels to judge by"
+    title = f"{results['dataset']['name']}: no labels to evaluate with"
     heads = ("Model", "Parameters", "Test windows in alarm")
     return _terminal_table(title, heads, alarm_rates(results))
 
@@ -561,7 +561,7 @@ def _measure_name(measure: tuple[str, str, str]) -> str:
 
 
 def _rule(threshold: str) -> str:
-    return threshold if threshold == "oracle" else "own τ"
+    return threshold if threshold == "oracle" else "label-free τ"
 
 
 def _reasons(rows: Iterable[Row]) -> str:

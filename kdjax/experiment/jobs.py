@@ -403,7 +403,7 @@ def train_alone(
     windows, distillation = len(training.training_data.fit), training.distillation
     mesh = training_mesh(train["batch_size"])
     batch_source, validate = _make_sources(training, mesh, outputs)
-    # A device knows only its own windows, so such losses take one device.
+    # A device has only its own windows, so such losses take one device.
     is_whole = distillation is not None and distillation.needs_whole_batches
     total = windows * training.epochs - start.progress.step * train["batch_size"]
     # Of several processes one alone can't save.

@@ -78,6 +78,10 @@ def run(
 
     Returns:
         The content of `results.json`.
+
+    >>> import kdjax
+    >>> config = kdjax.override(kdjax.get_config(), {"data.name": "smd"})
+    >>> results = run(kdjax.resolve(config), "runs/smd")  # doctest: +SKIP
     """
     workdir = Path(workdir)
     console = console if console and hosts.is_first() else Console(quiet=True)

@@ -60,7 +60,7 @@ def load_warm_start(
     old = next(iter(found.values()))
     if set(old.channels) != set(channels):
         raise DataError(
-            f"{folder} knows other channels; missing in the new data: "
+            f"{folder} has other channels; missing in the new data: "
             f"{_listed(set(old.channels) - set(channels))}; new: "
             f"{_listed(set(channels) - set(old.channels))}. Rename or remove columns, or "
             "train without init_from."

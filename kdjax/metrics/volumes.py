@@ -97,10 +97,10 @@ def _checked(
     reason = one_class(truth)
     if reason is not None:
         warn_undefined(dict.fromkeys(names, reason), stacklevel=4)
-    return volumes(truth, values, window=window, thresholds=thresholds)
+    return volumes_of(truth, values, window=window, thresholds=thresholds)
 
 
-def volumes(
+def volumes_of(
     truth: np.ndarray, scores: np.ndarray, *, window: int, thresholds: int = 250
 ) -> Volumes:
     """`vus` of checked `[N]` bool labels and scores, without a warning."""

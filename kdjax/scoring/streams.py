@@ -91,6 +91,10 @@ def open_stream(
         entity: whose scaler, Gaussian and threshold to use; by default those of the only
             entity, else the pooled ones, or those in the file.
         adaptive_step, rolling: see `StreamDetector`.
+
+    >>> stream = open_stream("runs/plant/detectors/student")  # doctest: +SKIP
+    >>> stream.update([0.5, 21.0, 3.2]).state  # doctest: +SKIP
+    'unknown'
     """
     if backend not in BACKENDS:
         raise ConfigError(

@@ -35,7 +35,7 @@ _UNDER_WAY = 2
 
 
 class Batch(NamedTuple):
-    """What one training step sees.
+    """The batch of one training step.
 
     Attributes:
         windows: X, `[B, L, D]`.
@@ -59,12 +59,12 @@ class Batch(NamedTuple):
 
 
 class WindowDataset(struct.PyTreeNode):  # type: ignore[no-untyped-call]
-    """The windows that a phase trains on.
+    """The windows that a job trains on.
 
     Attributes:
         rows: `[N, D]` float32, scaled rows of all entities, one after the other.
         starts: `[M]` int32, first rows of the M windows; none crosses an entity.
-        targets: `[M, …]`, what the teacher says, computed once; or None.
+        targets: `[M, …]`, distillation targets, computed once; or None.
         teacher: the teacher's parameters, where the targets are too many to keep and
             each step computes its own; or None.
         sound: `[M]`, 1, or 0 for windows whose data were disturbed on purpose; None

@@ -71,7 +71,13 @@ Step = Callable[["TrainState", Any], tuple["TrainState", dict[str, Array]]]
 
 
 def init_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state before the first step."""
+    """The state before the first step.
+
+    >>> import optax
+    >>> state = init_state({"w": jnp.ones(2)}, optax.sgd(0.1))
+    >>> int(state.step), state.params["w"]
+    (0, Array([1., 1.], dtype=float32))
+    """
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
@@ -226,6 +232,18 @@ def make_student_step(
 
     Returns:
         As `make_teacher_step`.
+
+    >>> from kdjax.models.autoencoder import lstm_autoencoder
+    >>> from kdjax.models.baselines import baseline
+    >>> student, tx = lstm_autoencoder(hidden=(2,)), optax.adam(1e-2)
+    >>> teacher, x = baseline("moving_average"), jnp.ones((4, 3, 1))
+    >>> step = make_student_step(
+    ...     student, tx, teacher=teacher, teacher_params={}, alpha=0.35
+    ... )
+    >>> state = init_state(student.init(jax.random.key(0), x), tx)
+    >>> state, metrics = step(state, x)
+    >>> int(state.step)
+    1
     """
 
     def targets(windows: Array) -> Array:
@@ -352,6 +370,13 @@ def make_optimizer(
         warmup_steps: steps in which the rate rises linearly to its peak, which the step
             after them has.
         clip_norm: the largest global norm of a gradient.
+
+    >>> tx = make_optimizer(
+    ...     learning_rate=0.1, schedule="constant", steps=9, warmup_steps=0, clip_norm=1.0
+    ... )
+    >>> updates, _ = tx.update(jnp.ones(1), tx.init(jnp.zeros(1)), jnp.zeros(1))
+    >>> round(float(updates[0]), 3)
+    -0.1
     """
     # In shares of the way, so that steps may be traced: a population's members differ.
     rising = jnp.minimum(warmup_steps, jnp.maximum(steps - 1, 0))

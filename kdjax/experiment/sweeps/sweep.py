@@ -89,6 +89,10 @@ def run_sweep(
 
     Raises:
         ConfigError: `workdir` was made with another sweep.
+
+    >>> from kdjax.experiment.sweeps.design import make_design
+    >>> design = make_design("seeds", config, sweep)  # doctest: +SKIP
+    >>> run_sweep(design, "runs/seeds").members  # doctest: +SKIP
     """
     console = console if console and hosts.is_first() else Console(quiet=True)
     described = _described(design)
