@@ -25,7 +25,7 @@ from kdjax.models.residual import ResidualModel
 pytest.importorskip("onnx", reason="needs the extra onnx")
 pytest.importorskip("onnxruntime", reason="needs the extra onnx")
 
-EXAMPLE = Path(__file__).parents[1] / "docs" / "examples" / "score_csv.py"
+EXAMPLE = Path(__file__).parents[1] / "examples" / "score_csv.py"
 
 
 @pytest.fixture

@@ -31,7 +31,7 @@ from kdjax.scoring.folders import (
     shard_of,
 )
 
-EXAMPLE = Path(__file__).parents[1] / "docs" / "examples" / "score_fleet.py"
+EXAMPLE = Path(__file__).parents[1] / "examples" / "score_fleet.py"
 NAMES = (
     "a.csv",
     "line/b.csv",

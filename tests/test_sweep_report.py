@@ -147,7 +147,7 @@ def test_a_line_a_member_through_its_values():
     assert [text for x, text in zip(ticks.x, ticks.text, strict=True) if x == 4] == [
         "0.2\u2002", "0.4\u2002", "0.6\u2002", "0.8\u2002",
     ]  # fmt: skip
-    assert figure.layout.xaxis.ticktext[0] == "student. hidden"
+    assert figure.layout.xaxis.ticktext[0] == "student.<br>hidden"
     assert figure.layout.xaxis.ticktext[-1] == "f1"
 
 

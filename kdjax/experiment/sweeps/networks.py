@@ -248,7 +248,7 @@ def failures(
     return reasons
 
 
-def folders(workdir: Path) -> list[Path]:
+def process_folders(workdir: Path) -> list[Path]:
     """The folders in which any process keeps what it trained, in this or earlier runs."""
     return [workdir, *sorted(workdir.glob("process-*"))]
 
@@ -279,7 +279,7 @@ def _train(
     folder = workdir / f"process-{number}" if number else workdir
     folder.mkdir(parents=True, exist_ok=True)
     hosts.barrier("before training")
-    elsewhere = [other for other in folders(workdir) if other != folder]
+    elsewhere = [other for other in process_folders(workdir) if other != folder]
     found = _finished(trainings, elsewhere)
     hosts.barrier("looked")  # No process finishes a training before all have looked.
     own = [t for t in hosts.share(trainings) if t.name not in found]
@@ -287,7 +287,7 @@ def _train(
         found |= train_all(own, folder, console, way=way, evaluate_models=on_epoch)
     hosts.barrier("trained")
     others = [t for t in trainings if t.name not in found]
-    return found | _finished(others, folders(workdir))
+    return found | _finished(others, process_folders(workdir))
 
 
 def _finished(

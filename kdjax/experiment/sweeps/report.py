@@ -168,14 +168,17 @@ def plot_parallel(
         height=480,
         xaxis={
             "tickvals": [*range(len(axes))],
-            "ticktext": [plain(n.replace(".", ". ")) for n in (*fields, measure)],
+            "ticktext": [
+                plain(name).replace(".", ".<br>").replace("_", "_<br>")
+                for name in (*fields, measure)
+            ],
             "side": "top",
             "range": [-0.4, len(fields) + 0.1],
             "gridcolor": INK,
         },
         yaxis={"visible": False, "range": [-0.05, 1.05]},
         legend={"orientation": "h"},
-        margin={"t": 70},
+        margin={"t": 90},
     )
 
 
@@ -217,7 +220,8 @@ def plot_frontier(
                     col=column,
                 )
     for column, cost in enumerate(costs, start=1):
-        figure.update_xaxes(type="log", title=COSTS[cost], col=column)
+        title = COSTS[cost].replace(",", ",<br>").replace(" of ", "<br>of ")
+        figure.update_xaxes(type="log", title=title, col=column)
     figure.update_yaxes(title=plain(measure), col=1)
     return figure.update_layout(height=400, legend={"orientation": "h", "y": 1.15})
 

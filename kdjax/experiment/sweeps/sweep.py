@@ -33,8 +33,8 @@ from kdjax.experiment.sweeps.members import (
 )
 from kdjax.experiment.sweeps.networks import (
     failures,
-    folders,
     load_sweep_data,
+    process_folders,
     train_members,
 )
 from kdjax.experiment.sweeps.report import write_sweep_report
@@ -202,7 +202,9 @@ def _tabulate(design: Design, workdir: Path) -> SweepResult:
             measure=f"f1_{design.base['threshold']['method']}",
             settings=design.base,
             history=[
-                line for folder in folders(workdir) for line in read_lines(folder)
+                line
+                for folder in process_folders(workdir)
+                for line in read_lines(folder)
             ],
             notes=[*notes, ORACLE_NOTE, LOSS_NOTE],
         )
