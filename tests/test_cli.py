@@ -663,7 +663,9 @@ def test_faults_of_score_with_many_files(refused, detector, folder, tmp_path):
     assert line.endswith("which is to be scored: give a folder outside of it.")
     output = f"--output={tmp_path / 'o'}"
     line = refused("score", folder, known, output, "--shard=2/2")
-    assert line.startswith("shard='2/2' is none: expected i/n with i from 0 to n - 1")
+    assert line.startswith(
+        "shard='2/2' is invalid: expected i/n with i from 0 to n - 1"
+    )
     line = refused(
         "score", folder / "unit0.csv", known, "--output=o.csv", "--shard=0/2"
     )

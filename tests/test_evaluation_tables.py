@@ -91,8 +91,8 @@ COLUMNS = {
     ("oracle, pooled", "R"): ("oracle", "pooled", "window", "recall"),
     ("oracle, pooled", "F1"): ("oracle", "pooled", "window", "f1"),
     ("oracle, mean", "F1"): ("oracle", "per_entity_mean", "window", "f1"),
-    ("label-free τ, pooled", "F1"): ("conformal", "pooled", "window", "f1"),
-    ("label-free τ, mean", "F1"): ("conformal", "per_entity_mean", "window", "f1"),
+    ("label-free, pooled", "F1"): ("conformal", "pooled", "window", "f1"),
+    ("label-free, mean", "F1"): ("conformal", "per_entity_mean", "window", "f1"),
     ("points, mean", "AP"): (
         "oracle", "per_entity_mean", "point", "average_precision",
     ),

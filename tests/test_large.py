@@ -42,7 +42,12 @@ from kdjax.experiment.assemble import data_digests
 from kdjax.models.autoencoder import Architecture, network
 from kdjax.models.baselines import fit_pca
 from kdjax.models.residual import ResidualModel
-from kdjax.training.batching import BatchSource, WindowDataset, disk_batches
+from kdjax.training.batching import (
+    BatchSource,
+    IndexedBatch,
+    WindowDataset,
+    disk_batches,
+)
 from kdjax.training.loop import fit, resume
 from kdjax.training.sharding import batch_mesh, place
 from kdjax.training.steps import (
@@ -244,7 +249,8 @@ def gathered_feed(source, batches_of, *, missing=False, teacher=None, targets=No
             places = np.array([known[value] for value in found])
             gap = batches_of.batch_size - len(places)
             weight = np.pad(np.ones(len(places), np.float32), (0, gap))
-            yield dataset, np.pad(places, (0, gap), mode="edge"), weight
+            index = np.pad(places, (0, gap), mode="edge")
+            yield IndexedBatch(dataset, index, weight)
 
     return BatchSource(batches_of.windows, batches_of.batch_size, batches), dataset
 
@@ -698,10 +704,12 @@ from kdjax.detection.calibration import Rules, calibrate
 from kdjax.detection.thresholds import Rule
 from kdjax.models.autoencoder import Architecture, network
 from kdjax.models.residual import ResidualModel
-from kdjax.training.batch_sources import disk_batches, make_source_validate
+from kdjax.training.batching import disk_batches
 from kdjax.training.loop import fit, resume
-from kdjax.losses import teacher_objective, validation_loss
-from kdjax.training.steps import init_state, make_optimizer, make_step
+from kdjax.training.steps import (
+    init_state, make_optimizer, make_source_validate, make_step, teacher_loss,
+    validation_loss,
+)
 
 memory = 100_000_000
 data = load_files(sys.argv[1], memory_bytes=memory)
@@ -713,7 +721,7 @@ prepared = prepare(
 assert is_large(prepared, memory)
 shape = Architecture(len(prepared.channels), (4,))
 net = network(shape)
-loss = teacher_objective(net)
+loss = teacher_loss(net)
 fed = disk_batches(windows_source(prepared, "fit", stride=1000), seed=0, batch_size=128)
 optimizer = make_optimizer(
     learning_rate=1e-2, schedule="constant", steps=2 * fed.steps, warmup_steps=0,

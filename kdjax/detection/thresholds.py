@@ -197,7 +197,7 @@ def pot_threshold(scores: np.ndarray, *, rate: float) -> float:
 
     >>> scores = np.random.default_rng(0).exponential(size=2000)
     >>> round(pot_threshold(scores, rate=0.001), 1)
-    6.6
+    7.2
     """
     return choose_threshold(np.asarray(scores), Rule("pot", rate)).tau
 

@@ -98,8 +98,8 @@ def detection_table(results: Results) -> Table:
         ("oracle, pooled", "R"): (*oracle, "recall"),
         ("oracle, pooled", "F1"): (*oracle, "f1"),
         ("oracle, mean", "F1"): ("oracle", "per_entity_mean", "window", "f1"),
-        ("label-free τ, pooled", "F1"): (own, "pooled", "window", "f1"),
-        ("label-free τ, mean", "F1"): (own, "per_entity_mean", "window", "f1"),
+        ("label-free, pooled", "F1"): (own, "pooled", "window", "f1"),
+        ("label-free, mean", "F1"): (own, "per_entity_mean", "window", "f1"),
         ("points, mean", "AP"): ("oracle", *points, "average_precision"),
     }
     further = {
@@ -418,10 +418,13 @@ def results_table(results: Results) -> rich.console.Group:
     """The detection table for a terminal, in two where 80 characters are too few."""
     frame = detection_table(results).frame
     found: list[rich.table.Table] = []
-    heads = [
-        f"{group.replace(', ', chr(10)) or chr(10)}\n{name}"
+    # Narrow columns: a head in lines, all of the same height.
+    stacks = [
+        [*group.replace("-", "-, ").split(", "), name]
         for group, name in heads_of(frame)
     ]
+    height = max(map(len, stacks))
+    heads = ["\n".join([""] * (height - len(stack)) + stack) for stack in stacks]
     title = f"{results['dataset']['name']}: detection by windows"
     for columns in ([*range(_NARROW)], [0, *range(_NARROW, frame.shape[1])]):
         if len(columns) > 1:
