@@ -4,9 +4,9 @@ The public names, by groups. They are imported when first used, so that `import 
 is fast and only what computes imports JAX. Metrics are in `kdjax.metrics`.
 """
 
-import importlib
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from kdjax.io.lazy import lazy_names
 
 if TYPE_CHECKING:
     from kdjax.config import get_config as get_config
@@ -133,26 +133,7 @@ _MODULES = {
     for name in names.split()
 }
 
-__all__ = list(_MODULES)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module 'kdjax' has no attribute {name!r}")
-    return getattr(importlib.import_module(_MODULES[name]), name)
-
-
-def __dir__() -> list[str]:
-    return __all__
-
-
-def _room_names(room: str) -> tuple[list[str], Callable[[str], Any]]:
-    """`__all__` and `__getattr__` of a room: its public names, imported when used."""
-    own = {name: home for name, home in _MODULES.items() if home.startswith(f"{room}.")}
-
-    def find(name: str) -> Any:
-        if name not in own:
-            raise AttributeError(f"module {room!r} has no attribute {name!r}")
-        return getattr(importlib.import_module(own[name]), name)
-
-    return list(own), find
+__all__, __getattr__, __dir__ = lazy_names(
+    __name__,
+    {home: names for group in _HOMES.values() for home, names in group.items()},
+)

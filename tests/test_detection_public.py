@@ -23,7 +23,7 @@ print([name for name in ("jax", "flax", "onnx") if name in sys.modules])
 def test_every_name_resolves():
     for name in kdjax.detection.__all__:
         assert getattr(kdjax.detection, name).__doc__
-    assert set(kdjax.detection.__all__) <= set(kdjax.__all__)
+    assert set(dir(kdjax.detection)) == set(kdjax.detection.__all__)
     with pytest.raises(AttributeError, match="kdjax.detection' has no attribute 'no'"):
         kdjax.detection.no  # noqa: B018
 

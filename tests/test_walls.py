@@ -104,9 +104,7 @@ def room_edges():
         room = name.split(".")[0]
         for imported in imports(module):
             parts = imported.split(".")
-            if not name or parts[0] != "kdjax" or parts[1:] == ["_room_names"]:
-                continue
-            if parts[1] != room:
+            if name and parts[0] == "kdjax" and len(parts) > 1 and parts[1] != room:
                 yield name, parts[1]
 
 
@@ -269,6 +267,9 @@ def test_every_public_name_resolves():
         assert value is getattr(home, name)
         assert inspect.getdoc(value)
     assert dir(kdjax) == sorted(kdjax.__all__)
+    for room in ("models", "training", "detection", "export", "experiment"):
+        own = {n for n, home in kdjax._MODULES.items() if home.split(".")[1] == room}
+        assert set(importlib.import_module(f"kdjax.{room}").__all__) == own
     assert len(set(kdjax.__all__)) == len(kdjax.__all__)
 
 

@@ -1,5 +1,10 @@
 """Detectors as ONNX and StableHLO files, and what they cost to run."""
 
-from kdjax import _room_names
+from kdjax.io.lazy import lazy_names
 
-__all__, __getattr__ = _room_names(__name__)
+__all__, __getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "kdjax.export.files": "export_file export_onnx export_stablehlo",
+    },
+)

@@ -1,0 +1,28 @@
+"""Names of a package that are imported when they are first used (PEP 562)."""
+
+import importlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+
+def lazy_names(
+    package: str, homes: Mapping[str, str]
+) -> tuple[list[str], Callable[[str], Any], Callable[[], list[str]]]:
+    """`__all__`, `__getattr__` and `__dir__` of a package.
+
+    Args:
+        package: its `__name__`.
+        homes: modules, each with the names that it defines, separated by blanks.
+
+    >>> names, find, _ = lazy_names("kdjax.io", {"kdjax.io.lazy": "lazy_names"})
+    >>> names, find("lazy_names") is lazy_names
+    (['lazy_names'], True)
+    """
+    found = {name: home for home, names in homes.items() for name in names.split()}
+
+    def find(name: str) -> Any:
+        if name not in found:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(found[name]), name)
+
+    return list(found), find, lambda: list(found)
