@@ -15,6 +15,8 @@ from kdjax.evaluation.evaluate import evaluate_models
 from kdjax.experiment.assemble import calibration_rules
 from kdjax.experiment.pipeline import load_dataset, prepare_parts, run
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "results"
 QUIET = Console(quiet=True)

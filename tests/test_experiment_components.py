@@ -25,6 +25,8 @@ from kdjax.experiment.sweeps.design import make_design
 from kdjax.experiment.sweeps.sweep import run_sweep
 from kdjax.models.residual import FIT_WINDOWS, component, fit_baseline, fit_components
 
+pytestmark = pytest.mark.slow
+
 L, D = 10, 3
 TEACHER = ("kmeans", "difference", "moving_average")
 STUDENT = ("autoencoder", "difference", "moving_average")

@@ -42,6 +42,7 @@ def alone(plant, plant_changes, tiny, tmp_path_factory):
     return made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "machine", [pytest.param("press", marks=pytest.mark.slow), "saw"]
 )

@@ -27,6 +27,8 @@ from kdjax.experiment.train import train_networks
 from kdjax.experiment.workdir import append_line, read_lines
 from kdjax.training import targets as lessons
 
+pytestmark = pytest.mark.slow
+
 QUIET = Console(quiet=True)
 # Each differs from the others in something that a population may differ in.
 MEMBERS = (

@@ -13,6 +13,8 @@ from kdjax.detection.storage import load_detector
 from kdjax.estimator import FIELDS, KDDetector
 from kdjax.experiment.pipeline import run
 
+pytestmark = pytest.mark.slow
+
 PARAMETERS = {
     "window_size": 8,
     "stride": 2,

@@ -25,6 +25,8 @@ from kdjax.models.autoencoder import Architecture, network
 from kdjax.models.residual import ResidualModel
 from kdjax.training.batching import epoch_order
 
+pytestmark = pytest.mark.slow
+
 CHANGES = {
     "data.stride": 15,
     "threshold.false_alarm_rate": 0.2,

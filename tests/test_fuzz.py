@@ -49,6 +49,7 @@ def fuzz():
         yield {name: importlib.import_module(f"fuzz_{name}") for name in names}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", EXAMPLES)
 def test_any_bytes_are_refused_or_read_right(target, fuzz, tmp_path):
     words = set()
@@ -69,6 +70,7 @@ def test_any_bytes_are_refused_or_read_right(target, fuzz, tmp_path):
     assert words == {"right", "refused"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", EXAMPLES)
 def test_what_the_fuzzers_start_from_is_read(target, fuzz, tmp_path):
     """Not all of it: some seeds are there to be refused."""
@@ -212,6 +214,7 @@ def test_a_header_of_python_2_is_read_without_a_word(tmp_path):
     assert series.values.tolist() == [[1, 2, 3], [4, 5, 6]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "text"),
     [

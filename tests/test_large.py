@@ -62,6 +62,8 @@ from kdjax.training.steps import (
     validation_loss,
 )
 
+pytestmark = pytest.mark.slow
+
 WINDOW, STRIDE, WIDTH = 6, 4, 3
 ROWS = {"a": 700, "b": 420}
 OPTIONS = {

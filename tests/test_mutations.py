@@ -20,6 +20,8 @@ from kdjax.export.stablehlo import load_stablehlo
 from kdjax.io.files import MANIFEST, save_state
 from kdjax.training.checkpoints import save_checkpoint
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 
 

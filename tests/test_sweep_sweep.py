@@ -21,6 +21,8 @@ from kdjax.experiment.sweeps.sweep import _described, run_sweep, write_record
 from kdjax.experiment.workdir import check_data, read_lines
 from kdjax.export.files import export_file
 
+pytestmark = pytest.mark.slow
+
 # Two seeds, a student without a teacher, another shape, one that diverges, and one that
 # differs in its threshold only.
 CHANGES = (

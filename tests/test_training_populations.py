@@ -199,6 +199,7 @@ class Killed(Exception):
     """Stands for SIGKILL."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("devices", "after"),
     [

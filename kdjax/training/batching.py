@@ -67,8 +67,7 @@ class WindowDataset(struct.PyTreeNode):  # type: ignore[no-untyped-call]
         targets: `[M, …]`, distillation targets, computed once; or None.
         teacher: the teacher's parameters, where the targets are too many to keep and
             each step computes its own; or None.
-        sound: `[M]`, 1, or 0 for windows whose data were disturbed on purpose; None
-            where none were.
+        recorded: `[M]`, 1, or 0 for augmented windows; None where all are recorded.
         missing: whether rows may have NaN cells, which losses then leave out.
     """
 
