@@ -452,7 +452,7 @@ def test_a_full_disk_leaves_nothing_half_written(commands, say, disk, verb, tmp_
     assert str(folder) in err or verb == "stream"
     assert "None" not in err and "run the same command again" in " ".join(err.split())
     assert traces.leftovers(folder) == []
-    mount(4096)
+    mount(12_288)
     assert say(commands[verb](folder))[0] == 0
     (tmp_path / "roomy").mkdir()
     assert say(commands[verb](tmp_path / "roomy"))[0] == 0
@@ -488,7 +488,7 @@ def test_a_download_goes_on_once_there_is_room(commands, say, disk, monkeypatch)
         assert sorted(p.name for p in folder.rglob("*.*")) == [
             Path(name).name for name, *_ in entries[:2]
         ]
-        mount(4096)
+        mount(12_288)
         assert say(commands["fetch"](folder))[0] == 0
     assert traces.contents(folder) == {name: sha for name, sha, _ in entries[:3]}
 
@@ -501,7 +501,7 @@ def test_a_run_goes_on_once_there_is_room(commands, say, disk, finished):
     assert code == 2
     assert "could not be saved ([Errno 28] No space left on device). Make" in words(err)
     # Room for all networks, then for some detectors, then for all.
-    mount(4096)
+    mount(12_288)
     assert say(commands["run"](folder / "run"))[0] == 0
     for path in (folder / "run").glob("re*.*"):
         path.unlink()
@@ -511,7 +511,7 @@ def test_a_run_goes_on_once_there_is_room(commands, say, disk, finished):
     code, err = say(commands["run"](folder / "run"))
     assert code == 2 and f"space left on device: '{folder}" in words(err)
     assert not (folder / "run" / "results.json").exists()
-    mount(8192)
+    mount(16_384)
     assert say(commands["run"](folder / "run"))[0] == 0
     assert_same_networks(folder / "run", finished.workdir)
 
@@ -523,7 +523,7 @@ def test_a_run_goes_on_once_there_is_room(commands, say, disk, finished):
 AS_ANOTHER = """
 import contextlib, io, json, os, sys
 import kdjax.experiment.pipeline, kdjax.experiment.sweeps.sweep, kdjax.experiment.sweeps.tables, kdjax.evaluation.tables
-import pooch, requests
+import pooch, requests, rich._emoji_codes
 import kdjax.data.download as fetch
 from kdjax.cli import main
 from kdjax.data import download as fetch

@@ -744,8 +744,8 @@ model = ResidualModel("autoencoder", fitted.params, shape)
 rules = Rules(0, 0.03, 0.1, "none", "per_entity", Rule("conformal", 0.1), 0.0, 64)
 calibration = calibrate(model, prepared, rules)
 print(json.dumps({
-    "before": before, "after": fitted.course.best_loss,
-    "steps": fitted.course.step, "n": calibration.thresholds[0].n,
+    "before": before, "after": fitted.progress.best_loss,
+    "steps": fitted.progress.step, "n": calibration.thresholds[0].n,
     "digest": digests["train/rows"],
 }))
 """

@@ -69,8 +69,8 @@ for name in ("replace", "rename", "fsync", "unlink", "mkdir", "rmdir"):
     setattr(os, name, watched(name, getattr(os, name)))
 import kdjax.cli as cli
 def changed(verb):
-    real = cli.VERBS[verb]
-    def run(request):
+    real = cli.VERBS[verb].main
+    def run(arguments, flags):
         if verb == "fetch":
             import json
             import kdjax.data.download as fetch
@@ -83,8 +83,8 @@ def changed(verb):
             import kdjax.export.costs as costs
             measure = costs.window_milliseconds
             costs.window_milliseconds = lambda *args: 0.1 if measure(*args) else 0.1
-        real(request)
-    cli.VERBS[verb] = run
+        real(arguments, flags)
+    cli.VERBS[verb].main = run
 for name in os.environ.get("CHANGED", "").split():
     changed(name)
 try:
