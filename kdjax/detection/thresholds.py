@@ -168,13 +168,7 @@ def conformal_threshold(scores: np.ndarray, *, rate: float) -> float:
 def quantile_threshold(scores: np.ndarray, *, rate: float) -> float:
     """τ = the empirical (1 − rate) quantile of calibration window scores.
 
-    Args:
-        scores: window scores of clean calibration rows, `[n]`.
-        rate: wanted share of false alarms among normal windows.
-
-    Raises:
-        ConfigError: n is too small for the rate.
-        DataError: τ would not be finite, or a score is NaN.
+    Arguments and errors as of `conformal_threshold`.
 
     >>> quantile_threshold(np.arange(200.0), rate=0.01)
     197.0
@@ -187,13 +181,7 @@ def pot_threshold(scores: np.ndarray, *, rate: float) -> float:
 
     Falls back to the quantile, with a warning, where no tail fits.
 
-    Args:
-        scores: window scores of clean calibration rows, `[n]`.
-        rate: wanted share of false alarms among normal windows.
-
-    Raises:
-        ConfigError: n is too small for the rate.
-        DataError: τ would not be finite, or a score is NaN.
+    Arguments and errors as of `conformal_threshold`.
 
     >>> scores = np.random.default_rng(0).exponential(size=2000)
     >>> round(pot_threshold(scores, rate=0.001), 1)
