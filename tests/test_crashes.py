@@ -524,7 +524,6 @@ AS_ANOTHER = """
 import contextlib, io, json, os, sys
 import kdjax.experiment.pipeline, kdjax.experiment.sweeps.sweep, kdjax.experiment.sweeps.tables, kdjax.evaluation.tables
 import pooch, requests, rich._emoji_codes
-import kdjax.data.download as fetch
 from kdjax.cli import main
 from kdjax.data import download as fetch
 given = json.load(open(sys.argv[1]))

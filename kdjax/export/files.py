@@ -218,12 +218,14 @@ def export_file(
     elif loaded.reference is not None:
         series = [loaded.reference]
     exporter = _onnx if format == "onnx" else _stablehlo
-    content, parity = _checked(loaded, index, exporter, series, output)
+    content, scorer = exporter(loaded, index)
+    parity = check_export(loaded, index, scorer.run, series)
     yield (
         f"checked on {parity.windows:,} of {parity.available:,} windows of "
         f"{str(data) or 'the reference rows of the detector'}: scores differ by at most "
         f"{parity.max_difference:.1e} (relative), {parity.flips} decisions differ"
     )
+    _check_parity(parity, output)
     if quantize == "int8":
         before = len(content)
         content, scorer = _onnx(loaded, index, quantize)
@@ -284,29 +286,22 @@ def _export(
     check_target(output)
     index = entity_index(detector, entity or usual_entity(detector))
     series = [] if detector.reference is None else [detector.reference]
-    content, parity = _checked(detector, index, exporter, series, output)
+    content, scorer = exporter(detector, index)
+    parity = check_export(detector, index, scorer.run, series)
+    _check_parity(parity, output)
     with atomic_path(output) as temporary:
         temporary.write_bytes(content)
     return parity
 
 
-def _checked(
-    detector: Detector,
-    index: int,
-    exporter: Exporter,
-    series: Sequence[np.ndarray],
-    output: str | os.PathLike[str],
-) -> tuple[bytes, Parity]:
-    """The bytes of an exported file that agrees with its detector."""
-    content, scorer = exporter(detector, index)
-    parity = check_export(detector, index, scorer.run, series)
+def _check_parity(parity: Parity, output: str | os.PathLike[str]) -> None:
+    """Refuses a file whose decisions differ by more than rounding."""
     if parity.flips_beyond_rounding:
         raise ArtifactError(
             f"{output} was not written: {parity.flips_beyond_rounding} of "
             f"{parity.windows:,} decisions differ from the detector's by more than "
             "rounding. Report this with the versions that kdjax info prints."
         )
-    return content, parity
 
 
 def _check(format: str, quantize: str) -> None:

@@ -26,6 +26,7 @@ from kdjax.detection.detector import (
     gaussian_of,
     scaler_of,
 )
+from kdjax.detection.scores import window_scores
 from kdjax.detection.stream_rules import plan_of
 from kdjax.errors import ArtifactError
 from kdjax.export.container import (
@@ -134,14 +135,7 @@ def _scoring(detector: Detector, index: int) -> Callable[[Array], Any]:
         gaps = jnp.isnan(scaled).any()
         points, parts = jax.lax.cond(gaps, missing, plain, common, scaled)
         points, parts = points[:batch], parts[:batch]
-        largest = _window_scores(points, count=detector.allowed_points)
+        largest = window_scores(points, count=detector.allowed_points)
         return points, largest, (largest > tau).astype(jnp.int32), parts
 
     return scores
-
-
-def _window_scores(points: Array, *, count: int) -> Array:
-    """See `kdjax.detection.scores.window_scores`."""
-    known = jnp.where(jnp.isnan(points), -jnp.inf, points)
-    found = jnp.sort(known, axis=1)[:, points.shape[1] - 1 - count]
-    return jnp.where(jnp.isneginf(found), jnp.nan, found)
