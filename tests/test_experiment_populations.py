@@ -20,7 +20,7 @@ from kdjax.experiment.pipeline import load_dataset, prepare_dataset
 from kdjax.experiment.populations import (
     fits_in_memory,
     group_jobs,
-    prepare_job,
+    join_datasets,
     train_all,
 )
 from kdjax.experiment.train import train_networks
@@ -269,9 +269,9 @@ def test_a_way_that_is_none_is_refused(students, tmp_path):
 
 
 def test_members_share_rows_and_targets(students, known):
-    job = prepare_job(students(), {})
-    assert job.dataset.rows.shape == known[1].rows.shape
-    assert job.dataset.targets.shape[0] == len(known[1].fit)
+    dataset, _ = join_datasets(students(), {})
+    assert dataset.rows.shape == known[1].rows.shape
+    assert dataset.targets.shape[0] == len(known[1].fit)
 
 
 def test_teachers_outputs_are_made_once(students, known, tmp_path, monkeypatch):
@@ -306,7 +306,7 @@ def test_other_answers_are_made_once_as_well(students, monkeypatch, target, time
     whole = {"distill.target": target, "detection.batch_size": 10_000}
     outputs = {}
     for group in group_jobs(students(whole, SHAPES, scorers=(scorer,))):
-        prepare_job(group, outputs)
+        join_datasets(group, outputs)
     assert len(seen) == times == len(outputs)
 
 

@@ -2,6 +2,7 @@
 
 import functools
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +14,7 @@ from kdjax.training import populations as population
 from kdjax.training.batching import WindowDataset, memory_batches
 from kdjax.training.loop import fit, resume
 from kdjax.training.populations import (
-    Hyper,
     Member,
-    Watch,
     fit_together,
     make_population_step,
     make_population_validate,
@@ -34,6 +33,19 @@ from kdjax.training.steps import (
 )
 
 WINDOW, BATCH = 4, 5
+
+
+class Hyper(NamedTuple):
+    """Numbers that differ between members: of `make_optimizer`, then α and T."""
+
+    learning_rate: float
+    steps: int
+    warmup_steps: int
+    clip_norm: float
+    alpha: float
+    temperature: float
+
+
 NET = network(Architecture(2, (3,)))
 # A member's windows (first, number), validation windows, epochs, patience, and Hyper.
 PLANS = (
@@ -114,7 +126,7 @@ def alone(number):
     return fitted, lines
 
 
-def together(mesh=None, *, hyper=HYPER, directory=None, watch=None, **options):
+def together(mesh=None, *, hyper=HYPER, directory=None, **options):
     dataset = place(CORPUS, mesh)
     return fit_together(
         resume_together(directory, [first_state(i) for i in range(len(PLANS))], mesh),
@@ -127,7 +139,6 @@ def together(mesh=None, *, hyper=HYPER, directory=None, watch=None, **options):
         members(),
         batch_size=BATCH,
         directory=directory,
-        watch=watch or Watch(),
         **options,
     )
 
@@ -170,7 +181,7 @@ def test_members_are_trained_as_if_alone(devices, backend, monkeypatch):
 
 def test_the_log_has_each_member_s_own_epochs():
     lines = []
-    found = together(watch=Watch(log=lambda name, line: lines.append((name, line))))
+    found = together(log=lambda name, line: lines.append((name, line)))
     for number, fitted in enumerate(found):
         own = [line for name, line in lines if name == f"m{number}"]
         steps = math.ceil(PLANS[number][0][1] / BATCH)
@@ -223,12 +234,15 @@ def test_a_population_goes_on_where_it_was_killed(tmp_path, after, devices):
         together(
             meshes[0],
             directory=tmp_path,
-            watch=Watch(on_epoch=on_epoch),
+            on_epoch=on_epoch,
             checkpoint_seconds=0,
         )
     lines = []
-    watch = Watch(log=lambda name, line: lines.append((name, line["step"])))
-    found = together(meshes[1], directory=tmp_path, watch=watch)
+    found = together(
+        meshes[1],
+        directory=tmp_path,
+        log=lambda name, line: lines.append((name, line["step"])),
+    )
     usual = together(meshes[1])
     tolerance = {"rtol": 0, "atol": 0} if devices == (3, 3) else {}
     for one, other in zip(found, usual, strict=True):
@@ -236,7 +250,7 @@ def test_a_population_goes_on_where_it_was_killed(tmp_path, after, devices):
         assert_close(one.params, other.params, **tolerance)
     assert len(lines) < sum(fitted.progress.step for fitted in usual)
     again = []
-    together(meshes[1], directory=tmp_path, watch=Watch(log=lambda *a: again.append(a)))
+    together(meshes[1], directory=tmp_path, log=lambda *a: again.append(a))
     assert again == [], "a finished population trained again"
 
 

@@ -45,10 +45,8 @@ from kdjax.training.batching import WindowDataset
 from kdjax.training.checkpoints import save_checkpoint
 from kdjax.training.loop import Fitted, TrainingProgress
 from kdjax.training.populations import (
-    Hyper,
     Member,
     PopulationStep,
-    Watch,
     fit_together,
     make_population_step,
     make_population_validate,
@@ -77,17 +75,6 @@ class Trained(NamedTuple):
     progress: TrainingProgress
 
 
-class Job(NamedTuple):
-    """A population of P members, ready to train."""
-
-    group: Sequence[Training]
-    mesh: Mesh | None  # the devices that share the members
-    dataset: WindowDataset  # the windows of all members
-    members: list[Member]
-    hyper: Hyper  # fields [P]
-    step: PopulationStep
-
-
 def train_all(
     trainings: Sequence[Training],
     workdir: Path,
@@ -106,8 +93,31 @@ def train_all(
         raise ConfigError(f"way={way!r} must be one of {', '.join(WAYS)}.")
     found: dict[str, Trained] = {}
     outputs: TargetCache = {}  # for all groups
-    for group in group_jobs(trainings):
-        found |= _train_group(group, workdir, console, way, evaluate_models, outputs)
+    groups = group_jobs(trainings)
+    while groups:
+        group = groups.pop(0)
+        names = json.dumps(sorted(training.name for training in group))
+        digest = hashlib.sha256(names.encode()).hexdigest()[:12]
+        folder = checkpoint_folder(workdir, f"together-{digest}")
+        ended = {t.name: own for t in group if (own := finished(t, workdir))}
+        waiting = [training for training in group if training.name not in ended]
+        # A population that was interrupted continues as a whole.
+        started = folder.exists()
+        if ended and waiting and not started:
+            groups = group_jobs(waiting) + groups
+        elif waiting and (started or _way_of(group, workdir, way) == TOGETHER):
+            fresh = _train_together(
+                group, workdir, console, folder, evaluate_models, outputs
+            )
+            for training in waiting:
+                _keep(training, *fresh[training.name], workdir)
+            ended |= {name: _trained(*fitted) for name, fitted in fresh.items()}
+        else:
+            for training in waiting:
+                fitted = _train_alone(training, workdir, console, outputs)
+                ended[training.name] = _trained(*fitted)
+        found |= ended
+        shutil.rmtree(folder, ignore_errors=True)
     return {training.name: found[training.name] for training in trainings}
 
 
@@ -116,9 +126,8 @@ def finished(training: Training, workdir: Path) -> Trained | None:
     if not checkpoint_folder(workdir, training.name).is_dir():
         return None
     start = resume_job(training, workdir)
-    return (
-        _trained(on_host(start.best), start.progress) if start.progress.done else None
-    )
+    done = start.progress.done
+    return _trained(on_host(start.best), start.progress) if done else None
 
 
 def _trained(params: Params, progress: TrainingProgress) -> Trained:
@@ -134,17 +143,17 @@ def group_jobs(trainings: Sequence[Training]) -> list[list[Training]]:
     found: dict[tuple[Hashable, ...], list[Training]] = {}
     for training in trainings:
         found.setdefault(_shape_of(training), []).append(training)
+    data = {
+        shape: {id(training.training_data) for training in group}
+        for shape, group in found.items()
+    }
     for shape in [*found]:
         if shape[-1] is not None:
             continue
         distilled = next((s for s in found if s[:-1] == shape[:-1] and s[-1]), None)
-        if distilled and _data_ids(found[distilled]) >= _data_ids(found[shape]):
+        if distilled and data[distilled] >= data[shape]:
             found[distilled] += found.pop(shape)
     return list(found.values())
-
-
-def _data_ids(group: Sequence[Training]) -> set[int]:
-    return {id(training.training_data) for training in group}
 
 
 def _shape_of(training: Training) -> tuple[Hashable, ...]:
@@ -189,8 +198,6 @@ def faster_way(group: Sequence[Training]) -> str:
 
 def fits_in_memory(group: Sequence[Training]) -> bool:
     """Whether rows and targets of all members fit on each device."""
-    if any(training.training_data.sources for training in group):
-        return False
     distilled = {
         (id(t.training_data), t.distillation.source): t for t in group if t.distillation
     }
@@ -198,38 +205,6 @@ def fits_in_memory(group: Sequence[Training]) -> bool:
     mesh = member_mesh(len(group))
     size = (mesh.size if mesh else 1) * sum(target_bytes(t) for t in distilled.values())
     return not limits or size <= min(limits)
-
-
-def _train_group(
-    group: Sequence[Training],
-    workdir: Path,
-    console: Console,
-    way: str,
-    evaluate_models: Judge,
-    outputs: TargetCache,
-) -> dict[str, Trained]:
-    names = json.dumps(sorted(training.name for training in group))
-    digest = hashlib.sha256(names.encode()).hexdigest()[:12]
-    folder = checkpoint_folder(workdir, f"together-{digest}")
-    found = {t.name: own for t in group if (own := finished(t, workdir)) is not None}
-    waiting = [training for training in group if training.name not in found]
-    started = folder.exists()  # a population that was interrupted continues as a whole
-    if waiting and found and not started:
-        for rest in group_jobs(waiting):
-            found |= _train_group(rest, workdir, console, way, evaluate_models, outputs)
-    elif waiting:
-        if started or _way_of(group, workdir, way) == TOGETHER:
-            job = prepare_job(group, outputs)
-            fresh = _train_together(job, workdir, console, folder, evaluate_models)
-            for training in waiting:
-                _keep(training, *fresh[training.name], workdir)
-        else:
-            fresh = {
-                t.name: _train_alone(t, workdir, console, outputs) for t in waiting
-            }
-        found |= {name: _trained(*fitted) for name, fitted in fresh.items()}
-    shutil.rmtree(folder, ignore_errors=True)
-    return found
 
 
 def _way_of(group: Sequence[Training], workdir: Path, way: str) -> str:
@@ -266,40 +241,42 @@ def _keep(
     save_checkpoint(folder, progress.step, {"state": state, "best": params}, meta)
 
 
-def prepare_job(group: Sequence[Training], outputs: TargetCache) -> Job:
-    """The population of jobs that `group_jobs` put together."""
-    mesh = member_mesh(len(group))
-    dataset, places = _join_datasets(group, outputs)
-    hyper = Hyper(*map(np.array, zip(*map(_hyper, group), strict=True)))
-    members = [
-        Member(
-            training.name,
-            order_key(training),
-            first=first,
-            windows=len(training.training_data.fit),
-            validation=training.training_data.validation + offset,
-            epochs=training.epochs,
-            patience=training.patience,
-        )
-        for training, (first, offset) in zip(group, places, strict=True)
-    ]
+def _make_population_step(
+    group: Sequence[Training], mesh: Mesh | None
+) -> tuple[PopulationStep, dict[str, np.ndarray]]:
+    """The step of jobs that `group_jobs` put together, and the numbers that differ."""
     one = group[0]  # a distilled member, if there is any
+    numbers = [_numbers(training) for training in group]
+    hyper = {name: np.array([own[name] for own in numbers]) for name in numbers[0]}
 
-    def step_of(hyper: Hyper) -> Step:
-        rates = hyper._asdict()
-        schedule = {name: jnp.asarray(rates.pop(name)) for name in SCHEDULE}
+    def step_of(hyper: Mapping[str, Any]) -> Step:
+        rates = dict(hyper)
+        schedule = {name: rates.pop(name) for name in SCHEDULE}
         return make_step(
             make_objective(one, **schedule),
             make_job_optimizer(one, **rates),
             window=one.training_data.window,
-            steps=hyper.steps,
+            steps=hyper["steps"],
         )
 
-    step = make_population_step(step_of, mesh)
-    return Job(group, mesh, place(dataset, mesh), members, hyper, step)
+    return make_population_step(step_of, mesh), hyper
 
 
-def _join_datasets(
+def _numbers(training: Training) -> dict[str, float]:
+    """What may differ between members: those of the optimizer, and `SCHEDULE`."""
+    one, rates = training.distillation, ("learning_rate", "warmup_steps", "clip_norm")
+    found = {
+        "steps": training.steps,
+        **{name: training.settings[name] for name in rates},
+    }
+    for name, unused in (("alpha", 0.0), ("temperature", 1.0)):
+        first = getattr(one, name, unused)
+        last = getattr(one, f"{name}_end", None)
+        found |= {name: first, f"{name}_end": first if last is None else last}
+    return found
+
+
+def join_datasets(
     group: Sequence[Training], outputs: TargetCache
 ) -> tuple[WindowDataset, list[tuple[int, int]]]:
     """One dataset of all members, each member's first window and first row in it.
@@ -338,64 +315,61 @@ def _join_datasets(
     return dataset, places
 
 
-def _hyper(training: Training) -> Hyper:
-    train, one = training.settings, training.distillation
-    alpha, temperature = (one.alpha, one.temperature) if one else (0, 1)
-    ends = (one.alpha_end, one.temperature_end) if one else (None, None)
-    return Hyper(
-        learning_rate=np.float32(train["learning_rate"]),
-        steps=np.int32(training.steps),
-        warmup_steps=np.int32(train["warmup_steps"]),
-        clip_norm=np.float32(train["clip_norm"]),
-        alpha=np.float32(alpha),
-        temperature=np.float32(temperature),
-        alpha_end=np.float32(alpha if ends[0] is None else ends[0]),
-        temperature_end=np.float32(temperature if ends[1] is None else ends[1]),
-    )
-
-
 def _train_together(
-    job: Job, workdir: Path, console: Console, folder: Path, evaluate_models: Judge
+    group: Sequence[Training],
+    workdir: Path,
+    console: Console,
+    folder: Path,
+    evaluate_models: Judge,
+    outputs: TargetCache,
 ) -> dict[str, Fitted]:
-    group, one, train = job.group, job.group[0], job.group[0].settings
-    start = resume_together(folder, [first_state(t) for t in group], job.mesh)
+    """Trains the jobs that `group_jobs` put together; the results by name."""
+    one, train, mesh = group[0], group[0].settings, member_mesh(len(group))
+    joined, places = join_datasets(group, outputs)
+    dataset = place(joined, mesh)
+    step, hyper = _make_population_step(group, mesh)
+    start = resume_together(folder, [first_state(t) for t in group], mesh)
     names = [training.name for training in group]
     for name, progress in zip(names, start.progress, strict=True):
         cut_lines(workdir, name, progress.step)
     title = f"{len(group)} × {'+'.join(map(str, one.architecture.hidden))}"
     done = [progress.step for progress in start.progress]
-    if any(done):
-        console.print(f"{title}: goes on after step {max(done):,}")
-    else:
-        console.print(f"{title}: trained {TOGETHER}")
+    before = f"goes on after step {max(done):,}" if any(done) else "trained together"
+    console.print(f"{title}: {before}")
     total = sum(len(t.training_data.fit) * t.epochs for t in group)
     total -= sum(done) * train["batch_size"]
     with signals_held(), progress_bar(console, title, total) as advance:
         fitted = fit_together(
             start,
-            job.step,
-            job.hyper,
-            job.dataset,
+            step,
+            hyper,
+            dataset,
             make_population_validate(
                 validation_loss(network(one.architecture)),
-                job.dataset,
+                dataset,
                 window=one.training_data.window,
                 batch_size=train["batch_size"],
-                mesh=job.mesh,
+                mesh=mesh,
             ),
-            job.members,
+            [
+                Member(
+                    training.name,
+                    order_key(training),
+                    first=first,
+                    windows=len(training.training_data.fit),
+                    validation=training.training_data.validation + offset,
+                    epochs=training.epochs,
+                    patience=training.patience,
+                )
+                for training, (first, offset) in zip(group, places, strict=True)
+            ],
             batch_size=train["batch_size"],
             directory=folder,
             checkpoint_seconds=train["checkpoint_seconds"],
-            watch=Watch(
-                log=lambda name, line: append_line(workdir, {"phase": name, **line}),
-                advance=advance,
-                on_epoch=lambda members: evaluate_models(
-                    dict(zip(names, members, strict=True))
-                ),
-            ),
+            log=lambda name, line: append_line(workdir, {"phase": name, **line}),
+            advance=advance,
+            on_epoch=lambda own: evaluate_models(dict(zip(names, own, strict=True))),
         )
-    found = dict(zip(names, fitted, strict=True))
-    for name, own in found.items():
+    for name, own in zip(names, fitted, strict=True):
         console.print(f"{name}: {progress_text(own.progress)}")
-    return found
+    return dict(zip(names, fitted, strict=True))

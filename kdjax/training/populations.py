@@ -9,6 +9,7 @@ same rules (`kdjax.training.loop`). One whose loss is not finite is frozen and r
 the others continue.
 """
 
+import functools
 import json
 import math
 import time
@@ -40,23 +41,6 @@ from kdjax.training.steps import LossFunction, Step, TrainState
 Tree = TypeVar("Tree")
 
 
-class Hyper(NamedTuple):
-    """Hyperparameters that may differ between members: a number each, or `[P]`.
-
-    `learning_rate`, `steps`, `warmup_steps` and `clip_norm` as in `make_optimizer`;
-    α and T of Eq. 2 at the first step and after the last.
-    """
-
-    learning_rate: ArrayLike
-    steps: ArrayLike
-    warmup_steps: ArrayLike
-    clip_norm: ArrayLike
-    alpha: ArrayLike = 0.0
-    temperature: ArrayLike = 1.0
-    alpha_end: ArrayLike = 0.0
-    temperature_end: ArrayLike = 1.0
-
-
 class Member(NamedTuple):
     """What identifies a member, apart from arrays."""
 
@@ -76,21 +60,6 @@ class Population(NamedTuple):
     best: Params  # of lowest validation loss so far
     progress: tuple[TrainingProgress, ...]
 
-
-class Watch(NamedTuple):
-    """Callbacks of a population's training.
-
-    `log` takes a member's name and line of `metrics.jsonl`; `advance` the windows of each
-    step, and a status after epochs ended; then `on_epoch` is called, whose exception ends
-    the fit.
-    """
-
-    log: Callable[[str, LogLine], None] = lambda name, line: None
-    advance: Callable[[int, str | None], None] = lambda windows, text: None
-    on_epoch: Callable[[Sequence[TrainingProgress]], None] = lambda all_: None
-
-
-UNWATCHED = Watch()
 
 # `(states, hyper, dataset, index [P, B], weight [P, B], active [P]) -> states`
 PopulationStep = Callable[
@@ -124,31 +93,23 @@ def make_population_step(
         mesh: devices that share the members, from `member_mesh`; None for one.
     """
 
-    def train(dataset: WindowDataset, member: Any) -> TrainState:
+    def train(dataset: WindowDataset, member: Any) -> Any:
         state, hyper, index, weight, active = member
         step = step_of(hyper)
-        trained: TrainState = jax.lax.cond(
+        return jax.lax.cond(
             active & (state.bad_step < 0),
             lambda old: step(old, IndexedBatch(dataset, index, weight))[0],
             lambda old: old,
             state,
         )
-        return trained
 
     shared = _over_members(train, mesh)
 
     @jax.jit(donate_argnums=0)
     def population_step(
-        states: TrainState,
-        hyper: Any,
-        dataset: WindowDataset,
-        index: ArrayLike,
-        weight: ArrayLike,
-        active: ArrayLike,
-    ) -> TrainState:
-        batch = (jnp.asarray(index), jnp.asarray(weight), jnp.asarray(active))
-        found: TrainState = shared(dataset, (states, hyper, *batch))
-        return found
+        states: TrainState, hyper: Any, dataset: WindowDataset, *batch: ArrayLike
+    ) -> Any:
+        return shared(dataset, (states, hyper, *batch))
 
     return population_step
 
@@ -166,14 +127,13 @@ def make_population_validate(
     `starts` are P arrays of first rows; a member with none gets NaN.
     """
 
-    def mean_loss(dataset: WindowDataset, member: Any) -> Array:
+    def mean_loss(dataset: WindowDataset, member: Any) -> Any:
         params, starts, weight = member
-        found: Array = jax.lax.cond(
+        return jax.lax.cond(
             jnp.any(weight > 0),
             lambda: loss(params, take_batch(dataset, starts, weight, window)),
             lambda: jnp.zeros(()),
         )
-        return found
 
     batch_losses = jax.jit(_over_members(mean_loss, mesh))
 
@@ -197,19 +157,14 @@ def make_population_validate(
 
 
 def _over_members(
-    function: Callable[[WindowDataset, Any], Tree], mesh: Mesh | None
-) -> Callable[[WindowDataset, Any], Tree]:
+    function: Callable[[WindowDataset, Any], Any], mesh: Mesh | None
+) -> Callable[[WindowDataset, Any], Any]:
     """`function(dataset, member)` of members with a leading axis, shared by devices."""
     one_by_one = jax.default_backend() == "cpu"
 
-    def mapped(dataset: WindowDataset, members: Any) -> Tree:
-        def one(member: Any) -> Tree:
-            return function(dataset, member)
-
-        found: Tree = (
-            jax.lax.map(one, members) if one_by_one else jax.vmap(one)(members)
-        )
-        return found
+    def mapped(dataset: WindowDataset, members: Any) -> Any:
+        own = functools.partial(function, dataset)
+        return jax.lax.map(own, members) if one_by_one else jax.vmap(own)(members)
 
     return map_over_batch(mapped, mesh)
 
@@ -231,11 +186,8 @@ def resume_together(
         entries = json.loads(found.meta)["courses"]
         progress = tuple(TrainingProgress(**entry) for entry in entries)
     devices = mesh.size if mesh else 1
-    size = -(-len(states) // devices) * devices
-    filled = jax.tree.map(lambda leaf: _widened(leaf, size), arrays)
-    return Population(
-        divide(filled["states"], mesh), divide(filled["best"], mesh), progress
-    )
+    filled = divide(_widened(arrays, -(-len(states) // devices) * devices), mesh)
+    return Population(filled["states"], filled["best"], progress)
 
 
 def fit_together(
@@ -249,45 +201,40 @@ def fit_together(
     batch_size: int,
     directory: Path | None = None,
     checkpoint_seconds: float = 60.0,
-    watch: Watch = UNWATCHED,
+    log: Callable[[str, LogLine], None] = lambda name, line: None,
+    advance: Callable[[int, str | None], None] = lambda windows, text: None,
+    on_epoch: Callable[[Sequence[TrainingProgress]], None] = lambda progress: None,
 ) -> list[Fitted]:
     """Trains until each member is done; see `kdjax.training.loop.fit`.
 
     A member that failed has `progress.bad_step`; its parameters are the best before. The
     arrays of `start` are donated; those of `hyper` have a leading axis P.
+
+    `log` takes a member's name and line of `metrics.jsonl`; `advance` the windows of each
+    step, and a status after epochs ended; then `on_epoch` is called, whose exception ends
+    the fit.
     """
     states, best, progress = start.states, start.best, list(start.progress)
     size = len(states.step)  # with the copies that fill the devices
-    hyper = jax.tree.map(lambda values: _widened(values, size), hyper)
+    hyper = _widened(hyper, size)
     walks = [
         _walk(member, batch_size, own.step)
         for member, own in zip(members, progress, strict=True)
     ]
-    latest: dict[int, float] = {}  # validation loss by member
+    latest: dict[int, float] = {}  # finite validation loss by member
     saved_at = time.monotonic()
-
-    def save() -> None:
-        nonlocal saved_at
-        if directory is not None:
-            # Without the copies: the number of devices may change.
-            arrays = jax.tree.map(
-                lambda leaf: leaf[: len(members)], {"states": states, "best": best}
-            )
-            meta = json.dumps({"courses": [own._asdict() for own in progress]})
-            save_checkpoint(directory, sum(own.step for own in progress), arrays, meta)
-            saved_at = time.monotonic()
-
     while active := [i for i, own in enumerate(progress) if not own.done]:
         index = np.zeros((size, batch_size), np.int32)
         weight = np.ones((size, batch_size), np.float32)
-        turn = np.isin(np.arange(size), active)
-        ended = []
+        ended: dict[int, int] = {}  # epoch by member
         for i in active:
-            index[i], weight[i], is_last = next(walks[i])
+            index[i], weight[i], epoch = next(walks[i])
             progress[i] = progress[i]._replace(step=progress[i].step + 1)
-            ended += [i] if is_last else []
+            if epoch:
+                ended[i] = epoch
+        turn = np.isin(np.arange(size), active)
         states = step(states, hyper, dataset, index, weight, turn)
-        watch.advance(int(weight[turn].sum()), None)
+        advance(int(weight[turn].sum()), None)
         stopping = due = stop_requested()
         if ended:
             asked = [
@@ -298,29 +245,46 @@ def fit_together(
             sums, weights, bad = map(
                 np.asarray, (states.loss_sum, states.weight_sum, states.bad_step)
             )
-            for i in ended:
-                losses = float(sums[i] / weights[i]), float(validation[i])
-                epoch = progress[i].step // _steps(members[i], batch_size)
-                progress[i] = _after_epoch(
-                    progress[i], members[i], epoch, losses[1], int(bad[i])
+            improved = []
+            for i, epoch in ended.items():
+                own, member = progress[i], members[i]
+                mean, held_out = float(sums[i] / weights[i]), float(validation[i])
+                losses = {
+                    "loss": mean, "train_loss": mean, "validation_loss": held_out,
+                }  # fmt: skip
+                # JSON has no NaN or infinity.
+                finite = {k: v if math.isfinite(v) else None for k, v in losses.items()}
+                log(member.name, {"epoch": epoch, "step": own.step, **finite})
+                latest.pop(i, None)
+                if math.isfinite(held_out):
+                    latest[i] = held_out
+                if bad[i] >= 0 or not math.isfinite(held_out):
+                    bad_step = int(bad[i]) if bad[i] >= 0 else own.step
+                    progress[i] = own._replace(done=True, bad_step=bad_step)
+                    continue
+                progress[i] = progress_after(
+                    own, held_out, epoch, member.epochs, member.patience
                 )
-                watch.log(members[i].name, _line(progress[i].step, epoch, *losses))
-                latest[i] = losses[1]
-            improved = [
-                i for i in ended if progress[i].stale == 0 and not progress[i].bad_step
-            ]
-            masks = (np.isin(np.arange(size), places) for places in (ended, improved))
+                if progress[i].stale == 0:
+                    improved.append(i)
+            masks = (np.isin(np.arange(size), own) for own in ([*ended], improved))
             states, best = _settle(states, best, *masks)
-            watch.on_epoch(progress)
-            known = [loss for loss in latest.values() if math.isfinite(loss)]
+            on_epoch(progress)
             text = f"{sum(own.done for own in progress)} of {len(members)} done"
-            if known:
-                text += f", loss {min(known):.4g}–{max(known):.4g}"
-            watch.advance(0, text)
+            if latest:
+                lowest, highest = min(latest.values()), max(latest.values())
+                text += f", loss {lowest:.4g}–{highest:.4g}"
+            advance(0, text)
             due |= time.monotonic() - saved_at >= checkpoint_seconds
             due |= all(own.done for own in progress)
-        if due:
-            save()
+        if due and directory is not None:
+            # Without the copies: the number of devices may change.
+            arrays = jax.tree.map(
+                lambda leaf: leaf[: len(members)], {"states": states, "best": best}
+            )
+            meta = json.dumps({"courses": [own._asdict() for own in progress]})
+            save_checkpoint(directory, sum(own.step for own in progress), arrays, meta)
+            saved_at = time.monotonic()
         if stopping:
             stop_if_requested()
     found = jax.device_get(best)
@@ -329,44 +293,15 @@ def fit_together(
 
 def _walk(
     member: Member, batch_size: int, step: int
-) -> Iterator[tuple[np.ndarray, np.ndarray, bool]]:
-    """A member's batches from a step on, and whether each is the last of its epoch."""
-    steps = _steps(member, batch_size)
-    epoch, first = divmod(step, steps)
+) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
+    """A member's batches from a step on, and the epoch (from 1) that each ends, or 0."""
+    steps = math.ceil(member.windows / batch_size)
     while True:
+        epoch, first = divmod(step, steps)
         order = member.first + epoch_order(member.key, epoch, member.windows)
-        remaining = order[first * batch_size :]
-        for number, (index, weight) in enumerate(
-            padded_batches(remaining, batch_size), start=first + 1
-        ):
-            yield index, weight, number == steps
-        epoch, first = epoch + 1, 0
-
-
-def _steps(member: Member, batch_size: int) -> int:
-    """Steps of an epoch."""
-    return math.ceil(member.windows / batch_size)
-
-
-def _after_epoch(
-    progress: TrainingProgress,
-    member: Member,
-    epoch: int,
-    validation: float,
-    bad_step: int,
-) -> TrainingProgress:
-    if bad_step < 0 and not math.isfinite(validation):
-        bad_step = progress.step
-    if bad_step >= 0:
-        return progress._replace(done=True, bad_step=bad_step)
-    return progress_after(progress, validation, epoch, member.epochs, member.patience)
-
-
-def _line(step: int, epoch: int, loss: float, validation: float) -> LogLine:
-    """A line of the log; JSON has no NaN or infinity."""
-    losses = {"loss": loss, "train_loss": loss, "validation_loss": validation}
-    finite = {name: v if math.isfinite(v) else None for name, v in losses.items()}
-    return {"epoch": epoch, "step": step, **finite}
+        for index, weight in padded_batches(order[first * batch_size :], batch_size):
+            step += 1
+            yield index, weight, 0 if step % steps else epoch + 1
 
 
 @jax.jit(donate_argnums=(0, 1))
@@ -385,7 +320,12 @@ def _settle(
     ), kept
 
 
-def _widened(values: Any, size: int) -> Array:
-    """`[P, …]` with its last entry repeated, `[size, …]`."""
-    values = jnp.asarray(values)
-    return jnp.concatenate([values, jnp.repeat(values[-1:], size - len(values), 0)])
+def _widened(arrays: Tree, size: int) -> Tree:
+    """A pytree of `[P, …]` with the last entries repeated, `[size, …]`."""
+
+    def widen(values: ArrayLike) -> Array:
+        own = jnp.asarray(values)
+        return jnp.concatenate([own, jnp.repeat(own[-1:], size - len(own), 0)])
+
+    widened: Tree = jax.tree.map(widen, arrays)
+    return widened
