@@ -11,7 +11,7 @@ from sklearn.model_selection import ParameterGrid, ParameterSampler
 from kdjax.config import get_config, override, resolve
 from kdjax.errors import ConfigError
 from kdjax.experiment.sweeps.design import Member, make_design, value_text
-from kdjax.experiment.sweeps.networks import (
+from kdjax.experiment.sweeps.members import (
     SweepData,
     data_key,
     student_name,

@@ -90,7 +90,7 @@ def trial_losses(workdir, number):
 
 
 def journal(workdir):
-    study = open_study(workdir, name="probe", direction="minimize", pruner=None)
+    study = open_study(workdir, "probe", direction="minimize", pruner=None)
     return study.get_trials()
 
 
@@ -222,7 +222,7 @@ def test_an_oracle_objective_uses_the_labels_and_says_so(search_of, tmp_path):
     found = run_search(search, tmp_path / "w", trials=1)
     f1 = found.members.groupby("member")["pooled_f1_oracle"].first()
     assert found.trials["value"][0] == pytest.approx(f1.mean())
-    study = open_study(tmp_path / "w", name="probe", direction="maximize", pruner=None)
+    study = open_study(tmp_path / "w", "probe", direction="maximize", pruner=None)
     assert study.direction.name == "MAXIMIZE"
     assert study.get_trials()[0].intermediate_values == {}
     assert "with the test labels" in (tmp_path / "w" / "report.html").read_text("utf-8")
@@ -494,7 +494,7 @@ def test_the_values_of_an_interrupted_trial_are_tried_again(search_of, tmp_path)
 
     with pytest.raises(KeyboardInterrupt):
         run_search(search_of(interrupted), tmp_path / "w", trials=1)
-    study = open_study(tmp_path / "w", name="probe", direction="minimize", pruner=None)
+    study = open_study(tmp_path / "w", "probe", direction="minimize", pruner=None)
     assert [trial.state.name for trial in study.get_trials()] == ["RUNNING"]
     retry_dead(study, tmp_path / "w")
     dead, again = study.get_trials()
@@ -512,7 +512,7 @@ def running_and_reported(workdir):
 @pytest.mark.parametrize("retries", [0, MOST_RETRIES - 1, MOST_RETRIES])
 def test_a_trial_that_kills_its_workers_is_given_up(tmp_path, retries):
     with turn(tmp_path):
-        study = open_study(tmp_path, name="probe", direction="minimize", pruner=None)
+        study = open_study(tmp_path, "probe", direction="minimize", pruner=None)
     study.enqueue_trial({"x": 0.5}, user_attrs={"retries": retries})
     study.ask().suggest_float("x", 0, 1)
     study.ask()  # its worker ended before it had a value

@@ -16,8 +16,8 @@ from kdjax.errors import ArtifactError, ConfigError, DataError
 from kdjax.experiment.pipeline import run
 from kdjax.experiment.sweeps import members as members_module
 from kdjax.experiment.sweeps.design import make_design
-from kdjax.experiment.sweeps.networks import load_sweep_data
-from kdjax.experiment.sweeps.sweep import _described, run_sweep, write_record
+from kdjax.experiment.sweeps.members import load_sweep_data
+from kdjax.experiment.sweeps.sweep import describe_sweep, run_sweep, write_record
 from kdjax.experiment.workdir import check_data, read_lines
 from kdjax.export.files import export_file
 
@@ -247,9 +247,9 @@ def test_other_sweeps_and_data_are_refused(swept, design, plant, tmp_path):
     moved = tmp_path / "moved"
     changed = design({"data.path": str(tmp_path / "train.csv")}, changes=CHANGES[2:3])
     moved.mkdir()
-    digests = load_sweep_data(changed).digests
+    digests = load_sweep_data(changed.name, changed.members).digests
     check_data(moved, digests)
-    write_record(moved / "sweep.json", _described(changed))
+    write_record(moved / "sweep.json", describe_sweep(changed))
     rows.loc[3, "load"] += 1
     rows.to_csv(tmp_path / "train.csv", index=False)
     with pytest.raises(DataError, match="the data changed"):

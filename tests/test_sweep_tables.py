@@ -96,21 +96,11 @@ def test_a_measure_that_is_none_is_nan_and_nan_is_no_field():
         ([row("7", "a", ("16", 1, 0), status="ok")], "status is neither"),
         ([row("7", "a", ("16", NAN, 0))], "alpha has no value"),
         ([row("7", "a", ("16", 1, 0), "high")], "f1_oracle is no number"),
-        ([row("7", "a", ("16", 1, 0))] * 2, "'7', 'a': the entity comes twice"),
-        (
-            [row("7", "a", ("16", 1, 0)), row("7", "b", ("16", 1, 2))],
-            "'7', 'b': seed differs between rows",
-        ),
     ],
 )
 def test_rows_that_are_no_members(rows, message):
     with pytest.raises(DataError, match=message):
         table(rows)
-
-
-def test_a_column_has_one_meaning():
-    with pytest.raises(DataError, match="not all different"):
-        table(fields=["seed", "seed"])
 
 
 def test_measures_are_the_other_columns():

@@ -14,7 +14,6 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -78,9 +77,9 @@ def save_checkpoint(directory: Path, step: int, arrays: Any, meta: str) -> None:
         ) from error
     except (OSError, ValueError) as error:
         raise ArtifactError(
-            f"{directory}: step {step} could not be saved ({error}). Make room on "
-            "the disk or check its permissions, then rerun the command: "
-            "it resumes from the step before."
+            f"{directory}: step {step} could not be saved ({error}). Make room on the "
+            "disk or check its permissions, then rerun the command: it resumes from the "
+            "step before."
         ) from error
     if shared:
         hosts.on_first(lambda: _seal(directory / str(step)))
@@ -104,23 +103,16 @@ def _save(directory: Path, step: int, arrays: Any, meta: str) -> None:
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(arrays))
     if shutil.disk_usage(directory).free < 2 * size + ROOM:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    with _quiet(), _manager(directory, MultiprocessingOptions(), True) as manager:
+    log = logging.getLogger("absl")
+    with contextlib.ExitStack() as held:
+        # Orbax logs the traceback of an error which it also raises.
+        held.callback(log.setLevel, log.level)
+        log.setLevel(logging.CRITICAL)
+        manager = held.enter_context(_manager(directory, cleanup=True))
         saved = manager.save(step, args=args, force=True)
         manager.wait_until_finished()
     if not saved:
         raise checkpoint_manager.StepAlreadyExistsError(str(step))
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Suppresses the tracebacks that orbax logs of an error which it also raises."""
-    log = logging.getLogger("absl")
-    level = log.level
-    log.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        log.setLevel(level)
 
 
 def _save_own(directory: Path, step: int, arrays: Any, meta: str) -> None:
@@ -175,9 +167,8 @@ def _newest(directory: Path) -> int | None:
         # Checkpoints of the first versions have no such file.
         if (folder / FORMAT).exists():
             form = json.loads((folder / FORMAT).read_text("utf-8"))
-            check_schema(
-                str(folder), form["schema"], known=SCHEMA, version=form["kdjax_version"]
-            )
+            schema, version = form["schema"], form["kdjax_version"]
+            check_schema(str(folder), schema, known=SCHEMA, version=version)
         return step
     return None
 
@@ -196,31 +187,27 @@ def _restore(directory: Path, step: int, template: Any) -> Checkpoint:
         wanted, structure = jax.tree.flatten(template)
         with np.load(folder / OWN, allow_pickle=False) as file:
             leaves = [file[str(i)] for i in range(len(file.files))]
-        shapes = [
+        found, needed = (
             [(leaf.shape, leaf.dtype) for leaf in own] for own in (leaves, wanted)
-        ]
-        if shapes[0] != shapes[1]:
+        )
+        if found != needed:
             raise ArtifactError(f"{folder} can't be restored (it holds other arrays).")
         arrays = jax.tree.unflatten(structure, jax.device_put(leaves, here))
         return Checkpoint(step, arrays, (folder / OWN_META).read_text("utf-8"))
+    place = SingleDeviceSharding(here)
     abstract = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(
-            leaf.shape, leaf.dtype, sharding=SingleDeviceSharding(here)
-        ),
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
         template,
     )
     args = ocp.args.Composite(
         arrays=ocp.args.StandardRestore(abstract), meta=ocp.args.JsonRestore()
     )
-    number, processes = jax.process_index(), MultiprocessingOptions()
+    number, processes = jax.process_index(), dict[str, Any]()
     if jax.process_count() > 1:  # each process reads by itself
-        processes = MultiprocessingOptions(
-            primary_host=number,
-            active_processes={number},
-            barrier_sync_key_prefix=f"process-{number}",
-        )
+        processes = {"primary_host": number, "active_processes": {number}}
+        processes["barrier_sync_key_prefix"] = f"process-{number}"
     try:
-        with _manager(directory, processes, False) as manager:
+        with _manager(directory, **processes) as manager:
             restored = manager.restore(step, args=args)
     except Exception as error:  # orbax raises bare Exception for unreadable arrays
         raise ArtifactError(f"{folder} can't be restored ({error}).") from error
@@ -229,25 +216,19 @@ def _restore(directory: Path, step: int, template: Any) -> Checkpoint:
 
 def _steps(directory: Path) -> list[int]:
     """Steps below `directory`, newest first."""
-    if not directory.is_dir():
-        return []
-    return sorted(
-        (int(p.name) for p in directory.iterdir() if p.name.isdecimal() and p.is_dir()),
-        reverse=True,
-    )
+    folders = (p for p in directory.glob("*") if p.name.isdecimal() and p.is_dir())
+    return sorted((int(folder.name) for folder in folders), reverse=True)
 
 
 def _manager(
-    directory: Path, processes: MultiprocessingOptions, cleanup: bool
+    directory: Path, *, cleanup: bool = False, **processes: Any
 ) -> ocp.CheckpointManager:
-    # Orbax would accept a relative path and fail later in a thread.
-    path = directory.resolve()
-    path.mkdir(parents=True, exist_ok=True)
     options = ocp.CheckpointManagerOptions(
         preservation_policy=checkpoint_managers.LatestN(KEPT),
         create=False,
         cleanup_tmp_directories=cleanup,
         enable_async_checkpointing=False,
-        multiprocessing_options=processes,
+        multiprocessing_options=MultiprocessingOptions(**processes),
     )
-    return ocp.CheckpointManager(path, options=options)
+    # Orbax would accept a relative path and fail later in a thread.
+    return ocp.CheckpointManager(directory.resolve(), options=options)

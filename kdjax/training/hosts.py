@@ -54,16 +54,9 @@ def start(
 ) -> None:
     """Joins this process to the others; call it before JAX's first computation.
 
-    Args:
-        coordinator: `HOST:PORT` of process 0, which listens there; `auto` to take
-            everything from the cluster's environment (SLURM, GKE, TPU pods, Open MPI);
-            empty for a single process.
-        num_processes: number of processes; needed with `HOST:PORT`.
-        process_id: number of this process, from 0; needed with `HOST:PORT`.
-
-    Raises:
-        ConfigError: an argument is missing, superfluous or out of range; no cluster was
-            found; the others can't be reached; they have other numbers of devices.
+    `coordinator` is `HOST:PORT` of process 0, which listens there, and needs the number of
+    processes and that of this one, from 0; `auto` takes everything from the cluster's
+    environment (SLURM, GKE, TPU pods, Open MPI); empty is for a single process.
     """
     _check_arguments(coordinator, num_processes, process_id)
     if not coordinator:
@@ -78,21 +71,19 @@ def start(
                 "out --coordinator, --num_processes and --process_id, or give the same."
             )
         return
-    address = {} if coordinator == AUTO else {"coordinator_address": coordinator}
     try:
         jax.distributed.initialize(
+            None if coordinator == AUTO else coordinator,
             num_processes=num_processes,
             process_id=process_id,
             heartbeat_timeout_seconds=_heartbeat(),
             shutdown_timeout_seconds=_heartbeat(),
-            **address,  # type: ignore[arg-type]
         )
     except (RuntimeError, ValueError) as error:
         raise ConfigError(
             f"--coordinator={coordinator}: the processes can't be joined ({error}). "
-            "Give HOST:PORT of process 0, reachable from all hosts, with "
-            "--num_processes and --process_id; or `auto` within a cluster that JAX "
-            "knows."
+            "Give HOST:PORT of process 0, reachable from all hosts, with --num_processes "
+            "and --process_id; or `auto` within a cluster that JAX knows."
         ) from error
     # With unequal numbers of devices some would have no work.
     owners = [device.process_index for device in jax.devices()]
@@ -106,12 +97,19 @@ def start(
 
 def process() -> int:
     """Number of this process, from 0; 0 for a single one."""
-    return int(sys.modules["jax"].process_index()) if _joined() else 0
+    return _place()[0]
 
 
 def processes() -> int:
     """Number of processes; 1 for a single one."""
-    return int(sys.modules["jax"].process_count()) if _joined() else 1
+    return _place()[1]
+
+
+def _place() -> tuple[int, int]:
+    jax = sys.modules.get("jax")
+    if jax is None or _ALONE.get() or not jax.distributed.is_initialized():
+        return 0, 1
+    return jax.process_index(), jax.process_count()
 
 
 def is_first() -> bool:
@@ -140,8 +138,7 @@ def working_alone() -> Iterator[None]:
 
 def barrier(name: str) -> None:
     """Waits until all processes are here."""
-    if processes() > 1:
-        _exchange(name, b"")
+    _exchange(name, b"")
 
 
 def gather(arrays: T) -> list[T]:
@@ -157,18 +154,14 @@ def gather(arrays: T) -> list[T]:
     file = io.BytesIO()
     for leaf in leaves:
         np.save(file, np.asarray(leaf), allow_pickle=False)
-    found = []
-    for content in _exchange("gather", file.getvalue()):
-        other = io.BytesIO(content)
-        read = [np.load(other, allow_pickle=False) for _ in leaves]
-        found.append(jax.tree.unflatten(structure, read))
-    return found
+    files = map(io.BytesIO, _exchange("gather", file.getvalue()))
+    return [
+        jax.tree.unflatten(structure, [np.load(file) for _ in leaves]) for file in files
+    ]
 
 
 def gather_texts(text: str) -> list[str]:
     """Every process's text, in the order of the processes."""
-    if processes() == 1:
-        return [text]
     return [content.decode() for content in _exchange("texts", text.encode())]
 
 
@@ -176,25 +169,24 @@ def on_first(work: Callable[[], T]) -> T:
     """What `work` returns (a JSON value) or raises on the first process, on all."""
     if processes() == 1:
         return work()
-    answer: dict[str, Any] = {}
+    value: Any = None
     fault: Exception | None = None
     if is_first():
         try:
-            answer = {"value": work()}
+            value = work()
         except Exception as error:  # noqa: BLE001 - all processes raise it below
             fault = error
-            answer = {"error": (type(error).__name__, str(error))}
-    content, *_ = _exchange("on_first", json.dumps(answer).encode())
+    said = [value, fault and type(fault).__name__, str(fault)]
+    content, *_ = _exchange("on_first", json.dumps(said).encode())
     if fault is not None:
         raise _known(fault)
-    answer = json.loads(content)
-    if "error" in answer:
-        kind, text = answer["error"]
-        if kind in ("DataError", "ConfigError", "ArtifactError"):
-            raise _known(getattr(errors, kind)(text))
+    found: T
+    found, kind, text = json.loads(content)
+    if kind in ("DataError", "ConfigError", "ArtifactError"):
+        raise _known(getattr(errors, kind)(text))
+    if kind is not None:
         raise _known(OtherFailed(f"process 0: {text}"))
-    value: T = answer["value"]
-    return value
+    return found
 
 
 def check_alike(what: str, text: str) -> None:
@@ -237,6 +229,8 @@ def _leave(error: Exception) -> None:
 
 def _exchange(name: str, content: bytes, status: int = _WELL) -> list[bytes]:
     """Every process's content, in their order; all must give the same name."""
+    if processes() == 1:
+        return [content]
     from jax.experimental.multihost_utils import process_allgather
 
     header = np.array((status, zlib.crc32(name.encode()), len(content)), np.uint32)
@@ -248,15 +242,12 @@ def _exchange(name: str, content: bytes, status: int = _WELL) -> list[bytes]:
     contents = [
         row[:size].tobytes() for row, (*_, size) in zip(sheets, headers, strict=True)
     ]
-    if status == _WELL:
-        for number, (other, *_) in enumerate(headers):
-            if other == _FAILED:
-                fault = contents[number].decode()
-                raise _known(OtherFailed(f"process {number}: {fault}"))
-        if len({other for _, other, _ in headers}) > 1:
-            raise RuntimeError(
-                f"the processes are not at the same place, here at {name}"
-            )
+    for number, (other, *_) in enumerate(headers):
+        if other == _FAILED and status == _WELL:
+            fault = contents[number].decode()
+            raise _known(OtherFailed(f"process {number}: {fault}"))
+    if status == _WELL and len({other for _, other, _ in headers}) > 1:
+        raise RuntimeError(f"the processes are not at the same place, here at {name}")
     return contents
 
 
@@ -265,26 +256,17 @@ def _known(error: Exception) -> Exception:
     return error
 
 
-def _joined() -> bool:
-    if _ALONE.get() or "jax" not in sys.modules:
-        return False
-    return bool(sys.modules["jax"].distributed.is_initialized())
-
-
 def _check_arguments(
     coordinator: str, num_processes: int | None, process_id: int | None
 ) -> None:
     if coordinator in ("", AUTO):
-        if (num_processes, process_id) != (None, None):
-            given = (
-                f"--coordinator={coordinator}" if coordinator else "no --coordinator"
-            )
-            raise ConfigError(
-                f"--num_processes={num_processes} and --process_id={process_id} belong "
-                f"to --coordinator=HOST:PORT, got {given}: give all three, or neither "
-                "number."
-            )
-        return
+        if (num_processes, process_id) == (None, None):
+            return
+        given = f"--coordinator={coordinator}" if coordinator else "no --coordinator"
+        raise ConfigError(
+            f"--num_processes={num_processes} and --process_id={process_id} belong to "
+            f"--coordinator=HOST:PORT, got {given}: give all three, or neither number."
+        )
     host, _, port = coordinator.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 65536:
         raise ConfigError(

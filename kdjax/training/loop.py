@@ -70,9 +70,8 @@ def resume(directory: Path | None, state: TrainState) -> Start:
     """The newest checkpoint in `directory`, or `state` if there is none."""
     # A copy: the state's own parameters are donated to the next step.
     fresh = Start(state, jax.tree.map(jnp.copy, state.params), TrainingProgress())
-    if directory is None:
-        return fresh
-    found = restore_checkpoint(directory, {"state": state, "best": fresh.best})
+    arrays = {"state": state, "best": fresh.best}
+    found = None if directory is None else restore_checkpoint(directory, arrays)
     if found is None:
         return fresh
     progress = TrainingProgress(**json.loads(found.meta))

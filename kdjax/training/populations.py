@@ -249,12 +249,11 @@ def fit_together(
             for i, epoch in ended.items():
                 own, member = progress[i], members[i]
                 mean, held_out = float(sums[i] / weights[i]), float(validation[i])
-                losses = {
-                    "loss": mean, "train_loss": mean, "validation_loss": held_out,
-                }  # fmt: skip
+                line = {"epoch": epoch, "step": own.step, "loss": mean}
+                line |= {"train_loss": mean, "validation_loss": held_out}
                 # JSON has no NaN or infinity.
-                finite = {k: v if math.isfinite(v) else None for k, v in losses.items()}
-                log(member.name, {"epoch": epoch, "step": own.step, **finite})
+                finite = {k: v if math.isfinite(v) else None for k, v in line.items()}
+                log(member.name, finite)
                 latest.pop(i, None)
                 if math.isfinite(held_out):
                     latest[i] = held_out

@@ -27,6 +27,8 @@ from kdjax.training import hosts
 logger = logging.getLogger(__name__)
 
 BATCH = "batch"
+# What all devices get whole, and what is split along its first axis.
+WHOLE, SPLIT = PartitionSpec(), PartitionSpec(BATCH)
 
 # A device with fewer items of a batch costs more than it gains.
 LEAST_SHARE = 16
@@ -75,18 +77,16 @@ def _drop_damaged(folder: Path) -> None:
     since = checked.stat().st_mtime if checked.exists() else 0.0
     for path in folder.glob("*-cache"):
         # A minute of slack for entries that were being written at the last check.
-        if path.stat().st_mtime >= since - 60 and not _unpacks(path.read_bytes()):
-            path.unlink()
+        if path.stat().st_mtime < since - 60:
+            continue
+        entry = path.read_bytes()
+        with contextlib.suppress(zlib.error):
+            # Entries that don't start as zlib data were compressed otherwise.
+            if entry[:1] not in (b"", b"\x78") or zlib.decompress(entry):
+                continue
+        path.unlink()
     if folder.is_dir():
         checked.touch()
-
-
-def _unpacks(entry: bytes) -> bool:
-    try:
-        # Entries that don't start as zlib data were compressed otherwise: not checked.
-        return entry[:1] not in (b"", b"\x78") or bool(zlib.decompress(entry))
-    except zlib.error:
-        return False
 
 
 def start_program() -> None:
@@ -134,13 +134,8 @@ def training_mesh(batch_size: int) -> Mesh | None:
         )
     own = batch_mesh(batch_size // count)
     each = own.size if own else 1
-    return _mesh(
-        [
-            device
-            for number in range(count)
-            for device in jax.local_devices(process_index=number)[:each]
-        ]
-    )
+    everyone = [jax.local_devices(process_index=number) for number in range(count)]
+    return _mesh([device for devices in everyone for device in devices[:each]])
 
 
 def _mesh(devices: Sequence[jax.Device]) -> Mesh:
@@ -154,7 +149,7 @@ def place(tree: Tree, mesh: Mesh | None) -> Tree:
     """
     if mesh is None:
         return tree
-    sharding = NamedSharding(mesh, PartitionSpec())
+    sharding = NamedSharding(mesh, WHOLE)
     if sharding.is_fully_addressable:
         placed: Tree = jax.device_put(tree, sharding)
         return placed
@@ -174,7 +169,7 @@ def divide(tree: Tree, mesh: Mesh | None) -> Tree:
     """Arrays `[B, …]` split over the devices of the mesh; without a mesh, as they are."""
     if mesh is None:
         return tree
-    divided: Tree = jax.device_put(tree, NamedSharding(mesh, PartitionSpec(BATCH)))
+    divided: Tree = jax.device_put(tree, NamedSharding(mesh, SPLIT))
     return divided
 
 
@@ -200,21 +195,17 @@ def mean_over_batch(
         total: Tree = restore(jax.lax.psum(flat, BATCH))
         return total
 
-    whole, split = PartitionSpec(), PartitionSpec(BATCH)
-    return _split(share, mesh, (whole, split, split), whole)
+    return _shared(share, mesh, (WHOLE, SPLIT, SPLIT), WHOLE)
 
 
 def map_over_batch(
     function: Callable[..., Tree], mesh: Mesh | None
 ) -> Callable[..., Tree]:
     """`function(common, items) -> [B, …]` with the items split over the devices."""
-    if mesh is None:
-        return function
-    whole, split = PartitionSpec(), PartitionSpec(BATCH)
-    return _split(function, mesh, (whole, split), split)
+    return function if mesh is None else _shared(function, mesh, (WHOLE, SPLIT), SPLIT)
 
 
-def _split(
+def _shared(
     function: Callable[..., Tree], mesh: Mesh, inputs: Any, outputs: Any
 ) -> Callable[..., Tree]:
     mapped: Callable[..., Tree] = jax.shard_map(

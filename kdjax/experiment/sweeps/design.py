@@ -45,55 +45,32 @@ _LATER = ("detection.", "threshold.", "baselines")
 
 
 class Member(NamedTuple):
-    """One run of a sweep.
+    """One run of a sweep."""
 
-    Attributes:
-        name: its number, such as `007`.
-        changes: value of each swept field, also where it is the base's.
-        settings: all settings, after all checks.
-    """
-
-    name: str
-    changes: dict[str, Any]
-    settings: Settings
+    name: str  # its number, such as `007`
+    changes: dict[str, Any]  # value of each swept field, also where it is the base's
+    settings: Settings  # all, after all checks
 
 
 class Design(NamedTuple):
-    """A sweep.
+    """A sweep."""
 
-    Attributes:
-        name: of the config file.
-        base: the settings that members start from.
-        fields: the swept fields, in order of first appearance.
-        members: at least one.
-    """
-
-    name: str
-    base: Settings
-    fields: tuple[str, ...]
-    members: tuple[Member, ...]
+    name: str  # of the config file
+    base: Settings  # that members start from
+    fields: tuple[str, ...]  # that are swept, in order of first appearance
+    members: tuple[Member, ...]  # at least one
 
 
 class Search(NamedTuple):
-    """A search.
+    """A search."""
 
-    Attributes:
-        name: of the config file.
-        config: the base, a `ConfigDict`.
-        base: its settings after all checks.
-        suggest: `search(trial)`.
-        seeds: of each trial's members.
-        objective: one of `OBJECTIVES`.
-        pruner: one of Optuna's, None, or `MEDIAN`.
-    """
-
-    name: str
-    config: Any
-    base: Settings
-    suggest: Callable[["Trial"], Mapping[str, Any]]
-    seeds: tuple[int, ...]
-    objective: str
-    pruner: Any
+    name: str  # of the config file
+    config: Any  # the base, a `ConfigDict`
+    base: Settings  # its settings after all checks
+    suggest: Callable[["Trial"], Mapping[str, Any]]  # `search(trial)`
+    seeds: tuple[int, ...]  # of each trial's members
+    objective: str  # one of `OBJECTIVES`
+    pruner: Any  # one of Optuna's, None, or `MEDIAN`
 
 
 def make_design(name: str, config: Any, sweep: Callable[[Add], None]) -> Design:
@@ -138,16 +115,10 @@ def make_design(name: str, config: Any, sweep: Callable[[Add], None]) -> Design:
 
 
 def make_search(name: str, config: Any, defined: Mapping[str, Any]) -> Search:
-    """The search that a config file defines.
+    """The search of a config file that has the names `defined`, around a base config.
 
-    Args:
-        name: of the search.
-        config: the base, a `ConfigDict`.
-        defined: the names in the file: `search`, and optionally `SEEDS` (default: the
-            base's seed), `OBJECTIVE` (default: `validation_loss`) and `PRUNER`.
-
-    Raises:
-        ConfigError: one of them is faulty.
+    They are `search`, and optionally `SEEDS` (default: the base's seed), `OBJECTIVE`
+    (default: `validation_loss`) and `PRUNER`.
     """
     base = resolve(config)
     seeds = defined.get("SEEDS", (base["seed"],))
@@ -162,10 +133,8 @@ def make_search(name: str, config: Any, defined: Mapping[str, Any]) -> Search:
         raise ConfigError(
             f"{name}: OBJECTIVE={objective!r} must be one of {', '.join(OBJECTIVES)}."
         )
-    pruner = defined.get("PRUNER", MEDIAN)
-    return Search(
-        name, config, base, defined["search"], tuple(seeds), objective, pruner
-    )
+    suggest, pruner = defined["search"], defined.get("PRUNER", MEDIAN)
+    return Search(name, config, base, suggest, tuple(seeds), objective, pruner)
 
 
 def load_optuna() -> Any:
@@ -180,11 +149,7 @@ def load_optuna() -> Any:
 
 
 def suggested_changes(search: Search, trial: "Trial") -> dict[str, Any]:
-    """The fields that `search(trial)` changes, checked.
-
-    Raises:
-        ConfigError: it raised, or returned changes that no trial may make.
-    """
+    """The fields that `search(trial)` changes, checked."""
     optuna, where = load_optuna(), f"{search.name}: search(trial)"
     try:
         given = search.suggest(trial)
@@ -220,13 +185,12 @@ def trial_members(
     search: Search, number: int, changes: Mapping[str, Any]
 ) -> list[Member]:
     """A trial's members, one a seed."""
-    members = []
+    where, members = f"{search.name}: trial {number:04d}", []
     for seed in search.seeds:
         own = {**changes, "seed": seed}
-        where = f"{search.name}: trial {number:04d}"
         settings = _member_settings(search.config, own, where)
-        name = f"{number:04d}-{seed}"
-        members.append(Member(name, swept_values(settings, own), settings))
+        values = swept_values(settings, own)
+        members.append(Member(f"{number:04d}-{seed}", values, settings))
     return members
 
 
@@ -246,7 +210,6 @@ def value_text(value: Any) -> float | str:
 
 
 def _member_settings(config: Any, changes: Mapping[str, Any], where: str) -> Settings:
-    """The base with a member's changes, after all checks."""
     try:
         return resolve(override(config, dict(changes)))
     except ConfigError as error:

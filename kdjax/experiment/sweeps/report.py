@@ -329,18 +329,16 @@ def make_axis(values: pd.Series) -> tuple[np.ndarray, list[tuple[float, str]]]:
     """
     if pd.api.types.is_numeric_dtype(values) and np.isfinite(values).all():
         numbers = values.to_numpy(float)
-        if numbers.min(initial=np.inf) > 0 and numbers.max(initial=0) >= (
-            LOG_SPAN * numbers.min(initial=np.inf)
-        ):
+        least = numbers.min(initial=np.inf)
+        if least > 0 and numbers.max(initial=0) >= LOG_SPAN * least:
             numbers = np.log(numbers)
     else:
         order = distinct(values)
         numbers = np.array([order.index(value) for value in values], float)
     halves = numbers / 2  # the span of the largest numbers would be infinite
-    low, high = halves.min(initial=np.inf), halves.max(initial=-np.inf)
-    places = np.full(len(halves), 0.5)
-    if high > low:
-        places = (halves - low) / (high - low)
+    above = halves - halves.min(initial=np.inf)
+    span = above.max(initial=0)
+    places = above / span if span else np.full(len(halves), 0.5)
     ticks: list[tuple[float, str]] = []
     for number in np.argsort(places, kind="stable"):
         if not ticks or places[number] - ticks[-1][0] >= LEAST_GAP:

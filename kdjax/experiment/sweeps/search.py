@@ -46,7 +46,6 @@ from kdjax.experiment.sweeps.design import (
     LOSS,
     MEDIAN,
     OBJECTIVES,
-    Design,
     Member,
     Search,
     load_optuna,
@@ -55,12 +54,14 @@ from kdjax.experiment.sweeps.design import (
     trial_members,
     value_text,
 )
-from kdjax.experiment.sweeps.members import evaluate_member, read_member, table_lines
-from kdjax.experiment.sweeps.networks import (
+from kdjax.experiment.sweeps.members import (
     SweepData,
     data_key,
+    evaluate_member,
     failures,
     load_sweep_data,
+    read_member,
+    table_lines,
     tasks_of,
     train_members,
 )
@@ -94,6 +95,7 @@ logger = logging.getLogger(__name__)
 SEARCH, JOURNAL, TRIALS, BEST = "search.json", "journal.log", "trials.csv", "best.json"
 # A trial that ends its workers, by memory for instance, must not go on for ever.
 MOST_RETRIES = 2
+LOST = "its worker ended before it"
 LEAST_COMPLETE = 5  # trials before any is pruned: a median of fewer says little
 
 
@@ -129,17 +131,10 @@ def run_search(
     way: str = AUTO,
     console: Console | None = None,
 ) -> SearchResult:
-    """Runs trials beside those of other workers and writes the tables of all so far.
+    """Runs `trials` beside those of other workers and writes the tables of all so far.
 
-    Args:
-        search: from `make_search`.
-        workdir: shared by all workers.
-        trials: number that this process adds; 0 only writes the tables.
-        way: `alone` trains seeds one after the other, without pruning.
-        console: shows progress; quiet by default.
-
-    Raises:
-        ConfigError: `search(trial)` is faulty, or `workdir` is of another search.
+    All workers share `workdir`. The way `alone` trains seeds one after the other, without
+    pruning. ConfigError where `search(trial)` is faulty or `workdir` is of another search.
     """
     console = console or Console(quiet=True)
     load_optuna()
@@ -159,8 +154,7 @@ def run_search(
     with turn(workdir):
         check_record(workdir / SEARCH, "search", described)
         clear_leftovers(workdir)
-    base = Design(search.name, search.base, (), (trial_members(search, 0, {})[0],))
-    sweep_data = load_sweep_data(base)
+    sweep_data = load_sweep_data(search.name, trial_members(search, 0, {})[:1])
     # Labels are used at the end of a trial only.
     pruner = search.pruner if search.objective == LOSS else None
     if pruner == MEDIAN:
@@ -172,9 +166,7 @@ def run_search(
         write_record(workdir / SEARCH, described)
         check_data(workdir, sweep_data.digests)
         direction = "minimize" if search.objective == LOSS else "maximize"
-        study = open_study(
-            workdir, name=search.name, direction=direction, pruner=pruner
-        )
+        study = open_study(workdir, search.name, direction=direction, pruner=pruner)
     worker = Worker(search, study, workdir, way, console, sweep_data, {})
     for _ in range(trials):
         _run_trial(worker)
@@ -188,8 +180,10 @@ def best_lines(result: SearchResult) -> list[str]:
     best = result.best
     changes = ", ".join(f"{k}={json.dumps(v)}" for k, v in best["changes"].items())
     value = f"{best['objective']} {measure_text(best['value'])} ({changes})"
-    first = f"Best of {len(result.trials)} trials: {best['trial']:04d} with {value}"
-    return [first, f"Run it again: {best['runs'][0]['command']}"]
+    return [
+        f"Best of {len(result.trials)} trials: {best['trial']:04d} with {value}",
+        f"Run it again: {best['runs'][0]['command']}",
+    ]
 
 
 def turn(workdir: Path) -> filelock.BaseFileLock:
@@ -198,7 +192,7 @@ def turn(workdir: Path) -> filelock.BaseFileLock:
     return filelock.FileLock(workdir / ".turn.lock")
 
 
-def open_study(workdir: Path, *, name: str, direction: str, pruner: Any) -> "Study":
+def open_study(workdir: Path, name: str, *, direction: str, pruner: Any) -> "Study":
     """The study in the folder's journal; a new one where there is none."""
     optuna = load_optuna()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -243,11 +237,8 @@ def retry_dead(study: "Study", workdir: Path) -> None:
         if again:
             attributes = {"retries": retries + 1, "retry_of": trial.number}
             study.enqueue_trial(trial.params, user_attrs=attributes)
-        logger.warning(
-            "trial %04d: its worker ended before it; its values are %s",
-            trial.number,
-            "tried again" if again else "given up",
-        )
+        fate = "tried again" if again else "given up"
+        logger.warning("trial %04d: %s; its values are %s", trial.number, LOST, fate)
 
 
 def _run_trial(worker: Worker) -> None:
@@ -287,8 +278,7 @@ def _train_and_evaluate(
     """The objective of a trial, the mean over its seeds."""
     search, folder = worker.search, _folder(worker.workdir, trial.number)
     members = trial_members(search, trial.number, changes)
-    design = Design(search.name, search.base, (), tuple(members))
-    sweep_data = load_sweep_data(design, worker.sweep_data)
+    sweep_data = load_sweep_data(search.name, members, worker.sweep_data)
     tasks = tasks_of(members, sweep_data)
     seeds = {task.student: task.settings[SEED] for task in tasks}
     latest: dict[str, TrainingProgress] = {}
@@ -373,12 +363,13 @@ def _shared_teachers(worker: Worker, jobs: Sequence[Training]) -> dict[str, Trai
     if not worker.teachers.keys() >= set(names):
         digest = hashlib.sha256(json.dumps(names).encode()).hexdigest()[:12]
         folder = worker.workdir / "teachers" / digest
-        with contextlib.ExitStack() as held:
-            try:
-                held.enter_context(_lock(folder))
-            except filelock.Timeout:
-                worker.console.print("waits for teachers that another worker trains")
-                held.enter_context(filelock.FileLock(folder / ".lock"))
+        lock = _lock(folder)
+        try:
+            held = lock.acquire()
+        except filelock.Timeout:
+            worker.console.print("waits for teachers that another worker trains")
+            held = lock.acquire(timeout=-1)
+        with held:
             found = train_all(jobs, folder, worker.console, way=worker.way)
         worker.teachers.update(found)
     return {name: worker.teachers[name] for name in names}
@@ -424,9 +415,9 @@ def _tabulate(study: "Study", workdir: Path, search: Search) -> SearchResult:
         done = [trial for trial in trials if _status(trial) == DONE]
         if not done:
             return SearchResult(table, None, None)
+        best, lines, runs = study.best_trial, list[dict[str, Any]](), []
         changed = [field for trial in done for field in _changes(trial)]
         fields = tuple(dict.fromkeys([*changed, SEED]))
-        lines, runs = list[dict[str, Any]](), list[dict[str, Any]]()
         for trial in done:
             folder = _folder(workdir, trial.number)
             for member in trial_members(search, trial.number, _changes(trial)):
@@ -439,9 +430,8 @@ def _tabulate(study: "Study", workdir: Path, search: Search) -> SearchResult:
                     )
                 all_fields = swept_values(member.settings, fields)
                 lines += table_lines(member._replace(changes=all_fields), results)
-                if trial.number == study.best_trial.number:
+                if trial.number == best.number:
                     runs.append(_run_again(search, member, results))
-        best = study.best_trial
         described = {
             "trial": best.number,
             "objective": search.objective,
@@ -452,14 +442,12 @@ def _tabulate(study: "Study", workdir: Path, search: Search) -> SearchResult:
             "optuna": load_optuna().__version__,
         }
         write_text(workdir / BEST, json.dumps(described, indent=2) + "\n")
-        # The same student may be in several trials.
-        logs = {
-            f"{trial.number:04d}": _folder(workdir, trial.number) for trial in trials
-        }
-        logs |= {f.name: f for f in sorted((workdir / "teachers").glob("*"))}
+        folders = [_folder(workdir, trial.number) for trial in trials]
+        folders += sorted((workdir / "teachers").glob("*"))
         history = [
-            {**line, "phase": f"{name}/{line['phase']}"}
-            for name, folder in logs.items()
+            # The same student may be in several trials.
+            {**line, "phase": f"{folder.name}/{line['phase']}"}
+            for folder in folders
             for line in read_lines(folder)
         ]
         members = members_table(lines, fields)
@@ -514,7 +502,7 @@ def _status(trial: "FrozenTrial") -> str:
 
 
 def _reason(trial: "FrozenTrial") -> str:
-    lost = "its worker ended before it" if _status(trial) == FAILED else ""
+    lost = LOST if _status(trial) == FAILED else ""
     return str(trial.user_attrs.get("reason", lost))
 
 
@@ -546,11 +534,9 @@ def _run_again(
     search: Search, member: Member, results: Mapping[str, Any]
 ) -> dict[str, Any]:
     """A member of the best trial: its loss, its detectors and the command of its run."""
-    default = dict(leaves(json.loads(to_json(get_config()))))
-    changed = {k: v for k, v in leaves(member.settings) if v != default[k]}
-    flags = [
-        f"--config.{field}={value_text(value)}" for field, value in changed.items()
-    ]
+    usual = dict(leaves(json.loads(to_json(get_config()))))
+    changed = {k: v for k, v in leaves(member.settings) if v != usual[k]}
+    flags = [f"--config.{field}={value_text(v)}" for field, v in changed.items()]
     workdir = f"--workdir=runs/{search.name}_{member.name}"
     trial = member.name.split("-")[0]
     return {

@@ -28,13 +28,11 @@ from kdjax.experiment.sweeps.design import LOSS, Design
 from kdjax.experiment.sweeps.members import (
     evaluate_member,
     fail_member,
-    read_member,
-    table_lines,
-)
-from kdjax.experiment.sweeps.networks import (
     failures,
     load_sweep_data,
     process_folders,
+    read_member,
+    table_lines,
     train_members,
 )
 from kdjax.experiment.sweeps.report import write_sweep_report
@@ -95,19 +93,18 @@ def run_sweep(
     >>> run_sweep(design, "runs/seeds").members  # doctest: +SKIP
     """
     console = console if console and hosts.is_first() else Console(quiet=True)
-    described = _described(design)
+    described = describe_sweep(design)
     with hosts.failing_together():
         hosts.check_alike("members", json.dumps(described, sort_keys=True))
         with locked(workdir):
             hosts.on_first(lambda: check_record(workdir / SWEEP, "sweep", described))
-            sweep_data = load_sweep_data(design)
+            sweep_data = load_sweep_data(design.name, design.members)
             hosts.on_first(lambda: write_record(workdir / SWEEP, described))
             check_data(workdir, sweep_data.digests)
             waiting = [m for m in design.members if read_member(workdir, m) is None]
-            opening = f"{design.name}: {len(design.members)} members"
-            if finished := len(design.members) - len(waiting):
-                opening += f", {finished} of them finished"
-            console.print(opening)
+            finished = len(design.members) - len(waiting)
+            already = f", {finished} of them finished" if finished else ""
+            console.print(f"{design.name}: {len(design.members)} members{already}")
             trained = train_members(
                 waiting, sweep_data, workdir, way=way, console=console
             )
@@ -167,7 +164,7 @@ def _comparable(record: Mapping[str, Any]) -> dict[str, Any]:
     return flat | record
 
 
-def _described(design: Design) -> dict[str, Any]:
+def describe_sweep(design: Design) -> dict[str, Any]:
     """The content of sweep.json: the base, and what each member changes in it."""
     base = dict(leaves(design.base))
     return {
@@ -182,7 +179,7 @@ def _described(design: Design) -> dict[str, Any]:
 
 def _tabulate(design: Design, workdir: Path) -> SweepResult:
     """Reads the folders of all members and writes the tables and the report."""
-    lines, notes = list[dict[str, Any]](), list[str]()
+    lines, notes = list[dict[str, Any]](), []
     for member in design.members:
         results = read_member(workdir, member)
         assert results is not None
@@ -192,6 +189,7 @@ def _tabulate(design: Design, workdir: Path) -> SweepResult:
     fields, members = design.fields, members_table(lines, design.fields)
     measures = measure_names(members, fields)
     if hosts.is_first():
+        logs = map(read_lines, process_folders(workdir))
         means = summary_means(members, fields=fields, measures=measures)
         write_text(workdir / "summary.csv", means.to_csv(index=False))
         write_tables(
@@ -201,11 +199,7 @@ def _tabulate(design: Design, workdir: Path) -> SweepResult:
             name=design.name,
             measure=f"f1_{design.base['threshold']['method']}",
             settings=design.base,
-            history=[
-                line
-                for folder in process_folders(workdir)
-                for line in read_lines(folder)
-            ],
+            history=[line for log in logs for line in log],
             notes=[*notes, ORACLE_NOTE, LOSS_NOTE],
         )
     return SweepResult(members, fields, measures)

@@ -32,19 +32,10 @@ def members_table(
     """The table sorted by member; a member's entities keep their order.
 
     Rows have `LEADING`, a number or text for each field, and measures, which are NaN
-    where they are absent or None.
-
-    Raises:
-        DataError: a row lacks a value or has a wrong one; a member has two rows of one
-            entity, or different fields in its rows.
+    where they are absent or None. DataError where one lacks a value or has a wrong one.
     """
-    rows = list(rows)
-    fixed = [*LEADING, *fields]
+    rows, fixed = list(rows), [*LEADING, *fields]
     measures = dict.fromkeys(key for row in rows for key in row if key not in fixed)
-    if len(set(fixed)) < len(fixed):
-        raise DataError(
-            f"members: the columns {', '.join(fixed)} are not all different."
-        )
     table = pd.DataFrame(rows, columns=[*fixed, *measures])
     table = table.sort_values("member", kind="stable", ignore_index=True)
 
@@ -57,10 +48,6 @@ def members_table(
     for name in fixed:
         check(table[name].isna(), f"{name} has no value")
     check(~table["status"].isin([DONE, FAILED]), "status is neither done nor failed")
-    check(table.duplicated(["member", "entity"]), "the entity comes twice")
-    first = table.groupby("member")[[*fields]].transform("first") if fields else table
-    for name in fields:
-        check(table[name] != first[name], f"{name} differs between rows of the member")
     for name in measures:
         numbers = pd.to_numeric(table[name], errors="coerce")
         check(numbers.isna() & table[name].notna(), f"{name} is no number")
@@ -110,8 +97,7 @@ def summary_means(
 
     Columns: the fields without `seed`, `members` (number done), `failed`, and for each
     measure `M_mean` and `M_sd` (ddof 1; NaN for a single member) over the done members
-    that have one. Groups are in order of first appearance; a sweep of nothing but the
-    seed is one group.
+    that have one. A sweep of nothing but the seed is one group.
     """
     means = member_means(members, fields=fields, measures=measures)
     keys = [field for field in fields if field != SEED]
@@ -142,11 +128,7 @@ def summary_text(
 
 
 def summary_table(
-    members: pd.DataFrame,
-    *,
-    name: str,
-    fields: Sequence[str],
-    measures: Sequence[str],
+    members: pd.DataFrame, *, name: str, fields: Sequence[str], measures: Sequence[str]
 ) -> "Table":
     """The summary for a terminal, which has room for a few measures."""
     from rich import box
