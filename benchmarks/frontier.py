@@ -17,8 +17,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
+from kdjax.experiment.sweeps.design import DONE, SEED
 from kdjax.experiment.sweeps.report import COSTS, SHAPE
-from kdjax.experiment.sweeps.tables import DONE, SEED
 from kdjax.experiment.workdir import read_json
 from kdjax.io.environment import describe_environment
 from kdjax.io.files import write_text

@@ -522,7 +522,7 @@ def test_a_run_goes_on_once_there_is_room(commands, say, disk, finished):
 # may lie where the other can't read.
 AS_ANOTHER = """
 import contextlib, io, json, os, sys
-import kdjax.experiment.pipeline, kdjax.experiment.sweeps.sweep, kdjax.experiment.sweeps.tables, kdjax.evaluation.tables
+import kdjax.experiment.pipeline, kdjax.experiment.sweeps.sweep, kdjax.experiment.sweeps.report, kdjax.evaluation.tables
 import pooch, requests, rich._emoji_codes
 from kdjax.cli import main
 from kdjax.data import download as fetch

@@ -20,14 +20,15 @@ from kdjax.experiment.sweeps.report import (
     distinct,
     heat_map_fields,
     make_axis,
+    members_table,
     plot_curves,
     plot_frontier,
     plot_heat_map,
     plot_parallel,
     side_by_side,
+    summary_text,
     write_sweep_report,
 )
-from kdjax.experiment.sweeps.tables import members_table, summary_text
 
 NAN = math.nan
 PARALLEL = ["student.hidden", "distill.alpha", "train.learning_rate", "seed"]

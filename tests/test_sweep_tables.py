@@ -12,7 +12,7 @@ from pandas.testing import assert_frame_equal
 from rich.console import Console
 
 from kdjax.errors import DataError
-from kdjax.experiment.sweeps.tables import (
+from kdjax.experiment.sweeps.report import (
     field_text,
     measure_names,
     member_means,

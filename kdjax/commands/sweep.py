@@ -76,8 +76,8 @@ def _sweep(name: str, config: Any, defined: Names, flags: common.Flags) -> None:
         ) from error
     workdir = common.work_directory(flags, design.base)
     console = Console(quiet=not common.start_processes(flags))
+    from kdjax.experiment.sweeps.report import summary_table
     from kdjax.experiment.sweeps.sweep import run_sweep, shown
-    from kdjax.experiment.sweeps.tables import summary_table
 
     found = run_sweep(design, workdir, way=flags.way, console=console)
     fields, measures = found.fields, shown(found)

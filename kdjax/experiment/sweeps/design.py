@@ -31,6 +31,8 @@ Settings = dict[str, Any]
 Add = Callable[..., None]
 
 LOSS = "validation_loss"
+DONE, FAILED = "done", "failed"  # the status of a member
+SEED = "seed"  # members that differ in it alone are repetitions
 # What a search improves: column of members.csv by objective. The loss is minimized, the
 # others are maximized; `oracle` marks those that use the test labels.
 OBJECTIVES = {

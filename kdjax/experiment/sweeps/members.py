@@ -46,8 +46,7 @@ from kdjax.experiment.jobs import (
 )
 from kdjax.experiment.pipeline import load_dataset, prepare_parts
 from kdjax.experiment.populations import Judge, Trained, finished, train_all
-from kdjax.experiment.sweeps.design import LOSS, Member, value_text
-from kdjax.experiment.sweeps.tables import DONE, FAILED
+from kdjax.experiment.sweeps.design import DONE, FAILED, LOSS, Member, value_text
 from kdjax.experiment.train import scorers_of
 from kdjax.experiment.workdir import CONFIG, RESULTS, read_json
 from kdjax.export.costs import exported, window_milliseconds
@@ -354,10 +353,11 @@ def evaluate_member(
     member: Member,
     sweep_data: SweepData,
     trained: Mapping[str, Trained],
-) -> None:
+) -> dict[str, Any]:
     """Calibrates and evaluates a member's student and writes its folder.
 
-    All its networks must be in `trained`, by the names of their trainings.
+    All its networks must be in `trained`, by the names of their trainings. Returns its
+    measures by entity.
     """
     measures: dict[str, dict[str, Any]] = {}
     students = []
@@ -394,7 +394,8 @@ def evaluate_member(
         if (row["scope"], row["level"]) == ("pooled", "window")
     }
     merged = {entity: own | pooled for entity, own in measures.items()}
-    _write(workdir, member, {"status": DONE, "reason": "", "rows": rows}, merged)
+    found = {"status": DONE, "reason": "", "rows": rows}
+    return _write(workdir, member, found, merged)
 
 
 def table_lines(member: Member, results: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -478,19 +479,16 @@ def _folder(workdir: Path, member: Member) -> Path:
 
 def _write(
     workdir: Path, member: Member, found: Mapping[str, Any], measures: Mapping[str, Any]
-) -> None:
-    """Writes settings and results, in which None stands for NaN."""
+) -> dict[str, Any]:
+    """Writes settings and results; returns the measures as written, None for NaN."""
     folder = _folder(workdir, member)
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / CONFIG, to_json(member.settings) + "\n")
-    results = {
-        "schema": SCHEMA,
-        "member": member.name,
-        "changes": member.changes,
-        **found,
-        "measures": {
-            entity: own and {k: None if pd.isna(v) else v for k, v in own.items()}
-            for entity, own in measures.items()
-        },
+    written = {
+        entity: own and {k: None if pd.isna(v) else v for k, v in own.items()}
+        for entity, own in measures.items()
     }
+    results = {"schema": SCHEMA, "member": member.name, "changes": member.changes}
+    results |= {**found, "measures": written}
     write_text(folder / RESULTS, json.dumps(results, indent=2, allow_nan=False) + "\n")
+    return written

@@ -31,11 +31,15 @@ import statistics
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import filelock
 import numpy as np
+import optuna
 import pandas as pd
+from optuna import Study, Trial, TrialPruned
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 
 from kdjax.config import RENAMED, get_config, leaves, to_json
@@ -43,12 +47,14 @@ from kdjax.errors import ArtifactError, ConfigError, KdjaxError
 from kdjax.experiment.jobs import Training, progress_text
 from kdjax.experiment.populations import AUTO, TOGETHER, Judge, Trained, train_all
 from kdjax.experiment.sweeps.design import (
+    DONE,
+    FAILED,
     LOSS,
     MEDIAN,
     OBJECTIVES,
+    SEED,
     Member,
     Search,
-    load_optuna,
     suggested_changes,
     swept_values,
     trial_members,
@@ -65,6 +71,12 @@ from kdjax.experiment.sweeps.members import (
     tasks_of,
     train_members,
 )
+from kdjax.experiment.sweeps.report import (
+    field_text,
+    measure_text,
+    members_table,
+    write_table,
+)
 from kdjax.experiment.sweeps.sweep import (
     LOSS_NOTE,
     ORACLE_NOTE,
@@ -72,23 +84,10 @@ from kdjax.experiment.sweeps.sweep import (
     write_record,
     write_tables,
 )
-from kdjax.experiment.sweeps.tables import (
-    DONE,
-    FAILED,
-    SEED,
-    field_text,
-    measure_text,
-    members_table,
-    write_table,
-)
 from kdjax.experiment.workdir import check_data, read_lines
 from kdjax.io.files import clear_leftovers, write_text
 from kdjax.training import hosts
 from kdjax.training.loop import TrainingProgress
-
-if TYPE_CHECKING:
-    from optuna import Study, Trial
-    from optuna.trial import FrozenTrial
 
 logger = logging.getLogger(__name__)
 
@@ -111,7 +110,7 @@ class Worker(NamedTuple):
     """This process and what its trials share."""
 
     search: Search
-    study: "Study"
+    study: Study
     workdir: Path
     way: str
     console: Console
@@ -137,7 +136,6 @@ def run_search(
     pruning. ConfigError where `search(trial)` is faulty or `workdir` is of another search.
     """
     console = console or Console(quiet=True)
-    load_optuna()
     if hosts.processes() > 1:
         raise ConfigError(
             "a search's workers don't join: leave out --coordinator, and start the "
@@ -165,8 +163,12 @@ def run_search(
         check_record(workdir / SEARCH, "search", described)  # of a faster worker
         write_record(workdir / SEARCH, described)
         check_data(workdir, sweep_data.digests)
-        direction = "minimize" if search.objective == LOSS else "maximize"
-        study = open_study(workdir, search.name, direction=direction, pruner=pruner)
+        study = open_study(
+            workdir,
+            search.name,
+            direction="minimize" if search.objective == LOSS else "maximize",
+            pruner=pruner,
+        )
     worker = Worker(search, study, workdir, way, console, sweep_data, {})
     for _ in range(trials):
         _run_trial(worker)
@@ -192,15 +194,19 @@ def turn(workdir: Path) -> filelock.BaseFileLock:
     return filelock.FileLock(workdir / ".turn.lock")
 
 
-def open_study(workdir: Path, name: str, *, direction: str, pruner: Any) -> "Study":
+def open_study(
+    workdir: Path,
+    name: str,
+    *,
+    direction: Literal["minimize", "maximize"],
+    pruner: optuna.pruners.BasePruner | None,
+) -> Study:
     """The study in the folder's journal; a new one where there is none."""
-    optuna = load_optuna()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    path, journal = str(workdir / JOURNAL), optuna.storages.journal
+    path = str(workdir / JOURNAL)
     try:
-        lock = journal.JournalFileOpenLock(path)
-        backend = journal.JournalFileBackend(path, lock_obj=lock)
-        study: Study = optuna.create_study(
+        backend = JournalFileBackend(path, lock_obj=JournalFileOpenLock(path))
+        return optuna.create_study(
             storage=optuna.storages.JournalStorage(backend),
             study_name=name,
             direction=direction,
@@ -212,24 +218,23 @@ def open_study(workdir: Path, name: str, *, direction: str, pruner: Any) -> "Stu
             f"{path} can't be read as Optuna's journal ({error}): restore it from a "
             "copy, or start anew in another --workdir."
         ) from error
-    return study
 
 
-def median_pruner(epochs: int) -> Any:
+def median_pruner(epochs: int) -> optuna.pruners.MedianPruner:
     """Prunes trials worse than the others' median after a quarter of the epochs."""
-    pruners, quarter = load_optuna().pruners, max(1, epochs // 4)
-    return pruners.MedianPruner(LEAST_COMPLETE, n_warmup_steps=quarter)
+    return optuna.pruners.MedianPruner(
+        LEAST_COMPLETE, n_warmup_steps=max(1, epochs // 4)
+    )
 
 
-def retry_dead(study: "Study", workdir: Path) -> None:
+def retry_dead(study: Study, workdir: Path) -> None:
     """Fails the trials whose worker has ended, and queues their values again."""
-    states = load_optuna().trial.TrialState
-    for trial in study.get_trials(deepcopy=False, states=(states.RUNNING,)):
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         folder = _folder(workdir, trial.number)
         try:
             with _lock(folder):
                 _clear(folder)
-                study.tell(trial.number, state=states.FAIL)
+                study.tell(trial.number, state=TrialState.FAIL)
         except filelock.Timeout:
             continue
         retries = trial.user_attrs.get("retries", 0)
@@ -244,8 +249,6 @@ def retry_dead(study: "Study", workdir: Path) -> None:
 def _run_trial(worker: Worker) -> None:
     """Runs the next trial until it is done, pruned or failed."""
     search, study, workdir = worker.search, worker.study, worker.workdir
-    optuna = load_optuna()
-    states = optuna.trial.TrialState
     with contextlib.ExitStack() as held:
         own_turn = held.enter_context(turn(workdir))
         retry_dead(study, workdir)
@@ -259,11 +262,12 @@ def _run_trial(worker: Worker) -> None:
             trial.set_user_attr("changes", json.loads(json.dumps(changes)))
             own_turn.release()  # The next worker that asks knows these values.
             value = _train_and_evaluate(worker, trial, changes)
-        except (optuna.TrialPruned, _FailedSeed, KdjaxError) as error:
+        except (TrialPruned, _FailedSeed, KdjaxError) as error:
             trial.set_user_attr("reason", str(error) or "search(trial) gave it up")
             _clear(folder)
-            pruned = isinstance(error, optuna.TrialPruned)
-            study.tell(trial, state=states.PRUNED if pruned else states.FAIL)
+            pruned = isinstance(error, TrialPruned)
+            state = TrialState.PRUNED if pruned else TrialState.FAIL
+            study.tell(trial, state=state)
             if isinstance(error, KdjaxError):
                 raise
         else:
@@ -273,7 +277,7 @@ def _run_trial(worker: Worker) -> None:
 
 
 def _train_and_evaluate(
-    worker: Worker, trial: "Trial", changes: Mapping[str, Any]
+    worker: Worker, trial: Trial, changes: Mapping[str, Any]
 ) -> float:
     """The objective of a trial, the mean over its seeds."""
     search, folder = worker.search, _folder(worker.workdir, trial.number)
@@ -302,17 +306,14 @@ def _train_and_evaluate(
     ]
     if reasons:
         raise _FailedSeed("; ".join(reasons))
-    for member in members:
-        evaluate_member(folder, member, sweep_data, trained)
+    measures = [evaluate_member(folder, m, sweep_data, trained) for m in members]
     trial.set_user_attr("seeds_done", len(members))
-    return statistics.mean(_value(folder, m, search.objective) for m in members)
+    return statistics.mean(_value(own, search.objective) for own in measures)
 
 
-def _value(folder: Path, member: Member, objective: str) -> float:
+def _value(measures: Mapping[str, Mapping[str, Any]], objective: str) -> float:
     """The mean of the objective's measure over the entities of a member that have one."""
-    results = read_member(folder, member)
-    assert results is not None
-    found = [own.get(OBJECTIVES[objective]) for own in results["measures"].values()]
+    found = [own.get(OBJECTIVES[objective]) for own in measures.values()]
     numbers = [float(number) for number in found if number is not None]
     if not numbers:
         raise ConfigError(
@@ -323,7 +324,7 @@ def _value(folder: Path, member: Member, objective: str) -> float:
 
 
 def _reporter(
-    trial: "Trial",
+    trial: Trial,
     seeds: Mapping[str, int],
     objective: str,
     latest: dict[str, TrainingProgress],
@@ -351,8 +352,7 @@ def _reporter(
         mean = statistics.mean(losses)
         trial.report(mean, epoch - 1)  # pruners count from 0
         if running and trial.should_prune():
-            reason = f"validation loss {mean:.6g} after epoch {epoch}"
-            raise load_optuna().TrialPruned(reason)
+            raise TrialPruned(f"validation loss {mean:.6g} after epoch {epoch}")
 
     return on_epoch
 
@@ -375,13 +375,12 @@ def _shared_teachers(worker: Worker, jobs: Sequence[Training]) -> dict[str, Trai
     return {name: worker.teachers[name] for name in names}
 
 
-def _sampler(seed: int, count: int) -> Any:
+def _sampler(seed: int, count: int) -> optuna.samplers.TPESampler:
     """The sampler of one trial, after `count` others.
 
     One sampler for the whole search would draw the same values again after a restart, or
     in a second worker.
     """
-    optuna = load_optuna()
     (own,) = np.random.SeedSequence([seed, count]).generate_state(1)
     with warnings.catch_warnings():
         # Optuna 4 warns of options that are the defaults of 5.
@@ -406,7 +405,7 @@ def _clear(folder: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _tabulate(study: "Study", workdir: Path, search: Search) -> SearchResult:
+def _tabulate(study: Study, workdir: Path, search: Search) -> SearchResult:
     """Writes all tables; those of the worker that ends last have all trials."""
     with filelock.FileLock(workdir / ".tables.lock"):
         trials = study.get_trials(deepcopy=False)
@@ -439,7 +438,7 @@ def _tabulate(study: "Study", workdir: Path, search: Search) -> SearchResult:
             "params": best.params,
             "changes": _changes(best),
             "runs": runs,
-            "optuna": load_optuna().__version__,
+            "optuna": optuna.__version__,
         }
         write_text(workdir / BEST, json.dumps(described, indent=2) + "\n")
         folders = [_folder(workdir, trial.number) for trial in trials]
@@ -464,7 +463,7 @@ def _tabulate(study: "Study", workdir: Path, search: Search) -> SearchResult:
         return SearchResult(table, members, described)
 
 
-def _trials_table(trials: Sequence["FrozenTrial"]) -> pd.DataFrame:
+def _trials_table(trials: Sequence[FrozenTrial]) -> pd.DataFrame:
     """A row a trial; parameters that it does not have are NaN."""
     names = dict.fromkeys(name for trial in trials for name in trial.params)
     return pd.DataFrame(
@@ -484,7 +483,7 @@ def _trials_table(trials: Sequence["FrozenTrial"]) -> pd.DataFrame:
     )
 
 
-def _trial_text(study: "Study", number: int) -> str:
+def _trial_text(study: Study, number: int) -> str:
     """A trial in a line."""
     trial = study.get_trials(deepcopy=False)[number]
     state = f"{_status(trial)}: {_reason(trial)}"
@@ -496,21 +495,21 @@ def _trial_text(study: "Study", number: int) -> str:
     return f"trial {number:04d} ({params}): {state}; {_seconds(trial):.1f} s"
 
 
-def _status(trial: "FrozenTrial") -> str:
+def _status(trial: FrozenTrial) -> str:
     state = trial.state.name
     return {"COMPLETE": DONE, "FAIL": FAILED}.get(state, state.lower())
 
 
-def _reason(trial: "FrozenTrial") -> str:
+def _reason(trial: FrozenTrial) -> str:
     lost = LOST if _status(trial) == FAILED else ""
     return str(trial.user_attrs.get("reason", lost))
 
 
-def _seconds(trial: "FrozenTrial") -> float:
+def _seconds(trial: FrozenTrial) -> float:
     return trial.duration.total_seconds() if trial.duration else math.nan
 
 
-def _changes(trial: "FrozenTrial") -> dict[str, Any]:
+def _changes(trial: FrozenTrial) -> dict[str, Any]:
     """The fields that a trial changes, under the names of today."""
     return {RENAMED.get(k, k): v for k, v in trial.user_attrs["changes"].items()}
 

@@ -24,7 +24,7 @@ from rich.console import Console
 from kdjax.config import RENAMED, completed, differences, leaves
 from kdjax.errors import ConfigError
 from kdjax.experiment.populations import AUTO
-from kdjax.experiment.sweeps.design import LOSS, Design
+from kdjax.experiment.sweeps.design import DONE, LOSS, Design
 from kdjax.experiment.sweeps.members import (
     evaluate_member,
     fail_member,
@@ -35,12 +35,11 @@ from kdjax.experiment.sweeps.members import (
     table_lines,
     train_members,
 )
-from kdjax.experiment.sweeps.report import write_sweep_report
-from kdjax.experiment.sweeps.tables import (
-    DONE,
+from kdjax.experiment.sweeps.report import (
     measure_names,
     members_table,
     summary_means,
+    write_sweep_report,
     write_table,
 )
 from kdjax.experiment.workdir import (
