@@ -20,22 +20,8 @@ from jax.sharding import Mesh
 from rich.console import Console
 
 from kdjax.errors import ConfigError, TrainingError
-from kdjax.experiment.jobs import (
-    SCHEDULE,
-    Training,
-    checkpoint_folder,
-    first_state,
-    job_targets,
-    make_job_optimizer,
-    make_objective,
-    on_host,
-    order_key,
-    progress_text,
-    recorded_mask,
-    resume_job,
-    target_bytes,
-    train_alone,
-)
+from kdjax.experiment import jobs
+from kdjax.experiment.jobs import Training
 from kdjax.experiment.workdir import append_line, cut_lines
 from kdjax.io.progress import progress_bar
 from kdjax.io.signals import signals_held
@@ -98,7 +84,7 @@ def train_all(
         group = groups.pop(0)
         names = json.dumps(sorted(training.name for training in group))
         digest = hashlib.sha256(names.encode()).hexdigest()[:12]
-        folder = checkpoint_folder(workdir, f"together-{digest}")
+        folder = jobs.checkpoint_folder(workdir, f"together-{digest}")
         ended = {t.name: own for t in group if (own := finished(t, workdir))}
         waiting = [training for training in group if training.name not in ended]
         # A population that was interrupted continues as a whole.
@@ -123,11 +109,11 @@ def train_all(
 
 def finished(training: Training, workdir: Path) -> Trained | None:
     """Result of a job that has ended in this folder; None for any other."""
-    if not checkpoint_folder(workdir, training.name).is_dir():
+    if not jobs.checkpoint_folder(workdir, training.name).is_dir():
         return None
-    start = resume_job(training, workdir)
+    start = jobs.resume_job(training, workdir)
     done = start.progress.done
-    return _trained(on_host(start.best), start.progress) if done else None
+    return _trained(jobs.on_host(start.best), start.progress) if done else None
 
 
 def _trained(params: Params, progress: TrainingProgress) -> Trained:
@@ -148,10 +134,8 @@ def group_jobs(trainings: Sequence[Training]) -> list[list[Training]]:
         for shape, group in found.items()
     }
     for shape in [*found]:
-        if shape[-1] is not None:
-            continue
         distilled = next((s for s in found if s[:-1] == shape[:-1] and s[-1]), None)
-        if distilled and data[distilled] >= data[shape]:
+        if shape[-1] is None and distilled and data[distilled] >= data[shape]:
             found[distilled] += found.pop(shape)
     return list(found.values())
 
@@ -198,19 +182,20 @@ def faster_way(group: Sequence[Training]) -> str:
 
 def fits_in_memory(group: Sequence[Training]) -> bool:
     """Whether rows and targets of all members fit on each device."""
-    distilled = {
-        (id(t.training_data), t.distillation.source): t for t in group if t.distillation
+    sizes = {
+        (id(t.training_data), t.distillation.source): jobs.target_bytes(t)
+        for t in group
+        if t.distillation
     }
-    limits = [t.distillation.cache_bytes for t in group if t.distillation]
     mesh = member_mesh(len(group))
-    size = (mesh.size if mesh else 1) * sum(target_bytes(t) for t in distilled.values())
-    return not limits or size <= min(limits)
+    size = (mesh.size if mesh else 1) * sum(sizes.values())
+    return all(size <= t.distillation.cache_bytes for t in group if t.distillation)
 
 
 def _way_of(group: Sequence[Training], workdir: Path, way: str) -> str:
     """Jobs that read from disk, or were interrupted in training alone, train alone."""
     if any(
-        t.training_data.sources or checkpoint_folder(workdir, t.name).exists()
+        t.training_data.sources or jobs.checkpoint_folder(workdir, t.name).exists()
         for t in group
     ):
         return ALONE
@@ -221,12 +206,12 @@ def _train_alone(
     training: Training, workdir: Path, console: Console, outputs: TargetCache
 ) -> Fitted:
     try:
-        return train_alone(training, workdir, console, outputs=outputs)
+        return jobs.train_alone(training, workdir, console, outputs=outputs)
     except TrainingError as error:
         console.print(f"{training.name}: {error}")
-        progress = resume_job(training, workdir).progress
+        progress = jobs.resume_job(training, workdir).progress
         failed = progress._replace(step=error.step, done=True, bad_step=error.step)
-        params = on_host(first_state(training).params)
+        params = jobs.on_host(jobs.first_state(training).params)
         _keep(training, params, failed, workdir)
         return Fitted(params, failed)
 
@@ -235,8 +220,8 @@ def _keep(
     training: Training, params: Params, progress: TrainingProgress, workdir: Path
 ) -> None:
     """Writes the checkpoint of a finished job; its optimizer's state is not needed."""
-    state = init_state(params, make_job_optimizer(training))
-    folder = checkpoint_folder(workdir, training.name)
+    state = init_state(params, jobs.make_job_optimizer(training))
+    folder = jobs.checkpoint_folder(workdir, training.name)
     meta = json.dumps(progress._asdict())
     save_checkpoint(folder, progress.step, {"state": state, "best": params}, meta)
 
@@ -251,10 +236,10 @@ def _make_population_step(
 
     def step_of(hyper: Mapping[str, Any]) -> Step:
         rates = dict(hyper)
-        schedule = {name: rates.pop(name) for name in SCHEDULE}
+        schedule = {name: rates.pop(name) for name in jobs.SCHEDULE}
         return make_step(
-            make_objective(one, **schedule),
-            make_job_optimizer(one, **rates),
+            jobs.make_objective(one, **schedule),
+            jobs.make_job_optimizer(one, **rates),
             window=one.training_data.window,
             steps=hyper["steps"],
         )
@@ -265,10 +250,8 @@ def _make_population_step(
 def _numbers(training: Training) -> dict[str, float]:
     """What may differ between members: those of the optimizer, and `SCHEDULE`."""
     one, rates = training.distillation, ("learning_rate", "warmup_steps", "clip_norm")
-    found = {
-        "steps": training.steps,
-        **{name: training.settings[name] for name in rates},
-    }
+    found = {name: training.settings[name] for name in rates}
+    found["steps"] = training.steps
     for name, unused in (("alpha", 0.0), ("temperature", 1.0)):
         first = getattr(one, name, unused)
         last = getattr(one, f"{name}_end", None)
@@ -300,9 +283,9 @@ def join_datasets(
         if key not in firsts:
             firsts[key] = sum(map(len, starts))
             starts.append(data.fit + offset)
-            recorded.append(recorded_mask(data))
+            recorded.append(jobs.recorded_mask(data))
             if one is not None:
-                targets.append(job_targets(training, outputs))
+                targets.append(jobs.job_targets(training, outputs))
         places.append((firsts[key], offset))
     mask = np.concatenate(recorded)
     dataset = WindowDataset(
@@ -328,7 +311,7 @@ def _train_together(
     joined, places = join_datasets(group, outputs)
     dataset = place(joined, mesh)
     step, hyper = _make_population_step(group, mesh)
-    start = resume_together(folder, [first_state(t) for t in group], mesh)
+    start = resume_together(folder, [jobs.first_state(t) for t in group], mesh)
     names = [training.name for training in group]
     for name, progress in zip(names, start.progress, strict=True):
         cut_lines(workdir, name, progress.step)
@@ -354,7 +337,7 @@ def _train_together(
             [
                 Member(
                     training.name,
-                    order_key(training),
+                    jobs.order_key(training),
                     first=first,
                     windows=len(training.training_data.fit),
                     validation=training.training_data.validation + offset,
@@ -371,5 +354,5 @@ def _train_together(
             on_epoch=lambda own: evaluate_models(dict(zip(names, own, strict=True))),
         )
     for name, own in zip(names, fitted, strict=True):
-        console.print(f"{name}: {progress_text(own.progress)}")
+        console.print(f"{name}: {jobs.progress_text(own.progress)}")
     return dict(zip(names, fitted, strict=True))

@@ -29,21 +29,10 @@ from kdjax.detection.detector import Detector
 from kdjax.detection.storage import save_detector
 from kdjax.errors import ConfigError
 from kdjax.evaluation.evaluate import ModelEvaluation, evaluate_models
+from kdjax.experiment import jobs
 from kdjax.experiment.assemble import calibration_rules, data_digests, make_detector
 from kdjax.experiment.groups import group_name, merge_evaluations
-from kdjax.experiment.jobs import (
-    AugmentedCache,
-    Training,
-    TrainingData,
-    architecture,
-    has_network,
-    is_distilled,
-    make_training_data,
-    progress_text,
-    student_training,
-    teacher_seed,
-    teacher_training,
-)
+from kdjax.experiment.jobs import Training
 from kdjax.experiment.pipeline import load_dataset, prepare_parts
 from kdjax.experiment.populations import Judge, Trained, finished, train_all
 from kdjax.experiment.sweeps.design import DONE, FAILED, LOSS, Member, value_text
@@ -83,7 +72,7 @@ class Group(NamedTuple):
     """One entity group: its data, its windows, and the baselines fitted to it."""
 
     prepared: Prepared
-    training_data: TrainingData
+    training_data: jobs.TrainingData
     fits: Fits
 
 
@@ -117,7 +106,7 @@ def data_key(settings: Settings) -> str:
 def teacher_name(settings: Settings) -> str:
     """The name of a member's teacher, without its entity group."""
     network = {k: v for k, v in settings["teacher"].items() if k != "seed"}
-    facts = {"seed": teacher_seed(settings), "network": _with_old_names(network)}
+    facts = {"seed": jobs.teacher_seed(settings), "network": _with_old_names(network)}
     return f"teacher-{_digest(facts, settings)}"
 
 
@@ -127,7 +116,7 @@ def student_name(settings: Settings) -> str:
     network = {k: v for k, v in settings["student"].items() if k != "components"}
     facts: dict[str, Any] = {"seed": settings["seed"], "network": network}
     distill = settings["distill"]
-    if is_distilled(distill):
+    if jobs.is_distilled(distill):
         facts["teacher"] = teacher_name(settings)
         facts["distill"] = [distill[field] for field in _FIELDS]
         changed = {k: distill[k] for k, v in _LATER_FIELDS.items() if distill[k] != v}
@@ -185,7 +174,7 @@ def load_sweep_data(
                 datasets[source] = load_dataset(data)
                 sweep_data.digests.update(data_digests(datasets[source]))
             sweep_data.groups[key] = {
-                part: Group(prepared, make_training_data(prepared, data), {})
+                part: Group(prepared, jobs.make_training_data(prepared, data), {})
                 for part, prepared in prepare_parts(datasets[source], settings).items()
             }
         for group in sweep_data.groups[key].values():
@@ -199,7 +188,7 @@ def tasks_of(members: Sequence[Member], sweep_data: SweepData) -> list[Task]:
     tasks = []
     for settings in (member.settings for member in members):
         teacher, student = teacher_name(settings), student_name(settings)
-        distilled = is_distilled(settings["distill"])
+        distilled = jobs.is_distilled(settings["distill"])
         for name, group in sweep_data.groups[data_key(settings)].items():
             needed = group_name(teacher, name) if distilled else None
             own = group_name(student, name)
@@ -225,13 +214,15 @@ def train_members(
     train = functools.partial(_train, workdir=workdir, way=way, console=console)
     tasks = tasks_of(members, sweep_data)
     teachers = {
-        t.teacher: teacher_training(t.group.training_data, t.settings, name=t.teacher)
+        t.teacher: jobs.teacher_training(
+            t.group.training_data, t.settings, name=t.teacher
+        )
         for t in tasks
-        if t.teacher and has_network(t.settings, "teacher")
+        if t.teacher and jobs.has_network(t.settings, "teacher")
     }
     trained = (train_teachers or train)([*teachers.values()])
     students: dict[str, Training] = {}
-    augmented: AugmentedCache = {}
+    augmented: jobs.AugmentedCache = {}
     models: dict[str | None, ResidualModel] = {}
     scorers: dict[tuple[str | None, str], tuple[ScoreFunction, ...]] = {}
     for task in tasks:
@@ -244,7 +235,7 @@ def train_members(
         teacher, key = models.get(name), (name, scoring_key(settings))
         if teacher is not None and key not in scorers:
             scorers[key] = scorers_of(teacher, group.prepared, settings)
-        students[task.student] = student_training(
+        students[task.student] = jobs.student_training(
             group.training_data,
             settings,
             name=task.student,
@@ -261,7 +252,7 @@ def make_model(task: Task, name: str, trained: Trained | None) -> ResidualModel:
     if trained is not None:
         assert trained.params is not None
         width = group.training_data.rows.shape[1]
-        shape = architecture(task.settings, name, width=width)
+        shape = jobs.architecture(task.settings, name, width=width)
         network = ResidualModel(NETWORK, trained.params, shape)
     components = task.settings[name]["components"]
     return fit_components(components, group.prepared, network, fits=group.fits)
@@ -273,12 +264,12 @@ def failures(
     """Why networks of a member are missing; empty if all are trained."""
     reasons = []
     for task in tasks_of([member], sweep_data):
-        teacher = task.teacher if has_network(task.settings, "teacher") else None
+        teacher = task.teacher if jobs.has_network(task.settings, "teacher") else None
         for name in filter(None, (teacher, task.student)):
             if name not in trained:
                 reasons.append(f"{name}: was not trained")
             elif trained[name].params is None:
-                reasons.append(f"{name}: {progress_text(trained[name].progress)}")
+                reasons.append(f"{name}: {jobs.progress_text(trained[name].progress)}")
     return reasons
 
 

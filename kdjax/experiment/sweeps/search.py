@@ -46,6 +46,7 @@ from kdjax.config import RENAMED, get_config, leaves, to_json
 from kdjax.errors import ArtifactError, ConfigError, KdjaxError
 from kdjax.experiment.jobs import Training, progress_text
 from kdjax.experiment.populations import AUTO, TOGETHER, Judge, Trained, train_all
+from kdjax.experiment.sweeps import report, sweep
 from kdjax.experiment.sweeps.design import (
     DONE,
     FAILED,
@@ -70,19 +71,6 @@ from kdjax.experiment.sweeps.members import (
     table_lines,
     tasks_of,
     train_members,
-)
-from kdjax.experiment.sweeps.report import (
-    field_text,
-    measure_text,
-    members_table,
-    write_table,
-)
-from kdjax.experiment.sweeps.sweep import (
-    LOSS_NOTE,
-    ORACLE_NOTE,
-    check_record,
-    write_record,
-    write_tables,
 )
 from kdjax.experiment.workdir import check_data, read_lines
 from kdjax.io.files import clear_leftovers, write_text
@@ -150,7 +138,7 @@ def run_search(
         "objective": search.objective,
     }
     with turn(workdir):
-        check_record(workdir / SEARCH, "search", described)
+        sweep.check_record(workdir / SEARCH, "search", described)
         clear_leftovers(workdir)
     sweep_data = load_sweep_data(search.name, trial_members(search, 0, {})[:1])
     # Labels are used at the end of a trial only.
@@ -160,8 +148,8 @@ def run_search(
         share = min(group.training_data.share for group in groups)
         pruner = median_pruner(int(share * search.base["student"]["epochs"]))
     with turn(workdir):
-        check_record(workdir / SEARCH, "search", described)  # of a faster worker
-        write_record(workdir / SEARCH, described)
+        sweep.check_record(workdir / SEARCH, "search", described)  # of a faster worker
+        sweep.write_record(workdir / SEARCH, described)
         check_data(workdir, sweep_data.digests)
         study = open_study(
             workdir,
@@ -181,7 +169,7 @@ def best_lines(result: SearchResult) -> list[str]:
         return ["No trial is done: trials.csv has the reasons."]
     best = result.best
     changes = ", ".join(f"{k}={json.dumps(v)}" for k, v in best["changes"].items())
-    value = f"{best['objective']} {measure_text(best['value'])} ({changes})"
+    value = f"{best['objective']} {report.measure_text(best['value'])} ({changes})"
     return [
         f"Best of {len(result.trials)} trials: {best['trial']:04d} with {value}",
         f"Run it again: {best['runs'][0]['command']}",
@@ -410,7 +398,7 @@ def _tabulate(study: Study, workdir: Path, search: Search) -> SearchResult:
     with filelock.FileLock(workdir / ".tables.lock"):
         trials = study.get_trials(deepcopy=False)
         table = _trials_table(trials)
-        write_table(workdir / TRIALS, table)
+        report.write_table(workdir / TRIALS, table)
         done = [trial for trial in trials if _status(trial) == DONE]
         if not done:
             return SearchResult(table, None, None)
@@ -449,8 +437,8 @@ def _tabulate(study: Study, workdir: Path, search: Search) -> SearchResult:
             for folder in folders
             for line in read_lines(folder)
         ]
-        members = members_table(lines, fields)
-        write_tables(
+        members = report.members_table(lines, fields)
+        sweep.write_tables(
             workdir,
             members,
             fields,
@@ -490,7 +478,7 @@ def _trial_text(study: Study, number: int) -> str:
     if _status(trial) == DONE:
         best = ", the best so far" if study.best_trial.number == number else ""
         state = f"{trial.value:.6g}{best}"
-    texts = {name: field_text(value_text(v)) for name, v in trial.params.items()}
+    texts = {name: report.field_text(value_text(v)) for name, v in trial.params.items()}
     params = ", ".join(f"{name}={text}" for name, text in texts.items())
     return f"trial {number:04d} ({params}): {state}; {_seconds(trial):.1f} s"
 
@@ -526,7 +514,11 @@ def _notes(search: Search, table: pd.DataFrame) -> list[str]:
         f"A trial's value is the mean {OBJECTIVES[search.objective]} of its "
         f"{len(search.seeds)} seeds."
     )
-    return [trials, LOSS_NOTE, ORACLE_NOTE if search.objective == LOSS else labels]
+    return [
+        trials,
+        sweep.LOSS_NOTE,
+        sweep.ORACLE_NOTE if search.objective == LOSS else labels,
+    ]
 
 
 def _run_again(

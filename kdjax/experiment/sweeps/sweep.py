@@ -24,6 +24,7 @@ from rich.console import Console
 from kdjax.config import RENAMED, completed, differences, leaves
 from kdjax.errors import ConfigError
 from kdjax.experiment.populations import AUTO
+from kdjax.experiment.sweeps import report
 from kdjax.experiment.sweeps.design import DONE, LOSS, Design
 from kdjax.experiment.sweeps.members import (
     evaluate_member,
@@ -34,13 +35,6 @@ from kdjax.experiment.sweeps.members import (
     read_member,
     table_lines,
     train_members,
-)
-from kdjax.experiment.sweeps.report import (
-    measure_names,
-    members_table,
-    summary_means,
-    write_sweep_report,
-    write_table,
 )
 from kdjax.experiment.workdir import (
     check_data,
@@ -185,11 +179,11 @@ def _tabulate(design: Design, workdir: Path) -> SweepResult:
         lines += table_lines(member, results)
         if results["status"] != DONE:
             notes.append(f"member {member.name} failed: {results['reason']}")
-    fields, members = design.fields, members_table(lines, design.fields)
-    measures = measure_names(members, fields)
+    fields, members = design.fields, report.members_table(lines, design.fields)
+    measures = report.measure_names(members, fields)
     if hosts.is_first():
         logs = map(read_lines, process_folders(workdir))
-        means = summary_means(members, fields=fields, measures=measures)
+        means = report.summary_means(members, fields=fields, measures=measures)
         write_text(workdir / "summary.csv", means.to_csv(index=False))
         write_tables(
             workdir,
@@ -214,8 +208,8 @@ def write_tables(
 ) -> None:
     """Writes members.csv and the report; without labels its figures show the loss."""
     labelled = measure in members and members[measure].notna().any()
-    write_table(workdir / "members.csv", members)
-    write_sweep_report(
+    report.write_table(workdir / "members.csv", members)
+    report.write_sweep_report(
         workdir / "report.html",
         members=members,
         fields=fields,
