@@ -144,22 +144,11 @@ def _shape_of(training: Training) -> tuple[Hashable, ...]:
     """What members of a population share; the last entry is that of distillation."""
     one, data, train = training.distillation, training.training_data, training.settings
     teacher = one and one.teacher
-    return (
-        training.architecture,
-        data.window,
-        data.missing,
-        data.sources is None,
-        data.recorded is None,
-        train["batch_size"],
-        train["schedule"],
-        one
-        and (
-            teacher and (teacher.kind, teacher.architecture),
-            one.temperature_mode,
-            one.target,
-            one.weights,
-        ),
-    )
+    kind = teacher and (teacher.kind, teacher.architecture)
+    windows = (data.window, data.missing, data.sources is None, data.recorded is None)
+    steps = (training.architecture, train["batch_size"], train["schedule"])
+    lesson = one and (kind, one.temperature_mode, one.target, one.weights)
+    return windows, steps, lesson
 
 
 def faster_way(group: Sequence[Training]) -> str:
@@ -261,8 +250,8 @@ def _numbers(training: Training) -> dict[str, float]:
 
 def join_datasets(
     group: Sequence[Training], outputs: TargetCache
-) -> tuple[WindowDataset, list[tuple[int, int]]]:
-    """One dataset of all members, each member's first window and first row in it.
+) -> tuple[WindowDataset, list[Member]]:
+    """One dataset of all members, and the members with their places in it.
 
     Rows and targets that members share are in it once.
     """
@@ -270,7 +259,7 @@ def join_datasets(
     firsts: dict[tuple[int, Any], int] = {}  # first window by data and teacher
     rows: list[np.ndarray] = []
     starts: list[np.ndarray] = []
-    recorded, targets, places = [], [], []
+    recorded, targets, members = [], [], []
     for training in group:
         data, one = training.training_data, training.distillation
         if id(data.rows) not in offsets:
@@ -286,7 +275,17 @@ def join_datasets(
             recorded.append(jobs.recorded_mask(data))
             if one is not None:
                 targets.append(jobs.job_targets(training, outputs))
-        places.append((firsts[key], offset))
+        members.append(
+            Member(
+                training.name,
+                jobs.order_key(training),
+                first=firsts[key],
+                windows=len(data.fit),
+                validation=data.validation + offset,
+                epochs=training.epochs,
+                patience=training.patience,
+            )
+        )
     mask = np.concatenate(recorded)
     dataset = WindowDataset(
         jnp.asarray(np.concatenate(rows)),
@@ -295,7 +294,7 @@ def join_datasets(
         recorded=None if mask.all() else jnp.asarray(mask),
         missing=group[0].training_data.missing,
     )
-    return dataset, places
+    return dataset, members
 
 
 def _train_together(
@@ -308,8 +307,8 @@ def _train_together(
 ) -> dict[str, Fitted]:
     """Trains the jobs that `group_jobs` put together; the results by name."""
     one, train, mesh = group[0], group[0].settings, member_mesh(len(group))
-    joined, places = join_datasets(group, outputs)
-    dataset = place(joined, mesh)
+    dataset, members = join_datasets(group, outputs)
+    dataset = place(dataset, mesh)
     step, hyper = _make_population_step(group, mesh)
     start = resume_together(folder, [jobs.first_state(t) for t in group], mesh)
     names = [training.name for training in group]
@@ -334,18 +333,7 @@ def _train_together(
                 batch_size=train["batch_size"],
                 mesh=mesh,
             ),
-            [
-                Member(
-                    training.name,
-                    jobs.order_key(training),
-                    first=first,
-                    windows=len(training.training_data.fit),
-                    validation=training.training_data.validation + offset,
-                    epochs=training.epochs,
-                    patience=training.patience,
-                )
-                for training, (first, offset) in zip(group, places, strict=True)
-            ],
+            members,
             batch_size=train["batch_size"],
             directory=folder,
             checkpoint_seconds=train["checkpoint_seconds"],

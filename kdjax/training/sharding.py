@@ -150,9 +150,6 @@ def place(tree: Tree, mesh: Mesh | None) -> Tree:
     if mesh is None:
         return tree
     sharding = NamedSharding(mesh, WHOLE)
-    if sharding.is_fully_addressable:
-        placed: Tree = jax.device_put(tree, sharding)
-        return placed
 
     def copy(leaf: ArrayLike) -> Array:
         # `device_put` would compare the copies over the network, and NaN != NaN.
@@ -161,8 +158,9 @@ def place(tree: Tree, mesh: Mesh | None) -> Tree:
             values.shape, sharding, lambda index: values[index]
         )
 
-    copied: Tree = jax.tree.map(copy, tree)
-    return copied
+    local = sharding.is_fully_addressable
+    placed: Tree = jax.device_put(tree, sharding) if local else jax.tree.map(copy, tree)
+    return placed
 
 
 def divide(tree: Tree, mesh: Mesh | None) -> Tree:

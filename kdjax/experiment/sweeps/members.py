@@ -423,26 +423,23 @@ def _evaluate(
 ) -> dict[str, ModelEvaluation]:
     """The student and, if it has one, its teacher, which is evaluated once for all."""
     settings, prepared = task.settings, task.group.prepared
-
-    def evaluate(name: str, model: ResidualModel) -> ModelEvaluation:
-        return evaluate_models(
-            {name: model},
-            prepared,
-            calibration_rules(settings, prepared),
-            min_anomalous_points=settings["data"]["min_anomalous_points"],
-            console=Console(quiet=True),
-        )[name]
-
-    student = make_model(task, "student", trained[task.student])
-    evaluations = {"student": evaluate("student", student)}
+    used = [settings[name] for name in ("data", "detection", "threshold")]
+    key = json.dumps([task.teacher, task.name, used], sort_keys=True)
+    models = {"student": make_model(task, "student", trained[task.student])}
+    if task.teacher is not None and key not in sweep_data.teachers:
+        models["teacher"] = make_model(task, "teacher", trained.get(task.teacher))
+    found = evaluate_models(
+        models,
+        prepared,
+        calibration_rules(settings, prepared),
+        min_anomalous_points=settings["data"]["min_anomalous_points"],
+        console=Console(quiet=True),
+    )
+    if "teacher" in found:
+        sweep_data.teachers[key] = found["teacher"]
     if task.teacher is not None:
-        used = [settings[name] for name in ("data", "detection", "threshold")]
-        key = json.dumps([task.teacher, task.name, used], sort_keys=True)
-        if key not in sweep_data.teachers:
-            teacher = make_model(task, "teacher", trained.get(task.teacher))
-            sweep_data.teachers[key] = evaluate("teacher", teacher)
-        evaluations["teacher"] = sweep_data.teachers[key]
-    return evaluations
+        found["teacher"] = sweep_data.teachers[key]
+    return found
 
 
 def _entity_metrics(
