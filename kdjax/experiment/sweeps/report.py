@@ -389,9 +389,8 @@ def plot_frontier(
     for number, (label, own) in enumerate(means.groupby(labels)):
         style = {"color": COLORS[number % len(COLORS)]}
         for column, cost in enumerate(costs, start=1):
-            line = own.groupby(SHAPE if SHAPE in fields else cost)[
-                [cost, measure]
-            ].mean()
+            shape = SHAPE if SHAPE in fields else cost
+            line = own.groupby(shape)[[cost, measure]].mean()
             line = line.rename_axis(None).sort_values(cost)
             for frame, mode in ((own, "markers"), (line, "lines")):
                 figure.add_scatter(
@@ -461,9 +460,7 @@ def plot_heat_map(
 def plot_curves(history: Sequence[Mapping[str, Any]]) -> go.Figure:
     """Validation loss over epochs, a line a training, on a logarithmic axis."""
     names = ["phase", "epoch", "validation_loss"]
-    lines = pd.DataFrame(
-        [[one[name] for name in names] for one in history], columns=names
-    )
+    lines = pd.DataFrame(list(history), columns=names)
     figure = go.Figure()
     for phase, curve in lines.sort_values("epoch").groupby("phase", sort=False):
         loss = curve["validation_loss"].astype(float)
