@@ -68,8 +68,16 @@ def target_model(
             that sum to 1 differ by what no student can change, so the weighted mean of
             several teachers is the target.
     """
+    kinds = components_of(kind)
     if target == "hidden":
-        return _encoder(kind, architecture)
+        if kinds[0] != NETWORK or architecture is None:
+            raise ConfigError(
+                f"distill.target='hidden' compares the codes of encoders, and {kinds[0]!r} "
+                f"has none: name {NETWORK} first in teacher.components."
+            )
+        encode = network(architecture).encode
+        assert encode is not None
+        return _fixed_model(encode, kind)
 
     def function(name: str) -> ResidualFunction:
         if target == "errors":
@@ -77,42 +85,26 @@ def target_model(
             return lambda params, windows: jnp.abs(residuals(params, windows))
         return reconstruction_model(name, architecture).apply
 
-    kinds = components_of(kind)
     if weights:
-        return _fixed_model(_weighted(kinds, [*map(function, kinds)], weights), kind)
+        terms = [
+            (name, weight / sum(weights), function(name))
+            for name, weight in zip(kinds, weights, strict=True)
+            if weight
+        ]
+
+        def mean(params: Params, windows: Array) -> Array:
+            return functools.reduce(
+                jnp.add,
+                (
+                    share * own(params.get(name, {}), windows)
+                    for name, share, own in terms
+                ),
+            )
+
+        return _fixed_model(mean, kind)
     if target == "errors":
         return _fixed_model(function(kinds[0]), kinds[0])
     return reconstruction_model(kinds[0], architecture)
-
-
-def _encoder(kind: str, architecture: Architecture | None) -> Model:
-    first = components_of(kind)[0]
-    if first != NETWORK or architecture is None:
-        raise ConfigError(
-            f"distill.target='hidden' compares the codes of encoders, and {first!r} has "
-            f"none: name {NETWORK} first in teacher.components."
-        )
-    encode = network(architecture).encode
-    assert encode is not None
-    return _fixed_model(encode, kind)
-
-
-def _weighted(
-    kinds: Sequence[str],
-    functions: Sequence[ResidualFunction],
-    weights: tuple[float, ...],
-) -> ResidualFunction:
-    total = sum(weights)
-
-    def mean(params: Params, windows: Array) -> Array:
-        terms = [
-            weight / total * function(params.get(kind, {}), windows)
-            for kind, function, weight in zip(kinds, functions, weights, strict=True)
-            if weight
-        ]
-        return functools.reduce(jnp.add, terms)
-
-    return mean
 
 
 def _fixed_model(function: ResidualFunction, kind: str) -> Model:
@@ -278,49 +270,34 @@ def log_tails(scores: np.ndarray, usual: np.ndarray) -> np.ndarray:
     >>> log_tails(np.array([0.0, 2.5, 9.0]), np.array([1.0, 2.0, 3.0]))
     array([0.        , 0.69314718, 1.38629436])
     """
-    threshold_scores = np.sort(usual)
-    above = len(threshold_scores) - np.searchsorted(
-        threshold_scores, scores, side="left"
-    )
-    tails: np.ndarray = np.log((len(threshold_scores) + 1) / (above + 1))
+    above = len(usual) - np.searchsorted(np.sort(usual), scores, side="left")
+    tails: np.ndarray = np.log((len(usual) + 1) / (above + 1))
     return tails
 
 
 def _tails(
     distillation: Distillation, dataset: WindowDataset, *, window: int, recorded: int
 ) -> np.ndarray:
-    """The teachers' log tails, `[M, L]`: their weighted mean."""
-    weights = np.array(distillation.weights or [1.0] * len(distillation.scorers))
-    tails = [
-        _tail(
-            scorer, dataset, distillation.batch_size, window=window, recorded=recorded
-        )
-        for scorer in distillation.scorers
-    ]
-    mean: np.ndarray = np.average(tails, axis=0, weights=weights).astype(np.float32)
-    return mean
+    """The teachers' log tails, `[M, L]`: their weighted mean.
 
-
-def _tail(
-    scorer: ScoreFunction,
-    dataset: WindowDataset,
-    batch_size: int,
-    *,
-    window: int,
-    recorded: int,
-) -> np.ndarray:
-    """One scorer's log tails; 0 in rows where nothing was observed, which don't count."""
+    0 in rows where nothing was observed, which don't count.
+    """
     rows, starts = np.asarray(dataset.rows), np.asarray(dataset.starts)
-    found = np.empty((len(starts), window), np.float64)
-    for first in range(0, len(starts), batch_size):
-        own = starts[first : first + batch_size]
-        windows = rows[own[:, None] + np.arange(window)]
-        found[first : first + batch_size] = _scored(scorer, windows)
-    known = ~np.isnan(found)
-    tails = np.zeros(found.shape)
-    usual = found[:recorded][known[:recorded]]
-    tails[known] = log_tails(found[known], usual)
-    return tails
+    batch_size = distillation.batch_size
+    total = np.zeros((len(starts), window))
+    weights = np.array(distillation.weights or [1.0] * len(distillation.scorers))
+    for scorer, share in zip(
+        distillation.scorers, weights / weights.sum(), strict=True
+    ):
+        found = np.empty(total.shape)
+        for first in range(0, len(starts), batch_size):
+            own = starts[first : first + batch_size]
+            windows = rows[own[:, None] + np.arange(window)]
+            found[first : first + batch_size] = _scored(scorer, windows)
+        known = ~np.isnan(found)
+        usual = found[:recorded][known[:recorded]]
+        total[known] += share * log_tails(found[known], usual)
+    return total.astype(np.float32)
 
 
 def _scored(scorer: ScoreFunction, windows: np.ndarray) -> np.ndarray:
