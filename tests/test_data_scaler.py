@@ -110,6 +110,19 @@ def test_missing_values_count_for_nothing(method):
 
 
 @pytest.mark.parametrize("method", METHODS)
+def test_pieces_count_as_the_rows_they_are_cut_from(method):
+    values = _rows(6, rows=300).astype(np.float64)
+    values[:40] += 3  # pieces of other lengths, means and spreads
+    values[np.random.default_rng(7).random(values.shape) < 0.2] = np.nan
+    values[40:43, 1] = np.nan  # a piece without a value in a channel
+    pieces = np.split(values, [40, 43, 250])
+    whole = fit_scaler(values, method=method)
+    found = fit_scaler(pieces, method=method)
+    np.testing.assert_allclose(found.offset, whole.offset, rtol=1e-6)
+    np.testing.assert_allclose(found.scale, whole.scale, rtol=1e-6)
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_a_channel_without_a_value_is_refused(method):
     values = np.array([[1, np.nan], [2, np.nan]])
     with pytest.raises(DataError, match="Channel 2 of 2 has no value in the 2 rows th"):

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from kdjax.detection.alarming import (
@@ -108,6 +108,8 @@ def test_rules_that_mean_nothing_are_refused(rule):
 
 @settings(deadline=None)
 @given(st.lists(st.booleans(), max_size=60), st.integers(1, 10))
+@example([True, False, False, True], 3)  # as far apart as the gap: two events
+@example([True, False, False, True], 4)
 def test_events_join_alarms_nearer_than_the_gap(alarm, gap):
     rows = [row for row, raised in enumerate(alarm) if raised]
     expected = []

@@ -179,6 +179,28 @@ def test_repeat_is_the_layer_on_copies_of_its_input(shape, seed):
     np.testing.assert_allclose(states, expected, rtol=1e-12, atol=1e-14)
 
 
+def test_gradient_of_repeat_is_that_of_the_layer_on_copies():
+    params = random_params(3, 4)
+    inputs = np.random.default_rng(8).normal(size=(5, 3))
+    mix = np.random.default_rng(9).normal(size=(6, 5, 4))
+
+    def repeated(params, inputs):
+        return jnp.sum(mix * apply(params, inputs, method="repeat", length=6))
+
+    def copies(params, inputs):
+        return jnp.sum(mix * apply(params, jnp.stack([inputs] * 6))[1])
+
+    with jax.enable_x64(True):
+        given = jax.tree.map(jnp.asarray, params), jnp.asarray(inputs)
+        found = jax.jit(jax.grad(repeated, argnums=(0, 1)))(*given)
+        expected = jax.jit(jax.grad(copies, argnums=(0, 1)))(*given)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-13),
+        found,
+        expected,
+    )
+
+
 def test_step_goes_on_from_a_carry():
     params, inputs = (
         random_params(2, 3),
