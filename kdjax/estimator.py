@@ -349,7 +349,7 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
             )
         series = self._series(X)._replace(entity=self.entity_)
         threshold = settings["threshold"]
-        self.detector_ = recalibrated(detector, series, threshold=threshold).detector
+        self.detector_, _ = recalibrated(detector, series, threshold=threshold)
         return self
 
     def set_threshold(self, tau: float) -> Self:

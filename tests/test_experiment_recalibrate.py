@@ -68,7 +68,7 @@ def assert_same(found, wanted):
 @pytest.mark.parametrize("count", [300, 303])
 def test_a_known_entity_gets_the_conformal_rank_of_its_new_scores(student, count):
     values = rows(11, count)
-    found, notes = recalibrated(student, series("saw", values), threshold={})
+    found, note = recalibrated(student, series("saw", values), threshold={})
     scores = np.sort(window_scores_of(student, 1, values))
     rank = math.ceil((len(scores) + 1) * (1 - RATE))
     tau = found.thresholds[1]
@@ -77,7 +77,6 @@ def test_a_known_entity_gets_the_conformal_rank_of_its_new_scores(student, count
     )  # fmt: skip
     assert tau.tau == scores[rank - 1] != student.thresholds[1].tau
     np.testing.assert_array_equal(found.calibration[1], scores.astype(np.float32))
-    (note,) = notes
     assert note.startswith(f"saw: τ {student.thresholds[1].tau:.6g} -> {tau.tau:.6g} (")
     assert "wanted share of false alarms 10.00%, measured on these rows: " in note
 
@@ -153,7 +152,7 @@ def test_a_budget_takes_the_step_of_the_new_rows(student):
 
 def test_a_new_entity_gets_a_scaler_normal_and_threshold_of_its_own(student):
     values = rows(13, 400, lift=50)
-    found, notes = recalibrated(student, series("lathe", values), threshold={})
+    found, note = recalibrated(student, series("lathe", values), threshold={})
     assert found.entities == ("press", "saw", "lathe")
     old_places, kept = [0, 1, 2], [0, 1, 3]
     for field in ("scalers", "gaussians", "ranges"):
@@ -176,7 +175,7 @@ def test_a_new_entity_gets_a_scaler_normal_and_threshold_of_its_own(student):
     assert tau.tau == pytest.approx(scores[tau.rank - 1], rel=1e-5)
     np.testing.assert_allclose(found.calibration[2], scores, rtol=1e-5)
     assert found.card["thresholds"]["lathe"] == tau._asdict()
-    assert notes[0].startswith("lathe: a new entity with scaler, Gaussian and τ ")
+    assert note.startswith("lathe: a new entity with scaler, Gaussian and τ ")
 
 
 # Refusals.

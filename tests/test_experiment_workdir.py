@@ -12,7 +12,7 @@ from kdjax.errors import ArtifactError, ConfigError, DataError
 from kdjax.experiment.workdir import (
     append_line,
     check_data,
-    claim,
+    check_settings,
     cut_lines,
     locked,
     read_json,
@@ -75,21 +75,21 @@ def test_a_path_that_can_be_no_folder_is_refused(tmp_path):
 
 
 def test_the_first_claim_writes_the_settings(tmp_path):
-    claim(tmp_path, SETTINGS)
+    check_settings(tmp_path, SETTINGS, write=True)
     text = (tmp_path / "config.json").read_text()
     assert json.loads(text) == SETTINGS
     assert text.endswith("}\n") and text.index('"data"') < text.index('"seed"')
 
 
 def test_the_same_settings_may_come_again(tmp_path):
-    claim(tmp_path, SETTINGS)
+    check_settings(tmp_path, SETTINGS, write=True)
     before = (tmp_path / "config.json").stat().st_mtime_ns
-    claim(tmp_path, json.loads(json.dumps(SETTINGS)))
+    check_settings(tmp_path, json.loads(json.dumps(SETTINGS)), write=True)
     assert (tmp_path / "config.json").stat().st_mtime_ns == before
 
 
 def test_other_settings_are_refused_with_all_differences(tmp_path):
-    claim(tmp_path, SETTINGS)
+    check_settings(tmp_path, SETTINGS, write=True)
     other = {
         "seed": 1,
         "data": {"window": 50, "stride": 10},
@@ -101,7 +101,7 @@ def test_other_settings_are_refused_with_all_differences(tmp_path):
         r"seed: 0 -> 1\): give another --workdir, or the settings it was made with"
     )
     with pytest.raises(ConfigError, match=message):
-        claim(tmp_path, other)
+        check_settings(tmp_path, other, write=True)
     assert json.loads((tmp_path / "config.json").read_text()) == SETTINGS
 
 
@@ -126,12 +126,12 @@ def test_a_folder_of_version_0_1_is_taken_up_under_todays_names(tmp_path):
         fields[name.split(".")[-1]] = fields.pop(leaf)
     text = json.dumps(old)
     (tmp_path / "config.json").write_text(text)
-    claim(tmp_path, settings)
+    check_settings(tmp_path, settings, write=True)
     assert (tmp_path / "config.json").read_text() == text
     other = resolve(override(config, {"detection.attribution": "correlation"}))
     message = r"config \(detection.attribution: 'conditional' -> 'correlation'\): give"
     with pytest.raises(ConfigError, match=message):
-        claim(tmp_path, other)
+        check_settings(tmp_path, other, write=True)
 
 
 def test_a_foreign_folder_is_not_claimed(tmp_path):
@@ -140,13 +140,13 @@ def test_a_foreign_folder_is_not_claimed(tmp_path):
     with pytest.raises(
         ArtifactError, match="holds a, b, c but no config.json: it is not"
     ):
-        claim(tmp_path, SETTINGS)
+        check_settings(tmp_path, SETTINGS, write=True)
     assert not (tmp_path / "config.json").exists()
 
 
 def test_hidden_files_do_not_make_a_folder_foreign(tmp_path):
     (tmp_path / ".lock").touch()
-    claim(tmp_path, SETTINGS)
+    check_settings(tmp_path, SETTINGS, write=True)
     assert (tmp_path / "config.json").exists()
 
 
@@ -177,7 +177,7 @@ def test_a_damaged_file_is_refused_with_what_to_do(tmp_path, text):
     (tmp_path / "config.json").write_bytes(text.encode("latin-1"))
     message = "config.json can't be read .*: remove the work directory and run again"
     with pytest.raises(ArtifactError, match=message):
-        claim(tmp_path, SETTINGS)
+        check_settings(tmp_path, SETTINGS, write=True)
     with pytest.raises(ArtifactError, match=message):
         read_json(tmp_path / "config.json")
 

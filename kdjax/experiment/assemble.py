@@ -26,11 +26,11 @@ def calibration_rules(settings: Settings, prepared: Prepared) -> Rules:
     """The rules of calibration."""
     detection = settings["detection"]
     fields = ("floor", "ridge", "shrinkage", "scope", "trim", "batch_size")
-    seconds = [seconds_per_row(entity.train.time) for entity in prepared.entities]
+    seconds = np.median([seconds_per_row(e.train.time) for e in prepared.entities])
     return Rules(
         allowed_points=detection["count"],
         threshold=threshold_rule(
-            settings, step_seconds=float(np.median(seconds)), stride=prepared.stride
+            settings, step_seconds=float(seconds), stride=prepared.stride
         ),
         **{field: detection[field] for field in fields},
     )
@@ -77,19 +77,22 @@ def make_detector(
     go into the card.
     """
     detection, threshold = settings["detection"], settings["threshold"]
-    low, high = training_ranges(prepared)
     entities = tuple(entity.name for entity in prepared.entities)
-    steps = [median_step(entity.train.time) for entity in prepared.entities]
+    taus = [tau._asdict() for tau in calibration.thresholds]
     card = {
         "title": f"{name} of {prepared.name}",
         "model": {"name": name, "kind": model.kind, "parameters": model.parameters},
-        "splits": _splits(prepared),
-        "thresholds": {
-            entity: tau._asdict()
-            for entity, tau in zip(
-                (*entities, POOLED), calibration.thresholds, strict=True
-            )
+        "splits": {
+            entity.name: {
+                **{
+                    split: int(np.diff(spans, axis=1).sum())
+                    for split, spans in entity.split._asdict().items()
+                },
+                "test": 0 if entity.test is None else len(entity.test.values),
+            }
+            for entity in prepared.entities
         },
+        "thresholds": dict(zip((*entities, POOLED), taus, strict=True)),
         "floored_channels": dict(calibration.floored),
         "never_tested_on": [
             "entities, sampling rates and channels other than those listed here",
@@ -117,12 +120,12 @@ def make_detector(
         gaussians=calibration.gaussians,
         thresholds=calibration.thresholds,
         card=card,
-        ranges=Ranges(low, high),
+        ranges=Ranges(*training_ranges(prepared)),
         calibration=tuple(
             scores.astype(np.float32) for scores in calibration.threshold_scores
         ),
         reference=_reference(prepared),
-        step=float(np.median(steps)),
+        step=float(np.median([median_step(e.train.time) for e in prepared.entities])),
         attribution=detection["attribution"],
         min_duration=threshold["min_duration"],
         cooldown=threshold["cooldown"],
@@ -147,20 +150,9 @@ def series_digest(series: Series) -> str:
     return digest.hexdigest()
 
 
-def _splits(prepared: Prepared) -> dict[str, dict[str, int]]:
-    """Number of rows by entity and split."""
-    found = {}
-    for entity in prepared.entities:
-        spans = entity.split._asdict().items()
-        found[entity.name] = {
-            part: int((own[:, 1] - own[:, 0]).sum()) for part, own in spans
-        } | {"test": 0 if entity.test is None else len(entity.test.values)}
-    return found
-
-
 def _reference(prepared: Prepared) -> np.ndarray:
     """The last raw train rows, `[R, D]`, of the first entity that has enough of them."""
     wanted = REFERENCE_WINDOWS * prepared.window
     values = [entity.train.values for entity in prepared.entities]
-    enough = (own for own in values if len(own) >= wanted)
-    return np.array(next(enough, max(values, key=len))[-wanted:])
+    first = max(values, key=lambda rows: min(len(rows), wanted))
+    return np.array(first[-wanted:])

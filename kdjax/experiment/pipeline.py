@@ -39,7 +39,6 @@ from kdjax.experiment.warm_start import (
 from kdjax.experiment.workdir import (
     check_data,
     check_settings,
-    claim,
     locked,
     read_results,
 )
@@ -115,7 +114,7 @@ def _run(settings: Settings, workdir: Path, console: Console) -> dict[str, Any]:
         entities = tuple(e for part in parts.values() for e in part.entities)
         prepared = next(iter(parts.values()))._replace(entities=entities)
         # Only now: an error in the data must not bind the folder to the settings.
-        claim(workdir, settings)
+        check_settings(workdir, settings, write=True)
         check_data(workdir, sources)
     console.print(_summary(prepared))
 
@@ -292,7 +291,7 @@ def _timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
 
 def _summary(prepared: Prepared) -> str:
     names = [entity.name for entity in prepared.entities]
-    shown = ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
+    shown = ", ".join(names[:4] + ["…"] * (len(names) > 4))
     rows = sum(len(entity.train.values) for entity in prepared.entities)
     return (
         f"{prepared.name}: {len(names)} entities ({shown}), {rows:,} train rows, "

@@ -7,7 +7,7 @@ from its own rows, as in a run.
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -33,13 +33,6 @@ from kdjax.experiment.assemble import calibration_rules, series_digest, threshol
 VALIDATION, CALIBRATION = 0.5, 0.4
 
 Settings = Mapping[str, Any]
-
-
-class Recalibrated(NamedTuple):
-    """A new detector, and notes for the user on what changed."""
-
-    detector: Detector
-    notes: tuple[str, ...]
 
 
 def calibrate_file(
@@ -69,18 +62,18 @@ def calibrate_file(
         yield from series.notes
         name = entity or _entity(loaded, series, named=bool(columns["entity_column"]))
         with about(path):
-            loaded, notes = recalibrated(
+            loaded, note = recalibrated(
                 loaded, series._replace(entity=name), threshold=threshold
             )
-        yield from notes
+        yield note
     save_detector(output, loaded)
     yield f"Written: {output}"
 
 
 def recalibrated(
     detector: Detector, series: Series, *, threshold: Mapping[str, Any]
-) -> Recalibrated:
-    """The detector with a new τ for the entity of `series`, known to it or new.
+) -> tuple[Detector, str]:
+    """The detector with a new τ for the entity of `series`, and a note on the change.
 
     Raises:
         ConfigError: too few rows for the rule, or invalid threshold settings.
@@ -111,7 +104,9 @@ def _entity(detector: Detector, series: Series, *, named: bool) -> str:
     )
 
 
-def _known(detector: Detector, series: Series, settings: Settings) -> Recalibrated:
+def _known(
+    detector: Detector, series: Series, settings: Settings
+) -> tuple[Detector, str]:
     """A new τ for a known entity."""
     place = detector.entities.index(series.entity)
     windows = find_windows(detector, series, causal=False)
@@ -144,10 +139,12 @@ def _known(detector: Detector, series: Series, settings: Settings) -> Recalibrat
         f"{series.entity}: τ {detector.thresholds[place].tau:.6g} -> {_text(tau)}; wanted "
         f"share of false alarms {cross.wanted:.2%}, measured on these rows: {measured}"
     )
-    return Recalibrated(changed, (note,))
+    return changed, note
 
 
-def _added(detector: Detector, series: Series, settings: Settings) -> Recalibrated:
+def _added(
+    detector: Detector, series: Series, settings: Settings
+) -> tuple[Detector, str]:
     """Scaler, Gaussian and τ of a new entity, inserted before the pooled ones."""
     prepared = prepare(
         Dataset(series.entity, (series,), ()),
@@ -187,10 +184,8 @@ def _added(detector: Detector, series: Series, settings: Settings) -> Recalibrat
         ranges=ranges,
         calibration=tuple(kept),
     )
-    return Recalibrated(
-        _with_thresholds(grown, {last: tau}, settings, series),
-        (f"{series.entity}: a new entity with scaler, Gaussian and τ {_text(tau)}",),
-    )
+    note = f"{series.entity}: a new entity with scaler, Gaussian and τ {_text(tau)}"
+    return _with_thresholds(grown, {last: tau}, settings, series), note
 
 
 def _text(tau: Threshold) -> str:

@@ -97,11 +97,6 @@ def _names(folder: Path) -> set[str] | None:
     return {path.name for path in folder.iterdir()} if folder.is_dir() else None
 
 
-def check_settings(workdir: Path, settings: Mapping[str, Any]) -> None:
-    """Refuses a folder of another run's settings, or with other content."""
-    hosts.on_first(lambda: _check_settings(workdir, settings))
-
-
 def is_unclaimed(workdir: Path, record: str, what: str) -> bool:
     """Whether a folder lacks the file `record`; refuses one that holds others instead.
 
@@ -118,27 +113,28 @@ def is_unclaimed(workdir: Path, record: str, what: str) -> bool:
     return True
 
 
-def _check_settings(workdir: Path, settings: Mapping[str, Any]) -> None:
-    if is_unclaimed(workdir, CONFIG, "a work directory of kdjax"):
-        return
-    # A field that is newer than the run had its default then.
-    changed = differences(completed(read_json(workdir / CONFIG)), completed(settings))
-    if changed:
-        raise ConfigError(
-            f"{workdir} was made with another config ({'; '.join(changed)}): give "
-            "another --workdir, or the settings it was made with."
-        )
+def check_settings(
+    workdir: Path, settings: Mapping[str, Any], *, write: bool = False
+) -> None:
+    """Refuses a folder of another run's settings, or with other content.
 
+    With `write` an empty folder becomes that of this run.
+    """
 
-def claim(workdir: Path, settings: Mapping[str, Any]) -> None:
-    """Writes the settings, or checks that they are those of the run found here."""
+    def check() -> None:
+        if is_unclaimed(workdir, CONFIG, "a work directory of kdjax"):
+            if write:
+                write_text(workdir / CONFIG, to_json(settings) + "\n")
+            return
+        # A field that is newer than the run had its default then.
+        old = completed(read_json(workdir / CONFIG))
+        if changed := differences(old, completed(settings)):
+            raise ConfigError(
+                f"{workdir} was made with another config ({'; '.join(changed)}): give "
+                "another --workdir, or the settings it was made with."
+            )
 
-    def write() -> None:
-        _check_settings(workdir, settings)
-        if not (workdir / CONFIG).exists():
-            write_text(workdir / CONFIG, to_json(settings) + "\n")
-
-    hosts.on_first(write)
+    hosts.on_first(check)
 
 
 def check_data(workdir: Path, digests: Mapping[str, str]) -> None:

@@ -8,6 +8,7 @@ jitted function is traced once or twice.
 
 import collections
 import functools
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -153,8 +154,7 @@ def map_windows(
         under_way.append((compiled((common, stretch), places), int(weight.sum())))
         if len(under_way) == _UNDER_WAY:
             yield _finished(*under_way.popleft())
-    for result, count in under_way:
-        yield _finished(result, count)
+    yield from itertools.starmap(_finished, under_way)
 
 
 @functools.lru_cache
