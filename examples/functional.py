@@ -36,10 +36,12 @@ taught = kdjax.init_state(student.init(jax.random.key(2), fit_x), tx)
 for batch in kdjax.batches(fit_x, 128, epochs=5, key=jax.random.key(3)):
     taught, metrics = step(taught, batch)
 
+# floor: least standard deviation of a channel's residuals; ridge: added to Σ, relative.
 gaussian = kdjax.fit_gaussian(
     kdjax.residuals(student, taught.params, val_x), floor=0.03, ridge=0.1
 )
 points = kdjax.point_scores(gaussian, kdjax.residuals(student, taught.params, cal_x))
+# count: points of a window that may lie above τ without an alarm.
 tau = kdjax.conformal_threshold(kdjax.window_scores(points, count=0), rate=0.01)
 
 test = sample.test[0]
@@ -47,4 +49,6 @@ test_points = kdjax.point_scores(
     gaussian, kdjax.residuals(student, taught.params, cut(test.values))
 )
 alarms = kdjax.alarms(test_points, tau, count=0)  # [M] bool
-print(f"loss {float(metrics['loss']):.4f}, τ {tau:.1f}, {int(alarms.sum())} alarms")
+labels = kdjax.windows(test.labels[:, None], length=50, stride=10).any(axis=(1, 2))
+ap = kdjax.metrics.average_precision(labels, kdjax.window_scores(test_points, count=0))
+print(f"τ {tau:.1f}, {int(alarms.sum())} alarms, average precision {ap:.3f}")

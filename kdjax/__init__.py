@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from kdjax.io.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from kdjax import metrics as metrics
     from kdjax.config import get_config as get_config
     from kdjax.config import override as override
     from kdjax.config import resolve as resolve

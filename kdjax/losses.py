@@ -28,6 +28,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
+from kdjax.errors import ConfigError
+
 TEMPERATURE_MODES = ("output", "logit")
 # What a student can be distilled towards.
 TARGETS = ("reconstruction", "errors", "hidden", "scores")
@@ -120,30 +122,48 @@ def distillation_loss(
     >>> distillation_loss(jnp.ones((1, 1, 1)), x, x_t, alpha=0.25, temperature=2.0)
     Array(0.8125, dtype=float32)
     """
+    check_distillation(target, temperature_mode)
     hard = squared_errors(reconstruction, windows, observed)
-    heat = temperature
     if target == "scores":
         counted = jnp.ones(hard.shape) if weight is None else jnp.asarray(weight)
         soft = _score_term(
             reconstruction, windows, targets, hard, counted, observed, recorded
         )
     elif target == "hidden":
-        assert code is not None
+        if code is None:
+            raise ConfigError("target='hidden' needs the student's code.")
         own = code[:, : targets.shape[1]]
-        soft = jnp.mean((own / heat - targets / heat) ** 2, axis=1)
+        soft = jnp.mean((own / temperature - targets / temperature) ** 2, axis=1)
     elif target == "errors":
-        own = jnp.abs(windows / heat - reconstruction / heat)
-        soft = squared_errors(own, targets / heat, observed)
+        own = jnp.abs(windows / temperature - reconstruction / temperature)
+        soft = squared_errors(own, targets / temperature, observed)
     elif temperature_mode == "logit":
-        assert logits is not None
-        own, wanted = jax.nn.sigmoid(logits / heat), jax.nn.sigmoid(targets / heat)
-        soft = squared_errors(own, wanted, observed)
+        if logits is None:
+            raise ConfigError("temperature_mode='logit' needs the student's logits.")
+        own = jax.nn.sigmoid(logits / temperature)
+        soft = squared_errors(own, jax.nn.sigmoid(targets / temperature), observed)
     else:
-        soft = squared_errors(reconstruction / heat, targets / heat, observed)
+        own = reconstruction / temperature
+        soft = squared_errors(own, targets / temperature, observed)
     mixed = jnp.asarray((1 - alpha) * hard + alpha * soft)
     if recorded is not None:
         mixed = jnp.where(recorded > 0, mixed, soft)
     return weighted_mean(mixed, weight)
+
+
+def check_distillation(
+    target: str, temperature_mode: str, targets: tuple[str, ...] = TARGETS
+) -> None:
+    """Raises ConfigError for a target or temperature mode that is unknown."""
+    named = (
+        ("target", target, targets),
+        ("temperature_mode", temperature_mode, TEMPERATURE_MODES),
+    )
+    for name, word, known in named:
+        if word not in known:
+            raise ConfigError(
+                f"{name}={word!r} is unknown: use one of {', '.join(known)}."
+            )
 
 
 def _score_term(

@@ -3,6 +3,8 @@
 import functools
 import inspect
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -10,9 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from sklearn.metrics import average_precision_score
 
 import kdjax
+from kdjax.training.steps import student_loss
 
+METRICS = (
+    "precision_recall_f1", "auc_roc", "average_precision", "oracle_threshold",
+    "vus", "vus_roc", "vus_pr", "affiliation", "range_precision_recall",
+    "event_f1", "event_recall", "detection_delay", "point_adjusted_f1", "pa_k_f1",
+)  # fmt: skip
 EXAMPLE = Path(__file__).parent.parent / "examples" / "functional.py"
 
 
@@ -40,7 +49,7 @@ def test_the_example_runs_and_finds_alarms():
         for line in EXAMPLE.read_text("utf-8").splitlines()
         if line.strip() and not line.startswith("#")
     ]
-    assert len(code) <= 50
+    assert len(code) <= 52
     points, tau = np.asarray(found["points"]), found["tau"]
     largest = np.sort(points.max(axis=1))
     # The ⌈(n+1)(1−0.01)⌉-th smallest of the n calibration window scores.
@@ -48,6 +57,13 @@ def test_the_example_runs_and_finds_alarms():
     expected = np.asarray(found["test_points"]).max(axis=1) > tau
     np.testing.assert_array_equal(found["alarms"], expected)
     assert 0 < expected.mean() < 0.5
+    labels = found["test"].labels
+    wanted = [
+        labels[first : first + 50].any() for first in range(0, len(labels) - 49, 10)
+    ]
+    np.testing.assert_array_equal(found["labels"], wanted)
+    scores = np.asarray(found["test_points"]).max(axis=1)
+    assert found["ap"] == pytest.approx(average_precision_score(wanted, scores))
 
 
 def test_the_readme_shows_the_example():
@@ -279,6 +295,73 @@ def test_the_api_page_has_a_line_for_every_public_name():
         doc = inspect.getdoc(getattr(kdjax, name)) or ""
         first = " ".join(doc.split("\n\n")[0].split()).replace("|", "&#124;")
         assert f"| `{name}` | {first} |" in page, name
+
+
+def test_the_api_page_has_a_line_for_every_metric():
+    page = (EXAMPLE.parent.parent / "docs" / "api.md").read_text("utf-8")
+    for name in METRICS:
+        doc = inspect.getdoc(getattr(kdjax.metrics, name)) or ""
+        first = " ".join(doc.split("\n\n")[0].split())
+        assert f"| `{name}` | {first} |" in page, name
+
+
+def test_import_kdjax_suffices_for_its_rooms():
+    code = (
+        "import kdjax; print(kdjax.metrics.auc_roc([0, 1], [1, 2]), kdjax.data.split)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith("1.0 <function split")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            {"target": "reconstructoin"},
+            "target='reconstructoin' is unknown: use one of",
+        ),
+        (
+            {"temperature_mode": "logits"},
+            "temperature_mode='logits' is unknown: use one",
+        ),
+        (
+            {"target": "hidden"},
+            "target='hidden' is unknown: use one of reconstruction, ",
+        ),
+    ],
+)
+def test_a_student_step_refuses_what_it_does_not_know(
+    model, params, arguments, message
+):
+    given = {"teacher": model, "teacher_params": params, "alpha": 0.3} | arguments
+    with pytest.raises(kdjax.ConfigError, match=message):
+        kdjax.make_student_step(model, optax.sgd(0.1), **given)
+
+
+def test_a_loss_refuses_what_it_does_not_know_or_lacks(windows):
+    x = jnp.asarray(windows)
+    for arguments, message in (
+        (
+            {"target": "error"},
+            "target='error' is unknown: use one of reconstruction, err",
+        ),
+        ({"temperature_mode": "soft"}, "temperature_mode='soft' is unknown"),
+        (
+            {"temperature_mode": "logit"},
+            "temperature_mode='logit' needs the student's log",
+        ),
+        ({"target": "hidden"}, "target='hidden' needs the student's code"),
+    ):
+        with pytest.raises(kdjax.ConfigError, match=message):
+            kdjax.distillation_loss(x, x, x, alpha=0.3, **arguments)
+    plain = kdjax.Model(init=lambda key, x: {}, apply=lambda params, x: x)
+    with pytest.raises(kdjax.ConfigError, match="a student whose Model has `coded`"):
+        student_loss(
+            plain, plain, alpha=0.3, temperature=1.0, temperature_mode="output",
+            target="hidden",
+        )  # fmt: skip
 
 
 def test_public_functions_have_an_example():

@@ -1,6 +1,7 @@
 """Names of a package that are imported when they are first used (PEP 562)."""
 
 import importlib
+import importlib.util
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -21,8 +22,12 @@ def lazy_names(
     found = {name: home for home, names in homes.items() for name in names.split()}
 
     def find(name: str) -> Any:
-        if name not in found:
+        if name in found:
+            return getattr(importlib.import_module(found[name]), name)
+        # Its own modules, so that `import kdjax` is enough for `kdjax.metrics.auc_roc`.
+        inner = f"{package}.{name}"
+        if name.startswith("_") or importlib.util.find_spec(inner) is None:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        return getattr(importlib.import_module(found[name]), name)
+        return importlib.import_module(inner)
 
     return list(found), find, lambda: list(found)

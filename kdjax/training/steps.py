@@ -24,7 +24,8 @@ from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
 from kdjax.data.windowing import WindowSource
-from kdjax.losses import distillation_loss, reconstruction_loss
+from kdjax.errors import ConfigError
+from kdjax.losses import check_distillation, distillation_loss, reconstruction_loss
 from kdjax.models.missing import fill_missing
 from kdjax.models.model import Model, Params, head_outputs, residuals
 from kdjax.training.batching import (
@@ -135,7 +136,10 @@ def student_loss(
         alpha_end: α after the last step; None: constant.
         temperature_end: T after the last step; None: constant.
     """
+    check_distillation(target, temperature_mode)
     alone = alpha_end is None and not isinstance(alpha, Array) and alpha == 0
+    if target == "hidden" and not alone and model.coded is None:
+        raise ConfigError("target='hidden' needs a student whose Model has `coded`.")
     activates = target == "reconstruction" and temperature_mode == "output"
 
     def loss(params: Params, batch: Batch) -> Array:
@@ -228,7 +232,8 @@ def make_student_step(
         temperature: T.
         temperature_mode: one of `kdjax.losses.TEMPERATURE_MODES`; `logit` needs models
             with a sigmoid head.
-        target: `reconstruction` or `errors`.
+        target: `reconstruction` or `errors`. Codes and scores are computed once, not in
+            each step: give their `targets` with each `Batch` to `make_step`.
 
     Returns:
         As `make_teacher_step`.
@@ -245,6 +250,7 @@ def make_student_step(
     >>> int(state.step)
     1
     """
+    check_distillation(target, temperature_mode, ("reconstruction", "errors"))
 
     def targets(windows: Array) -> Array:
         if target == "errors":
