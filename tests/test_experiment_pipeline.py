@@ -140,7 +140,7 @@ def test_environment_of_results(finished):
     facts = finished.results["environment"]
     assert facts["versions"]["jax"] and facts["versions"]["numpy"] == np.__version__
     assert facts["device"] and "commit" in facts
-    assert set(facts["seconds"]) == {"data", "training", "judgement"}
+    assert set(facts["seconds"]) == {"data", "training", "evaluation"}
     assert facts["seconds"]["training"] > 0
 
 

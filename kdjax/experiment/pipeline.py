@@ -122,7 +122,7 @@ def _run(settings: Settings, workdir: Path, console: Console) -> dict[str, Any]:
         first = warm_start.params if warm_start else {}
         networks = train_groups(parts, settings, workdir, console, first=first)
 
-    with _timed(seconds, "judgement"):
+    with _timed(seconds, "evaluation"):
         evaluated = {}
         for part, own in parts.items():
             shown = console
