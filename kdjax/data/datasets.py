@@ -391,7 +391,7 @@ def _read_array(
         values = read_npz(path, part)
     else:
         path = _npy(root, part, entity)
-        values = read_npy(path)
+        values = np.array(read_npy(path))
     if values.ndim != 2 or values.shape[1] != len(channels) or not len(values):
         raise DataError(
             f"{path}: {part} has shape {values.shape}, expected rows of "

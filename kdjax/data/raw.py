@@ -11,13 +11,13 @@ import gzip
 import io
 import math
 import os
-import tokenize
 import warnings
-import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO, Literal, NamedTuple
+from tokenize import TokenError
+from typing import NamedTuple
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -29,49 +29,26 @@ MISSING_CELLS = ("", "NA", "N/A", "n/a", "NaN", "nan", "NULL", "null", "None", "
 IN_PIECES = "convert it to Parquet, which is read in pieces, or give it in parts"
 _AGAIN = "copy or download the file again."
 # What numpy raises for damaged headers and arrays.
-_DAMAGE = (
-    ValueError,
-    TypeError,
-    EOFError,
-    SyntaxError,
-    OverflowError,
-    tokenize.TokenError,
-)
+_DAMAGE = (*(ValueError, TypeError, EOFError), SyntaxError, OverflowError, TokenError)
 # AttributeError: a .npy file under the name .npz. RuntimeError: encrypted members.
-_ZIP_DAMAGE = (
-    zipfile.BadZipFile,
-    zlib.error,
-    MemoryError,
-    RuntimeError,
-    AttributeError,
-)
+_ZIP_DAMAGE = (BadZipFile, zlib.error, MemoryError, RuntimeError, AttributeError)
 _PIECE_BYTES = 16_000_000  # unpacked at once from a gzip file
 _COVARIANCES = 4  # float64 matrices that exist at once while a Gaussian is fitted
 # A container's memory limit, its statistics and the entry there that can't be freed.
+_GROUP = "/sys/fs/cgroup/memory"
 _GROUPS = (
-    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.stat", "anon"),
-    (
-        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
-        "/sys/fs/cgroup/memory/memory.stat",
-        "total_rss",
-    ),
+    (f"{_GROUP}.max", f"{_GROUP}.stat", "anon"),
+    (f"{_GROUP}/memory.limit_in_bytes", f"{_GROUP}/memory.stat", "total_rss"),
 )
 
 
 class Place(NamedTuple):
-    """Where a table comes from, for messages.
-
-    Attributes:
-        path: its file.
-        columns: names of all its columns.
-        first_line: line of its first row in a text file; 0 for other files.
-        rows: `[N]` the file's row of each row of the table; None where they agree.
-    """
+    """Where a table comes from, for messages."""
 
     path: Path
-    columns: tuple[str, ...]
-    first_line: int = 0
-    rows: np.ndarray | None = None
+    columns: tuple[str, ...]  # names of all its columns
+    first_line: int = 0  # line of its first row in a text file; 0 for other files
+    rows: np.ndarray | None = None  # [N] the file's row of each row, if they differ
 
 
 def where(place: Place, row: int, column: str = "") -> str:
@@ -128,11 +105,8 @@ def to_float32(
 ) -> np.ndarray:
     """`values` `[N, D]` as float32; DataError for a cell that is not finite there.
 
-    Args:
-        values: `[N, D]` numbers.
-        place: where they come from.
-        columns: names of the D columns; by default all of the place's.
-        missing: `mask` accepts NaN.
+    `columns` are the names of the D columns, by default all of the place's. `mask`
+    accepts NaN.
     """
     columns = columns or place.columns
     with np.errstate(over="ignore"):
@@ -223,8 +197,8 @@ def unreadable(path: Path, error: OSError) -> DataError:
     return DataError(f"{path} can't be read ({reason}): check the path and its rights.")
 
 
-def read_npy(path: Path, *, mapped: bool = False) -> np.ndarray:
-    """The array of a `.npy` file; a memory map if `mapped`.
+def read_npy(path: Path) -> np.ndarray:
+    """The array of a `.npy` file as a memory map.
 
     Header and file size are compared first: a header alone can claim terabytes.
     """
@@ -232,7 +206,10 @@ def read_npy(path: Path, *, mapped: bool = False) -> np.ndarray:
         with warnings.catch_warnings(), path.open("rb") as file:
             # numpy warns of headers that Python 2 wrote; they are read correctly.
             warnings.simplefilter("ignore", UserWarning)
-            shape, dtype = _header(file)
+            form = np.lib.format
+            old = form.read_magic(file) == (1, 0)
+            read = form.read_array_header_1_0 if old else form.read_array_header_2_0
+            shape, _, dtype = read(file)
             if dtype.hasobject:
                 raise DataError(
                     f"{path} holds Python objects, which kdjax never unpickles: "
@@ -245,8 +222,7 @@ def read_npy(path: Path, *, mapped: bool = False) -> np.ndarray:
                     f"{path} has {size} bytes where its header, {dtype} of shape {shape}, "
                     f"needs {expected}: {_AGAIN}"
                 )
-            mode: Literal["r"] | None = "r" if mapped else None
-            array: np.ndarray = np.load(path, mmap_mode=mode, allow_pickle=False)
+            array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
             return array
     except DataError:
         raise
@@ -258,16 +234,6 @@ def read_npy(path: Path, *, mapped: bool = False) -> np.ndarray:
         raise DataError(
             f"{path} is not a whole .npy file ({error}): {_AGAIN}"
         ) from None
-
-
-def _header(file: BinaryIO) -> tuple[tuple[int, ...], np.dtype]:
-    """Shape and dtype from the header of a `.npy` file."""
-    version = np.lib.format.read_magic(file)
-    if version == (1, 0):
-        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-    else:
-        shape, _, dtype = np.lib.format.read_array_header_2_0(file)
-    return shape, dtype
 
 
 def read_npz(path: Path, name: str) -> np.ndarray:
@@ -299,13 +265,7 @@ def available_memory() -> float:
 
 
 def check_room(path: Path, needed: float, hint: str) -> None:
-    """Raises DataError if a file needs more memory than is free.
-
-    Args:
-        path: of the file.
-        needed: bytes that it takes at least.
-        hint: what to do, for the message.
-    """
+    """Raises DataError if a file needs more bytes than are free; `hint`: what to do."""
     free = available_memory()
     if needed > free:
         raise DataError(

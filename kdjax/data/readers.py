@@ -24,19 +24,12 @@ from kdjax.data.schema import (
 )
 from kdjax.data.series import Dataset, Series
 from kdjax.data.splits import merge
-from kdjax.data.tables import (
-    OpenTable,
-    Table,
-    numbered_channels,
-    open_table,
-    read_columns,
-)
+from kdjax.data.tables import numbered_channels, open_table
 from kdjax.data.times import has_zone, parse_time
 from kdjax.data.windowing import chunks, on_disk
 from kdjax.errors import DataError
 
-# Bytes a cell while a file is read whole: in Arrow, pandas and numpy together.
-_WHOLE_BYTES = 28
+_WHOLE_BYTES = 28  # of a cell while a file is read: in Arrow, pandas and numpy together
 _DAY = np.timedelta64(1, "D").astype("timedelta64[ns]")
 
 
@@ -120,7 +113,7 @@ def load_files(
     rules = Rules(missing, order, duplicates)
     check_rules(rules)
     roles = Roles(time_column, entity_column, label_column)
-    name = _stem(Path(path))
+    name = Path(Path(path).name.removesuffix(".gz")).stem
     if not str(test_path):
         recordings = [_read(Path(path), roles, rules, name, memory_bytes)]
     else:
@@ -159,13 +152,11 @@ def match_channels(series: Series, channels: Sequence[str]) -> Series:
             f"{', '.join(foreign) or 'none'}. Rename, add or remove columns."
         )
     order = [series.channels.index(name) for name in channels]
-    values: np.ndarray
-    if on_disk(series.values):  # and stays there
-        values = mapped_rows(len(series.values), len(order))
-        for source, target in zip(chunks(series.values), chunks(values), strict=True):
-            target[:] = source[:, order]
-    else:
-        values = series.values[:, order]
+    if not on_disk(series.values):
+        return series._replace(values=series.values[:, order], channels=channels)
+    values = mapped_rows(len(series.values), len(order))
+    for source, target in zip(chunks(series.values), chunks(values), strict=True):
+        target[:] = source[:, order]
     return series._replace(values=values, channels=channels)
 
 
@@ -179,36 +170,21 @@ def _read(
     labels: str = "needed",
 ) -> Recording:
     """The series of a file; `labels="optional"` lets it lack the label column."""
-    mapped = None if any(roles) else _mapped_npy(path, name)
-    if mapped is not None:
-        return Recording((mapped,))
-    table: Table | OpenTable | None = open_table(path)
-    if isinstance(table, OpenTable):
-        cells = table.rows * table.numeric
-        room = min(memory_bytes / 4, available_memory() / _WHOLE_BYTES)
-        table = table if cells > room else None
-    table = table or read_columns(path, text_column=roles.entity)
+    if not any(roles) and path.suffix.lower() == ".npy" and path.is_file():
+        values = read_npy(path)
+        as_read = values.dtype == np.float32 and values.flags.c_contiguous
+        rows = chunks(values) if as_read and values.ndim == 2 and values.size else ()
+        if rows and all(
+            np.isfinite(chunk).all() for chunk in rows
+        ):  # stay a memory map
+            names = numbered_channels(values.shape[1])
+            return Recording((Series(name, values, names),))
+    table = open_table(path, text_column=roles.entity)
     if labels == "optional" and roles.label not in table.place.columns:
         roles = roles._replace(label="")
-    return to_series(table, roles=roles, rules=rules, name=name)
-
-
-def _mapped_npy(path: Path, name: str) -> Series | None:
-    """A `.npy` file of finite float32 rows as a memory map; None for any other file."""
-    if path.suffix.lower() != ".npy" or not path.is_file():
-        return None
-    values = read_npy(path, mapped=True)
-    as_read = values.dtype == np.float32 and values.flags.c_contiguous
-    if values.ndim != 2 or not values.size or not as_read:
-        return None
-    if not all(np.isfinite(chunk).all() for chunk in chunks(values)):
-        return None
-    return Series(name, values, numbered_channels(values.shape[1]))
-
-
-def _stem(path: Path) -> str:
-    """The file's name without its endings."""
-    return Path(path.name.removesuffix(".gz")).stem
+    room = min(memory_bytes / 4, available_memory() / _WHOLE_BYTES)
+    large = table.rows * table.numeric > room
+    return to_series(table, roles=roles, rules=rules, name=name, large=large)
 
 
 def _align(
@@ -240,25 +216,23 @@ def exclude_rows(
 ) -> list[tuple[Series, ...]]:
     """The series of each recording with `excluded` set and noted.
 
-    Args:
-        recordings: files to which the spans apply.
-        path: CSV with the columns `start` and `end` (inclusive) in the units of the
-            recordings' time, or row numbers from 0 without times; optionally a column
-            `entity`, empty if a span applies to all entities; `reason` is not read. An
-            `end` that is a date means the end of that day.
+    The CSV of spans has the columns `start` and `end` (inclusive) in the units of the
+    recordings' time, or row numbers from 0 without times; optionally a column `entity`,
+    empty if a span applies to all entities; `reason` is not read. An `end` that is a date
+    means the end of that day.
     """
-    table = read_columns(path, text_column="entity")
-    columns = table.place.columns
-    if not {"start", "end"} <= set(columns) <= {"start", "end", "entity", "reason"}:
+    table = open_table(path, text_column="entity")
+    frame, place = table.read(), table.place
+    if not {"start", "end"} <= {*place.columns} <= {"start", "end", "entity", "reason"}:
         raise DataError(
-            f"{path} has the columns {', '.join(columns)}: expected start and "
+            f"{path} has the columns {', '.join(place.columns)}: expected start and "
             "end, and if need be entity and reason."
         )
-    owners = _owners(table, [one.entity for one in recordings[0].series])
-    hit = np.zeros(len(table.frame), bool)
+    owners = _owners(frame, place, [one.entity for one in recordings[0].series])
+    hit = np.zeros(len(frame), bool)
     found = []
     for series, zoned in recordings:
-        bounds = _bounds(table, series[0], zoned)
+        bounds = _bounds(frame, place, series[0].time, zoned)
         excluded = []
         for one in series:
             time = np.arange(len(one.values)) if one.time is None else one.time
@@ -278,16 +252,15 @@ def exclude_rows(
     if len(missed):
         note = (
             f"{len(missed)} of {len(hit)} spans hold no row of the data, the first in "
-            f"{where(table.place, int(missed[0]))}"
+            f"{where(place, int(missed[0]))}"
         )
         one, *rest = found[0]
         found[0] = (one._replace(notes=(*one.notes, note)), *rest)
     return found
 
 
-def _owners(table: Table, known: Sequence[str]) -> np.ndarray:
+def _owners(frame: pd.DataFrame, place: Place, known: Sequence[str]) -> np.ndarray:
     """The entity of each span, `[S]` str; "" for all entities."""
-    frame, place = table
     if "entity" not in place.columns:
         return np.full(len(frame), "", object)
     owners = frame["entity"].fillna("").astype(str).str.strip().to_numpy(object)
@@ -300,14 +273,30 @@ def _owners(table: Table, known: Sequence[str]) -> np.ndarray:
     return owners
 
 
-def _bounds(table: Table, series: Series, zoned: bool) -> np.ndarray:
-    """First and last times of the spans, `[S, 2]` in the kind of the series' times."""
-    frame, place = table
-    columns = [
-        _parse_bounds(frame[name], series.time, zoned, place)
-        for name in ("start", "end")
-    ]
-    bounds = np.stack(columns, axis=1)
+def _bounds(
+    frame: pd.DataFrame, place: Place, time: np.ndarray | None, zoned: bool
+) -> np.ndarray:
+    """First and last times of the spans, `[S, 2]`, of the same kind as `time`."""
+    dated = time is not None and np.issubdtype(time.dtype, np.datetime64)
+    found = []
+    for name in ("start", "end"):
+        column = frame[name]
+        times = parse_time(column, place)
+        here = f"{place.path}: column {name!r} holds {column.iloc[0]}"
+        if np.issubdtype(times.dtype, np.datetime64) != dated:
+            numbers = "row numbers from 0" if time is None else "numbers"
+            need = "times such as 2024-01-31 23:59:00" if dated else numbers
+            raise DataError(f"{here}, where the data need {need}; convert the column.")
+        if dated and has_zone(column) != zoned:
+            data = "have a time zone" if zoned else "have no time zone"
+            raise DataError(
+                f"{here}, while the times of the data {data}; write both alike."
+            )
+        if dated and name == "end" and not pd.api.types.is_datetime64_dtype(column):
+            days = column.astype(str).str.strip().str.fullmatch(r"\d{4}-\d\d-\d\d")
+            times = times + days.to_numpy(np.int64) * (_DAY - np.timedelta64(1, "ns"))
+        found.append(times)
+    bounds = np.stack(found, axis=1)
     turned = np.flatnonzero(bounds[:, 1] < bounds[:, 0])
     if len(turned):
         row = int(turned[0])
@@ -316,25 +305,3 @@ def _bounds(table: Table, series: Series, zoned: bool) -> np.ndarray:
             f"{frame['start'].iloc[row]}; correct it."
         )
     return bounds
-
-
-def _parse_bounds(
-    column: pd.Series, time: np.ndarray | None, zoned: bool, place: Place
-) -> np.ndarray:
-    """A column as times of the same kind as `time`, `[S]`."""
-    times = parse_time(column, place)
-    dated = time is not None and np.issubdtype(time.dtype, np.datetime64)
-    here = f"{place.path}: column {str(column.name)!r} holds {column.iloc[0]}"
-    if np.issubdtype(times.dtype, np.datetime64) != dated:
-        numbers = "row numbers from 0" if time is None else "numbers"
-        expected = "times such as 2024-01-31 23:59:00" if dated else numbers
-        raise DataError(f"{here}, where the data need {expected}; convert the column.")
-    if dated and has_zone(column) != zoned:
-        data = "have a time zone" if zoned else "have no time zone"
-        raise DataError(
-            f"{here}, while the times of the data {data}; write both alike."
-        )
-    if dated and column.name == "end" and not pd.api.types.is_datetime64_dtype(column):
-        days = column.astype(str).str.strip().str.fullmatch(r"\d{4}-\d\d-\d\d")
-        times = times + days.to_numpy(np.int64) * (_DAY - np.timedelta64(1, "ns"))
-    return times

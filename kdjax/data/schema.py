@@ -7,7 +7,6 @@ import logging
 import os
 import shutil
 import tempfile
-from collections import defaultdict
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -16,7 +15,7 @@ import pandas as pd
 
 from kdjax.data.raw import Place, others, to_float32, to_labels, where
 from kdjax.data.series import Series
-from kdjax.data.tables import UNNAMED, OpenTable, Table
+from kdjax.data.tables import UNNAMED, Table
 from kdjax.data.times import arrange, find_time, has_zone, parse_time
 from kdjax.data.windowing import chunk_rows
 from kdjax.errors import ConfigError, DataError
@@ -27,8 +26,7 @@ MISSING = ("error", "ffill", "mask")
 ORDERS = ("strict", "sort")
 DUPLICATES = ("error", "last")
 
-# Rows of a large table read at once to find and read its time column.
-_HEAD = 65_536
+_HEAD = 65_536  # rows of a large table read at once to find and read its time column
 _ROLE_HINT = (
     "correct it, or name the column as entity_column or time_column if it is one, else "
     "remove it"
@@ -52,37 +50,10 @@ class Rules(NamedTuple):
 
 
 class Recording(NamedTuple):
-    """The series of one file.
-
-    Attributes:
-        series: one an entity, in order of first appearance.
-        zoned: whether the file's times have an offset from UTC.
-    """
+    """The series of one file, one an entity in order of first appearance."""
 
     series: tuple[Series, ...]
-    zoned: bool = False
-
-
-class _Layout(NamedTuple):
-    """Rows in order, and which of them belong to each entity.
-
-    Attributes:
-        place: of the table, with the file's row of each row.
-        channels: names of the D channels.
-        groups: rows of each entity, in the new order.
-        time: `[N]` or None.
-        labels: `[N]` or None.
-        notes: of each entity.
-        zoned: whether times have an offset from UTC.
-    """
-
-    place: Place
-    channels: tuple[str, ...]
-    groups: dict[str, np.ndarray]
-    time: np.ndarray | None
-    labels: np.ndarray | None
-    notes: dict[str, list[str]]
-    zoned: bool
+    zoned: bool = False  # whether the file's times have an offset from UTC
 
 
 def check_rules(rules: Rules) -> None:
@@ -96,92 +67,77 @@ def check_rules(rules: Rules) -> None:
 
 
 def to_series(
-    table: Table | OpenTable, *, roles: Roles, rules: Rules, name: str
+    table: Table, *, roles: Roles, rules: Rules, name: str, large: bool
 ) -> Recording:
-    """The series in a table.
+    """The series in a table; `name` is the entity if there is no column of entities.
 
-    Of an `OpenTable` the channels are copied in chunks to a temporary file in `TMPDIR`
+    The channels of a `large` table are copied in chunks to a temporary file in `TMPDIR`
     that is deleted with the last series that uses it.
-
-    Args:
-        table: the file's columns.
-        roles: which of them are no channels.
-        rules: how to treat faults of rows.
-        name: the entity if there is no column of entities.
     """
-    frame = table.frame if isinstance(table, Table) else _known_columns(table, roles)
-    layout = _lay_out(frame, table.place, roles=roles, rules=rules, name=name)
-    channels, groups = layout.channels, layout.groups
-    order = np.concatenate([*groups.values()])
-    if layout.place.rows is not None:
-        order = layout.place.rows[order]
-    place = layout.place._replace(rows=order)
-    stops = np.cumsum([len(rows) for rows in groups.values()])
-    target: np.ndarray
-    chunks: Iterable[pd.DataFrame]
-    if isinstance(table, Table):
-        target, chunks = np.empty((len(order), len(channels)), np.float32), [frame]
-    else:
-        target = mapped_rows(len(order), len(channels))
-        chunks = table.chunks(channels, chunk_rows(target))
-    missing = _copy(chunks, target, channels, stops, rules.missing, place)
-    if missing.any() and rules.missing == "ffill":
-        _fill(target, channels, stops, place)
-    what = "filled with the last one before" if rules.missing == "ffill" else "missing"
-    series, first = [], 0
-    for (entity, rows), stop, count in zip(groups.items(), stops, missing, strict=True):
-        values, notes = target[first:stop], layout.notes[entity]
-        first = stop
-        if count:
-            notes.append(f"{count:,} of {values.size:,} values {what}")
-        series.append(
-            Series(
-                entity,
-                values,
-                channels,
-                time=None if layout.time is None else layout.time[rows],
-                labels=None if layout.labels is None else layout.labels[rows],
-                notes=tuple(f"{entity}: {note}" for note in notes),
-            )
-        )
-    return Recording(tuple(series), layout.zoned)
-
-
-def _lay_out(
-    frame: pd.DataFrame, place: Place, *, roles: Roles, rules: Rules, name: str
-) -> _Layout:
-    """A table with roles for its columns and rows in order; `frame` may lack channels."""
+    place = table.place
+    frame = _known_columns(table, roles) if large else table.read()
     _check_roles(roles, place)
     rest = frame.drop(columns=[one for one in (roles.entity, roles.label) if one])
     clock = roles.time or find_time(rest, place)
     channels = _channel_names(place, {*roles, clock} - {""})
     groups = _entity_rows(frame, roles.entity, name, place)
-    notes: dict[str, list[str]] = defaultdict(list)
+    notes: dict[str, list[str]] = {entity: [] for entity in groups}
     time = parse_time(frame[clock], place) if clock else None
-    zoned = bool(clock) and has_zone(frame[clock])
-    if time is None and (rules.order, rules.duplicates) != ("strict", "error"):
-        for entity in groups:
-            notes[entity].append("no time column, so the rows stay as they are")
-    if time is not None:
-        arranged = {}
-        for entity, rows in groups.items():
-            arranged[entity], notes[entity] = arrange(
+    for entity, rows in groups.items():
+        if time is not None:
+            groups[entity], notes[entity] = arrange(
                 time[rows], rows, place, clock,
                 order=rules.order, duplicates=rules.duplicates,
             )  # fmt: skip
-        if any(notes.values()):
-            order = np.concatenate(list(arranged.values()))
-            stops = np.cumsum([len(rows) for rows in arranged.values()])
-            inside = np.split(np.arange(len(order)), stops[:-1])
-            groups = dict(zip(groups, inside, strict=True))
-            frame, time = frame.iloc[order], time[order]
-            place = place._replace(rows=order)
-    labels = None
-    if roles.label:
-        hint = "labels are 0 (normal) or 1 (anomaly)"
-        numbers = parse_numbers(frame[roles.label], place, hint)
-        labels = to_labels(numbers, place, roles.label)
-    return _Layout(place, channels, groups, time, labels, notes, zoned)
+        elif (rules.order, rules.duplicates) != ("strict", "error"):
+            notes[entity].append("no time column, so the rows stay as they are")
+    order = np.concatenate([*groups.values()])
+    stops = np.cumsum([len(rows) for rows in groups.values()])
+    labels = _labels(frame, np.sort(order), roles.label, place) if roles.label else None
+    place = place._replace(rows=order)
+    target: np.ndarray
+    chunks: Iterable[pd.DataFrame]
+    if large:
+        target = mapped_rows(len(order), len(channels))
+        chunks = table.chunks(channels, chunk_rows(target))
+    else:
+        target, chunks = np.empty((len(order), len(channels)), np.float32), [frame]
+    missing = _copy(chunks, target, channels, stops, rules.missing, place)
+    what = "missing"
+    if rules.missing == "ffill":
+        what = "filled with the last one before"
+        if missing.any():
+            _fill(target, channels, stops, place)
+    parts = np.split(target, stops[:-1])
+    series = []
+    for (entity, rows), values, count in zip(
+        groups.items(), parts, missing, strict=True
+    ):
+        if count:
+            notes[entity].append(f"{count:,} of {values.size:,} values {what}")
+        series.append(
+            Series(
+                entity,
+                values,
+                channels,
+                time=None if time is None else time[rows],
+                labels=None if labels is None else labels[rows],
+                notes=tuple(f"{entity}: {note}" for note in notes[entity]),
+            )
+        )
+    return Recording(tuple(series), bool(clock) and has_zone(frame[clock]))
+
+
+def _labels(
+    frame: pd.DataFrame, rows: np.ndarray, name: str, place: Place
+) -> np.ndarray:
+    """Labels `[N]` bool, read in these rows of the file and False in others."""
+    place = place._replace(rows=rows)
+    hint = "labels are 0 (normal) or 1 (anomaly)"
+    numbers = parse_numbers(frame[name].iloc[rows], place, hint)
+    labels = np.zeros(len(frame), bool)
+    labels[rows] = to_labels(numbers, place, name)
+    return labels
 
 
 def _check_roles(roles: Roles, place: Place) -> None:
@@ -241,16 +197,19 @@ def parse_numbers(
     """A column as float64 `[N]`, NaN for a missing cell; DataError for text."""
     if pd.api.types.is_numeric_dtype(column):
         return column.to_numpy(np.float64)
-    what = ""
-    if pd.api.types.is_datetime64_any_dtype(column):
-        what, todo = "times", "name it as time_column"
-    if pd.api.types.is_timedelta64_dtype(column):
-        what, todo = "durations", "convert it to a number of seconds"
-    if what:
-        raise DataError(
-            f"{place.path}: column {str(column.name)!r} holds {what}, expected numbers; "
-            f"{todo} or remove it."
-        )
+    dates, spans = (
+        pd.api.types.is_datetime64_any_dtype,
+        pd.api.types.is_timedelta64_dtype,
+    )
+    for is_kind, what, todo in (
+        (dates, "times", "name it as time_column"),
+        (spans, "durations", "convert it to a number of seconds"),
+    ):
+        if is_kind(column):
+            raise DataError(
+                f"{place.path}: column {str(column.name)!r} holds {what}, expected "
+                f"numbers; {todo} or remove it."
+            )
     numbers = pd.to_numeric(column, errors="coerce")
     text = np.flatnonzero(numbers.isna() & column.notna())
     if len(text):
@@ -263,11 +222,7 @@ def parse_numbers(
 
 
 def mapped_rows(rows: int, width: int) -> np.memmap:
-    """An empty float32 array `[N, D]` in a temporary file that is deleted with it.
-
-    Raises:
-        ConfigError: the disk has too little room.
-    """
+    """An empty float32 array `[N, D]` in a temporary file that is deleted with it."""
     size, folder = 4 * rows * width, tempfile.gettempdir()
     text = f"{size / 1e9:.1f} GB in {folder}"
     logger.info("rows larger than data.memory_bytes are copied to a file: %s", text)
@@ -286,7 +241,7 @@ def mapped_rows(rows: int, width: int) -> np.memmap:
         ) from None
 
 
-def _known_columns(table: OpenTable, roles: Roles) -> pd.DataFrame:
+def _known_columns(table: Table, roles: Roles) -> pd.DataFrame:
     """The columns with a role, or whose name or first rows may be times, whole."""
     columns = table.place.columns
     wanted = {name for name in columns if name in roles}
@@ -313,21 +268,17 @@ def _copy(
     `place.rows` holds the file's row of each row of the target.
     """
     assert place.rows is not None
-    by_row = np.argsort(place.rows)
-    counts, seen, done = (
-        np.zeros(len(stops), np.int64),
-        np.zeros(len(channels), bool),
-        0,
-    )
+    by_row, done = np.argsort(place.rows), 0
+    counts = np.zeros(len(stops), np.int64)
+    seen = np.zeros(len(channels), bool)
     for frame in chunks:
-        bounds = (done, done + len(frame))
-        first, last = np.searchsorted(place.rows, bounds, sorter=by_row)
+        begin, done = done, done + len(frame)
+        first, last = np.searchsorted(place.rows, (begin, done), sorter=by_row)
         to = by_row[first:last]
         rows = place.rows[to]
         here = place._replace(rows=rows)
         if len(to) < len(frame):  # Rows with repeated times are left out.
-            frame = frame.iloc[rows - done]
-        done = bounds[1]
+            frame = frame.iloc[rows - begin]
         values = np.empty((len(to), len(channels)))
         for index, name in enumerate(channels):
             values[:, index] = parse_numbers(frame[name], here)
@@ -336,8 +287,7 @@ def _copy(
         bad = ~np.isfinite(values) if missing == "error" else np.isinf(values)
         if bad.any():
             raise _missing_error(values, bad, channels, missing, here, len(target))
-        policy = "error" if missing == "error" else "mask"
-        target[to] = to_float32(values, here, channels, missing=policy)
+        target[to] = to_float32(values, here, channels, missing="mask")
         absent = np.isnan(values)
         seen |= ~absent.all(axis=0)
         owners = np.searchsorted(stops, to, side="right")
@@ -380,10 +330,7 @@ def _missing_error(
     place: Place,
     rows: int,
 ) -> DataError:
-    """The error for bad cells `[n, D]` without a finite number; it names the first.
-
-    Their number is known if the cells are all of the file's `rows`.
-    """
+    """The error for bad cells `[n, D]`; it counts them if they are all of the `rows`."""
     row, column = (int(i) for i in np.argwhere(bad)[0])
     start = f"{where(place, row, channels[column])}: "
     more = others(int(bad.sum())) if len(bad) == rows else ""
@@ -393,9 +340,8 @@ def _missing_error(
             "complete or remove these rows, or leave gaps open by data.missing=mask."
         )
     absent = bool(np.isnan(values[row, column]))
-    cell = "is missing" if absent else "is infinite"
     mask = ", or leave it open by data.missing=mask" if absent else ""
     return DataError(
-        f"{start}the value {cell}{more}; correct the file, or "
-        f"repeat the last value by data.missing=ffill{mask}."
+        f"{start}the value is {'missing' if absent else 'infinite'}{more}; correct the "
+        f"file, or repeat the last value by data.missing=ffill{mask}."
     )

@@ -8,12 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-# Above this |correlation| a channel is an affine map of another.
-_COPY = 1 - 1e-6
-# Two points always lie on a line.
-_ENOUGH_ROWS = 3
-# Rows whose products are summed at once.
-_CHUNK = 16_384
+_COPY = 1 - 1e-6  # above this |correlation| a channel is an affine map of another
+_ENOUGH_ROWS = 3  # two points always lie on a line
+_CHUNK = 16_384  # rows whose products are summed at once
 
 Rows = np.ndarray | Sequence[np.ndarray]
 
@@ -35,11 +32,11 @@ class Series(NamedTuple):
     """
 
     entity: str
-    values: np.ndarray  # [N, D]
+    values: np.ndarray
     channels: tuple[str, ...]
-    time: np.ndarray | None = None  # [N]
-    labels: np.ndarray | None = None  # [N]
-    excluded: np.ndarray | None = None  # [S, 2]
+    time: np.ndarray | None = None
+    labels: np.ndarray | None = None
+    excluded: np.ndarray | None = None
     notes: tuple[str, ...] = ()
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from kdjax.errors import ConfigError, DataError
 
-BLOCKS = 5
+BLOCKS = 5  # of validation rows at most
 
 
 class Split(NamedTuple):
@@ -23,9 +23,9 @@ class Split(NamedTuple):
         calibration: `[S, 2]` spans for thresholds only; the last rows of the series.
     """
 
-    fit: np.ndarray  # [S, 2]
-    validation: np.ndarray  # [S, 2]
-    calibration: np.ndarray  # [S, 2]
+    fit: np.ndarray
+    validation: np.ndarray
+    calibration: np.ndarray
 
 
 class SplitRows(NamedTuple):
@@ -100,11 +100,11 @@ def segments(
 def split_rows(
     rows: int, *, window: int, validation: float = 0.15, calibration: float = 0.15
 ) -> Split:
-    """The split of `rows` train rows.
+    """The split of `rows` train rows; `calibration` is the last share of them.
 
-    Calibration is the last share. Of the rest, the share `validation` lies in up to five
-    blocks of at least three windows each, the i-th centred in the i-th of equal parts, so
-    that a drift affects the error moments less.
+    Of the rest, the share `validation` lies in up to five blocks of at least three
+    windows each, the i-th centred in the i-th of equal parts, so that a drift affects the
+    error moments less.
 
     >>> split_rows(1000, window=50).calibration
     array([[ 850, 1000]])
@@ -126,12 +126,7 @@ def split_rows(
 
 
 def intersect(spans: np.ndarray, segments: np.ndarray) -> np.ndarray:
-    """The parts of `spans` `[S, 2]` inside `segments` `[K, 2]`, in order of the spans.
-
-    >>> intersect(np.array([[0, 6]]), np.array([[0, 2], [4, 9]]))
-    array([[0, 2],
-           [4, 6]])
-    """
+    """The parts of `spans` `[S, 2]` inside `segments` `[K, 2]`, in order of the spans."""
     spans, segments = np.reshape(spans, (-1, 2)), np.reshape(segments, (-1, 2))
     starts = np.maximum(spans[:, None, 0], segments[None, :, 0])
     stops = np.minimum(spans[:, None, 1], segments[None, :, 1])
@@ -154,24 +149,13 @@ def merge(spans: np.ndarray) -> np.ndarray:
 
 
 def kept(rows: int, excluded: np.ndarray | None) -> np.ndarray:
-    """The spans of the `rows` rows that remain without the excluded ones `[S, 2]`.
-
-    >>> kept(9, np.array([[0, 2], [5, 6]]))
-    array([[2, 5],
-           [6, 9]])
-    """
-    if excluded is None:
-        return _spans(np.array([0]), np.array([rows]))
-    gone = merge(excluded)
+    """The spans of the `rows` rows that remain without the excluded ones `[S, 2]`."""
+    gone = merge(np.empty((0, 2), np.int64) if excluded is None else excluded)
     return _spans(np.append(0, gone[:, 1]), np.append(gone[:, 0], rows))
 
 
 def unfold(spans: np.ndarray, remaining: np.ndarray) -> np.ndarray:
-    """Spans over the remaining rows as spans of all rows.
-
-    Args:
-        spans: `[S, 2]` over the rows inside `remaining`.
-        remaining: `[K, 2]` from `kept`.
+    """Spans `[S, 2]` over the rows inside `remaining` `[K, 2]` as spans of all rows.
 
     >>> unfold(np.array([[1, 5]]), np.array([[2, 5], [6, 9]]))
     array([[3, 5],
@@ -181,9 +165,7 @@ def unfold(spans: np.ndarray, remaining: np.ndarray) -> np.ndarray:
     stops = np.cumsum(lengths)
     parts = intersect(spans, np.stack([stops - lengths, stops], axis=1))
     part = np.searchsorted(stops, parts[:, 0], side="right")
-    shift = (remaining[:, 1] - stops)[part]
-    found: np.ndarray = parts + shift[:, None]
-    return found
+    return np.asarray(parts + (remaining[:, 1] - stops)[part, None])
 
 
 def window_starts(spans: np.ndarray, *, window: int, stride: int) -> np.ndarray:
@@ -235,7 +217,7 @@ def _blocks(rest: int, rows: int, window: int) -> np.ndarray:
 def _spans(starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
     """The spans that hold a row, `[S], [S] -> [S', 2]` int64."""
     spans = np.stack([starts, stops], axis=1).astype(np.int64)
-    return spans[spans[:, 0] < spans[:, 1]]
+    return spans[starts < stops]
 
 
 def _check_rows(**counts: int) -> None:

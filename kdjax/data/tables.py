@@ -31,8 +31,12 @@ from kdjax.errors import DataError
 
 SUFFIXES = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".txt.gz", ".parquet", ".npy")
 
-# The comma is last, since it can be a decimal comma.
-_SEPARATORS = ("\t", ";", "|", ",")
+_SEPARATORS = (
+    "\t",
+    ";",
+    "|",
+    ",",
+)  # the comma is last, since it can be a decimal comma
 _SAMPLE_LINES = 20
 _BUFFER_BYTES = 1_000_000  # read ahead in each column of a large Parquet file
 _CELL_BYTES = 20  # least memory that pandas takes for a cell of text, measured
@@ -49,26 +53,18 @@ _DATE = re.compile(r"\d{4}-\d\d(-\d\d.*)?")
 
 
 class Table(NamedTuple):
-    """A file's columns; missing cells are NaN."""
-
-    frame: pd.DataFrame
-    place: Place
-
-
-class OpenTable(NamedTuple):
-    """A file of columns that is read in chunks, since it is too large for the memory.
-
-    Attributes:
-        place: file and column names, for messages.
-        rows: N.
-        numeric: number of columns of numbers.
-        chunks: `(names, rows of a chunk) -> frames` of these columns in order.
-    """
+    """A file's columns, to be read at once or in chunks; missing cells are NaN."""
 
     place: Place
     rows: int
-    numeric: int
+    numeric: int  # number of columns of numbers; 0 for text, which is held whole
+    # (names, rows of a chunk) -> frames with these columns
     chunks: Callable[[Sequence[str], int], Iterator[pd.DataFrame]]
+
+    def read(self) -> pd.DataFrame:
+        """All rows and columns."""
+        parts = [*self.chunks(self.place.columns, self.rows)]
+        return parts[0] if len(parts) == 1 else pd.concat(parts, ignore_index=True)
 
 
 def numbered_channels(count: int) -> tuple[str, ...]:
@@ -80,12 +76,10 @@ def numbered_channels(count: int) -> tuple[str, ...]:
     return tuple(f"channel_{i}" for i in range(1, count + 1))
 
 
-def read_columns(path: Path, *, text_column: str = "") -> Table:
-    """The table in a file, read by the ending of its name.
+def open_table(path: Path, *, text_column: str = "") -> Table:
+    """The table in a file, by the ending of its name, which is one of `SUFFIXES`.
 
-    Args:
-        path: the file, with one of the endings `SUFFIXES`.
-        text_column: a column to read as text even if it looks like numbers.
+    `text_column` is read as text even if it looks like numbers.
     """
     name = path.name.lower()
     if not name.endswith(SUFFIXES):
@@ -93,31 +87,19 @@ def read_columns(path: Path, *, text_column: str = "") -> Table:
             f"{path} has an unknown ending: expected {', '.join(SUFFIXES)}; convert it."
         )
     check_kind(path)
-    opened = open_table(path)
-    if opened is None:
-        table = _read_text(path, text_column)
+    if name.endswith(".npy"):
+        table = _open_npy(path)
+    elif name.endswith(".parquet"):
+        table = _open_parquet(path)
     else:
-        columns, rows = opened.place.columns, max(opened.rows, 1)
-        parts = [*opened.chunks(columns, rows)] or [pd.DataFrame()]
-        several = len(parts) > 1
-        frame = pd.concat(parts, ignore_index=True) if several else parts[0]
-        table = Table(frame, opened.place)
-    if not len(table.frame):
+        table = _read_text(path, text_column)
+    if not table.rows:
         raise DataError(f"{path} has no rows: expected data below the column names.")
     return table
 
 
-def open_table(path: Path) -> OpenTable | None:
-    """A Parquet or `.npy` file to read in chunks; None for text."""
-    name = path.name.lower()
-    if not name.endswith((".parquet", ".npy")):
-        return None
-    check_kind(path)
-    return _open_npy(path) if name.endswith(".npy") else _open_parquet(path)
-
-
-def _open_npy(path: Path) -> OpenTable:
-    values = read_npy(path, mapped=True)
+def _open_npy(path: Path) -> Table:
+    values = read_npy(path)
     if values.ndim != 2 or not values.shape[1] or values.dtype.kind not in "fiub":
         raise DataError(
             f"{path} holds {values.dtype} of shape {values.shape}, expected numbers "
@@ -131,28 +113,32 @@ def _open_npy(path: Path) -> OpenTable:
             part = values[first : first + rows, places]
             yield pd.DataFrame(part, columns=list(wanted))
 
-    return OpenTable(Place(path, names), len(values), len(names), chunks)
+    return Table(Place(path, names), len(values), len(names), chunks)
 
 
-def _open_parquet(path: Path) -> OpenTable:
+def _open_parquet(path: Path) -> Table:
     import pyarrow.parquet
     from pyarrow.types import is_boolean, is_floating, is_integer
 
     with _parquet_errors(path), pyarrow.parquet.ParquetFile(path) as file:
         schema, total = file.schema_arrow, file.metadata.num_rows
-    names = _parquet_names(path, schema.names)
+    # An index that pandas stored without a name has none here.
+    index = re.compile(r"__index_level_\d+__")
+    names = _check_names(
+        path, ["" if index.fullmatch(name) else name.strip() for name in schema.names]
+    )
     stored = dict(zip(names, schema.names, strict=True))
     kinds = (is_floating, is_integer, is_boolean)
     numeric = sum(any(is_kind(one) for is_kind in kinds) for one in schema.types)
 
     def chunks(wanted: Sequence[str], rows: int) -> Iterator[pd.DataFrame]:
         # Buffered, so that only the current pages of a row group are in memory.
+        whole, columns, done = rows >= total, [stored[name] for name in wanted], 0
         options: dict[str, Any] = {"pre_buffer": False, "buffer_size": _BUFFER_BYTES}
-        whole, columns = rows >= total, [stored[name] for name in wanted]
-        done = 0
+        options = {} if whole else options
         with (
             _parquet_errors(path),
-            pyarrow.parquet.ParquetFile(path, **{} if whole else options) as file,
+            pyarrow.parquet.ParquetFile(path, **options) as file,
         ):
             for batch in file.iter_batches(rows, columns=columns, use_threads=whole):
                 # Without pandas' own metadata an index is a column like any other.
@@ -163,7 +149,7 @@ def _open_parquet(path: Path) -> OpenTable:
             if done != total:
                 raise ValueError(f"{done} rows, {total} in its metadata")
 
-    return OpenTable(Place(path, names), total, numeric, chunks)
+    return Table(Place(path, names), total, numeric, chunks)
 
 
 @contextlib.contextmanager
@@ -188,20 +174,10 @@ def _parquet_errors(path: Path) -> Iterator[None]:
         ) from None
 
 
-def _parquet_names(path: Path, stored: Sequence[str]) -> tuple[str, ...]:
-    """Column names; an index that pandas stored without a name has none."""
-    unnamed = re.compile(r"__index_level_\d+__")
-    return _check_names(
-        path, ["" if unnamed.fullmatch(name) else name.strip() for name in stored]
-    )
-
-
 def _read_text(path: Path, text_column: str) -> Table:
     data = read_bytes(path)
     check_text(path, data)
-    if path.name.lower().removesuffix(".gz").endswith(".txt"):
-        data = _blanks_as_tabs(path, data)
-    separator = _separator(path, data)
+    data, separator = _separated(path, data)
     names, header = _header(path, data, separator)
     place = Place(path, names, first_line=1 + header)
     _check_width(place, data, separator, header)
@@ -225,48 +201,37 @@ def _read_text(path: Path, text_column: str) -> Table:
             low_memory=False,
         )
     except pd.errors.EmptyDataError:
-        raise DataError(
-            f"{path} has no rows: expected data below the column names."
-        ) from None
+        frame = pd.DataFrame()
     except (ValueError, OverflowError) as error:
         raise DataError(
             f"{path} can't be read as a table ({error}): correct the file."
         ) from None
-    return Table(frame, place)
+    return Table(place, len(frame), 0, lambda wanted, rows: iter([frame]))
 
 
-def _separator(path: Path, data: bytes) -> str:
-    """The separator that splits the first lines into equally many cells."""
-    head = _head(data)
-    rows = {mark: _split_lines(path, head, mark) for mark in _SEPARATORS}
+def _separated(path: Path, data: bytes) -> tuple[bytes, str]:
+    """The text, and what splits its first lines into equally many cells.
+
+    In a `.txt` file that can be runs of blanks, which become tabs.
+    """
+    head = b"\n".join(data.split(b"\n", _SAMPLE_LINES)[:_SAMPLE_LINES])
+    text = head.decode("utf-8", errors="ignore")
+    rows = {mark: _split_lines(path, text, mark) for mark in _SEPARATORS}
     for mark in _SEPARATORS:
         if _is_even(rows[mark]):
-            return mark
+            return data, mark
+    blanks = path.name.lower().removesuffix(".gz").endswith(".txt")
+    blanks = blanks and b'"' not in data and b"\t" not in data
+    if blanks and _is_even([line.split() for line in text.split("\n")]):
+        lines = data.split(b"\n")
+        return b"\n".join(b"\t".join(line.split()) for line in lines), "\t"
     # One column, or rows of different width: then the header decides.
-    return max(reversed(_SEPARATORS), key=lambda mark: len(rows[mark][0]))
-
-
-def _blanks_as_tabs(path: Path, data: bytes) -> bytes:
-    """The text with runs of blanks as tabs, if only blanks split its first lines evenly."""
-    head = _head(data)
-    by_blanks = [line.split() for line in head.split("\n")]
-    if b'"' in data or b"\t" in data or not _is_even(by_blanks):
-        return data
-    if any(_is_even(_split_lines(path, head, mark)) for mark in _SEPARATORS):
-        return data
-    return b"\n".join(b"\t".join(line.split()) for line in data.split(b"\n"))
-
-
-def _head(data: bytes) -> str:
-    """The first lines."""
-    head = b"\n".join(data.split(b"\n", _SAMPLE_LINES)[:_SAMPLE_LINES])
-    return head.decode("utf-8", errors="ignore")
+    return data, max(reversed(_SEPARATORS), key=lambda mark: len(rows[mark][0]))
 
 
 def _is_even(rows: list[list[str]]) -> bool:
     """Whether all lines have the same number of cells, more than one."""
-    counts = {len(row) for row in rows}
-    return len(counts) == 1 and counts.pop() > 1
+    return len({len(row) for row in rows}) == 1 and len(rows[0]) > 1
 
 
 def _split_lines(

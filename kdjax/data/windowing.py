@@ -13,11 +13,8 @@ import numpy as np
 from kdjax.data.scaler import Scaler, apply_scaler
 from kdjax.errors import ConfigError, DataError
 
-# Rows of a memory map read at once. Smaller ones are read whole.
-CHUNK_BYTES = 16_000_000
-
-# Windows folded at once, which bounds the index array.
-_CHUNK = 8192
+CHUNK_BYTES = 16_000_000  # of a memory map read at once; smaller ones are read whole
+_CHUNK = 8192  # windows folded at once, which bounds the index array
 
 
 def windows(rows: Any, *, length: int, stride: int = 1) -> np.ndarray:
@@ -66,11 +63,7 @@ def gather(values: np.ndarray, starts: np.ndarray, window: int) -> np.ndarray:
 
 
 def has_missing(values: np.ndarray) -> bool:
-    """Whether a value of `[N, D]` is missing, that is NaN.
-
-    >>> has_missing(np.array([[1.0, np.inf]]))
-    False
-    """
+    """Whether a value of `[N, D]` is missing, that is NaN."""
     # NaN propagates to the minimum, and no second array is needed.
     return bool(np.isnan(np.min(values, initial=np.inf)))
 
@@ -114,15 +107,10 @@ def row_mean(point_scores: np.ndarray, starts: np.ndarray, rows: int) -> np.ndar
 
 
 class RowSums(NamedTuple):
-    """Sums of scores of each row over windows.
+    """Sums of scores of each row over windows."""
 
-    Attributes:
-        total: `[N]` float64, or `[N, D]` for D numbers a row.
-        covering: `[N]` int32, windows that cover the row.
-    """
-
-    total: np.ndarray
-    covering: np.ndarray
+    total: np.ndarray  # [N] float64, or [N, D] for D numbers a row
+    covering: np.ndarray  # [N] int32, windows that cover the row
 
 
 def empty_sums(rows: int, *width: int) -> RowSums:
@@ -142,8 +130,8 @@ def mean_of_sums(sums: RowSums) -> np.ndarray:
 
     The result overwrites the totals, to save memory, so that `sums` can't be used again.
     """
+    covering = sums.covering.reshape(-1, *[1] * (sums.total.ndim - 1))
     with np.errstate(invalid="ignore"):
-        covering = sums.covering.reshape(-1, *[1] * (sums.total.ndim - 1))
         mean: np.ndarray = np.divide(sums.total, covering, out=sums.total)
     return mean
 
@@ -168,21 +156,13 @@ def _rows(starts: np.ndarray, window: int) -> np.ndarray:
 
 
 class WindowSource(NamedTuple):
-    """Windows of several entities, read and scaled on request.
+    """Windows of several entities, read and scaled on request."""
 
-    Attributes:
-        values: E arrays `[N, D]` of raw rows, most often memory maps.
-        scalers: E of them.
-        starts: E arrays, first rows of the windows.
-        window: L.
-        missing: whether values may be NaN.
-    """
-
-    values: tuple[np.ndarray, ...]
+    values: tuple[np.ndarray, ...]  # raw rows [N, D], most often memory maps
     scalers: tuple[Scaler, ...]
-    starts: tuple[np.ndarray, ...]
+    starts: tuple[np.ndarray, ...]  # first rows of the windows
     window: int
-    missing: bool = False
+    missing: bool = False  # whether values may be NaN
 
     @property
     def windows(self) -> int:
@@ -211,11 +191,7 @@ def on_disk(values: np.ndarray) -> bool:
 
 
 def chunks(values: np.ndarray) -> Iterator[np.ndarray]:
-    """Rows `[N, D]` in chunks, as views.
-
-    >>> [len(chunk) for chunk in chunks(np.zeros((5, 2)))]
-    [5]
-    """
+    """Rows `[N, D]` in chunks, as views."""
     size = chunk_rows(values)
     for first in range(0, len(values), size):
         yield values[first : first + size]
@@ -236,32 +212,20 @@ def span_pieces(values: np.ndarray, spans: np.ndarray) -> list[np.ndarray]:
 
 
 class Piece(NamedTuple):
-    """Some rows of a series, and the windows inside them.
+    """Some rows of a series, and the windows inside them."""
 
-    Attributes:
-        rows: `[n, D]` float32, scaled.
-        starts: `[m]` first rows of the windows in `rows`.
-        at: `[m]` the same in the whole series.
-    """
-
-    rows: np.ndarray
-    starts: np.ndarray
-    at: np.ndarray
+    rows: np.ndarray  # [n, D] float32, scaled
+    starts: np.ndarray  # [m] first rows of the windows in `rows`
+    at: np.ndarray  # [m] the same in the whole series
 
 
 def scaled_pieces(
     values: np.ndarray, scaler: Scaler, starts: np.ndarray, *, window: int
 ) -> Iterator[Piece]:
-    """The windows of raw rows in scaled pieces, in order.
+    """The windows of raw rows `[N, D]` in scaled pieces, in order.
 
     Rows in memory make one piece, rows on disk pieces of about a chunk. Rows between
     windows far apart are not read.
-
-    Args:
-        values: `[N, D]` raw rows.
-        scaler: to apply.
-        starts: `[M]` first rows of the windows.
-        window: L.
     """
     if not on_disk(values):
         yield Piece(apply_scaler(scaler, values), starts, starts)
