@@ -1,34 +1,18 @@
 """Data: files and benchmarks become series, splits, scaled rows and windows."""
 
-from kdjax.data.datasets import BENCHMARKS as BENCHMARKS
-from kdjax.data.datasets import Culprits as Culprits
-from kdjax.data.datasets import interpretation as interpretation
-from kdjax.data.datasets import load_benchmark as load_benchmark
-from kdjax.data.datasets import load_sample as load_sample
-from kdjax.data.download import fetch_smd as fetch_smd
-from kdjax.data.prepared import Prepared as Prepared
-from kdjax.data.prepared import prepare as prepare
-from kdjax.data.readers import load_files as load_files
-from kdjax.data.readers import match_channels as match_channels
-from kdjax.data.readers import read_table as read_table
-from kdjax.data.scaler import METHODS as METHODS
-from kdjax.data.scaler import Scaler as Scaler
-from kdjax.data.scaler import apply_scaler as apply_scaler
-from kdjax.data.scaler import fit_scaler as fit_scaler
-from kdjax.data.series import Dataset as Dataset
-from kdjax.data.series import Ranges as Ranges
-from kdjax.data.series import Series as Series
-from kdjax.data.series import dead_channels as dead_channels
-from kdjax.data.series import duplicate_channels as duplicate_channels
-from kdjax.data.series import ranges_of as ranges_of
-from kdjax.data.splits import Split as Split
-from kdjax.data.splits import cover_starts as cover_starts
-from kdjax.data.splits import segments as segments
-from kdjax.data.splits import split as split
-from kdjax.data.splits import split_rows as split_rows
-from kdjax.data.splits import window_starts as window_starts
-from kdjax.data.times import median_step as median_step
-from kdjax.data.windowing import gather as gather
-from kdjax.data.windowing import row_mean as row_mean
-from kdjax.data.windowing import window_labels as window_labels
-from kdjax.data.windowing import windows as windows
+from kdjax.io.lazy import lazy_names
+
+__all__, __getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "kdjax.data.datasets": "BENCHMARKS Culprits interpretation load_benchmark load_sample",
+        "kdjax.data.download": "fetch_smd",
+        "kdjax.data.prepared": "Prepared prepare",
+        "kdjax.data.readers": "load_files match_channels read_table",
+        "kdjax.data.scaler": "METHODS Scaler apply_scaler fit_scaler",
+        "kdjax.data.series": "Dataset Ranges Series dead_channels duplicate_channels ranges_of",
+        "kdjax.data.splits": "Split cover_starts segments split split_rows window_starts",
+        "kdjax.data.times": "median_step",
+        "kdjax.data.windowing": "gather row_mean window_labels windows",
+    },
+)

@@ -6,8 +6,7 @@ distillation term of Eq. 2 adds nothing new.
 
 import numpy as np
 
-# Sizes of a disturbance, in standard deviations of its channel.
-_SMALLEST, _LARGEST = 1.0, 30.0
+_SMALLEST, _LARGEST = 1.0, 30.0  # sizes, in standard deviations of the channel
 
 
 def augment_rows(rows: np.ndarray, *, window: int, seed: int) -> np.ndarray:
@@ -15,12 +14,7 @@ def augment_rows(rows: np.ndarray, *, window: int, seed: int) -> np.ndarray:
 
     Each covers up to L rows of some channels and is of one kind: noise, a spike, a shift
     of level, exchanged channels, or a stuck sensor. Sizes are log-uniform. Missing values
-    stay missing.
-
-    Args:
-        rows: `[N, D]`, also of several entities one after the other.
-        window: L.
-        seed: of all random choices.
+    stay missing. The rows can be of several entities one after the other.
 
     >>> augment_rows(np.zeros((40, 2)), window=10, seed=0).shape
     (40, 2)
@@ -38,7 +32,9 @@ def augment_rows(rows: np.ndarray, *, window: int, seed: int) -> np.ndarray:
         )
         kind = kinds[int(rng.integers(len(kinds)))]
         stretch = copy[first : first + length]
-        size = scale[channels] * _magnitude(rng, len(channels))
+        strength = np.exp(rng.uniform(np.log(_SMALLEST), np.log(_LARGEST)))
+        signs = rng.choice(np.array([-1.0, 1.0]), len(channels))
+        size = scale[channels] * np.asarray(strength * signs, np.float32)
         stretch[:, channels] = kind(rng, stretch[:, channels], size)
         first += length + int(rng.integers(2 * window))
     return copy
@@ -50,12 +46,6 @@ def _scales(rows: np.ndarray) -> np.ndarray:
     moving = deviations > 0
     usual = float(np.median(deviations[moving])) if moving.any() else 1.0
     return np.where(moving, deviations, usual).astype(np.float32)
-
-
-def _magnitude(rng: np.random.Generator, number: int) -> np.ndarray:
-    sizes = np.exp(rng.uniform(np.log(_SMALLEST), np.log(_LARGEST)))
-    signs = rng.choice(np.array([-1.0, 1.0]), number)
-    return np.asarray(sizes * signs, np.float32)
 
 
 def _noise(rng: np.random.Generator, rows: np.ndarray, size: np.ndarray) -> np.ndarray:

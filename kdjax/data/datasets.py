@@ -41,8 +41,6 @@ retransegs tcp_timeouts udp_in_dg udp_out_dg udp_rcv_buf_errs udp_snd_buf_errs
 """
 SMD_CHANNELS = tuple(_SMD_NAMES.split())
 _METRICS = tuple(f"metric_{i}" for i in range(1, 20))
-
-
 # Beginning and ending of the files `train/PREFIX*SUFFIX`, `test/…` and `test_label/…`,
 # plain or gzipped.
 _TEXT = {
@@ -70,17 +68,11 @@ _LEFT_OUT = ("P-2",)
 
 
 class Culprits(NamedTuple):
-    """One anomalous segment and the channels at fault.
-
-    Attributes:
-        start: first test row of the segment.
-        stop: row after its last.
-        channels: columns at fault, counted from 0.
-    """
+    """One anomalous segment of test rows and the channels at fault."""
 
     start: int
-    stop: int
-    channels: tuple[int, ...]
+    stop: int  # row after its last
+    channels: tuple[int, ...]  # columns at fault, counted from 0
 
 
 def load_benchmark(
@@ -96,14 +88,19 @@ def load_benchmark(
     >>> load_benchmark("smd", root="").test[0].entity
     'machine-1-2'
     """
-    _check_name(name)
-    folder = _folder(name, root)
-    text = name in _TEXT
-    present = _find_entities(name, folder) if text else _nasa_entities(name, folder)
-    wanted = _select(name, folder, sorted(present, key=_natural), entities)
-    read = _read_entity if text else _read_nasa_entity
-    pairs = [read(name, folder, entity) for entity in wanted]
-    return Dataset(name, tuple(a for a, _ in pairs), tuple(b for _, b in pairs))
+    channels, folder = _channels(name), _folder(name, root)
+    find, read = (
+        (_find_entities, _read_entity)
+        if name in _TEXT
+        else (_nasa_entities, _read_nasa_entity)
+    )
+    present = sorted(find(name, folder), key=_natural)
+    train, test = [], []
+    for entity in _select(name, folder, present, entities):
+        rows, test_rows, labels = read(name, folder, entity)
+        train.append(Series(entity, rows, channels))
+        test.append(Series(entity, test_rows, channels, labels=labels))
+    return Dataset(name, tuple(train), tuple(test))
 
 
 def load_sample() -> Dataset:
@@ -121,8 +118,7 @@ def width(name: str) -> int:
     >>> [width(name) for name in BENCHMARKS]
     [38, 19, 19, 25, 55]
     """
-    _check_name(name)
-    return len(_CHANNELS[name])
+    return len(_channels(name))
 
 
 def interpretation(root: str | Path, entity: str) -> list[Culprits]:
@@ -148,12 +144,13 @@ def interpretation(root: str | Path, entity: str) -> list[Culprits]:
     return segments
 
 
-def _check_name(name: str) -> None:
+def _channels(name: str) -> tuple[str, ...]:
     if name not in BENCHMARKS:
         raise ConfigError(
             f"{name!r} is not a known benchmark{_suggest(name, BENCHMARKS)}: "
             f"use one of {', '.join(BENCHMARKS)}."
         )
+    return _CHANNELS[name]
 
 
 def _suggest(name: str, known: Iterable[str]) -> str:
@@ -223,23 +220,21 @@ def _find_entities(name: str, folder: Path) -> set[str]:
     return {file.removesuffix(suffix) for file in names if file.endswith(suffix)}
 
 
-def _read_entity(name: str, folder: Path, entity: str) -> tuple[Series, Series]:
+def _read_entity(name: str, folder: Path, entity: str) -> tuple[np.ndarray, ...]:
+    """Rows to train, test rows and their labels."""
     channels = _CHANNELS[name]
     train = _read_matrix(_file(name, folder / "train", entity), channels)
     test_path = _file(name, folder / "test", entity)
     test = _read_matrix(test_path, channels)
     label_path = _file(name, folder / "test_label", entity)
-    place = Place(label_path, ("label",), first_line=1)
-    labels = to_labels(_read_matrix(label_path, ("label",))[:, 0], place, "label")
+    marks = _read_matrix(label_path, ("label",))[:, 0]
+    labels = to_labels(marks, Place(label_path, ("label",), first_line=1), "label")
     if len(labels) != len(test):
         raise DataError(
             f"{label_path} has {len(labels)} labels, but {test_path} has {len(test)} "
             "rows: expected one label a row; copy or download both again."
         )
-    return (
-        Series(entity, train, channels),
-        Series(entity, test, channels, labels=labels),
-    )
+    return train, test, labels
 
 
 def _read_matrix(path: Path, columns: tuple[str, ...]) -> np.ndarray:
@@ -248,10 +243,7 @@ def _read_matrix(path: Path, columns: tuple[str, ...]) -> np.ndarray:
     place = Place(path, columns, first_line=1)
     try:
         values = pd.read_csv(
-            io.BytesIO(data),
-            header=None,
-            dtype=np.float64,
-            skip_blank_lines=False,
+            io.BytesIO(data), header=None, dtype=np.float64, skip_blank_lines=False
         ).to_numpy()
     except (ValueError, pd.errors.ParserError) as error:
         raise _matrix_fault(data, place) or DataError(
@@ -272,27 +264,23 @@ def _matrix_fault(data: bytes, place: Place) -> DataError | None:
     lines = io.StringIO(data.decode("utf-8", errors="replace"), newline="")
     with contextlib.suppress(csv.Error):
         for row, cells in enumerate(csv.reader(lines)):
-            fault = next(
-                (i for i, cell in enumerate(cells) if not is_number(cell)), None
-            )
             if len(cells) != width:
                 return DataError(
                     f"{where(place, row)} has {len(cells)} cells, expected {width}; "
                     "complete or remove the row."
                 )
-            if fault is not None:
-                return DataError(
-                    f"{where(place, row, place.columns[fault])}: {cells[fault]!r} is "
-                    "not a number; correct it."
-                )
+            for name, cell in zip(place.columns, cells, strict=True):
+                if not is_number(cell):
+                    return DataError(
+                        f"{where(place, row, name)}: {cell!r} is not a number; correct it."
+                    )
     return None
 
 
 def _file(name: str, folder: Path, entity: str) -> Path:
     """The plain file of a set, or its gzip."""
     plain = folder / f"{entity}{_TEXT[name][1]}"
-    packed = plain.with_name(f"{plain.name}.gz")
-    for path in (plain, packed):
+    for path in (plain, plain.with_name(f"{plain.name}.gz")):
         if path.is_file():
             return path
     fetch = "; `kdjax fetch smd` downloads it" if name == "smd" else ""
@@ -314,16 +302,12 @@ def _nasa_entities(name: str, root: Path) -> set[str]:
     }
 
 
-def _read_nasa_entity(name: str, root: Path, entity: str) -> tuple[Series, Series]:
-    """Train and labelled test series of one channel."""
+def _read_nasa_entity(name: str, root: Path, entity: str) -> tuple[np.ndarray, ...]:
+    """Rows to train, test rows and their labels of one channel."""
     channels = _CHANNELS[name]
     train, test = (_read_array(root, entity, p, channels) for p in ("train", "test"))
     number, row = _nasa_lines(name, root)[entity]
-    labels = _nasa_labels(root / _NASA_TABLE, number, row, len(test))
-    return (
-        Series(entity, train, channels),
-        Series(entity, test, channels, labels=labels),
-    )
+    return train, test, _nasa_labels(root / _NASA_TABLE, number, row, len(test))
 
 
 def _nasa_lines(name: str, root: Path) -> dict[str, tuple[int, dict[Hashable, Any]]]:

@@ -19,8 +19,7 @@ SMD_URL = (
     "https://raw.githubusercontent.com/NetManAIOps/OmniAnomaly/"
     "7fb0e0acf89ea49908896bcc9f9e80fcfff6baf4/ServerMachineDataset/"
 )
-# End of the name of the hidden folder for unfinished downloads.
-_ASIDE = "download"
+_ASIDE = "download"  # ends the name of the hidden folder for unfinished downloads
 
 # Called after each file with its name, the number of files done and of all files.
 Progress = Callable[[str, int, int], None]
@@ -39,6 +38,11 @@ class _Entry(NamedTuple):
     name: str
     digest: str
     size: int
+
+    def is_right(self, path: Path) -> bool:
+        """Whether the file at a path is this one."""
+        right = path.is_file() and path.stat().st_size == self.size
+        return right and sha256(path) == self.digest
 
 
 def fetch_smd(
@@ -80,7 +84,7 @@ def fetch_smd(
         try:
             for number, entry in enumerate(entries, start=1):
                 path = folder / entry.name
-                if _is_right(path, entry):
+                if entry.is_right(path):
                     skipped.append(path)
                 else:
                     _download(agent, entry, path)
@@ -122,11 +126,3 @@ def _download(agent: Any, entry: _Entry, path: Path) -> None:
             f"{entry.name} from {url} has {size} bytes, expected {entry.size}: "
             "run the command again."
         )
-
-
-def _is_right(path: Path, entry: _Entry) -> bool:
-    return (
-        path.is_file()
-        and path.stat().st_size == entry.size
-        and sha256(path) == entry.digest
-    )

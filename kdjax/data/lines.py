@@ -22,27 +22,17 @@ from kdjax.errors import ConfigError, DataError
 _SEPARATORS = (",", ";", "\t", "|")
 
 
+# How to read a line: text -> time, parts and parts -> [D]; both raise DataError.
+_Format = tuple[Callable[[str], tuple[Any, Any]], Callable[[Any], list[float]]]
+
+
 class Line(NamedTuple):
-    """A line of the stream.
+    """A line of the stream."""
 
-    Attributes:
-        number: from 1, counting blank lines and the header.
-        time: a number or text; None without a time or if the line can't be split.
-        row: `[D]` in the order of the channels, NaN where missing; empty after an error.
-        error: what is wrong with the line; empty if nothing.
-    """
-
-    number: int
-    time: Any
-    row: list[float]
-    error: str = ""
-
-
-class _Format(NamedTuple):
-    """How to read a line; both functions raise DataError."""
-
-    split: Callable[[str], tuple[Any, Any]]  # text -> time, parts
-    row: Callable[[Any], list[float]]  # parts -> [D]
+    number: int  # from 1, counting blank lines and the header
+    time: Any  # a number or text; None without a time or if the line can't be split
+    row: list[float]  # [D], NaN where missing; empty after an error
+    error: str = ""  # what is wrong with the line; empty if nothing
 
 
 def read_lines(
@@ -54,17 +44,9 @@ def read_lines(
 ) -> Iterator[Line]:
     """The lines of a stream one by one; JSON if the first begins with a brace.
 
-    CSV needs no header if its first line holds one number a channel.
-
-    Args:
-        lines: text, such as an open file.
-        channels: the D names, each of them a column or a key.
-        time_column: its name; by default time, timestamp, date or datetime if present.
-        ignored: columns or keys that are not read.
-
-    Raises:
-        ConfigError: a channel is ignored.
-        DataError: the header lacks a channel or has an unknown column.
+    CSV needs no header if its first line holds one number a channel. The time column is
+    by default the one named time, timestamp, date or datetime; `ignored` columns or keys
+    are not read. DataError if the header lacks a channel or has an unknown column.
 
     >>> list(read_lines(["time,b,a", "7,2,"], ["a", "b"]))
     [Line(number=2, time=7, row=[nan, 2.0], error='')]
@@ -94,18 +76,18 @@ def _read(
     if is_json or separator:
         numbered = chain([(first[0], text)], numbered)
     if is_json:
-        layout = _json(channels, time_column, ignored)
-    elif separator:
-        layout = _csv([*channels], separator, channels, time_column, ignored)
+        split, row = _json(channels, time_column, ignored)
     else:
-        separator = max(_SEPARATORS, key=text.count)
-        names = [name.strip() for name in _cells(text, separator)]
-        layout = _csv(names, separator, channels, time_column, ignored)
+        names = [*channels]
+        if not separator:
+            separator = max(_SEPARATORS, key=text.count)
+            names = [name.strip() for name in _cells(text, separator)]
+        split, row = _csv(names, separator, channels, time_column, ignored)
     for number, text in numbered:
         time = None
         try:
-            time, parts = layout.split(text)
-            line = Line(number, time, layout.row(parts))
+            time, parts = split(text)
+            line = Line(number, time, row(parts))
         except DataError as error:
             line = Line(number, time, [], str(error))
         yield line
@@ -117,8 +99,8 @@ def _headerless(text: str, channels: Sequence[str]) -> str:
         return ""
     for separator in reversed(_SEPARATORS):
         cells = [cell.strip() for cell in _cells(text, separator)]
-        numbers = [_with_point(cell, comma=separator != ",") for cell in cells]
-        if len(cells) == len(channels) and all(map(is_number, numbers)):
+        numbers = [is_number(cell, comma=separator != ",") for cell in cells]
+        if len(cells) == len(channels) and all(numbers):
             return "" if set(cells) == set(channels) else separator
     return ""
 
@@ -162,7 +144,7 @@ def _csv(
             decimal = "".join(used)
         return found
 
-    return _Format(split, row)
+    return split, row
 
 
 def _cells(text: str, separator: str) -> list[str]:
@@ -175,20 +157,12 @@ def _cells(text: str, separator: str) -> list[str]:
         raise DataError(f"{error}; correct its quotes.") from None
 
 
-def _with_point(cell: str, *, comma: bool) -> str:
-    """A cell with its one decimal comma as a point, if a comma can't separate cells."""
-    if comma and cell.count(",") == 1 and "." not in cell:
-        return cell.replace(",", ".")
-    return cell
-
-
 def _value(cell: str, place: int, name: str, *, comma: bool) -> float:
     cell = cell.strip()
     if cell in MISSING_CELLS:
         return math.nan
-    text = _with_point(cell, comma=comma)
-    if is_number(text):
-        return float(text)
+    if is_number(cell, comma=comma):
+        return float(cell.replace(",", ".") if comma else cell)
     raise DataError(
         f"column {place + 1} ({name!r}): {cell!r} is not a number; correct it, or leave "
         "it empty if it is missing."
@@ -206,8 +180,7 @@ def _time(cell: str) -> int | float | str:
 
 
 def _json(channels: Sequence[str], time_column: str, ignored: Sequence[str]) -> _Format:
-    name = time_column
-    known = {*channels, *ignored}
+    name, known = time_column, {*channels, *ignored}
 
     def split(text: str) -> tuple[Any, dict[str, Any]]:
         nonlocal name
@@ -225,7 +198,7 @@ def _json(channels: Sequence[str], time_column: str, ignored: Sequence[str]) -> 
             _check_names(list(found), channels, name if name in found else "", ignored)
         return [_member(found, channel) for channel in channels]
 
-    return _Format(split, row)
+    return split, row
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

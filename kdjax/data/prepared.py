@@ -37,26 +37,18 @@ ROWS_PER_CHANNEL = 5
 class Entity(NamedTuple):
     """One entity's series and the use of its rows.
 
-    Attributes:
-        train: rows to train and calibrate on.
-        test: rows to evaluate, or None.
-        split: spans of `train`, cut at gaps in time and at excluded rows.
-        test_spans: spans of `test`, cut likewise.
-        scaler: fitted on its own fit rows, or the pooled one.
-        pooled: whether it uses the pooled scaler, Gaussian and threshold: it has too few
-            complete validation rows for its own Gaussian, or a channel without fit rows.
-        ranges: of `train` in the units of the file, `[D]`, without excluded rows.
-        missing: whether a value of these rows is missing.
+    A pooled entity uses the pooled scaler, Gaussian and threshold: it has too few complete
+    validation rows for its own Gaussian, or a channel without fit rows.
     """
 
-    train: Series
-    test: Series | None
-    split: Split
-    test_spans: np.ndarray
-    scaler: Scaler
+    train: Series  # rows to train and calibrate on
+    test: Series | None  # rows to evaluate
+    split: Split  # of `train`, cut at gaps in time and at excluded rows
+    test_spans: np.ndarray  # [S, 2] of `test`, cut likewise
+    scaler: Scaler  # fitted on its own fit rows, or the pooled one
     pooled: bool
-    ranges: Ranges
-    missing: bool
+    ranges: Ranges  # [D] of `train` in the units of the file, without excluded rows
+    missing: bool  # whether a value of these rows is missing
 
     @property
     def name(self) -> str:
@@ -100,6 +92,7 @@ def prepare(
         DataError: a test series is shorter than the window, there are fewer than two fit
             windows or no validation window, or a channel has no value in any fit row.
     """
+    channels = dataset.train[0].channels
     splits = [
         _split(series, window, max_gap, validation, calibration)
         for series in dataset.train
@@ -108,9 +101,18 @@ def prepare(
         span_pieces(series.values, split.fit)
         for series, split in zip(dataset.train, splits, strict=True)
     ]
-    seen = [_seen(pieces) for pieces in fit]
+    seen = np.zeros((len(fit), len(channels)), bool)  # in the fit rows of each entity
+    for index, pieces in enumerate(fit):
+        for rows in pieces:
+            seen[index] |= (~np.isnan(rows)).any(axis=0)
     pooled_pieces = [piece for pieces in fit for piece in pieces]
-    _check_seen(np.any(seen, axis=0), pooled_pieces, dataset)
+    absent = np.flatnonzero(~seen.any(axis=0))
+    if any(map(len, pooled_pieces)) and len(absent):
+        names = ", ".join(series.entity for series in dataset.train)
+        raise DataError(
+            f"no value of {', '.join(channels[i] for i in absent)} in the rows that fit "
+            f"({names}): remove the channel, or give train rows with values of it."
+        )
     if not any(on_disk(series.values) for series in dataset.train):
         pooled_pieces = [np.concatenate(pooled_pieces)]
     pooled_scaler = fit_scaler(pooled_pieces, method=scaler)
@@ -118,31 +120,24 @@ def prepare(
     entities = []
     for index, (train, split) in enumerate(zip(dataset.train, splits, strict=True)):
         pooled = _too_little(train, split, window, stride) or not seen[index].all()
-        rows = _training_rows(train)
+        own = pooled_scaler if pooled else fit_scaler(fit[index], method=scaler)
+        used = _training_rows(train)
         entities.append(
             Entity(
                 train=train,
                 test=tests[index],
                 split=split,
                 test_spans=_test_spans(tests[index], window, max_gap),
-                scaler=pooled_scaler
-                if pooled
-                else fit_scaler(fit[index], method=scaler),
+                scaler=own,
                 pooled=pooled,
-                ranges=ranges_of(rows),
-                missing=any(has_missing(piece) for piece in rows),
+                ranges=ranges_of(used),
+                missing=any(has_missing(piece) for piece in used),
             )
         )
-    prepared = Prepared(
-        dataset.name,
-        dataset.train[0].channels,
-        tuple(entities),
-        pooled_scaler,
-        window,
-        stride,
+    _check_windows(entities, window)
+    return Prepared(
+        dataset.name, channels, tuple(entities), pooled_scaler, window, stride
     )
-    _check_windows(prepared)
-    return prepared
 
 
 def training_windows(
@@ -150,13 +145,8 @@ def training_windows(
 ) -> tuple[np.ndarray, np.ndarray]:
     """All entities' scaled train rows and the starts of the windows of one part.
 
-    Args:
-        prepared: the data set.
-        part: `fit`, `validation` or `calibration`.
-        stride: of the windows.
-
-    Returns:
-        rows `[N, D]` float32, one entity after the other, and starts `[M]` int32.
+    The part is `fit`, `validation` or `calibration`; rows are `[N, D]` float32, one
+    entity after the other, and starts `[M]` int32.
     """
     source = windows_source(prepared, part, stride=stride)
     lengths = [len(values) for values in source.values]
@@ -194,10 +184,8 @@ def fit_rows(prepared: Prepared) -> Iterator[np.ndarray]:
         for entity in prepared.entities
         for piece in span_pieces(entity.train.values, entity.split.fit)
     )
-    if any(on_disk(entity.train.values) for entity in prepared.entities):
-        yield from pieces
-    else:
-        yield np.concatenate(list(pieces))
+    lying = any(on_disk(entity.train.values) for entity in prepared.entities)
+    yield from pieces if lying else [np.concatenate(list(pieces))]
 
 
 def training_ranges(prepared: Prepared) -> Ranges:
@@ -232,10 +220,10 @@ def _split(
     series: Series, window: int, max_gap: float, validation: float, calibration: float
 ) -> Split:
     remaining = kept(len(series.values), series.excluded)
+    rows = int((remaining[:, 1] - remaining[:, 0]).sum())
     split = split_rows(
-        int((remaining[:, 1] - remaining[:, 0]).sum()),
-        window=window, validation=validation, calibration=calibration,
-    )  # fmt: skip
+        rows, window=window, validation=validation, calibration=calibration
+    )
     whole = _stretches(series, max_gap)
     return Split(*(intersect(unfold(spans, remaining), whole) for spans in split))
 
@@ -245,28 +233,6 @@ def _stretches(series: Series, max_gap: float) -> np.ndarray:
     rows = len(series.values)
     whole = segments(series.time, rows, max_gap=max_gap)
     return intersect(kept(rows, series.excluded), whole)
-
-
-def _seen(pieces: Sequence[np.ndarray]) -> np.ndarray:
-    """Which channels have a value in rows `[n, D]`, `[D]` bool."""
-    seen: np.ndarray = np.any(
-        [(~np.isnan(rows)).any(axis=0) for rows in pieces], axis=0
-    )
-    return seen
-
-
-def _check_seen(
-    seen: np.ndarray, pieces: Sequence[np.ndarray], dataset: Dataset
-) -> None:
-    """Refuses a channel without a value in the fit rows of all entities."""
-    if any(map(len, pieces)) and not seen.all():
-        names = dataset.train[0].channels
-        channels = ", ".join(names[i] for i in np.flatnonzero(~seen))
-        entities = ", ".join(series.entity for series in dataset.train)
-        raise DataError(
-            f"no value of {channels} in the rows that fit ({entities}): remove the "
-            "channel, or give train rows with values of it."
-        )
 
 
 def _too_little(train: Series, split: Split, window: int, stride: int) -> bool:
@@ -289,20 +255,17 @@ def _test_spans(test: Series | None, window: int, max_gap: float) -> np.ndarray:
     return spans
 
 
-def _check_windows(prepared: Prepared) -> None:
-    longest = max(len(entity.train.values) for entity in prepared.entities)
+def _check_windows(entities: Sequence[Entity], window: int) -> None:
     for part, least in (("fit", 2), ("validation", 1)):
-        found = sum(
-            _count_windows(getattr(entity.split, part), prepared.window)
-            for entity in prepared.entities
-        )
+        spans = [getattr(entity.split, part) for entity in entities]
+        found = sum(_count_windows(own, window) for own in spans)
         if found < least:
             problem = "there is a single" if found else "no entity has a"
+            longest = max(len(entity.train.values) for entity in entities)
             raise DataError(
                 f"{problem} {part} window: the longest train series "
-                f"has {longest} rows, data.window={prepared.window}. Give more rows, "
-                "fewer gaps or excluded rows, a larger share (data.validation), or a "
-                "smaller data.window."
+                f"has {longest} rows, data.window={window}. Give more rows, fewer gaps or "
+                "excluded rows, a larger share (data.validation), or a smaller data.window."
             )
 
 

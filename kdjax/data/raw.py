@@ -83,14 +83,14 @@ def about(*paths: str | os.PathLike[str]) -> Iterator[None]:
         raise DataError(f"{' and '.join(named)}: {error}") from error
 
 
-def is_number(cell: str) -> bool:
-    """Whether a cell is a number; unlike in Python, `1_000` is not.
+def is_number(cell: str, *, comma: bool = False) -> bool:
+    """Whether a cell is a number, also with a decimal `comma`; `1_000` is not.
 
     >>> is_number("1e3"), is_number("1_000")
     (True, False)
     """
     try:
-        float(cell)
+        float(cell.replace(",", ".") if comma else cell)
     except ValueError:
         return False
     return "_" not in cell

@@ -16,8 +16,7 @@ from kdjax.errors import ConfigError, DataError
 
 METHODS = ("minmax", "zscore", "robust", "none")
 
-# Channels of rows in pieces that are sorted at once, as float64.
-COLUMN_BYTES = 1_000_000_000
+COLUMN_BYTES = 1_000_000_000  # of rows in pieces whose channels are sorted at once
 
 
 class Scaler(NamedTuple):
@@ -28,8 +27,8 @@ class Scaler(NamedTuple):
         scale: `[D]` float32, positive, divided by.
     """
 
-    offset: np.ndarray  # [D]
-    scale: np.ndarray  # [D]
+    offset: np.ndarray
+    scale: np.ndarray
 
 
 def fit_scaler(values: Any, *, method: str) -> Scaler:
@@ -156,14 +155,9 @@ def _quartiles(pieces: Sequence[np.ndarray]) -> np.ndarray:
             f"data.scaler='robust' sorts each channel whole, and one of {rows:,} rows "
             f"takes more than {COLUMN_BYTES / 1e9:g} GB: use minmax or zscore."
         )
-    found = [
-        np.nanquantile(
-            np.concatenate(
-                [np.asarray(p[:, first : first + at_once], np.float64) for p in pieces]
-            ),
-            [0.25, 0.5, 0.75],
-            axis=0,
-        )
-        for first in range(0, width, at_once)
-    ]
+    found = []
+    for first in range(0, width, at_once):
+        part = slice(first, first + at_once)
+        columns = np.concatenate([np.asarray(p[:, part], np.float64) for p in pieces])
+        found.append(np.nanquantile(columns, [0.25, 0.5, 0.75], axis=0))
     return np.concatenate(found, axis=1)

@@ -88,11 +88,7 @@ def median_step(time: np.ndarray | None) -> float:
 
 
 def seconds_per_row(time: np.ndarray | None) -> float:
-    """`median_step` of datetimes; 0.0 for numbers and None.
-
-    >>> seconds_per_row(np.array([0.0, 60.0]))
-    0.0
-    """
+    """`median_step` of datetimes; 0.0 for numbers and None."""
     dated = time is not None and np.issubdtype(time.dtype, np.datetime64)
     return median_step(time) if dated else 0.0
 
@@ -108,16 +104,9 @@ def arrange(
 ) -> tuple[np.ndarray, list[str]]:
     """The rows `[M]` of an entity with strictly increasing times, and notes on changes.
 
-    Args:
-        time: `[N]` times of the entity.
-        rows: `[N]` their rows in the file.
-        place: the file.
-        column: name of the time column.
-        order: `sort` sorts by time, stably; `strict` doesn't.
-        duplicates: `last` keeps the last of successive rows with equal times.
-
-    Raises:
-        DataError: times that repeat or run backwards remain.
+    `time` `[N]` are its times, `rows` `[N]` their rows in the file. `sort` sorts by time,
+    stably; `last` keeps the last of successive rows with equal times. DataError if times
+    that repeat or run backwards remain.
     """
     notes = []
     late = int((time < np.maximum.accumulate(time)).sum()) if order == "sort" else 0
@@ -160,10 +149,9 @@ def _text(time: np.datetime64 | np.float64) -> str:
 
 def _holds_datetimes(column: pd.Series) -> bool:
     """Whether a column holds datetimes, or text that is datetimes throughout."""
-    if pd.api.types.is_datetime64_any_dtype(column):
-        return True
-    if pd.api.types.is_numeric_dtype(column):
-        return False
+    dated = pd.api.types.is_datetime64_any_dtype(column)
+    if dated or pd.api.types.is_numeric_dtype(column):
+        return bool(dated)
     text = column.dropna().astype(str)
     # A plain "2024" would parse as a year.
     if not len(text) or not text.str.contains(r"\d-\d|T\d").all():
