@@ -60,7 +60,7 @@ if TYPE_CHECKING:
     from kdjax.models.lstm import lstm_cell as lstm_cell
     from kdjax.models.model import Model as Model
     from kdjax.models.model import residuals as residuals
-    from kdjax.scoring.folders import score_fleet as score_fleet
+    from kdjax.scoring.files import score_fleet as score_fleet
     from kdjax.scoring.streams import open_stream as open_stream
     from kdjax.training.batching import Batch as Batch
     from kdjax.training.batching import WindowDataset as WindowDataset
@@ -117,7 +117,7 @@ _HOMES: dict[str, dict[str, str]] = {
         "kdjax.experiment.recalibrate": "recalibrated",
         "kdjax.experiment.sweeps.design": "make_design",
         "kdjax.experiment.sweeps.sweep": "run_sweep",
-        "kdjax.scoring.folders": "score_fleet",
+        "kdjax.scoring.files": "score_fleet",
         "kdjax.scoring.streams": "open_stream",
         "kdjax.detection.streaming": "StreamDetector",
         "kdjax.estimator": "KDDetector",

@@ -21,12 +21,11 @@ import pytest
 from kdjax.data.splits import cover_starts
 from kdjax.detection.storage import save_detector
 from kdjax.errors import ConfigError, DataError, KdjaxError
-from kdjax.scoring import folders as fleet
-from kdjax.scoring.files import score_file
-from kdjax.scoring.folders import (
-    Shard,
+from kdjax.scoring import files as fleet
+from kdjax.scoring.files import (
     find_files,
     parse_shard,
+    score_file,
     score_fleet,
     shard_of,
 )
@@ -188,7 +187,7 @@ def test_a_share_may_be_empty(score, plants):
 
 
 def test_shards_are_read():
-    assert parse_shard("") == Shard(0, 1) and parse_shard("11/12") == Shard(11, 12)
+    assert parse_shard("") == (0, 1) and parse_shard("11/12") == (11, 12)
 
 
 @pytest.mark.parametrize(
@@ -284,7 +283,7 @@ def test_other_settings_score_all_again(score, plants, small, tmp_path, monkeypa
     assert ": 0 scored, 6 verified" in score(plants, **plain)[1][-1]
     save_detector(tmp_path / "detector", small._replace(card={"title": "another"}))
     assert ": 6 scored" in score(plants)[1][-1]
-    monkeypatch.setattr("kdjax.scoring.folders.kdjax_version", lambda: "99")
+    monkeypatch.setattr("kdjax.scoring.files.kdjax_version", lambda: "99")
     assert ": 6 scored" in score(plants)[1][-1]
 
 
@@ -308,7 +307,7 @@ def test_a_file_that_changes_meanwhile_has_no_record(score, plants, frame, monke
 # Kills this process at the rename of a number, before or after it.
 KILLED = """
 import os, signal, sys
-from kdjax.scoring.folders import score_fleet
+from kdjax.scoring.files import score_fleet
 plants, detector, output, number, when = sys.argv[1:]
 rename, count = os.replace, 0
 def replace(source, target):
@@ -416,10 +415,10 @@ def test_what_is_passed_over_is_named(score, plants, frame, tmp_path):
 
 
 def test_items_are_in_the_order_of_their_names(plants, tmp_path):
-    found = find_files([plants], output=tmp_path / "o")
-    assert [item.name for item in found.items] == sorted(NAMES)
+    items, _ = find_files([plants], output=tmp_path / "o")
+    assert [item.name for item in items] == sorted(NAMES)
     outputs = dict(zip(NAMES, OUTPUTS, strict=True))
-    for item in found.items:
+    for item in items:
         assert item.path == plants / item.name
         assert item.output == tmp_path / "o" / outputs[item.name]
 

@@ -41,13 +41,11 @@ def main(arguments: list[str], flags: common.Flags) -> None:
     names = ("entity", "causal", "contributions", "attribution")
     options = common.chosen(flags, *names, *(flag.name for flag in common.READING))
     common.start_jax()
-    if output.suffix in ENDINGS:
-        from kdjax.scoring.files import score_file
+    from kdjax.scoring.files import score_file, score_fleet
 
+    if output.suffix in ENDINGS:
         lines = score_file(arguments[0], detector=detector, output=output, **options)
     else:
-        from kdjax.scoring.folders import score_fleet
-
         lines = score_fleet(
             arguments, detector=detector, output=output, shard=flags.shard, **options
         )

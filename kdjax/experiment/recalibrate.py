@@ -48,7 +48,7 @@ def calibrate_file(
 
     `detector` and `output` are folders and may be the same. `entity` names the rows if
     the file has no entity column and the detector has several. `threshold` has changed
-    settings; `columns` are for `kdjax.scoring.files.read_like`.
+    settings; `columns` are for `kdjax.detection.tables.read_like`.
     """
     check_replaceable(Path(output))
     loaded = load_detector(detector)

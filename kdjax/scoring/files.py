@@ -1,19 +1,50 @@
-"""Scores a file of rows with a saved detector (the verb `score`)."""
+"""Scores files with a saved detector: one file, or many in shares that resume.
 
+The share of a file follows from its name alone, so processes and hosts split the work
+without communication. Beside each output lies a record of its inputs, written last; a
+restart keeps an output if its checksums and those of its inputs match the record.
+"""
+
+import hashlib
+import json
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pandas as pd
 
-from kdjax.data.raw import about
+from kdjax.data.raw import about, check_kind, unreadable
 from kdjax.data.readers import match_channels
+from kdjax.data.tables import SUFFIXES
 from kdjax.detection.attribution import check_attribution
 from kdjax.detection.detector import Detector, entity_index
 from kdjax.detection.false_alarms import series_notes
 from kdjax.detection.storage import load_detector
 from kdjax.detection.tables import known_entity, read_like, score_events, score_table
-from kdjax.io.files import atomic_path, check_target, clear_leftovers
+from kdjax.errors import ConfigError, DataError, KdjaxError
+from kdjax.io.files import (
+    MANIFEST,
+    atomic_path,
+    check_folder,
+    check_target,
+    clear_leftovers,
+    kdjax_version,
+    sha256,
+    write_text,
+)
+
+SCHEMA = 1  # of records
+_NAMED = 20  # skipped files that are listed by name
+
+
+class Item(NamedTuple):
+    """A file to score: name (its path below the given folder), path and output path."""
+
+    name: str
+    path: Path
+    output: Path
 
 
 def score_file(
@@ -21,11 +52,8 @@ def score_file(
     *,
     detector: str | os.PathLike[str],
     output: str | os.PathLike[str],
-    entity: str | None = None,
-    causal: bool = False,
-    contributions: bool = False,
     attribution: str = "",
-    **columns: str,
+    **options: Any,
 ) -> Iterator[str]:
     """Writes a file's score table and `OUTPUT.events.csv`; yields messages.
 
@@ -33,26 +61,15 @@ def score_file(
         path: CSV, Parquet or `.npy` file.
         detector: folder of a saved detector.
         output: `.csv` or `.parquet` file; see `score_table` for its columns.
-        entity: whose scaler, Gaussian and threshold to use; by default the entity of
-            the rows where the detector was calibrated on it, else the pooled ones.
-        causal, contributions: see `score_table`.
         attribution: method of the contributions; the detector's own by default.
-        columns: for `read_like`.
+        options: for `score_rows`.
     """
-    output = Path(output)
-    targets = (output, events_path(output))
+    targets = outputs_of(Path(output))[:2]
     for target in targets:
-        check_target(target, inputs=(path, columns.get("exclude", "")))
-    clear_leftovers(output.parent, [target.name for target in targets])
-    yield from score_rows(
-        path,
-        detector=load_scorer(detector, attribution=attribution),
-        output=output,
-        entity=entity,
-        causal=causal,
-        contributions=contributions,
-        **columns,
-    )
+        check_target(target, inputs=(path, options.get("exclude", "")))
+    clear_leftovers(targets[0].parent, [target.name for target in targets])
+    loaded = load_scorer(detector, attribution=attribution)
+    yield from score_rows(path, detector=loaded, output=targets[0], **options)
 
 
 def load_scorer(detector: str | os.PathLike[str], *, attribution: str = "") -> Detector:
@@ -68,13 +85,21 @@ def score_rows(
     path: str | os.PathLike[str],
     *,
     detector: Detector,
-    output: str | os.PathLike[str],
+    output: Path,
     entity: str | None = None,
     causal: bool = False,
     contributions: bool = False,
     **columns: str,
 ) -> Iterator[str]:
-    """`score_file` with a loaded detector, from `load_scorer`."""
+    """`score_file` with a loaded detector, from `load_scorer`.
+
+    Args:
+        path, detector, output: see `score_file`.
+        entity: whose scaler, Gaussian and threshold to use; by default the entity of
+            the rows where the detector was calibrated on it, else the pooled ones.
+        causal, contributions: see `score_table`.
+        columns: for `read_like`.
+    """
     tables, events = [], []
     for series in read_like(detector, path, **columns):
         used = entity or known_entity(detector, series.entity)
@@ -96,27 +121,269 @@ def score_rows(
         events.append(score_events(detector, series, table, entity=used, causal=causal))
         yield from series.notes
         yield from series_notes(detector, index, series, table)
-    table, event = _joined(tables), _joined(events)
-    _write(table, Path(output))
-    _write(event, events_path(Path(output)))
+    scores, alarms, _ = outputs_of(output)
+    table, found = _write(tables, scores), _write(events, alarms)
     yield (
         f"{output}: {int(table['alarm'].sum()):,} of {len(table):,} rows in alarm, "
-        f"{len(event):,} events"
+        f"{len(found):,} events"
     )
 
 
-def events_path(output: Path) -> Path:
-    """The path of the events that belong to a file of scores."""
-    return output.with_name(f"{output.name}.events.csv")
+def outputs_of(output: Path) -> tuple[Path, Path, Path]:
+    """The paths of a file of scores, of its events and of its record."""
+    events, record = f"{output.name}.events.csv", f"{output.name}.done.json"
+    return output, output.with_name(events), output.with_name(record)
 
 
-def _joined(tables: list[pd.DataFrame]) -> pd.DataFrame:
-    return tables[0] if len(tables) == 1 else pd.concat(tables, ignore_index=True)
-
-
-def _write(table: pd.DataFrame, output: Path) -> None:
+def _write(tables: list[pd.DataFrame], output: Path) -> pd.DataFrame:
+    """Writes tables as one, and gives it."""
+    table = tables[0] if len(tables) == 1 else pd.concat(tables, ignore_index=True)
     with atomic_path(output) as temporary:
         if output.suffix == ".parquet":
             table.to_parquet(temporary, index=False)
         else:
             table.to_csv(temporary, index=False)
+    return table
+
+
+def score_fleet(
+    paths: Sequence[str | os.PathLike[str]],
+    *,
+    detector: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    shard: str = "",
+    entity: str | None = None,
+    attribution: str = "",
+    **options: Any,
+) -> Iterator[str]:
+    """Scores the files of a shard, each as `score_file` does; yields messages.
+
+    For each input `NAME.ENDING` the output folder gets `NAME.csv` (`NAME.parquet` for
+    Parquet), its events and `NAME.csv.done.json`. Inputs whose record and outputs match
+    are skipped.
+
+    Args:
+        paths: files, and folders with all files below.
+        detector: folder of a saved detector.
+        output: folder.
+        shard: `i/n` for one of n shares of the files, i from 0; all by default.
+        entity, attribution: see `score_file`.
+        options: `causal`, `contributions`, and for `read_like`.
+
+    Raises:
+        ConfigError: the settings fit no file; nothing is scored.
+        DataError: two files have the same output; or, after all others have been
+            scored, some failed.
+    """
+    place, total = parse_shard(shard)
+    loaded = load_scorer(detector, attribution=attribution)
+    if entity:
+        entity_index(loaded, entity)  # raises for an unknown one
+    exclude = options.get("exclude") or ""
+    recorded = {"entity": entity, "blame": attribution, **options}
+    if exclude:
+        recorded["exclude"] = _digest(Path(exclude))
+    common: dict[str, Any] = {
+        "schema": SCHEMA,
+        "kdjax_version": kdjax_version(),
+        "detector": _digest(Path(detector) / MANIFEST),
+        "options": {name: value for name, value in recorded.items() if value},
+    }
+    items, skipped = find_files(paths, output=output, aside=exclude)
+    clear_leftovers(Path(output))
+    if skipped:
+        more = f", and {len(skipped) - _NAMED:,} more" if len(skipped) > _NAMED else ""
+        yield (
+            "skipped, as hidden, linked, without rows or of another ending: "
+            f"{', '.join(skipped[:_NAMED])}{more}"
+        )
+    mine = [item for item in items if shard_of(item.name, total) == place]
+    verified, failed = 0, []
+    for item in mine:
+        scores, events, record = outputs_of(item.output)
+        try:
+            digest = _digest(item.path)
+            expected = common | {"input": {"name": item.name, "sha256": digest}}
+            if _is_done(record, expected, (scores, events)):
+                verified += 1
+                yield f"{item.name}: verified"
+                continue
+            yield from score_rows(
+                item.path, detector=loaded, output=scores, entity=entity, **options
+            )
+            if _digest(item.path) != digest:
+                raise DataError(
+                    f"{item.path} changed while it was scored: score it again once it "
+                    "is whole."
+                )
+            expected["outputs"] = {path.name: sha256(path) for path in (scores, events)}
+            write_text(record, json.dumps(expected, indent=1, sort_keys=True) + "\n")
+        except ConfigError:
+            raise  # Every file would fail in the same way.
+        except KdjaxError as error:
+            failed.append(f"{item.name}: {' '.join(str(error).split())}")
+            yield f"failed: {failed[-1]}"
+    part = f"shard {place}/{total}, " if total > 1 else ""
+    yield (
+        f"{output}: {part}{len(mine):,} of {len(items):,} files: "
+        f"{len(mine) - verified - len(failed):,} scored, {verified:,} verified, "
+        f"{len(failed):,} failed"
+    )
+    if failed:
+        raise DataError(
+            f"{len(failed):,} of {len(mine):,} files failed, the first: {failed[0]}"
+        )
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """The place, from 0, and the number of shares in `i/n`; all files if it is empty.
+
+    >>> parse_shard("0/3")
+    (0, 3)
+    """
+    match = re.fullmatch(r"([0-9]+)/([0-9]+)", text or "0/1")
+    if not match or int(match[1]) >= int(match[2]):
+        raise ConfigError(
+            f"shard={text!r} is invalid: expected i/n with i from 0 to n - 1, such as "
+            "0/4 to 3/4 for four processes."
+        )
+    return int(match[1]), int(match[2])
+
+
+def shard_of(name: str, total: int) -> int:
+    """Which of `total` shares a file belongs to: SHA-256 of its name, modulo `total`."""
+    digest = hashlib.sha256(os.fsencode(name)).digest()
+    return int.from_bytes(digest, "big") % total
+
+
+def find_files(
+    paths: Sequence[str | os.PathLike[str]],
+    *,
+    output: str | os.PathLike[str],
+    aside: str | os.PathLike[str] = "",
+) -> tuple[list[Item], list[str]]:
+    """The files to score, in the order of their names, and the names of skipped ones.
+
+    Hidden files, links to folders, files of other endings and `aside` are skipped.
+
+    Raises:
+        ConfigError: outputs would lie among inputs, or replace one.
+        DataError: a file does not exist or has another ending, two would write the same
+            output, or there is none.
+    """
+    output = Path(output)
+    if output.exists() and not output.is_dir():
+        raise ConfigError(
+            f"output={output} is a file: give a folder for the outputs of many files."
+        )
+    check_folder(output)
+    items: list[Item] = []
+    skipped: list[str] = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            inner, outer = output.resolve(), path.resolve()
+            # Its files would be inputs the next time.
+            if inner == outer or outer in inner.parents:
+                raise ConfigError(
+                    f"output={output} lies in {path}, which is to be scored: give a "
+                    "folder outside of it."
+                )
+        else:
+            _check_given(path)
+        for name, below in _walk(path) if path.is_dir() else [(path.name, path)]:
+            shown = name.encode("utf-8", "backslashreplace").decode()
+            if not _readable(below) or (aside and below.samefile(aside)):
+                skipped.append(shown)
+                continue
+            if name != shown:
+                raise DataError(f"the name {shown} is not UTF-8 text: rename the file.")
+            items.append(Item(name, below, output / _output_name(name)))
+    if not items:
+        raise DataError(
+            f"{', '.join(map(str, paths))}: no file to score, expected one with an ending "
+            f"of {', '.join(SUFFIXES)}."
+        )
+    items.sort(key=lambda item: item.name)
+    _check_outputs(items)
+    return items, skipped
+
+
+def _is_done(record: Path, expected: dict[str, Any], outputs: Sequence[Path]) -> bool:
+    """Whether the record and the outputs exist and match."""
+    try:
+        found = json.loads(record.read_text("utf-8"))
+        digests = found.pop("outputs")
+        wanted = {path.name: sha256(path) for path in outputs}
+        return bool(found == expected and digests == wanted)
+    except (AttributeError, LookupError, TypeError, ValueError, FileNotFoundError):
+        return False
+
+
+def _digest(path: Path) -> str:
+    try:
+        return sha256(path)
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist: check the path.") from None
+    except OSError as error:
+        raise unreadable(path, error) from None
+
+
+def _check_outputs(items: Sequence[Item]) -> None:
+    """Refuses outputs that two files would write, or that would replace an input."""
+    inputs = {item.path.resolve(): item.path for item in items}
+    owners: dict[Path, Path] = {}
+    for item in items:
+        folder = item.output.parent.resolve()
+        for target in outputs_of(item.output):
+            if replaced := inputs.get(folder / target.name):
+                raise ConfigError(
+                    f"{target} would replace the input {replaced}: give another folder "
+                    "as output."
+                )
+            if target in owners:
+                raise DataError(
+                    f"{owners[target]} and {item.path} would both write {target}: rename "
+                    "one, or score them into folders of their own."
+                )
+            owners[target] = item.path
+
+
+def _check_given(path: Path) -> None:
+    if not path.exists():
+        raise DataError(f"{path} does not exist: check the path.")
+    check_kind(path)
+    if not path.name.lower().endswith(SUFFIXES):
+        raise DataError(
+            f"{path} has an unknown ending: expected {', '.join(SUFFIXES)}; convert it, or "
+            "leave it out."
+        )
+
+
+def _walk(folder: Path) -> Iterator[tuple[str, Path]]:
+    """Files below a folder by name; a hidden or linked folder counts as one file."""
+
+    def refuse(error: OSError) -> None:
+        raise unreadable(Path(error.filename), error)
+
+    for here, folders, files in os.walk(folder, onerror=refuse):
+        top = Path(here)
+        closed = {
+            name for name in folders if name[0] == "." or (top / name).is_symlink()
+        }
+        folders[:] = sorted(set(folders) - closed)
+        for name in sorted([*files, *closed]):
+            yield (top / name).relative_to(folder).as_posix(), top / name
+
+
+def _readable(path: Path) -> bool:
+    known = path.name.lower().endswith(SUFFIXES)
+    return known and path.name[0] != "." and path.is_file()
+
+
+def _output_name(name: str) -> str:
+    """
+    >>> _output_name("line/a.tsv.gz"), _output_name("b.parquet")
+    ('line/a.csv', 'b.parquet')
+    """
+    ending = max((s for s in SUFFIXES if name.lower().endswith(s)), key=len)
+    return name[: -len(ending)] + (".parquet" if ending == ".parquet" else ".csv")
