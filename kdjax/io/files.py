@@ -23,17 +23,13 @@ from typing import Any
 from kdjax.errors import ArtifactError, ConfigError
 
 MANIFEST = "MANIFEST.sha256"
-
 _MARK = r"(?P<mark>(?P<host>[0-9a-f]{4})-(?P<pid>\d+)-[0-9a-f]{6})"
 _UNFINISHED = (
     re.compile(rf"\.{_MARK}\.tmp\.(?P<name>.+)"),
     re.compile(rf"\.(?P<name>.+)\.{_MARK}\.(new|old)"),
 )
-# Seconds after which an unfinished file of another host counts as abandoned.
-_ABANDONED = 86_400.0
-
-# Marks in use by this process.
-_marks: set[str] = set()
+_ABANDONED = 86_400.0  # seconds after which an unfinished file of another host is left
+_marks: set[str] = set()  # in use by this process
 
 
 @contextlib.contextmanager
@@ -84,10 +80,7 @@ def clear_leftovers(folder: Path, names: Collection[str] | None = None) -> None:
     """Removes unfinished files of killed processes, not those of other live processes.
 
     A complete folder left between two names by a kill is renamed to its final name.
-
-    Args:
-        folder: where to look.
-        names: final names of the files and folders; by default all, also in subfolders.
+    `names` are final names of files and folders; by default all, also in subfolders.
     """
     found = folder.rglob(".*") if names is None else folder.glob(".*")
     # Of two versions of one folder the new one comes first.
@@ -143,10 +136,7 @@ def check_target(
 ) -> None:
     """Raises ConfigError if a file can't be written or would replace an input.
 
-    Args:
-        path: the file to write.
-        inputs: files that must stay; empty names are ignored.
-        name: of the flag or argument, for the message.
+    `inputs` are files that must stay, without empty names; `name` is that of the flag.
     """
     path = Path(path)
     if path.exists() and not path.is_file():
@@ -203,12 +193,9 @@ def sha256(path: str | os.PathLike[str]) -> str:
 
 def write_manifest(folder: str | os.PathLike[str]) -> None:
     """Seals `folder`: one line `digest  bytes  path` for each file below it."""
-    folder = Path(folder)
-    entries = {
-        name: (sha256(path), path.stat().st_size)
-        for name, path in _files(folder).items()
-    }
-    write_text(folder / MANIFEST, _manifest_text(entries))
+    files = _files(Path(folder)).items()
+    entries = {name: (sha256(path), path.stat().st_size) for name, path in files}
+    write_text(Path(folder) / MANIFEST, _manifest_text(entries))
 
 
 def verify_manifest(folder: str | os.PathLike[str]) -> None:
@@ -271,13 +258,9 @@ def kdjax_version() -> str:
 
 
 def check_schema(name: str, found: int, *, known: int, version: str | None) -> None:
-    """Raises ArtifactError for a file that a newer kdjax wrote.
+    """Raises ArtifactError for a file `name` with a schema above the newest one known.
 
-    Args:
-        name: of the file, to begin the message.
-        found: its schema.
-        known: the newest schema that can be read.
-        version: of the kdjax that wrote it, if recorded.
+    `version` is that of the kdjax that wrote it, if recorded.
     """
     if found > known:
         which = f" ({version} wrote it)" if version else ""

@@ -11,9 +11,7 @@ def lazy_names(
 ) -> tuple[list[str], Callable[[str], Any], Callable[[], list[str]]]:
     """`__all__`, `__getattr__` and `__dir__` of a package.
 
-    Args:
-        package: its `__name__`.
-        homes: modules, each with the names that it defines, separated by blanks.
+    `homes` are modules, each with the names that it defines, separated by blanks.
 
     >>> names, find, _ = lazy_names("kdjax.io", {"kdjax.io.lazy": "lazy_names"})
     >>> names, find("lazy_names") is lazy_names

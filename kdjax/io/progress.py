@@ -13,8 +13,7 @@ Advance = Callable[[int, float | str | None], None]
 def progress_bar(console: Console, title: str, total: int) -> Iterator[Advance]:
     """A bar over `total` windows with loss, windows per second and remaining time.
 
-    Yields:
-        `advance(windows, loss)`; a text is shown as it is, None keeps the shown loss.
+    It is moved by `advance(windows, loss)`: a text is shown as it is, None changes none.
     """
     with Progress(
         "{task.description:<14}",

@@ -21,8 +21,7 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any, NoReturn
 
-# Seconds from a signal to the end of the process at most.
-GRACE = 3.5
+GRACE = 3.5  # seconds from a signal to the end of the process at most
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 _came: list[int] = []  # the first signal
@@ -31,11 +30,7 @@ _printed = threading.Event()
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal asks the program to end.
-
-    Attributes:
-        number: of the signal.
-    """
+    """A signal of this number asks the program to end."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -95,15 +90,9 @@ def stop_if_requested() -> None:
 
 
 def stop_message(error: BaseException) -> int | None:
-    """Prints one line if a signal caused `error`.
-
-    Returns:
-        The exit code, 128 + the signal's number; None for another error.
-    """
-    if isinstance(error, Stopped):
-        number = error.number
-    elif isinstance(error, KeyboardInterrupt):
-        number = signal.SIGINT
+    """Prints one line if a signal caused `error`, and gives the exit code, else None."""
+    if isinstance(error, KeyboardInterrupt):
+        number = error.number if isinstance(error, Stopped) else signal.SIGINT
     elif _came:  # A library turned the interruption into another error.
         number = _came[0]
     else:

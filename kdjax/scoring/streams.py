@@ -35,9 +35,7 @@ from kdjax.io.signals import SIGNALS
 
 BACKENDS = ("jax", "onnxruntime")
 ON_ERROR = ("skip", "stop")
-
 SAVE_EVERY = 1.0  # seconds between two writes of the state
-
 _ENCODE = json.JSONEncoder(allow_nan=False).encode
 
 
@@ -50,21 +48,14 @@ class Summary(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """Position of a stream in its input.
+    """Position of a stream in its input."""
 
-    Attributes:
-        last: latest time of an answered row.
-        after: lines answered since, whose times are no later.
-        faulty: invalid lines in all.
-        again: rows skipped because an earlier run had answered them.
-        catching_up: how many of `after` are still to be skipped; -1 before `last` has
-            come, None when nothing is left to skip.
-    """
-
-    last: Timestamp = Timestamp("", 0)
-    after: int = 0
-    faulty: int = 0
-    again: int = 0
+    last: Timestamp = Timestamp("", 0)  # latest time of an answered row
+    after: int = 0  # lines answered since, whose times are no later
+    faulty: int = 0  # invalid lines in all
+    again: int = 0  # rows skipped because an earlier run had answered them
+    # How many of `after` are still to be skipped; -1 before `last` has come, None when
+    # nothing is left to skip.
     catching_up: int | None = None
 
 
@@ -72,7 +63,7 @@ class _Output(NamedTuple):
     """Writes a line without buffering; path and flushed length, None for no file."""
 
     write: Callable[[str], None]
-    mark: Callable[[], list[Any] | None]
+    mark: Callable[[], list[Any] | None] = lambda: None
 
 
 def open_stream(
@@ -131,13 +122,9 @@ def stream_rows(
 ) -> Iterator[str]:
     """A JSON text for each row among the lines; `docs/stream.md` lists its keys.
 
-    Args:
-        stream: scores the rows.
-        lines: CSV below a header, or JSON objects; see `kdjax.data.lines`.
-        time_column: its name; found by name if empty.
-        ignored: columns to ignore.
-        on_error: `skip` answers an invalid line with its error and the state
-            `unknown`, and continues; `stop` raises a DataError.
+    Lines, `time_column` and `ignored` are those of `kdjax.data.lines.read_lines`. By
+    `skip` an invalid line is answered with its error and the state `unknown`; `stop`
+    raises a DataError.
     """
     read = read_lines(
         lines, stream.plan.channels, time_column=time_column, ignored=ignored
@@ -161,17 +148,11 @@ def run_stream(
     on_error: str = "skip",
     log: Callable[[str], None] = lambda text: None,
 ) -> Summary:
-    """Answers lines until they end, or until SIGTERM or SIGINT.
+    """Answers lines as `stream_rows` does until they end, or until SIGTERM or SIGINT.
 
-    Args:
-        lines: text, such as standard input.
-        output: a text stream, or the path of a file to append to.
-        detector, backend, entity: see `open_stream`.
-        state: file to resume from if it exists; written at the end, and at most once
-            a second before.
-        time_column, ignored, on_error: see `stream_rows`.
-        adaptive_step, rolling: see `StreamDetector`.
-        log: called with messages for the user.
+    The output is a text stream, or the path of a file to append to. The stream resumes
+    from the file `state` if it exists; it is written at the end, and at most once a second
+    before. `log` is called with messages for the user.
     """
     with contextlib.ExitStack() as stack:
         _check_on_error(on_error)
@@ -214,14 +195,13 @@ def run_stream(
         answers = _answers(stream, read, progress, on_error=on_error)
         progress = _write(answers, progress, stream, sink, save, log)
         save(progress)
-        found = Summary(stream.rows, progress.faulty, progress.again)
-        text = f"{found.rows:,} rows in all"
-        if found.faulty:
-            text += f", {found.faulty:,} invalid lines"
-        if found.again:
-            text += f", {found.again:,} rows skipped that had been answered before"
+        text = f"{stream.rows:,} rows in all"
+        if progress.faulty:
+            text += f", {progress.faulty:,} invalid lines"
+        if progress.again:
+            text += f", {progress.again:,} rows skipped that had been answered before"
         log(text)
-        return found
+        return Summary(stream.rows, progress.faulty, progress.again)
 
 
 def _onnx_scorer(
@@ -292,18 +272,14 @@ def _open_output(
     output: TextIO | str | os.PathLike[str],
     saved: Mapping[str, Any],
 ) -> _Output:
-    """Opens the output; truncates a file to the length in the saved state.
-
-    Raises:
-        ArtifactError: the file can't be written, or doesn't match the state.
-    """
+    """Opens the output; truncates a file to the length in the saved state."""
     if not isinstance(output, (str, os.PathLike)):
 
         def write(text: str) -> None:
             output.write(text + "\n")
             output.flush()
 
-        return _Output(write, lambda: None)
+        return _Output(write)
     path = Path(output).resolve()
     mode = "r+b" if path.exists() else "w+b"
     if mode == "w+b":
@@ -378,19 +354,13 @@ def _answers(
         if fault and on_error == "stop":
             raise DataError(f"line {line.number}: {fault}")
         progress = _advanced(progress, instant, stream.last, faulty=bool(fault))
-        text = (
-            _fault_json(line, fault)
-            if found is None
-            else _row_json(found, line.time, moves=stream.moves)
-        )
-        yield text, progress, fault
+        yield _answer(line, found, fault, moves=stream.moves), progress, fault
 
 
 def _skipped(progress: Progress, instant: Timestamp | None) -> tuple[bool, Progress]:
-    """Whether an earlier run answered a line.
+    """Whether an earlier run answered a line; `instant` is None for an unreadable time.
 
-    Lines no later than `last` are identified by their number; `instant` is None where
-    the time can't be read.
+    Lines no later than `last` are identified by their number.
     """
     left, last = progress.catching_up, progress.last
     if left is None or (instant is not None and instant.clock != last.clock):
@@ -408,43 +378,29 @@ def _advanced(
 ) -> Progress:
     """Progress after an answer; the time of an invalid line counts if it is usable."""
     last, after = progress.last, progress.after + 1
-    if (
-        instant is not None
-        and instant.clock == accepted.clock != ""
-        and (not last.clock or instant.value > last.value)
-    ):
+    usable = instant is not None and instant.clock == accepted.clock != ""
+    if instant and usable and (not last.clock or instant.value > last.value):
         last, after = instant, 0
     return progress._replace(last=last, after=after, faulty=progress.faulty + faulty)
 
 
-def _row_json(row: StreamRow, moment: Any, *, moves: bool) -> str:
+def _answer(line: Line, row: StreamRow | None, fault: str, *, moves: bool) -> str:
+    """The JSON text of a row, or of a line at fault."""
+    known = row is not None or line.time is None or isinstance(line.time, (str, int))
     answer: dict[str, Any] = {
-        "row": row.row,
-        "time": moment,
-        "score": _number(row.score),
-        "window_score": _number(row.window_score),
-        "alarm": int(row.alarm),
-        "state": row.state,
-    }
-    if moves:
-        answer["tau"] = _number(row.tau)
-    if row.alarm:
-        answer["channels"] = row.channels
-    return _ENCODE(answer)
-
-
-def _fault_json(line: Line, fault: str) -> str:
-    known = line.time is None or isinstance(line.time, (str, int))
-    answer = {
-        "row": None,
+        "row": row and row.row,
         "time": line.time if known else str(line.time),
-        "score": None,
-        "window_score": None,
-        "alarm": 0,
-        "state": "unknown",
-        "line": line.number,
-        "error": fault,
+        "score": row and _number(row.score),
+        "window_score": row and _number(row.window_score),
+        "alarm": int(row.alarm) if row else 0,
+        "state": row.state if row else "unknown",
     }
+    if not row:
+        answer |= {"line": line.number, "error": fault}
+    elif moves:
+        answer["tau"] = _number(row.tau)
+    if row and row.alarm:
+        answer["channels"] = row.channels
     return _ENCODE(answer)
 
 
@@ -471,8 +427,15 @@ def _write(
             if not begun:
                 save(progress, before)  # Before anything is written to the output.
                 begun = True
-            if text:
-                _put(text, sink)
+            try:
+                if text:
+                    sink.write(text)
+            except OSError as error:
+                # The state is not saved, so a restart answers this row again.
+                raise KdjaxError(
+                    f"the output can't be written ({error}): make room or free its "
+                    "reader, then run the same command again; with a state it resumes."
+                ) from error
             if fault and not progress.faulty:
                 log(f"an invalid line: {fault} Further ones are only counted.")
             progress = after
@@ -494,17 +457,6 @@ def _write(
             save(progress)
         raise
     return progress
-
-
-def _put(text: str, sink: _Output) -> None:
-    try:
-        sink.write(text)
-    except OSError as error:
-        # The state is not saved, so a restart answers this row again.
-        raise KdjaxError(
-            f"the output can't be written ({error}): make room or free its reader, then "
-            "run the same command again; with a state it resumes."
-        ) from error
 
 
 class _Stopped(BaseException):
