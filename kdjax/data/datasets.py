@@ -297,8 +297,7 @@ def _nasa_entities(name: str, root: Path) -> set[str]:
     return {
         entity
         for entity in _nasa_lines(name, root)
-        if _npz(root, entity).is_file()
-        or any(_npy(root, part, entity).is_file() for part in ("train", "test"))
+        if any(_nasa_path(root, part, entity).is_file() for part in ("train", "test"))
     }
 
 
@@ -357,25 +356,19 @@ def _nasa_labels(
     return labels
 
 
-def _npz(root: Path, entity: str) -> Path:
-    return root / "channels" / f"{entity}.npz"
-
-
-def _npy(root: Path, part: str, entity: str) -> Path:
-    """The array in the original layout; its archive unpacks into `data/`."""
-    below = root / "data" / part / f"{entity}.npy"
-    return below if below.is_file() else root / part / f"{entity}.npy"
+def _nasa_path(root: Path, part: str, entity: str) -> Path:
+    """The file of an array; the original archive unpacks into `data/`."""
+    packed, plain = root / "channels" / f"{entity}.npz", f"{part}/{entity}.npy"
+    paths = (packed, root / "data" / plain, root / plain)
+    return next((path for path in paths if path.is_file()), paths[-1])
 
 
 def _read_array(
     root: Path, entity: str, part: str, channels: tuple[str, ...]
 ) -> np.ndarray:
-    path = _npz(root, entity)
-    if path.is_file():
-        values = read_npz(path, part)
-    else:
-        path = _npy(root, part, entity)
-        values = np.array(read_npy(path))
+    path = _nasa_path(root, part, entity)
+    packed = path.suffix == ".npz"
+    values = read_npz(path, part) if packed else np.array(read_npy(path))
     if values.ndim != 2 or values.shape[1] != len(channels) or not len(values):
         raise DataError(
             f"{path}: {part} has shape {values.shape}, expected rows of "

@@ -26,6 +26,14 @@ _SEPARATORS = (",", ";", "\t", "|")
 _Format = tuple[Callable[[str], tuple[Any, Any]], Callable[[Any], list[float]]]
 
 
+class _Wanted(NamedTuple):
+    """What a stream is to hold; `time` is empty if its name is unknown."""
+
+    channels: Sequence[str]
+    time: str
+    ignored: Sequence[str]
+
+
 class Line(NamedTuple):
     """A line of the stream."""
 
@@ -56,15 +64,10 @@ def read_lines(
         raise ConfigError(
             f"{', '.join(both)} can't be ignored: each channel of the detector is needed."
         )
-    return _read(lines, channels, time_column, ignored)
+    return _read(lines, _Wanted(channels, time_column, ignored))
 
 
-def _read(
-    lines: Iterable[str],
-    channels: Sequence[str],
-    time_column: str,
-    ignored: Sequence[str],
-) -> Iterator[Line]:
+def _read(lines: Iterable[str], wanted: _Wanted) -> Iterator[Line]:
     numbered: Iterator[tuple[int, str]] = (
         (n, text) for n, text in enumerate(lines, start=1) if text.strip()
     )
@@ -72,17 +75,18 @@ def _read(
     if first is None:
         return
     text = first[1].lstrip("\ufeff")
-    is_json, separator = text.lstrip().startswith("{"), _headerless(text, channels)
+    is_json = text.lstrip().startswith("{")
+    separator = _headerless(text, wanted.channels)
     if is_json or separator:
         numbered = chain([(first[0], text)], numbered)
     if is_json:
-        split, row = _json(channels, time_column, ignored)
+        split, row = _json(wanted)
     else:
-        names = [*channels]
+        names = [*wanted.channels]
         if not separator:
             separator = max(_SEPARATORS, key=text.count)
             names = [name.strip() for name in _cells(text, separator)]
-        split, row = _csv(names, separator, channels, time_column, ignored)
+        split, row = _csv(names, separator, wanted)
     for number, text in numbered:
         time = None
         try:
@@ -105,17 +109,11 @@ def _headerless(text: str, channels: Sequence[str]) -> str:
     return ""
 
 
-def _csv(
-    names: list[str],
-    separator: str,
-    channels: Sequence[str],
-    time_column: str,
-    ignored: Sequence[str],
-) -> _Format:
-    time_column = time_column or _find_time(names, channels, ignored)
-    _check_names(names, channels, time_column, ignored)
-    places = [names.index(name) for name in channels]
-    at = names.index(time_column) if time_column else None
+def _csv(names: list[str], separator: str, wanted: _Wanted) -> _Format:
+    wanted = wanted._replace(time=wanted.time or _find_time(names, wanted))
+    _check_names(names, wanted)
+    places = [names.index(name) for name in wanted.channels]
+    at = names.index(wanted.time) if wanted.time else None
     decimal, comma = "", separator != ","  # The mark is unknown until a cell has one.
 
     def split(text: str) -> tuple[Any, list[str]]:
@@ -179,8 +177,9 @@ def _time(cell: str) -> int | float | str:
     return text
 
 
-def _json(channels: Sequence[str], time_column: str, ignored: Sequence[str]) -> _Format:
-    name, known = time_column, {*channels, *ignored}
+def _json(wanted: _Wanted) -> _Format:
+    name, channels = wanted.time, wanted.channels
+    known = {*channels, *wanted.ignored}
 
     def split(text: str) -> tuple[Any, dict[str, Any]]:
         nonlocal name
@@ -190,12 +189,13 @@ def _json(channels: Sequence[str], time_column: str, ignored: Sequence[str]) -> 
             raise DataError(f"no JSON object ({error}); correct it.") from None
         if not isinstance(found, dict):
             raise DataError("no JSON object; give one with the channels as keys.")
-        name = name or _find_time(list(found), channels, ignored)
+        name = name or _find_time(list(found), wanted)
         return found.get(name), found
 
     def row(found: dict[str, Any]) -> list[float]:
         if not found.keys() - {name} <= known or not found.keys() >= set(channels):
-            _check_names(list(found), channels, name if name in found else "", ignored)
+            time = name if name in found else ""
+            _check_names(list(found), wanted._replace(time=time))
         return [_member(found, channel) for channel in channels]
 
     return split, row
@@ -222,19 +222,16 @@ def _member(found: dict[str, Any], channel: str) -> float:
         return math.inf if value > 0 else -math.inf
 
 
-def _find_time(
-    names: Sequence[str], channels: Sequence[str], ignored: Sequence[str]
-) -> str:
-    known = {*channels, *ignored}
+def _find_time(names: Sequence[str], wanted: _Wanted) -> str:
+    known = {*wanted.channels, *wanted.ignored}
     left = [name for name in names if name not in known]
     # No rows: only names count. JSON keys may not be valid UTF-8.
     frame = pd.DataFrame(columns=pd.Index(left, dtype=object))
     return find_time(frame, Place(Path("the stream"), tuple(left)))
 
 
-def _check_names(
-    names: Sequence[str], channels: Sequence[str], time: str, ignored: Sequence[str]
-) -> None:
+def _check_names(names: Sequence[str], wanted: _Wanted) -> None:
+    channels, time, ignored = wanted
     counts, known = Counter(names), {*channels, *ignored, time}
     absent = [name for name in (*channels, time) if name and name not in counts]
     foreign = [name for name in names if name not in known]

@@ -29,9 +29,9 @@ MISSING_CELLS = ("", "NA", "N/A", "n/a", "NaN", "nan", "NULL", "null", "None", "
 IN_PIECES = "convert it to Parquet, which is read in pieces, or give it in parts"
 _AGAIN = "copy or download the file again."
 # What numpy raises for damaged headers and arrays.
-_DAMAGE = (*(ValueError, TypeError, EOFError), SyntaxError, OverflowError, TokenError)
+_DAMAGE = (ValueError, TypeError, EOFError, SyntaxError, OverflowError, TokenError)
 # AttributeError: a .npy file under the name .npz. RuntimeError: encrypted members.
-_ZIP_DAMAGE = (BadZipFile, zlib.error, MemoryError, RuntimeError, AttributeError)
+_ZIP_DAMAGE = (BadZipFile, zlib.error, AttributeError, LookupError, RuntimeError)
 _PIECE_BYTES = 16_000_000  # unpacked at once from a gzip file
 _COVARIANCES = 4  # float64 matrices that exist at once while a Gaussian is fitted
 # A container's memory limit, its statistics and the entry there that can't be freed.
@@ -40,6 +40,9 @@ _GROUPS = (
     (f"{_GROUP}.max", f"{_GROUP}.stat", "anon"),
     (f"{_GROUP}/memory.limit_in_bytes", f"{_GROUP}/memory.stat", "total_rss"),
 )
+
+
+Errors = tuple[type[Exception], ...]
 
 
 class Place(NamedTuple):
@@ -138,12 +141,36 @@ def to_labels(values: np.ndarray, place: Place, column: str) -> np.ndarray:
     return values.astype(bool)
 
 
+@contextlib.contextmanager
+def reading(
+    path: Path, kind: str = "", damage: Errors = (), todo: str = _AGAIN
+) -> Iterator[None]:
+    """Turns errors of reading a file of a kind into DataErrors.
+
+    `damage` are those of its content, besides OSErrors without a number.
+    """
+    damage = (*damage, OSError)
+    try:
+        yield
+    except DataError:
+        raise
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist: check the path.") from None
+    except damage as error:
+        if isinstance(error, OSError) and (error.errno is not None or not kind):
+            raise unreadable(path, error) from None
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(
+            f"{path} is not a whole {kind} file ({reason}): {todo}"
+        ) from None
+
+
 def read_bytes(path: Path) -> bytes:
     """The content of a text file: `.gz` is unpacked, lines end in LF.
 
     A byte order mark and line ends at the end of the file are dropped.
     """
-    try:
+    with reading(path, "gzip", (EOFError, zlib.error)):
         check_room(path, path.stat().st_size, IN_PIECES)
         data = path.read_bytes()
         if path.suffix == ".gz" and data:
@@ -154,14 +181,6 @@ def read_bytes(path: Path) -> bytes:
                     size += len(piece)
                     check_room(path, size, IN_PIECES)
             data = b"".join(pieces)
-    except FileNotFoundError:
-        raise DataError(f"{path} does not exist: check the path.") from None
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DataError(
-            f"{path} is not a whole gzip file ({error}): {_AGAIN}"
-        ) from None
-    except OSError as error:
-        raise unreadable(path, error) from None
     data = data.removeprefix(b"\xef\xbb\xbf")
     if b"\r" in data:
         data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
@@ -202,61 +221,49 @@ def read_npy(path: Path) -> np.ndarray:
 
     Header and file size are compared first: a header alone can claim terabytes.
     """
-    try:
-        with warnings.catch_warnings(), path.open("rb") as file:
-            # numpy warns of headers that Python 2 wrote; they are read correctly.
-            warnings.simplefilter("ignore", UserWarning)
-            form = np.lib.format
-            old = form.read_magic(file) == (1, 0)
-            read = form.read_array_header_1_0 if old else form.read_array_header_2_0
-            shape, _, dtype = read(file)
-            if dtype.hasobject:
-                raise DataError(
-                    f"{path} holds Python objects, which kdjax never unpickles: "
-                    "save a plain array, such as array.astype('float32')."
-                )
-            expected = file.tell() + math.prod(shape) * dtype.itemsize
-            size = path.stat().st_size
-            if size != expected:
-                raise DataError(
-                    f"{path} has {size} bytes where its header, {dtype} of shape {shape}, "
-                    f"needs {expected}: {_AGAIN}"
-                )
-            array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
-            return array
-    except DataError:
-        raise
-    except FileNotFoundError:
-        raise DataError(f"{path} does not exist: check the path.") from None
-    except OSError as error:
-        raise unreadable(path, error) from None
-    except _DAMAGE as error:
-        raise DataError(
-            f"{path} is not a whole .npy file ({error}): {_AGAIN}"
-        ) from None
+    with (
+        reading(path, ".npy", _DAMAGE),
+        warnings.catch_warnings(),
+        path.open("rb") as file,
+    ):
+        # numpy warns of headers that Python 2 wrote; they are read correctly.
+        warnings.simplefilter("ignore", UserWarning)
+        form = np.lib.format
+        old = form.read_magic(file) == (1, 0)
+        read = form.read_array_header_1_0 if old else form.read_array_header_2_0
+        shape, _, dtype = read(file)
+        if dtype.hasobject:
+            raise DataError(
+                f"{path} holds Python objects, which kdjax never unpickles: "
+                "save a plain array, such as array.astype('float32')."
+            )
+        expected = file.tell() + math.prod(shape) * dtype.itemsize
+        size = path.stat().st_size
+        if size != expected:
+            raise DataError(
+                f"{path} has {size} bytes where its header, {dtype} of shape {shape}, "
+                f"needs {expected}: {_AGAIN}"
+            )
+        array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+        return array
 
 
 def read_npz(path: Path, name: str) -> np.ndarray:
     """The array `name` of a `.npz` file; other members are not read."""
-    try:
-        # Opened here, since np.load leaves a damaged file open.
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+    damage = (*_DAMAGE, *_ZIP_DAMAGE, MemoryError)
+    # Opened here, since np.load leaves a damaged file open.
+    with reading(path, ".npz", damage), path.open("rb") as file:
+        with np.load(file, allow_pickle=False) as archive:
+            if f"{name}.npy" not in archive.zip.namelist():
+                raise DataError(
+                    f"{path} has no array {name!r}: expected the arrays train and test."
+                )
             size = archive.zip.getinfo(f"{name}.npy").file_size
             check_room(path, size, "give an array that fits")
             array: np.ndarray = archive[name]
-            if not isinstance(array, np.ndarray):  # numpy returns bytes otherwise
-                raise TypeError(f"{name} is no array")
-            return array
-    except DataError:
-        raise
-    except KeyError:
-        raise DataError(
-            f"{path} has no array {name!r}: expected the arrays train and test."
-        ) from None
-    except (*_DAMAGE, *_ZIP_DAMAGE, OSError) as error:
-        raise DataError(
-            f"{path} is not a whole .npz file ({error}): {_AGAIN}"
-        ) from None
+        if not isinstance(array, np.ndarray):  # numpy returns bytes otherwise
+            raise TypeError(f"{name} is no array")
+        return array
 
 
 def available_memory() -> float:

@@ -24,7 +24,7 @@ from kdjax.data.raw import (
     check_text,
     read_bytes,
     read_npy,
-    unreadable,
+    reading,
     where,
 )
 from kdjax.errors import DataError
@@ -158,20 +158,9 @@ def _parquet_errors(path: Path) -> Iterator[None]:
     import pyarrow
 
     # Invalid texts and metadata raise Python's errors rather than Arrow's.
-    damage = (pyarrow.ArrowException, OSError, RecursionError, ValueError, TypeError)
-    try:
+    damage = (pyarrow.ArrowException, RecursionError, ValueError, TypeError)
+    with reading(path, "Parquet", damage, "copy or write it again."):
         yield
-    except DataError:
-        raise
-    except FileNotFoundError:
-        raise DataError(f"{path} does not exist: check the path.") from None
-    except damage as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise unreadable(path, error) from None
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DataError(
-            f"{path} is not a whole Parquet file ({reason}): copy or write it again."
-        ) from None
 
 
 def _read_text(path: Path, text_column: str) -> Table:

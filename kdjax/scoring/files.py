@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from kdjax.data.raw import about, check_kind, unreadable
+from kdjax.data.raw import about, check_kind, reading, unreadable
 from kdjax.data.readers import match_channels
 from kdjax.data.tables import SUFFIXES
 from kdjax.detection.attribution import check_attribution
@@ -320,12 +320,8 @@ def _is_done(record: Path, expected: dict[str, Any], outputs: Sequence[Path]) ->
 
 
 def _digest(path: Path) -> str:
-    try:
+    with reading(path):
         return sha256(path)
-    except FileNotFoundError:
-        raise DataError(f"{path} does not exist: check the path.") from None
-    except OSError as error:
-        raise unreadable(path, error) from None
 
 
 def _check_outputs(items: Sequence[Item]) -> None:
