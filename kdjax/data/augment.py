@@ -4,6 +4,8 @@ On clean rows a good reconstruction of the teacher equals the data, so that the
 distillation term of Eq. 2 adds nothing new.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 
 _SMALLEST, _LARGEST = 1.0, 30.0  # sizes, in standard deviations of the channel
@@ -22,7 +24,14 @@ def augment_rows(rows: np.ndarray, *, window: int, seed: int) -> np.ndarray:
     rng = np.random.default_rng(seed)
     copy = np.array(rows, np.float32)
     scale = _scales(copy)
-    kinds = (_noise, _spike, _shift, _swap, _stick)
+    # Rows [n, C] and sizes [C] to noise, a spike, a shift, a swap and a stuck sensor.
+    kinds: tuple[Callable[[np.ndarray, np.ndarray], np.ndarray], ...] = (
+        lambda part, size: part + size * rng.standard_normal(part.shape, np.float32),
+        lambda part, size: part + size * _one_row(rng, len(part)),
+        lambda part, size: part + size,
+        lambda part, size: part[:, rng.permutation(part.shape[1])],
+        lambda part, size: part[:1],
+    )
     first = int(rng.integers(window))
     while first < len(copy):
         length = int(rng.integers(2, window + 1))
@@ -35,9 +44,14 @@ def augment_rows(rows: np.ndarray, *, window: int, seed: int) -> np.ndarray:
         strength = np.exp(rng.uniform(np.log(_SMALLEST), np.log(_LARGEST)))
         signs = rng.choice(np.array([-1.0, 1.0]), len(channels))
         size = scale[channels] * np.asarray(strength * signs, np.float32)
-        stretch[:, channels] = kind(rng, stretch[:, channels], size)
+        stretch[:, channels] = kind(stretch[:, channels], size)
         first += length + int(rng.integers(2 * window))
     return copy
+
+
+def _one_row(rng: np.random.Generator, rows: int) -> np.ndarray:
+    """True in one of the rows, `[N, 1]`."""
+    return np.asarray(np.arange(rows)[:, None] == rng.integers(rows))
 
 
 def _scales(rows: np.ndarray) -> np.ndarray:
@@ -46,24 +60,3 @@ def _scales(rows: np.ndarray) -> np.ndarray:
     moving = deviations > 0
     usual = float(np.median(deviations[moving])) if moving.any() else 1.0
     return np.where(moving, deviations, usual).astype(np.float32)
-
-
-def _noise(rng: np.random.Generator, rows: np.ndarray, size: np.ndarray) -> np.ndarray:
-    return np.asarray(rows + size * rng.standard_normal(rows.shape, np.float32))
-
-
-def _spike(rng: np.random.Generator, rows: np.ndarray, size: np.ndarray) -> np.ndarray:
-    at = np.arange(len(rows)) == rng.integers(len(rows))
-    return np.asarray(rows + size * at[:, None])
-
-
-def _shift(rng: np.random.Generator, rows: np.ndarray, size: np.ndarray) -> np.ndarray:
-    return np.asarray(rows + size)
-
-
-def _swap(rng: np.random.Generator, rows: np.ndarray, size: np.ndarray) -> np.ndarray:
-    return rows[:, rng.permutation(rows.shape[1])]
-
-
-def _stick(rng: np.random.Generator, rows: np.ndarray, size: np.ndarray) -> np.ndarray:
-    return np.broadcast_to(rows[:1], rows.shape)

@@ -114,18 +114,19 @@ def load_files(
     check_rules(rules)
     roles = Roles(time_column, entity_column, label_column)
     name = Path(Path(path).name.removesuffix(".gz")).stem
-    if not str(test_path):
-        recordings = [_read(Path(path), roles, rules, name, memory_bytes)]
-    else:
-        train = _read(Path(path), roles, rules, name, memory_bytes, labels="optional")
-        # Without an entity column the test file has the same entity as the train file.
-        test = _read(Path(test_path), roles, rules, name, memory_bytes)
-        aligned = _align(train.series, test.series, Path(test_path))
-        recordings = [train, test._replace(series=aligned)]
+    paths = [Path(one) for one in (path, test_path) if str(one)]
+    # Without an entity column the test file has the same entity as the train file.
+    recordings = [
+        _read(one, roles, rules, name, memory_bytes, labelled=number == len(paths))
+        for number, one in enumerate(paths, start=1)
+    ]
     parts = [recording.series for recording in recordings]
+    if len(paths) > 1:
+        parts[1] = _align(parts[0], parts[1], paths[1])
     if str(exclude):
-        parts = exclude_rows(recordings, Path(exclude))
-    return Dataset(name, parts[0], parts[1] if len(parts) > 1 else ())
+        zoned = [recording.zoned for recording in recordings]
+        parts = exclude_rows(parts, zoned, Path(exclude))
+    return Dataset(name, parts[0], parts[1] if len(paths) > 1 else ())
 
 
 def match_channels(series: Series, channels: Sequence[str]) -> Series:
@@ -165,22 +166,21 @@ def _read(
     roles: Roles,
     rules: Rules,
     name: str,
-    memory_bytes: float = math.inf,
+    memory_bytes: float,
     *,
-    labels: str = "needed",
+    labelled: bool,
 ) -> Recording:
-    """The series of a file; `labels="optional"` lets it lack the label column."""
+    """The series of a file, which may lack the label column unless it is `labelled`."""
     if not any(roles) and path.suffix.lower() == ".npy" and path.is_file():
         values = read_npy(path)
         as_read = values.dtype == np.float32 and values.flags.c_contiguous
-        rows = chunks(values) if as_read and values.ndim == 2 and values.size else ()
-        if rows and all(
-            np.isfinite(chunk).all() for chunk in rows
-        ):  # stay a memory map
+        usable = as_read and values.ndim == 2 and values.size > 0
+        # Finite float32 rows stay a memory map.
+        if usable and all(np.isfinite(rows).all() for rows in chunks(values)):
             names = numbered_channels(values.shape[1])
             return Recording((Series(name, values, names),))
     table = open_table(path, text_column=roles.entity)
-    if labels == "optional" and roles.label not in table.place.columns:
+    if not labelled and roles.label not in table.place.columns:
         roles = roles._replace(label="")
     room = min(memory_bytes / 4, available_memory() / _WHOLE_BYTES)
     large = table.rows * table.numeric > room
@@ -212,14 +212,14 @@ def _align(
 
 
 def exclude_rows(
-    recordings: Sequence[Recording], path: Path
+    parts: Sequence[tuple[Series, ...]], zoned: Sequence[bool], path: Path
 ) -> list[tuple[Series, ...]]:
-    """The series of each recording with `excluded` set and noted.
+    """The series of each file with `excluded` set and noted.
 
     The CSV of spans has the columns `start` and `end` (inclusive) in the units of the
-    recordings' time, or row numbers from 0 without times; optionally a column `entity`,
-    empty if a span applies to all entities; `reason` is not read. An `end` that is a date
-    means the end of that day.
+    series' time, or row numbers from 0 without times; optionally a column `entity`, empty
+    if a span applies to all entities; `reason` is not read. An `end` that is a date means
+    the end of that day.
     """
     table = open_table(path, text_column="entity")
     frame, place = table.read(), table.place
@@ -228,11 +228,11 @@ def exclude_rows(
             f"{path} has the columns {', '.join(place.columns)}: expected start and "
             "end, and if need be entity and reason."
         )
-    owners = _owners(frame, place, [one.entity for one in recordings[0].series])
+    owners = _owners(frame, place, [one.entity for one in parts[0]])
     hit = np.zeros(len(frame), bool)
     found = []
-    for series, zoned in recordings:
-        bounds = _bounds(frame, place, series[0].time, zoned)
+    for series, has_offset in zip(parts, zoned, strict=True):
+        bounds = _bounds(frame, place, series[0].time, has_offset)
         excluded = []
         for one in series:
             time = np.arange(len(one.values)) if one.time is None else one.time

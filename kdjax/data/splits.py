@@ -116,7 +116,14 @@ def split_rows(
                 f"data.{name}={share} must be a share of the rows: 0 <= share < 1."
             )
     rest = rows - round(rows * calibration)
-    blocks = _blocks(rest, round(rest * validation), window)
+    held_out = round(rest * validation)
+    count = max(1, min(BLOCKS, held_out // (3 * window)))
+    index = np.arange(count)
+    # Remainders go to the first parts in both, so that a block always fits its part.
+    lengths = held_out // count + (index < held_out % count)
+    parts = rest // count + (index < rest % count)
+    starts = np.cumsum(parts) - parts + (parts - lengths) // 2
+    blocks = _spans(starts, starts + lengths)
     edges = np.concatenate([[0], blocks.ravel(), [rest]])
     return Split(
         fit=_spans(edges[::2], edges[1::2]),
@@ -201,17 +208,6 @@ def cover_starts(spans: np.ndarray, *, window: int, stride: int) -> np.ndarray:
         if stop - start >= window
     ]
     return np.concatenate([np.empty(0, np.int64), *runs])
-
-
-def _blocks(rest: int, rows: int, window: int) -> np.ndarray:
-    """Spans of `rows` validation rows, each block centred in its part of `rest` rows."""
-    count = max(1, min(BLOCKS, rows // (3 * window)))
-    index = np.arange(count)
-    # Remainders go to the first parts in both, so that a block always fits its part.
-    lengths = rows // count + (index < rows % count)
-    parts = rest // count + (index < rest % count)
-    starts = np.cumsum(parts) - parts + (parts - lengths) // 2
-    return _spans(starts, starts + lengths)
 
 
 def _spans(starts: np.ndarray, stops: np.ndarray) -> np.ndarray:

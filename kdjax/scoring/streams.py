@@ -138,21 +138,18 @@ def run_stream(
     output: TextIO | str | os.PathLike[str],
     *,
     detector: str | os.PathLike[str],
-    backend: str = "jax",
-    entity: str | None = None,
     state: str | os.PathLike[str] | None = None,
     time_column: str = "",
     ignored: Sequence[str] = (),
-    adaptive_step: float = 0.0,
-    rolling: float = 0.0,
     on_error: str = "skip",
     log: Callable[[str], None] = lambda text: None,
+    **options: Any,
 ) -> Summary:
     """Answers lines as `stream_rows` does until they end, or until SIGTERM or SIGINT.
 
     The output is a text stream, or the path of a file to append to. The stream resumes
     from the file `state` if it exists; it is written at the end, and at most once a second
-    before. `log` is called with messages for the user.
+    before. `log` is called with messages for the user; options are for `open_stream`.
     """
     with contextlib.ExitStack() as stack:
         _check_on_error(on_error)
@@ -161,13 +158,7 @@ def run_stream(
         if state is not None:
             check_target(state, inputs=(detector,), name="state")
             _lock(stack, Path(state))
-        stream = open_stream(
-            detector,
-            backend=backend,
-            entity=entity,
-            adaptive_step=adaptive_step,
-            rolling=rolling,
-        )
+        stream = open_stream(detector, **options)
         saved = load_state(state) if state is not None and Path(state).exists() else {}
         progress = _resumed(stream, saved) if saved else Progress()
         sink = _open_output(stack, output, saved)
