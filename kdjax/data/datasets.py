@@ -223,10 +223,9 @@ def _find_entities(name: str, folder: Path) -> set[str]:
 def _read_entity(name: str, folder: Path, entity: str) -> tuple[np.ndarray, ...]:
     """Rows to train, test rows and their labels."""
     channels = _CHANNELS[name]
-    train = _read_matrix(_file(name, folder / "train", entity), channels)
-    test_path = _file(name, folder / "test", entity)
-    test = _read_matrix(test_path, channels)
-    label_path = _file(name, folder / "test_label", entity)
+    paths = [_file(name, folder / part, entity) for part in _FOLDERS]
+    train, test = (_read_matrix(path, channels) for path in paths[:2])
+    _, test_path, label_path = paths
     marks = _read_matrix(label_path, ("label",))[:, 0]
     labels = to_labels(marks, Place(label_path, ("label",), first_line=1), "label")
     if len(labels) != len(test):
@@ -246,35 +245,33 @@ def _read_matrix(path: Path, columns: tuple[str, ...]) -> np.ndarray:
             io.BytesIO(data), header=None, dtype=np.float64, skip_blank_lines=False
         ).to_numpy()
     except (ValueError, pd.errors.ParserError) as error:
-        raise _matrix_fault(data, place) or DataError(
+        _check_cells(data, place)
+        raise DataError(
             f"{path} can't be read as numbers ({error}): expected {len(columns)} "
             "comma-separated numbers a row."
         ) from None
     if values.shape[1] != len(columns) or not np.isfinite(values).all():
         # pandas pads short rows with NaN: only the text distinguishes them from a NaN.
-        fault = _matrix_fault(data, place)
-        if fault is not None:
-            raise fault
+        _check_cells(data, place)
     return to_float32(values, place)
 
 
-def _matrix_fault(data: bytes, place: Place) -> DataError | None:
-    """The first row or cell at fault, searched cell by cell."""
+def _check_cells(data: bytes, place: Place) -> None:
+    """Raises DataError for the first row or cell at fault, searched cell by cell."""
     width = len(place.columns)
     lines = io.StringIO(data.decode("utf-8", errors="replace"), newline="")
     with contextlib.suppress(csv.Error):
         for row, cells in enumerate(csv.reader(lines)):
             if len(cells) != width:
-                return DataError(
+                raise DataError(
                     f"{where(place, row)} has {len(cells)} cells, expected {width}; "
                     "complete or remove the row."
                 )
             for name, cell in zip(place.columns, cells, strict=True):
                 if not is_number(cell):
-                    return DataError(
+                    raise DataError(
                         f"{where(place, row, name)}: {cell!r} is not a number; correct it."
                     )
-    return None
 
 
 def _file(name: str, folder: Path, entity: str) -> Path:

@@ -121,29 +121,21 @@ def _moments(
 
 def _mean_and_deviation(pieces: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Of each channel's values, with moments of pieces merged in float64."""
-    count, mean, variance = _column_moments(pieces[0])
-    for piece in pieces[1:]:
-        further, other, spread = _column_moments(piece)
-        total = np.maximum(count + further, 1)
-        share, shift = further / total, other - mean
+    count, mean, variance = np.zeros((3, pieces[0].shape[1]))
+    for piece in pieces:
+        rows = np.asarray(piece, np.float64)
+        seen = ~np.isnan(rows)
+        further = seen.sum(axis=0)
+        some = np.maximum(further, 1)
+        other = np.where(seen, rows, 0.0).sum(axis=0) / some
+        centred = np.where(seen, rows - other, 0.0)
+        spread = (centred * centred).sum(axis=0) / some
+        share, shift = further / np.maximum(count + further, 1), other - mean
         mean = mean + shift * share
         variance = variance + (spread - variance) * share
         variance = variance + shift * shift * share * (1 - share)
         count = count + further
     return mean, np.sqrt(variance)
-
-
-def _column_moments(
-    rows: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Number, mean and variance of each channel's values; 0 where there are none."""
-    rows = np.asarray(rows, np.float64)
-    seen = ~np.isnan(rows)
-    count = seen.sum(axis=0)
-    some = np.maximum(count, 1)
-    mean = np.where(seen, rows, 0.0).sum(axis=0) / some
-    centred = np.where(seen, rows - mean, 0.0)
-    return count, mean, (centred * centred).sum(axis=0) / some
 
 
 def _quartiles(pieces: Sequence[np.ndarray]) -> np.ndarray:

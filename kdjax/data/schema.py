@@ -12,6 +12,11 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from pandas.api.types import (
+    is_datetime64_any_dtype,
+    is_numeric_dtype,
+    is_timedelta64_dtype,
+)
 
 from kdjax.data.raw import Place, others, to_float32, to_labels, where
 from kdjax.data.series import Series
@@ -195,15 +200,11 @@ def parse_numbers(
     column: pd.Series, place: Place, hint: str = _ROLE_HINT
 ) -> np.ndarray:
     """A column as float64 `[N]`, NaN for a missing cell; DataError for text."""
-    if pd.api.types.is_numeric_dtype(column):
+    if is_numeric_dtype(column):
         return column.to_numpy(np.float64)
-    dates, spans = (
-        pd.api.types.is_datetime64_any_dtype,
-        pd.api.types.is_timedelta64_dtype,
-    )
     for is_kind, what, todo in (
-        (dates, "times", "name it as time_column"),
-        (spans, "durations", "convert it to a number of seconds"),
+        (is_datetime64_any_dtype, "times", "name it as time_column"),
+        (is_timedelta64_dtype, "durations", "convert it to a number of seconds"),
     ):
         if is_kind(column):
             raise DataError(
