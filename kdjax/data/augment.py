@@ -23,7 +23,10 @@ def augment_rows(rows: np.ndarray, *, window: int, seed: int) -> np.ndarray:
     """
     rng = np.random.default_rng(seed)
     copy = np.array(rows, np.float32)
-    scale = _scales(copy)
+    deviations = np.nanstd(copy, axis=0, dtype=np.float64)
+    moving = deviations > 0
+    usual = float(np.median(deviations[moving])) if moving.any() else 1.0
+    scale = np.where(moving, deviations, usual).astype(np.float32)
     # Rows [n, C] and sizes [C] to noise, a spike, a shift, a swap and a stuck sensor.
     kinds: tuple[Callable[[np.ndarray, np.ndarray], np.ndarray], ...] = (
         lambda part, size: part + size * rng.standard_normal(part.shape, np.float32),
@@ -52,11 +55,3 @@ def augment_rows(rows: np.ndarray, *, window: int, seed: int) -> np.ndarray:
 def _one_row(rng: np.random.Generator, rows: int) -> np.ndarray:
     """True in one of the rows, `[N, 1]`."""
     return np.asarray(np.arange(rows)[:, None] == rng.integers(rows))
-
-
-def _scales(rows: np.ndarray) -> np.ndarray:
-    """Standard deviations `[D]`; the median one for constant channels."""
-    deviations: np.ndarray = np.nanstd(rows, axis=0, dtype=np.float64)
-    moving = deviations > 0
-    usual = float(np.median(deviations[moving])) if moving.any() else 1.0
-    return np.where(moving, deviations, usual).astype(np.float32)

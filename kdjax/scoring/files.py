@@ -292,7 +292,9 @@ def find_files(
             _check_given(path)
         for name, below in _walk(path) if path.is_dir() else [(path.name, path)]:
             shown = name.encode("utf-8", "backslashreplace").decode()
-            if not _readable(below) or (aside and below.samefile(aside)):
+            known = below.name.lower().endswith(SUFFIXES) and below.name[0] != "."
+            usable = known and below.is_file()
+            if not usable or (aside and below.samefile(aside)):
                 skipped.append(shown)
                 continue
             if name != shown:
@@ -369,11 +371,6 @@ def _walk(folder: Path) -> Iterator[tuple[str, Path]]:
         folders[:] = sorted(set(folders) - closed)
         for name in sorted([*files, *closed]):
             yield (top / name).relative_to(folder).as_posix(), top / name
-
-
-def _readable(path: Path) -> bool:
-    known = path.name.lower().endswith(SUFFIXES)
-    return known and path.name[0] != "." and path.is_file()
 
 
 def _output_name(name: str) -> str:
