@@ -21,7 +21,7 @@ from kdjax.metrics import (
     point_adjusted_f1,
     precision_recall_f1,
 )
-from kdjax.metrics.point_adjusted import adjusted_f1_of
+from kdjax.metrics.events import adjusted_f1_of
 
 ORACLES = json.loads(
     (Path(__file__).parent / "data" / "metric_oracles.json").read_text("utf-8")

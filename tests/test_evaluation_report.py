@@ -27,14 +27,15 @@ from kdjax.evaluation.report import (
     write_report,
     write_texts,
 )
-from kdjax.evaluation.rows import (
-    EntityScores,
-    per_entity_rows,
-    result_rows,
-    unlabelled_rows,
-)
+from kdjax.evaluation.rows import EntityScores, per_entity_rows, result_rows
 from kdjax.evaluation.summary import summarise
 from kdjax.evaluation.tables import Table, caption, detection_table, report_tables
+
+
+def unlabelled_rows(model, parameters, entities):
+    blank = [e._replace(labels=None, window_labels=None) for e in entities]
+    return result_rows(model, parameters, blank)
+
 
 EVIL = "<script>alert('x')</script>\"&"
 

@@ -16,7 +16,6 @@ from kdjax.evaluation.rows import (
     per_entity_rows,
     relative_scores,
     result_rows,
-    unlabelled_rows,
 )
 from kdjax.metrics import (
     affiliation,
@@ -29,6 +28,12 @@ from kdjax.metrics import (
     vus_pr,
     vus_roc,
 )
+
+
+def unlabelled_rows(model, parameters, entities, **more):
+    blank = [e._replace(labels=None, window_labels=None) for e in entities]
+    return result_rows(model, parameters, blank, **more)
+
 
 A = EntityScores(
     entity="a",
@@ -243,9 +248,9 @@ def test_every_null_metric_has_its_reason():
 
 
 def test_without_labels_only_the_alarm_rate_is_known():
-    unlabelled = [e._replace(labels=None, window_labels=None) for e in (A, B)]
-    rows = unlabelled_rows("teacher", 7, unlabelled)
-    assert rows == unlabelled_rows("teacher", 7, [A, B])
+    rows = unlabelled_rows("teacher", 7, [A, B])
+    for lacking in (A._replace(labels=None), A._replace(window_labels=None)):
+        assert rows == result_rows("teacher", 7, [lacking, B], window=4)
     assert all(row.keys() == keys_of(row) for row in rows)
     of_points = cell(rows, "conformal", "per_entity_mean", "point")
     assert {of_points["notes"][name] for name in POINT_METRICS} == {"no labels"}
@@ -459,8 +464,6 @@ def test_labels_that_do_not_fit_are_refused():
     wrong = A._replace(window_labels=np.array([0, 1, 2, 0]))
     with pytest.raises(DataError, match="`window labels of a` has the value 2"):
         result_rows("m", 1, [wrong])
-    with pytest.raises(DataError, match="^b: no labels, which metrics need"):
-        result_rows("m", 1, [A, B._replace(labels=None)])
 
 
 # A threshold that follows its stream.

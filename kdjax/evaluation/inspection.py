@@ -10,7 +10,7 @@ import numpy as np
 
 from kdjax.data.prepared import Entity, Prepared, training_ranges
 from kdjax.data.series import Ranges, outside
-from kdjax.data.splits import Split, window_starts
+from kdjax.data.splits import window_starts
 from kdjax.data.windowing import chunks
 from kdjax.detection.calibration import Rules
 from kdjax.detection.false_alarms import FOREIGN
@@ -51,7 +51,7 @@ def inspect_training(
             place,
             entity.train.values,
             starts,
-            prepared.window,
+            prepared,
             rules,
         )
         tau = evaluated.calibration.thresholds[place].tau
@@ -77,16 +77,13 @@ def test_notes(evaluated: ModelEvaluation, prepared: Prepared) -> list[str]:
     drifted = [
         r["entity"] for r in evaluated.rates if (r.get("drift") or {}).get("drifted")
     ]
-    notes = []
-    if foreign:
-        notes.append(f"test rows outside the training range: {', '.join(foreign)}")
-    if drifted:
-        notes.append(
-            "scores of test windows have drifted from those of calibration, so no "
-            f"false-alarm rate holds there: {', '.join(drifted)}; kdjax calibrate on "
-            "recent clean rows makes new thresholds"
-        )
-    return notes
+    words = {
+        "test rows outside the training range: {}": foreign,
+        "scores of test windows have drifted from those of calibration, so no "
+        "false-alarm rate holds there: {}; kdjax calibrate on recent clean rows makes "
+        "new thresholds": drifted,
+    }
+    return [text.format(", ".join(found)) for text, found in words.items() if found]
 
 
 def _worst(
@@ -102,10 +99,15 @@ def _worst(
         if any(abs(start - other) < window for other in taken):
             continue
         taken.append(start)
+        (part,) = (
+            name
+            for name, spans in entity.split._asdict().items()
+            if ((spans[:, 0] <= start) & (start < spans[:, 1])).any()
+        )
         listed.append(
             {
                 "entity": entity.name,
-                "part": _part(entity.split, start),
+                "part": part,
                 "start": _time(entity, start),
                 "end": _time(entity, start + window - 1),
                 # An overflow comes first; JSON has no infinity.
@@ -114,13 +116,6 @@ def _worst(
             }
         )
     return listed
-
-
-def _part(split: Split, row: int) -> str:
-    for part, spans in split._asdict().items():
-        if ((spans[:, 0] <= row) & (row < spans[:, 1])).any():
-            return part
-    raise AssertionError("each window starts in a part")
 
 
 def _time(entity: Entity, row: int) -> str | float | int:

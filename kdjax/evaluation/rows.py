@@ -18,22 +18,23 @@ without a score are left out; distances and delays count the rows that have one.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from kdjax.errors import ConfigError, DataError
-from kdjax.metrics.affiliations import affiliation_of
-from kdjax.metrics.checks import (
-    as_labels,
-    as_scores,
-    nan_reasons,
-    one_class,
-    why_undefined,
+from kdjax.metrics.checks import as_labels, as_scores, event_reasons, one_class
+from kdjax.metrics.events import (
+    adjusted_f1_of,
+    affiliation_of,
+    delay_of,
+    delays_of,
+    event_f1_of,
+    ranges_of,
+    recall_of,
 )
-from kdjax.metrics.events import delay_of, delays_of, event_f1_of, recall_of
-from kdjax.metrics.point_adjusted import adjusted_f1_of
 from kdjax.metrics.points import (
     auc_roc,
     average_precision,
@@ -43,7 +44,6 @@ from kdjax.metrics.points import (
     undefined,
     undefined_curve,
 )
-from kdjax.metrics.ranges import ranges_of
 from kdjax.metrics.volumes import volumes_of
 
 ORACLE = "oracle"
@@ -76,8 +76,7 @@ NO_WINDOW = "no window was given"
 NO_SCORES = {"window": "no complete window", "point": "no row has a score"}
 POOLED_CURVE = "curve metrics: per_entity_mean only"
 
-Values = dict[str, float]
-Reasons = dict[str, str]
+Measured = dict[str, float | str]  # metrics; where one has no value, the reason
 
 
 class EntityScores(NamedTuple):
@@ -96,12 +95,12 @@ class EntityScores(NamedTuple):
     """
 
     entity: str
-    labels: np.ndarray | None  # [N]
-    scores: np.ndarray  # [N]
-    window_labels: np.ndarray | None  # [M]
-    window_scores: np.ndarray  # [M]
+    labels: np.ndarray | None
+    scores: np.ndarray
+    window_labels: np.ndarray | None
+    window_scores: np.ndarray
     threshold: float
-    rolling_tau: np.ndarray | None = None  # [M]
+    rolling_tau: np.ndarray | None = None
 
 
 class _Sample(NamedTuple):
@@ -113,19 +112,10 @@ class _Sample(NamedTuple):
     scores: np.ndarray  # [K] float64
     threshold: float
     left_out: int
-    curves: tuple[Values, Reasons]  # metrics that no τ changes
+    curves: Measured  # metrics that no τ changes
     # Labels and scores from `in_order`; None at level window or without labels.
     ordered: tuple[np.ndarray, np.ndarray] | None
     point_adjusted: bool
-
-
-class _Measured(NamedTuple):
-    """Metrics, NaN where undefined; why; τ (NaN if there is no one τ)."""
-
-    values: Values
-    reasons: Reasons
-    tau: float
-    defined: dict[str, int]
 
 
 def result_rows(
@@ -142,7 +132,8 @@ def result_rows(
     Args:
         model: name of the model, such as `teacher`.
         parameters: how many parameters it has; None where that has no meaning.
-        entities: labels and scores, one entry for each entity.
+        entities: labels and scores, one entry for each entity. If one lacks labels, they
+            are ignored in all, and only `alarm_rate` has a value.
         method: name of the label-free rule behind each `threshold`.
         window: L in rows, the widest buffer of `vus_roc` and `vus_pr`; None leaves them
             undefined.
@@ -157,30 +148,33 @@ def result_rows(
         why it is None; `rows`: how many rows had no score). `POINT_METRICS` are in the
         two of level `point` and scope `per_entity_mean` only.
     """
-    without = [
-        e.entity for e in entities if e.labels is None or e.window_labels is None
+    _check(entities, method)
+    if any(e.labels is None or e.window_labels is None for e in entities):
+        entities = [e._replace(labels=None, window_labels=None) for e in entities]
+        window, point_adjusted = None, False
+    samples = {
+        level: [_sample(entity, level, window, point_adjusted) for entity in entities]
+        for level in LEVELS
+    }
+    cells = [
+        (threshold, scope, level, samples[level])
+        for threshold in (ORACLE, method)
+        for scope in SCOPES
+        for level in LEVELS
     ]
-    if without:
-        raise DataError(
-            f"{', '.join(without)}: no labels, which metrics need. Give labels for "
-            "each entity, or ask for the rows of unlabelled data."
-        )
-    return _rows(model, parameters, entities, method, window, point_adjusted)
-
-
-def unlabelled_rows(
-    model: str,
-    parameters: int | None,
-    entities: Sequence[EntityScores],
-    *,
-    method: str = "conformal",
-) -> list[dict[str, Any]]:
-    """The rows of `result_rows` without labels: only `alarm_rate` has a value.
-
-    Labels are ignored where there are some.
-    """
-    blank = [entity._replace(labels=None, window_labels=None) for entity in entities]
-    return _rows(model, parameters, blank, method, None, False)
+    if rolling := _rolling_samples(entities):
+        cells += [(ROLLING, scope, "window", rolling) for scope in SCOPES]
+    return [
+        {
+            "model": model,
+            "parameters": parameters,
+            "scope": scope,
+            "threshold": threshold,
+            "level": level,
+            **(_pooled if scope == "pooled" else _mean)(own, threshold),
+        }
+        for threshold, scope, level, own in cells
+    ]
 
 
 def per_entity_rows(
@@ -232,103 +226,6 @@ def per_entity_rows(
     ]
 
 
-def _entity_row(sample: _Sample, threshold: str) -> dict[str, Any]:
-    values, reasons, tau, _ = _measure(sample, threshold)
-    if threshold == ROLLING:
-        tau, reasons["tau"] = math.nan, "it moves"
-    if math.isinf(tau):
-        reasons["tau"] = "infinite"
-    return {
-        **{name: _number(value) for name, value in values.items()},
-        "tau": _number(tau),
-        f"{sample.level}s": len(sample.scores),
-        "positives": None if sample.labels is None else int(sample.labels.sum()),
-        "notes": reasons,
-    }
-
-
-def _rows(
-    model: str,
-    parameters: int | None,
-    entities: Sequence[EntityScores],
-    method: str,
-    window: int | None,
-    point_adjusted: bool,
-) -> list[dict[str, Any]]:
-    _check(entities, method)
-    samples = {
-        level: [_sample(entity, level, window, point_adjusted) for entity in entities]
-        for level in LEVELS
-    }
-    cells = [
-        (threshold, scope, level, samples[level])
-        for threshold in (ORACLE, method)
-        for scope in SCOPES
-        for level in LEVELS
-    ]
-    if rolling := _rolling_samples(entities):
-        cells += [(ROLLING, scope, "window", rolling) for scope in SCOPES]
-    return [
-        {
-            "model": model,
-            "parameters": parameters,
-            "scope": scope,
-            "threshold": threshold,
-            "level": level,
-            **_row(own, threshold, scope),
-        }
-        for threshold, scope, level, own in cells
-    ]
-
-
-def _row(samples: list[_Sample], threshold: str, scope: str) -> dict[str, Any]:
-    summary = _pooled if scope == "pooled" else _mean
-    values, reasons, tau, defined = summary(samples, threshold)
-    left_out = {s.entity: s.left_out for s in samples if s.left_out}
-    if left_out:
-        where = ", ".join(f"{entity}: {n}" for entity, n in left_out.items())
-        total = sum(left_out.values())
-        reasons["rows"] = f"left out, without a score: {total} ({where})"
-    return {
-        **{name: _number(value) for name, value in values.items()},
-        "tau": _number(tau),
-        "entities": len(samples),
-        "entities_defined": defined,
-        "notes": reasons,
-    }
-
-
-def _pooled(samples: list[_Sample], threshold: str) -> _Measured:
-    labels = [sample.labels for sample in samples if sample.labels is not None]
-    merged = samples[0]._replace(
-        labels=np.concatenate(labels) if labels else None,
-        scores=np.concatenate([sample.scores for sample in samples]),
-    )
-    taus = [sample.threshold for sample in samples]
-    if threshold == ORACLE:
-        taus = [_oracle_tau(merged)] * len(samples)
-    alarms = [s.scores > tau for s, tau in zip(samples, taus, strict=True)]
-    values, reasons = _alarm_metrics(merged, np.concatenate(alarms), taus[0])
-    return _Measured(
-        values | dict.fromkeys(CURVE_METRICS, math.nan),
-        reasons | dict.fromkeys(CURVE_METRICS, POOLED_CURVE),
-        taus[0] if threshold == ORACLE else math.nan,
-        {},
-    )
-
-
-def _mean(samples: list[_Sample], threshold: str) -> _Measured:
-    each = [_measure(sample, threshold) for sample in samples]
-    values, reasons, defined = {}, {}, {}
-    for name in each[0].values:
-        known = [m.values[name] for m in each if not math.isnan(m.values[name])]
-        defined[name] = len(known)
-        values[name] = math.fsum(known) / len(known) if known else math.nan
-        if not known:
-            reasons[name] = "; ".join(dict.fromkeys(m.reasons[name] for m in each))
-    return _Measured(values, reasons, math.nan, defined)
-
-
 def _check(entities: Sequence[EntityScores], method: str) -> None:
     if not entities:
         raise DataError("`entities` is empty: expected at least one entity's scores.")
@@ -345,9 +242,86 @@ def _check(entities: Sequence[EntityScores], method: str) -> None:
             )
 
 
-def _number(value: float) -> float | None:
-    """`value` for JSON, which has neither NaN nor infinity."""
-    return float(value) if math.isfinite(value) else None
+def _entity_row(sample: _Sample, threshold: str) -> dict[str, Any]:
+    found = _measure(sample, threshold)
+    tau, notes = found["tau"], _reasons(found)
+    if threshold == ROLLING:
+        tau, notes["tau"] = math.nan, "it moves"
+    elif tau in (math.inf, -math.inf):
+        notes["tau"] = "infinite"
+    return {
+        **_numbers(found),
+        "tau": _number(tau),
+        f"{sample.level}s": len(sample.scores),
+        "positives": None if sample.labels is None else int(sample.labels.sum()),
+        "notes": notes,
+    }
+
+
+def _pooled(samples: list[_Sample], threshold: str) -> dict[str, Any]:
+    """The end of a row of counts over all entities."""
+    labels = [sample.labels for sample in samples if sample.labels is not None]
+    merged = samples[0]._replace(
+        labels=np.concatenate(labels) if labels else None,
+        scores=np.concatenate([sample.scores for sample in samples]),
+    )
+    tau, taus = math.nan, [sample.threshold for sample in samples]
+    if threshold == ORACLE:
+        tau = _oracle_tau(merged)
+        taus = [tau] * len(samples)
+    alarms = [s.scores > own for s, own in zip(samples, taus, strict=True)]
+    found = _alarm_metrics(merged, np.concatenate(alarms), taus[0])
+    return _row_end(samples, found | dict.fromkeys(CURVE_METRICS, POOLED_CURVE), tau)
+
+
+def _mean(samples: list[_Sample], threshold: str) -> dict[str, Any]:
+    """The end of a row of means over entities."""
+    each, means, defined = [_measure(s, threshold) for s in samples], {}, {}
+    for name in _numbers(each[0]):
+        own = [measured[name] for measured in each]
+        known = [value for value in own if not isinstance(value, str)]
+        defined[name] = len(known)
+        means[name] = (
+            math.fsum(known) / len(known)
+            if known
+            else "; ".join(dict.fromkeys(map(str, own)))
+        )
+    return _row_end(samples, means, math.nan, defined)
+
+
+def _row_end(
+    samples: list[_Sample],
+    found: Measured,
+    tau: float,
+    defined: Mapping[str, int] = MappingProxyType({}),
+) -> dict[str, Any]:
+    notes = _reasons(found)
+    left_out = {s.entity: s.left_out for s in samples if s.left_out}
+    if left_out:
+        where = ", ".join(f"{entity}: {n}" for entity, n in left_out.items())
+        total = sum(left_out.values())
+        notes["rows"] = f"left out, without a score: {total} ({where})"
+    return {
+        **_numbers(found),
+        "tau": _number(tau),
+        "entities": len(samples),
+        "entities_defined": {**defined},
+        "notes": notes,
+    }
+
+
+def _numbers(found: Measured) -> dict[str, float | None]:
+    return {name: _number(value) for name, value in found.items() if name != "tau"}
+
+
+def _reasons(found: Measured) -> dict[str, str]:
+    return {name: value for name, value in found.items() if isinstance(value, str)}
+
+
+def _number(value: float | str) -> float | None:
+    """`value` for JSON, which has neither NaN nor infinity; None for a reason."""
+    known = not isinstance(value, str) and math.isfinite(value)
+    return float(value) if known else None
 
 
 # One entity's scores and what is measured on them.
@@ -370,33 +344,27 @@ def _sample(
         as_scores(known, name=f"{level} scores of {entity.entity}")
     ordered = None
     if labels is not None:
-        labels = _checked_labels(labels, scores, f"{level} labels of {entity.entity}")
+        name = f"{level} labels of {entity.entity}"
+        if len(labels) != len(scores):
+            raise DataError(
+                f"`{name}` has {len(labels)} values for {len(scores)} scores: expected "
+                "one label for each score."
+            )
+        labels = as_labels(labels, name=name) if len(labels) else np.empty(0, bool)
         ordered = None if at_window or not len(known) else in_order(labels, scores)
         labels = labels[scored]
-    values, reasons = _curve_metrics(labels, known, level)
-    if not at_window:
-        own, why = _volume_metrics(ordered, window, reasons)
-        values, reasons = values | own, reasons | why
-    return _Sample(
+    sample = _Sample(
         entity.entity,
         level,
         labels,
         known,
         float(entity.threshold),
         len(scores) - len(known),
-        (values, reasons),
+        {},
         ordered,
         point_adjusted,
     )
-
-
-def _checked_labels(labels: np.ndarray, scores: np.ndarray, name: str) -> np.ndarray:
-    if len(labels) != len(scores):
-        raise DataError(
-            f"`{name}` has {len(labels)} values for {len(scores)} scores: expected one "
-            "label for each score."
-        )
-    return as_labels(labels, name=name) if len(labels) else np.array([], dtype=bool)
+    return sample._replace(curves=_curves(sample, window))
 
 
 def in_order(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -441,17 +409,14 @@ def relative_scores(entity: EntityScores) -> EntityScores:
     return entity._replace(window_scores=ratio, threshold=1.0)
 
 
-def _measure(sample: _Sample, threshold: str) -> _Measured:
-    """One entity's metrics with its own τ: the oracle's, or the label-free rule's."""
+def _measure(sample: _Sample, threshold: str) -> Measured:
+    """One entity's metrics with its own τ, which is among them: the oracle's or its own."""
     tau = _oracle_tau(sample) if threshold == ORACLE else sample.threshold
-    values, reasons = _alarm_metrics(sample, sample.scores > tau, tau)
+    found = _alarm_metrics(sample, sample.scores > tau, tau)
     if sample.level == "point":
-        own, why = _event_metrics(sample, tau)
-        values, reasons = values | own, reasons | why
-    if math.isnan(tau):
-        reasons["tau"] = reasons["f1"]
-    curves, why = sample.curves
-    return _Measured(values | curves, reasons | why, tau, {})
+        found |= _event_metrics(sample, tau)
+    found["tau"] = found["f1"] if math.isnan(tau) else tau
+    return found | sample.curves
 
 
 def _oracle_tau(sample: _Sample) -> float:
@@ -461,73 +426,52 @@ def _oracle_tau(sample: _Sample) -> float:
     return oracle_threshold(sample.labels, sample.scores).threshold
 
 
-def _why_nothing(
-    labels: np.ndarray | None, scores: np.ndarray, level: str
-) -> str | None:
+def _why_nothing(sample: _Sample) -> str | None:
     """Why no metric at all has a value."""
-    if not len(scores):
-        return NO_SCORES[level]
-    return NO_LABELS if labels is None else None
+    if not len(sample.scores):
+        return NO_SCORES[sample.level]
+    return NO_LABELS if sample.labels is None else None
 
 
-def _all_nan(names: Sequence[str], why: str) -> tuple[Values, Reasons]:
-    return dict.fromkeys(names, math.nan), dict.fromkeys(names, why)
-
-
-def _curve_metrics(
-    labels: np.ndarray | None, scores: np.ndarray, level: str
-) -> tuple[Values, Reasons]:
-    why = _why_nothing(labels, scores, level)
+def _curves(sample: _Sample, window: int | None) -> Measured:
+    """Areas under curves; of points VUS-ROC and VUS-PR too."""
+    names = CURVE_METRICS + VOLUME_METRICS * (sample.level == "point")
+    why, labels = _why_nothing(sample), sample.labels
     if labels is None or why:
-        return _all_nan(CURVE_METRICS, why or NO_LABELS)
-    reasons = undefined_curve(labels)
-    metrics = dict(zip(CURVE_METRICS, (auc_roc, average_precision), strict=True))
-    values = {
-        name: math.nan if name in reasons else metric(labels, scores)
-        for name, metric in metrics.items()
-    }
-    return values, reasons
+        return dict.fromkeys(names, why or NO_LABELS)
+    found: Measured = {**undefined_curve(labels)}
+    for name, metric in zip(CURVE_METRICS, (auc_roc, average_precision), strict=True):
+        if name not in found:
+            found[name] = metric(labels, sample.scores)
+    if sample.ordered is not None:
+        why = NO_WINDOW if window is None else one_class(sample.ordered[0])
+        if window is None or why:
+            found |= dict.fromkeys(VOLUME_METRICS, why or NO_WINDOW)
+        else:
+            volumes = volumes_of(*sample.ordered, window=window)
+            found |= zip(VOLUME_METRICS, volumes, strict=True)
+    return {name: found[name] for name in names}
 
 
-def _volume_metrics(
-    ordered: tuple[np.ndarray, np.ndarray] | None,
-    window: int | None,
-    curve_reasons: Reasons,
-) -> tuple[Values, Reasons]:
-    """VUS-ROC and VUS-PR; without rows for the reason of the other curves."""
-    if ordered is None:
-        return _all_nan(VOLUME_METRICS, curve_reasons["auc_roc"])
-    if window is None:
-        return _all_nan(VOLUME_METRICS, NO_WINDOW)
-    if why := one_class(ordered[0]):
-        return _all_nan(VOLUME_METRICS, why)
-    found = volumes_of(*ordered, window=window)
-    return dict(zip(VOLUME_METRICS, found, strict=True)), {}
-
-
-def _alarm_metrics(
-    sample: _Sample, alarms: np.ndarray, tau: float
-) -> tuple[Values, Reasons]:
+def _alarm_metrics(sample: _Sample, alarms: np.ndarray, tau: float) -> Measured:
     """Eq. 3-5 and the alarm rate of `[K]` alarms."""
     names = (*ALARM_METRICS, "alarm_rate")
     if not len(alarms):
-        return _all_nan(names, NO_SCORES[sample.level])
+        return dict.fromkeys(names, NO_SCORES[sample.level])
     if math.isnan(tau):
-        return _all_nan(names, NO_LABELS if sample.labels is None else NO_TAU)
+        return dict.fromkeys(names, NO_LABELS if sample.labels is None else NO_TAU)
     rate = {"alarm_rate": float(alarms.mean())}
     if sample.labels is None:
-        values, reasons = _all_nan(ALARM_METRICS, NO_LABELS)
-        return values | rate, reasons
+        return dict.fromkeys(ALARM_METRICS, NO_LABELS) | rate
     counts = count(sample.labels, alarms)
-    return from_counts(counts)._asdict() | rate, undefined(counts)
+    return {**from_counts(counts)._asdict(), **undefined(counts), **rate}
 
 
-def _event_metrics(sample: _Sample, tau: float) -> tuple[Values, Reasons]:
+def _event_metrics(sample: _Sample, tau: float) -> Measured:
     """Metrics of rows in their order under τ."""
     names = EVENT_METRICS + INFLATED_METRICS * sample.point_adjusted
     if sample.ordered is None or math.isnan(tau):
-        why = _why_nothing(sample.labels, sample.scores, sample.level) or NO_TAU
-        return _all_nan(names, why)
+        return dict.fromkeys(names, _why_nothing(sample) or NO_TAU)
     truth, scores = sample.ordered
     alarms = scores > tau
     delays = delays_of(truth, alarms)
@@ -541,4 +485,4 @@ def _event_metrics(sample: _Sample, tau: float) -> tuple[Values, Reasons]:
     if sample.point_adjusted:
         found += [adjusted_f1_of(truth, alarms, k=k) for k in (0, PA_K)]
     values = dict(zip(names, found, strict=True))
-    return values, nan_reasons(values, why_undefined(truth, alarms))
+    return {**values, **event_reasons(values, truth, alarms)}

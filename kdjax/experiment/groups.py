@@ -13,7 +13,8 @@ from kdjax.data.scaler import Scaler
 from kdjax.data.series import Dataset
 from kdjax.detection.calibration import Calibration
 from kdjax.detection.gaussian import Gaussian
-from kdjax.evaluation.evaluate import ModelEvaluation, table_rows
+from kdjax.evaluation.evaluate import ModelEvaluation
+from kdjax.evaluation.rows import result_rows
 
 PER_ENTITY = "per_entity"
 ALL = ""  # the name of the only group of a data set
@@ -55,9 +56,9 @@ def merge_evaluations(
         return parts[0]
     first = parts[0]
     scores = tuple(entity for part in parts for entity in part.scores)
-    rows = table_rows(
+    rows = result_rows(
         name,
-        first.model,
+        first.model.parameters,
         scores,
         method=first.calibration.thresholds[0].method,
         window=window,

@@ -11,10 +11,17 @@ the reason.
 - Inflated, for comparison with papers: `point_adjusted_f1`, `pa_k_f1`.
 """
 
-from kdjax.metrics.affiliations import Affiliation, affiliation
 from kdjax.metrics.checks import UndefinedMetricWarning, as_labels, as_scores
-from kdjax.metrics.events import detection_delay, event_f1, event_recall
-from kdjax.metrics.point_adjusted import pa_k_f1, point_adjusted_f1
+from kdjax.metrics.events import (
+    Affiliation,
+    affiliation,
+    detection_delay,
+    event_f1,
+    event_recall,
+    pa_k_f1,
+    point_adjusted_f1,
+    range_precision_recall,
+)
 from kdjax.metrics.points import (
     Counts,
     OracleThreshold,
@@ -28,13 +35,7 @@ from kdjax.metrics.points import (
     undefined,
     undefined_curve,
 )
-from kdjax.metrics.ranges import range_precision_recall
-from kdjax.metrics.volumes import (
-    Volumes,
-    vus,
-    vus_pr,
-    vus_roc,
-)
+from kdjax.metrics.volumes import Volumes, vus, vus_pr, vus_roc
 
 __all__ = [
     "Affiliation",

@@ -107,15 +107,14 @@ def one_class(labels: np.ndarray) -> str | None:
     return NO_NEGATIVES if labels.all() else None
 
 
-def why_undefined(labels: np.ndarray, alarms: np.ndarray) -> str:
-    """Why a metric of events has no value for `[N]` bool labels and alarms."""
+def event_reasons(
+    values: Mapping[str, float], labels: np.ndarray, alarms: np.ndarray
+) -> dict[str, str]:
+    """Why those of the metrics of events of `[N]` bool labels and alarms that are NaN are."""
     if not labels.any():
-        return NO_POSITIVES
-    return NO_DETECTION if alarms.any() else NO_PREDICTIONS
-
-
-def nan_reasons(values: Mapping[str, float], why: str) -> dict[str, str]:
-    """The reason `why` for each of the values, by their names, that is NaN."""
+        why = NO_POSITIVES
+    else:
+        why = NO_DETECTION if alarms.any() else NO_PREDICTIONS
     return {name: why for name, value in values.items() if np.isnan(value)}
 
 
