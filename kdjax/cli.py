@@ -21,7 +21,7 @@ from ml_collections import config_flags
 from kdjax import config as config_module
 from kdjax.commands import calibrate, export, fetch, info, run, score, stream, sweep
 from kdjax.commands.common import Flag, Flags
-from kdjax.config import RENAMED, leaves, unknown_key
+from kdjax.config import FIELDS, RENAMED, leaves, unknown_key
 from kdjax.errors import ConfigError, KdjaxError
 from kdjax.io import signals
 
@@ -221,9 +221,9 @@ def _config_first(argv: Sequence[str]) -> list[str]:
 def _check_repeated(argv: Sequence[str]) -> None:
     """Refuses a field of several values given twice, which absl would join."""
     given = [match[1] for arg in argv[1:] if (match := OVERRIDE.match(arg))]
-    known = dict(leaves(config_module.get_config().to_dict()))
     for field in given:
-        if given.count(field) > 1 and isinstance(known.get(field), tuple):
+        default, _ = FIELDS.get(field, ("", None))
+        if given.count(field) > 1 and isinstance(default, tuple):
             raise ConfigError(f"flags: --config.{field} is given twice: give one.")
 
 

@@ -4,8 +4,6 @@ The only module of the package that imports ml_collections, apart from the progr
 flags. `get_config` is the package's own config file; files under `configs/` start from
 it and change what they need. `resolve` checks a config as a whole and turns it into
 nested plain dicts, which is what the rest of kdjax reads.
-
-What values settings may have, alone and together.
 """
 
 import difflib
@@ -14,7 +12,7 @@ import math
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict, config_dict
 
@@ -24,10 +22,6 @@ Settings = dict[str, Any]
 
 # Halves of characters. Those that stand for bytes of a path, which aren't UTF-8, pass.
 _LONE = re.compile("[\ud800-\udc7f\udd00-\udfff]")
-
-# The others that may be left open are whole.
-_OPTIONAL_NUMBERS = ("distill.alpha_end", "distill.temperature_end", "threshold.value")
-
 
 # Fields of version 0.1 by their names of today; configs and detectors may have either.
 RENAMED = {
@@ -97,153 +91,179 @@ def renamed_fields(settings: Mapping[str, Any]) -> Settings:
     return found
 
 
+class Range(NamedTuple):
+    """Bounds of a number; `closed`: whether they are allowed themselves."""
+
+    low: float
+    high: float = math.inf
+    closed: bool = True
+
+
+BENCHMARKS = ("smd", "asd", "jumpstarter2", "smap", "msl")
+BASELINES = (
+    "random",
+    "mahalanobis",
+    "pca",
+    "kmeans",
+    "difference",
+    "moving_average",
+)
+_MILLION = 1_000_000
+
+# Each field: its default, or the type of one that may be left open, and the values it may
+# have: one of a tuple, in a range, or any of the default's type.
+FIELDS: dict[str, tuple[Any, tuple[str, ...] | Range | None]] = {
+    "seed": (0, Range(0, 2**31 - 1)),
+    # "shared": one teacher and one student for all entities of a data set;
+    # "per_entity": a pair of them for each.
+    "entity_mode": ("shared", ("shared", "per_entity")),
+    # A benchmark's name, or "" for a user's own file at data.path. "smd" without a
+    # root is the one machine that ships with the package.
+    "data.name": ("", ("", *BENCHMARKS)),
+    "data.root": ("", None),
+    # Entities to use; () for all that are found.
+    "data.entities": ((), None),
+    "data.path": ("", None),
+    "data.test_path": ("", None),
+    # Columns of an own file; the time column is also found by its name or type.
+    "data.time_column": ("", None),
+    "data.entity_column": ("", None),
+    "data.label_column": ("", None),
+    # Missing cells: "error" refuses them, "ffill" repeats the last value, "mask" leaves
+    # them out of loss, error moments and scores.
+    "data.missing": ("error", ("error", "ffill", "mask")),
+    # Rows out of order in time: "strict" refuses them, "sort" sorts them.
+    "data.order": ("strict", ("strict", "sort")),
+    # Rows of the same time: "error" refuses them, "last" keeps the last.
+    "data.duplicates": ("error", ("error", "last")),
+    # CSV of spans to leave out, such as maintenance: start, end and maybe entity.
+    "data.exclude": ("", None),
+    # Windows end at steps in time longer than this many median steps.
+    "data.max_gap": (5.0, Range(1)),
+    "data.scaler": ("minmax", ("minmax", "zscore", "robust", "none")),
+    "data.window": (100, Range(2, _MILLION)),
+    "data.stride": (10, Range(1, _MILLION)),
+    # Stride of training windows; data.stride where not set.
+    "data.train_stride": (int, Range(1, _MILLION)),
+    # With fewer training rows than this the stride of training windows is 1 where
+    # data.train_stride is not set; epochs then count as at data.stride, in steps.
+    "data.dense_below": (0, Range(0, 2**62)),
+    # Training rows that take more, as float32, stay on disk and are read as they are
+    # needed.
+    "data.memory_bytes": (4_000_000_000, Range(0, 2**62)),
+    # Seconds between rows, for a threshold.budget where the file has no datetimes; 0
+    # takes the file's.
+    "data.step_seconds": (0.0, Range(0)),
+    "data.validation": (0.15, Range(0, 0.9, closed=False)),
+    "data.calibration": (0.15, Range(0, 0.9, closed=False)),
+    # Anomalous rows that make a window anomalous.
+    "data.min_anomalous_points": (1, Range(1, _MILLION)),
+    "model.channels": ("joint", ("joint", "independent")),
+    "model.decoder": ("repeat", ("repeat", "feedback")),
+    "model.head": ("linear", ("linear", "sigmoid")),
+    # What a model joins: "autoencoder" is its network, the others are baselines. A
+    # student learns what the teacher's first part makes of a window, see `distill`.
+    "teacher.components": (("autoencoder",), None),
+    # Widths of the encoder's layers; the decoder has them reversed.
+    "teacher.hidden": ((64, 64), None),
+    "teacher.epochs": (40, Range(1, _MILLION)),
+    # Epochs without a new lowest validation loss after which the teacher is done.
+    "teacher.patience": (8, Range(1, _MILLION)),
+    # Where not set, `seed` is the teacher's too: sweeps over students keep one teacher.
+    "teacher.seed": (int, Range(0, 2**31 - 1)),
+    "student.components": (("autoencoder",), None),
+    "student.hidden": ((16,), None),
+    # Students use all their epochs, so that `student_alone` has the same budget.
+    "student.epochs": (40, Range(1, _MILLION)),
+    "train.batch_size": (32, Range(1, _MILLION)),
+    "train.learning_rate": (3e-3, Range(0, closed=False)),
+    "train.schedule": ("cosine", ("constant", "cosine")),
+    "train.warmup_steps": (20, Range(0, _MILLION)),
+    "train.clip_norm": (1.0, Range(0, closed=False)),
+    "train.log_every": (20, Range(1, _MILLION)),
+    # Least seconds between two checkpoints.
+    "train.checkpoint_seconds": (60.0, Range(0)),
+    # Weight of the teacher's term in Eq. 2 (others' libraries may weigh the data's).
+    "distill.alpha": (0.35, Range(0, 1)),
+    "distill.temperature": (1.0, Range(0, closed=False)),
+    "distill.temperature_mode": ("output", ("output", "logit")),
+    # α and T after the last step, to which they change evenly; where not set they stay.
+    "distill.alpha_end": (float, Range(0, 1)),
+    "distill.temperature_end": (float, Range(0, closed=False)),
+    # What the student's is compared with: the teacher's "reconstruction" (Eq. 2), its
+    # "errors", its "hidden" code, or its "scores".
+    "distill.target": (
+        "reconstruction",
+        ("reconstruction", "errors", "hidden", "scores"),
+    ),
+    # Of each of teacher.components, which then are teachers together; () for the first alone,
+    # or for the scores of all.
+    "distill.weights": ((), None),
+    # Copies of the training rows, disturbed on purpose, that only the teacher explains;
+    # the number of steps stays.
+    "distill.augmented_copies": (0, Range(0, 4)),
+    # The teacher's outputs are kept up to this size, and recomputed past it.
+    "distill.cache_bytes": (2_000_000_000, Range(0)),
+    # A window is anomalous if more than `count` of its points lie above τ.
+    "detection.count": (0, Range(0, _MILLION)),
+    # Least standard deviation of a channel's errors, in scaled units, and the ridge on
+    # their correlations. Both were chosen with SMD's test labels in view.
+    "detection.floor": (0.03, Range(0)),
+    "detection.ridge": (0.1, Range(0)),
+    "detection.shrinkage": ("none", ("none", "ledoit_wolf", "oas")),
+    # Share of the most abnormal validation windows to leave out of the error moments.
+    "detection.trim": (0.0, Range(0, 0.5)),
+    # How a score is divided among channels: "correlation" or "conditional".
+    "detection.attribution": ("correlation", ("correlation", "conditional")),
+    # "per_entity": a Gaussian and a threshold each; "pooled": one for all.
+    "detection.scope": ("per_entity", ("per_entity", "pooled")),
+    # Windows scored at once.
+    "detection.batch_size": (256, Range(1, _MILLION)),
+    # Chosen without labels, see docs/thresholds.md.
+    "threshold.method": (
+        "conformal",
+        ("conformal", "budget", "pot", "quantile", "fixed"),
+    ),
+    # Wanted share of false alarms among normal windows; "budget" makes its own.
+    "threshold.false_alarm_rate": (0.01, Range(0, 1, closed=False)),
+    # Alarms that "budget" may raise, as 2/day, 1/week or 0.5/hour.
+    "threshold.budget": ("1/day", None),
+    # τ of "fixed".
+    "threshold.value": (float, Range(0)),
+    # Share of windows above the rolling threshold, shown in the results beside the
+    # rule above; 0 for none.
+    "threshold.rolling_share": (0.1, Range(0, 0.999)),
+    # Rows in a row above τ before an alarm, and rows after it in which none begins.
+    "threshold.min_duration": (1, Range(1, 1_000_000_000)),
+    "threshold.cooldown": (0, Range(0, 1_000_000_000)),
+    # Whether to add point-adjusted F1 and PA%K, which flatter even random scores.
+    "evaluation.point_adjusted": (False, None),
+    # Detectors without training that stand beside the networks in each table.
+    "baselines": (BASELINES, None),
+    # A saved detector, or a run's `detectors` folder, whose networks training starts
+    # from; --init_from is short for it.
+    "init_from": ("", None),
+}
+RANGES = {
+    name: allowed for name, (_, allowed) in FIELDS.items() if isinstance(allowed, Range)
+}
+CHOICES = {
+    name: allowed
+    for name, (_, allowed) in FIELDS.items()
+    if allowed and not isinstance(allowed, Range)
+}
+
+
 def get_config() -> ConfigDict:
     """The defaults: small networks that suit a user's own file."""
     config = _Group()
-    config.seed = 0
-    # "shared": one teacher and one student for all entities of a data set;
-    # "per_entity": a pair of them for each.
-    config.entity_mode = "shared"
-
-    config.data = data = _Group()
-    # A benchmark's name, or "" for a user's own file at data.path. "smd" without a
-    # root is the one machine that ships with the package.
-    data.name = ""
-    data.root = ""
-    # Entities to use; () for all that are found.
-    data.entities = ()
-    data.path = ""
-    data.test_path = ""
-    # Columns of an own file; the time column is also found by its name or type.
-    data.time_column = ""
-    data.entity_column = ""
-    data.label_column = ""
-    # Missing cells: "error" refuses them, "ffill" repeats the last value, "mask" leaves
-    # them out of loss, error moments and scores.
-    data.missing = "error"
-    # Rows out of order in time: "strict" refuses them, "sort" sorts them.
-    data.order = "strict"
-    # Rows of the same time: "error" refuses them, "last" keeps the last.
-    data.duplicates = "error"
-    # CSV of spans to leave out, such as maintenance: start, end and maybe entity.
-    data.exclude = ""
-    # Windows end at steps in time longer than this many median steps.
-    data.max_gap = 5.0
-    data.scaler = "minmax"
-    data.window = 100
-    data.stride = 10
-    # Stride of training windows; data.stride where not set.
-    data.train_stride = config_dict.placeholder(int)
-    # With fewer training rows than this the stride of training windows is 1 where
-    # data.train_stride is not set; epochs then count as at data.stride, in steps.
-    data.dense_below = 0
-    # Training rows that take more, as float32, stay on disk and are read as they are
-    # needed.
-    data.memory_bytes = 4_000_000_000
-    # Seconds between rows, for a threshold.budget where the file has no datetimes; 0
-    # takes the file's.
-    data.step_seconds = 0.0
-    data.validation = 0.15
-    data.calibration = 0.15
-    # Anomalous rows that make a window anomalous.
-    data.min_anomalous_points = 1
-
-    config.model = model = _Group()
-    model.channels = "joint"
-    model.decoder = "repeat"
-    model.head = "linear"
-
-    config.teacher = teacher = _Group()
-    # What a model joins: "autoencoder" is its network, the others are baselines. A
-    # student learns what the teacher's first part makes of a window, see `distill`.
-    teacher.components = ("autoencoder",)
-    # Widths of the encoder's layers; the decoder has them reversed.
-    teacher.hidden = (64, 64)
-    teacher.epochs = 40
-    # Epochs without a new lowest validation loss after which the teacher is done.
-    teacher.patience = 8
-    # Where not set, `seed` is the teacher's too: sweeps over students keep one teacher.
-    teacher.seed = config_dict.placeholder(int)
-
-    config.student = student = _Group()
-    student.components = ("autoencoder",)
-    student.hidden = (16,)
-    # Students use all their epochs, so that `student_alone` has the same budget.
-    student.epochs = 40
-
-    config.train = train = _Group()
-    train.batch_size = 32
-    train.learning_rate = 3e-3
-    train.schedule = "cosine"
-    train.warmup_steps = 20
-    train.clip_norm = 1.0
-    train.log_every = 20
-    # Least seconds between two checkpoints.
-    train.checkpoint_seconds = 60.0
-
-    config.distill = distill = _Group()
-    # Weight of the teacher's term in Eq. 2 (others' libraries may weigh the data's).
-    distill.alpha = 0.35
-    distill.temperature = 1.0
-    distill.temperature_mode = "output"
-    # α and T after the last step, to which they change evenly; where not set they stay.
-    distill.alpha_end = config_dict.placeholder(float)
-    distill.temperature_end = config_dict.placeholder(float)
-    # What the student's is compared with: the teacher's "reconstruction" (Eq. 2), its
-    # "errors", its "hidden" code, or its "scores".
-    distill.target = "reconstruction"
-    # Of each of teacher.components, which then are teachers together; () for the first alone,
-    # or for the scores of all.
-    distill.weights = ()
-    # Copies of the training rows, disturbed on purpose, that only the teacher explains;
-    # the number of steps stays.
-    distill.augmented_copies = 0
-    # The teacher's outputs are kept up to this size, and recomputed past it.
-    distill.cache_bytes = 2_000_000_000
-
-    config.detection = detection = _Group()
-    # A window is anomalous if more than `count` of its points lie above τ.
-    detection.count = 0
-    # Least standard deviation of a channel's errors, in scaled units, and the ridge on
-    # their correlations. Both were chosen with SMD's test labels in view.
-    detection.floor = 0.03
-    detection.ridge = 0.1
-    detection.shrinkage = "none"
-    # Share of the most abnormal validation windows to leave out of the error moments.
-    detection.trim = 0.0
-    # How a score is divided among channels: "correlation" or "conditional".
-    detection.attribution = "correlation"
-    # "per_entity": a Gaussian and a threshold each; "pooled": one for all.
-    detection.scope = "per_entity"
-    # Windows scored at once.
-    detection.batch_size = 256
-
-    config.threshold = threshold = _Group()
-    # Chosen without labels, see docs/thresholds.md.
-    threshold.method = "conformal"
-    # Wanted share of false alarms among normal windows; "budget" makes its own.
-    threshold.false_alarm_rate = 0.01
-    # Alarms that "budget" may raise, as 2/day, 1/week or 0.5/hour.
-    threshold.budget = "1/day"
-    # τ of "fixed".
-    threshold.value = config_dict.placeholder(float)
-    # Share of windows above the rolling threshold, shown in the results beside the
-    # rule above; 0 for none.
-    threshold.rolling_share = 0.1
-    # Rows in a row above τ before an alarm, and rows after it in which none begins.
-    threshold.min_duration = 1
-    threshold.cooldown = 0
-
-    config.evaluation = evaluation = _Group()
-    # Whether to add point-adjusted F1 and PA%K, which flatter even random scores.
-    evaluation.point_adjusted = False
-
-    # Detectors without training that stand beside the networks in each table.
-    config.baselines = BASELINES
-
-    # A saved detector, or a run's `detectors` folder, whose networks training starts
-    # from; --init_from is short for it.
-    config.init_from = ""
+    for name, (default, _) in FIELDS.items():
+        group, _, leaf = name.rpartition(".")
+        if group and group not in config:
+            config[group] = _Group()
+        if isinstance(default, type):
+            default = config_dict.placeholder(default)
+        (config[group] if group else config)[leaf] = default
     return config.lock()
 
 
@@ -261,9 +281,12 @@ def resolve(config: ConfigDict | Mapping[str, Any]) -> Settings:
     except (RecursionError, TypeError, ValueError) as error:
         raise ConfigError(f"config: {error}; use numbers, texts and tuples.") from None
     defaults = json.loads(to_json(get_config()))
-    problems = list(_compare(given, defaults, ""))
-    if not problems:
-        problems = value_problems(given)
+    # Rules between fields make sense only where each field does.
+    problems = (
+        [*_compare(given, defaults, "")]
+        or [*_check_choices(given), *_check_ranges(given)]
+        or [*_check_together(given)]
+    )
     if problems:
         raise ConfigError(f"config: {'; '.join(problems)}.")
     return given
@@ -291,19 +314,17 @@ def override(config: ConfigDict, changes: Mapping[str, Any]) -> ConfigDict:
     >>> override(get_config(), {"data.window": 50}).data.window
     50
     """
-    known = dict(leaves(get_config().to_dict()))
     copied = config.copy_and_resolve_references()
     problems = []
     for given, value in changes.items():
         key = current_name(given)
-        if key not in known:
+        if key not in FIELDS:
             problems.append(unknown_key(key))
             continue
         try:
             copied.update_from_flattened_dict({key: value})
         except (OverflowError, TypeError, ValueError):
-            default = json.loads(json.dumps(known[key]))
-            problems.append(_type_problem(key, value, default))
+            problems.append(_type_problem(key, value))
     if problems:
         raise ConfigError(f"config: {'; '.join(problems)}.")
     return copied.lock()
@@ -327,12 +348,11 @@ def differences(old: Settings, new: Settings) -> list[str]:
 
 def unknown_key(key: str) -> str:
     """What to say about a field that doesn't exist, with the nearest that does."""
-    known = [name for name, _ in leaves(get_config().to_dict())]
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(key, FIELDS, n=1, cutoff=0.5)
     last = difflib.get_close_matches(
-        key.split(".")[-1], [name.split(".")[-1] for name in known], n=1
+        key.split(".")[-1], [name.split(".")[-1] for name in FIELDS], n=1
     )
-    near = near or [name for name in known if last and name.endswith(last[0])][:1]
+    near = near or [name for name in FIELDS if last and name.endswith(last[0])][:1]
     hint = f"did you mean {near[0]}?" if near else "see kdjax/config.py for all"
     return f"unknown field {key} ({hint})"
 
@@ -363,49 +383,18 @@ def _compare(given: Settings, defaults: Settings, prefix: str) -> Iterator[str]:
                 yield from _compare(given[key], default, name + ".")
             else:
                 yield f"{name} must be a group of fields, got {given[key]!r}"
-        elif problem := _type_problem(name, given[key], default):
+        elif problem := _type_problem(name, given[key]):
             yield problem
 
 
-def _type_problem(name: str, value: Any, default: Any) -> str:
-    checks: dict[type, tuple[str, Callable[[Any], bool]]] = {
-        bool: ("true or false", lambda v: isinstance(v, bool)),
-        str: ("a text", _is_text),
-        float: ("a finite number", _is_finite),
-        int: ("a whole number", _is_whole),
-        type(None): _optional_check(name),
-        list: _list_check(name),
-    }
-    wanted, fits = checks[type(default)]
-    return "" if fits(value) else f"{name} must be {wanted}, got {value!r}"
-
-
-def _optional_check(name: str) -> tuple[str, Callable[[Any], bool]]:
-    """For the fields that may be left open."""
-    if name in _OPTIONAL_NUMBERS:
-        return "a finite number or None", lambda v: v is None or _is_finite(v)
-    return "a whole number or None", lambda v: v is None or _is_whole(v)
-
-
-def _list_check(name: str) -> tuple[str, Callable[[Any], bool]]:
-    if name.endswith(".hidden"):
-        return (
-            "a tuple of one or more whole numbers above 0",
-            lambda v: (
-                isinstance(v, list)
-                and len(v) > 0
-                and all(_is_whole(n) and n > 0 for n in v)
-            ),
-        )
-    if name == "distill.weights":
-        return (
-            "a tuple of finite numbers",
-            lambda v: isinstance(v, list) and all(_is_finite(n) for n in v),
-        )
-    return (
-        "a tuple of texts",
-        lambda v: isinstance(v, list) and all(isinstance(n, str) for n in v),
-    )
+def _type_problem(name: str, value: Any) -> str:
+    default, _ = FIELDS[name]
+    is_open = isinstance(default, type)
+    kind = default if is_open else type(default)
+    wanted, fits = _LISTS.get(name) or _TYPES[kind]
+    if fits(value) or (is_open and value is None):
+        return ""
+    return f"{name} must be {wanted}{' or None' if is_open else ''}, got {value!r}"
 
 
 def _is_text(value: Any) -> bool:
@@ -427,127 +416,65 @@ def _is_finite(value: Any) -> bool:
         return False
 
 
-BENCHMARKS = ("smd", "asd", "jumpstarter2", "smap", "msl")
-BASELINES = (
-    "random",
-    "mahalanobis",
-    "pca",
-    "kmeans",
-    "difference",
-    "moving_average",
+def _lists_of(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and all(map(fits, value))
+
+
+_Check = tuple[str, Callable[[Any], bool]]
+_TYPES: dict[type, _Check] = {
+    bool: ("true or false", lambda v: isinstance(v, bool)),
+    str: ("a text", _is_text),
+    float: ("a finite number", _is_finite),
+    int: ("a whole number", _is_whole),
+    tuple: ("a tuple of texts", _lists_of(lambda v: isinstance(v, str))),
+}
+_HIDDEN: _Check = (
+    "a tuple of one or more whole numbers above 0",
+    lambda v: v != [] and _lists_of(lambda n: _is_whole(n) and n > 0)(v),
 )
-
-CHOICES = {
-    "entity_mode": ("shared", "per_entity"),
-    "data.name": ("", *BENCHMARKS),
-    "data.missing": ("error", "ffill", "mask"),
-    "data.order": ("strict", "sort"),
-    "data.duplicates": ("error", "last"),
-    "data.scaler": ("minmax", "zscore", "robust", "none"),
-    "model.channels": ("joint", "independent"),
-    "model.decoder": ("repeat", "feedback"),
-    "model.head": ("linear", "sigmoid"),
-    "train.schedule": ("constant", "cosine"),
-    "distill.temperature_mode": ("output", "logit"),
-    "distill.target": ("reconstruction", "errors", "hidden", "scores"),
-    "detection.shrinkage": ("none", "ledoit_wolf", "oas"),
-    "detection.scope": ("per_entity", "pooled"),
-    "detection.attribution": ("correlation", "conditional"),
-    "threshold.method": ("conformal", "budget", "pot", "quantile", "fixed"),
+_LISTS: dict[str, _Check] = {
+    "teacher.hidden": _HIDDEN,
+    "student.hidden": _HIDDEN,
+    "distill.weights": ("a tuple of finite numbers", _lists_of(_is_finite)),
 }
-
-# Units of a layer.
-_WIDEST = 1_000_000
-
-# Bounds as (lowest, highest, whether the bounds themselves are allowed).
-RANGES: dict[str, tuple[float, float, bool]] = {
-    "seed": (0, 2**31 - 1, True),
-    "data.max_gap": (1, float("inf"), True),
-    "data.window": (2, 1_000_000, True),
-    "data.stride": (1, 1_000_000, True),
-    "data.train_stride": (1, 1_000_000, True),
-    "data.dense_below": (0, 2**62, True),
-    "data.memory_bytes": (0, 2**62, True),
-    "data.step_seconds": (0, float("inf"), True),
-    "data.validation": (0, 0.9, False),
-    "data.calibration": (0, 0.9, False),
-    "data.min_anomalous_points": (1, 1_000_000, True),
-    "teacher.epochs": (1, 1_000_000, True),
-    "teacher.patience": (1, 1_000_000, True),
-    "teacher.seed": (0, 2**31 - 1, True),
-    "student.epochs": (1, 1_000_000, True),
-    "train.batch_size": (1, 1_000_000, True),
-    "train.learning_rate": (0, float("inf"), False),
-    "train.warmup_steps": (0, 1_000_000, True),
-    "train.clip_norm": (0, float("inf"), False),
-    "train.log_every": (1, 1_000_000, True),
-    "train.checkpoint_seconds": (0, float("inf"), True),
-    "distill.alpha": (0, 1, True),
-    "distill.alpha_end": (0, 1, True),
-    "distill.temperature": (0, float("inf"), False),
-    "distill.temperature_end": (0, float("inf"), False),
-    "distill.augmented_copies": (0, 4, True),
-    "distill.cache_bytes": (0, float("inf"), True),
-    "detection.count": (0, 1_000_000, True),
-    "detection.floor": (0, float("inf"), True),
-    "detection.ridge": (0, float("inf"), True),
-    "detection.trim": (0, 0.5, True),
-    "detection.batch_size": (1, 1_000_000, True),
-    "threshold.false_alarm_rate": (0, 1, False),
-    "threshold.value": (0, float("inf"), True),
-    "threshold.rolling_share": (0, 0.999, True),
-    "threshold.min_duration": (1, 1_000_000_000, True),
-    "threshold.cooldown": (0, 1_000_000_000, True),
-}
-
-
-def value_problems(settings: Settings) -> list[str]:
-    """What is wrong with the values of settings whose fields have the right types."""
-    problems = [*_check_choices(settings), *_check_ranges(settings)]
-    # Rules between fields make sense only where each field does.
-    return problems or [*_check_together(settings)]
-
-
-def _field(settings: Settings, name: str) -> Any:
-    for key in name.split("."):
-        settings = settings[key]
-    return settings
 
 
 def _check_choices(settings: Settings) -> Iterator[str]:
+    values = dict(leaves(settings))
     for name, choices in CHOICES.items():
-        value = _field(settings, name)
-        if value not in choices:
-            yield f"{name}={value!r} must be one of {', '.join(map(repr, choices))}"
+        if values[name] not in choices:
+            yield (
+                f"{name}={values[name]!r} must be one of {', '.join(map(repr, choices))}"
+            )
     for baseline in settings["baselines"]:
         if baseline not in BASELINES:
             yield f"baselines={baseline!r} must be among {', '.join(BASELINES)}"
-    for name in ("teacher", "student"):
-        yield from _part_problems(name, settings[name]["components"])
-
-
-def _part_problems(name: str, parts: list[str]) -> Iterator[str]:
     known = ("autoencoder", *(kind for kind in BASELINES if kind != "random"))
-    if not parts or len(set(parts)) < len(parts) or set(parts) - set(known):
-        yield (
-            f"{name}.components={parts!r} must name one or more of {', '.join(known)}, each "
-            "once"
-        )
-    elif name == "student" and "autoencoder" not in parts:
-        yield "student.components must name autoencoder: a student is a network that learns"
+    for name in ("teacher", "student"):
+        parts = settings[name]["components"]
+        if not parts or len(set(parts)) < len(parts) or set(parts) - set(known):
+            yield (
+                f"{name}.components={parts!r} must name one or more of "
+                f"{', '.join(known)}, each once"
+            )
+        elif name == "student" and "autoencoder" not in parts:
+            yield (
+                "student.components must name autoencoder: a student is a network that "
+                "learns"
+            )
 
 
 def _check_ranges(settings: Settings) -> Iterator[str]:
+    values = dict(leaves(settings))
     for name, (low, high, closed) in RANGES.items():
-        value = _field(settings, name)
-        if value is None:
+        value = values[name]
+        if value is None or (low <= value <= high if closed else low < value < high):
             continue
-        if not (low <= value <= high if closed else low < value < high):
-            bounds = f"[{low}, {high}]" if closed else f"({low}, {high})"
-            yield f"{name}={value!r} must lie in {bounds}"
+        bounds = f"[{low}, {high}]" if closed else f"({low}, {high})"
+        yield f"{name}={value!r} must lie in {bounds}"
     for name in ("teacher", "student"):
-        if max(settings[name]["hidden"]) > _WIDEST:
-            yield f"{name}.hidden={settings[name]['hidden']!r} exceeds {_WIDEST:,} units"
+        if max(settings[name]["hidden"]) > _MILLION:
+            yield f"{name}.hidden={settings[name]['hidden']!r} exceeds {_MILLION:,} units"
 
 
 def _check_together(settings: Settings) -> Iterator[str]:

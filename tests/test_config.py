@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
-from kdjax import config as config_module
 from kdjax import config as fields
 from kdjax import losses as objectives
 from kdjax.config import (
@@ -18,6 +17,7 @@ from kdjax.config import (
     completed,
     differences,
     get_config,
+    leaves,
     override,
     resolve,
     to_json,
@@ -96,7 +96,7 @@ def test_settings_are_plain_json():
 
 
 def test_each_range_and_choice_belongs_to_a_field():
-    names = {name for name, _ in config_module.leaves(get_config().to_dict())}
+    names = {name for name, _ in leaves(get_config().to_dict())}
     assert set(RANGES) | set(CHOICES) <= names
 
 
@@ -139,7 +139,7 @@ def test_every_choice_is_accepted(name):
         if choice == "fixed":
             changes["threshold.value"] = 3.5
         settings = resolve(override(get_config(), SMD | changes))
-        assert fields._field(settings, name) == choice
+        assert dict(leaves(settings))[name] == choice
 
 
 # Recipes.
@@ -296,7 +296,7 @@ def test_what_json_lacks_is_refused():
 def outside():
     """For each range the values just outside, and those just inside."""
     for name, (low, high, closed) in RANGES.items():
-        whole = isinstance(fields._field(resolved(), name), int | None)
+        whole = isinstance(dict(leaves(resolved()))[name], int | None)
         step = 1 if whole else 1e-9
         yield name, low - step if closed else low, low if closed else low + step
         if high != float("inf"):
