@@ -63,20 +63,13 @@ Row = Mapping[str, Any]
 
 
 class Interval(NamedTuple):
-    """A mean over entities with its 95 % interval.
-
-    Attributes:
-        mean: over the entities that have a value; NaN where none has.
-        low, high: ends; NaN where there is no interval.
-        entities: how many were used.
-        reason: why there is no interval, or why it is too narrow; else empty.
-    """
+    """A mean over entities with its 95 % interval; NaN where there is none."""
 
     mean: float
     low: float
     high: float
-    entities: int
-    reason: str
+    entities: int  # that have a value
+    reason: str  # why there is no interval, or why it is too narrow; else empty
 
 
 class Difference(NamedTuple):
@@ -114,8 +107,7 @@ def mean_interval(
     >>> mean_interval([0.25, 0.75])[-1]
     '2 entities are too few for an interval'
     """
-    means = _over_seeds(_seeds_by_entities(values))
-    known = means[~np.isnan(means)]
+    known = _known_means(_seeds_by_entities(values))
     if not len(known):
         return Interval(math.nan, math.nan, math.nan, 0, "no entity has a value")
     mean, count = float(np.mean(known)), len(known)
@@ -255,44 +247,38 @@ def paired_rows(
         `Difference` (None for NaN). Pairs that were not both measured are left out.
     """
     thresholds = list(dict.fromkeys(row["threshold"] for row in entities))
+    keys = [
+        {"threshold": threshold, "level": level, "metric": metric}
+        for metric, level, by_threshold in COMPARED
+        for threshold in (thresholds if by_threshold else [ORACLE])
+    ]
     rows = []
     for model, against in pairs:
-        for metric, level, by_threshold in COMPARED:
-            for threshold in thresholds if by_threshold else [ORACLE]:
-                key = {"threshold": threshold, "level": level, "metric": metric}
-                row = _paired_row(entities, model, against, key)
-                rows += [{"model": model, "against": against, **row}] if row else []
+        for key in keys:
+            baseline = None
+            if against == BEST_BASELINE:
+                baseline = best_baseline(entities, **key)
+            other = baseline or against
+            first, second = (measured(entities, name, **key) for name in (model, other))
+            if first.entities and second.entities:
+                found = _numbers(compare(first, second)._asdict())
+                head = {"model": model, "against": against}
+                rows.append({**head, **key, "baseline": baseline, **found})
     return rows
-
-
-def _paired_row(
-    entities: Sequence[Row], model: str, against: str, key: dict[str, str]
-) -> dict[str, Any] | None:
-    other = best_baseline(entities, **key) if against == BEST_BASELINE else against
-    if other is None:
-        return None
-    first, second = (measured(entities, name, **key) for name in (model, other))
-    if not first.entities or not second.entities:
-        return None
-    baseline = other if against == BEST_BASELINE else None
-    return {**key, "baseline": baseline, **_numbers(compare(first, second)._asdict())}
 
 
 def best_baseline(
     entities: Sequence[Row], *, threshold: str, level: str, metric: str
 ) -> str | None:
     """The baseline with the best mean of a metric over entities; None without one."""
-    means = {}
-    for model in dict.fromkeys(row["model"] for row in entities):
-        if is_baseline(model):
-            found = measured(
-                entities, model, threshold=threshold, level=level, metric=metric
-            )
-            over_seeds = _over_seeds(found.values)
-            known = over_seeds[~np.isnan(over_seeds)]
-            if len(known):
-                means[model] = float(np.mean(known))
-    return max(means, key=means.__getitem__) if means else None
+    key = {"threshold": threshold, "level": level, "metric": metric}
+    means = {
+        model: _known_means(measured(entities, model, **key).values)
+        for model in dict.fromkeys(row["model"] for row in entities)
+        if is_baseline(model)
+    }
+    best = {model: float(np.mean(own)) for model, own in means.items() if len(own)}
+    return max(best, key=best.__getitem__, default=None)
 
 
 @lru_cache(maxsize=1024)
@@ -341,13 +327,9 @@ def _seeds_by_entities(values: npt.ArrayLike) -> np.ndarray:
     return rows
 
 
-def _over_seeds(values: np.ndarray) -> np.ndarray:
-    """Means `[E]` over the seeds that have a value; NaN where none has."""
-    known = ~np.isnan(values)
-    counts = known.sum(axis=0)
-    sums = np.where(known, values, 0).sum(axis=0)
-    means = np.full(values.shape[1], np.nan)
-    np.divide(sums, counts, out=means, where=counts > 0)
+def _known_means(values: np.ndarray) -> np.ndarray:
+    """Means `[E]` over the seeds `[S, E]` that have a value, of entities that have one."""
+    means: np.ndarray = np.ma.masked_invalid(values).mean(axis=0).compressed()
     return means
 
 
