@@ -106,28 +106,20 @@ def agreement(first_alarms: npt.ArrayLike, second_alarms: npt.ArrayLike) -> floa
 
 
 def _quality(results: Results, method: str) -> _Quality:
-    """F1 of the models that have one on each entity where any has one.
+    """F1 of the models that have one on each entity where any has one, under each seed.
 
     Means over different entities would not be comparable.
     """
-    rows = results["entities"]
-    every = {
-        name: _defined(
-            measured(rows, name, threshold=method, level="window", metric="f1")
-        )
-        for name in dict.fromkeys(row["model"] for row in rows)
-    }
+    rows, every = results["entities"], {}
+    for name in dict.fromkeys(row["model"] for row in rows):
+        own = measured(rows, name, threshold=method, level="window", metric="f1")
+        kept = ~np.isnan(own.values).any(axis=0)
+        names = np.array(own.entities, object)[kept]
+        every[name] = own._replace(entities=(*names,), values=own.values[:, kept])
     wanted = {entity for one in every.values() for entity in one.entities}
     found = {n: m for n, m in every.items() if wanted and {*m.entities} == wanted}
     left_out = [name for name in every if wanted and name not in found]
     return _Quality(method, found, left_out)
-
-
-def _defined(found: Measured) -> Measured:
-    """Without the entities that have no value under some seed."""
-    kept = ~np.isnan(found.values).any(axis=0)
-    names = [name for name, keep in zip(found.entities, kept, strict=True) if keep]
-    return found._replace(entities=tuple(names), values=found.values[:, kept])
 
 
 def _by_f1(quality: _Quality, costs: Costs) -> dict[str, Any]:
@@ -148,21 +140,28 @@ def _by_f1(quality: _Quality, costs: Costs) -> dict[str, Any]:
     equivalent = [n for n in candidates if gaps[n].difference >= -MARGIN - ROUNDING]
     sizes = _sizes(equivalent, costs)
     model = min(sizes, key=lambda n: (sizes[n], -quality.mean(n)), default=best)
-    left_out = []
-    if quality.left_out:
-        left_out = [
-            f"Left out, without an F1 on each entity: {listed(quality.left_out)}."
-        ]
-    text = " ".join(
-        [
-            _recommended(model, costs),
-            _against(quality, model, best, gaps[model], costs),
-            _among(equivalent, sizes, f"within {MARGIN} of the best"),
-            *_evidence(gaps[model], model == best),
-            *left_out,
-        ]
+    count = gaps[model].entities
+    where = "one entity" if count == 1 else f"mean of {count:,} entities"
+    f1 = (
+        f"Its label-free {quality.method} F1 of windows is {quality.mean(model):.3f} "
+        f"({where})"
     )
-    return _answer(model, rule, text, equivalent, best)
+    if model == best:
+        f1 += ", the best."
+    else:
+        price = _price(best, costs)
+        also = f" ({price})" if price else ""
+        f1 += f" against {quality.mean(best):.3f} of {best}, the best{also}."
+    texts = [
+        _recommended(model, costs),
+        f1,
+        _among(equivalent, sizes, f"within {MARGIN} of the best"),
+        *_evidence(gaps[model], model == best),
+    ]
+    if quality.left_out:
+        names = listed(quality.left_out)
+        texts.append(f"Left out, without an F1 on each entity: {names}.")
+    return _answer(model, rule, " ".join(texts), equivalent, best)
 
 
 def _worthless(quality: _Quality, best: str) -> str:
@@ -183,20 +182,6 @@ def _worthless(quality: _Quality, best: str) -> str:
             "found a window that is labelled anomalous."
         )
     return ""
-
-
-def _against(
-    quality: _Quality, model: str, best: str, gap: Difference, costs: Costs
-) -> str:
-    count = gap.entities
-    where = "one entity" if count == 1 else f"mean of {count:,} entities"
-    own = f"{quality.mean(model):.3f} ({where})"
-    f1 = f"Its label-free {quality.method} F1 of windows is {own}"
-    if model == best:
-        return f"{f1}, the best."
-    price = _price(best, costs)
-    also = f" ({price})" if price else ""
-    return f"{f1} against {quality.mean(best):.3f} of {best}, the best{also}."
 
 
 def _among(equivalent: Sequence[str], sizes: Mapping[str, float], how: str) -> str:
@@ -248,24 +233,23 @@ def _by_agreement(results: Results, method: str) -> dict[str, Any]:
     equivalent = [n for n, k in known.items() if n != RANDOM and k >= KAPPA - ROUNDING]
     sizes = _sizes(equivalent, costs)
     model = min(sizes, key=lambda n: (sizes[n], -known[n]), default=TEACHER)
-    texts = [_recommended(model, costs), _agrees(model, known[model], method)]
-    texts.append(_among(equivalent, sizes, f"at a kappa of {KAPPA} or more"))
+    agrees = "the others are compared with it."
+    if model != TEACHER:
+        agrees = (
+            f"its label-free {method} alarms agree with the teacher's (Cohen's kappa "
+            f"{known[model]:.3f})."
+        )
+    texts = [
+        _recommended(model, costs),
+        f"No F1 is defined, so it is unknown which detector is right; {agrees}",
+        _among(equivalent, sizes, f"at a kappa of {KAPPA} or more"),
+    ]
     if vague := [name for name in kappas if name not in known and name != RANDOM]:
         texts.append(
             f"Kappa is undefined for {listed(vague)}: as the teacher, no alarm at all, "
             "or one in each window."
         )
     return _answer(model, rule, " ".join(texts), equivalent, TEACHER)
-
-
-def _agrees(model: str, kappa: float, method: str) -> str:
-    unknown = "No F1 is defined, so it is unknown which detector is right"
-    if model == TEACHER:
-        return f"{unknown}; the others are compared with it."
-    return (
-        f"{unknown}; its label-free {method} alarms agree with the teacher's (Cohen's "
-        f"kappa {kappa:.3f})."
-    )
 
 
 # Words and sizes.
@@ -318,13 +302,8 @@ def signed(number: float) -> str:
 def _answer(
     model: str | None, rule: str, text: str, equivalent: list[str], best: str | None
 ) -> dict[str, Any]:
-    return {
-        "model": model,
-        "rule": rule,
-        "text": text,
-        "equivalent": equivalent,
-        "best": best,
-    }
+    words = {"model": model, "rule": rule, "text": text}
+    return {**words, "equivalent": equivalent, "best": best}
 
 
 CAUTION = (
@@ -332,14 +311,6 @@ CAUTION = (
     "hundredths are not evidence."
 )
 ENTITIES_ONLY = "The intervals cover other entities, not another training."
-
-
-class _Scores(NamedTuple):
-    """Mean F1 over entities by model under one threshold, and its name in words."""
-
-    rule: str
-    threshold: str
-    f1: dict[str, float]
 
 
 def summarise(results: Results) -> str:
@@ -350,138 +321,112 @@ def summarise(results: Results) -> str:
             some.
     """
     method = label_free_method(results)
-    measures = [
-        _Scores(rule, words, _mean_f1(results, rule))
-        for rule, words in (
-            (ORACLE, "thresholds chosen on the test labels"),
-            (method, f"label-free {method} thresholds"),
-        )
-    ]
-    measures = [measure for measure in measures if measure.f1]
     recommendation = results.get("recommendation") or {}
     sentences = [recommendation.get("text", "")]
+    measures = []  # rule, its name in words, and F1 by model
+    for rule, words in (
+        (ORACLE, "thresholds chosen on the test labels"),
+        (method, f"label-free {method} thresholds"),
+    ):
+        f1 = {
+            row["model"]: row["f1"]
+            for row in results["rows"]
+            if (row["threshold"], row["scope"]) == (rule, "per_entity_mean")
+            and row["level"] == "window"
+            and row["f1"] is not None
+        }
+        if f1:
+            measures.append((rule, words, f1))
+            # The recommendation has the best model under the label-free threshold.
+            is_known = rule == method and recommendation.get("best") is not None
+            found = [*([] if is_known else [_best(f1)]), *_baselines(f1)]
+            sentences.append(f"With {words}, {': '.join(found)}." if found else "")
     if not measures:
         sentences.append(
             "No F1 is defined on this test data (no labels, or nothing labelled "
             "anomalous), so this run does not show how well any model detects."
         )
         return " ".join(filter(None, sentences))
-    for measure in measures:
-        # The recommendation has the best model under the label-free threshold.
-        known = measure.rule == method and recommendation.get("best") is not None
-        sentences.append(_compared(measure, best_is_known=known))
-    paired = _paired(results)
-    sentences += [_distilled(measures, paired), _size(results, measures[0]), CAUTION]
-    if any(row["low"] is not None for row in paired.values()):
-        sentences.append(ENTITIES_ONLY)
-    return " ".join(filter(None, sentences))
-
-
-def _mean_f1(results: Results, threshold: str) -> dict[str, float]:
-    return {
-        row["model"]: row["f1"]
-        for row in results["rows"]
-        if row["threshold"] == threshold
-        and (row["scope"], row["level"]) == ("per_entity_mean", "window")
-        and row["f1"] is not None
-    }
-
-
-def _compared(measure: _Scores, *, best_is_known: bool) -> str:
-    """The best model, unless it is known already, and the best baseline."""
-    baselines = _baselines(measure)
-    if best_is_known:
-        return f"With {measure.threshold}, {baselines}." if baselines else ""
-    return ": ".join(filter(None, [_best(measure), baselines])) + "."
-
-
-def _best(measure: _Scores) -> str:
-    top = max(measure.f1.values())
-    names = [name for name, f1 in measure.f1.items() if top - f1 < MARGIN]
-    what = f"With {measure.threshold}, "
-    if len(names) == 1:
-        return f"{what}{names[0]} has the best mean F1 over entities, {top:.3f}"
-    return (
-        f"{what}{listed(names)} share the best mean F1 over entities (within {MARGIN} "
-        f"of {top:.3f})"
-    )
-
-
-def _baselines(measure: _Scores) -> str:
-    networks = {name: f1 for name, f1 in measure.f1.items() if name in NETWORKS}
-    baselines = {name: f1 for name, f1 in measure.f1.items() if is_baseline(name)}
-    if not networks or not baselines:
-        return ""
-    network = max(networks, key=networks.__getitem__)
-    baseline = max(baselines, key=baselines.__getitem__)
-    gap = networks[network] - baselines[baseline]
-    pair = f"({network} {networks[network]:.3f}, {baseline} {baselines[baseline]:.3f})"
-    if gap >= MARGIN:
-        return f"the best network is {gap:.3f} above the best trivial baseline {pair}"
-    if gap > -MARGIN:
-        return f"a trivial baseline matches the best network {pair}"
-    return f"a trivial baseline beats every network by {-gap:.3f} {pair}"
-
-
-def _paired(results: Results) -> dict[str, Mapping[str, Any]]:
-    """Student minus student_alone in F1 of windows, by threshold."""
-    return {
+    # Student minus student_alone in F1 of windows, by threshold.
+    paired = {
         row["threshold"]: row
         for row in results.get("paired") or ()
         if (row["model"], row["against"]) == ("student", "student_alone")
         and (row["level"], row["metric"]) == ("window", "f1")
         and row["difference"] is not None
     }
-
-
-def _distilled(measures: list[_Scores], paired: dict[str, Mapping[str, Any]]) -> str:
-    both = [m for m in measures if {"student", "student_alone"} <= m.f1.keys()]
-    if not both:
-        return ""
-    effects = []
-    for measure in both:
-        student, alone = measure.f1["student"], measure.f1["student_alone"]
-        gap, interval = student - alone, ""
-        if measure.rule in paired:
-            gap = paired[measure.rule]["difference"]
-            interval = _interval(paired[measure.rule])
-        effects.append(
-            f"{_gap(gap)} ({student:.3f} against {alone:.3f}, {measure.threshold}"
-            f"{interval})"
+    effects = [
+        _effect(f1, words, paired.get(rule))
+        for rule, words, f1 in measures
+        if {"student", "student_alone"} <= f1.keys()
+    ]
+    if effects:
+        sentences.append(
+            "Compared with the same network trained alone, the distilled student is "
+            f"{listed(effects)}."
         )
+    sentences += [_size(results, *measures[0][1:]), CAUTION]
+    if any(row["low"] is not None for row in paired.values()):
+        sentences.append(ENTITIES_ONLY)
+    return " ".join(filter(None, sentences))
+
+
+def _best(means: Mapping[str, float]) -> str:
+    top = max(means.values())
+    names = [name for name, f1 in means.items() if top - f1 < MARGIN]
+    if len(names) == 1:
+        return f"{names[0]} has the best mean F1 over entities, {top:.3f}"
     return (
-        "Compared with the same network trained alone, the distilled student is "
-        f"{listed(effects)}."
+        f"{listed(names)} share the best mean F1 over entities (within {MARGIN} of "
+        f"{top:.3f})"
     )
 
 
-def _interval(row: Mapping[str, Any]) -> str:
-    """The interval of a paired difference, or why there is none."""
-    if row["low"] is None:
-        return f"; {row['reason']}"
-    holds = row["low"] <= 0 <= row["high"]
-    narrow = f", {row['reason']}" if row["reason"] else ""
-    return (
-        f"; difference {signed(row['difference'])}, 95 % interval {signed(row['low'])} "
-        f"to {signed(row['high'])} over {row['entities']:,} entities{narrow}"
-        f"{', which holds 0' if holds else ''}"
-    )
+def _baselines(means: Mapping[str, float]) -> list[str]:
+    """How the best network and the best baseline compare, if there are both."""
+    networks = [name for name in means if name in NETWORKS]
+    baselines = [name for name in means if is_baseline(name)]
+    if not networks or not baselines:
+        return []
+    network, baseline = (max(n, key=means.__getitem__) for n in (networks, baselines))
+    gap = means[network] - means[baseline]
+    pair = f"({network} {means[network]:.3f}, {baseline} {means[baseline]:.3f})"
+    if gap >= MARGIN:
+        return [f"the best network is {gap:.3f} above the best trivial baseline {pair}"]
+    if gap > -MARGIN:
+        return [f"a trivial baseline matches the best network {pair}"]
+    return [f"a trivial baseline beats every network by {-gap:.3f} {pair}"]
 
 
-def _gap(difference: float) -> str:
-    if abs(difference) < MARGIN:
-        return "neither better nor worse"
-    return f"{abs(difference):.3f} {'above' if difference > 0 else 'below'}"
+def _effect(
+    means: Mapping[str, float], words: str, row: Mapping[str, Any] | None
+) -> str:
+    """The student against student_alone; `row` is their paired difference."""
+    student, alone = means["student"], means["student_alone"]
+    gap, interval = student - alone, ""
+    if row is not None:
+        gap, interval = row["difference"], f"; {row['reason']}"
+        if row["low"] is not None:
+            narrow = f", {row['reason']}" if row["reason"] else ""
+            holds = ", which holds 0" if row["low"] <= 0 <= row["high"] else ""
+            interval = (
+                f"; difference {signed(gap)}, 95 % interval {signed(row['low'])} to "
+                f"{signed(row['high'])} over {row['entities']:,} entities{narrow}{holds}"
+            )
+    effect = f"{abs(gap):.3f} {'above' if gap > 0 else 'below'}"
+    if abs(gap) < MARGIN:
+        effect = "neither better nor worse"
+    return f"{effect} ({student:.3f} against {alone:.3f}, {words}{interval})"
 
 
-def _size(results: Results, measure: _Scores) -> str:
-    if not {"student", "teacher"} <= measure.f1.keys():
+def _size(results: Results, words: str, means: Mapping[str, float]) -> str:
+    if not {"student", "teacher"} <= means.keys():
         return ""
     small, large = parameters(results, "student"), parameters(results, "teacher")
     if not small or not large:
         return ""
     return (
         f"The student has {small / large:.0%} of the teacher's parameters "
-        f"({small:,} of {large:,}) and a mean F1 of {measure.f1['student']:.3f} "
-        f"against {measure.f1['teacher']:.3f} ({measure.threshold})."
+        f"({small:,} of {large:,}) and a mean F1 of {means['student']:.3f} "
+        f"against {means['teacher']:.3f} ({words})."
     )
