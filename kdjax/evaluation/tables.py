@@ -4,7 +4,7 @@ The first is the paper's Table 1, extended: thresholds chosen on the test labels
 beside label-free ones, pooled counts beside means over entities, and baselines.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -16,6 +16,7 @@ from rich.text import Text
 from kdjax.evaluation.rows import ROLLING
 
 MISSING = "–"
+INTEGER = ",.0f"
 STUDENT = "student"
 RANDOM = "random"
 Results = Mapping[str, Any]  # the content of results.json
@@ -55,6 +56,7 @@ WITH_INTERVALS = (
 # These need no τ, so they are the same under each threshold.
 _THRESHOLD_FREE = {"average_precision", "vus_pr"}
 _COSTS = ("costs", "", "")  # stands for results["costs"] among the rows
+DRIFTED = {None: MISSING, True: "yes", False: "no"}
 _NARROW = 9  # columns of the detection table in the 80 characters of a terminal
 
 
@@ -124,7 +126,7 @@ def detection_table(results: Results) -> Table:
         for note, found in reasons.items()
     ]
     lines = [
-        (model, _integer(parameters(results, model)), *numbers)
+        (model, _text(parameters(results, model), INTEGER), *numbers)
         for model, *numbers in _numbers(results, columns)
     ]
     frame = _frame([("", "Model"), ("", "Parameters"), *columns], lines)
@@ -167,7 +169,7 @@ def paired_table(paired: Sequence[Row], method: str) -> Table | None:
             if row.get("baseline")
             else row["against"],
             _measure_name(_measure(row)),
-            MISSING if row["difference"] is None else f"{row['difference']:+.3f}",
+            _text(row["difference"], "+.3f"),
             MISSING
             if row["low"] is None
             else f"({row['low']:+.3f} to {row['high']:+.3f})",
@@ -191,12 +193,13 @@ def rolling_table(results: Results) -> Table | None:
     if all(row.get("f1") is None for key, row in rows.items() if key[1] == ROLLING):
         return None
     share = results["settings"]["threshold"]["rolling_share"]
+    pooled, mean = (ROLLING, "pooled", "window"), (ROLLING, "per_entity_mean", "window")
     columns = {
-        ("pooled", "P"): (ROLLING, "pooled", "window", "precision"),
-        ("pooled", "R"): (ROLLING, "pooled", "window", "recall"),
-        ("pooled", "F1"): (ROLLING, "pooled", "window", "f1"),
-        ("mean", "F1"): (ROLLING, "per_entity_mean", "window", "f1"),
-        ("mean", "in alarm"): (ROLLING, "per_entity_mean", "window", "alarm_rate"),
+        ("pooled", "P"): (*pooled, "precision"),
+        ("pooled", "R"): (*pooled, "recall"),
+        ("pooled", "F1"): (*pooled, "f1"),
+        ("mean", "F1"): (*mean, "f1"),
+        ("mean", "in alarm"): (*mean, "alarm_rate"),
     }
     return _table(
         "Windows under a rolling threshold",
@@ -216,7 +219,6 @@ def point_table(results: Results) -> Table | None:
         "Rows and events, means over entities",
         "By scores of rows. oracle: τ chosen on the test labels. Random scores reach a "
         "high affiliation F1 as well: compare with the line of random.",
-        lambda row, random, metric: number_text(row.get(metric)),
     )
 
 
@@ -228,9 +230,7 @@ def inflated_table(results: Results) -> Table | None:
         "Point-adjusted F1 (inflated)",
         "Inflated: one row found in an event counts as all of its rows, so random scores "
         "do well. For comparison with older papers only.",
-        lambda row, random, metric: (
-            f"{number_text(row.get(metric))} (random {number_text(random.get(metric))})"
-        ),
+        beside_random=True,
     )
 
 
@@ -240,13 +240,11 @@ def false_alarm_table(rates: Sequence[Row]) -> Table | None:
         (
             rate["entity"],
             rate["method"] + (" (used)" if rate["used"] else ""),
-            _short(rate["tau"]),
+            _text(rate["tau"], ".4g"),
             f"{rate['wanted']:.2%}",
             *rate_texts(rate["left_out"]),
             *rate_texts(rate["clean_test"]),
-            {None: MISSING, True: "yes", False: "no"}[
-                (rate.get("drift") or {}).get("drifted")
-            ],
+            DRIFTED[(rate.get("drift") or {}).get("drifted")],
         )
         for rate in rates
         if rate["model"] == STUDENT
@@ -296,11 +294,11 @@ def entity_table(rows: Iterable[Row]) -> Table | None:
         (
             row["model"],
             row["threshold"],
-            *(number_text(row[name]) for name in ("precision", "recall", "f1")),
-            _short(row["tau"]),
-            number_text(row["alarm_rate"]),
-            _integer(row["windows"]),
-            _integer(row["positives"]),
+            *(_text(row[name]) for name in ("precision", "recall", "f1")),
+            _text(row["tau"], ".4g"),
+            _text(row["alarm_rate"]),
+            _text(row["windows"], INTEGER),
+            _text(row["positives"], INTEGER),
         )
         for row in rows
         if row.get("level", "window") == "window"
@@ -329,13 +327,9 @@ def parameters(results: Results, model: str) -> int | None:
     return numbers[0] if numbers else None
 
 
-def number_text(number: float | None) -> str:
-    """A metric to three decimals; an en dash where there is none.
-
-    >>> number_text(0.3951), number_text(None)
-    ('0.395', '–')
-    """
-    return MISSING if number is None else f"{number:.3f}"
+def _text(number: float | None, form: str = ".3f") -> str:
+    """A number, or an en dash where there is none."""
+    return MISSING if number is None else format(number, form)
 
 
 def interval_text(row: Row | None) -> str:
@@ -364,8 +358,8 @@ def alarm_rates(results: Results) -> list[tuple[str, str, str]]:
     return [
         (
             row["model"],
-            _integer(row["parameters"]),
-            MISSING if row["alarm_rate"] is None else f"{row['alarm_rate']:.2%}",
+            _text(row["parameters"], INTEGER),
+            _text(row["alarm_rate"], ".2%"),
         )
         for row in results["rows"]
         if (row["threshold"], row["scope"], row["level"]) == place
@@ -375,19 +369,18 @@ def alarm_rates(results: Results) -> list[tuple[str, str, str]]:
 def caption(results: Results) -> str:
     """What the numbers were measured on, and what the column names mean."""
     data = results["dataset"]
-    method = label_free_method(results)
-    further = " random: scores drawn at random, for comparison."
-    if RANDOM not in model_names(results):
-        further = ""
+    further = ""
+    if RANDOM in model_names(results):
+        further = " random: scores drawn at random, for comparison."
     if results.get("costs"):
         further += " costs: bytes of the exported file; ms a window on one core."
     return (
-        f"Windows of {_integer(data['window'])} rows, stride {_integer(data['stride'])}, "
+        f"Windows of {_text(data['window'], INTEGER)} rows, stride {_text(data['stride'], INTEGER)}, "
         "anomalous from min_anomalous_points = "
-        f"{_integer(data['min_anomalous_points'])} on: {_integer(data['windows'])} "
-        f"windows, {_integer(data['positive_windows'])} positive, "
+        f"{_text(data['min_anomalous_points'], INTEGER)} on: {_text(data['windows'], INTEGER)} "
+        f"windows, {_text(data['positive_windows'], INTEGER)} positive, "
         f"{entity_count(data)}. "
-        f"oracle: τ chosen on the test labels; label-free τ: {method}, without labels. "
+        f"oracle: τ chosen on the test labels; label-free τ: {label_free_method(results)}, without labels. "
         "P precision, R recall; pooled: counts of all entities together; mean: of the "
         "entities' own metric; AP: average precision of row scores." + further
     )
@@ -417,7 +410,6 @@ def entity_count(dataset: Mapping[str, Any]) -> str:
 def results_table(results: Results) -> rich.console.Group:
     """The detection table for a terminal, in two where 80 characters are too few."""
     frame = detection_table(results).frame
-    found: list[rich.table.Table] = []
     # Narrow columns: a head in lines, all of the same height.
     stacks = [
         [*group.replace("-", "-, ").split(", "), name]
@@ -426,6 +418,7 @@ def results_table(results: Results) -> rich.console.Group:
     height = max(map(len, stacks))
     heads = ["\n".join([""] * (height - len(stack)) + stack) for stack in stacks]
     title = f"{results['dataset']['name']}: detection by windows"
+    found: list[rich.table.Table] = []
     for columns in ([*range(_NARROW)], [0, *range(_NARROW, frame.shape[1])]):
         if len(columns) > 1:
             shown = [heads[column] for column in columns]
@@ -514,8 +507,9 @@ def _numbers(
     return [
         [model]
         + [
-            (_integer if metric == "bytes" else number_text)(
-                rows.get((model, *place), {}).get(metric)
+            _text(
+                rows.get((model, *place), {}).get(metric),
+                INTEGER if metric == "bytes" else ".3f",
             )
             for *place, metric in columns.values()
         ]
@@ -528,13 +522,10 @@ def _metric_table(
     metrics: Mapping[str, str],
     title: str,
     words: str,
-    cell: Callable[[Row, Row, str], str],
+    *,
+    beside_random: bool = False,
 ) -> Table | None:
-    """Means over entities of the level `point`: a line a model and threshold.
-
-    `cell` makes the text of a model's row, the row of random scores, and a metric that
-    some row has.
-    """
+    """Means over entities of the level `point`: a line a model and threshold."""
     rows = {
         key[:2]: row
         for key, row in _rows(results).items()
@@ -542,12 +533,16 @@ def _metric_table(
     }
     order = model_names(results)
     known = [m for m in metrics if any(r.get(m) is not None for r in rows.values())]
-    lines = [
-        (model, _rule(tau), *(cell(row, rows.get((RANDOM, tau), {}), m) for m in known))
-        for (model, tau), row in sorted(
-            rows.items(), key=lambda x: order.index(x[0][0])
-        )
-    ]
+    lines = []
+    for (model, tau), row in sorted(rows.items(), key=lambda x: order.index(x[0][0])):
+        cells = [_text(row.get(metric)) for metric in known]
+        if beside_random:
+            random = rows.get((RANDOM, tau), {})
+            cells = [
+                f"{cell} (random {_text(random.get(metric))})"
+                for cell, metric in zip(cells, known, strict=True)
+            ]
+        lines.append((model, _rule(tau), *cells))
     heads = ("Model", "τ", *(metrics[name] for name in known))
     return _table(title, heads, lines if known else (), words)
 
@@ -571,11 +566,3 @@ def _reasons(rows: Iterable[Row]) -> str:
     """Why intervals are missing or too narrow, each reason once, as sentences."""
     found = dict.fromkeys(row["reason"] for row in rows if row["reason"])
     return "".join(f" {reason[0].upper()}{reason[1:]}." for reason in found)
-
-
-def _integer(number: float | None) -> str:
-    return MISSING if number is None else f"{int(number):,}"
-
-
-def _short(number: float | None) -> str:
-    return MISSING if number is None else f"{number:.4g}"
