@@ -95,11 +95,8 @@ def mean_interval(
 ) -> Interval:
     """The mean over entities with its bootstrap interval.
 
-    Args:
-        values: `[E]`, or `[S, E]` from S seeds, which are averaged first; NaN or None
-            where undefined.
-        level: confidence, below 1.
-        seed: of the resamples.
+    `values` are `[E]`, or `[S, E]` from S seeds, which are averaged first; NaN or None
+    where undefined.
 
     Raises:
         DataError: values of more than two dimensions, or infinite ones.
@@ -128,12 +125,9 @@ def paired_difference(
 ) -> Difference:
     """The mean of `first − second` over entities with its bootstrap interval.
 
-    Args:
-        first: `[E]`, or `[S, E]` from S seeds; NaN or None where undefined. Where one
-            of the two is, that entity (in that seed) is left out of both.
-        second: of the same entities in the same order, from as many seeds or from one.
-        level: confidence, below 1.
-        seed: of the resamples.
+    Both are `[E]`, or `[S, E]` from S seeds, of the same entities in the same order, and
+    from as many seeds or from one. Where one is NaN or None, that entity (in that seed) is
+    left out of both.
 
     Raises:
         DataError: the shapes don't fit, or values are infinite.
@@ -159,13 +153,8 @@ def measured(
 ) -> Measured:
     """One metric of one model in the rows of `results["entities"]`.
 
-    Args:
-        entities: rows by model, entity, threshold and level; rows without a level are
-            of windows, rows without a `seed` are of one seed.
-        model: name.
-        threshold: `oracle`, or the name of the label-free rule.
-        level: `window` or `point`.
-        metric: the key; rows without it are skipped.
+    Rows without a level are of windows, rows without a `seed` of one seed; rows without
+    the metric are skipped.
 
     Raises:
         DataError: two rows are of the same entity and seed.
@@ -210,10 +199,8 @@ def compare(first: Measured, second: Measured) -> Difference:
 def interval_rows(entities: Sequence[Row]) -> list[dict[str, Any]]:
     """Means and intervals for `results.json`, from the rows of `results["entities"]`.
 
-    Returns:
-        JSON-able dicts by `model`, `threshold`, `level` and `metric`, in the order of
-        the rows, with the fields of `Interval` (None for NaN). A metric that the rows
-        don't have is left out.
+    JSON-able dicts by `model`, `threshold`, `level` and `metric`, in the order of the rows,
+    with the fields of `Interval` (None for NaN). Metrics that the rows lack are left out.
     """
     rows = []
     for model, threshold, level in dict.fromkeys(map(_group, entities)):
@@ -232,19 +219,13 @@ def paired_rows(
 ) -> list[dict[str, Any]]:
     """Paired differences for `results.json`, from the rows of `results["entities"]`.
 
-    Metrics: F1 of windows under each threshold, average precision and VUS-PR of points
-    under `oracle`.
+    The second of each of `pairs` is taken from the first. `best baseline` is the baseline
+    with the best mean of the same metric, chosen on the entities that are compared, which
+    favours the baseline.
 
-    Args:
-        entities: the rows.
-        pairs: names of models, the second taken from the first. `best baseline` is the
-            baseline with the best mean of the same metric, chosen on the entities that
-            are compared, which favours the baseline.
-
-    Returns:
-        JSON-able dicts by `model`, `against`, `threshold`, `level` and `metric`, with
-        `baseline` (which one `best baseline` is, else None) and the fields of
-        `Difference` (None for NaN). Pairs that were not both measured are left out.
+    JSON-able dicts by `model`, `against`, `threshold`, `level` and `metric`, with
+    `baseline` (which one `best baseline` is, else None) and the fields of `Difference`
+    (None for NaN). Pairs that were not both measured are left out.
     """
     thresholds = list(dict.fromkeys(row["threshold"] for row in entities))
     keys = [

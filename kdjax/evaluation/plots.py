@@ -89,10 +89,8 @@ def plot_learning_curve(
 ) -> bytes:
     """Figure 3 as a PNG: loss over epochs, training solid, validation dashed, log axis.
 
-    Args:
-        history: the lines of `metrics.jsonl`; those with `train_loss` or
-            `validation_loss` are drawn, two curves a `phase`.
-        path: where to write the picture as well; its ending chooses the format.
+    `history` are the lines of `metrics.jsonl`. `path` gets the picture as well; its ending
+    chooses the format.
     """
     figure = Figure(figsize=(10, 4.2), layout="tight")
     axes = figure.subplots()

@@ -71,14 +71,8 @@ def write_report(
 ) -> None:
     """Writes the HTML report of a run, whole or not at all.
 
-    Args:
-        path: the HTML file.
-        results: the content of results.json.
-        history: the lines of metrics.jsonl, for the learning curve.
-        timelines: row scores of each entity.
-        distributions: the student's window scores of each entity.
-        rankings: several models' window scores of each entity with labels.
-        frontier: a PNG of quality against cost, where a sweep drew one.
+    `results` is the content of results.json, `history` the lines of metrics.jsonl, and
+    `frontier` a PNG of quality against cost, where a benchmark drew one.
     """
     entities = _entities(
         results,

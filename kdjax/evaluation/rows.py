@@ -129,24 +129,15 @@ def result_rows(
 ) -> list[dict[str, Any]]:
     """Rows of `results.json` for one model: threshold x scope x level, JSON-able.
 
-    Args:
-        model: name of the model, such as `teacher`.
-        parameters: how many parameters it has; None where that has no meaning.
-        entities: labels and scores, one entry for each entity. If one lacks labels, they
-            are ignored in all, and only `alarm_rate` has a value.
-        method: name of the label-free rule behind each `threshold`.
-        window: L in rows, the widest buffer of `vus_roc` and `vus_pr`; None leaves them
-            undefined.
-        point_adjusted: whether to add `point_adjusted_f1` and `pa_k_f1` (K = 20 %) to
-            the metrics of points. Both are inflated: compare with those of `random`.
+    If an entity lacks labels, only `alarm_rate` has a value. `method` names the label-free
+    rule; `window` is the widest buffer of the volumes, None for none; `point_adjusted` adds
+    F1 that are inflated: compare with those of `random`.
 
-    Returns:
-        Eight dicts, and two more of `rolling` where entities have it, with `model`,
-        `parameters`, `scope`, `threshold`, `level`, the five `METRICS`, `alarm_rate`,
-        `tau` (of the pooled oracle, else None), `entities`, `entities_defined` (metric
-        -> how many entities are in the mean; empty if pooled) and `notes` (metric ->
-        why it is None; `rows`: how many rows had no score). `POINT_METRICS` are in the
-        two of level `point` and scope `per_entity_mean` only.
+    Eight dicts, and two more of `rolling` where entities have it. `tau` is that of the
+    pooled oracle, else None; `entities_defined` maps metrics to how many entities are in
+    the mean, empty if pooled; `notes` maps metrics to why they are None, and `rows` to how
+    many rows had no score. `POINT_METRICS` are in the two of level `point` and scope
+    `per_entity_mean` only.
     """
     _check(entities, method)
     if any(e.labels is None or e.window_labels is None for e in entities):
@@ -186,21 +177,11 @@ def per_entity_rows(
     window: int | None = None,
     point_adjusted: bool = False,
 ) -> list[dict[str, Any]]:
-    """Numbers of each entity under each threshold, JSON-able.
+    """Numbers of each entity under each threshold, JSON-able; arguments as in `result_rows`.
 
-    Args:
-        model: name of the model.
-        entities: labels and scores, one entry for each entity.
-        method: name of the label-free rule behind each `threshold`.
-        levels: `window`, `point` or both.
-        window: as in `result_rows`.
-        point_adjusted: as in `result_rows`.
-
-    Returns:
-        Dicts by entity, level and threshold with `model`, `entity`, `level`,
-        `threshold`, the five `METRICS` (at level `point` `POINT_METRICS` too), `tau`,
-        `alarm_rate`, `windows` or `points` that have a score, `positives` among them,
-        and `notes` (key -> why it is None).
+    Dicts by entity, level and threshold: the five `METRICS` (at level `point`
+    `POINT_METRICS` too), `alarm_rate`, `tau`, `windows` or `points` that have a score,
+    `positives` among them, and `notes` (key -> why it is None).
     """
     _check(entities, method)
     for level in levels:
@@ -330,11 +311,7 @@ def _number(value: float | str) -> float | None:
 def _sample(
     entity: EntityScores, level: str, window: int | None, point_adjusted: bool
 ) -> _Sample:
-    """An entity's scores at a level, without the NaN, and the metrics without a τ.
-
-    Raises:
-        DataError: labels that are neither 0 nor 1, or not one for each score.
-    """
+    """An entity's scores at a level, without the NaN, and the metrics without a τ."""
     at_window = level == "window"
     scores = np.asarray(entity.window_scores if at_window else entity.scores)
     labels = entity.window_labels if at_window else entity.labels

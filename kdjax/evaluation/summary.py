@@ -58,15 +58,12 @@ class _Quality(NamedTuple):
 def recommend(results: Results) -> dict[str, Any]:
     """The recommended detector by the rule above, JSON-able.
 
-    Args:
-        results: `rows` and `entities` as in results.json; `costs`, by model from
-            `kdjax.export.costs.detector_costs`; without labels `agreement`, by model
-            the Cohen's kappa of its alarms with the teacher's, None where undefined.
+    `results` has `rows` and `entities`; `costs` from `detector_costs`; without labels
+    `agreement`, by model the kappa of its alarms with the teacher's, None where undefined.
 
-    Returns:
-        `model`, None where nothing is recommended; `rule`, a sentence; `text`, two to
-        four; `equivalent`, the models among which size decided, in the order of the
-        rows; `best`, the model they were compared with.
+    `model` is None where nothing is recommended; `rule` is a sentence, `text` two to four;
+    `equivalent` are the models among which size decided, in the order of the rows; `best`
+    is the model they were compared with.
     """
     method = label_free_method(results)
     quality = _quality(results, method)
@@ -76,13 +73,9 @@ def recommend(results: Results) -> dict[str, Any]:
 
 
 def agreement(first_alarms: npt.ArrayLike, second_alarms: npt.ArrayLike) -> float:
-    """Cohen's kappa of two detectors' alarms on the same M windows.
+    """Cohen's kappa of two detectors' alarms `[M]` (0 or 1) on the same windows.
 
     NaN, without a warning, where both raise no alarm at all, or both in all windows.
-
-    Args:
-        first_alarms: `[M]`, 1 in alarm, else 0.
-        second_alarms: `[M]`.
 
     Raises:
         DataError: other values, no windows, or different numbers of them.
@@ -314,12 +307,7 @@ ENTITIES_ONLY = "The intervals cover other entities, not another training."
 
 
 def summarise(results: Results) -> str:
-    """One paragraph: recommendation, best models, baselines, effect of distillation.
-
-    Args:
-        results: `rows` as in results.json; `recommendation` and `paired` if there are
-            some.
-    """
+    """One paragraph: recommendation, best models, baselines, effect of distillation."""
     method = label_free_method(results)
     recommendation = results.get("recommendation") or {}
     sentences = [recommendation.get("text", "")]

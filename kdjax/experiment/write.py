@@ -257,15 +257,9 @@ def contribution_bins(
     """The largest contribution of each channel among the rows of each bin, `[K, D]`.
 
     A row's contributions are means over the windows that cover it, as its score is. NaN
-    in bins without a row that has a score.
-
-    Args:
-        detector: the detector.
-        index: of the entity, from `entity_index`.
-        values: `[N, D]` raw rows; may be a memory map.
-        starts: `[M]` first rows of windows.
-        bins: `[N]` from 0 to K − 1, the bin of each row.
-        block: rows whose contributions are in memory at once.
+    in bins without a row that has a score. `values` `[N, D]` may be a memory map; `starts`
+    `[M]` are first rows of windows; `bins` `[N]` are from 0 to K − 1; the contributions of
+    `block` rows are in memory at once.
     """
     largest = np.full((int(bins.max(initial=-1)) + 1, len(detector.channels)), np.nan)
     window = detector.window
