@@ -105,15 +105,7 @@ Settings = Mapping[str, Any]
 
 
 def settings_of(parameters: Settings, further: Settings) -> dict[str, Any]:
-    """The resolved config of an estimator.
-
-    Args:
-        parameters: of the estimator; those that `FIELDS` lacks are ignored.
-        further: config fields by their dotted names.
-
-    Raises:
-        ConfigError: an invalid value, or a field that is a parameter or doesn't apply.
-    """
+    """The resolved config of an estimator's parameters and `further` dotted fields."""
     for field in further:
         if field in PARAMETERS:
             raise ConfigError(
@@ -268,11 +260,8 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
             DataError: too few rows for the window, cells that are no finite numbers, or
                 a teacher's output that isn't one score for each row.
         """
-        return self._fit(
-            self._series(X, reset=True),
-            teachers=tuple(teachers),
-            weights=tuple(weights),
-        )
+        series = self._series(X, reset=True)
+        return self._fit(series, teachers=tuple(teachers), weights=tuple(weights))
 
     def decision_function(self, X: Any) -> np.ndarray:
         """The score of each row, `[N, D] -> [N]`; higher is more abnormal.
@@ -303,11 +292,9 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
         table = score_table(
             self.detector_, series, entity=self.entity_, contributions=True
         )
-        parts = table[[CONTRIBUTION + name for name in series.channels]]
+        parts = table[[CONTRIBUTION + name for name in series.channels]].to_numpy()
         index = X.index if isinstance(X, pd.DataFrame) else None
-        return pd.DataFrame(
-            parts.to_numpy(), index=index, columns=pd.Index(series.channels)
-        )
+        return pd.DataFrame(parts, index=index, columns=pd.Index(series.channels))
 
     def detect(self, X: Any) -> pd.DataFrame:
         """The events in X: stretches of rows in alarm, those nearer than L as one.
@@ -320,11 +307,8 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
         table = self._scores(series)
         unknown = int(table["window_score"].isna().sum())
         if unknown:
-            logger.warning(
-                "%d of %d rows have no score: no event can be there",
-                unknown,
-                len(table),
-            )
+            text = "%d of %d rows have no score: no event can be there"
+            logger.warning(text, unknown, len(table))
         events = score_events(self.detector_, series, table, entity=self.entity_)
         return events.drop(columns="entity")
 
@@ -470,11 +454,7 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
     ) -> Self:
         """Fits to a series as `kdjax.run` does to files.
 
-        Args:
-            series: the rows.
-            teacher: a trained one, which is kept; its scaler for `entity` is used.
-            entity: of the teacher.
-            teachers, weights: see `fit`.
+        A trained `teacher` is kept, and its scaler for `entity` used.
         """
         name = self.detector
         settings = self._settings(**{"distill.target": "scores"} if teachers else {})
@@ -519,10 +499,11 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
         made = {} if teacher is None else {"teacher": teacher}
         for found, model in models.items():
             if found not in made:
+                calibration = calibrate(model, prepared, rules)
                 made[found] = make_detector(
                     found,
                     model,
-                    calibrate(model, prepared, rules),
+                    calibration,
                     prepared,
                     settings=settings,
                     digests=data_digests(dataset),
@@ -554,13 +535,8 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
         detector = self.detector_
         table = score_table(detector, series, entity=self.entity_)
         scores = table["window_score"].to_numpy(copy=True)
-        stretches = segments(
-            series.time,
-            len(scores),
-            max_gap=detector.max_gap,
-            step=detector.step or None,
-        )
-        for start, stop in stretches:
+        options = {"max_gap": detector.max_gap, "step": detector.step}
+        for start, stop in segments(series.time, len(scores), **options):
             end = start + detector.window - 1
             if end < stop:
                 scores[start:end] = scores[end]
