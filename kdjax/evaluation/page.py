@@ -37,24 +37,6 @@ _TEMPLATE = {
         "modebar": {"bgcolor": _CLEAR, "color": INK, "activecolor": COLORS[0]},
     }
 }
-# Draws a figure when it comes into view: pages with many figures open at once.
-_DRAW = """
-const draw = box => {
-  if (box.dataset.drawn) return;
-  box.dataset.drawn = "yes";
-  const figure = JSON.parse(box.firstElementChild.textContent);
-  // A finger scrolls the page.
-  if (matchMedia("(pointer: coarse)").matches) figure.layout.dragmode = false;
-  Plotly.newPlot(box.lastElementChild, figure.data, figure.layout, {
-    displaylogo: false, responsive: true, plotlyServerURL: "",
-    modeBarButtonsToRemove: ["sendChartToCloud", "select2d", "lasso2d"]});
-};
-const seen = new IntersectionObserver(entries => entries.forEach(
-  entry => entry.isIntersecting && draw(entry.target)), {rootMargin: "800px"});
-const boxes = document.querySelectorAll(".plot");
-boxes.forEach(box => seen.observe(box));
-addEventListener("beforeprint", () => boxes.forEach(draw));
-"""
 
 
 class Section(NamedTuple):
@@ -72,9 +54,12 @@ def render_page(*, title: str, sections: Sequence[Section]) -> str:
     environment = jinja2.Environment(
         loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters["sha256"] = _sha256
+    # The digest by which a content security policy names a script.
+    environment.filters["sha256"] = lambda script: _base64(
+        hashlib.sha256(script.encode()).digest()
+    )
     return environment.get_template("report.html.jinja").render(
-        title=title, sections=shown, scripts=[get_plotlyjs(), _DRAW] if drawn else []
+        title=title, sections=shown, plotly=get_plotlyjs() if drawn else ""
     )
 
 
@@ -137,10 +122,9 @@ def png_html(picture: bytes | None, words: str) -> str:
     """A PNG inside the page, described by `words`; nothing for None."""
     if picture is None:
         return ""
-    source = f"data:image/png;base64,{base64.b64encode(picture).decode('ascii')}"
+    source = f"data:image/png;base64,{_base64(picture)}"
     return f'<figure><img alt="{escape(words)}" src="{source}"></figure>'
 
 
-def _sha256(script: str) -> str:
-    """The base64 digest by which a content security policy names a script."""
-    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
+def _base64(content: bytes) -> str:
+    return base64.b64encode(content).decode("ascii")

@@ -74,12 +74,6 @@ def write_report(
     `results` is the content of results.json, `history` the lines of metrics.jsonl, and
     `frontier` a PNG of quality against cost, where a benchmark drew one.
     """
-    entities = _entities(
-        results,
-        {timeline.entity: timeline for timeline in timelines},
-        {distribution.entity: distribution for distribution in distributions},
-        {ranking.entity: ranking for ranking in rankings},
-    )
     first, *further = map(_section, tables.report_tables(results))
     summary = words_html(tables.data_words(results))
     summary += words_html(summarise(results), style="summary")
@@ -94,7 +88,7 @@ def write_report(
         *further,
         Section("Learning curve", curve),
         Section("Frontier", png_html(frontier, "Quality against cost")),
-        Section("Entities", entities),
+        Section("Entities", _entities(results, timelines, distributions, rankings)),
         Section("Settings", json_html(results.get("settings"))),
         Section("Environment", json_html(results.get("environment"))),
         _section(tables.digest_table(results)),
@@ -133,7 +127,15 @@ def markdown_report(results: Results) -> str:
 
 def csv_lines(rows: Sequence[Mapping[str, Any]]) -> str:
     """Rows of results.json as CSV; an object becomes text, `key: value; key: value`."""
-    flat = [{name: _cell(cell) for name, cell in row.items()} for row in rows]
+    flat = [
+        {
+            name: "; ".join(f"{key}: {value}" for key, value in cell.items())
+            if isinstance(cell, Mapping)
+            else cell
+            for name, cell in row.items()
+        }
+        for row in rows
+    ]
     # Objects, so that whole numbers stay whole beside missing ones.
     frame = pd.DataFrame(flat, dtype=object)
     return str(frame.to_csv(index=False, lineterminator="\n"))
@@ -213,24 +215,37 @@ def _section(table: Table | None) -> Section:
 
 def _entities(
     results: Results,
-    timelines: Mapping[str, Timeline],
-    distributions: Mapping[str, Distribution],
-    rankings: Mapping[str, Ranking],
+    timelines: Sequence[Timeline],
+    distributions: Sequence[Distribution],
+    rankings: Sequence[Ranking],
 ) -> str:
     """Figures and numbers of each entity, the first few unfolded."""
     rows = results.get("entities", ())
-    names = [*dict.fromkeys([*timelines, *(row["entity"] for row in rows)])]
+    timeline_of = {timeline.entity: timeline for timeline in timelines}
+    distribution_of = {
+        distribution.entity: distribution for distribution in distributions
+    }
+    ranking_of = {ranking.entity: ranking for ranking in rankings}
+    names = [*dict.fromkeys([*timeline_of, *(row["entity"] for row in rows)])]
     parts = []
     if len(names) > DRAWN_ENTITIES:
         words = f"Figures of the first {DRAWN_ENTITIES} of {len(names):,} entities."
         parts.append(words_html(words))
     for number, name in enumerate(names):
-        inside = ""
+        inside = pair = ""
         if number < DRAWN_ENTITIES:
-            if timeline := timelines.get(name):
+            if timeline := timeline_of.get(name):
                 figure = plots.timeline_figure(timeline)
                 inside = figure_html(figure, plots.timeline_words(timeline))
-            inside += _window_figures(distributions.get(name), rankings.get(name))
+            if distribution := distribution_of.get(name):
+                words = (
+                    "The student's window scores: share of windows above each value."
+                )
+                pair = figure_html(plots.distribution_figure(distribution), words)
+            if ranking := ranking_of.get(name):
+                words = "Precision and recall of windows as τ falls; a dot: the model's own τ."
+                pair += figure_html(plots.precision_recall_figure(ranking), words)
+            inside += f'<div class="pair">{pair}</div>' if pair else ""
         table = tables.entity_table(row for row in rows if row["entity"] == name)
         inside += table_html(table.frame) if table else ""
         unfolded = " open" if number < OPEN_ENTITIES else ""
@@ -240,25 +255,8 @@ def _entities(
     return "\n".join(parts)
 
 
-def _window_figures(distribution: Distribution | None, ranking: Ranking | None) -> str:
-    parts = []
-    if distribution is not None:
-        words = "The student's window scores: share of windows above each value."
-        parts.append(figure_html(plots.distribution_figure(distribution), words))
-    if ranking is not None:
-        words = "Precision and recall of windows as τ falls; a dot: the model's own τ."
-        parts.append(figure_html(plots.precision_recall_figure(ranking), words))
-    return f'<div class="pair">{"".join(parts)}</div>' if parts else ""
-
-
 def _environment(environment: Mapping[str, Any]) -> str:
     versions = environment.get("versions") or {}
     parts = [f"{name} {version}" for name, version in versions.items()]
     parts += [f"{k} {environment[k]}" for k in ("device", "commit") if k in environment]
     return f"## Environment\n\n{markdown_text(', '.join(parts))}." if parts else ""
-
-
-def _cell(cell: Any) -> Any:
-    if isinstance(cell, Mapping):
-        return "; ".join(f"{key}: {value}" for key, value in cell.items())
-    return cell
