@@ -17,9 +17,7 @@ from kdjax.evaluation.page import COLORS
 from kdjax.evaluation.plots import (
     HEAT_BINS,
     MOST_CHANNELS,
-    Distribution,
     Heat,
-    Ranking,
     Timeline,
     distribution_figure,
     heat_bins,
@@ -32,6 +30,7 @@ from kdjax.evaluation.plots import (
     timeline_figure,
     timeline_words,
 )
+from kdjax.evaluation.rows import EntityScores
 
 EVIL = "<script>alert('x')</script>\"&"
 PNG = b"\x89PNG\r\n"
@@ -155,7 +154,9 @@ def shown(figure):
 
 def spread(calibration, test=(), labels=None, threshold=5.0):
     labels = None if labels is None else np.array(labels, bool)
-    return Distribution("m", np.array(calibration), np.array(test), labels, threshold)
+    nothing = np.empty(0)
+    own = EntityScores("m", None, nothing, labels, np.array(test), threshold)
+    return distribution_figure(own, np.array(calibration))
 
 
 def share_above(trace, value):
@@ -167,7 +168,7 @@ def test_distributions_show_the_share_of_windows_above():
     rng = np.random.default_rng(0)
     calibration, test = rng.exponential(2, 50), rng.exponential(3, 40)
     labels = rng.random(40) < 0.3
-    figure = distribution_figure(spread(calibration, test, labels, threshold=2.5))
+    figure = spread(calibration, test, labels, threshold=2.5)
     names = [trace.name for trace in figure.data]
     assert names == ["calibration", "test, normal", "test, anomalous", "τ = 2.5"]
     assert figure.layout.xaxis.type == "log" and figure.layout.showlegend
@@ -181,17 +182,17 @@ def test_distributions_show_the_share_of_windows_above():
 
 
 def test_test_windows_without_labels_are_one_curve():
-    data = distribution_figure(spread([1.0, 2.0], [3.0, math.nan, 4.0])).data
+    data = spread([1.0, 2.0], [3.0, math.nan, 4.0]).data
     assert [trace.name for trace in data] == ["calibration", "test", "τ = 5"]
     assert list(data[1].x) == [3.0, 4.0]
-    data = distribution_figure(spread([1.0, 2.0])).data
+    data = spread([1.0, 2.0]).data
     assert [trace.name for trace in data] == ["calibration", "τ = 5"]
 
 
 def test_scores_off_the_axis_still_count_in_the_shares():
     """Of five windows with a score two are above 2, one of them beyond any axis."""
     found = spread([0.0, 1.0, 2.0, 3.0, math.inf, math.nan])
-    trace = distribution_figure(found).data[0]
+    trace = found.data[0]
     assert list(trace.x) == [1.0, 2.0, 3.0]
     assert list(trace.y) == pytest.approx([4 / 5, 3 / 5, 2 / 5])
     assert share_above(trace, 2.5) == pytest.approx(2 / 5)
@@ -199,7 +200,7 @@ def test_scores_off_the_axis_still_count_in_the_shares():
 
 def test_long_curves_are_thinned_from_end_to_end():
     scores = np.random.default_rng(1).exponential(2, 50_000)
-    trace = distribution_figure(spread(scores)).data[0]
+    trace = spread(scores).data[0]
     assert len(trace.x) == plots.MAX_STEPS
     assert (trace.x[0], trace.x[-1]) == (scores.min(), scores.max())
     share = np.mean(scores > trace.x[500])
@@ -225,7 +226,7 @@ def test_long_curves_are_thinned_from_end_to_end():
 )
 def test_degenerate_distributions(scores, threshold):
     for labels in (None, np.zeros(len(scores)), np.ones(len(scores))):
-        figure = distribution_figure(spread(scores, scores, labels, threshold))
+        figure = spread(scores, scores, labels, threshold)
         shown(figure)
         for trace in figure.data:
             assert np.isfinite(trace.x).all() and np.isfinite(trace.y).all()
@@ -236,7 +237,11 @@ def test_degenerate_distributions(scores, threshold):
 
 def ranking(labels, scores, thresholds=None):
     thresholds = thresholds or dict.fromkeys(scores, 0.5)
-    return Ranking("m", np.array(labels), scores, thresholds)
+    nothing = np.empty(0)
+    return {
+        m: EntityScores("m", None, nothing, np.array(labels), own, thresholds[m])
+        for m, own in scores.items()
+    }
 
 
 def test_precision_and_recall_of_each_threshold():

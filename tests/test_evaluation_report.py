@@ -13,7 +13,7 @@ import pytest
 from test_evaluation_page import Page
 
 from kdjax.evaluation import report
-from kdjax.evaluation.plots import Distribution, Heat, Ranking, Timeline
+from kdjax.evaluation.plots import Heat, Timeline
 from kdjax.evaluation.report import (
     OPEN_ENTITIES,
     UNFOLDED,
@@ -80,14 +80,8 @@ TIMELINES = [
     )
     for e in ENTITIES
 ]
-RANKINGS = [
-    Ranking(e.entity, e.window_labels, {EVIL: e.window_scores}, {EVIL: 0.9})
-    for e in ENTITIES[:2]
-]
-DISTRIBUTIONS = [
-    Distribution(e.entity, e.scores, e.window_scores, e.window_labels, 0.9)
-    for e in ENTITIES[:2]
-]
+RANKINGS = [{EVIL: e} for e in ENTITIES[:2]]
+DISTRIBUTIONS = [(e, e.scores) for e in ENTITIES[:2]]
 HISTORY = [
     {"phase": EVIL, "epoch": e, "step": e, "loss": 1.0, "train_loss": 1 / e}
     for e in (1, 2)

@@ -14,6 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from plotly.subplots import make_subplots
 
 from kdjax.evaluation.page import COLORS, INK, plain
+from kdjax.evaluation.rows import EntityScores
 from kdjax.io.files import atomic_path
 from kdjax.metrics import as_scores
 from kdjax.metrics.checks import runs
@@ -41,25 +42,6 @@ _HOT = (
 _LOG: dict[str, Any] = {"type": "log", "exponentformat": "power"}
 _SHARE: dict[str, Any] = {"range": [0, 1.02]}
 _NO_EVENTS: Mapping[str, np.ndarray] = MappingProxyType({})
-
-
-class Distribution(NamedTuple):
-    """One entity's window scores under one model."""
-
-    entity: str
-    calibration: np.ndarray  # [n]
-    test: np.ndarray  # [M], NaN for none; empty without test rows
-    labels: np.ndarray | None  # [M] bool
-    threshold: float
-
-
-class Ranking(NamedTuple):
-    """One entity's test windows with the scores of several models."""
-
-    entity: str
-    labels: np.ndarray  # [M] bool
-    scores: Mapping[str, np.ndarray]  # model -> [M], NaN for none
-    thresholds: Mapping[str, float]  # model -> its own τ
 
 
 class Heat(NamedTuple):
@@ -166,24 +148,24 @@ def _loss(number: float | None) -> float:
     return float(number) if number and 0 < number < np.inf else float("nan")
 
 
-def distribution_figure(distribution: Distribution) -> go.Figure:
+def distribution_figure(scores: EntityScores, calibration: np.ndarray) -> go.Figure:
     """Share of windows above each score: calibration, test (normal, anomalous), and τ."""
-    sets = {"calibration": np.asarray(distribution.calibration)}
-    test, labels = np.asarray(distribution.test), distribution.labels
+    sets = {"calibration": calibration}
+    test, labels = scores.window_scores, scores.window_labels
     if labels is not None:
         sets |= {"test, normal": test[~labels], "test, anomalous": test[labels]}
     elif len(test):
         sets["test"] = test
     figure = go.Figure()
-    for number, (name, scores) in enumerate(sets.items()):
-        known = np.sort(scores[~np.isnan(scores)])
+    for number, (name, own) in enumerate(sets.items()):
+        known = np.sort(own[~np.isnan(own)])
         share = 1 - np.arange(len(known)) / max(len(known), 1)
         # Scores that a log axis can't show still count in the shares.
         shown = _thinned(np.flatnonzero(np.isfinite(known) & (known > 0)))
         if len(shown):
             x, y, color = known[shown], share[shown], _color(number)
             figure.add_trace(_line(x, y, name, color, shape="vh"))
-    tau = float(distribution.threshold)
+    tau = float(scores.threshold)
     if np.isfinite(tau) and tau > 0:
         name = f"τ = {tau:.4g}"
         figure.add_trace(_line([tau, tau], [0, 1], name, INK, dash="dash"))
@@ -191,16 +173,17 @@ def distribution_figure(distribution: Distribution) -> go.Figure:
     return _finished(figure, x, y | _SHARE)
 
 
-def precision_recall_figure(ranking: Ranking) -> go.Figure:
+def precision_recall_figure(models: Mapping[str, EntityScores]) -> go.Figure:
     """Precision over recall of windows, a curve a model; a dot at its own τ.
 
     Steps, as average precision (in the legend) adds them up.
     """
     figure = go.Figure()
-    for number, (model, scores) in enumerate(ranking.scores.items()):
-        color, name, known = _color(number), plain(model, most=24), ~np.isnan(scores)
-        labels = np.asarray(ranking.labels, dtype=bool)[known]
-        own = scores[known].astype(np.float64)  # τ is compared in float64
+    for number, (model, scores) in enumerate(models.items()):
+        color, name = _color(number), plain(model, most=24)
+        known = ~np.isnan(scores.window_scores)
+        labels = np.asarray(scores.window_labels, dtype=bool)[known]
+        own = scores.window_scores[known].astype(np.float64)  # τ is compared in float64
         if not labels.any():
             continue
         precision, recall, area = precision_recall(labels, own)
@@ -208,7 +191,7 @@ def precision_recall_figure(ranking: Ranking) -> go.Figure:
             values[_thinned(np.arange(len(recall)))] for values in (recall, precision)
         )
         figure.add_trace(_line(x, y, f"{name} (AP {area:.3f})", color, shape="hv"))
-        above = own > ranking.thresholds[model]
+        above = own > scores.threshold
         if above.any():
             hits, name = np.sum(labels & above), f"{name}, label-free τ"
             dot = _line([hits / labels.sum()], [hits / above.sum()], name, color)

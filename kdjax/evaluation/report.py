@@ -15,6 +15,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from kdjax.evaluation import plots, tables
@@ -28,7 +29,8 @@ from kdjax.evaluation.page import (
     table_html,
     words_html,
 )
-from kdjax.evaluation.plots import Distribution, Ranking, Timeline
+from kdjax.evaluation.plots import Timeline
+from kdjax.evaluation.rows import EntityScores
 from kdjax.evaluation.summary import summarise
 from kdjax.evaluation.tables import Results, Table
 from kdjax.io.files import write_text
@@ -65,14 +67,16 @@ def write_report(
     results: Results,
     history: Sequence[Mapping[str, Any]] = (),
     timelines: Sequence[Timeline] = (),
-    distributions: Sequence[Distribution] = (),
-    rankings: Sequence[Ranking] = (),
+    distributions: Sequence[tuple[EntityScores, np.ndarray]] = (),
+    rankings: Sequence[Mapping[str, EntityScores]] = (),
     frontier: bytes | None = None,
 ) -> None:
     """Writes the HTML report of a run, whole or not at all.
 
-    `results` is the content of results.json, `history` the lines of metrics.jsonl, and
-    `frontier` a PNG of quality against cost, where a benchmark drew one.
+    `results` is the content of results.json, `history` the lines of metrics.jsonl;
+    `distributions` are the student's scores with those of calibration, `rankings` the
+    scores of several models, each of one entity; `frontier` is a PNG of quality against
+    cost, where a benchmark drew one.
     """
     first, *further = map(_section, tables.report_tables(results))
     summary = words_html(tables.data_words(results))
@@ -216,16 +220,14 @@ def _section(table: Table | None) -> Section:
 def _entities(
     results: Results,
     timelines: Sequence[Timeline],
-    distributions: Sequence[Distribution],
-    rankings: Sequence[Ranking],
+    distributions: Sequence[tuple[EntityScores, np.ndarray]],
+    rankings: Sequence[Mapping[str, EntityScores]],
 ) -> str:
     """Figures and numbers of each entity, the first few unfolded."""
     rows = results.get("entities", ())
     timeline_of = {timeline.entity: timeline for timeline in timelines}
-    distribution_of = {
-        distribution.entity: distribution for distribution in distributions
-    }
-    ranking_of = {ranking.entity: ranking for ranking in rankings}
+    distribution_of = {scores.entity: (scores, own) for scores, own in distributions}
+    ranking_of = {next(iter(one.values())).entity: one for one in rankings}
     names = [*dict.fromkeys([*timeline_of, *(row["entity"] for row in rows)])]
     parts = []
     if len(names) > DRAWN_ENTITIES:
@@ -241,7 +243,7 @@ def _entities(
                 words = (
                     "The student's window scores: share of windows above each value."
                 )
-                pair = figure_html(plots.distribution_figure(distribution), words)
+                pair = figure_html(plots.distribution_figure(*distribution), words)
             if ranking := ranking_of.get(name):
                 words = "Precision and recall of windows as τ falls; a dot: the model's own τ."
                 pair += figure_html(plots.precision_recall_figure(ranking), words)

@@ -16,15 +16,9 @@ from kdjax.detection.storage import save_detector
 from kdjax.evaluation.evaluate import ModelEvaluation, test_starts
 from kdjax.evaluation.inspection import Inspection
 from kdjax.evaluation.intervals import ORACLE, best_baseline, interval_rows, paired_rows
-from kdjax.evaluation.plots import (
-    Distribution,
-    Heat,
-    Ranking,
-    Timeline,
-    heat_bins,
-    plot_learning_curve,
-)
+from kdjax.evaluation.plots import Heat, Timeline, heat_bins, plot_learning_curve
 from kdjax.evaluation.report import DRAWN_ENTITIES, write_report, write_texts
+from kdjax.evaluation.rows import EntityScores
 from kdjax.evaluation.summary import agreement, recommend
 from kdjax.experiment.assemble import make_detector
 from kdjax.experiment.groups import group_name
@@ -39,9 +33,7 @@ Settings = Mapping[str, Any]
 TEACHER, STUDENT, RANDOM = "teacher", "student", "random"
 DRAWN = (TEACHER, STUDENT)  # models whose scores the report draws
 HEAT_MAPS = 16  # entities whose channels are drawn, which takes scoring their test rows
-FRONTIER = (
-    "frontier.png"  # of the benchmark that compares sizes, if it is in the folder
-)
+FRONTIER = "frontier.png"  # of a benchmark that compares sizes, if it is there
 
 
 def derived_results(
@@ -152,13 +144,16 @@ def _write_reports(
     rule = AlarmRule(
         *(results["settings"]["threshold"][k] for k in ("min_duration", "cooldown"))
     )
+    student = evaluated[STUDENT]
     plot_learning_curve(history, workdir / "learning_curve.png")
     write_report(
         workdir / "report.html",
         results=results,
         history=history,
         timelines=_timelines(evaluated, prepared, inspections, students, rule),
-        distributions=_distributions(evaluated),
+        distributions=list(
+            zip(student.scores, student.calibration.scores, strict=True)
+        ),
         rankings=_rankings(evaluated, results["entities"]),
         frontier=frontier.read_bytes() if frontier.exists() else None,
     )
@@ -283,38 +278,16 @@ def contribution_bins(
     return largest
 
 
-def _distributions(evaluated: Mapping[str, ModelEvaluation]) -> list[Distribution]:
-    """The student's window scores in calibration and test."""
-    student = evaluated[STUDENT]
-    return [
-        Distribution(
-            entity=scores.entity,
-            calibration=student.calibration.scores[place],
-            test=scores.window_scores,
-            labels=scores.window_labels,
-            threshold=scores.threshold,
-        )
-        for place, scores in enumerate(student.scores)
-    ]
-
-
 def _rankings(
     evaluated: Mapping[str, ModelEvaluation], rows: Sequence[Mapping[str, Any]]
-) -> list[Ranking]:
+) -> list[dict[str, EntityScores]]:
     """Networks, the best baseline and random on the windows of labelled entities."""
     baseline = best_baseline(
         rows, threshold=ORACLE, level="window", metric="average_precision"
     )
-    drawn = {
-        n: evaluated[n] for n in (*NETWORKS, baseline, RANDOM) if n in evaluated and n
-    }
+    drawn = [n for n in (*NETWORKS, baseline, RANDOM) if n in evaluated and n]
     return [
-        Ranking(
-            entity=first.entity,
-            labels=first.window_labels,
-            scores={name: own.scores[i].window_scores for name, own in drawn.items()},
-            thresholds={name: own.scores[i].threshold for name, own in drawn.items()},
-        )
-        for i, first in enumerate(evaluated[STUDENT].scores)
-        if first.window_labels is not None
+        {name: evaluated[name].scores[place] for name in drawn}
+        for place, own in enumerate(evaluated[STUDENT].scores)
+        if own.window_labels is not None
     ]
