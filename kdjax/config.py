@@ -100,14 +100,7 @@ class Range(NamedTuple):
 
 
 BENCHMARKS = ("smd", "asd", "jumpstarter2", "smap", "msl")
-BASELINES = (
-    "random",
-    "mahalanobis",
-    "pca",
-    "kmeans",
-    "difference",
-    "moving_average",
-)
+BASELINES = ("random", "mahalanobis", "pca", "kmeans", "difference", "moving_average")
 _MILLION = 1_000_000
 
 # Each field: its default, or the type of one that may be left open, and the values it may

@@ -7,10 +7,7 @@ from kdjax.commands.common import Flag
 
 USAGE = "[--json] [--config=FILE] [--config.FIELD=VALUE …]"
 EXAMPLE = "kdjax info --config=configs/paper.py"
-FLAGS = {
-    "Settings": common.CONFIG,
-    "Output": (Flag("json", "", False, "Print JSON."),),
-}
+FLAGS = {"Settings": common.CONFIG, "Output": (Flag("json", "", False, "Print JSON."),)}
 
 
 def main(arguments: list[str], flags: common.Flags) -> None:

@@ -118,10 +118,7 @@ def mean_interval(
 
 
 def paired_difference(
-    first: npt.ArrayLike,
-    second: npt.ArrayLike,
-    level: float = LEVEL,
-    seed: int = 0,
+    first: npt.ArrayLike, second: npt.ArrayLike, level: float = LEVEL, seed: int = 0
 ) -> Difference:
     """The mean of `first − second` over entities with its bootstrap interval.
 

@@ -60,11 +60,11 @@ def _agreements(evaluated: Mapping[str, ModelEvaluation]) -> dict[str, float | N
         name: np.concatenate([own.window_scores > own.threshold for own in one.scores])
         for name, one in evaluated.items()
     }
-    kappas = {
-        name: agreement(own, alarms[TEACHER]) if len(own) else math.nan
-        for name, own in alarms.items()
-    }
-    return {name: None if math.isnan(k) else k for name, k in kappas.items()}
+    found: dict[str, float | None] = {}
+    for name, own in alarms.items():
+        kappa = agreement(own, alarms[TEACHER]) if len(own) else math.nan
+        found[name] = None if math.isnan(kappa) else kappa
+    return found
 
 
 def write_run(
@@ -89,6 +89,8 @@ def write_run(
     examples: dict[str, Detector] = {}
     for part, own, models in parts:
         names = {entity.name for entity in own.entities}
+        # Keys are train/ENTITY and test/ENTITY.
+        own_digests = {k: v for k, v in digests.items() if k.split("/", 1)[1] in names}
         for name, model in models.items():
             if name == PREVIOUS:
                 continue  # it is saved already
@@ -98,10 +100,7 @@ def write_run(
                 model.calibration,
                 own,
                 settings=settings,
-                # Keys are train/ENTITY and test/ENTITY.
-                digests={
-                    k: v for k, v in digests.items() if k.split("/", 1)[1] in names
-                },
+                digests=own_digests,
                 results=model.rows,
                 warm_start=warm_start if name in NETWORKS else None,
             )
@@ -191,41 +190,42 @@ def _timelines(
     rule: AlarmRule,
 ) -> list[Timeline]:
     """The test rows of the first entities; training rows where there are none."""
-    drawn = {name: evaluated[name] for name in DRAWN if name in evaluated}
-    thresholds = evaluated[STUDENT].calibration.thresholds
+    drawn = [name for name in DRAWN if name in evaluated]
     timelines = []
     for i, entity in enumerate(prepared.entities[:DRAWN_ENTITIES]):
         if (test := entity.test) is None:
+            tau = evaluated[STUDENT].calibration.thresholds[i].tau
             timeline = Timeline(
                 entity=entity.name,
                 time=entity.train.time,
                 labels=None,
                 scores={STUDENT: inspections[i].scores},
-                thresholds={STUDENT: thresholds[i].tau},
+                thresholds={STUDENT: tau},
                 what="Training row scores",
             )
         else:
             starts = test_starts(prepared, entity)
-            found = {name: evaluation.scores[i] for name, evaluation in drawn.items()}
-            detector = students[entity.name]
+            found = {name: evaluated[name].scores[i] for name in drawn}
+            events = {
+                name: scored_events(
+                    own.window_scores,
+                    starts,
+                    entity.test_spans,
+                    tau=own.threshold,
+                    window=prepared.window,
+                    rule=rule,
+                )
+                for name, own in found.items()
+            }
+            student = students[entity.name]
             timeline = Timeline(
                 entity=entity.name,
                 time=test.time,
                 labels=test.labels,
-                scores={name: scores.scores for name, scores in found.items()},
-                thresholds={name: scores.threshold for name, scores in found.items()},
-                events={
-                    name: scored_events(
-                        scores.window_scores,
-                        starts,
-                        entity.test_spans,
-                        tau=scores.threshold,
-                        window=prepared.window,
-                        rule=rule,
-                    )
-                    for name, scores in found.items()
-                },
-                heat=_heat(detector, test, starts, entity.name)
+                scores={name: own.scores for name, own in found.items()},
+                thresholds={name: own.threshold for name, own in found.items()},
+                events=events,
+                heat=_heat(student, test, starts, entity.name)
                 if i < HEAT_MAPS
                 else None,
             )

@@ -5,14 +5,16 @@ HitRate@P% is that of Su et al., KDD 2019 (OmniAnomaly), NDCG that of Tuli et al
 they are means over all orders, so equal contributions give the value of guessing.
 """
 
-import warnings
+import math
 from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from kdjax.errors import DataError
-from kdjax.metrics import UndefinedMetricWarning, as_scores
+from kdjax.metrics.checks import as_scores, warn_undefined
+
+NO_CULPRIT = "no channel is at fault"
 
 
 def hit_rate(
@@ -32,7 +34,8 @@ def hit_rate(
     """
     hits = _hits(scores, culprits)
     if hits is None:
-        return _undefined("the hit rate")
+        warn_undefined({"the hit rate": NO_CULPRIT})
+        return math.nan
     return float(hits[: _top(hits, percent)].sum() / hits.sum())
 
 
@@ -48,7 +51,8 @@ def ndcg(
     """
     hits = _hits(scores, culprits)
     if hits is None:
-        return _undefined("NDCG")
+        warn_undefined({"NDCG": NO_CULPRIT})
+        return math.nan
     top = _top(hits, percent)
     discount = 1 / np.log2(np.arange(len(hits)) + 2)
     best = discount[: round(hits.sum())].sum()
@@ -79,10 +83,3 @@ def _top(hits: np.ndarray, percent: int) -> int:
             "culprits can't hold them all."
         )
     return int(percent * round(hits.sum()) // 100)
-
-
-def _undefined(name: str) -> float:
-    warnings.warn(
-        f"{name} is NaN: no channel is at fault", UndefinedMetricWarning, stacklevel=3
-    )
-    return float("nan")

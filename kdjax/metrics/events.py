@@ -27,12 +27,7 @@ import numpy.typing as npt
 
 from kdjax.errors import ConfigError
 from kdjax.metrics.checks import event_reasons, runs, warn_undefined, with_alarms
-from kdjax.metrics.points import (
-    PrecisionRecallF1,
-    count,
-    from_counts,
-    harmonic_mean,
-)
+from kdjax.metrics.points import PrecisionRecallF1, count, from_counts, harmonic_mean
 
 CARDINALITIES = ("reciprocal", "one")
 BIASES = ("flat", "front", "middle", "back")

@@ -3,7 +3,6 @@
 These look at each row or window by itself; their order plays no part.
 """
 
-import warnings
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +12,6 @@ from kdjax.metrics.checks import (
     NO_NEGATIVES,
     NO_POSITIVES,
     NO_PREDICTIONS,
-    UndefinedMetricWarning,
     warn_undefined,
     with_alarms,
     with_scores,
@@ -43,10 +41,9 @@ def count(labels: npt.ArrayLike, predictions: npt.ArrayLike) -> Counts:
     Counts(tp=2, fp=1, fn=1)
     """
     truth, alarms = with_alarms(labels, predictions)
-    tp = int(np.count_nonzero(truth & alarms))
-    return Counts(
-        tp, int(np.count_nonzero(alarms)) - tp, int(np.count_nonzero(truth)) - tp
-    )
+    marks = (truth & alarms, alarms, truth)
+    tp, found, wanted = (int(np.count_nonzero(mask)) for mask in marks)
+    return Counts(tp, found - tp, wanted - tp)
 
 
 def from_counts(counts: Counts) -> PrecisionRecallF1:
@@ -158,11 +155,7 @@ def oracle_threshold(labels: npt.ArrayLike, scores: npt.ArrayLike) -> OracleThre
     """
     truth, values = with_scores(labels, scores)
     if not truth.any():
-        warnings.warn(
-            f"the oracle threshold is NaN: {NO_POSITIVES}",
-            UndefinedMetricWarning,
-            stacklevel=2,
-        )
+        warn_undefined({"the oracle threshold": NO_POSITIVES})
         return OracleThreshold(float("nan"), float("nan"))
     thresholds, f1 = _candidates(truth, values)
     best = int(np.argmax(f1))
@@ -197,7 +190,6 @@ def _curve(name: str, labels: npt.ArrayLike, scores: npt.ArrayLike) -> float:
         return float("nan")
     # scikit-learn refuses infinite scores; both areas depend on the order alone.
     ranks = np.unique(values, return_inverse=True)[1]
-    area = (
-        metrics.roc_auc_score if name == "auc_roc" else metrics.average_precision_score
-    )
-    return float(area(truth, ranks))
+    if name == "auc_roc":
+        return float(metrics.roc_auc_score(truth, ranks))
+    return float(metrics.average_precision_score(truth, ranks))

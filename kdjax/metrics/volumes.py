@@ -15,12 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kdjax.errors import ConfigError
-from kdjax.metrics.checks import (
-    one_class,
-    runs,
-    warn_undefined,
-    with_scores,
-)
+from kdjax.metrics.checks import one_class, runs, warn_undefined, with_scores
 
 
 class Volumes(NamedTuple):
@@ -31,11 +26,7 @@ class Volumes(NamedTuple):
 
 
 def vus(
-    labels: npt.ArrayLike,
-    scores: npt.ArrayLike,
-    *,
-    window: int,
-    thresholds: int = 250,
+    labels: npt.ArrayLike, scores: npt.ArrayLike, *, window: int, thresholds: int = 250
 ) -> Volumes:
     """VUS-ROC and VUS-PR; NaN with a warning if only one class is labelled.
 
@@ -56,11 +47,7 @@ def vus(
 
 
 def vus_roc(
-    labels: npt.ArrayLike,
-    scores: npt.ArrayLike,
-    *,
-    window: int,
-    thresholds: int = 250,
+    labels: npt.ArrayLike, scores: npt.ArrayLike, *, window: int, thresholds: int = 250
 ) -> float:
     """Volume under the ROC surface; arguments and the undefined case as in `vus`.
 
@@ -71,11 +58,7 @@ def vus_roc(
 
 
 def vus_pr(
-    labels: npt.ArrayLike,
-    scores: npt.ArrayLike,
-    *,
-    window: int,
-    thresholds: int = 250,
+    labels: npt.ArrayLike, scores: npt.ArrayLike, *, window: int, thresholds: int = 250
 ) -> float:
     """Volume under the precision-recall surface; arguments as in `vus`.
 
@@ -94,8 +77,7 @@ def _checked(
 ) -> Volumes:
     """Both volumes of unchecked inputs; warns of the metrics `names` if undefined."""
     truth, values = with_scores(labels, scores)
-    reason = one_class(truth)
-    if reason is not None:
+    if reason := one_class(truth):
         warn_undefined(dict.fromkeys(names, reason), stacklevel=4)
     return volumes_of(truth, values, window=window, thresholds=thresholds)
 
@@ -104,7 +86,14 @@ def volumes_of(
     truth: np.ndarray, scores: np.ndarray, *, window: int, thresholds: int = 250
 ) -> Volumes:
     """`vus` of checked `[N]` bool labels and scores, without a warning."""
-    _check(window, thresholds)
+    if window < 0 or window != int(window):
+        raise ConfigError(
+            f"window={window}: expected a whole number of rows, 0 or more."
+        )
+    if thresholds < 1 or thresholds != int(thresholds):
+        raise ConfigError(
+            f"thresholds={thresholds}: expected a whole number, 1 or more, such as 250."
+        )
     if one_class(truth):
         return Volumes(float("nan"), float("nan"))
     first = _first_thresholds(scores, thresholds)
@@ -198,14 +187,3 @@ def _shares_of_events(
         earliest = np.minimum.reduceat(closed, edges)[::2]
         shares[h] = _totals(earliest, thresholds) / len(begin)
     return shares
-
-
-def _check(window: int, thresholds: int) -> None:
-    if window < 0 or window != int(window):
-        raise ConfigError(
-            f"window={window}: expected a whole number of rows, 0 or more."
-        )
-    if thresholds < 1 or thresholds != int(thresholds):
-        raise ConfigError(
-            f"thresholds={thresholds}: expected a whole number, 1 or more, such as 250."
-        )
