@@ -11,8 +11,7 @@ from kdjax.detection.calibration import Rules
 from kdjax.detection.detector import score_scaled
 from kdjax.detection.gaussian import Gaussian
 from kdjax.detection.thresholds import Rule
-from kdjax.evaluation.evaluate import evaluate_models
-from kdjax.evaluation.inspection import WORST, inspect_training
+from kdjax.evaluation.evaluate import WORST, evaluate_models, inspect_training
 from kdjax.models.residual import ResidualModel
 
 WINDOW, STRIDE, ROWS = 10, 5, 400

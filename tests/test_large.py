@@ -36,8 +36,8 @@ from kdjax.data.windowing import WindowSource, gather, on_disk
 from kdjax.detection.calibration import Rules, calibrate
 from kdjax.detection.thresholds import Rule
 from kdjax.errors import ConfigError, DataError
-from kdjax.evaluation import inspection
-from kdjax.evaluation.evaluate import evaluate_models
+from kdjax.evaluation.evaluate import evaluate_models, inspect_training
+from kdjax.evaluation.evaluate import test_notes as notes_of_test
 from kdjax.experiment.assemble import data_digests
 from kdjax.models.autoencoder import Architecture, network
 from kdjax.models.baselines import fit_pca
@@ -443,12 +443,12 @@ def test_calibration_judgement_and_inspection_in_pieces(
             models, prepared, chosen, min_anomalous_points=1,
             console=Console(quiet=True),
         )  # fmt: skip
-        inspected = inspection.inspect_training(evaluated["student"], prepared, chosen)
+        inspected = inspect_training(evaluated["student"], prepared, chosen)
         results.append(
             (
                 evaluated,
                 inspected,
-                inspection.test_notes(evaluated["student"], prepared),
+                notes_of_test(evaluated["student"], prepared),
             )
         )
     (whole, looked, notes), (lying, looked_too, notes_too) = results

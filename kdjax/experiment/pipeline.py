@@ -18,8 +18,12 @@ from kdjax.data.readers import load_files
 from kdjax.data.series import Dataset
 from kdjax.detection.calibration import check_enough
 from kdjax.errors import ConfigError, DataError
-from kdjax.evaluation.evaluate import ModelEvaluation, evaluate_models
-from kdjax.evaluation.inspection import inspect_training, test_notes
+from kdjax.evaluation.evaluate import (
+    ModelEvaluation,
+    evaluate_models,
+    inspect_training,
+    test_notes,
+)
 from kdjax.experiment.assemble import calibration_rules, data_digests
 from kdjax.experiment.groups import (
     ALL,

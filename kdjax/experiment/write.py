@@ -13,8 +13,7 @@ from kdjax.data.windowing import add_scores, empty_sums, mean_of_sums
 from kdjax.detection.alarming import AlarmRule, scored_events
 from kdjax.detection.detector import Detector, entity_index, explain_batches
 from kdjax.detection.storage import save_detector
-from kdjax.evaluation.evaluate import ModelEvaluation, test_starts
-from kdjax.evaluation.inspection import Inspection
+from kdjax.evaluation.evaluate import Inspection, ModelEvaluation, test_starts
 from kdjax.evaluation.intervals import ORACLE, best_baseline, interval_rows, paired_rows
 from kdjax.evaluation.plots import Heat, Timeline, heat_bins, plot_learning_curve
 from kdjax.evaluation.report import DRAWN_ENTITIES, write_report, write_texts
