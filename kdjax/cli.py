@@ -70,10 +70,10 @@ def main(argv: Sequence[str]) -> int:
     except KdjaxError as error:
         message = _shown(error)
     except OSError as error:
-        message = f"{_shown(error)}: check the path and its rights."
+        advice = "check the path and its rights."
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             advice = "make room on the disk, then run the same command again."
-            message = f"{_shown(error)}: {advice}"
+        message = f"{_shown(error)}: {advice}"
     except (Exception, KeyboardInterrupt) as error:
         if (code := signals.stop_message(error)) is not None:
             return code

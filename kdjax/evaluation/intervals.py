@@ -307,7 +307,10 @@ def _seeds_by_entities(values: npt.ArrayLike) -> np.ndarray:
 
 def _known_means(values: np.ndarray) -> np.ndarray:
     """Means `[E]` over the seeds `[S, E]` that have a value, of entities that have one."""
-    means: np.ndarray = np.ma.masked_invalid(values).mean(axis=0).compressed()
+    known = ~np.isnan(values)
+    counts = known.sum(axis=0)
+    sums = np.where(known, values, 0).sum(axis=0)
+    means: np.ndarray = sums[counts > 0] / counts[counts > 0]
     return means
 
 

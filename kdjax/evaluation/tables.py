@@ -144,7 +144,9 @@ def interval_table(intervals: Sequence[Row], method: str) -> Table | None:
     columns = [
         (threshold, level, metric)
         for level, metric in WITH_INTERVALS
-        for threshold in ("oracle", *(() if metric in _THRESHOLD_FREE else (method,)))
+        for threshold in (
+            ("oracle",) if metric in _THRESHOLD_FREE else ("oracle", method)
+        )
         if (threshold, level, metric) in present
     ]
     return _table(

@@ -96,7 +96,9 @@ def volumes_of(
         )
     if one_class(truth):
         return Volumes(float("nan"), float("nan"))
-    first = _first_thresholds(scores, thresholds)
+    # Of each row the number of the first threshold, from the highest, that flags it.
+    places = np.linspace(0, len(scores) - 1, thresholds).astype(int)  # as TSB-AD's
+    first = np.searchsorted(np.sort(-scores)[places], -scores)
     flagged = _totals(first, thresholds)  # [T] rows
     soft = _buffer_hits(truth, first, window, thresholds)  # [W + 1, T]
     share = _shares_of_events(truth, first, window // 2, thresholds)  # [W // 2 + 1, T]
@@ -113,14 +115,6 @@ def volumes_of(
     )
     pr = (np.diff(tpr, prepend=0) * (hits / flagged)).sum(axis=1)
     return Volumes(float(roc.mean()), float(pr.mean()))
-
-
-def _first_thresholds(scores: np.ndarray, thresholds: int) -> np.ndarray:
-    """Number of the first threshold, from the highest, that flags each row, `[N]`."""
-    ordered = np.sort(-scores)
-    # Cast as TSB-AD does it: downwards.
-    places = np.linspace(0, len(scores) - 1, thresholds).astype(int)
-    return np.searchsorted(ordered[places], -scores)
 
 
 def _totals(first: np.ndarray, thresholds: int) -> np.ndarray:
