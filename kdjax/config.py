@@ -100,6 +100,7 @@ class Range(NamedTuple):
 
 
 BENCHMARKS = ("smd", "asd", "jumpstarter2", "smap", "msl")
+# Those of a run by default; kdjax.models.baselines has all.
 BASELINES = ("random", "mahalanobis", "pca", "kmeans", "difference", "moving_average")
 _MILLION = 1_000_000
 
@@ -439,22 +440,32 @@ def _check_choices(settings: Settings) -> Iterator[str]:
             yield (
                 f"{name}={values[name]!r} must be one of {', '.join(map(repr, choices))}"
             )
+    components = {name: settings[name]["components"] for name in ("teacher", "student")}
+    baselines = _known_baselines({*settings["baselines"]}.union(*components.values()))
     for baseline in settings["baselines"]:
-        if baseline not in BASELINES:
-            yield f"baselines={baseline!r} must be among {', '.join(BASELINES)}"
-    known = ("autoencoder", *(kind for kind in BASELINES if kind != "random"))
-    for name in ("teacher", "student"):
-        parts = settings[name]["components"]
-        if not parts or len(set(parts)) < len(parts) or set(parts) - set(known):
+        if baseline not in baselines:
+            yield f"baselines={baseline!r} must be among {', '.join(baselines)}"
+    known = ("autoencoder", *(kind for kind in baselines if kind != "random"))
+    for name, kinds in components.items():
+        if not kinds or len(set(kinds)) < len(kinds) or set(kinds) - set(known):
             yield (
-                f"{name}.components={parts!r} must name one or more of "
+                f"{name}.components={kinds!r} must name one or more of "
                 f"{', '.join(known)}, each once"
             )
-        elif name == "student" and "autoencoder" not in parts:
+        elif name == "student" and "autoencoder" not in kinds:
             yield (
                 "student.components must name autoencoder: a student is a network that "
                 "learns"
             )
+
+
+def _known_baselines(names: set[str]) -> tuple[str, ...]:
+    """All baselines; only for names other than the usual ones JAX is imported."""
+    if names <= {"autoencoder", *BASELINES}:
+        return BASELINES
+    from kdjax.models.baselines import BASELINES as registered
+
+    return *BASELINES, *(name for name in registered if name not in BASELINES)
 
 
 def _check_ranges(settings: Settings) -> Iterator[str]:

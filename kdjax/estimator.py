@@ -20,7 +20,7 @@ from rich.console import Console
 from sklearn.base import BaseEstimator, clone
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from kdjax.config import BASELINES, get_config, leaves, override, resolve
+from kdjax.config import get_config, leaves, override, resolve
 from kdjax.data.raw import Place, to_float32
 from kdjax.data.series import Dataset, Series
 from kdjax.data.splits import segments
@@ -49,6 +49,7 @@ from kdjax.experiment.jobs import is_distilled
 from kdjax.experiment.pipeline import prepare_dataset
 from kdjax.experiment.recalibrate import recalibrated
 from kdjax.experiment.train import train_networks
+from kdjax.models.baselines import BASELINES
 from kdjax.models.residual import fit_baseline
 from kdjax.training.targets import ScoreFunction
 

@@ -203,9 +203,7 @@ def parts(*, seed=0):
         ),
         ResidualModel("pca", {k: np.float32(v) for k, v in pca.items()}),
         ResidualModel("kmeans", centres),
-        ResidualModel("random", {}),
-        *(ResidualModel(k, {}) for k in ("mahalanobis", "difference")),
-        ResidualModel("moving_average", {}),
+        *(ResidualModel(k, {}) for k in BASELINES if k not in ("pca", "kmeans")),
     ]
     return {model.kind: model for model in found}
 

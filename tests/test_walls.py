@@ -21,7 +21,6 @@ SCRIPTS = [TOP / "launch.py", *sorted((TOP / "configs").glob("*.py"))]
 # Rooms in their order of dependence: each imports only from those before it.
 ROOMS = (
     "errors",
-    "config",
     "io",
     "metrics",
     "data",
@@ -32,6 +31,7 @@ ROOMS = (
     "evaluation",
     "export",
     "scoring",
+    "config",
     "experiment",
     "estimator",
     "commands",

@@ -7,7 +7,8 @@
     kmeans          |x − the nearest of the fit windows' cluster centres|
     random          uniform noise drawn from a hash of the window
 
-A new baseline is an entry of `BASELINES`; `config.BASELINES` lists those of a run.
+A new baseline is an entry of `BASELINES`; `config.BASELINES` lists those that a run has
+by default. An ONNX form is an entry in `kdjax.export.onnx`.
 Functions take `(params, windows [B, L, D])` and return `[B, L, D]`.
 """
 
