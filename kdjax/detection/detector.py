@@ -21,8 +21,7 @@ from kdjax.detection.scores import deviations, scores_of
 from kdjax.detection.thresholds import Threshold
 from kdjax.errors import DataError
 from kdjax.models.autoencoder import Architecture
-from kdjax.models.missing import fill_missing
-from kdjax.models.model import Params
+from kdjax.models.model import Params, fill_missing
 from kdjax.models.residual import ResidualModel, components_of, residual_function
 from kdjax.training.batching import WindowFunction, map_windows
 
@@ -292,9 +291,8 @@ def _observed_residuals(
         return lambda params, windows: (residuals(params, windows), None)
 
     def filled_residuals(params: Params, windows: Array) -> tuple[Array, Array]:
-        filled = fill_missing(windows)
-        observed = jnp.tile(filled.observed, (1, 1, copies))
-        return residuals(params, filled.windows), observed
+        filled, observed = fill_missing(windows)
+        return residuals(params, filled), jnp.tile(observed, (1, 1, copies))
 
     return filled_residuals
 

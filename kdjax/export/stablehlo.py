@@ -37,7 +37,7 @@ from kdjax.export.container import (
     source_name,
 )
 from kdjax.export.onnx_scorer import Scored, Scorer
-from kdjax.models._recurrence import FEW
+from kdjax.models.lstm import FEW
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 SEAL = b'kdjax-stablehlo 1\n{"sha256":"'

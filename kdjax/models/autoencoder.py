@@ -69,22 +69,18 @@ class EncoderDecoder(nn.Module):
         self, windows: Array, forced: bool, activate: Callable[[Array], Array]
     ) -> tuple[Array, Array]:
         """The head's values `[W, L, B]` and the code `[H, B]`."""
-        carries = []
-        states = windows
+        carries, states = [], windows
         for layer in self.encoder:
             carry, states = layer(states)
             carries.append(carry)
         code = carries[-1].hidden
-        if self.decoder == "repeat":
-            return self._repeat(code, windows.shape[1]), code
-        inwards = tuple(reversed(carries))
-        return self._feedback(inwards, windows, forced, activate), code
-
-    def _repeat(self, latent: Array, length: int) -> Array:
-        states = self.decoder_layers[0].repeat(latent, length)
+        if self.decoder == "feedback":
+            inwards = tuple(reversed(carries))
+            return self._feedback(inwards, windows, forced, activate), code
+        states = self.decoder_layers[0].repeat(code, windows.shape[1])
         for layer in self.decoder_layers[1:]:
             states = layer(states)[1]
-        return self.head(states)
+        return self.head(states), code
 
     def _feedback(
         self,
@@ -141,9 +137,10 @@ def lstm_autoencoder(
     >>> model.apply(params, windows).shape, model.encode(params, windows).shape
     ((2, 7, 3), (2, 4))
     """
-    chosen = {"channels": channels, "decoder": decoder, "head": head}
-    for (name, value), known in zip(
-        chosen.items(), (CHANNELS, DECODERS, HEADS), strict=True
+    for name, value, known in (
+        ("channels", channels, CHANNELS),
+        ("decoder", decoder, DECODERS),
+        ("head", head, HEADS),
     ):
         if value not in known:
             raise ConfigError(f"{name}={value!r} must be one of {', '.join(known)}.")

@@ -28,11 +28,6 @@ from kdjax.models.model import Model, Params
 MOVING_AVERAGE_ROWS = 60
 
 
-def mahalanobis(params: Params, windows: Array) -> Array:
-    """The rows themselves: Eq. 1 then is the Mahalanobis distance of raw rows."""
-    return windows
-
-
 def difference(params: Params, windows: Array) -> Array:
     """|x_t − x_{t−1}|; the window's first row has no row before it and counts 0."""
     # Not what `row_before` leaves of the first row: ∞ − ∞ is no number.
@@ -40,23 +35,10 @@ def difference(params: Params, windows: Array) -> Array:
     return jnp.pad(steps, ((0, 0), (1, 0), (0, 0)))
 
 
-def moving_average(params: Params, windows: Array) -> Array:
-    """|x_t − mean of the up to 60 rows ending at and including t inside the window|."""
-    return jnp.abs(windows - running_mean(params, windows))
-
-
 def pca(params: Params, windows: Array) -> Array:
     """|x − its projection|; `params` has `mean` `[D]` and `components` `[K, D]`."""
     centred = windows - params["mean"]
     return jnp.abs(centred - _projected(params, centred))
-
-
-def kmeans(params: Params, windows: Array) -> Array:
-    """|x − the nearest centre|; `params` has `centres` `[K, L, D]`.
-
-    Whole windows are clustered, as TSB-AD's KMeansAD does (after Yairi et al., 2001).
-    """
-    return jnp.abs(windows - nearest_centre(params, windows))
 
 
 def random(params: Params, windows: Array) -> Array:
@@ -78,19 +60,13 @@ def random(params: Params, windows: Array) -> Array:
     return jax.vmap(draw)(windows)
 
 
-def nothing(params: Params, windows: Array) -> Array:
-    """Reconstruction of `mahalanobis`: zeros."""
-    return jnp.zeros_like(windows)
-
-
 def row_before(params: Params, windows: Array) -> Array:
     """Reconstruction of `difference`: the row before; of the first row itself."""
     return jnp.concatenate([windows[:, :1], windows[:, :-1]], axis=1)
 
 
 def running_mean(params: Params, windows: Array) -> Array:
-    """Reconstruction of `moving_average`: the mean of the rows up to this one."""
-    length = windows.shape[1]
+    """Reconstruction of `moving_average`: the mean of the up to 60 rows ending at t."""
     # Each sum adds its own rows. Differences of a running total would be cheaper, but
     # one huge value would spoil all later means.
     sums = jax.lax.reduce_window(
@@ -101,7 +77,7 @@ def running_mean(params: Params, windows: Array) -> Array:
         window_strides=(1, 1, 1),
         padding=((0, 0), (MOVING_AVERAGE_ROWS - 1, 0), (0, 0)),
     )
-    counts = jnp.minimum(jnp.arange(1, length + 1), MOVING_AVERAGE_ROWS)
+    counts = jnp.minimum(jnp.arange(1, windows.shape[1] + 1), MOVING_AVERAGE_ROWS)
     means: Array = sums / counts[:, None].astype(windows.dtype)
     return means
 
@@ -113,7 +89,11 @@ def projection(params: Params, windows: Array) -> Array:
 
 
 def nearest_centre(params: Params, windows: Array) -> Array:
-    """Reconstruction of `kmeans`: the centre closest to the whole window."""
+    """Reconstruction of `kmeans`: the centre closest to the whole window.
+
+    `params` has `centres` `[K, L, D]`. Whole windows are clustered, as TSB-AD's KMeansAD
+    does (after Yairi et al., 2001).
+    """
     centres = jnp.asarray(params["centres"])
     # An offset that all share would take the digits in which they differ.
     middle = jnp.mean(centres, axis=0)
@@ -158,26 +138,19 @@ def fit_pca(
     """
     pieces = iter([rows] if isinstance(rows, np.ndarray) else rows)
     first, second = next(pieces), next(pieces, None)
-    if second is None:
-        mean, components = _components(np.asarray(first, np.float64), variance)
+    if second is not None:
+        mean, covariance = _covariance(itertools.chain([first, second], pieces))
+        components = _leading(covariance, variance)
     else:
-        found = _covariance(itertools.chain([first, second], pieces))
-        mean, components = _leading(*found, variance)
-    return {
-        "mean": mean.astype(np.float32),
-        "components": components.astype(np.float32),
-    }
+        from sklearn.decomposition import PCA
 
-
-def _components(rows: np.ndarray, variance: float) -> tuple[np.ndarray, np.ndarray]:
-    """Mean `[D]` and leading components `[K, D]` of rows."""
-    from sklearn.decomposition import PCA
-
-    if not rows.var(axis=0).any():
-        # No variance to keep: the projection is the mean.
-        return rows.mean(axis=0), np.zeros((1, rows.shape[1]))
-    found = PCA(n_components=variance, svd_solver="full").fit(rows).components_
-    return rows.mean(axis=0), found
+        whole = np.asarray(first, np.float64)
+        mean, components = whole.mean(axis=0), np.zeros((1, whole.shape[1]))
+        if whole.var(axis=0).any():  # else the projection is the mean
+            found = PCA(n_components=variance, svd_solver="full").fit(whole)
+            components = found.components_
+    found = {"mean": mean, "components": components}
+    return {name: values.astype(np.float32) for name, values in found.items()}
 
 
 def _covariance(pieces: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -196,16 +169,14 @@ def _covariance(pieces: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     return mean, scatter / count
 
 
-def _leading(
-    mean: np.ndarray, covariance: np.ndarray, variance: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """The mean, and the components `[K, D]` of a covariance as scikit-learn counts K."""
+def _leading(covariance: np.ndarray, variance: float) -> np.ndarray:
+    """The components `[K, D]` of a covariance, as scikit-learn counts K."""
     values, vectors = np.linalg.eigh(covariance)
     values, vectors = np.maximum(values[::-1], 0), vectors.T[::-1]
     if not values.any():
-        return mean, np.zeros((1, len(mean)))
+        return np.zeros((1, len(values)))
     reached = np.cumsum(values / values.sum())
-    return mean, vectors[: int(np.searchsorted(reached, variance, side="right")) + 1]
+    return vectors[: int(np.searchsorted(reached, variance, side="right")) + 1]
 
 
 def fit_kmeans(
@@ -233,38 +204,41 @@ class Baseline(NamedTuple):
     """A baseline.
 
     Attributes:
-        residuals: `(params, windows) -> [B, L, D]`.
         reconstruct: `(params, windows) -> [B, L, D]`, what a student can be distilled
             from; None where there is no such thing.
+        residuals: `(params, windows) -> [B, L, D]`; None for |x − x'|.
         fit_rows: parameters from scaled fit rows in pieces `[n, D]`, if it has some.
         fit_windows: parameters from scaled fit windows `[M, L, D]`, if it has some.
         most: the most numbers that it can have, for windows `[L, D]`.
     """
 
-    residuals: Callable[[Params, Array], Array]
     reconstruct: Callable[[Params, Array], Array] | None
+    residuals: Callable[[Params, Array], Array] | None = None
     fit_rows: Callable[[Iterable[np.ndarray]], Params] | None = None
     fit_windows: Callable[[np.ndarray], Params] | None = None
     most: Callable[[int, int], int] = lambda length, width: 0
 
 
 BASELINES = {
-    "difference": Baseline(difference, row_before),
+    "difference": Baseline(row_before, difference),
     "kmeans": Baseline(
-        kmeans,
         nearest_centre,
         fit_windows=fit_kmeans,
         most=lambda length, width: CENTRES * length * width,
     ),
-    "mahalanobis": Baseline(mahalanobis, nothing),
-    "moving_average": Baseline(moving_average, running_mean),
+    # Eq. 1 then is the Mahalanobis distance of raw rows.
+    "mahalanobis": Baseline(
+        lambda params, windows: jnp.zeros_like(windows),
+        lambda params, windows: windows,
+    ),
+    "moving_average": Baseline(running_mean),
     "pca": Baseline(
-        pca,
         projection,
+        pca,
         fit_rows=fit_pca,
         most=lambda length, width: width * (1 + width),
     ),
-    "random": Baseline(random, None),
+    "random": Baseline(None, random),
 }
 
 

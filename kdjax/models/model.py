@@ -1,4 +1,4 @@
-"""What every model is: functions of parameters and windows.
+"""What every model is: functions of parameters and windows; and windows made whole.
 
     model = kdjax.lstm_autoencoder(hidden=(16,))
     params = model.init(jax.random.key(0), windows)    # windows [M, L, D]
@@ -53,6 +53,37 @@ def head_outputs(
     if model.outputs is None:
         return model.apply(params, windows)
     return model.outputs(params, windows, forced)
+
+
+def fill_missing(windows: Array) -> tuple[Array, Array]:
+    """Windows `[B, L, D]` with their NaN cells filled, and which cells were observed.
+
+    A missing cell takes the last value before it in the window, else the first after
+    it, else 0 (the middle or the bottom of the scaler's range): a rule that needs
+    nothing but the window, so that batch, stream and exported file agree. What the
+    model makes of such a cell counts nowhere: losses, moments and scores look at
+    observed cells only.
+
+    >>> fill_missing(jnp.array([[[jnp.nan], [3.0], [jnp.nan]]]))[0][0, :, 0]
+    Array([3., 3., 3.], dtype=float32)
+    """
+    forward = _carried(windows)
+    both = jnp.flip(_carried(jnp.flip(forward, axis=1)), axis=1)
+    return jnp.where(jnp.isnan(both), 0.0, both), ~jnp.isnan(windows)
+
+
+def _carried(values: Array) -> Array:
+    """The nearest value at or before each step: NaN only before the first one.
+
+    Each round looks twice as far back as the one before, so that log2(L) rounds do.
+    """
+    reach = 1
+    while reach < values.shape[1]:
+        pads = ((0, 0), (reach, 0), (0, 0))
+        earlier = jnp.pad(values[:, :-reach], pads, constant_values=jnp.nan)
+        values = jnp.where(jnp.isnan(values), earlier, values)
+        reach *= 2
+    return values
 
 
 def residuals(model: Model, params: Params, windows: Array) -> Array:

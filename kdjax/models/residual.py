@@ -22,9 +22,8 @@ from kdjax.data.prepared import Prepared, fit_rows, windows_source
 from kdjax.data.windowing import has_missing
 from kdjax.errors import ArtifactError
 from kdjax.models.autoencoder import Architecture, network
-from kdjax.models.baselines import BASELINES
-from kdjax.models.missing import fill_missing
-from kdjax.models.model import Params, residuals
+from kdjax.models.baselines import BASELINES, baseline
+from kdjax.models.model import Params, fill_missing, residuals
 
 NETWORK = "autoencoder"
 JOINT = "+"
@@ -124,10 +123,7 @@ def residual_function(
             f"{', '.join((NETWORK, *BASELINES))}, or several joined by {JOINT}. A newer "
             "kdjax may have it."
         )
-    return BASELINES[kind].residuals
-
-
-# Fitting baselines and ensembles to a data set.
+    return functools.partial(residuals, baseline(kind))
 
 
 def fit_baseline(kind: str, prepared: Prepared) -> ResidualModel:
@@ -135,9 +131,15 @@ def fit_baseline(kind: str, prepared: Prepared) -> ResidualModel:
     found = BASELINES[kind]
     if found.fit_rows is not None:
         return ResidualModel(kind, found.fit_rows(fit_rows(prepared)))
-    if found.fit_windows is not None:
-        return ResidualModel(kind, found.fit_windows(_fit_windows(prepared)))
-    return ResidualModel(kind, {})
+    if found.fit_windows is None:
+        return ResidualModel(kind, {})
+    source = windows_source(prepared, "fit", stride=prepared.stride)
+    number = min(FIT_WINDOWS, source.windows)
+    places = np.linspace(0, source.windows - 1, number).astype(np.int64)
+    windows = source.read(places)
+    if has_missing(windows):
+        windows = np.asarray(fill_missing(jnp.asarray(windows))[0])
+    return ResidualModel(kind, found.fit_windows(windows))
 
 
 def fit_components(
@@ -147,35 +149,15 @@ def fit_components(
     *,
     fits: Fits,
 ) -> ResidualModel:
-    """The ensemble of these kinds, with a trained network where one is named.
+    """The ensemble of these kinds, in order, with the trained network where one is named.
 
-    Args:
-        kinds: of the components, in order.
-        prepared: the data.
-        network: the trained network; None where none is named.
-        fits: baselines already fitted to these data; new ones are added.
+    `fits` has baselines already fitted to these data; new ones are added.
     """
-    models = []
     for kind in kinds:
-        if kind == NETWORK:
-            assert network is not None
-            models.append(network)
-        else:
-            if kind not in fits:
-                fits[kind] = fit_baseline(kind, prepared)
-            models.append(fits[kind])
-    return join_models(models)
-
-
-def _fit_windows(prepared: Prepared) -> np.ndarray:
-    """At most `FIT_WINDOWS` scaled fit windows, `[M, L, D]`, missing cells filled."""
-    source = windows_source(prepared, "fit", stride=prepared.stride)
-    number = min(FIT_WINDOWS, source.windows)
-    places = np.linspace(0, source.windows - 1, number).astype(np.int64)
-    windows = source.read(places)
-    if not has_missing(windows):
-        return windows
-    return np.asarray(fill_missing(jnp.asarray(windows)).windows)
+        if kind != NETWORK and kind not in fits:
+            fits[kind] = fit_baseline(kind, prepared)
+    known = {**fits, NETWORK: network} if network else fits
+    return join_models([known[kind] for kind in kinds])
 
 
 def count_baseline(kind: str, *, window: int, width: int) -> int:

@@ -24,8 +24,7 @@ from jax.typing import ArrayLike
 from kdjax.data.scaler import Scaler, apply_scaler
 from kdjax.data.windowing import WindowSource, gather
 from kdjax.errors import ConfigError, DataError
-from kdjax.models.missing import fill_missing
-from kdjax.models.model import Params
+from kdjax.models.model import Params, fill_missing
 from kdjax.training.sharding import batch_mesh, map_over_batch, place
 
 # `(common, windows [B, L, D]) -> [B, …]`, or a tuple of such arrays.
@@ -219,8 +218,8 @@ def as_batch(windows: Array, weight: Array, *, missing: bool) -> Batch:
     """Windows `[B, L, D]` as a batch without targets, their gaps filled if there are."""
     if not missing:
         return Batch(windows, weight)
-    filled = fill_missing(windows)
-    return Batch(filled.windows, weight, observed=filled.observed)
+    filled, observed = fill_missing(windows)
+    return Batch(filled, weight, observed=observed)
 
 
 def batches(

@@ -26,8 +26,7 @@ from jax.typing import ArrayLike
 from kdjax.data.windowing import WindowSource
 from kdjax.errors import ConfigError
 from kdjax.losses import check_distillation, distillation_loss, reconstruction_loss
-from kdjax.models.missing import fill_missing
-from kdjax.models.model import Model, Params, head_outputs, residuals
+from kdjax.models.model import Model, Params, fill_missing, head_outputs, residuals
 from kdjax.training.batching import (
     Batch,
     IndexedBatch,
@@ -489,7 +488,7 @@ def _outputs_function(model: Model, missing: bool) -> Callable[[Params, Array], 
     """The head's outputs of windows, which may have NaN cells where `missing`."""
 
     def outputs(params: Params, windows: Array) -> Array:
-        filled = fill_missing(windows).windows if missing else windows
+        filled = fill_missing(windows)[0] if missing else windows
         return head_outputs(model, params, filled)
 
     return outputs
