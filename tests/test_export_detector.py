@@ -22,8 +22,8 @@ onnx = pytest.importorskip("onnx", reason="needs the extra onnx")
 onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra onnx")
 
 from kdjax.export import container
+from kdjax.export.container import SEAL, load_onnx
 from kdjax.export.onnx import onnx_file
-from kdjax.export.onnx_scorer import SEAL, load_onnx, verify_onnx
 from kdjax.export.stablehlo import load_stablehlo, stablehlo_file
 
 D, L, TAU = 5, 14, 15.0
@@ -343,7 +343,7 @@ def test_a_foreign_onnx_model_is_refused():
     model = onnx.load_from_string(onnx_file(make_detector("mahalanobis"), 0))
     del model.metadata_props[:]
     with pytest.raises(ArtifactError, match="is no ONNX detector of kdjax"):
-        verify_onnx(model.SerializeToString())
+        load_onnx(model.SerializeToString())
 
 
 def test_a_file_of_a_newer_kdjax_is_refused(monkeypatch):

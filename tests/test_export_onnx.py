@@ -10,7 +10,7 @@ from kdjax.models.autoencoder import Architecture, network
 onnx = pytest.importorskip("onnx", reason="needs the extra onnx")
 onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra onnx")
 
-from kdjax.export.onnx_layers import network_graph
+from kdjax.export.onnx import network_graph
 
 
 def random_params(architecture, seed=0):

@@ -17,8 +17,8 @@ from kdjax.detection.thresholds import Threshold
 from kdjax.errors import ArtifactError, ConfigError
 from kdjax.export import files as check
 from kdjax.export import files as run
+from kdjax.export.container import Scored, load_onnx
 from kdjax.export.files import check_export, export_file
-from kdjax.export.onnx_scorer import Scored, load_onnx
 from kdjax.models.autoencoder import Architecture, network
 from kdjax.models.residual import ResidualModel
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from kdjax.detection.storage import save_detector
-from kdjax.export.onnx_scorer import load_onnx
+from kdjax.export.container import load_onnx
 from kdjax.export.stablehlo import load_stablehlo
 from kdjax.io.files import MANIFEST, save_state
 from kdjax.training.checkpoints import save_checkpoint

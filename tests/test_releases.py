@@ -23,8 +23,7 @@ from kdjax.errors import ArtifactError
 from kdjax.experiment.sweeps.design import Member
 from kdjax.experiment.sweeps.members import read_member
 from kdjax.export import container, stablehlo
-from kdjax.export.container import sealed
-from kdjax.export.onnx_scorer import SEAL, load_onnx
+from kdjax.export.container import SEAL, load_onnx, sealed
 from kdjax.export.stablehlo import load_stablehlo
 from kdjax.io.files import load_state, save_state, write_manifest
 

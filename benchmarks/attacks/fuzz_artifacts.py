@@ -36,9 +36,8 @@ from kdjax.experiment.workdir import (
     read_results,
 )
 from kdjax.export import stablehlo
-from kdjax.export.container import read_plan, sealed
+from kdjax.export.container import load_onnx, read_plan, sealed
 from kdjax.export.onnx import onnx_file
-from kdjax.export.onnx_scorer import load_onnx
 from kdjax.export.stablehlo import load_stablehlo, stablehlo_file
 from kdjax.io.files import (
     MANIFEST,

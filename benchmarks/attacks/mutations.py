@@ -47,8 +47,8 @@ from kdjax.detection.streaming import StreamDetector, WindowResult
 from kdjax.errors import KdjaxError
 from kdjax.experiment.pipeline import run
 from kdjax.experiment.workdir import cut_lines, read_lines
+from kdjax.export.container import Scored, load_onnx
 from kdjax.export.files import export_file
-from kdjax.export.onnx_scorer import Scored, load_onnx
 from kdjax.export.stablehlo import load_stablehlo
 from kdjax.io.environment import describe_environment
 from kdjax.io.files import load_state, write_text

@@ -8,7 +8,7 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
-from kdjax.export.onnx_layers import network_graph
+from kdjax.export.onnx import network_graph
 from kdjax.models.autoencoder import Architecture
 from kdjax.models.model import Params
 from timing import work

@@ -8,7 +8,7 @@ import numpy as np
 
 from kdjax.detection.detector import Detector
 from kdjax.errors import ConfigError
-from kdjax.export.onnx_scorer import load_onnx
+from kdjax.export.container import load_onnx
 
 ROUNDS = 50
 WARM = 3  # The first calls allocate.

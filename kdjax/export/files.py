@@ -16,20 +16,16 @@ import numpy as np
 from kdjax.data.raw import about
 from kdjax.data.readers import match_channels, read_table
 from kdjax.data.windowing import gather
-from kdjax.detection.attribution import attribution_matrix
 from kdjax.detection.detector import (
-    BATCH_SIZE,
     Detector,
     entity_index,
     explain_batches,
-    gaussian_of,
-    scoring_batch,
     usual_entity,
 )
 from kdjax.detection.scores import window_scores
 from kdjax.detection.storage import load_detector
 from kdjax.errors import ArtifactError, ConfigError, DataError
-from kdjax.export.onnx_scorer import Scored, Scorer, load_onnx
+from kdjax.export.container import Scored, Scorer, load_onnx
 from kdjax.io.files import atomic_path, check_target, clear_leftovers
 
 FORMATS = ("onnx", "stablehlo")
@@ -69,90 +65,57 @@ def check_export(
     Raises:
         ConfigError: no series has a whole window.
     """
-    available = sum(max(0, len(rows) - detector.window + 1) for rows in series)
+    length, tau = detector.window, detector.thresholds[index].tau
+    counts = [max(0, len(rows) - length + 1) for rows in series]
+    available = sum(counts)
     if not available:
         raise ConfigError(
-            f"there is no window of {detector.window} rows to check the exported file "
-            "on: give a file of such rows with --data=FILE."
+            f"there is no window of {length} rows to check the exported file on: give a "
+            "file of such rows with --data=FILE."
         )
-    pairs = list(_pairs(detector, index, run, series, available))
-    tau = detector.thresholds[index].tau
-    shifts = np.concatenate(
-        [_difference(b.window_score, a.window_score) for a, b in pairs]
+    chosen = np.linspace(0, available - 1, min(available, WINDOWS))
+    places = np.rint(chosen).astype(np.int64)
+    batches: list[tuple[Scored, Scored]] = []
+    for rows, count in zip(series, counts, strict=True):
+        starts, places = places[places < count], places[places >= count] - count
+        rows, first = np.asarray(rows, np.float32), 0
+        for points, parts in explain_batches(detector, index, rows, starts):
+            own = starts[first : first + len(points)]
+            first += len(own)
+            largest = window_scores(points, count=detector.allowed_points)
+            expected = Scored(points, largest, (largest > tau).astype(np.int64), parts)
+            batches.append((expected, run(gather(rows, own, length))))
+    ours, theirs = (
+        Scored(*map(np.concatenate, zip(*side, strict=True)))
+        for side in zip(*batches, strict=True)
     )
-    flips = [_flips(a, b, tau) for a, b in pairs]
+    shifts = _difference(theirs.window_score, ours.window_score)
+    # A contribution's difference is a share of the whole score.
+    whole = ours.point_score[..., None]
+    largest_shifts = (
+        shifts.max(),
+        _difference(theirs.point_score, ours.point_score).max(),
+        _difference(theirs.contribution, ours.contribution, whole).max(),
+    )
+    unknown = np.isnan(ours.window_score) != np.isnan(theirs.window_score)
+    flipped = unknown | (ours.alarm != theirs.alarm)
+    flips = ours.window_score[flipped].astype(np.float64)
     return Parity(
         windows=len(shifts),
         available=available,
-        max_difference=max(_largest(ours, theirs) for ours, theirs in pairs),
+        max_difference=float(max(largest_shifts)),
         median_shift=float(np.median(shifts)),
         max_shift=float(shifts.max()),
-        flips=sum(len(scores) for scores in flips),
+        flips=len(flips),
         # NaN counts as beyond.
-        flips_beyond_rounding=sum(
-            int((~(np.abs(scores - tau) <= ROUNDING * tau)).sum()) for scores in flips
-        ),
+        flips_beyond_rounding=int((~(np.abs(flips - tau) <= ROUNDING * tau)).sum()),
     )
-
-
-def _pairs(
-    detector: Detector,
-    index: int,
-    run: Callable[[np.ndarray], Scored],
-    series: Sequence[np.ndarray],
-    available: int,
-) -> Iterator[tuple[Scored, Scored]]:
-    """Scores by kdjax and by `run` of the same windows, a batch at a time."""
-    attribution = attribution_matrix(
-        gaussian_of(detector, index), method=detector.attribution
-    )
-    size = scoring_batch(detector.model, len(detector.channels), BATCH_SIZE)
-    length, tau = detector.window, detector.thresholds[index].tau
-    for rows, starts in _chosen(series, length, available):
-        pieces = explain_batches(
-            detector, index, rows, starts, attribution=attribution, batch_size=size
-        )
-        first = 0
-        for piece in pieces:
-            batch = starts[first : first + len(piece.points)]
-            first += len(batch)
-            largest = window_scores(piece.points, count=detector.allowed_points)
-            alarm = (largest > tau).astype(np.int64)
-            ours = Scored(piece.points, largest, alarm, piece.contributions)
-            yield ours, run(gather(rows, batch, length))
-
-
-def _chosen(
-    series: Sequence[np.ndarray], length: int, available: int
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Rows and starts of `WINDOWS` windows spread evenly over all there are."""
-    count = min(available, WINDOWS)
-    places = np.rint(np.linspace(0, available - 1, count)).astype(np.int64)
-    for rows in series:
-        here = max(0, len(rows) - length + 1)
-        starts, places = places[places < here], places[places >= here] - here
-        if len(starts):
-            yield np.asarray(rows, np.float32), starts
-
-
-def _largest(ours: Scored, theirs: Scored) -> float:
-    """The largest difference; a contribution's is a share of the whole score."""
-    points = ours.point_score
-    differences = (
-        _difference(theirs.point_score, points),
-        _difference(theirs.window_score, ours.window_score),
-        _difference(theirs.contribution, ours.contribution, points[..., None]),
-    )
-    return float(max(difference.max() for difference in differences))
 
 
 def _difference(
     found: np.ndarray, expected: np.ndarray, unit: np.ndarray | None = None
 ) -> np.ndarray:
-    """|found − expected| / max(1, unit); infinite where one alone is a finite number.
-
-    The unit is `expected` if not given.
-    """
+    """|found − expected| / max(1, unit); infinite where one alone is a finite number."""
     same = (found == expected) | (np.isnan(found) & np.isnan(expected))
     unit = expected if unit is None else unit
     with np.errstate(invalid="ignore", over="ignore"):
@@ -160,14 +123,6 @@ def _difference(
     finite = np.isfinite(found) & np.isfinite(expected)
     result: np.ndarray = np.where(same, 0, np.where(finite, distance, np.inf))
     return result
-
-
-def _flips(ours: Scored, theirs: Scored, tau: float) -> np.ndarray:
-    """Our scores of the windows on which the decisions differ."""
-    unknown = np.isnan(ours.window_score) != np.isnan(theirs.window_score)
-    differs = unknown | (ours.alarm != theirs.alarm)
-    scores: np.ndarray = ours.window_score[differs].astype(np.float64)
-    return scores
 
 
 def export_file(
@@ -208,17 +163,11 @@ def export_file(
     yield _entity_line(loaded, index)
     series: Sequence[np.ndarray] = []
     if str(data):
-        series = _rows(
-            loaded,
-            data,
-            time_column=time_column,
-            entity_column=entity_column,
-            label_column=label_column,
-        )
+        columns = {"time_column": time_column, "entity_column": entity_column}
+        series = _rows(loaded, data, label_column=label_column, **columns)
     elif loaded.reference is not None:
         series = [loaded.reference]
-    exporter = _onnx if format == "onnx" else _stablehlo
-    content, scorer = exporter(loaded, index)
+    content, scorer = _exported(loaded, index, format)
     parity = check_export(loaded, index, scorer.run, series)
     yield (
         f"checked on {parity.windows:,} of {parity.available:,} windows of "
@@ -228,7 +177,7 @@ def export_file(
     _check_parity(parity, output)
     if quantize == "int8":
         before = len(content)
-        content, scorer = _onnx(loaded, index, quantize)
+        content, scorer = _exported(loaded, index, format, quantize)
         effect = check_export(loaded, index, scorer.run, series)
         yield (
             f"int8: {before:,} bytes become {len(content):,}; window scores change by "
@@ -264,29 +213,23 @@ def export_onnx(
         >>> kdjax.export_onnx(detector, "plant.onnx").flips  # doctest: +SKIP
         0
     """
-    return _export(detector, output, entity, _onnx)
+    return _export(detector, output, entity, "onnx")
 
 
 def export_stablehlo(
     detector: Detector, output: str | os.PathLike[str], *, entity: str | None = None
 ) -> Parity:
     """Writes a detector of one entity as a StableHLO file; see `export_onnx`."""
-    return _export(detector, output, entity, _stablehlo)
-
-
-Exporter = Callable[[Detector, int], tuple[bytes, Scorer]]
+    return _export(detector, output, entity, "stablehlo")
 
 
 def _export(
-    detector: Detector,
-    output: str | os.PathLike[str],
-    entity: str | None,
-    exporter: Exporter,
+    detector: Detector, output: str | os.PathLike[str], entity: str | None, format: str
 ) -> Parity:
     check_target(output)
     index = entity_index(detector, entity or usual_entity(detector))
     series = [] if detector.reference is None else [detector.reference]
-    content, scorer = exporter(detector, index)
+    content, scorer = _exported(detector, index, format)
     parity = check_export(detector, index, scorer.run, series)
     _check_parity(parity, output)
     with atomic_path(output) as temporary:
@@ -344,16 +287,14 @@ def _rows(
     return rows
 
 
-def _onnx(
-    detector: Detector, index: int, quantize: str = "none"
+def _exported(
+    detector: Detector, index: int, format: str, quantize: str = "none"
 ) -> tuple[bytes, Scorer]:
-    from kdjax.export.onnx import onnx_file
+    if format == "onnx":
+        from kdjax.export.onnx import onnx_file
 
-    content = onnx_file(detector, index, quantize=quantize)
-    return content, load_onnx(content, threads=0)
-
-
-def _stablehlo(detector: Detector, index: int) -> tuple[bytes, Scorer]:
+        content = onnx_file(detector, index, quantize=quantize)
+        return content, load_onnx(content, threads=0)
     from kdjax.export.stablehlo import load_stablehlo, stablehlo_file
 
     content = stablehlo_file(detector, index)

@@ -3,65 +3,85 @@
     x [B, L, D]  →  (x − offset) / scale  →  errors e of the residual model
                  →  d = e − μ  →  a = ‖W d‖²  →  window score  →  alarm where it is > τ
 
-It follows `kdjax.models.missing`, `kdjax.models.residual`, `kdjax.detection.scores` and
-`kdjax.detection.attribution` operator by operator. The operators for missing cells (NaN)
-are in branches that run only where a batch has some.
+It follows `kdjax.models`, `kdjax.detection.scores` and `kdjax.detection.attribution`
+operator by operator. The operators for missing cells (NaN) are in branches that run only
+where a batch has some. A node has the name of its first output. Arrays given as inputs
+become weights of the whole graph, which its branches and loop bodies share.
+
+The operator LSTM of opset 17 has its gates in the order i, o, f, g, where kdjax has
+i, f, g, o, and two biases, of which the input's stays 0 here. Arrays are time-major
+inside the network.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from kdjax.detection.attribution import attribution_matrix
 from kdjax.detection.detector import Detector, gaussian_of, scaler_of
+from kdjax.detection.gaussian import Gaussian
+from kdjax.detection.scores import ROUNDS
 from kdjax.detection.stream_rules import plan_of
 from kdjax.errors import ConfigError
-from kdjax.export.container import metadata_of, sealed
-from kdjax.export.onnx_graph import (
-    DOUBLE,
-    INT64,
-    Graph,
-    Model,
-    Value,
-    add,
-    inner_graph,
-    new_graph,
-    quantized,
-    to_attribute,
-    to_model,
-)
-from kdjax.export.onnx_layers import add_completion, add_fill, add_network, mark_unknown
-from kdjax.export.onnx_scorer import SEAL
+from kdjax.export.container import SEAL, metadata_of, sealed
+from kdjax.models.autoencoder import Architecture
 from kdjax.models.baselines import MOVING_AVERAGE_ROWS
+from kdjax.models.model import Params
 from kdjax.models.residual import ResidualModel, component, components_of
 
-_INFINITY = np.float32(np.inf)
+try:
+    import onnx
+    from onnx import NodeProto, TensorProto, helper, numpy_helper
+except ImportError as missing:
+    raise ConfigError(
+        'making ONNX files needs the package onnx: pip install "kdjax[onnx]".'
+    ) from missing
+
+OPSET = 17
+IR_VERSION = 9  # of opset 17's time, so that older runtimes read the file too
+
+Model = onnx.ModelProto
+Value = onnx.ValueInfoProto
+BOOL, DOUBLE = TensorProto.BOOL, TensorProto.DOUBLE
+FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
+
+_INFINITY, _NAN, _ZERO = np.float32(np.inf), np.float32(np.nan), np.float32(0)
+
+# Suffixes of the kernels of LSTM nodes, with outputs along axis 1. The dense head keeps
+# 32 bits: some runtimes fuse 8-bit weights into a product that rounds its other factor.
+KERNELS = ("_W", "_R")
 
 
-def detector_graph(
-    detector: Detector,
-    index: int,
-    *,
-    metadata: Mapping[str, str],
-    quantize: str = "none",
-) -> Model:
-    """The detector of one entity as an ONNX model, checked by onnx.
+class Graph(NamedTuple):
+    """A graph under construction; inner graphs share `weights` and `numbers`."""
+
+    nodes: list[NodeProto]  # in order
+    weights: dict[str, np.ndarray]
+    numbers: Iterator[int]  # make names unique
+
+
+def onnx_file(detector: Detector, index: int, *, quantize: str = "none") -> bytes:
+    """The detector of one entity as an ONNX file, checked by onnx, with plan and digest.
 
     Input `x [B, L, D]` float32 in raw units, NaN where a value is missing; B is dynamic.
     Outputs `point_score [B, L]`, `window_score [B]`, `alarm [B]` (int64, 0 or 1) and
     `contribution [B, L, D]`. Scores are NaN where they are unknown; the alarm is 0 then.
+    The same detector gives the same bytes.
 
     Args:
         detector: the detector.
         index: from `entity_index`.
-        metadata: of the file.
         quantize: `int8` keeps the kernels of the LSTM nodes in 8 bits.
 
     Raises:
         ConfigError: the model has no ONNX form, or nothing to quantise.
     """
     _check(detector.model, quantize)
-    graph = new_graph()
+    graph = Graph([], {}, itertools.count())
     offset, scale = scaler_of(detector, index)
     scaled = add(graph, "Div", add(graph, "Sub", "x", offset), scale)
     # A sum is NaN if a term is, and where infinities cancel: the branches for missing
@@ -70,7 +90,7 @@ def detector_graph(
     filled = _either(
         graph,
         missing,
-        lambda inner: [add_fill(inner, scaled, length=detector.window)],
+        lambda inner: [_fill(inner, scaled, length=detector.window)],
         lambda inner: [add(inner, "Identity", scaled)],
         outputs=1,
     )
@@ -82,33 +102,37 @@ def detector_graph(
         lambda inner: _scores(inner, detector, index, errors, holes=None),
         outputs=("point_score", "window_score", "contribution"),
     )
-    _add_alarm(graph, detector.thresholds[index].tau)
+    # τ has 64 bits.
+    wide = add(graph, "Cast", "window_score", to=DOUBLE)
+    above = add(graph, "Greater", wide, np.float64(detector.thresholds[index].tau))
+    add(graph, "Cast", above, to=INT64, outputs=["alarm"])
     if quantize == "int8":
-        graph = quantized(graph)
+        graph = _quantized(graph)
     length, width = detector.window, len(detector.channels)
-    return to_model(
+    model = _to_model(
         graph,
-        [Value("x", ("B", length, width))],
+        [_value("x", ("B", length, width))],
         [
-            Value("point_score", ("B", length)),
-            Value("window_score", ("B",)),
-            Value("alarm", ("B",), INT64),
-            Value("contribution", ("B", length, width)),
+            _value("point_score", ("B", length)),
+            _value("window_score", ("B",)),
+            _value("alarm", ("B",), INT64),
+            _value("contribution", ("B", length, width)),
         ],
         name="kdjax_detector",
-        metadata=metadata,
+        metadata=metadata_of(plan_of(detector, index)) | {"sha256": "0" * 64},
     )
-
-
-def onnx_file(detector: Detector, index: int, *, quantize: str = "none") -> bytes:
-    """The bytes of `detector_graph` with its plan and digest.
-
-    The same detector gives the same bytes.
-    """
-    blank = {"sha256": "0" * 64}
-    metadata = metadata_of(plan_of(detector, index)) | blank
-    model = detector_graph(detector, index, metadata=metadata, quantize=quantize)
     return sealed(model.SerializeToString(deterministic=True), SEAL)
+
+
+def network_graph(architecture: Architecture, params: Params) -> Model:
+    """The network alone: `x [B, L, D]` to its reconstruction `y [B, L, D]`, float32.
+
+    B and L are dynamic.
+    """
+    graph, shape = Graph([], {}, itertools.count()), ("B", "L", architecture.width)
+    _network(graph, architecture, params, "x", outputs=["y"])
+    inputs, outputs = [_value("x", shape)], [_value("y", shape)]
+    return _to_model(graph, inputs, outputs, name="kdjax_network")
 
 
 def _check(model: ResidualModel, quantize: str) -> None:
@@ -137,12 +161,8 @@ def _errors(graph: Graph, model: ResidualModel, windows: str) -> str:
 
 def _autoencoder(graph: Graph, model: ResidualModel, windows: str) -> str:
     assert model.architecture is not None
-    outputs = add_network(graph, model.architecture, model.params, windows)
+    outputs = _network(graph, model.architecture, model.params, windows)
     return add(graph, "Abs", add(graph, "Sub", windows, outputs))
-
-
-def _mahalanobis(graph: Graph, model: ResidualModel, windows: str) -> str:
-    return windows
 
 
 def _difference(graph: Graph, model: ResidualModel, windows: str) -> str:
@@ -156,14 +176,12 @@ def _moving_average(graph: Graph, model: ResidualModel, windows: str) -> str:
     series = add(graph, "Transpose", windows, perm=[0, 2, 1])
     # Padding is not counted: early means are of fewer rows.
     rows = MOVING_AVERAGE_ROWS
-    means = add(
-        graph,
-        "AveragePool",
-        series,
-        kernel_shape=[rows],
-        pads=[rows - 1, 0],
-        count_include_pad=0,
-    )
+    pool: dict[str, Any] = {
+        "kernel_shape": [rows],
+        "pads": [rows - 1, 0],
+        "count_include_pad": 0,
+    }
+    means = add(graph, "AveragePool", series, **pool)
     means = add(graph, "Transpose", means, perm=[0, 2, 1])
     return add(graph, "Abs", add(graph, "Sub", windows, means))
 
@@ -198,7 +216,7 @@ _ERRORS: dict[str, Callable[[Graph, ResidualModel, str], str]] = {
     "autoencoder": _autoencoder,
     "difference": _difference,
     "kmeans": _kmeans,
-    "mahalanobis": _mahalanobis,
+    "mahalanobis": lambda graph, model, windows: windows,
     "moving_average": _moving_average,
     "pca": _pca,
 }
@@ -225,13 +243,17 @@ def _scores(
         holes = add(graph, "Concat", *[holes] * copies, axis=2)
     deviations = add(graph, "Sub", errors, "mean")
     if holes:
-        deviations = add_completion(graph, deviations, holes, gaussian)
+        deviations = _completion(graph, deviations, holes, gaussian)
     whitened = add(graph, "MatMul", deviations, "whiten")
     points = add(graph, "ReduceSumSquare", whitened, axes=[2], keepdims=0)
     # NaN here is an overflow.
     known = points = _without_nan(graph, points, _INFINITY)
     if holes:
-        points = mark_unknown(graph, points, holes)
+        # NaN in rows without a value.
+        gone = add(graph, "Cast", add(graph, "IsNaN", holes), to=FLOAT)
+        gone = add(graph, "ReduceMin", gone, axes=[2], keepdims=0)
+        gone = add(graph, "Cast", gone, to=BOOL)
+        points = add(graph, "Where", gone, _NAN, points)
         known = _without_nan(graph, points, -_INFINITY)
     # The least of the largest count + 1.
     count = [detector.allowed_points + 1]
@@ -239,7 +261,7 @@ def _scores(
     least = add(graph, "ReduceMin", largest, axes=[1], keepdims=0)
     if holes:
         too_few = add(graph, "Equal", least, -_INFINITY)
-        least = add(graph, "Where", too_few, np.float32(np.nan), least)
+        least = add(graph, "Where", too_few, _NAN, least)
     parts = add(graph, "MatMul", deviations, "blame")
     parts = add(graph, "Mul", parts, parts)
     if copies > 1:
@@ -249,15 +271,200 @@ def _scores(
     return [points, least, _without_nan(graph, parts, _INFINITY)]
 
 
-def _add_alarm(graph: Graph, tau: float) -> None:
-    # τ has 64 bits.
-    wide = add(graph, "Cast", "window_score", to=DOUBLE)
-    above = add(graph, "Greater", wide, np.float64(tau))
-    add(graph, "Cast", above, to=INT64, outputs=["alarm"])
-
-
 def _without_nan(graph: Graph, values: str, instead: np.float32) -> str:
     return add(graph, "Where", add(graph, "IsNaN", values), instead, values)
+
+
+# The network and missing cells.
+
+
+def _network(
+    graph: Graph,
+    architecture: Architecture,
+    params: Params,
+    windows: str,
+    *,
+    outputs: int | Sequence[str] = 1,
+) -> str:
+    """Adds the network; `windows [B, L, D]` to their reconstruction `[B, L, D]`."""
+    independent = architecture.channels == "independent"
+    series = add(graph, "Transpose", windows, perm=[1, 0, 2])
+    if independent:
+        # [L, B·D, 1]: 0 keeps an axis, −1 takes what is left.
+        series = add(graph, "Reshape", series, [0, -1, 1])
+    length = add(graph, "Shape", series, start=0, end=1)
+    layers: list[_Layer] = []
+    for number in range(len(architecture.hidden)):
+        inputs = _states(graph, layers[-1]) if layers else series
+        layers.append(_add_lstm(graph, f"encoder_{number}", params, inputs))
+    decode = _repeat if architecture.decoder == "repeat" else _feedback
+    decoded = decode(graph, architecture, params, layers, length)
+    if independent:
+        decoded = add(graph, "Reshape", decoded, [0, -1, architecture.width])
+    return add(graph, "Transpose", decoded, perm=[1, 0, 2], outputs=outputs)
+
+
+class _Layer(NamedTuple):
+    """Names of the outputs of an LSTM node."""
+
+    states: str  # [L, 1, B, H]; the second axis counts directions
+    hidden: str  # [1, B, H], the last of them
+    cell: str  # [1, B, H]
+
+
+def _add_lstm(
+    graph: Graph, key: str, params: Params, inputs: str, start: Sequence[str] = ()
+) -> _Layer:
+    """A layer over `inputs [L, B, I]` from the hidden and cell states `start`, or 0."""
+    layer = params[key]
+    bias = _gates_in_order(np.asarray(layer["bias"]))
+    weights = {
+        f"{key}_W": _gates_in_order(np.asarray(layer["input_kernel"]).T),  # [4H, I]
+        f"{key}_R": _gates_in_order(np.asarray(layer["recurrent_kernel"]).T),
+        f"{key}_B": np.concatenate([np.zeros_like(bias), bias]),
+    }
+    graph.weights.update({name: values[None] for name, values in weights.items()})
+    given = [*weights, "", *start] if start else weights
+    name = add(graph, "LSTM", inputs, *given, outputs=3, hidden_size=len(bias) // 4)
+    return _Layer(name, f"{name}_1", f"{name}_2")
+
+
+def _states(graph: Graph, layer: _Layer) -> str:
+    return add(graph, "Squeeze", layer.states, [1])
+
+
+def _gates_in_order(values: np.ndarray) -> np.ndarray:
+    """Quarters i, f, g, o of the first axis as i, o, f, g."""
+    i, f, g, o = np.split(values, 4)
+    return np.concatenate([i, o, f, g])
+
+
+def _repeat(
+    graph: Graph,
+    architecture: Architecture,
+    params: Params,
+    encoder: list[_Layer],
+    length: str,
+) -> str:
+    """The last hidden state at each of the L steps, decoded: `[L, B, D]`."""
+    repeats = add(graph, "Concat", length, [1, 1], axis=0)
+    states = add(graph, "Expand", encoder[-1].hidden, repeats)
+    for number in range(len(encoder)):
+        layer = _add_lstm(graph, f"decoder_layers_{number}", params, states)
+        states = _states(graph, layer)
+    return _add_head(graph, params, states, architecture.head)
+
+
+def _feedback(
+    graph: Graph,
+    architecture: Architecture,
+    params: Params,
+    encoder: list[_Layer],
+    length: str,
+) -> str:
+    """From the encoder's states back in time, on its own output: `[L, B, D]`.
+
+    Each round of the loop returns its input, so that L rounds give x'_L … x'_1.
+    """
+    body = graph._replace(nodes=[])
+    carry = [name for layer in reversed(encoder) for name in (layer.hidden, layer.cell)]
+    given = [f"before_{number}" for number in range(len(carry))]
+    states, updated = "output", list[str]()
+    for number in range(len(encoder)):
+        start = given[2 * number : 2 * number + 2]
+        layer = _add_lstm(body, f"decoder_layers_{number}", params, states, start)
+        updated += [layer.hidden, layer.cell]
+        states = layer.hidden
+    result = _add_head(body, params, states, architecture.head)
+    handed_out = add(body, "Identity", "output")
+    steps = _loop_body(body, ("output", *given), (result, *updated, handed_out))
+    first = _add_head(graph, params, encoder[0].hidden, architecture.head)
+    count = len(carry) + 2
+    rounds = add(graph, "Squeeze", length, [0])
+    loop = add(graph, "Loop", rounds, "", first, *carry, outputs=count, body=steps)
+    # [L, 1, B, D], the last step first.
+    outputs = add(graph, "Squeeze", f"{loop}_{count - 1}", [1])
+    return add(graph, "Slice", outputs, [-1], [-(2**31)], [0], [-1])
+
+
+def _add_head(graph: Graph, params: Params, states: str, head: str) -> str:
+    """The dense head and its activation: `[L, B, H] -> [L, B, D]`."""
+    graph.weights["head_kernel"] = np.asarray(params["head"]["kernel"])
+    graph.weights["head_bias"] = np.asarray(params["head"]["bias"])
+    product = add(graph, "MatMul", states, "head_kernel")
+    outputs = add(graph, "Add", product, "head_bias")
+    return add(graph, "Sigmoid", outputs) if head == "sigmoid" else outputs
+
+
+def _fill(graph: Graph, windows: str, *, length: int) -> str:
+    """NaN cells take the value before them, else the one after, else 0."""
+    for sign in (1, -1):
+        reach = 1
+        while reach < length:
+            # A negative pad cuts off: rows move by `reach`, NaN moves in.
+            pads = [0, sign * reach, 0, 0, -sign * reach, 0]
+            earlier = add(graph, "Pad", windows, pads, _NAN)
+            unknown = add(graph, "IsNaN", windows)
+            windows = add(graph, "Where", unknown, earlier, windows)
+            reach *= 2
+    return add(graph, "Where", add(graph, "IsNaN", windows), _ZERO, windows)
+
+
+def _completion(graph: Graph, deviations: str, windows: str, gaussian: Gaussian) -> str:
+    """Deviations with entries replaced by the likeliest where `windows` are NaN."""
+    whiten = gaussian.whiten.astype(np.float64)
+    precision = whiten.T @ whiten
+    root = np.sqrt(np.diag(precision))
+    correlation = (precision / np.outer(root, root)).astype(np.float32)
+    root = root.astype(np.float32)
+    missing = add(graph, "IsNaN", windows)
+    scaled = add(graph, "Mul", deviations, root)
+    known = add(graph, "Where", missing, _ZERO, scaled)
+    residual = add(graph, "Neg", _image(graph, known, missing, correlation))
+    nothing = add(graph, "Mul", residual, _ZERO)
+    start = [nothing, residual, residual, _square(graph, residual)]
+    rounds = np.int64(min(ROUNDS, len(root)))
+    body = graph._replace(nodes=[])
+    names = ("found", "residual", "direction", "square")
+    found, residual, direction, square = names
+    image = _image(body, direction, missing, correlation)
+    curvature = add(body, "ReduceSum", add(body, "Mul", direction, image), [-1])
+    step = _ratio(body, square, curvature)
+    residual = add(body, "Sub", residual, add(body, "Mul", step, image))
+    smaller = _square(body, residual)
+    ahead = add(body, "Mul", _ratio(body, smaller, square), direction)
+    ahead = add(body, "Add", residual, ahead)
+    found = add(body, "Add", found, add(body, "Mul", step, direction))
+    once = _loop_body(body, names, (found, residual, ahead, smaller))
+    found = add(graph, "Loop", rounds, "", *start, outputs=4, body=once)
+    return add(graph, "Div", add(graph, "Add", known, found), root)
+
+
+def _loop_body(
+    body: Graph, inputs: Sequence[str], outputs: Sequence[str]
+) -> onnx.GraphProto:
+    """The body of a `Loop` that runs all its rounds."""
+    go_on = _value(add(body, "Identity", "go_on"), (), BOOL)
+    given = _value("round", (), INT64), _value("go_on", (), BOOL)
+    return _body(body, [*given, *map(_value, inputs)], [go_on, *map(_value, outputs)])
+
+
+def _image(graph: Graph, values: str, missing: str, matrix: np.ndarray) -> str:
+    """Matrix times values, in the missing cells only."""
+    product = add(graph, "MatMul", values, matrix)
+    return add(graph, "Where", missing, product, _ZERO)
+
+
+def _square(graph: Graph, values: str) -> str:
+    return add(graph, "ReduceSumSquare", values, axes=[-1], keepdims=1)
+
+
+def _ratio(graph: Graph, numerator: str, denominator: str) -> str:
+    """Their quotient; 0 once a row has converged."""
+    positive = add(graph, "Greater", denominator, _ZERO)
+    safe = add(graph, "Where", positive, denominator, np.float32(1))
+    quotient = add(graph, "Div", numerator, safe)
+    return add(graph, "Where", positive, quotient, _ZERO)
 
 
 def _either(
@@ -267,12 +474,92 @@ def _either(
     outputs: int | Sequence[str],
 ) -> str:
     """Outputs of the first branch where the condition holds, else of the second."""
-    bodies = []
-    for branch in branches:
-        inner = inner_graph(graph)
+    bodies = {}
+    for branch, name in zip(branches, ("then_branch", "else_branch"), strict=True):
+        inner = graph._replace(nodes=[])
         results = branch(inner)
-        bodies.append(to_attribute(inner, [], [Value(name) for name in results]))
-    then, otherwise = bodies
-    return add(
-        graph, "If", condition, outputs=outputs, then_branch=then, else_branch=otherwise
+        bodies[name] = _body(inner, [], [*map(_value, results)])
+    return add(graph, "If", condition, outputs=outputs, **bodies)
+
+
+def _body(graph: Graph, inputs: list[Value], outputs: list[Value]) -> onnx.GraphProto:
+    """An inner graph as an attribute of `If` or `Loop`."""
+    name = f"inner_{next(graph.numbers)}"
+    return helper.make_graph(graph.nodes, name, inputs, outputs)
+
+
+def add(
+    graph: Graph,
+    kind: str,
+    *inputs: str | ArrayLike,
+    outputs: int | Sequence[str] = 1,
+    **attributes: Any,
+) -> str:
+    """Adds a node; returns the name of its first output.
+
+    Inputs are names, or arrays, which become weights; outputs are their names, or how
+    many: further ones are then `NAME_1`, `NAME_2`, …
+    """
+    if isinstance(outputs, int):
+        name = f"{kind.lower()}_{next(graph.numbers)}"
+        outputs = [name, *(f"{name}_{number}" for number in range(1, outputs))]
+    sources = []
+    for value in inputs:
+        if not isinstance(value, str):
+            weight = f"weight_{next(graph.numbers)}"
+            graph.weights[weight] = np.asarray(value)
+            value = weight
+        sources.append(value)
+    node = helper.make_node(kind, sources, outputs, name=outputs[0], **attributes)
+    graph.nodes.append(node)
+    return outputs[0]
+
+
+def _to_model(
+    graph: Graph,
+    inputs: Sequence[Value],
+    outputs: Sequence[Value],
+    *,
+    name: str,
+    metadata: Mapping[str, str] = MappingProxyType({}),
+) -> Model:
+    """The finished model, checked by onnx."""
+    weights = [
+        numpy_helper.from_array(np.ascontiguousarray(values), key)
+        for key, values in graph.weights.items()
+    ]
+    whole = helper.make_graph(graph.nodes, name, inputs, outputs, weights)
+    model: Model = helper.make_model(
+        whole,
+        opset_imports=[helper.make_opsetid("", OPSET)],
+        ir_version=IR_VERSION,
+        producer_name="kdjax",
     )
+    helper.set_model_props(model, dict(metadata))
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def _quantized(graph: Graph) -> Graph:
+    """The graph with its kernels as int8: q·s for the weights w of each output.
+
+    s = max |w| / 127 and q = round(w / s), so that the error is at most s/2.
+    """
+    result = Graph([], {}, graph.numbers)
+    for name, values in graph.weights.items():
+        if not name.endswith(KERNELS):
+            result.weights[name] = values
+            continue
+        others = tuple(axis for axis in range(values.ndim) if axis != 1)
+        largest = np.abs(values).max(axis=others, keepdims=True)
+        scale = np.where(largest > 0, largest / 127, 1).astype(np.float32)
+        whole = np.round(values / scale).astype(np.int8)
+        add(result, "DequantizeLinear", whole, scale.ravel(), outputs=[name], axis=1)
+    return result._replace(nodes=result.nodes + graph.nodes)
+
+
+def _value(
+    name: str, shape: Sequence[int | str] | None = None, kind: int = FLOAT
+) -> Value:
+    """An input or output of a graph; letters in its shape are dynamic sizes."""
+    return helper.make_tensor_value_info(name, kind, shape)

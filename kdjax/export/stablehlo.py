@@ -30,13 +30,14 @@ from kdjax.detection.scores import window_scores
 from kdjax.detection.stream_rules import plan_of
 from kdjax.errors import ArtifactError
 from kdjax.export.container import (
+    Scored,
+    Scorer,
     metadata_of,
     read_plan,
     read_sealed,
     sealed,
     source_name,
 )
-from kdjax.export.onnx_scorer import Scored, Scorer
 from kdjax.models.lstm import FEW
 
 PLATFORMS = ("cpu", "cuda", "tpu")

@@ -199,7 +199,7 @@ def _onnx_scorer(
     path: Path, entity: str | None
 ) -> tuple[Plan, Callable[[np.ndarray], WindowResult]]:
     """Plan and scorer of an ONNX file, or of a folder that is exported in memory."""
-    from kdjax.export.onnx_scorer import load_onnx
+    from kdjax.export.container import load_onnx
 
     if path.is_dir():
         from kdjax.detection.detector import entity_index, usual_entity
