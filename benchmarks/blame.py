@@ -174,7 +174,8 @@ def _matrices(gaussian: Gaussian) -> dict[str, np.ndarray]:
     matrices = {
         method: attribution_matrix(gaussian, method=method) for method in METHODS
     }
-    return matrices | {STANDARDISED: np.diag(1 / error_deviations(gaussian))}
+    deviations = error_deviations(gaussian.whiten.astype(np.float64))
+    return matrices | {STANDARDISED: np.diag(1 / deviations)}
 
 
 def _mean(

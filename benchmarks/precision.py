@@ -238,7 +238,7 @@ def _points(
         model, gaussian, scaler, values, starts,
         window=prepared.window, batch_size=rules.batch_size,
     )  # fmt: skip
-    return np.concatenate([piece.points for piece in pieces])
+    return np.concatenate([points for points, _ in pieces])
 
 
 def _difference(parts: Sequence[tuple[Array, Array, float]]) -> Difference:

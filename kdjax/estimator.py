@@ -546,7 +546,7 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
     def _alarms(self, scores: np.ndarray) -> np.ndarray:
         """Rows in alarm by their window scores, `[N] -> [N]` bool."""
         rule = AlarmRule(self.detector_.min_duration, self.detector_.cooldown)
-        return row_alarms(scores > self.threshold_, ~np.isnan(scores), rule)
+        return row_alarms(scores > self.threshold_, rule)
 
     def _labels(self, scores: np.ndarray) -> np.ndarray:
         unknown = np.flatnonzero(np.isnan(scores))

@@ -10,7 +10,6 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from kdjax.detection.alarming import (
-    START,
     AlarmRule,
     AlarmState,
     event_table,
@@ -21,11 +20,12 @@ from kdjax.detection.alarming import (
 from kdjax.errors import ConfigError
 
 # T above τ, f not above, ? unknown.
-SIGNS = {"T": True, "f": False, "?": None}
+SCORES = {"T": 2.0, "f": 1.0, "?": np.nan}
+SIGNS = {sign: score > 1 for sign, score in SCORES.items()}
 
 
 def streamed(signs, rule):
-    state, raised = START, []
+    state, raised = AlarmState(), []
     for sign in signs:
         state, alarm = next_alarm(state, SIGNS[sign], rule)
         raised.append(alarm)
@@ -33,10 +33,8 @@ def streamed(signs, rule):
 
 
 def whole(signs, rule):
-    above = np.array([sign == "T" for sign in signs], bool)
-    # Where unknown, what is said of τ must not matter.
-    unknown = np.array([sign == "?" for sign in signs], bool)
-    return row_alarms(above | unknown, ~unknown, rule).tolist()
+    scores = np.array([SCORES[sign] for sign in signs])
+    return row_alarms(scores > 1, rule).tolist()
 
 
 @pytest.mark.parametrize(
@@ -86,13 +84,13 @@ def test_what_the_rule_says_in_words(signs, min_duration, cooldown):
 
 def test_the_default_rule_is_the_rows_above():
     rng = np.random.default_rng(0)
-    above, known = rng.random((2, 1000)) < 0.5
-    np.testing.assert_array_equal(row_alarms(above, known, AlarmRule()), above & known)
+    above = rng.random(1000) < 0.5
+    np.testing.assert_array_equal(row_alarms(above, AlarmRule()), above)
 
 
 def test_the_state_survives_json():
-    state = START
-    for above in (True, True, True, False, None, True):
+    state = AlarmState()
+    for above in (True, True, True, False, False, True):
         state, _ = next_alarm(state, above, AlarmRule(2, 5))
         assert AlarmState(**json.loads(json.dumps(state._asdict()))) == state
     assert state == AlarmState(run=1, active=0, rest=3)
@@ -101,9 +99,9 @@ def test_the_state_survives_json():
 @pytest.mark.parametrize("rule", [AlarmRule(min_duration=0), AlarmRule(cooldown=-1)])
 def test_rules_that_mean_nothing_are_refused(rule):
     with pytest.raises(ConfigError, match="expected at least 1 and at least 0 rows"):
-        row_alarms(np.ones(3, bool), np.ones(3, bool), rule)
+        row_alarms(np.ones(3, bool), rule)
     with pytest.raises(ConfigError, match="expected at least 1 and at least 0 rows"):
-        next_alarm(START, True, rule)
+        next_alarm(AlarmState(), True, rule)
 
 
 @settings(deadline=None)

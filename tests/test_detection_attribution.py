@@ -204,7 +204,7 @@ def test_nearly_singular_errors_keep_their_digits():
     whiten = gaussian.whiten.astype(np.float64)
     inverse = solve_triangular(whiten, np.eye(2), lower=True)
     wanted = np.linalg.norm(inverse, axis=1)
-    np.testing.assert_allclose(error_deviations(gaussian), wanted, rtol=1e-9)
+    np.testing.assert_allclose(error_deviations(whiten), wanted, rtol=1e-9)
     matrix = attribution_matrix(gaussian, method="correlation").astype(np.float64)
     np.testing.assert_allclose(
         matrix @ inverse @ (matrix @ inverse).T, np.eye(2), atol=1e-2

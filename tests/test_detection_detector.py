@@ -7,12 +7,12 @@ import pandas as pd
 import pytest
 
 from kdjax.data.scaler import Scaler
-from kdjax.detection.attribution import attribution_matrix
 from kdjax.detection.detector import (
     entity_index,
     explain_batches,
     gaussian_of,
     residual_batches,
+    score_batches,
     score_scaled,
     score_windows,
 )
@@ -206,10 +206,7 @@ def test_eight_devices_and_one_give_the_same_for_gaps(kinds, gappy):
 @pytest.mark.parametrize("index", [0, 1])
 def test_contributions_sum_to_the_points(kinds, gappy, index, gaps):
     values = gappy if gaps else np.nan_to_num(gappy, nan=0.25)
-    attribution = attribution_matrix(gaussian_of(kinds, index), method="correlation")
-    pieces = explain_batches(
-        kinds, index, values, STARTS, attribution=attribution, batch_size=4
-    )
+    pieces = score_batches(kinds, index, values, STARTS, explain=True, batch_size=4)
     points, parts = (np.concatenate(side) for side in zip(*pieces, strict=True))
     assert parts.shape == (*points.shape, 2) and (parts >= 0).all()
     known = ~np.isnan(points)
@@ -223,8 +220,7 @@ def test_contributions_blame_the_channel_that_moved(small):
     """With W diagonal each channel's part is its own standardised square."""
     values = np.zeros((4, 2), np.float32)
     values[2] = [3.0, -2.0]
-    attribution = attribution_matrix(gaussian_of(small, 1), method="correlation")
-    (found,) = explain_batches(small, 1, values, np.array([0]), attribution=attribution)
+    (found,) = explain_batches(small, 1, values, np.array([0]))
     np.testing.assert_allclose(found.contributions[0, 2], [9.0, 4.0], rtol=1e-6)
     assert not found.contributions[0, [0, 1, 3]].any()
 
@@ -239,10 +235,8 @@ def test_a_channels_part_is_the_sum_of_what_its_errors_have(small):
     values = np.zeros((4, 2), np.float32)
     values[2] = [3.0, -2.0]
     for method in ("correlation", "conditional"):
-        attribution = attribution_matrix(gaussian_of(detector, 1), method=method)
-        (found,) = explain_batches(
-            detector, 1, values, np.array([0]), attribution=attribution
-        )
+        other = detector._replace(attribution=method)
+        (found,) = explain_batches(other, 1, values, np.array([0]))
         wanted = np.zeros((4, 2))
         wanted[2] = [3**2 + (3 * 3) ** 2, (2 * 2) ** 2 + (4 * 2) ** 2]
         wanted[3] = [(3 * 3) ** 2, (4 * 2) ** 2]

@@ -7,13 +7,10 @@ import pandas as pd
 import pytest
 
 from kdjax.data.readers import read_table
-from kdjax.detection.alarming import START as QUIET
-from kdjax.detection.alarming import AlarmRule, next_alarm
-from kdjax.detection.attribution import attribution_matrix
+from kdjax.detection.alarming import AlarmRule, AlarmState, next_alarm
 from kdjax.detection.detector import (
     entity_index,
     explain_batches,
-    gaussian_of,
     score_windows,
 )
 from kdjax.detection.tables import find_windows, score_events, score_table
@@ -308,10 +305,9 @@ def test_alarms_keep_to_duration_and_rest(steps, rows, rule, causal):
         min_duration=duration, cooldown=cooldown, thresholds=(tau, tau)
     )
     table = score_table(detector, series, entity="pooled", causal=causal)
-    state, wanted = QUIET, []
+    state, wanted = AlarmState(), []
     for score in table["window_score"]:
-        above = None if np.isnan(score) else bool(score > 9.0)
-        state, alarm = next_alarm(state, above, AlarmRule(duration, cooldown))
+        state, alarm = next_alarm(state, score > 9.0, AlarmRule(duration, cooldown))
         wanted.append(int(alarm))
     assert table["alarm"].tolist() == wanted
     known = table["score"].notna() & table["window_score"].notna()
@@ -356,8 +352,7 @@ def test_contributions_are_means_over_the_covering_windows(
     detector, series = steps._replace(attribution=attribution), rows(23)
     table = score_table(detector, series, entity="a", causal=causal, contributions=True)
     starts = np.arange(20) if causal else np.array([0, 3, 6, 9, 12, 15, 18, 19])
-    matrix = attribution_matrix(gaussian_of(detector, 0), method=attribution)
-    (found,) = explain_batches(detector, 0, series.values, starts, attribution=matrix)
+    (found,) = explain_batches(detector, 0, series.values, starts)
     for row in range(23):
         parts = [
             part[row - start]

@@ -18,7 +18,6 @@ from kdjax.detection.thresholds import (
     conformal_threshold,
     find_threshold,
     needed,
-    needed_scores,
     parse_budget,
     too_few_message,
 )
@@ -55,18 +54,18 @@ def test_tau_is_the_smallest_score_that_enough_scores_reach(text, extra, seed):
 @settings(deadline=None)
 @given(rates)
 def test_needed_is_the_least_n_with_a_rank(text):
-    needed = needed_scores(float(text))
+    least = needed(Rule("conformal", float(text)))
     rate = Fraction(text)
-    assert math.ceil((needed + 1) * (1 - rate)) <= needed
-    assert needed == 0 or math.ceil(needed * (1 - rate)) > needed - 1
+    assert math.ceil((least + 1) * (1 - rate)) <= least
+    assert least == 0 or math.ceil(least * (1 - rate)) > least - 1
 
 
 @pytest.mark.parametrize(
-    ("rate", "needed"),
+    ("rate", "least"),
     [(0.01, 99), (0.05, 19), (0.1, 9), (0.3, 3), (0.5, 1), (0.03, 33)],
 )
-def test_needed_by_hand(rate, needed):
-    assert needed_scores(rate) == needed
+def test_needed_by_hand(rate, least):
+    assert needed(Rule("conformal", rate)) == least
 
 
 def test_99_scores_at_one_percent_give_the_largest():

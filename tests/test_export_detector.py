@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from kdjax.data.scaler import Scaler
-from kdjax.detection.attribution import attribution_matrix
-from kdjax.detection.detector import Detector, explain_batches, gaussian_of
+from kdjax.detection.detector import Detector, explain_batches
 from kdjax.detection.gaussian import Gaussian
 from kdjax.detection.scores import window_scores
 from kdjax.detection.thresholds import Threshold
@@ -89,12 +88,7 @@ def make_rows(what):
 def expected(detector, index, rows):
     """What kdjax says of the windows at stride 1."""
     starts = np.arange(len(rows) - L + 1)
-    attribution = attribution_matrix(
-        gaussian_of(detector, index), method=detector.attribution
-    )
-    pieces = list(
-        explain_batches(detector, index, rows, starts, attribution=attribution)
-    )
+    pieces = list(explain_batches(detector, index, rows, starts))
     points = np.concatenate([piece.points for piece in pieces])
     parts = np.concatenate([piece.contributions for piece in pieces])
     largest = window_scores(points, count=detector.allowed_points)

@@ -2,9 +2,7 @@
 
 A rule may ask that the window score stays above τ for some rows before an alarm starts
 (minimum duration) and that quiet follows an alarm (cool-down). `next_alarm` takes one
-row at a time, as a stream has them; `alarms` gives the same for a whole series.
-
-Events of a series whose windows are scored already.
+row at a time, as a stream has them; `row_alarms` gives the same for a whole series.
 """
 
 from collections.abc import Callable, Sequence
@@ -47,19 +45,12 @@ class AlarmState(NamedTuple):
     rest: int = 0
 
 
-START = AlarmState()
-
-
 def next_alarm(
-    state: AlarmState, above: bool | None, rule: AlarmRule
+    state: AlarmState, above: bool, rule: AlarmRule
 ) -> tuple[AlarmState, bool]:
     """The state after a row, and whether the row is in alarm.
 
-    Args:
-        state: after the row before; `START` for none.
-        above: whether the window score is above τ; None for a row without one, which
-            counts as not above.
-        rule: when rows above become an alarm.
+    `above` says whether the window score is above τ; a row without one is not.
 
     >>> next_alarm(AlarmState(run=1), True, AlarmRule(min_duration=2))
     (AlarmState(run=2, active=1, rest=0), True)
@@ -73,32 +64,23 @@ def next_alarm(
     return AlarmState(run, int(active), left), active
 
 
-def row_alarms(above: np.ndarray, known: np.ndarray, rule: AlarmRule) -> np.ndarray:
-    """Rows in alarm, `[N], [N] -> [N]` bool: `next_alarm` row after row.
-
-    Args:
-        above: whether the window score is above τ.
-        known: whether the row has a window score.
-        rule: when rows above become an alarm.
+def row_alarms(above: np.ndarray, rule: AlarmRule) -> np.ndarray:
+    """Rows in alarm, `[N] -> [N]` bool: `next_alarm` row after row.
 
     >>> above = np.array([1, 0, 1, 1, 1, 0, 1, 1, 1], bool)
-    >>> known = np.ones(9, bool)
-    >>> row_alarms(above, known, AlarmRule(min_duration=2, cooldown=2)).astype(int)
+    >>> row_alarms(above, AlarmRule(min_duration=2, cooldown=2)).astype(int)
     array([0, 0, 0, 1, 1, 0, 0, 0, 1])
     """
     _check(rule)
-    hit: np.ndarray = np.asarray(above, bool) & np.asarray(known, bool)
-    if rule.min_duration == 1 and rule.cooldown == 0:
-        return hit
-    spans = _runs(hit)
+    if rule == AlarmRule():
+        return above
+    spans = _runs(above)
     spans[:, 0] += rule.min_duration - 1
-    spans = spans[spans[:, 0] < spans[:, 1]]
-    if rule.cooldown:
-        spans = _rested(spans, rule.cooldown)
-    change = np.zeros(len(hit) + 1, np.int8)
-    change[spans[:, 0]] = 1
-    change[spans[:, 1]] -= 1
-    inside: np.ndarray = np.cumsum(change[:-1], dtype=np.int8).astype(bool)
+    inside, free = np.zeros(len(above), bool), 0
+    for start, stop in spans[spans[:, 0] < spans[:, 1]].tolist():
+        if max(start, free) < stop:
+            inside[max(start, free) : stop] = True
+            free = stop + rule.cooldown + 1
     return inside
 
 
@@ -135,34 +117,30 @@ def event_table(
 ) -> pd.DataFrame:
     """One line an event of the rows in alarm `[N]`; alarms nearer than L are one.
 
+    All arrays are `[N]`: times or row numbers, and scores, NaN where unknown. `explain`
+    gives shares of the channels in the scores of some rows, `[K] -> [K, D]`; it is asked
+    once, for the peaks, and None names no channels.
+
     Columns: `entity`; `start` and `end`, the times of its first and last row in alarm;
     `severity`, its largest window score in units of τ, infinite where τ is not above 0
     or the score is; `peak`, the time of the largest score of a row; `channels`, the
     three with the largest contributions at the peak, joined by `;`. The peak may lie up
     to L − 1 rows before `start`, since a window alarms after what it saw.
-
-    Args:
-        alarm: rows in alarm, from `alarms`.
-        entity: its name.
-        time: `[N]` times or row numbers.
-        window_score: `[N]`, NaN where unknown.
-        score: `[N]`, NaN where unknown.
-        tau: τ.
-        window: L.
-        explain: shares of the channels in the scores of some rows, `[K] -> [K, D]`;
-            asked once, for the peaks. None names no channels.
-        channels: the D names.
     """
     first, stop = events(alarm, gap=window).T
     highest = window_score[_largest(window_score, first, stop)].astype(np.float64)
     peak = _largest(score, np.maximum(first - window + 1, 0), stop)
+    named = [""] * len(peak)
+    if explain is not None and len(peak):
+        order = np.argsort(-explain(peak), axis=1, kind="stable")[:, :TOP]
+        named = [";".join(channels[i] for i in own) for own in order]
     columns = (
         [entity] * len(peak),
         time[first],
         time[stop - 1],
         highest / tau if tau > 0 else np.full(len(peak), np.inf),
         time[peak],
-        _top(explain, peak, channels),
+        named,
     )
     table = pd.DataFrame(dict(zip(EVENT_COLUMNS, columns, strict=True)))
     return table.astype({"entity": str, "channels": str})
@@ -182,16 +160,6 @@ def _runs(hit: np.ndarray) -> np.ndarray:
     return np.flatnonzero(padded[1:] != padded[:-1]).reshape(-1, 2)
 
 
-def _rested(spans: np.ndarray, cooldown: int) -> np.ndarray:
-    """Spans of alarms that wait until the cool-down after the last is over."""
-    kept, free = [], 0
-    for start, stop in spans.tolist():
-        if max(start, free) < stop:
-            kept.append((max(start, free), stop))
-            free = stop + cooldown + 1
-    return np.array(kept, np.int64).reshape(-1, 2)
-
-
 def _largest(values: np.ndarray, first: np.ndarray, stop: np.ndarray) -> np.ndarray:
     """Rows of the largest value in each half-open span; unknown ones don't count."""
     rows = [
@@ -199,17 +167,6 @@ def _largest(values: np.ndarray, first: np.ndarray, stop: np.ndarray) -> np.ndar
         for start, end in zip(first.tolist(), stop.tolist(), strict=True)
     ]
     return np.array(rows, np.int64)
-
-
-def _top(
-    explain: Callable[[np.ndarray], np.ndarray] | None,
-    rows: np.ndarray,
-    channels: Sequence[str],
-) -> list[str]:
-    if explain is None or len(rows) == 0:
-        return [""] * len(rows)
-    order = np.argsort(-explain(rows), axis=1, kind="stable")[:, :TOP]
-    return [";".join(channels[i] for i in own) for own in order]
 
 
 def scored_events(
@@ -223,16 +180,8 @@ def scored_events(
 ) -> np.ndarray:
     """Half-open spans of rows of the events that `score` finds, `[K, 2]`.
 
-    Rows know the latest window that ended at or before them; those above τ are in
-    alarm, as the rule allows; alarms nearer than L rows are one event.
-
-    Args:
-        window_scores: `[M]`, NaN where a window has none.
-        starts: `[M]` first rows of the windows, none of which crosses a gap.
-        spans: `[S, 2]` half-open spans of rows between gaps.
-        tau: τ.
-        window: L.
-        rule: when rows above τ become an alarm.
+    Rows know the latest window that ended at or before them, from the scores `[M]` and
+    first rows `[M]` of windows, inside the half-open spans `[S, 2]` between gaps.
 
     >>> starts, spans = np.array([0, 2, 4]), np.array([[0, 8]])
     >>> scored_events(
@@ -246,5 +195,4 @@ def scored_events(
         latest = latest_window(starts[own] - first, window=window, rows=last - first)
         # Before the end of the first window comes -1, and so the NaN.
         known[first:last] = np.append(window_scores[own], np.nan)[latest]
-    alarm = row_alarms(known > tau, ~np.isnan(known), rule)
-    return events(alarm, gap=window)
+    return events(row_alarms(known > tau, rule), gap=window)

@@ -83,17 +83,12 @@ def check_attribution(method: str) -> None:
         )
 
 
-def error_deviations(gaussian: Gaussian) -> np.ndarray:
-    """The standard deviations `[D]` in Σ, float64: roots of the diagonal of (WᵀW)⁻¹.
+def error_deviations(whiten: Any, xp: Any = np) -> Any:
+    """The standard deviations `[D]` in Σ: roots of the diagonal of (WᵀW)⁻¹.
 
-    >>> error_deviations(Gaussian(np.zeros(2), np.array([[0.5, 0.0], [0.0, 2.0]])))
+    >>> error_deviations(np.array([[0.5, 0.0], [0.0, 2.0]]))
     array([2. , 0.5])
     """
-    found: np.ndarray = _deviations(np.asarray(gaussian.whiten, np.float64), np)
-    return found
-
-
-def _deviations(whiten: Any, xp: Any) -> Any:
     return xp.linalg.norm(xp.linalg.inv(whiten), axis=1)
 
 
@@ -101,7 +96,7 @@ def _matrix(whiten: Any, method: str, xp: Any, polar: Callable[..., Any]) -> Any
     """B, by numpy or by `jax.numpy`."""
     if method == "conditional":
         return whiten.T @ whiten / xp.linalg.norm(whiten, axis=0)[:, None]
-    deviations = _deviations(whiten, xp)
+    deviations = error_deviations(whiten, xp)
     # (W S)ᵀ(W S) is the inverse of R, so its root is W S without a rotation.
     _, root = polar(whiten * deviations)
     return root / deviations

@@ -23,11 +23,10 @@ from kdjax.detection.gaussian import (
     Moments,
     floored_channels,
     gaussian_from_moments,
-    ledoit_wolf_shrinkage,
     merge_all,
     merge_shares,
     moments_of,
-    oas_shrinkage,
+    shrinkage_share,
 )
 from kdjax.detection.scores import window_scores
 from kdjax.detection.thresholds import (
@@ -93,19 +92,15 @@ class Rules(NamedTuple):
     batch_size: int
 
 
-class PointScores(NamedTuple):
-    """Point scores of some windows: a_t `[m, L]` and their first rows `[m]`."""
-
-    points: np.ndarray
-    starts: np.ndarray
-
-
 class _Job(NamedTuple):
     model: ResidualModel
-    window: int
-    width: int  # D
-    residuals: tuple[str, ...]  # their F names
+    prepared: Prepared
     rules: Rules
+
+    @property
+    def residuals(self) -> tuple[str, ...]:
+        """Names of the F residuals."""
+        return residual_names(self.model.kind, self.prepared.channels)
 
 
 class _View(NamedTuple):
@@ -126,13 +121,10 @@ def check_enough(prepared: Prepared, rule: Rule) -> None:
 
 def calibrate(model: ResidualModel, prepared: Prepared, rules: Rules) -> Calibration:
     """Gaussians and thresholds of a model on the clean rows of a data set."""
-    channels = prepared.channels
-    names = residual_names(model.kind, channels)
-    job = _Job(model, prepared.window, len(channels), names, rules)
-    entities = prepared.entities
-    views = [_trimmed(job, _view(prepared, e, e.scaler)) for e in entities]
+    job, entities = _Job(model, prepared, rules), prepared.entities
+    views = [_view(job, entity, entity.scaler) for entity in entities]
     moments = [_moments(job, view) for view in views]
-    pooled_gaussian, pooled_scores = _pooled(job, prepared, views, moments)
+    pooled_gaussian, pooled_scores = _pooled(job, views, moments)
     pooled_tau = find_threshold(pooled_scores, rules.threshold, source="pooled")
     if rules.scope == "pooled":
         gaussians = [_gaussian(job, views, merge_all(moments))] * len(views)
@@ -149,17 +141,15 @@ def calibrate(model: ResidualModel, prepared: Prepared, rules: Rules) -> Calibra
     thresholds, notes = entity_thresholds(
         prepared, scores, pooled_tau, rules.threshold, scope=rules.scope
     )
-    shared = np.concatenate(scores)
-    sets = {
-        "shared": shared,
-        "pooled": shared if rules.scope == "pooled" else pooled_scores,
-    }
+    sets = {"shared": np.concatenate(scores), "pooled": pooled_scores}
+    if rules.scope == "pooled":
+        sets["pooled"] = sets["shared"]
     threshold_scores = [
         *(sets.get(t.source, own) for own, t in zip(scores, thresholds, strict=True)),
         pooled_scores,
     ]
     scalers = [*(e.scaler for e in entities), prepared.pooled_scaler]
-    gaussians = [*gaussians, pooled_gaussian]
+    gaussians.append(pooled_gaussian)
     return Calibration(
         scalers=Scaler(*map(np.stack, zip(*scalers, strict=True))),
         gaussians=Gaussian(*map(np.stack, zip(*gaussians, strict=True))),
@@ -169,10 +159,8 @@ def calibrate(model: ResidualModel, prepared: Prepared, rules: Rules) -> Calibra
         threshold_scores=tuple(map(np.sort, threshold_scores)),
         notes=tuple(notes),
         floored={
-            entity.name: floored_channels(
-                own, floor=rules.floor, channels=job.residuals
-            )
-            for entity, own in zip(entities, moments, strict=True)
+            e.name: floored_channels(own, floor=rules.floor, channels=job.residuals)
+            for e, own in zip(entities, moments, strict=True)
             if own.n
         },
     )
@@ -187,42 +175,39 @@ def point_pieces(
     *,
     window: int,
     batch_size: int,
-) -> Iterator[PointScores]:
-    """Point scores of the windows of raw rows `[N, D]`.
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """a_t `[m, L]` and first rows `[m]` of the windows of raw rows `[N, D]`.
 
     All at once, or in pieces where `values` is a memory map.
     """
     options = {"window": window, "batch_size": batch_size}
     for piece in scaled_pieces(values, scaler, starts, window=window):
         points = score_scaled(model, gaussian, piece.rows, piece.starts, **options)
-        yield PointScores(points, piece.at)
-
-
-def _view(prepared: Prepared, entity: Entity, scaler: Scaler) -> _View:
-    return _View(
-        rows=entity.train.values,
-        scaler=scaler,
-        validation=_starts(prepared, entity.split.validation),
-        calibration=_starts(prepared, entity.split.calibration),
-    )
+        yield points, piece.at
 
 
 def _starts(prepared: Prepared, spans: np.ndarray) -> np.ndarray:
     return window_starts(spans, window=prepared.window, stride=prepared.stride)
 
 
-def _trimmed(job: _Job, view: _View) -> _View:
-    """The view without its most abnormal validation windows.
+def _view(job: _Job, entity: Entity, scaler: Scaler) -> _View:
+    """An entity's windows without the most abnormal validation windows.
 
     Concentration steps of FAST-MCD (Rousseeuw and Van Driessen, 1999) on whole windows.
     """
+    view = _View(
+        rows=entity.train.values,
+        scaler=scaler,
+        validation=_starts(job.prepared, entity.split.validation),
+        calibration=_starts(job.prepared, entity.split.calibration),
+    )
     kept = len(view.validation) - int(job.rules.trim * len(view.validation))
     if kept == len(view.validation):
         return view
     trimmed = view
     for _ in range(TRIM_ROUNDS):
         moments = _moments(job, trimmed)
-        if moments.n < ROWS_PER_CHANNEL * job.width:
+        if moments.n < ROWS_PER_CHANNEL * len(job.prepared.channels):
             break  # The entity uses the pooled Gaussian.
         gaussian = _gaussian(job, [trimmed], moments)
         scores = _scores(job, view, gaussian, view.validation)
@@ -233,16 +218,12 @@ def _trimmed(job: _Job, view: _View) -> _View:
 
 
 def _pooled(
-    job: _Job, prepared: Prepared, views: Sequence[_View], moments: Sequence[Moments]
+    job: _Job, views: Sequence[_View], moments: Sequence[Moments]
 ) -> tuple[Gaussian, np.ndarray]:
     """Gaussian and calibration scores of all rows under the pooled scaler."""
-    pooled = prepared.pooled_scaler
-    if not all(
-        np.array_equal(own, shared)
-        for entity in prepared.entities
-        for own, shared in zip(entity.scaler, pooled, strict=True)
-    ):
-        views = [_trimmed(job, _view(prepared, e, pooled)) for e in prepared.entities]
+    pooled, entities = job.prepared.pooled_scaler, job.prepared.entities
+    if not all(np.array_equal(entity.scaler, pooled) for entity in entities):
+        views = [_view(job, entity, pooled) for entity in entities]
         moments = [_moments(job, view) for view in views]
     gaussian = _gaussian(job, views, merge_all(moments))
     scores = [_calibration_scores(job, view, gaussian)[0] for view in views]
@@ -254,16 +235,12 @@ def _residuals(job: _Job, view: _View, *, shared: bool) -> Iterator[np.ndarray]:
 
     `shared` takes only the batches of this process.
     """
-    batch_size = job.rules.batch_size
-    size = scoring_batch(job.model, job.width, batch_size)
+    batch_size, window = job.rules.batch_size, job.prepared.window
+    size = scoring_batch(job.model, len(job.prepared.channels), batch_size)
     done = 0
-    for piece in scaled_pieces(
-        view.rows, view.scaler, view.validation, window=job.window
-    ):
-        batches = [
-            piece.starts[first : first + size]
-            for first in range(0, len(piece.starts), size)
-        ]
+    for piece in scaled_pieces(view.rows, view.scaler, view.validation, window=window):
+        stops = range(size, len(piece.starts), size)
+        batches = np.split(piece.starts, stops) if len(piece.starts) else []
         own = hosts.share(batches, done) if shared else batches
         done += len(batches)
         if not own:
@@ -272,7 +249,7 @@ def _residuals(job: _Job, view: _View, *, shared: bool) -> Iterator[np.ndarray]:
         if len(batches) > 1:  # pads a short batch to the shape of the others
             starts = np.pad(starts, (0, -len(starts) % size), mode="edge")
         found = residual_batches(
-            job.model, piece.rows, starts, window=job.window, batch_size=batch_size
+            job.model, piece.rows, starts, window=window, batch_size=batch_size
         )
         for residuals, batch in zip(found, own, strict=True):
             kept = residuals[: len(batch)]
@@ -294,29 +271,17 @@ def _gaussian(job: _Job, views: Sequence[_View], moments: Moments) -> Gaussian:
             "covariance: remove the channels with the most gaps, or repeat the last "
             "value by data.missing=ffill."
         )
-    floor = job.rules.floor
-    shrinkage = None
-    if job.rules.shrinkage != "none":
+    floor, method, share = job.rules.floor, job.rules.shrinkage, None
+    if method != "none":
+        pieces = (p for view in views for p in _residuals(job, view, shared=False))
         rows = sum(_distinct(job, view) for view in views)
-        if job.rules.shrinkage == "oas":
-            shrinkage = oas_shrinkage(moments, floor=floor, rows=rows)
-        else:
-            shrinkage = ledoit_wolf_shrinkage(
-                (
-                    piece
-                    for view in views
-                    for piece in _residuals(job, view, shared=False)
-                ),
-                moments,
-                floor=floor,
-                rows=rows,
-            )
+        share = shrinkage_share(method, pieces, moments, floor=floor, rows=rows)
     return gaussian_from_moments(
         moments,
         floor=floor,
         ridge=job.rules.ridge,
         channels=job.residuals,
-        shrinkage=shrinkage,
+        shrinkage=share,
     )
 
 
@@ -324,7 +289,7 @@ def _distinct(job: _Job, view: _View) -> int:
     """Number of distinct complete rows in the validation windows, which overlap."""
     covered = np.zeros(len(view.rows), bool)
     for start in view.validation:
-        covered[start : start + job.window] = True
+        covered[start : start + job.prepared.window] = True
     complete = [~np.isnan(rows).any(axis=1) for rows in chunks(view.rows)]
     return int((covered & np.concatenate(complete)).sum())
 
@@ -339,11 +304,11 @@ def _scores(
         view.scaler,
         view.rows,
         starts,
-        window=job.window,
+        window=job.prepared.window,
         batch_size=job.rules.batch_size,
     )
     count = job.rules.allowed_points
-    found = [window_scores(piece.points, count=count) for piece in pieces]
+    found = [window_scores(points, count=count) for points, _ in pieces]
     return np.concatenate([np.empty(0, np.float32), *found])
 
 

@@ -140,13 +140,21 @@ def score_batches(
     values: np.ndarray,
     starts: np.ndarray,
     *,
+    explain: bool = False,
     batch_size: int = BATCH_SIZE,
-) -> Iterator[np.ndarray]:
-    """`score_windows` in batches `[B, L]`, for long series; `values` may be a memmap."""
+) -> Iterator[Any]:
+    """`score_windows` in batches `[B, L]`, for long series; `values` may be a memmap.
+
+    With `explain` batches are `Explained`.
+    """
+    gaussian = gaussian_of(detector, index)
+    common: tuple[Any, ...] = (detector.model.params, gaussian)
+    if explain:
+        common += (attribution_matrix(gaussian, method=detector.attribution),)
     return _map(
         point_scorer,
         detector.model,
-        (detector.model.params, gaussian_of(detector, index)),
+        common,
         values,
         starts,
         window=detector.window,
@@ -156,32 +164,10 @@ def score_batches(
 
 
 def explain_batches(
-    detector: Detector,
-    index: int,
-    values: np.ndarray,
-    starts: np.ndarray,
-    *,
-    attribution: np.ndarray | None = None,
-    batch_size: int = BATCH_SIZE,
+    detector: Detector, index: int, values: np.ndarray, starts: np.ndarray
 ) -> Iterator[Explained]:
-    """Scores and contributions of the windows of raw rows, in batches.
-
-    Arguments as for `score_batches`; `attribution` `[F, F]` is by default the
-    `attribution_matrix` of the detector's own method.
-    """
-    gaussian = gaussian_of(detector, index)
-    if attribution is None:
-        attribution = attribution_matrix(gaussian, method=detector.attribution)
-    return _map(
-        explainer,
-        detector.model,
-        (detector.model.params, gaussian, attribution),
-        values,
-        starts,
-        window=detector.window,
-        batch_size=batch_size,
-        scaler=scaler_of(detector, index),
-    )
+    """Scores and contributions of the windows of raw rows, in batches."""
+    return score_batches(detector, index, values, starts, explain=True)
 
 
 def score_scaled(
@@ -194,8 +180,8 @@ def score_scaled(
     batch_size: int,
 ) -> np.ndarray:
     """Point scores `[M, L]` of the windows of scaled rows `[N, D]`."""
-    common = (model.params, gaussian)
     options: dict[str, Any] = {"window": window, "batch_size": batch_size}
+    common = (model.params, gaussian)
     return _joined(_map(point_scorer, model, common, rows, starts, **options), window)
 
 
@@ -227,40 +213,25 @@ def point_scorer(
 ) -> WindowFunction:
     """`((params, gaussian), windows [B, L, D]) -> point scores [B, L]` of scaled windows.
 
-    Args:
-        kind: of the residual model.
-        architecture: of its network, if it has one.
-        missing: whether windows may have NaN cells, which takes longer.
+    `((params, gaussian, attribution), windows) -> Explained`. `missing` says whether
+    windows may have NaN cells, which takes longer.
     """
     residuals = _observed_residuals(kind, architecture, missing)
 
-    def scores(common: tuple[Params, Gaussian], windows: Array) -> Array:
-        params, gaussian = common
-        found, observed = residuals(params, windows)
-        return scores_of(gaussian, deviations(gaussian, found, observed), observed)
-
-    return scores
-
-
-@functools.lru_cache
-def explainer(
-    kind: str, architecture: Architecture | None, missing: bool = False
-) -> WindowFunction:
-    """`((params, gaussian, attribution), windows) -> Explained` of scaled windows."""
-    residuals = _observed_residuals(kind, architecture, missing)
-
-    def explained(common: tuple[Params, Gaussian, Any], windows: Array) -> Any:
-        params, gaussian, attribution = common
+    def scores(common: Any, windows: Array) -> Any:
+        params, gaussian, *attribution = common
         found, observed = residuals(params, windows)
         distance = deviations(gaussian, found, observed)
-        parts = split_deviations(attribution, distance)
+        if not attribution:
+            return scores_of(gaussian, distance, observed)
+        parts = split_deviations(attribution[0], distance)
         # Summed over the components of an ensemble.
         parts = parts.reshape(*parts.shape[:2], -1, windows.shape[-1]).sum(axis=2)
         points = scores_of(gaussian, distance, observed)
         # They become numpy arrays in `map_windows`.
         return Explained(points, parts)  # type: ignore[arg-type]
 
-    return explained
+    return scores
 
 
 @functools.lru_cache

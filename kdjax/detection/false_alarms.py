@@ -6,7 +6,7 @@ narrow where behaviour stays the same for longer than a window.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -138,22 +138,16 @@ def cross_rates(
 ) -> MeasuredRate:
     """The share of calibration windows above a τ that was chosen without them.
 
-    The windows are cut into blocks of time. τ of a block comes from the windows of the
-    other blocks that share no row with it. `detail` counts the blocks that are left out
-    because the rule needs more windows. It shows drift within the calibration rows only.
-
-    Args:
-        scores: `[n]` calibration window scores.
-        starts: `[n]` first rows of the windows.
-        rule: how τ is chosen.
-        window: L.
-        folds: number of blocks.
+    The windows, with scores `[n]` and first rows `[n]`, are cut into blocks of time. τ
+    of a block comes from the windows of the other blocks that share no row with it.
+    `detail` counts the blocks that are left out because the rule needs more windows. It
+    shows drift within the calibration rows only.
     """
     check_numbers(scores, "calibration scores")
     order = np.argsort(starts, kind="stable")
     scores, starts = np.asarray(scores)[order], np.asarray(starts)[order]
     used = fallbacks = 0
-    known, above = np.zeros(len(scores), bool), np.zeros(len(scores), bool)
+    known, above = np.zeros((2, len(scores)), bool)
     for block in np.array_split(np.arange(len(starts)), folds):
         if not len(block):
             continue
@@ -186,9 +180,7 @@ def drift(p: np.ndarray, *, calibration: int) -> Drift:
     and above what chance exceeds with probability `SIGNIFICANCE` (Massart, Annals of
     Probability 1990), with the effective sample size n·m / (n + m).
 
-    Args:
-        p: from `p_values`.
-        calibration: m, number of calibration windows that share no row.
+    `calibration` is m, the number of calibration windows that share no row.
 
     >>> drift(np.array([0.2, 0.4, 0.6, 0.8]), calibration=9)
     Drift(n=4, distance=0.2, drifted=False)
@@ -230,61 +222,56 @@ def series_notes(
 
     `table` is the `score_table` of the series under the entity at `index`.
     """
-    notes = [f"{series.entity}: {n}" for n in _notes(detector, index, series, table)]
-    return sorted(notes, key=lambda note: "warning" not in note)
-
-
-def _notes(
-    detector: "Detector", index: int, series: Series, table: pd.DataFrame
-) -> Iterator[str]:
+    notes = []
     step = median_step(series.time)
     known = bool(detector.step and step)
     if known and not 1 / SAME_STEP < step / detector.step < SAME_STEP:
-        yield (
+        notes.append(
             f"warning: a row every {step:g}, but {detector.step:g} in training: the "
             "model has learned another sampling rate"
         )
     if detector.ranges is not None:
-        yield from _outside(
-            Ranges(*(side[index] for side in detector.ranges)), detector, series
-        )
+        ranges = Ranges(*(side[index] for side in detector.ranges))
+        notes += _range_notes(ranges, detector.channels, series.values)
     if has_missing(series.values):
         cells = int(np.isnan(series.values).sum())
         unscored = int(table["score"].isna().sum())
-        yield (
+        notes.append(
             f"{cells:,} cells are missing; {unscored:,} rows have no score and count as "
             "unknown"
         )
     found = score_drift(detector, index, table["window_score"].to_numpy())
     if found is not None and found.drifted:
-        yield (
+        notes.append(
             "warning: scores have drifted from those of calibration (distance "
             f"{found.distance:.2f} over {found.n} separate windows), so the false-alarm "
             "rate no longer holds: kdjax calibrate on recent clean rows makes a new "
             "threshold"
         )
+    notes.sort(key=lambda note: "warning" not in note)
+    return [f"{series.entity}: {note}" for note in notes]
 
 
-def _outside(ranges: Ranges, detector: "Detector", series: Series) -> Iterator[str]:
-    rows, by_channel = 0, np.zeros(len(detector.channels), np.int64)
-    for first in range(0, len(series.values), _CHUNK):
-        found = outside(ranges, series.values[first : first + _CHUNK])
+def _range_notes(
+    ranges: Ranges, channels: Sequence[str], values: np.ndarray
+) -> list[str]:
+    rows, by_channel = 0, np.zeros(len(channels), np.int64)
+    for first in range(0, len(values), _CHUNK):
+        found = outside(ranges, values[first : first + _CHUNK])
         rows += int(found.any(axis=1).sum())
         by_channel += found.sum(axis=0)
     if not rows:
-        return
-    share = rows / len(series.values)
+        return []
+    share = rows / len(values)
     warning = "warning: " if share > FOREIGN else ""
     constant = np.where(ranges.low == ranges.high, " (constant in training)", "")
     worst = ", ".join(
-        f"{detector.channels[i]} {by_channel[i]:,}{constant[i]}"
+        f"{channels[i]} {by_channel[i]:,}{constant[i]}"
         for i in np.argsort(-by_channel, kind="stable")[:3]
         if by_channel[i]
     )
-    yield (
-        f"{warning}{rows:,} of {len(series.values):,} rows ({share:.1%}) have values "
-        f"outside the training range: {worst}"
-    )
+    counted = f"{rows:,} of {len(values):,} rows ({share:.1%})"
+    return [f"{warning}{counted} have values outside the training range: {worst}"]
 
 
 def _count(

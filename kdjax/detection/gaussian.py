@@ -105,34 +105,19 @@ def merge_shares(own: Iterable[Moments], *, width: int) -> Moments:
     merged, pieces = moments_of(np.empty((0, width))), iter(own)
     while True:
         some = list(itertools.islice(pieces, _AT_ONCE))
-        shares = hosts.gather(_stacked(some, width))
-        most = max(len(share.n) for share in shares)
-        turns = itertools.product(range(most), shares)
-        merged = merge_all(
-            [merged, *(_nth(share, i) for i, share in turns if i < len(share.n))]
+        # Numbers [k], means [k, D] and scatters [k, D, D].
+        stacked = (
+            np.array([piece.n for piece in some], np.int64),
+            np.reshape([piece.mean for piece in some], (-1, width)),
+            np.reshape([piece.scatter for piece in some], (-1, width, width)),
         )
+        shares = hosts.gather(stacked)
+        most = max(len(n) for n, _, _ in shares)
+        for i, (n, mean, scatter) in itertools.product(range(most), shares):
+            if i < len(n):
+                merged = merge(merged, Moments(int(n[i]), mean[i], scatter[i]))
         if most < _AT_ONCE:
             return merged
-
-
-class _Stack(NamedTuple):
-    """k moments: n `[k]`, mean `[k, D]`, scatter `[k, D, D]`."""
-
-    n: np.ndarray
-    mean: np.ndarray
-    scatter: np.ndarray
-
-
-def _stacked(some: Sequence[Moments], width: int) -> _Stack:
-    return _Stack(
-        np.array([piece.n for piece in some], np.int64),
-        np.reshape([piece.mean for piece in some], (-1, width)),
-        np.reshape([piece.scatter for piece in some], (-1, width, width)),
-    )
-
-
-def _nth(stack: _Stack, i: int) -> Moments:
-    return Moments(int(stack.n[i]), stack.mean[i], stack.scatter[i])
 
 
 SHRINKAGES = ("none", "ledoit_wolf", "oas")
@@ -183,19 +168,34 @@ def fit_gaussian(
     """
     rows = np.asarray(residuals)
     moments = moments_of(rows)
-    share = None
-    if shrinkage == "ledoit_wolf":
-        share = ledoit_wolf_shrinkage([rows], moments, floor=floor, rows=moments.n)
-    elif shrinkage == "oas":
-        share = oas_shrinkage(moments, floor=floor, rows=moments.n)
-    elif shrinkage != "none":
-        raise ConfigError(
-            f"shrinkage={shrinkage!r} is unknown: use one of {', '.join(SHRINKAGES)}."
-        )
+    share = shrinkage_share(shrinkage, [rows], moments, floor=floor, rows=moments.n)
     names = channels or [str(number) for number in range(rows.shape[-1])]
     return gaussian_from_moments(
         moments, floor=floor, ridge=ridge, channels=names, shrinkage=share
     )
+
+
+def shrinkage_share(
+    method: str,
+    pieces: Iterable[np.ndarray],
+    moments: Moments,
+    *,
+    floor: float,
+    rows: int,
+) -> float | None:
+    """The share of one of `SHRINKAGES`, from the arguments of `ledoit_wolf_shrinkage`.
+
+    None for `none`; `pieces` are read for `ledoit_wolf` only.
+    """
+    if method == "ledoit_wolf":
+        return ledoit_wolf_shrinkage(pieces, moments, floor=floor, rows=rows)
+    if method == "oas":
+        return oas_shrinkage(moments, floor=floor, rows=rows)
+    if method != "none":
+        raise ConfigError(
+            f"shrinkage={method!r} is unknown: use one of {', '.join(SHRINKAGES)}."
+        )
+    return None
 
 
 def gaussian_from_moments(
@@ -206,21 +206,20 @@ def gaussian_from_moments(
     channels: Sequence[str],
     shrinkage: float | None = None,
 ) -> Gaussian:
-    """The Gaussian of residual moments.
+    """The Gaussian of residual moments; arguments as of `fit_gaussian`.
 
-    Args:
-        moments: of the validation errors.
-        floor: the least standard deviation of a channel, in units of scaled errors.
-        ridge: added to the diagonal of the standardised errors' covariance C.
-        channels: the D names, for the message if C is singular.
-        shrinkage: share in [0, 1] by which C is drawn towards tr(C)/D·I; see
-            `ledoit_wolf_shrinkage` and `oas_shrinkage`. None: not at all.
+    `shrinkage` is the share in [0, 1] by which C is drawn towards tr(C)/D·I.
 
     Raises:
         ConfigError: C + ridge·I is not positive definite; names the channels at fault.
     """
     scale = np.maximum(moments.deviation, floor)
-    _check_scale(scale, channels)
+    dead = [name for name, s in zip(channels, scale, strict=True) if s <= 0]
+    if dead:
+        raise ConfigError(
+            f"detection.floor=0 leaves channels without any deviation: "
+            f"{', '.join(dead)}. Set detection.floor above 0 (default 0.03)."
+        )
     correlation = standardised_covariance(moments, floor=floor)
     if shrinkage is not None:
         target = np.trace(correlation) / len(scale) * np.eye(len(scale))
@@ -251,11 +250,8 @@ def floored_channels(
     moments: Moments, *, floor: float, channels: Sequence[str]
 ) -> list[str]:
     """Names of the channels whose standard deviation lies under the floor."""
-    return [
-        name
-        for name, deviation in zip(channels, moments.deviation, strict=True)
-        if deviation < floor
-    ]
+    deviations = zip(channels, moments.deviation, strict=True)
+    return [name for name, deviation in deviations if deviation < floor]
 
 
 def ledoit_wolf_shrinkage(
@@ -263,15 +259,15 @@ def ledoit_wolf_shrinkage(
 ) -> float:
     """Shrinkage of Ledoit and Wolf, 2004, Lemma 3.1–3.4, from a second pass.
 
-    Args:
-        pieces: the errors `[…, D]` that `moments` were made of, in any pieces.
-        moments: of these errors.
-        floor: as in `gaussian_from_moments`.
-        rows: n, the number of distinct rows. Windows that overlap repeat their rows;
-            counting repeats would make the estimate look surer than it is.
+    `pieces` are the errors `[…, D]` that `moments` were made of. `rows` is n, the number
+    of distinct rows: windows that overlap repeat their rows, and counting repeats would
+    make the estimate look surer than it is.
     """
     scale = np.maximum(moments.deviation, floor)
-    total = sum(_fourth_power(piece, moments.mean, scale) for piece in pieces)
+    total = 0.0  # of ‖(e − μ) / s‖⁴
+    for piece in pieces:
+        standardised = (np.asarray(piece, np.float64) - moments.mean) / scale
+        total += float(((standardised**2).sum(axis=-1) ** 2).sum())
     correlation = standardised_covariance(moments, floor=floor)
     width = len(scale)
     squares = float((correlation**2).sum())
@@ -294,30 +290,12 @@ def oas_shrinkage(moments: Moments, *, floor: float, rows: int) -> float:
     return float(min((mean_square + squared_mean) / denominator, 1))
 
 
-def _fourth_power(errors: np.ndarray, mean: np.ndarray, scale: np.ndarray) -> float:
-    """Sum of ‖(e − μ) / s‖⁴ over errors `[…, D]`."""
-    standardised = (np.asarray(errors, np.float64) - mean) / scale
-    return float(((standardised**2).sum(axis=-1) ** 2).sum())
-
-
-def _check_scale(scale: np.ndarray, channels: Sequence[str]) -> None:
-    dead = [name for name, s in zip(channels, scale, strict=True) if s <= 0]
-    if dead:
-        raise ConfigError(
-            f"detection.floor=0 leaves channels without any deviation: "
-            f"{', '.join(dead)}. Set detection.floor above 0 (default 0.03)."
-        )
-
-
 def _singular_message(matrix: np.ndarray, channels: Sequence[str]) -> str:
     """Names the channels that span the direction of the smallest eigenvalue."""
     values, vectors = np.linalg.eigh(matrix)
     direction = np.abs(vectors[:, 0])
-    names = [
-        name
-        for name, part in zip(channels, direction, strict=True)
-        if part > 0.5 * direction.max()
-    ]
+    parts = zip(channels, direction, strict=True)
+    names = [name for name, part in parts if part > 0.5 * direction.max()]
     return (
         "the covariance of the validation errors is not positive definite: channels "
         f"{', '.join(names)} depend on each other (smallest eigenvalue "

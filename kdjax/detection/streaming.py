@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from kdjax.data.windowing import has_missing
-from kdjax.detection.alarming import START, TOP, AlarmRule, AlarmState, next_alarm
+from kdjax.detection.alarming import TOP, AlarmRule, AlarmState, next_alarm
 from kdjax.detection.false_alarms import Drift, drift, p_values
 from kdjax.detection.rolling import (
     Adaptive,
@@ -177,14 +177,14 @@ class StreamDetector:
         self._score = score
         self._explain = explain
         self._rule = AlarmRule(plan.min_duration, plan.cooldown)
-        self._places = {name: i for i, name in enumerate(plan.channels)}
+        self._places = dict.fromkeys(plan.channels)
         self._calibration = np.array(plan.calibration)
         # Each row is stored twice, L apart, so that any L successive ones are adjacent.
         self._buffer = np.zeros((2 * plan.window, len(plan.channels)), np.float32)
         self.rows = 0
         self._run = 0  # rows since the start or the last gap
         self.last = Timestamp("", 0)
-        self._alarm = START
+        self._alarm = AlarmState()
         self._adaptive: Adaptive | None = None
         self._tau = plan.tau
         self._p_values: collections.deque[float] = collections.deque(maxlen=WATCHED)
@@ -213,17 +213,22 @@ class StreamDetector:
         instant = parse_timestamp(time)
         if self._gap_before(instant):
             self._run = 0
-        window = self._append(values)
+        length = self.plan.window
+        place = self.rows % length
+        self._buffer[place] = self._buffer[place + length] = values
+        window = self._buffer[None, place + 1 : place + 1 + length]
         self.last = instant
         self.rows += 1
         self._run += 1
         score = window_score = math.nan
-        above, tau = None, self._tau
+        tau = self._tau
         channels: tuple[str, ...] = ()
         if self._run >= self.plan.window:
             found = self._score(window)
             score, window_score = float(found.points[-1]), found.window_score
-            above = self._compare(window_score)
+            if not math.isnan(window_score):
+                self._follow(window_score)
+        above = window_score > tau
         self._alarm, alarm = next_alarm(self._alarm, above, self._rule)
         if alarm:
             channels = self._top_channels(window, found)
@@ -278,7 +283,7 @@ class StreamDetector:
             as_number(last.value)
             active = [count(number) for number in state["alarm"]]
             watched = [as_number(p) for p in state["p_values"]]
-            fits = len(active) == len(START) and last.clock in CLOCKS
+            fits = len(active) == len(AlarmState()) and last.clock in CLOCKS
             if not fits or len(kept) != min(run, window) or run > rows:
                 raise ValueError("its parts contradict each other")
             adaptive, saved = self._adaptive, state["adaptive"]
@@ -311,7 +316,15 @@ class StreamDetector:
         """A row `[D]` as float32, checked."""
         channels = self.plan.channels
         if isinstance(row, Mapping):
-            row = self._by_place(row)
+            if row.keys() != self._places.keys():
+                absent = [name for name in channels if name not in row]
+                foreign = [str(name) for name in row if name not in self._places]
+                raise DataError(
+                    f"row {self.rows}: channels differ from the {len(channels)} "
+                    f"expected; missing: {', '.join(absent) or 'none'}; not expected: "
+                    f"{', '.join(foreign) or 'none'}."
+                )
+            row = [row[name] for name in channels]
         try:
             numbers = np.asarray(row)
         except ValueError:
@@ -322,30 +335,15 @@ class StreamDetector:
                 f"expected {len(channels)} numbers: {', '.join(channels)}."
             )
         numbers = numbers.astype(np.float64)
-        # One product shows that all values fit; NaN and large ones need the slow check.
-        with np.errstate(over="ignore"):
-            fits = numbers.dot(numbers) < _OVERFLOW
-        if not fits:
-            bad = np.abs(numbers) >= _OVERFLOW  # false for NaN
-            if bad.any():
-                place = int(np.argmax(bad))
-                raise DataError(
-                    f"row {self.rows}, channel {channels[place]!r}: {numbers[place]:g} "
-                    "is infinite or beyond float32 (3.4e38); correct it, or give NaN if "
-                    "it is missing."
-                )
-        return numbers.astype(np.float32)
-
-    def _by_place(self, row: Mapping[str, float]) -> list[float]:
-        if row.keys() != self._places.keys():
-            absent = [name for name in self._places if name not in row]
-            foreign = [str(name) for name in row if name not in self._places]
+        bad = np.abs(numbers) >= _OVERFLOW  # false for NaN
+        if bad.any():
+            place = int(np.argmax(bad))
             raise DataError(
-                f"row {self.rows}: channels differ from the {len(self._places)} "
-                f"expected; missing: {', '.join(absent) or 'none'}; not expected: "
-                f"{', '.join(foreign) or 'none'}."
+                f"row {self.rows}, channel {channels[place]!r}: {numbers[place]:g} is "
+                "infinite or beyond float32 (3.4e38); correct it, or give NaN if it is "
+                "missing."
             )
-        return [row[name] for name in self._places]
+        return numbers.astype(np.float32)
 
     def _gap_before(self, instant: Timestamp) -> bool:
         """Whether a gap lies before the time; DataError if it can't come next."""
@@ -369,34 +367,24 @@ class StreamDetector:
         step = step if clock == "number" else float(np.rint(step * 1e9))
         return bool(step and instant.value - last.value > self.plan.max_gap * step)
 
-    def _append(self, values: np.ndarray) -> np.ndarray:
-        """Stores a row; the window `[1, L, D]` that it ends."""
-        length = self.plan.window
-        place = self.rows % length
-        self._buffer[place] = self._buffer[place + length] = values
-        return self._buffer[None, place + 1 : place + 1 + length]
-
-    def _compare(self, window_score: float) -> bool | None:
-        """Whether a window score is above τ; then updates τ and the drift test."""
-        if math.isnan(window_score):
-            return None
-        above, windows = window_score > self._tau, self._run - self.plan.window
+    def _follow(self, window_score: float) -> None:
+        """Updates τ and the drift test."""
+        windows = self._run - self.plan.window
         if self._adaptive is not None and windows % self.plan.stride == 0:
             self._adapt_from(adapt(self._adaptive, window_score))
         if len(self._calibration) and windows % self.plan.window == 0:
             p = p_values(self._calibration, np.array([window_score]))
             self._p_values.append(float(p[0]))
-        return above
 
     def _adapt_from(self, adaptive: Adaptive) -> None:
         self._adaptive, self._tau = adaptive, adaptive_tau(adaptive)
 
     def _top_channels(self, window: np.ndarray, found: WindowResult) -> tuple[str, ...]:
         parts = found.contributions
-        if parts is None:
-            if self._explain is None:
-                return ()
+        if parts is None and self._explain is not None:
             parts = self._explain(window)
+        if parts is None:
+            return ()
         peak = int(np.nanargmax(found.points))
         order = np.argsort(-parts[peak], kind="stable")[:TOP]
         return tuple(self.plan.channels[place] for place in order)
@@ -419,7 +407,6 @@ def stream_detector(
     from kdjax.detection.attribution import attribution_matrix
     from kdjax.detection.detector import (
         entity_index,
-        explainer,
         gaussian_of,
         point_scorer,
         scaler_of,
@@ -437,10 +424,10 @@ def stream_detector(
             lambda raw: function(common, (raw - scaler.offset) / scaler.scale)
         )
 
-    kind = model.kind, model.architecture
-    full = compiled(point_scorer(*kind), model.params, gaussian)
-    holed = compiled(point_scorer(*kind, True), model.params, gaussian)
-    explained = compiled(explainer(*kind, True), model.params, gaussian, attribution)
+    kind, weights = (model.kind, model.architecture), (model.params, gaussian)
+    full = compiled(point_scorer(*kind), *weights)
+    holed = compiled(point_scorer(*kind, True), *weights)
+    explained = compiled(point_scorer(*kind, True), *weights, attribution)
 
     def score(windows: np.ndarray) -> WindowResult:
         points = np.asarray((holed if has_missing(windows) else full)(windows))
@@ -450,17 +437,12 @@ def stream_detector(
     def explain(windows: np.ndarray) -> np.ndarray:
         return np.asarray(explained(windows).contributions[0])
 
-    shape = (1, detector.window, len(detector.channels))
-    for value in (0.0, np.nan):
-        score(np.full(shape, value, np.float32))
-    explain(np.zeros(shape, np.float32))
-    return StreamDetector(
-        plan_of(detector, index),
-        score,
-        explain=explain,
-        adaptive_step=adaptive_step,
-        rolling=rolling,
-    )
+    zeros = np.zeros((1, detector.window, len(detector.channels)), np.float32)
+    for windows in (zeros, zeros + np.nan):
+        score(windows)
+    explain(zeros)
+    moving = {"adaptive_step": adaptive_step, "rolling": rolling}
+    return StreamDetector(plan_of(detector, index), score, explain=explain, **moving)
 
 
 def _packed(values: np.ndarray) -> str:

@@ -1,7 +1,7 @@
 """Score tables: the scores and alarms of each row of a series, and events of alarms."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -89,11 +89,8 @@ def score_table(
     window_score = np.full(rows, np.nan)
     known = windows.latest >= 0
     window_score[known] = found[windows.latest[known]]
-    alarm = row_alarms(
-        window_score > detector.thresholds[index].tau,
-        ~np.isnan(window_score),
-        AlarmRule(detector.min_duration, detector.cooldown),
-    )
+    rule = AlarmRule(detector.min_duration, detector.cooldown)
+    alarm = row_alarms(window_score > detector.thresholds[index].tau, rule)
     unknown = np.isnan(window_score) | np.isnan(score)
     columns: dict[str, Any] = {
         "entity": _categories(np.zeros(rows), [series.entity]),
@@ -176,27 +173,17 @@ def read_like(
     path: str | os.PathLike[str],
     *,
     missing: str = "",
-    time_column: str = "",
-    entity_column: str = "",
-    label_column: str = "",
-    exclude: str = "",
+    **columns: str,
 ) -> tuple[Series, ...]:
     """Reads a file with the options of the detector's training file, from its card.
 
-    The arguments are those of `read_table`; `missing` overrides the card.
+    `columns` are those of `read_table`; `missing` overrides the card.
     """
     data: dict[str, Any] = detector.card.get("settings", {}).get("data", {})
     reading = {name: data.get(name, usual) for name, usual in _READING.items()}
     if missing:
         reading["missing"] = missing
-    return read_table(
-        path,
-        time_column=time_column,
-        entity_column=entity_column,
-        label_column=label_column,
-        exclude=exclude,
-        **reading,
-    )
+    return read_table(path, **columns, **reading)
 
 
 def known_entity(detector: Detector, entity: str) -> str:
@@ -216,38 +203,26 @@ def _fold(
     Batch by batch, since all point scores together may not fit into memory.
     """
     rows, starts = len(values), windows.starts
-    found = np.empty(len(starts))
-    sums = empty_sums(rows)
+    found, sums = np.empty(len(starts)), empty_sums(rows)
     part_sums = empty_sums(rows, len(detector.channels)) if contributions else None
     # The positions of a window whose scores count for their rows.
     first = detector.window - 1 if windows.causal else 0
     done = 0
-    for points, parts in _batches(detector, index, values, starts, contributions):
+    for piece in score_batches(detector, index, values, starts, explain=contributions):
+        points = piece.points if contributions else piece
         batch = slice(done, done + len(points))
         done = batch.stop
         found[batch] = window_scores(points, count=detector.allowed_points)
         add_scores(sums, points[:, first:], starts[batch] + first)
         if part_sums is not None:
-            add_scores(part_sums, parts[:, first:], starts[batch] + first)
+            parts = piece.contributions[:, first:]
+            add_scores(part_sums, parts, starts[batch] + first)
     score = mean_of_sums(sums)
     if part_sums is None:
         return found, score, None
     shares = mean_of_sums(part_sums)
     shares[np.isnan(score)] = np.nan
     return found, score, shares
-
-
-def _batches(
-    detector: Detector,
-    index: int,
-    values: np.ndarray,
-    starts: np.ndarray,
-    contributions: bool,
-) -> Iterator[Any]:
-    """Point scores `[B, L]` and, on request, contributions `[B, L, D]` of batches."""
-    if not contributions:
-        return ((p, None) for p in score_batches(detector, index, values, starts))
-    return explain_batches(detector, index, values, starts)
 
 
 def _explain_rows(
@@ -267,13 +242,13 @@ def _explain_rows(
     starts = windows.starts[used]
     total, count = np.zeros((len(rows), len(detector.channels))), np.zeros(len(rows))
     done = 0
-    for _, parts in _batches(detector, index, values, starts, True):
+    for _, parts in explain_batches(detector, index, values, starts):
         own = starts[done : done + len(parts), None]
+        done += len(parts)
         places = place[own + np.arange(first, detector.window)]
         hit = places >= 0
         np.add.at(total, places[hit], parts[:, first:][hit])
         np.add.at(count, places[hit], 1)
-        done += len(parts)
     mean: np.ndarray = total / np.maximum(count, 1)[:, None]
     return mean
 

@@ -19,7 +19,7 @@ Thresholds of all entities, some of which have too few scores for one of their o
 import logging
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -35,6 +35,8 @@ TAIL = Fraction(1, 10)
 EXCESSES = 30
 DISTINCT = 10
 SHAPES = (-0.5, 0.5)
+
+METHODS = ("conformal", "budget", "pot", "quantile", "fixed")
 
 HOURS = {"hour": 1, "day": 24, "week": 24 * 7, "month": 24 * 30}
 
@@ -100,7 +102,7 @@ def choose_threshold(
 
 def find_threshold(scores: np.ndarray, rule: Rule, *, source: str = "own") -> Threshold:
     """`choose_threshold` without a warning, for those who choose many times."""
-    if rule.method not in _METHODS:
+    if rule.method not in METHODS:
         raise ConfigError(
             f"threshold.method={rule.method!r} is unknown: use one of "
             f"{', '.join(METHODS)}."
@@ -108,7 +110,85 @@ def find_threshold(scores: np.ndarray, rule: Rule, *, source: str = "own") -> Th
     if len(scores) < needed(rule):
         raise ConfigError(too_few_message(len(scores), rule))
     check_numbers(scores, "calibration scores")
-    return _METHODS[rule.method](np.asarray(scores, np.float64), rule, source)
+    scores, n = np.asarray(scores, np.float64), len(scores)
+    if rule.method == "fixed":
+        if not math.isfinite(rule.value):
+            raise ConfigError(
+                f"threshold.value={rule.value} can't be a threshold: "
+                "threshold.method=fixed needs a finite number."
+            )
+        above = int((scores > rule.value).sum())
+        detail = f"{above} of {n} calibration windows lie above"
+        return Threshold(rule.value, rule.method, 0.0, n, 0, source, detail)
+    tail, detail = None, ""
+    if rule.method == "pot":
+        tail, detail = _tail_threshold(scores, rule.rate)
+    if tail is not None:
+        tau, rank = tail, 0
+    else:
+        if rule.method in ("conformal", "budget"):
+            rank = math.ceil((len(scores) + 1) * (1 - _fraction(rule.rate)))
+        else:
+            rank = _quantile_rank(n, _fraction(rule.rate))
+        tau = float(np.partition(scores, rank - 1)[rank - 1])
+        if rule.method == "pot":
+            detail = f"pot fell back to the quantile of {n} scores: {detail}"
+            if rank == n:
+                detail += (
+                    f"; it is the largest of them, and {n} can't show a rate of "
+                    f"{rule.rate:g}"
+                )
+    if not math.isfinite(tau):
+        raise DataError(
+            f"the threshold is {tau}: calibration scores are not finite. Look for huge "
+            "values in the calibration rows, or scale them (data.scaler)."
+        )
+    return Threshold(tau, rule.method, rule.rate, n, rank, source, detail)
+
+
+def _tail_threshold(scores: np.ndarray, rate: float) -> tuple[float | None, str]:
+    """τ of a Pareto tail above a level and what it rests on; None and why not."""
+    from scipy.stats import genpareto
+
+    n = len(scores)
+    if not np.isfinite(scores).all():
+        return None, "a score is not finite"
+    level = float(np.sort(scores)[_quantile_rank(n, TAIL) - 1])
+    excesses = scores[scores > level] - level
+    count, distinct = len(excesses), len(np.unique(excesses))
+    if count < EXCESSES or distinct < DISTINCT:
+        return None, (
+            f"{count} scores with {distinct} values lie above its level, it needs "
+            f"{EXCESSES} with {DISTINCT}"
+        )
+    if n * rate >= count:
+        why = f"a rate of {rate:g} lies below its level, there is nothing to extend"
+        return None, why
+    # In units of their mean, so that the unit of the scores doesn't matter.
+    unit = float(excesses.mean())
+    shape, _, scale = genpareto.fit(excesses / unit, floc=0)
+    if not SHAPES[0] <= shape <= SHAPES[1]:
+        return None, f"its shape {shape:.3g} is outside {SHAPES[0]} to {SHAPES[1]}"
+    tau = level + unit * float(genpareto.isf(n * rate / count, shape, scale=scale))
+    return tau, (
+        f"generalised Pareto tail of shape {shape:.3g} on {count} scores above {level:.6g}"
+    )
+
+
+def _quantile_rank(n: int, share: Fraction) -> int:
+    """Of the least of n scores with at most a share of them above it."""
+    return math.ceil(n * (1 - share))
+
+
+def _fraction(rate: float) -> Fraction:
+    """The rate as the user wrote it."""
+    if not 0 < rate < 1:
+        raise ConfigError(
+            f"threshold.false_alarm_rate={rate:g} must lie between 0 and 1."
+        )
+    # (n + 1)(1 − rate) in floats can round up past an integer.
+    # The limit makes 1/12 of the float of it, which lies a little below.
+    return Fraction(str(rate)).limit_denominator(10**12)
 
 
 def check_numbers(scores: np.ndarray, name: str) -> None:
@@ -124,8 +204,8 @@ def check_numbers(scores: np.ndarray, name: str) -> None:
 def needed(rule: Rule) -> int:
     """The least number of calibration scores for which a rule means anything.
 
-    `conformal` and `budget`: see `needed_scores`. `quantile`: 1/rate, since the share
-    above τ is then one score. `pot`: as `quantile`, but at most what fills its tail,
+    `conformal` and `budget`: n ≥ 1/rate − 1, past which the rank is one of the scores.
+    `quantile`: 1/rate, since the share above τ is then one score. `pot`: as `quantile`, but at most what fills its tail,
     past which it extrapolates. `fixed`: none.
 
     >>> [needed(Rule(method, 0.001)) for method in METHODS]
@@ -134,18 +214,9 @@ def needed(rule: Rule) -> int:
     if rule.method == "fixed":
         return 0
     if rule.method in ("conformal", "budget"):
-        return needed_scores(rule.rate)
+        return math.ceil(1 / _fraction(rule.rate) - 1)
     least = math.ceil(1 / _fraction(rule.rate))
     return min(math.ceil(EXCESSES / TAIL), least) if rule.method == "pot" else least
-
-
-def needed_scores(rate: float) -> int:
-    """The least n for which `conformal` can hold `rate`: n ≥ 1/rate − 1.
-
-    >>> needed_scores(0.01)
-    99
-    """
-    return math.ceil(1 / _fraction(rate) - 1)
 
 
 def conformal_threshold(scores: np.ndarray, *, rate: float) -> float:
@@ -235,119 +306,6 @@ def budget_rate(per_day: float, *, step_seconds: float, stride: int) -> float:
     return per_day / windows
 
 
-def _conformal(scores: np.ndarray, rule: Rule, source: str) -> Threshold:
-    rank = math.ceil((len(scores) + 1) * (1 - _fraction(rule.rate)))
-    return _ranked(scores, rank, rule, source)
-
-
-def _quantile(scores: np.ndarray, rule: Rule, source: str) -> Threshold:
-    return _ranked(
-        scores, _quantile_rank(len(scores), _fraction(rule.rate)), rule, source
-    )
-
-
-def _pot(scores: np.ndarray, rule: Rule, source: str) -> Threshold:
-    n = len(scores)
-    tail = _fit_tail(scores, rule.rate)
-    if isinstance(tail, str):
-        detail = f"pot fell back to the quantile of {n} scores: {tail}"
-        if _quantile_rank(n, _fraction(rule.rate)) == n:
-            detail += (
-                f"; it is the largest of them, and {n} can't show a rate of "
-                f"{rule.rate:g}"
-            )
-        return _quantile(scores, rule, source)._replace(detail=detail)
-    detail = (
-        f"generalised Pareto tail of shape {tail.shape:.3g} on {tail.excesses} scores "
-        f"above {tail.level:.6g}"
-    )
-    return _threshold(tail.tau, 0, n, rule, source)._replace(detail=detail)
-
-
-def _fixed(scores: np.ndarray, rule: Rule, source: str) -> Threshold:
-    if not math.isfinite(rule.value):
-        raise ConfigError(
-            f"threshold.value={rule.value} can't be a threshold: threshold.method=fixed "
-            "needs a finite number."
-        )
-    above = int((scores > rule.value).sum())
-    detail = f"{above} of {len(scores)} calibration windows lie above"
-    return Threshold(rule.value, rule.method, 0.0, len(scores), 0, source, detail)
-
-
-_METHODS: dict[str, Callable[[np.ndarray, Rule, str], Threshold]] = {
-    "conformal": _conformal,
-    "budget": _conformal,
-    "pot": _pot,
-    "quantile": _quantile,
-    "fixed": _fixed,
-}
-METHODS = tuple(_METHODS)
-
-
-def _fraction(rate: float) -> Fraction:
-    """The rate as the user wrote it."""
-    if not 0 < rate < 1:
-        raise ConfigError(
-            f"threshold.false_alarm_rate={rate:g} must lie between 0 and 1."
-        )
-    # (n + 1)(1 − rate) in floats can round up past an integer.
-    # The limit makes 1/12 of the float of it, which lies a little below.
-    return Fraction(str(rate)).limit_denominator(10**12)
-
-
-def _quantile_rank(n: int, share: Fraction) -> int:
-    """Of the least of n scores with at most a share of them above it."""
-    return math.ceil(n * (1 - share))
-
-
-def _ranked(scores: np.ndarray, rank: int, rule: Rule, source: str) -> Threshold:
-    tau = float(np.partition(scores, rank - 1)[rank - 1])
-    return _threshold(tau, rank, len(scores), rule, source)
-
-
-def _threshold(tau: float, rank: int, n: int, rule: Rule, source: str) -> Threshold:
-    if not math.isfinite(tau):
-        raise DataError(
-            f"the threshold is {tau}: calibration scores are not finite. Look for huge "
-            "values in the calibration rows, or scale them (data.scaler)."
-        )
-    return Threshold(tau, rule.method, rule.rate, n, rank, source)
-
-
-class _Tail(NamedTuple):
-    tau: float
-    level: float
-    shape: float
-    excesses: int
-
-
-def _fit_tail(scores: np.ndarray, rate: float) -> _Tail | str:
-    """The tail above the level and its τ, or why there is none."""
-    from scipy.stats import genpareto
-
-    n = len(scores)
-    if not np.isfinite(scores).all():
-        return "a score is not finite"
-    level = float(np.sort(scores)[_quantile_rank(n, TAIL) - 1])
-    excesses = scores[scores > level] - level
-    count, distinct = len(excesses), len(np.unique(excesses))
-    if count < EXCESSES or distinct < DISTINCT:
-        return (
-            f"{count} scores with {distinct} values lie above its level, it needs "
-            f"{EXCESSES} with {DISTINCT}"
-        )
-    if n * rate >= count:
-        return f"a rate of {rate:g} lies below its level, there is nothing to extend"
-    # In units of their mean, so that the unit of the scores doesn't matter.
-    unit = float(excesses.mean())
-    shape, _, scale = genpareto.fit(excesses / unit, floc=0)
-    if not SHAPES[0] <= shape <= SHAPES[1]:
-        return f"its shape {shape:.3g} is outside {SHAPES[0]} to {SHAPES[1]}"
-    tau = level + unit * float(genpareto.isf(n * rate / count, shape, scale=scale))
-    return _Tail(tau, level, float(shape), count)
-
-
 def too_few_message(n: int, rule: Rule) -> str:
     """What to say where n calibration windows are too few for the rule."""
     setting = f"threshold.false_alarm_rate={rule.rate:g}"
@@ -370,12 +328,8 @@ def entity_thresholds(
 ) -> tuple[list[Threshold], list[str]]:
     """The threshold of each entity, and sentences on those that borrow theirs.
 
-    Args:
-        prepared: the data.
-        scores: E arrays, each entity's calibration window scores.
-        pooled_tau: for entities under the pooled Gaussian.
-        rule: how τ is chosen.
-        scope: `per_entity`, or `pooled` for one τ of all.
+    `scores` are E arrays, each entity's calibration window scores; `pooled_tau` is for
+    entities under the pooled Gaussian; `scope` is `per_entity`, or `pooled` for one τ.
     """
     shared = find_threshold(np.concatenate(scores), rule, source="shared")
     thresholds = []
@@ -388,37 +342,19 @@ def entity_thresholds(
             thresholds.append(shared)
         else:
             thresholds.append(find_threshold(own, rule))
-    details = [
-        f"{entity.name}: {threshold.detail}"
-        for entity, threshold in zip(prepared.entities, thresholds, strict=True)
-        if threshold.detail
-    ]
-    return thresholds, [*_borrowing_notes(prepared, scores, thresholds), *details]
-
-
-def _borrowing_notes(
-    prepared: Prepared, scores: Sequence[np.ndarray], thresholds: Sequence[Threshold]
-) -> list[str]:
-    groups = {
-        "pooled": "pooled Normal and τ",
-        "shared": "too few calibration windows, so τ from all entities' scores",
-    }
+    found = list(zip(prepared.entities, scores, thresholds, strict=True))
     notes = []
-    for source, reason in groups.items():
-        borrowers = [
-            (f"{entity.name} ({len(own)} calibration windows)", threshold)
-            for entity, own, threshold in zip(
-                prepared.entities, scores, thresholds, strict=True
-            )
-            if threshold.source == source
-        ]
+    for source, reason in (
+        ("pooled", "pooled Normal and τ"),
+        ("shared", "too few calibration windows, so τ from all entities' scores"),
+    ):
+        borrowers = [one for one in found if one[2].source == source]
         if borrowers:
-            tau = borrowers[0][1]
-            notes.append(
-                f"{reason} ({_rank(tau)}): {', '.join(name for name, _ in borrowers)}"
-            )
-    return notes
-
-
-def _rank(tau: Threshold) -> str:
-    return f"the {tau.rank}-th smallest of {tau.n}" if tau.rank else f"of {tau.n}"
+            tau = borrowers[0][2]
+            rank = f"the {tau.rank}-th smallest " if tau.rank else ""
+            names = [
+                f"{e.name} ({len(s)} calibration windows)" for e, s, _ in borrowers
+            ]
+            notes.append(f"{reason} ({rank}of {tau.n}): {', '.join(names)}")
+    notes += [f"{e.name}: {t.detail}" for e, _, t in found if t.detail]
+    return thresholds, notes

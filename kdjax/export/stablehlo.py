@@ -22,8 +22,8 @@ from jax import Array, export
 from kdjax.detection.attribution import attribution_matrix
 from kdjax.detection.detector import (
     Detector,
-    explainer,
     gaussian_of,
+    point_scorer,
     scaler_of,
 )
 from kdjax.detection.scores import window_scores
@@ -123,7 +123,7 @@ def _scoring(detector: Detector, index: int) -> Callable[[Array], Any]:
     common = (model.params, gaussian, attribution)
     offset, scale = scaler_of(detector, index)
     plain, missing = (
-        explainer(model.kind, model.architecture, word) for word in (False, True)
+        point_scorer(model.kind, model.architecture, word) for word in (False, True)
     )
     tau = detector.thresholds[index].tau
 
