@@ -263,7 +263,8 @@ def _observed_residuals(
 
     def filled_residuals(params: Params, windows: Array) -> tuple[Array, Array]:
         filled, observed = fill_missing(windows)
-        return residuals(params, filled), jnp.tile(observed, (1, 1, copies))
+        observed = jnp.tile(observed, (1, 1, copies))
+        return residuals(params, filled), observed
 
     return filled_residuals
 

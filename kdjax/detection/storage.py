@@ -54,20 +54,11 @@ from kdjax.models.autoencoder import Architecture
 from kdjax.models.residual import ResidualModel, residual_names
 
 SCHEMA = 2
-# Fields of detector.json by those of `Detector`.
-_FIELDS = {
-    "channels": "channels",
-    "window": "window",
-    "stride": "stride",
-    "allowed_points": "allowed_points",
-    "max_gap": "max_gap",
-    "step": "step",
-    "blame": "attribution",
-    "min_duration": "min_duration",
-    "cooldown": "cooldown",
-    "entities": "entities",
-}
-_NUMBERS = [name for name in _FIELDS if name in PLAN_CHECKS and name != "channels"]
+_NUMBERS = ("window", "stride", "allowed_points", "max_gap", "step")
+_RULE = ("min_duration", "cooldown")
+# Fields of `Detector` in detector.json, where `attribution` is called `blame`.
+_FIELDS = ("channels", *_NUMBERS, "attribution", *_RULE, "entities")
+_NAMES = {field: field for field in _FIELDS} | {"attribution": "blame"}
 # Those that schema 1 lacks; `Detector` has their defaults.
 _SINCE_2 = ("step", "blame", "min_duration", "cooldown")
 
@@ -198,10 +189,9 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
 def check_replaceable(folder: Path) -> None:
     """Raises ArtifactError where `folder` holds anything but a detector."""
     check_folder(folder.parent)
-    if folder.is_dir():
-        if not any(folder.iterdir()) or (folder / MANIFEST).exists():
-            return
-    elif not folder.exists():
+    if not folder.exists() or (
+        folder.is_dir() and (not any(folder.iterdir()) or (folder / MANIFEST).exists())
+    ):
         return
     raise ArtifactError(
         f"{folder} exists and holds no kdjax detector: give a new folder, or remove it."
@@ -248,29 +238,24 @@ def _description(detector: Detector) -> dict[str, Any]:
         "kdjax_version": kdjax_version(),
         "kind": detector.model.kind,
         "architecture": architecture and architecture._asdict(),
-        **{name: getattr(detector, field) for name, field in _FIELDS.items()},
+        **{name: getattr(detector, field) for field, name in _NAMES.items()},
         "thresholds": [threshold._asdict() for threshold in detector.thresholds],
     }
 
 
 def _arrays(detector: Detector) -> dict[str, np.ndarray]:
-    params = {"params": detector.model.params}
-    optional = {
-        f"calibration/{place}": scores
-        for place, scores in enumerate(detector.calibration)
+    tree: dict[str, Any] = {
+        "calibration": {str(i): own for i, own in enumerate(detector.calibration)}
     }
     if detector.ranges is not None:
-        optional["range/low"], optional["range/high"] = detector.ranges
+        tree["range"] = detector.ranges._asdict()
     if detector.reference is not None:
-        optional["reference"] = detector.reference
-    return {
-        **optional,
-        "scaler/offset": detector.scalers.offset,
-        "scaler/scale": detector.scalers.scale,
-        "normal/mean": detector.gaussians.mean,
-        "normal/whiten": detector.gaussians.whiten,
-        **flatten_dict(params, sep="/"),  # type: ignore[no-untyped-call]
-    }
+        tree["reference"] = detector.reference
+    tree["scaler"] = detector.scalers._asdict()
+    tree["normal"] = detector.gaussians._asdict()
+    tree["params"] = detector.model.params
+    arrays: dict[str, np.ndarray] = flatten_dict(tree, sep="/")  # type: ignore[no-untyped-call]
+    return arrays
 
 
 def _detector(
@@ -285,14 +270,11 @@ def _detector(
     tree = unflatten_dict(arrays, sep="/")  # type: ignore[no-untyped-call]
     fields = {
         field: description[name]
-        for name, field in _FIELDS.items()
+        for field, name in _NAMES.items()
         if name in description or name not in _SINCE_2
     }
-    ranges = None
-    if "range/low" in arrays:
-        ranges = Ranges(arrays["range/low"], arrays["range/high"])
-    count = sum(name.startswith("calibration/") for name in arrays)
     fields |= {name: tuple(fields[name]) for name in ("channels", "entities")}
+    ranges, scores = tree.get("range"), tree.get("calibration", {})
     return Detector(
         **fields,
         model=ResidualModel(description["kind"], tree.get("params", {}), architecture),
@@ -300,8 +282,8 @@ def _detector(
         gaussians=Gaussian(arrays["normal/mean"], arrays["normal/whiten"]),
         thresholds=tuple(Threshold(**t) for t in description["thresholds"]),
         card=card,
-        ranges=ranges,
-        calibration=tuple(arrays[f"calibration/{place}"] for place in range(count)),
+        ranges=ranges and Ranges(ranges["low"], ranges["high"]),
+        calibration=tuple(scores[str(place)] for place in range(len(scores))),
         reference=arrays.get("reference"),
     )
 
@@ -313,7 +295,7 @@ def check_detector(detector: Detector) -> None:
         LookupError, TypeError, ValueError: with the part at fault.
     """
     as_names(list(detector.channels))
-    for name in _NUMBERS:
+    for name in (*_NUMBERS, *_RULE):
         PLAN_CHECKS[name](getattr(detector, name))
     for entity in detector.entities:
         as_text(entity)

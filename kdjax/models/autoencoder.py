@@ -74,13 +74,16 @@ class EncoderDecoder(nn.Module):
             carry, states = layer(states)
             carries.append(carry)
         code = carries[-1].hidden
-        if self.decoder == "feedback":
-            inwards = tuple(reversed(carries))
-            return self._feedback(inwards, windows, forced, activate), code
-        states = self.decoder_layers[0].repeat(code, windows.shape[1])
+        if self.decoder == "repeat":
+            return self._repeat(code, windows.shape[1]), code
+        inwards = tuple(reversed(carries))
+        return self._feedback(inwards, windows, forced, activate), code
+
+    def _repeat(self, latent: Array, length: int) -> Array:
+        states = self.decoder_layers[0].repeat(latent, length)
         for layer in self.decoder_layers[1:]:
             states = layer(states)[1]
-        return self.head(states), code
+        return self.head(states)
 
     def _feedback(
         self,

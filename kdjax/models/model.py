@@ -67,9 +67,10 @@ def fill_missing(windows: Array) -> tuple[Array, Array]:
     >>> fill_missing(jnp.array([[[jnp.nan], [3.0], [jnp.nan]]]))[0][0, :, 0]
     Array([3., 3., 3.], dtype=float32)
     """
+    observed = ~jnp.isnan(windows)
     forward = _carried(windows)
     both = jnp.flip(_carried(jnp.flip(forward, axis=1)), axis=1)
-    return jnp.where(jnp.isnan(both), 0.0, both), ~jnp.isnan(windows)
+    return jnp.where(jnp.isnan(both), 0.0, both), observed
 
 
 def _carried(values: Array) -> Array:
