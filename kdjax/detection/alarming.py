@@ -19,30 +19,20 @@ TOP = 3  # channels that an event names
 
 
 class AlarmRule(NamedTuple):
-    """When rows above τ become an alarm; all in rows.
+    """When rows above τ become an alarm; all in rows."""
 
-    Attributes:
-        min_duration: rows in a row above τ, of which the last starts the alarm.
-        cooldown: rows after the one that ended an alarm in which none starts. They
-            count towards `min_duration`, so what goes on alarms once they are over.
-    """
-
-    min_duration: int = 1
+    min_duration: int = 1  # rows in a row above τ, of which the last starts the alarm
+    # Rows after the one that ended an alarm in which none starts. They count towards
+    # `min_duration`, so what goes on alarms once they are over.
     cooldown: int = 0
 
 
 class AlarmState(NamedTuple):
-    """What a stream remembers from row to row; whole numbers only.
+    """What a stream remembers from row to row; whole numbers only."""
 
-    Attributes:
-        run: rows in a row above τ up to now, at most `min_duration`.
-        active: 1 while in alarm.
-        rest: rows of cool-down left.
-    """
-
-    run: int = 0
-    active: int = 0
-    rest: int = 0
+    run: int = 0  # rows in a row above τ up to now, at most `min_duration`
+    active: int = 0  # 1 while in alarm
+    rest: int = 0  # rows of cool-down left
 
 
 def next_alarm(

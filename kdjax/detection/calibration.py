@@ -46,50 +46,31 @@ TRIM_ROUNDS = 2
 
 
 class Calibration(NamedTuple):
-    """The calibration of a residual model; the last entries are the pooled ones.
+    """The calibration of a residual model; the last entries are the pooled ones."""
 
-    Attributes:
-        scalers: `[E + 1, D]` offsets and scales.
-        gaussians: `[E + 1, F]` means, `[E + 1, F, F]` whitening matrices.
-        thresholds: E + 1.
-        scores: E arrays, each entity's calibration window scores.
-        starts: E arrays, the first train rows of these windows.
-        threshold_scores: E + 1 arrays, the sorted scores each threshold was chosen on.
-        notes: which entities use pooled or shared parts.
-        floored: names of each entity's residuals with a deviation below the floor.
-    """
-
-    scalers: Scaler
-    gaussians: Gaussian
-    thresholds: tuple[Threshold, ...]
-    scores: tuple[np.ndarray, ...]
-    starts: tuple[np.ndarray, ...]
-    threshold_scores: tuple[np.ndarray, ...]
-    notes: tuple[str, ...]
-    floored: dict[str, list[str]]
+    scalers: Scaler  # [E + 1, D] offsets and scales
+    gaussians: Gaussian  # [E + 1, F] means, [E + 1, F, F] whitening matrices
+    thresholds: tuple[Threshold, ...]  # E + 1
+    scores: tuple[np.ndarray, ...]  # E arrays, each entity's calibration window scores
+    starts: tuple[np.ndarray, ...]  # E arrays, the first train rows of these windows
+    threshold_scores: tuple[np.ndarray, ...]  # E + 1, the sorted scores behind each τ
+    notes: tuple[str, ...]  # which entities use pooled or shared parts
+    floored: dict[str, list[str]]  # residuals with a deviation below the floor
 
 
 class Rules(NamedTuple):
-    """Options of calibration.
+    """Options of calibration; `floor`, `ridge`, `shrinkage` as in `fit_gaussian`."""
 
-    Attributes:
-        allowed_points: points of a window that may lie above τ without an alarm.
-        floor, ridge, shrinkage: see `gaussian_from_moments`.
-        scope: `per_entity`, or `pooled` for one Gaussian and τ of all entities.
-        threshold: how τ is chosen.
-        trim: share of each entity's validation windows, the most abnormal, that is left
-            out of the moments, for training data that may hold anomalies.
-        batch_size: windows scored at once.
-    """
-
-    allowed_points: int
+    allowed_points: int  # points of a window that may lie above τ without an alarm
     floor: float
     ridge: float
     shrinkage: str
-    scope: str
-    threshold: Rule
+    scope: str  # `per_entity`, or `pooled` for one Gaussian and τ of all entities
+    threshold: Rule  # how τ is chosen
+    # Share of each entity's validation windows, the most abnormal, that is left out of
+    # the moments, for training data that may hold anomalies.
     trim: float
-    batch_size: int
+    batch_size: int  # windows scored at once
 
 
 class _Job(NamedTuple):

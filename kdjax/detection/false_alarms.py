@@ -32,40 +32,23 @@ _CHUNK = 100_000
 
 
 class MeasuredRate(NamedTuple):
-    """Wanted and measured false-alarm rate.
+    """Wanted and measured false-alarm rate."""
 
-    Attributes:
-        wanted: by the rule; 0 for `fixed`.
-        rate: share of all windows above τ; NaN without a window.
-        disjoint_alarms: windows above τ among those that share no row.
-        disjoint_n: number of windows that share no row.
-        low: lower end of the 95 % interval, from these.
-        high: upper end.
-        detail: what was left out; often empty.
-    """
-
-    wanted: float
-    rate: float
-    disjoint_alarms: int
-    disjoint_n: int
-    low: float
+    wanted: float  # by the rule; 0 for `fixed`
+    rate: float  # share of all windows above τ; NaN without a window
+    disjoint_alarms: int  # windows above τ among those that share no row
+    disjoint_n: int  # number of windows that share no row
+    low: float  # ends of the 95 % interval, from these
     high: float
-    detail: str = ""
+    detail: str = ""  # what was left out
 
 
 class Drift(NamedTuple):
-    """Comparison of scores with those of calibration.
+    """Comparison of scores with those of calibration."""
 
-    Attributes:
-        n: number of p-values.
-        distance: largest difference between their distribution and the uniform one;
-            NaN without any.
-        drifted: whether it is large, and past chance.
-    """
-
-    n: int
-    distance: float
-    drifted: bool
+    n: int  # number of p-values
+    distance: float  # of their distribution from the uniform one; NaN without any
+    drifted: bool  # whether it is large, and past chance
 
 
 def disjoint(starts: np.ndarray, window: int) -> np.ndarray:

@@ -33,17 +33,11 @@ _AT_ONCE = 32
 
 
 class Moments(NamedTuple):
-    """What a Gaussian needs to know of n error vectors.
-
-    Attributes:
-        n: their number.
-        mean: μ, `[D]` float64.
-        scatter: sum of (e − μ)(e − μ)ᵀ, `[D, D]` float64.
-    """
+    """What a Gaussian needs to know of n error vectors."""
 
     n: int
-    mean: np.ndarray
-    scatter: np.ndarray
+    mean: np.ndarray  # μ, [D] float64
+    scatter: np.ndarray  # sum of (e − μ)(e − μ)ᵀ, [D, D] float64
 
     @property
     def covariance(self) -> np.ndarray:

@@ -31,32 +31,21 @@ REMEMBERED = 10_000
 
 
 class Adaptive(NamedTuple):
-    """State between scores.
+    """State between scores."""
 
-    Attributes:
-        alpha: α_t; may leave [0, 1] by up to γ.
-        rate: the wanted share of alarms.
-        step: γ.
-        most: number of scores kept; beyond it the oldest is dropped for each new one.
-        recent: `[n]` last scores, the oldest first.
-        ordered: the same, smallest first.
-    """
-
-    alpha: float
-    rate: float
-    step: float
-    most: int
-    recent: np.ndarray
-    ordered: np.ndarray
+    alpha: float  # α_t; may leave [0, 1] by up to γ
+    rate: float  # the wanted share of alarms
+    step: float  # γ
+    most: int  # number of scores kept; each new one then drops the oldest
+    recent: np.ndarray  # [n] last scores, the oldest first
+    ordered: np.ndarray  # the same, smallest first
 
 
 def start_adaptive(scores: np.ndarray, rate: float, *, step: float = 0.005) -> Adaptive:
     """The state before the first score, from calibration window scores `[n]` in time.
 
-    Args:
-        scores: the oldest first; n stays constant.
-        rate: the wanted share of alarms, also α_1.
-        step: γ. Larger ones adapt faster and alarm less evenly; the paper uses 0.005.
+    n stays constant. `rate` is the wanted share of alarms, also α_1. A larger γ, `step`,
+    adapts faster and alarms less evenly; the paper uses 0.005.
     """
     if not (0 < rate < 1 and 0 < step < math.inf):
         raise ConfigError(
@@ -69,9 +58,8 @@ def start_adaptive(scores: np.ndarray, rate: float, *, step: float = 0.005) -> A
 def start_rolling(scores: np.ndarray, rate: float) -> Adaptive:
     """The state of a rolling threshold before the first score.
 
-    Args:
-        scores: `[n]` of calibration; `shuffled` where their order in time is unknown.
-        rate: the wanted share of alarms among all scores, anomalies included.
+    Scores `[n]` of calibration are `shuffled` where their order in time is unknown;
+    `rate` is the wanted share of alarms among all scores, anomalies included.
 
     >>> state = adapt(start_rolling(np.arange(99.0), 0.02), 200.0)
     >>> len(state.recent), adaptive_tau(state)

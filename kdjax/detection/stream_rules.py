@@ -20,32 +20,24 @@ KEPT = 1000
 
 
 class Plan(NamedTuple):
-    """The rules of a stream; fields that aren't listed here are those of `Detector`.
+    """The rules of a stream; fields without a comment are those of `Detector`."""
 
-    Attributes:
-        entity: whose scaler, Gaussian and threshold these are; `pooled` for none.
-        tau: τ; a window alarms when its score is above.
-        rate: wanted false-alarm rate among normal windows; 0 for `fixed`.
-        threshold_method: how τ was chosen.
-        calibration: sorted window scores of calibration, at most `KEPT` of them at
-            evenly spaced ranks; empty where unknown.
-        disjoint: approximate number of calibration windows that share no row.
-    """
-
-    entity: str
+    entity: str  # whose scaler, Gaussian and threshold these are; `pooled` for none
     channels: tuple[str, ...]
     window: int
     stride: int
-    tau: float
-    rate: float
-    threshold_method: str
+    tau: float  # τ; a window alarms when its score is above
+    rate: float  # wanted false-alarm rate among normal windows; 0 for `fixed`
+    threshold_method: str  # how τ was chosen
     allowed_points: int
     max_gap: float
     step: float
     min_duration: int
     cooldown: int
+    # Sorted window scores of calibration, at most `KEPT` of them at evenly spaced ranks;
+    # empty where unknown.
     calibration: tuple[float, ...]
-    disjoint: int
+    disjoint: int  # approximate number of calibration windows that share no row
 
 
 def plan_of(detector: "Detector", index: int) -> Plan:

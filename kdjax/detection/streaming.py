@@ -63,15 +63,10 @@ _ISO = re.compile(
 
 
 class Timestamp(NamedTuple):
-    """A time on one of three clocks.
+    """A time on one of three clocks."""
 
-    Attributes:
-        clock: `number`, `local` or `zoned`; empty where rows have no time.
-        value: whole ns since 1970 (of UTC if zoned), or the number.
-    """
-
-    clock: str
-    value: float
+    clock: str  # `number`, `local` or `zoned`; empty where rows have no time
+    value: float  # whole ns since 1970 (of UTC if zoned), or the number
 
 
 def parse_timestamp(time: Any) -> Timestamp:
@@ -104,17 +99,13 @@ def parse_timestamp(time: Any) -> Timestamp:
 
 
 class WindowResult(NamedTuple):
-    """Scores of one window by a backend.
+    """Scores of one window by a backend."""
 
-    Attributes:
-        points: a_t, `[L]`; NaN in rows without an observed channel.
-        window_score: the (allowed points + 1)-th largest; NaN if there are too few.
-        contributions: `[L, D]`; None where `explain` computes them.
-    """
-
-    points: np.ndarray
-    window_score: float
-    contributions: np.ndarray | None = None
+    points: np.ndarray  # a_t, [L]; NaN in rows without an observed channel
+    window_score: float  # the (allowed points + 1)-th largest; NaN if there are too few
+    contributions: np.ndarray | None = (
+        None  # [L, D]; None where `explain` computes them
+    )
 
 
 class StreamRow(NamedTuple):

@@ -36,18 +36,13 @@ _READING = {"missing": "error", "order": "strict", "duplicates": "error"}
 
 
 class Windows(NamedTuple):
-    """The windows of a series.
+    """The windows of a series."""
 
-    Attributes:
-        starts: `[M]` first rows, ascending in each span, spans in order.
-        latest: `[N]` index of the latest window that ended at or before the row without
-            a gap between; −1 for none.
-        causal: whether a row's score is that of the window that ends there.
-    """
-
-    starts: np.ndarray
+    starts: np.ndarray  # [M] first rows, ascending in each span, spans in order
+    # [N] index of the latest window that ended at or before the row without a gap
+    # between; −1 for none.
     latest: np.ndarray
-    causal: bool
+    causal: bool  # whether a row's score is that of the window that ends there
 
 
 def score_table(

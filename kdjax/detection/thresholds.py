@@ -42,42 +42,27 @@ HOURS = {"hour": 1, "day": 24, "week": 24 * 7, "month": 24 * 30}
 
 
 class Rule(NamedTuple):
-    """How a threshold is to be chosen.
+    """How a threshold is to be chosen."""
 
-    Attributes:
-        method: one of `METHODS`.
-        rate: the wanted share of false alarms among normal windows; for `budget` what
-            `budget_rate` gives. `fixed` doesn't read it.
-        value: τ of `fixed`.
-    """
-
-    method: str = "conformal"
+    method: str = "conformal"  # one of `METHODS`
+    # The wanted share of false alarms among normal windows; for `budget` what
+    # `budget_rate` gives. `fixed` doesn't read it.
     rate: float = 0.01
-    value: float = math.nan
+    value: float = math.nan  # τ of `fixed`
 
 
 class Threshold(NamedTuple):
-    """A threshold and how it came about.
+    """A threshold and how it came about."""
 
-    Attributes:
-        tau: τ; a window alarms when its score is above.
-        method: the rule's name.
-        rate: the wanted share of false alarms among normal windows; 0 for `fixed`,
-            which wants none.
-        n: number of calibration scores.
-        rank: τ is the rank-th smallest of them; 0 where it is none of them.
-        source: whose scores they are: `own` of the entity, `shared` by all entities,
-            each under its own Gaussian, or `pooled`: of all under the pooled Gaussian.
-        detail: what the rule has to say of itself, such as a fallback; often empty.
-    """
-
-    tau: float
-    method: str
-    rate: float
-    n: int
-    rank: int
+    tau: float  # τ; a window alarms when its score is above
+    method: str  # the rule's name
+    rate: float  # the wanted share of false alarms among normal windows; 0 for `fixed`
+    n: int  # number of calibration scores
+    rank: int  # τ is the rank-th smallest of them; 0 where it is none of them
+    # Whose scores they are: `own` of the entity, `shared` by all entities, each under
+    # its own Gaussian, or `pooled`: of all under the pooled Gaussian.
     source: str
-    detail: str = ""
+    detail: str = ""  # what the rule has to say of itself, such as a fallback
 
 
 def choose_threshold(
@@ -281,11 +266,6 @@ def budget_rate(per_day: float, *, step_seconds: float, stride: int) -> float:
 
     Windows are counted, every `stride` rows one, and neighbouring windows alarm
     together: alarms that a person sees as one are fewer.
-
-    Args:
-        per_day: windows in alarm a day.
-        step_seconds: from one row to the next.
-        stride: rows from one window to the next, at which calibration counts them.
 
     >>> budget_rate(2, step_seconds=60, stride=10) == 2 / 144
     True

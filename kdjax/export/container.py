@@ -41,15 +41,12 @@ class Scored(NamedTuple):
 
 
 class Scorer(NamedTuple):
-    """A loaded detector.
+    """A loaded detector."""
 
-    Attributes:
-        plan: the rules of a stream.
-        run: from windows `[B, L, D]` of raw rows, NaN where a value is missing.
-    """
-
-    plan: Plan
-    run: Callable[[np.ndarray], Scored]
+    plan: Plan  # the rules of a stream
+    run: Callable[
+        [np.ndarray], Scored
+    ]  # of windows [B, L, D] of raw rows, NaN if missing
 
 
 def load_onnx(source: str | os.PathLike[str] | bytes, *, threads: int = 1) -> Scorer:
@@ -113,11 +110,7 @@ def metadata_of(plan: Plan) -> dict[str, str]:
 
 
 def read_plan(metadata: dict[str, str], name: str) -> Plan:
-    """The plan in a verified file's metadata.
-
-    Raises:
-        ArtifactError: it is of a newer schema, or not what kdjax writes.
-    """
+    """The plan in a verified file's metadata; ArtifactError if it isn't kdjax's."""
     try:
         schema, text = int(metadata["schema"]), metadata["plan"]
     except (LookupError, TypeError, ValueError) as error:
@@ -138,12 +131,7 @@ def sealed(data: bytes, before: bytes) -> bytes:
 def read_sealed(
     source: str | os.PathLike[str] | bytes, before: bytes, *, kind: str
 ) -> bytes:
-    """The bytes of a sealed file, verified.
-
-    Args:
-        source: a path, or the file's bytes.
-        before: the bytes right before the digest, once in a file.
-        kind: of file, for messages.
+    """The bytes of a sealed file, verified; `before` is right before the digest, once.
 
     Raises:
         ArtifactError: the file is missing, too large, damaged, or of another origin.

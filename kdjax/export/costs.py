@@ -15,22 +15,14 @@ WARM = 3  # The first calls allocate.
 
 
 def exported(detector: Detector) -> bytes:
-    """The ONNX file of the detector's first entity.
-
-    Raises:
-        ConfigError: the extra `onnx` is not installed, or the model has no ONNX form.
-    """
+    """The ONNX file of the detector's first entity; ConfigError where there is none."""
     from kdjax.export.onnx import onnx_file
 
     return onnx_file(detector, 0)
 
 
 def window_milliseconds(content: bytes, rounds: int = ROUNDS) -> float:
-    """Median time of one window of an exported file in onnxruntime, on one core.
-
-    Raises:
-        ConfigError: the extra `onnx` is not installed.
-    """
+    """Median time of one window of an exported file in onnxruntime, on one core."""
     plan, run = load_onnx(content)
     # Speed doesn't depend on the values.
     window = np.zeros((1, plan.window, len(plan.channels)), np.float32)

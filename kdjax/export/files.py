@@ -54,13 +54,7 @@ def check_export(
     run: Callable[[np.ndarray], Scored],
     series: Sequence[np.ndarray],
 ) -> Parity:
-    """Compares `run` with kdjax itself on windows at stride 1 of raw rows.
-
-    Args:
-        detector: the detector.
-        index: from `entity_index`.
-        run: windows `[B, L, D]` to their scores.
-        series: rows `[N, D]` each.
+    """Compares `run` with kdjax on windows `[B, L, D]` at stride 1 of raw rows `[N, D]`.
 
     Raises:
         ConfigError: no series has a whole window.

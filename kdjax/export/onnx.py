@@ -72,10 +72,7 @@ def onnx_file(detector: Detector, index: int, *, quantize: str = "none") -> byte
     `contribution [B, L, D]`. Scores are NaN where they are unknown; the alarm is 0 then.
     The same detector gives the same bytes.
 
-    Args:
-        detector: the detector.
-        index: from `entity_index`.
-        quantize: `int8` keeps the kernels of the LSTM nodes in 8 bits.
+    `quantize="int8"` keeps the kernels of the LSTM nodes in 8 bits.
 
     Raises:
         ConfigError: the model has no ONNX form, or nothing to quantise.

@@ -49,10 +49,6 @@ def stablehlo_file(detector: Detector, index: int) -> bytes:
 
     Input and outputs are those of the ONNX file, but `alarm` is int32; B is symbolic.
     The same detector gives the same bytes.
-
-    Args:
-        detector: the detector.
-        index: from `entity_index`.
     """
     (batch,) = export.symbolic_shape("B")
     shape = (batch, detector.window, len(detector.channels))

@@ -33,21 +33,15 @@ HEADS = ("linear", "sigmoid")
 
 
 class Architecture(NamedTuple):
-    """All that fixes a network's shape.
+    """All that fixes a network's shape."""
 
-    Attributes:
-        width: D, channels of a window.
-        hidden: widths of the encoder's layers; the decoder has them reversed.
-        channels: `joint` or `independent`.
-        decoder: `repeat` or `feedback`.
-        head: `linear`, or `sigmoid` for data in [0, 1].
-    """
-
-    width: int
-    hidden: tuple[int, ...]
-    channels: str = "joint"
-    decoder: str = "repeat"
-    head: str = "linear"
+    width: int  # D, channels of a window
+    hidden: tuple[
+        int, ...
+    ]  # widths of the encoder's layers; the decoder's are reversed
+    channels: str = "joint"  # or `independent`
+    decoder: str = "repeat"  # or `feedback`
+    head: str = "linear"  # or `sigmoid` for data in [0, 1]
 
 
 class EncoderDecoder(nn.Module):

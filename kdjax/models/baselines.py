@@ -201,21 +201,15 @@ def fit_kmeans(
 
 
 class Baseline(NamedTuple):
-    """A baseline.
+    """A baseline; functions are `(params, windows) -> [B, L, D]`."""
 
-    Attributes:
-        reconstruct: `(params, windows) -> [B, L, D]`, what a student can be distilled
-            from; None where there is no such thing.
-        residuals: `(params, windows) -> [B, L, D]`; None for |x − x'|.
-        fit_rows: parameters from scaled fit rows in pieces `[n, D]`, if it has some.
-        fit_windows: parameters from scaled fit windows `[M, L, D]`, if it has some.
-        most: the most numbers that it can have, for windows `[L, D]`.
-    """
-
+    # What a student can be distilled from; None where there is no such thing.
     reconstruct: Callable[[Params, Array], Array] | None
-    residuals: Callable[[Params, Array], Array] | None = None
+    residuals: Callable[[Params, Array], Array] | None = None  # None for |x − x'|
+    # Parameters from scaled fit rows in pieces [n, D], or from windows [M, L, D].
     fit_rows: Callable[[Iterable[np.ndarray]], Params] | None = None
     fit_windows: Callable[[np.ndarray], Params] | None = None
+    # The most numbers that it can have, for windows [L, D].
     most: Callable[[int, int], int] = lambda length, width: 0
 
 

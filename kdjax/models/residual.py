@@ -35,18 +35,13 @@ ResidualFunction = Callable[[Params, Array], Array]
 
 
 class ResidualModel(NamedTuple):
-    """A residual model with its parameters.
+    """A residual model with its parameters."""
 
-    Attributes:
-        kind: `autoencoder`, a baseline, or several joined by `+`.
-        params: a pytree of arrays; empty for most baselines. Of an ensemble: the
-            parameters of each component by its name.
-        architecture: of the network, where there is one.
-    """
-
-    kind: str
+    kind: str  # `autoencoder`, a baseline, or several joined by `+`
+    # A pytree of arrays, empty for most baselines; of an ensemble: those of each
+    # component by its name.
     params: Params
-    architecture: Architecture | None = None
+    architecture: Architecture | None = None  # of the network, where there is one
 
     @property
     def parameters(self) -> int:
