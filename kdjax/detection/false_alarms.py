@@ -99,12 +99,7 @@ def p_values(calibration: np.ndarray, scores: np.ndarray) -> np.ndarray:
 
 
 def measured_rate(
-    scores: np.ndarray,
-    starts: np.ndarray,
-    tau: float,
-    *,
-    window: int,
-    wanted: float,
+    scores: np.ndarray, starts: np.ndarray, tau: float, *, window: int, wanted: float
 ) -> MeasuredRate:
     """The share of clean windows above τ, from scores `[M]` and first rows `[M]`."""
     check_numbers(scores, "scores")
@@ -112,12 +107,7 @@ def measured_rate(
 
 
 def cross_rates(
-    scores: np.ndarray,
-    starts: np.ndarray,
-    rule: Rule,
-    *,
-    window: int,
-    folds: int = 5,
+    scores: np.ndarray, starts: np.ndarray, rule: Rule, *, window: int, folds: int = 5
 ) -> MeasuredRate:
     """The share of calibration windows above a τ that was chosen without them.
 

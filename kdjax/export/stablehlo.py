@@ -8,10 +8,9 @@ JAX promises that newer versions run such a payload for six months: deploy it, d
 archive it.
 """
 
-import contextlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -20,12 +19,7 @@ import numpy as np
 from jax import Array, export
 
 from kdjax.detection.attribution import attribution_matrix
-from kdjax.detection.detector import (
-    Detector,
-    gaussian_of,
-    point_scorer,
-    scaler_of,
-)
+from kdjax.detection.detector import Detector, gaussian_of, point_scorer, scaler_of
 from kdjax.detection.scores import window_scores
 from kdjax.detection.stream_rules import plan_of
 from kdjax.errors import ArtifactError
@@ -52,10 +46,15 @@ def stablehlo_file(detector: Detector, index: int) -> bytes:
     """
     (batch,) = export.symbolic_shape("B")
     shape = (batch, detector.window, len(detector.channels))
-    with _without_paths():
-        exported = export.export(
-            jax.jit(_scoring(detector, index)), platforms=PLATFORMS
-        )(jax.ShapeDtypeStruct(shape, jnp.float32))
+    scoring = export.export(jax.jit(_scoring(detector, index)), platforms=PLATFORMS)
+    # Keeps the paths of source files out of what JAX lowers.
+    name = "jax_traceback_in_locations_limit"
+    before = getattr(jax.config, name)
+    jax.config.update(name, 0)
+    try:
+        exported = scoring(jax.ShapeDtypeStruct(shape, jnp.float32))
+    finally:
+        jax.config.update(name, before)
     payload = bytes(exported.serialize())
     header = {
         "sha256": "0" * 64,
@@ -98,18 +97,6 @@ def load_stablehlo(source: str | os.PathLike[str] | bytes) -> Scorer:
         return Scored(*map(np.asarray, call(np.asarray(windows, np.float32))))
 
     return Scorer(plan, run)
-
-
-@contextlib.contextmanager
-def _without_paths() -> Iterator[None]:
-    """Keeps the paths of source files out of what JAX lowers."""
-    name = "jax_traceback_in_locations_limit"
-    before = getattr(jax.config, name)
-    jax.config.update(name, 0)
-    try:
-        yield
-    finally:
-        jax.config.update(name, before)
 
 
 def _scoring(detector: Detector, index: int) -> Callable[[Array], Any]:

@@ -222,8 +222,7 @@ BASELINES = {
     ),
     # Eq. 1 then is the Mahalanobis distance of raw rows.
     "mahalanobis": Baseline(
-        lambda params, windows: jnp.zeros_like(windows),
-        lambda params, windows: windows,
+        lambda params, windows: jnp.zeros_like(windows), lambda params, windows: windows
     ),
     "moving_average": Baseline(running_mean),
     "pca": Baseline(

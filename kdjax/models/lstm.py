@@ -153,12 +153,12 @@ class LSTM(nn.Module):
 
     def __call__(self, inputs: Array) -> tuple[Carry, Array]:
         """Last carry and all hidden states of inputs `[I, L, B] -> [H, L, B]`."""
-        cell, states = _run_layer(self.kernels, inputs)
+        cell, states = _run_layer(self.kernels, inputs, inputs.shape[1])
         return Carry(cell, states[:, -1]), states
 
     def repeat(self, inputs: Array, length: int) -> Array:
         """All hidden states, `[H, L, B]`, under the same input `[I, B]` at each step."""
-        return _run_repeated(self.kernels, inputs, length)[1]
+        return _run_layer(self.kernels, inputs, length)[1]
 
 
 class Head(nn.Module):
@@ -221,37 +221,31 @@ def _next_state(activated: Array, cell: Array, axis: int = 0) -> tuple[Array, Ar
     return cell, o * jnp.tanh(cell)
 
 
-@jax.custom_vjp
-def _run_layer(kernels: Kernels, inputs: Array) -> LayerOutput:
-    """A layer over inputs `[I, L, B]` from c = h = 0."""
-    length, batch = inputs.shape[1:]
-    if batch <= FEW:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _run_layer(kernels: Kernels, inputs: Array, length: int) -> LayerOutput:
+    """A layer over L = `length` inputs `[I, L, B]` from c = h = 0.
+
+    Under the same inputs `[I, B]` at each step their projection is computed once.
+    """
+    repeated, few = inputs.ndim == 2, inputs.shape[-1] <= FEW
+    if repeated:
+        projected = _project(kernels.input, kernels.bias, inputs)
+        if few:
+            return _run_rows(kernels.recurrent, projected.T, length)
+        recurrent = kernels.recurrent.T
+    elif few:
         rows = jnp.moveaxis(inputs, 0, 2) @ kernels.input + kernels.bias
         return _run_rows(kernels.recurrent, rows, length)
-    both = jnp.concatenate([kernels.input, kernels.recurrent]).T  # [4H, I + H]
-    bias = kernels.bias[:, None]
+    else:
+        both = jnp.concatenate([kernels.input, kernels.recurrent]).T  # [4H, I + H]
+        bias = kernels.bias[:, None]
 
     def gates(t: Array, hidden: Array) -> Array:
+        if repeated:
+            return projected + recurrent @ hidden
         return both @ jnp.concatenate([_at(inputs, t), hidden]) + bias
 
     return _run_columns(gates, _zeros(kernels, inputs), length)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _run_repeated(kernels: Kernels, inputs: Array, length: int) -> LayerOutput:
-    """A layer under the same inputs `[I, B]` at each of L = `length` steps.
-
-    Their projection is computed once instead of L times.
-    """
-    projected = _project(kernels.input, kernels.bias, inputs)
-    if inputs.shape[1] <= FEW:
-        return _run_rows(kernels.recurrent, projected.T, length)
-    recurrent = kernels.recurrent.T
-    return _run_columns(
-        lambda t, hidden: projected + recurrent @ hidden,
-        _zeros(kernels, inputs),
-        length,
-    )
 
 
 def _run_columns(
@@ -284,45 +278,34 @@ def _run_rows(recurrent: Array, projected: Array, length: int) -> LayerOutput:
     return cell.T, jnp.moveaxis(states, 2, 0)
 
 
-def _layer_forward(kernels: Kernels, inputs: Array) -> Any:
+def _layer_forward(kernels: Kernels, inputs: Array, length: int) -> Any:
     projected = _project(kernels.input, kernels.bias, inputs)
-    outcome, kept = _run_and_keep(kernels, projected, _at, inputs.shape[1])
+    if inputs.ndim == 2:
+        gates = _stack(projected, length)
+        outcome, kept = _run_and_keep(kernels, gates, lambda *_: projected, length)
+    else:
+        outcome, kept = _run_and_keep(kernels, projected, _at, length)
     return outcome, (kernels, inputs, kept)
 
 
-def _layer_backward(saved: Any, cotangents: LayerOutput) -> tuple[Kernels, Array]:
+def _layer_backward(
+    length: int, saved: Any, cotangents: LayerOutput
+) -> tuple[Kernels, Array]:
     kernels, inputs, kept = saved
     gates, total, recurrent = _gate_gradients(kernels.recurrent, kept, cotangents)
+    if inputs.ndim == 2:
+        gradient = Kernels(inputs @ total.T, recurrent, total.sum(1))
+        return gradient, kernels.input @ total
     flat = _flat(gates)
     gradient = Kernels(_flat(inputs) @ flat.T, recurrent, total.sum(1))
     return gradient, (kernels.input @ flat).reshape(inputs.shape)
 
 
-def _repeated_forward(kernels: Kernels, inputs: Array, length: int) -> Any:
-    projected = _project(kernels.input, kernels.bias, inputs)
-    gates = _stack(projected, length)
-    outcome, kept = _run_and_keep(kernels, gates, lambda *_: projected, length)
-    return outcome, (kernels, inputs, kept)
-
-
-def _repeated_backward(
-    length: int, saved: Any, cotangents: LayerOutput
-) -> tuple[Kernels, Array]:
-    kernels, inputs, kept = saved
-    _, total, recurrent = _gate_gradients(kernels.recurrent, kept, cotangents)
-    gradient = Kernels(inputs @ total.T, recurrent, total.sum(1))
-    return gradient, kernels.input @ total
-
-
 _run_layer.defvjp(_layer_forward, _layer_backward)
-_run_repeated.defvjp(_repeated_forward, _repeated_backward)
 
 
 def _run_and_keep(
-    kernels: Kernels,
-    gates: Array,
-    given: Callable[[Array, Array], Array],
-    length: int,
+    kernels: Kernels, gates: Array, given: Callable[[Array, Array], Array], length: int
 ) -> tuple[LayerOutput, _Kept]:
     """The forward pass that writes the gates' values into `gates` `[4H, L, B]`.
 
