@@ -11,6 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from kdjax.data.series import Series
+from kdjax.detection.detector import stream_detector
 from kdjax.detection.rolling import (
     adapt,
     adaptive_tau,
@@ -23,7 +24,6 @@ from kdjax.detection.streaming import (
     Timestamp,
     WindowResult,
     parse_timestamp,
-    stream_detector,
 )
 from kdjax.detection.tables import score_table
 from kdjax.errors import ArtifactError, ConfigError, DataError

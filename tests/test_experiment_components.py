@@ -10,8 +10,8 @@ import pytest
 
 from kdjax.config import get_config, override
 from kdjax.data.series import Series
+from kdjax.detection.detector import stream_detector
 from kdjax.detection.storage import load_detector
-from kdjax.detection.streaming import stream_detector
 from kdjax.detection.tables import score_table
 from kdjax.errors import ConfigError
 from kdjax.experiment.jobs import job_targets, make_training_data, student_training

@@ -8,6 +8,7 @@ import functools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -17,7 +18,9 @@ from kdjax.data.series import Ranges
 from kdjax.data.windowing import has_missing
 from kdjax.detection.attribution import attribution_matrix, split_deviations
 from kdjax.detection.gaussian import Gaussian
-from kdjax.detection.scores import deviations, scores_of
+from kdjax.detection.scores import deviations, scores_of, window_scores
+from kdjax.detection.stream_rules import plan_of
+from kdjax.detection.streaming import StreamDetector, WindowResult
 from kdjax.detection.thresholds import Threshold
 from kdjax.errors import DataError
 from kdjax.models.autoencoder import Architecture
@@ -202,6 +205,50 @@ def scoring_batch(model: ResidualModel, width: int, batch_size: int) -> int:
     """Windows at once: independent channels make D sequences of each window."""
     independent = model.architecture and model.architecture.channels == "independent"
     return max(1, batch_size // width) if independent else batch_size
+
+
+def stream_detector(
+    detector: Detector,
+    *,
+    entity: str = POOLED,
+    adaptive_step: float = 0.0,
+    rolling: float = 0.0,
+) -> StreamDetector:
+    """A stream of a detector on jax, compiled and ready for its first row.
+
+    Uses the scaler, Gaussian and threshold of `entity`; the other options are those of
+    `StreamDetector`.
+    """
+    index = entity_index(detector, entity)
+    model, scaler = detector.model, scaler_of(detector, index)
+    gaussian = gaussian_of(detector, index)
+    attribution = attribution_matrix(gaussian, method=detector.attribution)
+
+    # Constants inside the compiled function are faster than arguments at each call.
+    def compiled(function: Any, *common: Any) -> Any:
+        return jax.jit(
+            lambda raw: function(common, (raw - scaler.offset) / scaler.scale)
+        )
+
+    kind, weights = (model.kind, model.architecture), (model.params, gaussian)
+    full = compiled(point_scorer(*kind), *weights)
+    holed = compiled(point_scorer(*kind, True), *weights)
+    explained = compiled(point_scorer(*kind, True), *weights, attribution)
+
+    def score(windows: np.ndarray) -> WindowResult:
+        points = np.asarray((holed if has_missing(windows) else full)(windows))
+        found = window_scores(points, count=detector.allowed_points)
+        return WindowResult(points[0], float(found[0]))
+
+    def explain(windows: np.ndarray) -> np.ndarray:
+        return np.asarray(explained(windows).contributions[0])
+
+    zeros = np.zeros((1, detector.window, len(detector.channels)), np.float32)
+    for windows in (zeros, zeros + np.nan):
+        score(windows)
+    explain(zeros)
+    moving = {"adaptive_step": adaptive_step, "rolling": rolling}
+    return StreamDetector(plan_of(detector, index), score, explain=explain, **moving)
 
 
 # The functions below are cached, so that detectors of a kind share one trace.

@@ -229,7 +229,17 @@ def gaussian_from_moments(
     smallest, largest = np.linalg.eigvalsh(regularised)[[0, -1]]
     # JAX gives NaN where the matrix is not positive definite; it can't raise.
     if not np.isfinite(whiten).all() or smallest < RESOLUTION * largest:
-        raise ConfigError(_singular_message(regularised, channels))
+        # The channels that span the direction of the smallest eigenvalue.
+        values, vectors = np.linalg.eigh(regularised)
+        direction = np.abs(vectors[:, 0])
+        parts = zip(channels, direction, strict=True)
+        names = [name for name, part in parts if part > 0.5 * direction.max()]
+        raise ConfigError(
+            "the covariance of the validation errors is not positive definite: channels "
+            f"{', '.join(names)} depend on each other (smallest eigenvalue "
+            f"{values[0]:.1e}). Set detection.ridge above 0 (default 0.1) or leave one "
+            "out."
+        )
     return Gaussian(moments.mean.astype(np.float32), whiten.astype(np.float32))
 
 
@@ -282,16 +292,3 @@ def oas_shrinkage(moments: Moments, *, floor: float, rows: int) -> float:
     if denominator <= 0:
         return 1.0
     return float(min((mean_square + squared_mean) / denominator, 1))
-
-
-def _singular_message(matrix: np.ndarray, channels: Sequence[str]) -> str:
-    """Names the channels that span the direction of the smallest eigenvalue."""
-    values, vectors = np.linalg.eigh(matrix)
-    direction = np.abs(vectors[:, 0])
-    parts = zip(channels, direction, strict=True)
-    names = [name for name, part in parts if part > 0.5 * direction.max()]
-    return (
-        "the covariance of the validation errors is not positive definite: channels "
-        f"{', '.join(names)} depend on each other (smallest eigenvalue "
-        f"{values[0]:.1e}). Set detection.ridge above 0 (default 0.1) or leave one out."
-    )

@@ -311,10 +311,6 @@ def check_detector(detector: Detector) -> None:
         as_amount(threshold.rate)
     if not isinstance(detector.card, dict):
         raise TypeError("the card is not a JSON object")
-    _check_arrays(detector)
-
-
-def _check_arrays(detector: Detector) -> None:
     places, width = len(detector.entities) + 1, len(detector.channels)
     errors = len(residual_names(as_text(detector.model.kind), detector.channels))
     offset, scale = detector.scalers

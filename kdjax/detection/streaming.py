@@ -1,7 +1,7 @@
 """Scores rows one at a time, with the results of `score --causal`.
 
 The rules of a stream are a `Plan`; the scorer is passed in, so that the same stream runs
-on jax or on onnxruntime. This module imports JAX only in `stream_detector`.
+on jax or on onnxruntime. This module doesn't import JAX.
 """
 
 import base64
@@ -11,12 +11,11 @@ import math
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from kdjax.data.windowing import has_missing
 from kdjax.detection.alarming import TOP, AlarmRule, AlarmState, next_alarm
 from kdjax.detection.false_alarms import Drift, drift, p_values
 from kdjax.detection.rolling import (
@@ -32,14 +31,10 @@ from kdjax.detection.stream_rules import (
     as_count,
     as_number,
     as_text,
-    plan_of,
     plan_to_json,
 )
 from kdjax.errors import ArtifactError, ConfigError, DataError
 from kdjax.io.files import check_schema, kdjax_version
-
-if TYPE_CHECKING:
-    from kdjax.detection.detector import Detector
 
 SCHEMA = 1  # of states
 
@@ -109,26 +104,16 @@ class WindowResult(NamedTuple):
 
 
 class StreamRow(NamedTuple):
-    """Result of a row.
+    """Result of a row."""
 
-    Attributes:
-        row: number of the row, from 0.
-        time: as given.
-        score: a_t in the window that ends at the row; NaN where there is none.
-        window_score: of that window; NaN where there is none.
-        alarm: whether the row is in alarm.
-        state: `normal`, `anomaly`, or `unknown` where one of the scores is NaN.
-        tau: τ that the window score was compared with.
-        channels: in alarm, the three that contribute most to the window's largest a_t.
-    """
-
-    row: int
-    time: Any
-    score: float
-    window_score: float
-    alarm: bool
-    state: str
-    tau: float
+    row: int  # number of the row, from 0
+    time: Any  # as given
+    score: float  # a_t in the window that ends at the row; NaN where there is none
+    window_score: float  # of that window; NaN where there is none
+    alarm: bool  # whether the row is in alarm
+    state: str  # `normal`, `anomaly`, or `unknown` where one of the scores is NaN
+    tau: float  # τ that the window score was compared with
+    # In alarm, the three that contribute most to the window's largest a_t.
     channels: tuple[str, ...] = ()
 
 
@@ -379,61 +364,6 @@ class StreamDetector:
         peak = int(np.nanargmax(found.points))
         order = np.argsort(-parts[peak], kind="stable")[:TOP]
         return tuple(self.plan.channels[place] for place in order)
-
-
-def stream_detector(
-    detector: "Detector",
-    *,
-    entity: str = "pooled",
-    adaptive_step: float = 0.0,
-    rolling: float = 0.0,
-) -> StreamDetector:
-    """A stream of a detector on jax, compiled and ready for its first row.
-
-    Uses the scaler, Gaussian and threshold of `entity`; the other options are those of
-    `StreamDetector`.
-    """
-    import jax
-
-    from kdjax.detection.attribution import attribution_matrix
-    from kdjax.detection.detector import (
-        entity_index,
-        gaussian_of,
-        point_scorer,
-        scaler_of,
-    )
-    from kdjax.detection.scores import window_scores
-
-    index = entity_index(detector, entity)
-    model, scaler = detector.model, scaler_of(detector, index)
-    gaussian = gaussian_of(detector, index)
-    attribution = attribution_matrix(gaussian, method=detector.attribution)
-
-    # Constants inside the compiled function are faster than arguments at each call.
-    def compiled(function: Any, *common: Any) -> Any:
-        return jax.jit(
-            lambda raw: function(common, (raw - scaler.offset) / scaler.scale)
-        )
-
-    kind, weights = (model.kind, model.architecture), (model.params, gaussian)
-    full = compiled(point_scorer(*kind), *weights)
-    holed = compiled(point_scorer(*kind, True), *weights)
-    explained = compiled(point_scorer(*kind, True), *weights, attribution)
-
-    def score(windows: np.ndarray) -> WindowResult:
-        points = np.asarray((holed if has_missing(windows) else full)(windows))
-        found = window_scores(points, count=detector.allowed_points)
-        return WindowResult(points[0], float(found[0]))
-
-    def explain(windows: np.ndarray) -> np.ndarray:
-        return np.asarray(explained(windows).contributions[0])
-
-    zeros = np.zeros((1, detector.window, len(detector.channels)), np.float32)
-    for windows in (zeros, zeros + np.nan):
-        score(windows)
-    explain(zeros)
-    moving = {"adaptive_step": adaptive_step, "rolling": rolling}
-    return StreamDetector(plan_of(detector, index), score, explain=explain, **moving)
 
 
 def _packed(values: np.ndarray) -> str:

@@ -190,8 +190,8 @@ def needed(rule: Rule) -> int:
     """The least number of calibration scores for which a rule means anything.
 
     `conformal` and `budget`: n ≥ 1/rate − 1, past which the rank is one of the scores.
-    `quantile`: 1/rate, since the share above τ is then one score. `pot`: as `quantile`, but at most what fills its tail,
-    past which it extrapolates. `fixed`: none.
+    `quantile`: 1/rate, since the share above τ is then one score. `pot`: as `quantile`,
+    but at most what fills its tail, past which it extrapolates. `fixed`: none.
 
     >>> [needed(Rule(method, 0.001)) for method in METHODS]
     [999, 999, 300, 1000, 0]

@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -63,17 +63,6 @@ def load_onnx(source: str | os.PathLike[str] | bytes, *, threads: int = 1) -> Sc
     """
     name = source_name(source)
     data = read_sealed(source, SEAL, kind="ONNX detector")
-    session = _session(data, threads, name)
-    plan = read_plan(session.get_modelmeta().custom_metadata_map, name)
-
-    def run(windows: np.ndarray) -> Scored:
-        rows = np.ascontiguousarray(windows, np.float32)
-        return Scored(*session.run(OUTPUTS, {"x": rows}))
-
-    return Scorer(plan, run)
-
-
-def _session(data: bytes, threads: int, name: str) -> Any:
     try:
         import onnxruntime
     except ImportError as error:
@@ -85,7 +74,7 @@ def _session(data: bytes, threads: int, name: str) -> Any:
     # Converts 8-bit kernels to float32 once, not in each call.
     options.add_session_config_entry("session.disable_quant_qdq", "1")
     try:
-        return onnxruntime.InferenceSession(
+        session = onnxruntime.InferenceSession(
             data, options, providers=["CPUExecutionProvider"]
         )
     except Exception as error:  # onnxruntime's errors have no class of their own
@@ -93,6 +82,13 @@ def _session(data: bytes, threads: int, name: str) -> Any:
             f"onnxruntime {onnxruntime.__version__} can't run {name} ({error}): install "
             "a newer one."
         ) from error
+    plan = read_plan(session.get_modelmeta().custom_metadata_map, name)
+
+    def run(windows: np.ndarray) -> Scored:
+        rows = np.ascontiguousarray(windows, np.float32)
+        return Scored(*session.run(OUTPUTS, {"x": rows}))
+
+    return Scorer(plan, run)
 
 
 def metadata_of(plan: Plan) -> dict[str, str]:
@@ -136,8 +132,22 @@ def read_sealed(
     Raises:
         ArtifactError: the file is missing, too large, damaged, or of another origin.
     """
-    name = source_name(source)
-    data = source if isinstance(source, bytes) else _read(Path(source))
+    name, data = source_name(source), source
+    if not isinstance(data, bytes):
+        path = Path(data)
+        try:
+            size = path.stat().st_size
+            if size > MAX_BYTES:
+                raise ArtifactError(
+                    f"{path} has {size:,} bytes, an exported detector has "
+                    f"{MAX_BYTES:,} at most: give a file that kdjax exported."
+                )
+            data = path.read_bytes()
+        except OSError as error:
+            raise ArtifactError(
+                f"{path} can't be read ({error.strerror}): give a file that kdjax "
+                "exported."
+            ) from error
     if data.count(before) != 1:
         raise ArtifactError(
             f"{name} is no {kind} of kdjax, or it is damaged: its digest is missing. "
@@ -157,18 +167,3 @@ def read_sealed(
 def source_name(source: str | os.PathLike[str] | bytes) -> str:
     """The name of a file in messages."""
     return "the file" if isinstance(source, bytes) else os.fspath(source)
-
-
-def _read(path: Path) -> bytes:
-    try:
-        size = path.stat().st_size
-        if size > MAX_BYTES:
-            raise ArtifactError(
-                f"{path} has {size:,} bytes, an exported detector has {MAX_BYTES:,} at "
-                "most: give a file that kdjax exported."
-            )
-        return path.read_bytes()
-    except OSError as error:
-        raise ArtifactError(
-            f"{path} can't be read ({error.strerror}): give a file that kdjax exported."
-        ) from error

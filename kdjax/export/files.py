@@ -154,7 +154,13 @@ def export_file(
     clear_leftovers(Path(output).parent, (Path(output).name,))
     loaded = load_detector(detector)
     index = entity_index(loaded, entity or usual_entity(loaded))
-    yield _entity_line(loaded, index)
+    if index < len(loaded.entities):
+        yield f"scaler, Gaussian and threshold of {loaded.entities[index]}"
+    else:
+        yield (
+            "pooled scaler, Gaussian and threshold; --entity=NAME takes those of "
+            f"{', '.join(loaded.entities)}"
+        )
     series: Sequence[np.ndarray] = []
     if str(data):
         columns = {"time_column": time_column, "entity_column": entity_column}
@@ -254,15 +260,6 @@ def _check(format: str, quantize: str) -> None:
         raise ConfigError(
             f"--quantize={quantize} is for --format=onnx: leave it out, or export that."
         )
-
-
-def _entity_line(detector: Detector, index: int) -> str:
-    if index == len(detector.entities):
-        return (
-            "pooled scaler, Gaussian and threshold; --entity=NAME takes those of "
-            f"{', '.join(detector.entities)}"
-        )
-    return f"scaler, Gaussian and threshold of {detector.entities[index]}"
 
 
 def _rows(

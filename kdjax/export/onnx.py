@@ -91,7 +91,9 @@ def onnx_file(detector: Detector, index: int, *, quantize: str = "none") -> byte
         lambda inner: [add(inner, "Identity", scaled)],
         outputs=1,
     )
-    errors = _errors(graph, detector.model, filled)
+    kinds = components_of(detector.model.kind)
+    found = [_ERRORS[k](graph, component(detector.model, k), filled) for k in kinds]
+    errors = add(graph, "Concat", *found, axis=2) if len(found) > 1 else found[0]
     _either(
         graph,
         missing,
@@ -146,14 +148,7 @@ def _check(model: ResidualModel, quantize: str) -> None:
         )
 
 
-# Errors of the residual models, see `kdjax.models.residual`.
-
-
-def _errors(graph: Graph, model: ResidualModel, windows: str) -> str:
-    """The errors of all components, `[B, L, F]`."""
-    kinds = components_of(model.kind)
-    found = [_ERRORS[kind](graph, component(model, kind), windows) for kind in kinds]
-    return add(graph, "Concat", *found, axis=2) if len(found) > 1 else found[0]
+# Errors of the residual models, `[B, L, D]`, see `kdjax.models.residual`.
 
 
 def _autoencoder(graph: Graph, model: ResidualModel, windows: str) -> str:

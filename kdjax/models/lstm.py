@@ -132,15 +132,10 @@ def _parameters(module: nn.Module, width: int, hidden: int) -> dict[str, Array]:
 
 
 class LSTM(nn.Module):
-    """One LSTM layer, feature-major; parameters as of `LSTMCell`.
+    """One LSTM layer, feature-major; parameters as of `LSTMCell`."""
 
-    Attributes:
-        width: I, size of the input vector.
-        hidden: H, size of the state.
-    """
-
-    width: int
-    hidden: int
+    width: int  # I, size of the input vector
+    hidden: int  # H, size of the state
 
     def setup(self) -> None:
         self.kernels = Kernels(*_parameters(self, self.width, self.hidden).values())
@@ -162,15 +157,10 @@ class LSTM(nn.Module):
 
 
 class Head(nn.Module):
-    """The dense layer after the decoder, over features along the first axis.
+    """The dense layer after the decoder, over features along the first axis."""
 
-    Attributes:
-        width: H, size of its input.
-        outputs: D, size of its output.
-    """
-
-    width: int
-    outputs: int
+    width: int  # H, size of its input
+    outputs: int  # D, size of its output
 
     def setup(self) -> None:
         shape = (self.width, self.outputs)

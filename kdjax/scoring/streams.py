@@ -27,7 +27,6 @@ from kdjax.detection.streaming import (
     Timestamp,
     WindowResult,
     parse_timestamp,
-    stream_detector,
 )
 from kdjax.errors import ArtifactError, ConfigError, DataError, KdjaxError
 from kdjax.io.files import check_target, clear_leftovers, load_state, save_state
@@ -101,7 +100,7 @@ def open_stream(
             "an ONNX file."
         )
     else:
-        from kdjax.detection.detector import usual_entity
+        from kdjax.detection.detector import stream_detector, usual_entity
         from kdjax.detection.storage import load_detector
 
         loaded = load_detector(path)
