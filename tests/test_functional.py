@@ -5,6 +5,7 @@ import inspect
 import runpy
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -192,6 +193,14 @@ def test_steps_run_under_jit_and_vmap(windows, model):
             own_params,
             alone.params,
         )
+
+
+def test_a_network_is_compiled_once_outside_of_jit(windows, model, params):
+    kdjax.residuals(model, params, windows)  # compiles
+    started = time.monotonic()
+    for _ in range(5):
+        jax.block_until_ready(kdjax.residuals(model, params, windows))
+    assert time.monotonic() - started < 1  # traced each time it takes 3 s
 
 
 def test_scores_have_gradients_that_differences_confirm(windows, model, params):
