@@ -8,7 +8,7 @@ from kdjax.config import get_config, override
 from kdjax.data.prepared import prepare, training_windows
 from kdjax.data.series import Dataset, Series
 from kdjax.experiment.jobs import job_targets, make_training_data, student_training
-from kdjax.experiment.sweeps import networks
+from kdjax.experiment.sweeps import members
 from kdjax.experiment.sweeps.design import make_design
 from kdjax.experiment.train import scorers_of
 from kdjax.models.residual import ResidualModel, join_models
@@ -177,21 +177,21 @@ def planned(plant_changes, monkeypatch, tmp_path):
         )
         asked, students = [], []
         monkeypatch.setattr(
-            networks,
+            members,
             "_train",
-            lambda trainings, *rest: students.extend(trainings) or {},
+            lambda trainings, *rest, **where: students.extend(trainings) or {},
         )
-        made = networks.scorers_of
+        made = members.scorers_of
 
         def counted(*given):
             found = made(*given)
             asked.extend([1] * len(found))
             return found
 
-        monkeypatch.setattr(networks, "scorers_of", counted)
-        sweep_data = networks.load_sweep_data(design)
+        monkeypatch.setattr(members, "scorers_of", counted)
+        sweep_data = members.load_sweep_data(design.name, design.members)
         quiet = Console(quiet=True)
-        networks.train_members(
+        members.train_members(
             design.members, sweep_data, tmp_path, way="alone", console=quiet
         )
         return students, len(asked)
