@@ -29,8 +29,8 @@ from kdjax.detection.streaming import StreamDetector, WindowResult
 from kdjax.detection.thresholds import Threshold
 from kdjax.errors import ArtifactError
 from kdjax.experiment.workdir import (
-    _check_settings,
     check_data,
+    check_settings,
     cut_lines,
     read_lines,
     read_results,
@@ -258,7 +258,7 @@ def _records(which: int, data: bytes, folder: Path) -> str:
     work.mkdir()
     (work / RECORDS[which % len(RECORDS)]).write_bytes(data)
     try:
-        _check_settings(work, json.loads(to_json(get_config())))
+        check_settings(work, json.loads(to_json(get_config())))
     except ArtifactError:
         pass  # without its config.json it is no work directory
     lines = read_lines(work)
