@@ -14,7 +14,7 @@ from kdjax.detection.detector import stream_detector
 from kdjax.detection.storage import load_detector
 from kdjax.detection.tables import score_table
 from kdjax.errors import ConfigError
-from kdjax.experiment.jobs import job_targets, make_training_data, student_training
+from kdjax.experiment.jobs import job_targets, make_training_data, student_job
 from kdjax.experiment.pipeline import (
     count_networks,
     load_dataset,
@@ -173,9 +173,7 @@ def test_a_student_is_told_what_the_teachers_first_part_expects(
     kinds = (first, *(kind for kind in TEACHER if kind != first))
     teacher = fit_components(kinds, prepared, None, fits={})
     training_data = make_training_data(prepared, settings["data"])
-    training = student_training(
-        training_data, settings, name="student", teacher=teacher
-    )
+    training = student_job(training_data, settings, name="student", teacher=teacher)
     targets = job_targets(training, {})
     windows = np.stack([training_data.rows[s : s + L] for s in training_data.fit])
     if first == "kmeans":

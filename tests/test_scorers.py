@@ -7,7 +7,8 @@ from rich.console import Console
 from kdjax.config import get_config, override
 from kdjax.data.prepared import prepare, training_windows
 from kdjax.data.series import Dataset, Series
-from kdjax.experiment.jobs import job_targets, make_training_data, student_training
+from kdjax.experiment import train
+from kdjax.experiment.jobs import job_targets, make_training_data, student_job
 from kdjax.experiment.sweeps import members
 from kdjax.experiment.sweeps.design import make_design
 from kdjax.experiment.train import scorers_of
@@ -139,7 +140,7 @@ def test_nobody_is_asked_for_scores_that_nobody_learns(prepared, settings, chang
 def test_a_student_hears_the_weighted_tails_of_all_its_windows(prepared, settings):
     """From the data to the targets of training."""
     made = settings(distill__weights=(1.0, 3.0))
-    training = student_training(
+    training = student_job(
         make_training_data(prepared, made["data"] | {"stride": STRIDE}), made,
         name="student", teacher=TEACHER, scorers=scorers_of(TEACHER, prepared, made),
     )  # fmt: skip
@@ -179,21 +180,20 @@ def planned(plant_changes, monkeypatch, tmp_path):
         monkeypatch.setattr(
             members,
             "_train",
-            lambda trainings, *rest, **where: students.extend(trainings) or {},
+            lambda wanted, *rest, **where: students.extend(wanted) or {},
         )
-        made = members.scorers_of
+        made = train.scorers_of
 
         def counted(*given):
             found = made(*given)
             asked.extend([1] * len(found))
             return found
 
-        monkeypatch.setattr(members, "scorers_of", counted)
+        monkeypatch.setattr(train, "scorers_of", counted)
         sweep_data = members.load_sweep_data(design.name, design.members)
         quiet = Console(quiet=True)
-        members.train_members(
-            design.members, sweep_data, tmp_path, way="alone", console=quiet
-        )
+        tasks = members.tasks_of(design.members, sweep_data)
+        members.train_members(tasks, tmp_path, way="alone", console=quiet)
         return students, len(asked)
 
     return plan

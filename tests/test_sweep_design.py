@@ -18,6 +18,7 @@ from kdjax.experiment.sweeps.members import (
     tasks_of,
     teacher_name,
 )
+from kdjax.experiment.train import Group
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -130,7 +131,7 @@ def test_students_of_the_data_alone_need_no_teacher():
         for epochs in (3, 4)
     )
     assert data_key(first) == data_key(second)
-    groups = {data_key(first): {"": None, "m/1": None}}
+    groups = {data_key(first): [Group(name, None, None, {}) for name in ("", "m/1")]}
     members = [Member(name, {}, own) for name, own in (("a", first), ("b", second))]
     tasks = tasks_of(members, SweepData({}, groups, {}, {}))
     assert [task.teacher for task in tasks] == [None] * 4

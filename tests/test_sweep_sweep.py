@@ -14,11 +14,11 @@ from kdjax.config import get_config, override
 from kdjax.detection.storage import load_detector
 from kdjax.errors import ArtifactError, ConfigError, DataError
 from kdjax.experiment.pipeline import run
-from kdjax.experiment.sweeps import members as members_module
 from kdjax.experiment.sweeps.design import make_design
 from kdjax.experiment.sweeps.members import load_sweep_data
 from kdjax.experiment.sweeps.sweep import describe_sweep, run_sweep, write_record
 from kdjax.experiment.workdir import check_data, read_lines
+from kdjax.export import costs
 from kdjax.export.files import export_file
 
 pytestmark = pytest.mark.slow
@@ -171,14 +171,17 @@ def test_costs_are_those_of_the_exported_file(swept, tmp_path):
     assert table.loc["003", "bytes"] > table.loc["000", "bytes"]
 
 
-def test_costs_are_unknown_without_onnx(swept, monkeypatch, caplog):
+def test_costs_are_unknown_without_onnx(swept, design, tmp_path, monkeypatch, caplog):
     def missing(detector):
         raise ConfigError("needs the package onnx")
 
-    monkeypatch.setattr(members_module, "exported", missing)
-    folder = swept[0] / "members/000/detectors/student"
-    found = members_module.measure_costs(load_detector(folder), {})
-    assert all(math.isnan(cost) for cost in found.values())
+    monkeypatch.setattr(costs, "exported", missing)
+    workdir = tmp_path / "again"
+    shutil.copytree(swept[0], workdir)
+    (workdir / "members/000/results.json").unlink()
+    table = run_sweep(design(), workdir).members.set_index("member")
+    assert table.loc["000", ["bytes", "milliseconds"]].isna().all(axis=None)
+    assert table.loc["001", "bytes"].notna().all()
     assert "needs the package onnx" in caplog.text
 
 

@@ -17,8 +17,8 @@ from kdjax.experiment.jobs import (
     is_distilled,
     make_distillation,
     make_training_data,
-    student_training,
-    train_alone,
+    student_job,
+    train_job,
 )
 from kdjax.experiment.pipeline import load_dataset, prepare_dataset
 from kdjax.experiment.train import train_networks
@@ -265,7 +265,7 @@ def school(tiny, plant_changes):
     def make(changes, scorers=(), name="student"):
         settings = tiny(base | changes)
         training_data = make_training_data(prepared, settings["data"])
-        return student_training(
+        return student_job(
             training_data, settings, name=name, teacher=teacher, scorers=scorers
         )
 
@@ -291,15 +291,15 @@ def test_several_teachers_in_each_step_give_the_same_student(
     school, tmp_path, caplog, target
 ):
     changes = {"distill.target": target, "distill.weights": (1.0, 2.0, 0.5)}
-    kept = train_alone(school(changes), tmp_path / "kept", QUIET).params
+    kept = train_job(school(changes), tmp_path / "kept", QUIET).params
     with caplog.at_level(logging.WARNING, logger="kdjax"):
-        found = train_alone(
+        found = train_job(
             school(changes | {"distill.cache_bytes": 0}), tmp_path / "anew", QUIET
         ).params
     assert "each step computes its own" in caplog.text
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), found, kept)
     # And another than that of the first part alone.
-    first = train_alone(
+    first = train_job(
         school({"distill.target": target}), tmp_path / "first", QUIET
     ).params
     assert np.abs(first["head"]["kernel"] - kept["head"]["kernel"]).max() > 1e-4
@@ -310,7 +310,7 @@ def test_answers_that_are_asked_once_must_be_kept(school, tmp_path, place):
     changes = {"distill.target": "scores", place: 0}
     message = "distill.target='scores' asks the teacher once for all windows"
     with pytest.raises(ConfigError, match=message):
-        train_alone(school(changes, (loud,)), tmp_path, QUIET)
+        train_job(school(changes, (loud,)), tmp_path, QUIET)
 
 
 def test_callables_teach_a_student_without_any_network(school, tmp_path):
@@ -330,7 +330,7 @@ def test_callables_teach_a_student_without_any_network(school, tmp_path):
     other = train("other", (loud, late_in_ten))
     assert np.abs(other["head"]["kernel"] - loudest["head"]["kernel"]).max() > 1e-3
     training = school({"distill.target": "scores"}, (loud,))
-    by_hand = train_alone(training, tmp_path / "hand", QUIET).params
+    by_hand = train_job(training, tmp_path / "hand", QUIET).params
     jax.tree.map(np.testing.assert_array_equal, by_hand, loudest)
 
 

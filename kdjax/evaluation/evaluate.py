@@ -37,12 +37,17 @@ from kdjax.detection.gaussian import Gaussian
 from kdjax.detection.rolling import rolling_taus, shuffled
 from kdjax.detection.scores import window_scores
 from kdjax.detection.thresholds import Rule, find_threshold, needed
-from kdjax.evaluation.rows import LEVELS, EntityScores, per_entity_rows, result_rows
+from kdjax.evaluation.rows import (
+    LEVELS,
+    STUDENT,
+    EntityScores,
+    per_entity_rows,
+    result_rows,
+)
 from kdjax.models.residual import ResidualModel
 
 # Rules compared with the one in use, for the student.
 COMPARED = ("conformal", "quantile", "pot")
-STUDENT = "student"
 # Windows whose scores are added to rows at once: their row numbers take twice the
 # memory of the scores.
 FOLDED = 8192

@@ -20,9 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from kdjax.errors import DataError
+from kdjax.evaluation.rows import NETWORKS, ORACLE, PREVIOUS
 
-NETWORKS = ("teacher", "student", "student_alone")
-PREVIOUS = "previous"  # the detector that training started from: no baseline
 BEST_BASELINE = "best baseline"
 
 LEVEL = 0.95
@@ -57,7 +56,6 @@ COMPARED = (
     ("average_precision", "point", False),
     ("vus_pr", "point", False),
 )
-ORACLE = "oracle"
 
 Row = Mapping[str, Any]
 

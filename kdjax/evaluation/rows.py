@@ -46,6 +46,10 @@ from kdjax.metrics.points import (
 )
 from kdjax.metrics.volumes import volumes_of
 
+# The models of a run: its networks, the detector that they start from, a control.
+TEACHER, STUDENT, STUDENT_ALONE = NETWORKS = ("teacher", "student", "student_alone")
+PREVIOUS, RANDOM = "previous", "random"
+
 ORACLE = "oracle"
 ROLLING = "rolling"
 SCOPES = ("pooled", "per_entity_mean")

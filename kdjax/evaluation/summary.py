@@ -25,20 +25,18 @@ import numpy as np
 import numpy.typing as npt
 
 from kdjax.evaluation.intervals import (
-    NETWORKS,
-    ORACLE,
     Difference,
     Measured,
     compare,
     is_baseline,
     measured,
 )
+from kdjax.evaluation.rows import NETWORKS, ORACLE, RANDOM, TEACHER
 from kdjax.evaluation.tables import Results, label_free_method, parameters
 from kdjax.metrics.checks import as_labels, same_length
 
 MARGIN = 0.01  # F1
 KAPPA = 0.9
-RANDOM, TEACHER = "random", "teacher"
 ROUNDING = 1e-9  # 0.40 − 0.41 is a little below −0.01
 
 Costs = Mapping[str, Mapping[str, Any]]

@@ -13,12 +13,10 @@ import rich.console
 import rich.table
 from rich.text import Text
 
-from kdjax.evaluation.rows import ROLLING
+from kdjax.evaluation.rows import RANDOM, ROLLING, STUDENT
 
 MISSING = "–"
 INTEGER = ",.0f"
-STUDENT = "student"
-RANDOM = "random"
 Results = Mapping[str, Any]  # the content of results.json
 Row = Mapping[str, Any]
 Heads = Sequence[str] | Sequence[tuple[str, str]]  # of columns; with their groups

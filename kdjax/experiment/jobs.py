@@ -1,8 +1,8 @@
 """Training jobs: what a network trains on, what it minimises, and one job's training.
 
-`teacher_training` and `student_training` turn settings into a `Training`. `train_alone`
-trains one; `kdjax.experiment.populations` trains many side by side. Both use the same
-windows in the same order.
+`teacher_job` and `student_job` turn settings into a `TrainingJob`. `train_job` trains
+one; `kdjax.experiment.populations` trains many side by side. Both use the same windows in
+the same order.
 """
 
 import logging
@@ -28,35 +28,11 @@ from kdjax.io.signals import signals_held
 from kdjax.models.autoencoder import Architecture, network
 from kdjax.models.model import Params
 from kdjax.models.residual import NETWORK, ResidualModel, component, components_of
-from kdjax.training import hosts
-from kdjax.training.batching import (
-    BatchSource,
-    WindowDataset,
-    disk_batches,
-    memory_batches,
-)
+from kdjax.training import batching, hosts, steps, targets
+from kdjax.training.batching import WindowDataset
 from kdjax.training.loop import Fitted, Hooks, Start, TrainingProgress, fit, resume
 from kdjax.training.sharding import place, training_mesh
-from kdjax.training.steps import (
-    LossFunction,
-    TrainState,
-    init_state,
-    make_optimizer,
-    make_source_validate,
-    make_step,
-    make_validate,
-    student_loss,
-    teacher_loss,
-    validation_loss,
-)
-from kdjax.training.targets import (
-    Distillation,
-    ScoreFunction,
-    TargetCache,
-    check_cacheable,
-    compute_targets,
-    target_shape,
-)
+from kdjax.training.targets import Distillation, ScoreFunction, TargetCache
 
 logger = logging.getLogger(__name__)
 
@@ -89,25 +65,25 @@ class TrainingData(NamedTuple):
     recorded: int | None = None  # first windows that are not augmented; None: all
 
 
-class Training(NamedTuple):
-    """One training job: everything that decides the network's parameters."""
+class TrainingJob(NamedTuple):
+    """Everything that decides a network's parameters."""
 
     name: str  # in the log and below `checkpoints/`
     architecture: Architecture
-    training_data: TrainingData
+    data: TrainingData
     seed: int
     init: int  # random stream of the initial parameters
     order: int  # random stream of the order of windows
     epochs: int  # maximum
     patience: int | None  # of early stopping; None to use all epochs
-    settings: Mapping[str, Any]  # the config's `train`
+    train: Settings  # the config's `train`
     distillation: Distillation | None = None  # None without a teacher
     first: Params | None = None  # parameters to start from instead of random ones
 
     @property
     def steps(self) -> int:
         """Steps of all epochs."""
-        batches = math.ceil(len(self.training_data.fit) / self.settings["batch_size"])
+        batches = math.ceil(len(self.data.fit) / self.train["batch_size"])
         return int(self.epochs * batches)
 
 
@@ -169,35 +145,31 @@ def make_training_data(prepared: Prepared, data: Settings) -> TrainingData:
     )
 
 
-def augmented_data(
-    training_data: TrainingData, copies: int, known: AugmentedCache | None = None
-) -> TrainingData:
+def _augmented(data: TrainingData, copies: int, known: AugmentedCache) -> TrainingData:
     """Training data with augmented copies of its rows, for as many steps.
 
     The copies don't depend on the seed, so that targets are computed once for all
-    students. `known` caches the result.
+    students.
     """
+    key = (id(data), copies)
     if not copies:
-        return training_data
-    known = {} if known is None else known
-    key = (id(training_data), copies)
+        return data
     if key in known:
         return known[key]
-    if training_data.sources is not None:
+    if data.sources is not None:
         raise ConfigError(
             f"distill.augmented_copies={copies} copies rows in memory, and these stay on "
             "disk: set it to 0, or raise data.memory_bytes."
         )
-    rows, starts = training_data.rows, training_data.fit
     pieces = [
-        augment_rows(rows, window=training_data.window, seed=i) for i in range(copies)
+        augment_rows(data.rows, window=data.window, seed=i) for i in range(copies)
     ]
-    shifted = [starts + i * len(rows) for i in range(copies + 1)]
-    known[key] = training_data._replace(
-        rows=np.concatenate([rows, *pieces]),
-        fit=np.concatenate(shifted).astype(starts.dtype),
-        share=training_data.share / (copies + 1),
-        recorded=len(starts),
+    shifted = [data.fit + i * len(data.rows) for i in range(copies + 1)]
+    known[key] = data._replace(
+        rows=np.concatenate([data.rows, *pieces]),
+        fit=np.concatenate(shifted).astype(data.fit.dtype),
+        share=data.share / (copies + 1),
+        recorded=len(data.fit),
     )
     return known[key]
 
@@ -228,31 +200,31 @@ def make_distillation(
     )
 
 
-def teacher_training(
-    training_data: TrainingData,
+def teacher_job(
+    data: TrainingData,
     settings: Settings,
     *,
     name: str = "teacher",
     first: Params | None = None,
-) -> Training:
+) -> TrainingJob:
     """The teacher's job, which stops early."""
     teacher = settings["teacher"]
-    return Training(
+    return TrainingJob(
         name,
-        architecture(settings, "teacher", width=training_data.rows.shape[1]),
-        training_data,
+        architecture(settings, "teacher", width=data.rows.shape[1]),
+        data,
         seed=teacher_seed(settings),
         init=TEACHER_INIT,
         order=TEACHER_ORDER,
-        epochs=math.ceil(training_data.share * teacher["epochs"]),
+        epochs=math.ceil(data.share * teacher["epochs"]),
         patience=teacher["patience"],
-        settings=settings["train"],
+        train=settings["train"],
         first=first,
     )
 
 
-def student_training(
-    training_data: TrainingData,
+def student_job(
+    data: TrainingData,
     settings: Settings,
     *,
     name: str,
@@ -261,57 +233,54 @@ def student_training(
     weights: tuple[float, ...] | None = None,
     first: Params | None = None,
     known: AugmentedCache | None = None,
-) -> Training:
+) -> TrainingJob:
     """A student's job, which uses all its epochs.
 
     Without teacher and scorers, or with α = 0, the student is trained on the data alone.
     `scorers` and `weights` as in `make_distillation`; `known` caches augmented data.
     """
-    distill = settings["distill"]
-    distillation = None
+    distill, distillation = settings["distill"], None
     if (teacher is not None or scorers) and is_distilled(distill):
         distillation = make_distillation(settings, teacher, scorers, weights)
-        training_data = augmented_data(
-            training_data, distill["augmented_copies"], known
-        )
-    return Training(
+        known = {} if known is None else known
+        data = _augmented(data, distill["augmented_copies"], known)
+    return TrainingJob(
         name,
-        architecture(settings, "student", width=training_data.rows.shape[1]),
-        training_data,
+        architecture(settings, "student", width=data.rows.shape[1]),
+        data,
         seed=settings["seed"],
         init=STUDENT_INIT,
         order=STUDENT_ORDER,
-        epochs=math.ceil(training_data.share * settings["student"]["epochs"]),
+        epochs=math.ceil(data.share * settings["student"]["epochs"]),
         patience=None,
-        settings=settings["train"],
+        train=settings["train"],
         distillation=distillation,
         first=first,
     )
 
 
-# Parts of a job.
+# What a job consists of.
 
 
-def first_state(training: Training) -> TrainState:
+def first_state(job: TrainingJob) -> steps.TrainState:
     """The state before the first step."""
-    key = jax.random.key(training.seed)
-    net = network(training.architecture)
-    params = training.first or net.init(jax.random.fold_in(key, training.init))
-    return init_state(params, make_job_optimizer(training))
+    key = jax.random.fold_in(jax.random.key(job.seed), job.init)
+    params = job.first or network(job.architecture).init(key)
+    return steps.init_state(params, make_job_optimizer(job))
 
 
-def order_key(training: Training) -> Array:
+def order_key(job: TrainingJob) -> Array:
     """The key of the order of windows in each epoch."""
-    return jax.random.fold_in(jax.random.key(training.seed), training.order)
+    return jax.random.fold_in(jax.random.key(job.seed), job.order)
 
 
-def make_objective(training: Training, **schedule: Any) -> LossFunction:
+def make_objective(job: TrainingJob, **schedule: Any) -> steps.LossFunction:
     """The job's loss; `schedule` replaces α and T, for traced numbers."""
-    net, distillation = network(training.architecture), training.distillation
+    net, distillation = network(job.architecture), job.distillation
     if distillation is None:
-        return teacher_loss(net)
+        return steps.teacher_loss(net)
     fields = {name: getattr(distillation, name) for name in SCHEDULE} | schedule
-    return student_loss(
+    return steps.student_loss(
         net,
         distillation.model,
         temperature_mode=distillation.temperature_mode,
@@ -320,45 +289,40 @@ def make_objective(training: Training, **schedule: Any) -> LossFunction:
     )
 
 
-def make_job_optimizer(training: Training, **rates: Any) -> Any:
+def make_job_optimizer(job: TrainingJob, **rates: Any) -> Any:
     """The job's optimizer; `rates` replaces its numbers, for traced ones."""
-    train = training.settings
     fields = ("learning_rate", "schedule", "warmup_steps", "clip_norm")
-    own = {"steps": training.steps, **{field: train[field] for field in fields}}
-    return make_optimizer(**(own | rates))
+    numbers = {"steps": job.steps, **{field: job.train[field] for field in fields}}
+    return steps.make_optimizer(**(numbers | rates))
 
 
-def recorded_mask(training_data: TrainingData) -> np.ndarray:
+def recorded_mask(data: TrainingData) -> np.ndarray:
     """`[M]`, 1 for windows as recorded, 0 for augmented ones."""
-    windows, recorded = len(training_data.fit), training_data.recorded
-    limit = windows if recorded is None else recorded
-    return (np.arange(windows) < limit).astype(np.float32)
+    limit = len(data.fit) if data.recorded is None else data.recorded
+    return (np.arange(len(data.fit)) < limit).astype(np.float32)
 
 
-def target_bytes(training: Training) -> int:
+def target_bytes(job: TrainingJob) -> int:
     """Size of the targets of all windows to train on; 0 without distillation."""
-    distillation, data = training.distillation, training.training_data
-    if distillation is None:
+    if job.distillation is None:
         return 0
-    shape = target_shape(distillation, training.architecture, data.window)
-    return len(data.fit) * math.prod(shape) * 4
+    shape = targets.target_shape(job.distillation, job.architecture, job.data.window)
+    return len(job.data.fit) * math.prod(shape) * 4
 
 
-def job_targets(training: Training, outputs: TargetCache) -> np.ndarray:
+def job_targets(job: TrainingJob, outputs: TargetCache) -> np.ndarray:
     """Targets of all windows to train on, `[M, …]`; `outputs` caches them."""
-    distillation, data = training.distillation, training.training_data
+    distillation, data = job.distillation, job.data
     assert distillation is not None
-    shape = target_shape(distillation, training.architecture, data.window)
+    shape = targets.target_shape(distillation, job.architecture, data.window)
     key = (*distillation.source, shape, id(data))
     if key not in outputs:
-        dataset = WindowDataset(
-            jnp.asarray(data.rows), jnp.asarray(data.fit), missing=data.missing
-        )
-        outputs[key] = compute_targets(
+        rows, starts = jnp.asarray(data.rows), jnp.asarray(data.fit)
+        outputs[key] = targets.compute_targets(
             distillation,
-            dataset,
+            WindowDataset(rows, starts, missing=data.missing),
             window=data.window,
-            student=training.architecture,
+            student=job.architecture,
             recorded=len(data.fit) if data.recorded is None else data.recorded,
         )
     return outputs[key]
@@ -372,13 +336,13 @@ def checkpoint_folder(workdir: Path, name: str) -> Path:
     return workdir / "checkpoints" / name
 
 
-def resume_job(training: Training, workdir: Path) -> Start:
+def resume_job(job: TrainingJob, workdir: Path) -> Start:
     """The job's newest checkpoint, or its start."""
-    return resume(checkpoint_folder(workdir, training.name), first_state(training))
+    return resume(checkpoint_folder(workdir, job.name), first_state(job))
 
 
-def train_alone(
-    training: Training,
+def train_job(
+    job: TrainingJob,
     workdir: Path,
     console: Console,
     *,
@@ -392,20 +356,19 @@ def train_alone(
         TrainingError: a loss was not finite.
         ConfigError: the hosts' shares of a batch can't be equal.
     """
-    name, train = training.name, training.settings
-    start = resume_job(training, workdir)
+    name, train, distillation = job.name, job.train, job.distillation
+    start = resume_job(job, workdir)
     cut_lines(workdir, name, start.progress.step)
     if start.progress.done:
         console.print(f"{name}: trained already, {progress_text(start.progress)}")
-        return Fitted(on_host(start.best), start.progress)
+        return Fitted(jax.device_get(start.best), start.progress)
     if start.progress.step:
         console.print(f"{name}: goes on after step {start.progress.step}")
-    windows, distillation = len(training.training_data.fit), training.distillation
     mesh = training_mesh(train["batch_size"])
-    batch_source, validate = _make_sources(training, mesh, outputs)
+    batch_source, validate = _make_sources(job, mesh, outputs)
     # A device has only its own windows, so such losses take one device.
     is_whole = distillation is not None and distillation.needs_whole_batches
-    total = windows * training.epochs - start.progress.step * train["batch_size"]
+    total = len(job.data.fit) * job.epochs - start.progress.step * train["batch_size"]
     # Of several processes one alone can't save.
     alone = hosts.processes() == 1
     with signals_held(alone), progress_bar(console, name, total) as advance:
@@ -413,18 +376,18 @@ def train_alone(
             start._replace(
                 state=place(start.state, mesh), best=place(start.best, mesh)
             ),
-            make_step(
-                make_objective(training),
-                make_job_optimizer(training),
-                window=training.training_data.window,
+            steps.make_step(
+                make_objective(job),
+                make_job_optimizer(job),
+                window=job.data.window,
                 teacher=distillation.model if distillation else None,
-                steps=training.steps,
+                steps=job.steps,
                 mesh=None if is_whole else mesh,
             ),
             batch_source,
             validate,
-            epochs=training.epochs,
-            patience=training.patience,
+            epochs=job.epochs,
+            patience=job.patience,
             directory=checkpoint_folder(workdir, name),
             checkpoint_seconds=train["checkpoint_seconds"],
             log_every=train["log_every"],
@@ -434,7 +397,7 @@ def train_alone(
             ),
         )
     console.print(f"{name}: {progress_text(fitted.progress)}")
-    return fitted._replace(params=on_host(fitted.params))
+    return fitted._replace(params=jax.device_get(fitted.params))
 
 
 def progress_text(progress: TrainingProgress) -> str:
@@ -447,33 +410,24 @@ def progress_text(progress: TrainingProgress) -> str:
     )
 
 
-def on_host(params: Params) -> Params:
-    """Parameters as numpy arrays."""
-    found: Params = jax.device_get(params)
-    return found
-
-
 def _make_sources(
-    training: Training, mesh: Mesh | None, outputs: TargetCache | None
-) -> tuple[BatchSource, Callable[[Params], float]]:
+    job: TrainingJob, mesh: Mesh | None, outputs: TargetCache | None
+) -> tuple[batching.BatchSource, Callable[[Params], float]]:
     """The batches to train on and the validation function."""
-    data, distillation = training.training_data, training.distillation
-    batch_size = training.settings["batch_size"]
-    loss = validation_loss(network(training.architecture))
+    data, distillation = job.data, job.distillation
+    loss = steps.validation_loss(network(job.architecture))
+    sizes: dict[str, Any] = {"batch_size": job.train["batch_size"], "mesh": mesh}
+    size = target_bytes(job) * (mesh.size if mesh and data.sources is None else 1)
+    teacher: Params | None = None  # placed, where each step computes its own targets
+    if distillation and (data.sources or size > distillation.cache_bytes):
+        targets.check_cacheable(distillation, size)
+        assert distillation.teacher is not None
+        teacher = place(distillation.teacher.params, mesh)
     if data.sources is not None:
         source, held_out = data.sources
-        if distillation is not None:
-            check_cacheable(distillation, target_bytes(training))
-        batches = disk_batches(
-            source,
-            seed=(training.seed, training.order),
-            batch_size=batch_size,
-            teacher=_placed_teacher(distillation, mesh) if distillation else None,
-            mesh=mesh,
-        )
-        return batches, make_source_validate(
-            loss, held_out, batch_size=batch_size, mesh=mesh
-        )
+        seed = (job.seed, job.order)
+        batches = batching.disk_batches(source, seed=seed, teacher=teacher, **sizes)
+        return batches, steps.make_source_validate(loss, held_out, **sizes)
     rows = jnp.asarray(data.rows)
     dataset, validation = (
         place(WindowDataset(rows, jnp.asarray(starts), missing=data.missing), mesh)
@@ -482,28 +436,17 @@ def _make_sources(
     if data.recorded is not None:
         recorded = place(jnp.asarray(recorded_mask(data)), mesh)
         dataset = dataset.replace(recorded=recorded)
-    if distillation is not None:
-        size = (mesh.size if mesh else 1) * target_bytes(training)
-        if size > distillation.cache_bytes:
-            check_cacheable(distillation, size)
-            logger.warning(
-                "the teacher's targets would take %.1f GB, more than "
-                "distill.cache_bytes: each step computes its own",
-                size / 1e9,
-            )
-            dataset = dataset.replace(teacher=_placed_teacher(distillation, mesh))
-        else:
-            targets = job_targets(training, {} if outputs is None else outputs)
-            dataset = dataset.replace(targets=place(jnp.asarray(targets), mesh))
-    return memory_batches(
-        dataset, key=order_key(training), batch_size=batch_size
-    ), make_validate(
-        loss, validation, window=data.window, batch_size=batch_size, mesh=mesh
+    if teacher is not None:
+        logger.warning(
+            "the teacher's targets would take %.1f GB, more than distill.cache_bytes: "
+            "each step computes its own",
+            size / 1e9,
+        )
+        dataset = dataset.replace(teacher=teacher)
+    elif distillation is not None:
+        values = job_targets(job, {} if outputs is None else outputs)
+        dataset = dataset.replace(targets=place(jnp.asarray(values), mesh))
+    batches = batching.memory_batches(
+        dataset, key=order_key(job), batch_size=job.train["batch_size"]
     )
-
-
-def _placed_teacher(distillation: Distillation, mesh: Mesh | None) -> Params:
-    """The teacher's parameters, for targets that are computed in each step."""
-    assert distillation.teacher is not None
-    placed: Params = place(distillation.teacher.params, mesh)
-    return placed
+    return batches, steps.make_validate(loss, validation, window=data.window, **sizes)

@@ -24,6 +24,7 @@ from kdjax.evaluation.evaluate import (
     inspect_training,
     test_notes,
 )
+from kdjax.evaluation.rows import PREVIOUS
 from kdjax.experiment.assemble import calibration_rules, data_digests
 from kdjax.experiment.groups import (
     ALL,
@@ -34,7 +35,6 @@ from kdjax.experiment.groups import (
 from kdjax.experiment.jobs import architecture
 from kdjax.experiment.train import train_groups
 from kdjax.experiment.warm_start import (
-    PREVIOUS,
     WarmStart,
     load_warm_start,
     previous_calibration,

@@ -11,7 +11,7 @@ import math
 import shutil
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,25 +21,16 @@ from rich.console import Console
 
 from kdjax.errors import ConfigError, TrainingError
 from kdjax.experiment import jobs
-from kdjax.experiment.jobs import Training
+from kdjax.experiment.jobs import TrainingJob, checkpoint_folder
 from kdjax.experiment.workdir import append_line, cut_lines
 from kdjax.io.progress import progress_bar
 from kdjax.io.signals import signals_held
 from kdjax.models.autoencoder import network
-from kdjax.models.model import Params
+from kdjax.training import populations, steps
 from kdjax.training.batching import WindowDataset
 from kdjax.training.checkpoints import save_checkpoint
 from kdjax.training.loop import Fitted, TrainingProgress
-from kdjax.training.populations import (
-    Member,
-    PopulationStep,
-    fit_together,
-    make_population_step,
-    make_population_validate,
-    resume_together,
-)
 from kdjax.training.sharding import batch_mesh, member_mesh, place
-from kdjax.training.steps import Step, init_state, make_step, validation_loss
 from kdjax.training.targets import TargetCache
 
 AUTO, TOGETHER, ALONE = "auto", "together", "alone"
@@ -51,107 +42,93 @@ WAYS = (AUTO, TOGETHER, ALONE)
 SMALL_SHARE = 64
 SMALL_GAIN, LARGE_GAIN = 1.4, 0.9
 
-Judge = Callable[[Mapping[str, TrainingProgress]], None]
-
-
-class Trained(NamedTuple):
-    """Result of a job: parameters (None if a loss was not finite) and progress."""
-
-    params: Params | None
-    progress: TrainingProgress
+# Takes the progress of a population's members by name.
+OnEpoch = Callable[[Mapping[str, TrainingProgress]], None]
 
 
 def train_all(
-    trainings: Sequence[Training],
+    wanted: Sequence[TrainingJob],
     workdir: Path,
     console: Console,
     *,
     way: str = AUTO,
-    evaluate_models: Judge = lambda progress: None,
-) -> dict[str, Trained]:
+    on_epoch: OnEpoch = lambda progress: None,
+) -> dict[str, Fitted]:
     """All jobs by name; those that are finished in `workdir` are not run again.
 
-    `way` is `together`, `alone`, or `auto` for the `faster_way`. `evaluate_models` is
-    called with a population's progress by name after epochs ended; its exception ends
-    training.
+    A job whose loss was not finite has `progress.bad_step`. `way` is `together`, `alone`,
+    or `auto` for the `faster_way`. `on_epoch` is called after epochs of a population
+    ended; its exception ends training.
     """
     if way not in WAYS:
         raise ConfigError(f"way={way!r} must be one of {', '.join(WAYS)}.")
-    found: dict[str, Trained] = {}
+    fitted: dict[str, Fitted] = {}
     outputs: TargetCache = {}  # for all groups
-    groups = group_jobs(trainings)
+    groups = group_jobs(wanted)
     while groups:
         group = groups.pop(0)
-        names = json.dumps(sorted(training.name for training in group))
-        digest = hashlib.sha256(names.encode()).hexdigest()[:12]
-        folder = jobs.checkpoint_folder(workdir, f"together-{digest}")
-        ended = {t.name: own for t in group if (own := finished(t, workdir))}
-        waiting = [training for training in group if training.name not in ended]
+        text = json.dumps(sorted(job.name for job in group))
+        digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+        folder = checkpoint_folder(workdir, f"together-{digest}")
+        ended = {job.name: own for job in group if (own := finished(job, workdir))}
+        waiting = [job for job in group if job.name not in ended]
         # A population that was interrupted continues as a whole.
         started = folder.exists()
         if ended and waiting and not started:
             groups = group_jobs(waiting) + groups
         elif waiting and (started or _way_of(group, workdir, way) == TOGETHER):
-            fresh = _train_together(
-                group, workdir, console, folder, evaluate_models, outputs
-            )
-            for training in waiting:
-                _keep(training, *fresh[training.name], workdir)
-            ended |= {name: _trained(*fitted) for name, fitted in fresh.items()}
+            ended = _train_together(group, workdir, console, folder, on_epoch, outputs)
+            for job in waiting:
+                _keep(job, ended[job.name], workdir)
         else:
-            for training in waiting:
-                fitted = _train_alone(training, workdir, console, outputs)
-                ended[training.name] = _trained(*fitted)
-        found |= ended
+            for job in waiting:
+                ended[job.name] = _train_one(job, workdir, console, outputs)
+        fitted |= ended
         shutil.rmtree(folder, ignore_errors=True)
-    return {training.name: found[training.name] for training in trainings}
+    return {job.name: fitted[job.name] for job in wanted}
 
 
-def finished(training: Training, workdir: Path) -> Trained | None:
+def finished(job: TrainingJob, workdir: Path) -> Fitted | None:
     """Result of a job that has ended in this folder; None for any other."""
-    if not jobs.checkpoint_folder(workdir, training.name).is_dir():
+    if not checkpoint_folder(workdir, job.name).is_dir():
         return None
-    start = jobs.resume_job(training, workdir)
-    done = start.progress.done
-    return _trained(jobs.on_host(start.best), start.progress) if done else None
+    start = jobs.resume_job(job, workdir)
+    if not start.progress.done:
+        return None
+    return Fitted(jax.device_get(start.best), start.progress)
 
 
-def _trained(params: Params, progress: TrainingProgress) -> Trained:
-    return Trained(None if progress.bad_step else params, progress)
-
-
-def group_jobs(trainings: Sequence[Training]) -> list[list[Training]]:
+def group_jobs(waiting: Sequence[TrainingJob]) -> list[list[TrainingJob]]:
     """The jobs that can be one population, in order of their first members.
 
     Students without a teacher join distilled ones on the same windows, as their last
     members: with α = 0 the targets have no effect.
     """
-    found: dict[tuple[Hashable, ...], list[Training]] = {}
-    for training in trainings:
-        found.setdefault(_shape_of(training), []).append(training)
-    data = {
-        shape: {id(training.training_data) for training in group}
-        for shape, group in found.items()
-    }
-    for shape in [*found]:
-        distilled = next((s for s in found if s[:-1] == shape[:-1] and s[-1]), None)
+    groups: dict[tuple[Hashable, ...], list[TrainingJob]] = {}
+    for job in waiting:
+        groups.setdefault(_shape_of(job), []).append(job)
+    data = {shape: {id(job.data) for job in group} for shape, group in groups.items()}
+    for shape in [*groups]:
+        distilled = next((s for s in groups if s[:-1] == shape[:-1] and s[-1]), None)
         if shape[-1] is None and distilled and data[distilled] >= data[shape]:
-            found[distilled] += found.pop(shape)
-    return list(found.values())
+            groups[distilled] += groups.pop(shape)
+    return list(groups.values())
 
 
-def _shape_of(training: Training) -> tuple[Hashable, ...]:
+def _shape_of(job: TrainingJob) -> tuple[Hashable, ...]:
     """What members of a population share; the last entry is that of distillation."""
-    one, data, train = training.distillation, training.training_data, training.settings
-    teacher = one and one.teacher
-    kind = teacher and (teacher.kind, teacher.architecture)
+    data, lesson = job.data, None
     windows = (data.window, data.missing, data.sources is None, data.recorded is None)
-    steps = (training.architecture, train["batch_size"], train["schedule"])
-    lesson = one and (kind, one.temperature_mode, one.target, one.weights)
-    return windows, steps, lesson
+    training = (job.architecture, job.train["batch_size"], job.train["schedule"])
+    if (distillation := job.distillation) is not None:
+        teacher = distillation.teacher
+        kind = teacher and (teacher.kind, teacher.architecture)
+        mode, target = distillation.temperature_mode, distillation.target
+        lesson = (kind, mode, target, distillation.weights)
+    return windows, training, lesson
 
 
-def faster_way(group: Sequence[Training]) -> str:
+def faster_way(group: Sequence[TrainingJob]) -> str:
     """Whether a group trains faster side by side or one after the other.
 
     On accelerators side by side. On CPUs by the number of cores at work either way, and
@@ -161,7 +138,7 @@ def faster_way(group: Sequence[Training]) -> str:
         return ALONE
     if jax.default_backend() != "cpu":
         return TOGETHER
-    batch_size = group[0].settings["batch_size"]
+    batch_size = group[0].train["batch_size"]
     mesh = batch_mesh(batch_size)
     alone = mesh.size if mesh else 1
     together = len(group) / math.ceil(len(group) / jax.local_device_count())
@@ -169,88 +146,80 @@ def faster_way(group: Sequence[Training]) -> str:
     return TOGETHER if gain * together >= alone else ALONE
 
 
-def fits_in_memory(group: Sequence[Training]) -> bool:
+def fits_in_memory(group: Sequence[TrainingJob]) -> bool:
     """Whether rows and targets of all members fit on each device."""
-    sizes = {
-        (id(t.training_data), t.distillation.source): jobs.target_bytes(t)
-        for t in group
-        if t.distillation
-    }
+    taught = [(job, job.distillation) for job in group if job.distillation]
+    sizes = {(id(job.data), d.source): jobs.target_bytes(job) for job, d in taught}
     mesh = member_mesh(len(group))
     size = (mesh.size if mesh else 1) * sum(sizes.values())
-    return all(size <= t.distillation.cache_bytes for t in group if t.distillation)
+    return all(size <= distillation.cache_bytes for _, distillation in taught)
 
 
-def _way_of(group: Sequence[Training], workdir: Path, way: str) -> str:
+def _way_of(group: Sequence[TrainingJob], workdir: Path, way: str) -> str:
     """Jobs that read from disk, or were interrupted in training alone, train alone."""
-    if any(
-        t.training_data.sources or jobs.checkpoint_folder(workdir, t.name).exists()
-        for t in group
-    ):
+    folders = [checkpoint_folder(workdir, job.name) for job in group]
+    if any(job.data.sources for job in group) or any(f.exists() for f in folders):
         return ALONE
     return faster_way(group) if way == AUTO else way
 
 
-def _train_alone(
-    training: Training, workdir: Path, console: Console, outputs: TargetCache
+def _train_one(
+    job: TrainingJob, workdir: Path, console: Console, outputs: TargetCache
 ) -> Fitted:
     try:
-        return jobs.train_alone(training, workdir, console, outputs=outputs)
+        return jobs.train_job(job, workdir, console, outputs=outputs)
     except TrainingError as error:
-        console.print(f"{training.name}: {error}")
-        progress = jobs.resume_job(training, workdir).progress
-        failed = progress._replace(step=error.step, done=True, bad_step=error.step)
-        params = jobs.on_host(jobs.first_state(training).params)
-        _keep(training, params, failed, workdir)
-        return Fitted(params, failed)
+        console.print(f"{job.name}: {error}")
+        progress = jobs.resume_job(job, workdir).progress
+        progress = progress._replace(step=error.step, done=True, bad_step=error.step)
+        failed = Fitted(jax.device_get(jobs.first_state(job).params), progress)
+        _keep(job, failed, workdir)
+        return failed
 
 
-def _keep(
-    training: Training, params: Params, progress: TrainingProgress, workdir: Path
-) -> None:
+def _keep(job: TrainingJob, fitted: Fitted, workdir: Path) -> None:
     """Writes the checkpoint of a finished job; its optimizer's state is not needed."""
-    state = init_state(params, jobs.make_job_optimizer(training))
-    folder = jobs.checkpoint_folder(workdir, training.name)
-    meta = json.dumps(progress._asdict())
-    save_checkpoint(folder, progress.step, {"state": state, "best": params}, meta)
+    params, progress = fitted
+    state = steps.init_state(params, jobs.make_job_optimizer(job))
+    meta, arrays = json.dumps(progress._asdict()), {"state": state, "best": params}
+    save_checkpoint(checkpoint_folder(workdir, job.name), progress.step, arrays, meta)
 
 
 def _make_population_step(
-    group: Sequence[Training], mesh: Mesh | None
-) -> tuple[PopulationStep, dict[str, np.ndarray]]:
+    group: Sequence[TrainingJob], mesh: Mesh | None
+) -> tuple[populations.PopulationStep, dict[str, np.ndarray]]:
     """The step of jobs that `group_jobs` put together, and the numbers that differ."""
-    one = group[0]  # a distilled member, if there is any
-    numbers = [_numbers(training) for training in group]
+    first = group[0]  # a distilled member, if there is any
+    numbers = [_numbers(job) for job in group]
     hyper = {name: np.array([own[name] for own in numbers]) for name in numbers[0]}
 
-    def step_of(hyper: Mapping[str, Any]) -> Step:
+    def step_of(hyper: Mapping[str, Any]) -> steps.Step:
         rates = dict(hyper)
         schedule = {name: rates.pop(name) for name in jobs.SCHEDULE}
-        return make_step(
-            jobs.make_objective(one, **schedule),
-            jobs.make_job_optimizer(one, **rates),
-            window=one.training_data.window,
+        return steps.make_step(
+            jobs.make_objective(first, **schedule),
+            jobs.make_job_optimizer(first, **rates),
+            window=first.data.window,
             steps=hyper["steps"],
         )
 
-    return make_population_step(step_of, mesh), hyper
+    return populations.make_population_step(step_of, mesh), hyper
 
 
-def _numbers(training: Training) -> dict[str, float]:
+def _numbers(job: TrainingJob) -> dict[str, float]:
     """What may differ between members: those of the optimizer, and `SCHEDULE`."""
-    one, rates = training.distillation, ("learning_rate", "warmup_steps", "clip_norm")
-    found = {name: training.settings[name] for name in rates}
-    found["steps"] = training.steps
+    rates = ("learning_rate", "warmup_steps", "clip_norm")
+    numbers = {name: job.train[name] for name in rates} | {"steps": job.steps}
     for name, unused in (("alpha", 0.0), ("temperature", 1.0)):
-        first = getattr(one, name, unused)
-        last = getattr(one, f"{name}_end", None)
-        found |= {name: first, f"{name}_end": first if last is None else last}
-    return found
+        first = getattr(job.distillation, name, unused)
+        last = getattr(job.distillation, f"{name}_end", None)
+        numbers |= {name: first, f"{name}_end": first if last is None else last}
+    return numbers
 
 
 def join_datasets(
-    group: Sequence[Training], outputs: TargetCache
-) -> tuple[WindowDataset, list[Member]]:
+    group: Sequence[TrainingJob], outputs: TargetCache
+) -> tuple[WindowDataset, list[populations.Member]]:
     """One dataset of all members, and the members with their places in it.
 
     Rows and targets that members share are in it once.
@@ -260,30 +229,30 @@ def join_datasets(
     rows: list[np.ndarray] = []
     starts: list[np.ndarray] = []
     recorded, targets, members = [], [], []
-    for training in group:
-        data, one = training.training_data, training.distillation
+    for job in group:
+        data, distillation = job.data, job.distillation
         if id(data.rows) not in offsets:
             offsets[id(data.rows)] = sum(map(len, rows))
             rows.append(data.rows)
         offset = offsets[id(data.rows)]
-        key = (id(data), one and one.source)
-        if one is None:  # any targets of the same windows will do
+        key = (id(data), distillation and distillation.source)
+        if distillation is None:  # any targets of the same windows will do
             key = next((other for other in firsts if other[0] == id(data)), key)
         if key not in firsts:
             firsts[key] = sum(map(len, starts))
             starts.append(data.fit + offset)
             recorded.append(jobs.recorded_mask(data))
-            if one is not None:
-                targets.append(jobs.job_targets(training, outputs))
+            if distillation is not None:
+                targets.append(jobs.job_targets(job, outputs))
         members.append(
-            Member(
-                training.name,
-                jobs.order_key(training),
+            populations.Member(
+                job.name,
+                jobs.order_key(job),
                 first=firsts[key],
                 windows=len(data.fit),
                 validation=data.validation + offset,
-                epochs=training.epochs,
-                patience=training.patience,
+                epochs=job.epochs,
+                patience=job.patience,
             )
         )
     mask = np.concatenate(recorded)
@@ -292,55 +261,56 @@ def join_datasets(
         jnp.asarray(np.concatenate(starts).astype(np.int32)),
         targets=jnp.asarray(np.concatenate(targets)) if targets else None,
         recorded=None if mask.all() else jnp.asarray(mask),
-        missing=group[0].training_data.missing,
+        missing=group[0].data.missing,
     )
     return dataset, members
 
 
 def _train_together(
-    group: Sequence[Training],
+    group: Sequence[TrainingJob],
     workdir: Path,
     console: Console,
     folder: Path,
-    evaluate_models: Judge,
+    on_epoch: OnEpoch,
     outputs: TargetCache,
 ) -> dict[str, Fitted]:
     """Trains the jobs that `group_jobs` put together; the results by name."""
-    one, train, mesh = group[0], group[0].settings, member_mesh(len(group))
+    first, mesh = group[0], member_mesh(len(group))
+    names, batch_size = [job.name for job in group], first.train["batch_size"]
     dataset, members = join_datasets(group, outputs)
     dataset = place(dataset, mesh)
     step, hyper = _make_population_step(group, mesh)
-    start = resume_together(folder, [jobs.first_state(t) for t in group], mesh)
-    names = [training.name for training in group]
-    for name, progress in zip(names, start.progress, strict=True):
-        cut_lines(workdir, name, progress.step)
-    title = f"{len(group)} × {'+'.join(map(str, one.architecture.hidden))}"
+    states = [jobs.first_state(job) for job in group]
+    start = populations.resume_together(folder, states, mesh)
     done = [progress.step for progress in start.progress]
+    for name, steps_done in zip(names, done, strict=True):
+        cut_lines(workdir, name, steps_done)
+    title = f"{len(group)} × {'+'.join(map(str, first.architecture.hidden))}"
     before = f"goes on after step {max(done):,}" if any(done) else "trained together"
     console.print(f"{title}: {before}")
-    total = sum(len(t.training_data.fit) * t.epochs for t in group)
-    total -= sum(done) * train["batch_size"]
+    total = sum(len(job.data.fit) * job.epochs for job in group)
+    total -= sum(done) * batch_size
     with signals_held(), progress_bar(console, title, total) as advance:
-        fitted = fit_together(
+        fitted = populations.fit_together(
             start,
             step,
             hyper,
             dataset,
-            make_population_validate(
-                validation_loss(network(one.architecture)),
+            populations.make_population_validate(
+                steps.validation_loss(network(first.architecture)),
                 dataset,
-                window=one.training_data.window,
-                batch_size=train["batch_size"],
+                window=first.data.window,
+                batch_size=batch_size,
                 mesh=mesh,
             ),
             members,
-            batch_size=train["batch_size"],
+            batch_size=batch_size,
             directory=folder,
-            checkpoint_seconds=train["checkpoint_seconds"],
+            checkpoint_seconds=first.train["checkpoint_seconds"],
             log=lambda name, line: append_line(workdir, {"phase": name, **line}),
             advance=advance,
-            on_epoch=lambda own: evaluate_models(dict(zip(names, own, strict=True))),
+            on_epoch=lambda progress: on_epoch(dict(zip(names, progress, strict=True))),
         )
-    for name, own in zip(names, fitted, strict=True):
-        console.print(f"{name}: {jobs.progress_text(own.progress)}")
+    for name, (_, progress) in zip(names, fitted, strict=True):
+        console.print(f"{name}: {jobs.progress_text(progress)}")
     return dict(zip(names, fitted, strict=True))

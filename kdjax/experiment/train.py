@@ -1,13 +1,14 @@
-"""Teacher, student and `student_alone` of a run.
+"""The networks of a run or a sweep: teachers, then the students that learn from them.
 
-The student learns from the data and from the teacher (Eq. 2). `student_alone` is its
+A student learns from the data and from its teacher (Eq. 2). `student_alone` is a run's
 control: α = 0, with the same initial parameters, batches and number of steps.
 """
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from rich.console import Console
@@ -17,17 +18,11 @@ from kdjax.detection.calibration import Rules, calibrate
 from kdjax.detection.detector import score_scaled
 from kdjax.detection.gaussian import Gaussian
 from kdjax.errors import TrainingError
+from kdjax.evaluation.rows import NETWORKS, STUDENT, STUDENT_ALONE, TEACHER
+from kdjax.experiment import jobs
 from kdjax.experiment.assemble import calibration_rules
 from kdjax.experiment.groups import ALL, group_name
-from kdjax.experiment.jobs import (
-    Training,
-    has_network,
-    is_distilled,
-    make_training_data,
-    student_training,
-    teacher_training,
-    train_alone,
-)
+from kdjax.experiment.jobs import TrainingData, TrainingJob
 from kdjax.experiment.populations import train_all
 from kdjax.models.model import Params
 from kdjax.models.residual import (
@@ -38,11 +33,105 @@ from kdjax.models.residual import (
     components_of,
     fit_components,
 )
+from kdjax.training.loop import Fitted
 from kdjax.training.targets import ScoreFunction
 
 Settings = Mapping[str, Any]
+Train = Callable[[Sequence[TrainingJob]], dict[str, Fitted]]
 
-NETWORKS = ("teacher", "student", "student_alone")
+
+class Group(NamedTuple):
+    """One entity group: its data, its windows, and the baselines fitted to it."""
+
+    name: str
+    prepared: Prepared
+    data: TrainingData
+    fits: Fits
+
+
+class Task(NamedTuple):
+    """A network of one entity group: a student, or a teacher that has none.
+
+    A student learns from `teacher`, which is trained before it, or from `scorers`.
+    """
+
+    settings: Settings
+    group: Group
+    teacher: str | None  # the name of its job; None: the student learns from data alone
+    student: str | None
+    scorers: tuple[ScoreFunction, ...] = ()
+    weights: tuple[float, ...] = ()  # of the scorers; () for equal ones
+
+
+def make_groups(parts: Mapping[str, Prepared], data: Settings) -> list[Group]:
+    """The entity groups of prepared data by their names, under the `data` settings."""
+    return [
+        Group(name, prepared, jobs.make_training_data(prepared, data), {})
+        for name, prepared in parts.items()
+    ]
+
+
+def train_tasks(
+    tasks: Sequence[Task],
+    train_teachers: Train,
+    train_students: Train,
+    *,
+    teachers: Mapping[str, ResidualModel] = MappingProxyType({}),
+    first: Mapping[str, Params] = MappingProxyType({}),
+) -> dict[str, Fitted]:
+    """Trains the teachers and then the students; the results by the names of the jobs.
+
+    Students of a teacher that failed are left out. `teachers` are trained already, by
+    the names of their jobs; `first` has parameters that teachers and students start from.
+    """
+    models = dict(teachers)
+    wanted = {
+        task.teacher: jobs.teacher_job(
+            task.group.data, task.settings, name=task.teacher, first=first.get(TEACHER)
+        )
+        for task in tasks
+        if task.teacher
+        and task.teacher not in models
+        and jobs.has_network(task.settings, TEACHER)
+    }
+    fitted = train_teachers([*wanted.values()])
+    students: dict[str, TrainingJob] = {}
+    augmented: jobs.AugmentedCache = {}
+    scorers: dict[tuple[str, str], tuple[ScoreFunction, ...]] = {}
+    for task in tasks:
+        name, group = task.teacher or "", task.group
+        result = fitted.get(name)
+        failed = name in wanted and (result is None or result.progress.bad_step)
+        if task.student is None or task.student in students or failed:
+            continue
+        if name and name not in models:
+            models[name] = make_model(task, TEACHER, result)
+        key = (name, scoring_key(task.settings))
+        if name and not task.scorers and key not in scorers:
+            scorers[key] = scorers_of(models[name], group.prepared, task.settings)
+        students[task.student] = jobs.student_job(
+            group.data,
+            task.settings,
+            name=task.student,
+            teacher=models.get(name),
+            scorers=task.scorers or scorers.get(key, ()),
+            # The config's weights are those of the teacher's components.
+            weights=task.weights if task.scorers else None,
+            first=first.get(STUDENT),
+            known=augmented,
+        )
+    return fitted | train_students([*students.values()])
+
+
+def make_model(task: Task, role: str, fitted: Fitted | None) -> ResidualModel:
+    """The `teacher` or `student` of a task with its components; None without a network."""
+    network, group = None, task.group
+    if fitted is not None:
+        width = len(group.prepared.channels)
+        shape = jobs.architecture(task.settings, role, width=width)
+        network = ResidualModel(NETWORK, fitted.params, shape)
+    components = task.settings[role]["components"]
+    return fit_components(components, group.prepared, network, fits=group.fits)
 
 
 def train_networks(
@@ -59,25 +148,16 @@ def train_networks(
 ) -> dict[str, ResidualModel]:
     """The models by name, with the parameters of lowest validation loss.
 
-    Args:
-        prepared: the data.
-        settings: from `kdjax.config.resolve`.
-        workdir: where checkpoints and the log are; training resumes from them.
-        console: shows progress.
-        names: which of `NETWORKS`; a student needs the teacher among them, or `scorers`.
-        first: parameters that `teacher` and `student` start from, if any;
-            `student_alone` starts as the student does.
-        teacher: a trained one, which is not changed.
-        scorers: teachers instead of a network: callables, scaled windows `[B, L, D]` to
-            scores of their rows `[B, L]`. `distill.target` must be `scores`.
-        weights: of the scorers; () for equal ones.
+    Training resumes from `workdir`. `names` are of `NETWORKS`; a student needs the teacher
+    among them, a trained `teacher`, which is not changed, or `scorers` with their
+    `weights`, () for equal ones. `teacher` and `student` start from `first`, if it has
+    them, and `student_alone` as the student does.
     """
-    teachers = {} if teacher is None else {ALL: teacher}
-    found = train_groups(
+    models = train_groups(
         {ALL: prepared}, settings, workdir, console,
-        names=names, first=first, teachers=teachers, scorers=scorers, weights=weights,
+        names=names, first=first, teacher=teacher, scorers=scorers, weights=weights,
     )  # fmt: skip
-    return found[ALL]
+    return models[ALL]
 
 
 def train_groups(
@@ -88,102 +168,67 @@ def train_groups(
     *,
     names: Sequence[str] = NETWORKS,
     first: Mapping[str, Params] = MappingProxyType({}),
-    teachers: Mapping[str, ResidualModel] = MappingProxyType({}),
+    teacher: ResidualModel | None = None,
     scorers: Sequence[ScoreFunction] = (),
     weights: Sequence[float] = (),
 ) -> dict[str, dict[str, ResidualModel]]:
     """`train_networks` of many entity groups, as populations; models by group and name.
 
-    Args:
-        parts: data by entity group; only `ALL`, which all hosts train together, or
-            others, which one host trains.
-        settings, workdir, console, names, first, scorers, weights: as in
-            `train_networks`, for all groups.
-        teachers: trained ones by group.
-
-    Raises:
-        TrainingError: a loss was not finite; the other groups are trained.
+    `parts` has data by entity group; only `ALL`, which all hosts train together, or
+    others, which one host trains. TrainingError where a loss was not finite, once the
+    other groups are trained.
     """
-    data = {
-        part: make_training_data(own, settings["data"]) for part, own in parts.items()
-    }
-    fits: dict[str, Fits] = {part: {} for part in parts}
-
-    def models(
-        role: str, jobs: Mapping[tuple[str, str], Training | None]
-    ) -> dict[tuple[str, str], ResidualModel]:
-        """Models by name and group; without a job, of baselines alone."""
-        wanted = [job for job in jobs.values() if job is not None]
-        params = _train(wanted, workdir, console, alone=list(parts) == [ALL])
-        return {
-            (name, part): fit_components(
-                settings[role]["components"],
-                parts[part],
-                job and ResidualModel(NETWORK, params[job.name], job.architecture),
-                fits=fits[part],
+    tasks: dict[tuple[str, str], Task] = {}  # by group and network
+    groups = make_groups(parts, settings["data"])
+    for name in [name for name in NETWORKS if name in names]:
+        learns = name != STUDENT_ALONE and (teacher is not None or TEACHER in names)
+        further: dict[str, Any] = {}
+        if name == STUDENT:
+            further = {"scorers": tuple(scorers), "weights": tuple(weights)}
+        for group in groups:
+            tasks[group.name, name] = Task(
+                settings,
+                group,
+                teacher=group_name(TEACHER, group.name) if learns else None,
+                student=None if name == TEACHER else group_name(name, group.name),
+                **further,
             )
-            for (name, part), job in jobs.items()
-        }
 
-    def teacher_job(part: str) -> Training | None:
-        if not has_network(settings, "teacher"):
-            return None
-        name = group_name("teacher", part)
-        return teacher_training(
-            data[part], settings, name=name, first=first.get("teacher")
-        )
+    def train(wanted: Sequence[TrainingJob]) -> dict[str, Fitted]:
+        if [*parts] == [ALL]:
+            return {job.name: jobs.train_job(job, workdir, console) for job in wanted}
+        return _all_finite(train_all(wanted, workdir, console))
 
-    def student_job(name: str, part: str) -> Training:
-        teacher: ResidualModel | None = None
-        own: tuple[ScoreFunction, ...] = ()
-        if name == "student":
-            teacher, own = found[part].get("teacher"), tuple(scorers)
-            if teacher is not None and not own:
-                own = scorers_of(teacher, parts[part], settings)
-        return student_training(
-            data[part],
-            settings,
-            name=group_name(name, part),
-            teacher=teacher,
-            scorers=own,
-            # The config's weights are those of the teacher's components.
-            weights=tuple(weights) if scorers else None,
-            first=first.get("student"),
-        )
-
-    found = {
-        part: {"teacher": teachers[part]} if part in teachers else {} for part in parts
-    }
-    if "teacher" in names and not teachers:
-        jobs = {("teacher", part): teacher_job(part) for part in parts}
-        for (name, part), model in models("teacher", jobs).items():
-            found[part][name] = model
-    students = [name for name in NETWORKS[1:] if name in names]
-    jobs = {
-        (name, part): student_job(name, part) for name in students for part in parts
-    }
-    for (name, part), model in models("student", jobs).items():
-        found[part][name] = model
-    return found
+    known = {group_name(TEACHER, part): teacher for part in parts} if teacher else {}
+    fitted = train_tasks([*tasks.values()], train, train, teachers=known, first=first)
+    models = {part: {TEACHER: teacher} if teacher else {} for part in parts}
+    for (part, name), task in tasks.items():
+        if name not in models[part]:
+            role = TEACHER if name == TEACHER else STUDENT
+            result = fitted.get(group_name(name, part))
+            models[part][name] = make_model(task, role, result)
+    return models
 
 
-def _train(
-    jobs: Sequence[Training], workdir: Path, console: Console, *, alone: bool
-) -> dict[str, Params]:
-    """Parameters by the jobs' names."""
-    if alone:
-        return {job.name: train_alone(job, workdir, console).params for job in jobs}
-    trained = train_all(jobs, workdir, console)
-    bad = {name: t.progress.bad_step for name, t in trained.items() if t.params is None}
+def _all_finite(fitted: dict[str, Fitted]) -> dict[str, Fitted]:
+    """Raises TrainingError if a job failed."""
+    bad = {n: f.progress.bad_step for n, f in fitted.items() if f.progress.bad_step}
     if bad:
         steps = ", ".join(f"{name} at step {step}" for name, step in bad.items())
         raise TrainingError(
             f"a loss became nan or inf: {steps}. Lower train.learning_rate or "
             "train.clip_norm, or look for huge values in the training data; the other "
-            f"{len(trained) - len(bad)} are trained.",
+            f"{len(fitted) - len(bad)} are trained.",
             min(bad.values()),
         )
-    return {name: own.params or {} for name, own in trained.items()}
+    return fitted
+
+
+def scoring_key(settings: Settings) -> str:
+    """Equal where teachers of one training score windows alike."""
+    distill = settings["distill"]
+    facts = [distill["target"], distill["weights"], settings["detection"]]
+    return json.dumps(facts, sort_keys=True)
 
 
 def scorers_of(
@@ -195,7 +240,7 @@ def scorers_of(
     under the Gaussian of all. () if the config's target isn't `scores`.
     """
     distill = settings["distill"]
-    if distill["target"] != "scores" or not is_distilled(distill):
+    if distill["target"] != "scores" or not jobs.is_distilled(distill):
         return ()
     models = [teacher]
     if distill["weights"]:

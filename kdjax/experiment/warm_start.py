@@ -20,13 +20,13 @@ from kdjax.detection.detector import POOLED, Detector, gaussian_of, scaler_of
 from kdjax.detection.gaussian import Gaussian
 from kdjax.detection.storage import load_detector
 from kdjax.errors import ArtifactError, ConfigError, DataError
+from kdjax.evaluation.rows import PREVIOUS, STUDENT, TEACHER
 from kdjax.experiment.jobs import architecture, has_network
 from kdjax.io.files import MANIFEST, sha256
 from kdjax.models.model import Params
 from kdjax.models.residual import NETWORK, component
 
-NETWORKS = ("student", "teacher")
-PREVIOUS = "previous"
+NAMES = (STUDENT, TEACHER)  # the first is what the new detector is compared with
 
 
 class WarmStart(NamedTuple):
@@ -145,7 +145,7 @@ def _folders(folder: Path) -> dict[str, Path]:
     if (folder / MANIFEST).exists():
         detector = load_detector(folder)
         name = detector.card.get("model", {}).get("name")
-        if detector.model.architecture is None or name not in NETWORKS:
+        if detector.model.architecture is None or name not in NAMES:
             raise ArtifactError(
                 f"{folder} is the detector {json.dumps(name)}, which has no network to "
                 "start from: give a teacher or a student."
@@ -153,12 +153,12 @@ def _folders(folder: Path) -> dict[str, Path]:
         found = {str(name): folder}
         # A folder that was renamed or copied may have any neighbours.
         if folder.name == name:
-            for other in NETWORKS:
+            for other in NAMES:
                 if (folder.parent / other / MANIFEST).exists():
                     found.setdefault(other, folder.parent / other)
         return found
     inside = folder / "detectors" if (folder / "detectors").is_dir() else folder
-    found = {name: inside / name for name in NETWORKS if (inside / name).is_dir()}
+    found = {name: inside / name for name in NAMES if (inside / name).is_dir()}
     if not found:
         raise ArtifactError(
             f"{folder} holds no detector to start from: give a saved detector, such as "

@@ -14,22 +14,27 @@ from kdjax.detection.alarming import AlarmRule, scored_events
 from kdjax.detection.detector import Detector, entity_index, explain_batches
 from kdjax.detection.storage import save_detector
 from kdjax.evaluation.evaluate import Inspection, ModelEvaluation, test_starts
-from kdjax.evaluation.intervals import ORACLE, best_baseline, interval_rows, paired_rows
+from kdjax.evaluation.intervals import best_baseline, interval_rows, paired_rows
 from kdjax.evaluation.plots import Heat, Timeline, heat_bins, plot_learning_curve
 from kdjax.evaluation.report import DRAWN_ENTITIES, write_report, write_texts
-from kdjax.evaluation.rows import EntityScores
+from kdjax.evaluation.rows import (
+    NETWORKS,
+    ORACLE,
+    PREVIOUS,
+    RANDOM,
+    STUDENT,
+    TEACHER,
+    EntityScores,
+)
 from kdjax.evaluation.summary import agreement, recommend
 from kdjax.experiment.assemble import make_detector
 from kdjax.experiment.groups import group_name
-from kdjax.experiment.train import NETWORKS
-from kdjax.experiment.warm_start import PREVIOUS
 from kdjax.experiment.workdir import RESULTS_SCHEMA, read_lines, write_results
 from kdjax.export.costs import detector_costs
 from kdjax.io.environment import describe_environment
 
 Settings = Mapping[str, Any]
 
-TEACHER, STUDENT, RANDOM = "teacher", "student", "random"
 DRAWN = (TEACHER, STUDENT)  # models whose scores the report draws
 HEAT_MAPS = 16  # entities whose channels are drawn, which takes scoring their test rows
 FRONTIER = "frontier.png"  # of a benchmark that compares sizes, if it is there

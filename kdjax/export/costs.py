@@ -46,16 +46,22 @@ def numbers(detector: Detector) -> int:
     return detector.model.parameters + scaler + errors + errors**2 + 1
 
 
-def detector_costs(detector: Detector, rounds: int = ROUNDS) -> dict[str, Any]:
+def detector_costs(
+    detector: Detector,
+    rounds: int = ROUNDS,
+    known: dict[tuple[Any, ...], float] | None = None,
+) -> dict[str, Any]:
     """Costs of one entity's detector, JSON-able.
 
-    Returns:
-        `parameters` of the model, `numbers`, `bytes` of the ONNX file, `milliseconds`
-        of a window in onnxruntime on one core (median of `rounds`), and `reason`: why
-        one of the last two is None, else empty.
+    `parameters` of the model, `numbers`, `bytes` of the ONNX file, `milliseconds` of a
+    window in onnxruntime on one core (median of `rounds`), and `reason`: why one of the
+    last two is None, else empty. `known` keeps milliseconds, which detectors of one shape
+    share.
     """
-    found: dict[str, Any] = {
-        "parameters": detector.model.parameters,
+    model, known = detector.model, {} if known is None else known
+    shape = (model.kind, model.architecture, detector.window, detector.attribution)
+    costs: dict[str, Any] = {
+        "parameters": model.parameters,
         "numbers": numbers(detector),
         "bytes": None,
         "milliseconds": None,
@@ -63,8 +69,10 @@ def detector_costs(detector: Detector, rounds: int = ROUNDS) -> dict[str, Any]:
     }
     try:
         content = exported(detector)
-        found["bytes"] = len(content)
-        found["milliseconds"] = window_milliseconds(content, rounds)
+        costs["bytes"] = len(content)
+        if shape not in known:
+            known[shape] = window_milliseconds(content, rounds)
+        costs["milliseconds"] = known[shape]
     except ConfigError as error:
-        found["reason"] = str(error)
-    return found
+        costs["reason"] = str(error)
+    return costs

@@ -13,8 +13,7 @@ import functools
 import hashlib
 import json
 import logging
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,32 +21,36 @@ import pandas as pd
 from rich.console import Console
 
 from kdjax.config import RENAMED, to_json
-from kdjax.data.prepared import Prepared
 from kdjax.data.series import Dataset
 from kdjax.detection.calibration import check_enough
-from kdjax.detection.detector import Detector
 from kdjax.detection.storage import save_detector
 from kdjax.errors import ConfigError
 from kdjax.evaluation.evaluate import ModelEvaluation, evaluate_models
 from kdjax.experiment import jobs
 from kdjax.experiment.assemble import calibration_rules, data_digests, make_detector
 from kdjax.experiment.groups import group_name, merge_evaluations
-from kdjax.experiment.jobs import Training
+from kdjax.experiment.jobs import TrainingJob
 from kdjax.experiment.pipeline import load_dataset, prepare_parts
-from kdjax.experiment.populations import Judge, Trained, finished, train_all
+from kdjax.experiment.populations import OnEpoch, finished, train_all
 from kdjax.experiment.sweeps.design import DONE, FAILED, LOSS, Member, value_text
-from kdjax.experiment.train import scorers_of
+from kdjax.experiment.train import (
+    Group,
+    Task,
+    Train,
+    make_groups,
+    make_model,
+    scoring_key,
+    train_tasks,
+)
 from kdjax.experiment.workdir import CONFIG, RESULTS, read_json
-from kdjax.export.costs import exported, window_milliseconds
+from kdjax.export.costs import detector_costs
 from kdjax.io.files import check_schema, write_text
-from kdjax.models.residual import NETWORK, Fits, ResidualModel, fit_components
 from kdjax.training import hosts
-from kdjax.training.targets import ScoreFunction
+from kdjax.training.loop import Fitted
 
 logger = logging.getLogger(__name__)
 
 Settings = Mapping[str, Any]
-TrainTeachers = Callable[[Sequence[Training]], dict[str, Trained]]
 
 SCHEMA = 1
 # Metrics of window scores in members.csv; those under a threshold have its method added.
@@ -68,31 +71,13 @@ _LATER_FIELDS = {"alpha_end": None, "temperature_end": None, "weights": list[flo
 _OLD_NAMES = {new.split(".")[-1]: old.split(".")[-1] for old, new in RENAMED.items()}
 
 
-class Group(NamedTuple):
-    """One entity group: its data, its windows, and the baselines fitted to it."""
-
-    prepared: Prepared
-    training_data: jobs.TrainingData
-    fits: Fits
-
-
 class SweepData(NamedTuple):
     """What members share, each loaded, computed or measured once."""
 
     digests: dict[str, str]  # SHA-256 of each series
-    groups: dict[str, dict[str, Group]]  # by `data_key` and name
+    groups: dict[str, list[Group]]  # by `data_key`
     teachers: dict[str, ModelEvaluation]
     milliseconds: dict[Any, float]  # of a window, by architecture
-
-
-class Task(NamedTuple):
-    """One entity group of one member, and the names of its trainings."""
-
-    settings: dict[str, Any]
-    name: str
-    group: Group
-    teacher: str | None  # None: the student learns from the data alone
-    student: str
 
 
 # Names of trainings.
@@ -121,17 +106,11 @@ def student_name(settings: Settings) -> str:
         facts["distill"] = [distill[field] for field in _FIELDS]
         changed = {k: distill[k] for k, v in _LATER_FIELDS.items() if distill[k] != v}
         if distill["target"] == "scores":
-            changed["scoring"] = scoring_key(settings)
+            old = _with_old_names(settings["detection"])
+            changed["scoring"] = scoring_key({**settings, "detection": old})
         if changed:
             facts["further"] = changed
     return f"student-{_digest(facts, settings)}"
-
-
-def scoring_key(settings: Settings) -> str:
-    """Equal for members whose teachers of one training score windows alike."""
-    distill, detection = settings["distill"], _with_old_names(settings["detection"])
-    facts = [distill["target"], distill["weights"], detection]
-    return json.dumps(facts, sort_keys=True)
 
 
 def _with_old_names(settings: Settings) -> Settings:
@@ -173,11 +152,9 @@ def load_sweep_data(
             if source not in datasets:
                 datasets[source] = load_dataset(data)
                 sweep_data.digests.update(data_digests(datasets[source]))
-            sweep_data.groups[key] = {
-                part: Group(prepared, jobs.make_training_data(prepared, data), {})
-                for part, prepared in prepare_parts(datasets[source], settings).items()
-            }
-        for group in sweep_data.groups[key].values():
+            parts = prepare_parts(datasets[source], settings)
+            sweep_data.groups[key] = make_groups(parts, data)
+        for group in sweep_data.groups[key]:
             rules = calibration_rules(settings, group.prepared)
             check_enough(group.prepared, rules.threshold)
     return sweep_data
@@ -189,77 +166,34 @@ def tasks_of(members: Sequence[Member], sweep_data: SweepData) -> list[Task]:
     for settings in (member.settings for member in members):
         teacher, student = teacher_name(settings), student_name(settings)
         distilled = jobs.is_distilled(settings["distill"])
-        for name, group in sweep_data.groups[data_key(settings)].items():
-            needed = group_name(teacher, name) if distilled else None
-            own = group_name(student, name)
-            tasks.append(Task(settings, name, group, needed, own))
+        for group in sweep_data.groups[data_key(settings)]:
+            needed = group_name(teacher, group.name) if distilled else None
+            name = group_name(student, group.name)
+            tasks.append(Task(settings, group, needed, name))
     return tasks
 
 
 def train_members(
-    members: Sequence[Member],
-    sweep_data: SweepData,
+    tasks: Sequence[Task],
     workdir: Path,
     *,
     way: str,
     console: Console,
-    on_epoch: Judge = lambda progress: None,
-    train_teachers: TrainTeachers | None = None,
-) -> dict[str, Trained]:
-    """The networks of all members by the names of their trainings.
+    on_epoch: OnEpoch = lambda progress: None,
+    train_teachers: Train | None = None,
+) -> dict[str, Fitted]:
+    """The networks of all tasks by the names of their jobs.
 
     `way` and `on_epoch`, which gets the students' progress, are those of `train_all`;
     `train_teachers` trains teachers elsewhere than in `workdir`.
     """
     train = functools.partial(_train, workdir=workdir, way=way, console=console)
-    tasks = tasks_of(members, sweep_data)
-    teachers = {
-        t.teacher: jobs.teacher_training(
-            t.group.training_data, t.settings, name=t.teacher
-        )
-        for t in tasks
-        if t.teacher and jobs.has_network(t.settings, "teacher")
-    }
-    trained = (train_teachers or train)([*teachers.values()])
-    students: dict[str, Training] = {}
-    augmented: jobs.AugmentedCache = {}
-    models: dict[str | None, ResidualModel] = {}
-    scorers: dict[tuple[str | None, str], tuple[ScoreFunction, ...]] = {}
-    for task in tasks:
-        name, settings, group = task.teacher, task.settings, task.group
-        own = trained.get(name or "")
-        if task.student in students or (name in teachers and not (own and own.params)):
-            continue  # It is there already, or the training of its teacher failed.
-        if name and name not in models:
-            models[name] = make_model(task, "teacher", own)
-        teacher, key = models.get(name), (name, scoring_key(settings))
-        if teacher is not None and key not in scorers:
-            scorers[key] = scorers_of(teacher, group.prepared, settings)
-        students[task.student] = jobs.student_training(
-            group.training_data,
-            settings,
-            name=task.student,
-            teacher=teacher,
-            scorers=scorers.get(key, ()),
-            known=augmented,
-        )
-    return trained | train([*students.values()], on_epoch)
-
-
-def make_model(task: Task, name: str, trained: Trained | None) -> ResidualModel:
-    """The `teacher` or `student` of a member with all its components."""
-    network, group = None, task.group
-    if trained is not None:
-        assert trained.params is not None
-        width = group.training_data.rows.shape[1]
-        shape = jobs.architecture(task.settings, name, width=width)
-        network = ResidualModel(NETWORK, trained.params, shape)
-    components = task.settings[name]["components"]
-    return fit_components(components, group.prepared, network, fits=group.fits)
+    train_students = functools.partial(train, on_epoch=on_epoch)
+    return train_tasks(tasks, train_teachers or train, train_students)
 
 
 def failures(
-    member: Member, sweep_data: SweepData, trained: Mapping[str, Trained]
+    member: Member, sweep_data: SweepData, trained: Mapping[str, Fitted]
 ) -> list[str]:
     """Why networks of a member are missing; empty if all are trained."""
     reasons = []
@@ -268,7 +202,7 @@ def failures(
         for name in filter(None, (teacher, task.student)):
             if name not in trained:
                 reasons.append(f"{name}: was not trained")
-            elif trained[name].params is None:
+            elif trained[name].progress.bad_step:
                 reasons.append(f"{name}: {jobs.progress_text(trained[name].progress)}")
     return reasons
 
@@ -279,40 +213,40 @@ def process_folders(workdir: Path) -> list[Path]:
 
 
 def _train(
-    trainings: Sequence[Training],
-    on_epoch: Judge = lambda progress: None,
+    wanted: Sequence[TrainingJob],
+    on_epoch: OnEpoch = lambda progress: None,
     *,
     workdir: Path,
     way: str,
     console: Console,
-) -> dict[str, Trained]:
+) -> dict[str, Fitted]:
     """Trains the share of this process; returns all, from the folders of all processes."""
     number = hosts.process()
     folder = workdir / f"process-{number}" if number else workdir
     folder.mkdir(parents=True, exist_ok=True)
     hosts.barrier("before training")
     elsewhere = [other for other in process_folders(workdir) if other != folder]
-    found = _finished(trainings, elsewhere)
+    trained = _finished(wanted, elsewhere)
     hosts.barrier("looked")  # No process finishes a training before all have looked.
-    own = [t for t in hosts.share(trainings) if t.name not in found]
+    own = [job for job in hosts.share(wanted) if job.name not in trained]
     with hosts.working_alone():
-        found |= train_all(own, folder, console, way=way, evaluate_models=on_epoch)
+        trained |= train_all(own, folder, console, way=way, on_epoch=on_epoch)
     hosts.barrier("trained")
-    others = [t for t in trainings if t.name not in found]
-    return found | _finished(others, process_folders(workdir))
+    others = [job for job in wanted if job.name not in trained]
+    return trained | _finished(others, process_folders(workdir))
 
 
 def _finished(
-    trainings: Sequence[Training], where: Sequence[Path]
-) -> dict[str, Trained]:
-    """The trainings that have ended in one of the folders."""
-    found = {}
+    wanted: Sequence[TrainingJob], folders: Sequence[Path]
+) -> dict[str, Fitted]:
+    """The jobs that have ended in one of the folders."""
+    trained = {}
     with hosts.working_alone():
-        for training in trainings:
-            ended = (finished(training, folder) for folder in where)
+        for job in wanted:
+            ended = (finished(job, folder) for folder in folders)
             if done := next(filter(None, ended), None):
-                found[training.name] = done
-    return found
+                trained[job.name] = done
+    return trained
 
 
 # Evaluation, folder and table.
@@ -333,22 +267,18 @@ def fail_member(
     workdir: Path, member: Member, sweep_data: SweepData, reasons: Sequence[str]
 ) -> None:
     """Writes the folder of a member whose networks could not be trained."""
-    prepared = [task.group.prepared for task in tasks_of([member], sweep_data)]
-    entities = [entity.name for own in prepared for entity in own.entities]
-    found = {"status": FAILED, "reason": "; ".join(reasons)}
-    _write(workdir, member, found, dict.fromkeys(entities))
+    groups = sweep_data.groups[data_key(member.settings)]
+    entities = [entity.name for group in groups for entity in group.prepared.entities]
+    outcome = {"status": FAILED, "reason": "; ".join(reasons)}
+    _write(workdir, member, outcome, dict.fromkeys(entities))
 
 
 def evaluate_member(
-    workdir: Path,
-    member: Member,
-    sweep_data: SweepData,
-    trained: Mapping[str, Trained],
+    workdir: Path, member: Member, sweep_data: SweepData, trained: Mapping[str, Fitted]
 ) -> dict[str, Any]:
     """Calibrates and evaluates a member's student and writes its folder.
 
-    All its networks must be in `trained`, by the names of their trainings. Returns its
-    measures by entity.
+    All its networks must be in `trained`. Returns its measures by entity.
     """
     measures: dict[str, dict[str, Any]] = {}
     students = []
@@ -364,15 +294,21 @@ def evaluate_member(
             digests=sweep_data.digests,
             results=student.rows,
         )
-        name = group_name("student", task.name)
+        name = group_name("student", task.group.name)
         save_detector(_folder(workdir, member) / "detectors" / name, detector)
-        progress = trained[task.student].progress
+        costs = detector_costs(detector, known=sweep_data.milliseconds)
+        if costs["reason"]:
+            logger.warning(
+                "bytes or milliseconds are not measured: %s", costs["reason"]
+            )
+        progress = trained[task.student or ""].progress
         of_group = {
             "parameters": student.model.parameters,
             "steps": progress.step,
             "best_epoch": progress.best_epoch,
             LOSS: progress.best_loss,
-            **measure_costs(detector, sweep_data.milliseconds),
+            "bytes": costs["bytes"],
+            "milliseconds": costs["milliseconds"],
         }
         for entity in (scores.entity for scores in student.scores):
             measures[entity] = of_group | _entity_metrics(evaluations, entity)
@@ -384,9 +320,10 @@ def evaluate_member(
         for row in rows
         if (row["scope"], row["level"]) == ("pooled", "window")
     }
-    merged = {entity: own | pooled for entity, own in measures.items()}
-    found = {"status": DONE, "reason": "", "rows": rows}
-    return _write(workdir, member, found, merged)
+    outcome = {"status": DONE, "reason": "", "rows": rows}
+    return _write(
+        workdir, member, outcome, {name: own | pooled for name, own in measures.items()}
+    )
 
 
 def table_lines(member: Member, results: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -399,54 +336,35 @@ def table_lines(member: Member, results: Mapping[str, Any]) -> list[dict[str, An
     ]
 
 
-def measure_costs(
-    detector: Detector, milliseconds: dict[Any, float]
-) -> dict[str, float]:
-    """Bytes of the exported file and milliseconds of a window; NaN without onnx.
-
-    `milliseconds` has known times by architecture; a new one is added.
-    """
-    try:
-        content = exported(detector)
-    except ConfigError as error:
-        logger.warning("bytes and milliseconds are not measured: %s", error)
-        return {"bytes": math.nan, "milliseconds": math.nan}
-    model = detector.model
-    key = (model.kind, model.architecture, detector.window, detector.attribution)
-    if key not in milliseconds:
-        milliseconds[key] = window_milliseconds(content)
-    return {"bytes": len(content), "milliseconds": milliseconds[key]}
-
-
 def _evaluate(
-    task: Task, sweep_data: SweepData, trained: Mapping[str, Trained]
+    task: Task, sweep_data: SweepData, trained: Mapping[str, Fitted]
 ) -> dict[str, ModelEvaluation]:
     """The student and, if it has one, its teacher, which is evaluated once for all."""
     settings, prepared = task.settings, task.group.prepared
     used = [settings[name] for name in ("data", "detection", "threshold")]
-    key = json.dumps([task.teacher, task.name, used], sort_keys=True)
-    models = {"student": make_model(task, "student", trained[task.student])}
+    key = json.dumps([task.teacher, task.group.name, used], sort_keys=True)
+    models = {"student": make_model(task, "student", trained[task.student or ""])}
     if task.teacher is not None and key not in sweep_data.teachers:
         models["teacher"] = make_model(task, "teacher", trained.get(task.teacher))
-    found = evaluate_models(
+    evaluations = evaluate_models(
         models,
         prepared,
         calibration_rules(settings, prepared),
         min_anomalous_points=settings["data"]["min_anomalous_points"],
         console=Console(quiet=True),
     )
-    if "teacher" in found:
-        sweep_data.teachers[key] = found["teacher"]
-    if task.teacher is not None:
-        found["teacher"] = sweep_data.teachers[key]
-    return found
+    if "teacher" in models:
+        sweep_data.teachers[key] = evaluations["teacher"]
+    elif task.teacher is not None:
+        evaluations["teacher"] = sweep_data.teachers[key]
+    return evaluations
 
 
 def _entity_metrics(
     evaluations: Mapping[str, ModelEvaluation], entity: str
 ) -> dict[str, Any]:
     """Metrics of the student on one entity, and some of its teacher's."""
-    found: dict[str, Any] = {}
+    metrics: dict[str, Any] = {}
     for name, evaluation in evaluations.items():
         prefix = "" if name == "student" else f"{name}_"
         for row in evaluation.entities:
@@ -455,10 +373,10 @@ def _entity_metrics(
             if row["level"] == "window":
                 for key in METRICS[name]:
                     method = "" if key in WITHOUT_THRESHOLD else f"_{row['threshold']}"
-                    found[f"{prefix}{key}{method}"] = row[key]
+                    metrics[f"{prefix}{key}{method}"] = row[key]
             elif name == "student":
-                found |= {column: row[key] for key, column in POINT_METRICS.items()}
-    return found
+                metrics |= {column: row[key] for key, column in POINT_METRICS.items()}
+    return metrics
 
 
 def _folder(workdir: Path, member: Member) -> Path:
@@ -466,7 +384,10 @@ def _folder(workdir: Path, member: Member) -> Path:
 
 
 def _write(
-    workdir: Path, member: Member, found: Mapping[str, Any], measures: Mapping[str, Any]
+    workdir: Path,
+    member: Member,
+    outcome: Mapping[str, Any],
+    measures: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Writes settings and results; returns the measures as written, None for NaN."""
     folder = _folder(workdir, member)
@@ -477,6 +398,6 @@ def _write(
         for entity, own in measures.items()
     }
     results = {"schema": SCHEMA, "member": member.name, "changes": member.changes}
-    results |= {**found, "measures": written}
+    results |= {**outcome, "measures": written}
     write_text(folder / RESULTS, json.dumps(results, indent=2, allow_nan=False) + "\n")
     return written

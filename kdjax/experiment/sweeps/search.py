@@ -44,9 +44,9 @@ from rich.console import Console
 
 from kdjax.config import RENAMED, get_config, leaves, to_json
 from kdjax.errors import ArtifactError, ConfigError, KdjaxError
-from kdjax.experiment.jobs import Training, progress_text
-from kdjax.experiment.populations import AUTO, TOGETHER, Judge, Trained, train_all
-from kdjax.experiment.sweeps import report, sweep
+from kdjax.experiment.jobs import TrainingJob, progress_text
+from kdjax.experiment.populations import AUTO, TOGETHER, OnEpoch, train_all
+from kdjax.experiment.sweeps import members, report, sweep
 from kdjax.experiment.sweeps.design import (
     DONE,
     FAILED,
@@ -61,21 +61,10 @@ from kdjax.experiment.sweeps.design import (
     trial_members,
     value_text,
 )
-from kdjax.experiment.sweeps.members import (
-    SweepData,
-    data_key,
-    evaluate_member,
-    failures,
-    load_sweep_data,
-    read_member,
-    table_lines,
-    tasks_of,
-    train_members,
-)
 from kdjax.experiment.workdir import check_data, read_lines
 from kdjax.io.files import clear_leftovers, write_text
 from kdjax.training import hosts
-from kdjax.training.loop import TrainingProgress
+from kdjax.training.loop import Fitted, TrainingProgress
 
 logger = logging.getLogger(__name__)
 
@@ -102,8 +91,8 @@ class Worker(NamedTuple):
     workdir: Path
     way: str
     console: Console
-    sweep_data: SweepData
-    teachers: dict[str, Trained]
+    sweep_data: members.SweepData
+    teachers: dict[str, Fitted]
 
 
 class _FailedSeed(Exception):
@@ -140,12 +129,13 @@ def run_search(
     with turn(workdir):
         sweep.check_record(workdir / SEARCH, "search", described)
         clear_leftovers(workdir)
-    sweep_data = load_sweep_data(search.name, trial_members(search, 0, {})[:1])
+    first = trial_members(search, 0, {})[:1]
+    sweep_data = members.load_sweep_data(search.name, first)
     # Labels are used at the end of a trial only.
     pruner = search.pruner if search.objective == LOSS else None
     if pruner == MEDIAN:
-        groups = sweep_data.groups[data_key(search.base)].values()
-        share = min(group.training_data.share for group in groups)
+        groups = sweep_data.groups[members.data_key(search.base)]
+        share = min(group.data.share for group in groups)
         pruner = median_pruner(int(share * search.base["student"]["epochs"]))
     with turn(workdir):
         sweep.check_record(workdir / SEARCH, "search", described)  # of a faster worker
@@ -269,33 +259,34 @@ def _train_and_evaluate(
 ) -> float:
     """The objective of a trial, the mean over its seeds."""
     search, folder = worker.search, _folder(worker.workdir, trial.number)
-    members = trial_members(search, trial.number, changes)
-    sweep_data = load_sweep_data(search.name, members, worker.sweep_data)
-    tasks = tasks_of(members, sweep_data)
-    seeds = {task.student: task.settings[SEED] for task in tasks}
+    seeds = trial_members(search, trial.number, changes)
+    sweep_data = members.load_sweep_data(search.name, seeds, worker.sweep_data)
+    tasks = members.tasks_of(seeds, sweep_data)
+    seed_of = {task.student or "": task.settings[SEED] for task in tasks}
     latest: dict[str, TrainingProgress] = {}
     try:
-        trained = train_members(
-            members,
-            sweep_data,
+        trained = members.train_members(
+            tasks,
             folder,
             way=TOGETHER if worker.way == AUTO else worker.way,
             console=worker.console,
-            on_epoch=_reporter(trial, seeds, search.objective, latest),
+            on_epoch=_reporter(trial, seed_of, search.objective, latest),
             train_teachers=lambda jobs: _shared_teachers(worker, jobs),
         )
-        latest |= {name: trained[name].progress for name in seeds if name in trained}
+        latest |= {name: trained[name].progress for name in seed_of if name in trained}
     finally:
         trial.set_user_attr("steps", sum(progress.step for progress in latest.values()))
     reasons = [
         f"seed {member.settings[SEED]}: {reason}"
-        for member in members
-        for reason in failures(member, sweep_data, trained)
+        for member in seeds
+        for reason in members.failures(member, sweep_data, trained)
     ]
     if reasons:
         raise _FailedSeed("; ".join(reasons))
-    measures = [evaluate_member(folder, m, sweep_data, trained) for m in members]
-    trial.set_user_attr("seeds_done", len(members))
+    measures = [
+        members.evaluate_member(folder, member, sweep_data, trained) for member in seeds
+    ]
+    trial.set_user_attr("seeds_done", len(seeds))
     return statistics.mean(_value(own, search.objective) for own in measures)
 
 
@@ -316,7 +307,7 @@ def _reporter(
     seeds: Mapping[str, int],
     objective: str,
     latest: dict[str, TrainingProgress],
-) -> Judge:
+) -> OnEpoch:
     """Reports the mean loss after each epoch that all networks have reached.
 
     Raises TrialPruned, or _FailedSeed for a loss that was not finite.
@@ -345,7 +336,7 @@ def _reporter(
     return on_epoch
 
 
-def _shared_teachers(worker: Worker, jobs: Sequence[Training]) -> dict[str, Trained]:
+def _shared_teachers(worker: Worker, jobs: Sequence[TrainingJob]) -> dict[str, Fitted]:
     """Trains teachers in a folder of all workers, or waits for the worker that does."""
     names = sorted(job.name for job in jobs)
     if not worker.teachers.keys() >= set(names):
@@ -408,15 +399,15 @@ def _tabulate(study: Study, workdir: Path, search: Search) -> SearchResult:
         for trial in done:
             folder = _folder(workdir, trial.number)
             for member in trial_members(search, trial.number, _changes(trial)):
-                results = read_member(folder, member)
+                results = members.read_member(folder, member)
                 if results is None:
                     raise ArtifactError(
                         f"{folder} lacks member {member.name}, though the journal has "
                         "the trial as done: restore it from a copy, or start anew in "
                         "another --workdir."
                     )
-                all_fields = swept_values(member.settings, fields)
-                lines += table_lines(member._replace(changes=all_fields), results)
+                values = swept_values(member.settings, fields)
+                lines += members.table_lines(member._replace(changes=values), results)
                 if trial.number == best.number:
                     runs.append(_run_again(search, member, results))
         described = {
@@ -437,10 +428,10 @@ def _tabulate(study: Study, workdir: Path, search: Search) -> SearchResult:
             for folder in folders
             for line in read_lines(folder)
         ]
-        members = report.members_table(lines, fields)
+        by_member = report.members_table(lines, fields)
         sweep.write_tables(
             workdir,
-            members,
+            by_member,
             fields,
             name=search.name,
             measure=OBJECTIVES[search.objective],
@@ -448,7 +439,7 @@ def _tabulate(study: Study, workdir: Path, search: Search) -> SearchResult:
             history=history,
             notes=_notes(search, table),
         )
-        return SearchResult(table, members, described)
+        return SearchResult(table, by_member, described)
 
 
 def _trials_table(trials: Sequence[FrozenTrial]) -> pd.DataFrame:

@@ -24,18 +24,8 @@ from rich.console import Console
 from kdjax.config import RENAMED, completed, differences, leaves
 from kdjax.errors import ConfigError
 from kdjax.experiment.populations import AUTO
-from kdjax.experiment.sweeps import report
+from kdjax.experiment.sweeps import members, report
 from kdjax.experiment.sweeps.design import DONE, LOSS, Design
-from kdjax.experiment.sweeps.members import (
-    evaluate_member,
-    fail_member,
-    failures,
-    load_sweep_data,
-    process_folders,
-    read_member,
-    table_lines,
-    train_members,
-)
 from kdjax.experiment.workdir import (
     check_data,
     is_unclaimed,
@@ -74,12 +64,9 @@ def run_sweep(
 
     Args:
         design: base settings and members.
-        workdir: of the sweep.
+        workdir: of the sweep; ConfigError if it was made with another.
         way: `together`, `alone` or `auto`, see `kdjax.experiment.populations`.
         console: shows progress; quiet by default.
-
-    Raises:
-        ConfigError: `workdir` was made with another sweep.
 
     >>> from kdjax.experiment.sweeps.design import make_design
     >>> design = make_design("seeds", config, sweep)  # doctest: +SKIP
@@ -91,27 +78,28 @@ def run_sweep(
         hosts.check_alike("members", json.dumps(described, sort_keys=True))
         with locked(workdir):
             hosts.on_first(lambda: check_record(workdir / SWEEP, "sweep", described))
-            sweep_data = load_sweep_data(design.name, design.members)
+            sweep_data = members.load_sweep_data(design.name, design.members)
             hosts.on_first(lambda: write_record(workdir / SWEEP, described))
             check_data(workdir, sweep_data.digests)
-            waiting = [m for m in design.members if read_member(workdir, m) is None]
+            waiting = [
+                m for m in design.members if members.read_member(workdir, m) is None
+            ]
             finished = len(design.members) - len(waiting)
             already = f", {finished} of them finished" if finished else ""
             console.print(f"{design.name}: {len(design.members)} members{already}")
-            trained = train_members(
-                waiting, sweep_data, workdir, way=way, console=console
-            )
+            tasks = members.tasks_of(waiting, sweep_data)
+            trained = members.train_members(tasks, workdir, way=way, console=console)
             own = hosts.share(waiting)
             for number, member in enumerate(own, start=1):
                 which = f"member {member.name} ({number} of {len(own)})"
-                reasons = failures(member, sweep_data, trained)
+                reasons = members.failures(member, sweep_data, trained)
                 if reasons:
-                    fail_member(workdir, member, sweep_data, reasons)
+                    members.fail_member(workdir, member, sweep_data, reasons)
                     console.print(f"{which}: failed, {reasons[0]}", highlight=False)
                     continue
                 console.print(f"{which}: calibrates and scores", highlight=False)
                 with hosts.working_alone():
-                    evaluate_member(workdir, member, sweep_data, trained)
+                    members.evaluate_member(workdir, member, sweep_data, trained)
             hosts.barrier("evaluated")
             return _tabulate(design, workdir)
 
@@ -149,11 +137,11 @@ def _comparable(record: Mapping[str, Any]) -> dict[str, Any]:
     record = dict(record)
     # A field that came after the record was made had its default then.
     flat = completed(record.pop("base"))
-    if members := record.pop("members", {}):
+    if listed := record.pop("members", {}):
         record.pop("name")  # it decides nothing; that of a search names its study
-    for name, changes in members.items():
-        own = {RENAMED.get(field, field): value for field, value in changes.items()}
-        flat[f"member {name}"] = json.dumps(own, sort_keys=True)
+    for name, changes in listed.items():
+        renamed = {RENAMED.get(field, field): value for field, value in changes.items()}
+        flat[f"member {name}"] = json.dumps(renamed, sort_keys=True)
     return flat | record
 
 
@@ -174,20 +162,20 @@ def _tabulate(design: Design, workdir: Path) -> SweepResult:
     """Reads the folders of all members and writes the tables and the report."""
     lines, notes = list[dict[str, Any]](), []
     for member in design.members:
-        results = read_member(workdir, member)
+        results = members.read_member(workdir, member)
         assert results is not None
-        lines += table_lines(member, results)
+        lines += members.table_lines(member, results)
         if results["status"] != DONE:
             notes.append(f"member {member.name} failed: {results['reason']}")
-    fields, members = design.fields, report.members_table(lines, design.fields)
-    measures = report.measure_names(members, fields)
+    fields, table = design.fields, report.members_table(lines, design.fields)
+    measures = report.measure_names(table, fields)
     if hosts.is_first():
-        logs = map(read_lines, process_folders(workdir))
-        means = report.summary_means(members, fields=fields, measures=measures)
+        logs = map(read_lines, members.process_folders(workdir))
+        means = report.summary_means(table, fields=fields, measures=measures)
         write_text(workdir / "summary.csv", means.to_csv(index=False))
         write_tables(
             workdir,
-            members,
+            table,
             fields,
             name=design.name,
             measure=f"f1_{design.base['threshold']['method']}",
@@ -195,23 +183,23 @@ def _tabulate(design: Design, workdir: Path) -> SweepResult:
             history=[line for log in logs for line in log],
             notes=[*notes, ORACLE_NOTE, LOSS_NOTE],
         )
-    return SweepResult(members, fields, measures)
+    return SweepResult(table, fields, measures)
 
 
 def write_tables(
     workdir: Path,
-    members: pd.DataFrame,
+    table: pd.DataFrame,
     fields: Sequence[str],
     *,
     measure: str,
     **of_report: Any,
 ) -> None:
     """Writes members.csv and the report; without labels its figures show the loss."""
-    labelled = measure in members and members[measure].notna().any()
-    report.write_table(workdir / "members.csv", members)
+    labelled = measure in table and table[measure].notna().any()
+    report.write_table(workdir / "members.csv", table)
     report.write_sweep_report(
         workdir / "report.html",
-        members=members,
+        members=table,
         fields=fields,
         measure=measure if labelled else LOSS,
         environment=describe_environment(),
