@@ -49,7 +49,7 @@ from kdjax.detection.thresholds import find_threshold, needed, too_few_message
 from kdjax.errors import ArtifactError, ConfigError, DataError
 from kdjax.evaluation.evaluate import test_starts
 from kdjax.evaluation.intervals import LEVEL, RESAMPLES, paired_rows
-from kdjax.evaluation.rows import LEVELS, NETWORKS, EntityScores, per_entity_rows
+from kdjax.evaluation.rows import NETWORKS, EntityScores, per_entity_rows
 from kdjax.experiment.assemble import calibration_rules, data_digests
 from kdjax.experiment.groups import group_name
 from kdjax.experiment.pipeline import load_dataset, prepare_parts
@@ -184,7 +184,6 @@ def measure(workdir: Path, settings: Fields, console: Console) -> Found:
                         name,
                         [scores],
                         method=rules.threshold.method,
-                        levels=LEVELS,
                         window=prepared.window,
                     )
     return found

@@ -28,13 +28,16 @@ F1 = {"threshold": "oracle", "level": "window", "metric": "f1"}
 
 
 @pytest.mark.parametrize("level", [0.8, 0.95])
-def test_the_ends_are_percentiles_of_all_resamples(level):
+def test_the_ends_are_percentiles_of_all_resamples(level, monkeypatch):
+    monkeypatch.setattr(intervals, "LEVEL", level)
+    intervals._bootstrap.cache_clear()
     values = [0.1, 0.15, 0.4, 0.47, 0.8, 0.98]
     # Each of the 6^6 resamples once, and the share of Hesterberg's expansion.
     means = [sum(drawn) / 6 for drawn in itertools.product(values, repeat=6)]
     quantile = stats.t(5).isf((1 - level) / 2) * math.sqrt(6 / 5)
     tail = stats.norm.sf(quantile)
-    found = mean_interval(values, level=level)
+    found = mean_interval(values)
+    intervals._bootstrap.cache_clear()
     assert found.mean == pytest.approx(2.9 / 6)
     assert found.low == pytest.approx(np.quantile(means, tail), abs=0.01)
     assert found.high == pytest.approx(np.quantile(means, 1 - tail), abs=0.01)
@@ -62,13 +65,16 @@ def test_the_interval_holds_the_mean_as_often_as_it_says(monkeypatch):
     assert 0.93 <= coverage(10) < 0.98
 
 
-def test_the_same_values_give_the_same_interval():
+def test_the_same_values_give_the_same_interval(monkeypatch):
     values = np.random.default_rng(1).random(20)
     intervals._bootstrap.cache_clear()
     first = mean_interval(values)
     intervals._bootstrap.cache_clear()
     assert mean_interval(values) == first
-    other = mean_interval(values, seed=1)
+    intervals._bootstrap.cache_clear()
+    monkeypatch.setattr(intervals, "SEED", 1)
+    other = mean_interval(values)
+    intervals._bootstrap.cache_clear()
     assert other.low != first.low and other.low == pytest.approx(first.low, abs=0.01)
 
 

@@ -8,7 +8,6 @@ import pytest
 
 from kdjax.errors import ConfigError, DataError
 from kdjax.evaluation.rows import (
-    LEVELS,
     METRICS,
     POINT_METRICS,
     EntityScores,
@@ -241,7 +240,7 @@ def test_every_null_metric_has_its_reason():
                 metrics = row.keys() - {"tau", "parameters"}
                 nulls = {name for name in metrics if row[name] is None}
                 assert nulls == row["notes"].keys() - {"rows"}
-            own = per_entity_rows("m", entities, levels=LEVELS, **more)
+            own = per_entity_rows("m", entities, **more)
             json.dumps([rows, own], allow_nan=False)
             for row in own:
                 assert {k for k, v in row.items() if v is None} == row["notes"].keys()
@@ -307,7 +306,7 @@ def test_metrics_of_points_are_those_of_the_functions():
         entity="f", labels=np.roll(EVENTS.labels, 3), scores=EVENTS.scores + 1
     )
     more = {"method": "pot", "window": 6, "point_adjusted": True}
-    own = per_entity_rows("m", [EVENTS, other], levels=LEVELS, **more)
+    own = per_entity_rows("m", [EVENTS, other], **more)
     assert [(row["entity"], row["level"], row["threshold"]) for row in own] == [
         (entity, level, threshold)
         for entity in ("e", "f")
@@ -340,7 +339,7 @@ def test_inflated_metrics_come_on_request_only():
     inflated = {"point_adjusted_f1", "pa_k_f1"}
     for asked in (False, True):
         rows = result_rows("m", 7, [EVENTS], window=4, point_adjusted=asked)
-        own = per_entity_rows("m", [EVENTS], levels=LEVELS, point_adjusted=asked)
+        own = per_entity_rows("m", [EVENTS], point_adjusted=asked)
         for row in [*rows, *own]:
             of_points = (row["level"], row.get("scope", "per_entity_mean"))
             here = inflated if asked and of_points == MEAN_OF_POINTS else set()
@@ -356,7 +355,7 @@ def test_volumes_need_the_window():
 
 def test_rows_without_a_score_do_not_join_two_events():
     """Two events of two rows with nothing but unscored rows between them."""
-    (row,) = per_entity_rows("m", [GAPPY], levels=["point"], window=0)[1:]
+    (row,) = per_entity_rows("m", [GAPPY], window=0)[3:]
     assert (row["points"], row["positives"]) == (6, 4)  # unchanged by the quiet row
     assert (row["precision"], row["alarm_rate"]) == (1.0, 1 / 6)
     assert row["event_recall"] == 0.5
@@ -365,7 +364,7 @@ def test_rows_without_a_score_do_not_join_two_events():
     assert row["event_f1"] == pytest.approx(2 / 3)
     # Unscored rows inside an event leave it one.
     whole = GAPPY._replace(labels=np.array([0, 1, 1, 1, 1, 1, 1, 0], bool))
-    (row,) = per_entity_rows("m", [whole], levels=["point"])[1:]
+    (row,) = per_entity_rows("m", [whole])[3:]
     assert (row["event_recall"], row["range_recall"]) == (1.0, 0.25)
 
 
@@ -401,11 +400,6 @@ def test_metrics_without_a_value_say_why():
     row = cell(both, "conformal", "per_entity_mean", "point")
     assert row["entities_defined"]["affiliation_f1"] == 1
     assert row["entities_defined"]["range_f1"] == 2
-
-
-def test_levels_are_checked():
-    with pytest.raises(ConfigError, match="^level 'points': expected one of window, p"):
-        per_entity_rows("m", [A], levels=["points"])
 
 
 def test_per_entity_rows_without_labels():
@@ -483,11 +477,7 @@ def test_a_following_threshold_has_rows_of_its_own():
     pooled, mean = rows
     assert (pooled["precision"], pooled["recall"]) == (1 / 3, 1 / 3)
     assert mean["f1"] == 0.25 and pooled["tau"] is mean["tau"] is None
-    own = [
-        row
-        for row in per_entity_rows("m", [a, b], levels=LEVELS)
-        if row["threshold"] == "rolling"
-    ]
+    own = [row for row in per_entity_rows("m", [a, b]) if row["threshold"] == "rolling"]
     assert [(row["entity"], row["f1"]) for row in own] == [("a", 0.5), ("b", 0.0)]
     assert own[0]["notes"]["tau"] == "it moves"
     # Ranked by score / τ: 9/8 and 4/5 against 5/4 and 0.

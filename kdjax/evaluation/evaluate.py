@@ -37,13 +37,7 @@ from kdjax.detection.gaussian import Gaussian
 from kdjax.detection.rolling import rolling_taus, shuffled
 from kdjax.detection.scores import window_scores
 from kdjax.detection.thresholds import Rule, find_threshold, needed
-from kdjax.evaluation.rows import (
-    LEVELS,
-    STUDENT,
-    EntityScores,
-    per_entity_rows,
-    result_rows,
-)
+from kdjax.evaluation.rows import STUDENT, EntityScores, per_entity_rows, result_rows
 from kdjax.models.residual import ResidualModel
 
 # Rules compared with the one in use, for the student.
@@ -86,9 +80,9 @@ def evaluate_models(
 ) -> dict[str, ModelEvaluation]:
     """Calibrates each model on clean rows and scores the test rows; by model name.
 
-    `ready` has calibrations of models that bring their own. `min_anomalous_points` rows
-    make a window anomalous. `point_adjusted` adds metrics that are inflated; `rolling` is
-    the share of windows above the rolling threshold, 0 for none.
+    `ready` has calibrations of models that bring their own. `min_anomalous_points` rows make
+    a window anomalous. `point_adjusted` adds metrics that are inflated; `rolling` is the share
+    of windows above the rolling threshold, 0 for none.
     """
     options: dict[str, Any] = {
         "method": rules.threshold.method,
@@ -132,7 +126,7 @@ def evaluate_models(
             calibration,
             tuple(scores),
             result_rows(name, model.parameters, scores, **options),
-            per_entity_rows(name, scores, levels=LEVELS, **options),
+            per_entity_rows(name, scores, **options),
             rates,
         )
     return evaluated
@@ -194,10 +188,8 @@ def false_alarm_rates(
     rule in use comes first; for the student other rules follow.
     """
     used, window = rules.threshold, prepared.window
-    behind_tau, own_starts = (
-        calibration.threshold_scores[place],
-        calibration.starts[place],
-    )
+    behind_tau = calibration.threshold_scores[place]
+    own_starts = calibration.starts[place]
     compared = [m for m in COMPARED if name == STUDENT and used.method != "fixed"]
     others = [Rule(method, used.rate) for method in compared if method != used.method]
     known = ~np.isnan(scores.window_scores)

@@ -24,7 +24,7 @@ from kdjax.evaluation.rows import NETWORKS, ORACLE, PREVIOUS
 
 BEST_BASELINE = "best baseline"
 
-LEVEL = 0.95
+LEVEL, SEED = 0.95, 0
 MIN_ENTITIES = 3  # that an interval needs
 FEW = 5  # with fewer the interval is too narrow
 RESAMPLES = 9999
@@ -88,16 +88,11 @@ class Measured(NamedTuple):
     values: np.ndarray  # [S, E]
 
 
-def mean_interval(
-    values: npt.ArrayLike, level: float = LEVEL, seed: int = 0
-) -> Interval:
+def mean_interval(values: npt.ArrayLike) -> Interval:
     """The mean over entities with its bootstrap interval.
 
-    `values` are `[E]`, or `[S, E]` from S seeds, which are averaged first; NaN or None
-    where undefined.
-
-    Raises:
-        DataError: values of more than two dimensions, or infinite ones.
+    `values` are `[E]`, or `[S, E]` from S seeds, which are averaged first; NaN or None where
+    undefined; DataError where infinite or of more dimensions.
 
     >>> mean_interval([0.25, 0.75])[-1]
     '2 entities are too few for an interval'
@@ -110,22 +105,17 @@ def mean_interval(
         plural = "entity is" if count == 1 else "entities are"
         reason = f"{count} {plural} too few for an interval"
         return Interval(mean, math.nan, math.nan, count, reason)
-    low, high = _bootstrap(tuple(known.tolist()), level, seed)
+    low, high = _bootstrap(tuple(known.tolist()))
     reason = f"from {count} entities an interval is too narrow" if count < FEW else ""
     return Interval(mean, low, high, count, reason)
 
 
-def paired_difference(
-    first: npt.ArrayLike, second: npt.ArrayLike, level: float = LEVEL, seed: int = 0
-) -> Difference:
+def paired_difference(first: npt.ArrayLike, second: npt.ArrayLike) -> Difference:
     """The mean of `first − second` over entities with its bootstrap interval.
 
-    Both are `[E]`, or `[S, E]` from S seeds, of the same entities in the same order, and
-    from as many seeds or from one. Where one is NaN or None, that entity (in that seed) is
-    left out of both.
-
-    Raises:
-        DataError: the shapes don't fit, or values are infinite.
+    Both are `[E]`, or `[S, E]` from S seeds, of the same entities in the same order, and from
+    as many seeds or from one; else DataError. Where one is NaN or None, that entity (in that
+    seed) is left out of both.
     """
     ours, theirs = _seeds_by_entities(first), _seeds_by_entities(second)
     seeds = {len(ours), len(theirs)} - {1}
@@ -135,7 +125,7 @@ def paired_difference(
             "entities): expected the same entities, and as many seeds or one. Give NaN "
             "where a value is undefined."
         )
-    return Difference(*mean_interval(ours - theirs, level, seed))
+    return Difference(*mean_interval(ours - theirs))
 
 
 def is_baseline(model: str) -> bool:
@@ -148,11 +138,8 @@ def measured(
 ) -> Measured:
     """One metric of one model in the rows of `results["entities"]`.
 
-    Rows without a level are of windows, rows without a `seed` of one seed; rows without
-    the metric are skipped.
-
-    Raises:
-        DataError: two rows are of the same entity and seed.
+    Rows without a level are of windows, rows without a `seed` of one seed; rows without the
+    metric are skipped. DataError where two are of the same entity and seed.
     """
     found: dict[tuple[Any, str], float | None] = {}
     for row in entities:
@@ -214,13 +201,10 @@ def paired_rows(
 ) -> list[dict[str, Any]]:
     """Paired differences for `results.json`, from the rows of `results["entities"]`.
 
-    The second of each of `pairs` is taken from the first. `best baseline` is the baseline
-    with the best mean of the same metric, chosen on the entities that are compared, which
-    favours the baseline.
-
-    JSON-able dicts by `model`, `against`, `threshold`, `level` and `metric`, with
-    `baseline` (which one `best baseline` is, else None) and the fields of `Difference`
-    (None for NaN). Pairs that were not both measured are left out.
+    JSON-able dicts by `model`, `against`, `threshold`, `level` and `metric`, with the fields of
+    `Difference` (None for NaN) and `baseline`: which one `best baseline` is, else None. It is
+    the baseline with the best mean of the same metric, chosen on the entities that are
+    compared, which favours the baseline. Pairs that were not both measured are left out.
     """
     thresholds = list(dict.fromkeys(row["threshold"] for row in entities))
     keys = [
@@ -258,9 +242,7 @@ def best_baseline(
 
 
 @lru_cache(maxsize=1024)
-def _bootstrap(
-    values: tuple[float, ...], level: float, seed: int
-) -> tuple[float, float]:
+def _bootstrap(values: tuple[float, ...]) -> tuple[float, float]:
     """Ends of the expanded percentile interval.
 
     Cached, since a metric without a threshold is in the rows of each threshold.
@@ -270,7 +252,7 @@ def _bootstrap(
     count = len(values)
     if min(values) == max(values):
         return values[0], values[0]  # resampled means differ by rounding
-    quantile = stats.t.ppf((1 + level) / 2, count - 1) * math.sqrt(count / (count - 1))
+    quantile = stats.t.ppf((1 + LEVEL) / 2, count - 1) * math.sqrt(count / (count - 1))
     found = stats.bootstrap(
         (np.array(values),),
         np.mean,
@@ -279,7 +261,7 @@ def _bootstrap(
         vectorized=True,
         confidence_level=float(2 * stats.norm.cdf(quantile) - 1),
         method="percentile",
-        random_state=np.random.default_rng(seed),  # scipy 1.15 calls it rng
+        random_state=np.random.default_rng(SEED),  # scipy 1.15 calls it rng
     ).confidence_interval
     return float(found.low), float(found.high)
 

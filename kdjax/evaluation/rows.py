@@ -84,27 +84,19 @@ Measured = dict[str, float | str]  # metrics; where one has no value, the reason
 
 
 class EntityScores(NamedTuple):
-    """One entity's labels and scores under one model.
-
-    Attributes:
-        entity: its name.
-        labels: `[N]` bool, True in anomalous rows; None where there are no labels.
-        scores: `[N]`, mean of a_t (Eq. 1) over the windows that cover the row; NaN
-            where none does.
-        window_labels: `[M]` bool; None where there are no labels.
-        window_scores: `[M]`, the (c+1)-th largest a_t of the window; NaN where fewer
-            points have a score.
-        threshold: the entity's label-free τ, in units of window scores.
-        rolling_tau: `[M]`, the rolling τ in force before each window; None without one.
-    """
+    """One entity's labels and scores under one model; labels are None where unknown."""
 
     entity: str
-    labels: np.ndarray | None
-    scores: np.ndarray
-    window_labels: np.ndarray | None
-    window_scores: np.ndarray
-    threshold: float
-    rolling_tau: np.ndarray | None = None
+    labels: np.ndarray | None  # [N] bool, True in anomalous rows
+    scores: (
+        np.ndarray
+    )  # [N] mean of a_t (Eq. 1) over the windows that cover the row, or NaN
+    window_labels: np.ndarray | None  # [M] bool
+    window_scores: np.ndarray  # [M] the (c+1)-th largest a_t; NaN where fewer are known
+    threshold: float  # the label-free τ, in units of window scores
+    rolling_tau: np.ndarray | None = (
+        None  # [M] the rolling τ before each window, if any
+    )
 
 
 class _Sample(NamedTuple):
@@ -133,15 +125,12 @@ def result_rows(
 ) -> list[dict[str, Any]]:
     """Rows of `results.json` for one model: threshold x scope x level, JSON-able.
 
-    If an entity lacks labels, only `alarm_rate` has a value. `method` names the label-free
-    rule; `window` is the widest buffer of the volumes, None for none; `point_adjusted` adds
-    F1 that are inflated: compare with those of `random`.
-
-    Eight dicts, and two more of `rolling` where entities have it. `tau` is that of the
-    pooled oracle, else None; `entities_defined` maps metrics to how many entities are in
-    the mean, empty if pooled; `notes` maps metrics to why they are None, and `rows` to how
-    many rows had no score. `POINT_METRICS` are in the two of level `point` and scope
-    `per_entity_mean` only.
+    Eight dicts, and two more of `rolling` where entities have it. If an entity lacks labels,
+    only `alarm_rate` has a value. `method` names the label-free rule; `window` is the widest
+    buffer of the volumes, None for none; `point_adjusted` adds F1 that are inflated. `tau` is
+    that of the pooled oracle, else None; `entities_defined` maps metrics to how many entities
+    are in the mean; `notes` maps metrics to why they are None, and `rows` to how many rows had
+    no score. `POINT_METRICS` are in the two of level `point` and scope `per_entity_mean`.
     """
     _check(entities, method)
     if any(e.labels is None or e.window_labels is None for e in entities):
@@ -177,7 +166,6 @@ def per_entity_rows(
     entities: Sequence[EntityScores],
     *,
     method: str = "conformal",
-    levels: Sequence[str] = ("window",),
     window: int | None = None,
     point_adjusted: bool = False,
 ) -> list[dict[str, Any]]:
@@ -188,27 +176,38 @@ def per_entity_rows(
     `positives` among them, and `notes` (key -> why it is None).
     """
     _check(entities, method)
-    for level in levels:
-        if level not in LEVELS:
-            raise ConfigError(f"level {level!r}: expected one of {', '.join(LEVELS)}.")
     samples = [
         (sample, threshold)
         for entity in entities
-        for level in levels
+        for level in LEVELS
         for sample in [_sample(entity, level, window, point_adjusted)]
         for threshold in (ORACLE, method)
     ]
     samples += [(sample, ROLLING) for sample in _rolling_samples(entities)]
-    return [
-        {
-            "model": model,
-            "entity": sample.entity,
-            "level": sample.level,
-            "threshold": threshold,
-            **_entity_row(sample, threshold),
-        }
-        for sample, threshold in samples
-    ]
+    rows = []
+    for sample, threshold in samples:
+        measured = _measure(sample, threshold)
+        tau, notes = measured["tau"], _reasons(measured)
+        if threshold == ROLLING:
+            tau, notes["tau"] = math.nan, "it moves"
+        elif tau in (math.inf, -math.inf):
+            notes["tau"] = "infinite"
+        rows.append(
+            {
+                "model": model,
+                "entity": sample.entity,
+                "level": sample.level,
+                "threshold": threshold,
+                **_numbers(measured),
+                "tau": _number(tau),
+                f"{sample.level}s": len(sample.scores),
+                "positives": None
+                if sample.labels is None
+                else int(sample.labels.sum()),
+                "notes": notes,
+            }
+        )
+    return rows
 
 
 def _check(entities: Sequence[EntityScores], method: str) -> None:
@@ -225,22 +224,6 @@ def _check(entities: Sequence[EntityScores], method: str) -> None:
                 f"the threshold of {entity.entity} is NaN, under which nothing would "
                 "ever raise an alarm: expected a number. Calibrate the detector first."
             )
-
-
-def _entity_row(sample: _Sample, threshold: str) -> dict[str, Any]:
-    found = _measure(sample, threshold)
-    tau, notes = found["tau"], _reasons(found)
-    if threshold == ROLLING:
-        tau, notes["tau"] = math.nan, "it moves"
-    elif tau in (math.inf, -math.inf):
-        notes["tau"] = "infinite"
-    return {
-        **_numbers(found),
-        "tau": _number(tau),
-        f"{sample.level}s": len(sample.scores),
-        "positives": None if sample.labels is None else int(sample.labels.sum()),
-        "notes": notes,
-    }
 
 
 def _pooled(samples: list[_Sample], threshold: str) -> dict[str, Any]:

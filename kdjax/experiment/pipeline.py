@@ -26,12 +26,7 @@ from kdjax.evaluation.evaluate import (
 )
 from kdjax.evaluation.rows import PREVIOUS
 from kdjax.experiment.assemble import calibration_rules, data_digests
-from kdjax.experiment.groups import (
-    ALL,
-    PER_ENTITY,
-    merge_evaluations,
-    split_groups,
-)
+from kdjax.experiment.groups import ALL, PER_ENTITY, merge_evaluations, split_groups
 from kdjax.experiment.jobs import architecture
 from kdjax.experiment.train import train_groups
 from kdjax.experiment.warm_start import (
@@ -40,12 +35,7 @@ from kdjax.experiment.warm_start import (
     previous_calibration,
     reordered,
 )
-from kdjax.experiment.workdir import (
-    check_data,
-    check_settings,
-    locked,
-    read_results,
-)
+from kdjax.experiment.workdir import check_data, check_settings, locked, read_results
 from kdjax.experiment.write import write_run
 from kdjax.models.autoencoder import count_parameters
 from kdjax.models.residual import (

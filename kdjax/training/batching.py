@@ -80,22 +80,27 @@ class WindowDataset(struct.PyTreeNode):  # type: ignore[no-untyped-call]
 
 
 class IndexedBatch(NamedTuple):
-    """A batch as places in a dataset: the windows `dataset.starts[positions]`.
+    """A batch as places in a dataset on the device: windows `dataset.starts[positions]`.
 
-    Attributes:
-        dataset: on the device.
-        positions: `[B]`.
-        weight: `[B]`, 1, or 0 for a window that only pads the batch.
+    `weight` `[B]` is 1, or 0 for a window that only pads the batch.
     """
 
     dataset: WindowDataset
-    positions: Array | np.ndarray
+    positions: Array | np.ndarray  # [B]
     weight: Array | np.ndarray
 
 
 def take_windows(rows: Array, starts: Array, window: int) -> Array:
     """Windows `[B, L, D]` of rows `[N, D]` at starts `[B]`, on the device."""
     return rows[starts[:, None] + jnp.arange(window)]
+
+
+def padded(batch: np.ndarray, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """A batch of `[batch_size]` with its weight: 1, or 0 where padded."""
+    weight = np.zeros(batch_size, np.float32)
+    weight[: len(batch)] = 1
+    # Padding repeats a real item: its arithmetic is as harmless as that of others.
+    return np.pad(batch, (0, batch_size - len(batch)), mode="edge"), weight
 
 
 def padded_batches(
@@ -107,11 +112,7 @@ def padded_batches(
     [([4, 5], [1.0, 1.0]), ([6, 6], [1.0, 0.0])]
     """
     for first in range(0, len(items), batch_size):
-        batch = items[first : first + batch_size]
-        weight = np.zeros(batch_size, np.float32)
-        weight[: len(batch)] = 1
-        # Padding repeats a real item: its arithmetic is as harmless as that of others.
-        yield np.pad(batch, (0, batch_size - len(batch)), mode="edge"), weight
+        yield padded(items[first : first + batch_size], batch_size)
 
 
 def map_windows(
@@ -126,25 +127,23 @@ def map_windows(
 ) -> Iterator[Any]:
     """`function` of all windows of rows `[N, D]`, batch by batch, without the padding.
 
-    A batch travels to the devices as the stretch of rows that it covers, and is cut
-    into windows there. Stretches and batches come in powers of two, so that another
-    length of series is no reason to compile again.
-
-    Args:
-        function: `(common, windows [B, L, D]) -> [B, …]`, the same object for the same
-            function: it is jitted once.
-        common: a pytree of arrays that all windows share.
-        rows: `[N, D]`; may be a memory map, of which only stretches are read.
-        starts: `[M]` first rows of the windows.
-        window: L.
-        batch_size: B at most; a series of fewer windows takes a smaller one.
-        scaler: applied to the rows, which are scaled already where it is None.
+    `function(common, windows [B, L, D]) -> [B, …]` is jitted once for each object; `common` is
+    a pytree of arrays that all windows share. `rows` may be a memory map, of which only
+    stretches are read; they are scaled already where `scaler` is None. `starts` `[M]` are
+    first rows of the windows. A batch has up to `batch_size` windows, a short series less. It
+    travels to the devices as the stretch of rows that it covers, and is cut into windows
+    there. Stretches and batches come in powers of two, so that another length of series is no
+    reason to compile again.
     """
     batch_size = min(batch_size, _power_of_two(len(starts)))
     mesh = batch_mesh(batch_size)
     compiled = _windowed(function, window, mesh)
     common = place(common, mesh)
-    size = _stretch(starts, window, batch_size)
+    # A stretch has as many rows as the widest batch needs; windows far apart travel one
+    # by one.
+    spans = [int(np.ptp(batch)) for batch, _ in padded_batches(starts, batch_size)]
+    widest = max(spans, default=0) + window
+    size = _power_of_two(min(widest, batch_size * window))
     under_way: collections.deque[tuple[Any, int]] = collections.deque()
     for batch, weight in padded_batches(starts, batch_size):
         stretch, places = _cut(rows, batch, window, size)
@@ -171,19 +170,6 @@ def _windowed(
 
 def _finished(result: Any, count: int) -> Any:
     return jax.tree.map(lambda leaf: np.asarray(leaf)[:count], result)
-
-
-def _stretch(starts: np.ndarray, window: int, batch_size: int) -> int:
-    """Rows that travel with a batch: as many as the widest needs, to a power of two."""
-    widest = max(
-        (
-            int(batch.max()) - int(batch.min()) + window
-            for batch, _ in padded_batches(starts, batch_size)
-        ),
-        default=window,
-    )
-    # Windows far apart travel one by one.
-    return _power_of_two(min(widest, batch_size * window))
 
 
 def _cut(
@@ -263,16 +249,13 @@ Batches = Iterator[IndexedBatch]
 
 
 class BatchSource(NamedTuple):
-    """The batches of each epoch.
+    """The batches of each epoch, `batches(epoch, first)` from number `first` on.
 
-    Attributes:
-        windows: M, of an epoch.
-        batch_size: B; the last batch of an epoch is padded with windows of weight 0.
-        batches: `(epoch, first) ->` the batches of an epoch from number `first` on. They
-            follow from the epoch's number alone, so a job can resume anywhere.
+    They follow from the epoch's number alone, so a job can resume anywhere. The last of an
+    epoch is padded with windows of weight 0.
     """
 
-    windows: int
+    windows: int  # M, of an epoch
     batch_size: int
     batches: Callable[[int, int], Batches]
 
@@ -304,41 +287,23 @@ def epoch_order(key: Array, epoch: int, windows: int) -> np.ndarray:
 def disk_batches(
     source: WindowSource,
     *,
-    seed: int | Sequence[int],
+    seed: Sequence[int],
     batch_size: int,
     teacher: Params | None = None,
     mesh: Mesh | None = None,
-    process: int = 0,
-    processes: int = 1,
 ) -> BatchSource:
     """Batches of windows that are read from disk, in an order drawn from (seed, epoch).
 
-    The windows of an epoch are shuffled as a whole, without a list of them in memory.
-    Each of `processes` hosts takes every so-manieth of that order, so that their shards
-    are disjoint and together complete; they all have as many batches, for which a host
-    with a window less pads one more.
-
-    Args:
-        source: the windows.
-        seed: decides the order, with the epoch.
-        batch_size: B, of each process.
-        teacher: its parameters, placed, where a student learns from them: each step then
-            computes its own targets.
-        mesh: the devices that share a batch.
-        process: number of this host, from 0.
-        processes: number of hosts.
-
-    Raises:
-        ConfigError: grain isn't installed.
+    The windows of an epoch are shuffled as a whole, without a list of them in memory. With
+    a `teacher`, its parameters, placed, each step computes its own targets. The devices of
+    `mesh` share a batch. ConfigError where grain isn't installed.
     """
     grain = load_grain()
-    mine = math.ceil(source.windows / processes)
 
     def batches(epoch: int, first: int) -> Batches:
-        order = grain.MapDataset.range(source.windows).shuffle(_mixed(seed, epoch))
-        for windows, weight in read_batches(
-            source, order[process::processes], mine, batch_size, first
-        ):
+        (drawn,) = np.random.SeedSequence([*seed, epoch]).generate_state(1)
+        order = grain.MapDataset.range(source.windows).shuffle(int(drawn))
+        for windows, weight in read_batches(source, order, batch_size, first):
             count, length, width = windows.shape
             dataset = WindowDataset(
                 jnp.asarray(windows.reshape(count * length, width)),
@@ -348,29 +313,21 @@ def disk_batches(
             dataset = place(dataset, mesh).replace(teacher=teacher)
             yield IndexedBatch(dataset, np.arange(count, dtype=np.int32), weight)
 
-    return BatchSource(mine, batch_size, batches)
+    return BatchSource(source.windows, batch_size, batches)
 
 
 def read_batches(
-    source: WindowSource, order: Any, count: int, batch_size: int, first: int
+    source: WindowSource, order: Any, batch_size: int, first: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Batches of windows `[B, L, D]` with a weight `[B]`, read ahead.
+    """Batches of windows `[B, L, D]` with a weight `[B]` from number `first` on, read ahead.
 
-    Args:
-        source: the windows.
-        order: a grain data set of their places.
-        count: places to come to by padding, if there are less.
-        batch_size: B.
-        first: the batch to begin with; those before it are not read.
+    `order` is a grain data set of their places.
     """
     grain = load_grain()
 
     def read(places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        weight = np.zeros(batch_size, np.float32)
-        weight[: len(places)] = 1
-        # Padding repeats a real window: its arithmetic is as harmless as that of others.
-        padded = np.pad(places, (0, batch_size - len(places)), mode="edge")
-        return source.read(padded), weight
+        batch, weight = padded(places, batch_size)
+        return source.read(batch), weight
 
     batches = order.batch(batch_size, batch_fn=np.array)
     if first < len(batches):
@@ -382,14 +339,6 @@ def read_batches(
             yield from reader
         finally:
             reader.close()
-    for _ in range(max(len(batches), first), math.ceil(count / batch_size)):
-        yield source.read(np.zeros(batch_size, int)), np.zeros(batch_size, np.float32)
-
-
-def _mixed(seed: int | Sequence[int], epoch: int) -> int:
-    """One seed of 32 bits, another for each epoch."""
-    numbers = [seed] if isinstance(seed, int) else list(seed)
-    return int(np.random.SeedSequence([*numbers, epoch]).generate_state(1)[0])
 
 
 def load_grain() -> Any:

@@ -95,8 +95,7 @@ def _seal(folder: Path) -> None:
 
 def _save(directory: Path, step: int, arrays: Any, meta: str) -> None:
     args = ocp.args.Composite(
-        arrays=ocp.args.StandardSave(arrays),
-        meta=ocp.args.JsonSave(json.loads(meta)),
+        arrays=ocp.args.StandardSave(arrays), meta=ocp.args.JsonSave(json.loads(meta))
     )
     directory.mkdir(parents=True, exist_ok=True)
     # On a full disk the errors of orbax's threads would fill the screen.

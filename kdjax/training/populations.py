@@ -86,11 +86,8 @@ def make_population_step(
 ) -> PopulationStep:
     """The jitted step of P members; up to rounding each is that of its step alone.
 
+    `step_of` makes a member's step, from `make_step` without a mesh, of its entry of `hyper`.
     The states given are donated; inactive members and those with a bad step don't change.
-
-    Args:
-        step_of: a member's entry of `hyper` to its step from `make_step` without a mesh.
-        mesh: devices that share the members, from `member_mesh`; None for one.
     """
 
     def train(dataset: WindowDataset, member: Any) -> Any:

@@ -27,17 +27,8 @@ from kdjax.data.windowing import WindowSource
 from kdjax.errors import ConfigError
 from kdjax.losses import check_distillation, distillation_loss, reconstruction_loss
 from kdjax.models.model import Model, Params, fill_missing, head_outputs, residuals
-from kdjax.training.batching import (
-    Batch,
-    IndexedBatch,
-    WindowDataset,
-    as_batch,
-    load_grain,
-    map_windows,
-    padded_batches,
-    read_batches,
-    take_batch,
-)
+from kdjax.training import batching
+from kdjax.training.batching import Batch, IndexedBatch, WindowDataset
 from kdjax.training.sharding import mean_over_batch
 
 SCHEDULES = ("constant", "cosine")
@@ -47,23 +38,14 @@ LossFunction = Callable[[Params, Batch], Array]
 
 
 class TrainState(struct.PyTreeNode):  # type: ignore[no-untyped-call]
-    """All that a training step changes.
+    """All that a training step changes."""
 
-    Attributes:
-        step: number of steps done.
-        params: the network's parameters.
-        opt_state: optax's state.
-        loss_sum: sum of the losses of the running epoch's windows.
-        weight_sum: number of those windows.
-        bad_step: the first step whose loss was not finite; −1 while there is none.
-    """
-
-    step: Array
-    params: Any
-    opt_state: Any
-    loss_sum: Array
-    weight_sum: Array
-    bad_step: Array
+    step: Array  # number of steps done
+    params: Any  # the network's parameters
+    opt_state: Any  # optax's state
+    loss_sum: Array  # of the losses of the running epoch's windows
+    weight_sum: Array  # number of those windows
+    bad_step: Array  # the first step whose loss was not finite; −1 while there is none
 
 
 # `(state, batch) -> (state, metrics)`
@@ -121,19 +103,11 @@ def student_loss(
     alpha_end: ArrayLike | None = None,
     temperature_end: ArrayLike | None = None,
 ) -> LossFunction:
-    """L_S of Eq. 2 of the parameters and a batch with `targets`.
+    """L_S of Eq. 2 of the parameters and a batch with `targets`, whose X_T `teacher` makes.
 
-    α and T may be traced, and may change evenly over the steps (`batch.progress`).
-
-    Args:
-        model: the student.
-        teacher: whose `activate` makes X_T of targets.
-        alpha: α, at the first step; 0 with no `alpha_end` needs no targets.
-        temperature: T, at the first step; no effect on `scores`.
-        temperature_mode: one of `kdjax.losses.TEMPERATURE_MODES`.
-        target: one of `kdjax.losses.TARGETS`.
-        alpha_end: α after the last step; None: constant.
-        temperature_end: T after the last step; None: constant.
+    α and T may be traced; with `alpha_end` and `temperature_end` they change evenly over the
+    steps (`batch.progress`). With α = 0 throughout no targets are needed. See `kdjax.losses`
+    for `temperature_mode` and `target`.
     """
     check_distillation(target, temperature_mode)
     alone = alpha_end is None and not isinstance(alpha, Array) and alpha == 0
@@ -280,16 +254,11 @@ def make_step(
 ) -> Step:
     """The jitted step `(state, batch) -> (state, metrics)` of any loss.
 
-    Args:
-        loss: `(params, batch) -> loss`.
-        tx: optax optimizer.
-        targets: distillation targets of windows `[B, L, D]`, for batches without them.
-        window: L, for an `IndexedBatch`.
-        teacher: for a dataset that carries the teacher's parameters.
-        steps: of the whole job, for a loss that changes with `batch.progress`.
-        mesh: devices that share an `IndexedBatch`; state and dataset then lie on all of
-            them (`kdjax.training.sharding.place`).
-        donate: whether the state given may be overwritten.
+    `targets` gives distillation targets of windows `[B, L, D]` to batches without them. An
+    `IndexedBatch` needs `window`, L, and `teacher` where its dataset carries the teacher's
+    parameters; devices of `mesh` may share it, and then state and dataset lie on all of them
+    (`kdjax.training.sharding.place`). `steps` are those of the whole job, for a loss that
+    changes with `batch.progress`. With `donate` the state given may be overwritten.
     """
 
     def gradient(common: Any, items: Any, weight: Array) -> tuple[Array, Params]:
@@ -298,18 +267,20 @@ def make_step(
             batch = items._replace(weight=weight)
         else:
             assert window is not None
-            batch = take_batch(dataset, dataset.starts[items], weight, window)
-            batch = batch._replace(
-                targets=_dataset_targets(dataset, items, batch.windows, teacher),
-                recorded=None if dataset.recorded is None else dataset.recorded[items],
-            )
+            batch = batching.take_batch(dataset, dataset.starts[items], weight, window)
+            if dataset.targets is not None:
+                batch = batch._replace(targets=dataset.targets[items])
+            elif dataset.teacher is not None:
+                assert teacher is not None
+                outputs = head_outputs(teacher, dataset.teacher, batch.windows)
+                batch = batch._replace(targets=jax.lax.stop_gradient(outputs))
+            if dataset.recorded is not None:
+                batch = batch._replace(recorded=dataset.recorded[items])
         if batch.targets is None and targets is not None:
-            batch = batch._replace(
-                targets=jax.lax.stop_gradient(targets(batch.windows))
-            )
-        found: tuple[Array, Params] = jax.value_and_grad(loss)(
-            params, batch._replace(progress=progress)
-        )
+            given = jax.lax.stop_gradient(targets(batch.windows))
+            batch = batch._replace(targets=given)
+        batch = batch._replace(progress=progress)
+        found: tuple[Array, Params] = jax.value_and_grad(loss)(params, batch)
         return found
 
     gradient = mean_over_batch(gradient, mesh)
@@ -342,19 +313,6 @@ def make_step(
         return updated, {"loss": value}
 
     return jax.jit(train_step, donate_argnums=0 if donate else ())
-
-
-def _dataset_targets(
-    dataset: WindowDataset, index: Array, windows: Array, teacher: Model | None
-) -> Array | None:
-    """Targets that a dataset has, or that its teacher's parameters give."""
-    if dataset.targets is not None:
-        return dataset.targets[index]
-    if dataset.teacher is None:
-        return None
-    assert teacher is not None
-    found = head_outputs(teacher, dataset.teacher, windows)
-    return jax.lax.stop_gradient(found)
 
 
 def make_optimizer(
@@ -414,7 +372,7 @@ def make_validate(
         common: tuple[Params, WindowDataset], starts: Array, weight: Array
     ) -> Array:
         params, dataset = common
-        return loss(params, take_batch(dataset, starts, weight, window))
+        return loss(params, batching.take_batch(dataset, starts, weight, window))
 
     batch_loss = jax.jit(mean_over_batch(mean_loss, mesh))
     starts = np.asarray(dataset.starts)
@@ -422,7 +380,7 @@ def make_validate(
     def validate(params: Params) -> float:
         total = sum(
             float(batch_loss((params, dataset), batch, weight)) * float(weight.sum())
-            for batch, weight in padded_batches(starts, batch_size)
+            for batch, weight in batching.padded_batches(starts, batch_size)
         )
         return total / len(starts)
 
@@ -439,17 +397,15 @@ def make_source_validate(
     """`make_validate` for windows that are read from disk."""
 
     def mean_loss(params: Params, windows: Array, weight: Array) -> Array:
-        return loss(params, as_batch(windows, weight, missing=source.missing))
+        return loss(params, batching.as_batch(windows, weight, missing=source.missing))
 
     batch_loss = jax.jit(mean_over_batch(mean_loss, mesh))
-    order = load_grain().MapDataset.range(source.windows)
+    order = batching.load_grain().MapDataset.range(source.windows)
 
     def validate(params: Params) -> float:
         total = sum(
             float(batch_loss(params, windows, weight)) * float(weight.sum())
-            for windows, weight in read_batches(
-                source, order, source.windows, batch_size, 0
-            )
+            for windows, weight in batching.read_batches(source, order, batch_size, 0)
         )
         return total / source.windows
 
@@ -466,7 +422,7 @@ def dataset_outputs(
 ) -> np.ndarray:
     """A model's head outputs for all windows of dataset, `[M, L, D]`, or its codes."""
     starts = np.asarray(dataset.starts)
-    pieces = map_windows(
+    pieces = batching.map_windows(
         _outputs_function(model, dataset.missing),
         params,
         np.asarray(dataset.rows),

@@ -58,15 +58,10 @@ def target_model(
 ) -> Model:
     """The model whose head outputs are a kind's targets; its `activate` gives X_T.
 
-    Args:
-        kind: of the teacher.
-        architecture: of its network, where it has one.
-        target: `reconstruction`, `errors` for residuals, or `hidden` for the code
-            `[B, H]` of a network.
-        weights: of each component; () for the first component alone, whose parameters
-            then are the only ones. Σ wᵢ·MSE(y, yᵢ) and MSE(y, Σ wᵢ·yᵢ) with weights
-            that sum to 1 differ by what no student can change, so the weighted mean of
-            several teachers is the target.
+    `target` is `reconstruction`, `errors` for residuals, or `hidden` for the code `[B, H]` of
+    a network. `weights` are of each component; () for the first alone, whose parameters then
+    are the only ones. Σ wᵢ·MSE(y, yᵢ) and MSE(y, Σ wᵢ·yᵢ) with weights that sum to 1 differ
+    by what no student can change, so the weighted mean of several teachers is the target.
     """
     kinds = components_of(kind)
     if target == "hidden":
@@ -128,32 +123,23 @@ _SPREAD = 0.5
 
 
 class Distillation(NamedTuple):
-    """What a student is distilled from, and how.
+    """What a student is distilled from, and how; see `kdjax.losses`."""
 
-    Attributes:
-        teacher: a network, a baseline or an ensemble; None with `scorers` alone.
-        alpha, alpha_end: of Eq. 2, at the first step and after the last; None: the same.
-        temperature, temperature_end: the same of T.
-        temperature_mode: see `kdjax.losses`.
-        target: see there.
-        weights: of the teacher's components, or of the scorers; () for the first
-            component, or for scorers that count the same.
-        scorers: the teachers where the target is `scores`.
-        cache_bytes: up to this size targets are kept; past it each step computes its own.
-        batch_size: windows of a teacher at once.
-    """
-
-    teacher: ResidualModel | None
-    alpha: float
-    alpha_end: float | None
+    teacher: ResidualModel | None  # None with `scorers` alone
+    alpha: float  # of Eq. 2, at the first step
+    alpha_end: float | None  # after the last; None: the same
     temperature: float
     temperature_end: float | None
     temperature_mode: str
     target: str
+    # Of the teacher's components, or of the scorers; () for the first component, or for
+    # scorers that count the same.
     weights: tuple[float, ...]
-    scorers: tuple[ScoreFunction, ...]
-    cache_bytes: float
-    batch_size: int
+    scorers: tuple[ScoreFunction, ...]  # the teachers where the target is `scores`
+    cache_bytes: (
+        float  # up to this size targets are kept; past it computed in each step
+    )
+    batch_size: int  # windows of a teacher at once
 
     @property
     def model(self) -> Model:
@@ -191,22 +177,14 @@ _NO_TEACHER = Model(lambda key, windows: {}, lambda params, windows: windows)
 def target_shape(
     distillation: Distillation, student: Architecture, window: int
 ) -> tuple[int, ...]:
-    """The shape of the targets of one window.
-
-    Args:
-        distillation: from a teacher or scorers.
-        student: its architecture.
-        window: L.
-    """
+    """The shape of the targets of one window of L = `window` rows."""
     if distillation.target == "scores":
         return (window,)
     if distillation.target != "hidden":
         return (window, student.width)
-    assert (
-        distillation.teacher is not None
-        and distillation.teacher.architecture is not None
-    )
-    return (min(_code_width(student), _code_width(distillation.teacher.architecture)),)
+    assert distillation.teacher is not None
+    shapes = (student, distillation.teacher.architecture)
+    return (min(_code_width(shape) for shape in shapes if shape is not None),)
 
 
 def compute_targets(
@@ -219,13 +197,8 @@ def compute_targets(
 ) -> np.ndarray:
     """Targets of all windows of a dataset, `[M, …]` as in `target_shape`.
 
-    Args:
-        distillation: from a teacher or scorers.
-        dataset: the windows.
-        window: L.
-        student: its architecture.
-        recorded: how many windows, the first ones, are as they were recorded; axes of
-            codes and tails of scores come from them.
+    The first `recorded` windows are as they were recorded; axes of codes and tails of scores
+    come from them.
     """
     if distillation.target == "scores":
         return _tails(distillation, dataset, window=window, recorded=recorded)

@@ -54,11 +54,7 @@ class SweepResult(NamedTuple):
 
 
 def run_sweep(
-    design: Design,
-    workdir: Path,
-    *,
-    way: str = AUTO,
-    console: Console | None = None,
+    design: Design, workdir: Path, *, way: str = AUTO, console: Console | None = None
 ) -> SweepResult:
     """Trains, evaluates and tabulates all members; resumes a sweep that was killed.
 
