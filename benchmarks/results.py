@@ -10,7 +10,8 @@ import argparse
 import json
 from pathlib import Path
 
-from kdjax.evaluation.report import markdown_table
+from kdjax.evaluation.report import markdown_section
+from kdjax.evaluation.tables import detection_table
 from kdjax.io.files import write_text
 
 KEPT = ("model", "entity", "threshold", "level", "f1", "average_precision", "vus_pr")
@@ -31,7 +32,7 @@ def main() -> None:
     ]
     lines = json.dumps(results, allow_nan=False).replace('}, {"model"', '},\n{"model"')
     write_text(given.output, lines + "\n")
-    print(markdown_table(results))
+    print(markdown_section(detection_table(results)._replace(title="")))
     for row in results["paired"]:
         against = row.get("baseline") or row.get("control") or row["against"]
         interval = "no interval"

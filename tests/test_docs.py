@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 
 from kdjax.config import completed, renamed_fields, resolve
-from kdjax.evaluation.report import markdown_table
+from kdjax.evaluation.report import markdown_section
+from kdjax.evaluation.tables import detection_table
 
 ROOT = Path(__file__).parent.parent
 # These hold no run; the tests of what they measure check them.
@@ -28,7 +29,8 @@ RESULTS = sorted(
 def table_of(path: Path) -> str:
     """The table's lines, without the caption below it."""
     results = json.loads(path.read_text("utf-8"))
-    return markdown_table(results).split("\n\n")[0]
+    table = detection_table(results)._replace(title="", words="")
+    return markdown_section(table).strip()
 
 
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)

@@ -145,13 +145,6 @@ def csv_lines(rows: Sequence[Mapping[str, Any]]) -> str:
     return str(frame.to_csv(index=False, lineterminator="\n"))
 
 
-def markdown_table(results: Results) -> str:
-    """The detection table as GitHub Markdown, its caption below."""
-    return markdown_section(
-        tables.detection_table(results)._replace(title="", words="")
-    ) + (f"\n{tables.caption(results)}\n")
-
-
 def markdown_section(table: Table) -> str:
     """A section of GitHub Markdown."""
     heads = [

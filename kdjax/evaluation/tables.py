@@ -88,9 +88,19 @@ def report_tables(results: Results) -> list[Table]:
 def detection_table(results: Results) -> Table:
     """Table 1, extended; without labels the shares of windows in alarm."""
     if results["dataset"].get("positive_windows") is None:
+        place = (label_free_method(results), "pooled", "window")
+        lines = [
+            (
+                row["model"],
+                _text(row["parameters"], INTEGER),
+                _text(row["alarm_rate"], ".2%"),
+            )
+            for row in results["rows"]
+            if (row["threshold"], row["scope"], row["level"]) == place
+        ]
         heads = ("Model", "Parameters", "Test windows in alarm")
         words = "No labels, so no number here measures how well anomalies are found."
-        return Table("Results", _frame(heads, alarm_rates(results)), words)
+        return Table("Results", _frame(heads, lines), words)
     rows, own = _rows(results), label_free_method(results)
     oracle, points = ("oracle", "pooled", "window"), ("per_entity_mean", "point")
     columns: dict[tuple[str, str], tuple[str, ...]] = {
@@ -352,20 +362,6 @@ def rate_texts(found: Row | None) -> tuple[str, str]:
     return f"{found['rate']:.2%}", f"({found['low']:.1%}–{found['high']:.1%})"
 
 
-def alarm_rates(results: Results) -> list[tuple[str, str, str]]:
-    """Model, parameters and the pooled share of test windows above τ, as text."""
-    place = (label_free_method(results), "pooled", "window")
-    return [
-        (
-            row["model"],
-            _text(row["parameters"], INTEGER),
-            _text(row["alarm_rate"], ".2%"),
-        )
-        for row in results["rows"]
-        if (row["threshold"], row["scope"], row["level"]) == place
-    ]
-
-
 def caption(results: Results) -> str:
     """What the numbers were measured on, and what the column names mean."""
     data = results["dataset"]
@@ -374,15 +370,17 @@ def caption(results: Results) -> str:
         further = " random: scores drawn at random, for comparison."
     if results.get("costs"):
         further += " costs: bytes of the exported file; ms a window on one core."
+    names = ("window", "stride", "min_anomalous_points", "windows", "positive_windows")
+    window, stride, least, windows, positive = (
+        _text(data[name], INTEGER) for name in names
+    )
     return (
-        f"Windows of {_text(data['window'], INTEGER)} rows, stride {_text(data['stride'], INTEGER)}, "
-        "anomalous from min_anomalous_points = "
-        f"{_text(data['min_anomalous_points'], INTEGER)} on: {_text(data['windows'], INTEGER)} "
-        f"windows, {_text(data['positive_windows'], INTEGER)} positive, "
-        f"{entity_count(data)}. "
-        f"oracle: τ chosen on the test labels; label-free τ: {label_free_method(results)}, without labels. "
-        "P precision, R recall; pooled: counts of all entities together; mean: of the "
-        "entities' own metric; AP: average precision of row scores." + further
+        f"Windows of {window} rows, stride {stride}, anomalous from min_anomalous_points "
+        f"= {least} on: {windows} windows, {positive} positive, {entity_count(data)}. "
+        f"oracle: τ chosen on the test labels; label-free τ: {label_free_method(results)}, "
+        "without labels. P precision, R recall; pooled: counts of all entities together; "
+        "mean: of the entities' own metric; AP: average precision of row scores."
+        + further
     )
 
 
@@ -434,8 +432,8 @@ def results_table(results: Results) -> rich.console.Group:
 def unlabelled_table(results: Results) -> rich.table.Table:
     """Models, sizes and shares of test windows in alarm, for a terminal."""
     title = f"{results['dataset']['name']}: no labels to evaluate with"
-    heads = ("Model", "Parameters", "Test windows in alarm")
-    return _terminal_table(title, heads, alarm_rates(results))
+    frame = detection_table(results).frame
+    return _terminal_table(title, [*frame.columns], frame.to_numpy())
 
 
 def rates_table(results: Results) -> rich.table.Table:
