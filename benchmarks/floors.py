@@ -52,7 +52,7 @@ from kdjax.evaluation.intervals import LEVEL, RESAMPLES, paired_rows
 from kdjax.evaluation.rows import NETWORKS, EntityScores, per_entity_rows
 from kdjax.experiment.assemble import calibration_rules, data_digests
 from kdjax.experiment.groups import group_name
-from kdjax.experiment.pipeline import load_dataset, prepare_parts
+from kdjax.experiment.pipeline import load_dataset, prepare_groups
 from kdjax.experiment.workdir import (
     CONFIG,
     check_data,
@@ -166,7 +166,7 @@ def measure(workdir: Path, settings: Fields, console: Console) -> Found:
     found: Found = {m: {pair: {} for pair in pairs(settings)} for m in models}
     dataset = load_dataset(settings["data"])
     check_data(workdir, data_digests(dataset))
-    parts = prepare_parts(dataset, settings)
+    parts = prepare_groups(dataset, settings)
     for part, prepared in track(parts.items(), console=console):
         rules = calibration_rules(settings, prepared)
         for name in models:

@@ -33,7 +33,7 @@ from kdjax.evaluation.evaluate import evaluate_models
 from kdjax.evaluation.intervals import paired_difference
 from kdjax.evaluation.rows import EntityScores
 from kdjax.experiment.assemble import calibration_rules
-from kdjax.experiment.pipeline import load_dataset, prepare_parts
+from kdjax.experiment.pipeline import load_dataset, prepare_groups
 from kdjax.io.environment import describe_environment
 from kdjax.io.files import write_text
 from kdjax.models.residual import fit_baseline, join_models
@@ -77,7 +77,7 @@ def main() -> None:
 def measure(settings: dict[str, Any]) -> Found:
     """Each model under each rule and share, on each entity with an anomalous window."""
     found: Found = {}
-    parts = prepare_parts(load_dataset(settings["data"]), settings)
+    parts = prepare_groups(load_dataset(settings["data"]), settings)
     for prepared in track([*parts.values()], console=Console(stderr=True)):
         evaluated = evaluate_models(
             models(prepared, settings["teacher"]["components"]),

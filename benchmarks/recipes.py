@@ -26,7 +26,7 @@ from kdjax.evaluation.evaluate import evaluate_models
 from kdjax.evaluation.intervals import paired_difference
 from kdjax.evaluation.rows import ROLLING
 from kdjax.experiment.assemble import calibration_rules
-from kdjax.experiment.pipeline import load_dataset, prepare_parts
+from kdjax.experiment.pipeline import load_dataset, prepare_groups
 from kdjax.models.residual import fit_baseline, join_models
 
 PARTS = ("mahalanobis", "pca", "kmeans", "difference", "moving_average")
@@ -47,7 +47,7 @@ def recipes() -> list[tuple[str, ...]]:
 def measure(settings: dict[str, Any], console: Console) -> Measures:
     """Measures by recipe, entity and name."""
     found: Measures = {"+".join(recipe): {} for recipe in recipes()}
-    parts = prepare_parts(load_dataset(settings["data"]), settings)
+    parts = prepare_groups(load_dataset(settings["data"]), settings)
     for entity, prepared in track(parts.items(), console=console):
         fitted = {kind: fit_baseline(kind, prepared) for kind in PARTS}
         for recipe in recipes():

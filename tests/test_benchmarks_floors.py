@@ -13,7 +13,7 @@ from kdjax.detection.storage import load_detector
 from kdjax.errors import ArtifactError, ConfigError, DataError
 from kdjax.evaluation.evaluate import evaluate_models
 from kdjax.experiment.assemble import calibration_rules
-from kdjax.experiment.pipeline import load_dataset, prepare_parts, run
+from kdjax.experiment.pipeline import load_dataset, prepare_groups, run
 
 pytestmark = pytest.mark.slow
 
@@ -134,7 +134,7 @@ def assert_rows(found, expected):
 def test_errors_that_were_kept_score_as_the_models_do(floors, found, done, name, pair):
     workdir, settings, _ = done
     values = pair if isinstance(pair, dict) else floors.Pair(*pair)._asdict()
-    parts = prepare_parts(load_dataset(settings["data"]), settings)
+    parts = prepare_groups(load_dataset(settings["data"]), settings)
     assert tuple(parts) == MACHINES
     for part, prepared in parts.items():
         wanted = evaluated(workdir, settings, part, prepared, **values)
@@ -145,7 +145,7 @@ def test_errors_that_were_kept_score_as_the_models_do(floors, found, done, name,
 def test_machines_of_one_model_are_measured_as_well(floors, shared):
     workdir, settings = shared
     own = floors.measure(workdir, settings, QUIET)
-    ((_, prepared),) = prepare_parts(load_dataset(settings["data"]), settings).items()
+    ((_, prepared),) = prepare_groups(load_dataset(settings["data"]), settings).items()
     wanted = evaluated(workdir, settings, "", prepared, floor=2.0, ridge=1.0)
     for model in MODELS:
         rows = [row for m in MACHINES for row in own[model]["2/1"][m]]
@@ -155,7 +155,7 @@ def test_machines_of_one_model_are_measured_as_well(floors, shared):
 
 def test_missing_cells_are_left_out_as_the_package_does_it(floors, done):
     workdir, settings, _ = done
-    prepared = prepare_parts(load_dataset(settings["data"]), settings)["press"]
+    prepared = prepare_groups(load_dataset(settings["data"]), settings)["press"]
     (entity,) = prepared.entities
     series = []
     for seed, own in enumerate((entity.train, entity.test)):
@@ -315,7 +315,7 @@ def test_a_borrowed_threshold_is_refused(floors, shared):
 
 def test_entities_without_labels_or_rows_are_refused(floors, done):
     settings = done[1]
-    prepared = prepare_parts(load_dataset(settings["data"]), settings)["press"]
+    prepared = prepare_groups(load_dataset(settings["data"]), settings)["press"]
     (entity,) = prepared.entities
     unlabelled = entity._replace(test=entity.test._replace(labels=None))
     with pytest.raises(DataError, match="press: no labelled test rows"):

@@ -88,19 +88,19 @@ def report_tables(results: Results) -> list[Table]:
 def detection_table(results: Results) -> Table:
     """Table 1, extended; without labels the shares of windows in alarm."""
     if results["dataset"].get("positive_windows") is None:
-        place = (label_free_method(results), "pooled", "window")
-        lines = [
+        pooled = (label_free_method(results), "pooled", "window")
+        shares = [
             (
                 row["model"],
                 _text(row["parameters"], INTEGER),
                 _text(row["alarm_rate"], ".2%"),
             )
             for row in results["rows"]
-            if (row["threshold"], row["scope"], row["level"]) == place
+            if (row["threshold"], row["scope"], row["level"]) == pooled
         ]
         heads = ("Model", "Parameters", "Test windows in alarm")
         words = "No labels, so no number here measures how well anomalies are found."
-        return Table("Results", _frame(heads, lines), words)
+        return Table("Results", _frame(heads, shares), words)
     rows, own = _rows(results), label_free_method(results)
     oracle, points = ("oracle", "pooled", "window"), ("per_entity_mean", "point")
     columns: dict[tuple[str, str], tuple[str, ...]] = {

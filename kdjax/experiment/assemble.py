@@ -39,10 +39,8 @@ def calibration_rules(settings: Settings, prepared: Prepared) -> Rules:
 def threshold_rule(settings: Settings, *, step_seconds: float, stride: int) -> Rule:
     """How τ is chosen; a budget of alarms becomes a rate of windows of this stride.
 
-    `data.step_seconds` overrides `step_seconds`, which is 0 if rows have no dates.
-
-    Raises:
-        ConfigError: a budget can't be met, or the time between rows is unknown.
+    `data.step_seconds` overrides `step_seconds`, which is 0 if rows have no dates. ConfigError
+    where a budget can't be met, or the time between rows is unknown.
     """
     threshold = settings["threshold"]
     method, rate = threshold["method"], threshold["false_alarm_rate"]
@@ -79,19 +77,22 @@ def make_detector(
     detection, threshold = settings["detection"], settings["threshold"]
     entities = tuple(entity.name for entity in prepared.entities)
     taus = [tau._asdict() for tau in calibration.thresholds]
+    splits = {}
+    for entity in prepared.entities:
+        rows = {
+            name: int(np.diff(spans, axis=1).sum())
+            for name, spans in entity.split._asdict().items()
+        }
+        tested = 0 if entity.test is None else len(entity.test.values)
+        splits[entity.name] = {**rows, "test": tested}
+    # The last raw train rows of the first entity that has enough of them.
+    wanted = REFERENCE_WINDOWS * prepared.window
+    values = [entity.train.values for entity in prepared.entities]
+    reference = max(values, key=lambda rows: min(len(rows), wanted))[-wanted:]
     card = {
         "title": f"{name} of {prepared.name}",
         "model": {"name": name, "kind": model.kind, "parameters": model.parameters},
-        "splits": {
-            entity.name: {
-                **{
-                    split: int(np.diff(spans, axis=1).sum())
-                    for split, spans in entity.split._asdict().items()
-                },
-                "test": 0 if entity.test is None else len(entity.test.values),
-            }
-            for entity in prepared.entities
-        },
+        "splits": splits,
         "thresholds": dict(zip((*entities, POOLED), taus, strict=True)),
         "floored_channels": dict(calibration.floored),
         "never_tested_on": [
@@ -124,7 +125,7 @@ def make_detector(
         calibration=tuple(
             scores.astype(np.float32) for scores in calibration.threshold_scores
         ),
-        reference=_reference(prepared),
+        reference=np.array(reference),
         step=float(np.median([median_step(e.train.time) for e in prepared.entities])),
         attribution=detection["attribution"],
         min_duration=threshold["min_duration"],
@@ -148,11 +149,3 @@ def series_digest(series: Series) -> str:
         for chunk in () if array is None else chunks(array):
             digest.update(np.ascontiguousarray(chunk).tobytes())
     return digest.hexdigest()
-
-
-def _reference(prepared: Prepared) -> np.ndarray:
-    """The last raw train rows, `[R, D]`, of the first entity that has enough of them."""
-    wanted = REFERENCE_WINDOWS * prepared.window
-    values = [entity.train.values for entity in prepared.entities]
-    first = max(values, key=lambda rows: min(len(rows), wanted))
-    return np.array(first[-wanted:])

@@ -33,17 +33,17 @@ def split_groups(dataset: Dataset, entity_mode: str) -> dict[str, Dataset]:
     }
 
 
-def group_name(name: str, part: str) -> str:
+def group_name(name: str, group: str) -> str:
     """Such as `teacher/machine-1-1`: a network's name in the log and as a folder."""
-    if part == ALL:
+    if group == ALL:
         return name
     # Quoted, so that an entity's name can't lead out of the folder.
-    return f"{name}/{urllib.parse.quote(part, safe=' ').replace('.', '%2E')}"
+    return f"{name}/{urllib.parse.quote(group, safe=' ').replace('.', '%2E')}"
 
 
 def merge_evaluations(
     name: str,
-    parts: Sequence[ModelEvaluation],
+    evaluations: Sequence[ModelEvaluation],
     *,
     window: int,
     point_adjusted: bool = False,
@@ -52,10 +52,10 @@ def merge_evaluations(
 
     The calibration has no pooled entries, and the model is that of the first group.
     """
-    if len(parts) == 1:
-        return parts[0]
-    first = parts[0]
-    scores = tuple(entity for part in parts for entity in part.scores)
+    first = evaluations[0]
+    if len(evaluations) == 1:
+        return first
+    scores = tuple(entity for evaluation in evaluations for entity in evaluation.scores)
     rows = result_rows(
         name,
         first.model.parameters,
@@ -64,31 +64,30 @@ def merge_evaluations(
         window=window,
         point_adjusted=point_adjusted,
     )
-    return ModelEvaluation(
-        first.model,
-        _merge_calibrations([part.calibration for part in parts]),
-        scores,
-        rows,
-        [row for part in parts for row in part.entities],
-        [rate for part in parts for rate in part.rates],
+    calibrations = [evaluation.calibration for evaluation in evaluations]
+    # Without the last entry of each group, which is its pooled one.
+    scalers, gaussians = (
+        [
+            np.concatenate([array[:-1] for array in arrays])
+            for arrays in zip(*of_groups, strict=True)
+        ]
+        for of_groups in (
+            [calibration.scalers for calibration in calibrations],
+            [calibration.gaussians for calibration in calibrations],
+        )
     )
-
-
-def _merge_calibrations(parts: Sequence[Calibration]) -> Calibration:
-    """Without the last entries of each group, which are its pooled ones."""
-
-    def joined(arrays: Sequence[np.ndarray]) -> np.ndarray:
-        return np.concatenate([array[:-1] for array in arrays])
-
-    return Calibration(
-        scalers=Scaler(*map(joined, zip(*(p.scalers for p in parts), strict=True))),
-        gaussians=Gaussian(
-            *map(joined, zip(*(p.gaussians for p in parts), strict=True))
+    calibration = Calibration(
+        scalers=Scaler(*scalers),
+        gaussians=Gaussian(*gaussians),
+        thresholds=tuple(tau for c in calibrations for tau in c.thresholds[:-1]),
+        scores=tuple(scores for c in calibrations for scores in c.scores),
+        starts=tuple(starts for c in calibrations for starts in c.starts),
+        threshold_scores=tuple(
+            s for c in calibrations for s in c.threshold_scores[:-1]
         ),
-        thresholds=tuple(tau for p in parts for tau in p.thresholds[:-1]),
-        scores=tuple(own for p in parts for own in p.scores),
-        starts=tuple(own for p in parts for own in p.starts),
-        threshold_scores=tuple(own for p in parts for own in p.threshold_scores[:-1]),
-        notes=tuple(note for p in parts for note in p.notes),
-        floored={k: v for p in parts for k, v in p.floored.items()},
+        notes=tuple(note for c in calibrations for note in c.notes),
+        floored={k: v for c in calibrations for k, v in c.floored.items()},
     )
+    entities = [row for evaluation in evaluations for row in evaluation.entities]
+    rates = [rate for evaluation in evaluations for rate in evaluation.rates]
+    return ModelEvaluation(first.model, calibration, scores, rows, entities, rates)

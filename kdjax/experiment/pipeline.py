@@ -19,6 +19,7 @@ from kdjax.data.series import Dataset
 from kdjax.detection.calibration import check_enough
 from kdjax.errors import ConfigError, DataError
 from kdjax.evaluation.evaluate import (
+    Inspection,
     ModelEvaluation,
     evaluate_models,
     inspect_training,
@@ -38,12 +39,12 @@ from kdjax.experiment.warm_start import (
 from kdjax.experiment.workdir import check_data, check_settings, locked, read_results
 from kdjax.experiment.write import write_run
 from kdjax.models.autoencoder import count_parameters
+from kdjax.models.baselines import BASELINES
 from kdjax.models.residual import (
     NETWORK,
     ResidualModel,
     component,
     components_of,
-    count_baseline,
     fit_baseline,
 )
 from kdjax.training import hosts
@@ -104,28 +105,35 @@ def _run(settings: Settings, workdir: Path, console: Console) -> dict[str, Any]:
             check_data(workdir, sources)
             console.print(f"{workdir} is finished: nothing to do.")
             return finished
-        parts = prepare_parts(dataset, settings)
-        entities = tuple(e for part in parts.values() for e in part.entities)
-        prepared = next(iter(parts.values()))._replace(entities=entities)
+        groups = prepare_groups(dataset, settings)
+        entities = tuple(e for group in groups.values() for e in group.entities)
+        prepared = next(iter(groups.values()))._replace(entities=entities)
         # Only now: an error in the data must not bind the folder to the settings.
         check_settings(workdir, settings, write=True)
         check_data(workdir, sources)
-    console.print(_summary(prepared))
+    names = [entity.name for entity in prepared.entities]
+    rows = sum(len(entity.train.values) for entity in prepared.entities)
+    console.print(
+        f"{prepared.name}: {len(names)} entities "
+        f"({', '.join(names[:4] + ['…'] * (len(names) > 4))}), {rows:,} train rows, "
+        f"{len(prepared.channels)} channels"
+    )
 
     with _timed(seconds, "training"):
         first = warm_start.params if warm_start else {}
-        networks = train_groups(parts, settings, workdir, console, first=first)
+        networks = train_groups(groups, settings, workdir, console, first=first)
 
     with _timed(seconds, "evaluation"):
-        evaluated = {}
-        for part, own in parts.items():
+        evaluated, inspections = {}, list[Inspection]()
+        for name, group in groups.items():
             shown = console
-            if part != ALL:  # a line for each group, not for each of its models
-                console.print(f"{part}: models calibrate and score")
+            if name != ALL:  # a line for each group, not for each of its models
+                console.print(f"{name}: models calibrate and score")
                 shown = Console(quiet=True)
-            evaluated[part] = _evaluate(
-                networks[part], own, settings, shown, warm_start
-            )
+            models = _evaluate(networks[name], group, settings, shown, warm_start)
+            rules = calibration_rules(settings, group)
+            inspections += inspect_training(models["student"], group, rules)
+            evaluated[name] = models
         merged = {
             name: merge_evaluations(
                 name,
@@ -135,20 +143,13 @@ def _run(settings: Settings, workdir: Path, console: Console) -> dict[str, Any]:
             )
             for name in next(iter(evaluated.values()))
         }
-        inspections = [
-            inspection
-            for part, own in parts.items()
-            for inspection in inspect_training(
-                evaluated[part]["student"], own, calibration_rules(settings, own)
-            )
-        ]
 
     notes = [
         note for series in (*dataset.train, *dataset.test) for note in series.notes
     ]
     if settings["entity_mode"] == PER_ENTITY:
         notes.append(
-            f"entity_mode=per_entity: {len(parts)} teachers and as many students, one an "
+            f"entity_mode=per_entity: {len(groups)} teachers and as many students, one an "
             "entity; parameters are those of one of them"
         )
     notes += channel_notes(prepared) + test_notes(merged["student"], prepared)
@@ -157,7 +158,7 @@ def _run(settings: Settings, workdir: Path, console: Console) -> dict[str, Any]:
             workdir,
             merged,
             prepared,
-            parts=[(part, own, evaluated[part]) for part, own in parts.items()],
+            groups=[(name, group, evaluated[name]) for name, group in groups.items()],
             inspections=inspections,
             settings=settings,
             digests=digests,
@@ -191,13 +192,13 @@ def prepare_dataset(dataset: Dataset, settings: Settings) -> Prepared:
     return prepared
 
 
-def prepare_parts(dataset: Dataset, settings: Settings) -> dict[str, Prepared]:
+def prepare_groups(dataset: Dataset, settings: Settings) -> dict[str, Prepared]:
     """The data by entity group: one group, or one for each entity."""
-    parts = {}
+    groups = {}
     with about(settings["data"]["path"], settings["data"]["test_path"]):
-        for name, own in split_groups(dataset, settings["entity_mode"]).items():
+        for name, group in split_groups(dataset, settings["entity_mode"]).items():
             try:
-                parts[name] = prepare_dataset(own, settings)
+                groups[name] = prepare_dataset(group, settings)
             except (ConfigError, DataError) as error:
                 if name == ALL:
                     raise
@@ -205,7 +206,7 @@ def prepare_parts(dataset: Dataset, settings: Settings) -> dict[str, Prepared]:
                     f"{name}: {error} Or train all entities together "
                     "(entity_mode=shared)."
                 ) from error
-    return parts
+    return groups
 
 
 def count_networks(settings: Settings) -> dict[str, int]:
@@ -222,7 +223,7 @@ def count_networks(settings: Settings) -> dict[str, int]:
     def count(name: str, kind: str) -> int:
         if kind == NETWORK:
             return count_parameters(architecture(settings, name, width=channels))
-        return count_baseline(kind, window=data["window"], width=channels)
+        return BASELINES[kind].most(data["window"], channels)
 
     return {
         name: sum(count(name, kind) for kind in settings[name]["components"])
@@ -281,13 +282,3 @@ def _timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
     started = time.monotonic()
     yield
     seconds[phase] = round(time.monotonic() - started, 1)
-
-
-def _summary(prepared: Prepared) -> str:
-    names = [entity.name for entity in prepared.entities]
-    shown = ", ".join(names[:4] + ["…"] * (len(names) > 4))
-    rows = sum(len(entity.train.values) for entity in prepared.entities)
-    return (
-        f"{prepared.name}: {len(names)} entities ({shown}), {rows:,} train rows, "
-        f"{len(prepared.channels)} channels"
-    )

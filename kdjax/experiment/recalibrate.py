@@ -52,15 +52,23 @@ def calibrate_file(
     """
     check_replaceable(Path(output))
     loaded = load_detector(detector)
-    found = read_like(loaded, path, **columns)
-    if entity and len(found) > 1:
+    every = read_like(loaded, path, **columns)
+    if entity and len(every) > 1:
         raise ConfigError(
-            f"calibrate: --entity={entity} can't name the rows of {len(found)} entities: "
+            f"calibrate: --entity={entity} can't name the rows of {len(every)} entities: "
             "leave it out, or give a file of one."
         )
-    for series in found:
+    for series in every:
         yield from series.notes
-        name = entity or _entity(loaded, series, named=bool(columns["entity_column"]))
+        name = entity or series.entity
+        if not (entity or columns["entity_column"] or name in loaded.entities):
+            # Rows without a name are those of the only entity.
+            name, *others = loaded.entities
+            if others:
+                raise ConfigError(
+                    "calibrate: whose rows are these? Give --entity, one of "
+                    f"{', '.join(loaded.entities)} for a new threshold, or a new name."
+                )
         with about(path):
             loaded, note = recalibrated(
                 loaded, series._replace(entity=name), threshold=threshold
@@ -90,18 +98,6 @@ def recalibrated(
     if series.entity in detector.entities:
         return _known(detector, series, settings)
     return _added(detector, series, settings)
-
-
-def _entity(detector: Detector, series: Series, *, named: bool) -> str:
-    """The entity of the rows: that of the file, or the detector's only one."""
-    if named or series.entity in detector.entities:
-        return series.entity
-    if len(detector.entities) == 1:
-        return detector.entities[0]
-    raise ConfigError(
-        f"calibrate: whose rows are these? Give --entity, one of "
-        f"{', '.join(detector.entities)} for a new threshold, or a new name."
-    )
 
 
 def _known(

@@ -63,11 +63,11 @@ class Task(NamedTuple):
     weights: tuple[float, ...] = ()  # of the scorers; () for equal ones
 
 
-def make_groups(parts: Mapping[str, Prepared], data: Settings) -> list[Group]:
+def make_groups(prepared: Mapping[str, Prepared], data: Settings) -> list[Group]:
     """The entity groups of prepared data by their names, under the `data` settings."""
     return [
-        Group(name, prepared, jobs.make_training_data(prepared, data), {})
-        for name, prepared in parts.items()
+        Group(name, own, jobs.make_training_data(own, data), {})
+        for name, own in prepared.items()
     ]
 
 
@@ -161,7 +161,7 @@ def train_networks(
 
 
 def train_groups(
-    parts: Mapping[str, Prepared],
+    prepared: Mapping[str, Prepared],
     settings: Settings,
     workdir: Path,
     console: Console,
@@ -174,12 +174,12 @@ def train_groups(
 ) -> dict[str, dict[str, ResidualModel]]:
     """`train_networks` of many entity groups, as populations; models by group and name.
 
-    `parts` has data by entity group; only `ALL`, which all hosts train together, or
-    others, which one host trains. TrainingError where a loss was not finite, once the
+    `prepared` has only the group `ALL`, which all hosts train together, or others, which
+    one host trains. TrainingError where a loss was not finite, once the
     other groups are trained.
     """
     tasks: dict[tuple[str, str], Task] = {}  # by group and network
-    groups = make_groups(parts, settings["data"])
+    groups = make_groups(prepared, settings["data"])
     for name in [name for name in NETWORKS if name in names]:
         learns = name != STUDENT_ALONE and (teacher is not None or TEACHER in names)
         further: dict[str, Any] = {}
@@ -195,18 +195,18 @@ def train_groups(
             )
 
     def train(wanted: Sequence[TrainingJob]) -> dict[str, Fitted]:
-        if [*parts] == [ALL]:
+        if [*prepared] == [ALL]:
             return {job.name: jobs.train_job(job, workdir, console) for job in wanted}
         return _all_finite(train_all(wanted, workdir, console))
 
-    known = {group_name(TEACHER, part): teacher for part in parts} if teacher else {}
+    known = {group_name(TEACHER, name): teacher for name in prepared} if teacher else {}
     fitted = train_tasks([*tasks.values()], train, train, teachers=known, first=first)
-    models = {part: {TEACHER: teacher} if teacher else {} for part in parts}
-    for (part, name), task in tasks.items():
-        if name not in models[part]:
+    models = {name: {TEACHER: teacher} if teacher else {} for name in prepared}
+    for (group_key, name), task in tasks.items():
+        if name not in models[group_key]:
             role = TEACHER if name == TEACHER else STUDENT
-            result = fitted.get(group_name(name, part))
-            models[part][name] = make_model(task, role, result)
+            result = fitted.get(group_name(name, group_key))
+            models[group_key][name] = make_model(task, role, result)
     return models
 
 

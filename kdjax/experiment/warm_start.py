@@ -47,13 +47,9 @@ def load_warm_start(
 ) -> WarmStart:
     """The detector in `folder`: a saved teacher or student, or a folder with both.
 
-    `channels` of the new data may have another order than the detector's; the networks
-    of `settings` must have its shapes.
-
-    Raises:
-        ArtifactError: there is no network to start from.
-        ConfigError: its shape differs from the settings'.
-        DataError: its channels differ.
+    `channels` of the new data may have another order than the detector's, else DataError; the
+    networks of `settings` must have its shapes, else ConfigError. ArtifactError where there is
+    no network to start from.
     """
     paths = _folders(Path(folder))
     found = {name: load_detector(path) for name, path in paths.items()}
@@ -61,8 +57,8 @@ def load_warm_start(
     if set(old.channels) != set(channels):
         raise DataError(
             f"{folder} has other channels; missing in the new data: "
-            f"{_listed(set(old.channels) - set(channels))}; new: "
-            f"{_listed(set(channels) - set(old.channels))}. Rename or remove columns, or "
+            f"{_listed(old.channels, channels)}; new: "
+            f"{_listed(channels, old.channels)}. Rename or remove columns, or "
             "train without init_from."
         )
     # The teacher first, as in settings and tables.
@@ -167,5 +163,5 @@ def _folders(folder: Path) -> dict[str, Path]:
     return found
 
 
-def _listed(names: set[str]) -> str:
-    return ", ".join(sorted(names)) or "none"
+def _listed(names: tuple[str, ...], known: tuple[str, ...]) -> str:
+    return ", ".join(sorted(set(names) - set(known))) or "none"

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from kdjax.data.prepared import Prepared
-from kdjax.data.series import Series
 from kdjax.data.windowing import add_scores, empty_sums, mean_of_sums
 from kdjax.detection.alarming import AlarmRule, scored_events
 from kdjax.detection.detector import Detector, entity_index, explain_batches
@@ -47,28 +46,24 @@ def derived_results(
 ) -> dict[str, Any]:
     """Entries of `results.json` that follow from the others, `results`.
 
-    `evaluated` are of all entities; `detectors`, one of each model, are timed.
+    `evaluated` are of all entities; `detectors`, one of each model, are timed. Agreement is
+    Cohen's kappa of a model's alarms with the teacher's, None if undefined.
     """
-    found = {
+    alarms = {
+        name: np.concatenate([s.window_scores > s.threshold for s in evaluation.scores])
+        for name, evaluation in evaluated.items()
+    }
+    kappas = {
+        name: agreement(raised, alarms[TEACHER]) if len(raised) else math.nan
+        for name, raised in alarms.items()
+    }
+    derived = {
         "intervals": interval_rows(results["entities"]),
         "paired": paired_rows(results["entities"]),
-        "costs": {name: detector_costs(one) for name, one in detectors.items()},
-        "agreement": _agreements(evaluated),
+        "costs": {name: detector_costs(found) for name, found in detectors.items()},
+        "agreement": {n: None if math.isnan(k) else k for n, k in kappas.items()},
     }
-    return found | {"recommendation": recommend({**results, **found})}
-
-
-def _agreements(evaluated: Mapping[str, ModelEvaluation]) -> dict[str, float | None]:
-    """Cohen's kappa of each model's alarms with the teacher's; None if undefined."""
-    alarms = {
-        name: np.concatenate([own.window_scores > own.threshold for own in one.scores])
-        for name, one in evaluated.items()
-    }
-    found: dict[str, float | None] = {}
-    for name, own in alarms.items():
-        kappa = agreement(own, alarms[TEACHER]) if len(own) else math.nan
-        found[name] = None if math.isnan(kappa) else kappa
-    return found
+    return derived | {"recommendation": recommend({**results, **derived})}
 
 
 def write_run(
@@ -76,7 +71,7 @@ def write_run(
     evaluated: Mapping[str, ModelEvaluation],
     prepared: Prepared,
     *,
-    parts: Sequence[tuple[str, Prepared, Mapping[str, ModelEvaluation]]],
+    groups: Sequence[tuple[str, Prepared, Mapping[str, ModelEvaluation]]],
     inspections: Sequence[Inspection],
     settings: Settings,
     digests: Mapping[str, str],
@@ -86,15 +81,15 @@ def write_run(
 ) -> dict[str, Any]:
     """Writes all files of a finished run, `results.json` last; returns its content.
 
-    `evaluated` and `prepared` are of all entities; `parts` has name, data and models of
+    `evaluated` and `prepared` are of all entities; `groups` has name, data and models of
     each entity group, whose models become detectors; `warm_start` goes into their cards.
     """
     students: dict[str, Detector] = {}
     examples: dict[str, Detector] = {}
-    for part, own, models in parts:
-        names = {entity.name for entity in own.entities}
+    for group, data, models in groups:
+        names = {entity.name for entity in data.entities}
         # Keys are train/ENTITY and test/ENTITY.
-        own_digests = {k: v for k, v in digests.items() if k.split("/", 1)[1] in names}
+        of_group = {k: v for k, v in digests.items() if k.split("/", 1)[1] in names}
         for name, model in models.items():
             if name == PREVIOUS:
                 continue  # it is saved already
@@ -102,13 +97,13 @@ def write_run(
                 name,
                 model.model,
                 model.calibration,
-                own,
+                data,
                 settings=settings,
-                digests=own_digests,
+                digests=of_group,
                 results=model.rows,
                 warm_start=warm_start if name in NETWORKS else None,
             )
-            save_detector(workdir / "detectors" / group_name(name, part), detector)
+            save_detector(workdir / "detectors" / group_name(name, group), detector)
             examples.setdefault(name, detector)
             if name == STUDENT:
                 students |= dict.fromkeys(detector.entities, detector)
@@ -116,7 +111,7 @@ def write_run(
     of_models = dict.fromkeys(
         note for model in evaluated.values() for note in model.calibration.notes
     )
-    results = {
+    results: dict[str, Any] = {
         "schema": RESULTS_SCHEMA,
         "dataset": _dataset(evaluated, prepared, settings["data"]),
         "rows": [row for model in evaluated.values() for row in model.rows],
@@ -129,25 +124,9 @@ def write_run(
         "settings": settings,
     }
     results |= derived_results(results, evaluated, examples)
-    _write_reports(workdir, results, evaluated, prepared, inspections, students)
-    write_results(workdir, results)
-    return results
-
-
-def _write_reports(
-    workdir: Path,
-    results: Mapping[str, Any],
-    evaluated: Mapping[str, ModelEvaluation],
-    prepared: Prepared,
-    inspections: Sequence[Inspection],
-    students: Mapping[str, Detector],
-) -> None:
-    """The learning curve, the report, and its numbers in other formats."""
     history, frontier = read_lines(workdir), workdir / FRONTIER
-    rule = AlarmRule(
-        *(results["settings"]["threshold"][k] for k in ("min_duration", "cooldown"))
-    )
-    student = evaluated[STUDENT]
+    threshold, student = settings["threshold"], evaluated[STUDENT]
+    rule = AlarmRule(threshold["min_duration"], threshold["cooldown"])
     plot_learning_curve(history, workdir / "learning_curve.png")
     write_report(
         workdir / "report.html",
@@ -161,6 +140,8 @@ def _write_reports(
         frontier=frontier.read_bytes() if frontier.exists() else None,
     )
     write_texts(workdir, results)
+    write_results(workdir, results)
+    return results
 
 
 def _dataset(
@@ -221,7 +202,13 @@ def _timelines(
                 )
                 for name, own in found.items()
             }
-            student = students[entity.name]
+            heat, student = None, students[entity.name]
+            if i < HEAT_MAPS:  # contributions of the channels to the student's scores
+                index = entity_index(student, entity.name)
+                bins = heat_bins(test.time, len(test.values))
+                largest = contribution_bins(student, index, test.values, starts, bins)
+                tau = student.thresholds[index].tau
+                heat = Heat(STUDENT, student.channels, largest, tau)
             timeline = Timeline(
                 entity=entity.name,
                 time=test.time,
@@ -229,19 +216,10 @@ def _timelines(
                 scores={name: own.scores for name, own in found.items()},
                 thresholds={name: own.threshold for name, own in found.items()},
                 events=events,
-                heat=_heat(student, test, starts, entity.name)
-                if i < HEAT_MAPS
-                else None,
+                heat=heat,
             )
         timelines.append(timeline)
     return timelines
-
-
-def _heat(detector: Detector, test: Series, starts: np.ndarray, entity: str) -> Heat:
-    """Contributions of the channels to the student's scores of the test rows."""
-    index, bins = entity_index(detector, entity), heat_bins(test.time, len(test.values))
-    parts = contribution_bins(detector, index, test.values, starts, bins)
-    return Heat(STUDENT, detector.channels, parts, detector.thresholds[index].tau)
 
 
 def contribution_bins(

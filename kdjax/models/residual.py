@@ -153,8 +153,3 @@ def fit_components(
             fits[kind] = fit_baseline(kind, prepared)
     known = {**fits, NETWORK: network} if network else fits
     return join_models([known[kind] for kind in kinds])
-
-
-def count_baseline(kind: str, *, window: int, width: int) -> int:
-    """The most numbers that a baseline of a kind can have, for windows `[L, D]`."""
-    return BASELINES[kind].most(window, width)

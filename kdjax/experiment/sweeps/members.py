@@ -30,7 +30,7 @@ from kdjax.experiment import jobs
 from kdjax.experiment.assemble import calibration_rules, data_digests, make_detector
 from kdjax.experiment.groups import group_name, merge_evaluations
 from kdjax.experiment.jobs import TrainingJob
-from kdjax.experiment.pipeline import load_dataset, prepare_parts
+from kdjax.experiment.pipeline import load_dataset, prepare_groups
 from kdjax.experiment.populations import OnEpoch, finished, train_all
 from kdjax.experiment.sweeps.design import DONE, FAILED, LOSS, Member, value_text
 from kdjax.experiment.train import (
@@ -152,8 +152,8 @@ def load_sweep_data(
             if source not in datasets:
                 datasets[source] = load_dataset(data)
                 sweep_data.digests.update(data_digests(datasets[source]))
-            parts = prepare_parts(datasets[source], settings)
-            sweep_data.groups[key] = make_groups(parts, data)
+            prepared = prepare_groups(datasets[source], settings)
+            sweep_data.groups[key] = make_groups(prepared, data)
         for group in sweep_data.groups[key]:
             rules = calibration_rules(settings, group.prepared)
             check_enough(group.prepared, rules.threshold)
