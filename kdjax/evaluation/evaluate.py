@@ -12,27 +12,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from rich.console import Console
 
+from kdjax.data import windowing
 from kdjax.data.prepared import Entity, Prepared, training_ranges
 from kdjax.data.scaler import Scaler
 from kdjax.data.series import Ranges, outside
 from kdjax.data.splits import window_starts
-from kdjax.data.windowing import (
-    add_scores,
-    chunks,
-    empty_sums,
-    mean_of_sums,
-    window_labels,
-)
+from kdjax.detection import false_alarms
 from kdjax.detection.calibration import Calibration, Rules, calibrate, point_pieces
-from kdjax.detection.false_alarms import (
-    FOREIGN,
-    MeasuredRate,
-    cross_rates,
-    disjoint,
-    drift,
-    measured_rate,
-    p_values,
-)
+from kdjax.detection.false_alarms import FOREIGN, MeasuredRate
 from kdjax.detection.gaussian import Gaussian
 from kdjax.detection.rolling import rolling_taus, shuffled
 from kdjax.detection.scores import window_scores
@@ -104,7 +91,7 @@ def evaluate_models(
                 )
                 labels = test.labels
             if labels is not None:
-                of_windows = window_labels(
+                of_windows = windowing.window_labels(
                     labels,
                     starts,
                     window=prepared.window,
@@ -162,13 +149,13 @@ def score_rows(
         window=prepared.window,
         batch_size=rules.batch_size,
     )
-    sums, found = empty_sums(len(values)), [np.empty(0, np.float32)]
+    sums, found = windowing.empty_sums(len(values)), [np.empty(0, np.float32)]
     for points, at in pieces:
         for first in range(0, len(at), FOLDED):
             part = slice(first, first + FOLDED)
-            add_scores(sums, points[part], at[part])
+            windowing.add_scores(sums, points[part], at[part])
         found.append(window_scores(points, count=rules.allowed_points))
-    return mean_of_sums(sums), np.concatenate(found)
+    return windowing.mean_of_sums(sums), np.concatenate(found)
 
 
 def false_alarm_rates(
@@ -199,11 +186,13 @@ def false_alarm_rates(
         if rule is not used:
             enough = len(behind_tau) >= needed(rule)
             tau = find_threshold(behind_tau, rule).tau if enough else math.nan
-        cross = cross_rates(calibration.scores[place], own_starts, rule, window=window)
+        cross = false_alarms.cross_rates(
+            calibration.scores[place], own_starts, rule, window=window
+        )
         test = None
         if scores.window_labels is not None and not math.isnan(tau):
             clean = known & ~scores.window_labels
-            test = measured_rate(
+            test = false_alarms.measured_rate(
                 scores.window_scores[clean],
                 starts[clean],
                 tau,
@@ -226,10 +215,10 @@ def false_alarm_rates(
     if len(behind_tau) and known.any():
         # Whether test scores have the distribution of calibration scores.
         (at,) = known.nonzero()
-        separate = at[disjoint(starts[at], window)]
-        found[0]["drift"] = drift(
-            p_values(behind_tau, scores.window_scores[separate]),
-            calibration=max(1, len(disjoint(own_starts, window))),
+        separate = at[false_alarms.disjoint(starts[at], window)]
+        found[0]["drift"] = false_alarms.drift(
+            false_alarms.p_values(behind_tau, scores.window_scores[separate]),
+            calibration=max(1, len(false_alarms.disjoint(own_starts, window))),
         )._asdict()
     return found
 
@@ -281,7 +270,7 @@ def test_notes(evaluated: ModelEvaluation, prepared: Prepared) -> list[str]:
             own = Ranges(*(side[place] for side in ranges))
             rows = sum(
                 int(outside(own, chunk).any(axis=1).sum())
-                for chunk in chunks(entity.test.values)
+                for chunk in windowing.chunks(entity.test.values)
             )
             share = rows / len(entity.test.values)
             if share > FOREIGN:

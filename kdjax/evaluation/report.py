@@ -18,17 +18,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from kdjax.evaluation import plots, tables
-from kdjax.evaluation.page import (
-    Section,
-    figure_html,
-    json_html,
-    notes_html,
-    png_html,
-    render_page,
-    table_html,
-    words_html,
-)
+from kdjax.evaluation import page, plots, tables
+from kdjax.evaluation.page import Section
 from kdjax.evaluation.plots import Timeline
 from kdjax.evaluation.rows import EntityScores
 from kdjax.evaluation.summary import summarise
@@ -79,25 +70,25 @@ def write_report(
     cost, where a benchmark drew one.
     """
     first, *further = map(_section, tables.report_tables(results))
-    summary = words_html(tables.data_words(results))
-    summary += words_html(summarise(results), style="summary")
+    summary = page.words_html(tables.data_words(results))
+    summary += page.words_html(summarise(results), style="summary")
     curve = ""
     if history:
         words = "Loss over epochs. Solid: training; dashed: validation."
-        curve = figure_html(plots.learning_curve_figure(history), words)
+        curve = page.figure_html(plots.learning_curve_figure(history), words)
     sections = [
         Section("", summary),
         first,
-        Section("Notes", notes_html(results.get("notes", ()))),
+        Section("Notes", page.notes_html(results.get("notes", ()))),
         *further,
         Section("Learning curve", curve),
-        Section("Frontier", png_html(frontier, "Quality against cost")),
+        Section("Frontier", page.png_html(frontier, "Quality against cost")),
         Section("Entities", _entities(results, timelines, distributions, rankings)),
-        Section("Settings", json_html(results.get("settings"))),
-        Section("Environment", json_html(results.get("environment"))),
+        Section("Settings", page.json_html(results.get("settings"))),
+        Section("Environment", page.json_html(results.get("environment"))),
         _section(tables.digest_table(results)),
     ]
-    write_text(path, render_page(title=_title(results), sections=sections))
+    write_text(path, page.render_page(title=_title(results), sections=sections))
 
 
 def write_texts(folder: str | os.PathLike[str], results: Results) -> None:
@@ -204,7 +195,7 @@ def _section(table: Table | None) -> Section:
     """A table of more than `UNFOLDED` lines is folded."""
     if table is None:
         return Section("", "")
-    html, count = table_html(table.frame, table.words), len(table.frame)
+    html, count = page.table_html(table.frame, table.words), len(table.frame)
     if count > UNFOLDED:
         html = f"<details><summary>{count:,} lines</summary>{html}</details>"
     return Section(table.title, html)
@@ -225,24 +216,24 @@ def _entities(
     parts = []
     if len(names) > DRAWN_ENTITIES:
         words = f"Figures of the first {DRAWN_ENTITIES} of {len(names):,} entities."
-        parts.append(words_html(words))
+        parts.append(page.words_html(words))
     for number, name in enumerate(names):
         inside = pair = ""
         if number < DRAWN_ENTITIES:
             if timeline := timeline_of.get(name):
                 figure = plots.timeline_figure(timeline)
-                inside = figure_html(figure, plots.timeline_words(timeline))
+                inside = page.figure_html(figure, plots.timeline_words(timeline))
             if distribution := distribution_of.get(name):
                 words = (
                     "The student's window scores: share of windows above each value."
                 )
-                pair = figure_html(plots.distribution_figure(*distribution), words)
+                pair = page.figure_html(plots.distribution_figure(*distribution), words)
             if ranking := ranking_of.get(name):
                 words = "Precision and recall of windows as τ falls; a dot: the model's own τ."
-                pair += figure_html(plots.precision_recall_figure(ranking), words)
+                pair += page.figure_html(plots.precision_recall_figure(ranking), words)
             inside += f'<div class="pair">{pair}</div>' if pair else ""
         table = tables.entity_table(row for row in rows if row["entity"] == name)
-        inside += table_html(table.frame) if table else ""
+        inside += page.table_html(table.frame) if table else ""
         unfolded = " open" if number < OPEN_ENTITIES else ""
         parts.append(
             f"<details{unfolded}><summary>{escape(name)}</summary>{inside}</details>"

@@ -25,25 +25,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kdjax.errors import ConfigError, DataError
+from kdjax.metrics import events, points
 from kdjax.metrics.checks import as_labels, as_scores, event_reasons, one_class
-from kdjax.metrics.events import (
-    adjusted_f1_of,
-    affiliation_of,
-    delay_of,
-    delays_of,
-    event_f1_of,
-    ranges_of,
-    recall_of,
-)
-from kdjax.metrics.points import (
-    auc_roc,
-    average_precision,
-    count,
-    from_counts,
-    oracle_threshold,
-    undefined,
-    undefined_curve,
-)
 from kdjax.metrics.volumes import volumes_of
 
 # The models of a run: its networks, the detector that they start from, a control.
@@ -387,7 +370,7 @@ def _oracle_tau(sample: _Sample) -> float:
     """τ of best F1; NaN without positive labels."""
     if sample.labels is None or not sample.labels.any():
         return math.nan
-    return oracle_threshold(sample.labels, sample.scores).threshold
+    return points.oracle_threshold(sample.labels, sample.scores).threshold
 
 
 def _why_nothing(sample: _Sample) -> str | None:
@@ -403,8 +386,10 @@ def _curves(sample: _Sample, window: int | None) -> Measured:
     why, labels = _why_nothing(sample), sample.labels
     if labels is None or why:
         return dict.fromkeys(names, why or NO_LABELS)
-    found: Measured = {**undefined_curve(labels)}
-    for name, metric in zip(CURVE_METRICS, (auc_roc, average_precision), strict=True):
+    found: Measured = {**points.undefined_curve(labels)}
+    for name, metric in zip(
+        CURVE_METRICS, (points.auc_roc, points.average_precision), strict=True
+    ):
         if name not in found:
             found[name] = metric(labels, sample.scores)
     if sample.ordered is not None:
@@ -427,8 +412,8 @@ def _alarm_metrics(sample: _Sample, alarms: np.ndarray, tau: float) -> Measured:
     rate = {"alarm_rate": float(alarms.mean())}
     if sample.labels is None:
         return dict.fromkeys(ALARM_METRICS, NO_LABELS) | rate
-    counts = count(sample.labels, alarms)
-    return {**from_counts(counts)._asdict(), **undefined(counts), **rate}
+    counts = points.count(sample.labels, alarms)
+    return {**points.from_counts(counts)._asdict(), **points.undefined(counts), **rate}
 
 
 def _event_metrics(sample: _Sample, tau: float) -> Measured:
@@ -438,15 +423,15 @@ def _event_metrics(sample: _Sample, tau: float) -> Measured:
         return dict.fromkeys(names, _why_nothing(sample) or NO_TAU)
     truth, scores = sample.ordered
     alarms = scores > tau
-    delays = delays_of(truth, alarms)
+    delays = events.delays_of(truth, alarms)
     found = [
-        *affiliation_of(truth, alarms),
-        *ranges_of(truth, alarms),
-        recall_of(delays),
-        event_f1_of(truth, alarms),
-        delay_of(delays),
+        *events.affiliation_of(truth, alarms),
+        *events.ranges_of(truth, alarms),
+        events.recall_of(delays),
+        events.event_f1_of(truth, alarms),
+        events.delay_of(delays),
     ]
     if sample.point_adjusted:
-        found += [adjusted_f1_of(truth, alarms, k=k) for k in (0, PA_K)]
+        found += [events.adjusted_f1_of(truth, alarms, k=k) for k in (0, PA_K)]
     values = dict(zip(names, found, strict=True))
     return {**values, **event_reasons(values, truth, alarms)}

@@ -24,13 +24,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from kdjax.evaluation.intervals import (
-    Difference,
-    Measured,
-    compare,
-    is_baseline,
-    measured,
-)
+from kdjax.evaluation import intervals
+from kdjax.evaluation.intervals import Difference, Measured
 from kdjax.evaluation.rows import NETWORKS, ORACLE, RANDOM, TEACHER
 from kdjax.evaluation.tables import Results, label_free_method, parameters
 from kdjax.metrics.checks import as_labels, same_length
@@ -103,7 +98,9 @@ def _quality(results: Results, method: str) -> _Quality:
     """
     rows, every = results["entities"], {}
     for name in dict.fromkeys(row["model"] for row in rows):
-        own = measured(rows, name, threshold=method, level="window", metric="f1")
+        own = intervals.measured(
+            rows, name, threshold=method, level="window", metric="f1"
+        )
         kept = ~np.isnan(own.values).any(axis=0)
         names = np.array(own.entities, object)[kept]
         every[name] = own._replace(entities=(*names,), values=own.values[:, kept])
@@ -127,7 +124,9 @@ def _by_f1(quality: _Quality, costs: Costs) -> dict[str, Any]:
     best = max(candidates, key=quality.mean)
     if why := _worthless(quality, best):
         return _answer(None, rule, why, [], best)
-    gaps = {n: compare(quality.found[n], quality.found[best]) for n in candidates}
+    gaps = {
+        n: intervals.compare(quality.found[n], quality.found[best]) for n in candidates
+    }
     equivalent = [n for n in candidates if gaps[n].difference >= -MARGIN - ROUNDING]
     sizes = _sizes(equivalent, costs)
     model = min(sizes, key=lambda n: (sizes[n], -quality.mean(n)), default=best)
@@ -159,7 +158,7 @@ def _worthless(quality: _Quality, best: str) -> str:
     """Why not even the best detector is recommended, if so."""
     top, method = quality.mean(best), quality.method
     if RANDOM in quality.found and (
-        compare(quality.found[best], quality.found[RANDOM]).difference
+        intervals.compare(quality.found[best], quality.found[RANDOM]).difference
         <= MARGIN + ROUNDING
     ):
         return (
@@ -371,7 +370,7 @@ def _best(means: Mapping[str, float]) -> str:
 def _baselines(means: Mapping[str, float]) -> list[str]:
     """How the best network and the best baseline compare, if there are both."""
     networks = [name for name in means if name in NETWORKS]
-    baselines = [name for name in means if is_baseline(name)]
+    baselines = [name for name in means if intervals.is_baseline(name)]
     if not networks or not baselines:
         return []
     network, baseline = (max(n, key=means.__getitem__) for n in (networks, baselines))

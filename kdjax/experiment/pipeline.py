@@ -18,13 +18,8 @@ from kdjax.data.readers import load_files
 from kdjax.data.series import Dataset
 from kdjax.detection.calibration import check_enough
 from kdjax.errors import ConfigError, DataError
-from kdjax.evaluation.evaluate import (
-    Inspection,
-    ModelEvaluation,
-    evaluate_models,
-    inspect_training,
-    test_notes,
-)
+from kdjax.evaluation import evaluate
+from kdjax.evaluation.evaluate import ModelEvaluation
 from kdjax.evaluation.rows import PREVIOUS
 from kdjax.experiment.assemble import calibration_rules, data_digests
 from kdjax.experiment.groups import ALL, PER_ENTITY, merge_evaluations, split_groups
@@ -38,15 +33,10 @@ from kdjax.experiment.warm_start import (
 )
 from kdjax.experiment.workdir import check_data, check_settings, locked, read_results
 from kdjax.experiment.write import write_run
+from kdjax.models import residual
 from kdjax.models.autoencoder import count_parameters
 from kdjax.models.baselines import BASELINES
-from kdjax.models.residual import (
-    NETWORK,
-    ResidualModel,
-    component,
-    components_of,
-    fit_baseline,
-)
+from kdjax.models.residual import NETWORK, ResidualModel
 from kdjax.training import hosts
 from kdjax.training.sharding import training_mesh
 
@@ -124,7 +114,7 @@ def _run(settings: Settings, workdir: Path, console: Console) -> dict[str, Any]:
         networks = train_groups(groups, settings, workdir, console, first=first)
 
     with _timed(seconds, "evaluation"):
-        evaluated, inspections = {}, list[Inspection]()
+        evaluated, inspections = {}, list[evaluate.Inspection]()
         for name, group in groups.items():
             shown = console
             if name != ALL:  # a line for each group, not for each of its models
@@ -132,7 +122,7 @@ def _run(settings: Settings, workdir: Path, console: Console) -> dict[str, Any]:
                 shown = Console(quiet=True)
             models = _evaluate(networks[name], group, settings, shown, warm_start)
             rules = calibration_rules(settings, group)
-            inspections += inspect_training(models["student"], group, rules)
+            inspections += evaluate.inspect_training(models["student"], group, rules)
             evaluated[name] = models
         merged = {
             name: merge_evaluations(
@@ -152,7 +142,7 @@ def _run(settings: Settings, workdir: Path, console: Console) -> dict[str, Any]:
             f"entity_mode=per_entity: {len(groups)} teachers and as many students, one an "
             "entity; parameters are those of one of them"
         )
-    notes += channel_notes(prepared) + test_notes(merged["student"], prepared)
+    notes += channel_notes(prepared) + evaluate.test_notes(merged["student"], prepared)
     return hosts.on_first(
         lambda: write_run(
             workdir,
@@ -254,18 +244,18 @@ def _evaluate(
     """Networks, baselines, and the detector that training started from."""
     # A baseline that is a component of a model was fitted with it.
     fitted = {
-        kind: component(model, kind)
+        kind: residual.component(model, kind)
         for model in networks.values()
-        for kind in components_of(model.kind)
+        for kind in residual.components_of(model.kind)
     }
     models = dict(networks)
     for name in settings["baselines"]:
-        models[name] = fitted.get(name) or fit_baseline(name, prepared)
+        models[name] = fitted.get(name) or residual.fit_baseline(name, prepared)
     ready = {}
     if warm_start:
         models[PREVIOUS] = warm_start.detector.model
         ready[PREVIOUS] = previous_calibration(warm_start.detector, prepared)
-    return evaluate_models(
+    return evaluate.evaluate_models(
         models,
         prepared,
         calibration_rules(settings, prepared),

@@ -24,15 +24,9 @@ from kdjax.experiment.assemble import calibration_rules
 from kdjax.experiment.groups import ALL, group_name
 from kdjax.experiment.jobs import TrainingData, TrainingJob
 from kdjax.experiment.populations import train_all
+from kdjax.models import residual
 from kdjax.models.model import Params
-from kdjax.models.residual import (
-    NETWORK,
-    Fits,
-    ResidualModel,
-    component,
-    components_of,
-    fit_components,
-)
+from kdjax.models.residual import NETWORK, ResidualModel
 from kdjax.training.loop import Fitted
 from kdjax.training.targets import ScoreFunction
 
@@ -46,7 +40,7 @@ class Group(NamedTuple):
     name: str
     prepared: Prepared
     data: TrainingData
-    fits: Fits
+    fits: residual.Fits
 
 
 class Task(NamedTuple):
@@ -131,7 +125,7 @@ def make_model(task: Task, role: str, fitted: Fitted | None) -> ResidualModel:
         shape = jobs.architecture(task.settings, role, width=width)
         network = ResidualModel(NETWORK, fitted.params, shape)
     components = task.settings[role]["components"]
-    return fit_components(components, group.prepared, network, fits=group.fits)
+    return residual.fit_components(components, group.prepared, network, fits=group.fits)
 
 
 def train_networks(
@@ -244,7 +238,10 @@ def scorers_of(
         return ()
     models = [teacher]
     if distill["weights"]:
-        models = [component(teacher, kind) for kind in components_of(teacher.kind)]
+        models = [
+            residual.component(teacher, kind)
+            for kind in residual.components_of(teacher.kind)
+        ]
     rules = calibration_rules(settings, prepared)
     return tuple(_scorer(model, prepared, rules) for model in models)
 

@@ -24,14 +24,8 @@ import filelock
 
 from kdjax.config import completed, differences, to_json
 from kdjax.errors import ArtifactError, ConfigError, DataError
-from kdjax.io.files import (
-    check_schema,
-    check_unsealed,
-    clear_leftovers,
-    naming,
-    sha256,
-    write_text,
-)
+from kdjax.io import files
+from kdjax.io.files import sha256, write_text
 from kdjax.training import hosts
 
 CONFIG = "config.json"
@@ -61,7 +55,7 @@ def _locked(workdir: Path) -> Iterator[None]:
     lock = filelock.FileLock(workdir / ".lock", timeout=0)
     before = _names(workdir)
     try:
-        check_unsealed(workdir)
+        files.check_unsealed(workdir)
         workdir.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except filelock.Timeout:
@@ -77,9 +71,9 @@ def _locked(workdir: Path) -> Iterator[None]:
         ) from error
     with lock:
         try:
-            with naming(holder):
+            with files.naming(holder):
                 holder.write_text(str(os.getpid()), encoding="utf-8")
-            clear_leftovers(workdir)
+            files.clear_leftovers(workdir)
             yield
         finally:
             holder.unlink(missing_ok=True)
@@ -185,7 +179,7 @@ def _read_results(path: Path) -> dict[str, Any]:
     try:
         version = results.get("environment", {}).get("versions", {}).get("kdjax")
         schema = results.get("schema", RESULTS_SCHEMA)
-        check_schema(str(path), schema, known=RESULTS_SCHEMA, version=version)
+        files.check_schema(str(path), schema, known=RESULTS_SCHEMA, version=version)
         # The first versions of kdjax wrote no digest.
         seal = path.with_name(RESULTS_SEAL)
         if seal.exists() and seal.read_text("utf-8").strip() != sha256(path):
@@ -208,7 +202,7 @@ def append_line(workdir: Path, line: Mapping[str, Any]) -> None:
     if not hosts.is_first():
         return
     path = workdir / METRICS
-    with naming(path), path.open("a", encoding="utf-8") as file:
+    with files.naming(path), path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
 
 

@@ -23,15 +23,8 @@ from kdjax.detection.detector import Detector, gaussian_of, point_scorer, scaler
 from kdjax.detection.scores import window_scores
 from kdjax.detection.stream_rules import plan_of
 from kdjax.errors import ArtifactError
-from kdjax.export.container import (
-    Scored,
-    Scorer,
-    metadata_of,
-    read_plan,
-    read_sealed,
-    sealed,
-    source_name,
-)
+from kdjax.export import container
+from kdjax.export.container import Scored, Scorer
 from kdjax.models.lstm import FEW
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -60,10 +53,10 @@ def stablehlo_file(detector: Detector, index: int) -> bytes:
         "sha256": "0" * 64,
         "payload_bytes": len(payload),
         "jax_version": jax.__version__,
-        **metadata_of(plan_of(detector, index)),
+        **container.metadata_of(plan_of(detector, index)),
     }
     line = json.dumps(header, separators=(",", ":")).encode()
-    return sealed(SEAL.split(b"\n")[0] + b"\n" + line + b"\n" + payload, SEAL)
+    return container.sealed(SEAL.split(b"\n")[0] + b"\n" + line + b"\n" + payload, SEAL)
 
 
 def load_stablehlo(source: str | os.PathLike[str] | bytes) -> Scorer:
@@ -74,8 +67,8 @@ def load_stablehlo(source: str | os.PathLike[str] | bytes) -> Scorer:
     Raises:
         ArtifactError: the file is damaged, foreign, or too old or new for this JAX.
     """
-    name = source_name(source)
-    data = read_sealed(source, SEAL, kind="StableHLO detector")
+    name = container.source_name(source)
+    data = container.read_sealed(source, SEAL, kind="StableHLO detector")
     try:
         _, line, payload = data.split(b"\n", 2)
         header = dict(json.loads(line))
@@ -83,7 +76,7 @@ def load_stablehlo(source: str | os.PathLike[str] | bytes) -> Scorer:
         raise ArtifactError(
             f"{name} has no header of kdjax ({error}): export the detector again."
         ) from error
-    plan = read_plan(header, name)
+    plan = container.read_plan(header, name)
     try:
         exported = export.deserialize(bytearray(payload))
         call = jax.jit(exported.call)

@@ -25,14 +25,8 @@ from orbax.checkpoint import checkpoint_manager, checkpoint_managers
 from orbax.checkpoint.options import MultiprocessingOptions
 
 from kdjax.errors import ArtifactError
-from kdjax.io.files import (
-    MANIFEST,
-    check_schema,
-    kdjax_version,
-    verify_manifest,
-    write_manifest,
-    write_text,
-)
+from kdjax.io import files
+from kdjax.io.files import MANIFEST
 from kdjax.training import hosts
 
 logger = logging.getLogger(__name__)
@@ -81,16 +75,13 @@ def save_checkpoint(directory: Path, step: int, arrays: Any, meta: str) -> None:
             "disk or check its permissions, then rerun the command: it resumes from the "
             "step before."
         ) from error
-    if shared:
-        hosts.on_first(lambda: _seal(directory / str(step)))
-    else:
-        _seal(directory / str(step))
 
+    def seal() -> None:
+        form = {"schema": SCHEMA, "kdjax_version": files.kdjax_version()}
+        files.write_text(directory / str(step) / FORMAT, json.dumps(form) + "\n")
+        files.write_manifest(directory / str(step))
 
-def _seal(folder: Path) -> None:
-    form = {"schema": SCHEMA, "kdjax_version": kdjax_version()}
-    write_text(folder / FORMAT, json.dumps(form) + "\n")
-    write_manifest(folder)
+    hosts.on_first(seal) if shared else seal()
 
 
 def _save(directory: Path, step: int, arrays: Any, meta: str) -> None:
@@ -122,7 +113,7 @@ def _save_own(directory: Path, step: int, arrays: Any, meta: str) -> None:
     leaves = jax.tree.leaves(jax.device_get(arrays))
     folder.mkdir(parents=True)
     np.savez(folder / OWN, **{str(i): leaf for i, leaf in enumerate(leaves)})
-    write_text(folder / OWN_META, meta)
+    files.write_text(folder / OWN_META, meta)
     for old in _steps(directory)[KEPT:]:
         shutil.rmtree(directory / str(old))
 
@@ -159,7 +150,7 @@ def _newest(directory: Path) -> int | None:
             shutil.rmtree(folder)
             continue
         try:
-            verify_manifest(folder)
+            files.verify_manifest(folder)
         except ArtifactError as error:
             _set_aside(directory, step, str(error))
             continue
@@ -167,7 +158,7 @@ def _newest(directory: Path) -> int | None:
         if (folder / FORMAT).exists():
             form = json.loads((folder / FORMAT).read_text("utf-8"))
             schema, version = form["schema"], form["kdjax_version"]
-            check_schema(str(folder), schema, known=SCHEMA, version=version)
+            files.check_schema(str(folder), schema, known=SCHEMA, version=version)
         return step
     return None
 

@@ -26,13 +26,8 @@ from jax.typing import ArrayLike
 
 from kdjax.io.signals import stop_if_requested, stop_requested
 from kdjax.models.model import Params
-from kdjax.training.batching import (
-    IndexedBatch,
-    WindowDataset,
-    epoch_order,
-    padded_batches,
-    take_batch,
-)
+from kdjax.training import batching
+from kdjax.training.batching import WindowDataset
 from kdjax.training.checkpoints import restore_checkpoint, save_checkpoint
 from kdjax.training.loop import Fitted, LogLine, TrainingProgress, progress_after
 from kdjax.training.sharding import divide, map_over_batch
@@ -95,7 +90,7 @@ def make_population_step(
         step = step_of(hyper)
         return jax.lax.cond(
             active & (state.bad_step < 0),
-            lambda old: step(old, IndexedBatch(dataset, index, weight))[0],
+            lambda old: step(old, batching.IndexedBatch(dataset, index, weight))[0],
             lambda old: old,
             state,
         )
@@ -128,7 +123,7 @@ def make_population_validate(
         params, starts, weight = member
         return jax.lax.cond(
             jnp.any(weight > 0),
-            lambda: loss(params, take_batch(dataset, starts, weight, window)),
+            lambda: loss(params, batching.take_batch(dataset, starts, weight, window)),
             lambda: jnp.zeros(()),
         )
 
@@ -140,10 +135,10 @@ def make_population_validate(
         for first in range(0, int(counts.max()), batch_size):
             index = np.zeros((len(starts), batch_size), np.int32)
             weight = np.zeros((len(starts), batch_size), np.float32)
-            for place, own in enumerate(starts):
-                piece = own[first : first + batch_size]
-                for batch, used in padded_batches(piece, batch_size):
-                    index[place], weight[place] = batch, used
+            for place, rows in enumerate(starts):
+                if len(rows) > first:
+                    batch = rows[first : first + batch_size]
+                    index[place], weight[place] = batching.padded(batch, batch_size)
             losses = np.asarray(batch_losses(dataset, (params, index, weight)))
             windows = weight.sum(axis=1)
             # Other members may have non-finite parameters.
@@ -160,8 +155,10 @@ def _over_members(
     one_by_one = jax.default_backend() == "cpu"
 
     def mapped(dataset: WindowDataset, members: Any) -> Any:
-        own = functools.partial(function, dataset)
-        return jax.lax.map(own, members) if one_by_one else jax.vmap(own)(members)
+        of_member = functools.partial(function, dataset)
+        if one_by_one:
+            return jax.lax.map(of_member, members)
+        return jax.vmap(of_member)(members)
 
     return map_over_batch(mapped, mesh)
 
@@ -205,11 +202,9 @@ def fit_together(
     """Trains until each member is done; see `kdjax.training.loop.fit`.
 
     A member that failed has `progress.bad_step`; its parameters are the best before. The
-    arrays of `start` are donated; those of `hyper` have a leading axis P.
-
-    `log` takes a member's name and line of `metrics.jsonl`; `advance` the windows of each
-    step, and a status after epochs ended; then `on_epoch` is called, whose exception ends
-    the fit.
+    arrays of `start` are donated; those of `hyper` have a leading axis P. `log` takes a
+    member's name and line of `metrics.jsonl`; `advance` the windows of each step, and a status
+    after epochs ended; then `on_epoch` is called, whose exception ends the fit.
     """
     states, best, progress = start.states, start.best, list(start.progress)
     size = len(states.step)  # with the copies that fill the devices
@@ -244,9 +239,9 @@ def fit_together(
             )
             improved = []
             for i, epoch in ended.items():
-                own, member = progress[i], members[i]
+                member, done = members[i], progress[i]
                 mean, held_out = float(sums[i] / weights[i]), float(validation[i])
-                line = {"epoch": epoch, "step": own.step, "loss": mean}
+                line = {"epoch": epoch, "step": done.step, "loss": mean}
                 line |= {"train_loss": mean, "validation_loss": held_out}
                 # JSON has no NaN or infinity.
                 finite = {k: v if math.isfinite(v) else None for k, v in line.items()}
@@ -255,11 +250,11 @@ def fit_together(
                 if math.isfinite(held_out):
                     latest[i] = held_out
                 if bad[i] >= 0 or not math.isfinite(held_out):
-                    bad_step = int(bad[i]) if bad[i] >= 0 else own.step
-                    progress[i] = own._replace(done=True, bad_step=bad_step)
+                    bad_step = int(bad[i]) if bad[i] >= 0 else done.step
+                    progress[i] = done._replace(done=True, bad_step=bad_step)
                     continue
                 progress[i] = progress_after(
-                    own, held_out, epoch, member.epochs, member.patience
+                    done, held_out, epoch, member.epochs, member.patience
                 )
                 if progress[i].stale == 0:
                     improved.append(i)
@@ -294,8 +289,10 @@ def _walk(
     steps = math.ceil(member.windows / batch_size)
     while True:
         epoch, first = divmod(step, steps)
-        order = member.first + epoch_order(member.key, epoch, member.windows)
-        for index, weight in padded_batches(order[first * batch_size :], batch_size):
+        order = member.first + batching.epoch_order(member.key, epoch, member.windows)
+        for index, weight in batching.padded_batches(
+            order[first * batch_size :], batch_size
+        ):
             step += 1
             yield index, weight, 0 if step % steps else epoch + 1
 

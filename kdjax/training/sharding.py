@@ -121,8 +121,7 @@ def member_mesh(members: int) -> Mesh | None:
 def training_mesh(batch_size: int) -> Mesh | None:
     """The devices that share a training batch: of each process the same number.
 
-    Raises:
-        ConfigError: the batch can't be divided equally among the processes.
+    ConfigError where the batch can't be divided equally among the processes.
     """
     count = hosts.processes()
     if count == 1:

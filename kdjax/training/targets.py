@@ -17,16 +17,11 @@ import numpy as np
 from jax import Array
 
 from kdjax.errors import ConfigError, DataError
+from kdjax.models import residual
 from kdjax.models.autoencoder import Architecture, network
 from kdjax.models.baselines import BASELINES
 from kdjax.models.model import Model, Params
-from kdjax.models.residual import (
-    NETWORK,
-    ResidualFunction,
-    ResidualModel,
-    components_of,
-    residual_function,
-)
+from kdjax.models.residual import NETWORK, ResidualModel
 from kdjax.training.batching import WindowDataset
 from kdjax.training.steps import dataset_outputs
 
@@ -34,7 +29,7 @@ from kdjax.training.steps import dataset_outputs
 @functools.lru_cache
 def reconstruction_model(kind: str, architecture: Architecture | None = None) -> Model:
     """The model whose `apply` gives X_T of Eq. 2; of an ensemble its first component's."""
-    first = components_of(kind)[0]
+    first = residual.components_of(kind)[0]
     if first == NETWORK:
         assert architecture is not None
         return network(architecture)
@@ -63,7 +58,7 @@ def target_model(
     are the only ones. Σ wᵢ·MSE(y, yᵢ) and MSE(y, Σ wᵢ·yᵢ) with weights that sum to 1 differ
     by what no student can change, so the weighted mean of several teachers is the target.
     """
-    kinds = components_of(kind)
+    kinds = residual.components_of(kind)
     if target == "hidden":
         if kinds[0] != NETWORK or architecture is None:
             raise ConfigError(
@@ -74,9 +69,9 @@ def target_model(
         assert encode is not None
         return _fixed_model(encode, kind)
 
-    def function(name: str) -> ResidualFunction:
+    def function(name: str) -> residual.ResidualFunction:
         if target == "errors":
-            residuals = residual_function(name, architecture)
+            residuals = residual.residual_function(name, architecture)
             return lambda params, windows: jnp.abs(residuals(params, windows))
         return reconstruction_model(name, architecture).apply
 
@@ -102,7 +97,7 @@ def target_model(
     return reconstruction_model(kinds[0], architecture)
 
 
-def _fixed_model(function: ResidualFunction, kind: str) -> Model:
+def _fixed_model(function: residual.ResidualFunction, kind: str) -> Model:
     """A function of parameters and windows in the place of a model."""
 
     def init(key: Array, windows: Array | None = None) -> Params:

@@ -26,22 +26,14 @@ from kdjax.detection.calibration import check_enough
 from kdjax.detection.storage import save_detector
 from kdjax.errors import ConfigError
 from kdjax.evaluation.evaluate import ModelEvaluation, evaluate_models
-from kdjax.experiment import jobs
+from kdjax.experiment import jobs, train
 from kdjax.experiment.assemble import calibration_rules, data_digests, make_detector
 from kdjax.experiment.groups import group_name, merge_evaluations
 from kdjax.experiment.jobs import TrainingJob
 from kdjax.experiment.pipeline import load_dataset, prepare_groups
 from kdjax.experiment.populations import OnEpoch, finished, train_all
 from kdjax.experiment.sweeps.design import DONE, FAILED, LOSS, Member, value_text
-from kdjax.experiment.train import (
-    Group,
-    Task,
-    Train,
-    make_groups,
-    make_model,
-    scoring_key,
-    train_tasks,
-)
+from kdjax.experiment.train import Group, Task
 from kdjax.experiment.workdir import CONFIG, RESULTS, read_json
 from kdjax.export.costs import detector_costs
 from kdjax.io.files import check_schema, write_text
@@ -107,7 +99,7 @@ def student_name(settings: Settings) -> str:
         changed = {k: distill[k] for k, v in _LATER_FIELDS.items() if distill[k] != v}
         if distill["target"] == "scores":
             old = _with_old_names(settings["detection"])
-            changed["scoring"] = scoring_key({**settings, "detection": old})
+            changed["scoring"] = train.scoring_key({**settings, "detection": old})
         if changed:
             facts["further"] = changed
     return f"student-{_digest(facts, settings)}"
@@ -153,7 +145,7 @@ def load_sweep_data(
                 datasets[source] = load_dataset(data)
                 sweep_data.digests.update(data_digests(datasets[source]))
             prepared = prepare_groups(datasets[source], settings)
-            sweep_data.groups[key] = make_groups(prepared, data)
+            sweep_data.groups[key] = train.make_groups(prepared, data)
         for group in sweep_data.groups[key]:
             rules = calibration_rules(settings, group.prepared)
             check_enough(group.prepared, rules.threshold)
@@ -180,16 +172,17 @@ def train_members(
     way: str,
     console: Console,
     on_epoch: OnEpoch = lambda progress: None,
-    train_teachers: Train | None = None,
+    train_teachers: train.Train | None = None,
 ) -> dict[str, Fitted]:
     """The networks of all tasks by the names of their jobs.
 
     `way` and `on_epoch`, which gets the students' progress, are those of `train_all`;
     `train_teachers` trains teachers elsewhere than in `workdir`.
     """
-    train = functools.partial(_train, workdir=workdir, way=way, console=console)
-    train_students = functools.partial(train, on_epoch=on_epoch)
-    return train_tasks(tasks, train_teachers or train, train_students)
+    options: dict[str, Any] = {"workdir": workdir, "way": way, "console": console}
+    train_share = functools.partial(_train, **options)
+    train_students = functools.partial(train_share, on_epoch=on_epoch)
+    return train.train_tasks(tasks, train_teachers or train_share, train_students)
 
 
 def failures(
@@ -343,9 +336,9 @@ def _evaluate(
     settings, prepared = task.settings, task.group.prepared
     used = [settings[name] for name in ("data", "detection", "threshold")]
     key = json.dumps([task.teacher, task.group.name, used], sort_keys=True)
-    models = {"student": make_model(task, "student", trained[task.student or ""])}
+    models = {"student": train.make_model(task, "student", trained[task.student or ""])}
     if task.teacher is not None and key not in sweep_data.teachers:
-        models["teacher"] = make_model(task, "teacher", trained.get(task.teacher))
+        models["teacher"] = train.make_model(task, "teacher", trained.get(task.teacher))
     evaluations = evaluate_models(
         models,
         prepared,

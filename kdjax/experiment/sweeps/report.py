@@ -24,18 +24,8 @@ from rich.table import Table
 from rich.text import Text
 
 from kdjax.errors import DataError
-from kdjax.evaluation.page import (
-    COLORS,
-    INK,
-    Section,
-    figure_html,
-    json_html,
-    notes_html,
-    plain,
-    render_page,
-    table_html,
-    words_html,
-)
+from kdjax.evaluation import page
+from kdjax.evaluation.page import COLORS, INK, Section
 from kdjax.evaluation.tables import MISSING
 from kdjax.experiment.sweeps.design import DONE, FAILED, SEED
 from kdjax.io.files import write_text
@@ -265,12 +255,12 @@ def write_sweep_report(
         _count(members["entity"].nunique(), "entity", "entities"),
         f"swept: {', '.join(fields) or 'nothing'}",
     ]
-    summary = table_html(
+    summary = page.table_html(
         summary_text(members, fields=fields, measures=measures),
         " ".join(summary_notes(members, measures=measures)),
     )
     failures = failed[["member", *fields, "entity", "reason"]].map(field_text)
-    failures_html = f'<div class="texts">{table_html(failures)}</div>'
+    failures_html = f'<div class="texts">{page.table_html(failures)}</div>'
     lines = frontier = curves = ""
     if fields:
         words = (
@@ -278,19 +268,19 @@ def write_sweep_report(
             "that share a value lie side by side. Dashed: failed."
         )
         figure = plot_parallel(members, fields=fields, measure=measure)
-        lines = figure_html(figure, words)
+        lines = page.figure_html(figure, words)
     if costs_that_differ(members):
         words = f"{measure} against the costs of a student: a dot a member, lines their means."
         figure = plot_frontier(members, fields=fields, measure=measure)
-        frontier = figure_html(figure, words)
+        frontier = page.figure_html(figure, words)
     drawn = [line for line in history if line.get("validation_loss") is not None]
     if drawn:
         phases = _count(len({line["phase"] for line in drawn}), "phase", "phases")
         words = f"Validation loss over epochs of {phases}, a line each."
-        curves = figure_html(plot_curves(drawn), words)
+        curves = page.figure_html(plot_curves(drawn), words)
     sections = [
-        Section("", words_html(" · ".join(counts))),
-        Section("Notes", notes_html(notes)),
+        Section("", page.words_html(" · ".join(counts))),
+        Section("Notes", page.notes_html(notes)),
         Section("Summary", summary),
         Section("Failed members", "" if failed.empty else failures_html),
         Section("Members", lines),
@@ -298,10 +288,10 @@ def write_sweep_report(
         _heat_map(members, fields, measure),
         Section("Learning curves", curves),
         Section("All numbers", _all_numbers(members, fields, measures)),
-        Section("Base settings", json_html(settings)),
-        Section("Environment", json_html(environment)),
+        Section("Base settings", page.json_html(settings)),
+        Section("Environment", page.json_html(environment)),
     ]
-    write_text(path, render_page(title=f"Sweep {name}", sections=sections))
+    write_text(path, page.render_page(title=f"Sweep {name}", sections=sections))
 
 
 def plot_parallel(
@@ -337,16 +327,18 @@ def plot_parallel(
             y=[*places[number], ends[number]],
             mode="lines",
             line={"width": 1.5} | (style if kind else {"color": colors[number]}),
-            text="<br>".join(plain(f"{n}: {field_text(member[n])}") for n in names),
+            text="<br>".join(
+                page.plain(f"{n}: {field_text(member[n])}") for n in names
+            ),
             hoverinfo="text",
-            name=plain(f"{kind}: {counts[kind]}"),
+            name=page.plain(f"{kind}: {counts[kind]}"),
             showlegend=bool(kind) and kind not in kinds[:number],
         )
     ticks = [(x, *tick) for x, (_, own) in enumerate(axes) for tick in own]
     figure.add_scatter(
         x=[x for x, _, _ in ticks],
         y=[place for _, place, _ in ticks],
-        text=[plain(text, most=18) + "\u2002" for _, _, text in ticks],
+        text=[page.plain(text, most=18) + "\u2002" for _, _, text in ticks],
         mode="text",
         textposition="middle left",
         hoverinfo="skip",
@@ -357,7 +349,7 @@ def plot_parallel(
         xaxis={
             "tickvals": [*range(len(axes))],
             "ticktext": [
-                plain(name).replace(".", ".<br>").replace("_", "_<br>")
+                page.plain(name).replace(".", ".<br>").replace("_", "_<br>")
                 for name in (*fields, measure)
             ],
             "side": "top",
@@ -399,8 +391,8 @@ def plot_frontier(
                     mode=mode,
                     marker=style | {"opacity": 0.6, "size": 5},
                     line=style | {"width": 1.5},
-                    text=own["member"].map(plain) if mode == "markers" else None,
-                    name=plain(str(label)),
+                    text=own["member"].map(page.plain) if mode == "markers" else None,
+                    name=page.plain(str(label)),
                     legendgroup=number,
                     showlegend=bool(others) and (mode, column) == ("lines", 1),
                     row=1,
@@ -409,7 +401,7 @@ def plot_frontier(
     for column, cost in enumerate(costs, start=1):
         title = COSTS[cost].replace(",", ",<br>").replace(" of ", "<br>of ")
         figure.update_xaxes(type="log", title=title, col=column)
-    figure.update_yaxes(title=plain(measure), col=1)
+    figure.update_yaxes(title=page.plain(measure), col=1)
     return figure.update_layout(height=400, legend={"orientation": "h", "y": 1.15})
 
 
@@ -444,14 +436,14 @@ def plot_heat_map(
         texttemplate="%{text}",
         hovertemplate="%{y}, %{x}: %{text}<extra></extra>",
         colorscale="Viridis",
-        colorbar={"title": {"text": plain(measure), "side": "right"}},
+        colorbar={"title": {"text": page.plain(measure), "side": "right"}},
     )
     figure = go.Figure(heat_map, layout={"height": 140 + 40 * len(down)})
     for axis, field, values in (("x", columns, across), ("y", rows, down)):
         figure.layout[f"{axis}axis"].update(
-            title=plain(field),
+            title=page.plain(field),
             tickvals=[*range(len(values))],
-            ticktext=[plain(field_text(value), most=18) for value in values],
+            ticktext=[page.plain(field_text(value), most=18) for value in values],
             showgrid=False,
         )
     return figure
@@ -470,7 +462,7 @@ def plot_curves(history: Sequence[Mapping[str, Any]]) -> go.Figure:
             mode="lines" if len(curve) > 1 else "markers",
             line={"color": COLORS[0], "width": 1},
             opacity=0.55,
-            name=plain(str(phase)),
+            name=page.plain(str(phase)),
             showlegend=False,
         )
     figure.update_xaxes(title="epoch", dtick=1 + len(set(lines["epoch"])) // 10)
@@ -555,13 +547,13 @@ def _heat_map(members: pd.DataFrame, fields: Sequence[str], measure: str) -> Sec
     wide = [field for field in pair if members[field].nunique() > MOST_CELLS]
     if wide:
         words = f"No heat map: more than {MOST_CELLS} values of {', '.join(wide)}."
-        return Section(heading, words_html(words))
+        return Section(heading, page.words_html(words))
     words = (
         f"Mean {measure} of the members with these values. A dash: none of them has a "
         "finite one; empty: no such member."
     )
     figure = plot_heat_map(members, rows=pair[0], columns=pair[1], measure=measure)
-    return Section(heading, figure_html(figure, words))
+    return Section(heading, page.figure_html(figure, words))
 
 
 def _all_numbers(
@@ -572,7 +564,7 @@ def _all_numbers(
     text[[*measures]] = members[[*measures]].map(measure_text)
     unfolded = " open" if len(text) <= UNFOLDED_ROWS else ""
     words = f"Each member and entity: {_count(len(text), 'row', 'rows')}"
-    table = table_html(text)
+    table = page.table_html(text)
     return f"<details{unfolded}><summary>{words}</summary>{table}</details>"
 
 

@@ -46,20 +46,15 @@ from kdjax.config import RENAMED, get_config, leaves, to_json
 from kdjax.errors import ArtifactError, ConfigError, KdjaxError
 from kdjax.experiment.jobs import TrainingJob, progress_text
 from kdjax.experiment.populations import AUTO, TOGETHER, OnEpoch, train_all
-from kdjax.experiment.sweeps import members, report, sweep
+from kdjax.experiment.sweeps import design, members, report, sweep
 from kdjax.experiment.sweeps.design import (
     DONE,
     FAILED,
     LOSS,
-    MEDIAN,
     OBJECTIVES,
     SEED,
     Member,
     Search,
-    suggested_changes,
-    swept_values,
-    trial_members,
-    value_text,
 )
 from kdjax.experiment.workdir import check_data, read_lines
 from kdjax.io.files import clear_leftovers, write_text
@@ -129,11 +124,11 @@ def run_search(
     with turn(workdir):
         sweep.check_record(workdir / SEARCH, "search", described)
         clear_leftovers(workdir)
-    first = trial_members(search, 0, {})[:1]
+    first = design.trial_members(search, 0, {})[:1]
     sweep_data = members.load_sweep_data(search.name, first)
     # Labels are used at the end of a trial only.
     pruner = search.pruner if search.objective == LOSS else None
-    if pruner == MEDIAN:
+    if pruner == design.MEDIAN:
         groups = sweep_data.groups[members.data_key(search.base)]
         share = min(group.data.share for group in groups)
         pruner = median_pruner(int(share * search.base["student"]["epochs"]))
@@ -236,7 +231,7 @@ def _run_trial(worker: Worker) -> None:
         held.enter_context(_lock(folder))
         trial.set_user_attr("worker", f"{socket.gethostname()}:{os.getpid()}")
         try:
-            changes = suggested_changes(search, trial)
+            changes = design.suggested_changes(search, trial)
             trial.set_user_attr("changes", json.loads(json.dumps(changes)))
             own_turn.release()  # The next worker that asks knows these values.
             value = _train_and_evaluate(worker, trial, changes)
@@ -259,7 +254,7 @@ def _train_and_evaluate(
 ) -> float:
     """The objective of a trial, the mean over its seeds."""
     search, folder = worker.search, _folder(worker.workdir, trial.number)
-    seeds = trial_members(search, trial.number, changes)
+    seeds = design.trial_members(search, trial.number, changes)
     sweep_data = members.load_sweep_data(search.name, seeds, worker.sweep_data)
     tasks = members.tasks_of(seeds, sweep_data)
     seed_of = {task.student or "": task.settings[SEED] for task in tasks}
@@ -398,7 +393,7 @@ def _tabulate(study: Study, workdir: Path, search: Search) -> SearchResult:
         fields = tuple(dict.fromkeys([*changed, SEED]))
         for trial in done:
             folder = _folder(workdir, trial.number)
-            for member in trial_members(search, trial.number, _changes(trial)):
+            for member in design.trial_members(search, trial.number, _changes(trial)):
                 results = members.read_member(folder, member)
                 if results is None:
                     raise ArtifactError(
@@ -406,7 +401,7 @@ def _tabulate(study: Study, workdir: Path, search: Search) -> SearchResult:
                         "the trial as done: restore it from a copy, or start anew in "
                         "another --workdir."
                     )
-                values = swept_values(member.settings, fields)
+                values = design.swept_values(member.settings, fields)
                 lines += members.table_lines(member._replace(changes=values), results)
                 if trial.number == best.number:
                     runs.append(_run_again(search, member, results))
@@ -457,7 +452,10 @@ def _trials_table(trials: Sequence[FrozenTrial]) -> pd.DataFrame:
             "worker": trial.user_attrs.get("worker", ""),
             "retry_of": trial.user_attrs.get("retry_of", math.nan),
         }
-        | {f"param:{n}": value_text(trial.params.get(n, math.nan)) for n in names}
+        | {
+            f"param:{n}": design.value_text(trial.params.get(n, math.nan))
+            for n in names
+        }
         for trial in trials
     )
 
@@ -469,7 +467,10 @@ def _trial_text(study: Study, number: int) -> str:
     if _status(trial) == DONE:
         best = ", the best so far" if study.best_trial.number == number else ""
         state = f"{trial.value:.6g}{best}"
-    texts = {name: report.field_text(value_text(v)) for name, v in trial.params.items()}
+    texts = {
+        name: report.field_text(design.value_text(v))
+        for name, v in trial.params.items()
+    }
     params = ", ".join(f"{name}={text}" for name, text in texts.items())
     return f"trial {number:04d} ({params}): {state}; {_seconds(trial):.1f} s"
 
@@ -518,7 +519,7 @@ def _run_again(
     """A member of the best trial: its loss, its detectors and the command of its run."""
     usual = dict(leaves(json.loads(to_json(get_config()))))
     changed = {k: v for k, v in leaves(member.settings) if v != usual[k]}
-    flags = [f"--config.{field}={value_text(v)}" for field, v in changed.items()]
+    flags = [f"--config.{field}={design.value_text(v)}" for field, v in changed.items()]
     workdir = f"--workdir=runs/{search.name}_{member.name}"
     trial = member.name.split("-")[0]
     return {
