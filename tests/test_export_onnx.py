@@ -1,5 +1,7 @@
 """The ONNX graph of a network against the network itself."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +12,7 @@ from kdjax.models.autoencoder import Architecture, network
 onnx = pytest.importorskip("onnx", reason="needs the extra onnx")
 onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra onnx")
 
-from kdjax.export.onnx import network_graph
+from kdjax.export import onnx as graphs
 
 
 def random_params(architecture, seed=0):
@@ -20,6 +22,19 @@ def random_params(architecture, seed=0):
     return jax.tree.map(
         lambda leaf: rng.normal(scale=0.5, size=leaf.shape).astype(np.float32), init
     )
+
+
+def network_graph(architecture, params):
+    """The network alone, `x [B, L, D]` to its reconstruction `y`, B and L dynamic."""
+    graph = graphs.Graph([], {}, itertools.count())
+    output = graphs._network(graph, architecture, params, "x")
+    graphs.add(graph, "Identity", output, outputs=["y"])
+    inputs, outputs = (
+        [graphs._value(name, ("B", "L", architecture.width))] for name in ("x", "y")
+    )
+    model = graphs.make_model(graph, inputs, outputs, name="kdjax_network")
+    onnx.checker.check_model(model, full_check=True)
+    return model
 
 
 def run_onnx(model, windows):

@@ -52,14 +52,9 @@ class Scorer(NamedTuple):
 def load_onnx(source: str | os.PathLike[str] | bytes, *, threads: int = 1) -> Scorer:
     """The detector in an ONNX file or its bytes.
 
-    Args:
-        source: a path, or the file's bytes.
-        threads: within one operator; one is fastest for single windows, 0 leaves the
-            choice to onnxruntime.
-
-    Raises:
-        ArtifactError: the file is damaged, foreign, or too new.
-        ConfigError: onnxruntime is not installed.
+    `threads` within one operator: one is fastest for single windows, 0 leaves the choice to
+    onnxruntime. ArtifactError where the file is damaged, foreign, or too new; ConfigError
+    where onnxruntime is not installed.
     """
     name = source_name(source)
     data = read_sealed(source, SEAL, kind="ONNX detector")
@@ -129,8 +124,7 @@ def read_sealed(
 ) -> bytes:
     """The bytes of a sealed file, verified; `before` is right before the digest, once.
 
-    Raises:
-        ArtifactError: the file is missing, too large, damaged, or of another origin.
+    ArtifactError where the file is missing, too large, damaged, or of another origin.
     """
     name, data = source_name(source), source
     if not isinstance(data, bytes):

@@ -56,8 +56,7 @@ def check_export(
 ) -> Parity:
     """Compares `run` with kdjax on windows `[B, L, D]` at stride 1 of raw rows `[N, D]`.
 
-    Raises:
-        ConfigError: no series has a whole window.
+    ConfigError where no series has a whole window.
     """
     length, tau = detector.window, detector.thresholds[index].tau
     counts = [max(0, len(rows) - length + 1) for rows in series]
@@ -149,7 +148,18 @@ def export_file(
         ArtifactError: the file's alarms differ from the detector's.
         ConfigError: the detector can't be exported so, or there is nothing to check on.
     """
-    _check(format, quantize)
+    for flag, value, known in (
+        ("format", format, FORMATS),
+        ("quantize", quantize, QUANTIZE),
+    ):
+        if value not in known:
+            raise ConfigError(
+                f"--{flag}={value!r} is unknown: use one of {', '.join(known)}."
+            )
+    if quantize != "none" and format != "onnx":
+        raise ConfigError(
+            f"--quantize={quantize} is for --format=onnx: leave it out, or export that."
+        )
     check_target(output, inputs=(data,))
     clear_leftovers(Path(output).parent, (Path(output).name,))
     loaded = load_detector(detector)
@@ -244,21 +254,6 @@ def _check_parity(parity: Parity, output: str | os.PathLike[str]) -> None:
             f"{output} was not written: {parity.flips_beyond_rounding} of "
             f"{parity.windows:,} decisions differ from the detector's by more than "
             "rounding. Report this with the versions that kdjax info prints."
-        )
-
-
-def _check(format: str, quantize: str) -> None:
-    if format not in FORMATS:
-        raise ConfigError(
-            f"--format={format!r} is unknown: use one of {', '.join(FORMATS)}."
-        )
-    if quantize not in QUANTIZE:
-        raise ConfigError(
-            f"--quantize={quantize!r} is unknown: use one of {', '.join(QUANTIZE)}."
-        )
-    if quantize != "none" and format != "onnx":
-        raise ConfigError(
-            f"--quantize={quantize} is for --format=onnx: leave it out, or export that."
         )
 
 

@@ -14,8 +14,7 @@ inside the network.
 """
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -70,14 +69,21 @@ def onnx_file(detector: Detector, index: int, *, quantize: str = "none") -> byte
     Input `x [B, L, D]` float32 in raw units, NaN where a value is missing; B is dynamic.
     Outputs `point_score [B, L]`, `window_score [B]`, `alarm [B]` (int64, 0 or 1) and
     `contribution [B, L, D]`. Scores are NaN where they are unknown; the alarm is 0 then.
-    The same detector gives the same bytes.
-
-    `quantize="int8"` keeps the kernels of the LSTM nodes in 8 bits.
-
-    Raises:
-        ConfigError: the model has no ONNX form, or nothing to quantise.
+    The same detector gives the same bytes. `quantize="int8"` keeps the kernels of the LSTM
+    nodes in 8 bits. ConfigError where the model has no ONNX form, or nothing to quantise.
     """
-    _check(detector.model, quantize)
+    kinds, shape = components_of(detector.model.kind), detector.model.architecture
+    for kind in kinds:
+        if kind not in _ERRORS:
+            raise ConfigError(
+                f"a detector of kind {kind!r} has no ONNX form: export a detector of one "
+                f"of the kinds {', '.join(_ERRORS)}."
+            )
+    if quantize != "none" and shape is None:
+        raise ConfigError(
+            f"quantize={quantize!r} makes the weights of networks smaller, and "
+            f"{detector.model.kind!r} has none: leave it out."
+        )
     graph = Graph([], {}, itertools.count())
     offset, scale = scaler_of(detector, index)
     scaled = add(graph, "Div", add(graph, "Sub", "x", offset), scale)
@@ -91,9 +97,11 @@ def onnx_file(detector: Detector, index: int, *, quantize: str = "none") -> byte
         lambda inner: [add(inner, "Identity", scaled)],
         outputs=1,
     )
-    kinds = components_of(detector.model.kind)
-    found = [_ERRORS[k](graph, component(detector.model, k), filled) for k in kinds]
-    errors = add(graph, "Concat", *found, axis=2) if len(found) > 1 else found[0]
+    errors, *more = [
+        _ERRORS[kind](graph, component(detector.model, kind), filled) for kind in kinds
+    ]
+    if more:
+        errors = add(graph, "Concat", errors, *more, axis=2)
     _either(
         graph,
         missing,
@@ -108,44 +116,18 @@ def onnx_file(detector: Detector, index: int, *, quantize: str = "none") -> byte
     if quantize == "int8":
         graph = _quantized(graph)
     length, width = detector.window, len(detector.channels)
-    model = _to_model(
-        graph,
-        [_value("x", ("B", length, width))],
-        [
-            _value("point_score", ("B", length)),
-            _value("window_score", ("B",)),
-            _value("alarm", ("B",), INT64),
-            _value("contribution", ("B", length, width)),
-        ],
-        name="kdjax_detector",
-        metadata=metadata_of(plan_of(detector, index)) | {"sha256": "0" * 64},
-    )
+    inputs = [_value("x", ("B", length, width))]
+    outputs = [
+        _value("point_score", ("B", length)),
+        _value("window_score", ("B",)),
+        _value("alarm", ("B",), INT64),
+        _value("contribution", ("B", length, width)),
+    ]
+    model = make_model(graph, inputs, outputs, name="kdjax_detector")
+    metadata = metadata_of(plan_of(detector, index)) | {"sha256": "0" * 64}
+    helper.set_model_props(model, metadata)
+    onnx.checker.check_model(model, full_check=True)
     return sealed(model.SerializeToString(deterministic=True), SEAL)
-
-
-def network_graph(architecture: Architecture, params: Params) -> Model:
-    """The network alone: `x [B, L, D]` to its reconstruction `y [B, L, D]`, float32.
-
-    B and L are dynamic.
-    """
-    graph, shape = Graph([], {}, itertools.count()), ("B", "L", architecture.width)
-    _network(graph, architecture, params, "x", outputs=["y"])
-    inputs, outputs = [_value("x", shape)], [_value("y", shape)]
-    return _to_model(graph, inputs, outputs, name="kdjax_network")
-
-
-def _check(model: ResidualModel, quantize: str) -> None:
-    without = [kind for kind in components_of(model.kind) if kind not in _ERRORS]
-    if without:
-        raise ConfigError(
-            f"a detector of kind {without[0]!r} has no ONNX form: export a detector of "
-            f"one of the kinds {', '.join(_ERRORS)}."
-        )
-    if quantize != "none" and model.architecture is None:
-        raise ConfigError(
-            f"quantize={quantize!r} makes the weights of networks smaller, and "
-            f"{model.kind!r} has none: leave it out."
-        )
 
 
 # Errors of the residual models, `[B, L, D]`, see `kdjax.models.residual`.
@@ -271,12 +253,7 @@ def _without_nan(graph: Graph, values: str, instead: np.float32) -> str:
 
 
 def _network(
-    graph: Graph,
-    architecture: Architecture,
-    params: Params,
-    windows: str,
-    *,
-    outputs: int | Sequence[str] = 1,
+    graph: Graph, architecture: Architecture, params: Params, windows: str
 ) -> str:
     """Adds the network; `windows [B, L, D]` to their reconstruction `[B, L, D]`."""
     independent = architecture.channels == "independent"
@@ -293,7 +270,7 @@ def _network(
     decoded = decode(graph, architecture, params, layers, length)
     if independent:
         decoded = add(graph, "Reshape", decoded, [0, -1, architecture.width])
-    return add(graph, "Transpose", decoded, perm=[1, 0, 2], outputs=outputs)
+    return add(graph, "Transpose", decoded, perm=[1, 0, 2])
 
 
 class _Layer(NamedTuple):
@@ -507,29 +484,21 @@ def add(
     return outputs[0]
 
 
-def _to_model(
-    graph: Graph,
-    inputs: Sequence[Value],
-    outputs: Sequence[Value],
-    *,
-    name: str,
-    metadata: Mapping[str, str] = MappingProxyType({}),
+def make_model(
+    graph: Graph, inputs: list[Value], outputs: list[Value], *, name: str
 ) -> Model:
-    """The finished model, checked by onnx."""
+    """A whole graph with its weights as a model."""
     weights = [
         numpy_helper.from_array(np.ascontiguousarray(values), key)
         for key, values in graph.weights.items()
     ]
     whole = helper.make_graph(graph.nodes, name, inputs, outputs, weights)
-    model: Model = helper.make_model(
+    return helper.make_model(
         whole,
         opset_imports=[helper.make_opsetid("", OPSET)],
         ir_version=IR_VERSION,
         producer_name="kdjax",
     )
-    helper.set_model_props(model, dict(metadata))
-    onnx.checker.check_model(model, full_check=True)
-    return model
 
 
 def _quantized(graph: Graph) -> Graph:

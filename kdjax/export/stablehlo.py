@@ -60,12 +60,9 @@ def stablehlo_file(detector: Detector, index: int) -> bytes:
 
 
 def load_stablehlo(source: str | os.PathLike[str] | bytes) -> Scorer:
-    """The detector in a StableHLO file or its bytes.
+    """The detector in a StableHLO file or its bytes; each new number of windows compiles once.
 
-    Each new number of windows compiles once.
-
-    Raises:
-        ArtifactError: the file is damaged, foreign, or too old or new for this JAX.
+    ArtifactError where the file is damaged, foreign, or too old or new for this JAX.
     """
     name = container.source_name(source)
     data = container.read_sealed(source, SEAL, kind="StableHLO detector")

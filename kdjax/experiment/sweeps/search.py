@@ -385,7 +385,7 @@ def _tabulate(study: Study, workdir: Path, search: Search) -> SearchResult:
         trials = study.get_trials(deepcopy=False)
         table = _trials_table(trials)
         report.write_table(workdir / TRIALS, table)
-        done = [trial for trial in trials if _status(trial) == DONE]
+        done = [trial for trial in trials if trial.state == TrialState.COMPLETE]
         if not done:
             return SearchResult(table, None, None)
         best, lines, runs = study.best_trial, list[dict[str, Any]](), []
@@ -439,54 +439,40 @@ def _tabulate(study: Study, workdir: Path, search: Search) -> SearchResult:
 
 def _trials_table(trials: Sequence[FrozenTrial]) -> pd.DataFrame:
     """A row a trial; parameters that it does not have are NaN."""
-    names = dict.fromkeys(name for trial in trials for name in trial.params)
-    return pd.DataFrame(
-        {
-            "trial": trial.number,
-            "status": _status(trial),
-            "value": trial.value if _status(trial) == DONE else math.nan,
-            "reason": _reason(trial),
-            "seeds_done": trial.user_attrs.get("seeds_done", 0),
-            "steps": trial.user_attrs.get("steps", 0),
-            "seconds": _seconds(trial),
-            "worker": trial.user_attrs.get("worker", ""),
-            "retry_of": trial.user_attrs.get("retry_of", math.nan),
-        }
-        | {
-            f"param:{n}": design.value_text(trial.params.get(n, math.nan))
-            for n in names
-        }
-        for trial in trials
-    )
+    return pd.DataFrame(map(_trial_row, trials))
+
+
+def _trial_row(trial: FrozenTrial) -> dict[str, Any]:
+    state = trial.state.name
+    status = {"COMPLETE": DONE, "FAIL": FAILED}.get(state, state.lower())
+    facts, taken = trial.user_attrs, trial.duration
+    return {
+        "trial": trial.number,
+        "status": status,
+        "value": trial.value if status == DONE else math.nan,
+        "reason": str(facts.get("reason", LOST if status == FAILED else "")),
+        "seeds_done": facts.get("seeds_done", 0),
+        "steps": facts.get("steps", 0),
+        "seconds": taken.total_seconds() if taken else math.nan,
+        "worker": facts.get("worker", ""),
+        "retry_of": facts.get("retry_of", math.nan),
+        **{f"param:{n}": design.value_text(v) for n, v in trial.params.items()},
+    }
 
 
 def _trial_text(study: Study, number: int) -> str:
     """A trial in a line."""
     trial = study.get_trials(deepcopy=False)[number]
-    state = f"{_status(trial)}: {_reason(trial)}"
-    if _status(trial) == DONE:
+    row = _trial_row(trial)
+    state = f"{row['status']}: {row['reason']}"
+    if row["status"] == DONE:
         best = ", the best so far" if study.best_trial.number == number else ""
         state = f"{trial.value:.6g}{best}"
-    texts = {
-        name: report.field_text(design.value_text(v))
-        for name, v in trial.params.items()
-    }
-    params = ", ".join(f"{name}={text}" for name, text in texts.items())
-    return f"trial {number:04d} ({params}): {state}; {_seconds(trial):.1f} s"
-
-
-def _status(trial: FrozenTrial) -> str:
-    state = trial.state.name
-    return {"COMPLETE": DONE, "FAIL": FAILED}.get(state, state.lower())
-
-
-def _reason(trial: FrozenTrial) -> str:
-    lost = LOST if _status(trial) == FAILED else ""
-    return str(trial.user_attrs.get("reason", lost))
-
-
-def _seconds(trial: FrozenTrial) -> float:
-    return trial.duration.total_seconds() if trial.duration else math.nan
+    params = ", ".join(
+        f"{name}={report.field_text(design.value_text(value))}"
+        for name, value in trial.params.items()
+    )
+    return f"trial {number:04d} ({params}): {state}; {row['seconds']:.1f} s"
 
 
 def _changes(trial: FrozenTrial) -> dict[str, Any]:
