@@ -18,16 +18,16 @@ without a score are left out; distances and delays count the rows that have one.
 """
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from kdjax import metrics
 from kdjax.errors import ConfigError, DataError
-from kdjax.metrics import events, points
-from kdjax.metrics.checks import as_labels, as_scores, event_reasons, one_class
-from kdjax.metrics.volumes import volumes_of
+from kdjax.metrics.checks import event_reasons, one_class
 
 # The models of a run: its networks, the detector that they start from, a control.
 TEACHER, STUDENT, STUDENT_ALONE = NETWORKS = ("teacher", "student", "student_alone")
@@ -288,7 +288,7 @@ def _sample(
     scored = ~np.isnan(scores)
     known = scores[scored].astype(np.float64)  # τ is compared in one precision
     if len(known):
-        as_scores(known, name=f"{level} scores of {entity.entity}")
+        metrics.as_scores(known, name=f"{level} scores of {entity.entity}")
     ordered = None
     if labels is not None:
         name = f"{level} labels of {entity.entity}"
@@ -297,7 +297,9 @@ def _sample(
                 f"`{name}` has {len(labels)} values for {len(scores)} scores: expected "
                 "one label for each score."
             )
-        labels = as_labels(labels, name=name) if len(labels) else np.empty(0, bool)
+        labels = (
+            metrics.as_labels(labels, name=name) if len(labels) else np.empty(0, bool)
+        )
         ordered = None if at_window or not len(known) else in_order(labels, scores)
         labels = labels[scored]
     sample = _Sample(
@@ -370,7 +372,7 @@ def _oracle_tau(sample: _Sample) -> float:
     """τ of best F1; NaN without positive labels."""
     if sample.labels is None or not sample.labels.any():
         return math.nan
-    return points.oracle_threshold(sample.labels, sample.scores).threshold
+    return metrics.oracle_threshold(sample.labels, sample.scores).threshold
 
 
 def _why_nothing(sample: _Sample) -> str | None:
@@ -386,9 +388,9 @@ def _curves(sample: _Sample, window: int | None) -> Measured:
     why, labels = _why_nothing(sample), sample.labels
     if labels is None or why:
         return dict.fromkeys(names, why or NO_LABELS)
-    found: Measured = {**points.undefined_curve(labels)}
+    found: Measured = {**metrics.undefined_curve(labels)}
     for name, metric in zip(
-        CURVE_METRICS, (points.auc_roc, points.average_precision), strict=True
+        CURVE_METRICS, (metrics.auc_roc, metrics.average_precision), strict=True
     ):
         if name not in found:
             found[name] = metric(labels, sample.scores)
@@ -397,7 +399,7 @@ def _curves(sample: _Sample, window: int | None) -> Measured:
         if window is None or why:
             found |= dict.fromkeys(VOLUME_METRICS, why or NO_WINDOW)
         else:
-            volumes = volumes_of(*sample.ordered, window=window)
+            volumes = metrics.vus(*sample.ordered, window=window)
             found |= zip(VOLUME_METRICS, volumes, strict=True)
     return {name: found[name] for name in names}
 
@@ -412,8 +414,12 @@ def _alarm_metrics(sample: _Sample, alarms: np.ndarray, tau: float) -> Measured:
     rate = {"alarm_rate": float(alarms.mean())}
     if sample.labels is None:
         return dict.fromkeys(ALARM_METRICS, NO_LABELS) | rate
-    counts = points.count(sample.labels, alarms)
-    return {**points.from_counts(counts)._asdict(), **points.undefined(counts), **rate}
+    counts = metrics.count(sample.labels, alarms)
+    return {
+        **metrics.from_counts(counts)._asdict(),
+        **metrics.undefined(counts),
+        **rate,
+    }
 
 
 def _event_metrics(sample: _Sample, tau: float) -> Measured:
@@ -423,15 +429,16 @@ def _event_metrics(sample: _Sample, tau: float) -> Measured:
         return dict.fromkeys(names, _why_nothing(sample) or NO_TAU)
     truth, scores = sample.ordered
     alarms = scores > tau
-    delays = events.delays_of(truth, alarms)
-    found = [
-        *events.affiliation_of(truth, alarms),
-        *events.ranges_of(truth, alarms),
-        events.recall_of(delays),
-        events.event_f1_of(truth, alarms),
-        events.delay_of(delays),
-    ]
-    if sample.point_adjusted:
-        found += [events.adjusted_f1_of(truth, alarms, k=k) for k in (0, PA_K)]
+    with warnings.catch_warnings():  # the notes have the reasons
+        warnings.simplefilter("ignore", metrics.UndefinedMetricWarning)
+        found = [
+            *metrics.affiliation(truth, alarms),
+            *metrics.range_precision_recall(truth, alarms),
+            metrics.event_recall(truth, alarms),
+            metrics.event_f1(truth, alarms),
+            metrics.detection_delay(truth, alarms),
+        ]
+        if sample.point_adjusted:
+            found += [metrics.pa_k_f1(truth, alarms, k=k) for k in (0, PA_K)]
     values = dict(zip(names, found, strict=True))
     return {**values, **event_reasons(values, truth, alarms)}

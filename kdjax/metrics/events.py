@@ -60,8 +60,7 @@ def event_recall(labels: npt.ArrayLike, predictions: npt.ArrayLike) -> float:
     0.5
     """
     truth, alarms = with_alarms(labels, predictions)
-    recall = recall_of(delays_of(truth, alarms))
-    return _warned(recall, truth, alarms, "event_recall")
+    return _warned(_recall_of_events(truth, alarms), truth, alarms, "event_recall")
 
 
 def detection_delay(labels: npt.ArrayLike, predictions: npt.ArrayLike) -> float:
@@ -75,7 +74,9 @@ def detection_delay(labels: npt.ArrayLike, predictions: npt.ArrayLike) -> float:
     0.5
     """
     truth, alarms = with_alarms(labels, predictions)
-    delay = delay_of(delays_of(truth, alarms))
+    delays = _delays(truth, alarms)
+    known = delays[~np.isnan(delays)]
+    delay = float(known.mean()) if len(known) else math.nan
     return _warned(delay, truth, alarms, "detection_delay")
 
 
@@ -89,7 +90,12 @@ def event_f1(labels: npt.ArrayLike, predictions: npt.ArrayLike) -> float:
     0.5
     """
     truth, alarms = with_alarms(labels, predictions)
-    return _warned(event_f1_of(truth, alarms), truth, alarms, "event_f1")
+    recall = _recall_of_events(truth, alarms)
+    f1 = 0.0  # also where nothing was predicted, which leaves precision undefined
+    if recall:
+        precision = float(truth[alarms].mean()) if alarms.any() else math.nan
+        f1 = harmonic_mean(precision, recall)
+    return _warned(f1, truth, alarms, "event_f1")
 
 
 def point_adjusted_f1(labels: npt.ArrayLike, predictions: npt.ArrayLike) -> float:
@@ -101,7 +107,7 @@ def point_adjusted_f1(labels: npt.ArrayLike, predictions: npt.ArrayLike) -> floa
     0.8888888888888888
     """
     truth, alarms = with_alarms(labels, predictions)
-    f1 = adjusted_f1_of(truth, alarms, k=0)
+    f1 = _adjusted_f1(truth, alarms, 0)
     return _warned(f1, truth, alarms, "point_adjusted_f1")
 
 
@@ -117,7 +123,9 @@ def pa_k_f1(
     0.3333333333333333
     """
     truth, alarms = with_alarms(labels, predictions)
-    return _warned(adjusted_f1_of(truth, alarms, k=k), truth, alarms, "pa_k_f1")
+    if not 0 <= k <= 100:
+        raise ConfigError(f"k={k}: expected a percentage from 0 to 100.")
+    return _warned(_adjusted_f1(truth, alarms, k), truth, alarms, "pa_k_f1")
 
 
 def range_precision_recall(
@@ -150,8 +158,21 @@ def range_precision_recall(
     PrecisionRecallF1(precision=0.75, recall=0.25, f1=0.375)
     """
     truth, alarms = with_alarms(labels, predictions)
-    found = ranges_of(truth, alarms, alpha=alpha, cardinality=cardinality, bias=bias)
-    return _warned(found, truth, alarms)
+    if not 0 <= alpha <= 1:
+        raise ConfigError(f"alpha={alpha}: expected a number from 0 to 1.")
+    options = {"cardinality": cardinality, "bias": bias}
+    for name, known in (("cardinality", CARDINALITIES), ("bias", BIASES)):
+        if options[name] not in known:
+            text = f"{name}={options[name]!r}: expected one of {', '.join(known)}."
+            raise ConfigError(text)
+    precision, recall, f1 = math.nan, 0.0, 0.0
+    if not truth.any():
+        recall = f1 = math.nan
+    elif alarms.any():
+        recall = _mean_reward(truth, alarms, alpha=alpha, **options)
+        precision = _mean_reward(alarms, truth, alpha=0.0, **options)
+        f1 = harmonic_mean(precision, recall)
+    return _warned(PrecisionRecallF1(precision, recall, f1), truth, alarms)
 
 
 def affiliation(labels: npt.ArrayLike, predictions: npt.ArrayLike) -> Affiliation:
@@ -165,7 +186,26 @@ def affiliation(labels: npt.ArrayLike, predictions: npt.ArrayLike) -> Affiliatio
     Affiliation(precision=0.6875, recall=0.90625, f1=0.7818627450980392)
     """
     truth, alarms = with_alarms(labels, predictions)
-    return _warned(affiliation_of(truth, alarms), truth, alarms)
+    starts, stops = runs(truth)
+    begin, end = runs(alarms)
+    edges = np.concatenate([[0], (stops[:-1] + starts[1:]) / 2, [len(truth)]])
+    precisions, recalls = [], []
+    for i, event in enumerate(map(_Span, starts, stops)):
+        zone = _Span(edges[i], edges[i + 1])
+        inside = slice(
+            np.searchsorted(end, zone.start, side="right"),
+            np.searchsorted(begin, zone.stop),
+        )
+        own_begin = np.maximum(begin[inside], zone.start)
+        own_end = np.minimum(end[inside], zone.stop)
+        if len(own_begin):
+            precisions.append(_precision(own_begin, own_end, event, zone))
+            recalls.append(_recall(own_begin, own_end, event, zone))
+    precision = math.fsum(precisions) / len(precisions) if precisions else math.nan
+    # 0 for an event whose zone is quiet.
+    recall = math.fsum(recalls) / len(starts) if len(starts) else math.nan
+    found = Affiliation(precision, recall, harmonic_mean(precision, recall))
+    return _warned(found, truth, alarms)
 
 
 def _warned(
@@ -177,13 +217,10 @@ def _warned(
     return found
 
 
-# The same of checked `[N]` bool arrays, without a warning.
-
-
-def delays_of(truth: np.ndarray, alarms: np.ndarray) -> np.ndarray:
+def _delays(truth: np.ndarray, alarms: np.ndarray) -> np.ndarray:
     """Rows from each event's start to its first alarm, `[N], [N] -> [E]`; NaN if missed.
 
-    >>> delays_of(np.array([True, True, False, True]), np.array([False, True, True, False]))
+    >>> _delays(np.array([True, True, False, True]), np.array([False, True, True, False]))
     array([ 1., nan])
     """
     starts, stops = runs(truth)
@@ -192,61 +229,18 @@ def delays_of(truth: np.ndarray, alarms: np.ndarray) -> np.ndarray:
     return np.where(first < stops, first - starts, np.nan)
 
 
-def recall_of(delays: np.ndarray) -> float:
-    """`event_recall` from `[E]` delays."""
+def _recall_of_events(truth: np.ndarray, alarms: np.ndarray) -> float:
+    delays = _delays(truth, alarms)
     return float(np.mean(~np.isnan(delays))) if len(delays) else math.nan
 
 
-def delay_of(delays: np.ndarray) -> float:
-    """`detection_delay` from `[E]` delays."""
-    known = delays[~np.isnan(delays)]
-    return float(known.mean()) if len(known) else math.nan
-
-
-def event_f1_of(truth: np.ndarray, alarms: np.ndarray) -> float:
-    """`event_f1`."""
-    recall = recall_of(delays_of(truth, alarms))
-    if not recall:
-        return 0.0  # also where nothing was predicted, which leaves precision undefined
-    precision = float(truth[alarms].mean()) if alarms.any() else math.nan
-    return harmonic_mean(precision, recall)
-
-
-def adjusted_f1_of(truth: np.ndarray, alarms: np.ndarray, *, k: float) -> float:
-    """`pa_k_f1`."""
-    if not 0 <= k <= 100:
-        raise ConfigError(f"k={k}: expected a percentage from 0 to 100.")
+def _adjusted_f1(truth: np.ndarray, alarms: np.ndarray, k: float) -> float:
     starts, stops = runs(truth)
     found = np.append(0, np.cumsum(alarms))
     hits, lengths = found[stops] - found[starts], stops - starts
     adjusted = alarms.copy()
     adjusted[truth] |= np.repeat(100 * hits > k * lengths, lengths)
     return from_counts(count(truth, adjusted)).f1
-
-
-def ranges_of(
-    truth: np.ndarray,
-    alarms: np.ndarray,
-    *,
-    alpha: float = 0.0,
-    cardinality: str = "reciprocal",
-    bias: str = "flat",
-) -> PrecisionRecallF1:
-    """`range_precision_recall`."""
-    if not 0 <= alpha <= 1:
-        raise ConfigError(f"alpha={alpha}: expected a number from 0 to 1.")
-    options = {"cardinality": cardinality, "bias": bias}
-    for name, known in (("cardinality", CARDINALITIES), ("bias", BIASES)):
-        if options[name] not in known:
-            text = f"{name}={options[name]!r}: expected one of {', '.join(known)}."
-            raise ConfigError(text)
-    if not truth.any():
-        return PrecisionRecallF1(math.nan, math.nan, math.nan)
-    if not alarms.any():
-        return PrecisionRecallF1(math.nan, 0.0, 0.0)
-    recall = _mean_reward(truth, alarms, alpha=alpha, **options)
-    precision = _mean_reward(alarms, truth, alpha=0.0, **options)
-    return PrecisionRecallF1(precision, recall, harmonic_mean(precision, recall))
 
 
 def _mean_reward(
@@ -274,30 +268,6 @@ def _mean_reward(
     factor = 1 / np.maximum(overlaps, 1) if cardinality == "reciprocal" else 1.0
     rewards = alpha * (overlaps > 0) + (1 - alpha) * factor * share
     return float(rewards.mean())
-
-
-def affiliation_of(truth: np.ndarray, alarms: np.ndarray) -> Affiliation:
-    """`affiliation`."""
-    starts, stops = runs(truth)
-    if not len(starts):
-        return Affiliation(math.nan, math.nan, math.nan)
-    begin, end = runs(alarms)
-    edges = np.concatenate([[0], (stops[:-1] + starts[1:]) / 2, [len(truth)]])
-    precisions, recalls = [], []
-    for i, event in enumerate(map(_Span, starts, stops)):
-        zone = _Span(edges[i], edges[i + 1])
-        inside = slice(
-            np.searchsorted(end, zone.start, side="right"),
-            np.searchsorted(begin, zone.stop),
-        )
-        own_begin = np.maximum(begin[inside], zone.start)
-        own_end = np.minimum(end[inside], zone.stop)
-        if len(own_begin):
-            precisions.append(_precision(own_begin, own_end, event, zone))
-            recalls.append(_recall(own_begin, own_end, event, zone))
-    precision = math.fsum(precisions) / len(precisions) if precisions else math.nan
-    recall = math.fsum(recalls) / len(starts)  # 0 for an event whose zone is quiet
-    return Affiliation(precision, recall, harmonic_mean(precision, recall))
 
 
 def _precision(begin: np.ndarray, end: np.ndarray, event: _Span, zone: _Span) -> float:

@@ -75,17 +75,8 @@ def _checked(
     thresholds: int,
     *names: str,
 ) -> Volumes:
-    """Both volumes of unchecked inputs; warns of the metrics `names` if undefined."""
+    """Both volumes; warns of the metrics `names` if undefined."""
     truth, values = with_scores(labels, scores)
-    if reason := one_class(truth):
-        warn_undefined(dict.fromkeys(names, reason), stacklevel=4)
-    return volumes_of(truth, values, window=window, thresholds=thresholds)
-
-
-def volumes_of(
-    truth: np.ndarray, scores: np.ndarray, *, window: int, thresholds: int = 250
-) -> Volumes:
-    """`vus` of checked `[N]` bool labels and scores, without a warning."""
     if window < 0 or window != int(window):
         raise ConfigError(
             f"window={window}: expected a whole number of rows, 0 or more."
@@ -94,11 +85,12 @@ def volumes_of(
         raise ConfigError(
             f"thresholds={thresholds}: expected a whole number, 1 or more, such as 250."
         )
-    if one_class(truth):
+    if reason := one_class(truth):
+        warn_undefined(dict.fromkeys(names, reason), stacklevel=4)
         return Volumes(float("nan"), float("nan"))
     # Of each row the number of the first threshold, from the highest, that flags it.
-    places = np.linspace(0, len(scores) - 1, thresholds).astype(int)  # as TSB-AD's
-    first = np.searchsorted(np.sort(-scores)[places], -scores)
+    places = np.linspace(0, len(values) - 1, thresholds).astype(int)  # as TSB-AD's
+    first = np.searchsorted(np.sort(-values)[places], -values)
     flagged = _totals(first, thresholds)  # [T] rows
     soft = _buffer_hits(truth, first, window, thresholds)  # [W + 1, T]
     share = _shares_of_events(truth, first, window // 2, thresholds)  # [W // 2 + 1, T]
