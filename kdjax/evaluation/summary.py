@@ -53,10 +53,9 @@ def recommend(results: Results) -> dict[str, Any]:
 
     `results` has `rows` and `entities`; `costs` from `detector_costs`; without labels
     `agreement`, by model the kappa of its alarms with the teacher's, None where undefined.
-
     `model` is None where nothing is recommended; `rule` is a sentence, `text` two to four;
-    `equivalent` are the models among which size decided, in the order of the rows; `best`
-    is the model they were compared with.
+    `equivalent` are the models among which size decided, `best` the one they were compared
+    with.
     """
     method = label_free_method(results)
     quality = _quality(results, method)
@@ -69,9 +68,6 @@ def agreement(first_alarms: npt.ArrayLike, second_alarms: npt.ArrayLike) -> floa
     """Cohen's kappa of two detectors' alarms `[M]` (0 or 1) on the same windows.
 
     NaN, without a warning, where both raise no alarm at all, or both in all windows.
-
-    Raises:
-        DataError: other values, no windows, or different numbers of them.
 
     >>> round(agreement([0, 0, 0, 1, 1], [0, 0, 1, 1, 1]), 4)
     0.6154

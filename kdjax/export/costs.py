@@ -35,11 +35,10 @@ def window_milliseconds(content: bytes, rounds: int = ROUNDS) -> float:
 
 
 def numbers(detector: Detector) -> int:
-    """How many numbers score the windows of one entity.
+    """How many numbers score the windows of one entity, F = K·D errors of K components.
 
-    The model's parameters, offset and scale `[D]` of the scaler, mean `[F]` and
-    whitening matrix `[F, F]` of the Gaussian, and τ; F is K·D for K components. The
-    attribution matrix follows from the whitening matrix and is not counted.
+    The model's parameters, offset and scale `[D]` of the scaler, mean `[F]` and whitening
+    matrix `[F, F]` of the Gaussian (the attribution matrix follows from it), and τ.
     """
     errors: int = detector.gaussians.mean.shape[-1]
     scaler = 2 * len(detector.channels)

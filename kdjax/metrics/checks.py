@@ -119,11 +119,9 @@ def event_reasons(
 
 
 def warn_undefined(reasons: Mapping[str, str], *, stacklevel: int = 3) -> None:
-    """Warns once for all metrics of a call.
+    """Warns once for all metrics of a call, with the reason for each that is NaN.
 
-    Args:
-        reasons: for each metric that is NaN, why.
-        stacklevel: 3 if the public function itself calls this one.
+    `stacklevel` is 3 if the public function itself calls this one.
     """
     if reasons:
         text = "; ".join(f"{name} is NaN: {why}" for name, why in reasons.items())

@@ -42,11 +42,7 @@ def pca(params: Params, windows: Array) -> Array:
 
 
 def random(params: Params, windows: Array) -> Array:
-    """Uniform noise in [0, 1), the same for the same window.
-
-    Drawn from a hash of the window, so that the baseline is a function like the others
-    and its scores don't depend on how windows were batched.
-    """
+    """Uniform noise in [0, 1), the same for the same window, however windows are batched."""
 
     def draw(window: Array) -> Array:
         bits = jax.lax.bitcast_convert_type(window, jnp.uint32).ravel()
@@ -182,11 +178,10 @@ def _leading(covariance: np.ndarray, variance: float) -> np.ndarray:
 def fit_kmeans(
     windows: np.ndarray, *, centres: int = CENTRES, seed: int = 0
 ) -> dict[str, np.ndarray]:
-    """Parameters of `kmeans` from scaled windows `[M, L, D]`.
+    """Parameters of `kmeans` from scaled windows `[M, L, D]`, fewer centres where few differ.
 
-    Fewer centres where fewer windows differ. Lloyd's algorithm from k-means++ (Arthur
-    and Vassilvitskii, 2007), on one thread, since several would add up in another order
-    each time.
+    Lloyd's algorithm from k-means++ (Arthur and Vassilvitskii, 2007), on one thread, since
+    several would add up in another order each time.
     """
     from sklearn.cluster import KMeans
 

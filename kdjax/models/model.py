@@ -23,26 +23,21 @@ def identity(values: Array) -> Array:
 
 
 class Model(NamedTuple):
-    """An architecture as functions; windows are `[B, L, D]`, scaled.
+    """An architecture as functions; windows are `[B, L, D]`, scaled."""
 
-    Attributes:
-        init: `(key, windows) -> params`.
-        apply: `(params, windows) -> [B, L, D]`, the reconstruction X'.
-        encode: `(params, windows) -> [B, H]`, the code; None without an encoder.
-        outputs: `(params, windows, forced=False) -> [B, L, D]`, the head's values before
-            `activate`; `forced` lets a feedback decoder read the window, as in training.
-            None where `apply` has no activation and nothing to force.
-        activate: activation of the head.
-        coded: as `outputs`, beside the code: `([B, L, D], [B, H])`; None without one.
-        residuals: `(params, windows) -> [B, L, D]`; None for |x − x'|.
-    """
-
-    init: Callable[..., Params]
+    init: Callable[..., Params]  # `(key, windows) -> params`
+    # The reconstruction X' [B, L, D].
     apply: Callable[[Params, Array], Array]
+    # The code [B, H]; None without an encoder.
     encode: Callable[[Params, Array], Array] | None = None
+    # `(params, windows, forced=False)`: the head's values [B, L, D] before `activate`;
+    # `forced` lets a feedback decoder read the window, as in training. None where `apply`
+    # has no activation and nothing to force.
     outputs: Callable[..., Array] | None = None
-    activate: Callable[[Array], Array] = identity
+    activate: Callable[[Array], Array] = identity  # of the head
+    # As `outputs`, beside the code: ([B, L, D], [B, H]); None without one.
     coded: Callable[..., tuple[Array, Array]] | None = None
+    # The residuals [B, L, D]; None for |x − x'|.
     residuals: Callable[[Params, Array], Array] | None = None
 
 
@@ -58,11 +53,9 @@ def head_outputs(
 def fill_missing(windows: Array) -> tuple[Array, Array]:
     """Windows `[B, L, D]` with their NaN cells filled, and which cells were observed.
 
-    A missing cell takes the last value before it in the window, else the first after
-    it, else 0 (the middle or the bottom of the scaler's range): a rule that needs
-    nothing but the window, so that batch, stream and exported file agree. What the
-    model makes of such a cell counts nowhere: losses, moments and scores look at
-    observed cells only.
+    A missing cell takes the last value before it in the window, else the first after it, else
+    0: a rule that needs nothing but the window, so that batch, stream and exported file agree.
+    Losses, moments and scores look at observed cells only.
 
     >>> fill_missing(jnp.array([[[jnp.nan], [3.0], [jnp.nan]]]))[0][0, :, 0]
     Array([3., 3., 3.], dtype=float32)

@@ -35,47 +35,31 @@ _UNDER_WAY = 2
 
 
 class Batch(NamedTuple):
-    """The batch of one training step.
+    """The batch of one training step."""
 
-    Attributes:
-        windows: X, `[B, L, D]`.
-        weight: `[B]`, 1, or 0 for a window that only pads the batch.
-        targets: of the teacher: its head's outputs before their activation or its
-            residuals, `[B, L, D]`, its codes, `[B, K]`, or its scores, `[B, L]`; None
-            without a teacher.
-        observed: `[B, L, D]` bool, False in cells that were missing and have been
-            filled; None where all were there.
-        recorded: `[B]`, 1, or 0 for an augmented window; None where all are recorded.
-        progress: share of the training's steps that are done; None where nothing
-            depends on it.
-    """
-
-    windows: Array
-    weight: Array
+    windows: Array  # X, [B, L, D]
+    weight: Array  # [B], 1, or 0 for a window that only pads the batch
+    # Of the teacher: its head's outputs before their activation or its residuals,
+    # [B, L, D], its codes, [B, K], or its scores, [B, L]; None without a teacher.
     targets: Array | None = None
+    # [B, L, D] bool, False in cells that were missing and have been filled; None: nowhere.
     observed: Array | None = None
-    recorded: Array | None = None
-    progress: Array | None = None
+    recorded: Array | None = None  # [B], 1, or 0 for an augmented window; None: all 1
+    progress: Array | None = (
+        None  # share of the steps that are done, where losses use it
+    )
 
 
 class WindowDataset(struct.PyTreeNode):  # type: ignore[no-untyped-call]
-    """The windows that a job trains on.
+    """The windows that a job trains on."""
 
-    Attributes:
-        rows: `[N, D]` float32, scaled rows of all entities, one after the other.
-        starts: `[M]` int32, first rows of the M windows; none crosses an entity.
-        targets: `[M, …]`, distillation targets, computed once; or None.
-        teacher: the teacher's parameters, where the targets are too many to keep and
-            each step computes its own; or None.
-        recorded: `[M]`, 1, or 0 for augmented windows; None where all are recorded.
-        missing: whether rows may have NaN cells, which losses then leave out.
-    """
-
-    rows: Array
-    starts: Array
-    targets: Array | None = None
+    rows: Array  # [N, D] float32, scaled rows of all entities, one after the other
+    starts: Array  # [M] int32, first rows of the windows; none crosses an entity
+    targets: Array | None = None  # [M, …], distillation targets, computed once
+    # The teacher's parameters, where each step computes its own targets.
     teacher: Any = None
-    recorded: Array | None = None
+    recorded: Array | None = None  # [M], 1, or 0 for augmented windows; None: all 1
+    # Whether rows may have NaN cells, which losses then leave out.
     missing: bool = struct.field(pytree_node=False, default=False)  # type: ignore[no-untyped-call]
 
 

@@ -126,8 +126,8 @@ def share(items: Sequence[T], first: int = 0) -> list[T]:
 def working_alone() -> Iterator[None]:
     """Within it this process counts as the only one.
 
-    Training then uses this process's devices and writes checkpoints and a log of its own,
-    so each process needs its own work directory.
+    Training then uses this process's devices and writes checkpoints and a log of its own, so
+    each process needs its own work directory.
     """
     token = _ALONE.set(True)
     try:
