@@ -19,15 +19,14 @@ without a score are left out; distances and delays count the rows that have one.
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from kdjax import metrics
 from kdjax.errors import ConfigError, DataError
-from kdjax.metrics.checks import event_reasons, one_class
+from kdjax.metrics.checks import as_labels, as_scores, event_reasons, one_class
 
 # The models of a run: its networks, the detector that they start from, a control.
 TEACHER, STUDENT, STUDENT_ALONE = NETWORKS = ("teacher", "student", "student_alone")
@@ -77,9 +76,7 @@ class EntityScores(NamedTuple):
     window_labels: np.ndarray | None  # [M] bool
     window_scores: np.ndarray  # [M] the (c+1)-th largest a_t; NaN where fewer are known
     threshold: float  # the label-free τ, in units of window scores
-    rolling_tau: np.ndarray | None = (
-        None  # [M] the rolling τ before each window, if any
-    )
+    rolling_tau: np.ndarray | None = None  # [M] τ before each window, if it rolls
 
 
 class _Sample(NamedTuple):
@@ -131,17 +128,33 @@ def result_rows(
     ]
     if rolling := _rolling_samples(entities):
         cells += [(ROLLING, scope, "window", rolling) for scope in SCOPES]
-    return [
-        {
-            "model": model,
-            "parameters": parameters,
-            "scope": scope,
-            "threshold": threshold,
-            "level": level,
-            **(_pooled if scope == "pooled" else _mean)(own, threshold),
-        }
-        for threshold, scope, level, own in cells
-    ]
+    rows = []
+    for threshold, scope, level, chosen in cells:
+        defined: dict[str, int] = {}
+        if scope == "pooled":
+            measured = _pooled(chosen, threshold)
+        else:
+            measured, defined = _mean([_measure(s, threshold) for s in chosen])
+        notes = _reasons(measured)
+        if left_out := {s.entity: s.left_out for s in chosen if s.left_out}:
+            where = ", ".join(f"{entity}: {n}" for entity, n in left_out.items())
+            total = sum(left_out.values())
+            notes["rows"] = f"left out, without a score: {total} ({where})"
+        rows.append(
+            {
+                "model": model,
+                "parameters": parameters,
+                "scope": scope,
+                "threshold": threshold,
+                "level": level,
+                **_numbers(measured),
+                "tau": _number(measured["tau"]),
+                "entities": len(chosen),
+                "entities_defined": defined,
+                "notes": notes,
+            }
+        )
+    return rows
 
 
 def per_entity_rows(
@@ -171,6 +184,7 @@ def per_entity_rows(
     for sample, threshold in samples:
         measured = _measure(sample, threshold)
         tau, notes = measured["tau"], _reasons(measured)
+        positives = None if sample.labels is None else int(sample.labels.sum())
         if threshold == ROLLING:
             tau, notes["tau"] = math.nan, "it moves"
         elif tau in (math.inf, -math.inf):
@@ -184,9 +198,7 @@ def per_entity_rows(
                 **_numbers(measured),
                 "tau": _number(tau),
                 f"{sample.level}s": len(sample.scores),
-                "positives": None
-                if sample.labels is None
-                else int(sample.labels.sum()),
+                "positives": positives,
                 "notes": notes,
             }
         )
@@ -209,8 +221,8 @@ def _check(entities: Sequence[EntityScores], method: str) -> None:
             )
 
 
-def _pooled(samples: list[_Sample], threshold: str) -> dict[str, Any]:
-    """The end of a row of counts over all entities."""
+def _pooled(samples: list[_Sample], threshold: str) -> Measured:
+    """Metrics of counts over all entities, and the oracle's τ."""
     labels = [sample.labels for sample in samples if sample.labels is not None]
     merged = samples[0]._replace(
         labels=np.concatenate(labels) if labels else None,
@@ -221,44 +233,22 @@ def _pooled(samples: list[_Sample], threshold: str) -> dict[str, Any]:
         tau = _oracle_tau(merged)
         taus = [tau] * len(samples)
     alarms = [s.scores > own for s, own in zip(samples, taus, strict=True)]
-    found = _alarm_metrics(merged, np.concatenate(alarms), taus[0])
-    return _row_end(samples, found | dict.fromkeys(CURVE_METRICS, POOLED_CURVE), tau)
+    counted = _alarm_metrics(merged, np.concatenate(alarms), taus[0])
+    return counted | dict.fromkeys(CURVE_METRICS, POOLED_CURVE) | {"tau": tau}
 
 
-def _mean(samples: list[_Sample], threshold: str) -> dict[str, Any]:
-    """The end of a row of means over entities."""
-    each, means, defined = [_measure(s, threshold) for s in samples], {}, {}
+def _mean(each: list[Measured]) -> tuple[Measured, dict[str, int]]:
+    """Means over entities of what `_measure` found, and of how many each is."""
+    means: Measured = {"tau": math.nan}
+    defined = {}
     for name in _numbers(each[0]):
-        own = [measured[name] for measured in each]
-        known = [value for value in own if not isinstance(value, str)]
+        values = [measured[name] for measured in each]
+        known = [value for value in values if not isinstance(value, str)]
         defined[name] = len(known)
-        means[name] = (
-            math.fsum(known) / len(known)
-            if known
-            else "; ".join(dict.fromkeys(map(str, own)))
-        )
-    return _row_end(samples, means, math.nan, defined)
-
-
-def _row_end(
-    samples: list[_Sample],
-    found: Measured,
-    tau: float,
-    defined: Mapping[str, int] = MappingProxyType({}),
-) -> dict[str, Any]:
-    notes = _reasons(found)
-    left_out = {s.entity: s.left_out for s in samples if s.left_out}
-    if left_out:
-        where = ", ".join(f"{entity}: {n}" for entity, n in left_out.items())
-        total = sum(left_out.values())
-        notes["rows"] = f"left out, without a score: {total} ({where})"
-    return {
-        **_numbers(found),
-        "tau": _number(tau),
-        "entities": len(samples),
-        "entities_defined": {**defined},
-        "notes": notes,
-    }
+        means[name] = "; ".join(dict.fromkeys(map(str, values)))
+        if known:
+            means[name] = math.fsum(known) / len(known)
+    return means, defined
 
 
 def _numbers(found: Measured) -> dict[str, float | None]:
@@ -288,7 +278,7 @@ def _sample(
     scored = ~np.isnan(scores)
     known = scores[scored].astype(np.float64)  # τ is compared in one precision
     if len(known):
-        metrics.as_scores(known, name=f"{level} scores of {entity.entity}")
+        as_scores(known, name=f"{level} scores of {entity.entity}")
     ordered = None
     if labels is not None:
         name = f"{level} labels of {entity.entity}"
@@ -297,9 +287,7 @@ def _sample(
                 f"`{name}` has {len(labels)} values for {len(scores)} scores: expected "
                 "one label for each score."
             )
-        labels = (
-            metrics.as_labels(labels, name=name) if len(labels) else np.empty(0, bool)
-        )
+        labels = as_labels(labels, name=name) if len(labels) else np.empty(0, bool)
         ordered = None if at_window or not len(known) else in_order(labels, scores)
         labels = labels[scored]
     sample = _Sample(

@@ -438,15 +438,17 @@ def unlabelled_table(results: Results) -> rich.table.Table:
 
 def rates_table(results: Results) -> rich.table.Table:
     """Wanted and measured false-alarm rates of the student, for a terminal."""
+    table = false_alarm_table(results.get("rates", ()))
+    rows = table.frame.to_numpy() if table else ()
     lines = [
         (
-            rate["entity"],
-            rate["method"] + ("*" if rate["used"] else ""),
-            f"{rate['wanted']:.2%}",
-            *(" ".join(rate_texts(rate[name])) for name in ("left_out", "clean_test")),
+            entity,
+            rule.replace(" (used)", "*"),
+            wanted,
+            f"{left} {of_left}",
+            f"{clean} {of_clean}",
         )
-        for rate in results.get("rates", ())
-        if rate["model"] == STUDENT
+        for entity, rule, _, wanted, left, of_left, clean, of_clean, _ in rows
     ]
     return _terminal_table(
         "False alarms of the student: share of normal windows",

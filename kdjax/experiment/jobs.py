@@ -363,8 +363,8 @@ def train_job(
         console.print(f"{name}: goes on after step {start.progress.step}")
     mesh = training_mesh(train["batch_size"])
     batch_source, validate = _make_sources(job, mesh, outputs)
-    # A device has only its own windows, so such losses take one device.
-    is_whole = distillation is not None and distillation.needs_whole_batches
+    # A window's loss then depends on the others of its batch: one device needs all.
+    is_whole = distillation is not None and distillation.target == "scores"
     total = len(job.data.fit) * job.epochs - start.progress.step * train["batch_size"]
     # Of several processes one alone can't save.
     alone = hosts.processes() == 1

@@ -170,23 +170,24 @@ def _unreadable(path: Path, error: Exception) -> ArtifactError:
 
 def read_results(workdir: Path) -> dict[str, Any] | None:
     """The results of a finished run, or None."""
-    path = workdir / RESULTS
-    return hosts.on_first(lambda: _read_results(path) if path.exists() else None)
+    path, seal = workdir / RESULTS, workdir / RESULTS_SEAL
 
+    def read() -> dict[str, Any] | None:
+        if not path.exists():
+            return None
+        results = read_json(path)
+        try:
+            version = results.get("environment", {}).get("versions", {}).get("kdjax")
+            schema = results.get("schema", RESULTS_SCHEMA)
+            files.check_schema(str(path), schema, known=RESULTS_SCHEMA, version=version)
+            # The first versions of kdjax wrote no digest.
+            if seal.exists() and seal.read_text("utf-8").strip() != sha256(path):
+                raise ValueError(f"its SHA-256 is not that in {seal.name}")
+        except (AttributeError, OSError, TypeError, ValueError) as error:
+            raise _unreadable(path, error) from error
+        return results
 
-def _read_results(path: Path) -> dict[str, Any]:
-    results = read_json(path)
-    try:
-        version = results.get("environment", {}).get("versions", {}).get("kdjax")
-        schema = results.get("schema", RESULTS_SCHEMA)
-        files.check_schema(str(path), schema, known=RESULTS_SCHEMA, version=version)
-        # The first versions of kdjax wrote no digest.
-        seal = path.with_name(RESULTS_SEAL)
-        if seal.exists() and seal.read_text("utf-8").strip() != sha256(path):
-            raise ValueError(f"its SHA-256 is not that in {seal.name}")
-    except (AttributeError, OSError, TypeError, ValueError) as error:
-        raise _unreadable(path, error) from error
-    return results
+    return hosts.on_first(read)
 
 
 def write_results(workdir: Path, results: Mapping[str, Any]) -> None:

@@ -230,24 +230,16 @@ def _run_layer(kernels: Kernels, inputs: Array, length: int) -> LayerOutput:
         both = jnp.concatenate([kernels.input, kernels.recurrent]).T  # [4H, I + H]
         bias = kernels.bias[:, None]
 
-    def gates(t: Array, hidden: Array) -> Array:
-        if repeated:
-            return projected + recurrent @ hidden
-        return both @ jnp.concatenate([_at(inputs, t), hidden]) + bias
-
-    return _run_columns(gates, _zeros(kernels, inputs), length)
-
-
-def _run_columns(
-    gates: Callable[[Array, Array], Array], zeros: Array, length: int
-) -> LayerOutput:
-    """`gates(t, h_{t−1})` gives their inputs at step t, `[4H, B]`."""
-
     def step(t: Array, state: Any) -> Any:
         cell, hidden, states = state
-        cell, hidden = _next_state(_activate_gates(gates(t, hidden)), cell)
+        if repeated:
+            gates = projected + recurrent @ hidden
+        else:
+            gates = both @ jnp.concatenate([_at(inputs, t), hidden]) + bias
+        cell, hidden = _next_state(_activate_gates(gates), cell)
         return cell, hidden, _put(states, hidden, t)
 
+    zeros = _zeros(kernels, inputs)
     start = (zeros, zeros, _stack(zeros, length))
     cell, _, states = lax.fori_loop(0, length, step, start)
     return cell, states

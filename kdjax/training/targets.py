@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from kdjax.data.windowing import gather
 from kdjax.errors import ConfigError, DataError
 from kdjax.models import residual
 from kdjax.models.autoencoder import Architecture, network
@@ -154,16 +155,6 @@ class Distillation(NamedTuple):
         kind = self.teacher.kind
         return (self.target, self.weights, kind, id(self.teacher.params))
 
-    @property
-    def computes_per_step(self) -> bool:
-        """Whether a training step can compute the targets itself."""
-        return self.target in ("reconstruction", "errors")
-
-    @property
-    def needs_whole_batches(self) -> bool:
-        """Whether a window's loss depends on the others of its batch."""
-        return self.target == "scores"
-
 
 # With scores as targets no teacher is called in a training step.
 _NO_TEACHER = Model(lambda key, windows: {}, lambda params, windows: windows)
@@ -254,17 +245,15 @@ def _tails(
     batch_size = distillation.batch_size
     total = np.zeros((len(starts), window))
     weights = np.array(distillation.weights or [1.0] * len(distillation.scorers))
-    for scorer, share in zip(
-        distillation.scorers, weights / weights.sum(), strict=True
-    ):
-        found = np.empty(total.shape)
+    shares = weights / weights.sum()
+    for scorer, share in zip(distillation.scorers, shares, strict=True):
+        scores = np.empty(total.shape)
         for first in range(0, len(starts), batch_size):
-            own = starts[first : first + batch_size]
-            windows = rows[own[:, None] + np.arange(window)]
-            found[first : first + batch_size] = _scored(scorer, windows)
-        known = ~np.isnan(found)
-        usual = found[:recorded][known[:recorded]]
-        total[known] += share * log_tails(found[known], usual)
+            batch = slice(first, first + batch_size)
+            scores[batch] = _scored(scorer, gather(rows, starts[batch], window))
+        known = ~np.isnan(scores)
+        usual = scores[:recorded][known[:recorded]]
+        total[known] += share * log_tails(scores[known], usual)
     return total.astype(np.float32)
 
 
@@ -285,7 +274,7 @@ def _scored(scorer: ScoreFunction, windows: np.ndarray) -> np.ndarray:
 
 def check_cacheable(distillation: Distillation, size: float) -> None:
     """Refuses answers that are too many to keep and that no step can ask for anew."""
-    if not distillation.computes_per_step:
+    if distillation.target not in ("reconstruction", "errors"):
         raise ConfigError(
             f"distill.target={distillation.target!r} asks the teacher once for all windows, "
             f"whose answers take {size / 1e6:,.0f} MB, more than distill.cache_bytes "
