@@ -191,7 +191,7 @@ def test_a_kill_between_save_and_seal_costs_one_step(directory, monkeypatch, cap
     def killed(folder):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoints, "write_manifest", killed)
+    monkeypatch.setattr(checkpoints.files, "write_manifest", killed)
     with pytest.raises(KeyboardInterrupt):
         save(directory, 12)
     monkeypatch.undo()

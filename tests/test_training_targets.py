@@ -119,7 +119,8 @@ def test_nobody_asks_who_counts_for_nothing(models, monkeypatch, target):
         return made
 
     name = "residual_function" if target == "errors" else "reconstruction_model"
-    monkeypatch.setattr(room, name, watched(getattr(room, name)))
+    home = room.residual if target == "errors" else room
+    monkeypatch.setattr(home, name, watched(getattr(home, name)))
     # Not the cached function, which was made of others.
     net = target_model.__wrapped__(KIND, ARCH, target=target, weights=(2.0, 0.0, 1.0))
     said(net, {kind: model.params for kind, model in models.items()})
