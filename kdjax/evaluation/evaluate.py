@@ -5,10 +5,11 @@ abnormal rows out with `data.exclude` or `detection.trim`.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from rich.console import Console
 
@@ -170,9 +171,9 @@ def false_alarm_rates(
 ) -> list[dict[str, Any]]:
     """Wanted and measured false-alarm rates of one entity, an object a rule, JSON-able.
 
-    They are measured on calibration windows in turn left out, and on the test windows,
-    whose first rows are `starts` `[M]`, without an anomaly where there are labels. The
-    rule in use comes first; for the student other rules follow.
+    They are measured on calibration windows in turn left out, and on test windows (first rows
+    `starts` `[M]`) without an anomaly where there are labels. The rule in use comes first; for
+    the student other rules follow.
     """
     used, window = rules.threshold, prepared.window
     behind_tau = calibration.threshold_scores[place]
@@ -259,6 +260,52 @@ def inspect_training(
         worst = _worst(entity, starts, windows, tau, prepared.window)
         inspections.append(Inspection(entity.name, rows, worst))
     return tuple(inspections)
+
+
+def merge_evaluations(
+    name: str,
+    evaluations: Sequence[ModelEvaluation],
+    *,
+    window: int,
+    point_adjusted: bool = False,
+) -> ModelEvaluation:
+    """The results of all groups' models of one name, with rows over all entities.
+
+    The calibration has no pooled entries, and the model is that of the first group.
+    """
+    first = evaluations[0]
+    if len(evaluations) == 1:
+        return first
+    scores = tuple(entity for evaluation in evaluations for entity in evaluation.scores)
+    rows = result_rows(
+        name,
+        first.model.parameters,
+        scores,
+        method=first.calibration.thresholds[0].method,
+        window=window,
+        point_adjusted=point_adjusted,
+    )
+    calibrations = [evaluation.calibration for evaluation in evaluations]
+
+    def joined(*arrays: np.ndarray) -> np.ndarray:
+        """Without the last entry of each group, which is its pooled one."""
+        return np.concatenate([array[:-1] for array in arrays])
+
+    calibration = Calibration(
+        scalers=jax.tree.map(joined, *(c.scalers for c in calibrations)),
+        gaussians=jax.tree.map(joined, *(c.gaussians for c in calibrations)),
+        thresholds=tuple(tau for c in calibrations for tau in c.thresholds[:-1]),
+        scores=tuple(scores for c in calibrations for scores in c.scores),
+        starts=tuple(starts for c in calibrations for starts in c.starts),
+        threshold_scores=tuple(
+            s for c in calibrations for s in c.threshold_scores[:-1]
+        ),
+        notes=tuple(note for c in calibrations for note in c.notes),
+        floored={k: v for c in calibrations for k, v in c.floored.items()},
+    )
+    entities = [row for evaluation in evaluations for row in evaluation.entities]
+    rates = [rate for evaluation in evaluations for rate in evaluation.rates]
+    return ModelEvaluation(first.model, calibration, scores, rows, entities, rates)
 
 
 def test_notes(evaluated: ModelEvaluation, prepared: Prepared) -> list[str]:

@@ -5,9 +5,11 @@ one; `kdjax.experiment.populations` trains many side by side. Both use the same 
 the same order.
 """
 
+import hashlib
+import json
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -334,6 +336,12 @@ def job_targets(job: TrainingJob, outputs: TargetCache) -> np.ndarray:
 def checkpoint_folder(workdir: Path, name: str) -> Path:
     """The folder of a job's checkpoints."""
     return workdir / "checkpoints" / name
+
+
+def names_digest(jobs: Sequence[TrainingJob]) -> str:
+    """Equal for jobs of the same names, as the name of a folder."""
+    text = json.dumps(sorted(job.name for job in jobs))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def resume_job(job: TrainingJob, workdir: Path) -> Start:

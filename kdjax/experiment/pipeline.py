@@ -1,4 +1,8 @@
-"""One run: load, prepare, train, calibrate and evaluate, write."""
+"""One run: load, prepare, train, calibrate and evaluate, write.
+
+A run that was stopped is started again by the same call: `_run` returns results that are
+finished, and `kdjax.experiment.jobs.resume_job` finds where a network goes on.
+"""
 
 import contextlib
 import json
@@ -22,9 +26,8 @@ from kdjax.evaluation import evaluate
 from kdjax.evaluation.evaluate import ModelEvaluation
 from kdjax.evaluation.rows import PREVIOUS
 from kdjax.experiment.assemble import calibration_rules, data_digests
-from kdjax.experiment.groups import ALL, PER_ENTITY, merge_evaluations, split_groups
 from kdjax.experiment.jobs import architecture
-from kdjax.experiment.train import train_groups
+from kdjax.experiment.train import ALL, PER_ENTITY, split_groups, train_groups
 from kdjax.experiment.warm_start import (
     WarmStart,
     load_warm_start,
@@ -125,7 +128,7 @@ def _run(settings: Settings, workdir: Path, console: Console) -> dict[str, Any]:
             inspections += evaluate.inspect_training(models["student"], group, rules)
             evaluated[name] = models
         merged = {
-            name: merge_evaluations(
+            name: evaluate.merge_evaluations(
                 name,
                 [models[name] for models in evaluated.values()],
                 window=settings["data"]["window"],

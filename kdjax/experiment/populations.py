@@ -5,7 +5,6 @@ Jobs that share network, window and batch size form one population
 differ. Each job that ends leaves its own checkpoint, as if it had been trained alone.
 """
 
-import hashlib
 import json
 import math
 import shutil
@@ -67,9 +66,7 @@ def train_all(
     groups = group_jobs(wanted)
     while groups:
         group = groups.pop(0)
-        text = json.dumps(sorted(job.name for job in group))
-        digest = hashlib.sha256(text.encode()).hexdigest()[:12]
-        folder = checkpoint_folder(workdir, f"together-{digest}")
+        folder = checkpoint_folder(workdir, f"together-{jobs.names_digest(group)}")
         ended = {job.name: own for job in group if (own := finished(job, workdir))}
         waiting = [job for job in group if job.name not in ended]
         # A population that was interrupted continues as a whole.

@@ -5,6 +5,7 @@ control: α = 0, with the same initial parameters, batches and number of steps.
 """
 
 import json
+import urllib.parse
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -14,6 +15,7 @@ import numpy as np
 from rich.console import Console
 
 from kdjax.data.prepared import Prepared
+from kdjax.data.series import Dataset
 from kdjax.detection.calibration import Rules, calibrate
 from kdjax.detection.detector import score_scaled
 from kdjax.detection.gaussian import Gaussian
@@ -21,7 +23,6 @@ from kdjax.errors import TrainingError
 from kdjax.evaluation.rows import NETWORKS, STUDENT, STUDENT_ALONE, TEACHER
 from kdjax.experiment import jobs
 from kdjax.experiment.assemble import calibration_rules
-from kdjax.experiment.groups import ALL, group_name
 from kdjax.experiment.jobs import TrainingData, TrainingJob
 from kdjax.experiment.populations import train_all
 from kdjax.models import residual
@@ -31,7 +32,30 @@ from kdjax.training.loop import Fitted
 from kdjax.training.targets import ScoreFunction
 
 Settings = Mapping[str, Any]
+PER_ENTITY = "per_entity"  # an entity mode
+ALL = ""  # the name of the only group of a data set otherwise
 Train = Callable[[Sequence[TrainingJob]], dict[str, Fitted]]
+
+
+def split_groups(dataset: Dataset, entity_mode: str) -> dict[str, Dataset]:
+    """One data set for each entity, or the whole as the group `ALL`."""
+    if entity_mode != PER_ENTITY:
+        return {ALL: dataset}
+    tests = {series.entity: (series,) for series in dataset.test}
+    return {
+        series.entity: dataset._replace(
+            train=(series,), test=tests[series.entity] if tests else ()
+        )
+        for series in dataset.train
+    }
+
+
+def group_name(name: str, group: str) -> str:
+    """Such as `teacher/machine-1-1`: a network's name in the log and as a folder."""
+    if group == ALL:
+        return name
+    # Quoted, so that an entity's name can't lead out of the folder.
+    return f"{name}/{urllib.parse.quote(group, safe=' ').replace('.', '%2E')}"
 
 
 class Group(NamedTuple):
@@ -143,9 +167,8 @@ def train_networks(
     """The models by name, with the parameters of lowest validation loss.
 
     Training resumes from `workdir`. `names` are of `NETWORKS`; a student needs the teacher
-    among them, a trained `teacher`, which is not changed, or `scorers` with their
-    `weights`, () for equal ones. `teacher` and `student` start from `first`, if it has
-    them, and `student_alone` as the student does.
+    among them, a trained `teacher`, or `scorers` with their `weights`, () for equal ones.
+    `teacher` and `student` start from `first`, if it has them; `student_alone` as the student.
     """
     models = train_groups(
         {ALL: prepared}, settings, workdir, console,

@@ -27,7 +27,7 @@ from kdjax.evaluation.rows import (
 )
 from kdjax.evaluation.summary import agreement, recommend
 from kdjax.experiment.assemble import make_detector
-from kdjax.experiment.groups import group_name
+from kdjax.experiment.train import group_name
 from kdjax.experiment.workdir import RESULTS_SCHEMA, read_lines, write_results
 from kdjax.export.costs import detector_costs
 from kdjax.io.environment import describe_environment
@@ -233,10 +233,9 @@ def contribution_bins(
 ) -> np.ndarray:
     """The largest contribution of each channel among the rows of each bin, `[K, D]`.
 
-    A row's contributions are means over the windows that cover it, as its score is. NaN
-    in bins without a row that has a score. `values` `[N, D]` may be a memory map; `starts`
-    `[M]` are first rows of windows; `bins` `[N]` are from 0 to K − 1; the contributions of
-    `block` rows are in memory at once.
+    A row's contributions are means over the windows that cover it, as its score is; NaN in bins
+    without a row that has a score. `values` `[N, D]` may be a memory map; `starts` `[M]` are
+    first rows of windows; `bins` `[N]` are from 0 to K − 1; `block` rows are in memory at once.
     """
     largest = np.full((int(bins.max(initial=-1)) + 1, len(detector.channels)), np.nan)
     window = detector.window

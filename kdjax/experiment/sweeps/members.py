@@ -25,10 +25,13 @@ from kdjax.data.series import Dataset
 from kdjax.detection.calibration import check_enough
 from kdjax.detection.storage import save_detector
 from kdjax.errors import ConfigError
-from kdjax.evaluation.evaluate import ModelEvaluation, evaluate_models
+from kdjax.evaluation.evaluate import (
+    ModelEvaluation,
+    evaluate_models,
+    merge_evaluations,
+)
 from kdjax.experiment import jobs, train
 from kdjax.experiment.assemble import calibration_rules, data_digests, make_detector
-from kdjax.experiment.groups import group_name, merge_evaluations
 from kdjax.experiment.jobs import TrainingJob
 from kdjax.experiment.pipeline import load_dataset, prepare_groups
 from kdjax.experiment.populations import OnEpoch, finished, train_all
@@ -159,8 +162,8 @@ def tasks_of(members: Sequence[Member], sweep_data: SweepData) -> list[Task]:
         teacher, student = teacher_name(settings), student_name(settings)
         distilled = jobs.is_distilled(settings["distill"])
         for group in sweep_data.groups[data_key(settings)]:
-            needed = group_name(teacher, group.name) if distilled else None
-            name = group_name(student, group.name)
+            needed = train.group_name(teacher, group.name) if distilled else None
+            name = train.group_name(student, group.name)
             tasks.append(Task(settings, group, needed, name))
     return tasks
 
@@ -287,7 +290,7 @@ def evaluate_member(
             digests=sweep_data.digests,
             results=student.rows,
         )
-        name = group_name("student", task.group.name)
+        name = train.group_name("student", task.group.name)
         save_detector(_folder(workdir, member) / "detectors" / name, detector)
         costs = detector_costs(detector, known=sweep_data.milliseconds)
         if costs["reason"]:

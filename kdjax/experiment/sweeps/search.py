@@ -19,7 +19,6 @@ again. Locks must reach all hosts: NFS 4, or NFS 3 with its lock service.
 """
 
 import contextlib
-import hashlib
 import json
 import logging
 import math
@@ -44,7 +43,7 @@ from rich.console import Console
 
 from kdjax.config import RENAMED, get_config, leaves, to_json
 from kdjax.errors import ArtifactError, ConfigError, KdjaxError
-from kdjax.experiment.jobs import TrainingJob, progress_text
+from kdjax.experiment.jobs import TrainingJob, names_digest, progress_text
 from kdjax.experiment.populations import AUTO, TOGETHER, OnEpoch, train_all
 from kdjax.experiment.sweeps import design, members, report, sweep
 from kdjax.experiment.sweeps.design import (
@@ -333,10 +332,9 @@ def _reporter(
 
 def _shared_teachers(worker: Worker, jobs: Sequence[TrainingJob]) -> dict[str, Fitted]:
     """Trains teachers in a folder of all workers, or waits for the worker that does."""
-    names = sorted(job.name for job in jobs)
-    if not worker.teachers.keys() >= set(names):
-        digest = hashlib.sha256(json.dumps(names).encode()).hexdigest()[:12]
-        folder = worker.workdir / "teachers" / digest
+    names = {job.name for job in jobs}
+    if not worker.teachers.keys() >= names:
+        folder = worker.workdir / "teachers" / names_digest(jobs)
         lock = _lock(folder)
         try:
             held = lock.acquire()
