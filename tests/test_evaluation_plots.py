@@ -22,8 +22,8 @@ from kdjax.evaluation.plots import (
     distribution_figure,
     heat_bins,
     learning_curve_figure,
+    learning_curve_png,
     peaks,
-    plot_learning_curve,
     precision_recall,
     precision_recall_figure,
     row_edges,
@@ -66,7 +66,7 @@ HISTORY = epochs("teacher", 8) + epochs("student", 3, 2.0) + epochs("student_alo
 
 
 def test_learning_curve_draws_epoch_ends_solid_and_dashed(drawn):
-    assert plot_learning_curve(HISTORY).startswith(PNG)
+    assert learning_curve_png(HISTORY).startswith(PNG)
     (axes,) = drawn[0].axes
     assert axes.get_yscale() == "log"
     lines = {line.get_label(): line for line in axes.lines}
@@ -86,7 +86,7 @@ def test_learning_curve_draws_epoch_ends_solid_and_dashed(drawn):
 
 
 def test_a_single_epoch_shows_markers(drawn):
-    plot_learning_curve(epochs("teacher", 1))
+    learning_curve_png(epochs("teacher", 1))
     assert [line.get_marker() for line in drawn[0].axes[0].lines] == ["o", "D"]
 
 
@@ -101,21 +101,13 @@ def test_a_single_epoch_shows_markers(drawn):
     ],
 )
 def test_learning_curve_of_degenerate_histories(history):
-    assert plot_learning_curve(history).startswith(PNG)
-
-
-def test_learning_curve_is_written(tmp_path):
-    path = tmp_path / "curve.png"
-    assert plot_learning_curve(HISTORY, path) == path.read_bytes()
-    assert b"<svg" in plot_learning_curve(HISTORY, tmp_path / "curve.svg")
-    names = sorted(file.name for file in tmp_path.iterdir())
-    assert names == ["curve.png", "curve.svg"]
+    assert learning_curve_png(history).startswith(PNG)
 
 
 @pytest.mark.parametrize("count", [6, 7])
 def test_many_networks_have_no_legend(drawn, count):
     history = [line for number in range(count) for line in epochs(f"p{number}", 2)]
-    plot_learning_curve(history)
+    learning_curve_png(history)
     (axes,), figure = drawn[0].axes, learning_curve_figure(history)
     assert len(axes.lines) == len(figure.data) == 2 * count
     many = count > 6
@@ -126,7 +118,7 @@ def test_many_networks_have_no_legend(drawn, count):
 
 
 def test_the_report_shows_the_same_curves(drawn):
-    plot_learning_curve(HISTORY)
+    learning_curve_png(HISTORY)
     figure = learning_curve_figure(HISTORY)
     assert figure.layout.yaxis.type == "log" and figure.layout.xaxis.dtick == 1
     for line, trace in zip(drawn[0].axes[0].lines, figure.data, strict=True):

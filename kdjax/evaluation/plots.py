@@ -1,9 +1,7 @@
 """Figures of a report, drawn with Plotly, and the learning curve (Figure 3) as a PNG."""
 
 import io
-import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -15,7 +13,6 @@ from plotly.subplots import make_subplots
 
 from kdjax.evaluation.page import COLORS, INK, plain
 from kdjax.evaluation.rows import EntityScores
-from kdjax.io.files import atomic_path
 from kdjax.metrics import as_scores
 from kdjax.metrics.checks import runs
 
@@ -66,13 +63,10 @@ class Timeline(NamedTuple):
     what: str = "Row scores"
 
 
-def plot_learning_curve(
-    history: Sequence[Mapping[str, Any]], path: str | os.PathLike[str] | None = None
-) -> bytes:
-    """Figure 3 as a PNG: loss over epochs, training solid, validation dashed, log axis.
+def learning_curve_png(history: Sequence[Mapping[str, Any]]) -> bytes:
+    """Figure 3: loss over epochs, training solid, validation dashed, log axis.
 
-    `history` are the lines of `metrics.jsonl`. `path` gets the picture as well; its ending
-    chooses the format.
+    `history` are the lines of `metrics.jsonl`.
     """
     figure = Figure(figsize=(10, 4.2), layout="tight")
     axes = figure.subplots()
@@ -92,10 +86,7 @@ def plot_learning_curve(
     axes.grid(axis="y", alpha=0.3)
     axes.set(xlabel="epoch", ylabel="loss")
     buffer = io.BytesIO()
-    figure.savefig(buffer, format=Path(path or "x.png").suffix.lstrip(".") or "png")
-    if path is not None:
-        with atomic_path(path) as temporary:
-            temporary.write_bytes(buffer.getvalue())
+    figure.savefig(buffer, format="png")
     return buffer.getvalue()
 
 

@@ -14,7 +14,7 @@ from kdjax.detection.detector import Detector, entity_index, explain_batches
 from kdjax.detection.storage import save_detector
 from kdjax.evaluation.evaluate import Inspection, ModelEvaluation, test_starts
 from kdjax.evaluation.intervals import best_baseline, interval_rows, paired_rows
-from kdjax.evaluation.plots import Heat, Timeline, heat_bins, plot_learning_curve
+from kdjax.evaluation.plots import Heat, Timeline, heat_bins, learning_curve_png
 from kdjax.evaluation.report import DRAWN_ENTITIES, write_report, write_texts
 from kdjax.evaluation.rows import (
     NETWORKS,
@@ -31,6 +31,7 @@ from kdjax.experiment.train import group_name
 from kdjax.experiment.workdir import RESULTS_SCHEMA, read_lines, write_results
 from kdjax.export.costs import detector_costs
 from kdjax.io.environment import describe_environment
+from kdjax.io.files import atomic_path
 
 Settings = Mapping[str, Any]
 
@@ -127,7 +128,8 @@ def write_run(
     history, frontier = read_lines(workdir), workdir / FRONTIER
     threshold, student = settings["threshold"], evaluated[STUDENT]
     rule = AlarmRule(threshold["min_duration"], threshold["cooldown"])
-    plot_learning_curve(history, workdir / "learning_curve.png")
+    with atomic_path(workdir / "learning_curve.png") as temporary:
+        temporary.write_bytes(learning_curve_png(history))
     write_report(
         workdir / "report.html",
         results=results,
