@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from rich.console import Console
 
@@ -68,9 +67,9 @@ def evaluate_models(
 ) -> dict[str, ModelEvaluation]:
     """Calibrates each model on clean rows and scores the test rows; by model name.
 
-    `ready` has calibrations of models that bring their own. `min_anomalous_points` rows make
-    a window anomalous. `point_adjusted` adds metrics that are inflated; `rolling` is the share
-    of windows above the rolling threshold, 0 for none.
+    `ready` has calibrations of models that bring their own. `min_anomalous_points` rows
+    make a window anomalous. `point_adjusted` adds metrics that are inflated; `rolling` is
+    the share of windows above the rolling threshold, 0 for none.
     """
     options: dict[str, Any] = {
         "method": rules.threshold.method,
@@ -171,9 +170,9 @@ def false_alarm_rates(
 ) -> list[dict[str, Any]]:
     """Wanted and measured false-alarm rates of one entity, an object a rule, JSON-able.
 
-    They are measured on calibration windows in turn left out, and on test windows (first rows
-    `starts` `[M]`) without an anomaly where there are labels. The rule in use comes first; for
-    the student other rules follow.
+    They are measured on calibration windows in turn left out, and on test windows (first
+    rows `starts` `[M]`) without an anomaly where there are labels. The rule in use comes
+    first; for the student other rules follow.
     """
     used, window = rules.threshold, prepared.window
     behind_tau = calibration.threshold_scores[place]
@@ -292,8 +291,8 @@ def merge_evaluations(
         return np.concatenate([array[:-1] for array in arrays])
 
     calibration = Calibration(
-        scalers=jax.tree.map(joined, *(c.scalers for c in calibrations)),
-        gaussians=jax.tree.map(joined, *(c.gaussians for c in calibrations)),
+        scalers=Scaler(*map(joined, *(c.scalers for c in calibrations))),
+        gaussians=Gaussian(*map(joined, *(c.gaussians for c in calibrations))),
         thresholds=tuple(tau for c in calibrations for tau in c.thresholds[:-1]),
         scores=tuple(scores for c in calibrations for scores in c.scores),
         starts=tuple(starts for c in calibrations for starts in c.starts),

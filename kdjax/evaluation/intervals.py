@@ -91,8 +91,8 @@ class Measured(NamedTuple):
 def mean_interval(values: npt.ArrayLike) -> Interval:
     """The mean over entities with its bootstrap interval.
 
-    `values` are `[E]`, or `[S, E]` from S seeds, which are averaged first; NaN or None where
-    undefined; DataError where infinite or of more dimensions.
+    `values` are `[E]`, or `[S, E]` from S seeds, which are averaged first; NaN or None
+    where undefined; DataError where infinite or of more dimensions.
 
     >>> mean_interval([0.25, 0.75])[-1]
     '2 entities are too few for an interval'
@@ -113,9 +113,9 @@ def mean_interval(values: npt.ArrayLike) -> Interval:
 def paired_difference(first: npt.ArrayLike, second: npt.ArrayLike) -> Difference:
     """The mean of `first − second` over entities with its bootstrap interval.
 
-    Both are `[E]`, or `[S, E]` from S seeds, of the same entities in the same order, and from
-    as many seeds or from one; else DataError. Where one is NaN or None, that entity (in that
-    seed) is left out of both.
+    Both are `[E]`, or `[S, E]` from S seeds, of the same entities in the same order, and
+    from as many seeds or from one; else DataError. Where one is NaN or None, that entity
+    (in that seed) is left out of both.
     """
     ours, theirs = _seeds_by_entities(first), _seeds_by_entities(second)
     seeds = {len(ours), len(theirs)} - {1}
@@ -138,8 +138,8 @@ def measured(
 ) -> Measured:
     """One metric of one model in the rows of `results["entities"]`.
 
-    Rows without a level are of windows, rows without a `seed` of one seed; rows without the
-    metric are skipped. DataError where two are of the same entity and seed.
+    Rows without a level are of windows, rows without a `seed` of one seed; rows without
+    the metric are skipped. DataError where two are of the same entity and seed.
     """
     found: dict[tuple[Any, str], float | None] = {}
     for row in entities:
@@ -181,8 +181,9 @@ def compare(first: Measured, second: Measured) -> Difference:
 def interval_rows(entities: Sequence[Row]) -> list[dict[str, Any]]:
     """Means and intervals for `results.json`, from the rows of `results["entities"]`.
 
-    JSON-able dicts by `model`, `threshold`, `level` and `metric`, in the order of the rows,
-    with the fields of `Interval` (None for NaN). Metrics that the rows lack are left out.
+    JSON-able dicts by `model`, `threshold`, `level` and `metric`, in the order of the
+    rows, with the fields of `Interval` (None for NaN). Metrics that the rows lack are
+    left out.
     """
     rows = []
     for model, threshold, level in dict.fromkeys(map(_group, entities)):
@@ -201,10 +202,11 @@ def paired_rows(
 ) -> list[dict[str, Any]]:
     """Paired differences for `results.json`, from the rows of `results["entities"]`.
 
-    JSON-able dicts by `model`, `against`, `threshold`, `level` and `metric`, with the fields of
-    `Difference` (None for NaN) and `baseline`: which one `best baseline` is, else None. It is
-    the baseline with the best mean of the same metric, chosen on the entities that are
-    compared, which favours the baseline. Pairs that were not both measured are left out.
+    JSON-able dicts by `model`, `against`, `threshold`, `level` and `metric`, with the
+    fields of `Difference` (None for NaN) and `baseline`: which one `best baseline` is,
+    else None. It is the baseline with the best mean of the same metric, chosen on the
+    entities that are compared, which favours the baseline. Pairs that were not both
+    measured are left out.
     """
     thresholds = list(dict.fromkeys(row["threshold"] for row in entities))
     keys = [

@@ -105,12 +105,13 @@ def result_rows(
 ) -> list[dict[str, Any]]:
     """Rows of `results.json` for one model: threshold x scope x level, JSON-able.
 
-    Eight dicts, and two more of `rolling` where entities have it. If an entity lacks labels,
-    only `alarm_rate` has a value. `method` names the label-free rule; `window` is the widest
-    buffer of the volumes, None for none; `point_adjusted` adds F1 that are inflated. `tau` is
-    that of the pooled oracle, else None; `entities_defined` maps metrics to how many entities
-    are in the mean; `notes` maps metrics to why they are None, and `rows` to how many rows had
-    no score. `POINT_METRICS` are in the two of level `point` and scope `per_entity_mean`.
+    Eight dicts, and two more of `rolling` where entities have it. If an entity lacks
+    labels, only `alarm_rate` has a value. `method` names the label-free rule; `window` is
+    the widest buffer of the volumes, None for none; `point_adjusted` adds F1 that are
+    inflated. `tau` is that of the pooled oracle, else None; `entities_defined` maps
+    metrics to how many entities are in the mean; `notes` maps metrics to why they are
+    None, and `rows` to how many rows had no score. `POINT_METRICS` are in the two of
+    level `point` and scope `per_entity_mean`.
     """
     _check(entities, method)
     if any(e.labels is None or e.window_labels is None for e in entities):

@@ -52,10 +52,10 @@ def recommend(results: Results) -> dict[str, Any]:
     """The recommended detector by the rule above, JSON-able.
 
     `results` has `rows` and `entities`; `costs` from `detector_costs`; without labels
-    `agreement`, by model the kappa of its alarms with the teacher's, None where undefined.
-    `model` is None where nothing is recommended; `rule` is a sentence, `text` two to four;
-    `equivalent` are the models among which size decided, `best` the one they were compared
-    with.
+    `agreement`, by model the kappa of its alarms with the teacher's, None where
+    undefined. `model` is None where nothing is recommended; `rule` is a sentence, `text`
+    two to four; `equivalent` are the models among which size decided, `best` the one they
+    were compared with.
     """
     method = label_free_method(results)
     quality = _quality(results, method)

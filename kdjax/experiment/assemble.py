@@ -39,8 +39,8 @@ def calibration_rules(settings: Settings, prepared: Prepared) -> Rules:
 def threshold_rule(settings: Settings, *, step_seconds: float, stride: int) -> Rule:
     """How τ is chosen; a budget of alarms becomes a rate of windows of this stride.
 
-    `data.step_seconds` overrides `step_seconds`, which is 0 if rows have no dates. ConfigError
-    where a budget can't be met, or the time between rows is unknown.
+    `data.step_seconds` overrides `step_seconds`, which is 0 if rows have no dates.
+    ConfigError where a budget can't be met, or the time between rows is unknown.
     """
     threshold = settings["threshold"]
     method, rate = threshold["method"], threshold["false_alarm_rate"]

@@ -358,8 +358,9 @@ def train_job(
 ) -> Fitted:
     """The parameters of lowest validation loss, as numpy arrays, and the progress.
 
-    Resumes from the newest checkpoint. The devices of all hosts share each batch. TrainingError
-    where a loss was not finite, ConfigError where the hosts' shares can't be equal.
+    Resumes from the newest checkpoint. The devices of all hosts share each batch.
+    TrainingError where a loss was not finite, ConfigError where the hosts' shares can't
+    be equal.
     """
     name, train, distillation = job.name, job.train, job.distillation
     start = resume_job(job, workdir)

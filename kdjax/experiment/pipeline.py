@@ -54,8 +54,8 @@ def run(
 ) -> dict[str, Any]:
     """Trains, calibrates and evaluates; resumes a run that was stopped.
 
-    Several processes (`kdjax.training.hosts`) run it together: they share training batches
-    and calibration windows; the first writes and shows, and all return the same.
+    Several processes (`kdjax.training.hosts`) run it together: they share training
+    batches and calibration windows; the first writes and shows, and all return the same.
 
     Args:
         settings: from `kdjax.config.resolve`.

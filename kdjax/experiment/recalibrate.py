@@ -163,19 +163,18 @@ def _added(
     found = calibrate(detector.model, prepared, rules)
     tau, last = found.thresholds[0], len(detector.entities)
 
-    def inserted(old: Any, new: Any) -> Iterator[np.ndarray]:
-        for before, own in zip(old, new, strict=True):
-            yield np.concatenate([before[:last], own[:1], before[last:]])
+    def inserted(before: np.ndarray, new: np.ndarray) -> np.ndarray:
+        return np.insert(before, last, new[0], axis=0)
 
     ranges, kept = detector.ranges, list(detector.calibration)
     if ranges is not None:
-        ranges = Ranges(*inserted(ranges, training_ranges(prepared)))
+        ranges = Ranges(*map(inserted, ranges, training_ranges(prepared)))
     if kept:
         kept.insert(last, found.threshold_scores[0].astype(np.float32))
     grown = detector._replace(
         entities=(*detector.entities, series.entity),
-        scalers=Scaler(*inserted(detector.scalers, found.scalers)),
-        gaussians=Gaussian(*inserted(detector.gaussians, found.gaussians)),
+        scalers=Scaler(*map(inserted, detector.scalers, found.scalers)),
+        gaussians=Gaussian(*map(inserted, detector.gaussians, found.gaussians)),
         thresholds=(*detector.thresholds[:last], tau, detector.thresholds[last]),
         ranges=ranges,
         calibration=tuple(kept),

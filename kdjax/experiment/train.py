@@ -166,9 +166,10 @@ def train_networks(
 ) -> dict[str, ResidualModel]:
     """The models by name, with the parameters of lowest validation loss.
 
-    Training resumes from `workdir`. `names` are of `NETWORKS`; a student needs the teacher
-    among them, a trained `teacher`, or `scorers` with their `weights`, () for equal ones.
-    `teacher` and `student` start from `first`, if it has them; `student_alone` as the student.
+    Training resumes from `workdir`. `names` are of `NETWORKS`; a student needs the
+    teacher among them, a trained `teacher`, or `scorers` with their `weights`, () for
+    equal ones. `teacher` and `student` start from `first`, if it has them;
+    `student_alone` as the student.
     """
     models = train_groups(
         {ALL: prepared}, settings, workdir, console,

@@ -16,7 +16,7 @@ from kdjax.data.readers import match_channels
 from kdjax.data.scaler import Scaler
 from kdjax.data.series import Dataset
 from kdjax.detection.calibration import Calibration
-from kdjax.detection.detector import POOLED, Detector, gaussian_of, scaler_of
+from kdjax.detection.detector import POOLED, Detector
 from kdjax.detection.gaussian import Gaussian
 from kdjax.detection.storage import load_detector
 from kdjax.errors import ArtifactError, ConfigError, DataError
@@ -47,9 +47,9 @@ def load_warm_start(
 ) -> WarmStart:
     """The detector in `folder`: a saved teacher or student, or a folder with both.
 
-    `channels` of the new data may have another order than the detector's, else DataError; the
-    networks of `settings` must have its shapes, else ConfigError. ArtifactError where there is
-    no network to start from.
+    `channels` of the new data may have another order than the detector's, else DataError;
+    the networks of `settings` must have its shapes, else ConfigError. ArtifactError where
+    there is no network to start from.
     """
     paths = _folders(Path(folder))
     found = {name: load_detector(path) for name, path in paths.items()}
@@ -113,8 +113,6 @@ def previous_calibration(detector: Detector, prepared: Prepared) -> Calibration:
     known = {name: place for place, name in enumerate(detector.entities)}
     pooled = len(detector.entities)
     places = [*(known.get(name, pooled) for name in names), pooled]
-    scalers = [scaler_of(detector, place) for place in places]
-    gaussians = [gaussian_of(detector, place) for place in places]
     unknown = [name for name in names if name not in known]
     note = (
         f"{PREVIOUS}: entities that are new to it are scored under its {POOLED} threshold: "
@@ -122,8 +120,8 @@ def previous_calibration(detector: Detector, prepared: Prepared) -> Calibration:
     )
     nothing = tuple(np.empty(0) for _ in places)
     return Calibration(
-        scalers=Scaler(*map(np.stack, zip(*scalers, strict=True))),
-        gaussians=Gaussian(*map(np.stack, zip(*gaussians, strict=True))),
+        scalers=Scaler(*(field[places] for field in detector.scalers)),
+        gaussians=Gaussian(*(field[places] for field in detector.gaussians)),
         thresholds=tuple(detector.thresholds[place] for place in places),
         scores=nothing[:-1],
         starts=tuple(scores.astype(np.int64) for scores in nothing[:-1]),

@@ -47,8 +47,8 @@ def derived_results(
 ) -> dict[str, Any]:
     """Entries of `results.json` that follow from the others, `results`.
 
-    `evaluated` are of all entities; `detectors`, one of each model, are timed. Agreement is
-    Cohen's kappa of a model's alarms with the teacher's, None if undefined.
+    `evaluated` are of all entities; `detectors`, one of each model, are timed. Agreement
+    is Cohen's kappa of a model's alarms with the teacher's, None if undefined.
     """
     alarms = {
         name: np.concatenate([s.window_scores > s.threshold for s in evaluation.scores])
@@ -235,9 +235,10 @@ def contribution_bins(
 ) -> np.ndarray:
     """The largest contribution of each channel among the rows of each bin, `[K, D]`.
 
-    A row's contributions are means over the windows that cover it, as its score is; NaN in bins
-    without a row that has a score. `values` `[N, D]` may be a memory map; `starts` `[M]` are
-    first rows of windows; `bins` `[N]` are from 0 to K − 1; `block` rows are in memory at once.
+    A row's contributions are means over the windows that cover it, as its score is; NaN
+    in bins without a row that has a score. `values` `[N, D]` may be a memory map;
+    `starts` `[M]` are first rows of windows; `bins` `[N]` are from 0 to K − 1; `block`
+    rows are in memory at once.
     """
     largest = np.full((int(bins.max(initial=-1)) + 1, len(detector.channels)), np.nan)
     window = detector.window

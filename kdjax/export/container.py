@@ -52,9 +52,9 @@ class Scorer(NamedTuple):
 def load_onnx(source: str | os.PathLike[str] | bytes, *, threads: int = 1) -> Scorer:
     """The detector in an ONNX file or its bytes.
 
-    `threads` within one operator: one is fastest for single windows, 0 leaves the choice to
-    onnxruntime. ArtifactError where the file is damaged, foreign, or too new; ConfigError
-    where onnxruntime is not installed.
+    `threads` within one operator: one is fastest for single windows, 0 leaves the choice
+    to onnxruntime. ArtifactError where the file is damaged, foreign, or too new;
+    ConfigError where onnxruntime is not installed.
     """
     name = source_name(source)
     data = read_sealed(source, SEAL, kind="ONNX detector")

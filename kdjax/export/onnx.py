@@ -69,8 +69,9 @@ def onnx_file(detector: Detector, index: int, *, quantize: str = "none") -> byte
     Input `x [B, L, D]` float32 in raw units, NaN where a value is missing; B is dynamic.
     Outputs `point_score [B, L]`, `window_score [B]`, `alarm [B]` (int64, 0 or 1) and
     `contribution [B, L, D]`. Scores are NaN where they are unknown; the alarm is 0 then.
-    The same detector gives the same bytes. `quantize="int8"` keeps the kernels of the LSTM
-    nodes in 8 bits. ConfigError where the model has no ONNX form, or nothing to quantise.
+    The same detector gives the same bytes. `quantize="int8"` keeps the kernels of the
+    LSTM nodes in 8 bits. ConfigError where the model has no ONNX form, or nothing to
+    quantise.
     """
     kinds, shape = components_of(detector.model.kind), detector.model.architecture
     for kind in kinds:

@@ -180,8 +180,8 @@ def fit_kmeans(
 ) -> dict[str, np.ndarray]:
     """Parameters of `kmeans` from scaled windows `[M, L, D]`, fewer centres where few differ.
 
-    Lloyd's algorithm from k-means++ (Arthur and Vassilvitskii, 2007), on one thread, since
-    several would add up in another order each time.
+    Lloyd's algorithm from k-means++ (Arthur and Vassilvitskii, 2007), on one thread,
+    since several would add up in another order each time.
     """
     from sklearn.cluster import KMeans
 

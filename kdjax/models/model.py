@@ -53,9 +53,9 @@ def head_outputs(
 def fill_missing(windows: Array) -> tuple[Array, Array]:
     """Windows `[B, L, D]` with their NaN cells filled, and which cells were observed.
 
-    A missing cell takes the last value before it in the window, else the first after it, else
-    0: a rule that needs nothing but the window, so that batch, stream and exported file agree.
-    Losses, moments and scores look at observed cells only.
+    A missing cell takes the last value before it in the window, else the first after it,
+    else 0: a rule that needs nothing but the window, so that batch, stream and exported
+    file agree. Losses, moments and scores look at observed cells only.
 
     >>> fill_missing(jnp.array([[[jnp.nan], [3.0], [jnp.nan]]]))[0][0, :, 0]
     Array([3., 3., 3.], dtype=float32)

@@ -111,13 +111,13 @@ def map_windows(
 ) -> Iterator[Any]:
     """`function` of all windows of rows `[N, D]`, batch by batch, without the padding.
 
-    `function(common, windows [B, L, D]) -> [B, …]` is jitted once for each object; `common` is
-    a pytree of arrays that all windows share. `rows` may be a memory map, of which only
-    stretches are read; they are scaled already where `scaler` is None. `starts` `[M]` are
-    first rows of the windows. A batch has up to `batch_size` windows, a short series less. It
-    travels to the devices as the stretch of rows that it covers, and is cut into windows
-    there. Stretches and batches come in powers of two, so that another length of series is no
-    reason to compile again.
+    `function(common, windows [B, L, D]) -> [B, …]` is jitted once for each object;
+    `common` is a pytree of arrays that all windows share. `rows` may be a memory map, of
+    which only stretches are read; they are scaled already where `scaler` is None.
+    `starts` `[M]` are first rows of the windows. A batch has up to `batch_size` windows,
+    a short series less. It travels to the devices as the stretch of rows that it covers,
+    and is cut into windows there. Stretches and batches come in powers of two, so that
+    another length of series is no reason to compile again.
     """
     batch_size = min(batch_size, _power_of_two(len(starts)))
     mesh = batch_mesh(batch_size)
@@ -235,8 +235,8 @@ Batches = Iterator[IndexedBatch]
 class BatchSource(NamedTuple):
     """The batches of each epoch, `batches(epoch, first)` from number `first` on.
 
-    They follow from the epoch's number alone, so a job can resume anywhere. The last of an
-    epoch is padded with windows of weight 0.
+    They follow from the epoch's number alone, so a job can resume anywhere. The last of
+    an epoch is padded with windows of weight 0.
     """
 
     windows: int  # M, of an epoch
@@ -278,9 +278,9 @@ def disk_batches(
 ) -> BatchSource:
     """Batches of windows that are read from disk, in an order drawn from (seed, epoch).
 
-    The windows of an epoch are shuffled as a whole, without a list of them in memory. With
-    a `teacher`, its parameters, placed, each step computes its own targets. The devices of
-    `mesh` share a batch. ConfigError where grain isn't installed.
+    The windows of an epoch are shuffled as a whole, without a list of them in memory.
+    With a `teacher`, its parameters, placed, each step computes its own targets. The
+    devices of `mesh` share a batch. ConfigError where grain isn't installed.
     """
     grain = load_grain()
 

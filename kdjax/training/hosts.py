@@ -54,8 +54,8 @@ def start(
 ) -> None:
     """Joins this process to the others; call it before JAX's first computation.
 
-    `coordinator` is `HOST:PORT` of process 0, which listens there, and needs the number of
-    processes and that of this one, from 0; `auto` takes everything from the cluster's
+    `coordinator` is `HOST:PORT` of process 0, which listens there, and needs the number
+    of processes and that of this one, from 0; `auto` takes everything from the cluster's
     environment (SLURM, GKE, TPU pods, Open MPI); empty is for a single process.
     """
     _check_arguments(coordinator, num_processes, process_id)
@@ -126,8 +126,8 @@ def share(items: Sequence[T], first: int = 0) -> list[T]:
 def working_alone() -> Iterator[None]:
     """Within it this process counts as the only one.
 
-    Training then uses this process's devices and writes checkpoints and a log of its own, so
-    each process needs its own work directory.
+    Training then uses this process's devices and writes checkpoints and a log of its own,
+    so each process needs its own work directory.
     """
     token = _ALONE.set(True)
     try:

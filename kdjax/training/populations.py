@@ -81,8 +81,9 @@ def make_population_step(
 ) -> PopulationStep:
     """The jitted step of P members; up to rounding each is that of its step alone.
 
-    `step_of` makes a member's step, from `make_step` without a mesh, of its entry of `hyper`.
-    The states given are donated; inactive members and those with a bad step don't change.
+    `step_of` makes a member's step, from `make_step` without a mesh, of its entry of
+    `hyper`. The states given are donated; inactive members and those with a bad step
+    don't change.
     """
 
     def train(dataset: WindowDataset, member: Any) -> Any:
@@ -203,8 +204,8 @@ def fit_together(
 
     A member that failed has `progress.bad_step`; its parameters are the best before. The
     arrays of `start` are donated; those of `hyper` have a leading axis P. `log` takes a
-    member's name and line of `metrics.jsonl`; `advance` the windows of each step, and a status
-    after epochs ended; then `on_epoch` is called, whose exception ends the fit.
+    member's name and line of `metrics.jsonl`; `advance` the windows of each step, and a
+    status after epochs ended; then `on_epoch` is called, whose exception ends the fit.
     """
     states, best, progress = start.states, start.best, list(start.progress)
     size = len(states.step)  # with the copies that fill the devices

@@ -105,9 +105,9 @@ def student_loss(
 ) -> LossFunction:
     """L_S of Eq. 2 of the parameters and a batch with `targets`, whose X_T `teacher` makes.
 
-    α and T may be traced; with `alpha_end` and `temperature_end` they change evenly over the
-    steps (`batch.progress`). With α = 0 throughout no targets are needed. See `kdjax.losses`
-    for `temperature_mode` and `target`.
+    α and T may be traced; with `alpha_end` and `temperature_end` they change evenly over
+    the steps (`batch.progress`). With α = 0 throughout no targets are needed. See
+    `kdjax.losses` for `temperature_mode` and `target`.
     """
     check_distillation(target, temperature_mode)
     alone = alpha_end is None and not isinstance(alpha, Array) and alpha == 0
@@ -254,11 +254,12 @@ def make_step(
 ) -> Step:
     """The jitted step `(state, batch) -> (state, metrics)` of any loss.
 
-    `targets` gives distillation targets of windows `[B, L, D]` to batches without them. An
-    `IndexedBatch` needs `window`, L, and `teacher` where its dataset carries the teacher's
-    parameters; devices of `mesh` may share it, and then state and dataset lie on all of them
-    (`kdjax.training.sharding.place`). `steps` are those of the whole job, for a loss that
-    changes with `batch.progress`. With `donate` the state given may be overwritten.
+    `targets` gives distillation targets of windows `[B, L, D]` to batches without them.
+    An `IndexedBatch` needs `window`, L, and `teacher` where its dataset carries the
+    teacher's parameters; devices of `mesh` may share it, and then state and dataset lie
+    on all of them (`kdjax.training.sharding.place`). `steps` are those of the whole job,
+    for a loss that changes with `batch.progress`. With `donate` the state given may be
+    overwritten.
     """
 
     def gradient(common: Any, items: Any, weight: Array) -> tuple[Array, Params]:

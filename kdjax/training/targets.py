@@ -54,10 +54,11 @@ def target_model(
 ) -> Model:
     """The model whose head outputs are a kind's targets; its `activate` gives X_T.
 
-    `target` is `reconstruction`, `errors` for residuals, or `hidden` for the code `[B, H]` of
-    a network. `weights` are of each component; () for the first alone, whose parameters then
-    are the only ones. Σ wᵢ·MSE(y, yᵢ) and MSE(y, Σ wᵢ·yᵢ) with weights that sum to 1 differ
-    by what no student can change, so the weighted mean of several teachers is the target.
+    `target` is `reconstruction`, `errors` for residuals, or `hidden` for the code `[B,
+    H]` of a network. `weights` are of each component; () for the first alone, whose
+    parameters then are the only ones. Σ wᵢ·MSE(y, yᵢ) and MSE(y, Σ wᵢ·yᵢ) with weights
+    that sum to 1 differ by what no student can change, so the weighted mean of several
+    teachers is the target.
     """
     kinds = residual.components_of(kind)
     if target == "hidden":
@@ -183,8 +184,8 @@ def compute_targets(
 ) -> np.ndarray:
     """Targets of all windows of a dataset, `[M, …]` as in `target_shape`.
 
-    The first `recorded` windows are as they were recorded; axes of codes and tails of scores
-    come from them.
+    The first `recorded` windows are as they were recorded; axes of codes and tails of
+    scores come from them.
     """
     if distillation.target == "scores":
         return _tails(distillation, dataset, window=window, recorded=recorded)

@@ -244,7 +244,8 @@ def write_sweep_report(
 ) -> None:
     """Writes the report of the table of `members_table`, whole or not at all.
 
-    Figures show `measure`, and the validation losses of `history`, lines of metrics.jsonl.
+    Figures show `measure`, and the validation losses of `history`, lines of
+    metrics.jsonl.
     """
     others = [other for other in measure_names(members, fields) if other != measure]
     measures = [measure, *others]

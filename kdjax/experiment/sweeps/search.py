@@ -104,7 +104,8 @@ def run_search(
     """Runs `trials` beside those of other workers and writes the tables of all so far.
 
     All workers share `workdir`. The way `alone` trains seeds one after the other, without
-    pruning. ConfigError where `search(trial)` is faulty or `workdir` is of another search.
+    pruning. ConfigError where `search(trial)` is faulty or `workdir` is of another
+    search.
     """
     console = console or Console(quiet=True)
     if hosts.processes() > 1:
