@@ -19,9 +19,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from kdjax.data.cells import is_number
 from kdjax.data.raw import (
     Place,
-    is_number,
     read_bytes,
     read_npy,
     read_npz,

@@ -6,7 +6,6 @@ go on. Blank lines are skipped.
 
 import csv
 import json
-import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
@@ -15,7 +14,8 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from kdjax.data.raw import MISSING_CELLS, Place, is_number
+from kdjax.data.cells import is_number, may_be_thousands, to_number
+from kdjax.data.raw import Place
 from kdjax.data.times import find_time
 from kdjax.errors import ConfigError, DataError
 
@@ -32,6 +32,7 @@ class _Wanted(NamedTuple):
     channels: Sequence[str]
     time: str
     ignored: Sequence[str]
+    missing_values: Sequence[str]
 
 
 class Line(NamedTuple):
@@ -49,6 +50,7 @@ def read_lines(
     *,
     time_column: str = "",
     ignored: Sequence[str] = (),
+    missing_values: Sequence[str] = (),
 ) -> Iterator[Line]:
     """The lines of a stream one by one; JSON if the first begins with a brace.
 
@@ -64,7 +66,7 @@ def read_lines(
         raise ConfigError(
             f"{', '.join(both)} can't be ignored: each channel of the detector is needed."
         )
-    return _read(lines, _Wanted(channels, time_column, ignored))
+    return _read(lines, _Wanted(channels, time_column, ignored, missing_values))
 
 
 def _read(lines: Iterable[str], wanted: _Wanted) -> Iterator[Line]:
@@ -115,6 +117,7 @@ def _csv(names: list[str], separator: str, wanted: _Wanted) -> _Format:
     places = [names.index(name) for name in wanted.channels]
     at = names.index(wanted.time) if wanted.time else None
     decimal, comma = "", separator != ","  # The mark is unknown until a cell has one.
+    forms = [""] * len(places)  # by channel `whole`, `grouped` or `plain`, see `_form`
 
     def split(text: str) -> tuple[Any, list[str]]:
         cells = _cells(text, separator)
@@ -127,11 +130,11 @@ def _csv(names: list[str], separator: str, wanted: _Wanted) -> _Format:
         own = [cells[place] for place in places]
         text = "".join(own)
         try:
-            if "_" in text:
+            if "_" in text or not text.isascii():
                 raise ValueError
             found = [*map(float, own)]
         except ValueError:
-            found = [_value(cells[i], i, names[i], comma=comma) for i in places]
+            found = [_value(cells[i], names, i, comma, wanted) for i in places]
         if comma:
             used = {decimal, *(mark for mark in ".," if mark in text)} - {""}
             if len(used) > 1:  # A point beside commas may mark thousands.
@@ -140,6 +143,9 @@ def _csv(names: list[str], separator: str, wanted: _Wanted) -> _Format:
                     "and no thousands marks."
                 )
             decimal = "".join(used)
+            for i, cell in enumerate(own):
+                if forms[i] != "plain":
+                    forms[i] = _form(cell, forms[i], names, places[i])
         return found
 
     return split, row
@@ -155,16 +161,33 @@ def _cells(text: str, separator: str) -> list[str]:
         raise DataError(f"{error}; correct its quotes.") from None
 
 
-def _value(cell: str, place: int, name: str, *, comma: bool) -> float:
-    cell = cell.strip()
-    if cell in MISSING_CELLS:
-        return math.nan
-    if is_number(cell, comma=comma):
-        return float(cell.replace(",", ".") if comma else cell)
-    raise DataError(
-        f"column {place + 1} ({name!r}): {cell!r} is not a number; correct it, or leave "
-        "it empty if it is missing."
-    )
+def _value(
+    cell: str, names: Sequence[str], place: int, comma: bool, wanted: _Wanted
+) -> float:
+    number = to_number(cell, comma=comma, missing=wanted.missing_values)
+    if number is None:
+        raise DataError(
+            f"column {place + 1} ({names[place]!r}): {cell.strip()!r} is not a number; "
+            "correct it, or leave it empty if it is missing."
+        )
+    return number
+
+
+def _form(cell: str, known: str, names: Sequence[str], place: int) -> str:
+    """How a column writes numbers: whole, maybe grouped in thousands, or plain decimals.
+
+    DataError where 998 and 1.000 stand in one column, unless it has shown other decimals.
+    """
+    form = "whole" if cell.strip().lstrip("+-").isdigit() else ""
+    if "." in cell or "," in cell:
+        form = "grouped" if may_be_thousands(cell) else "plain"
+    if {known, form} == {"whole", "grouped"}:
+        raise DataError(
+            f"column {place + 1} ({names[place]!r}): {cell.strip()!r} beside whole numbers "
+            "may be in thousands; write numbers without thousands marks, or all of the "
+            "column with decimals."
+        )
+    return "plain" if "plain" in (known, form) else form or known
 
 
 def _time(cell: str) -> int | float | str:
@@ -196,7 +219,7 @@ def _json(wanted: _Wanted) -> _Format:
         if not found.keys() - {name} <= known or not found.keys() >= set(channels):
             time = name if name in found else ""
             _check_names(list(found), wanted._replace(time=time))
-        return [_member(found, channel) for channel in channels]
+        return [_member(found, channel, wanted.missing_values) for channel in channels]
 
     return split, row
 
@@ -208,18 +231,16 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _member(found: dict[str, Any], channel: str) -> float:
+def _member(
+    found: dict[str, Any], channel: str, missing_values: Sequence[str]
+) -> float:
     value = found[channel]
-    if value is None:
-        return math.nan
     if type(value) is float:
         return value
-    if type(value) is not int:
+    number = to_number(value, missing=missing_values)
+    if number is None:
         raise DataError(f"{channel!r}: {value!r} is not a number; give one or null.")
-    try:
-        return float(value)
-    except OverflowError:
-        return math.inf if value > 0 else -math.inf
+    return number
 
 
 def _find_time(names: Sequence[str], wanted: _Wanted) -> str:
@@ -231,7 +252,7 @@ def _find_time(names: Sequence[str], wanted: _Wanted) -> str:
 
 
 def _check_names(names: Sequence[str], wanted: _Wanted) -> None:
-    channels, time, ignored = wanted
+    channels, time, ignored, _ = wanted
     counts, known = Counter(names), {*channels, *ignored, time}
     absent = [name for name in (*channels, time) if name and name not in counts]
     foreign = [name for name in names if name not in known]

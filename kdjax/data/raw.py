@@ -23,8 +23,6 @@ import numpy as np
 
 from kdjax.errors import DataError
 
-# Cells without a value; any other text among numbers is an error.
-MISSING_CELLS = ("", "NA", "N/A", "n/a", "NaN", "nan", "NULL", "null", "None", "#N/A")
 # What to do about text that is larger than the memory.
 IN_PIECES = "convert it to Parquet, which is read in pieces, or give it in parts"
 _AGAIN = "copy or download the file again."
@@ -84,19 +82,6 @@ def about(*paths: str | os.PathLike[str]) -> Iterator[None]:
         if not named or any(name in str(error) for name in named):
             raise
         raise DataError(f"{' and '.join(named)}: {error}") from error
-
-
-def is_number(cell: str, *, comma: bool = False) -> bool:
-    """Whether a cell is a number, also with a decimal `comma`; `1_000` is not.
-
-    >>> is_number("1e3"), is_number("1_000")
-    (True, False)
-    """
-    try:
-        float(cell.replace(",", ".") if comma else cell)
-    except ValueError:
-        return False
-    return "_" not in cell
 
 
 def to_float32(

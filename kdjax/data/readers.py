@@ -42,6 +42,7 @@ def read_table(
     missing: str = "error",
     order: str = "strict",
     duplicates: str = "error",
+    missing_values: Sequence[str] = (),
     exclude: str | os.PathLike[str] = "",
 ) -> tuple[Series, ...]:
     """The series of a file, one an entity in order of first appearance.
@@ -64,6 +65,8 @@ def read_table(
             its rows by time.
         duplicates: `error` refuses equal times within an entity, `last` keeps the last
             of such rows.
+        missing_values: markers of missing cells besides an empty cell, NA, N/A, NaN,
+            NULL, None and #N/A in any case.
         exclude: CSV of spans that fill `Series.excluded`; see `exclude_rows`.
 
     Raises:
@@ -81,6 +84,7 @@ def read_table(
         missing=missing,
         order=order,
         duplicates=duplicates,
+        missing_values=missing_values,
         exclude=exclude,
     ).train
 
@@ -95,6 +99,7 @@ def load_files(
     missing: str = "error",
     order: str = "strict",
     duplicates: str = "error",
+    missing_values: Sequence[str] = (),
     exclude: str | os.PathLike[str] = "",
     memory_bytes: float = math.inf,
 ) -> Dataset:
@@ -110,7 +115,7 @@ def load_files(
     >>> dataset.train[0].values.shape  # doctest: +SKIP
     (20000, 3)
     """
-    rules = Rules(missing, order, duplicates)
+    rules = Rules(missing, order, duplicates, tuple(missing_values))
     check_rules(rules)
     roles = Roles(time_column, entity_column, label_column)
     name = Path(Path(path).name.removesuffix(".gz")).stem

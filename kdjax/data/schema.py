@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +18,7 @@ from pandas.api.types import (
     is_timedelta64_dtype,
 )
 
+from kdjax.data.cells import to_number
 from kdjax.data.raw import Place, others, to_float32, to_labels, where
 from kdjax.data.series import Series
 from kdjax.data.tables import UNNAMED, Table
@@ -52,6 +53,7 @@ class Rules(NamedTuple):
     missing: str = "error"
     order: str = "strict"
     duplicates: str = "error"
+    missing_values: tuple[str, ...] = ()
 
 
 class Recording(NamedTuple):
@@ -64,7 +66,7 @@ class Recording(NamedTuple):
 def check_rules(rules: Rules) -> None:
     """Raises ConfigError for an unknown rule."""
     choices = (MISSING, ORDERS, DUPLICATES)
-    for name, word, known in zip(Rules._fields, rules, choices, strict=True):
+    for name, word, known in zip(Rules._fields, rules[:3], choices, strict=False):
         if word not in known:
             raise ConfigError(
                 f"data.{name}={word!r} is unknown: use one of {', '.join(known)}."
@@ -107,7 +109,7 @@ def to_series(
         chunks = table.chunks(channels, chunk_rows(target))
     else:
         target, chunks = np.empty((len(order), len(channels)), np.float32), [frame]
-    missing = _copy(chunks, target, channels, stops, rules.missing, place)
+    missing = _copy(chunks, target, channels, stops, rules, place)
     what = "missing"
     if rules.missing == "ffill":
         what = "filled with the last one before"
@@ -197,11 +199,15 @@ def _entity_rows(
 
 
 def parse_numbers(
-    column: pd.Series, place: Place, hint: str = _ROLE_HINT
+    column: pd.Series,
+    place: Place,
+    hint: str = _ROLE_HINT,
+    *,
+    missing_values: Sequence[str] = (),
 ) -> np.ndarray:
     """A column as float64 `[N]`, NaN for a missing cell; DataError for text."""
     if is_numeric_dtype(column):
-        return column.to_numpy(np.float64)
+        return column.to_numpy(np.float64, na_value=np.nan)
     for is_kind, what, todo in (
         (is_datetime64_any_dtype, "times", "name it as time_column"),
         (is_timedelta64_dtype, "durations", "convert it to a number of seconds"),
@@ -211,15 +217,17 @@ def parse_numbers(
                 f"{place.path}: column {str(column.name)!r} holds {what}, expected "
                 f"numbers; {todo} or remove it."
             )
-    numbers = pd.to_numeric(column, errors="coerce")
-    text = np.flatnonzero(numbers.isna() & column.notna())
-    if len(text):
-        row = int(text[0])
+    found = [to_number(cell, missing=missing_values) for cell in column]
+    text = [row for row, number in enumerate(found) if number is None]
+    if text:
+        row = text[0]
+        if len(text) < len(found) and hint == _ROLE_HINT:
+            hint = f"if it marks a missing value, name it in data.missing_values; else {hint}"
         raise DataError(
             f"{where(place, row, str(column.name))}: {column.iloc[row]!r} is not a "
             f"number{others(len(text))}; {hint}."
         )
-    return numbers.to_numpy(np.float64)
+    return np.array(found, np.float64)
 
 
 def mapped_rows(rows: int, width: int) -> np.memmap:
@@ -261,7 +269,7 @@ def _copy(
     target: np.ndarray,
     channels: tuple[str, ...],
     stops: np.ndarray,
-    missing: str,
+    rules: Rules,
     place: Place,
 ) -> np.ndarray:
     """Copies channels to `target` `[N, D]`; the missing values of each entity, `[E]`.
@@ -282,18 +290,22 @@ def _copy(
             frame = frame.iloc[rows - begin]
         values = np.empty((len(to), len(channels)))
         for index, name in enumerate(channels):
-            values[:, index] = parse_numbers(frame[name], here)
-        if missing == "ffill":
+            values[:, index] = parse_numbers(
+                frame[name], here, missing_values=rules.missing_values
+            )
+        if rules.missing == "ffill":
             values[~np.isfinite(values)] = np.nan
-        bad = ~np.isfinite(values) if missing == "error" else np.isinf(values)
+        bad = ~np.isfinite(values) if rules.missing == "error" else np.isinf(values)
         if bad.any():
-            raise _missing_error(values, bad, channels, missing, here, len(target))
+            raise _missing_error(
+                values, bad, channels, rules.missing, here, len(target)
+            )
         target[to] = to_float32(values, here, channels, missing="mask")
         absent = np.isnan(values)
         seen |= ~absent.all(axis=0)
         owners = np.searchsorted(stops, to, side="right")
         np.add.at(counts, owners, absent.sum(axis=1))
-    if missing == "mask" and not seen.all():
+    if rules.missing == "mask" and not seen.all():
         empty = [repr(channels[i]) for i in np.flatnonzero(~seen)]
         raise DataError(
             f"{place.path}: no row has a value in {', '.join(empty)}; remove "

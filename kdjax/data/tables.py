@@ -15,9 +15,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from kdjax.data.cells import (
+    MISSING_CELLS,
+    first_thousands,
+    is_number,
+    to_number,
+)
 from kdjax.data.raw import (
     IN_PIECES,
-    MISSING_CELLS,
     Place,
     check_kind,
     check_room,
@@ -49,6 +54,12 @@ _DECIMAL_COMMA = re.compile((_CELL % ",").encode(), re.MULTILINE)
 _DECIMAL_POINT = re.compile((_CELL % r"\.").encode(), re.MULTILINE)
 # A column without a name, also as pandas writes one into a file.
 UNNAMED = re.compile(r"unnamed(_|: )\d+", re.IGNORECASE)
+# May be thousands; only then columns are read once more, as text.
+_THOUSANDS = re.compile(
+    rb"(?:^|[;|\t\n])[ \"]*[+-]?[1-9]\d{0,2}[.,]\d{3}[ \"]*(?=[;|\t\n.,]|$)"
+)
+# Missing cells as they are mostly written, which pandas finds by itself.
+_MARKERS = [*MISSING_CELLS, *map(str.upper, MISSING_CELLS), "NaN", "None", "Null"]
 _DATE = re.compile(r"\d{4}-\d\d(-\d\d.*)?")
 
 
@@ -173,29 +184,54 @@ def _read_text(path: Path, text_column: str) -> Table:
     decimal = _decimal(path, data, separator)
     cells = data.count(separator.encode()) + data.count(b"\n")
     check_room(path, _CELL_BYTES * cells, IN_PIECES)
-    markers = list(MISSING_CELLS)
+    options: dict[str, Any] = {
+        "sep": separator,
+        "header": 0 if header else None,
+        "names": list(names),
+        "index_col": False,
+        "skip_blank_lines": False,
+        "skipinitialspace": True,
+        "keep_default_na": False,
+        "low_memory": False,
+    }
     try:
         frame = pd.read_csv(
             io.BytesIO(data),
-            sep=separator,
-            header=0 if header else None,
-            names=list(names),
-            index_col=False,
             dtype={text_column: str} if text_column in names else None,
             decimal=decimal,
-            skip_blank_lines=False,
-            skipinitialspace=True,
-            keep_default_na=False,
-            na_values={name: markers for name in names if name != text_column},
-            low_memory=False,
+            na_values={name: _MARKERS for name in names if name != text_column},
+            **options,
         )
+        if separator != "," and _THOUSANDS.search(data):
+            texts = pd.read_csv(io.BytesIO(data), dtype=str, **options)
+            _check_thousands(texts, place)
     except pd.errors.EmptyDataError:
         frame = pd.DataFrame()
     except (ValueError, OverflowError) as error:
         raise DataError(
             f"{path} can't be read as a table ({error}): correct the file."
         ) from None
+    if decimal == ",":  # columns with other words, which pandas has left as text
+        for name in frame.select_dtypes(exclude=["number", "bool"]):
+            texts = frame[name].astype(object)
+            numbers = [to_number(cell, comma=True) for cell in texts]
+            frame[name] = [
+                text if number is None else number
+                for text, number in zip(texts, numbers, strict=True)
+            ]
     return Table(place, len(frame), 0, lambda wanted, rows: iter([frame]))
+
+
+def _check_thousands(texts: pd.DataFrame, place: Place) -> None:
+    """Refuses cells such as 1.000 in a column of whole numbers."""
+    for name in texts:
+        row = first_thousands(texts[name])
+        if row is not None:
+            raise DataError(
+                f"{where(place, row, str(name))}: {texts[name].iloc[row]!r} beside whole "
+                "numbers may be in thousands; write numbers without thousands marks, or "
+                "all of the column with decimals."
+            )
 
 
 def _separated(path: Path, data: bytes) -> tuple[bytes, str]:
@@ -248,23 +284,15 @@ def _header(path: Path, data: bytes, separator: str) -> tuple[tuple[str, ...], b
     first = data.split(b"\n", 1)[0].decode("utf-8")
     cells = _split_lines(path, first, separator)[0] if first else [""]
     cells = [cell.strip() for cell in cells]
-    words = [cell for cell in cells if not _is_number(cell, comma=separator != ",")]
+    words = [cell for cell in cells if not is_number(cell, comma=separator != ",")]
     if not words:
         return numbered_channels(len(cells)), False
-    if all(cell in MISSING_CELLS or _DATE.fullmatch(cell) for cell in words):
+    if all(to_number(cell) is not None or _DATE.fullmatch(cell) for cell in words):
         raise DataError(
             f"{path}: line 1 {first[:60]!r} looks like data, expected column names; "
             "add a header line."
         )
     return _check_names(path, cells), True
-
-
-def _is_number(cell: str, *, comma: bool) -> bool:
-    try:
-        float(cell.replace(",", ".") if comma else cell)
-    except ValueError:
-        return False
-    return True
 
 
 def _check_names(path: Path, names: list[str]) -> tuple[str, ...]:

@@ -10,11 +10,18 @@ from kdjax.errors import DataError
 
 _NAMES = ("time", "timestamp", "date", "datetime")
 # The offset at the end of an ISO time: Z, +02:00, +0200 or +02; none in a plain date.
-_OFFSET = r"[T ]\d.*?(Z|[+-]\d\d(?::?\d\d)?)$"
-# pandas also accepts the words now and today, and +200 for +20:00.
-_SHAPE = (
-    r"\d{4}[-/]?\d\d?([-/]?\d\d?)?"
-    r"([T ]+\d\d?(:?\d\d(:?\d\d(\.\d+)?)?)?\s*(Z|[+-]\d\d(:?\d\d)?)?)?"
+_OFFSET = r"[T ]\d.*?(?:Z|[+-]\d\d(?::?\d\d)?)\s*$"
+# Year, mark, month, day, hour, minute, second, fraction and offset of an ISO time.
+_ISO = re.compile(
+    r"(\d{4})([-/]?)(\d\d?)(?:\2(\d\d?))?"
+    r"(?:(?:T| +)(\d\d?)(?::?(\d\d)(?::?(\d\d)(?:[.,](\d+))?)?)?"
+    r"\s*(?:(Z)|([+-]\d\d)(?::?(\d\d))?)?)?",
+    re.ASCII,
+)
+# As almost all files have it; pandas reads these by itself.
+_COMMON = re.compile(
+    r"\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d(?::\d\d(?:\.\d+)?)?(?:Z|[+-]\d\d:\d\d)?)?",
+    re.ASCII,
 )
 
 
@@ -62,6 +69,32 @@ def parse_time(column: pd.Series, place: Place) -> np.ndarray:
         raise DataError(
             f"{place.path}: time column {name!r} leaves the years 1678 to 2261; correct it."
         ) from None
+
+
+def iso_time(text: str) -> str | None:
+    """A time in full ISO form; None for text that is no time.
+
+    >>> iso_time("2026/3/1 7:05"), iso_time("20260401T000000,5Z"), iso_time("now")
+    ('2026-03-01T07:05:00', '2026-04-01T00:00:00.5+00:00', None)
+    """
+    text = text.strip()
+    if _COMMON.fullmatch(text):
+        return text
+    match = _ISO.fullmatch(text)
+    if match is None:
+        return None
+    year, mark, month, day, hour, minute, second, part, utc, hours, minutes = (
+        match.groups()
+    )
+    if not mark and min(len(month), len(day or "")) < 2:
+        return None  # without marks 2026111 has no one meaning
+    time = f"{year}-{month:0>2}-{day or '01':0>2}"
+    if hour:
+        time += f"T{hour:0>2}:{minute or '00'}:{second or '00'}"
+        time += f".{part}" if part else ""
+    if utc or hours:
+        time += "+00:00" if utc else f"{hours}:{minutes or '00'}"
+    return time
 
 
 def has_zone(column: pd.Series) -> bool:
@@ -161,22 +194,22 @@ def _holds_datetimes(column: pd.Series) -> bool:
 
 
 def _parse_text(column: pd.Series, name: str, place: Place) -> pd.Series:
-    """Text as datetimes in UTC; DataError for another form or for mixed zones."""
-    text = column.astype(str).str.strip()
-    times = pd.to_datetime(text, format="ISO8601", errors="coerce", utc=True)
-    bad = np.flatnonzero(times.isna() | ~text.str.fullmatch(_SHAPE))
+    """Text as datetimes in UTC; DataError for another form, or if some lack a zone."""
+    texts = pd.Series([iso_time(cell) for cell in column.astype(str)], dtype=object)
+    times = pd.to_datetime(texts, format="ISO8601", errors="coerce", utc=True)
+    bad = np.flatnonzero(times.isna())
     if len(bad):
         row = int(bad[0])
         raise DataError(
             f"{where(place, row, name)}: {column.iloc[row]!r} is neither a number nor an "
             "ISO time such as 2024-01-31 23:59:00; convert the column."
         )
-    zones = text.str.extract(_OFFSET)[0].fillna("none")
-    differs = np.flatnonzero(zones != zones.iloc[0])
+    zoned = column.astype(str).str.contains(_OFFSET)
+    differs = np.flatnonzero(zoned != zoned.iloc[0])
     if len(differs):
         row = int(differs[0])
         raise DataError(
-            f"{where(place, row, name)}: time zone {zones.iloc[row]} differs from "
-            f"{zones.iloc[0]} of row 1; write all times in one zone, best UTC."
+            f"{where(place, row, name)}: {column.iloc[row]!r} and {column.iloc[0]!r} of "
+            "row 1: only one of them has an offset from UTC; write all times alike."
         )
     return times

@@ -8,7 +8,6 @@ import base64
 import collections
 import hashlib
 import math
-import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -16,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from kdjax.data.times import iso_time
 from kdjax.detection.alarming import TOP, AlarmRule, AlarmState, next_alarm
 from kdjax.detection.false_alarms import Drift, drift, p_values
 from kdjax.detection.rolling import (
@@ -51,10 +51,6 @@ CLOCKS = {
     "local": "a time without zone",
     "zoned": "a time with zone",
 }
-_ISO = re.compile(
-    r"\d{4}-\d\d-\d\d([T ]\d\d(:?\d\d(:?\d\d([.,]\d+)?)?)?"
-    r"\s*(Z|[+-]\d\d(:?\d\d)?)?)?"
-)
 
 
 class Timestamp(NamedTuple):
@@ -79,9 +75,7 @@ def parse_timestamp(time: Any) -> Timestamp:
             raise DataError(f"the time {time} is not a finite number; correct it.")
         return Timestamp("number", float(time))
     try:
-        if isinstance(time, str) and not _ISO.fullmatch(time):
-            raise ValueError
-        moment = pd.Timestamp(time)
+        moment = pd.Timestamp(iso_time(time) or "" if isinstance(time, str) else time)
         if pd.isna(moment):
             raise ValueError
         value = moment.as_unit("ns").value

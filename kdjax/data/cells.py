@@ -1,0 +1,89 @@
+"""Cells of text as numbers, by one set of rules for files and streams.
+
+A number has ASCII digits, a decimal point (or comma, where commas do not separate cells)
+and maybe an exponent. `true` and `false` are 1 and 0. A cell is missing if it is empty or
+one of `MISSING_CELLS`, or of the user's own markers (`data.missing_values`). Case and white
+space around a cell, no-break spaces included, do not count.
+"""
+
+import re
+from collections.abc import Collection
+from decimal import Decimal
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+MISSING_CELLS = ("", "na", "n/a", "nan", "-nan", "null", "none", "#n/a")
+_TRUTH = {"true": 1.0, "false": 0.0}
+_NUMBER = re.compile(
+    r"[+-]?((\d+\.?\d*|\.\d+)(e[+-]?\d+)?|inf(inity)?)", re.ASCII | re.IGNORECASE
+)
+_THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}([.,]\d{3})+", re.ASCII)
+_NUMBERS = (bool, int, float, np.bool_, np.number, Decimal)
+
+
+def to_number(
+    cell: Any, *, comma: bool = False, missing: Collection[str] = ()
+) -> float | None:
+    """A cell as a number: NaN if it is missing, None if it is neither.
+
+    Args:
+        cell: text, a number, a truth value or None.
+        comma: whether the decimal mark may be a comma.
+        missing: the user's own markers of missing cells, as they are in the file.
+
+    >>> to_number(" 1e3 "), to_number("NAN"), to_number("False"), to_number("1_000")
+    (1000.0, nan, 0.0, None)
+    """
+    if cell is None or cell is pd.NA:
+        return np.nan
+    if isinstance(cell, _NUMBERS):
+        try:
+            return float(cell)
+        except OverflowError:  # of a whole number in JSON
+            return np.inf if cell > 0 else -np.inf
+    if not isinstance(cell, str):
+        return None
+    cell = cell.strip()
+    word = cell.lower()
+    if word in MISSING_CELLS or cell in missing:
+        return np.nan
+    if word in _TRUTH:
+        return _TRUTH[word]
+    if comma:
+        cell = cell.replace(",", ".")
+    return float(cell) if _NUMBER.fullmatch(cell) else None
+
+
+def is_number(cell: str, *, comma: bool = False) -> bool:
+    """Whether a cell holds a number or NaN; other markers and truth values are words.
+
+    >>> is_number("1e3"), is_number("1_000"), is_number("NA")
+    (True, False, False)
+    """
+    cell = cell.strip().replace(",", ".") if comma else cell.strip()
+    return bool(_NUMBER.fullmatch(cell)) or cell.lower() in ("nan", "-nan")
+
+
+def may_be_thousands(cell: str) -> bool:
+    """Whether a cell may be a whole number with thousands marks.
+
+    >>> may_be_thousands("1.000"), may_be_thousands("0.125"), may_be_thousands("1.25")
+    (True, False, False)
+    """
+    return bool(_THOUSANDS.fullmatch(cell.strip()))
+
+
+def first_thousands(texts: pd.Series) -> int | None:
+    """The first row of a column of text that may be in thousands, such as 998, 999, 1.000.
+
+    That is where whole numbers stand beside cells with three digits after each mark, and
+    no other cell has a mark.
+    """
+    cells = texts.dropna()
+    marked = cells[cells.str.contains("[.,]")]
+    whole = cells.str.fullmatch(r"\s*[+-]?\d+\s*").any()
+    if not len(marked) or not whole or not marked.map(may_be_thousands).all():
+        return None
+    return int(marked.index[0])
