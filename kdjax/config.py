@@ -126,6 +126,8 @@ FIELDS: dict[str, tuple[Any, tuple[str, ...] | Range | None]] = {
     # Missing cells: "error" refuses them, "ffill" repeats the last value, "mask" leaves
     # them out of loss, error moments and scores.
     "data.missing": ("error", ("error", "ffill", "mask")),
+    # Markers of missing cells besides an empty one, NA, N/A, NaN, NULL, None and #N/A.
+    "data.missing_values": ((), None),
     # Rows out of order in time: "strict" refuses them, "sort" sorts them.
     "data.order": ("strict", ("strict", "sort")),
     # Rows of the same time: "error" refuses them, "last" keeps the last.

@@ -239,12 +239,8 @@ def test_numbers_like_dates_are_a_channel(read):
         ("time,date,a\n1,2,3\n", r"several time columns \(time, date\)"),
         ("x,y,a\n2024-01-01,2024-01-01,3\n", r"several time columns \(x, y\)"),
         (
-            "w,a\n2024-01-01T00:00+02:00,1\n2024-01-01T00:01+01:00,2\n",
-            r"row 2 .*time zone \+01:00 differs from \+02:00 of row 1",
-        ),
-        (
             "w,a\n2024-01-01T00:00Z,1\n2024-01-01T00:01,2\n",
-            "time zone none differs from Z of row 1",
+            "'2024-01-01T00:01' and '2024-01-01T00:00Z' of row 1: only one of them has",
         ),
         ("time,a\n1600-01-01,1\n", "time column 'time' leaves the years 1678 to 2261"),
         ("time,a\nTrue,1\n", "time column 'time' holds true and false"),
@@ -389,7 +385,6 @@ def test_value_beyond_float32_is_never_filled(read, missing):
         ("a,b\n1_0,2\n", "'1_0' is not a number"),
         ("a b\n1 2\n", "'1 2' is not a number"),
         ("a,b\n1,2\n3\n", r"row 2 \(line 3\) has 1 cells, expected 2"),
-        ("a,b\n1,2\n\n3,4\n", r"row 2 \(line 3\) has 1 cells, expected 2"),
         ("a,b\n1,2,3\n3,4,5\n", r"row 1 \(line 2\) has 3 cells, expected 2"),
         ('a,b\n"1",2\n3,4,5\n', r"row 2 \(line 3\) has 3 cells, expected 2"),
         ("a;b;c\n1;2;3\n1;2\n", "has 2 cells, expected 3.*separated by ';' here"),

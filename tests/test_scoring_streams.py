@@ -234,8 +234,8 @@ def test_a_line_at_fault_is_handed_on(line, message):
         ('{"time": 7, "a": 1}', "missing: b"),
         ('{"time": 7, "a": 1, "b": 2, "c": 3}', "not expected: c"),
         ('{"time": 7, "a": 1, "a": 1, "b": 2}', "a key occurs twice"),
-        ('{"time": 7, "a": "1", "b": 2}', "'a': '1' is not a number"),
-        ('{"time": 7, "a": true, "b": 2}', "'a': True is not a number"),
+        ('{"time": 7, "a": "1 bar", "b": 2}', "'a': '1 bar' is not a number"),
+        ('{"time": 7, "a": [1], "b": 2}', r"'a': \[1\] is not a number"),
     ],
 )
 def test_an_object_at_fault_is_handed_on(line, message):

@@ -6,6 +6,7 @@ one of `MISSING_CELLS`, or of the user's own markers (`data.missing_values`). Ca
 space around a cell, no-break spaces included, do not count.
 """
 
+import functools
 import re
 from collections.abc import Collection
 from decimal import Decimal
@@ -38,22 +39,36 @@ def to_number(
     """
     if cell is None or cell is pd.NA:
         return np.nan
-    if isinstance(cell, _NUMBERS):
-        try:
-            return float(cell)
-        except OverflowError:  # of a whole number in JSON
-            return np.inf if cell > 0 else -np.inf
-    if not isinstance(cell, str):
+    if isinstance(cell, str):
+        cell = cell.strip()
+        word = cell.lower()
+        if word in MISSING_CELLS or cell in missing:
+            return np.nan
+        if word in _TRUTH:
+            return _TRUTH[word]
+        if comma:
+            cell = cell.replace(",", ".")
+        if not _NUMBER.fullmatch(cell):
+            return None
+    elif not isinstance(cell, _NUMBERS):
         return None
-    cell = cell.strip()
-    word = cell.lower()
-    if word in MISSING_CELLS or cell in missing:
-        return np.nan
-    if word in _TRUTH:
-        return _TRUTH[word]
-    if comma:
-        cell = cell.replace(",", ".")
-    return float(cell) if _NUMBER.fullmatch(cell) else None
+    try:
+        number = float(cell)
+    except OverflowError:  # of a whole number in JSON
+        return np.inf if cell > 0 else -np.inf
+    return np.nan if missing and number in _numbers(tuple(missing)) else number
+
+
+def mark_missing(numbers: np.ndarray, missing: Collection[str]) -> np.ndarray:
+    """Numbers `[N]` with NaN where one is that of a marker such as -9999."""
+    marked = np.isin(numbers, _numbers(tuple(missing))) if missing else False
+    return np.where(marked, np.nan, numbers)
+
+
+@functools.lru_cache
+def _numbers(markers: tuple[str, ...]) -> tuple[float, ...]:
+    """The numbers among markers."""
+    return tuple(float(marker) for marker in markers if _NUMBER.fullmatch(marker))
 
 
 def is_number(cell: str, *, comma: bool = False) -> bool:

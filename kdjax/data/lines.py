@@ -1,7 +1,7 @@
 """Rows from lines of a stream: CSV below a header, or JSON objects.
 
 A line at fault comes with its error, since the reader of a live stream decides whether to
-go on. Blank lines are skipped.
+go on. Blank lines are skipped, but are missing cells where rows have a single column.
 """
 
 import csv
@@ -70,8 +70,11 @@ def read_lines(
 
 
 def _read(lines: Iterable[str], wanted: _Wanted) -> Iterator[Line]:
+    blank_is_row = False
     numbered: Iterator[tuple[int, str]] = (
-        (n, text) for n, text in enumerate(lines, start=1) if text.strip()
+        (n, text)
+        for n, text in enumerate(lines, start=1)
+        if text.strip() or blank_is_row
     )
     first = next(numbered, None)
     if first is None:
@@ -89,6 +92,7 @@ def _read(lines: Iterable[str], wanted: _Wanted) -> Iterator[Line]:
             separator = max(_SEPARATORS, key=text.count)
             names = [name.strip() for name in _cells(text, separator)]
         split, row = _csv(names, separator, wanted)
+        blank_is_row = len(names) == 1  # with a missing cell, as in files
     for number, text in numbered:
         time = None
         try:
@@ -130,7 +134,7 @@ def _csv(names: list[str], separator: str, wanted: _Wanted) -> _Format:
         own = [cells[place] for place in places]
         text = "".join(own)
         try:
-            if "_" in text or not text.isascii():
+            if "_" in text or not text.isascii() or wanted.missing_values:
                 raise ValueError
             found = [*map(float, own)]
         except ValueError:
@@ -235,8 +239,6 @@ def _member(
     found: dict[str, Any], channel: str, missing_values: Sequence[str]
 ) -> float:
     value = found[channel]
-    if type(value) is float:
-        return value
     number = to_number(value, missing=missing_values)
     if number is None:
         raise DataError(f"{channel!r}: {value!r} is not a number; give one or null.")

@@ -50,6 +50,9 @@ class Place(NamedTuple):
     columns: tuple[str, ...]  # names of all its columns
     first_line: int = 0  # line of its first row in a text file; 0 for other files
     rows: np.ndarray | None = None  # [N] the file's row of each row, if they differ
+    lines: np.ndarray | None = (
+        None  # [N] the line of each row of a file with blank lines
+    )
 
 
 def where(place: Place, row: int, column: str = "") -> str:
@@ -61,7 +64,8 @@ def where(place: Place, row: int, column: str = "") -> str:
     row = row if place.rows is None else int(place.rows[row])
     text = f"{place.path}: row {row + 1}"
     if place.first_line:
-        text += f" (line {row + place.first_line})"
+        line = row + place.first_line if place.lines is None else place.lines[row]
+        text += f" (line {line})"
     if column:
         text += f", column {place.columns.index(column) + 1} ({column!r})"
     return text

@@ -18,7 +18,7 @@ from pandas.api.types import (
     is_timedelta64_dtype,
 )
 
-from kdjax.data.cells import to_number
+from kdjax.data.cells import mark_missing, to_number
 from kdjax.data.raw import Place, others, to_float32, to_labels, where
 from kdjax.data.series import Series
 from kdjax.data.tables import UNNAMED, Table
@@ -207,7 +207,8 @@ def parse_numbers(
 ) -> np.ndarray:
     """A column as float64 `[N]`, NaN for a missing cell; DataError for text."""
     if is_numeric_dtype(column):
-        return column.to_numpy(np.float64, na_value=np.nan)
+        numbers = column.to_numpy(np.float64, na_value=np.nan)
+        return mark_missing(numbers, missing_values)
     for is_kind, what, todo in (
         (is_datetime64_any_dtype, "times", "name it as time_column"),
         (is_timedelta64_dtype, "durations", "convert it to a number of seconds"),

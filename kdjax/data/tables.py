@@ -60,6 +60,7 @@ _THOUSANDS = re.compile(
 )
 # Missing cells as they are mostly written, which pandas finds by itself.
 _MARKERS = [*MISSING_CELLS, *map(str.upper, MISSING_CELLS), "NaN", "None", "Null"]
+_BLANK = re.compile(rb"\n[ \t\v\f]*\n")
 _DATE = re.compile(r"\d{4}-\d\d(-\d\d.*)?")
 
 
@@ -180,6 +181,11 @@ def _read_text(path: Path, text_column: str) -> Table:
     data, separator = _separated(path, data)
     names, header = _header(path, data, separator)
     place = Place(path, names, first_line=1 + header)
+    if len(names) > 1 and b'"' not in data and _BLANK.search(data):
+        lines = data.split(b"\n")
+        numbers = [n for n, line in enumerate(lines) if line.strip()]
+        data = b"\n".join(lines[n] for n in numbers)
+        place = place._replace(lines=np.array(numbers[header:]) + 1)
     _check_width(place, data, separator, header)
     decimal = _decimal(path, data, separator)
     cells = data.count(separator.encode()) + data.count(b"\n")
@@ -213,12 +219,10 @@ def _read_text(path: Path, text_column: str) -> Table:
         ) from None
     if decimal == ",":  # columns with other words, which pandas has left as text
         for name in frame.select_dtypes(exclude=["number", "bool"]):
-            texts = frame[name].astype(object)
-            numbers = [to_number(cell, comma=True) for cell in texts]
-            frame[name] = [
-                text if number is None else number
-                for text, number in zip(texts, numbers, strict=True)
-            ]
+            if name == text_column:
+                continue
+            pairs = [(cell, to_number(cell, comma=True)) for cell in frame[name]]
+            frame[name] = [text if found is None else found for text, found in pairs]
     return Table(place, len(frame), 0, lambda wanted, rows: iter([frame]))
 
 

@@ -32,7 +32,12 @@ STATES = ("normal", "anomaly", "unknown")  # by their codes in `score_table`
 CONTRIBUTION = "contribution:"
 
 # How a detector's training file was read, where its card has no entry.
-_READING = {"missing": "error", "order": "strict", "duplicates": "error"}
+_READING = {
+    "missing": "error",
+    "missing_values": (),
+    "order": "strict",
+    "duplicates": "error",
+}
 
 
 class Windows(NamedTuple):

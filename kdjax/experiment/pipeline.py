@@ -169,8 +169,8 @@ def load_dataset(data: Settings) -> Dataset:
             data["name"], root=data["root"], entities=tuple(data["entities"])
         )
     fields = (
-        "test_path", "time_column", "entity_column", "label_column", "missing", "order",
-        "duplicates", "exclude", "memory_bytes",
+        "test_path", "time_column", "entity_column", "label_column", "missing",
+        "missing_values", "order", "duplicates", "exclude", "memory_bytes",
     )  # fmt: skip
     return load_files(data["path"], **{field: data[field] for field in fields})
 

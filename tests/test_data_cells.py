@@ -1,0 +1,225 @@
+"""One set of rules for cells and times: each entry reads the same, or refuses the same."""
+
+import io
+import json
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from kdjax.data.lines import read_lines
+from kdjax.data.readers import read_table
+from kdjax.detection.streaming import parse_timestamp
+from kdjax.errors import DataError
+
+NAN = math.nan
+
+
+def by_file(cells, tmp_path, **options):
+    """The numbers of a column of cells, read from a file of three columns."""
+    path = tmp_path / "plant.csv"
+    rows = "".join(f"{cell},{i},0\n" for i, cell in enumerate(cells))
+    path.write_text(f"a,b,c\n{rows}", encoding="utf-8")
+    return read_table(path, missing="mask", **options)[0].values[:, 0]
+
+
+def by_semicolons(cells, tmp_path, **options):
+    path = tmp_path / "plant.csv"
+    path.write_text(
+        "a;b\n" + "".join(f"{cell};1\n" for cell in cells), encoding="utf-8"
+    )
+    return read_table(path, missing="mask", **options)[0].values[:, 0]
+
+
+def by_parquet(cells, tmp_path, **options):
+    path = tmp_path / "plant.parquet"
+    pd.DataFrame({"a": pd.Series(cells, dtype=object), "b": 1.0}).to_parquet(path)
+    return read_table(path, missing="mask", **options)[0].values[:, 0]
+
+
+def by_stream(cells, tmp_path, **options):
+    text = "a,b\n" + "".join(f"{cell},1\n" for cell in cells)
+    return _streamed(io.StringIO(text), **options)
+
+
+def by_json(cells, tmp_path, **options):
+    return _streamed([json.dumps({"a": cell, "b": 1}) for cell in cells], **options)
+
+
+def _streamed(lines, **options):
+    values = []
+    for line in read_lines(lines, ("a", "b"), **options):
+        if line.error:
+            raise DataError(line.error)
+        values.append(line.row[0])
+    return np.array(values)
+
+
+ENTRIES = [by_file, by_semicolons, by_parquet, by_stream, by_json]
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+@pytest.mark.parametrize(
+    ("cell", "number"),
+    [
+        ("2.5", 2.5),
+        (" 2.5 ", 2.5),
+        ("\u00a02.5\u00a0", 2.5),  # no-break spaces
+        ("-4e2", -400.0),
+        ("+.5E+1", 5.0),
+        ("7.", 7.0),
+        ("", NAN),
+        ("NaN", NAN),
+        ("NAN", NAN),
+        ("-nan", NAN),
+        ("nan ", NAN),
+        ("null", NAN),
+        ("n/a", NAN),
+        ("#N/A", NAN),
+        ("True", 1.0),
+        ("FALSE", 0.0),
+    ],
+)
+def test_a_cell_is_the_same_number_everywhere(entry, cell, number, tmp_path):
+    found = entry(["0.25", cell, "0.5"], tmp_path)
+    np.testing.assert_array_equal(found, [0.25, number, 0.5])
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_truth_values_are_numbers_in_a_column_of_their_own(entry, tmp_path):
+    found = entry(["True", "False", "True"], tmp_path)
+    np.testing.assert_array_equal(found, [1, 0, 1])
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+@pytest.mark.parametrize(
+    "cell", ["1_000", "１２", "0x1F", "1,5 bar", "Bad Input", "unavailable", "--", "1e"]
+)
+def test_a_word_is_refused_everywhere(entry, cell, tmp_path):
+    if entry in (by_file, by_stream) and "," in cell:
+        cell = f'"{cell}"'
+    with pytest.raises(DataError, match="is not a number"):
+        entry(["1", cell, "2"], tmp_path)
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_own_markers_are_missing_cells(entry, tmp_path):
+    cells = ["1.5", "Bad Input", " -9999", "2.5"]
+    found = entry(cells, tmp_path, missing_values=("Bad Input", "-9999"))
+    np.testing.assert_array_equal(found, [1.5, NAN, NAN, 2.5])
+    found = entry(["1.5", "-9999.0", "2.5"], tmp_path, missing_values=("-9999",))
+    np.testing.assert_array_equal(found, [1.5, NAN, 2.5])
+
+
+def test_a_marker_is_proposed_where_a_column_holds_numbers_as_well(tmp_path):
+    with pytest.raises(
+        DataError, match=r"row 2 .*'a'.*'No Data' .*data.missing_values"
+    ):
+        by_file(["1", "No Data", "2"], tmp_path)
+    with pytest.raises(DataError) as error:
+        by_file(["on", "off", "on"], tmp_path)
+    assert "missing_values" not in str(error.value)
+
+
+@pytest.mark.parametrize("mark", [".", ","])
+@pytest.mark.parametrize("separator", [";", "\t", "|"])
+def test_thousands_are_refused_with_their_cell(mark, separator, tmp_path):
+    cells = ["998", "999", f"1{mark}000", f"1{mark}001"]
+    text = f"a{separator}b\n" + "".join(f"{cell}{separator}1\n" for cell in cells)
+    path = tmp_path / "plant.csv"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(
+        DataError, match=rf"row 3 .*'a'\): '1\{mark}000' beside whole num"
+    ):
+        read_table(path)
+    first, second, third, _ = read_lines(io.StringIO(text), ("a", "b"))
+    assert (first.row, second.row) == ([998, 1], [999, 1])
+    assert f"'1{mark}000' beside whole numbers may be in thousands" in third.error
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        ["998.5", "1.000", "1001.25"],  # other decimals
+        ["0.998", "0.999", "1.000"],  # decimals throughout
+        ["1.125", "2.250", "3.375"],
+    ],
+)
+def test_decimals_are_no_thousands(cells, tmp_path):
+    wanted = np.float32([float(cell) for cell in cells])
+    np.testing.assert_array_equal(by_semicolons(cells, tmp_path), wanted)
+    lines = io.StringIO("a;b\n" + "".join(f"{cell};1\n" for cell in cells))
+    np.testing.assert_array_equal(np.float32(_streamed(lines)), wanted)
+
+
+def test_blank_lines_are_skipped_and_lines_keep_their_numbers(tmp_path):
+    text = "a,b\n1,2\n\n \n3,4\n\nx,6\n"
+    path = tmp_path / "plant.csv"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(DataError, match=r"row 3 \(line 7\), column 1 \('a'\): 'x'"):
+        read_table(path)
+    path.write_text(text.replace("x", "5"), encoding="utf-8")
+    np.testing.assert_array_equal(read_table(path)[0].values, [[1, 2], [3, 4], [5, 6]])
+    found = [*read_lines(io.StringIO(text), ("a", "b"))]
+    assert [line.number for line in found] == [2, 5, 7]
+    assert "'x' is not a number" in found[-1].error
+
+
+def test_a_blank_line_is_a_missing_cell_of_a_single_column(tmp_path):
+    path = tmp_path / "plant.csv"
+    path.write_text("a\n1\n\n2\n", encoding="utf-8")
+    expected = [1, NAN, 2]
+    np.testing.assert_array_equal(
+        read_table(path, missing="mask")[0].values[:, 0], expected
+    )
+    found = [line.row[0] for line in read_lines(["a", "1", "", "2"], ("a",))]
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "moment"),
+    [
+        ("2026-03-01T00:00:00", "2026-03-01T00:00:00"),
+        ("2026/03/01T00:00", "2026-03-01T00:00:00"),
+        ("2026/3/1 7:05", "2026-03-01T07:05:00"),
+        ("20260401T000000", "2026-04-01T00:00:00"),
+        ("2026-3-1", "2026-03-01"),
+        ("2026-03-01 00:00:00,250", "2026-03-01T00:00:00.250"),
+        ("2026-03-01T00:00:00.123456789", "2026-03-01T00:00:00.123456789"),
+        ("2026-03-01T02:00:00+0200", "2026-03-01T00:00:00"),
+        ("2026-03-01T02:00+02", "2026-03-01T00:00:00"),
+        ("2026-03-01 00:00:00 Z", "2026-03-01T00:00:00"),
+    ],
+)
+def test_a_time_is_the_same_in_files_and_streams(text, moment, tmp_path):
+    path = tmp_path / "plant.csv"
+    path.write_text(f'time,a\n"{text}",1\n', encoding="utf-8")
+    (series,) = read_table(path)
+    wanted = np.datetime64(moment).astype("datetime64[ns]")
+    assert series.time[0] == wanted
+    (line,) = read_lines(io.StringIO(path.read_text("utf-8")), ("a",))
+    assert parse_timestamp(line.time).value == wanted.astype(np.int64)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["now", "2026-13-01", "2026111T00", "01.03.2026", "2026-03-01T25:00", "+200"],
+)
+def test_what_is_no_time_is_refused_in_files_and_streams(text, tmp_path):
+    path = tmp_path / "plant.csv"
+    path.write_text(f"time,a\n2026-03-01T00:00,1\n{text},2\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"row 2 .*neither a number nor an ISO time"):
+        read_table(path)
+    if text != "+200":  # a number as any other
+        with pytest.raises(DataError, match="neither a number nor an ISO time"):
+            parse_timestamp(text)
+
+
+def test_offsets_that_change_are_one_clock(tmp_path):
+    path = tmp_path / "plant.csv"
+    times = ["2026-10-25T02:30:00+02:00", "2026-10-25T02:00:00+01:00"]
+    path.write_text("time,a\n" + "".join(f"{t},1\n" for t in times), encoding="utf-8")
+    (series,) = read_table(path)
+    expected = np.array(["2026-10-25T00:30", "2026-10-25T01:00"], "datetime64[ns]")
+    np.testing.assert_array_equal(series.time, expected)
