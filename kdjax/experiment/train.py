@@ -153,29 +153,10 @@ def make_model(task: Task, role: str, fitted: Fitted | None) -> ResidualModel:
 
 
 def train_networks(
-    prepared: Prepared,
-    settings: Settings,
-    workdir: Path,
-    console: Console,
-    *,
-    names: Sequence[str] = NETWORKS,
-    first: Mapping[str, Params] = MappingProxyType({}),
-    teacher: ResidualModel | None = None,
-    scorers: Sequence[ScoreFunction] = (),
-    weights: Sequence[float] = (),
+    prepared: Prepared, settings: Settings, workdir: Path, console: Console, **more: Any
 ) -> dict[str, ResidualModel]:
-    """The models by name, with the parameters of lowest validation loss.
-
-    Training resumes from `workdir`. `names` are of `NETWORKS`; a student needs the
-    teacher among them, a trained `teacher`, or `scorers` with their `weights`, () for
-    equal ones. `teacher` and `student` start from `first`, if it has them;
-    `student_alone` as the student.
-    """
-    models = train_groups(
-        {ALL: prepared}, settings, workdir, console,
-        names=names, first=first, teacher=teacher, scorers=scorers, weights=weights,
-    )  # fmt: skip
-    return models[ALL]
+    """`train_groups` of one group; models by name."""
+    return train_groups({ALL: prepared}, settings, workdir, console, **more)[ALL]
 
 
 def train_groups(
@@ -190,27 +171,27 @@ def train_groups(
     scorers: Sequence[ScoreFunction] = (),
     weights: Sequence[float] = (),
 ) -> dict[str, dict[str, ResidualModel]]:
-    """`train_networks` of many entity groups, as populations; models by group and name.
+    """Models by group and name, with the parameters of lowest validation loss.
 
     `prepared` has only the group `ALL`, which all hosts train together, or others, which
-    one host trains. TrainingError where a loss was not finite, once the
-    other groups are trained.
+    one host trains as populations: then TrainingError where a loss was not finite comes
+    once the other groups are trained. Training resumes from `workdir`.
+
+    `names` are of `NETWORKS`; a student needs the teacher among them, a trained
+    `teacher`, or `scorers` with their `weights`, () for equal ones. `teacher` and
+    `student` start from `first`, if it has them; `student_alone` as the student.
     """
     tasks: dict[tuple[str, str], Task] = {}  # by group and network
-    groups = make_groups(prepared, settings["data"])
-    for name in [name for name in NETWORKS if name in names]:
-        learns = name != STUDENT_ALONE and (teacher is not None or TEACHER in names)
-        further: dict[str, Any] = {}
-        if name == STUDENT:
-            further = {"scorers": tuple(scorers), "weights": tuple(weights)}
-        for group in groups:
-            tasks[group.name, name] = Task(
-                settings,
-                group,
-                teacher=group_name(TEACHER, group.name) if learns else None,
-                student=None if name == TEACHER else group_name(name, group.name),
-                **further,
-            )
+    for group in make_groups(prepared, settings["data"]):
+        for name in (name for name in NETWORKS if name in names):
+            task = Task(settings, group, teacher=None, student=None)
+            if name != TEACHER:
+                task = task._replace(student=group_name(name, group.name))
+            if name == STUDENT:
+                task = task._replace(scorers=tuple(scorers), weights=tuple(weights))
+            if name != STUDENT_ALONE and (teacher is not None or TEACHER in names):
+                task = task._replace(teacher=group_name(TEACHER, group.name))
+            tasks[group.name, name] = task
 
     def train(wanted: Sequence[TrainingJob]) -> dict[str, Fitted]:
         if [*prepared] == [ALL]:
@@ -220,11 +201,11 @@ def train_groups(
     known = {group_name(TEACHER, name): teacher for name in prepared} if teacher else {}
     fitted = train_tasks([*tasks.values()], train, train, teachers=known, first=first)
     models = {name: {TEACHER: teacher} if teacher else {} for name in prepared}
-    for (group_key, name), task in tasks.items():
-        if name not in models[group_key]:
+    for (of_group, name), task in tasks.items():
+        if name not in models[of_group]:
             role = TEACHER if name == TEACHER else STUDENT
-            result = fitted.get(group_name(name, group_key))
-            models[group_key][name] = make_model(task, role, result)
+            result = fitted.get(group_name(name, of_group))
+            models[of_group][name] = make_model(task, role, result)
     return models
 
 
