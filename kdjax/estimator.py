@@ -7,9 +7,12 @@ so `KDDetector` is a `BaseEstimator` but no `OutlierMixin`.
 A row's score is that of the latest window that ended at or before it, as in a live system.
 """
 
+import copy
 import logging
+import numbers
 import os
 import tempfile
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -20,7 +23,8 @@ from rich.console import Console
 from sklearn.base import BaseEstimator, clone
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from kdjax.config import get_config, leaves, override, resolve
+from kdjax.config import FIELDS as CONFIG_FIELDS
+from kdjax.config import RENAMED, get_config, leaves, override, resolve
 from kdjax.data.raw import Place, to_float32
 from kdjax.data.series import Dataset, Series
 from kdjax.data.splits import segments
@@ -91,6 +95,11 @@ FIELDS = {
 }
 PARAMETERS = {field: name for name, field in FIELDS.items()}
 
+# What `calibrate` takes over, and what applies to the next rows at once; all else needs
+# another `fit`.
+_CALIBRATED = ("threshold.", "data.step_seconds")
+_AT_ONCE = ("data.missing",)
+
 # Further fields that apply to rows in memory.
 _GROUPS = ("model", "teacher", "student", "train", "distill", "detection", "threshold")
 _OF_DATA = (
@@ -142,6 +151,26 @@ def parameters_of(detector: Detector) -> dict[str, Any]:
 def _applies(field: str) -> bool:
     group, _, name = field.partition(".")
     return group in _GROUPS or (group == "data" and name in _OF_DATA)
+
+
+def _usual(field: str) -> Any:
+    """The default of a field as configs hold it."""
+    default = CONFIG_FIELDS[field][0] if field in CONFIG_FIELDS else None
+    return None if isinstance(default, type) else default
+
+
+def _real(value: Any) -> float | None:
+    """A finite number of Python, numpy or JAX as a float; None for anything else."""
+    array = np.asarray(value)
+    real = isinstance(value, numbers.Real) or array.dtype.kind in "iufV"
+    if array.ndim or not real or array.dtype.kind == "b":
+        return None
+    try:
+        # kind V: the short floats of JAX
+        number = float(array.astype(np.float64))
+    except (OverflowError, TypeError, ValueError):
+        return None
+    return number if np.isfinite(number) else None
 
 
 def _plain(value: Any) -> Any:
@@ -260,9 +289,25 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
             ConfigError: an invalid parameter, or too few rows for the false-alarm rate.
             DataError: too few rows for the window, cells that are no finite numbers, or
                 a teacher's output that isn't one score for each row.
+
+        A fit that fails or is interrupted changes nothing.
         """
-        series = self._series(X, reset=True)
-        return self._fit(series, teachers=tuple(teachers), weights=tuple(weights))
+        fitted = copy.copy(self)
+        series = fitted._series(X, reset=True)
+        fitted._fit(series, teachers=tuple(teachers), weights=tuple(weights))
+        return self._become(fitted)
+
+    def set_params(self, **params: Any) -> Self:
+        """Sets parameters by name: all of them, or after an error none.
+
+        What a fitted detector does with it: `missing` holds for the next rows at once;
+        `threshold`, `false_alarm_rate` and the fields `threshold.…` and
+        `data.step_seconds` of `settings` from `calibrate` on; all others from the next
+        `fit` on. Until then methods that score warn.
+        """
+        changed = copy.copy(self)
+        super(KDDetector, changed).set_params(**params)
+        return self._become(changed)
 
     def decision_function(self, X: Any) -> np.ndarray:
         """The score of each row, `[N, D] -> [N]`; higher is more abnormal.
@@ -290,6 +335,7 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
         A row's contributions sum to its mean a_t over the windows that cover it.
         """
         series = self._series(X)
+        self._warn_of_changes()
         table = score_table(
             self.detector_, series, entity=self.entity_, contributions=True
         )
@@ -316,31 +362,54 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
     def calibrate(self, X: Any = None) -> Self:
         """Chooses τ again by the present parameters, without training.
 
+        `threshold.min_duration` and `threshold.cooldown` are taken over as well.
+
         Args:
             X: clean rows that the networks were not trained on; None for the scores that
                 τ was chosen on before, as after `set_params(false_alarm_rate=…)`.
         """
         check_is_fitted(self, "detector_")
-        settings, detector = self._settings(), self.detector_
-        if X is None:
-            rule = threshold_rule(
-                settings, step_seconds=detector.step, stride=detector.stride
-            )
-            return self._choose(rule)
-        if self.entity_ == POOLED:
+        settings = self._settings()
+        if X is not None and self.entity_ == POOLED:
             raise ConfigError(
                 "calibrate(X): the detector has several entities and none was chosen: "
                 "load it with entity=NAME."
             )
-        series = self._series(X)._replace(entity=self.entity_)
-        threshold = settings["threshold"]
-        self.detector_, _ = recalibrated(detector, series, threshold=threshold)
-        return self
+        self._warn_of_changes(calibrating=True)
+        changed = copy.copy(self)
+        detector = changed.detector_ = _with_rule(self.detector_, settings)
+        if X is None:
+            changed._choose(
+                threshold_rule(
+                    settings, step_seconds=detector.step, stride=detector.stride
+                )
+            )
+        else:
+            series = self._series(X)._replace(entity=self.entity_)
+            changed.detector_, _ = recalibrated(detector, series, threshold={})
+        now = self._fields()
+        applied = {name: now[name] for name in now if name.startswith(_CALIBRATED)}
+        kept = {
+            name: value
+            for name, value in self._made_with.items()
+            if not name.startswith(_CALIBRATED)
+        }
+        changed._made_with = kept | applied
+        return self._become(changed)
 
     def set_threshold(self, tau: float) -> Self:
-        """Sets τ by hand; `threshold_`, `predict` and `labels_` follow."""
+        """Sets τ by hand; `threshold_`, `predict` and `labels_` follow.
+
+        Args:
+            tau: a finite number from 0 on, of Python, numpy or JAX.
+        """
         check_is_fitted(self, "detector_")
-        return self._choose(Rule("fixed", value=tau))
+        number = _real(tau)
+        if number is None or number < 0:
+            raise ConfigError(
+                f"set_threshold: tau={tau!r} must be a finite number from 0 on."
+            )
+        return self._choose(Rule("fixed", value=number))
 
     def distill(self, X: Any, *, student_hidden: Sequence[int]) -> "KDDetector":
         """A new detector: another student of this one's teacher, trained on X.
@@ -372,7 +441,9 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
         `kdjax.save_detector(folder, detector.teacher_)` saves the teacher.
         """
         check_is_fitted(self, "detector_")
-        save_detector(folder, self.detector_)
+        save_detector(
+            folder, _with_settings(self.detector_, "data", missing=self.missing)
+        )
 
     @classmethod
     def load(
@@ -392,6 +463,7 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
         entity_index(detector, loaded.entity_)  # refuses an unknown one
         loaded.teacher_ = detector if loaded.detector == "teacher" else None
         loaded._name_features(detector.channels)
+        loaded._made_with = loaded._fields()
         return loaded
 
     @property
@@ -412,6 +484,41 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
     @property
     def _place(self) -> int:
         return entity_index(self.detector_, self.entity_)
+
+    def _become(self, other: "KDDetector") -> Self:
+        """Takes over all attributes of another in one step, which nothing interrupts."""
+        self.__dict__ = other.__dict__
+        return self
+
+    def _fields(self) -> dict[str, Any]:
+        """The present parameters by the config's fields, for comparisons."""
+        given = self.get_params(deep=False)
+        given = given | dict(given.pop("settings") or {})
+        named = {
+            FIELDS.get(name, RENAMED.get(name, name)): given[name] for name in given
+        }
+        return {name: _plain(value) for name, value in named.items()}
+
+    def _warn_of_changes(self, *, calibrating: bool = False) -> None:
+        """Warns of parameters that were set after `fit` and don't hold yet."""
+        now, made = self._fields(), self._made_with
+        changed = [
+            name
+            for name in sorted(now.keys() | made.keys())
+            if now.get(name, _usual(name)) != made.get(name, _usual(name))
+            and name not in _AT_ONCE
+        ]
+        for todo, names in (
+            ("fit", [n for n in changed if not n.startswith(_CALIBRATED)]),
+            ("calibrate", [n for n in changed if n.startswith(_CALIBRATED)]),
+        ):
+            if names and not (calibrating and todo == "calibrate"):
+                shown = ", ".join(PARAMETERS.get(name, name) for name in names)
+                warnings.warn(
+                    f"KDDetector: {shown} changed since `{todo}`, and the fitted "
+                    f"detector is as before: call {todo} again, or set the old value.",
+                    stacklevel=4,
+                )
 
     def _settings(self, **changes: Any) -> dict[str, Any]:
         further = dict(self.settings or {}) | changes
@@ -512,6 +619,7 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
         self.detector_ = made[name]
         self.teacher_ = made.get("teacher")
         self.entity_ = series.entity
+        self._made_with = self._fields()
         self.decision_scores_ = self._scores(series)["window_score"].to_numpy()
         return self
 
@@ -519,10 +627,13 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
         """Another τ by the scores that the present one was chosen on."""
         detector, place = self.detector_, self._place
         scores = detector.calibration[place] if detector.calibration else np.empty(0)
-        thresholds = list(detector.thresholds)
-        thresholds[place] = choose_threshold(scores, rule)
-        known = detector.card.get("thresholds", {})
-        changed = {**known, self.entity_: thresholds[place]._asdict()}
+        tau = choose_threshold(scores, rule)
+        # The pooled τ of a single entity is its own.
+        places = [place] if len(detector.entities) > 1 else [0, 1]
+        thresholds, known = list(detector.thresholds), detector.card.get("thresholds")
+        names, changed = (*detector.entities, POOLED), dict(known or {})
+        for i in places:
+            thresholds[i], changed[names[i]] = tau, tau._asdict()
         self.detector_ = detector._replace(
             thresholds=tuple(thresholds), card={**detector.card, "thresholds": changed}
         )
@@ -533,6 +644,7 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
 
         So each row has a `window_score` and may be in alarm, unless it is in no window.
         """
+        self._warn_of_changes()
         detector = self.detector_
         table = score_table(detector, series, entity=self.entity_)
         scores = table["window_score"].to_numpy(copy=True)
@@ -563,6 +675,25 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
         self.n_features_in_ = len(channels)
         if tuple(channels) != numbered_channels(len(channels)):
             self.feature_names_in_ = np.array(channels, object)
+
+
+def _with_rule(detector: Detector, settings: Settings) -> Detector:
+    """The detector with the rules of alarms, and in its card those of τ, of settings."""
+    threshold, step = settings["threshold"], settings["data"]["step_seconds"]
+    detector = _with_settings(detector, "data", step_seconds=step)
+    return _with_settings(detector, "threshold", **threshold)._replace(
+        min_duration=threshold["min_duration"], cooldown=threshold["cooldown"]
+    )
+
+
+def _with_settings(detector: Detector, group: str, **fields: Any) -> Detector:
+    """The detector with changed settings in its card, if it has any."""
+    card = detector.card
+    if "settings" not in card:
+        return detector
+    own = card["settings"]
+    changed = {**own, group: {**own.get(group, {}), **fields}}
+    return detector._replace(card={**card, "settings": changed})
 
 
 def _time_of(X: Any) -> np.ndarray | None:

@@ -1,11 +1,15 @@
 """The PyOD-shaped face against scikit-learn's checks and kdjax's own functions."""
 
+import copy
 import pickle
 import re
 import runpy
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import joblib
 import numpy as np
 import pandas as pd
@@ -238,6 +242,169 @@ def test_a_new_threshold_needs_no_training(faulty):
         detector.threshold_ = 3.0
     with pytest.raises(ConfigError, match="at least 9999 calibration windows"):
         detector.set_params(false_alarm_rate=1e-4).calibrate()
+
+
+# Fitted or not, and nothing between.
+
+
+def stopped(*_, **__):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    "stop_at", ["", "prepare_dataset", "fit_baseline", "calibrate"]
+)
+def test_a_second_fit_that_fails_leaves_the_first(faulty, monkeypatch, stop_at):
+    detector = made().fit(framed(waves(600)))
+    before, expected = dict(vars(detector)), detector.decision_function(faulty)
+    swapped = framed(waves(600))[["heat", "load"]]
+    if stop_at:
+        monkeypatch.setattr(f"kdjax.estimator.{stop_at}", stopped)
+    error = KeyboardInterrupt if stop_at else DataError
+    with pytest.raises(error):
+        detector.fit(swapped if stop_at else swapped[:9])
+    assert vars(detector).keys() == before.keys()
+    assert all(vars(detector)[name] is value for name, value in before.items())
+    np.testing.assert_array_equal(detector.decision_function(faulty), expected)
+    with pytest.raises(ValueError, match="same order"):
+        detector.predict(faulty[["heat", "load"]])
+
+
+def test_a_first_fit_that_fails_leaves_nothing():
+    detector = made()
+    with pytest.raises(DataError):
+        detector.fit(framed(waves(9)))
+    assert not hasattr(detector, "n_features_in_")
+    assert not hasattr(detector, "feature_names_in_")
+    with pytest.raises(NotFittedError):
+        detector.predict(framed(waves(50)))
+
+
+def test_names_of_a_fit_are_gone_after_one_without_names():
+    detector = made().fit(framed(waves(600))).fit(waves(600))
+    assert not hasattr(detector, "feature_names_in_")
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        (lambda d: d.set_params(false_alarm_rate=0.3, nonsense=1), ValueError),
+        (lambda d: d.set_params(false_alarm_rate=1e-4).calibrate(), ConfigError),
+        (lambda d: d.set_params(threshold="fixed").calibrate(), ConfigError),
+        (lambda d: d.calibrate(framed(waves(9))), ConfigError),
+        (lambda d: d.calibrate(framed(waves(600))[["heat", "load"]]), ValueError),
+        (lambda d: d.set_threshold(np.nan), ConfigError),
+    ],
+)
+def test_changes_that_fail_change_nothing(faulty, change, error):
+    detector = made().fit(framed(waves(600)))
+    tau, expected = detector.threshold_, detector.predict(faulty)
+    fitted = detector.detector_
+    with pytest.raises(error):
+        change(detector)
+    assert detector.detector_ is fitted and detector.threshold_ == tau
+    assert detector.false_alarm_rate in (0.1, 1e-4)  # valid alone, so it may be set
+    detector.set_params(false_alarm_rate=0.1, threshold="conformal")
+    np.testing.assert_array_equal(detector.predict(faulty), expected)
+
+
+@pytest.mark.parametrize(
+    "tau",
+    [7, 7.0, np.float32(7), np.float64(7), np.int16(7), np.array(7.0),
+     jnp.float32(7), jnp.bfloat16(7), jnp.int32(7), Fraction(7)],
+)  # fmt: skip
+def test_any_number_can_be_the_threshold(baseline, faulty, tmp_path, tau):
+    detector = copy.copy(baseline).set_threshold(tau)
+    assert type(detector.threshold_) is float and detector.threshold_ == 7.0
+    scores = detector.decision_function(faulty)
+    np.testing.assert_array_equal(detector.predict(faulty), scores > 7.0)
+    detector.save(tmp_path / "by_hand")
+    assert KDDetector.load(tmp_path / "by_hand").threshold_ == 7.0
+    pooled = KDDetector.load(tmp_path / "by_hand", entity="pooled")
+    assert pooled.threshold_ == 7.0
+
+
+@pytest.mark.parametrize(
+    "tau",
+    [True, np.True_, jnp.array(True), "7", b"7", None, -1, -0.5, np.nan, np.inf, 10**400,
+     7j, np.array([7.0]), [7.0], np.datetime64("2026-01-01"), Decimal(7)],
+)  # fmt: skip
+def test_a_threshold_that_is_no_number_is_refused_at_once(baseline, tau):
+    before = baseline.detector_
+    with pytest.raises(ConfigError, match="must be a finite number from 0 on"):
+        baseline.set_threshold(tau)
+    assert baseline.detector_ is before
+
+
+# What was set after `fit`.
+
+
+@pytest.mark.parametrize("rows", [None, 1.2])
+def test_rules_that_were_set_later_hold(tmp_path, faulty, rows):
+    clean = None if rows is None else framed(rows * waves(300, seed=5), "2026-03-01")
+    settings = {"threshold.min_duration": 3, "threshold.cooldown": 40}
+    first = made().fit(framed(waves(600)))
+    changed = {"false_alarm_rate": 0.3, "settings": settings}
+    first.set_params(**changed).calibrate(clean).save(tmp_path / "again")
+    loaded = KDDetector.load(tmp_path / "again")
+    assert loaded.get_params() == first.get_params()
+    assert (loaded.false_alarm_rate, loaded.settings) == (0.3, settings)
+    # What a detector with these parameters from the start has.
+    usual = made(**changed).fit(framed(waves(600))).calibrate(clean)
+    for detector in (first, loaded, loaded.calibrate(clean)):
+        assert detector.threshold_ == usual.threshold_
+        assert detector.detector_.min_duration == 3
+        assert detector.detector_.cooldown == 40
+        np.testing.assert_array_equal(detector.predict(faulty), usual.predict(faulty))
+    above = first.decision_function(faulty) > first.threshold_
+    assert above.sum() > first.predict(faulty).sum() > 0
+
+
+def test_a_budget_that_was_set_later_holds(tmp_path):
+    rows = pd.DataFrame(waves(600), columns=["load", "heat"])
+    settings = {"threshold.budget": "30/day", "data.step_seconds": 600.0}
+    detector = made().fit(rows)
+    detector.set_params(threshold="budget", settings=settings).calibrate()
+    # 144 rows a day at stride 2 are 72 windows, of which 30 may alarm.
+    expected = conformal_threshold(detector.detector_.calibration[0], rate=30 / 72)
+    assert detector.threshold_ == expected
+    detector.save(tmp_path / "budget")
+    assert KDDetector.load(tmp_path / "budget").calibrate().threshold_ == expected
+    again = detector.calibrate(rows).threshold_
+    assert KDDetector.load(tmp_path / "budget").calibrate(rows).threshold_ == again
+
+
+def test_cells_that_may_be_missing_are_decided_with_the_rows(tmp_path):
+    gappy = waves(60, seed=3)
+    gappy[20:22, 0] = np.nan
+    detector = made().fit(waves(600)).set_params(missing="mask")
+    scores = detector.decision_function(gappy)
+    assert np.isfinite(scores).all()
+    detector.save(tmp_path / "masked")
+    loaded = KDDetector.load(tmp_path / "masked")
+    np.testing.assert_array_equal(loaded.decision_function(gappy), scores)
+
+
+def test_parameters_that_do_not_hold_yet_are_named(faulty, recwarn):
+    detector = made(settings={"detection.ridge": 0.1}).fit(framed(waves(600)))
+    expected = detector.predict(faulty)
+    for same in ({"settings": None}, {"window_size": np.int64(8)}):
+        detector.set_params(**same)
+        detector.predict(faulty)
+    assert not recwarn
+    detector.set_params(window_size=20, settings={"detection.floor": 0.5})
+    for use in (detector.predict, detector.decision_function, detector.explain,
+                detector.detect, detector.calibrate):  # fmt: skip
+        text = "window_size, detection.floor changed since `fit`.*call fit again"
+        with pytest.warns(UserWarning, match=text):
+            use(faulty)
+    detector.set_params(window_size=8, settings=None).calibrate()
+    detector.set_params(false_alarm_rate=0.3)
+    with pytest.warns(UserWarning, match="false_alarm_rate changed since `calibrate`"):
+        np.testing.assert_array_equal(detector.predict(faulty), expected)
+    recwarn.clear()
+    assert detector.calibrate().predict(faulty).sum() > expected.sum()
+    assert not recwarn
 
 
 # Rows of all kinds.
