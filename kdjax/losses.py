@@ -125,7 +125,7 @@ def distillation_loss(
     check_distillation(target, temperature_mode)
     hard = squared_errors(reconstruction, windows, observed)
     if target == "scores":
-        counted = jnp.ones(hard.shape) if weight is None else jnp.asarray(weight)
+        counted = jnp.ones_like(hard) if weight is None else jnp.asarray(weight)
         soft = _score_term(
             reconstruction, windows, targets, hard, counted, observed, recorded
         )

@@ -529,6 +529,28 @@ def test_a_teacher_teaches_another_student_as_it_is(student):
         made().fit(rows).distill(rows, student_hidden=(2,))
 
 
+@pytest.mark.parametrize("kind", ["student", "mahalanobis"])
+def test_strict_options_of_jax_give_the_same(faulty, kind):
+    settings = {**TINY["settings"], "distill.alpha_end": 0.1}
+    changed = {"missing": "mask", "detector": kind, "settings": settings}
+    faulty.iloc[20:30, 0] = np.nan
+
+    def run():
+        detector = KDDetector(**TINY | changed).fit(framed(waves(400)))
+        found = [detector.decision_function(faulty), detector.explain(faulty)]
+        if kind == "student":
+            smaller = detector.distill(framed(waves(400)), student_hidden=(2,))
+            found.append(smaller.decision_function(faulty))
+        detector.calibrate(framed(waves(300, seed=3)))
+        return [*found, detector.predict(faulty), detector.threshold_]
+
+    usual = run()
+    with jax.enable_x64(True), jax.numpy_rank_promotion("raise"):
+        found = run()
+    for one, other in zip(found, usual, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
 # Copies.
 
 

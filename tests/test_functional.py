@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +17,7 @@ import pytest
 from sklearn.metrics import average_precision_score
 
 import kdjax
+from kdjax.models.baselines import BASELINES
 from kdjax.training.steps import student_loss
 
 METRICS = (
@@ -384,3 +386,43 @@ def test_public_functions_have_an_example():
         and ">>>" not in inspect.getdoc(getattr(kdjax, name))
     ]
     assert missing == ["memory_batches", "fit", "resume", "fetch_smd"]
+
+
+def test_the_example_gives_the_same_under_strict_options_of_jax(tmp_path):
+    code = EXAMPLE.read_text("utf-8")
+    # Smaller and shorter, so that it takes seconds.
+    for old, new in (("(64, 64)", "(4, 4)"), ("(16,)", "(3,)"), ("epochs=5", "epochs=1"),
+                     ("stride=10", "stride=30")):  # fmt: skip
+        assert old in code
+        code = code.replace(old, new)
+    smaller = tmp_path / "smaller.py"
+    smaller.write_text(code, encoding="utf-8")
+    usual = runpy.run_path(str(smaller))
+    with jax.enable_x64(True), jax.numpy_rank_promotion("raise"):
+        found = runpy.run_path(str(smaller))
+        assert {leaf.dtype for leaf in jax.tree.leaves(found["taught"].params)} == {
+            np.dtype("float32")
+        }
+        assert found["taught"].loss_sum.dtype == np.float32
+    np.testing.assert_allclose(found["test_points"], usual["test_points"], rtol=1e-3)
+    assert found["tau"] == pytest.approx(usual["tau"], rel=1e-4)
+    assert found["ap"] == pytest.approx(usual["ap"], abs=1e-3)
+
+
+def test_baselines_and_cells_take_float64_windows_under_x64(windows):
+    cell = nn.RNN(kdjax.LSTMCell(3))
+    models = [kdjax.baseline(name) for name in BASELINES if name != "kmeans"]
+
+    def run():
+        rows = jnp.asarray(np.float64(windows))
+        states, _ = cell.init_with_output(jax.random.key(0), rows)
+        key = jax.random.key(1)
+        return [states] + [
+            kdjax.residuals(model, model.init(key, rows), rows) for model in models
+        ]
+
+    usual = run()
+    with jax.enable_x64(True):
+        found = run()
+    for one, other in zip(found, usual, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)

@@ -100,7 +100,16 @@ def apply_scaler(scaler: Scaler, values: Any) -> Any:
         values = np.asarray(values)
     with np.errstate(over="ignore"):
         rows = values.astype(np.float32, copy=False)
-        return (rows - scaler.offset) / scaler.scale
+        return (rows - along(scaler.offset, rows)) / along(scaler.scale, rows)
+
+
+def along(numbers: Any, values: Any) -> Any:
+    """`[D]` with the axes of values `[…, D]`, as JAX's strictest rank promotion asks.
+
+    >>> along(np.zeros(3), np.zeros((5, 2, 3))).shape
+    (1, 1, 3)
+    """
+    return numbers[(None,) * (values.ndim - 1)]
 
 
 def _moments(

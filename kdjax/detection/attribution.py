@@ -22,6 +22,7 @@ import numpy as np
 import scipy.linalg
 from jax import Array
 
+from kdjax.data.scaler import along
 from kdjax.detection.gaussian import Gaussian
 from kdjax.errors import ConfigError
 
@@ -49,7 +50,7 @@ def contributions(
         matrix = _matrix(gaussian.whiten, method, jnp, polar)
     else:
         matrix = attribution_matrix(gaussian, method=method)
-    return split_deviations(matrix, residuals - gaussian.mean)
+    return split_deviations(matrix, residuals - along(gaussian.mean, residuals))
 
 
 def split_deviations(matrix: Array | np.ndarray, deviations: Array) -> Array:
@@ -98,5 +99,5 @@ def _matrix(whiten: Any, method: str, xp: Any, polar: Callable[..., Any]) -> Any
         return whiten.T @ whiten / xp.linalg.norm(whiten, axis=0)[:, None]
     deviations = error_deviations(whiten, xp)
     # (W S)ᵀ(W S) is the inverse of R, so its root is W S without a rotation.
-    _, root = polar(whiten * deviations)
-    return root / deviations
+    _, root = polar(whiten * deviations[None])
+    return root / deviations[None]

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from kdjax.data.scaler import Scaler
+from kdjax.data.scaler import Scaler, apply_scaler
 from kdjax.data.series import Ranges
 from kdjax.data.windowing import has_missing
 from kdjax.detection.attribution import attribution_matrix, split_deviations
@@ -226,9 +226,7 @@ def stream_detector(
 
     # Constants inside the compiled function are faster than arguments at each call.
     def compiled(function: Any, *common: Any) -> Any:
-        return jax.jit(
-            lambda raw: function(common, (raw - scaler.offset) / scaler.scale)
-        )
+        return jax.jit(lambda raw: function(common, apply_scaler(scaler, raw)))
 
     kind, weights = (model.kind, model.architecture), (model.params, gaussian)
     full = compiled(point_scorer(*kind), *weights)

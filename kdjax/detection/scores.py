@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from kdjax.data.scaler import along
 from kdjax.data.windowing import row_mean
 from kdjax.detection.gaussian import Gaussian
 
@@ -39,7 +40,7 @@ def deviations(
     gaussian: Gaussian, errors: Array, observed: Array | None = None
 ) -> Array:
     """e − μ, `[…, D]`; where a channel is missing, what is likeliest given the others."""
-    found = errors - gaussian.mean
+    found = errors - along(gaussian.mean, errors)
     return found if observed is None else _completed(gaussian, found, observed)
 
 
@@ -67,7 +68,8 @@ def _completed(gaussian: Gaussian, deviations: Array, observed: Array) -> Array:
     whiten = jnp.asarray(gaussian.whiten)
     precision = jnp.matmul(whiten.T, whiten, precision="highest")
     root = jnp.sqrt(jnp.diag(precision))
-    scaled = precision / (root[:, None] * root)
+    scaled = precision / (root[:, None] * root[None])
+    root = along(root, deviations)
     missing = ~observed
     known = jnp.where(missing, 0.0, deviations * root)
 
@@ -90,7 +92,8 @@ def _completed(gaussian: Gaussian, deviations: Array, observed: Array) -> Array:
     start = (jnp.zeros_like(known), residual, residual, square)
     rounds = min(ROUNDS, known.shape[-1])
     found: Array = jax.lax.fori_loop(0, rounds, round_, start)[0]
-    return (known + found) / root
+    completed: Array = (known + found) / root
+    return completed
 
 
 def _ratio(numerator: Array, denominator: Array) -> Array:

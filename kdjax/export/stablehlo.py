@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, export
 
+from kdjax.data.scaler import apply_scaler
 from kdjax.detection.attribution import attribution_matrix
 from kdjax.detection.detector import Detector, gaussian_of, point_scorer, scaler_of
 from kdjax.detection.scores import window_scores
@@ -94,7 +95,7 @@ def _scoring(detector: Detector, index: int) -> Callable[[Array], Any]:
     model, gaussian = detector.model, gaussian_of(detector, index)
     attribution = attribution_matrix(gaussian, method=detector.attribution)
     common = (model.params, gaussian, attribution)
-    offset, scale = scaler_of(detector, index)
+    scaler = scaler_of(detector, index)
     plain, missing = (
         point_scorer(model.kind, model.architecture, word) for word in (False, True)
     )
@@ -104,8 +105,10 @@ def _scoring(detector: Detector, index: int) -> Callable[[Array], Any]:
         batch = windows.shape[0]
         # Few windows run in another way than many: zeros make every batch large, so
         # that one program serves all sizes.
-        padded = jnp.concatenate([windows, jnp.zeros((FEW, *windows.shape[1:]))])
-        scaled = (padded - offset) / scale
+        padded = jnp.concatenate(
+            [windows, jnp.zeros((FEW, *windows.shape[1:]), windows.dtype)]
+        )
+        scaled = apply_scaler(scaler, padded)
         gaps = jnp.isnan(scaled).any()
         points, parts = jax.lax.cond(gaps, missing, plain, common, scaled)
         points, parts = points[:batch], parts[:batch]

@@ -160,7 +160,7 @@ def _lstm_autoencoder(
 
     def init(key: Array, windows: Array) -> Params:
         own = module(windows.shape[-1])
-        start = jnp.zeros((own.width, 2, 1))
+        start = jnp.zeros((own.width, 2, 1), jnp.float32)
         params: Params = own.init(key, start, False, activate)["params"]
         return params
 
@@ -170,6 +170,7 @@ def _lstm_autoencoder(
         params: Params, windows: Array, forced: bool = False
     ) -> tuple[Array, Array]:
         batch, length, width = windows.shape
+        windows = windows.astype(params["head"]["bias"].dtype)
         # [B, L, D] to [D, L, B], or to [1, L, B·D].
         if independent:
             series = jnp.moveaxis(windows, 1, 0).reshape(1, length, batch * width)
@@ -203,7 +204,8 @@ def network(architecture: Architecture) -> Model:
     model = _lstm_autoencoder(*shape)
 
     def init(key: Array, windows: Array | None = None) -> Params:
-        return model.init(key, jnp.zeros((1, 2, width)) if windows is None else windows)
+        start = jnp.zeros((1, 2, width), jnp.float32)
+        return model.init(key, start if windows is None else windows)
 
     return model._replace(init=init)
 

@@ -22,6 +22,7 @@ import numpy as np
 from jax import Array
 from threadpoolctl import threadpool_limits
 
+from kdjax.data.scaler import along
 from kdjax.errors import ConfigError
 from kdjax.models.model import Model, Params
 
@@ -37,7 +38,7 @@ def difference(params: Params, windows: Array) -> Array:
 
 def pca(params: Params, windows: Array) -> Array:
     """|x − its projection|; `params` has `mean` `[D]` and `components` `[K, D]`."""
-    centred = windows - params["mean"]
+    centred = windows - along(params["mean"], windows)
     return jnp.abs(centred - _projected(params, centred))
 
 
@@ -53,7 +54,7 @@ def random(params: Params, windows: Array) -> Array:
         key = jax.random.fold_in(jax.random.key(0), digest)
         return jax.random.uniform(key, window.shape, window.dtype)
 
-    return jax.vmap(draw)(windows)
+    return jax.vmap(draw)(windows.astype(jnp.float32))
 
 
 def row_before(params: Params, windows: Array) -> Array:
@@ -74,14 +75,15 @@ def running_mean(params: Params, windows: Array) -> Array:
         padding=((0, 0), (MOVING_AVERAGE_ROWS - 1, 0), (0, 0)),
     )
     counts = jnp.minimum(jnp.arange(1, windows.shape[1] + 1), MOVING_AVERAGE_ROWS)
-    means: Array = sums / counts[:, None].astype(windows.dtype)
+    means: Array = sums / counts[None, :, None].astype(windows.dtype)
     return means
 
 
 def projection(params: Params, windows: Array) -> Array:
     """Reconstruction of `pca`."""
-    mean = jnp.asarray(params["mean"])
-    return mean + _projected(params, windows - mean)
+    mean = along(jnp.asarray(params["mean"]), windows)
+    projected: Array = mean + _projected(params, windows - mean)
+    return projected
 
 
 def nearest_centre(params: Params, windows: Array) -> Array:
@@ -92,11 +94,11 @@ def nearest_centre(params: Params, windows: Array) -> Array:
     """
     centres = jnp.asarray(params["centres"])
     # An offset that all share would take the digits in which they differ.
-    middle = jnp.mean(centres, axis=0)
+    middle = jnp.mean(centres, axis=0, keepdims=True)
     around = centres - middle
     # ‖x − c‖² without ‖x‖², which all centres share.
     products = jnp.einsum("bld,kld->bk", windows - middle, around, precision="highest")
-    distances = jnp.sum(around**2, axis=(1, 2)) - 2 * products
+    distances = jnp.sum(around**2, axis=(1, 2))[None] - 2 * products
     # What is no number stands for an overflow.
     distances = jnp.where(jnp.isnan(distances), jnp.inf, distances)
     return centres[jnp.argmin(distances, axis=1)]

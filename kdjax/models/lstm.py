@@ -72,7 +72,7 @@ def lstm_cell(
     """
     cell, hidden = carry
     gates = x @ params["input_kernel"] + hidden @ params["recurrent_kernel"]
-    i, f, g, o = jnp.split(gates + params["bias"], 4, axis=-1)
+    i, f, g, o = jnp.split(gates + params["bias"][None], 4, axis=-1)
     cell = jax.nn.sigmoid(f) * cell + jax.nn.sigmoid(i) * jnp.tanh(g)
     hidden = jax.nn.sigmoid(o) * jnp.tanh(cell)
     return Carry(cell, hidden), hidden
@@ -107,12 +107,12 @@ class LSTMCell(nn.RNNCellBase):
     ) -> tuple[Carry, Array]:
         """One time step: the new carry and h_t."""
         params = _parameters(self, inputs.shape[-1], self.features)
-        return lstm_cell(params, carry, inputs)
+        return lstm_cell(params, carry, inputs.astype(params["bias"].dtype))
 
     @nn.nowrap
     def initialize_carry(self, rng: Array, input_shape: tuple[int, ...]) -> Carry:
         """c = h = 0 for inputs of shape `[…, I]`."""
-        zeros = jnp.zeros((*input_shape[:-1], self.features))
+        zeros = jnp.zeros((*input_shape[:-1], self.features), jnp.float32)
         return Carry(zeros, zeros)
 
     @property
@@ -125,10 +125,11 @@ def _parameters(module: nn.Module, width: int, hidden: int) -> dict[str, Array]:
     """Declares the parameters of a cell in a module."""
     shapes: dict[str, Any] = {
         "input_kernel": (nn.initializers.lecun_normal(), (width, 4 * hidden)),
-        "recurrent_kernel": (_orthogonal_gates, (hidden, 4 * hidden), jnp.float32),
+        "recurrent_kernel": (_orthogonal_gates, (hidden, 4 * hidden)),
         "bias": (nn.initializers.zeros, (4 * hidden,)),
     }
-    return {name: module.param(name, *given) for name, given in shapes.items()}
+    # float32 also under `jax.enable_x64`.
+    return {name: module.param(name, *own, jnp.float32) for name, own in shapes.items()}
 
 
 class LSTM(nn.Module):
@@ -164,8 +165,9 @@ class Head(nn.Module):
 
     def setup(self) -> None:
         shape = (self.width, self.outputs)
-        self.kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
-        self.bias = self.param("bias", nn.initializers.zeros, shape[1:])
+        make, dtype = nn.initializers.lecun_normal(), jnp.float32
+        self.kernel = self.param("kernel", make, shape, dtype)
+        self.bias = self.param("bias", nn.initializers.zeros, shape[1:], dtype)
 
     def __call__(self, states: Array) -> Array:
         """`[H, …] -> [D, …]`."""
@@ -224,7 +226,7 @@ def _run_layer(kernels: Kernels, inputs: Array, length: int) -> LayerOutput:
             return _run_rows(kernels.recurrent, projected.T, length)
         recurrent = kernels.recurrent.T
     elif few:
-        rows = jnp.moveaxis(inputs, 0, 2) @ kernels.input + kernels.bias
+        rows = jnp.moveaxis(inputs, 0, 2) @ kernels.input + kernels.bias[None, None]
         return _run_rows(kernels.recurrent, rows, length)
     else:
         both = jnp.concatenate([kernels.input, kernels.recurrent]).T  # [4H, I + H]

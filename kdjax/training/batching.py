@@ -76,7 +76,7 @@ class IndexedBatch(NamedTuple):
 
 def take_windows(rows: Array, starts: Array, window: int) -> Array:
     """Windows `[B, L, D]` of rows `[N, D]` at starts `[B]`, on the device."""
-    return rows[starts[:, None] + jnp.arange(window)]
+    return rows[starts[:, None] + jnp.arange(window)[None]]
 
 
 def padded(batch: np.ndarray, batch_size: int) -> tuple[np.ndarray, np.ndarray]:

@@ -125,7 +125,7 @@ def make_population_validate(
         return jax.lax.cond(
             jnp.any(weight > 0),
             lambda: loss(params, batching.take_batch(dataset, starts, weight, window)),
-            lambda: jnp.zeros(()),
+            lambda: jnp.zeros((), jnp.float32),
         )
 
     batch_losses = jax.jit(_over_members(mean_loss, mesh))

@@ -150,6 +150,11 @@ def _reconstruction_loss(reconstruction: Array, batch: Batch) -> Array:
     )
 
 
+def _share(part: ArrayLike, whole: ArrayLike) -> Array:
+    """A quotient in float32, also under `jax.enable_x64`."""
+    return jnp.asarray(part, jnp.float32) / jnp.asarray(whole, jnp.float32)
+
+
 def _at(start: ArrayLike, end: ArrayLike | None, progress: Array | None) -> ArrayLike:
     """A number that changes evenly from `start` to `end`."""
     if end is None:
@@ -289,16 +294,17 @@ def make_step(
     def train_step(
         state: TrainState, batch: Any
     ) -> tuple[TrainState, dict[str, Array]]:
-        progress = None if steps is None else state.step / steps
+        progress = None if steps is None else _share(state.step, steps)
         if isinstance(batch, IndexedBatch):
             dataset, items = batch.dataset, jnp.asarray(batch.positions)
             weight = jnp.asarray(batch.weight)
         else:
             dataset = None
             if not isinstance(batch, Batch):
-                batch = Batch(jnp.asarray(batch), jnp.ones(jnp.shape(batch)[0]))
-            items, weight = batch, jnp.asarray(batch.weight)
+                batch = Batch(jnp.asarray(batch), jnp.ones(len(batch), jnp.float32))
+            items, weight = batch, jnp.asarray(batch.weight, jnp.float32)
         value, slope = gradient((state.params, dataset, progress), items, weight)
+        value = value.astype(state.loss_sum.dtype)
         updates, opt_state = tx.update(slope, state.opt_state, state.params)
         step = state.step + 1
         is_first_bad = (state.bad_step < 0) & ~jnp.isfinite(value)
@@ -353,8 +359,9 @@ def make_optimizer(
     )
 
     def rate(count: Array) -> Array:
-        ascent = warmup(count / jnp.maximum(rising, 1))
-        return jnp.where(count < rising, ascent, after((count - rising) / falling))
+        ascent = warmup(_share(count, jnp.maximum(rising, 1)))
+        descent = after(_share(count - rising, falling))
+        return jnp.where(count < rising, ascent, descent)
 
     return optax.chain(optax.clip_by_global_norm(clip_norm), optax.adam(rate))
 
