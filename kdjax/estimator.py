@@ -23,9 +23,9 @@ from rich.console import Console
 from sklearn.base import BaseEstimator, clone
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from kdjax.config import CHOICES, RENAMED, get_config, leaves, override, resolve
 from kdjax.config import FIELDS as CONFIG_FIELDS
-from kdjax.config import RENAMED, get_config, leaves, override, resolve
-from kdjax.data.raw import Place, to_float32
+from kdjax.data.raw import Place, others, to_float32
 from kdjax.data.series import Dataset, Series
 from kdjax.data.splits import segments
 from kdjax.data.tables import numbered_channels
@@ -99,6 +99,9 @@ PARAMETERS = {field: name for name, field in FIELDS.items()}
 # another `fit`.
 _CALIBRATED = ("threshold.", "data.step_seconds")
 _AT_ONCE = ("data.missing",)
+
+# A date or a time of day in text.
+_TIME_TEXT = r"\d[-/.]\d+[-/.]\d|\d:\d\d"
 
 # Further fields that apply to rows in memory.
 _GROUPS = ("model", "teacher", "student", "train", "distill", "detection", "threshold")
@@ -183,9 +186,10 @@ def _plain(value: Any) -> Any:
 class KDDetector(BaseEstimator):  # type: ignore[misc]
     """A distilled detector of anomalies in the rows of a multivariate time series.
 
-    X is `[N, D]`: rows in time order, an array or a DataFrame. A `DatetimeIndex` is the
-    rows' time, so that no window crosses a gap; other indices are ignored. With few rows
-    make `window_size` small, or `data.validation` and `data.calibration` large.
+    X is `[N, D]`: rows in time order, an array or a DataFrame. A `DatetimeIndex` or
+    `PeriodIndex` is the rows' time, so that no window crosses a gap; other indices only
+    label the results. A frame's columns, whatever their labels, must be those of `fit` in
+    the same order. The mask of a masked array is missing data. With few rows make `window_size` small, or `data.validation` and `data.calibration` large.
 
     Args:
         window_size: L, rows of a window.
@@ -218,7 +222,7 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
         threshold_: τ.
         labels_: `[N]` 0 or 1, of `decision_scores_` under the present τ.
         n_features_in_: D.
-        feature_names_in_: the names of the columns, if X had any.
+        feature_names_in_: the names of the columns as text, if X was a DataFrame.
 
     >>> rows = np.random.default_rng(0).normal(size=(800, 3))
     >>> detector = KDDetector(detector="pca", window_size=10, false_alarm_rate=0.1)
@@ -309,7 +313,7 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
         super(KDDetector, changed).set_params(**params)
         return self._become(changed)
 
-    def decision_function(self, X: Any) -> np.ndarray:
+    def decision_function(self, X: Any) -> Any:
         """The score of each row, `[N, D] -> [N]`; higher is more abnormal.
 
         The score of the latest window that ended at or before the row; rows before the
@@ -317,9 +321,9 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
         there is no score: between gaps that are closer than the window, and in windows
         without a value under `missing="mask"`.
         """
-        return self._scores(self._series(X))["window_score"].to_numpy()
+        return self._output(X, self._row_scores(X), "score")
 
-    def predict(self, X: Any) -> np.ndarray:
+    def predict(self, X: Any) -> Any:
         """1 for rows in alarm, else 0: `decision_function(X) > threshold_`.
 
         `threshold.min_duration` and `threshold.cooldown` suppress some of these.
@@ -327,7 +331,23 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
         Raises:
             DataError: a row has no score.
         """
-        return self._labels(self.decision_function(X))
+        return self._output(X, self._labels(self._row_scores(X)), "alarm")
+
+    def set_output(self, *, transform: str | None = None) -> Self:
+        """Whether `decision_function` and `predict` give a Series for a DataFrame.
+
+        Args:
+            transform: `pandas` for a Series with the index of X, `default` for an array,
+                None for no change.
+        """
+        if transform not in ("default", "pandas", None):
+            raise ConfigError(
+                f"set_output: transform={transform!r} must be default, pandas or None."
+            )
+        if transform is not None:
+            # The attribute that scikit-learn's `clone` copies.
+            self._sklearn_output_config = {"transform": transform}
+        return self
 
     def explain(self, X: Any) -> pd.DataFrame:
         """Contribution of each channel to each row, `[N, D]` with the index of X.
@@ -340,15 +360,16 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
             self.detector_, series, entity=self.entity_, contributions=True
         )
         parts = table[[CONTRIBUTION + name for name in series.channels]].to_numpy()
-        index = X.index if isinstance(X, pd.DataFrame) else None
-        return pd.DataFrame(parts, index=index, columns=pd.Index(series.channels))
+        if isinstance(X, pd.DataFrame):
+            return pd.DataFrame(parts, index=X.index, columns=X.columns)
+        return pd.DataFrame(parts, columns=pd.Index(series.channels))
 
     def detect(self, X: Any) -> pd.DataFrame:
         """The events in X: stretches of rows in alarm, those nearer than L as one.
 
         Columns: `start`, `end`, `severity` (largest score / τ), `peak` (the most abnormal
-        row) and `channels` (the three of largest contribution). Times if X has them, else
-        row numbers. Rows without a score are in no event; their number is logged.
+        row) and `channels` (the three of largest contribution). The first, second and fourth
+        are labels of the index of X, or row numbers of an array. Rows without a score are in no event; their number is logged.
         """
         series = self._series(X)
         table = self._scores(series)
@@ -356,8 +377,14 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
         if unknown:
             text = "%d of %d rows have no score: no event can be there"
             logger.warning(text, unknown, len(table))
-        events = score_events(self.detector_, series, table, entity=self.entity_)
-        return events.drop(columns="entity")
+        numbered = table.assign(time=np.arange(len(table)))
+        events = score_events(self.detector_, series, numbered, entity=self.entity_)
+        events = events.drop(columns="entity")
+        if not isinstance(X, pd.DataFrame):
+            return events
+        labels = X.index.to_flat_index()
+        places = {name: labels[events[name]] for name in ("start", "end", "peak")}
+        return events.assign(**places)
 
     def calibrate(self, X: Any = None) -> Self:
         """Chooses τ again by the present parameters, without training.
@@ -432,7 +459,7 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
             teacher_hidden=teacher.model.architecture.hidden,
             student_hidden=student_hidden,
         )
-        other._name_features(series.channels)
+        other._name_features(series.channels, named=hasattr(self, "feature_names_in_"))
         return other._fit(series, teacher, self.entity_)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
@@ -462,7 +489,9 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
         loaded.entity_ = entity or usual_entity(detector)
         entity_index(detector, loaded.entity_)  # refuses an unknown one
         loaded.teacher_ = detector if loaded.detector == "teacher" else None
-        loaded._name_features(detector.channels)
+        unnamed = detector.channels == numbered_channels(len(detector.channels))
+        named = detector.card.get("data", {}).get("named", not unnamed)
+        loaded._name_features(detector.channels, named=named)
         loaded._made_with = loaded._fields()
         return loaded
 
@@ -528,18 +557,30 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
         """X as a series, checked against the rows of `fit` unless it is them."""
         if not reset:
             check_is_fitted(self, "detector_")
-        if isinstance(X, pd.DataFrame) and not X.columns.is_unique:
-            shared = ", ".join(map(str, X.columns[X.columns.duplicated()]))
-            raise DataError(f"{ROWS}: columns share a name ({shared}): rename them.")
+        if self.missing not in CHOICES["data.missing"]:
+            raise ConfigError(
+                f"missing={self.missing!r} must be one of "
+                f"{', '.join(CHOICES['data.missing'])}."
+            )
+        time = _time_of(X)
+        if isinstance(X, pd.DataFrame):
+            _check_columns(X)
+            # scikit-learn compares names that are text; arrays it takes in any order.
+            if reset or hasattr(self, "feature_names_in_"):
+                X = X.set_axis(_column_names(X), axis=1)
+        elif isinstance(X, np.ma.MaskedArray):
+            X = np.ma.filled(X.astype(np.float64), np.nan)
         values = validate_data(
             self,
             X,
             reset=reset,
             dtype=(np.float64, np.float32),
-            ensure_all_finite=True if self.missing == "error" else "allow-nan",
+            ensure_all_finite=False,
             # No window has a single row.
             ensure_min_samples=2 if reset else 1,
         )
+        if self.missing == "error":
+            _check_complete(values, X)
         if self.missing == "ffill":
             values = pd.DataFrame(values).ffill().to_numpy()
         names = numbered_channels(values.shape[1])
@@ -549,7 +590,7 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
             names = tuple(map(str, self.feature_names_in_))
         place = Place(Path(ROWS), names)
         values = to_float32(values, place, missing=self.missing)
-        return Series(ROWS, values, names, _time_of(X))
+        return Series(ROWS, values, names, time)
 
     def _fit(
         self,
@@ -608,7 +649,7 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
         for found, model in models.items():
             if found not in made:
                 calibration = calibrate(model, prepared, rules)
-                made[found] = make_detector(
+                detector = make_detector(
                     found,
                     model,
                     calibration,
@@ -616,6 +657,10 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
                     settings=settings,
                     digests=data_digests(dataset),
                 )
+                # Columns may be called as arrays' channels are.
+                named = hasattr(self, "feature_names_in_")
+                data = {**detector.card["data"], "named": named}
+                made[found] = detector._replace(card={**detector.card, "data": data})
         self.detector_ = made[name]
         self.teacher_ = made.get("teacher")
         self.entity_ = series.entity
@@ -660,6 +705,17 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
         rule = AlarmRule(self.detector_.min_duration, self.detector_.cooldown)
         return row_alarms(scores > self.threshold_, rule)
 
+    def _row_scores(self, X: Any) -> np.ndarray:
+        return self._scores(self._series(X))["window_score"].to_numpy()
+
+    def _output(self, X: Any, values: np.ndarray, name: str) -> Any:
+        """Values of the rows as `set_output` asks."""
+        output = getattr(self, "_sklearn_output_config", {}).get("transform")
+        if output != "pandas":
+            return values
+        index = X.index if isinstance(X, pd.DataFrame) else None
+        return pd.Series(values, index=index, name=name)
+
     def _labels(self, scores: np.ndarray) -> np.ndarray:
         unknown = np.flatnonzero(np.isnan(scores))
         if len(unknown):
@@ -670,10 +726,10 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
             )
         return self._alarms(scores).astype(np.int64)
 
-    def _name_features(self, channels: Sequence[str]) -> None:
-        """Sets scikit-learn's attributes of the columns."""
+    def _name_features(self, channels: Sequence[str], *, named: bool) -> None:
+        """Sets scikit-learn's attributes of the columns; `named`: they came in a frame."""
         self.n_features_in_ = len(channels)
-        if tuple(channels) != numbered_channels(len(channels)):
+        if named:
             self.feature_names_in_ = np.array(channels, object)
 
 
@@ -697,9 +753,18 @@ def _with_settings(detector: Detector, group: str, **fields: Any) -> Detector:
 
 
 def _time_of(X: Any) -> np.ndarray | None:
-    """The rows' time if X has a `DatetimeIndex`."""
-    index = getattr(X, "index", None)
+    """The rows' time if X has a `DatetimeIndex` or `PeriodIndex`."""
+    index = X.index if isinstance(X, pd.DataFrame) else None
+    if isinstance(index, pd.PeriodIndex):
+        index = index.to_timestamp()
     if not isinstance(index, pd.DatetimeIndex):
+        plain = isinstance(index, pd.Index) and index.nlevels == 1
+        if plain and _is_text(index) and _reads_as_times(index):
+            raise DataError(
+                f"{ROWS}: the index holds times as text, such as {str(index[0])!r}: "
+                "convert it, X.index = pd.to_datetime(X.index), or call "
+                "reset_index(drop=True) if it is no time."
+            )
         return None
     time = parse_time(index.to_series(name="time"), Place(Path(ROWS), ("time",)))
     late = np.flatnonzero(time[1:] <= time[:-1])
@@ -710,3 +775,71 @@ def _time_of(X: Any) -> np.ndarray | None:
             "reset_index(drop=True) if the index is no time."
         )
     return time
+
+
+def _column_names(X: pd.DataFrame) -> list[str]:
+    """The labels of the columns as text; those of several levels joined by `/`."""
+    return [
+        "/".join(map(str, label)) if isinstance(label, tuple) else str(label)
+        for label in X.columns
+    ]
+
+
+def _check_columns(X: pd.DataFrame) -> None:
+    """Refuses columns that share a name, and those that hold times or other text."""
+    names = pd.Index(_column_names(X))
+    if not names.is_unique:
+        shared = ", ".join(names[names.duplicated()])
+        raise DataError(f"{ROWS}: columns share a name ({shared}): rename them.")
+    for place, name in enumerate(names):
+        column = X.iloc[:, place]
+        if pd.api.types.is_datetime64_any_dtype(column) or (
+            _is_text(column) and _reads_as_times(column)
+        ):
+            raise DataError(
+                f"{ROWS}: column {name!r} holds times: make it the index, "
+                f"X.set_index(pd.to_datetime(X[{X.columns[place]!r}])), without the "
+                "column, or leave it out."
+            )
+        if _is_text(column):
+            bad = np.flatnonzero(
+                pd.to_numeric(column, errors="coerce").isna() & column.notna()
+            )
+            if len(bad):
+                cell = column.iloc[bad[0]]
+                raise DataError(
+                    f"{ROWS}: row {bad[0] + 1}, column {name!r}: {cell!r} is no number; "
+                    "correct it, or leave the column out."
+                )
+
+
+def _is_text(values: Any) -> bool:
+    """Whether an index or a column may hold text."""
+    kinds = pd.api.types
+    return bool(
+        kinds.is_object_dtype(values)
+        or kinds.is_string_dtype(values)
+        or isinstance(values.dtype, pd.CategoricalDtype)
+    )
+
+
+def _reads_as_times(values: Any) -> bool:
+    """Whether the first labels or cells look like dates or times of day."""
+    known = pd.Series(values).dropna()[:100].astype(str)
+    return bool(len(known) and known.str.contains(_TIME_TEXT).all())
+
+
+def _check_complete(values: np.ndarray, X: Any) -> None:
+    """Refuses missing cells, and says which parameter takes them."""
+    rows, columns = np.nonzero(np.isnan(values))
+    if not len(rows):
+        return
+    named = isinstance(X, pd.DataFrame)
+    column = (
+        f"{columns[0] + 1} ({X.columns[columns[0]]!r})" if named else columns[0] + 1
+    )
+    raise DataError(
+        f"{ROWS}: row {rows[0] + 1}, column {column}: X contains NaN"
+        f"{others(len(rows))}, which missing='error' refuses: set missing='mask' to "
+        "leave such cells out or missing='ffill' to repeat the last value, or fill them."
+    )

@@ -4,6 +4,7 @@ import copy
 import pickle
 import re
 import runpy
+import warnings
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
@@ -457,6 +458,161 @@ def test_missing_cells_are_refused_filled_or_masked(caplog):
         masked.predict(gappy)
     masked.detect(gappy)
     assert "14 of 60 rows have no score" in caplog.text
+
+
+LABELS = {
+    "integers": [0, 1],
+    "backwards": [1, 0],
+    "numbered": ["channel_1", "channel_2"],
+    "levels": pd.MultiIndex.from_product([["pump"], ["load", "heat"]]),
+    "mixed": ["load", 7],
+}
+
+
+@pytest.mark.parametrize("kind", LABELS)
+def test_columns_of_any_label_are_checked_for_order(tmp_path, kind):
+    def frame(values):
+        return pd.DataFrame(values, columns=LABELS[kind])
+
+    rows = frame(waves(60, seed=3))
+    detector = made().fit(frame(waves(600)))
+    detector.save(tmp_path / "named")
+    expected = made().fit(waves(600)).decision_function(waves(60, seed=3))
+    for own in (detector, KDDetector.load(tmp_path / "named")):
+        np.testing.assert_array_equal(own.decision_function(rows), expected)
+        assert own.explain(rows).columns.equals(rows.columns)
+        for use in (own.predict, own.decision_function, own.explain, own.detect,
+                    own.calibrate):  # fmt: skip
+            with pytest.raises(ValueError, match="feature names"):
+                use(rows[rows.columns[::-1]])
+        with pytest.raises(ValueError, match="feature names"):
+            own.predict(rows.set_axis(["a", "b"], axis=1))
+    assert detector.detector_.channels == {
+        "integers": ("0", "1"),
+        "backwards": ("1", "0"),
+        "numbered": ("channel_1", "channel_2"),
+        "levels": ("pump/load", "pump/heat"),
+        "mixed": ("load", "7"),
+    }.get(kind)
+
+
+def test_columns_that_only_differ_in_kind_are_refused():
+    with pytest.raises(DataError, match=r"share a name \(1\)"):
+        made().fit(pd.DataFrame(waves(600), columns=["1", 1]))
+
+
+def test_arrays_have_no_names_after_loading_either(tmp_path):
+    made().fit(waves(600)).save(tmp_path / "array")
+    loaded = KDDetector.load(tmp_path / "array")
+    assert not hasattr(loaded, "feature_names_in_")
+    loaded.predict(waves(60))  # without a warning
+    loaded.predict(pd.DataFrame(waves(60)))
+
+
+def test_a_series_comes_out_where_it_is_asked_for(faulty):
+    detector = made().fit(framed(waves(600)))
+    scores, alarms = detector.decision_function(faulty), detector.predict(faulty)
+    assert type(scores) is type(alarms) is np.ndarray
+    detector.set_output(transform="pandas")
+    for own in (detector, clone(detector).fit(framed(waves(600)))):
+        pd.testing.assert_series_equal(
+            own.decision_function(faulty), pd.Series(scores, faulty.index, name="score")
+        )
+        pd.testing.assert_series_equal(
+            own.predict(faulty), pd.Series(alarms, faulty.index, name="alarm")
+        )
+    assert type(detector.set_output().predict(faulty)) is pd.Series
+    assert type(detector.decision_scores_) is type(detector.labels_) is np.ndarray
+    detector.set_output(transform="default")
+    assert type(detector.predict(faulty)) is np.ndarray
+    with pytest.raises(ConfigError, match="transform='polars' must be"):
+        detector.set_output(transform="polars")
+
+
+def test_the_mask_of_an_array_is_missing_data():
+    gappy, rows = waves(60, seed=3), waves(60, seed=3)
+    gappy[20:22, 0], rows[20:22, 0] = np.nan, -999
+    hidden = np.ma.masked_equal(rows, -999)
+    detector = made(missing="mask").fit(waves(600))
+    expected = detector.decision_function(gappy)
+    np.testing.assert_array_equal(detector.decision_function(hidden), expected)
+    with pytest.raises(DataError, match="row 21, column 1: X contains NaN"):
+        made().fit(waves(600)).predict(hidden)
+    train = waves(600)
+    train[5, 1] = -999
+    fitted = made(missing="mask").fit(np.ma.masked_equal(train, -999))
+    train[5, 1] = np.nan
+    again = made(missing="mask").fit(train)
+    assert fitted.threshold_ == again.threshold_
+
+
+def test_missing_cells_are_refused_with_the_parameter_that_takes_them(faulty):
+    faulty.iloc[3:5, 1] = np.nan
+    text = (
+        r"row 4, column 2 \('heat'\): X contains NaN \(2 such cells in all\).*set "
+        "missing='mask'"
+    )
+    with pytest.raises(DataError, match=text):
+        made().fit(faulty)
+    with pytest.raises(ConfigError, match="missing='skip' must be one of error, ffill"):
+        made(missing="skip").fit(faulty)
+
+
+INDICES = {
+    "range": pd.RangeIndex(200),
+    "integers": pd.Index(np.arange(200)[::-1] * 5),
+    "texts": pd.Index([f"row {i}" for i in range(200)]),
+    "zone": pd.date_range(
+        "2026-03-28 21:00", periods=200, freq="min", tz="Europe/Rome"
+    ),
+    "periods": pd.period_range("2026-02-01", periods=200, freq="h"),
+    "levels": pd.MultiIndex.from_product([["a", "b"], range(100)]),
+}
+
+
+@pytest.mark.parametrize("kind", INDICES)
+def test_results_have_the_labels_of_the_frame(faulty, kind):
+    frame = faulty.set_axis(INDICES[kind])
+    detector = made().fit(waves(600))
+    (numbers,) = detector.detect(faulty.to_numpy()).itertuples()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # fitted without names
+        (event,) = detector.detect(frame).itertuples()
+        blame = detector.explain(frame)
+    assert blame.index.equals(frame.index)
+    assert (event.start, event.end) == (
+        frame.index[numbers.start],
+        frame.index[numbers.end],
+    )
+    assert event.peak == frame.index[numbers.peak]
+    assert len(frame.loc[event.start : event.end]) == numbers.end - numbers.start + 1
+    own = blame.loc[event.peak]
+    np.testing.assert_array_equal(own, blame.iloc[numbers.peak])
+    assert own.idxmax() == "heat"
+
+
+def test_no_window_crosses_a_gap_between_periods(baseline):
+    rows = framed(waves(60, seed=3))
+    rows.index = rows.index[:30].append(rows.index[30:] + pd.Timedelta(hours=1))
+    np.testing.assert_array_equal(
+        baseline.decision_function(rows.set_axis(rows.index.to_period("min"))),
+        baseline.decision_function(rows),
+    )
+
+
+def test_times_as_text_say_what_to_do(baseline):
+    rows = framed(waves(60))
+    text = rows.index.strftime("%Y-%m-%d %H:%M")
+    with pytest.raises(DataError, match=r"index holds times as text.*pd.to_datetime"):
+        baseline.predict(rows.set_axis(text))
+    for times in (text, rows.index, rows.index.tz_localize("UTC")):
+        frame = rows.reset_index(drop=True).assign(when=times)
+        with pytest.raises(DataError, match=r"column 'when' holds times.*set_index"):
+            made().fit(frame)
+        mended = frame.set_index(pd.to_datetime(frame["when"])).drop(columns="when")
+        np.testing.assert_array_equal(baseline.predict(mended), baseline.predict(rows))
+    with pytest.raises(DataError, match="row 1, column 'state': 'on' is no number"):
+        made().fit(rows.assign(state="on"))
 
 
 def test_rows_that_cannot_be_used_say_so(baseline):
