@@ -7,13 +7,15 @@ so `KDDetector` is a `BaseEstimator` but no `OutlierMixin`.
 A row's score is that of the latest window that ended at or before it, as in a live system.
 """
 
+import contextlib
 import copy
 import logging
 import numbers
 import os
+import re
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -42,7 +44,7 @@ from kdjax.detection.detector import (
 from kdjax.detection.storage import load_detector, save_detector
 from kdjax.detection.tables import CONTRIBUTION, score_events, score_table
 from kdjax.detection.thresholds import Rule, choose_threshold
-from kdjax.errors import ConfigError, DataError
+from kdjax.errors import ConfigError, DataError, KdjaxError
 from kdjax.experiment.assemble import (
     calibration_rules,
     data_digests,
@@ -117,9 +119,34 @@ _OF_DATA = (
 Settings = Mapping[str, Any]
 
 
+# The fields in messages, by their parameters' names. `seed` is a word as well.
+_NAMED = re.compile(
+    "|".join(rf"\b{re.escape(f)}\b" for f in PARAMETERS if "." in f)
+    + r"|\bseed(?==| must be)"
+)
+
+
+@contextlib.contextmanager
+def _own_names() -> Iterator[None]:
+    """Names parameters, not the config's fields, in the errors raised in the block."""
+    try:
+        yield
+    except KdjaxError as error:
+        text = str(error)
+        if not text.startswith("settings"):
+            text = _NAMED.sub(lambda found: PARAMETERS[found[0]], text)
+            text = re.sub(r"^config: ", "KDDetector: ", text)
+        error.args = (text, *error.args[1:])
+        raise
+
+
 def settings_of(parameters: Settings, further: Settings) -> dict[str, Any]:
     """The resolved config of an estimator's parameters and `further` dotted fields."""
     for field in further:
+        if not isinstance(field, str):
+            raise ConfigError(
+                f"settings: {field!r} is no name of a field, such as train.learning_rate."
+            )
         if field in PARAMETERS:
             raise ConfigError(
                 f"settings: {field} is the parameter {PARAMETERS[field]}: set that one."
@@ -160,6 +187,38 @@ def _usual(field: str) -> Any:
     """The default of a field as configs hold it."""
     default = CONFIG_FIELDS[field][0] if field in CONFIG_FIELDS else None
     return None if isinstance(default, type) else default
+
+
+def _mapping(settings: Any) -> Settings:
+    if settings is not None and not isinstance(settings, Mapping):
+        raise ConfigError(
+            f"settings={settings!r} must be a mapping of the config's fields, such as "
+            '{"train.learning_rate": 1e-2}.'
+        )
+    return settings or {}
+
+
+def _teachers(teachers: Any, weights: Any) -> tuple[ScoreFunction, ...]:
+    """The teachers of `fit`, checked together with their weights."""
+    for name, given in (("teachers", teachers), ("weights", weights)):
+        if isinstance(given, str | bytes) or not isinstance(
+            given, Sequence | np.ndarray
+        ):
+            raise ConfigError(f"{name}={given!r} must be a list or tuple.")
+    for teacher in teachers:
+        if not callable(teacher):
+            raise ConfigError(
+                f"teachers: {teacher!r} can't be called: give functions of windows "
+                "[B, L, D] that return scores [B, L]."
+            )
+    found = [_real(weight) for weight in weights]
+    valid = all(number is not None and number >= 0 for number in found)
+    if len(weights) and (len(weights) != len(teachers) or not valid or not any(found)):
+        raise ConfigError(
+            f"weights={weights!r} must have a finite number from 0 on for each of "
+            f"{len(teachers)} teachers, not all of them 0."
+        )
+    return tuple(teachers)
 
 
 def _real(value: Any) -> float | None:
@@ -270,6 +329,7 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
         self.random_state = random_state
         self.settings = settings
 
+    @_own_names()
     def fit(
         self,
         X: Any,
@@ -297,8 +357,9 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
         A fit that fails or is interrupted changes nothing.
         """
         fitted = copy.copy(self)
+        own = _teachers(teachers, weights)
         series = fitted._series(X, reset=True)
-        fitted._fit(series, teachers=tuple(teachers), weights=tuple(weights))
+        fitted._fit(series, teachers=own, weights=tuple(weights))
         return self._become(fitted)
 
     def set_params(self, **params: Any) -> Self:
@@ -313,6 +374,7 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
         super(KDDetector, changed).set_params(**params)
         return self._become(changed)
 
+    @_own_names()
     def decision_function(self, X: Any) -> Any:
         """The score of each row, `[N, D] -> [N]`; higher is more abnormal.
 
@@ -323,6 +385,7 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
         """
         return self._output(X, self._row_scores(X), "score")
 
+    @_own_names()
     def predict(self, X: Any) -> Any:
         """1 for rows in alarm, else 0: `decision_function(X) > threshold_`.
 
@@ -349,6 +412,7 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
             self._sklearn_output_config = {"transform": transform}
         return self
 
+    @_own_names()
     def explain(self, X: Any) -> pd.DataFrame:
         """Contribution of each channel to each row, `[N, D]` with the index of X.
 
@@ -364,6 +428,7 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
             return pd.DataFrame(parts, index=X.index, columns=X.columns)
         return pd.DataFrame(parts, columns=pd.Index(series.channels))
 
+    @_own_names()
     def detect(self, X: Any) -> pd.DataFrame:
         """The events in X: stretches of rows in alarm, those nearer than L as one.
 
@@ -386,6 +451,7 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
         places = {name: labels[events[name]] for name in ("start", "end", "peak")}
         return events.assign(**places)
 
+    @_own_names()
     def calibrate(self, X: Any = None) -> Self:
         """Chooses τ again by the present parameters, without training.
 
@@ -438,6 +504,7 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
             )
         return self._choose(Rule("fixed", value=number))
 
+    @_own_names()
     def distill(self, X: Any, *, student_hidden: Sequence[int]) -> "KDDetector":
         """A new detector: another student of this one's teacher, trained on X.
 
@@ -522,7 +589,7 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
     def _fields(self) -> dict[str, Any]:
         """The present parameters by the config's fields, for comparisons."""
         given = self.get_params(deep=False)
-        given = given | dict(given.pop("settings") or {})
+        given = given | dict(_mapping(given.pop("settings")))
         named = {
             FIELDS.get(name, RENAMED.get(name, name)): given[name] for name in given
         }
@@ -550,7 +617,7 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
                 )
 
     def _settings(self, **changes: Any) -> dict[str, Any]:
-        further = dict(self.settings or {}) | changes
+        further = dict(_mapping(self.settings)) | changes
         return settings_of(self.get_params(deep=False), further)
 
     def _series(self, X: Any, *, reset: bool = False) -> Series:
@@ -615,12 +682,6 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
             raise ConfigError(
                 f"teachers: detector={name!r} with alpha={self.alpha} learns from none: "
                 "set detector='student' and alpha above 0."
-            )
-        valid = all(0 <= weight < np.inf for weight in weights) and any(weights)
-        if weights and (len(weights) != len(teachers) or not valid):
-            raise ConfigError(
-                f"weights={weights!r} must have a finite number from 0 on for each of "
-                f"{len(teachers)} teachers, not all of them 0."
             )
         dataset = Dataset("rows in memory", (series,), ())
         prepared = prepare_dataset(dataset, settings)
@@ -758,8 +819,9 @@ def _time_of(X: Any) -> np.ndarray | None:
     if isinstance(index, pd.PeriodIndex):
         index = index.to_timestamp()
     if not isinstance(index, pd.DatetimeIndex):
-        plain = isinstance(index, pd.Index) and index.nlevels == 1
-        if plain and _is_text(index) and _reads_as_times(index):
+        if isinstance(index, pd.Index) and index.nlevels > 1:
+            return None
+        if isinstance(index, pd.Index) and _is_text(index) and _reads_as_times(index):
             raise DataError(
                 f"{ROWS}: the index holds times as text, such as {str(index[0])!r}: "
                 "convert it, X.index = pd.to_datetime(X.index), or call "

@@ -619,7 +619,7 @@ def test_rows_that_cannot_be_used_say_so(baseline):
     with pytest.raises(DataError, match="7 rows and no stretch .* window of 8 rows"):
         baseline.predict(framed(waves(7)))
     with pytest.raises(
-        DataError, match="longest train series has 9 rows, data.window=8"
+        DataError, match="longest train series has 9 rows, window_size=8"
     ):
         made().fit(waves(9))
     with pytest.raises(
@@ -651,7 +651,17 @@ def test_parameters_that_mean_nothing_are_refused():
         made(settings={"data.time_column": "t"}).fit(rows)
     with pytest.raises(ConfigError, match="did you mean train.learning_rate"):
         made(settings={"train.learning_rat": 1.0}).fit(rows)
-    with pytest.raises(ConfigError, match="data.window=1 must lie in"):
+    with pytest.raises(ConfigError, match="^KDDetector: random_state=-1 must"):
+        made(random_state=-1).fit(rows)
+    with pytest.raises(ConfigError, match="^KDDetector: random_state must be a whole"):
+        made(random_state=None).fit(rows)
+    with pytest.raises(
+        ConfigError, match="^false_alarm_rate=0.001 needs.*lower stride"
+    ):
+        made(false_alarm_rate=0.001).fit(rows)
+    with pytest.raises(ConfigError, match="KDDetector: teacher_hidden must be a tuple"):
+        made(teacher_hidden=5).fit(rows)
+    with pytest.raises(ConfigError, match="KDDetector: window_size=1 must lie in"):
         made(window_size=1).fit(rows)
 
 
@@ -769,12 +779,29 @@ def test_weights_of_teachers_count():
         ({}, {"weights": (1.0,)}, "each of 0 teachers"),
         ({}, {"teachers": [jumps], "weights": (-1.0,)}, "from 0 on"),
         ({}, {"teachers": [jumps], "weights": (np.nan,)}, "finite"),
-        ({"temperature": 2.0}, {"teachers": [jumps]}, "no effect"),
+        ({"temperature": 2.0}, {"teachers": [jumps]}, "^KDDetector: temperature has"),
+        ({}, {"teachers": jumps}, "must be a list or tuple"),
+        ({}, {"teachers": None}, "must be a list or tuple"),
+        ({}, {"teachers": ["forest"]}, "'forest' can't be called"),
+        ({}, {"teachers": [jumps], "weights": 1.0}, "must be a list or tuple"),
+        ({}, {"teachers": [jumps], "weights": ["a"]}, "finite number from 0 on"),
+        ({}, {"teachers": [jumps], "weights": [None]}, "finite number from 0 on"),
+        ({}, {"teachers": [jumps], "weights": np.zeros(1)}, "not all of them 0"),
+        ({"settings": "train"}, {}, "settings='train' must be a mapping"),
+        ({"settings": [1]}, {}, "must be a mapping"),
+        ({"settings": {1: 2}}, {}, "1 is no name of a field"),
+        ({"settings": {"train.batch_size": {1, 2}}}, {}, "train.batch_size must be"),
     ],
 )
 def test_teachers_that_nobody_can_learn_from_are_refused(changes, fit, said):
     with pytest.raises(ConfigError, match=said):
         KDDetector(**TINY | changes).fit(waves(300), **fit)
+
+
+@pytest.mark.parametrize("answer", [None, "high", [["a"]], object()])
+def test_what_a_teacher_answers_must_be_numbers(answer):
+    with pytest.raises(DataError, match="a teacher gave"):
+        KDDetector(**TINY).fit(waves(300), teachers=[lambda windows: answer])
 
 
 def test_a_saved_detector_comes_back(tmp_path, student, faulty):

@@ -259,7 +259,14 @@ def _tails(
 
 
 def _scored(scorer: ScoreFunction, windows: np.ndarray) -> np.ndarray:
-    scores = np.asarray(scorer(windows), np.float64)
+    found = scorer(windows)
+    try:
+        scores = np.asarray(found, np.float64)
+    except (TypeError, ValueError):
+        raise DataError(
+            f"a teacher gave {type(found).__name__} for windows of shape {windows.shape}: "
+            f"expected numbers, one for each row, {windows.shape[:2]}."
+        ) from None
     if scores.shape != windows.shape[:2]:
         raise DataError(
             f"a teacher gave scores of shape {scores.shape} for windows of shape "
