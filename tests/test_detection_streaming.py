@@ -282,6 +282,80 @@ def test_instants():
         parse_timestamp(10**400)
 
 
+def pushed(stream, times, *, first=0):
+    """What came of rows at these times: number, state and `taken_back`, or the error."""
+    found = []
+    for number, at in enumerate(times, start=first):
+        try:
+            row = stream.update([1.0 + number, 0.0], at)
+        except DataError as error:
+            found.append(str(error))
+        else:
+            found.append((row.row, row.state, row.taken_back))
+    return found
+
+
+QUIET = PLAN._replace(tau=100.0)
+
+
+@pytest.mark.parametrize("cut", range(14))
+def test_one_row_ahead_of_its_time_is_taken_back(asked, cut):
+    """Two days ahead; the windows are those without it, over a restart too."""
+    stream, windows = asked(QUIET)
+    times = [*range(6), 172_800, *range(6, 12)]
+    found = pushed(stream, times[:cut])
+    state = json.loads(json.dumps(stream.state()))
+    again, later = asked(QUIET)
+    again.restore(state)
+    assert again.state() == state
+    found += pushed(again, times[cut:], first=cut)
+    states = ["unknown"] * 3 + ["normal"] * 3 + ["unknown"] + ["normal"] * 6
+    backs = [False] * 7 + [True] + [False] * 5
+    assert found == [*zip(range(13), states, backs, strict=True)]
+    values = [*range(1, 7), *range(8, 14)]
+    expected = [values[end - 4 : end] for end in range(4, 13)]
+    assert [window[:, 0].tolist() for window in windows + later] == expected
+
+
+def test_behind_a_gap_of_days_the_rows_follow(asked):
+    stream, windows = asked(QUIET)
+    found = pushed(stream, [*range(6), *range(172_800, 172_806)])
+    states = (["unknown"] * 3 + ["normal"] * 3) * 2
+    assert found == [*zip(range(12), states, [False] * 12, strict=True)]
+    assert windows[3][:, 0].tolist() == [7, 8, 9, 10]
+    assert stream.last.value == 172_805
+
+
+def test_a_second_row_ahead_is_believed_until_enough_rows_say_otherwise(asked):
+    stream, windows = asked(QUIET)
+    found = pushed(stream, [*range(6), 1000, 1001, *range(6, 20)])
+    assert all("not after that of the row before" in said for said in found[8:17])
+    states = ["unknown"] * 3 + ["normal"] * 2
+    assert found[17:] == [
+        (row, state, False) for row, state in enumerate(states, start=8)
+    ]
+    assert windows[-2][:, 0].tolist() == [18, 19, 20, 21]
+
+
+def test_late_and_repeated_rows_move_nothing(asked):
+    stream, _ = asked(QUIET)
+    times = [*range(6), 5, 5, 3, 4, 6, 2, 3, 4, 7, *[7] * 20, 8]
+    found = pushed(stream, times)
+    refused = [said for said in found if isinstance(said, str)]
+    assert len(refused) == 27
+    taken = [row for row in found if not isinstance(row, str)]
+    states = ["unknown"] * 3 + ["normal"] * 6
+    assert taken == [*zip(range(9), states, [False] * 9, strict=True)]
+
+
+def test_a_stream_begins_anew_on_another_clock(asked):
+    stream, _ = asked(QUIET)
+    pushed(stream, range(6))
+    found = pushed(stream, [f"2024-01-01T00:00:{second:02d}" for second in range(14)])
+    assert all("a time without zone, the rows before" in said for said in found[:9])
+    assert [state for _, state, _ in found[9:]] == ["unknown"] * 3 + ["normal"] * 2
+
+
 @pytest.mark.parametrize(
     "moving", [{}, {"adaptive_step": 0.05}, {"rolling": 0.2}], ids=repr
 )
@@ -321,7 +395,7 @@ def test_states_of_others_and_damaged_ones_are_refused(asked, tmp_path):
             other.restore(state)
     before = stream.state()
     for change in (
-        {"schema": 2},
+        {"schema": 3},
         {"rows": -1},
         {"rows": "6"},
         {"rows": 3},
@@ -333,6 +407,9 @@ def test_states_of_others_and_damaged_ones_are_refused(asked, tmp_path):
         {"alarm": [0, 0]},
         {"alarm": 3},
         {"p_values": [None]},
+        {"before": 3},
+        {"before": ["number", 1.0, 9, 0, 0, 0]},
+        {"before": ["number", 1.0, 5, 0, 0]},
     ):
         with pytest.raises(ArtifactError, match="this state can't be restored"):
             stream.restore(state | change)

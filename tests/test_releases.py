@@ -319,14 +319,14 @@ def test_settings_of_a_newer_version_are_another_config(copy, refused):
 def test_a_newer_state_is_refused_and_left_alone(copy, refused, monkeypatch):
     folder = copy(NEWEST)
     state = load_state("state.json")
-    state["stream"] |= {"schema": 2, "kdjax_version": "9.9.9", "detector": "other"}
+    state["stream"] |= {"schema": 3, "kdjax_version": "9.9.9", "detector": "other"}
     del state["stream"]["buffer"]
     save_state("state.json", state)
     before = (folder / "state.json").read_bytes()
     said = refused(
         "stream", "--detector=detector", "--entity=press", "--state=state.json"
     )
-    assert said == newer("this state can't be restored: it", 2)
+    assert said == newer("this state can't be restored: it", 3)
     assert (folder / "state.json").read_bytes() == before
 
 

@@ -29,6 +29,7 @@ from kdjax.errors import (
     KdjaxError,
 )
 from kdjax.export.onnx import onnx_file
+from kdjax.io.files import load_state, save_state
 from kdjax.scoring.streams import open_stream, run_stream, stream_rows
 
 
@@ -351,6 +352,160 @@ def test_lines_sent_again_are_neither_lost_nor_doubled(replayed, file, tmp_path)
         summary, found = replayed("\n".join(lines))
         assert found == whole.getvalue()
         assert (summary.rows, summary.faulty, summary.again) == (12, 4, cut - 1)
+
+
+def rows_text(times, values=None):
+    """Rows of two channels with these times, as text, without the header."""
+    values = range(len(times)) if values is None else values
+    return [f"{time},{value},1" for time, value in zip(times, values, strict=True)]
+
+
+def second(number):
+    return str(np.datetime64("2024-01-01T10:00") + np.timedelta64(number, "s"))
+
+
+# What comes before a restart and after it, and the lines at fault among them.
+HISTORIES = {
+    "a fault ahead": ([*range(6), "2036-01-01T00:00:00,x,1"], range(6, 12), 1),
+    "a row ahead": ([*range(6), 90_000], range(6, 12), 1),
+    "a gap of days": (range(6), range(90_000, 90_006), 0),
+    "a clock set back": (range(3600, 3620), range(20), 9),
+    "only new rows": (range(6), range(6, 12), 0),
+    "late and repeated": ([*range(6), 3, 5, 5], [2, 5, 4, *range(6, 12)], 6),
+    "faults without a time": (
+        [*range(6), "x,x,x", "x,x,x"],
+        ["x,x,x", *range(6, 9)],
+        3,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HISTORIES)
+def test_each_line_has_one_answer_over_a_restart(replayed, tmp_path, name):
+    """The rows after it alone, or with all that came before once more."""
+    before, after, faulty = HISTORIES[name]
+    lines = [
+        f"{second(one)},{number},1" if isinstance(one, int) else one
+        for number, one in enumerate([*before, *after])
+    ]
+    head, count = "time,y,x", len(before)
+    for again in ([], lines[:count], lines[count // 2 : count]):
+        for file in ("out.jsonl", "state.json"):
+            (tmp_path / file).unlink(missing_ok=True)
+        replayed("\n".join([head, *lines[:count]]))
+        summary, found = replayed("\n".join([head, *again, *lines[count:]]))
+        answers = [json.loads(line) for line in found.splitlines()]
+        assert len(answers) == len(lines)
+        numbers = [answer["row"] for answer in answers if answer["row"] is not None]
+        assert numbers == [*range(summary.rows)]
+        assert (summary.faulty, summary.again) == (faulty, len(again))
+        assert answers[-1]["state"] == "normal"
+
+
+def test_a_row_ahead_is_named_by_the_next_one(folder):
+    lines = rows_text([0, 1, 2, 3, 4, 900, 5, 6], [1] * 8)
+    told = []
+    found = answered("\n".join(["time,y,x", *lines]), detector=folder, log=told.append)
+    assert [row.get("taken_back") for row in found] == [None] * 6 + [5, None]
+    assert [row["state"] for row in found[5:]] == ["unknown", "normal", "normal"]
+    assert "row 5 was ahead of its time: row 6 is earlier" in told[1]
+    assert told[2] == "8 rows in all, 1 invalid lines"
+
+
+def test_lines_older_than_the_known_ones_were_answered(replayed, monkeypatch):
+    """Of a hundred lines five to ten are known; what is sent again starts anywhere."""
+    monkeypatch.setattr("kdjax.scoring.streams.KNOWN", 5)
+    lines = rows_text(range(100))
+    lines[50], lines[97] = "50,x,1", "200,x,1"
+    _, first = replayed("\n".join(["time,y,x", *lines[:98]]))
+    for start in (0, 48, 60, 90, 97):
+        summary, found = replayed("\n".join(["time,y,x", *lines[start:98]]))
+        assert found == first and summary.again == 98 - start
+    summary, found = replayed("\n".join(["time,y,x", *lines[90:]]))
+    assert summary.rows == 98 and len(found.splitlines()) == 100
+
+
+def test_rows_sent_twice_are_not_answered_anew(plain):
+    """Ten rows that follow each other begin anew, but not rows that were answered."""
+    lines = rows_text(range(30), [1] * 30)
+    text = ["time,x,y", *lines, *lines[5:], "30,1,1"]
+    found = [json.loads(answer) for answer in stream_rows(plain, text)]
+    assert ["error" in row for row in found] == [False] * 30 + [True] * 25 + [False]
+    assert "the same row was answered before" in found[40]["error"]
+    assert found[-1]["row"] == 30 and found[-1]["state"] == "normal"
+
+
+def test_a_state_of_the_first_version_skips_rows_up_to_its_time(replayed, tmp_path):
+    lines = ["time,y,x", *rows_text(range(20))]
+    _, first = replayed("\n".join(lines[:11]))
+    path = tmp_path / "state.json"
+    state = load_state(path)
+    del state["answered"], state["stream"]["before"]
+    state["stream"]["schema"] = 1
+    # A fault had moved its mark.
+    save_state(path, state | {"last": ["number", 1e9], "after": 3})
+    summary, found = replayed("\n".join(lines))
+    assert (summary.rows, summary.again) == (20, 10) and found.startswith(first)
+
+
+@pytest.mark.parametrize("change", [{"answered": 3}, {"answered": {}}, {"faulty": "x"}])
+def test_a_state_that_is_none_is_refused(replayed, tmp_path, change):
+    replayed("x,y\n1,2\n")
+    save_state(tmp_path / "state.json", load_state(tmp_path / "state.json") | change)
+    with pytest.raises(ArtifactError, match="was not written by `stream`"):
+        replayed("x,y\n1,2\n")
+
+
+# Streams that hardly answer.
+
+
+def watched(lines, folder, every, monkeypatch):
+    """What a stream says of its lines, with its last words, and its answers."""
+    monkeypatch.setattr("kdjax.scoring.streams.SAY_EVERY", every)
+    told, said = [], io.StringIO()
+    try:
+        run_stream(["time,y,x", *lines], said, detector=folder, log=told.append)
+    except DataError as error:
+        told.append(f"error: {error}")
+    return told, said.getvalue().splitlines()
+
+
+def test_mostly_faults_are_said_again_and_end_in_an_error(folder, monkeypatch):
+    lines = rows_text(range(150), ["x" if n % 3 else 1 for n in range(150)])
+    told, found = watched(lines, folder, 60, monkeypatch)
+    assert len(found) == 150
+    problems = [line for line in told if "lines were at fault" in line]
+    assert problems[0].startswith(
+        "66 of the last 100 lines were at fault, the latest: "
+    )
+    assert problems[1].startswith("error: 67 of the last 100") and len(problems) == 2
+    told, _ = watched(lines, folder, 0, monkeypatch)
+    assert sum("lines were at fault" in line for line in told) == 52
+    # What was said once ends in an error, though all is well again.
+    good = rows_text(range(150, 400), [1] * 250)
+    told, _ = watched(lines + good, folder, 60, monkeypatch)
+    assert told[-1].startswith("error: 66 of the last 100")
+
+
+@pytest.mark.parametrize(("faulty", "total"), [(1, 1), (3, 5), (60, 99)])
+def test_few_lines_count_at_the_end(folder, monkeypatch, faulty, total):
+    values = ["x"] * faulty + [1] * (total - faulty)
+    told, _ = watched(rows_text(range(total), values), folder, 60, monkeypatch)
+    assert told[-1].startswith(f"error: {faulty} of the last {total} lines were")
+    # Half of them are not most.
+    values = ["x"] * 50 + [1] * 50
+    told, _ = watched(rows_text(range(100), values), folder, 60, monkeypatch)
+    assert told[-1] == "50 rows in all, 50 invalid lines"
+
+
+def test_rows_without_a_score_for_long_are_said(folder, monkeypatch):
+    """Windows of four rows, with a gap before each third row."""
+    times = [number + 10 * (number // 3) for number in range(120)]
+    told, _ = watched(rows_text(times), folder, 60, monkeypatch)
+    assert told[1].startswith("the last 100 lines have no score: look for missing")
+    assert told[-1].startswith("error: the last 120 lines have no score")
+    told, _ = watched(rows_text(times[:99]), folder, 60, monkeypatch)
+    assert told[-1] == "99 rows in all"
 
 
 def test_without_times_the_count_goes_on(replayed):

@@ -1,7 +1,8 @@
 """Score rows from standard input as they come, one JSON line each.
 
 Rows are CSV with a header, or one JSON object a line. Scores are those of `kdjax score
---causal`. After SIGTERM or SIGINT a stream ends with exit code 0.
+--causal`. SIGTERM and SIGINT end a stream as the end of its input does: with exit code 0,
+or 2 if most lines were at fault or none had a score for long.
 """
 
 import io

@@ -36,10 +36,14 @@ from kdjax.detection.stream_rules import (
 from kdjax.errors import ArtifactError, ConfigError, DataError
 from kdjax.io.files import check_schema, kdjax_version
 
-SCHEMA = 1  # of states
+SCHEMA = 2  # of states; those of schema 1 have no `before`
 
 # Windows without a common row whose scores `drift` compares.
 WATCHED = 100
+
+# Rows in a row that follow each other but not the last row, such as after a clock was
+# set back, with which a stream begins anew.
+ANEW_AFTER = 10
 
 # What casts to an infinite float32: half a step above its largest number.
 _OVERFLOW = 2.0**128 - 2.0**103
@@ -97,6 +101,15 @@ class WindowResult(NamedTuple):
     )
 
 
+class Position(NamedTuple):
+    """Where a stream stands after a row."""
+
+    last: Timestamp = Timestamp("", 0)
+    taken: int = 0  # rows taken into the buffer
+    run: int = 0  # of them, those since the start or the last gap
+    alarm: AlarmState = AlarmState()
+
+
 class StreamRow(NamedTuple):
     """Result of a row."""
 
@@ -109,12 +122,19 @@ class StreamRow(NamedTuple):
     tau: float  # τ that the window score was compared with
     # In alarm, the three that contribute most to the window's largest a_t.
     channels: tuple[str, ...] = ()
+    # Whether the row before was ahead of its time: this one is earlier, and the stream
+    # goes on without that one.
+    taken_back: bool = False
 
 
 class StreamDetector:
     """Scores rows as they come, in constant memory.
 
-    `update` accepts a row, or raises DataError and changes nothing.
+    `update` accepts a row, or raises DataError and does not take it in.
+
+    A row whose time is far ahead, behind a gap, is taken back if the next one is earlier
+    but fits in before the gap. Rows that are not later than the last one are refused; but
+    after `ANEW_AFTER` of them that follow each other the stream begins anew.
 
     Args:
         plan: see `plan_of`.
@@ -151,10 +171,14 @@ class StreamDetector:
         self._calibration = np.array(plan.calibration)
         # Each row is stored twice, L apart, so that any L successive ones are adjacent.
         self._buffer = np.zeros((2 * plan.window, len(plan.channels)), np.float32)
-        self.rows = 0
-        self._run = 0  # rows since the start or the last gap
-        self.last = Timestamp("", 0)
-        self._alarm = AlarmState()
+        self.rows = 0  # accepted ones
+        self._at = Position()
+        # The position before a gap behind which only one row has come.
+        self._before: Position | None = None
+        self._refused = (
+            Timestamp("", 0),
+            0,
+        )  # the last row refused for its time, count
         self._adaptive: Adaptive | None = None
         self._tau = plan.tau
         self._p_values: collections.deque[float] = collections.deque(maxlen=WATCHED)
@@ -181,33 +205,48 @@ class StreamDetector:
         """
         values = self._values(row)
         instant = parse_timestamp(time)
-        if self._gap_before(instant):
-            self._run = 0
+        at, fresh = self._base(instant)
+        taken_back = at is self._before
+        self._before = at if fresh and at.run else None
+        self._refused = (Timestamp("", 0), 0)
         length = self.plan.window
-        place = self.rows % length
+        place = at.taken % length
         self._buffer[place] = self._buffer[place + length] = values
         window = self._buffer[None, place + 1 : place + 1 + length]
-        self.last = instant
+        run = 1 if fresh else at.run + 1
         self.rows += 1
-        self._run += 1
         score = window_score = math.nan
         tau = self._tau
         channels: tuple[str, ...] = ()
-        if self._run >= self.plan.window:
+        if run >= length:
             found = self._score(window)
             score, window_score = float(found.points[-1]), found.window_score
             if not math.isnan(window_score):
-                self._follow(window_score)
+                self._follow(window_score, run - length)
         above = window_score > tau
-        self._alarm, alarm = next_alarm(self._alarm, above, self._rule)
+        state, alarm = next_alarm(at.alarm, above, self._rule)
+        self._at = Position(instant, at.taken + 1, run, state)
         if alarm:
             channels = self._top_channels(window, found)
-        state = "anomaly" if alarm else "normal"
+        word = "anomaly" if alarm else "normal"
         if math.isnan(score) or math.isnan(window_score):
-            state = "unknown"
+            word = "unknown"
         return StreamRow(
-            self.rows - 1, time, score, window_score, alarm, state, tau, channels
+            self.rows - 1,
+            time,
+            score,
+            window_score,
+            alarm,
+            word,
+            tau,
+            channels,
+            taken_back,
         )
+
+    @property
+    def last(self) -> Timestamp:
+        """The time of the last row; without a clock before the first."""
+        return self._at.last
 
     def drift(self) -> Drift:
         """Whether scores of the latest separate windows differ from calibration's."""
@@ -216,18 +255,20 @@ class StreamDetector:
     def state(self) -> dict[str, Any]:
         """All that `restore` needs to continue after the last row, as JSON values."""
         adaptive, length = self._adaptive, self.plan.window
-        stop = (self.rows - 1) % length + length + 1
-        latest = self._buffer[stop - min(self._run, length) : stop]
+        at, before = self._at, self._before
+        needed = at.run if before is None else before.run + 1
+        places = np.arange(at.taken - min(needed, length), at.taken) % length
         return {
             "schema": SCHEMA,
             "kdjax_version": kdjax_version(),
             "detector": self._digest,
             "rows": self.rows,
-            "run": self._run,
-            "buffer": _packed(latest),
-            "clock": self.last.clock,
-            "time": self.last.value,
-            "alarm": list(self._alarm),
+            "run": at.run,
+            "buffer": _packed(self._buffer[places]),
+            "clock": at.last.clock,
+            "time": at.last.value,
+            "alarm": list(at.alarm),
+            "before": before and [*before.last, before.run, *before.alarm],
             "adaptive": adaptive and [adaptive.alpha, _packed(adaptive.recent)],
             "p_values": list(self._p_values),
         }
@@ -248,13 +289,21 @@ class StreamDetector:
             count = as_count(0)
             rows, run = count(state["rows"]), count(state["run"])
             kept = _unpacked(state["buffer"], np.float32).reshape(-1, width)
-            # The time stays as it is: ns don't fit into a float.
-            last = Timestamp(as_text(state["clock"]), state["time"])
-            as_number(last.value)
-            active = [count(number) for number in state["alarm"]]
+            last = _timestamp(state["clock"], state["time"])
+            at = Position(last, rows, run, _alarm_state(state["alarm"]))
+            # Schema 1 has none.
+            before, needed = state["before"] if state["schema"] > 1 else None, run
+            if before is not None:
+                clock, value, count_before, *active = before
+                before = Position(
+                    _timestamp(clock, value),
+                    rows - 1,
+                    count(count_before),
+                    _alarm_state(active),
+                )
+                needed = before.run + 1
             watched = [as_number(p) for p in state["p_values"]]
-            fits = len(active) == len(AlarmState()) and last.clock in CLOCKS
-            if not fits or len(kept) != min(run, window) or run > rows:
+            if len(kept) != min(needed, window) or needed > rows or run > needed:
                 raise ValueError("its parts contradict each other")
             adaptive, saved = self._adaptive, state["adaptive"]
             if adaptive is not None:
@@ -272,8 +321,8 @@ class StreamDetector:
                 "detector with the same settings, or remove it to start anew."
             ) from error
         # All parts are valid: take them over.
-        self.rows, self._run, self.last = rows, run, last
-        self._alarm = AlarmState(*active)
+        self.rows, self._at, self._before = rows, at, before
+        self._refused = (Timestamp("", 0), 0)
         places = np.arange(rows - len(kept), rows) % window
         self._buffer[places] = self._buffer[places + window] = kept
         self._p_values = collections.deque(watched, maxlen=WATCHED)
@@ -315,31 +364,44 @@ class StreamDetector:
             )
         return numbers.astype(np.float32)
 
-    def _gap_before(self, instant: Timestamp) -> bool:
-        """Whether a gap lies before the time; DataError if it can't come next."""
-        clock, last = instant.clock, self.last
+    def _base(self, instant: Timestamp) -> tuple[Position, bool]:
+        """The position that a row goes on from, and whether its window starts afresh.
+
+        DataError if the row can't come next.
+        """
+        at, before = self._at, self._before
+        same = instant.clock == at.last.clock
+        if before is not None and same and before.last < instant < at.last:
+            at = before
         if not self.rows:
-            return False
-        if clock != last.clock:
+            return at, True
+        if same and (not instant.clock or instant > at.last):
+            return at, self._is_gap(at.last, instant)
+        refused, count = self._refused
+        follows = refused.clock == instant.clock != "" and refused < instant
+        count = count + 1 if follows and not self._is_gap(refused, instant) else 1
+        if count >= ANEW_AFTER:
+            return at._replace(run=0), True
+        self._refused = (instant, count)
+        if instant.clock != at.last.clock:
             raise DataError(
-                f"row {self.rows} has {CLOCKS[clock]}, the rows before have "
-                f"{CLOCKS[last.clock]}: use the same throughout."
+                f"row {self.rows} has {CLOCKS[instant.clock]}, the rows before have "
+                f"{CLOCKS[at.last.clock]}: use the same throughout."
             )
-        if not clock:
-            return False
-        if instant.value <= last.value:
-            raise DataError(
-                f"row {self.rows}: its time is not after that of the row before; remove "
-                "rows that came twice or late."
-            )
+        raise DataError(
+            f"row {self.rows}: its time is not after that of the row before; remove "
+            "rows that came twice or late."
+        )
+
+    def _is_gap(self, last: Timestamp, later: Timestamp) -> bool:
+        """Whether a gap lies between two times of one clock."""
         # As in `kdjax.data.splits.segments`: in whole ns, or in the unit of numbers.
         step = self.plan.step
-        step = step if clock == "number" else float(np.rint(step * 1e9))
-        return bool(step and instant.value - last.value > self.plan.max_gap * step)
+        step = step if last.clock in ("", "number") else float(np.rint(step * 1e9))
+        return bool(step and later.value - last.value > self.plan.max_gap * step)
 
-    def _follow(self, window_score: float) -> None:
-        """Updates τ and the drift test."""
-        windows = self._run - self.plan.window
+    def _follow(self, window_score: float, windows: int) -> None:
+        """Updates τ and the drift test; `windows` came before since the last gap."""
         if self._adaptive is not None and windows % self.plan.stride == 0:
             self._adapt_from(adapt(self._adaptive, window_score))
         if len(self._calibration) and windows % self.plan.window == 0:
@@ -358,6 +420,19 @@ class StreamDetector:
         peak = int(np.nanargmax(found.points))
         order = np.argsort(-parts[peak], kind="stable")[:TOP]
         return tuple(self.plan.channels[place] for place in order)
+
+
+def _timestamp(clock: Any, value: Any) -> Timestamp:
+    """A time of a state; ValueError or TypeError if it is none."""
+    if as_text(clock) not in CLOCKS:
+        raise ValueError(f"{clock!r} is no clock")
+    as_number(value)
+    return Timestamp(clock, value)  # as it is: ns don't fit into a float
+
+
+def _alarm_state(values: Sequence[Any]) -> AlarmState:
+    run, active, rest = (as_count(0)(value) for value in values)
+    return AlarmState(run, active, rest)
 
 
 def _packed(values: np.ndarray) -> str:

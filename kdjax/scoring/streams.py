@@ -1,10 +1,13 @@
 """Scores rows of a text stream: one JSON line per row, each exactly once.
 
-The state file holds the stream, the time of the last answered row and the length of the
-output at that moment. A restart truncates the output to that length and skips input rows
-up to that time, so input that is sent again neither loses nor repeats a row.
+The state file holds the stream, digests of the last answered lines and the length of the
+output at that moment. A restart truncates the output to that length and skips the lines
+that were answered, so input that is sent again neither loses nor repeats a row.
 """
 
+import array
+import base64
+import collections
 import contextlib
 import json
 import math
@@ -12,6 +15,7 @@ import os
 import signal
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
@@ -35,27 +39,140 @@ from kdjax.io.signals import SIGNALS
 BACKENDS = ("jax", "onnxruntime")
 ON_ERROR = ("skip", "stop")
 SAVE_EVERY = 1.0  # seconds between two writes of the state
+KNOWN = 5000  # answered lines, at least, that are known one by one after a restart
+WATCHED = 100  # lines of which half may be at fault
+UNSCORED = 10  # windows, and `WATCHED` lines, that are reported if none has a score
+SAY_EVERY = 60.0  # seconds between two reports of the same kind
 _ENCODE = json.JSONEncoder(allow_nan=False).encode
 
 
 class Summary(NamedTuple):
-    """Rows scored and invalid lines, with earlier runs, and rows skipped as answered."""
+    """Rows and invalid lines, with earlier runs, and lines skipped as answered."""
 
     rows: int
     faulty: int
     again: int
 
 
-class Progress(NamedTuple):
-    """Position of a stream in its input."""
+class _Answer(NamedTuple):
+    """What came of a line."""
 
-    last: Timestamp = Timestamp("", 0)  # latest time of an answered row
-    after: int = 0  # lines answered since, whose times are no later
-    faulty: int = 0  # invalid lines in all
-    again: int = 0  # rows skipped because an earlier run had answered them
-    # How many of `after` are still to be skipped; -1 before `last` has come, None when
-    # nothing is left to skip.
-    catching_up: int | None = None
+    text: str  # empty if an earlier run had answered it
+    fault: str = ""  # of the line, or of the row before that it takes back
+    scored: bool = False
+
+
+class _Answered:
+    """The lines that were answered before, by digests of the last ones.
+
+    After a restart the lines that come again do so in their order.
+    """
+
+    def __init__(self) -> None:
+        # Lines in two parts; once the newer one is full it takes the older one's place.
+        self._lines = [array.array("I"), array.array("I")]
+        # Rows up to the time at which a part begins were all answered.
+        self._since = [Timestamp("", 0), Timestamp("", 0)]
+        # The next of the known lines to come again; None when none is expected.
+        self._next: int | None = None
+        self._older = False  # whether the line before was older than the known ones
+
+    def add(self, line: Line, last: Timestamp) -> None:
+        """Notes an answered line; `last` is the time of the last row taken in."""
+        if len(self._lines[1]) >= KNOWN:
+            self._lines = [self._lines[1], array.array("I")]
+            self._since = [self._since[1], last]
+        # A clock that was set back: rows of those times are not known to be answered.
+        self._since = [
+            min(time, last) if time.clock == last.clock else Timestamp("", 0)
+            for time in self._since
+        ]
+        self._lines[1].append(_digest(line))
+
+    def has(self, line: Line) -> bool:
+        """Whether a line is one of the last answered ones."""
+        digest = _digest(line)
+        return any(digest in part for part in self._lines)
+
+    def comes_again(self, line: Line, instant: Timestamp | None) -> bool:
+        """Whether an earlier run answered a line; no `instant` for an unreadable time."""
+        if self._next is None:
+            return False
+        if instant is not None:
+            self._older = not self._next and _is_late(instant, self._since[0])
+        if not self._older:
+            known, place = self._lines[0] + self._lines[1], self._next
+            # Faults without a time may look alike: only the next one is meant.
+            stop = len(known) if instant else place + 1
+            with contextlib.suppress(ValueError):
+                self._next = known.index(_digest(line), place, stop) + 1
+                return True
+        return self._older
+
+    def expect(self, *, again: bool) -> None:
+        """Whether lines may come again: after a restart, until a row is new."""
+        self._next = 0 if again else None
+
+    def state(self) -> dict[str, Any]:
+        """For `restore`, as JSON values."""
+        parts = [np.array(part, "<u4").tobytes() for part in self._lines]
+        lines = [base64.b64encode(part).decode() for part in parts]
+        return {"lines": lines, "since": [[*time] for time in self._since]}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Takes over a state; LookupError, TypeError or ValueError if it is none."""
+        parts = [base64.b64decode(part, validate=True) for part in state["lines"]]
+        older, newer = (array.array("I", np.frombuffer(p, "<u4")) for p in parts)
+        first, second = (Timestamp(*time) for time in state["since"])
+        self._lines, self._since = [older, newer], [first, second]
+
+
+def _digest(line: Line) -> int:
+    """Of a line's time, values and error, whatever its format."""
+    text = f"{line.time}\n{line.error}\n".encode("utf-8", "surrogatepass")
+    return zlib.crc32(array.array("d", line.row).tobytes(), zlib.crc32(text))
+
+
+class _Watch:
+    """Notices a stream that hardly answers: most lines at fault, or no score for long."""
+
+    def __init__(self, window: int) -> None:
+        self._faulty: collections.deque[bool] = collections.deque(maxlen=WATCHED)
+        self._most = max(WATCHED, UNSCORED * window)
+        self._fault = ""  # the latest
+        self._without = 0  # answers without a score in a row
+        self._due = 0.0
+        self.reported = ""
+
+    def report(self, answer: _Answer) -> str:
+        """What to say after an answer; empty for nothing, or if it was just said."""
+        self._faulty.append(bool(answer.fault))
+        self._fault = answer.fault or self._fault
+        self._without = 0 if answer.scored else self._without + 1
+        found = self._problem(len(self._faulty) == WATCHED)
+        if not found or time.monotonic() < self._due:
+            return ""
+        self._due = time.monotonic() + SAY_EVERY
+        self.reported = found
+        return found
+
+    def finished(self) -> str:
+        """What was said, or is to be said at the end."""
+        return self._problem(bool(self._faulty)) or self.reported
+
+    def _problem(self, enough: bool) -> str:
+        faults, lines = sum(self._faulty), len(self._faulty)
+        if enough and 2 * faults > lines:
+            return (
+                f"{faults} of the last {lines} lines were at fault, the latest: "
+                f"{self._fault}"
+            )
+        if self._without >= self._most:
+            return (
+                f"the last {self._without:,} lines have no score: look for missing "
+                "cells, gaps in time and lines at fault among the answers."
+            )
+        return ""
 
 
 class _Output(NamedTuple):
@@ -128,8 +245,8 @@ def stream_rows(
     read = read_lines(
         lines, stream.plan.channels, time_column=time_column, ignored=ignored
     )
-    for text, _, _ in _answers(stream, read, Progress(), on_error=on_error):
-        yield text
+    for answer in _answers(stream, read, _Answered(), on_error=on_error):
+        yield answer.text
 
 
 def run_stream(
@@ -149,6 +266,10 @@ def run_stream(
     The output is a text stream, or the path of a file to append to. The stream resumes
     from the file `state` if it exists; it is written at the end, and at most once a second
     before. `log` is called with messages for the user; options are for `open_stream`.
+
+    Raises:
+        DataError: at the end, if more than half of `WATCHED` lines in a row were at fault,
+            or none had a score for `UNSCORED` windows; all lines have their answers.
     """
     with contextlib.ExitStack() as stack:
         _check_on_error(on_error)
@@ -159,7 +280,8 @@ def run_stream(
             _lock(stack, Path(state))
         stream = open_stream(detector, **options)
         saved = load_state(state) if state is not None and Path(state).exists() else {}
-        progress = _resumed(stream, saved) if saved else Progress()
+        answered = _Answered()
+        faulty = _restore(stream, answered, saved) if saved else 0
         sink = _open_output(stack, output, saved)
         read = read_lines(
             stack.enter_context(_until_signal(lines)),
@@ -171,27 +293,28 @@ def run_stream(
         if saved:
             log(f"{state}: going on after {stream.rows:,} rows")
 
-        def save(progress: Progress, before: Mapping[str, Any] | None = None) -> None:
-            if state is not None:
-                kept = {
-                    "stream": before or stream.state(),
-                    "last": progress.last,
-                    "after": progress.after,
-                    "faulty": progress.faulty,
-                    "output": sink.mark(),  # flushes the answers that the state counts
-                }
-                save_state(state, kept)
+        def kept(faulty: int) -> dict[str, Any]:
+            lines = answered.state()
+            return {"stream": stream.state(), "answered": lines, "faulty": faulty}
 
-        answers = _answers(stream, read, progress, on_error=on_error)
-        progress = _write(answers, progress, stream, sink, save, log)
-        save(progress)
-        text = f"{stream.rows:,} rows in all"
-        if progress.faulty:
-            text += f", {progress.faulty:,} invalid lines"
-        if progress.again:
-            text += f", {progress.again:,} rows skipped that had been answered before"
+        def save(state_of: Mapping[str, Any]) -> None:
+            if state is not None:
+                # The mark flushes the answers that the state counts.
+                save_state(state, {**state_of, "output": sink.mark()})
+
+        watch = _Watch(stream.plan.window)
+        answers = _answers(stream, read, answered, on_error=on_error)
+        summary = _write(answers, faulty, stream, sink, watch, kept, save, log)
+        save(kept(summary.faulty))
+        text = f"{summary.rows:,} rows in all"
+        if summary.faulty:
+            text += f", {summary.faulty:,} invalid lines"
+        if summary.again:
+            text += f", {summary.again:,} lines skipped that had been answered before"
         log(text)
-        return Summary(stream.rows, progress.faulty, progress.again)
+        if problem := watch.finished():
+            raise DataError(problem)
+        return summary
 
 
 def _onnx_scorer(
@@ -244,17 +367,23 @@ def _lock(stack: contextlib.ExitStack, state: Path) -> None:
         raise ArtifactError(f"{state} can't be used ({error}).") from error
 
 
-def _resumed(stream: StreamDetector, saved: Mapping[str, Any]) -> Progress:
-    """Restores the stream from a saved state."""
+def _restore(
+    stream: StreamDetector, answered: _Answered, saved: Mapping[str, Any]
+) -> int:
+    """Restores a saved state; the number of lines that were at fault."""
     try:
         stream.restore(saved["stream"])
-        last = Timestamp(*saved["last"])
-        after, faulty = int(saved["after"]), int(saved["faulty"])
-    except (LookupError, TypeError, ValueError) as error:
+        # Version 0.1.0 has only the time up to which rows were answered.
+        usual = {"lines": ["", ""], "since": [[*stream.last]] * 2}
+        answered.restore(saved.get("answered", usual))
+        faulty = int(saved["faulty"])
+    except (LookupError, OverflowError, TypeError, ValueError) as error:
         raise ArtifactError(
             f"the state was not written by `stream` ({error}): remove it to start anew."
         ) from error
-    return Progress(last, after, faulty, catching_up=-1 if last.clock else None)
+    # Rows without times can't be told from rows sent again.
+    answered.expect(again=bool(stream.last.clock))
+    return faulty
 
 
 def _open_output(
@@ -318,60 +447,49 @@ def _open_output(
 def _answers(
     stream: StreamDetector,
     lines: Iterable[Line],
-    progress: Progress,
+    answered: _Answered,
     *,
     on_error: str,
-) -> Iterator[tuple[str, Progress, str]]:
-    """For each line its answer (empty if skipped), the progress, and its fault."""
+) -> Iterator[_Answer]:
+    """What comes of each line; one that an earlier run answered is skipped."""
     _check_on_error(on_error)
     for line in lines:
-        fault, instant, found = line.error, None, None
+        fault, instant, row = line.error, None, None
         try:
             if not (fault and line.time is None):
                 instant = parse_timestamp(line.time)
         except DataError as error:
             fault = fault or str(error)
-        skipped, progress = _skipped(progress, instant)
-        if skipped:
-            progress = progress._replace(again=progress.again + 1)
-            yield "", progress, ""
+        if answered.comes_again(line, instant):
+            yield _Answer("")
             continue
+        if not fault and _is_late(instant, stream.last) and answered.has(line):
+            fault = (
+                "its time is not after that of the row before, and the same row was "
+                "answered before; remove rows that came twice."
+            )
         if not fault:
             try:
-                found = stream.update(line.row, instant)
+                row = stream.update(line.row, instant)
+                answered.expect(again=False)
             except DataError as error:
                 fault = str(error)
         if fault and on_error == "stop":
             raise DataError(f"line {line.number}: {fault}")
-        progress = _advanced(progress, instant, stream.last, faulty=bool(fault))
-        yield _answer(line, found, fault, moves=stream.moves), progress, fault
+        answered.add(line, stream.last)
+        text = _answer(line, row, fault, moves=stream.moves)
+        if row and row.taken_back:
+            fault = (
+                f"row {row.row - 1} was ahead of its time: row {row.row} is earlier, and "
+                "the stream goes on without it."
+            )
+        scored = row is not None and not math.isnan(row.score)
+        yield _Answer(text, fault, scored)
 
 
-def _skipped(progress: Progress, instant: Timestamp | None) -> tuple[bool, Progress]:
-    """Whether an earlier run answered a line; `instant` is None for an unreadable time.
-
-    Lines no later than `last` are identified by their number.
-    """
-    left, last = progress.catching_up, progress.last
-    if left is None or (instant is not None and instant.clock != last.clock):
-        return False, progress
-    if instant is not None and instant.value > last.value:
-        return False, progress._replace(catching_up=None)
-    if left < 0:
-        met = instant == last
-        return True, progress._replace(catching_up=progress.after if met else -1)
-    return left > 0, progress._replace(catching_up=max(left - 1, 0))
-
-
-def _advanced(
-    progress: Progress, instant: Timestamp | None, accepted: Timestamp, *, faulty: bool
-) -> Progress:
-    """Progress after an answer; the time of an invalid line counts if it is usable."""
-    last, after = progress.last, progress.after + 1
-    usable = instant is not None and instant.clock == accepted.clock != ""
-    if instant and usable and (not last.clock or instant.value > last.value):
-        last, after = instant, 0
-    return progress._replace(last=last, after=after, faulty=progress.faulty + faulty)
+def _is_late(instant: Timestamp | None, last: Timestamp) -> bool:
+    """Whether a time is on the clock of the last row and not later."""
+    return instant is not None and instant.clock == last.clock != "" and instant <= last
 
 
 def _answer(line: Line, row: StreamRow | None, fault: str, *, moves: bool) -> str:
@@ -389,6 +507,8 @@ def _answer(line: Line, row: StreamRow | None, fault: str, *, moves: bool) -> st
         answer |= {"line": line.number, "error": fault}
     elif moves:
         answer["tau"] = _number(row.tau)
+    if row and row.taken_back:
+        answer["taken_back"] = row.row - 1
     if row and row.alarm:
         answer["channels"] = row.channels
     return _ENCODE(answer)
@@ -402,33 +522,38 @@ def _number(value: float) -> float | str | None:
 
 
 def _write(
-    answers: Iterator[tuple[str, Progress, str]],
-    progress: Progress,
+    answers: Iterator[_Answer],
+    faulty: int,
     stream: StreamDetector,
     sink: _Output,
-    save: Callable[..., None],
+    watch: _Watch,
+    kept: Callable[[int], dict[str, Any]],
+    save: Callable[[Mapping[str, Any]], None],
     log: Callable[[str], None],
-) -> Progress:
-    """Writes the answers and, at intervals, the state; the final progress."""
-    before = stream.state()  # The first answer comes after its row was taken in.
-    due, drifted, begun = time.monotonic() + SAVE_EVERY, False, False
+) -> Summary:
+    """Writes the answers and, at intervals, the state."""
+    before = kept(faulty)  # The first answer comes after its row was taken in.
+    due, drifted, begun, again = time.monotonic() + SAVE_EVERY, False, False, 0
     try:
-        for text, after, fault in answers:
+        for answer in answers:
             if not begun:
-                save(progress, before)  # Before anything is written to the output.
+                save(before)  # Before anything is written to the output.
                 begun = True
             try:
-                if text:
-                    sink.write(text)
+                if answer.text:
+                    sink.write(answer.text)
             except OSError as error:
                 # The state is not saved, so a restart answers this row again.
                 raise KdjaxError(
                     f"the output can't be written ({error}): make room or free its "
                     "reader, then run the same command again; with a state it resumes."
                 ) from error
-            if fault and not progress.faulty:
-                log(f"an invalid line: {fault} Further ones are only counted.")
-            progress = after
+            if answer.fault and not faulty:
+                log(f"an invalid line: {answer.fault} Further ones are only counted.")
+            faulty += bool(answer.fault)
+            again += not answer.text
+            if answer.text and (problem := watch.report(answer)):
+                log(problem)
             if stream.rows % stream.plan.window == 0:
                 found = stream.drift()
                 if found.drifted and not drifted:
@@ -440,13 +565,13 @@ def _write(
                     )
                 drifted = found.drifted
             if time.monotonic() >= due:
-                save(progress)
+                save(kept(faulty))
                 due = time.monotonic() + SAVE_EVERY
     except DataError:
         if begun:
-            save(progress)
+            save(kept(faulty))
         raise
-    return progress
+    return Summary(stream.rows, faulty, again)
 
 
 class _Stopped(BaseException):
