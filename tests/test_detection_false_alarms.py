@@ -383,32 +383,6 @@ def test_the_channels_named_are_the_three_worst(small, rows):
     assert note.endswith("training range: b 9, d 5, a 3") and "9 of 40" in note
 
 
-@pytest.mark.parametrize(
-    ("step", "said"), [(60, False), (45, False), (85, False), (90, True), (40, True)]
-)
-def test_another_sampling_rate_is_a_warning(watched, rows, step, said):
-    series = rows(30, time=seconds(30, step))
-    series.values[:] = 2.0
-    warning = (
-        f"a: warning: a row every {step}, but 60 in training: the model has learned "
-        "another sampling rate"
-    )
-    assert series_notes(watched, 0, series, blank(30)) == [warning] * said
-    # Rows without a time, or a detector without a step, have none to compare.
-    assert series_notes(watched, 0, series._replace(time=None), blank(30)) == []
-    stepless = watched._replace(step=0.0)
-    assert series_notes(stepless, 0, series, blank(30)) == []
-
-
-def test_numeric_times_are_in_their_own_unit(watched, rows):
-    series = rows(30, time=np.arange(30) * 0.5)
-    series.values[:] = 2.0
-    halves = watched._replace(step=0.5)
-    assert series_notes(halves, 0, series, blank(30)) == []
-    (note,) = series_notes(watched, 0, series, blank(30))
-    assert "a row every 0.5, but 60" in note
-
-
 def test_missing_cells_and_rows_without_a_score_are_counted(watched, rows):
     series = rows(1500)
     series.values[:] = 2.0

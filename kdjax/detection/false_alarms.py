@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 
 from kdjax.data.series import Ranges, Series, outside
-from kdjax.data.times import median_step
 from kdjax.data.windowing import has_missing
 from kdjax.detection.thresholds import Rule, check_numbers, find_threshold, needed
 
@@ -25,8 +24,6 @@ DISTANCE = 0.25
 SIGNIFICANCE = 1e-3
 # Share of rows outside the training range that is a warning.
 FOREIGN = 0.05
-# Largest factor between median steps of the same sampling rate.
-SAME_STEP = 1.5
 # Rows compared with the ranges at once.
 _CHUNK = 100_000
 
@@ -196,13 +193,6 @@ def series_notes(
     `table` is the `score_table` of the series under the entity at `index`.
     """
     notes = []
-    step = median_step(series.time)
-    known = bool(detector.step and step)
-    if known and not 1 / SAME_STEP < step / detector.step < SAME_STEP:
-        notes.append(
-            f"warning: a row every {step:g}, but {detector.step:g} in training: the "
-            "model has learned another sampling rate"
-        )
     if detector.ranges is not None:
         ranges = Ranges(*(side[index] for side in detector.ranges))
         notes += _range_notes(ranges, detector.channels, series.values)

@@ -17,6 +17,7 @@ import pandas as pd
 
 from kdjax.data.times import iso_time
 from kdjax.detection.alarming import TOP, AlarmRule, AlarmState, next_alarm
+from kdjax.detection.cadence import ENOUGH, check_cadence, is_other
 from kdjax.detection.false_alarms import Drift, drift, p_values
 from kdjax.detection.rolling import (
     Adaptive,
@@ -44,6 +45,9 @@ WATCHED = 100
 # Rows in a row that follow each other but not the last row, such as after a clock was
 # set back, with which a stream begins anew.
 ANEW_AFTER = 10
+
+# Latest steps in time that are compared with the detector's.
+STEPS = 100
 
 # What casts to an infinite float32: half a step above its largest number.
 _OVERFLOW = 2.0**128 - 2.0**103
@@ -136,6 +140,10 @@ class StreamDetector:
     but fits in before the gap. Rows that are not later than the last one are refused; but
     after `ANEW_AFTER` of them that follow each other the stream begins anew.
 
+    Once `ENOUGH` steps have come, a row at another step than in training is refused where
+    the median of the last `STEPS` is another one too. It counts as the last row's time,
+    and the window starts afresh behind it.
+
     Args:
         plan: see `plan_of`.
         score: raw windows `[1, L, D]` float32, NaN where missing, to a `WindowResult`.
@@ -175,6 +183,8 @@ class StreamDetector:
         self._at = Position()
         # The position before a gap behind which only one row has come.
         self._before: Position | None = None
+        # Times of the latest rows, those that were refused for their step among them.
+        self._times: collections.deque[float] = collections.deque(maxlen=STEPS + 1)
         self._refused = (
             Timestamp("", 0),
             0,
@@ -201,11 +211,12 @@ class StreamDetector:
 
         Raises:
             DataError: channels are missing or unknown, a value is infinite or no
-                number, or the time is not later.
+                number, the time is not later, or rows come at another step.
         """
         values = self._values(row)
         instant = parse_timestamp(time)
         at, fresh = self._base(instant)
+        self._check_step(at, instant)
         taken_back = at is self._before
         self._before = at if fresh and at.run else None
         self._refused = (Timestamp("", 0), 0)
@@ -289,14 +300,14 @@ class StreamDetector:
             count = as_count(0)
             rows, run = count(state["rows"]), count(state["run"])
             kept = _unpacked(state["buffer"], np.float32).reshape(-1, width)
-            last = _timestamp(state["clock"], state["time"])
+            last = as_timestamp(state["clock"], state["time"])
             at = Position(last, rows, run, _alarm_state(state["alarm"]))
             # Schema 1 has none.
             before, needed = state["before"] if state["schema"] > 1 else None, run
             if before is not None:
                 clock, value, count_before, *active = before
                 before = Position(
-                    _timestamp(clock, value),
+                    as_timestamp(clock, value),
                     rows - 1,
                     count(count_before),
                     _alarm_state(active),
@@ -322,6 +333,7 @@ class StreamDetector:
             ) from error
         # All parts are valid: take them over.
         self.rows, self._at, self._before = rows, at, before
+        self._times.clear()
         self._refused = (Timestamp("", 0), 0)
         places = np.arange(rows - len(kept), rows) % window
         self._buffer[places] = self._buffer[places + window] = kept
@@ -393,6 +405,26 @@ class StreamDetector:
             "rows that came twice or late."
         )
 
+    def _check_step(self, at: Position, instant: Timestamp) -> None:
+        """Refuses a row at another step than in training if most have that step."""
+        step, times = self.plan.step, self._times
+        last, clock = at.last, instant.clock
+        if not step or not clock:
+            return
+        if last.clock != clock or last >= instant:
+            times.clear()  # The stream begins, or begins anew.
+        times.append(instant.value)
+        numbers = clock == "number"
+        own = (instant.value - last.value) / (1 if numbers else 1e9)
+        if len(times) <= ENOUGH or not is_other(own, step):
+            return
+        time = np.array(times) if numbers else np.array(times, "M8[ns]")
+        try:
+            check_cadence(time, step)
+        except DataError as error:
+            self._at, self._before = at._replace(last=instant, run=0), None
+            raise DataError(f"row {self.rows}: {error}") from None
+
     def _is_gap(self, last: Timestamp, later: Timestamp) -> bool:
         """Whether a gap lies between two times of one clock."""
         # As in `kdjax.data.splits.segments`: in whole ns, or in the unit of numbers.
@@ -422,7 +454,7 @@ class StreamDetector:
         return tuple(self.plan.channels[place] for place in order)
 
 
-def _timestamp(clock: Any, value: Any) -> Timestamp:
+def as_timestamp(clock: Any, value: Any) -> Timestamp:
     """A time of a state; ValueError or TypeError if it is none."""
     if as_text(clock) not in CLOCKS:
         raise ValueError(f"{clock!r} is no clock")

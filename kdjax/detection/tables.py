@@ -18,6 +18,7 @@ from kdjax.data.windowing import (
     window_labels,
 )
 from kdjax.detection.alarming import AlarmRule, event_table, row_alarms
+from kdjax.detection.cadence import check_cadence
 from kdjax.detection.detector import (
     POOLED,
     Detector,
@@ -75,8 +76,8 @@ def score_table(
         contributions: adds D columns.
 
     Raises:
-        DataError: the channels are not the detector's, or no part of the series without
-            a gap is as long as the window.
+        DataError: the channels are not the detector's, rows come at another step, or no
+            part of the series without a gap is as long as the window.
 
     >>> table = score_table(detector, series, entity="plant")  # doctest: +SKIP
     >>> table.columns.tolist()[:4]  # doctest: +SKIP
@@ -142,9 +143,11 @@ def find_windows(detector: Detector, series: Series, *, causal: bool) -> Windows
     """The windows of a series: inside spans without a gap, and covering all of each.
 
     Raises:
-        DataError: no span is as long as the window.
+        DataError: no span is as long as the window, or rows come at another step than in
+            training.
     """
     rows, window = len(series.values), detector.window
+    check_cadence(series.time, detector.step)
     spans = intersect(
         kept(rows, series.excluded),
         segments(series.time, rows, max_gap=detector.max_gap, step=detector.step),

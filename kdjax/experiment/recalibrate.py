@@ -18,6 +18,7 @@ from kdjax.data.readers import match_channels
 from kdjax.data.scaler import Scaler
 from kdjax.data.series import Dataset, Ranges, Series
 from kdjax.data.times import seconds_per_row
+from kdjax.detection.cadence import check_cadence
 from kdjax.detection.calibration import calibrate, check_enough
 from kdjax.detection.detector import POOLED, Detector, score_windows
 from kdjax.detection.false_alarms import cross_rates
@@ -85,7 +86,7 @@ def recalibrated(
 
     Raises:
         ConfigError: too few rows for the rule, or invalid threshold settings.
-        DataError: other channels, or no stretch as long as the window.
+        DataError: other channels, another step, or no stretch as long as the window.
     """
     if "settings" not in detector.card:
         raise ArtifactError(
@@ -95,6 +96,7 @@ def recalibrated(
     own = completed(detector.card["settings"])
     settings = resolve({**own, "threshold": {**own["threshold"], **threshold}})
     series = match_channels(series, detector.channels)
+    check_cadence(series.time, detector.step)
     if series.entity in detector.entities:
         return _known(detector, series, settings)
     return _added(detector, series, settings)

@@ -30,6 +30,7 @@ from kdjax.detection.streaming import (
     StreamRow,
     Timestamp,
     WindowResult,
+    as_timestamp,
     parse_timestamp,
 )
 from kdjax.errors import ArtifactError, ConfigError, DataError, KdjaxError
@@ -123,7 +124,7 @@ class _Answered:
         """Takes over a state; LookupError, TypeError or ValueError if it is none."""
         parts = [base64.b64decode(part, validate=True) for part in state["lines"]]
         older, newer = (array.array("I", np.frombuffer(p, "<u4")) for p in parts)
-        first, second = (Timestamp(*time) for time in state["since"])
+        first, second = (as_timestamp(*time) for time in state["since"])
         self._lines, self._since = [older, newer], [first, second]
 
 

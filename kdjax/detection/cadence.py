@@ -1,0 +1,60 @@
+"""Whether rows come at the step that a detector was trained on.
+
+A model of sequences has learned how much changes from one row to the next, so rows at
+another step, or times in another unit, give scores without a meaning.
+"""
+
+import numpy as np
+
+from kdjax.errors import DataError
+
+# Largest factor between a step and the one in training; jitter stays below it.
+SAME_STEP = 1.5
+# Steps that are needed to judge.
+ENOUGH = 20
+_UNITS = {1e3: "milliseconds", 1e6: "microseconds", 1e9: "nanoseconds"}
+
+
+def is_other(found: float, step: float) -> bool:
+    """Whether a step is not the one in training."""
+    return not step / SAME_STEP < found < step * SAME_STEP
+
+
+def check_cadence(time: np.ndarray | None, step: float) -> None:
+    """Raises DataError if the median step between rows is not the detector's.
+
+    Gaps and jitter don't change the median. Fewer than `ENOUGH` steps are not checked.
+
+    Args:
+        time: `[N]` datetime64 or numbers, increasing; None for rows without times.
+        step: the detector's, in seconds or in the unit of the numbers; 0 for none.
+
+    >>> check_cadence(np.arange(0, 3000, 60), 60.0)
+    >>> check_cadence(np.arange(0, 30), 60.0)
+    Traceback (most recent call last):
+    kdjax.errors.DataError: a row comes every 1 (median), but every 60 in training: train \
+a detector for this step, or resample the rows to the one in training.
+    """
+    if not step or time is None or len(time) <= ENOUGH:
+        return
+    steps = np.diff(time)
+    unit = ""
+    if np.issubdtype(time.dtype, np.datetime64):
+        steps, unit = steps / np.timedelta64(1, "s"), " s"
+    found = float(np.median(steps))
+    if not is_other(found, step):
+        return
+    hint = ""
+    for factor, name in _UNITS.items():
+        by = f"{factor:,.0f}"
+        if not is_other(found / step, factor):
+            hint = f"if the times are {name}, divide them by {by}; else "
+        elif not is_other(step / found, factor):
+            hint = (
+                f"if the times in training were {name}, multiply these by {by}; else "
+            )
+    raise DataError(
+        f"a row comes every {found:.6g}{unit} (median), but every {step:.6g} in training: "
+        f"{hint}train a detector for this step, or resample the rows to the one in "
+        "training."
+    )

@@ -1,0 +1,185 @@
+"""Rows at another step than in training are refused by every entry, and jitter is not."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from kdjax import KDDetector
+from kdjax.cli import main
+from kdjax.data.series import Series
+from kdjax.detection.cadence import check_cadence
+from kdjax.detection.detector import stream_detector
+from kdjax.detection.storage import save_detector
+from kdjax.detection.tables import score_table
+from kdjax.errors import DataError
+
+MINUTE = 60.0
+
+
+def dates(steps):
+    """Times with steps of so many seconds."""
+    seconds = np.cumsum([0, *steps]).astype(np.float64)
+    start = np.datetime64("2026-04-01", "ns")
+    return start + (seconds * 1e9).astype("m8[ns]")
+
+
+@pytest.mark.parametrize("step", [41, 60, 89])
+def test_steps_near_the_one_in_training_pass(step):
+    check_cadence(dates([step] * 30), MINUTE)
+    check_cadence(np.cumsum([float(step)] * 30), MINUTE)
+
+
+def test_jitter_and_gaps_pass():
+    rng = np.random.default_rng(0)
+    check_cadence(dates(60 + rng.uniform(-50, 50, 300)), MINUTE)
+    # Every third step is a gap.
+    check_cadence(dates([60, 60, 36_000] * 30), MINUTE)
+    check_cadence(dates([1] * 29 + [60] * 31), MINUTE)
+
+
+def test_nothing_is_checked_without_steps_to_compare():
+    check_cadence(None, MINUTE)
+    check_cadence(dates([1] * 30), 0.0)
+    check_cadence(dates([1] * 19), MINUTE)
+    with pytest.raises(DataError):
+        check_cadence(dates([1] * 20), MINUTE)
+
+
+@pytest.mark.parametrize(
+    ("time", "step", "message"),
+    [
+        (
+            dates([1] * 30),
+            60.0,
+            "every 1 s (median), but every 60 in training: train a",
+        ),
+        (dates([900] * 30), 60.0, "every 900 s (median), but every 60 in training: tr"),
+        (
+            np.arange(30) * 6e4,
+            60.0,
+            "if the times are milliseconds, divide them by 1,000",
+        ),
+        (
+            np.arange(30) * 6e7,
+            60.0,
+            "are microseconds, divide them by 1,000,000; else tr",
+        ),
+        (np.arange(30) * 6e10, 60.0, "nanoseconds, divide them by 1,000,000,000; else"),
+        (
+            dates([60] * 30),
+            6e4,
+            "in training were milliseconds, multiply these by 1,000",
+        ),
+        (np.arange(30) * 40.0, 60.0, "train a detector for this step, or resample"),
+    ],
+)
+def test_both_steps_and_what_to_do_are_named(time, step, message):
+    with pytest.raises(DataError) as refusal:
+        check_cadence(time, step)
+    assert message in str(refusal.value)
+
+
+# All entries.
+
+
+@pytest.fixture
+def minutes(small):
+    """A detector for rows a minute apart."""
+    calibration = (np.arange(20.0), np.arange(40.0))
+    return small._replace(step=MINUTE, calibration=calibration)
+
+
+def frame(step, count=60):
+    values = np.random.default_rng(0).normal(size=(count, 2))
+    time = pd.date_range("2026-04-01", periods=count, freq=step, name="time")
+    return pd.DataFrame(values, columns=["x", "y"], index=time)
+
+
+@pytest.mark.parametrize("step", ["1s", "15min"])
+@pytest.mark.parametrize("causal", [False, True])
+def test_score_tables_refuse(minutes, step, causal):
+    rows = frame(step)
+    series = Series("a", rows.to_numpy(np.float32), ("x", "y"), rows.index.to_numpy())
+    with pytest.raises(
+        DataError, match="a row comes every .* but every 60 in training"
+    ):
+        score_table(minutes, series, entity="a", causal=causal)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("score", "rows.csv", "--output=out.csv"),
+        ("score", "rows.csv", "--output=out.csv", "--causal"),
+        ("calibrate", "rows.csv", "--output=out", "--entity=a"),
+        ("calibrate", "rows.csv", "--output=out", "--entity=new"),
+    ],
+)
+def test_verbs_refuse(minutes, tmp_path, monkeypatch, capsys, command):
+    monkeypatch.chdir(tmp_path)
+    card = {"title": "a", "settings": {"data": {"path": "a.csv"}}}
+    save_detector("detector", minutes._replace(card=card))
+    frame("1s").to_csv("rows.csv")
+    assert main(["kdjax", *command, "--detector=detector"]) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "a row comes every 1 s (median), but every 60 in training" in last
+    assert not [*tmp_path.glob("out*")]
+
+
+def test_the_estimator_refuses():
+    options = {"detector": "mahalanobis", "window_size": 10, "stride": 2}
+    detector = KDDetector(**options, false_alarm_rate=0.1).fit(frame("1min", 400))
+    assert detector.detector_.step == MINUTE
+    other = frame("1s", 60)
+    for use in (detector.predict, detector.decision_function, detector.calibrate):
+        with pytest.raises(
+            DataError, match="a row comes every 1 s .* every 60 in train"
+        ):
+            use(other)
+    assert set(detector.predict(other.reset_index(drop=True))) <= {0, 1}
+
+
+# Streams.
+
+
+def told(stream, time):
+    """The states of rows with these times, and the errors of those refused."""
+    found = []
+    for at in time:
+        try:
+            found.append(stream.update([0.1, 0.2], at).state)
+        except DataError as error:
+            found.append(str(error))
+    return found
+
+
+def refused(step):
+    return f"a row comes every {step} s (median), but every 60 in training"
+
+
+def test_a_stream_refuses_once_enough_steps_have_come(minutes):
+    found = told(stream_detector(minutes, entity="a"), dates([1] * 40))
+    assert found[:20] == ["unknown"] * 3 + ["normal"] * 17
+    assert all(refused("1") in said for said in found[20:]) and len(found) == 41
+    stream = stream_detector(minutes, entity="a")
+    found = told(stream, np.arange(40) * 6e4)
+    assert found[:20] == ["unknown"] * 20
+    assert all("milliseconds, divide them by 1,000" in said for said in found[20:])
+
+
+def test_a_step_that_changes_is_noticed_and_one_that_comes_back_too(minutes):
+    steps = [60] * 200 + [1] * 100 + [60] * 10
+    found = told(stream_detector(minutes, entity="a"), dates(steps))
+    at_fault = [place for place, said in enumerate(found) if "comes every" in said]
+    # From the row with which half of the last 100 steps are others.
+    assert at_fault == [*range(250, 301)]
+    assert found[301:] == ["unknown"] * 3 + ["normal"] * 7
+
+
+def test_a_stream_passes_jitter_gaps_and_rows_without_times(minutes):
+    jitter = 60 + np.random.default_rng(0).uniform(-50, 50, 150)
+    steps = np.concatenate([jitter, [60, 60, 36_000] * 30])
+    found = told(stream_detector(minutes, entity="a"), dates(steps))
+    assert set(found) <= {"normal", "unknown"} and found[:151].count("normal") == 148
+    found = told(stream_detector(minutes, entity="a"), [None] * 40)
+    assert found == ["unknown"] * 3 + ["normal"] * 37
