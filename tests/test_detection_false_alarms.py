@@ -390,8 +390,15 @@ def test_missing_cells_and_rows_without_a_score_are_counted(watched, rows):
     series.values[40] = np.nan
     table = blank(1500, score=np.where(np.arange(1500) == 40, np.nan, 1.0))
     assert series_notes(watched, 0, series, table) == [
-        "a: 1,102 cells are missing; 1 rows have no score and count as unknown"
+        (
+            "a: 1,102 cells are missing; 1 rows hold no value and have no score: they "
+            "count as unknown"
+        )
     ]
+    # Rows before the first window have no score either; no cell of them is missing.
+    table.loc[:9, "score"] = np.nan
+    (note,) = series_notes(watched, 0, series, table)
+    assert "; 1 rows hold no value" in note
 
 
 # Drift.

@@ -197,11 +197,11 @@ def series_notes(
         ranges = Ranges(*(side[index] for side in detector.ranges))
         notes += _range_notes(ranges, detector.channels, series.values)
     if has_missing(series.values):
-        cells = int(np.isnan(series.values).sum())
-        unscored = int(table["score"].isna().sum())
+        cells = np.isnan(series.values)
+        unscored = int((table["score"].isna() & cells.all(axis=1)).sum())
         notes.append(
-            f"{cells:,} cells are missing; {unscored:,} rows have no score and count as "
-            "unknown"
+            f"{int(cells.sum()):,} cells are missing; {unscored:,} rows hold no value and "
+            "have no score: they count as unknown"
         )
     found = score_drift(detector, index, table["window_score"].to_numpy())
     if found is not None and found.drifted:

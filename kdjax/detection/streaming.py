@@ -122,7 +122,7 @@ class StreamRow(NamedTuple):
     score: float  # a_t in the window that ends at the row; NaN where there is none
     window_score: float  # of that window; NaN where there is none
     alarm: bool  # whether the row is in alarm
-    state: str  # `normal`, `anomaly`, or `unknown` where one of the scores is NaN
+    state: str  # `anomaly` in alarm, else `unknown` where a score is NaN, else `normal`
     tau: float  # τ that the window score was compared with
     # In alarm, the three that contribute most to the window's largest a_t.
     channels: tuple[str, ...] = ()
@@ -239,9 +239,8 @@ class StreamDetector:
         self._at = Position(instant, at.taken + 1, run, state)
         if alarm:
             channels = self._top_channels(window, found)
-        word = "anomaly" if alarm else "normal"
-        if math.isnan(score) or math.isnan(window_score):
-            word = "unknown"
+        known = not (math.isnan(score) or math.isnan(window_score))
+        word = "anomaly" if alarm else "normal" if known else "unknown"
         return StreamRow(
             self.rows - 1,
             time,

@@ -64,8 +64,8 @@ def score_table(
     Columns: `entity`; `time` (or the row's number); `score` (mean of a_t over the
     windows that cover the row); `window_score` (of the latest window that ended at or
     before the row); `alarm` (1 where the window score is above τ, after the detector's
-    minimum duration and cool-down); `state` (`normal`, `anomaly`, or `unknown` before
-    the end of the first window and where there is no score); on request
+    minimum duration and cool-down); `state` (`anomaly` in alarm, else `unknown` before
+    the end of the first window and where a score is missing, else `normal`); on request
     `contribution:CHANNEL`, each channel's part of `score`.
 
     Args:
@@ -99,7 +99,7 @@ def score_table(
         "score": score,
         "window_score": window_score,
         "alarm": alarm.astype(np.int8),
-        "state": _categories(np.where(unknown, 2, alarm), STATES),
+        "state": _categories(np.where(unknown & ~alarm, 2, alarm), STATES),
     }
     if parts is not None:
         for place, name in enumerate(detector.channels):
