@@ -128,6 +128,9 @@ FIELDS: dict[str, tuple[Any, tuple[str, ...] | Range | None]] = {
     "data.missing": ("error", ("error", "ffill", "mask")),
     # Markers of missing cells besides an empty one, NA, N/A, NaN, NULL, None and #N/A.
     "data.missing_values": ((), None),
+    # Rows for which "ffill" repeats a value, then its cells are missing; data.window where
+    # not set.
+    "data.fill_limit": (int, Range(1, _MILLION)),
     # Rows out of order in time: "strict" refuses them, "sort" sorts them.
     "data.order": ("strict", ("strict", "sort")),
     # Rows of the same time: "error" refuses them, "last" keeps the last.

@@ -327,28 +327,35 @@ def test_forward_fill_stays_inside_an_entity(read):
     x, y = read(text, entity_column="m", missing="ffill")
     assert x.values.tolist() == [[1, 2], [1, 3], [1, 4]]
     assert y.values.tolist() == [[5, 6], [5, 6]]
-    with pytest.raises(DataError, match=r"row 2 .*'a'\): no earlier value of this ent"):
-        read("m,a\nx,1\ny,\nx,2\n", entity_column="m", missing="ffill")
+    x, y = read("m,a\nx,1\ny,\nx,2\n", entity_column="m", missing="ffill")
+    assert x.values.tolist() == [[1], [2]] and np.isnan(y.values).tolist() == [[True]]
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(st.sampled_from(["x", "y"]), min_size=1, max_size=20), st.data())
-def test_forward_fill_against_a_loop(tmp_path, entities, data):
+@given(
+    st.lists(st.sampled_from(["x", "y"]), min_size=1, max_size=20),
+    st.sampled_from([None, 1, 2, 5]),
+    st.data(),
+)
+def test_forward_fill_against_a_loop(tmp_path, entities, limit, data):
     cells = [data.draw(st.sampled_from(["", "1", "2", "nan"])) for _ in entities]
-    last, filled, seen = {}, {}, True
+    last, filled, used = {}, {}, {}
     for entity, cell in zip(entities, cells, strict=True):
+        used[entity] = used.get(entity, 0) + 1
         if cell.isdigit():
-            last[entity] = float(cell)
-        seen = seen and entity in last
-        filled.setdefault(entity, []).append(last.get(entity))
+            last[entity], used[entity] = float(cell), 0
+        near = limit is None or used[entity] <= limit
+        value = last.get(entity, np.nan) if near else np.nan
+        filled.setdefault(entity, []).append(value)
     rows = [f"{e},{c}\n" for e, c in zip(entities, cells, strict=True)]
     path = _write(tmp_path / "fill.csv", "m,a\n" + "".join(rows))
-    if not seen:
-        with pytest.raises(DataError, match="no earlier value"):
-            read_table(path, entity_column="m", missing="ffill")
+    options = {"entity_column": "m", "missing": "ffill", "fill_limit": limit}
+    if not last:
+        with pytest.raises(DataError, match="no row has a value in 'a'"):
+            read_table(path, **options)
         return
-    found = read_table(path, entity_column="m", missing="ffill")
-    assert {s.entity: s.values[:, 0].tolist() for s in found} == filled
+    for found in read_table(path, **options):
+        np.testing.assert_array_equal(found.values[:, 0], filled[found.entity])
 
 
 def test_blank_line_of_one_column_is_a_missing_value(read):

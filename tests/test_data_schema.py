@@ -110,6 +110,12 @@ def test_filled_values_are_counted(read):
     (series,) = read("a,b\n1,2\n,3\n,4\n", missing="ffill")
     assert series.notes == ("plant: 2 of 6 values filled with the last one before",)
     assert read("a,b\n1,2\n", missing="ffill")[0].notes == ()
+    (series,) = read("a,b\n1,2\n,3\n,4\n", missing="ffill", fill_limit=1)
+    assert series.notes == (
+        "plant: 1 of 6 values filled with the last one before",
+        "plant: 1 of 6 values missing",
+    )
+    assert np.isnan(series.values[:, 0]).tolist() == [False, False, True]
 
 
 @pytest.mark.parametrize("name", ["plant.csv", "plant.parquet", "plant.npy"])
@@ -382,4 +388,4 @@ def test_whatever_a_file_holds_is_read_or_refused(tmp_path, content, name, missi
     for series in found:
         assert series.values.shape == (len(series.values), len(series.channels))
         assert not np.isinf(series.values).any()
-        assert missing == "mask" or np.isfinite(series.values).all()
+        assert missing != "error" or np.isfinite(series.values).all()

@@ -525,6 +525,7 @@ def same_series(found, wanted):
         ("plain", {}),
         ("plain", {"entity_column": ""}),
         ("gaps", {"missing": "ffill"}),
+        ("gaps", {"missing": "ffill", "fill_limit": 1}),
         ("gaps", {"missing": "mask"}),
         ("infinite", {"missing": "ffill"}),
         ("shuffled", {"order": "sort"}),
@@ -594,8 +595,6 @@ def broken(kind):
         frame.loc[123, "heat"] = np.nan
     if kind == "infinite":
         frame.loc[123, "heat"] = np.inf
-    if kind == "leading":
-        frame.loc[1, "heat"] = np.nan
     if kind == "text":
         frame["heat"] = frame["heat"].astype(str).where(frame.index != 123, "hot")
     if kind == "huge":
@@ -616,7 +615,7 @@ def broken(kind):
     [
         ("missing", {}),
         ("infinite", {"missing": "mask"}),
-        ("leading", {"missing": "ffill"}),
+        ("empty", {"missing": "ffill"}),
         ("text", {}),
         ("huge", {}),
         ("huge", {"missing": "mask"}),

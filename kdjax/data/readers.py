@@ -43,6 +43,7 @@ def read_table(
     order: str = "strict",
     duplicates: str = "error",
     missing_values: Sequence[str] = (),
+    fill_limit: int | None = None,
     exclude: str | os.PathLike[str] = "",
 ) -> tuple[Series, ...]:
     """The series of a file, one an entity in order of first appearance.
@@ -59,14 +60,16 @@ def read_table(
             as the file.
         label_column: column of labels, 0 or 1; by default there are none.
         missing: `error` refuses cells without a finite number, `ffill` repeats the
-            entity's last value, `mask` gives NaN for missing cells and refuses infinite
-            ones.
+            entity's last value for up to `fill_limit` rows, `mask` gives NaN for missing
+            cells and refuses infinite ones.
         order: `strict` refuses times that run backwards within an entity, `sort` sorts
             its rows by time.
         duplicates: `error` refuses equal times within an entity, `last` keeps the last
             of such rows.
         missing_values: markers of missing cells besides an empty cell, NA, N/A, NaN,
             NULL, None and #N/A in any case.
+        fill_limit: rows for which `ffill` repeats a value; then, and before the first
+            value, cells are NaN. None for any number.
         exclude: CSV of spans that fill `Series.excluded`; see `exclude_rows`.
 
     Raises:
@@ -85,6 +88,7 @@ def read_table(
         order=order,
         duplicates=duplicates,
         missing_values=missing_values,
+        fill_limit=fill_limit,
         exclude=exclude,
     ).train
 
@@ -100,6 +104,7 @@ def load_files(
     order: str = "strict",
     duplicates: str = "error",
     missing_values: Sequence[str] = (),
+    fill_limit: int | None = None,
     exclude: str | os.PathLike[str] = "",
     memory_bytes: float = math.inf,
 ) -> Dataset:
@@ -115,7 +120,7 @@ def load_files(
     >>> dataset.train[0].values.shape  # doctest: +SKIP
     (20000, 3)
     """
-    rules = Rules(missing, order, duplicates, tuple(missing_values))
+    rules = Rules(missing, order, duplicates, tuple(missing_values), fill_limit)
     check_rules(rules)
     roles = Roles(time_column, entity_column, label_column)
     name = Path(Path(path).name.removesuffix(".gz")).stem

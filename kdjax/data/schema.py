@@ -54,6 +54,7 @@ class Rules(NamedTuple):
     order: str = "strict"
     duplicates: str = "error"
     missing_values: tuple[str, ...] = ()
+    fill_limit: int | None = None  # rows that `ffill` goes back at most
 
 
 class Recording(NamedTuple):
@@ -110,18 +111,21 @@ def to_series(
     else:
         target, chunks = np.empty((len(order), len(channels)), np.float32), [frame]
     missing = _copy(chunks, target, channels, stops, rules, place)
-    what = "missing"
-    if rules.missing == "ffill":
-        what = "filled with the last one before"
-        if missing.any():
-            _fill(target, channels, stops, place)
+    filled = np.zeros_like(missing)
+    if rules.missing == "ffill" and missing.any():
+        filled = missing - _fill(target, stops, rules.fill_limit)
+        missing -= filled
     parts = np.split(target, stops[:-1])
     series = []
-    for (entity, rows), values, count in zip(
-        groups.items(), parts, missing, strict=True
+    for (entity, rows), values, absent, known in zip(
+        groups.items(), parts, missing, filled, strict=True
     ):
-        if count:
-            notes[entity].append(f"{count:,} of {values.size:,} values {what}")
+        for count, what in (
+            (known, "filled with the last one before"),
+            (absent, "missing"),
+        ):
+            if count:
+                notes[entity].append(f"{count:,} of {values.size:,} values {what}")
         series.append(
             Series(
                 entity,
@@ -306,7 +310,7 @@ def _copy(
         seen |= ~absent.all(axis=0)
         owners = np.searchsorted(stops, to, side="right")
         np.add.at(counts, owners, absent.sum(axis=1))
-    if rules.missing == "mask" and not seen.all():
+    if rules.missing != "error" and not seen.all():
         empty = [repr(channels[i]) for i in np.flatnonzero(~seen)]
         raise DataError(
             f"{place.path}: no row has a value in {', '.join(empty)}; remove "
@@ -315,25 +319,43 @@ def _copy(
     return counts
 
 
-def _fill(
-    target: np.ndarray, channels: tuple[str, ...], stops: np.ndarray, place: Place
-) -> None:
-    """Repeats the last value of each entity for missing ones, in place."""
-    assert place.rows is not None
+def _fill(target: np.ndarray, stops: np.ndarray, limit: int | None) -> np.ndarray:
+    """Fills missing values of each entity in place; how many stay missing, `[E]`."""
     size, first = chunk_rows(target), 0
-    for stop in stops:
-        last = np.full((1, len(channels)), np.nan, np.float32)
+    counts = np.zeros(len(stops), np.int64)
+    for entity, stop in enumerate(stops):
+        last = np.full(target.shape[1], np.nan, np.float32)
+        ages = np.zeros(target.shape[1], np.int64)
         for start in range(first, stop, size):
             part = slice(start, min(start + size, stop))
-            rows = np.concatenate([last, target[part]])
-            filled = pd.DataFrame(rows).ffill().to_numpy()[1:]
-            bad = np.isnan(filled)
-            if bad.any():
-                here = place._replace(rows=place.rows[part])
-                raise _missing_error(filled, bad, channels, "ffill", here, len(target))
-            target[part] = filled
-            last = filled[-1:]
+            target[part], last, ages = fill_forward(target[part], last, ages, limit)
+            counts[entity] += np.isnan(target[part]).sum()
         first = stop
+    return counts
+
+
+def fill_forward(
+    rows: np.ndarray, last: np.ndarray, ages: np.ndarray, limit: int | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Missing cells of rows `[N, D]` filled with the last value of their channel.
+
+    A value is used for at most `limit` rows, for any number with None; then cells stay
+    missing. `last` `[D]` are the values before the first row, NaN for none, and `ages`
+    `[D]` the rows since; the result has those after the last row too.
+
+    >>> column, start = np.array([[np.nan], [5], [np.nan], [np.nan]]), np.array([7.0])
+    >>> fill_forward(column, start, np.array([0]), 1)[0].ravel()
+    array([ 7.,  5.,  5., nan])
+    """
+    numbers = np.arange(1, len(rows) + 1)[:, None]
+    # The number of the row that a cell's value comes from, from 1; not above 0 for `last`.
+    source = np.where(np.isnan(rows), -ages, numbers)
+    source = np.maximum.accumulate(source, axis=0)
+    stacked = np.concatenate([last[None], rows])
+    values = np.take_along_axis(stacked, np.maximum(source, 0), axis=0)
+    age = numbers - source
+    known = values if limit is None else np.where(age <= limit, values, np.nan)
+    return known.astype(rows.dtype), values[-1], age[-1]
 
 
 def _missing_error(
@@ -348,11 +370,6 @@ def _missing_error(
     row, column = (int(i) for i in np.argwhere(bad)[0])
     start = f"{where(place, row, channels[column])}: "
     more = others(int(bad.sum())) if len(bad) == rows else ""
-    if missing == "ffill":
-        return DataError(
-            f"{start}no earlier value of this entity fills the gap{more}; "
-            "complete or remove these rows, or leave gaps open by data.missing=mask."
-        )
     absent = bool(np.isnan(values[row, column]))
     mask = ", or leave it open by data.missing=mask" if absent else ""
     return DataError(

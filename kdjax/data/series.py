@@ -21,7 +21,7 @@ class Series(NamedTuple):
     Attributes:
         entity: name of the machine, service or channel recorded.
         values: `[N, D]` float32, in the units of the file; NaN where a value is missing
-            (only with `missing="mask"`), never infinite.
+            (not with `missing="error"`), never infinite.
         channels: the D channel names.
         time: `[N]` datetime64[ns] or float64, strictly increasing; None without a time
             column: rows are then one step apart.

@@ -172,7 +172,9 @@ def load_dataset(data: Settings) -> Dataset:
         "test_path", "time_column", "entity_column", "label_column", "missing",
         "missing_values", "order", "duplicates", "exclude", "memory_bytes",
     )  # fmt: skip
-    return load_files(data["path"], **{field: data[field] for field in fields})
+    limit = data["fill_limit"] or data["window"]
+    options = {field: data[field] for field in fields}
+    return load_files(data["path"], fill_limit=limit, **options)
 
 
 def prepare_dataset(dataset: Dataset, settings: Settings) -> Prepared:

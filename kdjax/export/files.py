@@ -9,7 +9,7 @@ where a score lies that close to τ.
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -258,7 +258,7 @@ def _check_parity(parity: Parity, output: str | os.PathLike[str]) -> None:
 
 
 def _rows(
-    detector: Detector, path: str | os.PathLike[str], **columns: str
+    detector: Detector, path: str | os.PathLike[str], **columns: Any
 ) -> Sequence[np.ndarray]:
     """The rows of a user's file, one array an entity."""
     series = read_table(path, missing="mask", **columns)
