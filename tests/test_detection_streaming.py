@@ -408,8 +408,9 @@ def test_states_of_others_and_damaged_ones_are_refused(asked, tmp_path):
         {"alarm": 3},
         {"p_values": [None]},
         {"before": 3},
-        {"before": ["number", 1.0, 9, 0, 0, 0]},
-        {"before": ["number", 1.0, 5, 0, 0]},
+        {"before": {"clock": "number", "time": 1.0, "run": 9, "alarm": [0, 0, 0]}},
+        {"before": {"clock": "number", "time": 1.0, "run": 5, "alarm": [0, 0]}},
+        {"before": {"clock": "number", "time": 1.0, "alarm": [0, 0, 0]}},
     ):
         with pytest.raises(ArtifactError, match="this state can't be restored"):
             stream.restore(state | change)
@@ -533,6 +534,10 @@ def test_a_plan_survives_json():
     )
     text = plan_to_json(odd)
     assert plan_from_json(text) == odd
+    # As version 0.1.0 wrote it, which knows no filling.
+    assert "fill_limit" not in json.loads(text) and odd.fill_limit == 0
+    filling = odd._replace(fill_limit=7)
+    assert plan_from_json(plan_to_json(filling)) == filling
     json.loads(text, parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
 
 
@@ -555,6 +560,7 @@ def test_a_plan_survives_json():
         {"calibration": 3},
         {"entity": 3},
         {"more": 1},
+        {"fill_limit": -1},
     ],
 )
 def test_a_plan_that_is_none_is_refused(change):

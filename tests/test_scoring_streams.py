@@ -12,10 +12,13 @@ import sys
 import threading
 import time
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
+from kdjax.cli import main
 from kdjax.data.lines import read_lines
 from kdjax.data.series import Series
 from kdjax.detection.storage import save_detector
@@ -60,7 +63,7 @@ def plain(small):
 
     def score(window):
         points = np.abs(window[0, :, 0])
-        return WindowResult(points, float(np.nanmax(points)), np.abs(window[0]))
+        return WindowResult(points, float(np.fmax.reduce(points)), np.abs(window[0]))
 
     return StreamDetector(plan_of(small._replace(step=1.0), 0), score)
 
@@ -111,6 +114,92 @@ def test_both_backends_answer_as_the_causal_table(steps, folder, backend):
     for row in found:
         assert ("channels" in row) == (row["alarm"] == 1)
     assert sum(row["alarm"] for row in found) > 2
+
+
+def gappy_file(path):
+    """Two channels with a late start, missing cells and rows, and gaps in time."""
+    rng = np.random.default_rng(4)
+    values = 2 * rng.normal(size=(160, 2))
+    values[rng.uniform(size=values.shape) < 0.1] = np.nan
+    values[:7, 0] = values[:2] = np.nan  # Both start late, one later.
+    values[40:52, 1] = values[70:79] = np.nan
+    steps = np.ones(160)
+    steps[[30, 75, 110]] = [6, 40, 5]
+    seconds = np.cumsum(steps).astype("m8[s]")
+    frame = pd.DataFrame(values, columns=["x", "y"])
+    frame.insert(0, "time", np.datetime64("2024-01-01T00:00:00") + seconds)
+    frame.to_csv(path, index=False, date_format="%Y-%m-%dT%H:%M:%S")
+    return values
+
+
+@pytest.mark.parametrize("backend", ["jax", "onnxruntime"])
+@pytest.mark.parametrize("missing", ["mask", "ffill"])
+def test_score_causal_and_stream_give_the_same_of_a_file(
+    steps, tmp_path, monkeypatch, missing, backend
+):
+    monkeypatch.chdir(tmp_path)
+    data = {"missing": missing, "fill_limit": 3}
+    card = {"title": "a", "settings": {"data": data}}
+    save_detector("detector", steps._replace(card=card))
+    values = gappy_file("a.csv")
+    command = ["kdjax", "score", "a.csv", "--detector=detector", "--causal"]
+    assert main([*command, "--output=scores.csv"]) == 0
+    table = pd.read_csv("scores.csv")
+    lines = Path("a.csv").read_text("utf-8")
+    found = answered(lines, detector="detector", backend=backend, entity="a")
+    for name in ("score", "window_score"):
+        numbers = [as_number(row[name]) for row in found]
+        np.testing.assert_allclose(numbers, table[name], rtol=1e-4)
+    assert [row["alarm"] for row in found] == table["alarm"].tolist()
+    assert [row["state"] for row in found] == table["state"].tolist()
+    assert table["state"].value_counts().min() > 5 and table["state"].nunique() == 3
+    # Rows without any value have a score where a value was near enough.
+    empty = np.isnan(values).all(axis=1)
+    assert (empty & table["score"].notna()).any() == (missing == "ffill")
+    assert table["score"][78:79].isna().all()
+
+
+def test_a_stream_fills_cells_as_files_do_and_not_for_longer(plain):
+    """By hand: a_t is the first channel, and |x| of a filled cell that of the last one."""
+    plan = plain.plan._replace(window=1, fill_limit=2, tau=50.0)
+    stream = StreamDetector(plan, plain._score)
+    cells = ["", "7", "", "inf", "", "", "3", ""]
+    lines = [f"{n},{cell},1" for n, cell in enumerate(cells)]
+    found = [json.loads(text) for text in stream_rows(stream, ["time,x,y", *lines])]
+    scores = [row["score"] for row in found]
+    assert scores == [None, 7, 7, 7, None, None, 3, 3]
+    assert [row["state"] == "unknown" for row in found] == [s is None for s in scores]
+    # A fault and a row that is taken back fill nothing.
+    more = ["8,x,1", "900,40,1", "9,,1", "10,,1"]
+    found = [json.loads(text) for text in stream_rows(stream, ["time,x,y", *more])]
+    assert [row["score"] for row in found] == [None, 40, 3, None]
+
+
+@pytest.mark.parametrize("cut", range(1, 9))
+def test_a_stream_goes_on_filling_from_its_state(plain, cut):
+    plan = plain.plan._replace(window=1, fill_limit=2)
+    first, second = (StreamDetector(plan, plain._score) for _ in range(2))
+    rows = [[math.nan, 1], [7, 1], [math.nan, 1], [40, 1], *[[math.nan, 1]] * 5]
+    times = [0, 1, 2, 900, 3, 4, 5, 6, 7]
+    scores = []
+    for row, at in zip(rows[:cut], times[:cut], strict=True):
+        scores.append(first.update(row, at).score)
+    state = json.loads(json.dumps(first.state(), allow_nan=False))
+    second.restore(state)
+    assert second.state() == state
+    for row, at in zip(rows[cut:], times[cut:], strict=True):
+        scores.append(second.update(row, at).score)
+    nan = math.nan
+    np.testing.assert_array_equal(scores, [nan, 7, 7, 40, 7, nan, nan, nan, nan])
+
+
+def test_a_state_from_before_cells_were_filled_goes_on(plain):
+    filling = StreamDetector(plain.plan._replace(fill_limit=2), plain._score)
+    plain.update([1, 2], 0)
+    state = plain.state()
+    del state["before"]
+    filling.restore(state | {"schema": 1})
+    assert filling.rows == 1 and filling.update([math.nan, 2], 1).state == "unknown"
 
 
 def test_a_file_and_a_folder_answer_alike(folder, file):

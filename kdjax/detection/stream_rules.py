@@ -38,6 +38,7 @@ class Plan(NamedTuple):
     # empty where unknown.
     calibration: tuple[float, ...]
     disjoint: int  # approximate number of calibration windows that share no row
+    fill_limit: int = 0  # rows for which a missing cell has the last value; 0 for none
 
 
 def plan_of(detector: "Detector", index: int) -> Plan:
@@ -66,7 +67,20 @@ def plan_of(detector: "Detector", index: int) -> Plan:
         disjoint=math.ceil(
             len(scores) * min(detector.stride, detector.window) / detector.window
         ),
+        fill_limit=fill_limit(detector),
     )
+
+
+def fill_limit(detector: "Detector", *, missing: str = "") -> int:
+    """Rows for which a missing cell has the last value by the card; 0 for none.
+
+    `missing` overrides the card's rule.
+    """
+    data = detector.card.get("settings", {}).get("data", {})
+    if (missing or data.get("missing")) != "ffill":
+        return 0
+    # Version 0.1.0 had no limit.
+    return int(data.get("fill_limit") or detector.window)
 
 
 def plan_to_json(plan: Plan) -> str:
@@ -80,6 +94,8 @@ def plan_to_json(plan: Plan) -> str:
         "max_gap": plain(plan.max_gap),
         "calibration": [plain(score) for score in plan.calibration],
     }
+    if not plan.fill_limit:  # as version 0.1.0 wrote plans
+        del fields["fill_limit"]
     return json.dumps(fields, allow_nan=False, separators=(",", ":"))
 
 
@@ -91,6 +107,7 @@ def plan_from_json(text: str) -> Plan:
     """
     try:
         found = json.loads(text)
+        found = Plan._field_defaults | found
         if set(found) != set(Plan._fields):
             odd = sorted(set(found) ^ set(Plan._fields))
             raise ValueError(f"missing or unknown: {', '.join(map(str, odd))}")
@@ -172,4 +189,5 @@ PLAN_CHECKS: dict[str, Callable[[Any], Any]] = {
     "cooldown": as_count(0),
     "calibration": _scores,
     "disjoint": as_count(0),
+    "fill_limit": as_count(0),
 }

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from kdjax.data.schema import fill_forward
 from kdjax.data.times import iso_time
 from kdjax.detection.alarming import TOP, AlarmRule, AlarmState, next_alarm
 from kdjax.detection.cadence import ENOUGH, check_cadence, is_other
@@ -112,6 +113,8 @@ class Position(NamedTuple):
     taken: int = 0  # rows taken into the buffer
     run: int = 0  # of them, those since the start or the last gap
     alarm: AlarmState = AlarmState()
+    last_values: np.ndarray = np.empty(0)  # [D], NaN for none; for `fill_forward`
+    ages: np.ndarray = np.empty(0)  # [D], rows since
 
 
 class StreamRow(NamedTuple):
@@ -169,7 +172,8 @@ class StreamDetector:
             )
         self.plan = plan
         self.moves = bool(adaptive_step or rolling)
-        text = f"{plan_to_json(plan)} {adaptive_step!r}"
+        # Version 0.1.0 filled no cells; its states go on.
+        text = f"{plan_to_json(plan._replace(fill_limit=0))} {adaptive_step!r}"
         text += f" {rolling!r}" * bool(rolling)
         self._digest = hashlib.sha256(text.encode()).hexdigest()
         self._score = score
@@ -180,15 +184,17 @@ class StreamDetector:
         # Each row is stored twice, L apart, so that any L successive ones are adjacent.
         self._buffer = np.zeros((2 * plan.window, len(plan.channels)), np.float32)
         self.rows = 0  # accepted ones
-        self._at = Position()
+        width = len(plan.channels)
+        self._start = Position(
+            last_values=np.full(width, np.nan, np.float32), ages=np.zeros(width, int)
+        )
+        self._at = self._start
         # The position before a gap behind which only one row has come.
         self._before: Position | None = None
         # Times of the latest rows, those that were refused for their step among them.
         self._times: collections.deque[float] = collections.deque(maxlen=STEPS + 1)
-        self._refused = (
-            Timestamp("", 0),
-            0,
-        )  # the last row refused for its time, count
+        # The last row refused for its time, and how many before it follow each other.
+        self._refused = (Timestamp("", 0), 0)
         self._adaptive: Adaptive | None = None
         self._tau = plan.tau
         self._p_values: collections.deque[float] = collections.deque(maxlen=WATCHED)
@@ -220,6 +226,12 @@ class StreamDetector:
         taken_back = at is self._before
         self._before = at if fresh and at.run else None
         self._refused = (Timestamp("", 0), 0)
+        last_values, ages = at.last_values, at.ages
+        if self.plan.fill_limit:
+            filled, last_values, ages = fill_forward(
+                values[None], last_values, ages, self.plan.fill_limit
+            )
+            values = filled[0]
         length = self.plan.window
         place = at.taken % length
         self._buffer[place] = self._buffer[place + length] = values
@@ -236,7 +248,7 @@ class StreamDetector:
                 self._follow(window_score, run - length)
         above = window_score > tau
         state, alarm = next_alarm(at.alarm, above, self._rule)
-        self._at = Position(instant, at.taken + 1, run, state)
+        self._at = Position(instant, at.taken + 1, run, state, last_values, ages)
         if alarm:
             channels = self._top_channels(window, found)
         known = not (math.isnan(score) or math.isnan(window_score))
@@ -273,12 +285,9 @@ class StreamDetector:
             "kdjax_version": kdjax_version(),
             "detector": self._digest,
             "rows": self.rows,
-            "run": at.run,
             "buffer": _packed(self._buffer[places]),
-            "clock": at.last.clock,
-            "time": at.last.value,
-            "alarm": list(at.alarm),
-            "before": before and [*before.last, before.run, *before.alarm],
+            **self._saved(at),
+            "before": before and self._saved(before),
             "adaptive": adaptive and [adaptive.alpha, _packed(adaptive.recent)],
             "p_values": list(self._p_values),
         }
@@ -299,18 +308,10 @@ class StreamDetector:
             count = as_count(0)
             rows, run = count(state["rows"]), count(state["run"])
             kept = _unpacked(state["buffer"], np.float32).reshape(-1, width)
-            last = as_timestamp(state["clock"], state["time"])
-            at = Position(last, rows, run, _alarm_state(state["alarm"]))
-            # Schema 1 has none.
-            before, needed = state["before"] if state["schema"] > 1 else None, run
+            at, needed = self._restored(state, rows), run
+            before = state["before"] if state["schema"] > 1 else None
             if before is not None:
-                clock, value, count_before, *active = before
-                before = Position(
-                    as_timestamp(clock, value),
-                    rows - 1,
-                    count(count_before),
-                    _alarm_state(active),
-                )
+                before = self._restored(before, rows - 1)
                 needed = before.run + 1
             watched = [as_number(p) for p in state["p_values"]]
             if len(kept) != min(needed, window) or needed > rows or run > needed:
@@ -340,6 +341,36 @@ class StreamDetector:
         if adaptive is not None:
             self._adapt_from(adaptive)
 
+    def _saved(self, at: Position) -> dict[str, Any]:
+        found: dict[str, Any] = {
+            "run": at.run,
+            "clock": at.last.clock,
+            "time": at.last.value,
+            "alarm": list(at.alarm),
+        }
+        if self.plan.fill_limit:
+            found["last_values"] = _packed(at.last_values)
+            found["ages"] = at.ages.tolist()
+        return found
+
+    def _restored(self, saved: Mapping[str, Any], taken: int) -> Position:
+        """The position that `_saved` gave."""
+        count = as_count(0)
+        run, active, rest = map(count, saved["alarm"])
+        at = self._start._replace(
+            last=as_timestamp(saved["clock"], saved["time"]),
+            taken=taken,
+            run=count(saved["run"]),
+            alarm=AlarmState(run, active, rest),
+        )
+        if not self.plan.fill_limit or "last_values" not in saved:
+            return at  # of version 0.1.0
+        values = _unpacked(saved["last_values"], np.float32)
+        ages = np.array([count(age) for age in saved["ages"]], int)
+        if not values.shape == ages.shape == at.ages.shape:
+            raise ValueError("it has values of other channels")
+        return at._replace(last_values=values, ages=ages)
+
     def _values(
         self, row: Sequence[float] | np.ndarray | Mapping[str, float]
     ) -> np.ndarray:
@@ -365,6 +396,8 @@ class StreamDetector:
                 f"expected {len(channels)} numbers: {', '.join(channels)}."
             )
         numbers = numbers.astype(np.float64)
+        if self.plan.fill_limit:  # as the reader of files
+            numbers[np.isinf(numbers)] = np.nan
         bad = np.abs(numbers) >= _OVERFLOW  # false for NaN
         if bad.any():
             place = int(np.argmax(bad))
@@ -459,11 +492,6 @@ def as_timestamp(clock: Any, value: Any) -> Timestamp:
         raise ValueError(f"{clock!r} is no clock")
     as_number(value)
     return Timestamp(clock, value)  # as it is: ns don't fit into a float
-
-
-def _alarm_state(values: Sequence[Any]) -> AlarmState:
-    run, active, rest = (as_count(0)(value) for value in values)
-    return AlarmState(run, active, rest)
 
 
 def _packed(values: np.ndarray) -> str:

@@ -27,6 +27,7 @@ from kdjax.detection.detector import (
     score_batches,
 )
 from kdjax.detection.scores import window_scores
+from kdjax.detection.stream_rules import fill_limit
 from kdjax.errors import DataError
 
 STATES = ("normal", "anomaly", "unknown")  # by their codes in `score_table`
@@ -186,7 +187,8 @@ def read_like(
     reading = {name: data.get(name, usual) for name, usual in _READING.items()}
     if missing:
         reading["missing"] = missing
-    return read_table(path, **columns, **reading)
+    limit = fill_limit(detector, missing=missing) or None
+    return read_table(path, fill_limit=limit, **columns, **reading)
 
 
 def known_entity(detector: Detector, entity: str) -> str:
