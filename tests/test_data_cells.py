@@ -77,8 +77,6 @@ ENTRIES = [by_file, by_semicolons, by_parquet, by_stream, by_json]
         ("null", NAN),
         ("n/a", NAN),
         ("#N/A", NAN),
-        ("True", 1.0),
-        ("FALSE", 0.0),
     ],
 )
 def test_a_cell_is_the_same_number_everywhere(entry, cell, number, tmp_path):
@@ -88,8 +86,11 @@ def test_a_cell_is_the_same_number_everywhere(entry, cell, number, tmp_path):
 
 @pytest.mark.parametrize("entry", ENTRIES)
 def test_truth_values_are_numbers_in_a_column_of_their_own(entry, tmp_path):
-    found = entry(["True", "False", "True"], tmp_path)
-    np.testing.assert_array_equal(found, [1, 0, 1])
+    found = entry(["True", "FALSE", "", "true"], tmp_path)
+    np.testing.assert_array_equal(found, [1, 0, NAN, 1])
+    for cells in (["0.5", "True"], ["True", "0.5"]):
+        with pytest.raises(DataError, match="is not a number"):
+            entry(cells, tmp_path)
 
 
 @pytest.mark.parametrize("entry", ENTRIES)

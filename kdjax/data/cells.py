@@ -1,7 +1,7 @@
 """Cells of text as numbers, by one set of rules for files and streams.
 
 A number has ASCII digits, a decimal point (or comma, where commas do not separate cells)
-and maybe an exponent. `true` and `false` are 1 and 0. A cell is missing if it is empty or
+and maybe an exponent. `true` and `false` are 1 and 0 where a column has no numbers. A cell is missing if it is empty or
 one of `MISSING_CELLS`, or of the user's own markers (`data.missing_values`). Case and white
 space around a cell, no-break spaces included, do not count.
 """
@@ -69,6 +69,13 @@ def mark_missing(numbers: np.ndarray, missing: Collection[str]) -> np.ndarray:
 def _numbers(markers: tuple[str, ...]) -> tuple[float, ...]:
     """The numbers among markers."""
     return tuple(float(marker) for marker in markers if _NUMBER.fullmatch(marker))
+
+
+def is_truth(cell: Any) -> bool:
+    """Whether a cell is `true` or `false`, in any case."""
+    if isinstance(cell, str):
+        return cell.strip().lower() in _TRUTH
+    return isinstance(cell, bool | np.bool_)
 
 
 def is_number(cell: str, *, comma: bool = False) -> bool:

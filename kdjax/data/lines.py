@@ -6,6 +6,7 @@ go on. Blank lines are skipped, but are missing cells where rows have a single c
 
 import csv
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from kdjax.data.cells import is_number, may_be_thousands, to_number
+from kdjax.data.cells import is_number, is_truth, may_be_thousands, to_number
 from kdjax.data.raw import Place
 from kdjax.data.times import find_time
 from kdjax.errors import ConfigError, DataError
@@ -121,6 +122,7 @@ def _csv(names: list[str], separator: str, wanted: _Wanted) -> _Format:
     places = [names.index(name) for name in wanted.channels]
     at = names.index(wanted.time) if wanted.time else None
     decimal, comma = "", separator != ","  # The mark is unknown until a cell has one.
+    truth: dict[str, bool] = {}  # by channel whether it holds truth values
     forms = [""] * len(places)  # by channel `whole`, `grouped` or `plain`, see `_form`
 
     def split(text: str) -> tuple[Any, list[str]]:
@@ -139,6 +141,7 @@ def _csv(names: list[str], separator: str, wanted: _Wanted) -> _Format:
             found = [*map(float, own)]
         except ValueError:
             found = [_value(cells[i], names, i, comma, wanted) for i in places]
+        _check_truth(own, wanted.channels, truth)
         if comma:
             used = {decimal, *(mark for mark in ".," if mark in text)} - {""}
             if len(used) > 1:  # A point beside commas may mark thousands.
@@ -177,6 +180,25 @@ def _value(
     return number
 
 
+def _check_truth(
+    cells: Sequence[Any], channels: Sequence[str], known: dict[str, bool]
+) -> None:
+    """DataError where a channel has truth values and numbers; `known` is updated."""
+    if len(known) == len(channels) and not any(
+        (*known.values(), *map(is_truth, cells))
+    ):
+        return
+    for channel, cell in zip(channels, cells, strict=True):
+        number = to_number(cell)
+        if number is None or math.isnan(number):
+            continue
+        if known.setdefault(channel, is_truth(cell)) != is_truth(cell):
+            raise DataError(
+                f"{channel!r}: {cell!r} is not a number: a channel holds numbers or "
+                "truth values, not both; correct it."
+            )
+
+
 def _form(cell: str, known: str, names: Sequence[str], place: int) -> str:
     """How a column writes numbers: whole, maybe grouped in thousands, or plain decimals.
 
@@ -207,6 +229,7 @@ def _time(cell: str) -> int | float | str:
 def _json(wanted: _Wanted) -> _Format:
     name, channels = wanted.time, wanted.channels
     known = {*channels, *wanted.ignored}
+    truth: dict[str, bool] = {}
 
     def split(text: str) -> tuple[Any, dict[str, Any]]:
         nonlocal name
@@ -223,7 +246,11 @@ def _json(wanted: _Wanted) -> _Format:
         if not found.keys() - {name} <= known or not found.keys() >= set(channels):
             time = name if name in found else ""
             _check_names(list(found), wanted._replace(time=time))
-        return [_member(found, channel, wanted.missing_values) for channel in channels]
+        values = [
+            _member(found, channel, wanted.missing_values) for channel in channels
+        ]
+        _check_truth([found[channel] for channel in channels], channels, truth)
+        return values
 
     return split, row
 

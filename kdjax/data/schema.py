@@ -4,6 +4,7 @@ Tables that are too large for the memory are copied in chunks to a temporary fil
 """
 
 import logging
+import math
 import os
 import shutil
 import tempfile
@@ -18,7 +19,7 @@ from pandas.api.types import (
     is_timedelta64_dtype,
 )
 
-from kdjax.data.cells import mark_missing, to_number
+from kdjax.data.cells import is_truth, mark_missing, to_number
 from kdjax.data.raw import Place, others, to_float32, to_labels, where
 from kdjax.data.series import Series
 from kdjax.data.tables import UNNAMED, Table
@@ -223,7 +224,14 @@ def parse_numbers(
                 f"numbers; {todo} or remove it."
             )
     found = [to_number(cell, missing=missing_values) for cell in column]
-    text = [row for row, number in enumerate(found) if number is None]
+    truth = [is_truth(cell) for cell in column]
+    count = sum(number is not None and not math.isnan(number) for number in found)
+    mixed = any(truth) and count > sum(truth)
+    text = [
+        row
+        for row, number in enumerate(found)
+        if number is None or (mixed and truth[row])
+    ]
     if text:
         row = text[0]
         if len(text) < len(found) and hint == _ROLE_HINT:
