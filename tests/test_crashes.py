@@ -224,9 +224,6 @@ def say(capsys, monkeypatch, finished):
     """Runs a command in this process; its code and its errors. Streams get the test."""
     # Milliseconds are measured anew each time.
     monkeypatch.setattr("kdjax.export.costs.window_milliseconds", lambda *_: 0.1)
-    monkeypatch.setattr(
-        "kdjax.experiment.sweeps.members.window_milliseconds", lambda *_: 0.1
-    )
 
     def run(arguments):
         text = finished.plant.test.read_text("utf-8")
