@@ -317,6 +317,13 @@ def test_one_row_ahead_of_its_time_is_taken_back(asked, cut):
     assert [window[:, 0].tolist() for window in windows + later] == expected
 
 
+def test_a_row_behind_a_gap_that_comes_twice_is_refused_once(asked):
+    stream, _ = asked(QUIET)
+    found = pushed(stream, [*range(6), 900, 900, 901])
+    assert "not after that of the row before" in found[7]
+    assert found[6] == (6, "unknown", False) and found[8] == (7, "unknown", False)
+
+
 def test_behind_a_gap_of_days_the_rows_follow(asked):
     stream, windows = asked(QUIET)
     found = pushed(stream, [*range(6), *range(172_800, 172_806)])

@@ -514,6 +514,26 @@ def test_lines_older_than_the_known_ones_were_answered(replayed, monkeypatch):
     assert summary.rows == 98 and len(found.splitlines()) == 100
 
 
+def test_rows_behind_a_clock_set_back_are_not_older_than_the_known(
+    replayed, monkeypatch
+):
+    monkeypatch.setattr("kdjax.scoring.streams.KNOWN", 50)
+    before = rows_text([*range(1000, 1110), *range(20)])
+    replayed("\n".join(["time,y,x", *before]))
+    summary, found = replayed("\n".join(["time,y,x", *rows_text(range(20, 50))]))
+    # Nine rows were refused before the stream began anew.
+    assert (summary.rows, summary.faulty, summary.again) == (151, 9, 0)
+    assert len(found.splitlines()) == 160
+
+
+def test_after_a_new_row_none_is_passed_over(replayed):
+    lines = ["time,y,x", *rows_text(range(9))]
+    replayed("\n".join(lines[:6]))
+    summary, found = replayed("\n".join([*lines, lines[-1]]))
+    assert (summary.faulty, summary.again) == (1, 5)
+    assert "the same row was answered" in json.loads(found.splitlines()[-1])["error"]
+
+
 def test_rows_sent_twice_are_not_answered_anew(plain):
     """Ten rows that follow each other begin anew, but not rows that were answered."""
     lines = rows_text(range(30), [1] * 30)

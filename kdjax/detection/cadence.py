@@ -4,6 +4,8 @@ A model of sequences has learned how much changes from one row to the next, so r
 another step, or times in another unit, give scores without a meaning.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from kdjax.errors import DataError
@@ -18,6 +20,16 @@ _UNITS = {1e3: "milliseconds", 1e6: "microseconds", 1e9: "nanoseconds"}
 def is_other(found: float, step: float) -> bool:
     """Whether a step is not the one in training."""
     return not step / SAME_STEP < found < step * SAME_STEP
+
+
+def common_step(steps: Sequence[float]) -> float:
+    """The median of the entities' steps in training; 0, for none, where they differ.
+
+    >>> common_step([60.0, 61.0, 60.0]), common_step([60.0, 300.0])
+    (60.0, 0.0)
+    """
+    step = float(np.median(steps))
+    return 0.0 if any(is_other(own, step) for own in steps) else step
 
 
 def check_cadence(time: np.ndarray | None, step: float) -> None:

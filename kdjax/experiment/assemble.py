@@ -10,6 +10,7 @@ from kdjax.data.prepared import Prepared, training_ranges
 from kdjax.data.series import Dataset, Ranges, Series
 from kdjax.data.times import median_step, seconds_per_row
 from kdjax.data.windowing import chunks
+from kdjax.detection.cadence import common_step
 from kdjax.detection.calibration import Calibration, Rules
 from kdjax.detection.detector import POOLED, Detector
 from kdjax.detection.thresholds import Rule, budget_rate, parse_budget
@@ -126,7 +127,7 @@ def make_detector(
             scores.astype(np.float32) for scores in calibration.threshold_scores
         ),
         reference=np.array(reference),
-        step=float(np.median([median_step(e.train.time) for e in prepared.entities])),
+        step=common_step([median_step(e.train.time) for e in prepared.entities]),
         attribution=detection["attribution"],
         min_duration=threshold["min_duration"],
         cooldown=threshold["cooldown"],
