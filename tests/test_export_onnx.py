@@ -1,7 +1,5 @@
 """The ONNX graph of a network against the network itself."""
 
-import itertools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,14 +23,7 @@ def random_params(architecture, seed=0):
 
 
 def network_graph(architecture, params):
-    """The network alone, `x [B, L, D]` to its reconstruction `y`, B and L dynamic."""
-    graph = graphs.Graph([], {}, itertools.count())
-    output = graphs._network(graph, architecture, params, "x")
-    graphs.add(graph, "Identity", output, outputs=["y"])
-    inputs, outputs = (
-        [graphs._value(name, ("B", "L", architecture.width))] for name in ("x", "y")
-    )
-    model = graphs.make_model(graph, inputs, outputs, name="kdjax_network")
+    model = graphs.network_graph(architecture, params)
     onnx.checker.check_model(model, full_check=True)
     return model
 

@@ -1,6 +1,5 @@
 """The side of onnxruntime: the exported network and its point scores in one graph."""
 
-import itertools
 from functools import partial
 from typing import Any
 
@@ -9,7 +8,7 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
-from kdjax.export import onnx as graphs
+from kdjax.export.onnx import network_graph
 from kdjax.models.autoencoder import Architecture
 from kdjax.models.model import Params
 from timing import work
@@ -40,21 +39,11 @@ def build(item: Work, size: Size, side: str = "onnxruntime") -> Unit:
     return Unit(work.single_windows(score, size.calls, item.kind), facts)
 
 
-def _network_graph(architecture: Architecture, params: Params) -> onnx.ModelProto:
-    """The network alone, `x [B, L, D]` to its reconstruction `y`; B and L are dynamic."""
-    graph = graphs.Graph([], {}, itertools.count())
-    output = graphs._network(graph, architecture, params, "x")
-    graphs.add(graph, "Identity", output, outputs=["y"])
-    shape = ("B", "L", architecture.width)
-    inputs, outputs = ([graphs._value(name, shape)] for name in ("x", "y"))
-    return graphs.make_model(graph, inputs, outputs, name="kdjax_network")
-
-
 def score_graph(
     architecture: Architecture, params: Params, mean: np.ndarray, whiten: np.ndarray
 ) -> onnx.ModelProto:
     """`x [B, L, D]` to the point scores ‖W(|x − x'| − μ)‖² `[B, L]`."""
-    model = _network_graph(architecture, params)
+    model = network_graph(architecture, params)
     graph = model.graph
     nodes = [
         helper.make_node("Sub", ["x", "y"], ["difference"]),

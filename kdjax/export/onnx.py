@@ -253,6 +253,16 @@ def _without_nan(graph: Graph, values: str, instead: np.float32) -> str:
 # The network and missing cells.
 
 
+def network_graph(architecture: Architecture, params: Params) -> Model:
+    """The network alone: `x [B, L, D]` to its reconstruction `y`; B and L are dynamic."""
+    graph = Graph([], {}, itertools.count())
+    add(graph, "Identity", _network(graph, architecture, params, "x"), outputs=["y"])
+    shape = ("B", "L", architecture.width)
+    return make_model(
+        graph, [_value("x", shape)], [_value("y", shape)], name="kdjax_network"
+    )
+
+
 def _network(
     graph: Graph, architecture: Architecture, params: Params, windows: str
 ) -> str:
