@@ -1,9 +1,10 @@
 """Cells of text as numbers, by one set of rules for files and streams.
 
 A number has ASCII digits, a decimal point (or comma, where commas do not separate cells)
-and maybe an exponent. `true` and `false` are 1 and 0 where a column has no numbers. A cell is missing if it is empty or
-one of `MISSING_CELLS`, or of the user's own markers (`data.missing_values`). Case and white
-space around a cell, no-break spaces included, do not count.
+and maybe an exponent. `true` and `false` are 1 and 0 where a column has no numbers. A
+cell is missing if it is empty or one of `MISSING_CELLS`, or of the user's own markers
+(`data.missing_values`). Case and white space around a cell, no-break spaces included, do
+not count.
 """
 
 import functools
@@ -20,7 +21,13 @@ _TRUTH = {"true": 1.0, "false": 0.0}
 _NUMBER = re.compile(
     r"[+-]?((\d+\.?\d*|\.\d+)(e[+-]?\d+)?|inf(inity)?)", re.ASCII | re.IGNORECASE
 )
-_THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}([.,]\d{3})+", re.ASCII)
+_WHOLE = re.compile(r"[+-]?\d+", re.ASCII)
+_GROUPED = re.compile(r"[+-]?[1-9]\d{0,2}([.,]\d{3})+", re.ASCII)
+# The end of the message on a cell such as 1.000 in a column of whole numbers.
+IN_THOUSANDS = (
+    "beside whole numbers may be in thousands; write numbers without thousands marks, or "
+    "all of the column with decimals."
+)
 _NUMBERS = (bool, int, float, np.bool_, np.number, Decimal)
 
 
@@ -88,24 +95,24 @@ def is_number(cell: str, *, comma: bool = False) -> bool:
     return bool(_NUMBER.fullmatch(cell)) or cell.lower() in ("nan", "-nan")
 
 
-def may_be_thousands(cell: str) -> bool:
-    """Whether a cell may be a whole number with thousands marks.
+def number_form(cell: str) -> str:
+    """How a cell writes a number: `whole`, `grouped` as thousands may be, or `plain`.
 
-    >>> may_be_thousands("1.000"), may_be_thousands("0.125"), may_be_thousands("1.25")
-    (True, False, False)
+    A column with whole and grouped cells, but no plain ones, may be in thousands. Empty
+    for a cell without a mark that is no whole number.
+
+    >>> [number_form(cell) for cell in ("998", "1.000", "0.125", "1,25", "NaN")]
+    ['whole', 'grouped', 'plain', 'plain', '']
     """
-    return bool(_THOUSANDS.fullmatch(cell.strip()))
+    cell = cell.strip()
+    if "." in cell or "," in cell:
+        return "grouped" if _GROUPED.fullmatch(cell) else "plain"
+    return "whole" if _WHOLE.fullmatch(cell) else ""
 
 
 def first_thousands(texts: pd.Series) -> int | None:
-    """The first row of a column of text that may be in thousands, such as 998, 999, 1.000.
-
-    That is where whole numbers stand beside cells with three digits after each mark, and
-    no other cell has a mark.
-    """
-    cells = texts.dropna()
-    marked = cells[cells.str.contains("[.,]")]
-    whole = cells.str.fullmatch(r"\s*[+-]?\d+\s*").any()
-    if not len(marked) or not whole or not marked.map(may_be_thousands).all():
+    """The first row of a column of text that may be in thousands: 998, 999, 1.000."""
+    forms = texts.dropna().map(number_form)
+    if {*forms} & {"whole", "grouped", "plain"} != {"whole", "grouped"}:
         return None
-    return int(marked.index[0])
+    return int(forms.index[forms == "grouped"][0])

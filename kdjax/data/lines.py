@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from kdjax.data.cells import is_number, is_truth, may_be_thousands, to_number
+from kdjax.data.cells import IN_THOUSANDS, is_number, is_truth, number_form, to_number
 from kdjax.data.raw import Place
 from kdjax.data.times import find_time
 from kdjax.errors import ConfigError, DataError
@@ -139,9 +139,13 @@ def _csv(names: list[str], separator: str, wanted: _Wanted) -> _Format:
             if "_" in text or not text.isascii() or wanted.missing_values:
                 raise ValueError
             found = [*map(float, own)]
+            words = False
         except ValueError:
             found = [_value(cells[i], names, i, comma, wanted) for i in places]
-        _check_truth(own, wanted.channels, truth)
+            words = True
+        # Most rows hold numbers alone, after others that did.
+        if words or len(truth) < len(own) or any(truth.values()):
+            _check_truth(own, found, wanted.channels, truth)
         if comma:
             used = {decimal, *(mark for mark in ".," if mark in text)} - {""}
             if len(used) > 1:  # A point beside commas may mark thousands.
@@ -181,16 +185,14 @@ def _value(
 
 
 def _check_truth(
-    cells: Sequence[Any], channels: Sequence[str], known: dict[str, bool]
+    cells: Sequence[Any],
+    numbers: Sequence[float],
+    channels: Sequence[str],
+    known: dict[str, bool],
 ) -> None:
     """DataError where a channel has truth values and numbers; `known` is updated."""
-    if len(known) == len(channels) and not any(
-        (*known.values(), *map(is_truth, cells))
-    ):
-        return
-    for channel, cell in zip(channels, cells, strict=True):
-        number = to_number(cell)
-        if number is None or math.isnan(number):
+    for channel, cell, number in zip(channels, cells, numbers, strict=True):
+        if math.isnan(number):
             continue
         if known.setdefault(channel, is_truth(cell)) != is_truth(cell):
             raise DataError(
@@ -200,18 +202,14 @@ def _check_truth(
 
 
 def _form(cell: str, known: str, names: Sequence[str], place: int) -> str:
-    """How a column writes numbers: whole, maybe grouped in thousands, or plain decimals.
+    """The `number_form` of a column so far.
 
     DataError where 998 and 1.000 stand in one column, unless it has shown other decimals.
     """
-    form = "whole" if cell.strip().lstrip("+-").isdigit() else ""
-    if "." in cell or "," in cell:
-        form = "grouped" if may_be_thousands(cell) else "plain"
+    form = number_form(cell)
     if {known, form} == {"whole", "grouped"}:
         raise DataError(
-            f"column {place + 1} ({names[place]!r}): {cell.strip()!r} beside whole numbers "
-            "may be in thousands; write numbers without thousands marks, or all of the "
-            "column with decimals."
+            f"column {place + 1} ({names[place]!r}): {cell.strip()!r} {IN_THOUSANDS}"
         )
     return "plain" if "plain" in (known, form) else form or known
 
@@ -246,11 +244,13 @@ def _json(wanted: _Wanted) -> _Format:
         if not found.keys() - {name} <= known or not found.keys() >= set(channels):
             time = name if name in found else ""
             _check_names(list(found), wanted._replace(time=time))
-        values = [
-            _member(found, channel, wanted.missing_values) for channel in channels
+        cells = [found[channel] for channel in channels]
+        numbers = [
+            _member(cell, channel, wanted.missing_values)
+            for cell, channel in zip(cells, channels, strict=True)
         ]
-        _check_truth([found[channel] for channel in channels], channels, truth)
-        return values
+        _check_truth(cells, numbers, channels, truth)
+        return numbers
 
     return split, row
 
@@ -262,13 +262,10 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _member(
-    found: dict[str, Any], channel: str, missing_values: Sequence[str]
-) -> float:
-    value = found[channel]
-    number = to_number(value, missing=missing_values)
+def _member(cell: Any, channel: str, missing_values: Sequence[str]) -> float:
+    number = to_number(cell, missing=missing_values)
     if number is None:
-        raise DataError(f"{channel!r}: {value!r} is not a number; give one or null.")
+        raise DataError(f"{channel!r}: {cell!r} is not a number; give one or null.")
     return number
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from kdjax.data.cells import (
+    IN_THOUSANDS,
     MISSING_CELLS,
     first_thousands,
     is_number,
@@ -55,7 +56,7 @@ _DECIMAL_POINT = re.compile((_CELL % r"\.").encode(), re.MULTILINE)
 # A column without a name, also as pandas writes one into a file.
 UNNAMED = re.compile(r"unnamed(_|: )\d+", re.IGNORECASE)
 # May be thousands; only then columns are read once more, as text.
-_THOUSANDS = re.compile(
+_MAYBE_GROUPED = re.compile(
     rb"(?:^|[;|\t\n])[ \"]*[+-]?[1-9]\d{0,2}[.,]\d{3}[ \"]*(?=[;|\t\n.,]|$)"
 )
 # Missing cells as they are mostly written, which pandas finds by itself.
@@ -208,7 +209,7 @@ def _read_text(path: Path, text_column: str) -> Table:
             na_values={name: _MARKERS for name in names if name != text_column},
             **options,
         )
-        if separator != "," and _THOUSANDS.search(data):
+        if separator != "," and _MAYBE_GROUPED.search(data):
             texts = pd.read_csv(io.BytesIO(data), dtype=str, **options)
             _check_thousands(texts, place)
     except pd.errors.EmptyDataError:
@@ -232,9 +233,7 @@ def _check_thousands(texts: pd.DataFrame, place: Place) -> None:
         row = first_thousands(texts[name])
         if row is not None:
             raise DataError(
-                f"{where(place, row, str(name))}: {texts[name].iloc[row]!r} beside whole "
-                "numbers may be in thousands; write numbers without thousands marks, or "
-                "all of the column with decimals."
+                f"{where(place, row, str(name))}: {texts[name].iloc[row]!r} {IN_THOUSANDS}"
             )
 
 
