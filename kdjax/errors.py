@@ -4,6 +4,8 @@ Every message says what is wrong, where, what was expected and what to do. The p
 ends with exit code 2 and that one message for each of them.
 """
 
+from collections.abc import Iterable
+
 
 class KdjaxError(Exception):
     """Base of every error that a user of kdjax can cause and mend."""
@@ -15,6 +17,17 @@ class DataError(KdjaxError, ValueError):
 
 class ConfigError(KdjaxError, ValueError):
     """Settings that are unknown, of the wrong type, or contradict each other."""
+
+
+def check_choice(name: str, value: object, known: Iterable[str]) -> None:
+    """Raises ConfigError unless a value is one of the known words.
+
+    >>> check_choice("way", "alone", ("together", "alone"))
+    """
+    if value not in (choices := [*known]):
+        raise ConfigError(
+            f"{name}={value!r} is unknown: use one of {', '.join(choices)}."
+        )
 
 
 class TrainingError(KdjaxError):

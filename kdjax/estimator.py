@@ -248,7 +248,8 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
     X is `[N, D]`: rows in time order, an array or a DataFrame. A `DatetimeIndex` or
     `PeriodIndex` is the rows' time, so that no window crosses a gap; other indices only
     label the results. A frame's columns, whatever their labels, must be those of `fit` in
-    the same order. The mask of a masked array is missing data. With few rows make `window_size` small, or `data.validation` and `data.calibration` large.
+    the same order. The mask of a masked array is missing data. With few rows make
+    `window_size` small, or `data.validation` and `data.calibration` large.
 
     Args:
         window_size: L, rows of a window.
@@ -433,8 +434,9 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
         """The events in X: stretches of rows in alarm, those nearer than L as one.
 
         Columns: `start`, `end`, `severity` (largest score / τ), `peak` (the most abnormal
-        row) and `channels` (the three of largest contribution). The first, second and fourth
-        are labels of the index of X, or row numbers of an array. Rows without a score are in no event; their number is logged.
+        row) and `channels` (the three of largest contribution). The first, second and
+        fourth are labels of the index of X, or row numbers of an array. Rows without a
+        score are in no event; their number is logged.
         """
         series = self._series(X)
         table = self._scores(series)

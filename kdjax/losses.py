@@ -28,7 +28,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from kdjax.errors import ConfigError
+from kdjax.errors import ConfigError, check_choice
 
 TEMPERATURE_MODES = ("output", "logit")
 # What a student can be distilled towards.
@@ -155,15 +155,8 @@ def check_distillation(
     target: str, temperature_mode: str, targets: tuple[str, ...] = TARGETS
 ) -> None:
     """Raises ConfigError for a target or temperature mode that is unknown."""
-    named = (
-        ("target", target, targets),
-        ("temperature_mode", temperature_mode, TEMPERATURE_MODES),
-    )
-    for name, word, known in named:
-        if word not in known:
-            raise ConfigError(
-                f"{name}={word!r} is unknown: use one of {', '.join(known)}."
-            )
+    check_choice("target", target, targets)
+    check_choice("temperature_mode", temperature_mode, TEMPERATURE_MODES)
 
 
 def _score_term(

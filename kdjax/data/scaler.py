@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from kdjax.errors import ConfigError, DataError
+from kdjax.errors import ConfigError, DataError, check_choice
 
 METHODS = ("minmax", "zscore", "robust", "none")
 
@@ -48,10 +48,7 @@ def fit_scaler(values: Any, *, method: str) -> Scaler:
     >>> fit_scaler(np.array([[0.0, 7.0], [4.0, 7.0]]), method="minmax").scale
     array([4., 1.], dtype=float32)
     """
-    if method not in METHODS:
-        raise ConfigError(
-            f"data.scaler={method!r} is unknown: use one of {', '.join(METHODS)}."
-        )
+    check_choice("data.scaler", method, METHODS)
     pieces = values if isinstance(values, (list, tuple)) else [values]
     pieces = [np.asarray(piece) for piece in pieces]
     filled = [piece for piece in pieces if piece.ndim == 2 and piece.size]

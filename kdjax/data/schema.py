@@ -4,7 +4,6 @@ Tables that are too large for the memory are copied in chunks to a temporary fil
 """
 
 import logging
-import math
 import os
 import shutil
 import tempfile
@@ -25,7 +24,7 @@ from kdjax.data.series import Series
 from kdjax.data.tables import UNNAMED, Table
 from kdjax.data.times import arrange, find_time, has_zone, parse_time
 from kdjax.data.windowing import chunk_rows
-from kdjax.errors import ConfigError, DataError
+from kdjax.errors import ConfigError, DataError, check_choice
 
 logger = logging.getLogger(__name__)
 
@@ -69,10 +68,7 @@ def check_rules(rules: Rules) -> None:
     """Raises ConfigError for an unknown rule."""
     choices = (MISSING, ORDERS, DUPLICATES)
     for name, word, known in zip(Rules._fields, rules[:3], choices, strict=False):
-        if word not in known:
-            raise ConfigError(
-                f"data.{name}={word!r} is unknown: use one of {', '.join(known)}."
-            )
+        check_choice(f"data.{name}", word, known)
 
 
 def to_series(
@@ -224,23 +220,21 @@ def parse_numbers(
                 f"numbers; {todo} or remove it."
             )
     found = [to_number(cell, missing=missing_values) for cell in column]
-    truth = [is_truth(cell) for cell in column]
-    count = sum(number is not None and not math.isnan(number) for number in found)
-    mixed = any(truth) and count > sum(truth)
-    text = [
-        row
-        for row, number in enumerate(found)
-        if number is None or (mixed and truth[row])
-    ]
-    if text:
-        row = text[0]
+    numbers = np.array(found, np.float64)  # NaN for None
+    truth = np.array([is_truth(cell) for cell in column], bool)
+    words = np.array([number is None for number in found], bool)
+    if (~truth & ~np.isnan(numbers)).any():
+        words |= truth
+    text = np.flatnonzero(words)
+    if len(text):
+        row = int(text[0])
         if len(text) < len(found) and hint == _ROLE_HINT:
             hint = f"if it marks a missing value, name it in data.missing_values; else {hint}"
         raise DataError(
             f"{where(place, row, str(column.name))}: {column.iloc[row]!r} is not a "
             f"number{others(len(text))}; {hint}."
         )
-    return np.array(found, np.float64)
+    return numbers
 
 
 def mapped_rows(rows: int, width: int) -> np.memmap:

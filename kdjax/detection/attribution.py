@@ -24,7 +24,7 @@ from jax import Array
 
 from kdjax.data.scaler import along
 from kdjax.detection.gaussian import Gaussian
-from kdjax.errors import ConfigError
+from kdjax.errors import check_choice
 
 METHODS = ("correlation", "conditional")
 
@@ -78,10 +78,7 @@ def attribution_matrix(gaussian: Gaussian, *, method: str) -> np.ndarray:
 
 def check_attribution(method: str) -> None:
     """Raises ConfigError for a method that is none of the `METHODS`."""
-    if method not in METHODS:
-        raise ConfigError(
-            f"detection.attribution={method!r} is unknown: use one of {', '.join(METHODS)}."
-        )
+    check_choice("detection.attribution", method, METHODS)
 
 
 def error_deviations(whiten: Any, xp: Any = np) -> Any:

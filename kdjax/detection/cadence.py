@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from kdjax.data.times import median_step
 from kdjax.errors import DataError
 
 # Largest factor between a step and the one in training; jitter stays below it.
@@ -49,13 +50,10 @@ a detector for this step, or resample the rows to the one in training.
     """
     if not step or time is None or len(time) <= ENOUGH:
         return
-    steps = np.diff(time)
-    unit = ""
-    if np.issubdtype(time.dtype, np.datetime64):
-        steps, unit = steps / np.timedelta64(1, "s"), " s"
-    found = float(np.median(steps))
+    found = median_step(time)
     if not is_other(found, step):
         return
+    unit = " s" if np.issubdtype(time.dtype, np.datetime64) else ""
     hint = ""
     for factor, name in _UNITS.items():
         by = f"{factor:,.0f}"

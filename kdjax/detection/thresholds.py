@@ -26,7 +26,7 @@ from typing import NamedTuple
 import numpy as np
 
 from kdjax.data.prepared import Prepared
-from kdjax.errors import ConfigError, DataError
+from kdjax.errors import ConfigError, DataError, check_choice
 
 # The tail that `pot` fits: the upper tenth (DuMouchel, Annals of Statistics 1983), if
 # it has so many excesses and so many values among them, and a shape for which maximum
@@ -87,11 +87,7 @@ def choose_threshold(
 
 def find_threshold(scores: np.ndarray, rule: Rule, *, source: str = "own") -> Threshold:
     """`choose_threshold` without a warning, for those who choose many times."""
-    if rule.method not in METHODS:
-        raise ConfigError(
-            f"threshold.method={rule.method!r} is unknown: use one of "
-            f"{', '.join(METHODS)}."
-        )
+    check_choice("threshold.method", rule.method, METHODS)
     if len(scores) < needed(rule):
         raise ConfigError(too_few_message(len(scores), rule))
     check_numbers(scores, "calibration scores")

@@ -24,7 +24,7 @@ from kdjax.detection.detector import (
 )
 from kdjax.detection.scores import window_scores
 from kdjax.detection.storage import load_detector
-from kdjax.errors import ArtifactError, ConfigError, DataError
+from kdjax.errors import ArtifactError, ConfigError, DataError, check_choice
 from kdjax.export.container import Scored, Scorer, load_onnx
 from kdjax.io.files import atomic_path, check_target, clear_leftovers
 
@@ -148,14 +148,8 @@ def export_file(
         ArtifactError: the file's alarms differ from the detector's.
         ConfigError: the detector can't be exported so, or there is nothing to check on.
     """
-    for flag, value, known in (
-        ("format", format, FORMATS),
-        ("quantize", quantize, QUANTIZE),
-    ):
-        if value not in known:
-            raise ConfigError(
-                f"--{flag}={value!r} is unknown: use one of {', '.join(known)}."
-            )
+    check_choice("--format", format, FORMATS)
+    check_choice("--quantize", quantize, QUANTIZE)
     if quantize != "none" and format != "onnx":
         raise ConfigError(
             f"--quantize={quantize} is for --format=onnx: leave it out, or export that."

@@ -33,7 +33,7 @@ from kdjax.detection.streaming import (
     as_timestamp,
     parse_timestamp,
 )
-from kdjax.errors import ArtifactError, ConfigError, DataError, KdjaxError
+from kdjax.errors import ArtifactError, ConfigError, DataError, KdjaxError, check_choice
 from kdjax.io.files import check_target, clear_leftovers, load_state, save_state
 from kdjax.io.signals import SIGNALS
 
@@ -204,10 +204,7 @@ def open_stream(
     >>> stream.update([0.5, 21.0, 3.2]).state  # doctest: +SKIP
     'unknown'
     """
-    if backend not in BACKENDS:
-        raise ConfigError(
-            f"backend={backend!r} is unknown: use one of {', '.join(BACKENDS)}."
-        )
+    check_choice("backend", backend, BACKENDS)
     moving: dict[str, Any] = {"adaptive_step": adaptive_step, "rolling": rolling}
     if backend == "onnxruntime":
         plan, score = _onnx_scorer(Path(path), entity)
@@ -273,7 +270,7 @@ def run_stream(
             or none had a score for `UNSCORED` windows; all lines have their answers.
     """
     with contextlib.ExitStack() as stack:
-        _check_on_error(on_error)
+        check_choice("on_error", on_error, ON_ERROR)
         if isinstance(output, (str, os.PathLike)):
             check_target(output, inputs=(state or "", detector))
         if state is not None:
@@ -345,13 +342,6 @@ def _onnx_scorer(
         return WindowResult(points[0], float(found[0]), parts[0])
 
     return scorer.plan, score
-
-
-def _check_on_error(word: str) -> None:
-    if word not in ON_ERROR:
-        raise ConfigError(
-            f"on_error={word!r} is unknown: use one of {', '.join(ON_ERROR)}."
-        )
 
 
 def _lock(stack: contextlib.ExitStack, state: Path) -> None:
@@ -453,7 +443,7 @@ def _answers(
     on_error: str,
 ) -> Iterator[_Answer]:
     """What comes of each line; one that an earlier run answered is skipped."""
-    _check_on_error(on_error)
+    check_choice("on_error", on_error, ON_ERROR)
     for line in lines:
         fault, instant, row = line.error, None, None
         try:

@@ -64,10 +64,7 @@ _WITHOUT_EFFECT = ("log_every", "checkpoint_seconds")
 _FIELDS = ("alpha", "temperature", "temperature_mode", "target", "augmented_copies")
 _LATER_FIELDS = {"alpha_end": None, "temperature_end": None, "weights": list[float]()}
 # The same of fields of `data`.
-_LATER_DATA: tuple[tuple[str, Any], ...] = (
-    ("missing_values", []),
-    ("fill_limit", None),
-)
+_LATER_DATA = {"missing_values": list[str](), "fill_limit": None}
 _OLD_NAMES = {new.split(".")[-1]: old.split(".")[-1] for old, new in RENAMED.items()}
 
 
@@ -85,7 +82,8 @@ class SweepData(NamedTuple):
 
 def data_key(settings: Settings) -> str:
     """Equal for members that have the same rows and windows."""
-    data = {k: v for k, v in settings["data"].items() if (k, v) not in _LATER_DATA}
+    usual = _LATER_DATA.items()
+    data = {k: v for k, v in settings["data"].items() if (k, v) not in usual}
     return json.dumps([data, settings["entity_mode"]], sort_keys=True)
 
 
