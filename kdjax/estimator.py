@@ -55,6 +55,7 @@ from kdjax.experiment.jobs import is_distilled
 from kdjax.experiment.pipeline import prepare_dataset
 from kdjax.experiment.recalibrate import recalibrated
 from kdjax.experiment.train import train_networks
+from kdjax.io.processes import check_not_forked
 from kdjax.models.baselines import BASELINES
 from kdjax.models.residual import fit_baseline
 from kdjax.training.targets import ScoreFunction
@@ -624,6 +625,7 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
 
     def _series(self, X: Any, *, reset: bool = False) -> Series:
         """X as a series, checked against the rows of `fit` unless it is them."""
+        check_not_forked()
         if not reset:
             check_is_fitted(self, "detector_")
         if self.missing not in CHOICES["data.missing"]:

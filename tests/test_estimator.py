@@ -2,8 +2,11 @@
 
 import copy
 import pickle
+import random
 import re
 import runpy
+import subprocess
+import sys
 import warnings
 from decimal import Decimal
 from fractions import Fraction
@@ -715,6 +718,52 @@ def test_strict_options_of_jax_give_the_same(faulty, kind):
         found = run()
     for one, other in zip(found, usual, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["student", "kmeans", "pca"])
+def test_a_fit_neither_draws_from_global_random_states_nor_moves_them(kind):
+    fitted = []
+    for seed in (1, 2):
+        np.random.seed(seed)
+        random.seed(seed)
+        before = np.random.get_state()[1].copy(), random.getstate()
+        fitted.append(KDDetector(**TINY | {"detector": kind}).fit(waves(400)))
+        np.testing.assert_array_equal(np.random.get_state()[1], before[0])
+        assert random.getstate() == before[1]
+    first, second = fitted
+    np.testing.assert_array_equal(first.decision_scores_, second.decision_scores_)
+    assert first.threshold_ == second.threshold_
+
+
+LOGGING = """
+import logging
+
+def state():
+    root, jax = logging.root, logging.getLogger("jax")
+    return (root.handlers[:], root.level, jax.handlers[:], jax.level,
+            logging.getLoggerClass(), logging.root.manager.disable)
+
+import jax, flax, optax, absl.logging
+before = state()
+import kdjax
+kdjax.KDDetector
+assert state() == before, state()
+import numpy as np
+options = {"window_size": 8, "stride": 2, "false_alarm_rate": 0.1}
+options |= {"teacher_hidden": (2,), "student_hidden": (2,)}
+options |= {"teacher_epochs": 1, "student_epochs": 1}
+rows = np.random.default_rng(0).normal(size=(300, 2))
+kdjax.KDDetector(**options).fit(rows).predict(rows)
+assert state() == before, state()
+import logging
+logging.basicConfig(level=logging.DEBUG, format="own %(message)s")
+assert len(logging.root.handlers) == 1
+"""
+
+
+def test_the_users_logging_is_left_alone():
+    code = [sys.executable, "-c", LOGGING]
+    subprocess.run(code, check=True, timeout=200)
 
 
 # Copies.

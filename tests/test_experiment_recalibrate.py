@@ -225,7 +225,9 @@ def test_whose_rows_they_are_must_be_said(finished, tmp_path):
     with pytest.raises(ConfigError, match="saw can't name the rows of 2 entities"):
         list(calibrate_file(path, entity="saw", **options))
     assert not (tmp_path / "new").exists()
-    list(calibrate_file(path, **options))
+    said = []
+    assert calibrate_file(path, log=said.append, **options) == said
+    assert said[-1] == f"Written: {tmp_path / 'new'}"
     card = load_detector(tmp_path / "new").card
     assert sorted(card["calibrated_again"]) == ["press", "saw"]
     assert card["calibrated_again"]["saw"]["rows"] > 0

@@ -13,7 +13,7 @@ from kdjax.detection.detector import Detector, explain_batches
 from kdjax.detection.gaussian import Gaussian
 from kdjax.detection.scores import window_scores
 from kdjax.detection.thresholds import Threshold
-from kdjax.errors import ArtifactError, ConfigError
+from kdjax.errors import ArtifactError, ConfigError, DataError
 from kdjax.models.autoencoder import Architecture, network
 from kdjax.models.residual import ResidualModel, components_of, join_models
 
@@ -331,6 +331,24 @@ def test_a_cut_or_foreign_file_is_refused(make, load, tmp_path):
         load(tmp_path / "absent")
     with pytest.raises(ArtifactError, match="can't be read"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("make", "load"), [(onnx_file, load_onnx), (stablehlo_file, load_stablehlo)]
+)
+def test_windows_of_another_shape_are_refused_and_none_are_answered(make, load):
+    # onnxruntime would end the process.
+    detector = make_detector(
+        "autoencoder", Architecture(D, (3,), "joint", "repeat", "linear")
+    )
+    run = load(make(detector, 0)).run
+    assert [field.shape for field in run(np.zeros((0, L, D)))] == [
+        (0, L), (0,), (0,), (0, L, D)
+    ]  # fmt: skip
+    assert run(np.zeros((1, L, D))).window_score.shape == (1,)
+    for shape in ((2, L, D + 1), (2, L - 1, D), (L, D), (0, L, D - 1)):
+        with pytest.raises(DataError, match=rf"takes \[B, {L}, {D}\]"):
+            run(np.zeros(shape))
 
 
 def test_a_foreign_onnx_model_is_refused():

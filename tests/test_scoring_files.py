@@ -103,7 +103,10 @@ def test_gzip_is_read(score, small, tmp_path, frame):
     score(frame)
     path, output = tmp_path / "a.csv.gz", tmp_path / "packed.csv"
     path.write_bytes(gzip.compress(frame.to_csv(index=False).encode()))
-    said = list(score_file(path, detector=tmp_path / "detector", output=output))
+    heard = []
+    options = {"detector": tmp_path / "detector", "output": output}
+    said = score_file(path, log=heard.append, **options)
+    assert said == heard and output.exists()
     assert said[0].startswith("a: 14 rows under the threshold of a")
     wanted = table_of(small, frame, "a", "a")["score"]
     assert np.allclose(pd.read_csv(output)["score"], wanted)
@@ -186,9 +189,8 @@ def test_rows_without_numbers_are_refused_with_their_place(score, frame, value):
 
 
 def test_a_missing_detector_is_refused(tmp_path, frame):
-    lines = score_file(tmp_path / "x.csv", detector=tmp_path / "none", output="o.csv")
     with pytest.raises(ArtifactError, match="none is no folder"):
-        list(lines)
+        score_file(tmp_path / "x.csv", detector=tmp_path / "none", output="o.csv")
 
 
 # Events, contributions, and how a file is read.

@@ -38,11 +38,11 @@ def main(arguments: list[str], flags: common.Flags) -> None:
     common.start_jax()
     from kdjax.experiment.recalibrate import calibrate_file
 
-    for line in calibrate_file(
+    calibrate_file(
         path,
         detector=detector,
         output=output,
+        log=print,
         threshold={name.split(".", 1)[1]: value for name, value in changes.items()},
         **common.chosen(flags, "entity", *(flag.name for flag in common.READING)),
-    ):
-        print(line)
+    )

@@ -34,5 +34,4 @@ def main(arguments: list[str], flags: common.Flags) -> None:
 
     names = ("format", "entity", "quantize", "data")
     options = common.chosen(flags, *names, *(flag.name for flag in common.COLUMNS))
-    for line in export_file(detector, output=output, **options):
-        print(line)
+    export_file(detector, output=output, log=print, **options)

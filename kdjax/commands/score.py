@@ -5,6 +5,7 @@ folder, where complete outputs are not computed again. Alarms are also written a
 events, into OUTPUT.events.csv.
 """
 
+import functools
 from pathlib import Path
 
 from kdjax.commands import common
@@ -39,18 +40,19 @@ def main(arguments: list[str], flags: common.Flags) -> None:
     detector = common.required("score", flags, "detector")
     output = _output(arguments, flags)
     names = ("entity", "causal", "contributions", "attribution")
-    options = common.chosen(flags, *names, *(flag.name for flag in common.READING))
+    options = {
+        "detector": detector,
+        "output": output,
+        "log": functools.partial(print, flush=True),
+        **common.chosen(flags, *names, *(flag.name for flag in common.READING)),
+    }
     common.start_jax()
     from kdjax.scoring.files import score_file, score_fleet
 
     if output.suffix in ENDINGS:
-        lines = score_file(arguments[0], detector=detector, output=output, **options)
+        score_file(arguments[0], **options)
     else:
-        lines = score_fleet(
-            arguments, detector=detector, output=output, shard=flags.shard, **options
-        )
-    for line in lines:
-        print(line, flush=True)
+        score_fleet(arguments, shard=flags.shard, **options)
 
 
 def _output(arguments: list[str], flags: common.Flags) -> Path:

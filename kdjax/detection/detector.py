@@ -23,6 +23,7 @@ from kdjax.detection.stream_rules import plan_of
 from kdjax.detection.streaming import StreamDetector, WindowResult
 from kdjax.detection.thresholds import Threshold
 from kdjax.errors import DataError
+from kdjax.io.processes import check_not_forked
 from kdjax.models.autoencoder import Architecture
 from kdjax.models.model import Params, fill_missing
 from kdjax.models.residual import ResidualModel, components_of, residual_function
@@ -234,6 +235,7 @@ def stream_detector(
     explained = compiled(point_scorer(*kind, True), *weights, attribution)
 
     def score(windows: np.ndarray) -> WindowResult:
+        check_not_forked()
         points = np.asarray((holed if has_missing(windows) else full)(windows))
         found = window_scores(points, count=detector.allowed_points)
         return WindowResult(points[0], float(found[0]))

@@ -29,6 +29,7 @@ from kdjax.detection.tables import find_windows, read_like
 from kdjax.detection.thresholds import Threshold, choose_threshold
 from kdjax.errors import ArtifactError, ConfigError
 from kdjax.experiment.assemble import calibration_rules, series_digest, threshold_rule
+from kdjax.io.messages import acting
 
 # Shares of a new entity's rows; nothing is trained on them.
 VALIDATION, CALIBRATION = 0.5, 0.4
@@ -36,6 +37,7 @@ VALIDATION, CALIBRATION = 0.5, 0.4
 Settings = Mapping[str, Any]
 
 
+@acting
 def calibrate_file(
     path: str | os.PathLike[str],
     *,
@@ -45,11 +47,12 @@ def calibrate_file(
     threshold: Mapping[str, Any],
     **columns: str,
 ) -> Iterator[str]:
-    """Saves a detector calibrated on a file of clean rows; yields lines to print.
+    """Saves a detector calibrated on a file of clean rows; says what it did.
 
     `detector` and `output` are folders and may be the same. `entity` names the rows if
     the file has no entity column and the detector has several. `threshold` has changed
-    settings; `columns` are for `kdjax.detection.tables.read_like`.
+    settings; `columns` are for `kdjax.detection.tables.read_like`. `log` takes each
+    message as it comes, such as `print`; all are returned.
     """
     check_replaceable(Path(output))
     loaded = load_detector(detector)

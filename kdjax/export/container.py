@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from kdjax.detection.stream_rules import Plan, plan_from_json, plan_to_json
-from kdjax.errors import ArtifactError, ConfigError
+from kdjax.errors import ArtifactError, ConfigError, DataError
 from kdjax.io.files import check_schema, kdjax_version
 
 SCHEMA = 1
@@ -44,9 +44,8 @@ class Scorer(NamedTuple):
     """A loaded detector."""
 
     plan: Plan  # the rules of a stream
-    run: Callable[
-        [np.ndarray], Scored
-    ]  # of windows [B, L, D] of raw rows, NaN if missing
+    # Of windows [B, L, D] of raw rows, NaN if missing; DataError for another shape.
+    run: Callable[[np.ndarray], Scored]
 
 
 def load_onnx(source: str | os.PathLike[str] | bytes, *, threads: int = 1) -> Scorer:
@@ -80,10 +79,33 @@ def load_onnx(source: str | os.PathLike[str] | bytes, *, threads: int = 1) -> Sc
     plan = read_plan(session.get_modelmeta().custom_metadata_map, name)
 
     def run(windows: np.ndarray) -> Scored:
-        rows = np.ascontiguousarray(windows, np.float32)
-        return Scored(*session.run(OUTPUTS, {"x": rows}))
+        return Scored(*session.run(OUTPUTS, {"x": windows}))
 
-    return Scorer(plan, run)
+    return checked_scorer(plan, run)
+
+
+def checked_scorer(plan: Plan, run: Callable[[np.ndarray], Scored]) -> Scorer:
+    """A scorer that refuses windows of another shape and answers no windows by itself.
+
+    onnxruntime ends the whole process for 0 windows of an LSTM.
+    """
+    shape = (plan.window, len(plan.channels))
+
+    def checked(windows: np.ndarray) -> Scored:
+        rows = np.ascontiguousarray(windows, np.float32)
+        if rows.ndim != 3 or rows.shape[1:] != shape:
+            raise DataError(
+                f"windows of shape {list(np.shape(windows))}: the detector takes [B, "
+                f"{shape[0]}, {shape[1]}], B windows of {shape[0]} rows of {shape[1]} "
+                "channels."
+            )
+        if not len(rows):
+            return Scored(
+                rows[:, :, 0], np.empty(0, np.float32), np.empty(0, np.int64), rows
+            )
+        return run(rows)
+
+    return Scorer(plan, checked)
 
 
 def metadata_of(plan: Plan) -> dict[str, str]:

@@ -27,6 +27,7 @@ from kdjax.detection.storage import load_detector
 from kdjax.errors import ArtifactError, ConfigError, DataError, check_choice
 from kdjax.export.container import Scored, Scorer, load_onnx
 from kdjax.io.files import atomic_path, check_target, clear_leftovers
+from kdjax.io.messages import acting
 
 FORMATS = ("onnx", "stablehlo")
 QUANTIZE = ("none", "int8")
@@ -118,6 +119,7 @@ def _difference(
     return result
 
 
+@acting
 def export_file(
     detector: str | os.PathLike[str],
     *,
@@ -130,9 +132,10 @@ def export_file(
     entity_column: str = "",
     label_column: str = "",
 ) -> Iterator[str]:
-    """Writes a detector of one entity to a file; yields lines for the user.
+    """Writes a detector of one entity to a file; says what it did.
 
     The file is checked against the detector on real windows before it is written.
+    `log` takes each message as it comes, such as `print`; all are returned.
 
     Args:
         detector: folder of a saved detector.

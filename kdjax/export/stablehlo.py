@@ -85,9 +85,9 @@ def load_stablehlo(source: str | os.PathLike[str] | bytes) -> Scorer:
         ) from error
 
     def run(windows: np.ndarray) -> Scored:
-        return Scored(*map(np.asarray, call(np.asarray(windows, np.float32))))
+        return Scored(*map(np.asarray, call(windows)))
 
-    return Scorer(plan, run)
+    return container.checked_scorer(plan, run)
 
 
 def _scoring(detector: Detector, index: int) -> Callable[[Array], Any]:

@@ -34,6 +34,7 @@ from kdjax.io.files import (
     sha256,
     write_text,
 )
+from kdjax.io.messages import acting
 
 SCHEMA = 1  # of records
 _NAMED = 20  # skipped files that are listed by name
@@ -47,6 +48,7 @@ class Item(NamedTuple):
     output: Path
 
 
+@acting
 def score_file(
     path: str | os.PathLike[str],
     *,
@@ -55,21 +57,22 @@ def score_file(
     attribution: str = "",
     **options: Any,
 ) -> Iterator[str]:
-    """Writes a file's score table and `OUTPUT.events.csv`; yields messages.
+    """Writes a file's score table and `OUTPUT.events.csv`; says what it did.
 
     Args:
         path: CSV, Parquet or `.npy` file.
         detector: folder of a saved detector.
         output: `.csv` or `.parquet` file; see `score_table` for its columns.
         attribution: method of the contributions; the detector's own by default.
-        options: for `score_rows`.
+        options: for `_score_rows`; and `log`, a callable that takes each message as it
+            comes, such as `print`. All are returned.
     """
     targets = outputs_of(Path(output))[:2]
     for target in targets:
         check_target(target, inputs=(path, options.get("exclude", "")))
     clear_leftovers(targets[0].parent, [target.name for target in targets])
     loaded = load_scorer(detector, attribution=attribution)
-    yield from score_rows(path, detector=loaded, output=targets[0], **options)
+    yield from _score_rows(path, detector=loaded, output=targets[0], **options)
 
 
 def load_scorer(detector: str | os.PathLike[str], *, attribution: str = "") -> Detector:
@@ -81,7 +84,7 @@ def load_scorer(detector: str | os.PathLike[str], *, attribution: str = "") -> D
     return loaded
 
 
-def score_rows(
+def _score_rows(
     path: str | os.PathLike[str],
     *,
     detector: Detector,
@@ -146,6 +149,7 @@ def _write(tables: list[pd.DataFrame], output: Path) -> pd.DataFrame:
     return table
 
 
+@acting
 def score_fleet(
     paths: Sequence[str | os.PathLike[str]],
     *,
@@ -156,7 +160,7 @@ def score_fleet(
     attribution: str = "",
     **options: Any,
 ) -> Iterator[str]:
-    """Scores the files of a shard, each as `score_file` does; yields messages.
+    """Scores the files of a shard, each as `score_file` does; says what it did.
 
     For each input `NAME.ENDING` the output folder gets `NAME.csv` (`NAME.parquet` for
     Parquet), its events and `NAME.csv.done.json`. Inputs whose record and outputs match
@@ -168,7 +172,8 @@ def score_fleet(
         output: folder.
         shard: `i/n` for one of n shares of the files, i from 0; all by default.
         entity, attribution: see `score_file`.
-        options: `causal`, `contributions`, and for `read_like`.
+        options: `causal`, `contributions`, and for `read_like`; and `log`, as for
+            `score_file`.
 
     Raises:
         ConfigError: the settings fit no file; nothing is scored.
@@ -208,7 +213,7 @@ def score_fleet(
                 verified += 1
                 yield f"{item.name}: verified"
                 continue
-            yield from score_rows(
+            yield from _score_rows(
                 item.path, detector=loaded, output=scores, entity=entity, **options
             )
             if _digest(item.path) != digest:

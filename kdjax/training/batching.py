@@ -24,6 +24,7 @@ from jax.typing import ArrayLike
 from kdjax.data.scaler import Scaler, apply_scaler
 from kdjax.data.windowing import WindowSource, gather
 from kdjax.errors import ConfigError, DataError
+from kdjax.io.processes import check_not_forked
 from kdjax.models.model import Params, fill_missing
 from kdjax.training.sharding import batch_mesh, map_over_batch, place
 
@@ -119,6 +120,7 @@ def map_windows(
     and is cut into windows there. Stretches and batches come in powers of two, so that
     another length of series is no reason to compile again.
     """
+    check_not_forked()
     batch_size = min(batch_size, _power_of_two(len(starts)))
     mesh = batch_mesh(batch_size)
     compiled = _windowed(function, window, mesh)

@@ -14,20 +14,34 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from jax.sharding import SingleDeviceSharding
-from orbax.checkpoint import checkpoint_manager, checkpoint_managers
-from orbax.checkpoint.options import MultiprocessingOptions
 
 from kdjax.errors import ArtifactError
 from kdjax.io import files
 from kdjax.io.files import MANIFEST
 from kdjax.training import hosts
+
+
+@contextlib.contextmanager
+def _root_logger_kept() -> Iterator[None]:
+    """Takes away the handlers that absl gives a root logger that has none."""
+    before = logging.root.handlers[:]
+    try:
+        yield
+    finally:
+        logging.root.handlers[:] = before
+
+
+with _root_logger_kept():
+    import orbax.checkpoint as ocp
+    from orbax.checkpoint import checkpoint_manager, checkpoint_managers
+    from orbax.checkpoint.options import MultiprocessingOptions
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +108,7 @@ def _save(directory: Path, step: int, arrays: Any, meta: str) -> None:
     if shutil.disk_usage(directory).free < 2 * size + ROOM:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     log = logging.getLogger("absl")
-    with contextlib.ExitStack() as held:
+    with _root_logger_kept(), contextlib.ExitStack() as held:
         # Orbax logs the traceback of an error which it also raises.
         held.callback(log.setLevel, log.level)
         log.setLevel(logging.CRITICAL)
@@ -197,7 +211,7 @@ def _restore(directory: Path, step: int, template: Any) -> Checkpoint:
         processes = {"primary_host": number, "active_processes": {number}}
         processes["barrier_sync_key_prefix"] = f"process-{number}"
     try:
-        with _manager(directory, **processes) as manager:
+        with _root_logger_kept(), _manager(directory, **processes) as manager:
             restored = manager.restore(step, args=args)
     except Exception as error:  # orbax raises bare Exception for unreadable arrays
         raise ArtifactError(f"{folder} can't be restored ({error}).") from error
