@@ -22,6 +22,8 @@ from typing import Any, Self
 import numpy as np
 import pandas as pd
 from rich.console import Console
+from scipy.special import erf
+from scipy.stats import binom
 from sklearn.base import BaseEstimator, clone
 from sklearn.utils.validation import check_is_fitted, validate_data
 
@@ -398,6 +400,60 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
         """
         return self._output(X, self._labels(self._row_scores(X)), "alarm")
 
+    @_own_names()
+    def fit_predict(self, X: Any, y: Any = None) -> np.ndarray:
+        """`fit`, then `labels_`: 0 or 1 for each row; `y` is ignored."""
+        return self.fit(X).labels_
+
+    @_own_names()
+    def predict_proba(self, X: Any, *, method: str = "linear") -> np.ndarray:
+        """Outlier probabilities as PyOD has them, `[N, D] -> [N, 2]`: normal, abnormal.
+
+        Args:
+            X: the rows.
+            method: `linear` puts the scores of `fit` on [0, 1]; `unify` is the error
+                function of how many standard deviations a score lies above their mean
+                (Kriegel et al., 2011, "Interpreting and Unifying Outlier Scores").
+
+        Raises:
+            ConfigError: an unknown method, or a loaded detector, whose scores of `fit`
+                were not saved.
+        """
+        if method not in ("linear", "unify"):
+            raise ConfigError(f"method={method!r} must be one of linear, unify.")
+        usual = self._usual_scores()
+        scores = self._row_scores(X)
+        if method == "linear":
+            low, high = usual.min(), usual.max()
+            share = (scores - low) / (high - low if high > low else 1.0)
+        else:
+            spread = usual.std() or 1.0
+            share = erf((scores - usual.mean()) / (spread * np.sqrt(2)))
+        abnormal = np.clip(share, 0, 1)
+        return np.stack([1 - abnormal, abnormal], axis=1)
+
+    @_own_names()
+    def predict_confidence(self, X: Any) -> np.ndarray:
+        """How sure `predict` is of each row, `[N, D] -> [N]` in [0, 1].
+
+        The probability that the row would get the same label had other rows of the same
+        kind been seen (Perini et al., 2020, "Quantifying the Confidence of Anomaly
+        Detectors in Their Example-Wise Predictions"), with the share of the scores of
+        `fit` above τ in the place of PyOD's `contamination`.
+
+        Raises:
+            ConfigError, DataError: as `predict_proba` and `predict`.
+        """
+        usual = np.sort(self._usual_scores())
+        scores = self._row_scores(X)
+        labels, n = self._labels(scores), len(usual)
+        lower = np.searchsorted(usual, scores, side="right")
+        chance = (1 + lower) / (2 + n)
+        normal = int((usual <= self.threshold_).sum())
+        sure = 1 - binom.cdf(normal, n, chance)
+        found: np.ndarray = np.where(labels == 1, sure, 1 - sure)
+        return found
+
     def set_output(self, *, transform: str | None = None) -> Self:
         """Whether `decision_function` and `predict` give a Series for a DataFrame.
 
@@ -569,6 +625,12 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
     def threshold_(self) -> float:
         """τ: rows of a higher score are in alarm."""
         return self.detector_.thresholds[self._place].tau
+
+    @property
+    def classes_(self) -> np.ndarray:
+        """The labels 0 and 1, for scikit-learn's `cross_val_predict`."""
+        check_is_fitted(self, "detector_")
+        return np.array([0, 1])
 
     @property
     def labels_(self) -> np.ndarray:
@@ -769,6 +831,17 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
         """Rows in alarm by their window scores, `[N] -> [N]` bool."""
         rule = AlarmRule(self.detector_.min_duration, self.detector_.cooldown)
         return row_alarms(scores > self.threshold_, rule)
+
+    def _usual_scores(self) -> np.ndarray:
+        """The scores of `fit` that are finite."""
+        check_is_fitted(self, "detector_")
+        if not hasattr(self, "decision_scores_"):
+            raise ConfigError(
+                "this KDDetector was loaded, and decision_scores_, the scores of the rows "
+                "of `fit`, are not saved: fit it again, or keep it by pickle."
+            )
+        scores: np.ndarray = self.decision_scores_[np.isfinite(self.decision_scores_)]
+        return scores
 
     def _row_scores(self, X: Any) -> np.ndarray:
         return self._scores(self._series(X))["window_score"].to_numpy()

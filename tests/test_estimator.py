@@ -22,8 +22,9 @@ import scipy.stats
 from sklearn.base import clone
 from sklearn.covariance import EmpiricalCovariance
 from sklearn.exceptions import NotFittedError
+from sklearn.model_selection import KFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import MinMaxScaler, StandardScaler
 from sklearn.utils.estimator_checks import check_estimator, estimator_checks_generator
 
 from kdjax.data.series import Series
@@ -409,6 +410,63 @@ def test_parameters_that_do_not_hold_yet_are_named(faulty, recwarn):
     recwarn.clear()
     assert detector.calibrate().predict(faulty).sum() > expected.sum()
     assert not recwarn
+
+
+# PyOD's further methods, by the formulas of its base class.
+
+
+def test_probabilities_are_pyods(baseline, faulty):
+    train, scores = baseline.decision_scores_, baseline.decision_function(faulty)
+    scaler = MinMaxScaler().fit(train.reshape(-1, 1))
+    linear = scaler.transform(scores.reshape(-1, 1)).ravel().clip(0, 1)
+    found = baseline.predict_proba(faulty)
+    np.testing.assert_allclose(found, np.stack([1 - linear, linear], axis=1))
+    assert found[102:110, 1].min() == 1.0 and found[20, 1] < 0.9
+    # erf(z / √2) is 2 Φ(z) − 1, and 0 for scores below the mean.
+    unified = 2 * scipy.stats.norm(train.mean(), train.std()).cdf(scores) - 1
+    found = baseline.predict_proba(faulty, method="unify")
+    np.testing.assert_allclose(found[:, 1], unified.clip(0, 1), atol=1e-12)
+    with pytest.raises(ConfigError, match="method='sigmoid' must be one of"):
+        baseline.predict_proba(faulty, method="sigmoid")
+
+
+def test_confidence_is_pyods(baseline, faulty):
+    train, scores = baseline.decision_scores_, baseline.decision_function(faulty)
+    labels, n = baseline.predict(faulty), len(train)
+    found = baseline.predict_confidence(faulty)
+    normal = n - (train > baseline.threshold_).sum()
+    for row in (0, 20, 105, 150):
+        chance = (1 + (train <= scores[row]).sum()) / (2 + n)
+        sure = 1 - scipy.stats.binom.cdf(normal, n, chance)
+        assert found[row] == pytest.approx(sure if labels[row] else 1 - sure)
+    assert found[105] > 0.999 and (found >= 0).all() and (found <= 1).all()
+
+
+def test_scores_that_were_not_saved_are_asked_for(baseline, faulty, tmp_path):
+    baseline.save(tmp_path / "pump")
+    loaded = KDDetector.load(tmp_path / "pump")
+    for use in (loaded.predict_proba, loaded.predict_confidence):
+        with pytest.raises(ConfigError, match="decision_scores_.*are not saved"):
+            use(faulty)
+        with pytest.raises(NotFittedError):
+            getattr(made(), use.__name__)(faulty)
+
+
+def test_fit_predict_gives_the_labels_of_fit():
+    detector = made()
+    found = detector.fit_predict(framed(waves(600)))
+    np.testing.assert_array_equal(found, detector.labels_)
+    assert set(found) == {0, 1}
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+def test_scores_can_be_cross_validated(labelled):
+    rows = waves(600)
+    y = (np.arange(600) % 50 == 0).astype(int) if labelled else None
+    found = cross_val_predict(made(), rows, y, cv=KFold(3), method="decision_function")
+    one = made().fit(rows[200:]).decision_function(rows[:200])
+    np.testing.assert_array_equal(found[:200], one)
+    assert made().fit(rows).classes_.tolist() == [0, 1]
 
 
 # Rows of all kinds.
