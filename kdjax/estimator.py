@@ -46,7 +46,7 @@ from kdjax.detection.detector import (
 from kdjax.detection.storage import load_detector, save_detector
 from kdjax.detection.tables import CONTRIBUTION, score_events, score_table
 from kdjax.detection.thresholds import Rule, choose_threshold
-from kdjax.errors import ConfigError, DataError, KdjaxError
+from kdjax.errors import ConfigError, DataError, KdjaxError, check_choice
 from kdjax.experiment.assemble import (
     calibration_rules,
     data_digests,
@@ -419,8 +419,7 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
             ConfigError: an unknown method, or a loaded detector, whose scores of `fit`
                 were not saved.
         """
-        if method not in ("linear", "unify"):
-            raise ConfigError(f"method={method!r} must be one of linear, unify.")
+        check_choice("method", method, ("linear", "unify"))
         usual = self._usual_scores()
         scores = self._row_scores(X)
         if method == "linear":

@@ -756,7 +756,9 @@ def test_a_teacher_teaches_another_student_as_it_is(student):
         made().fit(rows).distill(rows, student_hidden=(2,))
 
 
-@pytest.mark.parametrize("kind", ["student", "mahalanobis"])
+@pytest.mark.parametrize(
+    "kind", [pytest.param("student", marks=pytest.mark.slow), "mahalanobis"]
+)
 def test_strict_options_of_jax_give_the_same(faulty, kind):
     settings = {**TINY["settings"], "distill.alpha_end": 0.1}
     changed = {"missing": "mask", "detector": kind, "settings": settings}

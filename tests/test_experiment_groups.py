@@ -43,9 +43,7 @@ def alone(plant, plant_changes, tiny, tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "machine", [pytest.param("press", marks=pytest.mark.slow), "saw"]
-)
+@pytest.mark.parametrize("machine", MACHINES)
 def test_an_entity_gets_what_it_would_get_alone(apart, alone, machine):
     workdir, results = apart
     own = [row for row in results["entities"] if row["entity"] == machine]
@@ -66,6 +64,7 @@ def test_an_entity_gets_what_it_would_get_alone(apart, alone, machine):
         assert found.card["data"]["sha256"] == wanted.card["data"]["sha256"]
 
 
+@pytest.mark.slow
 def test_the_machines_have_networks_of_their_own(apart):
     kernels = [
         load_detector(apart[0] / "detectors/student" / m).model.params["head"]["kernel"]
@@ -74,6 +73,7 @@ def test_the_machines_have_networks_of_their_own(apart):
     assert (kernels[0] != kernels[1]).any()
 
 
+@pytest.mark.slow
 def test_tables_hold_all_entities(apart, finished):
     _, results = apart
     assert results["dataset"]["entities"] == list(MACHINES)
@@ -96,6 +96,7 @@ def test_tables_hold_all_entities(apart, finished):
     assert any("2 teachers and as many students" in note for note in results["notes"])
 
 
+@pytest.mark.slow
 def test_the_run_is_resumed_and_written_as_any_other(apart, plant_changes, tiny):
     workdir, results = apart
     assert run(tiny(plant_changes | CHANGES), workdir) == results
@@ -105,6 +106,7 @@ def test_the_run_is_resumed_and_written_as_any_other(apart, plant_changes, tiny)
     assert phases == set(MACHINES)
 
 
+@pytest.mark.slow
 def test_a_machine_s_detector_scores_its_rows(apart, plant, tmp_path):
     folder = apart[0] / "detectors" / "student"
     with pytest.raises(ArtifactError, match=r"holds detectors \(2\): .*press"):

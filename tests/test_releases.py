@@ -277,6 +277,7 @@ def test_a_newer_checkpoint_is_refused_and_left_alone(copy, refused):
     assert digests(folder / "run" / "checkpoints") == before
 
 
+@pytest.mark.slow
 def test_a_checkpoint_without_a_schema_is_one_of_the_first(copy):
     """Written before steps said what they are."""
     folder = copy(NEWEST)

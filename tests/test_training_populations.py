@@ -155,7 +155,7 @@ def assert_close(found, expected, **tolerance):
     [
         (1, "cpu"),
         (3, "cpu"),
-        (1, "gpu"),
+        pytest.param(1, "gpu", marks=pytest.mark.slow),
         pytest.param(3, "gpu", marks=pytest.mark.slow),
     ],
 )
