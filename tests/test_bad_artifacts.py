@@ -199,7 +199,7 @@ BAD = {
     # Newer Pythons see it first.
     "24-overlap": (overlapping, "overlaps others|Overlapped entries"),
     "25-outside": (outside, ""),
-    "25-tar": (as_tar, "is no folder: give the detector's folder"),
+    "25-tar": (as_tar, "is no folder: give the folder of a detector"),
 }
 
 

@@ -303,14 +303,31 @@ def test_a_folder_without_manifest_is_refused(tmp_path, saved):
     (saved / MANIFEST).unlink()
     with pytest.raises(ArtifactError, match="has no MANIFEST.sha256.*Give the folder"):
         load_detector(saved)
-    with pytest.raises(ArtifactError, match="has no MANIFEST"):
-        load_detector(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["detector.json", "nowhere"])
 def test_what_is_no_folder_is_refused(saved, name):
     with pytest.raises(ArtifactError, match="is no folder.*such as WORKDIR/detectors/"):
         load_detector(saved / name)
+
+
+def test_detectors_near_a_wrong_folder_are_named(saved, tmp_path):
+    workdir = tmp_path / "run"
+    for name in "abcdefg":
+        shutil.copytree(saved, workdir / "detectors" / name)
+    first = ", ".join(str(workdir / "detectors" / name) for name in "abcde")
+    for wrong, problem in (
+        (workdir, "has no MANIFEST.sha256"),
+        (workdir / "detectors", "has no MANIFEST.sha256"),
+        (workdir / "detectors" / "student", "is no folder"),
+        (workdir / "detector" / "student", "is no folder"),
+    ):
+        with pytest.raises(ArtifactError) as error:
+            load_detector(wrong)
+        assert str(error.value) == (
+            f"{wrong} {problem}: give the folder of a detector, such as "
+            f"WORKDIR/detectors/student (7 near it: {first}, …)."
+        )
 
 
 def test_a_foreign_folder_with_a_manifest_is_refused(tmp_path):

@@ -40,6 +40,7 @@ from kdjax.detection.thresholds import Threshold
 from kdjax.errors import ArtifactError
 from kdjax.io.files import (
     MANIFEST,
+    check_detector_folder,
     check_folder,
     check_schema,
     clear_leftovers,
@@ -129,19 +130,7 @@ def load_detector(folder: str | os.PathLike[str]) -> Detector:
     (100, ('load', 'heat', 'flow'))
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        clear_leftovers(folder.parent, (folder.name,))
-    if not folder.is_dir():
-        raise ArtifactError(
-            f"{folder} is no folder: give the detector's folder, such as "
-            "WORKDIR/detectors/student."
-        )
-    nested = sorted(path.parent for path in folder.glob("*/detector.json"))
-    if nested and not (folder / "detector.json").exists():
-        raise ArtifactError(
-            f"{folder} has no {MANIFEST} but holds detectors ({len(nested)}): give one of "
-            f"them, such as {nested[0]}."
-        )
+    check_detector_folder(folder)
     verify_manifest(folder)
     try:
         description = json.loads((folder / "detector.json").read_text("utf-8"))

@@ -28,6 +28,10 @@ _UNFINISHED = (
     re.compile(rf"\.{_MARK}\.tmp\.(?P<name>.+)"),
     re.compile(rf"\.(?P<name>.+)\.{_MARK}\.(new|old)"),
 )
+_DETECTOR = "detector.json"
+# Where detectors are looked for below a folder, and how many of them are named.
+_ABOVE = ("*/", "detectors/*/", "*/detectors/*/")
+_NEAR = 5
 _ABANDONED = 86_400.0  # seconds after which an unfinished file of another host is left
 _marks: set[str] = set()  # in use by this process
 
@@ -177,6 +181,30 @@ def check_unsealed(folder: Path) -> None:
                 f"{path} is sealed by its {MANIFEST}, and a further file would damage it: "
                 "give a place outside of it."
             )
+
+
+def check_detector_folder(folder: Path) -> None:
+    """Raises ArtifactError for a folder that can't be a detector's; names those near.
+
+    A detector that a kill left between two names is put in its place first.
+    """
+    if not folder.is_dir():
+        clear_leftovers(folder.parent, (folder.name,))
+    if any((folder / name).exists() for name in (MANIFEST, _DETECTOR)):
+        return  # what is wrong there, reading tells
+    for place in (folder, *folder.absolute().parents[:2]):
+        near = sorted(
+            path.parent for above in _ABOVE for path in place.glob(above + _DETECTOR)
+        )
+        if near:
+            break
+    problem = f"has no {MANIFEST}" if folder.is_dir() else "is no folder"
+    names = ", ".join(map(str, near[:_NEAR])) + ", …" * (len(near) > _NEAR)
+    told = f" ({len(near)} near it: {names})" if near else ""
+    raise ArtifactError(
+        f"{folder} {problem}: give the folder of a detector, such as "
+        f"WORKDIR/detectors/student{told}."
+    )
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
