@@ -130,9 +130,9 @@ def test_thousands_are_refused_with_their_cell(mark, separator, tmp_path):
     text = f"a{separator}b\n" + "".join(f"{cell}{separator}1\n" for cell in cells)
     path = tmp_path / "plant.csv"
     path.write_text(text, encoding="utf-8")
-    with pytest.raises(
-        DataError, match=rf"row 3 .*'a'\): '1\{mark}000' beside whole num"
-    ):
+    place = rf"{path}: row 3 \(line 4\), column 1 \('a'\): '1\{mark}000'"
+    told = "beside whole numbers may be in thousands; write numbers without .* decimals."
+    with pytest.raises(DataError, match=f"^{place} {told}$"):
         read_table(path)
     first, second, third, _ = read_lines(io.StringIO(text), ("a", "b"))
     assert (first.row, second.row) == ([998, 1], [999, 1])

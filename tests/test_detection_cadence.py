@@ -51,9 +51,13 @@ def test_nothing_is_checked_without_steps_to_compare():
         (
             dates([1] * 30),
             60.0,
-            "every 1 s (median), but every 60 in training: train a",
+            "every 1 s (median), but every 60 s in training: train a",
         ),
-        (dates([900] * 30), 60.0, "every 900 s (median), but every 60 in training: tr"),
+        (
+            dates([900] * 30),
+            60.0,
+            "every 900 s (median), but every 60 s in training: tr",
+        ),
         (
             np.arange(30) * 6e4,
             60.0,
@@ -101,7 +105,7 @@ def test_score_tables_refuse(minutes, step, causal):
     rows = frame(step)
     series = Series("a", rows.to_numpy(np.float32), ("x", "y"), rows.index.to_numpy())
     with pytest.raises(
-        DataError, match="a row comes every .* but every 60 in training"
+        DataError, match="a row comes every .* but every 60( s)? in training"
     ):
         score_table(minutes, series, entity="a", causal=causal)
 
@@ -122,7 +126,7 @@ def test_verbs_refuse(minutes, tmp_path, monkeypatch, capsys, command):
     frame("1s").to_csv("rows.csv")
     assert main(["kdjax", *command, "--detector=detector"]) == 2
     last = capsys.readouterr().err.splitlines()[-1]
-    assert "a row comes every 1 s (median), but every 60 in training" in last
+    assert "a row comes every 1 s (median), but every 60 s in training" in last
     assert not [*tmp_path.glob("out*")]
 
 
@@ -133,7 +137,7 @@ def test_the_estimator_refuses():
     other = frame("1s", 60)
     for use in (detector.predict, detector.decision_function, detector.calibrate):
         with pytest.raises(
-            DataError, match="a row comes every 1 s .* every 60 in train"
+            DataError, match="a row comes every 1 s .* every 60 s in train"
         ):
             use(other)
     assert set(detector.predict(other.reset_index(drop=True))) <= {0, 1}
@@ -154,7 +158,7 @@ def told(stream, time):
 
 
 def refused(step):
-    return f"a row comes every {step} s (median), but every 60 in training"
+    return f"a row comes every {step} s (median), but every 60 s in training"
 
 
 def test_a_stream_refuses_once_enough_steps_have_come(minutes):

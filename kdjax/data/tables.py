@@ -209,15 +209,15 @@ def _read_text(path: Path, text_column: str) -> Table:
             na_values={name: _MARKERS for name in names if name != text_column},
             **options,
         )
-        if separator != "," and _MAYBE_GROUPED.search(data):
-            texts = pd.read_csv(io.BytesIO(data), dtype=str, **options)
-            _check_thousands(texts, place)
     except pd.errors.EmptyDataError:
         frame = pd.DataFrame()
     except (ValueError, OverflowError) as error:
         raise DataError(
             f"{path} can't be read as a table ({error}): correct the file."
         ) from None
+    if separator != "," and _MAYBE_GROUPED.search(data):
+        texts = pd.read_csv(io.BytesIO(data), dtype=str, **options)
+        _check_thousands(texts, place)
     if decimal == ",":  # columns with other words, which pandas has left as text
         for name in frame.select_dtypes(exclude=["number", "bool"]):
             if name == text_column:

@@ -64,7 +64,7 @@ a detector for this step, or resample the rows to the one in training.
                 f"if the times in training were {name}, multiply these by {by}; else "
             )
     raise DataError(
-        f"a row comes every {found:.6g}{unit} (median), but every {step:.6g} in training: "
-        f"{hint}train a detector for this step, or resample the rows to the one in "
+        f"a row comes every {found:.6g}{unit} (median), but every {step:.6g}{unit} in "
+        f"training: {hint}train a detector for this step, or resample the rows to the one in "
         "training."
     )
