@@ -58,7 +58,9 @@ def stream(saved, monkeypatch, capsys):
     """Streams bytes by the verb; its exit code, answers and last words."""
 
     def run(data, *options):
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+        monkeypatch.setattr(
+            sys, "stdin", io.TextIOWrapper(io.BytesIO(data), newline="\n")
+        )
         code = main(["kdjax", "stream", f"--detector={saved.detector}", *options])
         out, err = capsys.readouterr()
         return code, [json.loads(line) for line in out.splitlines()], err.splitlines()
@@ -67,6 +69,14 @@ def stream(saved, monkeypatch, capsys):
 
 
 # What rows do that can be read.
+
+
+@pytest.mark.parametrize("end", ["\r\n", "\r"])
+def test_lines_may_end_in_any_way(stream, end):
+    text = csv(good()[:30]).decode()
+    code, expected, _ = stream(text.encode())
+    assert (code, len(expected)) == (0, 30)
+    assert stream(text.replace("\n", end).encode())[:2] == (0, expected)
 
 
 def test_a_row_without_a_score_is_unknown_and_never_normal(score):

@@ -131,7 +131,9 @@ def test_thousands_are_refused_with_their_cell(mark, separator, tmp_path):
     path = tmp_path / "plant.csv"
     path.write_text(text, encoding="utf-8")
     place = rf"{path}: row 3 \(line 4\), column 1 \('a'\): '1\{mark}000'"
-    told = "beside whole numbers may be in thousands; write numbers without .* decimals."
+    told = (
+        "beside whole numbers may be in thousands; write numbers without .* decimals."
+    )
     with pytest.raises(DataError, match=f"^{place} {told}$"):
         read_table(path)
     first, second, third, _ = read_lines(io.StringIO(text), ("a", "b"))

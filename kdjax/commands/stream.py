@@ -46,9 +46,9 @@ def main(arguments: list[str], flags: common.Flags) -> None:
     common.start_jax()
     from kdjax.scoring.streams import run_stream
 
-    # A byte that is no UTF-8 spoils its line only.
+    # A byte that is no UTF-8 spoils its line only; CR ends a line as in a file.
     if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(encoding="utf-8-sig", errors="replace")
+        sys.stdin.reconfigure(encoding="utf-8-sig", errors="replace", newline=None)
     names = ("entity", "backend", "state", "time_column", "on_error", "rolling")
     run_stream(
         sys.stdin,
