@@ -904,7 +904,7 @@ def _time_of(X: Any) -> np.ndarray | None:
                 "reset_index(drop=True) if it is no time."
             )
         return None
-    time = parse_time(index.to_series(name="time"), Place(Path(ROWS), ("time",)))
+    time = parse_time(index.to_series(name="time"), Place(Path(ROWS), ("time",))).values
     late = np.flatnonzero(time[1:] <= time[:-1])
     if len(late):
         raise DataError(

@@ -25,7 +25,7 @@ from kdjax.data.schema import (
 from kdjax.data.series import Dataset, Series
 from kdjax.data.splits import merge
 from kdjax.data.tables import numbered_channels, open_table
-from kdjax.data.times import has_zone, parse_time
+from kdjax.data.times import is_zoned, parse_time
 from kdjax.data.windowing import chunks, on_disk
 from kdjax.errors import DataError
 
@@ -291,13 +291,13 @@ def _bounds(
     found = []
     for name in ("start", "end"):
         column = frame[name]
-        times = parse_time(column, place)
+        times, dtype, _ = parse_time(column, place)
         here = f"{place.path}: column {name!r} holds {column.iloc[0]}"
         if np.issubdtype(times.dtype, np.datetime64) != dated:
             numbers = "row numbers from 0" if time is None else "numbers"
             need = "times such as 2024-01-31 23:59:00" if dated else numbers
             raise DataError(f"{here}, where the data need {need}; convert the column.")
-        if dated and has_zone(column) != zoned:
+        if dated and is_zoned(dtype) != zoned:
             data = "have a time zone" if zoned else "have no time zone"
             raise DataError(
                 f"{here}, while the times of the data {data}; write both alike."

@@ -22,7 +22,15 @@ from kdjax.data.cells import is_truth, mark_missing, to_number
 from kdjax.data.raw import Place, others, to_float32, to_labels, where
 from kdjax.data.series import Series
 from kdjax.data.tables import UNNAMED, Table
-from kdjax.data.times import arrange, find_time, has_zone, parse_time
+from kdjax.data.times import (
+    TimeForm,
+    Times,
+    arrange,
+    find_time,
+    is_zoned,
+    parse_time,
+    time_form,
+)
 from kdjax.data.windowing import chunk_rows
 from kdjax.errors import ConfigError, DataError, check_choice
 
@@ -87,11 +95,12 @@ def to_series(
     channels = _channel_names(place, {*roles, clock} - {""})
     groups = _entity_rows(frame, roles.entity, name, place)
     notes: dict[str, list[str]] = {entity: [] for entity in groups}
-    time = parse_time(frame[clock], place) if clock else None
+    times = parse_time(frame[clock], place) if clock else Times(np.empty(0))
+    time = times.values if clock else None
     for entity, rows in groups.items():
         if time is not None:
             groups[entity], notes[entity] = arrange(
-                time[rows], rows, place, clock,
+                time[rows], rows, place, clock, form=TimeForm(times.dtype),
                 order=rules.order, duplicates=rules.duplicates,
             )  # fmt: skip
         elif (rules.order, rules.duplicates) != ("strict", "error"):
@@ -131,9 +140,10 @@ def to_series(
                 time=None if time is None else time[rows],
                 labels=None if labels is None else labels[rows],
                 notes=tuple(f"{entity}: {note}" for note in notes[entity]),
+                form=time_form(times, rows),
             )
         )
-    return Recording(tuple(series), bool(clock) and has_zone(frame[clock]))
+    return Recording(tuple(series), is_zoned(times.dtype))
 
 
 def _labels(

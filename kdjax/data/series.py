@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from kdjax.data.times import TimeForm
+
 _COPY = 1 - 1e-6  # above this |correlation| a channel is an affine map of another
 _ENOUGH_ROWS = 3  # two points always lie on a line
 _CHUNK = 16_384  # rows whose products are summed at once
@@ -23,12 +25,13 @@ class Series(NamedTuple):
         values: `[N, D]` float32, in the units of the file; NaN where a value is missing
             (not with `missing="error"`), never infinite.
         channels: the D channel names.
-        time: `[N]` datetime64[ns] or float64, strictly increasing; None without a time
-            column: rows are then one step apart.
+        time: `[N]` datetime64[ns] (in UTC if `form` has a zone) or numbers, strictly
+            increasing; None without a time column: rows are then one step apart.
         labels: `[N]` bool, True in anomalous rows; None without labels.
         excluded: `[S, 2]` spans of rows that are not used, such as maintenance; None for
             none.
         notes: what reading did to the rows, such as how many were sorted or filled.
+        form: how results write the times.
     """
 
     entity: str
@@ -38,6 +41,7 @@ class Series(NamedTuple):
     labels: np.ndarray | None = None
     excluded: np.ndarray | None = None
     notes: tuple[str, ...] = ()
+    form: TimeForm = TimeForm()
 
 
 class Dataset(NamedTuple):

@@ -1,6 +1,8 @@
-"""Time columns: finding them, parsing them, checking that times increase."""
+"""Time columns: finding, parsing and writing them, checking that times increase."""
 
+import datetime
 import re
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -9,8 +11,7 @@ from kdjax.data.raw import Place, where
 from kdjax.errors import DataError
 
 _NAMES = ("time", "timestamp", "date", "datetime")
-# The offset at the end of an ISO time: Z, +02:00, +0200 or +02; none in a plain date.
-_OFFSET = r"[T ]\d.*?(?:Z|[+-]\d\d(?::?\d\d)?)\s*$"
+_OFFSET = r"(Z|[+-]\d\d:\d\d)$"  # of a time from `iso_time`
 # Year, mark, month, day, hour, minute, second, fraction and offset of an ISO time.
 _ISO = re.compile(
     r"(\d{4})([-/]?)(\d\d?)(?:\2(\d\d?))?"
@@ -18,11 +19,35 @@ _ISO = re.compile(
     r"\s*(?:(Z)|([+-]\d\d)(?::?(\d\d))?)?)?",
     re.ASCII,
 )
+_WHOLE = 2.0**53  # above it not all whole numbers are in float64
 # As almost all files have it; pandas reads these by itself.
 _COMMON = re.compile(
     r"\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d(?::\d\d(?:\.\d+)?)?(?:Z|[+-]\d\d:\d\d)?)?",
     re.ASCII,
 )
+
+
+class TimeForm(NamedTuple):
+    """How times are written; without a dtype, as they are.
+
+    Offsets that differ belong to times, not to rows, so that a part of a series keeps
+    the form.
+    """
+
+    dtype: Any = None  # of the column in pandas, with its unit and zone
+    # [K] from which time in UTC on each of the offsets holds; empty where one zone does
+    since: np.ndarray = np.empty(0, "datetime64[ns]")
+    offsets: np.ndarray = np.empty(0, np.int16)  # [K] minutes
+
+
+class Times(NamedTuple):
+    """A column of times."""
+
+    # [N] datetime64[ns], in UTC if they have a zone; or numbers, as float64 unless they
+    # are whole and too large for it
+    values: np.ndarray
+    dtype: Any = None  # as in `TimeForm`
+    offsets: np.ndarray = np.empty(0, np.int16)  # [N] minutes; empty unless they differ
 
 
 def find_time(frame: pd.DataFrame, place: Place) -> str:
@@ -42,8 +67,8 @@ def find_time(frame: pd.DataFrame, place: Place) -> str:
     return found[0] if found else ""
 
 
-def parse_time(column: pd.Series, place: Place) -> np.ndarray:
-    """Times `[N]`: float64 of numbers, else datetime64[ns], in UTC if they have a zone."""
+def parse_time(column: pd.Series, place: Place) -> Times:
+    """The times of a column: numbers, datetimes, dates or ISO texts."""
     name = str(column.name)
     if pd.api.types.is_bool_dtype(column):
         raise DataError(
@@ -58,17 +83,107 @@ def parse_time(column: pd.Series, place: Place) -> np.ndarray:
             "remove the row."
         )
     if numeric:
-        return numbers
-    if not pd.api.types.is_datetime64_any_dtype(column):
-        column = _parse_text(column, name, place)
+        # Such as ns since 1970, which float64 rounds.
+        exact = column.dtype.kind in "iu" and _WHOLE < np.abs(numbers).max() < 2.0**63
+        return Times(column.to_numpy(np.int64) if exact else numbers, column.dtype)
+    dtype, offsets = None, np.empty(0, np.int16)
+    if pd.api.types.is_datetime64_any_dtype(column):
+        column = pd.to_datetime(column)  # of Arrow's types as well
+        dtype = column.dtype
+    else:
+        column, dtype, offsets = _parse_text(column, name, place)
     if column.dt.tz is not None:
         column = column.dt.tz_convert("UTC").dt.tz_localize(None)
     try:
-        return column.astype("datetime64[ns]").to_numpy()
+        return Times(column.astype("datetime64[ns]").to_numpy(), dtype, offsets)
     except (ValueError, OverflowError):
         raise DataError(
             f"{place.path}: time column {name!r} leaves the years 1678 to 2261; correct it."
         ) from None
+
+
+def time_form(times: Times, rows: np.ndarray) -> TimeForm:
+    """The form of some rows `[M]`, whose times increase."""
+    if not len(times.offsets):
+        return TimeForm(times.dtype)
+    own = times.offsets[rows]
+    new = np.append(True, own[1:] != own[:-1])
+    return TimeForm(times.dtype, times.values[rows][new], own[new])
+
+
+def is_zoned(dtype: Any) -> bool:
+    """Whether times of a dtype have a zone."""
+    return isinstance(dtype, pd.DatetimeTZDtype)
+
+
+def local_times(time: np.ndarray, form: TimeForm) -> tuple[np.ndarray, np.ndarray]:
+    """Datetimes in UTC `[N]` on the clocks of their zone, and its offsets in minutes."""
+    if len(form.since):
+        places = np.searchsorted(form.since, time, side="right") - 1
+        minutes = form.offsets[np.maximum(places, 0)].astype(np.int64)
+        return time + minutes * np.timedelta64(1, "m"), minutes
+    local = pd.DatetimeIndex(time, tz="UTC").tz_convert(form.dtype.tz)
+    found = local.tz_localize(None).to_numpy()
+    return found, (found - time) // np.timedelta64(1, "m")
+
+
+def format_times(time: np.ndarray, form: TimeForm) -> Any:
+    """Times `[N]` as an array for a table, as they were before `parse_time`.
+
+    Datetimes have their zone. Where offsets differ they are texts, since no column of
+    pandas or Parquet has several.
+
+    >>> form = TimeForm(pd.DatetimeTZDtype("ns", "Europe/Berlin"))
+    >>> format_times(np.array(["2026-05-25T22:00"], "datetime64[ns]"), form)[0]
+    Timestamp('2026-05-26 00:00:00+0200', tz='Europe/Berlin')
+    """
+    if form.dtype is None:
+        return time
+    if not is_zoned(form.dtype):
+        return time.astype(form.dtype)
+    if not len(form.since):
+        zoned = pd.DatetimeIndex(time, tz="UTC").tz_convert(form.dtype.tz)
+        return zoned.as_unit(form.dtype.unit).array
+    local, minutes = local_times(time, form)
+    texts = pd.Series(local).dt.tz_localize("UTC").astype(str)
+    signs = pd.Series(minutes).map(offset_text)
+    return (texts.str.removesuffix("+00:00") + signs).array
+
+
+def axis_times(
+    time: np.ndarray | None, form: TimeForm
+) -> tuple[np.ndarray | None, str]:
+    """Times for an axis, and what clock they are on: local if its offset stays, or UTC.
+
+    The clock is empty for numbers, rows and times without a zone.
+    """
+    if time is None or not len(time) or not is_zoned(form.dtype):
+        return time, ""
+    local, minutes = local_times(time, form)
+    if (minutes != minutes[0]).any():
+        return time, "UTC"
+    return local, f"UTC{offset_text(minutes[0])}"
+
+
+def offset_text(minutes: int) -> str:
+    """An offset from UTC, such as `+02:00`."""
+    hours, rest = divmod(abs(int(minutes)), 60)
+    return f"{'-' if minutes < 0 else '+'}{hours:02}:{rest:02}"
+
+
+def time_text(time: Any, form: TimeForm) -> str:
+    """A time for people; datetimes to the minute, or finer if needed, with their offset.
+
+    >>> time_text(np.datetime64("2026-05-25T22:00"), TimeForm(pd.DatetimeTZDtype(tz="UTC")))
+    '2026-05-25T22:00+00:00'
+    """
+    if not isinstance(time, np.datetime64):
+        return str(time) if isinstance(time, np.integer) else f"{time:.15g}"
+    offset = ""
+    if is_zoned(form.dtype):
+        (time,), (minutes,) = local_times(np.array([time], "datetime64[ns]"), form)
+        offset = offset_text(minutes)
+    return f"{np.datetime_as_string(time, unit='auto')}{offset}"
 
 
 def iso_time(text: str) -> str | None:
@@ -95,13 +210,6 @@ def iso_time(text: str) -> str | None:
     if utc or hours:
         time += "+00:00" if utc else f"{hours}:{minutes or '00'}"
     return time
-
-
-def has_zone(column: pd.Series) -> bool:
-    """Whether times have an offset from UTC, by the first."""
-    if pd.api.types.is_datetime64_any_dtype(column):
-        return column.dt.tz is not None
-    return re.search(_OFFSET, str(column.iloc[0]).strip()) is not None
 
 
 def median_step(time: np.ndarray | None) -> float:
@@ -132,12 +240,14 @@ def arrange(
     place: Place,
     column: str,
     *,
+    form: TimeForm,
     order: str,
     duplicates: str,
 ) -> tuple[np.ndarray, list[str]]:
     """The rows `[M]` of an entity with strictly increasing times, and notes on changes.
 
-    `time` `[N]` are its times, `rows` `[N]` their rows in the file. `sort` sorts by time,
+    `time` `[N]` are its times, `rows` `[N]` their rows in the file, and messages have
+    times in the `form`. `sort` sorts by time,
     stably; `last` keeps the last of successive rows with equal times. DataError if times
     that repeat or run backwards remain.
     """
@@ -159,7 +269,8 @@ def arrange(
     if not len(backwards):
         return rows, notes
     at = int(backwards[0])
-    before, after, first = _text(time[at]), _text(time[at + 1]), rows[at] + 1
+    before, after = (time_text(time[i], form) for i in (at, at + 1))
+    first = rows[at] + 1
     problem = (
         f"{after} is there twice (first in row {first}); remove the duplicate or set "
         "data.duplicates=last"
@@ -171,13 +282,6 @@ def arrange(
         f"{where(place, int(rows[at + 1]), column)}: {problem}, or name the "
         "entity_column if the file holds several entities."
     )
-
-
-def _text(time: np.datetime64 | np.float64) -> str:
-    """A time for messages; datetimes to the second, or finer if needed."""
-    if isinstance(time, np.datetime64):
-        return str(np.datetime_as_string(time, unit="auto"))
-    return f"{time:.15g}"
 
 
 def _holds_datetimes(column: pd.Series) -> bool:
@@ -193,8 +297,13 @@ def _holds_datetimes(column: pd.Series) -> bool:
     return bool(times.notna().all())
 
 
-def _parse_text(column: pd.Series, name: str, place: Place) -> pd.Series:
-    """Text as datetimes in UTC; DataError for another form, or if some lack a zone."""
+def _parse_text(
+    column: pd.Series, name: str, place: Place
+) -> tuple[pd.Series, Any, np.ndarray]:
+    """Text as datetimes, and dtype and offsets as in `Times`.
+
+    DataError for another form, or if only some have an offset.
+    """
     texts = pd.Series([iso_time(cell) for cell in column.astype(str)], dtype=object)
     times = pd.to_datetime(texts, format="ISO8601", errors="coerce", utc=True)
     bad = np.flatnonzero(times.isna())
@@ -204,12 +313,22 @@ def _parse_text(column: pd.Series, name: str, place: Place) -> pd.Series:
             f"{where(place, row, name)}: {column.iloc[row]!r} is neither a number nor an "
             "ISO time such as 2024-01-31 23:59:00; convert the column."
         )
-    zoned = column.astype(str).str.contains(_OFFSET)
-    differs = np.flatnonzero(zoned != zoned.iloc[0])
+    marks, codes = np.unique(
+        texts.str.extract(_OFFSET, expand=False).fillna("").str.replace("Z", "+00:00"),
+        return_inverse=True,
+    )
+    differs = np.flatnonzero((marks[codes] == "") != (marks[codes[0]] == ""))
     if len(differs):
         row = int(differs[0])
         raise DataError(
             f"{where(place, row, name)}: {column.iloc[row]!r} and {column.iloc[0]!r} of "
             "row 1: only one of them has an offset from UTC; write all times alike."
         )
-    return times
+    if marks[0] == "":
+        return times, None, np.empty(0, np.int16)
+    zones = [datetime.datetime.strptime(mark, "%z").tzinfo for mark in marks]
+    dtype = pd.DatetimeTZDtype("ns", zones[0])
+    if len(zones) == 1:
+        return times, dtype, np.empty(0, np.int16)
+    minutes = [int(mark[:3]) * 60 + int(mark[0] + mark[4:]) for mark in marks]
+    return times, dtype, np.array(minutes, np.int16)[codes]

@@ -6,7 +6,7 @@ row at a time, as a stream has them; `row_alarms` gives the same for a whole ser
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -97,7 +97,7 @@ def event_table(
     alarm: np.ndarray,
     *,
     entity: str,
-    time: np.ndarray,
+    time: Any,
     window_score: np.ndarray,
     score: np.ndarray,
     tau: float,

@@ -10,6 +10,7 @@ import pandas as pd
 from kdjax.data.readers import match_channels, read_table
 from kdjax.data.series import Series
 from kdjax.data.splits import cover_starts, intersect, kept, segments
+from kdjax.data.times import format_times
 from kdjax.data.windowing import (
     add_scores,
     empty_sums,
@@ -62,7 +63,7 @@ def score_table(
 ) -> pd.DataFrame:
     """One line per row of `series`, in its order.
 
-    Columns: `entity`; `time` (or the row's number); `score` (mean of a_t over the
+    Columns: `entity`; `time` as in the input (or the row's number); `score` (mean of a_t over the
     windows that cover the row); `window_score` (of the latest window that ended at or
     before the row); `alarm` (1 where the window score is above τ, after the detector's
     minimum duration and cool-down); `state` (`anomaly` in alarm, else `unknown` before
@@ -96,7 +97,11 @@ def score_table(
     unknown = np.isnan(window_score) | np.isnan(score)
     columns: dict[str, Any] = {
         "entity": _categories(np.zeros(rows), [series.entity]),
-        "time": np.arange(rows) if series.time is None else series.time,
+        "time": (
+            np.arange(rows)
+            if series.time is None
+            else format_times(series.time, series.form)
+        ),
         "score": score,
         "window_score": window_score,
         "alarm": alarm.astype(np.int8),
@@ -130,7 +135,7 @@ def score_events(
     return event_table(
         table["alarm"].to_numpy() > 0,
         entity=series.entity,
-        time=table["time"].to_numpy(),
+        time=table["time"].array,
         window_score=table["window_score"].to_numpy(),
         score=table["score"].to_numpy(),
         tau=detector.thresholds[index].tau,

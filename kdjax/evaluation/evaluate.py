@@ -17,6 +17,7 @@ from kdjax.data.prepared import Entity, Prepared, training_ranges
 from kdjax.data.scaler import Scaler
 from kdjax.data.series import Ranges, outside
 from kdjax.data.splits import window_starts
+from kdjax.data.times import time_text
 from kdjax.detection import false_alarms
 from kdjax.detection.calibration import Calibration, Rules, calibrate, point_pieces
 from kdjax.detection.false_alarms import FOREIGN, MeasuredRate
@@ -366,9 +367,10 @@ def _worst(
 
 
 def _time(entity: Entity, row: int) -> str | float | int:
-    if entity.train.time is None:
+    series = entity.train
+    if series.time is None:
         return row
-    instant = entity.train.time[row]
+    instant = series.time[row]
     if isinstance(instant, np.datetime64):
-        return str(np.datetime_as_string(instant, unit="auto"))
+        return time_text(instant, series.form)
     return float(instant)

@@ -61,6 +61,7 @@ class Timeline(NamedTuple):
     events: Mapping[str, np.ndarray] = _NO_EVENTS  # model -> [K, 2] half-open row spans
     heat: Heat | None = None
     what: str = "Row scores"
+    clock: str = ""  # of the times, such as UTC+02:00
 
 
 def learning_curve_png(history: Sequence[Mapping[str, Any]]) -> bytes:
@@ -229,7 +230,9 @@ def timeline_figure(timeline: Timeline) -> go.Figure:
     )
     edges = row_edges(timeline.time, len(next(iter(timeline.scores.values()), ())))
     figure.update_xaxes(type="date" if edges.dtype.kind == "M" else "linear")
-    figure.update_xaxes(title="row" if timeline.time is None else "time", row=last)
+    clock = f" ({timeline.clock})" if timeline.clock else ""
+    title = "row" if timeline.time is None else f"time{clock}"
+    figure.update_xaxes(title=title, row=last)
     figure.update_yaxes(fixedrange=True)
     figure.update_yaxes(_names(lanes), range=[len(lanes) - 0.5, -0.5], row=1)
     spans = dict(timeline.events)

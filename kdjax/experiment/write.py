@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from kdjax.data.prepared import Prepared
+from kdjax.data.times import axis_times
 from kdjax.data.windowing import add_scores, empty_sums, mean_of_sums
 from kdjax.detection.alarming import AlarmRule, scored_events
 from kdjax.detection.detector import Detector, entity_index, explain_batches
@@ -180,11 +181,14 @@ def _timelines(
     drawn = [name for name in DRAWN if name in evaluated]
     timelines = []
     for i, entity in enumerate(prepared.entities[:DRAWN_ENTITIES]):
+        shown = entity.test or entity.train
+        time, clock = axis_times(shown.time, shown.form)
         if (test := entity.test) is None:
             tau = evaluated[STUDENT].calibration.thresholds[i].tau
             timeline = Timeline(
                 entity=entity.name,
-                time=entity.train.time,
+                time=time,
+                clock=clock,
                 labels=None,
                 scores={STUDENT: inspections[i].scores},
                 thresholds={STUDENT: tau},
@@ -213,7 +217,8 @@ def _timelines(
                 heat = Heat(STUDENT, student.channels, largest, tau)
             timeline = Timeline(
                 entity=entity.name,
-                time=test.time,
+                time=time,
+                clock=clock,
                 labels=test.labels,
                 scores={name: own.scores for name, own in found.items()},
                 thresholds={name: own.threshold for name, own in found.items()},
