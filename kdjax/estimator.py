@@ -29,7 +29,8 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from kdjax.config import CHOICES, RENAMED, get_config, leaves, override, resolve
 from kdjax.config import FIELDS as CONFIG_FIELDS
-from kdjax.data.raw import Place, others, to_float32
+from kdjax.data.raw import Place, as_array, others, to_float32
+from kdjax.data.schema import fill_forward
 from kdjax.data.series import Dataset, Series
 from kdjax.data.splits import segments
 from kdjax.data.tables import numbered_channels
@@ -103,10 +104,10 @@ PARAMETERS = {field: name for name, field in FIELDS.items()}
 # What `calibrate` takes over, and what applies to the next rows at once; all else needs
 # another `fit`.
 _CALIBRATED = ("threshold.", "data.step_seconds")
-_AT_ONCE = ("data.missing",)
+_AT_ONCE = ("data.missing", "data.fill_limit")
 
 # A date or a time of day in text.
-_TIME_TEXT = r"\d[-/.]\d+[-/.]\d|\d:\d\d"
+_TIME_TEXT = r"\d[-/.]\d+[-/.]\d|\d:\d\d|^\d{8}T\d"
 
 # Further fields that apply to rows in memory.
 _GROUPS = ("model", "teacher", "student", "train", "distill", "detection", "threshold")
@@ -114,6 +115,7 @@ _OF_DATA = (
     "calibration",
     "dense_below",
     "max_gap",
+    "fill_limit",
     "step_seconds",
     "train_stride",
     "validation",
@@ -266,8 +268,9 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
         alpha: weight of the teacher's term in the student's loss.
         temperature: T, see docs/method.md.
         scaler: `minmax`, `zscore`, `robust`, or `none` after a scaler in a `Pipeline`.
-        missing: `error` refuses NaN, `ffill` repeats the last value, `mask` leaves
-            missing cells out.
+        missing: `error` refuses NaN, `ffill` repeats the last value for up to
+            `data.fill_limit` rows (`window_size` if not set) and leaves out what then
+            is missing, `mask` leaves missing cells out.
         threshold: how τ is chosen, without labels: `conformal`, `quantile`, `pot`,
             `budget` or `fixed`.
         false_alarm_rate: wanted share of false alarms among normal windows that the
@@ -370,7 +373,7 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
         """Sets parameters by name: all of them, or after an error none.
 
         What a fitted detector does with it: `missing` holds for the next rows at once;
-        `threshold`, `false_alarm_rate` and the fields `threshold.…` and
+        `data.fill_limit` as well; `threshold`, `false_alarm_rate` and the fields `threshold.…` and
         `data.step_seconds` of `settings` from `calibrate` on; all others from the next
         `fit` on. Until then methods that score warn.
         """
@@ -593,9 +596,9 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
         `kdjax.save_detector(folder, detector.teacher_)` saves the teacher.
         """
         check_is_fitted(self, "detector_")
-        save_detector(
-            folder, _with_settings(self.detector_, "data", missing=self.missing)
-        )
+        limit = self._settings()["data"]["fill_limit"]
+        rule = {"missing": self.missing, "fill_limit": limit}
+        save_detector(folder, _with_settings(self.detector_, "data", **rule))
 
     @classmethod
     def load(
@@ -701,7 +704,7 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
             if reset or hasattr(self, "feature_names_in_"):
                 X = X.set_axis(_column_names(X), axis=1)
         elif isinstance(X, np.ma.MaskedArray):
-            X = np.ma.filled(X.astype(np.float64), np.nan)
+            X = as_array(X)
         values = validate_data(
             self,
             X,
@@ -714,14 +717,21 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
         if self.missing == "error":
             _check_complete(values, X)
         if self.missing == "ffill":
-            values = pd.DataFrame(values).ffill().to_numpy()
+            limit = self._settings()["data"]["fill_limit"]
+            unknown, ages = (
+                np.full(values.shape[1], np.nan),
+                np.zeros(values.shape[1], int),
+            )
+            window = self.window_size if reset else self.detector_.window
+            values = fill_forward(values, unknown, ages, limit or window)[0]
         names = numbered_channels(values.shape[1])
         if not reset:
             names = self.detector_.channels
         elif hasattr(self, "feature_names_in_"):
             names = tuple(map(str, self.feature_names_in_))
         place = Place(Path(ROWS), names)
-        values = to_float32(values, place, missing=self.missing)
+        open_ = "error" if self.missing == "error" else "mask"
+        values = to_float32(values, place, missing=open_)
         return Series(ROWS, values, names, time)
 
     def _fit(
@@ -891,16 +901,18 @@ def _with_settings(detector: Detector, group: str, **fields: Any) -> Detector:
 
 def _time_of(X: Any) -> np.ndarray | None:
     """The rows' time if X has a `DatetimeIndex` or `PeriodIndex`."""
-    index = X.index if isinstance(X, pd.DataFrame) else None
+    if not isinstance(X, pd.DataFrame):
+        return None
+    index = X.index
     if isinstance(index, pd.PeriodIndex):
         index = index.to_timestamp()
-    if not isinstance(index, pd.DatetimeIndex):
-        if isinstance(index, pd.Index) and index.nlevels > 1:
-            return None
-        if isinstance(index, pd.Index) and _is_text(index) and _reads_as_times(index):
+    elif index.inferred_type in ("datetime", "date"):
+        index = pd.to_datetime(index, utc=True)  # of objects, maybe of several zones
+    if not pd.api.types.is_datetime64_any_dtype(index):
+        if index.nlevels == 1 and _is_text(index) and _reads_as_times(index):
             raise DataError(
                 f"{ROWS}: the index holds times as text, such as {str(index[0])!r}: "
-                "convert it, X.index = pd.to_datetime(X.index), or call "
+                f"convert it, X.index = {_conversion(index, 'X.index')}, or call "
                 "reset_index(drop=True) if it is no time."
             )
         return None
@@ -934,10 +946,11 @@ def _check_columns(X: pd.DataFrame) -> None:
         if pd.api.types.is_datetime64_any_dtype(column) or (
             _is_text(column) and _reads_as_times(column)
         ):
+            label = f"{X.columns[place]!r}"
+            times = _conversion(column, f"X[{label}]")
             raise DataError(
                 f"{ROWS}: column {name!r} holds times: make it the index, "
-                f"X.set_index(pd.to_datetime(X[{X.columns[place]!r}])), without the "
-                "column, or leave it out."
+                f"X.drop(columns=[{label}]).set_index({times}), or leave it out."
             )
         if _is_text(column):
             bad = np.flatnonzero(
@@ -965,6 +978,15 @@ def _reads_as_times(values: Any) -> bool:
     """Whether the first labels or cells look like dates or times of day."""
     known = pd.Series(values).dropna()[:100].astype(str)
     return bool(len(known) and known.str.contains(_TIME_TEXT).all())
+
+
+def _conversion(values: Any, text: str) -> str:
+    """How to convert text to datetimes; `text` names the values."""
+    try:
+        pd.to_datetime(values)
+    except ValueError:  # offsets that differ
+        return f"pd.to_datetime({text}, utc=True)"
+    return f"pd.to_datetime({text})"
 
 
 def _check_complete(values: np.ndarray, X: Any) -> None:

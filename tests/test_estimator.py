@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import joblib
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 import scipy.stats
 from sklearn.base import clone
@@ -29,7 +30,8 @@ from sklearn.utils.estimator_checks import check_estimator, estimator_checks_gen
 
 from kdjax.data.series import Series
 from kdjax.detection.storage import load_detector, save_detector
-from kdjax.detection.tables import score_events, score_table
+from kdjax.detection.stream_rules import plan_of
+from kdjax.detection.tables import read_like, score_events, score_table
 from kdjax.detection.thresholds import conformal_threshold
 from kdjax.errors import ArtifactError, ConfigError, DataError
 from kdjax.estimator import EXPECTED_FAILED_CHECKS, FIELDS, KDDetector
@@ -506,11 +508,6 @@ def test_missing_cells_are_refused_filled_or_masked(caplog):
     gappy[20:40] = np.nan
     with pytest.raises(ValueError, match="contains NaN"):
         made().fit(train).predict(gappy)
-    filled = made(missing="ffill").fit(train)
-    repeated = pd.DataFrame(gappy).ffill().to_numpy()
-    np.testing.assert_array_equal(filled.predict(gappy), filled.predict(repeated))
-    with pytest.raises(DataError, match="row 1, column 1 .* not a finite number"):
-        filled.predict(gappy[25:])
     masked = made(missing="mask").fit(train)
     scores = masked.decision_function(gappy)
     # The windows of the rows 20 to 39 alone have none.
@@ -519,6 +516,35 @@ def test_missing_cells_are_refused_filled_or_masked(caplog):
         masked.predict(gappy)
     masked.detect(gappy)
     assert "14 of 60 rows have no score" in caplog.text
+
+
+@pytest.mark.parametrize("limit", [None, 3, 20])
+def test_a_value_is_repeated_for_a_bounded_number_of_rows(tmp_path, limit):
+    """As in files: for a window of rows if nothing else is said; then it is missing."""
+    train, gappy = waves(600), waves(60, seed=3)
+    gappy[20:40] = gappy[:2, 1] = np.nan
+    settings = limit and {"data.fill_limit": limit}
+    filled = made(missing="ffill", settings=settings).fit(train)
+    repeated = pd.DataFrame(gappy).ffill(limit=limit or 8).to_numpy()
+    masked = made(missing="mask").fit(train)
+    expected = masked.decision_function(repeated)
+    np.testing.assert_array_equal(filled.decision_function(gappy), expected)
+    filled.save(tmp_path)
+    again = KDDetector.load(tmp_path)
+    np.testing.assert_array_equal(again.decision_function(gappy), expected)
+    # The saved detector has the rule for files and streams as well.
+    path = tmp_path.parent / "gappy.csv"
+    pd.DataFrame(gappy, columns=["channel_1", "channel_2"]).to_csv(path, index=False)
+    (series,) = read_like(again.detector_, path)
+    np.testing.assert_array_equal(series.values, np.float32(repeated))
+    assert plan_of(again.detector_, 0).fill_limit == (limit or 8)
+    # The rule holds for the next rows at once.
+    again.set_params(settings={"data.fill_limit": 1})
+    repeated = pd.DataFrame(gappy).ffill(limit=1).to_numpy()
+    expected = masked.decision_function(repeated)
+    np.testing.assert_array_equal(again.decision_function(gappy), expected)
+    with pytest.raises(ConfigError, match="fill_limit"):
+        again.set_params(settings={"data.fill_limit": 0}).predict(gappy)
 
 
 LABELS = {
@@ -619,16 +645,25 @@ def test_missing_cells_are_refused_with_the_parameter_that_takes_them(faulty):
         made(missing="skip").fit(faulty)
 
 
+MINUTES = pd.date_range("2026-03-28 21:00", periods=200, freq="min", tz="Europe/Rome")
+DAYS = [time.date() for time in pd.date_range("2026-01-01", periods=200)]
 INDICES = {
     "range": pd.RangeIndex(200),
     "integers": pd.Index(np.arange(200)[::-1] * 5),
     "texts": pd.Index([f"row {i}" for i in range(200)]),
-    "zone": pd.date_range(
-        "2026-03-28 21:00", periods=200, freq="min", tz="Europe/Rome"
-    ),
+    "zone": MINUTES,
     "periods": pd.period_range("2026-02-01", periods=200, freq="h"),
     "levels": pd.MultiIndex.from_product([["a", "b"], range(100)]),
-}
+    "Arrow": MINUTES.astype(pd.ArrowDtype(pa.timestamp("us", "Europe/Rome"))),
+    "Arrow without zone": MINUTES.tz_localize(None).astype("timestamp[s][pyarrow]"),
+    "Arrow days": pd.Index(DAYS, dtype=pd.ArrowDtype(pa.date32())),
+    "Arrow numbers": pd.Index(np.arange(200) * 5, dtype="int64[pyarrow]"),
+    "days": pd.Index(DAYS, dtype=object),
+    "offsets that differ": pd.Index(
+        [time.tz_convert("UTC" if i > 9 else "Asia/Tokyo") for i, time in enumerate(MINUTES)],
+        dtype=object,
+    ),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", INDICES)
@@ -655,23 +690,39 @@ def test_results_have_the_labels_of_the_frame(faulty, kind):
 def test_no_window_crosses_a_gap_between_periods(baseline):
     rows = framed(waves(60, seed=3))
     rows.index = rows.index[:30].append(rows.index[30:] + pd.Timedelta(hours=1))
-    np.testing.assert_array_equal(
-        baseline.decision_function(rows.set_axis(rows.index.to_period("min"))),
-        baseline.decision_function(rows),
-    )
+    expected = baseline.decision_function(rows)
+    assert (expected != baseline.decision_function(rows.reset_index(drop=True))).any()
+    for index in (
+        rows.index.to_period("min"),
+        rows.index.astype("timestamp[ms][pyarrow]"),
+        rows.index.tz_localize("UTC").astype(object),
+        rows.index.tz_localize("Asia/Tokyo"),
+    ):
+        found = baseline.decision_function(rows.set_axis(index))
+        np.testing.assert_array_equal(found, expected)
 
 
 def test_times_as_text_say_what_to_do(baseline):
     rows = framed(waves(60))
     text = rows.index.strftime("%Y-%m-%d %H:%M")
-    with pytest.raises(DataError, match=r"index holds times as text.*pd.to_datetime"):
-        baseline.predict(rows.set_axis(text))
-    for times in (text, rows.index, rows.index.tz_localize("UTC")):
-        frame = rows.reset_index(drop=True).assign(when=times)
-        with pytest.raises(DataError, match=r"column 'when' holds times.*set_index"):
-            made().fit(frame)
-        mended = frame.set_index(pd.to_datetime(frame["when"])).drop(columns="when")
-        np.testing.assert_array_equal(baseline.predict(mended), baseline.predict(rows))
+    zones = [f"{t:%Y-%m-%dT%H:%M}+0{i % 2}:00" for i, t in enumerate(rows.index)]
+    kinds = (text, text.astype("category"), text.astype("string[pyarrow]"), zones)
+    for times in kinds:
+        X = rows.set_axis(times)
+        with pytest.raises(DataError, match="index holds times as text") as error:
+            baseline.predict(X)
+        advice = re.search(r"X.index = (pd.to_datetime\(.*?\)),", str(error.value))[1]
+        assert isinstance(eval(advice, {"pd": pd, "X": X}), pd.DatetimeIndex)
+    arrow = rows.index.astype("timestamp[ns][pyarrow]")
+    for times in (*kinds, rows.index, rows.index.tz_localize("UTC"), arrow):
+        X = rows.reset_index(drop=True).assign(when=times)
+        with pytest.raises(DataError, match="column 'when' holds times") as error:
+            made().fit(X)
+        advice = re.search(r"make it the index, (.*), or", str(error.value))[1]
+        mended = eval(advice, {"pd": pd, "X": X})
+        if times is not zones:  # not in order
+            found = baseline.predict(mended)
+            np.testing.assert_array_equal(found, baseline.predict(rows))
     with pytest.raises(DataError, match="row 1, column 'state': 'on' is no number"):
         made().fit(rows.assign(state="on"))
 

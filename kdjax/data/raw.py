@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tokenize import TokenError
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from zipfile import BadZipFile
 
 import numpy as np
@@ -86,6 +86,18 @@ def about(*paths: str | os.PathLike[str]) -> Iterator[None]:
         if not named or any(name in str(error) for name in named):
             raise
         raise DataError(f"{' and '.join(named)}: {error}") from error
+
+
+def as_array(values: Any) -> np.ndarray:
+    """An array-like as a numpy array; masked cells are missing, so NaN.
+
+    >>> as_array(np.ma.masked_equal([1.0, -999.0], -999))
+    array([ 1., nan])
+    """
+    if isinstance(values, np.ma.MaskedArray):
+        kind = np.promote_types(values.dtype, np.float16)  # whole numbers have no NaN
+        return np.asarray(np.ma.filled(values.astype(kind), np.nan))
+    return np.asarray(values)
 
 
 def to_float32(

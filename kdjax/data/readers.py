@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from kdjax.data.raw import Place, available_memory, read_npy, where
+from kdjax.data.raw import Place, as_array, available_memory, read_npy, where
 from kdjax.data.schema import (
     Recording,
     Roles,
@@ -150,6 +150,8 @@ def match_channels(series: Series, channels: Sequence[str]) -> Series:
     array([[2., 1.]], dtype=float32)
     """
     channels = tuple(channels)
+    if isinstance(series.values, np.ma.MaskedArray):
+        series = series._replace(values=as_array(series.values))
     if series.channels == channels:
         return series
     if series.channels == numbered_channels(len(channels)):

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from kdjax.data.raw import as_array
 from kdjax.errors import ConfigError, DataError, check_choice
 
 METHODS = ("minmax", "zscore", "robust", "none")
@@ -35,7 +36,8 @@ def fit_scaler(values: Any, *, method: str) -> Scaler:
     """The scaler of rows `[N, D]`; a channel without spread keeps scale 1.
 
     Args:
-        values: `[N, D]` rows to learn from, or a list of pieces of them; NaN is missing.
+        values: `[N, D]` rows to learn from, or a list of pieces of them; NaN is missing, as
+            are masked cells.
         method: `minmax` maps to [0, 1]; `zscore` to mean 0 and deviation 1; `robust` to
             median 0 and interquartile range 1; `none` changes nothing.
 
@@ -50,7 +52,7 @@ def fit_scaler(values: Any, *, method: str) -> Scaler:
     """
     check_choice("data.scaler", method, METHODS)
     pieces = values if isinstance(values, (list, tuple)) else [values]
-    pieces = [np.asarray(piece) for piece in pieces]
+    pieces = [as_array(piece) for piece in pieces]
     filled = [piece for piece in pieces if piece.ndim == 2 and piece.size]
     if not filled:
         shape = pieces[0].shape if pieces else (0,)
@@ -94,7 +96,7 @@ def apply_scaler(scaler: Scaler, values: Any) -> Any:
     array([[2.]], dtype=float32)
     """
     if isinstance(values, np.ndarray) or not hasattr(values, "__array_namespace__"):
-        values = np.asarray(values)
+        values = as_array(values)
     with np.errstate(over="ignore"):
         rows = values.astype(np.float32, copy=False)
         return (rows - along(scaler.offset, rows)) / along(scaler.scale, rows)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from kdjax.data.raw import as_array
 from kdjax.data.scaler import Scaler, apply_scaler
 from kdjax.errors import ConfigError, DataError
 
@@ -20,7 +21,7 @@ _CHUNK = 8192  # windows folded at once, which bounds the index array
 def windows(rows: Any, *, length: int, stride: int = 1) -> np.ndarray:
     """The windows of rows, `[N, D] -> [M, L, D]` with M = (N - L) // stride + 1.
 
-    A read-only view; nothing is copied.
+    A read-only view; nothing but a masked array is copied, which has NaN for its mask.
 
     Args:
         rows: `[N, D]` array-like.
@@ -39,7 +40,7 @@ def windows(rows: Any, *, length: int, stride: int = 1) -> np.ndarray:
     for name, value in (("length", length), ("stride", stride)):
         if value < 1:
             raise ConfigError(f"{name}={value} must be at least 1 row.")
-    rows = np.asarray(rows)
+    rows = as_array(rows)
     if rows.ndim != 2:
         raise DataError(f"rows have shape {rows.shape}, expected [N, D]: reshape them.")
     if len(rows) < length:

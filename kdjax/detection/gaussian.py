@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from kdjax.data.raw import as_array
 from kdjax.errors import ConfigError, DataError
 from kdjax.training import hosts
 
@@ -160,7 +161,7 @@ def fit_gaussian(
     >>> gaussian.mean, gaussian.whiten
     (array([2.], dtype=float32), array([[1.]], dtype=float32))
     """
-    rows = np.asarray(residuals)
+    rows = as_array(residuals)
     moments = moments_of(rows)
     share = shrinkage_share(shrinkage, [rows], moments, floor=floor, rows=moments.n)
     names = channels or [str(number) for number in range(rows.shape[-1])]

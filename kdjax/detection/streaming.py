@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from kdjax.data.raw import as_array
 from kdjax.data.schema import fill_forward
 from kdjax.data.times import iso_time
 from kdjax.detection.alarming import TOP, AlarmRule, AlarmState, next_alarm
@@ -387,7 +388,7 @@ class StreamDetector:
                 )
             row = [row[name] for name in channels]
         try:
-            numbers = np.asarray(row)
+            numbers = as_array(row)
         except ValueError:
             numbers = np.empty(0, object)
         if numbers.shape != (len(channels),) or numbers.dtype.kind not in "fiu":

@@ -21,6 +21,7 @@ from jax import Array
 from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
+from kdjax.data.raw import as_array
 from kdjax.data.scaler import Scaler, apply_scaler
 from kdjax.data.windowing import WindowSource, gather
 from kdjax.errors import ConfigError, DataError
@@ -212,7 +213,7 @@ def batches(
     >>> [int(b.weight.sum()) for b in batches(x, 3, key=jax.random.key(0))]
     [3, 2]
     """
-    values = np.asarray(windows, np.float32)
+    values = as_array(windows).astype(np.float32, copy=False)
     if values.ndim != 3 or not len(values):
         raise DataError(
             f"windows of shape {values.shape}: expected one or more, [M, L, D], as "
