@@ -19,6 +19,15 @@ class ConfigError(KdjaxError, ValueError):
     """Settings that are unknown, of the wrong type, or contradict each other."""
 
 
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """A number and its noun.
+
+    >>> counted(1, "event"), counted(2000, "entity", "entities")
+    ('1 event', '2,000 entities')
+    """
+    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
+
+
 def check_choice(name: str, value: object, known: Iterable[str]) -> None:
     """Raises ConfigError unless a value is one of the known words.
 

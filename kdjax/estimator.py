@@ -47,7 +47,7 @@ from kdjax.detection.detector import (
 from kdjax.detection.storage import load_detector, save_detector
 from kdjax.detection.tables import CONTRIBUTION, score_events, score_table
 from kdjax.detection.thresholds import Rule, choose_threshold
-from kdjax.errors import ConfigError, DataError, KdjaxError, check_choice
+from kdjax.errors import ConfigError, DataError, KdjaxError, check_choice, counted
 from kdjax.experiment.assemble import (
     calibration_rules,
     data_digests,
@@ -221,7 +221,7 @@ def _teachers(teachers: Any, weights: Any) -> tuple[ScoreFunction, ...]:
     if len(weights) and (len(weights) != len(teachers) or not valid or not any(found)):
         raise ConfigError(
             f"weights={weights!r} must have a finite number from 0 on for each of "
-            f"{len(teachers)} teachers, not all of them 0."
+            f"{counted(len(teachers), 'teacher')}, not all of them 0."
         )
     return tuple(teachers)
 

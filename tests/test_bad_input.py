@@ -363,7 +363,7 @@ CASES = [
          ("has no rows", "expected data below the column names"), ANY),
         ("12-parquet", "a.parquet", lambda: packed(good()[:0], "parquet"),
          ("has no rows", "expected data"), ANY),
-        ("13-one", "a.csv", lambda: csv(good()[:1]), ("1 rows", "ive more rows"), "window"),
+        ("13-one", "a.csv", lambda: csv(good()[:1]), ("1 row", "ive more rows"), "window"),
         ("14-short", "a.csv", lambda: csv(good()[:9]),
          ("9 rows", "window", "10", "ive more rows"), "window"),
         ("15-nul", "a.csv", lambda: csv() + b"1,\x002,3\n",

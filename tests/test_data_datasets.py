@@ -361,7 +361,7 @@ def test_truncated_gzip(tmp_path):
 def test_text_that_is_no_table_of_numbers(tmp_path):
     _smd(tmp_path)
     _write(tmp_path / "train/machine-1-1.txt", b"\x00\xff\xfe" * 10)
-    with pytest.raises(DataError, match=r"row 1 \(line 1\) has 1 cells, expected 38"):
+    with pytest.raises(DataError, match=r"row 1 \(line 1\) has 1 cell, expected 38"):
         load_benchmark("smd", root=tmp_path)
 
 

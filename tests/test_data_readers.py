@@ -391,13 +391,13 @@ def test_value_beyond_float32_is_never_filled(read, missing):
         ("a,b\n0x10,2\n", "'0x10' is not a number"),
         ("a,b\n1_0,2\n", "'1_0' is not a number"),
         ("a b\n1 2\n", "'1 2' is not a number"),
-        ("a,b\n1,2\n3\n", r"row 2 \(line 3\) has 1 cells, expected 2"),
+        ("a,b\n1,2\n3\n", r"row 2 \(line 3\) has 1 cell, expected 2"),
         ("a,b\n1,2,3\n3,4,5\n", r"row 1 \(line 2\) has 3 cells, expected 2"),
         ('a,b\n"1",2\n3,4,5\n', r"row 2 \(line 3\) has 3 cells, expected 2"),
         ("a;b;c\n1;2;3\n1;2\n", "has 2 cells, expected 3.*separated by ';' here"),
-        ("1,2\n3\n", r"row 2 \(line 2\) has 1 cells, expected 2"),
+        ("1,2\n3\n", r"row 2 \(line 2\) has 1 cell, expected 2"),
         ("a\n1,5\n", r"row 1 \(line 2\) has 2 cells, expected 1"),
-        ('a,b\n"1,2\n3,4\n', r"row 1 \(line 2\) has 1 cells"),
+        ('a,b\n"1,2\n3,4\n', r"row 1 \(line 2\) has 1 cell"),
         ('a,b\n"' + "1" * 200_000 + '",2\n', "can't be read .*correct its quotes"),
         ("a,a\n1,2\n", "columns 1 and 2 are both named 'a'; rename"),
         ("a, a \n1,2\n", "columns 1 and 2 are both named 'a'"),
@@ -419,7 +419,7 @@ def test_damaged_text_is_refused(read, content, message):
 
 @pytest.mark.parametrize("missing", ["error", "ffill"])
 def test_short_row_is_never_filled(read, missing):
-    with pytest.raises(DataError, match=r"row 2 \(line 3\) has 1 cells"):
+    with pytest.raises(DataError, match=r"row 2 \(line 3\) has 1 cell"):
         read("a,b\n1,2\n3\n", missing=missing)
 
 

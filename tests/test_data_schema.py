@@ -75,7 +75,7 @@ def test_blanks_inside_cells_separate_nothing(read, text, channels):
     ("text", "message"),
     [
         ("time a\n2024-01-01 00:00 1\n2024-01-01 00:01 2\n", "is not a number"),
-        ("a b\n" + "1 2\n" * 30 + "3\n", r"row 31 \(line 32\) has 1 cells.*blanks"),
+        ("a b\n" + "1 2\n" * 30 + "3\n", r"row 31 \(line 32\) has 1 cell.*blanks"),
         ("2024-01-01 00:00 1\n2024-01-01 00:01 2\n", "'00:01' is not a number"),
     ],
 )
@@ -298,7 +298,7 @@ def test_spans_to_leave_out(without, kind, spans, rows):
 def test_spans_that_hold_no_row_are_said(without):
     series = without("start,end\n500,600\n31,39\n20,20\n")
     assert series.excluded.tolist() == [[2, 3]]
-    assert "2 of 3 spans hold no row of the data, the first in" in series.notes[-1]
+    assert "2 of 3 spans without a row of the data, the first in" in series.notes[-1]
     assert series.notes[-1].endswith("stops.csv: row 1 (line 2)")
     assert without("start,end\n500,600\n").excluded is None
 
@@ -313,7 +313,7 @@ def test_spans_that_hold_no_row_are_said(without):
         ("numbers", "start,end\n1,soon\n", "'soon' is neither a number nor an ISO time"),
         ("numbers", "start,end\n,2\n", r"row 1 .*'start'\): the time is missing"),
         ("numbers", "start,end\n1,inf\n", r"row 1 .*'end'\): the time is missing"),
-        ("numbers", "start,end\n1\n", "has 1 cells, expected 2"),
+        ("numbers", "start,end\n1\n", "has 1 cell, expected 2"),
         ("numbers", "start,end\n", "has no rows"),
         ("numbers", "start,end\n2024-01-01,2024-01-02\n", "2024-01-01, where the data need numbers"),
         ("none", "start,end\n2024-01-01,2024-01-02\n", "need row numbers from 0"),
@@ -350,7 +350,7 @@ def test_spans_of_entities_in_both_files(tmp_path):
     assert excluded["test", "y"].tolist() == [[1, 2]]
     assert data.train[0].notes == (
         "x: 1 of 2 rows excluded (stops.csv)",
-        f"1 of 3 spans hold no row of the data, the first in {exclude}: row 3 (line 4)",
+        f"1 of 3 spans without a row of the data, the first in {exclude}: row 3 (line 4)",
     )
 
 

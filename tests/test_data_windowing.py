@@ -155,7 +155,7 @@ def test_windows_are_those_of_gather_without_a_copy(rows, length, stride):
 
 def test_windows_checks_rows_length_and_stride():
     rows = np.ones((4, 2))
-    with pytest.raises(DataError, match="4 rows are fewer than length=5: give more"):
+    with pytest.raises(DataError, match="4 rows for length=5: give more"):
         windows(rows, length=5)
     for shape in ((4,), (4, 2, 1)):
         with pytest.raises(DataError, match=r"rows have shape .*, expected \[N, D\]"):

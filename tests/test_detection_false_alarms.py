@@ -390,15 +390,12 @@ def test_missing_cells_and_rows_without_a_score_are_counted(watched, rows):
     series.values[40] = np.nan
     table = blank(1500, score=np.where(np.arange(1500) == 40, np.nan, 1.0))
     assert series_notes(watched, 0, series, table) == [
-        (
-            "a: 1,102 cells are missing; 1 rows hold no value and have no score: they "
-            "count as unknown"
-        )
+        "a: 1,102 missing cells; 1 row without a value or a score, unknown"
     ]
     # Rows before the first window have no score either; no cell of them is missing.
     table.loc[:9, "score"] = np.nan
     (note,) = series_notes(watched, 0, series, table)
-    assert "; 1 rows hold no value" in note
+    assert "; 1 row without a value" in note
 
 
 # Drift.
@@ -484,4 +481,4 @@ def test_scores_that_drifted_are_a_warning_and_warnings_come_first(watched, rows
         "calibrate on recent clean rows makes a new threshold"
     )
     assert "outside the training range: x 1" in notes[1]
-    assert "2 cells are missing" in notes[2]
+    assert "2 missing cells" in notes[2]

@@ -714,7 +714,7 @@ def test_a_run_on_smds_layout(tiny, tmp_path):
     text = io.StringIO()
     results = run(settings, tmp_path / "run", console=Console(file=text, width=200))
     said = text.getvalue()
-    assert "smd: 1 entities (machine-1-2), 400 train rows, 38 channels" in said
+    assert "smd: 1 entity (machine-1-2), 400 train rows, 38 channels" in said
     for model in (*NETWORKS, "mahalanobis"):
         assert f"{model}: calibrates and scores" in said
     assert "student: 2 steps, lowest validation loss" in said

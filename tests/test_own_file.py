@@ -241,7 +241,7 @@ def test_a_score_table_is_that_of_the_library(scored, student):
 def test_values_that_training_never_had_are_warned_of(scored, folder, student):
     frame, *_, said = scored
     assert ": warning: " in said and "values outside the training range: heat " in said
-    assert "2 cells are missing" in scored[3]
+    assert "2 missing cells" in scored[3]
     frame = recording(2, 120)
     frame.loc[50:59, "dead"] = 5.5
     path = write_continental(frame, folder / "woken.csv")

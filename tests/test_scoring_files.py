@@ -64,9 +64,10 @@ def test_what_is_said(score, tmp_path, frame):
     table, said = score(frame)
     output = tmp_path / "scores.csv"
     events = len(pd.read_csv(f"{output}.events.csv"))
+    assert events == 1
     assert said == [
         "plant: 14 rows under the threshold of pooled",
-        f"{output}: {table['alarm'].sum()} of 14 rows in alarm, {events} events",
+        f"{output}: {table['alarm'].sum()} of 14 rows in alarm, {events} event",
     ]
 
 
@@ -214,7 +215,7 @@ def test_events_lie_beside_the_scores(score, small, tmp_path, frame):
     assert np.flatnonzero(table["alarm"]).tolist() == [9, 10, 11, 12]
     (event,) = events.itertuples(index=False)
     assert tuple(event) == ("plant", 9, 12, pytest.approx(300, rel=1e-3), 8, "y;x")
-    assert said[-1].endswith("4 of 14 rows in alarm, 1 events")
+    assert said[-1].endswith("4 of 14 rows in alarm, 1 event")
 
 
 @pytest.mark.parametrize("output", ["scores.csv", "scores.parquet"])

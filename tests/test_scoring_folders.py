@@ -182,7 +182,7 @@ def test_a_share_may_be_empty(score, plants):
     output, said = score(plants / "a.csv", shard=f"{place}/2")
     assert not output.exists()
     assert said == [
-        f"{output}: shard {place}/2, 0 of 1 files: 0 scored, 0 verified, 0 failed"
+        f"{output}: shard {place}/2, 0 of 1 file: 0 scored, 0 verified, 0 failed"
     ]
 
 

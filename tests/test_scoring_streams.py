@@ -498,7 +498,7 @@ def test_a_row_ahead_is_named_by_the_next_one(folder):
     assert [row.get("taken_back") for row in found] == [None] * 6 + [5, None]
     assert [row["state"] for row in found[5:]] == ["unknown", "normal", "normal"]
     assert "row 5 was ahead of its time: row 6 is earlier" in told[1]
-    assert told[2] == "8 rows in all, 1 invalid lines"
+    assert told[2] == "8 rows in all, 1 invalid line"
 
 
 def test_lines_older_than_the_known_ones_were_answered(replayed, monkeypatch):
@@ -583,13 +583,11 @@ def test_mostly_faults_are_said_again_and_end_in_an_error(folder, monkeypatch):
     lines = rows_text(range(150), ["x" if n % 30 >= 10 else 1 for n in range(150)])
     told, found = watched(lines, folder, 60, monkeypatch)
     assert len(found) == 150
-    problems = [line for line in told if "lines were at fault" in line]
-    assert problems[0].startswith(
-        "60 of the last 100 lines were at fault, the latest: "
-    )
+    problems = [line for line in told if "lines at fault" in line]
+    assert problems[0].startswith("60 of the last 100 lines at fault, the latest: ")
     assert problems[1].startswith("error: 70 of the last 100") and len(problems) == 2
     told, _ = watched(lines, folder, 0, monkeypatch)
-    assert sum("lines were at fault" in line for line in told) == 52
+    assert sum("lines at fault" in line for line in told) == 52
     # What was said once ends in an error, though all is well again.
     good = rows_text(range(150, 400), [1] * 250)
     told, _ = watched(lines + good, folder, 60, monkeypatch)
@@ -600,7 +598,7 @@ def test_mostly_faults_are_said_again_and_end_in_an_error(folder, monkeypatch):
 def test_few_lines_count_at_the_end(folder, monkeypatch, faulty, total):
     values = ["x"] * faulty + [1] * (total - faulty)
     told, _ = watched(rows_text(range(total), values), folder, 60, monkeypatch)
-    assert told[-1].startswith(f"error: {faulty} of the last {total} lines were")
+    assert told[-1].startswith(f"error: {faulty} of the last {total} line")
     # Half of them are not most.
     values = ["x"] * 50 + [1] * 50
     told, _ = watched(rows_text(range(100), values), folder, 60, monkeypatch)

@@ -97,7 +97,7 @@ def score(folder, path, output):
 
 def write(folder, times):
     path = folder.parent / "plant.csv"
-    frame = pd.DataFrame({"time": times, "x": X, "y": 0.0})
+    frame = pd.DataFrame({"time": times, "x": X[: len(times)], "y": 0.0})
     frame.to_csv(path, index=False)
     return path
 
@@ -236,6 +236,10 @@ def test_messages_have_the_times_of_the_file(folder):
     with pytest.raises(
         DataError, match=r"2026-05-26T00:03\+02:00 is before 2026-05-26T00:10\+02:00"
     ):
+        read_table(path)
+    first = CASES["offset"][0][0]
+    path = write(folder, [first, first])
+    with pytest.raises(DataError, match=r": 2026-05-26T00:00\+02:00 is there twice"):
         read_table(path)
 
 

@@ -30,7 +30,7 @@ from kdjax.data.raw import (
     where,
 )
 from kdjax.data.series import Dataset, Series
-from kdjax.errors import ConfigError, DataError
+from kdjax.errors import ConfigError, DataError, counted
 
 # Not in the release; given by its author in issue 22 of the OmniAnomaly repository.
 _SMD_NAMES = """
@@ -264,7 +264,7 @@ def _check_cells(data: bytes, place: Place) -> None:
         for row, cells in enumerate(csv.reader(lines)):
             if len(cells) != width:
                 raise DataError(
-                    f"{where(place, row)} has {len(cells)} cells, expected {width}; "
+                    f"{where(place, row)} has {counted(len(cells), 'cell')}, expected {width}; "
                     "complete or remove the row."
                 )
             for name, cell in zip(place.columns, cells, strict=True):

@@ -18,7 +18,7 @@ import pandas as pd
 from kdjax.data.cells import IN_THOUSANDS, is_number, is_truth, number_form, to_number
 from kdjax.data.raw import Place
 from kdjax.data.times import find_time
-from kdjax.errors import ConfigError, DataError
+from kdjax.errors import ConfigError, DataError, counted
 
 _SEPARATORS = (",", ";", "\t", "|")
 
@@ -128,7 +128,9 @@ def _csv(names: list[str], separator: str, wanted: _Wanted) -> _Format:
     def split(text: str) -> tuple[Any, list[str]]:
         cells = _cells(text, separator)
         if len(cells) != len(names):
-            raise DataError(f"{len(cells)} cells, expected {len(names)}; complete it.")
+            raise DataError(
+                f"{counted(len(cells), 'cell')}, expected {len(names)}; complete it."
+            )
         return None if at is None else _time(cells[at]), cells
 
     def row(cells: list[str]) -> list[float]:

@@ -28,7 +28,7 @@ from kdjax.data.splits import (
     window_starts,
 )
 from kdjax.data.windowing import WindowSource, has_missing, on_disk, span_pieces
-from kdjax.errors import DataError
+from kdjax.errors import DataError, counted
 
 # An entity's own Gaussian has D means and D (D + 1) / 2 covariances to estimate.
 ROWS_PER_CHANNEL = 5
@@ -248,7 +248,7 @@ def _test_spans(test: Series | None, window: int, max_gap: float) -> np.ndarray:
     spans = _stretches(test, max_gap)
     if not _count_windows(spans, window):
         raise DataError(
-            f"test series {test.entity!r} has {len(test.values)} rows and no stretch "
+            f"test series {test.entity!r} has {counted(len(test.values), 'row')} and no stretch "
             f"of data.window={window} rows without a gap: give more rows, exclude fewer "
             "or set a smaller data.window."
         )
@@ -264,7 +264,7 @@ def _check_windows(entities: Sequence[Entity], window: int) -> None:
             longest = max(len(entity.train.values) for entity in entities)
             raise DataError(
                 f"{problem} {part} window: the longest train series "
-                f"has {longest} rows, data.window={window}. Give more rows, fewer gaps or "
+                f"has {counted(longest, 'row')}, data.window={window}. Give more rows, fewer gaps or "
                 "excluded rows, a larger share (data.validation), or a smaller data.window."
             )
 

@@ -27,7 +27,7 @@ from kdjax.data.splits import merge
 from kdjax.data.tables import numbered_channels, open_table
 from kdjax.data.times import is_zoned, parse_time
 from kdjax.data.windowing import chunks, on_disk
-from kdjax.errors import DataError
+from kdjax.errors import DataError, counted
 
 _WHOLE_BYTES = 28  # of a cell while a file is read: in Arrow, pandas and numpy together
 _DAY = np.timedelta64(1, "D").astype("timedelta64[ns]")
@@ -263,7 +263,7 @@ def exclude_rows(
     missed = np.flatnonzero(~hit)
     if len(missed):
         note = (
-            f"{len(missed)} of {len(hit)} spans hold no row of the data, the first in "
+            f"{len(missed)} of {counted(len(hit), 'span')} without a row of the data, the first in "
             f"{where(place, int(missed[0]))}"
         )
         one, *rest = found[0]

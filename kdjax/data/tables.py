@@ -33,7 +33,7 @@ from kdjax.data.raw import (
     reading,
     where,
 )
-from kdjax.errors import DataError
+from kdjax.errors import DataError, counted
 
 SUFFIXES = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".txt.gz", ".parquet", ".npy")
 
@@ -329,7 +329,7 @@ def _check_width(place: Place, data: bytes, separator: str, header: bool) -> Non
         row = int(bad[0])
         mark = "tabs or blanks" if separator == "\t" else repr(separator)
         raise DataError(
-            f"{where(place, row)} has {counts[row]} cells, expected "
+            f"{where(place, row)} has {counted(counts[row], 'cell')}, expected "
             f"{len(place.columns)}; complete or remove the row "
             f"(cells are separated by {mark} here)."
         )

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from kdjax.data.raw import Place, where
-from kdjax.errors import DataError
+from kdjax.errors import DataError, counted
 
 _NAMES = ("time", "timestamp", "date", "datetime")
 _OFFSET = r"(Z|[+-]\d\d:\d\d)$"  # of a time from `iso_time`
@@ -172,7 +172,7 @@ def offset_text(minutes: int) -> str:
 
 
 def time_text(time: Any, form: TimeForm) -> str:
-    """A time for people; datetimes to the minute, or finer if needed, with their offset.
+    """A time for people: no finer than needed, with its offset.
 
     >>> time_text(np.datetime64("2026-05-25T22:00"), TimeForm(pd.DatetimeTZDtype(tz="UTC")))
     '2026-05-25T22:00+00:00'
@@ -183,7 +183,10 @@ def time_text(time: Any, form: TimeForm) -> str:
     if is_zoned(form.dtype):
         (time,), (minutes,) = local_times(np.array([time], "datetime64[ns]"), form)
         offset = offset_text(minutes)
-    return f"{np.datetime_as_string(time, unit='auto')}{offset}"
+    text = str(np.datetime_as_string(time, unit="auto"))
+    if offset and "T" not in text:
+        text += "T00:00"
+    return f"{text}{offset}"
 
 
 def iso_time(text: str) -> str | None:
@@ -256,14 +259,16 @@ def arrange(
     if late:
         by_time = np.argsort(time, kind="stable")
         time, rows = time[by_time], rows[by_time]
-        notes.append(f"{late:,} rows that came after later ones sorted by time")
+        notes.append(
+            f"{counted(late, 'row')} that came after later ones sorted by time"
+        )
     if duplicates == "last":
         last = np.append(time[1:] != time[:-1], True)
         time, rows = time[last], rows[last]
         repeated = len(last) - len(rows)
         if repeated:
             notes.append(
-                f"{repeated:,} rows with repeated times left out (the last of each kept)"
+                f"{counted(repeated, 'row')} with repeated times left out (the last of each kept)"
             )
     backwards = np.flatnonzero(time[1:] <= time[:-1])
     if not len(backwards):

@@ -12,7 +12,7 @@ import numpy as np
 
 from kdjax.data.raw import as_array
 from kdjax.data.scaler import Scaler, apply_scaler
-from kdjax.errors import ConfigError, DataError
+from kdjax.errors import ConfigError, DataError, counted
 
 CHUNK_BYTES = 16_000_000  # of a memory map read at once; smaller ones are read whole
 _CHUNK = 8192  # windows folded at once, which bounds the index array
@@ -45,7 +45,7 @@ def windows(rows: Any, *, length: int, stride: int = 1) -> np.ndarray:
         raise DataError(f"rows have shape {rows.shape}, expected [N, D]: reshape them.")
     if len(rows) < length:
         raise DataError(
-            f"{len(rows)} rows are fewer than length={length}: give more rows or a "
+            f"{counted(len(rows), 'row')} for length={length}: give more rows or a "
             "smaller length."
         )
     view = np.lib.stride_tricks.sliding_window_view(rows, length, axis=0)

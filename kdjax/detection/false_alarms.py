@@ -15,6 +15,7 @@ import pandas as pd
 from kdjax.data.series import Ranges, Series, outside
 from kdjax.data.windowing import has_missing
 from kdjax.detection.thresholds import Rule, check_numbers, find_threshold, needed
+from kdjax.errors import counted
 
 if TYPE_CHECKING:
     from kdjax.detection.detector import Detector
@@ -200,8 +201,8 @@ def series_notes(
         cells = np.isnan(series.values)
         unscored = int((table["score"].isna() & cells.all(axis=1)).sum())
         notes.append(
-            f"{int(cells.sum()):,} cells are missing; {unscored:,} rows hold no value and "
-            "have no score: they count as unknown"
+            f"{counted(int(cells.sum()), 'missing cell')}; {counted(unscored, 'row')} "
+            "without a value or a score, unknown"
         )
     found = score_drift(detector, index, table["window_score"].to_numpy())
     if found is not None and found.drifted:
@@ -233,8 +234,8 @@ def _range_notes(
         for i in np.argsort(-by_channel, kind="stable")[:3]
         if by_channel[i]
     )
-    counted = f"{rows:,} of {len(values):,} rows ({share:.1%})"
-    return [f"{warning}{counted} have values outside the training range: {worst}"]
+    part = f"{rows:,} of {len(values):,} rows ({share:.1%})"
+    return [f"{warning}{part} have values outside the training range: {worst}"]
 
 
 def _count(

@@ -36,7 +36,7 @@ from kdjax.detection.stream_rules import (
     as_text,
     plan_to_json,
 )
-from kdjax.errors import ArtifactError, ConfigError, DataError
+from kdjax.errors import ArtifactError, ConfigError, DataError, counted
 from kdjax.io.files import check_schema, kdjax_version
 
 SCHEMA = 2  # of states; those of schema 1 have no `before`
@@ -394,7 +394,7 @@ class StreamDetector:
         if numbers.shape != (len(channels),) or numbers.dtype.kind not in "fiu":
             raise DataError(
                 f"row {self.rows} is {numbers.dtype} of shape {list(numbers.shape)}, "
-                f"expected {len(channels)} numbers: {', '.join(channels)}."
+                f"expected {counted(len(channels), 'number')}: {', '.join(channels)}."
             )
         numbers = numbers.astype(np.float64)
         if self.plan.fill_limit:  # as the reader of files

@@ -29,7 +29,7 @@ from kdjax.detection.detector import (
 )
 from kdjax.detection.scores import window_scores
 from kdjax.detection.stream_rules import fill_limit
-from kdjax.errors import DataError
+from kdjax.errors import DataError, counted
 
 STATES = ("normal", "anomaly", "unknown")  # by their codes in `score_table`
 CONTRIBUTION = "contribution:"
@@ -161,7 +161,7 @@ def find_windows(detector: Detector, series: Series, *, causal: bool) -> Windows
     if (spans[:, 1] - spans[:, 0]).max(initial=0) < window:
         step = f" (rows are expected every {detector.step:g})" if detector.step else ""
         raise DataError(
-            f"series {series.entity!r} has {rows} rows and no stretch of the "
+            f"series {series.entity!r} has {counted(rows, 'row')} and no stretch of the "
             f"detector's window of {window} rows without a gap{step}: give more rows."
         )
     stride = 1 if causal else detector.stride

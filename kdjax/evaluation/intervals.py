@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from kdjax.errors import DataError
+from kdjax.errors import DataError, counted
 from kdjax.evaluation.rows import NETWORKS, ORACLE, PREVIOUS
 
 BEST_BASELINE = "best baseline"
@@ -106,7 +106,11 @@ def mean_interval(values: npt.ArrayLike) -> Interval:
         reason = f"{count} {plural} too few for an interval"
         return Interval(mean, math.nan, math.nan, count, reason)
     low, high = _bootstrap(tuple(known.tolist()))
-    reason = f"from {count} entities an interval is too narrow" if count < FEW else ""
+    reason = (
+        f"from {counted(count, 'entity', 'entities')} an interval is too narrow"
+        if count < FEW
+        else ""
+    )
     return Interval(mean, low, high, count, reason)
 
 

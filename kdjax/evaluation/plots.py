@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from plotly.subplots import make_subplots
 
+from kdjax.errors import counted
 from kdjax.evaluation.page import COLORS, INK, plain
 from kdjax.evaluation.rows import EntityScores
 from kdjax.metrics import as_scores
@@ -110,7 +111,7 @@ def _curves_title(count: int) -> str:
     """The title of a learning curve that has no legend; empty for a legend."""
     if not count:
         return "no epoch was logged"
-    many = f"{count // 2} networks; training solid, validation dashed"
+    many = f"{counted(count // 2, 'network')}; training solid, validation dashed"
     return many if count > _NAMED_CURVES else ""
 
 

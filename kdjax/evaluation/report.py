@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from kdjax.errors import counted
 from kdjax.evaluation import page, plots, tables
 from kdjax.evaluation.page import Section
 from kdjax.evaluation.plots import Timeline
@@ -197,7 +198,7 @@ def _section(table: Table | None) -> Section:
         return Section("", "")
     html, count = page.table_html(table.frame, table.words), len(table.frame)
     if count > UNFOLDED:
-        html = f"<details><summary>{count:,} lines</summary>{html}</details>"
+        html = f"<details><summary>{counted(count, 'line')}</summary>{html}</details>"
     return Section(table.title, html)
 
 

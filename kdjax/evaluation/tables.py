@@ -13,6 +13,7 @@ import rich.console
 import rich.table
 from rich.text import Text
 
+from kdjax.errors import counted
 from kdjax.evaluation.rows import RANDOM, ROLLING, STUDENT
 
 MISSING = "–"
@@ -399,7 +400,7 @@ def entity_count(dataset: Mapping[str, Any]) -> str:
     """`1 entity`, `28 entities`: of a `dataset` entry with a number or with names."""
     entities = dataset["entities"]
     number = entities if isinstance(entities, int) else len(entities)
-    return f"{number:,} {'entity' if number == 1 else 'entities'}"
+    return counted(number, "entity", "entities")
 
 
 # The terminal.

@@ -23,7 +23,7 @@ from rich.console import Console
 from kdjax.data.augment import augment_rows
 from kdjax.data.prepared import Prepared, is_large, training_windows, windows_source
 from kdjax.data.windowing import WindowSource, has_missing
-from kdjax.errors import ConfigError
+from kdjax.errors import ConfigError, counted
 from kdjax.experiment.workdir import append_line, cut_lines
 from kdjax.io.progress import progress_bar
 from kdjax.io.signals import signals_held
@@ -411,7 +411,7 @@ def progress_text(progress: TrainingProgress) -> str:
     if progress.bad_step:
         return f"its loss was not finite at step {progress.bad_step:,}"
     return (
-        f"{progress.step:,} steps, lowest validation loss {progress.best_loss:.6f} after "
+        f"{counted(progress.step, 'step')}, lowest validation loss {progress.best_loss:.6f} after "
         f"epoch {progress.best_epoch}"
     )
 

@@ -21,7 +21,7 @@ from kdjax.data.raw import about, check_width
 from kdjax.data.readers import load_files
 from kdjax.data.series import Dataset
 from kdjax.detection.calibration import check_enough
-from kdjax.errors import ConfigError, DataError
+from kdjax.errors import ConfigError, DataError, counted
 from kdjax.evaluation import evaluate
 from kdjax.evaluation.evaluate import ModelEvaluation
 from kdjax.evaluation.rows import PREVIOUS
@@ -107,9 +107,9 @@ def _run(settings: Settings, workdir: Path, console: Console) -> dict[str, Any]:
     names = [entity.name for entity in prepared.entities]
     rows = sum(len(entity.train.values) for entity in prepared.entities)
     console.print(
-        f"{prepared.name}: {len(names)} entities "
-        f"({', '.join(names[:4] + ['…'] * (len(names) > 4))}), {rows:,} train rows, "
-        f"{len(prepared.channels)} channels"
+        f"{prepared.name}: {counted(len(names), 'entity', 'entities')} "
+        f"({', '.join(names[:4] + ['…'] * (len(names) > 4))}), {counted(rows, 'train row')}, "
+        f"{counted(len(prepared.channels), 'channel')}"
     )
 
     with _timed(seconds, "training"):
@@ -142,7 +142,7 @@ def _run(settings: Settings, workdir: Path, console: Console) -> dict[str, Any]:
     ]
     if settings["entity_mode"] == PER_ENTITY:
         notes.append(
-            f"entity_mode=per_entity: {len(groups)} teachers and as many students, one an "
+            f"entity_mode=per_entity: {counted(len(groups), 'teacher')} and as many students, one an "
             "entity; parameters are those of one of them"
         )
     notes += channel_notes(prepared) + evaluate.test_notes(merged["student"], prepared)

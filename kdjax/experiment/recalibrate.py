@@ -27,7 +27,7 @@ from kdjax.detection.scores import window_scores
 from kdjax.detection.storage import check_replaceable, load_detector, save_detector
 from kdjax.detection.tables import find_windows, read_like
 from kdjax.detection.thresholds import Threshold, choose_threshold
-from kdjax.errors import ArtifactError, ConfigError
+from kdjax.errors import ArtifactError, ConfigError, counted
 from kdjax.experiment.assemble import calibration_rules, series_digest, threshold_rule
 from kdjax.io.messages import acting
 
@@ -160,7 +160,7 @@ def _added(
         raise ConfigError(
             f"calibrate: the rows of {series.entity!r} are too few for a Gaussian of its "
             f"own: half of them must make {ROWS_PER_CHANNEL} complete rows for each of "
-            f"the {len(series.channels)} channels, and a window. Give more rows, or "
+            f"the {counted(len(series.channels), 'channel')}, and a window. Give more rows, or "
             f"score them under {POOLED}."
         )
     rules = calibration_rules(settings, prepared)
@@ -191,7 +191,7 @@ def _added(
 def _text(tau: Threshold) -> str:
     rank = f", the {tau.rank}-th smallest" if tau.rank else ""
     detail = f"; {tau.detail}" if tau.detail else ""
-    return f"{tau.tau:.6g} ({tau.method} of {tau.n:,} windows{rank}{detail})"
+    return f"{tau.tau:.6g} ({tau.method} of {counted(tau.n, 'window')}{rank}{detail})"
 
 
 def _with_thresholds(

@@ -23,7 +23,7 @@ from kdjax.detection.detector import Detector, entity_index
 from kdjax.detection.false_alarms import series_notes
 from kdjax.detection.storage import load_detector
 from kdjax.detection.tables import known_entity, read_like, score_events, score_table
-from kdjax.errors import ConfigError, DataError, KdjaxError
+from kdjax.errors import ConfigError, DataError, KdjaxError, counted
 from kdjax.io.files import (
     MANIFEST,
     atomic_path,
@@ -110,7 +110,7 @@ def _score_rows(
         with about(path):
             series = match_channels(series, detector.channels)
             yield (
-                f"{series.entity}: {len(series.values):,} rows under the threshold of "
+                f"{series.entity}: {counted(len(series.values), 'row')} under the threshold of "
                 f"{used}"
             )
             table = score_table(
@@ -127,8 +127,8 @@ def _score_rows(
     scores, alarms, _ = outputs_of(output)
     table, found = _write(tables, scores), _write(events, alarms)
     yield (
-        f"{output}: {int(table['alarm'].sum()):,} of {len(table):,} rows in alarm, "
-        f"{len(found):,} events"
+        f"{output}: {int(table['alarm'].sum()):,} of {counted(len(table), 'row')} in alarm, "
+        f"{counted(len(found), 'event')}"
     )
 
 
@@ -230,13 +230,13 @@ def score_fleet(
             yield f"failed: {failed[-1]}"
     part = f"shard {place}/{total}, " if total > 1 else ""
     yield (
-        f"{output}: {part}{len(mine):,} of {len(items):,} files: "
+        f"{output}: {part}{len(mine):,} of {counted(len(items), 'file')}: "
         f"{len(mine) - verified - len(failed):,} scored, {verified:,} verified, "
         f"{len(failed):,} failed"
     )
     if failed:
         raise DataError(
-            f"{len(failed):,} of {len(mine):,} files failed, the first: {failed[0]}"
+            f"{len(failed):,} of {counted(len(mine), 'file')} failed, the first: {failed[0]}"
         )
 
 

@@ -33,7 +33,14 @@ from kdjax.detection.streaming import (
     as_timestamp,
     parse_timestamp,
 )
-from kdjax.errors import ArtifactError, ConfigError, DataError, KdjaxError, check_choice
+from kdjax.errors import (
+    ArtifactError,
+    ConfigError,
+    DataError,
+    KdjaxError,
+    check_choice,
+    counted,
+)
 from kdjax.io.files import check_target, clear_leftovers, load_state, save_state
 from kdjax.io.signals import SIGNALS
 
@@ -165,7 +172,7 @@ class _Watch:
         faults, lines = sum(self._faulty), len(self._faulty)
         if enough and 2 * faults > lines:
             return (
-                f"{faults} of the last {lines} lines were at fault, the latest: "
+                f"{faults} of the last {counted(lines, 'line')} at fault, the latest: "
                 f"{self._fault}"
             )
         if self._without >= self._most:
@@ -289,7 +296,7 @@ def run_stream(
         )
         log(f"scoring under the threshold of {stream.plan.entity}: {stream.plan.tau:g}")
         if saved:
-            log(f"{state}: going on after {stream.rows:,} rows")
+            log(f"{state}: going on after {counted(stream.rows, 'row')}")
 
         def kept(faulty: int) -> dict[str, Any]:
             lines = answered.state()
@@ -304,11 +311,11 @@ def run_stream(
         answers = _answers(stream, read, answered, on_error=on_error)
         summary = _write(answers, faulty, stream, sink, watch, kept, save, log)
         save(kept(summary.faulty))
-        text = f"{summary.rows:,} rows in all"
+        text = f"{counted(summary.rows, 'row')} in all"
         if summary.faulty:
-            text += f", {summary.faulty:,} invalid lines"
+            text += f", {counted(summary.faulty, 'invalid line')}"
         if summary.again:
-            text += f", {summary.again:,} lines skipped that had been answered before"
+            text += f", {counted(summary.again, 'line')} skipped that had been answered before"
         log(text)
         if problem := watch.finished():
             raise DataError(problem)

@@ -42,7 +42,7 @@ from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 
 from kdjax.config import RENAMED, get_config, leaves, to_json
-from kdjax.errors import ArtifactError, ConfigError, KdjaxError
+from kdjax.errors import ArtifactError, ConfigError, KdjaxError, counted
 from kdjax.experiment.jobs import TrainingJob, names_digest, progress_text
 from kdjax.experiment.populations import AUTO, TOGETHER, OnEpoch, train_all
 from kdjax.experiment.sweeps import design, members, report, sweep
@@ -156,7 +156,7 @@ def best_lines(result: SearchResult) -> list[str]:
     changes = ", ".join(f"{k}={json.dumps(v)}" for k, v in best["changes"].items())
     value = f"{best['objective']} {report.measure_text(best['value'])} ({changes})"
     return [
-        f"Best of {len(result.trials)} trials: {best['trial']:04d} with {value}",
+        f"Best of {counted(len(result.trials), 'trial')}: {best['trial']:04d} with {value}",
         f"Run it again: {best['runs'][0]['command']}",
     ]
 
@@ -487,9 +487,9 @@ def _notes(search: Search, table: pd.DataFrame) -> list[str]:
         "is not what to expect on other data."
     )
     trials = (
-        f"{len(table)} trials, {states}; the members below are of those that are done. "
+        f"{counted(len(table), 'trial')}, {states}; the members below are of those that are done. "
         f"A trial's value is the mean {OBJECTIVES[search.objective]} of its "
-        f"{len(search.seeds)} seeds."
+        f"{counted(len(search.seeds), 'seed')}."
     )
     return [
         trials,

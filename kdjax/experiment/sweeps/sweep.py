@@ -22,7 +22,7 @@ import pandas as pd
 from rich.console import Console
 
 from kdjax.config import RENAMED, completed, differences, leaves
-from kdjax.errors import ConfigError
+from kdjax.errors import ConfigError, counted
 from kdjax.experiment.populations import AUTO
 from kdjax.experiment.sweeps import members, report
 from kdjax.experiment.sweeps.design import DONE, LOSS, Design
@@ -82,7 +82,9 @@ def run_sweep(
             ]
             finished = len(design.members) - len(waiting)
             already = f", {finished} of them finished" if finished else ""
-            console.print(f"{design.name}: {len(design.members)} members{already}")
+            console.print(
+                f"{design.name}: {counted(len(design.members), 'member')}{already}"
+            )
             tasks = members.tasks_of(waiting, sweep_data)
             trained = members.train_members(tasks, workdir, way=way, console=console)
             own = hosts.share(waiting)
