@@ -29,6 +29,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from kdjax.config import CHOICES, RENAMED, get_config, leaves, override, resolve
 from kdjax.config import FIELDS as CONFIG_FIELDS
+from kdjax.data.cells import looks_like
 from kdjax.data.raw import Place, as_array, others, to_float32
 from kdjax.data.schema import fill_forward
 from kdjax.data.series import Dataset, Series
@@ -958,9 +959,10 @@ def _check_columns(X: pd.DataFrame) -> None:
             )
             if len(bad):
                 cell = column.iloc[bad[0]]
+                hint = looks_like(cell, name=name, todo="make it NaN")
                 raise DataError(
                     f"{ROWS}: row {bad[0] + 1}, column {name!r}: {cell!r} is no number; "
-                    "correct it, or leave the column out."
+                    f"{hint or 'correct it, or leave the column out'}."
                 )
 
 

@@ -40,7 +40,7 @@ def out(tmp_path):
         (["score", "IN", "--entity=b"], "has no entity 'b': give one of X, or pooled"),
         (["score", "IN", "--shard=0/2"], "must be a folder: several files are to be"),
         (["score", "IN", "--attribution=frob"], "detection.attribution='frob' is unknown: use one"),
-        (["score", "IN", "--missing=frob"], "data.missing='frob' is unknown: use one of"),
+        (["score", "IN", "--missing=frob"], "--missing='frob' is unknown: use one of"),
         (["score", "IN", "--time_column=t"], "no column 't': its columns are load, heat"),
         (["score", "IN", "--time_column=load", "--entity_column=load"], "two purposes"),
         (["export", "--format=frob"], "--format='frob' is unknown: use one of onnx, s"),

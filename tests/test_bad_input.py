@@ -319,12 +319,11 @@ def huge_header():
     return b"\x93NUMPY\x01\x00v\x00" + text.ljust(117).encode() + b"\n" + bytes(80)
 
 
-MISSING = ("the value is missing", "correct the file", "data.missing=ffill")
+MISSING = ("the value is missing", "correct the file", "missing=ffill")
 INFINITE = ("the value is infinite", "correct the file")
 BEYOND = ("1e+39 is beyond float32 (3.4e38)", "correct it or change the unit")
 OTHERS = ("channels differ from the 3 expected", "Rename, add or remove columns")
 WHOLE = ("copy or download the file again",)
-TEXT = ("line 1 holds a NUL byte", "save the file as UTF-8 text")
 NUMBER = ("is not a number", "correct it")
 KINDS = ("expected .csv, .tsv, .txt, .csv.gz", ".parquet, .npy", "convert it")
 CASES = [
@@ -370,8 +369,10 @@ CASES = [
          ("line 402 holds a NUL byte", "save the file as UTF-8 text"), ANY),
         ("15-latin", "a.csv", lambda: csv() + "1,ü,3\n".encode("latin-1"),
          ("line 402 holds bytes that are not UTF-8", "save the file as UTF-8"), ANY),
-        ("15-utf16", "a.csv", lambda: csv().decode().encode("utf-16"), TEXT, ANY),
-        ("15-xlsx", "a.csv", lambda: b"PK\x03\x04\x14\x00" + bytes(99), TEXT, ANY),
+        ("15-utf16", "a.csv", lambda: csv().decode().encode("utf-16"),
+         ("holds UTF-16 text", "save it as UTF-8"), ANY),
+        ("15-xlsx", "a.csv", lambda: b"PK\x03\x04\x14\x00" + bytes(99),
+         ("holds a zip archive or an Excel workbook", "save it as CSV"), ANY),
         ("15-marks", "a.csv", lambda: csv(sep=";", decimal=",") + b"1.5;2;3\n",
          ("line 402 has a decimal point in '1.5'", "write one of them"), ANY),
         ("15-twice", "a.csv", lambda: b"load,load,dead\n1,2,3\n",

@@ -352,7 +352,7 @@ def test_a_bad_line_of_a_stream_is_unknown_or_ends_it(line, said, stream):
     assert code == 0 and len(answers) == 14
     assert said in answers[12]["error"] and answers[12]["line"] == 14
     assert answers[12]["state"] == "unknown" and answers[12]["score"] is None
-    assert answers[13]["state"] != "unknown" and "1 invalid lines" in last[-1]
+    assert answers[13]["state"] != "unknown" and "1 invalid line" in last[-1]
     code, answers, last = stream(head + line + b"\n1,2,5\n", "--on_error=stop")
     assert (code, len(answers)) == (2, 12)
     assert last[-1].startswith("kdjax: line 14: ") and said in last[-1]
@@ -361,8 +361,8 @@ def test_a_bad_line_of_a_stream_is_unknown_or_ends_it(line, said, stream):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("load,heat\n1,2\n", "missing: dead; not expected: none"),
-        ("load,heat,dead,new\n1,2,5,4\n", "missing: none; not expected: new"),
+        ("load,heat\n1,2\n", "expected; missing: dead. The"),
+        ("load,heat,dead,new\n1,2,5,4\n", "expected; not expected: new. The"),
         ("load,heat,heat,dead\n1,2,3,5\n", "there twice: heat"),
         (f"{','.join(map(str, range(20_000)))}\n", "missing: load, heat, dead"),
         ('{"load": 1, "heat": 2}\n{"load": 1, "heat": 2}\n', None),

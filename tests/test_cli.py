@@ -131,7 +131,7 @@ def test_verbs_share_defaults_of_flags_of_one_name():
     assert {
         "config", "config.FIELD", "config.threshold.FIELD", "workdir", "init_from", "way",
         "trials", "detector", "output", "entity", "causal", "contributions", "attribution",
-        "shard", "missing", "exclude", "time_column", "entity_column", "label_column",
+        "shard", "missing", "missing_values", "order", "duplicates", "exclude", "time_column", "entity_column", "label_column",
         "format", "quantize", "data", "backend", "adaptive", "rolling", "state", "ignore",
         "on_error", "json", "coordinator", "num_processes", "process_id",
     } == set(kinds)  # fmt: skip

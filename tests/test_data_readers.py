@@ -406,7 +406,7 @@ def test_value_beyond_float32_is_never_filled(read, missing):
         ("1,,2\n1,3,2\n", "line 1 '1,,2' looks like data, expected column names"),
         ("2024-01-01,1\n2024-01-02,2\n", "line 1 .* looks like data"),
         ("a,b\n1,2\n3,\x004\n", "line 3 holds a NUL byte; save the file as UTF-8"),
-        ("a,b\n1,2\n".encode("utf-16"), "line 1 holds a NUL byte"),
+        ("a,b\n1,2\n".encode("utf-16"), "holds UTF-16 text.*save it as UTF-8"),
         ("a,b\n1,2\n3,ü\n".encode("latin-1"), "line 3 holds bytes that are not UTF-8"),
         ("a;b\n1,5;2\n3;4.25\n", r"line 3 has a decimal point in ';4\.25'"),
         ("a;b\n1.234;1,5\n", "line 2 has a decimal point in"),
@@ -425,7 +425,7 @@ def test_short_row_is_never_filled(read, missing):
 
 def test_damaged_gzip(read):
     whole = gzip.compress(b"a,b\n" + b"1,2\n" * 100)
-    for damaged in (whole[:-9], b"a,b\n1,2\n", whole[:20] + b"??" + whole[22:]):
+    for damaged in (whole[:-9], whole[:20] + b"??" + whole[22:]):
         with pytest.raises(DataError, match=r"csv\.gz is not a whole gzip file"):
             read(damaged, "plant.csv.gz")
 

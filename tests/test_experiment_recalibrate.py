@@ -184,9 +184,11 @@ def test_a_new_entity_gets_a_scaler_normal_and_threshold_of_its_own(student):
 def test_too_few_rows_are_refused(student):
     with pytest.raises(
         ConfigError, match="needs at least 9 calibration windows, have 7"
-    ):
+    ) as error:
         recalibrated(student, series("saw", rows(1, 40)), threshold={})
-    with pytest.raises(DataError, match="no entity has a fit window"):
+    # `calibrate` refuses fields of training.
+    assert str(error.value).endswith("give more rows, or accept a higher rate.")
+    with pytest.raises(DataError, match="fewer gaps or excluded rows.$"):
         recalibrated(student, series("lathe", rows(1, 48)), threshold={})
     gappy = rows(1, 120)
     gappy[np.arange(120) % 3 > 0, 1] = np.nan

@@ -209,7 +209,7 @@ def test_a_level_shift_alarms_and_its_channel_is_named(scored):
     assert hit["channels"].item().split(";")[0] == "heat"
     assert hit["severity"].item() == events["severity"].max() > 1
     assert (
-        f"{int(table['alarm'].sum())} of 200 rows in alarm, {len(events)} events" in out
+        f"{int(table['alarm'].sum())} of 200 rows in alarm, {len(events)} event" in out
     )
 
 

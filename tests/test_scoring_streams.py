@@ -286,8 +286,8 @@ def test_missing_values_and_columns_to_ignore():
 @pytest.mark.parametrize(
     ("header", "message"),
     [
-        ("time,a", "missing: b; not expected: none"),
-        ("a,b,c", "missing: none; not expected: c"),
+        ("time,a", "expected; missing: b. The"),
+        ("a,b,c", "expected; not expected: c. The"),
         ("a,b,b", "there twice: b"),
         ("time,date,a,b", "several time columns"),
     ],

@@ -38,11 +38,14 @@ def main(arguments: list[str], flags: common.Flags) -> None:
     common.start_jax()
     from kdjax.experiment.recalibrate import calibrate_file
 
-    calibrate_file(
-        path,
-        detector=detector,
-        output=output,
-        log=print,
-        threshold={name.split(".", 1)[1]: value for name, value in changes.items()},
-        **common.chosen(flags, "entity", *(flag.name for flag in common.READING)),
-    )
+    threshold = {name.split(".", 1)[1]: value for name, value in changes.items()}
+    with common.reading(flags) as reading:
+        calibrate_file(
+            path,
+            detector=detector,
+            output=output,
+            log=print,
+            threshold=threshold,
+            entity=flags.entity,
+            **reading,
+        )

@@ -1,7 +1,8 @@
 """What verbs share: flags, checks of arguments, the config, the start of JAX."""
 
+import contextlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,7 +10,7 @@ from absl.flags import FlagValues
 from ml_collections import ConfigDict, config_flags
 
 from kdjax.config import Settings, override, resolve
-from kdjax.errors import ConfigError
+from kdjax.errors import ConfigError, KdjaxError
 
 Flags = FlagValues
 
@@ -54,8 +55,33 @@ COLUMNS = (
 READING = (
     *COLUMNS,
     Flag("missing", "RULE", "", "error, ffill or mask; as in training by default."),
+    Flag("missing_values", "TEXT,…", "", "Further markers of missing cells."),
+    Flag("order", "RULE", "", "strict or sort; as in training by default."),
+    Flag("duplicates", "RULE", "", "error or last; as in training by default."),
     Flag("exclude", "FILE", "", "CSV of spans to leave out: start, end, maybe entity."),
 )
+
+
+@contextlib.contextmanager
+def reading(flags: Flags) -> Iterator[dict[str, Any]]:
+    """How `READING` says to read a file; errors name its flags, not config fields."""
+    options = chosen(flags, *(flag.name for flag in READING))
+    markers = filter(None, options["missing_values"].split(","))
+    try:
+        yield {**options, "missing_values": [*markers]}
+    except KdjaxError as error:
+        error.args = (in_flags(str(error)),)
+        raise
+
+
+def in_flags(text: str) -> str:
+    """A message with the flags of `READING` in place of config fields.
+
+    >>> in_flags("sort the file, or set data.order=sort")
+    'sort the file, or set --order=sort'
+    """
+    names = "|".join(flag.name for flag in READING)
+    return re.sub(rf"\bdata\.({names})\b", r"--\1", text)
 
 
 def no_arguments(verb: str, arguments: Sequence[str]) -> None:

@@ -5,8 +5,8 @@ folder, where complete outputs are not computed again. Alarms are also written a
 events, into OUTPUT.events.csv.
 """
 
-import functools
 from pathlib import Path
+from typing import Any
 
 from kdjax.commands import common
 from kdjax.commands.common import Flag
@@ -40,19 +40,20 @@ def main(arguments: list[str], flags: common.Flags) -> None:
     detector = common.required("score", flags, "detector")
     output = _output(arguments, flags)
     names = ("entity", "causal", "contributions", "attribution")
-    options = {
-        "detector": detector,
-        "output": output,
-        "log": functools.partial(print, flush=True),
-        **common.chosen(flags, *names, *(flag.name for flag in common.READING)),
-    }
+    options: dict[str, Any] = {"detector": detector, "output": output, "log": _say}
+    options |= common.chosen(flags, *names)
     common.start_jax()
     from kdjax.scoring.files import score_file, score_fleet
 
-    if output.suffix in ENDINGS:
-        score_file(arguments[0], **options)
-    else:
-        score_fleet(arguments, shard=flags.shard, **options)
+    with common.reading(flags) as reading:
+        if output.suffix in ENDINGS:
+            score_file(arguments[0], **options, **reading)
+        else:
+            score_fleet(arguments, shard=flags.shard, **options, **reading)
+
+
+def _say(message: str) -> None:
+    print(common.in_flags(message), flush=True)
 
 
 def _output(arguments: list[str], flags: common.Flags) -> Path:

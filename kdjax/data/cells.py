@@ -28,6 +28,16 @@ IN_THOUSANDS = (
     "beside whole numbers may be in thousands; write numbers without thousands marks, or "
     "all of the column with decimals."
 )
+# Missing values as historians, spreadsheets and databases write them. They are no
+# `MISSING_CELLS`, since each can be a state as well.
+_MARKERS = (
+    "unavailable", "unknown", "bad", "bad input", "bad data", "no data", "nodata", "no result",
+    "i/o timeout", "calc failed", "comm fail", "shutdown", "offline", "invalid", "error",
+    "missing", "undefined", "n.a.", "#value!", "#div/0!", "#ref!", "#num!", "\\n", "(null)",
+    "-", "--", "---", "?", "*", ".",
+)  # fmt: skip
+_UNIT = re.compile(r"(?!0x)([+-]?\d[\d.,]*)\s*(?!e$)([^\W\d_]|[%°]).*")
+COMMENT = ("#", "//", "%")
 _NUMBERS = (bool, int, float, np.bool_, np.number, Decimal)
 
 
@@ -93,6 +103,32 @@ def is_number(cell: str, *, comma: bool = False) -> bool:
     """
     cell = cell.strip().replace(",", ".") if comma else cell.strip()
     return bool(_NUMBER.fullmatch(cell)) or cell.lower() in ("nan", "-nan")
+
+
+def looks_like(
+    cell: Any, *, name: str = "", first: bool = False, todo: str = ""
+) -> str:
+    """What a cell that is no number looks like and what to do, for messages; or empty.
+
+    Args:
+        cell: most often text.
+        name: of its column.
+        first: whether it is in the first row, and the only such cell of its column.
+        todo: what to do about a marker of missing values.
+
+    >>> looks_like("12.5 bar")
+    'it looks like a number with a unit: write 12.5 alone'
+    """
+    text = str(cell).strip()
+    if text.lower() in _MARKERS:
+        return f"it looks like a marker of a missing value: {todo}"
+    if text == name:
+        return "it looks like the header once more: remove the line"
+    if text.startswith(COMMENT):
+        return "it looks like a comment: remove the line"
+    if match := _UNIT.fullmatch(text):
+        return f"it looks like a number with a unit: write {match[1]} alone"
+    return "it looks like a second header line: remove it" if first else ""
 
 
 def number_form(cell: str) -> str:

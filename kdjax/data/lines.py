@@ -15,8 +15,17 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from kdjax.data.cells import IN_THOUSANDS, is_number, is_truth, number_form, to_number
+from kdjax.data.cells import (
+    COMMENT,
+    IN_THOUSANDS,
+    is_number,
+    is_truth,
+    looks_like,
+    number_form,
+    to_number,
+)
 from kdjax.data.raw import Place
+from kdjax.data.tables import NAMES_SEPARATOR
 from kdjax.data.times import find_time
 from kdjax.errors import ConfigError, DataError, counted
 
@@ -82,6 +91,10 @@ def _read(lines: Iterable[str], wanted: _Wanted) -> Iterator[Line]:
         return
     text = first[1].lstrip("\ufeff")
     is_json = text.lstrip().startswith("{")
+    if NAMES_SEPARATOR.fullmatch(text):
+        raise DataError(
+            f"line {first[0]} {text.strip()!r} names the separator for Excel: remove it."
+        )
     separator = _headerless(text, wanted.channels)
     if is_json or separator:
         numbered = chain([(first[0], text)], numbered)
@@ -179,9 +192,11 @@ def _value(
 ) -> float:
     number = to_number(cell, comma=comma, missing=wanted.missing_values)
     if number is None:
+        hint = looks_like(cell, name=names[place], todo="leave the cell empty")
+        hint = hint or "correct it, or leave it empty if it is missing"
         raise DataError(
             f"column {place + 1} ({names[place]!r}): {cell.strip()!r} is not a number; "
-            "correct it, or leave it empty if it is missing."
+            f"{hint}."
         )
     return number
 
@@ -267,7 +282,8 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _member(cell: Any, channel: str, missing_values: Sequence[str]) -> float:
     number = to_number(cell, missing=missing_values)
     if number is None:
-        raise DataError(f"{channel!r}: {cell!r} is not a number; give one or null.")
+        hint = looks_like(cell, todo="give null") or "give one or null"
+        raise DataError(f"{channel!r}: {cell!r} is not a number; {hint}.")
     return number
 
 
@@ -281,14 +297,25 @@ def _find_time(names: Sequence[str], wanted: _Wanted) -> str:
 
 def _check_names(names: Sequence[str], wanted: _Wanted) -> None:
     channels, time, ignored, _ = wanted
-    counts, known = Counter(names), {*channels, *ignored, time}
+    counts, known = Counter(names), {*channels, *ignored, time} - {""}
     absent = [name for name in (*channels, time) if name and name not in counts]
     foreign = [name for name in names if name not in known]
     twice = sorted(name for name, count in counts.items() if count > 1)
-    if absent or foreign or twice:
+    found = {
+        "missing": absent,
+        "not expected": [
+            name or f"column {names.index(name) + 1}, without a name"
+            for name in foreign
+        ],
+        "there twice": [name or "names that are empty" for name in twice],
+    }
+    if any(found.values()):
+        wrong = [f"{what}: {', '.join(some)}" for what, some in found.items() if some]
+        hint = "The first line names the columns of CSV; columns that are no channels "
+        hint += "have to be named as ignored."
+        if names[0].startswith(COMMENT):
+            hint = "The first line looks like a comment: remove it."
         raise DataError(
-            f"the columns differ from the {len(channels)} channels expected; missing: "
-            f"{', '.join(absent) or 'none'}; not expected: {', '.join(foreign) or 'none'}"
-            f"; there twice: {', '.join(twice) or 'none'}. The first line names the "
-            "columns of CSV; columns that are no channels have to be named as ignored."
+            f"the columns differ from the {len(channels)} channels expected; "
+            f"{'; '.join(wrong)}. {hint}"
         )

@@ -30,6 +30,9 @@ from kdjax.data.splits import (
 from kdjax.data.windowing import WindowSource, has_missing, on_disk, span_pieces
 from kdjax.errors import DataError, counted
 
+# Advice for those who train; `calibrate` can't follow it.
+RETRAIN = ", a larger share (data.validation), or a smaller data.window"
+
 # An entity's own Gaussian has D means and D (D + 1) / 2 covariances to estimate.
 ROWS_PER_CHANNEL = 5
 
@@ -265,7 +268,7 @@ def _check_windows(entities: Sequence[Entity], window: int) -> None:
             raise DataError(
                 f"{problem} {part} window: the longest train series "
                 f"has {counted(longest, 'row')}, data.window={window}. Give more rows, fewer gaps or "
-                "excluded rows, a larger share (data.validation), or a smaller data.window."
+                f"excluded rows{RETRAIN}."
             )
 
 

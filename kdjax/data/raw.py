@@ -30,6 +30,20 @@ _AGAIN = "copy or download the file again."
 _DAMAGE = (ValueError, TypeError, EOFError, SyntaxError, OverflowError, TokenError)
 # AttributeError: a .npy file under the name .npz. RuntimeError: encrypted members.
 _ZIP_DAMAGE = (BadZipFile, zlib.error, AttributeError, LookupError, RuntimeError)
+# First bytes of files that are not what their name says, what they are and what to do.
+_KINDS = (
+    (b"\x1f\x8b", "gzip", "add .gz to its name, or unpack it"),
+    (
+        b"PK\x03\x04",
+        "a zip archive or an Excel workbook",
+        "unpack it, or save it as CSV",
+    ),
+    (b"\xd0\xcf\x11\xe0", "an Excel workbook", "save it as CSV"),
+    (b"PAR1", "Parquet", "let its name end in .parquet"),
+    (b"\x93NUMPY", "a NumPy array", "let its name end in .npy"),
+    (b"\xff\xfe", "UTF-16 text", "save it as UTF-8"),
+    (b"\xfe\xff", "UTF-16 text", "save it as UTF-8"),
+)
 _PIECE_BYTES = 16_000_000  # unpacked at once from a gzip file
 _COVARIANCES = 4  # float64 matrices that exist at once while a Gaussian is fitted
 # A container's memory limit, its statistics and the entry there that can't be freed.
@@ -175,6 +189,11 @@ def read_bytes(path: Path) -> bytes:
         check_room(path, path.stat().st_size, IN_PIECES)
         data = path.read_bytes()
         if path.suffix == ".gz" and data:
+            if not data.startswith(b"\x1f\x8b"):
+                check_content(path, data)
+                raise DataError(
+                    f"{path} is not gzip: take .gz off its name, or {_AGAIN}"
+                )
             pieces, size = [], 0
             with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
                 while piece := file.read(_PIECE_BYTES):
@@ -200,8 +219,16 @@ def check_text(path: Path, data: bytes) -> None:
             return
     except UnicodeDecodeError as error:
         fault, at = "bytes that are not UTF-8", error.start
+    check_content(path, data)
     line = data[:at].count(b"\n") + 1
     raise DataError(f"{path}: line {line} holds {fault}; save the file as UTF-8 text.")
+
+
+def check_content(path: Path, head: bytes, *, own: str = "") -> None:
+    """Raises DataError if a file begins as one of a known kind but its `own`."""
+    for start, kind, todo in _KINDS:
+        if head.startswith(start) and kind != own:
+            raise DataError(f"{path} holds {kind}, not what its name says: {todo}.")
 
 
 def check_kind(path: Path) -> None:
@@ -229,6 +256,8 @@ def read_npy(path: Path) -> np.ndarray:
     ):
         # numpy warns of headers that Python 2 wrote; they are read correctly.
         warnings.simplefilter("ignore", UserWarning)
+        check_content(path, file.read(8), own="a NumPy array")
+        file.seek(0)
         form = np.lib.format
         old = form.read_magic(file) == (1, 0)
         read = form.read_array_header_1_0 if old else form.read_array_header_2_0

@@ -18,7 +18,7 @@ from pandas.api.types import (
     is_timedelta64_dtype,
 )
 
-from kdjax.data.cells import is_truth, mark_missing, to_number
+from kdjax.data.cells import is_truth, looks_like, mark_missing, to_number
 from kdjax.data.raw import Place, others, to_float32, to_labels, where
 from kdjax.data.series import Series
 from kdjax.data.tables import UNNAMED, Table
@@ -237,11 +237,19 @@ def parse_numbers(
         words |= truth
     text = np.flatnonzero(words)
     if len(text):
-        row = int(text[0])
+        row, name = int(text[0]), str(column.name)
+        if hint == _ROLE_HINT:
+            first = (
+                len(text) == 1 and (row if place.rows is None else place.rows[row]) == 0
+            )
+            todo = "name it in data.missing_values"
+            hint = (
+                looks_like(column.iloc[row], name=name, first=first, todo=todo) or hint
+            )
         if len(text) < len(found) and hint == _ROLE_HINT:
             hint = f"if it marks a missing value, name it in data.missing_values; else {hint}"
         raise DataError(
-            f"{where(place, row, str(column.name))}: {column.iloc[row]!r} is not a "
+            f"{where(place, row, name)}: {column.iloc[row]!r} is not a "
             f"number{others(len(text))}; {hint}."
         )
     return numbers

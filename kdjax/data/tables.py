@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from kdjax.data.cells import (
+    COMMENT,
     IN_THOUSANDS,
     MISSING_CELLS,
     first_thousands,
@@ -25,6 +26,7 @@ from kdjax.data.cells import (
 from kdjax.data.raw import (
     IN_PIECES,
     Place,
+    check_content,
     check_kind,
     check_room,
     check_text,
@@ -61,6 +63,7 @@ _MAYBE_GROUPED = re.compile(
 )
 # Missing cells as they are mostly written, which pandas finds by itself.
 _MARKERS = [*MISSING_CELLS, *map(str.upper, MISSING_CELLS), "NaN", "None", "Null"]
+NAMES_SEPARATOR = re.compile(r"\s*\"?sep=.?\"?[;,|]*\s*", re.IGNORECASE)
 _BLANK = re.compile(rb"\n[ \t\v\f]*\n")
 _DATE = re.compile(r"\d{4}-\d\d(-\d\d.*)?")
 
@@ -133,6 +136,8 @@ def _open_parquet(path: Path) -> Table:
     import pyarrow.parquet
     from pyarrow.types import is_boolean, is_floating, is_integer
 
+    with reading(path), path.open("rb") as start:
+        check_content(path, start.read(8), own="Parquet")
     with _parquet_errors(path), pyarrow.parquet.ParquetFile(path) as file:
         schema, total = file.schema_arrow, file.metadata.num_rows
     # An index that pandas stored without a name has none here.
@@ -179,6 +184,11 @@ def _parquet_errors(path: Path) -> Iterator[None]:
 def _read_text(path: Path, text_column: str) -> Table:
     data = read_bytes(path)
     check_text(path, data)
+    first = data.split(b"\n", 1)[0].decode("utf-8")
+    if NAMES_SEPARATOR.fullmatch(first):
+        raise DataError(
+            f"{path}: line 1 {first.strip()!r} names the separator for Excel: remove it."
+        )
     data, separator = _separated(path, data)
     names, header = _header(path, data, separator)
     place = Place(path, names, first_line=1 + header)
@@ -327,10 +337,16 @@ def _check_width(place: Place, data: bytes, separator: str, header: bool) -> Non
     bad = np.flatnonzero(counts != len(place.columns))
     if len(bad):
         row = int(bad[0])
+        own = data.split(b"\n")[row + header].decode().lstrip()
+        todo = "complete or remove the row"
+        if header and not row and place.columns[0].startswith(COMMENT):
+            todo = "line 1 looks like a comment: remove it"
+        elif own.startswith(COMMENT):
+            todo = "it looks like a comment: remove the row"
         mark = "tabs or blanks" if separator == "\t" else repr(separator)
         raise DataError(
             f"{where(place, row)} has {counted(counts[row], 'cell')}, expected "
-            f"{len(place.columns)}; complete or remove the row "
+            f"{len(place.columns)}; {todo} "
             f"(cells are separated by {mark} here)."
         )
     if b'"' in data:

@@ -182,18 +182,18 @@ def read_like(
     path: str | os.PathLike[str],
     *,
     missing: str = "",
-    **columns: str,
+    **given: Any,
 ) -> tuple[Series, ...]:
     """Reads a file with the options of the detector's training file, from its card.
 
-    `columns` are those of `read_table`; `missing` overrides the card.
+    `missing` and `given`, options of `read_table`, override the card if not empty.
     """
     data: dict[str, Any] = detector.card.get("settings", {}).get("data", {})
     reading = {name: data.get(name, usual) for name, usual in _READING.items()}
-    if missing:
-        reading["missing"] = missing
+    reading |= {name: value for name, value in given.items() if value}
+    reading["missing"] = missing or reading["missing"]
     limit = fill_limit(detector, missing=missing) or None
-    return read_table(path, fill_limit=limit, **columns, **reading)
+    return read_table(path, fill_limit=limit, **reading)
 
 
 def known_entity(detector: Detector, entity: str) -> str:

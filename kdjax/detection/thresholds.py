@@ -26,7 +26,7 @@ from typing import NamedTuple
 import numpy as np
 
 from kdjax.data.prepared import Prepared
-from kdjax.errors import ConfigError, DataError, check_choice
+from kdjax.errors import ConfigError, DataError, check_choice, counted
 
 # The tail that `pot` fits: the upper tenth (DuMouchel, Annals of Statistics 1983), if
 # it has so many excesses and so many values among them, and a shape for which maximum
@@ -282,15 +282,19 @@ def budget_rate(per_day: float, *, step_seconds: float, stride: int) -> float:
     return per_day / windows
 
 
+# Advice for those who train; `calibrate` can't follow it.
+RETRAIN = " in training, raise data.calibration, lower data.stride"
+
+
 def too_few_message(n: int, rule: Rule) -> str:
     """What to say where n calibration windows are too few for the rule."""
     setting = f"threshold.false_alarm_rate={rule.rate:g}"
     if rule.method == "budget":
         setting = f"threshold.budget, a false-alarm rate of {rule.rate:g},"
     return (
-        f"{setting} needs at least {needed(rule)} "
-        f"calibration windows, have {n}: give more training rows, raise "
-        "data.calibration, lower data.stride, or accept a higher rate."
+        f"{setting} needs at least "
+        f"{counted(needed(rule), 'calibration window')}, have {n}: give more rows"
+        f"{RETRAIN}, or accept a higher rate."
     )
 
 

@@ -12,12 +12,14 @@ from typing import Any
 import numpy as np
 
 from kdjax.config import completed, resolve
+from kdjax.data import prepared as data_prepared
 from kdjax.data.prepared import ROWS_PER_CHANNEL, prepare, training_ranges
 from kdjax.data.raw import about
 from kdjax.data.readers import match_channels
 from kdjax.data.scaler import Scaler
 from kdjax.data.series import Dataset, Ranges, Series
 from kdjax.data.times import seconds_per_row
+from kdjax.detection import thresholds
 from kdjax.detection.cadence import check_cadence
 from kdjax.detection.calibration import calibrate, check_enough
 from kdjax.detection.detector import POOLED, Detector, score_windows
@@ -27,7 +29,7 @@ from kdjax.detection.scores import window_scores
 from kdjax.detection.storage import check_replaceable, load_detector, save_detector
 from kdjax.detection.tables import find_windows, read_like
 from kdjax.detection.thresholds import Threshold, choose_threshold
-from kdjax.errors import ArtifactError, ConfigError, counted
+from kdjax.errors import ArtifactError, ConfigError, KdjaxError, counted
 from kdjax.experiment.assemble import calibration_rules, series_digest, threshold_rule
 from kdjax.io.messages import acting
 
@@ -45,18 +47,22 @@ def calibrate_file(
     output: str | os.PathLike[str],
     entity: str | None = None,
     threshold: Mapping[str, Any],
-    **columns: str,
+    **reading: Any,
 ) -> Iterator[str]:
     """Saves a detector calibrated on a file of clean rows; says what it did.
 
-    `detector` and `output` are folders and may be the same. `entity` names the rows if
-    the file has no entity column and the detector has several. `threshold` has changed
-    settings; `columns` are for `kdjax.detection.tables.read_like`. `log` takes each
-    message as it comes, such as `print`; all are returned.
+        `detector` and `output` are folders and may be the same. `entity` names the rows if
+        the file has no entity column and the detector has several. `threshold` has changed
+    <<<<<<< HEAD
+        settings; `columns` are for `kdjax.detection.tables.read_like`. `log` takes each
+        message as it comes, such as `print`; all are returned.
+    =======
+        settings; `reading` is for `kdjax.detection.tables.read_like`.
+    >>>>>>> 158b7b5 (Say what faulty cells and files look like, and what the caller can do)
     """
     check_replaceable(Path(output))
     loaded = load_detector(detector)
-    every = read_like(loaded, path, **columns)
+    every = read_like(loaded, path, **reading)
     if entity and len(every) > 1:
         raise ConfigError(
             f"calibrate: --entity={entity} can't name the rows of {len(every)} entities: "
@@ -65,7 +71,7 @@ def calibrate_file(
     for series in every:
         yield from series.notes
         name = entity or series.entity
-        if not (entity or columns["entity_column"] or name in loaded.entities):
+        if not (entity or reading.get("entity_column") or name in loaded.entities):
             # Rows without a name are those of the only entity.
             name, *others = loaded.entities
             if others:
@@ -100,9 +106,16 @@ def recalibrated(
     settings = resolve({**own, "threshold": {**own["threshold"], **threshold}})
     series = match_channels(series, detector.channels)
     check_cadence(series.time, detector.step)
-    if series.entity in detector.entities:
-        return _known(detector, series, settings)
-    return _added(detector, series, settings)
+    try:
+        if series.entity in detector.entities:
+            return _known(detector, series, settings)
+        return _added(detector, series, settings)
+    except KdjaxError as error:
+        text = str(error)
+        for advice in (thresholds.RETRAIN, data_prepared.RETRAIN):
+            text = text.replace(advice, "")
+        error.args = (text,)
+        raise
 
 
 def _known(

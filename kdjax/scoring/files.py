@@ -92,7 +92,7 @@ def _score_rows(
     entity: str | None = None,
     causal: bool = False,
     contributions: bool = False,
-    **columns: str,
+    **reading: Any,
 ) -> Iterator[str]:
     """`score_file` with a loaded detector, from `load_scorer`.
 
@@ -101,10 +101,10 @@ def _score_rows(
         entity: whose scaler, Gaussian and threshold to use; by default the entity of
             the rows where the detector was calibrated on it, else the pooled ones.
         causal, contributions: see `score_table`.
-        columns: for `read_like`.
+        reading: for `read_like`.
     """
     tables, events = [], []
-    for series in read_like(detector, path, **columns):
+    for series in read_like(detector, path, **reading):
         used = entity or known_entity(detector, series.entity)
         index = entity_index(detector, used)  # raises before the first message
         with about(path):

@@ -1,0 +1,205 @@
+"""Messages say what a cell or a file looks like, and what to do that works."""
+
+import gzip
+import io
+import re
+import zipfile
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from kdjax.cli import main
+from kdjax.data.lines import read_lines
+from kdjax.data.readers import read_table
+from kdjax.detection.storage import save_detector
+from kdjax.errors import DataError, counted
+from kdjax.estimator import KDDetector
+
+ROWS = ["0.5,1", "0.25,2", "0.125,3"]
+
+
+def in_file(cell, folder, place=1):
+    path, rows = folder / "plant.csv", [*ROWS]
+    rows[place] = f"{cell},7"
+    path.write_text("a,b\n" + "\n".join(rows) + "\n", encoding="utf-8")
+    with pytest.raises(DataError) as error:
+        read_table(path)
+    return str(error.value)
+
+
+def in_stream(cell, folder, place=1):
+    lines = ["a,b", *ROWS[:place], f"{cell},7"]
+    return [*read_lines(lines, ("a", "b"))][-1].error
+
+
+def in_object(cell, folder, place=1):
+    import json
+
+    (line,) = read_lines([json.dumps({"a": cell, "b": 7})], ("a", "b"))
+    return line.error
+
+
+def in_frame(cell, folder, place=1):
+    frame = pd.DataFrame({"a": [0.5, cell, 0.25], "b": 1.0})
+    with pytest.raises(DataError) as error:
+        KDDetector().fit(frame)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("entry", [in_file, in_stream, in_object, in_frame])
+@pytest.mark.parametrize(
+    ("cell", "said"),
+    [
+        ("12.5 bar", "looks like a number with a unit: write 12.5 alone"),
+        ("7°C", "looks like a number with a unit: write 7 alone"),
+        ("85 %", "looks like a number with a unit: write 85 alone"),
+        ("No Data", "looks like a marker of a missing value: "),
+        ("#VALUE!", "looks like a marker of a missing value: "),
+        (r"\N", "looks like a marker of a missing value: "),
+        ("# restarted", "looks like a comment: remove the line"),
+        ("word", ""),
+    ],
+)
+def test_a_cell_of_text_is_told_for_what_it_looks_like(entry, cell, said, tmp_path):
+    text = entry(cell, tmp_path)
+    assert repr(cell) in text
+    assert said in text and ("looks like" in text) == bool(said)
+
+
+def test_what_to_do_about_a_marker_is_what_the_caller_can_do(tmp_path):
+    assert "name it in data.missing_values" in in_file("No Data", tmp_path)
+    assert read_table(
+        tmp_path / "plant.csv", missing="mask", missing_values=("No Data",)
+    )
+    assert "leave the cell empty" in in_stream("No Data", tmp_path)
+    assert "give null" in in_object("No Data", tmp_path)
+    assert "make it NaN" in in_frame("No Data", tmp_path)
+
+
+def test_further_header_lines_are_told(tmp_path):
+    assert "the header once more: remove the line" in in_file("a", tmp_path)
+    assert "the header once more: remove the line" in in_stream("a", tmp_path)
+    assert "a second header line: remove it" in in_file("bar", tmp_path, place=0)
+    assert "second header" not in in_file("bar", tmp_path, place=1)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("sep=;\na;b\n1;2\n", "line 1 'sep=;' names the separator for Excel: remove it"),
+        ("# made by hand\na,b\n1,2\n", "line 1 looks like a comment: remove it"),
+        ("a,b\n1,2\n# restarted\n3,4\n", "row 2 .*looks like a comment: remove the row"),
+        ("a,b\n1,2\n3\n", "row 2 .*complete or remove the row"),
+    ],
+)  # fmt: skip
+def test_lines_that_are_no_rows_are_told(text, said, tmp_path):
+    path = tmp_path / "plant.csv"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(DataError, match=said):
+        read_table(path)
+
+
+@pytest.mark.parametrize(
+    ("header", "said"),
+    [
+        ("sep=;", "line 1 'sep=;' names the separator for Excel: remove it"),
+        ("# made by hand", "The first line looks like a comment: remove it"),
+        ("a", "expected; missing: b. The first"),
+        ("a,b,zeit", "expected; not expected: zeit. The first"),
+        ("a,b,", "expected; not expected: column 3, without a name. The first"),
+        ("a,b,b", "expected; there twice: b. The first"),
+        ("a,c", "expected; missing: b; not expected: c. The first"),
+    ],
+)
+def test_a_header_of_a_stream_is_told_which_column_is_wrong(header, said):
+    with pytest.raises(DataError, match=re.escape(said)):
+        [*read_lines([header, "1,2"], ("a", "b"))]
+
+
+def workbook():
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as file:
+        file.writestr("xl/workbook.xml", "<workbook/>")
+    return content.getvalue()
+
+
+def parquet():
+    content = io.BytesIO()
+    pd.DataFrame({"a": [1.0]}).to_parquet(content)
+    return content.getvalue()
+
+
+def array():
+    content = io.BytesIO()
+    np.save(content, np.ones((3, 2)))
+    return content.getvalue()
+
+
+CSV = b"a,b\n1,2\n3,4\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("plant.csv", gzip.compress(CSV), "holds gzip.*add .gz to its name"),
+        ("plant.csv", workbook(), "holds a zip archive or an Excel workbook.*as CSV"),
+        ("plant.csv", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "holds an Excel workbook"),
+        ("plant.csv", parquet(), "holds Parquet.*end in .parquet"),
+        ("plant.txt", array(), "holds a NumPy array.*end in .npy"),
+        ("plant.csv", CSV.decode().encode("utf-16"), "holds UTF-16 text.*as UTF-8"),
+        ("plant.csv.gz", CSV, "is not gzip: take .gz off its name"),
+        ("plant.csv.gz", parquet(), "holds Parquet.*end in .parquet"),
+        ("plant.csv.gz", gzip.compress(parquet()), "holds Parquet"),
+        ("plant.parquet", gzip.compress(CSV), "holds gzip.*add .gz"),
+        ("plant.parquet", workbook(), "holds a zip archive or an Excel workbook"),
+        ("plant.npy", parquet(), "holds Parquet"),
+        ("plant.npy", workbook(), "holds a zip archive"),
+    ],
+)
+def test_a_file_of_another_kind_is_told(name, content, said, tmp_path):
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=said) as error:
+        read_table(path)
+    assert "not whole" not in str(error.value)
+
+
+def test_one_of_a_thing_is_singular():
+    assert [counted(n, "event") for n in (0, 1, 2, 1000)] == [
+        "0 events",
+        "1 event",
+        "2 events",
+        "1,000 events",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "flag"),
+    [
+        (lambda times, cells: (times[::-1], cells), "--order=sort"),
+        (lambda times, cells: ([times[0], *times[:-1]], cells), "--duplicates=last"),
+        (lambda times, cells: (times, ["", *cells[1:]]), "--missing=mask"),
+        (lambda times, cells: (times, [*cells[:-1], "No Data"]), "--missing_values"),
+    ],
+)
+def test_advice_of_score_is_taken_by_score(change, flag, small, tmp_path, capsys):
+    save_detector(tmp_path / "detector", small)
+    times, cells = change([*range(20)], [f"{i / 7}" for i in range(20)])
+    path = tmp_path / "plant.csv"
+    rows = "".join(f"{t},{cell},0\n" for t, cell in zip(times, cells, strict=True))
+    path.write_text(f"time,x,y\n{rows}", encoding="utf-8")
+    verb = ["kdjax", "score", str(path), f"--detector={tmp_path / 'detector'}"]
+    verb.append(f"--output={tmp_path / 'scores.csv'}")
+    assert main(verb) == 2
+    said = capsys.readouterr().err
+    assert flag in said and "data." not in said
+    folder = [*verb[:-1], f"--output={tmp_path / 'scores'}/"]
+    assert main(folder) == 2
+    said = capsys.readouterr()
+    assert flag in said.out + said.err and "data." not in said.out + said.err
+    if flag == "--missing_values":
+        flag += "=No Data"
+        verb.append("--missing=mask")
+    assert main([*verb, flag]) == 0
+    assert len(pd.read_csv(tmp_path / "scores.csv")) >= 19
