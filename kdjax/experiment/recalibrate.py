@@ -51,14 +51,10 @@ def calibrate_file(
 ) -> Iterator[str]:
     """Saves a detector calibrated on a file of clean rows; says what it did.
 
-        `detector` and `output` are folders and may be the same. `entity` names the rows if
-        the file has no entity column and the detector has several. `threshold` has changed
-    <<<<<<< HEAD
-        settings; `columns` are for `kdjax.detection.tables.read_like`. `log` takes each
-        message as it comes, such as `print`; all are returned.
-    =======
-        settings; `reading` is for `kdjax.detection.tables.read_like`.
-    >>>>>>> 158b7b5 (Say what faulty cells and files look like, and what the caller can do)
+    `detector` and `output` are folders and may be the same. `entity` names the rows if
+    the file has no entity column and the detector has several. `threshold` has changed
+    settings; `reading` is for `kdjax.detection.tables.read_like`. `log` takes each
+    message as it comes, such as `print`; all are returned.
     """
     check_replaceable(Path(output))
     loaded = load_detector(detector)
