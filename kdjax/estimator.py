@@ -128,7 +128,7 @@ Settings = Mapping[str, Any]
 # The fields in messages, by their parameters' names. `seed` is a word as well.
 _NAMED = re.compile(
     "|".join(rf"\b{re.escape(f)}\b" for f in PARAMETERS if "." in f)
-    + r"|\bseed(?==| must be)"
+    + r"|(?<![\w.])seed(?==| must be)"
 )
 
 
@@ -944,14 +944,21 @@ def _check_columns(X: pd.DataFrame) -> None:
         raise DataError(f"{ROWS}: columns share a name ({shared}): rename them.")
     for place, name in enumerate(names):
         column = X.iloc[:, place]
-        if pd.api.types.is_datetime64_any_dtype(column) or (
-            _is_text(column) and _reads_as_times(column)
+        if (
+            pd.api.types.is_datetime64_any_dtype(column)
+            or isinstance(column.dtype, pd.PeriodDtype)
+            or (_is_text(column) and _reads_as_times(column))
         ):
             label = f"{X.columns[place]!r}"
             times = _conversion(column, f"X[{label}]")
             raise DataError(
                 f"{ROWS}: column {name!r} holds times: make it the index, "
                 f"X.drop(columns=[{label}]).set_index({times}), or leave it out."
+            )
+        if pd.api.types.is_timedelta64_dtype(column):
+            raise DataError(
+                f"{ROWS}: column {name!r} holds durations: convert them, "
+                f"X[{X.columns[place]!r}].dt.total_seconds(), or leave the column out."
             )
         if _is_text(column):
             bad = np.flatnonzero(
@@ -983,7 +990,9 @@ def _reads_as_times(values: Any) -> bool:
 
 
 def _conversion(values: Any, text: str) -> str:
-    """How to convert text to datetimes; `text` names the values."""
+    """How to convert values to an index of times; `text` names them."""
+    if isinstance(values.dtype, pd.PeriodDtype):
+        return text
     try:
         pd.to_datetime(values)
     except ValueError:  # offsets that differ

@@ -203,6 +203,31 @@ def test_a_time_is_the_same_in_files_and_streams(text, moment, tmp_path):
     assert series.time[0] == wanted
     (line,) = read_lines(io.StringIO(path.read_text("utf-8")), ("a",))
     assert parse_timestamp(line.time).value == wanted.astype(np.int64)
+    # By what it holds, a column of any name.
+    path.write_text(f'when,a\n"{text}",1\n', encoding="utf-8")
+    assert read_table(path)[0].time == wanted
+
+
+@pytest.mark.parametrize("cell", ["2024", "2024-1", "pump-2-a", "1.5", "20240101"])
+def test_other_columns_are_no_times(cell, tmp_path):
+    path = tmp_path / "plant.csv"
+    path.write_text(f"unit,a\n{cell},1\n", encoding="utf-8")
+    if cell[-2:] in ("24", ".5", "01"):
+        assert read_table(path)[0].channels == ("unit", "a")
+    else:
+        assert read_table(path, entity_column="unit")[0].time is None
+        with pytest.raises(DataError, match="column 1 .'unit'.*is not a number"):
+            read_table(path)
+
+
+def test_whole_numbers_as_times_are_exact_everywhere(tmp_path):
+    times = [1_779_753_600_000_000_001 + 100 * row for row in range(4)]
+    path = tmp_path / "plant.csv"
+    path.write_text("time,a\n" + "".join(f"{t},1\n" for t in times), encoding="utf-8")
+    (series,) = read_table(path)
+    assert series.time.tolist() == times
+    lines = read_lines(io.StringIO(path.read_text("utf-8")), ("a",))
+    assert [parse_timestamp(line.time).value for line in lines] == times
 
 
 @pytest.mark.parametrize(

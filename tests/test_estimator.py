@@ -247,7 +247,7 @@ def test_a_new_threshold_needs_no_training(faulty):
     assert detector.detector_.model is model
     with pytest.raises(AttributeError, match="threshold_"):
         detector.threshold_ = 3.0
-    with pytest.raises(ConfigError, match="at least 9999 calibration windows"):
+    with pytest.raises(ConfigError, match="at least 9,999 calibration windows"):
         detector.set_params(false_alarm_rate=1e-4).calibrate()
 
 
@@ -714,7 +714,16 @@ def test_times_as_text_say_what_to_do(baseline):
         advice = re.search(r"X.index = (pd.to_datetime\(.*?\)),", str(error.value))[1]
         assert isinstance(eval(advice, {"pd": pd, "X": X}), pd.DatetimeIndex)
     arrow = rows.index.astype("timestamp[ns][pyarrow]")
-    for times in (*kinds, rows.index, rows.index.tz_localize("UTC"), arrow):
+    X = rows.assign(since=rows.index - rows.index[0])
+    with pytest.raises(DataError, match=r"durations.*X\['since'\].dt.total_seconds"):
+        made().fit(X)
+    for times in (
+        *kinds,
+        rows.index.to_period("min"),
+        rows.index,
+        rows.index.tz_localize("UTC"),
+        arrow,
+    ):
         X = rows.reset_index(drop=True).assign(when=times)
         with pytest.raises(DataError, match="column 'when' holds times") as error:
             made().fit(X)
@@ -763,6 +772,8 @@ def test_parameters_that_mean_nothing_are_refused():
         made(settings={"data.time_column": "t"}).fit(rows)
     with pytest.raises(ConfigError, match="did you mean train.learning_rate"):
         made(settings={"train.learning_rat": 1.0}).fit(rows)
+    with pytest.raises(ConfigError, match="^KDDetector: teacher.seed=-1 must"):
+        made(settings={"teacher.seed": -1}).fit(rows)
     with pytest.raises(ConfigError, match="^KDDetector: random_state=-1 must"):
         made(random_state=-1).fit(rows)
     with pytest.raises(ConfigError, match="^KDDetector: random_state must be a whole"):

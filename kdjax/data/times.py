@@ -19,7 +19,9 @@ _ISO = re.compile(
     r"\s*(?:(Z)|([+-]\d\d)(?::?(\d\d))?)?)?",
     re.ASCII,
 )
-_WHOLE = 2.0**53  # above it not all whole numbers are in float64
+WHOLE = 2.0**53  # above it not all whole numbers are in float64
+# What tells a date in text from a number or a name.
+_DATED = r"\d{4}-\d\d\s*$|\d[-/]\d+[-/]\d|\dT\d"
 # As almost all files have it; pandas reads these by itself.
 _COMMON = re.compile(
     r"\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d(?::\d\d(?:\.\d+)?)?(?:Z|[+-]\d\d:\d\d)?)?",
@@ -84,7 +86,7 @@ def parse_time(column: pd.Series, place: Place) -> Times:
         )
     if numeric:
         # Such as ns since 1970, which float64 rounds.
-        exact = column.dtype.kind in "iu" and _WHOLE < np.abs(numbers).max() < 2.0**63
+        exact = column.dtype.kind in "iu" and WHOLE < np.abs(numbers).max() < 2.0**63
         return Times(column.to_numpy(np.int64) if exact else numbers, column.dtype)
     dtype, offsets = None, np.empty(0, np.int16)
     if pd.api.types.is_datetime64_any_dtype(column):
@@ -296,9 +298,12 @@ def _holds_datetimes(column: pd.Series) -> bool:
         return bool(dated)
     text = column.dropna().astype(str)
     # A plain "2024" would parse as a year.
-    if not len(text) or not text.str.contains(r"\d-\d|T\d").all():
+    if not len(text) or not text.str.contains(_DATED).all():
         return False
-    times = pd.to_datetime(text, format="ISO8601", errors="coerce", utc=True)
+    texts = [iso_time(cell) for cell in text]
+    times = pd.to_datetime(
+        pd.Series(texts, dtype=object), format="ISO8601", errors="coerce", utc=True
+    )
     return bool(times.notna().all())
 
 

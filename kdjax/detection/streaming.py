@@ -17,7 +17,7 @@ import pandas as pd
 
 from kdjax.data.raw import as_array
 from kdjax.data.schema import fill_forward
-from kdjax.data.times import iso_time
+from kdjax.data.times import WHOLE, iso_time
 from kdjax.detection.alarming import TOP, AlarmRule, AlarmState, next_alarm
 from kdjax.detection.cadence import ENOUGH, check_cadence, is_other
 from kdjax.detection.false_alarms import Drift, drift, p_values
@@ -83,7 +83,10 @@ def parse_timestamp(time: Any) -> Timestamp:
     if isinstance(time, (int, float, np.integer, np.floating)):
         if isinstance(time, bool) or not -_LARGEST <= time <= _LARGEST:
             raise DataError(f"the time {time} is not a finite number; correct it.")
-        return Timestamp("number", float(time))
+        # Whole numbers such as ns since 1970 may be too large for a float.
+        whole = int(time) if isinstance(time, (int, np.integer)) else 0
+        exact = WHOLE < abs(whole) < 2.0**63
+        return Timestamp("number", whole if exact else float(time))
     try:
         moment = pd.Timestamp(iso_time(time) or "" if isinstance(time, str) else time)
         if pd.isna(moment):

@@ -17,7 +17,7 @@ from kdjax.data.prepared import Entity, Prepared, training_ranges
 from kdjax.data.scaler import Scaler
 from kdjax.data.series import Ranges, outside
 from kdjax.data.splits import window_starts
-from kdjax.data.times import time_text
+from kdjax.data.times import format_times, time_text
 from kdjax.detection import false_alarms
 from kdjax.detection.calibration import Calibration, Rules, calibrate, point_pieces
 from kdjax.detection.false_alarms import FOREIGN, MeasuredRate
@@ -370,7 +370,8 @@ def _time(entity: Entity, row: int) -> str | float | int:
     series = entity.train
     if series.time is None:
         return row
-    instant = series.time[row]
-    if isinstance(instant, np.datetime64):
-        return time_text(instant, series.form)
-    return float(instant)
+    instant = series.time[row : row + 1]
+    if instant.dtype.kind == "M":
+        return time_text(instant[0], series.form)
+    number: int | float = format_times(instant, series.form).item()
+    return number
