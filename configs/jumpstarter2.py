@@ -17,6 +17,7 @@ def get_config() -> ConfigDict:
     config = defaults()
     config.data.name = "jumpstarter2"
     config.data.root = "data/jumpstarter2"
+    config.data.scaler = "minmax"
     # As on SMD, but for all together: one has too few calibration windows for a τ at 1 %.
     config.teacher.components = ("kmeans", "difference", "moving_average")
     config.student.components = ("autoencoder", "difference", "moving_average")

@@ -139,7 +139,9 @@ FIELDS: dict[str, tuple[Any, tuple[str, ...] | Range | None]] = {
     "data.exclude": ("", None),
     # Windows end at steps in time longer than this many median steps.
     "data.max_gap": (5.0, Range(1)),
-    "data.scaler": ("minmax", ("minmax", "zscore", "robust", "none")),
+    # Offset and scale of each channel from its fit rows, see docs/data.md. A sigmoid head
+    # needs `minmax`, or `none` for data in [0, 1].
+    "data.scaler": ("quantile", ("quantile", "minmax", "zscore", "robust", "none")),
     "data.window": (100, Range(2, _MILLION)),
     "data.stride": (10, Range(1, _MILLION)),
     # Stride of training windows; data.stride where not set.
@@ -518,7 +520,7 @@ def _check_together(settings: Settings) -> Iterator[str]:
             f"detection.count={detection['count']} must be below "
             f"data.window={data['window']}: no window could have more points above τ"
         )
-    if model["head"] == "sigmoid" and data["scaler"] in ("zscore", "robust"):
+    if model["head"] == "sigmoid" and data["scaler"] not in ("minmax", "none"):
         yield (
             f"model.head='sigmoid' can't give what data.scaler={data['scaler']!r} "
             "makes: use minmax, or none for data in [0, 1]"

@@ -30,7 +30,9 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from kdjax.config import CHOICES, RENAMED, get_config, leaves, override, resolve
 from kdjax.config import FIELDS as CONFIG_FIELDS
 from kdjax.data.cells import looks_like
-from kdjax.data.raw import Place, as_array, others, to_float32
+from kdjax.data.prepared import value_notes
+from kdjax.data.raw import Place, as_array, others, to_rows
+from kdjax.data.scaler import needs_float64
 from kdjax.data.schema import fill_forward
 from kdjax.data.series import Dataset, Series
 from kdjax.data.splits import segments
@@ -268,7 +270,8 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
         student_epochs: epochs of the student.
         alpha: weight of the teacher's term in the student's loss.
         temperature: T, see docs/method.md.
-        scaler: `minmax`, `zscore`, `robust`, or `none` after a scaler in a `Pipeline`.
+        scaler: `quantile`, `minmax`, `zscore`, `robust`, or `none` after a scaler in a
+            `Pipeline`.
         missing: `error` refuses NaN, `ffill` repeats the last value for up to
             `data.fill_limit` rows (`window_size` if not set) and leaves out what then
             is missing, `mask` leaves missing cells out.
@@ -314,7 +317,7 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
         student_epochs: int = 40,
         alpha: float = 0.35,
         temperature: float = 1.0,
-        scaler: str = "minmax",
+        scaler: str = "quantile",
         missing: str = "error",
         threshold: str = "conformal",
         false_alarm_rate: float = 0.01,
@@ -731,8 +734,13 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
         elif hasattr(self, "feature_names_in_"):
             names = tuple(map(str, self.feature_names_in_))
         place = Place(Path(ROWS), names)
+        dtype: Any = np.float32
+        if not reset:
+            dtype = self.detector_.scalers.offset.dtype
+        elif needs_float64([values]).any():
+            dtype = np.float64
         open_ = "error" if self.missing == "error" else "mask"
-        values = to_float32(values, place, missing=open_)
+        values = to_rows(values, place, missing=open_, dtype=dtype)
         return Series(ROWS, values, names, time)
 
     def _fit(
@@ -761,6 +769,8 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
             )
         dataset = Dataset("rows in memory", (series,), ())
         prepared = prepare_dataset(dataset, settings)
+        for note in value_notes(prepared):
+            warnings.warn(f"KDDetector: {note}.", stacklevel=4)
         if teacher is not None:
             scaler = scaler_of(teacher, entity_index(teacher, entity))
             (one,) = prepared.entities

@@ -313,7 +313,7 @@ def test_all_faulty_flags_come_in_one_line(refused):
         ("data.window=3.5", "flag --config.data.window=3.5: "),
         ("distill.alpha=much", "flag --config.distill.alpha=much: "),
         ("teacher.hidden=a,b", "teacher.hidden must be a tuple of one or more whole"),
-        ("data.scaler=log", "data.scaler='log' must be one of 'minmax', 'zscore'"),
+        ("data.scaler=log", "data.scaler='log' must be one of 'quantile', 'minmax'"),
         ("train.learning_rate=-1", "train.learning_rate=-1.0 must lie in (0, inf)"),
         ("train.learning_rate=inf", "must be a finite number, got inf"),
         ("detection.count=100", "detection.count=100 must be below data.window=100"),

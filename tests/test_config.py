@@ -84,7 +84,7 @@ def test_documented_defaults():
     }  # fmt: skip
     assert (
         settings["distill"]["temperature"] == 1
-        and settings["data"]["scaler"] == "minmax"
+        and settings["data"]["scaler"] == "quantile"
     )
 
 
@@ -133,6 +133,8 @@ def test_every_choice_is_accepted(name):
             changes["data.root" if choice else "data.path"] = "somewhere"
         if choice == "logit":
             changes["model.head"] = "sigmoid"
+        if "sigmoid" in changes.values():
+            changes["data.scaler"] = "minmax"
         if choice == "fixed":
             changes["threshold.value"] = 3.5
         settings = resolve(override(get_config(), SMD | changes))
@@ -407,6 +409,7 @@ def test_a_student_without_a_network_is_refused():
 
 def test_logits_are_what_a_network_has():
     changes = {"model__head": "sigmoid", "distill__temperature_mode": "logit"}
+    changes["data__scaler"] = "minmax"
     said = problems(teacher__components=("kmeans", NETWORK), **changes)
     assert "temperature_mode='logit' needs a network as teacher, and 'kmeans' has " in (
         said
@@ -444,6 +447,10 @@ def test_logits_are_what_a_network_has():
             "detection.count=100 must be below data.window=100: no window could have",
         ),
         (
+            {"model__head": "sigmoid"},
+            "model.head='sigmoid' can't give what data.scaler='quantile' makes: use min",
+        ),
+        (
             {"model__head": "sigmoid", "data__scaler": "zscore"},
             "model.head='sigmoid' can't give what data.scaler='zscore' makes",
         ),
@@ -466,9 +473,13 @@ def test_fields_that_contradict_each_other(changes, said):
     [
         {"data__min_anomalous_points": 100},
         {"detection__count": 99},
-        {"model__head": "sigmoid"},
+        {"model__head": "sigmoid", "data__scaler": "minmax"},
         {"model__head": "sigmoid", "data__scaler": "none"},
-        {"model__head": "sigmoid", "distill__temperature_mode": "logit"},
+        {
+            "model__head": "sigmoid",
+            "data__scaler": "minmax",
+            "distill__temperature_mode": "logit",
+        },
         {"data__name": "msl", "data__root": "somewhere"},
         {"data__train_stride": 20},
     ],

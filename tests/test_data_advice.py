@@ -150,7 +150,7 @@ CSV = b"a,b\n1,2\n3,4\n"
         ("plant.csv", CSV.decode().encode("utf-16"), "holds UTF-16 text.*as UTF-8"),
         ("plant.csv.gz", CSV, "is not gzip: take .gz off its name"),
         ("plant.csv.gz", parquet(), "holds Parquet.*end in .parquet"),
-        ("plant.csv.gz", gzip.compress(parquet()), "holds Parquet"),
+        ("plant.csv.gz", gzip.compress(parquet(), mtime=0), "holds Parquet"),
         ("plant.parquet", gzip.compress(CSV, mtime=0), "holds gzip.*add .gz"),
         ("plant.parquet", workbook(), "holds a zip archive or an Excel workbook"),
         ("plant.npy", parquet(), "holds Parquet"),

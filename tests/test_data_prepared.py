@@ -356,6 +356,8 @@ def test_channel_notes_name_entity_and_channels():
     a, b = series("a", 200, width=5), series("b", 200, width=5)
     a.values[:190, 1] = 4
     a.values[:, 3] = 4
+    for one in (a, b):
+        one.values[:, 0] %= 50  # else it only rises
     a.values[:, 4] = 8 - 2 * a.values[:, 2]
     assert channel_notes(ready(without(a, [190, 200]), b)) == [
         "a: constant in the training rows: c1, c3",

@@ -908,7 +908,7 @@ def test_any_callable_can_teach():
         seen.append(windows)
         return jumps(windows)
 
-    parameters = {**TINY, "alpha": 1.0, "student_epochs": 6}
+    parameters = {**TINY, "alpha": 1.0, "student_epochs": 6, "scaler": "minmax"}
     distilled = KDDetector(**parameters).fit(rows, teachers=[watched])
     scaled = np.concatenate(seen).reshape(-1, 2)
     # The fit rows, 70 % of all, scaled to [0, 1].

@@ -33,6 +33,7 @@ CHANGES = {
     "train.log_every": 1,
     "train.checkpoint_seconds": 1e9,
     "model.head": "sigmoid",
+    "data.scaler": "minmax",
     "teacher.hidden": (3,),
     "teacher.epochs": 3,
 }

@@ -94,7 +94,8 @@ def test_values_of_fields_are_numbers_or_texts(value, text):
 
 
 def names(*changes):
-    found = [resolve(override(base(), own)) for own in changes]
+    minmax = {"data.scaler": "minmax"}
+    found = [resolve(override(base(), minmax | own)) for own in changes]
     return [(teacher_name(s), student_name(s)) for s in found]
 
 

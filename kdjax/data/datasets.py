@@ -25,8 +25,8 @@ from kdjax.data.raw import (
     read_bytes,
     read_npy,
     read_npz,
-    to_float32,
     to_labels,
+    to_rows,
     where,
 )
 from kdjax.data.series import Dataset, Series
@@ -253,7 +253,7 @@ def _read_matrix(path: Path, columns: tuple[str, ...]) -> np.ndarray:
     if values.shape[1] != len(columns) or not np.isfinite(values).all():
         # pandas pads short rows with NaN: only the text distinguishes them from a NaN.
         _check_cells(data, place)
-    return to_float32(values, place)
+    return to_rows(values, place)
 
 
 def _check_cells(data: bytes, place: Place) -> None:
@@ -375,4 +375,4 @@ def _read_array(
         raise DataError(
             f"{path}: {part} holds {values.dtype}, expected numbers; download it again."
         )
-    return to_float32(values, Place(path, channels))
+    return to_rows(values, Place(path, channels))

@@ -9,13 +9,20 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kdjax.data.scaler import Scaler, apply_scaler, fit_scaler
+from kdjax.data.scaler import (
+    Scaler,
+    apply_scaler,
+    fit_scaler,
+    is_coarse,
+    outliers,
+)
 from kdjax.data.series import (
     Dataset,
     Ranges,
     Series,
     dead_channels,
     duplicate_channels,
+    monotonic_channels,
     ranges_of,
 )
 from kdjax.data.splits import (
@@ -44,7 +51,7 @@ class Entity(NamedTuple):
     validation rows for its own Gaussian, or a channel without fit rows.
     """
 
-    train: Series  # rows to train and calibrate on
+    train: Series  # rows to train and calibrate on, `without_outliers`
     test: Series | None  # rows to evaluate
     split: Split  # of `train`, cut at gaps in time and at excluded rows
     test_spans: np.ndarray  # [S, 2] of `test`, cut likewise
@@ -52,6 +59,7 @@ class Entity(NamedTuple):
     pooled: bool
     ranges: Ranges  # [D] of `train` in the units of the file, without excluded rows
     missing: bool  # whether a value of these rows is missing
+    notes: tuple[str, ...] = ()  # on outliers in `train`
 
     @property
     def name(self) -> str:
@@ -95,6 +103,10 @@ def prepare(
         DataError: a test series is shorter than the window, there are fewer than two fit
             windows or no validation window, or a channel has no value in any fit row.
     """
+    notes: list[tuple[str, ...]] = [()] * len(dataset.train)
+    if scaler == "quantile":
+        train, notes = zip(*map(without_outliers, dataset.train), strict=True)
+        dataset = dataset._replace(train=train)
     channels = dataset.train[0].channels
     splits = [
         _split(series, window, max_gap, validation, calibration)
@@ -118,12 +130,15 @@ def prepare(
         )
     if not any(on_disk(series.values) for series in dataset.train):
         pooled_pieces = [np.concatenate(pooled_pieces)]
-    pooled_scaler = fit_scaler(pooled_pieces, method=scaler)
+    dtype = np.result_type(*(series.values.dtype for series in dataset.train))
+    pooled_scaler = fit_scaler(pooled_pieces, method=scaler, dtype=dtype)
     tests: list[Series | None] = [*dataset.test] or [None] * len(splits)
     entities = []
     for index, (train, split) in enumerate(zip(dataset.train, splits, strict=True)):
         pooled = _too_little(train, split, window, stride) or not seen[index].all()
-        own = pooled_scaler if pooled else fit_scaler(fit[index], method=scaler)
+        own = pooled_scaler
+        if not pooled:
+            own = fit_scaler(fit[index], method=scaler, dtype=dtype)
         used = _training_rows(train)
         entities.append(
             Entity(
@@ -135,6 +150,7 @@ def prepare(
                 pooled=pooled,
                 ranges=ranges_of(used),
                 missing=any(has_missing(piece) for piece in used),
+                notes=notes[index],
             )
         )
     _check_windows(entities, window)
@@ -206,17 +222,70 @@ def training_ranges(prepared: Prepared) -> Ranges:
 
 def channel_notes(prepared: Prepared) -> list[str]:
     """Sentences on channels that are constant or copies of others in the train rows."""
-    notes = []
+    notes, channels = [], prepared.channels
     for entity in prepared.entities:
-        dead = dead_channels(np.stack(entity.ranges), prepared.channels)
-        copies = duplicate_channels(_training_rows(entity.train), prepared.channels)
+        dead = dead_channels(np.stack(entity.ranges), channels)
+        copies = duplicate_channels(_training_rows(entity.train), channels)
         if dead:
             names = ", ".join(dead)
             notes.append(f"{entity.name}: constant in the training rows: {names}")
         if copies:
             names = ", ".join(f"{copy} (of {first})" for copy, first in copies)
             notes.append(f"{entity.name}: copies of another channel: {names}")
+    return notes + value_notes(prepared)
+
+
+def value_notes(prepared: Prepared) -> list[str]:
+    """Sentences on train values that may need another form: counters, rounding, outliers."""
+    notes, channels = [], prepared.channels
+    for entity in prepared.entities:
+        rows = _training_rows(entity.train)
+        one_way = monotonic_channels(rows, channels)
+        coarse = [channels[i] for i in np.flatnonzero(is_coarse(rows))]
+        if one_way:
+            notes.append(
+                f"{entity.name}: only rising or only falling in the training rows: "
+                f"{', '.join(one_way)}; later values lie outside what is learnt here: leave "
+                "such counters, ids and times out, or give their differences"
+            )
+        if coarse:
+            kind = entity.train.values.dtype
+            notes.append(
+                f"{entity.name}: {', '.join(coarse)}: values are so large that {kind} rounds "
+                "away what lies between their steps: subtract a constant before they are "
+                "written"
+            )
+        notes += entity.notes
     return notes
+
+
+def without_outliers(series: Series) -> tuple[Series, tuple[str, ...]]:
+    """The series with its outliers interpolated, and notes on them; rows on disk stay.
+
+    In the train rows a single outlier would hide all smaller moves of its channel, by the
+    deviation of the residuals or by τ. `scaler.outliers` tells which cells are outliers.
+    """
+    if on_disk(series.values):
+        return series, ()
+    spans = kept(len(series.values), series.excluded)
+    places = np.concatenate([np.empty(0, int), *(np.arange(a, b) for a, b in spans)])
+    if not len(places):
+        return series, ()
+    rows, notes = series.values[places], []
+    cells = outliers(rows)
+    values = series.values.copy() if cells.any() else series.values
+    for column in np.flatnonzero(cells.any(axis=0)):
+        far, known = cells[:, column], ~(cells | np.isnan(rows))[:, column]
+        own = places[far]
+        values[own, column] = np.interp(own, places[known], rows[known, column])
+        at = "" if series.time is None else f", {series.time[own[0]]}"
+        more = f" and {len(own) - 1} others" if len(own) > 1 else ""
+        notes.append(
+            f"{series.entity}: {series.channels[column]} is far outside its other values in "
+            f"row {own[0]} (from 0{at}){more}: {series.values[own[0], column]:g}; "
+            "interpolated in training. Correct it, or exclude the row"
+        )
+    return series._replace(values=values), tuple(notes)
 
 
 def _split(

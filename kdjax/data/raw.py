@@ -114,14 +114,15 @@ def as_array(values: Any) -> np.ndarray:
     return np.asarray(values)
 
 
-def to_float32(
+def to_rows(
     values: np.ndarray,
     place: Place,
     columns: Sequence[str] = (),
     *,
     missing: str = "error",
+    dtype: Any = np.float32,
 ) -> np.ndarray:
-    """`values` `[N, D]` as float32; DataError for a cell that is not finite there.
+    """`values` `[N, D]` as float32 or float64; DataError for a cell not finite in float32.
 
     `columns` are the names of the D columns, by default all of the place's. `mask`
     accepts NaN.
@@ -141,7 +142,7 @@ def to_float32(
         )
         more = others(int(bad.sum()))
         raise DataError(f"{where(place, row, columns[column])}: {problem}{more}.")
-    return cast
+    return cast if dtype == np.float32 else np.ascontiguousarray(values, dtype)
 
 
 def to_labels(values: np.ndarray, place: Place, column: str) -> np.ndarray:

@@ -9,6 +9,7 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -45,6 +46,7 @@ def read_table(
     missing_values: Sequence[str] = (),
     fill_limit: int | None = None,
     exclude: str | os.PathLike[str] = "",
+    dtype: Any = None,
 ) -> tuple[Series, ...]:
     """The series of a file, one an entity in order of first appearance.
 
@@ -71,6 +73,9 @@ def read_table(
         fill_limit: rows for which `ffill` repeats a value; then, and before the first
             value, cells are NaN. None for any number.
         exclude: CSV of spans that fill `Series.excluded`; see `exclude_rows`.
+        dtype: of the values, float32 or float64, such as that of a detector's scalers; by
+            default float64 only where float32 would cost a channel more than a hundredth
+            of its noise.
 
     Raises:
         DataError: the file can't be read; the message names file, row and column.
@@ -90,6 +95,7 @@ def read_table(
         missing_values=missing_values,
         fill_limit=fill_limit,
         exclude=exclude,
+        dtype=dtype,
     ).train
 
 
@@ -107,11 +113,12 @@ def load_files(
     fill_limit: int | None = None,
     exclude: str | os.PathLike[str] = "",
     memory_bytes: float = math.inf,
+    dtype: Any = None,
 ) -> Dataset:
     """The data set of a train file and, if given, a test file; see `read_table`.
 
-    Test channels and entities are put in the order of train's. The train file may lack
-    the label column if there is a test file. `exclude` applies to both files.
+    Test channels and entities are put in the order of train's, test values in its dtype.
+    The train file may lack the label column if there is a test file. `exclude` applies to both files.
 
     The series of a Parquet or `.npy` file whose numbers take more than `memory_bytes` as
     float32, or more than the free memory, are memory maps. Text is always read whole.
@@ -120,16 +127,19 @@ def load_files(
     >>> dataset.train[0].values.shape  # doctest: +SKIP
     (20000, 3)
     """
-    rules = Rules(missing, order, duplicates, tuple(missing_values), fill_limit)
+    rules = Rules(missing, order, duplicates, tuple(missing_values), fill_limit, dtype)
     check_rules(rules)
     roles = Roles(time_column, entity_column, label_column)
     name = Path(Path(path).name.removesuffix(".gz")).stem
     paths = [Path(one) for one in (path, test_path) if str(one)]
     # Without an entity column the test file has the same entity as the train file.
-    recordings = [
-        _read(one, roles, rules, name, memory_bytes, labelled=number == len(paths))
-        for number, one in enumerate(paths, start=1)
-    ]
+    recordings: list[Recording] = []
+    for one in paths:
+        labelled = one is paths[-1]
+        recordings.append(
+            _read(one, roles, rules, name, memory_bytes, labelled=labelled)
+        )
+        rules = rules._replace(dtype=recordings[0].series[0].values.dtype)
     parts = [recording.series for recording in recordings]
     if len(paths) > 1:
         parts[1] = _align(parts[0], parts[1], paths[1])
@@ -167,7 +177,7 @@ def match_channels(series: Series, channels: Sequence[str]) -> Series:
     order = [series.channels.index(name) for name in channels]
     if not on_disk(series.values):
         return series._replace(values=series.values[:, order], channels=channels)
-    values = mapped_rows(len(series.values), len(order))
+    values = mapped_rows(len(series.values), len(order), series.values.dtype)
     for source, target in zip(chunks(series.values), chunks(values), strict=True):
         target[:] = source[:, order]
     return series._replace(values=values, channels=channels)

@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -19,7 +19,8 @@ from pandas.api.types import (
 )
 
 from kdjax.data.cells import is_truth, looks_like, mark_missing, to_number
-from kdjax.data.raw import Place, others, to_float32, to_labels, where
+from kdjax.data.raw import Place, others, to_labels, to_rows, where
+from kdjax.data.scaler import needs_float64
 from kdjax.data.series import Series
 from kdjax.data.tables import UNNAMED, Table
 from kdjax.data.times import (
@@ -63,6 +64,7 @@ class Rules(NamedTuple):
     duplicates: str = "error"
     missing_values: tuple[str, ...] = ()
     fill_limit: int | None = None  # rows that `ffill` goes back at most
+    dtype: Any = None  # of rows; None: float64 only where a channel needs it
 
 
 class Recording(NamedTuple):
@@ -87,6 +89,7 @@ def to_series(
     The channels of a `large` table are copied in chunks to a temporary file in `TMPDIR`
     that is deleted with the last series that uses it.
     """
+    dtype = rules.dtype or np.float32
     place = table.place
     frame = _known_columns(table, roles) if large else table.read()
     _check_roles(roles, place)
@@ -112,11 +115,14 @@ def to_series(
     target: np.ndarray
     chunks: Iterable[pd.DataFrame]
     if large:
-        target = mapped_rows(len(order), len(channels))
+        target = mapped_rows(len(order), len(channels), dtype)
         chunks = table.chunks(channels, chunk_rows(target))
     else:
-        target, chunks = np.empty((len(order), len(channels)), np.float32), [frame]
+        target, chunks = np.empty((len(order), len(channels)), dtype), [frame]
     missing = _copy(chunks, target, channels, stops, rules, place)
+    if missing is None:  # Read again, since such files are rare.
+        rules = rules._replace(dtype=np.float64)
+        return to_series(table, roles=roles, rules=rules, name=name, large=large)
     filled = np.zeros_like(missing)
     if rules.missing == "ffill" and missing.any():
         filled = missing - _fill(target, stops, rules.fill_limit)
@@ -255,9 +261,9 @@ def parse_numbers(
     return numbers
 
 
-def mapped_rows(rows: int, width: int) -> np.memmap:
-    """An empty float32 array `[N, D]` in a temporary file that is deleted with it."""
-    size, folder = 4 * rows * width, tempfile.gettempdir()
+def mapped_rows(rows: int, width: int, dtype: Any = np.float32) -> np.memmap:
+    """An empty array `[N, D]` in a temporary file that is deleted with it."""
+    size, folder = np.dtype(dtype).itemsize * rows * width, tempfile.gettempdir()
     text = f"{size / 1e9:.1f} GB in {folder}"
     logger.info("rows larger than data.memory_bytes are copied to a file: %s", text)
     try:
@@ -267,7 +273,7 @@ def mapped_rows(rows: int, width: int) -> np.memmap:
             # Writing to a mapped file on a full disk would kill the process.
             if hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(file.fileno(), 0, size)
-            return np.memmap(file, np.float32, "w+", shape=(rows, width))
+            return np.memmap(file, dtype, "w+", shape=(rows, width))
     except OSError as error:
         raise ConfigError(
             f"rows larger than data.memory_bytes need {text} ({error}): set TMPDIR to a "
@@ -296,10 +302,11 @@ def _copy(
     stops: np.ndarray,
     rules: Rules,
     place: Place,
-) -> np.ndarray:
+) -> np.ndarray | None:
     """Copies channels to `target` `[N, D]`; the missing values of each entity, `[E]`.
 
-    `place.rows` holds the file's row of each row of the target.
+    `place.rows` holds the file's row of each row of the target. None, without `rules.dtype`,
+    where a channel needs float64.
     """
     assert place.rows is not None
     by_row, done = np.argsort(place.rows), 0
@@ -325,10 +332,15 @@ def _copy(
             raise _missing_error(
                 values, bad, channels, rules.missing, here, len(target)
             )
-        target[to] = to_float32(values, here, channels, missing="mask")
+        options: dict[str, Any] = {"missing": "mask", "dtype": target.dtype}
+        target[to] = to_rows(values, here, channels, **options)
         absent = np.isnan(values)
         seen |= ~absent.all(axis=0)
         owners = np.searchsorted(stops, to, side="right")
+        if rules.dtype is None:
+            parts = [values[owners == owner] for owner in np.unique(owners)]
+            if any(needs_float64([part]).any() for part in parts):
+                return None
         np.add.at(counts, owners, absent.sum(axis=1))
     if rules.missing != "error" and not seen.all():
         empty = [repr(channels[i]) for i in np.flatnonzero(~seen)]
@@ -344,7 +356,7 @@ def _fill(target: np.ndarray, stops: np.ndarray, limit: int | None) -> np.ndarra
     size, first = chunk_rows(target), 0
     counts = np.zeros(len(stops), np.int64)
     for entity, stop in enumerate(stops):
-        last = np.full(target.shape[1], np.nan, np.float32)
+        last = np.full(target.shape[1], np.nan, target.dtype)
         ages = np.zeros(target.shape[1], np.int64)
         for start in range(first, stop, size):
             part = slice(start, min(start + size, stop))

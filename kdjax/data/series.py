@@ -8,10 +8,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from kdjax.data.scaler import is_constant
 from kdjax.data.times import TimeForm
 
 _COPY = 1 - 1e-6  # above this |correlation| a channel is an affine map of another
 _ENOUGH_ROWS = 3  # two points always lie on a line
+_ENOUGH_STEPS = 10
 _CHUNK = 16_384  # rows whose products are summed at once
 
 Rows = np.ndarray | Sequence[np.ndarray]
@@ -22,8 +24,9 @@ class Series(NamedTuple):
 
     Attributes:
         entity: name of the machine, service or channel recorded.
-        values: `[N, D]` float32, in the units of the file; NaN where a value is missing
-            (not with `missing="error"`), never infinite.
+        values: `[N, D]` in the units of the file, float32, or float64 where a channel
+            needs it (`needs_float64`); NaN where a value is missing (not with
+            `missing="error"`), never infinite.
         channels: the D channel names.
         time: `[N]` datetime64[ns] (in UTC if `form` has a zone) or numbers, strictly
             increasing; None without a time column: rows are then one step apart.
@@ -59,7 +62,7 @@ class Ranges(NamedTuple):
     """Smallest and largest values of channels, NaN for a channel without values.
 
     Attributes:
-        low: `[D]` or, for entities, `[E + 1, D]` float32, in the units of the file.
+        low: `[D]` or, for entities, `[E + 1, D]`, in the units of the file.
         high: the same shape.
     """
 
@@ -71,9 +74,9 @@ def ranges_of(values: Rows) -> Ranges:
     """The ranges of rows; NaN is ignored.
 
     >>> ranges_of(np.array([[1.0, 5.0], [np.nan, 7.0]])).high
-    array([1., 7.], dtype=float32)
+    array([1., 7.])
     """
-    pieces = [np.asarray(piece, np.float32) for piece in _pieces(values)]
+    pieces = _pieces(values)
     low, high = (
         limit.reduce([limit.reduce(piece, axis=0, initial=np.nan) for piece in pieces])
         for limit in (np.fmin, np.fmax)
@@ -91,7 +94,7 @@ def outside(ranges: Ranges, values: np.ndarray) -> np.ndarray:
            [ True],
            [False]])
     """
-    values = np.asarray(values, np.float32)
+    values = np.asarray(values, np.asarray(ranges.low).dtype)
     inside = (values >= ranges.low) & (values <= ranges.high)
     found: np.ndarray = ~inside & ~np.isnan(values)
     return found
@@ -103,8 +106,25 @@ def dead_channels(values: Rows, channels: tuple[str, ...]) -> list[str]:
     >>> dead_channels(np.array([[1.0, 5.0], [2.0, np.nan]]), ("cpu", "mode"))
     ['mode']
     """
-    low, high = ranges_of(values)
-    return [channels[index] for index in np.flatnonzero(~(high > low))]
+    return [channels[i] for i in np.flatnonzero(is_constant(*ranges_of(values)))]
+
+
+def monotonic_channels(values: Rows, channels: tuple[str, ...]) -> list[str]:
+    """The channels that only rise or only fall, but for one step in 1,000.
+
+    Counters, ids and times do; fewer than ten steps tell nothing.
+
+    >>> rows = np.stack([np.arange(20.0), np.arange(20) % 4], axis=1)
+    >>> monotonic_channels(rows, ("count", "phase"))
+    ['count']
+    """
+    up, down = np.zeros((2, len(channels)), np.int64)
+    for rows in _chunks(values, np.arange(len(channels))):
+        steps = np.diff(rows, axis=0)
+        up += (steps > 0).sum(axis=0)
+        down += (steps < 0).sum(axis=0)
+    one_way = 1000 * np.minimum(up, down) <= up + down
+    return [channels[i] for i in np.flatnonzero(one_way & (up + down >= _ENOUGH_STEPS))]
 
 
 def duplicate_channels(
@@ -120,7 +140,7 @@ def duplicate_channels(
     [('b', 'a')]
     """
     ranges = ranges_of(values)
-    alive = np.flatnonzero(ranges.high > ranges.low)
+    alive = np.flatnonzero(~is_constant(*ranges))
     if not len(alive):
         return []
     alike = np.abs(_correlation(values, alive, ranges)) > _COPY

@@ -49,7 +49,7 @@ class Detector(NamedTuple):
         allowed_points: points of a window that may lie above τ without an alarm.
         max_gap: in median steps; windows end at longer steps in time.
         entities: the E names.
-        scalers: offsets and scales, `[E + 1, D]` each.
+        scalers: offsets and scales, `[E + 1, D]` each; rows enter in their dtype.
         gaussians: means `[E + 1, F]` and whitening matrices `[E + 1, F, F]`.
         thresholds: E + 1 of them.
         card: JSON object: data, splits, settings, results, limits.
@@ -227,7 +227,8 @@ def stream_detector(
 
     # Constants inside the compiled function are faster than arguments at each call.
     def compiled(function: Any, *common: Any) -> Any:
-        return jax.jit(lambda raw: function(common, apply_scaler(scaler, raw)))
+        scored = jax.jit(lambda rows: function(common, rows))
+        return lambda raw: scored(apply_scaler(scaler, raw))
 
     kind, weights = (model.kind, model.architecture), (model.params, gaussian)
     full = compiled(point_scorer(*kind), *weights)
@@ -243,7 +244,7 @@ def stream_detector(
     def explain(windows: np.ndarray) -> np.ndarray:
         return np.asarray(explained(windows).contributions[0])
 
-    zeros = np.zeros((1, detector.window, len(detector.channels)), np.float32)
+    zeros = np.zeros((1, detector.window, len(detector.channels)))
     for windows in (zeros, zeros + np.nan):
         score(windows)
     explain(zeros)

@@ -325,7 +325,7 @@ def check_detector(detector: Detector) -> None:
 
 
 def _check_floats(values: np.ndarray, shape: tuple[int, ...], name: str) -> None:
-    if values.dtype.kind != "f" or values.shape != shape:
+    if values.dtype not in (np.float32, np.float64) or values.shape != shape:
         raise ValueError(
             f"{name} is {values.dtype} of shape {values.shape}, expected floats of shape "
             f"{shape}"

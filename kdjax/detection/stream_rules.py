@@ -39,6 +39,7 @@ class Plan(NamedTuple):
     calibration: tuple[float, ...]
     disjoint: int  # approximate number of calibration windows that share no row
     fill_limit: int = 0  # rows for which a missing cell has the last value; 0 for none
+    dtype: str = "float32"  # of the rows that the detector takes, or `float64`
 
 
 def plan_of(detector: "Detector", index: int) -> Plan:
@@ -68,6 +69,7 @@ def plan_of(detector: "Detector", index: int) -> Plan:
             len(scores) * min(detector.stride, detector.window) / detector.window
         ),
         fill_limit=fill_limit(detector),
+        dtype=detector.scalers.offset.dtype.name,
     )
 
 
@@ -94,8 +96,9 @@ def plan_to_json(plan: Plan) -> str:
         "max_gap": plain(plan.max_gap),
         "calibration": [plain(score) for score in plan.calibration],
     }
-    if not plan.fill_limit:  # as version 0.1.0 wrote plans
-        del fields["fill_limit"]
+    for name, usual in Plan._field_defaults.items():  # as version 0.1.0 wrote plans
+        if fields[name] == usual:
+            del fields[name]
     return json.dumps(fields, allow_nan=False, separators=(",", ":"))
 
 
@@ -167,6 +170,12 @@ def as_amount(value: Any) -> float:
     return number
 
 
+def _dtype(value: Any) -> str:
+    if value not in ("float32", "float64"):
+        raise ValueError(f"{value!r} is neither float32 nor float64")
+    return str(value)
+
+
 def _scores(value: Any) -> tuple[float, ...]:
     scores = tuple(as_number(score) for score in value)
     if list(scores) != sorted(scores):
@@ -190,4 +199,5 @@ PLAN_CHECKS: dict[str, Callable[[Any], Any]] = {
     "calibration": _scores,
     "disjoint": as_count(0),
     "fill_limit": as_count(0),
+    "dtype": _dtype,
 }

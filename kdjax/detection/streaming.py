@@ -153,7 +153,7 @@ class StreamDetector:
 
     Args:
         plan: see `plan_of`.
-        score: raw windows `[1, L, D]` float32, NaN where missing, to a `WindowResult`.
+        score: raw windows `[1, L, D]` in `plan.dtype`, NaN where missing, to a `WindowResult`.
         explain: the same windows to contributions `[L, D]`, for results without; called
             for rows in alarm only.
         adaptive_step: γ of `kdjax.detection.rolling`; 0 keeps τ.
@@ -186,11 +186,11 @@ class StreamDetector:
         self._places = dict.fromkeys(plan.channels)
         self._calibration = np.array(plan.calibration)
         # Each row is stored twice, L apart, so that any L successive ones are adjacent.
-        self._buffer = np.zeros((2 * plan.window, len(plan.channels)), np.float32)
+        self._buffer = np.zeros((2 * plan.window, len(plan.channels)), plan.dtype)
         self.rows = 0  # accepted ones
         width = len(plan.channels)
         self._start = Position(
-            last_values=np.full(width, np.nan, np.float32), ages=np.zeros(width, int)
+            last_values=np.full(width, np.nan, plan.dtype), ages=np.zeros(width, int)
         )
         self._at = self._start
         # The position before a gap behind which only one row has come.
@@ -311,7 +311,7 @@ class StreamDetector:
             window, width = self.plan.window, len(self.plan.channels)
             count = as_count(0)
             rows, run = count(state["rows"]), count(state["run"])
-            kept = _unpacked(state["buffer"], np.float32).reshape(-1, width)
+            kept = _unpacked(state["buffer"], self.plan.dtype).reshape(-1, width)
             at, needed = self._restored(state, rows), run
             before = state["before"] if state["schema"] > 1 else None
             if before is not None:
@@ -369,7 +369,7 @@ class StreamDetector:
         )
         if not self.plan.fill_limit or "last_values" not in saved:
             return at  # of version 0.1.0
-        values = _unpacked(saved["last_values"], np.float32)
+        values = _unpacked(saved["last_values"], self.plan.dtype)
         ages = np.array([count(age) for age in saved["ages"]], int)
         if not values.shape == ages.shape == at.ages.shape:
             raise ValueError("it has values of other channels")
@@ -378,7 +378,7 @@ class StreamDetector:
     def _values(
         self, row: Sequence[float] | np.ndarray | Mapping[str, float]
     ) -> np.ndarray:
-        """A row `[D]` as float32, checked."""
+        """A row `[D]` in the dtype of the plan, checked."""
         channels = self.plan.channels
         if isinstance(row, Mapping):
             if row.keys() != self._places.keys():
@@ -410,7 +410,7 @@ class StreamDetector:
                 "infinite or beyond float32 (3.4e38); correct it, or give NaN if it is "
                 "missing."
             )
-        return numbers.astype(np.float32)
+        return numbers.astype(self.plan.dtype)
 
     def _base(self, instant: Timestamp) -> tuple[Position, bool]:
         """The position that a row goes on from, and whether its window starts afresh.

@@ -193,7 +193,8 @@ def read_like(
     reading |= {name: value for name, value in given.items() if value}
     reading["missing"] = missing or reading["missing"]
     limit = fill_limit(detector, missing=missing) or None
-    return read_table(path, fill_limit=limit, **reading)
+    dtype = detector.scalers.offset.dtype
+    return read_table(path, fill_limit=limit, dtype=dtype, **reading)
 
 
 def known_entity(detector: Detector, entity: str) -> str:

@@ -34,7 +34,13 @@ from kdjax.experiment.warm_start import (
     previous_calibration,
     reordered,
 )
-from kdjax.experiment.workdir import check_data, check_settings, locked, read_results
+from kdjax.experiment.workdir import (
+    check_data,
+    check_settings,
+    locked,
+    read_results,
+    settings_of_begun,
+)
 from kdjax.experiment.write import write_run
 from kdjax.models import residual
 from kdjax.models.autoencoder import count_parameters
@@ -81,6 +87,9 @@ def run(
 def _run(settings: Settings, workdir: Path, console: Console) -> dict[str, Any]:
     """The run in a folder that is locked."""
     seconds: dict[str, float] = {}
+    given, settings = settings, settings_of_begun(workdir, settings)
+    if settings is not given:
+        console.print(f"{workdir} was begun with data.scaler=minmax: going on with it.")
     check_settings(workdir, settings)
 
     with _timed(seconds, "data"):

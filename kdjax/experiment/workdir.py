@@ -131,6 +131,21 @@ def check_settings(
     hosts.on_first(check)
 
 
+def settings_of_begun(workdir: Path, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The settings, but the scaler `minmax` where version 0.1.0 began with this default.
+
+    So the same command goes on with the run. That version knew neither `data.fill_limit`
+    nor the scaler `quantile`.
+    """
+    path, data = workdir / CONFIG, settings["data"]
+    if data["scaler"] != "quantile" or not path.exists():
+        return settings
+    before = read_json(path).get("data", {})
+    if "fill_limit" in before or before.get("scaler") != "minmax":
+        return settings
+    return {**settings, "data": {**data, "scaler": "minmax"}}
+
+
 def check_data(workdir: Path, digests: Mapping[str, str]) -> None:
     """Writes the data's digests, or checks that they are those of the run found here."""
 

@@ -92,7 +92,7 @@ def checked_scorer(plan: Plan, run: Callable[[np.ndarray], Scored]) -> Scorer:
     shape = (plan.window, len(plan.channels))
 
     def checked(windows: np.ndarray) -> Scored:
-        rows = np.ascontiguousarray(windows, np.float32)
+        rows = np.ascontiguousarray(windows, plan.dtype)
         if rows.ndim != 3 or rows.shape[1:] != shape:
             raise DataError(
                 f"windows of shape {list(np.shape(windows))}: the detector takes [B, "
@@ -116,6 +116,7 @@ def metadata_of(plan: Plan) -> dict[str, str]:
         "threshold": repr(plan.tau),
         "threshold_method": plan.threshold_method,
         "entity": plan.entity,
+        "input_dtype": plan.dtype,
         "schema": str(SCHEMA),
         "kdjax_version": kdjax_version(),
         "plan": plan_to_json(plan),

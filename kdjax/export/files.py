@@ -72,7 +72,7 @@ def check_export(
     batches: list[tuple[Scored, Scored]] = []
     for rows, count in zip(series, counts, strict=True):
         starts, places = places[places < count], places[places >= count] - count
-        rows, first = np.asarray(rows, np.float32), 0
+        rows, first = np.asarray(rows, detector.scalers.offset.dtype), 0
         for points, parts in explain_batches(detector, index, rows, starts):
             own = starts[first : first + len(points)]
             first += len(own)
@@ -182,6 +182,8 @@ def export_file(
         f"{parity.max_difference:.1e} (relative), {parity.flips} decisions differ"
     )
     _check_parity(parity, output)
+    if format == "onnx":
+        yield f"input x is {scorer.plan.dtype}"
     if quantize == "int8":
         before = len(content)
         content, scorer = _exported(loaded, index, format, quantize)
@@ -258,7 +260,8 @@ def _rows(
     detector: Detector, path: str | os.PathLike[str], **columns: Any
 ) -> Sequence[np.ndarray]:
     """The rows of a user's file, one array an entity."""
-    series = read_table(path, missing="mask", **columns)
+    dtype = detector.scalers.offset.dtype
+    series = read_table(path, missing="mask", dtype=dtype, **columns)
     with about(path):
         rows = [match_channels(one, detector.channels).values for one in series]
     longest = max(map(len, rows))

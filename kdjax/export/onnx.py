@@ -66,7 +66,8 @@ class Graph(NamedTuple):
 def onnx_file(detector: Detector, index: int, *, quantize: str = "none") -> bytes:
     """The detector of one entity as an ONNX file, checked by onnx, with plan and digest.
 
-    Input `x [B, L, D]` float32 in raw units, NaN where a value is missing; B is dynamic.
+    Input `x [B, L, D]` in raw units and in the dtype of the scaler, float32 or float64, NaN
+    where a value is missing; B is dynamic.
     Outputs `point_score [B, L]`, `window_score [B]`, `alarm [B]` (int64, 0 or 1) and
     `contribution [B, L, D]`. Scores are NaN where they are unknown; the alarm is 0 then.
     The same detector gives the same bytes. `quantize="int8"` keeps the kernels of the
@@ -88,6 +89,9 @@ def onnx_file(detector: Detector, index: int, *, quantize: str = "none") -> byte
     graph = Graph([], {}, itertools.count())
     offset, scale = scaler_of(detector, index)
     scaled = add(graph, "Div", add(graph, "Sub", "x", offset), scale)
+    double = offset.dtype == np.float64
+    if double:
+        scaled = add(graph, "Cast", scaled, to=FLOAT)
     # A sum is NaN if a term is, and where infinities cancel: the branches for missing
     # cells then change nothing.
     missing = add(graph, "IsNaN", add(graph, "ReduceSum", "x", keepdims=0))
@@ -117,7 +121,7 @@ def onnx_file(detector: Detector, index: int, *, quantize: str = "none") -> byte
     if quantize == "int8":
         graph = _quantized(graph)
     length, width = detector.window, len(detector.channels)
-    inputs = [_value("x", ("B", length, width))]
+    inputs = [_value("x", ("B", length, width), DOUBLE if double else FLOAT)]
     outputs = [
         _value("point_score", ("B", length)),
         _value("window_score", ("B",)),

@@ -23,7 +23,7 @@ from kdjax.detection.attribution import attribution_matrix
 from kdjax.detection.detector import Detector, gaussian_of, point_scorer, scaler_of
 from kdjax.detection.scores import window_scores
 from kdjax.detection.stream_rules import plan_of
-from kdjax.errors import ArtifactError
+from kdjax.errors import ArtifactError, ConfigError
 from kdjax.export import container
 from kdjax.export.container import Scored, Scorer
 from kdjax.models.lstm import FEW
@@ -36,8 +36,13 @@ def stablehlo_file(detector: Detector, index: int) -> bytes:
     """A StableHLO file of the detector of one entity, for `load_stablehlo`.
 
     Input and outputs are those of the ONNX file, but `alarm` is int32; B is symbolic.
-    The same detector gives the same bytes.
+    The same detector gives the same bytes. ConfigError where rows need float64.
     """
+    if detector.scalers.offset.dtype == np.float64:
+        raise ConfigError(
+            "this detector centres rows in float64, since float32 would lose a channel's "
+            "noise, and JAX has float64 only on request: export it with --format=onnx."
+        )
     (batch,) = export.symbolic_shape("B")
     shape = (batch, detector.window, len(detector.channels))
     scoring = export.export(jax.jit(_scoring(detector, index)), platforms=PLATFORMS)

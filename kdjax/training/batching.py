@@ -136,6 +136,7 @@ def map_windows(
         stretch, places = _cut(rows, batch, window, size)
         if scaler is not None:
             stretch = apply_scaler(scaler, stretch)
+        stretch = stretch.astype(np.float32, copy=False)
         under_way.append((compiled((common, stretch), places), int(weight.sum())))
         if len(under_way) == _UNDER_WAY:
             yield _finished(*under_way.popleft())
@@ -162,14 +163,14 @@ def _finished(result: Any, count: int) -> Any:
 def _cut(
     rows: np.ndarray, batch: np.ndarray, window: int, size: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A stretch `[size, D]` float32 that has the batch's windows, and their places."""
+    """A stretch `[size, D]` that has the batch's windows, and their places."""
     first = int(batch.min())
     if int(batch.max()) - first + window <= size:
         found, places = rows[first : first + size], batch - first
     else:
         found = gather(rows, batch, window).reshape(-1, rows.shape[1])
         places = np.arange(len(batch)) * window
-    stretch = np.zeros((size, rows.shape[1]), np.float32)
+    stretch = np.zeros((size, rows.shape[1]), rows.dtype)
     stretch[: len(found)] = found
     return stretch, places.astype(np.int32)
 
