@@ -123,13 +123,22 @@ FIELDS: dict[str, tuple[Any, tuple[str, ...] | Range | None]] = {
     "data.time_column": ("", None),
     "data.entity_column": ("", None),
     "data.label_column": ("", None),
+    # Columns that are no channels, whatever they hold; in long layout tags as well.
+    "data.ignore": ((), None),
+    # "wide": a column a channel; "long": a row a reading, with time, tag and value.
+    "data.layout": ("wide", ("wide", "long")),
+    "data.tag_column": ("tag", None),
+    "data.value_column": ("value", None),
+    # Puts readings on an even grid: a duration such as "1min" or "500ms", or a number of
+    # seconds ("60"), of the time's unit where times are numbers. Long layout needs it.
+    "data.step": ("", None),
     # Missing cells: "error" refuses them, "ffill" repeats the last value, "mask" leaves
     # them out of loss, error moments and scores.
     "data.missing": ("error", ("error", "ffill", "mask")),
     # Markers of missing cells besides an empty one, NA, N/A, NaN, NULL, None and #N/A.
     "data.missing_values": ((), None),
-    # Rows for which "ffill" repeats a value, then its cells are missing; data.window where
-    # not set.
+    # Rows for which "ffill" or a grid (data.step) repeats a value, then its cells are
+    # missing; data.window where not set.
     "data.fill_limit": (int, Range(1, _MILLION)),
     # Rows out of order in time: "strict" refuses them, "sort" sorts them.
     "data.order": ("strict", ("strict", "sort")),
@@ -507,9 +516,16 @@ def _check_together(settings: Settings) -> Iterator[str]:
     if data["path"] and data["root"]:
         yield "data.root belongs to a benchmark: leave it empty with data.path"
     own_file = ("test_path", "time_column", "entity_column", "label_column", "exclude")
-    for field in own_file:
+    for field in (*own_file, "ignore", "step"):
         if data["name"] and data[field]:
             yield f"data.{field} belongs to a file of your own: it needs data.path"
+    if data["step"] or data["layout"] == "long":
+        from kdjax.data.schema import Reading, check_reading  # imports pandas
+
+        try:
+            check_reading(Reading(layout=data["layout"], step=data["step"]))
+        except ConfigError as error:
+            yield str(error).rstrip(".")
     if data["min_anomalous_points"] > data["window"]:
         yield (
             f"data.min_anomalous_points={data['min_anomalous_points']} exceeds "

@@ -29,11 +29,11 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from kdjax.config import CHOICES, RENAMED, get_config, leaves, override, resolve
 from kdjax.config import FIELDS as CONFIG_FIELDS
-from kdjax.data.cells import looks_like
+from kdjax.data.cells import looks_like, mark_missing
+from kdjax.data.grid import fill_forward
 from kdjax.data.prepared import value_notes
 from kdjax.data.raw import Place, as_array, others, to_rows
 from kdjax.data.scaler import needs_float64
-from kdjax.data.schema import fill_forward
 from kdjax.data.series import Dataset, Series
 from kdjax.data.splits import segments
 from kdjax.data.tables import numbered_channels
@@ -48,6 +48,7 @@ from kdjax.detection.detector import (
     usual_entity,
 )
 from kdjax.detection.storage import load_detector, save_detector
+from kdjax.detection.stream_rules import reading_of
 from kdjax.detection.tables import CONTRIBUTION, score_events, score_table
 from kdjax.detection.thresholds import Rule, choose_threshold
 from kdjax.errors import ConfigError, DataError, KdjaxError, check_choice, counted
@@ -117,6 +118,7 @@ _GROUPS = ("model", "teacher", "student", "train", "distill", "detection", "thre
 _OF_DATA = (
     "calibration",
     "dense_below",
+    "ignore",
     "max_gap",
     "fill_limit",
     "step_seconds",
@@ -489,7 +491,8 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
         )
         parts = table[[CONTRIBUTION + name for name in series.channels]].to_numpy()
         if isinstance(X, pd.DataFrame):
-            return pd.DataFrame(parts, index=X.index, columns=X.columns)
+            columns = self._channels_of(X)[0].columns
+            return pd.DataFrame(parts, index=X.index, columns=columns)
         return pd.DataFrame(parts, columns=pd.Index(series.channels))
 
     @_own_names()
@@ -701,8 +704,9 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
                 f"missing={self.missing!r} must be one of "
                 f"{', '.join(CHOICES['data.missing'])}."
             )
-        time = _time_of(X)
+        time = None
         if isinstance(X, pd.DataFrame):
+            X, time = self._channels_of(X, reset=reset)
             _check_columns(X)
             # scikit-learn compares names that are text; arrays it takes in any order.
             if reset or hasattr(self, "feature_names_in_"):
@@ -718,6 +722,8 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
             # No window has a single row.
             ensure_min_samples=2 if reset else 1,
         )
+        if not reset:
+            values = mark_missing(values, reading_of(self.detector_).missing_values)
         if self.missing == "error":
             _check_complete(values, X)
         if self.missing == "ffill":
@@ -742,6 +748,46 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
         open_ = "error" if self.missing == "error" else "mask"
         values = to_rows(values, place, missing=open_, dtype=dtype)
         return Series(ROWS, values, names, time)
+
+    def _channels_of(
+        self, X: pd.DataFrame, *, reset: bool = False
+    ) -> tuple[pd.DataFrame, np.ndarray | None]:
+        """A frame without the columns that are no channels, and the rows' time.
+
+        Ignored columns must be there in `fit` only. A detector of a file knows that
+        file's columns of times, entities and labels too.
+        """
+        names = _column_names(X)
+        if reset:
+            further = _mapping(self.settings)
+            ignore = (
+                self._settings()["data"]["ignore"] if "data.ignore" in further else ()
+            )
+            if absent := [name for name in ignore if name not in names]:
+                raise DataError(
+                    f"{ROWS} has no column {', '.join(absent)}: name in data.ignore only "
+                    "columns that are there."
+                )
+            keep = [name not in ignore for name in names]
+            return X.loc[:, keep], _time_of(X)
+        known, reading = self.detector_.channels, reading_of(self.detector_)
+        clock = self.detector_.card.get("data", {}).get("time_column", "")
+        entity = reading.entity_column
+        drop = {*reading.ignore, clock, entity} - {*known}
+        if entity in drop.intersection(names):
+            column = X.iloc[:, names.index(entity)]
+            if column.nunique() > 1:
+                raise DataError(
+                    f"{ROWS} has rows of several entities, {column.iloc[0]!r} among them: "
+                    f"give those of one, such as X[X[{entity!r}] == {column.iloc[0]!r}]."
+                )
+        time = _time_of(X)
+        if time is None and clock in drop.intersection(names):
+            times = X.iloc[:, names.index(clock)]
+            time = _checked(
+                parse_time(times, Place(Path(ROWS), (clock,))).values, times
+            )
+        return X.loc[:, [name not in drop for name in names]], time
 
     def _fit(
         self,
@@ -928,10 +974,15 @@ def _time_of(X: Any) -> np.ndarray | None:
             )
         return None
     time = parse_time(index.to_series(name="time"), Place(Path(ROWS), ("time",))).values
+    return _checked(time, index)
+
+
+def _checked(time: np.ndarray, labels: Any) -> np.ndarray:
+    """Times that increase; `labels` `[N]` are as given."""
     late = np.flatnonzero(time[1:] <= time[:-1])
     if len(late):
         raise DataError(
-            f"{ROWS}: row {late[0] + 2} of the index is at {index[late[0] + 1]}, not after "
+            f"{ROWS}: row {late[0] + 2} is at {pd.Index(labels)[late[0] + 1]}, not after "
             "the row before: sort the rows and remove duplicates, or call "
             "reset_index(drop=True) if the index is no time."
         )

@@ -34,7 +34,7 @@ def out(tmp_path):
         (["score", "IN", "--workdir=w", "--adaptive=1"], "--workdir (for run, sweep); --a"),
         (["score", "IN", "--config.detection.count=2"], "score takes no --config (for ru"),
         (["export", "--causal"], "export takes no --causal (for score)"),
-        (["stream", "--label_column=a"], "stream takes no --label_column (for score, ca"),
+        (["stream", "--exclude=a"], "stream takes no --exclude (for score, calibrate)"),
         (["run", "--detector=d"], "run takes no --detector (for score, calibrate, export"),
         (["info", "--output=o"], "info takes no --output (for score, calibrate, export,"),
         (["score", "IN", "--entity=b"], "has no entity 'b': give one of X, or pooled"),

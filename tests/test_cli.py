@@ -130,8 +130,9 @@ def test_verbs_share_defaults_of_flags_of_one_name():
     kinds = {flag.name: flag.default for verb in VERBS for flag in all_flags(verb)}
     assert {
         "config", "config.FIELD", "config.threshold.FIELD", "workdir", "init_from", "way",
+        "missing_values", "layout", "tag_column", "value_column", "step",
         "trials", "detector", "output", "entity", "causal", "contributions", "attribution",
-        "shard", "missing", "missing_values", "order", "duplicates", "exclude", "time_column", "entity_column", "label_column",
+        "shard", "missing", "order", "duplicates", "exclude", "time_column", "entity_column", "label_column",
         "format", "quantize", "data", "backend", "adaptive", "rolling", "state", "ignore",
         "on_error", "json", "coordinator", "num_processes", "process_id",
     } == set(kinds)  # fmt: skip

@@ -137,6 +137,8 @@ def test_every_choice_is_accepted(name):
             changes["data.scaler"] = "minmax"
         if choice == "fixed":
             changes["threshold.value"] = 3.5
+        if choice == "long":
+            changes |= {"data.name": "", "data.path": "plant.csv", "data.step": "1min"}
         settings = resolve(override(get_config(), SMD | changes))
         assert dict(leaves(settings))[name] == choice
 

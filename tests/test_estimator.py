@@ -751,7 +751,7 @@ def test_rows_that_cannot_be_used_say_so(baseline):
         made().fit(waves(600)).predict(waves(50)[:, :1])
     with pytest.raises(ValueError, match="same order"):
         baseline.predict(framed(waves(50))[["heat", "load"]])
-    with pytest.raises(DataError, match="row 2 of the index is at 2026-01-01 00:48"):
+    with pytest.raises(DataError, match="row 2 is at 2026-01-01 00:48"):
         baseline.predict(framed(waves(50))[::-1])
     twice = pd.DataFrame(waves(600), columns=["load", "load"])
     with pytest.raises(DataError, match="share a name"):

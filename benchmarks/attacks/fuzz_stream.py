@@ -46,7 +46,7 @@ def stream(data: bytes, folder: Path) -> str:
             detector,
             _as_stdin(content),
             time_column="t" if options & 1 else "",
-            ignored=("note",) if options & 2 else (),
+            ignore=("note",) if options & 2 else (),
             on_error="stop" if options & 4 else "skip",
         ):
             answers.append(json.loads(text, parse_constant=_no_constant))

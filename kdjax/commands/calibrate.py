@@ -39,7 +39,7 @@ def main(arguments: list[str], flags: common.Flags) -> None:
     from kdjax.experiment.recalibrate import calibrate_file
 
     threshold = {name.split(".", 1)[1]: value for name, value in changes.items()}
-    with common.reading(flags) as reading:
+    with common.reading(flags, common.READING) as reading:
         calibrate_file(
             path,
             detector=detector,

@@ -45,17 +45,22 @@ DETECTOR = Flag(
 ENTITY = Flag(
     "entity", "NAME", None, "Whose scaler, Gaussian and threshold; or pooled."
 )
-TIME_COLUMN = Flag("time_column", "NAME", "", "Time column; by name or type if unset.")
+# How rows are read; by default as in training.
 COLUMNS = (
-    TIME_COLUMN,
+    Flag("time_column", "NAME", "", "Time column; as in training, by name or by type."),
     Flag("entity_column", "NAME", "", "Column that names the entity of each row."),
     Flag("label_column", "NAME", "", "Label column, which is left out."),
+    Flag("ignore", "NAME,…", "", "Further columns, or tags, to leave out."),
+    Flag("missing_values", "TEXT,…", "", "Further markers of missing cells."),
+    Flag("layout", "LAYOUT", "", "wide, or long: a row for each reading."),
+    Flag("tag_column", "NAME", "", "Of long layout: the column of tags."),
+    Flag("value_column", "NAME", "", "Of long layout: the column of values."),
+    Flag("step", "DURATION", "", "Even grid to put readings on, such as 1min or 10s."),
 )
 # How `score` and `calibrate` read a file.
 READING = (
     *COLUMNS,
     Flag("missing", "RULE", "", "error, ffill or mask; as in training by default."),
-    Flag("missing_values", "TEXT,…", "", "Further markers of missing cells."),
     Flag("order", "RULE", "", "strict or sort; as in training by default."),
     Flag("duplicates", "RULE", "", "error or last; as in training by default."),
     Flag("exclude", "FILE", "", "CSV of spans to leave out: start, end, maybe entity."),
@@ -63,12 +68,14 @@ READING = (
 
 
 @contextlib.contextmanager
-def reading(flags: Flags) -> Iterator[dict[str, Any]]:
-    """How `READING` says to read a file; errors name its flags, not config fields."""
-    options = chosen(flags, *(flag.name for flag in READING))
-    markers = filter(None, options["missing_values"].split(","))
+def reading(flags: Flags, group: Sequence[Flag]) -> Iterator[dict[str, Any]]:
+    """The values of `COLUMNS` or `READING`, lists at their commas; errors name the flags."""
+    options = chosen(flags, *(flag.name for flag in group))
+    for name in ("ignore", "missing_values"):
+        texts = options[name].split(",")
+        options[name] = [text.strip() for text in texts if text.strip()]
     try:
-        yield {**options, "missing_values": [*markers]}
+        yield options
     except KdjaxError as error:
         error.args = (in_flags(str(error)),)
         raise

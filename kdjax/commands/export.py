@@ -33,5 +33,6 @@ def main(arguments: list[str], flags: common.Flags) -> None:
     from kdjax.export.files import export_file
 
     names = ("format", "entity", "quantize", "data")
-    options = common.chosen(flags, *names, *(flag.name for flag in common.COLUMNS))
-    export_file(detector, output=output, log=print, **options)
+    options = common.chosen(flags, *names)
+    with common.reading(flags, common.COLUMNS) as reading:
+        export_file(detector, output=output, log=print, **options, **reading)

@@ -45,7 +45,7 @@ def main(arguments: list[str], flags: common.Flags) -> None:
     common.start_jax()
     from kdjax.scoring.files import score_file, score_fleet
 
-    with common.reading(flags) as reading:
+    with common.reading(flags, common.READING) as reading:
         if output.suffix in ENDINGS:
             score_file(arguments[0], **options, **reading)
         else:

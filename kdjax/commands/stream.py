@@ -20,9 +20,8 @@ FLAGS = {
         Flag("output", "FILE", None, "File to append to; standard output by default."),
         Flag("state", "FILE", None, "File to resume from; kept up to date."),
         Flag("on_error", "RULE", "skip", "Faulty lines: skip reports them, stop ends."),
-        common.TIME_COLUMN,
-        Flag("ignore", "NAME,…", "", "Columns to leave out."),
     ),
+    "Columns and cells": common.COLUMNS,
     "Threshold": (
         common.ENTITY,
         Flag("adaptive", "STEP", 0.0, "Step of an adaptive τ, such as 0.01; 0: none."),
@@ -49,13 +48,18 @@ def main(arguments: list[str], flags: common.Flags) -> None:
     # A byte that is no UTF-8 spoils its line only; CR ends a line as in a file.
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(encoding="utf-8-sig", errors="replace", newline=None)
-    names = ("entity", "backend", "state", "time_column", "on_error", "rolling")
-    run_stream(
-        sys.stdin,
-        output,
-        detector=detector,
-        adaptive_step=flags.adaptive,
-        ignored=tuple(filter(None, flags.ignore.split(","))),
-        log=lambda text: print(f"kdjax: {text}", file=sys.stderr),
-        **common.chosen(flags, *names),
-    )
+    names = ("entity", "backend", "state", "on_error", "rolling")
+    with common.reading(flags, common.COLUMNS) as reading:
+        run_stream(
+            sys.stdin,
+            output,
+            detector=detector,
+            adaptive_step=flags.adaptive,
+            reading=reading,
+            log=_say,
+            **common.chosen(flags, *names),
+        )
+
+
+def _say(message: str) -> None:
+    print(f"kdjax: {common.in_flags(message)}", file=sys.stderr)

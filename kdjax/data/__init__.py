@@ -7,6 +7,7 @@ __all__, __getattr__, __dir__ = lazy_names(
     {
         "kdjax.data.datasets": "BENCHMARKS Culprits interpretation load_benchmark load_sample",
         "kdjax.data.download": "fetch_smd",
+        "kdjax.data.grid": "to_grid",
         "kdjax.data.prepared": "Prepared prepare",
         "kdjax.data.readers": "load_files match_channels read_table",
         "kdjax.data.scaler": "METHODS Scaler apply_scaler fit_scaler",

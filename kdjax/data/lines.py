@@ -8,7 +8,7 @@ import csv
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,13 +27,13 @@ from kdjax.data.cells import (
 from kdjax.data.raw import Place
 from kdjax.data.tables import NAMES_SEPARATOR
 from kdjax.data.times import find_time
-from kdjax.errors import ConfigError, DataError, counted
+from kdjax.errors import DataError, counted
 
 _SEPARATORS = (",", ";", "\t", "|")
 
 
-# How to read a line: text -> time, parts and parts -> [D]; both raise DataError.
-_Format = tuple[Callable[[str], tuple[Any, Any]], Callable[[Any], list[float]]]
+# How to read a line: text -> time and parts, parts -> a `Line`; both raise DataError.
+_Format = tuple[Callable[[str], tuple[Any, Any]], Callable[[Any], "Line"]]
 
 
 class _Wanted(NamedTuple):
@@ -43,6 +43,18 @@ class _Wanted(NamedTuple):
     time: str
     ignored: Sequence[str]
     missing_values: Sequence[str]
+    entity: str
+    tag: str
+    may_lack: Collection[str]
+
+    def among(self, names: Collection[str]) -> "_Wanted":
+        """Without the columns that these names lack and may lack."""
+        absent = {*self.may_lack} - {*names}
+        wanted = self._replace(
+            time="" if self.time in absent else self.time,
+            entity="" if self.entity in absent else self.entity,
+        )
+        return wanted._replace(time=wanted.time or _find_time(names, wanted))
 
 
 class Line(NamedTuple):
@@ -52,6 +64,8 @@ class Line(NamedTuple):
     time: Any  # a number or text; None without a time or if the line can't be split
     row: list[float]  # [D], NaN where missing; empty after an error
     error: str = ""  # what is wrong with the line; empty if nothing
+    entity: str = ""
+    tag: str = ""  # of a reading, whose row has its value alone
 
 
 def read_lines(
@@ -61,22 +75,23 @@ def read_lines(
     time_column: str = "",
     ignored: Sequence[str] = (),
     missing_values: Sequence[str] = (),
+    entity_column: str = "",
+    tag_column: str = "",
+    may_lack: Collection[str] = (),
 ) -> Iterator[Line]:
     """The lines of a stream one by one; JSON if the first begins with a brace.
 
     CSV needs no header if its first line holds one number a channel. The time column is
     by default the one named time, timestamp, date or datetime; `ignored` columns or keys
-    are not read. DataError if the header lacks a channel or has an unknown column.
+    are not read. DataError if the header lacks a channel or has an unknown column. In
+    long layout lines have a `tag_column`, and the only channel is the column of values;
+    ignored tags are missing. `may_lack` are columns that need not be there.
 
     >>> list(read_lines(["time,b,a", "7,2,"], ["a", "b"]))
     [Line(number=2, time=7, row=[nan, 2.0], error='')]
     """
-    both = [name for name in channels if name in ignored]
-    if both:
-        raise ConfigError(
-            f"{', '.join(both)} can't be ignored: each channel of the detector is needed."
-        )
-    return _read(lines, _Wanted(channels, time_column, ignored, missing_values))
+    own = (ignored, missing_values, entity_column, tag_column, may_lack)
+    return _read(lines, _Wanted(channels, time_column, *own))
 
 
 def _read(lines: Iterable[str], wanted: _Wanted) -> Iterator[Line]:
@@ -95,7 +110,7 @@ def _read(lines: Iterable[str], wanted: _Wanted) -> Iterator[Line]:
         raise DataError(
             f"line {first[0]} {text.strip()!r} names the separator for Excel: remove it."
         )
-    separator = _headerless(text, wanted.channels)
+    separator = "" if wanted.tag else _headerless(text, wanted.channels)
     if is_json or separator:
         numbered = chain([(first[0], text)], numbered)
     if is_json:
@@ -111,7 +126,7 @@ def _read(lines: Iterable[str], wanted: _Wanted) -> Iterator[Line]:
         time = None
         try:
             time, parts = split(text)
-            line = Line(number, time, row(parts))
+            line = row(parts)._replace(number=number, time=time)
         except DataError as error:
             line = Line(number, time, [], str(error))
         yield line
@@ -130,8 +145,9 @@ def _headerless(text: str, channels: Sequence[str]) -> str:
 
 
 def _csv(names: list[str], separator: str, wanted: _Wanted) -> _Format:
-    wanted = wanted._replace(time=wanted.time or _find_time(names, wanted))
+    wanted = wanted.among(names)
     _check_names(names, wanted)
+    entity, tag = (names.index(one) if one else -1 for one in wanted[4:6])
     places = [names.index(name) for name in wanted.channels]
     at = names.index(wanted.time) if wanted.time else None
     decimal, comma = "", separator != ","  # The mark is unknown until a cell has one.
@@ -146,8 +162,11 @@ def _csv(names: list[str], separator: str, wanted: _Wanted) -> _Format:
             )
         return None if at is None else _time(cells[at]), cells
 
-    def row(cells: list[str]) -> list[float]:
+    def row(cells: list[str]) -> Line:
         nonlocal decimal
+        line = _line(wanted, *("" if i < 0 else cells[i] for i in (entity, tag)))
+        if line.tag in wanted.ignored:
+            return line
         own = [cells[place] for place in places]
         text = "".join(own)
         try:
@@ -159,8 +178,8 @@ def _csv(names: list[str], separator: str, wanted: _Wanted) -> _Format:
             found = [_value(cells[i], names, i, comma, wanted) for i in places]
             words = True
         # Most rows hold numbers alone, after others that did.
-        if words or len(truth) < len(own) or any(truth.values()):
-            _check_truth(own, found, wanted.channels, truth)
+        if words or len(truth) < len(own) or any(truth.values()) or line.tag:
+            _check_truth(own, found, [line.tag] if line.tag else wanted.channels, truth)
         if comma:
             used = {decimal, *(mark for mark in ".," if mark in text)} - {""}
             if len(used) > 1:  # A point beside commas may mark thousands.
@@ -172,9 +191,21 @@ def _csv(names: list[str], separator: str, wanted: _Wanted) -> _Format:
             for i, cell in enumerate(own):
                 if forms[i] != "plain":
                     forms[i] = _form(cell, forms[i], names, places[i])
-        return found
+        return line._replace(row=found)
 
     return split, row
+
+
+def _line(wanted: _Wanted, entity: Any, tag: Any) -> Line:
+    """A line of missing cells, and whose they are."""
+    words = {"entity": entity, "tag": tag}
+    found = {
+        what: "" if word is None else str(word).strip() for what, word in words.items()
+    }
+    for what, word in found.items():
+        if getattr(wanted, what) and not word:
+            raise DataError(f"the {what} is missing; complete or remove the line.")
+    return Line(0, None, [math.nan] * len(wanted.channels), **found)
 
 
 def _cells(text: str, separator: str) -> list[str]:
@@ -242,32 +273,37 @@ def _time(cell: str) -> int | float | str:
 
 
 def _json(wanted: _Wanted) -> _Format:
-    name, channels = wanted.time, wanted.channels
-    known = {*channels, *wanted.ignored}
+    begun, channels = False, wanted.channels
     truth: dict[str, bool] = {}
 
     def split(text: str) -> tuple[Any, dict[str, Any]]:
-        nonlocal name
+        nonlocal begun, wanted
         try:
             found = json.loads(text, object_pairs_hook=_object)
         except (RecursionError, ValueError) as error:
             raise DataError(f"no JSON object ({error}); correct it.") from None
         if not isinstance(found, dict):
             raise DataError("no JSON object; give one with the channels as keys.")
-        name = name or _find_time(list(found), wanted)
-        return found.get(name), found
+        if not begun or not wanted.time:
+            wanted, begun = wanted.among(found), True
+        return found.get(wanted.time), found
 
-    def row(found: dict[str, Any]) -> list[float]:
-        if not found.keys() - {name} <= known or not found.keys() >= set(channels):
-            time = name if name in found else ""
+    def row(found: dict[str, Any]) -> Line:
+        words = {wanted.entity, wanted.tag} - {""}
+        known = {*channels, *wanted.ignored, *words, wanted.time}
+        if not found.keys() <= known or not found.keys() >= {*channels, *words}:
+            time = wanted.time if wanted.time in found else ""
             _check_names(list(found), wanted._replace(time=time))
+        line = _line(wanted, *(found.get(one, "") for one in wanted[4:6]))
+        if line.tag in wanted.ignored:
+            return line
         cells = [found[channel] for channel in channels]
         numbers = [
             _member(cell, channel, wanted.missing_values)
             for cell, channel in zip(cells, channels, strict=True)
         ]
-        _check_truth(cells, numbers, channels, truth)
-        return numbers
+        _check_truth(cells, numbers, [line.tag] if line.tag else channels, truth)
+        return line._replace(row=numbers)
 
     return split, row
 
@@ -287,8 +323,8 @@ def _member(cell: Any, channel: str, missing_values: Sequence[str]) -> float:
     return number
 
 
-def _find_time(names: Sequence[str], wanted: _Wanted) -> str:
-    known = {*wanted.channels, *wanted.ignored}
+def _find_time(names: Collection[str], wanted: _Wanted) -> str:
+    known = {*wanted.channels, *wanted.ignored, wanted.entity, wanted.tag}
     left = [name for name in names if name not in known]
     # No rows: only names count. JSON keys may not be valid UTF-8.
     frame = pd.DataFrame(columns=pd.Index(left, dtype=object))
@@ -296,9 +332,10 @@ def _find_time(names: Sequence[str], wanted: _Wanted) -> str:
 
 
 def _check_names(names: Sequence[str], wanted: _Wanted) -> None:
-    channels, time, ignored, _ = wanted
-    counts, known = Counter(names), {*channels, *ignored, time} - {""}
-    absent = [name for name in (*channels, time) if name and name not in counts]
+    channels, time, ignored, _, entity, tag, _ = wanted
+    needed = [name for name in (*channels, time, entity, tag) if name]
+    counts, known = Counter(names), {*needed, *ignored}
+    absent = [name for name in needed if name not in counts]
     foreign = [name for name in names if name not in known]
     twice = sorted(name for name, count in counts.items() if count > 1)
     found = {
@@ -315,7 +352,9 @@ def _check_names(names: Sequence[str], wanted: _Wanted) -> None:
         hint += "have to be named as ignored."
         if names[0].startswith(COMMENT):
             hint = "The first line looks like a comment: remove it."
+        elif not tag and len(absent) >= len(channels):
+            hint += " Lines with a reading each need --layout=long."
+        expected = "those of long layout" if tag else f"the {len(channels)} channels"
         raise DataError(
-            f"the columns differ from the {len(channels)} channels expected; "
-            f"{'; '.join(wrong)}. {hint}"
+            f"the columns differ from {expected} expected; {'; '.join(wrong)}. {hint}"
         )

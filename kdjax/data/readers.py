@@ -7,7 +7,7 @@ spans, such as maintenance, excludes rows.
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,11 @@ import numpy as np
 import pandas as pd
 
 from kdjax.data.raw import Place, as_array, available_memory, read_npy, where
+from kdjax.data.readings import grid_series
 from kdjax.data.schema import (
+    Reading,
     Recording,
-    Roles,
-    Rules,
-    check_rules,
+    check_reading,
     mapped_rows,
     to_series,
 )
@@ -40,11 +40,16 @@ def read_table(
     time_column: str = "",
     entity_column: str = "",
     label_column: str = "",
+    ignore: Sequence[str] = (),
     missing: str = "error",
     order: str = "strict",
     duplicates: str = "error",
     missing_values: Sequence[str] = (),
     fill_limit: int | None = None,
+    layout: str = "wide",
+    tag_column: str = "tag",
+    value_column: str = "value",
+    step: str | float = "",
     exclude: str | os.PathLike[str] = "",
     dtype: Any = None,
 ) -> tuple[Series, ...]:
@@ -61,6 +66,7 @@ def read_table(
         entity_column: column of entity names; by default all rows are one entity, named
             as the file.
         label_column: column of labels, 0 or 1; by default there are none.
+        ignore: columns that are no channels, whatever they hold; in long layout tags too.
         missing: `error` refuses cells without a finite number, `ffill` repeats the
             entity's last value for up to `fill_limit` rows, `mask` gives NaN for missing
             cells and refuses infinite ones.
@@ -70,8 +76,13 @@ def read_table(
             of such rows.
         missing_values: markers of missing cells besides an empty cell, NA, N/A, NaN,
             NULL, None and #N/A in any case.
-        fill_limit: rows for which `ffill` repeats a value; then, and before the first
-            value, cells are NaN. None for any number.
+        fill_limit: rows for which `ffill`, or `step`, repeats a value; then, and before
+            the first value, cells are NaN. None for any number.
+        layout: `wide` for a column a channel; `long` for a row a reading, which has a
+            time, a tag (the channel's name) and a value. Long needs a `step`.
+        tag_column, value_column: of long layout.
+        step: puts the readings on an even grid, see `kdjax.data.grid`: `1min`, `500ms`,
+            or a number of seconds, of the time's unit where times are numbers.
         exclude: CSV of spans that fill `Series.excluded`; see `exclude_rows`.
         dtype: of the values, float32 or float64, such as that of a detector's scalers; by
             default float64 only where float32 would cost a channel more than a hundredth
@@ -89,11 +100,16 @@ def read_table(
         time_column=time_column,
         entity_column=entity_column,
         label_column=label_column,
+        ignore=ignore,
         missing=missing,
         order=order,
         duplicates=duplicates,
         missing_values=missing_values,
         fill_limit=fill_limit,
+        layout=layout,
+        tag_column=tag_column,
+        value_column=value_column,
+        step=step,
         exclude=exclude,
         dtype=dtype,
     ).train
@@ -103,22 +119,20 @@ def load_files(
     path: str | os.PathLike[str],
     *,
     test_path: str | os.PathLike[str] = "",
-    time_column: str = "",
-    entity_column: str = "",
-    label_column: str = "",
-    missing: str = "error",
-    order: str = "strict",
-    duplicates: str = "error",
-    missing_values: Sequence[str] = (),
-    fill_limit: int | None = None,
     exclude: str | os.PathLike[str] = "",
     memory_bytes: float = math.inf,
-    dtype: Any = None,
+    may_lack: Collection[str] = (),
+    channels: Sequence[str] = (),
+    entity: str = "",
+    **options: Any,
 ) -> Dataset:
     """The data set of a train file and, if given, a test file; see `read_table`.
 
-    Test channels and entities are put in the order of train's, test values in its dtype.
-    The train file may lack the label column if there is a test file. `exclude` applies to both files.
+    `options` are further ones of `read_table`. Test channels and entities are put in
+    the order of train's, test values in its dtype. The train file may lack the label column, and the test file
+    ignored columns, if there are both. `exclude` applies to both files. For scoring,
+    `may_lack` are columns that need not be there, `channels` the tags of long layout that
+    may come, and `entity` names rows without an entity column, by default as the file.
 
     The series of a Parquet or `.npy` file whose numbers take more than `memory_bytes` as
     float32, or more than the free memory, are memory maps. Text is always read whole.
@@ -127,19 +141,19 @@ def load_files(
     >>> dataset.train[0].values.shape  # doctest: +SKIP
     (20000, 3)
     """
-    rules = Rules(missing, order, duplicates, tuple(missing_values), fill_limit, dtype)
-    check_rules(rules)
-    roles = Roles(time_column, entity_column, label_column)
-    name = Path(Path(path).name.removesuffix(".gz")).stem
-    paths = [Path(one) for one in (path, test_path) if str(one)]
+    own = Reading(**{**options, "ignore": tuple(options.get("ignore", ()))})
+    check_reading(own)
+    name = entity or Path(Path(path).name.removesuffix(".gz")).stem
+    recordings, paths = [], [Path(one) for one in (path, test_path) if str(one)]
     # Without an entity column the test file has the same entity as the train file.
-    recordings: list[Recording] = []
-    for one in paths:
-        labelled = one is paths[-1]
-        recordings.append(
-            _read(one, roles, rules, name, memory_bytes, labelled=labelled)
-        )
-        rules = rules._replace(dtype=recordings[0].series[0].values.dtype)
+    for number, one in enumerate(paths, start=1):
+        lacking = {*may_lack, *(own.ignore if number > 1 else ())}
+        lacking |= {own.label_column} if number < len(paths) else set()
+        found = _read(one, own, name, memory_bytes, lacking, channels)
+        recordings.append(found)
+        own = own._replace(dtype=found.series[0].values.dtype)
+        if own.long:
+            channels = found.series[0].channels
     parts = [recording.series for recording in recordings]
     if len(paths) > 1:
         parts[1] = _align(parts[0], parts[1], paths[1])
@@ -185,15 +199,15 @@ def match_channels(series: Series, channels: Sequence[str]) -> Series:
 
 def _read(
     path: Path,
-    roles: Roles,
-    rules: Rules,
+    reading: Reading,
     name: str,
     memory_bytes: float,
-    *,
-    labelled: bool,
+    may_lack: Collection[str],
+    channels: Sequence[str],
 ) -> Recording:
-    """The series of a file, which may lack the label column unless it is `labelled`."""
-    if not any(roles) and path.suffix.lower() == ".npy" and path.is_file():
+    """The series of a file, which need not have the columns in `may_lack`."""
+    npy = path.suffix.lower() == ".npy" and path.is_file()
+    if npy and not reading.columns and not reading.step:
         values = read_npy(path)
         as_read = values.dtype == np.float32 and values.flags.c_contiguous
         usable = as_read and values.ndim == 2 and values.size > 0
@@ -201,12 +215,22 @@ def _read(
         if usable and all(np.isfinite(rows).all() for rows in chunks(values)):
             names = numbered_channels(values.shape[1])
             return Recording((Series(name, values, names),))
-    table = open_table(path, text_column=roles.entity)
-    if not labelled and roles.label not in table.place.columns:
-        roles = roles._replace(label="")
+    text = {reading.entity_column, *reading.ignore}
+    text |= {reading.tag_column} if reading.long else set()
+    table = open_table(path, text_columns=text)
+    absent = {*may_lack} - {*table.place.columns}
+    time, entity, label = ("" if name in absent else name for name in reading[:3])
+    reading = reading._replace(
+        time_column=time, entity_column=entity, label_column=label
+    )
+    if reading.step:
+        options: dict[str, Any] = {"channels": channels, "may_lack": may_lack}
+        return grid_series(table, reading=reading, name=name, **options)
+    ignore = tuple(one for one in reading.ignore if one not in absent)
+    reading = reading._replace(ignore=ignore)
     room = min(memory_bytes / 4, available_memory() / _WHOLE_BYTES)
     large = table.rows * table.numeric > room
-    return to_series(table, roles=roles, rules=rules, name=name, large=large)
+    return to_series(table, reading=reading, name=name, large=large)
 
 
 def _align(
@@ -243,7 +267,7 @@ def exclude_rows(
     if a span applies to all entities; `reason` is not read. An `end` that is a date means
     the end of that day.
     """
-    table = open_table(path, text_column="entity")
+    table = open_table(path, text_columns=["entity"])
     frame, place = table.read(), table.place
     if not {"start", "end"} <= {*place.columns} <= {"start", "end", "entity", "reason"}:
         raise DataError(

@@ -19,6 +19,7 @@ from pandas.api.types import (
 )
 
 from kdjax.data.cells import is_truth, looks_like, mark_missing, to_number
+from kdjax.data.grid import fill_forward, parse_step
 from kdjax.data.raw import Place, others, to_labels, to_rows, where
 from kdjax.data.scaler import needs_float64
 from kdjax.data.series import Series
@@ -38,6 +39,7 @@ from kdjax.errors import ConfigError, DataError, check_choice
 logger = logging.getLogger(__name__)
 
 MISSING = ("error", "ffill", "mask")
+LAYOUTS = ("wide", "long")
 ORDERS = ("strict", "sort")
 DUPLICATES = ("error", "last")
 
@@ -48,23 +50,49 @@ _ROLE_HINT = (
 )
 
 
-class Roles(NamedTuple):
-    """Names of the columns that are no channels; "" for none or, of time, unknown."""
+class Reading(NamedTuple):
+    """How a file's rows are read; see `kdjax.data.readers.read_table`."""
 
-    time: str = ""
-    entity: str = ""
-    label: str = ""
-
-
-class Rules(NamedTuple):
-    """How to treat missing values, unsorted rows and repeated times; see `read_table`."""
-
+    time_column: str = ""
+    entity_column: str = ""
+    label_column: str = ""
+    ignore: tuple[str, ...] = ()
     missing: str = "error"
     order: str = "strict"
     duplicates: str = "error"
     missing_values: tuple[str, ...] = ()
-    fill_limit: int | None = None  # rows that `ffill` goes back at most
+    fill_limit: int | None = None  # rows that a value is repeated at most
     dtype: Any = None  # of rows; None: float64 only where a channel needs it
+    layout: str = "wide"
+    tag_column: str = "tag"
+    value_column: str = "value"
+    step: str | float = ""
+
+    @property
+    def long(self) -> bool:
+        """Whether each row is a reading of one tag."""
+        return self.layout == "long"
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns that are no channels, as far as they are named."""
+        own = (self.tag_column, self.value_column) if self.long else ()
+        return [name for name in (*self[:3], *own, *self.ignore) if name]
+
+
+class Assigned(NamedTuple):
+    """A table whose columns have their reading."""
+
+    frame: pd.DataFrame
+    place: Place
+    reading: Reading
+    groups: dict[str, np.ndarray]  # row numbers of each entity, as they appear first
+    times: Times | None
+
+    @property
+    def zoned(self) -> bool:
+        """Whether times have an offset from UTC."""
+        return self.times is not None and is_zoned(self.times.dtype)
 
 
 class Recording(NamedTuple):
@@ -74,43 +102,73 @@ class Recording(NamedTuple):
     zoned: bool = False  # whether the file's times have an offset from UTC
 
 
-def check_rules(rules: Rules) -> None:
-    """Raises ConfigError for an unknown rule."""
-    choices = (MISSING, ORDERS, DUPLICATES)
-    for name, word, known in zip(Rules._fields, rules[:3], choices, strict=False):
-        check_choice(f"data.{name}", word, known)
+def check_reading(reading: Reading) -> None:
+    """Raises ConfigError for an unknown choice, no step, or a layout without one."""
+    choices = {
+        "missing": MISSING, "order": ORDERS, "duplicates": DUPLICATES, "layout": LAYOUTS,
+    }  # fmt: skip
+    for name, known in choices.items():
+        check_choice(f"data.{name}", getattr(reading, name), known)
+    if reading.step:
+        parse_step(reading.step)
+    elif reading.layout == "long":
+        raise ConfigError(
+            "data.layout=long needs data.step, the time between the rows that the "
+            "readings make, such as 1min."
+        )
 
 
-def to_series(
-    table: Table, *, roles: Roles, rules: Rules, name: str, large: bool
-) -> Recording:
-    """The series in a table; `name` is the entity if there is no column of entities.
+def assign_roles(
+    table: Table, *, reading: Reading, name: str, large: bool = False
+) -> Assigned:
+    """The columns of a table by their reading.
+
+    `name` is the entity if there is no column of entities. Of a `large` table only
+    columns that are no channels are read.
+    """
+    place = table.place
+    _check_columns(reading, place)
+    frame = _known_columns(table, reading) if large else table.read()
+    others = [
+        one for one in reading.columns if one != reading.time_column and one in frame
+    ]
+    clock = reading.time_column or find_time(frame.drop(columns=others), place)
+    groups = entity_rows(frame, reading.entity_column, name, place)
+    times = parse_time(frame[clock], place) if clock else None
+    return Assigned(frame, place, reading._replace(time_column=clock), groups, times)
+
+
+def to_series(table: Table, *, reading: Reading, name: str, large: bool) -> Recording:
+    """The series in a table with a column for each channel; see `assign_roles`.
 
     The channels of a `large` table are copied in chunks to a temporary file in `TMPDIR`
     that is deleted with the last series that uses it.
     """
-    dtype = rules.dtype or np.float32
-    place = table.place
-    frame = _known_columns(table, roles) if large else table.read()
-    _check_roles(roles, place)
-    rest = frame.drop(columns=[one for one in (roles.entity, roles.label) if one])
-    clock = roles.time or find_time(rest, place)
-    channels = _channel_names(place, {*roles, clock} - {""})
-    groups = _entity_rows(frame, roles.entity, name, place)
+    found = assign_roles(table, reading=reading, name=name, large=large)
+    try:
+        return Recording(_row_series(table, found, large), found.zoned)
+    except DataError as error:
+        hint = "" if large else _layout_hint(found)
+        raise (DataError(f"{error} {hint}") if hint else error) from None
+
+
+def _row_series(table: Table, found: Assigned, large: bool) -> tuple[Series, ...]:
+    frame, place, reading, groups, times = found
+    dtype = reading.dtype or np.float32
+    channels = channel_names(place, reading)
     notes: dict[str, list[str]] = {entity: [] for entity in groups}
-    times = parse_time(frame[clock], place) if clock else Times(np.empty(0))
-    time = times.values if clock else None
     for entity, rows in groups.items():
-        if time is not None:
+        if times is not None:
             groups[entity], notes[entity] = arrange(
-                time[rows], rows, place, clock, form=TimeForm(times.dtype),
-                order=rules.order, duplicates=rules.duplicates,
+                times.values[rows], rows, place, reading.time_column,
+                form=TimeForm(times.dtype), order=reading.order,
+                duplicates=reading.duplicates,
             )  # fmt: skip
-        elif (rules.order, rules.duplicates) != ("strict", "error"):
+        elif (reading.order, reading.duplicates) != ("strict", "error"):
             notes[entity].append("no time column, so the rows stay as they are")
     order = np.concatenate([*groups.values()])
     stops = np.cumsum([len(rows) for rows in groups.values()])
-    labels = _labels(frame, np.sort(order), roles.label, place) if roles.label else None
+    labels = parse_labels(found, np.sort(order)) if reading.label_column else None
     place = place._replace(rows=order)
     target: np.ndarray
     chunks: Iterable[pd.DataFrame]
@@ -119,13 +177,13 @@ def to_series(
         chunks = table.chunks(channels, chunk_rows(target))
     else:
         target, chunks = np.empty((len(order), len(channels)), dtype), [frame]
-    missing = _copy(chunks, target, channels, stops, rules, place)
+    missing = _copy(chunks, target, channels, stops, reading, place)
     if missing is None:  # Read again, since such files are rare.
-        rules = rules._replace(dtype=np.float64)
-        return to_series(table, roles=roles, rules=rules, name=name, large=large)
+        wide = reading._replace(dtype=np.float64)
+        return _row_series(table, found._replace(reading=wide), large)
     filled = np.zeros_like(missing)
-    if rules.missing == "ffill" and missing.any():
-        filled = missing - _fill(target, stops, rules.fill_limit)
+    if reading.missing == "ffill" and missing.any():
+        filled = missing - _fill(target, stops, reading.fill_limit)
         missing -= filled
     parts = np.split(target, stops[:-1])
     series = []
@@ -143,44 +201,78 @@ def to_series(
                 entity,
                 values,
                 channels,
-                time=None if time is None else time[rows],
+                time=None if times is None else times.values[rows],
                 labels=None if labels is None else labels[rows],
                 notes=tuple(f"{entity}: {note}" for note in notes[entity]),
-                form=time_form(times, rows),
+                form=TimeForm() if times is None else time_form(times, rows),
+                time_column=reading.time_column,
             )
         )
-    return Recording(tuple(series), is_zoned(times.dtype))
+    return tuple(series)
 
 
-def _labels(
-    frame: pd.DataFrame, rows: np.ndarray, name: str, place: Place
-) -> np.ndarray:
+def _layout_hint(found: Assigned) -> str:
+    """What to say of a table that looks like long layout; empty of any other."""
+    used = {*found.reading.columns, found.reading.time_column}
+    rest = [name for name in found.place.columns if name not in used]
+    cells = {name: found.frame[name].astype(str) for name in rest}
+    numbers = [
+        name
+        for name in rest
+        if 2 * pd.to_numeric(cells[name], errors="coerce").count() > len(found.frame)
+    ]
+    # One column of numbers, and a text that comes again and again.
+    tags = [
+        name
+        for name in rest
+        if name not in numbers and 2 * cells[name].nunique() <= len(found.frame)
+    ]
+    if found.times is None or len(numbers) != 1 or not tags:
+        return ""
+    tag = max(tags, key=lambda name: cells[name].nunique())
+    return (
+        "The table looks like long layout, a row for each reading: set data.layout=long, "
+        f"data.tag_column={tag}, data.value_column={numbers[0]} and data.step, such as "
+        "1min."
+    )
+
+
+def parse_labels(found: Assigned, rows: np.ndarray) -> np.ndarray:
     """Labels `[N]` bool, read in these rows of the file and False in others."""
-    place = place._replace(rows=rows)
+    name, place = found.reading.label_column, found.place._replace(rows=rows)
     hint = "labels are 0 (normal) or 1 (anomaly)"
-    numbers = parse_numbers(frame[name].iloc[rows], place, hint)
-    labels = np.zeros(len(frame), bool)
+    numbers = parse_numbers(found.frame[name].iloc[rows], place, hint)
+    labels = np.zeros(len(found.frame), bool)
     labels[rows] = to_labels(numbers, place, name)
     return labels
 
 
-def _check_roles(roles: Roles, place: Place) -> None:
-    named = [name for name in roles if name]
+def _check_columns(reading: Reading, place: Place) -> None:
+    named = reading.columns
     for name in named:
-        if name not in place.columns:
+        # Ignored names may be tags.
+        if name not in place.columns and not (reading.long and name in reading.ignore):
+            hint = ""
+            if reading.long and name in (reading.tag_column, reading.value_column):
+                hint = (
+                    " Long layout has a column of tags and one of values: name them by "
+                    "data.tag_column and data.value_column. A table with a column for "
+                    "each sensor is data.layout=wide."
+                )
             raise DataError(
                 f"{place.path} has no column {name!r}: its columns are "
-                f"{', '.join(place.columns)}."
+                f"{', '.join(place.columns)}.{hint}"
             )
         if named.count(name) > 1:
             raise DataError(
                 f"{place.path}: column {name!r} is named for two purposes among "
-                "time_column, entity_column and label_column; name it once."
+                "time_column, entity_column, label_column and ignore; name it once."
             )
 
 
-def _channel_names(place: Place, used: set[str]) -> tuple[str, ...]:
+def channel_names(place: Place, reading: Reading) -> tuple[str, ...]:
     """The columns that are channels: at least one, all of them with names."""
+    used = {*reading.columns, reading.time_column}
     names = tuple(name for name in place.columns if name not in used)
     if not names:
         raise DataError(
@@ -197,18 +289,18 @@ def _channel_names(place: Place, used: set[str]) -> tuple[str, ...]:
     return names
 
 
-def _entity_rows(
-    frame: pd.DataFrame, entity_column: str, name: str, place: Place
+def entity_rows(
+    frame: pd.DataFrame, named: str, name: str, place: Place, what: str = "entity"
 ) -> dict[str, np.ndarray]:
     """The row numbers of each entity, in order of first appearance."""
-    if not entity_column:
+    if not named:
         return {name: np.arange(len(frame))}
-    column = frame[entity_column]
+    column = frame[named]
     names = column.astype(str).str.strip()
     absent = np.flatnonzero(column.isna() | (names == ""))
     if len(absent):
         raise DataError(
-            f"{where(place, int(absent[0]), entity_column)}: the entity is missing; "
+            f"{where(place, int(absent[0]), named)}: the {what} is missing; "
             "complete or remove the row."
         )
     codes, entities = pd.factorize(names)
@@ -281,12 +373,13 @@ def mapped_rows(rows: int, width: int, dtype: Any = np.float32) -> np.memmap:
         ) from None
 
 
-def _known_columns(table: Table, roles: Roles) -> pd.DataFrame:
+def _known_columns(table: Table, reading: Reading) -> pd.DataFrame:
     """The columns with a role, or whose name or first rows may be times, whole."""
     columns = table.place.columns
-    wanted = {name for name in columns if name in roles}
-    if not roles.time:
-        open_ = [name for name in columns if name not in roles]
+    wanted = {name for name in columns if name in reading.columns}
+    wanted -= {*reading.ignore}
+    if not reading.time_column:
+        open_ = [name for name in columns if name not in reading.columns]
         head = next(table.chunks(open_, _HEAD), pd.DataFrame())
         wanted |= {name for name in open_ if find_time(head[[name]], table.place)}
     if not wanted:
@@ -300,12 +393,12 @@ def _copy(
     target: np.ndarray,
     channels: tuple[str, ...],
     stops: np.ndarray,
-    rules: Rules,
+    reading: Reading,
     place: Place,
 ) -> np.ndarray | None:
     """Copies channels to `target` `[N, D]`; the missing values of each entity, `[E]`.
 
-    `place.rows` holds the file's row of each row of the target. None, without `rules.dtype`,
+    `place.rows` holds the file's row of each row of the target. None, without `reading.dtype`,
     where a channel needs float64.
     """
     assert place.rows is not None
@@ -323,26 +416,26 @@ def _copy(
         values = np.empty((len(to), len(channels)))
         for index, name in enumerate(channels):
             values[:, index] = parse_numbers(
-                frame[name], here, missing_values=rules.missing_values
+                frame[name], here, missing_values=reading.missing_values
             )
-        if rules.missing == "ffill":
+        if reading.missing == "ffill":
             values[~np.isfinite(values)] = np.nan
-        bad = ~np.isfinite(values) if rules.missing == "error" else np.isinf(values)
+        bad = ~np.isfinite(values) if reading.missing == "error" else np.isinf(values)
         if bad.any():
             raise _missing_error(
-                values, bad, channels, rules.missing, here, len(target)
+                values, bad, channels, reading.missing, here, len(target)
             )
         options: dict[str, Any] = {"missing": "mask", "dtype": target.dtype}
         target[to] = to_rows(values, here, channels, **options)
         absent = np.isnan(values)
         seen |= ~absent.all(axis=0)
         owners = np.searchsorted(stops, to, side="right")
-        if rules.dtype is None:
+        if reading.dtype is None:
             parts = [values[owners == owner] for owner in np.unique(owners)]
             if any(needs_float64([part]).any() for part in parts):
                 return None
         np.add.at(counts, owners, absent.sum(axis=1))
-    if rules.missing != "error" and not seen.all():
+    if reading.missing != "error" and not seen.all():
         empty = [repr(channels[i]) for i in np.flatnonzero(~seen)]
         raise DataError(
             f"{place.path}: no row has a value in {', '.join(empty)}; remove "
@@ -364,30 +457,6 @@ def _fill(target: np.ndarray, stops: np.ndarray, limit: int | None) -> np.ndarra
             counts[entity] += np.isnan(target[part]).sum()
         first = stop
     return counts
-
-
-def fill_forward(
-    rows: np.ndarray, last: np.ndarray, ages: np.ndarray, limit: int | None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Missing cells of rows `[N, D]` filled with the last value of their channel.
-
-    A value is used for at most `limit` rows, for any number with None; then cells stay
-    missing. `last` `[D]` are the values before the first row, NaN for none, and `ages`
-    `[D]` the rows since; the result has those after the last row too.
-
-    >>> column, start = np.array([[np.nan], [5], [np.nan], [np.nan]]), np.array([7.0])
-    >>> fill_forward(column, start, np.array([0]), 1)[0].ravel()
-    array([ 7.,  5.,  5., nan])
-    """
-    numbers = np.arange(1, len(rows) + 1)[:, None]
-    # The number of the row that a cell's value comes from, from 1; not above 0 for `last`.
-    source = np.where(np.isnan(rows), -ages, numbers)
-    source = np.maximum.accumulate(source, axis=0)
-    stacked = np.concatenate([last[None], rows])
-    values = np.take_along_axis(stacked, np.maximum(source, 0), axis=0)
-    age = numbers - source
-    known = values if limit is None else np.where(age <= limit, values, np.nan)
-    return known.astype(rows.dtype), values[-1], age[-1]
 
 
 def _missing_error(

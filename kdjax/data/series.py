@@ -35,6 +35,7 @@ class Series(NamedTuple):
             none.
         notes: what reading did to the rows, such as how many were sorted or filled.
         form: how results write the times.
+        time_column: name of the column that `time` comes from; empty if unknown.
     """
 
     entity: str
@@ -45,6 +46,7 @@ class Series(NamedTuple):
     excluded: np.ndarray | None = None
     notes: tuple[str, ...] = ()
     form: TimeForm = TimeForm()
+    time_column: str = ""
 
 
 class Dataset(NamedTuple):

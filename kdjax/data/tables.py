@@ -8,7 +8,7 @@ import contextlib
 import csv
 import io
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -92,10 +92,10 @@ def numbered_channels(count: int) -> tuple[str, ...]:
     return tuple(f"channel_{i}" for i in range(1, count + 1))
 
 
-def open_table(path: Path, *, text_column: str = "") -> Table:
+def open_table(path: Path, *, text_columns: Collection[str] = ()) -> Table:
     """The table in a file, by the ending of its name, which is one of `SUFFIXES`.
 
-    `text_column` is read as text even if it looks like numbers.
+    `text_columns` are read as text even if they look like numbers.
     """
     name = path.name.lower()
     if not name.endswith(SUFFIXES):
@@ -108,7 +108,7 @@ def open_table(path: Path, *, text_column: str = "") -> Table:
     elif name.endswith(".parquet"):
         table = _open_parquet(path)
     else:
-        table = _read_text(path, text_column)
+        table = _read_text(path, text_columns)
     if not table.rows:
         raise DataError(f"{path} has no rows: expected data below the column names.")
     return table
@@ -181,7 +181,7 @@ def _parquet_errors(path: Path) -> Iterator[None]:
         yield
 
 
-def _read_text(path: Path, text_column: str) -> Table:
+def _read_text(path: Path, text_columns: Collection[str]) -> Table:
     data = read_bytes(path)
     check_text(path, data)
     first = data.split(b"\n", 1)[0].decode("utf-8")
@@ -214,9 +214,9 @@ def _read_text(path: Path, text_column: str) -> Table:
     try:
         frame = pd.read_csv(
             io.BytesIO(data),
-            dtype={text_column: str} if text_column in names else None,
+            dtype={name: str for name in names if name in text_columns},
             decimal=decimal,
-            na_values={name: _MARKERS for name in names if name != text_column},
+            na_values={name: _MARKERS for name in names if name not in text_columns},
             **options,
         )
     except pd.errors.EmptyDataError:
@@ -227,10 +227,11 @@ def _read_text(path: Path, text_column: str) -> Table:
         ) from None
     if separator != "," and _MAYBE_GROUPED.search(data):
         texts = pd.read_csv(io.BytesIO(data), dtype=str, **options)
+        texts = texts.drop(columns=texts.columns.intersection([*text_columns]))
         _check_thousands(texts, place)
     if decimal == ",":  # columns with other words, which pandas has left as text
         for name in frame.select_dtypes(exclude=["number", "bool"]):
-            if name == text_column:
+            if name in text_columns:
                 continue
             pairs = [(cell, to_number(cell, comma=True)) for cell in frame[name]]
             frame[name] = [text if found is None else found for text, found in pairs]

@@ -10,7 +10,7 @@ import pandas as pd
 from kdjax.data.raw import Place, where
 from kdjax.errors import DataError, counted
 
-_NAMES = ("time", "timestamp", "date", "datetime")
+NAMES = ("time", "timestamp", "date", "datetime")
 _OFFSET = r"(Z|[+-]\d\d:\d\d)$"  # of a time from `iso_time`
 # Year, mark, month, day, hour, minute, second, fraction and offset of an ISO time.
 _ISO = re.compile(
@@ -58,7 +58,7 @@ def find_time(frame: pd.DataFrame, place: Place) -> str:
     It is named time, timestamp, date or datetime; else it is the only column of text or
     dates that holds datetimes throughout. DataError if there are several.
     """
-    found = [str(name) for name in frame.columns if str(name).lower() in _NAMES]
+    found = [str(name) for name in frame.columns if str(name).lower() in NAMES]
     if not found and len(frame):
         found = [str(name) for name in frame.columns if _holds_datetimes(frame[name])]
     if len(found) > 1:

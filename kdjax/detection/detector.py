@@ -5,7 +5,7 @@ NaN marks missing cells.
 """
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +19,7 @@ from kdjax.data.windowing import has_missing
 from kdjax.detection.attribution import attribution_matrix, split_deviations
 from kdjax.detection.gaussian import Gaussian
 from kdjax.detection.scores import deviations, scores_of, window_scores
-from kdjax.detection.stream_rules import plan_of
+from kdjax.detection.stream_rules import fill_limit, plan_by, plan_of
 from kdjax.detection.streaming import StreamDetector, WindowResult
 from kdjax.detection.thresholds import Threshold
 from kdjax.errors import DataError
@@ -214,11 +214,12 @@ def stream_detector(
     entity: str = POOLED,
     adaptive_step: float = 0.0,
     rolling: float = 0.0,
+    reading: Mapping[str, Any] | None = None,
 ) -> StreamDetector:
     """A stream of a detector on jax, compiled and ready for its first row.
 
-    Uses the scaler, Gaussian and threshold of `entity`; the other options are those of
-    `StreamDetector`.
+    Uses the scaler, Gaussian and threshold of `entity`; `reading` is for `plan_by`, and
+    the other options are those of `StreamDetector`.
     """
     index = entity_index(detector, entity)
     model, scaler = detector.model, scaler_of(detector, index)
@@ -249,7 +250,10 @@ def stream_detector(
         score(windows)
     explain(zeros)
     moving = {"adaptive_step": adaptive_step, "rolling": rolling}
-    return StreamDetector(plan_of(detector, index), score, explain=explain, **moving)
+    reading = reading or {}
+    limit = fill_limit(detector, step=reading.get("step", ""))
+    plan = plan_by(plan_of(detector, index)._replace(fill_limit=limit), reading)
+    return StreamDetector(plan, score, explain=explain, **moving)
 
 
 # The functions below are cached, so that detectors of a kind share one trace.

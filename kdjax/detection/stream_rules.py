@@ -5,18 +5,28 @@ A plan is stored inside exported files, so that a stream needs no other file.
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from kdjax.errors import ArtifactError
+from kdjax.data.grid import parse_step
+from kdjax.data.schema import Reading, check_reading
+from kdjax.data.times import NAMES
+from kdjax.errors import ArtifactError, ConfigError
 
 if TYPE_CHECKING:
     from kdjax.detection.detector import Detector
 
 # Order statistics of the calibration scores that a plan keeps.
 KEPT = 1000
+
+
+# Options of `Reading` that stay with a detector, apart from rules of whole files.
+_OF_ROWS = (
+    "time_column", "entity_column", "ignore", "missing_values", "layout", "tag_column",
+    "value_column", "step", "duplicates",
+)  # fmt: skip
 
 
 class Plan(NamedTuple):
@@ -40,6 +50,7 @@ class Plan(NamedTuple):
     disjoint: int  # approximate number of calibration windows that share no row
     fill_limit: int = 0  # rows for which a missing cell has the last value; 0 for none
     dtype: str = "float32"  # of the rows that the detector takes, or `float64`
+    reading: Reading = Reading()
 
 
 def plan_of(detector: "Detector", index: int) -> Plan:
@@ -70,16 +81,55 @@ def plan_of(detector: "Detector", index: int) -> Plan:
         ),
         fill_limit=fill_limit(detector),
         dtype=detector.scalers.offset.dtype.name,
+        reading=reading_of(detector),
     )
 
 
-def fill_limit(detector: "Detector", *, missing: str = "") -> int:
+def reading_of(detector: "Detector") -> Reading:
+    """How the rows of training were read, by the card."""
+    card = detector.card
+    data, known = card.get("settings", {}).get("data", {}), card.get("data", {})
+    given = {name: data[name] for name in _OF_ROWS if name in data}
+    clock, step = known.get("time_column", ""), given.get("step", "")
+    if clock and clock.lower() not in NAMES:  # those are found by themselves
+        given["time_column"] = clock
+    if known.get("dated") and step and not parse_step(step)[1]:
+        # So that numbers as times are refused.
+        given["step"] = np.format_float_positional(parse_step(step)[0], trim="-") + "s"
+    if not step:
+        given.pop("duplicates", None)  # of readings only
+    return read_by(Reading(), {**given, "label_column": data.get("label_column")})
+
+
+def read_by(reading: Reading, given: Mapping[str, Any]) -> Reading:
+    """`reading` with the options of `read_table` that are given and not empty.
+
+    Ignored columns come to those before, and so does a label column.
+    """
+    if unknown := given.keys() - {*_OF_ROWS, "label_column"}:
+        raise TypeError(f"unknown options: {', '.join(sorted(unknown))}")
+    changes = {name: value for name, value in given.items() if value}
+    changes.pop("label_column", None)
+    ignore = (*reading.ignore, *given.get("ignore", ()), given.get("label_column"))
+    changes["ignore"] = tuple(dict.fromkeys(filter(None, ignore)))
+    if "missing_values" in changes:
+        changes["missing_values"] = tuple(changes["missing_values"])
+    return reading._replace(**changes)
+
+
+def plan_by(plan: Plan, given: Mapping[str, Any]) -> Plan:
+    """A plan whose rows are read with these options of `read_table`; see `read_by`."""
+    limit = plan.fill_limit or (plan.window if given.get("step") else 0)
+    return plan._replace(reading=read_by(plan.reading, given), fill_limit=limit)
+
+
+def fill_limit(detector: "Detector", *, missing: str = "", step: str = "") -> int:
     """Rows for which a missing cell has the last value by the card; 0 for none.
 
-    `missing` overrides the card's rule.
+    `missing` and `step` override the card's rule and grid.
     """
     data = detector.card.get("settings", {}).get("data", {})
-    if (missing or data.get("missing")) != "ffill":
+    if not (step or data.get("step")) and (missing or data.get("missing")) != "ffill":
         return 0
     # Version 0.1.0 had no limit.
     return int(data.get("fill_limit") or detector.window)
@@ -96,8 +146,10 @@ def plan_to_json(plan: Plan) -> str:
         "max_gap": plain(plan.max_gap),
         "calibration": [plain(score) for score in plan.calibration],
     }
+    usual, reading = Reading._field_defaults, plan.reading._asdict()
+    fields["reading"] = {n: v for n, v in reading.items() if v != usual[n]}
     for name, usual in Plan._field_defaults.items():  # as version 0.1.0 wrote plans
-        if fields[name] == usual:
+        if fields[name] in (usual, {}):
             del fields[name]
     return json.dumps(fields, allow_nan=False, separators=(",", ":"))
 
@@ -176,6 +228,24 @@ def _dtype(value: Any) -> str:
     return str(value)
 
 
+def _reading(value: Any) -> Reading:
+    if isinstance(value, Reading):  # the default
+        return value
+    usual = Reading._field_defaults
+    found: dict[str, Any] = {}
+    for name, given in value.items():
+        several = isinstance(given, list)
+        if name not in _OF_ROWS or several != isinstance(usual[name], tuple):
+            raise TypeError(f"{name} is {given!r}")
+        found[name] = tuple(map(as_text, given)) if several else as_text(given)
+    reading = Reading(**found)
+    try:
+        check_reading(reading)
+    except ConfigError as error:
+        raise ValueError(error) from None
+    return reading
+
+
 def _scores(value: Any) -> tuple[float, ...]:
     scores = tuple(as_number(score) for score in value)
     if list(scores) != sorted(scores):
@@ -200,4 +270,5 @@ PLAN_CHECKS: dict[str, Callable[[Any], Any]] = {
     "disjoint": as_count(0),
     "fill_limit": as_count(0),
     "dtype": _dtype,
+    "reading": _reading,
 }

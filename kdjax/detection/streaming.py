@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from kdjax.data.grid import fill_forward
 from kdjax.data.raw import as_array
-from kdjax.data.schema import fill_forward
+from kdjax.data.schema import Reading
 from kdjax.data.times import WHOLE, iso_time
 from kdjax.detection.alarming import TOP, AlarmRule, AlarmState, next_alarm
 from kdjax.detection.cadence import ENOUGH, check_cadence, is_other
@@ -176,8 +177,9 @@ class StreamDetector:
             )
         self.plan = plan
         self.moves = bool(adaptive_step or rolling)
-        # Version 0.1.0 filled no cells; its states go on.
-        text = f"{plan_to_json(plan._replace(fill_limit=0))} {adaptive_step!r}"
+        # Version 0.1.0 filled no cells; its states go on. Names of columns don't count.
+        own = plan._replace(fill_limit=0, reading=Reading(step=plan.reading.step))
+        text = f"{plan_to_json(own)} {adaptive_step!r}"
         text += f" {rolling!r}" * bool(rolling)
         self._digest = hashlib.sha256(text.encode()).hexdigest()
         self._score = score

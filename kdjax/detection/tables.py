@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from kdjax.data.readers import match_channels, read_table
+from kdjax.data.readers import load_files, match_channels
 from kdjax.data.series import Series
 from kdjax.data.splits import cover_starts, intersect, kept, segments
 from kdjax.data.times import format_times
@@ -28,19 +28,14 @@ from kdjax.detection.detector import (
     score_batches,
 )
 from kdjax.detection.scores import window_scores
-from kdjax.detection.stream_rules import fill_limit
+from kdjax.detection.stream_rules import fill_limit, read_by, reading_of
 from kdjax.errors import DataError, counted
 
 STATES = ("normal", "anomaly", "unknown")  # by their codes in `score_table`
 CONTRIBUTION = "contribution:"
 
-# How a detector's training file was read, where its card has no entry.
-_READING = {
-    "missing": "error",
-    "missing_values": (),
-    "order": "strict",
-    "duplicates": "error",
-}
+# Of a detector's training file, if its card has them.
+_RULES = ("missing", "order", "duplicates")
 
 
 class Windows(NamedTuple):
@@ -182,19 +177,38 @@ def read_like(
     path: str | os.PathLike[str],
     *,
     missing: str = "",
+    order: str = "",
+    duplicates: str = "",
+    exclude: str | os.PathLike[str] = "",
+    entity: str = "",
     **given: Any,
 ) -> tuple[Series, ...]:
     """Reads a file with the options of the detector's training file, from its card.
 
-    `missing` and `given`, options of `read_table`, override the card if not empty.
+    Options of `read_table` override the card where they are not empty. Columns that the card names need not be there. `entity` names rows without an
+    entity column, by default as the file.
     """
     data: dict[str, Any] = detector.card.get("settings", {}).get("data", {})
-    reading = {name: data.get(name, usual) for name, usual in _READING.items()}
-    reading |= {name: value for name, value in given.items() if value}
-    reading["missing"] = missing or reading["missing"]
-    limit = fill_limit(detector, missing=missing) or None
-    dtype = detector.scalers.offset.dtype
-    return read_table(path, fill_limit=limit, dtype=dtype, **reading)
+    rules = {name: data[name] for name in _RULES if name in data}
+    own_rules = {"missing": missing, "order": order, "duplicates": duplicates}
+    rules |= {name: value for name, value in own_rules.items() if value}
+    known, label = reading_of(detector), given.get("label_column") or ""
+    own = read_by(known, {**given, "label_column": ""})
+    limit = fill_limit(detector, missing=missing, step=str(own.step)) or None
+    ignore = tuple(name for name in own.ignore if name != label)
+    own = own._replace(
+        label_column=label, ignore=ignore, fill_limit=limit, **rules,
+        dtype=detector.scalers.offset.dtype,
+    )  # fmt: skip
+    may_lack = {known.time_column, known.entity_column, *ignore}
+    return load_files(
+        path,
+        exclude=exclude,
+        entity=entity,
+        may_lack=may_lack - {given.get("time_column"), given.get("entity_column")},
+        channels=detector.channels if own.long else (),
+        **own._asdict(),
+    ).train
 
 
 def known_entity(detector: Detector, entity: str) -> str:

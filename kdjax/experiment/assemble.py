@@ -90,7 +90,7 @@ def make_detector(
     wanted = REFERENCE_WINDOWS * prepared.window
     values = [entity.train.values for entity in prepared.entities]
     reference = max(values, key=lambda rows: min(len(rows), wanted))[-wanted:]
-    card = {
+    card: dict[str, Any] = {
         "title": f"{name} of {prepared.name}",
         "model": {"name": name, "kind": model.kind, "parameters": model.parameters},
         "splits": splits,
@@ -105,6 +105,7 @@ def make_detector(
             "name": prepared.name,
             "channels": list(prepared.channels),
             "sha256": dict(digests),
+            **_clock(prepared.entities[0].train),
         },
         **({"descends_from": dict(warm_start)} if warm_start else {}),
         "results": [dict(row) for row in results],
@@ -132,6 +133,14 @@ def make_detector(
         min_duration=threshold["min_duration"],
         cooldown=threshold["cooldown"],
     )
+
+
+def _clock(series: Series) -> dict[str, Any]:
+    """What a card says of the time column, if there was one."""
+    if series.time is None or not series.time_column:
+        return {}
+    dated = np.issubdtype(series.time.dtype, np.datetime64)
+    return {"time_column": series.time_column, "dated": bool(dated)}
 
 
 def data_digests(dataset: Dataset) -> dict[str, str]:

@@ -178,8 +178,9 @@ def load_dataset(data: Settings) -> Dataset:
             data["name"], root=data["root"], entities=tuple(data["entities"])
         )
     fields = (
-        "test_path", "time_column", "entity_column", "label_column", "missing",
-        "missing_values", "order", "duplicates", "exclude", "memory_bytes",
+        "test_path", "time_column", "entity_column", "label_column", "ignore", "layout",
+        "tag_column", "value_column", "step", "missing", "missing_values", "order",
+        "duplicates", "exclude", "memory_bytes",
     )  # fmt: skip
     limit = data["fill_limit"] or data["window"]
     options = {field: data[field] for field in fields}

@@ -58,7 +58,11 @@ def calibrate_file(
     """
     check_replaceable(Path(output))
     loaded = load_detector(detector)
-    every = read_like(loaded, path, **reading)
+    # Rows without a name are those of the only entity.
+    usual = Path(Path(path).name.removesuffix(".gz")).stem
+    if not entity and usual not in loaded.entities and len(loaded.entities) == 1:
+        (usual,) = loaded.entities
+    every = read_like(loaded, path, entity=entity or usual, **reading)
     if entity and len(every) > 1:
         raise ConfigError(
             f"calibrate: --entity={entity} can't name the rows of {len(every)} entities: "
@@ -67,14 +71,11 @@ def calibrate_file(
     for series in every:
         yield from series.notes
         name = entity or series.entity
-        if not (entity or reading.get("entity_column") or name in loaded.entities):
-            # Rows without a name are those of the only entity.
-            name, *others = loaded.entities
-            if others:
-                raise ConfigError(
-                    "calibrate: whose rows are these? Give --entity, one of "
-                    f"{', '.join(loaded.entities)} for a new threshold, or a new name."
-                )
+        if not entity and name == usual and name not in loaded.entities:
+            raise ConfigError(
+                "calibrate: whose rows are these? Give --entity, one of "
+                f"{', '.join(loaded.entities)} for a new threshold, or a new name."
+            )
         with about(path):
             loaded, note = recalibrated(
                 loaded, series._replace(entity=name), threshold=threshold

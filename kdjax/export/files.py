@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kdjax.data.raw import about
-from kdjax.data.readers import match_channels, read_table
+from kdjax.data.readers import match_channels
 from kdjax.data.windowing import gather
 from kdjax.detection.detector import (
     Detector,
@@ -24,6 +24,7 @@ from kdjax.detection.detector import (
 )
 from kdjax.detection.scores import window_scores
 from kdjax.detection.storage import load_detector
+from kdjax.detection.tables import read_like
 from kdjax.errors import ArtifactError, ConfigError, DataError, check_choice
 from kdjax.export.container import Scored, Scorer, load_onnx
 from kdjax.io.files import atomic_path, check_target, clear_leftovers
@@ -128,9 +129,7 @@ def export_file(
     entity: str | None = None,
     quantize: str = "none",
     data: str | os.PathLike[str] = "",
-    time_column: str = "",
-    entity_column: str = "",
-    label_column: str = "",
+    **reading: Any,
 ) -> Iterator[str]:
     """Writes a detector of one entity to a file; says what it did.
 
@@ -145,7 +144,7 @@ def export_file(
             the pooled ones.
         quantize: `int8` keeps a network's weights in 8 bits (`onnx` only).
         data: a file of rows to check on; by default the detector's reference rows.
-        time_column, entity_column, label_column: of `data`; see `read_table`.
+        reading: of `data`; for `read_like`.
 
     Raises:
         ArtifactError: the file's alarms differ from the detector's.
@@ -170,8 +169,7 @@ def export_file(
         )
     series: Sequence[np.ndarray] = []
     if str(data):
-        columns = {"time_column": time_column, "entity_column": entity_column}
-        series = _rows(loaded, data, label_column=label_column, **columns)
+        series = _rows(loaded, data, **reading)
     elif loaded.reference is not None:
         series = [loaded.reference]
     content, scorer = _exported(loaded, index, format)
@@ -257,11 +255,10 @@ def _check_parity(parity: Parity, output: str | os.PathLike[str]) -> None:
 
 
 def _rows(
-    detector: Detector, path: str | os.PathLike[str], **columns: Any
+    detector: Detector, path: str | os.PathLike[str], **reading: Any
 ) -> Sequence[np.ndarray]:
     """The rows of a user's file, one array an entity."""
-    dtype = detector.scalers.offset.dtype
-    series = read_table(path, missing="mask", dtype=dtype, **columns)
+    series = read_like(detector, path, missing="mask", **reading)
     with about(path):
         rows = [match_channels(one, detector.channels).values for one in series]
     longest = max(map(len, rows))

@@ -16,15 +16,16 @@ import signal
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, TextIO
 
 import filelock
 import numpy as np
 
-from kdjax.data.lines import Line, read_lines
-from kdjax.detection.stream_rules import Plan
+from kdjax.data.lines import Line
+from kdjax.detection.stream_rules import Plan, plan_by
 from kdjax.detection.streaming import (
     StreamDetector,
     StreamRow,
@@ -43,6 +44,7 @@ from kdjax.errors import (
 )
 from kdjax.io.files import check_target, clear_leftovers, load_state, save_state
 from kdjax.io.signals import SIGNALS
+from kdjax.scoring.readings import RowReader
 
 BACKENDS = ("jax", "onnxruntime")
 ON_ERROR = ("skip", "stop")
@@ -51,6 +53,7 @@ KNOWN = 5000  # answered lines, at least, that are known one by one after a rest
 WATCHED = 100  # lines of which half may be at fault
 UNSCORED = 10  # windows, and `WATCHED` lines, that are reported if none has a score
 SAY_EVERY = 60.0  # seconds between two reports of the same kind
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 _ENCODE = json.JSONEncoder(allow_nan=False).encode
 
 
@@ -197,6 +200,7 @@ def open_stream(
     entity: str | None = None,
     adaptive_step: float = 0.0,
     rolling: float = 0.0,
+    reading: Mapping[str, Any] = NOTHING,
 ) -> StreamDetector:
     """The stream of a saved detector, ready for its first row.
 
@@ -206,6 +210,8 @@ def open_stream(
         entity: whose scaler, Gaussian and threshold to use; by default those of the only
             entity, else the pooled ones, or those in the file.
         adaptive_step, rolling: see `StreamDetector`.
+        reading: how rows are read, where it differs from training: options of
+            `kdjax.data.readers.read_table`.
 
     >>> stream = open_stream("runs/plant/detectors/student")  # doctest: +SKIP
     >>> stream.update([0.5, 21.0, 3.2]).state  # doctest: +SKIP
@@ -215,7 +221,7 @@ def open_stream(
     moving: dict[str, Any] = {"adaptive_step": adaptive_step, "rolling": rolling}
     if backend == "onnxruntime":
         plan, score = _onnx_scorer(Path(path), entity)
-        stream = StreamDetector(plan, score, **moving)
+        stream = StreamDetector(plan_by(plan, reading), score, **moving)
     elif Path(path).is_file():
         raise ConfigError(
             f"{path} is a file: give the detector's folder, or backend=onnxruntime for "
@@ -226,9 +232,8 @@ def open_stream(
         from kdjax.detection.storage import load_detector
 
         loaded = load_detector(path)
-        stream = stream_detector(
-            loaded, entity=entity or usual_entity(loaded), **moving
-        )
+        used = entity or usual_entity(loaded)
+        stream = stream_detector(loaded, entity=used, reading=reading, **moving)
     stream.drift()  # imports what it needs now rather than between two rows
     return stream
 
@@ -237,19 +242,16 @@ def stream_rows(
     stream: StreamDetector,
     lines: Iterable[str],
     *,
-    time_column: str = "",
-    ignored: Sequence[str] = (),
     on_error: str = "skip",
+    **reading: Any,
 ) -> Iterator[str]:
     """A JSON text for each row among the lines; `docs/stream.md` lists its keys.
 
-    Lines, `time_column` and `ignored` are those of `kdjax.data.lines.read_lines`. By
-    `skip` an invalid line is answered with its error and the state `unknown`; `stop`
-    raises a DataError.
+    Lines are those of `kdjax.data.lines.read_lines`. By `skip` an invalid line is
+    answered with its error and the state `unknown`; `stop` raises a DataError. Lines must
+    have the columns that `reading` names, such as `time_column="when"`.
     """
-    read = read_lines(
-        lines, stream.plan.channels, time_column=time_column, ignored=ignored
-    )
+    read = RowReader(plan_by(stream.plan, reading), reading).rows(lines)
     for answer in _answers(stream, read, _Answered(), on_error=on_error):
         yield answer.text
 
@@ -260,9 +262,8 @@ def run_stream(
     *,
     detector: str | os.PathLike[str],
     state: str | os.PathLike[str] | None = None,
-    time_column: str = "",
-    ignored: Sequence[str] = (),
     on_error: str = "skip",
+    reading: Mapping[str, Any] = NOTHING,
     log: Callable[[str], None] = lambda text: None,
     **options: Any,
 ) -> Summary:
@@ -270,7 +271,8 @@ def run_stream(
 
     The output is a text stream, or the path of a file to append to. The stream resumes
     from the file `state` if it exists; it is written at the end, and at most once a second
-    before. `log` is called with messages for the user; options are for `open_stream`.
+    before. `log` is called with messages for the user; `reading` and options are for
+    `open_stream`. Lines must have the columns that `reading` names.
 
     Raises:
         DataError: at the end, if more than half of `WATCHED` lines in a row were at fault,
@@ -283,24 +285,24 @@ def run_stream(
         if state is not None:
             check_target(state, inputs=(detector,), name="state")
             _lock(stack, Path(state))
-        stream = open_stream(detector, **options)
+        stream = open_stream(detector, reading=reading, **options)
+        reader = RowReader(stream.plan, reading)
         saved = load_state(state) if state is not None and Path(state).exists() else {}
         answered = _Answered()
-        faulty = _restore(stream, answered, saved) if saved else 0
+        faulty = _restore(stream, answered, reader, saved) if saved else 0
         sink = _open_output(stack, output, saved)
-        read = read_lines(
-            stack.enter_context(_until_signal(lines)),
-            stream.plan.channels,
-            time_column=time_column,
-            ignored=ignored,
-        )
+        read = reader.rows(stack.enter_context(_until_signal(lines)))
         log(f"scoring under the threshold of {stream.plan.entity}: {stream.plan.tau:g}")
         if saved:
             log(f"{state}: going on after {counted(stream.rows, 'row')}")
 
         def kept(faulty: int) -> dict[str, Any]:
-            lines = answered.state()
-            return {"stream": stream.state(), "answered": lines, "faulty": faulty}
+            return {
+                "stream": stream.state(),
+                "answered": answered.state(),
+                "readings": reader.state(),
+                "faulty": faulty,
+            }
 
         def save(state_of: Mapping[str, Any]) -> None:
             if state is not None:
@@ -310,6 +312,7 @@ def run_stream(
         watch = _Watch(stream.plan.window)
         answers = _answers(stream, read, answered, on_error=on_error)
         summary = _write(answers, faulty, stream, sink, watch, kept, save, log)
+        summary = summary._replace(again=summary.again + reader.again)
         save(kept(summary.faulty))
         text = f"{counted(summary.rows, 'row')} in all"
         if summary.faulty:
@@ -366,7 +369,10 @@ def _lock(stack: contextlib.ExitStack, state: Path) -> None:
 
 
 def _restore(
-    stream: StreamDetector, answered: _Answered, saved: Mapping[str, Any]
+    stream: StreamDetector,
+    answered: _Answered,
+    reader: RowReader,
+    saved: Mapping[str, Any],
 ) -> int:
     """Restores a saved state; the number of lines that were at fault."""
     try:
@@ -374,6 +380,8 @@ def _restore(
         # Version 0.1.0 has only the time up to which rows were answered.
         usual = {"lines": ["", ""], "since": [[*stream.last]] * 2}
         answered.restore(saved.get("answered", usual))
+        if "readings" in saved:
+            reader.restore(saved["readings"])
         faulty = int(saved["faulty"])
     except (LookupError, OverflowError, TypeError, ValueError) as error:
         raise ArtifactError(

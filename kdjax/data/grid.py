@@ -1,0 +1,166 @@
+"""Readings of sensors at rates of their own as rows on an even grid.
+
+Rows are one step apart, at whole multiples of the step: since 1970 (UTC for times with an
+offset), or since 0 for numbers. The row at t holds the mean of a tag's readings in
+(t − step, t], so it uses nothing from after t. Without one it holds the value of the row
+before, for up to `limit` rows; then, and before its first reading, a tag is missing. Rows
+more than `limit` steps behind the last reading of all tags are left out.
+"""
+
+import numpy as np
+import pandas as pd
+
+from kdjax.data.cells import to_number
+from kdjax.errors import ConfigError, DataError
+
+_MOST = 2.0**53  # steps since 0 that a float64 counts exactly
+
+
+def parse_step(text: str | float) -> tuple[float, bool]:
+    """A step in seconds, or in the unit of numeric times, and whether it has a unit.
+
+    >>> parse_step("1min"), parse_step("500ms"), parse_step("10")
+    ((60.0, True), (0.5, True), (10.0, False))
+    """
+    number = to_number(text)
+    try:
+        step = pd.Timedelta(text).total_seconds() if number is None else number
+    except (OverflowError, ValueError):
+        step = np.nan
+    if not 1e-9 <= step < np.inf:
+        raise ConfigError(
+            f"data.step={text!r} is no step: give a duration such as 1min, 10s or 500ms, "
+            "or a number of seconds (of the time's unit where times are numbers)."
+        )
+    return float(step), number is None
+
+
+def step_of(text: str | float, *, dated: bool) -> float:
+    """A step from `parse_step` that is to divide times; DataError if it has no unit there."""
+    step, has_unit = parse_step(text)
+    if has_unit and not dated:
+        raise DataError(
+            f"data.step={text} is a duration, and the times are numbers: give the step "
+            "as a number in their unit, or dates as times."
+        )
+    return step
+
+
+def step_index(time: np.ndarray, step: float) -> np.ndarray:
+    """The number k of the step ((k − 1)·step, k·step] that each time lies in, `[N]` int64.
+
+    Args:
+        time: `[N]` datetime64 or numbers.
+        step: in seconds, or in the unit of the numbers.
+
+    >>> step_index(np.array([0.0, 0.1, 10.0, 10.1]), 10.0)
+    array([0, 1, 1, 2])
+    """
+    if np.issubdtype(time.dtype, np.datetime64):
+        numbers: np.ndarray = time.astype("datetime64[ns]").astype(np.int64)
+        return -(-numbers // _nanoseconds(step))
+    quotient = time / step
+    if not (np.abs(quotient) < _MOST).all():
+        raise DataError(
+            f"times up to {np.abs(time).max():g} are too many steps of {step:g}: correct "
+            "them, or set a larger data.step."
+        )
+    # A multiple of the step is one although rounding puts the quotient beside it.
+    nearest = np.rint(quotient)
+    exact = np.abs(quotient - nearest) <= 4 * np.spacing(np.abs(quotient))
+    return np.where(exact, nearest, np.ceil(quotient)).astype(np.int64)
+
+
+def step_time(index: np.ndarray, step: float, *, dated: bool) -> np.ndarray:
+    """The times at which steps end: datetime64[ns] if `dated`, else float64."""
+    if not dated:
+        return index * float(step)
+    return (index * _nanoseconds(step)).astype("datetime64[ns]")
+
+
+def grid_steps(index: np.ndarray, limit: int | None) -> np.ndarray:
+    """The steps that have a row: those with a reading and up to `limit` behind each.
+
+    >>> grid_steps(np.array([3, 1, 9, 3]), 2)
+    array([1, 2, 3, 4, 5, 9])
+    """
+    lengths, used = _lengths(index, limit)
+    first = np.repeat(used - (np.cumsum(lengths) - lengths), lengths)
+    return first + np.arange(len(first))
+
+
+def count_steps(index: np.ndarray, limit: int | None) -> int:
+    """The number of rows of `grid_steps`, which is not made."""
+    return int(_lengths(index, limit)[0].sum())
+
+
+def to_grid(
+    time: np.ndarray,
+    tag: np.ndarray,
+    value: np.ndarray,
+    *,
+    step: float,
+    tags: int,
+    limit: int | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Readings as rows on an even grid: times `[N]` and values `[N, D]` float64.
+
+    Args:
+        time: `[R]` datetime64 or numbers, of each tag in order.
+        tag: `[R]` numbers of the tags, from 0.
+        value: `[R]` finite numbers.
+        step: between rows, in seconds or in the unit of numeric times.
+        tags: D.
+        limit: rows for which a tag holds its last value; None for any number.
+
+    >>> time, tag = np.array([1.0, 9.0, 12.0, 41.0]), np.array([0, 0, 1, 0])
+    >>> rows = to_grid(time, tag, np.array([2.0, 4.0, 7.0, 5.0]), step=10, tags=2, limit=1)
+    >>> rows[0].tolist(), rows[1].tolist()
+    ([10.0, 20.0, 30.0, 50.0], [[3.0, nan], [3.0, 7.0], [nan, 7.0], [5.0, nan]])
+    """
+    index = step_index(time, step)
+    steps = grid_steps(index, limit)
+    place = np.searchsorted(steps, index) * tags + tag
+    size = len(steps) * tags
+    count = np.bincount(place, minlength=size)
+    total = np.bincount(place, weights=value, minlength=size)
+    mean = np.divide(total, count, out=np.full(size, np.nan), where=count > 0)
+    before, ages = np.full(tags, np.nan), np.zeros(tags, np.int64)
+    rows, *_ = fill_forward(mean.reshape(-1, tags), before, ages, limit)
+    dated = np.issubdtype(time.dtype, np.datetime64)
+    return step_time(steps, step, dated=dated), rows
+
+
+def fill_forward(
+    rows: np.ndarray, last: np.ndarray, ages: np.ndarray, limit: int | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Missing cells of rows `[N, D]` filled with the last value of their channel.
+
+    A value is used for at most `limit` rows, for any number with None; then cells stay
+    missing. `last` `[D]` are the values before the first row, NaN for none, and `ages`
+    `[D]` the rows since; the result has those after the last row too.
+
+    >>> column, start = np.array([[np.nan], [5], [np.nan], [np.nan]]), np.array([7.0])
+    >>> fill_forward(column, start, np.array([0]), 1)[0].ravel()
+    array([ 7.,  5.,  5., nan])
+    """
+    numbers = np.arange(1, len(rows) + 1)[:, None]
+    # The number of the row that a cell's value comes from, from 1; not above 0 for `last`.
+    source = np.where(np.isnan(rows), -ages, numbers)
+    source = np.maximum.accumulate(source, axis=0)
+    stacked = np.concatenate([last[None], rows])
+    values = np.take_along_axis(stacked, np.maximum(source, 0), axis=0)
+    age = numbers - source
+    known = values if limit is None else np.where(age <= limit, values, np.nan)
+    return known.astype(rows.dtype), values[-1], age[-1]
+
+
+def _nanoseconds(step: float) -> int:
+    return max(1, round(step * 1e9))
+
+
+def _lengths(index: np.ndarray, limit: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """Rows from each step with a reading to the next or the limit, and these steps."""
+    used = np.unique(index)
+    lengths = np.append(np.diff(used), 1)
+    return lengths if limit is None else np.minimum(lengths, limit + 1), used

@@ -1,0 +1,246 @@
+"""Tables of readings as series on an even grid, see `kdjax.data.grid`.
+
+In long layout each row is a reading: time, tag, value, and the entity if there are
+several. In wide layout each cell that isn't missing is one.
+"""
+
+from collections.abc import Collection, Sequence
+
+import numpy as np
+import pandas as pd
+
+from kdjax.data.grid import count_steps, step_index, step_of, step_time, to_grid
+from kdjax.data.raw import Place, check_room, others, to_rows, where
+from kdjax.data.scaler import needs_float64
+from kdjax.data.schema import (
+    Assigned,
+    Reading,
+    Recording,
+    assign_roles,
+    channel_names,
+    entity_rows,
+    parse_labels,
+    parse_numbers,
+)
+from kdjax.data.series import Series
+from kdjax.data.tables import Table
+from kdjax.data.times import TimeForm, Times, arrange, is_zoned, time_form, time_text
+from kdjax.errors import ConfigError, DataError
+
+_CELL_BYTES = 40  # of a reading, or a cell of the grid, while both exist
+_PARTS = (
+    "give the readings in parts, set a larger data.step, or a smaller data.fill_limit"
+)
+
+
+def grid_series(
+    table: Table,
+    *,
+    reading: Reading,
+    name: str,
+    channels: Sequence[str] = (),
+    may_lack: Collection[str] = (),
+) -> Recording:
+    """The series of a table of readings; `name` is the entity if no column has it.
+
+    In long layout `channels` are the tags that may come; one without a reading is
+    missing. By default all tags are channels, in the order of their names. `may_lack` are
+    ignored names that need not be there.
+    """
+    check_room(
+        table.place.path, _CELL_BYTES * table.rows * len(table.place.columns), _PARTS
+    )
+    found = assign_roles(table, reading=reading, name=name)
+    place, reading, times = found.place, found.reading, found.times
+    if times is None:
+        raise DataError(
+            f"{place.path} has no time column, and data.step={reading.step} needs one: "
+            "name it as time_column."
+        )
+    time = times.values
+    dated = np.issubdtype(time.dtype, np.datetime64)
+    step = step_of(reading.step, dated=dated)
+    if reading.long:
+        tags, names = _tags(found, channels, may_lack)
+        values = _values(found, tags)
+    else:
+        tags, names = np.empty(0), channel_names(place, reading)
+        values = np.stack([_numbers(found, one) for one in names], axis=1)
+        to_rows(values, place, names, missing="mask")  # for its checks
+    labels = (
+        parse_labels(found, np.arange(len(values))) if reading.label_column else None
+    )
+    series = []
+    for entity, rows in found.groups.items():
+        if reading.long:
+            rows, notes = _distinct(time, tags, rows, names, reading, place)
+            own, tag, value = time[rows], tags[rows], values[rows]
+        else:
+            rows, notes = arrange(
+                time[rows], rows, place, reading.time_column, form=TimeForm(times.dtype),
+                order=reading.order, duplicates=reading.duplicates,
+            )  # fmt: skip
+            own = np.repeat(time[rows], len(names))
+            tag, value = np.tile(np.arange(len(names)), len(rows)), values[rows].ravel()
+        known = (tag >= 0) & ~np.isnan(value)
+        if not known.any():
+            raise DataError(f"{place.path}: {entity} has no reading of a channel.")
+        own, tag, value = own[known], tag[known], value[known]
+        steps = count_steps(step_index(own, step), reading.fill_limit)
+        check_room(place.path, _CELL_BYTES * steps * len(names), _PARTS)
+        ends, cells = to_grid(
+            own, tag, value, step=step, tags=len(names), limit=reading.fill_limit
+        )
+        absent = np.isnan(cells)
+        if absent.any() and reading.missing == "error":
+            at, form = int(np.argmax(absent.any(axis=1))), _form(times, rows)
+            when = time_text(ends[at], form)
+            raise _missing_error(absent, when, names, entity, reading, place)
+        notes.append(f"{len(own):,} readings make {steps:,} rows at steps of {step:g}")
+        if count := int(absent.sum()):
+            notes.append(f"{count:,} of {cells.size:,} values missing")
+        marked = None
+        if labels is not None:
+            anomalous = step_index(time[rows][labels[rows]], step)
+            marked = np.isin(ends, step_time(anomalous, step, dated=dated))
+        series.append(
+            Series(
+                entity,
+                cells,
+                names,
+                time=ends,
+                labels=marked,
+                notes=tuple(f"{entity}: {note}" for note in notes),
+                form=_form(times, rows),
+                time_column=reading.time_column,
+            )
+        )
+    dtype = reading.dtype
+    if dtype is None:
+        hard = any(needs_float64([one.values]).any() for one in series)
+        dtype = np.float64 if hard else np.float32
+    return Recording(
+        tuple(one._replace(values=one.values.astype(dtype)) for one in series),
+        found.zoned,
+    )
+
+
+def _form(times: Times, rows: np.ndarray) -> TimeForm:
+    """How the times of a grid are written; those of the readings may be coarser."""
+    if not is_zoned(times.dtype):
+        return TimeForm()
+    form = time_form(times, rows[np.argsort(times.values[rows], kind="stable")])
+    return form._replace(dtype=pd.DatetimeTZDtype("ns", times.dtype.tz))
+
+
+def _tags(
+    found: Assigned, channels: Sequence[str], may_lack: Collection[str]
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """The number of each row's channel, `[N]`, −1 for ignored tags; and the channels."""
+    place, (ignore, column) = (
+        found.place,
+        (found.reading.ignore, found.reading.tag_column),
+    )
+    used = {*found.reading.columns, found.reading.time_column}
+    if foreign := [name for name in place.columns if name not in used]:
+        raise DataError(
+            f"{place.path}: the columns {', '.join(foreign)} have no meaning in long "
+            "layout: name them in data.ignore (--ignore), or one as entity_column."
+        )
+    groups = entity_rows(found.frame, column, "", place, "tag")
+    if both := [name for name in channels if name in ignore]:
+        raise ConfigError(
+            f"{', '.join(both)} can't be ignored: each channel of the detector is needed."
+        )
+    names = tuple(channels) or tuple(sorted(groups.keys() - {*ignore}))
+    for tag, rows in groups.items():
+        if tag not in names and tag not in ignore:
+            raise DataError(
+                f"{where(place, int(rows[0]), column)}: the tag {tag!r} is none of the "
+                f"{len(names)} channels ({', '.join(names)}): remove its rows, or name it "
+                "in data.ignore (--ignore)."
+            )
+    absent = {*ignore} - {*groups} - {*place.columns} - {*may_lack}
+    if absent:
+        raise DataError(
+            f"{place.path} has no column or tag {', '.join(sorted(absent))}: name in "
+            "data.ignore only what is there."
+        )
+    if not names:
+        raise DataError(f"{place.path} has no tag that is not ignored.")
+    tags = np.full(len(found.frame), -1)
+    for number, tag in enumerate(names):
+        tags[groups.get(tag, [])] = number
+    return tags, names
+
+
+def _values(found: Assigned, tags: np.ndarray) -> np.ndarray:
+    """The value of each reading, `[N]`, NaN where it is missing or its tag ignored."""
+    column, values = found.reading.value_column, np.full(len(tags), np.nan)
+    order = np.argsort(tags, kind="stable")
+    # Tag by tag: one may have truth values, another numbers.
+    for rows in np.split(order, np.flatnonzero(np.diff(tags[order])) + 1):
+        if tags[rows[0]] < 0:
+            continue
+        place = found.place._replace(rows=rows)
+        part = found.frame[column].iloc[rows]
+        values[rows] = parse_numbers(
+            part, place, missing_values=found.reading.missing_values
+        )
+        to_rows(values[rows, None], place, (column,), missing="mask")  # for its checks
+    return values
+
+
+def _numbers(found: Assigned, name: str) -> np.ndarray:
+    column = found.frame[name]
+    return parse_numbers(
+        column, found.place, missing_values=found.reading.missing_values
+    )
+
+
+def _distinct(
+    time: np.ndarray,
+    tags: np.ndarray,
+    rows: np.ndarray,
+    names: Sequence[str],
+    reading: Reading,
+    place: Place,
+) -> tuple[np.ndarray, list[str]]:
+    """An entity's rows by tag and time, one of each; and notes. Their order is free."""
+    rows = rows[tags[rows] >= 0]
+    rows = rows[np.lexsort((time[rows], tags[rows]))]  # stable
+    again = (np.diff(tags[rows]) == 0) & (time[rows][1:] == time[rows][:-1])
+    if not again.any():
+        return rows, []
+    at = int(np.argmax(again))
+    if reading.duplicates == "error":
+        raise DataError(
+            f"{where(place, int(rows[at + 1]))}: the tag {names[tags[rows[at]]]!r} has two "
+            f"readings at {time[rows[at]]} (first in row {rows[at] + 1}); remove one, set "
+            "data.duplicates=last, or name the entity_column if the file holds several "
+            "entities."
+        )
+    count = int(again.sum())
+    return rows[~np.append(again, False)], [
+        f"{count:,} repeated readings left out (the last of each kept)"
+    ]
+
+
+def _missing_error(
+    absent: np.ndarray,
+    when: str,
+    names: Sequence[str],
+    entity: str,
+    reading: Reading,
+    place: Place,
+) -> DataError:
+    """The error for missing cells `[N, D]` of a grid, the first in the row at `when`."""
+    column = int(np.argwhere(absent)[0, 1])
+    since = (
+        f"in the {reading.fill_limit} steps before" if reading.fill_limit else "before"
+    )
+    return DataError(
+        f"{place.path}: {entity} has no value of {names[column]!r} at {when}"
+        f"{others(int(absent.sum()))}: no reading then or {since}; leave such cells open "
+        "by data.missing=mask, or set a larger data.fill_limit."
+    )

@@ -1,0 +1,247 @@
+"""Rows for a stream from its lines: those of one entity, on the detector's grid.
+
+On a grid (`data.step`) a row comes out when a reading of a later step comes in, so its
+scores are those of `score --causal` for a file of the same readings. Readings of a step
+may come in any order.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from kdjax.data.grid import step_index, step_of, step_time
+from kdjax.data.lines import Line, read_lines
+from kdjax.data.times import iso_time
+from kdjax.detection.stream_rules import Plan
+from kdjax.detection.streaming import CLOCKS, Timestamp, parse_timestamp
+from kdjax.errors import ConfigError, DataError
+
+
+class RowReader:
+    """Reads lines as rows; its state continues a step that is not complete.
+
+    A reading that is more than `max_gap` steps ahead waits for the next one: if that is
+    earlier, the reading is a fault. Readings of steps that were answered are faults, but
+    after a restart they are taken to come again until one is new.
+
+    Args:
+        plan: of the stream; `plan.reading` has the columns.
+        given: names of columns that lines must have; others that the plan names may be
+            absent.
+    """
+
+    def __init__(self, plan: Plan, given: Mapping[str, Any]) -> None:
+        if both := [name for name in plan.channels if name in plan.reading.ignore]:
+            raise ConfigError(
+                f"{', '.join(both)} can't be ignored: each channel of the detector is "
+                "needed."
+            )
+        self._plan = plan
+        own = {plan.reading.time_column, plan.reading.entity_column}
+        self._may_lack = own - {given.get("time_column"), given.get("entity_column")}
+        self.again = 0  # readings that came again
+        self._resumed = False
+        self._entity = ""
+        self._clock = ""  # as `Timestamp.clock`; empty before the first reading
+        self._step = 0  # of the row to come, counted as by `step_index`
+        self._idle = 0  # rows since the last one with a reading
+        # The readings of that step: values by time for each channel.
+        self._cells = self._no_cells()
+        self._ahead: Line | None = None  # a reading that waits for the next one
+
+    def rows(self, lines: Iterable[str]) -> Iterator[Line]:
+        """The rows among lines, and lines at fault."""
+        plan, reading = self._plan, self._plan.reading
+        long = reading.long
+        read = read_lines(
+            lines,
+            (reading.value_column,) if long else plan.channels,
+            time_column=reading.time_column,
+            ignored=reading.ignore,
+            missing_values=reading.missing_values,
+            entity_column=reading.entity_column,
+            tag_column=reading.tag_column if long else "",
+            may_lack=self._may_lack,
+        )
+        for line in read:
+            try:
+                if line.error:
+                    yield line
+                    continue
+                self._check_entity(line)
+                if not reading.step:
+                    yield line
+                elif line.tag not in reading.ignore:
+                    yield from self._grid_rows(line)
+            except DataError as error:
+                yield line._replace(row=[], error=str(error))
+
+    def state(self) -> dict[str, Any]:
+        """For `restore`, as JSON values."""
+        ahead = self._ahead
+        return {
+            "entity": self._entity,
+            "clock": self._clock,
+            "step": self._step,
+            "idle": self._idle,
+            "cells": [[*map(list, cells.items())] for cells in self._cells],
+            "ahead": ahead and [*ahead[:2], [*map(_as_json, ahead.row)], *ahead[3:]],
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Takes over a state; LookupError, TypeError or ValueError if it is none."""
+        cells = [{time: float(value) for time, value in one} for one in state["cells"]]
+        step, idle, ahead = int(state["step"]), int(state["idle"]), state["ahead"]
+        if len(cells) != len(self._plan.channels) or state["clock"] not in CLOCKS:
+            raise ValueError("its readings are of other channels")
+        self._entity, self._clock = str(state["entity"]), state["clock"]
+        self._step, self._idle, self._cells = step, idle, cells
+        if ahead:
+            number, time, row, *words = ahead
+            numbers = [math.nan if cell is None else float(cell) for cell in row]
+            ahead = Line(number, time, numbers, *words)
+        self._ahead, self._resumed = ahead, True
+
+    def _no_cells(self) -> list[dict[float, float]]:
+        return [{} for _ in self._plan.channels]
+
+    def _check_entity(self, line: Line) -> None:
+        self._entity = self._entity or line.entity
+        if line.entity != self._entity:
+            raise DataError(
+                f"a row of {line.entity!r} in the stream of {self._entity!r}: give each "
+                "entity a stream of its own."
+            )
+
+    def _grid_rows(self, line: Line) -> Iterator[Line]:
+        """The rows that a reading completes; DataError for one at fault."""
+        instant = parse_timestamp(line.time)
+        if not instant.clock or self._clock not in ("", instant.clock):
+            raise DataError(
+                f"{CLOCKS[instant.clock]}, where readings need {CLOCKS[self._clock]}"
+                if self._clock
+                else "a reading needs a time; name its column by --time_column."
+            )
+        readings = self._readings(line)
+        if not readings:
+            return
+        index = self._index(instant)
+        if not self._clock:
+            self._clock, self._step = instant.clock, index
+        self._resumed = self._resumed and self._is_known(instant, index, readings)
+        if self._resumed:
+            self.again += 1
+            return
+        if index < self._step:
+            raise DataError(
+                "a late reading: the row of its step was answered; send readings in order "
+                "of time, or set a larger data.step."
+            )
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None and index < (step := self._index_of(ahead)):
+            text = "its time is ahead of the readings behind it; correct it."
+            yield ahead._replace(row=[], error=text)
+        elif ahead is not None:
+            yield from self._complete(step, line)
+            self._add(ahead, self._readings(ahead))
+        if index > self._step + self._plan.max_gap and any(self._cells):
+            self._ahead = line
+            return
+        yield from self._complete(index, line)
+        self._add(line, readings)
+
+    def _is_known(
+        self, instant: Timestamp, index: int, readings: Mapping[int, float]
+    ) -> bool:
+        """Whether readings are of an answered step, or have come already."""
+        ahead, time = self._ahead, instant.value
+        if ahead and parse_timestamp(ahead.time) == instant:
+            return self._readings(ahead) == readings
+        return index < self._step or all(
+            index == self._step and self._cells[number].get(time) == value
+            for number, value in readings.items()
+        )
+
+    def _readings(self, line: Line) -> dict[int, float]:
+        """The values of a line by the number of their channel, without missing ones."""
+        channels = self._plan.channels
+        if line.tag and line.tag not in channels:
+            raise DataError(
+                f"the tag {line.tag!r} is none of the {len(channels)} channels: name it "
+                "in --ignore if it is not to be read."
+            )
+        first = channels.index(line.tag) if line.tag else 0
+        found = {n: v for n, v in enumerate(line.row, start=first) if not math.isnan(v)}
+        with np.errstate(over="ignore"):
+            bad = [n for n, value in found.items() if np.isinf(np.float32(value))]
+        if bad:
+            raise DataError(
+                f"{channels[bad[0]]!r}: {found[bad[0]]:g} is infinite or beyond float32 "
+                "(3.4e38); correct it, or leave it empty if it is missing."
+            )
+        return found
+
+    def _add(self, line: Line, readings: Mapping[int, float]) -> None:
+        """Adds readings to the step; DataError if another value has their time."""
+        time = parse_timestamp(line.time).value
+        replaces = self._plan.reading.duplicates == "last"
+        for number, value in readings.items():
+            if self._cells[number].get(time, value) != value and not replaces:
+                raise DataError(
+                    f"{self._plan.channels[number]!r} has another value at this time "
+                    "already; send one of them."
+                )
+        for number, value in readings.items():
+            self._cells[number][time] = value
+
+    def _complete(self, index: int, line: Line) -> Iterator[Line]:
+        """The rows up to the step `index`, which begins then."""
+        while self._step < index:
+            cells, step = self._cells, self._step
+            if not any(cells) and self._idle >= self._plan.fill_limit:
+                self._step = index
+                return
+            self._idle = 0 if any(cells) else self._idle + 1
+            # Before the row goes out: the state may be saved behind it.
+            self._step, self._cells = step + 1, self._no_cells()
+            time = self._time(step, line)
+            yield Line(line.number, time, [_mean(values) for values in cells])
+
+    def _index_of(self, line: Line) -> int:
+        return self._index(parse_timestamp(line.time))
+
+    def _index(self, instant: Timestamp) -> int:
+        time = np.array(
+            [instant.value], None if instant.clock == "number" else "M8[ns]"
+        )
+        return int(step_index(time, self._length(instant.clock))[0])
+
+    def _length(self, clock: str) -> float:
+        return step_of(self._plan.reading.step, dated=clock != "number")
+
+    def _time(self, index: int, line: Line) -> float | str:
+        """The end of a step, as times of the stream are written."""
+        dated = self._clock != "number"
+        time = step_time(np.array([index]), self._length(self._clock), dated=dated)[0]
+        if not dated:
+            return float(time)
+        moment = pd.Timestamp(time)
+        if self._clock == "zoned":
+            zone = pd.Timestamp(iso_time(line.time) or "").tz
+            moment = moment.tz_localize("UTC").tz_convert(zone)
+        return str(moment.isoformat())
+
+
+def _as_json(number: float) -> float | None:
+    return None if math.isnan(number) else number
+
+
+def _mean(values: Mapping[float, float]) -> float:
+    """The mean of values by time, NaN for none, to the last bit that of `to_grid`."""
+    total = 0.0
+    for _, value in sorted(values.items()):
+        total += value  # `sum` rounds less often
+    return total / len(values) if values else math.nan
