@@ -251,3 +251,8 @@ def test_offsets_that_change_are_one_clock(tmp_path):
     (series,) = read_table(path)
     expected = np.array(["2026-10-25T00:30", "2026-10-25T01:00"], "datetime64[ns]")
     np.testing.assert_array_equal(series.time, expected)
+
+
+def test_a_key_without_a_name_is_no_time_entity_or_tag():
+    (line,) = read_lines(['{"a": 1, "": "x"}'], ("a",))
+    assert line[1:] == (None, [1.0], "", "", "")

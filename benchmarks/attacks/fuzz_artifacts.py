@@ -48,6 +48,7 @@ from kdjax.io.files import (
 )
 from kdjax.models.autoencoder import Architecture, network
 from kdjax.models.residual import ResidualModel
+from kdjax.scoring.readings import RowReader
 from kdjax.scoring.streams import _Answered, _restore
 
 FILES = ("detector.json", "arrays.npz", "card.json", "card.md", MANIFEST)
@@ -211,7 +212,7 @@ def _resealed_state(which: int, data: bytes, folder: Path) -> str:
     path.write_bytes(b'{"sha256": "%s", "state": %s}\n' % (digest, changed))
     saved = load_state(path)
     stream = plain_stream(0.1 if which & 2 else 0.0)
-    _restore(stream, _Answered(), saved)
+    _restore(stream, _Answered(), RowReader(stream.plan, {}), saved)
     kept = json.dumps(stream.state(), allow_nan=False)
     stream.update(
         [1.0, 2.0], None if not stream.last.clock else stream.last.value + 1e9

@@ -286,15 +286,15 @@ def _json(wanted: _Wanted) -> _Format:
             raise DataError("no JSON object; give one with the channels as keys.")
         if not begun or not wanted.time:
             wanted, begun = wanted.among(found), True
-        return found.get(wanted.time), found
+        return found.get(wanted.time) if wanted.time else None, found
 
     def row(found: dict[str, Any]) -> Line:
         words = {wanted.entity, wanted.tag} - {""}
-        known = {*channels, *wanted.ignored, *words, wanted.time}
+        known = {*channels, *wanted.ignored, *words, wanted.time} - {""}
         if not found.keys() <= known or not found.keys() >= {*channels, *words}:
             time = wanted.time if wanted.time in found else ""
             _check_names(list(found), wanted._replace(time=time))
-        line = _line(wanted, *(found.get(one, "") for one in wanted[4:6]))
+        line = _line(wanted, *(found.get(one) if one else "" for one in wanted[4:6]))
         if line.tag in wanted.ignored:
             return line
         cells = [found[channel] for channel in channels]
