@@ -178,6 +178,33 @@ def test_a_new_entity_gets_a_scaler_normal_and_threshold_of_its_own(student):
     assert note.startswith("lathe: a new entity with scaler, Gaussian and τ ")
 
 
+def test_a_new_entity_may_need_float64(finished, student, tmp_path):
+    folder = finished.workdir / "detectors" / "student"
+    found, scores = {}, {}
+    for lift in (50.0, 1.7e9):
+        clean = rows(13, 430).astype(np.float64) + [0, lift, 0]
+        path, output = tmp_path / "lathe.csv", tmp_path / f"{lift:g}"
+        frame(clean[:400], "lathe").drop(columns="machine").to_csv(path, index=False)
+        options = {"entity": "lathe", "threshold": {}, **COLUMNS}
+        [*calibrate_file(path, detector=folder, output=output, **options)]
+        found[lift] = load_detector(output)
+        clean[415:420, 1] += 40
+        scores[lift] = score_windows(found[lift], 2, clean, np.arange(400, 421))
+    plain, wide = found.values()
+    assert plain.scalers.offset.dtype == np.float32
+    assert wide.scalers.offset.dtype == wide.ranges.low.dtype == np.float64
+    assert wide.thresholds[2].tau == pytest.approx(plain.thresholds[2].tau, rel=1e-3)
+    np.testing.assert_allclose(scores[1.7e9], scores[50.0], rtol=1e-3)
+    assert scores[50.0].max() > 5 * plain.thresholds[2].tau
+    # The others score as before.
+    values, starts = rows(14, 60), np.arange(0, 50, 5)
+    for place in (0, 1):
+        before = score_windows(student, place, values, starts)
+        np.testing.assert_allclose(
+            score_windows(wide, place, values, starts), before, rtol=1e-4
+        )
+
+
 # Refusals.
 
 

@@ -181,12 +181,15 @@ def read_like(
     duplicates: str = "",
     exclude: str | os.PathLike[str] = "",
     entity: str = "",
+    widen: bool = False,
     **given: Any,
 ) -> tuple[Series, ...]:
     """Reads a file with the options of the detector's training file, from its card.
 
-    Options of `read_table` override the card where they are not empty. Columns that the card names need not be there. `entity` names rows without an
-    entity column, by default as the file.
+    Options of `read_table` override the card where they are not empty. Columns that the
+    card names need not be there. `entity` names rows without an entity column, by default
+    as the file. Rows have the dtype of the scalers, or with `widen` float64, too, where
+    a channel needs it.
     """
     data: dict[str, Any] = detector.card.get("settings", {}).get("data", {})
     rules = {name: data[name] for name in _RULES if name in data}
@@ -196,10 +199,12 @@ def read_like(
     own = read_by(known, {**given, "label_column": ""})
     limit = fill_limit(detector, missing=missing, step=str(own.step)) or None
     ignore = tuple(name for name in own.ignore if name != label)
+    dtype: Any = detector.scalers.offset.dtype
+    if widen and dtype == np.float32:
+        dtype = None
     own = own._replace(
-        label_column=label, ignore=ignore, fill_limit=limit, **rules,
-        dtype=detector.scalers.offset.dtype,
-    )  # fmt: skip
+        label_column=label, ignore=ignore, fill_limit=limit, dtype=dtype, **rules
+    )
     may_lack = {known.time_column, known.entity_column, *ignore}
     return load_files(
         path,

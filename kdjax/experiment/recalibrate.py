@@ -62,7 +62,7 @@ def calibrate_file(
     usual = Path(Path(path).name.removesuffix(".gz")).stem
     if not entity and usual not in loaded.entities and len(loaded.entities) == 1:
         (usual,) = loaded.entities
-    every = read_like(loaded, path, entity=entity or usual, **reading)
+    every = read_like(loaded, path, entity=entity or usual, widen=True, **reading)
     if entity and len(every) > 1:
         raise ConfigError(
             f"calibrate: --entity={entity} can't name the rows of {len(every)} entities: "
@@ -179,6 +179,8 @@ def _added(
     tau, last = found.thresholds[0], len(detector.entities)
 
     def inserted(before: np.ndarray, new: np.ndarray) -> np.ndarray:
+        # The new entity may need float64.
+        before = before.astype(np.result_type(before, new))
         return np.insert(before, last, new[0], axis=0)
 
     ranges, kept = detector.ranges, list(detector.calibration)

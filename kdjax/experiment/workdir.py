@@ -140,8 +140,10 @@ def settings_of_begun(workdir: Path, settings: Mapping[str, Any]) -> Mapping[str
     path, data = workdir / CONFIG, settings["data"]
     if data["scaler"] != "quantile" or not path.exists():
         return settings
-    before = read_json(path).get("data", {})
-    if "fill_limit" in before or before.get("scaler") != "minmax":
+    before = read_json(path).get("data")
+    if not isinstance(before, dict) or "fill_limit" in before:
+        return settings
+    if before.get("scaler") != "minmax":
         return settings
     return {**settings, "data": {**data, "scaler": "minmax"}}
 
