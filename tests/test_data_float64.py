@@ -170,6 +170,14 @@ def test_training_files_keep_the_digits_only_where_needed(tmp_path, kind, memory
         np.testing.assert_array_equal(given.values, frame.to_numpy())
 
 
+def test_columns_of_float32_stay_as_they_are(tmp_path):
+    frame = in_units(waves(), "level").astype(np.float32)
+    frame.to_parquet(tmp_path / "plant.parquet")
+    (series,) = read_table(tmp_path / "plant.parquet")
+    assert series.values.dtype == np.float32
+    np.testing.assert_array_equal(series.values, frame.to_numpy())
+
+
 def prepared(frame, **changes):
     settings = {
         "data": {

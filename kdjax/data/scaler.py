@@ -300,7 +300,7 @@ def _spacing(pieces: Sequence[np.ndarray], dtype: Any) -> np.ndarray:
 def _spaced(pieces: Sequence[np.ndarray], *, reach: int = 0) -> np.ndarray:
     """Evenly spaced places in all pieces together, `reach` rows before the last at most."""
     count = sum(map(len, pieces)) - reach
-    most = max(min(SAMPLED, _SAMPLED_CELLS // pieces[0].shape[1]), 1)
+    most = max(min(SAMPLED, _SAMPLED_CELLS // max(pieces[0].shape[1], 1)), 1)
     return np.arange(0, count, max(-(-count // most), 1))
 
 

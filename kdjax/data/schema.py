@@ -146,13 +146,22 @@ def to_series(table: Table, *, reading: Reading, name: str, large: bool) -> Reco
     """
     found = assign_roles(table, reading=reading, name=name, large=large)
     try:
-        return Recording(_row_series(table, found, large), found.zoned)
+        series = _row_series(table, found, large)
+        if series is None:  # Read again, since such files are rare.
+            wide = reading._replace(dtype=np.float64)
+            found = assign_roles(table, reading=wide, name=name, large=large)
+            series = _row_series(table, found, large)
+        assert series is not None
+        return Recording(series, found.zoned)
     except DataError as error:
         hint = "" if large else _layout_hint(found)
         raise (DataError(f"{error} {hint}") if hint else error) from None
 
 
-def _row_series(table: Table, found: Assigned, large: bool) -> tuple[Series, ...]:
+def _row_series(
+    table: Table, found: Assigned, large: bool
+) -> tuple[Series, ...] | None:
+    """None where a channel needs float64 and `reading.dtype` is open."""
     frame, place, reading, groups, times = found
     dtype = reading.dtype or np.float32
     channels = channel_names(place, reading)
@@ -178,9 +187,8 @@ def _row_series(table: Table, found: Assigned, large: bool) -> tuple[Series, ...
     else:
         target, chunks = np.empty((len(order), len(channels)), dtype), [frame]
     missing = _copy(chunks, target, channels, stops, reading, place)
-    if missing is None:  # Read again, since such files are rare.
-        wide = reading._replace(dtype=np.float64)
-        return _row_series(table, found._replace(reading=wide), large)
+    if missing is None:
+        return None
     filled = np.zeros_like(missing)
     if reading.missing == "ffill" and missing.any():
         filled = missing - _fill(target, stops, reading.fill_limit)
@@ -430,8 +438,9 @@ def _copy(
         absent = np.isnan(values)
         seen |= ~absent.all(axis=0)
         owners = np.searchsorted(stops, to, side="right")
-        if reading.dtype is None:
-            parts = [values[owners == owner] for owner in np.unique(owners)]
+    missing = _copy(chunks, target, channels, stops, reading, place)
+    if missing is None:
+        return None
             if any(needs_float64([part]).any() for part in parts):
                 return None
         np.add.at(counts, owners, absent.sum(axis=1))
