@@ -438,10 +438,11 @@ def _copy(
         absent = np.isnan(values)
         seen |= ~absent.all(axis=0)
         owners = np.searchsorted(stops, to, side="right")
-    missing = _copy(chunks, target, channels, stops, reading, place)
-    if missing is None:
-        return None
-            if any(needs_float64([part]).any() for part in parts):
+        if reading.dtype is None:
+            # Columns of float32 have what they have.
+            wide = [frame[name].dtype != np.float32 for name in channels]
+            parts = [values[owners == owner][:, wide] for owner in np.unique(owners)]
+            if any(wide) and any(needs_float64([part]).any() for part in parts):
                 return None
         np.add.at(counts, owners, absent.sum(axis=1))
     if reading.missing != "error" and not seen.all():
