@@ -583,7 +583,8 @@ def test_faults_of_score(refused, detector, rows_file, tmp_path):
     output = f"--output={tmp_path / 'o.csv'}"
     line = refused("score", rows_file, f"--detector={tmp_path / 'none'}", output)
     assert line.endswith(
-        "give the detector's folder, such as WORKDIR/detectors/student."
+        "none is no folder: give the folder of a detector, such as "
+        f"WORKDIR/detectors/student (1 near it: {detector})."
     )
     line = refused("score", tmp_path / "none.csv", f"--detector={detector}", output)
     assert line.endswith("none.csv does not exist: check the path.")

@@ -428,7 +428,7 @@ def test_probabilities_are_pyods(baseline, faulty):
     unified = 2 * scipy.stats.norm(train.mean(), train.std()).cdf(scores) - 1
     found = baseline.predict_proba(faulty, method="unify")
     np.testing.assert_allclose(found[:, 1], unified.clip(0, 1), atol=1e-12)
-    with pytest.raises(ConfigError, match="method='sigmoid' must be one of"):
+    with pytest.raises(ConfigError, match="method='sigmoid' is unknown: use one of"):
         baseline.predict_proba(faulty, method="sigmoid")
 
 
