@@ -51,7 +51,8 @@ from kdjax.evaluation.evaluate import test_starts
 from kdjax.evaluation.intervals import LEVEL, RESAMPLES, paired_rows
 from kdjax.evaluation.rows import NETWORKS, EntityScores, per_entity_rows
 from kdjax.experiment.assemble import calibration_rules, data_digests
-from kdjax.experiment.pipeline import load_dataset, prepare_groups
+from kdjax.experiment.inputs import load_dataset
+from kdjax.experiment.pipeline import prepare_groups
 from kdjax.experiment.train import group_name
 from kdjax.experiment.workdir import (
     CONFIG,

@@ -33,7 +33,8 @@ from kdjax.evaluation.evaluate import evaluate_models
 from kdjax.evaluation.intervals import paired_difference
 from kdjax.evaluation.rows import EntityScores
 from kdjax.experiment.assemble import calibration_rules
-from kdjax.experiment.pipeline import load_dataset, prepare_groups
+from kdjax.experiment.inputs import load_dataset
+from kdjax.experiment.pipeline import prepare_groups
 from kdjax.io.environment import describe_environment
 from kdjax.io.files import write_text
 from kdjax.models.residual import fit_baseline, join_models

@@ -26,7 +26,8 @@ from kdjax.evaluation.evaluate import evaluate_models
 from kdjax.evaluation.intervals import paired_difference
 from kdjax.evaluation.rows import ROLLING
 from kdjax.experiment.assemble import calibration_rules
-from kdjax.experiment.pipeline import load_dataset, prepare_groups
+from kdjax.experiment.inputs import load_dataset
+from kdjax.experiment.pipeline import prepare_groups
 from kdjax.models.residual import fit_baseline, join_models
 
 PARTS = ("mahalanobis", "pca", "kmeans", "difference", "moving_average")

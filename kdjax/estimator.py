@@ -47,8 +47,8 @@ from kdjax.detection.detector import (
     scaler_of,
     usual_entity,
 )
+from kdjax.detection.reading import reading_of
 from kdjax.detection.storage import load_detector, save_detector
-from kdjax.detection.stream_rules import reading_of
 from kdjax.detection.tables import CONTRIBUTION, score_events, score_table
 from kdjax.detection.thresholds import Rule, choose_threshold
 from kdjax.errors import ConfigError, DataError, KdjaxError, check_choice, counted

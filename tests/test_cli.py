@@ -15,6 +15,7 @@ from rich.console import Console
 
 from kdjax import cli
 from kdjax.cli import OLD_FLAGS, VERBS, flags_of, main, parse
+from kdjax.commands import common
 from kdjax.config import RENAMED, get_config, leaves
 from kdjax.data import download as fetch
 from kdjax.detection.storage import save_detector
@@ -347,6 +348,7 @@ def asked(monkeypatch):
         calls.append((settings, str(workdir)))
         return {"notes": ["saw borrowed"], "dataset": {"positive_windows": 3}}
 
+    monkeypatch.setattr(common, "check_inputs", lambda settings, workdir: None)
     monkeypatch.setattr(pipeline, "run", catch)
     monkeypatch.setattr(tables, "results_table", lambda results: "the table")
     monkeypatch.setattr(tables, "rates_table", lambda results: "the rates")
@@ -592,6 +594,50 @@ def test_faults_of_score(refused, detector, rows_file, tmp_path):
     line = refused("score", rows_file, f"--detector={detector}", output)
     assert "is damaged: card.md has 7 bytes" in line
     assert not (tmp_path / "o.csv").exists()
+
+
+def test_refusals_do_not_wait_for_jax(
+    refused, monkeypatch, detector, rows_file, tmp_path
+):
+    monkeypatch.setattr(common, "start_jax", lambda: pytest.fail("JAX started"))
+    text = tmp_path / "text.csv"
+    text.write_text("x,y\n1,2\n3,high\n")
+    other = tmp_path / "other.csv"
+    other.write_text("x,z\n1,2\n")
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    (workdir / "photo.jpg").write_text("")
+    known, output = f"--detector={detector}", f"--output={tmp_path / 'o.csv'}"
+    cell = "text.csv: row 2 (line 3), column 2 ('y'): 'high' is not a number"
+    for words, message in (
+        (("score", "none.csv", known, output), "none.csv does not exist"),
+        (("score", "rows.dat", known, output), "rows.dat has an unknown ending"),
+        (("score", text, known, output), cell),
+        (("score", other, known, output), "missing: y; not expected: z"),
+        (("score", rows_file, f"--detector={tmp_path}", output), "(1 near it: "),
+        (("calibrate", text, known, output), cell),
+        (("calibrate", text, f"--detector={workdir}", output), "has no MANIFEST"),
+        (("export", f"--data={text}", known, output), cell),
+        (("export", "--detector=none", output), "none is no folder"),
+        (("stream", "--detector=none"), "none is no folder"),
+        (("run", "--config.data.path=none.csv"), "none.csv does not exist"),
+        (("run", f"--config.data.path={text}"), cell),
+        (
+            ("run", f"--config.data.path={rows_file}", f"--workdir={workdir}"),
+            "photo.jpg",
+        ),
+    ):
+        assert message in refused(*words)
+
+
+def test_large_files_are_read_once(refused, monkeypatch, detector, rows_file, tmp_path):
+    started = []
+    monkeypatch.setattr(common, "start_jax", lambda: started.append(1))
+    monkeypatch.setattr(common, "_SMALL", 10)
+    rows_file.write_text("x,y\n1,2\n3,high\n")
+    output = f"--output={tmp_path / 'o.csv'}"
+    assert "'high'" in refused("score", rows_file, f"--detector={detector}", output)
+    assert started
 
 
 def test_an_unknown_entity_is_refused_with_those_known(

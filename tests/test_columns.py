@@ -14,7 +14,7 @@ from kdjax.detection.storage import load_detector, save_detector
 from kdjax.detection.stream_rules import plan_from_json, plan_of, plan_to_json
 from kdjax.errors import ConfigError, DataError
 from kdjax.estimator import KDDetector
-from kdjax.experiment.pipeline import load_dataset
+from kdjax.experiment.inputs import load_dataset
 from kdjax.experiment.recalibrate import calibrate_file
 from kdjax.export.files import export_file
 from kdjax.export.onnx import onnx_file

@@ -29,9 +29,10 @@ from sklearn.preprocessing import MinMaxScaler, StandardScaler
 from sklearn.utils.estimator_checks import check_estimator, estimator_checks_generator
 
 from kdjax.data.series import Series
+from kdjax.detection.reading import read_like
 from kdjax.detection.storage import load_detector, save_detector
 from kdjax.detection.stream_rules import plan_of
-from kdjax.detection.tables import read_like, score_events, score_table
+from kdjax.detection.tables import score_events, score_table
 from kdjax.detection.thresholds import conformal_threshold
 from kdjax.errors import ArtifactError, ConfigError, DataError
 from kdjax.estimator import EXPECTED_FAILED_CHECKS, FIELDS, KDDetector

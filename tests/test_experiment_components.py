@@ -14,13 +14,9 @@ from kdjax.detection.detector import stream_detector
 from kdjax.detection.storage import load_detector
 from kdjax.detection.tables import score_table
 from kdjax.errors import ConfigError
+from kdjax.experiment.inputs import load_dataset
 from kdjax.experiment.jobs import job_targets, make_training_data, student_job
-from kdjax.experiment.pipeline import (
-    count_networks,
-    load_dataset,
-    prepare_dataset,
-    run,
-)
+from kdjax.experiment.pipeline import count_networks, prepare_dataset, run
 from kdjax.experiment.sweeps.design import make_design
 from kdjax.experiment.sweeps.sweep import run_sweep
 from kdjax.models.residual import FIT_WINDOWS, component, fit_baseline, fit_components

@@ -8,7 +8,8 @@ import pytest
 
 from kdjax.detection.storage import load_detector
 from kdjax.errors import ArtifactError, ConfigError
-from kdjax.experiment.pipeline import load_dataset, run
+from kdjax.experiment.inputs import load_dataset
+from kdjax.experiment.pipeline import run
 from kdjax.experiment.train import group_name, split_groups
 from kdjax.scoring.files import score_file
 

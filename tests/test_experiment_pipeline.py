@@ -20,7 +20,8 @@ from kdjax.errors import ArtifactError, ConfigError, DataError
 from kdjax.evaluation.evaluate import evaluate_models
 from kdjax.evaluation.rows import LEVELS, METRICS, SCOPES
 from kdjax.experiment.assemble import calibration_rules, data_digests
-from kdjax.experiment.pipeline import count_networks, load_dataset, prepare_dataset, run
+from kdjax.experiment.inputs import load_dataset
+from kdjax.experiment.pipeline import count_networks, prepare_dataset, run
 from kdjax.models.residual import ResidualModel
 
 NETWORKS = ("teacher", "student", "student_alone")

@@ -10,13 +10,14 @@ from rich.console import Console
 
 from kdjax.errors import ConfigError
 from kdjax.experiment import jobs, populations
+from kdjax.experiment.inputs import load_dataset
 from kdjax.experiment.jobs import (
     make_training_data,
     recorded_mask,
     student_job,
     teacher_job,
 )
-from kdjax.experiment.pipeline import load_dataset, prepare_dataset
+from kdjax.experiment.pipeline import prepare_dataset
 from kdjax.experiment.populations import (
     fits_in_memory,
     group_jobs,

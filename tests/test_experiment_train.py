@@ -12,13 +12,14 @@ from rich.console import Console
 
 from kdjax.config import get_config, override, resolve
 from kdjax.data.prepared import training_windows
+from kdjax.experiment.inputs import load_dataset
 from kdjax.experiment.jobs import (
     STUDENT_INIT,
     STUDENT_ORDER,
     architecture,
     training_stride,
 )
-from kdjax.experiment.pipeline import load_dataset, prepare_dataset
+from kdjax.experiment.pipeline import prepare_dataset
 from kdjax.experiment.train import train_networks
 from kdjax.experiment.workdir import read_lines
 from kdjax.models.autoencoder import Architecture, network

@@ -19,7 +19,8 @@ from kdjax.detection.tables import score_table
 from kdjax.errors import ConfigError
 from kdjax.evaluation.evaluate import evaluate_models
 from kdjax.experiment.assemble import calibration_rules, make_detector
-from kdjax.experiment.pipeline import load_dataset, prepare_dataset
+from kdjax.experiment.inputs import load_dataset
+from kdjax.experiment.pipeline import prepare_dataset
 from kdjax.models.residual import ResidualModel
 
 CHANNELS = ("flow", "heat", "copy", "dead")

@@ -13,6 +13,7 @@ from rich.console import Console
 from sklearn.decomposition import PCA
 
 from kdjax.errors import ConfigError, DataError
+from kdjax.experiment.inputs import load_dataset
 from kdjax.experiment.jobs import (
     is_distilled,
     make_distillation,
@@ -20,7 +21,7 @@ from kdjax.experiment.jobs import (
     student_job,
     train_job,
 )
-from kdjax.experiment.pipeline import load_dataset, prepare_dataset
+from kdjax.experiment.pipeline import prepare_dataset
 from kdjax.experiment.train import train_networks
 from kdjax.models.autoencoder import Architecture, network
 from kdjax.models.residual import ResidualModel, fit_components

@@ -35,11 +35,13 @@ def main(arguments: list[str], flags: common.Flags) -> None:
             "calibrate keeps the detector's settings and takes only "
             f"--config.threshold.…, got {', '.join(foreign) or '--config'}."
         )
-    common.start_jax()
-    from kdjax.experiment.recalibrate import calibrate_file
-
+    common.check_detector(detector)
     threshold = {name.split(".", 1)[1]: value for name, value in changes.items()}
     with common.reading(flags, common.READING) as reading:
+        common.check_rows(path, detector, reading)
+        common.start_jax()
+        from kdjax.experiment.recalibrate import calibrate_file
+
         calibrate_file(
             path,
             detector=detector,

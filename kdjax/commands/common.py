@@ -1,8 +1,9 @@
 """What verbs share: flags, checks of arguments, the config, the start of JAX."""
 
 import contextlib
+import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,8 +12,12 @@ from ml_collections import ConfigDict, config_flags
 
 from kdjax.config import Settings, override, resolve
 from kdjax.errors import ConfigError, KdjaxError
+from kdjax.io.files import check_detector_folder
 
 Flags = FlagValues
+
+# Bytes of files that are read twice, first without JAX, whose start takes seconds.
+_SMALL = 4_000_000
 
 
 class Flag(NamedTuple):
@@ -158,6 +163,42 @@ def work_directory(flags: Flags, settings: Settings) -> Path:
     # Two arguments are two runs, such as smap and msl.
     parts = [Path(path).stem, *(re.sub(r"\W+", "-", part) for part in argument)]
     return Path("runs", "_".join(parts))
+
+
+def check_detector(folder: str) -> None:
+    """Refuses a folder that can't be a detector's."""
+    if not Path(folder).is_file():  # such as an ONNX file
+        check_detector_folder(Path(folder))
+
+
+def check_rows(path: str, folder: str, options: Mapping[str, Any]) -> None:
+    """Refuses what `read_like` and the channels refuse, if a file is small."""
+    from kdjax.data.raw import about
+    from kdjax.data.readers import match_channels
+    from kdjax.detection.reading import read_description, read_like
+
+    detector = read_description(Path(folder))
+    if detector is None or _is_large(path):
+        return
+    with about(path):
+        for series in read_like(detector, path, **options):
+            match_channels(series, detector.channels)
+
+
+def check_inputs(settings: Settings, workdir: Path) -> None:
+    """Refuses a work directory of other settings and, if they are small, bad files."""
+    from kdjax.experiment.inputs import load_dataset
+    from kdjax.experiment.workdir import check_settings, settings_of_begun
+
+    if workdir.is_dir():
+        check_settings(workdir, settings_of_begun(workdir, settings))
+    data = settings["data"]
+    if not any(map(_is_large, (data["path"], data["test_path"]))) and data["path"]:
+        load_dataset(data)
+
+
+def _is_large(path: str) -> bool:
+    return os.path.isfile(path) and os.path.getsize(path) > _SMALL
 
 
 def start_jax() -> None:

@@ -29,10 +29,13 @@ def main(arguments: list[str], flags: common.Flags) -> None:
     common.no_arguments("export", arguments)
     detector = common.required("export", flags, "detector")
     output = common.required("export", flags, "output")
-    common.start_jax()
-    from kdjax.export.files import export_file
-
+    common.check_detector(detector)
     names = ("format", "entity", "quantize", "data")
     options = common.chosen(flags, *names)
     with common.reading(flags, common.COLUMNS) as reading:
+        if flags.data:
+            common.check_rows(flags.data, detector, reading | {"missing": "mask"})
+        common.start_jax()
+        from kdjax.export.files import export_file
+
         export_file(detector, output=output, log=print, **options, **reading)

@@ -22,6 +22,8 @@ def main(arguments: list[str], flags: common.Flags) -> None:
     common.no_arguments("run", arguments)
     settings = common.read_settings(flags)
     workdir = common.work_directory(flags, settings)
+    if not flags.coordinator:
+        common.check_inputs(settings, workdir)
     console = Console(quiet=not common.start_processes(flags))
     from kdjax.evaluation.tables import rates_table, results_table, unlabelled_table
     from kdjax.experiment.pipeline import run

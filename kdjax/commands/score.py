@@ -42,10 +42,13 @@ def main(arguments: list[str], flags: common.Flags) -> None:
     names = ("entity", "causal", "contributions", "attribution")
     options: dict[str, Any] = {"detector": detector, "output": output, "log": _say}
     options |= common.chosen(flags, *names)
-    common.start_jax()
-    from kdjax.scoring.files import score_file, score_fleet
-
+    common.check_detector(detector)
     with common.reading(flags, common.READING) as reading:
+        if output.suffix in ENDINGS:
+            common.check_rows(arguments[0], detector, reading)
+        common.start_jax()
+        from kdjax.scoring.files import score_file, score_fleet
+
         if output.suffix in ENDINGS:
             score_file(arguments[0], **options, **reading)
         else:

@@ -42,6 +42,7 @@ def main(arguments: list[str], flags: common.Flags) -> None:
             "stream reads rows from standard input and answers on standard output: "
             "open them, or give --output."
         )
+    common.check_detector(detector)
     common.start_jax()
     from kdjax.scoring.streams import run_stream
 

@@ -18,8 +18,9 @@ from kdjax.data.series import Ranges
 from kdjax.data.windowing import has_missing
 from kdjax.detection.attribution import attribution_matrix, split_deviations
 from kdjax.detection.gaussian import Gaussian
+from kdjax.detection.reading import fill_limit
 from kdjax.detection.scores import deviations, scores_of, window_scores
-from kdjax.detection.stream_rules import fill_limit, plan_by, plan_of
+from kdjax.detection.stream_rules import plan_by, plan_of
 from kdjax.detection.streaming import StreamDetector, WindowResult
 from kdjax.detection.thresholds import Threshold
 from kdjax.errors import DataError

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from kdjax.data.grid import parse_step
 from kdjax.data.schema import Reading, check_reading
-from kdjax.data.times import NAMES
+from kdjax.detection.reading import OF_ROWS, fill_limit, read_by, reading_of
 from kdjax.errors import ArtifactError, ConfigError
 
 if TYPE_CHECKING:
@@ -20,13 +19,6 @@ if TYPE_CHECKING:
 
 # Order statistics of the calibration scores that a plan keeps.
 KEPT = 1000
-
-
-# Options of `Reading` that stay with a detector, apart from rules of whole files.
-_OF_ROWS = (
-    "time_column", "entity_column", "ignore", "missing_values", "layout", "tag_column",
-    "value_column", "step", "duplicates",
-)  # fmt: skip
 
 
 class Plan(NamedTuple):
@@ -85,54 +77,10 @@ def plan_of(detector: "Detector", index: int) -> Plan:
     )
 
 
-def reading_of(detector: "Detector") -> Reading:
-    """How the rows of training were read, by the card."""
-    card = detector.card
-    data, known = card.get("settings", {}).get("data", {}), card.get("data", {})
-    given = {name: data[name] for name in _OF_ROWS if name in data}
-    clock, step = known.get("time_column", ""), given.get("step", "")
-    if clock and clock.lower() not in NAMES:  # those are found by themselves
-        given["time_column"] = clock
-    if known.get("dated") and step and not parse_step(step)[1]:
-        # So that numbers as times are refused.
-        given["step"] = np.format_float_positional(parse_step(step)[0], trim="-") + "s"
-    if not step:
-        given.pop("duplicates", None)  # of readings only
-    return read_by(Reading(), {**given, "label_column": data.get("label_column")})
-
-
-def read_by(reading: Reading, given: Mapping[str, Any]) -> Reading:
-    """`reading` with the options of `read_table` that are given and not empty.
-
-    Ignored columns come to those before, and so does a label column.
-    """
-    if unknown := given.keys() - {*_OF_ROWS, "label_column"}:
-        raise TypeError(f"unknown options: {', '.join(sorted(unknown))}")
-    changes = {name: value for name, value in given.items() if value}
-    changes.pop("label_column", None)
-    ignore = (*reading.ignore, *given.get("ignore", ()), given.get("label_column"))
-    changes["ignore"] = tuple(dict.fromkeys(filter(None, ignore)))
-    if "missing_values" in changes:
-        changes["missing_values"] = tuple(changes["missing_values"])
-    return reading._replace(**changes)
-
-
 def plan_by(plan: Plan, given: Mapping[str, Any]) -> Plan:
     """A plan whose rows are read with these options of `read_table`; see `read_by`."""
     limit = plan.fill_limit or (plan.window if given.get("step") else 0)
     return plan._replace(reading=read_by(plan.reading, given), fill_limit=limit)
-
-
-def fill_limit(detector: "Detector", *, missing: str = "", step: str = "") -> int:
-    """Rows for which a missing cell has the last value by the card; 0 for none.
-
-    `missing` and `step` override the card's rule and grid.
-    """
-    data = detector.card.get("settings", {}).get("data", {})
-    if not (step or data.get("step")) and (missing or data.get("missing")) != "ffill":
-        return 0
-    # Version 0.1.0 had no limit.
-    return int(data.get("fill_limit") or detector.window)
 
 
 def plan_to_json(plan: Plan) -> str:
@@ -235,7 +183,7 @@ def _reading(value: Any) -> Reading:
     found: dict[str, Any] = {}
     for name, given in value.items():
         several = isinstance(given, list)
-        if name not in _OF_ROWS or several != isinstance(usual[name], tuple):
+        if name not in OF_ROWS or several != isinstance(usual[name], tuple):
             raise TypeError(f"{name} is {given!r}")
         found[name] = tuple(map(as_text, given)) if several else as_text(given)
     reading = Reading(**found)

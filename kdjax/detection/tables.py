@@ -1,13 +1,12 @@
 """Score tables: the scores and alarms of each row of a series, and events of alarms."""
 
-import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from kdjax.data.readers import load_files, match_channels
+from kdjax.data.readers import match_channels
 from kdjax.data.series import Series
 from kdjax.data.splits import cover_starts, intersect, kept, segments
 from kdjax.data.times import format_times
@@ -28,14 +27,10 @@ from kdjax.detection.detector import (
     score_batches,
 )
 from kdjax.detection.scores import window_scores
-from kdjax.detection.stream_rules import fill_limit, read_by, reading_of
 from kdjax.errors import DataError, counted
 
 STATES = ("normal", "anomaly", "unknown")  # by their codes in `score_table`
 CONTRIBUTION = "contribution:"
-
-# Of a detector's training file, if its card has them.
-_RULES = ("missing", "order", "duplicates")
 
 
 class Windows(NamedTuple):
@@ -170,50 +165,6 @@ def find_windows(detector: Detector, series: Series, *, causal: bool) -> Windows
         latest[start:stop] = np.where(found < 0, -1, found + count)
         count += len(own)
     return Windows(np.concatenate(starts), latest, causal)
-
-
-def read_like(
-    detector: Detector,
-    path: str | os.PathLike[str],
-    *,
-    missing: str = "",
-    order: str = "",
-    duplicates: str = "",
-    exclude: str | os.PathLike[str] = "",
-    entity: str = "",
-    widen: bool = False,
-    **given: Any,
-) -> tuple[Series, ...]:
-    """Reads a file with the options of the detector's training file, from its card.
-
-    Options of `read_table` override the card where they are not empty. Columns that the
-    card names need not be there. `entity` names rows without an entity column, by default
-    as the file. Rows have the dtype of the scalers, or with `widen` float64, too, where
-    a channel needs it.
-    """
-    data: dict[str, Any] = detector.card.get("settings", {}).get("data", {})
-    rules = {name: data[name] for name in _RULES if name in data}
-    own_rules = {"missing": missing, "order": order, "duplicates": duplicates}
-    rules |= {name: value for name, value in own_rules.items() if value}
-    known, label = reading_of(detector), given.get("label_column") or ""
-    own = read_by(known, {**given, "label_column": ""})
-    limit = fill_limit(detector, missing=missing, step=str(own.step)) or None
-    ignore = tuple(name for name in own.ignore if name != label)
-    dtype: Any = detector.scalers.offset.dtype
-    if widen and dtype == np.float32:
-        dtype = None
-    own = own._replace(
-        label_column=label, ignore=ignore, fill_limit=limit, dtype=dtype, **rules
-    )
-    may_lack = {known.time_column, known.entity_column, *ignore}
-    return load_files(
-        path,
-        exclude=exclude,
-        entity=entity,
-        may_lack=may_lack - {given.get("time_column"), given.get("entity_column")},
-        channels=detector.channels if own.long else (),
-        **own._asdict(),
-    ).train
 
 
 def known_entity(detector: Detector, entity: str) -> str:

@@ -15,10 +15,9 @@ from typing import Any
 from rich.console import Console
 
 from kdjax.config import to_json
-from kdjax.data.datasets import load_benchmark, width
+from kdjax.data.datasets import width
 from kdjax.data.prepared import Prepared, channel_notes, prepare
 from kdjax.data.raw import about, check_width
-from kdjax.data.readers import load_files
 from kdjax.data.series import Dataset
 from kdjax.detection.calibration import check_enough
 from kdjax.errors import ConfigError, DataError, counted
@@ -26,6 +25,7 @@ from kdjax.evaluation import evaluate
 from kdjax.evaluation.evaluate import ModelEvaluation
 from kdjax.evaluation.rows import PREVIOUS
 from kdjax.experiment.assemble import calibration_rules, data_digests
+from kdjax.experiment.inputs import load_dataset
 from kdjax.experiment.jobs import architecture
 from kdjax.experiment.train import ALL, PER_ENTITY, split_groups, train_groups
 from kdjax.experiment.warm_start import (
@@ -169,22 +169,6 @@ def _run(settings: Settings, workdir: Path, console: Console) -> dict[str, Any]:
             warm_start=warm_start.card if warm_start else None,
         )
     )
-
-
-def load_dataset(data: Settings) -> Dataset:
-    """The data set that the `data` settings name."""
-    if data["name"]:
-        return load_benchmark(
-            data["name"], root=data["root"], entities=tuple(data["entities"])
-        )
-    fields = (
-        "test_path", "time_column", "entity_column", "label_column", "ignore", "layout",
-        "tag_column", "value_column", "step", "missing", "missing_values", "order",
-        "duplicates", "exclude", "memory_bytes",
-    )  # fmt: skip
-    limit = data["fill_limit"] or data["window"]
-    options = {field: data[field] for field in fields}
-    return load_files(data["path"], fill_limit=limit, **options)
 
 
 def prepare_dataset(dataset: Dataset, settings: Settings) -> Prepared:

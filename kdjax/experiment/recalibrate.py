@@ -25,9 +25,10 @@ from kdjax.detection.calibration import calibrate, check_enough
 from kdjax.detection.detector import POOLED, Detector, score_windows
 from kdjax.detection.false_alarms import cross_rates
 from kdjax.detection.gaussian import Gaussian
+from kdjax.detection.reading import read_like
 from kdjax.detection.scores import window_scores
 from kdjax.detection.storage import check_replaceable, load_detector, save_detector
-from kdjax.detection.tables import find_windows, read_like
+from kdjax.detection.tables import find_windows
 from kdjax.detection.thresholds import Threshold, choose_threshold
 from kdjax.errors import ArtifactError, ConfigError, KdjaxError, counted
 from kdjax.experiment.assemble import calibration_rules, series_digest, threshold_rule
@@ -53,7 +54,7 @@ def calibrate_file(
 
     `detector` and `output` are folders and may be the same. `entity` names the rows if
     the file has no entity column and the detector has several. `threshold` has changed
-    settings; `reading` is for `kdjax.detection.tables.read_like`. `log` takes each
+    settings; `reading` is for `kdjax.detection.reading.read_like`. `log` takes each
     message as it comes, such as `print`; all are returned.
     """
     check_replaceable(Path(output))
@@ -62,7 +63,10 @@ def calibrate_file(
     usual = Path(Path(path).name.removesuffix(".gz")).stem
     if not entity and usual not in loaded.entities and len(loaded.entities) == 1:
         (usual,) = loaded.entities
-    every = read_like(loaded, path, entity=entity or usual, widen=True, **reading)
+    # A new entity may need float64.
+    dtype = loaded.scalers.offset.dtype
+    wanted = None if dtype == np.float32 else dtype
+    every = read_like(loaded, path, dtype=wanted, entity=entity or usual, **reading)
     if entity and len(every) > 1:
         raise ConfigError(
             f"calibrate: --entity={entity} can't name the rows of {len(every)} entities: "

@@ -22,9 +22,9 @@ from kdjax.detection.detector import (
     explain_batches,
     usual_entity,
 )
+from kdjax.detection.reading import read_like
 from kdjax.detection.scores import window_scores
 from kdjax.detection.storage import load_detector
-from kdjax.detection.tables import read_like
 from kdjax.errors import ArtifactError, ConfigError, DataError, check_choice
 from kdjax.export.container import Scored, Scorer, load_onnx
 from kdjax.io.files import atomic_path, check_target, clear_leftovers
@@ -258,7 +258,8 @@ def _rows(
     detector: Detector, path: str | os.PathLike[str], **reading: Any
 ) -> Sequence[np.ndarray]:
     """The rows of a user's file, one array an entity."""
-    series = read_like(detector, path, missing="mask", **reading)
+    dtype = detector.scalers.offset.dtype
+    series = read_like(detector, path, dtype=dtype, missing="mask", **reading)
     with about(path):
         rows = [match_channels(one, detector.channels).values for one in series]
     longest = max(map(len, rows))

@@ -21,8 +21,9 @@ from kdjax.data.tables import SUFFIXES
 from kdjax.detection.attribution import check_attribution
 from kdjax.detection.detector import Detector, entity_index
 from kdjax.detection.false_alarms import series_notes
+from kdjax.detection.reading import read_like
 from kdjax.detection.storage import load_detector
-from kdjax.detection.tables import known_entity, read_like, score_events, score_table
+from kdjax.detection.tables import known_entity, score_events, score_table
 from kdjax.errors import ConfigError, DataError, KdjaxError, counted
 from kdjax.io.files import (
     MANIFEST,
@@ -104,7 +105,8 @@ def _score_rows(
         reading: for `read_like`.
     """
     tables, events = [], []
-    for series in read_like(detector, path, **reading):
+    dtype = detector.scalers.offset.dtype
+    for series in read_like(detector, path, dtype=dtype, **reading):
         used = entity or known_entity(detector, series.entity)
         index = entity_index(detector, used)  # raises before the first message
         with about(path):

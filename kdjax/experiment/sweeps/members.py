@@ -32,8 +32,9 @@ from kdjax.evaluation.evaluate import (
 )
 from kdjax.experiment import jobs, train
 from kdjax.experiment.assemble import calibration_rules, data_digests, make_detector
+from kdjax.experiment.inputs import load_dataset
 from kdjax.experiment.jobs import TrainingJob
-from kdjax.experiment.pipeline import load_dataset, prepare_groups
+from kdjax.experiment.pipeline import prepare_groups
 from kdjax.experiment.populations import OnEpoch, finished, train_all
 from kdjax.experiment.sweeps.design import DONE, FAILED, LOSS, Member, value_text
 from kdjax.experiment.train import Group, Task

@@ -1,0 +1,133 @@
+"""How the rows of a detector are read: as its training file, by its card.
+
+Nothing here needs JAX, so that a file of rows can be refused before JAX starts.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from kdjax.data.grid import parse_step
+from kdjax.data.readers import load_files
+from kdjax.data.schema import Reading
+from kdjax.data.series import Series
+from kdjax.data.times import NAMES
+
+if TYPE_CHECKING:
+    from kdjax.detection.detector import Detector
+
+# Options of `Reading` that stay with a detector, apart from rules of whole files.
+OF_ROWS = (
+    "time_column", "entity_column", "ignore", "missing_values", "layout", "tag_column",
+    "value_column", "step", "duplicates",
+)  # fmt: skip
+# Of a detector's training file, if its card has them.
+_RULES = ("missing", "order", "duplicates")
+
+
+class Described(NamedTuple):
+    """The fields of a saved `Detector` by which rows are read."""
+
+    card: Mapping[str, Any]
+    channels: tuple[str, ...]
+    window: int
+
+
+def read_description(folder: Path) -> Described | None:
+    """Of a saved detector that is whole; None of others, which `load_detector` refuses."""
+    try:
+        found = json.loads((folder / "detector.json").read_text("utf-8"))
+        card = json.loads((folder / "card.json").read_text("utf-8"))
+        return Described(card, tuple(found["channels"]), int(found["window"]))
+    except (OSError, LookupError, TypeError, ValueError, RecursionError):
+        return None
+
+
+def read_like(
+    detector: "Detector | Described",
+    path: str | os.PathLike[str],
+    *,
+    dtype: Any = None,
+    missing: str = "",
+    order: str = "",
+    duplicates: str = "",
+    exclude: str | os.PathLike[str] = "",
+    entity: str = "",
+    **given: Any,
+) -> tuple[Series, ...]:
+    """Reads a file with the options of the detector's training file, from its card.
+
+    Options of `read_table` override the card where they are not empty. Columns that the
+    card names need not be there. `entity` names rows without an entity column, by default
+    as the file. `dtype` is that of the rows.
+    """
+    data: dict[str, Any] = detector.card.get("settings", {}).get("data", {})
+    rules = {name: data[name] for name in _RULES if name in data}
+    own_rules = {"missing": missing, "order": order, "duplicates": duplicates}
+    rules |= {name: value for name, value in own_rules.items() if value}
+    known, label = reading_of(detector), given.get("label_column") or ""
+    own = read_by(known, {**given, "label_column": ""})
+    limit = fill_limit(detector, missing=missing, step=str(own.step)) or None
+    ignore = tuple(name for name in own.ignore if name != label)
+    own = own._replace(
+        label_column=label, ignore=ignore, fill_limit=limit, dtype=dtype, **rules
+    )
+    may_lack = {known.time_column, known.entity_column, *ignore}
+    return load_files(
+        path,
+        exclude=exclude,
+        entity=entity,
+        may_lack=may_lack - {given.get("time_column"), given.get("entity_column")},
+        channels=detector.channels if own.long else (),
+        **own._asdict(),
+    ).train
+
+
+def reading_of(detector: "Detector | Described") -> Reading:
+    """How the rows of training were read, by the card."""
+    card = detector.card
+    data, known = card.get("settings", {}).get("data", {}), card.get("data", {})
+    given = {name: data[name] for name in OF_ROWS if name in data}
+    clock, step = known.get("time_column", ""), given.get("step", "")
+    if clock and clock.lower() not in NAMES:  # those are found by themselves
+        given["time_column"] = clock
+    if known.get("dated") and step and not parse_step(step)[1]:
+        # So that numbers as times are refused.
+        given["step"] = np.format_float_positional(parse_step(step)[0], trim="-") + "s"
+    if not step:
+        given.pop("duplicates", None)  # of readings only
+    return read_by(Reading(), {**given, "label_column": data.get("label_column")})
+
+
+def read_by(reading: Reading, given: Mapping[str, Any]) -> Reading:
+    """`reading` with the options of `read_table` that are given and not empty.
+
+    Ignored columns come to those before, and so does a label column.
+    """
+    if unknown := given.keys() - {*OF_ROWS, "label_column"}:
+        raise TypeError(f"unknown options: {', '.join(sorted(unknown))}")
+    changes = {name: value for name, value in given.items() if value}
+    changes.pop("label_column", None)
+    ignore = (*reading.ignore, *given.get("ignore", ()), given.get("label_column"))
+    changes["ignore"] = tuple(dict.fromkeys(filter(None, ignore)))
+    if "missing_values" in changes:
+        changes["missing_values"] = tuple(changes["missing_values"])
+    return reading._replace(**changes)
+
+
+def fill_limit(
+    detector: "Detector | Described", *, missing: str = "", step: str = ""
+) -> int:
+    """Rows for which a missing cell has the last value by the card; 0 for none.
+
+    `missing` and `step` override the card's rule and grid.
+    """
+    data = detector.card.get("settings", {}).get("data", {})
+    if not (step or data.get("step")) and (missing or data.get("missing")) != "ffill":
+        return 0
+    # Version 0.1.0 had no limit.
+    return int(data.get("fill_limit") or detector.window)
