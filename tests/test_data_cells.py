@@ -255,4 +255,6 @@ def test_offsets_that_change_are_one_clock(tmp_path):
 
 def test_a_key_without_a_name_is_no_time_entity_or_tag():
     (line,) = read_lines(['{"a": 1, "": "x"}'], ("a",))
-    assert line[1:] == (None, [1.0], "", "", "")
+    assert line.row == [] and line.error.startswith(
+        "the columns differ from the 1 channel expected; not expected: column 2, without"
+    )

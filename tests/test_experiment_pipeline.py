@@ -223,6 +223,8 @@ def test_cards_say_where_a_detector_comes_from(finished):
     assert card["data"] == {
         "name": "train",
         "channels": list(CHANNELS),
+        "time_column": "time",
+        "dated": True,
         "sha256": digests,
     }
     assert set(digests) == {"train/press", "train/saw", "test/press", "test/saw"}

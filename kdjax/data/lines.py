@@ -88,7 +88,7 @@ def read_lines(
     ignored tags are missing. `may_lack` are columns that need not be there.
 
     >>> list(read_lines(["time,b,a", "7,2,"], ["a", "b"]))
-    [Line(number=2, time=7, row=[nan, 2.0], error='')]
+    [Line(number=2, time=7, row=[nan, 2.0], error='', entity='', tag='')]
     """
     own = (ignored, missing_values, entity_column, tag_column, may_lack)
     return _read(lines, _Wanted(channels, time_column, *own))
@@ -354,7 +354,11 @@ def _check_names(names: Sequence[str], wanted: _Wanted) -> None:
             hint = "The first line looks like a comment: remove it."
         elif not tag and len(absent) >= len(channels):
             hint += " Lines with a reading each need --layout=long."
-        expected = "those of long layout" if tag else f"the {len(channels)} channels"
+        expected = (
+            "those of long layout"
+            if tag
+            else f"the {counted(len(channels), 'channel')}"
+        )
         raise DataError(
             f"the columns differ from {expected} expected; {'; '.join(wrong)}. {hint}"
         )
