@@ -1,0 +1,101 @@
+"""`benchmarks/tsbad.py`: the benchmark's window, its files, and a run that continues."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+import tsbad
+
+
+def test_the_window_is_the_lag_of_the_highest_local_maximum():
+    rows = np.arange(3000)
+    noise = np.random.default_rng(0).normal(size=3000)
+    for values in (
+        np.sin(2 * np.pi * rows / 70) + 0.1 * noise,
+        np.sin(2 * np.pi * rows / 24) + np.sin(2 * np.pi * rows / 168),
+        np.cumsum(noise),
+        rows % 3 == 0,
+    ):
+        centred = values - np.mean(values)
+        # Autocorrelation by its definition.
+        lags = [centred[: 3000 - k] @ centred[k:] for k in range(401)]
+        tops = [k for k in range(4, 400) if lags[k - 1] < lags[k] > lags[k + 1]]
+        best = max(tops, key=lambda k: lags[k]) if tops else 0
+        expected = best if 6 <= best <= 303 else 125
+        assert tsbad.vus_window(values) == expected
+
+
+def test_a_column_without_a_period_has_the_usual_window():
+    assert tsbad.vus_window(np.ones(1000)) == 125
+    assert tsbad.vus_window(np.arange(1000.0)) == 125
+
+
+@pytest.fixture
+def root(tmp_path):
+    """Two series in the benchmark's form; the second has its anomaly in each channel."""
+    rng = np.random.default_rng(1)
+    for number, name in enumerate(("A", "B"), start=1):
+        rows = np.sin(np.arange(900)[:, None] / 8 + [0, 1]) + rng.normal(
+            0, 0.1, (900, 2)
+        )
+        labels = np.zeros(900, int)
+        labels[700:720] = 1
+        rows[700:720] += 3
+        frame = pd.DataFrame(rows, columns=["x", "y"]).assign(Label=labels)
+        path = tmp_path / f"00{number}_{name}_id_1_Sensor_tr_500_1st_700.csv"
+        frame.to_csv(path, index=False)
+    return tmp_path
+
+
+def test_a_run_has_a_line_for_each_series_and_model_and_continues(root, monkeypatch):
+    output = root / "found.jsonl"
+    items = list(tsbad.published(root))
+    assert [item.collection for item in items] == ["A", "B"]
+    assert {item.prefix for item in items} == {500}
+    assert items[0].labels.sum() == 20 and items[0].rows.shape == (900, 2)
+    name = "kdjax mahalanobis"
+    tsbad.run(iter(items), output, [name], (0, 1))
+    first = output.read_text()
+    lines = tsbad.read(output)
+    assert [(one["file"], one["seed"]) for one in lines] == [
+        (item.file, 0) for item in items
+    ]
+    assert all(one["vus_pr"] > 0.8 and one["numbers"] == 11 for one in lines)
+    monkeypatch.setitem(tsbad.MODELS, name, None)  # nothing is fitted again
+    tsbad.run(iter(items), output, [name], (0, 1))
+    assert output.read_text() == first
+
+
+def test_the_table_has_means_over_series_beside_the_published_ones():
+    theirs = pd.read_csv(tsbad.HERE / "published.csv", index_col="file")
+    files = theirs.index[[0, 1, -1]]
+    lines = [
+        {"file": file, "collection": "MSL" if place < 2 else "SMD", "model": "kdjax",
+         "seed": seed, "vus_pr": 0.2 * place + 0.1 * seed, "numbers": 10,
+         "fit_seconds": 2.0, "score_seconds": 1.0}
+        for place, file in enumerate(files)
+        for seed in (0, 1)
+    ]  # fmt: skip
+    shown = tsbad.table(lines).splitlines()
+    assert (
+        shown[0]
+        == "| model | all (3) | MSL (2) | SMD (1) | numbers | fit s | score s |"
+    )
+    # Seeds: 0.05, 0.25, 0.45.
+    assert "| kdjax | 0.250 | 0.150 | 0.450 | 10 | 2 | 1 |" in shown
+    mean = theirs.loc[files, "CNN"].mean()
+    assert any(line.startswith(f"| CNN | {mean:.3f} |") for line in shown)
+
+
+def test_the_lists_are_apart_and_complete():
+    series = pd.read_csv(tsbad.HERE / "series.csv")
+    published = pd.read_csv(tsbad.HERE / "published.csv")
+    evaluation = series[series["list"] == "evaluation"]
+    assert evaluation["file"].tolist() == published["file"].tolist()
+    assert not series["entity"].duplicated().any()
+    assert (series["train_rows"] >= 500).all()
+    assert published.iloc[:, 1:].mean().idxmax() == "KMeansAD"
