@@ -245,8 +245,8 @@ def value_notes(prepared: Prepared) -> list[str]:
         if one_way:
             notes.append(
                 f"{entity.name}: only rising or only falling in the training rows: "
-                f"{', '.join(one_way)}; later values lie outside what is learnt here: leave "
-                "such counters, ids and times out, or give their differences"
+                f"{', '.join(one_way)}; later values lie outside what is learnt here: name "
+                "such counters, ids and times in data.ignore, or give their differences"
             )
         if coarse:
             kind = entity.train.values.dtype
