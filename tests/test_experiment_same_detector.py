@@ -84,6 +84,7 @@ def test_cards_differ_in_names_and_results_only(detectors):
         for card in cards:
             del card["title"], card["results"]
             card["data"].pop("name")
-            card["data"].pop("named", None)  # whether the frame had column names
+            for name in ("named", "time_column", "dated"):  # of a frame or of a file
+                card["data"].pop(name, None)
             card["settings"]["data"].pop("path")
         assert cards[0] == cards[1]

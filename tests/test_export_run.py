@@ -295,7 +295,7 @@ def test_the_effect_of_8_bits_is_measured_and_said(tmp_path, monkeypatch):
     shifts = np.abs(after - before) / np.maximum(1, before)
     flips = ((before > 3) != (after > 3)).sum()
     assert shifts.max() > 1e-4
-    assert lines[2] == (
+    assert lines[3] == (
         f"int8: {whole.stat().st_size:,} bytes become {output.stat().st_size:,}; window "
         f"scores change by {np.median(shifts):.2%} (median) and {shifts.max():.2%} "
         f"(at most), {flips} of 55 decisions differ"

@@ -106,12 +106,16 @@ def reading_of(detector: "Detector | Described") -> Reading:
 def read_by(reading: Reading, given: Mapping[str, Any]) -> Reading:
     """`reading` with the options of `read_table` that are given and not empty.
 
-    Ignored columns come to those before, and so does a label column.
+    Ignored columns come to those before, and so does a label column; a column that is
+    given as ignored has no other role from before.
     """
     if unknown := given.keys() - {*OF_ROWS, "label_column"}:
         raise TypeError(f"unknown options: {', '.join(sorted(unknown))}")
     changes = {name: value for name, value in given.items() if value}
     changes.pop("label_column", None)
+    for role in ("time_column", "entity_column"):
+        if getattr(reading, role) in given.get("ignore", ()):
+            changes.setdefault(role, "")
     ignore = (*reading.ignore, *given.get("ignore", ()), given.get("label_column"))
     changes["ignore"] = tuple(dict.fromkeys(filter(None, ignore)))
     if "missing_values" in changes:
