@@ -229,6 +229,8 @@ def test_a_stream_takes_rows_of_one_entity(make):
     assert answers[3]["error"].startswith(
         "a row of 'b' in the stream of 'a': give each"
     )
+    answers = streamed(frame, folder, reading={"ignore": ["machine"]})
+    assert [a["row"] for a in answers] == [*range(8)]
 
 
 def test_columns_of_training_are_known_to_calibrate_export_and_fleets(make, tmp_path):
