@@ -16,6 +16,8 @@ from kdjax.data.readers import load_files
 from kdjax.data.schema import Reading
 from kdjax.data.series import Series
 from kdjax.data.times import NAMES
+from kdjax.errors import ArtifactError
+from kdjax.io.files import verify_manifest
 
 if TYPE_CHECKING:
     from kdjax.detection.detector import Detector
@@ -40,10 +42,11 @@ class Described(NamedTuple):
 def read_description(folder: Path) -> Described | None:
     """Of a saved detector that is whole; None of others, which `load_detector` refuses."""
     try:
+        verify_manifest(folder)
         found = json.loads((folder / "detector.json").read_text("utf-8"))
         card = json.loads((folder / "card.json").read_text("utf-8"))
         return Described(card, tuple(found["channels"]), int(found["window"]))
-    except (OSError, LookupError, TypeError, ValueError, RecursionError):
+    except (ArtifactError, OSError, LookupError, TypeError, ValueError, RecursionError):
         return None
 
 
