@@ -50,7 +50,7 @@ from kdjax.detection.detector import (
 from kdjax.detection.reading import reading_of
 from kdjax.detection.storage import load_detector, save_detector
 from kdjax.detection.tables import CONTRIBUTION, score_events, score_table
-from kdjax.detection.thresholds import Rule, choose_threshold
+from kdjax.detection.thresholds import RETRAIN, Rule, choose_threshold
 from kdjax.errors import ConfigError, DataError, KdjaxError, check_choice, counted
 from kdjax.experiment.assemble import (
     calibration_rules,
@@ -540,11 +540,15 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
         changed = copy.copy(self)
         detector = changed.detector_ = _with_rule(self.detector_, settings)
         if X is None:
-            changed._choose(
-                threshold_rule(
-                    settings, step_seconds=detector.step, stride=detector.stride
-                )
+            rule = threshold_rule(
+                settings, step_seconds=detector.step, stride=detector.stride
             )
+            try:
+                changed._choose(rule)
+            except ConfigError as error:
+                raise ConfigError(
+                    str(error).replace(RETRAIN, " to calibrate(X)")
+                ) from None
         else:
             series = self._series(X)._replace(entity=self.entity_)
             changed.detector_, _ = recalibrated(detector, series, threshold={})
