@@ -12,7 +12,7 @@ from ml_collections import ConfigDict, config_flags
 
 from kdjax.config import Settings, override, resolve
 from kdjax.errors import ConfigError, KdjaxError
-from kdjax.io.files import check_detector_folder
+from kdjax.io.files import check_detector_folder, check_unsealed
 
 Flags = FlagValues
 
@@ -180,8 +180,8 @@ def check_rows(path: str, folder: str, options: Mapping[str, Any]) -> None:
     detector = read_description(Path(folder))
     if detector is None or _is_large(path):
         return
-    with about(path):
-        for series in read_like(detector, path, **options):
+    for series in read_like(detector, path, **options):
+        with about(path):
             match_channels(series, detector.channels)
 
 
@@ -190,6 +190,7 @@ def check_inputs(settings: Settings, workdir: Path) -> None:
     from kdjax.experiment.inputs import load_dataset
     from kdjax.experiment.workdir import check_settings, settings_of_begun
 
+    check_unsealed(workdir)
     if workdir.is_dir():
         check_settings(workdir, settings_of_begun(workdir, settings))
     data = settings["data"]
