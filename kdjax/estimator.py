@@ -712,20 +712,35 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
         if isinstance(X, pd.DataFrame):
             X, time = self._channels_of(X, reset=reset)
             _check_columns(X)
+            X = X.apply(_with_nan)
             # scikit-learn compares names that are text; arrays it takes in any order.
             if reset or hasattr(self, "feature_names_in_"):
                 X = X.set_axis(_column_names(X), axis=1)
-        elif isinstance(X, np.ma.MaskedArray):
-            X = as_array(X)
-        values = validate_data(
-            self,
-            X,
-            reset=reset,
-            dtype=(np.float64, np.float32),
-            ensure_all_finite=False,
-            # No window has a single row.
-            ensure_min_samples=2 if reset else 1,
-        )
+        else:
+            if reset and "data.ignore" in _mapping(self.settings):
+                raise ConfigError(
+                    "settings: data.ignore names columns of a frame, and X is an array: "
+                    "leave these columns out of X."
+                )
+            if isinstance(X, np.ma.MaskedArray):
+                X = as_array(X)
+        try:
+            values = validate_data(
+                self,
+                X,
+                reset=reset,
+                dtype=(np.float64, np.float32),
+                ensure_all_finite=False,
+                # No window has a single row.
+                ensure_min_samples=2 if reset else 1,
+            )
+        except TypeError as error:
+            if not isinstance(X, pd.DataFrame):
+                raise
+            raise DataError(
+                f"{ROWS}: columns of {', '.join(sorted({*map(str, X.dtypes)}))} can't be read "
+                f"as numbers ({error}): convert them."
+            ) from error
         if not reset:
             values = mark_missing(values, reading_of(self.detector_).missing_values)
         if self.missing == "error":
@@ -773,6 +788,10 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
                     "columns that are there."
                 )
             keep = [name not in ignore for name in names]
+            if not any(keep):
+                raise DataError(
+                    f"{ROWS}: data.ignore names all columns: leave a channel."
+                )
             return X.loc[:, keep], _time_of(X)
         known, reading = self.detector_.channels, reading_of(self.detector_)
         clock = self.detector_.card.get("data", {}).get("time_column", "")
@@ -960,11 +979,27 @@ def _with_settings(detector: Detector, group: str, **fields: Any) -> Detector:
     return detector._replace(card={**card, "settings": changed})
 
 
+def _with_nan(column: pd.Series) -> pd.Series:
+    """A column whose missing objects, such as `pd.NA`, are NaN."""
+    if pd.api.types.is_numeric_dtype(column) or not column.isna().any():
+        return column
+    return column.astype(object).where(column.notna(), np.nan)
+
+
 def _time_of(X: Any) -> np.ndarray | None:
     """The rows' time if X has a `DatetimeIndex` or `PeriodIndex`."""
     if not isinstance(X, pd.DataFrame):
         return None
     index = X.index
+    levels = [index.get_level_values(i) for i in range(index.nlevels)]
+    if len(levels) > 1 and any(
+        pd.api.types.is_datetime64_any_dtype(one) or isinstance(one, pd.PeriodIndex)
+        for one in levels
+    ):
+        raise DataError(
+            f"{ROWS}: the index has times beside other levels: give the rows of one "
+            "entity with their times alone, such as X.xs(name)."
+        )
     if isinstance(index, pd.PeriodIndex):
         index = index.to_timestamp()
     elif index.inferred_type in ("datetime", "date"):

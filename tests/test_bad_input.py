@@ -342,9 +342,9 @@ CASES = [
         ("03-npy", "a.npy", lambda: with_number(1e39, "npy"),
          ("row 251, column 2 ('channel_2')", *BEYOND), READING),
         ("08-fewer", "a.csv", lambda: csv(good()[["load", "heat"]]),
-         ("missing: dead; not expected: none", *OTHERS), SCORING),
+         ("; missing: dead. Rename", *OTHERS), SCORING),
         ("08-more", "a.csv", lambda: csv(good().assign(new=1)),
-         ("missing: none; not expected: new", *OTHERS), SCORING),
+         ("; not expected: new. Rename", *OTHERS), SCORING),
         ("08-npy", "a.npy", lambda: packed(good()[["load", "heat"]], "npy"),
          ("not expected: channel_1, channel_2", *OTHERS), SCORING),
         ("09-renamed", "a.csv", lambda: csv(good().rename(columns={"heat": "cold"})),
@@ -466,7 +466,7 @@ def test_long_lines_make_no_long_messages(saved, tmp_path, capsys):
     wide.write_text(f"{','.join(names)}\n" + ("1," * 11_999 + "1\n") * 2)
     long.write_text("load,heat,dead\n" + f"{'1' * 200_000},2,3\n" * 12)
     line = refusal("score", wide, saved, tmp_path / "out", capsys)
-    assert "missing: load, heat, dead" in line and line.endswith("remove columns.")
+    assert "missing: load, heat, dead" in line and line.endswith("in --ignore.")
     line = refusal("score", long, saved, tmp_path / "out", capsys)
     assert "row 1 (line 2), column 1 ('load')" in line
     long.write_text("load,\x1b[31mheat,dead\n1,2,3\n")

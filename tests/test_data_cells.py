@@ -258,3 +258,25 @@ def test_a_key_without_a_name_is_no_time_entity_or_tag():
     assert line.row == [] and line.error.startswith(
         "the columns differ from the 1 channel expected; not expected: column 2, without"
     )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "Float32", "float[pyarrow]"])
+@pytest.mark.parametrize("marker", ["-999.99", "1e20", "9.96921e36", "-9999"])
+def test_a_marker_is_found_in_cells_of_any_dtype(dtype, marker, tmp_path):
+    frame = pd.DataFrame({"a": [1.5, float(marker), 2.5]}).astype(dtype)
+    frame.to_parquet(tmp_path / "plant.parquet")
+    options = {"missing": "mask", "missing_values": (marker,)}
+    (series,) = read_table(tmp_path / "plant.parquet", **options)
+    np.testing.assert_array_equal(series.values[:, 0], [1.5, np.nan, 2.5])
+
+
+@pytest.mark.parametrize("offset", ["+0199", "+01:75", "-00:60"])
+def test_an_offset_has_no_60_minutes_or_more(offset, tmp_path):
+    time = f"2026-03-01T00:00:00{offset}"
+    (tmp_path / "plant.csv").write_text(f"time,a\n{time},1\n", encoding="utf-8")
+    with pytest.raises(DataError, match="is neither a number nor an ISO time"):
+        read_table(tmp_path / "plant.csv", time_column="time")
+    for lines in (["time,a", f"{time},1"], [f'{{"time": "{time}", "a": 1}}']):
+        (line,) = read_lines(lines, ("a",), time_column="time")
+        with pytest.raises(DataError):
+            parse_timestamp(line.time)

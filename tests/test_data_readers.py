@@ -562,7 +562,7 @@ def test_files_without_entities_are_one_entity(tmp_path):
             "the entity 'z', which the train file",
         ),
         ("m,a,c,y\nx,1,2,0\ny,1,2,0\n", "test.csv: x: .*missing: b; not expected: c"),
-        ("m,a,y\nx,1,0\ny,1,0\n", "missing: b; not expected: none"),
+        ("m,a,y\nx,1,0\ny,1,0\n", "; missing: b. Rename"),
         ("m,a,b\nx,1,2\ny,1,2\n", "test.csv has no column 'y'"),
     ],
 )
@@ -599,8 +599,8 @@ def test_match_channels_by_position_if_unnamed():
 @pytest.mark.parametrize(
     ("have", "want", "message"),
     [
-        ("ab", "abc", "missing: c; not expected: none"),
-        ("abc", "ab", "missing: none; not expected: c"),
+        ("ab", "abc", "; missing: c. Rename"),
+        ("abc", "ab", "; not expected: c. Rename"),
         ("ab", "cd", "from the 2 expected; missing: c, d; not expected: a, b"),
         (["channel_1"], "ab", "missing: a, b; not expected: channel_1"),
         ("ab", ["channel_1", "channel_2"], "not expected: a, b"),

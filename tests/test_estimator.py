@@ -890,6 +890,38 @@ def test_the_users_logging_is_left_alone():
     subprocess.run(code, check=True, timeout=200)
 
 
+# What frames may hold.
+
+
+@pytest.mark.parametrize("absent", [pd.NA, pd.NaT, None, np.nan])
+def test_missing_objects_are_missing(absent, faulty):
+    options = TINY | {"detector": "mahalanobis", "missing": "mask"}
+    detector = KDDetector(**options).fit(framed(waves(400)))
+    expected, found = faulty.copy(), faulty.astype(object)
+    expected.iloc[20, 0], found.iloc[20, 0] = np.nan, absent
+    np.testing.assert_array_equal(
+        detector.decision_function(found), detector.decision_function(expected)
+    )
+    KDDetector(**options).fit(found)
+    with pytest.raises(DataError, match="contains NaN, which missing='error' refuses"):
+        detector.set_params(missing="error").predict(found)
+
+
+def test_what_is_no_row_of_numbers_is_refused():
+    rows = framed(waves(400))
+    options = TINY | {"detector": "mahalanobis"}
+    ignoring = options | {"settings": {"data.ignore": ("channel_2",)}}
+    with pytest.raises(ConfigError, match="data.ignore names columns of a frame"):
+        KDDetector(**ignoring).fit(rows.to_numpy())
+    every = options | {"settings": {"data.ignore": tuple(rows.columns)}}
+    with pytest.raises(DataError, match="data.ignore names all columns"):
+        KDDetector(**every).fit(rows)
+    detector = KDDetector(**options).fit(rows)
+    levels = pd.MultiIndex.from_arrays([["a"] * len(rows), rows.index])
+    with pytest.raises(DataError, match="times beside other levels"):
+        detector.predict(rows.set_axis(levels, axis=0))
+
+
 # Copies.
 
 

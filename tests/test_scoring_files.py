@@ -129,7 +129,7 @@ def test_wrong_channels_are_refused(score, tmp_path, frame):
         DataError, match="plant: channels differ.*missing: y; not exp.*z"
     ):
         score(frame.rename(columns={"y": "z"}))
-    with pytest.raises(DataError, match="missing: y; not expected: none"):
+    with pytest.raises(DataError, match="; missing: y. Rename"):
         score(frame[["x"]])
     assert not (tmp_path / "scores.csv").exists()
 

@@ -76,10 +76,25 @@ def to_number(
     return np.nan if missing and number in _numbers(tuple(missing)) else number
 
 
-def mark_missing(numbers: np.ndarray, missing: Collection[str]) -> np.ndarray:
-    """Numbers `[N]` with NaN where one is that of a marker such as -9999."""
-    marked = np.isin(numbers, _numbers(tuple(missing))) if missing else False
-    return np.where(marked, np.nan, numbers)
+def mark_missing(
+    numbers: np.ndarray, missing: Collection[str], *, dtype: Any = None
+) -> np.ndarray:
+    """Numbers `[N]` with NaN where one is that of a marker such as -9999.
+
+    They are compared in the dtype that they came in, by default their own: in float32
+    -999.99 is another number than in float64.
+
+    >>> mark_missing(np.float32([-999.99, 1]), ("-999.99",))
+    array([nan,  1.], dtype=float32)
+    """
+    if not (markers := _numbers(tuple(missing))):
+        return numbers
+    kind = np.dtype(dtype or numbers.dtype)
+    with np.errstate(over="ignore"):
+        marks = np.array(markers).astype(kind if kind.kind == "f" else np.float64)
+    # A marker that is beyond the dtype stands in no cell.
+    marks = marks[np.isfinite(marks) | ~np.isfinite(markers)]
+    return np.where(np.isin(numbers, marks), np.float32(np.nan), numbers)
 
 
 @functools.lru_cache

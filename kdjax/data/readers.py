@@ -182,11 +182,13 @@ def match_channels(series: Series, channels: Sequence[str]) -> Series:
         return series._replace(channels=channels)
     absent = [name for name in channels if name not in series.channels]
     foreign = [name for name in series.channels if name not in channels]
-    if absent or foreign:
+    found = {"missing": absent, "not expected": foreign}
+    if any(found.values()):
+        wrong = [f"{what}: {', '.join(some)}" for what, some in found.items() if some]
         raise DataError(
             f"{series.entity}: channels differ from the {len(channels)} expected; "
-            f"missing: {', '.join(absent) or 'none'}; not expected: "
-            f"{', '.join(foreign) or 'none'}. Rename, add or remove columns."
+            f"{'; '.join(wrong)}. Rename, add or remove columns, or name those that are no "
+            "channels in data.ignore."
         )
     order = [series.channels.index(name) for name in channels]
     if not on_disk(series.values):

@@ -145,7 +145,7 @@ def _tags(
     if foreign := [name for name in place.columns if name not in used]:
         raise DataError(
             f"{place.path}: the columns {', '.join(foreign)} have no meaning in long "
-            "layout: name them in data.ignore (--ignore), or one as entity_column."
+            "layout: name them in data.ignore, or one as entity_column."
         )
     groups = entity_rows(found.frame, column, "", place, "tag")
     if both := [name for name in channels if name in ignore]:
@@ -158,7 +158,7 @@ def _tags(
             raise DataError(
                 f"{where(place, int(rows[0]), column)}: the tag {tag!r} is none of the "
                 f"{len(names)} channels ({', '.join(names)}): remove its rows, or name it "
-                "in data.ignore (--ignore)."
+                "in data.ignore."
             )
     absent = {*ignore} - {*groups} - {*place.columns} - {*may_lack}
     if absent:

@@ -325,7 +325,8 @@ def parse_numbers(
     """A column as float64 `[N]`, NaN for a missing cell; DataError for text."""
     if is_numeric_dtype(column):
         numbers = column.to_numpy(np.float64, na_value=np.nan)
-        return mark_missing(numbers, missing_values)
+        own = getattr(column.dtype, "numpy_dtype", column.dtype)
+        return mark_missing(numbers, missing_values, dtype=own)
     for is_kind, what, todo in (
         (is_datetime64_any_dtype, "times", "name it as time_column"),
         (is_timedelta64_dtype, "durations", "convert it to a number of seconds"),
