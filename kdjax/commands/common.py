@@ -191,7 +191,7 @@ def check_inputs(settings: Settings, workdir: Path) -> None:
     from kdjax.experiment.workdir import check_settings, settings_of_begun
 
     check_unsealed(workdir)
-    if workdir.is_dir():
+    if os.access(workdir, os.R_OK | os.W_OK | os.X_OK) and workdir.is_dir():
         check_settings(workdir, settings_of_begun(workdir, settings))
     data = settings["data"]
     if not any(map(_is_large, (data["path"], data["test_path"]))) and data["path"]:
