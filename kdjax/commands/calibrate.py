@@ -3,9 +3,12 @@
 Rows of an entity that the detector doesn't know get a scaler and a Gaussian too.
 """
 
+from pathlib import Path
+
 from kdjax.commands import common
 from kdjax.commands.common import Flag
 from kdjax.errors import ConfigError
+from kdjax.io.files import check_detector_folder
 
 USAGE = "FILE --detector=DIR --output=DIR"
 EXAMPLE = f"kdjax calibrate plant.csv {common.STUDENT} --output=runs/plant/again"
@@ -35,7 +38,7 @@ def main(arguments: list[str], flags: common.Flags) -> None:
             "calibrate keeps the detector's settings and takes only "
             f"--config.threshold.…, got {', '.join(foreign) or '--config'}."
         )
-    common.check_detector(detector)
+    check_detector_folder(Path(detector))
     threshold = {name.split(".", 1)[1]: value for name, value in changes.items()}
     with common.reading(flags, common.READING) as reading:
         common.check_rows(path, detector, reading)

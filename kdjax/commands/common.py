@@ -12,7 +12,7 @@ from ml_collections import ConfigDict, config_flags
 
 from kdjax.config import Settings, override, resolve
 from kdjax.errors import ConfigError, KdjaxError
-from kdjax.io.files import check_detector_folder, check_unsealed
+from kdjax.io.files import check_unsealed
 
 Flags = FlagValues
 
@@ -163,12 +163,6 @@ def work_directory(flags: Flags, settings: Settings) -> Path:
     # Two arguments are two runs, such as smap and msl.
     parts = [Path(path).stem, *(re.sub(r"\W+", "-", part) for part in argument)]
     return Path("runs", "_".join(parts))
-
-
-def check_detector(folder: str) -> None:
-    """Refuses a folder that can't be a detector's."""
-    if not Path(folder).is_file():  # such as an ONNX file
-        check_detector_folder(Path(folder))
 
 
 def check_rows(path: str, folder: str, options: Mapping[str, Any]) -> None:

@@ -4,8 +4,11 @@ The file holds scaler, model, scores, threshold and contributions. It is checked
 the detector on real windows first.
 """
 
+from pathlib import Path
+
 from kdjax.commands import common
 from kdjax.commands.common import Flag
+from kdjax.io.files import check_detector_folder
 
 USAGE = "--detector=DIR --output=FILE [--format=onnx|stablehlo]"
 EXAMPLE = f"kdjax export {common.STUDENT} --format=onnx --output=plant.onnx"
@@ -29,7 +32,7 @@ def main(arguments: list[str], flags: common.Flags) -> None:
     common.no_arguments("export", arguments)
     detector = common.required("export", flags, "detector")
     output = common.required("export", flags, "output")
-    common.check_detector(detector)
+    check_detector_folder(Path(detector))
     names = ("format", "entity", "quantize", "data")
     options = common.chosen(flags, *names)
     with common.reading(flags, common.COLUMNS) as reading:

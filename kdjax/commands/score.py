@@ -11,6 +11,7 @@ from typing import Any
 from kdjax.commands import common
 from kdjax.commands.common import Flag
 from kdjax.errors import ConfigError
+from kdjax.io.files import check_detector_folder
 
 USAGE = "FILE|FOLDER … --detector=DIR --output=FILE|DIR"
 EXAMPLE = f"kdjax score plant.csv {common.STUDENT} --output=scores.csv"
@@ -42,7 +43,7 @@ def main(arguments: list[str], flags: common.Flags) -> None:
     names = ("entity", "causal", "contributions", "attribution")
     options: dict[str, Any] = {"detector": detector, "output": output, "log": _say}
     options |= common.chosen(flags, *names)
-    common.check_detector(detector)
+    check_detector_folder(Path(detector))
     with common.reading(flags, common.READING) as reading:
         if output.suffix in ENDINGS:
             common.check_rows(arguments[0], detector, reading)

@@ -7,10 +7,12 @@ or 2 if most lines were at fault or none had a score for long.
 
 import io
 import sys
+from pathlib import Path
 
 from kdjax.commands import common
 from kdjax.commands.common import Flag
 from kdjax.errors import ConfigError
+from kdjax.io.files import check_detector_folder
 
 USAGE = "--detector=DIR [--state=FILE] < ROWS > ANSWERS"
 EXAMPLE = f"kdjax stream {common.STUDENT} < plant.csv > alarms.jsonl"
@@ -42,7 +44,8 @@ def main(arguments: list[str], flags: common.Flags) -> None:
             "stream reads rows from standard input and answers on standard output: "
             "open them, or give --output."
         )
-    common.check_detector(detector)
+    if not Path(detector).is_file():  # such as an ONNX file
+        check_detector_folder(Path(detector))
     common.start_jax()
     from kdjax.scoring.streams import run_stream
 

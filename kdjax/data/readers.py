@@ -129,10 +129,11 @@ def load_files(
     """The data set of a train file and, if given, a test file; see `read_table`.
 
     `options` are further ones of `read_table`. Test channels and entities are put in
-    the order of train's, test values in its dtype. The train file may lack the label column, and the test file
-    ignored columns, if there are both. `exclude` applies to both files. For scoring,
-    `may_lack` are columns that need not be there, `channels` the tags of long layout that
-    may come, and `entity` names rows without an entity column, by default as the file.
+    the order of train's, test values in its dtype. The train file may lack the label
+    column, and the test file ignored columns, if there are both. `exclude` applies to
+    both files. For scoring, `may_lack` are columns that need not be there, `channels` the
+    tags of long layout that may come, and `entity` names rows without an entity column,
+    by default as the file.
 
     The series of a Parquet or `.npy` file whose numbers take more than `memory_bytes` as
     float32, or more than the free memory, are memory maps. Text is always read whole.
@@ -143,7 +144,7 @@ def load_files(
     """
     own = Reading(**{**options, "ignore": tuple(options.get("ignore", ()))})
     check_reading(own)
-    name = entity or Path(Path(path).name.removesuffix(".gz")).stem
+    name = entity or name_of(path)
     recordings, paths = [], [Path(one) for one in (path, test_path) if str(one)]
     # Without an entity column the test file has the same entity as the train file.
     for number, one in enumerate(paths, start=1):
@@ -161,6 +162,15 @@ def load_files(
         zoned = [recording.zoned for recording in recordings]
         parts = exclude_rows(parts, zoned, Path(exclude))
     return Dataset(name, parts[0], parts[1] if len(paths) > 1 else ())
+
+
+def name_of(path: str | os.PathLike[str]) -> str:
+    """The entity of a file without a column of entities: its name without endings.
+
+    >>> name_of("data/plant.csv.gz")
+    'plant'
+    """
+    return Path(Path(path).name.removesuffix(".gz")).stem
 
 
 def match_channels(series: Series, channels: Sequence[str]) -> Series:

@@ -18,6 +18,7 @@ from kdjax.data.schema import (
     Recording,
     assign_roles,
     channel_names,
+    check_ignored,
     entity_rows,
     parse_labels,
     parse_numbers,
@@ -25,7 +26,7 @@ from kdjax.data.schema import (
 from kdjax.data.series import Series
 from kdjax.data.tables import Table
 from kdjax.data.times import TimeForm, Times, arrange, is_zoned, time_form, time_text
-from kdjax.errors import ConfigError, DataError
+from kdjax.errors import DataError
 
 _CELL_BYTES = 40  # of a reading, or a cell of the grid, while both exist
 _PARTS = (
@@ -137,21 +138,16 @@ def _tags(
     found: Assigned, channels: Sequence[str], may_lack: Collection[str]
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """The number of each row's channel, `[N]`, −1 for ignored tags; and the channels."""
-    place, (ignore, column) = (
-        found.place,
-        (found.reading.ignore, found.reading.tag_column),
-    )
-    used = {*found.reading.columns, found.reading.time_column}
+    place, reading = found.place, found.reading
+    ignore, column = reading.ignore, reading.tag_column
+    used = {*reading.columns, reading.time_column}
     if foreign := [name for name in place.columns if name not in used]:
         raise DataError(
             f"{place.path}: the columns {', '.join(foreign)} have no meaning in long "
             "layout: name them in data.ignore, or one as entity_column."
         )
     groups = entity_rows(found.frame, column, "", place, "tag")
-    if both := [name for name in channels if name in ignore]:
-        raise ConfigError(
-            f"{', '.join(both)} can't be ignored: each channel of the detector is needed."
-        )
+    check_ignored(channels, ignore)
     names = tuple(channels) or tuple(sorted(groups.keys() - {*ignore}))
     for tag, rows in groups.items():
         if tag not in names and tag not in ignore:

@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -115,6 +115,14 @@ def check_reading(reading: Reading) -> None:
         raise ConfigError(
             "data.layout=long needs data.step, the time between the rows that the "
             "readings make, such as 1min."
+        )
+
+
+def check_ignored(channels: Sequence[str], ignore: Collection[str]) -> None:
+    """Raises ConfigError if a channel of a detector is to be ignored."""
+    if both := [name for name in channels if name in ignore]:
+        raise ConfigError(
+            f"{', '.join(both)} can't be ignored: each channel of the detector is needed."
         )
 
 

@@ -15,7 +15,7 @@ from kdjax.config import completed, resolve
 from kdjax.data import prepared as data_prepared
 from kdjax.data.prepared import ROWS_PER_CHANNEL, prepare, training_ranges
 from kdjax.data.raw import about
-from kdjax.data.readers import match_channels
+from kdjax.data.readers import match_channels, name_of
 from kdjax.data.scaler import Scaler
 from kdjax.data.series import Dataset, Ranges, Series
 from kdjax.data.times import seconds_per_row
@@ -60,7 +60,7 @@ def calibrate_file(
     check_replaceable(Path(output))
     loaded = load_detector(detector)
     # Rows without a name are those of the only entity.
-    usual = Path(Path(path).name.removesuffix(".gz")).stem
+    usual = name_of(path)
     if not entity and usual not in loaded.entities and len(loaded.entities) == 1:
         (usual,) = loaded.entities
     # A new entity may need float64.

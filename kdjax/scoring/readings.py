@@ -14,10 +14,11 @@ import pandas as pd
 
 from kdjax.data.grid import step_index, step_of, step_time
 from kdjax.data.lines import Line, read_lines
+from kdjax.data.schema import check_ignored
 from kdjax.data.times import iso_time
 from kdjax.detection.stream_rules import Plan
 from kdjax.detection.streaming import CLOCKS, Timestamp, parse_timestamp
-from kdjax.errors import ConfigError, DataError
+from kdjax.errors import DataError
 
 
 class RowReader:
@@ -34,11 +35,7 @@ class RowReader:
     """
 
     def __init__(self, plan: Plan, given: Mapping[str, Any]) -> None:
-        if both := [name for name in plan.channels if name in plan.reading.ignore]:
-            raise ConfigError(
-                f"{', '.join(both)} can't be ignored: each channel of the detector is "
-                "needed."
-            )
+        check_ignored(plan.channels, plan.reading.ignore)
         self._plan = plan
         own = {plan.reading.time_column, plan.reading.entity_column}
         self._may_lack = own - {given.get("time_column"), given.get("entity_column")}
