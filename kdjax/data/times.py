@@ -19,7 +19,9 @@ _ISO = re.compile(
     r"\s*(?:(Z)|([+-]\d\d)(?::?(\d\d))?)?)?",
     re.ASCII,
 )
-_NO_OFFSET = re.compile(r"[T ].*[+-]\d\d:?[6-9]\d$", re.ASCII)  # 60 minutes or more
+_NO_OFFSET = re.compile(  # 60 minutes or more
+    r"[^T ]*[T ].*[+-]\d\d:?[6-9]\d", re.ASCII
+)
 WHOLE = 2.0**53  # above it not all whole numbers are in float64
 # What tells a date in text from a number or a name.
 _DATED = r"\d{4}-\d\d\s*$|\d[-/]\d+[-/]\d|\dT\d"
@@ -199,7 +201,7 @@ def iso_time(text: str) -> str | None:
     ('2026-03-01T07:05:00', '2026-04-01T00:00:00.5+00:00', None)
     """
     text = text.strip()
-    if _NO_OFFSET.search(text):
+    if _NO_OFFSET.fullmatch(text):
         return None
     if _COMMON.fullmatch(text):
         return text
