@@ -9,6 +9,8 @@ import pandas as pd
 import pytest
 
 from kdjax.config import get_config, override, resolve
+from kdjax.data.grid import step_time
+from kdjax.data.readers import read_table
 from kdjax.data.schema import Reading
 from kdjax.detection.storage import load_detector, save_detector
 from kdjax.detection.stream_rules import plan_from_json, plan_of, plan_to_json
@@ -45,14 +47,14 @@ LONG = {
 def make(small, tmp_path):
     """Saves the detector `small` with settings of `data`; gives its folder."""
 
-    def save(data, step=10.0, name="detector"):
+    def save(data, step=10.0, name="detector", dated=True):
         model = small.model._replace(kind="difference")
         settings = resolve(override(get_config(), {"data.path": "plant.csv"}))
         settings["data"] |= data
         settings["threshold"]["false_alarm_rate"] = 0.1
         card = {
             "title": "by hand",
-            "data": {"name": "none", "time_column": "when", "dated": True},
+            "data": {"name": "none", "time_column": "when", "dated": dated},
             "settings": settings,
         }
         detector = small._replace(model=model, step=step, card=card, min_duration=2)
@@ -383,6 +385,39 @@ def test_numbers_as_times_have_no_unit(make, tmp_path):
         scored(frame, numbers, tmp_path)  # trained on dates
     with pytest.raises(DataError, match="lines at fault"):
         streamed(frame, numbers)
+
+
+@pytest.mark.parametrize("step", [10, 10.5])
+def test_times_of_a_grid_are_whole_where_its_step_is(make, tmp_path, step):
+    first = 1_772_323_255
+    frame = pd.DataFrame({"when": first + np.arange(40) * 5, "x": 0.5, "y": 1.0})
+    begun = math.ceil(first / step)
+    wanted = [(begun + row) * step for row in range(19)]
+    folder = make({"step": str(step), "missing": "mask"}, float(step), dated=False)
+    for name in ("a.csv", "b.parquet"):
+        path = tmp_path / name
+        write = frame.to_csv if name == "a.csv" else frame.to_parquet
+        write(path, index=False)
+        for output in ("scores.csv", "scores.parquet"):
+            target = tmp_path / output
+            score_file(path, detector=folder, output=target, causal=True)
+            read = pd.read_csv if output.endswith("csv") else pd.read_parquet
+            times = read(target)["time"].tolist()
+            assert list(map(repr, times[: len(wanted)])) == list(map(repr, wanted))
+    for as_json in (False, True):
+        times = [answer["time"] for answer in streamed(frame, folder, as_json=as_json)]
+        assert list(map(repr, times[: len(wanted)])) == list(map(repr, wanted))
+
+
+def test_steps_of_large_whole_numbers_are_exact(tmp_path):
+    """Readings a nanosecond behind the end of a step belong to the next one."""
+    end = 1_772_323_260_000_000_000
+    (tmp_path / "a.csv").write_text(f"time,a\n{end},1\n{end + 1},2\n", "utf-8")
+    (series,) = read_table(tmp_path / "a.csv", step=10_000_000_000)
+    assert series.time.tolist() == [end, end + 10_000_000_000]
+    np.testing.assert_array_equal(series.values, [[1], [2]])
+    huge = step_time(np.array([2**50]), 2.0**20, dated=False)
+    assert huge.dtype == float and huge[0] == 2.0**70
 
 
 def test_a_tag_of_scoring_is_refused_or_missing(make, tmp_path):

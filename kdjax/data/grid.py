@@ -59,6 +59,8 @@ def step_index(time: np.ndarray, step: float) -> np.ndarray:
     if np.issubdtype(time.dtype, np.datetime64):
         numbers: np.ndarray = time.astype("datetime64[ns]").astype(np.int64)
         return -(-numbers // _nanoseconds(step))
+    if time.dtype.kind == "i" and float(step).is_integer():
+        return -(-time // int(step))  # exact, such as ns since 1970
     quotient = time / step
     if not (np.abs(quotient) < _MOST).all():
         raise DataError(
@@ -72,10 +74,15 @@ def step_index(time: np.ndarray, step: float) -> np.ndarray:
 
 
 def step_time(index: np.ndarray, step: float, *, dated: bool) -> np.ndarray:
-    """The times at which steps end: datetime64[ns] if `dated`, else float64."""
-    if not dated:
-        return index * float(step)
-    return (index * _nanoseconds(step)).astype("datetime64[ns]")
+    """The times at which steps end: datetime64[ns] if `dated`, else numbers.
+
+    Multiples of a whole step are whole numbers, unless int64 can't hold them.
+    """
+    if dated:
+        return (index * _nanoseconds(step)).astype("datetime64[ns]")
+    times = index * float(step)
+    whole = float(step).is_integer() and (np.abs(times) < 2.0**63).all()
+    return index * int(step) if whole else times
 
 
 def grid_steps(index: np.ndarray, limit: int | None) -> np.ndarray:
@@ -116,7 +123,7 @@ def to_grid(
     >>> time, tag = np.array([1.0, 9.0, 12.0, 41.0]), np.array([0, 0, 1, 0])
     >>> rows = to_grid(time, tag, np.array([2.0, 4.0, 7.0, 5.0]), step=10, tags=2, limit=1)
     >>> rows[0].tolist(), rows[1].tolist()
-    ([10.0, 20.0, 30.0, 50.0], [[3.0, nan], [3.0, 7.0], [nan, 7.0], [5.0, nan]])
+    ([10, 20, 30, 50], [[3.0, nan], [3.0, 7.0], [nan, 7.0], [5.0, nan]])
     """
     index = step_index(time, step)
     steps = grid_steps(index, limit)

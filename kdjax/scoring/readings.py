@@ -219,12 +219,12 @@ class RowReader:
     def _length(self, clock: str) -> float:
         return step_of(self._plan.reading.step, dated=clock != "number")
 
-    def _time(self, index: int, line: Line) -> float | str:
+    def _time(self, index: int, line: Line) -> Any:
         """The end of a step, as times of the stream are written."""
         dated = self._clock != "number"
         time = step_time(np.array([index]), self._length(self._clock), dated=dated)[0]
         if not dated:
-            return float(time)
+            return time.item()
         moment = pd.Timestamp(time)
         if self._clock == "zoned":
             zone = pd.Timestamp(iso_time(line.time) or "").tz
