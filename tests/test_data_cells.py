@@ -10,8 +10,10 @@ import pytest
 
 from kdjax.data.lines import read_lines
 from kdjax.data.readers import read_table
+from kdjax.detection.storage import save_detector
 from kdjax.detection.streaming import parse_timestamp
 from kdjax.errors import DataError
+from kdjax.estimator import KDDetector
 
 NAN = math.nan
 
@@ -231,13 +233,46 @@ def test_whole_numbers_as_times_are_exact_everywhere(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("texts", "numbers"),
+    [
+        (["1772323260", " 1772323261 "], [1_772_323_260, 1_772_323_261]),
+        (["1779753600000000001", "1779753600000000101"], None),
+        (["0.5", "1e3"], [0.5, 1000.0]),
+        (["20260301", "20260302"], [20_260_301, 20_260_302]),
+    ],
+)
+def test_numbers_as_text_are_times_everywhere(texts, numbers, tmp_path, small):
+    numbers = numbers or [int(text) for text in texts]
+    frame = pd.DataFrame({"time": texts, "x": [1.0, 2.0], "y": 0.0})
+    lines = [f'"{time}",{x},0' for time, x, _ in frame.itertuples(index=False)]
+    text = "\n".join(["time,x,y", *lines])
+    (tmp_path / "plant.csv").write_text(text, encoding="utf-8")
+    frame.to_parquet(tmp_path / "plant.parquet")
+    for name in ("plant.csv", "plant.parquet"):
+        (series,) = read_table(tmp_path / name)
+        assert series.time.tolist() == numbers and series.channels == ("x", "y")
+    objects = [json.dumps(row) for row in frame.to_dict("records")]
+    for source in (text.splitlines(), objects):
+        read = read_lines(source, ("x", "y"))
+        assert [parse_timestamp(line.time).value for line in read] == numbers
+    # A frame whose time column the file of training had.
+    card = {"data": {"time_column": "time", "named": True}, "settings": {}}
+    save_detector(tmp_path / "detector", small._replace(card=card, step=0.0))
+    loaded = KDDetector.load(tmp_path / "detector")
+    assert loaded._series(frame).time.tolist() == numbers
+    with pytest.raises(DataError, match="row 2 is at .*, not after the row before"):
+        loaded.predict(frame[::-1])
+
+
+@pytest.mark.parametrize(
     "text",
     ["now", "2026-13-01", "2026111T00", "01.03.2026", "2026-03-01T25:00", "+200"],
 )
 def test_what_is_no_time_is_refused_in_files_and_streams(text, tmp_path):
     path = tmp_path / "plant.csv"
     path.write_text(f"time,a\n2026-03-01T00:00,1\n{text},2\n", encoding="utf-8")
-    with pytest.raises(DataError, match=r"row 2 .*neither a number nor an ISO time"):
+    said = "is a number, and other times" if text == "+200" else "neither a number nor"
+    with pytest.raises(DataError, match=rf"row 2 .*{said}"):
         read_table(path)
     if text != "+200":  # a number as any other
         with pytest.raises(DataError, match="neither a number nor an ISO time"):

@@ -103,6 +103,19 @@ def _numbers(markers: tuple[str, ...]) -> tuple[float, ...]:
     return tuple(float(marker) for marker in markers if _NUMBER.fullmatch(marker))
 
 
+def exact_number(text: str) -> int | float | None:
+    """The number in a text, such as a time in nanoseconds; None for other text.
+
+    >>> exact_number(" 1772323260000000001"), exact_number("1.5e3"), exact_number("1_000")
+    (1772323260000000001, 1500.0, None)
+    """
+    text = text.strip()
+    if not _NUMBER.fullmatch(text):
+        return None
+    # No float64 has 300 digits.
+    return int(text) if _WHOLE.fullmatch(text) and len(text) < 300 else float(text)
+
+
 def is_truth(cell: Any) -> bool:
     """Whether a cell is `true` or `false`, in any case."""
     if isinstance(cell, str):

@@ -18,6 +18,7 @@ import pandas as pd
 from kdjax.data.cells import (
     COMMENT,
     IN_THOUSANDS,
+    exact_number,
     is_number,
     is_truth,
     looks_like,
@@ -263,13 +264,8 @@ def _form(cell: str, known: str, names: Sequence[str], place: int) -> str:
 
 
 def _time(cell: str) -> int | float | str:
-    text = cell.strip()
-    for kind in (int, float):
-        try:
-            return kind(text) if "_" not in text else text
-        except ValueError:
-            pass
-    return text
+    number = exact_number(cell)
+    return cell.strip() if number is None else number
 
 
 def _json(wanted: _Wanted) -> _Format:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from kdjax.data.cells import exact_number
 from kdjax.data.raw import Place, where
 from kdjax.errors import DataError, counted
 
@@ -73,8 +74,9 @@ def find_time(frame: pd.DataFrame, place: Place) -> str:
 
 
 def parse_time(column: pd.Series, place: Place) -> Times:
-    """The times of a column: numbers, datetimes, dates or ISO texts."""
+    """The times of a column: numbers, datetimes, dates, or texts of these."""
     name = str(column.name)
+    column = _with_numbers(column)
     if pd.api.types.is_bool_dtype(column):
         raise DataError(
             f"{place.path}: time column {name!r} holds true and false; expected times."
@@ -105,6 +107,19 @@ def parse_time(column: pd.Series, place: Place) -> Times:
         raise DataError(
             f"{place.path}: time column {name!r} leaves the years 1678 to 2261; correct it."
         ) from None
+
+
+def _with_numbers(column: pd.Series) -> pd.Series:
+    """A column of texts that are numbers as numbers, any other as it is."""
+    dated = pd.api.types.is_datetime64_any_dtype(column)
+    if dated or pd.api.types.is_numeric_dtype(column) or column.isna().any():
+        return column
+    numbers = [exact_number(cell) for cell in column.astype(str)]
+    if None in numbers or not numbers:
+        return column
+    exact = all(isinstance(n, int) and abs(n) < 2**63 for n in numbers)
+    kind = np.int64 if exact else np.float64
+    return pd.Series(numbers, column.index, kind, column.name)
 
 
 def time_form(times: Times, rows: np.ndarray) -> TimeForm:
@@ -323,11 +338,15 @@ def _parse_text(
     times = pd.to_datetime(texts, format="ISO8601", errors="coerce", utc=True)
     bad = np.flatnonzero(times.isna())
     if len(bad):
-        row = int(bad[0])
-        raise DataError(
-            f"{where(place, row, name)}: {column.iloc[row]!r} is neither a number nor an "
-            "ISO time such as 2024-01-31 23:59:00; convert the column."
+        words = [row for row in bad if exact_number(str(column.iloc[row])) is None]
+        row = int((words or bad)[0])
+        problem = (
+            "is neither a number nor an ISO time such as 2024-01-31 23:59:00; convert "
+            "the column"
+            if words
+            else "is a number, and other times are not; write all times alike"
         )
+        raise DataError(f"{where(place, row, name)}: {column.iloc[row]!r} {problem}.")
     marks, codes = np.unique(
         texts.str.extract(_OFFSET, expand=False).fillna("").str.replace("Z", "+00:00"),
         return_inverse=True,

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from kdjax.data.cells import exact_number
 from kdjax.data.grid import fill_forward
 from kdjax.data.raw import as_array
 from kdjax.data.schema import Reading
@@ -72,7 +73,7 @@ class Timestamp(NamedTuple):
 
 
 def parse_timestamp(time: Any) -> Timestamp:
-    """A number, a datetime or an ISO text as a timestamp; None has no clock.
+    """A number, a datetime, or a text of one as a timestamp; None has no clock.
 
     >>> parse_timestamp("1970-01-01T01:00:00+01:00")
     Timestamp(clock='zoned', value=0)
@@ -81,6 +82,8 @@ def parse_timestamp(time: Any) -> Timestamp:
         return Timestamp("", 0)
     if isinstance(time, Timestamp):
         return time
+    if isinstance(time, str) and (number := exact_number(time)) is not None:
+        time = number
     if isinstance(time, (int, float, np.integer, np.floating)):
         if isinstance(time, bool) or not -_LARGEST <= time <= _LARGEST:
             raise DataError(f"the time {time} is not a finite number; correct it.")
@@ -218,7 +221,7 @@ class StreamDetector:
         Args:
             row: `[D]` raw values in the order of the channels, or by name; NaN where a
                 value is missing.
-            time: a number, a datetime or an ISO text, later than that of the row before;
+            time: a number, a datetime or a text of one, later than that of the row before;
                 None for all rows or for none.
 
         Raises:
