@@ -334,6 +334,42 @@ def test_late_readings_are_faults_and_move_nothing(make):
     assert [a for a in found if "error" not in a] == wanted
 
 
+@pytest.mark.parametrize("other", ["same", "marked", "another"])
+def test_repeated_readings_are_the_same_in_files_and_streams(make, tmp_path, other):
+    """Of the same value, missing beside a value, or of another value."""
+    folder, frame = make(LONG), readings()
+    wanted, _ = scored(frame, folder, tmp_path)
+    again = (
+        frame[frame["sensor"] != "z"].query("reading != 'Bad Input'").iloc[[7, 7, 60]]
+    )
+    if other != "same":
+        again = again.assign(reading="Bad Input" if other == "marked" else 77.0)
+    twice = pd.concat([frame, again]).sort_values("when", kind="stable")
+    said = [[], []]
+    for as_json in (False, True):
+        answers = streamed(twice, folder, as_json=as_json, log=said[as_json].append)
+        same([answer for answer in answers if "error" not in answer], wanted)
+        faults = [answer["error"] for answer in answers if "error" in answer]
+        assert len(faults) == (3 if other == "another" else 0)
+        assert all("has another value at this time" in fault for fault in faults)
+    if other == "another":
+        for name in ("a.csv", "a.parquet"):
+            with pytest.raises(DataError, match="has two values at 2026-03-01T00:00"):
+                scored(twice, folder, tmp_path, name)
+        return
+    for name in ("a.csv", "a.parquet"):
+        table, notes = scored(twice, folder, tmp_path, name)
+        pd.testing.assert_frame_equal(table, wanted)
+        told = [note for note in notes if "repeated reading" in note]
+        assert told == (
+            ["a: 3 repeated readings left out (the last of each kept)"]
+            if other == "same"
+            else []
+        )
+    for log in said:
+        assert ("3 repeated readings left out" in log[-1]) == (other == "same")
+
+
 def test_a_reading_far_ahead_is_taken_back(make):
     folder, frame = make(LONG), readings()
     wanted = streamed(frame, folder)

@@ -187,14 +187,16 @@ TWICE = LONG.replace("00:35,A", "00:10,A")
         (LONG, {"layout": "log"}, r"data\.layout='log' is unknown"),
         (LONG, {"missing_values": ()}, r"row 5 .*'value'\): 'Bad Input' is not a number"),
         (LONG, {"missing": "error"},
-         r"no value of 'B' at 2026-03-01T00:00:40.* \(4 such .*2 steps before; .*missing=mask"),
+         r"'B' at 2026-03-01T00:00:40.* \(4 such .* 2 steps before; .*mask, .*fill_limit, .*'B'"),
+        (LONG.replace("Bad Input", "8").replace("04,B", "14,B"), {"missing": "error"},
+         r"'B' at 2026-03-01T00:00:10.* or before; .*mask, or leave out 'B' by data.ignore"),
         (LONG, {"ignore": ["C"]}, "has no column or tag C: name in data.ignore only"),
         (LONG, {"ignore": ["A", "B"]}, "has no tag that is not ignored"),
         (LONG.replace("tag", "sensor"), {},
          r"has no column 'tag': .* name them by data\.tag_column .*data\.layout=wide"),
         (with_column("unit"), {},
          r"the columns unit have no meaning in long layout: name them in data\.ignore"),
-        (TWICE, {}, r"row 6 .*: the tag 'A' has two readings at .* \(first in row 2\); .*last"),
+        (TWICE, {}, r"row 6 .*: the tag 'A' has two values at 2026.*:10 \(first in row 2\); .*last"),
         (LONG.replace("35,A,9", "35,A,1e39"), {}, r"row 6 .*'value'\): 1e\+39 is beyond"),
         (LONG.replace("35,A,9", "35,A,inf"), {}, r"row 6 .*'value'\): inf is not a finite"),
         (LONG.replace("35,A,9", "35,,9"), {}, r"row 6 .*'tag'\): the tag is missing"),
@@ -211,7 +213,14 @@ def test_what_is_refused(tmp_path, text, changes, message):
 def test_repeated_readings(tmp_path):
     (series,) = read(tmp_path, TWICE, **OPTIONS | {"duplicates": "last"})
     np.testing.assert_array_equal(series.values[0], np.float32([13 / 3, 7]))
-    assert "1 repeated readings left out" in series.notes[0]
+    assert "1 repeated reading left out" in series.notes[0]
+    (series,) = read(
+        tmp_path,
+        TWICE + "2026-03-01T00:00:04,B,7.0\n" * 2,
+        **OPTIONS | {"duplicates": "last"},
+    )
+    np.testing.assert_array_equal(series.values[0], np.float32([13 / 3, 7]))
+    assert "3 repeated readings left out" in series.notes[0]
 
 
 def test_ignored_tags_and_columns(tmp_path):

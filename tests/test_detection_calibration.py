@@ -606,9 +606,12 @@ def test_an_entity_without_a_complete_row_borrows(trim):
 def test_no_complete_row_at_all_is_refused(trim):
     one = series("m0", 300, 0)
     one.values[::2, 0] = np.nan
-    one.values[1::2, 1] = np.nan
+    one.values[1::2, 1] = one.values[::50, 1] = np.nan
     prepared = prepared_of([one])
-    message = "no validation row has a value in every channel.*data.missing=ffill"
+    message = (
+        "no validation row has a value in every channel.* leave out "
+        f"{one.channels[1]!r}, .*data.ignore, .*data.fill_limit.*data.missing=ffill"
+    )
     with pytest.raises(DataError, match=message):
         calibrate(MODEL, prepared, RULES._replace(trim=trim))
 

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from kdjax.data.grid import count_steps, step_index, step_of, step_time, to_grid
-from kdjax.data.raw import Place, check_room, others, to_rows, where
+from kdjax.data.raw import check_room, others, to_rows, where
 from kdjax.data.scaler import needs_float64
 from kdjax.data.schema import (
     Assigned,
@@ -26,7 +26,7 @@ from kdjax.data.schema import (
 from kdjax.data.series import Series
 from kdjax.data.tables import Table
 from kdjax.data.times import TimeForm, Times, arrange, is_zoned, time_form, time_text
-from kdjax.errors import DataError
+from kdjax.errors import DataError, counted
 
 _CELL_BYTES = 40  # of a reading, or a cell of the grid, while both exist
 _PARTS = (
@@ -74,8 +74,11 @@ def grid_series(
     series = []
     for entity, rows in found.groups.items():
         if reading.long:
-            rows, notes = _distinct(time, tags, rows, names, reading, place)
-            own, tag, value = time[rows], tags[rows], values[rows]
+            rows = rows[tags[rows] >= 0]
+            once, notes = _distinct(
+                found, rows[~np.isnan(values[rows])], tags, values, names
+            )
+            own, tag, value = time[once], tags[once], values[once]
         else:
             rows, notes = arrange(
                 time[rows], rows, place, reading.time_column, form=TimeForm(times.dtype),
@@ -83,7 +86,7 @@ def grid_series(
             )  # fmt: skip
             own = np.repeat(time[rows], len(names))
             tag, value = np.tile(np.arange(len(names)), len(rows)), values[rows].ravel()
-        known = (tag >= 0) & ~np.isnan(value)
+        known = ~np.isnan(value)
         if not known.any():
             raise DataError(f"{place.path}: {entity} has no reading of a channel.")
         own, tag, value = own[known], tag[known], value[known]
@@ -96,7 +99,7 @@ def grid_series(
         if absent.any() and reading.missing == "error":
             at, form = int(np.argmax(absent.any(axis=1))), _form(times, rows)
             when = time_text(ends[at], form)
-            raise _missing_error(absent, when, names, entity, reading, place)
+            raise _missing_error(cells, when, names, entity, found)
         notes.append(f"{len(own):,} readings make {steps:,} rows at steps of {step:g}")
         if count := int(absent.sum()):
             notes.append(f"{count:,} of {cells.size:,} values missing")
@@ -195,48 +198,48 @@ def _numbers(found: Assigned, name: str) -> np.ndarray:
 
 
 def _distinct(
-    time: np.ndarray,
-    tags: np.ndarray,
+    found: Assigned,
     rows: np.ndarray,
+    tags: np.ndarray,
+    values: np.ndarray,
     names: Sequence[str],
-    reading: Reading,
-    place: Place,
 ) -> tuple[np.ndarray, list[str]]:
-    """An entity's rows by tag and time, one of each; and notes. Their order is free."""
-    rows = rows[tags[rows] >= 0]
+    """An entity's readings by tag and time, one of each; and notes. Their order is free."""
+    assert found.times is not None
+    time = found.times.values
     rows = rows[np.lexsort((time[rows], tags[rows]))]  # stable
-    again = (np.diff(tags[rows]) == 0) & (time[rows][1:] == time[rows][:-1])
-    if not again.any():
-        return rows, []
-    at = int(np.argmax(again))
-    if reading.duplicates == "error":
+    before, after = rows[:-1], rows[1:]
+    again = (tags[after] == tags[before]) & (time[after] == time[before])
+    differs = np.flatnonzero(again & (values[after] != values[before]))
+    if len(differs) and found.reading.duplicates == "error":
+        first, second = rows[differs[0] : differs[0] + 2]
+        when = time_text(time[first], TimeForm(found.times.dtype))
         raise DataError(
-            f"{where(place, int(rows[at + 1]))}: the tag {names[tags[rows[at]]]!r} has two "
-            f"readings at {time[rows[at]]} (first in row {rows[at] + 1}); remove one, set "
-            "data.duplicates=last, or name the entity_column if the file holds several "
-            "entities."
+            f"{where(found.place, int(second))}: the tag {names[tags[first]]!r} has two "
+            f"values at {when} (first in row {first + 1}){others(len(differs))}; remove "
+            "one, set data.duplicates=last, or name the entity_column if the file holds "
+            "several entities."
         )
-    count = int(again.sum())
-    return rows[~np.append(again, False)], [
-        f"{count:,} repeated readings left out (the last of each kept)"
-    ]
+    kept, notes = np.ones(len(rows), bool), []
+    kept[:-1] = ~again
+    if count := int(again.sum()):
+        text = counted(count, "repeated reading")
+        notes.append(f"{text} left out (the last of each kept)")
+    return rows[kept], notes
 
 
 def _missing_error(
-    absent: np.ndarray,
-    when: str,
-    names: Sequence[str],
-    entity: str,
-    reading: Reading,
-    place: Place,
+    cells: np.ndarray, when: str, names: Sequence[str], entity: str, found: Assigned
 ) -> DataError:
-    """The error for missing cells `[N, D]` of a grid, the first in the row at `when`."""
-    column = int(np.argwhere(absent)[0, 1])
-    since = (
-        f"in the {reading.fill_limit} steps before" if reading.fill_limit else "before"
-    )
+    """The error for missing cells of a grid `[N, D]`, the first in the row at `when`."""
+    absent, limit = np.isnan(cells), found.reading.fill_limit
+    row, column = np.argwhere(absent)[0]
+    name = names[column]
+    since, todo = "", ""
+    if not absent[:row, column].all():
+        since, todo = f" in the {limit} steps", ", or set a larger data.fill_limit"
     return DataError(
-        f"{place.path}: {entity} has no value of {names[column]!r} at {when}"
-        f"{others(int(absent.sum()))}: no reading then or {since}; leave such cells open "
-        "by data.missing=mask, or set a larger data.fill_limit."
+        f"{found.place.path}: {entity} has no value of {name!r} at {when}"
+        f"{others(int(absent.sum()))}: no reading then or{since} before; leave such "
+        f"cells open by data.missing=mask{todo}, or leave out {name!r} by data.ignore."
     )

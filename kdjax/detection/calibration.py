@@ -247,10 +247,17 @@ def _moments(job: _Job, view: _View) -> Moments:
 
 def _gaussian(job: _Job, views: Sequence[_View], moments: Moments) -> Gaussian:
     if not moments.n:
+        absent = sum(
+            np.isnan(view.rows[start : start + job.prepared.window]).sum(axis=0)
+            for view in views
+            for start in view.validation
+        )
+        name = job.prepared.channels[int(np.argmax(absent))]
         raise DataError(
             "no validation row has a value in every channel, so the residuals have no "
-            "covariance: remove the channels with the most gaps, or repeat the last "
-            "value by data.missing=ffill."
+            f"covariance: leave out {name!r}, which lacks most, by data.ignore, or repeat "
+            "its last value: by a larger data.fill_limit on a grid (data.step), by "
+            "data.missing=ffill elsewhere."
         )
     floor, method, share = job.rules.floor, job.rules.shrinkage, None
     if method != "none":

@@ -39,7 +39,8 @@ class RowReader:
         self._plan = plan
         own = {plan.reading.time_column, plan.reading.entity_column}
         self._may_lack = own - {given.get("time_column"), given.get("entity_column")}
-        self.again = 0  # readings that came again
+        self.again = 0  # readings that came again after a restart
+        self.repeated = 0  # readings whose tag and time another one had
         self._resumed = False
         self._entity = ""
         self._clock = ""  # as `Timestamp.clock`; empty before the first reading
@@ -192,6 +193,7 @@ class RowReader:
                     "already; send one of them."
                 )
         for number, value in readings.items():
+            self.repeated += time in self._cells[number]
             self._cells[number][time] = value
 
     def _complete(self, index: int, line: Line) -> Iterator[Line]:

@@ -317,6 +317,8 @@ def run_stream(
         text = f"{counted(summary.rows, 'row')} in all"
         if summary.faulty:
             text += f", {counted(summary.faulty, 'invalid line')}"
+        if reader.repeated:
+            text += f", {counted(reader.repeated, 'repeated reading')} left out"
         if summary.again:
             text += f", {counted(summary.again, 'line')} skipped that had been answered before"
         log(text)
