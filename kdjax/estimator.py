@@ -29,11 +29,12 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from kdjax.config import CHOICES, RENAMED, get_config, leaves, override, resolve
 from kdjax.config import FIELDS as CONFIG_FIELDS
-from kdjax.data.cells import looks_like, mark_missing
+from kdjax.data.cells import mark_missing
 from kdjax.data.grid import fill_forward
 from kdjax.data.prepared import value_notes
 from kdjax.data.raw import Place, as_array, others, to_rows
 from kdjax.data.scaler import needs_float64
+from kdjax.data.schema import Advice, Reading, long_columns, parse_numbers
 from kdjax.data.series import Dataset, Series
 from kdjax.data.splits import segments
 from kdjax.data.tables import numbered_channels
@@ -47,10 +48,15 @@ from kdjax.detection.detector import (
     scaler_of,
     usual_entity,
 )
-from kdjax.detection.reading import reading_of
+from kdjax.detection.reading import fill_limit, reading_of
 from kdjax.detection.storage import load_detector, save_detector
 from kdjax.detection.tables import CONTRIBUTION, score_events, score_table
-from kdjax.detection.thresholds import RETRAIN, Rule, choose_threshold
+from kdjax.detection.thresholds import (
+    Rule,
+    choose_threshold,
+    needed,
+    too_few_message,
+)
 from kdjax.errors import ConfigError, DataError, KdjaxError, check_choice, counted
 from kdjax.experiment.assemble import (
     calibration_rules,
@@ -84,6 +90,10 @@ EXPECTED_FAILED_CHECKS = {
 """The checks of `sklearn.utils.estimator_checks.check_estimator` that fail, and why."""
 
 ROWS = "X"  # name of the rows in messages, and their entity
+IN_FRAME = Advice(
+    "correct it, or leave the column out",
+    "make it NaN, or name it in data.missing_values",
+)
 
 DETECTORS = ("student", "teacher", *BASELINES)
 
@@ -120,6 +130,7 @@ _OF_DATA = (
     "dense_below",
     "ignore",
     "max_gap",
+    "missing_values",
     "fill_limit",
     "step_seconds",
     "train_stride",
@@ -543,12 +554,11 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
             rule = threshold_rule(
                 settings, step_seconds=detector.step, stride=detector.stride
             )
-            try:
-                changed._choose(rule)
-            except ConfigError as error:
-                raise ConfigError(
-                    str(error).replace(RETRAIN, " to calibrate(X)")
-                ) from None
+            known = len(self._known_scores)
+            if known < needed(rule):
+                todo = "give more rows to calibrate(X)"
+                raise ConfigError(too_few_message(known, rule, todo=todo))
+            changed._choose(rule)
         else:
             series = self._series(X)._replace(entity=self.entity_)
             changed.detector_, _ = recalibrated(detector, series, threshold={})
@@ -659,6 +669,12 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
     def _place(self) -> int:
         return entity_index(self.detector_, self.entity_)
 
+    @property
+    def _known_scores(self) -> np.ndarray:
+        """The window scores that τ was chosen on; none for a detector made by hand."""
+        scores = self.detector_.calibration
+        return scores[self._place] if scores else np.empty(0)
+
     def _become(self, other: "KDDetector") -> Self:
         """Takes over all attributes of another in one step, which nothing interrupts."""
         self.__dict__ = other.__dict__
@@ -709,10 +725,17 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
                 f"{', '.join(CHOICES['data.missing'])}."
             )
         time = None
+        markers = (
+            self._settings()["data"]["missing_values"]
+            if reset
+            else reading_of(self.detector_).missing_values
+        )
         if isinstance(X, pd.DataFrame):
-            X, time = self._channels_of(X, reset=reset)
-            _check_columns(X)
-            X = X.apply(_with_nan)
+            try:
+                frame, time = self._channels_of(X, reset=reset)
+                X = _as_numbers(frame, markers)
+            except DataError as error:
+                raise DataError(self._long_hint(X, reset) or str(error)) from None
             # scikit-learn compares names that are text; arrays it takes in any order.
             if reset or hasattr(self, "feature_names_in_"):
                 X = X.set_axis(_column_names(X), axis=1)
@@ -724,25 +747,16 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
                 )
             if isinstance(X, np.ma.MaskedArray):
                 X = as_array(X)
-        try:
-            values = validate_data(
-                self,
-                X,
-                reset=reset,
-                dtype=(np.float64, np.float32),
-                ensure_all_finite=False,
-                # No window has a single row.
-                ensure_min_samples=2 if reset else 1,
-            )
-        except TypeError as error:
-            if not isinstance(X, pd.DataFrame):
-                raise
-            raise DataError(
-                f"{ROWS}: columns of {', '.join(sorted({*map(str, X.dtypes)}))} can't be read "
-                f"as numbers ({error}): convert them."
-            ) from error
-        if not reset:
-            values = mark_missing(values, reading_of(self.detector_).missing_values)
+        values = validate_data(
+            self,
+            X,
+            reset=reset,
+            dtype=(np.float64, np.float32),
+            ensure_all_finite=False,
+            # No window has a single row.
+            ensure_min_samples=2 if reset else 1,
+        )
+        values = mark_missing(values, markers)
         if self.missing == "error":
             _check_complete(values, X)
         if self.missing == "ffill":
@@ -811,6 +825,32 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
                 parse_time(times, Place(Path(ROWS), (clock,))).values, times
             )
         return X.loc[:, [name not in drop for name in names]], time
+
+    def _long_hint(self, X: pd.DataFrame, reset: bool) -> str:
+        """What to say of a frame with a row for each reading; empty of any other."""
+        frame = X.set_axis(_column_names(X), axis=1)
+        reading = Reading() if reset else reading_of(self.detector_)
+        known = {*reading.ignore, reading.entity_column}
+        frame = frame.loc[:, [name not in known for name in frame]]
+        if not frame.columns.is_unique:
+            return ""
+        times = [name for name in frame if _holds_times(frame[name])]
+        columns = long_columns(frame.drop(columns=times))
+        if columns is None or not (times or _holds_times(X.index)):
+            return ""
+        index = f"index={times[0]!r}, " if times else ""
+        grid = ""
+        if reading.step:
+            limit = fill_limit(self.detector_)
+            grid = (
+                f".resample({reading.step!r}, closed='right', label='right', "
+                f"origin='epoch').mean().ffill(limit={limit}).dropna(how='all')"
+            )
+        return (
+            f"{ROWS} looks like long layout, a row for each reading; give a column for "
+            f"each channel: X.pivot({index}columns={columns[0]!r}, "
+            f"values={columns[1]!r}){grid}."
+        )
 
     def _fit(
         self,
@@ -887,8 +927,7 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
     def _choose(self, rule: Rule) -> Self:
         """Another τ by the scores that the present one was chosen on."""
         detector, place = self.detector_, self._place
-        scores = detector.calibration[place] if detector.calibration else np.empty(0)
-        tau = choose_threshold(scores, rule)
+        tau = choose_threshold(self._known_scores, rule)
         # The pooled τ of a single entity is its own.
         places = [place] if len(detector.entities) > 1 else [0, 1]
         thresholds, known = list(detector.thresholds), detector.card.get("thresholds")
@@ -979,13 +1018,6 @@ def _with_settings(detector: Detector, group: str, **fields: Any) -> Detector:
     return detector._replace(card={**card, "settings": changed})
 
 
-def _with_nan(column: pd.Series) -> pd.Series:
-    """A column whose missing objects, such as `pd.NA`, are NaN."""
-    if pd.api.types.is_numeric_dtype(column) or not column.isna().any():
-        return column
-    return column.astype(object).where(column.notna(), np.nan)
-
-
 def _time_of(X: Any) -> np.ndarray | None:
     """The rows' time if X has a `DatetimeIndex` or `PeriodIndex`."""
     if not isinstance(X, pd.DataFrame):
@@ -1036,20 +1068,17 @@ def _column_names(X: pd.DataFrame) -> list[str]:
     ]
 
 
-def _check_columns(X: pd.DataFrame) -> None:
-    """Refuses columns that share a name, and those that hold times or other text."""
+def _as_numbers(X: pd.DataFrame, missing_values: Sequence[str]) -> pd.DataFrame:
+    """A frame with columns of numbers, whose other cells are read as in files."""
     names = pd.Index(_column_names(X))
     if not names.is_unique:
         shared = ", ".join(names[names.duplicated()])
         raise DataError(f"{ROWS}: columns share a name ({shared}): rename them.")
-    for place, name in enumerate(names):
-        column = X.iloc[:, place]
-        if (
-            pd.api.types.is_datetime64_any_dtype(column)
-            or isinstance(column.dtype, pd.PeriodDtype)
-            or (_is_text(column) and _reads_as_times(column))
-        ):
-            label = f"{X.columns[place]!r}"
+    columns = {}
+    for position, name in enumerate(names):
+        column = X.iloc[:, position]
+        label = f"{X.columns[position]!r}"
+        if _holds_times(column):
             times = _conversion(column, f"X[{label}]")
             raise DataError(
                 f"{ROWS}: column {name!r} holds times: make it the index, "
@@ -1058,19 +1087,25 @@ def _check_columns(X: pd.DataFrame) -> None:
         if pd.api.types.is_timedelta64_dtype(column):
             raise DataError(
                 f"{ROWS}: column {name!r} holds durations: convert them, "
-                f"X[{X.columns[place]!r}].dt.total_seconds(), or leave the column out."
+                f"X[{label}].dt.total_seconds(), or leave the column out."
             )
-        if _is_text(column):
-            bad = np.flatnonzero(
-                pd.to_numeric(column, errors="coerce").isna() & column.notna()
+        if not pd.api.types.is_numeric_dtype(column):
+            numbers = parse_numbers(
+                column.rename(name),
+                Place(Path(ROWS), tuple(names)),
+                IN_FRAME,
+                missing_values=missing_values,
             )
-            if len(bad):
-                cell = column.iloc[bad[0]]
-                hint = looks_like(cell, name=name, todo="make it NaN")
-                raise DataError(
-                    f"{ROWS}: row {bad[0] + 1}, column {name!r}: {cell!r} is no number; "
-                    f"{hint or 'correct it, or leave the column out'}."
-                )
+            column = pd.Series(numbers, X.index)
+        columns[position] = column
+    return pd.DataFrame(columns, X.index).set_axis(X.columns, axis=1)
+
+
+def _holds_times(column: Any) -> bool:
+    """Whether a column holds datetimes, periods or texts that look like times."""
+    dated = pd.api.types.is_datetime64_any_dtype(column)
+    period = isinstance(column.dtype, pd.PeriodDtype)
+    return bool(dated or period or (_is_text(column) and _reads_as_times(column)))
 
 
 def _is_text(values: Any) -> bool:

@@ -168,7 +168,9 @@ def test_rows_for_fewer_than_two_windows_are_refused(
     small = {"data.window": 4, "data.validation": 0.4, "data.calibration": 0.05}
     flags = [f"--config.{name}={value}" for name, value in small.items()]
     line = one_line([*command("run", path, saved, out), *fixed, *flags], capsys)
-    assert line.startswith(f"{path}: {said}") and "Give more rows" in line
+    assert (
+        line.startswith(f"{path}: {said}") and "larger share (data.validation)" in line
+    )
     assert list(out.iterdir()) == []
     with pytest.raises(DataError, match="fit window.*Give more rows"):
         KDDetector(window_size=small.pop("data.window"), settings=small).fit(frame)
@@ -180,9 +182,11 @@ def test_too_few_rows_for_the_rate_are_refused(saved, place, capsys):
     rate = "--config.threshold.false_alarm_rate=0.001"
     line = one_line([*command("run", path, saved, out), rate], capsys)
     assert "needs at least 999 calibration" in line and list(out.iterdir()) == []
+    assert "give more rows in training, raise data.calibration, lower" in line
     path.write_bytes(csv(good()[:15]))
     line = one_line(command("calibrate", path, saved, out), capsys)
     assert "needs at least 4 " in line and list(out.iterdir()) == []
+    assert line.endswith("give more rows, or accept a higher rate.")
 
 
 # Labels.

@@ -543,3 +543,38 @@ def test_a_loaded_estimator_knows_the_columns_of_the_file(make, tmp_path):
         loaded.predict(frame.assign(machine=["a", "b"] * 20))
     with pytest.raises(DataError, match="row 2 is at .*sort the rows"):
         loaded.predict(frame[::-1])
+
+
+@pytest.mark.parametrize("layout", ["table", "readings"])
+@pytest.mark.parametrize("index", [False, True])
+def test_a_long_frame_is_told_how_to_become_a_table(make, tmp_path, layout, index):
+    """By a detector of a table, of readings, and by `fit`; what is told works."""
+    folder = make(WIDE if layout == "table" else LONG)
+    table = wide().assign(x=np.arange(40) % 7.0)
+    frame = readings().replace("Bad Input", np.nan).dropna()
+    if layout == "table":
+        values = {
+            "value_vars": ["x", "y"],
+            "var_name": "sensor",
+            "value_name": "reading",
+        }
+        frame = table.melt("when", **values).sort_values("when", kind="stable")
+    wanted, _ = scored(
+        table if layout == "table" else frame, folder, tmp_path, causal=False
+    )
+    X = frame[frame["sensor"] != "z"].assign(when=pd.to_datetime(frame["when"]))
+    X = X.astype({"reading": float})
+    X = X.set_index("when") if index else X
+    loaded = KDDetector.load(folder).set_params(missing="mask")
+    with pytest.raises(DataError, match="X looks like long layout, a row for") as error:
+        loaded.predict(X)
+    told = str(error.value).split("each channel: ")[1].rstrip(".")
+    found, score = loaded.decision_function(eval(told)), wanted["window_score"]
+    assert len(found) == len(score) and score.notna().sum() > 30
+    np.testing.assert_allclose(found[score.notna()], score.dropna(), rtol=1e-5)
+    with pytest.raises(DataError, match="X looks like long layout.*X.pivot"):
+        KDDetector().fit(X)
+    # A table is none.
+    rows = pd.DataFrame({"x": [0.5, 1, 2] * 9, "mode": ["a", "b", "a"] * 9})
+    with pytest.raises(DataError, match="'mode'.: 'a' is not a number"):
+        loaded.predict(rows)

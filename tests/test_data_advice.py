@@ -57,6 +57,10 @@ def in_frame(cell, folder, place=1):
         ("No Data", "looks like a marker of a missing value: "),
         ("#VALUE!", "looks like a marker of a missing value: "),
         (r"\N", "looks like a marker of a missing value: "),
+        ("#NAME?", "looks like a marker of a missing value: "),
+        ("3 m3", "looks like a number with a unit: write 3 alone"),
+        ("1d3", ""),
+        ("1D+03", ""),
         ("# restarted", "looks like a comment: remove the line"),
         ("word", ""),
     ],
@@ -74,7 +78,8 @@ def test_what_to_do_about_a_marker_is_what_the_caller_can_do(tmp_path):
     )
     assert "leave the cell empty" in in_stream("No Data", tmp_path)
     assert "give null" in in_object("No Data", tmp_path)
-    assert "make it NaN" in in_frame("No Data", tmp_path)
+    assert "make it NaN, or name it in data.missing" in in_frame("No Data", tmp_path)
+    assert "X contains NaN" in in_frame("#N/A", tmp_path)
 
 
 def test_further_header_lines_are_told(tmp_path):

@@ -49,6 +49,14 @@ def by_json(cells, tmp_path, **options):
     return _streamed([json.dumps({"a": cell, "b": 1}) for cell in cells], **options)
 
 
+def by_frame(cells, tmp_path, *, missing_values=()):
+    """By what `fit` makes of a column of objects."""
+    settings = {"data.missing_values": missing_values}
+    detector = KDDetector(missing="mask", settings=settings)
+    frame = pd.DataFrame({"a": pd.Series(cells, dtype=object), "b": 1.0})
+    return detector._series(frame, reset=True).values[:, 0]
+
+
 def _streamed(lines, **options):
     values = []
     for line in read_lines(lines, ("a", "b"), **options):
@@ -58,7 +66,7 @@ def _streamed(lines, **options):
     return np.array(values)
 
 
-ENTRIES = [by_file, by_semicolons, by_parquet, by_stream, by_json]
+ENTRIES = [by_file, by_semicolons, by_parquet, by_stream, by_json, by_frame]
 
 
 @pytest.mark.parametrize("entry", ENTRIES)
@@ -113,6 +121,17 @@ def test_own_markers_are_missing_cells(entry, tmp_path):
     np.testing.assert_array_equal(found, [1.5, NAN, NAN, 2.5])
     found = entry(["1.5", "-9999.0", "2.5"], tmp_path, missing_values=("-9999",))
     np.testing.assert_array_equal(found, [1.5, NAN, 2.5])
+
+
+@pytest.mark.parametrize("entry", [by_parquet, by_json, by_frame])
+def test_objects_are_read_as_cells_of_text(entry, tmp_path):
+    np.testing.assert_array_equal(entry([True, None, False], tmp_path), [1, NAN, 0])
+    if entry is not by_parquet:  # whose columns have one type
+        found = entry([0.5, None, "NA", "2.5"], tmp_path)
+        np.testing.assert_array_equal(found, [0.5, NAN, NAN, 2.5])
+        for cells in ([0.5, True], [True, 2.0], ["true", 1]):
+            with pytest.raises(DataError, match="is not a number"):
+                entry(cells, tmp_path)
 
 
 def test_a_marker_is_proposed_where_a_column_holds_numbers_as_well(tmp_path):

@@ -207,7 +207,7 @@ def test_train_rows_without_a_fit_window_are_refused():
 
 
 def test_train_rows_without_a_validation_window_are_refused():
-    message = "no entity has a validation window.*larger share .data.validation."
+    message = r"no entity has a validation window.*fewer gaps or excluded rows\.$"
     with pytest.raises(DataError, match=message):
         ready(series("a", 100), validation=0.02)
 

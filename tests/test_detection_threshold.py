@@ -80,8 +80,7 @@ def test_99_scores_at_one_percent_give_the_largest():
 def test_98_scores_are_too_few_for_one_percent():
     message = (
         "threshold.false_alarm_rate=0.01 needs at least 99 calibration windows, have 98:"
-        " give more rows in training, raise data.calibration, lower data.stride, or accept"
-        " a higher rate."
+        " give more rows, or accept a higher rate."
     )
     assert too_few_message(98, Rule("conformal", 0.01)) == message
     with pytest.raises(

@@ -33,10 +33,14 @@ IN_THOUSANDS = (
 _MARKERS = (
     "unavailable", "unknown", "bad", "bad input", "bad data", "no data", "nodata", "no result",
     "i/o timeout", "calc failed", "comm fail", "shutdown", "offline", "invalid", "error",
-    "missing", "undefined", "n.a.", "#value!", "#div/0!", "#ref!", "#num!", "\\n", "(null)",
+    "missing", "undefined", "n.a.", "#value!", "#div/0!", "#ref!", "#num!", "#name?", "#null!",
+    "\\n", "(null)",
     "-", "--", "---", "?", "*", ".",
 )  # fmt: skip
-_UNIT = re.compile(r"(?!0x)([+-]?\d[\d.,]*)\s*(?!e$)([^\W\d_]|[%°]).*")
+# Not 0x1F, 1e or 1d3, which Fortran writes for 1e3.
+_UNIT = re.compile(
+    r"(?!0x)([+-]?\d[\d.,]*)\s*(?!e$|[de][+-]?\d+$)([^\W\d_]|[%°]).*", re.IGNORECASE
+)
 COMMENT = ("#", "//", "%")
 _NUMBERS = (bool, int, float, np.bool_, np.number, Decimal)
 
@@ -54,7 +58,7 @@ def to_number(
     >>> to_number(" 1e3 "), to_number("NAN"), to_number("False"), to_number("1_000")
     (1000.0, nan, 0.0, None)
     """
-    if cell is None or cell is pd.NA:
+    if cell is None or cell is pd.NA or cell is pd.NaT:
         return np.nan
     if isinstance(cell, str):
         cell = cell.strip()

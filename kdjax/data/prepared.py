@@ -37,9 +37,6 @@ from kdjax.data.splits import (
 from kdjax.data.windowing import WindowSource, has_missing, on_disk, span_pieces
 from kdjax.errors import DataError, counted
 
-# Advice for those who train; `calibrate` can't follow it.
-RETRAIN = ", a larger share (data.validation), or a smaller data.window"
-
 # An entity's own Gaussian has D means and D (D + 1) / 2 covariances to estimate.
 ROWS_PER_CHANNEL = 5
 
@@ -87,6 +84,7 @@ def prepare(
     validation: float,
     calibration: float,
     scaler: str,
+    todo: str = "Give more rows, fewer gaps or excluded rows",
 ) -> Prepared:
     """Splits and scales a data set.
 
@@ -98,6 +96,7 @@ def prepare(
         validation: share of the rows before calibration, without the excluded ones.
         calibration: share of all train rows but the excluded ones.
         scaler: method of `fit_scaler`.
+        todo: what to say of too few windows.
 
     Raises:
         DataError: a test series is shorter than the window, there are fewer than two fit
@@ -153,7 +152,7 @@ def prepare(
                 notes=notes[index],
             )
         )
-    _check_windows(entities, window)
+    _check_windows(entities, window, todo)
     return Prepared(
         dataset.name, channels, tuple(entities), pooled_scaler, window, stride
     )
@@ -327,7 +326,7 @@ def _test_spans(test: Series | None, window: int, max_gap: float) -> np.ndarray:
     return spans
 
 
-def _check_windows(entities: Sequence[Entity], window: int) -> None:
+def _check_windows(entities: Sequence[Entity], window: int, todo: str) -> None:
     for part, least in (("fit", 2), ("validation", 1)):
         spans = [getattr(entity.split, part) for entity in entities]
         found = sum(_count_windows(own, window) for own in spans)
@@ -336,8 +335,7 @@ def _check_windows(entities: Sequence[Entity], window: int) -> None:
             longest = max(len(entity.train.values) for entity in entities)
             raise DataError(
                 f"{problem} {part} window: the longest train series "
-                f"has {counted(longest, 'row')}, data.window={window}. Give more rows, fewer gaps or "
-                f"excluded rows{RETRAIN}."
+                f"has {counted(longest, 'row')}, data.window={window}. {todo}."
             )
 
 

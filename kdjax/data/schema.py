@@ -44,9 +44,19 @@ ORDERS = ("strict", "sort")
 DUPLICATES = ("error", "last")
 
 _HEAD = 65_536  # rows of a large table read at once to find and read its time column
-_ROLE_HINT = (
+
+
+class Advice(NamedTuple):
+    """What a message says to do about text in a column of numbers."""
+
+    text: str
+    marker: str = ""  # about a marker of missing values; empty if there can be none
+
+
+IN_FILE = Advice(
     "correct it, or name the column as entity_column or time_column if it is one, else "
-    "remove it"
+    "remove it",
+    "name it in data.missing_values",
 )
 
 
@@ -227,37 +237,46 @@ def _row_series(
     return tuple(series)
 
 
+def long_columns(frame: pd.DataFrame) -> tuple[str, str] | None:
+    """The columns of tags and values, if a table looks like long layout without its times.
+
+    The values are its only column of numbers, the tags a text that comes again and again.
+    """
+    cells = {str(name): frame[name].astype(str) for name in frame}
+    counts = {name: column.nunique() for name, column in cells.items()}
+    numbers = [
+        name
+        for name, column in cells.items()
+        if 2 * pd.to_numeric(column, errors="coerce").count() > len(frame)
+    ]
+    tags = [
+        name
+        for name, count in counts.items()
+        if name not in numbers and 2 * count <= len(frame)
+    ]
+    if len(numbers) != 1 or not tags:
+        return None
+    return max(tags, key=lambda name: counts[name]), numbers[0]
+
+
 def _layout_hint(found: Assigned) -> str:
     """What to say of a table that looks like long layout; empty of any other."""
     used = {*found.reading.columns, found.reading.time_column}
     rest = [name for name in found.place.columns if name not in used]
-    cells = {name: found.frame[name].astype(str) for name in rest}
-    numbers = [
-        name
-        for name in rest
-        if 2 * pd.to_numeric(cells[name], errors="coerce").count() > len(found.frame)
-    ]
-    # One column of numbers, and a text that comes again and again.
-    tags = [
-        name
-        for name in rest
-        if name not in numbers and 2 * cells[name].nunique() <= len(found.frame)
-    ]
-    if found.times is None or len(numbers) != 1 or not tags:
+    if found.times is None or (columns := long_columns(found.frame[rest])) is None:
         return ""
-    tag = max(tags, key=lambda name: cells[name].nunique())
+    tag, value = columns
     return (
         "The table looks like long layout, a row for each reading: set data.layout=long, "
-        f"data.tag_column={tag}, data.value_column={numbers[0]} and data.step, such as "
-        "1min."
+        f"data.tag_column={tag}, data.value_column={value} and data.step, such as 1min."
     )
 
 
 def parse_labels(found: Assigned, rows: np.ndarray) -> np.ndarray:
     """Labels `[N]` bool, read in these rows of the file and False in others."""
     name, place = found.reading.label_column, found.place._replace(rows=rows)
-    hint = "labels are 0 (normal) or 1 (anomaly)"
-    numbers = parse_numbers(found.frame[name].iloc[rows], place, hint)
+    advice = Advice("labels are 0 (normal) or 1 (anomaly)")
+    numbers = parse_numbers(found.frame[name].iloc[rows], place, advice)
     labels = np.zeros(len(found.frame), bool)
     labels[rows] = to_labels(numbers, place, name)
     return labels
@@ -326,7 +345,7 @@ def entity_rows(
 def parse_numbers(
     column: pd.Series,
     place: Place,
-    hint: str = _ROLE_HINT,
+    advice: Advice = IN_FILE,
     *,
     missing_values: Sequence[str] = (),
 ) -> np.ndarray:
@@ -353,19 +372,16 @@ def parse_numbers(
     text = np.flatnonzero(words)
     if len(text):
         row, name = int(text[0]), str(column.name)
-        if hint == _ROLE_HINT:
-            first = (
-                len(text) == 1 and (row if place.rows is None else place.rows[row]) == 0
-            )
-            todo = "name it in data.missing_values"
-            hint = (
-                looks_like(column.iloc[row], name=name, first=first, todo=todo) or hint
-            )
-        if len(text) < len(found) and hint == _ROLE_HINT:
-            hint = f"if it marks a missing value, name it in data.missing_values; else {hint}"
+        hint = ""
+        if todo := advice.marker:
+            number = row if place.rows is None else place.rows[row]
+            first = bool(len(text) == 1 and number == 0)
+            hint = looks_like(column.iloc[row], name=name, first=first, todo=todo)
+            if not hint and len(text) < len(found):
+                hint = f"if it marks a missing value, {todo}; else {advice.text}"
         raise DataError(
             f"{where(place, row, name)}: {column.iloc[row]!r} is not a "
-            f"number{others(len(text))}; {hint}."
+            f"number{others(len(text))}; {hint or advice.text}."
         )
     return numbers
 

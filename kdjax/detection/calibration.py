@@ -93,11 +93,13 @@ class _View(NamedTuple):
     calibration: np.ndarray
 
 
-def check_enough(prepared: Prepared, rule: Rule) -> None:
-    """Raises ConfigError if there are too few calibration windows for the rule."""
+def check_enough(
+    prepared: Prepared, rule: Rule, *, todo: str = "give more rows"
+) -> None:
+    """Raises ConfigError if calibration windows are too few for the rule; `todo`: then."""
     total = sum(len(_starts(prepared, e.split.calibration)) for e in prepared.entities)
     if total < needed(rule):
-        raise ConfigError(too_few_message(total, rule))
+        raise ConfigError(too_few_message(total, rule, todo=todo))
 
 
 def calibrate(model: ResidualModel, prepared: Prepared, rules: Rules) -> Calibration:

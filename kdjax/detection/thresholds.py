@@ -282,19 +282,15 @@ def budget_rate(per_day: float, *, step_seconds: float, stride: int) -> float:
     return per_day / windows
 
 
-# Advice for those who train; `calibrate` can't follow it.
-RETRAIN = " in training, raise data.calibration, lower data.stride"
-
-
-def too_few_message(n: int, rule: Rule) -> str:
+def too_few_message(n: int, rule: Rule, *, todo: str = "give more rows") -> str:
     """What to say where n calibration windows are too few for the rule."""
     setting = f"threshold.false_alarm_rate={rule.rate:g}"
     if rule.method == "budget":
         setting = f"threshold.budget, a false-alarm rate of {rule.rate:g},"
     return (
         f"{setting} needs at least "
-        f"{counted(needed(rule), 'calibration window')}, have {n}: give more rows"
-        f"{RETRAIN}, or accept a higher rate."
+        f"{counted(needed(rule), 'calibration window')}, have {n}: {todo}, or accept a "
+        "higher rate."
     )
 
 

@@ -176,9 +176,23 @@ def prepare_dataset(dataset: Dataset, settings: Settings) -> Prepared:
     data = settings["data"]
     fields = ("window", "stride", "max_gap", "validation", "calibration", "scaler")
     check_width(len(dataset.train[0].channels))
-    prepared = prepare(dataset, **{field: data[field] for field in fields})
-    check_enough(prepared, calibration_rules(settings, prepared).threshold)
+    prepared = prepare(
+        dataset,
+        **{field: data[field] for field in fields},
+        todo="Give more rows, fewer gaps or excluded rows, a larger share "
+        "(data.validation), or a smaller data.window",
+    )
+    check_windows(prepared, settings)
     return prepared
+
+
+def check_windows(prepared: Prepared, settings: Settings) -> None:
+    """Raises ConfigError if there are too few calibration windows for the rate."""
+    check_enough(
+        prepared,
+        calibration_rules(settings, prepared).threshold,
+        todo="give more rows in training, raise data.calibration, lower data.stride",
+    )
 
 
 def prepare_groups(dataset: Dataset, settings: Settings) -> dict[str, Prepared]:

@@ -12,14 +12,12 @@ from typing import Any
 import numpy as np
 
 from kdjax.config import completed, resolve
-from kdjax.data import prepared as data_prepared
 from kdjax.data.prepared import ROWS_PER_CHANNEL, prepare, training_ranges
 from kdjax.data.raw import about
 from kdjax.data.readers import match_channels, name_of
 from kdjax.data.scaler import Scaler
 from kdjax.data.series import Dataset, Ranges, Series
 from kdjax.data.times import seconds_per_row
-from kdjax.detection import thresholds
 from kdjax.detection.cadence import check_cadence
 from kdjax.detection.calibration import calibrate, check_enough
 from kdjax.detection.detector import POOLED, Detector, score_windows
@@ -30,7 +28,7 @@ from kdjax.detection.scores import window_scores
 from kdjax.detection.storage import check_replaceable, load_detector, save_detector
 from kdjax.detection.tables import find_windows
 from kdjax.detection.thresholds import Threshold, choose_threshold
-from kdjax.errors import ArtifactError, ConfigError, KdjaxError, counted
+from kdjax.errors import ArtifactError, ConfigError, counted
 from kdjax.experiment.assemble import calibration_rules, series_digest, threshold_rule
 from kdjax.io.messages import acting
 
@@ -107,16 +105,8 @@ def recalibrated(
     settings = resolve({**own, "threshold": {**own["threshold"], **threshold}})
     series = match_channels(series, detector.channels)
     check_cadence(series.time, detector.step)
-    try:
-        if series.entity in detector.entities:
-            return _known(detector, series, settings)
-        return _added(detector, series, settings)
-    except KdjaxError as error:
-        text = str(error)
-        for advice in (thresholds.RETRAIN, data_prepared.RETRAIN):
-            text = text.replace(advice, "")
-        error.args = (text,)
-        raise
+    change = _known if series.entity in detector.entities else _added
+    return change(detector, series, settings)
 
 
 def _known(

@@ -22,7 +22,6 @@ from rich.console import Console
 
 from kdjax.config import RENAMED, to_json
 from kdjax.data.series import Dataset
-from kdjax.detection.calibration import check_enough
 from kdjax.detection.storage import save_detector
 from kdjax.errors import ConfigError
 from kdjax.evaluation.evaluate import (
@@ -34,7 +33,7 @@ from kdjax.experiment import jobs, train
 from kdjax.experiment.assemble import calibration_rules, data_digests, make_detector
 from kdjax.experiment.inputs import load_dataset
 from kdjax.experiment.jobs import TrainingJob
-from kdjax.experiment.pipeline import prepare_groups
+from kdjax.experiment.pipeline import check_windows, prepare_groups
 from kdjax.experiment.populations import OnEpoch, finished, train_all
 from kdjax.experiment.sweeps.design import DONE, FAILED, LOSS, Member, value_text
 from kdjax.experiment.train import Group, Task
@@ -158,8 +157,7 @@ def load_sweep_data(
             prepared = prepare_groups(datasets[source], settings)
             sweep_data.groups[key] = train.make_groups(prepared, data)
         for group in sweep_data.groups[key]:
-            rules = calibration_rules(settings, group.prepared)
-            check_enough(group.prepared, rules.threshold)
+            check_windows(group.prepared, settings)
     return sweep_data
 
 
