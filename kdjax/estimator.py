@@ -50,7 +50,12 @@ from kdjax.detection.detector import (
 )
 from kdjax.detection.reading import fill_limit, reading_of
 from kdjax.detection.storage import load_detector, save_detector
-from kdjax.detection.tables import CONTRIBUTION, score_events, score_table
+from kdjax.detection.tables import (
+    CONTRIBUTION,
+    check_precision,
+    score_events,
+    score_table,
+)
 from kdjax.detection.thresholds import (
     Rule,
     choose_threshold,
@@ -775,6 +780,7 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
         place = Place(Path(ROWS), names)
         dtype: Any = np.float32
         if not reset:
+            check_precision(self.detector_, values.dtype)
             dtype = self.detector_.scalers.offset.dtype
         elif needs_float64([values]).any():
             dtype = np.float64

@@ -170,6 +170,32 @@ def test_a_file_of_another_kind_is_told(name, content, said, tmp_path):
     assert "not whole" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (gzip.compress(CSV, mtime=0), "holds gzip, .*: unpack it by gzip -dc first"),
+        (
+            CSV.decode().encode("utf-16"),
+            "holds UTF-16 text, .* by iconv -f UTF-16 -t UTF-8",
+        ),
+        (CSV.decode().encode("utf-16-le"), "holds UTF-16 text"),
+        (CSV.decode().encode("utf-16-be"), "holds UTF-16 text"),
+        (b'\xff\xfe{\x00"\x00', "holds UTF-16 text"),
+        (parquet(), "holds Parquet, .*: write its rows as CSV first"),
+        (workbook(), "holds a zip archive or an Excel workbook"),
+    ],
+)
+def test_standard_input_of_another_kind_is_told(
+    content, said, small, tmp_path, monkeypatch, capsys
+):
+    save_detector(tmp_path / "detector", small)
+    source = io.TextIOWrapper(io.BufferedReader(io.BytesIO(content)))
+    monkeypatch.setattr("sys.stdin", source)
+    assert main(["kdjax", "stream", f"--detector={tmp_path / 'detector'}"]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert re.search(f"standard input {said}", line)
+
+
 def test_one_of_a_thing_is_singular():
     assert [counted(n, "event") for n in (0, 1, 2, 1000)] == [
         "0 events",

@@ -14,7 +14,7 @@ from kdjax.data.readers import load_files, read_table
 from kdjax.data.series import Dataset, Series
 from kdjax.detection.storage import save_detector
 from kdjax.detection.tables import score_table
-from kdjax.errors import ConfigError
+from kdjax.errors import ConfigError, DataError
 from kdjax.experiment.pipeline import prepare_dataset
 from kdjax.scoring.streams import open_stream, stream_rows
 
@@ -88,6 +88,22 @@ def test_the_estimator_and_score_tables(plant, expected):
     assert fitted.detector_.scalers.offset.dtype == np.float64
     assert fitted.predict(fault)[FAULT].mean() > 0.9
     near(causal(load_detector(folder / "detector"), fault.to_numpy()), expected)
+
+
+def test_rows_in_float32_are_refused_where_they_are_given(plant, tmp_path):
+    _, fitted, fault = plant
+    narrow = fault.to_numpy().astype(np.float32)
+    told = "rows are float32, and this detector needs float64: .*dtype='float64'"
+    with pytest.raises(DataError, match=told):
+        causal(fitted.detector_, narrow)
+    for method in (fitted.predict, fitted.calibrate):
+        with pytest.raises(DataError, match=told):
+            method(fault.astype(np.float32))
+    # A file that holds float32 has no further digits.
+    np.save(tmp_path / "fault.npy", narrow)
+    (series,) = read_table(tmp_path / "fault.npy", dtype=np.float64)
+    assert series.values.dtype == np.float64
+    np.testing.assert_array_equal(series.values, narrow)
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet", "npy"])

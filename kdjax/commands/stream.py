@@ -7,7 +7,9 @@ or 2 if most lines were at fault or none had a score for long.
 
 import io
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 from kdjax.commands import common
 from kdjax.commands.common import Flag
@@ -49,13 +51,10 @@ def main(arguments: list[str], flags: common.Flags) -> None:
     common.start_jax()
     from kdjax.scoring.streams import run_stream
 
-    # A byte that is no UTF-8 spoils its line only; CR ends a line as in a file.
-    if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(encoding="utf-8-sig", errors="replace", newline=None)
     names = ("entity", "backend", "state", "on_error", "rolling")
     with common.reading(flags, common.COLUMNS) as reading:
         run_stream(
-            sys.stdin,
+            _lines(sys.stdin),
             output,
             detector=detector,
             adaptive_step=flags.adaptive,
@@ -63,6 +62,18 @@ def main(arguments: list[str], flags: common.Flags) -> None:
             log=_say,
             **common.chosen(flags, *names),
         )
+
+
+def _lines(source: TextIO) -> Iterator[str]:
+    """The lines of standard input; DataError if they are no text."""
+    from kdjax.data.lines import check_start
+
+    if isinstance(source, io.TextIOWrapper):
+        # A byte that is no UTF-8 spoils its line only; CR ends a line as in a file.
+        source.reconfigure(encoding="utf-8-sig", errors="replace", newline=None)
+        if isinstance(source.buffer, io.BufferedReader):
+            check_start(source.buffer.peek(8))
+    yield from source
 
 
 def _say(message: str) -> None:

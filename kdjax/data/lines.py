@@ -25,7 +25,7 @@ from kdjax.data.cells import (
     number_form,
     to_number,
 )
-from kdjax.data.raw import Place
+from kdjax.data.raw import Place, content_kind
 from kdjax.data.tables import NAMES_SEPARATOR
 from kdjax.data.times import find_time
 from kdjax.errors import DataError, counted
@@ -93,6 +93,19 @@ def read_lines(
     """
     own = (ignored, missing_values, entity_column, tag_column, may_lack)
     return _read(lines, _Wanted(channels, time_column, *own))
+
+
+def check_start(head: bytes) -> None:
+    """Raises DataError if standard input begins as a file that is no UTF-8 text."""
+    kind, _ = content_kind(head)
+    if kind:
+        todo = {
+            "gzip": "unpack it by gzip -dc",
+            "UTF-16 text": "convert it by iconv -f UTF-16 -t UTF-8",
+        }.get(kind, "write its rows as CSV")
+        raise DataError(
+            f"standard input holds {kind}, not lines of text: {todo} first."
+        )
 
 
 def _read(lines: Iterable[str], wanted: _Wanted) -> Iterator[Line]:

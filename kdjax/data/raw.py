@@ -225,11 +225,19 @@ def check_text(path: Path, data: bytes) -> None:
     raise DataError(f"{path}: line {line} holds {fault}; save the file as UTF-8 text.")
 
 
+def content_kind(head: bytes) -> tuple[str, str]:
+    """The kind of a file that is no UTF-8 text by its first bytes, and what to do."""
+    # UTF-16 may lack its mark: a name in ASCII has every other byte 0.
+    if b"\0\0" in (head[:4:2], head[1:4:2]):
+        head = b"\xff\xfe"
+    return next((known[1:] for known in _KINDS if head.startswith(known[0])), ("", ""))
+
+
 def check_content(path: Path, head: bytes, *, own: str = "") -> None:
     """Raises DataError if a file begins as one of a known kind but its `own`."""
-    for start, kind, todo in _KINDS:
-        if head.startswith(start) and kind != own:
-            raise DataError(f"{path} holds {kind}, not what its name says: {todo}.")
+    kind, todo = content_kind(head)
+    if kind not in ("", own):
+        raise DataError(f"{path} holds {kind}, not what its name says: {todo}.")
 
 
 def check_kind(path: Path) -> None:

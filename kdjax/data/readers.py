@@ -219,7 +219,7 @@ def _read(
 ) -> Recording:
     """The series of a file, which need not have the columns in `may_lack`."""
     npy = path.suffix.lower() == ".npy" and path.is_file()
-    if npy and not reading.columns and not reading.step:
+    if npy and not reading.columns and not reading.step and reading.dtype != np.float64:
         values = read_npy(path)
         as_read = values.dtype == np.float32 and values.flags.c_contiguous
         usable = as_read and values.ndim == 2 and values.size > 0

@@ -68,8 +68,8 @@ def score_table(
         contributions: adds D columns.
 
     Raises:
-        DataError: the channels are not the detector's, rows come at another step, or no
-            part of the series without a gap is as long as the window.
+        DataError: the channels are not the detector's, rows come at another step or in
+            less precision, or no part without a gap is as long as the window.
 
     >>> table = score_table(detector, series, entity="plant")  # doctest: +SKIP
     >>> table.columns.tolist()[:4]  # doctest: +SKIP
@@ -139,10 +139,11 @@ def find_windows(detector: Detector, series: Series, *, causal: bool) -> Windows
     """The windows of a series: inside spans without a gap, and covering all of each.
 
     Raises:
-        DataError: no span is as long as the window, or rows come at another step than in
-            training.
+        DataError: no span is as long as the window, or rows come at another step or in
+            less precision than in training.
     """
     rows, window = len(series.values), detector.window
+    check_precision(detector, series.values.dtype)
     check_cadence(series.time, detector.step)
     spans = intersect(
         kept(rows, series.excluded),
@@ -165,6 +166,17 @@ def find_windows(detector: Detector, series: Series, *, causal: bool) -> Windows
         latest[start:stop] = np.where(found < 0, -1, found + count)
         count += len(own)
     return Windows(np.concatenate(starts), latest, causal)
+
+
+def check_precision(detector: Detector, dtype: Any) -> None:
+    """Raises DataError for rows in float32 where the detector needs float64."""
+    needed = detector.scalers.offset.dtype
+    if dtype == np.float32 and needed != dtype:
+        raise DataError(
+            f"the rows are float32, and this detector needs {needed}: float32 rounds away "
+            f"what it looks for. Give rows in {needed}, as read_table does by "
+            f"dtype={str(needed)!r}."
+        )
 
 
 def known_entity(detector: Detector, entity: str) -> str:
