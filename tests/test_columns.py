@@ -235,6 +235,61 @@ def test_a_stream_takes_rows_of_one_entity(make):
     assert [a["row"] for a in answers] == [*range(8)]
 
 
+@pytest.fixture
+def several(make):
+    """A detector of the machines a and b with thresholds of their own."""
+    known = load_detector(make(WIDE, name="one"))
+    own = [0, 0, 1]
+
+    def taken(fields):
+        return type(fields)(*(field[own] for field in fields))
+
+    detector = known._replace(
+        entities=("a", "b"),
+        scalers=taken(known.scalers),
+        gaussians=taken(known.gaussians),
+        thresholds=[known.thresholds[0]._replace(tau=tau) for tau in (4.0, 9.0, 6.0)],
+        calibration=(np.arange(20.0), np.arange(30.0), np.arange(40.0)),
+        ranges=None,
+    )
+    save_detector(known_folder := make(WIDE).parent / "several", detector)
+    return known_folder
+
+
+@pytest.mark.parametrize("backend", ["jax", "onnxruntime"])
+@pytest.mark.parametrize("machine", ["a", "b", "new"])
+def test_a_stream_has_the_threshold_of_the_entity_that_rows_name(
+    several, tmp_path, backend, machine
+):
+    frame = wide(60).assign(machine=machine)
+    table, _ = scored(frame, several, tmp_path)
+    tau = {"a": 4.0, "b": 9.0}.get(machine, 6.0)
+    # The rows tell this threshold from the others.
+    scores = table["window_score"]
+    assert all(
+        ((scores > tau) != (scores > other)).any() for other in {4, 6, 9} - {tau}
+    )
+    lines, said = frame.to_csv(index=False).splitlines(), []
+    lines.insert(
+        1, lines[1].replace("2026", "soon")
+    )  # at fault, before an entity is known
+    output, state = tmp_path / "answers", tmp_path / "state"
+    options = {"detector": several, "backend": backend, "state": state}
+    run_stream(lines[:20], output, log=said.append, **options)
+    run_stream(lines[:1] + lines[15:], output, **options)  # some come again
+    fault, *answers = map(json.loads, output.read_text("utf-8").splitlines())
+    assert "error" in fault
+    same(answers, table)
+    assert len(answers) == len(table)
+    used = machine if machine != "new" else "pooled"
+    assert [text for text in said if "threshold" in text][-1].endswith(
+        f"{used}: {tau:g}"
+    )
+    # An entity that is given overrides what rows name.
+    forced, _ = scored(frame, several, tmp_path, entity="b")
+    same(streamed(frame, several, backend, entity="b"), forced)
+
+
 def test_columns_of_training_are_known_to_calibrate_export_and_fleets(make, tmp_path):
     folder = make(WIDE)
     wide().to_csv(tmp_path / "plant.csv", index=False)

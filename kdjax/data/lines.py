@@ -189,7 +189,9 @@ def _csv(names: list[str], separator: str, wanted: _Wanted) -> _Format:
             found = [*map(float, own)]
             words = False
         except ValueError:
-            found = [_value(cells[i], names, i, comma, wanted) for i in places]
+            found = [
+                _value(cells[i], names[i], wanted, place=i, comma=comma) for i in places
+            ]
             words = True
         # Most rows hold numbers alone, after others that did.
         if words or len(truth) < len(own) or any(truth.values()) or line.tag:
@@ -233,16 +235,18 @@ def _cells(text: str, separator: str) -> list[str]:
 
 
 def _value(
-    cell: str, names: Sequence[str], place: int, comma: bool, wanted: _Wanted
+    cell: Any, name: str, wanted: _Wanted, *, place: int = -1, comma: bool = False
 ) -> float:
+    """A cell as a number; `place` is that of its column, −1 for the key of an object."""
     number = to_number(cell, comma=comma, missing=wanted.missing_values)
     if number is None:
-        hint = looks_like(cell, name=names[place], todo="leave the cell empty")
-        hint = hint or "correct it, or leave it empty if it is missing"
-        raise DataError(
-            f"column {place + 1} ({names[place]!r}): {cell.strip()!r} is not a number; "
-            f"{hint}."
-        )
+        column, empty = f"{name!r}", "give null"
+        if place >= 0:
+            column, empty = f"column {place + 1} ({name!r})", "leave the cell empty"
+        hint = looks_like(cell, name=name, todo=empty)
+        hint = hint or f"correct it, or {empty} if it is missing"
+        text = cell.strip() if isinstance(cell, str) else cell
+        raise DataError(f"{column}: {text!r} is not a number; {hint}.")
     return number
 
 
@@ -307,10 +311,7 @@ def _json(wanted: _Wanted) -> _Format:
         if line.tag in wanted.ignored:
             return line
         cells = [found[channel] for channel in channels]
-        numbers = [
-            _member(cell, channel, wanted.missing_values)
-            for cell, channel in zip(cells, channels, strict=True)
-        ]
+        numbers = [_value(found[channel], channel, wanted) for channel in channels]
         _check_truth(cells, numbers, [line.tag] if line.tag else channels, truth)
         return line._replace(row=numbers)
 
@@ -322,14 +323,6 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         raise ValueError("a key occurs twice")
     return found
-
-
-def _member(cell: Any, channel: str, missing_values: Sequence[str]) -> float:
-    number = to_number(cell, missing=missing_values)
-    if number is None:
-        hint = looks_like(cell, todo="give null") or "give one or null"
-        raise DataError(f"{channel!r}: {cell!r} is not a number; {hint}.")
-    return number
 
 
 def _find_time(names: Collection[str], wanted: _Wanted) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from kdjax.data.grid import count_steps, step_index, step_of, step_time, to_grid
-from kdjax.data.raw import check_room, others, to_rows, where
+from kdjax.data.raw import Place, check_room, others, to_rows, where
 from kdjax.data.scaler import needs_float64
 from kdjax.data.schema import (
     Assigned,
@@ -66,7 +66,8 @@ def grid_series(
         values = _values(found, tags)
     else:
         tags, names = np.empty(0), channel_names(place, reading)
-        values = np.stack([_numbers(found, one) for one in names], axis=1)
+        columns = [_numbers(found.frame[one], place, reading) for one in names]
+        values = np.stack(columns, axis=1)
         to_rows(values, place, names, missing="mask")  # for its checks
     labels = (
         parse_labels(found, np.arange(len(values))) if reading.label_column else None
@@ -182,19 +183,13 @@ def _values(found: Assigned, tags: np.ndarray) -> np.ndarray:
         if tags[rows[0]] < 0:
             continue
         place = found.place._replace(rows=rows)
-        part = found.frame[column].iloc[rows]
-        values[rows] = parse_numbers(
-            part, place, missing_values=found.reading.missing_values
-        )
+        values[rows] = _numbers(found.frame[column].iloc[rows], place, found.reading)
         to_rows(values[rows, None], place, (column,), missing="mask")  # for its checks
     return values
 
 
-def _numbers(found: Assigned, name: str) -> np.ndarray:
-    column = found.frame[name]
-    return parse_numbers(
-        column, found.place, missing_values=found.reading.missing_values
-    )
+def _numbers(column: pd.Series, place: Place, reading: Reading) -> np.ndarray:
+    return parse_numbers(column, place, missing_values=reading.missing_values)
 
 
 def _distinct(

@@ -42,7 +42,7 @@ class RowReader:
         self.again = 0  # readings that came again after a restart
         self.repeated = 0  # readings whose tag and time another one had
         self._resumed = False
-        self._entity = ""
+        self.entity = ""  # that rows name; empty before the first
         self._clock = ""  # as `Timestamp.clock`; empty before the first reading
         self._step = 0  # of the row to come, counted as by `step_index`
         self._idle = 0  # rows since the last one with a reading
@@ -81,7 +81,7 @@ class RowReader:
         """For `restore`, as JSON values."""
         ahead = self._ahead
         return {
-            "entity": self._entity,
+            "entity": self.entity,
             "clock": self._clock,
             "step": self._step,
             "idle": self._idle,
@@ -95,7 +95,7 @@ class RowReader:
         step, idle, ahead = int(state["step"]), int(state["idle"]), state["ahead"]
         if len(cells) != len(self._plan.channels) or state["clock"] not in CLOCKS:
             raise ValueError("its readings are of other channels")
-        self._entity, self._clock = str(state["entity"]), state["clock"]
+        self.entity, self._clock = str(state["entity"]), state["clock"]
         self._step, self._idle, self._cells = step, idle, cells
         if ahead:
             number, time, row, *words = ahead
@@ -107,10 +107,10 @@ class RowReader:
         return [{} for _ in self._plan.channels]
 
     def _check_entity(self, line: Line) -> None:
-        self._entity = self._entity or line.entity
-        if line.entity != self._entity:
+        self.entity = self.entity or line.entity
+        if line.entity != self.entity:
             raise DataError(
-                f"a row of {line.entity!r} in the stream of {self._entity!r}: give each "
+                f"a row of {line.entity!r} in the stream of {self.entity!r}: give each "
                 "entity a stream of its own."
             )
 

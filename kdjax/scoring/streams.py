@@ -16,16 +16,16 @@ import signal
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple, TextIO
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 import filelock
 import numpy as np
 
 from kdjax.data.lines import Line
-from kdjax.detection.stream_rules import Plan, plan_by
+from kdjax.detection.stream_rules import plan_by
 from kdjax.detection.streaming import (
     StreamDetector,
     StreamRow,
@@ -45,6 +45,9 @@ from kdjax.errors import (
 from kdjax.io.files import check_target, clear_leftovers, load_state, save_state
 from kdjax.io.signals import SIGNALS
 from kdjax.scoring.readings import RowReader
+
+if TYPE_CHECKING:
+    from kdjax.export.container import Scorer
 
 BACKENDS = ("jax", "onnxruntime")
 ON_ERROR = ("skip", "stop")
@@ -217,25 +220,69 @@ def open_stream(
     >>> stream.update([0.5, 21.0, 3.2]).state  # doctest: +SKIP
     'unknown'
     """
+    moving = {"adaptive_step": adaptive_step, "rolling": rolling}
+    return _opener(path, backend, reading, **moving)[1](entity)
+
+
+def _opener(
+    path: str | os.PathLike[str],
+    backend: str = "jax",
+    reading: Mapping[str, Any] = NOTHING,
+    **moving: float,
+) -> tuple[Sequence[str], Callable[[str | None], StreamDetector]]:
+    """A detector's entities, and a function that opens the stream of one of them.
+
+    For None it opens that of the usual entity. A file has that of its own only.
+    """
     check_choice("backend", backend, BACKENDS)
-    moving: dict[str, Any] = {"adaptive_step": adaptive_step, "rolling": rolling}
-    if backend == "onnxruntime":
-        plan, score = _onnx_scorer(Path(path), entity)
-        stream = StreamDetector(plan_by(plan, reading), score, **moving)
-    elif Path(path).is_file():
+    path = Path(path)
+    if backend == "onnxruntime" and not path.is_dir():
+        from kdjax.export.container import load_onnx
+
+        scorer = load_onnx(path)
+
+        def open_file(entity: str | None) -> StreamDetector:
+            if entity not in (None, scorer.plan.entity):
+                raise ConfigError(
+                    f"{path} was exported for entity {scorer.plan.entity!r}, not "
+                    f"{entity!r}: leave the entity out, or export the detector for it."
+                )
+            return _onnx_stream(scorer, reading, moving)
+
+        return (), open_file
+    if path.is_file():
         raise ConfigError(
             f"{path} is a file: give the detector's folder, or backend=onnxruntime for "
             "an ONNX file."
         )
-    else:
-        from kdjax.detection.detector import stream_detector, usual_entity
-        from kdjax.detection.storage import load_detector
+    from kdjax.detection.detector import entity_index, stream_detector, usual_entity
+    from kdjax.detection.storage import load_detector
 
-        loaded = load_detector(path)
+    loaded = load_detector(path)
+
+    def open_entity(entity: str | None) -> StreamDetector:
         used = entity or usual_entity(loaded)
+        if backend == "onnxruntime":
+            from kdjax.export.container import load_onnx
+            from kdjax.export.onnx import onnx_file
+
+            scorer = load_onnx(onnx_file(loaded, entity_index(loaded, used)))
+            return _onnx_stream(scorer, reading, moving)
         stream = stream_detector(loaded, entity=used, reading=reading, **moving)
-    stream.drift()  # imports what it needs now rather than between two rows
-    return stream
+        stream.drift()  # imports what it needs now rather than between two rows
+        return stream
+
+    return loaded.entities, open_entity
+
+
+def _onnx_stream(
+    scorer: "Scorer", reading: Mapping[str, Any], moving: Mapping[str, Any]
+) -> StreamDetector:
+    def score(windows: np.ndarray) -> WindowResult:
+        points, found, _, parts = scorer.run(windows)
+        return WindowResult(points[0], float(found[0]), parts[0])
+
+    return StreamDetector(plan_by(scorer.plan, reading), score, **moving)
 
 
 def stream_rows(
@@ -252,7 +299,7 @@ def stream_rows(
     have the columns that `reading` names, such as `time_column="when"`.
     """
     read = RowReader(plan_by(stream.plan, reading), reading).rows(lines)
-    for answer in _answers(stream, read, _Answered(), on_error=on_error):
+    for answer in _answers(lambda: stream, read, _Answered(), on_error=on_error):
         yield answer.text
 
 
@@ -265,14 +312,16 @@ def run_stream(
     on_error: str = "skip",
     reading: Mapping[str, Any] = NOTHING,
     log: Callable[[str], None] = lambda text: None,
+    entity: str | None = None,
     **options: Any,
 ) -> Summary:
     """Answers lines as `stream_rows` does until they end, or until SIGTERM or SIGINT.
 
     The output is a text stream, or the path of a file to append to. The stream resumes
     from the file `state` if it exists; it is written at the end, and at most once a second
-    before. `log` is called with messages for the user; `reading` and options are for
-    `open_stream`. Lines must have the columns that `reading` names.
+    before. `log` is called with messages for the user; `reading`, `entity` and options are
+    for `open_stream`; by default the entity is the one that rows name, if the detector knows
+    it. Lines must have the columns that `reading` names.
 
     Raises:
         DataError: at the end, if more than half of `WATCHED` lines in a row were at fault,
@@ -285,20 +334,30 @@ def run_stream(
         if state is not None:
             check_target(state, inputs=(detector,), name="state")
             _lock(stack, Path(state))
-        stream = open_stream(detector, reading=reading, **options)
+        entities, open_entity = _opener(detector, reading=reading, **options)
+        stream = open_entity(entity)
         reader = RowReader(stream.plan, reading)
+
+        def current() -> StreamDetector:
+            nonlocal stream
+            named = reader.entity  # known from the first row on
+            if entity is None and named in entities and named != stream.plan.entity:
+                stream = open_entity(named)
+                log(_under(stream))
+            return stream
+
         saved = load_state(state) if state is not None and Path(state).exists() else {}
         answered = _Answered()
-        faulty = _restore(stream, answered, reader, saved) if saved else 0
+        faulty = _restore(current, answered, reader, saved) if saved else 0
         sink = _open_output(stack, output, saved)
         read = reader.rows(stack.enter_context(_until_signal(lines)))
-        log(f"scoring under the threshold of {stream.plan.entity}: {stream.plan.tau:g}")
+        log(_under(stream))
         if saved:
             log(f"{state}: going on after {counted(stream.rows, 'row')}")
 
         def kept(faulty: int) -> dict[str, Any]:
             return {
-                "stream": stream.state(),
+                "stream": current().state(),
                 "answered": answered.state(),
                 "readings": reader.state(),
                 "faulty": faulty,
@@ -310,8 +369,8 @@ def run_stream(
                 save_state(state, {**state_of, "output": sink.mark()})
 
         watch = _Watch(stream.plan.window)
-        answers = _answers(stream, read, answered, on_error=on_error)
-        summary = _write(answers, faulty, stream, sink, watch, kept, save, log)
+        answers = _answers(current, read, answered, on_error=on_error)
+        summary = _write(answers, faulty, current, sink, watch, kept, save, log)
         summary = summary._replace(again=summary.again + reader.again)
         save(kept(summary.faulty))
         text = f"{counted(summary.rows, 'row')} in all"
@@ -327,33 +386,8 @@ def run_stream(
         return summary
 
 
-def _onnx_scorer(
-    path: Path, entity: str | None
-) -> tuple[Plan, Callable[[np.ndarray], WindowResult]]:
-    """Plan and scorer of an ONNX file, or of a folder that is exported in memory."""
-    from kdjax.export.container import load_onnx
-
-    if path.is_dir():
-        from kdjax.detection.detector import entity_index, usual_entity
-        from kdjax.detection.storage import load_detector
-        from kdjax.export.onnx import onnx_file
-
-        detector = load_detector(path)
-        used = entity or usual_entity(detector)
-        scorer = load_onnx(onnx_file(detector, entity_index(detector, used)))
-    else:
-        scorer = load_onnx(path)
-    if entity not in (None, scorer.plan.entity):
-        raise ConfigError(
-            f"{path} was exported for entity {scorer.plan.entity!r}, not {entity!r}: "
-            "leave the entity out, or export the detector for it."
-        )
-
-    def score(windows: np.ndarray) -> WindowResult:
-        points, found, _, parts = scorer.run(windows)
-        return WindowResult(points[0], float(found[0]), parts[0])
-
-    return scorer.plan, score
+def _under(stream: StreamDetector) -> str:
+    return f"scoring under the threshold of {stream.plan.entity}: {stream.plan.tau:g}"
 
 
 def _lock(stack: contextlib.ExitStack, state: Path) -> None:
@@ -371,19 +405,20 @@ def _lock(stack: contextlib.ExitStack, state: Path) -> None:
 
 
 def _restore(
-    stream: StreamDetector,
+    current: Callable[[], StreamDetector],
     answered: _Answered,
     reader: RowReader,
     saved: Mapping[str, Any],
 ) -> int:
     """Restores a saved state; the number of lines that were at fault."""
     try:
+        if "readings" in saved:
+            reader.restore(saved["readings"])
+        stream = current()
         stream.restore(saved["stream"])
         # Version 0.1.0 has only the time up to which rows were answered.
         usual = {"lines": ["", ""], "since": [[*stream.last]] * 2}
         answered.restore(saved.get("answered", usual))
-        if "readings" in saved:
-            reader.restore(saved["readings"])
         faulty = int(saved["faulty"])
     except (LookupError, OverflowError, TypeError, ValueError) as error:
         raise ArtifactError(
@@ -453,7 +488,7 @@ def _open_output(
 
 
 def _answers(
-    stream: StreamDetector,
+    current: Callable[[], StreamDetector],
     lines: Iterable[Line],
     answered: _Answered,
     *,
@@ -462,6 +497,7 @@ def _answers(
     """What comes of each line; one that an earlier run answered is skipped."""
     check_choice("on_error", on_error, ON_ERROR)
     for line in lines:
+        stream = current()
         fault, instant, row = line.error, None, None
         try:
             if not (fault and line.time is None):
@@ -532,7 +568,7 @@ def _number(value: float) -> float | str | None:
 def _write(
     answers: Iterator[_Answer],
     faulty: int,
-    stream: StreamDetector,
+    current: Callable[[], StreamDetector],
     sink: _Output,
     watch: _Watch,
     kept: Callable[[int], dict[str, Any]],
@@ -562,6 +598,7 @@ def _write(
             again += not answer.text
             if answer.text and (problem := watch.report(answer)):
                 log(problem)
+            stream = current()
             if stream.rows % stream.plan.window == 0:
                 found = stream.drift()
                 if found.drifted and not drifted:
@@ -579,7 +616,7 @@ def _write(
         if begun:
             save(kept(faulty))
         raise
-    return Summary(stream.rows, faulty, again)
+    return Summary(current().rows, faulty, again)
 
 
 class _Stopped(BaseException):
