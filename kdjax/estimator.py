@@ -766,12 +766,8 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
             _check_complete(values, X)
         if self.missing == "ffill":
             limit = self._settings()["data"]["fill_limit"]
-            unknown, ages = (
-                np.full(values.shape[1], np.nan),
-                np.zeros(values.shape[1], int),
-            )
             window = self.window_size if reset else self.detector_.window
-            values = fill_forward(values, unknown, ages, limit or window)[0]
+            values = fill_forward(values, limit or window)[0]
         names = numbered_channels(values.shape[1])
         if not reset:
             names = self.detector_.channels

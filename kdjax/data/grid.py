@@ -132,14 +132,16 @@ def to_grid(
     count = np.bincount(place, minlength=size)
     total = np.bincount(place, weights=value, minlength=size)
     mean = np.divide(total, count, out=np.full(size, np.nan), where=count > 0)
-    before, ages = np.full(tags, np.nan), np.zeros(tags, np.int64)
-    rows, *_ = fill_forward(mean.reshape(-1, tags), before, ages, limit)
+    rows, *_ = fill_forward(mean.reshape(-1, tags), limit)
     dated = np.issubdtype(time.dtype, np.datetime64)
     return step_time(steps, step, dated=dated), rows
 
 
 def fill_forward(
-    rows: np.ndarray, last: np.ndarray, ages: np.ndarray, limit: int | None
+    rows: np.ndarray,
+    limit: int | None,
+    last: np.ndarray | None = None,
+    ages: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Missing cells of rows `[N, D]` filled with the last value of their channel.
 
@@ -147,10 +149,12 @@ def fill_forward(
     missing. `last` `[D]` are the values before the first row, NaN for none, and `ages`
     `[D]` the rows since; the result has those after the last row too.
 
-    >>> column, start = np.array([[np.nan], [5], [np.nan], [np.nan]]), np.array([7.0])
-    >>> fill_forward(column, start, np.array([0]), 1)[0].ravel()
+    >>> column, last = np.array([[np.nan], [5], [np.nan], [np.nan]]), np.array([7.0])
+    >>> fill_forward(column, 1, last)[0].ravel()
     array([ 7.,  5.,  5., nan])
     """
+    last = np.full(rows.shape[1], np.nan, rows.dtype) if last is None else last
+    ages = np.zeros(rows.shape[1], np.int64) if ages is None else ages
     numbers = np.arange(1, len(rows) + 1)[:, None]
     # The number of the row that a cell's value comes from, from 1; not above 0 for `last`.
     source = np.where(np.isnan(rows), -ages, numbers)

@@ -484,11 +484,10 @@ def _fill(target: np.ndarray, stops: np.ndarray, limit: int | None) -> np.ndarra
     size, first = chunk_rows(target), 0
     counts = np.zeros(len(stops), np.int64)
     for entity, stop in enumerate(stops):
-        last = np.full(target.shape[1], np.nan, target.dtype)
-        ages = np.zeros(target.shape[1], np.int64)
+        last = ages = None
         for start in range(first, stop, size):
             part = slice(start, min(start + size, stop))
-            target[part], last, ages = fill_forward(target[part], last, ages, limit)
+            target[part], last, ages = fill_forward(target[part], limit, last, ages)
             counts[entity] += np.isnan(target[part]).sum()
         first = stop
     return counts

@@ -92,17 +92,22 @@ def numbered_channels(count: int) -> tuple[str, ...]:
     return tuple(f"channel_{i}" for i in range(1, count + 1))
 
 
+def check_file(path: Path) -> None:
+    """Raises DataError for a folder, a pipe or a device, and a file of another ending."""
+    check_kind(path)
+    if not path.name.lower().endswith(SUFFIXES):
+        raise DataError(
+            f"{path} has an unknown ending: expected {', '.join(SUFFIXES)}; convert it."
+        )
+
+
 def open_table(path: Path, *, text_columns: Collection[str] = ()) -> Table:
     """The table in a file, by the ending of its name, which is one of `SUFFIXES`.
 
     `text_columns` are read as text even if they look like numbers.
     """
+    check_file(path)
     name = path.name.lower()
-    if not name.endswith(SUFFIXES):
-        raise DataError(
-            f"{path} has an unknown ending: expected {', '.join(SUFFIXES)}; convert it."
-        )
-    check_kind(path)
     if name.endswith(".npy"):
         table = _open_npy(path)
     elif name.endswith(".parquet"):

@@ -238,7 +238,7 @@ class StreamDetector:
         last_values, ages = at.last_values, at.ages
         if self.plan.fill_limit:
             filled, last_values, ages = fill_forward(
-                values[None], last_values, ages, self.plan.fill_limit
+                values[None], self.plan.fill_limit, last_values, ages
             )
             values = filled[0]
         length = self.plan.window

@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from kdjax.data.raw import about, check_kind, reading, unreadable
+from kdjax.data.raw import about, reading, unreadable
 from kdjax.data.readers import match_channels
-from kdjax.data.tables import SUFFIXES
+from kdjax.data.tables import SUFFIXES, check_file
 from kdjax.detection.attribution import check_attribution
 from kdjax.detection.detector import Detector, entity_index
 from kdjax.detection.false_alarms import series_notes
@@ -296,7 +296,9 @@ def find_files(
                     "folder outside of it."
                 )
         else:
-            _check_given(path)
+            if not path.exists():
+                raise DataError(f"{path} does not exist: check the path.")
+            check_file(path)
         for name, below in _walk(path) if path.is_dir() else [(path.name, path)]:
             shown = name.encode("utf-8", "backslashreplace").decode()
             known = below.name.lower().endswith(SUFFIXES) and below.name[0] != "."
@@ -351,17 +353,6 @@ def _check_outputs(items: Sequence[Item]) -> None:
                     "one, or score them into folders of their own."
                 )
             owners[target] = item.path
-
-
-def _check_given(path: Path) -> None:
-    if not path.exists():
-        raise DataError(f"{path} does not exist: check the path.")
-    check_kind(path)
-    if not path.name.lower().endswith(SUFFIXES):
-        raise DataError(
-            f"{path} has an unknown ending: expected {', '.join(SUFFIXES)}; convert it, or "
-            "leave it out."
-        )
 
 
 def _walk(folder: Path) -> Iterator[tuple[str, Path]]:

@@ -139,7 +139,9 @@ class RowReader:
                 "of time, or set a larger data.step."
             )
         ahead, self._ahead = self._ahead, None
-        if ahead is not None and index < (step := self._index_of(ahead)):
+        if ahead is not None and index < (
+            step := self._index(parse_timestamp(ahead.time))
+        ):
             text = "its time is ahead of the readings behind it; correct it."
             yield ahead._replace(row=[], error=text)
         elif ahead is not None:
@@ -209,22 +211,17 @@ class RowReader:
             time = self._time(step, line)
             yield Line(line.number, time, [_mean(values) for values in cells])
 
-    def _index_of(self, line: Line) -> int:
-        return self._index(parse_timestamp(line.time))
-
     def _index(self, instant: Timestamp) -> int:
-        time = np.array(
-            [instant.value], None if instant.clock == "number" else "M8[ns]"
-        )
-        return int(step_index(time, self._length(instant.clock))[0])
-
-    def _length(self, clock: str) -> float:
-        return step_of(self._plan.reading.step, dated=clock != "number")
+        dated = instant.clock != "number"
+        time = np.array([instant.value], "M8[ns]" if dated else None)
+        step = step_of(self._plan.reading.step, dated=dated)
+        return int(step_index(time, step)[0])
 
     def _time(self, index: int, line: Line) -> Any:
         """The end of a step, as times of the stream are written."""
         dated = self._clock != "number"
-        time = step_time(np.array([index]), self._length(self._clock), dated=dated)[0]
+        step = step_of(self._plan.reading.step, dated=dated)
+        time = step_time(np.array([index]), step, dated=dated)[0]
         if not dated:
             return time.item()
         moment = pd.Timestamp(time)
