@@ -32,7 +32,7 @@ from kdjax.config import FIELDS as CONFIG_FIELDS
 from kdjax.data.cells import mark_missing
 from kdjax.data.grid import fill_forward
 from kdjax.data.prepared import value_notes
-from kdjax.data.raw import Place, as_array, others, to_rows
+from kdjax.data.raw import Place, as_array, others, to_rows, where
 from kdjax.data.scaler import needs_float64
 from kdjax.data.schema import Advice, Reading, long_columns, parse_numbers
 from kdjax.data.series import Dataset, Series
@@ -724,17 +724,8 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
         check_not_forked()
         if not reset:
             check_is_fitted(self, "detector_")
-        if self.missing not in CHOICES["data.missing"]:
-            raise ConfigError(
-                f"missing={self.missing!r} must be one of "
-                f"{', '.join(CHOICES['data.missing'])}."
-            )
-        time = None
-        markers = (
-            self._settings()["data"]["missing_values"]
-            if reset
-            else reading_of(self.detector_).missing_values
-        )
+        check_choice("missing", self.missing, CHOICES["data.missing"])
+        time, markers = None, self._reading(reset).missing_values
         if isinstance(X, pd.DataFrame):
             try:
                 frame, time = self._channels_of(X, reset=reset)
@@ -762,8 +753,6 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
             ensure_min_samples=2 if reset else 1,
         )
         values = mark_missing(values, markers)
-        if self.missing == "error":
-            _check_complete(values, X)
         if self.missing == "ffill":
             limit = self._settings()["data"]["fill_limit"]
             window = self.window_size if reset else self.detector_.window
@@ -774,6 +763,8 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
         elif hasattr(self, "feature_names_in_"):
             names = tuple(map(str, self.feature_names_in_))
         place = Place(Path(ROWS), names)
+        if self.missing == "error":
+            _check_complete(values, place)
         dtype: Any = np.float32
         if not reset:
             check_precision(self.detector_, values.dtype)
@@ -792,27 +783,21 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
         Ignored columns must be there in `fit` only. A detector of a file knows that
         file's columns of times, entities and labels too.
         """
-        names = _column_names(X)
-        if reset:
-            further = _mapping(self.settings)
-            ignore = (
-                self._settings()["data"]["ignore"] if "data.ignore" in further else ()
+        names, reading, clock = _column_names(X), self._reading(reset), ""
+        if not reset:
+            clock = self.detector_.card.get("data", {}).get("time_column", "")
+        elif absent := [name for name in reading.ignore if name not in names]:
+            raise DataError(
+                f"{ROWS} has no column {', '.join(absent)}: name in data.ignore only "
+                "columns that are there."
             )
-            if absent := [name for name in ignore if name not in names]:
-                raise DataError(
-                    f"{ROWS} has no column {', '.join(absent)}: name in data.ignore only "
-                    "columns that are there."
-                )
-            keep = [name not in ignore for name in names]
-            if not any(keep):
-                raise DataError(
-                    f"{ROWS}: data.ignore names all columns: leave a channel."
-                )
-            return X.loc[:, keep], _time_of(X)
-        known, reading = self.detector_.channels, reading_of(self.detector_)
-        clock = self.detector_.card.get("data", {}).get("time_column", "")
-        entity = reading.entity_column
-        drop = {*reading.ignore, clock, entity} - {*known}
+        entity, channels = (
+            reading.entity_column,
+            () if reset else self.detector_.channels,
+        )
+        drop = {*reading.ignore, clock, entity} - {*channels}
+        if names and drop.issuperset(names):
+            raise DataError(f"{ROWS}: data.ignore names all columns: leave a channel.")
         if entity in drop.intersection(names):
             column = X.iloc[:, names.index(entity)]
             if column.nunique() > 1:
@@ -828,10 +813,16 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
             )
         return X.loc[:, [name not in drop for name in names]], time
 
+    def _reading(self, reset: bool) -> Reading:
+        """How columns and cells are read: in `fit` by the settings, then as there."""
+        if not reset:
+            return reading_of(self.detector_)
+        data = self._settings()["data"]
+        return Reading(ignore=data["ignore"], missing_values=data["missing_values"])
+
     def _long_hint(self, X: pd.DataFrame, reset: bool) -> str:
         """What to say of a frame with a row for each reading; empty of any other."""
-        frame = X.set_axis(_column_names(X), axis=1)
-        reading = Reading() if reset else reading_of(self.detector_)
+        frame, reading = X.set_axis(_column_names(X), axis=1), self._reading(reset)
         known = {*reading.ignore, reading.entity_column}
         frame = frame.loc[:, [name not in known for name in frame]]
         if not frame.columns.is_unique:
@@ -840,8 +831,12 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
         columns = long_columns(frame.drop(columns=times))
         if columns is None or not (times or _holds_times(X.index)):
             return ""
-        index = f"index={times[0]!r}, " if times else ""
-        grid = ""
+        table, index, grid = "X", "", ""
+        if times:
+            index = f"index={times[0]!r}, "
+        if times and _is_text(frame[times[0]]):
+            found = _conversion(frame[times[0]], f"X[{times[0]!r}]")
+            table = f"X.assign(**{{{times[0]!r}: {found}}})"
         if reading.step:
             limit = fill_limit(self.detector_)
             grid = (
@@ -850,7 +845,7 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
             )
         return (
             f"{ROWS} looks like long layout, a row for each reading; give a column for "
-            f"each channel: X.pivot({index}columns={columns[0]!r}, "
+            f"each channel: {table}.pivot({index}columns={columns[0]!r}, "
             f"values={columns[1]!r}){grid}."
         )
 
@@ -1137,17 +1132,13 @@ def _conversion(values: Any, text: str) -> str:
     return f"pd.to_datetime({text})"
 
 
-def _check_complete(values: np.ndarray, X: Any) -> None:
+def _check_complete(values: np.ndarray, place: Place) -> None:
     """Refuses missing cells, and says which parameter takes them."""
     rows, columns = np.nonzero(np.isnan(values))
-    if not len(rows):
-        return
-    named = isinstance(X, pd.DataFrame)
-    column = (
-        f"{columns[0] + 1} ({X.columns[columns[0]]!r})" if named else columns[0] + 1
-    )
-    raise DataError(
-        f"{ROWS}: row {rows[0] + 1}, column {column}: X contains NaN"
-        f"{others(len(rows))}, which missing='error' refuses: set missing='mask' to "
-        "leave such cells out or missing='ffill' to repeat the last value, or fill them."
-    )
+    if len(rows):
+        raise DataError(
+            f"{where(place, int(rows[0]), place.columns[columns[0]])}: X contains NaN"
+            f"{others(len(rows))}, which missing='error' refuses: set missing='mask' to "
+            "leave such cells out or missing='ffill' to repeat the last value, or fill "
+            "them."
+        )

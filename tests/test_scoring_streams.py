@@ -359,7 +359,14 @@ def test_lines_at_fault_are_answered_as_unknown(plain):
     assert [row["time"] for row in found] == [0, 1, 2, 1, 0, "nan", None, 4]
     for row, words in zip(
         found[1:7],
-        ["'oops'", "'y': inf", "'x': 1e+39", "not after", "time nan", "2 cells"],
+        [
+            "'oops'",
+            "'y': inf",
+            "'x': 1e+39",
+            "not after",
+            "'nan' is neither",
+            "2 cells",
+        ],
         strict=True,
     ):
         assert words in row["error"]

@@ -242,21 +242,14 @@ def long_columns(frame: pd.DataFrame) -> tuple[str, str] | None:
 
     The values are its only column of numbers, the tags a text that comes again and again.
     """
-    cells = {str(name): frame[name].astype(str) for name in frame}
-    counts = {name: column.nunique() for name, column in cells.items()}
-    numbers = [
-        name
-        for name, column in cells.items()
-        if 2 * pd.to_numeric(column, errors="coerce").count() > len(frame)
-    ]
-    tags = [
-        name
-        for name, count in counts.items()
-        if name not in numbers and 2 * count <= len(frame)
-    ]
-    if len(numbers) != 1 or not tags:
+    cells, half = frame.astype(str), len(frame) / 2
+    filled = [pd.to_numeric(cells[name], errors="coerce").count() for name in cells]
+    numbers = np.array(filled) > half
+    repeated = cells.loc[:, ~numbers].nunique()
+    repeated = repeated[repeated <= half]
+    if numbers.sum() != 1 or repeated.empty:
         return None
-    return max(tags, key=lambda name: counts[name]), numbers[0]
+    return str(repeated.idxmax()), str(list(cells)[int(numbers.argmax())])
 
 
 def _layout_hint(found: Assigned) -> str:

@@ -54,7 +54,7 @@ ANEW_AFTER = 10
 STEPS = 100
 
 # What casts to an infinite float32: half a step above its largest number.
-_OVERFLOW = 2.0**128 - 2.0**103
+OVERFLOW = 2.0**128 - 2.0**103
 _LARGEST = sys.float_info.max
 
 CLOCKS = {
@@ -407,7 +407,7 @@ class StreamDetector:
         numbers = numbers.astype(np.float64)
         if self.plan.fill_limit:  # as the reader of files
             numbers[np.isinf(numbers)] = np.nan
-        bad = np.abs(numbers) >= _OVERFLOW  # false for NaN
+        bad = np.abs(numbers) >= OVERFLOW  # false for NaN
         if bad.any():
             place = int(np.argmax(bad))
             raise DataError(

@@ -17,7 +17,7 @@ from kdjax.data.lines import Line, read_lines
 from kdjax.data.schema import check_ignored
 from kdjax.data.times import iso_time
 from kdjax.detection.stream_rules import Plan
-from kdjax.detection.streaming import CLOCKS, Timestamp, parse_timestamp
+from kdjax.detection.streaming import CLOCKS, OVERFLOW, Timestamp, parse_timestamp
 from kdjax.errors import DataError
 
 
@@ -175,8 +175,7 @@ class RowReader:
             )
         first = channels.index(line.tag) if line.tag else 0
         found = {n: v for n, v in enumerate(line.row, start=first) if not math.isnan(v)}
-        with np.errstate(over="ignore"):
-            bad = [n for n, value in found.items() if np.isinf(np.float32(value))]
+        bad = [n for n, value in found.items() if abs(value) >= OVERFLOW]
         if bad:
             raise DataError(
                 f"{channels[bad[0]]!r}: {found[bad[0]]:g} is infinite or beyond float32 "

@@ -341,7 +341,8 @@ def run_stream(
         def current() -> StreamDetector:
             nonlocal stream
             named = reader.entity  # known from the first row on
-            if entity is None and named in entities and named != stream.plan.entity:
+            other = entity is None and named in entities and named != stream.plan.entity
+            if other and not stream.rows:
                 stream = open_entity(named)
                 log(_under(stream))
             return stream
