@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,12 @@ from sklearn.metrics import ndcg_score
 
 from kdjax.errors import DataError
 from kdjax.metrics import UndefinedMetricWarning
-from kdjax.metrics.attributions import hit_rate, ndcg
 
-DOCS = Path(__file__).parent.parent / "docs"
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+from blame import hit_rate, ndcg
 
 
 def hits_in_order(order, culprits, percent):
