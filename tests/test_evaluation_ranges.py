@@ -149,8 +149,14 @@ def test_a_detector_that_misses_everything_has_zero():
 def test_unusable_arguments_are_refused():
     for options, message in (
         ({"alpha": 1.1}, "^alpha=1.1: expected a number from 0 to 1"),
-        ({"cardinality": "two"}, "^cardinality='two': expected one of reciprocal, one"),
-        ({"bias": "left"}, "^bias='left': expected one of flat, front, middle, back"),
+        (
+            {"cardinality": "two"},
+            "^cardinality='two' is unknown: use one of reciprocal, one",
+        ),
+        (
+            {"bias": "left"},
+            "^bias='left' is unknown: use one of flat, front, middle, back",
+        ),
     ):
         with pytest.raises(ConfigError, match=message):
             range_precision_recall([0, 1], [0, 1], **options)

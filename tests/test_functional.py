@@ -278,9 +278,15 @@ def test_the_gaussian_whitens_with_the_inverse_covariance():
     ("arguments", "message"),
     [
         ({"hidden": ()}, "hidden=\\(\\) must name one or more widths"),
-        ({"hidden": (3,), "decoder": "gru"}, "decoder='gru' must be one of repeat"),
-        ({"hidden": (3,), "head": "relu"}, "head='relu' must be one of linear"),
-        ({"hidden": (3,), "channels": "all"}, "channels='all' must be one of joint"),
+        (
+            {"hidden": (3,), "decoder": "gru"},
+            "decoder='gru' is unknown: use one of repeat",
+        ),
+        ({"hidden": (3,), "head": "relu"}, "head='relu' is unknown: use one of linear"),
+        (
+            {"hidden": (3,), "channels": "all"},
+            "channels='all' is unknown: use one of joint",
+        ),
     ],
 )
 def test_an_architecture_that_does_not_exist_is_refused(arguments, message):

@@ -286,7 +286,10 @@ def test_objectives_with_labels_may_change_the_data(search_of):
         ({"SEEDS": ()}, r"SEEDS=\(\) must be a tuple of different whole numbers"),
         ({"SEEDS": (1, 1)}, r"SEEDS=\(1, 1\) must be a tuple of different"),
         ({"SEEDS": 3}, "SEEDS=3 must be a tuple"),
-        ({"OBJECTIVE": "f1"}, "OBJECTIVE='f1' must be one of validation_loss, oracle"),
+        (
+            {"OBJECTIVE": "f1"},
+            "OBJECTIVE='f1' is unknown: use one of validation_loss, oracle",
+        ),
     ],
 )
 def test_faulty_constants(search_of, defined, said):

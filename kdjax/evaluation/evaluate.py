@@ -271,7 +271,7 @@ def merge_evaluations(
 ) -> ModelEvaluation:
     """The results of all groups' models of one name, with rows over all entities.
 
-    The calibration has no pooled entries, and the model is that of the first group.
+    Model and calibration are those of the first group.
     """
     first = evaluations[0]
     if len(evaluations) == 1:
@@ -285,27 +285,9 @@ def merge_evaluations(
         window=window,
         point_adjusted=point_adjusted,
     )
-    calibrations = [evaluation.calibration for evaluation in evaluations]
-
-    def joined(*arrays: np.ndarray) -> np.ndarray:
-        """Without the last entry of each group, which is its pooled one."""
-        return np.concatenate([array[:-1] for array in arrays])
-
-    calibration = Calibration(
-        scalers=Scaler(*map(joined, *(c.scalers for c in calibrations))),
-        gaussians=Gaussian(*map(joined, *(c.gaussians for c in calibrations))),
-        thresholds=tuple(tau for c in calibrations for tau in c.thresholds[:-1]),
-        scores=tuple(scores for c in calibrations for scores in c.scores),
-        starts=tuple(starts for c in calibrations for starts in c.starts),
-        threshold_scores=tuple(
-            s for c in calibrations for s in c.threshold_scores[:-1]
-        ),
-        notes=tuple(note for c in calibrations for note in c.notes),
-        floored={k: v for c in calibrations for k, v in c.floored.items()},
-    )
     entities = [row for evaluation in evaluations for row in evaluation.entities]
     rates = [rate for evaluation in evaluations for rate in evaluation.rates]
-    return ModelEvaluation(first.model, calibration, scores, rows, entities, rates)
+    return first._replace(scores=scores, rows=rows, entities=entities, rates=rates)
 
 
 def test_notes(evaluated: ModelEvaluation, prepared: Prepared) -> list[str]:

@@ -18,7 +18,7 @@ import numpy as np
 from jax.sharding import Mesh
 from rich.console import Console
 
-from kdjax.errors import ConfigError, TrainingError
+from kdjax.errors import TrainingError, check_choice
 from kdjax.experiment import jobs
 from kdjax.experiment.jobs import TrainingJob, checkpoint_folder
 from kdjax.experiment.workdir import append_line, cut_lines
@@ -59,8 +59,7 @@ def train_all(
     or `auto` for the `faster_way`. `on_epoch` is called after epochs of a population
     ended; its exception ends training.
     """
-    if way not in WAYS:
-        raise ConfigError(f"way={way!r} must be one of {', '.join(WAYS)}.")
+    check_choice("way", way, WAYS)
     fitted: dict[str, Fitted] = {}
     outputs: TargetCache = {}  # for all groups
     groups = group_jobs(wanted)

@@ -111,7 +111,10 @@ def write_run(
                 students |= dict.fromkeys(detector.entities, detector)
     # Calibration's notes once where models share them.
     of_models = dict.fromkeys(
-        note for model in evaluated.values() for note in model.calibration.notes
+        note
+        for name in evaluated
+        for _, _, models in groups
+        for note in models[name].calibration.notes
     )
     results: dict[str, Any] = {
         "schema": RESULTS_SCHEMA,
@@ -127,7 +130,8 @@ def write_run(
     }
     results |= derived_results(results, evaluated, examples)
     history, frontier = read_lines(workdir), workdir / FRONTIER
-    threshold, student = settings["threshold"], evaluated[STUDENT]
+    threshold = settings["threshold"]
+    calibration = [s for *_, m in groups for s in m[STUDENT].calibration.scores]
     rule = AlarmRule(threshold["min_duration"], threshold["cooldown"])
     with atomic_path(workdir / "learning_curve.png") as temporary:
         temporary.write_bytes(learning_curve_png(history))
@@ -136,9 +140,7 @@ def write_run(
         results=results,
         history=history,
         timelines=_timelines(evaluated, prepared, inspections, students, rule),
-        distributions=list(
-            zip(student.scores, student.calibration.scores, strict=True)
-        ),
+        distributions=list(zip(evaluated[STUDENT].scores, calibration, strict=True)),
         rankings=_rankings(evaluated, results["entities"]),
         frontier=frontier.read_bytes() if frontier.exists() else None,
     )
@@ -184,14 +186,13 @@ def _timelines(
         shown = entity.test or entity.train
         time, clock = axis_times(shown.time, shown.form)
         if (test := entity.test) is None:
-            tau = evaluated[STUDENT].calibration.thresholds[i].tau
             timeline = Timeline(
                 entity=entity.name,
                 time=time,
                 clock=clock,
                 labels=None,
                 scores={STUDENT: inspections[i].scores},
-                thresholds={STUDENT: tau},
+                thresholds={STUDENT: evaluated[STUDENT].scores[i].threshold},
                 what="Training row scores",
             )
         else:

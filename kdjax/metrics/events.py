@@ -25,7 +25,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from kdjax.errors import ConfigError
+from kdjax.errors import ConfigError, check_choice
 from kdjax.metrics.checks import event_reasons, runs, warn_undefined, with_alarms
 from kdjax.metrics.points import PrecisionRecallF1, count, from_counts, harmonic_mean
 
@@ -160,11 +160,9 @@ def range_precision_recall(
     truth, alarms = with_alarms(labels, predictions)
     if not 0 <= alpha <= 1:
         raise ConfigError(f"alpha={alpha}: expected a number from 0 to 1.")
+    check_choice("cardinality", cardinality, CARDINALITIES)
+    check_choice("bias", bias, BIASES)
     options = {"cardinality": cardinality, "bias": bias}
-    for name, known in (("cardinality", CARDINALITIES), ("bias", BIASES)):
-        if options[name] not in known:
-            text = f"{name}={options[name]!r}: expected one of {', '.join(known)}."
-            raise ConfigError(text)
     precision, recall, f1 = math.nan, 0.0, 0.0
     if not truth.any():
         recall = f1 = math.nan

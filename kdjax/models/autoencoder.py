@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from kdjax.errors import ConfigError
+from kdjax.errors import ConfigError, check_choice
 from kdjax.models.lstm import LSTM, Carry, Head
 from kdjax.models.model import Model, Params, identity
 
@@ -134,13 +134,9 @@ def lstm_autoencoder(
     >>> model.apply(params, windows).shape, model.encode(params, windows).shape
     ((2, 7, 3), (2, 4))
     """
-    for name, value, known in (
-        ("channels", channels, CHANNELS),
-        ("decoder", decoder, DECODERS),
-        ("head", head, HEADS),
-    ):
-        if value not in known:
-            raise ConfigError(f"{name}={value!r} must be one of {', '.join(known)}.")
+    check_choice("channels", channels, CHANNELS)
+    check_choice("decoder", decoder, DECODERS)
+    check_choice("head", head, HEADS)
     widths = tuple(hidden)
     if not widths or min(widths) < 1:
         raise ConfigError(f"hidden={widths} must name one or more widths above 0.")

@@ -22,7 +22,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kdjax.config import current_name, leaves, override, resolve, to_json
-from kdjax.errors import ConfigError, KdjaxError
+from kdjax.errors import ConfigError, KdjaxError, check_choice
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -131,10 +131,7 @@ def make_search(name: str, config: Any, defined: Mapping[str, Any]) -> Search:
             "as (0, 1, 2)."
         )
     objective = defined.get("OBJECTIVE", LOSS)
-    if objective not in OBJECTIVES:
-        raise ConfigError(
-            f"{name}: OBJECTIVE={objective!r} must be one of {', '.join(OBJECTIVES)}."
-        )
+    check_choice(f"{name}: OBJECTIVE", objective, OBJECTIVES)
     suggest, pruner = defined["search"], defined.get("PRUNER", MEDIAN)
     return Search(name, config, base, suggest, tuple(seeds), objective, pruner)
 

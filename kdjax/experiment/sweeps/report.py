@@ -23,7 +23,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from kdjax.errors import DataError
+from kdjax.errors import DataError, counted
 from kdjax.evaluation import page
 from kdjax.evaluation.page import COLORS, INK, Section
 from kdjax.evaluation.tables import MISSING
@@ -251,9 +251,9 @@ def write_sweep_report(
     measures = [measure, *others]
     failed = members[members["status"] != DONE]
     counts = [
-        _count(members["member"].nunique(), "member", "members"),
+        counted(members["member"].nunique(), "member"),
         f"{failed['member'].nunique():,} failed",
-        _count(members["entity"].nunique(), "entity", "entities"),
+        counted(members["entity"].nunique(), "entity", "entities"),
         f"swept: {', '.join(fields) or 'nothing'}",
     ]
     summary = page.table_html(
@@ -276,7 +276,7 @@ def write_sweep_report(
         frontier = page.figure_html(figure, words)
     drawn = [line for line in history if line.get("validation_loss") is not None]
     if drawn:
-        phases = _count(len({line["phase"] for line in drawn}), "phase", "phases")
+        phases = counted(len({line["phase"] for line in drawn}), "phase")
         words = f"Validation loss over epochs of {phases}, a line each."
         curves = page.figure_html(plot_curves(drawn), words)
     sections = [
@@ -564,10 +564,6 @@ def _all_numbers(
     text = members[names].map(field_text)
     text[[*measures]] = members[[*measures]].map(measure_text)
     unfolded = " open" if len(text) <= UNFOLDED_ROWS else ""
-    words = f"Each member and entity: {_count(len(text), 'row', 'rows')}"
+    words = f"Each member and entity: {counted(len(text), 'row')}"
     table = page.table_html(text)
     return f"<details{unfolded}><summary>{words}</summary>{table}</details>"
-
-
-def _count(number: int, one: str, many: str) -> str:
-    return f"{number:,} {one if number == 1 else many}"
