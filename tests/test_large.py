@@ -47,6 +47,7 @@ from kdjax.training.batching import (
     IndexedBatch,
     WindowDataset,
     disk_batches,
+    memory_batches,
 )
 from kdjax.training.loop import fit, resume
 from kdjax.training.sharding import batch_mesh, place
@@ -54,7 +55,6 @@ from kdjax.training.steps import (
     dataset_outputs,
     init_state,
     make_optimizer,
-    make_source_validate,
     make_step,
     make_validate,
     student_loss,
@@ -265,11 +265,16 @@ def test_a_fit_on_windows_from_disk_is_that_on_rows_in_memory(source, shared):
     loss = validation_loss(net)
     found = trained(
         batch_source, teacher_loss(net), net,
-        make_source_validate(loss, source, batch_size=32, mesh=mesh), mesh=mesh,
+        make_validate(
+            loss, disk_batches(source, seed=None, batch_size=32, mesh=mesh),
+            window=WINDOW, mesh=mesh,
+        ), mesh=mesh,
     )  # fmt: skip
     wanted = trained(
         oracle, teacher_loss(net), net,
-        make_validate(loss, dataset, window=WINDOW, batch_size=32),
+        make_validate(
+            loss, memory_batches(dataset, key=None, batch_size=32), window=WINDOW
+        ),
     )  # fmt: skip
     assert found.progress.step == wanted.progress.step == 8
     assert found.progress.best_loss == pytest.approx(
@@ -289,7 +294,9 @@ def test_a_student_learns_from_a_teacher_who_looks_at_each_batch(source):
     targets = dataset_outputs(big, teacher, dataset, window=WINDOW, batch_size=16)
     oracle, dataset = gathered_feed(source, batch_source, targets=jnp.asarray(targets))
     validate = make_validate(
-        validation_loss(net), dataset, window=WINDOW, batch_size=16
+        validation_loss(net),
+        memory_batches(dataset, key=None, batch_size=16),
+        window=WINDOW,
     )
     found = trained(batch_source, objective, net, validate, teacher=big)
     wanted = trained(oracle, objective, net, validate)
@@ -306,11 +313,13 @@ def test_missing_cells_are_left_out_from_disk_as_in_memory(small_chunks, mapped)
     params, loss = net.init(jax.random.key(1)), validation_loss(net)
     rows, starts = training_windows(whole, "validation", stride=STRIDE)
     dataset = WindowDataset(jnp.asarray(rows), jnp.asarray(starts), missing=True)
-    wanted = make_validate(loss, dataset, window=WINDOW, batch_size=16)(params)
+    wanted = make_validate(
+        loss, memory_batches(dataset, key=None, batch_size=16), window=WINDOW
+    )(params)
     source = windows_source(lying, "validation", stride=STRIDE)
-    assert make_source_validate(loss, source, batch_size=16)(params) == pytest.approx(
-        wanted, rel=1e-5
-    )
+    assert make_validate(
+        loss, disk_batches(source, seed=None, batch_size=16), window=WINDOW
+    )(params) == pytest.approx(wanted, rel=1e-5)
     (batch, *_) = disk_batches(source, seed=(0,), batch_size=16).batches(0, 0)
     assert batch[0].missing
 
@@ -691,7 +700,7 @@ from kdjax.models.residual import ResidualModel
 from kdjax.training.batching import disk_batches
 from kdjax.training.loop import fit, resume
 from kdjax.training.steps import (
-    init_state, make_optimizer, make_source_validate, make_step, teacher_loss,
+    init_state, make_optimizer, make_step, make_validate, teacher_loss,
     validation_loss,
 )
 
@@ -712,10 +721,9 @@ optimizer = make_optimizer(
     clip_norm=1.0,
 )
 losses = []
-validate = make_source_validate(
-    validation_loss(net), windows_source(prepared, "validation", stride=1000),
-    batch_size=128,
-)
+held_out = windows_source(prepared, "validation", stride=1000)
+held_out = disk_batches(held_out, seed=None, batch_size=128)
+validate = make_validate(validation_loss(net), held_out, window=20)
 params = net.init(jax.random.key(0))
 before = validate(params)
 fitted = fit(

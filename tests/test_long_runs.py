@@ -54,7 +54,9 @@ def trained(train, *, epochs, hooks):
         clip_norm=1.0,
     )
     validate = make_validate(
-        validation_loss(NET), dataset(waves(200)), window=WINDOW, batch_size=BATCH
+        validation_loss(NET),
+        memory_batches(dataset(waves(200)), key=None, batch_size=BATCH),
+        window=WINDOW,
     )
     return fit(
         resume(None, init_state(NET.init(jax.random.key(0)), optimizer)),

@@ -52,7 +52,9 @@ def step():
 @pytest.fixture(scope="module")
 def validate():
     return make_validate(
-        validation_loss(NET), CORPUS, window=WINDOW, batch_size=WINDOWS
+        validation_loss(NET),
+        memory_batches(CORPUS, key=None, batch_size=WINDOWS),
+        window=WINDOW,
     )
 
 

@@ -116,9 +116,8 @@ def alone(number):
         memory_batches(dataset, key=member.key, batch_size=BATCH),
         make_validate(
             validation_loss(NET),
-            checked,
+            memory_batches(checked, key=None, batch_size=len(member.validation)),
             window=WINDOW,
-            batch_size=len(member.validation),
         ),
         epochs=member.epochs,
         patience=member.patience,
@@ -265,7 +264,9 @@ def test_validation_asks_only_whom_it_is_asked():
     for number in (0, 2):
         one = CORPUS.replace(starts=jnp.asarray(asked[number]), targets=None)
         expected = make_validate(
-            validation_loss(NET), one, window=WINDOW, batch_size=BATCH
+            validation_loss(NET),
+            memory_batches(one, key=None, batch_size=BATCH),
+            window=WINDOW,
         )(take_member(params, number))
         assert found[number] == pytest.approx(expected, rel=1e-5)
 

@@ -17,6 +17,7 @@ from kdjax.training.batching import (
     IndexedBatch,
     WindowDataset,
     map_windows,
+    memory_batches,
     padded_batches,
 )
 from kdjax.training.sharding import (
@@ -115,7 +116,10 @@ def test_validation_and_targets_are_those_of_one_device(dataset):
         mesh = batch_mesh(batch_size)
         own, shared = place((params, dataset), mesh)
         options = {"window": WINDOW, "batch_size": batch_size}
-        validate = make_validate(validation_loss(NET), shared, mesh=mesh, **options)
+        held_out = memory_batches(shared, key=None, batch_size=batch_size)
+        validate = make_validate(
+            validation_loss(NET), held_out, window=WINDOW, mesh=mesh
+        )
         targets = dataset_outputs(NET, params, dataset, **options)
         found.append((validate(own), targets))
     np.testing.assert_allclose(found[0][0], found[1][0], rtol=1e-6)

@@ -8,7 +8,12 @@ import pandas as pd
 import pytest
 
 from kdjax.models.autoencoder import Architecture, network
-from kdjax.training.batching import IndexedBatch, WindowDataset, padded_batches
+from kdjax.training.batching import (
+    IndexedBatch,
+    WindowDataset,
+    memory_batches,
+    padded_batches,
+)
 from kdjax.training.sharding import batch_mesh, place
 from kdjax.training.steps import (
     dataset_outputs,
@@ -223,7 +228,9 @@ def test_an_uneven_run_traces_each_function_once(dataset):
     train(dataset, objective=counted(teacher_loss(NET), trained))
     assert trained == [shape]
     loss = counted(validation_loss(NET), validated)
-    validate = make_validate(loss, dataset, window=WINDOW, batch_size=3)
+    validate = make_validate(
+        loss, memory_batches(dataset, key=None, batch_size=3), window=WINDOW
+    )
     for seed in (0, 1):
         validate(init_params(seed))
     assert validated == [shape]
@@ -240,7 +247,9 @@ def test_an_uneven_run_traces_each_function_once(dataset):
 @pytest.mark.parametrize("batch_size", [3, 7, 10])
 def test_validation_is_the_mean_over_windows(dataset, batch_size):
     validate = make_validate(
-        validation_loss(NET), dataset, window=WINDOW, batch_size=batch_size
+        validation_loss(NET),
+        memory_batches(dataset, key=None, batch_size=batch_size),
+        window=WINDOW,
     )
     params = init_params(2)
     windows = windows_of(dataset)
@@ -371,7 +380,9 @@ def test_complete_rows_train_the_same_whether_gaps_are_expected_or_not(dataset):
 @pytest.mark.parametrize("batch_size", [3, 10])
 def test_validation_over_gaps_is_the_mean_over_windows(gappy, batch_size):
     validate = make_validate(
-        validation_loss(NET), gappy, window=WINDOW, batch_size=batch_size
+        validation_loss(NET),
+        memory_batches(gappy, key=None, batch_size=batch_size),
+        window=WINDOW,
     )
     params = init_params(2)
     wanted = masked_loss(params, *filled(gappy)).mean()
@@ -421,7 +432,10 @@ def test_devices_that_share_batches_with_gaps_give_what_one_gives(gappy):
         for _ in range(3):
             state, _ = step(state, IndexedBatch(own, index, weight))
         validate = make_validate(
-            validation_loss(NET), own, window=WINDOW, batch_size=40, mesh=devices
+            validation_loss(NET),
+            memory_batches(own, key=None, batch_size=40),
+            window=WINDOW,
+            mesh=devices,
         )
         states.append(jax.tree.map(np.asarray, state))
         losses.append(validate(state.params))

@@ -5,11 +5,12 @@ one; `kdjax.experiment.populations` trains many side by side. Both use the same 
 the same order.
 """
 
+import functools
 import hashlib
 import json
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,8 +31,13 @@ from kdjax.io.signals import signals_held
 from kdjax.models.autoencoder import Architecture, network
 from kdjax.models.model import Params
 from kdjax.models.residual import NETWORK, ResidualModel, component, components_of
-from kdjax.training import batching, hosts, steps, targets
-from kdjax.training.batching import WindowDataset
+from kdjax.training import hosts, steps, targets
+from kdjax.training.batching import (
+    BatchSource,
+    WindowDataset,
+    disk_batches,
+    memory_batches,
+)
 from kdjax.training.loop import Fitted, Hooks, Start, TrainingProgress, fit, resume
 from kdjax.training.sharding import place, training_mesh
 from kdjax.training.targets import Distillation, ScoreFunction, TargetCache
@@ -371,7 +377,7 @@ def train_job(
     if start.progress.step:
         console.print(f"{name}: goes on after step {start.progress.step}")
     mesh = training_mesh(train["batch_size"])
-    batch_source, validate = _make_sources(job, mesh, outputs)
+    batch_source, held_out = _make_sources(job, mesh, outputs)
     # A window's loss then depends on the others of its batch: one device needs all.
     is_whole = distillation is not None and distillation.target == "scores"
     total = len(job.data.fit) * job.epochs - start.progress.step * train["batch_size"]
@@ -391,7 +397,12 @@ def train_job(
                 mesh=None if is_whole else mesh,
             ),
             batch_source,
-            validate,
+            steps.make_validate(
+                steps.validation_loss(network(job.architecture)),
+                held_out,
+                window=job.data.window,
+                mesh=mesh,
+            ),
             epochs=job.epochs,
             patience=job.patience,
             directory=checkpoint_folder(workdir, name),
@@ -418,11 +429,10 @@ def progress_text(progress: TrainingProgress) -> str:
 
 def _make_sources(
     job: TrainingJob, mesh: Mesh | None, outputs: TargetCache | None
-) -> tuple[batching.BatchSource, Callable[[Params], float]]:
-    """The batches to train on and the validation function."""
+) -> tuple[BatchSource, BatchSource]:
+    """The batches to train on and those to validate on."""
     data, distillation = job.data, job.distillation
-    loss = steps.validation_loss(network(job.architecture))
-    sizes: dict[str, Any] = {"batch_size": job.train["batch_size"], "mesh": mesh}
+    batch_size = job.train["batch_size"]
     size = target_bytes(job) * (mesh.size if mesh and data.sources is None else 1)
     teacher: Params | None = None  # placed, where each step computes its own targets
     if distillation and (data.sources or size > distillation.cache_bytes):
@@ -431,9 +441,9 @@ def _make_sources(
         teacher = place(distillation.teacher.params, mesh)
     if data.sources is not None:
         source, held_out = data.sources
+        on_disk = functools.partial(disk_batches, batch_size=batch_size, mesh=mesh)
         seed = (job.seed, job.order)
-        batches = batching.disk_batches(source, seed=seed, teacher=teacher, **sizes)
-        return batches, steps.make_source_validate(loss, held_out, **sizes)
+        return on_disk(source, seed=seed, teacher=teacher), on_disk(held_out, seed=None)
     rows = jnp.asarray(data.rows)
     dataset, validation = (
         place(WindowDataset(rows, jnp.asarray(starts), missing=data.missing), mesh)
@@ -452,7 +462,7 @@ def _make_sources(
     elif distillation is not None:
         values = job_targets(job, {} if outputs is None else outputs)
         dataset = dataset.replace(targets=place(jnp.asarray(values), mesh))
-    batches = batching.memory_batches(
-        dataset, key=order_key(job), batch_size=job.train["batch_size"]
+    return (
+        memory_batches(dataset, key=order_key(job), batch_size=batch_size),
+        memory_batches(validation, key=None, batch_size=batch_size),
     )
-    return batches, steps.make_validate(loss, validation, window=data.window, **sizes)

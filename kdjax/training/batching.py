@@ -7,6 +7,7 @@ jitted function is traced once or twice.
 """
 
 import collections
+import contextlib
 import functools
 import itertools
 import math
@@ -254,14 +255,19 @@ class BatchSource(NamedTuple):
 
 
 def memory_batches(
-    dataset: WindowDataset, *, key: Array, batch_size: int
+    dataset: WindowDataset, *, key: Array | None, batch_size: int
 ) -> BatchSource:
-    """Batches of a dataset that lies on the device, in an order drawn from (key, epoch)."""
+    """Batches of a dataset that lies on the device, in an order drawn from (key, epoch).
+
+    Without a key the windows keep their order.
+    """
     windows = len(dataset.starts)
 
     def batches(epoch: int, first: int) -> Batches:
-        remaining = epoch_order(key, epoch, windows)[first * batch_size :]
-        for index, weight in padded_batches(remaining, batch_size):
+        order = np.arange(windows)
+        if key is not None:
+            order = epoch_order(key, epoch, windows)
+        for index, weight in padded_batches(order[first * batch_size :], batch_size):
             yield IndexedBatch(dataset, index, weight)
 
     return BatchSource(windows, batch_size, batches)
@@ -275,41 +281,17 @@ def epoch_order(key: Array, epoch: int, windows: int) -> np.ndarray:
 def disk_batches(
     source: WindowSource,
     *,
-    seed: Sequence[int],
+    seed: Sequence[int] | None,
     batch_size: int,
     teacher: Params | None = None,
     mesh: Mesh | None = None,
 ) -> BatchSource:
     """Batches of windows that are read from disk, in an order drawn from (seed, epoch).
 
-    The windows of an epoch are shuffled as a whole, without a list of them in memory.
-    With a `teacher`, its parameters, placed, each step computes its own targets. The
-    devices of `mesh` share a batch. ConfigError where grain isn't installed.
-    """
-    grain = load_grain()
-
-    def batches(epoch: int, first: int) -> Batches:
-        (drawn,) = np.random.SeedSequence([*seed, epoch]).generate_state(1)
-        order = grain.MapDataset.range(source.windows).shuffle(int(drawn))
-        for windows, weight in read_batches(source, order, batch_size, first):
-            count, length, width = windows.shape
-            dataset = WindowDataset(
-                jnp.asarray(windows.reshape(count * length, width)),
-                jnp.arange(count, dtype=jnp.int32) * length,
-                missing=source.missing,
-            )
-            dataset = place(dataset, mesh).replace(teacher=teacher)
-            yield IndexedBatch(dataset, np.arange(count, dtype=np.int32), weight)
-
-    return BatchSource(source.windows, batch_size, batches)
-
-
-def read_batches(
-    source: WindowSource, order: Any, batch_size: int, first: int
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Batches of windows `[B, L, D]` with a weight `[B]` from number `first` on, read ahead.
-
-    `order` is a grain data set of their places.
+    The windows of an epoch are shuffled as a whole, without a list of them in memory;
+    without a seed they keep their order. With a `teacher`, its parameters, placed, each
+    step computes its own targets. The devices of `mesh` share a batch. ConfigError where
+    grain isn't installed.
     """
     grain = load_grain()
 
@@ -317,16 +299,30 @@ def read_batches(
         batch, weight = padded(places, batch_size)
         return source.read(batch), weight
 
-    batches = order.batch(batch_size, batch_fn=np.array)
-    if first < len(batches):
+    def batches(epoch: int, first: int) -> Batches:
+        order = grain.MapDataset.range(source.windows)
+        if seed is not None:
+            (drawn,) = np.random.SeedSequence([*seed, epoch]).generate_state(1)
+            order = order.shuffle(int(drawn))
+        found = order.batch(batch_size, batch_fn=np.array)
+        if first >= len(found):
+            return
         options = grain.ReadOptions(
             num_threads=_READERS, prefetch_buffer_size=_READ_AHEAD
         )
-        reader = iter(batches[first:].map(read).to_iter_dataset(options))
-        try:
-            yield from reader
-        finally:
-            reader.close()
+        reader = iter(found[first:].map(read).to_iter_dataset(options))
+        with contextlib.closing(reader):
+            for windows, weight in reader:
+                count, length, width = windows.shape
+                dataset = WindowDataset(
+                    jnp.asarray(windows.reshape(count * length, width)),
+                    jnp.arange(count, dtype=jnp.int32) * length,
+                    missing=source.missing,
+                )
+                dataset = place(dataset, mesh).replace(teacher=teacher)
+                yield IndexedBatch(dataset, np.arange(count, dtype=np.int32), weight)
+
+    return BatchSource(source.windows, batch_size, batches)
 
 
 def load_grain() -> Any:

@@ -23,12 +23,11 @@ from jax import Array
 from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
-from kdjax.data.windowing import WindowSource
 from kdjax.errors import ConfigError
 from kdjax.losses import check_distillation, distillation_loss, reconstruction_loss
 from kdjax.models.model import Model, Params, fill_missing, head_outputs, residuals
 from kdjax.training import batching
-from kdjax.training.batching import Batch, IndexedBatch, WindowDataset
+from kdjax.training.batching import Batch, BatchSource, IndexedBatch, WindowDataset
 from kdjax.training.sharding import mean_over_batch
 
 SCHEDULES = ("constant", "cosine")
@@ -368,54 +367,29 @@ def make_optimizer(
 
 def make_validate(
     loss: LossFunction,
-    dataset: WindowDataset,
+    batch_source: BatchSource,
     *,
     window: int,
-    batch_size: int,
     mesh: Mesh | None = None,
 ) -> Callable[[Params], float]:
-    """The function `params -> mean loss over the windows of dataset`."""
+    """The function `params -> mean loss over the windows of an epoch of batches`."""
 
     def mean_loss(
-        common: tuple[Params, WindowDataset], starts: Array, weight: Array
+        common: tuple[Params, WindowDataset], positions: Array, weight: Array
     ) -> Array:
         params, dataset = common
+        starts = dataset.starts[positions]
         return loss(params, batching.take_batch(dataset, starts, weight, window))
 
     batch_loss = jax.jit(mean_over_batch(mean_loss, mesh))
-    starts = np.asarray(dataset.starts)
 
     def validate(params: Params) -> float:
         total = sum(
-            float(batch_loss((params, dataset), batch, weight)) * float(weight.sum())
-            for batch, weight in batching.padded_batches(starts, batch_size)
+            float(batch_loss((params, dataset), positions, weight))
+            * float(weight.sum())
+            for dataset, positions, weight in batch_source.batches(0, 0)
         )
-        return total / len(starts)
-
-    return validate
-
-
-def make_source_validate(
-    loss: LossFunction,
-    source: WindowSource,
-    *,
-    batch_size: int,
-    mesh: Mesh | None = None,
-) -> Callable[[Params], float]:
-    """`make_validate` for windows that are read from disk."""
-
-    def mean_loss(params: Params, windows: Array, weight: Array) -> Array:
-        return loss(params, batching.as_batch(windows, weight, missing=source.missing))
-
-    batch_loss = jax.jit(mean_over_batch(mean_loss, mesh))
-    order = batching.load_grain().MapDataset.range(source.windows)
-
-    def validate(params: Params) -> float:
-        total = sum(
-            float(batch_loss(params, windows, weight)) * float(weight.sum())
-            for windows, weight in batching.read_batches(source, order, batch_size, 0)
-        )
-        return total / source.windows
+        return total / batch_source.windows
 
     return validate
 
