@@ -49,7 +49,7 @@ from kdjax.detection.thresholds import find_threshold, needed, too_few_message
 from kdjax.errors import ArtifactError, ConfigError, DataError
 from kdjax.evaluation.evaluate import test_starts
 from kdjax.evaluation.intervals import LEVEL, RESAMPLES, paired_rows
-from kdjax.evaluation.rows import NETWORKS, EntityScores, per_entity_rows
+from kdjax.evaluation.rows import NETWORKS, EntityScores, metric_rows
 from kdjax.experiment.assemble import calibration_rules, data_digests
 from kdjax.experiment.inputs import load_dataset
 from kdjax.experiment.pipeline import prepare_groups
@@ -181,8 +181,9 @@ def measure(workdir: Path, settings: Fields, console: Console) -> Found:
                         seen, prepared, entity, rules._replace(**values._asdict()),
                         settings["data"]["min_anomalous_points"],
                     )  # fmt: skip
-                    found[name][pair][entity.name] = per_entity_rows(
+                    _, found[name][pair][entity.name] = metric_rows(
                         name,
+                        model.parameters,
                         [scores],
                         method=rules.threshold.method,
                         window=prepared.window,

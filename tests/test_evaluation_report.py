@@ -26,9 +26,13 @@ from kdjax.evaluation.report import (
     write_report,
     write_texts,
 )
-from kdjax.evaluation.rows import EntityScores, per_entity_rows, result_rows
+from kdjax.evaluation.rows import EntityScores, metric_rows
 from kdjax.evaluation.summary import summarise
 from kdjax.evaluation.tables import Table, caption, detection_table, report_tables
+
+
+def result_rows(*arguments):
+    return metric_rows(*arguments)[0]
 
 
 def unlabelled_rows(model, parameters, entities):
@@ -56,7 +60,7 @@ def make_results(entities, rows=result_rows):
             "windows": 12, "positive_windows": 4,
         },
         "rows": [row for m, p in models.items() for row in rows(m, p, entities)],
-        "entities": [row for m in models for row in per_entity_rows(m, entities)],
+        "entities": [row for m in models for row in metric_rows(m, 7, entities)[1]],
         "environment": {"versions": {"jax": "0.10.2"}, "device": EVIL},
         "notes": [f"{EVIL}: pooled τ"],
         "data": {"sha256": {f"train/{EVIL}": "ab" * 32}},

@@ -12,9 +12,8 @@ from kdjax.evaluation.rows import (
     POINT_METRICS,
     EntityScores,
     in_order,
-    per_entity_rows,
+    metric_rows,
     relative_scores,
-    result_rows,
 )
 from kdjax.metrics import (
     affiliation,
@@ -27,6 +26,14 @@ from kdjax.metrics import (
     vus_pr,
     vus_roc,
 )
+
+
+def result_rows(*arguments, **options):
+    return metric_rows(*arguments, **options)[0]
+
+
+def per_entity_rows(model, entities, **options):
+    return metric_rows(model, 7, entities, **options)[1]
 
 
 def unlabelled_rows(model, parameters, entities, **more):

@@ -25,7 +25,7 @@ from kdjax.detection.gaussian import Gaussian
 from kdjax.detection.rolling import rolling_taus, shuffled
 from kdjax.detection.scores import window_scores
 from kdjax.detection.thresholds import Rule, find_threshold, needed
-from kdjax.evaluation.rows import STUDENT, EntityScores, per_entity_rows, result_rows
+from kdjax.evaluation.rows import STUDENT, EntityScores, metric_rows
 from kdjax.models.residual import ResidualModel
 
 # Rules compared with the one in use, for the student.
@@ -109,13 +109,9 @@ def evaluate_models(
             rates += false_alarm_rates(
                 name, calibration, place, own, starts, prepared=prepared, rules=rules
             )
+        measured = metric_rows(name, model.parameters, scores, **options)
         evaluated[name] = ModelEvaluation(
-            model,
-            calibration,
-            tuple(scores),
-            result_rows(name, model.parameters, scores, **options),
-            per_entity_rows(name, scores, **options),
-            rates,
+            model, calibration, tuple(scores), *measured, rates
         )
     return evaluated
 
@@ -277,7 +273,7 @@ def merge_evaluations(
     if len(evaluations) == 1:
         return first
     scores = tuple(entity for evaluation in evaluations for entity in evaluation.scores)
-    rows = result_rows(
+    rows, _ = metric_rows(
         name,
         first.model.parameters,
         scores,

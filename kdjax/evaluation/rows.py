@@ -17,6 +17,7 @@ A metric without a value is NaN (None in the rows), with its reason in `notes`. 
 without a score are left out; distances and delays count the rows that have one.
 """
 
+import itertools
 import math
 import warnings
 from collections.abc import Sequence
@@ -88,13 +89,11 @@ class _Sample(NamedTuple):
     scores: np.ndarray  # [K] float64
     threshold: float
     left_out: int
-    curves: Measured  # metrics that no τ changes
     # Labels and scores from `in_order`; None at level window or without labels.
     ordered: tuple[np.ndarray, np.ndarray] | None
-    point_adjusted: bool
 
 
-def result_rows(
+def metric_rows(
     model: str,
     parameters: int | None,
     entities: Sequence[EntityScores],
@@ -102,42 +101,47 @@ def result_rows(
     method: str = "conformal",
     window: int | None = None,
     point_adjusted: bool = False,
-) -> list[dict[str, Any]]:
-    """Rows of `results.json` for one model: threshold x scope x level, JSON-able.
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """`rows` and `entities` of `results.json` for one model, JSON-able.
 
-    Eight dicts, and two more of `rolling` where entities have it. If an entity lacks
-    labels, only `alarm_rate` has a value. `method` names the label-free rule; `window` is
-    the widest buffer of the volumes, None for none; `point_adjusted` adds F1 that are
-    inflated. `tau` is that of the pooled oracle, else None; `entities_defined` maps
-    metrics to how many entities are in the mean; `notes` maps metrics to why they are
-    None, and `rows` to how many rows had no score. `POINT_METRICS` are in the two of
-    level `point` and scope `per_entity_mean`.
+    `rows` are threshold x scope x level: eight dicts, and two more of `rolling` where
+    entities have it. If an entity lacks labels, only their `alarm_rate` has a value. `tau`
+    is that of the pooled oracle, else None; `entities_defined` maps metrics to how many
+    entities are in the mean; `notes` maps metrics to why they are None, and `rows` to how
+    many rows had no score. `POINT_METRICS` are in the two of level `point` and scope
+    `per_entity_mean`.
+
+    `entities` are by entity, level and threshold: the five `METRICS` (at level `point`
+    `POINT_METRICS` too), `alarm_rate`, `tau`, `windows` or `points` that have a score,
+    `positives` among them, and `notes` (key -> why it is None).
+
+    `method` names the label-free rule; `window` is the widest buffer of the volumes, None
+    for none; `point_adjusted` adds F1 that are inflated.
     """
     _check(entities, method)
+    measured = _measure_all(entities, method, window, point_adjusted)
+    of_entities = [_entity_row(model, *one) for one in measured]
     if any(e.labels is None or e.window_labels is None for e in entities):
-        entities = [e._replace(labels=None, window_labels=None) for e in entities]
-        window, point_adjusted = None, False
-    samples = {
-        level: [_sample(entity, level, window, point_adjusted) for entity in entities]
-        for level in LEVELS
-    }
-    cells = [
-        (threshold, scope, level, samples[level])
-        for threshold in (ORACLE, method)
-        for scope in SCOPES
-        for level in LEVELS
-    ]
-    if rolling := _rolling_samples(entities):
-        cells += [(ROLLING, scope, "window", rolling) for scope in SCOPES]
+        blank = [e._replace(labels=None, window_labels=None) for e in entities]
+        measured = _measure_all(blank, method, None, False)
+    cells = [*itertools.product((ORACLE, method), SCOPES, LEVELS)]
+    if any(threshold == ROLLING for _, threshold, _ in measured):
+        cells += [(ROLLING, scope, "window") for scope in SCOPES]
     rows = []
-    for threshold, scope, level, chosen in cells:
+    for threshold, scope, level in cells:
+        chosen = [
+            (sample, found)
+            for sample, tau, found in measured
+            if (tau, sample.level) == (threshold, level)
+        ]
+        samples = [sample for sample, _ in chosen]
         defined: dict[str, int] = {}
         if scope == "pooled":
-            measured = _pooled(chosen, threshold)
+            pooled = _pooled(samples, threshold)
         else:
-            measured, defined = _mean([_measure(s, threshold) for s in chosen])
-        notes = _reasons(measured)
-        if left_out := {s.entity: s.left_out for s in chosen if s.left_out}:
+            pooled, defined = _mean([found for _, found in chosen])
+        notes = _reasons(pooled)
+        if left_out := {s.entity: s.left_out for s in samples if s.left_out}:
             where = ", ".join(f"{entity}: {n}" for entity, n in left_out.items())
             total = sum(left_out.values())
             notes["rows"] = f"left out, without a score: {total} ({where})"
@@ -148,62 +152,56 @@ def result_rows(
                 "scope": scope,
                 "threshold": threshold,
                 "level": level,
-                **_numbers(measured),
-                "tau": _number(measured["tau"]),
-                "entities": len(chosen),
+                **_numbers(pooled),
+                "tau": _number(pooled["tau"]),
+                "entities": len(samples),
                 "entities_defined": defined,
                 "notes": notes,
             }
         )
-    return rows
+    return rows, of_entities
 
 
-def per_entity_rows(
-    model: str,
+def _measure_all(
     entities: Sequence[EntityScores],
-    *,
-    method: str = "conformal",
-    window: int | None = None,
-    point_adjusted: bool = False,
-) -> list[dict[str, Any]]:
-    """Numbers of each entity under each threshold, JSON-able; arguments as in `result_rows`.
+    method: str,
+    window: int | None,
+    point_adjusted: bool,
+) -> list[tuple[_Sample, str, Measured]]:
+    """Each entity at each level under each threshold, which is a name."""
+    found = []
+    for entity, level in itertools.product(entities, LEVELS):
+        sample = _sample(entity, level)
+        curves = _curves(sample, window)
+        for threshold in (ORACLE, method):
+            own = _measure(sample, threshold, point_adjusted)
+            found.append((sample, threshold, own | curves))
+    if all(entity.rolling_tau is not None for entity in entities):
+        for sample in (_sample(relative_scores(e), "window") for e in entities):
+            own = _measure(sample, ROLLING, False) | _curves(sample, None)
+            found.append((sample, ROLLING, own))
+    return found
 
-    Dicts by entity, level and threshold: the five `METRICS` (at level `point`
-    `POINT_METRICS` too), `alarm_rate`, `tau`, `windows` or `points` that have a score,
-    `positives` among them, and `notes` (key -> why it is None).
-    """
-    _check(entities, method)
-    samples = [
-        (sample, threshold)
-        for entity in entities
-        for level in LEVELS
-        for sample in [_sample(entity, level, window, point_adjusted)]
-        for threshold in (ORACLE, method)
-    ]
-    samples += [(sample, ROLLING) for sample in _rolling_samples(entities)]
-    rows = []
-    for sample, threshold in samples:
-        measured = _measure(sample, threshold)
-        tau, notes = measured["tau"], _reasons(measured)
-        positives = None if sample.labels is None else int(sample.labels.sum())
-        if threshold == ROLLING:
-            tau, notes["tau"] = math.nan, "it moves"
-        elif tau in (math.inf, -math.inf):
-            notes["tau"] = "infinite"
-        rows.append(
-            {
-                "model": model,
-                "entity": sample.entity,
-                "level": sample.level,
-                "threshold": threshold,
-                **_numbers(measured),
-                "tau": _number(tau),
-                f"{sample.level}s": len(sample.scores),
-                "positives": positives,
-                "notes": notes,
-            }
-        )
-    return rows
+
+def _entity_row(
+    model: str, sample: _Sample, threshold: str, measured: Measured
+) -> dict[str, Any]:
+    tau, notes = measured["tau"], _reasons(measured)
+    if threshold == ROLLING:
+        tau, notes["tau"] = math.nan, "it moves"
+    elif tau in (math.inf, -math.inf):
+        notes["tau"] = "infinite"
+    return {
+        "model": model,
+        "entity": sample.entity,
+        "level": sample.level,
+        "threshold": threshold,
+        **_numbers(measured),
+        "tau": _number(tau),
+        f"{sample.level}s": len(sample.scores),
+        "positives": None if sample.labels is None else int(sample.labels.sum()),
+        "notes": notes,
+    }
 
 
 def _check(entities: Sequence[EntityScores], method: str) -> None:
@@ -269,10 +267,8 @@ def _number(value: float | str) -> float | None:
 # One entity's scores and what is measured on them.
 
 
-def _sample(
-    entity: EntityScores, level: str, window: int | None, point_adjusted: bool
-) -> _Sample:
-    """An entity's scores at a level, without the NaN, and the metrics without a τ."""
+def _sample(entity: EntityScores, level: str) -> _Sample:
+    """An entity's labels and scores at a level, without the NaN."""
     at_window = level == "window"
     scores = np.asarray(entity.window_scores if at_window else entity.scores)
     labels = entity.window_labels if at_window else entity.labels
@@ -291,18 +287,9 @@ def _sample(
         labels = as_labels(labels, name=name) if len(labels) else np.empty(0, bool)
         ordered = None if at_window or not len(known) else in_order(labels, scores)
         labels = labels[scored]
-    sample = _Sample(
-        entity.entity,
-        level,
-        labels,
-        known,
-        float(entity.threshold),
-        len(scores) - len(known),
-        {},
-        ordered,
-        point_adjusted,
-    )
-    return sample._replace(curves=_curves(sample, window))
+    left_out = len(scores) - len(known)
+    tau = float(entity.threshold)
+    return _Sample(entity.entity, level, labels, known, tau, left_out, ordered)
 
 
 def in_order(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -327,13 +314,6 @@ def in_order(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.nda
     return labels[kept], quiet[kept]
 
 
-def _rolling_samples(entities: Sequence[EntityScores]) -> list[_Sample]:
-    """Windows under a rolling τ; none unless all entities have one."""
-    if any(entity.rolling_tau is None for entity in entities):
-        return []
-    return [_sample(relative_scores(e), "window", None, False) for e in entities]
-
-
 def relative_scores(entity: EntityScores) -> EntityScores:
     """Window scores as multiples of the rolling τ, with threshold 1."""
     assert entity.rolling_tau is not None
@@ -347,14 +327,14 @@ def relative_scores(entity: EntityScores) -> EntityScores:
     return entity._replace(window_scores=ratio, threshold=1.0)
 
 
-def _measure(sample: _Sample, threshold: str) -> Measured:
-    """One entity's metrics with its own τ, which is among them: the oracle's or its own."""
+def _measure(sample: _Sample, threshold: str, point_adjusted: bool) -> Measured:
+    """Metrics of one entity's alarms, and τ: the oracle's or its own."""
     tau = _oracle_tau(sample) if threshold == ORACLE else sample.threshold
     found = _alarm_metrics(sample, sample.scores > tau, tau)
     if sample.level == "point":
-        found |= _event_metrics(sample, tau)
+        found |= _event_metrics(sample, tau, point_adjusted)
     found["tau"] = found["f1"] if math.isnan(tau) else tau
-    return found | sample.curves
+    return found
 
 
 def _oracle_tau(sample: _Sample) -> float:
@@ -411,9 +391,9 @@ def _alarm_metrics(sample: _Sample, alarms: np.ndarray, tau: float) -> Measured:
     }
 
 
-def _event_metrics(sample: _Sample, tau: float) -> Measured:
+def _event_metrics(sample: _Sample, tau: float, point_adjusted: bool) -> Measured:
     """Metrics of rows in their order under τ."""
-    names = EVENT_METRICS + INFLATED_METRICS * sample.point_adjusted
+    names = EVENT_METRICS + INFLATED_METRICS * point_adjusted
     if sample.ordered is None or math.isnan(tau):
         return dict.fromkeys(names, _why_nothing(sample) or NO_TAU)
     truth, scores = sample.ordered
@@ -427,7 +407,7 @@ def _event_metrics(sample: _Sample, tau: float) -> Measured:
             metrics.event_f1(truth, alarms),
             metrics.detection_delay(truth, alarms),
         ]
-        if sample.point_adjusted:
+        if point_adjusted:
             found += [metrics.pa_k_f1(truth, alarms, k=k) for k in (0, PA_K)]
     values = dict(zip(names, found, strict=True))
     return {**values, **event_reasons(values, truth, alarms)}
