@@ -75,7 +75,7 @@ if TYPE_CHECKING:
     from kdjax.training.steps import make_student_step as make_student_step
     from kdjax.training.steps import make_teacher_step as make_teacher_step
 
-_HOMES: dict[str, dict[str, str]] = {
+GROUPS: dict[str, dict[str, str]] = {
     "Models": {
         "kdjax.models.model": "Model residuals",
         "kdjax.models.lstm": "LSTMCell lstm_cell",
@@ -127,14 +127,7 @@ _HOMES: dict[str, dict[str, str]] = {
         "kdjax.errors": "ArtifactError ConfigError DataError KdjaxError",
     },
 }
-_MODULES = {
-    name: module
-    for group in _HOMES.values()
-    for module, names in group.items()
-    for name in names.split()
-}
+# The names of each module; the packages below have their own.
+HOMES = {home: names for group in GROUPS.values() for home, names in group.items()}
 
-__all__, __getattr__, __dir__ = lazy_names(
-    __name__,
-    {home: names for group in _HOMES.values() for home, names in group.items()},
-)
+__all__, __getattr__, __dir__ = lazy_names(__name__, HOMES)

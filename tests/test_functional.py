@@ -386,7 +386,7 @@ def test_public_functions_have_an_example():
     missing = [
         name
         for group in groups
-        for names in kdjax._HOMES[group].values()
+        for names in kdjax.GROUPS[group].values()
         for name in names.split()
         if inspect.isfunction(getattr(kdjax, name))
         and ">>>" not in inspect.getdoc(getattr(kdjax, name))

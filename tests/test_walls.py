@@ -96,6 +96,7 @@ def within(name, prefixes):
 
 
 MODULES = {name_of(path): tree(path) for path in FILES}
+HOME_OF = {n: home for home, names in kdjax.HOMES.items() for n in names.split()}
 
 
 def room_edges():
@@ -263,12 +264,12 @@ def test_every_public_name_resolves():
     assert "run" in kdjax.__all__ and "load_detector" in kdjax.__all__
     for name in kdjax.__all__:
         value = getattr(kdjax, name)
-        home = importlib.import_module(kdjax._MODULES[name])
+        home = importlib.import_module(HOME_OF[name])
         assert value is getattr(home, name)
         assert inspect.getdoc(value)
     assert dir(kdjax) == sorted(kdjax.__all__)
     for room in ("models", "training", "detection", "export", "experiment"):
-        own = {n for n, home in kdjax._MODULES.items() if home.split(".")[1] == room}
+        own = {n for n, home in HOME_OF.items() if home.split(".")[1] == room}
         assert set(importlib.import_module(f"kdjax.{room}").__all__) == own
     assert len(set(kdjax.__all__)) == len(kdjax.__all__)
 

@@ -11,13 +11,15 @@ def lazy_names(
 ) -> tuple[list[str], Callable[[str], Any], Callable[[], list[str]]]:
     """`__all__`, `__getattr__` and `__dir__` of a package.
 
-    `homes` are modules, each with the names that it defines, separated by blanks.
+    `homes` are modules, each with the names that it defines, separated by blanks; those
+    outside of the package are left out.
 
     >>> names, find, _ = lazy_names("kdjax.io", {"kdjax.io.lazy": "lazy_names"})
     >>> names, find("lazy_names") is lazy_names
     (['lazy_names'], True)
     """
-    found = {name: home for home, names in homes.items() for name in names.split()}
+    inside = (home for home in homes if home.startswith(f"{package}."))
+    found = {name: home for home in inside for name in homes[home].split()}
 
     def find(name: str) -> Any:
         if name in found:
