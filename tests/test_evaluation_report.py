@@ -1,6 +1,5 @@
 """The report of a run: everything escaped, true to results, in every format the same."""
 
-import base64
 import copy
 import html
 import io
@@ -229,14 +228,6 @@ def test_distributions_and_curves_stand_below_their_entity(text):
 def test_data_are_known_by_their_digests(text):
     cells = Page(text).cells
     assert cells[cells.index(f"train/{EVIL}") + 1] == "ab" * 32
-
-
-def test_a_frontier_is_shown_where_one_was_drawn(tmp_path):
-    for picture, shown in ((None, False), (b"\x89PNG here", True)):
-        write_report(tmp_path / "r.html", results=RESULTS, frontier=picture)
-        text = (tmp_path / "r.html").read_text("utf-8")
-        assert ("<h2>Frontier</h2>" in text) is shown
-        assert (base64.b64encode(b"\x89PNG here").decode() in text) is shown
 
 
 def test_of_many_entities_the_first_are_drawn(tmp_path, monkeypatch):

@@ -20,7 +20,7 @@ import pytest
 from kdjax.cli import main
 from kdjax.models.autoencoder import Architecture, network
 from kdjax.training.batching import WindowDataset, memory_batches
-from kdjax.training.loop import Hooks, fit, resume
+from kdjax.training.loop import fit, resume
 from kdjax.training.steps import (
     init_state,
     make_optimizer,
@@ -44,7 +44,7 @@ def waves(count):
     return 0.5 + 0.4 * np.sin(time / 4 + np.arange(2))
 
 
-def trained(train, *, epochs, hooks):
+def trained(train, *, epochs, log):
     """A fit that is judged on clean rows."""
     optimizer = make_optimizer(
         learning_rate=0.01,
@@ -65,7 +65,7 @@ def trained(train, *, epochs, hooks):
         validate,
         epochs=epochs,
         patience=None,
-        hooks=hooks,
+        log=log,
     )
 
 
@@ -84,7 +84,7 @@ def test_hundreds_of_epochs_leave_memory_and_files_as_they_were():
 
     tracemalloc.start()
     try:
-        fitted = trained(dataset(waves(45)), epochs=EPOCHS, hooks=Hooks(log=look))
+        fitted = trained(dataset(waves(45)), epochs=EPOCHS, log=look)
     finally:
         tracemalloc.stop()
     assert fitted.progress.step == EPOCHS
@@ -102,7 +102,7 @@ def test_a_spike_in_the_rows_is_survived(spike):
     fitted = trained(
         dataset(rows),
         epochs=20,
-        hooks=Hooks(log=lambda line: losses.append(line["validation_loss"])),
+        log=lambda line: losses.append(line["validation_loss"]),
     )
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(fitted.params))
     assert np.isfinite(losses).all()

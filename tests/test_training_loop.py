@@ -16,7 +16,6 @@ from kdjax.errors import TrainingError
 from kdjax.models.autoencoder import Architecture, network
 from kdjax.training.batching import WindowDataset, memory_batches
 from kdjax.training.loop import (
-    Hooks,
     TrainingProgress,
     fit,
     resume,
@@ -163,9 +162,14 @@ def test_the_log_has_the_mean_loss_so_far_and_each_epochs_validation(
         losses.append(errors[np.asarray(weight) == 1].tolist())
         return step(state, batch)
 
-    hooks = Hooks(lines.append, lambda *report: advances.append(report))
     fitted = run(
-        resume(None, init()), watched, validate, epochs=2, log_every=2, hooks=hooks
+        resume(None, init()),
+        watched,
+        validate,
+        epochs=2,
+        log_every=2,
+        log=lines.append,
+        advance=lambda *report: advances.append(report),
     )
     assert [(line["epoch"], line["step"]) for line in lines] == [
         (1, 2),
@@ -327,7 +331,8 @@ def interruptible(step, init, validate):
             checkpoint_seconds=0,
             log_every=log_every,
             epochs=2,
-            hooks=Hooks(log, lambda *report: bomb.tick("advance")),
+            log=log,
+            advance=lambda *report: bomb.tick("advance"),
         )
 
     return go_on

@@ -1,7 +1,6 @@
 """Intervals of means over entities, and paired comparisons of models.
 
-Models are compared entity by entity; the interval covers the choice of entities. Seeds
-are averaged first: they repeat an entity and are no evidence on other entities.
+Models are compared entity by entity; the interval covers the choice of entities.
 
 The interval is the percentile bootstrap, expanded for few entities (Hesterberg, 2015,
 "What Teachers Should Know About the Bootstrap", section 4.3): percentiles are taken at
@@ -58,6 +57,7 @@ COMPARED = (
 )
 
 Row = Mapping[str, Any]
+Measured = dict[str, float]  # one metric of one model by entity, NaN where undefined
 
 
 class Interval(NamedTuple):
@@ -80,24 +80,17 @@ class Difference(NamedTuple):
     reason: str
 
 
-class Measured(NamedTuple):
-    """One metric of one model, NaN where undefined."""
-
-    entities: tuple[str, ...]
-    seeds: tuple[Any, ...]
-    values: np.ndarray  # [S, E]
-
-
 def mean_interval(values: npt.ArrayLike) -> Interval:
     """The mean over entities with its bootstrap interval.
 
-    `values` are `[E]`, or `[S, E]` from S seeds, which are averaged first; NaN or None
-    where undefined; DataError where infinite or of more dimensions.
+    `values` are `[E]`, NaN or None where undefined; DataError where infinite or of more
+    dimensions.
 
     >>> mean_interval([0.25, 0.75])[-1]
     '2 entities are too few for an interval'
     """
-    known = _known_means(_seeds_by_entities(values))
+    known = _as_values(values)
+    known = known[~np.isnan(known)]
     if not len(known):
         return Interval(math.nan, math.nan, math.nan, 0, "no entity has a value")
     mean, count = float(np.mean(known)), len(known)
@@ -117,17 +110,14 @@ def mean_interval(values: npt.ArrayLike) -> Interval:
 def paired_difference(first: npt.ArrayLike, second: npt.ArrayLike) -> Difference:
     """The mean of `first − second` over entities with its bootstrap interval.
 
-    Both are `[E]`, or `[S, E]` from S seeds, of the same entities in the same order, and
-    from as many seeds or from one; else DataError. Where one is NaN or None, that entity
-    (in that seed) is left out of both.
+    Both are `[E]`, of the same entities in the same order, else DataError. Where one is
+    NaN or None, that entity is left out of both.
     """
-    ours, theirs = _seeds_by_entities(first), _seeds_by_entities(second)
-    seeds = {len(ours), len(theirs)} - {1}
-    if ours.shape[1] != theirs.shape[1] or len(seeds) > 1:
+    ours, theirs = _as_values(first), _as_values(second)
+    if len(ours) != len(theirs):
         raise DataError(
-            f"`first` has the shape {ours.shape} and `second` {theirs.shape} (seeds, "
-            "entities): expected the same entities, and as many seeds or one. Give NaN "
-            "where a value is undefined."
+            f"`first` has {len(ours)} values and `second` {len(theirs)}: expected the "
+            "same entities. Give NaN where a value is undefined."
         )
     return Difference(*mean_interval(ours - theirs))
 
@@ -142,44 +132,26 @@ def measured(
 ) -> Measured:
     """One metric of one model in the rows of `results["entities"]`.
 
-    Rows without a level are of windows, rows without a `seed` of one seed; rows without
-    the metric are skipped. DataError where two are of the same entity and seed.
+    Rows without a level are of windows; rows without the metric are skipped. DataError
+    where two are of the same entity.
     """
-    found: dict[tuple[Any, str], float | None] = {}
+    found: Measured = {}
     for row in entities:
         if metric not in row or _group(row) != (model, threshold, level):
             continue
-        key = (row.get("seed", 0), row["entity"])
-        if key in found:
+        if row["entity"] in found:
             raise DataError(
                 f"two rows hold {metric} of {model} on {row['entity']} ({threshold}, "
-                f"{level}, seed {key[0]}): expected one. Give rows of several runs "
-                "their `seed`."
+                f"{level}): expected one. Give the rows of one run."
             )
-        found[key] = row[metric]
-    seeds = tuple(dict.fromkeys(seed for seed, _ in found))
-    names = tuple(dict.fromkeys(name for _, name in found))
-    grid = [[found.get((seed, name)) for name in names] for seed in seeds]
-    values = np.array(grid, np.float64).reshape(len(seeds), len(names))
-    return Measured(names, seeds, values)
+        found[row["entity"]] = math.nan if row[metric] is None else row[metric]
+    return found
 
 
 def compare(first: Measured, second: Measured) -> Difference:
-    """`paired_difference` of two models on the entities and seeds that both have."""
-    names = [name for name in first.entities if name in second.entities]
-    shared = [seed for seed in first.seeds if seed in second.seeds]
-    # A baseline, which needs no training, is measured once for all seeds.
-    once = 1 in (len(first.seeds), len(second.seeds))
-    ours, theirs = (
-        found.values[
-            np.ix_(
-                [found.seeds.index(s) for s in (found.seeds if once else shared)],
-                [found.entities.index(name) for name in names],
-            )
-        ]
-        for found in (first, second)
-    )
-    return paired_difference(ours, theirs)
+    """`paired_difference` of two models on the entities that both have."""
+    names = [name for name in first if name in second]
+    return paired_difference([first[n] for n in names], [second[n] for n in names])
 
 
 def interval_rows(entities: Sequence[Row]) -> list[dict[str, Any]]:
@@ -195,15 +167,13 @@ def interval_rows(entities: Sequence[Row]) -> list[dict[str, Any]]:
         for metric in METRICS:
             key = {"threshold": threshold, "level": level, "metric": metric}
             found = measured(of_group, model, **key)
-            if found.entities:
-                interval = mean_interval(found.values)._asdict()
+            if found:
+                interval = mean_interval([*found.values()])._asdict()
                 rows.append({"model": model, **key, **_numbers(interval)})
     return rows
 
 
-def paired_rows(
-    entities: Sequence[Row], pairs: Sequence[tuple[str, str]] = PAIRS
-) -> list[dict[str, Any]]:
+def paired_rows(entities: Sequence[Row]) -> list[dict[str, Any]]:
     """Paired differences for `results.json`, from the rows of `results["entities"]`.
 
     JSON-able dicts by `model`, `against`, `threshold`, `level` and `metric`, with the
@@ -219,14 +189,14 @@ def paired_rows(
         for threshold in (thresholds if by_threshold else [ORACLE])
     ]
     rows = []
-    for model, against in pairs:
+    for model, against in PAIRS:
         for key in keys:
             baseline = None
             if against == BEST_BASELINE:
                 baseline = best_baseline(entities, **key)
             other = baseline or against
             first, second = (measured(entities, name, **key) for name in (model, other))
-            if first.entities and second.entities:
+            if first and second:
                 found = _numbers(compare(first, second)._asdict())
                 head = {"model": model, "against": against}
                 rows.append({**head, **key, "baseline": baseline, **found})
@@ -239,12 +209,12 @@ def best_baseline(
     """The baseline with the best mean of a metric over entities; None without one."""
     key = {"threshold": threshold, "level": level, "metric": metric}
     means = {
-        model: _known_means(measured(entities, model, **key).values)
+        model: mean_interval([*measured(entities, model, **key).values()]).mean
         for model in dict.fromkeys(row["model"] for row in entities)
         if is_baseline(model)
     }
-    best = {model: float(np.mean(own)) for model, own in means.items() if len(own)}
-    return max(best, key=best.__getitem__, default=None)
+    known = {model: mean for model, mean in means.items() if not math.isnan(mean)}
+    return max(known, key=known.__getitem__, default=None)
 
 
 @lru_cache(maxsize=1024)
@@ -272,8 +242,8 @@ def _bootstrap(values: tuple[float, ...]) -> tuple[float, float]:
     return float(found.low), float(found.high)
 
 
-def _seeds_by_entities(values: npt.ArrayLike) -> np.ndarray:
-    """`[S, E]` float64 with NaN for None; one row where there are no seeds."""
+def _as_values(values: npt.ArrayLike) -> np.ndarray:
+    """`[E]` float64 with NaN for None."""
     try:
         array = np.asarray(values, np.float64)
     except (TypeError, ValueError) as error:
@@ -281,23 +251,13 @@ def _seeds_by_entities(values: npt.ArrayLike) -> np.ndarray:
             f"`values` can't be read as numbers ({error}): expected one an entity, "
             "NaN or None where it is undefined."
         ) from error
-    if array.ndim not in (1, 2) or np.isinf(array).any():
-        what = "infinite values" if array.ndim in (1, 2) else f"{array.ndim} dimensions"
+    if array.ndim != 1 or np.isinf(array).any():
+        what = "infinite values" if array.ndim == 1 else f"{array.ndim} dimensions"
         raise DataError(
-            f"`values` has {what}: expected finite numbers of E entities, or of S "
-            "seeds and E entities, NaN where undefined."
+            f"`values` has {what}: expected finite numbers of E entities, NaN where "
+            "undefined."
         )
-    rows: np.ndarray = np.atleast_2d(array)
-    return rows
-
-
-def _known_means(values: np.ndarray) -> np.ndarray:
-    """Means `[E]` over the seeds `[S, E]` that have a value, of entities that have one."""
-    known = ~np.isnan(values)
-    counts = known.sum(axis=0)
-    sums = np.where(known, values, 0).sum(axis=0)
-    means: np.ndarray = sums[counts > 0] / counts[counts > 0]
-    return means
+    return array
 
 
 def _group(row: Row) -> tuple[str, str, str]:

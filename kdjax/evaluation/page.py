@@ -1,6 +1,6 @@
 """The HTML page of a report: one file that makes no network request.
 
-Plotly's library, the figures, styles and pictures are inside the file. Light and dark
+Plotly's library, the figures and styles are inside the file. Light and dark
 follow the reader's system.
 """
 
@@ -55,9 +55,9 @@ def render_page(*, title: str, sections: Sequence[Section]) -> str:
         loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     # The digest by which a content security policy names a script.
-    environment.filters["sha256"] = lambda script: _base64(
+    environment.filters["sha256"] = lambda script: base64.b64encode(
         hashlib.sha256(script.encode()).digest()
-    )
+    ).decode("ascii")
     return environment.get_template("report.html.jinja").render(
         title=title, sections=shown, plotly=get_plotlyjs() if drawn else ""
     )
@@ -116,15 +116,3 @@ def json_html(content: Mapping[str, Any] | None) -> str:
         return ""
     text = json.dumps(content, indent=2, ensure_ascii=False, default=str)
     return f"<pre>{escape(text)}</pre>"
-
-
-def png_html(picture: bytes | None, words: str) -> str:
-    """A PNG inside the page, described by `words`; nothing for None."""
-    if picture is None:
-        return ""
-    source = f"data:image/png;base64,{_base64(picture)}"
-    return f'<figure><img alt="{escape(words)}" src="{source}"></figure>'
-
-
-def _base64(content: bytes) -> str:
-    return base64.b64encode(content).decode("ascii")

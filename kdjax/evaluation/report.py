@@ -61,14 +61,12 @@ def write_report(
     timelines: Sequence[Timeline] = (),
     distributions: Sequence[tuple[EntityScores, np.ndarray]] = (),
     rankings: Sequence[Mapping[str, EntityScores]] = (),
-    frontier: bytes | None = None,
 ) -> None:
     """Writes the HTML report of a run, whole or not at all.
 
     `results` is the content of results.json, `history` the lines of metrics.jsonl;
     `distributions` are the student's scores with those of calibration, `rankings` the
-    scores of several models, each of one entity; `frontier` is a PNG of quality against
-    cost, where a benchmark drew one.
+    scores of several models, each of one entity.
     """
     first, *further = map(_section, tables.report_tables(results))
     summary = page.words_html(tables.data_words(results))
@@ -83,7 +81,6 @@ def write_report(
         Section("Notes", page.notes_html(results.get("notes", ()))),
         *further,
         Section("Learning curve", curve),
-        Section("Frontier", page.png_html(frontier, "Quality against cost")),
         Section("Entities", _entities(results, timelines, distributions, rankings)),
         Section("Settings", page.json_html(results.get("settings"))),
         Section("Environment", page.json_html(results.get("environment"))),

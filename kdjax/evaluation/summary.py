@@ -45,7 +45,7 @@ class _Quality(NamedTuple):
     left_out: list[str]
 
     def mean(self, model: str) -> float:
-        return float(np.nanmean(self.found[model].values))
+        return float(np.mean([*self.found[model].values()]))
 
 
 def recommend(results: Results) -> dict[str, Any]:
@@ -88,7 +88,7 @@ def agreement(first_alarms: npt.ArrayLike, second_alarms: npt.ArrayLike) -> floa
 
 
 def _quality(results: Results, method: str) -> _Quality:
-    """F1 of the models that have one on each entity where any has one, under each seed.
+    """F1 of the models that have one on each entity where any has one.
 
     Means over different entities would not be comparable.
     """
@@ -97,11 +97,9 @@ def _quality(results: Results, method: str) -> _Quality:
         own = intervals.measured(
             rows, name, threshold=method, level="window", metric="f1"
         )
-        kept = ~np.isnan(own.values).any(axis=0)
-        names = np.array(own.entities, object)[kept]
-        every[name] = own._replace(entities=(*names,), values=own.values[:, kept])
-    wanted = {entity for one in every.values() for entity in one.entities}
-    found = {n: m for n, m in every.items() if wanted and {*m.entities} == wanted}
+        every[name] = {e: f1 for e, f1 in own.items() if not math.isnan(f1)}
+    wanted = {entity for one in every.values() for entity in one}
+    found = {n: m for n, m in every.items() if wanted and m.keys() == wanted}
     left_out = [name for name in every if wanted and name not in found]
     return _Quality(method, found, left_out)
 

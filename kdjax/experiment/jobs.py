@@ -38,7 +38,7 @@ from kdjax.training.batching import (
     disk_batches,
     memory_batches,
 )
-from kdjax.training.loop import Fitted, Hooks, Start, TrainingProgress, fit, resume
+from kdjax.training.loop import Fitted, Start, TrainingProgress, fit, resume
 from kdjax.training.sharding import place, training_mesh
 from kdjax.training.targets import Distillation, ScoreFunction, TargetCache
 
@@ -408,10 +408,8 @@ def train_job(
             directory=checkpoint_folder(workdir, name),
             checkpoint_seconds=train["checkpoint_seconds"],
             log_every=train["log_every"],
-            hooks=Hooks(
-                log=lambda line: append_line(workdir, {"phase": name, **line}),
-                advance=advance,
-            ),
+            log=lambda line: append_line(workdir, {"phase": name, **line}),
+            advance=advance,
         )
     console.print(f"{name}: {progress_text(fitted.progress)}")
     return fitted._replace(params=jax.device_get(fitted.params))

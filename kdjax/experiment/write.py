@@ -38,7 +38,6 @@ Settings = Mapping[str, Any]
 
 DRAWN = (TEACHER, STUDENT)  # models whose scores the report draws
 HEAT_MAPS = 16  # entities whose channels are drawn, which takes scoring their test rows
-FRONTIER = "frontier.png"  # of a benchmark that compares sizes, if it is there
 
 
 def derived_results(
@@ -129,7 +128,7 @@ def write_run(
         "settings": settings,
     }
     results |= derived_results(results, evaluated, examples)
-    history, frontier = read_lines(workdir), workdir / FRONTIER
+    history = read_lines(workdir)
     threshold = settings["threshold"]
     calibration = [s for *_, m in groups for s in m[STUDENT].calibration.scores]
     rule = AlarmRule(threshold["min_duration"], threshold["cooldown"])
@@ -142,7 +141,6 @@ def write_run(
         timelines=_timelines(evaluated, prepared, inspections, students, rule),
         distributions=list(zip(evaluated[STUDENT].scores, calibration, strict=True)),
         rankings=_rankings(evaluated, results["entities"]),
-        frontier=frontier.read_bytes() if frontier.exists() else None,
     )
     write_texts(workdir, results)
     write_results(workdir, results)

@@ -52,20 +52,6 @@ class Fitted(NamedTuple):
     progress: TrainingProgress
 
 
-class Hooks(NamedTuple):
-    """Callbacks of a training.
-
-    `log` takes each line of `metrics.jsonl`, without the training's name; `advance` is
-    called after each step with its number of windows and, if logged, the mean loss.
-    """
-
-    log: Callable[[LogLine], None] = lambda line: None
-    advance: Callable[[int, float | None], None] = lambda windows, loss: None
-
-
-SILENT = Hooks()
-
-
 def resume(directory: Path | None, state: TrainState) -> Start:
     """The newest checkpoint in `directory`, or `state` if there is none."""
     # A copy: the state's own parameters are donated to the next step.
@@ -89,7 +75,8 @@ def fit(
     directory: Path | None = None,
     checkpoint_seconds: float = 60.0,
     log_every: int = 20,
-    hooks: Hooks = SILENT,
+    log: Callable[[LogLine], None] = lambda line: None,
+    advance: Callable[[int, float | None], None] = lambda windows, loss: None,
 ) -> Fitted:
     """Trains for `epochs`, or until the validation loss stops improving.
 
@@ -104,7 +91,9 @@ def fit(
         directory: where to write checkpoints; None for nowhere.
         checkpoint_seconds: minimum time between two checkpoints.
         log_every: steps between two logged losses.
-        hooks: callbacks.
+        log: takes each line of `metrics.jsonl`, without the training's name.
+        advance: called after each step with its number of windows and, if logged, the
+            mean loss.
 
     Raises:
         TrainingError: a loss was not finite; the message has the step's number.
@@ -145,9 +134,9 @@ def fit(
             stopping = bool(within) and stop_requested()
             # Raises if the loss isn't finite, so that no bad state is saved.
             loss = _epoch_loss(state) if logged or stopping else None
-            hooks.advance(windows, loss)
+            advance(windows, loss)
             if logged:
-                hooks.log({"epoch": epoch + 1, "step": progress.step, "loss": loss})
+                log({"epoch": epoch + 1, "step": progress.step, "loss": loss})
             if loss is not None:
                 checkpoint(now=stopping)
             if stopping:
@@ -155,7 +144,7 @@ def fit(
         loss, seconds = _epoch_loss(state), time.monotonic() - started
         validation = validate(state.params)
         _check_finite(validation, progress.step, "validation loss")
-        hooks.log(
+        log(
             {
                 "epoch": epoch + 1,
                 "step": progress.step,
