@@ -49,7 +49,7 @@ def main(arguments: list[str], flags: common.Flags) -> None:
             path,
             detector=detector,
             output=output,
-            log=print,
+            log=common.say,
             threshold=threshold,
             entity=flags.entity,
             **reading,

@@ -96,6 +96,11 @@ def in_flags(text: str) -> str:
     return re.sub(rf"\bdata\.({names})\b", r"--\1", text)
 
 
+def say(message: str) -> None:
+    """Prints a message with the flags' names, at once."""
+    print(in_flags(message), flush=True)
+
+
 def no_arguments(verb: str, arguments: Sequence[str]) -> None:
     """Refuses arguments of a verb that takes flags only."""
     if arguments:

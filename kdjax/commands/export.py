@@ -41,4 +41,4 @@ def main(arguments: list[str], flags: common.Flags) -> None:
         common.start_jax()
         from kdjax.export.files import export_file
 
-        export_file(detector, output=output, log=print, **options, **reading)
+        export_file(detector, output=output, log=common.say, **options, **reading)

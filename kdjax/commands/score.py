@@ -41,7 +41,11 @@ def main(arguments: list[str], flags: common.Flags) -> None:
     detector = common.required("score", flags, "detector")
     output = _output(arguments, flags)
     names = ("entity", "causal", "contributions", "attribution")
-    options: dict[str, Any] = {"detector": detector, "output": output, "log": _say}
+    options: dict[str, Any] = {
+        "detector": detector,
+        "output": output,
+        "log": common.say,
+    }
     options |= common.chosen(flags, *names)
     check_detector_folder(Path(detector))
     with common.reading(flags, common.READING) as reading:
@@ -54,10 +58,6 @@ def main(arguments: list[str], flags: common.Flags) -> None:
             score_file(arguments[0], **options, **reading)
         else:
             score_fleet(arguments, shard=flags.shard, **options, **reading)
-
-
-def _say(message: str) -> None:
-    print(common.in_flags(message), flush=True)
 
 
 def _output(arguments: list[str], flags: common.Flags) -> Path:

@@ -10,6 +10,7 @@ the others continue.
 """
 
 import functools
+import itertools
 import json
 import math
 import time
@@ -133,13 +134,10 @@ def make_population_validate(
     def validate(params: Params, starts: Sequence[np.ndarray]) -> np.ndarray:
         counts = np.array([len(own) for own in starts], np.float64)
         totals = np.zeros(len(starts))
-        for first in range(0, int(counts.max()), batch_size):
-            index = np.zeros((len(starts), batch_size), np.int32)
-            weight = np.zeros((len(starts), batch_size), np.float32)
-            for place, rows in enumerate(starts):
-                if len(rows) > first:
-                    batch = rows[first : first + batch_size]
-                    index[place], weight[place] = batching.padded(batch, batch_size)
+        nothing = np.zeros(batch_size, np.int32), np.zeros(batch_size, np.float32)
+        batches = (batching.padded_batches(own, batch_size) for own in starts)
+        for each in itertools.zip_longest(*batches, fillvalue=nothing):
+            index, weight = map(np.stack, zip(*each, strict=True))
             losses = np.asarray(batch_losses(dataset, (params, index, weight)))
             windows = weight.sum(axis=1)
             # Other members may have non-finite parameters.

@@ -382,7 +382,8 @@ def _tabulate(study: Study, workdir: Path, search: Search) -> SearchResult:
     """Writes all tables; those of the worker that ends last have all trials."""
     with filelock.FileLock(workdir / ".tables.lock"):
         trials = study.get_trials(deepcopy=False)
-        table = _trials_table(trials)
+        # Parameters that a trial doesn't have are NaN.
+        table = pd.DataFrame(map(_trial_row, trials))
         report.write_table(workdir / TRIALS, table)
         done = [trial for trial in trials if trial.state == TrialState.COMPLETE]
         if not done:
@@ -434,11 +435,6 @@ def _tabulate(study: Study, workdir: Path, search: Search) -> SearchResult:
             notes=_notes(search, table),
         )
         return SearchResult(table, by_member, described)
-
-
-def _trials_table(trials: Sequence[FrozenTrial]) -> pd.DataFrame:
-    """A row a trial; parameters that it does not have are NaN."""
-    return pd.DataFrame(map(_trial_row, trials))
 
 
 def _trial_row(trial: FrozenTrial) -> dict[str, Any]:
