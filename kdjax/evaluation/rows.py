@@ -119,7 +119,9 @@ def metric_rows(
     for none; `point_adjusted` adds F1 that are inflated.
     """
     _check(entities, method)
-    measured = _measure_all(entities, method, window, point_adjusted)
+    with warnings.catch_warnings():  # the notes have the reasons
+        warnings.simplefilter("ignore", metrics.UndefinedMetricWarning)
+        measured = _measure_all(entities, method, window, point_adjusted)
     of_entities = [_entity_row(model, *one) for one in measured]
     if any(e.labels is None or e.window_labels is None for e in entities):
         blank = [e._replace(labels=None, window_labels=None) for e in entities]
@@ -354,23 +356,19 @@ def _why_nothing(sample: _Sample) -> str | None:
 def _curves(sample: _Sample, window: int | None) -> Measured:
     """Areas under curves; of points VUS-ROC and VUS-PR too."""
     names = CURVE_METRICS + VOLUME_METRICS * (sample.level == "point")
-    why, labels = _why_nothing(sample), sample.labels
-    if labels is None or why:
-        return dict.fromkeys(names, why or NO_LABELS)
-    found: Measured = {**metrics.undefined_curve(labels)}
-    for name, metric in zip(
-        CURVE_METRICS, (metrics.auc_roc, metrics.average_precision), strict=True
-    ):
-        if name not in found:
-            found[name] = metric(labels, sample.scores)
-    if sample.ordered is not None:
-        why = NO_WINDOW if window is None else one_class(sample.ordered[0])
-        if window is None or why:
-            found |= dict.fromkeys(VOLUME_METRICS, why or NO_WINDOW)
-        else:
-            volumes = metrics.vus(*sample.ordered, window=window)
-            found |= zip(VOLUME_METRICS, volumes, strict=True)
-    return {name: found[name] for name in names}
+    if why := _why_nothing(sample):
+        return dict.fromkeys(names, why)
+    assert sample.labels is not None
+    found = {
+        "auc_roc": metrics.auc_roc(sample.labels, sample.scores),
+        "average_precision": metrics.average_precision(sample.labels, sample.scores),
+    }
+    if sample.ordered is not None and window is not None:
+        volumes = metrics.vus(*sample.ordered, window=window)
+        found |= zip(VOLUME_METRICS, volumes, strict=True)
+    why = one_class(sample.labels) or ""
+    reasons = {name: why for name, value in found.items() if math.isnan(value)}
+    return {**dict.fromkeys(names, NO_WINDOW), **found, **reasons}
 
 
 def _alarm_metrics(sample: _Sample, alarms: np.ndarray, tau: float) -> Measured:
@@ -398,16 +396,14 @@ def _event_metrics(sample: _Sample, tau: float, point_adjusted: bool) -> Measure
         return dict.fromkeys(names, _why_nothing(sample) or NO_TAU)
     truth, scores = sample.ordered
     alarms = scores > tau
-    with warnings.catch_warnings():  # the notes have the reasons
-        warnings.simplefilter("ignore", metrics.UndefinedMetricWarning)
-        found = [
-            *metrics.affiliation(truth, alarms),
-            *metrics.range_precision_recall(truth, alarms),
-            metrics.event_recall(truth, alarms),
-            metrics.event_f1(truth, alarms),
-            metrics.detection_delay(truth, alarms),
-        ]
-        if point_adjusted:
-            found += [metrics.pa_k_f1(truth, alarms, k=k) for k in (0, PA_K)]
+    found = [
+        *metrics.affiliation(truth, alarms),
+        *metrics.range_precision_recall(truth, alarms),
+        metrics.event_recall(truth, alarms),
+        metrics.event_f1(truth, alarms),
+        metrics.detection_delay(truth, alarms),
+    ]
+    if point_adjusted:
+        found += [metrics.pa_k_f1(truth, alarms, k=k) for k in (0, PA_K)]
     values = dict(zip(names, found, strict=True))
     return {**values, **event_reasons(values, truth, alarms)}

@@ -33,7 +33,6 @@ from kdjax.metrics.points import (
     oracle_threshold,
     precision_recall_f1,
     undefined,
-    undefined_curve,
 )
 from kdjax.metrics.volumes import Volumes, vus, vus_pr, vus_roc
 
@@ -60,7 +59,6 @@ __all__ = [
     "precision_recall_f1",
     "range_precision_recall",
     "undefined",
-    "undefined_curve",
     "vus",
     "vus_pr",
     "vus_roc",

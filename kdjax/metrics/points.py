@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from kdjax.metrics.checks import (
-    NO_NEGATIVES,
     NO_POSITIVES,
     NO_PREDICTIONS,
+    one_class,
     warn_undefined,
     with_alarms,
     with_scores,
@@ -77,17 +77,6 @@ def undefined(counts: Counts) -> dict[str, str]:
     if tp + fn == 0:
         reasons |= {"recall": NO_POSITIVES, "f1": NO_POSITIVES}
     return reasons
-
-
-def undefined_curve(labels: np.ndarray) -> dict[str, str]:
-    """For each curve metric that `[N]` bool labels leave undefined, the reason.
-
-    >>> undefined_curve(np.array([True, True]))
-    {'auc_roc': 'no negative labels'}
-    """
-    if not labels.any():
-        return {"auc_roc": NO_POSITIVES, "average_precision": NO_POSITIVES}
-    return {"auc_roc": NO_NEGATIVES} if labels.all() else {}
 
 
 def harmonic_mean(precision: float, recall: float) -> float:
@@ -185,7 +174,8 @@ def _curve(name: str, labels: npt.ArrayLike, scores: npt.ArrayLike) -> float:
     from sklearn import metrics  # here, since it takes a second to import
 
     truth, values = with_scores(labels, scores)
-    if reason := undefined_curve(truth).get(name):
+    reason = one_class(truth)
+    if reason and (name == "auc_roc" or not truth.any()):
         warn_undefined({name: reason}, stacklevel=4)
         return float("nan")
     # scikit-learn refuses infinite scores; both areas depend on the order alone.
