@@ -10,11 +10,9 @@ import numpy as np
 import pytest
 
 from kdjax.detection.detector import gaussian_of, scaler_of
-from kdjax.errors import ConfigError
 from kdjax.export import costs
 from kdjax.export.costs import (
     detector_costs,
-    exported,
     numbers,
     window_milliseconds,
 )
@@ -22,6 +20,9 @@ from kdjax.models.autoencoder import Architecture, network
 from kdjax.models.residual import ResidualModel
 
 onnx = pytest.importorskip("onnx", reason="needs the extra onnx")
+
+from kdjax.export.onnx import onnx_file
+
 onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra onnx")
 
 
@@ -48,7 +49,7 @@ def test_costs_of_networks_and_controls(small, kind):
     # And τ.
     assert found["numbers"] == parameters + sum(map(np.size, stored)) + 1
     assert found["parameters"] == parameters
-    assert found["bytes"] == len(exported(detector))
+    assert found["bytes"] == len(onnx_file(detector, 0))
     assert 0 < found["milliseconds"] < 100
     assert found["reason"] == ""
     json.dumps(found, allow_nan=False)
@@ -102,10 +103,10 @@ def test_without_onnxruntime_the_bytes_are_left(small, monkeypatch):
 
 
 def test_other_errors_are_not_taken_for_a_missing_extra(small, monkeypatch):
-    def broken(detector):
+    def broken(content, rounds):
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(costs, "exported", broken)
+    monkeypatch.setattr(costs, "window_milliseconds", broken)
     with pytest.raises(RuntimeError, match="out of memory"):
         detector_costs(small)
 
@@ -124,10 +125,13 @@ def test_the_time_is_the_median_of_the_rounds_after_the_first(monkeypatch):
     assert {one.shape for one in shapes} == {(1, 4, 2)} and len(shapes) == 8
 
 
-def test_the_file_is_that_of_the_first_entity(small):
+def test_the_file_is_that_of_the_first_entity(small, monkeypatch):
     """Its τ is 8; the pooled one is 12."""
-    model = onnx.load_from_string(exported(small))
+    files = []
+    monkeypatch.setattr(
+        costs, "window_milliseconds", lambda file, _: files.append(file)
+    )
+    detector_costs(small)
+    model = onnx.load_from_string(*files)
     about = {entry.key: entry.value for entry in model.metadata_props}
     assert float(about["threshold"]) == 8.0
-    with pytest.raises(ConfigError, match="no ONNX form"):
-        exported(small._replace(model=ResidualModel("random", {})))

@@ -14,13 +14,6 @@ ROUNDS = 50
 WARM = 3  # The first calls allocate.
 
 
-def exported(detector: Detector) -> bytes:
-    """The ONNX file of the detector's first entity; ConfigError where there is none."""
-    from kdjax.export.onnx import onnx_file
-
-    return onnx_file(detector, 0)
-
-
 def window_milliseconds(content: bytes, rounds: int = ROUNDS) -> float:
     """Median time of one window of an exported file in onnxruntime, on one core."""
     plan, run = load_onnx(content)
@@ -67,7 +60,9 @@ def detector_costs(
         "reason": "",
     }
     try:
-        content = exported(detector)
+        from kdjax.export.onnx import onnx_file  # ConfigError without onnx
+
+        content = onnx_file(detector, 0)
         costs["bytes"] = len(content)
         if shape not in known:
             known[shape] = window_milliseconds(content, rounds)
