@@ -244,6 +244,12 @@ def test_noise_is_that_of_steps():
     np.testing.assert_array_equal(noise_of(pieces), noise_of([rows]))
 
 
+def test_a_channel_that_moves_by_rounding_alone_has_no_noise():
+    rows = np.tile([[0.3, 1.0], [0.1 + 0.2, 2.0]], (50, 1))
+    assert rows[0, 0] != rows[1, 0]
+    np.testing.assert_allclose(noise_of([rows]), [0, 1.4826 / np.sqrt(2)], rtol=1e-6)
+
+
 def test_quantile_is_robust_with_a_floor():
     random = np.random.default_rng(10)
     calm = random.normal(50, 4, 4000)
