@@ -45,6 +45,8 @@ def make_detector(kind, architecture=None, *, count=0, seed=0):
             params = {"mean": gaussian(D), "components": components}
         if kind == "kmeans":
             params = {"centres": gaussian(9, L, D)}
+        if kind == "memory":
+            params = {"windows": gaussian(9, L, D)}
         return ResidualModel(kind, params, architecture if params else None)
 
     model = join_models([part_of(name) for name in components_of(kind)])
@@ -126,6 +128,8 @@ KINDS = [(kind, None) for kind in BASELINES] + [
 ]
 KINDS += [
     ("kmeans", None),
+    ("memory", None),
+    ("kmeans+memory", None),
     ("kmeans+difference+moving_average", None),
     ("autoencoder+kmeans+pca", ARCHITECTURES[0]),
 ]

@@ -1,13 +1,20 @@
-"""`fit_kmeans` against scikit-learn, and `kmeans` against distances in float64."""
+"""`kmeans` and `memory` against scikit-learn and distances in float64."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from sklearn.cluster import KMeans
+from sklearn.neighbors import NearestNeighbors
 from threadpoolctl import threadpool_limits
 
-from kdjax.models.baselines import CENTRES, fit_kmeans, nearest_centre
+from kdjax.models.baselines import (
+    CENTRES,
+    fit_kmeans,
+    fit_memory,
+    nearest_centre,
+    nearest_windows,
+)
 from kdjax.models.residual import residual_function
 
 L, D = 6, 3
@@ -125,3 +132,42 @@ def test_many_windows_of_few_forms_have_a_centre_each():
     near = nearest(forms, centres)
     assert sorted(near) == [0, 1, 2, 3]
     np.testing.assert_allclose(centres[near], forms, atol=1e-5)
+
+
+@pytest.mark.parametrize("offset", [0, 1e5])
+@pytest.mark.parametrize("known", [1, 2, 40])
+def test_memory_is_scikit_learns_three_nearest_neighbours(known, offset):
+    windows = noisy_windows(200) + np.float32(offset)
+    bank = noisy_windows(known, seed=1) + np.float32(offset)
+    oracle = NearestNeighbors(n_neighbors=min(3, known))
+    # scikit-learn's distances lose the digits behind a common offset.
+    oracle.fit(np.float64(bank.reshape(known, -1)) - offset)
+    places = oracle.kneighbors(
+        np.float64(windows.reshape(200, -1)) - offset, return_distance=False
+    )
+    wanted = np.float64(bank)[places].mean(axis=1)
+    found = jax.jit(nearest_windows)({"windows": bank}, jnp.asarray(windows))
+    np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=1e-6)
+    errors = residual_function("memory")({"windows": bank}, jnp.asarray(windows))
+    wanted = np.abs(windows - wanted)
+    # A mean of float32 values near the offset has their spacing.
+    atol = 1e-5 + 2 * float(np.spacing(np.float32(offset)))
+    np.testing.assert_allclose(errors, wanted, atol=atol)
+
+
+def test_memory_keeps_windows_spread_evenly():
+    windows = noisy_windows(10)
+    np.testing.assert_array_equal(fit_memory(windows)["windows"], windows)
+    kept = fit_memory(windows, most=4)["windows"]
+    np.testing.assert_array_equal(kept, windows[[0, 3, 6, 9]])
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf, 1e30, 3e38])
+def test_an_overflow_in_a_cell_leaves_the_rest_of_a_memory_alone(value):
+    windows, bank = noisy_windows(4), noisy_windows(20, seed=1)
+    bank[:, 2, 1] = 0
+    windows[:, 2, 1] = value
+    params = {"windows": bank}
+    errors = np.asarray(residual_function("memory")(params, jnp.asarray(windows)))
+    assert not np.isnan(errors).any()
+    assert (errors[:, 2, 1] > 1e20).all() and (errors[:, 3] < 10).all()

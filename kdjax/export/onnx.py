@@ -28,7 +28,7 @@ from kdjax.detection.stream_rules import plan_of
 from kdjax.errors import ConfigError
 from kdjax.export.container import SEAL, metadata_of, sealed
 from kdjax.models.autoencoder import Architecture
-from kdjax.models.baselines import MOVING_AVERAGE_ROWS
+from kdjax.models.baselines import MOVING_AVERAGE_ROWS, NEIGHBOURS
 from kdjax.models.model import Params
 from kdjax.models.residual import ResidualModel, component, components_of
 
@@ -174,20 +174,38 @@ def _pca(graph: Graph, model: ResidualModel, windows: str) -> str:
 
 
 def _kmeans(graph: Graph, model: ResidualModel, windows: str) -> str:
-    centres = np.asarray(model.params["centres"])
-    middle = centres.mean(axis=0)
-    around = (centres - middle).reshape(len(centres), -1)
+    return _from_nearest(graph, windows, "around", model.params["centres"], count=1)
+
+
+def _memory(graph: Graph, model: ResidualModel, windows: str) -> str:
+    known = model.params["windows"]
+    return _from_nearest(
+        graph, windows, "memory", known, count=min(NEIGHBOURS, len(known))
+    )
+
+
+def _from_nearest(
+    graph: Graph, windows: str, name: str, known: ArrayLike, *, count: int
+) -> str:
+    """|x − the mean of the `count` nearest of `known` `[K, L, D]`|, a weight by `name`."""
+    known = np.asarray(known)
+    around = (known - known[0]).reshape(len(known), -1)
     squares = (around.astype(np.float64) ** 2).sum(axis=1).astype(np.float32)
     # By name, so that the distances and the choice share them.
-    graph.weights["around"] = around
-    centred = add(graph, "Sub", windows, middle)
+    graph.weights[name] = around
+    centred = add(graph, "Sub", windows, known[0])
     flat = add(graph, "Flatten", centred)
     # ‖c‖² − 2 x·c
-    distances = add(graph, "Gemm", flat, "around", squares, alpha=-2.0, transB=1)
+    distances = add(graph, "Gemm", flat, name, squares, alpha=-2.0, transB=1)
     distances = _without_nan(graph, distances, _INFINITY)
-    nearest = add(graph, "ArgMin", distances, axis=1, keepdims=0)
-    chosen = add(graph, "Gather", "around", nearest, axis=0)
-    chosen = add(graph, "Reshape", chosen, [-1, *centres.shape[1:]])
+    if count == 1:
+        nearest = add(graph, "ArgMin", distances, axis=1, keepdims=0)
+        chosen = add(graph, "Gather", name, nearest, axis=0)
+    else:
+        least = add(graph, "TopK", distances, [count], outputs=2, axis=1, largest=0)
+        chosen = add(graph, "Gather", name, f"{least}_1", axis=0)
+        chosen = add(graph, "ReduceMean", chosen, axes=[1], keepdims=0)
+    chosen = add(graph, "Reshape", chosen, [-1, *known.shape[1:]])
     return add(graph, "Abs", add(graph, "Sub", centred, chosen))
 
 
@@ -196,6 +214,7 @@ _ERRORS: dict[str, Callable[[Graph, ResidualModel, str], str]] = {
     "difference": _difference,
     "kmeans": _kmeans,
     "mahalanobis": lambda graph, model, windows: windows,
+    "memory": _memory,
     "moving_average": _moving_average,
     "pca": _pca,
 }

@@ -5,6 +5,7 @@
     moving_average  |x_t − mean of the up to 60 rows that end at t|
     pca             |x − its projection on the leading components of the fit rows|
     kmeans          |x − the nearest of the fit windows' cluster centres|
+    memory          |x − the mean of the 3 nearest fit windows|
     random          uniform noise drawn from a hash of the window
 
 A new baseline is an entry of `BASELINES`; `config.BASELINES` lists those that a run has
@@ -93,15 +94,32 @@ def nearest_centre(params: Params, windows: Array) -> Array:
     does (after Yairi et al., 2001).
     """
     centres = jnp.asarray(params["centres"])
-    # An offset that all share would take the digits in which they differ.
-    middle = jnp.mean(centres, axis=0, keepdims=True)
-    around = centres - middle
-    # ‖x − c‖² without ‖x‖², which all centres share.
-    products = jnp.einsum("bld,kld->bk", windows - middle, around, precision="highest")
+    return centres[jnp.argmin(_distances(windows, centres), axis=1)]
+
+
+def nearest_windows(params: Params, windows: Array) -> Array:
+    """Reconstruction of `memory`: the mean of the fit windows closest to the whole window.
+
+    `params` has `windows` `[K, L, D]`. Distances to the k nearest neighbours are those of
+    Ramaswamy et al., 2000.
+    """
+    known = jnp.asarray(params["windows"])
+    count = min(NEIGHBOURS, len(known))
+    nearest = jax.lax.top_k(-_distances(windows, known), count)[1]
+    mean: Array = jnp.mean(known[nearest], axis=1)
+    return mean
+
+
+def _distances(windows: Array, known: Array) -> Array:
+    """‖x − c‖² less a term that all c share: `[B, L, D]`, `[K, L, D]` to `[B, K]`."""
+    # An offset that all share would take the digits in which they differ. Of one of them,
+    # not of their mean, which a compiler rounds in one place and not in the other.
+    offset = known[:1]
+    around = known - offset
+    products = jnp.einsum("bld,kld->bk", windows - offset, around, precision="highest")
     distances = jnp.sum(around**2, axis=(1, 2))[None] - 2 * products
     # What is no number stands for an overflow.
-    distances = jnp.where(jnp.isnan(distances), jnp.inf, distances)
-    return centres[jnp.argmin(distances, axis=1)]
+    return jnp.where(jnp.isnan(distances), jnp.inf, distances)
 
 
 def _projected(params: Params, centred: Array) -> Array:
@@ -124,6 +142,9 @@ def _mix(bits: Array) -> Array:
 # Clusters of windows, as TSB-AD's KMeansAD has by default.
 CENTRES = 20
 ROUNDS = 50
+# Windows that `memory` keeps at most, and those whose mean it takes.
+KEPT = 1500
+NEIGHBOURS = 3
 
 
 def fit_pca(
@@ -197,6 +218,12 @@ def fit_kmeans(
     return {"centres": found.cluster_centers_.reshape(shape).astype(np.float32)}
 
 
+def fit_memory(windows: np.ndarray, *, most: int = KEPT) -> dict[str, np.ndarray]:
+    """Parameters of `memory`: scaled windows `[M, L, D]`, or `most` of them spread evenly."""
+    chosen = np.linspace(0, len(windows) - 1, min(most, len(windows)))
+    return {"windows": windows[chosen.astype(np.int64)].astype(np.float32)}
+
+
 class Baseline(NamedTuple):
     """A baseline; functions are `(params, windows) -> [B, L, D]`."""
 
@@ -220,6 +247,11 @@ BASELINES = {
     # Eq. 1 then is the Mahalanobis distance of raw rows.
     "mahalanobis": Baseline(
         lambda params, windows: jnp.zeros_like(windows), lambda params, windows: windows
+    ),
+    "memory": Baseline(
+        nearest_windows,
+        fit_windows=fit_memory,
+        most=lambda length, width: KEPT * length * width,
     ),
     "moving_average": Baseline(running_mean),
     "pca": Baseline(
