@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from kdjax.config import resolve as resolve
     from kdjax.data.datasets import load_benchmark as load_benchmark
     from kdjax.data.datasets import load_sample as load_sample
+    from kdjax.data.disturb import disturb_windows as disturb_windows
     from kdjax.data.download import fetch_smd as fetch_smd
     from kdjax.data.readers import load_files as load_files
     from kdjax.data.readers import read_table as read_table
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
     from kdjax.losses import reconstruction_loss as reconstruction_loss
     from kdjax.models.autoencoder import lstm_autoencoder as lstm_autoencoder
     from kdjax.models.baselines import baseline as baseline
+    from kdjax.models.classifier import classifier_scores as classifier_scores
     from kdjax.models.lstm import LSTMCell as LSTMCell
     from kdjax.models.lstm import lstm_cell as lstm_cell
     from kdjax.models.model import Model as Model
@@ -66,6 +68,7 @@ if TYPE_CHECKING:
     from kdjax.training.batching import WindowDataset as WindowDataset
     from kdjax.training.batching import batches as batches
     from kdjax.training.batching import memory_batches as memory_batches
+    from kdjax.training.classifier import fit_classifier as fit_classifier
     from kdjax.training.loop import fit as fit
     from kdjax.training.loop import resume as resume
     from kdjax.training.sharding import use_all_cores as use_all_cores
@@ -81,6 +84,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "kdjax.models.lstm": "LSTMCell lstm_cell",
         "kdjax.models.autoencoder": "lstm_autoencoder",
         "kdjax.models.baselines": "baseline",
+        "kdjax.models.classifier": "classifier_scores",
     },
     "Losses": {
         "kdjax.losses": "distillation_loss reconstruction_loss",
@@ -89,10 +93,12 @@ GROUPS: dict[str, dict[str, str]] = {
         "kdjax.training.batching": "Batch WindowDataset batches memory_batches",
         "kdjax.training.steps": "TrainState init_state make_optimizer make_student_step make_teacher_step",
         "kdjax.training.loop": "fit resume",
+        "kdjax.training.classifier": "fit_classifier",
     },
     "Data": {
         "kdjax.data.scaler": "Scaler apply_scaler fit_scaler",
         "kdjax.data.windowing": "windows",
+        "kdjax.data.disturb": "disturb_windows",
         "kdjax.data.splits": "split",
         "kdjax.data.readers": "load_files read_table",
         "kdjax.data.datasets": "load_benchmark load_sample",

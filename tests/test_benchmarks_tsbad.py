@@ -99,3 +99,12 @@ def test_the_lists_are_apart_and_complete():
     assert not series["entity"].duplicated().any()
     assert (series["train_rows"] >= 500).all()
     assert published.iloc[:, 1:].mean().idxmax() == "KMeansAD"
+
+
+@pytest.mark.slow
+def test_models_of_whole_windows_find_a_level_shift(root):
+    item = next(tsbad.published(root))
+    for name in ("kdjax classifier", "kdjax memory"):
+        line = tsbad.measure(item, name, 0)
+        assert line["vus_pr"] > 0.5, line
+        assert line["numbers"] > 1000

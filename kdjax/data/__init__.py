@@ -6,6 +6,7 @@ __all__, __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "kdjax.data.datasets": "BENCHMARKS Culprits interpretation load_benchmark load_sample",
+        "kdjax.data.disturb": "disturb_windows",
         "kdjax.data.download": "fetch_smd",
         "kdjax.data.grid": "to_grid",
         "kdjax.data.prepared": "Prepared prepare",

@@ -1,0 +1,105 @@
+"""Training of `kdjax.models.classifier`, on normal windows alone.
+
+The networks learn to tell the windows from disturbed copies of them, by binary
+cross-entropy.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+
+from kdjax.data.disturb import disturb_windows
+from kdjax.errors import DataError
+from kdjax.models.classifier import SHORTEST, in_ranges, init_network, logits_of
+from kdjax.models.model import Params
+
+# Windows at most, and disturbed copies of each.
+MOST, COPIES = 1500, 6
+STEPS, BATCH, RATE = 1500, 128, 3e-3
+
+
+def fit_classifier(
+    windows: np.ndarray, *, networks: int = 4, steps: int = STEPS, seed: int = 0
+) -> dict[str, Any]:
+    """Parameters of `classifier_scores`, from normal windows `[M, L, D]`.
+
+    Args:
+        windows: scaled in any way, nothing missing; of more than 1,500 those that are
+            spread evenly.
+        networks: V, half of them for each view.
+        steps: of Adam, 128 windows each.
+        seed: of everything random.
+
+    Raises:
+        DataError: windows have too few rows, or values that are not finite.
+
+    >>> rows = np.sin(np.arange(200.0))[:, None]
+    >>> from kdjax import windows
+    >>> params = fit_classifier(windows(rows, length=32), networks=2, steps=2)
+    >>> params["level"]
+    array([0., 1.], dtype=float32)
+    """
+    if windows.shape[1] < SHORTEST:
+        raise DataError(
+            f"windows have {windows.shape[1]} rows: a classifier needs windows of "
+            f"{SHORTEST} rows or more."
+        )
+    if not np.isfinite(windows).all():
+        raise DataError(
+            "windows hold values that are missing or not finite: fill them, or leave "
+            "these windows out."
+        )
+    chosen = np.linspace(0, len(windows) - 1, min(MOST, len(windows))).astype(np.int64)
+    low, high = windows.min(axis=(0, 1)), windows.max(axis=(0, 1))
+    scale = np.where(high > low, high - low, 1)
+    params: dict[str, Any] = {"low": low, "scale": scale}
+    params = {name: values.astype(np.float32) for name, values in params.items()}
+    clean = np.asarray(in_ranges(params, windows[chosen]))
+    disturbed = disturb_windows(clean, copies=COPIES, seed=seed)
+    rng = np.random.default_rng(seed)
+    level = np.arange(networks, dtype=np.float32) % 2
+    number = BATCH // 3
+    trained = [
+        _train(
+            init_network(rng, windows.shape[-1]),
+            view,
+            (clean, rng.integers(len(clean), size=(steps, number))),
+            (disturbed, rng.integers(len(disturbed), size=(steps, BATCH - number))),
+        )
+        for view in level
+    ]
+    params["networks"] = jax.tree.map(lambda *leaves: np.stack(leaves), *trained)
+    return params | {"level": level}
+
+
+# Windows `[M, L, D]` and those of each step, `[steps, B]`.
+_Draws = tuple[Array, Array]
+
+
+@jax.jit
+def _train(params: Params, level: Array, clean: _Draws, disturbed: _Draws) -> Params:
+    """The trained network; each batch has clean windows and disturbed ones."""
+    parts = (clean[0], disturbed[0])
+    order = (clean[1], disturbed[1])
+    tx = optax.adam(optax.cosine_decay_schedule(RATE, len(clean[1])))
+    counts = [places.shape[1] for places in order]
+    labels = np.repeat([0.0, 1.0], counts)
+
+    def loss(params: Params, values: Array) -> Array:
+        logits = logits_of(params, level, values)
+        found: Array = optax.sigmoid_binary_cross_entropy(logits, labels).mean()
+        return found
+
+    def step(state: Any, places: tuple[Array, Array]) -> Any:
+        params, opt_state = state
+        values = [part[place] for part, place in zip(parts, places, strict=True)]
+        slope = jax.grad(loss)(params, jnp.concatenate(values))
+        updates, opt_state = tx.update(slope, opt_state)
+        return (optax.apply_updates(params, updates), opt_state), None
+
+    (trained, _), _ = jax.lax.scan(step, (params, tx.init(params)), order)
+    return trained

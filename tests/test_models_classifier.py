@@ -1,0 +1,154 @@
+"""Disturbed windows against their definition; the classifier against numpy."""
+
+import jax
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+
+import kdjax
+from kdjax.data.disturb import KINDS, Stretch, disturbed
+from kdjax.models.classifier import SHORTEST
+
+PART = Stretch(
+    values=np.array([[1.0, 10], [2, 30], [4, 20], [7, 40]]),
+    strength=np.array([0.5, -2.0]),
+    unit=np.array([2.0, 1.0]),
+    other=np.arange(8.0).reshape(4, 2),
+)
+# By hand: the channels are 1, 2, 4, 7 with a step of 1 and 10, 30, 20, 40 with −2.
+BY_HAND = {
+    "level": [[2, 8], [3, 28], [5, 18], [8, 38]],
+    "freeze": [[1, 10]] * 4,
+    "exchange": [[0, 1], [2, 3], [4, 5], [6, 7]],
+    "reverse": [[7, 40], [4, 20], [2, 30], [1, 10]],
+    "ramp": [[1.25, 9.5], [2.5, 29], [4.75, 18.5], [8, 38]],
+    "amplitude": np.array([[-2.5, -15], [-1.5, 5], [0.5, -5], [3.5, 15]])
+    * np.exp([0.5, -2])
+    + [3.5, 25],
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_kind_of_disturbance(kind):
+    drawn = [disturbed(kind, PART, np.random.default_rng(i)) for i in range(60)]
+    if kind in BY_HAND:
+        for found in drawn:
+            np.testing.assert_allclose(found, BY_HAND[kind])
+        return
+    steps = np.array(drawn) - PART.values
+    if kind == "noise":
+        noise = steps / (PART.strength * PART.unit)
+        assert abs(noise.mean()) < 0.15 and abs(noise.std() - 1) < 0.1
+    if kind == "spike":
+        assert (np.count_nonzero(steps, axis=1) == 1).all()
+        assert set(np.unique(steps)) == {0.0, 1.0, -2.0}
+    if kind == "speed":
+        fast, slow = PART.values[[0, 2, 0, 2]], PART.values[[0, 0, 1, 1]]
+        assert all((f == fast).all() or (f == slow).all() for f in drawn)
+        assert 10 < sum((f == fast).all() for f in drawn) < 50
+    if kind == "constant":
+        assert (np.ptp(drawn, axis=1) == 0).all()
+        assert np.min(drawn) > -0.5 and np.max(drawn) < 1.5 and np.std(drawn) > 0.4
+
+
+def test_a_copy_has_one_disturbed_stretch_of_some_channels():
+    windows = np.random.default_rng(0).uniform(size=(20, 30, 8)).astype(np.float32)
+    found = kdjax.disturb_windows(windows, copies=20, seed=3)
+    np.testing.assert_array_equal(
+        found, kdjax.disturb_windows(windows, copies=20, seed=3)
+    )
+    changed = found != np.repeat(windows, 20, axis=0)
+    assert changed.any(axis=(1, 2)).mean() > 0.97  # a spike may be clipped away
+    channels, rows = changed.any(axis=1), changed.any(axis=2)
+    assert set(channels.sum(axis=1)) <= {0, 1, 2, 3}
+    assert 0.4 < channels[:, 0].mean() < 0.75  # 40 % and its share of the rest
+    whole = rows[:, [0, -1]].all(axis=1).mean()
+    assert 0.15 < whole < 0.45
+    assert found.min() >= -4 and found.max() <= 5
+    assert not (found == kdjax.disturb_windows(windows, copies=20, seed=4)).all()
+
+
+@pytest.fixture(scope="module")
+def rows():
+    rng = np.random.default_rng(1)
+    waves = np.sin(np.arange(1500)[:, None] / 5 + np.arange(3))
+    return (waves * [1, 10, 100] + rng.normal(0, [0.1, 1, 10], (1500, 3))).astype("f")
+
+
+@pytest.fixture(scope="module")
+def params(rows):
+    windows = np.asarray(kdjax.windows(rows[:1000], length=32, stride=2))
+    return kdjax.fit_classifier(windows, networks=2, steps=200)
+
+
+def numpy_scores(params, windows):
+    """The definition, window by window, row by row, in float64."""
+    params = jax.tree.map(np.float64, params)
+    scores = []
+    for window in np.float64(windows):
+        values = np.clip((window - params["low"]) / params["scale"], -4, 5)
+        found = []
+        for place, level in enumerate(params["level"]):
+            own = {name: leaf[place] for name, leaf in params["networks"].items()}
+            layer, pooled = 2 * (values - (values.mean(axis=0) if level else 0.5)), []
+            for name, dilation in (("first", 1), ("second", 4)):
+                kernel = own[name]
+                layer = np.array(
+                    [
+                        sum(layer[t + k * dilation] @ kernel[k] for k in range(5))
+                        for t in range(len(layer) - 4 * dilation)
+                    ]
+                )
+                layer = np.maximum(layer + own[f"{name}_bias"], 0)
+                pooled += [layer.mean(axis=0), layer.max(axis=0)]
+            hidden = np.concatenate(pooled) @ own["dense"] + own["dense_bias"]
+            logit = np.maximum(hidden, 0) @ own["head"] + own["head_bias"]
+            logit = logit[0]
+            found.append(-np.log(1 - 1 / (1 + np.exp(-logit))))
+        scores.append(np.mean(found))
+    return np.array(scores)
+
+
+def test_scores_are_the_mean_negative_log_probability_of_a_normal_window(rows, params):
+    windows = np.asarray(kdjax.windows(rows[1000:], length=32, stride=60)).copy()
+    windows[3:, 10:20] += 0.3
+    found = jax.jit(kdjax.classifier_scores)(params, windows)
+    np.testing.assert_allclose(found, numpy_scores(params, windows), rtol=2e-3)
+
+
+def test_faults_that_it_never_saw_score_above_normal_windows(rows, params):
+    normal = np.asarray(kdjax.windows(rows[1000:], length=32, stride=8))
+    faults = normal.copy()
+    faults[:, 12:, 1] = faults[:, :20, 1][:, ::-1] + 8  # another phase, moved
+    scores = [kdjax.classifier_scores(params, part) for part in (normal, faults)]
+    truth = np.repeat([0, 1], len(normal))
+    assert roc_auc_score(truth, np.concatenate(scores)) > 0.95
+
+
+def test_units_of_channels_do_not_matter(rows, params):
+    windows = np.asarray(kdjax.windows(rows[:1000], length=32, stride=2))
+    units = np.float32([1024, 0.125, 2])
+    other = kdjax.fit_classifier(windows * units, networks=2, steps=200)
+    test = np.asarray(kdjax.windows(rows[1000:], length=32, stride=40))
+    np.testing.assert_allclose(
+        kdjax.classifier_scores(other, test * units),
+        kdjax.classifier_scores(params, test),
+        rtol=1e-3,
+        atol=1e-4,
+    )
+
+
+def test_few_rows_and_constant_channels():
+    flat = np.ones((30, 21, 2), np.float32)
+    params = kdjax.fit_classifier(flat, networks=2, steps=5)
+    assert np.isfinite(kdjax.classifier_scores(params, flat[:2])).all()
+    with pytest.raises(kdjax.DataError, match="20 rows: .* needs windows of 21 rows"):
+        kdjax.fit_classifier(flat[:, :20])
+    flat[3, 4, 1] = np.nan
+    with pytest.raises(kdjax.DataError, match="missing or not finite: fill them"):
+        kdjax.fit_classifier(flat)
+    wide = kdjax.fit_classifier(np.ones((5, 21, 41), np.float32), networks=1, steps=1)
+    # 41·5·8 + 8, 8·5·16 + 16, 48·16 + 16, 16 + 1, two limits and the view.
+    numbers = sum(np.size(leaf) for leaf in jax.tree.leaves(wide))
+    assert numbers == 1648 + 656 + 784 + 17 + 2 * 41 + 1
+    assert SHORTEST == 21
