@@ -149,6 +149,16 @@ def test_what_mask_refuses(read, text, message):
         read(text, missing="mask")
 
 
+def test_a_test_file_may_have_a_channel_without_a_value(tmp_path):
+    train = write(tmp_path / "train.csv", "a,b\n1,2\n3,4\n")
+    test = write(tmp_path / "test.csv", "b,a\n,5\n,6\n")
+    ((series,),) = load_files(train, test_path=test, missing="mask")[2:3]
+    np.testing.assert_array_equal(series.values, [[5, np.nan], [6, np.nan]])
+    assert "train: no row has a value in 'b'" in series.notes
+    with pytest.raises(DataError, match="the value is missing"):
+        load_files(train, test_path=test)
+
+
 def test_the_error_names_the_ways_out(read):
     with pytest.raises(
         DataError, match=r"data\.missing=ffill, or leave it open by dat"

@@ -125,7 +125,7 @@ def prepare(
         names = ", ".join(series.entity for series in dataset.train)
         raise DataError(
             f"no value of {', '.join(channels[i] for i in absent)} in the rows that fit "
-            f"({names}): remove the channel, or give train rows with values of it."
+            f"({names}): give rows with values of it, or train without the channel."
         )
     if not any(on_disk(series.values) for series in dataset.train):
         pooled_pieces = [np.concatenate(pooled_pieces)]

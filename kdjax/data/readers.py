@@ -106,7 +106,6 @@ def load_files(
     exclude: str | os.PathLike[str] = "",
     memory_bytes: float = math.inf,
     may_lack: Collection[str] = (),
-    channels: Sequence[str] = (),
     entity: str = "",
     **options: Any,
 ) -> Dataset:
@@ -115,9 +114,9 @@ def load_files(
     `options` are further ones of `read_table`. Test channels and entities are put in
     the order of train's, test values in its dtype. The train file may lack the label
     column, and the test file ignored columns, if there are both. `exclude` applies to
-    both files. For scoring, `may_lack` are columns that need not be there, `channels` the
-    tags of long layout that may come, and `entity` names rows without an entity column,
-    by default as the file.
+    both files. For scoring, `may_lack` are columns that need not be there, `channels` those
+    of the detector, which may have no value, and `entity` names rows without an entity
+    column, by default as the file.
 
     The series of a Parquet or `.npy` file whose numbers take more than `memory_bytes` as
     float32, or more than the free memory, are memory maps. Text is always read whole.
@@ -134,11 +133,10 @@ def load_files(
     for number, one in enumerate(paths, start=1):
         lacking = {*may_lack, *(own.ignore if number > 1 else ())}
         lacking |= {own.label_column} if number < len(paths) else set()
-        found = _read(one, own, name, memory_bytes, lacking, channels)
+        found = _read(one, own, name, memory_bytes, lacking)
         recordings.append(found)
-        own = own._replace(dtype=found.series[0].values.dtype)
-        if own.long:
-            channels = found.series[0].channels
+        first = found.series[0]
+        own = own._replace(dtype=first.values.dtype, channels=first.channels)
     parts = [recording.series for recording in recordings]
     if len(paths) > 1:
         parts[1] = _align(parts[0], parts[1], paths[1])
@@ -199,7 +197,6 @@ def _read(
     name: str,
     memory_bytes: float,
     may_lack: Collection[str],
-    channels: Sequence[str],
 ) -> Recording:
     """The series of a file, which need not have the columns in `may_lack`."""
     npy = path.suffix.lower() == ".npy" and path.is_file()
@@ -220,8 +217,7 @@ def _read(
         time_column=time, entity_column=entity, label_column=label
     )
     if reading.step:
-        options: dict[str, Any] = {"channels": channels, "may_lack": may_lack}
-        return grid_series(table, reading=reading, name=name, **options)
+        return grid_series(table, reading=reading, name=name, may_lack=may_lack)
     ignore = tuple(one for one in reading.ignore if one not in absent)
     reading = reading._replace(ignore=ignore)
     room = min(memory_bytes / 4, available_memory() / _WHOLE_BYTES)

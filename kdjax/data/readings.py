@@ -39,14 +39,13 @@ def grid_series(
     *,
     reading: Reading,
     name: str,
-    channels: Sequence[str] = (),
     may_lack: Collection[str] = (),
 ) -> Recording:
     """The series of a table of readings; `name` is the entity if no column has it.
 
-    In long layout `channels` are the tags that may come; one without a reading is
-    missing. By default all tags are channels, in the order of their names. `may_lack` are
-    ignored names that need not be there.
+    In long layout `reading.channels` are the tags that may come; one without a reading is
+    missing. Without them all tags are channels, in the order of their names. `may_lack`
+    are ignored names that need not be there.
     """
     check_room(
         table.place.path, _CELL_BYTES * table.rows * len(table.place.columns), _PARTS
@@ -62,7 +61,7 @@ def grid_series(
     dated = np.issubdtype(time.dtype, np.datetime64)
     step = step_of(reading.step, dated=dated)
     if reading.long:
-        tags, names = _tags(found, channels, may_lack)
+        tags, names = _tags(found, may_lack)
         values = _values(found, tags)
     else:
         tags, names = np.empty(0), channel_names(place, reading)
@@ -139,7 +138,7 @@ def _form(times: Times, rows: np.ndarray) -> TimeForm:
 
 
 def _tags(
-    found: Assigned, channels: Sequence[str], may_lack: Collection[str]
+    found: Assigned, may_lack: Collection[str]
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """The number of each row's channel, `[N]`, −1 for ignored tags; and the channels."""
     place, reading = found.place, found.reading
@@ -151,8 +150,8 @@ def _tags(
             "layout: name them in data.ignore, or one as entity_column."
         )
     groups = entity_rows(found.frame, column, "", place, "tag")
-    check_ignored(channels, ignore)
-    names = tuple(channels) or tuple(sorted(groups.keys() - {*ignore}))
+    check_ignored(reading.channels, ignore)
+    names = reading.channels or tuple(sorted(groups.keys() - {*ignore}))
     for tag, rows in groups.items():
         if tag not in names and tag not in ignore:
             raise DataError(

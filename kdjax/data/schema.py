@@ -77,6 +77,7 @@ class Reading(NamedTuple):
     tag_column: str = "tag"
     value_column: str = "value"
     step: str | float = ""
+    channels: tuple[str, ...] = ()  # of the detector that is to score the rows, if any
 
     @property
     def long(self) -> bool:
@@ -216,9 +217,12 @@ def _row_series(
     for (entity, rows), values, absent, known in zip(
         groups.items(), parts, missing, filled, strict=True
     ):
+        empty = [repr(channels[i]) for i in np.flatnonzero(absent == len(values))]
+        if empty:
+            notes[entity].append(f"no row has a value in {', '.join(empty)}")
         for count, what in (
-            (known, "filled with the last one before"),
-            (absent, "missing"),
+            (known.sum(), "filled with the last one before"),
+            (absent.sum(), "missing"),
         ):
             if count:
                 notes[entity].append(f"{count:,} of {values.size:,} values {what}")
@@ -422,15 +426,14 @@ def _copy(
     reading: Reading,
     place: Place,
 ) -> np.ndarray | None:
-    """Copies channels to `target` `[N, D]`; the missing values of each entity, `[E]`.
+    """Copies channels to `target` `[N, D]`; the missing values of each entity, `[E, D]`.
 
     `place.rows` holds the file's row of each row of the target. None, without `reading.dtype`,
     where a channel needs float64.
     """
     assert place.rows is not None
     by_row, done = np.argsort(place.rows), 0
-    counts = np.zeros(len(stops), np.int64)
-    seen = np.zeros(len(channels), bool)
+    counts = np.zeros((len(stops), len(channels)), np.int64)
     for frame in chunks:
         begin, done = done, done + len(frame)
         first, last = np.searchsorted(place.rows, (begin, done), sorter=by_row)
@@ -453,8 +456,6 @@ def _copy(
             )
         options: dict[str, Any] = {"missing": "mask", "dtype": target.dtype}
         target[to] = to_rows(values, here, channels, **options)
-        absent = np.isnan(values)
-        seen |= ~absent.all(axis=0)
         owners = np.searchsorted(stops, to, side="right")
         if reading.dtype is None:
             # Columns of float32 have what they have.
@@ -462,9 +463,12 @@ def _copy(
             parts = [values[owners == owner][:, wide] for owner in np.unique(owners)]
             if any(wide) and any(needs_float64([part]).any() for part in parts):
                 return None
-        np.add.at(counts, owners, absent.sum(axis=1))
-    if reading.missing != "error" and not seen.all():
-        empty = [repr(channels[i]) for i in np.flatnonzero(~seen)]
+        absent, columns = np.nonzero(np.isnan(values))
+        np.add.at(counts, (owners[absent], columns), 1)
+    # A sensor may fail, but nothing can be learnt of a channel without a value.
+    dead = counts.sum(axis=0) == len(target)
+    if not reading.channels and dead.any():
+        empty = [repr(channels[i]) for i in np.flatnonzero(dead)]
         raise DataError(
             f"{place.path}: no row has a value in {', '.join(empty)}; remove "
             f"{'these columns' if len(empty) > 1 else 'this column'}."
@@ -473,15 +477,15 @@ def _copy(
 
 
 def _fill(target: np.ndarray, stops: np.ndarray, limit: int | None) -> np.ndarray:
-    """Fills missing values of each entity in place; how many stay missing, `[E]`."""
+    """Fills missing values of each entity in place; how many stay missing, `[E, D]`."""
     size, first = chunk_rows(target), 0
-    counts = np.zeros(len(stops), np.int64)
+    counts = np.zeros((len(stops), target.shape[1]), np.int64)
     for entity, stop in enumerate(stops):
         last = ages = None
         for start in range(first, stop, size):
             part = slice(start, min(start + size, stop))
             target[part], last, ages = fill_forward(target[part], limit, last, ages)
-            counts[entity] += np.isnan(target[part]).sum()
+            counts[entity] += np.isnan(target[part]).sum(axis=0)
         first = stop
     return counts
 

@@ -77,7 +77,12 @@ def read_like(
     limit = fill_limit(detector, missing=missing, step=str(own.step)) or None
     ignore = tuple(name for name in own.ignore if name != label)
     own = own._replace(
-        label_column=label, ignore=ignore, fill_limit=limit, dtype=dtype, **rules
+        label_column=label,
+        ignore=ignore,
+        fill_limit=limit,
+        dtype=dtype,
+        channels=tuple(detector.channels),
+        **rules,
     )
     may_lack = {known.time_column, known.entity_column, *ignore}
     return load_files(
@@ -85,7 +90,6 @@ def read_like(
         exclude=exclude,
         entity=entity,
         may_lack=may_lack - {given.get("time_column"), given.get("entity_column")},
-        channels=detector.channels if own.long else (),
         **own._asdict(),
     ).train
 
