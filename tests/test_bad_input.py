@@ -374,7 +374,7 @@ CASES = [
         ("15-xlsx", "a.csv", lambda: b"PK\x03\x04\x14\x00" + bytes(99),
          ("holds a zip archive or an Excel workbook", "save it as CSV"), ANY),
         ("15-marks", "a.csv", lambda: csv(sep=";", decimal=",") + b"1.5;2;3\n",
-         ("line 402 has a decimal point in '1.5'", "write one of them"), ANY),
+         ("(line 402) has a decimal point in '1.5'", "write one of them"), ANY),
         ("15-twice", "a.csv", lambda: b"load,load,dead\n1,2,3\n",
          ("columns 1 and 2 are both named 'load'", "rename or remove one"), ANY),
         ("15-nameless", "a.csv", lambda: b"load, ,dead\n1,2,3\n",

@@ -190,6 +190,41 @@ def test_blank_lines_are_skipped_and_lines_keep_their_numbers(tmp_path):
     assert "'x' is not a number" in found[-1].error
 
 
+@pytest.mark.parametrize("names", ["a", "a,b", "time;a", '"a","b"'])
+def test_blank_lines_before_the_header_are_skipped(names, tmp_path):
+    path, mark = tmp_path / "plant.csv", ";" if ";" in names else ","
+    width = names.count(mark) + 1
+    rows = [mark.join(["1"] * width), mark.join(["2"] * width)]
+    text = "\n \t\n\r\n" + "\n".join([names, *rows])
+    path.write_text(text, encoding="utf-8", newline="")
+    (series,) = read_table(path)
+    assert series.values[:, 0].tolist() == [1, 2]
+    channels = [name.strip('"') for name in names.split(mark) if name != "time"]
+    assert series.channels == (*channels,)
+    found = [*read_lines(io.StringIO(text), channels)]
+    assert [line.row[0] for line in found] == [1, 2]
+    path.write_text(text + f"\nx{mark}" * (width - 1) + "\nx" * (width == 1))
+    with pytest.raises(DataError, match=r"row 3 \(line 7\)"):
+        read_table(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("\n\nsep=;\na;b\n1;2\n", "line 3 'sep=;' names the separator"),
+        ("\n2024-01-01,1\n2024-01-02,2\n", "line 2 '2024-01-01,1' looks like data"),
+        ("\n# by hand\na,b\n1,2\n", "line 2 looks like a comment"),
+        ("\na;b\n1,5;2\n\n3;4.25\n", r"row 2 \(line 5\) has a decimal point"),
+        ("\n\n", "is empty|no rows"),
+    ],
+)
+def test_lines_keep_their_numbers_after_blank_ones(text, said, tmp_path):
+    path = tmp_path / "plant.csv"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(DataError, match=said):
+        read_table(path)
+
+
 def test_a_blank_line_is_a_missing_cell_of_a_single_column(tmp_path):
     path = tmp_path / "plant.csv"
     path.write_text("a\n1\n\n2\n", encoding="utf-8")

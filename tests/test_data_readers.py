@@ -408,8 +408,8 @@ def test_value_beyond_float32_is_never_filled(read, missing):
         ("a,b\n1,2\n3,\x004\n", "line 3 holds a NUL byte; save the file as UTF-8"),
         ("a,b\n1,2\n".encode("utf-16"), "holds UTF-16 text.*save it as UTF-8"),
         ("a,b\n1,2\n3,ü\n".encode("latin-1"), "line 3 holds bytes that are not UTF-8"),
-        ("a;b\n1,5;2\n3;4.25\n", r"line 3 has a decimal point in ';4\.25'"),
-        ("a;b\n1.234;1,5\n", "line 2 has a decimal point in"),
+        ("a;b\n1,5;2\n3;4.25\n", r"\(line 3\) has a decimal point in ';4\.25'"),
+        ("a;b\n1.234;1,5\n", r"\(line 2\) has a decimal point in"),
     ],
 )
 def test_damaged_text_is_refused(read, content, message):

@@ -118,7 +118,7 @@ def test_times_that_only_pandas_understands_are_refused(word, tmp_path):
 @pytest.mark.parametrize("cell", ['"1.234"', ' "1.234"', "1.234\x0b", '"1.234" '])
 def test_thousands_marks_among_decimal_commas_are_never_points(cell, tmp_path):
     said = refused(tmp_path / "a.csv", f"a;b\n1,5;2\n3,5;{cell}\n")
-    assert "line 3 has a decimal point in" in said or "correct its quotes" in said
+    assert "(line 3) has a decimal point in" in said or "correct its quotes" in said
 
 
 def test_decimal_commas_in_quotes_are_read(tmp_path):

@@ -65,6 +65,7 @@ _MAYBE_GROUPED = re.compile(
 _MARKERS = [*MISSING_CELLS, *map(str.upper, MISSING_CELLS), "NaN", "None", "Null"]
 NAMES_SEPARATOR = re.compile(r"\s*\"?sep=.?\"?[;,|]*\s*", re.IGNORECASE)
 _BLANK = re.compile(rb"\n[ \t\v\f]*\n")
+_BLANKS_FIRST = re.compile(rb"(?:[ \t\v\f]*\n)*")
 _DATE = re.compile(r"\d{4}-\d\d(-\d\d.*)?")
 
 
@@ -189,21 +190,24 @@ def _parquet_errors(path: Path) -> Iterator[None]:
 def _read_text(path: Path, text_columns: Collection[str]) -> Table:
     data = read_bytes(path)
     check_text(path, data)
+    begin = _BLANKS_FIRST.match(data).end()  # type: ignore[union-attr]
+    number, data = 1 + data.count(b"\n", 0, begin), data[begin:]
     first = data.split(b"\n", 1)[0].decode("utf-8")
     if NAMES_SEPARATOR.fullmatch(first):
         raise DataError(
-            f"{path}: line 1 {first.strip()!r} names the separator for Excel: remove it."
+            f"{path}: line {number} {first.strip()!r} names the separator for Excel: "
+            "remove it."
         )
     data, separator = _separated(path, data)
-    names, header = _header(path, data, separator)
-    place = Place(path, names, first_line=1 + header)
+    names, header = _header(path, data, separator, number)
+    place = Place(path, names, first_line=number + header)
     if len(names) > 1 and b'"' not in data and _BLANK.search(data):
         lines = data.split(b"\n")
         numbers = [n for n, line in enumerate(lines) if line.strip()]
         data = b"\n".join(lines[n] for n in numbers)
-        place = place._replace(lines=np.array(numbers[header:]) + 1)
+        place = place._replace(lines=np.array(numbers[header:]) + number)
     _check_width(place, data, separator, header)
-    decimal = _decimal(path, data, separator)
+    decimal = _decimal(place, data, separator, header)
     cells = data.count(separator.encode()) + data.count(b"\n")
     check_room(path, _CELL_BYTES * cells, IN_PIECES)
     options: dict[str, Any] = {
@@ -298,8 +302,10 @@ def _split_lines(
         ) from None
 
 
-def _header(path: Path, data: bytes, separator: str) -> tuple[tuple[str, ...], bool]:
-    """Column names, and whether the first line holds them."""
+def _header(
+    path: Path, data: bytes, separator: str, number: int
+) -> tuple[tuple[str, ...], bool]:
+    """Column names, and whether the first line, of that number, holds them."""
     first = data.split(b"\n", 1)[0].decode("utf-8")
     cells = _split_lines(path, first, separator)[0] if first else [""]
     cells = [cell.strip() for cell in cells]
@@ -308,7 +314,7 @@ def _header(path: Path, data: bytes, separator: str) -> tuple[tuple[str, ...], b
         return numbered_channels(len(cells)), False
     if all(to_number(cell) is not None or _DATE.fullmatch(cell) for cell in words):
         raise DataError(
-            f"{path}: line 1 {first[:60]!r} looks like data, expected column names; "
+            f"{path}: line {number} {first[:60]!r} looks like data, expected column names; "
             "add a header line."
         )
     return _check_names(path, cells), True
@@ -346,7 +352,7 @@ def _check_width(place: Place, data: bytes, separator: str, header: bool) -> Non
         own = data.split(b"\n")[row + header].decode().lstrip()
         todo = "complete or remove the row"
         if header and not row and place.columns[0].startswith(COMMENT):
-            todo = "line 1 looks like a comment: remove it"
+            todo = f"line {place.first_line - 1} looks like a comment: remove it"
         elif own.startswith(COMMENT):
             todo = "it looks like a comment: remove the row"
         mark = "tabs or blanks" if separator == "\t" else repr(separator)
@@ -359,15 +365,15 @@ def _check_width(place: Place, data: bytes, separator: str, header: bool) -> Non
         _split_lines(place.path, text, separator, strict=True)
 
 
-def _decimal(path: Path, data: bytes, separator: str) -> str:
+def _decimal(place: Place, data: bytes, separator: str, header: bool) -> str:
     """The decimal mark: a comma if cells have one and it doesn't separate them."""
     if separator == "," or not _DECIMAL_COMMA.search(data):
         return "."
     point = _DECIMAL_POINT.search(data)
     if point:
-        line = data[: point.end()].count(b"\n") + 1
+        row = data[: point.end()].count(b"\n") - header
         raise DataError(
-            f"{path}: line {line} has a decimal point in {point[0].decode()!r}, other "
+            f"{where(place, row)} has a decimal point in {point[0].decode()!r}, other "
             "cells a decimal comma; write one of them throughout, and no thousands marks."
         )
     return ","
