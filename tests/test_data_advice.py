@@ -57,6 +57,9 @@ def in_frame(cell, folder, place=1):
         ("No Data", "looks like a marker of a missing value: "),
         ("#VALUE!", "looks like a marker of a missing value: "),
         (r"\N", "looks like a marker of a missing value: "),
+        ("<NA>", "looks like a marker of a missing value: "),
+        ("NaT", "looks like a marker of a missing value: "),
+        ("1.#QNAN", "looks like a marker of a missing value: "),
         ("#NAME?", "looks like a marker of a missing value: "),
         ("3 m3", "looks like a number with a unit: write 3 alone"),
         ("1d3", ""),
@@ -87,6 +90,72 @@ def test_further_header_lines_are_told(tmp_path):
     assert "the header once more: remove the line" in in_stream("a", tmp_path)
     assert "a second header line: remove it" in in_file("bar", tmp_path, place=0)
     assert "second header" not in in_file("bar", tmp_path, place=1)
+
+
+@pytest.mark.parametrize(
+    ("row", "line", "said"),
+    [
+        (0, ",l/s,C", "the time is missing; remove the line if it holds units, else"),
+        (1, ",1,2", "the time is missing; complete or remove the row"),
+        (0, "s,l/s,C", "looks like a second header line: remove it"),
+        (1, "when,a,b", "looks like the header once more: remove the line"),
+        (1, "# restarted,,", "looks like a comment: remove the line"),
+        (1, "-,1,2", "looks like a marker of a missing value: complete or remove"),
+        (1, "10pm,1,2", "such as 2024-01-31 23:59:00; convert the column"),
+        (1, "yesterday,1,2", "such as 2024-01-31 23:59:00; convert the column"),
+    ],
+)
+@pytest.mark.parametrize("time", ["2026-03-01T00:0{}", "{}"])
+def test_lines_whose_time_is_none_are_told(time, row, line, said, tmp_path):
+    lines = [time.format(i) + ",1,2" for i in range(3)]
+    text = "\n".join(["when,a,b", *lines[:row], line, *lines[row:]])
+    (tmp_path / "plant.csv").write_text(text, encoding="utf-8")
+    at = rf"row {row + 1} \(line {row + 2}\), column 1 \('when'\): .*"
+    with pytest.raises(DataError, match=at + re.escape(said)):
+        read_table(tmp_path / "plant.csv", time_column="when")
+
+
+@pytest.mark.parametrize("step", ["", "--step=1"])
+@pytest.mark.parametrize("cell", ["abc", "1_0", "No Data"])
+def test_text_in_a_channel_is_to_be_corrected(cell, step, small, tmp_path, capsys):
+    save_detector(tmp_path / "detector", small)
+    path = tmp_path / "plant.csv"
+    path.write_text(f"time,x,y\n0,1,2\n1,{cell},2\n2,1,2\n", encoding="utf-8")
+    verb = ["kdjax", "score", str(path), f"--detector={tmp_path / 'detector'}", step]
+    verb = [*filter(None, verb), f"--output={tmp_path / 'scores.csv'}"]
+    assert main(verb) == 2
+    said = capsys.readouterr().err
+    assert "row 2 (line 3), column 2 ('x')" in said and "--missing_values" in said
+    assert ("; else correct it." in said) == (cell != "No Data")
+    assert not re.search("remove|column as|ignore|time_column", said)
+
+
+def test_a_column_of_text_that_is_no_channel_is_to_be_ignored(small, tmp_path, capsys):
+    save_detector(tmp_path / "detector", small)
+    path = tmp_path / "plant.csv"
+    rows = "".join(f"{i},1,2,shift {'ab'[i % 2]}\n" for i in range(9))
+    path.write_text(f"time,x,y,note\n{rows}", encoding="utf-8")
+    verb = ["kdjax", "score", str(path), f"--detector={tmp_path / 'detector'}"]
+    verb.append(f"--output={tmp_path / 'scores.csv'}")
+    assert main(verb) == 2
+    said = capsys.readouterr().err
+    assert "column 4 ('note')" in said
+    assert "as --time_column, --entity_column or in --ignore" in said
+    assert main([*verb, "--ignore=note"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "what"), [("datetime64[ns]", "times"), ("timedelta64[ns]", "durations")]
+)
+def test_times_in_a_channel_are_to_be_corrected(kind, what, small, tmp_path, capsys):
+    save_detector(tmp_path / "detector", small)
+    path = tmp_path / "plant.parquet"
+    frame = pd.DataFrame({"time": range(9), "y": 1.0})
+    frame.assign(x=np.arange(9).astype(kind)).to_parquet(path)
+    verb = ["kdjax", "score", str(path), f"--detector={tmp_path / 'detector'}"]
+    assert main([*verb, f"--output={tmp_path / 'scores.csv'}"]) == 2
+    said = capsys.readouterr().err
+    assert f"column 'x' holds {what}, expected numbers; correct it.\n" in said
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ IN_THOUSANDS = (
 _MARKERS = (
     "unavailable", "unknown", "bad", "bad input", "bad data", "no data", "nodata", "no result",
     "i/o timeout", "calc failed", "comm fail", "shutdown", "offline", "invalid", "error",
-    "missing", "undefined", "n.a.", "#value!", "#div/0!", "#ref!", "#num!", "#name?", "#null!",
+    "missing", "undefined", "<na>", "nat", "1.#qnan", "-1.#qnan", "1.#ind", "-1.#ind", "n.a.", "#value!", "#div/0!", "#ref!", "#num!", "#name?", "#null!",
     "\\n", "(null)",
     "-", "--", "---", "?", "*", ".",
 )  # fmt: skip

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from kdjax.data.grid import count_steps, step_index, step_of, step_time, to_grid
-from kdjax.data.raw import Place, check_room, others, to_rows, where
+from kdjax.data.raw import check_room, others, to_rows, where
 from kdjax.data.scaler import needs_float64
 from kdjax.data.schema import (
     Assigned,
@@ -18,10 +18,10 @@ from kdjax.data.schema import (
     Recording,
     assign_roles,
     channel_names,
+    channel_numbers,
     check_ignored,
     entity_rows,
     parse_labels,
-    parse_numbers,
 )
 from kdjax.data.series import Series
 from kdjax.data.tables import Table
@@ -65,7 +65,7 @@ def grid_series(
         values = _values(found, tags)
     else:
         tags, names = np.empty(0), channel_names(place, reading)
-        columns = [_numbers(found.frame[one], place, reading) for one in names]
+        columns = [channel_numbers(found.frame[one], place, reading) for one in names]
         values = np.stack(columns, axis=1)
         to_rows(values, place, names, missing="mask")  # for its checks
     labels = (
@@ -182,13 +182,11 @@ def _values(found: Assigned, tags: np.ndarray) -> np.ndarray:
         if tags[rows[0]] < 0:
             continue
         place = found.place._replace(rows=rows)
-        values[rows] = _numbers(found.frame[column].iloc[rows], place, found.reading)
+        values[rows] = channel_numbers(
+            found.frame[column].iloc[rows], place, found.reading
+        )
         to_rows(values[rows, None], place, (column,), missing="mask")  # for its checks
     return values
-
-
-def _numbers(column: pd.Series, place: Place, reading: Reading) -> np.ndarray:
-    return parse_numbers(column, place, missing_values=reading.missing_values)
 
 
 def _distinct(

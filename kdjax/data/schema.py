@@ -53,11 +53,14 @@ class Advice(NamedTuple):
     marker: str = ""  # about a marker of missing values; empty if there can be none
 
 
+_MARKER = "name it in data.missing_values"
 IN_FILE = Advice(
-    "correct it, or name the column as entity_column or time_column if it is one, else "
-    "remove it",
-    "name it in data.missing_values",
+    "correct it, or name a column that is no channel as data.time_column, "
+    "data.entity_column or in data.ignore",
+    _MARKER,
 )
+# In a column that a detector needs.
+IN_CHANNEL = Advice("correct it", _MARKER)
 
 
 class Reading(NamedTuple):
@@ -351,14 +354,14 @@ def parse_numbers(
         numbers = column.to_numpy(np.float64, na_value=np.nan)
         own = getattr(column.dtype, "numpy_dtype", column.dtype)
         return mark_missing(numbers, missing_values, dtype=own)
-    for is_kind, what, todo in (
-        (is_datetime64_any_dtype, "times", "name it as time_column"),
-        (is_timedelta64_dtype, "durations", "convert it to a number of seconds"),
+    for is_kind, what in (
+        (is_datetime64_any_dtype, "times"),
+        (is_timedelta64_dtype, "durations"),
     ):
         if is_kind(column):
             raise DataError(
                 f"{place.path}: column {str(column.name)!r} holds {what}, expected "
-                f"numbers; {todo} or remove it."
+                f"numbers; {advice.text}."
             )
     found = [to_number(cell, missing=missing_values) for cell in column]
     numbers = np.array(found, np.float64)  # NaN for None
@@ -381,6 +384,13 @@ def parse_numbers(
             f"number{others(len(text))}; {hint or advice.text}."
         )
     return numbers
+
+
+def channel_numbers(column: pd.Series, place: Place, reading: Reading) -> np.ndarray:
+    """`parse_numbers` of a channel, or of the values of readings."""
+    known = reading.channels if not reading.long else [reading.value_column]
+    advice = IN_CHANNEL if column.name in known else IN_FILE
+    return parse_numbers(column, place, advice, missing_values=reading.missing_values)
 
 
 def mapped_rows(rows: int, width: int, dtype: Any = np.float32) -> np.memmap:
@@ -444,9 +454,7 @@ def _copy(
             frame = frame.iloc[rows - begin]
         values = np.empty((len(to), len(channels)))
         for index, name in enumerate(channels):
-            values[:, index] = parse_numbers(
-                frame[name], here, missing_values=reading.missing_values
-            )
+            values[:, index] = channel_numbers(frame[name], here, reading)
         if reading.missing == "ffill":
             values[~np.isfinite(values)] = np.nan
         bad = ~np.isfinite(values) if reading.missing == "error" else np.isinf(values)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from kdjax.data.cells import exact_number
+from kdjax.data.cells import exact_number, looks_like
 from kdjax.data.raw import Place, where
 from kdjax.errors import DataError, counted
 
@@ -85,9 +85,11 @@ def parse_time(column: pd.Series, place: Place) -> Times:
     numbers = column.to_numpy(np.float64) if numeric else np.empty(0)
     absent = np.flatnonzero(~np.isfinite(numbers) if numeric else column.isna())
     if len(absent):
+        todo = "complete or remove the row"
+        if place.first_line and [*absent] == [0]:
+            todo = "remove the line if it holds units, else complete the row"
         raise DataError(
-            f"{where(place, int(absent[0]), name)}: the time is missing; complete or "
-            "remove the row."
+            f"{where(place, int(absent[0]), name)}: the time is missing; {todo}."
         )
     if numeric:
         # Such as ns since 1970, which float64 rounds.
@@ -340,9 +342,14 @@ def _parse_text(
     if len(bad):
         words = [row for row in bad if exact_number(str(column.iloc[row])) is None]
         row = int((words or bad)[0])
+        cell, hint = str(column.iloc[row]), ""
+        if not any(map(str.isdigit, cell)):  # such as 10pm, which is no unit
+            first = len(words) == 1 and row == 0
+            todo = "complete or remove the row"
+            hint = looks_like(cell, name=name, first=first, todo=todo)
         problem = (
-            "is neither a number nor an ISO time such as 2024-01-31 23:59:00; convert "
-            "the column"
+            "is neither a number nor an ISO time such as 2024-01-31 23:59:00; "
+            f"{hint or 'convert the column'}"
             if words
             else "is a number, and other times are not; write all times alike"
         )
