@@ -386,6 +386,7 @@ def test_late_readings_are_faults_and_move_nothing(make):
     found = streamed(pd.concat([frame.iloc[:60], late, frame.iloc[60:]]), folder)
     (fault,) = [a for a in found if "error" in a]
     assert fault["line"] == 62 and fault["error"].startswith("a late reading: the row")
+    assert fault["error"].endswith("or set a larger step.")
     assert [a for a in found if "error" not in a] == wanted
 
 
@@ -469,10 +470,10 @@ def test_faults_of_readings(make):
 
 def test_numbers_as_times_have_no_unit(make, tmp_path):
     frame = readings().assign(when=range(len(readings())))
-    with pytest.raises(DataError, match="data.step=10s is a duration, and the times"):
+    with pytest.raises(DataError, match="step=10s is a duration, and the times"):
         scored(frame, make(LONG), tmp_path)
     numbers = make({**LONG, "step": "10"}, name="numbers")
-    with pytest.raises(DataError, match="data.step=10s is a duration"):
+    with pytest.raises(DataError, match="step=10s is a duration"):
         scored(frame, numbers, tmp_path)  # trained on dates
     with pytest.raises(DataError, match="lines at fault"):
         streamed(frame, numbers)

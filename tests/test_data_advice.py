@@ -303,3 +303,9 @@ def test_advice_of_score_is_taken_by_score(change, flag, small, tmp_path, capsys
         verb.append("--missing=mask")
     assert main([*verb, flag]) == 0
     assert len(pd.read_csv(tmp_path / "scores.csv")) >= 19
+
+
+def test_an_onnx_file_needs_the_flag_that_is_named(small, tmp_path, capsys):
+    (tmp_path / "a.onnx").write_bytes(b"")
+    assert main(["kdjax", "stream", f"--detector={tmp_path / 'a.onnx'}"]) == 2
+    assert "or --backend=onnxruntime for an ONNX file." in capsys.readouterr().err

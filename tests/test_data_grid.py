@@ -201,7 +201,7 @@ TWICE = LONG.replace("00:35,A", "00:10,A")
         (LONG.replace("35,A,9", "35,A,inf"), {}, r"row 6 .*'value'\): inf is not a finite"),
         (LONG.replace("35,A,9", "35,,9"), {}, r"row 6 .*'tag'\): the tag is missing"),
         ("tag,value\nA,1\n", {}, r"no time column, and data\.step=10s needs one"),
-        ("time,tag,value\n1,A,1\n", {}, r"data\.step=10s is a duration, and the times are"),
+        ("time,tag,value\n1,A,1\n", {}, r"step=10s is a duration, and the times are"),
         ("time,tag,value\n2026-03-01,A,NA\n", {}, "plant has no reading of a channel"),
     ],
 )  # fmt: skip

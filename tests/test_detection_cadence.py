@@ -72,7 +72,17 @@ def test_nothing_is_checked_without_steps_to_compare():
         (
             dates([60] * 30),
             6e4,
-            "in training were milliseconds, multiply these by 1,000",
+            "in training were milliseconds, give such numbers; else train",
+        ),
+        (
+            np.arange(30) * 60.0,
+            6e4,
+            "in training were milliseconds, multiply these by 1,000; else train",
+        ),
+        (
+            dates([86_400] * 30),
+            60.0,
+            "every 86400 s (median), but every 60 s in training: train a",
         ),
         (np.arange(30) * 40.0, 60.0, "train a detector for this step, or resample"),
     ],

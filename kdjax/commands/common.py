@@ -87,12 +87,13 @@ def reading(flags: Flags, group: Sequence[Flag]) -> Iterator[dict[str, Any]]:
 
 
 def in_flags(text: str) -> str:
-    """A message with the flags of `READING` in place of config fields.
+    """A message with the flags of `READING` and `backend` as the program has them.
 
     >>> in_flags("sort the file, or set data.order=sort")
     'sort the file, or set --order=sort'
     """
     names = "|".join(flag.name for flag in READING)
+    text = re.sub(r"(?<![-\w])backend=", "--backend=", text)
     return re.sub(rf"\bdata\.({names})\b", r"--\1", text)
 
 

@@ -40,7 +40,7 @@ def step_of(text: str | float, *, dated: bool) -> float:
     step, has_unit = parse_step(text)
     if has_unit and not dated:
         raise DataError(
-            f"data.step={text} is a duration, and the times are numbers: give the step "
+            f"step={text} is a duration, and the times are numbers: give the step "
             "as a number in their unit, or dates as times."
         )
     return step
@@ -65,7 +65,7 @@ def step_index(time: np.ndarray, step: float) -> np.ndarray:
     if not (np.abs(quotient) < _MOST).all():
         raise DataError(
             f"times up to {np.abs(time).max():g} are too many steps of {step:g}: correct "
-            "them, or set a larger data.step."
+            "them, or set a larger step."
         )
     # A multiple of the step is one although rounding puts the quotient beside it.
     nearest = np.rint(quotient)

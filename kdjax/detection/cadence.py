@@ -53,16 +53,15 @@ a detector for this step, or resample the rows to the one in training.
     found = median_step(time)
     if not is_other(found, step):
         return
-    unit = " s" if np.issubdtype(time.dtype, np.datetime64) else ""
-    hint = ""
+    dated = np.issubdtype(time.dtype, np.datetime64)
+    unit, hint = " s" if dated else "", ""
     for factor, name in _UNITS.items():
         by = f"{factor:,.0f}"
-        if not is_other(found / step, factor):
+        if not (dated or is_other(found / step, factor)):
             hint = f"if the times are {name}, divide them by {by}; else "
         elif not is_other(step / found, factor):
-            hint = (
-                f"if the times in training were {name}, multiply these by {by}; else "
-            )
+            todo = "give such numbers" if dated else f"multiply these by {by}"
+            hint = f"if the times in training were {name}, {todo}; else "
     raise DataError(
         f"a row comes every {found:.6g}{unit} (median), but every {step:.6g}{unit} in "
         f"training: {hint}train a detector for this step, or resample the rows to the one in "

@@ -136,7 +136,7 @@ class RowReader:
         if index < self._step:
             raise DataError(
                 "a late reading: the row of its step was answered; send readings in order "
-                "of time, or set a larger data.step."
+                "of time, or set a larger step."
             )
         ahead, self._ahead = self._ahead, None
         if ahead is not None and index < (
