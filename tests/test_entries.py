@@ -34,8 +34,7 @@ def scores_by(entry, frame, detector, folder, monkeypatch, capsys):
     saved, output = folder / "detector", folder / "scores.csv"
     save_detector(saved, detector)
     if entry == "estimator":
-        numbers = frame.astype(float)
-        return KDDetector.load(saved).decision_function(numbers), ""
+        return KDDetector.load(saved).decision_function(frame), ""
     if entry in ("csv", "parquet"):
         path = folder / f"a.{entry}"
         write = {"csv": frame.to_csv, "parquet": frame.to_parquet}[entry]
@@ -99,6 +98,24 @@ def test_rows_without_any_value_have_no_score(entry, small, scored):
     found, said = scored(entry, frame, masking(small))
     assert np.isnan(found).all() and len(found) == 12
     assert ("a: no row has a value in 'x', 'y'\n" in said) == bool(said)
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_truth_values_are_0_and_1(entry, small, scored):
+    x = np.arange(12) % 3 == 0
+    found, _ = scored(entry, pd.DataFrame({"x": x, "y": Y}), small)
+    # ‖W d‖² with d the scaled rows less their mean
+    d = np.stack([(x - 1) / 2 - 0.5, (Y - 2) / 4 + 0.25])
+    assert_scores(entry, found, ((np.array([[2, 0], [1, 0.5]]) @ d) ** 2).sum(0))
+
+
+@pytest.mark.parametrize("entry", ["stream", "json", "onnx"])
+def test_streams_score_rows_with_missing_cells_under_missing_error(
+    entry, small, scored
+):
+    x = np.where(np.arange(12) == 7, np.nan, 1.0)
+    found, _ = scored(entry, pd.DataFrame({"x": x, "y": Y}), small)
+    assert found[7] == pytest.approx(0.2 * ((Y[7] - 2) / 4 + 0.25) ** 2, rel=1e-5)
 
 
 def test_calibrate_takes_a_channel_without_a_value(small, tmp_path, capsys):
