@@ -159,6 +159,33 @@ def test_a_stream_without_an_end_is_refused(closed, saved, monkeypatch, capsys):
     assert line.startswith("stream reads rows from standard input and answers on stand")
 
 
+def test_what_flags_alone_tell_is_refused_before_jax_starts(saved, tmp_path):
+    known, out = f"--detector={saved.detector}", f"--output={tmp_path / 'o'}"
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "notes").write_text("mine")
+    rows = str(saved.path)
+    commands = [
+        ["run", f"--config.data.path={rows}", f"--workdir={rows}"],
+        ["export", known, out, "--format=onxx"],
+        ["export", known, out, "--quantize=int4"],
+        ["calibrate", rows, known, f"--output={tmp_path / 'taken'}"],
+        ["stream", known, out, "--backend=onnxruntim"],
+        ["stream", known, out, "--on_error=stopp"],
+    ]
+    code = "import sys; from kdjax.cli import main\n"
+    code += f"print([main(['kdjax', *c]) for c in {commands}], 'jax' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == f"{[2] * len(commands)} False\n"
+    said = done.stderr.splitlines()
+    names = ["folder is to", "--format", "--quantize", "taken"]
+    names += ["--backend='onnxruntim' is unknown", "--on_error='stopp' is unknown"]
+    assert len(said) == len(names)
+    assert all(name in line for name, line in zip(names, said, strict=True))
+    assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+
+
 def test_a_terminal_without_greek_letters_is_no_fault():
     done = subprocess.run(
         [sys.executable, "launch.py", "stream", "--help"],

@@ -8,7 +8,7 @@ from pathlib import Path
 from kdjax.commands import common
 from kdjax.commands.common import Flag
 from kdjax.errors import ConfigError
-from kdjax.io.files import check_detector_folder
+from kdjax.io.files import check_detector_folder, check_replaceable
 
 USAGE = "FILE --detector=DIR --output=DIR"
 EXAMPLE = f"kdjax calibrate plant.csv {common.STUDENT} --output=runs/plant/again"
@@ -39,6 +39,7 @@ def main(arguments: list[str], flags: common.Flags) -> None:
             f"--config.threshold.…, got {', '.join(foreign) or '--config'}."
         )
     check_detector_folder(Path(detector))
+    check_replaceable(Path(output))
     threshold = {name.split(".", 1)[1]: value for name, value in changes.items()}
     with common.reading(flags, common.READING) as reading:
         common.check_rows(path, detector, reading)

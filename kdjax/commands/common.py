@@ -12,7 +12,7 @@ from ml_collections import ConfigDict, config_flags
 
 from kdjax.config import Settings, override, resolve
 from kdjax.errors import ConfigError, KdjaxError
-from kdjax.io.files import check_unsealed
+from kdjax.io.files import check_folder
 
 Flags = FlagValues
 
@@ -190,7 +190,7 @@ def check_inputs(settings: Settings, workdir: Path) -> None:
     from kdjax.experiment.inputs import load_dataset
     from kdjax.experiment.workdir import check_settings, settings_of_begun
 
-    check_unsealed(workdir)
+    check_folder(workdir)
     if os.access(workdir, os.R_OK | os.W_OK | os.X_OK) and workdir.is_dir():
         check_settings(workdir, settings_of_begun(workdir, settings))
     data = settings["data"]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from kdjax.commands import common
 from kdjax.commands.common import Flag
+from kdjax.errors import check_choice
 from kdjax.io.files import check_detector_folder
 
 USAGE = "--detector=DIR --output=FILE [--format=onnx|stablehlo]"
@@ -35,6 +36,10 @@ def main(arguments: list[str], flags: common.Flags) -> None:
     check_detector_folder(Path(detector))
     names = ("format", "entity", "quantize", "data")
     options = common.chosen(flags, *names)
+    from kdjax.export.container import FORMATS, QUANTIZE
+
+    check_choice("--format", flags.format, FORMATS)
+    check_choice("--quantize", flags.quantize, QUANTIZE)
     with common.reading(flags, common.COLUMNS) as reading:
         if flags.data:
             common.check_rows(flags.data, detector, reading | {"missing": "mask"})

@@ -13,7 +13,7 @@ from typing import TextIO
 
 from kdjax.commands import common
 from kdjax.commands.common import Flag
-from kdjax.errors import ConfigError
+from kdjax.errors import ConfigError, check_choice
 from kdjax.io.files import check_detector_folder
 
 USAGE = "--detector=DIR [--state=FILE] < ROWS > ANSWERS"
@@ -48,9 +48,11 @@ def main(arguments: list[str], flags: common.Flags) -> None:
         )
     if not Path(detector).is_file():  # such as an ONNX file
         check_detector_folder(Path(detector))
-    common.start_jax()
-    from kdjax.scoring.streams import run_stream
+    from kdjax.scoring.streams import BACKENDS, ON_ERROR, run_stream
 
+    check_choice("--backend", flags.backend, BACKENDS)
+    check_choice("--on_error", flags.on_error, ON_ERROR)
+    common.start_jax()
     names = ("entity", "backend", "state", "on_error", "rolling")
     with common.reading(flags, common.COLUMNS) as reading:
         run_stream(

@@ -64,9 +64,7 @@ class Place(NamedTuple):
     columns: tuple[str, ...]  # names of all its columns
     first_line: int = 0  # line of its first row in a text file; 0 for other files
     rows: np.ndarray | None = None  # [N] the file's row of each row, if they differ
-    lines: np.ndarray | None = (
-        None  # [N] the line of each row of a file with blank lines
-    )
+    lines: np.ndarray | None = None  # [N] of each row of a file with blank lines
 
 
 def where(place: Place, row: int, column: str = "") -> str:

@@ -76,14 +76,8 @@ def read_like(
     own = read_by(known, {**given, "label_column": ""})
     limit = fill_limit(detector, missing=missing, step=str(own.step)) or None
     ignore = tuple(name for name in own.ignore if name != label)
-    own = own._replace(
-        label_column=label,
-        ignore=ignore,
-        fill_limit=limit,
-        dtype=dtype,
-        channels=tuple(detector.channels),
-        **rules,
-    )
+    rules |= {"dtype": dtype, "channels": tuple(detector.channels)}
+    own = own._replace(label_column=label, ignore=ignore, fill_limit=limit, **rules)
     may_lack = {known.time_column, known.entity_column, *ignore}
     return load_files(
         path,

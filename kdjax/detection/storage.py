@@ -39,9 +39,8 @@ from kdjax.detection.stream_rules import (
 from kdjax.detection.thresholds import Threshold
 from kdjax.errors import ArtifactError
 from kdjax.io.files import (
-    MANIFEST,
     check_detector_folder,
-    check_folder,
+    check_replaceable,
     check_schema,
     clear_leftovers,
     kdjax_version,
@@ -173,18 +172,6 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
             name = member.filename.removesuffix(".npy")
             arrays[name] = np.load(content, allow_pickle=False)
     return arrays
-
-
-def check_replaceable(folder: Path) -> None:
-    """Raises ArtifactError where `folder` holds anything but a detector."""
-    check_folder(folder.parent)
-    if not folder.exists() or (
-        folder.is_dir() and (not any(folder.iterdir()) or (folder / MANIFEST).exists())
-    ):
-        return
-    raise ArtifactError(
-        f"{folder} exists and holds no kdjax detector: give a new folder, or remove it."
-    )
 
 
 def card_markdown(card: Mapping[str, Any]) -> str:

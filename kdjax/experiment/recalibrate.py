@@ -25,11 +25,12 @@ from kdjax.detection.false_alarms import cross_rates
 from kdjax.detection.gaussian import Gaussian
 from kdjax.detection.reading import read_like
 from kdjax.detection.scores import window_scores
-from kdjax.detection.storage import check_replaceable, load_detector, save_detector
+from kdjax.detection.storage import load_detector, save_detector
 from kdjax.detection.tables import find_windows
 from kdjax.detection.thresholds import Threshold, choose_threshold
 from kdjax.errors import ArtifactError, ConfigError, counted
 from kdjax.experiment.assemble import calibration_rules, series_digest, threshold_rule
+from kdjax.io.files import check_replaceable
 from kdjax.io.messages import acting
 
 # Shares of a new entity's rows; nothing is trained on them.

@@ -28,6 +28,8 @@ _AGAIN = "Copy it again, or export the detector again (kdjax export)."
 # How protobuf writes the metadata entry `sha256` up to its 64 characters.
 SEAL = b"\x0a\x06sha256\x12\x40"
 
+FORMATS = ("onnx", "stablehlo")
+QUANTIZE = ("none", "int8")
 OUTPUTS = ("point_score", "window_score", "alarm", "contribution")
 
 

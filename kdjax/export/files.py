@@ -26,12 +26,10 @@ from kdjax.detection.reading import read_like
 from kdjax.detection.scores import window_scores
 from kdjax.detection.storage import load_detector
 from kdjax.errors import ArtifactError, ConfigError, DataError, check_choice
-from kdjax.export.container import Scored, Scorer, load_onnx
+from kdjax.export.container import FORMATS, QUANTIZE, Scored, Scorer, load_onnx
 from kdjax.io.files import atomic_path, check_target, clear_leftovers
 from kdjax.io.messages import acting
 
-FORMATS = ("onnx", "stablehlo")
-QUANTIZE = ("none", "int8")
 # A window score within this share of τ may be on either side of it.
 ROUNDING = 1e-4
 # Windows compared at most, spread evenly.

@@ -172,6 +172,18 @@ def check_folder(folder: Path) -> None:
         )
 
 
+def check_replaceable(folder: Path) -> None:
+    """Raises ArtifactError where `folder` holds anything but a detector."""
+    check_folder(folder.parent)
+    if not folder.exists() or (
+        folder.is_dir() and (not any(folder.iterdir()) or (folder / MANIFEST).exists())
+    ):
+        return
+    raise ArtifactError(
+        f"{folder} exists and holds no kdjax detector: give a new folder, or remove it."
+    )
+
+
 def check_unsealed(folder: Path) -> None:
     """Raises ConfigError if a folder or one above it is sealed by a manifest."""
     folder = folder.resolve()
