@@ -195,6 +195,11 @@ def test_columns_of_float32_stay_as_they_are(tmp_path):
 
 
 def prepared(frame, **changes):
+    series = Series("a", frame.to_numpy(), tuple(frame.columns))
+    return prepared_from(Dataset("a", (series,), ()), **changes)
+
+
+def prepared_from(dataset, **changes):
     settings = {
         "data": {
             "window": 20, "stride": 2, "max_gap": 5.0, "validation": 0.15,
@@ -206,10 +211,7 @@ def prepared(frame, **changes):
             "scope": "pooled", "trim": 0.0, "batch_size": 64,
         },
     }  # fmt: skip
-    values = frame.to_numpy()
-    return prepare_dataset(
-        Dataset("a", (Series("a", values, tuple(frame.columns)),), ()), settings
-    )
+    return prepare_dataset(dataset, settings)
 
 
 @pytest.mark.parametrize("row", [300, 250, 700, 1100])
@@ -267,3 +269,48 @@ def test_counters_and_lost_digits_are_named():
     assert first.startswith("a: only rising or only falling in the training rows: ")
     assert ": count, left, again, id; later values lie outside" in first
     assert second.startswith("a: id: values are so large that float64 rounds away")
+
+
+# Signals of whole numbers at 2**62, where float64 numbers are 1,024 apart.
+SWINGS = {"one value": (10, 2), "two values": (100, 512), "few values": (20_000, 0)}
+
+
+@pytest.mark.parametrize("swing", SWINGS)
+@pytest.mark.parametrize(
+    "kind", ["csv", "gap.csv", "parquet", "npy", "long.csv", "array", "frame", "text"]
+)
+def test_whole_numbers_that_float64_rounds_away_are_named(tmp_path, kind, swing):
+    size, shift = SWINGS[swing]
+    at, (wave, noise) = np.arange(600), waves(600).T[:2]
+    exact = 2**62 + shift + (size * np.sin(at / 5)).astype(np.int64)
+    fine = (1e15 * wave).astype(np.int64)  # 2**50: all are kept
+    wild = 2**61 + (2.0**50 * noise).astype(np.int64)  # steps of 512 are nothing to it
+    rows = pd.DataFrame({"big": exact, "fine": fine, "wild": wild})
+    assert rows["big"].nunique() > 2 * rows["big"].astype(float).nunique()
+    if kind in ("array", "frame", "text"):
+        X = {"array": rows.to_numpy(), "frame": rows, "text": rows.astype(str)}[kind]
+        with pytest.warns(UserWarning, match="rounds away") as found:
+            KDDetector(**OPTIONS).fit(X)
+        notes = [str(one.message) for one in found]
+    else:
+        path, options = tmp_path / f"a.{kind}", {}
+        if kind == "npy":
+            np.save(path, rows.to_numpy())
+        elif kind == "parquet":
+            rows.to_parquet(path, index=False)
+        elif kind == "long.csv":
+            long = rows.assign(time=at).melt("time", var_name="tag")
+            long.to_csv(path, index=False)
+            options = {"layout": "long", "step": 1}
+        else:
+            gap = 9 if kind == "gap.csv" else []
+            text = rows.astype(object)
+            text.loc[gap] = None
+            text.to_csv(path, index=False)
+            options = {"missing": "ffill"}
+        notes = channel_notes(prepared_from(load_files(path, **options)))
+    (note,) = [note for note in notes if "rounds away" in note]
+    name = "channel_1" if kind in ("npy", "array") else "big"
+    assert f": {name}: values are so large that float64 rounds away what lies" in note
+    assert "subtract a constant before they are written" in note
+    assert note.rstrip(".").endswith("or leave such columns out (data.ignore)")

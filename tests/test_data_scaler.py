@@ -281,6 +281,13 @@ def test_integers_beyond_float64_are_told():
     counts = np.arange(5000)
     rows = np.stack([2.0**54 + counts, 2.0**51 + counts, counts, 0 * counts], axis=1)
     assert is_coarse([rows]).tolist() == [True, False, False, False]
+    # Noise against the distance of numbers, 1,024: beyond 2**53 a hundredth is enough.
+    noise = np.random.default_rng(0).normal(size=(5000, 1))
+    rows = 2.0**62 + noise * [0, 1, 1e3, 3e4, 1e6]
+    assert is_coarse([rows]).tolist() == [True, True, True, True, False]
+    # Two states that are far apart lose nothing.
+    rows = np.where(counts[:, None] % 2500 < 1250, 0, [2.0**62, 2.0**52])
+    assert not is_coarse([rows]).any()
     # Unix time as float32.
     rows = np.stack([1.7e9 + counts, counts], axis=1).astype(np.float32)
     assert is_coarse([rows]).tolist() == [True, False]

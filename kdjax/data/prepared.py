@@ -251,8 +251,8 @@ def value_notes(prepared: Prepared) -> list[str]:
             kind = entity.train.values.dtype
             notes.append(
                 f"{entity.name}: {', '.join(coarse)}: values are so large that {kind} rounds "
-                "away what lies between their steps: subtract a constant before they are "
-                "written"
+                "away what lies between their steps, so small faults can't be seen: subtract a "
+                "constant before they are written, or leave such columns out (data.ignore)"
             )
         notes += entity.notes
     return notes

@@ -194,15 +194,21 @@ def needs_float64(pieces: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def is_coarse(pieces: Sequence[np.ndarray]) -> np.ndarray:
-    """Whether channels `[D]` move by the distances of numbers in the dtype of the rows.
+    """Whether the dtype of the rows rounds away what channels `[D]` held.
 
-    Then rounding took what they held, such as the units of integers beyond 2**53.
+    These move by the distance of numbers in that dtype. Beyond 2**53, where whole numbers
+    are rounded, a hundredth of the noise, or of the range without noise, is enough.
 
     >>> is_coarse([2.0**54 + np.arange(99.0)[:, None]])
     array([ True])
     """
-    noise = noise_of(pieces)
-    return (noise > 0) & (noise <= _COARSE * _spacing(pieces, pieces[0].dtype))
+    noise, spacing = noise_of(pieces), _spacing(pieces, pieces[0].dtype)
+    low, high = limits(pieces)
+    huge = np.fmax(np.abs(low), np.abs(high)) >= 2.0**53
+    seen = np.where(noise > 0, noise, high - low)
+    found: np.ndarray = (noise > 0) & (noise <= _COARSE * spacing)
+    found |= huge & (_LOSS * seen <= spacing)
+    return found
 
 
 def outliers(rows: np.ndarray) -> np.ndarray:
