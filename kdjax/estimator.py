@@ -274,8 +274,9 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
     X is `[N, D]`: rows in time order, an array or a DataFrame. A `DatetimeIndex` or
     `PeriodIndex` is the rows' time, so that no window crosses a gap; other indices only
     label the results. A frame's columns, whatever their labels, must be those of `fit` in
-    the same order. The mask of a masked array is missing data. With few rows make
-    `window_size` small, or `data.validation` and `data.calibration` large.
+    the same order. The mask of a masked array is missing data, and arrays of objects or
+    text are read as cells of files. With few rows make `window_size` small, or
+    `data.validation` and `data.calibration` large.
 
     Args:
         window_size: L, rows of a window.
@@ -741,17 +742,19 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
                     "settings: data.ignore names columns of a frame, and X is an array: "
                     "leave these columns out of X."
                 )
-            if isinstance(X, np.ma.MaskedArray):
-                X = as_array(X)
-        values = validate_data(
-            self,
-            X,
-            reset=reset,
-            dtype=(np.float64, np.float32),
-            ensure_all_finite=False,
-            # No window has a single row.
-            ensure_min_samples=2 if reset else 1,
-        )
+        try:
+            values = validate_data(
+                self,
+                X if isinstance(X, pd.DataFrame) else _read_array(X, markers),
+                reset=reset,
+                dtype=(np.float64, np.float32),
+                ensure_all_finite=False,
+                # No window has a single row.
+                ensure_min_samples=2 if reset else 1,
+            )
+        except (TypeError, ValueError) as error:
+            channels = () if reset else self.detector_.channels
+            raise _RowsError(_refusal(str(error), channels)) from None
         values = mark_missing(values, markers)
         if self.missing == "ffill":
             limit = self._settings()["data"]["fill_limit"]
@@ -1063,6 +1066,41 @@ def _column_names(X: pd.DataFrame) -> list[str]:
         "/".join(map(str, label)) if isinstance(label, tuple) else str(label)
         for label in X.columns
     ]
+
+
+class _RowsError(DataError, TypeError):
+    """X that isn't rows of numbers; some of it is a TypeError to scikit-learn."""
+
+
+def _refusal(problem: str, channels: Sequence[str]) -> str:
+    """What to say of X; `channels` are those of `fit`, if it was before."""
+    # scikit-learn shows the array on lines of its own.
+    problem = re.sub(r"(?s)\narray=.*\n(?=Reshape)|(?<=supported)\n.*", " ", problem)
+    known = ", ".join(channels[:9]) + ", …" * (len(channels) > 9)
+    return (
+        f"{ROWS}: {problem.removeprefix(f'{ROWS}: ').rstrip('. ')}. This argument must be a "
+        "frame or a dense array of numbers, or of strings of numbers: rows in order of time "
+        f"[N, {len(channels) or 'D'}]{known and f' with the columns {known} in this order'}."
+    )
+
+
+def _read_array(X: Any, missing_values: Sequence[str]) -> Any:
+    """X, with cells of objects and text in an array read as those of a frame."""
+    X = as_array(X) if isinstance(X, np.ma.MaskedArray) else X
+    cells = np.asarray(X)
+    if cells.dtype.kind in "mM":
+        raise TypeError(f"{cells.dtype} is a time or a duration, no number")
+    if cells.dtype.kind not in "OUS" or cells.ndim != 2 or not cells.size:
+        return X
+    # numpy makes text of all cells of a list if one is text.
+    frame = pd.DataFrame(np.array(X, object), dtype=object)
+    names = numbered_channels(frame.shape[1])
+    place = Place(Path(ROWS), names)
+    columns = [
+        parse_numbers(cells, place, IN_FRAME, missing_values=missing_values)
+        for _, cells in frame.set_axis(names, axis=1).items()
+    ]
+    return np.stack(columns, axis=1)
 
 
 def _as_numbers(X: pd.DataFrame, missing_values: Sequence[str]) -> pd.DataFrame:

@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+import scipy.sparse
 import scipy.stats
 from sklearn.base import clone
 from sklearn.covariance import EmpiricalCovariance
@@ -766,6 +767,140 @@ def test_rows_that_cannot_be_used_say_so(baseline):
         made().fit(waves(600) * 1e39)
     with pytest.raises(NotFittedError):
         made().predict(waves(50))
+
+
+FORMS = {
+    "1-D": (lambda rows: rows[:, 0], "Expected 2D array, got 1D array instead: Resh"),
+    "3-D": (lambda rows: rows[None], "Found array with dim 3"),
+    "scalar": (lambda rows: 1.5, "Expected 2D array, got scalar array instead: Resh"),
+    "None": (lambda rows: None, "Expected 2D array, got scalar array instead: Resh"),
+    "complex": (lambda rows: rows * 1j, "Complex data not supported. This"),
+    "complex frame": (lambda rows: framed(rows * 1j), "Complex data not supported. T"),
+    "empty": (lambda rows: rows[:0], "Found array with 0 sample(s) (shape=(0, 2))"),
+    "no column": (lambda rows: rows[:, :0], "0 feature(s) (shape=(600, 0))"),
+    "no list": (lambda rows: [], "Expected 2D array, got 1D array instead: Reshape"),
+    "ragged": (lambda rows: [[1.0, 2.0], [3.0]], "setting an array element with a seq"),
+    "sparse": (scipy.sparse.csr_array, "Sparse data was passed"),
+    "times": (lambda rows: rows.astype("M8[s]"), "datetime64[s] is a time or a durati"),
+    "no frame": (
+        lambda rows: pd.DataFrame(),
+        "at least one array or dtype is required",
+    ),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_what_has_not_the_form_of_rows_is_refused(baseline, form):
+    make, said = FORMS[form]
+    X = make(waves(600))
+    for use, shape in (
+        (made().fit, "[N, D]."),
+        (baseline.predict, "[N, 2] with the columns load, heat in this order."),
+        (baseline.calibrate, "[N, 2] with the columns load, heat in this order."),
+    ):
+        if X is None and use == baseline.calibrate:
+            continue
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # an array lacks the columns' names
+            with pytest.raises(DataError) as error:
+                use(X)
+        text = str(error.value)
+        assert text.startswith("X: ") and said in text and text.endswith(shape), text
+        assert "must be a frame or a dense array of numbers" in text
+        assert len(text.splitlines()) == 1
+        assert type(pickle.loads(pickle.dumps(error.value))) is type(error.value)
+
+
+def test_other_columns_are_refused_with_those_expected(baseline):
+    rows = framed(waves(50))
+    for X, said in (
+        (rows[["heat", "load"]], "Feature names must be in the same order"),
+        (rows[["load"]], "Feature names seen at fit time, yet now missing:\n- heat"),
+        (rows.assign(more=1.0), "Feature names unseen at fit time:\n- more"),
+        (rows.to_numpy()[:, :1], "X has 1 features, but KDDetector is expecting 2"),
+    ):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with pytest.raises(DataError, match="columns load, heat in this") as error:
+                baseline.predict(X)
+        assert said in str(error.value)
+    many = made().fit(np.tile(waves(600), 6))
+    with pytest.raises(DataError, match=r"\[N, 12\] .* channel_9, … in this order"):
+        many.predict(waves(50))
+
+
+def test_score_tables_take_series_only(baseline):
+    detector, rows = baseline.detector_, framed(waves(50))
+    table = score_table(detector, baseline._series(rows), entity="X")
+    for X in (rows, rows.to_numpy(), [baseline._series(rows)]):
+        said = f"type {type(X).__name__}, expected .*Series: .*read_table returns"
+        with pytest.raises(DataError, match=said):
+            score_table(detector, X, entity="X")
+        with pytest.raises(DataError, match=said):
+            score_events(detector, X, table, entity="X")
+
+
+# What numpy would take for numbers, and what it would refuse as missing or true.
+CELLS = {
+    "1_0": None, "１２": None, "0x1F": None, "1,5": None, "on": None, b"1": None,
+    "true": None, True: None, "": np.nan, "NA": np.nan, " null ": np.nan, None: np.nan,
+    pd.NA: np.nan, "Bad": np.nan, " 1e-1\xa0": 0.1, Decimal("0.5"): 0.5, 2: 2.0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("kind", ["objects", "text", "list", "masked", "frame"])
+def test_cells_of_arrays_are_read_as_in_files(cell, kind):
+    settings = {"data.missing_values": ("Bad",)}
+    options = TINY | {"detector": "mahalanobis", "settings": settings}
+    train, rows = waves(400), waves(40, seed=3).round(3)
+    X = rows.astype(object)
+    if kind in ("text", "list"):
+        X = rows.astype(str).astype(object)
+    X[20, 1] = cell
+    if kind == "text":
+        if not isinstance(cell, str):
+            pytest.skip("an array of text holds text")
+        X = X.astype(str)
+    elif kind == "list":
+        X = X.tolist()
+    elif kind == "masked":
+        X = np.ma.masked_array(X, mask=False)
+    elif kind == "frame":
+        names = ["channel_1", "channel_2"]
+        X, train = pd.DataFrame(X, columns=names), pd.DataFrame(train, columns=names)
+    detector = KDDetector(**options).fit(train)
+    if CELLS[cell] is None:
+        said = (
+            rf"^X: row 21, column 2 \('channel_2'\): {re.escape(repr(cell))} is not a"
+        )
+        for use in (detector.predict, KDDetector(**options).fit):
+            with pytest.raises(DataError, match=said):
+                use(X)
+        return
+    rows[20, 1] = CELLS[cell]
+    if kind == "frame":
+        rows = pd.DataFrame(rows, columns=names)
+    if pd.isna(CELLS[cell]):
+        with pytest.raises(DataError, match="row 21, column 2 .*X contains NaN"):
+            detector.predict(X)
+        detector.set_params(missing="mask")
+    np.testing.assert_array_equal(
+        detector.decision_function(X), detector.decision_function(rows)
+    )
+
+
+def test_truth_values_of_an_array_of_objects_are_a_channel():
+    truth = np.random.default_rng(0).random(400) > 0.5
+    X = np.stack([waves(400)[:, 0], truth], axis=1).astype(object)
+    X[:, 1] = truth
+    numbers = X.astype(float)
+    X[0, 1] = "TRUE" if truth[0] else "False"
+    options = TINY | {"detector": "mahalanobis"}
+    np.testing.assert_array_equal(
+        KDDetector(**options).fit(X).decision_scores_,
+        KDDetector(**options).fit(numbers).decision_scores_,
+    )
 
 
 def test_parameters_that_mean_nothing_are_refused():

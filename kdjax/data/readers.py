@@ -166,6 +166,12 @@ def match_channels(series: Series, channels: Sequence[str]) -> Series:
     array([[2., 1.]], dtype=float32)
     """
     channels = tuple(channels)
+    if not isinstance(series, Series):
+        raise DataError(
+            f"the rows are of type {type(series).__name__}, expected a kdjax.data.series."
+            "Series: give one of those that kdjax.read_table returns, or Series('X', values, "
+            "channels) of an array [N, D] and the names of its columns."
+        )
     if isinstance(series.values, np.ma.MaskedArray):
         series = series._replace(values=as_array(series.values))
     if series.channels == channels:
