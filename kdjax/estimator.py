@@ -408,8 +408,9 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
     def decision_function(self, X: Any) -> Any:
         """The score of each row, `[N, D] -> [N]`; higher is more abnormal.
 
-        The score of the latest window that ended at or before the row; rows before the
-        end of the first window have its score. Infinite after an overflow. NaN where
+        The score of the latest window that ended at or before the row. The first L − 1 rows, and
+        those after each gap in time, have that of the window that begins there and so ends
+        later. Infinite after an overflow. NaN where
         there is no score: between gaps that are closer than the window, and in windows
         without a value under `missing="mask"`.
         """

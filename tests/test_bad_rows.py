@@ -168,9 +168,7 @@ def test_rows_for_fewer_than_two_windows_are_refused(
     small = {"data.window": 4, "data.validation": 0.4, "data.calibration": 0.05}
     flags = [f"--config.{name}={value}" for name, value in small.items()]
     line = one_line([*command("run", path, saved, out), *fixed, *flags], capsys)
-    assert (
-        line.startswith(f"{path}: {said}") and "larger share (data.validation)" in line
-    )
+    assert line.startswith(f"{path}: {said}") and "share (data.validation)" not in line
     assert list(out.iterdir()) == []
     with pytest.raises(DataError, match="fit window.*Give more rows"):
         KDDetector(window_size=small.pop("data.window"), settings=small).fit(frame)

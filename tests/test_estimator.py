@@ -750,6 +750,28 @@ def test_rows_that_cannot_be_used_say_so(baseline):
         DataError, match="longest train series has 9 rows, window_size=8"
     ):
         made().fit(waves(9))
+    # No share of so few rows helps, and of more the one that is too large.
+    for rows, share, said in (
+        (
+            30,
+            0.15,
+            "a fit window: .* rows, window_size=20. Give more rows, [^,]*, or a s",
+        ),
+        (
+            300,
+            0.89,
+            "no entity has a fit window.* rows, a smaller share .data.validation",
+        ),
+        (
+            900,
+            0.01,
+            "no entity has a validation window.* rows, a larger share .data.val",
+        ),
+    ):
+        settings = {"data.validation": share}
+        with pytest.raises(DataError, match=said):
+            made(window_size=20, settings=settings).fit(waves(rows))
+    made(window_size=20, settings={"data.validation": 0.3}).fit(waves(900))
     with pytest.raises(
         ConfigError, match="needs at least 99 calibration windows, have"
     ):

@@ -96,7 +96,7 @@ def prepare(
         validation: share of the rows before calibration, without the excluded ones.
         calibration: share of all train rows but the excluded ones.
         scaler: method of `fit_scaler`.
-        todo: what to say of too few windows.
+        todo: what to say of too few windows; `{share}` is advice on `validation`.
 
     Raises:
         DataError: a test series is shorter than the window, there are fewer than two fit
@@ -327,15 +327,19 @@ def _test_spans(test: Series | None, window: int, max_gap: float) -> np.ndarray:
 
 
 def _check_windows(entities: Sequence[Entity], window: int, todo: str) -> None:
-    for part, least in (("fit", 2), ("validation", 1)):
-        spans = [getattr(entity.split, part) for entity in entities]
-        found = sum(_count_windows(own, window) for own in spans)
+    splits = [entity.split for entity in entities]
+    most = max(np.diff(np.concatenate(split[:2])).sum() for split in splits)
+    for part, least, size in (("fit", 2, "smaller"), ("validation", 1, "larger")):
+        found = sum(_count_windows(getattr(split, part), window) for split in splits)
         if found < least:
             problem = "there is a single" if found else "no entity has a"
             longest = max(len(entity.train.values) for entity in entities)
+            # Fit rows lie before and after validation rows.
+            share = f"a {size} share (data.validation), " if most >= 3 * window else ""
             raise DataError(
                 f"{problem} {part} window: the longest train series "
-                f"has {counted(longest, 'row')}, data.window={window}. {todo}."
+                f"has {counted(longest, 'row')}, data.window={window}. "
+                f"{todo.format(share=share)}."
             )
 
 

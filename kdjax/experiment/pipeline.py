@@ -179,8 +179,7 @@ def prepare_dataset(dataset: Dataset, settings: Settings) -> Prepared:
     prepared = prepare(
         dataset,
         **{field: data[field] for field in fields},
-        todo="Give more rows, fewer gaps or excluded rows, a larger share "
-        "(data.validation), or a smaller data.window",
+        todo="Give more rows, fewer gaps or excluded rows, {share}or a smaller data.window",
     )
     check_windows(prepared, settings)
     return prepared
