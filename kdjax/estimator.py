@@ -29,12 +29,12 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from kdjax.config import CHOICES, RENAMED, get_config, leaves, override, resolve
 from kdjax.config import FIELDS as CONFIG_FIELDS
-from kdjax.data.cells import mark_missing
+from kdjax.data.cells import mark_missing, to_number
 from kdjax.data.grid import fill_forward
 from kdjax.data.prepared import value_notes
 from kdjax.data.raw import Place, as_array, others, to_rows, where
 from kdjax.data.scaler import needs_float64
-from kdjax.data.schema import Advice, Reading, long_columns, parse_numbers
+from kdjax.data.schema import FEW_VALUES, Advice, Reading, long_columns, parse_numbers
 from kdjax.data.series import Dataset, Series
 from kdjax.data.splits import segments
 from kdjax.data.tables import numbered_channels
@@ -733,7 +733,8 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
                 frame, time = self._channels_of(X, reset=reset)
                 X = _as_numbers(frame, markers)
             except DataError as error:
-                raise DataError(self._long_hint(X, reset) or str(error)) from None
+                hint = self._long_hint(X, reset)
+                raise DataError(f"{error} {hint}".strip()) from None
             # scikit-learn compares names that are text; arrays it takes in any order.
             if reset or hasattr(self, "feature_names_in_"):
                 X = X.set_axis(_column_names(X), axis=1)
@@ -831,26 +832,39 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
         frame = frame.loc[:, [name not in known for name in frame]]
         if not frame.columns.is_unique:
             return ""
-        times = [name for name in frame if _holds_times(frame[name])]
+        times = [name for name in frame if _may_be_times(frame[name])]
         columns = long_columns(frame.drop(columns=times))
         if columns is None or not (times or _holds_times(X.index)):
             return ""
-        table, index, grid = "X", "", ""
+        (tag, value), index, grid, changes = columns, "X.index", "", {}
         if times:
-            index = f"index={times[0]!r}, "
-        if times and _is_text(frame[times[0]]):
-            found = _conversion(frame[times[0]], f"X[{times[0]!r}]")
-            table = f"X.assign(**{{{times[0]!r}: {found}}})"
+            time, index = f"X[{times[0]!r}]", f"{times[0]!r}"
+            if _is_text(frame[times[0]]):
+                changes[times[0]] = _conversion(frame[times[0]], time)
+            elif reading.step and not _holds_times(frame[times[0]]):
+                changes[times[0]] = f"pd.to_datetime({time}, unit='s')"
+        if _is_text(frame[value]):
+            numbers = f"X[{value!r}]"
+            marks = reading.missing_values
+            cells = [cell for cell in frame[value].unique() if isinstance(cell, str)]
+            if absent := [
+                c for c in cells if np.isnan(to_number(c, missing=marks) or 0)
+            ]:
+                numbers += f".replace({absent!r}, float('nan'))"
+            changes[value] = f"pd.to_numeric({numbers})"
         if reading.step:
             limit = fill_limit(self.detector_)
+            step = reading.step if isinstance(reading.step, str) else f"{reading.step}s"
             grid = (
-                f".resample({reading.step!r}, closed='right', label='right', "
+                f".resample({step!r}, closed='right', label='right', "
                 f"origin='epoch').mean().ffill(limit={limit}).dropna(how='all')"
             )
+        changed = ", ".join(f"{name!r}: {text}" for name, text in changes.items())
+        table = f"X.assign(**{{{changed}}})" if changes else "X"
         return (
             f"{ROWS} looks like long layout, a row for each reading; give a column for "
-            f"each channel: {table}.pivot({index}columns={columns[0]!r}, "
-            f"values={columns[1]!r}){grid}."
+            f"each channel: {table}.pivot_table(index={index}, columns={tag!r}, "
+            f"values={value!r}, aggfunc='last'){grid}."
         )
 
     def _fit(
@@ -1142,6 +1156,12 @@ def _holds_times(column: Any) -> bool:
     dated = pd.api.types.is_datetime64_any_dtype(column)
     period = isinstance(column.dtype, pd.PeriodDtype)
     return bool(dated or period or (_is_text(column) and _reads_as_times(column)))
+
+
+def _may_be_times(column: pd.Series) -> bool:
+    """Whether a column of readings holds times, maybe numbers that never fall."""
+    rising = pd.api.types.is_numeric_dtype(column) and column.is_monotonic_increasing
+    return _holds_times(column) or (rising and column.nunique() > FEW_VALUES)
 
 
 def _is_text(values: Any) -> bool:

@@ -603,7 +603,10 @@ def test_a_loaded_estimator_knows_the_columns_of_the_file(make, tmp_path):
 
 @pytest.mark.parametrize("layout", ["table", "readings"])
 @pytest.mark.parametrize("index", [False, True])
-def test_a_long_frame_is_told_how_to_become_a_table(make, tmp_path, layout, index):
+@pytest.mark.parametrize("form", ["plain", "quality", "epoch", "repeated", "NA"])
+def test_a_long_frame_is_told_how_to_become_a_table(
+    make, tmp_path, layout, index, form
+):
     """By a detector of a table, of readings, and by `fit`; what is told works."""
     folder = make(WIDE if layout == "table" else LONG)
     table = wide().assign(x=np.arange(40) % 7.0)
@@ -619,6 +622,21 @@ def test_a_long_frame_is_told_how_to_become_a_table(make, tmp_path, layout, inde
         table if layout == "table" else frame, folder, tmp_path, causal=False
     )
     X = frame[frame["sensor"] != "z"].astype({"reading": float})
+    if form == "quality":
+        X = X.assign(quality=192, flags=np.arange(len(X)) % 3)
+    elif form == "epoch":
+        since = pd.to_datetime(X["when"]) - pd.Timestamp(0)
+        X["when"] = since.dt.total_seconds()
+        if index:
+            pytest.skip("an index of numbers only labels rows")
+    elif form == "repeated":
+        again = X.iloc[:9].assign(reading=99.0)
+        X = pd.concat([again, X]).sort_values("when", kind="stable")
+    elif form == "NA":
+        absent = X.iloc[::5].assign(reading="NA")
+        absent.iloc[::2, absent.columns.get_loc("reading")] = "Bad Input"
+        X = pd.concat([X.astype({"reading": str}), absent])
+        X = X.sort_values("when", kind="stable")
     X = X.set_index(pd.to_datetime(X.pop("when"))) if index else X
     loaded = KDDetector.load(folder).set_params(missing="mask")
     with pytest.raises(DataError, match="X looks like long layout, a row for") as error:
@@ -628,7 +646,8 @@ def test_a_long_frame_is_told_how_to_become_a_table(make, tmp_path, layout, inde
     assert len(found) == len(score) and score.notna().sum() > 30
     np.testing.assert_allclose(found[score.notna()], score.dropna(), rtol=1e-5)
     with pytest.raises(DataError, match="X looks like long layout.*pivot"):
-        KDDetector().fit(X)
+        settings = {"data.missing_values": ("Bad Input",)}
+        KDDetector(settings=settings).fit(X)
     # A table is none.
     rows = pd.DataFrame({"x": [0.5, 1, 2] * 9, "mode": ["a", "b", "a"] * 9})
     with pytest.raises(DataError, match="'mode'.: 'a' is not a number"):

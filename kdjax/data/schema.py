@@ -42,6 +42,7 @@ MISSING = ("error", "ffill", "mask")
 LAYOUTS = ("wide", "long")
 ORDERS = ("strict", "sort")
 DUPLICATES = ("error", "last")
+FEW_VALUES = 3  # of a column of numbers that may be a quality or a state
 
 _HEAD = 65_536  # rows of a large table read at once to find and read its time column
 
@@ -247,16 +248,19 @@ def _row_series(
 def long_columns(frame: pd.DataFrame) -> tuple[str, str] | None:
     """The columns of tags and values, if a table looks like long layout without its times.
 
-    The values are its only column of numbers, the tags a text that comes again and again.
+    The values are its only column of numbers (of more than a few, such as a quality has),
+    the tags a text that comes again and again.
     """
     cells, half = frame.astype(str), len(frame) / 2
     filled = [pd.to_numeric(cells[name], errors="coerce").count() for name in cells]
     numbers = np.array(filled) > half
     repeated = cells.loc[:, ~numbers].nunique()
     repeated = repeated[repeated <= half]
-    if numbers.sum() != 1 or repeated.empty:
+    values = cells.loc[:, numbers].nunique()
+    values = values[values > FEW_VALUES] if len(values) > 1 else values
+    if len(values) != 1 or repeated.empty:
         return None
-    return str(repeated.idxmax()), str(list(cells)[int(numbers.argmax())])
+    return str(repeated.idxmax()), str(values.index[0])
 
 
 def _layout_hint(found: Assigned) -> str:
