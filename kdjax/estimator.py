@@ -776,8 +776,7 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
             dtype = self.detector_.scalers.offset.dtype
         elif needs_float64([values]).any():
             dtype = np.float64
-        open_ = "error" if self.missing == "error" else "mask"
-        values = to_rows(values, place, missing=open_, dtype=dtype)
+        values = to_rows(values, place, missing="mask", dtype=dtype)
         return Series(ROWS, values, names, time)
 
     def _channels_of(
@@ -844,12 +843,11 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
             elif reading.step and not _holds_times(frame[times[0]]):
                 changes[times[0]] = f"pd.to_datetime({time}, unit='s')"
         if _is_text(frame[value]):
-            numbers = f"X[{value!r}]"
-            marks = reading.missing_values
-            cells = [cell for cell in frame[value].unique() if isinstance(cell, str)]
-            if absent := [
-                c for c in cells if np.isnan(to_number(c, missing=marks) or 0)
-            ]:
+            numbers, marks = f"X[{value!r}]", reading.missing_values
+            read = {
+                c: to_number(c, missing=marks) for c in frame[value].dropna().unique()
+            }
+            if absent := [c for c, number in read.items() if np.isnan(number or 0)]:
                 numbers += f".replace({absent!r}, float('nan'))"
             changes[value] = f"pd.to_numeric({numbers})"
         if reading.step:
@@ -1033,10 +1031,8 @@ def _with_settings(detector: Detector, group: str, **fields: Any) -> Detector:
     return detector._replace(card={**card, "settings": changed})
 
 
-def _time_of(X: Any) -> np.ndarray | None:
+def _time_of(X: pd.DataFrame) -> np.ndarray | None:
     """The rows' time if X has a `DatetimeIndex` or `PeriodIndex`."""
-    if not isinstance(X, pd.DataFrame):
-        return None
     index = X.index
     levels = [index.get_level_values(i) for i in range(index.nlevels)]
     if len(levels) > 1 and any(
@@ -1108,14 +1104,12 @@ def _read_array(X: Any, missing_values: Sequence[str]) -> Any:
     if cells.dtype.kind not in "OUS" or cells.ndim != 2 or not cells.size:
         return X
     # numpy makes text of all cells of a list if one is text.
-    frame = pd.DataFrame(np.array(X, object), dtype=object)
-    names = numbered_channels(frame.shape[1])
-    place = Place(Path(ROWS), names)
-    columns = [
-        parse_numbers(cells, place, IN_FRAME, missing_values=missing_values)
-        for _, cells in frame.set_axis(names, axis=1).items()
-    ]
-    return np.stack(columns, axis=1)
+    names = numbered_channels(cells.shape[1])
+    frame = pd.DataFrame(np.array(X, object), columns=names, dtype=object)
+    place, marks = Place(Path(ROWS), names), missing_values
+    return frame.apply(
+        parse_numbers, args=(place, IN_FRAME), missing_values=marks
+    ).to_numpy()
 
 
 def _as_numbers(X: pd.DataFrame, missing_values: Sequence[str]) -> pd.DataFrame:

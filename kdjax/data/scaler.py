@@ -202,12 +202,11 @@ def is_coarse(pieces: Sequence[np.ndarray]) -> np.ndarray:
     >>> is_coarse([2.0**54 + np.arange(99.0)[:, None]])
     array([ True])
     """
-    noise, spacing = noise_of(pieces), _spacing(pieces, pieces[0].dtype)
-    low, high = limits(pieces)
+    noise, (low, high) = noise_of(pieces), limits(pieces)
     huge = np.fmax(np.abs(low), np.abs(high)) >= 2.0**53
-    seen = np.where(noise > 0, noise, high - low)
-    found: np.ndarray = (noise > 0) & (noise <= _COARSE * spacing)
-    found |= huge & (_LOSS * seen <= spacing)
+    moves = np.where((noise > 0) | ~huge, noise, high - low)
+    most = np.where(huge, 1 / _LOSS, _COARSE) * _spacing(pieces, pieces[0].dtype)
+    found: np.ndarray = (huge | (noise > 0)) & (moves <= most)
     return found
 
 
