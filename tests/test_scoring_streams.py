@@ -335,6 +335,19 @@ def test_an_object_at_fault_is_handed_on(line, message):
     assert before.row == second.row == [1.0, 2.0]
 
 
+@pytest.mark.parametrize("first", ["{}", '{"b": 2}', '{"time": 6, "entity": "e"}'])
+def test_an_incomplete_object_is_one_fault_and_changes_no_columns(first):
+    good = '{"time": 7, "entity": "e", "a": 1, "b": 2}'
+    options = {"entity_column": "entity", "may_lack": {"entity", "time"}}
+    faults = [
+        rows_of(text, **options) for text in (f"{first}\n{good}", f"{good}\n{{}}")
+    ]
+    for found, place in zip(faults, (0, 1), strict=True):
+        fault, row = found[place], found[1 - place]
+        assert "missing: a" in fault.error and fault.row == []
+        assert (row.time, row.row, row.entity, row.error) == (7, [1.0, 2.0], "e", "")
+
+
 # Answers.
 
 BAD = [

@@ -286,28 +286,30 @@ def _time(cell: str) -> int | float | str:
 
 
 def _json(wanted: _Wanted) -> _Format:
-    begun, channels = False, wanted.channels
+    own, settled, channels = wanted, False, wanted.channels
     truth: dict[str, bool] = {}
 
     def split(text: str) -> tuple[Any, dict[str, Any]]:
-        nonlocal begun, wanted
+        nonlocal own
         try:
             found = json.loads(text, object_pairs_hook=_object)
         except (RecursionError, ValueError) as error:
             raise DataError(f"no JSON object ({error}); correct it.") from None
         if not isinstance(found, dict):
             raise DataError("no JSON object; give one with the channels as keys.")
-        if not begun or not wanted.time:
-            wanted, begun = wanted.among(found), True
-        return found.get(wanted.time) if wanted.time else None, found
+        if not settled:
+            own = wanted.among(found)
+        return found.get(own.time) if own.time else None, found
 
     def row(found: dict[str, Any]) -> Line:
-        words = {wanted.entity, wanted.tag} - {""}
-        known = {*channels, *wanted.ignored, *words, wanted.time} - {""}
+        nonlocal settled
+        words = {own.entity, own.tag} - {""}
+        known = {*channels, *own.ignored, *words, own.time} - {""}
         if not found.keys() <= known or not found.keys() >= {*channels, *words}:
-            time = wanted.time if wanted.time in found else ""
-            _check_names(list(found), wanted._replace(time=time))
-        line = _line(wanted, *(found.get(one) if one else "" for one in wanted[4:6]))
+            time = own.time if own.time in found else ""
+            _check_names(list(found), own._replace(time=time))
+        settled = bool(own.time)  # A line at fault doesn't tell which keys there are.
+        line = _line(own, *(found.get(one) if one else "" for one in own[4:6]))
         if line.tag in wanted.ignored:
             return line
         cells = [found[channel] for channel in channels]
@@ -352,7 +354,7 @@ def _check_names(names: Sequence[str], wanted: _Wanted) -> None:
         wrong = [f"{what}: {', '.join(some)}" for what, some in found.items() if some]
         hint = "The first line names the columns of CSV; columns that are no channels "
         hint += "have to be named as ignored."
-        if names[0].startswith(COMMENT):
+        if any(name.startswith(COMMENT) for name in names[:1]):
             hint = "The first line looks like a comment: remove it."
         elif not tag and len(absent) >= len(channels):
             hint += " Lines with a reading each need --layout=long."
