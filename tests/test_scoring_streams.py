@@ -1,5 +1,6 @@
 """The program `stream`: lines in, answers out, and restarts at any moment."""
 
+import base64
 import io
 import json
 import math
@@ -12,6 +13,7 @@ import sys
 import threading
 import time
 import tracemalloc
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -557,11 +559,57 @@ def test_after_a_new_row_none_is_passed_over(replayed):
 def test_rows_sent_twice_are_not_answered_anew(plain):
     """Ten rows that follow each other begin anew, but not rows that were answered."""
     lines = rows_text(range(30), [1] * 30)
-    text = ["time,x,y", *lines, *lines[5:], "30,1,1"]
+    again = [line.replace(",", ".0,", 1) for line in lines[5:]]  # the same times
+    text = ["time,x,y", *lines, *again, "30,1,1"]
     found = [json.loads(answer) for answer in stream_rows(plain, text)]
     assert ["error" in row for row in found] == [False] * 30 + [True] * 25 + [False]
     assert "the same row was answered before" in found[40]["error"]
     assert found[-1]["row"] == 30 and found[-1]["state"] == "normal"
+
+
+# Each pair writes the same instants.
+WRITTEN = {
+    "blank": ("2026-04-01T10:00:{:02}", "2026-04-01 10:00:{:02}"),
+    "slashes": ("2026-04-01T10:00:{:02}", "2026/04/01 10:00:{:02}.000"),
+    "offsets": ("2026-04-01T10:00:{:02}Z", "2026-04-01T12:00:{:02}+02:00"),
+    "numbers": ("17567712{:02}", "17567712{:02}.0"),
+}
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+@pytest.mark.parametrize("name", WRITTEN)
+def test_rows_whose_times_are_written_otherwise_are_known(replayed, name, as_json):
+    first, other = WRITTEN[name]
+    before = rows_text([first.format(at) for at in range(9)])
+    after = rows_text([other.format(at) for at in range(12)])
+    _, found = replayed("\n".join(["time,y,x", *before]))
+    lines = ["time,y,x", *after]
+    if as_json:
+        cells = [line.split(",") for line in after]
+        rows = [{"time": at, "y": int(y), "x": int(x)} for at, y, x in cells]
+        lines = [*map(json.dumps, rows)]
+    summary, all_found = replayed("\n".join(lines))
+    assert (summary.rows, summary.faulty, summary.again) == (12, 0, 9)
+    assert all_found.startswith(found) and len(all_found.splitlines()) == 12
+
+
+def test_a_state_that_knows_times_as_text_goes_on(replayed, tmp_path):
+    lines = ["time,y,x", *rows_text([second(at) for at in range(20)])]
+    _, first = replayed("\n".join(lines[:11]))
+    path = tmp_path / "state.json"
+    state = load_state(path)
+    answers = [json.loads(line) for line in first.splitlines()]
+    digests = [
+        zlib.crc32(
+            np.array([1.0, at]).tobytes(), zlib.crc32(f"{row['time']}\n\n".encode())
+        )
+        for at, row in enumerate(answers)
+    ]
+    known = base64.b64encode(np.array(digests, "<u4").tobytes()).decode()
+    state["answered"]["lines"] = ["", known]
+    save_state(path, state)
+    summary, found = replayed("\n".join(lines))
+    assert (summary.rows, summary.again) == (20, 10) and found.startswith(first)
 
 
 def test_a_state_of_the_first_version_skips_rows_up_to_its_time(replayed, tmp_path):

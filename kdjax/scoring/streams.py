@@ -91,7 +91,7 @@ class _Answered:
         self._next: int | None = None
         self._older = False  # whether the line before was older than the known ones
 
-    def add(self, line: Line, last: Timestamp) -> None:
+    def add(self, line: Line, instant: Timestamp | None, last: Timestamp) -> None:
         """Notes an answered line; `last` is the time of the last row taken in."""
         if len(self._lines[1]) >= KNOWN:
             self._lines = [self._lines[1], array.array("I")]
@@ -101,12 +101,12 @@ class _Answered:
             min(time, last) if time.clock == last.clock else Timestamp("", 0)
             for time in self._since
         ]
-        self._lines[1].append(_digest(line))
+        self._lines[1].append(_digests(line, instant)[0])
 
-    def has(self, line: Line) -> bool:
+    def has(self, line: Line, instant: Timestamp | None) -> bool:
         """Whether a line is one of the last answered ones."""
-        digest = _digest(line)
-        return any(digest in part for part in self._lines)
+        digests = _digests(line, instant)
+        return any(digest in part for part in self._lines for digest in digests)
 
     def comes_again(self, line: Line, instant: Timestamp | None) -> bool:
         """Whether an earlier run answered a line; no `instant` for an unreadable time."""
@@ -118,9 +118,10 @@ class _Answered:
             known, place = self._lines[0] + self._lines[1], self._next
             # Faults without a time may look alike: only the next one is meant.
             stop = len(known) if instant else place + 1
-            with contextlib.suppress(ValueError):
-                self._next = known.index(_digest(line), place, stop) + 1
-                return True
+            for digest in _digests(line, instant):
+                with contextlib.suppress(ValueError):
+                    self._next = known.index(digest, place, stop) + 1
+                    return True
         return self._older
 
     def expect(self, *, again: bool) -> None:
@@ -141,10 +142,16 @@ class _Answered:
         self._lines, self._since = [older, newer], [first, second]
 
 
-def _digest(line: Line) -> int:
-    """Of a line's time, values and error, whatever its format."""
-    text = f"{line.time}\n{line.error}\n".encode("utf-8", "surrogatepass")
-    return zlib.crc32(array.array("d", line.row).tobytes(), zlib.crc32(text))
+def _digests(line: Line, instant: Timestamp | None) -> list[int]:
+    """Of a line's time, values and error, however the time is written.
+
+    The second one is of the time as text, as states of before have it.
+    """
+    row = array.array("d", line.row).tobytes()
+    moment = f"{instant.clock} {instant.value}" if instant else line.time
+    texts = [f"{time}\n{line.error}\n" for time in (moment, line.time)]
+    starts = [zlib.crc32(text.encode("utf-8", "surrogatepass")) for text in texts]
+    return [zlib.crc32(row, start) for start in starts]
 
 
 class _Watch:
@@ -508,7 +515,7 @@ def _answers(
         if answered.comes_again(line, instant):
             yield _Answer("")
             continue
-        if not fault and _is_late(instant, stream.last) and answered.has(line):
+        if not fault and _is_late(instant, stream.last) and answered.has(line, instant):
             fault = (
                 "its time is not after that of the row before, and the same row was "
                 "answered before; remove rows that came twice."
@@ -521,7 +528,7 @@ def _answers(
                 fault = str(error)
         if fault and on_error == "stop":
             raise DataError(f"line {line.number}: {fault}")
-        answered.add(line, stream.last)
+        answered.add(line, instant, stream.last)
         text = _answer(line, row, fault, moves=stream.moves)
         if row and row.taken_back:
             fault = (
