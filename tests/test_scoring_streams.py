@@ -257,6 +257,69 @@ def test_names_that_are_numbers_are_a_header_and_thousands_are_faults():
     assert "'1 5' is not a number" in line.error
 
 
+@pytest.mark.parametrize("mark", [".", ","])
+def test_a_number_that_may_be_in_thousands_is_one_fault_that_names_it(mark):
+    first = f"1{mark}049"
+    found = rows_of(f"a;b\n{first};2\n50;2\n51;2\n1{mark}050;2\n;2\n52;2\n0{mark}5;2")
+    assert [line.row[:1] for line in found[:3]] == [[1.049], [], [51.0]]
+    errors = [line.error for line in found]
+    assert [bool(error) for error in errors] == [False, True, False, True, *[False] * 3]
+    text = (
+        f"column 1 ('a'): '{first}' of an earlier line beside whole numbers may be in"
+    )
+    assert errors[1].startswith(text) and f"'1{mark}050' beside whole" in errors[3]
+    assert found[-1].row == [0.5, 2.0]
+    found = rows_of(f"a;b\n{first};2\n2{mark}5;2\n50;2\n{first};2")
+    assert [line.row[0] for line in found] == [1.049, 2.5, 50, 1.049]
+
+
+def objects(text):
+    """The rows of CSV as lines of JSON."""
+    names, *rows = [line.split(",") for line in text.splitlines()]
+    return "\n".join(json.dumps(dict(zip(names, row, strict=True))) for row in rows)
+
+
+@pytest.mark.parametrize("form", [str, objects])
+@pytest.mark.parametrize("backend", ["jax", "onnxruntime"])
+def test_a_time_column_is_known_by_what_it_holds(folder, form, backend):
+    text = table_text(np.random.default_rng(0).normal(size=(12, 2)))
+    expected = answered(text, detector=folder, entity="a")
+    text = text.replace("time,", "ts,")
+    options = {"detector": folder, "entity": "a", "backend": backend}
+    found = answered(form(text), **options)
+    assert [row["time"] for row in found] == [row["time"] for row in expected]
+    assert [row["state"] for row in found] == [row["state"] for row in expected]
+
+
+def test_other_columns_are_no_time():
+    for cells in ("3", "word", ""):
+        lines = "\n".join(["ts,a,b", f"{cells},1,2"])
+        with pytest.raises(DataError, match="not expected: ts.* by data.time_column"):
+            rows_of(lines)
+        (line,) = rows_of(objects(lines))
+        assert "not expected: ts" in line.error
+    with pytest.raises(DataError, match=r"several time columns \(ts, at\)"):
+        rows_of("ts,at,a,b\n2024-01-01,2024-01-02,1,2")
+    with pytest.raises(DataError, match="not expected: ts"):
+        rows_of("ts,a,b\n")
+
+
+@pytest.mark.parametrize("cell", ["", " ", "NaN", "null"])
+def test_a_missing_time_is_a_fault_that_says_so(cell):
+    text = f"time,a,b\n7,1,2\n{cell},1,2\n{cell},,\n8,3,4"
+    for form in (str, objects):
+        found = rows_of(form(text), missing_values=("7",))  # of channels only
+        said = [line.error for line in found]
+        assert said == [
+            "",
+            *["the time is missing; complete or remove the line."] * 2,
+            "",
+        ]
+        assert found[-1].row == [3.0, 4.0]
+    for last in ('{"time": null, "a": 1, "b": 2}', '{"a": 1, "b": 2}'):
+        assert "time is missing" in rows_of(f"{objects(text)}\n{last}")[-1].error
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -379,7 +442,7 @@ def test_lines_at_fault_are_answered_as_unknown(plain):
             "'y': inf",
             "'x': 1e+39",
             "not after",
-            "'nan' is neither",
+            "the time is missing",
             "2 cells",
         ],
         strict=True,

@@ -4,11 +4,12 @@ A line at fault comes with its error, since the reader of a live stream decides 
 go on. Blank lines are skipped, but are missing cells where rows have a single column.
 """
 
+import contextlib
 import csv
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -48,14 +49,14 @@ class _Wanted(NamedTuple):
     tag: str
     may_lack: Collection[str]
 
-    def among(self, names: Collection[str]) -> "_Wanted":
-        """Without the columns that these names lack and may lack."""
-        absent = {*self.may_lack} - {*names}
+    def among(self, cells: Mapping[str, Any]) -> "_Wanted":
+        """Without the columns that cells by name lack and may lack."""
+        absent = {*self.may_lack} - {*cells}
         wanted = self._replace(
             time="" if self.time in absent else self.time,
             entity="" if self.entity in absent else self.entity,
         )
-        return wanted._replace(time=wanted.time or _find_time(names, wanted))
+        return wanted._replace(time=wanted.time or _find_time(cells, wanted))
 
 
 class Line(NamedTuple):
@@ -83,8 +84,8 @@ def read_lines(
     """The lines of a stream one by one; JSON if the first begins with a brace.
 
     CSV needs no header if its first line holds one number a channel. The time column is
-    by default the one named time, timestamp, date or datetime; `ignored` columns or keys
-    are not read. DataError if the header lacks a channel or has an unknown column. In
+    by default that of `find_time`, by the names and the first row; `ignored` columns or
+    keys are not read. DataError if the header lacks a channel or has an unknown column. In
     long layout lines have a `tag_column`, and the only channel is the column of values;
     ignored tags are missing. `may_lack` are columns that need not be there.
 
@@ -134,8 +135,17 @@ def _read(lines: Iterable[str], wanted: _Wanted) -> Iterator[Line]:
         if not separator:
             separator = max(_SEPARATORS, key=text.count)
             names = [name.strip() for name in _cells(text, separator)]
-        split, row = _csv(names, separator, wanted)
         blank_is_row = len(names) == 1  # with a missing cell, as in files
+        cells: dict[str, Any] = dict.fromkeys(names)
+        wanted = wanted.among(cells)
+        if not wanted.time and _foreign(names, wanted):
+            # The first row may tell the time column.
+            following = next(numbered, (0, ""))
+            numbered = chain([following] if following[0] else [], numbered)
+            with contextlib.suppress(DataError):
+                cells |= zip(names, _cells(following[1], separator), strict=False)
+            wanted = wanted.among(cells)
+        split, row = _csv(names, separator, wanted)
     for number, text in numbered:
         time = None
         try:
@@ -159,14 +169,14 @@ def _headerless(text: str, channels: Sequence[str]) -> str:
 
 
 def _csv(names: list[str], separator: str, wanted: _Wanted) -> _Format:
-    wanted = wanted.among(names)
     _check_names(names, wanted)
     entity, tag = (names.index(one) if one else -1 for one in wanted[4:6])
     places = [names.index(name) for name in wanted.channels]
     at = names.index(wanted.time) if wanted.time else None
     decimal, comma = "", separator != ","  # The mark is unknown until a cell has one.
     truth: dict[str, bool] = {}  # by channel whether it holds truth values
-    forms = [""] * len(places)  # by channel `whole`, `grouped` or `plain`, see `_form`
+    # By channel the first cell in each form, see `_check_form`.
+    forms: list[dict[str, str]] = [{} for _ in places]
 
     def split(text: str) -> tuple[Any, list[str]]:
         cells = _cells(text, separator)
@@ -204,9 +214,11 @@ def _csv(names: list[str], separator: str, wanted: _Wanted) -> _Format:
                     "and no thousands marks."
                 )
             decimal = "".join(used)
-            for i, cell in enumerate(own):
-                if forms[i] != "plain":
-                    forms[i] = _form(cell, forms[i], names, places[i])
+            for place, cell, known in zip(places, own, forms, strict=True):
+                if "plain" not in known:
+                    _check_form(cell, known, f"column {place + 1} ({names[place]!r})")
+        if at is not None:
+            _check_time(cells[at])
         return line._replace(row=found)
 
     return split, row
@@ -267,22 +279,31 @@ def _check_truth(
             )
 
 
-def _form(cell: str, known: str, names: Sequence[str], place: int) -> str:
-    """The `number_form` of a column so far.
+def _check_form(cell: str, known: dict[str, str], column: str) -> None:
+    """DataError where 998 and 1.000 stand in one column without other decimals.
 
-    DataError where 998 and 1.000 stand in one column, unless it has shown other decimals.
+    `known` has the first cell of each `number_form`, and is updated. Whole numbers behind
+    1.000 are one fault, which names 1.000, whose row was taken.
     """
     form = number_form(cell)
-    if {known, form} == {"whole", "grouped"}:
-        raise DataError(
-            f"column {place + 1} ({names[place]!r}): {cell.strip()!r} {IN_THOUSANDS}"
-        )
-    return "plain" if "plain" in (known, form) else form or known
+    is_new = form not in known
+    known.setdefault(form, cell)
+    if form == "grouped" and "whole" in known:
+        raise DataError(f"{column}: {cell.strip()!r} {IN_THOUSANDS}")
+    if form == "whole" and is_new and "grouped" in known:
+        earlier = known["grouped"].strip()
+        raise DataError(f"{column}: {earlier!r} of an earlier line {IN_THOUSANDS}")
 
 
 def _time(cell: str) -> int | float | str:
     number = exact_number(cell)
     return cell.strip() if number is None else number
+
+
+def _check_time(cell: Any) -> None:
+    number = to_number(cell)
+    if number is not None and math.isnan(number):
+        raise DataError("the time is missing; complete or remove the line.")
 
 
 def _json(wanted: _Wanted) -> _Format:
@@ -315,6 +336,8 @@ def _json(wanted: _Wanted) -> _Format:
         cells = [found[channel] for channel in channels]
         numbers = [_value(found[channel], channel, wanted) for channel in channels]
         _check_truth(cells, numbers, [line.tag] if line.tag else channels, truth)
+        if own.time:
+            _check_time(found.get(own.time))
         return line._replace(row=numbers)
 
     return split, row
@@ -327,20 +350,28 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _find_time(names: Collection[str], wanted: _Wanted) -> str:
-    known = {*wanted.channels, *wanted.ignored, wanted.entity, wanted.tag}
-    left = [name for name in names if name not in known]
-    # No rows: only names count. JSON keys may not be valid UTF-8.
-    frame = pd.DataFrame(columns=pd.Index(left, dtype=object))
+def _foreign(names: Iterable[str], wanted: _Wanted) -> list[str]:
+    """The names of columns that are neither wanted nor ignored."""
+    words = {wanted.time, wanted.entity, wanted.tag} - {""}
+    known = {*wanted.channels, *wanted.ignored, *words}
+    return [name for name in names if name not in known]
+
+
+def _find_time(cells: Mapping[str, Any], wanted: _Wanted) -> str:
+    """The time column as in files, by the cells of a row; None where there is no row."""
+    if not (left := _foreign(cells, wanted)):
+        return ""
+    # JSON keys may not be valid UTF-8, so they are objects.
+    columns = pd.Index(left, dtype=object)
+    frame = pd.DataFrame([[cells[name] for name in left]], None, columns, object)
     return find_time(frame, Place(Path("the stream"), tuple(left)))
 
 
 def _check_names(names: Sequence[str], wanted: _Wanted) -> None:
-    channels, time, ignored, _, entity, tag, _ = wanted
+    channels, time, _, _, entity, tag, _ = wanted
     needed = [name for name in (*channels, time, entity, tag) if name]
-    counts, known = Counter(names), {*needed, *ignored}
+    counts, foreign = Counter(names), _foreign(names, wanted)
     absent = [name for name in needed if name not in counts]
-    foreign = [name for name in names if name not in known]
     twice = sorted(name for name, count in counts.items() if count > 1)
     found = {
         "missing": absent,
@@ -353,7 +384,8 @@ def _check_names(names: Sequence[str], wanted: _Wanted) -> None:
     if any(found.values()):
         wrong = [f"{what}: {', '.join(some)}" for what, some in found.items() if some]
         hint = "The first line names the columns of CSV; columns that are no channels "
-        hint += "have to be named as ignored."
+        hint += "have to be named as ignored"
+        hint += "." if time else ", that of the time by data.time_column."
         if any(name.startswith(COMMENT) for name in names[:1]):
             hint = "The first line looks like a comment: remove it."
         elif not tag and len(absent) >= len(channels):
