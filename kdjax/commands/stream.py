@@ -2,7 +2,7 @@
 
 Rows are CSV with a header, or one JSON object a line. Scores are those of `kdjax score
 --causal`. SIGTERM and SIGINT end a stream as the end of its input does: with exit code 0,
-or 2 if most lines were at fault or none had a score for long.
+or 2 if most lines were at fault or none had a score, for long or at all.
 """
 
 import io

@@ -155,9 +155,13 @@ def _digests(line: Line, instant: Timestamp | None) -> list[int]:
 
 
 class _Watch:
-    """Notices a stream that hardly answers: most lines at fault, or no score for long."""
+    """Notices a stream that hardly answers: most lines at fault, or no score for long.
 
-    def __init__(self, window: int) -> None:
+    `scored` is whether a row had a score, with earlier runs.
+    """
+
+    def __init__(self, window: int, *, scored: bool) -> None:
+        self.scored = scored
         self._faulty: collections.deque[bool] = collections.deque(maxlen=WATCHED)
         self._most = max(WATCHED, UNSCORED * window)
         self._fault = ""  # the latest
@@ -170,6 +174,7 @@ class _Watch:
         self._faulty.append(bool(answer.fault))
         self._fault = answer.fault or self._fault
         self._without = 0 if answer.scored else self._without + 1
+        self.scored = self.scored or answer.scored
         found = self._problem(len(self._faulty) == WATCHED)
         if not found or time.monotonic() < self._due:
             return ""
@@ -177,9 +182,16 @@ class _Watch:
         self.reported = found
         return found
 
-    def finished(self) -> str:
+    def finished(self, stream: StreamDetector) -> str:
         """What was said, or is to be said at the end."""
-        return self._problem(bool(self._faulty)) or self.reported
+        problem = self._problem(bool(self._faulty)) or self.reported
+        if problem or self.scored:
+            return problem
+        return (
+            f"no row has a score: {counted(stream.rows, 'row')} in all, and a score needs "
+            f"{stream.plan.window} rows without a gap; give more rows, or look for missing "
+            "cells and gaps in time among them."
+        )
 
     def _problem(self, enough: bool) -> str:
         faults, lines = sum(self._faulty), len(self._faulty)
@@ -332,7 +344,8 @@ def run_stream(
 
     Raises:
         DataError: at the end, if more than half of `WATCHED` lines in a row were at fault,
-            or none had a score for `UNSCORED` windows; all lines have their answers.
+            or none had a score for `UNSCORED` windows or at all; all lines have their
+            answers.
     """
     with contextlib.ExitStack() as stack:
         check_choice("on_error", on_error, ON_ERROR)
@@ -357,6 +370,8 @@ def run_stream(
         saved = load_state(state) if state is not None and Path(state).exists() else {}
         answered = _Answered()
         faulty = _restore(current, answered, reader, saved) if saved else 0
+        usual = stream.rows >= stream.plan.window  # in states of before
+        watch = _Watch(stream.plan.window, scored=bool(saved.get("scored", usual)))
         sink = _open_output(stack, output, saved)
         read = reader.rows(stack.enter_context(_until_signal(lines)))
         log(_under(stream))
@@ -369,6 +384,7 @@ def run_stream(
                 "answered": answered.state(),
                 "readings": reader.state(),
                 "faulty": faulty,
+                "scored": watch.scored,
             }
 
         def save(state_of: Mapping[str, Any]) -> None:
@@ -376,7 +392,6 @@ def run_stream(
                 # The mark flushes the answers that the state counts.
                 save_state(state, {**state_of, "output": sink.mark()})
 
-        watch = _Watch(stream.plan.window)
         answers = _answers(current, read, answered, on_error=on_error)
         summary = _write(answers, faulty, current, sink, watch, kept, save, log)
         summary = summary._replace(again=summary.again + reader.again)
@@ -389,7 +404,7 @@ def run_stream(
         if summary.again:
             text += f", {counted(summary.again, 'line')} skipped that had been answered before"
         log(text)
-        if problem := watch.finished():
+        if problem := watch.finished(current()):
             raise DataError(problem)
         return summary
 
