@@ -1,5 +1,8 @@
 """Rows at another step than in training are refused by every entry, and jitter is not."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,6 +15,9 @@ from kdjax.detection.detector import stream_detector
 from kdjax.detection.storage import save_detector
 from kdjax.detection.tables import score_table
 from kdjax.errors import DataError
+from kdjax.export.onnx import onnx_file
+from kdjax.scoring.files import score_file
+from kdjax.scoring.streams import open_stream, stream_rows
 
 MINUTE = 60.0
 
@@ -91,6 +97,47 @@ def test_both_steps_and_what_to_do_are_named(time, step, message):
     with pytest.raises(DataError) as refusal:
         check_cadence(time, step)
     assert message in str(refusal.value)
+
+
+def test_the_step_that_is_named_occurs():
+    with pytest.raises(DataError, match=r"every 10 s \(median\), but every 60 s"):
+        check_cadence(dates([60] * 50 + [10] * 50), MINUTE)
+
+
+# 100 rows a minute apart, a pause, 100 rows at 10 s, and minutes once more.
+MIXED = [*[60] * 99, 7200, *[10] * 99, *[60] * 30]
+
+
+def test_a_file_and_streams_leave_out_the_same_rows(minutes, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    values = np.random.default_rng(0).normal(size=(len(MIXED) + 1, 2))
+    rows = pd.DataFrame(values, columns=["x", "y"]).astype(np.float32)
+    rows.insert(0, "time", dates(MIXED))
+    rows.to_csv("rows.csv", index=False)
+    rows.to_parquet("rows.parquet")
+    save_detector("detector", minutes)
+    for name in ("rows.csv", "rows.parquet"):
+        said = []
+        options = {"detector": "detector", "output": "out.csv", "log": said.append}
+        score_file(name, causal=True, entity="a", **options)
+        assert "warning: 50 rows at another step than in training (60)" in str(said)
+        table = pd.read_csv("out.csv")
+        # From the row with which half of the last 100 steps are others.
+        unknown = [*range(3), *range(100, 103), *range(150, 203)]
+        assert table.index[table["state"] == "unknown"].tolist() == unknown
+    Path("detector.onnx").write_bytes(onnx_file(minutes, 0))
+    as_json = rows.assign(time=rows["time"].astype(str)).to_dict("records")
+    for text in (rows.to_csv(index=False), "\n".join(map(json.dumps, as_json))):
+        for backend, path in (("jax", "detector"), ("onnxruntime", "detector.onnx")):
+            stream = open_stream(path, backend=backend)
+            found = [json.loads(row) for row in stream_rows(stream, text.splitlines())]
+            assert [i for i, row in enumerate(found) if "error" in row] == [
+                *range(150, 200)
+            ]
+            assert all("every 10 s" in row["error"] for row in found[150:200])
+            for column in ("score", "window_score"):
+                scores = pd.Series([row[column] for row in found], dtype=float)
+                np.testing.assert_allclose(scores, table[column], rtol=1e-4)
 
 
 # All entries.

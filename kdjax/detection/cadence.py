@@ -5,22 +5,39 @@ another step, or times in another unit, give scores without a meaning.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
-from kdjax.data.times import median_step
 from kdjax.errors import DataError
 
 # Largest factor between a step and the one in training; jitter stays below it.
 SAME_STEP = 1.5
-# Steps that are needed to judge.
-ENOUGH = 20
+# Steps that are needed to judge, and the latest ones that judge a row.
+ENOUGH, STEPS = 20, 100
 _UNITS = {1e3: "milliseconds", 1e6: "microseconds", 1e9: "nanoseconds"}
 
 
-def is_other(found: float, step: float) -> bool:
-    """Whether a step is not the one in training."""
-    return not step / SAME_STEP < found < step * SAME_STEP
+def is_other(found: Any, step: float) -> Any:
+    """Whether a step, or each of an array of steps, is not the one in training."""
+    return (found <= step / SAME_STEP) | (found >= step * SAME_STEP)
+
+
+def other_rows(time: np.ndarray | None, step: float) -> np.ndarray:
+    """The rows `[K]` at another step than the detector's, as a stream refuses them.
+
+    The step to a row, and the median of the latest `STEPS` up to it, are other ones.
+
+    >>> other_rows(np.cumsum([60] * 30 + [1] * 40 + [60]), 60.0)[[0, -1]]
+    array([58, 69])
+    """
+    if not step or time is None:
+        return np.empty(0, np.int64)
+    steps = pd.Series(_steps(time))
+    latest = steps.rolling(STEPS, min_periods=ENOUGH)
+    median = latest.quantile(0.5, interpolation="lower")
+    return np.flatnonzero(is_other(steps, step) & is_other(median, step)) + 1
 
 
 def common_step(steps: Sequence[float]) -> float:
@@ -50,7 +67,8 @@ a detector for this step, or resample the rows to the one in training.
     """
     if not step or time is None or len(time) <= ENOUGH:
         return
-    found = median_step(time)
+    # Of two middle steps the smaller one, since their mean may never occur.
+    found = float(np.quantile(_steps(time), 0.5, method="lower"))
     if not is_other(found, step):
         return
     dated = np.issubdtype(time.dtype, np.datetime64)
@@ -67,3 +85,10 @@ a detector for this step, or resample the rows to the one in training.
         f"training: {hint}train a detector for this step, or resample the rows to the one in "
         "training."
     )
+
+
+def _steps(time: np.ndarray) -> np.ndarray:
+    """Steps in seconds, or in the unit of the numbers."""
+    steps = np.diff(time)
+    dated = np.issubdtype(time.dtype, np.datetime64)
+    return np.asarray(steps / np.timedelta64(1, "s") if dated else steps)

@@ -14,6 +14,7 @@ import pandas as pd
 
 from kdjax.data.series import Ranges, Series, outside
 from kdjax.data.windowing import has_missing
+from kdjax.detection.cadence import other_rows
 from kdjax.detection.thresholds import Rule, check_numbers, find_threshold, needed
 from kdjax.errors import counted
 
@@ -197,6 +198,11 @@ def series_notes(
     if detector.ranges is not None:
         ranges = Ranges(*(side[index] for side in detector.ranges))
         notes += _range_notes(ranges, detector.channels, series.values)
+    if len(other := other_rows(series.time, detector.step)):
+        notes.append(
+            f"warning: {counted(len(other), 'row')} at another step than in training "
+            f"({detector.step:g}), unknown"
+        )
     if has_missing(series.values):
         cells = np.isnan(series.values)
         unscored = int((table["score"].isna() & cells.all(axis=1)).sum())

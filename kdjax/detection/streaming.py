@@ -21,7 +21,7 @@ from kdjax.data.raw import as_array
 from kdjax.data.schema import Reading
 from kdjax.data.times import WHOLE, iso_time
 from kdjax.detection.alarming import TOP, AlarmRule, AlarmState, next_alarm
-from kdjax.detection.cadence import ENOUGH, check_cadence, is_other
+from kdjax.detection.cadence import ENOUGH, STEPS, check_cadence, is_other
 from kdjax.detection.false_alarms import Drift, drift, p_values
 from kdjax.detection.rolling import (
     Adaptive,
@@ -49,9 +49,6 @@ WATCHED = 100
 # Rows in a row that follow each other but not the last row, such as after a clock was
 # set back, with which a stream begins anew.
 ANEW_AFTER = 10
-
-# Latest steps in time that are compared with the detector's.
-STEPS = 100
 
 # What casts to an infinite float32: half a step above its largest number.
 OVERFLOW = 2.0**128 - 2.0**103

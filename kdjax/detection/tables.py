@@ -18,7 +18,7 @@ from kdjax.data.windowing import (
     window_labels,
 )
 from kdjax.detection.alarming import AlarmRule, event_table, row_alarms
-from kdjax.detection.cadence import check_cadence
+from kdjax.detection.cadence import check_cadence, other_rows
 from kdjax.detection.detector import (
     POOLED,
     Detector,
@@ -145,8 +145,9 @@ def find_windows(detector: Detector, series: Series, *, causal: bool) -> Windows
     rows, window = len(series.values), detector.window
     check_precision(detector, series.values.dtype)
     check_cadence(series.time, detector.step)
+    other = other_rows(series.time, detector.step)
     spans = intersect(
-        kept(rows, series.excluded),
+        intersect(kept(rows, series.excluded), kept(rows, np.c_[other, other + 1])),
         segments(series.time, rows, max_gap=detector.max_gap, step=detector.step),
     )
     if (spans[:, 1] - spans[:, 0]).max(initial=0) < window:
