@@ -384,8 +384,7 @@ def _check_names(names: Sequence[str], wanted: _Wanted) -> None:
     if any(found.values()):
         wrong = [f"{what}: {', '.join(some)}" for what, some in found.items() if some]
         hint = "The first line names the columns of CSV; columns that are no channels "
-        hint += "have to be named as ignored"
-        hint += "." if time else ", that of the time by data.time_column."
+        hint += "have to be named as ignored, that of the time by data.time_column."
         if any(name.startswith(COMMENT) for name in names[:1]):
             hint = "The first line looks like a comment: remove it."
         elif not tag and len(absent) >= len(channels):

@@ -32,12 +32,13 @@ def other_rows(time: np.ndarray | None, step: float) -> np.ndarray:
     >>> other_rows(np.cumsum([60] * 30 + [1] * 40 + [60]), 60.0)[[0, -1]]
     array([58, 69])
     """
-    if not step or time is None:
+    steps = np.empty(0) if not step or time is None else _steps(time)
+    other = is_other(steps, step)
+    if 2 * other.sum() < ENOUGH:  # No median can be another.
         return np.empty(0, np.int64)
-    steps = pd.Series(_steps(time))
-    latest = steps.rolling(STEPS, min_periods=ENOUGH)
+    latest = pd.Series(steps).rolling(STEPS, min_periods=ENOUGH)
     median = latest.quantile(0.5, interpolation="lower")
-    return np.flatnonzero(is_other(steps, step) & is_other(median, step)) + 1
+    return np.flatnonzero(other & is_other(median, step)) + 1
 
 
 def common_step(steps: Sequence[float]) -> float:
