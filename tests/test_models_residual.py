@@ -189,6 +189,7 @@ def test_parameters_are_counted():
 # What a kind expects of a window.
 
 ARCH = Architecture(3, (4,), head="sigmoid")
+FITTED = ("pca", "kmeans", "memory")
 
 
 def parts(*, seed=0):
@@ -196,14 +197,15 @@ def parts(*, seed=0):
     rng = np.random.default_rng(seed)
     components = np.linalg.qr(rng.normal(size=(3, 2)))[0].T
     pca = {"mean": rng.normal(size=3), "components": components}
-    centres = {"centres": noisy_windows(8, 7, 3, seed=seed)}
+    known = noisy_windows(8, 7, 3, seed=seed)
     found = [
         ResidualModel(
             "autoencoder", jax.jit(network(ARCH).init)(jax.random.key(seed)), ARCH
         ),
         ResidualModel("pca", {k: np.float32(v) for k, v in pca.items()}),
-        ResidualModel("kmeans", centres),
-        *(ResidualModel(k, {}) for k in BASELINES if k not in ("pca", "kmeans")),
+        ResidualModel("kmeans", {"centres": known}),
+        ResidualModel("memory", {"windows": known}),
+        *(ResidualModel(kind, {}) for kind in BASELINES if kind not in FITTED),
     ]
     return {model.kind: model for model in found}
 
