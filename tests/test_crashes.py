@@ -526,7 +526,7 @@ from kdjax.data import download as fetch
 given = json.load(open(sys.argv[1]))
 def say(arguments):
     errors = io.StringIO()
-    sys.stdin = io.StringIO("load,heat,dead\\n1,2,3\\n")
+    sys.stdin = io.StringIO("load,heat,dead\\n" + "1,2,3\\n" * 12)
     with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(io.StringIO()):
         code = main(["kdjax", *arguments])
     return [code, errors.getvalue()]

@@ -18,7 +18,6 @@ from kdjax.experiment.sweeps.design import make_design
 from kdjax.experiment.sweeps.members import load_sweep_data
 from kdjax.experiment.sweeps.sweep import describe_sweep, run_sweep, write_record
 from kdjax.experiment.workdir import check_data, read_lines
-from kdjax.export import costs
 from kdjax.export.files import export_file
 
 pytestmark = pytest.mark.slow
@@ -172,10 +171,10 @@ def test_costs_are_those_of_the_exported_file(swept, tmp_path):
 
 
 def test_costs_are_unknown_without_onnx(swept, design, tmp_path, monkeypatch, caplog):
-    def missing(detector):
+    def missing(detector, index):
         raise ConfigError("needs the package onnx")
 
-    monkeypatch.setattr(costs, "exported", missing)
+    monkeypatch.setattr("kdjax.export.onnx.onnx_file", missing)
     workdir = tmp_path / "again"
     shutil.copytree(swept[0], workdir)
     (workdir / "members/000/results.json").unlink()
