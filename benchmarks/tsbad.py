@@ -27,15 +27,15 @@ import kdjax
 from kdjax import KDDetector
 from kdjax.data.datasets import load_benchmark
 from kdjax.data.series import Series
-from kdjax.detection.detector import Detector
+from kdjax.detection.detector import BATCH_SIZE, Detector
 from kdjax.detection.tables import score_table
 from kdjax.export.costs import numbers
 from kdjax.metrics import vus_pr
+from kdjax.training.batching import map_windows
 
 HERE = Path(__file__).parent / "tsbad"
 WINDOW = 50  # rows of kdjax's windows: the shortest prefixes have 500
 LONG_WINDOW = 96  # of the classifier
-BATCH = 512  # windows scored at once
 # The benchmark looks for a period among so many rows and lags; this one, if it is none.
 ROWS, LAGS, SHORTEST, LONGEST, USUAL = 20_000, 400, 3, 300, 125
 
@@ -128,17 +128,14 @@ def _classifier(item: Item, seed: int) -> Fitted:
     prefix = item.rows[: item.prefix].astype(np.float32)
     length = min(LONG_WINDOW, item.prefix // 4)
     params = kdjax.fit_classifier(kdjax.windows(prefix, length=length), seed=seed)
-    scores = jax.jit(kdjax.classifier_scores)
 
     def score(rows: np.ndarray) -> np.ndarray:
-        windows = kdjax.windows(rows.astype(np.float32), length=length)
-        starts = np.arange(len(windows))
-        # The last batch is filled up, so that one shape is compiled.
-        parts = [
-            scores(params, windows[np.minimum(start + np.arange(BATCH), starts[-1])])
-            for start in range(0, len(starts), BATCH)
-        ]
-        found = np.concatenate(parts)[: len(starts)]
+        starts = np.arange(len(rows) - length + 1)
+        parts = map_windows(
+            kdjax.classifier_scores, params, rows, starts,
+            window=length, batch_size=BATCH_SIZE,
+        )  # fmt: skip
+        found = np.concatenate([*parts])
         points = np.broadcast_to(found[:, None], (len(found), length))
         return kdjax.row_scores(points, starts=starts, rows=len(rows))
 
