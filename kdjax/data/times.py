@@ -239,20 +239,25 @@ def iso_time(text: str) -> str | None:
     return time
 
 
-def median_step(time: np.ndarray | None) -> float:
-    """Median of the steps between successive times `[N]`; 0.0 without a step.
+def time_steps(time: np.ndarray) -> np.ndarray:
+    """The steps between successive times, `[N] -> [N − 1]`.
 
     In seconds for datetimes, else in the unit of the numbers.
+    """
+    steps: np.ndarray = np.diff(time)
+    dated = np.issubdtype(time.dtype, np.datetime64)
+    return steps / np.timedelta64(1, "s") if dated else steps
+
+
+def median_step(time: np.ndarray | None) -> float:
+    """Median of the `time_steps` of times `[N]`; 0.0 without a step.
 
     >>> median_step(np.array(["2024-01-01T00:00", "2024-01-01T00:01"], "datetime64[ns]"))
     60.0
     """
     if time is None or len(time) < 2:
         return 0.0
-    steps = np.diff(time)
-    if np.issubdtype(time.dtype, np.datetime64):
-        steps = steps / np.timedelta64(1, "s")
-    return float(np.median(steps))
+    return float(np.median(time_steps(time)))
 
 
 def seconds_per_row(time: np.ndarray | None) -> float:

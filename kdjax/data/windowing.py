@@ -92,6 +92,15 @@ def window_labels(
     return count >= min_anomalous_points
 
 
+def spread_evenly(count: int, most: int) -> np.ndarray:
+    """Numbers of `most` of `count` items, or of all, spread evenly, `[min(count, most)]`.
+
+    >>> spread_evenly(10, 4), spread_evenly(2, 4)
+    (array([0, 3, 6, 9]), array([0, 1]))
+    """
+    return np.linspace(0, count - 1, min(most, count)).astype(np.int64)
+
+
 def row_mean(point_scores: np.ndarray, starts: np.ndarray, rows: int) -> np.ndarray:
     """Mean score of each row over the windows that cover it, `[M, L], [M] -> [N]`.
 

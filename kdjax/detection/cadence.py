@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from kdjax.data.times import time_steps
 from kdjax.errors import DataError
 
 # Largest factor between a step and the one in training; jitter stays below it.
@@ -32,7 +33,7 @@ def other_rows(time: np.ndarray | None, step: float) -> np.ndarray:
     >>> other_rows(np.cumsum([60] * 30 + [1] * 40 + [60]), 60.0)[[0, -1]]
     array([58, 69])
     """
-    steps = np.empty(0) if not step or time is None else _steps(time)
+    steps = np.empty(0) if not step or time is None else time_steps(time)
     other = is_other(steps, step)
     if 2 * other.sum() < ENOUGH:  # No median can be another.
         return np.empty(0, np.int64)
@@ -69,7 +70,7 @@ a detector for this step, or resample the rows to the one in training.
     if not step or time is None or len(time) <= ENOUGH:
         return
     # Of two middle steps the smaller one, since their mean may never occur.
-    found = float(np.quantile(_steps(time), 0.5, method="lower"))
+    found = float(np.quantile(time_steps(time), 0.5, method="lower"))
     if not is_other(found, step):
         return
     dated = np.issubdtype(time.dtype, np.datetime64)
@@ -86,10 +87,3 @@ a detector for this step, or resample the rows to the one in training.
         f"training: {hint}train a detector for this step, or resample the rows to the one in "
         "training."
     )
-
-
-def _steps(time: np.ndarray) -> np.ndarray:
-    """Steps in seconds, or in the unit of the numbers."""
-    steps = np.diff(time)
-    dated = np.issubdtype(time.dtype, np.datetime64)
-    return np.asarray(steps / np.timedelta64(1, "s") if dated else steps)

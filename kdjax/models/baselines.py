@@ -24,6 +24,7 @@ from jax import Array
 from threadpoolctl import threadpool_limits
 
 from kdjax.data.scaler import along
+from kdjax.data.windowing import spread_evenly
 from kdjax.errors import ConfigError
 from kdjax.models.model import Model, Params
 
@@ -220,8 +221,8 @@ def fit_kmeans(
 
 def fit_memory(windows: np.ndarray, *, most: int = KEPT) -> dict[str, np.ndarray]:
     """Parameters of `memory`: scaled windows `[M, L, D]`, or `most` of them spread evenly."""
-    chosen = np.linspace(0, len(windows) - 1, min(most, len(windows)))
-    return {"windows": windows[chosen.astype(np.int64)].astype(np.float32)}
+    chosen = spread_evenly(len(windows), most)
+    return {"windows": windows[chosen].astype(np.float32)}
 
 
 class Baseline(NamedTuple):

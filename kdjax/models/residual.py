@@ -19,7 +19,7 @@ import numpy as np
 from jax import Array
 
 from kdjax.data.prepared import Prepared, fit_rows, windows_source
-from kdjax.data.windowing import has_missing
+from kdjax.data.windowing import has_missing, spread_evenly
 from kdjax.errors import ArtifactError
 from kdjax.models.autoencoder import Architecture, network
 from kdjax.models.baselines import BASELINES, baseline
@@ -129,8 +129,7 @@ def fit_baseline(kind: str, prepared: Prepared) -> ResidualModel:
     if found.fit_windows is None:
         return ResidualModel(kind, {})
     source = windows_source(prepared, "fit", stride=prepared.stride)
-    number = min(FIT_WINDOWS, source.windows)
-    places = np.linspace(0, source.windows - 1, number).astype(np.int64)
+    places = spread_evenly(source.windows, FIT_WINDOWS)
     windows = source.read(places)
     if has_missing(windows):
         windows = np.asarray(fill_missing(jnp.asarray(windows))[0])

@@ -13,6 +13,7 @@ import optax
 from jax import Array
 
 from kdjax.data.disturb import disturb_windows
+from kdjax.data.windowing import spread_evenly
 from kdjax.errors import DataError
 from kdjax.models.classifier import SHORTEST, in_ranges, init_network, logits_of
 from kdjax.models.model import Params
@@ -53,7 +54,7 @@ def fit_classifier(
             "windows hold values that are missing or not finite: fill them, or leave "
             "these windows out."
         )
-    chosen = np.linspace(0, len(windows) - 1, min(MOST, len(windows))).astype(np.int64)
+    chosen = spread_evenly(len(windows), MOST)
     low, high = windows.min(axis=(0, 1)), windows.max(axis=(0, 1))
     scale = np.where(high > low, high - low, 1)
     params: dict[str, Any] = {"low": low, "scale": scale}
