@@ -37,7 +37,8 @@ from kdjax.experiment.inputs import load_dataset
 from kdjax.experiment.pipeline import prepare_groups
 from kdjax.io.environment import describe_environment
 from kdjax.io.files import write_text
-from kdjax.models.residual import fit_baseline, join_models
+from kdjax.models.residual import join_models
+from kdjax.training.components import fit_baseline
 
 SHARES = (0.01, 0.02, 0.05, 0.1, 0.2)
 SHOWN = 0.1

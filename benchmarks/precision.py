@@ -49,9 +49,9 @@ from kdjax.models.residual import (
     ResidualModel,
     component,
     components_of,
-    fit_baseline,
     join_models,
 )
+from kdjax.training.components import fit_baseline
 
 FOLDERS = {"smap": "smap_msl", "msl": "smap_msl"}
 SCALERS = {"jumpstarter2": "minmax"}  # the others are published scaled

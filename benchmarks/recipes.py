@@ -28,7 +28,8 @@ from kdjax.evaluation.rows import ROLLING
 from kdjax.experiment.assemble import calibration_rules
 from kdjax.experiment.inputs import load_dataset
 from kdjax.experiment.pipeline import prepare_groups
-from kdjax.models.residual import fit_baseline, join_models
+from kdjax.models.residual import join_models
+from kdjax.training.components import fit_baseline
 
 PARTS = ("mahalanobis", "pca", "kmeans", "difference", "moving_average")
 MOST = 3

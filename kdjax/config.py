@@ -185,6 +185,10 @@ FIELDS: dict[str, tuple[Any, tuple[str, ...] | Range | None]] = {
     "student.hidden": ((16,), None),
     # Students use all their epochs, so that `student_alone` has the same budget.
     "student.epochs": (40, Range(1, _MILLION)),
+    # The kind `classifier`: its networks, every second of which does not see the level, and
+    # the steps of each.
+    "classifier.networks": (4, Range(1, 64)),
+    "classifier.steps": (1500, Range(1, _MILLION)),
     "train.batch_size": (32, Range(1, _MILLION)),
     "train.learning_rate": (3e-3, Range(0, closed=False)),
     "train.schedule": ("cosine", ("constant", "cosine")),
@@ -468,10 +472,15 @@ def _check_choices(settings: Settings) -> Iterator[str]:
                 f"{name}.components={kinds!r} must name one or more of "
                 f"{', '.join(known)}, each once"
             )
-        elif name == "student" and "autoencoder" not in kinds:
+        elif "classifier" in kinds and len(kinds) > 1:
             yield (
-                "student.components must name autoencoder: a student is a network that "
-                "learns"
+                f"{name}.components={kinds!r} joins a classifier, which gives scores, "
+                "with others, which leave residuals: name it alone"
+            )
+        elif name == "student" and not {"autoencoder", "classifier"} & set(kinds):
+            yield (
+                "student.components must name autoencoder, or classifier alone: a student "
+                "is a network that learns"
             )
 
 

@@ -72,10 +72,10 @@ from kdjax.experiment.assemble import (
 from kdjax.experiment.jobs import is_distilled
 from kdjax.experiment.pipeline import prepare_dataset
 from kdjax.experiment.recalibrate import recalibrated
-from kdjax.experiment.train import train_networks
+from kdjax.experiment.train import classifier_options, train_networks
 from kdjax.io.processes import check_not_forked
 from kdjax.models.baselines import BASELINES
-from kdjax.models.residual import fit_baseline
+from kdjax.training.components import fit_baseline
 from kdjax.training.targets import ScoreFunction
 
 __all__ = ["EXPECTED_FAILED_CHECKS", "KDDetector"]
@@ -129,7 +129,10 @@ _AT_ONCE = ("data.missing", "data.fill_limit")
 _TIME_TEXT = r"\d[-/.]\d+[-/.]\d|\d:\d\d|^\d{8}T\d"
 
 # Further fields that apply to rows in memory.
-_GROUPS = ("model", "teacher", "student", "train", "distill", "detection", "threshold")
+_GROUPS = (
+    "model", "teacher", "student", "classifier", "train", "distill", "detection",
+    "threshold",
+)  # fmt: skip
 _OF_DATA = (
     "calibration",
     "dense_below",
@@ -269,7 +272,7 @@ def _plain(value: Any) -> Any:
 
 
 class KDDetector(BaseEstimator):  # type: ignore[misc]
-    """A distilled detector of anomalies in the rows of a multivariate time series.
+    """A detector of anomalies in the rows of a multivariate time series.
 
     X is `[N, D]`: rows in time order, an array or a DataFrame. A `DatetimeIndex` or
     `PeriodIndex` is the rows' time, so that no window crosses a gap; other indices only
@@ -281,8 +284,9 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
     Args:
         window_size: L, rows of a window.
         stride: rows from one window to the next; with 1 a window ends at each row.
-        detector: the model that detects: `student`, `teacher`, or a baseline without a
-            network: `mahalanobis`, `pca`, `difference`, `moving_average`.
+        detector: the model that detects: `classifier`, small networks that know disturbed
+            windows from clean ones; `student` or `teacher` of distillation; or a baseline
+            without a network, such as `mahalanobis`, `pca`, `moving_average`, `memory`.
         teacher_hidden: widths of the teacher's encoder layers.
         student_hidden: widths of the student's.
         teacher_epochs: maximum epochs of the teacher, which stops early.
@@ -329,7 +333,7 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
         *,
         window_size: int = 100,
         stride: int = 10,
-        detector: str = "student",
+        detector: str = "classifier",
         teacher_hidden: Sequence[int] = (64, 64),
         student_hidden: Sequence[int] = (16,),
         teacher_epochs: int = 40,
@@ -900,7 +904,9 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
                 entities=(one._replace(scaler=scaler),), pooled_scaler=scaler
             )
         if name in BASELINES:
-            models = {name: fit_baseline(name, prepared)}
+            models = {
+                name: fit_baseline(name, prepared, **classifier_options(settings))
+            }
         else:
             with tempfile.TemporaryDirectory() as folder:
                 models = train_networks(

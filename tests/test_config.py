@@ -403,9 +403,13 @@ def test_no_parts_at_all_are_refused(name):
 def test_a_student_without_a_network_is_refused():
     said = problems(student__components=("kmeans", "difference"))
     assert said == (
-        "config: student.components must name autoencoder: a student is a network that "
-        "learns."
+        "config: student.components must name autoencoder, or classifier alone: a student "
+        "is a network that learns."
     )
+    assert resolved(student__components=("classifier",))
+    for role in ("teacher", "student"):
+        said = problems(**{f"{role}__components": (NETWORK, "classifier")})
+        assert "joins a classifier, which gives scores, with others, " in said
     assert resolved(teacher__components=("kmeans", "difference"))
 
 

@@ -48,6 +48,7 @@ FEW = {
     "settings": {"data.validation": 0.4, "data.calibration": 0.4},
 }
 TINY = {
+    "detector": "student",
     "window_size": 8,
     "stride": 2,
     "teacher_hidden": (4,),
@@ -960,7 +961,7 @@ def test_the_networks_are_those_asked_for(student):
     assert student.detector_.card["model"]["name"] == "student"
     settings = student.detector_.card["settings"]
     assert settings["train"]["batch_size"] == 31
-    teacher = KDDetector(**TINY, detector="teacher").fit(framed(waves(400)))
+    teacher = KDDetector(**TINY | {"detector": "teacher"}).fit(framed(waves(400)))
     assert teacher.teacher_ is teacher.detector_
     assert teacher.threshold_ == student.teacher_.thresholds[0].tau
 
@@ -1035,7 +1036,7 @@ kdjax.KDDetector
 assert state() == before, state()
 import numpy as np
 options = {"window_size": 8, "stride": 2, "false_alarm_rate": 0.1}
-options |= {"teacher_hidden": (2,), "student_hidden": (2,)}
+options |= {"detector": "student", "teacher_hidden": (2,), "student_hidden": (2,)}
 options |= {"teacher_epochs": 1, "student_epochs": 1}
 rows = np.random.default_rng(0).normal(size=(300, 2))
 kdjax.KDDetector(**options).fit(rows).predict(rows)

@@ -19,7 +19,8 @@ from kdjax.experiment.jobs import job_targets, make_training_data, student_job
 from kdjax.experiment.pipeline import count_networks, prepare_dataset, run
 from kdjax.experiment.sweeps.design import make_design
 from kdjax.experiment.sweeps.sweep import run_sweep
-from kdjax.models.residual import FIT_WINDOWS, component, fit_baseline, fit_components
+from kdjax.models.residual import component
+from kdjax.training.components import FIT_WINDOWS, fit_baseline, fit_components
 
 pytestmark = pytest.mark.slow
 

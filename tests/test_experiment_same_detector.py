@@ -49,7 +49,9 @@ def frame():
 @pytest.fixture(scope="module")
 def detectors(frame, tmp_path_factory):
     """Student and teacher of a `KDDetector`, and those of `run` on the same file."""
-    estimator = KDDetector(**PARAMETERS, settings=FURTHER).fit(frame)
+    estimator = KDDetector(detector="student", **PARAMETERS, settings=FURTHER).fit(
+        frame
+    )
     folder = tmp_path_factory.mktemp("same")
     frame.to_csv(folder / "X.csv", float_format="%.17g")
     changes = {FIELDS[name]: value for name, value in PARAMETERS.items()} | FURTHER

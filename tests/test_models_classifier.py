@@ -7,7 +7,11 @@ from sklearn.metrics import roc_auc_score
 
 import kdjax
 from kdjax.data.disturb import KINDS, Stretch, disturbed
-from kdjax.models.classifier import SHORTEST
+from kdjax.models.classifier import (
+    classifier_contributions,
+    classifier_points,
+    count_numbers,
+)
 
 PART = Stretch(
     values=np.array([[1.0, 10], [2, 30], [4, 20], [7, 40]]),
@@ -81,22 +85,25 @@ def params(rows):
     return kdjax.fit_classifier(windows, networks=2, steps=200)
 
 
-def numpy_scores(params, windows):
+def numpy_values(params, windows):
+    return np.clip((np.float64(windows) - params["low"]) / params["scale"], -4, 5)
+
+
+def numpy_scores(params, values, dilation=4):
     """The definition, window by window, row by row, in float64."""
     params = jax.tree.map(np.float64, params)
     scores = []
-    for window in np.float64(windows):
-        values = np.clip((window - params["low"]) / params["scale"], -4, 5)
+    for window in values:
         found = []
         for place, level in enumerate(params["level"]):
             own = {name: leaf[place] for name, leaf in params["networks"].items()}
-            layer, pooled = 2 * (values - (values.mean(axis=0) if level else 0.5)), []
-            for name, dilation in (("first", 1), ("second", 4)):
+            layer, pooled = 2 * (window - (window.mean(axis=0) if level else 0.5)), []
+            for name, apart in (("first", 1), ("second", dilation)):
                 kernel = own[name]
                 layer = np.array(
                     [
-                        sum(layer[t + k * dilation] @ kernel[k] for k in range(5))
-                        for t in range(len(layer) - 4 * dilation)
+                        sum(layer[t + k * apart] @ kernel[k] for k in range(5))
+                        for t in range(len(layer) - 4 * apart)
                     ]
                 )
                 layer = np.maximum(layer + own[f"{name}_bias"], 0)
@@ -113,7 +120,46 @@ def test_scores_are_the_mean_negative_log_probability_of_a_normal_window(rows, p
     windows = np.asarray(kdjax.windows(rows[1000:], length=32, stride=60)).copy()
     windows[3:, 10:20] += 0.3
     found = jax.jit(kdjax.classifier_scores)(params, windows)
-    np.testing.assert_allclose(found, numpy_scores(params, windows), rtol=2e-3)
+    wanted = numpy_scores(params, numpy_values(params, windows))
+    np.testing.assert_allclose(found, wanted, rtol=2e-3)
+    points = classifier_points(params, windows)
+    np.testing.assert_allclose(points, np.tile(found[:, None], 32), rtol=1e-6)
+    # 8 and 6 ranges above the lowest, beyond 5: squares of 3 and 1 in row 4.
+    windows[0, 4, :2] = (params["low"] + params["scale"] * [8, 6, 0])[:2]
+    points = classifier_points(params, windows)[0]
+    np.testing.assert_allclose(points[4] - points[5], 9 + 1, rtol=1e-3)
+    parts = classifier_contributions(params, windows)[0]
+    np.testing.assert_allclose(parts[4] - parts[5], [9, 1, 0], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(("length", "dilation"), [(9, 1), (16, 2), (20, 3), (21, 4)])
+def test_short_windows_have_a_smaller_dilation(rows, params, length, dilation):
+    windows = np.asarray(kdjax.windows(rows, length=length, stride=400))
+    wanted = numpy_scores(params, numpy_values(params, windows), dilation)
+    found = kdjax.classifier_scores(params, windows)
+    np.testing.assert_allclose(found, wanted, rtol=2e-3)
+
+
+def test_contributions_are_what_a_channel_drawn_to_its_mean_takes_away(rows, params):
+    windows = np.asarray(kdjax.windows(rows[1000:], length=32, stride=60)).copy()
+    windows[3:, 10:20, 1] += 25
+    parts = classifier_contributions(params, windows)
+    found = parts[:, 0]
+    np.testing.assert_allclose(parts, np.tile(found[:, None], (32, 1)), rtol=1e-5)
+    values = numpy_values(params, windows)
+    whole, falls = numpy_scores(params, values), np.zeros((len(windows), 3))
+    for channel in range(3):
+        drawn = values.copy()
+        drawn[..., channel] += 0.25 * (params["mean"][channel] - drawn[..., channel])
+        falls[:, channel] = np.maximum(whole - numpy_scores(params, drawn), 0)
+    falls += 0.01 * whole[:, None]
+    wanted = whole[:, None] * falls / falls.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(found, wanted, rtol=2e-2, atol=1e-3)
+    np.testing.assert_allclose(found.sum(axis=1), whole, rtol=2e-3)
+    assert (np.argmax(found[3:], axis=1) == 1).all()
+    means = kdjax.windows(rows[:1000], length=32, stride=2).mean(axis=(0, 1))
+    middle = params["low"] + params["scale"] * params["mean"]
+    np.testing.assert_allclose(middle, means, rtol=1e-3, atol=1e-3)
 
 
 def test_faults_that_it_never_saw_score_above_normal_windows(rows, params):
@@ -139,16 +185,16 @@ def test_units_of_channels_do_not_matter(rows, params):
 
 
 def test_few_rows_and_constant_channels():
-    flat = np.ones((30, 21, 2), np.float32)
+    flat = np.ones((30, 9, 2), np.float32)
     params = kdjax.fit_classifier(flat, networks=2, steps=5)
     assert np.isfinite(kdjax.classifier_scores(params, flat[:2])).all()
-    with pytest.raises(kdjax.DataError, match="20 rows: .* needs windows of 21 rows"):
-        kdjax.fit_classifier(flat[:, :20])
+    with pytest.raises(kdjax.DataError, match="8 rows: .* needs windows of 9 rows"):
+        kdjax.fit_classifier(flat[:, :8])
     flat[3, 4, 1] = np.nan
     with pytest.raises(kdjax.DataError, match="missing or not finite: fill them"):
         kdjax.fit_classifier(flat)
     wide = kdjax.fit_classifier(np.ones((5, 21, 41), np.float32), networks=1, steps=1)
-    # 41·5·8 + 8, 8·5·16 + 16, 48·16 + 16, 16 + 1, two limits and the view.
+    # 41·5·8 + 8, 8·5·16 + 16, 48·16 + 16, 16 + 1, two limits, a mean and the view.
     numbers = sum(np.size(leaf) for leaf in jax.tree.leaves(wide))
-    assert numbers == 1648 + 656 + 784 + 17 + 2 * 41 + 1
-    assert SHORTEST == 21
+    assert numbers == 1648 + 656 + 784 + 17 + 3 * 41 + 1 == count_numbers(41, 1)
+    assert count_numbers(41) == 4 * (numbers - 3 * 41) + 3 * 41

@@ -51,6 +51,7 @@ from kdjax.detection.thresholds import (
 )
 from kdjax.experiment.assemble import calibration_rules
 from kdjax.models.autoencoder import Architecture, network
+from kdjax.models.classifier import init_network
 from kdjax.models.residual import ResidualModel, join_models, residual_names
 from kdjax.training.sharding import batch_mesh
 
@@ -81,12 +82,26 @@ def net(seed=0):
     return ResidualModel("autoencoder", jax.tree.map(np.asarray, params), ARCH)
 
 
+def classifier():
+    rng = np.random.default_rng(0)
+    networks = [init_network(rng, D) for _ in range(2)]
+    params = {
+        "low": np.full(D, -3, np.float32),
+        "scale": np.full(D, 6, np.float32),
+        "mean": np.full(D, 0.5, np.float32),
+        "level": np.float32([0, 1]),
+        "networks": jax.tree.map(lambda *own: np.stack(own), *networks),
+    }
+    return ResidualModel("classifier", params)
+
+
 NETWORK = "autoencoder+difference"
 MODELS = {
     "mahalanobis": ResidualModel("mahalanobis", {}),
     "moving_average": ResidualModel("moving_average", {}),
     "autoencoder": net(),
     NETWORK: join_models([net(), ResidualModel("difference", {})]),
+    "classifier": classifier(),
 }
 
 
@@ -112,7 +127,9 @@ def detector_of(kind, entities=("a",)):
     )  # fmt: skip
 
 
-each_kind = pytest.mark.parametrize("kind", ["mahalanobis", "moving_average", NETWORK])
+each_kind = pytest.mark.parametrize(
+    "kind", ["mahalanobis", "moving_average", NETWORK, "classifier"]
+)
 
 
 def close(got, wanted, tolerance=ROUNDING):

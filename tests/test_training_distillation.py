@@ -24,8 +24,9 @@ from kdjax.experiment.jobs import (
 from kdjax.experiment.pipeline import prepare_dataset
 from kdjax.experiment.train import train_networks
 from kdjax.models.autoencoder import Architecture, network
-from kdjax.models.residual import ResidualModel, fit_components
+from kdjax.models.residual import ResidualModel
 from kdjax.training.batching import WindowDataset
+from kdjax.training.components import fit_components
 from kdjax.training.targets import (
     compute_targets,
     leading_components,

@@ -72,6 +72,8 @@ def attribution_matrix(gaussian: Gaussian, *, method: str) -> np.ndarray:
     """
     check_attribution(method)
     whiten = np.asarray(gaussian.whiten, np.float64)
+    if not whiten.size:  # a model that gives scores itself
+        return gaussian.whiten
     matrix: np.ndarray = _matrix(whiten, method, np, scipy.linalg.polar)
     return matrix.astype(np.float32)
 

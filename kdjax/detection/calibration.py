@@ -243,11 +243,15 @@ def _residuals(job: _Job, view: _View, *, shared: bool) -> Iterator[np.ndarray]:
 
 def _moments(job: _Job, view: _View) -> Moments:
     """Moments of the residuals, over the batches of all processes."""
+    if not job.residuals:
+        return Moments(0, np.zeros(0), np.zeros((0, 0)))
     pieces = map(moments_of, _residuals(job, view, shared=True))
     return merge_shares(pieces, width=len(job.residuals))
 
 
 def _gaussian(job: _Job, views: Sequence[_View], moments: Moments) -> Gaussian:
+    if not job.residuals:
+        return Gaussian(np.zeros(0, np.float32), np.zeros((0, 0), np.float32))
     if not moments.n:
         absent = sum(
             np.isnan(view.rows[start : start + job.prepared.window]).sum(axis=0)

@@ -26,8 +26,14 @@ from kdjax.detection.thresholds import Threshold
 from kdjax.errors import DataError
 from kdjax.io.processes import check_not_forked
 from kdjax.models.autoencoder import Architecture
+from kdjax.models.baselines import BASELINES
 from kdjax.models.model import Params, fill_missing
-from kdjax.models.residual import ResidualModel, components_of, residual_function
+from kdjax.models.residual import (
+    ResidualModel,
+    components_of,
+    gives_scores,
+    residual_function,
+)
 from kdjax.training.batching import WindowFunction, map_windows
 
 POOLED = "pooled"
@@ -273,6 +279,8 @@ def point_scorer(
     `((params, gaussian, attribution), windows) -> Explained`. `missing` says whether
     windows may have NaN cells, which takes longer.
     """
+    if gives_scores(kind):
+        return _own_scorer(kind, missing)
     residuals = _observed_residuals(kind, architecture, missing)
 
     def scores(common: Any, windows: Array) -> Any:
@@ -287,6 +295,24 @@ def point_scorer(
         points = scores_of(gaussian, distance, observed)
         # They become numpy arrays in `map_windows`.
         return Explained(points, parts)  # type: ignore[arg-type]
+
+    return scores
+
+
+def _own_scorer(kind: str, missing: bool) -> WindowFunction:
+    """`point_scorer` of a kind that gives scores itself."""
+    own, contributions = BASELINES[kind].scores, BASELINES[kind].contributions
+    assert own is not None and contributions is not None
+
+    def scores(common: Any, windows: Array) -> Any:
+        params, _, *attribution = common
+        filled, observed = fill_missing(windows) if missing else (windows, None)
+        points = own(params, filled)
+        if observed is not None:
+            points = jnp.where(observed.any(axis=-1), points, jnp.nan)
+        if not attribution:
+            return points
+        return Explained(points, contributions(params, filled))  # type: ignore[arg-type]
 
     return scores
 

@@ -27,7 +27,13 @@ from kdjax.evaluation.rows import PREVIOUS
 from kdjax.experiment.assemble import calibration_rules, data_digests
 from kdjax.experiment.inputs import load_dataset
 from kdjax.experiment.jobs import architecture
-from kdjax.experiment.train import ALL, PER_ENTITY, split_groups, train_groups
+from kdjax.experiment.train import (
+    ALL,
+    PER_ENTITY,
+    classifier_options,
+    split_groups,
+    train_groups,
+)
 from kdjax.experiment.warm_start import (
     WarmStart,
     load_warm_start,
@@ -45,8 +51,10 @@ from kdjax.experiment.write import write_run
 from kdjax.models import residual
 from kdjax.models.autoencoder import count_parameters
 from kdjax.models.baselines import BASELINES
+from kdjax.models.classifier import count_numbers
 from kdjax.models.residual import NETWORK, ResidualModel
 from kdjax.training import hosts
+from kdjax.training.components import fit_baseline
 from kdjax.training.sharding import training_mesh
 
 Settings = Mapping[str, Any]
@@ -225,6 +233,8 @@ def count_networks(settings: Settings) -> dict[str, int]:
     def count(name: str, kind: str) -> int:
         if kind == NETWORK:
             return count_parameters(architecture(settings, name, width=channels))
+        if kind == "classifier":
+            return count_numbers(channels, settings["classifier"]["networks"])
         return BASELINES[kind].most(data["window"], channels)
 
     return {
@@ -262,7 +272,9 @@ def _evaluate(
     }
     models = dict(networks)
     for name in settings["baselines"]:
-        models[name] = fitted.get(name) or residual.fit_baseline(name, prepared)
+        models[name] = fitted.get(name) or fit_baseline(
+            name, prepared, **classifier_options(settings)
+        )
     ready = {}
     if warm_start:
         models[PREVIOUS] = warm_start.detector.model

@@ -28,6 +28,7 @@ from kdjax.experiment.populations import train_all
 from kdjax.models import residual
 from kdjax.models.model import Params
 from kdjax.models.residual import NETWORK, ResidualModel
+from kdjax.training.components import Fits, fit_components
 from kdjax.training.loop import Fitted
 from kdjax.training.targets import ScoreFunction
 
@@ -64,7 +65,7 @@ class Group(NamedTuple):
     name: str
     prepared: Prepared
     data: TrainingData
-    fits: residual.Fits
+    fits: Fits
 
 
 class Task(NamedTuple):
@@ -149,7 +150,18 @@ def make_model(task: Task, role: str, fitted: Fitted | None) -> ResidualModel:
         shape = jobs.architecture(task.settings, role, width=width)
         network = ResidualModel(NETWORK, fitted.params, shape)
     components = task.settings[role]["components"]
-    return residual.fit_components(components, group.prepared, network, fits=group.fits)
+    return fit_components(
+        components,
+        group.prepared,
+        network,
+        fits=group.fits,
+        **classifier_options(task.settings),
+    )
+
+
+def classifier_options(settings: Settings) -> dict[str, int]:
+    """Options of `fit_classifier`."""
+    return {**settings["classifier"], "seed": settings["seed"]}
 
 
 def train_networks(
@@ -185,7 +197,7 @@ def train_groups(
     for group in make_groups(prepared, settings["data"]):
         for name in (name for name in NETWORKS if name in names):
             task = Task(settings, group, teacher=None, student=None)
-            if name != TEACHER:
+            if name != TEACHER and jobs.has_network(settings, STUDENT):
                 task = task._replace(student=group_name(name, group.name))
             if name == STUDENT:
                 task = task._replace(scorers=tuple(scorers), weights=tuple(weights))

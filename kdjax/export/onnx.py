@@ -13,6 +13,7 @@ i, f, g, o, and two biases, of which the input's stays 0 here. Arrays are time-m
 inside the network.
 """
 
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
+from kdjax.data.disturb import HIGHEST, LOWEST
 from kdjax.detection.attribution import attribution_matrix
 from kdjax.detection.detector import Detector, gaussian_of, scaler_of
 from kdjax.detection.gaussian import Gaussian
@@ -29,8 +31,14 @@ from kdjax.errors import ConfigError
 from kdjax.export.container import SEAL, metadata_of, sealed
 from kdjax.models.autoencoder import Architecture
 from kdjax.models.baselines import MOVING_AVERAGE_ROWS, NEIGHBOURS
+from kdjax.models.classifier import DRAWN, FAINT, dilation_of
 from kdjax.models.model import Params
-from kdjax.models.residual import ResidualModel, component, components_of
+from kdjax.models.residual import (
+    ResidualModel,
+    component,
+    components_of,
+    gives_scores,
+)
 
 try:
     import onnx
@@ -76,10 +84,10 @@ def onnx_file(detector: Detector, index: int, *, quantize: str = "none") -> byte
     """
     kinds, shape = components_of(detector.model.kind), detector.model.architecture
     for kind in kinds:
-        if kind not in _ERRORS:
+        if kind not in _KINDS:
             raise ConfigError(
                 f"a detector of kind {kind!r} has no ONNX form: export a detector of one "
-                f"of the kinds {', '.join(_ERRORS)}."
+                f"of the kinds {', '.join(_KINDS)}."
             )
     if quantize != "none" and shape is None:
         raise ConfigError(
@@ -102,16 +110,22 @@ def onnx_file(detector: Detector, index: int, *, quantize: str = "none") -> byte
         lambda inner: [add(inner, "Identity", scaled)],
         outputs=1,
     )
-    errors, *more = [
-        _ERRORS[kind](graph, component(detector.model, kind), filled) for kind in kinds
-    ]
-    if more:
-        errors = add(graph, "Concat", errors, *more, axis=2)
+    if gives_scores(detector.model.kind):
+        found = _classifier(graph, detector, filled)
+        scores = functools.partial(_own_scores, detector, *found)
+    else:
+        errors, *more = [
+            _ERRORS[kind](graph, component(detector.model, kind), filled)
+            for kind in kinds
+        ]
+        if more:
+            errors = add(graph, "Concat", errors, *more, axis=2)
+        scores = functools.partial(_gaussian_scores, detector, index, errors)
     _either(
         graph,
         missing,
-        lambda inner: _scores(inner, detector, index, errors, holes=scaled),
-        lambda inner: _scores(inner, detector, index, errors, holes=None),
+        lambda inner: scores(inner, holes=scaled),
+        lambda inner: scores(inner, holes=None),
         outputs=("point_score", "window_score", "contribution"),
     )
     # τ has 64 bits.
@@ -218,13 +232,90 @@ _ERRORS: dict[str, Callable[[Graph, ResidualModel, str], str]] = {
     "moving_average": _moving_average,
     "pca": _pca,
 }
+_KINDS = (*_ERRORS, "classifier")
+
+
+# The classifier, see `kdjax.models.classifier`.
+
+
+def _classifier(graph: Graph, detector: Detector, windows: str) -> tuple[str, str]:
+    """Point scores `[B, L]` and contributions `[B, L, D]`."""
+    params, width = detector.model.params, len(detector.channels)
+    ranges = add(graph, "Sub", windows, params["low"])
+    ranges = add(graph, "Div", ranges, params["scale"])
+    values = add(graph, "Clip", ranges, np.float32(LOWEST), np.float32(HIGHEST))
+    excess = add(graph, "Sub", ranges, values)
+    excess = add(graph, "Mul", excess, excess)
+    options = {"length": detector.window}
+    whole = _classify(graph, params, values, **options)
+    distance = add(graph, "Sub", params["mean"], values)
+    drawn = add(graph, "Add", values, add(graph, "Mul", distance, np.float32(DRAWN)))
+    # A round for each channel, drawn to its mean.
+    body = graph._replace(nodes=[])
+    chosen = add(body, "Equal", np.arange(width, dtype=np.int64), "round")
+    lower = _classify(
+        body, params, add(body, "Where", chosen, drawn, values), **options
+    )
+    rounds = np.int64(width)
+    lower = add(graph, "Loop", rounds, "", body=_loop_body(body, (), (lower,)))
+    lower = add(graph, "Transpose", add(graph, "Squeeze", lower, [2]), perm=[1, 0])
+    falls = add(graph, "Relu", add(graph, "Sub", whole, lower))
+    falls = add(graph, "Add", falls, add(graph, "Mul", whole, np.float32(FAINT)))
+    total = add(graph, "ReduceSum", falls, [1])
+    some = add(graph, "Greater", total, _ZERO)
+    total = add(graph, "Where", some, total, np.float32(1))
+    parts = add(graph, "Div", add(graph, "Mul", whole, falls), total)
+    parts = add(graph, "Add", add(graph, "Unsqueeze", parts, [1]), excess)
+    points = add(graph, "ReduceSum", excess, [2], keepdims=0)
+    return add(graph, "Add", points, whole), parts
+
+
+def _classify(graph: Graph, params: Params, values: str, *, length: int) -> str:
+    """Mean −log p of a normal window over the networks: `[B, L, D]` to `[B, 1]`."""
+    series = add(graph, "Transpose", values, perm=[0, 2, 1])
+    found = []
+    for place, level in enumerate(np.asarray(params["level"])):
+        own = {}
+        for name, leaf in params["networks"].items():
+            leaf = np.asarray(leaf)[place]
+            own[name] = f"{name}_{place}"
+            # Kernels [W, I, O] as [O, I, W].
+            graph.weights[own[name]] = leaf.T if leaf.ndim == 3 else leaf
+        middle = (
+            np.float32(0.5)
+            if level == 0
+            else add(graph, "ReduceMean", series, axes=[2])
+        )
+        layer = add(graph, "Sub", series, middle)
+        layer, pooled = add(graph, "Add", layer, layer), []
+        for name, dilation in ("first", 1), ("second", dilation_of(length)):
+            kernel = own[name], own[f"{name}_bias"]
+            layer = add(graph, "Conv", layer, *kernel, dilations=[dilation])
+            layer = add(graph, "Relu", layer)
+            for pool in ("ReduceMean", "ReduceMax"):
+                pooled.append(add(graph, pool, layer, axes=[2], keepdims=0))
+        hidden = add(graph, "Concat", *pooled, axis=1)
+        hidden = add(graph, "Gemm", hidden, own["dense"], own["dense_bias"])
+        logit = add(
+            graph, "Gemm", add(graph, "Relu", hidden), own["head"], own["head_bias"]
+        )
+        found.append(add(graph, "Softplus", logit))
+    return add(graph, "Mean", *found)
+
+
+def _own_scores(
+    detector: Detector, points: str, parts: str, graph: Graph, *, holes: str | None
+) -> list[str]:
+    """Point scores, window scores and contributions of a kind that gives scores."""
+    points, parts = (add(graph, "Identity", name) for name in (points, parts))
+    return [*_of_windows(graph, detector, points, holes), parts]
 
 
 # Scores, see `kdjax.detection.scores`.
 
 
-def _scores(
-    graph: Graph, detector: Detector, index: int, errors: str, *, holes: str | None
+def _gaussian_scores(
+    detector: Detector, index: int, errors: str, graph: Graph, *, holes: str | None
 ) -> list[str]:
     """Point scores, window scores and contributions of errors `[B, L, F]`.
 
@@ -245,7 +336,22 @@ def _scores(
     whitened = add(graph, "MatMul", deviations, "whiten")
     points = add(graph, "ReduceSumSquare", whitened, axes=[2], keepdims=0)
     # NaN here is an overflow.
-    known = points = _without_nan(graph, points, _INFINITY)
+    points = _without_nan(graph, points, _INFINITY)
+    points, least = _of_windows(graph, detector, points, holes)
+    parts = add(graph, "MatMul", deviations, "blame")
+    parts = add(graph, "Mul", parts, parts)
+    if copies > 1:
+        # A channel's contribution is the sum over its errors.
+        parts = add(graph, "Reshape", parts, [0, 0, copies, -1])
+        parts = add(graph, "ReduceSum", parts, [2], keepdims=0)
+    return [points, least, _without_nan(graph, parts, _INFINITY)]
+
+
+def _of_windows(
+    graph: Graph, detector: Detector, points: str, holes: str | None
+) -> tuple[str, str]:
+    """Point scores, NaN in rows without a value, and window scores."""
+    known = points
     if holes:
         # NaN in rows without a value.
         gone = add(graph, "Cast", add(graph, "IsNaN", holes), to=FLOAT)
@@ -260,13 +366,7 @@ def _scores(
     if holes:
         too_few = add(graph, "Equal", least, -_INFINITY)
         least = add(graph, "Where", too_few, _NAN, least)
-    parts = add(graph, "MatMul", deviations, "blame")
-    parts = add(graph, "Mul", parts, parts)
-    if copies > 1:
-        # A channel's contribution is the sum over its errors.
-        parts = add(graph, "Reshape", parts, [0, 0, copies, -1])
-        parts = add(graph, "ReduceSum", parts, [2], keepdims=0)
-    return [points, least, _without_nan(graph, parts, _INFINITY)]
+    return points, least
 
 
 def _without_nan(graph: Graph, values: str, instead: np.float32) -> str:

@@ -6,6 +6,7 @@
     pca             |x − its projection on the leading components of the fit rows|
     kmeans          |x − the nearest of the fit windows' cluster centres|
     memory          |x − the mean of the 3 nearest fit windows|
+    classifier      no residuals but scores, see `kdjax.models.classifier`
     random          uniform noise drawn from a hash of the window
 
 A new baseline is an entry of `BASELINES`; `config.BASELINES` lists those that a run has
@@ -26,6 +27,7 @@ from threadpoolctl import threadpool_limits
 from kdjax.data.scaler import along
 from kdjax.data.windowing import spread_evenly
 from kdjax.errors import ConfigError
+from kdjax.models.classifier import classifier_contributions, classifier_points
 from kdjax.models.model import Model, Params
 
 MOVING_AVERAGE_ROWS = 60
@@ -226,7 +228,7 @@ def fit_memory(windows: np.ndarray, *, most: int = KEPT) -> dict[str, np.ndarray
 
 
 class Baseline(NamedTuple):
-    """A baseline; functions are `(params, windows) -> [B, L, D]`."""
+    """A baseline; functions are `(params, windows) -> [B, L, D]`, but for `scores`."""
 
     # What a student can be distilled from; None where there is no such thing.
     reconstruct: Callable[[Params, Array], Array] | None
@@ -236,9 +238,15 @@ class Baseline(NamedTuple):
     fit_windows: Callable[[np.ndarray], Params] | None = None
     # The most numbers that it can have, for windows [L, D].
     most: Callable[[int, int], int] = lambda length, width: 0
+    # Scores `[B, L]` of one that needs no Gaussian, and the channels' shares `[B, L, D]`.
+    scores: Callable[[Params, Array], Array] | None = None
+    contributions: Callable[[Params, Array], Array] | None = None
 
 
 BASELINES = {
+    "classifier": Baseline(
+        None, scores=classifier_points, contributions=classifier_contributions
+    ),
     "difference": Baseline(row_before, difference),
     "kmeans": Baseline(
         nearest_centre,
@@ -282,6 +290,11 @@ def baseline(name: str) -> Model:
             f"baseline {name!r} is unknown: use one of {', '.join(BASELINES)}."
         )
     found = BASELINES[name]
+    if found.scores is not None:
+        raise ConfigError(
+            f"baseline {name!r} gives scores, no residuals: use fit_classifier and "
+            "classifier_scores."
+        )
 
     def init(key: Array, windows: Any) -> Params:
         fit_x = np.asarray(windows)

@@ -5,7 +5,7 @@ of a normal window. Half of the networks see the values, the other half the valu
 their mean over the window, which drifts of level don't touch.
 
     x [L, D] → a: 16 channels (8 where D > 40), width 5, ReLU
-             → b: 16 channels, width 5, dilation 4, ReLU
+             → b: 16 channels, width 5, dilation 4 (less in windows under 21 rows), ReLU
              → mean and maximum over time of a and of b → 16 units, ReLU → 1
 """
 
@@ -20,8 +20,13 @@ from jax import Array
 from kdjax.data.disturb import HIGHEST, LOWEST
 from kdjax.models.model import Params
 
-_WIDTH, _DILATION, _UNITS = 5, 4, 16
-SHORTEST = (_WIDTH - 1) * (1 + _DILATION) + 1  # rows that both convolutions need
+NETWORKS = 4  # by default
+_WIDTH, _UNITS = 5, 16
+SHORTEST = 2 * (_WIDTH - 1) + 1  # rows that both convolutions need
+# How far a channel is drawn to its training mean to see what it contributes. Of 1, ½, ¼ and
+# 0.1 the best on two machines of SMD (benchmarks/tsbad/series.csv, list `choose`).
+DRAWN = 0.25
+FAINT = 0.01  # share of the score that each channel has beside, far above rounding
 
 
 def classifier_scores(params: Params, windows: Array) -> Array:
@@ -37,12 +42,58 @@ def classifier_scores(params: Params, windows: Array) -> Array:
     >>> classifier_scores(params, np.zeros((3, 24, 2), np.float32)).shape
     (3,)
     """
-    values = in_ranges(params, jnp.asarray(windows))
+    return _scores(params, in_ranges(params, jnp.asarray(windows)))
+
+
+def _scores(params: Params, values: Array) -> Array:
     networks = jax.tree.map(jnp.asarray, params["networks"])
     logits = jax.vmap(logits_of, (0, 0, None))(
         networks, jnp.asarray(params["level"]), values
     )
     return jnp.mean(jax.nn.softplus(logits), axis=0)
+
+
+def classifier_points(params: Params, windows: Array) -> Array:
+    """Scores of the rows, `[B, L, D] -> [B, L]`: that of the window and the row's excess.
+
+    The excess is the sum of the squares by which values leave what the networks see, 4
+    ranges below or above those of training, so that no value is too large to alarm.
+    """
+    scores = classifier_scores(params, windows)
+    return scores[:, None] + _excess(params, windows).sum(axis=-1)
+
+
+def _excess(params: Params, windows: Array) -> Array:
+    ranges = (windows - params["low"]) / params["scale"]
+    return jnp.square(ranges - jnp.clip(ranges, LOWEST, HIGHEST))
+
+
+def classifier_contributions(params: Params, windows: Array) -> Array:
+    """Shares of the channels in the scores of the rows, `[B, L, D] -> [B, L, D]`.
+
+    By how much the window's score falls when a channel is drawn a quarter of the way to its
+    mean in training, and a hundredth of the score, so that all are alike where it falls for
+    none; and the channel's excess in the row. They sum to the row's score.
+    """
+    values = in_ranges(params, jnp.asarray(windows))
+    whole = _scores(params, values)
+    drawn = values + DRAWN * (jnp.asarray(params["mean"]) - values)
+    channels = jnp.arange(values.shape[-1])
+
+    def without(channel: Array) -> Array:
+        return _scores(params, jnp.where(channels == channel, drawn, values))
+
+    lower = jax.lax.map(without, channels).T
+    whole = whole[:, None]
+    falls = jnp.maximum(whole - lower, 0) + FAINT * whole
+    total = falls.sum(axis=1, keepdims=True)
+    shares = whole * falls / jnp.where(total > 0, total, 1.0)
+    return shares[:, None] + _excess(params, windows)
+
+
+def dilation_of(length: int) -> int:
+    """The second convolution's in windows of so many rows: 4 from 21 rows on."""
+    return min(4, (length - _WIDTH) // (_WIDTH - 1))
 
 
 def in_ranges(params: Mapping[str, Any], windows: Any) -> Array:
@@ -68,7 +119,8 @@ def logits_of(params: Params, level: Array, values: Array) -> Array:
         _convolve(2 * (values - middle), params["first"], 1) + params["first_bias"]
     )
     second = jax.nn.relu(
-        _convolve(first, params["second"], _DILATION) + params["second_bias"]
+        _convolve(first, params["second"], dilation_of(values.shape[1]))
+        + params["second_bias"]
     )
     pooled = [
         pool(part, axis=1) for part in (first, second) for pool in (jnp.mean, jnp.max)
@@ -95,3 +147,10 @@ def init_network(rng: np.random.Generator, width: int) -> dict[str, np.ndarray]:
         params[name] = kernel.astype(np.float32)
         params[f"{name}_bias"] = np.zeros(shape[-1], np.float32)
     return params
+
+
+def count_numbers(width: int, networks: int = NETWORKS) -> int:
+    """How many numbers a classifier of D = `width` channels has."""
+    one = init_network(np.random.default_rng(0), width)
+    leaves: int = sum(map(np.size, one.values()))
+    return networks * (leaves + 1) + 3 * width

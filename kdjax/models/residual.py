@@ -7,6 +7,7 @@ ensemble of both such as
     kmeans+difference+moving_average
 
 whose residuals stand side by side, F = D · (number of components), under one Gaussian.
+A kind that gives scores itself, such as `classifier`, has none: F = 0.
 """
 
 import functools
@@ -18,18 +19,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from kdjax.data.prepared import Prepared, fit_rows, windows_source
-from kdjax.data.windowing import has_missing, spread_evenly
 from kdjax.errors import ArtifactError
 from kdjax.models.autoencoder import Architecture, network
 from kdjax.models.baselines import BASELINES, baseline
-from kdjax.models.model import Params, fill_missing, residuals
+from kdjax.models.model import Params, residuals
 
 NETWORK = "autoencoder"
 JOINT = "+"
-
-# Fit windows of a baseline that is fitted on windows, spread evenly over all.
-FIT_WINDOWS = 2000
 
 ResidualFunction = Callable[[Params, Array], Array]
 
@@ -47,10 +43,6 @@ class ResidualModel(NamedTuple):
     def parameters(self) -> int:
         """How many numbers were fitted."""
         return sum(np.size(leaf) for leaf in jax.tree.leaves(self.params))
-
-
-# Baselines already fitted to a data set, by kind.
-Fits = dict[str, ResidualModel]
 
 
 def components_of(kind: str) -> tuple[str, ...]:
@@ -82,6 +74,11 @@ def component(model: ResidualModel, kind: str) -> ResidualModel:
     return ResidualModel(kind, model.params.get(kind, {}), shape)
 
 
+def gives_scores(kind: str) -> bool:
+    """Whether a kind gives scores itself, without residuals and a Gaussian."""
+    return kind in BASELINES and BASELINES[kind].scores is not None
+
+
 def residual_names(kind: str, channels: Sequence[str]) -> tuple[str, ...]:
     """Names of the F residuals of a kind, for messages.
 
@@ -89,6 +86,8 @@ def residual_names(kind: str, channels: Sequence[str]) -> tuple[str, ...]:
     (('cpu',), ('pca of cpu', 'difference of cpu'))
     """
     kinds = components_of(kind)
+    if gives_scores(kind):
+        return ()
     if len(kinds) == 1:
         return tuple(channels)
     return tuple(f"{name} of {channel}" for name in kinds for channel in channels)
@@ -119,36 +118,3 @@ def residual_function(
             "kdjax may have it."
         )
     return functools.partial(residuals, baseline(kind))
-
-
-def fit_baseline(kind: str, prepared: Prepared) -> ResidualModel:
-    """A baseline fitted once to the fit rows of all entities together."""
-    found = BASELINES[kind]
-    if found.fit_rows is not None:
-        return ResidualModel(kind, found.fit_rows(fit_rows(prepared)))
-    if found.fit_windows is None:
-        return ResidualModel(kind, {})
-    source = windows_source(prepared, "fit", stride=prepared.stride)
-    places = spread_evenly(source.windows, FIT_WINDOWS)
-    windows = source.read(places)
-    if has_missing(windows):
-        windows = np.asarray(fill_missing(jnp.asarray(windows))[0])
-    return ResidualModel(kind, found.fit_windows(windows))
-
-
-def fit_components(
-    kinds: Sequence[str],
-    prepared: Prepared,
-    network: ResidualModel | None,
-    *,
-    fits: Fits,
-) -> ResidualModel:
-    """The ensemble of these kinds, in order, with the trained network where one is named.
-
-    `fits` has baselines already fitted to these data; new ones are added.
-    """
-    for kind in kinds:
-        if kind != NETWORK and kind not in fits:
-            fits[kind] = fit_baseline(kind, prepared)
-    known = {**fits, NETWORK: network} if network else fits
-    return join_models([known[kind] for kind in kinds])

@@ -15,7 +15,13 @@ from jax import Array
 from kdjax.data.disturb import disturb_windows
 from kdjax.data.windowing import spread_evenly
 from kdjax.errors import DataError
-from kdjax.models.classifier import SHORTEST, in_ranges, init_network, logits_of
+from kdjax.models.classifier import (
+    NETWORKS,
+    SHORTEST,
+    in_ranges,
+    init_network,
+    logits_of,
+)
 from kdjax.models.model import Params
 
 # Windows at most, and disturbed copies of each.
@@ -24,7 +30,7 @@ STEPS, BATCH, RATE = 1500, 128, 3e-3
 
 
 def fit_classifier(
-    windows: np.ndarray, *, networks: int = 4, steps: int = STEPS, seed: int = 0
+    windows: np.ndarray, *, networks: int = NETWORKS, steps: int = STEPS, seed: int = 0
 ) -> dict[str, Any]:
     """Parameters of `classifier_scores`, from normal windows `[M, L, D]`.
 
@@ -60,6 +66,7 @@ def fit_classifier(
     params: dict[str, Any] = {"low": low, "scale": scale}
     params = {name: values.astype(np.float32) for name, values in params.items()}
     clean = np.asarray(in_ranges(params, windows[chosen]))
+    params["mean"] = clean.mean(axis=(0, 1))  # in ranges
     disturbed = disturb_windows(clean, copies=COPIES, seed=seed)
     rng = np.random.default_rng(seed)
     level = np.arange(networks, dtype=np.float32) % 2

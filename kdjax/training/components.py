@@ -1,0 +1,80 @@
+"""Fits of what a model joins: baselines, each once to a data set, beside its network."""
+
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+import numpy as np
+
+from kdjax.data.prepared import Prepared, fit_rows, windows_source
+from kdjax.data.windowing import has_missing, spread_evenly
+from kdjax.errors import ConfigError
+from kdjax.models.baselines import BASELINES
+from kdjax.models.classifier import SHORTEST
+from kdjax.models.model import fill_missing
+from kdjax.models.residual import NETWORK, ResidualModel, join_models
+from kdjax.training.classifier import MOST, fit_classifier
+
+# Fit windows of a baseline that is fitted on windows, spread evenly over all.
+FIT_WINDOWS = 2000
+
+# Baselines already fitted to a data set, by kind.
+Fits = dict[str, ResidualModel]
+
+
+def fit_baseline(kind: str, prepared: Prepared, **classifier: int) -> ResidualModel:
+    """A baseline fitted once to the fit rows of all entities together.
+
+    A classifier learns from the validation rows as well, which it has no other use for;
+    `classifier` are options of `fit_classifier`.
+    """
+    found = BASELINES[kind]
+    if found.scores is not None:
+        if prepared.window < SHORTEST:
+            raise ConfigError(
+                f"data.window={prepared.window} is too short for the {kind}, which needs "
+                f"windows of {SHORTEST} rows or more: raise it, or use another detector."
+            )
+        windows = _windows(prepared, ("fit", "validation"), stride=1, most=MOST)
+        return ResidualModel(kind, fit_classifier(windows, **classifier))
+    if found.fit_rows is not None:
+        return ResidualModel(kind, found.fit_rows(fit_rows(prepared)))
+    if found.fit_windows is None:
+        return ResidualModel(kind, {})
+    windows = _windows(prepared, ("fit",), stride=prepared.stride, most=FIT_WINDOWS)
+    return ResidualModel(kind, found.fit_windows(windows))
+
+
+def _windows(
+    prepared: Prepared, parts: Sequence[str], *, stride: int, most: int
+) -> np.ndarray:
+    """Scaled windows of parts of the rows, `[M, L, D]`, `most` of them spread evenly."""
+    sources = [windows_source(prepared, part, stride=stride) for part in parts]
+    places = spread_evenly(sum(source.windows for source in sources), most)
+    found, first = [], 0
+    for source in sources:
+        own = places[(places >= first) & (places < first + source.windows)]
+        found.append(source.read(own - first))
+        first += source.windows
+    windows = np.concatenate(found)
+    if has_missing(windows):
+        return np.asarray(fill_missing(jnp.asarray(windows))[0])
+    return windows
+
+
+def fit_components(
+    kinds: Sequence[str],
+    prepared: Prepared,
+    network: ResidualModel | None,
+    *,
+    fits: Fits,
+    **classifier: int,
+) -> ResidualModel:
+    """The ensemble of these kinds, in order, with the trained network where one is named.
+
+    `fits` has baselines already fitted to these data; new ones are added.
+    """
+    for kind in kinds:
+        if kind != NETWORK and kind not in fits:
+            fits[kind] = fit_baseline(kind, prepared, **classifier)
+    known = {**fits, NETWORK: network} if network else fits
+    return join_models([known[kind] for kind in kinds])
