@@ -104,7 +104,7 @@ def test_the_lists_are_apart_and_complete():
 @pytest.mark.slow
 def test_models_of_whole_windows_find_a_level_shift(root):
     item = next(tsbad.published(root))
-    for name in ("kdjax classifier", "kdjax memory"):
+    for name in ("kdjax", "kdjax memory"):
         line = tsbad.measure(item, name, 0)
         assert line["vus_pr"] > 0.5, line
         assert line["numbers"] > 1000

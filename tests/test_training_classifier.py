@@ -1,0 +1,179 @@
+"""A classifier as a detector, from rows to thresholds, files and streams."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import kdjax
+from kdjax.data.prepared import training_windows
+from kdjax.data.series import Dataset, Series
+from kdjax.data.splits import window_starts
+from kdjax.detection.detector import explain_batches, stream_detector
+from kdjax.detection.storage import load_detector
+from kdjax.detection.tables import score_table
+from kdjax.errors import ConfigError
+from kdjax.experiment.pipeline import prepare_dataset
+from kdjax.export.costs import numbers
+from kdjax.models.classifier import classifier_points
+from kdjax.training.components import fit_baseline
+
+CHANNELS = ("load", "heat", "flow")
+OPTIONS = {
+    "window_size": 16,
+    "stride": 2,
+    "false_alarm_rate": 0.1,
+    "missing": "mask",
+    "settings": {"classifier.networks": 2, "classifier.steps": 150},
+}
+
+
+def waves(rows, seed=0):
+    rng = np.random.default_rng(seed)
+    values = np.sin(np.arange(rows)[:, None] / 4 + np.arange(3)) * [1, 10, 100]
+    values += rng.normal(0, [0.05, 0.5, 5], (rows, 3))
+    return pd.DataFrame(values.astype("f"), columns=CHANNELS)
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    return kdjax.KDDetector(**OPTIONS).fit(waves(600))
+
+
+@pytest.fixture(scope="module")
+def faulty():
+    """Channel heat moves in rows 100 to 129; cells and whole rows are missing later."""
+    rows = waves(300, seed=1)
+    rows.loc[100:129, "heat"] += 25
+    rows.loc[200:204, "load"] = np.nan
+    rows.loc[230:250] = np.nan
+    return rows
+
+
+def test_it_is_the_default_and_learns_from_fit_and_validation_rows(fitted):
+    detector = fitted.detector_
+    assert detector.model.kind == "classifier" and fitted.teacher_ is None
+    assert detector.card["model"]["name"] == "classifier"
+    rows = waves(600).to_numpy()
+    data = Dataset("rows", (Series("X", rows, CHANNELS),), ())
+    prepared = prepare_dataset(data, fitted._settings())
+    scaled, starts = training_windows(prepared, "fit", stride=1)
+    starts = [*starts, *training_windows(prepared, "validation", stride=1)[1]]
+    windows = np.stack([scaled[start : start + 16] for start in starts])
+    wanted = kdjax.fit_classifier(windows, networks=2, steps=150, seed=0)
+    for name in ("low", "scale", "mean", "level"):
+        np.testing.assert_array_equal(detector.model.params[name], wanted[name])
+    for name, leaf in wanted["networks"].items():
+        np.testing.assert_array_equal(detector.model.params["networks"][name], leaf)
+    # τ is the score at the conformal rank of the calibration windows.
+    spans = prepared.entities[0].split.calibration
+    held_out = window_starts(spans, window=16, stride=2)
+    windows = np.stack([scaled[start : start + 16] for start in held_out])
+    scores = np.sort(kdjax.classifier_scores(wanted, windows))
+    rank = int(np.ceil((len(scores) + 1) * 0.9))
+    np.testing.assert_allclose(fitted.threshold_, scores[rank - 1], rtol=1e-5)
+    # Its own numbers, the scaler's and τ: it has no Gaussian.
+    assert numbers(detector) == detector.model.parameters + 2 * 3 + 1
+
+
+def test_faults_alarm_and_their_channel_is_named(fitted, faulty):
+    events = fitted.detect(faulty[:200])
+    first = events.iloc[0]
+    assert 100 <= first["start"] < 112 and first["channel_1"] == "heat"
+    assert fitted.predict(faulty[:90]).mean() < 0.3
+
+
+def test_scores_are_those_of_the_function_row_by_row(fitted, faulty):
+    detector, rows = fitted.detector_, faulty.to_numpy()
+    starts = np.arange(180)
+    found = [*explain_batches(detector, 0, rows, starts)]
+    points = np.concatenate([piece.points for piece in found])
+    parts = np.concatenate([piece.contributions for piece in found])
+    offset, scale = (field[0] for field in detector.scalers)
+    windows = np.stack([rows[start : start + 16] for start in starts])
+    wanted = classifier_points(detector.model.params, (windows - offset) / scale)
+    np.testing.assert_allclose(points, wanted, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(parts.sum(axis=-1), points, rtol=1e-4)
+    table = score_table(detector, Series("X", rows, CHANNELS), entity="X")
+    blank = table["state"][231:251]
+    assert set(blank) == {"unknown"} and table["score"][231:251].isna().all()
+    assert table["score"][200:205].notna().all()
+
+
+def test_saved_exported_and_streamed_alike(fitted, faulty, tmp_path):
+    fitted.save(tmp_path / "detector")
+    loaded = load_detector(tmp_path / "detector")
+    rows = Series("X", faulty.to_numpy(), CHANNELS)
+    wanted = score_table(fitted.detector_, rows, entity="X", causal=True)
+    found = score_table(loaded, rows, entity="X", causal=True)
+    pd.testing.assert_frame_equal(found, wanted)
+    stream = stream_detector(loaded, entity="X")
+    streamed = [stream.update(row) for row in rows.values]
+    np.testing.assert_allclose(
+        [row.window_score for row in streamed],
+        wanted["window_score"],
+        rtol=1e-4,
+        atol=1e-5,
+    )
+    assert [row.state for row in streamed[100:130]] == [*wanted["state"][100:130]]
+    alarm = next(row for row in streamed if row.alarm)
+    assert alarm.channels[0] == "heat"
+
+
+def test_short_windows_are_refused_with_advice():
+    detector = kdjax.KDDetector(**OPTIONS | {"window_size": 8})
+    with pytest.raises(ConfigError) as error:
+        detector.fit(waves(600))
+    assert str(error.value) == (
+        "window_size=8 is too short for the classifier, which needs windows of 9 rows or "
+        "more: raise it, or use another detector."
+    )
+
+
+def test_rows_without_a_value_are_filled_for_training():
+    rows = waves(600)
+    rows.loc[40:60, "load"] = np.nan
+    holed = kdjax.KDDetector(**OPTIONS).fit(rows)
+    assert np.isfinite(holed.threshold_)
+    assert np.isfinite(holed.decision_function(waves(80, seed=2))).all()
+
+
+def test_another_seed_gives_another_classifier(fitted):
+    other = kdjax.KDDetector(**OPTIONS, random_state=1).fit(waves(600))
+    assert other.threshold_ != fitted.threshold_
+
+
+def test_the_program_trains_and_saves_one(tmp_path):
+    waves(900).to_csv(tmp_path / "plant.csv", index=False)
+    flags = {
+        "data.path": tmp_path / "plant.csv",
+        "data.window": 16,
+        "data.stride": 2,
+        "threshold.false_alarm_rate": 0.1,
+        "classifier.networks": 1,
+        "classifier.steps": 20,
+        "teacher.components": "('classifier',)",
+        "student.components": "('classifier',)",
+        "baselines": "('mahalanobis',)",
+    }
+    command = [sys.executable, "-m", "kdjax", "run"]
+    command += ["--config=configs/own_data.py", f"--workdir={tmp_path / 'run'}"]
+    command += [f"--config.{name}={value}" for name, value in flags.items()]
+    subprocess.run(command, check=True, capture_output=True, timeout=300)
+    student = load_detector(tmp_path / "run" / "detectors" / "student")
+    assert student.model.kind == "classifier" and student.model.parameters > 1000
+
+
+def test_fits_do_not_depend_on_what_was_fitted_before(fitted):
+    rows = waves(600).to_numpy()
+    data = Dataset("rows", (Series("X", rows, CHANNELS),), ())
+    prepared = prepare_dataset(data, fitted._settings())
+    one, two = (
+        fit_baseline("classifier", prepared, networks=1, steps=5, seed=3)
+        for _ in range(2)
+    )
+    np.testing.assert_array_equal(
+        one.params["networks"]["head"], two.params["networks"]["head"]
+    )
