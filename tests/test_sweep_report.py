@@ -9,29 +9,22 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kdjax.evaluation.page import INK
 from kdjax.experiment.sweeps.report import (
-    LEAST_GAP,
     MOST_CELLS,
-    SPREAD,
-    STUB,
     UNFOLDED_ROWS,
     costs_that_differ,
     distinct,
     heat_map_fields,
-    make_axis,
     members_table,
-    plot_curves,
+    plot_fields,
     plot_frontier,
     plot_heat_map,
-    plot_parallel,
-    side_by_side,
     summary_text,
     write_sweep_report,
 )
 
 NAN = math.nan
-PARALLEL = ["student.hidden", "distill.alpha", "train.learning_rate", "seed"]
+SWEPT = ["student.hidden", "distill.alpha", "train.learning_rate", "seed"]
 # Hidden widths, alpha, learning rate, seed; F1 on two entities; a reason to fail.
 MEMBERS = [
     (("16", 0.0, 1e-4, 0), (0.1, 0.3), ""),
@@ -43,7 +36,7 @@ MEMBERS = [
 ]
 
 
-def table(members, fields=PARALLEL):
+def table(members, fields=SWEPT):
     rows = [
         {"member": f"{number:03d}", "entity": entity, "reason": reason, "f1": f1}
         | {"status": "failed" if reason else "done"}
@@ -54,31 +47,6 @@ def table(members, fields=PARALLEL):
     return members_table(rows, fields)
 
 
-# Axes.
-
-
-@pytest.mark.parametrize(
-    ("values", "places"),
-    [
-        ([1, 2, 51], [0, 0.02, 1]),
-        ([1e-4, 1e-3, 1e-2], [0, 0.5, 1]),  # two decades: logarithmic
-        ([1e-4, 0.00505, 1e-2 - 1e-9], [0, 0.5, 1]),
-        ([0.0, 1e-4, 1.0], [0, 1e-4, 1]),  # no logarithm of 0
-        ([-100, 450, 1000], [0, 0.5, 1]),
-        ([-1e308, 0, 1.7e308], [0, 1 / 2.7, 1]),
-        ([7, 7], [0.5, 0.5]),
-        (["16", "4", "64,64", "8"], [2 / 3, 0, 1, 1 / 3]),
-        (["b", "a"], [0, 1]),
-        ([1.0, math.inf], [0, 1]),
-        ([16, "auto", "none"], [0, 0.5, 1]),
-        (["a"], [0.5]),
-        ([], []),
-    ],
-)
-def test_places_on_an_axis(values, places):
-    np.testing.assert_allclose(make_axis(pd.Series(values))[0], places, atol=1e-6)
-
-
 def test_texts_of_numbers_are_in_order_and_others_as_they_come():
     texts = ["16", "8", "64,64", "128", "8", "64"]
     assert distinct(pd.Series(texts)) == ["8", "16", "64", "64,64", "128"]
@@ -86,76 +54,28 @@ def test_texts_of_numbers_are_in_order_and_others_as_they_come():
     assert distinct(pd.Series([3, 1, 2, 1])) == [1, 2, 3]
 
 
-def test_ticks_are_the_values_that_fit():
-    _, ticks = make_axis(pd.Series([32, 4, 8, 16, 4]))
-    assert [text for _, text in ticks] == ["4", "8", "16", "32"]
-    np.testing.assert_allclose([at for at, _ in ticks], [0, 1 / 7, 3 / 7, 1])
-    assert make_axis(pd.Series(["b", "a"]))[1] == [(0, "b"), (1, "a")]
-    for values in (np.geomspace(1e-5, 3e-1, 60), [f"v{i}" for i in range(100)]):
-        places, ticks = make_axis(pd.Series(values))
-        at = [where for where, _ in ticks]
-        assert 20 <= len(at) <= 26 and min(np.diff(at)) >= LEAST_GAP
-        assert set(at) <= set(places)
+# The measure over each field.
 
 
-def test_members_of_one_value_lie_side_by_side():
-    places = np.array([0.0, 0.5, 0.5, 0.5, 1.0, 0.5])
-    moved = side_by_side(places, pd.Series([3.0, 0.2, NAN, 0.9, 1.0, 0.1]))
-    assert moved[[0, 4]].tolist() == [0, 1]
-    ascending = moved[[2, 5, 1, 3]]  # NaN lowest
-    assert (np.diff(ascending) > 0).all()
-    assert np.ptp(np.diff(ascending)) < 1e-12
-    assert np.mean(ascending) == pytest.approx(0.5)
-
-
-def test_many_members_of_near_values_stay_apart():
-    places = np.repeat([0.0, 0.01, 1.0], 500)
-    moved = side_by_side(places, pd.Series(np.arange(1500.0)))
-    assert moved[:500].max() < moved[500:1000].min()
-    assert np.abs(moved - places).max() <= SPREAD
-    alone = np.linspace(0, 1, 7)
-    np.testing.assert_array_equal(side_by_side(alone, pd.Series(np.zeros(7))), alone)
-
-
-# Parallel coordinates.
-
-
-def test_a_line_a_member_through_its_values():
-    figure = plot_parallel(table(MEMBERS), fields=PARALLEL, measure="f1")
-    *lines, ticks = figure.data
-    assert len(lines) == len(MEMBERS)
-    hidden = {"4": 0, "16": 0.5, "64,64": 1}
-    means = [0.2, 0.4, NAN, 0.8, NAN, 0.6]  # over entities; none of the failed one
-    for line, (values, _, reason), mean in zip(lines, MEMBERS, means, strict=True):
-        text, alpha, rate, seed = values
-        expected = [hidden[text], alpha, (math.log10(rate) + 4) / 2, seed / 2]
-        np.testing.assert_allclose(line.y[:4], expected, atol=SPREAD)
-        assert line.x[:4] == (0, 1, 2, 3)
-        assert f"distill.alpha: {alpha:g}" in line.text
-        if math.isnan(mean):
-            assert line.line.dash == ("dash" if reason else "dot")
-            assert line.line.color == INK
-            assert line.x[4] == 3 + STUB and line.y[4] == line.y[3]
-        else:
-            assert (line.x[4], line.line.dash) == (4, None)
-            assert line.y[4] == pytest.approx((mean - 0.2) / 0.6)
-            assert f"f1: {mean:.6g}" in line.text
-    assert len({lines[i].line.color for i in (0, 1, 3, 5)}) == 4
-    legend = [line.name for line in lines if line.showlegend]
-    assert legend == ["no finite f1: 1", "failed: 1"]
-    assert ticks.text[:3] == ("4\u2002", "16\u2002", "64,64\u2002")
-    assert (ticks.x[:3], ticks.y[:3]) == ((0, 0, 0), (0, 0.5, 1))
-    assert [text for x, text in zip(ticks.x, ticks.text, strict=True) if x == 4] == [
-        "0.2\u2002", "0.4\u2002", "0.6\u2002", "0.8\u2002",
-    ]  # fmt: skip
-    assert figure.layout.xaxis.ticktext[0] == "student.<br>hidden"
-    assert figure.layout.xaxis.ticktext[-1] == "f1"
-
-
-def test_a_measure_over_decades_is_logarithmic():
-    members = [(("4", 0, 1, 0), (loss,), "") for loss in (1e-3, 1e-2, 1e-1)]
-    figure = plot_parallel(table(members), fields=PARALLEL, measure="f1")
-    np.testing.assert_allclose([line.y[-1] for line in figure.data[:3]], [0, 0.5, 1])
+def test_a_panel_a_field_and_a_dot_a_member():
+    figure = plot_fields(table(MEMBERS), fields=SWEPT, measure="f1")
+    assert len(figure.data) == len(SWEPT)
+    # Members 0, 1, 3 and 5 have a mean over entities; one failed, one has no number.
+    hidden, alpha, rate, seed = ([*panel.x] for panel in figure.data)
+    for panel in figure.data:
+        np.testing.assert_allclose(panel.y, [0.2, 0.4, 0.8, 0.6])
+    axis = figure.layout.xaxis
+    assert [axis.ticktext[place] for place in hidden] == ["16", "4", "16", "16"]
+    assert (axis.tickvals, axis.ticktext) == ((0, 1), ("4", "16"))
+    assert alpha == [0, 0.35, 0.35, 0.35] and seed == [0, 0, 1, 2]
+    assert rate == [1e-4, 1e-2, 1e-4, 1e-4]
+    axes = [figure.layout[f"xaxis{n}"] for n in ("", 2, 3, 4)]
+    assert [axis.title.text for axis in axes] == SWEPT
+    # Only positive numbers two decades apart are on a logarithmic axis.
+    assert [axis.type for axis in axes] == [None, None, "log", None]
+    text = "member: 003<br>student.hidden: 16<br>distill.alpha: 0.35<br>"
+    text += "train.learning_rate: 0.0001<br>seed: 1<br>f1: 0.8"
+    assert {panel.text[2] for panel in figure.data} == {text}
 
 
 DEGENERATE = [
@@ -172,17 +92,19 @@ DEGENERATE = [
 @pytest.mark.parametrize("members", DEGENERATE)
 def test_degenerate_sweeps(members):
     frame = table(members)
-    figure = plot_parallel(frame, fields=PARALLEL, measure="f1")
-    assert len(figure.data) == len(members) + 1 and "<b>" not in figure.to_json()
-    pair = {"rows": PARALLEL[0], "columns": PARALLEL[1]}
+    figure = plot_fields(frame, fields=SWEPT, measure="f1")
+    finite = sum(math.isfinite(f1) for _, (f1,), _ in members)
+    assert [len(panel.x) for panel in figure.data] == [finite] * 4
+    assert "<b>" not in figure.to_json()
+    pair = {"rows": SWEPT[0], "columns": SWEPT[1]}
     figure = plot_heat_map(frame, **pair, measure="f1")
-    assert np.shape(figure.data[0].z)[0] == frame[PARALLEL[0]].nunique()
+    assert np.shape(figure.data[0].z)[0] == frame[SWEPT[0]].nunique()
 
 
 def test_one_field_is_enough():
     frame = table([((0,), (0.5,), ""), ((1,), (NAN,), "bad")], fields=["seed"])
-    figure = plot_parallel(frame, fields=["seed"], measure="f1")
-    assert [line.x for line in figure.data[:2]] == [(0, 1), (0, STUB)]
+    (panel,) = plot_fields(frame, fields=["seed"], measure="f1").data
+    assert ([*panel.x], [*panel.y]) == ([0], [0.5])
 
 
 # Quality against costs.
@@ -295,40 +217,6 @@ def test_the_two_fields_with_the_most_values():
     assert fields([1, 2]) is None
 
 
-# Curves.
-
-
-def test_a_thin_line_a_phase():
-    history = [
-        {"phase": f"student.{k}", "epoch": e, "step": 9 * e, "validation_loss": k / e}
-        for k in (1, 2)
-        for e in (2, 1)
-    ]
-    history += [{"phase": "student.2", "epoch": 3, "validation_loss": math.inf}]
-    history += [{"phase": "student.3", "epoch": 1, "validation_loss": 1.0}]
-    figure = plot_curves(history)
-    one, two, three = figure.data
-    assert (tuple(one.x), tuple(one.y)) == ((1, 2), (1, 0.5))
-    assert tuple(two.y[:2]) == (2, 1) and math.isnan(two.y[2])
-    assert [line.name for line in figure.data] == [f"student.{k}" for k in (1, 2, 3)]
-    assert (two.mode, three.mode) == ("lines", "markers")  # one epoch has no line
-    assert figure.layout.yaxis.type == "log"
-
-
-@pytest.mark.parametrize(
-    "losses", [[], [0.0], [NAN, 1.0], [math.inf], [-1.0], [1.0], [1e-38, 3e38]]
-)
-def test_degenerate_curves(losses):
-    history = [
-        {"phase": "a", "epoch": e, "validation_loss": loss}
-        for e, loss in enumerate(losses)
-    ]
-    shown = [
-        y for line in plot_curves(history).data for y in line.y if not math.isnan(y)
-    ]
-    assert shown == [loss for loss in losses if 0 < loss < math.inf]
-
-
 # The page.
 
 EVIL = "<script>alert('x')</script>\"&"
@@ -426,7 +314,7 @@ def test_nothing_is_fetched(text):
     assert "http:" not in text and "https:" not in text
     assert "@import" not in text and "url(" not in text
     page = Page(text)
-    assert page.figures == 3  # parallel coordinates, heat map and curves
+    assert page.figures == 3  # fields, heat map and curves
     assert not [
         v for _, name, v in page.attributes if name in ("src", "srcset", "href")
     ]
@@ -451,7 +339,7 @@ def test_sections_in_order(text):
         in text
     )
     shown = html.unescape(text)
-    assert "note on" in text and "of 3 phases" in text
+    assert "note on" in text and "Solid: training" in text
     assert '"epochs": 3' in shown and '"jax": "0.10.2' in shown
 
 
@@ -496,11 +384,6 @@ def test_a_report_of_members_alone(tmp_path):
         "Sweep quick", "Summary", "Members",
         "f1_oracle by distill.alpha and student.hidden", "All numbers",
     ]  # fmt: skip
-
-
-def test_without_a_validation_loss_there_are_no_curves(tmp_path):
-    lines = [{"phase": "a", "epoch": 1, "train_loss": 1.0, "validation_loss": None}]
-    assert "Learning curves" not in Page(write(tmp_path, history=lines)).heads
 
 
 def test_seeds_alone_need_no_heat_map(tmp_path):

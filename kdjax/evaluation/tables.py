@@ -5,7 +5,7 @@ beside label-free ones, pooled counts beside means over entities, and baselines.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import pandas as pd
 import rich.box
@@ -409,24 +409,21 @@ def entity_count(dataset: Mapping[str, Any]) -> str:
 def results_table(results: Results) -> rich.console.Group:
     """The detection table for a terminal, in two where 80 characters are too few."""
     frame = detection_table(results).frame
-    # Narrow columns: a head in lines, all of the same height.
-    stacks = [
-        [*group.replace("-", "-, ").split(", "), name]
-        for group, name in heads_of(frame)
+    heads = [
+        "\n".join(head).replace(", ", "\n").replace("-", "-\n")
+        for head in heads_of(frame)
     ]
-    height = max(map(len, stacks))
-    heads = ["\n".join([""] * (height - len(stack)) + stack) for stack in stacks]
     title = f"{results['dataset']['name']}: detection by windows"
-    found: list[rich.table.Table] = []
+    found = []
     for columns in ([*range(_NARROW)], [0, *range(_NARROW, frame.shape[1])]):
         if len(columns) > 1:
             shown = [heads[column] for column in columns]
-            lines = frame.iloc[:, columns].to_numpy()
-            table = _terminal_table("" if found else title, shown, lines, padding=0)
-            table.columns[0].min_width = 14
-            for column in table.columns[1:]:
-                column.no_wrap = True
-            found.append(table)
+            found.append(
+                terminal_table(
+                    title, shown, frame.iloc[:, columns].to_numpy(), padding=0
+                )
+            )
+            title = ""
     return rich.console.Group(*found, Text(caption(results)))
 
 
@@ -434,7 +431,7 @@ def unlabelled_table(results: Results) -> rich.table.Table:
     """Models, sizes and shares of test windows in alarm, for a terminal."""
     title = f"{results['dataset']['name']}: no labels to evaluate with"
     frame = detection_table(results).frame
-    return _terminal_table(title, [*frame.columns], frame.to_numpy())
+    return terminal_table(title, [*frame.columns], frame.to_numpy())
 
 
 def rates_table(results: Results) -> rich.table.Table:
@@ -451,25 +448,36 @@ def rates_table(results: Results) -> rich.table.Table:
         )
         for entity, rule, _, wanted, left, of_left, clean, of_clean, _ in rows
     ]
-    return _terminal_table(
+    return terminal_table(
         "False alarms of the student: share of normal windows",
         ("Entity", "Rule", "Wanted", "Left out", "Clean test"),
         lines,
         caption="Left out: calibration windows under the τ of the others. Clean test: "
         "windows without a labelled row. Intervals: 95 %, from windows that share no row.",
-        caption_justify="left",
     )
 
 
-def _terminal_table(
-    title: str, heads: Sequence[str], lines: Iterable[Iterable[str]], **style: Any
+def terminal_table(
+    title: str,
+    heads: Sequence[str],
+    lines: Iterable[Iterable[str]],
+    *,
+    caption: str = "",
+    padding: int = 1,
 ) -> rich.table.Table:
-    """Names may hold brackets, so all is text and no markup."""
-    shown = Text(title) if title else None
-    table = rich.table.Table(title=shown, box=rich.box.SIMPLE_HEAD, **style)
-    table.add_column(Text(heads[0]), overflow="fold")
-    for head in heads[1:]:
-        table.add_column(Text(head), justify="right")
+    """A table for a terminal. Names may hold brackets, so all is text and no markup."""
+    table = rich.table.Table(
+        title=Text(title) if title else None,
+        caption=Text(caption) if caption else None,
+        caption_justify="left",
+        box=rich.box.SIMPLE_HEAD,
+        padding=(0, padding, 0, 0),
+    )
+    for head in heads:
+        justify: Literal["left", "right"] = "left" if head == heads[0] else "right"
+        table.add_column(
+            Text(head), justify=justify, vertical="bottom", overflow="fold"
+        )
     for line in lines:
         table.add_row(*map(Text, line))
     return table

@@ -10,23 +10,20 @@ import csv
 import io
 import math
 import os
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-from plotly.colors import sample_colorscale
 from plotly.subplots import make_subplots
-from rich import box
 from rich.table import Table
-from rich.text import Text
 
 from kdjax.errors import DataError, counted
 from kdjax.evaluation import page
-from kdjax.evaluation.page import COLORS, INK, Section
-from kdjax.evaluation.tables import MISSING
+from kdjax.evaluation.page import COLORS, Section
+from kdjax.evaluation.plots import learning_curve_figure
+from kdjax.evaluation.tables import MISSING, terminal_table
 from kdjax.experiment.sweeps.design import DONE, FAILED, SEED
 from kdjax.io.files import write_text
 
@@ -41,9 +38,7 @@ SHAPE = "student.hidden"
 MOST_CELLS = 16  # values on a side of a heat map
 UNFOLDED_ROWS = 40  # a longer table of members is folded
 LOG_SPAN = 100.0  # positive numbers this far apart get a logarithmic axis
-LEAST_GAP = 0.04  # between two ticks, as a share of the axis
-SPREAD, STEP = 0.025, 0.008  # of members that share a place, as shares of the axis
-STUB = 0.3  # length of lines to a number that is missing, as a share of the others'
+PANELS = 3  # beside each other
 
 
 # Tables.
@@ -155,25 +150,13 @@ def summary_table(
 ) -> Table:
     """The summary for a terminal, which has room for a few measures."""
     cells = summary_text(members, fields=fields, measures=measures)
-    table = Table(
-        title=Text(f"{name}: members by their settings"),
-        caption=Text(" ".join(summary_notes(members, measures=measures))),
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        caption_justify="left",
+    heads = [head.replace(".", ".\n").replace("_", "_\n") for head in map(str, cells)]
+    return terminal_table(
+        f"{name}: members by their settings",
+        heads,
+        cells.to_numpy(),
+        caption=" ".join(summary_notes(members, measures=measures)),
     )
-    for head in map(str, cells):
-        is_field = head in fields  # these columns fold
-        table.add_column(
-            Text(head.replace(".", ".\n").replace("_", "_\n")),
-            justify="left" if is_field else "right",
-            overflow="fold",
-            no_wrap=not is_field,
-            vertical="bottom",
-        )
-    for line in cells.itertuples(index=False, name=None):
-        table.add_row(*map(Text, line))
-    return table
 
 
 def summary_notes(members: pd.DataFrame, *, measures: Sequence[str]) -> list[str]:
@@ -244,8 +227,7 @@ def write_sweep_report(
 ) -> None:
     """Writes the report of the table of `members_table`, whole or not at all.
 
-    Figures show `measure`, and the validation losses of `history`, lines of
-    metrics.jsonl.
+    Figures show `measure`, and the losses of `history`, lines of metrics.jsonl.
     """
     others = [other for other in measure_names(members, fields) if other != measure]
     measures = [measure, *others]
@@ -262,29 +244,27 @@ def write_sweep_report(
     )
     failures = failed[["member", *fields, "entity", "reason"]].map(field_text)
     failures_html = f'<div class="texts">{page.table_html(failures)}</div>'
-    lines = frontier = curves = ""
+    dots = frontier = curves = ""
     if fields:
         words = (
-            f"A line a member, coloured by {measure} (mean over its entities). Members "
-            "that share a value lie side by side. Dashed: failed."
+            f"{measure} over each field: a dot a member, its mean over entities. Members "
+            f"without a finite {measure} have no dot."
         )
-        figure = plot_parallel(members, fields=fields, measure=measure)
-        lines = page.figure_html(figure, words)
+        figure = plot_fields(members, fields=fields, measure=measure)
+        dots = page.figure_html(figure, words)
     if costs_that_differ(members):
         words = f"{measure} against the costs of a student: a dot a member, lines their means."
         figure = plot_frontier(members, fields=fields, measure=measure)
         frontier = page.figure_html(figure, words)
-    drawn = [line for line in history if line.get("validation_loss") is not None]
-    if drawn:
-        phases = counted(len({line["phase"] for line in drawn}), "phase")
-        words = f"Validation loss over epochs of {phases}, a line each."
-        curves = page.figure_html(plot_curves(drawn), words)
+    if history:
+        words = "Loss over epochs. Solid: training; dashed: validation."
+        curves = page.figure_html(learning_curve_figure(history), words)
     sections = [
         Section("", page.words_html(" · ".join(counts))),
         Section("Notes", page.notes_html(notes)),
         Section("Summary", summary),
         Section("Failed members", "" if failed.empty else failures_html),
-        Section("Members", lines),
+        Section("Members", dots),
         Section("Quality against size", frontier),
         _heat_map(members, fields, measure),
         Section("Learning curves", curves),
@@ -295,72 +275,46 @@ def write_sweep_report(
     write_text(path, page.render_page(title=f"Sweep {name}", sections=sections))
 
 
-def plot_parallel(
+def plot_fields(
     members: pd.DataFrame, *, fields: Sequence[str], measure: str
 ) -> go.Figure:
-    """Parallel coordinates: a line a member over one axis a field, the measure's last.
+    """The measure over each field: a panel a field, a dot a member.
 
-    Lines are coloured by the member's measure, a mean over its entities. Lines of members
-    that failed are dashed, of those without a finite number dotted; both end before the
-    last axis. Members that share a value lie side by side, in the order of the measure.
+    A dot is a mean over entities, and its text has all fields of its member. Members
+    without a finite measure have no dot.
     """
     means = member_means(members, fields=fields, measures=[measure])
-    numbers = means[measure]
-    finite = np.isfinite(numbers).to_numpy()
-    axes = [make_axis(means[field]) for field in fields]
-    axes.append(make_axis(numbers[finite]))
-    places = np.array([side_by_side(own, numbers) for own, _ in axes[:-1]]).T
-    ends = places[:, -1].copy()
-    ends[finite] = axes[-1][0]
-    colors = sample_colorscale("Viridis", ends.clip(0, 1))
-    kinds = [
-        "" if known else "failed" if status == FAILED else f"no finite {measure}"
-        for known, status in zip(finite, means["status"], strict=True)
+    means = means[np.isfinite(means[measure])]
+    names = ("member", *fields, measure)
+    texts = [
+        "<br>".join(page.plain(f"{name}: {field_text(one[name])}") for name in names)
+        for one in means.to_dict("records")
     ]
-    counts = Counter(kinds)
-    figure = go.Figure()
-    for number, member in enumerate(means.to_dict("records")):
-        kind = kinds[number]
-        names = ("member", *fields, measure)
-        style = {"color": INK, "dash": "dash" if kind == "failed" else "dot"}
+    rows = -(-len(fields) // PANELS)
+    figure = make_subplots(rows, min(len(fields), PANELS), shared_yaxes="all")
+    for number, field in enumerate(fields):
+        row, column = divmod(number, PANELS)
+        place = {"row": row + 1, "col": column + 1}
+        x, values = means[field], distinct(means[field])
+        axis: dict[str, Any] = {"title": page.plain(field)}
+        if pd.api.types.is_numeric_dtype(x):
+            if len(x) and x.min() > 0 and x.max() >= LOG_SPAN * x.min():
+                axis["type"] = "log"
+        else:
+            x, axis = x.map(values.index), _value_axis(field, values)
         figure.add_scatter(
-            x=[*range(len(fields)), len(fields) - 1 + (STUB if kind else 1)],
-            y=[*places[number], ends[number]],
-            mode="lines",
-            line={"width": 1.5} | (style if kind else {"color": colors[number]}),
-            text="<br>".join(
-                page.plain(f"{n}: {field_text(member[n])}") for n in names
-            ),
+            x=x,
+            y=means[measure],
+            mode="markers",
+            marker={"color": COLORS[0], "opacity": 0.6},
+            text=texts,
             hoverinfo="text",
-            name=page.plain(f"{kind}: {counts[kind]}"),
-            showlegend=bool(kind) and kind not in kinds[:number],
+            showlegend=False,
+            **place,
         )
-    ticks = [(x, *tick) for x, (_, own) in enumerate(axes) for tick in own]
-    figure.add_scatter(
-        x=[x for x, _, _ in ticks],
-        y=[place for _, place, _ in ticks],
-        text=[page.plain(text, most=18) + "\u2002" for _, _, text in ticks],
-        mode="text",
-        textposition="middle left",
-        hoverinfo="skip",
-        showlegend=False,
-    )
-    return figure.update_layout(
-        height=480,
-        xaxis={
-            "tickvals": [*range(len(axes))],
-            "ticktext": [
-                page.plain(name).replace(".", ".<br>").replace("_", "_<br>")
-                for name in (*fields, measure)
-            ],
-            "side": "top",
-            "range": [-0.4, len(fields) + 0.1],
-            "gridcolor": INK,
-        },
-        yaxis={"visible": False, "range": [-0.05, 1.05]},
-        legend={"orientation": "h"},
-        margin={"t": 90},
-    )
+        figure.update_xaxes(axis, **place)
+    figure.update_yaxes(title=page.plain(measure), col=1)
+    return figure.update_layout(height=100 + 260 * rows)
 
 
 def plot_frontier(
@@ -441,33 +395,8 @@ def plot_heat_map(
     )
     figure = go.Figure(heat_map, layout={"height": 140 + 40 * len(down)})
     for axis, field, values in (("x", columns, across), ("y", rows, down)):
-        figure.layout[f"{axis}axis"].update(
-            title=page.plain(field),
-            tickvals=[*range(len(values))],
-            ticktext=[page.plain(field_text(value), most=18) for value in values],
-            showgrid=False,
-        )
+        figure.layout[f"{axis}axis"].update(_value_axis(field, values), showgrid=False)
     return figure
-
-
-def plot_curves(history: Sequence[Mapping[str, Any]]) -> go.Figure:
-    """Validation loss over epochs, a line a training, on a logarithmic axis."""
-    names = ["phase", "epoch", "validation_loss"]
-    lines = pd.DataFrame(list(history), columns=names)
-    figure = go.Figure()
-    for phase, curve in lines.sort_values("epoch").groupby("phase", sort=False):
-        loss = curve["validation_loss"].astype(float)
-        figure.add_scatter(
-            x=curve["epoch"],
-            y=loss.where((loss > 0) & np.isfinite(loss)),  # what has a logarithm
-            mode="lines" if len(curve) > 1 else "markers",
-            line={"color": COLORS[0], "width": 1},
-            opacity=0.55,
-            name=page.plain(str(phase)),
-            showlegend=False,
-        )
-    figure.update_xaxes(title="epoch", dtick=1 + len(set(lines["epoch"])) // 10)
-    return figure.update_yaxes(title="validation loss", type="log", exponentformat="e")
 
 
 def heat_map_fields(
@@ -497,47 +426,11 @@ def distinct(values: pd.Series) -> list[Any]:
         return found
 
 
-def make_axis(values: pd.Series) -> tuple[np.ndarray, list[tuple[float, str]]]:
-    """Places of values on an axis from 0 to 1, and ticks: as many values as fit.
-
-    Positive numbers over two decades are on a logarithmic axis; texts are evenly spaced.
-
-    >>> make_axis(pd.Series([1.0, 10.0, 100.0]))
-    (array([0. , 0.5, 1. ]), [(0.0, '1'), (0.5, '10'), (1.0, '100')])
-    """
-    if pd.api.types.is_numeric_dtype(values) and np.isfinite(values).all():
-        numbers = values.to_numpy(float)
-        least = numbers.min(initial=np.inf)
-        if least > 0 and numbers.max(initial=0) >= LOG_SPAN * least:
-            numbers = np.log(numbers)
-    else:
-        order = distinct(values)
-        numbers = np.array([order.index(value) for value in values], float)
-    halves = numbers / 2  # the span of the largest numbers would be infinite
-    above = halves - halves.min(initial=np.inf)
-    span = above.max(initial=0)
-    places = above / span if span else np.full(len(halves), 0.5)
-    ticks: list[tuple[float, str]] = []
-    for number in np.argsort(places, kind="stable"):
-        if not ticks or places[number] - ticks[-1][0] >= LEAST_GAP:
-            ticks.append((float(places[number]), field_text(values.iloc[number])))
-    return places, ticks
-
-
-def side_by_side(places: np.ndarray, numbers: pd.Series) -> np.ndarray:
-    """Members that share a place beside each other around it, `[P], [P] -> [P]`.
-
-    The least number lies lowest, those that aren't finite below it.
-
-    >>> side_by_side(np.array([0.0, 1.0, 1.0]), pd.Series([5.0, 7.0, 6.0])).round(3)
-    array([0.   , 1.004, 0.996])
-    """
-    ranked = numbers.where(np.isfinite(numbers), -np.inf).groupby(places)
-    rank, count = ranked.rank(method="first"), ranked.transform("size")
-    # No member reaches a neighbouring place.
-    room = min(SPREAD, 0.3 * np.diff(np.unique(places)).min(initial=1.0))
-    step = np.minimum(STEP, 2 * room / np.maximum(count - 1, 1))
-    return np.asarray(places + step * (rank - (count + 1) / 2))
+def _value_axis(field: str, values: Sequence[Any]) -> dict[str, Any]:
+    """An axis with a tick for each of a field's values, at 0, 1, ..."""
+    ticks = [page.plain(field_text(value), most=18) for value in values]
+    places = [*range(len(values))]
+    return {"title": page.plain(field), "tickvals": places, "ticktext": ticks}
 
 
 def _heat_map(members: pd.DataFrame, fields: Sequence[str], measure: str) -> Section:
