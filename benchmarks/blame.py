@@ -14,6 +14,7 @@ set's entry in the JSON file. Minutes on 2 CPU cores.
 import argparse
 import json
 import math
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +22,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from kdjax.data.datasets import Culprits, interpretation, load_benchmark
+from kdjax.data.datasets import benchmark_folder, load_benchmark
+from kdjax.data.raw import read_bytes
 from kdjax.data.scaler import Scaler, apply_scaler
 from kdjax.data.series import Series
 from kdjax.data.splits import cover_starts
@@ -40,6 +42,36 @@ from kdjax.io.files import write_text
 from kdjax.metrics.checks import as_scores, warn_undefined
 
 NO_CULPRIT = "no channel is at fault"
+
+
+class Culprits(NamedTuple):
+    """One anomalous segment of test rows and the channels at fault."""
+
+    start: int
+    stop: int  # row after its last
+    channels: tuple[int, ...]  # columns at fault, counted from 0
+
+
+def interpretation(name: str, root: str | Path, entity: str) -> list[Culprits]:
+    """The published segments of an entity of `smd` or `asd` with the channels at fault.
+
+    As their labels show, SMD's segments end before the last row named, ASD's with it.
+    """
+    path = benchmark_folder(name, root) / "interpretation_label" / f"{entity}.txt"
+    text = read_bytes(path).decode("utf-8", errors="replace")
+    last = int(name == "asd")
+    segments = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        match = re.fullmatch(r"\s*(\d+)-(\d+):(\d+(?:,\d+)*)\s*", line)
+        if match is None:
+            raise DataError(
+                f"{path}: line {number} {line!r} is not 'start-end:dim,dim,...'; "
+                "copy or download the file again."
+            )
+        start, stop, dims = match.groups()
+        channels = tuple(int(dim) - 1 for dim in dims.split(","))
+        segments.append(Culprits(int(start), int(stop) + last, channels))
+    return segments
 
 
 def hit_rate(
@@ -145,7 +177,7 @@ def main() -> None:
     entities = detectors[MODELS[0]].entities
     dataset = load_benchmark(given.data, root=given.root, entities=entities)
     cases = [
-        Case(series, interpretation(given.root, series.entity))
+        Case(series, interpretation(given.data, given.root, series.entity))
         for series in dataset.test
     ]
     found = _evaluate(detectors, cases)

@@ -9,14 +9,16 @@ import numpy as np
 import pytest
 from sklearn.metrics import ndcg_score
 
+from kdjax.data.datasets import load_benchmark, load_sample
 from kdjax.errors import DataError
 from kdjax.metrics import UndefinedMetricWarning
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
+ASD = ROOT / "../shared/data/asd"
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-from blame import hit_rate, ndcg
+from blame import hit_rate, interpretation, ndcg
 
 
 def hits_in_order(order, culprits, percent):
@@ -119,3 +121,38 @@ def test_the_document_has_the_numbers_of_the_results():
                 for measure in found["measures"]
             ]
             assert f"| {' | '.join(names + numbers)} |" in document
+
+
+# The published segments.
+
+
+def test_sample_interpretation_follows_the_labels():
+    labels = load_sample().test[0].labels
+    segments = interpretation("smd", "", "machine-1-2")
+    assert len(segments) == 10
+    assert segments[0] == (4629, 4688, (8, 9, 10, 12, 14, 17))
+    marked = np.zeros(len(labels), bool)
+    for start, stop, channels in segments:
+        marked[start:stop] = True
+        assert all(0 <= channel < 38 for channel in channels)
+    np.testing.assert_array_equal(marked, labels)
+
+
+@pytest.mark.skipif(not ASD.is_dir(), reason="ASD is not beside the checkout")
+def test_asd_interpretation_follows_the_labels():
+    data = load_benchmark("asd", root=ASD)
+    for series in data.test:
+        marked = np.zeros(len(series.labels), bool)
+        for start, stop, _ in interpretation("asd", ASD, series.entity):
+            marked[start:stop] = True
+        np.testing.assert_array_equal(marked, series.labels)
+
+
+def test_interpretation_that_cannot_be_read(tmp_path):
+    path = tmp_path / "interpretation_label/machine-1-1.txt"
+    with pytest.raises(DataError, match=r"machine-1-1\.txt does not exist"):
+        interpretation("smd", tmp_path, "machine-1-1")
+    path.parent.mkdir()
+    path.write_text("1-4:2,3\n5-9;1\n", "utf-8")
+    with pytest.raises(DataError, match=r"line 2 '5-9;1' is not 'start-end:dim,dim"):
+        interpretation("smd", tmp_path, "machine-1-1")

@@ -5,7 +5,7 @@ from kdjax.io.lazy import lazy_names
 __all__, __getattr__, __dir__ = lazy_names(
     __name__,
     {
-        "kdjax.data.datasets": "BENCHMARKS Culprits interpretation load_benchmark load_sample",
+        "kdjax.data.datasets": "BENCHMARKS load_benchmark load_sample",
         "kdjax.data.disturb": "disturb_windows",
         "kdjax.data.download": "fetch_smd",
         "kdjax.data.grid": "to_grid",

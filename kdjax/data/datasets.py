@@ -5,31 +5,26 @@ SMD (OmniAnomaly, KDD 2019), ASD (InterFusion, KDD 2021), JumpStarter's second d
 an entity of its own with commands). One machine of SMD comes with the package.
 """
 
-import contextlib
-import csv
 import difflib
-import io
 import json
 import re
 from collections.abc import Hashable, Iterable, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import pandas as pd
 
-from kdjax.data.cells import is_number
 from kdjax.data.raw import (
     Place,
-    read_bytes,
     read_npy,
     read_npz,
     to_labels,
     to_rows,
-    where,
 )
+from kdjax.data.schema import Advice, parse_numbers
 from kdjax.data.series import Dataset, Series
+from kdjax.data.tables import numbered_channels, open_table
 from kdjax.errors import ConfigError, DataError, counted
 
 # Not in the release; given by its author in issue 22 of the OmniAnomaly repository.
@@ -67,14 +62,6 @@ _NASA_LAYOUT = (
 _LEFT_OUT = ("P-2",)
 
 
-class Culprits(NamedTuple):
-    """One anomalous segment of test rows and the channels at fault."""
-
-    start: int
-    stop: int  # row after its last
-    channels: tuple[int, ...]  # columns at fault, counted from 0
-
-
 def load_benchmark(
     name: str, *, root: str | Path, entities: Sequence[str] = ()
 ) -> Dataset:
@@ -88,7 +75,7 @@ def load_benchmark(
     >>> load_benchmark("smd", root="").test[0].entity
     'machine-1-2'
     """
-    channels, folder = _channels(name), _folder(name, root)
+    channels, folder = _channels(name), benchmark_folder(name, root)
     find, read = (
         (_find_entities, _read_entity)
         if name in _TEXT
@@ -121,29 +108,6 @@ def width(name: str) -> int:
     return len(_channels(name))
 
 
-def interpretation(root: str | Path, entity: str) -> list[Culprits]:
-    """The published segments of an SMD or ASD entity with the channels at fault.
-
-    As their labels show, SMD's segments end before the last row named, ASD's with it.
-    """
-    name = "asd" if entity.startswith(_TEXT["asd"][0]) else "smd"
-    path = _folder(name, root) / "interpretation_label" / f"{entity}.txt"
-    text = read_bytes(path).decode("utf-8", errors="replace")
-    last = int(name == "asd")
-    segments = []
-    for number, line in enumerate(text.split("\n"), start=1):
-        match = re.fullmatch(r"\s*(\d+)-(\d+):(\d+(?:,\d+)*)\s*", line)
-        if match is None:
-            raise DataError(
-                f"{path}: line {number} {line!r} is not 'start-end:dim,dim,...'; "
-                "copy or download the file again."
-            )
-        start, stop, dims = match.groups()
-        channels = tuple(int(dim) - 1 for dim in dims.split(","))
-        segments.append(Culprits(int(start), int(stop) + last, channels))
-    return segments
-
-
 def _channels(name: str) -> tuple[str, ...]:
     if name not in BENCHMARKS:
         raise ConfigError(
@@ -158,7 +122,7 @@ def _suggest(name: str, known: Iterable[str]) -> str:
     return f" (did you mean {near[0]!r}?)" if near else ""
 
 
-def _folder(name: str, root: str | Path) -> Path:
+def benchmark_folder(name: str, root: str | Path) -> Path:
     """The folder that holds the sets of the benchmark."""
     if not str(root):
         if name != "smd":
@@ -237,41 +201,17 @@ def _read_entity(name: str, folder: Path, entity: str) -> tuple[np.ndarray, ...]
 
 
 def _read_matrix(path: Path, columns: tuple[str, ...]) -> np.ndarray:
-    """Rows of a comma-separated text file without header, `[N, D]` float32."""
-    data = read_bytes(path)
-    place = Place(path, columns, first_line=1)
-    try:
-        values = pd.read_csv(
-            io.BytesIO(data), header=None, dtype=np.float64, skip_blank_lines=False
-        ).to_numpy()
-    except (ValueError, pd.errors.ParserError) as error:
-        _check_cells(data, place)
+    """Rows of a text file of numbers without header, `[N, D]` float32."""
+    table = open_table(path)
+    names, place = table.place.columns, table.place._replace(columns=columns)
+    if names != numbered_channels(len(columns)):
         raise DataError(
-            f"{path} can't be read as numbers ({error}): expected {len(columns)} "
-            "comma-separated numbers a row."
-        ) from None
-    if values.shape[1] != len(columns) or not np.isfinite(values).all():
-        # pandas pads short rows with NaN: only the text distinguishes them from a NaN.
-        _check_cells(data, place)
-    return to_rows(values, place)
-
-
-def _check_cells(data: bytes, place: Place) -> None:
-    """Raises DataError for the first row or cell at fault, searched cell by cell."""
-    width = len(place.columns)
-    lines = io.StringIO(data.decode("utf-8", errors="replace"), newline="")
-    with contextlib.suppress(csv.Error):
-        for row, cells in enumerate(csv.reader(lines)):
-            if len(cells) != width:
-                raise DataError(
-                    f"{where(place, row)} has {counted(len(cells), 'cell')}, expected {width}; "
-                    "complete or remove the row."
-                )
-            for name, cell in zip(place.columns, cells, strict=True):
-                if not is_number(cell):
-                    raise DataError(
-                        f"{where(place, row, name)}: {cell!r} is not a number; correct it."
-                    )
+            f"{path} has {counted(len(names), 'column')}, expected {len(columns)} of "
+            "numbers without a header; copy or download it again."
+        )
+    frame, advice = table.read().set_axis(columns, axis=1), Advice("correct it")
+    values = [parse_numbers(frame[name], place, advice) for name in columns]
+    return to_rows(np.stack(values, axis=1), place)
 
 
 def _file(name: str, folder: Path, entity: str) -> Path:
@@ -309,11 +249,7 @@ def _read_nasa_entity(name: str, root: Path, entity: str) -> tuple[np.ndarray, .
 def _nasa_lines(name: str, root: Path) -> dict[str, tuple[int, dict[Hashable, Any]]]:
     """Line number and cells of each channel of the spacecraft in the table."""
     path = root / _NASA_TABLE
-    read_bytes(path)  # refuses a missing, empty or unreadable file
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except ValueError as error:
-        raise DataError(f"{path} can't be read ({error}): download it again.") from None
+    table = open_table(path, text_columns=_NASA_COLUMNS).read()
     missing = [column for column in _NASA_COLUMNS if column not in table.columns]
     if missing:
         raise DataError(

@@ -110,9 +110,7 @@ def row_mean(point_scores: np.ndarray, starts: np.ndarray, rows: int) -> np.ndar
     array([ 1.,  3.,  8., nan])
     """
     sums = empty_sums(rows)
-    for first in range(0, len(starts), _CHUNK):
-        part = slice(first, first + _CHUNK)
-        add_scores(sums, point_scores[part], starts[part])
+    add_scores(sums, point_scores, starts)
     return mean_of_sums(sums)
 
 
@@ -130,9 +128,11 @@ def empty_sums(rows: int, *width: int) -> RowSums:
 
 def add_scores(sums: RowSums, point_scores: np.ndarray, starts: np.ndarray) -> None:
     """Adds the scores `[M, L]`, or `[M, L, D]`, of windows to their rows, in place."""
-    index = _rows(starts, point_scores.shape[1])
-    np.add.at(sums.total, index, np.asarray(point_scores, np.float64))
-    np.add.at(sums.covering, index, 1)
+    for first in range(0, len(starts), _CHUNK):
+        part = slice(first, first + _CHUNK)
+        index = _rows(starts[part], point_scores.shape[1])
+        np.add.at(sums.total, index, np.asarray(point_scores[part], np.float64))
+        np.add.at(sums.covering, index, 1)
 
 
 def mean_of_sums(sums: RowSums) -> np.ndarray:

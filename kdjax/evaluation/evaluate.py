@@ -30,9 +30,6 @@ from kdjax.models.residual import ResidualModel
 
 # Rules compared with the one in use, for the student.
 COMPARED = ("conformal", "quantile", "pot")
-# Windows whose scores are added to rows at once: their row numbers take twice the
-# memory of the scores.
-FOLDED = 8192
 WORST = 5  # windows listed for each entity
 
 
@@ -148,9 +145,7 @@ def score_rows(
     )
     sums, found = windowing.empty_sums(len(values)), [np.empty(0, np.float32)]
     for points, at in pieces:
-        for first in range(0, len(at), FOLDED):
-            part = slice(first, first + FOLDED)
-            windowing.add_scores(sums, points[part], at[part])
+        windowing.add_scores(sums, points, at)
         found.append(window_scores(points, count=rules.allowed_points))
     return windowing.mean_of_sums(sums), np.concatenate(found)
 

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from plotly.subplots import make_subplots
 
+from kdjax.data.windowing import spread_evenly
 from kdjax.errors import counted
 from kdjax.evaluation.page import COLORS, INK, plain
 from kdjax.evaluation.rows import EntityScores
@@ -154,8 +155,9 @@ def distribution_figure(scores: EntityScores, calibration: np.ndarray) -> go.Fig
         known = np.sort(own[~np.isnan(own)])
         share = 1 - np.arange(len(known)) / max(len(known), 1)
         # Scores that a log axis can't show still count in the shares.
-        shown = _thinned(np.flatnonzero(np.isfinite(known) & (known > 0)))
+        shown = np.flatnonzero(np.isfinite(known) & (known > 0))
         if len(shown):
+            shown = shown[spread_evenly(len(shown), MAX_STEPS)]
             x, y, color = known[shown], share[shown], _color(number)
             figure.add_trace(_line(x, y, name, color, shape="vh"))
     tau = float(scores.threshold)
@@ -180,10 +182,9 @@ def precision_recall_figure(models: Mapping[str, EntityScores]) -> go.Figure:
         if not labels.any():
             continue
         precision, recall, area = precision_recall(labels, own)
-        x, y = (
-            values[_thinned(np.arange(len(recall)))] for values in (recall, precision)
-        )
-        figure.add_trace(_line(x, y, f"{name} (AP {area:.3f})", color, shape="hv"))
+        shown = spread_evenly(len(recall), MAX_STEPS)
+        x, y, label = recall[shown], precision[shown], f"{name} (AP {area:.3f})"
+        figure.add_trace(_line(x, y, label, color, shape="hv"))
         above = own > scores.threshold
         if above.any():
             hits, name = np.sum(labels & above), f"{name}, label-free τ"
@@ -428,12 +429,6 @@ def _finished(figure: go.Figure, x: Any, y: Any, height: int = 360) -> go.Figure
     """A small figure with its axes, and a legend below."""
     layout = {"height": height, "legend": {"orientation": "h", "y": -0.25}}
     return figure.update_layout(layout, xaxis=x, yaxis=y, showlegend=True)
-
-
-def _thinned(places: np.ndarray) -> np.ndarray:
-    """At most `MAX_STEPS` of the places, with the first and the last."""
-    shown = np.linspace(0, len(places) - 1, min(len(places), MAX_STEPS)).astype(int)
-    return np.asarray(places[shown])
 
 
 def _color(number: int) -> str:
