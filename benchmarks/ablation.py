@@ -73,15 +73,15 @@ def compared(own: pd.DataFrame, alone: pd.DataFrame) -> dict[str, Any]:
     for measure in MEASURES:
         values, others = (by_entity(members, measure) for members in (own, alone))
         over_seeds = pd.Series(np.nanmean(values, axis=1))
-        difference = paired_difference(values.mean(axis=0), others.mean(axis=0))
+        gap = paired_difference(values.mean(axis=0), others.mean(axis=0))
+        interval = {"difference": gap.mean, "low": gap.low, "high": gap.high}
         found[measure] = {
             "mean": float(over_seeds.mean()),
             "sd_over_seeds": float(over_seeds.std()),
             # One entity has no interval.
             **{
                 key: None if math.isnan(value) else value
-                for key, value in difference._asdict().items()
-                if key in ("difference", "low", "high")
+                for key, value in interval.items()
             },
         }
     return found

@@ -346,12 +346,11 @@ def asked(monkeypatch):
     def catch(settings, workdir, *, console):
         assert isinstance(console, Console)
         calls.append((settings, str(workdir)))
-        return {"notes": ["saw borrowed"], "dataset": {"positive_windows": 3}}
+        return {"notes": ["saw borrowed"]}
 
     monkeypatch.setattr(common, "check_inputs", lambda settings, workdir: None)
     monkeypatch.setattr(pipeline, "run", catch)
-    monkeypatch.setattr(tables, "results_table", lambda results: "the table")
-    monkeypatch.setattr(tables, "rates_table", lambda results: "the rates")
+    monkeypatch.setattr(tables, "results_tables", lambda results: "the tables")
     return calls
 
 
@@ -404,8 +403,8 @@ def test_the_argument_of_a_config_is_part_of_the_work_directory(say, asked, tmp_
 def test_run_tells_its_table_notes_and_files(say, asked):
     _, out, err = say("run", QUICKSTART)
     lines = out.splitlines()
-    assert lines[:3] == ["the table", "the rates", "Note: saw borrowed"]
-    assert "".join(lines[3:]).startswith("Written: runs/quickstart/results.json")
+    assert lines[:2] == ["the tables", "Note: saw borrowed"]
+    assert "".join(lines[2:]).startswith("Written: runs/quickstart/results.json")
     assert err == ""
 
 

@@ -144,17 +144,17 @@ def test_a_paired_difference_has_the_interval_of_the_differences():
     first, second = entity + rng.normal(0.1, 0.02, 15), entity
     found = paired_difference(first, second)
     assert tuple(found) == tuple(mean_interval(first - second))
-    assert found.difference == pytest.approx(np.mean(first) - np.mean(second))
-    assert 0.05 < found.low < found.difference < found.high < 0.15
+    assert found.mean == pytest.approx(np.mean(first) - np.mean(second))
+    assert 0.05 < found.low < found.mean < found.high < 0.15
     back = paired_difference(second, first)
-    assert back.difference == pytest.approx(-found.difference)
+    assert back.mean == pytest.approx(-found.mean)
 
 
 def test_an_entity_counts_where_both_have_a_value():
     first = [0.5, None, 0.7, 0.9, 0.4, 0.8]
     second = [0.4, 0.1, None, 0.5, 0.6, 0.8]
     found = paired_difference(first, second)
-    assert found.difference == pytest.approx((0.1 + 0.4 - 0.2 + 0) / 4)
+    assert found.mean == pytest.approx((0.1 + 0.4 - 0.2 + 0) / 4)
     assert found.entities == 4
 
 
@@ -200,7 +200,7 @@ def test_models_are_compared_by_the_names_of_entities():
     first = measured(rows_of("student", 0.5, 0.6, 0.7, 0.9), "student", **F1)
     rows = [row("pca", name, f1) for name, f1 in (("e3", 0.1), ("e1", 0.2), ("x", 0.9))]
     found = compare(first, measured(rows, "pca", **F1))
-    assert found.difference == pytest.approx((0.8 + 0.4) / 2)
+    assert found.mean == pytest.approx((0.8 + 0.4) / 2)
     assert (found.entities, found.reason[:10]) == (2, "2 entities")
     assert compare(first, measured([], "pca", **F1)).entities == 0
 

@@ -21,13 +21,11 @@ from kdjax.evaluation.tables import (
     label_free_method,
     paired_table,
     point_table,
-    rate_texts,
-    rates_table,
+    rate_text,
     report_tables,
-    results_table,
+    results_tables,
     rolling_table,
     training_table,
-    unlabelled_table,
 )
 
 EVIL = "<script>alert('x')</script>\"&"
@@ -151,7 +149,7 @@ def shown(renderable, width=200):
 
 
 def test_the_terminal_table_shows_every_cell_and_the_caption():
-    text = shown(results_table(RESULTS))
+    text = shown(results_tables(RESULTS))
     for line in lines_of(detection_table(RESULTS)):
         assert any(printed.split() == list(line) for printed in text.splitlines()), line
     words = " ".join(text.split())
@@ -168,16 +166,15 @@ def test_the_terminal_table_shows_every_cell_and_the_caption():
 
 
 def test_the_terminal_table_fits_a_hundred_columns():
-    text = shown(results_table(RESULTS), width=100)
+    text = shown(results_tables(RESULTS), width=100)
     assert any("1,124,201" in line and "0.115" in line for line in text.splitlines())
 
 
 def test_markup_in_names_is_printed_as_it_stands():
     results = copy.deepcopy(RESULTS)
-    results["dataset"]["name"] = "[red]x[/red]"
     results["rows"] += model_rows("a[bold]|b\n", None, 0.5)
-    text = shown(results_table(results))
-    assert "[red]x[/red]" in text and "a[bold]|b" in text
+    text = shown(results_tables(results))
+    assert "a[bold]|b" in text
 
 
 def test_the_label_free_rule_is_named_as_in_the_rows():
@@ -282,24 +279,21 @@ def test_alarm_rates_are_those_of_the_label_free_rule_over_all_windows():
 
 def test_the_table_without_labels_shows_them():
     results = unlabelled()
-    lines = [line.split() for line in shown(unlabelled_table(results)).splitlines()]
+    lines = [line.split() for line in shown(results_tables(results)).splitlines()]
     for line in lines_of(detection_table(results)):
         assert list(line) in lines
-    assert "no labels to evaluate with" in shown(unlabelled_table(results))
+    assert "No labels, so no number here" in shown(results_tables(results))
 
 
 FOUND = {"rate": 0.0125, "low": 0.001, "high": 0.0567, "detail": ""}
 
 
 def test_a_rate_and_its_interval_as_text():
-    assert rate_texts(FOUND) == ("1.25%", "(0.1%–5.7%)")
+    assert rate_text(FOUND) == "1.25% (0.1%–5.7%)"
     nothing = FOUND | {"rate": None}
-    assert rate_texts(None) == rate_texts(nothing) == ("–", "")
-    assert rate_texts(nothing | {"detail": "5 folds left out"}) == (
-        "too few windows",
-        "",
-    )
-    assert rate_texts(FOUND | {"rate": 0.0, "low": 0.0}) == ("0.00%", "(0.0%–5.7%)")
+    assert rate_text(None) == rate_text(nothing) == "–"
+    assert rate_text(nothing | {"detail": "5 folds left out"}) == "too few windows"
+    assert rate_text(FOUND | {"rate": 0.0, "low": 0.0}) == "0.00% (0.0%–5.7%)"
 
 
 def test_the_terminal_shows_the_students_rates():
@@ -309,26 +303,24 @@ def test_the_terminal_shows_the_students_rates():
     }  # fmt: skip
     other = rate | {"method": "pot", "used": False, "clean_test": FOUND}
     teacher = rate | {"model": "teacher", "method": "quantile"}
-    text = shown(rates_table({"rates": [rate, other, teacher]}))
-    lines = [line.split() for line in text.splitlines()]
-    assert ["press[1]", "budget*", "0.50%", "1.25%", "(0.1%–5.7%)", "–"] in lines
-    assert [
-        "press[1]", "pot", "0.50%", "1.25%", "(0.1%–5.7%)", "1.25%", "(0.1%–5.7%)",
-    ] in lines  # fmt: skip
+    text = shown(results_tables(unlabelled() | {"rates": [rate, other, teacher]}), 80)
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    assert "press[1] budget (used) 3 0.50% 1.25% (0.1%–5.7%) – –" in lines
+    found = "1.25% (0.1%–5.7%)"
+    assert f"press[1] pot 3 0.50% {found} {found} –" in lines
     assert "quantile" not in text
 
 
 def test_names_in_brackets_are_names_and_no_markup():
     results = unlabelled()
-    results["dataset"]["name"] = "[red]x[/red]"
     results["rows"][4]["model"] = "a[bold]"
-    text = shown(unlabelled_table(results))
-    assert "[red]x[/red]" in text and "a[bold]" in text
+    text = shown(results_tables(results))
+    assert "a[bold]" in text
     rate = {
         "model": "student", "entity": "[bold]m", "method": "pot", "used": True,
         "wanted": 0.01, "tau": 3.0, "left_out": FOUND, "clean_test": None,
     }  # fmt: skip
-    assert "[bold]m" in shown(rates_table({"rates": [rate]}))
+    assert "[bold]m" in shown(results_tables(results | {"rates": [rate]}))
 
 
 # What comes with further measurements.
@@ -365,7 +357,7 @@ def test_further_columns_come_after_the_others_and_only_with_content():
 
 
 def test_the_terminal_has_a_second_table_for_them():
-    text = shown(results_table(measured()), width=80)
+    text = shown(results_tables(measured()), width=80)
     lines = [line.split() for line in text.splitlines()]
     for line in lines_of(detection_table(measured())):
         assert list(line[:9]) in lines and [line[0], *line[9:]] in lines
@@ -575,13 +567,13 @@ def test_false_alarms_of_the_student_by_rule():
             rate("b", "conformal", model="teacher"),
         ]
     )
-    interval = "(0.1%–5.7%)"
+    found = "1.25% (0.1%–5.7%)"
     assert lines_of(table) == (
-        (EVIL, "budget (used)", "12.35", "1.00%", "1.25%", interval, "–", "", "yes"),
-        (EVIL, "pot", "–", "1.00%", "too few windows", "", "–", "", "–"),
-        ("b", "fixed (used)", "12.35", "0.00%", "1.25%", interval, "–", "", "no"),
+        (EVIL, "budget (used)", "12.35", "1.00%", found, "–", "yes"),
+        (EVIL, "pot", "–", "1.00%", "too few windows", "–", "–"),
+        ("b", "fixed (used)", "12.35", "0.00%", found, "–", "no"),
     )
-    assert len(names_of(table)) == 9
+    assert len(names_of(table)) == 7
     assert false_alarm_table([]) is None
     assert false_alarm_table([rate("a", "pot", model="teacher")]) is None
 

@@ -25,13 +25,11 @@ def main(arguments: list[str], flags: common.Flags) -> None:
     if not flags.coordinator:
         common.check_inputs(settings, workdir)
     console = Console(quiet=not common.start_processes(flags))
-    from kdjax.evaluation.tables import rates_table, results_table, unlabelled_table
+    from kdjax.evaluation.tables import results_tables
     from kdjax.experiment.pipeline import run
 
     results = run(settings, workdir, console=console)
-    labelled = results["dataset"]["positive_windows"] is not None
-    console.print(results_table(results) if labelled else unlabelled_table(results))
-    console.print(rates_table(results))
+    console.print(results_tables(results))
     if recommended := results.get("recommendation"):
         console.print(recommended["text"], highlight=False)
     for note in results["notes"]:

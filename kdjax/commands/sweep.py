@@ -76,14 +76,14 @@ def _sweep(name: str, config: Any, defined: Names, flags: common.Flags) -> None:
         ) from error
     workdir = common.work_directory(flags, design.base)
     console = Console(quiet=not common.start_processes(flags))
+    from kdjax.evaluation.tables import printed
     from kdjax.experiment.sweeps.report import summary_table
     from kdjax.experiment.sweeps.sweep import run_sweep, shown
 
     found = run_sweep(design, workdir, way=flags.way, console=console)
     fields, measures = found.fields, shown(found)
-    console.print(
-        summary_table(found.members, name=name, fields=fields, measures=measures)
-    )
+    table = summary_table(found.members, name=name, fields=fields, measures=measures)
+    console.print(printed(table))
     written = "members.csv, summary.csv, report.html, members/"
     console.print(f"Written: {workdir}/{written}", soft_wrap=True)
 

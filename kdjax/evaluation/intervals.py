@@ -70,16 +70,6 @@ class Interval(NamedTuple):
     reason: str  # why there is no interval, or why it is too narrow; else empty
 
 
-class Difference(NamedTuple):
-    """The mean of first minus second over entities; other fields as in `Interval`."""
-
-    difference: float
-    low: float
-    high: float
-    entities: int
-    reason: str
-
-
 def mean_interval(values: npt.ArrayLike) -> Interval:
     """The mean over entities with its bootstrap interval.
 
@@ -107,7 +97,7 @@ def mean_interval(values: npt.ArrayLike) -> Interval:
     return Interval(mean, low, high, count, reason)
 
 
-def paired_difference(first: npt.ArrayLike, second: npt.ArrayLike) -> Difference:
+def paired_difference(first: npt.ArrayLike, second: npt.ArrayLike) -> Interval:
     """The mean of `first − second` over entities with its bootstrap interval.
 
     Both are `[E]`, of the same entities in the same order, else DataError. Where one is
@@ -119,7 +109,7 @@ def paired_difference(first: npt.ArrayLike, second: npt.ArrayLike) -> Difference
             f"`first` has {len(ours)} values and `second` {len(theirs)}: expected the "
             "same entities. Give NaN where a value is undefined."
         )
-    return Difference(*mean_interval(ours - theirs))
+    return mean_interval(ours - theirs)
 
 
 def is_baseline(model: str) -> bool:
@@ -148,7 +138,7 @@ def measured(
     return found
 
 
-def compare(first: Measured, second: Measured) -> Difference:
+def compare(first: Measured, second: Measured) -> Interval:
     """`paired_difference` of two models on the entities that both have."""
     names = [name for name in first if name in second]
     return paired_difference([first[n] for n in names], [second[n] for n in names])
@@ -176,8 +166,8 @@ def interval_rows(entities: Sequence[Row]) -> list[dict[str, Any]]:
 def paired_rows(entities: Sequence[Row]) -> list[dict[str, Any]]:
     """Paired differences for `results.json`, from the rows of `results["entities"]`.
 
-    JSON-able dicts by `model`, `against`, `threshold`, `level` and `metric`, with the
-    fields of `Difference` (None for NaN) and `baseline`: which one `best baseline` is,
+    JSON-able dicts by `model`, `against`, `threshold`, `level` and `metric`, with
+    `difference`, its interval (None for NaN) and `baseline`: which one `best baseline` is,
     else None. It is the baseline with the best mean of the same metric, chosen on the
     entities that are compared, which favours the baseline. Pairs that were not both
     measured are left out.
@@ -198,8 +188,9 @@ def paired_rows(entities: Sequence[Row]) -> list[dict[str, Any]]:
             first, second = (measured(entities, name, **key) for name in (model, other))
             if first and second:
                 found = _numbers(compare(first, second)._asdict())
-                head = {"model": model, "against": against}
-                rows.append({**head, **key, "baseline": baseline, **found})
+                head = {"model": model, "against": against, **key}
+                head |= {"baseline": baseline, "difference": found.pop("mean")}
+                rows.append(head | found)
     return rows
 
 

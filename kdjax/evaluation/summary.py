@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kdjax.evaluation import intervals
-from kdjax.evaluation.intervals import Difference, Measured
+from kdjax.evaluation.intervals import Interval, Measured
 from kdjax.evaluation.rows import NETWORKS, ORACLE, RANDOM, TEACHER
 from kdjax.evaluation.tables import Results, label_free_method, parameters
 from kdjax.metrics.checks import as_labels, same_length
@@ -121,7 +121,7 @@ def _by_f1(quality: _Quality, costs: Costs) -> dict[str, Any]:
     gaps = {
         n: intervals.compare(quality.found[n], quality.found[best]) for n in candidates
     }
-    equivalent = [n for n in candidates if gaps[n].difference >= -MARGIN - ROUNDING]
+    equivalent = [n for n in candidates if gaps[n].mean >= -MARGIN - ROUNDING]
     sizes = _sizes(equivalent, costs)
     model = min(sizes, key=lambda n: (sizes[n], -quality.mean(n)), default=best)
     count = gaps[model].entities
@@ -152,7 +152,7 @@ def _worthless(quality: _Quality, best: str) -> str:
     """Why not even the best detector is recommended, if so."""
     top, method = quality.mean(best), quality.method
     if RANDOM in quality.found and (
-        intervals.compare(quality.found[best], quality.found[RANDOM]).difference
+        intervals.compare(quality.found[best], quality.found[RANDOM]).mean
         <= MARGIN + ROUNDING
     ):
         return (
@@ -178,13 +178,13 @@ def _among(equivalent: Sequence[str], sizes: Mapping[str, float], how: str) -> s
     return f"It is the smallest of {listed(equivalent)}, which are {how}{but}."
 
 
-def _evidence(gap: Difference, is_best: bool) -> list[str]:
+def _evidence(gap: Interval, is_best: bool) -> list[str]:
     """How sure the difference between the recommended and the best is."""
     if gap.entities == 1:
         return ["One entity is no evidence on others."]
     if is_best:
         return []
-    difference = f"The difference is {signed(gap.difference)}"
+    difference = f"The difference is {signed(gap.mean)}"
     if math.isnan(gap.low):
         return [f"{difference}; {gap.reason}."]
     verb = "does not rule out" if gap.low < -MARGIN - ROUNDING else "rules out"

@@ -4,6 +4,7 @@ The first is the paper's Table 1, extended: thresholds chosen on the test labels
 beside label-free ones, pooled counts beside means over entities, and baselines.
 """
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -56,7 +57,7 @@ WITH_INTERVALS = (
 _THRESHOLD_FREE = {"average_precision", "vus_pr"}
 _COSTS = ("costs", "", "")  # stands for results["costs"] among the rows
 DRIFTED = {None: MISSING, True: "yes", False: "no"}
-_NARROW = 9  # columns of the detection table in the 80 characters of a terminal
+_NARROW = 9  # columns in the 80 characters of a terminal
 
 
 class Table(NamedTuple):
@@ -253,19 +254,19 @@ def false_alarm_table(rates: Sequence[Row]) -> Table | None:
             rate["method"] + (" (used)" if rate["used"] else ""),
             _text(rate["tau"], ".4g"),
             f"{rate['wanted']:.2%}",
-            *rate_texts(rate["left_out"]),
-            *rate_texts(rate["clean_test"]),
+            rate_text(rate["left_out"]),
+            rate_text(rate["clean_test"]),
             DRIFTED[(rate.get("drift") or {}).get("drifted")],
         )
         for rate in rates
         if rate["model"] == STUDENT
     ]
-    heads = ("Entity", "Rule", "τ", "Wanted", "Left-out calibration", "95 %")
+    heads = ("Entity", "Rule", "τ", "Wanted", "Left-out calibration", "Clean test")
     return _table(
         "False alarms",
-        (*heads, "Clean test", "95 %", "Drift"),
+        (*heads, "Drift"),
         lines,
-        "Shares of normal windows above τ, of the student. Wanted: by "
+        "Shares of normal windows above τ, of the student, with 95 % intervals. Wanted: by "
         "the rule. Left-out calibration: each fifth of the calibration windows under the "
         "τ of the others. Clean test: test windows without a labelled row. Intervals "
         "count windows that share no row; no rule holds its rate where behaviour moves. "
@@ -356,11 +357,11 @@ def interval_text(row: Row | None) -> str:
     return f"{row['mean']:.3f} ({row['low']:.2f}–{row['high']:.2f})"
 
 
-def rate_texts(found: Row | None) -> tuple[str, str]:
+def rate_text(found: Row | None) -> str:
     """A measured false-alarm rate of `results["rates"]` and its interval."""
     if found is None or found["rate"] is None:
-        return ("too few windows" if found and found["detail"] else MISSING), ""
-    return f"{found['rate']:.2%}", f"({found['low']:.1%}–{found['high']:.1%})"
+        return "too few windows" if found and found["detail"] else MISSING
+    return f"{found['rate']:.2%} ({found['low']:.1%}–{found['high']:.1%})"
 
 
 def caption(results: Results) -> str:
@@ -406,81 +407,34 @@ def entity_count(dataset: Mapping[str, Any]) -> str:
 # The terminal.
 
 
-def results_table(results: Results) -> rich.console.Group:
-    """The detection table for a terminal, in two where 80 characters are too few."""
-    frame = detection_table(results).frame
-    heads = [
-        "\n".join(head).replace(", ", "\n").replace("-", "-\n")
-        for head in heads_of(frame)
-    ]
-    title = f"{results['dataset']['name']}: detection by windows"
-    found = []
-    for columns in ([*range(_NARROW)], [0, *range(_NARROW, frame.shape[1])]):
-        if len(columns) > 1:
-            shown = [heads[column] for column in columns]
-            found.append(
-                terminal_table(
-                    title, shown, frame.iloc[:, columns].to_numpy(), padding=0
-                )
+def results_tables(results: Results) -> rich.console.Group:
+    """What a run prints of its results: detection, and false alarms of the student."""
+    found = detection_table(results), false_alarm_table(results.get("rates") or ())
+    return rich.console.Group(*(printed(table) for table in found if table))
+
+
+def printed(table: Table) -> rich.console.Group:
+    """A table for a terminal, in two where 80 characters are too few."""
+    # Names may hold brackets, so all is text and no markup.
+    frame, found = table.frame, list[rich.table.Table]()
+    for columns in (
+        [*range(frame.shape[1])][:_NARROW],
+        [0, *range(_NARROW, frame.shape[1])],
+    ):
+        if found and len(columns) == 1:
+            break
+        title = None if found else Text(table.title)
+        part = rich.table.Table(title=title, box=rich.box.SIMPLE_HEAD, padding=0)
+        for column, (group, name) in enumerate(heads_of(frame.iloc[:, columns])):
+            head = re.sub(r"(?<=[-._])|, ", "\n", f"{group}\n{name}".strip())
+            justify: Literal["left", "right"] = "right" if column else "left"
+            part.add_column(
+                Text(head), justify=justify, vertical="bottom", overflow="fold"
             )
-            title = ""
-    return rich.console.Group(*found, Text(caption(results)))
-
-
-def unlabelled_table(results: Results) -> rich.table.Table:
-    """Models, sizes and shares of test windows in alarm, for a terminal."""
-    title = f"{results['dataset']['name']}: no labels to evaluate with"
-    frame = detection_table(results).frame
-    return terminal_table(title, [*frame.columns], frame.to_numpy())
-
-
-def rates_table(results: Results) -> rich.table.Table:
-    """Wanted and measured false-alarm rates of the student, for a terminal."""
-    table = false_alarm_table(results.get("rates", ()))
-    rows = table.frame.to_numpy() if table else ()
-    lines = [
-        (
-            entity,
-            rule.replace(" (used)", "*"),
-            wanted,
-            f"{left} {of_left}",
-            f"{clean} {of_clean}",
-        )
-        for entity, rule, _, wanted, left, of_left, clean, of_clean, _ in rows
-    ]
-    return terminal_table(
-        "False alarms of the student: share of normal windows",
-        ("Entity", "Rule", "Wanted", "Left out", "Clean test"),
-        lines,
-        caption="Left out: calibration windows under the τ of the others. Clean test: "
-        "windows without a labelled row. Intervals: 95 %, from windows that share no row.",
-    )
-
-
-def terminal_table(
-    title: str,
-    heads: Sequence[str],
-    lines: Iterable[Iterable[str]],
-    *,
-    caption: str = "",
-    padding: int = 1,
-) -> rich.table.Table:
-    """A table for a terminal. Names may hold brackets, so all is text and no markup."""
-    table = rich.table.Table(
-        title=Text(title) if title else None,
-        caption=Text(caption) if caption else None,
-        caption_justify="left",
-        box=rich.box.SIMPLE_HEAD,
-        padding=(0, padding, 0, 0),
-    )
-    for head in heads:
-        justify: Literal["left", "right"] = "left" if head == heads[0] else "right"
-        table.add_column(
-            Text(head), justify=justify, vertical="bottom", overflow="fold"
-        )
-    for line in lines:
-        table.add_row(*map(Text, line))
-    return table
+        for line in frame.iloc[:, columns].to_numpy():
+            part.add_row(*map(Text, line))
+        found.append(part)
+    return rich.console.Group(*found, Text(table.words))
 
 
 def _table(

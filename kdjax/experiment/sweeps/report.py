@@ -17,13 +17,12 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
-from rich.table import Table
 
 from kdjax.errors import DataError, counted
 from kdjax.evaluation import page
 from kdjax.evaluation.page import COLORS, Section
 from kdjax.evaluation.plots import learning_curve_figure
-from kdjax.evaluation.tables import MISSING, terminal_table
+from kdjax.evaluation.tables import MISSING, Table
 from kdjax.experiment.sweeps.design import DONE, FAILED, SEED
 from kdjax.io.files import write_text
 
@@ -150,13 +149,8 @@ def summary_table(
 ) -> Table:
     """The summary for a terminal, which has room for a few measures."""
     cells = summary_text(members, fields=fields, measures=measures)
-    heads = [head.replace(".", ".\n").replace("_", "_\n") for head in map(str, cells)]
-    return terminal_table(
-        f"{name}: members by their settings",
-        heads,
-        cells.to_numpy(),
-        caption=" ".join(summary_notes(members, measures=measures)),
-    )
+    notes = " ".join(summary_notes(members, measures=measures))
+    return Table(f"{name}: members by their settings", cells, notes)
 
 
 def summary_notes(members: pd.DataFrame, *, measures: Sequence[str]) -> list[str]:
