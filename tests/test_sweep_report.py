@@ -393,15 +393,17 @@ def test_seeds_alone_need_no_heat_map(tmp_path):
     assert page.rows[1][:3] == ["3", "0", "0.150 ± 0.050"]
 
 
-def test_a_heat_map_too_wide_to_read_is_said(tmp_path):
+def test_a_field_of_too_many_values_has_no_heat_map(tmp_path):
     alphas = [i / MOST_CELLS for i in range(MOST_CELLS + 1)]
-    text = write(tmp_path, make_members(alphas=alphas, seeds=1))
-    page = Page(text)
+    members = make_members(alphas=alphas, seeds=1)
+    assert heat_map_fields(members, FIELDS) is None
+    page = Page(write(tmp_path, members))
     assert page.figures == 1
-    assert f"No heat map: more than {MOST_CELLS} values of distill.alpha." in text
     # And a long table of members is folded.
     assert len(page.rows) > UNFOLDED_ROWS
     assert ("details", "open", None) not in page.attributes
+    fewer = make_members(alphas=alphas[1:], seeds=1)
+    assert heat_map_fields(fewer, FIELDS) == ("student.hidden", "distill.alpha")
 
 
 def test_a_sweep_without_labels_or_without_success(tmp_path):

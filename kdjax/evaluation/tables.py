@@ -55,6 +55,7 @@ WITH_INTERVALS = (
 )
 # These need no τ, so they are the same under each threshold.
 _THRESHOLD_FREE = {"average_precision", "vus_pr"}
+_FORMATS = {"bytes": INTEGER, "alarm_rate": ".2%"}  # other than three decimals
 _COSTS = ("costs", "", "")  # stands for results["costs"] among the rows
 DRIFTED = {None: MISSING, True: "yes", False: "no"}
 _NARROW = 9  # columns in the 80 characters of a terminal
@@ -89,21 +90,13 @@ def report_tables(results: Results) -> list[Table]:
 
 def detection_table(results: Results) -> Table:
     """Table 1, extended; without labels the shares of windows in alarm."""
+    rows, own, names = _rows(results), label_free_method(results), model_names(results)
     if results["dataset"].get("positive_windows") is None:
-        pooled = (label_free_method(results), "pooled", "window")
-        shares = [
-            (
-                row["model"],
-                _text(row["parameters"], INTEGER),
-                _text(row["alarm_rate"], ".2%"),
-            )
-            for row in results["rows"]
-            if (row["threshold"], row["scope"], row["level"]) == pooled
-        ]
-        heads = ("Model", "Parameters", "Test windows in alarm")
+        rate = {("", "in alarm"): (own, "pooled", "window", "alarm_rate")}
         words = "No labels, so no number here measures how well anomalies are found."
-        return Table("Results", _frame(heads, shares), words)
-    rows, own = _rows(results), label_free_method(results)
+        lines = _numbers(results, rate, sizes=True)
+        frame = _frame(("Model", "Parameters", "Test windows in alarm"), lines)
+        return Table("Results", frame, words)
     oracle, points = ("oracle", "pooled", "window"), ("per_entity_mean", "point")
     columns: dict[tuple[str, str], tuple[str, ...]] = {
         ("oracle, pooled", "P"): (*oracle, "precision"),
@@ -119,7 +112,6 @@ def detection_table(results: Results) -> Table:
         ("costs", "bytes"): (*_COSTS, "bytes"),
         ("costs", "ms"): (*_COSTS, "milliseconds"),
     }
-    names = model_names(results)
     for head, (*place, metric) in further.items():  # only those with content
         found = [rows.get((name, *place), {}).get(metric) for name in names]
         if any(number is not None for number in found):
@@ -135,11 +127,8 @@ def detection_table(results: Results) -> Table:
         f"{MISSING}: {note} ({', '.join(dict.fromkeys(found))})."
         for note, found in reasons.items()
     ]
-    lines = [
-        (model, _text(parameters(results, model), INTEGER), *numbers)
-        for model, *numbers in _numbers(results, columns)
-    ]
-    frame = _frame([("", "Model"), ("", "Parameters"), *columns], lines)
+    heads = [("", "Model"), ("", "Parameters"), *columns]
+    frame = _frame(heads, _numbers(results, columns, sizes=True))
     return Table("Results", frame, " ".join([caption(results), *notes]))
 
 
@@ -235,14 +224,13 @@ def point_table(results: Results) -> Table | None:
 
 
 def inflated_table(results: Results) -> Table | None:
-    """Point-adjusted F1, each beside that of random scores; only where asked for."""
+    """Point-adjusted F1; only where asked for."""
     return _metric_table(
         results,
         INFLATED,
         "Point-adjusted F1 (inflated)",
         "Inflated: one row found in an event counts as all of its rows, so random scores "
-        "do well. For comparison with older papers only.",
-        beside_random=True,
+        "do well: compare with the line of random. For comparison with older papers only.",
     )
 
 
@@ -463,30 +451,27 @@ def _rows(results: Results) -> dict[tuple[str, ...], Row]:
 
 
 def _numbers(
-    results: Results, columns: Mapping[tuple[str, str], tuple[str, ...]]
+    results: Results,
+    columns: Mapping[tuple[str, str], tuple[str, ...]],
+    *,
+    sizes: bool = False,
 ) -> list[list[str]]:
-    """A line a model: its name, and the metric of each (threshold, scope, level, metric)."""
-    rows = _rows(results)
-    return [
-        [model]
-        + [
-            _text(
-                rows.get((model, *place), {}).get(metric),
-                INTEGER if metric == "bytes" else ".3f",
-            )
-            for *place, metric in columns.values()
-        ]
-        for model in model_names(results)
-    ]
+    """A line a model: its name, and the metric of each (threshold, scope, level, metric).
+
+    With `sizes` the number of parameters comes after the name.
+    """
+    rows, lines = _rows(results), []
+    for model in model_names(results):
+        line = [model, _text(parameters(results, model), INTEGER)][: 1 + sizes]
+        for *place, metric in columns.values():
+            number = rows.get((model, *place), {}).get(metric)
+            line.append(_text(number, _FORMATS.get(metric, ".3f")))
+        lines.append(line)
+    return lines
 
 
 def _metric_table(
-    results: Results,
-    metrics: Mapping[str, str],
-    title: str,
-    words: str,
-    *,
-    beside_random: bool = False,
+    results: Results, metrics: Mapping[str, str], title: str, words: str
 ) -> Table | None:
     """Means over entities of the level `point`: a line a model and threshold."""
     rows = {
@@ -496,16 +481,12 @@ def _metric_table(
     }
     order = model_names(results)
     known = [m for m in metrics if any(r.get(m) is not None for r in rows.values())]
-    lines = []
-    for (model, tau), row in sorted(rows.items(), key=lambda x: order.index(x[0][0])):
-        cells = [_text(row.get(metric)) for metric in known]
-        if beside_random:
-            random = rows.get((RANDOM, tau), {})
-            cells = [
-                f"{cell} (random {_text(random.get(metric))})"
-                for cell, metric in zip(cells, known, strict=True)
-            ]
-        lines.append((model, _rule(tau), *cells))
+    lines = [
+        (model, _rule(tau), *(_text(row.get(metric)) for metric in known))
+        for (model, tau), row in sorted(
+            rows.items(), key=lambda x: order.index(x[0][0])
+        )
+    ]
     heads = ("Model", "τ", *(metrics[name] for name in known))
     return _table(title, heads, lines if known else (), words)
 

@@ -396,12 +396,14 @@ def plot_heat_map(
 def heat_map_fields(
     members: pd.DataFrame, fields: Sequence[str]
 ) -> tuple[str, str] | None:
-    """The fields for `rows` and `columns` of a heat map; None where two don't vary.
+    """The fields for `rows` and `columns` of a heat map; None where two don't fit.
 
-    The two with the most values, without the seed; of equals the earlier in `fields`.
+    The two with the most values, `MOST_CELLS` at most, without the seed; of equals the
+    earlier in `fields`.
     """
     counts = {field: members[field].nunique() for field in fields if field != SEED}
-    varying = sorted((f for f in counts if counts[f] > 1), key=lambda f: -counts[f])
+    fitting = [field for field in counts if 1 < counts[field] <= MOST_CELLS]
+    varying = sorted(fitting, key=lambda field: -counts[field])
     return (varying[1], varying[0]) if len(varying) > 1 else None
 
 
@@ -431,16 +433,12 @@ def _heat_map(members: pd.DataFrame, fields: Sequence[str], measure: str) -> Sec
     pair = heat_map_fields(members, fields)
     if pair is None:
         return Section("", "")
-    heading = f"{measure} by {pair[0]} and {pair[1]}"
-    wide = [field for field in pair if members[field].nunique() > MOST_CELLS]
-    if wide:
-        words = f"No heat map: more than {MOST_CELLS} values of {', '.join(wide)}."
-        return Section(heading, page.words_html(words))
     words = (
         f"Mean {measure} of the members with these values. A dash: none of them has a "
         "finite one; empty: no such member."
     )
     figure = plot_heat_map(members, rows=pair[0], columns=pair[1], measure=measure)
+    heading = f"{measure} by {pair[0]} and {pair[1]}"
     return Section(heading, page.figure_html(figure, words))
 
 
