@@ -11,7 +11,6 @@ import pytest
 from pandas.testing import assert_frame_equal
 from rich.console import Console
 
-from kdjax.errors import DataError
 from kdjax.evaluation.tables import printed
 from kdjax.experiment.sweeps.report import (
     field_text,
@@ -84,24 +83,6 @@ def test_rows_are_sorted_by_member_and_entities_keep_their_order():
 def test_a_measure_that_is_none_is_nan_and_nan_is_no_field():
     members = table([row("0", "a", ("16", 1, 0), parameters=None, f1_oracle=None)])
     assert members[MEASURES].isna().all(axis=None)
-
-
-@pytest.mark.parametrize(
-    ("rows", "message"),
-    [
-        ([{"member": "0", "entity": "a", "status": "done"}], "reason has no value"),
-        (
-            [{**row("0", "a", ("16", 1, 0)), "seed": None}],
-            "'0', 'a': seed has no value",
-        ),
-        ([row("7", "a", ("16", 1, 0), status="ok")], "status is neither"),
-        ([row("7", "a", ("16", NAN, 0))], "alpha has no value"),
-        ([row("7", "a", ("16", 1, 0), "high")], "f1_oracle is no number"),
-    ],
-)
-def test_rows_that_are_no_members(rows, message):
-    with pytest.raises(DataError, match=message):
-        table(rows)
 
 
 def test_measures_are_the_other_columns():

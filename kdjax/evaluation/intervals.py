@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from kdjax.errors import DataError, counted
+from kdjax.errors import counted
 from kdjax.evaluation.rows import NETWORKS, ORACLE, PREVIOUS
 
 BEST_BASELINE = "best baseline"
@@ -73,13 +73,12 @@ class Interval(NamedTuple):
 def mean_interval(values: npt.ArrayLike) -> Interval:
     """The mean over entities with its bootstrap interval.
 
-    `values` are `[E]`, NaN or None where undefined; DataError where infinite or of more
-    dimensions.
+    `values` are `[E]`, NaN or None where undefined.
 
     >>> mean_interval([0.25, 0.75])[-1]
     '2 entities are too few for an interval'
     """
-    known = _as_values(values)
+    known = np.asarray(values, np.float64)
     known = known[~np.isnan(known)]
     if not len(known):
         return Interval(math.nan, math.nan, math.nan, 0, "no entity has a value")
@@ -100,16 +99,10 @@ def mean_interval(values: npt.ArrayLike) -> Interval:
 def paired_difference(first: npt.ArrayLike, second: npt.ArrayLike) -> Interval:
     """The mean of `first − second` over entities with its bootstrap interval.
 
-    Both are `[E]`, of the same entities in the same order, else DataError. Where one is
-    NaN or None, that entity is left out of both.
+    Both are `[E]`, of the same entities in the same order. Where one is NaN or None, that
+    entity is left out of both.
     """
-    ours, theirs = _as_values(first), _as_values(second)
-    if len(ours) != len(theirs):
-        raise DataError(
-            f"`first` has {len(ours)} values and `second` {len(theirs)}: expected the "
-            "same entities. Give NaN where a value is undefined."
-        )
-    return mean_interval(ours - theirs)
+    return mean_interval(np.subtract(*np.array([first, second], np.float64)))
 
 
 def is_baseline(model: str) -> bool:
@@ -122,20 +115,13 @@ def measured(
 ) -> Measured:
     """One metric of one model in the rows of `results["entities"]`.
 
-    Rows without a level are of windows; rows without the metric are skipped. DataError
-    where two are of the same entity.
+    Rows without a level are of windows; rows without the metric are skipped.
     """
-    found: Measured = {}
-    for row in entities:
-        if metric not in row or _group(row) != (model, threshold, level):
-            continue
-        if row["entity"] in found:
-            raise DataError(
-                f"two rows hold {metric} of {model} on {row['entity']} ({threshold}, "
-                f"{level}): expected one. Give the rows of one run."
-            )
-        found[row["entity"]] = math.nan if row[metric] is None else row[metric]
-    return found
+    return {
+        row["entity"]: math.nan if row[metric] is None else row[metric]
+        for row in entities
+        if metric in row and _group(row) == (model, threshold, level)
+    }
 
 
 def compare(first: Measured, second: Measured) -> Interval:
@@ -231,24 +217,6 @@ def _bootstrap(values: tuple[float, ...]) -> tuple[float, float]:
         random_state=np.random.default_rng(SEED),  # scipy 1.15 calls it rng
     ).confidence_interval
     return float(found.low), float(found.high)
-
-
-def _as_values(values: npt.ArrayLike) -> np.ndarray:
-    """`[E]` float64 with NaN for None."""
-    try:
-        array = np.asarray(values, np.float64)
-    except (TypeError, ValueError) as error:
-        raise DataError(
-            f"`values` can't be read as numbers ({error}): expected one an entity, "
-            "NaN or None where it is undefined."
-        ) from error
-    if array.ndim != 1 or np.isinf(array).any():
-        what = "infinite values" if array.ndim == 1 else f"{array.ndim} dimensions"
-        raise DataError(
-            f"`values` has {what}: expected finite numbers of E entities, NaN where "
-            "undefined."
-        )
-    return array
 
 
 def _group(row: Row) -> tuple[str, str, str]:

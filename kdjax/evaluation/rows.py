@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kdjax import metrics
-from kdjax.errors import ConfigError, DataError
+from kdjax.errors import DataError
 from kdjax.metrics.checks import as_labels, as_scores, event_reasons, one_class
 
 # The models of a run: its networks, the detector that they start from, a control.
@@ -118,7 +118,12 @@ def metric_rows(
     `method` names the label-free rule; `window` is the widest buffer of the volumes, None
     for none; `point_adjusted` adds F1 that are inflated.
     """
-    _check(entities, method)
+    for entity in entities:
+        if math.isnan(entity.threshold):
+            raise DataError(
+                f"the threshold of {entity.entity} is NaN, under which nothing would "
+                "ever raise an alarm: expected a number. Calibrate the detector first."
+            )
     with warnings.catch_warnings():  # the notes have the reasons
         warnings.simplefilter("ignore", metrics.UndefinedMetricWarning)
         measured = _measure_all(entities, method, window, point_adjusted)
@@ -206,22 +211,6 @@ def _entity_row(
     }
 
 
-def _check(entities: Sequence[EntityScores], method: str) -> None:
-    if not entities:
-        raise DataError("`entities` is empty: expected at least one entity's scores.")
-    if method == ORACLE:
-        raise ConfigError(
-            "`method` is 'oracle', which looks at the labels: expected the name of "
-            "the label-free rule, such as 'conformal'."
-        )
-    for entity in entities:
-        if math.isnan(entity.threshold):
-            raise DataError(
-                f"the threshold of {entity.entity} is NaN, under which nothing would "
-                "ever raise an alarm: expected a number. Calibrate the detector first."
-            )
-
-
 def _pooled(samples: list[_Sample], threshold: str) -> Measured:
     """Metrics of counts over all entities, and the oracle's τ."""
     labels = [sample.labels for sample in samples if sample.labels is not None]
@@ -281,11 +270,6 @@ def _sample(entity: EntityScores, level: str) -> _Sample:
     ordered = None
     if labels is not None:
         name = f"{level} labels of {entity.entity}"
-        if len(labels) != len(scores):
-            raise DataError(
-                f"`{name}` has {len(labels)} values for {len(scores)} scores: expected "
-                "one label for each score."
-            )
         labels = as_labels(labels, name=name) if len(labels) else np.empty(0, bool)
         ordered = None if at_window or not len(known) else in_order(labels, scores)
         labels = labels[scored]

@@ -18,7 +18,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from kdjax.errors import DataError, counted
+from kdjax.errors import counted
 from kdjax.evaluation import page
 from kdjax.evaluation.page import COLORS, Section
 from kdjax.evaluation.plots import learning_curve_figure
@@ -49,27 +49,13 @@ def members_table(
     """The table sorted by member; a member's entities keep their order.
 
     Rows have `LEADING`, a number or text for each field, and measures, which are NaN
-    where they are absent or None. DataError where one lacks a value or has a wrong one.
+    where they are absent or None.
     """
     rows, fixed = list(rows), [*LEADING, *fields]
     measures = dict.fromkeys(key for row in rows for key in row if key not in fixed)
     table = pd.DataFrame(rows, columns=[*fixed, *measures])
     table = table.sort_values("member", kind="stable", ignore_index=True)
-
-    def check(faulty: pd.Series, what: str) -> None:
-        if faulty.any():
-            row = table[faulty].iloc[0]
-            where = f"members, {row['member']!r}, {row['entity']!r}"
-            raise DataError(f"{where}: {what}; run the sweep again.")
-
-    for name in fixed:
-        check(table[name].isna(), f"{name} has no value")
-    check(~table["status"].isin([DONE, FAILED]), "status is neither done nor failed")
-    for name in measures:
-        numbers = pd.to_numeric(table[name], errors="coerce")
-        check(numbers.isna() & table[name].notna(), f"{name} is no number")
-        table[name] = numbers.astype("float64")
-    return table
+    return table.astype(dict.fromkeys(measures, "float64"))
 
 
 def measure_names(members: pd.DataFrame, fields: Sequence[str]) -> tuple[str, ...]:
