@@ -93,23 +93,7 @@ def read_lines(
     [Line(number=2, time=7, row=[nan, 2.0], error='', entity='', tag='')]
     """
     own = (ignored, missing_values, entity_column, tag_column, may_lack)
-    return _read(lines, _Wanted(channels, time_column, *own))
-
-
-def check_start(head: bytes) -> None:
-    """Raises DataError if standard input begins as a file that is no UTF-8 text."""
-    kind, _ = content_kind(head)
-    if kind:
-        todo = {
-            "gzip": "unpack it by gzip -dc",
-            "UTF-16 text": "convert it by iconv -f UTF-16 -t UTF-8",
-        }.get(kind, "write its rows as CSV")
-        raise DataError(
-            f"standard input holds {kind}, not lines of text: {todo} first."
-        )
-
-
-def _read(lines: Iterable[str], wanted: _Wanted) -> Iterator[Line]:
+    wanted = _Wanted(channels, time_column, *own)
     blank_is_row = False
     numbered: Iterator[tuple[int, str]] = (
         (n, text)
@@ -154,6 +138,19 @@ def _read(lines: Iterable[str], wanted: _Wanted) -> Iterator[Line]:
         except DataError as error:
             line = Line(number, time, [], str(error))
         yield line
+
+
+def check_start(head: bytes) -> None:
+    """Raises DataError if standard input begins as a file that is no UTF-8 text."""
+    kind, _ = content_kind(head)
+    if kind:
+        todo = {
+            "gzip": "unpack it by gzip -dc",
+            "UTF-16 text": "convert it by iconv -f UTF-16 -t UTF-8",
+        }.get(kind, "write its rows as CSV")
+        raise DataError(
+            f"standard input holds {kind}, not lines of text: {todo} first."
+        )
 
 
 def _headerless(text: str, channels: Sequence[str]) -> str:

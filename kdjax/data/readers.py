@@ -95,8 +95,24 @@ def read_table(
     >>> series.values.shape, series.channels  # doctest: +SKIP
     ((20000, 3), ('load', 'heat', 'flow'))
     """
-    arguments = locals()
-    return load_files(**arguments).train
+    return load_files(
+        path,
+        time_column=time_column,
+        entity_column=entity_column,
+        label_column=label_column,
+        ignore=ignore,
+        missing=missing,
+        order=order,
+        duplicates=duplicates,
+        missing_values=missing_values,
+        fill_limit=fill_limit,
+        layout=layout,
+        tag_column=tag_column,
+        value_column=value_column,
+        step=step,
+        exclude=exclude,
+        dtype=dtype,
+    ).train
 
 
 def load_files(
