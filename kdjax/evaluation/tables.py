@@ -405,21 +405,18 @@ def printed(table: Table) -> rich.console.Group:
     """A table for a terminal, in two where 80 characters are too few."""
     # Names may hold brackets, so all is text and no markup.
     frame, found = table.frame, list[rich.table.Table]()
-    for columns in (
-        [*range(frame.shape[1])][:_NARROW],
-        [0, *range(_NARROW, frame.shape[1])],
-    ):
-        if found and len(columns) == 1:
-            break
+    columns = [*range(frame.shape[1])]
+    for own in filter(None, (columns[:_NARROW], columns[_NARROW:])):
+        shown = frame.iloc[:, own if 0 in own else [0, *own]]
         title = None if found else Text(table.title)
         part = rich.table.Table(title=title, box=rich.box.SIMPLE_HEAD, padding=0)
-        for column, (group, name) in enumerate(heads_of(frame.iloc[:, columns])):
+        for column, (group, name) in enumerate(heads_of(shown)):
             head = re.sub(r"(?<=[-._])|, ", "\n", f"{group}\n{name}".strip())
             justify: Literal["left", "right"] = "right" if column else "left"
             part.add_column(
                 Text(head), justify=justify, vertical="bottom", overflow="fold"
             )
-        for line in frame.iloc[:, columns].to_numpy():
+        for line in shown.to_numpy():
             part.add_row(*map(Text, line))
         found.append(part)
     return rich.console.Group(*found, Text(table.words))
