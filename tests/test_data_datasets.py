@@ -366,12 +366,15 @@ def test_arrays_of_smap_are_checked(tmp_path):
         ({"train": good}, "has no array 'test': expected the arrays train and test"),
         (
             {"train": good[:, :24], "test": good},
-            r"train has shape \(12, 24\), expected",
+            r"train holds float64 of shape \(12, 24\), expected rows of 25 numbers",
         ),
-        ({"train": good[:0], "test": good}, r"train has shape \(0, 25\), expected"),
+        (
+            {"train": good[:0], "test": good},
+            r"train holds float64 of shape \(0, 25\), expected",
+        ),
         (
             {"train": good, "test": good.astype(str)},
-            "test holds <U32, expected numbers",
+            "test holds <U32 of shape .*, expected rows of 25 numbers",
         ),
         (
             {"train": spiked, "test": good},

@@ -302,13 +302,10 @@ def _read_array(
     path = _nasa_path(root, part, entity)
     packed = path.suffix == ".npz"
     values = read_npz(path, part) if packed else np.array(read_npy(path))
-    if values.ndim != 2 or values.shape[1] != len(channels) or not len(values):
+    whole = values.ndim == 2 and values.shape[1] == len(channels) and len(values)
+    if not whole or values.dtype.kind not in "fiub":
         raise DataError(
-            f"{path}: {part} has shape {values.shape}, expected rows of "
-            f"{len(channels)} columns; download it again."
-        )
-    if values.dtype.kind not in "fiub":
-        raise DataError(
-            f"{path}: {part} holds {values.dtype}, expected numbers; download it again."
+            f"{path}: {part} holds {values.dtype} of shape {values.shape}, expected rows "
+            f"of {len(channels)} numbers; download it again."
         )
     return to_rows(values, Place(path, channels))
