@@ -122,14 +122,8 @@ def _estimator(**changes: Any) -> Callable[[Item, int], Fitted]:
 
 
 def _classifier(item: Item, seed: int) -> Fitted:
-    """The estimator's default, with the longest windows that short prefixes allow.
-
-    It learns from validation rows as well, so that their share is without effect; they
-    only must hold a window.
-    """
-    length = min(LONG_WINDOW, item.prefix // 6)
-    settings = {"data.validation": 0.2}
-    return _estimator(window_size=length, settings=settings)(item, seed)
+    """The estimator's default, with long windows of which calibration rows hold some."""
+    return _estimator(window_size=min(LONG_WINDOW, item.prefix // 8))(item, seed)
 
 
 # How each model is fitted on the prefix.
