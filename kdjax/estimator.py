@@ -27,8 +27,7 @@ from scipy.stats import binom
 from sklearn.base import BaseEstimator, clone
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from kdjax.config import CHOICES, RENAMED, get_config, leaves, override, resolve
-from kdjax.config import FIELDS as CONFIG_FIELDS
+from kdjax.config import CHOICES, get_config, leaves, override, resolve
 from kdjax.data.cells import mark_missing, to_number
 from kdjax.data.grid import fill_forward
 from kdjax.data.prepared import value_notes
@@ -169,27 +168,6 @@ def _own_names() -> Iterator[None]:
         raise
 
 
-def settings_of(parameters: Settings, further: Settings) -> dict[str, Any]:
-    """The resolved config of an estimator's parameters and `further` dotted fields."""
-    for field in further:
-        if not isinstance(field, str):
-            raise ConfigError(
-                f"settings: {field!r} is no name of a field, such as train.learning_rate."
-            )
-        if field in PARAMETERS:
-            raise ConfigError(
-                f"settings: {field} is the parameter {PARAMETERS[field]}: set that one."
-            )
-        if not _applies(field):
-            raise ConfigError(
-                f"settings: {field} means nothing for rows in memory: leave it out."
-            )
-    changes = {field: parameters[name] for name, field in FIELDS.items()}
-    plain = {key: _plain(value) for key, value in (changes | dict(further)).items()}
-    # A config needs the path of a file.
-    return resolve(override(get_config(), plain | {"data.path": ROWS}))
-
-
 def parameters_of(detector: Detector) -> dict[str, Any]:
     """The parameters that give such a detector, from the settings in its card."""
     fields = {k: _plain(v) for k, v in leaves(detector.card.get("settings", {}))}
@@ -212,19 +190,26 @@ def _applies(field: str) -> bool:
     return group in _GROUPS or (group == "data" and name in _OF_DATA)
 
 
-def _usual(field: str) -> Any:
-    """The default of a field as configs hold it."""
-    default = CONFIG_FIELDS[field][0] if field in CONFIG_FIELDS else None
-    return None if isinstance(default, type) else default
-
-
-def _mapping(settings: Any) -> Settings:
-    if settings is not None and not isinstance(settings, Mapping):
+def _check_further(settings: Any) -> None:
+    """Raises ConfigError unless `settings` are fields beside the parameters'."""
+    if not isinstance(settings, Mapping):
         raise ConfigError(
             f"settings={settings!r} must be a mapping of the config's fields, such as "
             '{"train.learning_rate": 1e-2}.'
         )
-    return settings or {}
+    for field in settings:
+        if not isinstance(field, str):
+            raise ConfigError(
+                f"settings: {field!r} is no name of a field, such as train.learning_rate."
+            )
+        if field in PARAMETERS:
+            raise ConfigError(
+                f"settings: {field} is the parameter {PARAMETERS[field]}: set that one."
+            )
+        if not _applies(field):
+            raise ConfigError(
+                f"settings: {field} means nothing for rows in memory: leave it out."
+            )
 
 
 def _teachers(teachers: Any, weights: Any) -> tuple[ScoreFunction, ...]:
@@ -573,14 +558,10 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
         else:
             series = self._series(X)._replace(entity=self.entity_)
             changed.detector_, _ = recalibrated(detector, series, threshold={})
-        now = self._fields()
-        applied = {name: now[name] for name in now if name.startswith(_CALIBRATED)}
-        kept = {
-            name: value
-            for name, value in self._made_with.items()
-            if not name.startswith(_CALIBRATED)
+        changed._made_with = {
+            name: value if name.startswith(_CALIBRATED) else self._made_with[name]
+            for name, value in self._fields().items()
         }
-        changed._made_with = kept | applied
         return self._become(changed)
 
     def set_threshold(self, tau: float) -> Self:
@@ -691,23 +672,31 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
         self.__dict__ = other.__dict__
         return self
 
+    def _config(self, **changes: Any) -> dict[str, Any]:
+        """The config of the present parameters, before the checks of `resolve`."""
+        further = {} if self.settings is None else self.settings
+        _check_further(further)
+        given = {field: getattr(self, name) for name, field in FIELDS.items()}
+        given |= {**further, **changes, "data.path": ROWS}  # it needs a file's path
+        plain = {field: _plain(value) for field, value in given.items()}
+        config: dict[str, Any] = override(get_config(), plain).to_dict()
+        return config
+
+    def _settings(self, **changes: Any) -> dict[str, Any]:
+        return resolve(self._config(**changes))
+
     def _fields(self) -> dict[str, Any]:
         """The present parameters by the config's fields, for comparisons."""
-        given = self.get_params(deep=False)
-        given = given | dict(_mapping(given.pop("settings")))
-        named = {
-            FIELDS.get(name, RENAMED.get(name, name)): given[name] for name in given
-        }
-        return {name: _plain(value) for name, value in named.items()}
+        fields = {name: _plain(v) for name, v in leaves(self._config())}
+        return fields | {"detector": self.detector}
 
     def _warn_of_changes(self, *, calibrating: bool = False) -> None:
         """Warns of parameters that were set after `fit` and don't hold yet."""
         now, made = self._fields(), self._made_with
         changed = [
             name
-            for name in sorted(now.keys() | made.keys())
-            if now.get(name, _usual(name)) != made.get(name, _usual(name))
-            and name not in _AT_ONCE
+            for name in sorted(now)
+            if now[name] != made[name] and name not in _AT_ONCE
         ]
         for todo, names in (
             ("fit", [n for n in changed if not n.startswith(_CALIBRATED)]),
@@ -720,10 +709,6 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
                     f"detector is as before: call {todo} again, or set the old value.",
                     stacklevel=4,
                 )
-
-    def _settings(self, **changes: Any) -> dict[str, Any]:
-        further = dict(_mapping(self.settings)) | changes
-        return settings_of(self.get_params(deep=False), further)
 
     def _series(self, X: Any, *, reset: bool = False) -> Series:
         """X as a series, checked against the rows of `fit` unless it is them."""
@@ -743,7 +728,7 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
             if reset or hasattr(self, "feature_names_in_"):
                 X = X.set_axis(_column_names(X), axis=1)
         else:
-            if reset and "data.ignore" in _mapping(self.settings):
+            if reset and self._reading(reset).ignore:
                 raise ConfigError(
                     "settings: data.ignore names columns of a frame, and X is an array: "
                     "leave these columns out of X."
