@@ -31,12 +31,19 @@ from kdjax.config import CHOICES, get_config, leaves, override, resolve
 from kdjax.data.cells import mark_missing, to_number
 from kdjax.data.grid import fill_forward
 from kdjax.data.prepared import value_notes
-from kdjax.data.raw import Place, as_array, others, to_rows, where
+from kdjax.data.raw import Place, as_array, to_rows
 from kdjax.data.scaler import needs_float64
-from kdjax.data.schema import FEW_VALUES, Advice, Reading, long_columns, parse_numbers
+from kdjax.data.schema import (
+    FEW_VALUES,
+    Advice,
+    Reading,
+    long_columns,
+    missing_error,
+    parse_numbers,
+)
 from kdjax.data.series import Dataset, Series
 from kdjax.data.splits import segments
-from kdjax.data.tables import numbered_channels
+from kdjax.data.tables import check_names, numbered_channels
 from kdjax.data.times import parse_time
 from kdjax.detection.alarming import AlarmRule, row_alarms
 from kdjax.detection.calibration import calibrate
@@ -498,7 +505,7 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
         )
         parts = table[[CONTRIBUTION + name for name in series.channels]].to_numpy()
         if isinstance(X, pd.DataFrame):
-            columns = self._channels_of(X)[0].columns
+            columns = _channels_of(X, self._reading(reset=False))[0].columns
             return pd.DataFrame(parts, index=X.index, columns=columns)
         return pd.DataFrame(parts, columns=pd.Index(series.channels))
 
@@ -716,27 +723,24 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
         if not reset:
             check_is_fitted(self, "detector_")
         check_choice("missing", self.missing, CHOICES["data.missing"])
-        time, markers = None, self._reading(reset).missing_values
-        if isinstance(X, pd.DataFrame):
-            try:
-                frame, time = self._channels_of(X, reset=reset)
-                X = _as_numbers(frame, markers)
-            except DataError as error:
-                hint = self._long_hint(X, reset)
-                raise DataError(f"{error} {hint}".strip()) from None
-            # scikit-learn compares names that are text; arrays it takes in any order.
-            if reset or hasattr(self, "feature_names_in_"):
-                X = X.set_axis(_column_names(X), axis=1)
-        else:
-            if reset and self._reading(reset).ignore:
-                raise ConfigError(
-                    "settings: data.ignore names columns of a frame, and X is an array: "
-                    "leave these columns out of X."
-                )
+        reading, time = self._reading(reset), None
+        if not isinstance(X, pd.DataFrame) and reset and reading.ignore:
+            raise ConfigError(
+                "settings: data.ignore names columns of a frame, and X is an array: "
+                "leave these columns out of X."
+            )
         try:
+            if isinstance(X, pd.DataFrame):
+                rows, time = _channels_of(X, reading)
+                rows = _as_numbers(rows, reading)
+                # scikit-learn compares names that are text; arrays it takes in any order.
+                if reset or hasattr(self, "feature_names_in_"):
+                    rows = rows.set_axis(_column_names(rows), axis=1)
+            else:
+                rows = _read_array(X, reading)
             values = validate_data(
                 self,
-                X if isinstance(X, pd.DataFrame) else _read_array(X, markers),
+                rows,
                 reset=reset,
                 dtype=(np.float64, np.float32),
                 ensure_all_finite=False,
@@ -744,114 +748,37 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
                 ensure_min_samples=2 if reset else 1,
             )
         except (TypeError, ValueError) as error:
-            channels = () if reset else self.detector_.channels
-            raise _RowsError(_refusal(str(error), channels)) from None
-        values = mark_missing(values, markers)
+            if isinstance(X, pd.DataFrame) and isinstance(error, DataError):
+                raise DataError(f"{error} {_long_hint(X, reading)}".strip()) from None
+            raise _RowsError(_refusal(str(error), reading.channels)) from None
+        values = mark_missing(values, reading.missing_values)
         if self.missing == "ffill":
             limit = self._settings()["data"]["fill_limit"]
             window = self.window_size if reset else self.detector_.window
-            values = fill_forward(values, limit or window)[0]
-        names = numbered_channels(values.shape[1])
-        if not reset:
-            names = self.detector_.channels
-        elif hasattr(self, "feature_names_in_"):
-            names = tuple(map(str, self.feature_names_in_))
-        place = Place(Path(ROWS), names)
-        if self.missing == "error":
-            _check_complete(values, place)
-        dtype: Any = np.float32
+            values, *_ = fill_forward(values, limit or window)
+        numbered = numbered_channels(values.shape[1])
+        own = tuple(getattr(self, "feature_names_in_", numbered))
+        place = Place(Path(ROWS), reading.channels or own)
+        absent = np.isnan(values)
+        if self.missing == "error" and absent.any():
+            raise missing_error(values, absent, place.columns, place, len(values))
+        dtype: Any = np.float64 if needs_float64([values]).any() else np.float32
         if not reset:
             check_precision(self.detector_, values.dtype)
             dtype = self.detector_.scalers.offset.dtype
-        elif needs_float64([values]).any():
-            dtype = np.float64
         values = to_rows(values, place, missing="mask", dtype=dtype)
-        return Series(ROWS, values, names, time)
-
-    def _channels_of(
-        self, X: pd.DataFrame, *, reset: bool = False
-    ) -> tuple[pd.DataFrame, np.ndarray | None]:
-        """A frame without the columns that are no channels, and the rows' time.
-
-        Ignored columns must be there in `fit` only. A detector of a file knows that
-        file's columns of times, entities and labels too.
-        """
-        names, reading, clock = _column_names(X), self._reading(reset), ""
-        if not reset:
-            clock = self.detector_.card.get("data", {}).get("time_column", "")
-        elif absent := [name for name in reading.ignore if name not in names]:
-            raise DataError(
-                f"{ROWS} has no column {', '.join(absent)}: name in data.ignore only "
-                "columns that are there."
-            )
-        entity, channels = (
-            reading.entity_column,
-            () if reset else self.detector_.channels,
-        )
-        drop = {*reading.ignore, clock, entity} - {*channels}
-        if names and drop.issuperset(names):
-            raise DataError(f"{ROWS}: data.ignore names all columns: leave a channel.")
-        if entity in drop.intersection(names):
-            column = X.iloc[:, names.index(entity)]
-            if column.nunique() > 1:
-                raise DataError(
-                    f"{ROWS} has rows of several entities, {column.iloc[0]!r} among them: "
-                    f"give those of one, such as X[X[{entity!r}] == {column.iloc[0]!r}]."
-                )
-        time = _time_of(X)
-        if time is None and clock in drop.intersection(names):
-            times = X.iloc[:, names.index(clock)]
-            time = _checked(
-                parse_time(times, Place(Path(ROWS), (clock,))).values, times
-            )
-        return X.loc[:, [name not in drop for name in names]], time
+        return Series(ROWS, values, place.columns, time)
 
     def _reading(self, reset: bool) -> Reading:
         """How columns and cells are read: in `fit` by the settings, then as there."""
-        if not reset:
-            return reading_of(self.detector_)
-        data = self._settings()["data"]
-        return Reading(ignore=data["ignore"], missing_values=data["missing_values"])
-
-    def _long_hint(self, X: pd.DataFrame, reset: bool) -> str:
-        """What to say of a frame with a row for each reading; empty of any other."""
-        frame, reading = X.set_axis(_column_names(X), axis=1), self._reading(reset)
-        known = {*reading.ignore, reading.entity_column}
-        frame = frame.loc[:, [name not in known for name in frame]]
-        if not frame.columns.is_unique:
-            return ""
-        times = [name for name in frame if _may_be_times(frame[name])]
-        columns = long_columns(frame.drop(columns=times))
-        if columns is None or not (times or _holds_times(X.index)):
-            return ""
-        (tag, value), index, grid, changes = columns, "X.index", "", {}
-        if times:
-            time, index = f"X[{times[0]!r}]", f"{times[0]!r}"
-            if _is_text(frame[times[0]]):
-                changes[times[0]] = _conversion(frame[times[0]], time)
-            elif reading.step and not _holds_times(frame[times[0]]):
-                changes[times[0]] = f"pd.to_datetime({time}, unit='s')"
-        if _is_text(frame[value]):
-            numbers, marks = f"X[{value!r}]", reading.missing_values
-            read = {
-                c: to_number(c, missing=marks) for c in frame[value].dropna().unique()
-            }
-            if absent := [c for c, number in read.items() if np.isnan(number or 0)]:
-                numbers += f".replace({absent!r}, float('nan'))"
-            changes[value] = f"pd.to_numeric({numbers})"
-        if reading.step:
-            limit = fill_limit(self.detector_)
-            step = reading.step if isinstance(reading.step, str) else f"{reading.step}s"
-            grid = (
-                f".resample({step!r}, closed='right', label='right', "
-                f"origin='epoch').mean().ffill(limit={limit}).dropna(how='all')"
-            )
-        changed = ", ".join(f"{name!r}: {text}" for name, text in changes.items())
-        table = f"X.assign(**{{{changed}}})" if changes else "X"
-        return (
-            f"{ROWS} looks like long layout, a row for each reading; give a column for "
-            f"each channel: {table}.pivot_table(index={index}, columns={tag!r}, "
-            f"values={value!r}, aggfunc='last'){grid}."
+        if reset:
+            data = self._settings()["data"]
+            return Reading(ignore=data["ignore"], missing_values=data["missing_values"])
+        detector = self.detector_
+        return reading_of(detector)._replace(
+            time_column=detector.card.get("data", {}).get("time_column", ""),
+            channels=detector.channels,
+            fill_limit=fill_limit(detector),
         )
 
     def _fit(
@@ -1022,40 +949,68 @@ def _with_settings(detector: Detector, group: str, **fields: Any) -> Detector:
     return detector._replace(card={**card, "settings": changed})
 
 
-def _time_of(X: pd.DataFrame) -> np.ndarray | None:
-    """The rows' time if X has a `DatetimeIndex` or `PeriodIndex`."""
-    index = X.index
-    levels = [index.get_level_values(i) for i in range(index.nlevels)]
-    if len(levels) > 1 and any(
-        pd.api.types.is_datetime64_any_dtype(one) or isinstance(one, pd.PeriodIndex)
-        for one in levels
-    ):
+def _channels_of(
+    X: pd.DataFrame, reading: Reading
+) -> tuple[pd.DataFrame, np.ndarray | None]:
+    """A frame without the columns that are no channels, and the rows' time.
+
+    Ignored columns must be there in `fit` only. A detector of a file knows that file's
+    columns of times, entities and labels too.
+    """
+    names, clock, entity = _column_names(X), reading.time_column, reading.entity_column
+    absent = [name for name in reading.ignore if name not in names]
+    if absent and not reading.channels:
         raise DataError(
-            f"{ROWS}: the index has times beside other levels: give the rows of one "
-            "entity with their times alone, such as X.xs(name)."
+            f"{ROWS} has no column {', '.join(absent)}: name in data.ignore only "
+            "columns that are there."
         )
-    if isinstance(index, pd.PeriodIndex):
-        index = index.to_timestamp()
-    elif index.inferred_type in ("datetime", "date"):
-        index = pd.to_datetime(index, utc=True)  # of objects, maybe of several zones
-    if not pd.api.types.is_datetime64_any_dtype(index):
-        if index.nlevels == 1 and _is_text(index) and _reads_as_times(index):
+    drop = {*reading.ignore, clock, entity} - {*reading.channels}
+    if names and drop.issuperset(names):
+        raise DataError(f"{ROWS}: data.ignore names all columns: leave a channel.")
+    if entity in drop.intersection(names):
+        column = X.iloc[:, names.index(entity)]
+        if column.nunique() > 1:
             raise DataError(
-                f"{ROWS}: the index holds times as text, such as {str(index[0])!r}: "
-                f"convert it, X.index = {_conversion(index, 'X.index')}, or call "
-                "reset_index(drop=True) if it is no time."
+                f"{ROWS} has rows of several entities, {column.iloc[0]!r} among them: "
+                f"give those of one, such as X[X[{entity!r}] == {column.iloc[0]!r}]."
+            )
+    times = _time_of(X)
+    if times is None and clock in drop.intersection(names):
+        times = X.iloc[:, names.index(clock)].rename(clock)
+    time = None if times is None else _increasing(times)
+    return X.loc[:, [name not in drop for name in names]], time
+
+
+def _time_of(X: pd.DataFrame) -> pd.Series | None:
+    """The index of X if it holds datetimes, periods or days."""
+    index: Any = X.index
+    if index.nlevels > 1:
+        if any(map(_is_dated, index.levels)):
+            raise DataError(
+                f"{ROWS}: the index has times beside other levels: give the rows of one "
+                "entity with their times alone, such as X.xs(name)."
             )
         return None
-    time = parse_time(index.to_series(name="time"), Place(Path(ROWS), ("time",))).values
-    return _checked(time, index)
+    if not _holds_times(index):
+        return None
+    if not _is_dated(index) and index.inferred_type not in ("datetime", "date"):
+        raise DataError(
+            f"{ROWS}: the index holds times as text, such as {str(index[0])!r}: "
+            f"convert it, X.index = {_conversion(index, 'X.index')}, or call "
+            "reset_index(drop=True) if it is no time."
+        )
+    index = index.to_timestamp() if isinstance(index, pd.PeriodIndex) else index
+    times: pd.Series = index.to_series(name="time")
+    return times
 
 
-def _checked(time: np.ndarray, labels: Any) -> np.ndarray:
-    """Times that increase; `labels` `[N]` are as given."""
+def _increasing(times: pd.Series) -> np.ndarray:
+    """A column of times as `parse_time` reads it; they must increase."""
+    time = parse_time(times, Place(Path(ROWS), (str(times.name),))).values
     late = np.flatnonzero(time[1:] <= time[:-1])
     if len(late):
         raise DataError(
-            f"{ROWS}: row {late[0] + 2} is at {pd.Index(labels)[late[0] + 1]}, not after "
+            f"{ROWS}: row {late[0] + 2} is at {times.iloc[late[0] + 1]}, not after "
             "the row before: sort the rows and remove duplicates, or call "
             "reset_index(drop=True) if the index is no time."
         )
@@ -1086,7 +1041,7 @@ def _refusal(problem: str, channels: Sequence[str]) -> str:
     )
 
 
-def _read_array(X: Any, missing_values: Sequence[str]) -> Any:
+def _read_array(X: Any, reading: Reading) -> Any:
     """X, with cells of objects and text in an array read as those of a frame."""
     X = as_array(X) if isinstance(X, np.ma.MaskedArray) else X
     cells = np.asarray(X)
@@ -1097,50 +1052,49 @@ def _read_array(X: Any, missing_values: Sequence[str]) -> Any:
     # numpy makes text of all cells of a list if one is text.
     names = numbered_channels(cells.shape[1])
     frame = pd.DataFrame(np.array(X, object), columns=names, dtype=object)
-    place, marks = Place(Path(ROWS), names), missing_values
-    return frame.apply(
-        parse_numbers, args=(place, IN_FRAME), missing_values=marks
-    ).to_numpy()
+    return _as_numbers(frame, reading).to_numpy()
 
 
-def _as_numbers(X: pd.DataFrame, missing_values: Sequence[str]) -> pd.DataFrame:
+def _as_numbers(X: pd.DataFrame, reading: Reading) -> pd.DataFrame:
     """A frame with columns of numbers, whose other cells are read as in files."""
-    names = pd.Index(_column_names(X))
-    if not names.is_unique:
-        shared = ", ".join(names[names.duplicated()])
-        raise DataError(f"{ROWS}: columns share a name ({shared}): rename them.")
-    columns = {}
+    names = check_names(Path(ROWS), _column_names(X))
+    place, columns = Place(Path(ROWS), names), {}
     for position, name in enumerate(names):
-        column = X.iloc[:, position]
+        column, advice = X.iloc[:, position], IN_FRAME
         label = f"{X.columns[position]!r}"
-        if _holds_times(column):
-            times = _conversion(column, f"X[{label}]")
-            raise DataError(
-                f"{ROWS}: column {name!r} holds times: make it the index, "
-                f"X.drop(columns=[{label}]).set_index({times}), or leave it out."
-            )
         if pd.api.types.is_timedelta64_dtype(column):
-            raise DataError(
-                f"{ROWS}: column {name!r} holds durations: convert them, "
-                f"X[{label}].dt.total_seconds(), or leave the column out."
-            )
+            todo = f"convert them, X[{label}].dt.total_seconds(), or leave it out"
+            advice = Advice(todo)
+        elif _holds_times(column):
+            times = _conversion(column, f"X[{label}]")
+            todo = f"make it the index, X.drop(columns=[{label}]).set_index({times})"
+            advice = Advice(f"{todo}, or leave it out")
         if not pd.api.types.is_numeric_dtype(column):
             numbers = parse_numbers(
                 column.rename(name),
-                Place(Path(ROWS), tuple(names)),
-                IN_FRAME,
-                missing_values=missing_values,
+                place,
+                advice,
+                missing_values=reading.missing_values,
             )
             column = pd.Series(numbers, X.index)
         columns[position] = column
     return pd.DataFrame(columns, X.index).set_axis(X.columns, axis=1)
 
 
-def _holds_times(column: Any) -> bool:
-    """Whether a column holds datetimes, periods or texts that look like times."""
-    dated = pd.api.types.is_datetime64_any_dtype(column)
-    period = isinstance(column.dtype, pd.PeriodDtype)
-    return bool(dated or period or (_is_text(column) and _reads_as_times(column)))
+def _is_dated(values: Any) -> bool:
+    """Whether an index or a column has the dtype of datetimes or periods."""
+    period = isinstance(values.dtype, pd.PeriodDtype)
+    return period or pd.api.types.is_datetime64_any_dtype(values)
+
+
+def _holds_times(values: Any) -> bool:
+    """Whether an index or a column holds datetimes, periods or text that looks like it."""
+    types = pd.api.types
+    if types.is_numeric_dtype(values) or types.is_timedelta64_dtype(values):
+        return False
+    known = pd.Series(values).dropna()[:100].astype(str)
+    looks = len(known) and known.str.contains(_TIME_TEXT).all()
+    return bool(looks or _is_dated(values))
 
 
 def _may_be_times(column: pd.Series) -> bool:
@@ -1149,20 +1103,40 @@ def _may_be_times(column: pd.Series) -> bool:
     return _holds_times(column) or (rising and column.nunique() > FEW_VALUES)
 
 
-def _is_text(values: Any) -> bool:
-    """Whether an index or a column may hold text."""
-    kinds = pd.api.types
-    return bool(
-        kinds.is_object_dtype(values)
-        or kinds.is_string_dtype(values)
-        or isinstance(values.dtype, pd.CategoricalDtype)
+def _long_hint(X: pd.DataFrame, reading: Reading) -> str:
+    """What to say of a frame with a row for each reading; empty of any other."""
+    frame, known = X.set_axis(_column_names(X), axis=1), reading.ignore
+    frame = frame.drop(columns=[*known, reading.entity_column], errors="ignore")
+    if not frame.columns.is_unique:
+        return ""
+    times = [name for name in frame if _may_be_times(frame[name])]
+    columns = long_columns(frame.drop(columns=times))
+    if columns is None or not (times or _holds_times(X.index)):
+        return ""
+    (tag, value), index, grid, changes = columns, "X.index", "", {}
+    if times:
+        time, index = f"X[{times[0]!r}]", f"{times[0]!r}"
+        if _holds_times(frame[times[0]]):
+            changes[times[0]] = _conversion(frame[times[0]], time)
+        elif reading.step:
+            changes[times[0]] = f"pd.to_datetime({time}, unit='s')"
+    if not pd.api.types.is_numeric_dtype(frame[value]):
+        cells, marks = frame[value].dropna().unique(), reading.missing_values
+        absent = [c for c in cells if np.isnan(to_number(c, missing=marks) or 0)]
+        numbers = f"X[{value!r}].replace({absent!r}, float('nan'))"
+        changes[value] = f"pd.to_numeric({numbers})"
+    if reading.step:
+        step = reading.step if isinstance(reading.step, str) else f"{reading.step}s"
+        grid = (
+            f".resample({step!r}, closed='right', label='right', origin='epoch').mean()"
+            f".ffill(limit={reading.fill_limit}).dropna(how='all')"
+        )
+    changed = ", ".join(f"{name!r}: {text}" for name, text in changes.items())
+    return (
+        f"{ROWS} looks like long layout, a row for each reading; give a column for each "
+        f"channel: X.assign(**{{{changed}}}).pivot_table(index={index}, columns={tag!r}, "
+        f"values={value!r}, aggfunc='last'){grid}."
     )
-
-
-def _reads_as_times(values: Any) -> bool:
-    """Whether the first labels or cells look like dates or times of day."""
-    known = pd.Series(values).dropna()[:100].astype(str)
-    return bool(len(known) and known.str.contains(_TIME_TEXT).all())
 
 
 def _conversion(values: Any, text: str) -> str:
@@ -1174,15 +1148,3 @@ def _conversion(values: Any, text: str) -> str:
     except ValueError:  # offsets that differ
         return f"pd.to_datetime({text}, utc=True)"
     return f"pd.to_datetime({text})"
-
-
-def _check_complete(values: np.ndarray, place: Place) -> None:
-    """Refuses missing cells, and says which parameter takes them."""
-    rows, columns = np.nonzero(np.isnan(values))
-    if len(rows):
-        raise DataError(
-            f"{where(place, int(rows[0]), place.columns[columns[0]])}: X contains NaN"
-            f"{others(len(rows))}, which missing='error' refuses: set missing='mask' to "
-            "leave such cells out or missing='ffill' to repeat the last value, or fill "
-            "them."
-        )

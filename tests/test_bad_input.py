@@ -319,8 +319,8 @@ def huge_header():
     return b"\x93NUMPY\x01\x00v\x00" + text.ljust(117).encode() + b"\n" + bytes(80)
 
 
-MISSING = ("the value is missing", "correct the file", "missing=ffill")
-INFINITE = ("the value is infinite", "correct the file")
+MISSING = ("the value is missing", "correct it", "missing=ffill")
+INFINITE = ("the value is infinite", "correct it")
 BEYOND = ("1e+39 is beyond float32 (3.4e38)", "correct it or change the unit")
 OTHERS = ("channels differ from the 3 expected", "Rename, add or remove columns")
 WHOLE = ("copy or download the file again",)

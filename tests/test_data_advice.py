@@ -82,7 +82,7 @@ def test_what_to_do_about_a_marker_is_what_the_caller_can_do(tmp_path):
     assert "leave the cell empty" in in_stream("No Data", tmp_path)
     assert "give null" in in_object("No Data", tmp_path)
     assert "make it NaN, or name it in data.missing" in in_frame("No Data", tmp_path)
-    assert "X contains NaN" in in_frame("#N/A", tmp_path)
+    assert "the value is missing" in in_frame("#N/A", tmp_path)
 
 
 def test_further_header_lines_are_told(tmp_path):

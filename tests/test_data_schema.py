@@ -160,9 +160,7 @@ def test_a_test_file_may_have_a_channel_without_a_value(tmp_path):
 
 
 def test_the_error_names_the_ways_out(read):
-    with pytest.raises(
-        DataError, match=r"data\.missing=ffill, or leave it open by dat"
-    ):
+    with pytest.raises(DataError, match=r"data\.missing=ffill, or leave it NaN by dat"):
         read("a\n1\n\n2\n")
 
 

@@ -510,7 +510,7 @@ def test_no_window_crosses_a_gap_and_no_row_without_a_score_is_normal(baseline):
 def test_missing_cells_are_refused_filled_or_masked(caplog):
     train, gappy = waves(600), waves(60, seed=3)
     gappy[20:40] = np.nan
-    with pytest.raises(ValueError, match="contains NaN"):
+    with pytest.raises(ValueError, match="value is missing .40 such.* by missing=mask"):
         made().fit(train).predict(gappy)
     masked = made(missing="mask").fit(train)
     scores = masked.decision_function(gappy)
@@ -588,7 +588,7 @@ def test_columns_of_any_label_are_checked_for_order(tmp_path, kind):
 
 
 def test_columns_that_only_differ_in_kind_are_refused():
-    with pytest.raises(DataError, match=r"share a name \(1\)"):
+    with pytest.raises(DataError, match="columns 1 and 2 are both named '1'; rename"):
         made().fit(pd.DataFrame(waves(600), columns=["1", 1]))
 
 
@@ -628,7 +628,7 @@ def test_the_mask_of_an_array_is_missing_data():
     expected = detector.decision_function(gappy)
     np.testing.assert_array_equal(detector.decision_function(hidden), expected)
     with pytest.raises(
-        DataError, match="row 21, column 1 .'channel_1'.: X contains NaN"
+        DataError, match="row 21, column 1 .'channel_1'.: the value is missing"
     ):
         made().fit(waves(600)).predict(hidden)
     train = waves(600)
@@ -642,8 +642,8 @@ def test_the_mask_of_an_array_is_missing_data():
 def test_missing_cells_are_refused_with_the_parameter_that_takes_them(faulty):
     faulty.iloc[3:5, 1] = np.nan
     text = (
-        r"row 4, column 2 \('heat'\): X contains NaN \(2 such cells in all\).*set "
-        "missing='mask'"
+        r"row 4, column 2 \('heat'\): the value is missing \(2 such cells in all\).* by "
+        "missing=ffill, or leave it NaN by missing=mask"
     )
     with pytest.raises(DataError, match=text):
         made().fit(faulty)
@@ -733,7 +733,7 @@ def test_times_as_text_say_what_to_do(baseline):
         arrow,
     ):
         X = rows.reset_index(drop=True).assign(when=times)
-        with pytest.raises(DataError, match="column 'when' holds times") as error:
+        with pytest.raises(DataError, match=r"\('when'\)|column 'when'") as error:
             made().fit(X)
         advice = re.search(r"make it the index, (.*), or", str(error.value))[1]
         mended = eval(advice, {"pd": pd, "X": X})
@@ -784,7 +784,7 @@ def test_rows_that_cannot_be_used_say_so(baseline):
     with pytest.raises(DataError, match="row 2 is at 2026-01-01 00:48"):
         baseline.predict(framed(waves(50))[::-1])
     twice = pd.DataFrame(waves(600), columns=["load", "load"])
-    with pytest.raises(DataError, match="share a name"):
+    with pytest.raises(DataError, match="columns 1 and 2 are both named 'load'"):
         made().fit(twice)
     with pytest.raises(DataError, match="beyond float32"):
         made().fit(waves(600) * 1e39)
@@ -905,7 +905,7 @@ def test_cells_of_arrays_are_read_as_in_files(cell, kind):
     if kind == "frame":
         rows = pd.DataFrame(rows, columns=names)
     if pd.isna(CELLS[cell]):
-        with pytest.raises(DataError, match="row 21, column 2 .*X contains NaN"):
+        with pytest.raises(DataError, match="row 21, column 2 .*the value is missing"):
             detector.predict(X)
         detector.set_params(missing="mask")
     np.testing.assert_array_equal(
@@ -1065,7 +1065,7 @@ def test_missing_objects_are_missing(absent, faulty):
         detector.decision_function(found), detector.decision_function(expected)
     )
     KDDetector(**options).fit(found)
-    with pytest.raises(DataError, match="contains NaN, which missing='error' refuses"):
+    with pytest.raises(DataError, match="the value is missing; correct it"):
         detector.set_params(missing="error").predict(found)
 
 

@@ -463,9 +463,7 @@ def _copy(
             values[~np.isfinite(values)] = np.nan
         bad = ~np.isfinite(values) if reading.missing == "error" else np.isinf(values)
         if bad.any():
-            raise _missing_error(
-                values, bad, channels, reading.missing, here, len(target)
-            )
+            raise missing_error(values, bad, channels, here, len(target))
         options: dict[str, Any] = {"missing": "mask", "dtype": target.dtype}
         target[to] = to_rows(values, here, channels, **options)
         owners = np.searchsorted(stops, to, side="right")
@@ -502,21 +500,20 @@ def _fill(target: np.ndarray, stops: np.ndarray, limit: int | None) -> np.ndarra
     return counts
 
 
-def _missing_error(
+def missing_error(
     values: np.ndarray,
     bad: np.ndarray,
-    channels: tuple[str, ...],
-    missing: str,
+    channels: Sequence[str],
     place: Place,
     rows: int,
 ) -> DataError:
     """The error for bad cells `[n, D]`; it counts them if they are all of the `rows`."""
     row, column = (int(i) for i in np.argwhere(bad)[0])
-    start = f"{where(place, row, channels[column])}: "
     more = others(int(bad.sum())) if len(bad) == rows else ""
     absent = bool(np.isnan(values[row, column]))
-    mask = ", or leave it open by data.missing=mask" if absent else ""
+    mask = ", or leave it NaN by data.missing=mask" if absent else ""
     return DataError(
-        f"{start}the value is {'missing' if absent else 'infinite'}{more}; correct the "
-        f"file, or repeat the last value by data.missing=ffill{mask}."
+        f"{where(place, row, channels[column])}: the value is "
+        f"{'missing' if absent else 'infinite'}{more}; correct it, or repeat the last "
+        f"value by data.missing=ffill{mask}."
     )

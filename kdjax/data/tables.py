@@ -148,7 +148,7 @@ def _open_parquet(path: Path) -> Table:
         schema, total = file.schema_arrow, file.metadata.num_rows
     # An index that pandas stored without a name has none here.
     index = re.compile(r"__index_level_\d+__")
-    names = _check_names(
+    names = check_names(
         path, ["" if index.fullmatch(name) else name.strip() for name in schema.names]
     )
     stored = dict(zip(names, schema.names, strict=True))
@@ -317,10 +317,10 @@ def _header(
             f"{path}: line {number} {first[:60]!r} looks like data, expected column names; "
             "add a header line."
         )
-    return _check_names(path, cells), True
+    return check_names(path, cells), True
 
 
-def _check_names(path: Path, names: list[str]) -> tuple[str, ...]:
+def check_names(path: Path, names: list[str]) -> tuple[str, ...]:
     """Column names, each once; an empty one becomes `unnamed_` and its number."""
     names = [name or f"unnamed_{i}" for i, name in enumerate(names, start=1)]
     seen: dict[str, int] = {}
