@@ -62,12 +62,7 @@ from kdjax.detection.tables import (
     score_events,
     score_table,
 )
-from kdjax.detection.thresholds import (
-    Rule,
-    choose_threshold,
-    needed,
-    too_few_message,
-)
+from kdjax.detection.thresholds import Rule, choose_threshold, needed, too_few_message
 from kdjax.errors import ConfigError, DataError, KdjaxError, check_choice, counted
 from kdjax.experiment.assemble import (
     calibration_rules,
@@ -77,7 +72,12 @@ from kdjax.experiment.assemble import (
 )
 from kdjax.experiment.jobs import is_distilled
 from kdjax.experiment.pipeline import prepare_dataset
-from kdjax.experiment.recalibrate import recalibrated
+from kdjax.experiment.recalibrate import (
+    recalibrated,
+    with_rule,
+    with_settings,
+    with_threshold,
+)
 from kdjax.experiment.train import classifier_options, train_networks
 from kdjax.io.processes import check_not_forked
 from kdjax.models.baselines import BASELINES
@@ -222,9 +222,7 @@ def _check_further(settings: Any) -> None:
 def _teachers(teachers: Any, weights: Any) -> tuple[ScoreFunction, ...]:
     """The teachers of `fit`, checked together with their weights."""
     for name, given in (("teachers", teachers), ("weights", weights)):
-        if isinstance(given, str | bytes) or not isinstance(
-            given, Sequence | np.ndarray
-        ):
+        if not isinstance(given, list | tuple | np.ndarray):
             raise ConfigError(f"{name}={given!r} must be a list or tuple.")
     for teacher in teachers:
         if not callable(teacher):
@@ -244,14 +242,13 @@ def _teachers(teachers: Any, weights: Any) -> tuple[ScoreFunction, ...]:
 
 def _real(value: Any) -> float | None:
     """A finite number of Python, numpy or JAX as a float; None for anything else."""
-    array = np.asarray(value)
-    real = isinstance(value, numbers.Real) or array.dtype.kind in "iufV"
-    if array.ndim or not real or array.dtype.kind == "b":
+    if hasattr(value, "item") and np.ndim(value) == 0:
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
         return None
     try:
-        # kind V: the short floats of JAX
-        number = float(array.astype(np.float64))
-    except (OverflowError, TypeError, ValueError):
+        number = float(value)
+    except OverflowError:
         return None
     return number if np.isfinite(number) else None
 
@@ -551,8 +548,7 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
                 "load it with entity=NAME."
             )
         self._warn_of_changes(calibrating=True)
-        changed = copy.copy(self)
-        detector = changed.detector_ = _with_rule(self.detector_, settings)
+        changed, detector = copy.copy(self), with_rule(self.detector_, settings)
         if X is None:
             rule = threshold_rule(
                 settings, step_seconds=detector.step, stride=detector.stride
@@ -561,7 +557,8 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
             if known < needed(rule):
                 todo = "give more rows to calibrate(X)"
                 raise ConfigError(too_few_message(known, rule, todo=todo))
-            changed._choose(rule)
+            tau = choose_threshold(self._known_scores, rule)
+            changed.detector_ = with_threshold(detector, self._place, tau)
         else:
             series = self._series(X)._replace(entity=self.entity_)
             changed.detector_, _ = recalibrated(detector, series, threshold={})
@@ -583,7 +580,10 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
             raise ConfigError(
                 f"set_threshold: tau={tau!r} must be a finite number from 0 on."
             )
-        return self._choose(Rule("fixed", value=number))
+        rule = Rule("fixed", value=number)
+        chosen = choose_threshold(self._known_scores, rule)
+        self.detector_ = with_threshold(self.detector_, self._place, chosen)
+        return self
 
     @_own_names()
     def distill(self, X: Any, *, student_hidden: Sequence[int]) -> "KDDetector":
@@ -618,7 +618,7 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
         check_is_fitted(self, "detector_")
         limit = self._settings()["data"]["fill_limit"]
         rule = {"missing": self.missing, "fill_limit": limit}
-        save_detector(folder, _with_settings(self.detector_, "data", **rule))
+        save_detector(folder, with_settings(self.detector_, "data", **rule))
 
     @classmethod
     def load(
@@ -855,21 +855,6 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
         self.decision_scores_ = self._scores(series)["window_score"].to_numpy()
         return self
 
-    def _choose(self, rule: Rule) -> Self:
-        """Another τ by the scores that the present one was chosen on."""
-        detector, place = self.detector_, self._place
-        tau = choose_threshold(self._known_scores, rule)
-        # The pooled τ of a single entity is its own.
-        places = [place] if len(detector.entities) > 1 else [0, 1]
-        thresholds, known = list(detector.thresholds), detector.card.get("thresholds")
-        names, changed = (*detector.entities, POOLED), dict(known or {})
-        for i in places:
-            thresholds[i], changed[names[i]] = tau, tau._asdict()
-        self.detector_ = detector._replace(
-            thresholds=tuple(thresholds), card={**detector.card, "thresholds": changed}
-        )
-        return self
-
     def _scores(self, series: Series) -> pd.DataFrame:
         """`score_table`, with the first window's score in the rows before its end.
 
@@ -928,25 +913,6 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
         self.n_features_in_ = len(channels)
         if named:
             self.feature_names_in_ = np.array(channels, object)
-
-
-def _with_rule(detector: Detector, settings: Settings) -> Detector:
-    """The detector with the rules of alarms, and in its card those of τ, of settings."""
-    threshold, step = settings["threshold"], settings["data"]["step_seconds"]
-    detector = _with_settings(detector, "data", step_seconds=step)
-    return _with_settings(detector, "threshold", **threshold)._replace(
-        min_duration=threshold["min_duration"], cooldown=threshold["cooldown"]
-    )
-
-
-def _with_settings(detector: Detector, group: str, **fields: Any) -> Detector:
-    """The detector with changed settings in its card, if it has any."""
-    card = detector.card
-    if "settings" not in card:
-        return detector
-    own = card["settings"]
-    changed = {**own, group: {**own.get(group, {}), **fields}}
-    return detector._replace(card={**card, "settings": changed})
 
 
 def _channels_of(

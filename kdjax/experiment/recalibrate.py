@@ -127,17 +127,11 @@ def _known(
     )
     tau = choose_threshold(scores, rule)
     cross = cross_rates(scores, starts, rule, window=detector.window)
-    # The pooled τ of a single entity is its own.
-    places = [place] if len(detector.entities) > 1 else [0, 1]
     kept = list(detector.calibration)
-    for i in places if kept else ():
+    for i in _places(detector, place) if kept else ():
         kept[i] = np.sort(scores).astype(np.float32)
-    changed = _with_thresholds(
-        detector._replace(calibration=tuple(kept)),
-        dict.fromkeys(places, tau),
-        settings,
-        series,
-    )
+    changed = detector._replace(calibration=tuple(kept))
+    changed = _from_rows(changed, place, tau, settings, series)
     measured = "too few windows"
     if not np.isnan(cross.rate):
         measured = f"{cross.rate:.2%} when fifths are left out in turn"
@@ -192,7 +186,7 @@ def _added(
         calibration=tuple(kept),
     )
     note = f"{series.entity}: a new entity with scaler, Gaussian and τ {_text(tau)}"
-    return _with_thresholds(grown, {last: tau}, settings, series), note
+    return _from_rows(grown, last, tau, settings, series), note
 
 
 def _text(tau: Threshold) -> str:
@@ -201,29 +195,48 @@ def _text(tau: Threshold) -> str:
     return f"{tau.tau:.6g} ({tau.method} of {counted(tau.n, 'window')}{rank}{detail})"
 
 
-def _with_thresholds(
-    detector: Detector,
-    changed: Mapping[int, Threshold],
-    settings: Settings,
-    series: Series,
-) -> Detector:
-    """The detector with changed thresholds by place, in its card as well."""
-    names, card = [*detector.entities, POOLED], detector.card
-    taus = tuple(changed.get(i, tau) for i, tau in enumerate(detector.thresholds))
-    source = {"rows": len(series.values), "sha256": series_digest(series)}
-    return detector._replace(
-        thresholds=taus,
-        min_duration=settings["threshold"]["min_duration"],
-        cooldown=settings["threshold"]["cooldown"],
-        card={
-            **card,
-            "thresholds": {
-                name: tau._asdict() for name, tau in zip(names, taus, strict=True)
-            },
-            "calibrated_again": {
-                **card.get("calibrated_again", {}),
-                **{names[i]: source for i in changed},
-            },
-            "settings": {**card["settings"], "threshold": settings["threshold"]},
-        },
+def _places(detector: Detector, place: int) -> list[int]:
+    """The places of an entity's τ: the pooled one of a single entity is its own."""
+    return [place] if len(detector.entities) > 1 else [0, 1]
+
+
+def with_threshold(detector: Detector, place: int, tau: Threshold) -> Detector:
+    """The detector with another τ of an entity, in its card as well."""
+    thresholds = list(detector.thresholds)
+    for i in _places(detector, place):
+        thresholds[i] = tau
+    taus = [one._asdict() for one in thresholds]
+    named = dict(zip((*detector.entities, POOLED), taus, strict=True))
+    card = {**detector.card, "thresholds": named}
+    return detector._replace(thresholds=tuple(thresholds), card=card)
+
+
+def with_rule(detector: Detector, settings: Settings) -> Detector:
+    """The detector with the rules of alarms, and in its card those of τ, of settings."""
+    threshold, step = settings["threshold"], settings["data"]["step_seconds"]
+    detector = with_settings(detector, "data", step_seconds=step)
+    return with_settings(detector, "threshold", **threshold)._replace(
+        min_duration=threshold["min_duration"], cooldown=threshold["cooldown"]
     )
+
+
+def with_settings(detector: Detector, group: str, **fields: Any) -> Detector:
+    """The detector with changed settings in its card, if it has any."""
+    card = detector.card
+    if "settings" not in card:
+        return detector
+    own = card["settings"]
+    changed = {**own, group: {**own.get(group, {}), **fields}}
+    return detector._replace(card={**card, "settings": changed})
+
+
+def _from_rows(
+    detector: Detector, place: int, tau: Threshold, settings: Settings, series: Series
+) -> Detector:
+    """The detector with a τ that comes from a series, and with the rules of settings."""
+    detector = with_rule(with_threshold(detector, place, tau), settings)
+    source = {"rows": len(series.values), "sha256": series_digest(series)}
+    names, card = (*detector.entities, POOLED), detector.card
+    new = {names[i]: source for i in _places(detector, place)}
+    again = {**card.get("calibrated_again", {}), **new}
+    return detector._replace(card={**card, "calibrated_again": again})
