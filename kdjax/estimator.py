@@ -205,17 +205,14 @@ def _check_further(settings: Any) -> None:
             '{"train.learning_rate": 1e-2}.'
         )
     for field in settings:
-        if not isinstance(field, str):
-            raise ConfigError(
-                f"settings: {field!r} is no name of a field, such as train.learning_rate."
-            )
         if field in PARAMETERS:
             raise ConfigError(
                 f"settings: {field} is the parameter {PARAMETERS[field]}: set that one."
             )
-        if not _applies(field):
+        if not _applies(str(field)):
             raise ConfigError(
-                f"settings: {field} means nothing for rows in memory: leave it out."
+                f"settings: {field} means nothing for rows in memory: leave it out, or "
+                "name a field such as train.learning_rate."
             )
 
 
@@ -231,8 +228,8 @@ def _teachers(teachers: Any, weights: Any) -> tuple[ScoreFunction, ...]:
                 "[B, L, D] that return scores [B, L]."
             )
     found = [_real(weight) for weight in weights]
-    valid = all(number is not None and number >= 0 for number in found)
-    if len(weights) and (len(weights) != len(teachers) or not valid or not any(found)):
+    valid = all(number >= 0 for number in found) and any(found)
+    if found and not (valid and len(found) == len(teachers)):
         raise ConfigError(
             f"weights={weights!r} must have a finite number from 0 on for each of "
             f"{counted(len(teachers), 'teacher')}, not all of them 0."
@@ -240,17 +237,16 @@ def _teachers(teachers: Any, weights: Any) -> tuple[ScoreFunction, ...]:
     return tuple(teachers)
 
 
-def _real(value: Any) -> float | None:
-    """A finite number of Python, numpy or JAX as a float; None for anything else."""
+def _real(value: Any) -> float:
+    """A finite number of Python, numpy or JAX as a float; NaN for anything else."""
     if hasattr(value, "item") and np.ndim(value) == 0:
         value = value.item()
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        return None
+    real = isinstance(value, numbers.Real) and not isinstance(value, bool)
     try:
-        number = float(value)
+        number = float(value) if real else np.nan
     except OverflowError:
-        return None
-    return number if np.isfinite(number) else None
+        return np.nan
+    return number if np.isfinite(number) else np.nan
 
 
 def _plain(value: Any) -> Any:
@@ -562,10 +558,9 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
         else:
             series = self._series(X)._replace(entity=self.entity_)
             changed.detector_, _ = recalibrated(detector, series, threshold={})
-        changed._made_with = {
-            name: value if name.startswith(_CALIBRATED) else self._made_with[name]
-            for name, value in self._fields().items()
-        }
+        now = self._fields()
+        chosen = {name: now[name] for name in now if name.startswith(_CALIBRATED)}
+        changed._made_with = self._made_with | chosen
         return self._become(changed)
 
     def set_threshold(self, tau: float) -> Self:
@@ -576,7 +571,7 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
         """
         check_is_fitted(self, "detector_")
         number = _real(tau)
-        if number is None or number < 0:
+        if not number >= 0:
             raise ConfigError(
                 f"set_threshold: tau={tau!r} must be a finite number from 0 on."
             )
@@ -699,21 +694,17 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
 
     def _warn_of_changes(self, *, calibrating: bool = False) -> None:
         """Warns of parameters that were set after `fit` and don't hold yet."""
-        now, made = self._fields(), self._made_with
-        changed = [
-            name
-            for name in sorted(now)
-            if now[name] != made[name] and name not in _AT_ONCE
-        ]
-        for todo, names in (
-            ("fit", [n for n in changed if not n.startswith(_CALIBRATED)]),
-            ("calibrate", [n for n in changed if n.startswith(_CALIBRATED)]),
-        ):
+        now, changed = self._fields(), dict[str, list[str]](fit=[], calibrate=[])
+        for name in sorted(now):
+            if now[name] != self._made_with[name] and name not in _AT_ONCE:
+                todo = "calibrate" if name.startswith(_CALIBRATED) else "fit"
+                changed[todo].append(PARAMETERS.get(name, name))
+        for todo, names in changed.items():
             if names and not (calibrating and todo == "calibrate"):
-                shown = ", ".join(PARAMETERS.get(name, name) for name in names)
                 warnings.warn(
-                    f"KDDetector: {shown} changed since `{todo}`, and the fitted "
-                    f"detector is as before: call {todo} again, or set the old value.",
+                    f"KDDetector: {', '.join(names)} changed since `{todo}`, and the "
+                    f"fitted detector is as before: call {todo} again, or set the old "
+                    "value.",
                     stacklevel=4,
                 )
 
@@ -1036,12 +1027,8 @@ def _as_numbers(X: pd.DataFrame, reading: Reading) -> pd.DataFrame:
             todo = f"make it the index, X.drop(columns=[{label}]).set_index({times})"
             advice = Advice(f"{todo}, or leave it out")
         if not pd.api.types.is_numeric_dtype(column):
-            numbers = parse_numbers(
-                column.rename(name),
-                place,
-                advice,
-                missing_values=reading.missing_values,
-            )
+            column, marks = column.rename(name), reading.missing_values
+            numbers = parse_numbers(column, place, advice, missing_values=marks)
             column = pd.Series(numbers, X.index)
         columns[position] = column
     return pd.DataFrame(columns, X.index).set_axis(X.columns, axis=1)
@@ -1079,28 +1066,27 @@ def _long_hint(X: pd.DataFrame, reading: Reading) -> str:
     columns = long_columns(frame.drop(columns=times))
     if columns is None or not (times or _holds_times(X.index)):
         return ""
-    (tag, value), index, grid, changes = columns, "X.index", "", {}
+    (tag, value), index, table, grid = columns, "X.index", "X", ""
     if times:
-        time, index = f"X[{times[0]!r}]", f"{times[0]!r}"
+        index = f"X[{times[0]!r}]"
         if _holds_times(frame[times[0]]):
-            changes[times[0]] = _conversion(frame[times[0]], time)
+            index = _conversion(frame[times[0]], index)
         elif reading.step:
-            changes[times[0]] = f"pd.to_datetime({time}, unit='s')"
+            index = f"pd.to_datetime({index}, unit='s')"
     if not pd.api.types.is_numeric_dtype(frame[value]):
         cells, marks = frame[value].dropna().unique(), reading.missing_values
         absent = [c for c in cells if np.isnan(to_number(c, missing=marks) or 0)]
-        numbers = f"X[{value!r}].replace({absent!r}, float('nan'))"
-        changes[value] = f"pd.to_numeric({numbers})"
+        numbers = f"pd.to_numeric(X[{value!r}].replace({absent!r}, float('nan')))"
+        table = f"X.assign(**{{{value!r}: {numbers}}})"
     if reading.step:
         step = reading.step if isinstance(reading.step, str) else f"{reading.step}s"
         grid = (
             f".resample({step!r}, closed='right', label='right', origin='epoch').mean()"
             f".ffill(limit={reading.fill_limit}).dropna(how='all')"
         )
-    changed = ", ".join(f"{name!r}: {text}" for name, text in changes.items())
     return (
         f"{ROWS} looks like long layout, a row for each reading; give a column for each "
-        f"channel: X.assign(**{{{changed}}}).pivot_table(index={index}, columns={tag!r}, "
+        f"channel: {table}.pivot_table(index={index}, columns={tag!r}, "
         f"values={value!r}, aggfunc='last'){grid}."
     )
 

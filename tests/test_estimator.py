@@ -1156,7 +1156,7 @@ def test_weights_of_teachers_count():
         ({}, {"teachers": [jumps], "weights": np.zeros(1)}, "not all of them 0"),
         ({"settings": "train"}, {}, "settings='train' must be a mapping"),
         ({"settings": [1]}, {}, "must be a mapping"),
-        ({"settings": {1: 2}}, {}, "1 is no name of a field"),
+        ({"settings": {1: 2}}, {}, "settings: 1 means nothing.*name a field such as"),
         ({"settings": {"train.batch_size": {1, 2}}}, {}, "train.batch_size must be"),
     ],
 )
