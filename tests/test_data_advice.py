@@ -85,6 +85,21 @@ def test_what_to_do_about_a_marker_is_what_the_caller_can_do(tmp_path):
     assert "the value is missing" in in_frame("#N/A", tmp_path)
 
 
+@pytest.mark.parametrize("text", ["a,b\n1,2\n,4\n5,6", "a,a\n1,2\n3,4"])
+def test_files_and_frames_of_the_same_cells_have_the_same_error(text, tmp_path):
+    path, (names, *rows) = (
+        tmp_path / "plant.csv",
+        [row.split(",") for row in text.split()],
+    )
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(DataError) as of_file:
+        read_table(path)
+    with pytest.raises(DataError) as of_frame:
+        KDDetector().fit(pd.DataFrame(rows, columns=names))
+    said = re.sub(r" \(line \d+\)", "", str(of_file.value)).replace(str(path), "X")
+    assert str(of_frame.value) == said.replace("data.missing=", "missing=")
+
+
 def test_further_header_lines_are_told(tmp_path):
     assert "the header once more: remove the line" in in_file("a", tmp_path)
     assert "the header once more: remove the line" in in_stream("a", tmp_path)
