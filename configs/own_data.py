@@ -4,7 +4,8 @@
 
 Name labelled rows to judge on with --config.data.test_path=… and
 --config.data.label_column=…; without them the detector is trained and calibrated and
-its alarm rate is shown.
+its alarm rate is shown. On public data `detectors/classifier` detects most, see
+docs/results/tsbad.md.
 """
 
 from ml_collections import ConfigDict
@@ -13,7 +14,8 @@ from kdjax.config import get_config as defaults
 
 
 def get_config() -> ConfigDict:
-    """The defaults, which are made for this, and every window of a short file."""
+    """The defaults, a classifier beside them, and every window of a short file."""
     config = defaults()
     config.data.dense_below = 20_000
+    config.baselines = (*config.baselines, "classifier")
     return config

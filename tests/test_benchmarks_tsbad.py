@@ -7,7 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+for folder in ("benchmarks", "examples"):
+    sys.path.insert(0, str(Path(__file__).parent.parent / folder))
+import tsb_ad
 import tsbad
 
 
@@ -99,6 +101,21 @@ def test_the_lists_are_apart_and_complete():
     assert not series["entity"].duplicated().any()
     assert (series["train_rows"] >= 500).all()
     assert published.iloc[:, 1:].mean().idxmax() == "KMeansAD"
+
+
+def test_the_entry_scores_a_file_as_the_benchmark_here_does(root, monkeypatch):
+    path = next(root.glob("*.csv"))
+    few = {"settings": {"classifier.networks": 1, "classifier.steps": 40}}
+    run = tsb_ad.run_kdjax
+    monkeypatch.setattr(tsb_ad, "run_kdjax", lambda *rows: run(*rows, **few))
+    tsb_ad.main(str(path), str(root / "scores.npy"))
+    scores = np.load(root / "scores.npy")
+    assert scores.shape == (900,) and scores.min() == 0 and scores.max() == 1
+    assert 690 < scores.argmax() < 730
+    item = next(tsbad.published(root))
+    fitted = tsbad._estimator(window_size=62, **few)(item, 0)
+    own = fitted.score(item.rows)
+    np.testing.assert_allclose(scores, (own - own.min()) / np.ptp(own), atol=1e-5)
 
 
 @pytest.mark.slow
