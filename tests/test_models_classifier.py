@@ -12,6 +12,7 @@ from kdjax.models.classifier import (
     classifier_points,
     count_numbers,
 )
+from kdjax.training.classifier import most_windows
 
 PART = Stretch(
     values=np.array([[1.0, 10], [2, 30], [4, 20], [7, 40]]),
@@ -182,6 +183,12 @@ def test_units_of_channels_do_not_matter(rows, params):
         rtol=1e-3,
         atol=1e-4,
     )
+
+
+def test_huge_windows_are_fewer():
+    assert most_windows(96, 38) == 1500  # 5.5 million cells
+    assert most_windows(1000, 100) == 250  # of 100,000 cells each
+    assert most_windows(5000, 1000) == 100
 
 
 def test_few_rows_and_constant_channels():

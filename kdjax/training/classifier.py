@@ -24,8 +24,8 @@ from kdjax.models.classifier import (
 )
 from kdjax.models.model import Params
 
-# Windows at most, and disturbed copies of each.
-MOST, COPIES = 1500, 6
+# Windows at most, their cells (4 bytes each), and disturbed copies of each window.
+MOST, CELLS, COPIES = 1500, 25_000_000, 6
 STEPS, BATCH, RATE = 1500, 128, 3e-3
 
 
@@ -60,7 +60,7 @@ def fit_classifier(
             "windows hold values that are missing or not finite: fill them, or leave "
             "these windows out."
         )
-    chosen = spread_evenly(len(windows), MOST)
+    chosen = spread_evenly(len(windows), most_windows(*windows.shape[1:]))
     low, high = windows.min(axis=(0, 1)), windows.max(axis=(0, 1))
     scale = np.where(high > low, high - low, 1)
     params: dict[str, Any] = {"low": low, "scale": scale}
@@ -82,6 +82,11 @@ def fit_classifier(
     ]
     params["networks"] = jax.tree.map(lambda *leaves: np.stack(leaves), *trained)
     return params | {"level": level}
+
+
+def most_windows(length: int, width: int) -> int:
+    """How many windows `[L, D]` it learns from at most; fewer if they are huge."""
+    return max(100, min(MOST, CELLS // (length * width)))
 
 
 # Windows `[M, L, D]` and those of each step, `[steps, B]`.

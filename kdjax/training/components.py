@@ -12,7 +12,7 @@ from kdjax.models.baselines import BASELINES
 from kdjax.models.classifier import SHORTEST
 from kdjax.models.model import fill_missing
 from kdjax.models.residual import NETWORK, ResidualModel, join_models
-from kdjax.training.classifier import MOST, fit_classifier
+from kdjax.training.classifier import fit_classifier, most_windows
 
 # Fit windows of a baseline that is fitted on windows, spread evenly over all.
 FIT_WINDOWS = 2000
@@ -34,7 +34,8 @@ def fit_baseline(kind: str, prepared: Prepared, **classifier: int) -> ResidualMo
                 f"data.window={prepared.window} is too short for the {kind}, which needs "
                 f"windows of {SHORTEST} rows or more: raise it, or use another detector."
             )
-        windows = _windows(prepared, ("fit", "validation"), stride=1, most=MOST)
+        most = most_windows(prepared.window, len(prepared.channels))
+        windows = _windows(prepared, ("fit", "validation"), stride=1, most=most)
         return ResidualModel(kind, fit_classifier(windows, **classifier))
     if found.fit_rows is not None:
         return ResidualModel(kind, found.fit_rows(fit_rows(prepared)))
