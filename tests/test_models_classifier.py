@@ -112,7 +112,7 @@ def numpy_scores(params, values, dilation=4):
             hidden = np.concatenate(pooled) @ own["dense"] + own["dense_bias"]
             logit = np.maximum(hidden, 0) @ own["head"] + own["head_bias"]
             logit = logit[0]
-            found.append(-np.log(1 - 1 / (1 + np.exp(-logit))))
+            found.append(np.logaddexp(0, logit))
         scores.append(np.mean(found))
     return np.array(scores)
 
@@ -141,7 +141,7 @@ def test_short_windows_have_a_smaller_dilation(rows, params, length, dilation):
     np.testing.assert_allclose(found, wanted, rtol=2e-3)
 
 
-def test_contributions_are_what_a_channel_drawn_to_its_mean_takes_away(rows, params):
+def test_contributions_are_what_holding_a_channel_takes_away(rows, params):
     windows = np.asarray(kdjax.windows(rows[1000:], length=32, stride=60)).copy()
     windows[3:, 10:20, 1] += 25
     parts = classifier_contributions(params, windows)
@@ -150,9 +150,10 @@ def test_contributions_are_what_a_channel_drawn_to_its_mean_takes_away(rows, par
     values = numpy_values(params, windows)
     whole, falls = numpy_scores(params, values), np.zeros((len(windows), 3))
     for channel in range(3):
-        drawn = values.copy()
-        drawn[..., channel] += 0.25 * (params["mean"][channel] - drawn[..., channel])
-        falls[:, channel] = np.maximum(whole - numpy_scores(params, drawn), 0)
+        held = values.copy()
+        flat = held[..., channel].mean(axis=1, keepdims=True)
+        held[..., channel] = 0.75 * flat + 0.25 * params["mean"][channel]
+        falls[:, channel] = np.maximum(whole - numpy_scores(params, held), 0)
     falls += 0.01 * whole[:, None]
     wanted = whole[:, None] * falls / falls.sum(axis=1, keepdims=True)
     np.testing.assert_allclose(found, wanted, rtol=2e-2, atol=1e-3)

@@ -240,25 +240,23 @@ _KINDS = (*_ERRORS, "classifier")
 
 def _classifier(graph: Graph, detector: Detector, windows: str) -> tuple[str, str]:
     """Point scores `[B, L]` and contributions `[B, L, D]`."""
-    params, width = detector.model.params, len(detector.channels)
+    params = detector.model.params
     ranges = add(graph, "Sub", windows, params["low"])
     ranges = add(graph, "Div", ranges, params["scale"])
     values = add(graph, "Clip", ranges, np.float32(LOWEST), np.float32(HIGHEST))
     excess = add(graph, "Sub", ranges, values)
     excess = add(graph, "Mul", excess, excess)
-    options = {"length": detector.window}
-    whole = _classify(graph, params, values, **options)
-    distance = add(graph, "Sub", params["mean"], values)
-    drawn = add(graph, "Add", values, add(graph, "Mul", distance, np.float32(DRAWN)))
-    # A round for each channel, drawn to its mean.
-    body = graph._replace(nodes=[])
-    chosen = add(body, "Equal", np.arange(width, dtype=np.int64), "round")
-    lower = _classify(
-        body, params, add(body, "Where", chosen, drawn, values), **options
+    flat = add(graph, "ReduceMean", values, axes=[1])
+    drawn = add(graph, "Sub", params["mean"], flat)
+    held = add(graph, "Add", flat, add(graph, "Mul", drawn, np.float32(DRAWN)))
+    series, held = (
+        add(graph, "Transpose", name, perm=[0, 2, 1]) for name in (values, held)
     )
-    rounds = np.int64(width)
-    lower = add(graph, "Loop", rounds, "", body=_loop_body(body, (), (lower,)))
-    lower = add(graph, "Transpose", add(graph, "Squeeze", lower, [2]), perm=[1, 0])
+    places = range(len(params["level"]))
+    found = [
+        _network_scores(graph, params, i, series, held, detector.window) for i in places
+    ]
+    whole, lower = (add(graph, "Mean", *scores) for scores in zip(*found, strict=True))
     falls = add(graph, "Relu", add(graph, "Sub", whole, lower))
     falls = add(graph, "Add", falls, add(graph, "Mul", whole, np.float32(FAINT)))
     total = add(graph, "ReduceSum", falls, [1])
@@ -270,37 +268,54 @@ def _classifier(graph: Graph, detector: Detector, windows: str) -> tuple[str, st
     return add(graph, "Add", points, whole), parts
 
 
-def _classify(graph: Graph, params: Params, values: str, *, length: int) -> str:
-    """Mean −log p of a normal window over the networks: `[B, L, D]` to `[B, 1]`."""
-    series = add(graph, "Transpose", values, perm=[0, 2, 1])
-    found = []
-    for place, level in enumerate(np.asarray(params["level"])):
-        own = {}
-        for name, leaf in params["networks"].items():
-            leaf = np.asarray(leaf)[place]
-            own[name] = f"{name}_{place}"
-            # Kernels [W, I, O] as [O, I, W].
-            graph.weights[own[name]] = leaf.T if leaf.ndim == 3 else leaf
-        middle = (
-            np.float32(0.5)
-            if level == 0
-            else add(graph, "ReduceMean", series, axes=[2])
-        )
-        layer = add(graph, "Sub", series, middle)
-        layer, pooled = add(graph, "Add", layer, layer), []
-        for name, dilation in ("first", 1), ("second", dilation_of(length)):
-            kernel = own[name], own[f"{name}_bias"]
+def _network_scores(
+    graph: Graph, params: Params, place: int, series: str, held: str, length: int
+) -> tuple[str, str]:
+    """−log p of a network, `[B, 1]`, and with each channel held in turn, `[B, D]`.
+
+    The first convolution is linear: what a channel adds to it is computed alone.
+    """
+    own = {name: np.asarray(leaf)[place] for name, leaf in params["networks"].items()}
+    names = {name: f"{name}_{place}" for name in own}
+    # Kernels [W, I, O] as [O, I, W].
+    graph.weights.update({names[n]: v.T if v.ndim == 3 else v for n, v in own.items()})
+    rows, width, outputs = own["first"].shape
+    level, dilation = params["level"][place] > 0, dilation_of(length)
+    middle = add(graph, "ReduceMean", series, axes=[2]) if level else np.float32(0.5)
+    layer, other = (add(graph, "Sub", name, middle) for name in (series, held))
+    layer = add(graph, "Add", layer, layer)
+    # Held, a channel has no step from its mean.
+    other = add(graph, "Mul", other, _ZERO if level else np.float32(2))
+    kernel = add(graph, "Transpose", names["first"], perm=[1, 0, 2])
+    kernel = add(graph, "Reshape", kernel, [-1, 1, rows])
+    moved = add(graph, "Conv", add(graph, "Sub", other, layer), kernel, group=width)
+    moved = add(graph, "Reshape", moved, [0, width, outputs, -1])
+    first = add(graph, "Conv", layer, names["first"], names["first_bias"])
+    moved = add(graph, "Add", moved, add(graph, "Unsqueeze", first, [1]))
+    moved = add(graph, "Reshape", moved, [-1, outputs, length - rows + 1])
+    lower = add(
+        graph, "Reshape", _later_layers(graph, names, moved, dilation), [-1, width]
+    )
+    return _later_layers(graph, names, first, dilation), lower
+
+
+def _later_layers(
+    graph: Graph, names: dict[str, str], first: str, dilation: int
+) -> str:
+    """From the first convolution `[B, O, T]` to −log p, `[B, 1]`."""
+    pooled, layer = [], first
+    for second in (False, True):
+        if second:
+            kernel = names["second"], names["second_bias"]
             layer = add(graph, "Conv", layer, *kernel, dilations=[dilation])
-            layer = add(graph, "Relu", layer)
-            for pool in ("ReduceMean", "ReduceMax"):
-                pooled.append(add(graph, pool, layer, axes=[2], keepdims=0))
-        hidden = add(graph, "Concat", *pooled, axis=1)
-        hidden = add(graph, "Gemm", hidden, own["dense"], own["dense_bias"])
-        logit = add(
-            graph, "Gemm", add(graph, "Relu", hidden), own["head"], own["head_bias"]
-        )
-        found.append(add(graph, "Softplus", logit))
-    return add(graph, "Mean", *found)
+        layer = add(graph, "Relu", layer)
+        for pool in ("ReduceMean", "ReduceMax"):
+            pooled.append(add(graph, pool, layer, axes=[2], keepdims=0))
+    hidden = add(graph, "Concat", *pooled, axis=1)
+    hidden = add(graph, "Gemm", hidden, names["dense"], names["dense_bias"])
+    hidden = add(graph, "Relu", hidden)
+    logit = add(graph, "Gemm", hidden, names["head"], names["head_bias"])
+    return add(graph, "Softplus", logit)
 
 
 def _own_scores(

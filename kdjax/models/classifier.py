@@ -71,17 +71,19 @@ def _excess(params: Params, windows: Array) -> Array:
 def classifier_contributions(params: Params, windows: Array) -> Array:
     """Shares of the channels in the scores of the rows, `[B, L, D] -> [B, L, D]`.
 
-    By how much the window's score falls when a channel is drawn a quarter of the way to its
-    mean in training, and a hundredth of the score, so that all are alike where it falls for
-    none; and the channel's excess in the row. They sum to the row's score.
+    By how much the window's score falls when a channel is held at its mean over the window,
+    drawn a quarter of the way to its mean in training, and a hundredth of the score, so that
+    all are alike where it falls for none; and the channel's excess in the row. They sum to
+    the row's score.
     """
     values = in_ranges(params, jnp.asarray(windows))
     whole = _scores(params, values)
-    drawn = values + DRAWN * (jnp.asarray(params["mean"]) - values)
+    flat = values.mean(axis=1, keepdims=True)
+    held = flat + DRAWN * (jnp.asarray(params["mean"]) - flat)
     channels = jnp.arange(values.shape[-1])
 
     def without(channel: Array) -> Array:
-        return _scores(params, jnp.where(channels == channel, drawn, values))
+        return _scores(params, jnp.where(channels == channel, held, values))
 
     lower = jax.lax.map(without, channels).T
     whole = whole[:, None]
