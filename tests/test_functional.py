@@ -246,9 +246,7 @@ def test_window_scores_and_alarms_agree_between_numpy_and_jax():
 
 
 def test_a_baseline_is_a_model(windows):
-    for name in BASELINES:
-        if name == "random":
-            continue
+    for name in BASELINES.keys() - {"random", "classifier"}:
         model = kdjax.baseline(name)
         params = model.init(jax.random.key(0), windows)
         found = kdjax.residuals(model, params, windows)
@@ -257,6 +255,10 @@ def test_a_baseline_is_a_model(windows):
         np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
     with pytest.raises(kdjax.ConfigError, match="baseline 'svm' is unknown: use one"):
         kdjax.baseline("svm")
+    with pytest.raises(
+        kdjax.ConfigError, match="scores, no residuals: use fit_classif"
+    ):
+        kdjax.baseline("classifier")
 
 
 def test_the_gaussian_whitens_with_the_inverse_covariance():
@@ -419,7 +421,9 @@ def test_the_example_gives_the_same_under_strict_options_of_jax(tmp_path):
 
 def test_baselines_and_cells_take_float64_windows_under_x64(windows):
     cell = nn.RNN(kdjax.LSTMCell(3))
-    models = [kdjax.baseline(name) for name in BASELINES if name != "kmeans"]
+    models = [
+        kdjax.baseline(name) for name in BASELINES.keys() - {"kmeans", "classifier"}
+    ]
 
     def run():
         rows = jnp.asarray(np.float64(windows))
