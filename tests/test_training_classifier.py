@@ -52,30 +52,45 @@ def faulty():
     return rows
 
 
-def test_it_is_the_default_and_learns_from_fit_and_validation_rows(fitted):
+def test_it_is_the_default_and_learns_from_all_rows(fitted):
     detector = fitted.detector_
     assert detector.model.kind == "classifier" and fitted.teacher_ is None
     assert detector.card["model"]["name"] == "classifier"
     rows = waves(600).to_numpy()
     data = Dataset("rows", (Series("X", rows, CHANNELS),), ())
     prepared = prepare_dataset(data, fitted._settings())
-    scaled, starts = training_windows(prepared, "fit", stride=1)
-    starts = [*starts, *training_windows(prepared, "validation", stride=1)[1]]
+    parts = ("fit", "validation", "calibration")
+    found = [training_windows(prepared, part, stride=1) for part in parts]
+    scaled, starts = found[0][0], np.concatenate([starts for _, starts in found])
     windows = np.stack([scaled[start : start + 16] for start in starts])
     wanted = kdjax.fit_classifier(windows, networks=2, steps=150, seed=0)
     for name in ("low", "scale", "mean", "level"):
         np.testing.assert_array_equal(detector.model.params[name], wanted[name])
     for name, leaf in wanted["networks"].items():
         np.testing.assert_array_equal(detector.model.params["networks"][name], leaf)
-    # τ is the score at the conformal rank of the calibration windows.
+    # τ is the score at the conformal rank of the calibration windows, for half the
+    # networks, which have not seen them.
+    known = windows[: -len(found[2][1])]
+    half = kdjax.fit_classifier(known, networks=1, steps=150, seed=0)
     spans = prepared.entities[0].split.calibration
     held_out = window_starts(spans, window=16, stride=2)
     windows = np.stack([scaled[start : start + 16] for start in held_out])
-    scores = np.sort(kdjax.classifier_scores(wanted, windows))
+    scores = np.sort(kdjax.classifier_scores(half, windows))
     rank = int(np.ceil((len(scores) + 1) * 0.9))
     np.testing.assert_allclose(fitted.threshold_, scores[rank - 1], rtol=1e-5)
     # Its own numbers, the scaler's and τ: it has no Gaussian.
     assert numbers(detector) == detector.model.parameters + 2 * 3 + 1
+
+
+def test_with_a_fixed_threshold_nothing_is_held_out(fitted):
+    settings = OPTIONS["settings"] | {"threshold.value": 9.0}
+    other = kdjax.KDDetector(**OPTIONS | {"settings": settings}, threshold="fixed")
+    other.fit(waves(600))
+    assert other.threshold_ == 9
+    rows = waves(80, seed=2)
+    np.testing.assert_array_equal(
+        other.decision_function(rows), fitted.decision_function(rows)
+    )
 
 
 def test_faults_alarm_and_their_channel_is_named(fitted, faulty):

@@ -30,6 +30,7 @@ from kdjax.experiment.jobs import architecture
 from kdjax.experiment.train import (
     ALL,
     PER_ENTITY,
+    calibrated,
     classifier_options,
     split_groups,
     train_groups,
@@ -275,7 +276,12 @@ def _evaluate(
         models[name] = fitted.get(name) or fit_baseline(
             name, prepared, **classifier_options(settings)
         )
-    ready = {}
+    ready, known = {}, {}
+    for name, model in models.items():
+        if residual.gives_scores(model.kind):
+            if model.kind not in known:
+                known[model.kind] = calibrated(model, prepared, settings)
+            models[name], ready[name] = known[model.kind]
     if warm_start:
         models[PREVIOUS] = warm_start.detector.model
         ready[PREVIOUS] = previous_calibration(warm_start.detector, prepared)

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from kdjax.data.prepared import Prepared
 from kdjax.data.series import Dataset
-from kdjax.detection.calibration import Rules, calibrate
+from kdjax.detection.calibration import Calibration, Rules, calibrate
 from kdjax.detection.detector import score_scaled
 from kdjax.detection.gaussian import Gaussian
 from kdjax.errors import TrainingError
@@ -28,7 +28,7 @@ from kdjax.experiment.populations import train_all
 from kdjax.models import residual
 from kdjax.models.model import Params
 from kdjax.models.residual import NETWORK, ResidualModel
-from kdjax.training.components import Fits, fit_components
+from kdjax.training.components import Fits, fit_baseline, fit_components
 from kdjax.training.loop import Fitted
 from kdjax.training.targets import ScoreFunction
 
@@ -159,9 +159,25 @@ def make_model(task: Task, role: str, fitted: Fitted | None) -> ResidualModel:
     )
 
 
-def classifier_options(settings: Settings) -> dict[str, int]:
-    """Options of `fit_classifier`."""
-    return {**settings["classifier"], "seed": settings["seed"]}
+def classifier_options(settings: Settings) -> dict[str, Any]:
+    """Options of `fit_baseline`."""
+    every = settings["threshold"]["method"] == "fixed"
+    return {**settings["classifier"], "seed": settings["seed"], "every": every}
+
+
+def calibrated(
+    model: ResidualModel, prepared: Prepared, settings: Settings
+) -> tuple[ResidualModel, Calibration]:
+    """A model and its calibration; a classifier then learns from all rows.
+
+    The newest rows are those that later ones resemble most, but τ must come from rows
+    that were not learnt from: from scores of half the networks, which have not seen them.
+    """
+    calibration = calibrate(model, prepared, calibration_rules(settings, prepared))
+    options = classifier_options(settings)
+    if residual.gives_scores(model.kind) and not options["every"]:
+        model = fit_baseline(model.kind, prepared, **options | {"every": True})
+    return model, calibration
 
 
 def train_networks(

@@ -1,6 +1,7 @@
 """Fits of what a model joins: baselines, each once to a data set, beside its network."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +10,7 @@ from kdjax.data.prepared import Prepared, fit_rows, windows_source
 from kdjax.data.windowing import has_missing, spread_evenly
 from kdjax.errors import ConfigError
 from kdjax.models.baselines import BASELINES
-from kdjax.models.classifier import SHORTEST
+from kdjax.models.classifier import NETWORKS, SHORTEST
 from kdjax.models.model import fill_missing
 from kdjax.models.residual import NETWORK, ResidualModel, join_models
 from kdjax.training.classifier import fit_classifier, most_windows
@@ -21,11 +22,19 @@ FIT_WINDOWS = 2000
 Fits = dict[str, ResidualModel]
 
 
-def fit_baseline(kind: str, prepared: Prepared, **classifier: int) -> ResidualModel:
+def fit_baseline(
+    kind: str,
+    prepared: Prepared,
+    *,
+    networks: int = NETWORKS,
+    every: bool = False,
+    **classifier: int,
+) -> ResidualModel:
     """A baseline fitted once to the fit rows of all entities together.
 
-    A classifier learns from the validation rows as well, which it has no other use for;
-    `classifier` are options of `fit_classifier`.
+    A classifier learns from validation rows as well, which it has no other use for, and
+    with `every` from calibration rows; without, it has half the networks, enough to
+    choose τ by. `networks` and `classifier` are options of `fit_classifier`.
     """
     found = BASELINES[kind]
     if found.scores is not None:
@@ -35,8 +44,11 @@ def fit_baseline(kind: str, prepared: Prepared, **classifier: int) -> ResidualMo
                 f"windows of {SHORTEST} rows or more: raise it, or use another detector."
             )
         most = most_windows(prepared.window, len(prepared.channels))
-        windows = _windows(prepared, ("fit", "validation"), stride=1, most=most)
-        return ResidualModel(kind, fit_classifier(windows, **classifier))
+        parts = ("fit", "validation", "calibration")[: 3 if every else 2]
+        windows = _windows(prepared, parts, stride=1, most=most)
+        networks = networks if every else max(1, networks // 2)
+        params = fit_classifier(windows, networks=networks, **classifier)
+        return ResidualModel(kind, params)
     if found.fit_rows is not None:
         return ResidualModel(kind, found.fit_rows(fit_rows(prepared)))
     if found.fit_windows is None:
@@ -68,7 +80,7 @@ def fit_components(
     network: ResidualModel | None,
     *,
     fits: Fits,
-    **classifier: int,
+    **classifier: Any,
 ) -> ResidualModel:
     """The ensemble of these kinds, in order, with the trained network where one is named.
 
