@@ -23,8 +23,8 @@ from kdjax.models.model import Params
 NETWORKS = 4  # by default
 _WIDTH, _UNITS = 5, 16
 SHORTEST = 2 * (_WIDTH - 1) + 1  # rows that both convolutions need
-# How far a channel is drawn to its training mean to see what it contributes. Of 1, ½, ¼ and
-# 0.1 the best on two machines of SMD (benchmarks/tsbad/series.csv, list `choose`).
+# How far a channel that is held at its mean is drawn to that of training as well, so that a
+# level that moved counts.
 DRAWN = 0.25
 FAINT = 0.01  # share of the score that each channel has beside, far above rounding
 
