@@ -122,9 +122,8 @@ def _estimator(**changes: Any) -> Callable[[Item, int], Fitted]:
 
 
 def _classifier(item: Item, seed: int) -> Fitted:
-    """The estimator's default, with long windows, but for τ, which VUS-PR does not use."""
-    length, fixed = min(LONG_WINDOW, item.prefix // 8), {"threshold.value": 1.0}
-    return _estimator(window_size=length, threshold="fixed", settings=fixed)(item, seed)
+    """The estimator's default, with long windows of which calibration rows hold some."""
+    return _estimator(window_size=min(LONG_WINDOW, item.prefix // 8))(item, seed)
 
 
 # How each model is fitted on the prefix.

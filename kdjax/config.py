@@ -189,6 +189,9 @@ FIELDS: dict[str, tuple[Any, tuple[str, ...] | Range | None]] = {
     # the steps of each.
     "classifier.networks": (4, Range(1, 64)),
     "classifier.steps": (1500, Range(1, _MILLION)),
+    # The kinds `cnn_forecast` and `gru_forecast`: the width of their layers, and the steps.
+    "forecast.units": (24, Range(1, 1024)),
+    "forecast.steps": (1000, Range(1, _MILLION)),
     "train.batch_size": (32, Range(1, _MILLION)),
     "train.learning_rate": (3e-3, Range(0, closed=False)),
     "train.schedule": ("cosine", ("constant", "cosine")),

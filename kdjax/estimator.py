@@ -76,7 +76,7 @@ from kdjax.experiment.recalibrate import (
     with_settings,
     with_threshold,
 )
-from kdjax.experiment.train import calibrated, classifier_options, train_networks
+from kdjax.experiment.train import baseline_options, calibrated, train_networks
 from kdjax.io.processes import check_not_forked
 from kdjax.models.baselines import BASELINES
 from kdjax.training.components import fit_baseline
@@ -134,8 +134,8 @@ _TIME_TEXT = r"\d[-/.]\d+[-/.]\d|\d:\d\d|^\d{8}T\d"
 
 # Further fields that apply to rows in memory.
 _GROUPS = (
-    "model", "teacher", "student", "classifier", "train", "distill", "detection",
-    "threshold",
+    "model", "teacher", "student", "classifier", "forecast", "train", "distill",
+    "detection", "threshold",
 )  # fmt: skip
 _OF_DATA = (
     "calibration",
@@ -268,8 +268,9 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
         window_size: L, rows of a window.
         stride: rows from one window to the next; with 1 a window ends at each row.
         detector: the model that detects: `classifier`, small networks that know disturbed
-            windows from clean ones; `student` or `teacher` of distillation; or a baseline
-            without a network, such as `mahalanobis`, `pca`, `moving_average`, `memory`.
+            windows from clean ones; `student` or `teacher` of distillation;
+            `cnn_forecast` or `gru_forecast`, a network that forecasts the next row; or a
+            baseline without one, such as `mahalanobis`, `pca`, `moving_average`, `memory`.
         teacher_hidden: widths of the teacher's encoder layers.
         student_hidden: widths of the student's.
         teacher_epochs: maximum epochs of the teacher, which stops early.
@@ -805,9 +806,7 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
                 entities=(one._replace(scaler=scaler),), pooled_scaler=scaler
             )
         if name in BASELINES:
-            models = {
-                name: fit_baseline(name, prepared, **classifier_options(settings))
-            }
+            models = {name: fit_baseline(name, prepared, **baseline_options(settings))}
         else:
             with tempfile.TemporaryDirectory() as folder:
                 models = train_networks(

@@ -16,6 +16,7 @@ from kdjax.detection.thresholds import Threshold
 from kdjax.errors import ArtifactError, ConfigError, DataError
 from kdjax.models.autoencoder import Architecture, network
 from kdjax.models.classifier import init_network
+from kdjax.models.forecasters import FORECASTERS, init_forecaster
 from kdjax.models.residual import (
     ResidualModel,
     components_of,
@@ -53,6 +54,12 @@ def make_detector(kind, architecture=None, *, count=0, seed=0):
             params = {"centres": gaussian(9, L, D)}
         if kind == "memory":
             params = {"windows": gaussian(9, L, D)}
+        if kind in FORECASTERS:
+            params = init_forecaster(kind, rng, gaussian(50, D), units=6)
+            for name, leaf in params["network"].items():
+                if name.endswith("bias"):
+                    params["network"][name] = gaussian(*leaf.shape, scale=0.5)
+            params["network"]["head"] *= 4
         if kind == "classifier":
             networks = [init_network(rng, D) for _ in range(3)]
             networks = [own | {"head": 80 * own["head"]} for own in networks]
@@ -149,6 +156,9 @@ KINDS += [
     ("kmeans+memory", None),
     ("kmeans+difference+moving_average", None),
     ("autoencoder+kmeans+pca", ARCHITECTURES[0]),
+    ("cnn_forecast", None),
+    ("gru_forecast", None),
+    ("cnn_forecast+difference", None),
 ]
 SLOW = (ARCHITECTURES[0], ARCHITECTURES[3])
 each_kind = pytest.mark.parametrize(
@@ -194,7 +204,8 @@ def test_windows_without_enough_scores_are_unknown():
 
 
 @pytest.mark.parametrize(
-    ("kind", "architecture"), [KINDS[2], KINDS[4], KINDS[7], KINDS[10], KINDS[11]]
+    ("kind", "architecture"),
+    [KINDS[place] for place in (2, 4, 7, 10, 11, 14, 15)],
 )
 def test_a_stablehlo_file_scores_as_kdjax_does(kind, architecture):
     detector = make_detector(kind, architecture, count=1)

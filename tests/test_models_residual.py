@@ -13,6 +13,7 @@ from sklearn.decomposition import PCA
 from kdjax.errors import ArtifactError, ConfigError
 from kdjax.models.autoencoder import Architecture, network
 from kdjax.models.baselines import BASELINES, fit_pca
+from kdjax.models.forecasters import FORECASTERS, init_forecaster
 from kdjax.models.residual import (
     ResidualModel,
     component,
@@ -189,7 +190,7 @@ def test_parameters_are_counted():
 # What a kind expects of a window.
 
 ARCH = Architecture(3, (4,), head="sigmoid")
-FITTED = ("pca", "kmeans", "memory")
+FITTED = ("pca", "kmeans", "memory", *FORECASTERS)
 
 
 def parts(*, seed=0):
@@ -205,6 +206,10 @@ def parts(*, seed=0):
         ResidualModel("pca", {k: np.float32(v) for k, v in pca.items()}),
         ResidualModel("kmeans", {"centres": known}),
         ResidualModel("memory", {"windows": known}),
+        *(
+            ResidualModel(kind, init_forecaster(kind, rng, known))
+            for kind in FORECASTERS
+        ),
         *(ResidualModel(kind, {}) for kind in BASELINES if kind not in FITTED),
     ]
     return {model.kind: model for model in found}

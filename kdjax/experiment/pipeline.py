@@ -30,8 +30,8 @@ from kdjax.experiment.jobs import architecture
 from kdjax.experiment.train import (
     ALL,
     PER_ENTITY,
+    baseline_options,
     calibrated,
-    classifier_options,
     split_groups,
     train_groups,
 )
@@ -53,6 +53,7 @@ from kdjax.models import residual
 from kdjax.models.autoencoder import count_parameters
 from kdjax.models.baselines import BASELINES
 from kdjax.models.classifier import count_numbers
+from kdjax.models.forecasters import FORECASTERS, count_forecaster
 from kdjax.models.residual import NETWORK, ResidualModel
 from kdjax.training import hosts
 from kdjax.training.components import fit_baseline
@@ -236,6 +237,8 @@ def count_networks(settings: Settings) -> dict[str, int]:
             return count_parameters(architecture(settings, name, width=channels))
         if kind == "classifier":
             return count_numbers(channels, settings["classifier"]["networks"])
+        if kind in FORECASTERS:
+            return count_forecaster(kind, channels, settings["forecast"]["units"])
         return BASELINES[kind].most(data["window"], channels)
 
     return {
@@ -274,7 +277,7 @@ def _evaluate(
     models = dict(networks)
     for name in settings["baselines"]:
         models[name] = fitted.get(name) or fit_baseline(
-            name, prepared, **classifier_options(settings)
+            name, prepared, **baseline_options(settings)
         )
     ready, known = {}, {}
     for name, model in models.items():

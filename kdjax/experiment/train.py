@@ -155,14 +155,14 @@ def make_model(task: Task, role: str, fitted: Fitted | None) -> ResidualModel:
         group.prepared,
         network,
         fits=group.fits,
-        **classifier_options(task.settings),
+        **baseline_options(task.settings),
     )
 
 
-def classifier_options(settings: Settings) -> dict[str, Any]:
+def baseline_options(settings: Settings) -> dict[str, Any]:
     """Options of `fit_baseline`."""
-    every = settings["threshold"]["method"] == "fixed"
-    return {**settings["classifier"], "seed": settings["seed"], "every": every}
+    seed = {"seed": settings["seed"]}
+    return {name: settings[name] | seed for name in ("classifier", "forecast")}
 
 
 def calibrated(
@@ -174,9 +174,9 @@ def calibrated(
     that were not learnt from: from scores of half the networks, which have not seen them.
     """
     calibration = calibrate(model, prepared, calibration_rules(settings, prepared))
-    options = classifier_options(settings)
-    if residual.gives_scores(model.kind) and not options["every"]:
-        model = fit_baseline(model.kind, prepared, **options | {"every": True})
+    if residual.gives_scores(model.kind):
+        options = baseline_options(settings)
+        model = fit_baseline(model.kind, prepared, every=True, **options)
     return model, calibration
 
 

@@ -32,6 +32,7 @@ from kdjax.export.container import SEAL, metadata_of, sealed
 from kdjax.models.autoencoder import Architecture
 from kdjax.models.baselines import MOVING_AVERAGE_ROWS, NEIGHBOURS
 from kdjax.models.classifier import DRAWN, FAINT, dilation_of
+from kdjax.models.forecasters import DILATIONS, LIMIT, WIDTH
 from kdjax.models.model import Params
 from kdjax.models.residual import (
     ResidualModel,
@@ -223,9 +224,50 @@ def _from_nearest(
     return add(graph, "Abs", add(graph, "Sub", centred, chosen))
 
 
+def _forecast_errors(graph: Graph, model: ResidualModel, windows: str) -> str:
+    mean, scale, network = (model.params[name] for name in ("mean", "scale", "network"))
+    later = add(graph, "Slice", windows, [1], [2**31], [1])
+    rows = add(graph, "Slice", windows, [0], [-1], [1])
+    rows = add(graph, "Div", add(graph, "Sub", rows, mean), scale)
+    rows = add(graph, "Clip", rows, np.float32(-LIMIT), np.float32(LIMIT))
+    states_of = _convolutions if model.kind == "cnn_forecast" else _gru
+    found = add(graph, "MatMul", states_of(graph, network, rows), network["head"])
+    found = add(graph, "Mul", add(graph, "Add", found, network["head_bias"]), scale)
+    errors = add(graph, "Sub", later, add(graph, "Add", found, mean))
+    return add(graph, "Pad", add(graph, "Abs", errors), [0, 1, 0, 0, 0, 0])
+
+
+def _convolutions(graph: Graph, network: Params, rows: str) -> str:
+    """Hidden states of `cnn_forecast`, `[B, L, D]` to `[B, L, H]`."""
+    states = add(graph, "Transpose", rows, perm=[0, 2, 1])
+    for number, dilation in enumerate(DILATIONS):
+        kernel, bias = (network[f"layer_{number}{end}"] for end in ("", "_bias"))
+        kernel = np.asarray(kernel).T  # [W, I, O] as [O, I, W]
+        causal: dict[str, Any] = {
+            "dilations": [dilation],
+            "pads": [(WIDTH - 1) * dilation, 0],
+        }
+        layer = add(graph, "Conv", states, kernel, bias, **causal)
+        layer = add(graph, "Relu", layer)
+        states = add(graph, "Add", states, layer) if number else layer
+    return add(graph, "Transpose", states, perm=[0, 2, 1])
+
+
+def _gru(graph: Graph, network: Params, rows: str) -> str:
+    """Hidden states of `gru_forecast`, whose gates have the operator's order."""
+    kernels = [np.asarray(network[name]).T[None] for name in ("input", "recurrent")]
+    bias = np.concatenate([network["input_bias"], network["recurrent_bias"]])[None]
+    size = {"hidden_size": kernels[1].shape[-1], "linear_before_reset": 1}
+    series = add(graph, "Transpose", rows, perm=[1, 0, 2])
+    states = add(graph, "GRU", series, *kernels, bias, **size)
+    return add(graph, "Transpose", add(graph, "Squeeze", states, [1]), perm=[1, 0, 2])
+
+
 _ERRORS: dict[str, Callable[[Graph, ResidualModel, str], str]] = {
     "autoencoder": _autoencoder,
+    "cnn_forecast": _forecast_errors,
     "difference": _difference,
+    "gru_forecast": _forecast_errors,
     "kmeans": _kmeans,
     "mahalanobis": lambda graph, model, windows: windows,
     "memory": _memory,

@@ -7,6 +7,8 @@
     kmeans          |x − the nearest of the fit windows' cluster centres|
     memory          |x − the mean of the 3 nearest fit windows|
     classifier      no residuals but scores, see `kdjax.models.classifier`
+    cnn_forecast, gru_forecast
+                    |x − a network's forecast|, see `kdjax.models.forecasters`
     random          uniform noise drawn from a hash of the window
 
 A new baseline is an entry of `BASELINES`; `config.BASELINES` lists those that a run has
@@ -27,6 +29,7 @@ from threadpoolctl import threadpool_limits
 from kdjax.data.scaler import along
 from kdjax.data.windowing import spread_evenly
 from kdjax.errors import ConfigError
+from kdjax.models import forecasters
 from kdjax.models.classifier import classifier_contributions, classifier_points
 from kdjax.models.model import Model, Params
 
@@ -247,7 +250,9 @@ BASELINES = {
     "classifier": Baseline(
         None, scores=classifier_points, contributions=classifier_contributions
     ),
+    "cnn_forecast": Baseline(forecasters.reconstruct, forecasters.forecast_errors),
     "difference": Baseline(row_before, difference),
+    "gru_forecast": Baseline(forecasters.reconstruct, forecasters.forecast_errors),
     "kmeans": Baseline(
         nearest_centre,
         fit_windows=fit_kmeans,
@@ -277,7 +282,7 @@ def baseline(name: str) -> Model:
     """A baseline as a `Model`, whose `init` fits its parameters to windows.
 
     Args:
-        name: one of `BASELINES`.
+        name: one of `BASELINES`; `init` of a forecaster draws it as it is before training.
 
     >>> model = baseline("difference")
     >>> windows = np.array([[[1.0], [3.0]]], np.float32)
@@ -298,6 +303,9 @@ def baseline(name: str) -> Model:
 
     def init(key: Array, windows: Any) -> Params:
         fit_x = np.asarray(windows)
+        if name in forecasters.FORECASTERS:
+            rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+            return forecasters.init_forecaster(name, rng, fit_x)
         if found.fit_rows is not None:
             return found.fit_rows([fit_x.reshape(-1, fit_x.shape[-1])])
         return found.fit_windows(fit_x) if found.fit_windows else {}

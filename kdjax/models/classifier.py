@@ -103,7 +103,7 @@ def in_ranges(params: Mapping[str, Any], windows: Any) -> Array:
     return jnp.clip((windows - params["low"]) / params["scale"], LOWEST, HIGHEST)
 
 
-def _convolve(values: Array, kernel: Array, dilation: int) -> Array:
+def convolve(values: Array, kernel: Array, dilation: int) -> Array:
     """`[B, L, I]` with a kernel `[W, I, O]`, without padding.
 
     As one product, which a CPU runs many times as fast as a convolution's gradient.
@@ -118,10 +118,10 @@ def logits_of(params: Params, level: Array, values: Array) -> Array:
     """The network's output for values in ranges, `[B, L, D] -> [B]`; positive: disturbed."""
     middle = jnp.where(level > 0, values.mean(axis=1, keepdims=True), 0.5)
     first = jax.nn.relu(
-        _convolve(2 * (values - middle), params["first"], 1) + params["first_bias"]
+        convolve(2 * (values - middle), params["first"], 1) + params["first_bias"]
     )
     second = jax.nn.relu(
-        _convolve(first, params["second"], dilation_of(values.shape[1]))
+        convolve(first, params["second"], dilation_of(values.shape[1]))
         + params["second_bias"]
     )
     pooled = [

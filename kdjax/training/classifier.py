@@ -23,6 +23,7 @@ from kdjax.models.classifier import (
     logits_of,
 )
 from kdjax.models.model import Params
+from kdjax.training.fitting import Draws, minimise
 
 # Windows at most, their cells (4 bytes each), and disturbed copies of each window.
 MOST, CELLS, COPIES = 1500, 25_000_000, 6
@@ -89,30 +90,14 @@ def most_windows(length: int, width: int) -> int:
     return max(100, min(MOST, CELLS // (length * width)))
 
 
-# Windows `[M, L, D]` and those of each step, `[steps, B]`.
-_Draws = tuple[Array, Array]
-
-
 @jax.jit
-def _train(params: Params, level: Array, clean: _Draws, disturbed: _Draws) -> Params:
+def _train(params: Params, level: Array, clean: Draws, disturbed: Draws) -> Params:
     """The trained network; each batch has clean windows and disturbed ones."""
-    parts = (clean[0], disturbed[0])
-    order = (clean[1], disturbed[1])
-    tx = optax.adam(optax.cosine_decay_schedule(RATE, len(clean[1])))
-    counts = [places.shape[1] for places in order]
-    labels = np.repeat([0.0, 1.0], counts)
+    labels = np.repeat([0.0, 1.0], [clean[1].shape[1], disturbed[1].shape[1]])
 
-    def loss(params: Params, values: Array) -> Array:
-        logits = logits_of(params, level, values)
+    def loss(params: Params, *values: Array) -> Array:
+        logits = logits_of(params, level, jnp.concatenate(values))
         found: Array = optax.sigmoid_binary_cross_entropy(logits, labels).mean()
         return found
 
-    def step(state: Any, places: tuple[Array, Array]) -> Any:
-        params, opt_state = state
-        values = [part[place] for part, place in zip(parts, places, strict=True)]
-        slope = jax.grad(loss)(params, jnp.concatenate(values))
-        updates, opt_state = tx.update(slope, opt_state)
-        return (optax.apply_updates(params, updates), opt_state), None
-
-    (trained, _), _ = jax.lax.scan(step, (params, tx.init(params)), order)
-    return trained
+    return minimise(loss, params, clean, disturbed, rate=RATE)

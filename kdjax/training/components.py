@@ -1,6 +1,6 @@
 """Fits of what a model joins: baselines, each once to a data set, beside its network."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -11,32 +11,31 @@ from kdjax.data.windowing import has_missing, spread_evenly
 from kdjax.errors import ConfigError
 from kdjax.models.baselines import BASELINES
 from kdjax.models.classifier import NETWORKS, SHORTEST
+from kdjax.models.forecasters import FORECASTERS
 from kdjax.models.model import fill_missing
 from kdjax.models.residual import NETWORK, ResidualModel, join_models
-from kdjax.training.classifier import fit_classifier, most_windows
+from kdjax.training.classifier import MOST, fit_classifier, most_windows
+from kdjax.training.fitting import fit_forecaster
 
 # Fit windows of a baseline that is fitted on windows, spread evenly over all.
 FIT_WINDOWS = 2000
 
-# Baselines already fitted to a data set, by kind.
-Fits = dict[str, ResidualModel]
+# Baselines already fitted to a data set, by kind and options.
+Fits = dict[tuple[Any, ...], ResidualModel]
+Options = Mapping[str, int]
 
 
 def fit_baseline(
-    kind: str,
-    prepared: Prepared,
-    *,
-    networks: int = NETWORKS,
-    every: bool = False,
-    **classifier: int,
+    kind: str, prepared: Prepared, *, every: bool = False, **options: Any
 ) -> ResidualModel:
     """A baseline fitted once to the fit rows of all entities together.
 
     A classifier learns from validation rows as well, which it has no other use for, and
     with `every` from calibration rows; without, it has half the networks, enough to
-    choose τ by. `networks` and `classifier` are options of `fit_classifier`.
+    choose τ by. `options`: `classifier` those of `fit_classifier`, `forecast` of
+    `fit_forecaster`.
     """
-    found = BASELINES[kind]
+    found, own = BASELINES[kind], options_of(kind, options)
     if found.scores is not None:
         if prepared.window < SHORTEST:
             raise ConfigError(
@@ -46,15 +45,23 @@ def fit_baseline(
         most = most_windows(prepared.window, len(prepared.channels))
         parts = ("fit", "validation", "calibration")[: 3 if every else 2]
         windows = _windows(prepared, parts, stride=1, most=most)
-        networks = networks if every else max(1, networks // 2)
-        params = fit_classifier(windows, networks=networks, **classifier)
-        return ResidualModel(kind, params)
+        if not every:
+            own = {**own, "networks": max(1, own.get("networks", NETWORKS) // 2)}
+        return ResidualModel(kind, fit_classifier(windows, **own))
+    if kind in FORECASTERS:
+        windows = _windows(prepared, ("fit",), stride=1, most=MOST)
+        return ResidualModel(kind, fit_forecaster(kind, windows, **own))
     if found.fit_rows is not None:
         return ResidualModel(kind, found.fit_rows(fit_rows(prepared)))
     if found.fit_windows is None:
         return ResidualModel(kind, {})
     windows = _windows(prepared, ("fit",), stride=prepared.stride, most=FIT_WINDOWS)
     return ResidualModel(kind, found.fit_windows(windows))
+
+
+def options_of(kind: str, options: Mapping[str, Options]) -> Options:
+    """Those of a kind that is trained; none for others."""
+    return options.get("forecast" if kind in FORECASTERS else kind, {})
 
 
 def _windows(
@@ -80,14 +87,15 @@ def fit_components(
     network: ResidualModel | None,
     *,
     fits: Fits,
-    **classifier: Any,
+    **options: Any,
 ) -> ResidualModel:
     """The ensemble of these kinds, in order, with the trained network where one is named.
 
     `fits` has baselines already fitted to these data; new ones are added.
     """
-    for kind in kinds:
-        if kind != NETWORK and kind not in fits:
-            fits[kind] = fit_baseline(kind, prepared, **classifier)
-    known = {**fits, NETWORK: network} if network else fits
-    return join_models([known[kind] for kind in kinds])
+    keys = [(kind, *sorted(options_of(kind, options).items())) for kind in kinds]
+    for kind, key in zip(kinds, keys, strict=True):
+        if kind != NETWORK and key not in fits:
+            fits[key] = fit_baseline(kind, prepared, **options)
+    known = {**fits, (NETWORK,): network} if network else fits
+    return join_models([known[key] for key in keys])

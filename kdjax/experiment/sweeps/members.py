@@ -41,6 +41,7 @@ from kdjax.experiment.workdir import CONFIG, RESULTS, read_json
 from kdjax.export.costs import detector_costs
 from kdjax.io.files import check_schema, write_text
 from kdjax.training import hosts
+from kdjax.training.components import options_of
 from kdjax.training.loop import Fitted
 
 logger = logging.getLogger(__name__)
@@ -94,6 +95,9 @@ def teacher_name(settings: Settings) -> str:
     """The name of a member's teacher, without its entity group."""
     network = {k: v for k, v in settings["teacher"].items() if k != "seed"}
     facts = {"seed": jobs.teacher_seed(settings), "network": _with_old_names(network)}
+    options = train.baseline_options(settings)
+    kinds = settings["teacher"]["components"]
+    facts |= {kind: own for kind in kinds if (own := options_of(kind, options))}
     return f"teacher-{_digest(facts, settings)}"
 
 
