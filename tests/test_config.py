@@ -413,6 +413,27 @@ def test_a_student_without_a_network_is_refused():
     assert resolved(teacher__components=("kmeans", "difference"))
 
 
+def test_forecasters_are_components_with_units_and_steps():
+    kinds = ("gru_forecast", "cnn_forecast")
+    assert resolved(teacher__components=kinds, forecast__units=1, forecast__steps=1)
+    assert resolved(student__components=(NETWORK, *kinds), baselines=kinds)
+    said = problems(student__components=kinds)
+    assert "student.components must name autoencoder, or classifier alone" in said
+    for name, most in (("units", 1024), ("steps", 1_000_000)):
+        for value in (0, most + 1):
+            said = problems(**{f"forecast__{name}": value})
+            assert f"forecast.{name}={value} must lie in [1, {most}]" in said
+        with pytest.raises(
+            ConfigError, match=f"forecast.{name} must be a whole number"
+        ):
+            override(get_config(), {f"forecast.{name}": "many"})
+    head = {"model__head": "sigmoid", "data__scaler": "minmax"}
+    said = problems(
+        teacher__components=kinds, distill__temperature_mode="logit", **head
+    )
+    assert "'gru_forecast' has no head" in said
+
+
 def test_logits_are_what_a_network_has():
     changes = {"model__head": "sigmoid", "distill__temperature_mode": "logit"}
     changes["data__scaler"] = "minmax"
