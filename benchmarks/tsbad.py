@@ -121,14 +121,20 @@ def _estimator(**changes: Any) -> Callable[[Item, int], Fitted]:
     return fitted
 
 
-def _classifier(item: Item, seed: int) -> Fitted:
+def _classifier(**settings: Any) -> Callable[[Item, int], Fitted]:
     """The estimator's default, with long windows of which calibration rows hold some."""
-    return _estimator(window_size=min(LONG_WINDOW, item.prefix // 8))(item, seed)
+
+    def fitted(item: Item, seed: int) -> Fitted:
+        length = min(LONG_WINDOW, item.prefix // 8)
+        return _estimator(window_size=length, settings=settings)(item, seed)
+
+    return fitted
 
 
 # How each model is fitted on the prefix.
 MODELS = {
-    "kdjax": _classifier,
+    "kdjax": _classifier(),
+    "kdjax small": _classifier(**{"classifier.networks": 1}),
     "kdjax student": _estimator(detector="student"),
     "kdjax teacher": _estimator(detector="teacher"),
     "kdjax memory": _estimator(detector="memory"),
