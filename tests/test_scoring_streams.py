@@ -1,10 +1,8 @@
 """The program `stream`: lines in, answers out, and restarts at any moment."""
 
-import base64
 import io
 import json
 import math
-import os
 import random
 import re
 import signal
@@ -13,7 +11,6 @@ import sys
 import threading
 import time
 import tracemalloc
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -662,25 +659,6 @@ def test_rows_whose_times_are_written_otherwise_are_known(replayed, name, as_jso
     assert all_found.startswith(found) and len(all_found.splitlines()) == 12
 
 
-def test_a_state_that_knows_times_as_text_goes_on(replayed, tmp_path):
-    lines = ["time,y,x", *rows_text([second(at) for at in range(20)])]
-    _, first = replayed("\n".join(lines[:11]))
-    path = tmp_path / "state.json"
-    state = load_state(path)
-    answers = [json.loads(line) for line in first.splitlines()]
-    digests = [
-        zlib.crc32(
-            np.array([1.0, at]).tobytes(), zlib.crc32(f"{row['time']}\n\n".encode())
-        )
-        for at, row in enumerate(answers)
-    ]
-    known = base64.b64encode(np.array(digests, "<u4").tobytes()).decode()
-    state["answered"]["lines"] = ["", known]
-    save_state(path, state)
-    summary, found = replayed("\n".join(lines))
-    assert (summary.rows, summary.again) == (20, 10) and found.startswith(first)
-
-
 def test_a_state_of_the_first_version_skips_rows_up_to_its_time(replayed, tmp_path):
     lines = ["time,y,x", *rows_text(range(20))]
     _, first = replayed("\n".join(lines[:11]))
@@ -856,23 +834,41 @@ def test_what_was_not_delivered_is_answered_after_a_restart(file, tmp_path):
     assert found >= {*range(3, 9)}
 
 
-def test_signals_end_a_stream_cleanly(file, tmp_path):
-    before = signal.getsignal(signal.SIGTERM)
+SIGNALLED = """
+import io, os, signal, sys, time
+from kdjax.io import signals
+from kdjax.scoring.streams import run_stream
+signals.install_handlers()
+file, state, when = sys.argv[1:]
+def stop():
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(0.2)
+def lines():
+    yield "x,y\\n"
+    for number in range(9):
+        if number == 5 and when == "waiting":
+            stop()
+        yield "1,2\\n"
+class Output(io.StringIO):
+    def write(self, text):
+        if self.getvalue().count("\\n") == 4 and when == "writing":
+            stop()
+        return super().write(text)
+said = Output()
+summary = run_stream(
+    lines(), said, detector=file, backend="onnxruntime", state=state
+)
+print(summary.rows, len(said.getvalue().splitlines()))
+"""
 
-    def lines():
-        yield "x,y\n"
-        for number in range(9):
-            if number == 5:
-                os.kill(os.getpid(), signal.SIGTERM)  # while it waits for a line
-                time.sleep(10)
-            yield "1,2\n"
 
-    said = io.StringIO()
-    summary = run_stream(
-        lines(), said, detector=file, backend="onnxruntime", state=tmp_path / "s"
-    )
-    assert summary.rows == len(said.getvalue().splitlines()) == 5
-    assert signal.getsignal(signal.SIGTERM) is before
+@pytest.mark.parametrize("when", ["waiting", "writing"])
+def test_signals_end_a_stream_cleanly(file, tmp_path, when):
+    """While it waits for a line, and in a row, which is finished first."""
+    command = [sys.executable, "-c", SIGNALLED, str(file), str(tmp_path / "s"), when]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert done.stdout.split() == ["5", "5"] and not done.stderr
+    assert load_state(tmp_path / "s")["stream"]["rows"] == 5
 
 
 def test_a_thread_can_run_a_stream(file):

@@ -12,8 +12,6 @@ import contextlib
 import json
 import math
 import os
-import signal
-import threading
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -43,7 +41,7 @@ from kdjax.errors import (
     counted,
 )
 from kdjax.io.files import check_target, clear_leftovers, load_state, save_state
-from kdjax.io.signals import SIGNALS
+from kdjax.io.signals import Stopped, signals_held
 from kdjax.scoring.readings import RowReader
 
 if TYPE_CHECKING:
@@ -87,8 +85,9 @@ class _Answered:
         self._lines = [array.array("I"), array.array("I")]
         # Rows up to the time at which a part begins were all answered.
         self._since = [Timestamp("", 0), Timestamp("", 0)]
-        # The next of the known lines to come again; None when none is expected.
-        self._next: int | None = None
+        # The next of the known lines to come again: the first after a restart; None
+        # once a row was new.
+        self.next: int | None = None
         self._older = False  # whether the line before was older than the known ones
 
     def add(self, line: Line, instant: Timestamp | None, last: Timestamp) -> None:
@@ -101,32 +100,26 @@ class _Answered:
             min(time, last) if time.clock == last.clock else Timestamp("", 0)
             for time in self._since
         ]
-        self._lines[1].append(_digests(line, instant)[0])
+        self._lines[1].append(_digest(line, instant))
 
     def has(self, line: Line, instant: Timestamp | None) -> bool:
         """Whether a line is one of the last answered ones."""
-        digests = _digests(line, instant)
-        return any(digest in part for part in self._lines for digest in digests)
+        return any(_digest(line, instant) in part for part in self._lines)
 
     def comes_again(self, line: Line, instant: Timestamp | None) -> bool:
         """Whether an earlier run answered a line; no `instant` for an unreadable time."""
-        if self._next is None:
+        if self.next is None:
             return False
         if instant is not None:
-            self._older = not self._next and _is_late(instant, self._since[0])
+            self._older = not self.next and _is_late(instant, self._since[0])
         if not self._older:
-            known, place = self._lines[0] + self._lines[1], self._next
+            known, place = self._lines[0] + self._lines[1], self.next
             # Faults without a time may look alike: only the next one is meant.
             stop = len(known) if instant else place + 1
-            for digest in _digests(line, instant):
-                with contextlib.suppress(ValueError):
-                    self._next = known.index(digest, place, stop) + 1
-                    return True
+            with contextlib.suppress(ValueError):
+                self.next = known.index(_digest(line, instant), place, stop) + 1
+                return True
         return self._older
-
-    def expect(self, *, again: bool) -> None:
-        """Whether lines may come again: after a restart, until a row is new."""
-        self._next = 0 if again else None
 
     def state(self) -> dict[str, Any]:
         """For `restore`, as JSON values."""
@@ -142,16 +135,11 @@ class _Answered:
         self._lines, self._since = [older, newer], [first, second]
 
 
-def _digests(line: Line, instant: Timestamp | None) -> list[int]:
-    """Of a line's time, values and error, however the time is written.
-
-    The second one is of the time as text, as states of before have it.
-    """
-    row = array.array("d", line.row).tobytes()
-    moment = f"{instant.clock} {instant.value}" if instant else line.time
-    texts = [f"{time}\n{line.error}\n" for time in (moment, line.time)]
-    starts = [zlib.crc32(text.encode("utf-8", "surrogatepass")) for text in texts]
-    return [zlib.crc32(row, start) for start in starts]
+def _digest(line: Line, instant: Timestamp | None) -> int:
+    """Of a line's time, values and error, however the time is written."""
+    time = f"{instant.clock} {instant.value}" if instant else line.time
+    text = f"{time}\n{line.error}\n".encode("utf-8", "surrogatepass")
+    return zlib.crc32(array.array("d", line.row).tobytes(), zlib.crc32(text))
 
 
 class _Watch:
@@ -206,13 +194,6 @@ class _Watch:
                 "cells, gaps in time and lines at fault among the answers."
             )
         return ""
-
-
-class _Output(NamedTuple):
-    """Writes a line without buffering; path and flushed length, None for no file."""
-
-    write: Callable[[str], None]
-    mark: Callable[[], list[Any] | None] = lambda: None
 
 
 def open_stream(
@@ -334,7 +315,9 @@ def run_stream(
     entity: str | None = None,
     **options: Any,
 ) -> Summary:
-    """Answers lines as `stream_rows` does until they end, or until SIGTERM or SIGINT.
+    """Answers lines as `stream_rows` does until they end, or until a signal.
+
+    The program's handlers must be installed for it (`kdjax.io.signals`).
 
     The output is a text stream, or the path of a file to append to. The stream resumes
     from the file `state` if it exists; it is written at the end, and at most once a second
@@ -372,8 +355,8 @@ def run_stream(
         faulty = _restore(current, answered, reader, saved) if saved else 0
         usual = stream.rows >= stream.plan.window  # in states of before
         watch = _Watch(stream.plan.window, scored=bool(saved.get("scored", usual)))
-        sink = _open_output(stack, output, saved)
-        read = reader.rows(stack.enter_context(_until_signal(lines)))
+        write, mark = _open_output(stack, output, saved)
+        read = reader.rows(_until_signal(lines))
         log(_under(stream))
         if saved:
             log(f"{state}: going on after {counted(stream.rows, 'row')}")
@@ -390,12 +373,13 @@ def run_stream(
         def save(state_of: Mapping[str, Any]) -> None:
             if state is not None:
                 # The mark flushes the answers that the state counts.
-                save_state(state, {**state_of, "output": sink.mark()})
+                save_state(state, {**state_of, "output": mark()})
 
         answers = _answers(current, read, answered, on_error=on_error)
-        summary = _write(answers, faulty, current, sink, watch, kept, save, log)
+        summary = _write(answers, faulty, current, write, watch, kept, save, log)
         summary = summary._replace(again=summary.again + reader.again)
-        save(kept(summary.faulty))
+        with contextlib.suppress(Stopped), signals_held():
+            save(kept(summary.faulty))
         text = f"{counted(summary.rows, 'row')} in all"
         if summary.faulty:
             text += f", {counted(summary.faulty, 'invalid line')}"
@@ -448,7 +432,7 @@ def _restore(
             f"the state was not written by `stream` ({error}): remove it to start anew."
         ) from error
     # Rows without times can't be told from rows sent again.
-    answered.expect(again=bool(stream.last.clock))
+    answered.next = 0 if stream.last.clock else None
     return faulty
 
 
@@ -456,15 +440,18 @@ def _open_output(
     stack: contextlib.ExitStack,
     output: TextIO | str | os.PathLike[str],
     saved: Mapping[str, Any],
-) -> _Output:
-    """Opens the output; truncates a file to the length in the saved state."""
+) -> tuple[Callable[[str], None], Callable[[], list[Any] | None]]:
+    """Writes a line without buffering; gives path and flushed length, None for no file.
+
+    A file is truncated to the length in the saved state.
+    """
     if not isinstance(output, (str, os.PathLike)):
 
         def write(text: str) -> None:
             output.write(text + "\n")
             output.flush()
 
-        return _Output(write)
+        return write, lambda: None
     path = Path(output).resolve()
     mode = "r+b" if path.exists() else "w+b"
     if mode == "w+b":
@@ -507,7 +494,7 @@ def _open_output(
         os.fsync(file.fileno())
         return [str(path), file.tell()]
 
-    return _Output(append, mark)
+    return append, mark
 
 
 def _answers(
@@ -538,7 +525,7 @@ def _answers(
         if not fault:
             try:
                 row = stream.update(line.row, instant)
-                answered.expect(again=False)
+                answered.next = None
             except DataError as error:
                 fault = str(error)
         if fault and on_error == "stop":
@@ -592,7 +579,7 @@ def _write(
     answers: Iterator[_Answer],
     faulty: int,
     current: Callable[[], StreamDetector],
-    sink: _Output,
+    write: Callable[[str], None],
     watch: _Watch,
     kept: Callable[[int], dict[str, Any]],
     save: Callable[[Mapping[str, Any]], None],
@@ -608,7 +595,7 @@ def _write(
                 begun = True
             try:
                 if answer.text:
-                    sink.write(answer.text)
+                    write(answer.text)
             except OSError as error:
                 # The state is not saved, so a restart answers this row again.
                 raise KdjaxError(
@@ -642,43 +629,13 @@ def _write(
     return Summary(current().rows, faulty, again)
 
 
-class _Stopped(BaseException):
-    """A signal came while waiting for a line."""
-
-
-@contextlib.contextmanager
-def _until_signal(lines: Iterable[str]) -> Iterator[Iterator[str]]:
+def _until_signal(lines: Iterable[str]) -> Iterator[str]:
     """The lines up to SIGTERM or SIGINT; a row in progress is finished first."""
-    waiting = stop = False
-
-    def stopped(number: int, frame: Any) -> None:
-        nonlocal stop
-        first, stop = not stop, True
-        if waiting and first:
-            raise _Stopped
-
-    def read() -> Iterator[str]:
-        nonlocal waiting
-        source = iter(lines)
-        try:
-            while True:
-                waiting = True
-                line = None if stop else next(source, None)
-                waiting = False
-                if line is None:
-                    return
-                yield line
-        except _Stopped:
-            return
-        except UnicodeDecodeError as error:
-            raise DataError(f"the input is not UTF-8 text ({error}).") from None
-
-    if threading.current_thread() is not threading.main_thread():
-        yield read()  # only the main thread may handle signals
-        return
-    old = {number: signal.signal(number, stopped) for number in SIGNALS}
     try:
-        yield read()
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
+        for line in lines:
+            with signals_held():
+                yield line
+    except KeyboardInterrupt:
+        return
+    except UnicodeDecodeError as error:
+        raise DataError(f"the input is not UTF-8 text ({error}).") from None
