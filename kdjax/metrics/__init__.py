@@ -11,55 +11,28 @@ the reason.
 - Inflated, for comparison with papers: `point_adjusted_f1`, `pa_k_f1`.
 """
 
-from kdjax.metrics.checks import UndefinedMetricWarning, as_labels, as_scores
-from kdjax.metrics.events import (
-    Affiliation,
-    affiliation,
-    detection_delay,
-    event_f1,
-    event_recall,
-    pa_k_f1,
-    point_adjusted_f1,
-    range_precision_recall,
-)
-from kdjax.metrics.points import (
-    Counts,
-    OracleThreshold,
-    PrecisionRecallF1,
-    auc_roc,
-    average_precision,
-    count,
-    from_counts,
-    oracle_threshold,
-    precision_recall_f1,
-    undefined,
-)
-from kdjax.metrics.volumes import Volumes, vus, vus_pr, vus_roc
-
-__all__ = [
-    "Affiliation",
-    "Counts",
-    "OracleThreshold",
-    "PrecisionRecallF1",
-    "UndefinedMetricWarning",
-    "Volumes",
-    "affiliation",
-    "as_labels",
-    "as_scores",
-    "auc_roc",
-    "average_precision",
-    "count",
-    "detection_delay",
-    "event_f1",
-    "event_recall",
-    "from_counts",
-    "oracle_threshold",
-    "pa_k_f1",
-    "point_adjusted_f1",
-    "precision_recall_f1",
-    "range_precision_recall",
-    "undefined",
-    "vus",
-    "vus_pr",
-    "vus_roc",
-]
+from kdjax.metrics.checks import UndefinedMetricWarning as UndefinedMetricWarning
+from kdjax.metrics.checks import as_labels as as_labels
+from kdjax.metrics.checks import as_scores as as_scores
+from kdjax.metrics.events import Affiliation as Affiliation
+from kdjax.metrics.events import affiliation as affiliation
+from kdjax.metrics.events import detection_delay as detection_delay
+from kdjax.metrics.events import event_f1 as event_f1
+from kdjax.metrics.events import event_recall as event_recall
+from kdjax.metrics.events import pa_k_f1 as pa_k_f1
+from kdjax.metrics.events import point_adjusted_f1 as point_adjusted_f1
+from kdjax.metrics.events import range_precision_recall as range_precision_recall
+from kdjax.metrics.points import Counts as Counts
+from kdjax.metrics.points import OracleThreshold as OracleThreshold
+from kdjax.metrics.points import PrecisionRecallF1 as PrecisionRecallF1
+from kdjax.metrics.points import auc_roc as auc_roc
+from kdjax.metrics.points import average_precision as average_precision
+from kdjax.metrics.points import count as count
+from kdjax.metrics.points import from_counts as from_counts
+from kdjax.metrics.points import oracle_threshold as oracle_threshold
+from kdjax.metrics.points import precision_recall_f1 as precision_recall_f1
+from kdjax.metrics.points import undefined as undefined
+from kdjax.metrics.volumes import Volumes as Volumes
+from kdjax.metrics.volumes import vus as vus
+from kdjax.metrics.volumes import vus_pr as vus_pr
+from kdjax.metrics.volumes import vus_roc as vus_roc
