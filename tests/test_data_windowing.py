@@ -1,5 +1,7 @@
 """Windows and the way back to rows, against naive loops."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -13,10 +15,10 @@ from kdjax.data.windowing import (
     has_missing,
     latest_window,
     mean_of_sums,
-    row_mean,
     window_labels,
     windows,
 )
+from kdjax.detection.scores import row_scores
 from kdjax.errors import ConfigError, DataError
 
 
@@ -60,7 +62,7 @@ def test_window_labels_refuse_a_count_that_cannot_be(least):
         window_labels(np.zeros(9), np.array([0]), window=5, min_anomalous_points=least)
 
 
-def _naive_row_mean(scores, starts, rows):
+def _naive_row_scores(scores, starts, rows):
     total, count = [0.0] * rows, [0] * rows
     for index, start in enumerate(starts.tolist()):
         for offset, score in enumerate(scores[index].tolist()):
@@ -71,39 +73,53 @@ def _naive_row_mean(scores, starts, rows):
 
 @settings(deadline=None)
 @given(layouts(), st.integers(0, 2**32 - 1), st.sampled_from([3, 8192]))
-def test_row_mean_is_exactly_the_loops(layout, seed, chunk):
+def test_row_scores_is_exactly_the_loops(layout, seed, chunk):
     rows, window, starts = layout
     scores = np.random.default_rng(seed).lognormal(3, 3, (len(starts), window))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(windowing, "_CHUNK", chunk)
-        found = row_mean(scores, starts, rows)
+        found = row_scores(scores, starts=starts, rows=rows)
     assert found.dtype == np.float64
-    np.testing.assert_array_equal(found, _naive_row_mean(scores, starts, rows))
+    np.testing.assert_array_equal(found, _naive_row_scores(scores, starts, rows))
 
 
-def test_row_mean_keeps_infinity_and_nan_where_they_belong():
+def test_row_scores_keeps_infinity_and_nan_where_they_belong():
     scores = np.array([[1, np.inf, 3], [5, 6, 7], [np.nan, 1, 1]], np.float32)
-    found = row_mean(scores, np.array([0, 2, 6]), 10)
+    found = row_scores(scores, starts=np.array([0, 2, 6]), rows=10)
     expected = [1, np.inf, 4, 6, 7, np.nan, np.nan, 1, 1, np.nan]
     np.testing.assert_array_equal(found, expected)
 
 
-def test_row_mean_of_no_window_is_unknown_everywhere():
-    found = row_mean(np.empty((0, 4)), np.empty(0, np.int64), 3)
+def test_row_scores_of_no_window_is_unknown_everywhere():
+    found = row_scores(np.empty((0, 4)), starts=np.empty(0, np.int64), rows=3)
     np.testing.assert_array_equal(found, [np.nan] * 3)
 
 
 @settings(deadline=None)
-@given(layouts(), st.randoms(use_true_random=False))
-def test_latest_window_against_a_loop(layout, random):
+@given(layouts(), st.sets(st.integers(1, 59)))
+def test_latest_window_against_a_loop(layout, cuts):
+    """Every second part between the cuts is a gap."""
     rows, window, starts = layout
-    shuffled = starts.tolist()
-    random.shuffle(shuffled)
-    found = latest_window(np.array(shuffled, np.int64), window=window, rows=rows)
+    edges = sorted({0, *(cut for cut in cuts if cut < rows), rows})
+    spans = [*itertools.pairwise(edges)][::2]
+    inside = [[*range(first, stop)] for first, stop in spans]
+    span_of = {row: number for number, own in enumerate(inside) for row in own}
+    windows = [
+        start
+        for start in starts.tolist()
+        if span_of.get(start, -1) == span_of.get(start + window - 1, -2)
+    ]
+    found = latest_window(
+        np.array(windows, np.int64), np.array(spans), window=window, rows=rows
+    )
     assert found.dtype == np.int64
     for row in range(rows):
-        ended = [start for start in shuffled if start + window - 1 <= row]
-        assert found[row] == (shuffled.index(max(ended)) if ended else -1)
+        ended = [
+            number
+            for number, start in enumerate(windows)
+            if start + window - 1 <= row and span_of[start] == span_of.get(row)
+        ]
+        assert found[row] == max(ended, default=-1)
 
 
 @settings(deadline=None)
@@ -117,7 +133,7 @@ def test_sums_of_many_numbers_a_row_are_those_of_each(layout, width, seed):
     found = mean_of_sums(sums)
     assert found.shape == (rows, width) and found.dtype == np.float64
     for column in range(width):
-        wanted = _naive_row_mean(scores[..., column], starts, rows)
+        wanted = _naive_row_scores(scores[..., column], starts, rows)
         np.testing.assert_array_equal(found[:, column], wanted)
 
 

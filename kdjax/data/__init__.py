@@ -15,6 +15,6 @@ __all__, __getattr__, __dir__ = lazy_names(
         "kdjax.data.series": "Dataset Ranges Series dead_channels duplicate_channels ranges_of",
         "kdjax.data.splits": "Split cover_starts segments split split_rows window_starts",
         "kdjax.data.times": "median_step",
-        "kdjax.data.windowing": "gather row_mean window_labels windows",
+        "kdjax.data.windowing": "gather window_labels windows",
     },
 )

@@ -101,19 +101,6 @@ def spread_evenly(count: int, most: int) -> np.ndarray:
     return np.linspace(0, count - 1, min(most, count)).astype(np.int64)
 
 
-def row_mean(point_scores: np.ndarray, starts: np.ndarray, rows: int) -> np.ndarray:
-    """Mean score of each row over the windows that cover it, `[M, L], [M] -> [N]`.
-
-    float64; NaN where no window covers a row; an infinite score stays infinite.
-
-    >>> row_mean(np.array([[1.0, 2.0], [4.0, 8.0]]), np.array([0, 1]), 4)
-    array([ 1.,  3.,  8., nan])
-    """
-    sums = empty_sums(rows)
-    add_scores(sums, point_scores, starts)
-    return mean_of_sums(sums)
-
-
 class RowSums(NamedTuple):
     """Sums of scores of each row over windows."""
 
@@ -146,18 +133,21 @@ def mean_of_sums(sums: RowSums) -> np.ndarray:
     return mean
 
 
-def latest_window(starts: np.ndarray, *, window: int, rows: int) -> np.ndarray:
+def latest_window(
+    starts: np.ndarray, spans: np.ndarray, *, window: int, rows: int
+) -> np.ndarray:
     """Index of the latest window that ended at or before each row, `[M] -> [N]` int64.
 
-    -1 before the end of the first window.
+    Both lie in one of the spans `[S, 2]`; −1 for none. Starts ascend.
 
-    >>> latest_window(np.array([0, 2]), window=2, rows=5)
-    array([-1,  0,  0,  1,  1])
+    >>> latest_window(np.array([0, 2, 5]), np.array([[0, 4], [5, 7]]), window=2, rows=7)
+    array([-1,  0,  0,  1, -1, -1,  2])
     """
-    ends = np.asarray(starts, np.int64) + window - 1
-    order = np.argsort(ends, kind="stable")
-    position = np.searchsorted(ends[order], np.arange(rows), side="right") - 1
-    return np.concatenate([order, [-1]])[position].astype(np.int64)
+    begin = np.full(rows, rows)  # of each row's span
+    for first, stop in spans:
+        begin[first:stop] = first
+    found = np.searchsorted(starts, np.arange(rows) - window + 1, side="right") - 1
+    return np.where(np.append(starts, -1)[found] >= begin, found, -1)
 
 
 def _rows(starts: np.ndarray, window: int) -> np.ndarray:

@@ -13,8 +13,8 @@ import pandas as pd
 
 from kdjax.data.windowing import latest_window
 from kdjax.errors import ConfigError
+from kdjax.metrics.checks import runs
 
-EVENT_COLUMNS = ("entity", "start", "end", "severity", "peak", "channels")
 TOP = 3  # channels that an event names
 
 
@@ -64,12 +64,11 @@ def row_alarms(above: np.ndarray, rule: AlarmRule) -> np.ndarray:
     _check(rule)
     if rule == AlarmRule():
         return above
-    spans = _runs(above)
-    spans[:, 0] += rule.min_duration - 1
     inside, free = np.zeros(len(above), bool), 0
-    for start, stop in spans[spans[:, 0] < spans[:, 1]].tolist():
-        if max(start, free) < stop:
-            inside[max(start, free) : stop] = True
+    for start, stop in zip(*runs(above), strict=True):
+        start = max(start + rule.min_duration - 1, free)
+        if start < stop:
+            inside[start:stop] = True
             free = stop + rule.cooldown + 1
     return inside
 
@@ -86,10 +85,10 @@ def events(alarm: np.ndarray, *, gap: int) -> np.ndarray:
     array([[0, 4],
            [7, 8]])
     """
-    runs = _runs(np.asarray(alarm, bool))
-    apart = runs[1:, 0] - (runs[:-1, 1] - 1) >= gap
-    first = np.concatenate([runs[:1, 0], runs[1:, 0][apart]])
-    last = np.concatenate([runs[:-1, 1][apart], runs[-1:, 1]])
+    starts, stops = runs(np.asarray(alarm, bool))
+    apart = starts[1:] - (stops[:-1] - 1) >= gap
+    first = np.concatenate([starts[:1], starts[1:][apart]])
+    last = np.concatenate([stops[:-1][apart], stops[-1:]])
     return np.stack([first, last], axis=1)
 
 
@@ -124,16 +123,15 @@ def event_table(
     if explain is not None and len(peak):
         order = np.argsort(-explain(peak), axis=1, kind="stable")[:, :TOP]
         named = [";".join(channels[i] for i in own) for own in order]
-    columns = (
-        [entity] * len(peak),
-        time[first],
-        time[stop - 1],
-        highest / tau if tau > 0 else np.full(len(peak), np.inf),
-        time[peak],
-        named,
-    )
-    table = pd.DataFrame(dict(zip(EVENT_COLUMNS, columns, strict=True)))
-    return table.astype({"entity": str, "channels": str})
+    columns = {
+        "entity": [entity] * len(peak),
+        "start": time[first],
+        "end": time[stop - 1],
+        "severity": highest / tau if tau > 0 else np.full(len(peak), np.inf),
+        "peak": time[peak],
+        "channels": named,
+    }
+    return pd.DataFrame(columns).astype({"entity": str, "channels": str})
 
 
 def _check(rule: AlarmRule) -> None:
@@ -142,12 +140,6 @@ def _check(rule: AlarmRule) -> None:
             f"an alarm with min_duration={rule.min_duration} and "
             f"cooldown={rule.cooldown}: expected at least 1 and at least 0 rows."
         )
-
-
-def _runs(hit: np.ndarray) -> np.ndarray:
-    """Half-open spans of the rows that are true, `[N] -> [K, 2]`."""
-    padded = np.concatenate([[False], hit, [False]])
-    return np.flatnonzero(padded[1:] != padded[:-1]).reshape(-1, 2)
 
 
 def _largest(values: np.ndarray, first: np.ndarray, stop: np.ndarray) -> np.ndarray:
@@ -179,10 +171,6 @@ def scored_events(
     ... )
     array([[3, 5]])
     """
-    known = np.full(int(spans.max(initial=0)), np.nan)
-    for first, last in spans:
-        own = (starts >= first) & (starts < last)
-        latest = latest_window(starts[own] - first, window=window, rows=last - first)
-        # Before the end of the first window comes -1, and so the NaN.
-        known[first:last] = np.append(window_scores[own], np.nan)[latest]
+    latest = latest_window(starts, spans, window=window, rows=spans.max(initial=0))
+    known = np.append(window_scores, np.nan)[latest]
     return events(row_alarms(known > tau, rule), gap=window)

@@ -8,7 +8,7 @@ import numpy as np
 from jax import Array
 
 from kdjax.data.scaler import along
-from kdjax.data.windowing import row_mean
+from kdjax.data.windowing import add_scores, empty_sums, mean_of_sums
 from kdjax.detection.gaussian import Gaussian
 
 # Rounds of conjugate gradients for missing cells. They end exactly after as many as a
@@ -138,12 +138,14 @@ def row_scores(points: np.ndarray, *, starts: np.ndarray, rows: int) -> np.ndarr
         rows: N.
 
     Returns:
-        NaN in rows that no window covers.
+        NaN in rows that no window covers; an infinite score stays infinite.
 
     >>> row_scores(np.array([[1.0, 2.0], [4.0, 8.0]]), starts=np.array([0, 1]), rows=4)
     array([ 1.,  3.,  8., nan])
     """
-    return row_mean(np.asarray(points), np.asarray(starts), rows)
+    sums = empty_sums(rows)
+    add_scores(sums, np.asarray(points), np.asarray(starts))
+    return mean_of_sums(sums)
 
 
 def alarms(points: Array | np.ndarray, tau: float, *, count: int = 0) -> Any:

@@ -36,11 +36,11 @@ CONTRIBUTION = "contribution:"
 class Windows(NamedTuple):
     """The windows of a series."""
 
-    starts: np.ndarray  # [M] first rows, ascending in each span, spans in order
+    starts: np.ndarray  # [M] first rows, ascending
     # [N] index of the latest window that ended at or before the row without a gap
     # between; −1 for none.
     latest: np.ndarray
-    causal: bool  # whether a row's score is that of the window that ends there
+    first: int  # position in a window from which on its points count in rows
 
 
 def score_table(
@@ -79,9 +79,7 @@ def score_table(
     series = match_channels(series, detector.channels)
     rows, windows = len(series.values), find_windows(detector, series, causal=causal)
     found, score, parts = _fold(detector, index, series.values, windows, contributions)
-    window_score = np.full(rows, np.nan)
-    known = windows.latest >= 0
-    window_score[known] = found[windows.latest[known]]
+    window_score = np.append(found, np.nan)[windows.latest]  # NaN for none, -1
     rule = AlarmRule(detector.min_duration, detector.cooldown)
     alarm = row_alarms(window_score > detector.thresholds[index].tau, rule)
     unknown = np.isnan(window_score) | np.isnan(score)
@@ -119,8 +117,9 @@ def score_events(
     series = match_channels(series, detector.channels)
 
     def explain(rows: np.ndarray) -> np.ndarray:
-        windows = find_windows(detector, series, causal=causal)
-        return _explain_rows(detector, index, series.values, windows, rows)
+        starts, _, first = find_windows(detector, series, causal=causal)
+        values = series.values
+        return explain_rows(detector, index, values, starts, rows, first=first)
 
     return event_table(
         table["alarm"].to_numpy() > 0,
@@ -156,17 +155,9 @@ def find_windows(detector: Detector, series: Series, *, causal: bool) -> Windows
             f"series {series.entity!r} has {counted(rows, 'row')} and no stretch of the "
             f"detector's window of {window} rows without a gap{step}: give more rows."
         )
-    stride = 1 if causal else detector.stride
-    starts, count = [], 0
-    latest = np.full(rows, -1)
-    for start, stop in spans:
-        length = stop - start
-        own = cover_starts(np.array([[0, length]]), window=window, stride=stride)
-        found = latest_window(own, window=window, rows=length)
-        starts.append(own + start)
-        latest[start:stop] = np.where(found < 0, -1, found + count)
-        count += len(own)
-    return Windows(np.concatenate(starts), latest, causal)
+    starts = cover_starts(spans, window=window, stride=1 if causal else detector.stride)
+    latest = latest_window(starts, spans, window=window, rows=rows)
+    return Windows(starts, latest, window - 1 if causal else 0)
 
 
 def check_precision(detector: Detector, dtype: Any) -> None:
@@ -199,9 +190,7 @@ def _fold(
     rows, starts = len(values), windows.starts
     found, sums = np.empty(len(starts)), empty_sums(rows)
     part_sums = empty_sums(rows, len(detector.channels)) if contributions else None
-    # The positions of a window whose scores count for their rows.
-    first = detector.window - 1 if windows.causal else 0
-    done = 0
+    first, done = windows.first, 0
     for piece in score_batches(detector, index, values, starts, explain=contributions):
         points = piece.points if contributions else piece
         batch = slice(done, done + len(points))
@@ -219,31 +208,36 @@ def _fold(
     return found, score, shares
 
 
-def _explain_rows(
+def explain_rows(
     detector: Detector,
     index: int,
     values: np.ndarray,
-    windows: Windows,
+    starts: np.ndarray,
     rows: np.ndarray,
+    *,
+    first: int = 0,
 ) -> np.ndarray:
-    """Contributions `[K, D]` to the scores of K different rows, over the same windows."""
-    first = detector.window - 1 if windows.causal else 0
+    """Contributions `[K, D]` to the scores of K different rows; NaN without a score.
+
+    They are means over the windows at `starts` `[M]`, from the position `first` on.
+    """
     place = np.full(len(values), -1)
     place[rows] = np.arange(len(rows))
-    used = window_labels(
-        place >= 0, windows.starts + first, window=detector.window - first
-    )
-    starts = windows.starts[used]
-    total, count = np.zeros((len(rows), len(detector.channels))), np.zeros(len(rows))
-    done = 0
-    for _, parts in explain_batches(detector, index, values, starts):
+    used = window_labels(place >= 0, starts + first, window=detector.window - first)
+    starts, done = starts[used], 0
+    total = np.zeros((len(rows), len(detector.channels)))
+    score, count = np.zeros((2, len(rows)))
+    for points, parts in explain_batches(detector, index, values, starts):
         own = starts[done : done + len(parts), None]
         done += len(parts)
         places = place[own + np.arange(first, detector.window)]
         hit = places >= 0
         np.add.at(total, places[hit], parts[:, first:][hit])
+        np.add.at(score, places[hit], points[:, first:][hit])
         np.add.at(count, places[hit], 1)
+    unknown = (count == 0) | np.isnan(score)
     mean: np.ndarray = total / np.maximum(count, 1)[:, None]
+    mean[unknown] = np.nan
     return mean
 
 

@@ -9,10 +9,10 @@ import numpy as np
 
 from kdjax.data.prepared import Prepared
 from kdjax.data.times import axis_times
-from kdjax.data.windowing import add_scores, empty_sums, mean_of_sums
 from kdjax.detection.alarming import AlarmRule, scored_events
-from kdjax.detection.detector import Detector, entity_index, explain_batches
+from kdjax.detection.detector import Detector, entity_index
 from kdjax.detection.storage import save_detector
+from kdjax.detection.tables import explain_rows
 from kdjax.evaluation.evaluate import Inspection, ModelEvaluation, test_starts
 from kdjax.evaluation.intervals import best_baseline, interval_rows, paired_rows
 from kdjax.evaluation.plots import Heat, Timeline, heat_bins, learning_curve_png
@@ -183,19 +183,21 @@ def _timelines(
     for i, entity in enumerate(prepared.entities[:DRAWN_ENTITIES]):
         shown = entity.test or entity.train
         time, clock = axis_times(shown.time, shown.form)
+        names = drawn if entity.test else [STUDENT]
+        found = {name: evaluated[name].scores[i] for name in names}
+        timeline = Timeline(
+            entity=entity.name,
+            time=time,
+            clock=clock,
+            labels=None,
+            scores={name: own.scores for name, own in found.items()},
+            thresholds={name: own.threshold for name, own in found.items()},
+        )
         if (test := entity.test) is None:
-            timeline = Timeline(
-                entity=entity.name,
-                time=time,
-                clock=clock,
-                labels=None,
-                scores={STUDENT: inspections[i].scores},
-                thresholds={STUDENT: evaluated[STUDENT].scores[i].threshold},
-                what="Training row scores",
-            )
+            scores = {STUDENT: inspections[i].scores}
+            timeline = timeline._replace(scores=scores, what="Training row scores")
         else:
             starts = test_starts(prepared, entity)
-            found = {name: evaluated[name].scores[i] for name in drawn}
             events = {
                 name: scored_events(
                     own.window_scores,
@@ -207,23 +209,15 @@ def _timelines(
                 )
                 for name, own in found.items()
             }
-            heat, student = None, students[entity.name]
+            timeline = timeline._replace(labels=test.labels, events=events)
             if i < HEAT_MAPS:  # contributions of the channels to the student's scores
+                student = students[entity.name]
                 index = entity_index(student, entity.name)
                 bins = heat_bins(test.time, len(test.values))
                 largest = contribution_bins(student, index, test.values, starts, bins)
                 tau = student.thresholds[index].tau
                 heat = Heat(STUDENT, student.channels, largest, tau)
-            timeline = Timeline(
-                entity=entity.name,
-                time=time,
-                clock=clock,
-                labels=test.labels,
-                scores={name: own.scores for name, own in found.items()},
-                thresholds={name: own.threshold for name, own in found.items()},
-                events=events,
-                heat=heat,
-            )
+                timeline = timeline._replace(heat=heat)
         timelines.append(timeline)
     return timelines
 
@@ -245,24 +239,13 @@ def contribution_bins(
     rows are in memory at once.
     """
     largest = np.full((int(bins.max(initial=-1)) + 1, len(detector.channels)), np.nan)
-    window = detector.window
+    reach = detector.window - 1
     for first in range(0, len(values), block):
-        last = min(first + block, len(values))
-        own = starts[(starts > first - window) & (starts < last)]
-        if not len(own):
-            continue
-        begin = min(first, int(own.min()))
-        length = max(last, int(own.max()) + window) - begin
-        points, parts = empty_sums(length), empty_sums(length, len(detector.channels))
-        done = 0
-        for found in explain_batches(detector, index, values, own):
-            batch = own[done : done + len(found.points)] - begin
-            done += len(batch)
-            add_scores(points, found.points, batch)
-            add_scores(parts, found.contributions, batch)
-        means = mean_of_sums(parts)
-        means[np.isnan(mean_of_sums(points))] = np.nan  # no score, no contributions
-        np.fmax.at(largest, bins[first:last], means[first - begin : last - begin])
+        last, begin = min(first + block, len(values)), max(first - reach, 0)
+        own = starts[(starts >= first - reach) & (starts < last)] - begin
+        near, rows = values[begin : last + reach], np.arange(first, last)
+        parts = explain_rows(detector, index, near, own, rows - begin)
+        np.fmax.at(largest, bins[rows], parts)
     return largest
 
 
