@@ -10,6 +10,7 @@ import pytest
 
 from kdjax.data.lines import read_lines
 from kdjax.data.readers import read_table
+from kdjax.data.schema import Reading
 from kdjax.detection.storage import save_detector
 from kdjax.detection.streaming import parse_timestamp
 from kdjax.errors import DataError
@@ -59,7 +60,7 @@ def by_frame(cells, tmp_path, *, missing_values=()):
 
 def _streamed(lines, **options):
     values = []
-    for line in read_lines(lines, ("a", "b"), **options):
+    for line in read_lines(lines, ("a", "b"), Reading(**options)):
         if line.error:
             raise DataError(line.error)
         values.append(line.row[0])
@@ -366,6 +367,6 @@ def test_an_offset_has_no_60_minutes_or_more(offset, tmp_path):
     with pytest.raises(DataError, match="is neither a number nor an ISO time"):
         read_table(tmp_path / "plant.csv", time_column="time")
     for lines in (["time,a", f"{time},1"], [f'{{"time": "{time}", "a": 1}}']):
-        (line,) = read_lines(lines, ("a",), time_column="time")
+        (line,) = read_lines(lines, ("a",), Reading(time_column="time"))
         with pytest.raises(DataError):
             parse_timestamp(line.time)

@@ -19,6 +19,7 @@ import pytest
 
 from kdjax.cli import main
 from kdjax.data.lines import read_lines
+from kdjax.data.schema import Reading
 from kdjax.data.series import Series
 from kdjax.detection.storage import save_detector
 from kdjax.detection.stream_rules import plan_of
@@ -225,8 +226,9 @@ def test_what_can_not_be_opened(folder, file, tmp_path):
 # Lines.
 
 
-def rows_of(text, **options):
-    return [*read_lines(text.splitlines(), ("a", "b"), **options)]
+def rows_of(text, *, may_lack=(), **options):
+    lines, reading = text.splitlines(), Reading(**options)
+    return [*read_lines(lines, ("a", "b"), reading, may_lack=may_lack)]
 
 
 @pytest.mark.parametrize(
@@ -335,12 +337,12 @@ def test_rows_in_all_their_forms(text):
 
 def test_missing_values_and_columns_to_ignore():
     text = "a,b,note\n,1,x\nNaN,NA,\n"
-    found = rows_of(text, ignored=("note",))
+    found = rows_of(text, ignore=("note",))
     np.testing.assert_array_equal(
         [line.row for line in found], [[np.nan, 1], [np.nan] * 2]
     )
     assert [line.time for line in found] == [None, None]
-    (line,) = rows_of('{"a": null, "b": NaN, "note": {}}', ignored=("note", "other"))
+    (line,) = rows_of('{"a": null, "b": NaN, "note": {}}', ignore=("note", "other"))
     assert np.isnan(line.row).all()
     assert rows_of("") == []
 

@@ -91,14 +91,9 @@ def grid_steps(index: np.ndarray, limit: int | None) -> np.ndarray:
     >>> grid_steps(np.array([3, 1, 9, 3]), 2)
     array([1, 2, 3, 4, 5, 9])
     """
-    lengths, used = _lengths(index, limit)
+    lengths, used = step_runs(index, limit)
     first = np.repeat(used - (np.cumsum(lengths) - lengths), lengths)
     return first + np.arange(len(first))
-
-
-def count_steps(index: np.ndarray, limit: int | None) -> int:
-    """The number of rows of `grid_steps`, which is not made."""
-    return int(_lengths(index, limit)[0].sum())
 
 
 def to_grid(
@@ -170,7 +165,7 @@ def _nanoseconds(step: float) -> int:
     return max(1, round(step * 1e9))
 
 
-def _lengths(index: np.ndarray, limit: int | None) -> tuple[np.ndarray, np.ndarray]:
+def step_runs(index: np.ndarray, limit: int | None) -> tuple[np.ndarray, np.ndarray]:
     """Rows from each step with a reading to the next or the limit, and these steps."""
     used = np.unique(index)
     lengths = np.append(np.diff(used), 1)

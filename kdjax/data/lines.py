@@ -27,6 +27,7 @@ from kdjax.data.cells import (
     to_number,
 )
 from kdjax.data.raw import Place, content_kind
+from kdjax.data.schema import Reading
 from kdjax.data.tables import NAMES_SEPARATOR
 from kdjax.data.times import find_time
 from kdjax.errors import DataError, counted
@@ -36,27 +37,6 @@ _SEPARATORS = (",", ";", "\t", "|")
 
 # How to read a line: text -> time and parts, parts -> a `Line`; both raise DataError.
 _Format = tuple[Callable[[str], tuple[Any, Any]], Callable[[Any], "Line"]]
-
-
-class _Wanted(NamedTuple):
-    """What a stream is to hold; `time` is empty if its name is unknown."""
-
-    channels: Sequence[str]
-    time: str
-    ignored: Sequence[str]
-    missing_values: Sequence[str]
-    entity: str
-    tag: str
-    may_lack: Collection[str]
-
-    def among(self, cells: Mapping[str, Any]) -> "_Wanted":
-        """Without the columns that cells by name lack and may lack."""
-        absent = {*self.may_lack} - {*cells}
-        wanted = self._replace(
-            time="" if self.time in absent else self.time,
-            entity="" if self.entity in absent else self.entity,
-        )
-        return wanted._replace(time=wanted.time or _find_time(cells, wanted))
 
 
 class Line(NamedTuple):
@@ -73,27 +53,26 @@ class Line(NamedTuple):
 def read_lines(
     lines: Iterable[str],
     channels: Sequence[str],
+    reading: Reading | None = None,
     *,
-    time_column: str = "",
-    ignored: Sequence[str] = (),
-    missing_values: Sequence[str] = (),
-    entity_column: str = "",
-    tag_column: str = "",
     may_lack: Collection[str] = (),
 ) -> Iterator[Line]:
     """The lines of a stream one by one; JSON if the first begins with a brace.
 
     CSV needs no header if its first line holds one number a channel. The time column is
-    by default that of `find_time`, by the names and the first row; `ignored` columns or
+    by default that of `find_time`, by the names and the first row; ignored columns or
     keys are not read. DataError if the header lacks a channel or has an unknown column. In
-    long layout lines have a `tag_column`, and the only channel is the column of values;
-    ignored tags are missing. `may_lack` are columns that need not be there.
+    long layout a line's row has its value alone, and ignored tags are missing. `may_lack`
+    are columns that need not be there.
 
     >>> list(read_lines(["time,b,a", "7,2,"], ["a", "b"]))
     [Line(number=2, time=7, row=[nan, 2.0], error='', entity='', tag='')]
     """
-    own = (ignored, missing_values, entity_column, tag_column, may_lack)
-    wanted = _Wanted(channels, time_column, *own)
+    # The columns that the lines are to have: of long layout those of tags and values.
+    reading, values, tag = reading or Reading(), tuple(channels), ""
+    if reading.long:
+        values, tag = (reading.value_column,), reading.tag_column
+    wanted = reading._replace(channels=values, tag_column=tag)
     blank_is_row = False
     numbered: Iterator[tuple[int, str]] = (
         (n, text)
@@ -109,11 +88,11 @@ def read_lines(
         raise DataError(
             f"line {first[0]} {text.strip()!r} names the separator for Excel: remove it."
         )
-    separator = "" if wanted.tag else _headerless(text, wanted.channels)
+    separator = "" if tag else _headerless(text, wanted.channels)
     if is_json or separator:
         numbered = chain([(first[0], text)], numbered)
     if is_json:
-        split, row = _json(wanted)
+        split, row = _json(wanted, may_lack)
     else:
         names = [*wanted.channels]
         if not separator:
@@ -121,14 +100,14 @@ def read_lines(
             names = [name.strip() for name in _cells(text, separator)]
         blank_is_row = len(names) == 1  # with a missing cell, as in files
         cells: dict[str, Any] = dict.fromkeys(names)
-        wanted = wanted.among(cells)
-        if not wanted.time and _foreign(names, wanted):
+        wanted = _among(wanted, cells, may_lack)
+        if not wanted.time_column and _foreign(names, wanted):
             # The first row may tell the time column.
             following = next(numbered, (0, ""))
             numbered = chain([following] if following[0] else [], numbered)
             with contextlib.suppress(DataError):
                 cells |= zip(names, _cells(following[1], separator), strict=False)
-            wanted = wanted.among(cells)
+            wanted = _among(wanted, cells, may_lack)
         split, row = _csv(names, separator, wanted)
     for number, text in numbered:
         time = None
@@ -165,11 +144,12 @@ def _headerless(text: str, channels: Sequence[str]) -> str:
     return ""
 
 
-def _csv(names: list[str], separator: str, wanted: _Wanted) -> _Format:
+def _csv(names: list[str], separator: str, wanted: Reading) -> _Format:
     _check_names(names, wanted)
-    entity, tag = (names.index(one) if one else -1 for one in wanted[4:6])
+    words = (wanted.entity_column, wanted.tag_column)
+    entity, tag = (names.index(one) if one else -1 for one in words)
     places = [names.index(name) for name in wanted.channels]
-    at = names.index(wanted.time) if wanted.time else None
+    at = names.index(wanted.time_column) if wanted.time_column else None
     decimal, comma = "", separator != ","  # The mark is unknown until a cell has one.
     truth: dict[str, bool] = {}  # by channel whether it holds truth values
     # By channel the first cell in each form, see `_check_form`.
@@ -186,7 +166,7 @@ def _csv(names: list[str], separator: str, wanted: _Wanted) -> _Format:
     def row(cells: list[str]) -> Line:
         nonlocal decimal
         line = _line(wanted, *("" if i < 0 else cells[i] for i in (entity, tag)))
-        if line.tag in wanted.ignored:
+        if line.tag in wanted.ignore:
             return line
         own = [cells[place] for place in places]
         text = "".join(own)
@@ -221,14 +201,14 @@ def _csv(names: list[str], separator: str, wanted: _Wanted) -> _Format:
     return split, row
 
 
-def _line(wanted: _Wanted, entity: Any, tag: Any) -> Line:
+def _line(wanted: Reading, entity: Any, tag: Any) -> Line:
     """A line of missing cells, and whose they are."""
     words = {"entity": entity, "tag": tag}
     found = {
         what: "" if word is None else str(word).strip() for what, word in words.items()
     }
     for what, word in found.items():
-        if getattr(wanted, what) and not word:
+        if getattr(wanted, f"{what}_column") and not word:
             raise DataError(f"the {what} is missing; complete or remove the line.")
     return Line(0, None, [math.nan] * len(wanted.channels), **found)
 
@@ -244,7 +224,7 @@ def _cells(text: str, separator: str) -> list[str]:
 
 
 def _value(
-    cell: Any, name: str, wanted: _Wanted, *, place: int = -1, comma: bool = False
+    cell: Any, name: str, wanted: Reading, *, place: int = -1, comma: bool = False
 ) -> float:
     """A cell as a number; `place` is that of its column, −1 for the key of an object."""
     number = to_number(cell, comma=comma, missing=wanted.missing_values)
@@ -303,7 +283,7 @@ def _check_time(cell: Any) -> None:
         raise DataError("the time is missing; complete or remove the line.")
 
 
-def _json(wanted: _Wanted) -> _Format:
+def _json(wanted: Reading, may_lack: Collection[str]) -> _Format:
     own, settled, channels = wanted, False, wanted.channels
     truth: dict[str, bool] = {}
 
@@ -316,25 +296,27 @@ def _json(wanted: _Wanted) -> _Format:
         if not isinstance(found, dict):
             raise DataError("no JSON object; give one with the channels as keys.")
         if not settled:
-            own = wanted.among(found)
-        return found.get(own.time) if own.time else None, found
+            own = _among(wanted, found, may_lack)
+        return found.get(own.time_column) if own.time_column else None, found
 
     def row(found: dict[str, Any]) -> Line:
         nonlocal settled
-        words = {own.entity, own.tag} - {""}
-        known = {*channels, *own.ignored, *words, own.time} - {""}
-        if not found.keys() <= known or not found.keys() >= {*channels, *words}:
-            time = own.time if own.time in found else ""
-            _check_names(list(found), own._replace(time=time))
-        settled = bool(own.time)  # A line at fault doesn't tell which keys there are.
-        line = _line(own, *(found.get(one) if one else "" for one in own[4:6]))
-        if line.tag in wanted.ignored:
+        words = (own.entity_column, own.tag_column)
+        needed = {*channels, *words} - {""}
+        known = {*needed, *own.ignore, own.time_column} - {""}
+        if not found.keys() <= known or not found.keys() >= needed:
+            time = own.time_column if own.time_column in found else ""
+            _check_names(list(found), own._replace(time_column=time))
+        # A line at fault doesn't tell which keys there are.
+        settled = bool(own.time_column)
+        line = _line(own, *(found.get(one) if one else "" for one in words))
+        if line.tag in wanted.ignore:
             return line
         cells = [found[channel] for channel in channels]
         numbers = [_value(found[channel], channel, wanted) for channel in channels]
         _check_truth(cells, numbers, [line.tag] if line.tag else channels, truth)
-        if own.time:
-            _check_time(found.get(own.time))
+        if own.time_column:
+            _check_time(found.get(own.time_column))
         return line._replace(row=numbers)
 
     return split, row
@@ -347,14 +329,24 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _foreign(names: Iterable[str], wanted: _Wanted) -> list[str]:
+def _among(
+    wanted: Reading, cells: Mapping[str, Any], may_lack: Collection[str]
+) -> Reading:
+    """Without the columns that cells by name lack and may lack; with a time column."""
+    absent = {*may_lack} - {*cells}
+    time, entity = ("" if name in absent else name for name in wanted[:2])
+    wanted = wanted._replace(time_column=time, entity_column=entity)
+    return wanted._replace(time_column=time or _find_time(cells, wanted))
+
+
+def _foreign(names: Iterable[str], wanted: Reading) -> list[str]:
     """The names of columns that are neither wanted nor ignored."""
-    words = {wanted.time, wanted.entity, wanted.tag} - {""}
-    known = {*wanted.channels, *wanted.ignored, *words}
+    words = {wanted.time_column, wanted.entity_column, wanted.tag_column} - {""}
+    known = {*wanted.channels, *wanted.ignore, *words}
     return [name for name in names if name not in known]
 
 
-def _find_time(cells: Mapping[str, Any], wanted: _Wanted) -> str:
+def _find_time(cells: Mapping[str, Any], wanted: Reading) -> str:
     """The time column as in files, by the cells of a row; None where there is no row."""
     if not (left := _foreign(cells, wanted)):
         return ""
@@ -364,9 +356,10 @@ def _find_time(cells: Mapping[str, Any], wanted: _Wanted) -> str:
     return find_time(frame, Place(Path("the stream"), tuple(left)))
 
 
-def _check_names(names: Sequence[str], wanted: _Wanted) -> None:
-    channels, time, _, _, entity, tag, _ = wanted
-    needed = [name for name in (*channels, time, entity, tag) if name]
+def _check_names(names: Sequence[str], wanted: Reading) -> None:
+    channels, tag = wanted.channels, wanted.tag_column
+    words = (wanted.time_column, wanted.entity_column, tag)
+    needed = [name for name in (*channels, *words) if name]
     counts, foreign = Counter(names), _foreign(names, wanted)
     absent = [name for name in needed if name not in counts]
     twice = sorted(name for name, count in counts.items() if count > 1)

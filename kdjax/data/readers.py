@@ -18,7 +18,6 @@ from kdjax.data.raw import Place, as_array, available_memory, read_npy, where
 from kdjax.data.readings import grid_series
 from kdjax.data.schema import (
     Reading,
-    Recording,
     check_reading,
     mapped_rows,
     to_series,
@@ -95,24 +94,7 @@ def read_table(
     >>> series.values.shape, series.channels  # doctest: +SKIP
     ((20000, 3), ('load', 'heat', 'flow'))
     """
-    return load_files(
-        path,
-        time_column=time_column,
-        entity_column=entity_column,
-        label_column=label_column,
-        ignore=ignore,
-        missing=missing,
-        order=order,
-        duplicates=duplicates,
-        missing_values=missing_values,
-        fill_limit=fill_limit,
-        layout=layout,
-        tag_column=tag_column,
-        value_column=value_column,
-        step=step,
-        exclude=exclude,
-        dtype=dtype,
-    ).train
+    return load_files(**locals()).train
 
 
 def load_files(
@@ -144,21 +126,18 @@ def load_files(
     own = Reading(**{**options, "ignore": tuple(options.get("ignore", ()))})
     check_reading(own)
     name = entity or name_of(path)
-    recordings, paths = [], [Path(one) for one in (path, test_path) if str(one)]
+    parts, paths = [], [Path(one) for one in (path, test_path) if str(one)]
     # Without an entity column the test file has the same entity as the train file.
     for number, one in enumerate(paths, start=1):
         lacking = {*may_lack, *(own.ignore if number > 1 else ())}
         lacking |= {own.label_column} if number < len(paths) else set()
-        found = _read(one, own, name, memory_bytes, lacking)
-        recordings.append(found)
-        first = found.series[0]
+        parts.append(_read(one, own, name, memory_bytes, lacking))
+        first = parts[-1][0]
         own = own._replace(dtype=first.values.dtype, channels=first.channels)
-    parts = [recording.series for recording in recordings]
     if len(paths) > 1:
         parts[1] = _align(parts[0], parts[1], paths[1])
     if str(exclude):
-        zoned = [recording.zoned for recording in recordings]
-        parts = exclude_rows(parts, zoned, Path(exclude))
+        parts = exclude_rows(parts, Path(exclude))
     return Dataset(name, parts[0], parts[1] if len(paths) > 1 else ())
 
 
@@ -219,7 +198,7 @@ def _read(
     name: str,
     memory_bytes: float,
     may_lack: Collection[str],
-) -> Recording:
+) -> tuple[Series, ...]:
     """The series of a file, which need not have the columns in `may_lack`."""
     npy = path.suffix.lower() == ".npy" and path.is_file()
     if npy and not reading.columns and not reading.step and reading.dtype != np.float64:
@@ -229,7 +208,7 @@ def _read(
         # Finite float32 rows stay a memory map.
         if usable and all(np.isfinite(rows).all() for rows in chunks(values)):
             names = numbered_channels(values.shape[1])
-            return Recording((Series(name, values, names),))
+            return (Series(name, values, names),)
     text = {reading.entity_column, *reading.ignore}
     text |= {reading.tag_column} if reading.long else set()
     table = open_table(path, text_columns=text)
@@ -272,7 +251,7 @@ def _align(
 
 
 def exclude_rows(
-    parts: Sequence[tuple[Series, ...]], zoned: Sequence[bool], path: Path
+    parts: Sequence[tuple[Series, ...]], path: Path
 ) -> list[tuple[Series, ...]]:
     """The series of each file with `excluded` set and noted.
 
@@ -291,8 +270,8 @@ def exclude_rows(
     owners = _owners(frame, place, [one.entity for one in parts[0]])
     hit = np.zeros(len(frame), bool)
     found = []
-    for series, has_offset in zip(parts, zoned, strict=True):
-        bounds = _bounds(frame, place, series[0].time, has_offset)
+    for series in parts:
+        bounds = _bounds(frame, place, series[0])
         excluded = []
         for one in series:
             time = np.arange(len(one.values)) if one.time is None else one.time
@@ -333,10 +312,9 @@ def _owners(frame: pd.DataFrame, place: Place, known: Sequence[str]) -> np.ndarr
     return owners
 
 
-def _bounds(
-    frame: pd.DataFrame, place: Place, time: np.ndarray | None, zoned: bool
-) -> np.ndarray:
-    """First and last times of the spans, `[S, 2]`, of the same kind as `time`."""
+def _bounds(frame: pd.DataFrame, place: Place, series: Series) -> np.ndarray:
+    """First and last times of the spans, `[S, 2]`, of the same kind as the series'."""
+    time, zoned = series.time, is_zoned(series.form.dtype)
     dated = time is not None and np.issubdtype(time.dtype, np.datetime64)
     found = []
     for name in ("start", "end"):

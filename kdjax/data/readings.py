@@ -9,13 +9,12 @@ from collections.abc import Collection, Sequence
 import numpy as np
 import pandas as pd
 
-from kdjax.data.grid import count_steps, step_index, step_of, step_time, to_grid
+from kdjax.data.grid import step_index, step_of, step_runs, step_time, to_grid
 from kdjax.data.raw import check_room, others, to_rows, where
 from kdjax.data.scaler import needs_float64
 from kdjax.data.schema import (
     Assigned,
     Reading,
-    Recording,
     assign_roles,
     channel_names,
     channel_numbers,
@@ -40,7 +39,7 @@ def grid_series(
     reading: Reading,
     name: str,
     may_lack: Collection[str] = (),
-) -> Recording:
+) -> tuple[Series, ...]:
     """The series of a table of readings; `name` is the entity if no column has it.
 
     In long layout `reading.channels` are the tags that may come; one without a reading is
@@ -81,7 +80,7 @@ def grid_series(
             own, tag, value = time[once], tags[once], values[once]
         else:
             rows, notes = arrange(
-                time[rows], rows, place, reading.time_column, form=TimeForm(times.dtype),
+                times, rows, place, reading.time_column,
                 order=reading.order, duplicates=reading.duplicates,
             )  # fmt: skip
             own = np.repeat(time[rows], len(names))
@@ -90,7 +89,8 @@ def grid_series(
         if not known.any():
             raise DataError(f"{place.path}: {entity} has no reading of a channel.")
         own, tag, value = own[known], tag[known], value[known]
-        steps = count_steps(step_index(own, step), reading.fill_limit)
+        runs, _ = step_runs(step_index(own, step), reading.fill_limit)
+        steps = int(runs.sum())
         check_room(place.path, _CELL_BYTES * steps * len(names), _PARTS)
         ends, cells = to_grid(
             own, tag, value, step=step, tags=len(names), limit=reading.fill_limit
@@ -123,10 +123,7 @@ def grid_series(
     if dtype is None:
         hard = any(needs_float64([one.values]).any() for one in series)
         dtype = np.float64 if hard else np.float32
-    return Recording(
-        tuple(one._replace(values=one.values.astype(dtype)) for one in series),
-        found.zoned,
-    )
+    return tuple(one._replace(values=one.values.astype(dtype)) for one in series)
 
 
 def _form(times: Times, rows: np.ndarray) -> TimeForm:

@@ -29,7 +29,6 @@ from kdjax.data.times import (
     Times,
     arrange,
     find_time,
-    is_zoned,
     parse_time,
     time_form,
 )
@@ -104,18 +103,6 @@ class Assigned(NamedTuple):
     groups: dict[str, np.ndarray]  # row numbers of each entity, as they appear first
     times: Times | None
 
-    @property
-    def zoned(self) -> bool:
-        """Whether times have an offset from UTC."""
-        return self.times is not None and is_zoned(self.times.dtype)
-
-
-class Recording(NamedTuple):
-    """The series of one file, one an entity in order of first appearance."""
-
-    series: tuple[Series, ...]
-    zoned: bool = False  # whether the file's times have an offset from UTC
-
 
 def check_reading(reading: Reading) -> None:
     """Raises ConfigError for an unknown choice, no step, or a layout without one."""
@@ -161,8 +148,12 @@ def assign_roles(
     return Assigned(frame, place, reading._replace(time_column=clock), groups, times)
 
 
-def to_series(table: Table, *, reading: Reading, name: str, large: bool) -> Recording:
-    """The series in a table with a column for each channel; see `assign_roles`.
+def to_series(
+    table: Table, *, reading: Reading, name: str, large: bool
+) -> tuple[Series, ...]:
+    """The series in a table with a column for each channel, one an entity.
+
+    Entities are in order of first appearance; see `assign_roles`.
 
     The channels of a `large` table are copied in chunks to a temporary file in `TMPDIR`
     that is deleted with the last series that uses it.
@@ -175,7 +166,7 @@ def to_series(table: Table, *, reading: Reading, name: str, large: bool) -> Reco
             found = assign_roles(table, reading=wide, name=name, large=large)
             series = _row_series(table, found, large)
         assert series is not None
-        return Recording(series, found.zoned)
+        return series
     except DataError as error:
         hint = "" if large else _layout_hint(found)
         raise (DataError(f"{error} {hint}") if hint else error) from None
@@ -192,8 +183,7 @@ def _row_series(
     for entity, rows in groups.items():
         if times is not None:
             groups[entity], notes[entity] = arrange(
-                times.values[rows], rows, place, reading.time_column,
-                form=TimeForm(times.dtype), order=reading.order,
+                times, rows, place, reading.time_column, order=reading.order,
                 duplicates=reading.duplicates,
             )  # fmt: skip
         elif (reading.order, reading.duplicates) != ("strict", "error"):

@@ -267,23 +267,21 @@ def seconds_per_row(time: np.ndarray | None) -> float:
 
 
 def arrange(
-    time: np.ndarray,
+    times: Times,
     rows: np.ndarray,
     place: Place,
     column: str,
     *,
-    form: TimeForm,
     order: str,
     duplicates: str,
 ) -> tuple[np.ndarray, list[str]]:
     """The rows `[M]` of an entity with strictly increasing times, and notes on changes.
 
-    `time` `[N]` are its times, `rows` `[N]` their rows in the file, and messages have
-    times in the `form`. `sort` sorts by time,
+    `times` are of the file, `rows` `[N]` those of the entity. `sort` sorts by time,
     stably; `last` keeps the last of successive rows with equal times. DataError if times
     that repeat or run backwards remain.
     """
-    notes = []
+    time, notes = times.values[rows], []
     late = int((time < np.maximum.accumulate(time)).sum()) if order == "sort" else 0
     if late:
         by_time = np.argsort(time, kind="stable")
@@ -303,7 +301,7 @@ def arrange(
     if not len(backwards):
         return rows, notes
     at = int(backwards[0])
-    before, after = (time_text(time[i], form) for i in (at, at + 1))
+    before, after = (time_text(time[i], TimeForm(times.dtype)) for i in (at, at + 1))
     first = rows[at] + 1
     problem = (
         f"{after} is there twice (first in row {first}); remove the duplicate or set "

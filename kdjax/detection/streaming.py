@@ -185,7 +185,6 @@ class StreamDetector:
         self._score = score
         self._explain = explain
         self._rule = AlarmRule(plan.min_duration, plan.cooldown)
-        self._places = dict.fromkeys(plan.channels)
         self._calibration = np.array(plan.calibration)
         # Each row is stored twice, L apart, so that any L successive ones are adjacent.
         self._buffer = np.zeros((2 * plan.window, len(plan.channels)), plan.dtype)
@@ -201,14 +200,13 @@ class StreamDetector:
         self._times: collections.deque[float] = collections.deque(maxlen=STEPS + 1)
         # The last row refused for its time, and how many before it follow each other.
         self._refused = (Timestamp("", 0), 0)
-        self._adaptive: Adaptive | None = None
-        self._tau = plan.tau
         self._p_values: collections.deque[float] = collections.deque(maxlen=WATCHED)
+        self._adaptive: Adaptive | None = None
+        known = shuffled(self._calibration)
         if adaptive_step:
-            known = shuffled(self._calibration)
-            self._adapt_from(start_adaptive(known, plan.rate, step=adaptive_step))
+            self._adaptive = start_adaptive(known, plan.rate, step=adaptive_step)
         elif rolling:
-            self._adapt_from(start_rolling(shuffled(self._calibration), rolling))
+            self._adaptive = start_rolling(known, rolling)
 
     def update(
         self, row: Sequence[float] | np.ndarray | Mapping[str, float], time: Any = None
@@ -245,7 +243,7 @@ class StreamDetector:
         run = 1 if fresh else at.run + 1
         self.rows += 1
         score = window_score = math.nan
-        tau = self._tau
+        tau = self.plan.tau if self._adaptive is None else adaptive_tau(self._adaptive)
         channels: tuple[str, ...] = ()
         if run >= length:
             found = self._score(window)
@@ -344,8 +342,7 @@ class StreamDetector:
         places = np.arange(rows - len(kept), rows) % window
         self._buffer[places] = self._buffer[places + window] = kept
         self._p_values = collections.deque(watched, maxlen=WATCHED)
-        if adaptive is not None:
-            self._adapt_from(adaptive)
+        self._adaptive = adaptive
 
     def _saved(self, at: Position) -> dict[str, Any]:
         found: dict[str, Any] = {
@@ -383,9 +380,9 @@ class StreamDetector:
         """A row `[D]` in the dtype of the plan, checked."""
         channels = self.plan.channels
         if isinstance(row, Mapping):
-            if row.keys() != self._places.keys():
+            if row.keys() != {*channels}:
                 absent = [name for name in channels if name not in row]
-                foreign = [str(name) for name in row if name not in self._places]
+                foreign = [str(name) for name in row if name not in channels]
                 raise DataError(
                     f"row {self.rows}: channels differ from the {len(channels)} "
                     f"expected; missing: {', '.join(absent) or 'none'}; not expected: "
@@ -473,13 +470,10 @@ class StreamDetector:
     def _follow(self, window_score: float, windows: int) -> None:
         """Updates τ and the drift test; `windows` came before since the last gap."""
         if self._adaptive is not None and windows % self.plan.stride == 0:
-            self._adapt_from(adapt(self._adaptive, window_score))
+            self._adaptive = adapt(self._adaptive, window_score)
         if len(self._calibration) and windows % self.plan.window == 0:
             p = p_values(self._calibration, np.array([window_score]))
             self._p_values.append(float(p[0]))
-
-    def _adapt_from(self, adaptive: Adaptive) -> None:
-        self._adaptive, self._tau = adaptive, adaptive_tau(adaptive)
 
     def _top_channels(self, window: np.ndarray, found: WindowResult) -> tuple[str, ...]:
         parts = found.contributions

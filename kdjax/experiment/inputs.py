@@ -5,6 +5,7 @@ from typing import Any
 
 from kdjax.data.datasets import load_benchmark
 from kdjax.data.readers import load_files
+from kdjax.data.schema import Reading
 from kdjax.data.series import Dataset
 
 Settings = Mapping[str, Any]
@@ -16,11 +17,7 @@ def load_dataset(data: Settings) -> Dataset:
         return load_benchmark(
             data["name"], root=data["root"], entities=tuple(data["entities"])
         )
-    fields = (
-        "test_path", "time_column", "entity_column", "label_column", "ignore", "layout",
-        "tag_column", "value_column", "step", "missing", "missing_values", "order",
-        "duplicates", "exclude", "memory_bytes",
-    )  # fmt: skip
+    fields = {*Reading._fields, "test_path", "exclude", "memory_bytes"} & data.keys()
     limit = data["fill_limit"] or data["window"]
-    options = {field: data[field] for field in fields}
-    return load_files(data["path"], fill_limit=limit, **options)
+    options = {field: data[field] for field in fields} | {"fill_limit": limit}
+    return load_files(data["path"], **options)

@@ -47,24 +47,13 @@ class RowReader:
         self._step = 0  # of the row to come, counted as by `step_index`
         self._idle = 0  # rows since the last one with a reading
         # The readings of that step: values by time for each channel.
-        self._cells = self._no_cells()
+        self._cells: list[dict[float, float]] = [{} for _ in plan.channels]
         self._ahead: Line | None = None  # a reading that waits for the next one
 
     def rows(self, lines: Iterable[str]) -> Iterator[Line]:
         """The rows among lines, and lines at fault."""
         plan, reading = self._plan, self._plan.reading
-        long = reading.long
-        read = read_lines(
-            lines,
-            (reading.value_column,) if long else plan.channels,
-            time_column=reading.time_column,
-            ignored=reading.ignore,
-            missing_values=reading.missing_values,
-            entity_column=reading.entity_column,
-            tag_column=reading.tag_column if long else "",
-            may_lack=self._may_lack,
-        )
-        for line in read:
+        for line in read_lines(lines, plan.channels, reading, may_lack=self._may_lack):
             try:
                 if line.error:
                     yield line
@@ -86,7 +75,7 @@ class RowReader:
             "step": self._step,
             "idle": self._idle,
             "cells": [[*map(list, cells.items())] for cells in self._cells],
-            "ahead": ahead and [*ahead[:2], [*map(_as_json, ahead.row)], *ahead[3:]],
+            "ahead": ahead and [*ahead[:2], [*map(str, ahead.row)], *ahead[3:]],
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -99,12 +88,8 @@ class RowReader:
         self._step, self._idle, self._cells = step, idle, cells
         if ahead:
             number, time, row, *words = ahead
-            numbers = [math.nan if cell is None else float(cell) for cell in row]
-            ahead = Line(number, time, numbers, *words)
+            ahead = Line(number, time, [*map(float, row)], *words)
         self._ahead, self._resumed = ahead, True
-
-    def _no_cells(self) -> list[dict[float, float]]:
-        return [{} for _ in self._plan.channels]
 
     def _check_entity(self, line: Line) -> None:
         self.entity = self.entity or line.entity
@@ -206,7 +191,7 @@ class RowReader:
                 return
             self._idle = 0 if any(cells) else self._idle + 1
             # Before the row goes out: the state may be saved behind it.
-            self._step, self._cells = step + 1, self._no_cells()
+            self._step, self._cells = step + 1, [{} for _ in cells]
             time = self._time(step, line)
             yield Line(line.number, time, [_mean(values) for values in cells])
 
@@ -228,10 +213,6 @@ class RowReader:
             zone = pd.Timestamp(iso_time(line.time) or "").tz
             moment = moment.tz_localize("UTC").tz_convert(zone)
         return str(moment.isoformat())
-
-
-def _as_json(number: float) -> float | None:
-    return None if math.isnan(number) else number
 
 
 def _mean(values: Mapping[float, float]) -> float:

@@ -145,12 +145,13 @@ def _digest(line: Line, instant: Timestamp | None) -> int:
 class _Watch:
     """Notices a stream that hardly answers: most lines at fault, or no score for long.
 
-    `scored` is whether a row had a score, with earlier runs.
+    `scored` is whether a row had a score, `faulty` the number of invalid lines, both with
+    earlier runs; `again` the number of lines that were answered before.
     """
 
-    def __init__(self, window: int, *, scored: bool) -> None:
-        self.scored = scored
-        self._faulty: collections.deque[bool] = collections.deque(maxlen=WATCHED)
+    def __init__(self, window: int, *, scored: bool, faulty: int) -> None:
+        self.scored, self.faulty, self.again = scored, faulty, 0
+        self._latest: collections.deque[bool] = collections.deque(maxlen=WATCHED)
         self._most = max(WATCHED, UNSCORED * window)
         self._fault = ""  # the latest
         self._without = 0  # answers without a score in a row
@@ -159,11 +160,15 @@ class _Watch:
 
     def report(self, answer: _Answer) -> str:
         """What to say after an answer; empty for nothing, or if it was just said."""
-        self._faulty.append(bool(answer.fault))
+        if not answer.text:
+            self.again += 1
+            return ""
+        self.faulty += bool(answer.fault)
+        self._latest.append(bool(answer.fault))
         self._fault = answer.fault or self._fault
         self._without = 0 if answer.scored else self._without + 1
         self.scored = self.scored or answer.scored
-        found = self._problem(len(self._faulty) == WATCHED)
+        found = self._problem(len(self._latest) == WATCHED)
         if not found or time.monotonic() < self._due:
             return ""
         self._due = time.monotonic() + SAY_EVERY
@@ -172,7 +177,7 @@ class _Watch:
 
     def finished(self, stream: StreamDetector) -> str:
         """What was said, or is to be said at the end."""
-        problem = self._problem(bool(self._faulty)) or self.reported
+        problem = self._problem(bool(self._latest)) or self.reported
         if problem or self.scored:
             return problem
         return (
@@ -182,7 +187,7 @@ class _Watch:
         )
 
     def _problem(self, enough: bool) -> str:
-        faults, lines = sum(self._faulty), len(self._faulty)
+        faults, lines = sum(self._latest), len(self._latest)
         if enough and 2 * faults > lines:
             return (
                 f"{faults} of the last {counted(lines, 'line')} at fault, the latest: "
@@ -354,19 +359,20 @@ def run_stream(
         answered = _Answered()
         faulty = _restore(current, answered, reader, saved) if saved else 0
         usual = stream.rows >= stream.plan.window  # in states of before
-        watch = _Watch(stream.plan.window, scored=bool(saved.get("scored", usual)))
+        scored = bool(saved.get("scored", usual))
+        watch = _Watch(stream.plan.window, scored=scored, faulty=faulty)
         write, mark = _open_output(stack, output, saved)
         read = reader.rows(_until_signal(lines))
         log(_under(stream))
         if saved:
             log(f"{state}: going on after {counted(stream.rows, 'row')}")
 
-        def kept(faulty: int) -> dict[str, Any]:
+        def kept() -> dict[str, Any]:
             return {
                 "stream": current().state(),
                 "answered": answered.state(),
                 "readings": reader.state(),
-                "faulty": faulty,
+                "faulty": watch.faulty,
                 "scored": watch.scored,
             }
 
@@ -376,10 +382,11 @@ def run_stream(
                 save_state(state, {**state_of, "output": mark()})
 
         answers = _answers(current, read, answered, on_error=on_error)
-        summary = _write(answers, faulty, current, write, watch, kept, save, log)
-        summary = summary._replace(again=summary.again + reader.again)
+        _write(answers, current, write, watch, kept, save, log)
+        again = watch.again + reader.again
+        summary = Summary(current().rows, watch.faulty, again)
         with contextlib.suppress(Stopped), signals_held():
-            save(kept(summary.faulty))
+            save(kept())
         text = f"{counted(summary.rows, 'row')} in all"
         if summary.faulty:
             text += f", {counted(summary.faulty, 'invalid line')}"
@@ -577,17 +584,16 @@ def _number(value: float) -> float | str | None:
 
 def _write(
     answers: Iterator[_Answer],
-    faulty: int,
     current: Callable[[], StreamDetector],
     write: Callable[[str], None],
     watch: _Watch,
-    kept: Callable[[int], dict[str, Any]],
+    kept: Callable[[], dict[str, Any]],
     save: Callable[[Mapping[str, Any]], None],
     log: Callable[[str], None],
-) -> Summary:
+) -> None:
     """Writes the answers and, at intervals, the state."""
-    before = kept(faulty)  # The first answer comes after its row was taken in.
-    due, drifted, begun, again = time.monotonic() + SAVE_EVERY, False, False, 0
+    before = kept()  # The first answer comes after its row was taken in.
+    due, drifted, begun = time.monotonic() + SAVE_EVERY, False, False
     try:
         for answer in answers:
             if not begun:
@@ -602,11 +608,9 @@ def _write(
                     f"the output can't be written ({error}): make room or free its "
                     "reader, then run the same command again; with a state it resumes."
                 ) from error
-            if answer.fault and not faulty:
+            if answer.fault and not watch.faulty:
                 log(f"an invalid line: {answer.fault} Further ones are only counted.")
-            faulty += bool(answer.fault)
-            again += not answer.text
-            if answer.text and (problem := watch.report(answer)):
+            if problem := watch.report(answer):
                 log(problem)
             stream = current()
             if stream.rows % stream.plan.window == 0:
@@ -620,13 +624,12 @@ def _write(
                     )
                 drifted = found.drifted
             if time.monotonic() >= due:
-                save(kept(faulty))
+                save(kept())
                 due = time.monotonic() + SAVE_EVERY
     except DataError:
         if begun:
-            save(kept(faulty))
+            save(kept())
         raise
-    return Summary(current().rows, faulty, again)
 
 
 def _until_signal(lines: Iterable[str]) -> Iterator[str]:
