@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from scipy import stats
 from scipy.stats import kstest
 
+from kdjax.data import windowing
 from kdjax.data.series import Ranges
-from kdjax.detection import false_alarms
 from kdjax.detection.false_alarms import (
     Drift,
     MeasuredRate,
@@ -325,11 +325,11 @@ def test_a_detector_that_knows_nothing_of_its_training_says_nothing(small, rows)
     assert score_drift(empty, 0, table["window_score"].to_numpy()) is None
 
 
-@pytest.mark.parametrize("chunk", [7, 100_000])
+@pytest.mark.parametrize("chunk", [50, 16_000_000])
 def test_values_outside_the_range_are_counted_by_row_and_channel(
     watched, rows, chunk, monkeypatch
 ):
-    monkeypatch.setattr(false_alarms, "_CHUNK", chunk)
+    monkeypatch.setattr(windowing, "CHUNK_BYTES", chunk)
     series = rows(200)
     series.values[:] = 2.0
     series.values[[3, 50, 120], 0] = [9.5, -10, 1e30]

@@ -70,7 +70,7 @@ def test_needed_by_hand(rate, least):
 
 def test_99_scores_at_one_percent_give_the_largest():
     scores = np.random.default_rng(0).normal(size=99)
-    threshold = choose_threshold(scores, Rule("conformal", 0.01), source="shared")
+    threshold = find_threshold(scores, Rule("conformal", 0.01), source="shared")
     assert threshold.tau == scores.max()
     assert (threshold.rank, threshold.n, threshold.source) == (99, 99, "shared")
     assert conformal_threshold(np.append(scores, 9.0), rate=0.01) == 9.0
@@ -142,10 +142,10 @@ def test_names_of_methods():
 
 def test_conformal_and_budget_are_the_conformal_threshold():
     scores = np.random.default_rng(0).normal(size=150)
-    expected = choose_threshold(scores, Rule("conformal", 0.03), source="shared")
-    got = choose_threshold(scores, rule("conformal", 0.03), source="shared")
+    expected = find_threshold(scores, Rule("conformal", 0.03), source="shared")
+    got = find_threshold(scores, rule("conformal", 0.03), source="shared")
     assert got == expected
-    budget = choose_threshold(scores, rule("budget", 0.03), source="shared")
+    budget = find_threshold(scores, rule("budget", 0.03), source="shared")
     assert budget == expected._replace(method="budget")
 
 

@@ -293,9 +293,9 @@ def test_agreement_of_detectors_that_never_differ_from_silence():
 @pytest.mark.parametrize(
     ("first", "second", "message"),
     [
-        ([0, 1], [0, 1, 1], "second_alarms` has 3"),
-        ([0, 2], [0, 1], "`first_alarms` has the value 2"),
-        ([], [], "`first_alarms` is empty"),
+        ([0, 1], [0, 1, 1], "predictions` has 3"),
+        ([0, 2], [0, 1], "`labels` has the value 2"),
+        ([], [], "`labels` is empty"),
     ],
 )
 def test_agreement_refuses_what_are_no_alarms(first, second, message):

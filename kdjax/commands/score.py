@@ -6,7 +6,6 @@ events, into OUTPUT.events.csv.
 """
 
 from pathlib import Path
-from typing import Any
 
 from kdjax.commands import common
 from kdjax.commands.common import Flag
@@ -40,13 +39,8 @@ def main(arguments: list[str], flags: common.Flags) -> None:
         raise ConfigError("score needs a file to score, got nothing.")
     detector = common.required("score", flags, "detector")
     output = _output(arguments, flags)
-    names = ("entity", "causal", "contributions", "attribution")
-    options: dict[str, Any] = {
-        "detector": detector,
-        "output": output,
-        "log": common.say,
-    }
-    options |= common.chosen(flags, *names)
+    options = {"detector": detector, "output": output, "log": common.say}
+    options |= common.chosen(flags, "entity", "causal", "contributions", "attribution")
     check_detector_folder(Path(detector))
     with common.reading(flags, common.READING) as reading:
         if output.suffix in ENDINGS:

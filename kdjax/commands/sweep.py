@@ -5,10 +5,8 @@ which Optuna chooses values. Writes tables, a report and detectors into the work
 directory. Rerun the same command to resume; a search adds --trials each time.
 """
 
-import functools
 import inspect
 import runpy
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -53,13 +51,10 @@ def main(arguments: list[str], flags: common.Flags) -> None:
     if more:
         raise ConfigError(f"{name} has sweep and search: define one of them.")
     # A file that takes an argument gives it to both of its functions.
-    defined[kind] = functools.partial(_call, defined[kind], argument)
+    function = defined[kind]
+    if len(inspect.signature(function).parameters) > 1:
+        defined[kind] = lambda first: function(first, *argument)
     {"sweep": _sweep, "search": _search}[kind](name, config, defined, flags)
-
-
-def _call(function: Callable[..., Any], argument: list[str], first: Any) -> Any:
-    takes = len(inspect.signature(function).parameters) > 1
-    return function(first, *(argument if takes else ()))
 
 
 def _sweep(name: str, config: Any, defined: Names, flags: common.Flags) -> None:

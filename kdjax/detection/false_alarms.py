@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from kdjax.data.series import Ranges, Series, outside
-from kdjax.data.windowing import has_missing
+from kdjax.data.windowing import chunks, has_missing
 from kdjax.detection.cadence import other_rows
 from kdjax.detection.thresholds import Rule, check_numbers, find_threshold, needed
 from kdjax.errors import counted
@@ -26,8 +26,6 @@ DISTANCE = 0.25
 SIGNIFICANCE = 1e-3
 # Share of rows outside the training range that is a warning.
 FOREIGN = 0.05
-# Rows compared with the ranges at once.
-_CHUNK = 100_000
 
 
 class MeasuredRate(NamedTuple):
@@ -226,8 +224,8 @@ def _range_notes(
     ranges: Ranges, channels: Sequence[str], values: np.ndarray
 ) -> list[str]:
     rows, by_channel = 0, np.zeros(len(channels), np.int64)
-    for first in range(0, len(values), _CHUNK):
-        found = outside(ranges, values[first : first + _CHUNK])
+    for piece in chunks(values):
+        found = outside(ranges, piece)
         rows += int(found.any(axis=1).sum())
         by_channel += found.sum(axis=0)
     if not rows:

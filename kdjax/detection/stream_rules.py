@@ -51,9 +51,7 @@ def plan_of(detector: "Detector", index: int) -> Plan:
     scores = np.empty(0)
     if detector.calibration:
         scores = np.sort(detector.calibration[index]).astype(np.float64)
-    kept = scores
-    if len(scores) > KEPT:
-        kept = scores[np.rint(np.linspace(0, len(scores) - 1, KEPT)).astype(np.int64)]
+    ranks = np.rint(np.linspace(0, len(scores) - 1, min(len(scores), KEPT)))
     return Plan(
         entity=(*detector.entities, "pooled")[index],
         channels=detector.channels,
@@ -67,7 +65,7 @@ def plan_of(detector: "Detector", index: int) -> Plan:
         step=float(detector.step),
         min_duration=detector.min_duration,
         cooldown=detector.cooldown,
-        calibration=tuple(kept.tolist()),
+        calibration=tuple(scores[ranks.astype(np.int64)].tolist()),
         disjoint=math.ceil(
             len(scores) * min(detector.stride, detector.window) / detector.window
         ),

@@ -65,9 +65,7 @@ class Threshold(NamedTuple):
     detail: str = ""  # what the rule has to say of itself, such as a fallback
 
 
-def choose_threshold(
-    scores: np.ndarray, rule: Rule, *, source: str = "own"
-) -> Threshold:
+def choose_threshold(scores: np.ndarray, rule: Rule) -> Threshold:
     """The threshold that a rule gives for calibration window scores `[n]`.
 
     Logs a warning where `pot` falls back to the quantile.
@@ -79,7 +77,7 @@ def choose_threshold(
     >>> choose_threshold(np.arange(200.0), Rule("quantile", 0.01)).tau
     197.0
     """
-    threshold = find_threshold(scores, rule, source=source)
+    threshold = find_threshold(scores, rule)
     if rule.method == "pot" and threshold.rank:
         logging.getLogger(__name__).warning("threshold: %s", threshold.detail)
     return threshold
@@ -101,16 +99,14 @@ def find_threshold(scores: np.ndarray, rule: Rule, *, source: str = "own") -> Th
         above = int((scores > rule.value).sum())
         detail = f"{above} of {n} calibration windows lie above"
         return Threshold(rule.value, rule.method, 0.0, n, 0, source, detail)
-    tail, detail = None, ""
+    tau: float | None = None
+    rank, detail = 0, ""
     if rule.method == "pot":
-        tail, detail = _tail_threshold(scores, rule.rate)
-    if tail is not None:
-        tau, rank = tail, 0
-    else:
-        if rule.method in ("conformal", "budget"):
-            rank = math.ceil((len(scores) + 1) * (1 - _fraction(rule.rate)))
-        else:
-            rank = _quantile_rank(n, _fraction(rule.rate))
+        tau, detail = _tail_threshold(scores, rule.rate)
+    if tau is None:
+        # With the new one of split conformal prediction.
+        scored = n + 1 if rule.method in ("conformal", "budget") else n
+        rank = _quantile_rank(scored, _fraction(rule.rate))
         tau = float(np.partition(scores, rank - 1)[rank - 1])
         if rule.method == "pot":
             detail = f"pot fell back to the quantile of {n} scores: {detail}"

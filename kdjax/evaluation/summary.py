@@ -28,7 +28,7 @@ from kdjax.evaluation import intervals
 from kdjax.evaluation.intervals import Interval, Measured
 from kdjax.evaluation.rows import NETWORKS, ORACLE, RANDOM, TEACHER
 from kdjax.evaluation.tables import Results, label_free_method, parameters
-from kdjax.metrics.checks import as_labels, same_length
+from kdjax.metrics.checks import with_alarms
 
 MARGIN = 0.01  # F1
 KAPPA = 0.9
@@ -76,9 +76,7 @@ def agreement(first_alarms: npt.ArrayLike, second_alarms: npt.ArrayLike) -> floa
     """
     from sklearn.metrics import cohen_kappa_score  # here: it takes a second to import
 
-    first = as_labels(first_alarms, name="first_alarms")
-    second = as_labels(second_alarms, name="second_alarms")
-    same_length(first, second, "second_alarms")
+    first, second = with_alarms(first_alarms, second_alarms)
     if len({*first.tolist(), *second.tolist()}) == 1:
         return math.nan
     return float(cohen_kappa_score(first, second))

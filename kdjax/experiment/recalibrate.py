@@ -107,13 +107,20 @@ def recalibrated(
     series = match_channels(series, detector.channels)
     check_cadence(series.time, detector.step)
     change = _known if series.entity in detector.entities else _added
-    return change(detector, series, settings)
+    detector, tau, note = change(detector, series, settings)
+    place = detector.entities.index(series.entity)
+    detector = with_rule(with_threshold(detector, place, tau), settings)
+    source = {"rows": len(series.values), "sha256": series_digest(series)}
+    names, card = (*detector.entities, POOLED), detector.card
+    new = {names[i]: source for i in _places(detector, place)}
+    again = {**card.get("calibrated_again", {}), **new}
+    return detector._replace(card={**card, "calibrated_again": again}), note
 
 
 def _known(
     detector: Detector, series: Series, settings: Settings
-) -> tuple[Detector, str]:
-    """A new τ for a known entity."""
+) -> tuple[Detector, Threshold, str]:
+    """The detector with calibration scores of a known entity, its new τ, and a note."""
     place = detector.entities.index(series.entity)
     windows = find_windows(detector, series, causal=False)
     scores = window_scores(
@@ -130,8 +137,6 @@ def _known(
     kept = list(detector.calibration)
     for i in _places(detector, place) if kept else ():
         kept[i] = np.sort(scores).astype(np.float32)
-    changed = detector._replace(calibration=tuple(kept))
-    changed = _from_rows(changed, place, tau, settings, series)
     measured = "too few windows"
     if not np.isnan(cross.rate):
         measured = f"{cross.rate:.2%} when fifths are left out in turn"
@@ -139,13 +144,13 @@ def _known(
         f"{series.entity}: τ {detector.thresholds[place].tau:.6g} -> {_text(tau)}; wanted "
         f"share of false alarms {cross.wanted:.2%}, measured on these rows: {measured}"
     )
-    return changed, note
+    return detector._replace(calibration=tuple(kept)), tau, note
 
 
 def _added(
     detector: Detector, series: Series, settings: Settings
-) -> tuple[Detector, str]:
-    """Scaler, Gaussian and τ of a new entity, inserted before the pooled ones."""
+) -> tuple[Detector, Threshold, str]:
+    """The detector with a new entity before the pooled one, its τ, and a note."""
     prepared = prepare(
         Dataset(series.entity, (series,), ()),
         window=detector.window,
@@ -186,7 +191,7 @@ def _added(
         calibration=tuple(kept),
     )
     note = f"{series.entity}: a new entity with scaler, Gaussian and τ {_text(tau)}"
-    return _from_rows(grown, last, tau, settings, series), note
+    return grown, tau, note
 
 
 def _text(tau: Threshold) -> str:
@@ -228,15 +233,3 @@ def with_settings(detector: Detector, group: str, **fields: Any) -> Detector:
     own = card["settings"]
     changed = {**own, group: {**own.get(group, {}), **fields}}
     return detector._replace(card={**card, "settings": changed})
-
-
-def _from_rows(
-    detector: Detector, place: int, tau: Threshold, settings: Settings, series: Series
-) -> Detector:
-    """The detector with a τ that comes from a series, and with the rules of settings."""
-    detector = with_rule(with_threshold(detector, place, tau), settings)
-    source = {"rows": len(series.values), "sha256": series_digest(series)}
-    names, card = (*detector.entities, POOLED), detector.card
-    new = {names[i]: source for i in _places(detector, place)}
-    again = {**card.get("calibrated_again", {}), **new}
-    return detector._replace(card={**card, "calibrated_again": again})
