@@ -237,7 +237,10 @@ def _read_text(path: Path, text_columns: Collection[str]) -> Table:
     if separator != "," and _MAYBE_GROUPED.search(data):
         texts = pd.read_csv(io.BytesIO(data), dtype=str, **options)
         texts = texts.drop(columns=texts.columns.intersection([*text_columns]))
-        _check_thousands(texts, place)
+        for name in texts:
+            if (row := first_thousands(texts[name])) is not None:
+                cell = f"{where(place, row, str(name))}: {texts[name].iloc[row]!r}"
+                raise DataError(f"{cell} {IN_THOUSANDS}")
     if decimal == ",":  # columns with other words, which pandas has left as text
         for name in frame.select_dtypes(exclude=["number", "bool"]):
             if name in text_columns:
@@ -245,16 +248,6 @@ def _read_text(path: Path, text_columns: Collection[str]) -> Table:
             pairs = [(cell, to_number(cell, comma=True)) for cell in frame[name]]
             frame[name] = [text if found is None else found for text, found in pairs]
     return Table(place, len(frame), 0, lambda wanted, rows: iter([frame]))
-
-
-def _check_thousands(texts: pd.DataFrame, place: Place) -> None:
-    """Refuses cells such as 1.000 in a column of whole numbers."""
-    for name in texts:
-        row = first_thousands(texts[name])
-        if row is not None:
-            raise DataError(
-                f"{where(place, row, str(name))}: {texts[name].iloc[row]!r} {IN_THOUSANDS}"
-            )
 
 
 def _separated(path: Path, data: bytes) -> tuple[bytes, str]:

@@ -244,17 +244,13 @@ class StreamDetector:
         self.rows += 1
         score = window_score = math.nan
         tau = self.plan.tau if self._adaptive is None else adaptive_tau(self._adaptive)
-        channels: tuple[str, ...] = ()
         if run >= length:
             found = self._score(window)
             score, window_score = float(found.points[-1]), found.window_score
             if not math.isnan(window_score):
                 self._follow(window_score, run - length)
-        above = window_score > tau
-        state, alarm = next_alarm(at.alarm, above, self._rule)
+        state, alarm = next_alarm(at.alarm, window_score > tau, self._rule)
         self._at = Position(instant, at.taken + 1, run, state, last_values, ages)
-        if alarm:
-            channels = self._top_channels(window, found)
         known = not (math.isnan(score) or math.isnan(window_score))
         word = "anomaly" if alarm else "normal" if known else "unknown"
         return StreamRow(
@@ -265,7 +261,7 @@ class StreamDetector:
             alarm,
             word,
             tau,
-            channels,
+            self._top_channels(window, found) if alarm else (),
             taken_back,
         )
 

@@ -64,21 +64,21 @@ def recommend(results: Results) -> dict[str, Any]:
     return _by_agreement(results, method)
 
 
-def agreement(first_alarms: npt.ArrayLike, second_alarms: npt.ArrayLike) -> float:
+def agreement(
+    first_alarms: npt.ArrayLike, second_alarms: npt.ArrayLike
+) -> float | None:
     """Cohen's kappa of two detectors' alarms `[M]` (0 or 1) on the same windows.
 
-    NaN, without a warning, where both raise no alarm at all, or both in all windows.
+    None where both raise no alarm at all, or both in all windows.
 
     >>> round(agreement([0, 0, 0, 1, 1], [0, 0, 1, 1, 1]), 4)
     0.6154
-    >>> agreement([0, 0], [0, 0])
-    nan
     """
     from sklearn.metrics import cohen_kappa_score  # here: it takes a second to import
 
     first, second = with_alarms(first_alarms, second_alarms)
     if len({*first.tolist(), *second.tolist()}) == 1:
-        return math.nan
+        return None
     return float(cohen_kappa_score(first, second))
 
 
@@ -209,9 +209,7 @@ def _by_agreement(results: Results, method: str) -> dict[str, Any]:
         return _answer(None, rule, text, [], None)
     # Also where the teacher never raises an alarm.
     kappas = {TEACHER: 1.0} | {n: k for n, k in kappas.items() if n != TEACHER}
-    known = {
-        name: k for name, k in kappas.items() if k is not None and not math.isnan(k)
-    }
+    known = {name: kappa for name, kappa in kappas.items() if kappa is not None}
     equivalent = [n for n, k in known.items() if n != RANDOM and k >= KAPPA - ROUNDING]
     sizes = _sizes(equivalent, costs)
     model = min(sizes, key=lambda n: (sizes[n], -known[n]), default=TEACHER)

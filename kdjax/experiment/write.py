@@ -1,6 +1,5 @@
 """Files of a finished run: detectors with their cards, results, plots and reports."""
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -55,14 +54,14 @@ def derived_results(
         for name, evaluation in evaluated.items()
     }
     kappas = {
-        name: agreement(raised, alarms[TEACHER]) if len(raised) else math.nan
+        name: agreement(raised, alarms[TEACHER]) if len(raised) else None
         for name, raised in alarms.items()
     }
     derived = {
         "intervals": interval_rows(results["entities"]),
         "paired": paired_rows(results["entities"]),
         "costs": {name: detector_costs(found) for name, found in detectors.items()},
-        "agreement": {n: None if math.isnan(k) else k for n, k in kappas.items()},
+        "agreement": kappas,
     }
     return derived | {"recommendation": recommend({**results, **derived})}
 

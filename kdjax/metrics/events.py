@@ -249,14 +249,13 @@ def _mean_reward(
     lengths = stops - starts
     firsts = np.cumsum(lengths) - lengths  # where each run begins among its own rows
     place = np.arange(lengths.sum()) - np.repeat(firsts, lengths) + 1  # 1, 2, ...
-    length = np.repeat(lengths, lengths)
-    from_end = length - place + 1
-    if bias == "flat":
-        weights = np.ones(len(place))
-    elif bias == "middle":
-        weights = np.where(place <= length / 2, place, from_end).astype(np.float64)
-    else:
-        weights = (from_end if bias == "front" else place).astype(np.float64)
+    from_end = np.repeat(lengths, lengths) - place + 1
+    weights = {
+        "flat": np.ones_like(place),
+        "front": from_end,
+        "middle": np.minimum(place, from_end),
+        "back": place,
+    }[bias].astype(np.float64)
     covered = others[ranges]
     share = np.add.reduceat(weights * covered, firsts) / np.add.reduceat(
         weights, firsts
@@ -282,17 +281,11 @@ def _precision(begin: np.ndarray, end: np.ndarray, event: _Span, zone: _Span) ->
         over = within**2 / 2 + shorter * (distance - within) + distance**2 / 2
         return np.asarray(over)
 
-    far = integral(event.start - np.minimum(begin, event.start))
-    near = integral(event.start - np.minimum(end, event.start))
-    before = float((far - near).sum())
-    far = integral(np.maximum(end, event.stop) - event.stop)
-    near = integral(np.maximum(begin, event.stop) - event.stop)
-    after = float((far - near).sum())
-    length = float((end - begin).sum())
-    hit = np.minimum(end, event.stop) - np.maximum(begin, event.start)
-    outside = length - float(np.maximum(hit, 0).sum())
-    lost = event.length * outside + before + after
-    return 1 - lost / (zone.length * length)
+    # How far the ends of the alarms lie from the event, before it and after it.
+    far = np.maximum([event.start - begin, end - event.stop], 0)
+    near = np.maximum([event.start - end, begin - event.stop], 0)
+    lost = event.length * (far - near).sum() + (integral(far) - integral(near)).sum()
+    return float(1 - lost / (zone.length * (end - begin).sum()))
 
 
 def _recall(begin: np.ndarray, end: np.ndarray, event: _Span, zone: _Span) -> float:

@@ -65,8 +65,11 @@ def score_file(
         detector: folder of a saved detector.
         output: `.csv` or `.parquet` file; see `score_table` for its columns.
         attribution: method of the contributions; the detector's own by default.
-        options: for `_score_rows`; and `log`, a callable that takes each message as it
-            comes, such as `print`. All are returned.
+        options: `entity`, whose scaler, Gaussian and threshold to use (by default the
+            entity of the rows where the detector was calibrated on it, else the pooled
+            ones); `causal` and `contributions` of `score_table`; those of `read_like`; and
+            `log`, a callable that takes each message as it comes, such as `print`. All
+            are returned.
     """
     targets = outputs_of(Path(output))[:2]
     for target in targets:
@@ -95,15 +98,7 @@ def _score_rows(
     contributions: bool = False,
     **reading: Any,
 ) -> Iterator[str]:
-    """`score_file` with a loaded detector, from `load_scorer`.
-
-    Args:
-        path, detector, output: see `score_file`.
-        entity: whose scaler, Gaussian and threshold to use; by default the entity of
-            the rows where the detector was calibrated on it, else the pooled ones.
-        causal, contributions: see `score_table`.
-        reading: for `read_like`.
-    """
+    """`score_file` with a detector from `load_scorer`; `reading` is for `read_like`."""
     tables, events = [], []
     dtype = detector.scalers.offset.dtype
     for series in read_like(detector, path, dtype=dtype, **reading):

@@ -58,7 +58,12 @@ class RowReader:
                 if line.error:
                     yield line
                     continue
-                self._check_entity(line)
+                self.entity = self.entity or line.entity
+                if line.entity != self.entity:
+                    raise DataError(
+                        f"a row of {line.entity!r} in the stream of {self.entity!r}: "
+                        "give each entity a stream of its own."
+                    )
                 if not reading.step:
                     yield line
                 elif line.tag not in reading.ignore:
@@ -90,14 +95,6 @@ class RowReader:
             number, time, row, *words = ahead
             ahead = Line(number, time, [*map(float, row)], *words)
         self._ahead, self._resumed = ahead, True
-
-    def _check_entity(self, line: Line) -> None:
-        self.entity = self.entity or line.entity
-        if line.entity != self.entity:
-            raise DataError(
-                f"a row of {line.entity!r} in the stream of {self.entity!r}: give each "
-                "entity a stream of its own."
-            )
 
     def _grid_rows(self, line: Line) -> Iterator[Line]:
         """The rows that a reading completes; DataError for one at fault."""
