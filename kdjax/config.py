@@ -125,6 +125,8 @@ FIELDS: dict[str, tuple[Any, tuple[str, ...] | Range | None]] = {
     "data.label_column": ("", None),
     # Columns that are no channels, whatever they hold; in long layout tags as well.
     "data.ignore": ((), None),
+    # Channels that models see, but never score or blame: set-points, commands and modes.
+    "data.context": ((), None),
     # "wide": a column a channel; "long": a row a reading, with time, tag and value.
     "data.layout": ("wide", ("wide", "long")),
     "data.tag_column": ("tag", None),

@@ -138,16 +138,9 @@ _GROUPS = (
     "detection", "threshold",
 )  # fmt: skip
 _OF_DATA = (
-    "calibration",
-    "dense_below",
-    "ignore",
-    "max_gap",
-    "missing_values",
-    "fill_limit",
-    "step_seconds",
-    "train_stride",
-    "validation",
-)
+    "calibration", "context", "dense_below", "fill_limit", "ignore", "max_gap",
+    "missing_values", "step_seconds", "train_stride", "validation",
+)  # fmt: skip
 
 Settings = Mapping[str, Any]
 

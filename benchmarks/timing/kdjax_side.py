@@ -126,7 +126,7 @@ def _series(item: Work, size: Size) -> Unit:
 def _window(item: Work, size: Size) -> Unit:
     """One window from numpy to numpy, with the parameters on the device."""
     model = _model(item)
-    scores = jax.jit(point_scorer(model.kind, model.architecture))
+    scores = jax.jit(point_scorer(model.form))
     common = jax.device_put((model.params, Gaussian(*work.make_whitening())))
 
     def score(windows: np.ndarray) -> np.ndarray:

@@ -19,7 +19,9 @@ def main(arguments: list[str], flags: common.Flags) -> None:
     if common.config_file(flags)[0] or common.config_changes(flags):
         from kdjax.experiment.pipeline import count_networks
 
-        facts["parameters"] = count_networks(common.read_settings(flags))
+        settings = common.read_settings(flags)
+        facts["parameters"] = count_networks(settings)
+        facts["context"] = ", ".join(settings["data"]["context"]) or "none"
     if flags.json:
         print(json.dumps(facts, indent=2))
         return

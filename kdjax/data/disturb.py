@@ -59,7 +59,9 @@ def disturbed(kind: str, part: Stretch, rng: np.random.Generator) -> Any:
     return np.broadcast_to(rng.uniform(-0.5, 1.5, values.shape[1]), values.shape)
 
 
-def disturb_windows(windows: np.ndarray, *, copies: int, seed: int = 0) -> np.ndarray:
+def disturb_windows(
+    windows: np.ndarray, *, copies: int, seed: int = 0, context: tuple[int, ...] = ()
+) -> np.ndarray:
     """Disturbed copies of windows, `[M, L, D] -> [M·copies, L, D]` float32.
 
     Each copy has one disturbance: a kind of `KINDS`, in one channel, two, or a quarter of
@@ -70,12 +72,15 @@ def disturb_windows(windows: np.ndarray, *, copies: int, seed: int = 0) -> np.nd
         windows: normal windows, each channel scaled to about [0, 1]; nothing missing.
         copies: of each window, one after the other.
         seed: of the random choices.
+        context: places of channels that are never disturbed.
 
     >>> disturb_windows(np.zeros((2, 8, 3)), copies=4).shape
     (8, 8, 3)
     """
     rng = np.random.default_rng(seed)
-    count, length, width = windows.shape
+    count, length, every = windows.shape
+    scored = np.delete(np.arange(every), context)
+    width = len(scored)
     deviations = windows.std(axis=(0, 1), dtype=np.float64)
     copied = np.repeat(np.asarray(windows, np.float32), copies, axis=0)
     for window in copied:
@@ -83,7 +88,7 @@ def disturb_windows(windows: np.ndarray, *, copies: int, seed: int = 0) -> np.nd
         channels = rng.permutation(width)
         if rng.random() < _FIRST:
             channels = np.concatenate([[0], channels[channels != 0]])
-        channels = channels[:number]
+        channels = scored[channels[:number]]
         rows = length
         if length > _SHORTEST and rng.random() >= _WHOLE:
             rows = int(rng.integers(_SHORTEST, length + 1))

@@ -35,7 +35,7 @@ from kdjax.data.splits import (
     window_starts,
 )
 from kdjax.data.windowing import WindowSource, has_missing, on_disk, span_pieces
-from kdjax.errors import DataError, counted
+from kdjax.errors import ConfigError, DataError, counted
 
 # An entity's own Gaussian has D means and D (D + 1) / 2 covariances to estimate.
 ROWS_PER_CHANNEL = 5
@@ -73,6 +73,7 @@ class Prepared(NamedTuple):
     pooled_scaler: Scaler
     window: int
     stride: int
+    context: tuple[int, ...] = ()  # places of channels that are seen, but not scored
 
 
 def prepare(
@@ -84,6 +85,7 @@ def prepare(
     validation: float,
     calibration: float,
     scaler: str,
+    context: Sequence[str] = (),
     todo: str = "Give more rows, fewer gaps or excluded rows",
 ) -> Prepared:
     """Splits and scales a data set.
@@ -96,9 +98,11 @@ def prepare(
         validation: share of the rows before calibration, without the excluded ones.
         calibration: share of all train rows but the excluded ones.
         scaler: method of `fit_scaler`.
+        context: names of channels that are seen, but not scored.
         todo: what to say of too few windows; `{share}` is advice on `validation`.
 
     Raises:
+        ConfigError: `context` doesn't name some of the channels, each once.
         DataError: a test series is shorter than the window, there are fewer than two fit
             windows or no validation window, or a channel has no value in any fit row.
     """
@@ -107,6 +111,12 @@ def prepare(
         train, notes = zip(*map(without_outliers, dataset.train), strict=True)
         dataset = dataset._replace(train=train)
     channels = dataset.train[0].channels
+    if not {*context} < {*channels} or len({*context}) < len(context):
+        raise ConfigError(
+            f"data.context={tuple(context)!r} must name channels of {dataset.name}, each "
+            f"once, and not all: {', '.join(channels)}. Remove what is no channel (or is in "
+            "data.ignore), and keep one to be scored."
+        )
     splits = [
         _split(series, window, max_gap, validation, calibration)
         for series in dataset.train
@@ -153,8 +163,9 @@ def prepare(
             )
         )
     _check_windows(entities, window, todo)
+    places = tuple(sorted(map(channels.index, context)))
     return Prepared(
-        dataset.name, channels, tuple(entities), pooled_scaler, window, stride
+        dataset.name, channels, tuple(entities), pooled_scaler, window, stride, places
     )
 
 
@@ -192,6 +203,7 @@ def windows_source(prepared: Prepared, part: str, *, stride: int) -> WindowSourc
         ),
         window=window,
         missing=any(entity.missing for entity in entities),
+        context=prepared.context,
     )
 
 

@@ -163,6 +163,7 @@ class WindowSource(NamedTuple):
     starts: tuple[np.ndarray, ...]  # first rows of the windows
     window: int
     missing: bool = False  # whether values may be NaN
+    context: tuple[int, ...] = ()  # places of channels that are seen, but not scored
 
     @property
     def windows(self) -> int:

@@ -81,7 +81,8 @@ class _Job(NamedTuple):
     @property
     def residuals(self) -> tuple[str, ...]:
         """Names of the F residuals."""
-        return residual_names(self.model.kind, self.prepared.channels)
+        scored = np.delete(self.prepared.channels, self.model.context).tolist()
+        return residual_names(self.model.kind, scored)
 
 
 class _View(NamedTuple):
@@ -258,6 +259,7 @@ def _gaussian(job: _Job, views: Sequence[_View], moments: Moments) -> Gaussian:
             for view in views
             for start in view.validation
         )
+        absent[[*job.model.context]] = -1
         name = job.prepared.channels[int(np.argmax(absent))]
         raise DataError(
             "no validation row has a value in every channel, so the residuals have no "
@@ -284,7 +286,8 @@ def _distinct(job: _Job, view: _View) -> int:
     covered = np.zeros(len(view.rows), bool)
     for start in view.validation:
         covered[start : start + job.prepared.window] = True
-    complete = [~np.isnan(rows).any(axis=1) for rows in chunks(view.rows)]
+    pieces = (np.delete(rows, job.model.context, axis=1) for rows in chunks(view.rows))
+    complete = [~np.isnan(rows).any(axis=1) for rows in pieces]
     return int((covered & np.concatenate(complete)).sum())
 
 

@@ -25,7 +25,6 @@ from kdjax.detection.streaming import StreamDetector, WindowResult
 from kdjax.detection.thresholds import Threshold
 from kdjax.errors import DataError
 from kdjax.io.processes import check_not_forked
-from kdjax.models.autoencoder import Architecture
 from kdjax.models.baselines import BASELINES
 from kdjax.models.model import Params, fill_missing
 from kdjax.models.residual import (
@@ -89,6 +88,11 @@ class Detector(NamedTuple):
     attribution: str = "correlation"
     min_duration: int = 1
     cooldown: int = 0
+
+    @property
+    def context(self) -> tuple[str, ...]:
+        """Channels that the model sees, but which are neither scored nor blamed."""
+        return tuple(self.channels[place] for place in self.model.context)
 
 
 class Explained(NamedTuple):
@@ -241,10 +245,10 @@ def stream_detector(
         scored = jax.jit(lambda rows: function(common, rows))
         return lambda raw: scored(apply_scaler(scaler, raw))
 
-    kind, weights = (model.kind, model.architecture), (model.params, gaussian)
-    full = compiled(point_scorer(*kind), *weights)
-    holed = compiled(point_scorer(*kind, True), *weights)
-    explained = compiled(point_scorer(*kind, True), *weights, attribution)
+    form, weights = model.form, (model.params, gaussian)
+    full = compiled(point_scorer(form), *weights)
+    holed = compiled(point_scorer(form, True), *weights)
+    explained = compiled(point_scorer(form, True), *weights, attribution)
 
     def score(windows: np.ndarray) -> WindowResult:
         check_not_forked()
@@ -267,21 +271,23 @@ def stream_detector(
     return StreamDetector(plan, score, explain=explain, **moving)
 
 
-# The functions below are cached, so that detectors of a kind share one trace.
+# The functions below are cached, so that detectors of a `ResidualModel.form` share a trace.
 
 
 @functools.lru_cache
-def point_scorer(
-    kind: str, architecture: Architecture | None, missing: bool = False
-) -> WindowFunction:
+def point_scorer(form: ResidualModel, missing: bool = False) -> WindowFunction:
     """`((params, gaussian), windows [B, L, D]) -> point scores [B, L]` of scaled windows.
 
     `((params, gaussian, attribution), windows) -> Explained`. `missing` says whether
     windows may have NaN cells, which takes longer.
     """
-    if gives_scores(kind):
-        return _own_scorer(kind, missing)
-    residuals = _observed_residuals(kind, architecture, missing)
+    if gives_scores(form.kind):
+        return _own_scorer(form, missing)
+    residuals, copies = (
+        _observed_residuals(form, missing),
+        len(components_of(form.kind)),
+    )
+    gaps = np.array(form.context, int) - np.arange(len(form.context))
 
     def scores(common: Any, windows: Array) -> Any:
         params, gaussian, *attribution = common
@@ -291,7 +297,9 @@ def point_scorer(
             return scores_of(gaussian, distance, observed)
         parts = split_deviations(attribution[0], distance)
         # Summed over the components of an ensemble.
-        parts = parts.reshape(*parts.shape[:2], -1, windows.shape[-1]).sum(axis=2)
+        parts = parts.reshape(*parts.shape[:2], copies, -1).sum(axis=2)
+        if form.context:
+            parts = jnp.insert(parts, gaps, 0, axis=-1)
         points = scores_of(gaussian, distance, observed)
         # They become numpy arrays in `map_windows`.
         return Explained(points, parts)  # type: ignore[arg-type]
@@ -299,29 +307,27 @@ def point_scorer(
     return scores
 
 
-def _own_scorer(kind: str, missing: bool) -> WindowFunction:
+def _own_scorer(form: ResidualModel, missing: bool) -> WindowFunction:
     """`point_scorer` of a kind that gives scores itself."""
-    own, contributions = BASELINES[kind].scores, BASELINES[kind].contributions
+    own, contributions = BASELINES[form.kind].scores, BASELINES[form.kind].contributions
     assert own is not None and contributions is not None
 
     def scores(common: Any, windows: Array) -> Any:
         params, _, *attribution = common
         filled, observed = fill_missing(windows) if missing else (windows, None)
-        points = own(params, filled)
+        points = own(params, filled, form.context)
         if observed is not None:
-            points = jnp.where(observed.any(axis=-1), points, jnp.nan)
+            points = jnp.where(_scored(observed, form).any(axis=-1), points, jnp.nan)
         if not attribution:
             return points
-        return Explained(points, contributions(params, filled))  # type: ignore[arg-type]
+        return Explained(points, contributions(params, filled, form.context))  # type: ignore[arg-type]
 
     return scores
 
 
 @functools.lru_cache
-def _residual_marker(
-    kind: str, architecture: Architecture | None, missing: bool
-) -> WindowFunction:
-    residuals = _observed_residuals(kind, architecture, missing)
+def _residual_marker(form: ResidualModel, missing: bool) -> WindowFunction:
+    residuals = _observed_residuals(form, missing)
 
     def marked(params: Params, windows: Array) -> Array:
         found: Array
@@ -336,24 +342,31 @@ def _residual_marker(
 
 
 @functools.lru_cache
-def _observed_residuals(
-    kind: str, architecture: Architecture | None, missing: bool
-) -> Any:
+def _observed_residuals(form: ResidualModel, missing: bool) -> Any:
     """`(params, windows) -> (residuals, mask of observed cells, or None for all)`."""
-    residuals, copies = residual_function(kind, architecture), len(components_of(kind))
-    if not missing:
-        return lambda params, windows: (residuals(params, windows), None)
+    every = residual_function(form.kind, form.architecture)
+    copies = len(components_of(form.kind))
 
-    def filled_residuals(params: Params, windows: Array) -> tuple[Array, Array]:
-        filled, observed = fill_missing(windows)
-        observed = jnp.tile(observed, (1, 1, copies))
-        return residuals(params, filled), observed
+    def residuals(params: Params, windows: Array) -> tuple[Array, Array | None]:
+        filled, observed = fill_missing(windows) if missing else (windows, None)
+        if observed is not None:
+            observed = _scored(jnp.tile(observed, (1, 1, copies)), form)
+        return _scored(every(params, filled), form), observed
 
-    return filled_residuals
+    return residuals
+
+
+def _scored(values: Array, form: ResidualModel) -> Array:
+    """Values `[B, L, D·K]` of K components without those of the context."""
+    if not form.context:
+        return values
+    copies = len(components_of(form.kind))
+    first = np.arange(copies) * (values.shape[-1] // copies)
+    return jnp.delete(values, np.add.outer(first, form.context).ravel(), axis=-1)
 
 
 def _map(
-    make: Callable[[str, Architecture | None, bool], WindowFunction],
+    make: Callable[[ResidualModel, bool], WindowFunction],
     model: ResidualModel,
     common: Any,
     rows: np.ndarray,
@@ -365,7 +378,7 @@ def _map(
 ) -> Iterator[Any]:
     """Results of a window function for all windows, in batches."""
     return map_windows(
-        make(model.kind, model.architecture, has_missing(rows)),
+        make(model.form, has_missing(rows)),
         common,
         rows,
         starts,

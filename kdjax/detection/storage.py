@@ -57,10 +57,10 @@ SCHEMA = 2
 _NUMBERS = ("window", "stride", "allowed_points", "max_gap", "step")
 _RULE = ("min_duration", "cooldown")
 # Fields of `Detector` in detector.json, where `attribution` is called `blame`.
-_FIELDS = ("channels", *_NUMBERS, "attribution", *_RULE, "entities")
+_FIELDS = ("channels", *_NUMBERS, "attribution", *_RULE, "entities", "context")
 _NAMES = {field: field for field in _FIELDS} | {"attribution": "blame"}
-# Those that schema 1 lacks; `Detector` has their defaults.
-_SINCE_2 = ("step", "blame", "min_duration", "cooldown")
+# Those that older detectors lack; `Detector` has their defaults.
+_SINCE_2 = ("step", "blame", "min_duration", "cooldown", "context")
 
 # Errors that JSON, numpy and wrong contents raise.
 _UNREADABLE = (
@@ -250,10 +250,12 @@ def _detector(
         if name in description or name not in _SINCE_2
     }
     fields |= {name: tuple(fields[name]) for name in ("channels", "entities")}
+    context = tuple(map(fields["channels"].index, fields.pop("context", ())))
+    params = tree.get("params", {})
     ranges, scores = tree.get("range"), tree.get("calibration", {})
     return Detector(
         **fields,
-        model=ResidualModel(description["kind"], tree.get("params", {}), architecture),
+        model=ResidualModel(description["kind"], params, architecture, context),
         scalers=Scaler(arrays["scaler/offset"], arrays["scaler/scale"]),
         gaussians=Gaussian(arrays["normal/mean"], arrays["normal/whiten"]),
         thresholds=tuple(Threshold(**t) for t in description["thresholds"]),
@@ -288,7 +290,8 @@ def check_detector(detector: Detector) -> None:
     if not isinstance(detector.card, dict):
         raise TypeError("the card is not a JSON object")
     places, width = len(detector.entities) + 1, len(detector.channels)
-    errors = len(residual_names(as_text(detector.model.kind), detector.channels))
+    scored = np.delete(detector.channels, detector.model.context).tolist()
+    errors = len(residual_names(as_text(detector.model.kind), scored))
     offset, scale = detector.scalers
     mean, whiten = detector.gaussians
     for values, shape, name in (

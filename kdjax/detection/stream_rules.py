@@ -43,6 +43,7 @@ class Plan(NamedTuple):
     fill_limit: int = 0  # rows for which a missing cell has the last value; 0 for none
     dtype: str = "float32"  # of the rows that the detector takes, or `float64`
     reading: Reading = Reading()
+    context: tuple[str, ...] = ()
 
 
 def plan_of(detector: "Detector", index: int) -> Plan:
@@ -72,6 +73,7 @@ def plan_of(detector: "Detector", index: int) -> Plan:
         fill_limit=fill_limit(detector),
         dtype=detector.scalers.offset.dtype.name,
         reading=reading_of(detector),
+        context=detector.context,
     )
 
 
@@ -217,4 +219,5 @@ PLAN_CHECKS: dict[str, Callable[[Any], Any]] = {
     "fill_limit": as_count(0),
     "dtype": _dtype,
     "reading": _reading,
+    "context": lambda value: as_names(value) if value else (),
 }

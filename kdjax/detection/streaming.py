@@ -106,9 +106,8 @@ class WindowResult(NamedTuple):
 
     points: np.ndarray  # a_t, [L]; NaN in rows without an observed channel
     window_score: float  # the (allowed points + 1)-th largest; NaN if there are too few
-    contributions: np.ndarray | None = (
-        None  # [L, D]; None where `explain` computes them
-    )
+    # [L, D]; None where `explain` computes them.
+    contributions: np.ndarray | None = None
 
 
 class Position(NamedTuple):
@@ -478,8 +477,9 @@ class StreamDetector:
         if parts is None:
             return ()
         peak = int(np.nanargmax(found.points))
-        order = np.argsort(-parts[peak], kind="stable")[:TOP]
-        return tuple(self.plan.channels[place] for place in order)
+        order = np.argsort(-parts[peak], kind="stable")
+        names = [self.plan.channels[place] for place in order]
+        return tuple(name for name in names if name not in self.plan.context)[:TOP]
 
 
 def as_timestamp(clock: Any, value: Any) -> Timestamp:

@@ -119,7 +119,8 @@ def score_events(
     def explain(rows: np.ndarray) -> np.ndarray:
         starts, _, first = find_windows(detector, series, causal=causal)
         values = series.values
-        return explain_rows(detector, index, values, starts, rows, first=first)
+        parts = explain_rows(detector, index, values, starts, rows, first=first)
+        return np.delete(parts, detector.model.context, axis=1)
 
     return event_table(
         table["alarm"].to_numpy() > 0,
@@ -130,7 +131,7 @@ def score_events(
         tau=detector.thresholds[index].tau,
         window=detector.window,
         explain=explain,
-        channels=detector.channels,
+        channels=np.delete(detector.channels, detector.model.context).tolist(),
     )
 
 

@@ -283,13 +283,13 @@ def merge_evaluations(
 
 def test_notes(evaluated: ModelEvaluation, prepared: Prepared) -> list[str]:
     """Notes on entities whose test rows differ from the training rows."""
-    ranges = training_ranges(prepared)
-    foreign = []
+    ranges, foreign = training_ranges(prepared), []
+    scored = np.delete(np.arange(len(prepared.channels)), prepared.context)
     for place, entity in enumerate(prepared.entities):
         if entity.test is not None:
             own = Ranges(*(side[place] for side in ranges))
             rows = sum(
-                int(outside(own, chunk).any(axis=1).sum())
+                int(outside(own, chunk)[:, scored].any(axis=1).sum())
                 for chunk in windowing.chunks(entity.test.values)
             )
             share = rows / len(entity.test.values)

@@ -104,6 +104,7 @@ def make_detector(
         "data": {
             "name": prepared.name,
             "channels": list(prepared.channels),
+            "context": [prepared.channels[place] for place in prepared.context],
             "sha256": dict(digests),
             **_clock(prepared.entities[0].train),
         },

@@ -29,7 +29,7 @@ from kdjax.experiment.workdir import append_line, cut_lines
 from kdjax.io.progress import progress_bar
 from kdjax.io.signals import signals_held
 from kdjax.models.autoencoder import Architecture, network
-from kdjax.models.model import Params
+from kdjax.models.model import Params, Places
 from kdjax.models.residual import NETWORK, ResidualModel, component, components_of
 from kdjax.training import hosts, steps, targets
 from kdjax.training.batching import (
@@ -69,6 +69,7 @@ class TrainingData(NamedTuple):
     window: int  # L
     share: float  # of the config's epochs, for the steps that `data.stride` gives
     missing: bool  # whether rows have NaN cells
+    context: Places = ()  # of channels that losses leave out
     sources: tuple[WindowSource, WindowSource] | None = None
     recorded: int | None = None  # first windows that are not augmented; None: all
 
@@ -134,23 +135,18 @@ def training_stride(prepared: Prepared, data: Settings) -> tuple[int, float]:
 def make_training_data(prepared: Prepared, data: Settings) -> TrainingData:
     """Training and validation windows of a data set by the `data` settings."""
     stride, share = training_stride(prepared, data)
+    window, context = prepared.window, prepared.context
+    rows, sources = np.empty((0, len(prepared.channels)), np.float32), None
     if is_large(prepared, data["memory_bytes"]):
         source = windows_source(prepared, "fit", stride=stride)
         held_out = windows_source(prepared, "validation", stride=data["stride"])
-        return TrainingData(
-            rows=np.empty((0, len(prepared.channels)), np.float32),
-            fit=np.arange(source.windows),
-            validation=np.arange(held_out.windows),
-            window=prepared.window,
-            share=share,
-            missing=source.missing,
-            sources=(source, held_out),
-        )
-    rows, starts = training_windows(prepared, "fit", stride=stride)
-    _, validation = training_windows(prepared, "validation", stride=data["stride"])
-    return TrainingData(
-        rows, starts, validation, prepared.window, share, has_missing(rows)
-    )
+        fit, validation = np.arange(source.windows), np.arange(held_out.windows)
+        missing, sources = source.missing, (source, held_out)
+    else:
+        rows, fit = training_windows(prepared, "fit", stride=stride)
+        _, validation = training_windows(prepared, "validation", stride=data["stride"])
+        missing = has_missing(rows)
+    return TrainingData(rows, fit, validation, window, share, missing, context, sources)
 
 
 def _augmented(data: TrainingData, copies: int, known: AugmentedCache) -> TrainingData:
@@ -328,7 +324,7 @@ def job_targets(job: TrainingJob, outputs: TargetCache) -> np.ndarray:
         rows, starts = jnp.asarray(data.rows), jnp.asarray(data.fit)
         outputs[key] = targets.compute_targets(
             distillation,
-            WindowDataset(rows, starts, missing=data.missing),
+            WindowDataset(rows, starts, missing=data.missing, context=data.context),
             window=data.window,
             student=job.architecture,
             recorded=len(data.fit) if data.recorded is None else data.recorded,
@@ -443,8 +439,9 @@ def _make_sources(
         seed = (job.seed, job.order)
         return on_disk(source, seed=seed, teacher=teacher), on_disk(held_out, seed=None)
     rows = jnp.asarray(data.rows)
+    fields: dict[str, Any] = {"missing": data.missing, "context": data.context}
     dataset, validation = (
-        place(WindowDataset(rows, jnp.asarray(starts), missing=data.missing), mesh)
+        place(WindowDataset(rows, jnp.asarray(starts), **fields), mesh)
         for starts in (data.fit, data.validation)
     )
     if data.recorded is not None:

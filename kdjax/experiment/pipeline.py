@@ -189,6 +189,7 @@ def prepare_dataset(dataset: Dataset, settings: Settings) -> Prepared:
     prepared = prepare(
         dataset,
         **{field: data[field] for field in fields},
+        context=data["context"],
         todo="Give more rows, fewer gaps or excluded rows, {share}or a smaller data.window",
     )
     check_windows(prepared, settings)

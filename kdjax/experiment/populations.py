@@ -121,7 +121,7 @@ def _shape_of(job: TrainingJob) -> tuple[Hashable, ...]:
         kind = teacher and (teacher.kind, teacher.architecture)
         mode, target = distillation.temperature_mode, distillation.target
         lesson = (kind, mode, target, distillation.weights)
-    return windows, training, lesson
+    return windows, data.context, training, lesson
 
 
 def faster_way(group: Sequence[TrainingJob]) -> str:
@@ -258,6 +258,7 @@ def join_datasets(
         targets=jnp.asarray(np.concatenate(targets)) if targets else None,
         recorded=None if mask.all() else jnp.asarray(mask),
         missing=group[0].data.missing,
+        context=group[0].data.context,
     )
     return dataset, members
 

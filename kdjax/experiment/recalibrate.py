@@ -159,6 +159,7 @@ def _added(
         validation=VALIDATION,
         calibration=CALIBRATION,
         scaler=settings["data"]["scaler"],
+        context=detector.context,
     )
     if prepared.entities[0].pooled:
         raise ConfigError(

@@ -148,7 +148,7 @@ def make_model(task: Task, role: str, fitted: Fitted | None) -> ResidualModel:
     if fitted is not None:
         width = len(group.prepared.channels)
         shape = jobs.architecture(task.settings, role, width=width)
-        network = ResidualModel(NETWORK, fitted.params, shape)
+        network = ResidualModel(NETWORK, fitted.params, shape, group.prepared.context)
     components = task.settings[role]["components"]
     return fit_components(
         components,

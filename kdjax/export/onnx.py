@@ -112,20 +112,21 @@ def onnx_file(detector: Detector, index: int, *, quantize: str = "none") -> byte
         outputs=1,
     )
     if gives_scores(detector.model.kind):
-        found = _classifier(graph, detector, filled)
-        scores = functools.partial(_own_scores, detector, *found)
+        own = _classifier(graph, detector, filled)
+        scores = functools.partial(_own_scores, detector, *own)
     else:
-        errors, *more = [
+        found = (
             _ERRORS[kind](graph, component(detector.model, kind), filled)
             for kind in kinds
-        ]
+        )
+        errors, *more = [_scored(graph, detector, values) for values in found]
         if more:
             errors = add(graph, "Concat", errors, *more, axis=2)
         scores = functools.partial(_gaussian_scores, detector, index, errors)
     _either(
         graph,
         missing,
-        lambda inner: scores(inner, holes=scaled),
+        lambda inner: scores(inner, holes=_scored(inner, detector, scaled)),
         lambda inner: scores(inner, holes=None),
         outputs=("point_score", "window_score", "contribution"),
     )
@@ -282,12 +283,15 @@ _KINDS = (*_ERRORS, "classifier")
 
 def _classifier(graph: Graph, detector: Detector, windows: str) -> tuple[str, str]:
     """Point scores `[B, L]` and contributions `[B, L, D]`."""
-    params = detector.model.params
+    params, width = detector.model.params, len(detector.channels)
+    scored = ~np.isin(np.arange(width), detector.model.context)
     ranges = add(graph, "Sub", windows, params["low"])
     ranges = add(graph, "Div", ranges, params["scale"])
     values = add(graph, "Clip", ranges, np.float32(LOWEST), np.float32(HIGHEST))
     excess = add(graph, "Sub", ranges, values)
     excess = add(graph, "Mul", excess, excess)
+    if detector.context:
+        excess = add(graph, "Where", scored, excess, _ZERO)
     flat = add(graph, "ReduceMean", values, axes=[1])
     drawn = add(graph, "Sub", params["mean"], flat)
     held = add(graph, "Add", flat, add(graph, "Mul", drawn, np.float32(DRAWN)))
@@ -301,6 +305,8 @@ def _classifier(graph: Graph, detector: Detector, windows: str) -> tuple[str, st
     whole, lower = (add(graph, "Mean", *scores) for scores in zip(*found, strict=True))
     falls = add(graph, "Relu", add(graph, "Sub", whole, lower))
     falls = add(graph, "Add", falls, add(graph, "Mul", whole, np.float32(FAINT)))
+    if detector.context:
+        falls = add(graph, "Where", scored, falls, _ZERO)
     total = add(graph, "ReduceSum", falls, [1])
     some = add(graph, "Greater", total, _ZERO)
     total = add(graph, "Where", some, total, np.float32(1))
@@ -401,7 +407,22 @@ def _gaussian_scores(
         # A channel's contribution is the sum over its errors.
         parts = add(graph, "Reshape", parts, [0, 0, copies, -1])
         parts = add(graph, "ReduceSum", parts, [2], keepdims=0)
-    return [points, least, _without_nan(graph, parts, _INFINITY)]
+    parts = _without_nan(graph, parts, _INFINITY)
+    if detector.context:
+        # Each of these channels takes the zeros that come after the others.
+        parts = add(graph, "Pad", parts, [0, 0, 0, 0, 0, len(detector.context)])
+        scored = np.delete(np.arange(len(detector.channels)), detector.model.context)
+        order = np.argsort([*scored, *detector.model.context])
+        parts = add(graph, "Gather", parts, order, axis=2)
+    return [points, least, parts]
+
+
+def _scored(graph: Graph, detector: Detector, values: str) -> str:
+    """Values `[B, L, D]` without those of the context."""
+    if not detector.context:
+        return values
+    scored = np.delete(np.arange(len(detector.channels)), detector.model.context)
+    return add(graph, "Gather", values, scored, axis=2)
 
 
 def _of_windows(

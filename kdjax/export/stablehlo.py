@@ -101,9 +101,7 @@ def _scoring(detector: Detector, index: int) -> Callable[[Array], Any]:
     attribution = attribution_matrix(gaussian, method=detector.attribution)
     common = (model.params, gaussian, attribution)
     scaler = scaler_of(detector, index)
-    plain, missing = (
-        point_scorer(model.kind, model.architecture, word) for word in (False, True)
-    )
+    plain, missing = point_scorer(model.form), point_scorer(model.form, True)
     tau = detector.thresholds[index].tau
 
     def scores(windows: Array) -> Any:

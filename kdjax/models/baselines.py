@@ -31,7 +31,7 @@ from kdjax.data.windowing import spread_evenly
 from kdjax.errors import ConfigError
 from kdjax.models import forecasters
 from kdjax.models.classifier import classifier_contributions, classifier_points
-from kdjax.models.model import Model, Params
+from kdjax.models.model import Model, Params, Places
 
 MOVING_AVERAGE_ROWS = 60
 
@@ -242,8 +242,8 @@ class Baseline(NamedTuple):
     # The most numbers that it can have, for windows [L, D].
     most: Callable[[int, int], int] = lambda length, width: 0
     # Scores `[B, L]` of one that needs no Gaussian, and the channels' shares `[B, L, D]`.
-    scores: Callable[[Params, Array], Array] | None = None
-    contributions: Callable[[Params, Array], Array] | None = None
+    scores: Callable[[Params, Array, Places], Array] | None = None
+    contributions: Callable[[Params, Array, Places], Array] | None = None
 
 
 BASELINES = {

@@ -18,7 +18,7 @@ import numpy as np
 from jax import Array
 
 from kdjax.data.disturb import HIGHEST, LOWEST
-from kdjax.models.model import Params
+from kdjax.models.model import Params, Places
 
 NETWORKS = 4  # by default
 _WIDTH, _UNITS = 5, 16
@@ -53,28 +53,37 @@ def _scores(params: Params, values: Array) -> Array:
     return jnp.mean(jax.nn.softplus(logits), axis=0)
 
 
-def classifier_points(params: Params, windows: Array) -> Array:
+def classifier_points(params: Params, windows: Array, context: Places = ()) -> Array:
     """Scores of the rows, `[B, L, D] -> [B, L]`: that of the window and the row's excess.
 
     The excess is the sum of the squares by which values leave what the networks see, 4
     ranges below or above those of training, so that no value is too large to alarm.
+    Channels at the places `context` have none.
     """
     scores = classifier_scores(params, windows)
-    return scores[:, None] + _excess(params, windows).sum(axis=-1)
+    return scores[:, None] + _excess(params, windows, context).sum(axis=-1)
 
 
-def _excess(params: Params, windows: Array) -> Array:
+def _excess(params: Params, windows: Array, context: Places) -> Array:
     ranges = (windows - params["low"]) / params["scale"]
-    return jnp.square(ranges - jnp.clip(ranges, LOWEST, HIGHEST))
+    excess = jnp.square(ranges - jnp.clip(ranges, LOWEST, HIGHEST))
+    return _zeroed(excess, context)
 
 
-def classifier_contributions(params: Params, windows: Array) -> Array:
+def _zeroed(values: Array, context: Places) -> Array:
+    """Values `[…, D]`, 0 for channels of the context."""
+    return values.at[..., np.array(context)].set(0) if context else values
+
+
+def classifier_contributions(
+    params: Params, windows: Array, context: Places = ()
+) -> Array:
     """Shares of the channels in the scores of the rows, `[B, L, D] -> [B, L, D]`.
 
     By how much the window's score falls when a channel is held at its mean over the window,
     drawn a quarter of the way to its mean in training, and a hundredth of the score, so that
     all are alike where it falls for none; and the channel's excess in the row. They sum to
-    the row's score.
+    the row's score. Channels at the places `context` have 0.
     """
     values = in_ranges(params, jnp.asarray(windows))
     whole = _scores(params, values)
@@ -87,10 +96,10 @@ def classifier_contributions(params: Params, windows: Array) -> Array:
 
     lower = jax.lax.map(without, channels).T
     whole = whole[:, None]
-    falls = jnp.maximum(whole - lower, 0) + FAINT * whole
+    falls = _zeroed(jnp.maximum(whole - lower, 0) + FAINT * whole, context)
     total = falls.sum(axis=1, keepdims=True)
     shares = whole * falls / jnp.where(total > 0, total, 1.0)
-    return shares[:, None] + _excess(params, windows)
+    return shares[:, None] + _excess(params, windows, context)
 
 
 def dilation_of(length: int) -> int:

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax import Array
 
 Params = Mapping[str, Any]
+Places = tuple[int, ...]  # of channels
 
 
 def identity(values: Array) -> Array:

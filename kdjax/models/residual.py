@@ -22,7 +22,7 @@ from jax import Array
 from kdjax.errors import ArtifactError
 from kdjax.models.autoencoder import Architecture, network
 from kdjax.models.baselines import BASELINES, baseline
-from kdjax.models.model import Params, residuals
+from kdjax.models.model import Params, Places, residuals
 
 NETWORK = "autoencoder"
 JOINT = "+"
@@ -38,6 +38,12 @@ class ResidualModel(NamedTuple):
     # component by its name.
     params: Params
     architecture: Architecture | None = None  # of the network, where there is one
+    context: Places = ()  # of channels that are seen, but not scored: F is of the others
+
+    @property
+    def form(self) -> "ResidualModel":
+        """The model without its parameters, which can be hashed."""
+        return self._replace(params=None)  # type: ignore[arg-type]
 
     @property
     def parameters(self) -> int:
@@ -63,6 +69,7 @@ def join_models(models: Sequence[ResidualModel]) -> ResidualModel:
         JOINT.join(model.kind for model in models),
         {model.kind: model.params for model in models},
         shapes[0] if shapes else None,
+        models[0].context,
     )
 
 
@@ -71,7 +78,7 @@ def component(model: ResidualModel, kind: str) -> ResidualModel:
     if model.kind == kind:
         return model
     shape = model.architecture if kind == NETWORK else None
-    return ResidualModel(kind, model.params.get(kind, {}), shape)
+    return ResidualModel(kind, model.params.get(kind, {}), shape, model.context)
 
 
 def gives_scores(kind: str) -> bool:

@@ -27,7 +27,7 @@ from kdjax.data.scaler import Scaler, apply_scaler
 from kdjax.data.windowing import WindowSource, gather
 from kdjax.errors import ConfigError, DataError
 from kdjax.io.processes import check_not_forked
-from kdjax.models.model import Params, fill_missing
+from kdjax.models.model import Params, Places, fill_missing
 from kdjax.training.sharding import batch_mesh, map_over_batch, place
 
 # `(common, windows [B, L, D]) -> [B, …]`, or a tuple of such arrays.
@@ -45,12 +45,11 @@ class Batch(NamedTuple):
     # Of the teacher: its head's outputs before their activation or its residuals,
     # [B, L, D], its codes, [B, K], or its scores, [B, L]; None without a teacher.
     targets: Array | None = None
-    # [B, L, D] bool, False in cells that were missing and have been filled; None: nowhere.
+    # [B, L, D] bool, False in cells that losses leave out; None: nowhere.
     observed: Array | None = None
     recorded: Array | None = None  # [B], 1, or 0 for an augmented window; None: all 1
-    progress: Array | None = (
-        None  # share of the steps that are done, where losses use it
-    )
+    # Share of the steps that are done, where losses use it.
+    progress: Array | None = None
 
 
 class WindowDataset(struct.PyTreeNode):  # type: ignore[no-untyped-call]
@@ -62,8 +61,9 @@ class WindowDataset(struct.PyTreeNode):  # type: ignore[no-untyped-call]
     # The teacher's parameters, where each step computes its own targets.
     teacher: Any = None
     recorded: Array | None = None  # [M], 1, or 0 for augmented windows; None: all 1
-    # Whether rows may have NaN cells, which losses then leave out.
+    # Whether rows may have NaN cells, and places of channels; losses leave out both.
     missing: bool = struct.field(pytree_node=False, default=False)  # type: ignore[no-untyped-call]
+    context: Places = struct.field(pytree_node=False, default=())  # type: ignore[no-untyped-call]
 
 
 class IndexedBatch(NamedTuple):
@@ -186,7 +186,11 @@ def take_batch(
 ) -> Batch:
     """The windows of a dataset at `starts` `[B]`, without their targets."""
     windows = take_windows(dataset.rows, starts, window)
-    return as_batch(windows, weight, missing=dataset.missing)
+    batch = as_batch(windows, weight, missing=dataset.missing)
+    if not dataset.context:
+        return batch
+    seen = jnp.ones(windows.shape, bool) if batch.observed is None else batch.observed
+    return batch._replace(observed=seen.at[..., np.array(dataset.context)].set(False))
 
 
 def as_batch(windows: Array, weight: Array, *, missing: bool) -> Batch:
@@ -318,6 +322,7 @@ def disk_batches(
                     jnp.asarray(windows.reshape(count * length, width)),
                     jnp.arange(count, dtype=jnp.int32) * length,
                     missing=source.missing,
+                    context=source.context,
                 )
                 dataset = place(dataset, mesh).replace(teacher=teacher)
                 yield IndexedBatch(dataset, np.arange(count, dtype=np.int32), weight)

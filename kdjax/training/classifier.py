@@ -22,7 +22,7 @@ from kdjax.models.classifier import (
     init_network,
     logits_of,
 )
-from kdjax.models.model import Params
+from kdjax.models.model import Params, Places
 from kdjax.training.fitting import Draws, minimise
 
 # Windows at most, their cells (4 bytes each), and disturbed copies of each window.
@@ -31,7 +31,12 @@ STEPS, BATCH, RATE = 1500, 128, 3e-3
 
 
 def fit_classifier(
-    windows: np.ndarray, *, networks: int = NETWORKS, steps: int = STEPS, seed: int = 0
+    windows: np.ndarray,
+    *,
+    networks: int = NETWORKS,
+    steps: int = STEPS,
+    seed: int = 0,
+    context: Places = (),
 ) -> dict[str, Any]:
     """Parameters of `classifier_scores`, from normal windows `[M, L, D]`.
 
@@ -41,6 +46,7 @@ def fit_classifier(
         networks: V, half of them for each view.
         steps: of Adam, 128 windows each.
         seed: of everything random.
+        context: places of channels that are seen, but never disturbed.
 
     Raises:
         DataError: windows have too few rows, or values that are not finite.
@@ -68,7 +74,7 @@ def fit_classifier(
     params = {name: values.astype(np.float32) for name, values in params.items()}
     clean = np.asarray(in_ranges(params, windows[chosen]))
     params["mean"] = clean.mean(axis=(0, 1))  # in ranges
-    disturbed = disturb_windows(clean, copies=COPIES, seed=seed)
+    disturbed = disturb_windows(clean, copies=COPIES, seed=seed, context=context)
     rng = np.random.default_rng(seed)
     level = np.arange(networks, dtype=np.float32) % 2
     number = BATCH // 3

@@ -12,7 +12,7 @@ from kdjax.errors import ConfigError
 from kdjax.models.baselines import BASELINES
 from kdjax.models.classifier import NETWORKS, SHORTEST
 from kdjax.models.forecasters import FORECASTERS
-from kdjax.models.model import fill_missing
+from kdjax.models.model import Params, fill_missing
 from kdjax.models.residual import NETWORK, ResidualModel, join_models
 from kdjax.training.classifier import MOST, fit_classifier, most_windows
 from kdjax.training.fitting import fit_forecaster
@@ -36,6 +36,7 @@ def fit_baseline(
     `fit_forecaster`.
     """
     found, own = BASELINES[kind], options_of(kind, options)
+    params: Params = {}
     if found.scores is not None:
         if prepared.window < SHORTEST:
             raise ConfigError(
@@ -47,16 +48,16 @@ def fit_baseline(
         windows = _windows(prepared, parts, stride=1, most=most)
         if not every:
             own = {**own, "networks": max(1, own.get("networks", NETWORKS) // 2)}
-        return ResidualModel(kind, fit_classifier(windows, **own))
-    if kind in FORECASTERS:
+        params = fit_classifier(windows, context=prepared.context, **own)
+    elif kind in FORECASTERS:
         windows = _windows(prepared, ("fit",), stride=1, most=MOST)
-        return ResidualModel(kind, fit_forecaster(kind, windows, **own))
-    if found.fit_rows is not None:
-        return ResidualModel(kind, found.fit_rows(fit_rows(prepared)))
-    if found.fit_windows is None:
-        return ResidualModel(kind, {})
-    windows = _windows(prepared, ("fit",), stride=prepared.stride, most=FIT_WINDOWS)
-    return ResidualModel(kind, found.fit_windows(windows))
+        params = fit_forecaster(kind, windows, context=prepared.context, **own)
+    elif found.fit_rows is not None:
+        params = found.fit_rows(fit_rows(prepared))
+    elif found.fit_windows is not None:
+        windows = _windows(prepared, ("fit",), stride=prepared.stride, most=FIT_WINDOWS)
+        params = found.fit_windows(windows)
+    return ResidualModel(kind, params, context=prepared.context)
 
 
 def options_of(kind: str, options: Mapping[str, Options]) -> Options:

@@ -10,7 +10,7 @@ import optax
 from jax import Array
 
 from kdjax.models.forecasters import forecast, init_forecaster, standardised
-from kdjax.models.model import Params
+from kdjax.models.model import Params, Places
 
 # Windows `[M, L, D]` and those of each step, `[steps, B]`.
 Draws = tuple[Array, Array]
@@ -39,23 +39,32 @@ def minimise(
 
 
 def fit_forecaster(
-    kind: str, windows: np.ndarray, *, units: int = 24, steps: int = 1000, seed: int = 0
+    kind: str,
+    windows: np.ndarray,
+    *,
+    units: int = 24,
+    steps: int = 1000,
+    seed: int = 0,
+    context: Places = (),
 ) -> dict[str, Any]:
     """Parameters of a forecaster from scaled windows `[M, L, D]`, all values finite.
 
-    The loss of a step is the mean square of the errors of 32 windows, in standard units.
+    The loss of a step is the mean square of the errors of 32 windows, in standard units,
+    without the channels at the places `context`.
     """
     rng = np.random.default_rng(seed)
     params = init_forecaster(kind, rng, windows, units=units)
     values = np.asarray(standardised(params, jnp.asarray(windows, jnp.float32)))
     places = rng.integers(len(values), size=(steps, BATCH))
-    trained = _train_forecaster(params["network"], (values, places))
+    scored = np.delete(np.arange(values.shape[-1]), context)
+    trained = _train_forecaster(params["network"], (values, places), scored)
     return params | {"network": jax.tree.map(np.asarray, trained)}
 
 
 @jax.jit
-def _train_forecaster(network: Params, draws: Draws) -> Params:
+def _train_forecaster(network: Params, draws: Draws, scored: Array) -> Params:
     def loss(network: Params, rows: Array) -> Array:
-        return jnp.mean((rows[:, 1:] - forecast(network, rows[:, :-1])) ** 2)
+        errors = rows[:, 1:] - forecast(network, rows[:, :-1])
+        return jnp.mean(errors[..., scored] ** 2)
 
     return minimise(loss, network, draws, rate=RATE)

@@ -21,7 +21,7 @@ from kdjax.errors import ConfigError, DataError
 from kdjax.models import residual
 from kdjax.models.autoencoder import Architecture, network
 from kdjax.models.baselines import BASELINES
-from kdjax.models.model import Model, Params
+from kdjax.models.model import Model, Params, Places
 from kdjax.models.residual import NETWORK, ResidualModel
 from kdjax.training.batching import WindowDataset
 from kdjax.training.steps import dataset_outputs
@@ -251,14 +251,15 @@ def _tails(
         scores = np.empty(total.shape)
         for first in range(0, len(starts), batch_size):
             batch = slice(first, first + batch_size)
-            scores[batch] = _scored(scorer, gather(rows, starts[batch], window))
+            windows = gather(rows, starts[batch], window)
+            scores[batch] = _scored(scorer, windows, dataset.context)
         known = ~np.isnan(scores)
         usual = scores[:recorded][known[:recorded]]
         total[known] += share * log_tails(scores[known], usual)
     return total.astype(np.float32)
 
 
-def _scored(scorer: ScoreFunction, windows: np.ndarray) -> np.ndarray:
+def _scored(scorer: ScoreFunction, windows: np.ndarray, context: Places) -> np.ndarray:
     found = scorer(windows)
     try:
         scores = np.asarray(found, np.float64)
@@ -272,7 +273,8 @@ def _scored(scorer: ScoreFunction, windows: np.ndarray) -> np.ndarray:
             f"a teacher gave scores of shape {scores.shape} for windows of shape "
             f"{windows.shape}: expected one for each row, {windows.shape[:2]}."
         )
-    if (np.isnan(scores) & ~np.isnan(windows).all(axis=2)).any():
+    empty = np.isnan(np.delete(windows, context, axis=2)).all(axis=2)
+    if (np.isnan(scores) & ~empty).any():
         raise DataError(
             "a teacher gave NaN as the score of a row that has values: give a number, "
             "larger where the row is more abnormal."

@@ -67,7 +67,7 @@ _LATER_FIELDS = {"alpha_end": None, "temperature_end": None, "weights": list[flo
 # The same of fields of `data`.
 _LATER_DATA = {
     "missing_values": list[str](), "fill_limit": None, "ignore": list[str](),
-    "layout": "wide", "tag_column": "tag", "value_column": "value", "step": "",
+    "context": list[str](), "layout": "wide", "tag_column": "tag", "value_column": "value", "step": "",
 }  # fmt: skip
 _OLD_NAMES = {new.split(".")[-1]: old.split(".")[-1] for old, new in RENAMED.items()}
 
