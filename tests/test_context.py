@@ -39,9 +39,9 @@ from kdjax.models.residual import ResidualModel
 from kdjax.training import batching, steps
 from kdjax.training.targets import Distillation, compute_targets
 
-CHANNELS = ("flow", "mode", "heat", "valve")
-CONTEXT = (1, 3)
-SCORED = [0, 2]
+CHANNELS = ("flow", "mode", "valve", "heat")
+CONTEXT = (1, 2)
+SCORED = [0, 3]
 L = 6
 TAU = 4.0
 
@@ -95,12 +95,12 @@ def raw_rows(missing=False):
     """Rows in raw units; the context leaves every range, and overflows once."""
     rows = np.random.default_rng(9).normal(size=(30, 4)).astype("f")
     rows[:, 1] *= 1000
-    rows[21, 3] = 1e30
+    rows[21, 2] = 1e30
     if missing:
         rows[2:5, 1] = np.nan  # context alone
         rows[9, 0] = np.nan  # a scored channel
-        rows[12, [1, 2]] = np.nan  # both
-        rows[14, [0, 2]] = np.nan  # all that is scored
+        rows[12, [1, 3]] = np.nan  # both
+        rows[14, [0, 3]] = np.nan  # all that is scored
         rows[16] = np.nan
     return rows
 
@@ -218,7 +218,7 @@ def test_disturbed_copies_leave_the_context_alone():
 def test_every_entry_scores_alike(entry, detectors, tmp_path, monkeypatch, capsys):
     detector = detectors["mahalanobis"]
     rows = raw_rows(missing=True)
-    rows[21, 3] = 5
+    rows[21, 2] = 5
     rows[24:27, 0] += 20
     frame = pd.DataFrame(rows, columns=CHANNELS)
     points, parts = numpy_scores(detector, rows)
@@ -271,7 +271,7 @@ def test_a_saved_detector_keeps_its_context(detectors, tmp_path):
 
 def test_a_saved_context_of_other_channels_is_refused(detectors, tmp_path):
     detector = detectors["mahalanobis"]
-    renamed = detector._replace(channels=("flow", "mode", "heat", "gate"))
+    renamed = detector._replace(channels=("flow", "mode", "gate", "heat"))
     for wrong in (
         detector._replace(model=detector.model._replace(context=(1,))),
         detector._replace(model=detector.model._replace(context=())),
@@ -451,7 +451,7 @@ def test_a_gap_in_the_context_leaves_a_score(fitted):
 
 
 @pytest.mark.parametrize("kind", ["mahalanobis", "difference"])
-@pytest.mark.parametrize("shrinkage", ["none", "oas"])
+@pytest.mark.parametrize("shrinkage", ["none", "ledoit_wolf"])
 def test_models_of_single_channels_are_as_if_it_were_left_out(kind, shrinkage):
     """Gaussian, τ and scores, though the context lacks cells and the others do not."""
     rows, new = plant(500), plant(120, seed=4)

@@ -51,7 +51,7 @@ def detector_costs(
     share.
     """
     model, known = detector.model, {} if known is None else known
-    shape = (model.kind, model.architecture, detector.window, detector.attribution)
+    shape = (model.form, detector.window, detector.attribution)
     costs: dict[str, Any] = {
         "parameters": model.parameters,
         "numbers": numbers(detector),
