@@ -17,7 +17,7 @@ from kdjax.config import get_config, override, resolve
 from kdjax.data.prepared import Prepared, windows_source
 from kdjax.data.scaler import Scaler
 from kdjax.data.series import Dataset, Ranges, Series
-from kdjax.detection.detector import Detector, explain_batches
+from kdjax.detection.detector import Detector, score_batches
 from kdjax.detection.gaussian import Gaussian
 from kdjax.detection.storage import load_detector, save_detector
 from kdjax.detection.stream_rules import plan_of, plan_to_json
@@ -161,7 +161,7 @@ def test_scores_and_contributions_are_those_of_the_other_channels(
 def scores_by(way, detector, rows):
     if way == "jax":
         starts = np.arange(len(rows) - detector.window + 1)
-        pieces = [*explain_batches(detector, 0, rows, starts)]
+        pieces = [*score_batches(detector, 0, rows, starts, explain=True)]
         return (np.concatenate(field) for field in zip(*pieces, strict=True))
     make, load = {
         "onnx": (onnx_file, load_onnx),

@@ -9,7 +9,6 @@ import pytest
 from kdjax.data.scaler import Scaler
 from kdjax.detection.detector import (
     entity_index,
-    explain_batches,
     gaussian_of,
     residual_batches,
     score_batches,
@@ -220,7 +219,7 @@ def test_contributions_blame_the_channel_that_moved(small):
     """With W diagonal each channel's part is its own standardised square."""
     values = np.zeros((4, 2), np.float32)
     values[2] = [3.0, -2.0]
-    (found,) = explain_batches(small, 1, values, np.array([0]))
+    (found,) = score_batches(small, 1, values, np.array([0]), explain=True)
     np.testing.assert_allclose(found.contributions[0, 2], [9.0, 4.0], rtol=1e-6)
     assert not found.contributions[0, [0, 1, 3]].any()
 
@@ -236,7 +235,7 @@ def test_a_channels_part_is_the_sum_of_what_its_errors_have(small):
     values[2] = [3.0, -2.0]
     for method in ("correlation", "conditional"):
         other = detector._replace(attribution=method)
-        (found,) = explain_batches(other, 1, values, np.array([0]))
+        (found,) = score_batches(other, 1, values, np.array([0]), explain=True)
         wanted = np.zeros((4, 2))
         wanted[2] = [3**2 + (3 * 3) ** 2, (2 * 2) ** 2 + (4 * 2) ** 2]
         wanted[3] = [(3 * 3) ** 2, (4 * 2) ** 2]

@@ -10,7 +10,7 @@ from kdjax.data.readers import read_table
 from kdjax.detection.alarming import AlarmRule, AlarmState, next_alarm
 from kdjax.detection.detector import (
     entity_index,
-    explain_batches,
+    score_batches,
     score_windows,
 )
 from kdjax.detection.tables import find_windows, score_events, score_table
@@ -353,7 +353,7 @@ def test_contributions_are_means_over_the_covering_windows(
     detector, series = steps._replace(attribution=attribution), rows(23)
     table = score_table(detector, series, entity="a", causal=causal, contributions=True)
     starts = np.arange(20) if causal else np.array([0, 3, 6, 9, 12, 15, 18, 19])
-    (found,) = explain_batches(detector, 0, series.values, starts)
+    (found,) = score_batches(detector, 0, series.values, starts, explain=True)
     for row in range(23):
         parts = [
             part[row - start]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from kdjax.data.scaler import Scaler
-from kdjax.detection.detector import Detector, explain_batches
+from kdjax.detection.detector import Detector, score_batches
 from kdjax.detection.gaussian import Gaussian
 from kdjax.detection.scores import window_scores
 from kdjax.detection.thresholds import Threshold
@@ -113,7 +113,7 @@ def make_rows(what):
 def expected(detector, index, rows):
     """What kdjax says of the windows at stride 1."""
     starts = np.arange(len(rows) - L + 1)
-    pieces = list(explain_batches(detector, index, rows, starts))
+    pieces = list(score_batches(detector, index, rows, starts, explain=True))
     points = np.concatenate([piece.points for piece in pieces])
     parts = np.concatenate([piece.contributions for piece in pieces])
     largest = window_scores(points, count=detector.allowed_points)

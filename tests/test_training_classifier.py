@@ -11,7 +11,7 @@ from kdjax.cli import main
 from kdjax.data.prepared import training_windows
 from kdjax.data.series import Dataset, Series
 from kdjax.data.splits import window_starts
-from kdjax.detection.detector import explain_batches, stream_detector
+from kdjax.detection.detector import score_batches, stream_detector
 from kdjax.detection.storage import load_detector
 from kdjax.detection.tables import score_table
 from kdjax.errors import ConfigError
@@ -103,7 +103,7 @@ def test_faults_alarm_and_their_channel_is_named(fitted, faulty):
 def test_scores_are_those_of_the_function_row_by_row(fitted, faulty):
     detector, rows = fitted.detector_, faulty.to_numpy()
     starts = np.arange(180)
-    found = [*explain_batches(detector, 0, rows, starts)]
+    found = [*score_batches(detector, 0, rows, starts, explain=True)]
     points = np.concatenate([piece.points for piece in found])
     parts = np.concatenate([piece.contributions for piece in found])
     offset, scale = (field[0] for field in detector.scalers)

@@ -12,7 +12,7 @@ from kdjax.cli import main
 from kdjax.config import get_config, override, resolve
 from kdjax.data.prepared import training_windows
 from kdjax.data.series import Dataset, Series
-from kdjax.detection.detector import explain_batches, stream_detector
+from kdjax.detection.detector import score_batches, stream_detector
 from kdjax.detection.storage import load_detector
 from kdjax.detection.tables import score_table
 from kdjax.experiment.jobs import job_targets, make_training_data, student_job
@@ -109,7 +109,7 @@ def test_saved_exported_and_streamed_alike(fitted, faulty, kind, tmp_path):
     np.testing.assert_allclose(scores, wanted["score"], **close)
     assert [row.state for row in streamed[100:130]] == [*wanted["state"][100:130]]
     windows = np.stack([rows.values[start : start + L] for start in range(289)])
-    pieces = [*explain_batches(loaded, 0, rows.values, np.arange(289))]
+    pieces = [*score_batches(loaded, 0, rows.values, np.arange(289), explain=True)]
     points = np.concatenate([piece.points for piece in pieces])
     for export in (kdjax.export_onnx, kdjax.export_stablehlo):
         export(loaded, tmp_path / "file", entity="X")

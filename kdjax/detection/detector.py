@@ -178,13 +178,6 @@ def score_batches(
     )
 
 
-def explain_batches(
-    detector: Detector, index: int, values: np.ndarray, starts: np.ndarray
-) -> Iterator[Explained]:
-    """Scores and contributions of the windows of raw rows, in batches."""
-    return score_batches(detector, index, values, starts, explain=True)
-
-
 def score_scaled(
     model: ResidualModel,
     gaussian: Gaussian,
@@ -283,10 +276,8 @@ def point_scorer(form: ResidualModel, missing: bool = False) -> WindowFunction:
     """
     if gives_scores(form.kind):
         return _own_scorer(form, missing)
-    residuals, copies = (
-        _observed_residuals(form, missing),
-        len(components_of(form.kind)),
-    )
+    residuals = _observed_residuals(form, missing)
+    copies = len(components_of(form.kind))
     gaps = np.array(form.context, int) - np.arange(len(form.context))
 
     def scores(common: Any, windows: Array) -> Any:

@@ -23,7 +23,6 @@ from kdjax.detection.detector import (
     POOLED,
     Detector,
     entity_index,
-    explain_batches,
     score_batches,
 )
 from kdjax.detection.scores import window_scores
@@ -228,7 +227,7 @@ def explain_rows(
     starts, done = starts[used], 0
     total = np.zeros((len(rows), len(detector.channels)))
     score, count = np.zeros((2, len(rows)))
-    for points, parts in explain_batches(detector, index, values, starts):
+    for points, parts in score_batches(detector, index, values, starts, explain=True):
         own = starts[done : done + len(parts), None]
         done += len(parts)
         places = place[own + np.arange(first, detector.window)]

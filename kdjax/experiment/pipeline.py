@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 
 from kdjax.config import to_json
@@ -53,7 +54,7 @@ from kdjax.models import residual
 from kdjax.models.autoencoder import count_parameters
 from kdjax.models.baselines import BASELINES
 from kdjax.models.classifier import count_numbers
-from kdjax.models.forecasters import FORECASTERS, count_forecaster
+from kdjax.models.forecasters import FORECASTERS, init_forecaster
 from kdjax.models.residual import NETWORK, ResidualModel
 from kdjax.training import hosts
 from kdjax.training.components import fit_baseline
@@ -239,7 +240,11 @@ def count_networks(settings: Settings) -> dict[str, int]:
         if kind == "classifier":
             return count_numbers(channels, settings["classifier"]["networks"])
         if kind in FORECASTERS:
-            return count_forecaster(kind, channels, settings["forecast"]["units"])
+            rng, rows = np.random.default_rng(0), np.zeros((1, channels))
+            drawn = init_forecaster(
+                kind, rng, rows, units=settings["forecast"]["units"]
+            )
+            return ResidualModel(kind, drawn).parameters
         return BASELINES[kind].most(data["window"], channels)
 
     return {
@@ -276,10 +281,9 @@ def _evaluate(
         for kind in residual.components_of(model.kind)
     }
     models = dict(networks)
+    options = baseline_options(settings)
     for name in settings["baselines"]:
-        models[name] = fitted.get(name) or fit_baseline(
-            name, prepared, **baseline_options(settings)
-        )
+        models[name] = fitted.get(name) or fit_baseline(name, prepared, **options)
     ready, known = {}, {}
     for name, model in models.items():
         if residual.gives_scores(model.kind):

@@ -150,12 +150,9 @@ def make_model(task: Task, role: str, fitted: Fitted | None) -> ResidualModel:
         shape = jobs.architecture(task.settings, role, width=width)
         network = ResidualModel(NETWORK, fitted.params, shape, group.prepared.context)
     components = task.settings[role]["components"]
+    options = baseline_options(task.settings)
     return fit_components(
-        components,
-        group.prepared,
-        network,
-        fits=group.fits,
-        **baseline_options(task.settings),
+        components, group.prepared, network, fits=group.fits, **options
     )
 
 

@@ -19,7 +19,7 @@ from kdjax.data.windowing import gather
 from kdjax.detection.detector import (
     Detector,
     entity_index,
-    explain_batches,
+    score_batches,
     usual_entity,
 )
 from kdjax.detection.reading import read_like
@@ -72,7 +72,7 @@ def check_export(
     for rows, count in zip(series, counts, strict=True):
         starts, places = places[places < count], places[places >= count] - count
         rows, first = np.asarray(rows, detector.scalers.offset.dtype), 0
-        for points, parts in explain_batches(detector, index, rows, starts):
+        for points, parts in score_batches(detector, index, rows, starts, explain=True):
             own = starts[first : first + len(points)]
             first += len(own)
             largest = window_scores(points, count=detector.allowed_points)

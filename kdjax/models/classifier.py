@@ -67,12 +67,7 @@ def classifier_points(params: Params, windows: Array, context: Places = ()) -> A
 def _excess(params: Params, windows: Array, context: Places) -> Array:
     ranges = (windows - params["low"]) / params["scale"]
     excess = jnp.square(ranges - jnp.clip(ranges, LOWEST, HIGHEST))
-    return _zeroed(excess, context)
-
-
-def _zeroed(values: Array, context: Places) -> Array:
-    """Values `[…, D]`, 0 for channels of the context."""
-    return values.at[..., np.array(context)].set(0) if context else values
+    return excess.at[..., np.array(context, int)].set(0)
 
 
 def classifier_contributions(
@@ -96,7 +91,8 @@ def classifier_contributions(
 
     lower = jax.lax.map(without, channels).T
     whole = whole[:, None]
-    falls = _zeroed(jnp.maximum(whole - lower, 0) + FAINT * whole, context)
+    falls = jnp.maximum(whole - lower, 0) + FAINT * whole
+    falls = falls.at[..., np.array(context, int)].set(0)
     total = falls.sum(axis=1, keepdims=True)
     shares = whole * falls / jnp.where(total > 0, total, 1.0)
     return shares[:, None] + _excess(params, windows, context)

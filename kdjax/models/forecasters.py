@@ -101,11 +101,3 @@ def init_forecaster(
     mean = rows.mean(axis=0)
     scale = np.where(np.ptp(rows, axis=0) > 0, rows.std(axis=0), 1)
     return {"mean": np.float32(mean), "scale": np.float32(scale), "network": network}
-
-
-def count_forecaster(kind: str, width: int, units: int) -> int:
-    """How many numbers a forecaster of D = `width` channels has."""
-    rng, rows = np.random.default_rng(0), np.zeros((1, width))
-    params = init_forecaster(kind, rng, rows, units=units)
-    numbers: int = sum(map(np.size, jax.tree.leaves(params)))
-    return numbers
