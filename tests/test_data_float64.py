@@ -203,7 +203,7 @@ def prepared_from(dataset, **changes):
     settings = {
         "data": {
             "window": 20, "stride": 2, "max_gap": 5.0, "validation": 0.15,
-            "calibration": 0.15, "scaler": "quantile", "step_seconds": 0, **changes,
+            "calibration": 0.15, "scaler": "quantile", "step_seconds": 0, "context": (), **changes,
         },
         "threshold": {"method": "conformal", "false_alarm_rate": 0.1},
         "detection": {

@@ -90,6 +90,7 @@ def make_detector(
     wanted = REFERENCE_WINDOWS * prepared.window
     values = [entity.train.values for entity in prepared.entities]
     reference = max(values, key=lambda rows: min(len(rows), wanted))[-wanted:]
+    context = [prepared.channels[place] for place in prepared.context]
     card: dict[str, Any] = {
         "title": f"{name} of {prepared.name}",
         "model": {"name": name, "kind": model.kind, "parameters": model.parameters},
@@ -104,8 +105,8 @@ def make_detector(
         "data": {
             "name": prepared.name,
             "channels": list(prepared.channels),
-            "context": [prepared.channels[place] for place in prepared.context],
             "sha256": dict(digests),
+            **({"context": context} if context else {}),
             **_clock(prepared.entities[0].train),
         },
         **({"descends_from": dict(warm_start)} if warm_start else {}),
