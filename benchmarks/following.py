@@ -201,10 +201,11 @@ def difference(
     first: Mapping[str, Mapping[str, float]], second: Mapping[str, Mapping[str, float]]
 ) -> dict[str, Any]:
     """The mean paired difference in F1, with its interval over entities."""
-    return paired_difference(
+    fields = paired_difference(
         [first[entity]["f1"] for entity in first],
         [second[entity]["f1"] for entity in first],
     )._asdict()
+    return {"difference": fields.pop("mean"), **fields}
 
 
 if __name__ == "__main__":

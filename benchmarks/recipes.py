@@ -103,13 +103,14 @@ def differences(
     """Of each measure by entity the paired difference, with None where it has no value."""
     found = {}
     for key in next(iter(first.values())):
-        difference = paired_difference(
+        fields = paired_difference(
             [first[entity][key] for entity in first],
             [second[entity][key] for entity in first],
-        )
+        )._asdict()
+        fields = {"difference": fields.pop("mean"), **fields}
         found[key] = {
             field: None if isinstance(value, float) and math.isnan(value) else value
-            for field, value in difference._asdict().items()
+            for field, value in fields.items()
         }
     return found
 
