@@ -31,7 +31,7 @@ from kdjax.export.costs import numbers
 from kdjax.metrics import vus_pr
 
 HERE = Path(__file__).parent / "tsbad"
-# Rows of windows: the shortest prefixes have 500, a fifth of which calibrates.
+# Rows of windows: the shortest prefixes have 500, of which 75 calibrate.
 WINDOW = 50
 LONG_WINDOW = 96  # of the classifier, where the prefix allows it
 # The benchmark looks for a period among so many rows and lags; this one, if it is none.
