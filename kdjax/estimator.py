@@ -46,6 +46,7 @@ from kdjax.data.splits import segments
 from kdjax.data.tables import check_names, numbered_channels
 from kdjax.data.times import parse_time
 from kdjax.detection.alarming import AlarmRule, row_alarms
+from kdjax.detection.calibration import calibrate
 from kdjax.detection.detector import (
     POOLED,
     Detector,
@@ -64,6 +65,7 @@ from kdjax.detection.tables import (
 from kdjax.detection.thresholds import Rule, choose_threshold, needed, too_few_message
 from kdjax.errors import ConfigError, DataError, KdjaxError, check_choice, counted
 from kdjax.experiment.assemble import (
+    calibration_rules,
     data_digests,
     make_detector,
     threshold_rule,
@@ -76,7 +78,7 @@ from kdjax.experiment.recalibrate import (
     with_settings,
     with_threshold,
 )
-from kdjax.experiment.train import baseline_options, calibrated, train_networks
+from kdjax.experiment.train import baseline_options, refitted, train_networks
 from kdjax.io.processes import check_not_forked
 from kdjax.models.baselines import BASELINES
 from kdjax.training.components import fit_baseline
@@ -815,7 +817,9 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
         made = {} if teacher is None else {"teacher": teacher}
         for found, model in models.items():
             if found not in made:
-                model, calibration = calibrated(model, prepared, settings)
+                rules = calibration_rules(settings, prepared)
+                calibration = calibrate(model, prepared, rules)
+                model = refitted(prepared, settings, {}, model)
                 detector = make_detector(
                     found,
                     model,

@@ -259,6 +259,10 @@ def test_the_usual_pruner_waits_for_five_trials_and_a_quarter_of_the_epochs():
         ({"entity_mode": "per_entity"}, "changes entity_mode, and validation losses"),
         ({"detection.floor": 0.1}, "on which no validation loss depends: set it in"),
         ({"threshold.method": "pot"}, "on which no validation loss depends"),
+        (
+            {"student.components": ("classifier",), "distill.alpha": 0.0},
+            "student.components=('classifier',) have no autoencoder and so no valid",
+        ),
         ({"seed": 1}, "changes seed: list the seeds of a trial in SEEDS"),
         ({"train.rate": 1}, "unknown field train.rate (did you mean train."),
         ({"train.batch_size": 0}, "train.batch_size=0 must lie in"),

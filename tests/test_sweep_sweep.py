@@ -268,6 +268,32 @@ def test_members_per_entity(design, tmp_path):
     assert (tmp_path / "members/001/detectors/student/saw/detector.json").exists()
 
 
+def test_a_classifier_is_that_of_a_run_and_trains_no_network(design, tmp_path):
+    more = {
+        "data.window": 16,
+        "student.components": ("classifier",),
+        "distill.alpha": 0.0,
+        "classifier.networks": 2,
+        "classifier.steps": 5,
+        "baselines": ("mahalanobis",),
+    }
+    made = design(more, changes=[{}])
+    table = run_sweep(made, tmp_path / "sweep").members
+    assert list(table["status"]) == ["done"] * 2
+    assert table["validation_loss"].isna().all() and list(table["steps"]) == [0, 0]
+    run(made.members[0].settings, tmp_path / "run")
+    places = (f"sweep/members/{made.members[0].name}", "run")
+    one, other = (
+        load_detector(tmp_path / place / "detectors" / "student") for place in places
+    )
+    networks = one.model.params["networks"]
+    assert len(networks["head_bias"]) == 2, "the one that learnt from all rows"
+    for name, leaf in other.model.params["networks"].items():
+        np.testing.assert_array_equal(networks[name], leaf)
+    assert one.thresholds == other.thresholds
+    assert not read_lines(tmp_path / "sweep"), "no network was trained"
+
+
 CONFIG_FILE = """
 from kdjax.config import get_config as defaults
 

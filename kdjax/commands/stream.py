@@ -61,7 +61,7 @@ def main(arguments: list[str], flags: common.Flags) -> None:
             detector=detector,
             adaptive_step=flags.adaptive,
             reading=reading,
-            log=_say,
+            log=lambda text: print(f"kdjax: {common.in_flags(text)}", file=sys.stderr),
             **common.chosen(flags, *names),
         )
 
@@ -76,7 +76,3 @@ def _lines(source: TextIO) -> Iterator[str]:
         if isinstance(source.buffer, io.BufferedReader):
             check_start(source.buffer.peek(8))
     yield from source
-
-
-def _say(message: str) -> None:
-    print(f"kdjax: {common.in_flags(message)}", file=sys.stderr)

@@ -5,7 +5,7 @@ abnormal rows out with `data.exclude` or `detection.trim`.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -60,12 +60,14 @@ def evaluate_models(
     min_anomalous_points: int,
     console: Console,
     ready: Mapping[str, Calibration] = MappingProxyType({}),
+    refit: Callable[[ResidualModel], ResidualModel] = lambda model: model,
     point_adjusted: bool = False,
     rolling: float = 0.0,
 ) -> dict[str, ModelEvaluation]:
     """Calibrates each model on clean rows and scores the test rows; by model name.
 
-    `ready` has calibrations of models that bring their own. `min_anomalous_points` rows
+    `ready` has calibrations of models that bring their own; `refit` gives what scores
+    instead of another model once that is calibrated. `min_anomalous_points` rows
     make a window anomalous. `point_adjusted` adds metrics that are inflated; `rolling` is
     the share of windows above the rolling threshold, 0 for none.
     """
@@ -78,6 +80,7 @@ def evaluate_models(
     for name, model in models.items():
         console.print(f"{name}: calibrates and scores")
         calibration = ready.get(name) or calibrate(model, prepared, rules)
+        model = model if name in ready else refit(model)
         scores, rates = [], []
         for place, entity in enumerate(prepared.entities):
             starts, test = test_starts(prepared, entity), entity.test

@@ -132,14 +132,11 @@ def _loss_curves(
             ("train_loss", f"{phase}: {OBJECTIVES.get(phase, 'loss')}, training"),
             ("validation_loss", f"{phase}: MSE(X', X), validation"),
         ):
-            losses = [_loss(found[epoch].get(key)) for epoch in epochs]
+            numbers = [found[epoch].get(key) or 0.0 for epoch in epochs]
+            # A log axis shows no others: NaN leaves a gap.
+            losses = [float(n) if 0 < n < np.inf else np.nan for n in numbers]
             curves.append((label, epochs, losses))
     return curves
-
-
-def _loss(number: float | None) -> float:
-    """A loss that a log axis can show, else NaN, which leaves a gap."""
-    return float(number) if number and 0 < number < np.inf else float("nan")
 
 
 def distribution_figure(scores: EntityScores, calibration: np.ndarray) -> go.Figure:

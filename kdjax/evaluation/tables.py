@@ -72,6 +72,21 @@ class Table(NamedTuple):
     words: str = ""
 
 
+# Metrics of rows: names, title and words of each table.
+METRIC_TABLES = (
+    (
+        POINT_METRICS,
+        "Rows and events, means over entities",
+        "By scores of rows. Random scores have a high affiliation F1 as well (see random).",
+    ),
+    (
+        INFLATED,
+        "Point-adjusted F1 (inflated)",
+        "Inflated: one row found counts as its event; compare with the line of random.",
+    ),
+)
+
+
 def report_tables(results: Results) -> list[Table]:
     """All tables that the results have content for, the most important first."""
     method = label_free_method(results)
@@ -80,8 +95,7 @@ def report_tables(results: Results) -> list[Table]:
         interval_table(results.get("intervals") or (), method),
         paired_table(results.get("paired") or (), method),
         rolling_table(results),
-        point_table(results),
-        inflated_table(results),
+        *(metric_table(results, *own) for own in METRIC_TABLES),
         false_alarm_table(results.get("rates") or ()),
         training_table(results.get("worst_training_windows") or ()),
     ]
@@ -209,28 +223,6 @@ def rolling_table(results: Results) -> Table | None:
         f"Before each window τ is the conformal threshold of all scores so far for {share:g} "
         "of them, calibration's first. It uses no labels, and test scores only once they "
         "are past. in alarm: share of windows, anomalies among them.",
-    )
-
-
-def point_table(results: Results) -> Table | None:
-    """Metrics of rows and events under each threshold, means over entities."""
-    return _metric_table(
-        results,
-        POINT_METRICS,
-        "Rows and events, means over entities",
-        "By scores of rows. oracle: τ chosen on the test labels. Random scores reach a "
-        "high affiliation F1 as well: compare with the line of random.",
-    )
-
-
-def inflated_table(results: Results) -> Table | None:
-    """Point-adjusted F1; only where asked for."""
-    return _metric_table(
-        results,
-        INFLATED,
-        "Point-adjusted F1 (inflated)",
-        "Inflated: one row found in an event counts as all of its rows, so random scores "
-        "do well: compare with the line of random. For comparison with older papers only.",
     )
 
 
@@ -467,7 +459,7 @@ def _numbers(
     return lines
 
 
-def _metric_table(
+def metric_table(
     results: Results, metrics: Mapping[str, str], title: str, words: str
 ) -> Table | None:
     """Means over entities of the level `point`: a line a model and threshold."""

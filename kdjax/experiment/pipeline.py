@@ -5,6 +5,7 @@ finished, and `kdjax.experiment.jobs.resume_job` finds where a network goes on.
 """
 
 import contextlib
+import functools
 import json
 import os
 import time
@@ -32,7 +33,7 @@ from kdjax.experiment.train import (
     ALL,
     PER_ENTITY,
     baseline_options,
-    calibrated,
+    refitted,
     split_groups,
     train_groups,
 )
@@ -284,12 +285,7 @@ def _evaluate(
     options = baseline_options(settings)
     for name in settings["baselines"]:
         models[name] = fitted.get(name) or fit_baseline(name, prepared, **options)
-    ready, known = {}, {}
-    for name, model in models.items():
-        if residual.gives_scores(model.kind):
-            if model.kind not in known:
-                known[model.kind] = calibrated(model, prepared, settings)
-            models[name], ready[name] = known[model.kind]
+    ready = {}
     if warm_start:
         models[PREVIOUS] = warm_start.detector.model
         ready[PREVIOUS] = previous_calibration(warm_start.detector, prepared)
@@ -300,6 +296,7 @@ def _evaluate(
         min_anomalous_points=settings["data"]["min_anomalous_points"],
         console=console,
         ready=ready,
+        refit=functools.partial(refitted, prepared, settings, {}),
         point_adjusted=settings["evaluation"]["point_adjusted"],
         rolling=settings["threshold"]["rolling_share"],
     )

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from kdjax.data.prepared import Prepared
 from kdjax.data.series import Dataset
-from kdjax.detection.calibration import Calibration, Rules, calibrate
+from kdjax.detection.calibration import Rules, calibrate
 from kdjax.detection.detector import score_scaled
 from kdjax.detection.gaussian import Gaussian
 from kdjax.errors import TrainingError
@@ -100,8 +100,9 @@ def train_tasks(
 ) -> dict[str, Fitted]:
     """Trains the teachers and then the students; the results by the names of the jobs.
 
-    Students of a teacher that failed are left out. `teachers` are trained already, by
-    the names of their jobs; `first` has parameters that teachers and students start from.
+    Models without a network have no job, and students of a teacher that failed are left
+    out. `teachers` are trained already, by the names of their jobs; `first` has
+    parameters that teachers and students start from.
     """
     models = dict(teachers)
     wanted = {
@@ -121,7 +122,8 @@ def train_tasks(
         name, group = task.teacher or "", task.group
         result = fitted.get(name)
         failed = name in wanted and (result is None or result.progress.bad_step)
-        if task.student is None or task.student in students or failed:
+        wanted_student = jobs.has_network(task.settings, STUDENT) and not failed
+        if task.student is None or task.student in students or not wanted_student:
             continue
         if name and name not in models:
             models[name] = make_model(task, TEACHER, result)
@@ -149,11 +151,8 @@ def make_model(task: Task, role: str, fitted: Fitted | None) -> ResidualModel:
         width = len(group.prepared.channels)
         shape = jobs.architecture(task.settings, role, width=width)
         network = ResidualModel(NETWORK, fitted.params, shape, group.prepared.context)
-    components = task.settings[role]["components"]
-    options = baseline_options(task.settings)
-    return fit_components(
-        components, group.prepared, network, fits=group.fits, **options
-    )
+    kinds, options = task.settings[role]["components"], baseline_options(task.settings)
+    return fit_components(kinds, group.prepared, network, fits=group.fits, **options)
 
 
 def baseline_options(settings: Settings) -> dict[str, Any]:
@@ -162,19 +161,20 @@ def baseline_options(settings: Settings) -> dict[str, Any]:
     return {name: settings[name] | seed for name in ("classifier", "forecast")}
 
 
-def calibrated(
-    model: ResidualModel, prepared: Prepared, settings: Settings
-) -> tuple[ResidualModel, Calibration]:
-    """A model and its calibration; a classifier then learns from all rows.
+def refitted(
+    prepared: Prepared, settings: Settings, known: Fits, model: ResidualModel
+) -> ResidualModel:
+    """A classifier that has learnt from all rows; other models as they are.
 
-    The newest rows are those that later ones resemble most, but τ must come from rows
-    that were not learnt from: from scores of half the networks, which have not seen them.
+    Later rows resemble the newest most, but τ must come from rows that were not learnt
+    from: so it is refitted once it is calibrated. `known` has those already refitted.
     """
-    calibration = calibrate(model, prepared, calibration_rules(settings, prepared))
-    if residual.gives_scores(model.kind):
+    if not residual.gives_scores(model.kind):
+        return model
+    if (model.kind,) not in known:
         options = baseline_options(settings)
-        model = fit_baseline(model.kind, prepared, every=True, **options)
-    return model, calibration
+        known[model.kind,] = fit_baseline(model.kind, prepared, every=True, **options)
+    return known[model.kind,]
 
 
 def train_networks(
@@ -210,7 +210,7 @@ def train_groups(
     for group in make_groups(prepared, settings["data"]):
         for name in (name for name in NETWORKS if name in names):
             task = Task(settings, group, teacher=None, student=None)
-            if name != TEACHER and jobs.has_network(settings, STUDENT):
+            if name != TEACHER:
                 task = task._replace(student=group_name(name, group.name))
             if name == STUDENT:
                 task = task._replace(scorers=tuple(scorers), weights=tuple(weights))
@@ -261,7 +261,8 @@ def scorers_of(
     """Score functions of a teacher, or with weights of each of its components.
 
     a_t under the Gaussian of the validation rows, as in the detector; of several entities
-    under the Gaussian of all. () if the config's target isn't `scores`.
+    under the Gaussian of all. () if the config's target isn't `scores`. A classifier is
+    one that has not seen the calibration rows, from which the student's τ comes.
     """
     distill = settings["distill"]
     if distill["target"] != "scores" or not jobs.is_distilled(distill):

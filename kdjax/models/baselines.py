@@ -220,14 +220,13 @@ def fit_kmeans(
         found = KMeans(
             min(centres, different), n_init=1, max_iter=ROUNDS, random_state=seed
         ).fit(flat)
-    shape = (-1, *windows.shape[1:])
-    return {"centres": found.cluster_centers_.reshape(shape).astype(np.float32)}
+    found_centres = found.cluster_centers_.astype(np.float32)
+    return {"centres": found_centres.reshape(-1, *windows.shape[1:])}
 
 
 def fit_memory(windows: np.ndarray, *, most: int = KEPT) -> dict[str, np.ndarray]:
     """Parameters of `memory`: scaled windows `[M, L, D]`, or `most` of them spread evenly."""
-    chosen = spread_evenly(len(windows), most)
-    return {"windows": windows[chosen].astype(np.float32)}
+    return {"windows": windows[spread_evenly(len(windows), most)].astype(np.float32)}
 
 
 class Baseline(NamedTuple):

@@ -42,7 +42,7 @@ from kdjax.export.costs import detector_costs
 from kdjax.io.files import check_schema, write_text
 from kdjax.training import hosts
 from kdjax.training.components import options_of
-from kdjax.training.loop import Fitted
+from kdjax.training.loop import Fitted, TrainingProgress
 
 logger = logging.getLogger(__name__)
 
@@ -204,8 +204,9 @@ def failures(
     """Why networks of a member are missing; empty if all are trained."""
     reasons = []
     for task in tasks_of([member], sweep_data):
-        teacher = task.teacher if jobs.has_network(task.settings, "teacher") else None
-        for name in filter(None, (teacher, task.student)):
+        for role, name in (("teacher", task.teacher), ("student", task.student)):
+            if name is None or not jobs.has_network(task.settings, role):
+                continue
             if name not in trained:
                 reasons.append(f"{name}: was not trained")
             elif trained[name].progress.bad_step:
@@ -307,7 +308,8 @@ def evaluate_member(
             logger.warning(
                 "bytes or milliseconds are not measured: %s", costs["reason"]
             )
-        progress = trained[task.student or ""].progress
+        network = trained.get(task.student or "")
+        progress = network.progress if network else TrainingProgress()
         of_group = {
             "parameters": student.model.parameters,
             "steps": progress.step,
@@ -349,13 +351,15 @@ def _evaluate(
     settings, prepared = task.settings, task.group.prepared
     used = [settings[name] for name in ("data", "detection", "threshold")]
     key = json.dumps([task.teacher, task.group.name, used], sort_keys=True)
-    models = {"student": train.make_model(task, "student", trained[task.student or ""])}
+    network = trained.get(task.student or "")
+    models = {"student": train.make_model(task, "student", network)}
     if task.teacher is not None and key not in sweep_data.teachers:
         models["teacher"] = train.make_model(task, "teacher", trained.get(task.teacher))
     evaluations = evaluate_models(
         models,
         prepared,
         calibration_rules(settings, prepared),
+        refit=functools.partial(train.refitted, prepared, settings, {}),
         min_anomalous_points=settings["data"]["min_anomalous_points"],
         console=Console(quiet=True),
     )

@@ -498,6 +498,7 @@ def _run_again(
     search: Search, member: Member, results: Mapping[str, Any]
 ) -> dict[str, Any]:
     """A member of the best trial: its loss, its detectors and the command of its run."""
+    losses = [own[LOSS] for own in results["measures"].values()]
     usual = dict(leaves(json.loads(to_json(get_config()))))
     changed = {k: v for k, v in leaves(member.settings) if v != usual[k]}
     flags = [f"--config.{field}={design.value_text(v)}" for field, v in changed.items()]
@@ -505,7 +506,7 @@ def _run_again(
     trial = member.name.split("-")[0]
     return {
         "seed": member.settings[SEED],
-        LOSS: statistics.mean(own[LOSS] for own in results["measures"].values()),
+        LOSS: None if None in losses else statistics.mean(losses),
         "detectors": f"trials/{trial}/members/{member.name}/detectors",
         "command": shlex.join(["kdjax", "run", *flags, workdir]),
     }
