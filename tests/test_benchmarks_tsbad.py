@@ -125,3 +125,18 @@ def test_models_of_whole_windows_find_a_level_shift(root):
         line = tsbad.measure(item, name, 0)
         assert line["vus_pr"] > 0.5, line
         assert line["numbers"] > 1000
+
+
+def test_commands_are_context_where_the_collection_has_them(root):
+    item = next(tsbad.published(root))._replace(collection="MSL")
+    few = {"settings": {"classifier.networks": 1, "classifier.steps": 2}}
+    for context in (False, True):
+        made = tsbad._estimator(context=context, detector="mahalanobis")(item, 0)
+        rows = item.rows.copy()
+        rows[:, 1:] += 1000
+        unmoved = np.array_equal(made.score(rows), made.score(item.rows))
+        assert unmoved is context
+        network = tsbad._estimator(context=context, window_size=62, **few)(item, 0)
+        assert not np.array_equal(network.score(rows), network.score(item.rows))
+    assert "kdjax mahalanobis with context" in tsbad.UNSEEDED
+    assert "kdjax small with context" not in tsbad.UNSEEDED
