@@ -263,7 +263,7 @@ def stopped(*_, **__):
 
 
 @pytest.mark.parametrize(
-    "stop_at", ["", "prepare_dataset", "fit_baseline", "calibrated"]
+    "stop_at", ["", "prepare_dataset", "fit_baseline", "calibrate"]
 )
 def test_a_second_fit_that_fails_leaves_the_first(faulty, monkeypatch, stop_at):
     detector = made().fit(framed(waves(600)))
