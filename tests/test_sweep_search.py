@@ -261,7 +261,7 @@ def test_the_usual_pruner_waits_for_five_trials_and_a_quarter_of_the_epochs():
         ({"threshold.method": "pot"}, "on which no validation loss depends"),
         (
             {"student.components": ("classifier",), "distill.alpha": 0.0},
-            "student.components=('classifier',) have no autoencoder and so no valid",
+            "student.components=('classifier',) has no autoencoder, so no validation_loss",
         ),
         ({"seed": 1}, "changes seed: list the seeds of a trial in SEEDS"),
         ({"train.rate": 1}, "unknown field train.rate (did you mean train."),

@@ -180,7 +180,7 @@ def suggested_changes(search: Search, trial: "Trial") -> dict[str, Any]:
     kinds = member.settings["student"]["components"]
     if search.objective == LOSS and "autoencoder" not in kinds:
         raise ConfigError(
-            f"{where}: student.components={kinds!r} have no autoencoder and so no {LOSS}: "
+            f"{where}: student.components={tuple(kinds)} has no autoencoder, so no {LOSS}: "
             f"add it, or use an OBJECTIVE of {', '.join([*OBJECTIVES][1:])}."
         )
     return swept_values(member.settings, changes)
