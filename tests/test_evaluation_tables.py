@@ -8,7 +8,6 @@ from rich.console import Console
 
 from kdjax.evaluation.summary import CAUTION, summarise
 from kdjax.evaluation.tables import (
-    METRIC_TABLES,
     caption,
     detection_table,
     digest_table,
@@ -19,7 +18,6 @@ from kdjax.evaluation.tables import (
     interval_table,
     interval_text,
     label_free_method,
-    metric_table,
     paired_table,
     rate_text,
     report_tables,
@@ -493,13 +491,18 @@ def test_differences_have_signs_and_name_the_control():
     assert paired_table([], "conformal") is None
 
 
+def titled(results, title):
+    found = report_tables(results)
+    return next((table for table in found if table.title.startswith(title)), None)
+
+
 def test_metrics_of_points_are_shown_where_there_are_some():
     found = changed()
-    assert names_of(metric_table(found, *METRIC_TABLES[0])) == (
+    assert names_of(titled(found, "Rows and events")) == (
         "Model", "τ", "P", "R", "F1", "AUC ROC", "AP",
     )  # fmt: skip
     point_row(found, "student", "conformal").update(affiliation_f1=0.8125, f1=None)
-    table = metric_table(found, *METRIC_TABLES[0])
+    table = titled(found, "Rows and events")
     assert names_of(table)[-1] == "affiliation F1"
     assert [line[:2] for line in lines_of(table)] == [
         (model, rule) for model in SIZES for rule in ("oracle", "label-free τ")
@@ -520,25 +523,23 @@ def test_metrics_of_points_are_shown_where_there_are_some():
     for row in found["rows"]:
         if (row["scope"], row["level"]) != ("per_entity_mean", "point"):
             row["vus_pr"] = 0.9
-    assert metric_table(found, *METRIC_TABLES[0]).frame.equals(table.frame)
+    assert titled(found, "Rows and events").frame.equals(table.frame)
     # In whatever order they come.
     for row in found["rows"]:
         if row["scope"] == "pooled":
             row |= dict.fromkeys(("precision", "recall", "f1"), 0.999)
     found["rows"].sort(key=lambda row: row["scope"])
-    assert sorted(lines_of(metric_table(found, *METRIC_TABLES[0]))) == sorted(
-        lines_of(table)
-    )
+    assert sorted(lines_of(titled(found, "Rows and events"))) == sorted(lines_of(table))
 
 
 def test_adjusted_numbers_are_called_inflated_and_stand_beside_random():
     found = changed()
-    assert metric_table(found, *METRIC_TABLES[1]) is None
+    assert titled(found, "Point-adjusted F1") is None
     for model, number in (("teacher", 0.95), ("student", None), ("random", 0.874)):
         for rule in ("oracle", "conformal"):
             point_row(found, model, rule)["point_adjusted_f1"] = number
     point_row(found, "random", "conformal")["point_adjusted_f1"] = 0.5
-    table = metric_table(found, *METRIC_TABLES[1])
+    table = titled(found, "Point-adjusted F1")
     assert "inflated" in table.title and "Inflated" in table.words
     assert names_of(table) == ("Model", "τ", "point-adjusted F1, inflated")
     assert "compare with the line of random" in table.words
