@@ -28,7 +28,7 @@ from kdjax.experiment.populations import train_all
 from kdjax.models import residual
 from kdjax.models.model import Params
 from kdjax.models.residual import NETWORK, ResidualModel
-from kdjax.training.components import Fits, fit_baseline, fit_components
+from kdjax.training.components import Fits, fit_baseline, fit_components, options_of
 from kdjax.training.loop import Fitted
 from kdjax.training.targets import ScoreFunction
 
@@ -122,8 +122,8 @@ def train_tasks(
         name, group = task.teacher or "", task.group
         result = fitted.get(name)
         failed = name in wanted and (result is None or result.progress.bad_step)
-        wanted_student = jobs.has_network(task.settings, STUDENT) and not failed
-        if task.student is None or task.student in students or not wanted_student:
+        trainable = jobs.has_network(task.settings, STUDENT) and not failed
+        if task.student is None or task.student in students or not trainable:
             continue
         if name and name not in models:
             models[name] = make_model(task, TEACHER, result)
@@ -171,10 +171,11 @@ def refitted(
     """
     if not residual.gives_scores(model.kind):
         return model
-    if (model.kind,) not in known:
-        options = baseline_options(settings)
-        known[model.kind,] = fit_baseline(model.kind, prepared, every=True, **options)
-    return known[model.kind,]
+    options = baseline_options(settings)
+    key = (model.kind, "refitted", *sorted(options_of(model.kind, options).items()))
+    if key not in known:
+        known[key] = fit_baseline(model.kind, prepared, every=True, **options)
+    return known[key]
 
 
 def train_networks(

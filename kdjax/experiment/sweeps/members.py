@@ -359,7 +359,7 @@ def _evaluate(
         models,
         prepared,
         calibration_rules(settings, prepared),
-        refit=functools.partial(train.refitted, prepared, settings, {}),
+        refit=functools.partial(train.refitted, prepared, settings, task.group.fits),
         min_anomalous_points=settings["data"]["min_anomalous_points"],
         console=Console(quiet=True),
     )
