@@ -159,7 +159,7 @@ MODELS = {
 FILTERS = ("memory", "mahalanobis", "moving_average")
 MODELS |= {
     f"kdjax {name} with context": _estimator(detector=name, context=True)
-    for name in FILTERS
+    for name in (*FILTERS, "cnn_forecast")
 }
 # Without a seed: one line serves.
 UNSEEDED = [name for name in MODELS if set(name.split()) & {*FILTERS}]
