@@ -26,7 +26,6 @@ DISTILLATION = [
     "teacher.components",
     "distill.target",
     "distill.alpha",
-    "distill.alpha_end",
     "distill.weights",
     "distill.augmented_copies",
 ]
@@ -94,7 +93,8 @@ def distillation_name(row: dict[str, Any]) -> str:
         words.append("LSTM teacher")
     if row["target"] != "reconstruction":
         words.append(row["target"])
-    if row["alpha_end"] != "none":
+    # A row of when α could change in training.
+    if row.get("alpha_end", "none") != "none":
         words.append(f"α {float(row['alpha']):g} → {float(row['alpha_end']):g}")
     elif float(row["alpha"]) != 0.35:
         words.append(f"α = {float(row['alpha']):g}")
@@ -123,7 +123,7 @@ def table(rows: list[dict[str, Any]], components: str) -> str:
     for row in rows:
         if row["components"] != components:
             continue
-        alone = float(row["alpha"]) == 0 and row["alpha_end"] == "none"
+        alone = float(row["alpha"]) == 0
         cells = (
             f"{row[name]['mean']:.3f}" if alone else _cell(row[name])
             for name in MEASURES

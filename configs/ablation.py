@@ -29,7 +29,6 @@ LESSONS: tuple[dict[str, Any], ...] = (
     {"distill.alpha": 0.0},
     {},
     {"distill.alpha": 1.0},
-    {"distill.alpha": 1.0, "distill.alpha_end": 0.0},
     {"distill.weights": (1.0, 1.0, 1.0)},
     {"distill.augmented_copies": 3},
     {"distill.target": "errors", "distill.augmented_copies": 3},

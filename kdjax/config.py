@@ -35,6 +35,8 @@ RENAMED = {
 _RENAMED_LEAVES = {
     old.split(".")[-1]: new.split(".")[-1] for old, new in RENAMED.items()
 }
+# Fields of `distill` that were removed; older settings have them, mostly unset as None.
+_REMOVED = ("alpha_end", "temperature_end")
 
 
 class _Group(ConfigDict):  # type: ignore[misc]
@@ -206,9 +208,6 @@ FIELDS: dict[str, tuple[Any, tuple[str, ...] | Range | None]] = {
     "distill.alpha": (0.35, Range(0, 1)),
     "distill.temperature": (1.0, Range(0, closed=False)),
     "distill.temperature_mode": ("output", ("output", "logit")),
-    # α and T after the last step, to which they change evenly; where not set they stay.
-    "distill.alpha_end": (float, Range(0, 1)),
-    "distill.temperature_end": (float, Range(0, closed=False)),
     # What the student's is compared with: the teacher's "reconstruction" (Eq. 2), its
     # "errors", its "hidden" code, or its "scores".
     "distill.target": (
@@ -312,12 +311,16 @@ def resolve(config: ConfigDict | Mapping[str, Any]) -> Settings:
 
 
 def completed(settings: Mapping[str, Any]) -> Settings:
-    """Settings of an older kdjax with the fields that came since, at their defaults."""
+    """Settings of an older kdjax with the fields that came since, at their defaults.
+
+    Without fields that were removed since and had no value.
+    """
     defaults: Settings = json.loads(to_json(get_config()))
 
     def fill(given: Mapping[str, Any], usual: Mapping[str, Any]) -> Settings:
         # What it has besides stays, for the checks to find.
-        return dict(given) | {
+        kept = {k: v for k, v in given.items() if v is not None or k not in _REMOVED}
+        return kept | {
             key: fill(given.get(key, {}), value)
             if isinstance(value, Mapping) and isinstance(given.get(key, {}), Mapping)
             else given.get(key, value)
@@ -576,13 +579,12 @@ def _check_together(settings: Settings) -> Iterator[str]:
 
 def _lesson_problems(distill: Settings, parts: list[str]) -> Iterator[str]:
     target, weights = distill["target"], distill["weights"]
-    heated = distill["temperature"] != 1 or distill["temperature_end"] is not None
     if target == "hidden" and parts[0] != "autoencoder":
         yield (
             "distill.target='hidden' needs a network as teacher: name autoencoder first "
             f"in teacher.components={parts!r}"
         )
-    if target == "scores" and heated:
+    if target == "scores" and distill["temperature"] != 1:
         yield (
             "distill.temperature has no effect on distill.target='scores', which are "
             "standardised: leave it at 1"

@@ -608,6 +608,16 @@ def test_older_settings_are_completed_with_the_defaults_of_what_came_since():
     assert old == without(settings, *since, "distill", "init_from")
 
 
+def test_removed_fields_are_passed_over_where_they_were_not_set():
+    settings = resolved(distill__alpha=0.5)
+    removed = {"alpha_end": None, "temperature_end": None}
+    old = {**settings, "distill": settings["distill"] | removed}
+    assert completed(old) == settings
+    old["distill"]["alpha_end"] = 0.2
+    with pytest.raises(ConfigError, match="unknown field distill.alpha_end"):
+        resolve(completed(old))
+
+
 def test_complete_settings_stay_as_they_are():
     settings = resolved(
         teacher__hidden=(8, 4), data__train_stride=3, baselines=("pca",), seed=7

@@ -986,8 +986,7 @@ def test_a_teacher_teaches_another_student_as_it_is(student):
     "kind", [pytest.param("student", marks=pytest.mark.slow), "mahalanobis"]
 )
 def test_strict_options_of_jax_give_the_same(faulty, kind):
-    settings = {**TINY["settings"], "distill.alpha_end": 0.1}
-    changed = {"missing": "mask", "detector": kind, "settings": settings}
+    changed = {"missing": "mask", "detector": kind}
     faulty.iloc[20:30, 0] = np.nan
 
     def run():

@@ -372,15 +372,15 @@ def test_students_of_disturbed_rows_side_by_side(
 
 # Steps that lead far, so that what a teacher says shows.
 LIVELY = {"train.learning_rate": 0.02, "train.warmup_steps": 0, "student.epochs": 1}
-ON_THE_WAY = (
-    {"distill.alpha": 0.0, "distill.alpha_end": 1.0},
-    {"distill.alpha": 0.9, "distill.temperature_end": 3.0},
+OF_EQ_2 = (
+    {"distill.alpha": 0.4},
+    {"distill.alpha": 0.9, "distill.temperature": 3.0},
     {"distill.alpha": 0.9, "seed": 3},
     {"distill.alpha": 0.0},
 )
 OF_ONE_TARGET = (
     {"distill.alpha": 0.9},
-    {"distill.alpha": 0.9, "distill.alpha_end": 0.1, "seed": 3},
+    {"distill.alpha": 0.4, "seed": 3},
     {"distill.alpha": 0.0},
 )
 
@@ -395,7 +395,7 @@ def loudness(windows):
 @pytest.mark.parametrize(
     ("target", "members"),
     [
-        ("reconstruction", ON_THE_WAY),
+        ("reconstruction", OF_EQ_2),
         pytest.param("errors", OF_ONE_TARGET, marks=pytest.mark.slow),
         pytest.param("hidden", OF_ONE_TARGET, marks=pytest.mark.slow),
         pytest.param("scores", OF_ONE_TARGET, marks=pytest.mark.slow),
@@ -416,7 +416,7 @@ def test_students_of_any_lesson_side_by_side(students, tmp_path, target, members
     plain = train_all(students(LIVELY, members[-1:]), tmp_path / "plain", QUIET)
     untaught = f"student-{len(members) - 1}"
     assert_close(plain["student-0"].params, alone[untaught].params, rtol=0)
-    # What they learned, and from where to where α went, shows at that distance.
+    # What they learned, α and T show at that distance.
     for one, other in itertools.combinations(together.values(), 2):
         with pytest.raises(AssertionError):
             assert_close(one.params, other.params, **NEAR)
@@ -426,7 +426,7 @@ def test_lessons_that_differ_are_other_groups(students):
     changes = [
         {"distill.target": "errors"}, {"distill.target": "hidden"},
         {"distill.target": "scores"}, {"distill.target": "scores", "seed": 1},
-        {"distill.alpha_end": 0.5}, {},
+        {"distill.alpha": 0.9}, {},
         {"distill.weights": (1.0,)}, {"distill.weights": (2.0,)},
     ]  # fmt: skip
     found = [

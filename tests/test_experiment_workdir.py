@@ -124,6 +124,7 @@ def test_a_folder_of_version_0_1_is_taken_up_under_todays_names(tmp_path):
         *group, leaf = new.split(".")
         fields = old[group[0]] if group else old
         fields[name.split(".")[-1]] = fields.pop(leaf)
+    old["distill"] |= {"alpha_end": None, "temperature_end": None}
     text = json.dumps(old)
     (tmp_path / "config.json").write_text(text)
     check_settings(tmp_path, settings, write=True)
@@ -132,6 +133,10 @@ def test_a_folder_of_version_0_1_is_taken_up_under_todays_names(tmp_path):
     message = r"config \(detection.attribution: 'conditional' -> 'correlation'\): give"
     with pytest.raises(ConfigError, match=message):
         check_settings(tmp_path, other, write=True)
+    old["distill"]["alpha_end"] = 0.5
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    with pytest.raises(ConfigError, match=r"\(distill.alpha_end: 0.5 -> None\): give"):
+        check_settings(tmp_path, settings, write=True)
 
 
 def test_a_foreign_folder_is_not_claimed(tmp_path):

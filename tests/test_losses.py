@@ -300,7 +300,7 @@ def soft_loss(arrays, target, *, net=None, params=None, alpha=0.3, **options):
     objective = student_loss(
         net or table("linear"), table("linear"), target=target, **given | options
     )
-    fields = ("windows", "weight", "targets", "observed", "sound", "progress")
+    fields = ("windows", "weight", "targets", "observed", "sound")
     with jax.enable_x64(True):
         batch = Batch(*(arrays.get(field) for field in fields))
         params = arrays["student"] if params is None else params
@@ -454,30 +454,4 @@ def test_errors_are_compared_with_the_teachers_errors(ranked, rows):
     soft = ((np.abs(x - z) - said) / 1.5) ** 2
     wanted = 0.7 * masked_mean((x - z) ** 2, seen, arrays["weight"])
     wanted += 0.3 * masked_mean(soft, seen, arrays["weight"])
-    np.testing.assert_allclose(found, wanted, rtol=1e-12)
-
-
-# α and T on the way.
-
-
-@pytest.mark.parametrize("progress", [0.0, 0.25, 1.0])
-@pytest.mark.parametrize("traced", [False, True])
-def test_alpha_and_temperature_change_evenly(arrays, progress, traced):
-    ends = {"alpha": 0.8, "alpha_end": 0.2, "temperature": 1.0, "temperature_end": 3.0}
-    given = arrays | {"targets": arrays["teacher"], "progress": np.float64(progress)}
-    with jax.enable_x64(True):
-        if traced:
-            ends = {name: jnp.asarray(value) for name, value in ends.items()}
-        found, slope = soft_loss(given, "reconstruction", **ends)
-    now = {"alpha": 0.8 - 0.6 * progress, "temperature": 1 + 2 * progress}
-    wanted = eq_2(arrays, mode="output", head="linear", **now)
-    np.testing.assert_allclose(found, wanted, rtol=1e-12)
-    _, held = loss(arrays, mode="output", head="linear", **now)
-    np.testing.assert_allclose(slope, held, rtol=1e-10, atol=1e-15)
-
-
-def test_an_alpha_that_rises_from_0_needs_its_teacher(arrays):
-    given = arrays | {"targets": arrays["teacher"], "progress": np.float64(0.5)}
-    found, _ = soft_loss(given, "reconstruction", alpha=0.0, alpha_end=1.0)
-    wanted = eq_2(arrays, alpha=0.5, temperature=1, mode="output", head="linear")
     np.testing.assert_allclose(found, wanted, rtol=1e-12)

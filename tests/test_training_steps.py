@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pandas as pd
 import pytest
 
@@ -53,16 +52,6 @@ def numpy_adam(gradients, rate, clip_norm):
         position = position - rate * step
         path.append(position)
     return path
-
-
-def test_progress_of_a_batch_is_the_share_of_steps_done_before_it():
-    optimizer, losses = optax.sgd(0.0), []
-    step = make_step(lambda params, batch: batch.progress, optimizer, steps=4)
-    state = init_state({"w": jnp.zeros(())}, optimizer)
-    for _ in range(4):
-        state, metrics = step(state, np.zeros((1, WINDOW, 2), np.float32))
-        losses.append(float(metrics["loss"]))
-    assert losses == [0, 0.25, 0.5, 0.75]
 
 
 def test_rate_rises_to_its_peak_and_falls_along_a_cosine():

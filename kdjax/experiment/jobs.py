@@ -52,9 +52,6 @@ AugmentedCache = dict[tuple[int, int], "TrainingData"]
 # Each random stream of a run is the seed's key folded with one of these.
 TEACHER_INIT, STUDENT_INIT, TEACHER_ORDER, STUDENT_ORDER = range(4)
 
-# α and T of Eq. 2 at the first step and after the last.
-SCHEDULE = ("alpha", "alpha_end", "temperature", "temperature_end")
-
 
 class TrainingData(NamedTuple):
     """Rows and windows that networks train on.
@@ -111,8 +108,8 @@ def has_network(settings: Settings, name: str) -> bool:
 
 
 def is_distilled(distill: Settings) -> bool:
-    """Whether α is above 0 at any step."""
-    return bool(distill["alpha"] > 0 or (distill["alpha_end"] or 0) > 0)
+    """Whether α is above 0."""
+    return bool(distill["alpha"] > 0)
 
 
 def teacher_seed(settings: Settings) -> int:
@@ -194,7 +191,7 @@ def make_distillation(
         weights = tuple(distill["weights"])
     if teacher is not None and not weights:
         teacher = component(teacher, components_of(teacher.kind)[0])
-    fields = (*SCHEDULE, "temperature_mode", "target", "cache_bytes")
+    fields = ("alpha", "temperature", "temperature_mode", "target", "cache_bytes")
     return Distillation(
         teacher=teacher,
         weights=weights,
@@ -278,18 +275,18 @@ def order_key(job: TrainingJob) -> Array:
     return jax.random.fold_in(jax.random.key(job.seed), job.order)
 
 
-def make_objective(job: TrainingJob, **schedule: Any) -> steps.LossFunction:
-    """The job's loss; `schedule` replaces α and T, for traced numbers."""
+def make_objective(job: TrainingJob, **numbers: Any) -> steps.LossFunction:
+    """The job's loss; `numbers` replace α and T, for traced ones."""
     net, distillation = network(job.architecture), job.distillation
     if distillation is None:
         return steps.teacher_loss(net)
-    fields = {name: getattr(distillation, name) for name in SCHEDULE} | schedule
+    usual = {"alpha": distillation.alpha, "temperature": distillation.temperature}
     return steps.student_loss(
         net,
         distillation.model,
         temperature_mode=distillation.temperature_mode,
         target=distillation.target,
-        **fields,
+        **(usual | numbers),
     )
 
 
@@ -389,7 +386,6 @@ def train_job(
                 make_job_optimizer(job),
                 window=job.data.window,
                 teacher=distillation.model if distillation else None,
-                steps=job.steps,
                 mesh=None if is_whole else mesh,
             ),
             batch_source,

@@ -191,26 +191,25 @@ def _make_population_step(
 
     def step_of(hyper: Mapping[str, Any]) -> steps.Step:
         rates = dict(hyper)
-        schedule = {name: rates.pop(name) for name in jobs.SCHEDULE}
+        of_loss = {name: rates.pop(name) for name in ("alpha", "temperature")}
         return steps.make_step(
-            jobs.make_objective(first, **schedule),
+            jobs.make_objective(first, **of_loss),
             jobs.make_job_optimizer(first, **rates),
             window=first.data.window,
-            steps=hyper["steps"],
         )
 
     return populations.make_population_step(step_of, mesh), hyper
 
 
 def _numbers(job: TrainingJob) -> dict[str, float]:
-    """What may differ between members: those of the optimizer, and `SCHEDULE`."""
+    """What may differ between members: numbers of the optimizer, α and T."""
     rates = ("learning_rate", "warmup_steps", "clip_norm")
-    numbers = {name: job.train[name] for name in rates} | {"steps": job.steps}
-    for name, unused in (("alpha", 0.0), ("temperature", 1.0)):
-        first = getattr(job.distillation, name, unused)
-        last = getattr(job.distillation, f"{name}_end", None)
-        numbers |= {name: first, f"{name}_end": first if last is None else last}
-    return numbers
+    return {
+        **{name: job.train[name] for name in rates},
+        "steps": job.steps,
+        "alpha": job.distillation.alpha if job.distillation else 0.0,
+        "temperature": job.distillation.temperature if job.distillation else 1.0,
+    }
 
 
 def join_datasets(

@@ -48,8 +48,6 @@ class Batch(NamedTuple):
     # [B, L, D] bool, False in cells that losses leave out; None: nowhere.
     observed: Array | None = None
     recorded: Array | None = None  # [B], 1, or 0 for an augmented window; None: all 1
-    # Share of the steps that are done, where losses use it.
-    progress: Array | None = None
 
 
 class WindowDataset(struct.PyTreeNode):  # type: ignore[no-untyped-call]

@@ -99,17 +99,14 @@ def student_loss(
     temperature: ArrayLike,
     temperature_mode: str,
     target: str = "reconstruction",
-    alpha_end: ArrayLike | None = None,
-    temperature_end: ArrayLike | None = None,
 ) -> LossFunction:
     """L_S of Eq. 2 of the parameters and a batch with `targets`, whose X_T `teacher` makes.
 
-    α and T may be traced; with `alpha_end` and `temperature_end` they change evenly over
-    the steps (`batch.progress`). With α = 0 throughout no targets are needed. See
+    α and T may be traced. With α = 0, not traced, no targets are needed. See
     `kdjax.losses` for `temperature_mode` and `target`.
     """
     check_distillation(target, temperature_mode)
-    alone = alpha_end is None and not isinstance(alpha, Array) and alpha == 0
+    alone = not isinstance(alpha, Array) and alpha == 0
     if target == "hidden" and not alone and model.coded is None:
         raise ConfigError("target='hidden' needs a student whose Model has `coded`.")
     activates = target == "reconstruction" and temperature_mode == "output"
@@ -129,8 +126,8 @@ def student_loss(
             reconstruction,
             batch.windows,
             teacher.activate(batch.targets) if activates else batch.targets,
-            alpha=_at(alpha, alpha_end, batch.progress),
-            temperature=_at(temperature, temperature_end, batch.progress),
+            alpha=alpha,
+            temperature=temperature,
             temperature_mode=temperature_mode,
             target=target,
             logits=logits,
@@ -152,15 +149,6 @@ def _reconstruction_loss(reconstruction: Array, batch: Batch) -> Array:
 def _share(part: ArrayLike, whole: ArrayLike) -> Array:
     """A quotient in float32, also under `jax.enable_x64`."""
     return jnp.asarray(part, jnp.float32) / jnp.asarray(whole, jnp.float32)
-
-
-def _at(start: ArrayLike, end: ArrayLike | None, progress: Array | None) -> ArrayLike:
-    """A number that changes evenly from `start` to `end`."""
-    if end is None:
-        return start
-    assert progress is not None
-    change: Array = jnp.asarray(end) - start
-    return start + change * progress
 
 
 # Steps.
@@ -252,7 +240,6 @@ def make_step(
     targets: Callable[[Array], Array] | None = None,
     window: int | None = None,
     teacher: Model | None = None,
-    steps: ArrayLike | None = None,
     mesh: Mesh | None = None,
     donate: bool = True,
 ) -> Step:
@@ -261,13 +248,12 @@ def make_step(
     `targets` gives distillation targets of windows `[B, L, D]` to batches without them.
     An `IndexedBatch` needs `window`, L, and `teacher` where its dataset carries the
     teacher's parameters; devices of `mesh` may share it, and then state and dataset lie
-    on all of them (`kdjax.training.sharding.place`). `steps` are those of the whole job,
-    for a loss that changes with `batch.progress`. With `donate` the state given may be
+    on all of them (`kdjax.training.sharding.place`). With `donate` the state given may be
     overwritten.
     """
 
     def gradient(common: Any, items: Any, weight: Array) -> tuple[Array, Params]:
-        params, dataset, progress = common
+        params, dataset = common
         if dataset is None:
             batch = items._replace(weight=weight)
         else:
@@ -284,7 +270,6 @@ def make_step(
         if batch.targets is None and targets is not None:
             given = jax.lax.stop_gradient(targets(batch.windows))
             batch = batch._replace(targets=given)
-        batch = batch._replace(progress=progress)
         found: tuple[Array, Params] = jax.value_and_grad(loss)(params, batch)
         return found
 
@@ -293,7 +278,6 @@ def make_step(
     def train_step(
         state: TrainState, batch: Any
     ) -> tuple[TrainState, dict[str, Array]]:
-        progress = None if steps is None else _share(state.step, steps)
         if isinstance(batch, IndexedBatch):
             dataset, items = batch.dataset, jnp.asarray(batch.positions)
             weight = jnp.asarray(batch.weight)
@@ -302,7 +286,7 @@ def make_step(
             if not isinstance(batch, Batch):
                 batch = Batch(jnp.asarray(batch), jnp.ones(len(batch), jnp.float32))
             items, weight = batch, jnp.asarray(batch.weight, jnp.float32)
-        value, slope = gradient((state.params, dataset, progress), items, weight)
+        value, slope = gradient((state.params, dataset), items, weight)
         value = value.astype(state.loss_sum.dtype)
         updates, opt_state = tx.update(slope, state.opt_state, state.params)
         step = state.step + 1

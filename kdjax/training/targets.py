@@ -123,10 +123,8 @@ class Distillation(NamedTuple):
     """What a student is distilled from, and how; see `kdjax.losses`."""
 
     teacher: ResidualModel | None  # None with `scorers` alone
-    alpha: float  # of Eq. 2, at the first step
-    alpha_end: float | None  # after the last; None: the same
+    alpha: float  # of Eq. 2
     temperature: float
-    temperature_end: float | None
     temperature_mode: str
     target: str
     # Of the teacher's components, or of the scorers; () for the first component, or for

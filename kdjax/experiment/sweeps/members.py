@@ -60,11 +60,10 @@ POINT_METRICS = {"average_precision": "point_average_precision", "vus_pr": "vus_
 
 # Fields of `train` that change no network.
 _WITHOUT_EFFECT = ("log_every", "checkpoint_seconds")
-# Fields of `distill` that are in a digest, and those that are in it only where they
-# differ from these values: sweeps from before they existed find their networks.
+# Fields of `distill` that are in a digest.
 _FIELDS = ("alpha", "temperature", "temperature_mode", "target", "augmented_copies")
-_LATER_FIELDS = {"alpha_end": None, "temperature_end": None, "weights": list[float]()}
-# The same of fields of `data`.
+# Fields of `data` that are in a digest only where they differ from these values: sweeps
+# from before they existed find their networks.
 _LATER_DATA = {
     "missing_values": list[str](), "fill_limit": None, "ignore": list[str](),
     "context": list[str](), "layout": "wide", "tag_column": "tag", "value_column": "value", "step": "",
@@ -110,7 +109,7 @@ def student_name(settings: Settings) -> str:
     if jobs.is_distilled(distill):
         facts["teacher"] = teacher_name(settings)
         facts["distill"] = [distill[field] for field in _FIELDS]
-        changed = {k: distill[k] for k, v in _LATER_FIELDS.items() if distill[k] != v}
+        changed = {"weights": distill["weights"]} if distill["weights"] else {}
         if distill["target"] == "scores":
             old = _with_old_names(settings["detection"])
             changed["scoring"] = train.scoring_key({**settings, "detection": old})
