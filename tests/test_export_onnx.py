@@ -1,5 +1,7 @@
 """The ONNX graph of a network against the network itself."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,7 +25,16 @@ def random_params(architecture, seed=0):
 
 
 def network_graph(architecture, params):
-    model = graphs.network_graph(architecture, params)
+    """`x [B, L, D]` to its reconstruction `y`; B and L are dynamic."""
+    graph = graphs.Graph([], {}, itertools.count())
+    outputs = graphs.add_network(graph, architecture, params, "x")
+    graphs.add(graph, "Identity", outputs, outputs=["y"])
+    shape = ["B", "L", architecture.width]
+    given, made = (
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
+        for name in ("x", "y")
+    )
+    model = graphs.make_model(graph, [given], [made], name="network")
     onnx.checker.check_model(model, full_check=True)
     return model
 

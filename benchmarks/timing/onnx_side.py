@@ -1,14 +1,15 @@
 """The side of onnxruntime: the exported network and its point scores in one graph."""
 
+import itertools
 from functools import partial
 from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
-from kdjax.export.onnx import network_graph
+from kdjax.export.onnx import Graph, add, add_network, make_model
 from kdjax.models.autoencoder import Architecture
 from kdjax.models.model import Params
 from timing import work
@@ -43,24 +44,17 @@ def score_graph(
     architecture: Architecture, params: Params, mean: np.ndarray, whiten: np.ndarray
 ) -> onnx.ModelProto:
     """`x [B, L, D]` to the point scores ‖W(|x − x'| − μ)‖² `[B, L]`."""
-    model = network_graph(architecture, params)
-    graph = model.graph
-    nodes = [
-        helper.make_node("Sub", ["x", "y"], ["difference"]),
-        helper.make_node("Abs", ["difference"], ["errors"]),
-        helper.make_node("Sub", ["errors", "mean"], ["centred"]),
-        helper.make_node("MatMul", ["centred", "whiten"], ["whitened"]),
-        helper.make_node(
-            "ReduceSumSquare", ["whitened"], [OUTPUT], axes=[2], keepdims=0
-        ),
-    ]
-    graph.node.extend(nodes)
-    graph.initializer.append(numpy_helper.from_array(mean, "mean"))
-    matrix = np.ascontiguousarray(whiten.T)
-    graph.initializer.append(numpy_helper.from_array(matrix, "whiten"))
-    del graph.output[:]
-    output = helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["B", "L"])
-    graph.output.append(output)
+    graph = Graph([], {}, itertools.count())
+    outputs = add_network(graph, architecture, params, "x")
+    errors = add(graph, "Abs", add(graph, "Sub", "x", outputs))
+    whitened = add(graph, "MatMul", add(graph, "Sub", errors, mean), whiten.T)
+    add(graph, "ReduceSumSquare", whitened, outputs=[OUTPUT], axes=[2], keepdims=0)
+    shapes = {"x": ["B", "L", architecture.width], OUTPUT: ["B", "L"]}
+    windows, scores = (
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+        for name, shape in shapes.items()
+    )
+    model = make_model(graph, [windows], [scores], name="point_scores")
     onnx.checker.check_model(model, full_check=True)
     return model
 

@@ -156,7 +156,7 @@ def onnx_file(detector: Detector, index: int, *, quantize: str = "none") -> byte
 
 def _autoencoder(graph: Graph, model: ResidualModel, windows: str) -> str:
     assert model.architecture is not None
-    outputs = _network(graph, model.architecture, model.params, windows)
+    outputs = add_network(graph, model.architecture, model.params, windows)
     return add(graph, "Abs", add(graph, "Sub", windows, outputs))
 
 
@@ -454,17 +454,7 @@ def _without_nan(graph: Graph, values: str, instead: np.float32) -> str:
 # The network and missing cells.
 
 
-def network_graph(architecture: Architecture, params: Params) -> Model:
-    """The network alone: `x [B, L, D]` to its reconstruction `y`; B and L are dynamic."""
-    graph = Graph([], {}, itertools.count())
-    add(graph, "Identity", _network(graph, architecture, params, "x"), outputs=["y"])
-    shape = ("B", "L", architecture.width)
-    return make_model(
-        graph, [_value("x", shape)], [_value("y", shape)], name="kdjax_network"
-    )
-
-
-def _network(
+def add_network(
     graph: Graph, architecture: Architecture, params: Params, windows: str
 ) -> str:
     """Adds the network; `windows [B, L, D]` to their reconstruction `[B, L, D]`."""
