@@ -80,19 +80,6 @@ def _warn_renamed(old: str, new: str, *, stacklevel: int = 3) -> None:
     )
 
 
-def renamed_fields(settings: Mapping[str, Any]) -> Settings:
-    """Nested settings with the fields of version 0.1 under their names of today."""
-    found = {**settings}
-    for old, new in RENAMED.items():
-        *group, old_leaf = old.split(".")
-        new_leaf = new.split(".")[-1]
-        own = found.get(group[0]) if group else found
-        if isinstance(own, Mapping) and old_leaf in own and new_leaf not in own:
-            own = {new_leaf if k == old_leaf else k: v for k, v in own.items()}
-            found = {**found, group[0]: own} if group else own
-    return found
-
-
 class Range(NamedTuple):
     """Bounds of a number; `closed`: whether they are allowed themselves."""
 
@@ -311,23 +298,28 @@ def resolve(config: ConfigDict | Mapping[str, Any]) -> Settings:
 
 
 def completed(settings: Mapping[str, Any]) -> Settings:
-    """Settings of an older kdjax with the fields that came since, at their defaults.
+    """Settings of an older kdjax with the fields and the names of today.
 
-    Without fields that were removed since and had no value.
+    Fields that came since have their defaults; those that were removed and had no value
+    are left out.
     """
     defaults: Settings = json.loads(to_json(get_config()))
 
     def fill(given: Mapping[str, Any], usual: Mapping[str, Any]) -> Settings:
-        # What it has besides stays, for the checks to find.
-        kept = {k: v for k, v in given.items() if v is not None or k not in _REMOVED}
-        return kept | {
-            key: fill(given.get(key, {}), value)
-            if isinstance(value, Mapping) and isinstance(given.get(key, {}), Mapping)
-            else given.get(key, value)
+        found = {}
+        for key, value in given.items():
+            new = _RENAMED_LEAVES.get(key, key)
+            # What it has besides stays, for the checks to find.
+            if value is not None or key not in _REMOVED:
+                found[new if new in usual and new not in given else key] = value
+        return found | {
+            key: fill(found.get(key, {}), value)
+            if isinstance(value, Mapping) and isinstance(found.get(key, {}), Mapping)
+            else found.get(key, value)
             for key, value in usual.items()
         }
 
-    return fill(renamed_fields(settings), defaults)
+    return fill(settings, defaults)
 
 
 def override(config: ConfigDict, changes: Mapping[str, Any]) -> ConfigDict:
