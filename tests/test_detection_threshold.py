@@ -367,11 +367,3 @@ def test_a_budget_is_a_share_of_the_windows_of_a_day():
     for per_day in (144, 500, 0, -1):
         with pytest.raises(ConfigError, match="give 144 windows a day, so it must lie"):
             budget_rate(per_day, step_seconds=60, stride=10)
-
-
-@pytest.mark.parametrize("step", [0, -1, math.inf, math.nan])
-def test_a_budget_needs_rows_in_time(step):
-    with pytest.raises(
-        ConfigError, match="give a time column or data.step_seconds, or "
-    ):
-        budget_rate(2, step_seconds=step, stride=10)

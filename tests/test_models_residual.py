@@ -259,11 +259,6 @@ def test_noise_can_not_teach(kind):
         reconstruction_model(kind)
 
 
-def test_a_control_has_no_first_parameters_to_draw():
-    with pytest.raises(ConfigError, match="'kmeans' is fitted, not trained"):
-        reconstruction_model("kmeans").init(jax.random.key(0))
-
-
 # Joined kinds.
 
 JOINED = [

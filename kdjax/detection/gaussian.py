@@ -26,7 +26,7 @@ import numpy as np
 from jax import Array
 
 from kdjax.data.raw import as_array
-from kdjax.errors import ConfigError, DataError
+from kdjax.errors import ConfigError, DataError, check_choice
 from kdjax.training import hosts
 
 # Pieces of each process that travel at once.
@@ -182,14 +182,11 @@ def shrinkage_share(
 
     None for `none`; `pieces` are read for `ledoit_wolf` only.
     """
+    check_choice("shrinkage", method, SHRINKAGES)
     if method == "ledoit_wolf":
         return ledoit_wolf_shrinkage(pieces, moments, floor=floor, rows=rows)
     if method == "oas":
         return oas_shrinkage(moments, floor=floor, rows=rows)
-    if method != "none":
-        raise ConfigError(
-            f"shrinkage={method!r} is unknown: use one of {', '.join(SHRINKAGES)}."
-        )
     return None
 
 

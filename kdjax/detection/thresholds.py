@@ -262,12 +262,6 @@ def budget_rate(per_day: float, *, step_seconds: float, stride: int) -> float:
     >>> budget_rate(2, step_seconds=60, stride=10) == 2 / 144
     True
     """
-    if not (0 < step_seconds < math.inf and stride > 0):
-        raise ConfigError(
-            f"a budget needs rows some seconds apart, got {step_seconds:g} seconds and "
-            f"data.stride={stride}: give a time column or data.step_seconds, or use "
-            "threshold.method=conformal."
-        )
     windows = 24 * 3600 / (step_seconds * stride)
     if not 0 < per_day < windows:
         raise ConfigError(

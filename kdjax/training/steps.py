@@ -23,7 +23,6 @@ from jax import Array
 from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
-from kdjax.errors import ConfigError
 from kdjax.losses import check_distillation, distillation_loss, reconstruction_loss
 from kdjax.models.model import Model, Params, fill_missing, head_outputs, residuals
 from kdjax.training import batching
@@ -107,8 +106,6 @@ def student_loss(
     """
     check_distillation(target, temperature_mode)
     alone = not isinstance(alpha, Array) and alpha == 0
-    if target == "hidden" and not alone and model.coded is None:
-        raise ConfigError("target='hidden' needs a student whose Model has `coded`.")
     activates = target == "reconstruction" and temperature_mode == "output"
 
     def loss(params: Params, batch: Batch) -> Array:

@@ -41,7 +41,7 @@ def reconstruction_model(kind: str, architecture: Architecture | None = None) ->
             f"{first!r} has no reconstruction, so no student can be distilled from it: "
             f"name one of {', '.join((NETWORK, *known))} first."
         )
-    return _fixed_model(reconstruct, first)
+    return _fixed_model(reconstruct)
 
 
 @functools.lru_cache
@@ -69,7 +69,7 @@ def target_model(
             )
         encode = network(architecture).encode
         assert encode is not None
-        return _fixed_model(encode, kind)
+        return _fixed_model(encode)
 
     def function(name: str) -> residual.ResidualFunction:
         if target == "errors":
@@ -93,19 +93,15 @@ def target_model(
                 ),
             )
 
-        return _fixed_model(mean, kind)
+        return _fixed_model(mean)
     if target == "errors":
-        return _fixed_model(function(kinds[0]), kinds[0])
+        return _fixed_model(function(kinds[0]))
     return reconstruction_model(kinds[0], architecture)
 
 
-def _fixed_model(function: residual.ResidualFunction, kind: str) -> Model:
-    """A function of parameters and windows in the place of a model."""
-
-    def init(key: Array, windows: Array | None = None) -> Params:
-        raise ConfigError(f"{kind!r} is fitted, not trained.")
-
-    return Model(init, function)
+def _fixed_model(function: residual.ResidualFunction) -> Model:
+    """A function of parameters and windows in the place of a model that isn't trained."""
+    return Model(lambda key, windows: {}, function)
 
 
 # Windows `[B, L, D]`, scaled, missing cells NaN, to a score of each row `[B, L]`: larger
@@ -156,7 +152,7 @@ class Distillation(NamedTuple):
 
 
 # With scores as targets no teacher is called in a training step.
-_NO_TEACHER = Model(lambda key, windows: {}, lambda params, windows: windows)
+_NO_TEACHER = _fixed_model(lambda params, windows: windows)
 
 
 def target_shape(
