@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdjax.data.grid import grid_steps, parse_step, step_index, to_grid
+from kdjax.data.grid import parse_step, step_index, to_grid
 from kdjax.data.readers import load_files, read_table
 from kdjax.data.series import Series
 from kdjax.errors import ConfigError, DataError
@@ -116,7 +116,10 @@ def test_a_multiple_of_the_step_ends_its_own_step():
 
 
 def test_rows_of_a_pause_are_left_out_without_being_made():
-    assert len(grid_steps(np.array([0, 10**15]), 3)) == 5
+    time, tag = np.array([0, 10**15]), np.zeros(2, int)
+    found, rows = to_grid(time, tag, np.array([7.0, 8.0]), step=1, tags=1, limit=3)
+    assert found.tolist() == [0, 1, 2, 3, 10**15]
+    assert rows.ravel().tolist() == [7, 7, 7, 7, 8]
 
 
 @pytest.mark.parametrize(

@@ -85,17 +85,6 @@ def step_time(index: np.ndarray, step: float, *, dated: bool) -> np.ndarray:
     return index * int(step) if whole else times
 
 
-def grid_steps(index: np.ndarray, limit: int | None) -> np.ndarray:
-    """The steps that have a row: those with a reading and up to `limit` behind each.
-
-    >>> grid_steps(np.array([3, 1, 9, 3]), 2)
-    array([1, 2, 3, 4, 5, 9])
-    """
-    lengths, used = step_runs(index, limit)
-    first = np.repeat(used - (np.cumsum(lengths) - lengths), lengths)
-    return first + np.arange(len(first))
-
-
 def to_grid(
     time: np.ndarray,
     tag: np.ndarray,
@@ -121,7 +110,10 @@ def to_grid(
     ([10, 20, 30, 50], [[3.0, nan], [3.0, 7.0], [nan, 7.0], [5.0, nan]])
     """
     index = step_index(time, step)
-    steps = grid_steps(index, limit)
+    # The steps with a reading, and up to `limit` behind each.
+    lengths, used = step_runs(index, limit)
+    first = np.repeat(used - (np.cumsum(lengths) - lengths), lengths)
+    steps = first + np.arange(len(first))
     place = np.searchsorted(steps, index) * tags + tag
     size = len(steps) * tags
     count = np.bincount(place, minlength=size)

@@ -19,12 +19,7 @@ from kdjax.data.windowing import (
 )
 from kdjax.detection.alarming import AlarmRule, event_table, row_alarms
 from kdjax.detection.cadence import check_cadence, other_rows
-from kdjax.detection.detector import (
-    POOLED,
-    Detector,
-    entity_index,
-    score_batches,
-)
+from kdjax.detection.detector import Detector, entity_index, score_batches
 from kdjax.detection.scores import window_scores
 from kdjax.errors import DataError, counted
 
@@ -169,11 +164,6 @@ def check_precision(detector: Detector, dtype: Any) -> None:
             f"what it looks for. Give rows in {needed}, as read_table does by "
             f"dtype={str(needed)!r}."
         )
-
-
-def known_entity(detector: Detector, entity: str) -> str:
-    """The entity if the detector was calibrated on it, else `pooled`."""
-    return entity if entity in detector.entities else POOLED
 
 
 def _fold(

@@ -204,9 +204,7 @@ def _leading(covariance: np.ndarray, variance: float) -> np.ndarray:
     return vectors[: int(np.searchsorted(reached, variance, side="right")) + 1]
 
 
-def fit_kmeans(
-    windows: np.ndarray, *, centres: int = CENTRES, seed: int = 0
-) -> dict[str, np.ndarray]:
+def fit_kmeans(windows: np.ndarray, *, seed: int = 0) -> dict[str, np.ndarray]:
     """Parameters of `kmeans` from scaled windows `[M, L, D]`, fewer centres where few differ.
 
     Lloyd's algorithm from k-means++ (Arthur and Vassilvitskii, 2007), on one thread,
@@ -218,7 +216,7 @@ def fit_kmeans(
     different = len({row.tobytes() for row in flat})
     with threadpool_limits(1):
         found = KMeans(
-            min(centres, different), n_init=1, max_iter=ROUNDS, random_state=seed
+            min(CENTRES, different), n_init=1, max_iter=ROUNDS, random_state=seed
         ).fit(flat)
     found_centres = found.cluster_centers_.astype(np.float32)
     return {"centres": found_centres.reshape(-1, *windows.shape[1:])}

@@ -19,11 +19,11 @@ from kdjax.data.raw import about, reading, unreadable
 from kdjax.data.readers import match_channels
 from kdjax.data.tables import SUFFIXES, check_file
 from kdjax.detection.attribution import check_attribution
-from kdjax.detection.detector import Detector, entity_index
+from kdjax.detection.detector import POOLED, Detector, entity_index
 from kdjax.detection.false_alarms import series_notes
 from kdjax.detection.reading import read_like
 from kdjax.detection.storage import load_detector
-from kdjax.detection.tables import known_entity, score_events, score_table
+from kdjax.detection.tables import score_events, score_table
 from kdjax.errors import ConfigError, DataError, KdjaxError, counted
 from kdjax.io.files import (
     MANIFEST,
@@ -102,7 +102,8 @@ def _score_rows(
     tables, events = [], []
     dtype = detector.scalers.offset.dtype
     for series in read_like(detector, path, dtype=dtype, **reading):
-        used = entity or known_entity(detector, series.entity)
+        known = series.entity if series.entity in detector.entities else POOLED
+        used = entity or known
         index = entity_index(detector, used)  # raises before the first message
         with about(path):
             series = match_channels(series, detector.channels)
