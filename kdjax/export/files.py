@@ -140,7 +140,7 @@ def export_file(
         output: the file to write.
         entity: of the scaler, Gaussian and threshold; by default the only entity, else
             the pooled ones.
-        quantize: `int8` keeps a network's weights in 8 bits (`onnx` only).
+        quantize: `int8` keeps large weights in 8 bits (`onnx` only).
         data: a file of rows to check on; by default the detector's reference rows.
         reading: of `data`; for `read_like`.
 

@@ -58,10 +58,9 @@ BOOL, DOUBLE = TensorProto.BOOL, TensorProto.DOUBLE
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
 
 _INFINITY, _NAN, _ZERO = np.float32(np.inf), np.float32(np.nan), np.float32(0)
+_TINY = np.finfo(np.float32).tiny
 
-# Suffixes of the kernels of LSTM nodes, with outputs along axis 1. The dense head keeps
-# 32 bits: some runtimes fuse 8-bit weights into a product that rounds its other factor.
-KERNELS = ("_W", "_R")
+LARGE = 256  # numbers of a weight that 8 bits make smaller, scales and nodes included
 
 
 class Graph(NamedTuple):
@@ -70,6 +69,7 @@ class Graph(NamedTuple):
     nodes: list[NodeProto]  # in order
     weights: dict[str, np.ndarray]
     numbers: Iterator[int]  # make names unique
+    quantize: bool = False  # whether large weights will have 8 bits
 
 
 def onnx_file(detector: Detector, index: int, *, quantize: str = "none") -> bytes:
@@ -79,23 +79,18 @@ def onnx_file(detector: Detector, index: int, *, quantize: str = "none") -> byte
     where a value is missing; B is dynamic.
     Outputs `point_score [B, L]`, `window_score [B]`, `alarm [B]` (int64, 0 or 1) and
     `contribution [B, L, D]`. Scores are NaN where they are unknown; the alarm is 0 then.
-    The same detector gives the same bytes. `quantize="int8"` keeps the kernels of the
-    LSTM nodes in 8 bits. ConfigError where the model has no ONNX form, or nothing to
+    The same detector gives the same bytes. `quantize="int8"` keeps the large weights of
+    the model in 8 bits. ConfigError where the model has no ONNX form, or nothing to
     quantise.
     """
-    kinds, shape = components_of(detector.model.kind), detector.model.architecture
+    kinds = components_of(detector.model.kind)
     for kind in kinds:
         if kind not in _KINDS:
             raise ConfigError(
                 f"a detector of kind {kind!r} has no ONNX form: export a detector of one "
                 f"of the kinds {', '.join(_KINDS)}."
             )
-    if quantize != "none" and shape is None:
-        raise ConfigError(
-            f"quantize={quantize!r} makes the weights of networks smaller, and "
-            f"{detector.model.kind!r} has none: leave it out."
-        )
-    graph = Graph([], {}, itertools.count())
+    graph = Graph([], {}, itertools.count(), quantize == "int8")
     offset, scale = scaler_of(detector, index)
     scaled = add(graph, "Div", add(graph, "Sub", "x", offset), scale)
     double = offset.dtype == np.float64
@@ -111,18 +106,23 @@ def onnx_file(detector: Detector, index: int, *, quantize: str = "none") -> byte
         lambda inner: [add(inner, "Identity", scaled)],
         outputs=1,
     )
+    exact: set[str] = set()
     if gives_scores(detector.model.kind):
         own = _classifier(graph, detector, filled)
         scores = functools.partial(_own_scores, detector, *own)
     else:
-        found = (
-            _ERRORS[kind](graph, component(detector.model, kind), filled)
-            for kind in kinds
-        )
-        errors, *more = [_scored(graph, detector, values) for values in found]
-        if more:
-            errors = add(graph, "Concat", errors, *more, axis=2)
+        found = []
+        for kind in kinds:
+            before = {*graph.weights}
+            values = _ERRORS[kind](graph, component(detector.model, kind), filled)
+            found.append(_scored(graph, detector, values))
+            if kind == "pca":
+                exact = {*graph.weights} - before  # its residuals are small differences
+        errors = add(graph, "Concat", *found, axis=2) if found[1:] else found[0]
         scores = functools.partial(_gaussian_scores, detector, index, errors)
+    if graph.quantize:
+        # Before the Gaussian comes, whose inverse would enlarge rounding.
+        graph = _quantized(graph, exact)
     _either(
         graph,
         missing,
@@ -134,8 +134,6 @@ def onnx_file(detector: Detector, index: int, *, quantize: str = "none") -> byte
     wide = add(graph, "Cast", "window_score", to=DOUBLE)
     above = add(graph, "Greater", wide, np.float64(detector.thresholds[index].tau))
     add(graph, "Cast", above, to=INT64, outputs=["alarm"])
-    if quantize == "int8":
-        graph = _quantized(graph)
     length, width = detector.window, len(detector.channels)
     inputs = [_value("x", ("B", length, width), DOUBLE if double else FLOAT)]
     outputs = [
@@ -195,9 +193,8 @@ def _kmeans(graph: Graph, model: ResidualModel, windows: str) -> str:
 
 def _memory(graph: Graph, model: ResidualModel, windows: str) -> str:
     known = model.params["windows"]
-    return _from_nearest(
-        graph, windows, "memory", known, count=min(NEIGHBOURS, len(known))
-    )
+    count = min(NEIGHBOURS, len(known))
+    return _from_nearest(graph, windows, "memory", known, count=count)
 
 
 def _from_nearest(
@@ -206,6 +203,9 @@ def _from_nearest(
     """|x − the mean of the `count` nearest of `known` `[K, L, D]`|, a weight by `name`."""
     known = np.asarray(known)
     around = (known - known[0]).reshape(len(known), -1)
+    if graph.quantize:  # as the file has them, so that their squares agree
+        step = np.maximum(np.abs(around).max(axis=0) / 127, _TINY)
+        around = np.round(around / step) * step
     squares = (around.astype(np.float64) ** 2).sum(axis=1).astype(np.float32)
     # By name, so that the distances and the choice share them.
     graph.weights[name] = around
@@ -244,11 +244,8 @@ def _convolutions(graph: Graph, network: Params, rows: str) -> str:
     for number, dilation in enumerate(DILATIONS):
         kernel, bias = (network[f"layer_{number}{end}"] for end in ("", "_bias"))
         kernel = np.asarray(kernel).T  # [W, I, O] as [O, I, W]
-        causal: dict[str, Any] = {
-            "dilations": [dilation],
-            "pads": [(WIDTH - 1) * dilation, 0],
-        }
-        layer = add(graph, "Conv", states, kernel, bias, **causal)
+        pad = [(WIDTH - 1) * dilation, 0]
+        layer = add(graph, "Conv", states, kernel, bias, dilations=[dilation], pads=pad)
         layer = add(graph, "Relu", layer)
         states = add(graph, "Add", states, layer) if number else layer
     return add(graph, "Transpose", states, perm=[0, 2, 1])
@@ -298,10 +295,8 @@ def _classifier(graph: Graph, detector: Detector, windows: str) -> tuple[str, st
     series, held = (
         add(graph, "Transpose", name, perm=[0, 2, 1]) for name in (values, held)
     )
-    places = range(len(params["level"]))
-    found = [
-        _network_scores(graph, params, i, series, held, detector.window) for i in places
-    ]
+    places, length = range(len(params["level"])), detector.window
+    found = [_network_scores(graph, params, i, series, held, length) for i in places]
     whole, lower = (add(graph, "Mean", *scores) for scores in zip(*found, strict=True))
     falls = add(graph, "Relu", add(graph, "Sub", whole, lower))
     falls = add(graph, "Add", falls, add(graph, "Mul", whole, np.float32(FAINT)))
@@ -341,9 +336,8 @@ def _network_scores(
     first = add(graph, "Conv", layer, names["first"], names["first_bias"])
     moved = add(graph, "Add", moved, add(graph, "Unsqueeze", first, [1]))
     moved = add(graph, "Reshape", moved, [-1, outputs, length - rows + 1])
-    lower = add(
-        graph, "Reshape", _later_layers(graph, names, moved, dilation), [-1, width]
-    )
+    lower = _later_layers(graph, names, moved, dilation)
+    lower = add(graph, "Reshape", lower, [-1, width])
     return _later_layers(graph, names, first, dilation), lower
 
 
@@ -703,21 +697,28 @@ def make_model(
     )
 
 
-def _quantized(graph: Graph) -> Graph:
-    """The graph with its kernels as int8: q·s for the weights w of each output.
+def _quantized(graph: Graph, exact: set[str]) -> Graph:
+    """The graph with large weights but `exact` as int8: q·s for the w of each output.
 
-    s = max |w| / 127 and q = round(w / s), so that the error is at most s/2.
+    s = max |w| / 127, so that the error is at most s/2. A product of floats, since some
+    runtimes round the other factor of a product with quantised weights.
     """
     result = Graph([], {}, graph.numbers)
+    # A window that others are taken from is no kernel.
+    offsets = {n for node in graph.nodes if node.op_type == "Sub" for n in node.input}
     for name, values in graph.weights.items():
-        if not name.endswith(KERNELS):
+        if values.ndim < 2 or values.size < LARGE or name in exact | offsets:
             result.weights[name] = values
             continue
-        others = tuple(axis for axis in range(values.ndim) if axis != 1)
-        largest = np.abs(values).max(axis=others, keepdims=True)
-        scale = np.where(largest > 0, largest / 127, 1).astype(np.float32)
-        whole = np.round(values / scale).astype(np.int8)
-        add(result, "DequantizeLinear", whole, scale.ravel(), outputs=[name], axis=1)
+        # Axis 0 has a convolution's outputs, 1 a matrix's and those of [1, 4H, I].
+        others = (0,) if values.ndim == 2 else (0, 2) if len(values) == 1 else (1, 2)
+        scale = np.maximum(np.abs(values).max(axis=others, keepdims=True) / 127, _TINY)
+        whole = add(result, "Cast", np.round(values / scale).astype(np.int8), to=FLOAT)
+        add(result, "Mul", whole, scale, outputs=[name])
+    if not result.nodes:
+        raise ConfigError(
+            f"quantize='int8': no weight has {LARGE} numbers to round: leave it out."
+        )
     return result._replace(nodes=result.nodes + graph.nodes)
 
 
