@@ -18,8 +18,6 @@ import pandas as pd
 import kdjax
 from kdjax.data.series import Series
 
-LENGTH = 96  # rows of a window, where the training rows allow it
-
 
 def run_kdjax(data_train: Any, data_test: Any, **parameters: Any) -> np.ndarray:
     """Scores in [0, 1] of the rows `[N, D]` of `data_test`, by the default detector.
@@ -27,10 +25,7 @@ def run_kdjax(data_train: Any, data_test: Any, **parameters: Any) -> np.ndarray:
     A row's score is the mean over the windows that cover it. `parameters` are those of
     `KDDetector`, such as `random_state`.
     """
-    length = min(LENGTH, len(data_train) // 8)
-    # The threshold is not used; a low rate would ask for more rows than some files have.
-    usual = {"window_size": length, "stride": 1, "false_alarm_rate": 0.1}
-    detector = kdjax.KDDetector(**usual | parameters).fit(data_train).detector_
+    detector = kdjax.KDDetector(**parameters).fit(data_train).detector_
     rows = Series("rows", np.asarray(data_test, np.float32), detector.channels)
     table = kdjax.score_table(detector, rows, entity=detector.entities[0])
     scores = table["score"].to_numpy()

@@ -30,7 +30,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from kdjax.config import CHOICES, get_config, leaves, override, resolve
 from kdjax.data.cells import mark_missing, to_number
 from kdjax.data.grid import fill_forward
-from kdjax.data.prepared import value_notes
+from kdjax.data.prepared import Prepared, value_notes
 from kdjax.data.raw import Place, as_array, to_rows
 from kdjax.data.scaler import needs_float64
 from kdjax.data.schema import (
@@ -45,8 +45,9 @@ from kdjax.data.series import Dataset, Series
 from kdjax.data.splits import segments
 from kdjax.data.tables import check_names, numbered_channels
 from kdjax.data.times import parse_time
+from kdjax.data.windowing import usual_window
 from kdjax.detection.alarming import AlarmRule, row_alarms
-from kdjax.detection.calibration import calibrate
+from kdjax.detection.calibration import calibrate, count_windows
 from kdjax.detection.detector import (
     POOLED,
     Detector,
@@ -71,7 +72,7 @@ from kdjax.experiment.assemble import (
     threshold_rule,
 )
 from kdjax.experiment.jobs import is_distilled
-from kdjax.experiment.pipeline import prepare_dataset
+from kdjax.experiment.pipeline import check_windows, prepare_dataset
 from kdjax.experiment.recalibrate import (
     recalibrated,
     with_rule,
@@ -125,6 +126,9 @@ FIELDS = {
     "random_state": "seed",
 }
 PARAMETERS = {field: name for name, field in FIELDS.items()}
+
+# What fits the rows of `fit` where it is None.
+_BY_ROWS = ("data.window", "data.stride", "threshold.false_alarm_rate")
 
 # What `calibrate` takes over, and what applies to the next rows at once; all else needs
 # another `fit`.
@@ -256,12 +260,12 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
     `PeriodIndex` is the rows' time, so that no window crosses a gap; other indices only
     label the results. A frame's columns, whatever their labels, must be those of `fit` in
     the same order. The mask of a masked array is missing data, and arrays of objects or
-    text are read as cells of files. With few rows make `window_size` small, or
-    `data.validation` and `data.calibration` large.
+    text are read as cells of files. It learns from 72 rows or more.
 
     Args:
-        window_size: L, rows of a window.
-        stride: rows from one window to the next; with 1 a window ends at each row.
+        window_size: L, rows of a window; None for 100, or an eighth of fewer rows.
+        stride: rows from one window to the next; with 1 a window ends at each row. None
+            for 10, or 1 where that leaves too few calibration windows.
         detector: the model that detects: `classifier`, small networks that know disturbed
             windows from clean ones; `student` or `teacher` of distillation;
             `cnn_forecast` or `gru_forecast`, a network that forecasts the next row; or a
@@ -281,7 +285,8 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
             `budget` or `fixed`.
         false_alarm_rate: wanted share of false alarms among normal windows that the
             networks were not trained on. (PyOD's `contamination` is the share of
-            outliers in the training rows.)
+            outliers in the training rows.) None for 0.01, or, with a warning, the least
+            that fewer than 100 calibration windows allow.
         random_state: the seed, a whole number; the same one gives the same detector.
         settings: further fields of `kdjax.config` by their dotted names, such as
             `{"train.learning_rate": 1e-2}`.
@@ -306,12 +311,13 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
     teacher_: Detector | None
     entity_: str
     decision_scores_: np.ndarray
+    _by_rows: Mapping[str, float] = {}  # what `fit` found for `_BY_ROWS`
 
     def __init__(
         self,
         *,
-        window_size: int = 100,
-        stride: int = 10,
+        window_size: int | None = None,
+        stride: int | None = None,
         detector: str = "classifier",
         teacher_hidden: Sequence[int] = (64, 64),
         student_hidden: Sequence[int] = (16,),
@@ -322,7 +328,7 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
         scaler: str = "quantile",
         missing: str = "error",
         threshold: str = "conformal",
-        false_alarm_rate: float = 0.01,
+        false_alarm_rate: float | None = None,
         random_state: int = 0,
         settings: Mapping[str, Any] | None = None,
     ) -> None:
@@ -595,6 +601,7 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
             detector="student",
             teacher_hidden=teacher.model.architecture.hidden,
             student_hidden=student_hidden,
+            window_size=teacher.window,
         )
         other._name_features(series.channels, named=hasattr(self, "feature_names_in_"))
         return other._fit(series, teacher, self.entity_)
@@ -673,9 +680,11 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
         further = {} if self.settings is None else self.settings
         _check_further(further)
         given = {field: getattr(self, name) for name, field in FIELDS.items()}
+        given = {k: v for k, v in given.items() if v is not None or k not in _BY_ROWS}
         given |= {**further, **changes, "data.path": ROWS}  # it needs a file's path
         plain = {field: _plain(value) for field, value in given.items()}
-        config: dict[str, Any] = override(get_config(), plain).to_dict()
+        usual = override(get_config(), self._by_rows)
+        config: dict[str, Any] = override(usual, plain).to_dict()
         return config
 
     def _settings(self, **changes: Any) -> dict[str, Any]:
@@ -736,11 +745,13 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
             if isinstance(X, pd.DataFrame) and isinstance(error, DataError):
                 raise DataError(f"{error} {_long_hint(X, reading)}".strip()) from None
             raise _RowsError(_refusal(str(error), reading.channels)) from None
+        if reset:
+            self._by_rows = {"data.window": usual_window(len(values))}
         values = mark_missing(values, reading.missing_values)
         if self.missing == "ffill":
-            limit = self._settings()["data"]["fill_limit"]
-            window = self.window_size if reset else self.detector_.window
-            values, *_ = fill_forward(values, limit or window)
+            data = self._settings()["data"]
+            window = data["window"] if reset else self.detector_.window
+            values, *_ = fill_forward(values, data["fill_limit"] or window)
         numbered = numbered_channels(values.shape[1])
         own = tuple(getattr(self, "feature_names_in_", numbered))
         place = Place(Path(ROWS), reading.channels or own)
@@ -780,7 +791,8 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
         A trained `teacher` is kept, and its scaler for `entity` used.
         """
         name = self.detector
-        settings = self._settings(**{"distill.target": "scores"} if teachers else {})
+        target = {"distill.target": "scores"} if teachers else {}
+        settings = self._settings(**target)
         if name not in DETECTORS:
             raise ConfigError(
                 f"detector={name!r} must be one of {', '.join(DETECTORS)}."
@@ -791,7 +803,8 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
                 "set detector='student' and alpha above 0."
             )
         dataset = Dataset("rows in memory", (series,), ())
-        prepared = prepare_dataset(dataset, settings)
+        prepared = self._prepare(dataset)
+        settings = self._settings(**target)
         for note in value_notes(prepared):
             warnings.warn(f"KDDetector: {note}.", stacklevel=4)
         if teacher is not None:
@@ -838,6 +851,26 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
         self._made_with = self._fields()
         self.decision_scores_ = self._scores(series)["window_score"].to_numpy()
         return self
+
+    def _prepare(self, dataset: Dataset) -> Prepared:
+        """The rows of `fit`, with a stride and a rate that fit them, where none is given."""
+        prepared = prepare_dataset(dataset, self._settings())
+        rule = calibration_rules(self._settings(), prepared).threshold
+        if self.stride is None and count_windows(prepared) < needed(rule):
+            # Networks learn from windows as usual.
+            strides = {"data.stride": 1, "data.train_stride": prepared.stride}
+            self._by_rows = {**self._by_rows, **strides}
+            prepared = prepare_dataset(dataset, self._settings())
+        count = count_windows(prepared)
+        if self.false_alarm_rate is None and 1 < count < needed(rule):
+            self._by_rows = {**self._by_rows, "threshold.false_alarm_rate": 1 / count}
+            warnings.warn(
+                f"KDDetector: {count} calibration windows allow a false-alarm rate of "
+                f"{1 / count:.2g}, not {rule.rate:g}: give more rows, or set the rate.",
+                stacklevel=5,
+            )
+        check_windows(prepared, self._settings())
+        return prepared
 
     def _scores(self, series: Series) -> pd.DataFrame:
         """`score_table`, with the first window's score in the rows before its end.

@@ -113,7 +113,7 @@ def test_the_entry_scores_a_file_as_the_benchmark_here_does(root, monkeypatch):
     assert scores.shape == (900,) and scores.min() == 0 and scores.max() == 1
     assert 690 < scores.argmax() < 730
     item = next(tsbad.published(root))
-    fitted = tsbad._estimator(window_size=62, **few)(item, 0)
+    fitted = tsbad._estimator(**few)(item, 0)
     own = fitted.score(item.rows)
     np.testing.assert_allclose(scores, (own - own.min()) / np.ptp(own), atol=1e-5)
 
@@ -131,12 +131,14 @@ def test_commands_are_context_where_the_collection_has_them(root):
     item = next(tsbad.published(root))._replace(collection="MSL")
     few = {"settings": {"classifier.networks": 1, "classifier.steps": 2}}
     for context in (False, True):
-        made = tsbad._estimator(context=context, detector="mahalanobis")(item, 0)
+        made = tsbad._estimator(context=context, detector="mahalanobis", **tsbad.SHORT)(
+            item, 0
+        )
         rows = item.rows.copy()
         rows[:, 1:] += 1000
         unmoved = np.array_equal(made.score(rows), made.score(item.rows))
         assert unmoved is context
-        network = tsbad._estimator(context=context, window_size=62, **few)(item, 0)
+        network = tsbad._estimator(context=context, **few)(item, 0)
         assert not np.array_equal(network.score(rows), network.score(item.rows))
     assert "kdjax mahalanobis with context" in tsbad.UNSEEDED
     assert "kdjax small with context" not in tsbad.UNSEEDED

@@ -74,6 +74,61 @@ def waves(rows, *, seed=0):
     return np.stack([load, heat], axis=1)
 
 
+@pytest.mark.parametrize(
+    ("rows", "window", "stride", "count"),
+    # Calibration rows are the last 15 %: 11, 75, 225 and 1,800.
+    [(72, 9, 1, 3), (500, 62, 1, 14), (1500, 100, 1, 126), (12000, 100, 10, 171)],
+)
+def test_what_is_not_given_fits_the_rows(tmp_path, rows, window, stride, count):
+    detector = KDDetector(detector="mahalanobis")
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        detector.fit(waves(rows))
+    found = detector.detector_
+    assert (found.window, found.stride) == (window, stride)
+    scores = np.sort(detector._known_scores)
+    assert len(scores) == count
+    few = count < 99
+    wanted = (
+        f"KDDetector: {count} calibration windows allow a false-alarm rate of "
+        f"{1 / count:.2g}, not 0.01: give more rows, or set the rate."
+    )
+    assert [str(one.message) for one in said] == few * [wanted]
+    # Conformal: the ⌈(n + 1)(1 − rate)⌉-th smallest.
+    rank = count if few else np.ceil((count + 1) * 0.99)
+    assert detector.threshold_ == pytest.approx(scores[int(rank) - 1], rel=1e-6)
+    detector.save(tmp_path / "saved")
+    loaded = KDDetector.load(tmp_path / "saved")
+    assert (loaded.window_size, loaded.stride) == (window, stride)
+    assert loaded.false_alarm_rate == pytest.approx(1 / count if few else 0.01)
+    tested = waves(300, seed=1)
+    np.testing.assert_array_equal(loaded.predict(tested), detector.predict(tested))
+    # What is given is kept, or refused.
+    if few:
+        with pytest.raises(
+            ConfigError, match="false_alarm_rate=0.01 needs at least 99"
+        ):
+            KDDetector(detector="mahalanobis", false_alarm_rate=0.01).fit(waves(rows))
+
+
+def test_another_fit_fits_the_new_rows(recwarn):
+    detector = KDDetector(detector="mahalanobis").fit(waves(500))
+    assert (detector.detector_.window, detector.detector_.stride) == (62, 1)
+    detector.fit(waves(12000))
+    assert (detector.detector_.window, detector.detector_.stride) == (100, 10)
+    assert detector.window_size is None
+    assert len(recwarn) == 1  # of the first
+
+
+def test_a_network_learns_from_as_many_windows_where_the_stride_is_lower():
+    given = {**TINY, "stride": None, "window_size": None}
+    detector = KDDetector(**given).fit(waves(900))
+    assert detector.detector_.stride == 1
+    assert detector.detector_.card["settings"]["data"]["train_stride"] == 10
+    other = detector.distill(waves(800), student_hidden=(4,))
+    assert other.detector_.window == detector.detector_.window == 100
+
+
 def framed(values, start="2026-01-01"):
     index = pd.date_range(start, periods=len(values), freq="min")
     return pd.DataFrame(values, index, columns=["load", "heat"])

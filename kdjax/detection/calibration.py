@@ -98,9 +98,14 @@ def check_enough(
     prepared: Prepared, rule: Rule, *, todo: str = "give more rows"
 ) -> None:
     """Raises ConfigError if calibration windows are too few for the rule; `todo`: then."""
-    total = sum(len(_starts(prepared, e.split.calibration)) for e in prepared.entities)
+    total = count_windows(prepared)
     if total < needed(rule):
         raise ConfigError(too_few_message(total, rule, todo=todo))
+
+
+def count_windows(prepared: Prepared) -> int:
+    """How many calibration windows all entities have."""
+    return sum(len(_starts(prepared, e.split.calibration)) for e in prepared.entities)
 
 
 def calibrate(model: ResidualModel, prepared: Prepared, rules: Rules) -> Calibration:

@@ -184,18 +184,16 @@ def _run(settings: Settings, workdir: Path, console: Console) -> dict[str, Any]:
 
 
 def prepare_dataset(dataset: Dataset, settings: Settings) -> Prepared:
-    """The data set split and scaled, checked to be large enough for the wanted rate."""
+    """The data set split and scaled."""
     data = settings["data"]
     fields = ("window", "stride", "max_gap", "validation", "calibration", "scaler")
     check_width(len(dataset.train[0].channels))
-    prepared = prepare(
+    return prepare(
         dataset,
         **{field: data[field] for field in fields},
         context=data["context"],
         todo="Give more rows, fewer gaps or excluded rows, {share}or a smaller data.window",
     )
-    check_windows(prepared, settings)
-    return prepared
 
 
 def check_windows(prepared: Prepared, settings: Settings) -> None:
@@ -214,6 +212,7 @@ def prepare_groups(dataset: Dataset, settings: Settings) -> dict[str, Prepared]:
         for name, group in split_groups(dataset, settings["entity_mode"]).items():
             try:
                 groups[name] = prepare_dataset(group, settings)
+                check_windows(groups[name], settings)
             except (ConfigError, DataError) as error:
                 if name == ALL:
                     raise
