@@ -9,19 +9,25 @@ series that can be made from the published files of SMD, SMAP and MSL, and entit
 those whose labels may choose settings (`--list=choose`); `--root` reads the benchmark's
 own files, all that are there. Each series, model and seed is a line of the output; a
 rerun continues. `--table` prints Markdown: kdjax's rows beside the published ones.
+
+`--asd` and `--jumpstarter2` add what is not of the benchmark, entities of these collections
+whose labels report only: the last 4,000 training rows, then the test rows. Lines also have
+what the detector's own threshold, chosen without labels, gives on the rows after the prefix.
 """
 
 import argparse
 import json
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from scipy.signal import argrelmax, correlate
+from sklearn.metrics import average_precision_score, f1_score
 
 from kdjax import KDDetector
 from kdjax.data.datasets import load_benchmark
@@ -33,11 +39,14 @@ from kdjax.export.costs import numbers
 from kdjax.metrics import vus_pr
 
 HERE = Path(__file__).parent / "tsbad"
-# Of models beside the default. The shortest prefixes have 500 rows, of which 75 calibrate;
-# VUS-PR does not use the threshold.
-SHORT = {"window_size": 50, "stride": 1, "false_alarm_rate": 0.1}
 # Collections whose first column is a measurement and whose others are commands.
 COMMANDED = ("MSL", "SMAP")
+# Entities of other collections that have chosen nothing, and their training rows.
+OTHERS = {
+    "ASD": ("omi-9", "omi-10", "omi-11", "omi-12"),
+    "JumpStarter2": tuple(f"service{i}" for i in (1, 7, 11, 13, 15, 17, 21, 27)),
+}
+LATEST = 4000
 # The benchmark looks for a period among so many rows and lags; this one, if it is none.
 ROWS, LAGS, SHORTEST, LONGEST, USUAL = 20_000, 400, 3, 300, 125
 
@@ -74,22 +83,36 @@ def vus_window(column: np.ndarray) -> int:
     return best + SHORTEST if SHORTEST <= best <= LONGEST else USUAL
 
 
-def rebuilt(smd: str, nasa: str, which: str) -> Iterator[Item]:
-    """The series of a list that can be made from published files."""
-    roots = {"SMD": smd, "SMAP": nasa, "MSL": nasa}
+def rebuilt(roots: Mapping[str, str], which: str) -> Iterator[Item]:
+    """The series of a list that can be made from published files, in folders by collection."""
     table = pd.read_csv(HERE / "series.csv")
     for one in table[table["list"] == which].itertuples():
-        if not roots[one.collection]:
+        if not roots.get(one.collection):
             continue
-        name = one.collection.lower()
         dataset = load_benchmark(
-            name, root=roots[one.collection], entities=(one.entity,)
+            one.collection.lower(), root=roots[one.collection], entities=(one.entity,)
         )
         series = dataset.test[0]
         yield Item(
             one.file, one.collection, series.values, series.labels,
             one.train_rows, one.vus_window,
         )  # fmt: skip
+
+
+def others(roots: Mapping[str, str]) -> Iterator[Item]:
+    """Series of ASD and JumpStarter2, in folders by collection; none of the benchmark."""
+    for collection, entities in OTHERS.items():
+        if not roots.get(collection):
+            continue
+        for name in entities:
+            dataset = load_benchmark(
+                collection.lower(), root=roots[collection], entities=(name,)
+            )
+            known, tested = dataset.train[0].values[-LATEST:], dataset.test[0]
+            rows = np.concatenate([known, tested.values])
+            labels = np.concatenate([np.zeros(len(known), bool), tested.labels > 0])
+            window = vus_window(rows[:, 0])
+            yield Item(name, collection, rows, labels, len(known), window)
 
 
 def published(root: str) -> Iterator[Item]:
@@ -110,7 +133,7 @@ def published(root: str) -> Iterator[Item]:
 class Fitted(NamedTuple):
     """A model that was fitted on a prefix."""
 
-    score: Callable[[np.ndarray], np.ndarray]  # rows [N, D] to row scores [N]
+    table: Callable[[np.ndarray], pd.DataFrame]  # rows [N, D] to `score` and `alarm`
     numbers: int  # that it stores
 
 
@@ -127,26 +150,24 @@ def _estimator(
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="KDDetector: .*false-alarm rate")
             detector = made.fit(item.rows[: item.prefix]).detector_
-        return Fitted(lambda rows: row_scores(detector, rows), numbers(detector))
+        return Fitted(lambda rows: row_table(detector, rows), numbers(detector))
 
     return fitted
 
 
+# Of 5,000 numbers at most.
+NARROW = {"settings": {"classifier.networks": 2, "classifier.channels": 8}}
 # How each model is fitted on the prefix.
-ONE = {"settings": {"classifier.networks": 1}}
 MODELS = {
     "kdjax": _estimator(),
-    "kdjax small": _estimator(**ONE),
-    "kdjax small with context": _estimator(context=True, **ONE),
+    "kdjax small": _estimator(**NARROW),
+    "kdjax small with context": _estimator(context=True, **NARROW),
 }
-FILTERS = ("memory", "mahalanobis", "moving_average")
+FILTERS = ("mahalanobis", "pca", "kmeans", "memory", "difference", "moving_average")
 FORECASTERS = ("cnn_forecast", "gru_forecast")
 for name in ("student", "teacher", *FILTERS, *FORECASTERS):
-    MODELS[f"kdjax {name}"] = _estimator(detector=name, **SHORT)
-for name in (*FILTERS, "cnn_forecast"):
-    MODELS[f"kdjax {name} with context"] = _estimator(
-        context=True, detector=name, **SHORT
-    )
+    MODELS[f"kdjax {name}"] = _estimator(detector=name)
+    MODELS[f"kdjax {name} with context"] = _estimator(context=True, detector=name)
 # Without a seed: one line serves.
 UNSEEDED = [name for name in MODELS if set(name.split()) & {*FILTERS}]
 
@@ -156,24 +177,29 @@ def measure(item: Item, model: str, seed: int) -> dict[str, Any]:
     started = time.perf_counter()
     fitted = MODELS[model](item, seed)
     trained = time.perf_counter()
-    scores = fitted.score(item.rows)
+    table = fitted.table(item.rows)
+    scored = time.perf_counter()
+    scores, labels = table["score"].to_numpy(), item.labels[item.prefix :]
+    alarms = table["alarm"].to_numpy()[item.prefix :]
     return {
         "file": item.file,
         "collection": item.collection,
         "model": model,
         "seed": seed,
         "vus_pr": vus_pr(item.labels, scores, window=item.window),
+        "average_precision": float(average_precision_score(item.labels, scores)),
+        "f1": float(f1_score(labels, alarms, zero_division=0)),
+        "alarms": float(alarms.mean()),
         "numbers": fitted.numbers,
         "fit_seconds": round(trained - started, 2),
-        "score_seconds": round(time.perf_counter() - trained, 2),
+        "score_seconds": round(scored - trained, 2),
     }
 
 
-def row_scores(detector: Detector, rows: np.ndarray) -> np.ndarray:
-    """Scores of all rows `[N]`: the mean over the windows that cover a row."""
+def row_table(detector: Detector, rows: np.ndarray) -> pd.DataFrame:
+    """`score_table`: a row's score is the mean over the windows that cover it."""
     series = Series("rows", rows.astype(np.float32), detector.channels)
-    table = score_table(detector, series, entity=detector.entities[0])
-    return table["score"].to_numpy()
+    return score_table(detector, series, entity=detector.entities[0])
 
 
 def run(
@@ -232,6 +258,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--smd", default="", help="folder of SMD")
     parser.add_argument("--nasa", default="", help="folder of SMAP and MSL")
+    parser.add_argument("--asd", default="", help="folder of ASD")
+    parser.add_argument("--jumpstarter2", default="", help="folder of JumpStarter2")
     parser.add_argument(
         "--root", default="", help="folder of the benchmark's own files"
     )
@@ -241,13 +269,11 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--table", action="store_true", help="print the table as well")
     given = parser.parse_args()
-    items = (
-        published(given.root)
-        if given.root
-        else rebuilt(given.smd, given.nasa, given.list)
-    )
+    roots = {"SMD": given.smd, "SMAP": given.nasa, "MSL": given.nasa}
+    more = {"ASD": given.asd, "JumpStarter2": given.jumpstarter2}
+    items = published(given.root) if given.root else rebuilt(roots, given.list)
     seeds = [int(seed) for seed in given.seeds.split(",")]
-    run(items, given.output, given.models.split(","), seeds)
+    run(chain(items, others(more)), given.output, given.models.split(","), seeds)
     if given.table:
         print(table(read(given.output)))
 

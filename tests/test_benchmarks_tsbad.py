@@ -6,6 +6,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.metrics import average_precision_score, f1_score
+
+from kdjax.data.series import Dataset, Series
 
 for folder in ("benchmarks", "examples"):
     sys.path.insert(0, str(Path(__file__).parent.parent / folder))
@@ -67,9 +70,34 @@ def test_a_run_has_a_line_for_each_series_and_model_and_continues(root, monkeypa
         (item.file, 0) for item in items
     ]
     assert all(one["vus_pr"] > 0.8 and one["numbers"] == 11 for one in lines)
+    for item, line in zip(items, lines, strict=True):
+        table = tsbad.MODELS[name](item, 0).table(item.rows)
+        after, truth = slice(500, None), item.labels
+        alarms, scores = table["alarm"][after], table["score"]
+        assert line["f1"] == f1_score(truth[after], alarms) > 0.05
+        assert line["alarms"] == alarms.mean() > 0.02
+        assert line["average_precision"] == average_precision_score(truth, scores)
     monkeypatch.setitem(tsbad.MODELS, name, None)  # nothing is fitted again
     tsbad.run(iter(items), output, [name], (0, 1))
     assert output.read_text() == first
+
+
+def test_other_collections_have_their_newest_training_rows_before_the_test(monkeypatch):
+    train = Series("omi-9", np.arange(9000.0)[:, None], ("a",))
+    test = Series("omi-9", np.full((30, 1), -1.0), ("a",), labels=np.arange(30) > 20)
+    asked = []
+
+    def load(name, *, root, entities):
+        asked.append((name, root, *entities))
+        return Dataset(name, (train,), (test,))
+
+    monkeypatch.setattr(tsbad, "load_benchmark", load)
+    items = list(tsbad.others({"ASD": "here", "JumpStarter2": ""}))
+    assert asked == [("asd", "here", f"omi-{i}") for i in (9, 10, 11, 12)]
+    rows = np.concatenate([np.arange(5000.0, 9000), np.full(30, -1)])
+    np.testing.assert_array_equal(items[0].rows[:, 0], rows)
+    assert items[0].prefix == 4000 and items[0].labels.sum() == 9
+    assert items[0].labels[-9:].all()
 
 
 def test_the_table_has_means_over_series_beside_the_published_ones():
@@ -108,13 +136,14 @@ def test_the_entry_scores_a_file_as_the_benchmark_here_does(root, monkeypatch):
     few = {"settings": {"classifier.networks": 1, "classifier.steps": 40}}
     run = tsb_ad.run_kdjax
     monkeypatch.setattr(tsb_ad, "run_kdjax", lambda *rows: run(*rows, **few))
-    tsb_ad.main(str(path), str(root / "scores.npy"))
+    with pytest.warns(UserWarning, match="14 calibration windows allow"):
+        tsb_ad.main(str(path), str(root / "scores.npy"))
     scores = np.load(root / "scores.npy")
     assert scores.shape == (900,) and scores.min() == 0 and scores.max() == 1
     assert 690 < scores.argmax() < 730
     item = next(tsbad.published(root))
     fitted = tsbad._estimator(**few)(item, 0)
-    own = fitted.score(item.rows)
+    own = fitted.table(item.rows)["score"].to_numpy()
     np.testing.assert_allclose(scores, (own - own.min()) / np.ptp(own), atol=1e-5)
 
 
@@ -131,14 +160,14 @@ def test_commands_are_context_where_the_collection_has_them(root):
     item = next(tsbad.published(root))._replace(collection="MSL")
     few = {"settings": {"classifier.networks": 1, "classifier.steps": 2}}
     for context in (False, True):
-        made = tsbad._estimator(context=context, detector="mahalanobis", **tsbad.SHORT)(
-            item, 0
-        )
+        made = tsbad._estimator(context=context, detector="mahalanobis")(item, 0)
         rows = item.rows.copy()
         rows[:, 1:] += 1000
-        unmoved = np.array_equal(made.score(rows), made.score(item.rows))
+        before, after = (made.table(part)["score"] for part in (item.rows, rows))
+        unmoved = np.array_equal(before, after)
         assert unmoved is context
         network = tsbad._estimator(context=context, **few)(item, 0)
-        assert not np.array_equal(network.score(rows), network.score(item.rows))
+        before, after = (network.table(part)["score"] for part in (item.rows, rows))
+        assert not np.array_equal(before, after)
     assert "kdjax mahalanobis with context" in tsbad.UNSEEDED
     assert "kdjax small with context" not in tsbad.UNSEEDED
