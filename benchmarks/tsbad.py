@@ -156,12 +156,12 @@ def _estimator(
 
 
 # Of 5,000 numbers at most.
-NARROW = {"settings": {"classifier.networks": 2, "classifier.channels": 8}}
+TWO = {"settings": {"classifier.networks": 2, "classifier.channels": 8}}
 # How each model is fitted on the prefix.
 MODELS = {
     "kdjax": _estimator(),
-    "kdjax small": _estimator(**NARROW),
-    "kdjax small with context": _estimator(context=True, **NARROW),
+    "kdjax small": _estimator(**TWO),
+    "kdjax small with context": _estimator(context=True, **TWO),
 }
 FILTERS = ("mahalanobis", "pca", "kmeans", "memory", "difference", "moving_average")
 FORECASTERS = ("cnn_forecast", "gru_forecast")

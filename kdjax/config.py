@@ -176,9 +176,10 @@ FIELDS: dict[str, tuple[Any, tuple[str, ...] | Range | None]] = {
     "student.hidden": ((16,), None),
     # Students use all their epochs, so that `student_alone` has the same budget.
     "student.epochs": (40, Range(1, _MILLION)),
-    # The kind `classifier`: its networks, every second of which does not see the level, and
-    # the steps of each.
+    # The kind `classifier`: its networks, every second of which does not see the level, the
+    # channels of their convolutions, and the steps of each.
     "classifier.networks": (4, Range(1, 64)),
+    "classifier.channels": (16, Range(1, 1024)),
     "classifier.steps": (1500, Range(1, _MILLION)),
     # The kinds `cnn_forecast` and `gru_forecast`: the width of their layers, and the steps.
     "forecast.units": (24, Range(1, 1024)),

@@ -45,7 +45,6 @@ from kdjax.data.series import Dataset, Series
 from kdjax.data.splits import segments
 from kdjax.data.tables import check_names, numbered_channels
 from kdjax.data.times import parse_time
-from kdjax.data.windowing import usual_window
 from kdjax.detection.alarming import AlarmRule, row_alarms
 from kdjax.detection.calibration import calibrate, count_windows
 from kdjax.detection.detector import (
@@ -263,7 +262,7 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
     text are read as cells of files. It learns from 72 rows or more.
 
     Args:
-        window_size: L, rows of a window; None for 100, or an eighth of fewer rows.
+        window_size: L, rows of a window; None for 96, or an eighth of fewer rows.
         stride: rows from one window to the next; with 1 a window ends at each row. None
             for 10, or 1 where that leaves too few calibration windows.
         detector: the model that detects: `classifier`, small networks that know disturbed
@@ -746,7 +745,7 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
                 raise DataError(f"{error} {_long_hint(X, reading)}".strip()) from None
             raise _RowsError(_refusal(str(error), reading.channels)) from None
         if reset:
-            self._by_rows = {"data.window": usual_window(len(values))}
+            self._by_rows = {"data.window": max(1, min(96, len(values) // 8))}
         values = mark_missing(values, reading.missing_values)
         if self.missing == "ffill":
             data = self._settings()["data"]

@@ -77,7 +77,7 @@ def waves(rows, *, seed=0):
 @pytest.mark.parametrize(
     ("rows", "window", "stride", "count"),
     # Calibration rows are the last 15 %: 11, 75, 225 and 1,800.
-    [(72, 9, 1, 3), (500, 62, 1, 14), (1500, 100, 1, 126), (12000, 100, 10, 171)],
+    [(72, 9, 1, 3), (500, 62, 1, 14), (1500, 96, 1, 130), (12000, 96, 10, 171)],
 )
 def test_what_is_not_given_fits_the_rows(tmp_path, rows, window, stride, count):
     detector = KDDetector(detector="mahalanobis")
@@ -115,7 +115,7 @@ def test_another_fit_fits_the_new_rows(recwarn):
     detector = KDDetector(detector="mahalanobis").fit(waves(500))
     assert (detector.detector_.window, detector.detector_.stride) == (62, 1)
     detector.fit(waves(12000))
-    assert (detector.detector_.window, detector.detector_.stride) == (100, 10)
+    assert (detector.detector_.window, detector.detector_.stride) == (96, 10)
     assert detector.window_size is None
     assert len(recwarn) == 1  # of the first
 
@@ -126,7 +126,7 @@ def test_a_network_learns_from_as_many_windows_where_the_stride_is_lower():
     assert detector.detector_.stride == 1
     assert detector.detector_.card["settings"]["data"]["train_stride"] == 10
     other = detector.distill(waves(800), student_hidden=(4,))
-    assert other.detector_.window == detector.detector_.window == 100
+    assert other.detector_.window == detector.detector_.window == 96
 
 
 def framed(values, start="2026-01-01"):

@@ -11,7 +11,9 @@ from kdjax.models.classifier import (
     classifier_contributions,
     classifier_points,
     count_numbers,
+    in_ranges,
 )
+from kdjax.training import classifier as training
 from kdjax.training.classifier import most_windows
 
 PART = Stretch(
@@ -91,9 +93,13 @@ def numpy_values(params, windows):
 
 
 def numpy_scores(params, values, dilation=4):
-    """The definition, window by window, row by row, in float64."""
+    return np.logaddexp(0, numpy_logits(params, values, dilation)).mean(axis=0)
+
+
+def numpy_logits(params, values, dilation=4):
+    """The definition `[V, B]`, window by window, row by row, in float64."""
     params = jax.tree.map(np.float64, params)
-    scores = []
+    logits = []
     for window in values:
         found = []
         for place, level in enumerate(params["level"]):
@@ -111,10 +117,9 @@ def numpy_scores(params, values, dilation=4):
                 pooled += [layer.mean(axis=0), layer.max(axis=0)]
             hidden = np.concatenate(pooled) @ own["dense"] + own["dense_bias"]
             logit = np.maximum(hidden, 0) @ own["head"] + own["head_bias"]
-            logit = logit[0]
-            found.append(np.logaddexp(0, logit))
-        scores.append(np.mean(found))
-    return np.array(scores)
+            found.append(logit[0])
+        logits.append(found)
+    return np.array(logits).T
 
 
 def test_scores_are_the_mean_negative_log_probability_of_a_normal_window(rows, params):
@@ -186,10 +191,59 @@ def test_units_of_channels_do_not_matter(rows, params):
     )
 
 
+def test_more_networks_begin_with_those_of_fewer(rows):
+    windows = np.asarray(kdjax.windows(rows[:1000], length=32, stride=8))
+    two, four = (kdjax.fit_classifier(windows, networks=v, steps=30) for v in (2, 4))
+    for name, leaf in four["networks"].items():
+        np.testing.assert_allclose(two["networks"][name], leaf[:2], atol=1e-4)
+        assert name.endswith("_bias") or not np.allclose(leaf[2:], leaf[:2], atol=1e-2)
+
+
+def test_labels_are_softened_by_a_teacher(rows, params, monkeypatch):
+    given = {}
+
+    def train(network, level, clean, disturbed, labels):
+        given.update(clean=clean, disturbed=disturbed, labels=labels)
+        return network
+
+    monkeypatch.setattr(training, "_train", train)
+    windows = np.asarray(kdjax.windows(rows[:400], length=32, stride=40))
+    for alpha, teacher in [(0.5, None), (0.25, params), (1.0, params)]:
+        kdjax.fit_classifier(windows, steps=2, teacher=teacher, alpha=alpha)
+        for hard, part in enumerate(("clean", "disturbed")):
+            (values, _), labels = given[part], given["labels"][hard]
+            wanted = np.full(len(values), hard, float)
+            if teacher is not None:
+                logits = numpy_logits(params, np.float64(values))
+                soft = (1 / (1 + np.exp(-logits))).mean(axis=0)
+                wanted = (1 - alpha) * hard + alpha * soft
+            np.testing.assert_allclose(labels, wanted, atol=1e-3)
+    with pytest.raises(kdjax.DataError, match="have 2 channels, .* learnt from 3"):
+        kdjax.fit_classifier(windows[..., :2], steps=2, teacher=params)
+
+
+def test_a_student_takes_over_what_its_teacher_says(rows, params):
+    """A teacher that finds any window disturbed with probability 0.119, and α = 1."""
+    networks = {name: np.zeros_like(leaf) for name, leaf in params["networks"].items()}
+    networks["head_bias"] -= 2
+    teacher = params | {"networks": networks}
+    windows = np.asarray(kdjax.windows(rows[:400], length=32, stride=4))
+    student = kdjax.fit_classifier(
+        windows, networks=2, steps=200, teacher=teacher, alpha=1.0
+    )
+    values = np.asarray(in_ranges(student, windows))
+    tested = np.concatenate([values, kdjax.disturb_windows(values, copies=1, seed=9)])
+    found = 1 / (1 + np.exp(-numpy_logits(student, tested)))
+    assert found.shape == (2, len(tested))
+    assert abs(np.median(found) - 0.119) < 0.02 and np.quantile(found, 0.9) < 0.3
+
+
 def test_huge_windows_are_fewer():
     assert most_windows(96, 38) == 1500  # 5.5 million cells
     assert most_windows(1000, 100) == 250  # of 100,000 cells each
     assert most_windows(5000, 1000) == 100
+    assert most_windows(96, 38, 2000) == 2000
+    assert most_windows(500, 50, 2000) == 1000  # of 25,000 cells each
 
 
 def test_few_rows_and_constant_channels():
@@ -206,3 +260,15 @@ def test_few_rows_and_constant_channels():
     numbers = sum(np.size(leaf) for leaf in jax.tree.leaves(wide))
     assert numbers == 1648 + 656 + 784 + 17 + 3 * 41 + 1 == count_numbers(41, 1)
     assert count_numbers(41) == 4 * (numbers - 3 * 41) + 3 * 41
+
+
+@pytest.mark.parametrize(("width", "first"), [(38, 8), (41, 4)])
+def test_narrower_networks(width, first):
+    windows = np.ones((5, 21, width), np.float32)
+    params = kdjax.fit_classifier(windows, networks=2, channels=8, steps=1)
+    numbers = sum(np.size(leaf) for leaf in jax.tree.leaves(params))
+    one = 5 * first * (width + 8) + first + 8 + 2 * (first + 8) * 16 + 16 + 17
+    assert numbers == 2 * (one + 1) + 3 * width == count_numbers(width, 2, 8)
+    found = kdjax.classifier_scores(params, windows)
+    wanted = numpy_scores(params, numpy_values(params, windows))
+    np.testing.assert_allclose(found, wanted, rtol=2e-3)

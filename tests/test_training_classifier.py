@@ -18,6 +18,7 @@ from kdjax.errors import ConfigError
 from kdjax.experiment.pipeline import prepare_dataset
 from kdjax.export.costs import numbers
 from kdjax.models.classifier import classifier_points
+from kdjax.training import classifier, components
 
 OWN_DATA = Path(__file__).parents[1] / "configs" / "own_data.py"
 CHANNELS = ("load", "heat", "flow")
@@ -26,7 +27,11 @@ OPTIONS = {
     "stride": 2,
     "false_alarm_rate": 0.1,
     "missing": "mask",
-    "settings": {"classifier.networks": 2, "classifier.steps": 150},
+    "settings": {
+        "classifier.networks": 2,
+        "classifier.channels": 16,
+        "classifier.steps": 150,
+    },
 }
 
 
@@ -63,15 +68,15 @@ def test_it_is_the_default_and_learns_from_all_rows(fitted):
     found = [training_windows(prepared, part, stride=1) for part in parts]
     scaled, starts = found[0][0], np.concatenate([starts for _, starts in found])
     windows = np.stack([scaled[start : start + 16] for start in starts])
-    wanted = kdjax.fit_classifier(windows, networks=2, steps=150, seed=0)
+    wanted = kdjax.fit_classifier(windows, networks=2, channels=16, steps=150, seed=0)
     for name in ("low", "scale", "mean", "level"):
         np.testing.assert_array_equal(detector.model.params[name], wanted[name])
     for name, leaf in wanted["networks"].items():
         np.testing.assert_array_equal(detector.model.params["networks"][name], leaf)
-    # τ is the score at the conformal rank of the calibration windows, for half the
-    # networks, which have not seen them.
+    # τ is the score at the conformal rank of the calibration windows, for networks of both
+    # views, which have not seen them.
     known = windows[: -len(found[2][1])]
-    half = kdjax.fit_classifier(known, networks=1, steps=150, seed=0)
+    half = kdjax.fit_classifier(known, networks=2, channels=16, steps=150, seed=0)
     spans = prepared.entities[0].split.calibration
     held_out = window_starts(spans, window=16, stride=2)
     windows = np.stack([scaled[start : start + 16] for start in held_out])
@@ -80,6 +85,50 @@ def test_it_is_the_default_and_learns_from_all_rows(fitted):
     np.testing.assert_allclose(fitted.threshold_, scores[rank - 1], rtol=1e-5)
     # Its own numbers, the scaler's and τ: it has no Gaussian.
     assert numbers(detector) == detector.model.parameters + 2 * 3 + 1
+
+
+@pytest.mark.parametrize(("networks", "half"), [(1, 1), (2, 2), (3, 2), (4, 2), (8, 4)])
+def test_half_the_networks_but_both_views_choose_the_threshold(
+    monkeypatch, fitted, networks, half
+):
+    asked = []
+
+    def fit(windows, *, networks, **options):
+        asked.append(networks)
+        return {}
+
+    monkeypatch.setattr(components, "fit_classifier", fit)
+    data = Dataset("rows", (Series("X", waves(600).to_numpy(), CHANNELS),), ())
+    prepared = prepare_dataset(data, fitted._settings())
+    for every in (False, True):
+        given = {"classifier": {"networks": networks}}
+        components.fit_baseline("classifier", prepared, every=every, **given)
+    assert asked == [half, networks]
+
+
+@pytest.mark.parametrize("kind", ["classifier", "cnn_forecast", "gru_forecast"])
+def test_huge_windows_are_fewer_for_all_that_learn(monkeypatch, fitted, kind):
+    name = "fit_forecaster" if kind.endswith("forecast") else "fit_classifier"
+    seen = []
+
+    def fit(*args, **options):
+        seen.append(args[-1].shape)
+        return {}
+
+    monkeypatch.setattr(components, name, fit)
+    monkeypatch.setattr(classifier, "CELLS", 16 * 3 * 120)
+    data = Dataset("rows", (Series("X", waves(600).to_numpy(), CHANNELS),), ())
+    prepared = prepare_dataset(data, fitted._settings())
+    components.fit_baseline(kind, prepared)
+    assert seen == [(120, 16, 3)]
+
+
+def test_huge_windows_are_fewer_in_a_memory(monkeypatch, fitted):
+    monkeypatch.setattr(classifier, "CELLS", 16 * 3 * 110)
+    data = Dataset("rows", (Series("X", waves(900).to_numpy(), CHANNELS),), ())
+    prepared = prepare_dataset(data, fitted._settings())
+    kept = components.fit_baseline("memory", prepared).params["windows"]
+    assert kept.shape == (110, 16, 3)
 
 
 def test_with_a_fixed_threshold_nothing_is_held_out(fitted):

@@ -20,7 +20,6 @@ from kdjax.training.populations import (
     make_population_validate,
     resume_together,
     stack_members,
-    take_member,
 )
 from kdjax.training.sharding import batch_mesh, divide, place
 from kdjax.training.steps import (
@@ -267,7 +266,7 @@ def test_validation_asks_only_whom_it_is_asked():
             validation_loss(NET),
             memory_batches(one, key=None, batch_size=BATCH),
             window=WINDOW,
-        )(take_member(params, number))
+        )(jax.tree.map(lambda leaf, i=number: leaf[i], params))
         assert found[number] == pytest.approx(expected, rel=1e-5)
 
 

@@ -30,7 +30,9 @@ def augment_rows(rows: np.ndarray, *, window: int, seed: int) -> np.ndarray:
     # Rows [n, C] and sizes [C] to noise, a spike, a shift, a swap and a stuck sensor.
     kinds: tuple[Callable[[np.ndarray, np.ndarray], np.ndarray], ...] = (
         lambda part, size: part + size * rng.standard_normal(part.shape, np.float32),
-        lambda part, size: part + size * _one_row(rng, len(part)),
+        lambda part, size: (
+            part + size * (np.arange(len(part)) == rng.integers(len(part)))[:, None]
+        ),
         lambda part, size: part + size,
         lambda part, size: part[:, rng.permutation(part.shape[1])],
         lambda part, size: part[:1],
@@ -50,8 +52,3 @@ def augment_rows(rows: np.ndarray, *, window: int, seed: int) -> np.ndarray:
         stretch[:, channels] = kind(stretch[:, channels], size)
         first += length + int(rng.integers(2 * window))
     return copy
-
-
-def _one_row(rng: np.random.Generator, rows: int) -> np.ndarray:
-    """True in one of the rows, `[N, 1]`."""
-    return np.asarray(np.arange(rows)[:, None] == rng.integers(rows))

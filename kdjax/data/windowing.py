@@ -92,15 +92,6 @@ def window_labels(
     return count >= min_anomalous_points
 
 
-def usual_window(rows: int) -> int:
-    """The usual length of windows of so many training rows: 100, or an eighth of fewer.
-
-    >>> usual_window(5000), usual_window(500)
-    (100, 62)
-    """
-    return max(1, min(100, rows // 8))
-
-
 def spread_evenly(count: int, most: int) -> np.ndarray:
     """Numbers of `most` of `count` items, or of all, spread evenly, `[min(count, most)]`.
 

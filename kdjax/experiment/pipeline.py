@@ -238,7 +238,8 @@ def count_networks(settings: Settings) -> dict[str, int]:
         if kind == NETWORK:
             return count_parameters(architecture(settings, name, width=channels))
         if kind == "classifier":
-            return count_numbers(channels, settings["classifier"]["networks"])
+            own = settings["classifier"]
+            return count_numbers(channels, own["networks"], own["channels"])
         if kind in FORECASTERS:
             rng, rows = np.random.default_rng(0), np.zeros((1, channels))
             drawn = init_forecaster(

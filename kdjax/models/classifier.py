@@ -4,8 +4,8 @@
 of a normal window. Half of the networks see the values, the other half the values less
 their mean over the window, which drifts of level don't touch.
 
-    x [L, D] → a: 16 channels (8 where D > 40), width 5, ReLU
-             → b: 16 channels, width 5, dilation 4 (less in windows under 21 rows), ReLU
+    x [L, D] → a: C channels (C/2 where D > 40), width 5, ReLU
+             → b: C channels, width 5, dilation 4 (less in windows under 21 rows), ReLU
              → mean and maximum over time of a and of b → 16 units, ReLU → 1
 """
 
@@ -20,7 +20,7 @@ from jax import Array
 from kdjax.data.disturb import HIGHEST, LOWEST
 from kdjax.models.model import Params, Places
 
-NETWORKS = 4  # by default
+NETWORKS, CHANNELS = 4, 16  # by default
 _WIDTH, _UNITS = 5, 16
 SHORTEST = 2 * (_WIDTH - 1) + 1  # rows that both convolutions need
 # How far a channel that is held at its mean is drawn to that of training as well, so that a
@@ -139,13 +139,15 @@ def logits_of(params: Params, level: Array, values: Array) -> Array:
     return logits
 
 
-def init_network(rng: np.random.Generator, width: int) -> dict[str, np.ndarray]:
+def init_network(
+    rng: np.random.Generator, width: int, channels: int = CHANNELS
+) -> dict[str, np.ndarray]:
     """He et al., 2015."""
-    first = 8 if width > 40 else 16
+    first = max(1, channels // 2) if width > 40 else channels
     shapes = {
         "first": (_WIDTH, width, first),
-        "second": (_WIDTH, first, _UNITS),
-        "dense": (2 * (first + _UNITS), _UNITS),
+        "second": (_WIDTH, first, channels),
+        "dense": (2 * (first + channels), _UNITS),
         "head": (_UNITS, 1),
     }
     params = {}
@@ -156,8 +158,10 @@ def init_network(rng: np.random.Generator, width: int) -> dict[str, np.ndarray]:
     return params
 
 
-def count_numbers(width: int, networks: int = NETWORKS) -> int:
+def count_numbers(
+    width: int, networks: int = NETWORKS, channels: int = CHANNELS
+) -> int:
     """How many numbers a classifier of D = `width` channels has."""
-    one = init_network(np.random.default_rng(0), width)
+    one = init_network(np.random.default_rng(0), width, channels)
     leaves: int = sum(map(np.size, one.values()))
     return networks * (leaves + 1) + 3 * width

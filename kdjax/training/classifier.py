@@ -4,6 +4,7 @@ The networks learn to tell the windows from disturbed copies of them, by binary
 cross-entropy.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -16,6 +17,7 @@ from kdjax.data.disturb import disturb_windows
 from kdjax.data.windowing import spread_evenly
 from kdjax.errors import DataError
 from kdjax.models.classifier import (
+    CHANNELS,
     NETWORKS,
     SHORTEST,
     in_ranges,
@@ -34,9 +36,12 @@ def fit_classifier(
     windows: np.ndarray,
     *,
     networks: int = NETWORKS,
+    channels: int = CHANNELS,
     steps: int = STEPS,
     seed: int = 0,
     context: Places = (),
+    teacher: Params | None = None,
+    alpha: float = 0.5,
 ) -> dict[str, Any]:
     """Parameters of `classifier_scores`, from normal windows `[M, L, D]`.
 
@@ -44,12 +49,17 @@ def fit_classifier(
         windows: scaled in any way, nothing missing; of more than 1,500 those that are
             spread evenly.
         networks: V, half of them for each view.
+        channels: C, of their convolutions.
         steps: of Adam, 128 windows each.
         seed: of everything random.
         context: places of channels that are seen, but never disturbed.
+        teacher: parameters of a classifier of the same channels on other machines, for
+            few windows: a label is 1 − α of what it is and α of the probability of a
+            disturbed window that the teacher's networks give (Hinton et al., 2015).
+        alpha: α.
 
     Raises:
-        DataError: windows have too few rows, or values that are not finite.
+        DataError: too few rows, values that are not finite, or other channels.
 
     >>> rows = np.sin(np.arange(200.0))[:, None]
     >>> from kdjax import windows
@@ -67,6 +77,11 @@ def fit_classifier(
             "windows hold values that are missing or not finite: fill them, or leave "
             "these windows out."
         )
+    if teacher and teacher["networks"]["first"].shape[2] != windows.shape[2]:
+        raise DataError(
+            f"windows have {windows.shape[2]} channels, and the teacher learnt from "
+            f"{teacher['networks']['first'].shape[2]}: they must be the same."
+        )
     chosen = spread_evenly(len(windows), most_windows(*windows.shape[1:]))
     low, high = windows.min(axis=(0, 1)), windows.max(axis=(0, 1))
     scale = np.where(high > low, high - low, 1)
@@ -78,12 +93,14 @@ def fit_classifier(
     rng = np.random.default_rng(seed)
     level = np.arange(networks, dtype=np.float32) % 2
     number = BATCH // 3
+    labels = _labels((clean, disturbed), teacher, alpha)
     trained = [
         _train(
-            init_network(rng, windows.shape[-1]),
+            init_network(rng, windows.shape[-1], channels),
             view,
             (clean, rng.integers(len(clean), size=(steps, number))),
             (disturbed, rng.integers(len(disturbed), size=(steps, BATCH - number))),
+            labels,
         )
         for view in level
     ]
@@ -91,19 +108,42 @@ def fit_classifier(
     return params | {"level": level}
 
 
-def most_windows(length: int, width: int) -> int:
-    """How many windows `[L, D]` it learns from at most; fewer if they are huge."""
-    return max(100, min(MOST, CELLS // (length * width)))
+def most_windows(length: int, width: int, most: int = MOST) -> int:
+    """How many windows `[L, D]` to learn from at most; fewer if they are huge."""
+    return max(100, min(most, CELLS // (length * width)))
+
+
+def _labels(
+    parts: Sequence[np.ndarray], teacher: Params | None, alpha: float
+) -> list[np.ndarray]:
+    """Labels `[M]` of clean and of disturbed windows in ranges, softened by a teacher."""
+    labels = [np.full(len(part), i, np.float32) for i, part in enumerate(parts)]
+    if teacher is None:
+        return labels
+    networks = jax.tree.map(jnp.asarray, teacher["networks"])
+    level = jnp.asarray(teacher["level"])
+
+    def probability(window: Array) -> Array:
+        logits = jax.vmap(logits_of, (0, 0, None))(networks, level, window[None])
+        return jax.nn.sigmoid(logits).mean()
+
+    soft = (jax.lax.map(probability, jnp.asarray(p), batch_size=BATCH) for p in parts)
+    pairs = zip(labels, soft, strict=True)
+    return [(1 - alpha) * hard + alpha * np.asarray(own) for hard, own in pairs]
 
 
 @jax.jit
-def _train(params: Params, level: Array, clean: Draws, disturbed: Draws) -> Params:
-    """The trained network; each batch has clean windows and disturbed ones."""
-    labels = np.repeat([0.0, 1.0], [clean[1].shape[1], disturbed[1].shape[1]])
+def _train(
+    params: Params, level: Array, clean: Draws, disturbed: Draws, labels: list[Array]
+) -> Params:
+    """The trained network; each batch has clean windows and disturbed ones, labelled."""
+    places = clean[1], disturbed[1]
 
-    def loss(params: Params, *values: Array) -> Array:
-        logits = logits_of(params, level, jnp.concatenate(values))
-        found: Array = optax.sigmoid_binary_cross_entropy(logits, labels).mean()
+    def loss(params: Params, clean: Array, disturbed: Array, *labels: Array) -> Array:
+        logits = logits_of(params, level, jnp.concatenate([clean, disturbed]))
+        wanted = jnp.concatenate(labels)
+        found: Array = optax.sigmoid_binary_cross_entropy(logits, wanted).mean()
         return found
 
-    return minimise(loss, params, clean, disturbed, rate=RATE)
+    soft = zip(labels, places, strict=True)
+    return minimise(loss, params, clean, disturbed, *soft, rate=RATE)

@@ -22,7 +22,7 @@ FIT_WINDOWS = 2000
 
 # Baselines already fitted to a data set, by kind and options.
 Fits = dict[tuple[Any, ...], ResidualModel]
-Options = Mapping[str, int]
+Options = Mapping[str, Any]
 
 
 def fit_baseline(
@@ -31,8 +31,8 @@ def fit_baseline(
     """A baseline fitted once to the fit rows of all entities together.
 
     A classifier learns from validation rows as well, which it has no other use for, and
-    with `every` from calibration rows; without, it has half the networks, enough to
-    choose τ by. `options`: `classifier` those of `fit_classifier`, `forecast` of
+    with `every` from calibration rows; without, it has half the networks, or two, enough
+    to choose τ by. `options`: `classifier` those of `fit_classifier`, `forecast` of
     `fit_forecaster`.
     """
     found, own = BASELINES[kind], options_of(kind, options)
@@ -43,19 +43,19 @@ def fit_baseline(
                 f"data.window={prepared.window} is too short for the {kind}, which needs "
                 f"windows of {SHORTEST} rows or more: raise it, or use another detector."
             )
-        most = most_windows(prepared.window, len(prepared.channels))
         parts = ("fit", "validation", "calibration")[: 3 if every else 2]
-        windows = _windows(prepared, parts, stride=1, most=most)
+        windows = _windows(prepared, parts, 1)
         if not every:
-            own = {**own, "networks": max(1, own.get("networks", NETWORKS) // 2)}
+            count = own.get("networks", NETWORKS)
+            own = {**own, "networks": min(count, max(2, count // 2))}  # both views
         params = fit_classifier(windows, context=prepared.context, **own)
     elif kind in FORECASTERS:
-        windows = _windows(prepared, ("fit",), stride=1, most=MOST)
+        windows = _windows(prepared, ("fit",), 1)
         params = fit_forecaster(kind, windows, context=prepared.context, **own)
     elif found.fit_rows is not None:
         params = found.fit_rows(fit_rows(prepared))
     elif found.fit_windows is not None:
-        windows = _windows(prepared, ("fit",), stride=prepared.stride, most=FIT_WINDOWS)
+        windows = _windows(prepared, ("fit",), prepared.stride, FIT_WINDOWS)
         params = found.fit_windows(windows)
     return ResidualModel(kind, params, context=prepared.context)
 
@@ -66,9 +66,10 @@ def options_of(kind: str, options: Mapping[str, Options]) -> Options:
 
 
 def _windows(
-    prepared: Prepared, parts: Sequence[str], *, stride: int, most: int
+    prepared: Prepared, parts: Sequence[str], stride: int, most: int = MOST
 ) -> np.ndarray:
     """Scaled windows of parts of the rows, `[M, L, D]`, `most` of them spread evenly."""
+    most = most_windows(prepared.window, len(prepared.channels), most)
     sources = [windows_source(prepared, part, stride=stride) for part in parts]
     places = spread_evenly(sum(source.windows for source in sources), most)
     found, first = [], 0

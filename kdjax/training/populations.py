@@ -71,12 +71,6 @@ def stack_members(members: Sequence[Tree]) -> Tree:
     return stacked
 
 
-def take_member(stacked: Tree, place: int) -> Tree:
-    """One of the members that `stack_members` joined."""
-    member: Tree = jax.tree.map(lambda leaf: leaf[place], stacked)
-    return member
-
-
 def make_population_step(
     step_of: Callable[[Any], Step], mesh: Mesh | None = None
 ) -> PopulationStep:
@@ -278,7 +272,10 @@ def fit_together(
         if stopping:
             stop_if_requested()
     found = jax.device_get(best)
-    return [Fitted(take_member(found, i), own) for i, own in enumerate(progress)]
+    each = (
+        jax.tree.map(lambda leaf, i=i: leaf[i], found) for i in range(len(progress))
+    )
+    return [Fitted(*pair) for pair in zip(each, progress, strict=True)]
 
 
 def _walk(
