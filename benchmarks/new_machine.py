@@ -1,0 +1,130 @@
+"""What a teacher from other machines gives a machine with few training rows.
+
+    python benchmarks/new_machine.py --name=smd --root=data/smd --output=new_machine.jsonl
+
+Each entity in turn is the new machine, of whose training rows the newest 200 to 4,000 are
+known. The teacher is a classifier of the other entities' windows, each scaled by its own
+range. *alone* learns from the new machine's rows, *distilled* as well from the teacher's
+soft labels (`kdjax.fit_classifier(…, teacher=…)`), *self* from those of *alone*. A line of
+the output is an entity, a number of rows and a seed: VUS-PR of the test rows. A rerun
+continues; `--table` prints means over entities and seeds.
+"""
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from tsbad import LATEST, vus_window
+
+import kdjax
+from kdjax.data.datasets import load_benchmark
+from kdjax.data.windowing import spread_evenly
+from kdjax.metrics import vus_pr
+
+# The entities whose labels may choose (benchmarks/tsbad/README.md).
+ENTITIES = {
+    "smd": ("machine-1-4", "machine-1-6", "machine-1-8", "machine-3-5"),
+    "asd": ("omi-2", "omi-3", "omi-5", "omi-8"),
+    "jumpstarter2": tuple(f"service{i}" for i in (0, 16, 2, 24, 28, 6)),
+}
+LENGTH, MOST = 48, 1500
+OPTIONS: dict[str, Any] = {"networks": 2, "channels": 8, "steps": 1000}
+Rows = np.ndarray
+
+
+def windows_of(rows: Rows, most: int = MOST) -> np.ndarray:
+    """At most so many windows of rows, spread evenly, `[N, D] -> [M, L, D]`."""
+    found = np.asarray(kdjax.windows(rows, length=LENGTH))
+    return found[spread_evenly(len(found), most)]
+
+
+def in_own_range(rows: Rows) -> Rows:
+    """Rows `[N, D]` scaled by their least and largest values; constant ones less them."""
+    spread = np.ptp(rows, axis=0)
+    return (rows - rows.min(axis=0)) / np.where(spread > 0, spread, 1)
+
+
+def row_scores(params: dict[str, Any], rows: Rows) -> np.ndarray:
+    """The mean score of the windows that cover a row, `[N, D] -> [N]`."""
+    found = np.asarray(kdjax.windows(rows, length=LENGTH))
+    pieces = np.array_split(found, len(found) // 512 + 1)
+    scores = np.concatenate([kdjax.classifier_scores(params, p) for p in pieces])
+    sums = np.concatenate([[0], np.cumsum(scores, dtype=np.float64)])
+    rows_ = np.arange(len(rows))
+    first = np.maximum(rows_ - LENGTH + 1, 0)
+    last = np.minimum(rows_, len(scores) - 1) + 1
+    return (sums[last] - sums[first]) / (last - first)
+
+
+def lines(
+    train: dict[str, Rows], test: dict[str, tuple[Rows, Rows]], counts: list[int],
+    seed: int, done: set[tuple[Any, ...]],
+) -> Iterator[dict[str, Any]]:  # fmt: skip
+    """Measures what is not `done`: entity, rows, seed and the VUS-PR of each model."""
+    for name, (rows, labels) in test.items():
+        if all((name, count, seed) in done for count in counts):
+            continue
+        others = [in_own_range(own) for other, own in train.items() if other != name]
+        known = [windows_of(own, MOST // len(others)) for own in others]
+        options = OPTIONS | {"seed": seed}
+        teacher = kdjax.fit_classifier(np.concatenate(known), **options)
+        window = vus_window(np.concatenate([train[name], rows])[:, 0])
+        for count in counts:
+            own = windows_of(train[name][-count:])
+            alone = kdjax.fit_classifier(own, **options)
+            models = {"alone": alone}
+            for kind, known_by in {"self": alone, "distilled": teacher}.items():
+                models[kind] = kdjax.fit_classifier(own, **options, teacher=known_by)
+            found = {
+                kind: vus_pr(labels, row_scores(model, rows), window=window)
+                for kind, model in models.items()
+            }
+            yield {"entity": name, "rows": count, "seed": seed, **found}
+
+
+def table(found: pd.DataFrame) -> str:
+    """Means over entities by number of rows, and the gain with its standard error."""
+    entities = found.groupby(["rows", "entity"]).mean(numeric_only=True)
+    text = ["| rows | entities | alone | self | distilled | distilled − alone |"]
+    text.append("| ---: " * 6 + "|")
+    for count, own in entities.groupby("rows"):
+        gain = own["distilled"] - own["alone"]
+        means = own[["alone", "self", "distilled"]].mean()
+        cells = [f"{count:,}", str(len(own)), *(f"{mean:.3f}" for mean in means)]
+        text.append(f"| {' | '.join(cells)} | {gain.mean():+.3f} ± {gain.sem():.3f} |")
+    return "\n".join(text)
+
+
+def main() -> None:
+    """Reads flags, measures, prints."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--name", choices=ENTITIES, required=True)
+    parser.add_argument("--root", required=True, help="folder of the collection")
+    parser.add_argument("--rows", default="200,500,1000,2000,4000")
+    parser.add_argument("--seeds", default="0", help="numbers, by commas")
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--table", action="store_true", help="print the table as well")
+    given = parser.parse_args()
+    dataset = load_benchmark(given.name, root=given.root, entities=ENTITIES[given.name])
+    train = {one.entity: one.values[-LATEST:] for one in dataset.train}
+    test = {one.entity: (one.values, one.labels > 0) for one in dataset.test}
+    known = given.output.read_text() if given.output.exists() else ""
+    found = [json.loads(line) for line in known.splitlines()]
+    done = {(one["entity"], one["rows"], one["seed"]) for one in found}
+    counts = [int(count) for count in given.rows.split(",")]
+    for seed in map(int, given.seeds.split(",")):
+        for line in lines(train, test, counts, seed, done):
+            with given.output.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+            found.append(line)
+            print(line, flush=True)
+    if given.table:
+        print(table(pd.DataFrame(found)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""`benchmarks/new_machine.py`: a teacher from other machines, and the table."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+import new_machine
+
+
+def rows_of(count, *, seed):
+    rng = np.random.default_rng(seed)
+    return np.sin(np.arange(count)[:, None] / 7 + [0, 1]) + rng.normal(
+        0, 0.1, (count, 2)
+    )
+
+
+def test_a_row_has_the_mean_of_the_windows_that_cover_it(monkeypatch):
+    monkeypatch.setattr(new_machine, "LENGTH", 9)
+    rows = rows_of(600, seed=0)
+    scores = np.arange(592.0)
+    monkeypatch.setattr(
+        new_machine.kdjax,
+        "classifier_scores",
+        lambda params, windows: [
+            scores[np.flatnonzero((rows == window[0]).all(axis=1))[0]]
+            for window in np.float64(windows)
+        ],
+    )
+    found = new_machine.row_scores({}, rows)
+    covering = [scores[max(0, i - 8) : min(i, 591) + 1].mean() for i in range(600)]
+    np.testing.assert_allclose(found, covering)
+
+
+def test_each_entity_is_new_once_and_the_others_teach(monkeypatch):
+    monkeypatch.setattr(new_machine, "OPTIONS", {"networks": 1, "steps": 3})
+    taught, fit = [], new_machine.kdjax.fit_classifier
+
+    def fitted(windows, *, teacher=None, **options):
+        taught.append((windows.shape, teacher is not None))
+        return fit(windows, teacher=teacher, **options)
+
+    monkeypatch.setattr(new_machine.kdjax, "fit_classifier", fitted)
+    train = {name: rows_of(300, seed=i) for i, name in enumerate("abc")}
+    labels = np.arange(200) > 150
+    test = {name: (rows_of(200, seed=9), labels) for name in "ab"}
+    done = {("b", 100, 0)}
+    found = list(new_machine.lines(train, test, [100], 0, done))
+    assert [(one["entity"], one["rows"], one["seed"]) for one in found] == [
+        ("a", 100, 0)
+    ]
+    assert all(0 <= found[0][kind] <= 1 for kind in ("alone", "self", "distilled"))
+    shapes = [((2 * 253, 48, 2), False), ((53, 48, 2), False)]
+    assert taught == [*shapes, ((53, 48, 2), True), ((53, 48, 2), True)]
+
+
+def test_the_table_is_of_entities_not_of_seeds():
+    found = pd.DataFrame(
+        {"entity": [*"aabb"], "rows": 500, "seed": [0, 1, 0, 1],
+         "alone": [0.1, 0.3, 0.4, 0.4], "self": 0.5, "distilled": [0.2, 0.6, 0.5, 0.7]}
+    )  # fmt: skip
+    # Gains by entity: 0.2 and 0.2.
+    shown = new_machine.table(found).splitlines()[-1]
+    assert shown == "| 500 | 2 | 0.300 | 0.500 | 0.500 | +0.200 ± 0.000 |"
+
+
+def test_a_range_of_0_is_no_division():
+    found = new_machine.in_own_range(np.array([[1.0, 5], [3, 5]]))
+    assert found.tolist() == [[0, 0], [1, 0]]
