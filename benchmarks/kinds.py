@@ -1,0 +1,283 @@
+"""Further kinds of detectors: chosen by ten trials each, then judged on other series.
+
+    python benchmarks/kinds.py --choose --smd=data/smd --nasa=data/smap_msl --output=kinds
+    python benchmarks/kinds.py --judge  --smd=data/smd --nasa=data/smap_msl --output=kinds
+    python benchmarks/kinds.py --time   --smd=data/smd --nasa=data/smap_msl --output=kinds
+    python benchmarks/kinds.py --table --output=kinds
+
+Series are those of `benchmarks/tsbad.py` whose labels may choose (list `choose`), by its
+protocol: fitted on the prefix, all rows scored, VUS-PR with the benchmark's window. Six
+series choose (`choosing`), up to 20 others judge (`judging`). Trials are lines of
+OUTPUT_choose.jsonl, what is judged (seeds 0, 1 and 2) of OUTPUT_judge.jsonl, milliseconds
+of OUTPUT_time.jsonl; a rerun continues. `--table`
+prints Markdown, with the fronts of quality against numbers and against milliseconds.
+"""
+
+import argparse
+import itertools
+import json
+import statistics
+import time
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pandas as pd
+from kinds_models import KINDS, OWN, Scorer, in_chunks
+from tsbad import Item, read, rebuilt
+
+from kdjax import apply_scaler, fit_scaler, row_scores
+from kdjax.data.windowing import gather
+from kdjax.metrics import vus_pr
+
+TRIALS = 10
+SEEDS = (0, 1, 2)
+UNSEEDED = ("fourier", "mahalanobis", "moving_average", "memory")
+JUDGED = 20
+COVERING = 8  # windows that cover a row
+
+
+def trials(name: str) -> list[dict[str, Any]]:
+    """The options of a kind's trials, drawn at random; no two are alike."""
+    space = KINDS[name].space
+    combinations = list(itertools.product(*space.values()))
+    rng = np.random.default_rng(zlib.crc32(name.encode()))
+    places = rng.permutation(len(combinations))[:TRIALS]
+    return [dict(zip(space, combinations[place], strict=True)) for place in places]
+
+
+def choosing(items: Sequence[Item]) -> list[Item]:
+    """Two short series of MSL, three of SMAP, one of SMD, each of another subsystem."""
+    chosen = []
+    for collection, number in (("MSL", 2), ("SMAP", 3), ("SMD", 1)):
+        own = [item for item in items if item.collection == collection]
+        own.sort(key=lambda item: len(item.rows))
+        letters: dict[str, Item] = {}
+        for item in own:
+            letters.setdefault(subsystem(item), item)
+        chosen += list(letters.values())[:number]
+    return chosen
+
+
+def subsystem(item: Item) -> str:
+    """The letter of a channel of MSL or SMAP, by its place in the list; `m` of SMD."""
+    return ENTITIES[item.file][0]
+
+
+def judging(items: Sequence[Item]) -> list[Item]:
+    """Others: all of MSL and SMD, and of SMAP as many as fill the number, spread evenly."""
+    used = {item.file for item in choosing(items)}
+    others = [item for item in items if item.file not in used]
+    smap = [item for item in others if item.collection == "SMAP"]
+    rest = [item for item in others if item.collection != "SMAP"]
+    places = np.linspace(0, len(smap) - 1, JUDGED - len(rest)).round().astype(int)
+    return rest + [smap[place] for place in places]
+
+
+_TABLE = pd.read_csv(Path(__file__).parent / "tsbad" / "series.csv")
+ENTITIES = dict(zip(_TABLE["file"], _TABLE["entity"], strict=True))
+
+
+def fitted(
+    item: Item, name: str, options: dict[str, Any], seed: int
+) -> tuple[Scorer, np.ndarray]:
+    """A kind that was fitted on an item's prefix, and all rows, scaled by the prefix."""
+    fit = KINDS[name].fit if name in KINDS else OWN[name][0]
+    scaler = fit_scaler(item.rows[: item.prefix], method="minmax")
+    rows = apply_scaler(scaler, item.rows)
+    return fit(rows[: item.prefix], options, seed), rows
+
+
+def scores_of(scorer: Scorer, rows: np.ndarray) -> np.ndarray:
+    """Mean score of each row over about 8 windows that cover it, `[N, D] -> [N]`."""
+    last = len(rows) - scorer.length
+    stride = max(1, scorer.length // COVERING)
+    starts = np.unique(np.append(np.arange(0, last, stride), last))
+    points = in_chunks(scorer.points, gather(rows, starts, scorer.length))
+    return row_scores(points, starts=starts, rows=len(rows))
+
+
+def measure(
+    item: Item, name: str, options: dict[str, Any], seed: int
+) -> dict[str, Any]:
+    """A line: quality of a kind on an item."""
+    started = time.perf_counter()
+    scorer, rows = fitted(item, name, options, seed)
+    scores = scores_of(scorer, rows)
+    return {
+        "file": item.file,
+        "collection": item.collection,
+        "kind": name,
+        "options": options,
+        "seed": seed,
+        "vus_pr": vus_pr(item.labels, scores, window=item.window),
+        "numbers": scorer.numbers,
+        "seconds": round(time.perf_counter() - started, 2),
+    }
+
+
+def measure_time(
+    item: Item, name: str, options: dict[str, Any], seed: int
+) -> dict[str, Any]:
+    """A line: milliseconds of one window, the median of 200 calls of a compiled function."""
+    scorer, rows = fitted(item, name, options, seed)
+    points, window = jax.jit(scorer.points), rows[None, : scorer.length]
+    taken = []
+    for _ in range(220):
+        started = time.perf_counter()
+        points(window).block_until_ready()
+        taken.append(time.perf_counter() - started)
+    return {
+        "file": item.file,
+        "collection": item.collection,
+        "kind": name,
+        "options": options,
+        "seed": seed,
+        "milliseconds": round(1e3 * statistics.median(taken[20:]), 4),
+    }
+
+
+def key(line: dict[str, Any]) -> tuple[str, ...]:
+    """What tells lines apart."""
+    options = json.dumps(line["options"], sort_keys=True)
+    return line["file"], line["kind"], options, str(line["seed"])
+
+
+Job = tuple[Item, str, dict[str, Any], int]
+
+
+def run(
+    jobs: Iterable[Job], output: Path, measured: Callable[..., dict[str, Any]]
+) -> None:
+    """Measures what the output lacks; a line as soon as it is known."""
+    done = set(map(key, read(output)))
+    for item, name, options, seed in jobs:
+        job = {"file": item.file, "kind": name, "options": options, "seed": seed}
+        if key(job) in done:
+            continue
+        line = json.dumps(measured(item, name, options, seed))
+        with output.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+        print(line, flush=True)
+
+
+def best(lines: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The options of each kind with the highest mean over the series that chose."""
+    found: dict[str, dict[str, Any]] = {}
+    frame = pd.DataFrame(lines)
+    frame["text"] = [json.dumps(options) for options in frame["options"]]
+    for name, own in frame.groupby("kind", sort=False):
+        means = own.groupby("text", sort=False)["vus_pr"].mean()
+        found[str(name)] = json.loads(str(means.idxmax()))
+    return found
+
+
+def front(frame: pd.DataFrame, cost: str, quality: str) -> set[str]:
+    """Names that none beats: no other is as good at no more cost, and better in one."""
+    kept = set()
+    for name, row in frame.iterrows():
+        as_good = (frame[quality] >= row[quality]) & (frame[cost] <= row[cost])
+        better = (frame[quality] > row[quality]) | (frame[cost] < row[cost])
+        if not (as_good & better).any():
+            kept.add(str(name))
+    return kept
+
+
+def table(lines: Sequence[dict[str, Any]], times: Sequence[dict[str, Any]]) -> str:
+    """Markdown: quality by collection, mean and range over seeds, costs, fronts.
+
+    Only series that every kind has are counted.
+    """
+    frame = pd.DataFrame(lines)
+    kinds = frame["kind"].nunique()
+    complete = frame.groupby("file")["kind"].nunique() == kinds
+    frame = frame[frame["file"].isin(complete.index[complete])]
+    shape = ["kind", "collection"]
+    found = frame.groupby(shape)[["numbers", "seconds"]].median()
+    by_seed = frame.groupby([*shape, "seed"])["vus_pr"].mean()
+    found["vus_pr"] = by_seed.groupby(shape).mean()
+    found["low"], found["high"] = (
+        by_seed.groupby(shape).min(), by_seed.groupby(shape).max(),
+    )  # fmt: skip
+    found["ms"] = pd.DataFrame(times).groupby(shape)["milliseconds"].median()
+    fronts: dict[str, list[str]] = {str(kind): [] for kind in frame["kind"].unique()}
+    for collection, own in found.groupby("collection"):
+        for cost in ("numbers", "ms"):
+            for kind in front(own.droplevel("collection"), cost, "vus_pr"):
+                fronts[kind].append(f"{collection} {cost}")
+    counts = frame.drop_duplicates("file")["collection"].value_counts().sort_index()
+    heads = [f"{name} ({count})" for name, count in counts.items()]
+    text = [
+        f"| kind | {' | '.join(heads)} | numbers | ms | fronts |",
+        "| --- |" + " ---: |" * (len(heads) + 2) + " --- |",
+    ]
+    order = found["vus_pr"].groupby("kind").mean().sort_values(ascending=False)
+    for kind in map(str, order.index):
+        own = found.loc[kind]
+        cells = []
+        for collection in counts.index:
+            row = own.loc[collection]
+            spread = f" ({row['low']:.3f}–{row['high']:.3f})"
+            cells.append(
+                f"{row['vus_pr']:.3f}{spread if row['high'] > row['low'] else ''}"
+            )
+        cells.append(" / ".join(f"{n:,.0f}" for n in own["numbers"]))
+        cells.append(" / ".join(f"{n:.2f}" for n in own["ms"]))
+        cells.append(", ".join(fronts[kind]) or "none")
+        text.append(f"| {kind} | {' | '.join(cells)} |")
+    return "\n".join(text)
+
+
+def main() -> None:
+    """Reads flags, measures, prints."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--choose", action="store_true", help="run the trials")
+    parser.add_argument("--judge", action="store_true", help="run the chosen options")
+    parser.add_argument("--time", action="store_true", help="time the chosen options")
+    parser.add_argument("--table", action="store_true", help="print what was judged")
+    parser.add_argument("--smd", default="", help="folder of SMD")
+    parser.add_argument("--nasa", default="", help="folder of SMAP and MSL")
+    parser.add_argument("--kinds", default=",".join([*KINDS, *OWN]), help="by commas")
+    parser.add_argument("--seeds", default=",".join(map(str, SEEDS)), help="by commas")
+    parser.add_argument("--output", required=True, help="how the files' names begin")
+    given = parser.parse_args()
+    names = given.kinds.split(",")
+    tried, judged, timed = (
+        Path(f"{given.output}_{part}.jsonl") for part in ("choose", "judge", "time")
+    )
+    items = []
+    if given.choose or given.judge or given.time:
+        items = list(rebuilt(given.smd, given.nasa, "choose"))
+    if given.choose:
+        jobs = [
+            (item, name, options, 0)
+            for name in names
+            if name in KINDS
+            for options in trials(name)
+            for item in choosing(items)
+        ]
+        run(jobs, tried, measure)
+    options = best(read(tried)) | {name: own for name, (_, own) in OWN.items()}
+    if given.judge:
+        seeds = [int(seed) for seed in given.seeds.split(",")]
+        jobs = [
+            (item, name, options[name], seed)
+            for name in names
+            for item in judging(items)
+            for seed in (seeds[:1] if name in UNSEEDED else seeds)
+        ]
+        run(jobs, judged, measure)
+    if given.time:
+        first = {item.collection: item for item in reversed(judging(items))}
+        jobs = [(item, n, options[n], 0) for n in names for item in first.values()]
+        run(jobs, timed, measure_time)
+    if given.table:
+        print(json.dumps({name: options[name] for name in names}, indent=1))
+        print(table(read(judged), read(timed)))
+
+
+if __name__ == "__main__":
+    main()
