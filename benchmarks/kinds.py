@@ -68,13 +68,25 @@ def subsystem(item: Item) -> str:
 
 
 def judging(items: Sequence[Item]) -> list[Item]:
-    """Others: all of MSL and SMD, and of SMAP as many as fill the number, spread evenly."""
+    """Others: all of MSL and SMD, and of SMAP as many as fill the number, spread evenly.
+
+    Collections take turns, so that a run that ends early has some of each.
+    """
     used = {item.file for item in choosing(items)}
     others = [item for item in items if item.file not in used]
-    smap = [item for item in others if item.collection == "SMAP"]
-    rest = [item for item in others if item.collection != "SMAP"]
-    places = np.linspace(0, len(smap) - 1, JUDGED - len(rest)).round().astype(int)
-    return rest + [smap[place] for place in places]
+    own = {
+        name: [item for item in others if item.collection == name]
+        for name in ("SMD", "MSL", "SMAP")
+    }
+    number = JUDGED - len(own["SMD"]) - len(own["MSL"])
+    places = np.linspace(0, len(own["SMAP"]) - 1, number).round().astype(int)
+    own["SMAP"] = [own["SMAP"][place] for place in places]
+    turns = [
+        (place / len(part), item)
+        for part in own.values()
+        for place, item in enumerate(part)
+    ]
+    return [item for _, item in sorted(turns, key=lambda turn: turn[0])]
 
 
 _TABLE = pd.read_csv(Path(__file__).parent / "tsbad" / "series.csv")
@@ -265,8 +277,8 @@ def main() -> None:
         seeds = [int(seed) for seed in given.seeds.split(",")]
         jobs = [
             (item, name, options[name], seed)
-            for name in names
             for item in judging(items)
+            for name in names
             for seed in (seeds[:1] if name in UNSEEDED else seeds)
         ]
         run(jobs, judged, measure)

@@ -39,6 +39,7 @@ from kdjax.training.fitting import minimise
 
 MOST = 1500  # windows that are learnt from
 BATCH = 32
+WIDE = 56  # channels that networks are trained with, so that they are compiled once
 HELD = 0.15  # share of the prefix, its end, that gives the Gaussian
 CHUNK = 256  # windows scored at once
 HEADS = 2
@@ -99,6 +100,33 @@ def in_chunks(function: Callable[[Array], Array], found: np.ndarray) -> np.ndarr
         padded = np.pad(part, ((0, CHUNK - len(part)), (0, 0), (0, 0)))
         parts.append(np.asarray(function(padded))[: len(part)])
     return np.concatenate(parts)
+
+
+def widened(tree: Any, like: Any) -> Any:
+    """Leaves with zeros at the end of their axes, as long as those of a wider tree.
+
+    Channels that are 0 in and out add nothing to a loss, and their weights stay 0.
+    """
+
+    def wide(leaf: Any, other: Any) -> np.ndarray:
+        missing = np.subtract(np.shape(other), np.shape(leaf))
+        return np.pad(leaf, [(0, number) for number in missing])
+
+    return jax.tree.map(wide, tree, like)
+
+
+def narrowed(tree: Any, like: Any) -> Any:
+    """Leaves without what `widened` added."""
+    return jax.tree.map(
+        lambda leaf, other: np.asarray(leaf)[tuple(map(slice, np.shape(other)))],
+        tree,
+        like,
+    )
+
+
+def with_channels(pool: Array) -> np.ndarray:
+    """Windows `[M, L, D]` with channels of zeros up to `WIDE`."""
+    return np.pad(pool, ((0, 0), (0, 0), (0, max(0, WIDE - pool.shape[-1]))))
 
 
 def leaves(params: Any) -> int:
@@ -173,9 +201,13 @@ def fit_network(kind: Network, rows: np.ndarray, options: Options, seed: int) ->
     kept = rng.random((MOST, length, 1)) >= options.get("masked", 0)
     order = rng.integers(MOST, size=(options["steps"], BATCH))
     start = kind.init(rng, width, options)
-    params["network"] = train(
-        kind.predict, start, pool, np.float32(kept), order, np.float32(options["rate"])
-    )
+    pool = with_channels(pool)
+    wide = kind.init(np.random.default_rng(0), pool.shape[-1], options)
+    trained = train(
+        kind.predict, widened(start, wide), pool, np.float32(kept), order,
+        np.float32(options["rate"]),
+    )  # fmt: skip
+    params["network"] = narrowed(trained, start)
     errors = errors_by(kind.predict)
     return residual_scorer(errors, params, held, length)
 
@@ -480,7 +512,11 @@ def fit_patches(rows: np.ndarray, options: Options, seed: int) -> Scorer:
     starts = np.stack([anchors, positives, rng.integers(len(found), size=shape)])
     order = np.rint(starts * ((MOST - 1) / (len(found) - 1))).astype(int)
     start = init_patches(rng, width, options)
-    params["network"] = train_patches(start, pool, order, np.float32(options["rate"]))
+    wide = init_patches(np.random.default_rng(0), max(WIDE, width), options)
+    trained = train_patches(
+        widened(start, wide), with_channels(pool), order, np.float32(options["rate"])
+    )
+    params["network"] = narrowed(trained, start)
     bank = np.linspace(0, MOST - 1, options["bank"]).round().astype(int)
     params["bank"] = embed_all(params["network"], pool)[bank]
     numbers = leaves(params) + 2 * width + 1
@@ -495,8 +531,8 @@ embed_all = jax.jit(embed)
 
 SIZES = {"window": (16, 32, 64), "units": (8, 32)}
 RATES = {"rate": (1e-3, 3e-3, 1e-2, 3e-2)}
-STEPS = {"steps": (300, 1000)}
-USUAL_STEPS = {"steps": (600,)}
+STEPS = {"steps": (300, 600)}
+USUAL_STEPS = {"steps": (300,)}
 
 
 def by_network(network: Network, **space: tuple[Any, ...]) -> Kind:
@@ -513,7 +549,7 @@ KINDS = {
     ),
     "transformer": by_network(
         Network(init_transformer, transformer),
-        layers=(1,), masked=(0.0, 0.2, 0.5), **USUAL_STEPS,
+        layers=(1,), masked=(0.0, 0.2, 0.5), steps=(600,),
     ),
     "tcn_autoencoder": by_network(
         Network(init_tcn, tcn_autoencoder), code=(1, 4), **USUAL_STEPS
