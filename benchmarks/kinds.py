@@ -7,7 +7,8 @@
 
 Series are those of `benchmarks/tsbad.py` whose labels may choose (list `choose`), by its
 protocol: fitted on the prefix, all rows scored, VUS-PR with the benchmark's window. Six
-series choose (`choosing`), up to 20 others judge (`judging`). Trials are lines of
+series choose (`choosing`; after two trials the two of them on which options differ), up
+to 20 others judge (`judging`). Trials are lines of
 OUTPUT_choose.jsonl, what is judged (seeds 0, 1 and 2) of OUTPUT_judge.jsonl, milliseconds
 of OUTPUT_time.jsonl; a rerun continues. `--table`
 prints Markdown, with the fronts of quality against numbers and against milliseconds.
@@ -37,6 +38,10 @@ TRIALS = 10
 SEEDS = (0, 1, 2)
 UNSEEDED = ("fourier", "mahalanobis", "moving_average", "memory")
 JUDGED = 20
+FULL = 2  # trials on all six series
+DECIDING = ("MSL_M-4", "SMAP_D-9")
+# Rows of a window times units: a transformer above takes 10 s and more to fit.
+MOST_ATTENDED = 1024
 COVERING = 8  # windows that cover a row
 
 
@@ -65,6 +70,11 @@ def choosing(items: Sequence[Item]) -> list[Item]:
 def subsystem(item: Item) -> str:
     """The letter of a channel of MSL or SMAP, by its place in the list; `m` of SMD."""
     return ENTITIES[item.file][0]
+
+
+def deciding(items: Sequence[Item]) -> list[Item]:
+    """Those of the six on which options differ, by the first trials: all trials run on them."""
+    return [item for item in choosing(items) if item.file in DECIDING]
 
 
 def judging(items: Sequence[Item]) -> list[Item]:
@@ -177,14 +187,26 @@ def run(
 
 
 def best(lines: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The options of each kind with the highest mean over the series that chose."""
-    found: dict[str, dict[str, Any]] = {}
-    frame = pd.DataFrame(lines)
-    frame["text"] = [json.dumps(options) for options in frame["options"]]
-    for name, own in frame.groupby("kind", sort=False):
-        means = own.groupby("text", sort=False)["vus_pr"].mean()
-        found[str(name)] = json.loads(str(means.idxmax()))
-    return found
+    """The options of each kind with the highest mean over the series that decide."""
+    frame = pd.DataFrame(
+        {
+            "kind": line["kind"],
+            "options": json.dumps(line["options"]),
+            "vus_pr": line["vus_pr"],
+        }
+        for line in lines
+        if line["file"] in DECIDING and not too_slow(line["kind"], line["options"])
+    )
+    means = frame.groupby(["kind", "options"], sort=False)["vus_pr"].mean()
+    found = means.groupby("kind").idxmax()
+    return {name: json.loads(options) for name, options in found}
+
+
+def too_slow(name: str, options: dict[str, Any]) -> bool:
+    """Whether judging a kind with these options would take too long."""
+    return (
+        name == "transformer" and options["window"] * options["units"] > MOST_ATTENDED
+    )
 
 
 def front(frame: pd.DataFrame, cost: str, quality: str) -> set[str]:
@@ -265,11 +287,11 @@ def main() -> None:
         items = list(rebuilt(given.smd, given.nasa, "choose"))
     if given.choose:
         jobs = [
-            (item, name, options, 0)
+            (item, name, trials(name)[number], 0)
+            for number in range(TRIALS)
             for name in names
             if name in KINDS
-            for options in trials(name)
-            for item in choosing(items)
+            for item in (choosing(items) if number < FULL else deciding(items))
         ]
         run(jobs, tried, measure)
     options = best(read(tried)) | {name: own for name, (_, own) in OWN.items()}

@@ -98,6 +98,28 @@ def test_a_forecast_sees_the_rows_before_alone(name):
     assert np.abs(found - later)[:, 6].min() > 1e-6
 
 
+@pytest.mark.slow  # compiles two trainings
+@pytest.mark.parametrize("name", ["gru_forecast", "patches"])
+def test_channels_of_zeros_change_nothing(name, item, monkeypatch):
+    options = small(name) | {"steps": 10}
+    window = np.float32(item.rows[None, :16])
+    found = kinds.fitted(item, name, options, 0)[0].points(window)
+    monkeypatch.setattr(kinds_models, "WIDE", 2)
+    alone = kinds.fitted(item, name, options, 0)[0].points(window)
+    np.testing.assert_allclose(found, alone, rtol=1e-3)
+
+
+def test_a_widened_tree_is_narrowed_to_itself():
+    tree = {"a": np.ones((3, 2, 4)), "b": [np.arange(2.0)]}
+    like = {"a": np.empty((3, 5, 4)), "b": [np.empty(5)]}
+    wide = kinds_models.widened(tree, like)
+    assert wide["a"].shape == (3, 5, 4) and wide["a"].sum() == 24
+    np.testing.assert_array_equal(wide["b"][0], [0, 1, 0, 0, 0])
+    narrow = kinds_models.narrowed(wide, tree)
+    np.testing.assert_array_equal(narrow["a"], tree["a"])
+    np.testing.assert_array_equal(narrow["b"][0], tree["b"][0])
+
+
 def test_attention_weighs_the_rows_by_query_and_key():
     rng = np.random.default_rng(4)
     block = {"attention": kinds_models.layer(rng, 4, 12)}
@@ -132,19 +154,24 @@ def test_series_that_choose_never_judge_and_none_only_reports():
     ]
     chosen = [item.file for item in kinds.choosing(items)]
     judged = [item.file for item in kinds.judging(items)]
+    assert {item.file for item in kinds.deciding(items)} == set(kinds.DECIDING)
+    assert [name[:3] for name in judged[:3]] == ["SMD", "004", "149"]
     assert chosen[:2] == ["MSL_T-8", "MSL_M-4"] and len(chosen) == 6
     assert len(set(judged)) == 20 and not set(chosen) & set(judged)
     reporting = set(table[table["list"] == "evaluation"]["file"])
     assert not reporting & {*chosen, *judged}
 
 
-def test_the_best_options_have_the_highest_mean_over_series():
+def test_the_best_options_have_the_highest_mean_over_the_series_that_decide():
     lines = [
-        {"kind": "a", "options": {"units": units}, "vus_pr": value}
-        for units, values in ((8, (0.1, 0.9)), (32, (0.4, 0.5)))
-        for value in values
-    ]
-    assert kinds.best(lines) == {"a": {"units": 8}}
+        {"kind": kind, "options": {"window": 64, "units": units}, "vus_pr": value, "file": file}
+        for kind in ("patches", "transformer")
+        for units, values in ((8, (0.3, 0.7, 0.1)), (16, (0.4, 0.5, 0.9)), (32, (0.7, 0.9, 0.1)))
+        for file, value in zip((*kinds.DECIDING, "MSL_T-8"), values, strict=True)
+    ]  # fmt: skip
+    found = kinds.best(lines)
+    assert found["patches"]["units"] == 32
+    assert found["transformer"]["units"] == 8  # 32 would take too long
 
 
 def line(kind, seed, quality, numbers):
