@@ -35,6 +35,7 @@ from kdjax.models.classifier import classifier_points, convolve
 from kdjax.models.forecasters import forecast, init_forecaster, standardised
 from kdjax.models.lstm import Carry
 from kdjax.models.model import Params
+from kdjax.training.classifier import STEPS
 from kdjax.training.fitting import minimise
 
 MOST = 1500  # windows that are learnt from
@@ -442,7 +443,8 @@ def fit_classifier_kind(rows: np.ndarray, options: Options, seed: int) -> Scorer
     """kdjax's classifier of disturbed windows, as `benchmarks/tsbad.py` fits it."""
     length = min(options["window"], len(rows) // 8)
     found = windows(rows, length=length)
-    params = fit_classifier(found, networks=options["networks"], seed=seed)
+    steps = options.get("steps", STEPS)
+    params = fit_classifier(found, networks=options["networks"], steps=steps, seed=seed)
     points = functools.partial(jax.jit(classifier_points), params)
     return Scorer(points, leaves(params) + 2 * rows.shape[1] + 1, length)
 
@@ -531,7 +533,7 @@ embed_all = jax.jit(embed)
 
 SIZES = {"window": (16, 32, 64), "units": (8, 32)}
 RATES = {"rate": (1e-3, 3e-3, 1e-2, 3e-2)}
-STEPS = {"steps": (300, 600)}
+FEW_OR_MANY = {"steps": (300, 600)}
 USUAL_STEPS = {"steps": (300,)}
 
 
@@ -541,9 +543,9 @@ def by_network(network: Network, **space: tuple[Any, ...]) -> Kind:
 
 
 KINDS = {
-    "gru_forecast": by_network(kdjax_forecaster("gru_forecast"), **STEPS),
-    "cnn_forecast": by_network(kdjax_forecaster("cnn_forecast"), **STEPS),
-    "lstm_forecast": by_network(Network(init_lstm, next_rows(lstm_states)), **STEPS),
+    "gru_forecast": by_network(kdjax_forecaster("gru_forecast"), **FEW_OR_MANY),
+    "cnn_forecast": by_network(kdjax_forecaster("cnn_forecast"), **FEW_OR_MANY),
+    "lstm_forecast": by_network(Network(init_lstm, next_rows(lstm_states)), **FEW_OR_MANY),
     "mingru_forecast": by_network(
         Network(init_mingru, next_rows(mingru_states)), layers=(1, 2), **USUAL_STEPS
     ),

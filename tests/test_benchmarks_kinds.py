@@ -14,7 +14,7 @@ import kinds_models
 import tsbad
 
 PREFIX, FAULT = 240, slice(320, 330)
-SMALL = {"window": 16, "units": 4, "steps": 60, "rate": 0.01, "networks": 1}
+SMALL = {"window": 16, "units": 4, "steps": 60, "rate": 0.01}
 FORECASTERS = [name for name in kinds.KINDS if name.endswith("_forecast")]
 
 
@@ -187,7 +187,7 @@ def test_the_table_tells_the_fronts():
     # One that not every kind has.
     lines += [line("a", 0, 0.9, 10) | {"file": "g"}]
     times = [
-        {"kind": kind, "collection": "MSL", "milliseconds": ms}
+        {"kind": kind, "milliseconds": ms}
         for kind, ms in (("a", 2.0), ("b", 3.0), ("c", 2.5))
     ]
     assert kinds.table(lines, times).splitlines() == [
