@@ -209,3 +209,16 @@ def test_a_run_continues(item, tmp_path):
     assert output.read_text("utf-8").startswith(first) and len(lines) == 2
     found = json.loads(first)
     assert found["vus_pr"] > 0.8 and found["numbers"] == 11
+
+
+def test_the_document_has_the_table_of_its_lines():
+    results = Path(__file__).parent.parent / "docs" / "results"
+    lines, times = (
+        tsbad.read(results / f"kinds_{part}.jsonl") for part in ("judge", "time")
+    )
+    document = (results / "kinds.md").read_text("utf-8")
+    assert kinds.table(lines, times) in document
+    chosen = kinds.best(tsbad.read(results / "kinds_choose.jsonl"))
+    assert chosen.keys() == kinds.KINDS.keys()
+    for one in lines:
+        assert one["options"] == chosen.get(one["kind"], one["options"])
