@@ -12,8 +12,7 @@ OUTPUT.png and prints the table.
 
 import argparse
 import json
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,36 +21,30 @@ import numpy as np
 import pandas as pd
 import tsbad
 from matplotlib.figure import Figure
-from rich.console import Console
 from sklearn.metrics import average_precision_score, f1_score
 
 from kdjax import KDDetector
-from kdjax.data.series import Dataset, Series
-from kdjax.data.tables import numbered_channels
 from kdjax.data.windowing import spread_evenly
-from kdjax.detection.calibration import calibrate
 from kdjax.detection.detector import Detector
-from kdjax.experiment.assemble import calibration_rules, data_digests, make_detector
-from kdjax.experiment.pipeline import prepare_dataset
-from kdjax.experiment.train import baseline_options, refitted, train_networks
 from kdjax.export.costs import numbers, window_milliseconds
 from kdjax.export.onnx import LARGE, onnx_file
 from kdjax.io.files import write_text
 from kdjax.metrics import vus_pr
 from kdjax.models.baselines import fit_kmeans
 from kdjax.models.residual import ResidualModel
-from kdjax.training.components import fit_baseline
 
 # So that a run which is cut short has series of each collection.
 FILES = (
-    "MSL_D-15", "SMAP_A-7", "SMD_machine-1-8", "MSL_T-13", "SMAP_E-2", "SMAP_P-1",
-    "SMD_machine-3-5", "MSL_M-1", "SMAP_T-1", "MSL_F-8", "SMAP_D-2", "SMAP_G-7",
+    "MSL_D-15", "SMAP_A-7", "SMD_machine-1-8", "MSL_T-13", "SMAP_E-2", "SMD_machine-3-5",
+    "MSL_M-1", "SMAP_P-1", "MSL_F-8", "SMAP_T-1", "SMAP_D-2", "SMAP_G-7",
 )  # fmt: skip
 BASES = (
     "mahalanobis", "moving_average", "pca", "kmeans", "memory", "cnn_forecast",
     "gru_forecast", "classifier", "autoencoders",
 )  # fmt: skip
-NETWORKS = 4
+# Scored of a series, so that those of SMD don't take most of the time.
+ROWS = 10_000
+QUANTIZE = {"float32": "none", "int8": "int8"}
 BANKS = ("memory", "kmeans")
 MEASURES = ("vus_pr", "average_precision", "f1")
 
@@ -220,76 +213,62 @@ def forms_of(name: str, model: ResidualModel) -> tuple[str, ...]:
     return ("float32", "float16", "int8", *more)
 
 
-def fitted(
-    item: tsbad.Item, base: str, seed: int
-) -> Iterator[tuple[str, str, Detector, float, float]]:
-    """Variants of a kind on a series: name, form, detector, numbers and their bytes.
-
-    The Gaussian and τ are each variant's own, but for weights of 16 and 8 bits, which
-    have those of 32 bits, as exported files do.
-    """
+def fitted(item: tsbad.Item, base: str, seed: int) -> dict[str, Detector]:
+    """Detectors of a kind that was fitted on a series' prefix, by name."""
     length = tsbad.WINDOW
     if base == "classifier":
         length = min(tsbad.LONG_WINDOW, item.prefix // 8)
-    role = "student" if base == "autoencoders" else base
     estimator = KDDetector(
-        detector=role, window_size=length, stride=1, random_state=seed,
-        false_alarm_rate=0.1, settings={"classifier.networks": NETWORKS},
-    )  # fmt: skip
-    settings = estimator._settings()
-    channels = numbered_channels(item.rows.shape[1])
-    series = Series("rows", item.rows[: item.prefix].astype(np.float32), channels)
-    dataset = Dataset("rows", (series,), ())
-    prepared, digests = prepare_dataset(dataset, settings), data_digests(dataset)
-    rules = calibration_rules(settings, prepared)
+        detector="student" if base == "autoencoders" else base,
+        window_size=length,
+        stride=1,
+        random_state=seed,
+        false_alarm_rate=0.1,
+    ).fit(item.rows[: item.prefix])
     if base == "autoencoders":
-        with tempfile.TemporaryDirectory() as folder:
-            models = train_networks(
-                prepared, settings, Path(folder), Console(quiet=True),
-                names=("teacher", "student"),
-            )  # fmt: skip
-    else:
-        models = {base: fit_baseline(base, prepared, **baseline_options(settings))}
-    for kind, model in models.items():
-        last = refitted(prepared, settings, {}, model)
-        for name, change in SMALLER.get(kind, {kind: lambda model: model}).items():
-            smaller, last_smaller = change(model), change(last)
-            for form in forms_of(name, smaller):
-                if form not in ("float16", "int8"):
-                    changed, _, _ = stored(smaller, form)
-                    calibration = calibrate(changed, prepared, rules)
-                final, own, size = stored(last_smaller, form)
-                detector = make_detector(
-                    kind, final, calibration, prepared, settings=settings,
-                    digests=digests,
-                )  # fmt: skip
-                rest = numbers(detector) - final.parameters
-                yield name, form, detector, own + rest, size + 4 * rest
+        return {"teacher": estimator.teacher_, "student": estimator.detector_}
+    return {base: estimator.detector_}
 
 
-def measure(item: tsbad.Item, base: str, seed: int) -> list[dict[str, Any]]:
-    """The lines of a kind's variants on a series."""
-    lines, known = [], dict[str, tuple[int, float]]()
-    for name, form, detector, count, size in fitted(item, base, seed):
-        if form == "float32" or form == "int8":
-            quantize = "int8" if form == "int8" else "none"
-            # Weights of 8 bits don't change where they are rounded once more.
-            content = onnx_file(detector, 0, quantize=quantize)
-            known[form] = len(content), window_milliseconds(content)
-        file_bytes, milliseconds = known["int8" if form == "int8" else "float32"]
-        scores = tsbad.row_scores(detector, item.rows)
-        above = scores > detector.thresholds[0].tau
-        lines.append({
-            "file": item.file, "collection": item.collection, "base": base,
-            "seed": seed, "name": name, "form": form,
-            "vus_pr": vus_pr(item.labels, scores, window=item.window),
-            "average_precision": average_precision_score(item.labels, scores),
-            "f1": f1_score(item.labels, above, zero_division=0.0),
-            "numbers": count, "bytes": size,
-            "file_bytes": file_bytes if form in ("float32", "int8") else None,
-            "milliseconds": milliseconds,
-        })  # fmt: skip
-    return lines
+def variants(kind: str, detector: Detector) -> Iterator[tuple[str, str, Any]]:
+    """Names, forms and what `stored` gives of all that is derived from a detector."""
+    for name, change in SMALLER.get(kind, {kind: lambda model: model}).items():
+        smaller = change(detector.model)
+        for form in forms_of(name, smaller):
+            yield name, form, stored(smaller, form)
+
+
+def measure(
+    item: tsbad.Item, base: str, seed: int, detectors: Mapping[str, Detector]
+) -> Iterator[dict[str, Any]]:
+    """The lines of a kind's variants on a series, under the Gaussian and τ of the fit."""
+    known = dict[str, tuple[int, float]]()
+    for kind, detector in detectors.items():
+        rest = numbers(detector) - detector.model.parameters
+        for name, form, (model, count, size) in variants(kind, detector):
+            changed = detector._replace(model=model)
+            file = "int8" if form == "int8" else "float32"
+            if form == file:
+                # Weights of 8 bits don't change where they are rounded once more.
+                content = onnx_file(changed, 0, quantize=QUANTIZE[file])
+                known[file] = len(content), window_milliseconds(content)
+            scores = tsbad.row_scores(changed, item.rows)
+            above = scores > detector.thresholds[0].tau
+            yield {
+                "file": item.file,
+                "collection": item.collection,
+                "base": base,
+                "seed": seed,
+                "name": name,
+                "form": form,
+                "vus_pr": vus_pr(item.labels, scores, window=item.window),
+                "average_precision": average_precision_score(item.labels, scores),
+                "f1": f1_score(item.labels, above, zero_division=0.0),
+                "numbers": count + rest,
+                "bytes": size + 4 * rest,
+                "file_bytes": known[file][0] if form == file else None,
+                "milliseconds": known[file][1],
+            }
 
 
 def run(items: Sequence[tsbad.Item], output: Path, seeds: Sequence[int]) -> None:
@@ -301,7 +280,7 @@ def run(items: Sequence[tsbad.Item], output: Path, seeds: Sequence[int]) -> None
             for base in BASES:
                 if (item.file, base, seed) in done:
                     continue
-                lines = measure(item, base, seed)
+                lines = [*measure(item, base, seed, fitted(item, base, seed))]
                 with output.open("a", encoding="utf-8") as file:
                     file.writelines(json.dumps(line) + "\n" for line in lines)
                 print(item.file, base, seed, flush=True)
@@ -314,9 +293,9 @@ def means(lines: Sequence[dict[str, Any]]) -> pd.DataFrame:
     whole = kinds.index[kinds == len(BASES)]
     found = found.set_index(["file", "seed"]).loc[whole].reset_index()
     variants = found.groupby(["base", "name", "form"], sort=False)
-    table = variants[
-        [*MEASURES, "numbers", "bytes", "file_bytes", "milliseconds"]
-    ].mean()
+    table = variants[[*MEASURES, "numbers", "bytes", "file_bytes"]].mean()
+    # A median, since other programs may run at the same time.
+    table["milliseconds"] = variants["milliseconds"].median()
     table.insert(0, "series", variants["file"].nunique())
     table = table.reset_index()
     table["front"] = on_front(table["bytes"], table["vus_pr"])
@@ -383,24 +362,27 @@ def plot(table: pd.DataFrame) -> Figure:
             row.bytes, row.vus_pr, MARKS[row.form], color=COLOURS[row.base],
             markersize=8 if row.front else 6, alpha=1 if row.front else 0.65,
         )  # fmt: skip
-    for row in front.itertuples():
+    for place, row in enumerate(front.itertuples()):
+        side = 1 if place % 2 else -1
         axes.annotate(
-            f"{row.name}\n{row.form}", (row.bytes, row.vus_pr), xytext=(0, 9),
-            textcoords="offset points", ha="center", va="bottom", fontsize=8,
-        )  # fmt: skip
-    kinds = [
-        axes.plot([], [], "o", color=colour, label=base)[0]
-        for base, colour in COLOURS.items()
+            f"{row.name}, {row.form}",
+            (row.bytes, row.vus_pr),
+            xytext=(0, 12 * side),
+            textcoords="offset points",
+            ha="center",
+            va="center",
+            fontsize=8,
+        )
+    handles = [
+        axes.plot([], [], mark, color=colour, label=label)[0]
+        for label, colour, mark in (
+            *((base, colour, "o") for base, colour in COLOURS.items()),
+            *((form, "0.3", mark) for form, mark in MARKS.items()),
+        )
     ]
-    shapes = [
-        axes.plot([], [], mark, color="0.3", label=form)[0]
-        for form, mark in MARKS.items()
-    ]
-    first = axes.legend(handles=kinds, frameon=False, fontsize=8, loc="lower right")
-    axes.add_artist(first)
-    axes.legend(handles=shapes, frameon=False, fontsize=8, loc="lower center")
+    figure.legend(handles=handles, loc="outside right center", frameon=False)
     axes.set(xscale="log", xlabel="bytes of all numbers that score", ylabel="VUS-PR")
-    axes.margins(y=0.15)
+    axes.margins(x=0.1, y=0.15)
     axes.grid(alpha=0.3, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     return figure
@@ -417,7 +399,11 @@ def main() -> None:
     given = parser.parse_args()
     if given.output is None:
         every = tsbad.rebuilt(given.smd, given.nasa, "choose")
-        items = {item.file: item for item in every if item.file in FILES}
+        items = {
+            item.file: item._replace(rows=item.rows[:ROWS], labels=item.labels[:ROWS])
+            for item in every
+            if item.file in FILES
+        }
         seeds = [int(seed) for seed in given.seeds.split(",")]
         run([items[name] for name in FILES if name in items], given.run, seeds)
         return
