@@ -5,6 +5,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pandas as pd
 import pytest
 
 pytest.importorskip("onnx", reason="needs the extra onnx")
@@ -165,3 +166,12 @@ def test_a_run_continues_and_its_table_marks_the_front(tmp_path, monkeypatch):
     assert (table["series"] == 1).all() and table["front"].iloc[0]
     assert frontier_kinds.markdown(table).count("\n") == 5
     assert frontier_kinds.plot(table).axes
+
+
+def test_the_document_has_the_table_of_its_run():
+    results = Path(__file__).parent.parent / "docs" / "results"
+    table = pd.read_csv(results / "frontier_kinds.csv")
+    document = (results / "frontier_kinds.md").read_text("utf-8")
+    assert frontier_kinds.markdown(table) in document
+    found = frontier_kinds.on_front(table["bytes"], table["vus_pr"])
+    assert (found == table["front"]).all()
