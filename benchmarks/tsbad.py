@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 from scipy.signal import argrelmax, correlate
 from sklearn.metrics import average_precision_score, f1_score
 
@@ -47,6 +48,7 @@ OTHERS = {
     "JumpStarter2": tuple(f"service{i}" for i in (1, 7, 11, 13, 15, 17, 21, 27)),
 }
 LATEST = 4000
+SHOWN = 3  # published detectors in the picture
 # The benchmark looks for a period among so many rows and lags; this one, if it is none.
 ROWS, LAGS, SHORTEST, LONGEST, USUAL = 20_000, 400, 3, 300, 125
 
@@ -253,6 +255,34 @@ def table(lines: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines_)
 
 
+def plot(lines: Sequence[dict[str, Any]]) -> Figure:
+    """VUS-PR over the median of stored numbers, and the best published detectors."""
+    own = pd.DataFrame(lines)
+    scores = own.pivot_table(index="file", columns="model", values="vus_pr").dropna()
+    stored = own.groupby("model")["numbers"].median()
+    theirs = pd.read_csv(HERE / "published.csv", index_col="file")
+    theirs = theirs.reindex(scores.index).mean().nlargest(SHOWN)
+    figure = Figure(figsize=(7.2, 3.8), layout="constrained")
+    axes = figure.subplots()
+    for model, score in scores.mean().items():
+        axes.plot(stored[model], score, "o", color="tab:blue")
+        axes.annotate(
+            str(model), (stored[model], score), (5, 4), textcoords="offset points",
+            fontsize=8,
+        )  # fmt: skip
+    for model, score in theirs.items():
+        axes.axhline(score, color="tab:grey", linewidth=0.8, linestyle="--")
+        axes.annotate(
+            f"{model}, published", (1, score), (-3, 2), fontsize=8, ha="right",
+            xycoords=("axes fraction", "data"), textcoords="offset points",
+        )  # fmt: skip
+    axes.set(xscale="log", xlabel="numbers stored for a machine")
+    axes.set_ylabel(f"VUS-PR, mean of {len(scores)} series")
+    axes.set_ylim(0)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
 def main() -> None:
     """Reads flags, measures, prints."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -268,6 +298,7 @@ def main() -> None:
     parser.add_argument("--seeds", default="0", help="numbers, by commas")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--table", action="store_true", help="print the table as well")
+    parser.add_argument("--plot", type=Path, help="file of a picture, such as PNG")
     given = parser.parse_args()
     roots = {"SMD": given.smd, "SMAP": given.nasa, "MSL": given.nasa}
     more = {"ASD": given.asd, "JumpStarter2": given.jumpstarter2}
@@ -276,6 +307,8 @@ def main() -> None:
     run(chain(items, others(more)), given.output, given.models.split(","), seeds)
     if given.table:
         print(table(read(given.output)))
+    if given.plot:
+        plot(read(given.output)).savefig(given.plot, dpi=150)
 
 
 if __name__ == "__main__":

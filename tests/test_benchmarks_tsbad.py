@@ -121,6 +121,23 @@ def test_the_table_has_means_over_series_beside_the_published_ones():
     assert any(line.startswith(f"| CNN | {mean:.3f} |") for line in shown)
 
 
+def test_the_picture_has_each_model_and_the_best_published_ones():
+    theirs = pd.read_csv(tsbad.HERE / "published.csv", index_col="file")
+    files = theirs.index[:4]
+    lines = [
+        {"file": file, "model": model, "vus_pr": score, "numbers": numbers}
+        for file in files
+        for model, score, numbers in (("kdjax", 0.5, 900), ("kdjax small", 0.25, 90))
+    ]
+    axes = tsbad.plot(lines).axes[0]
+    shown = {line.get_xdata()[0]: line.get_ydata()[0] for line in axes.lines[:2]}
+    assert shown == {900: 0.5, 90: 0.25}
+    best = theirs.loc[files].mean().nlargest(3)
+    np.testing.assert_allclose([line.get_ydata()[0] for line in axes.lines[2:]], best)
+    words = [text.get_text() for text in axes.texts]
+    assert words[2:] == [f"{model}, published" for model in best.index]
+
+
 def test_the_lists_are_apart_and_complete():
     series = pd.read_csv(tsbad.HERE / "series.csv")
     published = pd.read_csv(tsbad.HERE / "published.csv")
