@@ -856,7 +856,6 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
         prepared = prepare_dataset(dataset, self._settings())
         rule = calibration_rules(self._settings(), prepared).threshold
         if self.stride is None and count_windows(prepared) < needed(rule):
-            # Networks learn from windows as usual.
             strides = {"data.stride": 1, "data.train_stride": prepared.stride}
             self._by_rows = {**self._by_rows, **strides}
             prepared = prepare_dataset(dataset, self._settings())

@@ -389,7 +389,7 @@ def test_a_teacher_may_give_no_score_where_nothing_scored_was_seen(prepared):
         return np.where(known, np.nansum(windows, axis=2), np.nan)
 
     distillation = Distillation(
-        None, 1.0, None, 1.0, None, "output", "scores", (), (scorer,), 1e9, 4
+        None, 1.0, 1.0, "output", "scores", (), (scorer,), 1e9, 4
     )
     dataset = batching.WindowDataset(
         jnp.asarray(rows), jnp.asarray([0]), missing=True, context=(1,)

@@ -20,7 +20,7 @@ from kdjax.errors import ConfigError
 from kdjax.evaluation.evaluate import evaluate_models
 from kdjax.experiment.assemble import calibration_rules, make_detector
 from kdjax.experiment.inputs import load_dataset
-from kdjax.experiment.pipeline import prepare_dataset
+from kdjax.experiment.pipeline import prepare_dataset, prepare_groups
 from kdjax.models.residual import ResidualModel
 
 CHANNELS = ("flow", "heat", "copy", "dead")
@@ -378,7 +378,8 @@ def prepared_with(plant, **changes):
             TINY | {"data.path": str(plant), "data.missing": "mask"} | dotted,
         )
     )
-    return settings, prepare_dataset(load_dataset(settings["data"]), settings)
+    (prepared,) = prepare_groups(load_dataset(settings["data"]), settings).values()
+    return settings, prepared
 
 
 @pytest.mark.parametrize("method", ["conformal", "quantile", "pot", "fixed"])

@@ -54,9 +54,9 @@ def fit_classifier(
         seed: of everything random.
         context: places of channels that are seen, but never disturbed.
         teacher: parameters of a classifier of the same channels on other machines, for
-            few windows: a label is 1 − α of what it is and α of the probability of a
-            disturbed window that the teacher's networks give (Hinton et al., 2015).
-        alpha: α.
+            few windows.
+        alpha: share of the probability that the teacher's networks give to a disturbed
+            window in a window's label (Hinton et al., 2015).
 
     Raises:
         DataError: too few rows, values that are not finite, or other channels.

@@ -23,6 +23,7 @@ from jax import Array
 from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
+from kdjax.errors import ConfigError
 from kdjax.losses import check_distillation, distillation_loss, reconstruction_loss
 from kdjax.models.model import Model, Params, fill_missing, head_outputs, residuals
 from kdjax.training import batching
@@ -105,22 +106,22 @@ def student_loss(
     `kdjax.losses` for `temperature_mode` and `target`.
     """
     check_distillation(target, temperature_mode)
-    alone = not isinstance(alpha, Array) and alpha == 0
+    if not isinstance(alpha, Array) and alpha == 0:
+        return teacher_loss(model)
+    coded = model.coded if target == "hidden" else None
+    if target == "hidden" and coded is None:
+        raise ConfigError("target='hidden' needs a student whose Model has `coded`.")
     activates = target == "reconstruction" and temperature_mode == "output"
 
     def loss(params: Params, batch: Batch) -> Array:
         code = None
-        if target == "hidden" and not alone:
-            assert model.coded is not None
-            logits, code = model.coded(params, batch.windows, True)
+        if coded is not None:
+            logits, code = coded(params, batch.windows, True)
         else:
             logits = head_outputs(model, params, batch.windows, forced=True)
-        reconstruction = model.activate(logits)
-        if alone:
-            return _reconstruction_loss(reconstruction, batch)
         assert batch.targets is not None
         return distillation_loss(
-            reconstruction,
+            model.activate(logits),
             batch.windows,
             teacher.activate(batch.targets) if activates else batch.targets,
             alpha=alpha,
