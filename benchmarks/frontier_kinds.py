@@ -21,6 +21,7 @@ import numpy as np
 import pandas as pd
 import tsbad
 from matplotlib.figure import Figure
+from sklearn.cluster import KMeans
 from sklearn.metrics import average_precision_score, f1_score
 
 from kdjax import KDDetector
@@ -30,7 +31,6 @@ from kdjax.export.costs import numbers, window_milliseconds
 from kdjax.export.onnx import LARGE, onnx_file
 from kdjax.io.files import write_text
 from kdjax.metrics import vus_pr
-from kdjax.models.baselines import fit_kmeans
 from kdjax.models.residual import ResidualModel
 
 # So that a run which is cut short has series of each collection.
@@ -44,6 +44,7 @@ BASES = (
 )  # fmt: skip
 # Scored of a series, so that those of SMD don't take most of the time.
 ROWS = 10_000
+WINDOW = 50  # rows of windows of all but classifiers
 QUANTIZE = {"float32": "none", "int8": "int8"}
 BANKS = ("memory", "kmeans")
 MEASURES = ("vus_pr", "average_precision", "f1")
@@ -179,8 +180,11 @@ def fewer_windows(model: ResidualModel, count: int) -> ResidualModel:
 
 def centres(model: ResidualModel, count: int) -> ResidualModel:
     """A memory of the centres of clusters of its windows."""
-    found = fit_kmeans(model.params["windows"], centres=count)["centres"]
-    return model._replace(params={"windows": found})
+    known = model.params["windows"]
+    flat = known.reshape(len(known), -1)
+    found = KMeans(count, n_init=1, max_iter=50, random_state=0).fit(flat)
+    kept = found.cluster_centers_.astype(np.float32).reshape(-1, *known.shape[1:])
+    return model._replace(params={"windows": kept})
 
 
 Change = Callable[[ResidualModel], ResidualModel]
@@ -215,12 +219,9 @@ def forms_of(name: str, model: ResidualModel) -> tuple[str, ...]:
 
 def fitted(item: tsbad.Item, base: str, seed: int) -> dict[str, Detector]:
     """Detectors of a kind that was fitted on a series' prefix, by name."""
-    length = tsbad.WINDOW
-    if base == "classifier":
-        length = min(tsbad.LONG_WINDOW, item.prefix // 8)
     estimator = KDDetector(
         detector="student" if base == "autoencoders" else base,
-        window_size=length,
+        window_size=None if base == "classifier" else WINDOW,
         stride=1,
         random_state=seed,
         false_alarm_rate=0.1,
@@ -252,7 +253,7 @@ def measure(
                 # Weights of 8 bits don't change where they are rounded once more.
                 content = onnx_file(changed, 0, quantize=QUANTIZE[file])
                 known[file] = len(content), window_milliseconds(content)
-            scores = tsbad.row_scores(changed, item.rows)
+            scores = tsbad.row_table(changed, item.rows)["score"].to_numpy()
             above = scores > detector.thresholds[0].tau
             yield {
                 "file": item.file,

@@ -85,11 +85,12 @@ def vus_window(column: np.ndarray) -> int:
     return best + SHORTEST if SHORTEST <= best <= LONGEST else USUAL
 
 
-def rebuilt(roots: Mapping[str, str], which: str) -> Iterator[Item]:
-    """The series of a list that can be made from published files, in folders by collection."""
+def rebuilt(smd: str, nasa: str, which: str) -> Iterator[Item]:
+    """The series of a list that can be made from published files."""
+    roots = {"SMD": smd, "SMAP": nasa, "MSL": nasa}
     table = pd.read_csv(HERE / "series.csv")
     for one in table[table["list"] == which].itertuples():
-        if not roots.get(one.collection):
+        if not roots[one.collection]:
             continue
         dataset = load_benchmark(
             one.collection.lower(), root=roots[one.collection], entities=(one.entity,)
@@ -273,12 +274,12 @@ def plot(lines: Sequence[dict[str, Any]]) -> Figure:
     for model, score in theirs.items():
         axes.axhline(score, color="tab:grey", linewidth=0.8, linestyle="--")
         axes.annotate(
-            f"{model}, published", (1, score), (-3, 2), fontsize=8, ha="right",
+            f"{model}, published", (0, score), (3, 2), fontsize=8,
             xycoords=("axes fraction", "data"), textcoords="offset points",
         )  # fmt: skip
     axes.set(xscale="log", xlabel="numbers stored for a machine")
     axes.set_ylabel(f"VUS-PR, mean of {len(scores)} series")
-    axes.set_ylim(0)
+    axes.set_ylim(0, 1.15 * scores.mean().max())
     axes.spines[["top", "right"]].set_visible(False)
     return figure
 
@@ -300,9 +301,12 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="print the table as well")
     parser.add_argument("--plot", type=Path, help="file of a picture, such as PNG")
     given = parser.parse_args()
-    roots = {"SMD": given.smd, "SMAP": given.nasa, "MSL": given.nasa}
     more = {"ASD": given.asd, "JumpStarter2": given.jumpstarter2}
-    items = published(given.root) if given.root else rebuilt(roots, given.list)
+    items = (
+        published(given.root)
+        if given.root
+        else rebuilt(given.smd, given.nasa, given.list)
+    )
     seeds = [int(seed) for seed in given.seeds.split(",")]
     run(chain(items, others(more)), given.output, given.models.split(","), seeds)
     if given.table:
