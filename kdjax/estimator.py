@@ -859,8 +859,8 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
             strides = {"data.stride": 1, "data.train_stride": prepared.stride}
             self._by_rows = {**self._by_rows, **strides}
             prepared = prepare_dataset(dataset, self._settings())
-        count = count_windows(prepared)
-        if self.false_alarm_rate is None and 1 < count < needed(rule):
+        count, rated = count_windows(prepared), rule.method != "budget"
+        if self.false_alarm_rate is None and rated and 1 < count < needed(rule):
             self._by_rows = {**self._by_rows, "threshold.false_alarm_rate": 1 / count}
             warnings.warn(
                 f"KDDetector: {count} calibration windows allow a false-alarm rate of "

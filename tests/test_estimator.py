@@ -111,6 +111,16 @@ def test_what_is_not_given_fits_the_rows(tmp_path, rows, window, stride, count):
             KDDetector(detector="mahalanobis", false_alarm_rate=0.01).fit(waves(rows))
 
 
+def test_a_budget_is_no_rate_to_lower(recwarn):
+    budget = {"threshold.budget": "1/day", "data.step_seconds": 60.0}
+    detector = KDDetector(detector="mahalanobis", threshold="budget", settings=budget)
+    with pytest.raises(
+        ConfigError, match="threshold.budget, .* needs at least .*have 14"
+    ):
+        detector.fit(waves(500))
+    assert not len(recwarn)
+
+
 def test_another_fit_fits_the_new_rows(recwarn):
     detector = KDDetector(detector="mahalanobis").fit(waves(500))
     assert (detector.detector_.window, detector.detector_.stride) == (62, 1)
