@@ -10,7 +10,6 @@ run is a variant on a series; a rerun continues. `--output` writes OUTPUT.csv an
 OUTPUT.png and prints the table.
 """
 
-import argparse
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -303,19 +302,8 @@ def means(lines: Sequence[dict[str, Any]]) -> pd.DataFrame:
     table["milliseconds"] = variants["milliseconds"].median()
     table.insert(0, "series", variants["file"].nunique())
     table = table[table["series"] == table["series"].max()].reset_index()
-    table["front"] = on_front(table["bytes"], table["vus_pr"])
+    table["front"] = tsbad.on_front(table["bytes"], table["vus_pr"])
     return table.sort_values(["bytes", "vus_pr"], ignore_index=True)
-
-
-def on_front(costs: Any, quality: Any) -> np.ndarray:
-    """Which have more quality than all that cost as much or less."""
-    costs, quality = np.asarray(costs), np.asarray(quality)
-    return np.array([
-        not np.any(
-            (costs <= cost) & (quality >= own) & ((costs < cost) | (quality > own))
-        )
-        for cost, own in zip(costs, quality, strict=True)
-    ])  # fmt: skip
 
 
 def markdown(table: pd.DataFrame) -> str:
@@ -397,10 +385,7 @@ def plot(table: pd.DataFrame) -> Figure:
 
 def main() -> None:
     """Reads flags, measures or reports."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--smd", default="", help="folder of SMD")
-    parser.add_argument("--nasa", default="", help="folder of SMAP and MSL")
-    parser.add_argument("--seeds", default="0", help="numbers, by commas")
+    parser = tsbad.make_parser(__doc__)
     parser.add_argument("--run", type=Path, required=True, help="lines of the run")
     parser.add_argument("--output", type=Path, help="report instead of measuring")
     given = parser.parse_args()

@@ -13,7 +13,6 @@ continues. `--table` prints Markdown, with the fronts of quality against numbers
 against milliseconds.
 """
 
-import argparse
 import itertools
 import json
 import statistics
@@ -27,7 +26,7 @@ import jax
 import numpy as np
 import pandas as pd
 from kinds_models import KINDS, OWN, Scorer, in_chunks
-from tsbad import Item, read, rebuilt
+from tsbad import Item, append, make_parser, on_front, read, rebuilt
 
 from kdjax import apply_scaler, fit_scaler, row_scores
 from kdjax.data.windowing import gather
@@ -129,11 +128,7 @@ def measure(
     scorer, rows = fitted(item, name, options, seed)
     scores = scores_of(scorer, rows)
     return {
-        "file": item.file,
-        "collection": item.collection,
-        "kind": name,
-        "options": options,
-        "seed": seed,
+        **job_of(item, name, options, seed),
         "vus_pr": vus_pr(item.labels, scores, window=item.window),
         "numbers": scorer.numbers,
         "seconds": round(time.perf_counter() - started, 2),
@@ -151,13 +146,18 @@ def measure_time(
         started = time.perf_counter()
         points(window).block_until_ready()
         taken.append(time.perf_counter() - started)
+    milliseconds = round(1e3 * statistics.median(taken[20:]), 4)
+    return job_of(item, name, options, seed) | {"milliseconds": milliseconds}
+
+
+def job_of(item: Item, name: str, options: dict[str, Any], seed: int) -> dict[str, Any]:
+    """What a line says of its job."""
     return {
         "file": item.file,
         "collection": item.collection,
         "kind": name,
         "options": options,
         "seed": seed,
-        "milliseconds": round(1e3 * statistics.median(taken[20:]), 4),
     }
 
 
@@ -175,14 +175,9 @@ def run(
 ) -> None:
     """Measures what the output lacks; a line as soon as it is known."""
     done = set(map(key, read(output)))
-    for item, name, options, seed in jobs:
-        job = {"file": item.file, "kind": name, "options": options, "seed": seed}
-        if key(job) in done:
-            continue
-        line = json.dumps(measured(item, name, options, seed))
-        with output.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
-        print(line, flush=True)
+    for job in jobs:
+        if key(job_of(*job)) not in done:
+            append(output, measured(*job))
 
 
 def best(lines: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -210,13 +205,7 @@ def too_slow(name: str, options: dict[str, Any]) -> bool:
 
 def front(frame: pd.DataFrame, cost: str, quality: str) -> set[str]:
     """Names that none beats: no other is as good at no more cost, and better in one."""
-    kept = set()
-    for name, row in frame.iterrows():
-        as_good = (frame[quality] >= row[quality]) & (frame[cost] <= row[cost])
-        better = (frame[quality] > row[quality]) | (frame[cost] < row[cost])
-        if not (as_good & better).any():
-            kept.add(str(name))
-    return kept
+    return set(map(str, frame.index[on_front(frame[cost], frame[quality])]))
 
 
 def table(lines: Sequence[dict[str, Any]], times: Sequence[dict[str, Any]]) -> str:
@@ -268,15 +257,12 @@ def table(lines: Sequence[dict[str, Any]], times: Sequence[dict[str, Any]]) -> s
 
 def main() -> None:
     """Reads flags, measures, prints."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = make_parser(__doc__, seeds=",".join(map(str, SEEDS)))
     parser.add_argument("--choose", action="store_true", help="run the trials")
     parser.add_argument("--judge", action="store_true", help="run the chosen options")
     parser.add_argument("--time", action="store_true", help="time the chosen options")
     parser.add_argument("--table", action="store_true", help="print what was judged")
-    parser.add_argument("--smd", default="", help="folder of SMD")
-    parser.add_argument("--nasa", default="", help="folder of SMAP and MSL")
     parser.add_argument("--kinds", default=",".join([*KINDS, *OWN]), help="by commas")
-    parser.add_argument("--seeds", default=",".join(map(str, SEEDS)), help="by commas")
     parser.add_argument("--series", type=int, default=JUDGED, help="how many judge")
     parser.add_argument("--output", required=True, help="how the files' names begin")
     given = parser.parse_args()

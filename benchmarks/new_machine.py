@@ -11,14 +11,13 @@ continues; `--table` prints means over entities and seeds.
 """
 
 import argparse
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from tsbad import LATEST, vus_window
+from tsbad import LATEST, append, read, vus_window
 
 import kdjax
 from kdjax.data.datasets import load_benchmark
@@ -43,9 +42,8 @@ def windows_of(rows: Rows, most: int = MOST) -> np.ndarray:
 
 
 def in_own_range(rows: Rows) -> Rows:
-    """Rows `[N, D]` scaled by their least and largest values; constant ones less them."""
-    spread = np.ptp(rows, axis=0)
-    return (rows - rows.min(axis=0)) / np.where(spread > 0, spread, 1)
+    """Rows `[N, D]` scaled by their least and largest values."""
+    return np.asarray(kdjax.apply_scaler(kdjax.fit_scaler(rows, method="minmax"), rows))
 
 
 def row_scores(params: dict[str, Any], rows: Rows) -> np.ndarray:
@@ -53,11 +51,8 @@ def row_scores(params: dict[str, Any], rows: Rows) -> np.ndarray:
     found = np.asarray(kdjax.windows(rows, length=LENGTH))
     pieces = np.array_split(found, len(found) // 512 + 1)
     scores = np.concatenate([kdjax.classifier_scores(params, p) for p in pieces])
-    sums = np.concatenate([[0], np.cumsum(scores, dtype=np.float64)])
-    rows_ = np.arange(len(rows))
-    first = np.maximum(rows_ - LENGTH + 1, 0)
-    last = np.minimum(rows_, len(scores) - 1) + 1
-    return (sums[last] - sums[first]) / (last - first)
+    points = np.broadcast_to(scores[:, None], (len(scores), LENGTH))
+    return kdjax.row_scores(points, starts=np.arange(len(scores)), rows=len(rows))
 
 
 def lines(
@@ -66,14 +61,15 @@ def lines(
 ) -> Iterator[dict[str, Any]]:  # fmt: skip
     """Measures what is not `done`: entity, rows, seed and the VUS-PR of each model."""
     for name, (rows, labels) in test.items():
-        if all((name, count, seed) in done for count in counts):
+        missing = [count for count in counts if (name, count, seed) not in done]
+        if not missing:
             continue
         others = [in_own_range(own) for other, own in train.items() if other != name]
         known = [windows_of(own, MOST // len(others)) for own in others]
         options = OPTIONS | {"seed": seed}
         teacher = kdjax.fit_classifier(np.concatenate(known), **options)
         window = vus_window(np.concatenate([train[name], rows])[:, 0])
-        for count in counts:
+        for count in missing:
             own = windows_of(train[name][-count:])
             alone = kdjax.fit_classifier(own, **options)
             models = {"alone": alone}
@@ -112,18 +108,14 @@ def main() -> None:
     dataset = load_benchmark(given.name, root=given.root, entities=ENTITIES[given.name])
     train = {one.entity: one.values[-LATEST:] for one in dataset.train}
     test = {one.entity: (one.values, one.labels > 0) for one in dataset.test}
-    known = given.output.read_text() if given.output.exists() else ""
-    found = [json.loads(line) for line in known.splitlines()]
-    done = {(one["entity"], one["rows"], one["seed"]) for one in found}
+    known = read(given.output)
+    done = {(one["entity"], one["rows"], one["seed"]) for one in known}
     counts = [int(count) for count in given.rows.split(",")]
     for seed in map(int, given.seeds.split(",")):
         for line in lines(train, test, counts, seed, done):
-            with given.output.open("a") as file:
-                file.write(json.dumps(line) + "\n")
-            found.append(line)
-            print(line, flush=True)
+            append(given.output, line)
     if given.table:
-        print(table(pd.DataFrame(found)))
+        print(table(pd.DataFrame(read(given.output))))
 
 
 if __name__ == "__main__":

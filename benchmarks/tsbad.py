@@ -215,10 +215,15 @@ def run(
             for seed in seeds[:1] if model in UNSEEDED else seeds:
                 if (item.file, model, seed) in done:
                     continue
-                line = json.dumps(measure(item, model, seed))
-                with output.open("a", encoding="utf-8") as file:
-                    file.write(line + "\n")
-                print(line, flush=True)
+                append(output, measure(item, model, seed))
+
+
+def append(output: Path, line: dict[str, Any]) -> None:
+    """Adds a line to an output and prints it."""
+    text = json.dumps(line)
+    with output.open("a", encoding="utf-8") as file:
+        file.write(text + "\n")
+    print(text, flush=True)
 
 
 def read(output: Path) -> list[dict[str, Any]]:
@@ -256,6 +261,17 @@ def table(lines: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines_)
 
 
+def on_front(costs: Any, quality: Any) -> np.ndarray:
+    """Which none beats: no other is as good at no more cost, and better in one of both."""
+    costs, quality = np.asarray(costs), np.asarray(quality)
+    return np.array([
+        not np.any(
+            (costs <= cost) & (quality >= own) & ((costs < cost) | (quality > own))
+        )
+        for cost, own in zip(costs, quality, strict=True)
+    ])  # fmt: skip
+
+
 def plot(lines: Sequence[dict[str, Any]]) -> Figure:
     """VUS-PR over the median of stored numbers, and the best published detectors."""
     own = pd.DataFrame(lines)
@@ -284,11 +300,18 @@ def plot(lines: Sequence[dict[str, Any]]) -> Figure:
     return figure
 
 
-def main() -> None:
-    """Reads flags, measures, prints."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def make_parser(description: str | None, seeds: str = "0") -> argparse.ArgumentParser:
+    """Flags that the benchmarks on these series share."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--smd", default="", help="folder of SMD")
     parser.add_argument("--nasa", default="", help="folder of SMAP and MSL")
+    parser.add_argument("--seeds", default=seeds, help="numbers, by commas")
+    return parser
+
+
+def main() -> None:
+    """Reads flags, measures, prints."""
+    parser = make_parser(__doc__)
     parser.add_argument("--asd", default="", help="folder of ASD")
     parser.add_argument("--jumpstarter2", default="", help="folder of JumpStarter2")
     parser.add_argument(
@@ -296,7 +319,6 @@ def main() -> None:
     )
     parser.add_argument("--list", default="evaluation", help="evaluation or choose")
     parser.add_argument("--models", default=",".join(MODELS), help="names, by commas")
-    parser.add_argument("--seeds", default="0", help="numbers, by commas")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--table", action="store_true", help="print the table as well")
     parser.add_argument("--plot", type=Path, help="file of a picture, such as PNG")

@@ -137,7 +137,7 @@ def test_an_autoencoder_in_16_bits_is_near_that_of_32(windows):
 
 def test_the_front_has_what_nothing_cheaper_reaches():
     costs, quality = [1, 2, 3, 3, 4], [0.5, 0.4, 0.6, 0.7, 0.7]
-    front = frontier_kinds.on_front(costs, quality)
+    front = tsbad.on_front(costs, quality)
     assert front.tolist() == [True, False, False, True, False]
 
 
@@ -173,5 +173,5 @@ def test_the_document_has_the_table_of_its_run():
     table = pd.read_csv(results / "frontier_kinds.csv")
     document = (results / "frontier_kinds.md").read_text("utf-8")
     assert frontier_kinds.markdown(table) in document
-    found = frontier_kinds.on_front(table["bytes"], table["vus_pr"])
+    found = tsbad.on_front(table["bytes"], table["vus_pr"])
     assert (found == table["front"]).all()

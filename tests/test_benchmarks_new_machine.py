@@ -54,6 +54,10 @@ def test_each_entity_is_new_once_and_the_others_teach(monkeypatch):
     assert all(0 <= found[0][kind] <= 1 for kind in ("alone", "self", "distilled"))
     shapes = [((2 * 253, 48, 2), False), ((53, 48, 2), False)]
     assert taught == [*shapes, ((53, 48, 2), True), ((53, 48, 2), True)]
+    # A rerun measures what a run that was stopped lacks, and no more.
+    again = new_machine.lines(train, test, [100, 150], 0, done | {("a", 100, 0)})
+    measured = [(one["entity"], one["rows"]) for one in again]
+    assert measured == [("a", 150), ("b", 150)]
 
 
 def test_the_table_is_of_entities_not_of_seeds():

@@ -272,10 +272,10 @@ def fit_together(
         if stopping:
             stop_if_requested()
     found = jax.device_get(best)
-    each = (
-        jax.tree.map(lambda leaf, i=i: leaf[i], found) for i in range(len(progress))
-    )
-    return [Fitted(*pair) for pair in zip(each, progress, strict=True)]
+    return [
+        Fitted(jax.tree.map(lambda leaf, i=i: leaf[i], found), own)
+        for i, own in enumerate(progress)
+    ]
 
 
 def _walk(
