@@ -45,6 +45,8 @@ def get_config(data: str = "smd") -> ConfigDict:
         raise ConfigError(f"ablation.py:{data}: expected ablation.py or :sample.")
     config = defaults()
     config.data.name = "smd"
+    # As published; the default came later.
+    config.threshold.method = "conformal"
     config.data.root = "data/smd" if data == "smd" else ""
     config.data.scaler = "none"
     config.entity_mode = "per_entity"

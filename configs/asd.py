@@ -16,6 +16,8 @@ def get_config() -> ConfigDict:
     """The run on ASD."""
     config = defaults()
     config.data.name = "asd"
+    # As published; the default came later.
+    config.threshold.method = "conformal"
     config.data.root = "data/asd"
     # Published in [0, 1].
     config.data.scaler = "none"

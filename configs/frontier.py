@@ -27,6 +27,8 @@ def get_config(data: str = "smd") -> ConfigDict:
         raise ConfigError(f"frontier.py:{data}: expected frontier.py or :sample.")
     config = defaults()
     config.data.name = "smd"
+    # As published; the default came later.
+    config.threshold.method = "conformal"
     config.data.scaler = "none"
     # One teacher, whatever the students' seeds are.
     config.teacher.seed = 0

@@ -22,6 +22,8 @@ def get_config(place: str = "cpu") -> ConfigDict:
         raise ConfigError(f"paper.py:{place}: expected paper.py or paper.py:gpu.")
     config = defaults()
     config.data.name = "smd"
+    # As published; the default came later.
+    config.threshold.method = "conformal"
     config.data.scaler = "none"
     config.model.channels = "independent"
     config.teacher.hidden = (200, 200)

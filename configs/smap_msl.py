@@ -20,6 +20,8 @@ def get_config(name: str = "smap") -> ConfigDict:
         raise ConfigError(f"smap_msl.py:{name}: expected :smap or :msl.")
     config = defaults()
     config.data.name = name
+    # As published; the default came later.
+    config.threshold.method = "conformal"
     config.data.root = "data/smap_msl"
     # Scaled to [-1, 1] by the publishers.
     config.data.scaler = "none"

@@ -18,6 +18,8 @@ def get_config() -> ConfigDict:
     """What all members share."""
     config = defaults()
     config.data.name = "smd"
+    # As published; the default came later.
+    config.threshold.method = "conformal"
     # SMD is published scaled to [0, 1].
     config.data.scaler = "none"
     config.teacher.hidden = (32, 32)

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from kdjax.detection.streaming import StreamDetector as StreamDetector
     from kdjax.detection.tables import score_events as score_events
     from kdjax.detection.tables import score_table as score_table
+    from kdjax.detection.thresholds import blocks_threshold as blocks_threshold
     from kdjax.detection.thresholds import conformal_threshold as conformal_threshold
     from kdjax.detection.thresholds import pot_threshold as pot_threshold
     from kdjax.detection.thresholds import quantile_threshold as quantile_threshold
@@ -108,7 +109,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "kdjax.detection.gaussian": "Gaussian fit_gaussian",
         "kdjax.detection.scores": "alarms point_scores row_scores window_scores",
         "kdjax.detection.attribution": "contributions",
-        "kdjax.detection.thresholds": "conformal_threshold pot_threshold quantile_threshold",
+        "kdjax.detection.thresholds": "blocks_threshold conformal_threshold pot_threshold quantile_threshold",
         "kdjax.detection.alarming": "events",
     },
     "Saved detectors and files": {

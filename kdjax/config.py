@@ -227,8 +227,8 @@ FIELDS: dict[str, tuple[Any, tuple[str, ...] | Range | None]] = {
     "detection.batch_size": (256, Range(1, _MILLION)),
     # Chosen without labels, see docs/thresholds.md.
     "threshold.method": (
-        "conformal",
-        ("conformal", "budget", "pot", "quantile", "fixed"),
+        "blocks",
+        ("blocks", "conformal", "budget", "pot", "quantile", "fixed"),
     ),
     # Wanted share of false alarms among normal windows; "budget" makes its own.
     "threshold.false_alarm_rate": (0.01, Range(0, 1, closed=False)),

@@ -46,7 +46,7 @@ from kdjax.data.splits import segments
 from kdjax.data.tables import check_names, numbered_channels
 from kdjax.data.times import parse_time
 from kdjax.detection.alarming import AlarmRule, row_alarms
-from kdjax.detection.calibration import calibrate, count_windows
+from kdjax.detection.calibration import calibrate, count_windows, rule_for
 from kdjax.detection.detector import (
     POOLED,
     Detector,
@@ -62,7 +62,13 @@ from kdjax.detection.tables import (
     score_events,
     score_table,
 )
-from kdjax.detection.thresholds import Rule, choose_threshold, needed, too_few_message
+from kdjax.detection.thresholds import (
+    BLOCKS,
+    Rule,
+    choose_threshold,
+    needed,
+    too_few_message,
+)
 from kdjax.errors import ConfigError, DataError, KdjaxError, check_choice, counted
 from kdjax.experiment.assemble import (
     calibration_rules,
@@ -78,10 +84,10 @@ from kdjax.experiment.recalibrate import (
     with_settings,
     with_threshold,
 )
-from kdjax.experiment.train import baseline_options, refitted, train_networks
+from kdjax.experiment.train import baseline_options, held_out_models, train_networks
 from kdjax.io.processes import check_not_forked
 from kdjax.models.baselines import BASELINES
-from kdjax.training.components import fit_baseline
+from kdjax.training.components import HeldOut, fit_baseline
 from kdjax.training.targets import ScoreFunction
 
 __all__ = ["EXPECTED_FAILED_CHECKS", "KDDetector"]
@@ -326,7 +332,7 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
         temperature: float = 1.0,
         scaler: str = "quantile",
         missing: str = "error",
-        threshold: str = "conformal",
+        threshold: str = "blocks",
         false_alarm_rate: float | None = None,
         random_state: int = 0,
         settings: Mapping[str, Any] | None = None,
@@ -546,12 +552,16 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
         changed, detector = copy.copy(self), with_rule(self.detector_, settings)
         if X is None:
             rule = threshold_rule(
-                settings, step_seconds=detector.step, stride=detector.stride
+                settings,
+                step_seconds=detector.step,
+                stride=detector.stride,
+                window=detector.window,
             )
             known = len(self._known_scores)
             if known < needed(rule):
                 todo = "give more rows to calibrate(X)"
                 raise ConfigError(too_few_message(known, rule, todo=todo))
+            rule = rule_for(detector.model.kind, rule)
             tau = choose_threshold(self._known_scores, rule)
             changed.detector_ = with_threshold(detector, self._place, tau)
         else:
@@ -827,11 +837,12 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
                     weights=weights,
                 )
         made = {} if teacher is None else {"teacher": teacher}
+        known: HeldOut = {}
         for found, model in models.items():
             if found not in made:
                 rules = calibration_rules(settings, prepared)
-                calibration = calibrate(model, prepared, rules)
-                model = refitted(prepared, settings, {}, model)
+                held_out = held_out_models(prepared, settings, known, model)
+                calibration = calibrate(model, prepared, rules, held_out=held_out)
                 detector = make_detector(
                     found,
                     model,
@@ -855,11 +866,14 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
         """The rows of `fit`, with a stride and a rate that fit them, where none is given."""
         prepared = prepare_dataset(dataset, self._settings())
         rule = calibration_rules(self._settings(), prepared).threshold
-        if self.stride is None and count_windows(prepared) < needed(rule):
+        enough = needed(rule)
+        if rule.method == "blocks":
+            enough = int(BLOCKS / rule.rate)  # each block shows the rate
+        if self.stride is None and count_windows(prepared, rule) < enough:
             strides = {"data.stride": 1, "data.train_stride": prepared.stride}
             self._by_rows = {**self._by_rows, **strides}
             prepared = prepare_dataset(dataset, self._settings())
-        count, rated = count_windows(prepared), rule.method != "budget"
+        count, rated = count_windows(prepared, rule), rule.method != "budget"
         if self.false_alarm_rate is None and rated and 1 < count < needed(rule):
             self._by_rows = {**self._by_rows, "threshold.false_alarm_rate": 1 / count}
             warnings.warn(

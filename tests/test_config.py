@@ -75,7 +75,7 @@ def test_documented_defaults():
         0.1,
     )
     assert settings["threshold"] == {
-        "method": "conformal", "false_alarm_rate": 0.01, "budget": "1/day",
+        "method": "blocks", "false_alarm_rate": 0.01, "budget": "1/day",
         "value": None, "rolling_share": 0.1, "min_duration": 1, "cooldown": 0,
     }  # fmt: skip
     assert (detection["trim"], detection["attribution"]) == (0, "correlation")
@@ -632,7 +632,7 @@ def test_complete_settings_stay_as_they_are():
             {"threshold__method": "fixed"},
             "threshold.value is the τ of threshold.method='fixed': set both or neither",
         ),
-        ({"threshold__value": 2.0}, "set both or neither, got 2.0 with 'conformal'"),
+        ({"threshold__value": 2.0}, "set both or neither, got 2.0 with 'blocks'"),
         ({"data__exclude": "a.csv"}, "data.exclude belongs to a file of your own"),
     ],
 )

@@ -1,5 +1,7 @@
 """Calibration against numpy by hand: each entity its own, and who borrows what."""
 
+import itertools
+
 import numpy as np
 import pytest
 from sklearn.covariance import ledoit_wolf_shrinkage, oas
@@ -327,7 +329,28 @@ RULES_OF = {
 }
 
 
-@pytest.mark.parametrize("method", METHODS)
+def test_blocks_take_all_rows_in_order_of_time(mixed):
+    rule = Rule("blocks", 0.1, caution=32)
+    check_enough(mixed, rule)
+    calibration = calibrate(MODEL, mixed, RULES._replace(threshold=rule))
+    for tau, scores in zip(
+        calibration.thresholds, calibration.threshold_scores, strict=True
+    ):
+        assert tau == find_threshold(scores, rule, source=tau.source)
+    for entity, scores, starts in zip(
+        mixed.entities, calibration.scores, calibration.starts, strict=True
+    ):
+        total = len(entity.train.values)
+        edges = [total * k // 5 for k in range(6)]
+        wanted = [
+            start
+            for first, stop in itertools.pairwise(edges)
+            for start in range(first, stop - mixed.window + 1, mixed.stride)
+        ]
+        assert starts.tolist() == wanted and len(scores) == len(wanted)
+
+
+@pytest.mark.parametrize("method", METHODS[1:])
 def test_every_rule_is_applied_to_the_scores_behind(mixed, method):
     rule = RULES_OF[method]
     check_enough(mixed, rule)

@@ -131,7 +131,7 @@ def rule(method, rate=0.01, value=math.nan):
 
 
 def test_names_of_methods():
-    assert METHODS == ("conformal", "budget", "pot", "quantile", "fixed")
+    assert METHODS == ("blocks", "conformal", "budget", "pot", "quantile", "fixed")
     assert Rule().method == "conformal" and Rule().rate == 0.01
     assert math.isnan(Rule().value)
     with pytest.raises(

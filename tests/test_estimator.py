@@ -34,7 +34,7 @@ from kdjax.detection.reading import read_like
 from kdjax.detection.storage import load_detector, save_detector
 from kdjax.detection.stream_rules import plan_of
 from kdjax.detection.tables import score_events, score_table
-from kdjax.detection.thresholds import conformal_threshold
+from kdjax.detection.thresholds import blocks_threshold, conformal_threshold
 from kdjax.errors import ArtifactError, ConfigError, DataError
 from kdjax.estimator import EXPECTED_FAILED_CHECKS, FIELDS, KDDetector
 
@@ -64,6 +64,7 @@ TINY = {
 def made(**changes):
     """A control, which needs no training."""
     given = {"window_size": 8, "stride": 2, "false_alarm_rate": 0.1}
+    given["threshold"] = "conformal"
     return KDDetector(**{"detector": "mahalanobis", **given, **changes})
 
 
@@ -80,7 +81,7 @@ def waves(rows, *, seed=0):
     [(72, 9, 1, 3), (500, 62, 1, 14), (1500, 96, 1, 130), (12000, 96, 10, 171)],
 )
 def test_what_is_not_given_fits_the_rows(tmp_path, rows, window, stride, count):
-    detector = KDDetector(detector="mahalanobis")
+    detector = KDDetector(detector="mahalanobis", threshold="conformal")
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         detector.fit(waves(rows))
@@ -108,7 +109,7 @@ def test_what_is_not_given_fits_the_rows(tmp_path, rows, window, stride, count):
         with pytest.raises(
             ConfigError, match="false_alarm_rate=0.01 needs at least 99"
         ):
-            KDDetector(detector="mahalanobis", false_alarm_rate=0.01).fit(waves(rows))
+            detector.set_params(false_alarm_rate=0.01).fit(waves(rows))
 
 
 def test_a_budget_is_no_rate_to_lower(recwarn):
@@ -122,7 +123,8 @@ def test_a_budget_is_no_rate_to_lower(recwarn):
 
 
 def test_another_fit_fits_the_new_rows(recwarn):
-    detector = KDDetector(detector="mahalanobis").fit(waves(500))
+    detector = KDDetector(detector="mahalanobis", threshold="conformal")
+    detector.fit(waves(500))
     assert (detector.detector_.window, detector.detector_.stride) == (62, 1)
     detector.fit(waves(12000))
     assert (detector.detector_.window, detector.detector_.stride) == (96, 10)
@@ -227,6 +229,39 @@ def test_scores_are_mahalanobis_distances_of_the_latest_window(faulty):
     scores = np.array([clean[start : start + 8].max() for start in range(83)])
     tau = conformal_threshold(scores, rate=0.1)
     assert detector.threshold_ == pytest.approx(tau, rel=1e-3)
+
+
+def test_blocks_take_turns_to_be_scored_without_their_rows():
+    """Each fifth under sklearn's moments of the others, the highest quantile raised."""
+    settings = {"detection.floor": 1e-6, "detection.ridge": 0.0}
+    given = {"scaler": "none", "stride": 1, "settings": settings}
+    train = waves(600)
+    detector = made(threshold="blocks", **given).fit(train)
+    folds = [np.arange(a, a + 113) for a in range(0, 600, 120)]
+
+    def moments(starts):
+        rows = [train[start : start + 8] for start in np.concatenate(starts)]
+        return EmpiricalCovariance().fit(np.concatenate(rows))
+
+    levels = []
+    for place, own in enumerate(folds):
+        points = moments(folds[:place] + folds[place + 1 :]).mahalanobis(train)
+        scores = np.sort([points[start : start + 8].max() for start in own])
+        levels.append(scores[int(np.ceil(114 * 0.9)) - 1])
+    # 565 windows, of which 565 / 8 share no row.
+    tau = max(levels) * (1 + 16 * 8 / 565)
+    assert detector.threshold_ == pytest.approx(tau, rel=1e-3)
+    # Rows are scored under the moments of all folds.
+    tested = waves(100, seed=3)
+    expected = moments(folds).mahalanobis(tested)[92:].max()
+    assert detector.decision_function(tested)[-1] == pytest.approx(expected, rel=1e-3)
+    # A new rate takes the same scores.
+    again = detector.set_params(false_alarm_rate=0.3).calibrate()
+    scores = detector._known_scores
+    assert again.threshold_ == pytest.approx(
+        blocks_threshold(scores, rate=0.3, overlap=8), rel=1e-6
+    )
+    assert again.threshold_ < tau
 
 
 def _validation_covariance(train):

@@ -27,6 +27,7 @@ OPTIONS = {
     "stride": 2,
     "false_alarm_rate": 0.1,
     "missing": "mask",
+    "threshold": "conformal",
     "settings": {
         "classifier.networks": 2,
         "classifier.channels": 16,
@@ -100,10 +101,11 @@ def test_half_the_networks_but_both_views_choose_the_threshold(
     monkeypatch.setattr(components, "fit_classifier", fit)
     data = Dataset("rows", (Series("X", waves(600).to_numpy(), CHANNELS),), ())
     prepared = prepare_dataset(data, fitted._settings())
-    for every in (False, True):
-        given = {"classifier": {"networks": networks}}
-        components.fit_baseline("classifier", prepared, every=every, **given)
-    assert asked == [half, networks]
+    given = {"classifier": {"networks": networks}}
+    components.fit_baseline("classifier", prepared, **given)
+    for by_folds in (False, True):
+        components.fit_held_out("classifier", prepared, by_folds=by_folds, **given)
+    assert asked == [networks, half, half, half]
 
 
 @pytest.mark.parametrize("kind", ["classifier", "cnn_forecast", "gru_forecast"])
@@ -131,9 +133,40 @@ def test_huge_windows_are_fewer_in_a_memory(monkeypatch, fitted):
     assert kept.shape == (110, 16, 3)
 
 
+def test_by_blocks_each_half_is_scored_by_networks_that_learnt_the_other(fitted):
+    other = kdjax.KDDetector(**OPTIONS | {"threshold": "blocks"}).fit(waves(600))
+    scaled = _scaled(other, waves(600))
+    scores = []
+    for own, others in (((0, 300), (300, 600)), ((300, 600), (0, 300))):
+        learnt, held_out = (
+            np.stack([scaled[a : a + 16] for a in range(first, stop - 15, step)])
+            for (first, stop), step in ((others, 1), (own, 2))
+        )
+        params = kdjax.fit_classifier(
+            learnt, networks=2, channels=16, steps=150, seed=0
+        )
+        scores.append(classifier_points(params, held_out).max(axis=1))
+    blocks = np.array_split(np.concatenate(scores), 5)
+    # ⌈(n + 1) · 0.9⌉-th smallest of each block.
+    levels = [np.sort(b)[int(np.ceil((len(b) + 1) * 0.9)) - 1] for b in blocks]
+    assert other.threshold_ == pytest.approx(max(levels), rel=1e-4)
+    # A new choice from the same scores is the same.
+    assert other.calibrate().threshold_ == pytest.approx(max(levels), rel=1e-4)
+    rows = waves(80, seed=2)
+    np.testing.assert_array_equal(
+        other.decision_function(rows), fitted.decision_function(rows)
+    )
+
+
+def _scaled(detector, frame):
+    scaler = kdjax.data.scaler.Scaler(*(f[0] for f in detector.detector_.scalers))
+    return kdjax.apply_scaler(scaler, frame.to_numpy())
+
+
 def test_with_a_fixed_threshold_nothing_is_held_out(fitted):
     settings = OPTIONS["settings"] | {"threshold.value": 9.0}
-    other = kdjax.KDDetector(**OPTIONS | {"settings": settings}, threshold="fixed")
+    given = OPTIONS | {"settings": settings, "threshold": "fixed"}
+    other = kdjax.KDDetector(**given)
     other.fit(waves(600))
     assert other.threshold_ == 9
     rows = waves(80, seed=2)

@@ -51,6 +51,7 @@ class Entity(NamedTuple):
     train: Series  # rows to train and calibrate on, `without_outliers`
     test: Series | None  # rows to evaluate
     split: Split  # of `train`, cut at gaps in time and at excluded rows
+    train_spans: np.ndarray  # [S, 2] of `train`, cut likewise
     test_spans: np.ndarray  # [S, 2] of `test`, cut likewise
     scaler: Scaler  # fitted on its own fit rows, or the pooled one
     pooled: bool
@@ -154,6 +155,7 @@ def prepare(
                 train=train,
                 test=tests[index],
                 split=split,
+                train_spans=_stretches(train, max_gap),
                 test_spans=_test_spans(tests[index], window, max_gap),
                 scaler=own,
                 pooled=pooled,
@@ -193,14 +195,19 @@ def is_large(prepared: Prepared, memory_bytes: float) -> bool:
 
 def windows_source(prepared: Prepared, part: str, *, stride: int) -> WindowSource:
     """The windows of `training_windows`, in its order, to be read on request."""
+    spans = [getattr(entity.split, part) for entity in prepared.entities]
+    return spans_source(prepared, spans, stride=stride)
+
+
+def spans_source(
+    prepared: Prepared, spans: Sequence[np.ndarray], *, stride: int
+) -> WindowSource:
+    """The windows inside each entity's spans `[S, 2]` of train rows."""
     entities, window = prepared.entities, prepared.window
     return WindowSource(
         values=tuple(entity.train.values for entity in entities),
         scalers=tuple(entity.scaler for entity in entities),
-        starts=tuple(
-            window_starts(getattr(entity.split, part), window=window, stride=stride)
-            for entity in entities
-        ),
+        starts=tuple(window_starts(own, window=window, stride=stride) for own in spans),
         window=window,
         missing=any(entity.missing for entity in entities),
         context=prepared.context,

@@ -5,6 +5,7 @@ are split in time: the end calibrates thresholds, blocks spread over the rest va
 (early stopping and the error moments of Eq. 1), what remains fits the networks.
 """
 
+import itertools
 from typing import NamedTuple
 
 import numpy as np
@@ -173,6 +174,16 @@ def unfold(spans: np.ndarray, remaining: np.ndarray) -> np.ndarray:
     parts = intersect(spans, np.stack([stops - lengths, stops], axis=1))
     part = np.searchsorted(stops, parts[:, 0], side="right")
     return np.asarray(parts + (remaining[:, 1] - stops)[part, None])
+
+
+def folds(spans: np.ndarray, count: int) -> list[np.ndarray]:
+    """The rows inside `spans` `[S, 2]` in `count` stretches of time, spans each.
+
+    >>> [fold.tolist() for fold in folds(np.array([[0, 4], [6, 8]]), 2)]
+    [[[0, 3]], [[3, 4], [6, 8]]]
+    """
+    edges = np.arange(count + 1) * int(np.diff(spans, axis=1).sum()) // count
+    return [unfold(np.array([pair]), spans) for pair in itertools.pairwise(edges)]
 
 
 def window_starts(spans: np.ndarray, *, window: int, stride: int) -> np.ndarray:

@@ -4,6 +4,10 @@ An entity with too few validation rows uses the pooled scaler, Gaussian and thre
 One with too few calibration windows gets a threshold from the calibration scores of all
 entities, each under the Gaussian that its entity uses.
 
+The rule `blocks` takes all training rows: for the Gaussian, and in turn for τ, each fold
+of rows under the Gaussian of the others. Other rules take validation rows for the
+Gaussian, and calibration rows for τ.
+
 Several processes (`kdjax.training.hosts`) share the validation windows; each scores all
 calibration windows.
 """
@@ -15,7 +19,7 @@ import numpy as np
 
 from kdjax.data.prepared import ROWS_PER_CHANNEL, Entity, Prepared
 from kdjax.data.scaler import Scaler
-from kdjax.data.splits import window_starts
+from kdjax.data.splits import folds, window_starts
 from kdjax.data.windowing import chunks, has_missing, scaled_pieces
 from kdjax.detection.detector import residual_batches, score_scaled, scoring_batch
 from kdjax.detection.gaussian import (
@@ -30,6 +34,7 @@ from kdjax.detection.gaussian import (
 )
 from kdjax.detection.scores import window_scores
 from kdjax.detection.thresholds import (
+    BLOCKS,
     Rule,
     Threshold,
     entity_thresholds,
@@ -38,7 +43,7 @@ from kdjax.detection.thresholds import (
     too_few_message,
 )
 from kdjax.errors import ConfigError, DataError
-from kdjax.models.residual import ResidualModel, residual_names
+from kdjax.models.residual import ResidualModel, gives_scores, residual_names
 from kdjax.training import hosts
 
 # Rounds of trimming: a new fit without the worst windows may rank others as worse.
@@ -53,7 +58,8 @@ class Calibration(NamedTuple):
     thresholds: tuple[Threshold, ...]  # E + 1
     scores: tuple[np.ndarray, ...]  # E arrays, each entity's calibration window scores
     starts: tuple[np.ndarray, ...]  # E arrays, the first train rows of these windows
-    threshold_scores: tuple[np.ndarray, ...]  # E + 1, the sorted scores behind each τ
+    # E + 1, the scores behind each τ: sorted, for `blocks` in order of time
+    threshold_scores: tuple[np.ndarray, ...]
     notes: tuple[str, ...]  # which entities use pooled or shared parts
     floored: dict[str, list[str]]  # residuals with a deviation below the floor
 
@@ -77,6 +83,7 @@ class _Job(NamedTuple):
     model: ResidualModel
     prepared: Prepared
     rules: Rules
+    held_out: tuple[ResidualModel, ...]  # by fold; () for `model`
 
     @property
     def residuals(self) -> tuple[str, ...]:
@@ -86,71 +93,111 @@ class _Job(NamedTuple):
 
 
 class _View(NamedTuple):
-    """Train rows `[N, D]` of an entity, a scaler for them, and starts of windows."""
+    """Train rows `[N, D]` of an entity, a scaler for them, and windows."""
 
     rows: np.ndarray
     scaler: Scaler
-    validation: np.ndarray
-    calibration: np.ndarray
+    # Starts [n] of the windows of the Gaussian and of τ, by fold.
+    validation: tuple[np.ndarray, ...]
+    calibration: tuple[np.ndarray, ...]
+
+
+class _Fit(NamedTuple):
+    """A Gaussian, and those that score the calibration windows of each fold."""
+
+    whole: Gaussian
+    folds: tuple[Gaussian, ...]
 
 
 def check_enough(
     prepared: Prepared, rule: Rule, *, todo: str = "give more rows"
 ) -> None:
     """Raises ConfigError if calibration windows are too few for the rule; `todo`: then."""
-    total = count_windows(prepared)
+    total = count_windows(prepared, rule)
     if total < needed(rule):
         raise ConfigError(too_few_message(total, rule, todo=todo))
 
 
-def count_windows(prepared: Prepared) -> int:
-    """How many calibration windows all entities have."""
-    return sum(len(_starts(prepared, e.split.calibration)) for e in prepared.entities)
+def count_windows(prepared: Prepared, rule: Rule) -> int:
+    """How many windows of all entities choose τ."""
+    found = [_fold_starts(prepared, e, rule, BLOCKS) for e in prepared.entities]
+    return sum(len(starts) for own in found for starts in own)
 
 
-def calibrate(model: ResidualModel, prepared: Prepared, rules: Rules) -> Calibration:
-    """Gaussians and thresholds of a model on the clean rows of a data set."""
-    job, entities = _Job(model, prepared, rules), prepared.entities
+def rule_for(kind: str, rule: Rule) -> Rule:
+    """The rule for a kind of model.
+
+    A classifier's held-out networks learnt from half of the rows, which raises their
+    scores of the other half enough, see docs/thresholds.md.
+    """
+    return rule._replace(caution=0.0) if gives_scores(kind) else rule
+
+
+def calibrate(
+    model: ResidualModel,
+    prepared: Prepared,
+    rules: Rules,
+    *,
+    held_out: Sequence[ResidualModel] = (),
+) -> Calibration:
+    """Gaussians and thresholds of a model on the clean rows of a data set.
+
+    `held_out` are models that learnt without the calibration windows, one a fold, and
+    score them instead of a model that learnt from all rows.
+    """
+    rules = rules._replace(threshold=rule_for(model.kind, rules.threshold))
+    job, entities = _Job(model, prepared, rules, tuple(held_out)), prepared.entities
     views = [_view(job, entity, entity.scaler) for entity in entities]
     moments = [_moments(job, view) for view in views]
-    pooled_gaussian, pooled_scores = _pooled(job, views, moments)
-    pooled_tau = find_threshold(pooled_scores, rules.threshold, source="pooled")
+    shared = _fit(job, views, moments)
+    pooled, pooled_views = shared, views
+    same = [np.array_equal(e.scaler, prepared.pooled_scaler) for e in entities]
+    if not all(same):
+        pooled_views = [_view(job, e, prepared.pooled_scaler) for e in entities]
+        pooled = _fit(job, pooled_views, [_moments(job, view) for view in pooled_views])
     if rules.scope == "pooled":
-        gaussians = [_gaussian(job, views, merge_all(moments))] * len(views)
+        fits = [shared] * len(views)
     else:
-        gaussians = [
-            pooled_gaussian if entity.pooled else _gaussian(job, [view], own)
+        fits = [
+            pooled if entity.pooled else _fit(job, [view], [own])
             for entity, view, own in zip(entities, views, moments, strict=True)
         ]
-    found = [
-        _calibration_scores(job, view, gaussian)
-        for view, gaussian in zip(views, gaussians, strict=True)
-    ]
+    found = [_scores(job, *pair) for pair in zip(views, fits, strict=True)]
     scores, starts = zip(*found, strict=True)
+    own_scores = pooled_scores = np.concatenate(scores)
+    if len(entities) > 1:
+        every = [_scores(job, view, pooled)[0] for view in pooled_views]
+        pooled_scores = np.concatenate(every)
+    pooled_tau = find_threshold(pooled_scores, rules.threshold, source="pooled")
     thresholds, notes = entity_thresholds(
         prepared, scores, pooled_tau, rules.threshold, scope=rules.scope
     )
-    sets = {"shared": np.concatenate(scores), "pooled": pooled_scores}
+    sets = {"shared": own_scores, "pooled": pooled_scores}
     if rules.scope == "pooled":
-        sets["pooled"] = sets["shared"]
+        sets["pooled"] = own_scores
     threshold_scores = [
         *(sets.get(t.source, own) for own, t in zip(scores, thresholds, strict=True)),
         pooled_scores,
     ]
     scalers = [*(e.scaler for e in entities), prepared.pooled_scaler]
-    gaussians.append(pooled_gaussian)
+    gaussians = [fit.whole for fit in (*fits, pooled)]
     return Calibration(
         scalers=Scaler(*map(np.stack, zip(*scalers, strict=True))),
         gaussians=Gaussian(*map(np.stack, zip(*gaussians, strict=True))),
         thresholds=(*thresholds, pooled_tau),
         scores=scores,
         starts=starts,
-        threshold_scores=tuple(map(np.sort, threshold_scores)),
+        threshold_scores=tuple(
+            own if rules.threshold.method == "blocks" else np.sort(own)
+            for own in threshold_scores
+        ),
         notes=tuple(notes),
         floored={
-            e.name: floored_channels(own, floor=rules.floor, channels=job.residuals)
+            e.name: floored_channels(
+                merge_all(own), floor=rules.floor, channels=job.residuals
+            )
             for e, own in zip(entities, moments, strict=True)
-            if own.n
+            if any(part.n for part in own)
         },
     )
 
@@ -175,59 +222,76 @@ def point_pieces(
         yield points, piece.at
 
 
-def _starts(prepared: Prepared, spans: np.ndarray) -> np.ndarray:
-    return window_starts(spans, window=prepared.window, stride=prepared.stride)
+def _fold_starts(
+    prepared: Prepared, entity: Entity, rule: Rule, count: int
+) -> tuple[np.ndarray, ...]:
+    """Starts of the windows that choose τ, by fold."""
+    spans = [entity.split.calibration]
+    if rule.method == "blocks":
+        spans = folds(entity.train_spans, count)
+    options = {"window": prepared.window, "stride": prepared.stride}
+    return tuple(window_starts(own, **options) for own in spans)
 
 
 def _view(job: _Job, entity: Entity, scaler: Scaler) -> _View:
-    """An entity's windows without the most abnormal validation windows.
+    """An entity's windows without the most abnormal ones in its moments.
 
     Concentration steps of FAST-MCD (Rousseeuw and Van Driessen, 1999) on whole windows.
     """
-    view = _View(
-        rows=entity.train.values,
-        scaler=scaler,
-        validation=_starts(job.prepared, entity.split.validation),
-        calibration=_starts(job.prepared, entity.split.calibration),
+    prepared, rule = job.prepared, job.rules.threshold
+    validation = calibration = _fold_starts(
+        prepared, entity, rule, len(job.held_out) or BLOCKS
     )
-    kept = len(view.validation) - int(job.rules.trim * len(view.validation))
-    if kept == len(view.validation):
+    if rule.method != "blocks":
+        options = {"window": prepared.window, "stride": prepared.stride}
+        validation = (window_starts(entity.split.validation, **options),)
+    view = _View(entity.train.values, scaler, validation, calibration)
+    every = np.concatenate(validation)
+    kept = len(every) - int(job.rules.trim * len(every))
+    if kept == len(every):
         return view
     trimmed = view
     for _ in range(TRIM_ROUNDS):
-        moments = _moments(job, trimmed)
-        if moments.n < ROWS_PER_CHANNEL * len(job.prepared.channels):
+        moments = merge_all(_moments(job, trimmed))
+        if moments.n < ROWS_PER_CHANNEL * len(prepared.channels):
             break  # The entity uses the pooled Gaussian.
-        gaussian = _gaussian(job, [trimmed], moments)
-        scores = _scores(job, view, gaussian, view.validation)
+        gaussian = _gaussian(job, moments, _share(job, [trimmed], moments))
+        scores = _window_scores(job, job.model, view, gaussian, every)
         # NaN scores sort last and are left out first.
-        mildest = np.sort(np.argsort(scores, kind="stable")[:kept])
-        trimmed = view._replace(validation=view.validation[mildest])
+        mildest = every[np.sort(np.argsort(scores, kind="stable")[:kept])]
+        parts = [starts[np.isin(starts, mildest)] for starts in validation]
+        trimmed = view._replace(validation=tuple(parts))
     return trimmed
 
 
-def _pooled(
-    job: _Job, views: Sequence[_View], moments: Sequence[Moments]
-) -> tuple[Gaussian, np.ndarray]:
-    """Gaussian and calibration scores of all rows under the pooled scaler."""
-    pooled, entities = job.prepared.pooled_scaler, job.prepared.entities
-    if not all(np.array_equal(entity.scaler, pooled) for entity in entities):
-        views = [_view(job, entity, pooled) for entity in entities]
-        moments = [_moments(job, view) for view in views]
-    gaussian = _gaussian(job, views, merge_all(moments))
-    scores = [_calibration_scores(job, view, gaussian)[0] for view in views]
-    return gaussian, np.concatenate(scores)
+def _fit(
+    job: _Job, views: Sequence[_View], moments: Sequence[Sequence[Moments]]
+) -> _Fit:
+    """The Gaussian of all moments, by view and fold, and those without each fold."""
+    whole = merge_all([part for own in moments for part in own])
+    share = _share(job, views, whole)
+    gaussian, count = _gaussian(job, whole, share, views), len(moments[0])
+    if count == 1 or not job.residuals:
+        return _Fit(gaussian, (gaussian,) * max(count, len(views[0].calibration)))
+    others = [
+        merge_all([part for own in moments for part in (*own[:k], *own[k + 1 :])])
+        for k in range(count)
+    ]
+    without = [_gaussian(job, one, share) if one.n else gaussian for one in others]
+    return _Fit(gaussian, tuple(without))
 
 
-def _residuals(job: _Job, view: _View, *, shared: bool) -> Iterator[np.ndarray]:
-    """Residuals of the complete rows of validation windows, `[K, F]` per batch.
+def _residuals(
+    job: _Job, view: _View, starts: np.ndarray, *, shared: bool
+) -> Iterator[np.ndarray]:
+    """Residuals of the complete rows of windows, `[K, F]` per batch.
 
     `shared` takes only the batches of this process.
     """
     batch_size, window = job.rules.batch_size, job.prepared.window
     size = scoring_batch(job.model, len(job.prepared.channels), batch_size)
     done = 0
-    for piece in scaled_pieces(view.rows, view.scaler, view.validation, window=window):
+    for piece in scaled_pieces(view.rows, view.scaler, starts, window=window):
         stops = range(size, len(piece.starts), size)
         batches = np.split(piece.starts, stops) if len(piece.starts) else []
         own = hosts.share(batches, done) if shared else batches
@@ -247,22 +311,29 @@ def _residuals(job: _Job, view: _View, *, shared: bool) -> Iterator[np.ndarray]:
             yield kept
 
 
-def _moments(job: _Job, view: _View) -> Moments:
-    """Moments of the residuals, over the batches of all processes."""
-    if not job.residuals:
-        return Moments(0, np.zeros(0), np.zeros((0, 0)))
-    pieces = map(moments_of, _residuals(job, view, shared=True))
-    return merge_shares(pieces, width=len(job.residuals))
+def _moments(job: _Job, view: _View) -> list[Moments]:
+    """Moments of the residuals of each fold, over the batches of all processes."""
+    width = len(job.residuals)
+    if not width:
+        return [Moments(0, np.zeros(0), np.zeros((0, 0))) for _ in view.validation]
+    return [
+        merge_shares(
+            map(moments_of, _residuals(job, view, starts, shared=True)), width=width
+        )
+        for starts in view.validation
+    ]
 
 
-def _gaussian(job: _Job, views: Sequence[_View], moments: Moments) -> Gaussian:
+def _gaussian(
+    job: _Job, moments: Moments, share: float | None, views: Sequence[_View] = ()
+) -> Gaussian:
     if not job.residuals:
         return Gaussian(np.zeros(0, np.float32), np.zeros((0, 0), np.float32))
     if not moments.n:
         absent = sum(
             np.isnan(view.rows[start : start + job.prepared.window]).sum(axis=0)
             for view in views
-            for start in view.validation
+            for start in np.concatenate(view.validation)
         )
         absent[[*job.model.context]] = -1
         name = job.prepared.channels[int(np.argmax(absent))]
@@ -272,36 +343,50 @@ def _gaussian(job: _Job, views: Sequence[_View], moments: Moments) -> Gaussian:
             "its last value: by a larger data.fill_limit on a grid (data.step), by "
             "data.missing=ffill elsewhere."
         )
-    floor, method, share = job.rules.floor, job.rules.shrinkage, None
-    if method != "none":
-        pieces = (p for view in views for p in _residuals(job, view, shared=False))
-        rows = sum(_distinct(job, view) for view in views)
-        share = shrinkage_share(method, pieces, moments, floor=floor, rows=rows)
     return gaussian_from_moments(
         moments,
-        floor=floor,
+        floor=job.rules.floor,
         ridge=job.rules.ridge,
         channels=job.residuals,
         shrinkage=share,
     )
 
 
+def _share(job: _Job, views: Sequence[_View], moments: Moments) -> float | None:
+    """How far the covariance of all folds is shrunk."""
+    method, floor = job.rules.shrinkage, job.rules.floor
+    if method == "none" or not job.residuals or not moments.n:
+        return None
+    pieces = (
+        piece
+        for view in views
+        for starts in view.validation
+        for piece in _residuals(job, view, starts, shared=False)
+    )
+    rows = sum(_distinct(job, view) for view in views)
+    return shrinkage_share(method, pieces, moments, floor=floor, rows=rows)
+
+
 def _distinct(job: _Job, view: _View) -> int:
     """Number of distinct complete rows in the validation windows, which overlap."""
     covered = np.zeros(len(view.rows), bool)
-    for start in view.validation:
+    for start in np.concatenate(view.validation):
         covered[start : start + job.prepared.window] = True
     pieces = (np.delete(rows, job.model.context, axis=1) for rows in chunks(view.rows))
     complete = [~np.isnan(rows).any(axis=1) for rows in pieces]
     return int((covered & np.concatenate(complete)).sum())
 
 
-def _scores(
-    job: _Job, view: _View, gaussian: Gaussian, starts: np.ndarray
+def _window_scores(
+    job: _Job,
+    model: ResidualModel,
+    view: _View,
+    gaussian: Gaussian,
+    starts: np.ndarray,
 ) -> np.ndarray:
     """Window scores `[n]`."""
     pieces = point_pieces(
-        job.model,
+        model,
         gaussian,
         view.scaler,
         view.rows,
@@ -314,10 +399,18 @@ def _scores(
     return np.concatenate([np.empty(0, np.float32), *found])
 
 
-def _calibration_scores(
-    job: _Job, view: _View, gaussian: Gaussian
-) -> tuple[np.ndarray, np.ndarray]:
-    """Scores and starts of the calibration windows that have a score."""
-    scores = _scores(job, view, gaussian, view.calibration)
+def _scores(job: _Job, view: _View, fit: _Fit) -> tuple[np.ndarray, np.ndarray]:
+    """Scores and starts, in order of time, of the calibration windows that have a score.
+
+    Each fold is scored by what was fitted without it.
+    """
+    models = job.held_out or (job.model,) * len(view.calibration)
+    parts = zip(models, fit.folds, view.calibration, strict=True)
+    scores = np.concatenate(
+        [
+            _window_scores(job, model, view, gaussian, starts)
+            for model, gaussian, starts in parts
+        ]
+    )
     known = ~np.isnan(scores)
-    return scores[known], view.calibration[known]
+    return scores[known], np.concatenate(view.calibration)[known]

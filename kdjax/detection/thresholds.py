@@ -1,5 +1,6 @@
-"""Thresholds chosen without labels, on the window scores of clean calibration rows.
+"""Thresholds chosen without labels, on the window scores of clean rows.
 
+    blocks     the largest of five blocks' quantiles, raised where windows are few
     conformal  a rank of the calibration scores that allows for the new one
     budget     the same, at the rate that so many alarms a day come to
     quantile   the plain empirical quantile, 1 − rate
@@ -36,7 +37,11 @@ EXCESSES = 30
 DISTINCT = 10
 SHAPES = (-0.5, 0.5)
 
-METHODS = ("conformal", "budget", "pot", "quantile", "fixed")
+METHODS = ("blocks", "conformal", "budget", "pot", "quantile", "fixed")
+
+# Of `blocks`: blocks of time, and by how much τ is raised, in windows that share no row.
+# Chosen on half of the entities, see docs/thresholds.md.
+BLOCKS, CAUTION = 5, 16
 
 HOURS = {"hour": 1, "day": 24, "week": 24 * 7, "month": 24 * 30}
 
@@ -49,6 +54,8 @@ class Rule(NamedTuple):
     # `budget_rate` gives. `fixed` doesn't read it.
     rate: float = 0.01
     value: float = math.nan  # τ of `fixed`
+    # `blocks` raises τ by the share caution / n of n scores.
+    caution: float = 0.0
 
 
 class Threshold(NamedTuple):
@@ -101,6 +108,8 @@ def find_threshold(scores: np.ndarray, rule: Rule, *, source: str = "own") -> Th
         return Threshold(rule.value, rule.method, 0.0, n, 0, source, detail)
     tau: float | None = None
     rank, detail = 0, ""
+    if rule.method == "blocks":
+        tau, detail = _blocks_threshold(scores, rule)
     if rule.method == "pot":
         tau, detail = _tail_threshold(scores, rule.rate)
     if tau is None:
@@ -121,6 +130,18 @@ def find_threshold(scores: np.ndarray, rule: Rule, *, source: str = "own") -> Th
             "values in the calibration rows, or scale them (data.scaler)."
         )
     return Threshold(tau, rule.method, rule.rate, n, rank, source, detail)
+
+
+def _blocks_threshold(scores: np.ndarray, rule: Rule) -> tuple[float, str]:
+    """τ of scores `[n]` in order of time, and what it rests on."""
+    share, levels = _fraction(rule.rate), []
+    for block in np.array_split(scores, BLOCKS):
+        rank = min(len(block), _quantile_rank(len(block) + 1, share))
+        levels.append(np.partition(block, rank - 1)[rank - 1])
+    factor = 1 + rule.caution / len(scores)
+    return float(max(levels)) * factor, (
+        f"{factor:.3g} times the highest quantile of {BLOCKS} blocks of time"
+    )
 
 
 def _tail_threshold(scores: np.ndarray, rate: float) -> tuple[float | None, str]:
@@ -181,19 +202,44 @@ def check_numbers(scores: np.ndarray, name: str) -> None:
 def needed(rule: Rule) -> int:
     """The least number of calibration scores for which a rule means anything.
 
-    `conformal` and `budget`: n ≥ 1/rate − 1, past which the rank is one of the scores.
+    `blocks`: one a block. `conformal` and `budget`: n ≥ 1/rate − 1, past which the rank is one of the scores.
     `quantile`: 1/rate, since the share above τ is then one score. `pot`: as `quantile`,
     but at most what fills its tail, past which it extrapolates. `fixed`: none.
 
     >>> [needed(Rule(method, 0.001)) for method in METHODS]
-    [999, 999, 300, 1000, 0]
+    [5, 999, 999, 300, 1000, 0]
     """
     if rule.method == "fixed":
         return 0
+    if rule.method == "blocks":
+        return BLOCKS
     if rule.method in ("conformal", "budget"):
         return math.ceil(1 / _fraction(rule.rate) - 1)
     least = math.ceil(1 / _fraction(rule.rate))
     return min(math.ceil(EXCESSES / TAIL), least) if rule.method == "pot" else least
+
+
+def blocks_threshold(scores: np.ndarray, *, rate: float, overlap: float) -> float:
+    """τ = (1 + 16/m) · the highest (1 − rate) quantile of five blocks of time.
+
+    For short training rows, whose behaviour the next rows don't quite repeat: a block
+    that differs from the others sets τ, and fewer windows raise it.
+
+    Args:
+        scores: window scores `[n]` of clean rows in order of time, each by a model that
+            was fitted without the window's block.
+        rate: wanted share of false alarms among normal windows.
+        overlap: L / stride; m = n / overlap windows share no row.
+
+    Raises:
+        ConfigError, DataError: as `conformal_threshold`.
+
+    >>> blocks_threshold(np.arange(1000.0), rate=0.1, overlap=10)
+    1136.8
+    """
+    return choose_threshold(
+        np.asarray(scores), Rule("blocks", rate, caution=CAUTION * overlap)
+    ).tau
 
 
 def conformal_threshold(scores: np.ndarray, *, rate: float) -> float:

@@ -19,7 +19,13 @@ from kdjax.data.series import Ranges, outside
 from kdjax.data.splits import window_starts
 from kdjax.data.times import format_times, time_text
 from kdjax.detection import false_alarms
-from kdjax.detection.calibration import Calibration, Rules, calibrate, point_pieces
+from kdjax.detection.calibration import (
+    Calibration,
+    Rules,
+    calibrate,
+    point_pieces,
+    rule_for,
+)
 from kdjax.detection.false_alarms import FOREIGN, MeasuredRate
 from kdjax.detection.gaussian import Gaussian
 from kdjax.detection.rolling import rolling_taus, shuffled
@@ -60,14 +66,14 @@ def evaluate_models(
     min_anomalous_points: int,
     console: Console,
     ready: Mapping[str, Calibration] = MappingProxyType({}),
-    refit: Callable[[ResidualModel], ResidualModel] = lambda model: model,
+    held_out: Callable[[ResidualModel], Sequence[ResidualModel]] = lambda model: (),
     point_adjusted: bool = False,
     rolling: float = 0.0,
 ) -> dict[str, ModelEvaluation]:
     """Calibrates each model on clean rows and scores the test rows; by model name.
 
-    `ready` has calibrations of models that bring their own; `refit` gives what scores
-    instead of another model once that is calibrated. `min_anomalous_points` rows
+    `ready` has calibrations of models that bring their own; `held_out` gives the models
+    that score calibration windows instead, see `calibrate`. `min_anomalous_points` rows
     make a window anomalous. `point_adjusted` adds metrics that are inflated; `rolling` is
     the share of windows above the rolling threshold, 0 for none.
     """
@@ -79,8 +85,10 @@ def evaluate_models(
     evaluated = {}
     for name, model in models.items():
         console.print(f"{name}: calibrates and scores")
-        calibration = ready.get(name) or calibrate(model, prepared, rules)
-        model = model if name in ready else refit(model)
+        calibration = ready.get(name) or calibrate(
+            model, prepared, rules, held_out=held_out(model)
+        )
+        used = rules._replace(threshold=rule_for(model.kind, rules.threshold))
         scores, rates = [], []
         for place, entity in enumerate(prepared.entities):
             starts, test = test_starts(prepared, entity), entity.test
@@ -107,7 +115,7 @@ def evaluate_models(
             )
             scores.append(own)
             rates += false_alarm_rates(
-                name, calibration, place, own, starts, prepared=prepared, rules=rules
+                name, calibration, place, own, starts, prepared=prepared, rules=used
             )
         measured = metric_rows(name, model.parameters, scores, **options)
         evaluated[name] = ModelEvaluation(

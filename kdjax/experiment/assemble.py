@@ -13,7 +13,7 @@ from kdjax.data.windowing import chunks
 from kdjax.detection.cadence import common_step
 from kdjax.detection.calibration import Calibration, Rules
 from kdjax.detection.detector import POOLED, Detector
-from kdjax.detection.thresholds import Rule, budget_rate, parse_budget
+from kdjax.detection.thresholds import CAUTION, Rule, budget_rate, parse_budget
 from kdjax.errors import ConfigError
 from kdjax.models.residual import ResidualModel
 
@@ -31,13 +31,18 @@ def calibration_rules(settings: Settings, prepared: Prepared) -> Rules:
     return Rules(
         allowed_points=detection["count"],
         threshold=threshold_rule(
-            settings, step_seconds=float(seconds), stride=prepared.stride
+            settings,
+            step_seconds=float(seconds),
+            stride=prepared.stride,
+            window=prepared.window,
         ),
         **{field: detection[field] for field in fields},
     )
 
 
-def threshold_rule(settings: Settings, *, step_seconds: float, stride: int) -> Rule:
+def threshold_rule(
+    settings: Settings, *, step_seconds: float, stride: int, window: int
+) -> Rule:
     """How τ is chosen; a budget of alarms becomes a rate of windows of this stride.
 
     `data.step_seconds` overrides `step_seconds`, which is 0 if rows have no dates.
@@ -47,6 +52,8 @@ def threshold_rule(settings: Settings, *, step_seconds: float, stride: int) -> R
     method, rate = threshold["method"], threshold["false_alarm_rate"]
     if method == "fixed":
         return Rule(method, rate, threshold["value"])
+    if method == "blocks":
+        return Rule(method, rate, caution=CAUTION * max(1.0, window / stride))
     if method == "budget":
         per_day = parse_budget(threshold["budget"])
         seconds = settings["data"]["step_seconds"] or step_seconds

@@ -33,7 +33,7 @@ from kdjax.experiment.train import (
     ALL,
     PER_ENTITY,
     baseline_options,
-    refitted,
+    held_out_models,
     split_groups,
     train_groups,
 )
@@ -296,7 +296,7 @@ def _evaluate(
         min_anomalous_points=settings["data"]["min_anomalous_points"],
         console=console,
         ready=ready,
-        refit=functools.partial(refitted, prepared, settings, {}),
+        held_out=functools.partial(held_out_models, prepared, settings, {}),
         point_adjusted=settings["evaluation"]["point_adjusted"],
         rolling=settings["threshold"]["rolling_share"],
     )

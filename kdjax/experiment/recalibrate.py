@@ -19,7 +19,7 @@ from kdjax.data.scaler import Scaler
 from kdjax.data.series import Dataset, Ranges, Series
 from kdjax.data.times import seconds_per_row
 from kdjax.detection.cadence import check_cadence
-from kdjax.detection.calibration import calibrate, check_enough
+from kdjax.detection.calibration import calibrate, check_enough, rule_for
 from kdjax.detection.detector import POOLED, Detector, score_windows
 from kdjax.detection.false_alarms import cross_rates
 from kdjax.detection.gaussian import Gaussian
@@ -130,13 +130,18 @@ def _known(
     known = ~np.isnan(scores)
     scores, starts = scores[known], windows.starts[known]
     rule = threshold_rule(
-        settings, step_seconds=seconds_per_row(series.time), stride=detector.stride
+        settings,
+        step_seconds=seconds_per_row(series.time),
+        stride=detector.stride,
+        window=detector.window,
     )
+    rule = rule_for(detector.model.kind, rule)
     tau = choose_threshold(scores, rule)
     cross = cross_rates(scores, starts, rule, window=detector.window)
     kept = list(detector.calibration)
     for i in _places(detector, place) if kept else ():
-        kept[i] = np.sort(scores).astype(np.float32)
+        own = scores if rule.method == "blocks" else np.sort(scores)
+        kept[i] = own.astype(np.float32)
     measured = "too few windows"
     if not np.isnan(cross.rate):
         measured = f"{cross.rate:.2%} when fifths are left out in turn"

@@ -28,7 +28,13 @@ from kdjax.experiment.populations import train_all
 from kdjax.models import residual
 from kdjax.models.model import Params
 from kdjax.models.residual import NETWORK, ResidualModel
-from kdjax.training.components import Fits, fit_baseline, fit_components, options_of
+from kdjax.training.components import (
+    Fits,
+    HeldOut,
+    fit_components,
+    fit_held_out,
+    options_of,
+)
 from kdjax.training.loop import Fitted
 from kdjax.training.targets import ScoreFunction
 
@@ -60,12 +66,13 @@ def group_name(name: str, group: str) -> str:
 
 
 class Group(NamedTuple):
-    """One entity group: its data, its windows, and the baselines fitted to it."""
+    """One entity group: its data, its windows, and what is fitted to it."""
 
     name: str
     prepared: Prepared
     data: TrainingData
     fits: Fits
+    held_out: HeldOut
 
 
 class Task(NamedTuple):
@@ -85,7 +92,7 @@ class Task(NamedTuple):
 def make_groups(prepared: Mapping[str, Prepared], data: Settings) -> list[Group]:
     """The entity groups of prepared data by their names, under the `data` settings."""
     return [
-        Group(name, own, jobs.make_training_data(own, data), {})
+        Group(name, own, jobs.make_training_data(own, data), {}, {})
         for name, own in prepared.items()
     ]
 
@@ -161,20 +168,21 @@ def baseline_options(settings: Settings) -> dict[str, Any]:
     return {name: settings[name] | seed for name in ("classifier", "forecast")}
 
 
-def refitted(
-    prepared: Prepared, settings: Settings, known: Fits, model: ResidualModel
-) -> ResidualModel:
-    """A classifier that has learnt from all rows; other models as they are.
+def held_out_models(
+    prepared: Prepared, settings: Settings, known: HeldOut, model: ResidualModel
+) -> tuple[ResidualModel, ...]:
+    """Models that learnt without the calibration windows, see `calibrate`.
 
-    Later rows resemble the newest most, but τ must come from rows that were not learnt
-    from: so it is refitted once it is calibrated. `known` has those already refitted.
+    Those of a classifier, which learns from all rows; () for others. `known` has those
+    already fitted to these rows, by kind, fold and options.
     """
     if not residual.gives_scores(model.kind):
-        return model
+        return ()
+    by_folds = settings["threshold"]["method"] == "blocks"
     options = baseline_options(settings)
-    key = (model.kind, "refitted", *sorted(options_of(model.kind, options).items()))
+    key = (model.kind, by_folds, *sorted(options_of(model.kind, options).items()))
     if key not in known:
-        known[key] = fit_baseline(model.kind, prepared, every=True, **options)
+        known[key] = fit_held_out(model.kind, prepared, by_folds=by_folds, **options)
     return known[key]
 
 
@@ -269,7 +277,10 @@ def scorers_of(
     if distill["target"] != "scores" or not jobs.is_distilled(distill):
         return ()
     models = [teacher]
-    if distill["weights"]:
+    if residual.gives_scores(teacher.kind):
+        options = baseline_options(settings)
+        models = [*fit_held_out(teacher.kind, prepared, by_folds=False, **options)]
+    elif distill["weights"]:
         models = [
             residual.component(teacher, kind)
             for kind in residual.components_of(teacher.kind)

@@ -6,8 +6,9 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from kdjax.data.prepared import Prepared, fit_rows, windows_source
-from kdjax.data.windowing import has_missing, spread_evenly
+from kdjax.data.prepared import Prepared, fit_rows, spans_source, windows_source
+from kdjax.data.splits import folds
+from kdjax.data.windowing import WindowSource, has_missing, spread_evenly
 from kdjax.errors import ConfigError
 from kdjax.models.baselines import BASELINES
 from kdjax.models.classifier import NETWORKS, SHORTEST
@@ -22,17 +23,17 @@ FIT_WINDOWS = 2000
 
 # Baselines already fitted to a data set, by kind and options.
 Fits = dict[tuple[Any, ...], ResidualModel]
+HeldOut = dict[tuple[Any, ...], tuple[ResidualModel, ...]]
 Options = Mapping[str, Any]
+PARTS = ("fit", "validation", "calibration")
+CLASSIFIER_FOLDS = 2  # each trains networks of its own
 
 
-def fit_baseline(
-    kind: str, prepared: Prepared, *, every: bool = False, **options: Any
-) -> ResidualModel:
+def fit_baseline(kind: str, prepared: Prepared, **options: Any) -> ResidualModel:
     """A baseline fitted once to the fit rows of all entities together.
 
-    A classifier learns from validation rows as well, which it has no other use for, and
-    with `every` from calibration rows; without, it has half the networks, or two, enough
-    to choose τ by. `options`: `classifier` those of `fit_classifier`, `forecast` of
+    A classifier learns from all rows: later rows resemble the newest most. Its τ comes
+    from `fit_held_out`. `options`: `classifier` those of `fit_classifier`, `forecast` of
     `fit_forecaster`.
     """
     found, own = BASELINES[kind], options_of(kind, options)
@@ -43,21 +44,49 @@ def fit_baseline(
                 f"data.window={prepared.window} is too short for the {kind}, which needs "
                 f"windows of {SHORTEST} rows or more: raise it, or use another detector."
             )
-        parts = ("fit", "validation", "calibration")[: 3 if every else 2]
-        windows = _windows(prepared, parts, 1)
-        if not every:
-            count = own.get("networks", NETWORKS)
-            own = {**own, "networks": min(count, max(2, count // 2))}  # both views
-        params = fit_classifier(windows, context=prepared.context, **own)
+        sources = [windows_source(prepared, part, stride=1) for part in PARTS]
+        params = fit_classifier(
+            _windows(prepared, sources), context=prepared.context, **own
+        )
     elif kind in FORECASTERS:
-        windows = _windows(prepared, ("fit",), 1)
+        windows = _windows(prepared, [windows_source(prepared, "fit", stride=1)])
         params = fit_forecaster(kind, windows, context=prepared.context, **own)
     elif found.fit_rows is not None:
         params = found.fit_rows(fit_rows(prepared))
     elif found.fit_windows is not None:
-        windows = _windows(prepared, ("fit",), prepared.stride, FIT_WINDOWS)
+        source = windows_source(prepared, "fit", stride=prepared.stride)
+        windows = _windows(prepared, [source], FIT_WINDOWS)
         params = found.fit_windows(windows)
     return ResidualModel(kind, params, context=prepared.context)
+
+
+def fit_held_out(
+    kind: str, prepared: Prepared, *, by_folds: bool, **options: Any
+) -> tuple[ResidualModel, ...]:
+    """Classifiers that choose τ: each is without the calibration windows that it scores.
+
+    One that learnt from the fit and validation rows, or by folds of all rows one without
+    each. They have half the networks, or two, which are both views.
+    """
+    own = options_of(kind, options)
+    count = own.get("networks", NETWORKS)
+    own = {**own, "networks": min(count, max(2, count // 2))}
+    groups = [[windows_source(prepared, part, stride=1) for part in PARTS[:2]]]
+    if by_folds:
+        every = [folds(e.train_spans, CLASSIFIER_FOLDS) for e in prepared.entities]
+        groups = [
+            [
+                spans_source(prepared, [own[k] for own in every], stride=1)
+                for k in range(CLASSIFIER_FOLDS)
+                if k != fold
+            ]
+            for fold in range(CLASSIFIER_FOLDS)
+        ]
+    found = (
+        fit_classifier(_windows(prepared, sources), context=prepared.context, **own)
+        for sources in groups
+    )
+    return tuple(ResidualModel(kind, p, context=prepared.context) for p in found)
 
 
 def options_of(kind: str, options: Mapping[str, Options]) -> Options:
@@ -66,11 +95,10 @@ def options_of(kind: str, options: Mapping[str, Options]) -> Options:
 
 
 def _windows(
-    prepared: Prepared, parts: Sequence[str], stride: int, most: int = MOST
+    prepared: Prepared, sources: Sequence[WindowSource], most: int = MOST
 ) -> np.ndarray:
-    """Scaled windows of parts of the rows, `[M, L, D]`, `most` of them spread evenly."""
+    """Scaled windows of the sources, `[M, L, D]`, `most` of them spread evenly."""
     most = most_windows(prepared.window, len(prepared.channels), most)
-    sources = [windows_source(prepared, part, stride=stride) for part in parts]
     places = spread_evenly(sum(source.windows for source in sources), most)
     found, first = [], 0
     for source in sources:

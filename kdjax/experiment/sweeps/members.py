@@ -358,7 +358,9 @@ def _evaluate(
         models,
         prepared,
         calibration_rules(settings, prepared),
-        refit=functools.partial(train.refitted, prepared, settings, task.group.fits),
+        held_out=functools.partial(
+            train.held_out_models, prepared, settings, task.group.held_out
+        ),
         min_anomalous_points=settings["data"]["min_anomalous_points"],
         console=Console(quiet=True),
     )
