@@ -82,19 +82,21 @@ def measure(
                 }  # fmt: skip
                 if _key(line) in known or len(train.values) < rows:
                     continue
-                line["clean"] = None
+                line |= {"clean": None, "normal": None}
                 try:
                     if start >= 0:
                         values = train.values[start:]
                         found = _alarms(values, rows, later, kind, rule)
                         line["clean"] = float(found.mean())
-                except ConfigError:  # too few windows for the rule
-                    yield line | {"normal": None}
-                    continue
-                ahead = np.concatenate([train.values[-rows:], test.values[:MOST_TEST]])
-                labels = test.labels[:MOST_TEST]
-                found = _alarms(ahead, rows, MOST_TEST, kind, rule)
-                yield line | _measures(found, labels, window=_window(rows))
+                    ahead = np.concatenate(
+                        [train.values[-rows:], test.values[:MOST_TEST]]
+                    )
+                    found = _alarms(ahead, rows, MOST_TEST, kind, rule)
+                    labels = test.labels[:MOST_TEST]
+                    line |= _measures(found, labels, window=_window(rows))
+                except ConfigError as error:  # too few windows for the rule
+                    line["refused"] = str(error)
+                yield line
 
 
 def _window(rows: int) -> int:

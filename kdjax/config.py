@@ -230,10 +230,12 @@ FIELDS: dict[str, tuple[Any, tuple[str, ...] | Range | None]] = {
         "blocks",
         ("blocks", "conformal", "budget", "pot", "quantile", "fixed"),
     ),
-    # Wanted share of false alarms among normal windows; "budget" makes its own.
+    # Wanted share of false alarms among normal windows; "budget" doesn't read it.
     "threshold.false_alarm_rate": (0.01, Range(0, 1, closed=False)),
-    # Alarms that "budget" may raise, as 2/day, 1/week or 0.5/hour.
+    # Events that "budget" may announce, as 2/day, 1/week or 0.5/hour, and where: in a
+    # "stream" (and by `score --causal`) or by "score", with a window every data.stride rows.
     "threshold.budget": ("1/day", None),
+    "threshold.mode": ("stream", ("stream", "score")),
     # τ of "fixed".
     "threshold.value": (float, Range(0)),
     # Share of windows above the rolling threshold, shown in the results beside the

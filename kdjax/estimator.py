@@ -64,6 +64,7 @@ from kdjax.detection.tables import (
 )
 from kdjax.detection.thresholds import (
     BLOCKS,
+    BY_FOLDS,
     Rule,
     choose_threshold,
     needed,
@@ -557,6 +558,7 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
                 stride=detector.stride,
                 window=detector.window,
             )
+            self._check_order(rule)
             known = len(self._known_scores)
             if known < needed(rule):
                 todo = "give more rows to calibrate(X)"
@@ -672,6 +674,19 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
     @property
     def _place(self) -> int:
         return entity_index(self.detector_, self.entity_)
+
+    def _check_order(self, rule: Rule) -> None:
+        """Raises ConfigError if the known scores aren't those that the rule needs."""
+        before = self._made_with["threshold.method"]
+        same = before == rule.method and (
+            self._made_with["threshold.mode"] == self._fields()["threshold.mode"]
+        )
+        if rule.method in BY_FOLDS and not same:
+            raise ConfigError(
+                f"threshold={rule.method!r} needs the scores of all rows in order of time, "
+                f"and those of threshold={before!r} are others: give clean rows to "
+                "calibrate(X), or fit again."
+            )
 
     @property
     def _known_scores(self) -> np.ndarray:

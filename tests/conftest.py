@@ -135,6 +135,7 @@ def plant(shared_folder):
 
 
 TINY = {
+    "threshold.method": "conformal",
     "data.window": 10,
     "data.stride": 5,
     "teacher.hidden": (3,),

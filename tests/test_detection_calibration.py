@@ -11,7 +11,7 @@ from kdjax.data.scaler import fit_scaler
 from kdjax.data.series import Dataset, Series
 from kdjax.detection.calibration import Rules, calibrate, check_enough
 from kdjax.detection.detector import scoring_batch
-from kdjax.detection.thresholds import METHODS, Rule, find_threshold
+from kdjax.detection.thresholds import Rule, find_threshold
 from kdjax.errors import ConfigError, DataError
 from kdjax.models.autoencoder import Architecture
 from kdjax.models.residual import ResidualModel, join_models
@@ -322,7 +322,6 @@ def test_scores_belong_to_their_starts(mixed):
 
 RULES_OF = {
     "conformal": Rule("conformal", 0.1),
-    "budget": Rule("budget", 0.2),
     "quantile": Rule("quantile", 0.1),
     "pot": Rule("pot", 0.1),
     "fixed": Rule("fixed", value=2.5),
@@ -350,7 +349,7 @@ def test_blocks_take_all_rows_in_order_of_time(mixed):
         assert starts.tolist() == wanted and len(scores) == len(wanted)
 
 
-@pytest.mark.parametrize("method", METHODS[1:])
+@pytest.mark.parametrize("method", RULES_OF)
 def test_every_rule_is_applied_to_the_scores_behind(mixed, method):
     rule = RULES_OF[method]
     check_enough(mixed, rule)

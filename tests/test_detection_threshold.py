@@ -10,10 +10,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import optimize, stats
 
+from kdjax.detection.alarming import AlarmRule, EventRule
+from kdjax.detection.false_alarms import expected_events
 from kdjax.detection.thresholds import (
     METHODS,
     Rule,
-    budget_rate,
+    blocks_threshold,
     choose_threshold,
     conformal_threshold,
     find_threshold,
@@ -140,13 +142,20 @@ def test_names_of_methods():
         choose_threshold(np.arange(200.0), rule("best"))
 
 
-def test_conformal_and_budget_are_the_conformal_threshold():
-    scores = np.random.default_rng(0).normal(size=150)
-    expected = find_threshold(scores, Rule("conformal", 0.03), source="shared")
-    got = find_threshold(scores, rule("conformal", 0.03), source="shared")
-    assert got == expected
-    budget = find_threshold(scores, rule("budget", 0.03), source="shared")
-    assert budget == expected._replace(method="budget")
+def test_blocks_take_the_highest_quantile_of_five():
+    scores = np.random.default_rng(0).exponential(size=503)
+    scores[210:240] += 5
+    # Blocks of 101, 101, 101, 100 and 100: ⌈102 · 0.9⌉ = 92 and ⌈101 · 0.9⌉ = 91.
+    levels = [np.sort(scores[:101])[91], np.sort(scores[101:202])[91],
+              np.sort(scores[202:303])[91], np.sort(scores[303:403])[90],
+              np.sort(scores[403:])[90]]  # fmt: skip
+    assert max(levels) == levels[2]
+    plain = find_threshold(scores, rule("blocks", 0.1))
+    assert (plain.tau, plain.n, plain.rank) == (levels[2], 503, 0)
+    raised = find_threshold(scores, rule("blocks", 0.1)._replace(caution=503))
+    assert raised.tau == 2 * levels[2]
+    assert raised.detail == "2 times the highest quantile of 5 blocks of time"
+    assert blocks_threshold(scores, rate=0.1, overlap=503 / 16) == raised.tau
 
 
 @settings(deadline=None, max_examples=300)
@@ -170,7 +179,7 @@ def test_the_quantile_leaves_at_most_its_share_above(text, extra, seed):
     ("method", "rate", "least"),
     [
         ("conformal", 0.01, 99),
-        ("budget", 0.01, 99),
+        ("blocks", 0.01, 5),
         ("quantile", 0.01, 100),
         ("quantile", 0.03, 34),
         ("pot", 0.01, 100),
@@ -188,23 +197,14 @@ def test_needed_by_rule(method, rate, least):
             choose_threshold(scores[:-1], rule(method, rate))
 
 
-def test_a_budget_that_can_not_be_held_says_so():
-    # By hand 71; 2 / 144 in floats is a hair below 1 / 72.
-    with pytest.raises(
-        ConfigError,
-        match=r"^threshold.budget, a false-alarm rate of 0.0138889, needs at least 71 ",
-    ):
-        choose_threshold(np.arange(70.0), rule("budget", 2 / 144))
-
-
-@pytest.mark.parametrize("method", ["conformal", "budget", "quantile", "pot"])
+@pytest.mark.parametrize("method", ["conformal", "blocks", "quantile", "pot"])
 @pytest.mark.parametrize("rate", [0.0, 1.0, -0.1, 7.0])
 def test_rates_outside_0_to_1_are_refused(method, rate):
     with pytest.raises(ConfigError, match="must lie between 0 and 1"):
         choose_threshold(np.arange(200.0), rule(method, rate))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", sorted({*METHODS} - {"budget"}))
 def test_no_rule_takes_a_score_that_is_no_number(method):
     scores = np.arange(500.0)
     scores[3] = np.nan
@@ -333,13 +333,15 @@ def test_a_fallback_to_the_largest_score_says_what_that_is_worth():
 
 def test_only_a_fallback_warns(caplog):
     scores = stats.expon().rvs(size=1000, random_state=0)
-    for method in METHODS:
+    for method in {*METHODS} - {"budget"}:
         choose_threshold(scores, rule(method, value=1.0))
     find_threshold(np.full(500, 3.0), rule("pot"))
     assert not caplog.records
 
 
 # Budgets.
+
+EVERY_ROW = AlarmRule()
 
 
 @pytest.mark.parametrize(
@@ -360,10 +362,72 @@ def test_what_is_no_budget(text):
         parse_budget(text)
 
 
-def test_a_budget_is_a_share_of_the_windows_of_a_day():
-    # A row a minute, a window every ten: 144 windows a day.
-    assert budget_rate(2, step_seconds=60, stride=10) == pytest.approx(2 / 144)
-    assert budget_rate(1 / 7, step_seconds=1, stride=1) == pytest.approx(1 / 604800)
-    for per_day in (144, 500, 0, -1):
-        with pytest.raises(ConfigError, match="give 144 windows a day, so it must lie"):
-            budget_rate(per_day, step_seconds=60, stride=10)
+def budget(per_day, *, spacing=1, alarm=EVERY_ROW):
+    event = EventRule(gap=10, spacing=spacing, rows_per_day=100, alarm=alarm)
+    return Rule("budget", per_day=per_day, events=event)
+
+
+def peaks(*heights, every=25):
+    """A peak of three rows in each 25, on low scores."""
+    scores = np.random.default_rng(0).uniform(size=len(heights) * every)
+    for place, height in enumerate(heights):
+        scores[place * every + 11 : place * every + 14] += height
+    return scores
+
+
+def test_a_budget_is_a_number_of_events():
+    scores = peaks(9, 2, 7, 3, 8, 4, 6, 5)  # two days
+    for per_day, heights in ((0.5, 9), (1, 8), (1.5, 7), (3, 4)):
+        found = find_threshold(scores, budget(per_day))
+        # As low as it may be: below the next highest peak there is one event more.
+        assert heights - 1 <= found.tau <= heights and found.tau in scores
+        assert found.detail == f"{int(2 * per_day)} events in 2 days of calibration"
+        assert found.rate == pytest.approx((scores > found.tau).mean())
+    # Windows every other row: four days.
+    found = find_threshold(scores, budget(1, spacing=2))
+    assert found.detail == "4 events in 4 days of calibration"
+    # A peak of three rows is no event of four.
+    strict = budget(1, alarm=AlarmRule(min_duration=4))
+    assert find_threshold(scores, strict).detail.startswith("0 events")
+
+
+def test_a_budget_is_not_met_by_alarms_without_end():
+    """At the lowest τ all rows are one event, which a budget of two would allow."""
+    scores = np.random.default_rng(0).uniform(size=1000)
+    scores[::40] += 1
+    found = find_threshold(scores, budget(2))
+    assert (scores > found.tau).mean() <= 0.1
+    assert found.detail.startswith("20 events in 10 days")
+
+
+def test_a_budget_needs_days_enough_for_one_event():
+    assert needed(budget(0.5)) == 200
+    with pytest.raises(
+        ConfigError,
+        match="^threshold.budget, 0.5 events a day, needs 2 days of calibration windows, "
+        "in which one may come, have 1.99: give more rows, or accept more events",
+    ):
+        find_threshold(np.arange(199.0), budget(0.5))
+    with pytest.raises(
+        ConfigError, match="how long a row lasts: give a file with dates"
+    ):
+        find_threshold(np.arange(199.0), Rule("budget", per_day=1))
+
+
+def test_expected_events_are_those_of_blocks_that_tau_did_not_see():
+    scores = np.floor(
+        peaks(*[9, 2, 7, 3] * 5)
+    )  # 500 rows, five days with four peaks each
+    found = expected_events(scores, budget(1))
+    # Four days allow four events, τ lies above 7 in all of them: one a day.
+    assert (found.per_day, found.mode) == (1, "stream")
+    counts = np.ones(5)
+    half = stats.t.ppf(0.95, 4) * math.sqrt(counts.var() / 5 + 1 / 5)
+    assert found.low == pytest.approx(1 - half) and found.high == pytest.approx(
+        1 + half
+    )
+    assert str(found) == "expect 1 events a day (0.047–2) by stream"
+    quiet = expected_events(np.ones(500), budget(1))
+    assert quiet.per_day == 0 and quiet.low == 0 and quiet.high == pytest.approx(0.6)
+    assert expected_events(scores[:110], budget(1)) is None
+    assert expected_events(scores, Rule("conformal", 0.01)) is None

@@ -115,9 +115,8 @@ def test_what_is_not_given_fits_the_rows(tmp_path, rows, window, stride, count):
 def test_a_budget_is_no_rate_to_lower(recwarn):
     budget = {"threshold.budget": "1/day", "data.step_seconds": 60.0}
     detector = KDDetector(detector="mahalanobis", threshold="budget", settings=budget)
-    with pytest.raises(
-        ConfigError, match="threshold.budget, .* needs at least .*have 14"
-    ):
+    message = "threshold.budget, 1 events a day, needs 1 days of .* have 0.1"
+    with pytest.raises(ConfigError, match=message):
         detector.fit(waves(500))
     assert not len(recwarn)
 
@@ -473,12 +472,18 @@ def test_rules_that_were_set_later_hold(tmp_path, faulty, rows):
 
 def test_a_budget_that_was_set_later_holds(tmp_path):
     rows = pd.DataFrame(waves(600), columns=["load", "heat"])
-    settings = {"threshold.budget": "30/day", "data.step_seconds": 600.0}
+    settings = {"threshold.budget": "4/day", "data.step_seconds": 600.0}
     detector = made().fit(rows)
-    detector.set_params(threshold="budget", settings=settings).calibrate()
-    # 144 rows a day at stride 2 are 72 windows, of which 30 may alarm.
-    expected = conformal_threshold(detector.detector_.calibration[0], rate=30 / 72)
-    assert detector.threshold_ == expected
+    with pytest.raises(ConfigError, match="in order of time.*give clean rows to calib"):
+        detector.set_params(threshold="budget", settings=settings).calibrate()
+    detector.fit(rows)
+    expected = detector.threshold_
+    # 600 rows are 4.1 days; each fold lacks the windows of its last rows.
+    scores = detector.detector_.calibration[0]
+    assert len(scores) == 5 * 113
+    above = np.flatnonzero(scores > expected)
+    events = 1 + int((np.diff(above) >= 8).sum())
+    assert events == int(4 * 565 / 144)
     detector.save(tmp_path / "budget")
     assert KDDetector.load(tmp_path / "budget").calibrate().threshold_ == expected
     again = detector.calibrate(rows).threshold_

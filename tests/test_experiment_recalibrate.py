@@ -139,10 +139,14 @@ def test_the_rule_may_be_another(student, changes, method, rank):
 def test_a_budget_takes_the_step_of_the_new_rows(student):
     time = np.datetime64("2024-02-01", "ns") + np.arange(300) * np.timedelta64(1, "s")
     new = series("saw", rows(11, 300))
-    changes = {"method": "budget", "budget": "180/hour"}
-    found, _ = recalibrated(student, new._replace(time=time), threshold=changes)
-    # An hour has 3,600 rows, so 720 windows at stride 5.
-    assert found.thresholds[1].rate == 0.25
+    changes = {"method": "budget", "budget": "60/hour"}
+    found, note = recalibrated(student, new._replace(time=time), threshold=changes)
+    # Five minutes may have five events, at a window a row.
+    tau, scores = found.thresholds[1], found.calibration[1]
+    assert tau.n == len(scores) == 300 - student.window + 1
+    above = np.flatnonzero(scores > np.float32(tau.tau))
+    assert 1 + (np.diff(above) >= student.window).sum() <= 5
+    assert "events in 0.00" in tau.detail and "events a day (" in note
     with pytest.raises(ConfigError, match="needs to know how long a row lasts"):
         recalibrated(student, new, threshold=changes)
 

@@ -45,7 +45,6 @@ from kdjax.detection.scores import window_scores
 from kdjax.detection.thresholds import (
     Rule,
     Threshold,
-    budget_rate,
     find_threshold,
     needed,
 )
@@ -524,7 +523,7 @@ def check_merge(errors, pieces):
 
 # Thresholds and alarms.
 
-RULES = ("conformal", "quantile", "pot", "budget")
+RULES = ("conformal", "quantile", "pot", "blocks")
 RATES = (0.3, 0.1, 0.03, 0.01, 0.004, 0.002)
 
 
@@ -532,14 +531,6 @@ def taus(method, scores, rates):
     """τ at falling rates, as far as there are scores enough for them."""
     rules = [Rule(method, rate) for rate in rates]
     return [find_threshold(scores, r).tau for r in rules if needed(r) <= len(scores)]
-
-
-def rates_of(method):
-    if method != "budget":
-        return RATES
-    # Windows every 10 minutes: 144 a day.
-    per_day = (40, 14, 5, 1.5, 0.6, 0.3)
-    return [budget_rate(n, step_seconds=60, stride=10) for n in per_day]
 
 
 @pytest.mark.parametrize("method", RULES)
@@ -552,7 +543,7 @@ def test_tau_rises_as_the_rate_falls(method, seed, shape):
         "heavy": rng.pareto(2.5, 600),
         "ties": np.round(rng.chisquare(3, 600)),
     }[shape]
-    found = taus(method, scores, rates_of(method))
+    found = taus(method, scores, RATES)
     assert len(found) >= 5
     assert (np.diff(found) >= 0).all()
 
@@ -574,7 +565,7 @@ def test_tau_falls_with_the_count_and_the_rate_on_a_real_machine(calibration, me
     counts = (0, 1, 2, 4, 8, 16)
     table = np.array(
         [
-            taus(method, window_scores(calibration, count=count), rates_of(method)[:4])
+            taus(method, window_scores(calibration, count=count), RATES[:4])
             for count in counts
         ]
     )
@@ -585,7 +576,7 @@ def test_tau_falls_with_the_count_and_the_rate_on_a_real_machine(calibration, me
 
 
 @settings(deadline=None, max_examples=50)
-@given(st.integers(0, 2**32 - 1), st.sampled_from(["conformal", "quantile", "budget"]))
+@given(st.integers(0, 2**32 - 1), st.sampled_from(["conformal", "quantile", "blocks"]))
 def test_tau_falls_with_the_count(seed, method):
     points = np.random.default_rng(seed).pareto(2.0, (150, L))
     found = [

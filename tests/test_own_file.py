@@ -14,6 +14,7 @@ from rich.console import Console
 from kdjax.cli import main
 from kdjax.config import get_config, override, resolve
 from kdjax.data.series import Series
+from kdjax.detection.alarming import AlarmRule, events, row_alarms
 from kdjax.detection.storage import load_detector
 from kdjax.detection.tables import score_table
 from kdjax.errors import ConfigError
@@ -32,6 +33,7 @@ TINY = {
     "teacher.epochs": 1,
     "student.hidden": (2,),
     "student.epochs": 1,
+    "threshold.method": "conformal",
     "threshold.false_alarm_rate": 0.1,
     "baselines": ("difference",),
 }
@@ -323,18 +325,17 @@ def test_few_rows_are_trained_on_at_stride_one_for_as_many_steps(fleet):
         assert last == epochs * math.ceil(windows / 32)
 
 
-def test_a_budget_is_a_rate_of_windows(fleet):
-    """An hour has 60 rows, so 12 windows at stride 5, of which three may alarm."""
+def test_a_budget_is_events_a_day_as_a_stream_has_them(fleet):
+    """Of min_duration 3 and cooldown 2, those nearer than the window as one."""
     detector = load_detector(fleet / "detectors" / "student")
     for tau, threshold_scores in zip(
         detector.thresholds, detector.calibration, strict=True
     ):
         assert (tau.method, tau.n) == ("budget", len(threshold_scores))
-        assert tau.rate == 0.25
-        assert tau.rank == math.ceil((len(threshold_scores) + 1) * 0.75)
-        assert tau.tau == pytest.approx(
-            np.sort(threshold_scores)[tau.rank - 1], rel=1e-6
-        )
+        above = row_alarms(threshold_scores > np.float32(tau.tau), AlarmRule(3, 2))
+        found = len(events(above, gap=detector.window))
+        assert 1 <= found <= 3 * len(threshold_scores) / 60
+        assert tau.rate == pytest.approx((threshold_scores > tau.tau).mean(), abs=0.01)
 
 
 def test_rules_of_alarms_reach_the_detector_and_its_tables(fleet, folder):
@@ -432,10 +433,12 @@ def test_a_budget_needs_to_know_how_long_a_row_lasts(plant, folder):
         prepared_with(bare, **budget)  # numbers may be of any unit
     settings, prepared = prepared_with(bare, **budget, data__step_seconds=60.0)
     rule = calibration_rules(settings, prepared).threshold
-    assert (rule.method, rule.rate) == ("budget", pytest.approx(1 / 12))
-    settings, prepared = prepared_with(plant, **budget)
+    assert (rule.method, rule.per_day) == ("budget", 24)
+    assert (rule.events.rows_per_day, rule.events.spacing) == (1440, 1)
+    settings, prepared = prepared_with(plant, **budget, threshold__mode="score")
     rule = calibration_rules(settings, prepared).threshold
-    assert rule.rate == pytest.approx(1 / 12)
+    assert (rule.per_day, rule.events.rows_per_day) == (24, 1440)
+    assert rule.events.spacing == settings["data"]["stride"]
 
 
 @pytest.mark.parametrize(
@@ -444,7 +447,10 @@ def test_a_budget_needs_to_know_how_long_a_row_lasts(plant, folder):
         ({"threshold.method": "fixed"}, "threshold.value is the τ of"),
         ({"threshold.value": 3.0}, "threshold.value is the τ of"),
         ({"threshold.method": "budget", "threshold.budget": "many"}, "is no budget of"),
-        ({"threshold.method": "budget", "threshold.budget": "99/hour"}, "288 windows"),
+        (
+            {"threshold.method": "budget", "threshold.budget": "99/hour"},
+            "a day has at most",
+        ),
         ({"threshold.false_alarm_rate": 0.001}, "needs at least 999 calibration"),
         ({"threshold.min_duration": 0}, "threshold.min_duration=0 must lie in"),
         ({"detection.trim": 0.6}, "detection.trim=0.6 must lie in [0, 0.5]"),

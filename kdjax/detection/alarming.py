@@ -27,6 +27,25 @@ class AlarmRule(NamedTuple):
     cooldown: int = 0
 
 
+class EventRule(NamedTuple):
+    """How window scores in order of time become the events that a person sees."""
+
+    gap: int  # alarms nearer than so many rows are one event; L
+    spacing: int = 1  # rows from one score to the next: 1 in a stream
+    rows_per_day: float = 0.0  # 0 where unknown
+    alarm: AlarmRule = AlarmRule()
+
+
+def count_events(scores: np.ndarray, tau: float, rule: EventRule) -> int:
+    """The number of events in window scores `[n]` in order of time.
+
+    >>> count_events(np.array([0.0, 9, 0, 0, 9, 9]), 5, EventRule(gap=3))
+    2
+    """
+    above = np.repeat(scores > tau, rule.spacing)
+    return len(events(row_alarms(above, rule.alarm), gap=rule.gap))
+
+
 class AlarmState(NamedTuple):
     """What a stream remembers from row to row; whole numbers only."""
 

@@ -4,9 +4,9 @@ An entity with too few validation rows uses the pooled scaler, Gaussian and thre
 One with too few calibration windows gets a threshold from the calibration scores of all
 entities, each under the Gaussian that its entity uses.
 
-The rule `blocks` takes all training rows: for the Gaussian, and in turn for τ, each fold
-of rows under the Gaussian of the others. Other rules take validation rows for the
-Gaussian, and calibration rows for τ.
+The rules `blocks` and `budget` take all training rows: for the Gaussian, and in turn for
+τ, each fold of rows under the Gaussian of the others. Other rules take validation rows for
+the Gaussian, and calibration rows for τ.
 
 Several processes (`kdjax.training.hosts`) share the validation windows; each scores all
 calibration windows.
@@ -35,6 +35,7 @@ from kdjax.detection.gaussian import (
 from kdjax.detection.scores import window_scores
 from kdjax.detection.thresholds import (
     BLOCKS,
+    BY_FOLDS,
     Rule,
     Threshold,
     entity_thresholds,
@@ -58,7 +59,7 @@ class Calibration(NamedTuple):
     thresholds: tuple[Threshold, ...]  # E + 1
     scores: tuple[np.ndarray, ...]  # E arrays, each entity's calibration window scores
     starts: tuple[np.ndarray, ...]  # E arrays, the first train rows of these windows
-    # E + 1, the scores behind each τ: sorted, for `blocks` in order of time
+    # E + 1, the scores behind each τ: by folds in order of time, else sorted
     threshold_scores: tuple[np.ndarray, ...]
     notes: tuple[str, ...]  # which entities use pooled or shared parts
     floored: dict[str, list[str]]  # residuals with a deviation below the floor
@@ -188,7 +189,7 @@ def calibrate(
         scores=scores,
         starts=starts,
         threshold_scores=tuple(
-            own if rules.threshold.method == "blocks" else np.sort(own)
+            own if rules.threshold.method in BY_FOLDS else np.sort(own)
             for own in threshold_scores
         ),
         notes=tuple(notes),
@@ -227,10 +228,12 @@ def _fold_starts(
 ) -> tuple[np.ndarray, ...]:
     """Starts of the windows that choose τ, by fold."""
     spans = [entity.split.calibration]
-    if rule.method == "blocks":
+    if rule.method in BY_FOLDS:
         spans = folds(entity.train_spans, count)
-    options = {"window": prepared.window, "stride": prepared.stride}
-    return tuple(window_starts(own, **options) for own in spans)
+    stride = 1 if rule.each_row else prepared.stride
+    return tuple(
+        window_starts(own, window=prepared.window, stride=stride) for own in spans
+    )
 
 
 def _view(job: _Job, entity: Entity, scaler: Scaler) -> _View:
@@ -242,7 +245,7 @@ def _view(job: _Job, entity: Entity, scaler: Scaler) -> _View:
     validation = calibration = _fold_starts(
         prepared, entity, rule, len(job.held_out) or BLOCKS
     )
-    if rule.method != "blocks":
+    if rule.method not in BY_FOLDS:
         options = {"window": prepared.window, "stride": prepared.stride}
         validation = (window_starts(entity.split.validation, **options),)
     view = _View(entity.train.values, scaler, validation, calibration)

@@ -14,8 +14,15 @@ import pandas as pd
 
 from kdjax.data.series import Ranges, Series, outside
 from kdjax.data.windowing import chunks, has_missing
+from kdjax.detection.alarming import count_events
 from kdjax.detection.cadence import other_rows
-from kdjax.detection.thresholds import Rule, check_numbers, find_threshold, needed
+from kdjax.detection.thresholds import (
+    BLOCKS,
+    Rule,
+    check_numbers,
+    find_threshold,
+    needed,
+)
 from kdjax.errors import counted
 
 if TYPE_CHECKING:
@@ -38,6 +45,21 @@ class MeasuredRate(NamedTuple):
     low: float  # ends of the 95 % interval, from these
     high: float
     detail: str = ""  # what was left out
+
+
+class ExpectedEvents(NamedTuple):
+    """Events a day, in mean and 90 % interval for a time as long as calibration's."""
+
+    per_day: float
+    low: float
+    high: float
+    mode: str  # `stream` for a window a row, `score` for one every stride
+
+    def __str__(self) -> str:
+        return (
+            f"expect {self.per_day:.2g} events a day ({self.low:.2g}–{self.high:.2g}) by "
+            f"{self.mode}"
+        )
 
 
 class Drift(NamedTuple):
@@ -141,6 +163,36 @@ def cross_rates(
         details.append(f"pot fell back to the quantile in {fallbacks} of {used} folds")
     found = _count(above[known], starts[known], window=window, wanted=wanted)
     return found._replace(detail="; ".join(details))
+
+
+def expected_events(scores: np.ndarray, rule: Rule) -> ExpectedEvents | None:
+    """Events a day in clean rows that τ did not see, by window scores `[n]` in time.
+
+    Each block of time has the events above the τ of the others. The interval is Student's
+    of the blocks' rates, for the mean and as much time again, and no narrower than counts
+    of independent events (Poisson). None where the rule needs more scores, or it is
+    unknown how long a row lasts.
+    """
+    from scipy.stats import t
+
+    event = rule.events
+    blocks = np.array_split(np.asarray(scores), BLOCKS)
+    fewest = len(scores) - max(map(len, blocks))
+    if event is None or not event.rows_per_day or fewest < needed(rule):
+        return None
+    counts = []
+    for place, block in enumerate(blocks):
+        others = np.concatenate(blocks[:place] + blocks[place + 1 :])
+        counts.append(count_events(block, find_threshold(others, rule).tau, event))
+    days = len(scores) * event.spacing / event.rows_per_day
+    mean = sum(counts) / days
+    spread = np.var(np.array(counts) / (days / BLOCKS), ddof=1) / BLOCKS
+    variance = float(spread) + max(float(spread), mean / days)
+    half = float(t.ppf(0.95, BLOCKS - 1)) * math.sqrt(variance)
+    # Of no event in a time, three are compatible with it at 95 %.
+    high = max(mean + half, 3 / days)
+    mode = "stream" if event.spacing == 1 else "score"
+    return ExpectedEvents(mean, max(0.0, mean - half), high, mode)
 
 
 def drift(p: np.ndarray, *, calibration: int) -> Drift:

@@ -2,7 +2,7 @@
 
     blocks     the largest of five blocks' quantiles, raised where windows are few
     conformal  a rank of the calibration scores that allows for the new one
-    budget     the same, at the rate that so many alarms a day come to
+    budget     the least τ that has so many events a day in the scores
     quantile   the plain empirical quantile, 1 − rate
     pot        a generalised Pareto tail fitted to the largest scores, for rates that
                are too low for the scores at hand
@@ -27,6 +27,7 @@ from typing import NamedTuple
 import numpy as np
 
 from kdjax.data.prepared import Prepared
+from kdjax.detection.alarming import EventRule, count_events
 from kdjax.errors import ConfigError, DataError, check_choice, counted
 
 # The tail that `pot` fits: the upper tenth (DuMouchel, Annals of Statistics 1983), if
@@ -39,9 +40,15 @@ SHAPES = (-0.5, 0.5)
 
 METHODS = ("blocks", "conformal", "budget", "pot", "quantile", "fixed")
 
+# Rules that take all training rows, in order of time, see `kdjax.detection.calibration`.
+BY_FOLDS = ("blocks", "budget")
+
 # Of `blocks`: blocks of time, and by how much τ is raised, in windows that share no row.
 # Chosen on half of the entities, see docs/thresholds.md.
 BLOCKS, CAUTION = 5, 16
+# Share of scores above τ that a `budget` never exceeds: past it alarms merge, and fewer
+# events are no sign of fewer alarms.
+MOST_ABOVE = 0.1
 
 HOURS = {"hour": 1, "day": 24, "week": 24 * 7, "month": 24 * 30}
 
@@ -50,12 +57,19 @@ class Rule(NamedTuple):
     """How a threshold is to be chosen."""
 
     method: str = "conformal"  # one of `METHODS`
-    # The wanted share of false alarms among normal windows; for `budget` what
-    # `budget_rate` gives. `fixed` doesn't read it.
+    # The wanted share of false alarms among normal windows; `budget` and `fixed` don't
+    # read it.
     rate: float = 0.01
     value: float = math.nan  # τ of `fixed`
     # `blocks` raises τ by the share caution / n of n scores.
     caution: float = 0.0
+    per_day: float = 0.0  # events that `budget` may announce in a day
+    events: EventRule | None = None  # what an event is; None where rows have no times
+
+    @property
+    def each_row(self) -> bool:
+        """Whether each row's window has a score, as in a stream, not one every stride."""
+        return self.method == "budget" and _timed(self).spacing == 1
 
 
 class Threshold(NamedTuple):
@@ -63,7 +77,9 @@ class Threshold(NamedTuple):
 
     tau: float  # τ; a window alarms when its score is above
     method: str  # the rule's name
-    rate: float  # the wanted share of false alarms among normal windows; 0 for `fixed`
+    # The wanted share of false alarms among normal windows, of `budget` the share of its
+    # scores above τ; 0 for `fixed`.
+    rate: float
     n: int  # number of calibration scores
     rank: int  # τ is the rank-th smallest of them; 0 where it is none of them
     # Whose scores they are: `own` of the entity, `shared` by all entities, each under
@@ -108,13 +124,17 @@ def find_threshold(scores: np.ndarray, rule: Rule, *, source: str = "own") -> Th
         return Threshold(rule.value, rule.method, 0.0, n, 0, source, detail)
     tau: float | None = None
     rank, detail = 0, ""
+    if rule.method == "budget":
+        found, detail = _budget_threshold(scores, rule)
+        share = float((scores > found).mean())
+        return Threshold(found, rule.method, share, n, 0, source, detail)
     if rule.method == "blocks":
         tau, detail = _blocks_threshold(scores, rule)
     if rule.method == "pot":
         tau, detail = _tail_threshold(scores, rule.rate)
     if tau is None:
         # With the new one of split conformal prediction.
-        scored = n + 1 if rule.method in ("conformal", "budget") else n
+        scored = n + 1 if rule.method == "conformal" else n
         rank = _quantile_rank(scored, _fraction(rule.rate))
         tau = float(np.partition(scores, rank - 1)[rank - 1])
         if rule.method == "pot":
@@ -142,6 +162,45 @@ def _blocks_threshold(scores: np.ndarray, rule: Rule) -> tuple[float, str]:
     return float(max(levels)) * factor, (
         f"{factor:.3g} times the highest quantile of {BLOCKS} blocks of time"
     )
+
+
+def _budget_threshold(scores: np.ndarray, rule: Rule) -> tuple[float, str]:
+    """The least τ, from above, at which scores `[n]` in order of time have few events."""
+    event, days = _timed(rule), _days(len(scores), _timed(rule))
+    most = math.floor(rule.per_day * days + 1e-9)
+    ordered = np.sort(scores)[::-1]
+    lowest = math.ceil(MOST_ABOVE * len(scores))
+    # Ranks of τ: the number of events rises along them until alarms merge.
+    ranks = np.unique(np.geomspace(1, lowest, 100).astype(np.int64)) - 1
+    high, low = 0, 0
+    for low in ranks.tolist():
+        if count_events(scores, ordered[low], event) > most:
+            break
+        high = low
+    while low - high > 1:
+        middle = (low + high) // 2
+        if count_events(scores, ordered[middle], event) > most:
+            low = middle
+        else:
+            high = middle
+    tau = float(ordered[high])
+    return (
+        tau,
+        f"{count_events(scores, tau, event)} events in {days:.3g} days of calibration",
+    )
+
+
+def _timed(rule: Rule) -> EventRule:
+    if rule.events is None or not rule.events.rows_per_day or not rule.per_day > 0:
+        raise ConfigError(
+            "threshold.method='budget' needs to know how long a row lasts: give a file with "
+            "dates and times, or set data.step_seconds."
+        )
+    return rule.events
+
+
+def _days(scores: int, event: EventRule) -> float:
+    return scores * event.spacing / event.rows_per_day
 
 
 def _tail_threshold(scores: np.ndarray, rate: float) -> tuple[float | None, str]:
@@ -202,18 +261,22 @@ def check_numbers(scores: np.ndarray, name: str) -> None:
 def needed(rule: Rule) -> int:
     """The least number of calibration scores for which a rule means anything.
 
-    `blocks`: one a block. `conformal` and `budget`: n ≥ 1/rate − 1, past which the rank is one of the scores.
+    `blocks`: one a block. `budget`: so many that one event is allowed. `conformal`: n ≥
+    1/rate − 1, past which the rank is one of the scores.
     `quantile`: 1/rate, since the share above τ is then one score. `pot`: as `quantile`,
     but at most what fills its tail, past which it extrapolates. `fixed`: none.
 
-    >>> [needed(Rule(method, 0.001)) for method in METHODS]
-    [5, 999, 999, 300, 1000, 0]
+    >>> [needed(Rule(method, 0.001)) for method in ("blocks", "conformal", "pot")]
+    [5, 999, 300]
     """
     if rule.method == "fixed":
         return 0
     if rule.method == "blocks":
         return BLOCKS
-    if rule.method in ("conformal", "budget"):
+    if rule.method == "budget":
+        event = _timed(rule)
+        return math.ceil(event.rows_per_day / rule.per_day / event.spacing - 1e-9)
+    if rule.method == "conformal":
         return math.ceil(1 / _fraction(rule.rate) - 1)
     least = math.ceil(1 / _fraction(rule.rate))
     return min(math.ceil(EXCESSES / TAIL), least) if rule.method == "pot" else least
@@ -299,32 +362,17 @@ def parse_budget(text: str) -> float:
     )
 
 
-def budget_rate(per_day: float, *, step_seconds: float, stride: int) -> float:
-    """The share of windows that may alarm, so that `per_day` do in a day.
-
-    Windows are counted, every `stride` rows one, and neighbouring windows alarm
-    together: alarms that a person sees as one are fewer.
-
-    >>> budget_rate(2, step_seconds=60, stride=10) == 2 / 144
-    True
-    """
-    windows = 24 * 3600 / (step_seconds * stride)
-    if not 0 < per_day < windows:
-        raise ConfigError(
-            f"a budget of {per_day:g} alarms a day: rows {step_seconds:g} seconds apart "
-            f"and data.stride={stride} give {windows:g} windows a day, so it must lie "
-            f"between 0 and {windows:g}."
-        )
-    return per_day / windows
-
-
 def too_few_message(n: int, rule: Rule, *, todo: str = "give more rows") -> str:
     """What to say where n calibration windows are too few for the rule."""
-    setting = f"threshold.false_alarm_rate={rule.rate:g}"
     if rule.method == "budget":
-        setting = f"threshold.budget, a false-alarm rate of {rule.rate:g},"
+        days = _days(n, _timed(rule))
+        return (
+            f"threshold.budget, {rule.per_day:.3g} events a day, needs {1 / rule.per_day:.3g} "
+            f"days of calibration windows, in which one may come, have {days:.3g}: {todo}, or "
+            "accept more events."
+        )
     return (
-        f"{setting} needs at least "
+        f"threshold.false_alarm_rate={rule.rate:g} needs at least "
         f"{counted(needed(rule), 'calibration window')}, have {n}: {todo}, or accept a "
         "higher rate."
     )

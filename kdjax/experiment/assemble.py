@@ -1,6 +1,7 @@
 """Rules of calibration from settings, detectors from calibrated models, data digests."""
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,10 +11,11 @@ from kdjax.data.prepared import Prepared, training_ranges
 from kdjax.data.series import Dataset, Ranges, Series
 from kdjax.data.times import median_step, seconds_per_row
 from kdjax.data.windowing import chunks
+from kdjax.detection.alarming import AlarmRule, EventRule
 from kdjax.detection.cadence import common_step
 from kdjax.detection.calibration import Calibration, Rules
 from kdjax.detection.detector import POOLED, Detector
-from kdjax.detection.thresholds import CAUTION, Rule, budget_rate, parse_budget
+from kdjax.detection.thresholds import CAUTION, Rule, needed, parse_budget
 from kdjax.errors import ConfigError
 from kdjax.models.residual import ResidualModel
 
@@ -43,27 +45,37 @@ def calibration_rules(settings: Settings, prepared: Prepared) -> Rules:
 def threshold_rule(
     settings: Settings, *, step_seconds: float, stride: int, window: int
 ) -> Rule:
-    """How τ is chosen; a budget of alarms becomes a rate of windows of this stride.
+    """How τ is chosen, on scores of windows of this stride.
 
     `data.step_seconds` overrides `step_seconds`, which is 0 if rows have no dates.
     ConfigError where a budget can't be met, or the time between rows is unknown.
     """
     threshold = settings["threshold"]
-    method, rate = threshold["method"], threshold["false_alarm_rate"]
-    if method == "fixed":
-        return Rule(method, rate, threshold["value"])
-    if method == "blocks":
-        return Rule(method, rate, caution=CAUTION * max(1.0, window / stride))
-    if method == "budget":
-        per_day = parse_budget(threshold["budget"])
-        seconds = settings["data"]["step_seconds"] or step_seconds
-        if not seconds:
-            raise ConfigError(
-                "threshold.method='budget' needs to know how long a row lasts: give a "
-                "file with dates and times, or set data.step_seconds."
-            )
-        rate = budget_rate(per_day, step_seconds=seconds, stride=stride)
-    return Rule(method, rate)
+    seconds = settings["data"]["step_seconds"] or step_seconds
+    budget = threshold["method"] == "budget"
+    event = EventRule(
+        gap=window,
+        spacing=1 if budget and threshold["mode"] == "stream" else min(stride, window),
+        rows_per_day=24 * 3600 / seconds if seconds else 0.0,
+        alarm=AlarmRule(threshold["min_duration"], threshold["cooldown"]),
+    )
+    rule = Rule(
+        threshold["method"],
+        threshold["false_alarm_rate"],
+        math.nan if threshold["value"] is None else threshold["value"],
+        caution=CAUTION * max(1.0, window / stride),
+        per_day=parse_budget(threshold["budget"]) if budget else 0.0,
+        events=event if seconds else None,
+    )
+    needed(rule)  # refuses a budget without times
+    most = event.rows_per_day / window
+    if rule.per_day > most:
+        raise ConfigError(
+            f"threshold.budget={threshold['budget']!r}: alarms nearer than "
+            f"data.window={window} rows are one event, so that a day has at most {most:.3g}: "
+            "give a lower budget, or a smaller data.window."
+        )
+    return rule
 
 
 def make_detector(

@@ -21,13 +21,13 @@ from kdjax.data.times import seconds_per_row
 from kdjax.detection.cadence import check_cadence
 from kdjax.detection.calibration import calibrate, check_enough, rule_for
 from kdjax.detection.detector import POOLED, Detector, score_windows
-from kdjax.detection.false_alarms import cross_rates
+from kdjax.detection.false_alarms import cross_rates, expected_events
 from kdjax.detection.gaussian import Gaussian
 from kdjax.detection.reading import read_like
 from kdjax.detection.scores import window_scores
 from kdjax.detection.storage import load_detector, save_detector
 from kdjax.detection.tables import find_windows
-from kdjax.detection.thresholds import Threshold, choose_threshold
+from kdjax.detection.thresholds import BY_FOLDS, Threshold, choose_threshold
 from kdjax.errors import ArtifactError, ConfigError, counted
 from kdjax.experiment.assemble import calibration_rules, series_digest, threshold_rule
 from kdjax.io.files import check_replaceable
@@ -122,13 +122,6 @@ def _known(
 ) -> tuple[Detector, Threshold, str]:
     """The detector with calibration scores of a known entity, its new τ, and a note."""
     place = detector.entities.index(series.entity)
-    windows = find_windows(detector, series, causal=False)
-    scores = window_scores(
-        score_windows(detector, place, series.values, windows.starts),
-        count=detector.allowed_points,
-    )
-    known = ~np.isnan(scores)
-    scores, starts = scores[known], windows.starts[known]
     rule = threshold_rule(
         settings,
         step_seconds=seconds_per_row(series.time),
@@ -136,18 +129,27 @@ def _known(
         window=detector.window,
     )
     rule = rule_for(detector.model.kind, rule)
+    windows = find_windows(detector, series, causal=rule.each_row)
+    scores = window_scores(
+        score_windows(detector, place, series.values, windows.starts),
+        count=detector.allowed_points,
+    )
+    known = ~np.isnan(scores)
+    scores, starts = scores[known], windows.starts[known]
     tau = choose_threshold(scores, rule)
     cross = cross_rates(scores, starts, rule, window=detector.window)
     kept = list(detector.calibration)
     for i in _places(detector, place) if kept else ():
-        own = scores if rule.method == "blocks" else np.sort(scores)
+        own = scores if rule.method in BY_FOLDS else np.sort(scores)
         kept[i] = own.astype(np.float32)
     measured = "too few windows"
     if not np.isnan(cross.rate):
         measured = f"{cross.rate:.2%} when fifths are left out in turn"
+    expected = expected_events(scores, rule)
     note = (
         f"{series.entity}: τ {detector.thresholds[place].tau:.6g} -> {_text(tau)}; wanted "
         f"share of false alarms {cross.wanted:.2%}, measured on these rows: {measured}"
+        + (f"; {expected}" if expected else "")
     )
     return detector._replace(calibration=tuple(kept)), tau, note
 

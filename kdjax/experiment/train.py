@@ -19,6 +19,7 @@ from kdjax.data.series import Dataset
 from kdjax.detection.calibration import Rules, calibrate
 from kdjax.detection.detector import score_scaled
 from kdjax.detection.gaussian import Gaussian
+from kdjax.detection.thresholds import BY_FOLDS
 from kdjax.errors import TrainingError
 from kdjax.evaluation.rows import NETWORKS, STUDENT, STUDENT_ALONE, TEACHER
 from kdjax.experiment import jobs
@@ -178,7 +179,7 @@ def held_out_models(
     """
     if not residual.gives_scores(model.kind):
         return ()
-    by_folds = settings["threshold"]["method"] == "blocks"
+    by_folds = settings["threshold"]["method"] in BY_FOLDS
     options = baseline_options(settings)
     key = (model.kind, by_folds, *sorted(options_of(model.kind, options).items()))
     if key not in known:
