@@ -204,8 +204,7 @@ def _from_nearest(
     known = np.asarray(known)
     around = (known - known[0]).reshape(len(known), -1)
     if graph.quantize:  # as the file has them, so that their squares agree
-        step = np.maximum(np.abs(around).max(axis=0) / 127, _TINY)
-        around = np.round(around / step) * step
+        around = np.multiply(*_in_8_bits(around, (0,)))
     squares = (around.astype(np.float64) ** 2).sum(axis=1).astype(np.float32)
     # By name, so that the distances and the choice share them.
     graph.weights[name] = around
@@ -698,10 +697,10 @@ def make_model(
 
 
 def _quantized(graph: Graph, exact: set[str]) -> Graph:
-    """The graph with large weights but `exact` as int8: q·s for the w of each output.
+    """The graph with large weights but `exact` as int8.
 
-    s = max |w| / 127, so that the error is at most s/2. A product of floats, since some
-    runtimes round the other factor of a product with quantised weights.
+    A product of floats, since some runtimes round the other factor of a product with
+    quantised weights.
     """
     result = Graph([], {}, graph.numbers)
     # A window that others are taken from is no kernel.
@@ -712,14 +711,22 @@ def _quantized(graph: Graph, exact: set[str]) -> Graph:
             continue
         # Axis 0 has a convolution's outputs, 1 a matrix's and those of [1, 4H, I].
         others = (0,) if values.ndim == 2 else (0, 2) if len(values) == 1 else (1, 2)
-        scale = np.maximum(np.abs(values).max(axis=others, keepdims=True) / 127, _TINY)
-        whole = add(result, "Cast", np.round(values / scale).astype(np.int8), to=FLOAT)
+        whole, scale = _in_8_bits(values, others)
+        whole = add(result, "Cast", whole, to=FLOAT)
         add(result, "Mul", whole, scale, outputs=[name])
     if not result.nodes:
         raise ConfigError(
             f"quantize='int8': no weight has {LARGE} numbers to round: leave it out."
         )
     return result._replace(nodes=result.nodes + graph.nodes)
+
+
+def _in_8_bits(
+    weights: np.ndarray, axes: tuple[int, ...]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Weights w ≈ q·s with s = max |w| / 127 over the axes, so the error is at most s/2."""
+    scale = np.maximum(np.abs(weights).max(axis=axes, keepdims=True) / 127, _TINY)
+    return np.round(weights / scale).astype(np.int8), scale
 
 
 def _value(
