@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kdjax.data.augment import augment_rows
+from kdjax.data.disturb import augment_rows
 from kdjax.models.autoencoder import Architecture, network
 from kdjax.training.batching import Batch
 from kdjax.training.steps import student_loss

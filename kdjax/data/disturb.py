@@ -1,8 +1,10 @@
-"""Disturbed copies of normal windows, for models that learn what normal is not.
+"""Disturbed copies of windows and of rows; nothing is learnt from labels.
 
-Ten kinds of disturbance take a stretch of some channels of a window. They stand for
-faults of sensors and plants in the way of NCAD (Carmona et al., 2022) and CutAddPaste
-(Wang et al., 2024); nothing is learnt from labels.
+A disturbance takes a stretch of some channels. Ten kinds of them, in copies of windows, tell
+models what normal is not, in the way of NCAD (Carmona et al., 2022) and CutAddPaste (Wang
+et al., 2024). In copies of rows five kinds augment the data of a student: on clean rows a
+good reconstruction of the teacher equals the data, so that the distillation term of Eq. 2
+adds nothing new.
 """
 
 from typing import Any, NamedTuple
@@ -10,7 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 LOWEST, HIGHEST = -4.0, 5.0  # of disturbed values, in ranges of the channel
-_SMALLEST, _LARGEST = 0.1, 3.0  # sizes, in ranges or deviations of the channel
+_SIZES = (0.1, 3.0)  # in ranges or deviations of the channel
+_SIZES_OF_ROWS = (1.0, 30.0)  # in standard deviations of the channel
 _WHOLE = 0.3  # share of disturbances that take the whole window
 _FIRST = 0.4  # share that takes the first channel, by custom the main sensor
 _SHORTEST = 3  # rows
@@ -93,12 +96,58 @@ def disturb_windows(
         if length > _SHORTEST and rng.random() >= _WHOLE:
             rows = int(rng.integers(_SHORTEST, length + 1))
         start = int(rng.integers(length - rows + 1))
-        strength = np.exp(rng.uniform(np.log(_SMALLEST), np.log(_LARGEST)))
-        signs = rng.choice([-1.0, 1.0], number)
+        strength = _strength(rng, _SIZES, number)
         unit = deviations[channels] if rng.random() < 0.5 else np.ones(number)
         place = np.ix_(np.arange(start, start + rows), channels)
         other = windows[rng.integers(count)][place]
-        part = Stretch(window[place], strength * signs, unit, other)
+        part = Stretch(window[place], strength, unit, other)
         kind = KINDS[rng.integers(len(KINDS))]
         window[place] = np.clip(disturbed(kind, part, rng), LOWEST, HIGHEST)
     return copied
+
+
+def augment_rows(rows: np.ndarray, *, window: int, seed: int) -> np.ndarray:
+    """A copy of scaled rows `[N, D]` with a disturbance about every `window` rows.
+
+    Each covers up to L rows of some channels and is of one kind: noise, a spike, a shift
+    of level, exchanged channels, or a stuck sensor. Sizes are log-uniform. Missing values
+    stay missing. The rows can be of several entities one after the other.
+
+    >>> augment_rows(np.zeros((40, 2)), window=10, seed=0).shape
+    (40, 2)
+    """
+    rng = np.random.default_rng(seed)
+    copy = np.array(rows, np.float32)
+    deviations = np.nanstd(copy, axis=0, dtype=np.float64)
+    moving = deviations > 0
+    usual = float(np.median(deviations[moving])) if moving.any() else 1.0
+    scale = np.where(moving, deviations, usual).astype(np.float32)
+    first = int(rng.integers(window))
+    while first < len(copy):
+        length = int(rng.integers(2, window + 1))
+        most = max(copy.shape[1] // 2, 1)
+        number = int(rng.integers(1, most + 1))
+        channels = rng.choice(copy.shape[1], number, replace=False)
+        kind = ("noise", "spike", "level", "exchange", "freeze")[int(rng.integers(5))]
+        stretch = copy[first : first + length]
+        values = stretch[:, channels]
+        strength = np.float32(_strength(rng, _SIZES_OF_ROWS, number))
+        if kind == "noise":  # in float32
+            noise = rng.standard_normal(values.shape, np.float32)
+            values = values + strength * scale[channels] * noise
+        elif kind == "exchange":  # of channels among themselves
+            values = values[:, rng.permutation(number)]
+        else:
+            part = Stretch(values, strength, scale[channels], values)
+            values = disturbed(kind, part, rng)
+        stretch[:, channels] = values
+        first += length + int(rng.integers(2 * window))
+    return copy
+
+
+def _strength(
+    rng: np.random.Generator, sizes: tuple[float, float], number: int
+) -> np.ndarray:
+    """A log-uniform size with a sign for each channel."""
+    size = np.exp(rng.uniform(*np.log(sizes)))
+    return np.asarray(size * rng.choice([-1.0, 1.0], number))

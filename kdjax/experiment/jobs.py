@@ -21,7 +21,7 @@ from jax import Array
 from jax.sharding import Mesh
 from rich.console import Console
 
-from kdjax.data.augment import augment_rows
+from kdjax.data.disturb import augment_rows
 from kdjax.data.prepared import Prepared, is_large, training_windows, windows_source
 from kdjax.data.windowing import WindowSource, has_missing
 from kdjax.errors import ConfigError, counted
