@@ -281,8 +281,7 @@ def read_npy(path: Path) -> np.ndarray:
                 f"{path} has {size} bytes where its header, {dtype} of shape {shape}, "
                 f"needs {expected}: {_AGAIN}"
             )
-        array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
-        return array
+        return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
 def read_npz(path: Path, name: str) -> np.ndarray:

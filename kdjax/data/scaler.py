@@ -145,10 +145,7 @@ def is_constant(low: np.ndarray, high: np.ndarray) -> np.ndarray:
     >>> is_constant(np.array([0.3, 1e-30]), np.array([0.1 + 0.2, 2e-30]))
     array([ True, False])
     """
-    found: np.ndarray = ~(
-        high - low > _ROUNDING * np.maximum(np.abs(low), np.abs(high))
-    )
-    return found
+    return ~(high - low > _ROUNDING * np.maximum(np.abs(low), np.abs(high)))
 
 
 def noise_of(pieces: Sequence[np.ndarray]) -> np.ndarray:
@@ -169,8 +166,7 @@ def noise_of(pieces: Sequence[np.ndarray]) -> np.ndarray:
     found = np.zeros(len(moving))
     if moving.any():
         found[moving] = np.nanmedian(steps[:, moving], axis=0)
-    noise: np.ndarray = 1.4826 / np.sqrt(2) * found
-    return noise
+    return 1.4826 / np.sqrt(2) * found
 
 
 def needs_float64(pieces: Sequence[np.ndarray]) -> np.ndarray:
@@ -189,8 +185,7 @@ def needs_float64(pieces: Sequence[np.ndarray]) -> np.ndarray:
     cost = np.maximum(_spacing(pieces, np.float32), np.finfo(np.float32).tiny)
     noise, (low, high) = noise_of(pieces), limits(pieces)
     still = _magnitude(np.fmax(np.abs(low), np.abs(high)))
-    found: np.ndarray = cost >= np.where(noise > 0, _LOSS * noise, still)
-    return found
+    return cost >= np.where(noise > 0, _LOSS * noise, still)
 
 
 def is_coarse(pieces: Sequence[np.ndarray]) -> np.ndarray:
@@ -206,8 +201,7 @@ def is_coarse(pieces: Sequence[np.ndarray]) -> np.ndarray:
     huge = np.fmax(np.abs(low), np.abs(high)) >= 2.0**53
     moves = np.where((noise > 0) | ~huge, noise, high - low)
     most = np.where(huge, 1 / _LOSS, _COARSE) * _spacing(pieces, pieces[0].dtype)
-    found: np.ndarray = (huge | (noise > 0)) & (moves <= most)
-    return found
+    return (huge | (noise > 0)) & (moves <= most)
 
 
 def outliers(rows: np.ndarray) -> np.ndarray:
@@ -224,8 +218,7 @@ def outliers(rows: np.ndarray) -> np.ndarray:
     beyond = _FAR * np.maximum(high - low, scale)
     with np.errstate(over="ignore"):
         far = (rows < low - beyond) | (rows > high + beyond)
-    found: np.ndarray = far & (far.sum(axis=0) <= max(1, len(rows) // 1000))
-    return found
+    return far & (far.sum(axis=0) <= max(1, len(rows) // 1000))
 
 
 def along(numbers: Any, values: Any) -> Any:

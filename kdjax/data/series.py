@@ -98,8 +98,7 @@ def outside(ranges: Ranges, values: np.ndarray) -> np.ndarray:
     """
     values = np.asarray(values, np.asarray(ranges.low).dtype)
     inside = (values >= ranges.low) & (values <= ranges.high)
-    found: np.ndarray = ~inside & ~np.isnan(values)
-    return found
+    return ~inside & ~np.isnan(values)
 
 
 def dead_channels(values: Rows, channels: tuple[str, ...]) -> list[str]:
@@ -183,10 +182,9 @@ def _correlation(values: Rows, columns: np.ndarray, ranges: Ranges) -> np.ndarra
     # A column can be constant over the shared rows, up to rounding.
     moving = np.minimum(variance, variance.T) > 1e-9 * count
     covariance = products - total * total.T / shared
-    found: np.ndarray = np.divide(
+    return np.divide(
         covariance, scale, out=np.zeros(shape), where=moving & (count >= _ENOUGH_ROWS)
     )
-    return found
 
 
 def _mean(values: Rows, columns: np.ndarray) -> np.ndarray:
@@ -195,8 +193,7 @@ def _mean(values: Rows, columns: np.ndarray) -> np.ndarray:
     for rows in _chunks(values, columns):
         total += np.nansum(rows, axis=0)
         count += (~np.isnan(rows)).sum(axis=0)
-    mean: np.ndarray = total / count
-    return mean
+    return total / count
 
 
 def _chunks(values: Rows, columns: np.ndarray) -> Iterator[np.ndarray]:

@@ -59,8 +59,7 @@ def gather(values: np.ndarray, starts: np.ndarray, window: int) -> np.ndarray:
     array([[0, 1],
            [2, 3]])
     """
-    found: np.ndarray = values[_rows(starts, window)]
-    return found
+    return values[_rows(starts, window)]
 
 
 def has_missing(values: np.ndarray) -> bool:

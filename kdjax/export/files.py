@@ -114,8 +114,7 @@ def _difference(
     with np.errstate(invalid="ignore", over="ignore"):
         distance = np.abs(found - expected) / np.maximum(1, unit)
     finite = np.isfinite(found) & np.isfinite(expected)
-    result: np.ndarray = np.where(same, 0, np.where(finite, distance, np.inf))
-    return result
+    return np.where(same, 0, np.where(finite, distance, np.inf))
 
 
 @acting

@@ -157,8 +157,7 @@ def _lstm_autoencoder(
     def init(key: Array, windows: Array) -> Params:
         own = module(windows.shape[-1])
         start = jnp.zeros((own.width, 2, 1), jnp.float32)
-        params: Params = own.init(key, start, False, activate)["params"]
-        return params
+        return own.init(key, start, False, activate)["params"]
 
     # Compiled, since a user may call it outside of `jit`: 1 ms instead of 1 s.
     @functools.partial(jax.jit, static_argnums=2)
@@ -180,15 +179,13 @@ def _lstm_autoencoder(
         return jnp.transpose(values), jnp.transpose(code)
 
     def outputs(params: Params, windows: Array, forced: bool = False) -> Array:
-        values: Array = coded(params, windows, forced)[0]
-        return values
+        return coded(params, windows, forced)[0]
 
     def apply(params: Params, windows: Array) -> Array:
         return activate(outputs(params, windows))
 
     def encode(params: Params, windows: Array) -> Array:
-        code: Array = coded(params, windows)[1]
-        return code
+        return coded(params, windows)[1]
 
     return Model(init, apply, encode, outputs, activate, coded)
 

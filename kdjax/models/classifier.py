@@ -135,8 +135,7 @@ def logits_of(params: Params, level: Array, values: Array) -> Array:
     hidden = jax.nn.relu(
         jnp.concatenate(pooled, axis=-1) @ params["dense"] + params["dense_bias"]
     )
-    logits: Array = (hidden @ params["head"] + params["head_bias"])[:, 0]
-    return logits
+    return (hidden @ params["head"] + params["head_bias"])[:, 0]
 
 
 def init_network(

@@ -76,8 +76,7 @@ def _gru_states(network: Params, rows: Array) -> Array:
 
 
 def _dense(network: Params, name: str, values: Array) -> Array:
-    found: Array = values @ network[name] + along(network[f"{name}_bias"], values)
-    return found
+    return values @ network[name] + along(network[f"{name}_bias"], values)
 
 
 def init_forecaster(

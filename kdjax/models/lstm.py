@@ -372,11 +372,11 @@ def _gate_gradients(
 
 def _at(stack: Array, t: Array | int) -> Array:
     """`[F, L, B] -> [F, B]`."""
-    return lax.dynamic_index_in_dim(stack, t, axis=1, keepdims=False)  # type: ignore[no-any-return]
+    return lax.dynamic_index_in_dim(stack, t, axis=1, keepdims=False)
 
 
 def _put(stack: Array, values: Array, t: Array) -> Array:
-    return lax.dynamic_update_index_in_dim(stack, values, t, axis=1)  # type: ignore[no-any-return]
+    return lax.dynamic_update_index_in_dim(stack, values, t, axis=1)
 
 
 def _stack(values: Array, length: int) -> Array:

@@ -142,8 +142,7 @@ def _train(
     def loss(params: Params, clean: Array, disturbed: Array, *labels: Array) -> Array:
         logits = logits_of(params, level, jnp.concatenate([clean, disturbed]))
         wanted = jnp.concatenate(labels)
-        found: Array = optax.sigmoid_binary_cross_entropy(logits, wanted).mean()
-        return found
+        return optax.sigmoid_binary_cross_entropy(logits, wanted).mean()
 
     soft = zip(labels, places, strict=True)
     return minimise(loss, params, clean, disturbed, *soft, rate=RATE)

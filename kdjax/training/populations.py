@@ -67,8 +67,7 @@ PopulationValidate = Callable[[Params, Sequence[np.ndarray]], np.ndarray]
 
 def stack_members(members: Sequence[Tree]) -> Tree:
     """P pytrees of one shape as one, with a leading axis P."""
-    stacked: Tree = jax.tree.map(lambda *leaves: jnp.stack(leaves), *members)
-    return stacked
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *members)
 
 
 def make_population_step(
@@ -316,5 +315,4 @@ def _widened(arrays: Tree, size: int) -> Tree:
         own = jnp.asarray(values)
         return jnp.concatenate([own, jnp.repeat(own[-1:], size - len(own), 0)])
 
-    widened: Tree = jax.tree.map(widen, arrays)
-    return widened
+    return jax.tree.map(widen, arrays)

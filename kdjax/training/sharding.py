@@ -158,16 +158,14 @@ def place(tree: Tree, mesh: Mesh | None) -> Tree:
         )
 
     local = sharding.is_fully_addressable
-    placed: Tree = jax.device_put(tree, sharding) if local else jax.tree.map(copy, tree)
-    return placed
+    return jax.device_put(tree, sharding) if local else jax.tree.map(copy, tree)
 
 
 def divide(tree: Tree, mesh: Mesh | None) -> Tree:
     """Arrays `[B, …]` split over the devices of the mesh; without a mesh, as they are."""
     if mesh is None:
         return tree
-    divided: Tree = jax.device_put(tree, NamedSharding(mesh, SPLIT))
-    return divided
+    return jax.device_put(tree, NamedSharding(mesh, SPLIT))
 
 
 def mean_over_batch(
@@ -189,8 +187,7 @@ def mean_over_batch(
         weighted = jax.tree.map(lambda mean: jnp.where(own > 0, part * mean, 0), means)
         # As one array: on a network each sum costs a round trip.
         flat, restore = ravel_pytree(weighted)
-        total: Tree = restore(jax.lax.psum(flat, BATCH))
-        return total
+        return restore(jax.lax.psum(flat, BATCH))
 
     return _shared(share, mesh, (WHOLE, SPLIT, SPLIT), WHOLE)
 
@@ -205,7 +202,6 @@ def map_over_batch(
 def _shared(
     function: Callable[..., Tree], mesh: Mesh, inputs: Any, outputs: Any
 ) -> Callable[..., Tree]:
-    mapped: Callable[..., Tree] = jax.shard_map(
+    return jax.shard_map(
         function, mesh=mesh, in_specs=inputs, out_specs=outputs, check_vma=False
     )
-    return mapped

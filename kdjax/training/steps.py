@@ -268,8 +268,7 @@ def make_step(
         if batch.targets is None and targets is not None:
             given = jax.lax.stop_gradient(targets(batch.windows))
             batch = batch._replace(targets=given)
-        found: tuple[Array, Params] = jax.value_and_grad(loss)(params, batch)
-        return found
+        return jax.value_and_grad(loss)(params, batch)
 
     gradient = mean_over_batch(gradient, mesh)
 

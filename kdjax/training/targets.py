@@ -225,8 +225,7 @@ def log_tails(scores: np.ndarray, usual: np.ndarray) -> np.ndarray:
     array([0.        , 0.69314718, 1.38629436])
     """
     above = len(usual) - np.searchsorted(np.sort(usual), scores, side="left")
-    tails: np.ndarray = np.log((len(usual) + 1) / (above + 1))
-    return tails
+    return np.log((len(usual) + 1) / (above + 1))
 
 
 def _tails(
