@@ -131,7 +131,7 @@ def augment_rows(rows: np.ndarray, *, window: int, seed: int) -> np.ndarray:
         kind = ("noise", "spike", "level", "exchange", "freeze")[int(rng.integers(5))]
         stretch = copy[first : first + length]
         values = stretch[:, channels]
-        strength = np.float32(_strength(rng, _SIZES_OF_ROWS, number))
+        strength = _strength(rng, _SIZES_OF_ROWS, number).astype(np.float32)
         if kind == "noise":  # in float32
             noise = rng.standard_normal(values.shape, np.float32)
             values = values + strength * scale[channels] * noise

@@ -169,8 +169,7 @@ def export_file(
         series = _rows(loaded, data, **reading)
     elif loaded.reference is not None:
         series = [loaded.reference]
-    content, scorer = _exported(loaded, index, format)
-    parity = check_export(loaded, index, scorer.run, series)
+    content, scorer, parity = _exported(loaded, index, series, format)
     yield (
         f"checked on {parity.windows:,} of {parity.available:,} windows of "
         f"{str(data) or 'the reference rows of the detector'}: scores differ by at most "
@@ -181,8 +180,7 @@ def export_file(
         yield f"input x is {scorer.plan.dtype}"
     if quantize == "int8":
         before = len(content)
-        content, scorer = _exported(loaded, index, format, quantize)
-        effect = check_export(loaded, index, scorer.run, series)
+        content, _, effect = _exported(loaded, index, series, format, quantize)
         yield (
             f"int8: {before:,} bytes become {len(content):,}; window scores change by "
             f"{effect.median_shift:.2%} (median) and {effect.max_shift:.2%} (at most), "
@@ -233,8 +231,7 @@ def _export(
     check_target(output)
     index = entity_index(detector, entity or usual_entity(detector))
     series = [] if detector.reference is None else [detector.reference]
-    content, scorer = _exported(detector, index, format)
-    parity = check_export(detector, index, scorer.run, series)
+    content, _, parity = _exported(detector, index, series, format)
     _check_parity(parity, output)
     with atomic_path(output) as temporary:
         temporary.write_bytes(content)
@@ -269,14 +266,21 @@ def _rows(
 
 
 def _exported(
-    detector: Detector, index: int, format: str, quantize: str = "none"
-) -> tuple[bytes, Scorer]:
+    detector: Detector,
+    index: int,
+    series: Sequence[np.ndarray],
+    format: str,
+    quantize: str = "none",
+) -> tuple[bytes, Scorer, Parity]:
+    """The file, loaded, and how it agrees with the detector on series of raw rows."""
     if format == "onnx":
         from kdjax.export.onnx import onnx_file
 
         content = onnx_file(detector, index, quantize=quantize)
-        return content, load_onnx(content, threads=0)
-    from kdjax.export.stablehlo import load_stablehlo, stablehlo_file
+        scorer = load_onnx(content, threads=0)
+    else:
+        from kdjax.export.stablehlo import load_stablehlo, stablehlo_file
 
-    content = stablehlo_file(detector, index)
-    return content, load_stablehlo(content)
+        content = stablehlo_file(detector, index)
+        scorer = load_stablehlo(content)
+    return content, scorer, check_export(detector, index, scorer.run, series)

@@ -166,15 +166,10 @@ def _difference(graph: Graph, model: ResidualModel, windows: str) -> str:
 
 
 def _moving_average(graph: Graph, model: ResidualModel, windows: str) -> str:
-    series = add(graph, "Transpose", windows, perm=[0, 2, 1])
+    series, rows = add(graph, "Transpose", windows, perm=[0, 2, 1]), MOVING_AVERAGE_ROWS
     # Padding is not counted: early means are of fewer rows.
-    rows = MOVING_AVERAGE_ROWS
-    pool: dict[str, Any] = {
-        "kernel_shape": [rows],
-        "pads": [rows - 1, 0],
-        "count_include_pad": 0,
-    }
-    means = add(graph, "AveragePool", series, **pool)
+    pool = {"kernel_shape": [rows], "pads": [rows - 1, 0]}
+    means = add(graph, "AveragePool", series, count_include_pad=0, **pool)
     means = add(graph, "Transpose", means, perm=[0, 2, 1])
     return add(graph, "Abs", add(graph, "Sub", windows, means))
 
@@ -187,21 +182,14 @@ def _pca(graph: Graph, model: ResidualModel, windows: str) -> str:
     return add(graph, "Abs", add(graph, "Sub", centred, projected))
 
 
-def _kmeans(graph: Graph, model: ResidualModel, windows: str) -> str:
-    return _from_nearest(graph, windows, "around", model.params["centres"], count=1)
-
-
-def _memory(graph: Graph, model: ResidualModel, windows: str) -> str:
-    known = model.params["windows"]
-    count = min(NEIGHBOURS, len(known))
-    return _from_nearest(graph, windows, "memory", known, count=count)
-
-
-def _from_nearest(
-    graph: Graph, windows: str, name: str, known: ArrayLike, *, count: int
-) -> str:
-    """|x − the mean of the `count` nearest of `known` `[K, L, D]`|, a weight by `name`."""
-    known = np.asarray(known)
+def _from_nearest(graph: Graph, model: ResidualModel, windows: str) -> str:
+    """|x − the nearest centre| of `kmeans`, |x − the mean of the nearest| of `memory`."""
+    name, field, count = {
+        "kmeans": ("around", "centres", 1),
+        "memory": ("memory", "windows", NEIGHBOURS),
+    }[model.kind]
+    known = np.asarray(model.params[field])
+    count = min(count, len(known))
     around = (known - known[0]).reshape(len(known), -1)
     if graph.quantize:  # as the file has them, so that their squares agree
         around = np.multiply(*_in_8_bits(around, (0,)))
@@ -265,9 +253,9 @@ _ERRORS: dict[str, Callable[[Graph, ResidualModel, str], str]] = {
     "cnn_forecast": _forecast_errors,
     "difference": _difference,
     "gru_forecast": _forecast_errors,
-    "kmeans": _kmeans,
+    "kmeans": _from_nearest,
     "mahalanobis": lambda graph, model, windows: windows,
-    "memory": _memory,
+    "memory": _from_nearest,
     "moving_average": _moving_average,
     "pca": _pca,
 }
@@ -459,8 +447,9 @@ def add_network(
     length = add(graph, "Shape", series, start=0, end=1)
     layers: list[_Layer] = []
     for number in range(len(architecture.hidden)):
-        inputs = _states(graph, layers[-1]) if layers else series
-        layers.append(_add_lstm(graph, f"encoder_{number}", params, inputs))
+        if layers:
+            series = add(graph, "Squeeze", layers[-1].states, [1])
+        layers.append(_add_lstm(graph, f"encoder_{number}", params, series))
     decode = _repeat if architecture.decoder == "repeat" else _feedback
     decoded = decode(graph, architecture, params, layers, length)
     if independent:
@@ -493,10 +482,6 @@ def _add_lstm(
     return _Layer(name, f"{name}_1", f"{name}_2")
 
 
-def _states(graph: Graph, layer: _Layer) -> str:
-    return add(graph, "Squeeze", layer.states, [1])
-
-
 def _gates_in_order(values: np.ndarray) -> np.ndarray:
     """Quarters i, f, g, o of the first axis as i, o, f, g."""
     i, f, g, o = np.split(values, 4)
@@ -515,7 +500,7 @@ def _repeat(
     states = add(graph, "Expand", encoder[-1].hidden, repeats)
     for number in range(len(encoder)):
         layer = _add_lstm(graph, f"decoder_layers_{number}", params, states)
-        states = _states(graph, layer)
+        states = add(graph, "Squeeze", layer.states, [1])
     return _add_head(graph, params, states, architecture.head)
 
 
