@@ -39,12 +39,7 @@ from kdjax.errors import DataError, counted
 
 SUFFIXES = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".txt.gz", ".parquet", ".npy")
 
-_SEPARATORS = (
-    "\t",
-    ";",
-    "|",
-    ",",
-)  # the comma is last, since it can be a decimal comma
+_SEPARATORS = ("\t", ";", "|", ",")  # the comma is last: it can be a decimal comma
 _SAMPLE_LINES = 20
 _BUFFER_BYTES = 1_000_000  # read ahead in each column of a large Parquet file
 _CELL_BYTES = 20  # least memory that pandas takes for a cell of text, measured

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+import pandas as pd
 from rich.console import Console
 
 from kdjax.errors import TrainingError, check_choice
@@ -181,26 +181,6 @@ def _keep(job: TrainingJob, fitted: Fitted, workdir: Path) -> None:
     save_checkpoint(checkpoint_folder(workdir, job.name), progress.step, arrays, meta)
 
 
-def _make_population_step(
-    group: Sequence[TrainingJob], mesh: Mesh | None
-) -> tuple[populations.PopulationStep, dict[str, np.ndarray]]:
-    """The step of jobs that `group_jobs` put together, and the numbers that differ."""
-    first = group[0]  # a distilled member, if there is any
-    numbers = [_numbers(job) for job in group]
-    hyper = {name: np.array([own[name] for own in numbers]) for name in numbers[0]}
-
-    def step_of(hyper: Mapping[str, Any]) -> steps.Step:
-        rates = dict(hyper)
-        of_loss = {name: rates.pop(name) for name in ("alpha", "temperature")}
-        return steps.make_step(
-            jobs.make_objective(first, **of_loss),
-            jobs.make_job_optimizer(first, **rates),
-            window=first.data.window,
-        )
-
-    return populations.make_population_step(step_of, mesh), hyper
-
-
 def _numbers(job: TrainingJob) -> dict[str, float]:
     """What may differ between members: numbers of the optimizer, α and T."""
     rates = ("learning_rate", "warmup_steps", "clip_norm")
@@ -271,11 +251,21 @@ def _train_together(
     outputs: TargetCache,
 ) -> dict[str, Fitted]:
     """Trains the jobs that `group_jobs` put together; the results by name."""
-    first, mesh = group[0], member_mesh(len(group))
+    first, mesh = group[0], member_mesh(len(group))  # distilled, if there is one
     names, batch_size = [job.name for job in group], first.train["batch_size"]
     dataset, members = join_datasets(group, outputs)
     dataset = place(dataset, mesh)
-    step, hyper = _make_population_step(group, mesh)
+    numbers = pd.DataFrame(map(_numbers, group))
+
+    def step_of(hyper: Mapping[str, Any]) -> steps.Step:
+        rates = dict(hyper)
+        of_loss = {name: rates.pop(name) for name in ("alpha", "temperature")}
+        return steps.make_step(
+            jobs.make_objective(first, **of_loss),
+            jobs.make_job_optimizer(first, **rates),
+            window=first.data.window,
+        )
+
     states = [jobs.first_state(job) for job in group]
     start = populations.resume_together(folder, states, mesh)
     done = [progress.step for progress in start.progress]
@@ -289,8 +279,8 @@ def _train_together(
     with signals_held(), progress_bar(console, title, total) as advance:
         fitted = populations.fit_together(
             start,
-            step,
-            hyper,
+            populations.make_population_step(step_of, mesh),
+            {name: numbers[name].to_numpy() for name in numbers},
             dataset,
             populations.make_population_validate(
                 steps.validation_loss(network(first.architecture)),

@@ -36,9 +36,7 @@ class Architecture(NamedTuple):
     """All that fixes a network's shape."""
 
     width: int  # D, channels of a window
-    hidden: tuple[
-        int, ...
-    ]  # widths of the encoder's layers; the decoder's are reversed
+    hidden: tuple[int, ...]  # widths of the encoder's layers, reversed in the decoder
     channels: str = "joint"  # or `independent`
     decoder: str = "repeat"  # or `feedback`
     head: str = "linear"  # or `sigmoid` for data in [0, 1]

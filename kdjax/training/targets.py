@@ -85,13 +85,8 @@ def target_model(
         ]
 
         def mean(params: Params, windows: Array) -> Array:
-            return functools.reduce(
-                jnp.add,
-                (
-                    share * own(params.get(name, {}), windows)
-                    for name, share, own in terms
-                ),
-            )
+            parts = (w * own(params.get(name, {}), windows) for name, w, own in terms)
+            return functools.reduce(jnp.add, parts)
 
         return _fixed_model(mean)
     if target == "errors":
@@ -127,9 +122,7 @@ class Distillation(NamedTuple):
     # scorers that count the same.
     weights: tuple[float, ...]
     scorers: tuple[ScoreFunction, ...]  # the teachers where the target is `scores`
-    cache_bytes: (
-        float  # up to this size targets are kept; past it computed in each step
-    )
+    cache_bytes: float  # up to this size targets are kept, past it computed each step
     batch_size: int  # windows of a teacher at once
 
     @property

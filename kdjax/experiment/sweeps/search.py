@@ -46,15 +46,7 @@ from kdjax.errors import ArtifactError, ConfigError, KdjaxError, counted
 from kdjax.experiment.jobs import TrainingJob, names_digest, progress_text
 from kdjax.experiment.populations import AUTO, TOGETHER, OnEpoch, train_all
 from kdjax.experiment.sweeps import design, members, report, sweep
-from kdjax.experiment.sweeps.design import (
-    DONE,
-    FAILED,
-    LOSS,
-    OBJECTIVES,
-    SEED,
-    Member,
-    Search,
-)
+from kdjax.experiment.sweeps.design import DONE, FAILED, LOSS, OBJECTIVES, SEED, Search
 from kdjax.experiment.workdir import check_data, read_lines
 from kdjax.io.files import clear_leftovers, write_text
 from kdjax.training import hosts
@@ -478,24 +470,22 @@ def _changes(trial: FrozenTrial) -> dict[str, Any]:
 def _notes(search: Search, table: pd.DataFrame) -> list[str]:
     counts = table["status"].value_counts()
     states = ", ".join(f"{count} {status}" for status, count in counts.items())
-    labels = (
-        f"The search chose by {search.objective}, with the test labels: its best value "
-        "is not what to expect on other data."
-    )
+    labels = sweep.ORACLE_NOTE
+    if search.objective != LOSS:
+        labels = (
+            f"The search chose by {search.objective}, with the test labels: its best value "
+            "is not what to expect on other data."
+        )
     trials = (
         f"{counted(len(table), 'trial')}, {states}; the members below are of those that are done. "
         f"A trial's value is the mean {OBJECTIVES[search.objective]} of its "
         f"{counted(len(search.seeds), 'seed')}."
     )
-    return [
-        trials,
-        sweep.LOSS_NOTE,
-        sweep.ORACLE_NOTE if search.objective == LOSS else labels,
-    ]
+    return [trials, sweep.LOSS_NOTE, labels]
 
 
 def _run_again(
-    search: Search, member: Member, results: Mapping[str, Any]
+    search: Search, member: design.Member, results: Mapping[str, Any]
 ) -> dict[str, Any]:
     """A member of the best trial: its loss, its detectors and the command of its run."""
     losses = [own[LOSS] for own in results["measures"].values()]
