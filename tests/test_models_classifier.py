@@ -220,6 +220,9 @@ def test_labels_are_softened_by_a_teacher(rows, params, monkeypatch):
             np.testing.assert_allclose(labels, wanted, atol=1e-3)
     with pytest.raises(kdjax.DataError, match="have 2 channels, .* learnt from 3"):
         kdjax.fit_classifier(windows[..., :2], steps=2, teacher=params)
+    for wrong in (-0.1, 1.5, float("nan")):
+        with pytest.raises(kdjax.ConfigError, match=f"alpha={wrong} must be in"):
+            kdjax.fit_classifier(windows, steps=2, teacher=params, alpha=wrong)
 
 
 def test_a_student_takes_over_what_its_teacher_says(rows, params):

@@ -15,7 +15,7 @@ from jax import Array
 
 from kdjax.data.disturb import disturb_windows
 from kdjax.data.windowing import spread_evenly
-from kdjax.errors import DataError
+from kdjax.errors import ConfigError, DataError
 from kdjax.models.classifier import (
     CHANNELS,
     NETWORKS,
@@ -59,6 +59,7 @@ def fit_classifier(
             window in a window's label (Hinton et al., 2015).
 
     Raises:
+        ConfigError: `alpha` is not in [0, 1].
         DataError: too few rows, values that are not finite, or other channels.
 
     >>> rows = np.sin(np.arange(200.0))[:, None]
@@ -67,6 +68,10 @@ def fit_classifier(
     >>> params["level"]
     array([0., 1.], dtype=float32)
     """
+    if not 0 <= alpha <= 1:
+        raise ConfigError(
+            f"alpha={alpha} must be in [0, 1]: it is the teacher's share."
+        )
     if windows.shape[1] < SHORTEST:
         raise DataError(
             f"windows have {windows.shape[1]} rows: a classifier needs windows of "
