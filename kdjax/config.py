@@ -20,8 +20,8 @@ from kdjax.errors import ConfigError
 
 Settings = dict[str, Any]
 
-# Halves of characters. Those that stand for bytes of a path, which aren't UTF-8, pass.
-_LONE = re.compile("[\ud800-\udc7f\udd00-\udfff]")
+# NUL and halves of characters; those that stand for bytes of a path that isn't UTF-8 pass.
+_NOT_IN_NAMES = re.compile("[\0\ud800-\udc7f\udd00-\udfff]")
 
 # Fields of version 0.1 by their names of today; configs and detectors may have either.
 RENAMED = {
@@ -252,14 +252,9 @@ FIELDS: dict[str, tuple[Any, tuple[str, ...] | Range | None]] = {
     # from; --init_from is short for it.
     "init_from": ("", None),
 }
-RANGES = {
-    name: allowed for name, (_, allowed) in FIELDS.items() if isinstance(allowed, Range)
-}
-CHOICES = {
-    name: allowed
-    for name, (_, allowed) in FIELDS.items()
-    if allowed and not isinstance(allowed, Range)
-}
+_LIMITS = {name: allowed for name, (_, allowed) in FIELDS.items() if allowed}
+RANGES = {name: own for name, own in _LIMITS.items() if isinstance(own, Range)}
+CHOICES = {name: own for name, own in _LIMITS.items() if not isinstance(own, Range)}
 
 
 def get_config() -> ConfigDict:
@@ -414,11 +409,6 @@ def _type_problem(name: str, value: Any) -> str:
     return f"{name} must be {wanted}{' or None' if is_open else ''}, got {value!r}"
 
 
-def _is_text(value: Any) -> bool:
-    """Whether a value is text that could be the name of a file."""
-    return isinstance(value, str) and "\0" not in value and not _LONE.search(value)
-
-
 def _is_whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
@@ -440,7 +430,7 @@ def _lists_of(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
 _Check = tuple[str, Callable[[Any], bool]]
 _TYPES: dict[type, _Check] = {
     bool: ("true or false", lambda v: isinstance(v, bool)),
-    str: ("a text", _is_text),
+    str: ("a text", lambda v: isinstance(v, str) and not _NOT_IN_NAMES.search(v)),
     float: ("a finite number", _is_finite),
     int: ("a whole number", _is_whole),
     tuple: ("a tuple of texts", _lists_of(lambda v: isinstance(v, str))),
