@@ -168,7 +168,7 @@ def _difference(graph: Graph, model: ResidualModel, windows: str) -> str:
 def _moving_average(graph: Graph, model: ResidualModel, windows: str) -> str:
     series, rows = add(graph, "Transpose", windows, perm=[0, 2, 1]), MOVING_AVERAGE_ROWS
     # Padding is not counted: early means are of fewer rows.
-    pool = {"kernel_shape": [rows], "pads": [rows - 1, 0]}
+    pool: dict[str, Any] = {"kernel_shape": [rows], "pads": [rows - 1, 0]}
     means = add(graph, "AveragePool", series, count_include_pad=0, **pool)
     means = add(graph, "Transpose", means, perm=[0, 2, 1])
     return add(graph, "Abs", add(graph, "Sub", windows, means))
@@ -697,8 +697,8 @@ def _quantized(graph: Graph, exact: set[str]) -> Graph:
         # Axis 0 has a convolution's outputs, 1 a matrix's and those of [1, 4H, I].
         others = (0,) if values.ndim == 2 else (0, 2) if len(values) == 1 else (1, 2)
         whole, scale = _in_8_bits(values, others)
-        whole = add(result, "Cast", whole, to=FLOAT)
-        add(result, "Mul", whole, scale, outputs=[name])
+        floats = add(result, "Cast", whole, to=FLOAT)
+        add(result, "Mul", floats, scale, outputs=[name])
     if not result.nodes:
         raise ConfigError(
             f"quantize='int8': no weight has {LARGE} numbers to round: leave it out."
