@@ -35,8 +35,7 @@ from kdjax.models.classifier import classifier_points, convolve
 from kdjax.models.forecasters import forecast, init_forecaster, standardised
 from kdjax.models.lstm import Carry
 from kdjax.models.model import Params
-from kdjax.training.classifier import STEPS
-from kdjax.training.fitting import minimise
+from kdjax.training.fitting import STEPS, minimise
 
 MOST = 1500  # windows that are learnt from
 BATCH = 32

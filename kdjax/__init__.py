@@ -69,7 +69,7 @@ if TYPE_CHECKING:
     from kdjax.training.batching import WindowDataset as WindowDataset
     from kdjax.training.batching import batches as batches
     from kdjax.training.batching import memory_batches as memory_batches
-    from kdjax.training.classifier import fit_classifier as fit_classifier
+    from kdjax.training.fitting import fit_classifier as fit_classifier
     from kdjax.training.loop import fit as fit
     from kdjax.training.loop import resume as resume
     from kdjax.training.sharding import use_all_cores as use_all_cores
@@ -94,7 +94,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "kdjax.training.batching": "Batch WindowDataset batches memory_batches",
         "kdjax.training.steps": "TrainState init_state make_optimizer make_student_step make_teacher_step",
         "kdjax.training.loop": "fit resume",
-        "kdjax.training.classifier": "fit_classifier",
+        "kdjax.training.fitting": "fit_classifier",
     },
     "Data": {
         "kdjax.data.scaler": "Scaler apply_scaler fit_scaler",

@@ -13,8 +13,8 @@ from kdjax.models.classifier import (
     count_numbers,
     in_ranges,
 )
-from kdjax.training import classifier as training
-from kdjax.training.classifier import most_windows
+from kdjax.training import fitting as training
+from kdjax.training.fitting import most_windows
 
 PART = Stretch(
     values=np.array([[1.0, 10], [2, 30], [4, 20], [7, 40]]),

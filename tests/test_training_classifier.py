@@ -18,7 +18,7 @@ from kdjax.errors import ConfigError
 from kdjax.experiment.pipeline import prepare_dataset
 from kdjax.export.costs import numbers
 from kdjax.models.classifier import classifier_points
-from kdjax.training import classifier, components
+from kdjax.training import components, fitting
 
 OWN_DATA = Path(__file__).parents[1] / "configs" / "own_data.py"
 CHANNELS = ("load", "heat", "flow")
@@ -118,7 +118,7 @@ def test_huge_windows_are_fewer_for_all_that_learn(monkeypatch, fitted, kind):
         return {}
 
     monkeypatch.setattr(components, name, fit)
-    monkeypatch.setattr(classifier, "CELLS", 16 * 3 * 120)
+    monkeypatch.setattr(fitting, "CELLS", 16 * 3 * 120)
     data = Dataset("rows", (Series("X", waves(600).to_numpy(), CHANNELS),), ())
     prepared = prepare_dataset(data, fitted._settings())
     components.fit_baseline(kind, prepared)
@@ -126,7 +126,7 @@ def test_huge_windows_are_fewer_for_all_that_learn(monkeypatch, fitted, kind):
 
 
 def test_huge_windows_are_fewer_in_a_memory(monkeypatch, fitted):
-    monkeypatch.setattr(classifier, "CELLS", 16 * 3 * 110)
+    monkeypatch.setattr(fitting, "CELLS", 16 * 3 * 110)
     data = Dataset("rows", (Series("X", waves(900).to_numpy(), CHANNELS),), ())
     prepared = prepare_dataset(data, fitted._settings())
     kept = components.fit_baseline("memory", prepared).params["windows"]

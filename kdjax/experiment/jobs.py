@@ -426,7 +426,15 @@ def _make_sources(
     size = target_bytes(job) * (mesh.size if mesh and data.sources is None else 1)
     teacher: Params | None = None  # placed, where each step computes its own targets
     if distillation and (data.sources or size > distillation.cache_bytes):
-        targets.check_cacheable(distillation, size)
+        if distillation.target not in ("reconstruction", "errors"):
+            # No step could ask the teacher for these anew.
+            raise ConfigError(
+                f"distill.target={distillation.target!r} asks the teacher once for all "
+                f"windows, whose answers take {size / 1e6:,.0f} MB, more than "
+                "distill.cache_bytes allows, or whose rows stay on disk: raise "
+                "distill.cache_bytes or data.memory_bytes, or take fewer windows by "
+                "data.train_stride."
+            )
         assert distillation.teacher is not None
         teacher = place(distillation.teacher.params, mesh)
     if data.sources is not None:

@@ -1,6 +1,6 @@
 """Small convolutional networks that tell disturbed windows from normal ones.
 
-`kdjax.training.classifier` trains them. A window's score is −log p, with p the probability
+`kdjax.training.fitting` trains them. A window's score is −log p, with p the probability
 of a normal window. Half of the networks see the values, the other half the values less
 their mean over the window, which drifts of level don't touch.
 

@@ -295,7 +295,13 @@ def disk_batches(
     step computes its own targets. The devices of `mesh` share a batch. ConfigError where
     grain isn't installed.
     """
-    grain = load_grain()
+    try:
+        import grain
+    except ImportError:
+        raise ConfigError(
+            "the training rows are larger than data.memory_bytes, and reading them from "
+            "disk needs grain: pip install 'kdjax[large]', or raise data.memory_bytes."
+        ) from None
 
     def read(places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         batch, weight = padded(places, batch_size)
@@ -326,15 +332,3 @@ def disk_batches(
                 yield IndexedBatch(dataset, np.arange(count, dtype=np.int32), weight)
 
     return BatchSource(source.windows, batch_size, batches)
-
-
-def load_grain() -> Any:
-    """The library grain; ConfigError where it is not installed."""
-    try:
-        import grain
-    except ImportError:
-        raise ConfigError(
-            "the training rows are larger than data.memory_bytes, and reading them from "
-            "disk needs grain: pip install 'kdjax[large]', or raise data.memory_bytes."
-        ) from None
-    return grain

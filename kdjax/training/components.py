@@ -15,8 +15,7 @@ from kdjax.models.classifier import NETWORKS, SHORTEST
 from kdjax.models.forecasters import FORECASTERS
 from kdjax.models.model import Params, fill_missing
 from kdjax.models.residual import NETWORK, ResidualModel, join_models
-from kdjax.training.classifier import MOST, fit_classifier, most_windows
-from kdjax.training.fitting import fit_forecaster
+from kdjax.training.fitting import MOST, fit_classifier, fit_forecaster, most_windows
 
 # Fit windows of a baseline that is fitted on windows, spread evenly over all.
 FIT_WINDOWS = 2000

@@ -1,6 +1,11 @@
-"""Training of small networks: all steps in one call, with nothing to validate."""
+"""Training of small networks: all steps in one call, with nothing to validate.
 
-from collections.abc import Callable
+A classifier (`kdjax.models.classifier`) learns from normal windows alone to tell them from
+disturbed copies of them, by binary cross-entropy. A forecaster
+(`kdjax.models.forecasters`) learns to forecast each row.
+"""
+
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -9,12 +14,27 @@ import numpy as np
 import optax
 from jax import Array
 
+from kdjax.data.disturb import disturb_windows
+from kdjax.data.windowing import spread_evenly
+from kdjax.errors import ConfigError, DataError
+from kdjax.models.classifier import (
+    CHANNELS,
+    NETWORKS,
+    SHORTEST,
+    in_ranges,
+    init_network,
+    logits_of,
+)
 from kdjax.models.forecasters import forecast, init_forecaster, standardised
 from kdjax.models.model import Params, Places
 
 # Windows `[M, L, D]` and those of each step, `[steps, B]`.
 Draws = tuple[Array, Array]
-BATCH, RATE = 32, 3e-3  # of forecasters
+RATE = 3e-3
+# Of a classifier: windows at most, their cells (4 bytes each), and disturbed copies of each.
+MOST, CELLS, COPIES = 1500, 25_000_000, 6
+STEPS, BATCH = 1500, 128
+FORECAST_BATCH = 32
 
 
 def minimise(
@@ -38,6 +58,127 @@ def minimise(
     return trained
 
 
+def fit_classifier(
+    windows: np.ndarray,
+    *,
+    networks: int = NETWORKS,
+    channels: int = CHANNELS,
+    steps: int = STEPS,
+    seed: int = 0,
+    context: Places = (),
+    teacher: Params | None = None,
+    alpha: float = 0.5,
+) -> dict[str, Any]:
+    """Parameters of `classifier_scores`, from normal windows `[M, L, D]`.
+
+    Args:
+        windows: scaled in any way, nothing missing; of more than 1,500 those that are
+            spread evenly.
+        networks: V, half of them for each view.
+        channels: C, of their convolutions.
+        steps: of Adam, 128 windows each.
+        seed: of everything random.
+        context: places of channels that are seen, but never disturbed.
+        teacher: parameters of a classifier of the same channels on other machines, for
+            few windows.
+        alpha: share of the probability that the teacher's networks give to a disturbed
+            window in a window's label (Hinton et al., 2015).
+
+    Raises:
+        ConfigError: `alpha` is not in [0, 1].
+        DataError: too few rows, values that are not finite, or other channels.
+
+    >>> rows = np.sin(np.arange(200.0))[:, None]
+    >>> from kdjax import windows
+    >>> params = fit_classifier(windows(rows, length=32), networks=2, steps=2)
+    >>> params["level"]
+    array([0., 1.], dtype=float32)
+    """
+    if not 0 <= alpha <= 1:
+        raise ConfigError(
+            f"alpha={alpha} must be in [0, 1]: it is the teacher's share."
+        )
+    if windows.shape[1] < SHORTEST:
+        raise DataError(
+            f"windows have {windows.shape[1]} rows: a classifier needs windows of "
+            f"{SHORTEST} rows or more."
+        )
+    if not np.isfinite(windows).all():
+        raise DataError(
+            "windows hold values that are missing or not finite: fill them, or leave "
+            "these windows out."
+        )
+    if teacher and teacher["networks"]["first"].shape[2] != windows.shape[2]:
+        raise DataError(
+            f"windows have {windows.shape[2]} channels, and the teacher learnt from "
+            f"{teacher['networks']['first'].shape[2]}: they must be the same."
+        )
+    chosen = spread_evenly(len(windows), most_windows(*windows.shape[1:]))
+    low, high = windows.min(axis=(0, 1)), windows.max(axis=(0, 1))
+    scale = np.where(high > low, high - low, 1)
+    params: dict[str, Any] = {"low": low, "scale": scale}
+    params = {name: values.astype(np.float32) for name, values in params.items()}
+    clean = np.asarray(in_ranges(params, windows[chosen]))
+    params["mean"] = clean.mean(axis=(0, 1))  # in ranges
+    disturbed = disturb_windows(clean, copies=COPIES, seed=seed, context=context)
+    rng = np.random.default_rng(seed)
+    level = np.arange(networks, dtype=np.float32) % 2
+    number = BATCH // 3
+    labels = _labels((clean, disturbed), teacher, alpha)
+    trained = [
+        _train(
+            init_network(rng, windows.shape[-1], channels),
+            view,
+            (clean, rng.integers(len(clean), size=(steps, number))),
+            (disturbed, rng.integers(len(disturbed), size=(steps, BATCH - number))),
+            labels,
+        )
+        for view in level
+    ]
+    params["networks"] = jax.tree.map(lambda *leaves: np.stack(leaves), *trained)
+    return params | {"level": level}
+
+
+def most_windows(length: int, width: int, most: int = MOST) -> int:
+    """How many windows `[L, D]` to learn from at most; fewer if they are huge."""
+    return max(100, min(most, CELLS // (length * width)))
+
+
+def _labels(
+    parts: Sequence[np.ndarray], teacher: Params | None, alpha: float
+) -> list[np.ndarray]:
+    """Labels `[M]` of clean and of disturbed windows in ranges, softened by a teacher."""
+    labels = [np.full(len(part), i, np.float32) for i, part in enumerate(parts)]
+    if teacher is None:
+        return labels
+    networks = jax.tree.map(jnp.asarray, teacher["networks"])
+    level = jnp.asarray(teacher["level"])
+
+    def probability(window: Array) -> Array:
+        logits = jax.vmap(logits_of, (0, 0, None))(networks, level, window[None])
+        return jax.nn.sigmoid(logits).mean()
+
+    soft = (jax.lax.map(probability, jnp.asarray(p), batch_size=BATCH) for p in parts)
+    pairs = zip(labels, soft, strict=True)
+    return [(1 - alpha) * hard + alpha * np.asarray(own) for hard, own in pairs]
+
+
+@jax.jit
+def _train(
+    params: Params, level: Array, clean: Draws, disturbed: Draws, labels: list[Array]
+) -> Params:
+    """The trained network; each batch has clean windows and disturbed ones, labelled."""
+    places = clean[1], disturbed[1]
+
+    def loss(params: Params, clean: Array, disturbed: Array, *labels: Array) -> Array:
+        logits = logits_of(params, level, jnp.concatenate([clean, disturbed]))
+        wanted = jnp.concatenate(labels)
+        return optax.sigmoid_binary_cross_entropy(logits, wanted).mean()
+
+    soft = zip(labels, places, strict=True)
+    return minimise(loss, params, clean, disturbed, *soft, rate=RATE)
+
+
 def fit_forecaster(
     kind: str,
     windows: np.ndarray,
@@ -55,7 +196,7 @@ def fit_forecaster(
     rng = np.random.default_rng(seed)
     params = init_forecaster(kind, rng, windows, units=units)
     values = np.asarray(standardised(params, jnp.asarray(windows, jnp.float32)))
-    places = rng.integers(len(values), size=(steps, BATCH))
+    places = rng.integers(len(values), size=(steps, FORECAST_BATCH))
     scored = np.delete(np.arange(values.shape[-1]), context)
     trained = _train_forecaster(params["network"], (values, places), scored)
     return params | {"network": jax.tree.map(np.asarray, trained)}

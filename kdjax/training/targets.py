@@ -268,17 +268,6 @@ def _scored(scorer: ScoreFunction, windows: np.ndarray, context: Places) -> np.n
     return scores
 
 
-def check_cacheable(distillation: Distillation, size: float) -> None:
-    """Refuses answers that are too many to keep and that no step can ask for anew."""
-    if distillation.target not in ("reconstruction", "errors"):
-        raise ConfigError(
-            f"distill.target={distillation.target!r} asks the teacher once for all windows, "
-            f"whose answers take {size / 1e6:,.0f} MB, more than distill.cache_bytes "
-            "allows, or whose rows stay on disk: raise distill.cache_bytes or "
-            "data.memory_bytes, or take fewer windows by data.train_stride."
-        )
-
-
 def _code_width(architecture: Architecture) -> int:
     copies = architecture.width if architecture.channels == "independent" else 1
     return architecture.hidden[-1] * copies
