@@ -1,14 +1,10 @@
 """The data that settings name. Needs no JAX, so that bad input is refused before it starts."""
 
-from collections.abc import Mapping
-from typing import Any
-
+from kdjax.config import Settings
 from kdjax.data.datasets import load_benchmark
 from kdjax.data.readers import load_files
 from kdjax.data.schema import Reading
 from kdjax.data.series import Dataset
-
-Settings = Mapping[str, Any]
 
 
 def load_dataset(data: Settings) -> Dataset:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +21,7 @@ from jax import Array
 from jax.sharding import Mesh
 from rich.console import Console
 
+from kdjax.config import Settings
 from kdjax.data.disturb import augment_rows
 from kdjax.data.prepared import Prepared, is_large, training_windows, windows_source
 from kdjax.data.windowing import WindowSource, has_missing
@@ -44,7 +45,6 @@ from kdjax.training.targets import Distillation, ScoreFunction, TargetCache
 
 logger = logging.getLogger(__name__)
 
-Settings = Mapping[str, Any]
 
 # Augmented training data by the identity of the original and the number of copies.
 AugmentedCache = dict[tuple[int, int], "TrainingData"]

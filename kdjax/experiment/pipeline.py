@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from kdjax.config import to_json
+from kdjax.config import Settings, to_json
 from kdjax.data.datasets import width
 from kdjax.data.prepared import Prepared, channel_notes, prepare
 from kdjax.data.raw import about, check_width
@@ -60,8 +60,6 @@ from kdjax.models.residual import NETWORK, ResidualModel
 from kdjax.training import hosts
 from kdjax.training.components import fit_baseline
 from kdjax.training.sharding import training_mesh
-
-Settings = Mapping[str, Any]
 
 
 def run(

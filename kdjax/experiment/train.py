@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from rich.console import Console
 
+from kdjax.config import Settings
 from kdjax.data.prepared import Prepared
 from kdjax.data.series import Dataset
 from kdjax.detection.calibration import Rules, calibrate
@@ -39,7 +40,6 @@ from kdjax.training.components import (
 from kdjax.training.loop import Fitted
 from kdjax.training.targets import ScoreFunction
 
-Settings = Mapping[str, Any]
 PER_ENTITY = "per_entity"  # an entity mode
 ALL = ""  # the name of the only group of a data set otherwise
 Train = Callable[[Sequence[TrainingJob]], dict[str, Fitted]]

@@ -5,12 +5,12 @@ threshold are made anew. The previous detector is evaluated beside the new one, 
 """
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from kdjax.config import Settings
 from kdjax.data.prepared import Prepared
 from kdjax.data.readers import match_channels
 from kdjax.data.scaler import Scaler
@@ -43,7 +43,7 @@ class WarmStart(NamedTuple):
 
 
 def load_warm_start(
-    folder: str, channels: tuple[str, ...], settings: Mapping[str, Any]
+    folder: str, channels: tuple[str, ...], settings: Settings
 ) -> WarmStart:
     """The detector in `folder`: a saved teacher or student, or a folder with both.
 

@@ -22,7 +22,7 @@ from typing import Any
 
 import filelock
 
-from kdjax.config import completed, differences, to_json
+from kdjax.config import Settings, completed, differences, to_json
 from kdjax.errors import ArtifactError, ConfigError, DataError
 from kdjax.io import files
 from kdjax.io.files import sha256, write_text
@@ -107,9 +107,7 @@ def is_unclaimed(workdir: Path, record: str, what: str) -> bool:
     return True
 
 
-def check_settings(
-    workdir: Path, settings: Mapping[str, Any], *, write: bool = False
-) -> None:
+def check_settings(workdir: Path, settings: Settings, *, write: bool = False) -> None:
     """Refuses a folder of another run's settings, or with other content.
 
     With `write` an empty folder becomes that of this run.
@@ -131,7 +129,7 @@ def check_settings(
     hosts.on_first(check)
 
 
-def settings_of_begun(workdir: Path, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+def settings_of_begun(workdir: Path, settings: Settings) -> Settings:
     """The settings, but the scaler `minmax` where version 0.1.0 began with this default.
 
     So the same command goes on with the run. That version knew neither `data.fill_limit`

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from kdjax.config import Settings
 from kdjax.data.prepared import Prepared
 from kdjax.data.times import axis_times
 from kdjax.detection.alarming import AlarmRule, scored_events
@@ -32,8 +33,6 @@ from kdjax.experiment.workdir import RESULTS_SCHEMA, read_lines, write_results
 from kdjax.export.costs import detector_costs
 from kdjax.io.environment import describe_environment
 from kdjax.io.files import atomic_path
-
-Settings = Mapping[str, Any]
 
 DRAWN = (TEACHER, STUDENT)  # models whose scores the report draws
 HEAT_MAPS = 16  # entities whose channels are drawn, which takes scoring their test rows

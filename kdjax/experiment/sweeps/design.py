@@ -21,13 +21,12 @@ from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from kdjax.config import current_name, leaves, override, resolve, to_json
+from kdjax.config import Settings, current_name, leaves, override, resolve, to_json
 from kdjax.errors import ConfigError, KdjaxError, check_choice
 
 if TYPE_CHECKING:
     from optuna import Trial
 
-Settings = dict[str, Any]
 Add = Callable[..., None]
 
 LOSS = "validation_loss"

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 from rich.console import Console
 
-from kdjax.config import RENAMED, to_json
+from kdjax.config import RENAMED, Settings, to_json
 from kdjax.data.series import Dataset
 from kdjax.detection.storage import save_detector
 from kdjax.errors import ConfigError
@@ -46,7 +46,6 @@ from kdjax.training.loop import Fitted, TrainingProgress
 
 logger = logging.getLogger(__name__)
 
-Settings = Mapping[str, Any]
 
 SCHEMA = 1
 # Metrics of window scores in members.csv; those under a threshold have its method added.
