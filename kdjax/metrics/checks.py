@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Mapping
 
 import numpy as np
-import numpy.typing as npt
+from numpy.typing import ArrayLike
 
 from kdjax.errors import DataError
 
@@ -22,7 +22,7 @@ class UndefinedMetricWarning(UserWarning):
     """A metric has no value for these labels and predictions; NaN is returned."""
 
 
-def as_labels(values: npt.ArrayLike, *, name: str = "labels") -> np.ndarray:
+def as_labels(values: ArrayLike, *, name: str = "labels") -> np.ndarray:
     """`values` as `[N]` bool; DataError unless each is 0 or 1.
 
     >>> as_labels([0, 1, 1]).tolist()
@@ -40,7 +40,7 @@ def as_labels(values: npt.ArrayLike, *, name: str = "labels") -> np.ndarray:
     return array.astype(bool)
 
 
-def as_scores(values: npt.ArrayLike, *, name: str = "scores") -> np.ndarray:
+def as_scores(values: ArrayLike, *, name: str = "scores") -> np.ndarray:
     """`values` as `[N]` floats, larger = more anomalous; DataError where one is NaN.
 
     Infinite scores are legal. The float type is kept, since a threshold just below a
@@ -62,9 +62,7 @@ def as_scores(values: npt.ArrayLike, *, name: str = "scores") -> np.ndarray:
     return array
 
 
-def with_scores(
-    labels: npt.ArrayLike, scores: npt.ArrayLike
-) -> tuple[np.ndarray, np.ndarray]:
+def with_scores(labels: ArrayLike, scores: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     """`[N]` labels as bool and as many scores as floats."""
     truth, values = as_labels(labels), as_scores(scores)
     same_length(truth, values, "scores")
@@ -72,7 +70,7 @@ def with_scores(
 
 
 def with_alarms(
-    labels: npt.ArrayLike, predictions: npt.ArrayLike
+    labels: ArrayLike, predictions: ArrayLike
 ) -> tuple[np.ndarray, np.ndarray]:
     """`[N]` labels and as many alarms, both as bool."""
     truth = as_labels(labels)
@@ -128,7 +126,7 @@ def warn_undefined(reasons: Mapping[str, str], *, stacklevel: int = 3) -> None:
         warnings.warn(text, UndefinedMetricWarning, stacklevel=stacklevel)
 
 
-def _as_numbers(values: npt.ArrayLike, name: str) -> np.ndarray:
+def _as_numbers(values: ArrayLike, name: str) -> np.ndarray:
     try:
         array = np.asarray(values)
         if array.dtype.kind == "O":  # pandas' nullable columns, lists of mixed numbers

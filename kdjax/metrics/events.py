@@ -23,7 +23,7 @@ import math
 from typing import NamedTuple, TypeVar
 
 import numpy as np
-import numpy.typing as npt
+from numpy.typing import ArrayLike
 
 from kdjax.errors import ConfigError, check_choice
 from kdjax.metrics.checks import event_reasons, runs, warn_undefined, with_alarms
@@ -53,7 +53,7 @@ class Affiliation(NamedTuple):
 Found = TypeVar("Found", float, Affiliation, PrecisionRecallF1)
 
 
-def event_recall(labels: npt.ArrayLike, predictions: npt.ArrayLike) -> float:
+def event_recall(labels: ArrayLike, predictions: ArrayLike) -> float:
     """Share of the events that are detected; NaN with a warning if there is none.
 
     >>> event_recall([0, 1, 1, 0, 1], [0, 0, 1, 1, 0])
@@ -63,7 +63,7 @@ def event_recall(labels: npt.ArrayLike, predictions: npt.ArrayLike) -> float:
     return _warned(_recall_of_events(truth, alarms), truth, alarms, "event_recall")
 
 
-def detection_delay(labels: npt.ArrayLike, predictions: npt.ArrayLike) -> float:
+def detection_delay(labels: ArrayLike, predictions: ArrayLike) -> float:
     """Mean over the detected events of the rows from start to first alarm.
 
     0 is an alarm in the event's first row; alarms before the event do not count. Missed
@@ -80,7 +80,7 @@ def detection_delay(labels: npt.ArrayLike, predictions: npt.ArrayLike) -> float:
     return _warned(delay, truth, alarms, "detection_delay")
 
 
-def event_f1(labels: npt.ArrayLike, predictions: npt.ArrayLike) -> float:
+def event_f1(labels: ArrayLike, predictions: ArrayLike) -> float:
     """Harmonic mean of the recall of events and the precision of rows (as TSB-AD's).
 
     It is 0 where events exist and nothing was predicted; NaN with a warning if there is
@@ -98,7 +98,7 @@ def event_f1(labels: npt.ArrayLike, predictions: npt.ArrayLike) -> float:
     return _warned(f1, truth, alarms, "event_f1")
 
 
-def point_adjusted_f1(labels: npt.ArrayLike, predictions: npt.ArrayLike) -> float:
+def point_adjusted_f1(labels: ArrayLike, predictions: ArrayLike) -> float:
     """F1 (Eq. 5) after each event with an alarm counts as found throughout; inflated.
 
     NaN with a warning if nothing is labelled.
@@ -111,9 +111,7 @@ def point_adjusted_f1(labels: npt.ArrayLike, predictions: npt.ArrayLike) -> floa
     return _warned(f1, truth, alarms, "point_adjusted_f1")
 
 
-def pa_k_f1(
-    labels: npt.ArrayLike, predictions: npt.ArrayLike, *, k: float = 20
-) -> float:
+def pa_k_f1(labels: ArrayLike, predictions: ArrayLike, *, k: float = 20) -> float:
     """F1 (Eq. 5) after each event with more than `k` % alarms counts as found; inflated.
 
     `k=0` is point adjustment and `k=100` plain F1. NaN with a warning if nothing is
@@ -129,8 +127,8 @@ def pa_k_f1(
 
 
 def range_precision_recall(
-    labels: npt.ArrayLike,
-    predictions: npt.ArrayLike,
+    labels: ArrayLike,
+    predictions: ArrayLike,
     *,
     alpha: float = 0.0,
     cardinality: str = "reciprocal",
@@ -173,7 +171,7 @@ def range_precision_recall(
     return _warned(PrecisionRecallF1(precision, recall, f1), truth, alarms)
 
 
-def affiliation(labels: npt.ArrayLike, predictions: npt.ArrayLike) -> Affiliation:
+def affiliation(labels: ArrayLike, predictions: ArrayLike) -> Affiliation:
     """Affiliation precision, recall and F1 of `[N]` alarms; rows in order.
 
     Precision is the mean over the zones that hold an alarm, recall that over all

@@ -6,7 +6,7 @@ These look at each row or window by itself; their order plays no part.
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
+from numpy.typing import ArrayLike
 
 from kdjax.metrics.checks import (
     NO_POSITIVES,
@@ -34,7 +34,7 @@ class Counts(NamedTuple):
     fn: int
 
 
-def count(labels: npt.ArrayLike, predictions: npt.ArrayLike) -> Counts:
+def count(labels: ArrayLike, predictions: ArrayLike) -> Counts:
     """True positives, false positives and false negatives of alarms.
 
     >>> count([0, 0, 1, 1, 1], [0, 1, 1, 1, 0])
@@ -89,9 +89,7 @@ def harmonic_mean(precision: float, recall: float) -> float:
     return 2 * precision * recall / total if total else 0.0
 
 
-def precision_recall_f1(
-    labels: npt.ArrayLike, predictions: npt.ArrayLike
-) -> PrecisionRecallF1:
+def precision_recall_f1(labels: ArrayLike, predictions: ArrayLike) -> PrecisionRecallF1:
     """Precision, recall and F1 of `[N]` alarms, Eq. 3-5.
 
     Precision is NaN when nothing was predicted; recall and F1 are NaN when nothing is
@@ -105,7 +103,7 @@ def precision_recall_f1(
     return from_counts(counts)
 
 
-def auc_roc(labels: npt.ArrayLike, scores: npt.ArrayLike) -> float:
+def auc_roc(labels: ArrayLike, scores: ArrayLike) -> float:
     """Area under the ROC curve; NaN with a warning if only one class is labelled.
 
     >>> auc_roc([0, 0, 1, 1], [0.1, 0.4, 0.35, float("inf")])
@@ -114,7 +112,7 @@ def auc_roc(labels: npt.ArrayLike, scores: npt.ArrayLike) -> float:
     return _curve("auc_roc", labels, scores)
 
 
-def average_precision(labels: npt.ArrayLike, scores: npt.ArrayLike) -> float:
+def average_precision(labels: ArrayLike, scores: ArrayLike) -> float:
     """Average precision (area under the steps of precision over recall).
 
     NaN with a warning if nothing is labelled positive.
@@ -132,7 +130,7 @@ class OracleThreshold(NamedTuple):
     f1: float
 
 
-def oracle_threshold(labels: npt.ArrayLike, scores: npt.ArrayLike) -> OracleThreshold:
+def oracle_threshold(labels: ArrayLike, scores: ArrayLike) -> OracleThreshold:
     """τ of best F1 (Eq. 5) for `[N]` labels and scores, exact over all scores.
 
     It uses the test labels, so no detector in service can have it; tables name it
@@ -170,7 +168,7 @@ def _candidates(
     return thresholds[:stop], f1[:stop]
 
 
-def _curve(name: str, labels: npt.ArrayLike, scores: npt.ArrayLike) -> float:
+def _curve(name: str, labels: ArrayLike, scores: ArrayLike) -> float:
     from sklearn import metrics  # here, since it takes a second to import
 
     truth, values = with_scores(labels, scores)

@@ -12,7 +12,7 @@ With w = 0 this isn't AUC-ROC: recall is multiplied by the share of events that 
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
+from numpy.typing import ArrayLike
 
 from kdjax.errors import ConfigError
 from kdjax.metrics.checks import one_class, runs, warn_undefined, with_scores
@@ -26,7 +26,7 @@ class Volumes(NamedTuple):
 
 
 def vus(
-    labels: npt.ArrayLike, scores: npt.ArrayLike, *, window: int, thresholds: int = 250
+    labels: ArrayLike, scores: ArrayLike, *, window: int, thresholds: int = 250
 ) -> Volumes:
     """VUS-ROC and VUS-PR; NaN with a warning if only one class is labelled.
 
@@ -47,7 +47,7 @@ def vus(
 
 
 def vus_roc(
-    labels: npt.ArrayLike, scores: npt.ArrayLike, *, window: int, thresholds: int = 250
+    labels: ArrayLike, scores: ArrayLike, *, window: int, thresholds: int = 250
 ) -> float:
     """Volume under the ROC surface; arguments and the undefined case as in `vus`.
 
@@ -58,7 +58,7 @@ def vus_roc(
 
 
 def vus_pr(
-    labels: npt.ArrayLike, scores: npt.ArrayLike, *, window: int, thresholds: int = 250
+    labels: ArrayLike, scores: ArrayLike, *, window: int, thresholds: int = 250
 ) -> float:
     """Volume under the precision-recall surface; arguments as in `vus`.
 
@@ -69,8 +69,8 @@ def vus_pr(
 
 
 def _checked(
-    labels: npt.ArrayLike,
-    scores: npt.ArrayLike,
+    labels: ArrayLike,
+    scores: ArrayLike,
     window: int,
     thresholds: int,
     *names: str,
