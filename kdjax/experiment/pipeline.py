@@ -13,7 +13,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 
 from kdjax.config import Settings, to_json
@@ -53,12 +52,9 @@ from kdjax.experiment.workdir import (
 from kdjax.experiment.write import write_run
 from kdjax.models import residual
 from kdjax.models.autoencoder import count_parameters
-from kdjax.models.baselines import BASELINES
-from kdjax.models.classifier import count_numbers
-from kdjax.models.forecasters import FORECASTERS, init_forecaster
 from kdjax.models.residual import NETWORK, ResidualModel
 from kdjax.training import hosts
-from kdjax.training.components import fit_baseline
+from kdjax.training.components import fit_baseline, most_numbers
 from kdjax.training.sharding import training_mesh
 
 
@@ -235,16 +231,8 @@ def count_networks(settings: Settings) -> dict[str, int]:
     def count(name: str, kind: str) -> int:
         if kind == NETWORK:
             return count_parameters(architecture(settings, name, width=channels))
-        if kind == "classifier":
-            own = settings["classifier"]
-            return count_numbers(channels, own["networks"], own["channels"])
-        if kind in FORECASTERS:
-            rng, rows = np.random.default_rng(0), np.zeros((1, channels))
-            drawn = init_forecaster(
-                kind, rng, rows, units=settings["forecast"]["units"]
-            )
-            return ResidualModel(kind, drawn).parameters
-        return BASELINES[kind].most(data["window"], channels)
+        options = baseline_options(settings)
+        return most_numbers(kind, data["window"], channels, **options)
 
     return {
         name: sum(count(name, kind) for kind in settings[name]["components"])

@@ -11,8 +11,8 @@ from kdjax.data.splits import folds
 from kdjax.data.windowing import WindowSource, has_missing, spread_evenly
 from kdjax.errors import ConfigError
 from kdjax.models.baselines import BASELINES
-from kdjax.models.classifier import NETWORKS, SHORTEST
-from kdjax.models.forecasters import FORECASTERS
+from kdjax.models.classifier import NETWORKS, SHORTEST, count_numbers
+from kdjax.models.forecasters import FORECASTERS, init_forecaster
 from kdjax.models.model import Params, fill_missing
 from kdjax.models.residual import NETWORK, ResidualModel, join_models
 from kdjax.training.fitting import MOST, fit_classifier, fit_forecaster, most_windows
@@ -86,6 +86,18 @@ def fit_held_out(
         for sources in groups
     )
     return tuple(ResidualModel(kind, p, context=prepared.context) for p in found)
+
+
+def most_numbers(kind: str, window: int, width: int, **options: Any) -> int:
+    """The most numbers of a baseline for windows `[L, D]`; `options` of `fit_baseline`."""
+    found, own = BASELINES[kind], options_of(kind, options)
+    if found.scores is not None:
+        return count_numbers(width, own["networks"], own["channels"])
+    if kind in FORECASTERS:
+        rng, rows = np.random.default_rng(0), np.zeros((1, width))
+        drawn = init_forecaster(kind, rng, rows, units=own["units"])
+        return ResidualModel(kind, drawn).parameters
+    return found.most(window, width)
 
 
 def options_of(kind: str, options: Mapping[str, Options]) -> Options:
