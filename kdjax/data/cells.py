@@ -103,7 +103,6 @@ def mark_missing(
 
 @functools.lru_cache
 def _numbers(markers: tuple[str, ...]) -> tuple[float, ...]:
-    """The numbers among markers."""
     return tuple(float(marker) for marker in markers if _NUMBER.fullmatch(marker))
 
 

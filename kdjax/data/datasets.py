@@ -239,7 +239,6 @@ def _nasa_entities(name: str, root: Path) -> set[str]:
 
 
 def _read_nasa_entity(name: str, root: Path, entity: str) -> tuple[np.ndarray, ...]:
-    """Rows to train, test rows and their labels of one channel."""
     channels = _CHANNELS[name]
     train, test = (_read_array(root, entity, p, channels) for p in ("train", "test"))
     number, row = _nasa_lines(name, root)[entity]

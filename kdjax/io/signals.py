@@ -123,7 +123,6 @@ def _handle(number: int, frame: FrameType | None) -> None:
 
 
 def _exit(number: int) -> NoReturn:
-    """Ends the process at once."""
     if not _printed.is_set():
         os.write(2, f"{_line(number)}\n".encode())
     for terminal in filter(os.isatty, (1, 2)):

@@ -448,7 +448,6 @@ def _trial_row(trial: FrozenTrial) -> dict[str, Any]:
 
 
 def _trial_text(study: Study, number: int) -> str:
-    """A trial in a line."""
     trial = study.get_trials(deepcopy=False)[number]
     row = _trial_row(trial)
     state = f"{row['status']}: {row['reason']}"
