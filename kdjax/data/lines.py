@@ -336,7 +336,13 @@ def _among(
     absent = {*may_lack} - {*cells}
     time, entity = ("" if name in absent else name for name in wanted[:2])
     wanted = wanted._replace(time_column=time, entity_column=entity)
-    return wanted._replace(time_column=time or _find_time(cells, wanted))
+    if time or not (left := _foreign(cells, wanted)):
+        return wanted
+    # JSON keys may not be valid UTF-8, so they are objects; None where there is no row.
+    columns = pd.Index(left, dtype=object)
+    frame = pd.DataFrame([[cells[name] for name in left]], None, columns, object)
+    found = find_time(frame, Place(Path("the stream"), tuple(left)))
+    return wanted._replace(time_column=found)
 
 
 def _foreign(names: Iterable[str], wanted: Reading) -> list[str]:
@@ -344,16 +350,6 @@ def _foreign(names: Iterable[str], wanted: Reading) -> list[str]:
     words = {wanted.time_column, wanted.entity_column, wanted.tag_column} - {""}
     known = {*wanted.channels, *wanted.ignore, *words}
     return [name for name in names if name not in known]
-
-
-def _find_time(cells: Mapping[str, Any], wanted: Reading) -> str:
-    """The time column as in files, by the cells of a row; None where there is no row."""
-    if not (left := _foreign(cells, wanted)):
-        return ""
-    # JSON keys may not be valid UTF-8, so they are objects.
-    columns = pd.Index(left, dtype=object)
-    frame = pd.DataFrame([[cells[name] for name in left]], None, columns, object)
-    return find_time(frame, Place(Path("the stream"), tuple(left)))
 
 
 def _check_names(names: Sequence[str], wanted: Reading) -> None:

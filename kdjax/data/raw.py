@@ -238,13 +238,6 @@ def check_content(path: Path, head: bytes, *, own: str = "") -> None:
         raise DataError(f"{path} holds {kind}, not what its name says: {todo}.")
 
 
-def check_kind(path: Path) -> None:
-    """Raises DataError for a folder, a pipe or a device."""
-    if path.exists() and not path.is_file():
-        what = "a folder" if path.is_dir() else "no regular file"
-        raise DataError(f"{path} can't be read (it is {what}): give one file.")
-
-
 def unreadable(path: Path, error: OSError) -> DataError:
     """The DataError for a file that the system can't open or read."""
     reason = error.strerror or str(error)

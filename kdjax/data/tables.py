@@ -27,7 +27,6 @@ from kdjax.data.raw import (
     IN_PIECES,
     Place,
     check_content,
-    check_kind,
     check_room,
     check_text,
     read_bytes,
@@ -90,7 +89,9 @@ def numbered_channels(count: int) -> tuple[str, ...]:
 
 def check_file(path: Path) -> None:
     """Raises DataError for a folder, a pipe or a device, and a file of another ending."""
-    check_kind(path)
+    if path.exists() and not path.is_file():
+        what = "a folder" if path.is_dir() else "no regular file"
+        raise DataError(f"{path} can't be read (it is {what}): give one file.")
     if not path.name.lower().endswith(SUFFIXES):
         raise DataError(
             f"{path} has an unknown ending: expected {', '.join(SUFFIXES)}; convert it."
