@@ -13,6 +13,7 @@ from kdjax.evaluation.summary import (
     agreement,
     recommend,
     summarise,
+    unfit_models,
 )
 
 PARAMETERS = {"teacher": 1000, "student": 100}
@@ -94,9 +95,63 @@ def test_the_smallest_of_the_equivalent_is_recommended():
         "The smallest detector (bytes of its ONNX file, or numbers it needs where "
         "there is none) whose label-free conformal F1 of windows is, on average over "
         "entities, at most 0.01 below the best; never random scores, and nothing that "
-        "does not beat them by more than 0.01."
+        "does not beat them by more than 0.01, alarms on most clean windows or gives all "
+        "windows one score."
     )
     json.dumps(found, allow_nan=False)
+
+
+def rate(model, clean, left_out=0.01, *, used=True):
+    test = None if clean is None else {"rate": clean}
+    return {
+        "model": model, "used": used, "clean_test": test, "left_out": {"rate": left_out}
+    }  # fmt: skip
+
+
+def test_what_alarms_on_most_clean_windows_or_has_one_score_is_not_fit():
+    rates = [
+        rate("teacher", 0.1),
+        rate("teacher", 0.9, used=False),
+        rate("pca", 0.97),
+        rate("pca", 0.95),
+        rate(
+            "student", 0.4, left_out=0.9
+        ),  # clean test windows count where there are any
+        rate("student_alone", None, left_out=0.7),
+        rate("kmeans", None, left_out=None),
+    ]
+    moving = [np.array([1.0, np.nan, 2.0]), np.ones(2)]
+    scores = {name: moving for name in ("teacher", "student", "student_alone", "pca")}
+    scores["kmeans"] = [np.array([0.0, np.nan, 0.0]), np.ones(2)]
+    assert unfit_models(rates, scores) == {
+        "student_alone": "alarms on 70% of clean windows",
+        "pca": "alarms on 96% of clean windows",
+        "kmeans": "gives all windows the same score",
+    }
+
+
+def test_what_is_not_fit_is_never_recommended():
+    values = {"teacher": around(0.0), "pca": around(0.1)}
+    results = make_results(COSTS, **values)
+    unfit = {"pca": "alarms on 96% of clean windows"}
+    found = recommend(results | {"unfit": unfit})
+    assert (found["model"], found["best"]) == ("teacher", "teacher")
+    assert found["text"].endswith("Not fit: pca alarms on 96% of clean windows.")
+    unfit["teacher"] = "gives all windows the same score"
+    none = recommend(results | {"unfit": unfit})
+    assert none["model"] is None
+    assert none["text"] == (
+        "No detector is recommended: none of these is fit: teacher gives all windows the "
+        "same score and pca alarms on 96% of clean windows."
+    )
+    # Without labels.
+    results = unlabelled({"student": 0.95, "pca": 0.9})
+    found = recommend(results | {"unfit": {"pca": "alarms on 96% of clean windows"}})
+    assert found["model"] == "student"
+    found = recommend(
+        results | {"unfit": {"teacher": "gives all windows the same score"}}
+    )
+    assert found["model"] is None and "none of these is fit" in found["text"]
 
 
 def test_thresholds_chosen_on_the_labels_decide_nothing():

@@ -124,6 +124,22 @@ def test_pca_keeps_95_percent_by_default():
     assert fit_pca(rows)["components"].shape == (2, 3)
 
 
+@pytest.mark.parametrize("pieces", [1, 3])
+def test_pca_leaves_something_of_each_row(pieces):
+    rng = np.random.default_rng(0)
+    base = rng.normal(size=(2000, 3)).astype(np.float32)
+    for rows, most in (
+        (base, 2),  # case 4: 95 % of the variance takes all three
+        (np.c_[base, np.zeros(2000, "f")], 2),  # a constant channel isn't one to leave
+        (np.c_[base[:, :2], 2 * base[:, :1] + 1], 1),  # nor is a copy
+        (base[:, :1], 0),
+    ):
+        params = fit_pca(np.split(rows, [700, 1100])[:pieces] if pieces > 1 else rows)
+        assert int(params["components"].any(axis=1).sum()) == most
+        left = errors("pca", rows[None], params)[0]
+        assert left.max() > 0.5
+
+
 def test_pca_of_constant_rows_projects_on_their_mean():
     params = fit_pca(np.full((10, 2), 3.0, np.float32))
     np.testing.assert_array_equal(params["mean"], [3, 3])

@@ -3,7 +3,8 @@
 Recommendation, with labels: of the detectors whose label-free F1 of windows is, on
 average over entities, at most 0.01 below that of the best, the one with the smallest
 exported file. Random scores are never recommended, nor is anything that does not beat
-them by more than 0.01. Baselines may be recommended.
+them by more than 0.01, nor what is not fit: what alarms on most clean windows, or gives
+all windows one score (`unfit_models`). Baselines may be recommended.
 
 The bound is on the mean paired difference and not on an end of its interval: few
 entities make a wide interval, whose upper end would admit everything and whose lower
@@ -32,6 +33,7 @@ from kdjax.metrics.checks import with_alarms
 
 MARGIN = 0.01  # F1
 KAPPA = 0.9
+MOST = 0.5  # of the clean windows
 ROUNDING = 1e-9  # 0.40 − 0.41 is a little below −0.01
 
 Costs = Mapping[str, Mapping[str, Any]]
@@ -51,7 +53,8 @@ class _Quality(NamedTuple):
 def recommend(results: Results) -> dict[str, Any]:
     """The recommended detector by the rule above, JSON-able.
 
-    `results` has `rows` and `entities`; `costs` from `detector_costs`; without labels
+    `results` has `rows` and `entities`; `costs` from `detector_costs`; `unfit` from
+    `unfit_models`; without labels
     `agreement`, by model the kappa of its alarms with the teacher's, None where
     undefined. `model` is None where nothing is recommended; `rule` is a sentence, `text`
     two to four; `equivalent` are the models among which size decided, `best` the one they
@@ -60,8 +63,33 @@ def recommend(results: Results) -> dict[str, Any]:
     method = label_free_method(results)
     quality = _quality(results, method)
     if quality.found or quality.left_out:
-        return _by_f1(quality, results.get("costs", {}))
+        return _by_f1(quality, results.get("costs", {}), results.get("unfit", {}))
     return _by_agreement(results, method)
+
+
+def unfit_models(
+    rates: Sequence[Mapping[str, Any]],
+    window_scores: Mapping[str, Sequence[np.ndarray]],
+) -> dict[str, str]:
+    """The models that are never recommended, each with the reason.
+
+    `rates` are those of `false_alarm_rates`: of clean test windows where they are known,
+    else of calibration windows in turn left out; `window_scores` `[M]` an entity by model.
+
+    >>> unfit_models([], {"pca": [np.ones(3)], "student": [np.arange(3.0)]})
+    {'pca': 'gives all windows the same score'}
+    """
+    found = {}
+    for name, scores in window_scores.items():
+        known = [own[~np.isnan(own)] for own in scores]
+        if any(map(len, known)) and all(len(set(own.tolist())) < 2 for own in known):
+            found[name] = "gives all windows the same score"
+        own_rates = [r for r in rates if r["model"] == name and r["used"]]
+        clean = [(r["clean_test"] or r["left_out"])["rate"] for r in own_rates]
+        clean = [rate for rate in clean if rate is not None]
+        if clean and np.mean(clean) > MOST:
+            found[name] = f"alarms on {np.mean(clean):.0%} of clean windows"
+    return found
 
 
 def agreement(
@@ -102,14 +130,18 @@ def _quality(results: Results, method: str) -> _Quality:
     return _Quality(method, found, left_out)
 
 
-def _by_f1(quality: _Quality, costs: Costs) -> dict[str, Any]:
+def _by_f1(quality: _Quality, costs: Costs, unfit: Mapping[str, str]) -> dict[str, Any]:
     rule = (
         "The smallest detector (bytes of its ONNX file, or numbers it needs where "
         f"there is none) whose label-free {quality.method} F1 of windows is, on "
         f"average over entities, at most {MARGIN} below the best; never random scores, "
-        f"and nothing that does not beat them by more than {MARGIN}."
+        f"and nothing that does not beat them by more than {MARGIN}, alarms on most clean "
+        "windows or gives all windows one score."
     )
-    candidates = [name for name in quality.found if name != RANDOM]
+    named = [name for name in quality.found if name != RANDOM]
+    candidates = [name for name in named if name not in unfit]
+    if named and not candidates:
+        return _answer(None, rule, _none_fit(named, unfit), [], None)
     if not candidates:
         text = "No detector is recommended: none has an F1 on each entity."
         return _answer(None, rule, text, [], None)
@@ -143,7 +175,14 @@ def _by_f1(quality: _Quality, costs: Costs) -> dict[str, Any]:
     if quality.left_out:
         names = listed(quality.left_out)
         texts.append(f"Left out, without an F1 on each entity: {names}.")
+    if reasons := [f"{name} {unfit[name]}" for name in named if name in unfit]:
+        texts.append(f"Not fit: {listed(reasons)}.")
     return _answer(model, rule, " ".join(texts), equivalent, best)
+
+
+def _none_fit(names: Sequence[str], unfit: Mapping[str, str]) -> str:
+    reasons = listed([f"{name} {unfit[name]}" for name in names])
+    return f"No detector is recommended: none of these is fit: {reasons}."
 
 
 def _worthless(quality: _Quality, best: str) -> str:
@@ -209,6 +248,10 @@ def _by_agreement(results: Results, method: str) -> dict[str, Any]:
         return _answer(None, rule, text, [], None)
     # Also where the teacher never raises an alarm.
     kappas = {TEACHER: 1.0} | {n: k for n, k in kappas.items() if n != TEACHER}
+    unfit = results.get("unfit", {})
+    if TEACHER in unfit:
+        return _answer(None, rule, _none_fit([TEACHER], unfit), [], None)
+    kappas = {name: kappa for name, kappa in kappas.items() if name not in unfit}
     known = {name: kappa for name, kappa in kappas.items() if kappa is not None}
     equivalent = [n for n, k in known.items() if n != RANDOM and k >= KAPPA - ROUNDING]
     sizes = _sizes(equivalent, costs)

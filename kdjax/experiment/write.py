@@ -26,7 +26,7 @@ from kdjax.evaluation.rows import (
     TEACHER,
     EntityScores,
 )
-from kdjax.evaluation.summary import agreement, recommend
+from kdjax.evaluation.summary import agreement, recommend, unfit_models
 from kdjax.experiment.assemble import make_detector
 from kdjax.experiment.train import group_name
 from kdjax.experiment.workdir import RESULTS_SCHEMA, read_lines, write_results
@@ -61,6 +61,13 @@ def derived_results(
         "paired": paired_rows(results["entities"]),
         "costs": {name: detector_costs(found) for name, found in detectors.items()},
         "agreement": kappas,
+        "unfit": unfit_models(
+            results["rates"],
+            {
+                name: [own.window_scores for own in evaluation.scores]
+                for name, evaluation in evaluated.items()
+            },
+        ),
     }
     return derived | {"recommendation": recommend({**results, **derived})}
 

@@ -151,6 +151,7 @@ ROUNDS = 50
 # Windows that `memory` keeps at most, and those whose mean it takes.
 KEPT = 1500
 NEIGHBOURS = 3
+_RANK = 1e-12  # variance, as a share of the largest, that rounding to float32 may leave
 
 
 def fit_pca(
@@ -158,22 +159,26 @@ def fit_pca(
 ) -> dict[str, np.ndarray]:
     """Parameters of `pca` from scaled fit rows `[N, D]`, keeping `variance` of 1.
 
-    Rows may come in pieces; from more than one the components are those of their
+    The components are fewer than the rank of the rows, so that something is left of each:
+    none of a single channel, whose projection is its mean. Rows may come in pieces; from more than one the components are those of their
     covariance, gathered in float64, so that no more than a piece is held.
     """
     pieces = iter([rows] if isinstance(rows, np.ndarray) else rows)
     first, second = next(pieces), next(pieces, None)
     if second is not None:
         mean, covariance = _covariance(itertools.chain([first, second], pieces))
-        components = _leading(covariance, variance)
+        values, vectors = np.linalg.eigh(covariance)
+        components = _leading(values[::-1], vectors.T[::-1], variance)
     else:
         from sklearn.decomposition import PCA
 
         whole = np.asarray(first, np.float64)
         mean, components = whole.mean(axis=0), np.zeros((1, whole.shape[1]))
         if whole.var(axis=0).any():  # else the projection is the mean
-            found = PCA(n_components=variance, svd_solver="full").fit(whole)
-            components = found.components_
+            found = PCA(svd_solver="full").fit(whole)
+            components = _leading(
+                found.explained_variance_, found.components_, variance
+            )
     found = {"mean": mean, "components": components}
     return {name: values.astype(np.float32) for name, values in found.items()}
 
@@ -194,14 +199,18 @@ def _covariance(pieces: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     return mean, scatter / count
 
 
-def _leading(covariance: np.ndarray, variance: float) -> np.ndarray:
-    """The components `[K, D]` of a covariance, as scikit-learn counts K."""
-    values, vectors = np.linalg.eigh(covariance)
-    values, vectors = np.maximum(values[::-1], 0), vectors.T[::-1]
-    if not values.any():
-        return np.zeros((1, len(values)))
+def _leading(values: np.ndarray, vectors: np.ndarray, variance: float) -> np.ndarray:
+    """The components `[K, D]` of eigenvectors with descending eigenvalues.
+
+    K as scikit-learn counts it, but below the rank: what all components leave is rounding.
+    """
+    values = np.maximum(values, 0)
+    rank = int((values > _RANK * values.max()).sum())
+    if rank <= 1:
+        return np.zeros((1, vectors.shape[1]))
     reached = np.cumsum(values / values.sum())
-    return vectors[: int(np.searchsorted(reached, variance, side="right")) + 1]
+    wanted = int(np.searchsorted(reached, variance, side="right")) + 1
+    return vectors[: min(wanted, rank - 1)]
 
 
 def fit_kmeans(windows: np.ndarray, *, seed: int = 0) -> dict[str, np.ndarray]:
