@@ -244,6 +244,10 @@ FIELDS: dict[str, tuple[Any, tuple[str, ...] | Range | None]] = {
     # Rows in a row above τ before an alarm, and rows after it in which none begins.
     "threshold.min_duration": (1, Range(1, 1_000_000_000)),
     "threshold.cooldown": (0, Range(0, 1_000_000_000)),
+    # Events besides those of scores: channels, or all, that keep a value for longer than in
+    # training, and gaps in time longer than data.max_gap.
+    "alarm.frozen": (True, None),
+    "alarm.no_data": (True, None),
     # Whether to add point-adjusted F1 and PA%K, which flatter even random scores.
     "evaluation.point_adjusted": (False, None),
     # Detectors without training that stand beside the networks in each table.

@@ -147,7 +147,7 @@ _TIME_TEXT = r"\d[-/.]\d+[-/.]\d|\d:\d\d|^\d{8}T\d"
 # Further fields that apply to rows in memory.
 _GROUPS = (
     "model", "teacher", "student", "classifier", "forecast", "train", "distill",
-    "detection", "threshold",
+    "detection", "threshold", "alarm",
 )  # fmt: skip
 _OF_DATA = (
     "calibration", "context", "dense_below", "fill_limit", "ignore", "max_gap",

@@ -63,7 +63,11 @@ def stream(saved, monkeypatch, capsys):
         )
         code = main(["kdjax", "stream", f"--detector={saved.detector}", *options])
         out, err = capsys.readouterr()
-        return code, [json.loads(line) for line in out.splitlines()], err.splitlines()
+        return (
+            code,
+            [json.loads(line) for line in out.splitlines() if '"event"' not in line],
+            err.splitlines(),
+        )
 
     return run
 
@@ -106,16 +110,19 @@ def test_a_huge_spike_is_an_alarm_and_written_as_inf(score, stream, saved):
     assert predicted[250:255].any() and predicted.dtype.kind == "i"
 
 
-def test_a_constant_column_alarms_when_it_moves(score):
+def test_a_constant_column_that_moves_is_an_event_of_its_own(score, place):
     frame = good()
     before, _ = score(frame, "--contributions")
     frame.loc[250, "dead"] += 1
     after, said = score(frame, "--contributions")
-    assert set(after["alarm"][254:260]) == {"1"}
-    parts = after.filter(like="contribution:").loc[250].astype(float)
-    # One unit in a channel that never moved: (1 / floor)² before the ridge.
-    assert parts.idxmax() == "contribution:dead" and parts.max() > 0.9 / 0.03**2 / 1.1
-    assert float(before["contribution:dead"][250]) < 1e-3
+    pd.testing.assert_frame_equal(after, before)
+    assert {float(part) for part in after["contribution:dead"] if part} == {0.0}
+    events = pd.read_csv(
+        place[1] / "s.csv.events.csv", dtype=str, keep_default_na=False
+    )
+    (moved,) = events[events["kind"] == "constant_moved"].to_dict("records")
+    assert (moved["start"], moved["end"]) == (after["time"][250],) * 2
+    assert (moved["channels"], moved["severity"]) == ("dead", "")
     assert "outside the training range: dead 1" in said
 
 

@@ -127,7 +127,11 @@ def lines_of(folder, form):
 def test_streams(plant, expected, form):
     folder, _, _ = plant
     stream = open_stream(folder / "detector")
-    answers = [json.loads(text) for text in stream_rows(stream, lines_of(folder, form))]
+    answers = [
+        json.loads(text)
+        for text in stream_rows(stream, lines_of(folder, form))
+        if '"event"' not in text
+    ]
     near([answer["score"] or np.nan for answer in answers], expected)
     # A state keeps the digits.
     again = open_stream(folder / "detector")
@@ -150,7 +154,9 @@ def test_a_service_on_an_exported_file(plant, expected, tmp_path, capsys):
     assert metadata["input_dtype"] == "float64"
     stream = open_stream(path, backend="onnxruntime")
     answers = [
-        json.loads(text) for text in stream_rows(stream, lines_of(folder, "csv"))
+        json.loads(text)
+        for text in stream_rows(stream, lines_of(folder, "csv"))
+        if '"event"' not in text
     ]
     near([answer["score"] or np.nan for answer in answers], expected)
 

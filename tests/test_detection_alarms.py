@@ -143,14 +143,15 @@ def table(**changes):
 
 
 def test_event_table_by_hand():
-    # Row 2 holds the largest score that a window of the event saw; none saw row 1.
+    # Channels are those of rows 2 and 8, the largest scores that windows of the events
+    # saw; none saw row 1. Of the rows in the events 4 and 9 have the largest.
     expected = pd.DataFrame(
         {
             "entity": ["pump", "pump"],
             "start": [40, 90],
             "end": [50, 90],
             "severity": [2.0, 3.0],
-            "peak": [20, 80],
+            "peak": [40, 90],
             "channels": ["d;c;a", "d;c;a"],
         }
     )
@@ -160,7 +161,7 @@ def test_event_table_by_hand():
 def test_events_closer_than_a_window_are_one_line():
     one = table(window=5)
     assert one[["start", "end", "severity", "peak"]].to_numpy().tolist() == [
-        [40, 90, 3.0, 0]
+        [40, 90, 3.0, 40]
     ]
 
 
@@ -173,7 +174,7 @@ def test_times_stay_times():
     ]
 
 
-def test_the_peaks_are_explained_at_once_and_by_rank():
+def test_what_windows_saw_is_explained_at_once_and_by_rank():
     asked = []
 
     def explain(rows):

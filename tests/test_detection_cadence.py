@@ -130,7 +130,11 @@ def test_a_file_and_streams_leave_out_the_same_rows(minutes, tmp_path, monkeypat
     for text in (rows.to_csv(index=False), "\n".join(map(json.dumps, as_json))):
         for backend, path in (("jax", "detector"), ("onnxruntime", "detector.onnx")):
             stream = open_stream(path, backend=backend)
-            found = [json.loads(row) for row in stream_rows(stream, text.splitlines())]
+            found = [
+                json.loads(row)
+                for row in stream_rows(stream, text.splitlines())
+                if '"event"' not in row
+            ]
             assert [i for i, row in enumerate(found) if "error" in row] == [
                 *range(150, 200)
             ]

@@ -1,18 +1,21 @@
 """Calibration against numpy by hand: each entity its own, and who borrows what."""
 
+import io
 import itertools
 
 import numpy as np
 import pytest
+from rich.console import Console
 from sklearn.covariance import ledoit_wolf_shrinkage, oas
 
 from kdjax.data.prepared import prepare
 from kdjax.data.scaler import fit_scaler
 from kdjax.data.series import Dataset, Series
-from kdjax.detection.calibration import Rules, calibrate, check_enough
+from kdjax.detection.calibration import NothingLeft, Rules, calibrate, check_enough
 from kdjax.detection.detector import scoring_batch
 from kdjax.detection.thresholds import Rule, find_threshold
 from kdjax.errors import ConfigError, DataError
+from kdjax.evaluation.evaluate import evaluate_models
 from kdjax.models.autoencoder import Architecture
 from kdjax.models.residual import ResidualModel, join_models
 
@@ -21,6 +24,10 @@ RULES = Rules(
     threshold=Rule("conformal", 0.1), trim=0.0, batch_size=16,
 )  # fmt: skip
 WINDOW, STRIDE = 6, 4
+OPTIONS = {
+    "window": WINDOW, "stride": STRIDE, "max_gap": 5.0, "validation": 0.2,
+    "calibration": 0.2, "scaler": "minmax",
+}  # fmt: skip
 MODEL = ResidualModel("mahalanobis", {})
 STEPS = ResidualModel("difference", {})
 BOTH = join_models([MODEL, STEPS])
@@ -40,11 +47,7 @@ def series(entity, rows, seed, *, scale=1.0):
 
 def ready(*sizes, **options):
     train = tuple(series(f"m{i}", rows, i, scale=1 + i) for i, rows in enumerate(sizes))
-    options = {
-        "window": WINDOW, "stride": STRIDE, "max_gap": 5.0, "validation": 0.2,
-        "calibration": 0.2, "scaler": "minmax",
-    } | options  # fmt: skip
-    return prepare(Dataset("plant", train, ()), **options)
+    return prepare(Dataset("plant", train, ()), **(OPTIONS | options))
 
 
 # m0 and m1 have all of their own, m1 with exactly 9 calibration windows; m2 has 4 calibration windows, m3 7 validation rows.
@@ -85,10 +88,18 @@ class ByHand:
         return {row for i, j in self.windows(spans) for row in range(i, j)}
 
     def gaussian(self, errors, shrinkage=0.0):
+        """Of the channels that move, the first two of each component; 0 elsewhere."""
+        moving = np.flatnonzero(np.arange(self.width) % 3 < 2)
+        own = self.gaussian_of_all(errors[:, moving], shrinkage)[1]
+        precision = np.zeros((self.width, self.width))
+        precision[np.ix_(moving, moving)] = own
+        return errors.mean(axis=0), precision
+
+    def gaussian_of_all(self, errors, shrinkage):
         scale = np.maximum(errors.std(axis=0), self.rules.floor)
         correlation = np.cov(errors.T, ddof=0) / np.outer(scale, scale)
-        identity = np.eye(self.width)
-        target = np.trace(correlation) / self.width * identity
+        identity = np.eye(len(scale))
+        target = np.trace(correlation) / len(scale) * identity
         correlation = (1 - shrinkage) * correlation + shrinkage * target
         sigma = (correlation + self.rules.ridge * identity) * np.outer(scale, scale)
         return errors.mean(axis=0), np.linalg.inv(sigma)
@@ -124,6 +135,7 @@ def same_gaussian(calibration, index, gaussian):
     np.testing.assert_allclose(calibration.gaussians.mean[index], mean, atol=1e-6)
     whiten = calibration.gaussians.whiten[index].astype(np.float64)
     size = np.sqrt(np.outer(np.diag(precision), np.diag(precision)))
+    size[size == 0] = 1
     np.testing.assert_allclose(whiten.T @ whiten / size, precision / size, atol=1e-4)
 
 
@@ -229,11 +241,12 @@ def test_shrinkage_counts_distinct_rows(shrinkage):
     distinct = len({row for s in starts for row in range(s, s + WINDOW)})
     assert len(repeated) > 2 * distinct
     z = (repeated - repeated.mean(axis=0)) / np.maximum(repeated.std(axis=0), 0.05)
+    z = z[:, :2]  # the third channel is constant
     if shrinkage == "oas":
         # Its formula holds n once: from that of all repeats, by hand.
         c = z.T @ z / len(z)
-        square, mean = (c**2).mean(), (np.trace(c) / 3) ** 2
-        share = min(1, (square + mean) / ((distinct + 1) * (square - mean / 3)))
+        square, mean = (c**2).mean(), (np.trace(c) / 2) ** 2
+        share = min(1, (square + mean) / ((distinct + 1) * (square - mean / 2)))
         all_rows = oas(z, assume_centered=True)[1]
     else:
         # Its noise term is in 1/n: scikit-learn's for all repeats, times their ratio.
@@ -257,8 +270,15 @@ def test_a_joined_kind_names_its_parts_errors(mixed):
     assert calibration.scalers.offset.shape == (5, 3)
     dead = ["mahalanobis of dead", "difference of dead"]
     assert calibration.floored == {f"m{i}": dead for i in range(4)}
+    # Constant channels need no floor; still ones that moved before do.
+    assert np.isfinite(
+        calibrate(BOTH, mixed, RULES._replace(floor=0.0)).gaussians.whiten
+    ).all()
+    still = series("m0", 300, 0)
+    still.values[0, 2] = 9
+    prepared = prepare(Dataset("plant", (still,), ()), **OPTIONS)
     with pytest.raises(ConfigError, match="deviation: mahalanobis of dead, differ"):
-        calibrate(BOTH, mixed, RULES._replace(floor=0.0))
+        calibrate(BOTH, prepared, RULES._replace(floor=0.0))
 
 
 def test_an_entity_without_any_validation_window_has_no_floored_channels():
@@ -514,12 +534,15 @@ class ByHandWithGaps(ByHand):
 
     def scores(self, index, scaler, gaussian):
         mean, precision = gaussian
-        covariance, rows = np.linalg.inv(precision), self.scaled(index, scaler)
+        moving, rows = np.diag(precision) > 0, self.scaled(index, scaler)
+        covariance = np.zeros_like(precision)
+        own = np.ix_(moving, moving)
+        covariance[own] = np.linalg.inv(precision[own])
         found = []
         for i, j in self.windows(self.prepared.entities[index].split.calibration):
             points = []
             for row in rows[i:j]:
-                seen = ~np.isnan(row)
+                seen = ~np.isnan(row) & moving
                 if seen.any():
                     centred = (row - mean)[seen]
                     own = np.linalg.inv(covariance[np.ix_(seen, seen)])
@@ -688,3 +711,33 @@ def test_alike_channels_without_ridge_are_named():
     )  # fmt: skip
     with pytest.raises(ConfigError, match="channels u, dead depend on each other"):
         calibrate(MODEL, prepared, RULES._replace(ridge=0.0))
+
+
+def whole_pca(prepared):
+    """A `pca` of all components, as version 0.1.0 fitted it to independent channels."""
+    rows = np.concatenate([e.train.values for e in prepared.entities])
+    params = {"mean": rows.mean(axis=0), "components": np.eye(3, dtype=np.float32)}
+    return ResidualModel("pca", params)
+
+
+def test_residuals_of_rounding_are_refused(mixed):
+    with pytest.raises(NothingLeft, match=r"nothing of 3 channels .*data.ignore"):
+        calibrate(whole_pca(mixed), mixed, RULES)
+    # Constant rows leave nothing either, but not by rounding.
+    still = series("m", 300, 0)
+    still.values[:] = 4
+    prepared = prepare(Dataset("plant", (still,), ()), **OPTIONS)
+    assert calibrate(MODEL, prepared, RULES).thresholds[0].tau < 1e-6
+
+
+def test_an_evaluation_leaves_out_a_baseline_of_rounding(mixed):
+    said = io.StringIO()
+    models = {"pca": whole_pca(mixed), "mahalanobis": MODEL}
+    options = {"min_anomalous_points": 1, "console": Console(file=said, width=500)}
+    assert [*evaluate_models(models, mixed, RULES, **options)] == ["mahalanobis"]
+    assert (
+        "pca: left out: pca leaves nothing of 3 channels but rounding"
+        in said.getvalue()
+    )
+    with pytest.raises(NothingLeft):
+        evaluate_models({"teacher": whole_pca(mixed)}, mixed, RULES, **options)

@@ -402,7 +402,7 @@ def test_states_of_others_and_damaged_ones_are_refused(asked, tmp_path):
             other.restore(state)
     before = stream.state()
     for change in (
-        {"schema": 3},
+        {"schema": 4},
         {"rows": -1},
         {"rows": "6"},
         {"rows": 3},

@@ -398,8 +398,9 @@ def test_events_name_the_peak_and_channels_of_the_whole_table(
     plain = table[COLUMNS]
     events = score_events(detector, series, plain, **options)
     assert list(events.columns) == [
-        "entity", "start", "end", "severity", "peak", "channels",
+        "entity", "start", "end", "severity", "peak", "channels", "id", "kind",
     ]  # fmt: skip
+    assert set(events["kind"]) == {"score"} and events["id"].is_unique
     assert len(events) >= 3
     # Alarms less than a window apart are one event, written out row by row.
     alarmed = np.flatnonzero(table["alarm"])
@@ -415,10 +416,11 @@ def test_events_name_the_peak_and_channels_of_the_whole_table(
         assert event["entity"] == "a"
         highest = np.nanmax(table["window_score"][first : last + 1])
         assert event["severity"] == pytest.approx(highest / 60.0)
-        before = max(first - detector.window + 1, 0)
-        peak = before + int(np.nanargmax(table["score"][before : last + 1]))
+        peak = first + int(np.nanargmax(table["score"][first : last + 1]))
         assert event["peak"] == series.time[peak]
-        top = np.argsort(-parts[peak], kind="stable")[:3]
+        before = max(first - detector.window + 1, 0)
+        cause = before + int(np.nanargmax(table["score"][before : last + 1]))
+        top = np.argsort(-parts[cause], kind="stable")[:3]
         assert event["channels"].split(";") == ["abcde"[i] for i in top]
 
 

@@ -290,9 +290,7 @@ def test_predictions_are_scores_above_the_threshold(baseline, faulty):
 
 
 def test_predictions_are_the_alarms_of_the_score_table(student, faulty):
-    series = Series(
-        "pump", np.float32(faulty), ("load", "heat"), faulty.index.to_numpy()
-    )
+    series = Series("X", np.float32(faulty), ("load", "heat"), faulty.index.to_numpy())
     table = score_table(student.detector_, series, entity="X", contributions=True)
     np.testing.assert_array_equal(student.predict(faulty)[7:], table["alarm"][7:])
     scores = student.decision_function(faulty)

@@ -132,7 +132,11 @@ def test_times_of_text_come_back(folder, small, kind):
     ]
     objects = [json.dumps({"time": t, "x": x, "y": 0}) for t, x in zip(cells, X)]
     for source in (lines, objects):
-        answers = [*map(json.loads, stream_rows(open_stream(folder), source))]
+        answers = [
+            json.loads(line)
+            for line in stream_rows(open_stream(folder), source)
+            if '"event"' not in line
+        ]
         assert [str(answer["time"]) for answer in answers] == given
         assert [answer["alarm"] for answer in answers] == own["alarm"].tolist()
 

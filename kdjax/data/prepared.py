@@ -34,8 +34,10 @@ from kdjax.data.splits import (
     unfold,
     window_starts,
 )
+from kdjax.data.unchanged import frozen_stretches, longest_unchanged
 from kdjax.data.windowing import WindowSource, has_missing, on_disk, span_pieces
 from kdjax.errors import ConfigError, DataError, counted
+from kdjax.metrics.checks import runs
 
 # An entity's own Gaussian has D means and D (D + 1) / 2 covariances to estimate.
 ROWS_PER_CHANNEL = 5
@@ -57,7 +59,9 @@ class Entity(NamedTuple):
     pooled: bool
     ranges: Ranges  # [D] of `train` in the units of the file, without excluded rows
     missing: bool  # whether a value of these rows is missing
-    notes: tuple[str, ...] = ()  # on outliers in `train`
+    notes: tuple[str, ...] = ()  # on outliers and frozen stretches in `train`
+    # [D + 1] longest unchanged runs of the rows before calibration.
+    unchanged: np.ndarray = np.empty(0, np.int64)
 
     @property
     def name(self) -> str:
@@ -150,6 +154,9 @@ def prepare(
         if not pooled:
             own = fit_scaler(fit[index], method=scaler, dtype=dtype)
         used = _training_rows(train)
+        split, unchanged, still = _without_frozen(
+            train, split, window, max_gap, context
+        )
         entities.append(
             Entity(
                 train=train,
@@ -161,7 +168,8 @@ def prepare(
                 pooled=pooled,
                 ranges=ranges_of(used),
                 missing=any(has_missing(piece) for piece in used),
-                notes=notes[index],
+                notes=notes[index] + still,
+                unchanged=unchanged,
             )
         )
     _check_windows(entities, window, todo)
@@ -316,6 +324,35 @@ def _split(
     )
     whole = _stretches(series, max_gap)
     return Split(*(intersect(unfold(spans, remaining), whole) for spans in split))
+
+
+def _without_frozen(
+    series: Series, split: Split, window: int, max_gap: float, context: Sequence[str]
+) -> tuple[Split, np.ndarray, tuple[str, ...]]:
+    """The split without calibration rows that are frozen, by the runs of the rows before.
+
+    Also these runs, and notes on what is left out: such rows would move τ.
+    """
+    places = tuple(map(series.channels.index, context))
+    whole, values = _stretches(series, max_gap), series.values
+    before = kept(len(values), split.calibration)
+    longest = longest_unchanged(values, intersect(whole, before), places)
+    own = split.calibration
+    rows, notes = np.zeros(len(values), bool), []
+    for column, start, stop in frozen_stretches(values, own, longest, window=window):
+        rows[start:stop] = True
+        what = (
+            "all channels are"
+            if column == len(longest) - 1
+            else (f"{series.channels[column]} is")
+        )
+        notes.append(
+            f"{series.entity}: {what} unchanged from row {start} to {stop - 1} (from 0), "
+            f"at most {longest[column]} before: left out of calibration"
+        )
+    spans = np.stack(runs(rows), axis=1)
+    calibration = intersect(split.calibration, kept(len(values), spans))
+    return split._replace(calibration=calibration), longest, tuple(notes)
 
 
 def _stretches(series: Series, max_gap: float) -> np.ndarray:

@@ -127,20 +127,22 @@ def event_table(
 
     All arrays are `[N]`: times or row numbers, and scores, NaN where unknown. `explain`
     gives shares of the channels in the scores of some rows, `[K] -> [K, D]`; it is asked
-    once, for the peaks, and None names no channels.
+    once, and None names no channels.
 
     Columns: `entity`; `start` and `end`, the times of its first and last row in alarm;
     `severity`, its largest window score in units of τ, infinite where τ is not above 0
-    or the score is; `peak`, the time of the largest score of a row; `channels`, the
-    three with the largest contributions at the peak, joined by `;`. The peak may lie up
-    to L − 1 rows before `start`, since a window alarms after what it saw.
+    or the score is; `peak`, the time of the largest score among its rows; `channels`, the
+    three with the largest contributions, joined by `;`, where the score is largest in all
+    rows that its windows saw. These begin up to L − 1 rows before `start`, since a window
+    alarms after what it saw: a short cause may lie before the first row in alarm.
     """
     first, stop = events(alarm, gap=window).T
     highest = window_score[_largest(window_score, first, stop)].astype(np.float64)
-    peak = _largest(score, np.maximum(first - window + 1, 0), stop)
+    peak = _largest(score, first, stop)
     named = [""] * len(peak)
     if explain is not None and len(peak):
-        order = np.argsort(-explain(peak), axis=1, kind="stable")[:, :TOP]
+        cause = _largest(score, np.maximum(first - window + 1, 0), stop)
+        order = np.argsort(-explain(cause), axis=1, kind="stable")[:, :TOP]
         named = [";".join(channels[i] for i in own) for own in order]
     columns = {
         "entity": [entity] * len(peak),

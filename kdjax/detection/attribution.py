@@ -74,8 +74,11 @@ def attribution_matrix(gaussian: Gaussian, *, method: str) -> np.ndarray:
     whiten = np.asarray(gaussian.whiten, np.float64)
     if not whiten.size:  # a model that gives scores itself
         return gaussian.whiten
-    matrix: np.ndarray = _matrix(whiten, method, np, scipy.linalg.polar)
-    return matrix.astype(np.float32)
+    # Channels that were constant in training have zeros, as in W.
+    scored = np.ix_(whiten.any(axis=0), whiten.any(axis=0))
+    matrix = np.zeros(whiten.shape, np.float32)
+    matrix[scored] = _matrix(whiten[scored], method, np, scipy.linalg.polar)
+    return matrix
 
 
 def check_attribution(method: str) -> None:

@@ -12,12 +12,13 @@ Several processes (`kdjax.training.hosts`) share the validation windows; each sc
 calibration windows.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from kdjax.data.prepared import ROWS_PER_CHANNEL, Entity, Prepared
+from kdjax.data.prepared import ROWS_PER_CHANNEL, Entity, Prepared, training_ranges
 from kdjax.data.scaler import Scaler
 from kdjax.data.splits import folds, window_starts
 from kdjax.data.windowing import chunks, has_missing, scaled_pieces
@@ -31,6 +32,7 @@ from kdjax.detection.gaussian import (
     merge_shares,
     moments_of,
     shrinkage_share,
+    without_channels,
 )
 from kdjax.detection.scores import window_scores
 from kdjax.detection.thresholds import (
@@ -43,9 +45,13 @@ from kdjax.detection.thresholds import (
     needed,
     too_few_message,
 )
-from kdjax.errors import ConfigError, DataError
+from kdjax.errors import ConfigError, DataError, counted
 from kdjax.models.residual import ResidualModel, gives_scores, residual_names
 from kdjax.training import hosts
+
+# A residual model leaves nothing where its residuals deviate by so many roundings of the
+# rows to float32.
+ROUNDINGS = 8
 
 # Rounds of trimming: a new fit without the worst windows may rank others as worse.
 TRIM_ROUNDS = 2
@@ -63,6 +69,9 @@ class Calibration(NamedTuple):
     threshold_scores: tuple[np.ndarray, ...]
     notes: tuple[str, ...]  # which entities use pooled or shared parts
     floored: dict[str, list[str]]  # residuals with a deviation below the floor
+    # [E + 1, D] raw values of the channels that were constant in the rows behind each
+    # Gaussian and have no part in scores, NaN elsewhere; None of an older detector.
+    constant: np.ndarray | None = None
 
 
 class Rules(NamedTuple):
@@ -101,6 +110,10 @@ class _View(NamedTuple):
     # Starts [n] of the windows of the Gaussian and of τ, by fold.
     validation: tuple[np.ndarray, ...]
     calibration: tuple[np.ndarray, ...]
+
+
+class NothingLeft(ConfigError):
+    """The residuals of a model are rounding, so that their scores mean nothing."""
 
 
 class _Fit(NamedTuple):
@@ -148,20 +161,28 @@ def calibrate(
     """
     rules = rules._replace(threshold=rule_for(model.kind, rules.threshold))
     job, entities = _Job(model, prepared, rules, tuple(held_out)), prepared.entities
-    views = [_view(job, entity, entity.scaler) for entity in entities]
+    constant = constant_values(prepared, scope=rules.scope)
+    still = ~np.isnan(constant)
+    views = [
+        _view(job, entity, entity.scaler, own)
+        for entity, own in zip(entities, still[:-1], strict=True)
+    ]
     moments = [_moments(job, view) for view in views]
-    shared = _fit(job, views, moments)
+    shared = _fit(job, views, moments, still[-1])
     pooled, pooled_views = shared, views
-    same = [np.array_equal(e.scaler, prepared.pooled_scaler) for e in entities]
-    if not all(same):
-        pooled_views = [_view(job, e, prepared.pooled_scaler) for e in entities]
-        pooled = _fit(job, pooled_views, [_moments(job, view) for view in pooled_views])
+    scaler = prepared.pooled_scaler
+    if not all(np.array_equal(entity.scaler, scaler) for entity in entities):
+        pooled_views = [_view(job, entity, scaler, still[-1]) for entity in entities]
+        pooled_moments = [_moments(job, view) for view in pooled_views]
+        pooled = _fit(job, pooled_views, pooled_moments, still[-1])
     if rules.scope == "pooled":
         fits = [shared] * len(views)
     else:
         fits = [
-            pooled if entity.pooled else _fit(job, [view], [own])
-            for entity, view, own in zip(entities, views, moments, strict=True)
+            pooled if entity.pooled else _fit(job, [view], [own], at)
+            for entity, view, own, at in zip(
+                entities, views, moments, still[:-1], strict=True
+            )
         ]
     found = [_scores(job, *pair) for pair in zip(views, fits, strict=True)]
     scores, starts = zip(*found, strict=True)
@@ -200,7 +221,24 @@ def calibrate(
             for e, own in zip(entities, moments, strict=True)
             if any(part.n for part in own)
         },
+        constant=constant,
     )
+
+
+def constant_values(prepared: Prepared, *, scope: str) -> np.ndarray:
+    """`Calibration.constant`: by the ranges of the rows behind the Gaussian of each entity.
+
+    Where no channel moves, none is left out: nothing else could have a score.
+    """
+    low, high = training_ranges(prepared)
+    for place, entity in enumerate(prepared.entities):
+        if entity.pooled or scope == "pooled":
+            low[place], high[place] = low[-1], high[-1]
+    constant = np.where(low == high, low, np.nan)
+    constant[:, [*prepared.context]] = np.nan
+    moves = np.delete(np.isnan(constant), prepared.context, axis=1)
+    constant[~moves.any(axis=1)] = np.nan
+    return constant
 
 
 def point_pieces(
@@ -236,7 +274,7 @@ def _fold_starts(
     )
 
 
-def _view(job: _Job, entity: Entity, scaler: Scaler) -> _View:
+def _view(job: _Job, entity: Entity, scaler: Scaler, constant: np.ndarray) -> _View:
     """An entity's windows without the most abnormal ones in its moments.
 
     Concentration steps of FAST-MCD (Rousseeuw and Van Driessen, 1999) on whole windows.
@@ -258,7 +296,8 @@ def _view(job: _Job, entity: Entity, scaler: Scaler) -> _View:
         moments = merge_all(_moments(job, trimmed))
         if moments.n < ROWS_PER_CHANNEL * len(prepared.channels):
             break  # The entity uses the pooled Gaussian.
-        gaussian = _gaussian(job, moments, _share(job, [trimmed], moments))
+        share = _share(job, [trimmed], moments, constant)
+        gaussian = _gaussian(job, [trimmed], moments, constant, share)
         scores = _window_scores(job, job.model, view, gaussian, every)
         # NaN scores sort last and are left out first.
         mildest = every[np.sort(np.argsort(scores, kind="stable")[:kept])]
@@ -268,19 +307,29 @@ def _view(job: _Job, entity: Entity, scaler: Scaler) -> _View:
 
 
 def _fit(
-    job: _Job, views: Sequence[_View], moments: Sequence[Sequence[Moments]]
+    job: _Job,
+    views: Sequence[_View],
+    moments: Sequence[Sequence[Moments]],
+    constant: np.ndarray,
 ) -> _Fit:
-    """The Gaussian of all moments, by view and fold, and those without each fold."""
+    """The Gaussian of all moments, by view and fold, and those without each fold.
+
+    Channels that are `constant`, `[D]` bool, have no part in them.
+    """
     whole = merge_all([part for own in moments for part in own])
-    share = _share(job, views, whole)
-    gaussian, count = _gaussian(job, whole, share, views), len(moments[0])
+    share = _share(job, views, whole, constant)
+    gaussian = _gaussian(job, views, whole, constant, share)
+    count = len(moments[0])
     if count == 1 or not job.residuals:
         return _Fit(gaussian, (gaussian,) * max(count, len(views[0].calibration)))
     others = [
         merge_all([part for own in moments for part in (*own[:k], *own[k + 1 :])])
         for k in range(count)
     ]
-    without = [_gaussian(job, one, share) if one.n else gaussian for one in others]
+    without = (
+        _gaussian(job, (), own, constant, share) if own.n else gaussian
+        for own in others
+    )
     return _Fit(gaussian, tuple(without))
 
 
@@ -328,8 +377,13 @@ def _moments(job: _Job, view: _View) -> list[Moments]:
 
 
 def _gaussian(
-    job: _Job, moments: Moments, share: float | None, views: Sequence[_View] = ()
+    job: _Job,
+    views: Sequence[_View],
+    moments: Moments,
+    constant: np.ndarray,
+    share: float | None,
 ) -> Gaussian:
+    """The Gaussian of the residuals of channels that are not `constant`, `[D]` bool."""
     if not job.residuals:
         return Gaussian(np.zeros(0, np.float32), np.zeros((0, 0), np.float32))
     if not moments.n:
@@ -346,28 +400,70 @@ def _gaussian(
             "its last value: by a larger data.fill_limit on a grid (data.step), by "
             "data.missing=ffill elsewhere."
         )
-    return gaussian_from_moments(
-        moments,
+    if views:
+        _check_deviation(job, views, moments)
+    scored = _scored(job, constant)
+    found = gaussian_from_moments(
+        _of_channels(moments, scored),
         floor=job.rules.floor,
         ridge=job.rules.ridge,
-        channels=job.residuals,
+        channels=np.array(job.residuals)[scored].tolist(),
         shrinkage=share,
     )
+    return without_channels(found, moments.mean, scored)
 
 
-def _share(job: _Job, views: Sequence[_View], moments: Moments) -> float | None:
+def _scored(job: _Job, constant: np.ndarray) -> np.ndarray:
+    """Which residuals `[F]` are of channels that are scored and not constant."""
+    own = np.delete(~constant, job.model.context)
+    return np.tile(own, len(job.residuals) // len(own))  # of each component
+
+
+def _of_channels(moments: Moments, scored: np.ndarray) -> Moments:
+    scatter = moments.scatter[np.ix_(scored, scored)]
+    return Moments(moments.n, moments.mean[scored], scatter)
+
+
+def _share(
+    job: _Job, views: Sequence[_View], moments: Moments, constant: np.ndarray
+) -> float | None:
     """How far the covariance of all folds is shrunk."""
     method, floor = job.rules.shrinkage, job.rules.floor
     if method == "none" or not job.residuals or not moments.n:
         return None
+    scored = _scored(job, constant)
     pieces = (
-        piece
+        piece[..., scored]
         for view in views
         for starts in view.validation
         for piece in _residuals(job, view, starts, shared=False)
     )
     rows = sum(_distinct(job, view) for view in views)
-    return shrinkage_share(method, pieces, moments, floor=floor, rows=rows)
+    used = _of_channels(moments, scored)
+    return shrinkage_share(method, pieces, used, floor=floor, rows=rows)
+
+
+def _check_deviation(job: _Job, views: Sequence[_View], moments: Moments) -> None:
+    """Raises NothingLeft if the residuals of all channels deviate by rounding alone."""
+    largest, squares = float(moments.deviation.max()), [0.0]
+    if largest > 0.01:
+        return  # Rows are scaled to about 1.
+    for view in views:
+        own = view.rows, view.scaler, np.concatenate(view.validation)
+        for piece in scaled_pieces(*own, window=job.prepared.window):
+            rows = np.delete(piece.rows, job.model.context, axis=1)
+            moving = np.fmax.reduce(rows) > np.fmin.reduce(rows)
+            known = np.nan_to_num(rows[:, moving]).astype(np.float64)
+            squares += (known**2).mean(axis=0).tolist()
+    size = math.sqrt(max(squares))
+    if largest < ROUNDINGS * np.finfo(np.float32).eps * size:
+        count = counted(len(job.prepared.channels), "channel")
+        raise NothingLeft(
+            f"{job.model.kind} leaves nothing of {count} but rounding: its residuals "
+            f"deviate by {largest:.1g} at most, where scaled rows are of size {size:.1g}. "
+            "Use another detector, such as mahalanobis, or leave out channels that others "
+            "determine (data.ignore)."
+        )
 
 
 def _distinct(job: _Job, view: _View) -> int:

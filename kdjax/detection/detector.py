@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from kdjax.data.scaler import Scaler, apply_scaler
+from kdjax.data.scaler import Scaler, along, apply_scaler
 from kdjax.data.series import Ranges
 from kdjax.data.windowing import has_missing
 from kdjax.detection.attribution import attribution_matrix, split_deviations
@@ -26,6 +26,7 @@ from kdjax.detection.thresholds import Threshold
 from kdjax.errors import DataError
 from kdjax.io.processes import check_not_forked
 from kdjax.models.baselines import BASELINES
+from kdjax.models.classifier import holding
 from kdjax.models.model import Params, fill_missing
 from kdjax.models.residual import (
     ResidualModel,
@@ -68,6 +69,11 @@ class Detector(NamedTuple):
         attribution: method of contributions, see `kdjax.detection.attribution`.
         min_duration: consecutive rows above τ before an alarm.
         cooldown: rows after an alarm in which none begins.
+        constant: raw values of the channels that were constant in training, `[E + 1, D]`,
+            NaN elsewhere; they have no part in scores. None for detectors of before.
+        unchanged: most training rows in which each channel, and last all of them, kept
+            their values, `[E + 1, D + 1]`; 0 where that is not watched, None for nowhere.
+        no_data: whether a gap in time is an event.
     """
 
     model: ResidualModel
@@ -88,6 +94,9 @@ class Detector(NamedTuple):
     attribution: str = "correlation"
     min_duration: int = 1
     cooldown: int = 0
+    constant: np.ndarray | None = None
+    unchanged: np.ndarray | None = None
+    no_data: bool = False
 
     @property
     def context(self) -> tuple[str, ...]:
@@ -128,6 +137,24 @@ def gaussian_of(detector: Detector, index: int) -> Gaussian:
     return Gaussian(*(field[index] for field in detector.gaussians))
 
 
+def model_of(detector: Detector, index: int) -> ResidualModel:
+    """The model, as `held_model`, for the index from `entity_index`."""
+    constant = None if detector.constant is None else detector.constant[index]
+    return held_model(detector.model, scaler_of(detector, index), constant)
+
+
+def held_model(
+    model: ResidualModel, scaler: Scaler, constant: np.ndarray | None
+) -> ResidualModel:
+    """A model by which raw constant channels `[D]`, NaN elsewhere, have no part in scores.
+
+    Where scores come from residuals, the Gaussian sees to that.
+    """
+    if constant is None or not gives_scores(model.kind):
+        return model
+    return model._replace(params=holding(model.params, apply_scaler(scaler, constant)))
+
+
 def score_windows(
     detector: Detector,
     index: int,
@@ -163,12 +190,13 @@ def score_batches(
     With `explain` batches are `Explained`.
     """
     gaussian = gaussian_of(detector, index)
-    common: tuple[Any, ...] = (detector.model.params, gaussian)
+    model = model_of(detector, index)
+    common: tuple[Any, ...] = (model.params, gaussian)
     if explain:
         common += (attribution_matrix(gaussian, method=detector.attribution),)
     return _map(
         point_scorer,
-        detector.model,
+        model,
         common,
         values,
         starts,
@@ -226,7 +254,7 @@ def stream_detector(
     the other options are those of `StreamDetector`.
     """
     index = entity_index(detector, entity)
-    model, scaler = detector.model, scaler_of(detector, index)
+    model, scaler = model_of(detector, index), scaler_of(detector, index)
     gaussian = gaussian_of(detector, index)
     attribution = attribution_matrix(gaussian, method=detector.attribution)
 
@@ -308,7 +336,11 @@ def _own_scorer(form: ResidualModel, missing: bool) -> WindowFunction:
         filled, observed = fill_missing(windows) if missing else (windows, None)
         points = own(params, filled, form.context)
         if observed is not None:
-            points = jnp.where(_scored(observed, form).any(axis=-1), points, jnp.nan)
+            seen = observed
+            if "moving" in params:
+                seen &= along(params["moving"] > 0, seen)
+            seen = _scored(seen, form)
+            points = jnp.where(seen.any(axis=-1), points, jnp.nan)
         if not attribution:
             return points
         return Explained(points, contributions(params, filled, form.context))  # type: ignore[arg-type]

@@ -12,7 +12,9 @@ with s = max(σ, floor) and S = diag(s):
     W = L⁻¹ S⁻¹
 
 WᵀW is the inverse in Eq. 1, and a_t = ‖W(e_t − μ)‖² is never negative. An error of
-`floor` in a channel that never moved counts as one standard deviation.
+`floor` in a channel that hardly moved counts as one standard deviation. A channel that was
+constant in the training rows has no part in a_t: its row and column of W are 0
+(`without_channels`).
 """
 
 import functools
@@ -239,6 +241,18 @@ def gaussian_from_moments(
             "out."
         )
     return Gaussian(moments.mean.astype(np.float32), whiten.astype(np.float32))
+
+
+def without_channels(
+    gaussian: Gaussian, mean: np.ndarray, scored: np.ndarray
+) -> Gaussian:
+    """A Gaussian of the scored of D residuals (`[D]` bool) as one of all, with mean `[D]`.
+
+    a_t is that of the scored ones alone, since W has zeros elsewhere.
+    """
+    whiten = np.zeros((len(scored), len(scored)), np.float32)
+    whiten[np.ix_(scored, scored)] = gaussian.whiten
+    return Gaussian(mean.astype(np.float32), whiten)
 
 
 def standardised_covariance(moments: Moments, *, floor: float) -> np.ndarray:

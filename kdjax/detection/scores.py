@@ -27,7 +27,7 @@ def point_scores(
         gaussian: from `fit_gaussian`.
         errors: residuals e, `[…, D]`.
         observed: `[…, D]` bool; a_t is the distance of the observed channels alone,
-            and NaN in rows without any. None: all are observed.
+            and NaN in rows without any that has a part in it. None: all are observed.
 
     >>> gaussian = Gaussian(np.zeros(2, np.float32), np.eye(2, dtype=np.float32))
     >>> point_scores(gaussian, jnp.array([[3.0, 4.0]]))
@@ -55,7 +55,8 @@ def scores_of(
     scores = jnp.where(jnp.isnan(scores), jnp.inf, scores)
     if observed is None:
         return scores
-    return jnp.where(observed.any(axis=-1), scores, jnp.nan)
+    scored = along((jnp.asarray(gaussian.whiten) != 0).any(axis=0), observed)
+    return jnp.where((observed & scored).any(axis=-1), scores, jnp.nan)
 
 
 def _completed(gaussian: Gaussian, deviations: Array, observed: Array) -> Array:
@@ -68,6 +69,7 @@ def _completed(gaussian: Gaussian, deviations: Array, observed: Array) -> Array:
     whiten = jnp.asarray(gaussian.whiten)
     precision = jnp.matmul(whiten.T, whiten, precision="highest")
     root = jnp.sqrt(jnp.diag(precision))
+    root = jnp.where(root > 0, root, 1.0)  # 0 for a channel that is not scored
     scaled = precision / (root[:, None] * root[None])
     root = along(root, deviations)
     missing = ~observed

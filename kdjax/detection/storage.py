@@ -32,6 +32,7 @@ from kdjax.detection.gaussian import Gaussian
 from kdjax.detection.stream_rules import (
     PLAN_CHECKS,
     as_amount,
+    as_flag,
     as_names,
     as_number,
     as_text,
@@ -57,10 +58,12 @@ SCHEMA = 2
 _NUMBERS = ("window", "stride", "allowed_points", "max_gap", "step")
 _RULE = ("min_duration", "cooldown")
 # Fields of `Detector` in detector.json, where `attribution` is called `blame`.
-_FIELDS = ("channels", *_NUMBERS, "attribution", *_RULE, "entities", "context")
+_FIELDS = (
+    "channels", *_NUMBERS, "attribution", *_RULE, "entities", "context", "no_data",
+)  # fmt: skip
 _NAMES = {field: field for field in _FIELDS} | {"attribution": "blame"}
 # Those that older detectors lack; `Detector` has their defaults.
-_SINCE_2 = ("step", "blame", "min_duration", "cooldown", "context")
+_SINCE_2 = ("step", "blame", "min_duration", "cooldown", "context", "no_data")
 
 # Errors that JSON, numpy and wrong contents raise.
 _UNREADABLE = (
@@ -225,8 +228,9 @@ def _arrays(detector: Detector) -> dict[str, np.ndarray]:
     }
     if detector.ranges is not None:
         tree["range"] = detector.ranges._asdict()
-    if detector.reference is not None:
-        tree["reference"] = detector.reference
+    for name in ("reference", "constant", "unchanged"):
+        if (values := getattr(detector, name)) is not None:
+            tree[name] = values
     tree["scaler"] = detector.scalers._asdict()
     tree["normal"] = detector.gaussians._asdict()
     tree["params"] = detector.model.params
@@ -263,6 +267,8 @@ def _detector(
         ranges=ranges and Ranges(ranges["low"], ranges["high"]),
         calibration=tuple(scores[str(place)] for place in range(len(scores))),
         reference=arrays.get("reference"),
+        constant=arrays.get("constant"),
+        unchanged=arrays.get("unchanged"),
     )
 
 
@@ -308,6 +314,13 @@ def check_detector(detector: Detector) -> None:
     # Channels without a value have no range, and scores may be infinite.
     for values in detector.ranges or ():
         _check_floats(values, (places, width), "range")
+    if detector.constant is not None:
+        _check_floats(detector.constant, (places, width), "constant")
+    if (runs := detector.unchanged) is not None:
+        whole = runs.dtype == np.int64 and runs.shape == (places, width + 1)
+        if not whole or (runs < 0).any():
+            raise ValueError(f"unchanged is {runs.dtype} of shape {runs.shape}")
+    as_flag(detector.no_data)
     if detector.reference is not None:
         _check_floats(detector.reference, (len(detector.reference), width), "reference")
     if detector.calibration and len(detector.calibration) != places:

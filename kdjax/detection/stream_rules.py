@@ -44,6 +44,9 @@ class Plan(NamedTuple):
     dtype: str = "float32"  # of the rows that the detector takes, or `float64`
     reading: Reading = Reading()
     context: tuple[str, ...] = ()
+    constant: tuple[float | None, ...] = ()  # a value a channel, None where it moves
+    unchanged: tuple[int, ...] = ()  # longest runs of each channel, and of all
+    no_data: bool = False
 
 
 def plan_of(detector: "Detector", index: int) -> Plan:
@@ -74,7 +77,21 @@ def plan_of(detector: "Detector", index: int) -> Plan:
         dtype=detector.scalers.offset.dtype.name,
         reading=reading_of(detector),
         context=detector.context,
+        constant=_constants(detector, index),
+        unchanged=(
+            ()
+            if detector.unchanged is None
+            else tuple(detector.unchanged[index].tolist())
+        ),
+        no_data=detector.no_data,
     )
+
+
+def _constants(detector: "Detector", index: int) -> tuple[float | None, ...]:
+    if detector.constant is None or np.isnan(detector.constant[index]).all():
+        return ()
+    values = detector.constant[index].tolist()
+    return tuple(None if math.isnan(value) else value for value in values)
 
 
 def plan_by(plan: Plan, given: Mapping[str, Any]) -> Plan:
@@ -117,6 +134,9 @@ def plan_from_json(text: str) -> Plan:
         plan = Plan(**{name: PLAN_CHECKS[name](found[name]) for name in Plan._fields})
         if plan.allowed_points >= plan.window:
             raise ValueError("allowed_points is not below window")
+        for name, more in (("constant", 0), ("unchanged", 1)):
+            if len(getattr(plan, name)) not in (0, len(plan.channels) + more):
+                raise ValueError(f"{name} is not of these channels")
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         raise ArtifactError(
             f"this is no stream plan of kdjax ({error}): export the detector again."
@@ -176,6 +196,17 @@ def _dtype(value: Any) -> str:
     return str(value)
 
 
+def _as_constants(value: Any) -> tuple[float | None, ...]:
+    return tuple(None if one is None else as_number(one) for one in value)
+
+
+def as_flag(value: Any) -> bool:
+    """The value if it is true or false."""
+    if type(value) is not bool:
+        raise TypeError(f"{value!r} is neither true nor false")
+    return value
+
+
 def _reading(value: Any) -> Reading:
     if isinstance(value, Reading):  # the default
         return value
@@ -220,4 +251,7 @@ PLAN_CHECKS: dict[str, Callable[[Any], Any]] = {
     "dtype": _dtype,
     "reading": _reading,
     "context": lambda value: as_names(value) if value else (),
+    "constant": _as_constants,
+    "unchanged": lambda value: tuple(map(as_count(0), value)),
+    "no_data": as_flag,
 }

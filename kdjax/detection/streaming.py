@@ -20,9 +20,30 @@ from kdjax.data.grid import fill_forward
 from kdjax.data.raw import as_array
 from kdjax.data.schema import Reading
 from kdjax.data.times import WHOLE, iso_time
+from kdjax.data.unchanged import (
+    Unchanged,
+    frozen_limits,
+    next_unchanged,
+    start_unchanged,
+)
 from kdjax.detection.alarming import TOP, AlarmRule, AlarmState, next_alarm
 from kdjax.detection.cadence import ENOUGH, STEPS, check_cadence, is_other
 from kdjax.detection.false_alarms import Drift, drift, p_values
+from kdjax.detection.occurrences import (
+    ALL,
+    FROZEN,
+    MOVED,
+    NO_DATA,
+    SCORE,
+    Event,
+    Peak,
+    after_row,
+    event_id,
+    has_moved,
+    message,
+    packed,
+    unpacked,
+)
 from kdjax.detection.rolling import (
     Adaptive,
     adapt,
@@ -41,7 +62,7 @@ from kdjax.detection.stream_rules import (
 from kdjax.errors import ArtifactError, ConfigError, DataError, counted
 from kdjax.io.files import check_schema, kdjax_version
 
-SCHEMA = 2  # of states; those of schema 1 have no `before`
+SCHEMA = 3  # of states; those of schema 1 have no `before`, of 2 no events
 
 # Windows without a common row whose scores `drift` compares.
 WATCHED = 100
@@ -110,6 +131,15 @@ class WindowResult(NamedTuple):
     contributions: np.ndarray | None = None
 
 
+class Watch(NamedTuple):
+    """What a stream remembers of its events."""
+
+    said: Any = None  # the time of the last row as events write it
+    unchanged: Unchanged = start_unchanged(0, np.float32)
+    alarm: Event | None = None  # of kind `score`
+    others: tuple[Event, ...] = ()
+
+
 class Position(NamedTuple):
     """Where a stream stands after a row."""
 
@@ -119,6 +149,7 @@ class Position(NamedTuple):
     alarm: AlarmState = AlarmState()
     last_values: np.ndarray = np.empty(0)  # [D], NaN for none; for `fill_forward`
     ages: np.ndarray = np.empty(0)  # [D], rows since
+    watch: Watch = Watch()
 
 
 class StreamRow(NamedTuple):
@@ -136,6 +167,8 @@ class StreamRow(NamedTuple):
     # Whether the row before was ahead of its time: this one is earlier, and the stream
     # goes on without that one.
     taken_back: bool = False
+    # Events that began or ended with the row, see `kdjax.detection.occurrences`.
+    events: tuple[Mapping[str, Any], ...] = ()
 
 
 class StreamDetector:
@@ -175,6 +208,7 @@ class StreamDetector:
                 "move τ: give one of them."
             )
         self.plan = plan
+        self.entity = plan.entity  # by which events are named
         self.moves = bool(adaptive_step or rolling)
         # Version 0.1.0 filled no cells; its states go on. Names of columns don't count.
         own = plan._replace(fill_limit=0, reading=Reading(step=plan.reading.step))
@@ -189,8 +223,17 @@ class StreamDetector:
         self._buffer = np.zeros((2 * plan.window, len(plan.channels)), plan.dtype)
         self.rows = 0  # accepted ones
         width = len(plan.channels)
+        constant = np.array(plan.constant or [None] * width, plan.dtype)
+        self._still = np.flatnonzero(~np.isnan(constant))
+        self._constant = constant[self._still]
+        longest = np.array(plan.unchanged or [0] * (width + 1))
+        self._columns = np.flatnonzero(longest[:-1])
+        self._longest = longest[[*self._columns, -1]]
+        self._limits = frozen_limits(self._longest, window=plan.window)
         self._start = Position(
-            last_values=np.full(width, np.nan, plan.dtype), ages=np.zeros(width, int)
+            last_values=np.full(width, np.nan, plan.dtype),
+            ages=np.zeros(width, int),
+            watch=Watch(unchanged=start_unchanged(len(self._columns), plan.dtype)),
         )
         self._at = self._start
         # The position before a gap behind which only one row has come.
@@ -208,7 +251,11 @@ class StreamDetector:
             self._adaptive = start_rolling(known, rolling)
 
     def update(
-        self, row: Sequence[float] | np.ndarray | Mapping[str, float], time: Any = None
+        self,
+        row: Sequence[float] | np.ndarray | Mapping[str, float],
+        time: Any = None,
+        *,
+        said: Any = None,
     ) -> StreamRow:
         """Scores the next row.
 
@@ -217,6 +264,7 @@ class StreamDetector:
                 value is missing.
             time: a number, a datetime or a text of one, later than that of the row before;
                 None for all rows or for none.
+            said: how events write the time; by default as a text or a number.
 
         Raises:
             DataError: channels are missing or unknown, a value is infinite or no
@@ -225,7 +273,8 @@ class StreamDetector:
         values = self._values(row)
         instant = parse_timestamp(time)
         at, fresh = self._base(instant)
-        self._check_step(at, instant)
+        said = _said(time, instant, self.rows) if said is None else said
+        self._check_step(at, instant, said)
         taken_back = at is self._before
         self._before = at if fresh and at.run else None
         self._refused = (Timestamp("", 0), 0)
@@ -243,13 +292,36 @@ class StreamDetector:
         self.rows += 1
         score = window_score = math.nan
         tau = self.plan.tau if self._adaptive is None else adaptive_tau(self._adaptive)
+        found = None
         if run >= length:
             found = self._score(window)
             score, window_score = float(found.points[-1]), found.window_score
             if not math.isnan(window_score):
                 self._follow(window_score, run - length)
         state, alarm = next_alarm(at.alarm, window_score > tau, self._rule)
-        self._at = Position(instant, at.taken + 1, run, state, last_values, ages)
+
+        def peak(named: bool) -> Peak:
+            channels = self._top_channels(window, found, -1) if named else ()
+            severity = window_score / tau if tau > 0 else math.inf
+            known = (-math.inf if math.isnan(v) else v for v in (score, severity))
+            return Peak(next(known), said, channels, next(known))
+
+        watch, events = at.watch, list[Mapping[str, Any]]()
+        if taken_back:
+            events += self._ended_with(watch)
+        watch = self._watched(watch, events, values, (at, instant, said, fresh))
+        alarm_event, changed = after_row(
+            watch.alarm,
+            alarm,
+            peak,
+            window=length,
+            begin=lambda first: Event(
+                self._id(SCORE, instant), SCORE, "", said, end=said, peak=first
+            ),
+        )
+        events += [message(event, self.entity, end) for event, end in changed]
+        watch = watch._replace(said=said, alarm=alarm_event)
+        self._at = Position(instant, at.taken + 1, run, state, last_values, ages, watch)
         known = not (math.isnan(score) or math.isnan(window_score))
         word = "anomaly" if alarm else "normal" if known else "unknown"
         return StreamRow(
@@ -262,7 +334,107 @@ class StreamDetector:
             tau,
             self._top_channels(window, found) if alarm else (),
             taken_back,
+            tuple(events),
         )
+
+    def silent(self, seconds: float) -> tuple[Mapping[str, Any], ...]:
+        """Events that begin since no row has come for so many seconds.
+
+        Only rows with dates tell: that times are numbers doesn't say of what.
+        """
+        plan, at = self.plan, self._at
+        dated = at.last.clock in ("local", "zoned")
+        known = any(event.kind == NO_DATA for event in at.watch.others)
+        wait = plan.max_gap * plan.step
+        if not (plan.no_data and dated and wait) or known or seconds <= wait:
+            return ()
+        event = self._no_data(at)
+        watch = at.watch._replace(others=(*at.watch.others, event))
+        self._at = at._replace(watch=watch)
+        return (message(event, self.entity),)
+
+    def finish(self) -> tuple[Mapping[str, Any], ...]:
+        """Ends the events that are open, where no row follows; but for missing data."""
+        watch = self._at.watch
+        ended = [event for event in (watch.alarm, *watch.others) if event]
+        ended = [event for event in ended if event.kind != NO_DATA]
+        self._at = self._at._replace(watch=watch._replace(alarm=None, others=()))
+        return tuple(message(event, self.entity, event.end) for event in ended)
+
+    def _id(self, kind: str, instant: Timestamp, subject: str = "") -> str:
+        """The id of an event that begins now: rows without times count."""
+        start = instant.value if instant.clock else self.rows - 1
+        return event_id(self.entity, kind, start, subject)
+
+    def _no_data(self, at: Position) -> Event:
+        name, said = self._id(NO_DATA, at.last), at.watch.said
+        return Event(name, NO_DATA, "", said, f"no data since {said}")
+
+    def _ended_with(self, watch: Watch) -> list[Mapping[str, Any]]:
+        """Ends of the events that a row began which is taken back."""
+        before = {event.id for event in (watch.alarm, *watch.others) if event}
+        return [
+            message(event, self.entity, event.end)
+            for event in self._at.watch.others
+            if event.id not in before and event.kind != NO_DATA
+        ]
+
+    def _watched(
+        self,
+        watch: Watch,
+        events: list[Mapping[str, Any]],
+        values: np.ndarray,
+        row: tuple[Position, Timestamp, Any, bool],
+    ) -> Watch:
+        """The state after a row's values, but for alarms; `events` gets what changed."""
+        plan, (at, instant, said, fresh) = self.plan, row
+        if not (fresh or watch.others or len(self._columns) or len(self._still)):
+            return watch  # for speed: nothing can have happened
+        open_ = {(event.kind, event.subject): event for event in watch.others}
+        silent = open_.pop((NO_DATA, ""), None)
+        later = instant.clock == at.last.clock != "" and instant > at.last
+        if silent or (plan.no_data and later and self._is_gap(at.last, instant)):
+            event = silent or self._no_data(at)
+            events += [] if silent else [message(event, self.entity)]
+            events.append(message(event, self.entity, said))
+        if fresh:
+            gone = [key for key in open_ if key[0] == FROZEN]
+            ended = [*filter(None, [watch.alarm]), *map(open_.pop, gone)]
+            events += [message(event, self.entity, event.end) for event in ended]
+            watch = watch._replace(alarm=None, unchanged=self._start.watch.unchanged)
+        unchanged = watch.unchanged
+        if len(self._columns):
+            unchanged = next_unchanged(unchanged, values[self._columns])
+        runs, begun = unchanged.runs, list[Event]()
+        over = runs > self._limits
+        held = values[self._still]
+        away = has_moved(self._constant, held) if len(held) else np.zeros(0, bool)
+        if open_ or over.any() or away.any():
+            now: dict[tuple[str, str], str] = {}
+            places = (*self._columns, len(plan.channels))
+            for place in np.flatnonzero(over).tolist():
+                key = FROZEN, (*plan.channels, ALL)[places[place]]
+                if key in open_ or key[1] == ALL or not over[-1]:
+                    now[key] = (
+                        f"unchanged for {runs[place]} rows, at most "
+                        f"{self._longest[place]} in training"
+                    )
+            for place, column in enumerate(self._still):
+                key = MOVED, plan.channels[column]
+                if away[place] or (key in open_ and np.isnan(held[place])):
+                    usual = self._constant[place]
+                    now[key] = f"constant at {usual:g} in training, now {held[place]:g}"
+            for key in [key for key in open_ if key not in now]:
+                event = open_.pop(key)
+                events.append(message(event, self.entity, event.end))
+            for key, text in now.items():
+                known = open_.get(key)
+                name = self._id(key[0], instant, key[1])
+                event = known or Event(name, *key, said, text)
+                open_[key] = event._replace(end=said)
+                begun += [] if known else [event]
+        events += [message(event, self.entity) for event in begun]
+        return watch._replace(unchanged=unchanged, others=tuple(open_.values()))
 
     @property
     def last(self) -> Timestamp:
@@ -307,10 +479,11 @@ class StreamDetector:
             count = as_count(0)
             rows, run = count(state["rows"]), count(state["run"])
             kept = _unpacked(state["buffer"], self.plan.dtype).reshape(-1, width)
-            at, needed = self._restored(state, rows), run
-            before = state["before"] if state["schema"] > 1 else None
+            schema = state["schema"]
+            at, needed = self._restored(state, rows, schema), run
+            before = state["before"] if schema > 1 else None
             if before is not None:
-                before = self._restored(before, rows - 1)
+                before = self._restored(before, rows - 1, schema)
                 needed = before.run + 1
             watched = [as_number(p) for p in state["p_values"]]
             if len(kept) != min(needed, window) or needed > rows or run > needed:
@@ -340,18 +513,24 @@ class StreamDetector:
         self._adaptive = adaptive
 
     def _saved(self, at: Position) -> dict[str, Any]:
+        watch = at.watch
         found: dict[str, Any] = {
             "run": at.run,
             "clock": at.last.clock,
             "time": at.last.value,
             "alarm": list(at.alarm),
+            "said": watch.said,
+            "last_known": _packed(watch.unchanged.last),
+            "unchanged": watch.unchanged.runs.tolist(),
+            "event": watch.alarm and packed(watch.alarm),
+            "others": [packed(event) for event in watch.others],
         }
         if self.plan.fill_limit:
             found["last_values"] = _packed(at.last_values)
             found["ages"] = at.ages.tolist()
         return found
 
-    def _restored(self, saved: Mapping[str, Any], taken: int) -> Position:
+    def _restored(self, saved: Mapping[str, Any], taken: int, schema: int) -> Position:
         """The position that `_saved` gave."""
         count = as_count(0)
         run, active, rest = map(count, saved["alarm"])
@@ -361,6 +540,19 @@ class StreamDetector:
             run=count(saved["run"]),
             alarm=AlarmState(run, active, rest),
         )
+        if schema > 2:
+            last = _unpacked(saved["last_known"], self.plan.dtype)
+            runs = np.array([count(run) for run in saved["unchanged"]], np.int64)
+            if len(last) != len(self._columns) or len(runs) != len(last) + 1:
+                raise ValueError("it has values of other channels")
+            event = saved["event"]
+            watch = Watch(
+                saved["said"],
+                Unchanged(last, runs),
+                event and unpacked(event),
+                tuple(map(unpacked, saved["others"])),
+            )
+            at = at._replace(watch=watch)
         if not self.plan.fill_limit or "last_values" not in saved:
             return at  # of version 0.1.0
         values = _unpacked(saved["last_values"], self.plan.dtype)
@@ -435,7 +627,7 @@ class StreamDetector:
             "rows that came twice or late."
         )
 
-    def _check_step(self, at: Position, instant: Timestamp) -> None:
+    def _check_step(self, at: Position, instant: Timestamp, said: Any) -> None:
         """Refuses a row at another step than in training if most have that step."""
         step, times = self.plan.step, self._times
         last, clock = at.last, instant.clock
@@ -452,7 +644,9 @@ class StreamDetector:
         try:
             check_cadence(time, step)
         except DataError as error:
-            self._at, self._before = at._replace(last=instant, run=0), None
+            watch = at.watch._replace(said=said)
+            self._at = at._replace(last=instant, run=0, watch=watch)
+            self._before = None
             raise DataError(f"row {self.rows}: {error}") from None
 
     def _is_gap(self, last: Timestamp, later: Timestamp) -> bool:
@@ -470,16 +664,33 @@ class StreamDetector:
             p = p_values(self._calibration, np.array([window_score]))
             self._p_values.append(float(p[0]))
 
-    def _top_channels(self, window: np.ndarray, found: WindowResult) -> tuple[str, ...]:
+    def _top_channels(
+        self, window: np.ndarray, found: WindowResult | None, place: int | None = None
+    ) -> tuple[str, ...]:
+        """Those that contribute most to a row of the window, by default to its largest a_t."""
+        if found is None:
+            return ()
         parts = found.contributions
         if parts is None and self._explain is not None:
             parts = self._explain(window)
         if parts is None:
             return ()
-        peak = int(np.nanargmax(found.points))
+        peak = int(np.nanargmax(found.points)) if place is None else place
         order = np.argsort(-parts[peak], kind="stable")
         names = [self.plan.channels[place] for place in order]
         return tuple(name for name in names if name not in self.plan.context)[:TOP]
+
+
+def _said(time: Any, instant: Timestamp, row: int) -> Any:
+    """A time as events write it: a text, a number, or the row's number."""
+    if not instant.clock:
+        return row
+    if isinstance(time, str) or instant.clock == "number":
+        return time if isinstance(time, str) else instant.value
+    if isinstance(time, Timestamp):
+        zone = "UTC" if instant.clock == "zoned" else None
+        time = pd.Timestamp(instant.value, tz=zone)
+    return pd.Timestamp(time).isoformat()
 
 
 def as_timestamp(clock: Any, value: Any) -> Timestamp:

@@ -10,6 +10,7 @@ from kdjax.data.readers import match_channels
 from kdjax.data.series import Series
 from kdjax.data.splits import cover_starts, intersect, kept, segments
 from kdjax.data.times import format_times
+from kdjax.data.unchanged import frozen_events, frozen_limits
 from kdjax.data.windowing import (
     add_scores,
     empty_sums,
@@ -17,11 +18,21 @@ from kdjax.data.windowing import (
     mean_of_sums,
     window_labels,
 )
-from kdjax.detection.alarming import AlarmRule, event_table, row_alarms
+from kdjax.detection.alarming import AlarmRule, event_table, events, row_alarms
 from kdjax.detection.cadence import check_cadence, other_rows
 from kdjax.detection.detector import Detector, entity_index, score_batches
+from kdjax.detection.occurrences import (
+    ALL,
+    FROZEN,
+    MOVED,
+    NO_DATA,
+    SCORE,
+    event_id,
+    has_moved,
+)
 from kdjax.detection.scores import window_scores
 from kdjax.errors import DataError, counted
+from kdjax.metrics.checks import runs
 
 STATES = ("normal", "anomaly", "unknown")  # by their codes in `score_table`
 CONTRIBUTION = "contribution:"
@@ -105,7 +116,10 @@ def score_events(
 ) -> pd.DataFrame:
     """The alarms of a score table as events; see `kdjax.detection.alarming.event_table`.
 
-    `table` is from `score_table` with the same other arguments.
+    `table` is from `score_table` with the same other arguments. Further columns are `id`
+    and `kind`, see `kdjax.detection.occurrences`. Events of other kinds than `score` have
+    no severity, and their start as peak. A `no_data` event reaches from the last row before
+    a gap to the first behind.
     """
     index = entity_index(detector, entity)
     series = match_channels(series, detector.channels)
@@ -116,8 +130,9 @@ def score_events(
         parts = explain_rows(detector, index, values, starts, rows, first=first)
         return np.delete(parts, detector.model.context, axis=1)
 
-    return event_table(
-        table["alarm"].to_numpy() > 0,
+    alarm = table["alarm"].to_numpy() > 0
+    found = event_table(
+        alarm,
         entity=series.entity,
         time=table["time"].array,
         window_score=table["window_score"].to_numpy(),
@@ -126,6 +141,68 @@ def score_events(
         window=detector.window,
         explain=explain,
         channels=np.delete(detector.channels, detector.model.context).tolist(),
+    )
+    first, last = events(alarm, gap=detector.window).T
+    spans = [(SCORE, "", *own) for own in zip(first, last - 1, strict=True)]
+    others = _other_events(detector, index, series)
+    time, rows = table["time"].array, np.array([one[2:] for one in others], int)
+    rows = rows.reshape(-1, 2)
+    further = {
+        "entity": [series.entity] * len(others),
+        "start": time[rows[:, 0]],
+        "end": time[rows[:, 1]],
+        "severity": np.full(len(others), np.nan),
+        "peak": time[rows[:, 0]],
+        "channels": [subject for _, subject, *_ in others],
+    }
+    every, frames = [*spans, *others], [found, pd.DataFrame(further)]
+    found = pd.concat([frame for frame in frames if len(frame)] or frames[:1])
+    instants = np.arange(len(table)) if series.time is None else series.time
+    if instants.dtype.kind == "M":
+        instants = instants.astype("M8[ns]").astype(np.int64)
+    found["id"] = [
+        event_id(series.entity, kind, instants[start], subject)
+        for kind, subject, start, _ in every
+    ]
+    found["kind"] = [kind for kind, *_ in every]
+    found = found.astype({"entity": str, "channels": str, "id": str, "kind": str})
+    order = np.argsort([one[2] for one in every], kind="stable")
+    return found.iloc[order].reset_index(drop=True)
+
+
+def _other_events(
+    detector: Detector, index: int, series: Series
+) -> list[tuple[str, str, int, int]]:
+    """Kind, channel, first and last row of the events that need no score."""
+    spans, values = usable_spans(detector, series), series.values
+    names, found = (*detector.channels, ALL), []
+    if detector.unchanged is not None:
+        limits = frozen_limits(detector.unchanged[index], window=detector.window)
+        for column, start, stop in frozen_events(values, spans, limits):
+            found.append((FROZEN, names[column], start, stop - 1))
+    if detector.constant is not None:
+        used = np.concatenate([np.arange(start, stop) for start, stop in spans])
+        for column in np.flatnonzero(~np.isnan(detector.constant[index])).tolist():
+            own = values[used, column]
+            away = has_moved(detector.constant[index, column].astype(own.dtype), own)
+            # A missing value is taken for the one before.
+            known = pd.Series(away).where(~np.isnan(own)).ffill().eq(True)
+            for start, stop in zip(*runs(known.to_numpy()), strict=True):
+                own_rows = int(used[start]), int(used[stop - 1])
+                found.append((MOVED, names[column], *own_rows))
+    if detector.no_data and detector.step and series.time is not None:
+        options = {"max_gap": detector.max_gap, "step": detector.step}
+        for start in segments(series.time, len(values), **options)[1:, 0].tolist():
+            found.append((NO_DATA, "", start - 1, start))
+    return found
+
+
+def usable_spans(detector: Detector, series: Series) -> np.ndarray:
+    """Spans of rows `[S, 2]` without a gap, at the step of training, and not excluded."""
+    rows, other = len(series.values), other_rows(series.time, detector.step)
+    return intersect(
+        intersect(kept(rows, series.excluded), kept(rows, np.c_[other, other + 1])),
+        segments(series.time, rows, max_gap=detector.max_gap, step=detector.step),
     )
 
 
@@ -139,11 +216,7 @@ def find_windows(detector: Detector, series: Series, *, causal: bool) -> Windows
     rows, window = len(series.values), detector.window
     check_precision(detector, series.values.dtype)
     check_cadence(series.time, detector.step)
-    other = other_rows(series.time, detector.step)
-    spans = intersect(
-        intersect(kept(rows, series.excluded), kept(rows, np.c_[other, other + 1])),
-        segments(series.time, rows, max_gap=detector.max_gap, step=detector.step),
-    )
+    spans = usable_spans(detector, series)
     if (spans[:, 1] - spans[:, 0]).max(initial=0) < window:
         step = f" (rows are expected every {detector.step:g})" if detector.step else ""
         raise DataError(

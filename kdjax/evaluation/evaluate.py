@@ -21,17 +21,19 @@ from kdjax.data.times import format_times, time_text
 from kdjax.detection import false_alarms
 from kdjax.detection.calibration import (
     Calibration,
+    NothingLeft,
     Rules,
     calibrate,
     point_pieces,
     rule_for,
 )
+from kdjax.detection.detector import held_model
 from kdjax.detection.false_alarms import FOREIGN, MeasuredRate
 from kdjax.detection.gaussian import Gaussian
 from kdjax.detection.rolling import rolling_taus, shuffled
 from kdjax.detection.scores import window_scores
 from kdjax.detection.thresholds import Rule, find_threshold, needed
-from kdjax.evaluation.rows import STUDENT, EntityScores, metric_rows
+from kdjax.evaluation.rows import NETWORKS, STUDENT, EntityScores, metric_rows
 from kdjax.models.residual import ResidualModel
 
 # Rules compared with the one in use, for the student.
@@ -74,7 +76,8 @@ def evaluate_models(
 
     `ready` has calibrations of models that bring their own; `held_out` gives the models
     that score calibration windows instead, see `calibrate`. `min_anomalous_points` rows
-    make a window anomalous. `point_adjusted` adds metrics that are inflated; `rolling` is
+    make a window anomalous. A baseline that leaves nothing of the rows is left out.
+    `point_adjusted` adds metrics that are inflated; `rolling` is
     the share of windows above the rolling threshold, 0 for none.
     """
     options: dict[str, Any] = {
@@ -85,9 +88,15 @@ def evaluate_models(
     evaluated = {}
     for name, model in models.items():
         console.print(f"{name}: calibrates and scores")
-        calibration = ready.get(name) or calibrate(
-            model, prepared, rules, held_out=held_out(model)
-        )
+        try:
+            calibration = ready.get(name) or calibrate(
+                model, prepared, rules, held_out=held_out(model)
+            )
+        except NothingLeft as error:
+            if name in NETWORKS:
+                raise
+            console.print(f"{name}: left out: {error}")
+            continue
         used = rules._replace(threshold=rule_for(model.kind, rules.threshold))
         scores, rates = [], []
         for place, entity in enumerate(prepared.entities):
@@ -145,10 +154,12 @@ def score_rows(
     Returns `[N]` mean of a_t over the windows that cover the row, NaN for none, and
     `[M]` window scores. `values` may be a memory map; `starts` `[M]` are first rows.
     """
+    scaler = Scaler(*(field[place] for field in calibration.scalers))
+    constant = None if calibration.constant is None else calibration.constant[place]
     pieces = point_pieces(
-        model,
+        held_model(model, scaler, constant),
         Gaussian(*(field[place] for field in calibration.gaussians)),
-        Scaler(*(field[place] for field in calibration.scalers)),
+        scaler,
         values,
         starts,
         window=prepared.window,

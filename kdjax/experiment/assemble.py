@@ -153,7 +153,18 @@ def make_detector(
         attribution=detection["attribution"],
         min_duration=threshold["min_duration"],
         cooldown=threshold["cooldown"],
+        constant=calibration.constant,
+        unchanged=_unchanged(prepared) if settings["alarm"]["frozen"] else None,
+        no_data=settings["alarm"]["no_data"],
     )
+
+
+def _unchanged(prepared: Prepared) -> np.ndarray:
+    """`Detector.unchanged`; that of all entities where one has too few rows."""
+    longest = np.stack([entity.unchanged for entity in prepared.entities])
+    pooled = [entity.pooled for entity in prepared.entities]
+    longest[pooled] = longest.max(axis=0)
+    return np.concatenate([longest, longest.max(axis=0)[None]])
 
 
 def _clock(series: Series) -> dict[str, Any]:

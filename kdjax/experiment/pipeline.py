@@ -142,6 +142,14 @@ def _run(settings: Settings, workdir: Path, console: Console) -> dict[str, Any]:
             rules = calibration_rules(settings, group)
             inspections += evaluate.inspect_training(models["student"], group, rules)
             evaluated[name] = models
+        # Baselines that left nothing of a group are compared nowhere.
+        every = [*next(iter(evaluated.values()))]
+        every += [name for name in settings["baselines"] if name not in every]
+        common = [n for n in every if all(n in own for own in evaluated.values())]
+        evaluated = {
+            group: {name: own[name] for name in common}
+            for group, own in evaluated.items()
+        }
         merged = {
             name: evaluate.merge_evaluations(
                 name,
@@ -149,7 +157,7 @@ def _run(settings: Settings, workdir: Path, console: Console) -> dict[str, Any]:
                 window=settings["data"]["window"],
                 point_adjusted=settings["evaluation"]["point_adjusted"],
             )
-            for name in next(iter(evaluated.values()))
+            for name in common
         }
 
     notes = [
@@ -159,6 +167,10 @@ def _run(settings: Settings, workdir: Path, console: Console) -> dict[str, Any]:
         notes.append(
             f"entity_mode=per_entity: {counted(len(groups), 'teacher')} and as many students, one an "
             "entity; parameters are those of one of them"
+        )
+    if absent := [name for name in every if name not in common]:
+        notes.append(
+            f"left out, since their residuals are rounding: {', '.join(absent)}"
         )
     notes += channel_notes(prepared) + evaluate.test_notes(merged["student"], prepared)
     return hosts.on_first(

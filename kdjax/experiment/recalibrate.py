@@ -18,15 +18,18 @@ from kdjax.data.readers import match_channels, name_of
 from kdjax.data.scaler import Scaler
 from kdjax.data.series import Dataset, Ranges, Series
 from kdjax.data.times import seconds_per_row
+from kdjax.data.unchanged import frozen_stretches
+from kdjax.data.windowing import window_labels
 from kdjax.detection.cadence import check_cadence
 from kdjax.detection.calibration import calibrate, check_enough, rule_for
 from kdjax.detection.detector import POOLED, Detector, score_windows
 from kdjax.detection.false_alarms import cross_rates, expected_events
 from kdjax.detection.gaussian import Gaussian
+from kdjax.detection.occurrences import ALL
 from kdjax.detection.reading import read_like
 from kdjax.detection.scores import window_scores
 from kdjax.detection.storage import load_detector, save_detector
-from kdjax.detection.tables import find_windows
+from kdjax.detection.tables import find_windows, usable_spans
 from kdjax.detection.thresholds import BY_FOLDS, Threshold, choose_threshold
 from kdjax.errors import ArtifactError, ConfigError, counted
 from kdjax.experiment.assemble import calibration_rules, series_digest, threshold_rule
@@ -129,13 +132,15 @@ def _known(
         window=detector.window,
     )
     rule = rule_for(detector.model.kind, rule)
-    windows = find_windows(detector, series, causal=rule.each_row)
+    starts = find_windows(detector, series, causal=rule.each_row).starts
+    still, left_out = _frozen(detector, place, series)
+    starts = starts[~window_labels(still, starts, window=detector.window)]
     scores = window_scores(
-        score_windows(detector, place, series.values, windows.starts),
+        score_windows(detector, place, series.values, starts),
         count=detector.allowed_points,
     )
     known = ~np.isnan(scores)
-    scores, starts = scores[known], windows.starts[known]
+    scores, starts = scores[known], starts[known]
     tau = choose_threshold(scores, rule)
     cross = cross_rates(scores, starts, rule, window=detector.window)
     kept = list(detector.calibration)
@@ -150,8 +155,27 @@ def _known(
         f"{series.entity}: τ {detector.thresholds[place].tau:.6g} -> {_text(tau)}; wanted "
         f"share of false alarms {cross.wanted:.2%}, measured on these rows: {measured}"
         + (f"; {expected}" if expected else "")
+        + left_out
     )
     return detector._replace(calibration=tuple(kept)), tau, note
+
+
+def _frozen(detector: Detector, place: int, series: Series) -> tuple[np.ndarray, str]:
+    """Rows `[N]` that are frozen, which would move τ, and what to say of them."""
+    rows, text = np.zeros(len(series.values), bool), ""
+    if detector.unchanged is None:
+        return rows, text
+    names, longest = (*detector.channels, ALL), detector.unchanged[place]
+    spans = usable_spans(detector, series)
+    for column, start, stop in frozen_stretches(
+        series.values, spans, longest, window=detector.window
+    ):
+        rows[start:stop] = True
+        text += (
+            f"; left out: {names[column]} unchanged from row {start} to {stop - 1} "
+            f"(from 0), at most {longest[column]} in training"
+        )
+    return rows, text
 
 
 def _added(
@@ -180,7 +204,7 @@ def _added(
     found = calibrate(detector.model, prepared, rules)
     tau, last = found.thresholds[0], len(detector.entities)
 
-    def inserted(before: np.ndarray, new: np.ndarray) -> np.ndarray:
+    def inserted(before: np.ndarray, new: Any) -> np.ndarray:
         # The new entity may need float64.
         before = before.astype(np.result_type(before, new))
         return np.insert(before, last, new[0], axis=0)
@@ -188,6 +212,13 @@ def _added(
     ranges, kept = detector.ranges, list(detector.calibration)
     if ranges is not None:
         ranges = Ranges(*map(inserted, ranges, training_ranges(prepared)))
+    constant = detector.constant
+    if constant is None:  # a detector of before, whose Gaussians leave out no channel
+        constant = np.full((last + 1, len(detector.channels)), np.nan)
+    unchanged = detector.unchanged
+    if unchanged is not None:
+        longest = prepared.entities[0].unchanged
+        unchanged = np.insert(unchanged, last, longest, axis=0)
     if kept:
         kept.insert(last, found.threshold_scores[0].astype(np.float32))
     grown = detector._replace(
@@ -197,6 +228,8 @@ def _added(
         thresholds=(*detector.thresholds[:last], tau, detector.thresholds[last]),
         ranges=ranges,
         calibration=tuple(kept),
+        constant=inserted(constant, found.constant),
+        unchanged=unchanged,
     )
     note = f"{series.entity}: a new entity with scaler, Gaussian and τ {_text(tau)}"
     return grown, tau, note

@@ -128,6 +128,7 @@ def previous_calibration(detector: Detector, prepared: Prepared) -> Calibration:
         threshold_scores=nothing,
         notes=(note,) if unknown else (),
         floored={},
+        constant=None if detector.constant is None else detector.constant[places],
     )
 
 

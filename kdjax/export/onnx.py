@@ -23,7 +23,7 @@ from numpy.typing import ArrayLike
 
 from kdjax.data.disturb import HIGHEST, LOWEST
 from kdjax.detection.attribution import attribution_matrix
-from kdjax.detection.detector import Detector, gaussian_of, scaler_of
+from kdjax.detection.detector import Detector, gaussian_of, model_of, scaler_of
 from kdjax.detection.gaussian import Gaussian
 from kdjax.detection.scores import ROUNDS
 from kdjax.detection.stream_rules import plan_of
@@ -108,8 +108,8 @@ def onnx_file(detector: Detector, index: int, *, quantize: str = "none") -> byte
     )
     exact: set[str] = set()
     if gives_scores(detector.model.kind):
-        own = _classifier(graph, detector, filled)
-        scores = functools.partial(_own_scores, detector, *own)
+        own = _classifier(graph, detector, index, filled)
+        scores = functools.partial(_own_scores, detector, index, *own)
     else:
         found = []
         for kind in kinds:
@@ -265,10 +265,13 @@ _KINDS = (*_ERRORS, "classifier")
 # The classifier, see `kdjax.models.classifier`.
 
 
-def _classifier(graph: Graph, detector: Detector, windows: str) -> tuple[str, str]:
+def _classifier(
+    graph: Graph, detector: Detector, index: int, windows: str
+) -> tuple[str, str]:
     """Point scores `[B, L]` and contributions `[B, L, D]`."""
-    params, width = detector.model.params, len(detector.channels)
+    params, width = model_of(detector, index).params, len(detector.channels)
     scored = ~np.isin(np.arange(width), detector.model.context)
+    blamed = scored & (params.get("moving", np.ones(width)) > 0)
     ranges = add(graph, "Sub", windows, params["low"])
     ranges = add(graph, "Div", ranges, params["scale"])
     values = add(graph, "Clip", ranges, np.float32(LOWEST), np.float32(HIGHEST))
@@ -287,8 +290,8 @@ def _classifier(graph: Graph, detector: Detector, windows: str) -> tuple[str, st
     whole, lower = (add(graph, "Mean", *scores) for scores in zip(*found, strict=True))
     falls = add(graph, "Relu", add(graph, "Sub", whole, lower))
     falls = add(graph, "Add", falls, add(graph, "Mul", whole, np.float32(FAINT)))
-    if detector.context:
-        falls = add(graph, "Where", scored, falls, _ZERO)
+    if not blamed.all():
+        falls = add(graph, "Where", blamed, falls, _ZERO)
     total = add(graph, "ReduceSum", falls, [1])
     some = add(graph, "Greater", total, _ZERO)
     total = add(graph, "Where", some, total, np.float32(1))
@@ -348,9 +351,19 @@ def _later_layers(
 
 
 def _own_scores(
-    detector: Detector, points: str, parts: str, graph: Graph, *, holes: str | None
+    detector: Detector,
+    index: int,
+    points: str,
+    parts: str,
+    graph: Graph,
+    *,
+    holes: str | None,
 ) -> list[str]:
     """Point scores, window scores and contributions of a kind that gives scores."""
+    moving = model_of(detector, index).params.get("moving")
+    if holes and moving is not None:
+        own = np.delete(moving, detector.model.context) > 0
+        holes = add(graph, "Where", own, holes, _NAN)
     points, parts = (add(graph, "Identity", name) for name in (points, parts))
     return [*_of_windows(graph, detector, points, holes), parts]
 
@@ -377,6 +390,9 @@ def _gaussian_scores(
     deviations = add(graph, "Sub", errors, "mean")
     if holes:
         deviations = _completion(graph, deviations, holes, gaussian)
+        scored = gaussian.whiten.any(axis=0)
+        if not scored.all():  # A row of the other channels alone has no score.
+            holes = add(graph, "Where", scored, holes, _NAN)
     whitened = add(graph, "MatMul", deviations, "whiten")
     points = add(graph, "ReduceSumSquare", whitened, axes=[2], keepdims=0)
     # NaN here is an overflow.
@@ -564,6 +580,7 @@ def _completion(graph: Graph, deviations: str, windows: str, gaussian: Gaussian)
     whiten = gaussian.whiten.astype(np.float64)
     precision = whiten.T @ whiten
     root = np.sqrt(np.diag(precision))
+    root[root == 0] = 1  # of a channel that is not scored
     correlation = (precision / np.outer(root, root)).astype(np.float32)
     root = root.astype(np.float32)
     missing = add(graph, "IsNaN", windows)

@@ -20,7 +20,13 @@ from jax import Array, export
 
 from kdjax.data.scaler import apply_scaler
 from kdjax.detection.attribution import attribution_matrix
-from kdjax.detection.detector import Detector, gaussian_of, point_scorer, scaler_of
+from kdjax.detection.detector import (
+    Detector,
+    gaussian_of,
+    model_of,
+    point_scorer,
+    scaler_of,
+)
 from kdjax.detection.scores import window_scores
 from kdjax.detection.stream_rules import plan_of
 from kdjax.errors import ArtifactError, ConfigError
@@ -97,7 +103,7 @@ def load_stablehlo(source: str | os.PathLike[str] | bytes) -> Scorer:
 
 def _scoring(detector: Detector, index: int) -> Callable[[Array], Any]:
     """A function from raw windows to the fields of `Scored`, with its weights inside."""
-    model, gaussian = detector.model, gaussian_of(detector, index)
+    model, gaussian = model_of(detector, index), gaussian_of(detector, index)
     attribution = attribution_matrix(gaussian, method=detector.attribution)
     common = (model.params, gaussian, attribution)
     scaler = scaler_of(detector, index)

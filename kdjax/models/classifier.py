@@ -18,6 +18,7 @@ import numpy as np
 from jax import Array
 
 from kdjax.data.disturb import HIGHEST, LOWEST
+from kdjax.data.scaler import along
 from kdjax.models.model import Params, Places
 
 NETWORKS, CHANNELS = 4, 16  # by default
@@ -26,6 +27,7 @@ SHORTEST = 2 * (_WIDTH - 1) + 1  # rows that both convolutions need
 # How far a channel that is held at its mean is drawn to that of training as well, so that a
 # level that moved counts.
 DRAWN = 0.25
+_BIG = np.float32(1e30)
 FAINT = 0.01  # share of the score that each channel has beside, far above rounding
 
 
@@ -78,7 +80,7 @@ def classifier_contributions(
     By how much the window's score falls when a channel is held at its mean over the window,
     drawn a quarter of the way to its mean in training, and a hundredth of the score, so that
     all are alike where it falls for none; and the channel's excess in the row. They sum to
-    the row's score. Channels at the places `context` have 0.
+    the row's score. Channels at the places `context`, and held ones (`holding`), have 0.
     """
     values = in_ranges(params, jnp.asarray(windows))
     whole = _scores(params, values)
@@ -93,9 +95,27 @@ def classifier_contributions(
     whole = whole[:, None]
     falls = jnp.maximum(whole - lower, 0) + FAINT * whole
     falls = falls.at[..., np.array(context, int)].set(0)
+    if "moving" in params:
+        falls = falls * along(params["moving"], falls)
     total = falls.sum(axis=1, keepdims=True)
     shares = whole * falls / jnp.where(total > 0, total, 1.0)
     return shares[:, None] + _excess(params, windows, context)
+
+
+def holding(params: Params, values: np.ndarray) -> Params:
+    """Parameters to which channels have these scaled values `[D]`, whatever windows hold.
+
+    NaN for channels that are seen as they are.
+    """
+    held = ~np.isnan(values)
+    if not held.any():
+        return params
+    low, scale, mean = (np.array(params[name]) for name in ("low", "scale", "mean"))
+    seen = np.clip((values - low) / scale, LOWEST, HIGHEST)
+    # So that what a window holds is rounded away: (x + seen·BIG) / BIG.
+    low[held], scale[held], mean[held] = -seen[held] * _BIG, _BIG, seen[held]
+    moving = (~held).astype(np.float32)
+    return {**params, "low": low, "scale": scale, "mean": mean, "moving": moving}
 
 
 def dilation_of(length: int) -> int:

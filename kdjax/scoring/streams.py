@@ -12,6 +12,7 @@ import contextlib
 import json
 import math
 import os
+import threading
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -53,6 +54,7 @@ SAVE_EVERY = 1.0  # seconds between two writes of the state
 KNOWN = 5000  # answered lines, at least, that are known one by one after a restart
 WATCHED = 100  # lines of which half may be at fault
 UNSCORED = 10  # windows, and `WATCHED` lines, that are reported if none has a score
+TELL_EVERY = 1.0  # seconds between two looks for silence
 SAY_EVERY = 60.0  # seconds between two reports of the same kind
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 _ENCODE = json.JSONEncoder(allow_nan=False).encode
@@ -297,7 +299,9 @@ def stream_rows(
     on_error: str = "skip",
     **reading: Any,
 ) -> Iterator[str]:
-    """A JSON text for each row among the lines; `docs/stream.md` lists its keys.
+    """A JSON text for each row among the lines, and for events that begin and end.
+
+    `docs/stream.md` lists their keys.
 
     Lines are those of `kdjax.data.lines.read_lines`. By `skip` an invalid line is
     answered with its error and the state `unknown`; `stop` raises a DataError. Lines must
@@ -305,7 +309,8 @@ def stream_rows(
     """
     read = RowReader(plan_by(stream.plan, reading), reading).rows(lines)
     for answer in _answers(lambda: stream, read, _Answered(), on_error=on_error):
-        yield answer.text
+        yield from answer.text.splitlines()
+    yield from map(_event, stream.finish())
 
 
 def run_stream(
@@ -353,6 +358,7 @@ def run_stream(
             if other and not stream.rows:
                 stream = open_entity(named)
                 log(_under(stream))
+            stream.entity = named or stream.plan.entity
             return stream
 
         saved = load_state(state) if state is not None and Path(state).exists() else {}
@@ -362,14 +368,16 @@ def run_stream(
         scored = bool(saved.get("scored", usual))
         watch = _Watch(stream.plan.window, scored=scored, faulty=faulty)
         write, mark = _open_output(stack, output, saved)
-        read = reader.rows(_until_signal(lines))
+        silence = _Silence()
+        read = reader.rows(_until_signal(lines, silence))
         log(_under(stream))
         if saved:
             log(f"{state}: going on after {counted(stream.rows, 'row')}")
 
         def kept() -> dict[str, Any]:
+            stream = current()
             return {
-                "stream": current().state(),
+                "stream": stream.state(),
                 "answered": answered.state(),
                 "readings": reader.state(),
                 "faulty": watch.faulty,
@@ -381,8 +389,16 @@ def run_stream(
                 # The mark flushes the answers that the state counts.
                 save_state(state, {**state_of, "output": mark()})
 
+        def tell() -> None:
+            if events := current().silent(time.monotonic() - silence.since):
+                write("\n".join(map(_event, events)))
+                save(kept())
+
         answers = _answers(current, read, answered, on_error=on_error)
-        _write(answers, current, write, watch, kept, save, log)
+        with _watching(silence, tell, log):
+            _write(answers, current, write, watch, kept, save, log)
+        if state is None and (events := current().finish()):
+            _put(write, "\n".join(map(_event, events)))
         again = watch.again + reader.again
         summary = Summary(current().rows, watch.faulty, again)
         with contextlib.suppress(Stopped), signals_held():
@@ -531,14 +547,16 @@ def _answers(
             )
         if not fault:
             try:
-                row = stream.update(line.row, instant)
+                said = line.time if instant and instant.clock else None
+                row = stream.update(line.row, instant, said=said)
                 answered.next = None
             except DataError as error:
                 fault = str(error)
         if fault and on_error == "stop":
             raise DataError(f"line {line.number}: {fault}")
         answered.add(line, instant, stream.last)
-        text = _answer(line, row, fault, moves=stream.moves)
+        events = map(_event, row.events if row else ())
+        text = "\n".join([_answer(line, row, fault, moves=stream.moves), *events])
         if row and row.taken_back:
             fault = (
                 f"row {row.row - 1} was ahead of its time: row {row.row} is earlier, and "
@@ -546,6 +564,10 @@ def _answers(
             )
         scored = row is not None and not math.isnan(row.score)
         yield _Answer(text, fault, scored)
+
+
+def _event(found: Mapping[str, Any]) -> str:
+    return _ENCODE({"row": None, "event": found})
 
 
 def _is_late(instant: Timestamp | None, last: Timestamp) -> bool:
@@ -582,6 +604,17 @@ def _number(value: float) -> float | str | None:
     return None if math.isnan(value) else str(value)
 
 
+def _put(write: Callable[[str], None], text: str) -> None:
+    """Writes a text, or raises KdjaxError."""
+    try:
+        write(text)
+    except OSError as error:
+        raise KdjaxError(
+            f"the output can't be written ({error}): make room or free its reader, then "
+            "run the same command again; with a state it resumes."
+        ) from error
+
+
 def _write(
     answers: Iterator[_Answer],
     current: Callable[[], StreamDetector],
@@ -599,15 +632,9 @@ def _write(
             if not begun:
                 save(before)  # Before anything is written to the output.
                 begun = True
-            try:
-                if answer.text:
-                    write(answer.text)
-            except OSError as error:
-                # The state is not saved, so a restart answers this row again.
-                raise KdjaxError(
-                    f"the output can't be written ({error}): make room or free its "
-                    "reader, then run the same command again; with a state it resumes."
-                ) from error
+            if answer.text:
+                # If it can't, the state is not saved, and a restart answers this row again.
+                _put(write, answer.text)
             if answer.fault and not watch.faulty:
                 log(f"an invalid line: {answer.fault} Further ones are only counted.")
             if problem := watch.report(answer):
@@ -632,11 +659,49 @@ def _write(
         raise
 
 
-def _until_signal(lines: Iterable[str]) -> Iterator[str]:
+class _Silence:
+    """How long no line has come; one thread at a time may use the stream."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.since = time.monotonic()
+
+
+@contextlib.contextmanager
+def _watching(
+    silence: _Silence, tell: Callable[[], None], log: Callable[[str], None]
+) -> Iterator[None]:
+    """Calls `tell` each second from another thread, since a read may wait for long."""
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(TELL_EVERY):
+            # Who holds the lock answers a line, so there is no silence.
+            if not silence.lock.acquire(blocking=False):
+                continue
+            try:
+                tell()
+            except (KdjaxError, OSError) as error:
+                log(f"an event can't be written ({error})")
+                return
+            finally:
+                silence.lock.release()
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _until_signal(lines: Iterable[str], silence: _Silence) -> Iterator[str]:
     """The lines up to SIGTERM or SIGINT; a row in progress is finished first."""
     try:
         for line in lines:
-            with signals_held():
+            with signals_held(), silence.lock:
+                silence.since = time.monotonic()
                 yield line
     except KeyboardInterrupt:
         return

@@ -42,7 +42,7 @@ OBJECTIVES = {
 MEDIAN = "auto"  # the default pruner
 # Fields that change the scale of the validation loss, and fields that don't affect it.
 _SCALE = ("data.", "model.head", "entity_mode")
-_LATER = ("detection.", "threshold.", "baselines")
+_LATER = ("alarm.", "detection.", "threshold.", "baselines")
 
 
 class Member(NamedTuple):

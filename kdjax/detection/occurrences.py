@@ -1,0 +1,152 @@
+"""Events of rows: how they are named, and which of them a stream has open.
+
+    score           rows in alarm; alarms nearer than L rows are one event
+    constant_moved  a channel that was constant in training has left its value
+    frozen          a channel, or all, unchanged for longer than in training
+    no_data         no row for more than `max_gap` steps
+
+`Open` is what a stream remembers of them; its functions give the state after a row and
+events that began or ended, as JSON objects. An event without an end has just begun.
+"""
+
+import hashlib
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+KINDS = ("score", "constant_moved", "frozen", "no_data")
+SCORE, MOVED, FROZEN, NO_DATA = KINDS
+ALL = "all"  # in place of channels that are frozen together
+_ROUNDINGS = 4  # by which a constant value may be written in another way
+
+
+def event_id(entity: str, kind: str, instant: Any, subject: str = "") -> str:
+    """A short name that is the same wherever an event is found.
+
+    `instant` is that of its start: whole ns since 1970, a number, or the row's number.
+
+    >>> event_id("pump", "score", 0)
+    'e4ff4b0cf6fd'
+    """
+    text = "\n".join((entity, kind, repr(float(instant)), subject))
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:12]
+
+
+def has_moved(constant: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Whether values left those of constant channels `[D]`, `[…, D]`; never for NaN.
+
+    >>> has_moved(np.float32([4, np.nan]), np.float32([[4, 1], [5, 1], [np.nan, 1]]))
+    array([[False, False],
+           [ True, False],
+           [False, False]])
+    """
+    near = _ROUNDINGS * np.finfo(rows.dtype).eps * np.abs(constant)
+    found: np.ndarray = np.abs(rows - constant) > near
+    return found
+
+
+class Peak(NamedTuple):
+    """The most abnormal of some rows."""
+
+    score: float = -math.inf
+    time: Any = None
+    channels: tuple[str, ...] = ()
+    severity: float = -math.inf  # the largest of the rows
+
+
+class Event(NamedTuple):
+    """An event that is open."""
+
+    id: str
+    kind: str
+    subject: str  # the channel, `all`, or empty
+    start: Any
+    text: str = ""
+    # Of alarms: the time of the last one, rows since, and the rows up to it and behind.
+    end: Any = None
+    quiet: int = 0
+    peak: Peak = Peak()
+    ahead: Peak = Peak()
+
+
+def message(event: Event, entity: str, end: Any = None) -> dict[str, Any]:
+    """An event as a JSON object; without `end` it has begun."""
+    scored = event.kind == SCORE
+    severity = event.peak.severity
+    if scored and not math.isfinite(severity):
+        severity = str(severity)  # type: ignore[assignment]
+    channels = (
+        [*event.peak.channels] if scored else [event.subject] * bool(event.subject)
+    )
+    found = {
+        "id": event.id,
+        "kind": event.kind,
+        "entity": entity,
+        "start": event.start,
+        "end": end,
+        "severity": severity if scored else None,
+        "peak": event.peak.time if scored else event.start,
+        "channels": channels,
+    }
+    return found | ({"text": event.text} if event.text else {})
+
+
+def joined(peak: Peak, other: Peak) -> Peak:
+    """The peak of both; of equals the first."""
+    severity = max(peak.severity, other.severity)
+    return (other if other.score > peak.score else peak)._replace(severity=severity)
+
+
+def after_row(
+    event: Event | None,
+    alarm: bool,
+    peak: Callable[[bool], Peak],
+    *,
+    window: int,
+    begin: Callable[[Peak], Event],
+) -> tuple[Event | None, list[tuple[Event, Any]]]:
+    """The event of alarms that is open after a row, and those that changed, with their end.
+
+    Alarms nearer than `window` rows are one event. `peak` gives the row's own, and with
+    True its channels too.
+    """
+    changed = []
+    if event is not None and event.quiet + 1 >= window:
+        changed.append((event, event.end))
+        event = None
+    if event is None:
+        if alarm:
+            event = begin(peak(True))
+            changed.append((event, None))
+        return event, changed
+    own = peak(False)
+    if own.score > joined(event.peak, event.ahead).score:
+        own = peak(True)
+    ahead = joined(event.ahead, own)
+    if not alarm:
+        return event._replace(ahead=ahead, quiet=event.quiet + 1), changed
+    best = joined(event.peak, ahead)
+    return event._replace(quiet=0, end=own.time, peak=best, ahead=Peak()), changed
+
+
+def packed(event: Event) -> dict[str, Any]:
+    """An event as JSON values; `unpacked` gives it back."""
+    found = event._asdict()
+    for name in ("peak", "ahead"):
+        score, time, channels, severity = found[name]
+        found[name] = [repr(score), time, [*channels], repr(severity)]
+    return found
+
+
+def unpacked(found: Any) -> Event:
+    """LookupError, TypeError or ValueError if it is no event."""
+    event = Event(**found)
+    if event.kind not in KINDS or type(event.quiet) is not int:
+        raise ValueError(f"{event.kind!r} is no kind of event")
+    peaks = []
+    for score, time, channels, severity in (found["peak"], found["ahead"]):
+        names = tuple(map(str, channels))
+        peaks.append(Peak(float(score), time, names, float(severity)))
+    return event._replace(peak=peaks[0], ahead=peaks[1])
