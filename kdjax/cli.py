@@ -19,7 +19,17 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from kdjax import config as config_module
-from kdjax.commands import calibrate, export, fetch, info, run, score, stream, sweep
+from kdjax.commands import (
+    calibrate,
+    export,
+    fetch,
+    info,
+    plot,
+    run,
+    score,
+    stream,
+    sweep,
+)
 from kdjax.commands.common import Flag, Flags
 from kdjax.config import FIELDS, RENAMED, leaves, unknown_key
 from kdjax.errors import ConfigError, KdjaxError
@@ -27,7 +37,7 @@ from kdjax.io import signals
 
 VERBS: dict[str, ModuleType] = {
     module.__name__.rpartition(".")[2]: module
-    for module in (run, sweep, score, calibrate, export, stream, fetch, info)
+    for module in (run, sweep, score, plot, calibrate, export, stream, fetch, info)
 }
 # Names that version 0.1 had for flags, and today's.
 OLD_FLAGS = {"blame": "attribution", "following": "rolling"}

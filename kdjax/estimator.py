@@ -17,7 +17,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import pandas as pd
@@ -44,7 +44,7 @@ from kdjax.data.schema import (
 from kdjax.data.series import Dataset, Series
 from kdjax.data.splits import segments
 from kdjax.data.tables import check_names, numbered_channels
-from kdjax.data.times import parse_time
+from kdjax.data.times import TimeForm, Times, parse_time, time_form
 from kdjax.detection.alarming import AlarmRule, row_alarms
 from kdjax.detection.calibration import calibrate, count_windows, rule_for
 from kdjax.detection.detector import (
@@ -54,14 +54,9 @@ from kdjax.detection.detector import (
     scaler_of,
     usual_entity,
 )
-from kdjax.detection.reading import fill_limit, reading_of
+from kdjax.detection.reading import CONTRIBUTION, fill_limit, reading_of
 from kdjax.detection.storage import load_detector, save_detector
-from kdjax.detection.tables import (
-    CONTRIBUTION,
-    check_precision,
-    score_events,
-    score_table,
-)
+from kdjax.detection.tables import check_precision, score_events, score_table
 from kdjax.detection.thresholds import (
     BLOCKS,
     BY_FOLDS,
@@ -87,9 +82,13 @@ from kdjax.experiment.recalibrate import (
 )
 from kdjax.experiment.train import baseline_options, held_out_models, train_networks
 from kdjax.io.processes import check_not_forked
+from kdjax.metrics.checks import as_labels
 from kdjax.models.baselines import BASELINES
 from kdjax.training.components import HeldOut, fit_baseline
 from kdjax.training.targets import ScoreFunction
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 __all__ = ["EXPECTED_FAILED_CHECKS", "KDDetector"]
 
@@ -296,6 +295,8 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
         random_state: the seed, a whole number; the same one gives the same detector.
         settings: further fields of `kdjax.config` by their dotted names, such as
             `{"train.learning_rate": 1e-2}`.
+        verbose: whether `fit` writes its phases, and the epochs of networks that are
+            trained in epochs, to standard error.
 
     Attributes:
         detector_: the `kdjax.detection.detector.Detector`.
@@ -337,6 +338,7 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
         false_alarm_rate: float | None = None,
         random_state: int = 0,
         settings: Mapping[str, Any] | None = None,
+        verbose: bool | int = False,
     ) -> None:
         self.window_size = window_size
         self.stride = stride
@@ -353,6 +355,7 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
         self.false_alarm_rate = false_alarm_rate
         self.random_state = random_state
         self.settings = settings
+        self.verbose = verbose
 
     @_own_names()
     def fit(
@@ -513,8 +516,8 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
         """The events in X: stretches of rows in alarm, those nearer than L as one.
 
         Columns: `start`, `end`, `severity` (largest score / τ), `peak` (the most abnormal
-        row) and `channels` (the three of largest contribution). The first, second and
-        fourth are labels of the index of X, or row numbers of an array. Rows without a
+        row between the two) and `channels` (the three of largest contribution). The first,
+        second and fourth are labels of the index of X, or row numbers of an array. Rows without a
         score are in no event; their number is logged.
         """
         series = self._series(X)
@@ -531,6 +534,31 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
         labels = X.index.to_flat_index()
         places = {name: labels[events[name]] for name in ("start", "end", "peak")}
         return events.assign(**places)
+
+    @_own_names()
+    def plot(self, X: Any, y: Any = None) -> "go.Figure":
+        """A Plotly figure of X: alarms, window score with τ, signals and contributions.
+
+        All are on one time axis, which one zooms by dragging; long X are drawn as the
+        extremes of stretches of rows. `write_html` of the figure makes a file.
+
+        Args:
+            X: the rows.
+            y: `[N]` labels to draw as well, 1 in anomalous rows.
+        """
+        from kdjax.evaluation import plots
+
+        series = self._series(X)
+        if y is not None:
+            series = series._replace(labels=as_labels(y))
+            if len(y) != len(series.values):
+                raise DataError(
+                    f"y has {len(y)} labels, and X {len(series.values)} rows: give a "
+                    "label for each row."
+                )
+        table = self._scores(series, contributions=True)
+        timeline = plots.score_timeline(table, series, model=self.detector)
+        return plots.timeline_figure(timeline)
 
     @_own_names()
     def calibrate(self, X: Any = None) -> Self:
@@ -741,7 +769,7 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
         if not reset:
             check_is_fitted(self, "detector_")
         check_choice("missing", self.missing, CHOICES["data.missing"])
-        reading, time = self._reading(reset), None
+        reading, time, form = self._reading(reset), None, TimeForm()
         if not isinstance(X, pd.DataFrame) and reset and reading.ignore:
             raise ConfigError(
                 "settings: data.ignore names columns of a frame, and X is an array: "
@@ -749,7 +777,9 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
             )
         try:
             if isinstance(X, pd.DataFrame):
-                rows, time = _channels_of(X, reading)
+                rows, times = _channels_of(X, reading)
+                if times is not None:
+                    time, form = times.values, time_form(times, np.arange(len(X)))
                 rows = _as_numbers(rows, reading)
                 # scikit-learn compares names that are text; arrays it takes in any order.
                 if reset or hasattr(self, "feature_names_in_"):
@@ -787,7 +817,7 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
             check_precision(self.detector_, values.dtype)
             dtype = self.detector_.scalers.offset.dtype
         values = to_rows(values, place, missing="mask", dtype=dtype)
-        return Series(ROWS, values, place.columns, time)
+        return Series(ROWS, values, place.columns, time, form=form)
 
     def _reading(self, reset: bool) -> Reading:
         """How columns and cells are read: in `fit` by the settings, then as there."""
@@ -814,7 +844,7 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
 
         A trained `teacher` is kept, and its scaler for `entity` used.
         """
-        name = self.detector
+        name, console = self.detector, Console(stderr=True, quiet=not self.verbose)
         target = {"distill.target": "scores"} if teachers else {}
         settings = self._settings(**target)
         if name not in DETECTORS:
@@ -838,6 +868,7 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
                 entities=(one._replace(scaler=scaler),), pooled_scaler=scaler
             )
         if name in BASELINES:
+            console.print(f"{name}: fits {counted(len(series.values), 'row')}")
             models = {name: fit_baseline(name, prepared, **baseline_options(settings))}
         else:
             with tempfile.TemporaryDirectory() as folder:
@@ -845,7 +876,7 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
                     prepared,
                     settings,
                     Path(folder),
-                    Console(quiet=True),
+                    console,
                     names=(name,) if teachers else ("teacher", name),
                     teacher=None if teacher is None else teacher.model,
                     scorers=teachers,
@@ -856,6 +887,7 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
         for found, model in models.items():
             if found not in made:
                 rules = calibration_rules(settings, prepared)
+                console.print(f"{found}: calibrates")
                 held_out = held_out_models(prepared, settings, known, model)
                 calibration = calibrate(model, prepared, rules, held_out=held_out)
                 detector = make_detector(
@@ -874,6 +906,7 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
         self.teacher_ = made.get("teacher")
         self.entity_ = series.entity
         self._made_with = self._fields()
+        console.print(f"{name}: scores the rows; τ = {self.threshold_:.4g}")
         self.decision_scores_ = self._scores(series)["window_score"].to_numpy()
         return self
 
@@ -899,14 +932,16 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
         check_windows(prepared, self._settings())
         return prepared
 
-    def _scores(self, series: Series) -> pd.DataFrame:
+    def _scores(self, series: Series, *, contributions: bool = False) -> pd.DataFrame:
         """`score_table`, with the first window's score in the rows before its end.
 
         So each row has a `window_score` and may be in alarm, unless it is in no window.
         """
         self._warn_of_changes()
         detector = self.detector_
-        table = score_table(detector, series, entity=self.entity_)
+        table = score_table(
+            detector, series, entity=self.entity_, contributions=contributions
+        )
         scores = table["window_score"].to_numpy(copy=True)
         options = {"max_gap": detector.max_gap, "step": detector.step}
         for start, stop in segments(series.time, len(scores), **options):
@@ -961,7 +996,7 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
 
 def _channels_of(
     X: pd.DataFrame, reading: Reading
-) -> tuple[pd.DataFrame, np.ndarray | None]:
+) -> tuple[pd.DataFrame, Times | None]:
     """A frame without the columns that are no channels, and the rows' time.
 
     Ignored columns must be there in `fit` only. A detector of a file knows that file's
@@ -1014,17 +1049,17 @@ def _time_of(X: pd.DataFrame) -> pd.Series | None:
     return times
 
 
-def _increasing(times: pd.Series) -> np.ndarray:
+def _increasing(times: pd.Series) -> Times:
     """A column of times as `parse_time` reads it; they must increase."""
-    time = parse_time(times, Place(Path(ROWS), (str(times.name),))).values
-    late = np.flatnonzero(time[1:] <= time[:-1])
+    found = parse_time(times, Place(Path(ROWS), (str(times.name),)))
+    late = np.flatnonzero(found.values[1:] <= found.values[:-1])
     if len(late):
         raise DataError(
             f"{ROWS}: row {late[0] + 2} is at {times.iloc[late[0] + 1]}, not after "
             "the row before: sort the rows and remove duplicates, or call "
             "reset_index(drop=True) if the index is no time."
         )
-    return time
+    return found
 
 
 def _column_names(X: pd.DataFrame) -> list[str]:

@@ -21,7 +21,7 @@ from kdjax.data import download as fetch
 from kdjax.detection.storage import save_detector
 
 TOP = Path(__file__).parent.parent
-ALL_VERBS = "run, sweep, score, calibrate, export, stream, fetch, info"
+ALL_VERBS = "run, sweep, score, plot, calibrate, export, stream, fetch, info"
 QUICKSTART = f"--config={TOP / 'configs' / 'quickstart.py'}"
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from kdjax.detection.alarming import AlarmRule, scored_events
+from kdjax.detection.alarming import AlarmRule, events, latest_scores, row_alarms
 from kdjax.detection.detector import score_windows
 from kdjax.detection.scores import window_scores
 from kdjax.detection.tables import find_windows, score_events, score_table
@@ -28,20 +28,17 @@ def test_the_events_are_those_of_the_score_table(small, rows, rule, gaps):
         )
     )
     table = score_table(detector, series, entity="a")
-    events = score_events(detector, series, table, entity="a")
+    listed = score_events(detector, series, table, entity="a")
     row = {instant: place for place, instant in enumerate(time.tolist())}
     expected = [
         (row[a], row[b] + 1)
-        for a, b in zip(events["start"], events["end"], strict=True)
+        for a, b in zip(listed["start"], listed["end"], strict=True)
     ]
-    found = scored_events(
-        scores,
-        starts,
-        np.array([[0, 57], [57, 301], [301, 400]] if gaps else [[0, 400]]),
-        tau=detector.thresholds[0].tau,
-        window=detector.window,
-        rule=AlarmRule(duration, rest),
-    )
+    spans = np.array([[0, 57], [57, 301], [301, 400]] if gaps else [[0, 400]])
+    latest = latest_scores(scores, starts, spans, window=detector.window, rows=400)
+    np.testing.assert_array_equal(latest, table["window_score"])
+    alarm = row_alarms(latest > detector.thresholds[0].tau, AlarmRule(duration, rest))
+    found = events(alarm, gap=detector.window)
     assert len(expected) > 3
     assert list(map(tuple, found.tolist())) == expected
 
@@ -49,11 +46,9 @@ def test_the_events_are_those_of_the_score_table(small, rows, rule, gaps):
 def test_windows_without_a_score_raise_no_alarm():
     scores = np.array([np.nan, 9.0, np.inf, np.nan])
     starts = np.array([0, 2, 10, 12])
-    found = scored_events(
-        scores, starts, np.array([[0, 20]]), tau=5, window=2, rule=AlarmRule()
-    )
-    assert found.tolist() == [[3, 13]]
-    nothing = scored_events(
-        scores[:0], starts[:0], np.empty((0, 2), int), tau=5, window=2, rule=AlarmRule()
-    )
-    assert nothing.shape == (0, 2)
+    options = {"window": 2, "rows": 20}
+    found = latest_scores(scores, starts, np.array([[0, 20]]), **options)
+    assert np.isnan(found[:3]).all() and (found[3:11] == 9).all()
+    assert np.isposinf(found[11:13]).all() and np.isnan(found[13:]).all()
+    nothing = latest_scores(scores[:0], starts[:0], np.empty((0, 2), int), **options)
+    assert np.isnan(nothing).all() and len(nothing) == 20

@@ -16,7 +16,7 @@ from kdjax.detection.detector import (
 from kdjax.detection.tables import find_windows, score_events, score_table
 from kdjax.errors import DataError
 
-COLUMNS = ["entity", "time", "score", "window_score", "alarm", "state"]
+COLUMNS = ["entity", "time", "score", "window_score", "tau", "alarm", "state"]
 
 
 def point_scores(detector, index, rows):

@@ -316,6 +316,67 @@ def test_events_hold_the_rows_that_are_predicted(baseline, faulty):
     assert last.channels.startswith("heat")
 
 
+def test_a_plot_shows_what_is_predicted(baseline, faulty):
+    zoned = faulty.set_axis(faulty.index.tz_localize("Europe/Berlin"))
+    labels = pd.Series(0, zoned.index)
+    labels.iloc[100:110] = 1
+    figure = baseline.plot(zoned, labels)
+    traces = {(trace.type, trace.name): trace for trace in figure.data}
+    curve = traces["scatter", "mahalanobis"]
+    np.testing.assert_allclose(curve.y[::2], baseline.decision_function(faulty))
+    np.testing.assert_array_equal(
+        curve.x[::2].astype("datetime64[ns]"), faulty.index.to_numpy()
+    )
+    # Bars lie over the rows in alarm, and over those that are labelled.
+    second = pd.Timedelta("1s") / pd.Timedelta("1ms")
+    predicted, step = baseline.predict(faulty), (faulty.index[1] - faulty.index[0])
+    for name, rows in (("mahalanobis", predicted), ("true events", labels.to_numpy())):
+        bar, shown = traces["bar", name], np.zeros(len(faulty), int)
+        for base, length in zip(bar.base, bar.x, strict=True):
+            first = round((pd.Timestamp(base) - faulty.index[0]) / step)
+            shown[first : first + round(length / second / step.total_seconds())] = 1
+        assert shown.tolist() == rows.tolist() and rows.any()
+    for place, name in enumerate(faulty):
+        own = traces["scatter", name].customdata
+        np.testing.assert_allclose(own, faulty[name], rtol=1e-6)
+        assert ("heatmap", None) in traces and place < 2
+    heat = traces["heatmap", None].z
+    assert heat.argmax() // heat.shape[1] == 1 and heat[1, 100:110].min() > 50
+    with pytest.raises(DataError, match="y has 3 labels, and X 200 rows"):
+        baseline.plot(faulty, [0, 1, 0])
+    with pytest.raises(DataError, match="expected 0 or 1 only"):
+        baseline.plot(faulty, np.full(len(faulty), 2))
+    rows = made().fit(waves(600)).plot(faulty.to_numpy())
+    assert rows.layout.xaxis.type == "linear" and "true events" not in rows.to_json()
+
+
+def test_progress_is_shown_on_request(capsys):
+    quiet = made().fit(waves(600))
+    assert capsys.readouterr() == ("", "")
+    said = made(verbose=1).fit(waves(600))
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.splitlines() == [
+        "mahalanobis: fits 600 rows",
+        "mahalanobis: calibrates",
+        f"mahalanobis: scores the rows; τ = {said.threshold_:.4g}",
+    ]
+    assert said.threshold_ == quiet.threshold_
+    assert "KDDetector" in said._repr_html_() and "verbose=1" in repr(said)
+    with warnings.catch_warnings():  # it is no parameter of what was fitted
+        warnings.simplefilter("error")
+        said.set_params(verbose=0).predict(waves(50))
+
+
+def test_networks_show_their_epochs(capsys):
+    KDDetector(**TINY, verbose=True).fit(waves(600))
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    for name in ("teacher", "student"):
+        assert re.search(rf"{name}: .*epoch", shown.err), shown.err
+        assert f"{name}: calibrates" in shown.err
+
+
 def test_min_duration_holds_alarms_back(faulty):
     settings = {"threshold.min_duration": 3}
     patient = made(settings=settings).fit(framed(waves(600)))

@@ -15,6 +15,8 @@ import plotly.graph_objects as go
 import pytest
 
 from kdjax.evaluation.page import (
+    SAME_X,
+    Link,
     Section,
     figure_html,
     json_html,
@@ -52,7 +54,7 @@ class Page(HTMLParser):
 
     def handle_data(self, data):
         tag, attributes = self.stack[-1] if self.stack else ("", {})
-        if tag in ("td", "th"):
+        if tag in ("td", "th", "a"):
             self.cells[-1] += data
         if tag == "script" and attributes.get("type") == "application/json":
             self.figures.append(json.loads(data))
@@ -94,7 +96,7 @@ def test_only_the_scripts_of_the_page_may_run_and_nothing_is_fetched(text):
     assert rules.pop("script-src").split() == allowed and len(allowed) == 2
     assert not rules
     outside = re.sub("<script>.*?</script>", "", text, flags=re.DOTALL)
-    for address in ("http:", "https:", "@import", "url(", "src=", "href="):
+    for address in ("http:", "https:", "@import", "url(", "src=", 'href="h'):
         assert address not in outside
     assert "sendChartToCloud" in scripts[1]  # the button that would upload is removed
 
@@ -156,6 +158,39 @@ def test_tables_show_every_cell_whole():
     assert Page(table_html(flat)).cells == ["a", "x"]
     assert table_html(flat, "words").endswith('<p class="soft">words</p>')
     assert table_html(flat).endswith("</div>")
+
+
+def test_lines_lead_to_stretches_of_figures():
+    links = [None, Link('"<a>', 3, 9.5)]
+    text = table_html(FRAME, links=links)
+    page = Page(text)
+    assert page.cells[5] == EVIL and page.cells[8] == "b" * 99
+    found = {(name, value) for tag, name, value in page.attributes if tag == "a"}
+    assert found == {("href", '#"<a>'), ("data-range", "[3, 9.5]")}
+    assert page.tags.count("a") == 1 and "<script" not in text
+    named = Page(figure_html(scatter(), name='"<a>')).attributes
+    assert ("figure", "id", '"<a>') in named
+
+
+def test_a_shared_axis_is_in_the_file_once():
+    dates = np.datetime64("2024-03-01") + np.arange(3)
+    for x in (np.arange(3.0), dates, ["a", "b", "c"]):
+        lines = [go.Scatter(x=x, y=x, name="a"), go.Scatter(x=x, y=[1, 2, 3])]
+        other = [go.Scatter(x=x[:2], y=[1, 2]), go.Scatter(y=[1, 2])]
+        (figure,) = Page(figure_html(go.Figure([*lines, *lines, *other]))).figures
+        kept = [trace.get("x", "none") for trace in figure["data"]]
+        assert kept[1:4] == [SAME_X] * 3 and SAME_X not in (kept[0], kept[4])
+        assert kept[5] == "none"
+    assert f'trace.x === "{SAME_X}"' in page_of(scatter())  # the script undoes it
+
+
+def test_folded_sections_have_their_heading_to_click_on():
+    sections = [Section("Open", "<p>a</p>"), Section("Shut", "<p>b</p>", folded=True)]
+    text = render_page(title="t", sections=sections)
+    assert re.findall("<details.*?</details>", text, re.DOTALL) == [
+        "<details><summary><h2>Shut</h2></summary>\n<p>b</p>\n</details>"
+    ]
+    Page(text)
 
 
 def test_nothing_makes_nothing():

@@ -12,10 +12,12 @@ import pytest
 from test_evaluation_page import Page
 
 from kdjax.evaluation import report
+from kdjax.evaluation.intervals import interval_rows
 from kdjax.evaluation.plots import Heat, Timeline
 from kdjax.evaluation.report import (
+    MOST_EVENTS,
     OPEN_ENTITIES,
-    UNFOLDED,
+    Decided,
     csv_lines,
     latex_section,
     latex_text,
@@ -78,11 +80,30 @@ TIMELINES = [
         {"teacher": e.scores},
         {"teacher": 0.9},
         {"teacher": np.array([[3, 9]])},
-        HEAT,
+        heat=HEAT,
     )
     for e in ENTITIES
 ]
-RANKINGS = [{EVIL: e} for e in ENTITIES[:2]]
+SIGNALS = [
+    one._replace(
+        signals=np.random.default_rng(1).normal(size=(60, 2)), channels=HEAT.channels
+    )
+    for one in TIMELINES[:2]
+]
+EVENTS = pd.DataFrame(
+    {
+        "entity": ["a", "b", "d"],
+        "start": [3, 3, 20],
+        "end": [8, 8, 22],
+        "severity": [2.5, np.inf, 1.5],
+        "peak": [4, 5, 21],
+        "channels": [f"load;{EVIL}", "load", "load"],
+        "first": [3, 3, 20],
+        "stop": [9, 9, 23],
+    }
+)
+DECIDED = Decided("teacher", "Expect about 3 events a day (1–5).", SIGNALS, EVENTS)
+RANKINGS = [{"teacher": e} for e in ENTITIES[:2]]
 DISTRIBUTIONS = [(e, e.scores) for e in ENTITIES[:2]]
 HISTORY = [
     {"phase": EVIL, "epoch": e, "step": e, "loss": 1.0, "train_loss": 1 / e}
@@ -97,6 +118,7 @@ def written(tmp_path_factory):
     write_report(
         path,
         results=RESULTS,
+        decided=DECIDED,
         history=HISTORY,
         timelines=TIMELINES,
         distributions=DISTRIBUTIONS,
@@ -113,10 +135,14 @@ def text(written):
 
 def test_the_page_is_whole_and_holds_all_figures(text):
     page = Page(text)
-    assert not {"link", "iframe", "object", "embed", "a"} & set(page.tags)
-    # A timeline of each entity; the learning curve, two distributions and two curves.
-    assert len(page.figures) == len(TIMELINES) + 5
-    assert not [v for _, name, v in page.attributes if name in ("src", "href")]
+    assert not {"link", "iframe", "object", "embed"} & set(page.tags)
+    # Two of the engineer and a timeline of each entity; the learning curve, two
+    # distributions and two curves.
+    assert len(page.figures) == 2 + len(TIMELINES) + 5
+    # Links lead to figures of the page.
+    places = {v for _, name, v in page.attributes if name == "id"}
+    links = [v for _, name, v in page.attributes if name in ("src", "href")]
+    assert places == {"plot-0", "plot-1"} and links == ["#plot-0", "#plot-1"]
     # NaN, None and infinities are no numbers to show.
     assert not {"nan", "None", "NaN", "inf"} & set(page.cells)
 
@@ -148,7 +174,9 @@ def test_the_table_shows_every_cell(text):
 
 
 def test_entities_have_their_numbers_and_the_first_ones_are_unfolded(text):
-    states = re.findall(r"<details( open)?><summary>(.*?)</summary>", text)
+    states = re.findall(
+        r"<details( open)?><summary>(.*?)</summary>", text[text.index("<h2>Entities") :]
+    )[: len(ENTITIES)]
     assert [html.unescape(name) for _, name in states] == [e.entity for e in ENTITIES]
     assert [bool(state) for state, _ in states] == [
         number < OPEN_ENTITIES for number in range(len(ENTITIES))
@@ -215,7 +243,8 @@ def test_the_report_has_both_sections_between_results_and_curves(tmp_path):
 
 def entity_parts(text):
     """The details of each entity."""
-    return text[text.index("<h2>Entities") :].split("<details")[1:]
+    inside = text[text.index("<h2>Entities") :].split("<details><summary><h2>")[0]
+    return inside.split("<details")[1:]
 
 
 def test_distributions_and_curves_stand_below_their_entity(text):
@@ -245,11 +274,11 @@ def test_training_rows_are_drawn_where_there_are_no_test_rows(tmp_path):
     results = make_results(ENTITIES[:2], unlabelled_rows)
     results["dataset"]["positive_windows"] = None
     training = Timeline("trained", None, None, {"student": np.ones(9)}, {})
-    timelines = [TIMELINES[0], training._replace(what="Training row scores")]
+    timelines = [TIMELINES[0], training._replace(what="Training window scores")]
     write_report(tmp_path / "r.html", results=results, timelines=timelines)
     parts = entity_parts((tmp_path / "r.html").read_text("utf-8"))
-    assert "Row scores" in parts[0] and "Training row scores" not in parts[0]
-    assert "Training row scores" in parts[1] and "labelled" not in parts[1]
+    assert "Window scores" in parts[0] and "Training window" not in parts[0]
+    assert "Training window scores" in parts[1] and "labelled" not in parts[1]
 
 
 def test_unlabelled_results_are_shares_of_windows_in_alarm(tmp_path):
@@ -267,13 +296,84 @@ def test_unlabelled_results_are_shares_of_windows_in_alarm(tmp_path):
     assert "No labels, so no number here measures how well" in text
 
 
-def test_long_tables_are_folded(tmp_path):
-    for count, folded in ((UNFOLDED, False), (UNFOLDED + 1, True)):
-        digests = {f"train/{number}": "ab" for number in range(count)}
-        results = {**RESULTS, "data": {"sha256": digests}}
-        write_report(tmp_path / "r.html", results=results)
-        text = (tmp_path / "r.html").read_text("utf-8")
-        assert (f"<details><summary>{count} lines</summary>" in text) is folded
+def test_what_an_engineer_needs_comes_first_and_the_rest_is_folded(text):
+    first, *folded = text.split("<details><summary><h2>")
+    lines = re.findall("<p>(.*?)</p>", first.split('<div class="summary">')[1])
+    taus = [
+        row["tau"] for row in RESULTS["entities"] if row["threshold"] == "conformal"
+    ]
+    assert set(taus) == {0.9}
+    assert lines[:3] == [
+        " Alarms below are those of teacher.",
+        "Threshold (conformal): an alarm where the window score is above τ = 0.9.",
+        DECIDED.expected,
+    ]
+    heads = re.findall("<h2>(.*?)</h2>", first)
+    assert heads == ["Events", "Alarms of teacher", "Notes"]
+    assert [part.split("</h2>")[0] for part in folded] == [
+        "Summary", "Results", "Rows and events, means over entities", "Learning curve",
+        "Entities", "Settings", "Environment", "Data",
+    ]  # fmt: skip
+
+
+def test_recommendations_thresholds_and_events_are_lines(tmp_path):
+    results = copy.deepcopy(RESULTS) | {
+        "recommendation": {
+            "model": "student",
+            "text": "Recommended: student. And so on.",
+        },
+        "costs": {"student": {"numbers": 1482}},
+    }
+    for row in results["entities"]:
+        row["tau"] = {"a": 0.25, "b": 7.0}.get(row["entity"], 1.0)
+    nothing = Decided("student", "Expect none.", [], EVENTS[:0])
+    write_report(tmp_path / "r.html", results=results, decided=nothing)
+    text = (tmp_path / "r.html").read_text("utf-8")
+    assert "<p>Recommended: student, 1,482 numbers.</p><p>Threshold" in text
+    assert "above its entity&#x27;s τ, from 0.25 (a) to 7 (b).</p>" in text
+    assert "student raises no alarm on test rows." in text
+
+
+def test_events_lead_to_their_places(text):
+    cells = Page(text).cells
+    start = cells.index("Start")
+    assert cells[start : start + 24] == [
+        "Start", "End", "Entity", "Severity", "Peak", "Channels",
+        "3", "8", "a", "2.5", "4", f"load, {EVIL}",
+        "3", "8", "b", "∞", "5", "load",
+        "20", "22", "d", "1.5", "21", "load",
+    ]  # fmt: skip
+    # Three windows of ten rows before and after; of the third no plot is there.
+    links = re.findall('<a href="(.*?)" data-range="(.*?)">3</a>', text)
+    assert links == [("#plot-0", "[0, 39]"), ("#plot-1", "[0, 39]")]
+
+
+def test_dated_events_have_dates_as_their_places(tmp_path):
+    time = np.datetime64("2024-03-01", "ns") + np.arange(60) * np.timedelta64(1, "h")
+    decided = DECIDED._replace(timelines=[SIGNALS[0]._replace(time=time)])
+    write_report(tmp_path / "r.html", results=RESULTS, decided=decided)
+    text = html.unescape((tmp_path / "r.html").read_text("utf-8"))
+    assert 'data-range="["2024-03-01 00:00:00", "2024-03-02 15:00:00"]">3</a>' in text
+
+
+def test_of_many_events_the_most_severe_are_listed(tmp_path):
+    count = MOST_EVENTS + 50
+    many = EVENTS.iloc[[0] * count].assign(
+        severity=np.random.default_rng(0).permutation(count) + 1.0, first=0, stop=1
+    )
+    many = many.assign(start=np.arange(count)).reset_index(drop=True)
+    decided = DECIDED._replace(events=many, timelines=[])
+    write_report(tmp_path / "r.html", results=RESULTS, decided=decided)
+    text = (tmp_path / "r.html").read_text("utf-8")
+    listed = [int(n) for n in re.findall(r"<tr>\s*<td>(\d+)</td>\s*<td>8</td>", text)]
+    assert listed == many["start"][many["severity"] > 50].tolist()
+    assert f"The {MOST_EVENTS} most severe of {count} events." in text
+
+
+def test_tables_that_say_nothing_are_left_out(tmp_path):
+    blank = [{**row, "mean": None} for row in interval_rows(RESULTS["entities"])]
+    write_report(tmp_path / "r.html", results=RESULTS | {"intervals": blank})
+    assert "95 % intervals" not in (tmp_path / "r.html").read_text("utf-8")
 
 
 def test_the_markdown_table():

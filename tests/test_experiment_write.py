@@ -1,6 +1,7 @@
 """What the report of a run shows is what its saved detectors say."""
 
 import base64
+import itertools
 import json
 import re
 
@@ -13,8 +14,9 @@ from kdjax.data.readers import read_table
 from kdjax.detection.detector import entity_index
 from kdjax.detection.storage import load_detector
 from kdjax.detection.tables import score_events, score_table
-from kdjax.evaluation.plots import heat_bins
+from kdjax.evaluation.page import SAME_X
 from kdjax.experiment.write import DRAWN, contribution_bins
+from kdjax.metrics.checks import runs
 
 MACHINES = {"press": 160, "saw": 120}  # and their test rows
 
@@ -36,19 +38,49 @@ def tests(finished):
 
 
 @pytest.fixture(scope="module")
-def parts(finished):
-    """The part of the report on each entity."""
+def page(finished):
+    """What stands before and after the heading of all entities' figures."""
     text = (finished.workdir / "report.html").read_text("utf-8")
-    parts = re.findall(r"<summary>(.*?)</summary>(.*?)</details>", text, re.DOTALL)
-    return dict(parts)
+    return text.split("<h2>Entities")
+
+
+def details(text):
+    """Entity -> its part of the page."""
+    found = re.findall(r"<summary>(\w+)</summary>(.*?)</details>", text, re.DOTALL)
+    return dict(found)
+
+
+@pytest.fixture(scope="module")
+def parts(page):
+    """The part of the report on each entity."""
+    return details(page[1])
 
 
 @pytest.fixture(scope="module")
 def drawn(parts):
     """Entity -> type of trace -> name of trace -> the trace of its timeline."""
+    return traces_of(parts)
+
+
+@pytest.fixture(scope="module")
+def decided(page):
+    """The same of the recommended model."""
+    return traces_of(details(page[0]))
+
+
+@pytest.fixture(scope="module")
+def best(finished):
+    """The recommended model."""
+    return finished.results["recommendation"]["model"] or "student"
+
+
+def traces_of(parts):
     found = {}
     for name, part in parts.items():
         traces = Page(part).figures[0]["data"]
+        for before, trace in itertools.pairwise(traces):
+            if trace.get("x") == SAME_X:
+                trace["x"] = before["x"]
         types = {trace["type"] for trace in traces}
         found[name] = {
             kind: {t.get("name"): t for t in traces if t["type"] == kind}
@@ -68,7 +100,7 @@ def array_of(values):
 
 def rows_of(traces, name):
     """The spans of rows below the bars of a name."""
-    axis = array_of(traces["scatter"]["student"]["x"]).astype(np.int64)
+    axis = array_of(traces["scatter"]["student"]["x"])[::2].astype(np.int64)
     starts = array_of(traces["bar"][name]["base"]).astype(np.int64)
     ends = starts + array_of(traces["bar"][name]["x"]).astype(np.int64)
     return [
@@ -84,43 +116,90 @@ def test_bars_are_the_labelled_events(drawn, tests, machine):
     assert labels[first:last].all() and labels.sum() == last - first
 
 
-@pytest.mark.parametrize("machine", MACHINES)
-@pytest.mark.parametrize("name", DRAWN)
-def test_bars_are_the_events_of_the_saved_detector(
-    finished, drawn, tests, machine, name
-):
+def table_of(finished, tests, name, machine, **options):
+    """The score table of a saved detector."""
     detector = load_detector(finished.workdir / "detectors" / name)
     series = tests[machine]
-    table = score_table(detector, series, entity=machine)
-    events = score_events(detector, series, table, entity=machine)
-    row = {instant: place for place, instant in enumerate(table["time"])}
-    expected = [
-        (row[a], row[b] + 1)
-        for a, b in zip(events["start"], events["end"], strict=True)
-    ]
-    assert rows_of(drawn[machine], name) == expected
+    return detector, series, score_table(detector, series, entity=machine, **options)
 
 
-def test_some_event_is_found_at_all(drawn):
+@pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize("name", DRAWN)
+def test_bars_and_curves_are_those_of_the_saved_detector(
+    finished, drawn, tests, machine, name
+):
+    *_, table = table_of(finished, tests, name, machine)
+    starts, stops = runs(table["alarm"].to_numpy() > 0)
+    assert rows_of(drawn[machine], name) == [*zip(starts, stops, strict=True)]
+    curve = array_of(drawn[machine]["scatter"][name]["y"])
+    np.testing.assert_allclose(curve[::2], table["window_score"], rtol=1e-4)
+    np.testing.assert_array_equal(curve[::2], curve[1::2])
+    tau = table["tau"][0]
+    above = np.nan_to_num(curve[::2]) > tau
+    assert np.array_equal(above, table["alarm"] > 0)
+
+
+def test_some_alarm_is_raised_at_all(drawn):
     assert any(rows_of(traces, "student") for traces in drawn.values())
 
 
 @pytest.mark.parametrize("machine", MACHINES)
-def test_the_map_is_of_the_saved_student(finished, drawn, tests, machine):
-    detector = load_detector(finished.workdir / "detectors" / "student")
+def test_the_recommended_model_is_drawn_with_signals(decided, tests, machine, best):
+    traces, series = decided[machine], tests[machine]
+    assert set(traces["bar"]) == {"true events", best}
+    assert set(traces["scatter"]) == {best, "τ", *series.channels}
+    for place, name in enumerate(series.channels):
+        line = traces["scatter"][name]
+        np.testing.assert_array_equal(
+            array_of(line["customdata"]), series.values[:, place]
+        )
+        np.testing.assert_array_equal(
+            array_of(line["x"]), series.time.astype("datetime64[ms]")
+        )
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_the_map_is_of_the_saved_detector(finished, decided, tests, machine, best):
+    detector = load_detector(finished.workdir / "detectors" / best)
     index, values = entity_index(detector, machine), tests[machine].values
     starts = np.arange(0, len(values) - detector.window + 1, detector.stride)
-    bins = heat_bins(tests[machine].time, len(values))
+    bins = np.arange(len(values))
     contributed = contribution_bins(detector, index, values, starts, bins)
-    (trace,) = drawn[machine]["heatmap"].values()
+    (trace,) = decided[machine]["heatmap"].values()
     strength = array_of(trace["z"]).T
     assert strength.shape == contributed.shape
     hot = contributed == contributed.max()
-    assert strength[hot] == pytest.approx(1)
+    assert (strength[hot] == 100).all()
     clear = contributed < detector.thresholds[index].tau / 100
-    assert (strength[clear] < 0.01).all() and (strength[~clear] >= 0).all()
-    order = np.argsort(contributed, axis=None)
-    assert (np.diff(strength.ravel()[order]) >= 0).all()
+    assert (strength[clear] <= 1).all()
+    assert ((strength == -100) == np.isnan(contributed)).all()
+    order = np.argsort(contributed, axis=None)[: np.isfinite(contributed).sum()]
+    assert (np.diff(strength.ravel()[order].astype(int)) >= 0).all()
+
+
+def test_the_table_has_the_events_of_the_saved_detector(finished, page, tests, best):
+    cells = Page(
+        page[0].split("<h2>Events</h2>")[1].split("</div>")[0] + "</div>"
+    ).cells
+    assert cells[:6] == ["Start", "End", "Entity", "Severity", "Peak", "Channels"]
+    expected = []
+    for machine in tests:
+        detector, series, table = table_of(finished, tests, best, machine)
+        for event in score_events(detector, series, table, entity=machine).itertuples():
+            severity = f"{event.severity:.3g}"
+            times = [str(time) for time in (event.start, event.end, event.peak)]
+            names = event.channels.replace(";", ", ")
+            expected += [*times[:2], machine, severity, times[2], names]
+    assert cells[6:] == expected and expected
+
+
+def test_the_first_lines_are_what_an_engineer_needs(finished, page, best):
+    lines = re.findall("<p>(.*?)</p>", page[0].split('<div class="summary">')[1])[:3]
+    recommendation = finished.results["recommendation"]
+    named = f"Recommended: {best}" if recommendation["model"] else "No detector"
+    assert lines[0].startswith(named)
+    assert lines[1].startswith("Threshold (conformal): an alarm where the window score")
+    assert re.match(r"Expect about [\d.,]+ events a day \([\d.,]+–[\d.,]+\)", lines[2])
 
 
 def test_precision_and_recall_of_networks_the_best_control_and_random(parts):

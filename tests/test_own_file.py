@@ -165,7 +165,7 @@ def test_the_report_shows_what_holds_without_labels(ran):
     for words in (
         "<h2>False alarms</h2>",
         "<h2>Most abnormal training windows</h2>",
-        "Training row scores",  # the timeline
+        "Training window scores",  # the timeline
         "share of windows above each value",  # the distribution
         "constant in the training rows: dead",
     ):

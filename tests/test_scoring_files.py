@@ -169,7 +169,7 @@ def test_an_infinite_score_is_written_as_inf(score, tmp_path, frame):
 def test_unknown_rows_have_empty_cells(score, tmp_path, frame):
     score(frame, causal=True)
     lines = (tmp_path / "scores.csv").read_text().splitlines()
-    assert lines[0] == "entity,time,score,window_score,alarm,state"
+    assert lines[0] == "entity,time,score,window_score,tau,alarm,state"
     assert lines[1] == "plant,0,,,0,unknown"
 
 

@@ -40,7 +40,7 @@ ROOMS = (
 TOP_MODULES = {"errors", "config", "losses", "estimator", "cli"}
 MOST_LAYERS = 11
 MOST_MODULES = 110
-MOST_LINES = 28_600  # the aim is 22,000
+MOST_LINES = 29_300  # the aim is 22,000
 
 # Who may import a library.
 ONLY = {
@@ -52,7 +52,7 @@ ONLY = {
     "optax": {"training"},
     "grain": {"training"},
     "optuna": {"experiment.sweeps"},
-    "plotly": {"evaluation", "experiment.sweeps"},
+    "plotly": {"evaluation", "experiment.sweeps", "estimator"},  # its type there
     "jinja2": {"evaluation", "experiment.sweeps"},
     "onnx": {"export"},
     "onnxruntime": {"export"},

@@ -172,26 +172,23 @@ def _largest(values: np.ndarray, first: np.ndarray, stop: np.ndarray) -> np.ndar
     return np.array(rows, np.int64)
 
 
-def scored_events(
+def latest_scores(
     window_scores: np.ndarray,
     starts: np.ndarray,
     spans: np.ndarray,
     *,
-    tau: float,
     window: int,
-    rule: AlarmRule,
+    rows: int,
 ) -> np.ndarray:
-    """Half-open spans of rows of the events that `score` finds, `[K, 2]`.
+    """The score of the latest window that ended at or before each row, `[M] -> [N]`.
 
-    Rows know the latest window that ended at or before them, from the scores `[M]` and
-    first rows `[M]` of windows, inside the half-open spans `[S, 2]` between gaps.
+    Windows have first rows `starts` `[M]`, ascending. Window and row lie in one of the
+    half-open spans `[S, 2]` between gaps; NaN for none.
 
-    >>> starts, spans = np.array([0, 2, 4]), np.array([[0, 8]])
-    >>> scored_events(
-    ...     np.array([1.0, 9.0, 1.0]), starts, spans, tau=5, window=2, rule=AlarmRule()
-    ... )
-    array([[3, 5]])
+    >>> starts, spans = np.array([0, 2, 4]), np.array([[0, 6]])
+    >>> latest_scores(np.array([1.0, 9.0, 2.0]), starts, spans, window=2, rows=6)
+    array([nan,  1.,  1.,  9.,  9.,  2.])
     """
-    latest = latest_window(starts, spans, window=window, rows=spans.max(initial=0))
-    known = np.append(window_scores, np.nan)[latest]
-    return events(row_alarms(known > tau, rule), gap=window)
+    latest = latest_window(starts, spans, window=window, rows=rows)
+    found: np.ndarray = np.append(window_scores, np.nan)[latest]
+    return found

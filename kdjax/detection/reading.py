@@ -27,6 +27,7 @@ OF_ROWS = (
     "time_column", "entity_column", "ignore", "missing_values", "layout", "tag_column",
     "value_column", "step", "duplicates",
 )  # fmt: skip
+CONTRIBUTION = "contribution:"  # before a channel's name in columns of score tables
 # Of a detector's training file, if its card has them.
 _RULES = ("missing", "order", "duplicates")
 

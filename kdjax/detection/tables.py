@@ -30,12 +30,12 @@ from kdjax.detection.occurrences import (
     event_id,
     has_moved,
 )
+from kdjax.detection.reading import CONTRIBUTION
 from kdjax.detection.scores import window_scores
 from kdjax.errors import DataError, counted
 from kdjax.metrics.checks import runs
 
 STATES = ("normal", "anomaly", "unknown")  # by their codes in `score_table`
-CONTRIBUTION = "contribution:"
 
 
 class Windows(NamedTuple):
@@ -60,7 +60,7 @@ def score_table(
 
     Columns: `entity`; `time` as in the input (or the row's number); `score` (mean of a_t over the
     windows that cover the row); `window_score` (of the latest window that ended at or
-    before the row); `alarm` (1 where the window score is above τ, after the detector's
+    before the row); `tau`, the threshold of window scores; `alarm` (1 where the window score is above τ, after the detector's
     minimum duration and cool-down); `state` (`anomaly` in alarm, else `unknown` before
     the end of the first window and where a score is missing, else `normal`); on request
     `contribution:CHANNEL`, each channel's part of `score`.
@@ -86,7 +86,8 @@ def score_table(
     found, score, parts = _fold(detector, index, series.values, windows, contributions)
     window_score = np.append(found, np.nan)[windows.latest]  # NaN for none, -1
     rule = AlarmRule(detector.min_duration, detector.cooldown)
-    alarm = row_alarms(window_score > detector.thresholds[index].tau, rule)
+    tau = detector.thresholds[index].tau
+    alarm = row_alarms(window_score > tau, rule)
     unknown = np.isnan(window_score) | np.isnan(score)
     columns: dict[str, Any] = {
         "entity": _categories(np.zeros(rows), [series.entity]),
@@ -97,6 +98,7 @@ def score_table(
         ),
         "score": score,
         "window_score": window_score,
+        "tau": np.full(rows, tau),
         "alarm": alarm.astype(np.int8),
         "state": _categories(np.where(unknown & ~alarm, 2, alarm), STATES),
     }

@@ -19,6 +19,7 @@ from kdjax.data.series import Ranges, outside
 from kdjax.data.splits import window_starts
 from kdjax.data.times import format_times, time_text
 from kdjax.detection import false_alarms
+from kdjax.detection.alarming import latest_scores
 from kdjax.detection.calibration import (
     Calibration,
     NothingLeft,
@@ -56,7 +57,7 @@ class Inspection(NamedTuple):
     """One entity's training rows under one detector."""
 
     entity: str
-    scores: np.ndarray  # [N] mean of a_t over the windows that cover the row, or NaN
+    scores: np.ndarray  # [N] window scores as in score tables; no window crosses parts
     worst: list[dict[str, Any]]  # windows of highest score that share no row
 
 
@@ -260,7 +261,8 @@ def inspect_training(
                 for spans in entity.split
             ]
         )
-        rows, windows = score_rows(
+        starts.sort()
+        _, windows = score_rows(
             evaluated.model,
             evaluated.calibration,
             place,
@@ -271,6 +273,13 @@ def inspect_training(
         )
         tau = evaluated.calibration.thresholds[place].tau
         worst = _worst(entity, starts, windows, tau, prepared.window)
+        rows = latest_scores(
+            windows,
+            starts,
+            np.concatenate(entity.split),
+            window=prepared.window,
+            rows=len(entity.train.values),
+        )
         inspections.append(Inspection(entity.name, rows, worst))
     return tuple(inspections)
 

@@ -1,20 +1,25 @@
 """Figures of a report, drawn with Plotly, and the learning curve (Figure 3) as a PNG."""
 
 import io
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 import plotly.graph_objects as go
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from plotly.subplots import make_subplots
 
+from kdjax.data.series import Series
+from kdjax.data.times import axis_times
 from kdjax.data.windowing import spread_evenly
+from kdjax.detection.reading import CONTRIBUTION
 from kdjax.errors import counted
 from kdjax.evaluation.page import COLORS, INK, plain
-from kdjax.evaluation.rows import EntityScores
+from kdjax.evaluation.rows import NETWORKS, EntityScores
 from kdjax.metrics import as_scores
 from kdjax.metrics.checks import runs
 
@@ -23,24 +28,26 @@ OBJECTIVES = {
     "student": "L_S of Eq. 2",
     "student_alone": "L_S with α = 0",
 }
-MAX_POINTS = 4000  # of a curve over rows
+MAX_BINS = 2000  # runs of rows that are drawn as one
+AROUND = 100  # rows before and after alarms that are drawn one by one, if they are few
 MAX_STEPS = 1000  # of a curve over thresholds
-HEAT_BINS = 600
-MOST_CHANNELS = 40  # of a heat map
+MOST_CHANNELS = 40
+GAP = 5  # median steps; a longer one is drawn as a gap
 FAINTEST = 1e-2  # contributions below this share of τ are transparent
 _NAMED_CURVES = 12  # more have no legend
-_LANE, _PANEL, _CHANNEL, _GAP = 20, 130, 12, 8  # heights in pixels
+# Heights in pixels: of a channel with and without its signal.
+_LANE, _PANEL, _SIGNAL, _CHANNEL, _GAP = 20, 130, 28, 12, 8
 _TRUE, _SHADE = "#e5484d", "rgba(229, 72, 77, 0.16)"
-# No score (-1), and no (0) to full (1) contribution.
+# No score (first half), and no to full contribution.
 _HOT = (
     (0, "rgba(128, 128, 128, 0.35)"),
     (0.49, "rgba(128, 128, 128, 0.35)"),
     (0.5, "rgba(217, 84, 30, 0)"),
-    (1, "rgba(217, 84, 30, 1)"),
+    (1, "rgba(217, 84, 30, 0.85)"),
 )
 _LOG: dict[str, Any] = {"type": "log", "exponentformat": "power"}
 _SHARE: dict[str, Any] = {"range": [0, 1.02]}
-_NO_EVENTS: Mapping[str, np.ndarray] = MappingProxyType({})
+_NONE: Mapping[str, Any] = MappingProxyType({})
 
 
 class Heat(NamedTuple):
@@ -48,7 +55,9 @@ class Heat(NamedTuple):
 
     model: str
     channels: Sequence[str]  # D names
-    contributions: np.ndarray  # [K, D] largest in each of `heat_bins`, NaN for no score
+    contributions: (
+        np.ndarray
+    )  # [B, D] largest in the rows of each bin, NaN for no score
     threshold: float
 
 
@@ -58,12 +67,21 @@ class Timeline(NamedTuple):
     entity: str
     time: np.ndarray | None  # [N] datetime64 or numbers; None: row numbers
     labels: np.ndarray | None  # [N] bool
-    scores: Mapping[str, np.ndarray]  # model -> [N], NaN for none
+    scores: Mapping[str, np.ndarray]  # model -> [N] window scores, NaN for none
     thresholds: Mapping[str, float]  # model -> τ
-    events: Mapping[str, np.ndarray] = _NO_EVENTS  # model -> [K, 2] half-open row spans
-    heat: Heat | None = None
-    what: str = "Row scores"
+    alarms: Mapping[str, np.ndarray] = _NONE  # model -> [K, 2] spans of rows in alarm
+    starts: np.ndarray | None = None  # [B] first rows of bins, from `row_bins`
+    heat: Heat | None = None  # by these bins
+    signals: np.ndarray | None = None  # [N, D] raw values
+    channels: Sequence[str] = ()  # D names, those of `heat` if there are both
+    what: str = "Window scores"
     clock: str = ""  # of the times, such as UTC+02:00
+
+
+def model_colors(models: Iterable[str]) -> dict[str, str]:
+    """The colour of each model in all figures of a report."""
+    names = dict.fromkeys([*NETWORKS, *models])
+    return dict(zip(names, itertools.cycle(COLORS), strict=False))
 
 
 def learning_curve_png(history: Sequence[Mapping[str, Any]]) -> bytes:
@@ -74,9 +92,9 @@ def learning_curve_png(history: Sequence[Mapping[str, Any]]) -> bytes:
     figure = Figure(figsize=(10, 4.2), layout="tight")
     axes = figure.subplots()
     curves = _loss_curves(history)
-    for number, (label, epochs, losses) in enumerate(curves):
+    for number, (label, epochs, losses, color) in enumerate(curves):
         alone = "D" if len(epochs) == 1 else ""
-        style, color = ("o-", f"--{alone}")[number % 2], _color(number // 2)
+        style = ("o-", f"--{alone}")[number % 2]
         axes.plot(epochs, losses, style, label=label, color=color, markersize=3.5)
         if not np.isnan(losses).all():
             axes.set_yscale("log")
@@ -96,12 +114,12 @@ def learning_curve_png(history: Sequence[Mapping[str, Any]]) -> bytes:
 def learning_curve_figure(history: Sequence[Mapping[str, Any]]) -> go.Figure:
     """The same as a Plotly figure."""
     curves, figure = _loss_curves(history), go.Figure()
-    for number, (label, epochs, losses) in enumerate(curves):
+    for number, (label, epochs, losses, color) in enumerate(curves):
         dash = ("solid", "dash")[number % 2]
-        line = _line(epochs, losses, plain(label), _color(number // 2), dash=dash)
+        line = _line(epochs, losses, plain(label), color, dash=dash)
         marked = number % 2 == 0 or len(epochs) == 1
         figure.add_trace(line.update(mode="lines+markers" if marked else "lines"))
-    last = max((epochs[-1] for _, epochs, _ in curves), default=1)
+    last = max((epochs[-1] for _, epochs, *_ in curves), default=1)
     title = _curves_title(len(curves))
     x, y = {"title": "epoch", "tick0": 0, "dtick": -(-last // 12)}, {"title": "loss"}
     _finished(figure, x, y | _LOG, height=420)
@@ -118,13 +136,13 @@ def _curves_title(count: int) -> str:
 
 def _loss_curves(
     history: Sequence[Mapping[str, Any]],
-) -> list[tuple[str, list[int], list[float]]]:
-    """Label, epochs and losses; training and validation of each phase in turn."""
+) -> list[tuple[str, list[int], list[float], str]]:
+    """Label, epochs, losses, colour; training and validation of each phase in turn."""
     phases: dict[str, dict[int, Mapping[str, Any]]] = {}
     for line in history:
         if "train_loss" in line or "validation_loss" in line:
             phases.setdefault(line["phase"], {})[line["epoch"]] = line
-    curves = []
+    curves, colors = [], model_colors(phases)
     for phase, found in phases.items():
         epochs = sorted(found)
         # Validation is the reconstruction error, whatever training minimises.
@@ -135,28 +153,33 @@ def _loss_curves(
             numbers = [found[epoch].get(key) or 0.0 for epoch in epochs]
             # A log axis shows no others: NaN leaves a gap.
             losses = [float(n) if 0 < n < np.inf else np.nan for n in numbers]
-            curves.append((label, epochs, losses))
+            curves.append((label, epochs, losses, colors[phase]))
     return curves
 
 
-def distribution_figure(scores: EntityScores, calibration: np.ndarray) -> go.Figure:
-    """Share of windows above each score: calibration, test (normal, anomalous), and τ."""
-    sets = {"calibration": calibration}
+def distribution_figure(
+    scores: EntityScores, calibration: np.ndarray, color: str = COLORS[0]
+) -> go.Figure:
+    """Share of windows above each score: calibration, test (normal, anomalous), and τ.
+
+    `color` is that of the model.
+    """
+    sets = {"calibration": (calibration, INK)}
     test, labels = scores.window_scores, scores.window_labels
     if labels is not None:
-        sets |= {"test, normal": test[~labels], "test, anomalous": test[labels]}
+        sets["test, normal"] = (test[~labels], color)
+        sets["test, anomalous"] = (test[labels], _TRUE)
     elif len(test):
-        sets["test"] = test
+        sets["test"] = (test, color)
     figure = go.Figure()
-    for number, (name, own) in enumerate(sets.items()):
+    for name, (own, shade) in sets.items():
         known = np.sort(own[~np.isnan(own)])
         share = 1 - np.arange(len(known)) / max(len(known), 1)
         # Scores that a log axis can't show still count in the shares.
         shown = np.flatnonzero(np.isfinite(known) & (known > 0))
         if len(shown):
             shown = shown[spread_evenly(len(shown), MAX_STEPS)]
-            x, y, color = known[shown], share[shown], _color(number)
-            figure.add_trace(_line(x, y, name, color, shape="vh"))
+            figure.add_trace(_line(known[shown], share[shown], name, shade, shape="vh"))
     tau = float(scores.threshold)
     if np.isfinite(tau) and tau > 0:
         name = f"τ = {tau:.4g}"
@@ -165,14 +188,16 @@ def distribution_figure(scores: EntityScores, calibration: np.ndarray) -> go.Fig
     return _finished(figure, x, y | _SHARE)
 
 
-def precision_recall_figure(models: Mapping[str, EntityScores]) -> go.Figure:
+def precision_recall_figure(
+    models: Mapping[str, EntityScores], colors: Mapping[str, str] = _NONE
+) -> go.Figure:
     """Precision over recall of windows, a curve a model; a dot at its own τ.
 
-    Steps, as average precision (in the legend) adds them up.
+    Steps, as average precision (in the legend) adds them up. `colors` are by model.
     """
     figure = go.Figure()
-    for number, (model, scores) in enumerate(models.items()):
-        color, name = _color(number), plain(model, most=24)
+    for model, scores in models.items():
+        color, name = (colors or model_colors(models))[model], plain(model, most=24)
         known = ~np.isnan(scores.window_scores)
         labels = np.asarray(scores.window_labels, dtype=bool)[known]
         own = scores.window_scores[known].astype(np.float64)  # τ is compared in float64
@@ -211,48 +236,93 @@ def precision_recall(
     return precision, recall, float(-np.sum(np.diff(recall) * precision[:-1]))
 
 
-def timeline_figure(timeline: Timeline) -> go.Figure:
-    """Events as bars, row scores of each model over a log axis with τ, and heat map.
+def score_timeline(table: pd.DataFrame, series: Series, *, model: str) -> Timeline:
+    """The timeline of a score table, of the series that it is of.
 
-    Long series are drawn as the largest score of each bin; an infinite score lies above
-    the largest finite one.
+    Without a column `tau` no threshold is drawn, and without contributions no heat map.
+    """
+    (time, clock), channels = axis_times(series.time, series.form), series.channels
+    alarms = np.stack(runs(table["alarm"].to_numpy() > 0), axis=1)
+    tau = float(table["tau"].iloc[0]) if "tau" in table else float("nan")
+    starts, heat = row_bins(len(table), alarms), None
+    parts = [CONTRIBUTION + name for name in channels]
+    if set(parts) <= set(table):
+        largest = np.fmax.reduceat(table[parts].to_numpy(np.float64), starts)
+        heat = Heat(model, channels, largest, tau)
+    return Timeline(
+        entity=series.entity,
+        time=time,
+        labels=series.labels,
+        scores={model: table["window_score"].to_numpy(np.float64)},
+        thresholds={model: tau},
+        alarms={model: alarms},
+        starts=starts,
+        heat=heat,
+        signals=series.values,
+        channels=channels,
+        clock=clock,
+    )
+
+
+def timeline_figure(timeline: Timeline, colors: Mapping[str, str] = _NONE) -> go.Figure:
+    """Alarms as bars, window scores of each model over a log axis with τ, and channels.
+
+    A channel's lane has its signal from its lowest to its highest value, and its
+    contributions behind it. A bin of rows is drawn as its largest score, and the lowest
+    and highest value of each signal; an infinite score lies above the largest finite one.
+    `colors` are by model.
     """
     models, heat = [*timeline.scores], timeline.heat
+    colors = colors or model_colors(models)
     lanes = models if timeline.labels is None else ["true events", *models]
-    shown = [] if heat is None else largest_channels(heat)
+    shown = largest_channels(timeline)
     heights = [_LANE * max(len(lanes), 1), *[_PANEL] * len(models)]
-    heights += [_CHANNEL * len(shown)] if shown else []
+    lane = _CHANNEL if timeline.signals is None else _SIGNAL
+    heights += [lane * len(shown)] if shown else []
     last, total = len(heights), sum(heights) + _GAP * (len(heights) - 1)
     gap = _GAP / total
     figure = make_subplots(
         last, shared_xaxes=True, vertical_spacing=gap, row_heights=heights
     )
-    edges = row_edges(timeline.time, len(next(iter(timeline.scores.values()), ())))
-    figure.update_xaxes(type="date" if edges.dtype.kind == "M" else "linear")
+    rows = len(next(iter(timeline.scores.values()), ()))
+    begins, ends = row_spans(timeline.time, rows)
+    starts = timeline.starts
+    if starts is None:
+        spans = [*timeline.alarms.values(), np.empty((0, 2), np.int64)]
+        starts = row_bins(rows, np.concatenate(spans))
+    bins = _Bins(starts, begins[starts], ends[np.append(starts[1:], rows)[:rows] - 1])
+    figure.update_xaxes(type="date" if begins.dtype.kind == "M" else "linear")
     clock = f" ({timeline.clock})" if timeline.clock else ""
     title = "row" if timeline.time is None else f"time{clock}"
     figure.update_xaxes(title=title, row=last)
     figure.update_yaxes(fixedrange=True)
     figure.update_yaxes(_names(lanes), range=[len(lanes) - 0.5, -0.5], row=1)
-    spans = dict(timeline.events)
+    bars = dict(timeline.alarms)
     if timeline.labels is not None:
         labels = np.asarray(timeline.labels, dtype=bool)
-        spans["true events"] = np.stack(runs(labels), axis=1)
-        _shade(figure, edges[spans["true events"]])
-    for lane, name in enumerate(lanes):
-        color = _color(models.index(name)) if name in models else _TRUE
-        events = np.asarray(spans.get(name, ()), np.int64).reshape(-1, 2)
-        figure.add_trace(_event_bars(edges[events], name, lane, color), row=1, col=1)
+        bars["true events"] = np.stack(runs(labels), axis=1)
+    for place, name in enumerate(lanes):
+        first, stop = np.asarray(bars.get(name, ()), np.int64).reshape(-1, 2).T
+        own = np.stack([begins[first], ends[stop - 1]], axis=1)
+        if name not in models:
+            _shade(figure, own)
+        bar = _alarm_bars(own, name, place, colors.get(name, _TRUE))
+        figure.add_trace(bar, row=1, col=1)
     for row, name in enumerate(models, start=2):
         tau = timeline.thresholds.get(name, float("nan"))
-        color = _color(row - 2)
-        traces, axis = _score_panel(timeline.scores[name], tau, edges, name, color)
+        traces, axis = _score_panel(
+            timeline.scores[name], tau, bins, name, colors[name]
+        )
         figure.add_traces(traces, rows=row, cols=1)
         figure.update_yaxes(axis, row=row)
-    if heat is not None and shown:
-        figure.add_trace(_heat_map(heat, shown, edges), row=last, col=1)
-        names = _names([heat.channels[place] for place in shown])
-        figure.update_yaxes(names, tickfont_size=9, autorange="reversed", row=last)
+    if shown:
+        if heat is not None:
+            figure.add_trace(_heat_map(heat, shown, bins), row=last, col=1)
+        if timeline.signals is not None:
+            figure.add_traces(_signals(timeline, shown, bins), rows=last, cols=1)
+        names = _names([_channels(timeline)[place] for place in shown])
+        range_ = [len(shown) - 0.5, -0.5]
+        figure.update_yaxes(names, tickfont_size=9, range=range_, row=last)
     margin = {"l": 90, "t": 30, "b": 45}
     return figure.update_layout(height=total + 75, showlegend=False, margin=margin)
 
@@ -261,88 +331,105 @@ def timeline_words(timeline: Timeline) -> str:
     """The caption of a timeline."""
     axis = "rows" if timeline.time is None else "time"
     parts = [f"{timeline.what} (logarithmic) over {axis}; dashed: τ. Drag to zoom."]
-    if timeline.events:
-        parts.append("Bars above the curves: events that each model detects.")
+    if timeline.alarms:
+        parts.append(
+            "Bars: alarms. They follow the score of the latest window that had ended, which "
+            "stays high until the abnormal rows have left the window; a row's own score "
+            "(in score tables) is its mean over all windows that hold it."
+        )
     if timeline.labels is not None:
         parts.append("Shaded: labelled anomalies.")
+    if timeline.signals is not None:
+        parts.append("Below: each signal between its lowest and highest value.")
+    shown = largest_channels(timeline)
     if (heat := timeline.heat) is not None:
-        _, largest = _heat_range(heat, largest_channels(heat))
+        _, largest = _heat_range(heat, shown)
         parts.append(
-            f"Below: contribution of each channel to the score of {heat.model}, "
+            f"Colour: contribution of each channel to the score of {heat.model}, "
             f"logarithmic from τ/{1 / FAINTEST:.0f} or less (clear) to {largest:.4g} "
             "(full); grey: no score."
         )
-        if len(heat.channels) > MOST_CHANNELS:
-            count = f"The {MOST_CHANNELS} largest of {len(heat.channels)} channels."
-            parts.append(count)
+    if len(shown) < len(_channels(timeline)):
+        which = "first" if heat is None else "largest"
+        count = len(_channels(timeline))
+        parts.append(f"The {which} {len(shown)} of {count:,} channels.")
     return " ".join(parts)
 
 
-def row_edges(time: np.ndarray | None, rows: int) -> np.ndarray:
-    """Where each row begins on the axis and where the last ends, `[N + 1]`.
+def row_spans(time: np.ndarray | None, rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """Where each row begins and ends on the axis, `[N]` each.
 
-    A row lasts a median step.
+    A row lasts until the next, but before a gap and at the end a median step.
 
-    >>> row_edges(np.array([0.0, 1.0, 2.0, 7.0]), 4).tolist()
-    [0.0, 1.0, 2.0, 7.0, 8.0]
+    >>> [part.tolist() for part in row_spans(np.array([0.0, 1.0, 3.0, 9.0]), 4)]
+    [[0.0, 1.0, 3.0, 9.0], [1.0, 3.0, 5.0, 11.0]]
     """
     if time is None or rows == 0:
-        return np.arange(rows + 1)
+        return np.arange(rows), np.arange(rows) + 1
     time = np.asarray(time)
     if time.dtype.kind == "M":
         time = time.astype("datetime64[us]")
     steps = np.diff(time)
-    step = np.median(steps.astype(np.float64)) if rows > 1 else 0.0
-    last = time[-1:] + np.array(step or 1.0).astype(steps.dtype)
-    return np.asarray(np.append(time, last))
+    median = np.median(steps.astype(np.float64)) if rows > 1 else 0.0
+    step = np.array(median or 1.0).astype(steps.dtype)
+    steps = np.append(steps, step)
+    return time, time + np.where(steps > GAP * step, step, steps)
 
 
-def heat_bins(time: np.ndarray | None, rows: int) -> np.ndarray:
-    """The column of the heat map in which each row lies, `[N]` int64.
+def row_bins(rows: int, spans: np.ndarray, *, most: int = MAX_BINS) -> np.ndarray:
+    """First rows of the runs of rows that are drawn as one, at most `most`: `[B]` int64.
 
-    Columns are equally long on the axis, and at least a median step.
+    Half of them are equally long. The others are single rows in and around spans of rows
+    `[K, 2]`, so that one can zoom in there.
 
-    >>> heat_bins(np.array([0.0, 1.0, 2.0, 7.0]), 4).tolist()
-    [0, 1, 2, 7]
+    >>> row_bins(1000, np.array([[500, 502]]), most=8)[:5].tolist()
+    [0, 250, 400, 467, 500]
     """
-    if rows == 0:
-        return np.empty(0, np.int64)
-    edges = row_edges(time, rows)
-    places = (edges - edges[0]) / (edges[-1] - edges[0])
-    count = min(HEAT_BINS, round(1 / (1 - places[-2])))
-    # A place exactly on an edge belongs to the right, however it was rounded.
-    bins = np.floor(places[:-1] * count + 1e-6).astype(np.int64)
-    return np.asarray(np.minimum(bins, count - 1))
+    if rows <= most:
+        return np.arange(rows)
+    inside = np.zeros(rows, bool)
+    for first, stop in spans:
+        inside[max(first - AROUND, 0) : stop + AROUND] = True
+    near = np.flatnonzero(inside)
+    even = np.arange(most // 2) * rows // (most // 2)
+    single = near[spread_evenly(len(near), most - len(even))] if len(near) else near
+    return np.union1d(even, single)
 
 
-def peaks(scores: np.ndarray, *, bins: int = MAX_POINTS) -> tuple[np.ndarray, ...]:
-    """First row and largest score of each of at most `bins` runs, `[N] -> [K], [K]`.
+class _Bins(NamedTuple):
+    """Runs of rows that are drawn as one: first rows, and where they lie on the axis."""
 
-    NaN only where a whole run is NaN.
+    starts: np.ndarray
+    begins: np.ndarray
+    ends: np.ndarray
 
-    >>> [part.tolist() for part in peaks(np.array([1.0, 9.0, 2.0, 3.0]), bins=2)]
-    [[0, 2], [9.0, 3.0]]
-    """
-    if len(scores) <= bins:
-        return np.arange(len(scores)), scores
-    starts = np.linspace(0, len(scores), bins, endpoint=False).astype(int)
-    return starts, np.fmax.reduceat(scores, starts)
+    @property
+    def gaps(self) -> np.ndarray:
+        """The bins before which there is a gap."""
+        return np.flatnonzero(self.ends[:-1] < self.begins[1:]) + 1
 
 
-def largest_channels(heat: Heat) -> list[int]:
-    """The channels of largest contribution, in their own order."""
-    largest = np.fmax.reduce(heat.contributions, axis=0, initial=-np.inf)
+def largest_channels(timeline: Timeline) -> list[int]:
+    """The channels to draw, in their own order: those of largest contribution."""
+    count = len(_channels(timeline))
+    if timeline.heat is None:
+        return [*range(min(count, MOST_CHANNELS))]
+    largest = np.fmax.reduce(timeline.heat.contributions, axis=0, initial=-np.inf)
     chosen = np.argsort(-largest, kind="stable")[:MOST_CHANNELS]
     return sorted(int(place) for place in chosen)
 
 
-def _event_bars(spans: np.ndarray, name: str, lane: int, color: str) -> go.Bar:
+def _channels(timeline: Timeline) -> Sequence[str]:
+    return timeline.heat.channels if timeline.heat else timeline.channels
+
+
+def _alarm_bars(spans: np.ndarray, name: str, lane: int, color: str) -> go.Bar:
     """A bar for each span of the axis, `[K, 2]`."""
     lengths = spans[:, 1] - spans[:, 0]
     if lengths.dtype.kind == "m":
         lengths = lengths / np.timedelta64(1, "ms")
     bars = go.Bar(base=spans[:, 0], x=lengths, y=[lane] * len(spans), orientation="h")
-    # The outline keeps events of one row wider than a pixel.
+    # The outline keeps alarms of one row wider than a pixel.
     marker = {"color": color, "line": {"color": color, "width": 1}}
     return bars.update(name=plain(name), width=0.6, marker=marker)
 
@@ -357,26 +444,54 @@ def _shade(figure: go.Figure, spans: np.ndarray) -> None:
 
 
 def _score_panel(
-    scores: np.ndarray, tau: float, edges: np.ndarray, name: str, color: str
+    scores: np.ndarray, tau: float, bins: _Bins, name: str, color: str
 ) -> tuple[list[go.Scatter], dict[str, Any]]:
-    """Curve of row scores `[N]`, line of τ where a log axis has it, and that axis."""
-    first, largest = peaks(np.asarray(scores, dtype=np.float64))
+    """Steps of window scores `[N]`, line of τ where a log axis has it, and that axis."""
+    scores = np.asarray(scores, dtype=np.float64)
+    largest = np.fmax.reduceat(scores, bins.starts) if len(scores) else scores
     low, high = _limits(largest, tau)
-    x, y = edges[first], np.clip(largest, low, high)  # NaN leaves a gap
+    y = np.repeat(np.clip(largest, low, high), 2)  # NaN leaves a hole
+    x, gaps = np.stack([bins.begins, bins.ends], axis=1).ravel(), bins.gaps
+    x, y = np.insert(x, 2 * gaps, bins.begins[gaps]), np.insert(y, 2 * gaps, np.nan)
     traces, title = [_line(x, y, plain(name), color, width=1.2)], _short(name)
-    known = np.pad(~np.isnan(y), 1)
-    alone = known[1:-1] & ~known[:-2] & ~known[2:]
-    if alone.any():  # a line of one point can't be seen
-        traces[0].update(mode="lines+markers", marker_size=np.where(alone, 3, 0))
-    if np.isfinite(tau) and tau > 0:
+    traces[0].update(hovertemplate="%{y:.4g}<br>%{x}<extra>%{fullData.name}</extra>")
+    if np.isfinite(tau) and tau > 0 and len(x):
         title += f"<br>τ {tau:.4g}"
-        line = _line(edges[[0, -1]], [tau, tau], "τ", INK, dash="dash", width=1.5)
+        line = _line(x[[0, -1]], [tau, tau], "τ", INK, dash="dash", width=1.5)
         traces.append(line)
     # The margins keep the line and its ends inside.
     bottom, top = np.log10(low) - 0.1, np.log10(high) + 0.3
     axis = {"title": {"text": title, "font": {"size": 11}}, "range": [bottom, top]}
     powers = {"dtick": np.ceil((top - bottom) / 4)} if top - bottom > 1.5 else {}
     return traces, axis | powers | _LOG
+
+
+def _signals(timeline: Timeline, shown: Sequence[int], bins: _Bins) -> list[go.Scatter]:
+    """Raw values of channels, each in its lane, as the lowest and highest of each bin."""
+    signals: Any = timeline.signals
+    limits = [limit.reduceat(signals, bins.starts) for limit in (np.fmin, np.fmax)]
+    lengths = np.diff(np.append(bins.starts, len(signals)))
+    # A row alone has one value.
+    kept = np.stack([lengths > 0, lengths > 1], axis=1).ravel()
+    x = np.repeat(bins.begins, 2)[kept]
+    values = np.stack(limits, axis=1).reshape(-1, signals.shape[1])[kept].astype(float)
+    gaps = np.cumsum(np.minimum(lengths, 2))[bins.gaps - 1]
+    x, values = np.insert(x, gaps, bins.begins[bins.gaps]), values[:, shown]
+    values = np.insert(values, gaps, np.nan, axis=0)
+    low, high = np.fmin.reduce(values), np.fmax.reduce(values)
+    share = np.where(
+        high > low, (values - low) / np.where(high > low, high - low, 1), 0.5
+    )
+    y = np.arange(len(shown)) + 0.42 - 0.84 * share
+    y[np.isnan(values)] = np.nan
+    found = []
+    for lane, place in enumerate(shown):
+        name = plain(timeline.channels[place])
+        line = _line(x, y[:, lane].astype(np.float32), name, INK, width=1)
+        hover = "%{customdata:.5g}<br>%{x}<extra>%{fullData.name}</extra>"
+        own = values[:, lane].astype(np.float32)
+        found.append(line.update(customdata=own, hovertemplate=hover))
+    return found
 
 
 def _limits(scores: np.ndarray, threshold: float) -> tuple[float, float]:
@@ -392,18 +507,17 @@ def _limits(scores: np.ndarray, threshold: float) -> tuple[float, float]:
     return low, high * (10 if np.isposinf(scores).any() else 1)
 
 
-def _heat_map(heat: Heat, shown: list[int], edges: np.ndarray) -> go.Heatmap:
-    """Contributions as opacity from 0 to 1; -1 where no row has a score."""
+def _heat_map(heat: Heat, shown: list[int], bins: _Bins) -> go.Heatmap:
+    """Contributions as opacity in percent; -100 where no row has a score."""
     faintest, largest = _heat_range(heat, shown)
     ratio = np.clip(heat.contributions[:, shown].T, faintest, largest) / faintest
-    strength = np.nan_to_num(np.log(ratio) / np.log(largest / faintest), nan=-1)
-    share = np.linspace(0, 1, len(heat.contributions) + 1)
-    x = edges[0] + (edges[-1] - edges[0]) * share
+    strength = 100 * np.nan_to_num(np.log(ratio) / np.log(largest / faintest), nan=-1)
+    x, gaps = np.append(bins.begins, bins.ends[-1:]), bins.gaps
     return go.Heatmap(
-        x=x,
-        z=strength.astype(np.float32),
-        zmin=-1,
-        zmax=1,
+        x=np.insert(x, gaps, bins.ends[gaps - 1]),
+        z=np.insert(strength.round(), gaps, -100, axis=1).astype(np.int8),
+        zmin=-100,
+        zmax=100,
         colorscale=_HOT,
         showscale=False,
         hovertemplate="%{y}, %{x}<extra></extra>",
@@ -426,10 +540,6 @@ def _finished(figure: go.Figure, x: Any, y: Any, height: int = 360) -> go.Figure
     """A small figure with its axes, and a legend below."""
     layout = {"height": height, "legend": {"orientation": "h", "y": -0.25}}
     return figure.update_layout(layout, xaxis=x, yaxis=y, showlegend=True)
-
-
-def _color(number: int) -> str:
-    return COLORS[number % len(COLORS)]
 
 
 def _names(names: Sequence[str]) -> dict[str, Any]:

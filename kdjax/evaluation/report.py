@@ -1,6 +1,6 @@
 """Writes the report of a run: one HTML file, and its numbers for other programs.
 
-report.html    summary, tables, figures, settings and versions; no network request
+report.html    recommendation, events, plots, tables and settings; no network request
 report.md      summary, notes and tables
 results.csv    a line for each row of results.json
 entities.csv   a line for each model, entity and threshold
@@ -13,23 +13,23 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from kdjax.errors import counted
 from kdjax.evaluation import page, plots, tables
-from kdjax.evaluation.page import Section
+from kdjax.evaluation.page import Link, Section
 from kdjax.evaluation.plots import Timeline
-from kdjax.evaluation.rows import EntityScores
-from kdjax.evaluation.summary import summarise
+from kdjax.evaluation.rows import STUDENT, EntityScores
+from kdjax.evaluation.summary import headline, summarise
 from kdjax.evaluation.tables import Results, Table
 from kdjax.io.files import write_text
 
 OPEN_ENTITIES = 3
 DRAWN_ENTITIES = 64  # figures of more make a file that browsers open slowly
-UNFOLDED = 30  # lines of a table
+MOST_EVENTS = 200  # in the table
+AROUND = 3  # windows before and after an event that its link shows
 REST = (
     "## Where the rest is\n\nSettings: `config.json`. All numbers: `results.json`. "
     "Pictures: `report.html`, `learning_curve.png`."
@@ -53,10 +53,28 @@ _LATEX = {letter: f"\\{letter}" for letter in "{}$&#%_"} | {
 }
 
 
+class Decided(NamedTuple):
+    """What an engineer sees first: the alarms of the recommended model.
+
+    Attributes:
+        model: its name, or that of another model where none is recommended.
+        expected: how many events a day to expect, a sentence.
+        timelines: of the first entities, with signals and contributions.
+        events: lines of `event_table` of all entities, and the half-open spans of rows
+            `first`, `stop`.
+    """
+
+    model: str
+    expected: str
+    timelines: Sequence[Timeline]
+    events: pd.DataFrame
+
+
 def write_report(
     path: str | os.PathLike[str],
     *,
     results: Results,
+    decided: Decided | None = None,
     history: Sequence[Mapping[str, Any]] = (),
     timelines: Sequence[Timeline] = (),
     distributions: Sequence[tuple[EntityScores, np.ndarray]] = (),
@@ -64,27 +82,33 @@ def write_report(
 ) -> None:
     """Writes the HTML report of a run, whole or not at all.
 
+    What an engineer needs comes first; below are folded parts for the researcher.
     `results` is the content of results.json, `history` the lines of metrics.jsonl;
     `distributions` are the student's scores with those of calibration, `rankings` the
     scores of several models, each of one entity.
     """
-    first, *further = map(_section, tables.report_tables(results))
-    summary = page.words_html(tables.data_words(results))
-    summary += page.words_html(summarise(results), style="summary")
+    colors = plots.model_colors(tables.model_names(results))
+    found = [t for t in tables.report_tables(results) if _has_content(t)]
     curve = ""
     if history:
         words = "Loss over epochs. Solid: training; dashed: validation."
         curve = page.figure_html(plots.learning_curve_figure(history), words)
+    entities = _entities(results, timelines, distributions, rankings, colors)
+    digests = tables.digest_table(results)
+    folded = {
+        "Summary": page.words_html(summarise(results), style="summary"),
+        **{t.title: page.table_html(t.frame, t.words) for t in found},
+        "Learning curve": curve,
+        "Entities": entities,
+        "Settings": page.json_html(results.get("settings")),
+        "Environment": page.json_html(results.get("environment")),
+        "Data": page.table_html(digests.frame) if digests else "",
+    }
     sections = [
-        Section("", summary),
-        first,
+        Section("", page.words_html(tables.data_words(results))),
+        *(_first_sections(results, decided, colors) if decided else []),
         Section("Notes", page.notes_html(results.get("notes", ()))),
-        *further,
-        Section("Learning curve", curve),
-        Section("Entities", _entities(results, timelines, distributions, rankings)),
-        Section("Settings", page.json_html(results.get("settings"))),
-        Section("Environment", page.json_html(results.get("environment"))),
-        _section(tables.digest_table(results)),
+        *(Section(title, html, folded=True) for title, html in folded.items()),
     ]
     write_text(path, page.render_page(title=_title(results), sections=sections))
 
@@ -189,14 +213,93 @@ def _title(results: Results) -> str:
     return f"Anomaly detection on {results['dataset']['name']}"
 
 
-def _section(table: Table | None) -> Section:
-    """A table of more than `UNFOLDED` lines is folded."""
-    if table is None:
-        return Section("", "")
-    html, count = page.table_html(table.frame, table.words), len(table.frame)
-    if count > UNFOLDED:
-        html = f"<details><summary>{counted(count, 'line')}</summary>{html}</details>"
-    return Section(table.title, html)
+def _has_content(table: Table) -> bool:
+    """Whether a cell beside the names of the lines has something to say."""
+    return not table.frame.iloc[:, 1:].isin(["", tables.MISSING]).all(axis=None)
+
+
+def _first_sections(
+    results: Results, decided: Decided, colors: Mapping[str, str]
+) -> list[Section]:
+    """Recommendation, threshold and expected events; events; plots."""
+    lines = [headline(results), _threshold(results, decided.model), decided.expected]
+    if (results.get("recommendation") or {}).get("model") != decided.model:
+        lines[0] += f" Alarms below are those of {decided.model}."
+    head = "".join(f"<p>{escape(line)}</p>" for line in lines if line)
+    figures = []
+    for number, timeline in enumerate(decided.timelines):
+        figure = plots.timeline_figure(timeline, colors)
+        html = page.figure_html(
+            figure, plots.timeline_words(timeline), name=f"plot-{number}"
+        )
+        if len(decided.timelines) > 1:
+            opened = "" if number else " open"
+            name = f"<summary>{escape(timeline.entity)}</summary>"
+            html = f"<details{opened}>{name}{html}</details>"
+        figures.append(html)
+    return [
+        Section("", f'<div class="summary">{head}</div>'),
+        Section("Events", _events(decided, window=results["dataset"]["window"])),
+        Section(f"Alarms of {decided.model}", "\n".join(figures)),
+    ]
+
+
+def _threshold(results: Results, model: str) -> str:
+    """The thresholds of a model's entities in a sentence."""
+    method = tables.label_free_method(results)
+    taus = {
+        row["tau"]: row["entity"]
+        for row in results["entities"]
+        if (row["model"], row["threshold"], row["level"]) == (model, method, "window")
+        and row["tau"] is not None
+    }
+    if not taus:
+        return ""
+    low, high = min(taus), max(taus)
+    text = f"τ = {low:.4g}"
+    if low < high:
+        text = (
+            f"its entity's τ, from {low:.4g} ({taus[low]}) to {high:.4g} ({taus[high]})"
+        )
+    return f"Threshold ({method}): an alarm where the window score is above {text}."
+
+
+def _events(decided: Decided, *, window: int) -> str:
+    """A table of the events; lines lead to their places in the plots."""
+    found, words = decided.events, "Severity: largest window score, in units of τ."
+    if not len(found):
+        return page.words_html(f"{decided.model} raises no alarm on test rows.")
+    if len(found) > MOST_EVENTS:
+        words = f"The {MOST_EVENTS} most severe of {len(found):,} events. {words}"
+        found = found.nlargest(MOST_EVENTS, "severity").sort_index()
+    places = {t.entity: (f"plot-{n}", t) for n, t in enumerate(decided.timelines)}
+    links: list[Link | None] = []
+    spans: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    for entity, start, stop in zip(
+        found["entity"], found["first"], found["stop"], strict=True
+    ):
+        link = None
+        if entity in places:
+            name, timeline = places[entity]
+            if name not in spans:
+                rows = len(timeline.scores[decided.model])
+                spans[name] = plots.row_spans(timeline.time, rows)
+            begins, ends = spans[name]
+            first = max(start - AROUND * window, 0)
+            last = min(stop + AROUND * window, len(ends)) - 1
+            link = Link(name, begins[first].item(), ends[last].item())
+        links.append(link)
+    frame = pd.DataFrame(
+        {
+            "Start": found["start"].map(str),
+            "End": found["end"].map(str),
+            "Entity": found["entity"],
+            "Severity": found["severity"].map("{:.3g}".format).replace("inf", "∞"),
+            "Peak": found["peak"].map(str),
+            "Channels": found["channels"].str.replace(";", ", "),
+        }
+    )
+    return page.table_html(frame, words, links=links)
 
 
 def _entities(
@@ -204,6 +307,7 @@ def _entities(
     timelines: Sequence[Timeline],
     distributions: Sequence[tuple[EntityScores, np.ndarray]],
     rankings: Sequence[Mapping[str, EntityScores]],
+    colors: Mapping[str, str],
 ) -> str:
     """Figures and numbers of each entity, the first few unfolded."""
     rows = results.get("entities", ())
@@ -219,16 +323,18 @@ def _entities(
         inside = pair = ""
         if number < DRAWN_ENTITIES:
             if timeline := timeline_of.get(name):
-                figure = plots.timeline_figure(timeline)
+                figure = plots.timeline_figure(timeline, colors)
                 inside = page.figure_html(figure, plots.timeline_words(timeline))
             if distribution := distribution_of.get(name):
                 words = (
                     "The student's window scores: share of windows above each value."
                 )
-                pair = page.figure_html(plots.distribution_figure(*distribution), words)
+                figure = plots.distribution_figure(*distribution, colors[STUDENT])
+                pair = page.figure_html(figure, words)
             if ranking := ranking_of.get(name):
                 words = "Precision and recall of windows as τ falls; a dot: the model's own τ."
-                pair += page.figure_html(plots.precision_recall_figure(ranking), words)
+                figure = plots.precision_recall_figure(ranking, colors)
+                pair += page.figure_html(figure, words)
             inside += f'<div class="pair">{pair}</div>' if pair else ""
         table = tables.entity_table(row for row in rows if row["entity"] == name)
         inside += page.table_html(table.frame) if table else ""

@@ -5,18 +5,36 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from kdjax.config import Settings
-from kdjax.data.prepared import Prepared
-from kdjax.data.times import axis_times
-from kdjax.detection.alarming import AlarmRule, scored_events
+from kdjax.data.prepared import Entity, Prepared
+from kdjax.data.times import axis_times, format_times, seconds_per_row
+from kdjax.detection.alarming import (
+    AlarmRule,
+    event_table,
+    events,
+    latest_scores,
+    row_alarms,
+)
 from kdjax.detection.detector import Detector, entity_index
 from kdjax.detection.storage import save_detector
 from kdjax.detection.tables import explain_rows
 from kdjax.evaluation.evaluate import Inspection, ModelEvaluation, test_starts
 from kdjax.evaluation.intervals import best_baseline, interval_rows, paired_rows
-from kdjax.evaluation.plots import Heat, Timeline, heat_bins, learning_curve_png
-from kdjax.evaluation.report import DRAWN_ENTITIES, write_report, write_texts
+from kdjax.evaluation.plots import (
+    MAX_BINS,
+    Heat,
+    Timeline,
+    learning_curve_png,
+    row_bins,
+)
+from kdjax.evaluation.report import (
+    DRAWN_ENTITIES,
+    Decided,
+    write_report,
+    write_texts,
+)
 from kdjax.evaluation.rows import (
     NETWORKS,
     ORACLE,
@@ -26,16 +44,23 @@ from kdjax.evaluation.rows import (
     TEACHER,
     EntityScores,
 )
-from kdjax.evaluation.summary import agreement, recommend, unfit_models
+from kdjax.evaluation.summary import (
+    agreement,
+    expected_events,
+    recommend,
+    unfit_models,
+)
 from kdjax.experiment.assemble import make_detector
 from kdjax.experiment.train import group_name
 from kdjax.experiment.workdir import RESULTS_SCHEMA, read_lines, write_results
 from kdjax.export.costs import detector_costs
 from kdjax.io.environment import describe_environment
 from kdjax.io.files import atomic_path
+from kdjax.metrics.checks import runs
 
 DRAWN = (TEACHER, STUDENT)  # models whose scores the report draws
 HEAT_MAPS = 16  # entities whose channels are drawn, which takes scoring their test rows
+LEAST_BINS = 250  # of one of several entities whose channels are drawn
 
 
 def derived_results(
@@ -90,15 +115,13 @@ def write_run(
     `evaluated` and `prepared` are of all entities; `groups` has name, data and models of
     each entity group, whose models become detectors; `warm_start` goes into their cards.
     """
-    students: dict[str, Detector] = {}
+    detectors: dict[str, dict[str, Detector]] = {}  # by model and entity
     examples: dict[str, Detector] = {}
     for group, data, models in groups:
         names = {entity.name for entity in data.entities}
         # Keys are train/ENTITY and test/ENTITY.
         of_group = {k: v for k, v in digests.items() if k.split("/", 1)[1] in names}
         for name, model in models.items():
-            if name == PREVIOUS:
-                continue  # it is saved already
             detector = make_detector(
                 name,
                 model.model,
@@ -109,10 +132,11 @@ def write_run(
                 results=model.rows,
                 warm_start=warm_start if name in NETWORKS else None,
             )
-            save_detector(workdir / "detectors" / group_name(name, group), detector)
-            examples.setdefault(name, detector)
-            if name == STUDENT:
-                students |= dict.fromkeys(detector.entities, detector)
+            of_entities = dict.fromkeys(detector.entities, detector)
+            detectors.setdefault(name, {}).update(of_entities)
+            if name != PREVIOUS:  # that is saved already
+                save_detector(workdir / "detectors" / group_name(name, group), detector)
+                examples.setdefault(name, detector)
     # Calibration's notes once where models share them.
     of_models = dict.fromkeys(
         note
@@ -139,11 +163,34 @@ def write_run(
     rule = AlarmRule(threshold["min_duration"], threshold["cooldown"])
     with atomic_path(workdir / "learning_curve.png") as temporary:
         temporary.write_bytes(learning_curve_png(history))
+    best = results["recommendation"]["model"] or STUDENT
+    drawn = [n for n in dict.fromkeys([*DRAWN, best]) if n in evaluated]
+    if prepared.entities[0].test is None:
+        best, drawn = STUDENT, [STUDENT]  # the one under which training rows are scored
+    timelines = [
+        _timeline(entity, place, drawn, evaluated, prepared, inspections, rule)
+        for place, entity in enumerate(prepared.entities)
+    ]
+    rows = [r for r in results["rates"] if r["model"] == best and r["used"]]
+    seconds_each = [seconds_per_row(e.train.time) for e in prepared.entities]
+    step = settings["data"]["step_seconds"] or float(np.median(seconds_each))
+    found = [
+        _events(timeline, entity, own, prepared, detectors[best][entity.name], best)
+        for timeline, entity, own in zip(
+            timelines, prepared.entities, evaluated[best].scores, strict=True
+        )
+    ]
     write_report(
         workdir / "report.html",
         results=results,
+        decided=Decided(
+            best,
+            expected_events(rows, window=prepared.window, seconds=step),
+            _channels(best, timelines, prepared, detectors[best]),
+            pd.concat(found, ignore_index=True),
+        ),
         history=history,
-        timelines=_timelines(evaluated, prepared, inspections, students, rule),
+        timelines=timelines[:DRAWN_ENTITIES],
         distributions=list(zip(evaluated[STUDENT].scores, calibration, strict=True)),
         rankings=_rankings(evaluated, results["entities"]),
     )
@@ -175,56 +222,112 @@ def _dataset(
     }
 
 
-def _timelines(
+def _timeline(
+    entity: Entity,
+    place: int,
+    names: Sequence[str],
     evaluated: Mapping[str, ModelEvaluation],
     prepared: Prepared,
     inspections: Sequence[Inspection],
-    students: Mapping[str, Detector],
     rule: AlarmRule,
+) -> Timeline:
+    """The test rows of an entity under some models; training rows where there are none."""
+    shown = entity.test or entity.train
+    time, clock = axis_times(shown.time, shown.form)
+    found = {name: evaluated[name].scores[place] for name in names}
+    scores = dict.fromkeys(names, inspections[place].scores)
+    if entity.test is not None:
+        scores = {
+            name: latest_scores(
+                own.window_scores,
+                test_starts(prepared, entity),
+                entity.test_spans,
+                window=prepared.window,
+                rows=len(shown.values),
+            )
+            for name, own in found.items()
+        }
+    taus = {name: own.threshold for name, own in found.items()}
+    alarms = {name: row_alarms(scores[name] > taus[name], rule) for name in names}
+    return Timeline(
+        entity=entity.name,
+        time=time,
+        labels=None if entity.test is None else shown.labels,
+        scores=scores,
+        thresholds=taus,
+        alarms={name: np.stack(runs(own), axis=1) for name, own in alarms.items()},
+        what="Training window scores" if entity.test is None else "Window scores",
+        clock=clock,
+    )
+
+
+def _channels(
+    model: str,
+    timelines: Sequence[Timeline],
+    prepared: Prepared,
+    detectors: Mapping[str, Detector],
 ) -> list[Timeline]:
-    """The test rows of the first entities; training rows where there are none."""
-    drawn = [name for name in DRAWN if name in evaluated]
-    timelines = []
-    for i, entity in enumerate(prepared.entities[:DRAWN_ENTITIES]):
-        shown = entity.test or entity.train
-        time, clock = axis_times(shown.time, shown.form)
-        names = drawn if entity.test else [STUDENT]
-        found = {name: evaluated[name].scores[i] for name in names}
-        timeline = Timeline(
-            entity=entity.name,
-            time=time,
-            clock=clock,
-            labels=None,
-            scores={name: own.scores for name, own in found.items()},
-            thresholds={name: own.threshold for name, own in found.items()},
+    """One model's timelines of the first entities, with signals and contributions."""
+    drawn, count = [], min(len(timelines), HEAT_MAPS)
+    for timeline, entity in zip(timelines[:count], prepared.entities, strict=False):
+        values, alarms = (entity.test or entity.train).values, timeline.alarms[model]
+        starts = row_bins(len(values), alarms, most=max(MAX_BINS // count, LEAST_BINS))
+        heat = None
+        if entity.test is not None:
+            detector, own = detectors[entity.name], test_starts(prepared, entity)
+            index = entity_index(detector, entity.name)
+            bins = np.searchsorted(starts, np.arange(len(values)), side="right") - 1
+            largest = contribution_bins(detector, index, values, own, bins)
+            heat = Heat(model, detector.channels, largest, timeline.thresholds[model])
+        drawn.append(
+            timeline._replace(
+                scores={model: timeline.scores[model]},
+                thresholds={model: timeline.thresholds[model]},
+                alarms={model: alarms},
+                starts=starts,
+                heat=heat,
+                signals=values,
+                channels=prepared.channels,
+            )
         )
-        if (test := entity.test) is None:
-            scores = {STUDENT: inspections[i].scores}
-            timeline = timeline._replace(scores=scores, what="Training row scores")
-        else:
-            starts = test_starts(prepared, entity)
-            events = {
-                name: scored_events(
-                    own.window_scores,
-                    starts,
-                    entity.test_spans,
-                    tau=own.threshold,
-                    window=prepared.window,
-                    rule=rule,
-                )
-                for name, own in found.items()
-            }
-            timeline = timeline._replace(labels=test.labels, events=events)
-            if i < HEAT_MAPS:  # contributions of the channels to the student's scores
-                student = students[entity.name]
-                index = entity_index(student, entity.name)
-                bins = heat_bins(test.time, len(test.values))
-                largest = contribution_bins(student, index, test.values, starts, bins)
-                tau = student.thresholds[index].tau
-                heat = Heat(STUDENT, student.channels, largest, tau)
-                timeline = timeline._replace(heat=heat)
-        timelines.append(timeline)
-    return timelines
+    return drawn
+
+
+def _events(
+    timeline: Timeline,
+    entity: Entity,
+    own: EntityScores,
+    prepared: Prepared,
+    detector: Detector,
+    model: str,
+) -> pd.DataFrame:
+    """The events of one model in the test rows of an entity; see `Decided`."""
+    test = entity.test
+    if test is None:
+        return pd.DataFrame()
+    index, starts = entity_index(detector, entity.name), test_starts(prepared, entity)
+
+    def explain(rows: np.ndarray) -> np.ndarray:
+        parts = explain_rows(detector, index, test.values, starts, rows)
+        return np.delete(parts, prepared.context, axis=1)
+
+    alarm = np.zeros(len(test.values), bool)
+    for first, stop in timeline.alarms[model]:
+        alarm[first:stop] = True
+    time = np.arange(len(alarm))
+    table = event_table(
+        alarm,
+        entity=entity.name,
+        time=time if test.time is None else format_times(test.time, test.form),
+        window_score=timeline.scores[model],
+        score=own.scores,
+        tau=own.threshold,
+        window=prepared.window,
+        explain=explain,
+        channels=np.delete(prepared.channels, prepared.context).tolist(),
+    )
+    first, stop = events(alarm, gap=prepared.window).T
+    return table.assign(first=first, stop=stop).astype(object)
 
 
 def contribution_bins(
