@@ -104,7 +104,7 @@ def test_schema_of_results(finished):
     assert set(results) == {
         "schema", "dataset", "rows", "entities", "rates", "worst_training_windows",
         "environment", "notes", "settings", "data", "intervals", "paired", "costs",
-        "agreement", "recommendation",
+        "agreement", "unfit", "recommendation",
     }  # fmt: skip
     assert results["schema"] == 1 and results["settings"] == finished.settings
     assert results["dataset"] == {

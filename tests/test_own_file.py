@@ -199,7 +199,7 @@ def test_a_level_shift_alarms_and_its_channel_is_named(scored):
     frame, table, events, out = scored
     assert len(table) == 200 and (table["time"] == frame["time"]).all()
     assert list(events.columns) == [
-        "entity", "start", "end", "severity", "peak", "channels",
+        "entity", "start", "end", "severity", "peak", "channels", "id", "kind",
     ]  # fmt: skip
     assert (table.loc[table["alarm"] == 1, "state"] == "anomaly").all()
     # Each window that ends in the shift has rows of it.

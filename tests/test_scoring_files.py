@@ -201,7 +201,8 @@ def test_events_lie_beside_the_scores(score, small, tmp_path, frame):
     """Under the pooled entry a row's score is x² + y², and τ is 12.
 
     Windows start at 0, 3, 6, 9 and 10, so rows 8 and 9 are known of from row 9 on, and
-    the window that ends with the last row has neither.
+    the window that ends with the last row has neither. Row 8 is the largest, and 9 the
+    largest of those in alarm.
     """
     frame = 0.01 * frame
     frame["y"] = frame["y"].where(
@@ -210,11 +211,12 @@ def test_events_lie_beside_the_scores(score, small, tmp_path, frame):
     table, said = score(frame)
     events = pd.read_csv(tmp_path / "scores.csv.events.csv")
     assert list(events.columns) == [
-        "entity", "start", "end", "severity", "peak", "channels",
+        "entity", "start", "end", "severity", "peak", "channels", "id", "kind",
     ]  # fmt: skip
     assert np.flatnonzero(table["alarm"]).tolist() == [9, 10, 11, 12]
     (event,) = events.itertuples(index=False)
-    assert tuple(event) == ("plant", 9, 12, pytest.approx(300, rel=1e-3), 8, "y;x")
+    known = ("plant", 9, 12, pytest.approx(300, rel=1e-3), 9, "y;x")
+    assert tuple(event) == (*known, event.id, "score")
     assert said[-1].endswith("4 of 14 rows in alarm, 1 event")
 
 
