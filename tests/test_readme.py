@@ -94,6 +94,7 @@ def test_every_verb_is_shown() -> None:
         "run",
         "run",
         "score",
+        "plot",
         "sweep",
         "calibrate",
         "export",
@@ -119,6 +120,7 @@ def test_commands_and_code_run(folder: Path, monkeypatch: pytest.MonkeyPatch) ->
     scores = pd.read_csv(folder / "scores.csv")
     assert len(scores) == 24_000
     assert {"score", "window_score", "alarm", "state"} < set(scores.columns)
+    assert "Plotly" in (folder / "scores.html").read_text("utf-8")
     again = load_detector(folder / "runs" / "plant" / "again")
     assert sorted(again.card["calibrated_again"]) == ["plant", "pooled"]
     assert (folder / "plant.onnx").stat().st_size > 0

@@ -170,7 +170,7 @@ def test_unknown_rows_have_empty_cells(score, tmp_path, frame):
     score(frame, causal=True)
     lines = (tmp_path / "scores.csv").read_text().splitlines()
     assert lines[0] == "entity,time,score,window_score,tau,alarm,state"
-    assert lines[1] == "plant,0,,,0,unknown"
+    assert lines[1] == "plant,0,,,12.0,0,unknown"
 
 
 def test_a_failure_leaves_an_older_output_alone(score, tmp_path, frame):
