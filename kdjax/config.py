@@ -20,7 +20,7 @@ from kdjax.errors import ConfigError
 
 Settings = dict[str, Any]
 
-# NUL and halves of characters; those that stand for bytes of a path that isn't UTF-8 pass.
+# NUL and halves of characters; those for bytes of a path that isn't UTF-8 pass.
 _NOT_IN_NAMES = re.compile("[\0\ud800-\udc7f\udd00-\udfff]")
 
 # Fields of version 0.1 by their names of today; configs and detectors may have either.
