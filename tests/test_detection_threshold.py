@@ -420,7 +420,7 @@ def test_expected_events_are_those_of_blocks_that_tau_did_not_see():
     )  # 500 rows, five days with four peaks each
     found = expected_events(scores, budget(1))
     # Four days allow four events, τ lies above 7 in all of them: one a day.
-    assert (found.per_day, found.mode) == (1, "stream")
+    assert (found.number, found.unit, found.mode) == (1, "a day", "stream")
     counts = np.ones(5)
     half = stats.t.ppf(0.95, 4) * math.sqrt(counts.var() / 5 + 1 / 5)
     assert found.low == pytest.approx(1 - half) and found.high == pytest.approx(
@@ -428,6 +428,6 @@ def test_expected_events_are_those_of_blocks_that_tau_did_not_see():
     )
     assert str(found) == "expect 1 events a day (0.047–2) by stream"
     quiet = expected_events(np.ones(500), budget(1))
-    assert quiet.per_day == 0 and quiet.low == 0 and quiet.high == pytest.approx(0.6)
+    assert quiet.number == 0 and quiet.low == 0 and quiet.high == pytest.approx(0.6)
     assert expected_events(scores[:110], budget(1)) is None
     assert expected_events(scores, Rule("conformal", 0.01)) is None

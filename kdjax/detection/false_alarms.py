@@ -48,17 +48,18 @@ class MeasuredRate(NamedTuple):
 
 
 class ExpectedEvents(NamedTuple):
-    """Events a day, in mean and 90 % interval for a time as long as calibration's."""
+    """Events in mean, and their 90 % interval for a time as long as calibration's."""
 
-    per_day: float
+    number: float
     low: float
     high: float
+    unit: str  # `a day`, or `in 10,000 rows` where rows have no times
     mode: str  # `stream` for a window a row, `score` for one every stride
 
     def __str__(self) -> str:
         return (
-            f"expect {self.per_day:.2g} events a day ({self.low:.2g}–{self.high:.2g}) by "
-            f"{self.mode}"
+            f"expect {self.number:.2g} events {self.unit} ({self.low:.2g}–{self.high:.2g}) "
+            f"by {self.mode}"
         )
 
 
@@ -166,33 +167,33 @@ def cross_rates(
 
 
 def expected_events(scores: np.ndarray, rule: Rule) -> ExpectedEvents | None:
-    """Events a day in clean rows that τ did not see, by window scores `[n]` in time.
+    """Events in clean rows that τ did not see, by window scores `[n]` in order of time.
 
     Each block of time has the events above the τ of the others. The interval is Student's
     of the blocks' rates, for the mean and as much time again, and no narrower than counts
-    of independent events (Poisson). None where the rule needs more scores, or it is
-    unknown how long a row lasts.
+    of independent events (Poisson). None where the rule needs more scores.
     """
     from scipy.stats import t
 
     event = rule.events
     blocks = np.array_split(np.asarray(scores), BLOCKS)
     fewest = len(scores) - max(map(len, blocks))
-    if event is None or not event.rows_per_day or fewest < needed(rule):
+    if event is None or fewest < needed(rule):
         return None
     counts = []
     for place, block in enumerate(blocks):
         others = np.concatenate(blocks[:place] + blocks[place + 1 :])
         counts.append(count_events(block, find_threshold(others, rule).tau, event))
-    days = len(scores) * event.spacing / event.rows_per_day
+    days = len(scores) * event.spacing / (event.rows_per_day or 10_000)
     mean = sum(counts) / days
     spread = np.var(np.array(counts) / (days / BLOCKS), ddof=1) / BLOCKS
     variance = float(spread) + max(float(spread), mean / days)
     half = float(t.ppf(0.95, BLOCKS - 1)) * math.sqrt(variance)
     # Of no event in a time, three are compatible with it at 95 %.
     high = max(mean + half, 3 / days)
+    unit = "a day" if event.rows_per_day else "in 10,000 rows"
     mode = "stream" if event.spacing == 1 else "score"
-    return ExpectedEvents(mean, max(0.0, mean - half), high, mode)
+    return ExpectedEvents(mean, max(0.0, mean - half), high, unit, mode)
 
 
 def drift(p: np.ndarray, *, calibration: int) -> Drift:

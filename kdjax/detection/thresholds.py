@@ -64,7 +64,7 @@ class Rule(NamedTuple):
     # `blocks` raises τ by the share caution / n of n scores.
     caution: float = 0.0
     per_day: float = 0.0  # events that `budget` may announce in a day
-    events: EventRule | None = None  # what an event is; None where rows have no times
+    events: EventRule | None = None  # what an event is; None where nobody counts them
 
     @property
     def each_row(self) -> bool:

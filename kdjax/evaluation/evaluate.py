@@ -226,6 +226,8 @@ def false_alarm_rates(
                 "clean_test": None if test is None else _object(test),
             }
         )
+    expected = false_alarms.expected_events(calibration.scores[place], used)
+    found[0]["expected_events"] = expected and expected._asdict()
     found[0]["drift"] = None
     if len(behind_tau) and known.any():
         # Whether test scores have the distribution of calibration scores.

@@ -25,7 +25,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from kdjax.detection.false_alarms import interval
 from kdjax.evaluation import intervals
 from kdjax.evaluation.intervals import Interval, Measured
 from kdjax.evaluation.rows import NETWORKS, ORACLE, RANDOM, TEACHER
@@ -338,30 +337,22 @@ def headline(results: Results) -> str:
     return _recommended(recommendation["model"], results.get("costs", {}))
 
 
-def expected_events(
-    rates: Iterable[Mapping[str, Any]], *, window: int, seconds: float
-) -> str:
-    """How many events an entity has in a day of normal behaviour, a sentence.
+def expected_words(rates: Iterable[Mapping[str, Any]]) -> str:
+    """How many events an entity has in normal behaviour, a sentence.
 
-    `rates` are entries of `results["rates"]` for one model and rule, an entity each; a row
-    lasts `seconds`, 0 where that is unknown. Alarms within L rows are one event, so that
-    the share of windows in alarm, among those that share no row, is events in L rows.
+    `rates` are entries of `results["rates"]` for one model and the rule in use.
     """
-    found = [rate["left_out"] for rate in rates if rate["left_out"]]
-    windows = sum(one["separate_windows"] for one in found)
-    alarms = sum(one["separate_alarms"] for one in found)
-    if not windows:
-        return "Too few calibration windows tell how many events a day to expect."
-    rows, unit = (86_400 / seconds, "a day") if seconds else (10_000, "in 10,000 rows")
-    shares = (alarms / windows, *interval(alarms, windows))
-    about, low, high = (
-        f"{events:,.0f}" if events >= 10 else f"{events:.2g}"
-        for events in (share * rows / window for share in shares)
+    found = [rate["expected_events"] for rate in rates if rate.get("expected_events")]
+    if not found:
+        return "Too few calibration windows tell how many events to expect."
+    number, low, high = (
+        float(np.mean([one[name] for one in found]))
+        for name in ("number", "low", "high")
     )
-    each = " of each entity" if len(found) > 1 else ""
+    each = " of each entity, in the mean" if len(found) > 1 else ""
     return (
-        f"Expect about {about} events {unit} ({low}–{high}) in normal behaviour{each}, by "
-        "calibration windows left out in turn."
+        f"Expect about {number:.2g} events {found[0]['unit']} ({low:.2g}–{high:.2g}) in "
+        f"normal behaviour{each}, by calibration windows left out in turn."
     )
 
 

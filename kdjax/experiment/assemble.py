@@ -65,7 +65,7 @@ def threshold_rule(
         math.nan if threshold["value"] is None else threshold["value"],
         caution=CAUTION * max(1.0, window / stride),
         per_day=parse_budget(threshold["budget"]) if budget else 0.0,
-        events=event if seconds else None,
+        events=event,
     )
     needed(rule)  # refuses a budget without times
     most = event.rows_per_day / window

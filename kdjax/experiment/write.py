@@ -9,7 +9,7 @@ import pandas as pd
 
 from kdjax.config import Settings
 from kdjax.data.prepared import Entity, Prepared
-from kdjax.data.times import axis_times, format_times, seconds_per_row
+from kdjax.data.times import axis_times, format_times
 from kdjax.detection.alarming import (
     AlarmRule,
     event_table,
@@ -46,7 +46,7 @@ from kdjax.evaluation.rows import (
 )
 from kdjax.evaluation.summary import (
     agreement,
-    expected_events,
+    expected_words,
     recommend,
     unfit_models,
 )
@@ -172,8 +172,6 @@ def write_run(
         for place, entity in enumerate(prepared.entities)
     ]
     rows = [r for r in results["rates"] if r["model"] == best and r["used"]]
-    seconds_each = [seconds_per_row(e.train.time) for e in prepared.entities]
-    step = settings["data"]["step_seconds"] or float(np.median(seconds_each))
     found = [
         _events(timeline, entity, own, prepared, detectors[best][entity.name], best)
         for timeline, entity, own in zip(
@@ -185,7 +183,7 @@ def write_run(
         results=results,
         decided=Decided(
             best,
-            expected_events(rows, window=prepared.window, seconds=step),
+            expected_words(rows),
             _channels(best, timelines, prepared, detectors[best]),
             pd.concat(found, ignore_index=True),
         ),
