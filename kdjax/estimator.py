@@ -54,6 +54,7 @@ from kdjax.detection.detector import (
     scaler_of,
     usual_entity,
 )
+from kdjax.detection.false_alarms import ExpectedEvents, expected_events
 from kdjax.detection.reading import CONTRIBUTION, fill_limit, reading_of
 from kdjax.detection.storage import load_detector, save_detector
 from kdjax.detection.tables import check_precision, score_events, score_table
@@ -580,18 +581,12 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
         self._warn_of_changes(calibrating=True)
         changed, detector = copy.copy(self), with_rule(self.detector_, settings)
         if X is None:
-            rule = threshold_rule(
-                settings,
-                step_seconds=detector.step,
-                stride=detector.stride,
-                window=detector.window,
-            )
+            rule = self._rule(detector, settings)
             self._check_order(rule)
             known = len(self._known_scores)
             if known < needed(rule):
                 todo = "give more rows to calibrate(X)"
                 raise ConfigError(too_few_message(known, rule, todo=todo))
-            rule = rule_for(detector.model.kind, rule)
             tau = choose_threshold(self._known_scores, rule)
             changed.detector_ = with_threshold(detector, self._place, tau)
         else:
@@ -682,6 +677,39 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
     def threshold_(self) -> float:
         """τ: rows of a higher score are in alarm."""
         return self.detector_.thresholds[self._place].tau
+
+    @property
+    def expected_events(self) -> ExpectedEvents | None:
+        """Events to expect in normal behaviour, of `threshold` `blocks` or `budget`.
+
+        By blocks of the training rows, each under a τ that did not see it; a day where
+        `data.step_seconds` or a time tells how long a row lasts, else in 10,000 rows.
+        None where other rules chose τ, or rows are too few.
+
+        >>> rows = np.random.default_rng(0).normal(size=(2000, 3))
+        >>> detector = KDDetector(detector="mahalanobis", window_size=20).fit(rows)
+        >>> detector.expected_events.unit
+        'in 10,000 rows'
+        """
+        check_is_fitted(self, "detector_")
+        if self.detector_.thresholds[self._place].method not in BY_FOLDS:
+            return None
+        rule = self._rule(self.detector_, self._settings())
+        return expected_events(self._known_scores, rule)
+
+    def _rule(self, detector: Detector, settings: Settings) -> Rule:
+        rule = threshold_rule(
+            settings,
+            step_seconds=detector.step if self._dated else 0.0,
+            stride=detector.stride,
+            window=detector.window,
+        )
+        return rule_for(detector.model.kind, rule)
+
+    @property
+    def _dated(self) -> bool:
+        """Whether the step of the rows of `fit` is in seconds."""
+        return bool(self.detector_.card.get("data", {}).get("dated", True))
 
     @property
     def classes_(self) -> np.ndarray:
