@@ -39,6 +39,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--table", action="store_true")
+    parser.add_argument("--kinds", nargs="+", default=KINDS)
+    parser.add_argument("--budgets", nargs="+", default=BUDGETS)
     for name in TIMES:
         parser.add_argument(f"--{name}", help="the data set's folder")
     given = parser.parse_args()
@@ -54,18 +56,20 @@ def main() -> None:
             data = load_benchmark(collection, root=root) if root else None
             tests = {series.entity: series for series in data.test} if data else {}
             for train in data.train if data else ():
-                for line in measure(collection, train, tests[train.entity], known):
+                for line in measure(
+                    collection, train, tests[train.entity], known, given
+                ):
                     file.write(json.dumps(line) + "\n")
                     file.flush()
 
 
 def measure(
-    collection: str, train: Series, test: Series, known: set[Any]
+    collection: str, train: Series, test: Series, known: set[Any], given: Any
 ) -> Iterator[dict[str, Any]]:
     """The lines of one entity."""
     seconds, window = TIMES[collection]
-    for kind in KINDS:
-        for budget in BUDGETS:
+    for kind in given.kinds:
+        for budget in given.budgets:
             line: dict[str, Any] = {
                 "collection": collection, "entity": train.entity, "kind": kind,
                 "budget": budget,

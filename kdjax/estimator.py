@@ -287,12 +287,12 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
         missing: `error` refuses NaN, `ffill` repeats the last value for up to
             `data.fill_limit` rows (`window_size` if not set) and leaves out what then
             is missing, `mask` leaves missing cells out.
-        threshold: how τ is chosen, without labels: `conformal`, `quantile`, `pot`,
-            `budget` or `fixed`.
+        threshold: how τ is chosen, without labels: `blocks`, `conformal`, `quantile`,
+            `pot`, `budget` or `fixed`; see docs/thresholds.md.
         false_alarm_rate: wanted share of false alarms among normal windows that the
             networks were not trained on. (PyOD's `contamination` is the share of
             outliers in the training rows.) None for 0.01, or, with a warning, the least
-            that fewer than 100 calibration windows allow.
+            that too few calibration windows for it allow.
         random_state: the seed, a whole number; the same one gives the same detector.
         settings: further fields of `kdjax.config` by their dotted names, such as
             `{"train.learning_rate": 1e-2}`.
