@@ -295,7 +295,9 @@ def timeline_figure(timeline: Timeline, colors: Mapping[str, str] = _NONE) -> go
     clock = f" ({timeline.clock})" if timeline.clock else ""
     title = "row" if timeline.time is None else f"time{clock}"
     figure.update_xaxes(title=title, row=last)
-    figure.update_yaxes(fixedrange=True)
+    # The margin is wide enough, and Plotly draws twice to find one.
+    figure.update_xaxes(automargin=False)
+    figure.update_yaxes(fixedrange=True, automargin=False)
     figure.update_yaxes(_names(lanes), range=[len(lanes) - 0.5, -0.5], row=1)
     bars = dict(timeline.alarms)
     if timeline.labels is not None:
