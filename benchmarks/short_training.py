@@ -42,6 +42,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--table", action="store_true")
     parser.add_argument("--kinds", nargs="+", default=KINDS)
+    parser.add_argument("--rules", nargs="+", default=RULES)
     parser.add_argument("--rows", nargs="+", type=int, default=ROWS)
     for name in ("smd", "nasa", "asd", "jumpstarter2"):
         parser.add_argument(f"--{name}", help="the data set's folder")
@@ -76,7 +77,7 @@ def measure(
         later = 2 * max(500, rows)
         start = (len(train.values) - rows - later) // 2
         for kind in given.kinds:
-            for rule in RULES:
+            for rule in given.rules:
                 line: dict[str, Any] = {
                     "entity": train.entity, "rows": rows, "kind": kind, "rule": rule
                 }  # fmt: skip

@@ -35,9 +35,7 @@ from kdjax.detection.rolling import adapt, adaptive_tau, start_adaptive
 from kdjax.detection.scores import window_scores
 from kdjax.detection.thresholds import (
     Rule,
-    budget_rate,
     find_threshold,
-    parse_budget,
 )
 from kdjax.io.environment import describe_environment
 from kdjax.io.files import write_text
@@ -48,7 +46,7 @@ WINDOW, STRIDE, BATCH = 100, 10, 256
 FLOOR, RIDGE = 0.03, 0.1
 STEP_SECONDS = 60  # SMD is sampled once a minute
 DAY = 24 * 3600 // (STEP_SECONDS * STRIDE)  # windows
-RATE, BUDGET, GAMMA = 0.01, "2/day", 0.005
+RATE, GAMMA = 0.01, 0.005
 
 
 class Windows(NamedTuple):
@@ -106,13 +104,11 @@ def main() -> None:
 
 
 def _rules(channels: int) -> dict[str, Rule]:
-    budget = budget_rate(parse_budget(BUDGET), step_seconds=STEP_SECONDS, stride=STRIDE)
     # What the largest of L squared distances would exceed at the rate, were all rows
     # independent and Gaussian.
     gaussian = float(chi2.isf(-math.expm1(math.log1p(-RATE) / WINDOW), channels))
     return {
         "conformal": Rule("conformal", RATE),
-        "budget": Rule("budget", budget),
         "quantile": Rule("quantile", RATE),
         "pot": Rule("pot", RATE),
         "pot_low": Rule("pot", RATE / 10),
@@ -129,7 +125,6 @@ def _settings(rules: dict[str, Rule]) -> dict[str, Any]:
         "floor": FLOOR,
         "ridge": RIDGE,
         "step_seconds": STEP_SECONDS,
-        "budget": BUDGET,
         "gamma": GAMMA,
         "rules": {name: rule._asdict() for name, rule in rules.items()},
     }

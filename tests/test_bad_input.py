@@ -23,7 +23,7 @@ checks that they are there. What stands in brackets is the beginning of a case's
     test_numbers_hold::test_what_overflows_alarms_and_is_never_normal
     test_long_runs::test_a_spike_in_the_rows_is_survived
  5 a constant column
-    test_bad_rows::test_a_constant_column_alarms_when_it_moves
+    test_bad_rows::test_a_constant_column_that_moves_is_an_event_of_its_own
     test_own_file::test_results_tell_what_the_channels_are
  6 two identical columns
     test_bad_rows::test_copies_of_a_column_leave_scores_finite

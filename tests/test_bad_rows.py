@@ -185,12 +185,13 @@ def test_too_few_rows_for_the_rate_are_refused(saved, place, capsys):
     path, out = place
     path.write_bytes(csv())
     rate = "--config.threshold.false_alarm_rate=0.001"
-    line = one_line([*command("run", path, saved, out), rate], capsys)
+    method = "--config.threshold.method=conformal"
+    line = one_line([*command("run", path, saved, out), rate, method], capsys)
     assert "needs at least 999 calibration" in line and list(out.iterdir()) == []
     assert "give more rows in training, raise data.calibration, lower" in line
     path.write_bytes(csv(good()[:15]))
     line = one_line(command("calibrate", path, saved, out), capsys)
-    assert "needs at least 4 " in line and list(out.iterdir()) == []
+    assert "needs at least 5 " in line and list(out.iterdir()) == []
     assert line.endswith("give more rows, or accept a higher rate.")
 
 

@@ -130,6 +130,7 @@ def test_calibrate_takes_a_channel_without_a_value(small, tmp_path, capsys):
     save_detector(tmp_path / "old", masking(small))
     verb = ["kdjax", "calibrate", str(path), f"--detector={tmp_path / 'old'}"]
     verb += [f"--output={tmp_path / 'new'}", "--config.threshold.false_alarm_rate=0.1"]
+    verb.append("--config.threshold.method=conformal")
     assert main(verb) == 0
     assert "a: no row has a value in 'x'\n" in capsys.readouterr().out
     points = 0.2 * ((y - 2) / 4 + 0.25) ** 2

@@ -13,6 +13,7 @@ import pytest
 from rich.console import Console
 
 from kdjax.data.series import Dataset, Series
+from kdjax.detection.alarming import EventRule
 from kdjax.detection.detector import score_windows
 from kdjax.detection.storage import card_markdown, load_detector
 from kdjax.detection.thresholds import Rule
@@ -609,9 +610,14 @@ def test_rules_of_calibration_come_from_their_settings(tiny):
         }
     )  # fmt: skip
     prepared = prepare_dataset(load_dataset(settings["data"]), settings)
-    assert calibration_rules(settings, prepared)._asdict() == {
+    # No dates tell how long a row lasts.
+    rule = Rule("conformal", 0.1, caution=100, events=EventRule(gap=10, spacing=5))
+    found = calibration_rules(settings, prepared)
+    # NaN for no value of one's own.
+    found = found._replace(threshold=found.threshold._replace(value=rule.value))
+    assert found._asdict() == {
         "allowed_points": 2, "floor": 0.2, "ridge": 0.3, "shrinkage": "oas",
-        "scope": "pooled", "threshold": Rule("conformal", 0.1), "trim": 0.2,
+        "scope": "pooled", "threshold": rule, "trim": 0.2,
         "batch_size": 7,
     }  # fmt: skip
 

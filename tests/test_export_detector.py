@@ -348,7 +348,7 @@ def sample():
 @pytest.mark.parametrize(
     ("kind", "share"),
     [
-        ("classifier", 0.7),
+        ("classifier", 0.72),
         ("memory", 0.3),
         pytest.param("kmeans", 0.6, marks=pytest.mark.slow),
         pytest.param("cnn_forecast", 0.7, marks=pytest.mark.slow),

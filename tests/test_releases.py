@@ -34,6 +34,7 @@ RELEASES = Path(__file__).parent / "data" / "releases"
 VERSIONS = sorted(path.parent.name for path in RELEASES.glob("*/command.json"))
 DETECTORS = [*VERSIONS, "schema1"]
 NEWEST = VERSIONS[-1]
+OLD_RULE = "--config.threshold.method=conformal"  # by default at that time
 # Other versions of XLA, onnxruntime and BLAS add in another order.
 ROUNDING = 2e-5
 
@@ -273,7 +274,7 @@ def test_a_newer_checkpoint_is_refused_and_left_alone(copy, refused):
     write_manifest(step)
     before = digests(folder / "run" / "checkpoints")
     command = json.loads(Path("command.json").read_text())
-    said = refused("run", *command, "--workdir=run")
+    said = refused("run", *command, OLD_RULE, "--workdir=run")
     assert said == newer(f"run/checkpoints/teacher/{step.name}", 2)
     assert digests(folder / "run" / "checkpoints") == before
 
@@ -297,7 +298,7 @@ def test_newer_results_are_refused(copy, refused):
     results = {"schema": 2, "environment": versions}
     (folder / "run" / "results.json").write_text(json.dumps(results))
     command = json.loads(Path("command.json").read_text())
-    said = refused("run", *command, "--workdir=run")
+    said = refused("run", *command, OLD_RULE, "--workdir=run")
     assert said == newer("run/results.json", 2)
 
 

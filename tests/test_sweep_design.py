@@ -132,7 +132,9 @@ def test_students_of_the_data_alone_need_no_teacher():
         for epochs in (3, 4)
     )
     assert data_key(first) == data_key(second)
-    groups = {data_key(first): [Group(name, None, None, {}) for name in ("", "m/1")]}
+    groups = {
+        data_key(first): [Group(name, None, None, {}, {}) for name in ("", "m/1")]
+    }
     members = [Member(name, {}, own) for name, own in (("a", first), ("b", second))]
     tasks = tasks_of(members, SweepData({}, groups, {}, {}))
     assert [task.teacher for task in tasks] == [None] * 4

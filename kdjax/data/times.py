@@ -162,7 +162,8 @@ def format_times(time: np.ndarray, form: TimeForm) -> Any:
     if form.dtype is None:
         return time
     if not is_zoned(form.dtype):
-        return time.astype(form.dtype)
+        # The dtype may be one of pandas, such as an Arrow timestamp.
+        return pd.Series(time).astype(form.dtype).array
     if not len(form.since):
         zoned = pd.DatetimeIndex(time, tz="UTC").tz_convert(form.dtype.tz)
         return zoned.as_unit(form.dtype.unit).array

@@ -38,6 +38,8 @@ from kdjax.detection.scores import window_scores
 from kdjax.detection.thresholds import (
     BLOCKS,
     BY_FOLDS,
+    CAUTION,
+    CLASSIFIER_CAUTION,
     Rule,
     Threshold,
     entity_thresholds,
@@ -139,12 +141,10 @@ def count_windows(prepared: Prepared, rule: Rule) -> int:
 
 
 def rule_for(kind: str, rule: Rule) -> Rule:
-    """The rule for a kind of model.
-
-    A classifier's held-out networks learnt from half of the rows, which raises their
-    scores of the other half enough, see docs/thresholds.md.
-    """
-    return rule._replace(caution=0.0) if gives_scores(kind) else rule
+    """The rule for a kind of model, which may need less caution."""
+    if not gives_scores(kind):
+        return rule
+    return rule._replace(caution=rule.caution * CLASSIFIER_CAUTION / CAUTION)
 
 
 def calibrate(

@@ -38,7 +38,7 @@ FOREIGN = 0.05
 class MeasuredRate(NamedTuple):
     """Wanted and measured false-alarm rate."""
 
-    wanted: float  # by the rule; 0 for `fixed`
+    wanted: float  # by the rule; 0 for `fixed` and `budget`
     rate: float  # share of all windows above τ; NaN without a window
     disjoint_alarms: int  # windows above τ among those that share no row
     disjoint_n: int  # number of windows that share no row
@@ -57,10 +57,13 @@ class ExpectedEvents(NamedTuple):
     mode: str  # `stream` for a window a row, `score` for one every stride
 
     def __str__(self) -> str:
-        return (
-            f"expect {self.number:.2g} events {self.unit} ({self.low:.2g}–{self.high:.2g}) "
-            f"by {self.mode}"
-        )
+        number, low, high = map(events_text, self[:3])
+        return f"expect {number} events {self.unit} ({low}–{high}) by {self.mode}"
+
+
+def events_text(number: float) -> str:
+    """A number of events in words: whole from 10 on, else two digits."""
+    return f"{number:,.0f}" if number >= 10 else f"{number:.2g}"
 
 
 class Drift(NamedTuple):
@@ -153,7 +156,7 @@ def cross_rates(
         fallbacks += rule.method == "pot" and threshold.rank > 0
         known[block] = True
         above[block] = scores[block] > threshold.tau
-    wanted = 0.0 if rule.method == "fixed" else rule.rate
+    wanted = 0.0 if rule.method in ("fixed", "budget") else rule.rate
     details = []
     if used < folds:
         details.append(

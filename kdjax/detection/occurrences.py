@@ -28,7 +28,7 @@ def event_id(entity: str, kind: str, instant: Any, subject: str = "") -> str:
     `instant` is that of its start: whole ns since 1970, a number, or the row's number.
 
     >>> event_id("pump", "score", 0)
-    'e4ff4b0cf6fd'
+    'c4328d2150db'
     """
     text = "\n".join((entity, kind, repr(float(instant)), subject))
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:12]

@@ -1,6 +1,6 @@
 """Thresholds chosen without labels, on the window scores of clean rows.
 
-    blocks     the largest of five blocks' quantiles, raised where windows are few
+    blocks     the median of five blocks' quantiles, raised where windows are few
     conformal  a rank of the calibration scores that allows for the new one
     budget     the least τ that has so many events a day in the scores
     quantile   the plain empirical quantile, 1 − rate
@@ -45,7 +45,9 @@ BY_FOLDS = ("blocks", "budget")
 
 # Of `blocks`: blocks of time, and by how much τ is raised, in windows that share no row.
 # Chosen on half of the entities, see docs/thresholds.md.
-BLOCKS, CAUTION = 5, 16
+BLOCKS, CAUTION = 5, 50
+# A classifier's held-out networks learnt from half of the rows, which raises their scores.
+CLASSIFIER_CAUTION = 8
 # Share of scores above τ that a `budget` never exceeds: past it alarms merge, and fewer
 # events are no sign of fewer alarms.
 MOST_ABOVE = 0.1
@@ -61,7 +63,7 @@ class Rule(NamedTuple):
     # read it.
     rate: float = 0.01
     value: float = math.nan  # τ of `fixed`
-    # `blocks` raises τ by the share caution / n of n scores.
+    # `blocks` raises τ by the share (caution / n)^1.5 of n scores.
     caution: float = 0.0
     per_day: float = 0.0  # events that `budget` may announce in a day
     events: EventRule | None = None  # what an event is; None where nobody counts them
@@ -158,9 +160,9 @@ def _blocks_threshold(scores: np.ndarray, rule: Rule) -> tuple[float, str]:
     for block in np.array_split(scores, BLOCKS):
         rank = min(len(block), _quantile_rank(len(block) + 1, share))
         levels.append(np.partition(block, rank - 1)[rank - 1])
-    factor = 1 + rule.caution / len(scores)
-    return float(max(levels)) * factor, (
-        f"{factor:.3g} times the highest quantile of {BLOCKS} blocks of time"
+    factor = 1 + (rule.caution / len(scores)) ** 1.5
+    return float(np.median(levels)) * factor, (
+        f"{factor:.3g} times the median quantile of {BLOCKS} blocks of time"
     )
 
 
@@ -283,14 +285,14 @@ def needed(rule: Rule) -> int:
 
 
 def blocks_threshold(scores: np.ndarray, *, rate: float, overlap: float) -> float:
-    """τ = (1 + 16/m) · the highest (1 − rate) quantile of five blocks of time.
+    """τ = (1 + (50/m)^1.5) · the median of the (1 − rate) quantiles of five blocks of time.
 
-    For short training rows, whose behaviour the next rows don't quite repeat: a block
-    that differs from the others sets τ, and fewer windows raise it.
+    For short training rows, whose behaviour the next rows don't quite repeat: the fewer
+    windows, the higher is τ. Two blocks may hold anomalies.
 
     Args:
-        scores: window scores `[n]` of clean rows in order of time, each by a model that
-            was fitted without the window's block.
+        scores: window scores `[n]` of clean rows in order of time, each by what was
+            fitted without the window's block.
         rate: wanted share of false alarms among normal windows.
         overlap: L / stride; m = n / overlap windows share no row.
 
@@ -298,7 +300,7 @@ def blocks_threshold(scores: np.ndarray, *, rate: float, overlap: float) -> floa
         ConfigError, DataError: as `conformal_threshold`.
 
     >>> blocks_threshold(np.arange(1000.0), rate=0.1, overlap=10)
-    1136.8
+    785.1
     """
     return choose_threshold(
         np.asarray(scores), Rule("blocks", rate, caution=CAUTION * overlap)

@@ -363,8 +363,8 @@ def row_spans(time: np.ndarray | None, rows: int) -> tuple[np.ndarray, np.ndarra
 
     A row lasts until the next, but before a gap and at the end a median step.
 
-    >>> [part.tolist() for part in row_spans(np.array([0.0, 1.0, 3.0, 9.0]), 4)]
-    [[0.0, 1.0, 3.0, 9.0], [1.0, 3.0, 5.0, 11.0]]
+    >>> [part.tolist() for part in row_spans(np.array([0.0, 1.0, 3.0, 19.0]), 4)]
+    [[0.0, 1.0, 3.0, 19.0], [1.0, 3.0, 5.0, 21.0]]
     """
     if time is None or rows == 0:
         return np.arange(rows), np.arange(rows) + 1

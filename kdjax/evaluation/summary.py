@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from kdjax.detection.false_alarms import events_text
 from kdjax.evaluation import intervals
 from kdjax.evaluation.intervals import Interval, Measured
 from kdjax.evaluation.rows import NETWORKS, ORACLE, RANDOM, TEACHER
@@ -346,13 +347,13 @@ def expected_words(rates: Iterable[Mapping[str, Any]]) -> str:
     if not found:
         return "Too few calibration windows tell how many events to expect."
     number, low, high = (
-        float(np.mean([one[name] for one in found]))
+        events_text(float(np.mean([one[name] for one in found])))
         for name in ("number", "low", "high")
     )
     each = " of each entity, in the mean" if len(found) > 1 else ""
     return (
-        f"Expect about {number:.2g} events {found[0]['unit']} ({low:.2g}–{high:.2g}) in "
-        f"normal behaviour{each}, by calibration windows left out in turn."
+        f"Expect about {number} events {found[0]['unit']} ({low}–{high}) in normal "
+        f"behaviour{each}, by calibration windows left out in turn."
     )
 
 

@@ -151,9 +151,10 @@ def _known(
     if not np.isnan(cross.rate):
         measured = f"{cross.rate:.2%} when fifths are left out in turn"
     expected = expected_events(scores, rule)
+    wanted = f"wanted share of false alarms {cross.wanted:.2%}, " * bool(cross.wanted)
     note = (
-        f"{series.entity}: τ {detector.thresholds[place].tau:.6g} -> {_text(tau)}; wanted "
-        f"share of false alarms {cross.wanted:.2%}, measured on these rows: {measured}"
+        f"{series.entity}: τ {detector.thresholds[place].tau:.6g} -> {_text(tau)}; {wanted}"
+        f"measured on these rows: {measured}"
         + (f"; {expected}" if expected else "")
         + left_out
     )
