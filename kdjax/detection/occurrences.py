@@ -54,6 +54,9 @@ class Peak(NamedTuple):
     time: Any = None
     channels: tuple[str, ...] = ()
     severity: float = -math.inf  # the largest of the rows
+    shares: tuple[float, ...] = ()  # of the channels in all contributions
+    window_score: float = -math.inf  # where severity is the largest, and its τ
+    tau: float = math.nan
 
 
 class Event(NamedTuple):
@@ -73,30 +76,38 @@ class Event(NamedTuple):
 
 def message(event: Event, entity: str, end: Any = None) -> dict[str, Any]:
     """An event as a JSON object; without `end` it has begun."""
-    scored = event.kind == SCORE
-    severity = event.peak.severity
-    if scored and not math.isfinite(severity):
-        severity = str(severity)  # type: ignore[assignment]
-    channels = (
-        [*event.peak.channels] if scored else [event.subject] * bool(event.subject)
-    )
+    scored, peak = event.kind == SCORE, event.peak
+    channels = [*peak.channels] if scored else [event.subject] * bool(event.subject)
     found = {
         "id": event.id,
         "kind": event.kind,
         "entity": entity,
         "start": event.start,
         "end": end,
-        "severity": severity if scored else None,
-        "peak": event.peak.time if scored else event.start,
+        "severity": json_number(peak.severity),
+        "peak": peak.time if scored else event.start,
         "channels": channels,
+        "shares": [json_number(share) for share in peak.shares],
+        "score": json_number(peak.score),
+        "window_score": json_number(peak.window_score),
+        "tau": json_number(peak.tau),
     }
     return found | ({"text": event.text} if event.text else {})
 
 
+def json_number(value: float) -> float | str | None:
+    """A number as JSON: null for none, a string for infinite."""
+    if math.isfinite(value):
+        return value
+    return "inf" if value > 0 else None
+
+
 def joined(peak: Peak, other: Peak) -> Peak:
     """The peak of both; of equals the first."""
-    severity = max(peak.severity, other.severity)
-    return (other if other.score > peak.score else peak)._replace(severity=severity)
+    best = other if other.score > peak.score else peak
+    worst = other if other.severity > peak.severity else peak
+    severity, window_score, tau = worst.severity, worst.window_score, worst.tau
+    return best._replace(severity=severity, window_score=window_score, tau=tau)
 
 
 def after_row(
@@ -135,8 +146,10 @@ def packed(event: Event) -> dict[str, Any]:
     """An event as JSON values; `unpacked` gives it back."""
     found = event._asdict()
     for name in ("peak", "ahead"):
-        score, time, channels, severity = found[name]
-        found[name] = [repr(score), time, [*channels], repr(severity)]
+        peak: Peak = found[name]
+        numbers = (peak.score, peak.severity, peak.window_score, peak.tau)
+        shares = [*map(repr, peak.shares)]
+        found[name] = [peak.time, [*peak.channels], shares, *map(repr, numbers)]
     return found
 
 
@@ -146,7 +159,8 @@ def unpacked(found: Any) -> Event:
     if event.kind not in KINDS or type(event.quiet) is not int:
         raise ValueError(f"{event.kind!r} is no kind of event")
     peaks = []
-    for score, time, channels, severity in (found["peak"], found["ahead"]):
-        names = tuple(map(str, channels))
-        peaks.append(Peak(float(score), time, names, float(severity)))
+    for time, channels, shares, *numbers in (found["peak"], found["ahead"]):
+        names, parts = tuple(map(str, channels)), tuple(map(float, shares))
+        score, severity, window_score, tau = map(float, numbers)
+        peaks.append(Peak(score, time, names, severity, parts, window_score, tau))
     return event._replace(peak=peaks[0], ahead=peaks[1])

@@ -301,10 +301,15 @@ class StreamDetector:
         state, alarm = next_alarm(at.alarm, window_score > tau, self._rule)
 
         def peak(named: bool) -> Peak:
-            channels = self._top_channels(window, found, -1) if named else ()
+            channels, shares = (
+                self._top_channels(window, found, -1) if named else ((), ())
+            )
             severity = window_score / tau if tau > 0 else math.inf
-            known = (-math.inf if math.isnan(v) else v for v in (score, severity))
-            return Peak(next(known), said, channels, next(known))
+            numbers = (score, severity, window_score)
+            least = (-math.inf if math.isnan(v) else v for v in numbers)
+            return Peak(
+                next(least), said, channels, next(least), shares, next(least), tau
+            )
 
         watch, events = at.watch, list[Mapping[str, Any]]()
         if taken_back:
@@ -332,7 +337,7 @@ class StreamDetector:
             alarm,
             word,
             tau,
-            self._top_channels(window, found) if alarm else (),
+            self._top_channels(window, found)[0] if alarm else (),
             taken_back,
             tuple(events),
         )
@@ -666,19 +671,29 @@ class StreamDetector:
 
     def _top_channels(
         self, window: np.ndarray, found: WindowResult | None, place: int | None = None
-    ) -> tuple[str, ...]:
-        """Those that contribute most to a row of the window, by default to its largest a_t."""
+    ) -> tuple[tuple[str, ...], tuple[float, ...]]:
+        """Those that contribute most to a row of the window, and their shares.
+
+        By default to the row of the largest a_t.
+        """
         if found is None:
-            return ()
+            return (), ()
         parts = found.contributions
         if parts is None and self._explain is not None:
             parts = self._explain(window)
         if parts is None:
-            return ()
+            return (), ()
         peak = int(np.nanargmax(found.points)) if place is None else place
         order = np.argsort(-parts[peak], kind="stable")
-        names = [self.plan.channels[place] for place in order]
-        return tuple(name for name in names if name not in self.plan.context)[:TOP]
+        own = [
+            place
+            for place in order
+            if self.plan.channels[place] not in self.plan.context
+        ]
+        with np.errstate(invalid="ignore"):  # infinite ones, or zeros
+            shares = parts[peak][own] / parts[peak][own].sum(dtype=np.float64)
+        names = tuple(self.plan.channels[place] for place in own[:TOP])
+        return names, tuple(round(float(share), 4) for share in shares[:TOP])
 
 
 def _said(time: Any, instant: Timestamp, row: int) -> Any:

@@ -24,6 +24,7 @@ import filelock
 import numpy as np
 
 from kdjax.data.lines import Line
+from kdjax.detection.occurrences import json_number
 from kdjax.detection.stream_rules import plan_by
 from kdjax.detection.streaming import (
     StreamDetector,
@@ -41,8 +42,16 @@ from kdjax.errors import (
     check_choice,
     counted,
 )
-from kdjax.io.files import check_target, clear_leftovers, load_state, save_state
+from kdjax.io.files import (
+    MANIFEST,
+    check_target,
+    clear_leftovers,
+    load_state,
+    save_state,
+    sha256,
+)
 from kdjax.io.signals import Stopped, signals_held
+from kdjax.notify.outbox import LAST_WAIT, Outbox, receivers
 from kdjax.scoring.readings import RowReader
 
 if TYPE_CHECKING:
@@ -56,6 +65,7 @@ WATCHED = 100  # lines of which half may be at fault
 UNSCORED = 10  # windows, and `WATCHED` lines, that are reported if none has a score
 TELL_EVERY = 1.0  # seconds between two looks for silence
 SAY_EVERY = 60.0  # seconds between two reports of the same kind
+SIGNAL_WAIT = 1.5  # seconds for alarm messages after a signal; a process has 3.5 to end
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 _ENCODE = json.JSONEncoder(allow_nan=False).encode
 
@@ -74,6 +84,7 @@ class _Answer(NamedTuple):
     text: str  # empty if an earlier run had answered it
     fault: str = ""  # of the line, or of the row before that it takes back
     scored: bool = False
+    events: tuple[Mapping[str, Any], ...] = ()
 
 
 class _Answered:
@@ -323,6 +334,7 @@ def run_stream(
     reading: Mapping[str, Any] = NOTHING,
     log: Callable[[str], None] = lambda text: None,
     entity: str | None = None,
+    on_alarm: Sequence[str] = (),
     **options: Any,
 ) -> Summary:
     """Answers lines as `stream_rows` does until they end, or until a signal.
@@ -335,6 +347,10 @@ def run_stream(
     for `open_stream`; by default the entity is the one that rows name, if the detector knows
     it. Lines must have the columns that `reading` names.
 
+    `on_alarm` names receivers of a message when an event begins and when it ends:
+    `webhook:URL`, `command:PROGRAM` or `file:PATH`. With a state those that were not
+    delivered lie beside it, in `STATE.alarms`, and are sent by the next run.
+
     Raises:
         DataError: at the end, if more than half of `WATCHED` lines in a row were at fault,
             or none had a score for `UNSCORED` windows or at all; all lines have their
@@ -342,8 +358,12 @@ def run_stream(
     """
     with contextlib.ExitStack() as stack:
         check_choice("on_error", on_error, ON_ERROR)
+        spool = None if state is None else Path(f"{state}.alarms")
+        files = [state or "", spool or "", detector]
         if isinstance(output, (str, os.PathLike)):
-            check_target(output, inputs=(state or "", detector))
+            check_target(output, inputs=files)
+            files.append(output)
+        to = receivers(on_alarm, inputs=files)
         if state is not None:
             check_target(state, inputs=(detector,), name="state")
             _lock(stack, Path(state))
@@ -368,6 +388,16 @@ def run_stream(
         scored = bool(saved.get("scored", usual))
         watch = _Watch(stream.plan.window, scored=scored, faulty=faulty)
         write, mark = _open_output(stack, output, saved)
+        alarms = saved.get("alarms") or {}
+        outbox = Outbox(to, spool=spool, saved=alarms, log=log) if to else None
+        if outbox:
+            stack.callback(outbox.close)
+        digest = _detector_digest(Path(detector)) if to else ""
+        if outbox and state is None:
+            log(
+                "without a state, alarm messages that are not delivered are lost "
+                f"{LAST_WAIT:g} s after the input ends."
+            )
         silence = _Silence()
         read = reader.rows(_until_signal(lines, silence))
         log(_under(stream))
@@ -382,23 +412,40 @@ def run_stream(
                 "readings": reader.state(),
                 "faulty": watch.faulty,
                 "scored": watch.scored,
+                "alarms": outbox.state() if outbox else alarms,
             }
 
         def save(state_of: Mapping[str, Any]) -> None:
             if state is not None:
                 # The mark flushes the answers that the state counts.
                 save_state(state, {**state_of, "output": mark()})
+            if outbox:
+                outbox.release(state_of["alarms"])
+
+        def announce(events: Sequence[Mapping[str, Any]]) -> bool:
+            """Puts messages of events into the outbox; `save` sends them."""
+            if outbox and events:
+                outbox.add(_alarm(event, digest) for event in events)
+            return bool(outbox and events)
 
         def tell() -> None:
             if events := current().silent(time.monotonic() - silence.since):
                 write("\n".join(map(_event, events)))
+                announce(events)
                 save(kept())
 
         answers = _answers(current, read, answered, on_error=on_error)
-        with _watching(silence, tell, log):
-            _write(answers, current, write, watch, kept, save, log)
-        if state is None and (events := current().finish()):
-            _put(write, "\n".join(map(_event, events)))
+        try:
+            with _watching(silence, tell, log):
+                _write(answers, current, write, watch, kept, save, announce, log)
+            if state is None and (events := current().finish()):
+                _put(write, "\n".join(map(_event, events)))
+                announce(events)
+            with contextlib.suppress(Stopped), signals_held():
+                save(kept())
+        finally:
+            if outbox:
+                outbox.drain(SIGNAL_WAIT if silence.stopped else math.inf)
         again = watch.again + reader.again
         summary = Summary(current().rows, watch.faulty, again)
         with contextlib.suppress(Stopped), signals_held():
@@ -414,6 +461,17 @@ def run_stream(
         if problem := watch.finished(current()):
             raise DataError(problem)
         return summary
+
+
+def _detector_digest(path: Path) -> str:
+    """The SHA-256 of a detector's manifest, which has those of its files, or of a file."""
+    return sha256(path / MANIFEST if path.is_dir() else path)
+
+
+def _alarm(event: Mapping[str, Any], digest: str) -> str:
+    """The message of an event that begins or ends."""
+    phase = "begin" if event["end"] is None else "end"
+    return _ENCODE({**event, "detector": digest, "phase": phase})
 
 
 def _under(stream: StreamDetector) -> str:
@@ -563,7 +621,7 @@ def _answers(
                 "the stream goes on without it."
             )
         scored = row is not None and not math.isnan(row.score)
-        yield _Answer(text, fault, scored)
+        yield _Answer(text, fault, scored, row.events if row else ())
 
 
 def _event(found: Mapping[str, Any]) -> str:
@@ -581,27 +639,20 @@ def _answer(line: Line, row: StreamRow | None, fault: str, *, moves: bool) -> st
     answer: dict[str, Any] = {
         "row": row and row.row,
         "time": line.time if known else str(line.time),
-        "score": row and _number(row.score),
-        "window_score": row and _number(row.window_score),
+        "score": row and json_number(row.score),
+        "window_score": row and json_number(row.window_score),
         "alarm": int(row.alarm) if row else 0,
         "state": row.state if row else "unknown",
     }
     if not row:
         answer |= {"line": line.number, "error": fault}
     elif moves:
-        answer["tau"] = _number(row.tau)
+        answer["tau"] = json_number(row.tau)
     if row and row.taken_back:
         answer["taken_back"] = row.row - 1
     if row and row.alarm:
         answer["channels"] = row.channels
     return _ENCODE(answer)
-
-
-def _number(value: float) -> float | str | None:
-    """A number as JSON: null for NaN, a string for infinite."""
-    if math.isfinite(value):
-        return value
-    return None if math.isnan(value) else str(value)
 
 
 def _put(write: Callable[[str], None], text: str) -> None:
@@ -622,9 +673,10 @@ def _write(
     watch: _Watch,
     kept: Callable[[], dict[str, Any]],
     save: Callable[[Mapping[str, Any]], None],
+    announce: Callable[[Sequence[Mapping[str, Any]]], bool],
     log: Callable[[str], None],
 ) -> None:
-    """Writes the answers and, at intervals, the state."""
+    """Writes the answers and, at intervals or to send alarms, the state."""
     before = kept()  # The first answer comes after its row was taken in.
     due, drifted, begun = time.monotonic() + SAVE_EVERY, False, False
     try:
@@ -650,7 +702,7 @@ def _write(
                         "clean rows by `kdjax calibrate`."
                     )
                 drifted = found.drifted
-            if time.monotonic() >= due:
+            if announce(answer.events) or time.monotonic() >= due:
                 save(kept())
                 due = time.monotonic() + SAVE_EVERY
     except DataError:
@@ -665,6 +717,7 @@ class _Silence:
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.since = time.monotonic()
+        self.stopped = False  # by a signal
 
 
 @contextlib.contextmanager
@@ -704,6 +757,7 @@ def _until_signal(lines: Iterable[str], silence: _Silence) -> Iterator[str]:
                 silence.since = time.monotonic()
                 yield line
     except KeyboardInterrupt:
+        silence.stopped = True
         return
     except UnicodeDecodeError as error:
         raise DataError(f"the input is not UTF-8 text ({error}).") from None

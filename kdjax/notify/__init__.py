@@ -1,0 +1,1 @@
+"""Where alarms go: receivers of messages, and their delivery in the background."""

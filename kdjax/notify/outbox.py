@@ -1,0 +1,339 @@
+"""Alarm messages on their way: sent in order, in the background, each at least once.
+
+A message is one line of JSON. Those that wait lie in a file, the spool. Each receiver has
+a thread, and a place in the spool up to which it has taken messages. A message is sent
+once the state of its stream is saved, so that a stream that goes on from its state knows
+of each message that was sent.
+"""
+
+import contextlib
+import hashlib
+import math
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import tempfile
+import threading
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterable, Mapping
+from http.client import HTTPException
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, BinaryIO, NamedTuple, cast
+
+from kdjax.errors import ArtifactError, ConfigError, KdjaxError, counted
+from kdjax.io.files import check_target, kdjax_version
+
+WAYS = ("webhook", "command", "file")
+TIMEOUT = 10.0  # seconds for one delivery
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds between two tries; doubled each time
+SAY_EVERY = 60.0  # seconds between two reports of one receiver
+LAST_WAIT = 10.0  # seconds without any delivery after which the end waits no longer
+NOTHING: Mapping[str, Any] = MappingProxyType({})
+_HINT = "give webhook:URL, command:PROGRAM or file:PATH"
+_TAIL = 300  # bytes of a program's errors that are looked at
+_FAILURES = (OSError, HTTPException, KdjaxError, ValueError)  # of a delivery
+
+
+class RefusedError(KdjaxError):
+    """A receiver has not taken a message."""
+
+
+class Receiver(NamedTuple):
+    """Where messages go."""
+
+    key: str  # by which states know it: a digest, since addresses may hold secrets
+    name: str  # for people, without secrets
+    deliver: Callable[[bytes], None]  # raises an error where the message isn't taken
+
+
+def receivers(
+    texts: Iterable[str], *, inputs: Iterable[str | os.PathLike[str]] = ()
+) -> tuple[Receiver, ...]:
+    """Receivers by their texts, such as `file:alarms.jsonl`; commas separate several.
+
+    `inputs` are files that must not be written to. ConfigError for what can't be one.
+
+    >>> [found.name for found in receivers(["webhook:http://host/key,command:true"])]
+    ['webhook:http://host', 'command:true']
+    """
+    between = rf",(?=(?:{'|'.join(WAYS)}):)"
+    parts = [part.strip() for text in texts for part in re.split(between, text)]
+    files = [*inputs]
+    return tuple(_receiver(part, files) for part in dict.fromkeys(filter(None, parts)))
+
+
+def _receiver(text: str, inputs: Iterable[str | os.PathLike[str]]) -> Receiver:
+    way, _, place = text.partition(":")
+    if way not in WAYS or not place:
+        raise ConfigError(f"on_alarm={text!r} is no receiver of alarms: {_HINT}.")
+    key = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:12]
+    if way == "webhook":
+        shown = _check_url(place)
+        return Receiver(key, f"webhook:{shown}", lambda message: _post(place, message))
+    if way == "file":
+        check_target(place, inputs=inputs, name="on_alarm=file:")
+        return Receiver(key, text, lambda message: _append(Path(place), message))
+    try:
+        words = shlex.split(place)
+    except ValueError as error:
+        raise ConfigError(f"on_alarm={text!r}: {error}; close it.") from None
+    program = shutil.which(words[0]) if words else None
+    if program is None:
+        raise ConfigError(
+            f"on_alarm={text!r} names no program that can be run: check its path and its "
+            "rights."
+        )
+    command = [program, *words[1:]]
+    return Receiver(key, f"command:{words[0]}", lambda message: _run(command, message))
+
+
+def _check_url(url: str) -> str:
+    """Scheme and host of a URL; ConfigError if nothing can be posted there."""
+    try:
+        parts = urllib.parse.urlsplit(url)
+        known = parts.scheme in ("http", "https") and parts.hostname
+        if not known or (parts.port is not None and not parts.port):
+            raise ValueError("it is no http or https URL")
+        if re.search(r"[^\x21-\x7e]", url):
+            raise ValueError("it has characters that a URL can't have")
+        if "@" in parts.netloc:
+            raise ValueError("it has a user: send its password by a command: instead")
+    except ValueError as error:
+        raise ConfigError(
+            f"on_alarm=webhook: can't post to this URL ({error}): give one such as "
+            "https://host/path."
+        ) from None
+    return f"{parts.scheme}://{parts.netloc}"
+
+
+def _post(url: str, message: bytes) -> None:
+    """Posts to a webhook; an answer other than 2xx, redirections among them, raises."""
+    opener = urllib.request.OpenerDirector()
+    # Without the handlers of redirections, files and FTP that `build_opener` adds.
+    for handler in (
+        urllib.request.ProxyHandler(),
+        urllib.request.HTTPHandler(),
+        urllib.request.HTTPSHandler(),  # checks certificates
+        urllib.request.HTTPDefaultErrorHandler(),
+        urllib.request.HTTPErrorProcessor(),
+    ):
+        opener.add_handler(handler)
+    agent = f"kdjax/{kdjax_version()}"
+    headers = {"Content-Type": "application/json", "User-Agent": agent}
+    request = urllib.request.Request(url, message, headers, method="POST")
+    answer = opener.open(request, timeout=TIMEOUT)
+    if answer is not None:
+        answer.close()
+
+
+def _run(command: list[str], message: bytes) -> None:
+    """Runs a program with the message as its input; it must end with 0 and in time."""
+    # Files and no pipes: what the program leaves running can't hold up the sender.
+    with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as said:
+        given.write(message)
+        given.seek(0)
+        process = subprocess.Popen(
+            command,
+            stdin=given,
+            stdout=subprocess.DEVNULL,  # the stream's own has its answers
+            stderr=said,
+            start_new_session=True,
+        )
+        try:
+            code = process.wait(TIMEOUT)
+        except subprocess.TimeoutExpired:
+            if os.name == "posix":
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+            process.kill()
+            process.wait()
+            raise RefusedError(f"it did not end within {TIMEOUT:g} s") from None
+        if code:
+            size = said.seek(0, os.SEEK_END)
+            said.seek(max(0, size - _TAIL))
+            lines = said.read().decode("utf-8", "replace").split("\n")
+            last = next((line for line in reversed(lines) if line.strip()), "")
+            raise RefusedError(f"exit code {code}{last and f': {last.strip()}'}")
+
+
+def _append(path: Path, message: bytes) -> None:
+    """Appends a line; behind one that was cut off it begins a new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+b") as file:
+        if file.seek(0, os.SEEK_END):
+            file.seek(-1, os.SEEK_END)
+            message = b"\n" * (file.read(1) != b"\n") + message
+        file.write(message)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+class Outbox:
+    """Sends messages to receivers, each in its own thread.
+
+    Args:
+        to: the receivers.
+        spool: the file of waiting messages; None for a temporary one.
+        saved: the `state` of an earlier run. Receivers that it doesn't know get the
+            messages that wait for others, as one with a corrected address needs.
+        log: called with messages for people.
+
+    Raises:
+        ArtifactError: the spool can't be used, or isn't the one of the state.
+    """
+
+    def __init__(
+        self,
+        to: tuple[Receiver, ...],
+        *,
+        spool: Path | None = None,
+        saved: Mapping[str, Any] = NOTHING,
+        log: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        try:
+            self._end = int(saved.get("length", 0))  # of the messages in the spool
+            known = {key: int(place) for key, place in saved.get("taken", {}).items()}
+        except (AttributeError, TypeError, ValueError) as error:
+            raise ArtifactError(
+                f"the state was not written by `stream` ({error}): remove it to start anew."
+            ) from error
+        oldest = min(known.values(), default=0)
+        self._taken = {one.key: known.get(one.key, oldest) for one in to}
+        self._to, self._spool, self._log = to, spool, log
+        self._file = _open_spool(spool, self._end)
+        self._released = self._end  # messages up to here may be sent
+        self._changed = threading.Condition()  # of all that follows the file
+        self._closing = False
+        self._latest = time.monotonic()  # when a message was taken
+        for receiver in to:
+            threading.Thread(target=self._send, args=(receiver,), daemon=True).start()
+
+    def add(self, messages: Iterable[str]) -> None:
+        """Puts messages into the spool; they are sent after the next `release`."""
+        data = "".join(f"{message}\n" for message in messages).encode()
+        with self._changed:
+            try:
+                self._file.seek(self._end)
+                rest = data
+                while rest:  # a full disk may take a part of it
+                    rest = rest[self._file.write(rest) :]
+            except OSError as error:
+                raise ArtifactError(
+                    f"{self._spool or 'a temporary file'} can't take an alarm ({error}): "
+                    "make room, then run the same command again."
+                ) from error
+            self._end += len(data)
+
+    def state(self) -> dict[str, Any]:
+        """What a later run needs beside the spool, as JSON values."""
+        with self._changed:
+            if self._is_empty():
+                return {"length": 0, "taken": {}}
+            if self._spool and self._released < self._end:
+                os.fsync(self._file.fileno())
+            return {"length": self._end, "taken": {**self._taken}}
+
+    def release(self, state: Mapping[str, Any]) -> None:
+        """Sends the messages that a `state` counts, which has been saved."""
+        with self._changed:
+            if not state["length"] and self._is_empty():
+                self._file.truncate(0)
+                self._end = self._released = 0
+                self._taken = dict.fromkeys(self._taken, 0)
+            self._released = max(self._released, state["length"])
+            self._changed.notify_all()
+
+    def drain(self, most: float = math.inf) -> None:
+        """Waits for messages that are sent, `most` seconds; reports those that are not.
+
+        It waits no longer than `LAST_WAIT` after the latest one that was taken.
+        """
+        with self._changed:
+            self._latest = time.monotonic()
+            until = self._latest + most
+            with contextlib.suppress(KeyboardInterrupt):  # a signal: wait no longer
+                while min(self._taken.values()) < self._released:
+                    left = min(until, self._latest + LAST_WAIT) - time.monotonic()
+                    if left <= 0:
+                        break
+                    self._changed.wait(left)
+            for receiver in self._to:
+                if waiting := self._waiting(receiver):
+                    fate = "sent again by the next run with this state"
+                    self._log(
+                        f"{receiver.name} has not taken {counted(waiting, 'alarm message')}: "
+                        f"{fate if self._spool else 'lost, since there is no --state'}."
+                    )
+
+    def close(self) -> None:
+        """Ends the threads, without waiting for a delivery, and closes the spool."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+            self._file.close()
+
+    def _is_empty(self) -> bool:
+        return min(self._taken.values()) == self._end
+
+    def _waiting(self, receiver: Receiver) -> int:
+        self._file.seek(self._taken[receiver.key])
+        return sum(
+            chunk.count(b"\n") for chunk in iter(lambda: self._file.read(2**20), b"")
+        )
+
+    def _send(self, receiver: Receiver) -> None:
+        """Sends messages in order; one that isn't taken is tried again until it is."""
+        key, pause, due = receiver.key, FIRST_PAUSE, 0.0
+        while True:
+            with self._changed:
+                self._changed.wait_for(
+                    lambda: self._closing or self._taken[key] < self._released
+                )
+                if self._closing:
+                    return
+                place = self._file.seek(self._taken[key])
+                message = self._file.readline()
+            try:
+                receiver.deliver(message)
+            except _FAILURES as error:
+                with self._changed:
+                    if time.monotonic() >= due:
+                        due = time.monotonic() + SAY_EVERY
+                        waiting = counted(self._waiting(receiver), "alarm message")
+                        self._log(
+                            f"{receiver.name} has not taken an alarm ({error}); "
+                            f"{waiting} wait, and it is tried again."
+                        )
+                    self._changed.wait_for(lambda: self._closing, pause)
+                pause = min(2 * pause, LONGEST_PAUSE)
+                continue
+            pause = FIRST_PAUSE
+            with self._changed:
+                self._taken[key] = place + len(message)
+                self._latest = time.monotonic()
+                self._changed.notify_all()
+
+
+def _open_spool(path: Path | None, length: int) -> BinaryIO:
+    """The spool, cut to the length that the state knows of."""
+    if path is None:
+        return cast(BinaryIO, tempfile.TemporaryFile(buffering=0))
+    try:
+        file = path.open("r+b" if path.exists() else "w+b", buffering=0)
+        size = file.seek(0, os.SEEK_END)
+        if size >= length:
+            file.truncate(length)
+            return cast(BinaryIO, file)
+        file.close()
+    except OSError as error:
+        raise ArtifactError(f"{path} can't be used ({error}).") from error
+    raise ArtifactError(
+        f"{path} has {size} bytes of alarm messages, {length} when the state was written: "
+        "restore it, or remove the state to start anew."
+    )
