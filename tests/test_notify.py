@@ -1,24 +1,30 @@
 """Alarms go to receivers: in order, at least once, over restarts, and never in the way."""
 
+import contextlib
 import http.server
 import io
 import json
+import os
+import shlex
 import shutil
 import signal
+import sqlite3
 import ssl
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import scipy.linalg
 
-from kdjax.cli import main
+from kdjax.cli import flags_of, main
 from kdjax.detection.storage import save_detector
 from kdjax.errors import ArtifactError, ConfigError
 from kdjax.export.onnx import onnx_file
+from kdjax.io import signals
 from kdjax.io.files import MANIFEST, load_state, save_state, sha256
 from kdjax.notify import outbox
 from kdjax.notify.outbox import receivers
@@ -450,6 +456,85 @@ def test_the_flag_may_be_repeated(file, tmp_path, monkeypatch, capsys):
     assert "is no receiver of alarms" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("fails", [True, False])
+def test_a_delivery_may_end_after_the_stream(fails):
+    begun, free = threading.Event(), threading.Event()
+
+    def deliver(message):
+        begun.set()
+        assert free.wait(60)
+        if fails:
+            raise OSError("no connection")
+
+    before, log = {*threading.enumerate()}, []
+    box = outbox.Outbox((outbox.Receiver("k", "name", deliver),), log=log.append)
+    (thread,) = {*threading.enumerate()} - before
+    box.add(["1", "2"])
+    assert not begun.wait(0.1)  # not before the state is saved
+    box.release(box.state())
+    assert begun.wait(60)
+    box.close()
+    free.set()
+    thread.join(60)
+    assert not thread.is_alive() and not log
+
+
+EXAMPLES = Path(__file__).parent.parent / "examples" / "alarms"
+
+
+def test_the_examples_take_messages_and_drop_repeats(receiver, file, tmp_path):
+    lines = row_lines()
+    del lines[30:41]  # the second event has not ended
+    server = receiver()
+    environment = os.environ | {"CHAT_URL": server.url}
+
+    def run(script, message, *arguments):
+        command = [sys.executable, EXAMPLES / script, *arguments]
+        text = json.dumps(message)
+        subprocess.run(command, input=text, text=True, check=True, env=environment)
+
+    target = tmp_path / "alarms"
+    streamed(lines, file, state=tmp_path / "s", on_alarm=(f"file:{target}",))
+    sent = messages(target.read_text())
+    assert [message["phase"] for message in sent] == ["begin", "end", "begin"]
+    for message in sent:
+        run("chat.py", message)
+    silence = sent[2] | {"kind": "no_data", "channels": [], "text": "no data since 1"}
+    run("chat.py", silence)
+    texts = [message["text"] for message in server.taken]
+    start = sent[0]["start"]
+    assert texts[0].startswith(f"a: score begin {start}; 10.0 × its threshold; x ")
+    assert f"a: score end {sent[1]['end']}; " in texts[1]
+    assert texts[3] == f"a: no_data begin {sent[2]['start']}; no data since 1"
+    database, metrics = tmp_path / "alarms.db", tmp_path / "kdjax.prom"
+    for message in (*sent, sent[0], sent[1], sent[2]):
+        run("insert.py", message, database)
+        run("prometheus.py", message, metrics)
+    with contextlib.closing(sqlite3.connect(database)) as connection:
+        rows = connection.execute('SELECT id, "end", channels FROM events').fetchall()
+    assert rows == [
+        (sent[0]["id"], sent[1]["end"], "x;y"),
+        (sent[2]["id"], None, "x;y"),
+    ]
+    found = [line for line in metrics.read_text().splitlines() if line[0] != "#"]
+    assert found == [
+        'kdjax_alarms_total{entity="a",kind="score"} 2',
+        'kdjax_alarms_open{entity="a",kind="score"} 1',
+    ]
+
+
+def test_the_unit_has_flags_that_exist():
+    unit = (EXAMPLES / "kdjax-stream.service").read_text("utf-8")
+    (line,) = [line for line in unit.splitlines() if line.startswith("ExecStart=")]
+    _, _, script = shlex.split(line.removeprefix("ExecStart="))
+    _, verb, *flags = shlex.split(script.partition("exec ")[2])
+    names = {flag.partition("=")[0].removeprefix("--") for flag in flags}
+    assert names <= flags_of(verb).keys()
+    texts = [f.partition("=")[2] for f in flags if f.startswith("--on_alarm")]
+    ways = [text.partition(":")[0] for text in texts]
+    assert ways == ["webhook", "file"]
+
+
 def test_a_dead_receiver_costs_a_stream_no_memory(file, tmp_path, monkeypatch):
     monkeypatch.setattr(outbox, "LAST_WAIT", 0.0)
     command = f"command:{shutil.which('false')}"
@@ -464,8 +549,10 @@ def test_a_dead_receiver_costs_a_stream_no_memory(file, tmp_path, monkeypatch):
 
 PROGRAM = """
 import sys, time
+from kdjax.io import signals
 from kdjax.notify import outbox
 from kdjax.scoring.streams import run_stream
+signals.install_handlers()
 outbox.FIRST_PAUSE = 0.01
 detector, output, state, receiver, *lines = sys.argv[1:]
 def slowly():
@@ -510,3 +597,26 @@ def test_a_kill_between_begin_and_end(receiver, file, tmp_path, way, source):
     by_name = {}
     for message in server.taken:  # a message that comes again is the same
         assert by_name.setdefault((message["id"], message["phase"]), message) == message
+
+
+@pytest.mark.slow
+def test_a_signal_does_not_wait_for_a_receiver_that_hangs(receiver, file, tmp_path):
+    free = threading.Event()
+    server = receiver(lambda number: free.wait(60) and 204)
+    arguments = [file, tmp_path / "out", tmp_path / "state", f"webhook:{server.url}"]
+    command = [sys.executable, "-c", PROGRAM, *map(str, arguments)]
+    lines = row_lines()
+    with subprocess.Popen([*command, *lines[:13], "wait"]) as child:
+        deadline = time.monotonic() + 120
+        while not server.seen and time.monotonic() < deadline:
+            time.sleep(0.01)
+        child.send_signal(signal.SIGTERM)
+        begun = time.monotonic()
+        assert child.wait(60) == 0
+        assert time.monotonic() - begun < signals.GRACE
+    free.set()
+    subprocess.run([*command, *lines], check=True)
+    expected = [
+        line["event"]["id"] for line in streamed(lines, file) if "event" in line
+    ]
+    assert [m["id"] for m in server.taken][-4:] == expected

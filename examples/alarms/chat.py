@@ -17,7 +17,7 @@ if alarm["kind"] == "score":
     blamed = ", ".join(f"{name} {share or 0:.0%}" for name, share in pairs)
     text += f"; {float(alarm['severity']):.1f} × its threshold; {blamed}"
 else:
-    text += f"; {', '.join(alarm['channels'])} {alarm['text']}"
+    text += "; " + " ".join([*alarm["channels"], alarm["text"]])
 
 request = urllib.request.Request(
     os.environ["CHAT_URL"],

@@ -303,7 +303,7 @@ class Outbox:
                 receiver.deliver(message)
             except _FAILURES as error:
                 with self._changed:
-                    if time.monotonic() >= due:
+                    if time.monotonic() >= due and not self._closing:
                         due = time.monotonic() + SAY_EVERY
                         waiting = counted(self._waiting(receiver), "alarm message")
                         self._log(
