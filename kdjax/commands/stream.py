@@ -3,6 +3,9 @@
 Rows are CSV with a header, or one JSON object a line. Scores are those of `kdjax score
 --causal`. SIGTERM and SIGINT end a stream as the end of its input does: with exit code 0,
 or 2 if most lines were at fault or none had a score, for long or at all.
+
+To be told of events, over restarts too (docs/alarms.md):
+  kdjax stream --detector=DIR --state=FILE --on_alarm=webhook:https://host/alarms < ROWS
 """
 
 import io
@@ -18,12 +21,7 @@ from kdjax.io.files import check_detector_folder
 from kdjax.notify.outbox import receivers
 
 USAGE = "--detector=DIR [--state=FILE] < ROWS > ANSWERS"
-EXAMPLE = (
-    f"kdjax stream {common.STUDENT} < plant.csv > answers.jsonl\n"
-    f"  kdjax stream {common.STUDENT} --state=plant.state \\\n"
-    "      --on_alarm=webhook:https://host/alarms --on_alarm=file:alarms.jsonl \\\n"
-    "      < plant.csv > answers.jsonl"
-)
+EXAMPLE = f"kdjax stream {common.STUDENT} < plant.csv > alarms.jsonl"
 FLAGS = {
     "Input and output": (
         common.DETECTOR._replace(help="Saved detector, or ONNX file with onnxruntime."),
