@@ -21,6 +21,7 @@ import pytest
 import scipy.linalg
 
 from kdjax.cli import flags_of, main
+from kdjax.detection.occurrences import Peak, joined
 from kdjax.detection.storage import save_detector
 from kdjax.errors import ArtifactError, ConfigError
 from kdjax.export.onnx import onnx_file
@@ -179,6 +180,10 @@ def test_score_and_severity_are_of_their_own_rows(file, tmp_path):
     assert first["tau"] == best["tau"] != 8
     assert first["window_score"] == best["window_score"]
     assert first["score"] == max(row["score"] for row in own)
+    high = Peak(9.0, "b", ("x",), severity=1.5, window_score=9.0, tau=6.0)
+    severe = Peak(8.0, "a", ("y",), severity=4.0, window_score=8.0, tau=2.0)
+    expected = Peak(9.0, "b", ("x",), severity=4.0, window_score=8.0, tau=2.0)
+    assert joined(high, severe) == joined(severe, high) == expected
 
 
 def test_other_kinds_have_no_score(file, tmp_path):
