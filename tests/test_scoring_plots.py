@@ -160,6 +160,8 @@ def test_files_that_do_not_belong_together_are_refused(folder):
     with pytest.raises(
         DataError, match="is no file of scores: give a .csv or .parquet"
     ):
+        plotted(folder, (folder, data))
+    with pytest.raises(DataError, match=r"none\.csv does not exist: check the path"):
         plotted(folder, (folder / "none.csv", data))
     with pytest.raises(ConfigError, match="must end in .html"):
         plot_file(scores, data=data, output=folder / "plot.png")

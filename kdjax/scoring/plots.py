@@ -89,6 +89,8 @@ def plot_file(
 
 def _read_scores(path: Path) -> pd.DataFrame:
     """The table in a file of scores."""
+    if not path.exists():
+        raise DataError(f"{path} does not exist: check the path.")
     if path.suffix not in (".csv", ".parquet") or not path.is_file():
         raise DataError(
             f"{path} is no file of scores: give a .csv or .parquet file that kdjax score "
