@@ -155,8 +155,10 @@ def test_blocks_take_the_median_quantile_of_five():
     assert (plain.tau, plain.n, plain.rank) == (middle, 503, 0)
     raised = find_threshold(scores, rule("blocks", 0.1)._replace(caution=503))
     assert raised.tau == 2 * middle
+    most = find_threshold(scores, rule("blocks", 0.1)._replace(caution=9999))
+    assert most.tau == 9 * middle
     assert raised.detail == "2 times the median quantile of 5 blocks of time"
-    assert blocks_threshold(scores, rate=0.1, overlap=503 / 50) == raised.tau
+    assert blocks_threshold(scores, rate=0.1, overlap=503 / 32) == raised.tau
 
 
 @settings(deadline=None, max_examples=300)

@@ -248,7 +248,7 @@ def test_blocks_take_turns_to_be_scored_without_their_rows():
         scores = np.sort([points[start : start + 8].max() for start in own])
         levels.append(scores[int(np.ceil(114 * 0.9)) - 1])
     # 565 windows, of which 565 / 8 share no row.
-    tau = np.median(levels) * (1 + (50 * 8 / 565) ** 1.5)
+    tau = np.median(levels) * (1 + (32 * 8 / 565) ** 1.5)
     assert detector.threshold_ == pytest.approx(tau, rel=1e-3)
     # Rows are scored under the moments of all folds.
     tested = waves(100, seed=3)

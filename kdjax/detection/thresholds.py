@@ -45,9 +45,10 @@ BY_FOLDS = ("blocks", "budget")
 
 # Of `blocks`: blocks of time, and by how much τ is raised, in windows that share no row.
 # Chosen on half of the entities, see docs/thresholds.md.
-BLOCKS, CAUTION = 5, 50
+BLOCKS, CAUTION = 5, 32
 # A classifier's held-out networks learnt from half of the rows, which raises their scores.
 CLASSIFIER_CAUTION = 8
+MOST_RAISED = 8.0
 # Share of scores above τ that a `budget` never exceeds: past it alarms merge, and fewer
 # events are no sign of fewer alarms.
 MOST_ABOVE = 0.1
@@ -63,7 +64,7 @@ class Rule(NamedTuple):
     # read it.
     rate: float = 0.01
     value: float = math.nan  # τ of `fixed`
-    # `blocks` raises τ by the share (caution / n)^1.5 of n scores.
+    # `blocks` raises τ by the share (caution / n)^1.5 of n scores, at most `MOST_RAISED`.
     caution: float = 0.0
     per_day: float = 0.0  # events that `budget` may announce in a day
     events: EventRule | None = None  # what an event is; None where nobody counts them
@@ -160,7 +161,7 @@ def _blocks_threshold(scores: np.ndarray, rule: Rule) -> tuple[float, str]:
     for block in np.array_split(scores, BLOCKS):
         rank = min(len(block), _quantile_rank(len(block) + 1, share))
         levels.append(np.partition(block, rank - 1)[rank - 1])
-    factor = 1 + (rule.caution / len(scores)) ** 1.5
+    factor = 1 + min(MOST_RAISED, (rule.caution / len(scores)) ** 1.5)
     return float(np.median(levels)) * factor, (
         f"{factor:.3g} times the median quantile of {BLOCKS} blocks of time"
     )
@@ -285,7 +286,7 @@ def needed(rule: Rule) -> int:
 
 
 def blocks_threshold(scores: np.ndarray, *, rate: float, overlap: float) -> float:
-    """τ = (1 + (50/m)^1.5) · the median of the (1 − rate) quantiles of five blocks of time.
+    """τ = (1 + (32/m)^1.5) · the median of the (1 − rate) quantiles of five blocks of time.
 
     For short training rows, whose behaviour the next rows don't quite repeat: the fewer
     windows, the higher is τ. Two blocks may hold anomalies.
@@ -299,8 +300,8 @@ def blocks_threshold(scores: np.ndarray, *, rate: float, overlap: float) -> floa
     Raises:
         ConfigError, DataError: as `conformal_threshold`.
 
-    >>> blocks_threshold(np.arange(1000.0), rate=0.1, overlap=10)
-    785.1
+    >>> round(blocks_threshold(np.arange(1000.0), rate=0.1, overlap=10), 1)
+    685.0
     """
     return choose_threshold(
         np.asarray(scores), Rule("blocks", rate, caution=CAUTION * overlap)
