@@ -45,7 +45,7 @@ from kdjax.detection.gaussian import (
 )
 from kdjax.detection.scores import window_scores
 from kdjax.detection.storage import load_detector
-from kdjax.detection.thresholds import find_threshold, needed, too_few_message
+from kdjax.detection.thresholds import BY_FOLDS, find_threshold, needed, too_few_message
 from kdjax.errors import ArtifactError, ConfigError, DataError
 from kdjax.evaluation.evaluate import test_starts
 from kdjax.evaluation.intervals import LEVEL, RESAMPLES, paired_rows
@@ -163,6 +163,12 @@ def pairs(settings: Fields) -> dict[str, Pair]:
 
 def measure(workdir: Path, settings: Fields, console: Console) -> Found:
     """Rows of each model under each pair on each entity."""
+    if settings["threshold"]["method"] in BY_FOLDS:
+        raise ConfigError(
+            "the scores that were kept are of calibration rows, and threshold.method="
+            f"{settings['threshold']['method']!r} takes all training rows: measure a run "
+            "with conformal."
+        )
     models = [*NETWORKS, *settings["baselines"]]
     found: Found = {m: {pair: {} for pair in pairs(settings)} for m in models}
     dataset = load_dataset(settings["data"])

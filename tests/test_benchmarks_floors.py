@@ -23,6 +23,7 @@ RESULTS = ROOT / "docs" / "results"
 QUIET = Console(quiet=True)
 MACHINES = ("press", "saw")
 CHANGES = {
+    "threshold.method": "conformal",
     "threshold.false_alarm_rate": 0.3,
     "entity_mode": "per_entity",
     "teacher.components": ("kmeans", "difference"),

@@ -63,6 +63,7 @@ def flags(finished):
         "--config.student.hidden=(2,)",
         "--config.teacher.epochs=2",
         "--config.student.epochs=2",
+        "--config.threshold.method=conformal",
         "--config.threshold.false_alarm_rate=0.1",
         "--config.baselines=()",
     ]

@@ -628,6 +628,7 @@ def test_float32_decides_as_float64_does(precision):
     changes = {
         "data.name": "smd",
         "data.window": 20,
+        "threshold.method": "conformal",
         "threshold.false_alarm_rate": 0.05,
     }
     chosen = resolve(override(get_config(), changes))

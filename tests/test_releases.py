@@ -178,7 +178,7 @@ def test_a_run_goes_on_from_its_checkpoint(version, copy, capsys):
     copy(version)
     before = Path("run/metrics.jsonl").read_text()
     command = json.loads(Path("command.json").read_text())
-    assert main(["kdjax", "run", *command, "--workdir=run"]) == 0
+    assert main(["kdjax", "run", *command, OLD_RULE, "--workdir=run"]) == 0
     after = Path("run/metrics.jsonl").read_text()
     assert after.startswith(before)
     phases = [json.loads(line)["phase"] for line in after[len(before) :].splitlines()]
@@ -288,7 +288,7 @@ def test_a_checkpoint_without_a_schema_is_one_of_the_first(copy):
     write_manifest(step)
     command = json.loads(Path("command.json").read_text())
     before = Path("run/metrics.jsonl").read_text()
-    assert main(["kdjax", "run", *command, "--workdir=run"]) == 0
+    assert main(["kdjax", "run", *command, OLD_RULE, "--workdir=run"]) == 0
     assert Path("run/metrics.jsonl").read_text().startswith(before)
 
 

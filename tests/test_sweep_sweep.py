@@ -336,9 +336,7 @@ def test_the_verb_sweeps_unlabelled_rows(program, tmp_path):
     assert "three: 2 members" in out and "members.csv" in out
     table = read_table(tmp_path / "w" / "members.csv")
     assert list(table["seed"]) == [0, 0, 1, 1]
-    assert (
-        table["f1_oracle"].isna().all() and table["alarm_rate_conformal"].isna().all()
-    )
+    assert table["f1_oracle"].isna().all() and table["alarm_rate_blocks"].isna().all()
     assert (tmp_path / "w" / "report.html").stat().st_size > 10_000
 
 

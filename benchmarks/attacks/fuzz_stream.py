@@ -49,7 +49,9 @@ def stream(data: bytes, folder: Path) -> str:
             ignore=("note",) if options & 2 else (),
             on_error="stop" if options & 4 else "skip",
         ):
-            answers.append(json.loads(text, parse_constant=_no_constant))
+            answer = json.loads(text, parse_constant=_no_constant)
+            if "event" not in answer:  # begins or ends between the answers
+                answers.append(answer)
     except DataError as error:
         refused = True
         assert "\n" not in str(error) or options & 4
