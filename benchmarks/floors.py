@@ -35,13 +35,14 @@ from kdjax.data.windowing import (
     mean_of_sums,
     window_labels,
 )
-from kdjax.detection.calibration import Rules
+from kdjax.detection.calibration import Rules, constant_values
 from kdjax.detection.detector import residual_batches, score_scaled
 from kdjax.detection.gaussian import (
     Moments,
     gaussian_from_moments,
     merge_all,
     moments_of,
+    without_channels,
 )
 from kdjax.detection.scores import window_scores
 from kdjax.detection.storage import load_detector
@@ -242,8 +243,23 @@ def score(
         least: anomalous rows that make a window anomalous.
     """
     window, starts = prepared.window, test_starts(prepared, entity)
-    gaussian = gaussian_from_moments(
-        seen.moments, floor=rules.floor, ridge=rules.ridge, channels=seen.names
+    # Channels that are constant in training have no part in scores.
+    constant = constant_values(prepared, scope=rules.scope)
+    still = ~np.isnan(constant[[e.name for e in prepared.entities].index(entity.name)])
+    moves = np.delete(~still, prepared.context)
+    scored = np.tile(moves, len(seen.names) // len(moves))
+    moments = seen.moments
+    gaussian = without_channels(
+        gaussian_from_moments(
+            Moments(
+                moments.n, moments.mean[scored], moments.scatter[np.ix_(scored, scored)]
+            ),
+            floor=rules.floor,
+            ridge=rules.ridge,
+            channels=np.array(seen.names)[scored].tolist(),
+        ),
+        moments.mean,
+        scored,
     )
     size = {"window": window, "batch_size": rules.batch_size}
     calibration, points = (

@@ -306,10 +306,11 @@ def calibrate_exactly(
     pooled = own
     if not alike:
         pooled = [_moments(e, everything, errors, prepared) for e in entities]
-    common = _gauss(pooled, rules)
+    *moving, moved = _moving(entities)
+    common = _gauss(pooled, rules, moved)
     gaussians = [
-        common if entity.pooled else _gauss([moments], rules)
-        for entity, moments in zip(entities, own)
+        common if entity.pooled else _gauss([moments], rules, moves)
+        for entity, moments, moves in zip(entities, own, moving)
     ]
     scorers = [_scorer(errors, s, n) for s, n in zip(scales, gaussians)]
     scores = [_calibration(e, f, prepared, rules) for e, f in zip(entities, scorers)]
@@ -325,6 +326,13 @@ def calibrate_exactly(
     return Exact(
         scorers, [_tau(found, rules.threshold.rate) for found in threshold_scores]
     )
+
+
+def _moving(entities: Sequence[Entity]) -> list[Array]:
+    """Channels `[D]` that move in the training rows of each entity, and of all at last."""
+    low = np.stack([entity.train.values.min(axis=0) for entity in entities])
+    high = np.stack([entity.train.values.max(axis=0) for entity in entities])
+    return [*(high > low), high.max(axis=0) > low.min(axis=0)]
 
 
 def _starts(prepared: Prepared, spans: Array) -> Array:
@@ -358,7 +366,10 @@ def _moments(
     return len(flat), mean, np.cov(flat.T, ddof=0).reshape(len(mean), -1)
 
 
-def _gauss(parts: Sequence[tuple[int, Array, Array]], rules: Rules) -> _Gauss:
+def _gauss(
+    parts: Sequence[tuple[int, Array, Array]], rules: Rules, moves: Array
+) -> _Gauss:
+    """Of the channels that move, `[D]` bool; W has zeros elsewhere."""
     some = [component for component in parts if component[0]]
     n = sum(count for count, _, _ in some)
     mean = sum(count * own for count, own, _ in some) / n
@@ -366,10 +377,13 @@ def _gauss(parts: Sequence[tuple[int, Array, Array]], rules: Rules) -> _Gauss:
         count * (cov + np.outer(own - mean, own - mean)) for count, own, cov in some
     )
     covariance = second / n
+    scored = np.ix_(*[np.tile(moves, len(mean) // len(moves))] * 2)
+    whiten, covariance = np.zeros((len(mean), len(mean))), covariance[scored]
     scale = np.maximum(np.sqrt(np.diag(covariance)), rules.floor)
     matrix = covariance / np.outer(scale, scale) + rules.ridge * np.eye(len(scale))
     factor = cholesky(matrix, lower=True)
-    return _Gauss(mean, solve_triangular(factor, np.diag(1 / scale), lower=True))
+    whiten[scored] = solve_triangular(factor, np.diag(1 / scale), lower=True)
+    return _Gauss(mean, whiten)
 
 
 def _scorer(
