@@ -149,7 +149,7 @@ def test_by_blocks_each_half_is_scored_by_networks_that_learnt_the_other(fitted)
     blocks = np.array_split(np.concatenate(scores), 5)
     # ⌈(n + 1) · 0.9⌉-th smallest of each block.
     levels = [np.sort(b)[int(np.ceil((len(b) + 1) * 0.9)) - 1] for b in blocks]
-    tau = np.median(levels) * (1 + (8 * 8 / sum(map(len, blocks))) ** 1.5)
+    tau = np.median(levels) * (1 + (3 * 8 / sum(map(len, blocks))) ** 1.5)
     assert other.threshold_ == pytest.approx(tau, rel=1e-4)
     # A new choice from the same scores is the same.
     assert other.calibrate().threshold_ == pytest.approx(tau, rel=1e-4)

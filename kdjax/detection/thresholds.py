@@ -47,7 +47,7 @@ BY_FOLDS = ("blocks", "budget")
 # Chosen on half of the entities, see docs/thresholds.md.
 BLOCKS, CAUTION = 5, 32
 # A classifier's held-out networks learnt from half of the rows, which raises their scores.
-CLASSIFIER_CAUTION = 8
+CLASSIFIER_CAUTION = 3
 MOST_RAISED = 8.0
 # Share of scores above τ that a `budget` never exceeds: past it alarms merge, and fewer
 # events are no sign of fewer alarms.
