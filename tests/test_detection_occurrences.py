@@ -335,6 +335,8 @@ def test_frozen_rows_are_left_out_of_calibration():
     series = Series("pump", frame.to_numpy(), NAMES)
     (entity,) = prepare(Dataset("plant", (series,), ()), **options).entities
     assert entity.split.calibration.tolist() == [[850, 900], [940, 960], [990, 1000]]
+    # Nor do they choose τ by folds of all rows.
+    assert entity.train_spans.tolist() == [[0, 900], [940, 960], [990, 1000]]
     assert entity.unchanged.tolist() == [1, 1, 1, 0, 1]
     assert entity.notes == (
         "pump: flow is unchanged from row 960 to 989 (from 0), at most 1 before: left out "

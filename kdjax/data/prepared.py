@@ -154,15 +154,15 @@ def prepare(
         if not pooled:
             own = fit_scaler(fit[index], method=scaler, dtype=dtype)
         used = _training_rows(train)
-        split, unchanged, still = _without_frozen(
-            train, split, window, max_gap, context
+        split, spans, unchanged, still = _without_frozen(
+            train, split, _stretches(train, max_gap), window, context
         )
         entities.append(
             Entity(
                 train=train,
                 test=tests[index],
                 split=split,
-                train_spans=_stretches(train, max_gap),
+                train_spans=spans,
                 test_spans=_test_spans(tests[index], window, max_gap),
                 scaler=own,
                 pooled=pooled,
@@ -327,14 +327,19 @@ def _split(
 
 
 def _without_frozen(
-    series: Series, split: Split, window: int, max_gap: float, context: Sequence[str]
-) -> tuple[Split, np.ndarray, tuple[str, ...]]:
-    """The split without calibration rows that are frozen, by the runs of the rows before.
+    series: Series,
+    split: Split,
+    whole: np.ndarray,
+    window: int,
+    context: Sequence[str],
+) -> tuple[Split, np.ndarray, np.ndarray, tuple[str, ...]]:
+    """The split and the spans `whole` without frozen calibration rows, which would move τ.
 
-    Also these runs, and notes on what is left out: such rows would move τ.
+    Rows are frozen by the runs of the rows before. Also these runs, and notes on what is
+    left out.
     """
     places = tuple(map(series.channels.index, context))
-    whole, values = _stretches(series, max_gap), series.values
+    values = series.values
     before = kept(len(values), split.calibration)
     longest = longest_unchanged(values, intersect(whole, before), places)
     own = split.calibration
@@ -350,9 +355,9 @@ def _without_frozen(
             f"{series.entity}: {what} unchanged from row {start} to {stop - 1} (from 0), "
             f"at most {longest[column]} before: left out of calibration"
         )
-    spans = np.stack(runs(rows), axis=1)
-    calibration = intersect(split.calibration, kept(len(values), spans))
-    return split._replace(calibration=calibration), longest, tuple(notes)
+    moving = kept(len(values), np.stack(runs(rows), axis=1))
+    split = split._replace(calibration=intersect(split.calibration, moving))
+    return split, intersect(whole, moving), longest, tuple(notes)
 
 
 def _stretches(series: Series, max_gap: float) -> np.ndarray:
