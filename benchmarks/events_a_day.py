@@ -12,7 +12,6 @@ is one detector, budget and entity; docs/thresholds.md has the results.
 """
 
 import argparse
-import json
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,12 +19,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import tsbad
+from short_training import entities, found_anomalies
 
 from kdjax import KDDetector
-from kdjax.data.datasets import load_benchmark
 from kdjax.data.series import Series
 from kdjax.detection.tables import score_events, score_table
-from kdjax.metrics.checks import runs
 
 KINDS = ("mahalanobis", "pca", "moving_average")
 BUDGETS = ("0.5/day", "1/day", "2/day")
@@ -42,25 +41,16 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", default=KINDS)
     parser.add_argument("--budgets", nargs="+", default=BUDGETS)
     for name in TIMES:
-        parser.add_argument(f"--{name}", help="the data set's folder")
+        parser.add_argument(f"--{name}", default="", help="the data set's folder")
     given = parser.parse_args()
     if given.table:
         print(table(given.output))
         return
-    known = set()
-    if given.output.exists():
-        known = {_key(json.loads(s)) for s in given.output.read_text().splitlines()}
-    with given.output.open("a") as file:
-        for collection in TIMES:
-            root = getattr(given, collection)
-            data = load_benchmark(collection, root=root) if root else None
-            tests = {series.entity: series for series in data.test} if data else {}
-            for train in data.train if data else ():
-                for line in measure(
-                    collection, train, tests[train.entity], known, given
-                ):
-                    file.write(json.dumps(line) + "\n")
-                    file.flush()
+    known = set(map(_key, tsbad.read(given.output)))
+    roots = {name: getattr(given, name) for name in TIMES}
+    for collection, train, test in entities(roots):
+        for line in measure(collection, train, test, known, given):
+            tsbad.append(given.output, line)
 
 
 def measure(
@@ -83,14 +73,11 @@ def measure(
             days = len(later) * seconds / 86_400
             line["observed"] = len(_events(fitted, later)) / days
             whole = _fitted(kind, train.values, seconds, window, budget)
-            delays = _delays(_alarms(whole, test.values), test.labels, window)
-            seen = [delay for delay in delays if delay is not None]
-            line |= {
-                "found": len(seen) / len(delays) if delays else None,
-                "delay_minutes": float(np.median(seen)) * seconds / 60
-                if seen
-                else None,
-            }
+            alarms = _alarms(whole, test.values)
+            found = found_anomalies(alarms, test.labels, window=window)
+            delay = found.pop("delay")
+            minutes = None if delay is None else delay * seconds / 60
+            line |= found | {"delay_minutes": minutes}
             yield line
 
 
@@ -122,15 +109,6 @@ def _events(detector: KDDetector, rows: np.ndarray) -> pd.DataFrame:
 
 def _alarms(detector: KDDetector, rows: np.ndarray) -> np.ndarray:
     return _table(detector, rows)[1]["alarm"].to_numpy(bool)
-
-
-def _delays(alarms: np.ndarray, labels: np.ndarray, window: int) -> list[int | None]:
-    """Rows from the start of each anomaly to the first row in alarm; None for none."""
-    delays: list[int | None] = []
-    for start, stop in zip(*runs(labels), strict=True):
-        (at,) = alarms[start : stop + window - 1].nonzero()
-        delays.append(int(at[0]) if len(at) else None)
-    return delays
 
 
 def _key(line: dict[str, Any]) -> tuple[Any, ...]:

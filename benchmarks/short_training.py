@@ -14,14 +14,14 @@ number of rows and entity; lines that exist are kept. docs/thresholds.md has the
 """
 
 import argparse
-import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import tsbad
 
 from kdjax import KDDetector
 from kdjax.data.datasets import load_benchmark
@@ -45,28 +45,26 @@ def main() -> None:
     parser.add_argument("--rules", nargs="+", default=RULES)
     parser.add_argument("--rows", nargs="+", type=int, default=ROWS)
     for name in ("smd", "nasa", "asd", "jumpstarter2"):
-        parser.add_argument(f"--{name}", help="the data set's folder")
+        parser.add_argument(f"--{name}", default="", help="the data set's folder")
     given = parser.parse_args()
     if given.table:
         print(table(given.output))
         return
-    roots = {name: given.nasa for name in ("smap", "msl")}
-    roots |= {name: getattr(given, name) for name in ("smd", "asd", "jumpstarter2")}
-    known = set()
-    if given.output.exists():
-        lines = map(json.loads, given.output.read_text().splitlines())
-        known = {_key(line) for line in lines}
-    with given.output.open("a") as file:
-        for collection, root in roots.items():
-            if not root:
-                continue
-            data = load_benchmark(collection, root=root)
-            tests = {series.entity: series for series in data.test}
-            for train in data.train:
-                for line in measure(train, tests[train.entity], given, known):
-                    line["collection"] = collection
-                    file.write(json.dumps(line) + "\n")
-                    file.flush()
+    roots = {"smap": given.nasa, "msl": given.nasa, "smd": given.smd}
+    roots |= {"asd": given.asd, "jumpstarter2": given.jumpstarter2}
+    known = set(map(_key, tsbad.read(given.output)))
+    for collection, train, test in entities(roots):
+        for line in measure(train, test, given, known):
+            tsbad.append(given.output, line | {"collection": collection})
+
+
+def entities(roots: Mapping[str, str]) -> Iterator[tuple[str, Series, Series]]:
+    """Collection, training and test rows of the entities of folders that are given."""
+    for collection, root in roots.items():
+        data = load_benchmark(collection, root=root) if root else None
+        tests = {series.entity: series for series in data.test} if data else {}
+        for train in data.train if data else ():
+            yield collection, train, tests[train.entity]
 
 
 def measure(
@@ -121,17 +119,28 @@ def _alarms(
 def _measures(
     alarms: np.ndarray, labels: np.ndarray, *, window: int
 ) -> dict[str, float | None]:
-    """Of test rows; an anomaly is found by an alarm up to L − 1 rows after it."""
-    true = int((alarms & labels).sum())
+    """Of test rows."""
+    true, total = int((alarms & labels).sum()), int(alarms.sum()) + int(labels.sum())
+    return {
+        "normal": float(alarms[~labels].mean()),
+        "f1": 2 * true / total if labels.any() else None,
+        **found_anomalies(alarms, labels, window=window),
+    }
+
+
+def found_anomalies(
+    alarms: np.ndarray, labels: np.ndarray, *, window: int
+) -> dict[str, float | None]:
+    """The share of anomalies that were found, and the median delay in rows.
+
+    An anomaly is found by an alarm up to L − 1 rows after it.
+    """
     delays = []
     for start, stop in zip(*runs(labels), strict=True):
         (at,) = alarms[start : stop + window - 1].nonzero()
         delays.append(int(at[0]) if len(at) else -1)
     found = [delay for delay in delays if delay >= 0]
-    total = int(alarms.sum()) + int(labels.sum())
     return {
-        "normal": float(alarms[~labels].mean()),
-        "f1": 2 * true / total if labels.any() else None,
         "found": len(found) / len(delays) if delays else None,
         "delay": float(np.median(found)) if found else None,
     }

@@ -611,7 +611,9 @@ def test_rules_of_calibration_come_from_their_settings(tiny):
     )  # fmt: skip
     prepared = prepare_dataset(load_dataset(settings["data"]), settings)
     # No dates tell how long a row lasts.
-    rule = Rule("conformal", 0.1, caution=64, events=EventRule(gap=10, spacing=5))
+    rule = Rule(
+        "conformal", 0.1, caution=32, overlap=2, events=EventRule(gap=10, spacing=5)
+    )
     found = calibration_rules(settings, prepared)
     # NaN for no value of one's own.
     found = found._replace(threshold=found.threshold._replace(value=rule.value))

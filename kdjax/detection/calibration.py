@@ -38,7 +38,6 @@ from kdjax.detection.scores import window_scores
 from kdjax.detection.thresholds import (
     BLOCKS,
     BY_FOLDS,
-    CAUTION,
     CLASSIFIER_CAUTION,
     Rule,
     Threshold,
@@ -142,9 +141,7 @@ def count_windows(prepared: Prepared, rule: Rule) -> int:
 
 def rule_for(kind: str, rule: Rule) -> Rule:
     """The rule for a kind of model, which may need less caution."""
-    if not gives_scores(kind):
-        return rule
-    return rule._replace(caution=rule.caution * CLASSIFIER_CAUTION / CAUTION)
+    return rule._replace(caution=CLASSIFIER_CAUTION) if gives_scores(kind) else rule
 
 
 def calibrate(

@@ -64,8 +64,10 @@ class Rule(NamedTuple):
     # read it.
     rate: float = 0.01
     value: float = math.nan  # τ of `fixed`
-    # `blocks` raises τ by the share (caution / n)^1.5 of n scores, at most `MOST_RAISED`.
+    # `blocks` raises τ by the share (caution · overlap / n)^1.5 of n scores, at most
+    # `MOST_RAISED`.
     caution: float = 0.0
+    overlap: float = 1.0  # scores whose windows share rows, L / stride
     per_day: float = 0.0  # events that `budget` may announce in a day
     events: EventRule | None = None  # what an event is; None where nobody counts them
 
@@ -161,7 +163,7 @@ def _blocks_threshold(scores: np.ndarray, rule: Rule) -> tuple[float, str]:
     for block in np.array_split(scores, BLOCKS):
         rank = min(len(block), _quantile_rank(len(block) + 1, share))
         levels.append(np.partition(block, rank - 1)[rank - 1])
-    factor = 1 + min(MOST_RAISED, (rule.caution / len(scores)) ** 1.5)
+    factor = 1 + min(MOST_RAISED, (rule.caution * rule.overlap / len(scores)) ** 1.5)
     return float(np.median(levels)) * factor, (
         f"{factor:.3g} times the median quantile of {BLOCKS} blocks of time"
     )
@@ -304,7 +306,7 @@ def blocks_threshold(scores: np.ndarray, *, rate: float, overlap: float) -> floa
     685.0
     """
     return choose_threshold(
-        np.asarray(scores), Rule("blocks", rate, caution=CAUTION * overlap)
+        np.asarray(scores), Rule("blocks", rate, caution=CAUTION, overlap=overlap)
     ).tau
 
 

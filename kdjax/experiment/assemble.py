@@ -63,7 +63,8 @@ def threshold_rule(
         threshold["method"],
         threshold["false_alarm_rate"],
         math.nan if threshold["value"] is None else threshold["value"],
-        caution=CAUTION * max(1.0, window / stride),
+        caution=CAUTION,
+        overlap=max(1.0, window / stride),
         per_day=parse_budget(threshold["budget"]) if budget else 0.0,
         events=event,
     )

@@ -25,7 +25,7 @@ Fits = dict[tuple[Any, ...], ResidualModel]
 HeldOut = dict[tuple[Any, ...], tuple[ResidualModel, ...]]
 Options = Mapping[str, Any]
 PARTS = ("fit", "validation", "calibration")
-CLASSIFIER_FOLDS = 2  # each trains networks of its own
+CLASSIFIER_FOLDS = 2  # halves: one learns while the other is scored
 
 
 def fit_baseline(kind: str, prepared: Prepared, **options: Any) -> ResidualModel:
@@ -70,17 +70,15 @@ def fit_held_out(
     own = options_of(kind, options)
     count = own.get("networks", NETWORKS)
     own = {**own, "networks": min(count, max(2, count // 2))}
-    groups = [[windows_source(prepared, part, stride=1) for part in PARTS[:2]]]
     if by_folds:
-        every = [folds(e.train_spans, CLASSIFIER_FOLDS) for e in prepared.entities]
+        halves = [folds(e.train_spans, CLASSIFIER_FOLDS) for e in prepared.entities]
+        # Each scores its own half and learns from the other.
         groups = [
-            [
-                spans_source(prepared, [own[k] for own in every], stride=1)
-                for k in range(CLASSIFIER_FOLDS)
-                if k != fold
-            ]
-            for fold in range(CLASSIFIER_FOLDS)
+            [spans_source(prepared, others, stride=1)]
+            for others in reversed([*zip(*halves, strict=True)])
         ]
+    else:
+        groups = [[windows_source(prepared, part, stride=1) for part in PARTS[:2]]]
     found = (
         fit_classifier(_windows(prepared, sources), context=prepared.context, **own)
         for sources in groups
