@@ -12,6 +12,7 @@ is one detector, budget and entity; docs/thresholds.md has the results.
 """
 
 import argparse
+import itertools
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,6 +32,7 @@ BUDGETS = ("0.5/day", "1/day", "2/day")
 # Seconds between rows, and the window.
 TIMES = {"smd": (60.0, 100), "asd": (300.0, 50), "jumpstarter2": (300.0, 50)}
 TRAIN = 0.6
+_KEY = ("collection", "entity", "kind", "budget", "clear")
 
 
 def main() -> None:
@@ -40,6 +42,7 @@ def main() -> None:
     parser.add_argument("--table", action="store_true")
     parser.add_argument("--kinds", nargs="+", default=KINDS)
     parser.add_argument("--budgets", nargs="+", default=BUDGETS)
+    parser.add_argument("--clear", nargs="+", type=float, default=(1.0,))
     for name in TIMES:
         parser.add_argument(f"--{name}", default="", help="the data set's folder")
     given = parser.parse_args()
@@ -59,20 +62,21 @@ def measure(
     """The lines of one entity."""
     seconds, window = TIMES[collection]
     for kind in given.kinds:
-        for budget in given.budgets:
+        for budget, clear in itertools.product(given.budgets, given.clear):
             line: dict[str, Any] = {
                 "collection": collection, "entity": train.entity, "kind": kind,
-                "budget": budget,
+                "budget": budget, "clear": clear,
             }  # fmt: skip
             if _key(line) in known:
                 continue
             split = int(TRAIN * len(train.values))
-            fitted = _fitted(kind, train.values[:split], seconds, window, budget)
+            options = (seconds, window, budget, clear)
+            fitted = _fitted(kind, train.values[:split], *options)
             line |= fitted.expected_events._asdict()
             later = train.values[split:]
             days = len(later) * seconds / 86_400
             line["observed"] = len(_events(fitted, later)) / days
-            whole = _fitted(kind, train.values, seconds, window, budget)
+            whole = _fitted(kind, train.values, *options)
             alarms = _alarms(whole, test.values)
             found = found_anomalies(alarms, test.labels, window=window)
             delay = found.pop("delay")
@@ -82,9 +86,10 @@ def measure(
 
 
 def _fitted(
-    kind: str, rows: np.ndarray, seconds: float, window: int, budget: str
+    kind: str, rows: np.ndarray, seconds: float, window: int, budget: str, clear: float
 ) -> KDDetector:
-    settings = {"threshold.budget": budget, "data.step_seconds": seconds}
+    settings = {"threshold.budget": budget, "threshold.clear": clear}
+    settings |= {"data.step_seconds": seconds}
     detector = KDDetector(
         detector=kind, window_size=window, threshold="budget", settings=settings
     )
@@ -112,16 +117,16 @@ def _alarms(detector: KDDetector, rows: np.ndarray) -> np.ndarray:
 
 
 def _key(line: dict[str, Any]) -> tuple[Any, ...]:
-    return tuple(line[name] for name in ("collection", "entity", "kind", "budget"))
+    return tuple(line[name] for name in _KEY)
 
 
 def table(path: Path) -> str:
-    """By collection and budget, over entities and kinds of detectors."""
+    """By collection, budget and clear level, over entities and kinds of detectors."""
     lines = pd.read_json(path, lines=True)
     inside = lines["observed"].between(lines["low"], lines["high"])
     ratio = lines["observed"] / lines["number"].clip(lower=1e-9)
     lines = lines.assign(inside=inside, ratio=ratio)
-    groups = lines.groupby(["collection", "budget"], sort=False)
+    groups = lines.groupby(["collection", "budget", "clear"], sort=False)
     shown = pd.DataFrame(
         {
             "fits": groups.size(),

@@ -244,6 +244,8 @@ FIELDS: dict[str, tuple[Any, tuple[str, ...] | Range | None]] = {
     # Rows in a row above τ before an alarm, and rows after it in which none begins.
     "threshold.min_duration": (1, Range(1, 1_000_000_000)),
     "threshold.cooldown": (0, Range(0, 1_000_000_000)),
+    # Share of τ down to which an alarm goes on; 1 ends it at τ.
+    "threshold.clear": (1.0, Range(0.01, 1)),
     # Events besides those of scores: channels, or all, that keep a value for longer than in
     # training, and gaps in time longer than data.max_gap.
     "alarm.frozen": (True, None),

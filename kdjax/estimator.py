@@ -45,7 +45,7 @@ from kdjax.data.series import Dataset, Series
 from kdjax.data.splits import segments
 from kdjax.data.tables import check_names, numbered_channels
 from kdjax.data.times import TimeForm, Times, parse_time, time_form
-from kdjax.detection.alarming import AlarmRule, row_alarms
+from kdjax.detection.alarming import alarm_rule, row_alarms
 from kdjax.detection.calibration import calibrate, count_windows, rule_for
 from kdjax.detection.detector import (
     POOLED,
@@ -980,8 +980,7 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
 
     def _alarms(self, scores: np.ndarray) -> np.ndarray:
         """Rows in alarm by their window scores, `[N] -> [N]` bool."""
-        rule = AlarmRule(self.detector_.min_duration, self.detector_.cooldown)
-        return row_alarms(scores > self.threshold_, rule)
+        return row_alarms(scores, self.threshold_, alarm_rule(self.detector_))
 
     def _usual_scores(self) -> np.ndarray:
         """The scores of `fit` that are finite."""

@@ -78,6 +78,7 @@ def test_documented_defaults():
         "method": "blocks", "false_alarm_rate": 0.01, "budget": "1/day",
         "mode": "stream",
         "value": None, "rolling_share": 0.1, "min_duration": 1, "cooldown": 0,
+        "clear": 1.0,
     }  # fmt: skip
     assert (detection["trim"], detection["attribution"]) == (0, "correlation")
     assert settings["model"] == {

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from kdjax.detection.alarming import (
     AlarmRule,
     AlarmState,
+    clear_level,
     event_table,
     events,
     next_alarm,
@@ -19,22 +20,23 @@ from kdjax.detection.alarming import (
 )
 from kdjax.errors import ConfigError
 
-# T above τ, f not above, ? unknown.
-SCORES = {"T": 2.0, "f": 1.0, "?": np.nan}
-SIGNS = {sign: score > 1 for sign, score in SCORES.items()}
+# T above τ, h between half of it and τ, f below both, ? unknown.
+TAU = 1.0
+SCORES = {"T": 2.0, "h": 0.75, "f": 0.5, "?": np.nan}
+SIGNS = {sign: score > TAU for sign, score in SCORES.items()}
 
 
 def streamed(signs, rule):
     state, raised = AlarmState(), []
     for sign in signs:
-        state, alarm = next_alarm(state, SIGNS[sign], rule)
+        state, alarm = next_alarm(state, SCORES[sign], TAU, rule)
         raised.append(alarm)
     return raised
 
 
 def whole(signs, rule):
     scores = np.array([SCORES[sign] for sign in signs])
-    return row_alarms(scores > 1, rule).tolist()
+    return row_alarms(scores, TAU, rule).tolist()
 
 
 @pytest.mark.parametrize(
@@ -54,6 +56,15 @@ def whole(signs, rule):
         # A run that ends inside the cool-down starts none.
         ("TfTfTfT", AlarmRule(cooldown=2), "TfffTff"),
         ("", AlarmRule(3, 3), ""),
+        # Between the two levels an alarm goes on, but none starts.
+        ("hThhfhT", AlarmRule(clear=0.5), "fTTTffT"),
+        ("Th?hT", AlarmRule(clear=0.5), "TTffT"),
+        ("ThTfT", AlarmRule(), "TfTfT"),
+        # Rows between the levels don't count towards the duration.
+        ("ThTTh", AlarmRule(min_duration=2, clear=0.5), "fffTT"),
+        # The cool-down begins where the alarm ends, at row 2.
+        ("ThfTTT", AlarmRule(cooldown=2, clear=0.5), "TTfffT"),
+        ("TfhhTh", AlarmRule(cooldown=2, clear=0.5), "TfffTT"),
     ],
 )
 def test_alarms_by_hand(signs, rule, expected):
@@ -62,9 +73,14 @@ def test_alarms_by_hand(signs, rule, expected):
 
 
 @settings(deadline=None, max_examples=300)
-@given(st.text("TTf?", max_size=60), st.integers(1, 5), st.integers(0, 8))
-def test_a_series_at_once_is_the_stream(signs, min_duration, cooldown):
-    rule = AlarmRule(min_duration, cooldown)
+@given(
+    st.text("TTThhf?", max_size=60),
+    st.integers(1, 5),
+    st.integers(0, 8),
+    st.sampled_from([0.5, 1.0]),
+)
+def test_a_series_at_once_is_the_stream(signs, min_duration, cooldown, clear):
+    rule = AlarmRule(min_duration, cooldown, clear)
     assert whole(signs, rule) == streamed(signs, rule)
 
 
@@ -84,14 +100,22 @@ def test_what_the_rule_says_in_words(signs, min_duration, cooldown):
 
 def test_the_default_rule_is_the_rows_above():
     rng = np.random.default_rng(0)
-    above = rng.random(1000) < 0.5
-    np.testing.assert_array_equal(row_alarms(above, AlarmRule()), above)
+    scores = rng.random(1000)
+    np.testing.assert_array_equal(row_alarms(scores, 0.5, AlarmRule()), scores > 0.5)
+
+
+@pytest.mark.parametrize("tau", [0.0, -1.0, np.inf])
+def test_a_tau_without_a_share_clears_at_itself(tau):
+    assert clear_level(tau, AlarmRule(clear=0.5)) == tau
+    scores = np.array([-2.0, -0.7, 0.2, -0.7])
+    found = row_alarms(scores, tau, AlarmRule(clear=0.5))
+    np.testing.assert_array_equal(found, scores > tau)
 
 
 def test_the_state_survives_json():
     state = AlarmState()
-    for above in (True, True, True, False, False, True):
-        state, _ = next_alarm(state, above, AlarmRule(2, 5))
+    for score in (9.0, 9.0, 9.0, 0.0, 0.0, 9.0):
+        state, _ = next_alarm(state, score, 5.0, AlarmRule(2, 5))
         assert AlarmState(**json.loads(json.dumps(state._asdict()))) == state
     assert state == AlarmState(run=1, active=0, rest=3)
 
@@ -99,9 +123,15 @@ def test_the_state_survives_json():
 @pytest.mark.parametrize("rule", [AlarmRule(min_duration=0), AlarmRule(cooldown=-1)])
 def test_rules_that_mean_nothing_are_refused(rule):
     with pytest.raises(ConfigError, match="expected at least 1 and at least 0 rows"):
-        row_alarms(np.ones(3, bool), rule)
+        row_alarms(np.ones(3), 0.5, rule)
     with pytest.raises(ConfigError, match="expected at least 1 and at least 0 rows"):
-        next_alarm(AlarmState(), True, rule)
+        next_alarm(AlarmState(), 1.0, 0.5, rule)
+
+
+@pytest.mark.parametrize("clear", [0.0, -0.5, 1.01, np.nan])
+def test_a_clear_level_that_means_nothing_is_refused(clear):
+    with pytest.raises(ConfigError, match="share of τ above 0, at most 1"):
+        row_alarms(np.ones(3), 0.5, AlarmRule(clear=clear))
 
 
 @settings(deadline=None)

@@ -37,7 +37,7 @@ def test_the_events_are_those_of_the_score_table(small, rows, rule, gaps):
     spans = np.array([[0, 57], [57, 301], [301, 400]] if gaps else [[0, 400]])
     latest = latest_scores(scores, starts, spans, window=detector.window, rows=400)
     np.testing.assert_array_equal(latest, table["window_score"])
-    alarm = row_alarms(latest > detector.thresholds[0].tau, AlarmRule(duration, rest))
+    alarm = row_alarms(latest, detector.thresholds[0].tau, AlarmRule(duration, rest))
     found = events(alarm, gap=detector.window)
     assert len(expected) > 3
     assert list(map(tuple, found.tolist())) == expected

@@ -130,6 +130,7 @@ def full(netted):
         attribution="conditional",
         min_duration=3,
         cooldown=7,
+        clear=0.6,
     )
 
 
@@ -199,7 +200,7 @@ def test_a_folder_of_schema_1_loads_with_the_defaults(tmp_path, small, rows):
         0.0,
         "correlation",
     )
-    assert (loaded.min_duration, loaded.cooldown) == (1, 0)
+    assert (loaded.min_duration, loaded.cooldown, loaded.clear) == (1, 0, 1)
     assert score_table(loaded, rows(9), entity="a").equals(
         score_table(small, rows(9), entity="a")
     )
@@ -407,6 +408,7 @@ def test_absent_and_clashing_arrays_are_refused(saved):
         ("stride", 0, "not a whole number of at least 1"),
         ("allowed_points", 4, "allowed_points is not below window"),
         ("cooldown", -1, "not a whole number of at least 0"),
+        ("clear", 0, "0 is not above 0 and at most 1"),
         ("max_gap", -0.5, "-0.5 is below 0"),
         ("step", "soon", "'soon' is not a number"),
         ("channels", ["x", "x"], "not a list of different names"),

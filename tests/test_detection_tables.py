@@ -308,7 +308,7 @@ def test_alarms_keep_to_duration_and_rest(steps, rows, rule, causal):
     table = score_table(detector, series, entity="pooled", causal=causal)
     state, wanted = AlarmState(), []
     for score in table["window_score"]:
-        state, alarm = next_alarm(state, score > 9.0, AlarmRule(duration, cooldown))
+        state, alarm = next_alarm(state, score, 9.0, AlarmRule(duration, cooldown))
         wanted.append(int(alarm))
     assert table["alarm"].tolist() == wanted
     known = table["score"].notna() & table["window_score"].notna()

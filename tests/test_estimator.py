@@ -511,7 +511,9 @@ def test_a_threshold_that_is_no_number_is_refused_at_once(baseline, tau):
 @pytest.mark.parametrize("rows", [None, 1.2])
 def test_rules_that_were_set_later_hold(tmp_path, faulty, rows):
     clean = None if rows is None else framed(rows * waves(300, seed=5), "2026-03-01")
-    settings = {"threshold.min_duration": 3, "threshold.cooldown": 40}
+    settings = {
+        "threshold.min_duration": 3, "threshold.cooldown": 40, "threshold.clear": 0.8,
+    }  # fmt: skip
     first = made().fit(framed(waves(600)))
     changed = {"false_alarm_rate": 0.3, "settings": settings}
     first.set_params(**changed).calibrate(clean).save(tmp_path / "again")
@@ -524,6 +526,7 @@ def test_rules_that_were_set_later_hold(tmp_path, faulty, rows):
         assert detector.threshold_ == usual.threshold_
         assert detector.detector_.min_duration == 3
         assert detector.detector_.cooldown == 40
+        assert detector.detector_.clear == 0.8
         np.testing.assert_array_equal(detector.predict(faulty), usual.predict(faulty))
     above = first.decision_function(faulty) > first.threshold_
     assert above.sum() > first.predict(faulty).sum() > 0

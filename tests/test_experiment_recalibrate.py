@@ -105,12 +105,13 @@ def test_of_one_entity_the_pooled_threshold_follows(small):
 
 def test_the_card_tells_of_it(student):
     changes = {"false_alarm_rate": 0.2, "min_duration": 2, "cooldown": 3}
+    changes["clear"] = 0.7
     found, _ = recalibrated(student, series("saw", rows(11, 300)), threshold=changes)
     assert found.card["thresholds"]["saw"] == found.thresholds[1]._asdict()
     assert found.card["thresholds"]["press"] == student.card["thresholds"]["press"]
     assert list(found.card["calibrated_again"]) == ["saw"]
     assert found.card["settings"]["threshold"]["false_alarm_rate"] == 0.2
-    assert (found.min_duration, found.cooldown) == (2, 3)
+    assert (found.min_duration, found.cooldown, found.clear) == (2, 3, 0.7)
     assert student.card["settings"]["threshold"]["false_alarm_rate"] == RATE
     again, _ = recalibrated(found, series("press", rows(12, 300)), threshold={})
     assert sorted(again.card["calibrated_again"]) == ["press", "saw"]

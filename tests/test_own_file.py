@@ -332,8 +332,8 @@ def test_a_budget_is_events_a_day_as_a_stream_has_them(fleet):
         detector.thresholds, detector.calibration, strict=True
     ):
         assert (tau.method, tau.n) == ("budget", len(threshold_scores))
-        above = row_alarms(threshold_scores > np.float32(tau.tau), AlarmRule(3, 2))
-        found = len(events(above, gap=detector.window))
+        alarms = row_alarms(threshold_scores, np.float32(tau.tau), AlarmRule(3, 2))
+        found = len(events(alarms, gap=detector.window))
         assert 1 <= found <= 3 * len(threshold_scores) / 60
         assert tau.rate == pytest.approx((threshold_scores > tau.tau).mean(), abs=0.01)
 

@@ -41,7 +41,9 @@ def steps(small):
     """A detector whose scores depend on the window, for rows a second apart."""
     model = small.model._replace(kind="difference")
     scores = (np.arange(20.0), np.arange(40.0))
-    return small._replace(model=model, step=1.0, min_duration=2, calibration=scores)
+    return small._replace(
+        model=model, step=1.0, min_duration=2, clear=0.8, calibration=scores
+    )
 
 
 @pytest.fixture

@@ -1,8 +1,9 @@
 """From rows above τ to alarms that are worth a look, and from alarms to events.
 
 A rule may ask that the window score stays above τ for some rows before an alarm starts
-(minimum duration) and that quiet follows an alarm (cool-down). `next_alarm` takes one
-row at a time, as a stream has them; `row_alarms` gives the same for a whole series.
+(minimum duration), that it falls below a lower level before the alarm ends (hysteresis)
+and that quiet follows an alarm (cool-down). `next_alarm` takes one row at a time, as a
+stream has them; `row_alarms` gives the same for a whole series.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,6 +26,23 @@ class AlarmRule(NamedTuple):
     # Rows after the one that ended an alarm in which none starts. They count towards
     # `min_duration`, so what goes on alarms once they are over.
     cooldown: int = 0
+    # An alarm goes on while the score is above this share of τ.
+    clear: float = 1.0
+
+
+def alarm_rule(source: Any) -> AlarmRule:
+    """The rule of a detector, of a plan, or of anything else with its fields."""
+    return AlarmRule(*(getattr(source, name) for name in AlarmRule._fields))
+
+
+def clear_level(tau: float, rule: AlarmRule) -> float:
+    """The score above which an alarm goes on: a share of τ, or τ where τ is not above 0.
+
+    >>> clear_level(5.0, AlarmRule(clear=0.5))
+    2.5
+    """
+    # As single precision, which the scores have: in tables and streams alike.
+    return float(np.float32(tau * rule.clear)) if rule.clear < 1 and tau > 0 else tau
 
 
 class EventRule(NamedTuple):
@@ -42,8 +60,8 @@ def count_events(scores: np.ndarray, tau: float, rule: EventRule) -> int:
     >>> count_events(np.array([0.0, 9, 0, 0, 9, 9]), 5, EventRule(gap=3))
     2
     """
-    above = np.repeat(scores > tau, rule.spacing)
-    return len(events(row_alarms(above, rule.alarm), gap=rule.gap))
+    alarm = row_alarms(np.repeat(scores, rule.spacing), tau, rule.alarm)
+    return len(events(alarm, gap=rule.gap))
 
 
 class AlarmState(NamedTuple):
@@ -55,38 +73,48 @@ class AlarmState(NamedTuple):
 
 
 def next_alarm(
-    state: AlarmState, above: bool, rule: AlarmRule
+    state: AlarmState, score: float, tau: float, rule: AlarmRule
 ) -> tuple[AlarmState, bool]:
     """The state after a row, and whether the row is in alarm.
 
-    `above` says whether the window score is above τ; a row without one is not.
+    `score` is the window score, NaN where the row has none: it starts and continues none.
 
-    >>> next_alarm(AlarmState(run=1), True, AlarmRule(min_duration=2))
+    >>> next_alarm(AlarmState(run=1), 6.0, 5.0, AlarmRule(min_duration=2))
     (AlarmState(run=2, active=1, rest=0), True)
     """
     _check(rule)
     left = max(0, state.rest - 1)
-    if not above:
-        return AlarmState(rest=rule.cooldown if state.active else left), False
-    run = min(state.run + 1, rule.min_duration)
-    active = bool(state.active) or (run == rule.min_duration and not state.rest)
+    run = min(state.run + 1, rule.min_duration) if score > tau else 0
+    if state.active:
+        active = score > clear_level(tau, rule)
+        left = left if active else rule.cooldown
+    else:
+        active = run == rule.min_duration and not state.rest
     return AlarmState(run, int(active), left), active
 
 
-def row_alarms(above: np.ndarray, rule: AlarmRule) -> np.ndarray:
-    """Rows in alarm, `[N] -> [N]` bool: `next_alarm` row after row.
+def row_alarms(scores: np.ndarray, tau: float, rule: AlarmRule) -> np.ndarray:
+    """Rows in alarm by their window scores, `[N] -> [N]` bool: `next_alarm` row by row.
 
-    >>> above = np.array([1, 0, 1, 1, 1, 0, 1, 1, 1], bool)
-    >>> row_alarms(above, AlarmRule(min_duration=2, cooldown=2)).astype(int)
+    >>> scores = np.array([9, 0, 9, 9, 9, 0, 9, 9, 9])
+    >>> row_alarms(scores, 5, AlarmRule(min_duration=2, cooldown=2)).astype(int)
     array([0, 0, 0, 1, 1, 0, 0, 0, 1])
+    >>> row_alarms(np.array([9, 4, 1, 4]), 5, AlarmRule(clear=0.6)).astype(int)
+    array([1, 1, 0, 0])
     """
     _check(rule)
+    above = scores > tau
     if rule == AlarmRule():
         return above
-    inside, free = np.zeros(len(above), bool), 0
+    # Rows at which an alarm starts as soon as it may.
+    begins, length = np.zeros(len(above), bool), rule.min_duration
     for start, stop in zip(*runs(above), strict=True):
-        start = max(start + rule.min_duration - 1, free)
-        if start < stop:
+        begins[start + length - 1 : stop] = True
+    inside, free = np.zeros(len(above), bool), 0
+    for start, stop in zip(*runs(scores > clear_level(tau, rule)), strict=True):
+        start = max(start, free)
+        start += int(np.argmax(begins[start:stop])) if start < stop else 0
+        if start < stop and begins[start]:
             inside[start:stop] = True
             free = stop + rule.cooldown + 1
     return inside
@@ -160,6 +188,10 @@ def _check(rule: AlarmRule) -> None:
         raise ConfigError(
             f"an alarm with min_duration={rule.min_duration} and "
             f"cooldown={rule.cooldown}: expected at least 1 and at least 0 rows."
+        )
+    if not 0 < rule.clear <= 1:
+        raise ConfigError(
+            f"an alarm with clear={rule.clear:g}: expected a share of τ above 0, at most 1."
         )
 
 

@@ -74,6 +74,7 @@ class Detector(NamedTuple):
         unchanged: most training rows in which each channel, and last all of them, kept
             their values, `[E + 1, D + 1]`; 0 where that is not watched, None for nowhere.
         no_data: whether a gap in time is an event.
+        clear: share of τ down to which an alarm goes on.
     """
 
     model: ResidualModel
@@ -97,6 +98,7 @@ class Detector(NamedTuple):
     constant: np.ndarray | None = None
     unchanged: np.ndarray | None = None
     no_data: bool = False
+    clear: float = 1.0
 
     @property
     def context(self) -> tuple[str, ...]:

@@ -56,14 +56,14 @@ from kdjax.models.residual import ResidualModel, residual_names
 
 SCHEMA = 2
 _NUMBERS = ("window", "stride", "allowed_points", "max_gap", "step")
-_RULE = ("min_duration", "cooldown")
+_RULE = ("min_duration", "cooldown", "clear")
 # Fields of `Detector` in detector.json, where `attribution` is called `blame`.
 _FIELDS = (
     "channels", *_NUMBERS, "attribution", *_RULE, "entities", "context", "no_data",
 )  # fmt: skip
 _NAMES = {field: field for field in _FIELDS} | {"attribution": "blame"}
 # Those that older detectors lack; `Detector` has their defaults.
-_SINCE_2 = ("step", "blame", "min_duration", "cooldown", "context", "no_data")
+_SINCE_2 = ("step", "blame", *_RULE, "context", "no_data")
 
 # Errors that JSON, numpy and wrong contents raise.
 _UNREADABLE = (

@@ -47,6 +47,7 @@ class Plan(NamedTuple):
     constant: tuple[float | None, ...] = ()  # a value a channel, None where it moves
     unchanged: tuple[int, ...] = ()  # longest runs of each channel, and of all
     no_data: bool = False
+    clear: float = 1.0
 
 
 def plan_of(detector: "Detector", index: int) -> Plan:
@@ -84,6 +85,7 @@ def plan_of(detector: "Detector", index: int) -> Plan:
             else tuple(detector.unchanged[index].tolist())
         ),
         no_data=detector.no_data,
+        clear=float(detector.clear),
     )
 
 
@@ -190,6 +192,14 @@ def as_amount(value: Any) -> float:
     return number
 
 
+def as_share(value: Any) -> float:
+    """The value if it is a number above 0, at most 1."""
+    number = as_number(value)
+    if not 0 < number <= 1:
+        raise ValueError(f"{value!r} is not above 0 and at most 1")
+    return number
+
+
 def _dtype(value: Any) -> str:
     if value not in ("float32", "float64"):
         raise ValueError(f"{value!r} is neither float32 nor float64")
@@ -254,4 +264,5 @@ PLAN_CHECKS: dict[str, Callable[[Any], Any]] = {
     "constant": _as_constants,
     "unchanged": lambda value: tuple(map(as_count(0), value)),
     "no_data": as_flag,
+    "clear": as_share,
 }

@@ -26,7 +26,7 @@ from kdjax.data.unchanged import (
     next_unchanged,
     start_unchanged,
 )
-from kdjax.detection.alarming import TOP, AlarmRule, AlarmState, next_alarm
+from kdjax.detection.alarming import TOP, AlarmState, alarm_rule, next_alarm
 from kdjax.detection.cadence import ENOUGH, STEPS, check_cadence, is_other
 from kdjax.detection.false_alarms import Drift, drift, p_values
 from kdjax.detection.occurrences import (
@@ -217,7 +217,7 @@ class StreamDetector:
         self._digest = hashlib.sha256(text.encode()).hexdigest()
         self._score = score
         self._explain = explain
-        self._rule = AlarmRule(plan.min_duration, plan.cooldown)
+        self._rule = alarm_rule(plan)
         self._calibration = np.array(plan.calibration)
         # Each row is stored twice, L apart, so that any L successive ones are adjacent.
         self._buffer = np.zeros((2 * plan.window, len(plan.channels)), plan.dtype)
@@ -298,7 +298,7 @@ class StreamDetector:
             score, window_score = float(found.points[-1]), found.window_score
             if not math.isnan(window_score):
                 self._follow(window_score, run - length)
-        state, alarm = next_alarm(at.alarm, window_score > tau, self._rule)
+        state, alarm = next_alarm(at.alarm, window_score, tau, self._rule)
 
         def peak(named: bool) -> Peak:
             channels, shares = (

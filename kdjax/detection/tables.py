@@ -18,7 +18,7 @@ from kdjax.data.windowing import (
     mean_of_sums,
     window_labels,
 )
-from kdjax.detection.alarming import AlarmRule, event_table, events, row_alarms
+from kdjax.detection.alarming import alarm_rule, event_table, events, row_alarms
 from kdjax.detection.cadence import check_cadence, other_rows
 from kdjax.detection.detector import Detector, entity_index, score_batches
 from kdjax.detection.occurrences import (
@@ -85,9 +85,8 @@ def score_table(
     rows, windows = len(series.values), find_windows(detector, series, causal=causal)
     found, score, parts = _fold(detector, index, series.values, windows, contributions)
     window_score = np.append(found, np.nan)[windows.latest]  # NaN for none, -1
-    rule = AlarmRule(detector.min_duration, detector.cooldown)
     tau = detector.thresholds[index].tau
-    alarm = row_alarms(window_score > tau, rule)
+    alarm = row_alarms(window_score, tau, alarm_rule(detector))
     unknown = np.isnan(window_score) | np.isnan(score)
     columns: dict[str, Any] = {
         "entity": _categories(np.zeros(rows), [series.entity]),

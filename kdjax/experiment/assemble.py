@@ -42,6 +42,11 @@ def calibration_rules(settings: Settings, prepared: Prepared) -> Rules:
     )
 
 
+def settings_alarm_rule(settings: Settings) -> AlarmRule:
+    """When rows above τ become an alarm."""
+    return AlarmRule(*(settings["threshold"][name] for name in AlarmRule._fields))
+
+
 def threshold_rule(
     settings: Settings, *, step_seconds: float, stride: int, window: int
 ) -> Rule:
@@ -57,7 +62,7 @@ def threshold_rule(
         gap=window,
         spacing=1 if budget and threshold["mode"] == "stream" else min(stride, window),
         rows_per_day=24 * 3600 / seconds if seconds else 0.0,
-        alarm=AlarmRule(threshold["min_duration"], threshold["cooldown"]),
+        alarm=settings_alarm_rule(settings),
     )
     rule = Rule(
         threshold["method"],
@@ -154,6 +159,7 @@ def make_detector(
         attribution=detection["attribution"],
         min_duration=threshold["min_duration"],
         cooldown=threshold["cooldown"],
+        clear=threshold["clear"],
         constant=calibration.constant,
         unchanged=_unchanged(prepared) if settings["alarm"]["frozen"] else None,
         no_data=settings["alarm"]["no_data"],

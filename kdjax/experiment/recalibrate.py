@@ -32,7 +32,12 @@ from kdjax.detection.storage import load_detector, save_detector
 from kdjax.detection.tables import find_windows, usable_spans
 from kdjax.detection.thresholds import BY_FOLDS, Threshold, choose_threshold
 from kdjax.errors import ArtifactError, ConfigError, counted
-from kdjax.experiment.assemble import calibration_rules, series_digest, threshold_rule
+from kdjax.experiment.assemble import (
+    calibration_rules,
+    series_digest,
+    settings_alarm_rule,
+    threshold_rule,
+)
 from kdjax.io.files import check_replaceable
 from kdjax.io.messages import acting
 
@@ -263,7 +268,7 @@ def with_rule(detector: Detector, settings: Settings) -> Detector:
     threshold, step = settings["threshold"], settings["data"]["step_seconds"]
     detector = with_settings(detector, "data", step_seconds=step)
     return with_settings(detector, "threshold", **threshold)._replace(
-        min_duration=threshold["min_duration"], cooldown=threshold["cooldown"]
+        **settings_alarm_rule(settings)._asdict()
     )
 
 

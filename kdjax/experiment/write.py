@@ -50,7 +50,7 @@ from kdjax.evaluation.summary import (
     recommend,
     unfit_models,
 )
-from kdjax.experiment.assemble import make_detector
+from kdjax.experiment.assemble import make_detector, settings_alarm_rule
 from kdjax.experiment.train import group_name
 from kdjax.experiment.workdir import RESULTS_SCHEMA, read_lines, write_results
 from kdjax.export.costs import detector_costs
@@ -158,9 +158,8 @@ def write_run(
     }
     results |= derived_results(results, evaluated, examples)
     history = read_lines(workdir)
-    threshold = settings["threshold"]
     calibration = [s for *_, m in groups for s in m[STUDENT].calibration.scores]
-    rule = AlarmRule(threshold["min_duration"], threshold["cooldown"])
+    rule = settings_alarm_rule(settings)
     with atomic_path(workdir / "learning_curve.png") as temporary:
         temporary.write_bytes(learning_curve_png(history))
     best = results["recommendation"]["model"] or STUDENT
@@ -246,7 +245,7 @@ def _timeline(
             for name, own in found.items()
         }
     taus = {name: own.threshold for name, own in found.items()}
-    alarms = {name: row_alarms(scores[name] > taus[name], rule) for name in names}
+    alarms = {name: row_alarms(scores[name], taus[name], rule) for name in names}
     return Timeline(
         entity=entity.name,
         time=time,
