@@ -588,6 +588,8 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
                 todo = "give more rows to calibrate(X)"
                 raise ConfigError(too_few_message(known, rule, todo=todo))
             tau = choose_threshold(self._known_scores, rule)
+            spacing = detector.thresholds[self._place].spacing
+            tau = tau._replace(spacing=spacing)
             changed.detector_ = with_threshold(detector, self._place, tau)
         else:
             series = self._series(X)._replace(entity=self.entity_)
@@ -611,6 +613,8 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
             )
         rule = Rule("fixed", value=number)
         chosen = choose_threshold(self._known_scores, rule)
+        spacing = self.detector_.thresholds[self._place].spacing
+        chosen = chosen._replace(spacing=spacing)
         self.detector_ = with_threshold(self.detector_, self._place, chosen)
         return self
 

@@ -447,6 +447,10 @@ def test_calibration_windows_that_overlap_are_worth_fewer(small):
         assert (0.25 < chance < distance) == drifted
         found = score_drift(apart._replace(stride=stride), 0, window_score)
         assert found.n == 225 and found.drifted == drifted
+    # As under a budget in stream mode, whatever the stride of evaluation.
+    each_row = [tau._replace(spacing=1) for tau in apart.thresholds]
+    apart = apart._replace(thresholds=each_row)
+    assert not score_drift(apart, 0, window_score).drifted
 
 
 def test_windows_without_a_score_say_nothing_of_drift(small):

@@ -11,7 +11,7 @@ import pytest
 from kdjax.data.prepared import prepare
 from kdjax.data.series import Dataset, Series
 from kdjax.data.unchanged import (
-    frozen_stretches,
+    frozen_rows,
     longest_unchanged,
     next_unchanged,
     start_unchanged,
@@ -339,14 +339,16 @@ def test_frozen_rows_are_left_out_of_calibration():
     assert entity.train_spans.tolist() == [[0, 900], [940, 960], [990, 1000]]
     assert entity.unchanged.tolist() == [1, 1, 1, 0, 1]
     assert entity.notes == (
-        "pump: flow is unchanged from row 960 to 989 (from 0), at most 1 before: left out "
-        + "of calibration",
-        "pump: all channels are unchanged from row 900 to 939 (from 0), at most 1 before: "
-        + "left out of calibration",
+        "pump: left out of calibration: flow unchanged from row 960 to 989 (from 0), at "
+        + "most 1 in training",
+        "pump: left out of calibration: all channels unchanged from row 900 to 939 (from "
+        + "0), at most 1 in training",
     )
+    own = {"window": LENGTH, "channels": NAMES}
     whole = np.array([[0, 1000]])
-    found = frozen_stretches(frame.to_numpy(), whole, entity.unchanged, window=LENGTH)
-    assert found == [(1, 960, 990), (4, 900, 940)]
+    rows, texts = frozen_rows(frame.to_numpy(), whole, entity.unchanged, **own)
+    assert np.flatnonzero(rows).tolist() == [*range(900, 940), *range(960, 990)]
+    assert len(texts) == 2
 
 
 def test_frozen_rows_do_not_move_a_new_threshold(detector):

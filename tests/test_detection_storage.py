@@ -119,7 +119,7 @@ def full(netted):
     return netted._replace(
         thresholds=(
             Threshold(8.0, "pot", 0.001, 400, 0, "own", "a tail of shape 0.1"),
-            Threshold(12.0, "fixed", 0.0, 40, 0, "pooled", "3 of 40 lie above"),
+            Threshold(12.0, "fixed", 0.0, 40, 0, "pooled", "3 of 40 lie above", 1),
         ),
         ranges=Ranges(
             np.float32([[0, -1], [0, -2]]), np.float32([[1, 1], [3, np.nan]])

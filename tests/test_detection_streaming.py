@@ -526,6 +526,8 @@ def test_plan_of_a_detector(small):
     assert own.entity == "a" and own.tau == 8 and own.rate == 0.1 and own.step == 2
     assert own.calibration == tuple(range(20)) and own.disjoint == 15
     assert (own.channels, own.window, own.cooldown) == (("x", "y"), 4, 4)
+    each_row = [tau._replace(spacing=1) for tau in detector.thresholds]
+    assert plan_of(detector._replace(thresholds=each_row), 0).disjoint == 5
     pooled = plan_of(detector, 1)
     assert pooled.entity == "pooled" and len(pooled.calibration) == 1000
     assert pooled.calibration[0] == 0 and pooled.calibration[-1] == 4999

@@ -145,6 +145,7 @@ def test_a_budget_takes_the_step_of_the_new_rows(student):
     # Five minutes may have five events, at a window a row.
     tau, scores = found.thresholds[1], found.calibration[1]
     assert tau.n == len(scores) == 300 - student.window + 1
+    assert (tau.spacing, student.thresholds[1].spacing) == (1, 0)
     above = np.flatnonzero(scores > np.float32(tau.tau))
     assert 1 + (np.diff(above) >= student.window).sum() <= 5
     assert "events in 0.00" in tau.detail and "events a day (" in note

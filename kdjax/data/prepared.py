@@ -34,7 +34,7 @@ from kdjax.data.splits import (
     unfold,
     window_starts,
 )
-from kdjax.data.unchanged import frozen_stretches, longest_unchanged
+from kdjax.data.unchanged import frozen_rows, longest_unchanged
 from kdjax.data.windowing import WindowSource, has_missing, on_disk, span_pieces
 from kdjax.errors import ConfigError, DataError, counted
 from kdjax.metrics.checks import runs
@@ -342,19 +342,10 @@ def _without_frozen(
     values = series.values
     before = kept(len(values), split.calibration)
     longest = longest_unchanged(values, intersect(whole, before), places)
-    own = split.calibration
-    rows, notes = np.zeros(len(values), bool), []
-    for column, start, stop in frozen_stretches(values, own, longest, window=window):
-        rows[start:stop] = True
-        what = (
-            "all channels are"
-            if column == len(longest) - 1
-            else (f"{series.channels[column]} is")
-        )
-        notes.append(
-            f"{series.entity}: {what} unchanged from row {start} to {stop - 1} (from 0), "
-            f"at most {longest[column]} before: left out of calibration"
-        )
+    rows, texts = frozen_rows(
+        values, split.calibration, longest, window=window, channels=series.channels
+    )
+    notes = (f"{series.entity}: left out of calibration: {text}" for text in texts)
     moving = kept(len(values), np.stack(runs(rows), axis=1))
     split = split._replace(calibration=intersect(split.calibration, moving))
     return split, intersect(whole, moving), longest, tuple(notes)

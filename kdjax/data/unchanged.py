@@ -3,6 +3,7 @@
 Missing cells neither count nor end a run of rows.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -94,15 +95,28 @@ def frozen_limits(longest: np.ndarray, *, window: int) -> np.ndarray:
     return np.where(longest > 0, FACTOR * longest + float(window), np.inf)
 
 
-def frozen_stretches(
-    values: np.ndarray, spans: np.ndarray, longest: np.ndarray, *, window: int
-) -> list[tuple[int, int, int]]:
-    """`frozen_events` by the longest runs, from the rows on whose values stay."""
-    limits = frozen_limits(longest, window=window)
-    return [
-        (column, max(0, start - int(limits[column])), stop)
-        for column, start, stop in frozen_events(values, spans, limits)
-    ]
+def frozen_rows(
+    values: np.ndarray,
+    spans: np.ndarray,
+    longest: np.ndarray,
+    *,
+    window: int,
+    channels: Sequence[str],
+) -> tuple[np.ndarray, list[str]]:
+    """Rows `[N]` of `frozen_events` by the longest runs, and a text on each event.
+
+    From the rows on whose values stay.
+    """
+    rows, texts = np.zeros(len(values), bool), []
+    limits, names = frozen_limits(longest, window=window), (*channels, "all channels")
+    for column, start, stop in frozen_events(values, spans, limits):
+        first = max(0, start - int(limits[column]))
+        rows[first:stop] = True
+        texts.append(
+            f"{names[column]} unchanged from row {first} to {stop - 1} (from 0), at most "
+            f"{longest[column]} in training"
+        )
+    return rows, texts
 
 
 def frozen_events(

@@ -16,6 +16,7 @@ from kdjax.data.series import Ranges, Series, outside
 from kdjax.data.windowing import chunks, has_missing
 from kdjax.detection.alarming import count_events
 from kdjax.detection.cadence import other_rows
+from kdjax.detection.stream_rules import separate_scores
 from kdjax.detection.thresholds import (
     BLOCKS,
     Rule,
@@ -234,10 +235,9 @@ def score_drift(
     strides = math.ceil(detector.window / detector.stride)
     known = np.flatnonzero(~np.isnan(window_score))
     apart = known[disjoint(known, strides * detector.stride)]
-    calibration = detector.calibration[index]
     return drift(
-        p_values(calibration, window_score[apart]),
-        calibration=max(1, round(len(calibration) / strides)),
+        p_values(detector.calibration[index], window_score[apart]),
+        calibration=separate_scores(detector, index),
     )
 
 

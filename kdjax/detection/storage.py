@@ -32,6 +32,7 @@ from kdjax.detection.gaussian import Gaussian
 from kdjax.detection.stream_rules import (
     PLAN_CHECKS,
     as_amount,
+    as_count,
     as_flag,
     as_names,
     as_number,
@@ -218,7 +219,11 @@ def _description(detector: Detector) -> dict[str, Any]:
         "kind": detector.model.kind,
         "architecture": architecture and architecture._asdict(),
         **{name: getattr(detector, field) for field, name in _NAMES.items()},
-        "thresholds": [threshold._asdict() for threshold in detector.thresholds],
+        "thresholds": [
+            # As version 0.1.0 wrote them, if it can have made them.
+            {k: v for k, v in tau._asdict().items() if k != "spacing" or v}
+            for tau in detector.thresholds
+        ],
     }
 
 
@@ -293,6 +298,7 @@ def check_detector(detector: Detector) -> None:
         as_text(threshold.method)
         as_number(threshold.tau)
         as_amount(threshold.rate)
+        as_count(0)(threshold.spacing)
     if not isinstance(detector.card, dict):
         raise TypeError("the card is not a JSON object")
     places, width = len(detector.entities) + 1, len(detector.channels)

@@ -71,9 +71,7 @@ def plan_of(detector: "Detector", index: int) -> Plan:
         min_duration=detector.min_duration,
         cooldown=detector.cooldown,
         calibration=tuple(scores[ranks.astype(np.int64)].tolist()),
-        disjoint=math.ceil(
-            len(scores) * min(detector.stride, detector.window) / detector.window
-        ),
+        disjoint=separate_scores(detector, index),
         fill_limit=fill_limit(detector),
         dtype=detector.scalers.offset.dtype.name,
         reading=reading_of(detector),
@@ -87,6 +85,15 @@ def plan_of(detector: "Detector", index: int) -> Plan:
         no_data=detector.no_data,
         clear=float(detector.clear),
     )
+
+
+def separate_scores(detector: "Detector", index: int) -> int:
+    """About how many calibration windows of an entity share no row."""
+    if not detector.calibration:
+        return 0
+    spacing = detector.thresholds[index].spacing or detector.stride
+    share = min(spacing, detector.window) / detector.window
+    return math.ceil(len(detector.calibration[index]) * share)
 
 
 def _constants(detector: "Detector", index: int) -> tuple[float | None, ...]:

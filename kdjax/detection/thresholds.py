@@ -91,6 +91,7 @@ class Threshold(NamedTuple):
     # its own Gaussian, or `pooled`: of all under the pooled Gaussian.
     source: str
     detail: str = ""  # what the rule has to say of itself, such as a fallback
+    spacing: int = 0  # rows from one score to the next; 0 for the detector's stride
 
 
 def choose_threshold(scores: np.ndarray, rule: Rule) -> Threshold:
@@ -132,7 +133,8 @@ def find_threshold(scores: np.ndarray, rule: Rule, *, source: str = "own") -> Th
     if rule.method == "budget":
         found, detail = _budget_threshold(scores, rule)
         share = float((scores > found).mean())
-        return Threshold(found, rule.method, share, n, 0, source, detail)
+        spacing = int(rule.each_row)
+        return Threshold(found, rule.method, share, n, 0, source, detail, spacing)
     if rule.method == "blocks":
         tau, detail = _blocks_threshold(scores, rule)
     if rule.method == "pot":

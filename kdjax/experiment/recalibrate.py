@@ -18,14 +18,13 @@ from kdjax.data.readers import match_channels, name_of
 from kdjax.data.scaler import Scaler
 from kdjax.data.series import Dataset, Ranges, Series
 from kdjax.data.times import seconds_per_row
-from kdjax.data.unchanged import frozen_stretches
+from kdjax.data.unchanged import frozen_rows
 from kdjax.data.windowing import window_labels
 from kdjax.detection.cadence import check_cadence
 from kdjax.detection.calibration import calibrate, check_enough, rule_for
 from kdjax.detection.detector import POOLED, Detector, score_windows
 from kdjax.detection.false_alarms import cross_rates, expected_events
 from kdjax.detection.gaussian import Gaussian
-from kdjax.detection.occurrences import ALL
 from kdjax.detection.reading import read_like
 from kdjax.detection.scores import window_scores
 from kdjax.detection.storage import load_detector, save_detector
@@ -138,8 +137,16 @@ def _known(
     )
     rule = rule_for(detector.model.kind, rule)
     starts = find_windows(detector, series, causal=rule.each_row).starts
-    still, left_out = _frozen(detector, place, series)
-    starts = starts[~window_labels(still, starts, window=detector.window)]
+    left_out: list[str] = []
+    if detector.unchanged is not None:  # frozen rows would move τ
+        still, left_out = frozen_rows(
+            series.values,
+            usable_spans(detector, series),
+            detector.unchanged[place],
+            window=detector.window,
+            channels=detector.channels,
+        )
+        starts = starts[~window_labels(still, starts, window=detector.window)]
     scores = window_scores(
         score_windows(detector, place, series.values, starts),
         count=detector.allowed_points,
@@ -161,27 +168,9 @@ def _known(
         f"{series.entity}: τ {detector.thresholds[place].tau:.6g} -> {_text(tau)}; {wanted}"
         f"measured on these rows: {measured}"
         + (f"; {expected}" if expected else "")
-        + left_out
+        + "".join(f"; left out: {text}" for text in left_out)
     )
     return detector._replace(calibration=tuple(kept)), tau, note
-
-
-def _frozen(detector: Detector, place: int, series: Series) -> tuple[np.ndarray, str]:
-    """Rows `[N]` that are frozen, which would move τ, and what to say of them."""
-    rows, text = np.zeros(len(series.values), bool), ""
-    if detector.unchanged is None:
-        return rows, text
-    names, longest = (*detector.channels, ALL), detector.unchanged[place]
-    spans = usable_spans(detector, series)
-    for column, start, stop in frozen_stretches(
-        series.values, spans, longest, window=detector.window
-    ):
-        rows[start:stop] = True
-        text += (
-            f"; left out: {names[column]} unchanged from row {start} to {stop - 1} "
-            f"(from 0), at most {longest[column]} in training"
-        )
-    return rows, text
 
 
 def _added(
