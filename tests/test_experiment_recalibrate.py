@@ -13,7 +13,7 @@ from kdjax.config import get_config, override, resolve
 from kdjax.data.series import Series
 from kdjax.detection.detector import scaler_of, score_windows
 from kdjax.detection.storage import load_detector, save_detector
-from kdjax.errors import ArtifactError, ConfigError, DataError
+from kdjax.errors import ArtifactError, ConfigError
 from kdjax.experiment.recalibrate import calibrate_file, recalibrated
 
 CHANNELS = ("load", "heat", "dead")
@@ -181,7 +181,127 @@ def test_a_new_entity_gets_a_scaler_normal_and_threshold_of_its_own(student):
     assert tau.tau == pytest.approx(scores[tau.rank - 1], rel=1e-5)
     np.testing.assert_allclose(found.calibration[2], scores, rtol=1e-5)
     assert found.card["thresholds"]["lathe"] == tau._asdict()
-    assert note.startswith("lathe: a new entity with scaler, Gaussian and τ ")
+    assert note.startswith("lathe: scaler, Gaussian and τ of its own: ")
+
+
+PLACES = ("scalers", "gaussians", "ranges", "constant", "unchanged")
+
+
+def assert_pooled(detector, place):
+    """Whether all that scores an entity is that of the pooled entry."""
+    for values in jax.tree.leaves([getattr(detector, field) for field in PLACES]):
+        np.testing.assert_array_equal(values[place], values[-1])
+    np.testing.assert_array_equal(detector.calibration[place], detector.calibration[-1])
+    pooled = detector.thresholds[-1]._replace(source="pooled")
+    assert detector.thresholds[place] == pooled
+
+
+# For a Gaussian 30 % on both sides of the validation rows must make two windows, for τ
+# the last 40 % so many; under `blocks` each fifth one.
+@pytest.mark.parametrize(
+    ("threshold", "needs"),
+    [({}, (66, 124)), ({"false_alarm_rate": 0.5}, (66, 66)),
+     ({"method": "blocks"}, (66, 66)), ({"method": "quantile"}, (66, 137))],
+)  # fmt: skip
+def test_the_rows_that_a_new_entity_needs_are_exact(student, threshold, needs):
+    enough, for_tau = needs
+    everything = rows(13, 400)
+    for count in (1, WINDOW, 37, enough - 1):
+        found, note = recalibrated(
+            student, series("lathe", everything[:count]), threshold=threshold
+        )
+        assert_pooled(found, 2)
+        assert found.entities == ("press", "saw", "lathe")
+        text = f"lathe: {count} of {enough} rows"
+        if for_tau > enough:
+            text += f" for a scaler and Gaussian of its own, {for_tau} for its own τ"
+        tau = student.thresholds[-1]
+        text += f"; starts with the pooled values until then: τ {tau.tau:.6g} ("
+        assert note.startswith(text) and "warning" not in note
+        assert found.card["calibrated_again"]["lathe"]["note"] == note
+    for count in (enough, for_tau - 1, for_tau):
+        again, note = recalibrated(
+            found, series("lathe", everything[:count]), threshold=threshold
+        )
+        fresh, same = recalibrated(
+            student, series("lathe", everything[:count]), threshold=threshold
+        )
+        assert again.entities == fresh.entities and note == same
+        assert again.thresholds == fresh.thresholds
+        for field in PLACES:
+            assert_same(getattr(again, field), getattr(fresh, field))
+        if count >= enough:
+            assert not np.array_equal(again.scalers.offset[2], again.scalers.offset[3])
+            own = "own" if count >= for_tau else again.thresholds[2].source
+            assert again.thresholds[2].source == own != "pooled"
+
+
+def test_a_new_entity_with_few_windows_has_a_threshold_of_all_scores(student):
+    values = rows(13, 100)
+    found, note = recalibrated(student, series("lathe", values), threshold={})
+    # 40 rows make 7 windows, and nine are needed. `saw` has such a τ from the run.
+    assert student.thresholds[1].source == "shared"
+    own = score_windows(found, 2, values, np.arange(60, 91, 5)).max(axis=1)
+    every = np.sort(np.concatenate([student.calibration[1], own]))
+    rank = math.ceil((len(every) + 1) * (1 - RATE))
+    tau = found.thresholds[2]
+    assert (tau.n, tau.rank, tau.source) == (len(every), rank, "shared")
+    assert tau.tau == pytest.approx(every[rank - 1], rel=1e-5)
+    assert "; 100 of 124 rows for a τ of its own; starts with that of all" in note
+    # A later file gives τ, as for any known entity; all of its rows do.
+    later, _ = recalibrated(found, series("lathe", rows(14, 60)), threshold={})
+    assert (later.thresholds[2].n, later.thresholds[2].source) == (11, "own")
+    assert_same(later.gaussians, found.gaussians)
+
+
+def test_pooled_scores_of_other_windows_make_no_threshold(student):
+    # `blocks` scores all rows in folds, `conformal` some rows: too few for it alone.
+    blocks = tuple(tau._replace(method="blocks") for tau in student.thresholds)
+    other = student._replace(thresholds=blocks)
+    found, note = recalibrated(other, series("lathe", rows(13, 100)), threshold={})
+    assert_pooled(found, 2)
+    assert note.startswith("lathe: 100 of 124 rows; starts with the pooled values")
+
+
+def test_rows_with_holes_are_too_few_for_all_their_number(student):
+    gappy = rows(1, 120)
+    gappy[np.arange(120) % 3 > 0, 1] = np.nan
+    found, note = recalibrated(student, series("lathe", gappy), threshold={})
+    assert_pooled(found, 2)
+    assert note.startswith("lathe: 40 of 66 rows for a scaler")
+    cut = series("lathe", rows(1, 200))
+    cut = cut._replace(excluded=np.array([[i, i + 1] for i in range(8, 200, 9)]))
+    found, note = recalibrated(student, cut, threshold={})
+    assert_pooled(found, 2)
+    assert "178 rows with gaps or missing, excluded or frozen cells, where 66" in note
+
+
+def test_a_start_on_another_scale_is_a_warning(student):
+    values = rows(13, 40) * np.float32([1, 1000, 1])
+    found, note = recalibrated(student, series("lathe", values), threshold={})
+    assert_pooled(found, 2)
+    assert "; warning: 100% of its windows are above the pooled τ (median score" in note
+    assert note.endswith("; on another scale than all training rows: heat")
+    fixed, note = recalibrated(
+        student, series("lathe", values), threshold={"method": "fixed", "value": 1e12}
+    )
+    assert fixed.thresholds[2].tau == 1e12 and "warning" not in note
+
+
+def test_a_detector_of_one_entity_takes_another(small):
+    own = {"data.path": "a.csv", "threshold.false_alarm_rate": 0.2}
+    card = {"settings": resolve(override(get_config(), own))}
+    old = small._replace(card=card, calibration=(np.arange(20.0),) * 2)
+    values = np.random.default_rng(0).normal(size=(300, 2)).astype(np.float32)
+    new = Series("b", values[:20], ("x", "y"))
+    found, note = recalibrated(old, new, threshold={})
+    assert found.entities == ("a", "b") and note.startswith("b: 20 of 31 rows; starts")
+    assert found.thresholds[1].tau == found.thresholds[2].tau == 12.0
+    found, _ = recalibrated(found, new._replace(values=values), threshold={})
+    assert found.thresholds[1].source == "own" and found.thresholds[2].tau == 12.0
+    # Its own entity is as before, and no longer the pooled one.
+    found, _ = recalibrated(found, Series("a", values, ("x", "y")), threshold={})
+    assert found.thresholds[0].tau != 8.0 and found.thresholds[2].tau == 12.0
 
 
 def test_a_new_entity_may_need_float64(finished, student, tmp_path):
@@ -221,20 +341,11 @@ def test_too_few_rows_are_refused(student):
         recalibrated(student, series("saw", rows(1, 40)), threshold={})
     # `calibrate` refuses fields of training.
     assert str(error.value).endswith("give more rows, or accept a higher rate.")
-    with pytest.raises(DataError, match="fewer gaps or excluded rows.$"):
-        recalibrated(student, series("lathe", rows(1, 48)), threshold={})
-    gappy = rows(1, 120)
-    gappy[np.arange(120) % 3 > 0, 1] = np.nan
-    with pytest.raises(
-        ConfigError, match="'lathe' are too few for a Gaussian of its own"
-    ):
-        recalibrated(student, series("lathe", gappy), threshold={})
-    with pytest.raises(ConfigError, match="needs at least 99 calibration windows"):
-        recalibrated(
-            student,
-            series("lathe", rows(1, 200)),
-            threshold={"false_alarm_rate": 0.01},
-        )
+    with pytest.raises(ConfigError, match="'pooled' is no entity: give another"):
+        recalibrated(student, series("pooled", rows(1, 400)), threshold={})
+    with pytest.raises(ConfigError, match="needs to know how long a row lasts"):
+        budget = {"method": "budget", "budget": "1/day"}
+        recalibrated(student, series("lathe", rows(1, 20)), threshold=budget)
 
 
 def test_a_detector_without_settings_is_refused(small, rows_of_small):
@@ -306,6 +417,32 @@ def test_calibrate_and_score_a_new_machine(say, finished, student, tmp_path):
     assert pd.read_csv(output)["alarm"].mean() < 0.5
     untouched = finished.workdir / "detectors" / "student"
     assert json.loads((untouched / "card.json").read_text("utf-8")) == student.card
+
+
+def test_a_new_machine_of_few_rows_scores_as_pooled(say, student, tmp_path):
+    path, folder = tmp_path / "lathe.csv", tmp_path / "detector"
+    frame(rows(13, 40), "x").drop(columns="machine").to_csv(path, index=False)
+    save_detector(folder, student)
+    code, out, err = say(
+        "calibrate",
+        path,
+        f"--detector={folder}",
+        f"--output={folder}",
+        "--entity=lathe",
+    )
+    assert (code, err) == (0, "")
+    assert out.startswith(
+        "lathe: 40 of 66 rows for a scaler and Gaussian of its own, 124 "
+    )
+    tables = []
+    for name in ("lathe", "pooled"):
+        output = tmp_path / f"scores-{name}.csv"
+        flags = f"--detector={folder}", f"--output={output}", f"--entity={name}"
+        code, out, err = say("score", path, *flags)
+        assert (code, err) == (0, "")
+        tables.append(output.read_text("utf-8"))
+    assert tables[0] == tables[1] and tables[0].count("\n") == 41
+    assert "40 of 66 rows" in (folder / "card.md").read_text("utf-8")
 
 
 @pytest.mark.parametrize(

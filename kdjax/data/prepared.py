@@ -358,6 +358,30 @@ def _stretches(series: Series, max_gap: float) -> np.ndarray:
     return intersect(kept(rows, series.excluded), whole)
 
 
+def spans_of_its_own(
+    train: Series,
+    *,
+    window: int,
+    stride: int,
+    max_gap: float,
+    validation: float,
+    calibration: float,
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Spans of the calibration rows and of all, frozen ones too, of a series alone.
+
+    None if `prepare` can't give it a scaler and a Gaussian of its own.
+    """
+    split = _split(train, window, max_gap, validation, calibration)
+    pieces = [rows for rows in span_pieces(train.values, split.fit) if len(rows)]
+    known = [(~np.isnan(rows)).any(axis=0) for rows in pieces]
+    enough = (
+        _count_windows(split.fit, window) > 1
+        and not _too_little(train, split, window, stride)
+        and np.any(known, axis=0).all()
+    )
+    return (split.calibration, _stretches(train, max_gap)) if enough else None
+
+
 def _too_little(train: Series, split: Split, window: int, stride: int) -> bool:
     pieces = span_pieces(train.values, split.validation)
     complete = sum(len(_complete(rows)) for rows in pieces)

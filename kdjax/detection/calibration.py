@@ -261,14 +261,29 @@ def point_pieces(
 def _fold_starts(
     prepared: Prepared, entity: Entity, rule: Rule, count: int
 ) -> tuple[np.ndarray, ...]:
-    """Starts of the windows that choose τ, by fold."""
-    spans = [entity.split.calibration]
-    if rule.method in BY_FOLDS:
-        spans = folds(entity.train_spans, count)
-    stride = 1 if rule.each_row else prepared.stride
-    return tuple(
-        window_starts(own, window=prepared.window, stride=stride) for own in spans
+    return fold_starts(
+        entity.split.calibration,
+        entity.train_spans,
+        rule,
+        window=prepared.window,
+        stride=prepared.stride,
+        count=count,
     )
+
+
+def fold_starts(
+    calibration: np.ndarray,
+    whole: np.ndarray,
+    rule: Rule,
+    *,
+    window: int,
+    stride: int,
+    count: int = BLOCKS,
+) -> tuple[np.ndarray, ...]:
+    """Starts of the windows that choose τ, by fold, from spans of calibration and all rows."""
+    spans = folds(whole, count) if rule.method in BY_FOLDS else [calibration]
+    stride = 1 if rule.each_row else stride
+    return tuple(window_starts(own, window=window, stride=stride) for own in spans)
 
 
 def _view(job: _Job, entity: Entity, scaler: Scaler, constant: np.ndarray) -> _View:

@@ -1,9 +1,10 @@
 """New thresholds for a saved detector, from new clean rows and without training.
 
 A known entity keeps its scaler and Gaussian and gets a new τ. A new entity gets all three
-from its own rows, as in a run.
+from its own rows, as in a run, and starts with the pooled ones if they are too few.
 """
 
+import bisect
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,16 +13,17 @@ from typing import Any
 import numpy as np
 
 from kdjax.config import completed, resolve
-from kdjax.data.prepared import ROWS_PER_CHANNEL, prepare, training_ranges
+from kdjax.data.prepared import prepare, spans_of_its_own, training_ranges
 from kdjax.data.raw import about
 from kdjax.data.readers import match_channels, name_of
 from kdjax.data.scaler import Scaler
-from kdjax.data.series import Dataset, Ranges, Series
+from kdjax.data.series import Dataset, Ranges, Series, outside
+from kdjax.data.splits import cover_starts
 from kdjax.data.times import seconds_per_row
 from kdjax.data.unchanged import frozen_rows
-from kdjax.data.windowing import window_labels
+from kdjax.data.windowing import span_pieces, window_labels
 from kdjax.detection.cadence import check_cadence
-from kdjax.detection.calibration import calibrate, check_enough, rule_for
+from kdjax.detection.calibration import calibrate, fold_starts, rule_for
 from kdjax.detection.detector import POOLED, Detector, score_windows
 from kdjax.detection.false_alarms import cross_rates, expected_events
 from kdjax.detection.gaussian import Gaussian
@@ -29,7 +31,16 @@ from kdjax.detection.reading import read_like
 from kdjax.detection.scores import window_scores
 from kdjax.detection.storage import load_detector, save_detector
 from kdjax.detection.tables import find_windows, usable_spans
-from kdjax.detection.thresholds import BY_FOLDS, Threshold, choose_threshold
+from kdjax.detection.thresholds import (
+    BLOCKS,
+    BY_FOLDS,
+    MOST_ABOVE,
+    Rule,
+    Threshold,
+    choose_threshold,
+    find_threshold,
+    needed,
+)
 from kdjax.errors import ArtifactError, ConfigError, counted
 from kdjax.experiment.assemble import (
     calibration_rules,
@@ -113,29 +124,38 @@ def recalibrated(
     settings = resolve({**own, "threshold": {**own["threshold"], **threshold}})
     series = match_channels(series, detector.channels)
     check_cadence(series.time, detector.step)
-    change = _known if series.entity in detector.entities else _added
+    change = _own
+    if series.entity == POOLED:
+        raise ConfigError(f"calibrate: {POOLED!r} is no entity: give another --entity.")
+    if series.entity not in detector.entities:
+        detector = _with_entity(detector, series.entity)
+    elif not _starts(detector, series.entity, settings):
+        change = _known
     detector, tau, note = change(detector, series, settings)
     place = detector.entities.index(series.entity)
     detector = with_rule(with_threshold(detector, place, tau), settings)
-    source = {"rows": len(series.values), "sha256": series_digest(series)}
+    source = {"rows": len(series.values), "sha256": series_digest(series), "note": note}
     names, card = (*detector.entities, POOLED), detector.card
     new = {names[i]: source for i in _places(detector, place)}
     again = {**card.get("calibrated_again", {}), **new}
     return detector._replace(card={**card, "calibrated_again": again}), note
 
 
+def _starts(detector: Detector, entity: str, settings: Settings) -> bool:
+    """Whether an entity has the pooled values because its rows were too few."""
+    source = detector.thresholds[detector.entities.index(entity)].source
+    of_many = len(detector.entities) > 1
+    return of_many and source == "pooled" != settings["detection"]["scope"]
+
+
 def _known(
     detector: Detector, series: Series, settings: Settings
 ) -> tuple[Detector, Threshold, str]:
     """The detector with calibration scores of a known entity, its new τ, and a note."""
-    place = detector.entities.index(series.entity)
-    rule = threshold_rule(
-        settings,
-        step_seconds=seconds_per_row(series.time),
-        stride=detector.stride,
-        window=detector.window,
+    place, rule = (
+        detector.entities.index(series.entity),
+        _rule(detector, series, settings),
     )
-    rule = rule_for(detector.model.kind, rule)
     starts = find_windows(detector, series, causal=rule.each_row).starts
     left_out: list[str] = []
     if detector.unchanged is not None:  # frozen rows would move τ
@@ -155,10 +175,7 @@ def _known(
     scores, starts = scores[known], starts[known]
     tau = choose_threshold(scores, rule)
     cross = cross_rates(scores, starts, rule, window=detector.window)
-    kept = list(detector.calibration)
-    for i in _places(detector, place) if kept else ():
-        own = scores if rule.method in BY_FOLDS else np.sort(scores)
-        kept[i] = own.astype(np.float32)
+    kept = _with_scores(detector, place, scores, rule)
     measured = "too few windows"
     if not np.isnan(cross.rate):
         measured = f"{cross.rate:.2%} when fifths are left out in turn"
@@ -170,64 +187,220 @@ def _known(
         + (f"; {expected}" if expected else "")
         + "".join(f"; left out: {text}" for text in left_out)
     )
-    return detector._replace(calibration=tuple(kept)), tau, note
+    return detector._replace(calibration=kept), tau, note
 
 
-def _added(
+def _own(
     detector: Detector, series: Series, settings: Settings
 ) -> tuple[Detector, Threshold, str]:
-    """The detector with a new entity before the pooled one, its τ, and a note."""
+    """The detector with an entity's scaler and Gaussian from its rows, its τ, and a note.
+
+    As in a run, an entity with too few rows keeps the pooled ones, and one with too few
+    calibration windows has τ from the scores of all entities.
+    """
+    place, rule = (
+        detector.entities.index(series.entity),
+        _rule(detector, series, settings),
+    )
+    for_gaussian, for_tau = rows_needed(detector, rule)
+    if _windows(detector, series, rule) < _least(rule):
+        return _pooled(detector, series, rule, (for_gaussian, for_tau))
     prepared = prepare(
         Dataset(series.entity, (series,), ()),
-        window=detector.window,
-        stride=detector.stride,
-        max_gap=detector.max_gap,
-        validation=VALIDATION,
-        calibration=CALIBRATION,
         scaler=settings["data"]["scaler"],
         context=detector.context,
+        **_shares(detector),
     )
-    if prepared.entities[0].pooled:
-        raise ConfigError(
-            f"calibrate: the rows of {series.entity!r} are too few for a Gaussian of its "
-            f"own: half of them must make {ROWS_PER_CHANNEL} complete rows for each of "
-            f"the {counted(len(series.channels), 'channel')}, and a window. Give more rows, or "
-            f"score them under {POOLED}."
-        )
-    rules = calibration_rules(settings, prepared)
-    check_enough(prepared, rules.threshold)
+    # Its scores may be too few for the rule, and this one takes the same windows.
+    lax = rule._replace(method="fixed", value=0.0)
+    if rule.method in BY_FOLDS:
+        lax = rule._replace(per_day=rule.per_day and 1e9)
+    rules = calibration_rules(settings, prepared)._replace(threshold=lax)
     found = calibrate(detector.model, prepared, rules)
-    tau, last = found.thresholds[0], len(detector.entities)
+    scores, source = found.scores[0], "own"
+    if len(scores) < needed(rule):
+        scores, source = _shared_scores(detector, rule, scores), "shared"
+        if len(scores) < needed(rule):
+            return _pooled(detector, series, rule, (for_tau, for_tau))
+    tau = find_threshold(scores, rule, source=source)
 
-    def inserted(before: np.ndarray, new: Any) -> np.ndarray:
+    def put(before: np.ndarray, new: Any) -> np.ndarray:
         # The new entity may need float64.
-        before = before.astype(np.result_type(before, new))
-        return np.insert(before, last, new[0], axis=0)
+        after = before.astype(np.result_type(before, new))
+        after[place] = new[0]
+        return after
 
-    ranges, kept = detector.ranges, list(detector.calibration)
-    if ranges is not None:
-        ranges = Ranges(*map(inserted, ranges, training_ranges(prepared)))
-    constant = detector.constant
+    ranges, constant = detector.ranges, detector.constant
     if constant is None:  # a detector of before, whose Gaussians leave out no channel
-        constant = np.full((last + 1, len(detector.channels)), np.nan)
+        constant = np.full((len(detector.thresholds), len(detector.channels)), np.nan)
+    if ranges is not None:
+        ranges = Ranges(*map(put, ranges, training_ranges(prepared)))
     unchanged = detector.unchanged
     if unchanged is not None:
-        longest = prepared.entities[0].unchanged
-        unchanged = np.insert(unchanged, last, longest, axis=0)
-    if kept:
-        kept.insert(last, found.threshold_scores[0].astype(np.float32))
-    grown = detector._replace(
-        entities=(*detector.entities, series.entity),
-        scalers=Scaler(*map(inserted, detector.scalers, found.scalers)),
-        gaussians=Gaussian(*map(inserted, detector.gaussians, found.gaussians)),
-        thresholds=(*detector.thresholds[:last], tau, detector.thresholds[last]),
+        unchanged = put(unchanged, prepared.entities[0].unchanged[None])
+    detector = detector._replace(
+        scalers=Scaler(*map(put, detector.scalers, found.scalers)),
+        gaussians=Gaussian(*map(put, detector.gaussians, found.gaussians)),
         ranges=ranges,
-        calibration=tuple(kept),
-        constant=inserted(constant, found.constant),
+        calibration=_with_scores(detector, place, scores, rule),
+        constant=put(constant, found.constant),
         unchanged=unchanged,
     )
-    note = f"{series.entity}: a new entity with scaler, Gaussian and τ {_text(tau)}"
-    return grown, tau, note
+    note = f"{series.entity}: scaler, Gaussian and τ of its own: {_text(tau)}"
+    if source == "shared":
+        note = (
+            f"{series.entity}: scaler and Gaussian of its own; {len(series.values):,} of "
+            f"{for_tau:,} rows for a τ of its own; starts with that of all entities' "
+            f"scores: {_text(tau)}"
+        )
+    return detector, tau, note
+
+
+def _pooled(
+    detector: Detector, series: Series, rule: Rule, enough: tuple[int, int]
+) -> tuple[Detector, Threshold, str]:
+    """The detector as it is, with pooled values at the entity's place; τ and a note."""
+    place, tau = detector.entities.index(series.entity), detector.thresholds[-1]
+    kept = detector.calibration[-1] if detector.calibration else np.empty(0)
+    if rule.method == "fixed":
+        tau = find_threshold(kept, rule)
+    spans, values = usable_spans(detector, series), series.values
+    rows = sum(
+        int((~np.isnan(own)).all(axis=1).sum()) for own in span_pieces(values, spans)
+    )
+    need = f"{rows:,} of {enough[0]:,} rows"
+    if rows >= enough[0]:
+        need = (
+            f"{rows:,} rows with gaps or missing, excluded or frozen cells, where "
+            f"{enough[0]:,} complete ones in a stretch are enough"
+        )
+    if enough[1] > enough[0]:
+        need += f" for a scaler and Gaussian of its own, {enough[1]:,} for its own τ"
+    note = f"{series.entity}: {need}; starts with the pooled values until then: τ {_text(tau)}"
+    starts = cover_starts(spans, window=detector.window, stride=detector.stride)
+    points = score_windows(detector, place, values, starts)
+    scores = window_scores(points, count=detector.allowed_points)
+    above = float((scores > tau.tau).mean()) if len(scores) else 0.0
+    if above > MOST_ABOVE:
+        note += (
+            f"; warning: {above:.0%} of its windows are above the pooled τ (median score "
+            f"{np.nanmedian(scores):.3g}), so that as many alarm until then"
+        )
+    if above > MOST_ABOVE and detector.ranges is not None:
+        ranges = Ranges(*(side[place] for side in detector.ranges))
+        away = outside(ranges, values).mean(axis=0)
+        worst = [i for i in np.argsort(-away, kind="stable")[:3] if away[i] > 0.5]
+        names = ", ".join(detector.channels[i] for i in worst)
+        note += f"; on another scale than all training rows: {names}" * bool(worst)
+    return detector, tau._replace(source="pooled"), note
+
+
+def rows_needed(detector: Detector, rule: Rule) -> tuple[int, int]:
+    """Rows from which a new entity has its own Gaussian, and from which its own τ too.
+
+    They are complete and in one stretch.
+    """
+
+    def enough(rows: int) -> bool:
+        values = np.broadcast_to(np.float32(0), (rows, len(detector.channels)))
+        return _windows(detector, Series("", values, detector.channels), rule) >= least
+
+    found = []
+    for least in (_least(rule), max(_least(rule), needed(rule))):
+        most = 1
+        while not enough(most):
+            most *= 2
+        found.append(bisect.bisect_left(range(most), True, key=enough))
+    return found[0], found[1]
+
+
+def _windows(detector: Detector, series: Series, rule: Rule) -> int:
+    """How many windows choose a new entity's τ; −1 without a Gaussian of its own."""
+    shares = _shares(detector)
+    spans = spans_of_its_own(series, **shares)
+    if spans is None:
+        return -1
+    sizes = {name: shares[name] for name in ("window", "stride")}
+    return sum(map(len, fold_starts(*spans, rule, **sizes)))
+
+
+def _least(rule: Rule) -> int:
+    """Windows of a Gaussian: by folds those that choose τ have its residuals too."""
+    return BLOCKS if rule.method in BY_FOLDS else 0
+
+
+def _shares(detector: Detector) -> dict[str, Any]:
+    return {
+        "window": detector.window,
+        "stride": detector.stride,
+        "max_gap": detector.max_gap,
+        "validation": VALIDATION,
+        "calibration": CALIBRATION,
+    }
+
+
+def _shared_scores(detector: Detector, rule: Rule, own: np.ndarray) -> np.ndarray:
+    """`own` scores of a new entity and those that the detector keeps of all others.
+
+    Of others only if they come from windows as the rule takes them.
+    """
+    order, found = (
+        rule.method in BY_FOLDS,
+        dict[str, list[np.ndarray]](shared=[], own=[]),
+    )
+    for tau, kept in zip(detector.thresholds[:-1], detector.calibration, strict=False):
+        alike = (tau.method in BY_FOLDS, tau.spacing) == (order, int(rule.each_row))
+        if alike and tau.source in found:
+            found[tau.source].append(kept)
+    # Each shared one holds the scores of all.
+    return np.concatenate([*(found["shared"][:1] or found["own"]), own])
+
+
+def _with_scores(
+    detector: Detector, place: int, scores: np.ndarray, rule: Rule
+) -> tuple[np.ndarray, ...]:
+    """`Detector.calibration` with other scores `[n]`, in order of time, of an entity."""
+    kept = list(detector.calibration)
+    for i in _places(detector, place) if kept else ():
+        kept[i] = (scores if rule.method in BY_FOLDS else np.sort(scores)).astype(
+            np.float32
+        )
+    return tuple(kept)
+
+
+def _with_entity(detector: Detector, entity: str) -> Detector:
+    """The detector with one more entity, before the pooled one and with its values."""
+    last, pooled = len(detector.entities), detector.thresholds[-1]
+
+    def grown(values: np.ndarray) -> np.ndarray:
+        return np.insert(values, last, values[last], axis=0)
+
+    ranges, kept = detector.ranges, detector.calibration
+    return detector._replace(
+        entities=(*detector.entities, entity),
+        scalers=Scaler(*map(grown, detector.scalers)),
+        gaussians=Gaussian(*map(grown, detector.gaussians)),
+        thresholds=(
+            *detector.thresholds[:-1],
+            pooled._replace(source="pooled"),
+            pooled,
+        ),
+        ranges=None if ranges is None else Ranges(*map(grown, ranges)),
+        calibration=(*kept, *kept[-1:]),
+        constant=None if detector.constant is None else grown(detector.constant),
+        unchanged=None if detector.unchanged is None else grown(detector.unchanged),
+    )
+
+
+def _rule(detector: Detector, series: Series, settings: Settings) -> Rule:
+    """How τ of these rows is chosen."""
+    rule = threshold_rule(
+        settings,
+        step_seconds=seconds_per_row(series.time),
+        stride=detector.stride,
+        window=detector.window,
+    )
+    return rule_for(detector.model.kind, rule)
 
 
 def _text(tau: Threshold) -> str:
