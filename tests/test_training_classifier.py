@@ -164,16 +164,52 @@ def _scaled(detector, frame):
     return kdjax.apply_scaler(scaler, frame.to_numpy())
 
 
-def test_with_a_fixed_threshold_nothing_is_held_out(fitted):
+def test_with_a_fixed_threshold_nothing_is_held_out(fitted, monkeypatch, tmp_path):
+    learnt = []
+
+    def fit(*args, **options):
+        learnt.append(options["networks"])
+        return kdjax.fit_classifier(*args, **options)
+
+    monkeypatch.setattr(components, "fit_classifier", fit)
     settings = OPTIONS["settings"] | {"threshold.value": 9.0}
     given = OPTIONS | {"settings": settings, "threshold": "fixed"}
     other = kdjax.KDDetector(**given)
     other.fit(waves(600))
-    assert other.threshold_ == 9
+    assert other.threshold_ == 9 and learnt == [2]
+    # Rows that it learnt from don't tell how often it alarms on others.
+    assert other.detector_.calibration[0].size == 0
+    other.save(tmp_path / "saved")
+    assert load_detector(tmp_path / "saved").calibration[0].size == 0
     rows = waves(80, seed=2)
     np.testing.assert_array_equal(
         other.decision_function(rows), fitted.decision_function(rows)
     )
+
+
+def test_a_run_with_a_fixed_threshold_measures_no_rate_on_rows_it_learnt_from(tmp_path):
+    waves(600).to_csv(tmp_path / "rows.csv", index=False)
+    waves(200, seed=1).to_csv(tmp_path / "new.csv", index=False)
+    changes = {
+        "data.path": str(tmp_path / "rows.csv"),
+        "data.test_path": str(tmp_path / "new.csv"),
+        "data.window": 16,
+        "student.components": ("classifier",),
+        "teacher.components": ("mahalanobis",),
+        "baselines": (),
+        "threshold.method": "fixed",
+        "threshold.value": 0.5,
+        **{name: OPTIONS["settings"][name] for name in OPTIONS["settings"]},
+    }
+    settings = kdjax.resolve(kdjax.override(kdjax.get_config(), changes))
+    rates = {
+        row["model"]: row for row in kdjax.run(settings, tmp_path / "run")["rates"]
+    }
+    own, teacher = rates["student"], rates["teacher"]["left_out"]
+    assert own["tau"] == 0.5 and own["expected_events"] is None and own["drift"] is None
+    assert own["left_out"]["rate"] is None and own["left_out"]["separate_windows"] == 0
+    assert own["left_out"]["detail"] == "no calibration window has a score"
+    assert teacher["rate"] is not None and teacher["separate_windows"] > 1
 
 
 def test_faults_alarm_and_their_channel_is_named(fitted, faulty):

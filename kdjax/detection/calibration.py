@@ -94,7 +94,7 @@ class _Job(NamedTuple):
     model: ResidualModel
     prepared: Prepared
     rules: Rules
-    held_out: tuple[ResidualModel, ...]  # by fold; () for `model`
+    held_out: tuple[ResidualModel, ...] | None  # by fold; () for `model`
 
     @property
     def residuals(self) -> tuple[str, ...]:
@@ -149,15 +149,16 @@ def calibrate(
     prepared: Prepared,
     rules: Rules,
     *,
-    held_out: Sequence[ResidualModel] = (),
+    held_out: Sequence[ResidualModel] | None = (),
 ) -> Calibration:
     """Gaussians and thresholds of a model on the clean rows of a data set.
 
     `held_out` are models that learnt without the calibration windows, one a fold, and
-    score them instead of a model that learnt from all rows.
+    score them instead of a model that learnt from all rows; None: no window is scored.
     """
     rules = rules._replace(threshold=rule_for(model.kind, rules.threshold))
-    job, entities = _Job(model, prepared, rules, tuple(held_out)), prepared.entities
+    others = None if held_out is None else tuple(held_out)
+    job, entities = _Job(model, prepared, rules, others), prepared.entities
     constant = constant_values(prepared, scope=rules.scope)
     still = ~np.isnan(constant)
     views = [
@@ -293,7 +294,7 @@ def _view(job: _Job, entity: Entity, scaler: Scaler, constant: np.ndarray) -> _V
     """
     prepared, rule = job.prepared, job.rules.threshold
     validation = calibration = _fold_starts(
-        prepared, entity, rule, len(job.held_out) or BLOCKS
+        prepared, entity, rule, len(job.held_out or ()) or BLOCKS
     )
     if rule.method not in BY_FOLDS:
         options = {"window": prepared.window, "stride": prepared.stride}
@@ -515,6 +516,8 @@ def _scores(job: _Job, view: _View, fit: _Fit) -> tuple[np.ndarray, np.ndarray]:
 
     Each fold is scored by what was fitted without it.
     """
+    if job.held_out is None:
+        return np.empty(0, np.float32), np.empty(0, np.int64)
     models = job.held_out or (job.model,) * len(view.calibration)
     parts = zip(models, fit.folds, view.calibration, strict=True)
     scores = np.concatenate(

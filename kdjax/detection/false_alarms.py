@@ -159,7 +159,9 @@ def cross_rates(
         above[block] = scores[block] > threshold.tau
     wanted = 0.0 if rule.method in ("fixed", "budget") else rule.rate
     details = []
-    if used < folds:
+    if not len(scores):
+        details.append("no calibration window has a score")
+    elif used < folds:
         details.append(
             f"{folds - used} of {folds} folds left out: {rule.method} needs "
             f"{needed(rule)} windows that share no row with the block"
@@ -182,7 +184,7 @@ def expected_events(scores: np.ndarray, rule: Rule) -> ExpectedEvents | None:
     event = rule.events
     blocks = np.array_split(np.asarray(scores), BLOCKS)
     fewest = len(scores) - max(map(len, blocks))
-    if event is None or fewest < needed(rule):
+    if event is None or fewest < max(1, needed(rule)):
         return None
     counts = []
     for place, block in enumerate(blocks):

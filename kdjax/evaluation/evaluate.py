@@ -69,7 +69,7 @@ def evaluate_models(
     min_anomalous_points: int,
     console: Console,
     ready: Mapping[str, Calibration] = MappingProxyType({}),
-    held_out: Callable[[ResidualModel], Sequence[ResidualModel]] = lambda model: (),
+    held_out: Callable[[ResidualModel], Sequence[ResidualModel] | None] = lambda _: (),
     point_adjusted: bool = False,
     rolling: float = 0.0,
 ) -> dict[str, ModelEvaluation]:

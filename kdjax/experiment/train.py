@@ -171,14 +171,17 @@ def baseline_options(settings: Settings) -> dict[str, Any]:
 
 def held_out_models(
     prepared: Prepared, settings: Settings, known: HeldOut, model: ResidualModel
-) -> tuple[ResidualModel, ...]:
+) -> tuple[ResidualModel, ...] | None:
     """Models that learnt without the calibration windows, see `calibrate`.
 
-    Those of a classifier, which learns from all rows; () for others. `known` has those
-    already fitted to these rows, by kind, fold and options.
+    Those of a classifier, which learns from all rows; () for others, and None where τ is
+    fixed and needs no scores. `known` has those already fitted to these rows, by kind,
+    fold and options.
     """
     if not residual.gives_scores(model.kind):
         return ()
+    if settings["threshold"]["method"] == "fixed":
+        return None
     by_folds = settings["threshold"]["method"] in BY_FOLDS
     options = baseline_options(settings)
     key = (model.kind, by_folds, *sorted(options_of(model.kind, options).items()))
