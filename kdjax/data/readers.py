@@ -25,7 +25,7 @@ from kdjax.data.schema import (
 from kdjax.data.series import Dataset, Series
 from kdjax.data.splits import merge
 from kdjax.data.tables import numbered_channels, open_table
-from kdjax.data.times import is_zoned, parse_time
+from kdjax.data.times import clock_of, is_zoned, parse_time
 from kdjax.data.windowing import chunks, on_disk
 from kdjax.errors import DataError, counted
 
@@ -260,18 +260,13 @@ def exclude_rows(
     if a span applies to all entities; `reason` is not read. An `end` that is a date means
     the end of that day.
     """
-    table = open_table(path, text_columns=["entity"])
-    frame, place = table.read(), table.place
-    if not {"start", "end"} <= {*place.columns} <= {"start", "end", "entity", "reason"}:
-        raise DataError(
-            f"{path} has the columns {', '.join(place.columns)}: expected start and "
-            "end, and if need be entity and reason."
-        )
-    owners = _owners(frame, place, [one.entity for one in parts[0]])
+    frame, place, owners = _open_spans(path)
+    _check_owners(owners, place, [one.entity for one in parts[0]])
     hit = np.zeros(len(frame), bool)
     found = []
     for series in parts:
-        bounds = _bounds(frame, place, series[0])
+        clock = clock_of(series[0].time, series[0].form)
+        bounds = _bounds(frame, place, clock)
         excluded = []
         for one in series:
             time = np.arange(len(one.values)) if one.time is None else one.time
@@ -298,31 +293,49 @@ def exclude_rows(
     return found
 
 
-def _owners(frame: pd.DataFrame, place: Place, known: Sequence[str]) -> np.ndarray:
-    """The entity of each span, `[S]` str; "" for all entities."""
+def read_spans(path: Path, clock: str) -> tuple[np.ndarray, np.ndarray]:
+    """First and last times of spans `[S, 2]` and their entities `[S]`, empty for all.
+
+    The file is that of `exclude_rows`; `clock` is that of the data, see `clock_of`.
+    """
+    frame, place, owners = _open_spans(path)
+    return _bounds(frame, place, clock), owners
+
+
+def _open_spans(path: Path) -> tuple[pd.DataFrame, Place, np.ndarray]:
+    """A table of spans and the entity of each, `[S]` str; "" for all entities."""
+    table = open_table(path, text_columns=["entity"])
+    frame, place = table.read(), table.place
+    if not {"start", "end"} <= {*place.columns} <= {"start", "end", "entity", "reason"}:
+        raise DataError(
+            f"{path} has the columns {', '.join(place.columns)}: expected start and "
+            "end, and if need be entity and reason."
+        )
     if "entity" not in place.columns:
-        return np.full(len(frame), "", object)
+        return frame, place, np.full(len(frame), "", object)
     owners = frame["entity"].fillna("").astype(str).str.strip().to_numpy(object)
+    return frame, place, owners
+
+
+def _check_owners(owners: np.ndarray, place: Place, known: Sequence[str]) -> None:
     for row, owner in enumerate(owners):
         if owner and owner not in known:
             raise DataError(
                 f"{where(place, row, 'entity')}: the data have no entity {owner!r}; "
                 f"expected {', '.join(known)}, or nothing for all."
             )
-    return owners
 
 
-def _bounds(frame: pd.DataFrame, place: Place, series: Series) -> np.ndarray:
-    """First and last times of the spans, `[S, 2]`, of the same kind as the series'."""
-    time, zoned = series.time, is_zoned(series.form.dtype)
-    dated = time is not None and np.issubdtype(time.dtype, np.datetime64)
+def _bounds(frame: pd.DataFrame, place: Place, clock: str) -> np.ndarray:
+    """First and last times of the spans, `[S, 2]`, on the clock of the data."""
+    dated, zoned = clock in ("local", "zoned"), clock == "zoned"
     found = []
     for name in ("start", "end"):
         column = frame[name]
         times, dtype, _ = parse_time(column, place)
         here = f"{place.path}: column {name!r} holds {column.iloc[0]}"
         if np.issubdtype(times.dtype, np.datetime64) != dated:
-            numbers = "row numbers from 0" if time is None else "numbers"
+            numbers = "numbers" if clock else "row numbers from 0"
             need = "times such as 2024-01-31 23:59:00" if dated else numbers
             raise DataError(f"{here}, where the data need {need}; convert the column.")
         if dated and is_zoned(dtype) != zoned:

@@ -133,6 +133,13 @@ def time_form(times: Times, rows: np.ndarray) -> TimeForm:
     return TimeForm(times.dtype, times.values[rows][new], own[new])
 
 
+def clock_of(time: np.ndarray | None, form: TimeForm) -> str:
+    """The kind of a series' times: `local`, `zoned`, `number`, or empty for none."""
+    if time is None or not np.issubdtype(time.dtype, np.datetime64):
+        return "" if time is None else "number"
+    return "zoned" if is_zoned(form.dtype) else "local"
+
+
 def is_zoned(dtype: Any) -> bool:
     """Whether times of a dtype have a zone."""
     return isinstance(dtype, pd.DatetimeTZDtype)
