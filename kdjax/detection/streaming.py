@@ -6,9 +6,11 @@ on jax or on onnxruntime. This module doesn't import JAX.
 
 import base64
 import collections
+import copy
 import hashlib
 import math
 import sys
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -152,6 +154,21 @@ class Position(NamedTuple):
     watch: Watch = Watch()
 
 
+class Taken(NamedTuple):
+    """A row that a stream has taken in and not answered yet."""
+
+    time: Any  # as given
+    instant: Timestamp
+    said: Any
+    values: np.ndarray  # [D], with cells that are filled
+    at: Position  # before the row
+    fresh: bool  # whether the window starts afresh with the row
+    taken_back: bool
+    after: Position  # but for alarms and events
+    window: np.ndarray  # [1, L, D], a view: it lasts until the next row
+    whole: bool  # whether the window has L rows without a gap, so that it has a score
+
+
 class StreamRow(NamedTuple):
     """Result of a row."""
 
@@ -208,7 +225,6 @@ class StreamDetector:
                 "move τ: give one of them."
             )
         self.plan = plan
-        self.entity = plan.entity  # by which events are named
         self.moves = bool(adaptive_step or rolling)
         # Version 0.1.0 filled no cells; its states go on. Names of columns don't count.
         own = plan._replace(fill_limit=0, reading=Reading(step=plan.reading.step))
@@ -219,9 +235,6 @@ class StreamDetector:
         self._explain = explain
         self._rule = alarm_rule(plan)
         self._calibration = np.array(plan.calibration)
-        # Each row is stored twice, L apart, so that any L successive ones are adjacent.
-        self._buffer = np.zeros((2 * plan.window, len(plan.channels)), plan.dtype)
-        self.rows = 0  # accepted ones
         width = len(plan.channels)
         constant = np.array(plan.constant or [None] * width, plan.dtype)
         self._still = np.flatnonzero(~np.isnan(constant))
@@ -235,6 +248,22 @@ class StreamDetector:
             ages=np.zeros(width, int),
             watch=Watch(unchanged=start_unchanged(len(self._columns), plan.dtype)),
         )
+        self._start_adaptive: Adaptive | None = None
+        known = shuffled(self._calibration)
+        if adaptive_step:
+            self._start_adaptive = start_adaptive(known, plan.rate, step=adaptive_step)
+        elif rolling:
+            self._start_adaptive = start_rolling(known, rolling)
+        self._begin(plan.entity)
+
+    def _begin(self, entity: str) -> None:
+        """The stream before its first row."""
+        self.entity = entity  # by which events are named
+        length, width = self.plan.window, len(self.plan.channels)
+        # Each row is stored twice, L apart, so that any L successive ones are adjacent.
+        self._buffer = np.zeros((2 * length, width), self.plan.dtype)
+        self.rows = 0  # accepted ones
+        self._unsaved = 0  # of the rows in the buffer, the first for `new_rows`
         self._at = self._start
         # The position before a gap behind which only one row has come.
         self._before: Position | None = None
@@ -243,12 +272,13 @@ class StreamDetector:
         # The last row refused for its time, and how many before it follow each other.
         self._refused = (Timestamp("", 0), 0)
         self._p_values: collections.deque[float] = collections.deque(maxlen=WATCHED)
-        self._adaptive: Adaptive | None = None
-        known = shuffled(self._calibration)
-        if adaptive_step:
-            self._adaptive = start_adaptive(known, plan.rate, step=adaptive_step)
-        elif rolling:
-            self._adaptive = start_rolling(known, rolling)
+        self._adaptive = self._start_adaptive
+
+    def another(self, entity: str) -> "StreamDetector":
+        """A stream of the same rules before its first row; `entity` names its events."""
+        stream = copy.copy(self)
+        stream._begin(entity)
+        return stream
 
     def update(
         self,
@@ -270,6 +300,17 @@ class StreamDetector:
             DataError: channels are missing or unknown, a value is infinite or no
                 number, the time is not later, or rows come at another step.
         """
+        taken = self.take(row, time, said=said)
+        return self.answer(taken, self.score(taken))
+
+    def take(
+        self,
+        row: Sequence[float] | np.ndarray | Mapping[str, float],
+        time: Any = None,
+        *,
+        said: Any = None,
+    ) -> Taken:
+        """The first half of `update`, as far as no score is needed; `answer` must follow."""
         values = self._values(row)
         instant = parse_timestamp(time)
         at, fresh = self._base(instant)
@@ -290,14 +331,37 @@ class StreamDetector:
         window = self._buffer[None, place + 1 : place + 1 + length]
         run = 1 if fresh else at.run + 1
         self.rows += 1
+        self._unsaved = min(self._unsaved, at.taken)
+        after = Position(
+            instant, at.taken + 1, run, at.alarm, last_values, ages, at.watch
+        )
+        return Taken(
+            time,
+            instant,
+            said,
+            values,
+            at,
+            fresh,
+            taken_back,
+            after,
+            window,
+            whole=run >= length,
+        )
+
+    def score(self, taken: Taken) -> WindowResult | None:
+        """The scores of a row's window; None where it has too few rows."""
+        return self._score(taken.window) if taken.whole else None
+
+    def answer(self, taken: Taken, found: WindowResult | None) -> StreamRow:
+        """The second half of `update`: the result of a row, whose window has these scores."""
+        at, instant, said = taken.at, taken.instant, taken.said
+        length, window = self.plan.window, taken.window
         score = window_score = math.nan
         tau = self.plan.tau if self._adaptive is None else adaptive_tau(self._adaptive)
-        found = None
-        if run >= length:
-            found = self._score(window)
+        if found is not None:
             score, window_score = float(found.points[-1]), found.window_score
             if not math.isnan(window_score):
-                self._follow(window_score, run - length)
+                self._follow(window_score, taken.after.run - length)
         state, alarm = next_alarm(at.alarm, window_score, tau, self._rule)
 
         def peak(named: bool) -> Peak:
@@ -312,9 +376,9 @@ class StreamDetector:
             )
 
         watch, events = at.watch, list[Mapping[str, Any]]()
-        if taken_back:
+        if taken.taken_back:
             events += self._ended_with(watch)
-        watch = self._watched(watch, events, values, (at, instant, said, fresh))
+        watch = self._watched(watch, events, taken)
         alarm_event, changed = after_row(
             watch.alarm,
             alarm,
@@ -326,19 +390,19 @@ class StreamDetector:
         )
         events += [message(event, self.entity, end) for event, end in changed]
         watch = watch._replace(said=said, alarm=alarm_event)
-        self._at = Position(instant, at.taken + 1, run, state, last_values, ages, watch)
+        self._at = taken.after._replace(alarm=state, watch=watch)
         known = not (math.isnan(score) or math.isnan(window_score))
         word = "anomaly" if alarm else "normal" if known else "unknown"
         return StreamRow(
             self.rows - 1,
-            time,
+            taken.time,
             score,
             window_score,
             alarm,
             word,
             tau,
             self._top_channels(window, found)[0] if alarm else (),
-            taken_back,
+            taken.taken_back,
             tuple(events),
         )
 
@@ -388,11 +452,11 @@ class StreamDetector:
         self,
         watch: Watch,
         events: list[Mapping[str, Any]],
-        values: np.ndarray,
-        row: tuple[Position, Timestamp, Any, bool],
+        taken: Taken,
     ) -> Watch:
         """The state after a row's values, but for alarms; `events` gets what changed."""
-        plan, (at, instant, said, fresh) = self.plan, row
+        plan, at, values, fresh = self.plan, taken.at, taken.values, taken.fresh
+        instant, said = taken.instant, taken.said
         if not (fresh or watch.others or len(self._columns) or len(self._still)):
             return watch  # for speed: nothing can have happened
         open_ = {(event.kind, event.subject): event for event in watch.others}
@@ -450,26 +514,46 @@ class StreamDetector:
         """Whether scores of the latest separate windows differ from calibration's."""
         return drift(np.array(self._p_values), calibration=self.plan.disjoint)
 
-    def state(self) -> dict[str, Any]:
-        """All that `restore` needs to continue after the last row, as JSON values."""
+    def state(self, *, buffer: bool = True) -> dict[str, Any]:
+        """All that `restore` needs to continue after the last row, as JSON values.
+
+        Without `buffer` it needs rows beside it, those of `new_rows`.
+        """
         adaptive, length = self._adaptive, self.plan.window
         at, before = self._at, self._before
         needed = at.run if before is None else before.run + 1
         places = np.arange(at.taken - min(needed, length), at.taken) % length
+        kept = self._buffer[places]
+        own: dict[str, Any] = {"buffer": _packed(kept)}
+        if not buffer:
+            own = {"taken": at.taken, "crc": zlib.crc32(kept.tobytes())}
         return {
             "schema": SCHEMA,
             "kdjax_version": kdjax_version(),
             "detector": self._digest,
             "rows": self.rows,
-            "buffer": _packed(self._buffer[places]),
+            **own,
             **self._saved(at),
             "before": before and self._saved(before),
             "adaptive": adaptive and [adaptive.alpha, _packed(adaptive.recent)],
             "p_values": list(self._p_values),
         }
 
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Continues from a `state`.
+    def new_rows(self) -> dict[int, bytes]:
+        """The rows of the buffer that changed since the last call, by their places.
+
+        A store that keeps the latest row of each place has those that a state needs.
+        """
+        length, taken = self.plan.window, self._at.taken
+        first, self._unsaved = max(self._unsaved, taken - length), taken
+        return {
+            n % length: self._buffer[n % length].tobytes() for n in range(first, taken)
+        }
+
+    def restore(
+        self, state: Mapping[str, Any], rows: Mapping[int, bytes] | None = None
+    ) -> None:
+        """Continues from a `state`, or from one without buffer and the rows beside it.
 
         Raises:
             ArtifactError: it belongs to another detector or other settings, is of a
@@ -482,16 +566,25 @@ class StreamDetector:
                 raise ValueError("of another detector, entity or way to move τ")
             window, width = self.plan.window, len(self.plan.channels)
             count = as_count(0)
-            rows, run = count(state["rows"]), count(state["run"])
-            kept = _unpacked(state["buffer"], self.plan.dtype).reshape(-1, width)
+            number, run = count(state["rows"]), count(state["run"])
+            # Fewer if rows were taken back; without a buffer their places count.
+            taken = number if rows is None else count(state["taken"])
             schema = state["schema"]
-            at, needed = self._restored(state, rows, schema), run
+            at, needed = self._restored(state, taken, schema), run
             before = state["before"] if schema > 1 else None
             if before is not None:
-                before = self._restored(before, rows - 1, schema)
+                before = self._restored(before, taken - 1, schema)
                 needed = before.run + 1
+            if rows is None:
+                buffer = base64.b64decode(state["buffer"], validate=True)
+            else:
+                latest = range(taken - min(needed, window), taken)
+                buffer = b"".join(rows[n % window] for n in latest)
+                if zlib.crc32(buffer) != state["crc"]:
+                    raise ValueError("its rows are not those of the state")
+            kept = np.frombuffer(buffer, self.plan.dtype).reshape(-1, width)
             watched = [as_number(p) for p in state["p_values"]]
-            if len(kept) != min(needed, window) or needed > rows or run > needed:
+            if len(kept) != min(needed, window) or not run <= needed <= taken <= number:
                 raise ValueError("its parts contradict each other")
             adaptive, saved = self._adaptive, state["adaptive"]
             if adaptive is not None:
@@ -509,10 +602,11 @@ class StreamDetector:
                 "detector with the same settings, or remove it to start anew."
             ) from error
         # All parts are valid: take them over.
-        self.rows, self._at, self._before = rows, at, before
+        self.rows, self._at, self._before = number, at, before
         self._times.clear()
         self._refused = (Timestamp("", 0), 0)
-        places = np.arange(rows - len(kept), rows) % window
+        places = np.arange(taken - len(kept), taken) % window
+        self._unsaved = taken if rows is not None else taken - len(kept)
         self._buffer[places] = self._buffer[places + window] = kept
         self._p_values = collections.deque(watched, maxlen=WATCHED)
         self._adaptive = adaptive
