@@ -5,7 +5,7 @@ NaN marks missing cells.
 """
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -20,8 +20,8 @@ from kdjax.detection.attribution import attribution_matrix, split_deviations
 from kdjax.detection.gaussian import Gaussian
 from kdjax.detection.reading import fill_limit
 from kdjax.detection.scores import deviations, scores_of, window_scores
-from kdjax.detection.stream_rules import plan_by, plan_of
-from kdjax.detection.streaming import StreamDetector, WindowResult
+from kdjax.detection.stream_rules import Plan, plan_by, plan_of
+from kdjax.detection.streaming import EntityStreams, StreamDetector, WindowResult
 from kdjax.detection.thresholds import Threshold
 from kdjax.errors import DataError
 from kdjax.io.processes import check_not_forked
@@ -40,6 +40,12 @@ POOLED = "pooled"
 
 # Windows scored at once; larger batches gain little, see docs/performance.md.
 BATCH_SIZE = 256
+
+# Windows of several entities that are scored in one call; each size is compiled.
+BATCHES = (1, 16, 256)
+PADDED = 4  # times the windows, at most, that a call may compute
+OPENED = 1000  # entities whose rules of streams are kept
+_HELD = ("low", "scale", "mean", "moving")  # that `holding` changes
 
 
 class Detector(NamedTuple):
@@ -288,10 +294,106 @@ def stream_detector(
         score(windows)
     explain(zeros)
     moving = {"adaptive_step": adaptive_step, "rolling": rolling}
-    reading = reading or {}
-    limit = fill_limit(detector, step=reading.get("step", ""))
-    plan = plan_by(plan_of(detector, index)._replace(fill_limit=limit), reading)
+    plan = stream_plan(detector, index, reading or {})
     return StreamDetector(plan, score, explain=explain, **moving)
+
+
+def entity_streams(
+    detector: Detector,
+    *,
+    entity: str | None = None,
+    adaptive_step: float = 0.0,
+    rolling: float = 0.0,
+    reading: Mapping[str, Any] | None = None,
+) -> EntityStreams:
+    """Streams of all entities on jax, whose windows are scored in batches.
+
+    Each entity has its own scaler, Gaussian and threshold, an unknown one those of
+    `usual_entity`; with `entity` all have its. Other options are as in `stream_detector`.
+    """
+    places = {name: place for place, name in enumerate((*detector.entities, POOLED))}
+    usual = entity or usual_entity(detector)
+    model, form, (offset, scale) = detector.model, detector.model.form, detector.scalers
+    # Parameters that differ between entities, `[E + 1, …]` each; see `held_model`.
+    held = [model_of(detector, place).params for place in range(len(places))]
+    names = {name for one in held if "moving" in one for name in _HELD}
+    ones = np.ones(len(detector.channels), np.float32)
+    own = {name: np.stack([one.get(name, ones) for one in held]) for name in names}
+    common = jax.device_put((model.params, own, detector.gaussians))
+
+    def compiled(missing: bool) -> Any:
+        function = point_scorer(form, missing)
+
+        def one(params: Params, own: Params, gaussian: Gaussian, rows: Array) -> Any:
+            return function(({**params, **own}, gaussian), rows[None])[0]
+
+        def every(common: Any, index: Array, rows: Array) -> Any:
+            params, *fields = common
+            fields = jax.tree.map(lambda field: field[index], fields)
+            return jax.vmap(one, (None, 0, 0, 0))(params, *fields, rows)
+
+        return jax.jit(every)
+
+    full, holed = compiled(False), compiled(True)
+
+    most = scoring_batch(model, len(detector.channels), BATCH_SIZE)
+    sizes = sorted({min(size, most) for size in BATCHES})
+
+    def score(entities: Sequence[str], windows: np.ndarray) -> list[WindowResult]:
+        check_not_forked()
+        index = np.array([places[name] for name in entities])
+        with np.errstate(over="ignore"):
+            rows = (windows - offset[index, None]) / scale[index, None]
+            rows = rows.astype(np.float32, copy=False)
+        points = np.empty(rows.shape[:2], np.float32)
+        lacking = np.isnan(rows.min(axis=(1, 2), initial=np.inf))
+        for function, group in ((full, ~lacking), (holed, lacking)):
+            rest = np.flatnonzero(group)
+            while len(rest):
+                # As few calls as compute little for padding, which repeats the last one.
+                size = max(size for size in sizes if size <= max(1, PADDED * len(rest)))
+                part, rest = rest[:size], rest[size:]
+                batch = np.pad(part, (0, size - len(part)), "edge")
+                found = np.asarray(function(common, index[batch], rows[batch]))
+                points[part] = found[: len(part)]
+        found = window_scores(points, count=detector.allowed_points)
+        return [*map(WindowResult, points, found.tolist())]
+
+    explained = jax.jit(point_scorer(form, True))
+
+    def explain(name: str, windows: np.ndarray) -> np.ndarray:
+        place = places[name]
+        gaussian, rows = gaussian_of(detector, place), scaler_of(detector, place)
+        matrix = attribution_matrix(gaussian, method=detector.attribution)
+        weights = (model_of(detector, place).params, gaussian, matrix)
+        return np.asarray(
+            explained(weights, apply_scaler(rows, windows)).contributions[0]
+        )
+
+    @functools.lru_cache(OPENED)
+    def open_entity(name: str) -> StreamDetector:
+        return StreamDetector(
+            stream_plan(detector, places[name], reading or {}),
+            lambda windows: score([name], windows)[0],
+            explain=functools.partial(explain, name),
+            adaptive_step=adaptive_step,
+            rolling=rolling,
+        )
+
+    shape = (detector.window, len(detector.channels))
+    for size in sizes:
+        for value in (0.0, np.nan):
+            score([usual] * size, np.full((size, *shape), value, offset.dtype))
+    explain(usual, np.zeros((1, *shape), offset.dtype))
+    open_entity(usual).drift()  # imports what it needs now rather than between two rows
+    chosen = (lambda name: usual) if entity else (lambda n: n if n in places else usual)
+    return EntityStreams(lambda name: open_entity(chosen(name)), score)
+
+
+def stream_plan(detector: Detector, index: int, reading: Mapping[str, Any]) -> Plan:
+    """The plan of an entity's stream whose rows are read by these options."""
+    limit = fill_limit(detector, step=reading.get("step", ""))
+    return plan_by(plan_of(detector, index)._replace(fill_limit=limit), reading)
 
 
 # The functions below are cached, so that detectors of a `ResidualModel.form` share a trace.

@@ -790,6 +790,89 @@ class StreamDetector:
         return names, tuple(round(float(share), 4) for share in shares[:TOP])
 
 
+# Scores windows `[B, L, D]`, each of the entity that the plan of its stream names.
+BatchScorer = Callable[[Sequence[str], np.ndarray], list[WindowResult]]
+
+
+def answer_together(
+    streams: Sequence[StreamDetector],
+    taken: Sequence[Taken],
+    score: BatchScorer | None,
+) -> list[StreamRow]:
+    """Answers a row of each of several streams; all windows are scored in one call.
+
+    None scores each by the stream's own scorer.
+    """
+    whole = [place for place, one in enumerate(taken) if one.whole]
+    found: dict[int, WindowResult | None] = {}
+    if score is not None and whole:
+        names = [streams[place].plan.entity for place in whole]
+        windows = np.concatenate([taken[place].window for place in whole])
+        found = dict(zip(whole, score(names, windows), strict=True))
+    elif score is None:
+        found = {place: streams[place].score(taken[place]) for place in whole}
+    pairs = zip(streams, taken, strict=True)
+    return [
+        stream.answer(one, found.get(place))
+        for place, (stream, one) in enumerate(pairs)
+    ]
+
+
+class EntityStreams:
+    """Streams of many entities, whose rows are scored together.
+
+    An entity that the detector doesn't know is scored by pooled values.
+
+    Args:
+        open_entity: an entity's scaler, Gaussian and threshold as a `StreamDetector`.
+        score: scores windows of several entities.
+
+    >>> streams = kdjax.open_streams("detectors/student")  # doctest: +SKIP
+    >>> found = streams.update({"pump": [0.5, 21.0], "saw": [0.1, 20.0]})  # doctest: +SKIP
+    >>> found["pump"].state  # doctest: +SKIP
+    'unknown'
+    """
+
+    def __init__(
+        self, open_entity: Callable[[str], StreamDetector], score: BatchScorer
+    ) -> None:
+        self.score = score
+        self._open_entity = open_entity
+        self._streams: dict[str, StreamDetector] = {}
+
+    def another(self, entity: str) -> StreamDetector:
+        """A stream of an entity before its first row, which `update` doesn't know."""
+        return self._open_entity(entity).another(entity)
+
+    def __getitem__(self, entity: str) -> StreamDetector:
+        """The stream of an entity; `state` and `restore` are those of each stream."""
+        if entity not in self._streams:
+            self._streams[entity] = self.another(entity)
+        return self._streams[entity]
+
+    def update(
+        self,
+        rows: Mapping[str, Sequence[float] | np.ndarray | Mapping[str, float]],
+        time: Any = None,
+    ) -> dict[str, StreamRow | DataError]:
+        """Scores the next row of each entity, as `StreamDetector.update` does.
+
+        `time` is that of all rows, or a mapping from entities to times. In place of the
+        answer to a row that is refused is its error.
+        """
+        found: dict[str, StreamRow | DataError] = {}
+        streams, taken = list[StreamDetector](), list[Taken]()
+        for entity, row in rows.items():
+            own = time.get(entity) if isinstance(time, Mapping) else time
+            try:
+                taken.append(self[entity].take(row, own))
+                streams.append(self[entity])
+            except DataError as error:
+                found[entity] = error
+        answers = iter(answer_together(streams, taken, self.score))
+        return {entity: found.get(entity) or next(answers) for entity in rows}
+
+
 def _said(time: Any, instant: Timestamp, row: int) -> Any:
     """A time as events write it: a text, a number, or the row's number."""
     if not instant.clock:
