@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -582,3 +583,97 @@ def test_a_plan_that_is_none_is_refused(change):
 def test_text_that_is_no_plan_is_refused(text):
     with pytest.raises(ArtifactError, match="this is no stream plan of kdjax"):
         plan_from_json(text)
+
+
+# Spans to leave out.
+
+
+def excluding(stream, first, last, entity="a"):
+    """Leaves out the rows whose times, or numbers, lie from `first` to `last`."""
+    stream.excluded = lambda who, at: who == entity and first <= at.value <= last
+    return stream
+
+
+@pytest.mark.parametrize("clock", ["number", ""])
+def test_a_row_left_out_is_in_no_window(asked, clock):
+    stream, windows = asked(PLAN._replace(entity="a"))
+    excluding(stream, 6, 8)
+    rows = [
+        stream.update([number, 0], number if clock else None) for number in range(16)
+    ]
+    assert [row.state for row in rows] == (
+        ["unknown"] * 3 + ["normal"] * 3 + ["unknown"] * 6 + ["anomaly"] * 4
+    )
+    assert [row.left_out for row in rows] == [6 <= n <= 8 for n in range(16)]
+    assert [row.row for row in rows] == [*range(16)]
+    assert not {6.0, 7.0, 8.0} & {v for window in windows for v in window[:, 0]}
+    assert [window[:, 0].tolist() for window in windows[3:5]] == [
+        [9, 10, 11, 12], [10, 11, 12, 13],
+    ]  # fmt: skip
+
+
+def test_events_end_before_a_row_left_out(asked):
+    stream = excluding(asked(PLAN._replace(entity="a")).stream, 6, 20)
+    found = [stream.update([20.0, 0], number).events for number in range(8)]
+    ((begun,), (ended,)) = found[3], found[6]
+    assert (begun["start"], begun["end"]) == (3, None)
+    assert (ended["id"], ended["start"], ended["end"]) == (begun["id"], 3, 5)
+    assert not any(found[place] for place in (0, 1, 2, 4, 5, 7))
+    assert stream.finish() == ()
+
+
+def test_rows_left_out_keep_their_order_and_survive_a_restart(asked):
+    def make():
+        return excluding(asked(PLAN._replace(entity="a")).stream, 6, 8)
+
+    stream = make()
+    for number in range(8):
+        stream.update([number, 0], number)
+    with pytest.raises(DataError, match="not after that of the row before"):
+        stream.update([0.0, 0], 7)
+    with pytest.raises(DataError, match="infinite"):
+        stream.update([math.inf, 0], 8)
+    again = make()
+    again.restore(json.loads(json.dumps(stream.state())))
+    for one in (stream, again):
+        rows = [one.update([1.0, 0], number) for number in range(8, 14)]
+        assert [row.state for row in rows] == ["unknown"] * 4 + ["normal"] * 2
+        assert rows[0].left_out and rows[0].row == 8
+
+
+def test_another_entity_is_not_left_out(asked):
+    stream = excluding(asked(PLAN._replace(entity="a")).stream, 0, 99)
+    other = stream.another("b")
+    assert [other.update([1.0, 0], n).state for n in range(4)][-1] == "normal"
+    assert [stream.update([1.0, 0], n).state for n in range(4)][-1] == "unknown"
+
+
+# Rows come each minute, five steps may be missed; minutes 100 to 160 are left out.
+@pytest.mark.parametrize(
+    ("last", "next_", "told"),
+    [
+        (99, 161, False),  # as planned
+        (99, 165, False),  # five minutes late
+        (99, 170, True),  # too late
+        (90, 161, True),  # silent before the span began
+        (200, 210, True),  # elsewhere
+    ],
+)
+def test_silence_in_a_span_is_planned(asked, last, next_, told):
+    minute = 60 * 10**9
+    start = pd.Timestamp("2026-04-01").value
+    plan = PLAN._replace(entity="a", step=60.0, no_data=True)
+
+    def one():
+        stream = asked(plan).stream
+        stream.excluded = lambda who, at: (
+            start + 100 * minute <= at.value <= start + 160 * minute
+        )
+        stream.update([1.0, 0], pd.Timestamp(start + last * minute))
+        return stream
+
+    row = one().update([1.0, 0], pd.Timestamp(start + next_ * minute))
+    assert [event["kind"] for event in row.events] == ["no_data"] * 2 * told
+    # By the clock, just before the next row comes.
+    silent = one().silent(60.0 * (next_ - last) - 1)
+    assert [event["kind"] for event in silent] == ["no_data"] * told

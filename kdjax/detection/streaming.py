@@ -167,6 +167,7 @@ class Taken(NamedTuple):
     after: Position  # but for alarms and events
     window: np.ndarray  # [1, L, D], a view: it lasts until the next row
     whole: bool  # whether the window has L rows without a gap, so that it has a score
+    left_out: bool = False  # whether the row lies in a span to leave out
 
 
 class StreamRow(NamedTuple):
@@ -186,6 +187,7 @@ class StreamRow(NamedTuple):
     taken_back: bool = False
     # Events that began or ended with the row, see `kdjax.detection.occurrences`.
     events: tuple[Mapping[str, Any], ...] = ()
+    left_out: bool = False  # whether it lies in a span to leave out
 
 
 class StreamDetector:
@@ -200,6 +202,10 @@ class StreamDetector:
     Once `ENOUGH` steps have come, a row at another step than in training is refused where
     the median of the last `STEPS` is another one too. It counts as the last row's time,
     and the window starts afresh behind it.
+
+    `excluded(entity, instant)` may be set to tell rows to leave out, such as those of
+    maintenance: they are `unknown`, open events end before them, and the window starts
+    afresh behind them. Where rows have no times, instants are the rows' numbers.
 
     Args:
         plan: see `plan_of`.
@@ -225,6 +231,7 @@ class StreamDetector:
                 "move τ: give one of them."
             )
         self.plan = plan
+        self.excluded: Callable[[str, Timestamp], bool] = lambda entity, instant: False
         self.moves = bool(adaptive_step or rolling)
         # Version 0.1.0 filled no cells; its states go on. Names of columns don't count.
         own = plan._replace(fill_limit=0, reading=Reading(step=plan.reading.step))
@@ -317,8 +324,20 @@ class StreamDetector:
         said = _said(time, instant, self.rows) if said is None else said
         self._check_step(at, instant, said)
         taken_back = at is self._before
+        left_out = self.excluded(
+            self.entity, instant if instant.clock else Timestamp("", self.rows)
+        )
         self._before = at if fresh and at.run else None
         self._refused = (Timestamp("", 0), 0)
+        if left_out:
+            self._before = None
+            self.rows += 1
+            after = self._start._replace(last=instant, taken=at.taken)
+            window = self._buffer[None, : self.plan.window]
+            return Taken(
+                time, instant, said, values, at, fresh, taken_back, after, window,
+                whole=False, left_out=True,
+            )  # fmt: skip
         last_values, ages = at.last_values, at.ages
         if self.plan.fill_limit:
             filled, last_values, ages = fill_forward(
@@ -358,6 +377,16 @@ class StreamDetector:
         length, window = self.plan.window, taken.window
         score = window_score = math.nan
         tau = self.plan.tau if self._adaptive is None else adaptive_tau(self._adaptive)
+        if taken.left_out:
+            ended = self._ended_with(at.watch) if taken.taken_back else []
+            for event in filter(None, (at.watch.alarm, *at.watch.others)):
+                end = said if event.kind == NO_DATA else event.end
+                ended.append(message(event, self.entity, end))
+            watch = self._start.watch._replace(said=said)
+            self._at = taken.after._replace(watch=watch)
+            result = (self.rows - 1, taken.time, score, window_score, False, "unknown")
+            marks = (tau, (), taken.taken_back, tuple(ended), True)
+            return StreamRow(*result, *marks)
         if found is not None:
             score, window_score = float(found.points[-1]), found.window_score
             if not math.isnan(window_score):
@@ -417,6 +446,8 @@ class StreamDetector:
         wait = plan.max_gap * plan.step
         if not (plan.no_data and dated and wait) or known or seconds <= wait:
             return ()
+        if self._is_planned(at.last, at.last.value + round(seconds * 1e9)):
+            return ()
         event = self._no_data(at)
         watch = at.watch._replace(others=(*at.watch.others, event))
         self._at = at._replace(watch=watch)
@@ -429,6 +460,13 @@ class StreamDetector:
         ended = [event for event in ended if event.kind != NO_DATA]
         self._at = self._at._replace(watch=watch._replace(alarm=None, others=()))
         return tuple(message(event, self.entity, event.end) for event in ended)
+
+    def _is_planned(self, last: Timestamp, until: float) -> bool:
+        """Whether spans to leave out explain that no row came from `last` until then."""
+        wait = self.plan.max_gap * self.plan.step
+        wait = wait if last.clock == "number" else round(wait * 1e9)
+        ends = (last.value + wait, until - wait)
+        return all(self.excluded(self.entity, last._replace(value=v)) for v in ends)
 
     def _id(self, kind: str, instant: Timestamp, subject: str = "") -> str:
         """The id of an event that begins now: rows without times count."""
@@ -462,7 +500,8 @@ class StreamDetector:
         open_ = {(event.kind, event.subject): event for event in watch.others}
         silent = open_.pop((NO_DATA, ""), None)
         later = instant.clock == at.last.clock != "" and instant > at.last
-        if silent or (plan.no_data and later and self._is_gap(at.last, instant)):
+        absent = plan.no_data and later and self._is_gap(at.last, instant)
+        if silent or (absent and not self._is_planned(at.last, instant.value)):
             event = silent or self._no_data(at)
             events += [] if silent else [message(event, self.entity)]
             events.append(message(event, self.entity, said))
@@ -837,12 +876,15 @@ class EntityStreams:
         self, open_entity: Callable[[str], StreamDetector], score: BatchScorer
     ) -> None:
         self.score = score
+        self.excluded: Callable[[str, Timestamp], bool] = lambda entity, instant: False
         self._open_entity = open_entity
         self._streams: dict[str, StreamDetector] = {}
 
     def another(self, entity: str) -> StreamDetector:
         """A stream of an entity before its first row, which `update` doesn't know."""
-        return self._open_entity(entity).another(entity)
+        stream = self._open_entity(entity).another(entity)
+        stream.excluded = self.excluded
+        return stream
 
     def __getitem__(self, entity: str) -> StreamDetector:
         """The stream of an entity; `state` and `restore` are those of each stream."""
