@@ -4,10 +4,13 @@ Rows are CSV with a header, or one JSON object a line. Scores are those of `kdja
 --causal`. SIGTERM and SIGINT end a stream as the end of its input does: with exit code 0,
 or 2 if most lines were at fault or none had a score, for long or at all.
 
+With --entity_column each entity, such as a machine, has a stream of its own.
+
 To be told of events, over restarts too (docs/alarms.md):
   kdjax stream --detector=DIR --state=FILE --on_alarm=webhook:https://host/alarms < ROWS
 """
 
+import codecs
 import io
 import sys
 from collections.abc import Iterator
@@ -20,6 +23,8 @@ from kdjax.errors import ConfigError, check_choice
 from kdjax.io.files import check_detector_folder
 from kdjax.notify.outbox import receivers
 
+_AT_HAND = 65_536  # bytes at most that are read together, as many as a pipe holds
+
 USAGE = "--detector=DIR [--state=FILE] < ROWS > ANSWERS"
 EXAMPLE = f"kdjax stream {common.STUDENT} < plant.csv > alarms.jsonl"
 FLAGS = {
@@ -28,6 +33,12 @@ FLAGS = {
         Flag("output", "FILE", None, "File to append to; standard output by default."),
         Flag("state", "FILE", None, "File to resume from; kept up to date."),
         Flag("on_error", "RULE", "skip", "Faulty lines: skip reports them, stop ends."),
+        Flag(
+            "most_open",
+            "N",
+            1000,
+            "With --entity_column: entities in memory, the others lie on disk.",
+        ),
     ),
     "Alarms": (
         Flag(
@@ -67,7 +78,9 @@ def main(arguments: list[str], flags: common.Flags) -> None:
     check_choice("--backend", flags.backend, BACKENDS)
     check_choice("--on_error", flags.on_error, ON_ERROR)
     common.start_jax()
-    names = ("entity", "backend", "state", "on_error", "on_alarm", "rolling")
+    names = (
+        *("entity", "backend", "state", "on_error", "on_alarm", "rolling", "most_open"),
+    )
     with common.reading(flags, common.COLUMNS) as reading:
         run_stream(
             _lines(sys.stdin),
@@ -80,13 +93,29 @@ def main(arguments: list[str], flags: common.Flags) -> None:
         )
 
 
-def _lines(source: TextIO) -> Iterator[str]:
-    """The lines of standard input; DataError if they are no text."""
+def _lines(source: TextIO) -> Iterator[list[str]]:
+    """The lines of standard input, those that are there together; it waits for no more.
+
+    DataError if they are no text.
+    """
     from kdjax.data.lines import check_start
 
-    if isinstance(source, io.TextIOWrapper):
-        # A byte that is no UTF-8 spoils its line only; CR ends a line as in a file.
-        source.reconfigure(encoding="utf-8-sig", errors="replace", newline=None)
-        if isinstance(source.buffer, io.BufferedReader):
-            check_start(source.buffer.peek(8))
-    yield from source
+    if not isinstance(source, io.TextIOWrapper):
+        yield from ([line] for line in source)
+        return
+    buffer = source.buffer
+    if isinstance(buffer, io.BufferedReader):
+        check_start(buffer.peek(8))
+    # A byte that is no UTF-8 spoils its line only; CR ends a line as in a file.
+    utf8 = codecs.getincrementaldecoder("utf-8-sig")("replace")
+    decoder = io.IncrementalNewlineDecoder(utf8, translate=True)
+    rest: list[str] = []  # of a line whose end is to come
+    while data := buffer.read1(_AT_HAND):
+        first, *lines = decoder.decode(data).split("\n")
+        rest.append(first)
+        if lines:
+            yield ["".join(rest), *lines[:-1]]
+            rest = lines[-1:]
+    rest.append(decoder.decode(b"", final=True))
+    if last := "".join(rest):
+        yield last.split("\n")

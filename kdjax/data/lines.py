@@ -35,8 +35,9 @@ from kdjax.errors import DataError, counted
 _SEPARATORS = (",", ";", "\t", "|")
 
 
-# How to read a line: text -> time and parts, parts -> a `Line`; both raise DataError.
-_Format = tuple[Callable[[str], tuple[Any, Any]], Callable[[Any], "Line"]]
+# How to read a line: text -> time, entity and parts, parts -> a `Line`; both raise
+# DataError.
+_Format = tuple[Callable[[str], tuple[Any, str, Any]], Callable[[Any], "Line"]]
 
 
 class Line(NamedTuple):
@@ -110,12 +111,12 @@ def read_lines(
             wanted = _among(wanted, cells, may_lack)
         split, row = _csv(names, separator, wanted)
     for number, text in numbered:
-        time = None
+        time, entity = None, ""
         try:
-            time, parts = split(text)
+            time, entity, parts = split(text)
             line = row(parts)._replace(number=number, time=time)
         except DataError as error:
-            line = Line(number, time, [], str(error))
+            line = Line(number, time, [], str(error), entity)
         yield line
 
 
@@ -155,13 +156,14 @@ def _csv(names: list[str], separator: str, wanted: Reading) -> _Format:
     # By channel the first cell in each form, see `_check_form`.
     forms: list[dict[str, str]] = [{} for _ in places]
 
-    def split(text: str) -> tuple[Any, list[str]]:
+    def split(text: str) -> tuple[Any, str, list[str]]:
         cells = _cells(text, separator)
         if len(cells) != len(names):
             raise DataError(
                 f"{counted(len(cells), 'cell')}, expected {len(names)}; complete it."
             )
-        return None if at is None else _time(cells[at]), cells
+        time = None if at is None else _time(cells[at])
+        return time, "" if entity < 0 else _word(cells[entity]), cells
 
     def row(cells: list[str]) -> Line:
         nonlocal decimal
@@ -204,13 +206,16 @@ def _csv(names: list[str], separator: str, wanted: Reading) -> _Format:
 def _line(wanted: Reading, entity: Any, tag: Any) -> Line:
     """A line of missing cells, and whose they are."""
     words = {"entity": entity, "tag": tag}
-    found = {
-        what: "" if word is None else str(word).strip() for what, word in words.items()
-    }
+    found = {what: _word(word) for what, word in words.items()}
     for what, word in found.items():
         if getattr(wanted, f"{what}_column") and not word:
             raise DataError(f"the {what} is missing; complete or remove the line.")
     return Line(0, None, [math.nan] * len(wanted.channels), **found)
+
+
+def _word(cell: Any) -> str:
+    """The name in a cell of an entity or a tag; empty if it is missing."""
+    return "" if cell is None else str(cell).strip()
 
 
 def _cells(text: str, separator: str) -> list[str]:
@@ -287,7 +292,7 @@ def _json(wanted: Reading, may_lack: Collection[str]) -> _Format:
     own, settled, channels = wanted, False, wanted.channels
     truth: dict[str, bool] = {}
 
-    def split(text: str) -> tuple[Any, dict[str, Any]]:
+    def split(text: str) -> tuple[Any, str, dict[str, Any]]:
         nonlocal own
         try:
             found = json.loads(text, object_pairs_hook=_object)
@@ -297,7 +302,9 @@ def _json(wanted: Reading, may_lack: Collection[str]) -> _Format:
             raise DataError("no JSON object; give one with the channels as keys.")
         if not settled:
             own = _among(wanted, found, may_lack)
-        return found.get(own.time_column) if own.time_column else None, found
+        time = found.get(own.time_column) if own.time_column else None
+        name = found.get(own.entity_column) if own.entity_column else None
+        return time, _word(name), found
 
     def row(found: dict[str, Any]) -> Line:
         nonlocal settled

@@ -329,13 +329,13 @@ def entity_streams(
 
         def every(common: Any, index: Array, rows: Array) -> Any:
             params, *fields = common
-            fields = jax.tree.map(lambda field: field[index], fields)
-            return jax.vmap(one, (None, 0, 0, 0))(params, *fields, rows)
+            own, gaussians = jax.tree.map(lambda field: field[index], fields)
+            found: Array = jax.vmap(one, (None, 0, 0, 0))(params, own, gaussians, rows)
+            return found
 
         return jax.jit(every)
 
     full, holed = compiled(False), compiled(True)
-
     most = scoring_batch(model, len(detector.channels), BATCH_SIZE)
     sizes = sorted({min(size, most) for size in BATCHES})
 
@@ -361,14 +361,15 @@ def entity_streams(
 
     explained = jax.jit(point_scorer(form, True))
 
-    def explain(name: str, windows: np.ndarray) -> np.ndarray:
-        place = places[name]
-        gaussian, rows = gaussian_of(detector, place), scaler_of(detector, place)
+    @functools.lru_cache(OPENED)
+    def weights(name: str) -> Any:
+        gaussian = gaussian_of(detector, places[name])
         matrix = attribution_matrix(gaussian, method=detector.attribution)
-        weights = (model_of(detector, place).params, gaussian, matrix)
-        return np.asarray(
-            explained(weights, apply_scaler(rows, windows)).contributions[0]
-        )
+        return model_of(detector, places[name]).params, gaussian, matrix
+
+    def explain(name: str, windows: np.ndarray) -> np.ndarray:
+        rows = apply_scaler(scaler_of(detector, places[name]), windows)
+        return np.asarray(explained(weights(name), rows).contributions[0])
 
     @functools.lru_cache(OPENED)
     def open_entity(name: str) -> StreamDetector:
@@ -386,8 +387,8 @@ def entity_streams(
             score([usual] * size, np.full((size, *shape), value, offset.dtype))
     explain(usual, np.zeros((1, *shape), offset.dtype))
     open_entity(usual).drift()  # imports what it needs now rather than between two rows
-    chosen = (lambda name: usual) if entity else (lambda n: n if n in places else usual)
-    return EntityStreams(lambda name: open_entity(chosen(name)), score)
+    known = () if entity else detector.entities
+    return EntityStreams(lambda n: open_entity(n if n in known else usual), score)
 
 
 def stream_plan(detector: Detector, index: int, reading: Mapping[str, Any]) -> Plan:

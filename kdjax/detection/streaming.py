@@ -834,26 +834,20 @@ BatchScorer = Callable[[Sequence[str], np.ndarray], list[WindowResult]]
 
 
 def answer_together(
-    streams: Sequence[StreamDetector],
-    taken: Sequence[Taken],
-    score: BatchScorer | None,
+    rows: Sequence[tuple[StreamDetector, Taken]], score: BatchScorer | None
 ) -> list[StreamRow]:
     """Answers a row of each of several streams; all windows are scored in one call.
 
-    None scores each by the stream's own scorer.
+    Without `score` each is scored by the stream's own scorer.
     """
-    whole = [place for place, one in enumerate(taken) if one.whole]
-    found: dict[int, WindowResult | None] = {}
-    if score is not None and whole:
-        names = [streams[place].plan.entity for place in whole]
-        windows = np.concatenate([taken[place].window for place in whole])
-        found = dict(zip(whole, score(names, windows), strict=True))
-    elif score is None:
-        found = {place: streams[place].score(taken[place]) for place in whole}
-    pairs = zip(streams, taken, strict=True)
+    if score is None:
+        return [stream.answer(taken, stream.score(taken)) for stream, taken in rows]
+    names = [stream.plan.entity for stream, taken in rows if taken.whole]
+    windows = [taken.window for _, taken in rows if taken.whole]
+    found = iter(score(names, np.concatenate(windows)) if windows else ())
     return [
-        stream.answer(one, found.get(place))
-        for place, (stream, one) in enumerate(pairs)
+        stream.answer(taken, next(found) if taken.whole else None)
+        for stream, taken in rows
     ]
 
 
@@ -902,17 +896,16 @@ class EntityStreams:
         `time` is that of all rows, or a mapping from entities to times. In place of the
         answer to a row that is refused is its error.
         """
-        found: dict[str, StreamRow | DataError] = {}
-        streams, taken = list[StreamDetector](), list[Taken]()
+        faults, taken = dict[str, DataError](), list[tuple[StreamDetector, Taken]]()
         for entity, row in rows.items():
+            stream = self[entity]
             own = time.get(entity) if isinstance(time, Mapping) else time
             try:
-                taken.append(self[entity].take(row, own))
-                streams.append(self[entity])
+                taken.append((stream, stream.take(row, own)))
             except DataError as error:
-                found[entity] = error
-        answers = iter(answer_together(streams, taken, self.score))
-        return {entity: found.get(entity) or next(answers) for entity in rows}
+                faults[entity] = error
+        found = iter(answer_together(taken, self.score))
+        return {entity: faults.get(entity) or next(found) for entity in rows}
 
 
 def _said(time: Any, instant: Timestamp, row: int) -> Any:

@@ -27,7 +27,7 @@ from kdjax.data.prepared import Prepared, is_large, training_windows, windows_so
 from kdjax.data.windowing import WindowSource, has_missing
 from kdjax.errors import ConfigError, counted
 from kdjax.experiment.workdir import append_line, cut_lines
-from kdjax.io.progress import progress_bar
+from kdjax.io.messages import progress_bar
 from kdjax.io.signals import signals_held
 from kdjax.models.autoencoder import Architecture, network
 from kdjax.models.model import Params, Places

@@ -22,7 +22,7 @@ from kdjax.errors import TrainingError, check_choice
 from kdjax.experiment import jobs
 from kdjax.experiment.jobs import TrainingJob, checkpoint_folder
 from kdjax.experiment.workdir import append_line, cut_lines
-from kdjax.io.progress import progress_bar
+from kdjax.io.messages import progress_bar
 from kdjax.io.signals import signals_held
 from kdjax.models.autoencoder import network
 from kdjax.training import populations, steps

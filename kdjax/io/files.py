@@ -312,25 +312,37 @@ def check_schema(name: str, found: int, *, known: int, version: str | None) -> N
 
 def save_state(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
     """Writes the state of a stream as JSON with its SHA-256, completely or not at all."""
-    write_text(path, _state_text(state))
+    write_text(path, state_text(state))
 
 
 def load_state(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The state that `save_state` wrote; ArtifactError if a byte of it has changed."""
     try:
         content = Path(path).read_bytes()
-        state: dict[str, Any] = dict(json.loads(content.decode("utf-8"))["state"])
-        if _state_text(state).encode() != content:
-            raise ValueError("its SHA-256 differs")
-    except (LookupError, OSError, RecursionError, TypeError, ValueError) as error:
+    except OSError as error:
         raise ArtifactError(
             f"{path} is no state of a stream ({error}): restore it from a copy, or "
+            "remove it to start anew."
+        ) from error
+    return read_state(content, str(path))
+
+
+def read_state(content: bytes, name: str) -> dict[str, Any]:
+    """The state in a `state_text`; `name` is for the ArtifactError of another one."""
+    try:
+        state: dict[str, Any] = dict(json.loads(content.decode("utf-8"))["state"])
+        if state_text(state).encode() != content:
+            raise ValueError("its SHA-256 differs")
+    except (LookupError, RecursionError, TypeError, ValueError) as error:
+        raise ArtifactError(
+            f"{name} is no state of a stream ({error}): restore it from a copy, or "
             "remove it to start anew."
         ) from error
     return state
 
 
-def _state_text(state: Mapping[str, Any]) -> str:
+def state_text(state: Mapping[str, Any]) -> str:
+    """A state of JSON values as text with its SHA-256."""
     text = json.dumps(state, allow_nan=False, sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()
     return f'{{"sha256": "{digest}", "state": {text}}}\n'

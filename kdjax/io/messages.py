@@ -1,8 +1,14 @@
-"""Functions that act when they are called, and say what they do as they go."""
+"""What a terminal shows meanwhile: messages as functions go on, and a progress bar."""
 
+import contextlib
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+Advance = Callable[[int, float | str | None], None]
 
 
 def acting(function: Callable[..., Iterator[str]]) -> Callable[..., list[str]]:
@@ -33,3 +39,40 @@ def acting(function: Callable[..., Iterator[str]]) -> Callable[..., list[str]]:
         return messages
 
     return act
+
+
+@contextlib.contextmanager
+def progress_bar(console: "Console", title: str, total: int) -> Iterator[Advance]:
+    """A bar over `total` windows with loss, windows per second and remaining time.
+
+    It is moved by `advance(windows, loss)`: a text is shown as it is, None changes none.
+    """
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TaskProgressColumn,
+        TimeRemainingColumn,
+    )
+
+    with Progress(
+        "{task.description:<14}",
+        BarColumn(),
+        TaskProgressColumn(),
+        "{task.fields[rate]}",
+        "{task.fields[loss]}",
+        TimeRemainingColumn(),
+        console=console,
+    ) as progress:
+        task = progress.add_task(title, total=total, loss="", rate="")
+
+        def advance(windows: int, loss: float | str | None = None) -> None:
+            progress.advance(task, windows)
+            speed = progress.tasks[0].speed
+            if speed is not None:
+                progress.update(task, rate=f"{speed:,.0f} windows/s")
+            if loss is not None:
+                text = loss if isinstance(loss, str) else f"loss {loss:.5f}"
+                progress.update(task, loss=text)
+
+        yield advance
+        progress.update(task, completed=total)  # Also after early stopping.

@@ -1,12 +1,16 @@
-"""Rows for a stream from its lines: those of one entity, on the detector's grid.
+"""Rows for streams from lines, on the detector's grid, and which lines were answered.
 
 On a grid (`data.step`) a row comes out when a reading of a later step comes in, so its
 scores are those of `score --causal` for a file of the same readings. Readings of a step
 may come in any order.
 """
 
+import array
+import base64
+import contextlib
 import math
-from collections.abc import Iterable, Iterator, Mapping
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,8 +21,91 @@ from kdjax.data.lines import Line, read_lines
 from kdjax.data.schema import check_ignored
 from kdjax.data.times import iso_time
 from kdjax.detection.stream_rules import Plan
-from kdjax.detection.streaming import CLOCKS, OVERFLOW, Timestamp, parse_timestamp
+from kdjax.detection.streaming import (
+    CLOCKS,
+    OVERFLOW,
+    Timestamp,
+    as_timestamp,
+    parse_timestamp,
+)
 from kdjax.errors import DataError
+
+
+class Answered:
+    """The lines that were answered before, by digests of the last ones.
+
+    After a restart the lines that come again do so in their order.
+
+    Args:
+        most: lines, at least, that are known one by one.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        # Lines in two parts; once the newer one is full it takes the older one's place.
+        self._lines = [array.array("I"), array.array("I")]
+        # Rows up to the time at which a part begins were all answered.
+        self._since = [Timestamp("", 0), Timestamp("", 0)]
+        # The next of the known lines to come again: the first after a restart; None
+        # once a row was new.
+        self.next: int | None = None
+        self.older = False  # whether the line before was older than the known ones
+
+    def add(self, line: Line, instant: Timestamp | None, last: Timestamp) -> None:
+        """Notes an answered line; `last` is the time of the last row taken in."""
+        if len(self._lines[1]) >= self._most:
+            self._lines = [self._lines[1], array.array("I")]
+            self._since = [self._since[1], last]
+        # A clock that was set back: rows of those times are not known to be answered.
+        self._since = [
+            min(time, last) if time.clock == last.clock else Timestamp("", 0)
+            for time in self._since
+        ]
+        self._lines[1].append(_digest(line, instant))
+
+    def has(self, line: Line, instant: Timestamp | None) -> bool:
+        """Whether a line is one of the last answered ones."""
+        return any(_digest(line, instant) in part for part in self._lines)
+
+    def comes_again(self, line: Line, instant: Timestamp | None) -> bool:
+        """Whether an earlier run answered a line; no `instant` for an unreadable time."""
+        if self.next is None:
+            return False
+        if instant is not None:
+            self.older = not self.next and is_late(instant, self._since[0])
+        if not self.older:
+            known, place = self._lines[0] + self._lines[1], self.next
+            # Faults without a time may look alike: only the next one is meant.
+            stop = len(known) if instant else place + 1
+            with contextlib.suppress(ValueError):
+                self.next = known.index(_digest(line, instant), place, stop) + 1
+                return True
+        return self.older
+
+    def state(self) -> dict[str, Any]:
+        """For `restore`, as JSON values."""
+        parts = [np.array(part, "<u4").tobytes() for part in self._lines]
+        lines = [base64.b64encode(part).decode() for part in parts]
+        return {"lines": lines, "since": [[*time] for time in self._since]}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Takes over a state; LookupError, TypeError or ValueError if it is none."""
+        parts = [base64.b64decode(part, validate=True) for part in state["lines"]]
+        older, newer = (array.array("I", np.frombuffer(p, "<u4")) for p in parts)
+        first, second = (as_timestamp(*time) for time in state["since"])
+        self._lines, self._since = [older, newer], [first, second]
+
+
+def _digest(line: Line, instant: Timestamp | None) -> int:
+    """Of a line's time, values and error, however the time is written."""
+    time = f"{instant.clock} {instant.value}" if instant else line.time
+    text = f"{time}\n{line.error}\n".encode("utf-8", "surrogatepass")
+    return zlib.crc32(array.array("d", line.row).tobytes(), zlib.crc32(text))
+
+
+def is_late(instant: Timestamp | None, last: Timestamp) -> bool:
+    """Whether a time is on the clock of the last row and not later."""
+    return instant is not None and instant.clock == last.clock != "" and instant <= last
 
 
 class RowReader:
@@ -36,12 +123,12 @@ class RowReader:
 
     def __init__(self, plan: Plan, given: Mapping[str, Any]) -> None:
         check_ignored(plan.channels, plan.reading.ignore)
-        self._plan = plan
+        self._plan, self._given = plan, given
         own = {plan.reading.time_column, plan.reading.entity_column}
         self._may_lack = own - {given.get("time_column"), given.get("entity_column")}
         self.again = 0  # readings that came again after a restart
         self.repeated = 0  # readings whose tag and time another one had
-        self._resumed = False
+        self.resumed = False  # whether readings may still come again
         self.entity = ""  # that rows name; empty before the first
         self._clock = ""  # as `Timestamp.clock`; empty before the first reading
         self._step = 0  # of the row to come, counted as by `step_index`
@@ -50,8 +137,15 @@ class RowReader:
         self._cells: list[dict[float, float]] = [{} for _ in plan.channels]
         self._ahead: Line | None = None  # a reading that waits for the next one
 
-    def rows(self, lines: Iterable[str]) -> Iterator[Line]:
-        """The rows among lines, and lines at fault."""
+    def rows(
+        self,
+        lines: Iterable[str],
+        of: Callable[[str], "RowReader"] | None = None,
+    ) -> Iterator[Line]:
+        """The rows among lines, and lines at fault.
+
+        All rows are of one entity, or `of` gives the reader of each entity's readings.
+        """
         plan, reading = self._plan, self._plan.reading
         for line in read_lines(lines, plan.channels, reading, may_lack=self._may_lack):
             try:
@@ -59,17 +153,26 @@ class RowReader:
                     yield line
                     continue
                 self.entity = self.entity or line.entity
-                if line.entity != self.entity:
+                if line.entity != self.entity and of is None:
                     raise DataError(
                         f"a row of {line.entity!r} in the stream of {self.entity!r}: "
-                        "give each entity a stream of its own."
+                        "give each entity a stream of its own, or --entity_column."
                     )
                 if not reading.step:
                     yield line
                 elif line.tag not in reading.ignore:
-                    yield from self._grid_rows(line)
+                    own = self if of is None else of(line.entity)
+                    again, repeated = own.again, own.repeated
+                    yield from own._grid_rows(line)
+                    if own is not self:
+                        self.again += own.again - again
+                        self.repeated += own.repeated - repeated
             except DataError as error:
                 yield line._replace(row=[], error=str(error))
+
+    def another(self) -> "RowReader":
+        """A reader of the readings of another entity."""
+        return RowReader(self._plan, self._given)
 
     def state(self) -> dict[str, Any]:
         """For `restore`, as JSON values."""
@@ -94,7 +197,7 @@ class RowReader:
         if ahead:
             number, time, row, *words = ahead
             ahead = Line(number, time, [*map(float, row)], *words)
-        self._ahead, self._resumed = ahead, True
+        self._ahead, self.resumed = ahead, True
 
     def _grid_rows(self, line: Line) -> Iterator[Line]:
         """The rows that a reading completes; DataError for one at fault."""
@@ -111,8 +214,8 @@ class RowReader:
         index = self._index(instant)
         if not self._clock:
             self._clock, self._step = instant.clock, index
-        self._resumed = self._resumed and self._is_known(instant, index, readings)
-        if self._resumed:
+        self.resumed = self.resumed and self._is_known(instant, index, readings)
+        if self.resumed:
             self.again += 1
             return
         if index < self._step:
@@ -190,7 +293,8 @@ class RowReader:
             # Before the row goes out: the state may be saved behind it.
             self._step, self._cells = step + 1, [{} for _ in cells]
             time = self._time(step, line)
-            yield Line(line.number, time, [_mean(values) for values in cells])
+            row = [_mean(values) for values in cells]
+            yield Line(line.number, time, row, entity=line.entity)
 
     def _index(self, instant: Timestamp) -> int:
         dated = instant.clock != "number"

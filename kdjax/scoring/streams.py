@@ -5,20 +5,25 @@ output at that moment. A restart truncates the output to that length and skips t
 that were answered, so input that is sent again neither loses nor repeats a row.
 """
 
-import array
-import base64
 import collections
 import contextlib
+import functools
 import json
 import math
 import os
 import threading
 import time
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+    Callable,
+    Collection,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO, cast
 
 import filelock
 import numpy as np
@@ -27,11 +32,14 @@ from kdjax.data.lines import Line
 from kdjax.detection.occurrences import json_number
 from kdjax.detection.stream_rules import plan_by
 from kdjax.detection.streaming import (
+    BatchScorer,
+    EntityStreams,
     StreamDetector,
     StreamRow,
+    Taken,
     Timestamp,
     WindowResult,
-    as_timestamp,
+    answer_together,
     parse_timestamp,
 )
 from kdjax.errors import (
@@ -52,14 +60,20 @@ from kdjax.io.files import (
 )
 from kdjax.io.signals import Stopped, signals_held
 from kdjax.notify.outbox import LAST_WAIT, Outbox, receivers
-from kdjax.scoring.readings import RowReader
+from kdjax.scoring.machines import Machine, Machines
+from kdjax.scoring.readings import Answered, RowReader, is_late
 
 if TYPE_CHECKING:
+    from kdjax.detection.detector import Detector
     from kdjax.export.container import Scorer
 
 BACKENDS = ("jax", "onnxruntime")
 ON_ERROR = ("skip", "stop")
+MOST_OPEN = 1000  # entities in memory
+AT_ONCE = 256  # rows of different entities, at most, that are scored in one call
+SESSIONS = 64  # entities, at most, whose ONNX models are in memory at once
 SAVE_EVERY = 1.0  # seconds between two writes of the state
+SAVE_SHARE = 0.1  # of the time, at most, that writing the state may take
 KNOWN = 5000  # answered lines, at least, that are known one by one after a restart
 WATCHED = 100  # lines of which half may be at fault
 UNSCORED = 10  # windows, and `WATCHED` lines, that are reported if none has a score
@@ -85,87 +99,37 @@ class _Answer(NamedTuple):
     fault: str = ""  # of the line, or of the row before that it takes back
     scored: bool = False
     events: tuple[Mapping[str, Any], ...] = ()
+    stream: StreamDetector | None = None  # whose row it is
 
 
-class _Answered:
-    """The lines that were answered before, by digests of the last ones.
+class _File(NamedTuple):
+    """The output."""
 
-    After a restart the lines that come again do so in their order.
-    """
-
-    def __init__(self) -> None:
-        # Lines in two parts; once the newer one is full it takes the older one's place.
-        self._lines = [array.array("I"), array.array("I")]
-        # Rows up to the time at which a part begins were all answered.
-        self._since = [Timestamp("", 0), Timestamp("", 0)]
-        # The next of the known lines to come again: the first after a restart; None
-        # once a row was new.
-        self.next: int | None = None
-        self._older = False  # whether the line before was older than the known ones
-
-    def add(self, line: Line, instant: Timestamp | None, last: Timestamp) -> None:
-        """Notes an answered line; `last` is the time of the last row taken in."""
-        if len(self._lines[1]) >= KNOWN:
-            self._lines = [self._lines[1], array.array("I")]
-            self._since = [self._since[1], last]
-        # A clock that was set back: rows of those times are not known to be answered.
-        self._since = [
-            min(time, last) if time.clock == last.clock else Timestamp("", 0)
-            for time in self._since
-        ]
-        self._lines[1].append(_digest(line, instant))
-
-    def has(self, line: Line, instant: Timestamp | None) -> bool:
-        """Whether a line is one of the last answered ones."""
-        return any(_digest(line, instant) in part for part in self._lines)
-
-    def comes_again(self, line: Line, instant: Timestamp | None) -> bool:
-        """Whether an earlier run answered a line; no `instant` for an unreadable time."""
-        if self.next is None:
-            return False
-        if instant is not None:
-            self._older = not self.next and _is_late(instant, self._since[0])
-        if not self._older:
-            known, place = self._lines[0] + self._lines[1], self.next
-            # Faults without a time may look alike: only the next one is meant.
-            stop = len(known) if instant else place + 1
-            with contextlib.suppress(ValueError):
-                self.next = known.index(_digest(line, instant), place, stop) + 1
-                return True
-        return self._older
-
-    def state(self) -> dict[str, Any]:
-        """For `restore`, as JSON values."""
-        parts = [np.array(part, "<u4").tobytes() for part in self._lines]
-        lines = [base64.b64encode(part).decode() for part in parts]
-        return {"lines": lines, "since": [[*time] for time in self._since]}
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Takes over a state; LookupError, TypeError or ValueError if it is none."""
-        parts = [base64.b64decode(part, validate=True) for part in state["lines"]]
-        older, newer = (array.array("I", np.frombuffer(p, "<u4")) for p in parts)
-        first, second = (as_timestamp(*time) for time in state["since"])
-        self._lines, self._since = [older, newer], [first, second]
+    write: Callable[[str], None]  # a line, without buffering
+    mark: Callable[[], list[Any] | None]  # path and flushed length, None for no file
 
 
-def _digest(line: Line, instant: Timestamp | None) -> int:
-    """Of a line's time, values and error, however the time is written."""
-    time = f"{instant.clock} {instant.value}" if instant else line.time
-    text = f"{time}\n{line.error}\n".encode("utf-8", "surrogatepass")
-    return zlib.crc32(array.array("d", line.row).tobytes(), zlib.crc32(text))
+class _Alarms(NamedTuple):
+    """Where messages of events go, if anywhere."""
+
+    outbox: Outbox | None
+    digest: str  # of the detector
+    waiting: Mapping[str, Any]  # what an earlier run left
 
 
 class _Watch:
     """Notices a stream that hardly answers: most lines at fault, or no score for long.
 
     `scored` is whether a row had a score, `faulty` the number of invalid lines, both with
-    earlier runs; `again` the number of lines that were answered before.
+    earlier runs; `again` the number of lines that were answered before; `streams` that of
+    entities, whose first rows have no score each.
     """
 
     def __init__(self, window: int, *, scored: bool, faulty: int) -> None:
         self.scored, self.faulty, self.again = scored, faulty, 0
+        self.streams = 1
         self._latest: collections.deque[bool] = collections.deque(maxlen=WATCHED)
-        self._most = max(WATCHED, UNSCORED * window)
+        self._window = window
         self._fault = ""  # the latest
         self._without = 0  # answers without a score in a row
         self._due = 0.0
@@ -188,14 +152,14 @@ class _Watch:
         self.reported = found
         return found
 
-    def finished(self, stream: StreamDetector) -> str:
+    def finished(self, rows: int) -> str:
         """What was said, or is to be said at the end."""
         problem = self._problem(bool(self._latest)) or self.reported
         if problem or self.scored:
             return problem
         return (
-            f"no row has a score: {counted(stream.rows, 'row')} in all, and a score needs "
-            f"{stream.plan.window} rows without a gap; give more rows, or look for missing "
+            f"no row has a score: {counted(rows, 'row')} in all, and a score needs "
+            f"{self._window} rows without a gap; give more rows, or look for missing "
             "cells and gaps in time among them."
         )
 
@@ -206,7 +170,7 @@ class _Watch:
                 f"{faults} of the last {counted(lines, 'line')} at fault, the latest: "
                 f"{self._fault}"
             )
-        if self._without >= self._most:
+        if self._without >= self.streams * max(WATCHED, UNSCORED * self._window):
             return (
                 f"the last {self._without:,} lines have no score: look for missing "
                 "cells, gaps in time and lines at fault among the answers."
@@ -242,6 +206,54 @@ def open_stream(
     return _opener(path, backend, reading, **moving)[1](entity)
 
 
+def open_streams(
+    path: str | os.PathLike[str],
+    *,
+    backend: str = "jax",
+    entity: str | None = None,
+    adaptive_step: float = 0.0,
+    rolling: float = 0.0,
+    reading: Mapping[str, Any] = NOTHING,
+) -> EntityStreams:
+    """The streams of many entities under a saved detector, scored in batches.
+
+    Each entity has its own scaler, Gaussian and threshold where the detector knows it. An
+    ONNX file has one entity's, which all get. Arguments are those of `open_stream`.
+
+    >>> streams = open_streams("runs/plant/detectors/student")  # doctest: +SKIP
+    >>> found = streams.update({"saw": [0.2, 20, 3], "press": [0.5, 21, 3]})  # doctest: +SKIP
+    >>> found["saw"].state  # doctest: +SKIP
+    'unknown'
+    """
+    moving = {"adaptive_step": adaptive_step, "rolling": rolling}
+    check_choice("backend", backend, BACKENDS)
+    if backend == "jax":
+        from kdjax.detection.detector import entity_streams
+
+        return entity_streams(
+            _loaded(Path(path)), entity=entity, reading=reading, **moving
+        )
+    entities, make = _onnx_scorers(Path(path))
+    first = make(entity)
+    scorer_of = functools.lru_cache(SESSIONS)(make)
+
+    def score(names: Sequence[str], windows: np.ndarray) -> list[WindowResult]:
+        found: dict[int, WindowResult] = {}
+        for name in dict.fromkeys(names):
+            own = [place for place, other in enumerate(names) if other == name]
+            scorer = first if name == first.plan.entity else scorer_of(name)
+            found |= zip(own, _onnx_scores(scorer, windows[own]), strict=True)
+        return [found[place] for place in range(len(names))]
+
+    @functools.lru_cache(SESSIONS)
+    def own_stream(name: str) -> StreamDetector:
+        return _onnx_stream(scorer_of(name), reading, moving)
+
+    usual = _onnx_stream(first, reading, moving)
+    known = () if entity else entities
+    return EntityStreams(lambda n: own_stream(n) if n in known else usual, score)
+
+
 def _opener(
     path: str | os.PathLike[str],
     backend: str = "jax",
@@ -253,39 +265,14 @@ def _opener(
     For None it opens that of the usual entity. A file has that of its own only.
     """
     check_choice("backend", backend, BACKENDS)
-    path = Path(path)
-    if backend == "onnxruntime" and not path.is_dir():
-        from kdjax.export.container import load_onnx
-
-        scorer = load_onnx(path)
-
-        def open_file(entity: str | None) -> StreamDetector:
-            if entity not in (None, scorer.plan.entity):
-                raise ConfigError(
-                    f"{path} was exported for entity {scorer.plan.entity!r}, not "
-                    f"{entity!r}: leave the entity out, or export the detector for it."
-                )
-            return _onnx_stream(scorer, reading, moving)
-
-        return (), open_file
-    if path.is_file():
-        raise ConfigError(
-            f"{path} is a file: give the detector's folder, or backend=onnxruntime for "
-            "an ONNX file."
-        )
-    from kdjax.detection.detector import entity_index, stream_detector, usual_entity
-    from kdjax.detection.storage import load_detector
-
-    loaded = load_detector(path)
+    if backend == "onnxruntime":
+        entities, make = _onnx_scorers(Path(path))
+        return entities, lambda entity: _onnx_stream(make(entity), reading, moving)
+    loaded = _loaded(Path(path))
+    from kdjax.detection.detector import stream_detector, usual_entity
 
     def open_entity(entity: str | None) -> StreamDetector:
         used = entity or usual_entity(loaded)
-        if backend == "onnxruntime":
-            from kdjax.export.container import load_onnx
-            from kdjax.export.onnx import onnx_file
-
-            scorer = load_onnx(onnx_file(loaded, entity_index(loaded, used)))
-            return _onnx_stream(scorer, reading, moving)
         stream = stream_detector(loaded, entity=used, reading=reading, **moving)
         stream.drift()  # imports what it needs now rather than between two rows
         return stream
@@ -293,12 +280,57 @@ def _opener(
     return loaded.entities, open_entity
 
 
+def _loaded(path: Path) -> "Detector":
+    from kdjax.detection.storage import load_detector
+
+    if path.is_file():
+        raise ConfigError(
+            f"{path} is a file: give the detector's folder, or backend=onnxruntime for "
+            "an ONNX file."
+        )
+    return load_detector(path)
+
+
+def _onnx_scorers(
+    path: Path,
+) -> tuple[Sequence[str], Callable[[str | None], "Scorer"]]:
+    """A detector's entities, none for a file, and what makes the scorer of one of them."""
+    from kdjax.export.container import load_onnx
+
+    if path.is_dir():
+        from kdjax.detection.detector import entity_index, usual_entity
+        from kdjax.export.onnx import onnx_file
+
+        loaded = _loaded(path)
+
+        def make(entity: str | None) -> "Scorer":
+            index = entity_index(loaded, entity or usual_entity(loaded))
+            return load_onnx(onnx_file(loaded, index))
+
+        return loaded.entities, make
+    scorer = load_onnx(path)
+
+    def checked(entity: str | None) -> "Scorer":
+        if entity not in (None, scorer.plan.entity):
+            raise ConfigError(
+                f"{path} was exported for entity {scorer.plan.entity!r}, not "
+                f"{entity!r}: leave the entity out, or export the detector for it."
+            )
+        return scorer
+
+    return (), checked
+
+
+def _onnx_scores(scorer: "Scorer", windows: np.ndarray) -> list[WindowResult]:
+    points, found, _, parts = scorer.run(windows)
+    return [*map(WindowResult, points, found.tolist(), parts)]
+
+
 def _onnx_stream(
     scorer: "Scorer", reading: Mapping[str, Any], moving: Mapping[str, Any]
 ) -> StreamDetector:
     def score(windows: np.ndarray) -> WindowResult:
-        points, found, _, parts = scorer.run(windows)
-        return WindowResult(points[0], float(found[0]), parts[0])
+        return _onnx_scores(scorer, windows)[0]
 
     return StreamDetector(plan_by(scorer.plan, reading), score, **moving)
 
@@ -318,14 +350,19 @@ def stream_rows(
     answered with its error and the state `unknown`; `stop` raises a DataError. Lines must
     have the columns that `reading` names, such as `time_column="when"`.
     """
-    read = RowReader(plan_by(stream.plan, reading), reading).rows(lines)
-    for answer in _answers(lambda: stream, read, _Answered(), on_error=on_error):
-        yield from answer.text.splitlines()
+    check_choice("on_error", on_error, ON_ERROR)
+    found: list[_Answer] = []
+    one = _One(RowReader(plan_by(stream.plan, reading), reading), stream)
+    answering = _Answering(one, found.append, on_error=on_error)
+    for line in one.reader.rows(lines):
+        answering.take(line)
+        while found:
+            yield from found.pop(0).text.splitlines()
     yield from map(_event, stream.finish())
 
 
 def run_stream(
-    lines: Iterable[str],
+    lines: Iterable[str | Sequence[str]],
     output: TextIO | str | os.PathLike[str],
     *,
     detector: str | os.PathLike[str],
@@ -335,6 +372,7 @@ def run_stream(
     log: Callable[[str], None] = lambda text: None,
     entity: str | None = None,
     on_alarm: Sequence[str] = (),
+    most_open: int = MOST_OPEN,
     **options: Any,
 ) -> Summary:
     """Answers lines as `stream_rows` does until they end, or until a signal.
@@ -346,6 +384,11 @@ def run_stream(
     before. `log` is called with messages for the user; `reading`, `entity` and options are
     for `open_stream`; by default the entity is the one that rows name, if the detector knows
     it. Lines must have the columns that `reading` names.
+
+    If `reading` names an `entity_column`, each entity has a stream of its own: answers have
+    its name, and the state is a SQLite file of all entities, of which `most_open` lie in
+    memory. Lines that come together, as a list, are scored together: those of different
+    entities, `AT_ONCE` at most.
 
     `on_alarm` names receivers of a message when an event begins and when it ends:
     `webhook:URL`, `command:PROGRAM` or `file:PATH`. With a state those that were not
@@ -367,98 +410,80 @@ def run_stream(
         if state is not None:
             check_target(state, inputs=(detector,), name="state")
             _lock(stack, Path(state))
-        entities, open_entity = _opener(detector, reading=reading, **options)
-        stream = open_entity(entity)
-        reader = RowReader(stream.plan, reading)
-
-        def current() -> StreamDetector:
-            nonlocal stream
-            named = reader.entity  # known from the first row on
-            other = entity is None and named in entities and named != stream.plan.entity
-            if other and not stream.rows:
-                stream = open_entity(named)
-                log(_under(stream))
-            stream.entity = named or stream.plan.entity
-            return stream
-
-        saved = load_state(state) if state is not None and Path(state).exists() else {}
-        answered = _Answered()
-        faulty = _restore(current, answered, reader, saved) if saved else 0
-        usual = stream.rows >= stream.plan.window  # in states of before
-        scored = bool(saved.get("scored", usual))
-        watch = _Watch(stream.plan.window, scored=scored, faulty=faulty)
-        write, mark = _open_output(stack, output, saved)
-        alarms = saved.get("alarms") or {}
-        outbox = Outbox(to, spool=spool, saved=alarms, log=log) if to else None
+        machines: _One | Machines
+        if reading.get("entity_column"):
+            streams = open_streams(detector, entity=entity, reading=reading, **options)
+            path = None if state is None else Path(state)
+            machines = Machines(streams, reading, path=path, most=most_open, log=log)
+            stack.callback(machines.close)
+        else:
+            machines = _opened(detector, entity, reading, state, log, options)
+        window, saved = machines.plan.window, machines.saved
+        usual = machines.rows >= window  # in states of before
+        scored, faulty = bool(saved.get("scored", usual)), int(saved.get("faulty", 0))
+        watch = _Watch(window, scored=scored, faulty=faulty)
+        file = _open_output(stack, output, saved)
+        waiting = saved.get("alarms") or {}
+        outbox = Outbox(to, spool=spool, saved=waiting, log=log) if to else None
         if outbox:
             stack.callback(outbox.close)
-        digest = _detector_digest(Path(detector)) if to else ""
         if outbox and state is None:
             log(
                 "without a state, alarm messages that are not delivered are lost "
                 f"{LAST_WAIT:g} s after the input ends."
             )
+        digest = _detector_digest(Path(detector)) if to else ""
+        out = _Out(machines, watch, file, _Alarms(outbox, digest, waiting), log)
+        answering = _Answering(machines, out.answer, out.settle, on_error=on_error)
         silence = _Silence()
-        read = reader.rows(_until_signal(lines, silence))
-        log(_under(stream))
+        source = _until_signal(lines, silence, answering.flush)
+        read = machines.reader.rows(source, machines.reader_of)
+        log(machines.under())
         if saved:
-            log(f"{state}: going on after {counted(stream.rows, 'row')}")
-
-        def kept() -> dict[str, Any]:
-            stream = current()
-            return {
-                "stream": stream.state(),
-                "answered": answered.state(),
-                "readings": reader.state(),
-                "faulty": watch.faulty,
-                "scored": watch.scored,
-                "alarms": outbox.state() if outbox else alarms,
-            }
-
-        def save(state_of: Mapping[str, Any]) -> None:
-            if state is not None:
-                # The mark flushes the answers that the state counts.
-                save_state(state, {**state_of, "output": mark()})
-            if outbox:
-                outbox.release(state_of["alarms"])
-
-        def announce(events: Sequence[Mapping[str, Any]]) -> bool:
-            """Puts messages of events into the outbox; `save` sends them."""
-            if outbox and events:
-                outbox.add(_alarm(event, digest) for event in events)
-            return bool(outbox and events)
+            log(f"{state}: going on after {counted(machines.rows, 'row')}")
 
         def tell() -> None:
-            if events := current().silent(time.monotonic() - silence.since):
-                write("\n".join(map(_event, events)))
-                announce(events)
-                save(kept())
+            answering.flush()
+            if events := machines.silent(time.monotonic() - silence.since):
+                out.events(events)
+                out.save()
 
-        answers = _answers(current, read, answered, on_error=on_error)
         try:
-            with _watching(silence, tell, log):
-                _write(answers, current, write, watch, kept, save, announce, log)
-            if state is None and (events := current().finish()):
-                _put(write, "\n".join(map(_event, events)))
-                announce(events)
+            try:
+                with _watching(silence, tell, log):
+                    for line in read:
+                        answering.take(line)
+            finally:
+                with contextlib.suppress(Stopped), signals_held():
+                    answering.flush()
+            if state is None:
+                out.events([*machines.finish()])
             with contextlib.suppress(Stopped), signals_held():
-                save(kept())
+                out.save()
+        except DataError:
+            if out.begun:
+                out.save()
+            raise
         finally:
             if outbox:
                 outbox.drain(SIGNAL_WAIT if silence.stopped else math.inf)
-        again = watch.again + reader.again
-        summary = Summary(current().rows, watch.faulty, again)
+        again = watch.again + machines.reader.again
+        summary = Summary(machines.rows, watch.faulty, again)
         with contextlib.suppress(Stopped), signals_held():
-            save(kept())
-        text = f"{counted(summary.rows, 'row')} in all"
+            out.save()
+        text = f"{counted(summary.rows, 'row')} in all{machines.counts()}"
+        if out.drifted and machines.score:
+            text += f", {len(out.drifted)} of them drifted from calibration"
         if summary.faulty:
             text += f", {counted(summary.faulty, 'invalid line')}"
-        if reader.repeated:
-            text += f", {counted(reader.repeated, 'repeated reading')} left out"
+        if machines.reader.repeated:
+            text += (
+                f", {counted(machines.reader.repeated, 'repeated reading')} left out"
+            )
         if summary.again:
             text += f", {counted(summary.again, 'line')} skipped that had been answered before"
         log(text)
-        if problem := watch.finished(current()):
+        if problem := watch.finished(machines.rows):
             raise DataError(problem)
         return summary
 
@@ -492,47 +517,134 @@ def _lock(stack: contextlib.ExitStack, state: Path) -> None:
         raise ArtifactError(f"{state} can't be used ({error}).") from error
 
 
-def _restore(
-    current: Callable[[], StreamDetector],
-    answered: _Answered,
-    reader: RowReader,
-    saved: Mapping[str, Any],
-) -> int:
-    """Restores a saved state; the number of lines that were at fault."""
-    try:
-        if "readings" in saved:
-            reader.restore(saved["readings"])
-        stream = current()
-        stream.restore(saved["stream"])
-        # Version 0.1.0 has only the time up to which rows were answered.
-        usual = {"lines": ["", ""], "since": [[*stream.last]] * 2}
-        answered.restore(saved.get("answered", usual))
-        faulty = int(saved["faulty"])
-    except (LookupError, OverflowError, TypeError, ValueError) as error:
-        raise ArtifactError(
-            f"the state was not written by `stream` ({error}): remove it to start anew."
-        ) from error
-    # Rows without times can't be told from rows sent again.
-    answered.next = 0 if stream.last.clock else None
-    return faulty
+class _One:
+    """The one stream of lines whose rows are of one entity, with what `Machines` has."""
+
+    score: BatchScorer | None = None  # the stream's own
+    names: Collection[str] = ("",)
+    reader_of: Callable[[str], RowReader] | None = None
+
+    def __init__(
+        self,
+        reader: RowReader,
+        stream: StreamDetector,
+        *,
+        state: str | os.PathLike[str] | None = None,
+        renamed: Callable[[str], StreamDetector | None] | None = None,
+    ) -> None:
+        self.reader, self.plan, self.accepted = reader, stream.plan, 0
+        self._machine = Machine(stream, Answered(KNOWN), None)
+        self._renamed, self._state = renamed, state
+        known = state is not None and Path(state).exists()
+        self.saved = load_state(cast(str, state)) if known else {}
+        if self.saved:
+            self._restore(self.saved)
+
+    @property
+    def rows(self) -> int:
+        """Rows that were accepted, with those of earlier runs."""
+        return self._machine.stream.rows
+
+    def of(self, name: str) -> Machine:
+        """The stream, whatever the name; before its first row the one for the rows' entity."""
+        machine, named = self._machine, self.reader.entity
+        if self._renamed and named:
+            if not machine.stream.rows:
+                machine.stream = self._renamed(named) or machine.stream
+            machine.stream.entity = named
+        return machine
+
+    def came(self, name: str) -> None:
+        """Does nothing: the time of the latest line is known."""
+
+    def shrink(self) -> None:
+        """Does nothing."""
+
+    def silent(self, seconds: float) -> Sequence[Mapping[str, Any]]:
+        """Events that begin since no line has come for so many seconds."""
+        return self.of("").stream.silent(seconds)
+
+    def finish(self) -> Sequence[Mapping[str, Any]]:
+        """Ends the events that are open."""
+        return self.of("").stream.finish()
+
+    def under(self) -> str:
+        """Says whose threshold is used."""
+        return _under(self._machine.stream)
+
+    def counts(self) -> str:
+        """Nothing more to say at the end."""
+        return ""
+
+    def kept(self) -> dict[str, Any]:
+        """For `save`."""
+        machine = self.of("")
+        return {
+            "stream": machine.stream.state(),
+            "answered": machine.answered.state(),
+            "readings": self.reader.state(),
+        }
+
+    def save(self, kept: Mapping[str, Any], mark: Callable[[], Any]) -> None:
+        """Writes what `kept` gave, with further keys and a mark, if there is a state."""
+        if self._state is not None:
+            save_state(self._state, {**kept, "output": mark()})
+
+    def _restore(self, saved: Mapping[str, Any]) -> None:
+        try:
+            if "readings" in saved:
+                self.reader.restore(saved["readings"])
+            stream, answered = self.of("").stream, self._machine.answered
+            stream.restore(saved["stream"])
+            # Version 0.1.0 has only the time up to which rows were answered.
+            usual = {"lines": ["", ""], "since": [[*stream.last]] * 2}
+            answered.restore(saved.get("answered", usual))
+            int(saved["faulty"])
+        except (LookupError, OverflowError, TypeError, ValueError) as error:
+            raise ArtifactError(
+                f"the state was not written by `stream` ({error}): remove it to start anew."
+            ) from error
+        # Rows without times can't be told from rows sent again.
+        answered.next = 0 if stream.last.clock else None
+
+
+def _opened(
+    detector: str | os.PathLike[str],
+    entity: str | None,
+    reading: Mapping[str, Any],
+    state: str | os.PathLike[str] | None,
+    log: Callable[[str], None],
+    options: Mapping[str, Any],
+) -> _One:
+    """The stream of one entity: `entity`, else the one that rows name if it is known."""
+    entities, open_entity = _opener(detector, reading=reading, **options)
+    stream = open_entity(entity)
+
+    def renamed(named: str) -> StreamDetector | None:
+        nonlocal stream
+        other = entity is None and named in entities and named != stream.plan.entity
+        if not other:
+            return None
+        stream = open_entity(named)
+        log(_under(stream))
+        return stream
+
+    return _One(RowReader(stream.plan, reading), stream, state=state, renamed=renamed)
 
 
 def _open_output(
     stack: contextlib.ExitStack,
     output: TextIO | str | os.PathLike[str],
     saved: Mapping[str, Any],
-) -> tuple[Callable[[str], None], Callable[[], list[Any] | None]]:
-    """Writes a line without buffering; gives path and flushed length, None for no file.
-
-    A file is truncated to the length in the saved state.
-    """
+) -> _File:
+    """The output; a file is truncated to the length in the saved state."""
     if not isinstance(output, (str, os.PathLike)):
 
         def write(text: str) -> None:
             output.write(text + "\n")
             output.flush()
 
-        return write, lambda: None
+        return _File(write, lambda: None)
     path = Path(output).resolve()
     mode = "r+b" if path.exists() else "w+b"
     if mode == "w+b":
@@ -575,30 +687,54 @@ def _open_output(
         os.fsync(file.fileno())
         return [str(path), file.tell()]
 
-    return append, mark
+    return _File(append, mark)
 
 
-def _answers(
-    current: Callable[[], StreamDetector],
-    lines: Iterable[Line],
-    answered: _Answered,
-    *,
-    on_error: str,
-) -> Iterator[_Answer]:
-    """What comes of each line; one that an earlier run answered is skipped."""
-    check_choice("on_error", on_error, ON_ERROR)
-    for line in lines:
-        stream = current()
-        fault, instant, row = line.error, None, None
+class _Item(NamedTuple):
+    """A line that waits for its answer."""
+
+    line: Line
+    instant: Timestamp | None
+    machine: Machine
+    taken: Taken | None  # None for a fault, or a line that was answered before
+    fault: str = ""
+
+
+class _Answering:
+    """Answers lines: rows of different entities that come together are scored together."""
+
+    def __init__(
+        self,
+        machines: _One | Machines,
+        answer: Callable[[_Answer], None],
+        settle: Callable[[], None] = lambda: None,
+        *,
+        on_error: str,
+    ) -> None:
+        self._machines, self._answer, self._settle = machines, answer, settle
+        self._stops = on_error == "stop"
+        self._items: list[_Item] = []
+        self._waiting: set[int] = set()  # machines by their identity
+
+    def take(self, line: Line) -> None:
+        """Takes a line in; `flush` answers it at the latest."""
+        machines, machine = self._machines, self._machines.of(line.entity)
+        machines.came(line.entity)
+        if id(machine) in self._waiting:
+            self.flush()
+        stream, answered = machine.stream, machine.answered
+        fault, instant, taken = line.error, None, None
         try:
             if not (fault and line.time is None):
                 instant = parse_timestamp(line.time)
         except DataError as error:
             fault = fault or str(error)
+        if machines.accepted and not line.entity:
+            answered.next = None  # Faults without an entity follow a row that was new.
         if answered.comes_again(line, instant):
-            yield _Answer("")
-            continue
-        if not fault and _is_late(instant, stream.last) and answered.has(line, instant):
+            self._answer(_Answer(""))
+            return
+        if not fault and is_late(instant, stream.last) and answered.has(line, instant):
             fault = (
                 "its time is not after that of the row before, and the same row was "
                 "answered before; remove rows that came twice."
@@ -606,35 +742,57 @@ def _answers(
         if not fault:
             try:
                 said = line.time if instant and instant.clock else None
-                row = stream.update(line.row, instant, said=said)
+                taken = stream.take(line.row, instant, said=said)
                 answered.next = None
+                machines.accepted += 1
             except DataError as error:
                 fault = str(error)
-        if fault and on_error == "stop":
+        if fault and self._stops:
+            self.flush()
             raise DataError(f"line {line.number}: {fault}")
-        answered.add(line, instant, stream.last)
-        events = map(_event, row.events if row else ())
-        text = "\n".join([_answer(line, row, fault, moves=stream.moves), *events])
+        self._items.append(_Item(line, instant, machine, taken, fault))
+        self._waiting.add(id(machine))
+        if machines.score is None or len(self._items) >= AT_ONCE:
+            self.flush()
+
+    def flush(self) -> None:
+        """Answers all lines that were taken in, in their order."""
+        if not self._items:
+            return
+        items, self._items = self._items, []
+        self._waiting.clear()
+        pairs = [(one.machine.stream, one.taken) for one in items if one.taken]
+        rows = iter(answer_together(pairs, self._machines.score))
+        for item in items:
+            row = next(rows) if item.taken else None
+            self._answer(self._answered(item, row))
+        self._machines.shrink()
+        self._settle()
+
+    def _answered(self, item: _Item, row: StreamRow | None) -> _Answer:
+        line, fault, stream = item.line, item.fault, item.machine.stream
+        item.machine.answered.add(line, item.instant, stream.last)
+        events = row.events if row else ()
+        name = None if self._machines.score is None else line.entity
+        text = _answer(line, row, fault, moves=stream.moves, name=name)
         if row and row.taken_back:
             fault = (
                 f"row {row.row - 1} was ahead of its time: row {row.row} is earlier, and "
                 "the stream goes on without it."
             )
         scored = row is not None and not math.isnan(row.score)
-        yield _Answer(text, fault, scored, row.events if row else ())
+        text = "\n".join([text, *map(_event, events)])
+        return _Answer(text, fault, scored, events, stream if row else None)
 
 
 def _event(found: Mapping[str, Any]) -> str:
     return _ENCODE({"row": None, "event": found})
 
 
-def _is_late(instant: Timestamp | None, last: Timestamp) -> bool:
-    """Whether a time is on the clock of the last row and not later."""
-    return instant is not None and instant.clock == last.clock != "" and instant <= last
-
-
-def _answer(line: Line, row: StreamRow | None, fault: str, *, moves: bool) -> str:
-    """The JSON text of a row, or of a line at fault."""
+def _answer(
+    line: Line, row: StreamRow | None, fault: str, *, moves: bool, name: str | None
+) -> str:
+    """The JSON text of a row, or of a line at fault; `name` is that of its entity."""
     known = row is not None or line.time is None or isinstance(line.time, (str, int))
     answer: dict[str, Any] = {
         "row": row and row.row,
@@ -644,6 +802,8 @@ def _answer(line: Line, row: StreamRow | None, fault: str, *, moves: bool) -> st
         "alarm": int(row.alarm) if row else 0,
         "state": row.state if row else "unknown",
     }
+    if name is not None:
+        answer["entity"] = name or None
     if not row:
         answer |= {"line": line.number, "error": fault}
     elif moves:
@@ -655,60 +815,113 @@ def _answer(line: Line, row: StreamRow | None, fault: str, *, moves: bool) -> st
     return _ENCODE(answer)
 
 
-def _put(write: Callable[[str], None], text: str) -> None:
-    """Writes a text, or raises KdjaxError."""
-    try:
-        write(text)
-    except OSError as error:
-        raise KdjaxError(
-            f"the output can't be written ({error}): make room or free its reader, then "
-            "run the same command again; with a state it resumes."
-        ) from error
+class _Out:
+    """Where answers, events, alarm messages and the state of a run go."""
 
+    def __init__(
+        self,
+        machines: _One | Machines,
+        watch: _Watch,
+        file: _File,
+        alarms: _Alarms,
+        log: Callable[[str], None],
+    ) -> None:
+        self._machines, self._watch, self._log = machines, watch, log
+        self._file, self._alarms = file, alarms
+        self.begun = False  # whether anything was written
+        self._before = (
+            self._kept()
+        )  # The first answer comes after its row was taken in.
+        self._due, self._urgent = time.monotonic() + SAVE_EVERY, False
+        self.drifted: set[str] = set()  # entities
+        self._drift_due = 0.0
 
-def _write(
-    answers: Iterator[_Answer],
-    current: Callable[[], StreamDetector],
-    write: Callable[[str], None],
-    watch: _Watch,
-    kept: Callable[[], dict[str, Any]],
-    save: Callable[[Mapping[str, Any]], None],
-    announce: Callable[[Sequence[Mapping[str, Any]]], bool],
-    log: Callable[[str], None],
-) -> None:
-    """Writes the answers and, at intervals or to send alarms, the state."""
-    before = kept()  # The first answer comes after its row was taken in.
-    due, drifted, begun = time.monotonic() + SAVE_EVERY, False, False
-    try:
-        for answer in answers:
-            if not begun:
-                save(before)  # Before anything is written to the output.
-                begun = True
-            if answer.text:
-                # If it can't, the state is not saved, and a restart answers this row again.
-                _put(write, answer.text)
-            if answer.fault and not watch.faulty:
-                log(f"an invalid line: {answer.fault} Further ones are only counted.")
-            if problem := watch.report(answer):
-                log(problem)
-            stream = current()
-            if stream.rows % stream.plan.window == 0:
-                found = stream.drift()
-                if found.drifted and not drifted:
-                    log(
-                        f"the scores of the last {found.n} windows have drifted from "
-                        f"those of calibration (distance {found.distance:.2f}): the "
-                        "wanted false-alarm rate no longer holds. Recalibrate on recent "
-                        "clean rows by `kdjax calibrate`."
-                    )
-                drifted = found.drifted
-            if announce(answer.events) or time.monotonic() >= due:
-                save(kept())
-                due = time.monotonic() + SAVE_EVERY
-    except DataError:
-        if begun:
-            save(kept())
-        raise
+    def answer(self, answer: _Answer) -> None:
+        """Writes an answer and what is to be said of it."""
+        if answer.text:
+            # If it can't, the state is not saved, and a restart answers this row again.
+            self._put(answer.text)
+        if answer.fault and not self._watch.faulty:
+            self._log(f"an invalid line: {answer.fault} Further ones are only counted.")
+        self._watch.streams = max(1, len(self._machines.names))
+        if problem := self._watch.report(answer):
+            self._log(problem)
+        if answer.stream is not None:
+            self._look_for_drift(answer.stream)
+        self._announce(answer.events)
+
+    def events(self, events: Sequence[Mapping[str, Any]]) -> None:
+        """Writes events that no row brought."""
+        if events:
+            self._put("\n".join(map(_event, events)))
+            self._announce(events)
+
+    def settle(self) -> None:
+        """Saves the state where it is time, or alarm messages wait for it."""
+        if self._urgent or time.monotonic() >= self._due:
+            self.save()
+
+    def save(self) -> None:
+        """Saves the state; each line that was taken in has its answer by then."""
+        begun = time.monotonic()
+        self._save(self._kept())
+        now = time.monotonic()
+        self._urgent = False
+        self._due = now + max(SAVE_EVERY, (now - begun) / SAVE_SHARE)
+
+    def _put(self, text: str) -> None:
+        """Writes a text, or raises KdjaxError."""
+        if not self.begun:
+            self._save(self._before)  # Before anything is written to the output.
+            self.begun = True
+        try:
+            self._file.write(text)
+        except OSError as error:
+            raise KdjaxError(
+                f"the output can't be written ({error}): make room or free its reader, "
+                "then run the same command again; with a state it resumes."
+            ) from error
+
+    def _announce(self, events: Sequence[Mapping[str, Any]]) -> None:
+        """Puts messages of events into the outbox; `save` sends them."""
+        if self._alarms.outbox and events:
+            self._alarms.outbox.add(_alarm(one, self._alarms.digest) for one in events)
+            self._urgent = True
+
+    def _look_for_drift(self, stream: StreamDetector) -> None:
+        if stream.rows % stream.plan.window:
+            return
+        found, name = stream.drift(), stream.entity
+        if not found.drifted:
+            self.drifted.discard(name)
+        elif name not in self.drifted:
+            self.drifted.add(name)
+            if time.monotonic() < self._drift_due:
+                return  # The end says how many there are.
+            several = self._machines.score is not None
+            self._drift_due = time.monotonic() + SAY_EVERY * several
+            whose = f" of {name!r}" * several
+            self._log(
+                f"the scores of the last {found.n} windows{whose} have drifted from "
+                f"those of calibration (distance {found.distance:.2f}): the "
+                "wanted false-alarm rate no longer holds. Recalibrate on recent "
+                "clean rows by `kdjax calibrate`."
+            )
+
+    def _kept(self) -> dict[str, Any]:
+        outbox, waiting = self._alarms.outbox, self._alarms.waiting
+        return {
+            **self._machines.kept(),
+            "faulty": self._watch.faulty,
+            "scored": self._watch.scored,
+            "alarms": outbox.state() if outbox else waiting,
+        }
+
+    def _save(self, kept: Mapping[str, Any]) -> None:
+        # The mark flushes the answers that the state counts.
+        self._machines.save(kept, self._file.mark)
+        if self._alarms.outbox:
+            self._alarms.outbox.release(kept["alarms"])
 
 
 class _Silence:
@@ -749,13 +962,22 @@ def _watching(
         thread.join()
 
 
-def _until_signal(lines: Iterable[str], silence: _Silence) -> Iterator[str]:
-    """The lines up to SIGTERM or SIGINT; a row in progress is finished first."""
+def _until_signal(
+    lines: Iterable[str | Sequence[str]], silence: _Silence, flush: Callable[[], None]
+) -> Iterator[str]:
+    """The lines up to SIGTERM or SIGINT; a row in progress is finished first.
+
+    `flush` is called before it waits for lines: behind those that came together.
+    """
     try:
-        for line in lines:
-            with signals_held(), silence.lock:
-                silence.since = time.monotonic()
-                yield line
+        for found in lines:
+            together = [found] if isinstance(found, str) else found
+            for number, line in enumerate(together, start=1):
+                with signals_held(), silence.lock:
+                    silence.since = time.monotonic()
+                    yield line
+                    if number == len(together):
+                        flush()
     except KeyboardInterrupt:
         silence.stopped = True
         return

@@ -1,0 +1,333 @@
+"""Streams of many entities in one input: some lie in memory, all of them on disk.
+
+The store is one SQLite file. A save writes what changed since the last one: the state of
+each entity that had a line, and the rows that came to its buffer. All of it is one
+transaction, so that a kill leaves the store before or after it.
+"""
+
+import collections
+import contextlib
+import sqlite3
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from kdjax.detection.streaming import EntityStreams, StreamDetector
+from kdjax.errors import ArtifactError, ConfigError, counted
+from kdjax.io.files import check_schema, kdjax_version, read_state, state_text
+from kdjax.scoring.readings import Answered, RowReader
+
+SCHEMA = 1
+KNOWN_EACH = 128  # answered lines of an entity, at least, that are known one by one
+_TABLES = """
+CREATE TABLE IF NOT EXISTS whole (id INTEGER PRIMARY KEY, state TEXT);
+CREATE TABLE IF NOT EXISTS entities (id INTEGER PRIMARY KEY, name BLOB UNIQUE, state TEXT);
+CREATE TABLE IF NOT EXISTS rows (
+    entity INTEGER, place INTEGER, cells BLOB, PRIMARY KEY (entity, place)
+) WITHOUT ROWID;
+"""
+
+
+class Machine:
+    """The stream of an entity, the lines of it that were answered, and its open step."""
+
+    def __init__(
+        self, stream: StreamDetector, answered: Answered, reader: RowReader | None
+    ) -> None:
+        self.stream, self.answered, self.reader = stream, answered, reader
+        self.key: int | None = None  # in the store
+        self.changed = False  # since it was saved
+
+
+class Record(NamedTuple):
+    """What the store holds of an entity."""
+
+    machine: Machine
+    state: str
+    rows: Mapping[int, bytes]  # of the buffer, those that changed, by their places
+
+
+class Machines:
+    """The streams of all entities, `most` of them in memory: those with the latest lines.
+
+    Lines at fault without an entity are those of the entity ``.
+
+    Args:
+        streams: gives the stream of an entity before its first row.
+        reading: how lines are read, see `RowReader`.
+        path: of the store; None for a temporary one.
+        most: entities in memory, besides those whose rows are scored together.
+        log: called with messages for people.
+    """
+
+    def __init__(
+        self,
+        streams: EntityStreams,
+        reading: Mapping[str, Any],
+        *,
+        path: Path | None,
+        most: int,
+        log: Callable[[str], None],
+    ) -> None:
+        if most < 1:
+            raise ConfigError(f"most_open={most}: give 1 entity or more.")
+        self.score, self.accepted = streams.score, 0
+        self.plan = streams.another("").plan  # but for what is of one entity
+        # Entities with an even grid have a reader each beside it.
+        self.reader = RowReader(self.plan, reading)
+        self._streams, self._path, self._most, self._log = streams, path, most, log
+        self._open: collections.OrderedDict[str, Machine] = collections.OrderedDict()
+        self._store = Store(path)
+        self.saved = self._store.whole()
+        self._run = int(self.saved.get("run", 0)) + 1
+        self._rows = int(self.saved.get("rows", 0))
+        self.names = {*self._store.names()} - {""}
+        # When the last line of each came, the oldest first, where silence may be told.
+        self._since = dict.fromkeys(self.names, time.monotonic())
+        self._pooled = False  # whether an entity without own values was told
+        self.of("")  # refuses the state of another detector
+
+    @property
+    def rows(self) -> int:
+        """Rows that were accepted, with those of earlier runs."""
+        return self._rows + self.accepted
+
+    def under(self) -> str:
+        """Says whose thresholds are used."""
+        return (
+            f"scoring each {self.plan.reading.entity_column} under its own threshold, or "
+            f"under that of {self.plan.entity} where it has none: {self.plan.tau:g}"
+        )
+
+    def counts(self) -> str:
+        """How many entities there are, for the end."""
+        return f" of {counted(len(self.names), 'stream')}"
+
+    def reader_of(self, name: str) -> RowReader:
+        """Reads the readings of an entity."""
+        return self.of(name).reader or self.reader
+
+    def of(self, name: str) -> Machine:
+        """The entity's own, from memory, from the store, or before its first line."""
+        if name not in self._open:
+            self._open[name] = self._read(name)
+        self._open.move_to_end(name)
+        machine = self._open[name]
+        machine.changed = True
+        return machine
+
+    def came(self, name: str) -> None:
+        """Notes the time of a line."""
+        if name:
+            self._since.pop(name, None)
+            self._since[name] = time.monotonic()
+
+    def shrink(self) -> None:
+        """Leaves `most` entities in memory; no row may be taken in and not answered."""
+        while len(self._open) > self._most:
+            _, machine = self._open.popitem(last=False)
+            if machine.changed:
+                self._store.put([self._record(machine)])
+
+    def silent(self, _: float) -> Sequence[Mapping[str, Any]]:
+        """Events that begin since no line of an entity has come for too long."""
+        events, wait = list[Mapping[str, Any]](), self.plan.max_gap * self.plan.step
+        while self.plan.no_data and wait and self._since:
+            name, since = next(iter(self._since.items()))
+            if (passed := time.monotonic() - since) <= wait:
+                break
+            del self._since[name]
+            events += self.of(name).stream.silent(passed)
+        self.shrink()
+        return events
+
+    def finish(self) -> Sequence[Mapping[str, Any]]:
+        """Ends the events that are open."""
+        events = list[Mapping[str, Any]]()
+        for name in sorted(self.names):
+            events += self.of(name).stream.finish()
+            self.shrink()
+        return events
+
+    def kept(self) -> dict[str, Any]:
+        """For `save`: what changed since the last call."""
+        changed = [machine for machine in self._open.values() if machine.changed]
+        return {
+            "schema": SCHEMA,
+            "kdjax_version": kdjax_version(),
+            "run": self._run,
+            "rows": self.rows,
+            "entities": [*map(self._record, changed)],
+        }
+
+    def save(self, kept: Mapping[str, Any], mark: Callable[[], Any]) -> None:
+        """Writes what `kept` gave, with further keys and a mark, if there is a state.
+
+        What left the memory before is saved with it.
+        """
+        self._store.put(kept["entities"])
+        if self._path is not None:
+            whole = {name: value for name, value in kept.items() if name != "entities"}
+            self._store.commit({**whole, "output": mark()})
+
+    def close(self) -> None:
+        """Closes the store; what was not saved is not kept."""
+        self._store.close()
+
+    def _record(self, machine: Machine) -> Record:
+        machine.changed = False
+        answered, reader = machine.answered, machine.reader
+        state = {
+            "stream": machine.stream.state(buffer=False),
+            "answered": answered.state(),
+            "run": self._run,
+            "next": answered.next,
+            "older": answered.older,
+        }
+        if reader:
+            state |= {"readings": reader.state(), "resumed": reader.resumed}
+        return Record(machine, state_text(state), machine.stream.new_rows())
+
+    def _read(self, name: str) -> Machine:
+        stream = self._streams.another(name)
+        reader = self.reader.another() if self.plan.reading.step and name else None
+        machine = Machine(stream, Answered(KNOWN_EACH), reader)
+        found = self._store.get(name)
+        self.names |= {name} - {""}
+        if name and stream.plan.entity != name and not self._pooled:
+            self._pooled = True
+            self._log(
+                f"the detector has no values of {name!r}: those of {stream.plan.entity!r} "
+                "are used. Further ones are not named."
+            )
+        if found is None:
+            return machine
+        machine.key, text, rows = found
+        answered = machine.answered
+        try:
+            state = read_state(text.encode(), f"the state of {name!r}")
+            stream.restore(state["stream"], rows)
+            answered.restore(state["answered"])
+            if reader:
+                reader.restore(state["readings"])
+            if state["run"] == self._run:
+                answered.next, answered.older = state["next"], state["older"]
+                if reader:
+                    reader.resumed = state["resumed"]
+            elif stream.last.clock or not name:
+                # Rows without times can't be told from rows sent again.
+                answered.next = 0
+        except (LookupError, OverflowError, TypeError, ValueError) as error:
+            raise ArtifactError(
+                f"the state of {name!r} was not written by `stream` ({error}): remove "
+                "the state to start anew."
+            ) from error
+        return machine
+
+
+class Store:
+    """A SQLite file with the states of entities; None for a temporary one.
+
+    Raises:
+        ArtifactError: by any method where the file is no such store, or can't be used.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        with self._naming():
+            self._file = sqlite3.connect(
+                "" if path is None else path,
+                isolation_level=None,
+                check_same_thread=False,  # one thread at a time uses it
+            )
+            self._file.execute("PRAGMA journal_mode=WAL")
+            self._file.execute("PRAGMA synchronous=FULL")
+            self._file.executescript(_TABLES)
+
+    def whole(self) -> dict[str, Any]:
+        """What `commit` was given last; empty in a new store."""
+        with self._naming():
+            found = self._file.execute("SELECT state FROM whole").fetchone()
+        if not found:
+            return {}
+        state = read_state(found[0].encode(), str(self._path))
+        version = state.get("kdjax_version")
+        check_schema(str(self._path), state["schema"], known=SCHEMA, version=version)
+        return state
+
+    def names(self) -> Iterator[str]:
+        """The names of all entities."""
+        with self._naming():
+            for (name,) in self._file.execute("SELECT name FROM entities"):
+                yield name.decode("utf-8", "surrogatepass")
+
+    def get(self, name: str) -> tuple[int, str, dict[int, bytes]] | None:
+        """Key, state and rows of an entity; None for an unknown one."""
+        with self._naming():
+            found = self._file.execute(
+                "SELECT id, state FROM entities WHERE name = ?", (_packed(name),)
+            ).fetchone()
+            if not found:
+                return None
+            rows = self._file.execute(
+                "SELECT place, cells FROM rows WHERE entity = ?", found[:1]
+            )
+            return (*found, dict(rows))
+
+    def put(self, records: Sequence[Record]) -> None:
+        """Writes entities; `commit` makes it last."""
+        with self._naming():
+            self._begin()
+            for machine, state, _ in records:
+                if machine.key is None:
+                    name = _packed(machine.stream.entity)
+                    added = self._file.execute(
+                        "INSERT INTO entities (name) VALUES (?)", (name,)
+                    )
+                    machine.key = added.lastrowid
+                self._file.execute(
+                    "UPDATE entities SET state = ? WHERE id = ?", (state, machine.key)
+                )
+            self._file.executemany(
+                "INSERT OR REPLACE INTO rows VALUES (?, ?, ?)",
+                (
+                    (machine.key, place, cells)
+                    for machine, _, rows in records
+                    for place, cells in rows.items()
+                ),
+            )
+
+    def commit(self, whole: Mapping[str, Any]) -> None:
+        """Makes what was put last, together with a state of the whole."""
+        with self._naming():
+            self._begin()
+            self._file.execute(
+                "INSERT OR REPLACE INTO whole VALUES (0, ?)", (state_text(whole),)
+            )
+            self._file.execute("COMMIT")
+
+    def close(self) -> None:
+        """Closes the file."""
+        with self._naming():
+            self._file.close()
+
+    def _begin(self) -> None:
+        if not self._file.in_transaction:
+            self._file.execute("BEGIN")
+
+    @contextlib.contextmanager
+    def _naming(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise ArtifactError(
+                f"{self._path or 'a temporary file'} can't be used as the state of "
+                f"several entities ({error}): check its disk and its rights, give the "
+                "state that a stream with --entity_column wrote, or remove it to start "
+                "anew."
+            ) from error
+
+
+def _packed(name: str) -> bytes:
+    return name.encode("utf-8", "surrogatepass")
