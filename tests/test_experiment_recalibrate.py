@@ -218,6 +218,8 @@ def test_the_rows_that_a_new_entity_needs_are_exact(student, threshold, needs):
         tau = student.thresholds[-1]
         text += f"; starts with the pooled values until then: τ {tau.tau:.6g} ("
         assert note.startswith(text) and "warning" not in note
+        unknown = note.endswith("; no window of 10 rows has a score yet")
+        assert unknown == (count < WINDOW)
         assert found.card["calibrated_again"]["lathe"]["note"] == note
     for count in (enough, for_tau - 1, for_tau):
         again, note = recalibrated(
@@ -247,11 +249,17 @@ def test_a_new_entity_with_few_windows_has_a_threshold_of_all_scores(student):
     tau = found.thresholds[2]
     assert (tau.n, tau.rank, tau.source) == (len(every), rank, "shared")
     assert tau.tau == pytest.approx(every[rank - 1], rel=1e-5)
-    assert "; 100 of 124 rows for a τ of its own; starts with that of all" in note
-    # A later file gives τ, as for any known entity; all of its rows do.
-    later, _ = recalibrated(found, series("lathe", rows(14, 60)), threshold={})
-    assert (later.thresholds[2].n, later.thresholds[2].source) == (11, "own")
+    assert (
+        ": scaler and Gaussian of its own; starts with τ of all entities' scores"
+        in note
+    )
+    # A later file gives τ, as for any known entity: nine windows, the last aligned.
+    assert note.endswith(", until 46 further rows")
+    later, _ = recalibrated(found, series("lathe", rows(14, 46)), threshold={})
+    assert (later.thresholds[2].n, later.thresholds[2].source) == (9, "own")
     assert_same(later.gaussians, found.gaussians)
+    with pytest.raises(ConfigError, match="at least 9 calibration windows, have 8"):
+        recalibrated(found, series("lathe", rows(14, 45)), threshold={})
 
 
 def test_pooled_scores_of_other_windows_make_no_threshold(student):
@@ -281,7 +289,7 @@ def test_a_start_on_another_scale_is_a_warning(student):
     found, note = recalibrated(student, series("lathe", values), threshold={})
     assert_pooled(found, 2)
     assert "; warning: 100% of its windows are above the pooled τ (median score" in note
-    assert note.endswith("; on another scale than all training rows: heat")
+    assert note.endswith("; outside the range of all training rows: heat")
     fixed, note = recalibrated(
         student, series("lathe", values), threshold={"method": "fixed", "value": 1e12}
     )

@@ -6,7 +6,7 @@ from its own rows, as in a run, and starts with the pooled ones if they are too 
 
 import bisect
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -249,9 +249,8 @@ def _own(
     note = f"{series.entity}: scaler, Gaussian and τ of its own: {_text(tau)}"
     if source == "shared":
         note = (
-            f"{series.entity}: scaler and Gaussian of its own; {len(series.values):,} of "
-            f"{for_tau:,} rows for a τ of its own; starts with that of all entities' "
-            f"scores: {_text(tau)}"
+            f"{series.entity}: scaler and Gaussian of its own; starts with τ of all entities' "
+            f"scores, {_text(tau)}, until {_rows_of_known(detector, rule):,} further rows"
         )
     return detector, tau, note
 
@@ -286,12 +285,14 @@ def _pooled(
             f"; warning: {above:.0%} of its windows are above the pooled τ (median score "
             f"{np.nanmedian(scores):.3g}), so that as many alarm until then"
         )
-    if above > MOST_ABOVE and detector.ranges is not None:
+    if not len(scores):
+        note += f"; no window of {detector.window} rows has a score yet"
+    if detector.ranges is not None and (above > MOST_ABOVE or not len(scores)):
         ranges = Ranges(*(side[place] for side in detector.ranges))
         away = outside(ranges, values).mean(axis=0)
         worst = [i for i in np.argsort(-away, kind="stable")[:3] if away[i] > 0.5]
         names = ", ".join(detector.channels[i] for i in worst)
-        note += f"; on another scale than all training rows: {names}" * bool(worst)
+        note += f"; outside the range of all training rows: {names}" * bool(worst)
     return detector, tau._replace(source="pooled"), note
 
 
@@ -305,13 +306,33 @@ def rows_needed(detector: Detector, rule: Rule) -> tuple[int, int]:
         values = np.broadcast_to(np.float32(0), (rows, len(detector.channels)))
         return _windows(detector, Series("", values, detector.channels), rule) >= least
 
-    found = []
-    for least in (_least(rule), max(_least(rule), needed(rule))):
-        most = 1
-        while not enough(most):
-            most *= 2
-        found.append(bisect.bisect_left(range(most), True, key=enough))
-    return found[0], found[1]
+    least = _least(rule)
+    for_gaussian = _first(enough)
+    least = max(least, needed(rule))
+    return for_gaussian, _first(enough)
+
+
+def _rows_of_known(detector: Detector, rule: Rule) -> int:
+    """Rows in one stretch that make τ of an entity with a Gaussian."""
+    stride = 1 if rule.each_row else detector.stride
+    return _first(
+        lambda rows: (
+            len(
+                cover_starts(
+                    np.array([[0, rows]]), window=detector.window, stride=stride
+                )
+            )
+            >= needed(rule)
+        )
+    )
+
+
+def _first(enough: Callable[[int], bool]) -> int:
+    """The least number from which on it is enough."""
+    most = 1
+    while not enough(most):
+        most *= 2
+    return bisect.bisect_left(range(most), True, key=enough)
 
 
 def _windows(detector: Detector, series: Series, rule: Rule) -> int:
