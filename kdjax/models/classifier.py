@@ -52,6 +52,11 @@ def _scores(params: Params, values: Array) -> Array:
     logits = jax.vmap(logits_of, (0, 0, None))(
         networks, jnp.asarray(params["level"]), values
     )
+    return _mean_score(logits)
+
+
+def _mean_score(logits: Array) -> Array:
+    """Scores `[B]` of the outputs `[V, B]` of V networks."""
     return jnp.mean(jax.nn.softplus(logits), axis=0)
 
 
@@ -83,16 +88,31 @@ def classifier_contributions(
     the row's score. Channels at the places `context`, and held ones (`holding`), have 0.
     """
     values = in_ranges(params, jnp.asarray(windows))
-    whole = _scores(params, values)
     flat = values.mean(axis=1, keepdims=True)
     held = flat + DRAWN * (jnp.asarray(params["mean"]) - flat)
-    channels = jnp.arange(values.shape[-1])
+    networks = jax.tree.map(jnp.asarray, (params["networks"], params["level"]))
+    first = jax.vmap(_first_layer, (0, 0, None))(*networks, values)
+
+    def scores(first: Array) -> Array:
+        later = jax.vmap(_later_layers, (0, 0, None))
+        return _mean_score(later(networks[0], first, values.shape[1]))
 
     def without(channel: Array) -> Array:
-        return _scores(params, jnp.where(channels == channel, held, values))
+        own, mean, away = (
+            jax.lax.dynamic_slice_in_dim(part, channel, 1, axis=2)
+            for part in (values, flat, held)
+        )
 
-    lower = jax.lax.map(without, channels).T
-    whole = whole[:, None]
+        # The layer is linear: what the channel adds to it is computed alone.
+        def moved(network: Params, relative: Array) -> Array:
+            kernel = jax.lax.dynamic_slice_in_dim(network["first"], channel, 1, axis=1)
+            step = jnp.where(relative > 0, mean, away) - own
+            return convolve(2 * step, kernel, 1)
+
+        return scores(first + jax.vmap(moved)(*networks))
+
+    lower = jax.lax.map(without, jnp.arange(values.shape[-1])).T
+    whole = scores(first)[:, None]
     falls = jnp.maximum(whole - lower, 0) + FAINT * whole
     falls = falls.at[..., np.array(context, int)].set(0)
     if "moving" in params:
@@ -141,13 +161,21 @@ def convolve(values: Array, kernel: Array, dilation: int) -> Array:
 
 def logits_of(params: Params, level: Array, values: Array) -> Array:
     """The network's output for values in ranges, `[B, L, D] -> [B]`; positive: disturbed."""
+    first = _first_layer(params, level, values)
+    return _later_layers(params, first, values.shape[1])
+
+
+def _first_layer(params: Params, level: Array, values: Array) -> Array:
+    """The first convolution of values in ranges, `[B, L, D] -> [B, T, C]`."""
     middle = jnp.where(level > 0, values.mean(axis=1, keepdims=True), 0.5)
-    first = jax.nn.relu(
-        convolve(2 * (values - middle), params["first"], 1) + params["first_bias"]
-    )
+    return convolve(2 * (values - middle), params["first"], 1) + params["first_bias"]
+
+
+def _later_layers(params: Params, first: Array, length: int) -> Array:
+    """From the first convolution, of windows of L = `length` rows, `[B, T, C] -> [B]`."""
+    first = jax.nn.relu(first)
     second = jax.nn.relu(
-        convolve(first, params["second"], dilation_of(values.shape[1]))
-        + params["second_bias"]
+        convolve(first, params["second"], dilation_of(length)) + params["second_bias"]
     )
     pooled = [
         pool(part, axis=1) for part in (first, second) for pool in (jnp.mean, jnp.max)
