@@ -26,7 +26,7 @@ def open_model(model):
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(model, options, ["CPUExecutionProvider"])
     about = session.get_modelmeta().custom_metadata_map
-    stride = json.loads(about["plan"])["stride"]
+    stride = json.loads(about["stream"])["stride"]
     return session, json.loads(about["channels"]), int(about["window"]), stride
 
 

@@ -187,8 +187,9 @@ def test_an_onnx_file_scores_as_kdjax_does(kind, architecture):
             assert wanted[2].any() and (
                 what == "plain" or not np.isfinite(wanted[0]).all()
             )
-            # What a channel contributes is a small difference between two scores.
-            near = 2e-4 if kind == "classifier" else 2e-5
+            # What a channel contributes is a small difference between two scores: against
+            # float64 kdjax is off by up to 2.2e-4 here, and the file by 2e-5.
+            near = 4e-4 if kind == "classifier" else 2e-5
             assert_alike(scorer.run(windows_of(rows)), wanted, near=near)
 
 
@@ -262,6 +263,21 @@ def test_a_file_says_what_it_is_and_carries_its_digest():
     assert hashlib.sha256(blank).hexdigest() == metadata["sha256"]
     plan = load_onnx(data).plan
     assert (plan.entity, plan.tau, plan.window, plan.stride) == ("pooled", 30.0, L, 3)
+    # Every rule of a stream, those at their defaults too.
+    rules = json.loads(metadata["stream"])
+    assert set(rules) == set(plan._fields) and "plan" not in metadata
+    assert rules["tau"] == 30 and rules["min_duration"] == plan.min_duration
+    assert (rules["no_data"], rules["reading"], rules["context"]) == (False, {}, [])
+
+
+@pytest.mark.parametrize("name", ["stream", "plan"])
+def test_rules_are_read_under_the_name_of_the_first_version_too(name):
+    plan = load_onnx(onnx_file(make_detector("mahalanobis"), 0)).plan
+    about = container.metadata_of(plan)
+    rules = about.pop("stream")
+    assert container.read_plan(about | {name: rules}, "a file") == plan
+    with pytest.raises(ArtifactError, match="a file has no stream rules of kdjax"):
+        container.read_plan(about, "a file")
 
 
 @pytest.mark.parametrize("make", [onnx_file, stablehlo_file])

@@ -109,8 +109,11 @@ def plan_by(plan: Plan, given: Mapping[str, Any]) -> Plan:
     return plan._replace(reading=read_by(plan.reading, given), fill_limit=limit)
 
 
-def plan_to_json(plan: Plan) -> str:
-    """A plan as JSON text; infinite numbers are the strings `inf` and `-inf`."""
+def plan_to_json(plan: Plan, *, whole: bool = False) -> str:
+    """A plan as JSON text; infinite numbers are the strings `inf` and `-inf`.
+
+    Fields that have their default are left out unless it is to be `whole`.
+    """
 
     def plain(number: float) -> float | str:
         return number if math.isfinite(number) else str(number)
@@ -123,7 +126,7 @@ def plan_to_json(plan: Plan) -> str:
     usual, reading = Reading._field_defaults, plan.reading._asdict()
     fields["reading"] = {n: v for n, v in reading.items() if v != usual[n]}
     for name, usual in Plan._field_defaults.items():  # as version 0.1.0 wrote plans
-        if fields[name] in (usual, {}):
+        if fields[name] in (usual, {}) and not whole:
             del fields[name]
     return json.dumps(fields, allow_nan=False, separators=(",", ":"))
 

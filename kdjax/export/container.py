@@ -121,17 +121,19 @@ def metadata_of(plan: Plan) -> dict[str, str]:
         "input_dtype": plan.dtype,
         "schema": str(SCHEMA),
         "kdjax_version": kdjax_version(),
-        "plan": plan_to_json(plan),
+        "stream": plan_to_json(plan, whole=True),
     }
 
 
 def read_plan(metadata: dict[str, str], name: str) -> Plan:
     """The plan in a verified file's metadata; ArtifactError if it isn't kdjax's."""
     try:
-        schema, text = int(metadata["schema"]), metadata["plan"]
+        schema = int(metadata["schema"])
+        # Called `plan` by version 0.1.0.
+        text = metadata["stream" if "stream" in metadata else "plan"]
     except (LookupError, TypeError, ValueError) as error:
         raise ArtifactError(
-            f"{name} has no plan of kdjax in its metadata ({error!r}). {_AGAIN}"
+            f"{name} has no stream rules of kdjax in its metadata ({error!r}). {_AGAIN}"
         ) from error
     check_schema(name, schema, known=SCHEMA, version=metadata.get("kdjax_version"))
     return plan_from_json(text)
