@@ -34,7 +34,7 @@ def out(tmp_path):
         (["score", "IN", "--workdir=w", "--adaptive=1"], "--workdir (for run, sweep); --a"),
         (["score", "IN", "--config.detection.count=2"], "score takes no --config (for ru"),
         (["export", "--causal"], "export takes no --causal (for score)"),
-        (["stream", "--exclude=a"], "stream takes no --exclude (for score, plot, calibrate)"),
+        (["stream", "--order=a"], "stream takes no --order (for score, plot, calibrate)"),
         (["run", "--detector=d"], "run takes no --detector (for score, plot, calibrate,"),
         (["info", "--output=o"], "info takes no --output (for score, plot, calibrate, exp"),
         (["score", "IN", "--entity=b"], "has no entity 'b': give one of X, or pooled"),

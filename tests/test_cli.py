@@ -135,7 +135,7 @@ def test_verbs_share_defaults_of_flags_of_one_name():
         "trials", "detector", "output", "entity", "causal", "contributions", "attribution",
         "shard", "missing", "order", "duplicates", "exclude", "time_column", "entity_column", "label_column",
         "format", "quantize", "data", "backend", "adaptive", "rolling", "state", "ignore",
-        "on_error", "on_alarm", "json", "coordinator", "num_processes", "process_id",
+        "on_error", "on_alarm", "shelve", "acknowledged", "most_open", "json", "coordinator", "num_processes", "process_id",
     } == set(kinds)  # fmt: skip
     for verb in VERBS:
         for flag in all_flags(verb):

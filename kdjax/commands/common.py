@@ -63,13 +63,16 @@ COLUMNS = (
     Flag("value_column", "NAME", "", "Of long layout: the column of values."),
     Flag("step", "DURATION", "", "Even grid to put readings on, such as 1min or 10s."),
 )
+EXCLUDE = Flag(
+    "exclude", "FILE", "", "CSV of spans to leave out: start, end, maybe entity."
+)
 # How `score` and `calibrate` read a file.
 READING = (
     *COLUMNS,
     Flag("missing", "RULE", "", "error, ffill or mask; as in training by default."),
     Flag("order", "RULE", "", "strict or sort; as in training by default."),
     Flag("duplicates", "RULE", "", "error or last; as in training by default."),
-    Flag("exclude", "FILE", "", "CSV of spans to leave out: start, end, maybe entity."),
+    EXCLUDE,
 )
 
 

@@ -48,8 +48,18 @@ FLAGS = {
             "Where a message goes when an event begins and when it ends: webhook:URL, "
             "command:PROGRAM or file:PATH. May be repeated.",
         ),
+        Flag(
+            "shelve",
+            "FILE",
+            "",
+            "CSV of spans in which events that begin are not sent: start, end, maybe "
+            "entity. Read again when it changes.",
+        ),
+        Flag(
+            "acknowledged", "FILE", "", "CSV of events that someone saw, by their id."
+        ),
     ),
-    "Columns and cells": common.COLUMNS,
+    "Columns and cells": (*common.COLUMNS, common.EXCLUDE),
     "Threshold": (
         common.ENTITY,
         Flag("adaptive", "STEP", 0.0, "Step of an adaptive τ, such as 0.01; 0: none."),
@@ -80,6 +90,7 @@ def main(arguments: list[str], flags: common.Flags) -> None:
     common.start_jax()
     names = (
         *("entity", "backend", "state", "on_error", "on_alarm", "rolling", "most_open"),
+        *("exclude", "shelve", "acknowledged"),
     )
     with common.reading(flags, common.COLUMNS) as reading:
         run_stream(

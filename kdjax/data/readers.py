@@ -296,15 +296,26 @@ def exclude_rows(
 def read_spans(path: Path, clock: str) -> tuple[np.ndarray, np.ndarray]:
     """First and last times of spans `[S, 2]` and their entities `[S]`, empty for all.
 
-    The file is that of `exclude_rows`; `clock` is that of the data, see `clock_of`.
+    The file is that of `exclude_rows`, or has no spans. `clock` is that of the data, see
+    `clock_of`; dates are whole ns since 1970, of UTC if they have a zone.
     """
-    frame, place, owners = _open_spans(path)
-    return _bounds(frame, place, clock), owners
+    frame, place, owners = _open_spans(path, empty=True)
+    if not len(frame):
+        return np.empty((0, 2)), owners
+    bounds = _bounds(frame, place, clock)
+    return bounds if bounds.dtype.kind != "M" else bounds.astype(np.int64), owners
 
 
-def _open_spans(path: Path) -> tuple[pd.DataFrame, Place, np.ndarray]:
+def check_spans(path: Path) -> None:
+    """Refuses a file that `read_spans` can't read, but for its clock."""
+    _open_spans(path, empty=True)
+
+
+def _open_spans(
+    path: Path, *, empty: bool = False
+) -> tuple[pd.DataFrame, Place, np.ndarray]:
     """A table of spans and the entity of each, `[S]` str; "" for all entities."""
-    table = open_table(path, text_columns=["entity"])
+    table = open_table(path, text_columns=["entity"], empty=empty)
     frame, place = table.read(), table.place
     if not {"start", "end"} <= {*place.columns} <= {"start", "end", "entity", "reason"}:
         raise DataError(

@@ -98,10 +98,13 @@ def check_file(path: Path) -> None:
         )
 
 
-def open_table(path: Path, *, text_columns: Collection[str] = ()) -> Table:
+def open_table(
+    path: Path, *, text_columns: Collection[str] = (), empty: bool = False
+) -> Table:
     """The table in a file, by the ending of its name, which is one of `SUFFIXES`.
 
-    `text_columns` are read as text even if they look like numbers.
+    `text_columns` are read as text even if they look like numbers; `empty` allows a table
+    without rows.
     """
     check_file(path)
     name = path.name.lower()
@@ -111,7 +114,7 @@ def open_table(path: Path, *, text_columns: Collection[str] = ()) -> Table:
         table = _open_parquet(path)
     else:
         table = _read_text(path, text_columns)
-    if not table.rows:
+    if not (table.rows or empty):
         raise DataError(f"{path} has no rows: expected data below the column names.")
     return table
 

@@ -61,6 +61,7 @@ from kdjax.io.files import (
 from kdjax.io.signals import Stopped, signals_held
 from kdjax.notify.outbox import LAST_WAIT, Outbox, receivers
 from kdjax.scoring.machines import Machine, Machines
+from kdjax.scoring.managed import Managed, Message, Spans
 from kdjax.scoring.readings import Answered, RowReader, is_late
 
 if TYPE_CHECKING:
@@ -115,6 +116,7 @@ class _Alarms(NamedTuple):
     outbox: Outbox | None
     digest: str  # of the detector
     waiting: Mapping[str, Any]  # what an earlier run left
+    managed: Managed
 
 
 class _Watch:
@@ -372,6 +374,9 @@ def run_stream(
     log: Callable[[str], None] = lambda text: None,
     entity: str | None = None,
     on_alarm: Sequence[str] = (),
+    exclude: str | os.PathLike[str] = "",
+    shelve: str | os.PathLike[str] = "",
+    acknowledged: str | os.PathLike[str] = "",
     most_open: int = MOST_OPEN,
     **options: Any,
 ) -> Summary:
@@ -390,6 +395,10 @@ def run_stream(
     memory. Lines that come together, as a list, are scored together: those of different
     entities, `AT_ONCE` at most.
 
+    `exclude` names a CSV file of spans whose rows are left out (`StreamDetector.excluded`),
+    `shelve` one of spans in which no message of an event that begins is sent, and
+    `acknowledged` one with ids of events, see `kdjax.scoring.managed`.
+
     `on_alarm` names receivers of a message when an event begins and when it ends:
     `webhook:URL`, `command:PROGRAM` or `file:PATH`. With a state those that were not
     delivered lie beside it, in `STATE.alarms`, and are sent by the next run.
@@ -407,17 +416,23 @@ def run_stream(
             check_target(output, inputs=files)
             files.append(output)
         to = receivers(on_alarm, inputs=files)
+        if (shelve or acknowledged) and not to:
+            raise ConfigError(
+                "shelve and acknowledged are about messages of alarms: give on_alarm too."
+            )
+        excluded = Spans(Path(exclude), log) if exclude else None
         if state is not None:
             check_target(state, inputs=(detector,), name="state")
             _lock(stack, Path(state))
         machines: _One | Machines
         if reading.get("entity_column"):
             streams = open_streams(detector, entity=entity, reading=reading, **options)
+            streams.excluded = excluded or streams.excluded
             path = None if state is None else Path(state)
             machines = Machines(streams, reading, path=path, most=most_open, log=log)
             stack.callback(machines.close)
         else:
-            machines = _opened(detector, entity, reading, state, log, options)
+            machines = _opened(detector, entity, reading, state, log, excluded, options)
         window, saved = machines.plan.window, machines.saved
         usual = machines.rows >= window  # in states of before
         scored, faulty = bool(saved.get("scored", usual)), int(saved.get("faulty", 0))
@@ -433,7 +448,15 @@ def run_stream(
                 f"{LAST_WAIT:g} s after the input ends."
             )
         digest = _detector_digest(Path(detector)) if to else ""
-        out = _Out(machines, watch, file, _Alarms(outbox, digest, waiting), log)
+        shelved, done = Path(shelve), Path(acknowledged)
+        managed = Managed(
+            Spans(shelved, log) if shelve else None,
+            done if acknowledged else None,
+            saved=saved.get("managed", ()),
+            log=log,
+        )
+        alarms = _Alarms(outbox, digest, waiting, managed)
+        out = _Out(machines, watch, file, alarms, log)
         answering = _Answering(machines, out.answer, out.settle, on_error=on_error)
         silence = _Silence()
         source = _until_signal(lines, silence, answering.flush)
@@ -444,8 +467,9 @@ def run_stream(
 
         def tell() -> None:
             answering.flush()
-            if events := machines.silent(time.monotonic() - silence.since):
-                out.events(events)
+            out.events(machines.silent(time.monotonic() - silence.since))
+            out.manage()
+            if out.urgent:
                 out.save()
 
         try:
@@ -491,12 +515,6 @@ def run_stream(
 def _detector_digest(path: Path) -> str:
     """The SHA-256 of a detector's manifest, which has those of its files, or of a file."""
     return sha256(path / MANIFEST if path.is_dir() else path)
-
-
-def _alarm(event: Mapping[str, Any], digest: str) -> str:
-    """The message of an event that begins or ends."""
-    phase = "begin" if event["end"] is None else "end"
-    return _ENCODE({**event, "detector": digest, "phase": phase})
 
 
 def _under(stream: StreamDetector) -> str:
@@ -614,10 +632,17 @@ def _opened(
     reading: Mapping[str, Any],
     state: str | os.PathLike[str] | None,
     log: Callable[[str], None],
+    excluded: Spans | None,
     options: Mapping[str, Any],
 ) -> _One:
     """The stream of one entity: `entity`, else the one that rows name if it is known."""
-    entities, open_entity = _opener(detector, reading=reading, **options)
+    entities, opened = _opener(detector, reading=reading, **options)
+
+    def open_entity(entity: str | None) -> StreamDetector:
+        stream = opened(entity)
+        stream.excluded = excluded or stream.excluded
+        return stream
+
     stream = open_entity(entity)
 
     def renamed(named: str) -> StreamDetector | None:
@@ -780,7 +805,8 @@ class _Answering:
                 f"row {row.row - 1} was ahead of its time: row {row.row} is earlier, and "
                 "the stream goes on without it."
             )
-        scored = row is not None and not math.isnan(row.score)
+        # A row that is left out has no score on purpose.
+        scored = row is not None and (row.left_out or not math.isnan(row.score))
         text = "\n".join([text, *map(_event, events)])
         return _Answer(text, fault, scored, events, stream if row else None)
 
@@ -810,6 +836,8 @@ def _answer(
         answer["tau"] = json_number(row.tau)
     if row and row.taken_back:
         answer["taken_back"] = row.row - 1
+    if row and row.left_out:
+        answer["excluded"] = True
     if row and row.alarm:
         answer["channels"] = row.channels
     return _ENCODE(answer)
@@ -832,7 +860,8 @@ class _Out:
         self._before = (
             self._kept()
         )  # The first answer comes after its row was taken in.
-        self._due, self._urgent = time.monotonic() + SAVE_EVERY, False
+        self._due = time.monotonic() + SAVE_EVERY
+        self.urgent = False  # whether messages wait for a save
         self.drifted: set[str] = set()  # entities
         self._drift_due = 0.0
 
@@ -858,7 +887,10 @@ class _Out:
 
     def settle(self) -> None:
         """Saves the state where it is time, or alarm messages wait for it."""
-        if self._urgent or time.monotonic() >= self._due:
+        due = time.monotonic() >= self._due
+        if due or self._alarms.managed.holds():
+            self.manage()
+        if due or self.urgent:
             self.save()
 
     def save(self) -> None:
@@ -866,7 +898,7 @@ class _Out:
         begun = time.monotonic()
         self._save(self._kept())
         now = time.monotonic()
-        self._urgent = False
+        self.urgent = False
         self._due = now + max(SAVE_EVERY, (now - begun) / SAVE_SHARE)
 
     def _put(self, text: str) -> None:
@@ -883,10 +915,31 @@ class _Out:
             ) from error
 
     def _announce(self, events: Sequence[Mapping[str, Any]]) -> None:
-        """Puts messages of events into the outbox; `save` sends them."""
-        if self._alarms.outbox and events:
-            self._alarms.outbox.add(_alarm(one, self._alarms.digest) for one in events)
-            self._urgent = True
+        managed = self._alarms.managed
+        if self._alarms.outbox:
+            for event in events:
+                clock = self._last(event["entity"]).clock
+                self._send(managed.changed(event, clock))
+
+    def manage(self) -> None:
+        """Sends what people decided on events that are open."""
+        if self._alarms.outbox:
+            self._send(self._alarms.managed.due(self._last))
+
+    def _last(self, entity: str) -> Timestamp:
+        """The time, or the number, of an entity's last row."""
+        stream = self._machines.of(entity).stream
+        return stream.last if stream.last.clock else Timestamp("", stream.rows - 1)
+
+    def _send(self, messages: Sequence[Message]) -> None:
+        """Puts messages into the outbox; `save` sends them."""
+        if self._alarms.outbox and messages:
+            digest = self._alarms.digest
+            self._alarms.outbox.add(
+                _ENCODE({**event, "detector": digest, "phase": phase})
+                for event, phase in messages
+            )
+            self.urgent = True
 
     def _look_for_drift(self, stream: StreamDetector) -> None:
         if stream.rows % stream.plan.window:
@@ -915,6 +968,7 @@ class _Out:
             "faulty": self._watch.faulty,
             "scored": self._watch.scored,
             "alarms": outbox.state() if outbox else waiting,
+            "managed": self._alarms.managed.state(),
         }
 
     def _save(self, kept: Mapping[str, Any]) -> None:

@@ -1,0 +1,173 @@
+"""What people decide while a stream runs: spans to leave out or to shelve, acknowledgement.
+
+The terms are those of alarm management (ANSI/ISA-18.2, IEC 62682). Decisions stand in files
+that are read again when they changed. Where one can't be read, what was read before holds.
+"""
+
+import csv
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kdjax.data.readers import check_spans, read_spans
+from kdjax.detection.streaming import Timestamp, parse_timestamp
+from kdjax.errors import ConfigError, DataError
+
+LOOK_EVERY = 1.0  # seconds between two looks whether a file changed
+BEGIN, END, ACKNOWLEDGED = "begin", "end", "acknowledged"
+
+Message = tuple[Mapping[str, Any], str]  # an event, and the phase of its message
+_UNREADABLE = (DataError, OSError, UnicodeDecodeError, csv.Error)
+
+
+class Edited:
+    """A file that people edit: `read` is called with it at first, and when it changed.
+
+    What is wrong later is said to `log`, and ConfigError at first.
+    """
+
+    def __init__(
+        self, path: Path, read: Callable[[Path], None], log: Callable[[str], None]
+    ) -> None:
+        self.path, self._read, self._log = path, read, log
+        self._stamp: object = self._now()
+        self._due = time.monotonic() + LOOK_EVERY
+        try:
+            read(path)
+        except _UNREADABLE as error:
+            raise ConfigError(str(error)) from error
+
+    def look(self) -> None:
+        """Reads the file again if it changed; looks once a second at most."""
+        if time.monotonic() < self._due:
+            return
+        self._due = time.monotonic() + LOOK_EVERY
+        if (stamp := self._now()) == self._stamp:
+            return
+        self._stamp = stamp
+        try:
+            self._read(self.path)
+        except _UNREADABLE as error:
+            self._log(f"{error} What {self.path} held before stays in force.")
+        else:
+            self._log(f"{self.path} changed and was read again")
+
+    def _now(self) -> object:
+        try:
+            found = self.path.stat()
+        except OSError as error:
+            return str(error)
+        return found.st_mtime_ns, found.st_size, found.st_ino
+
+
+class Spans:
+    """Whether a time of an entity lies in the spans of a CSV file, as now on the disk.
+
+    The file is that of `data.exclude`, see `kdjax.data.readers.exclude_rows`.
+
+    Raises:
+        ConfigError: it can't be read at first, or its times are on another clock than the
+            first one asked for.
+    """
+
+    def __init__(self, path: Path, log: Callable[[str], None]) -> None:
+        self._known: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # by clocks
+        self._file = Edited(path, self._take, log)
+
+    def __call__(self, entity: str, instant: Timestamp) -> bool:
+        """Where rows have no times, `instant` holds the row's number."""
+        self._file.look()
+        if instant.clock not in self._known:
+            try:
+                self._known[instant.clock] = read_spans(self._file.path, instant.clock)
+            except _UNREADABLE as error:
+                raise ConfigError(str(error)) from error
+        bounds, owners = self._known[instant.clock]
+        inside = (bounds[:, 0] <= instant.value) & (instant.value <= bounds[:, 1])
+        return bool((inside & ((owners == "") | (owners == entity))).any())
+
+    def _take(self, path: Path) -> None:
+        check_spans(path)
+        self._known = {clock: read_spans(path, clock) for clock in self._known}
+
+
+class Managed:
+    """The events that are open, and which messages of them are sent when.
+
+    An event that begins in a shelved span has no message. If it is still open when time has
+    left the span, or the span was removed, it begins then. Its end has a message where its
+    begin had one. An acknowledged event has one more message.
+
+    Args:
+        shelved: spans of time, by entity.
+        acknowledged: a CSV file with the ids of events in its column `id`.
+        saved: what `state` gave.
+    """
+
+    def __init__(
+        self,
+        shelved: Spans | None,
+        acknowledged: Path | None,
+        *,
+        saved: Iterable[Mapping[str, Any]],
+        log: Callable[[str], None],
+    ) -> None:
+        self._open = {one["event"]["id"]: dict(one) for one in saved}
+        self._shelved = shelved or (lambda entity, instant: False)
+        self._ids: set[str] = set()
+        self._file = acknowledged and Edited(acknowledged, self._take, log)
+
+    def changed(self, event: Mapping[str, Any], clock: str) -> list[Message]:
+        """The messages of an event that begins or ends, by times of this clock."""
+        name = event["id"]
+        if event["end"] is None:
+            start = parse_timestamp(event["start"])._replace(clock=clock)
+            held = self._shelved(event["entity"], start)
+            self._open[name] = {"event": event, "held": held, "acknowledged": False}
+            return [] if held else [(event, BEGIN)]
+        known = self._open.pop(name, {})
+        if known.get("held"):
+            return []
+        return [(_marked(event) if known.get("acknowledged") else event, END)]
+
+    def holds(self) -> bool:
+        """Whether the message of a begin waits for the end of a span."""
+        return any(one["held"] for one in self._open.values())
+
+    def due(self, last: Callable[[str], Timestamp]) -> list[Message]:
+        """Messages that are due by now; `last` is the time of an entity's last row."""
+        if self._file:
+            self._file.look()
+        found: list[Message] = []
+        for name, one in self._open.items():
+            event = one["event"]
+            if one["held"] and not self._shelved(
+                event["entity"], last(event["entity"])
+            ):
+                one["held"] = False
+                found.append((event, BEGIN))
+            if name in self._ids and not (one["held"] or one["acknowledged"]):
+                one["acknowledged"] = True
+                found.append((_marked(event), ACKNOWLEDGED))
+        return found
+
+    def state(self) -> list[dict[str, Any]]:
+        """For `saved`, as JSON values."""
+        return [dict(one) for one in self._open.values()]
+
+    def _take(self, path: Path) -> None:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            table = csv.DictReader(file)
+            if "id" not in (table.fieldnames or ()):
+                raise DataError(
+                    f"{path} has no column id: expected the ids of events to acknowledge, "
+                    "as messages and events files have them."
+                )
+            self._ids = {(row["id"] or "").strip() for row in table}
+
+
+def _marked(event: Mapping[str, Any]) -> dict[str, Any]:
+    return {**event, "acknowledged": True}
