@@ -67,8 +67,13 @@ class Answered:
         """Whether a line is one of the last answered ones."""
         return any(_digest(line, instant) in part for part in self._lines)
 
-    def comes_again(self, line: Line, instant: Timestamp | None) -> bool:
-        """Whether an earlier run answered a line; no `instant` for an unreadable time."""
+    def comes_again(
+        self, line: Line, instant: Timestamp | None, *, follows: bool = False
+    ) -> bool:
+        """Whether an earlier run answered a line; no `instant` for an unreadable time.
+
+        `follows` says that the line before, of another entity, came again.
+        """
         if self.next is None:
             return False
         if instant is not None:
@@ -76,7 +81,7 @@ class Answered:
         if not self.older:
             known, place = self._lines[0] + self._lines[1], self.next
             # Faults without a time may look alike: only the next one is meant.
-            stop = len(known) if instant else place + 1
+            stop = len(known) if instant or (follows and not place) else place + 1
             with contextlib.suppress(ValueError):
                 self.next = known.index(_digest(line, instant), place, stop) + 1
                 return True

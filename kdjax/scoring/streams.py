@@ -740,6 +740,7 @@ class _Answering:
         self._stops = on_error == "stop"
         self._items: list[_Item] = []
         self._waiting: set[int] = set()  # machines by their identity
+        self._again = False  # whether the line before came again
 
     def take(self, line: Line) -> None:
         """Takes a line in; `flush` answers it at the latest."""
@@ -755,8 +756,12 @@ class _Answering:
         except DataError as error:
             fault = fault or str(error)
         if machines.accepted and not line.entity:
-            answered.next = None  # Faults without an entity follow a row that was new.
-        if answered.comes_again(line, instant):
+            answered.next = (
+                None  # A fault without an entity, behind a row that was new.
+            )
+        follows = self._again and machines.score is not None
+        self._again = answered.comes_again(line, instant, follows=follows)
+        if self._again:
             self._answer(_Answer(""))
             return
         if not fault and is_late(instant, stream.last) and answered.has(line, instant):
