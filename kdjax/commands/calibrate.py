@@ -20,6 +20,8 @@ FLAGS = {
     "Columns and cells": common.READING,
     "Threshold": (
         Flag("entity", "NAME", None, "Entity of the rows, if the file names none."),
+        Flag("confirmed_normal", "SPANS", "",
+             "CSV of spans of FILE that were normal, as of --exclude: takes these in."),
         Flag("config.threshold.FIELD", "VALUE", None,
              "Changes how the threshold is chosen, such as false_alarm_rate."),
     ),
@@ -53,5 +55,6 @@ def main(arguments: list[str], flags: common.Flags) -> None:
             log=common.say,
             threshold=threshold,
             entity=flags.entity,
+            confirmed_normal=flags.confirmed_normal,
             **reading,
         )

@@ -253,7 +253,29 @@ def _align(
 def exclude_rows(
     parts: Sequence[tuple[Series, ...]], path: Path
 ) -> list[tuple[Series, ...]]:
-    """The series of each file with `excluded` set and noted.
+    """The series of each file with `excluded` set and noted; `path` as in `row_spans`."""
+    every, missed = row_spans(parts, path)
+    found = []
+    for series, own in zip(parts, every, strict=True):
+        excluded = []
+        for one, spans in zip(series, own, strict=True):
+            if len(spans):
+                rows, count = int(np.diff(spans).sum()), len(one.values)
+                note = f"{rows:,} of {count:,} rows excluded ({path.name})"
+                notes = (*one.notes, f"{one.entity}: {note}")
+                one = one._replace(excluded=spans, notes=notes)
+            excluded.append(one)
+        found.append(tuple(excluded))
+    if missed:
+        one, *rest = found[0]
+        found[0] = (one._replace(notes=(*one.notes, missed)), *rest)
+    return found
+
+
+def row_spans(
+    parts: Sequence[tuple[Series, ...]], path: Path
+) -> tuple[list[list[np.ndarray]], str]:
+    """Spans of rows `[S, 2]` of each series of each file, and a text on those without a row.
 
     The CSV of spans has the columns `start` and `end` (inclusive) in the units of the
     series' time, or row numbers from 0 without times; optionally a column `entity`, empty
@@ -265,38 +287,29 @@ def exclude_rows(
     hit = np.zeros(len(frame), bool)
     found = []
     for series in parts:
-        clock = clock_of(series[0].time, series[0].form)
-        bounds = _bounds(frame, place, clock)
-        excluded = []
+        bounds = _bounds(frame, place, clock_of(series[0].time, series[0].form))
+        spans = []
         for one in series:
             time = np.arange(len(one.values)) if one.time is None else one.time
             first = np.searchsorted(time, bounds[:, 0], side="left")
             stop = np.searchsorted(time, bounds[:, 1], side="right")
             own = (first < stop) & ((owners == "") | (owners == one.entity))
             hit |= own
-            spans = merge(np.stack([first, stop], axis=1)[own])
-            if len(spans):
-                rows = int((spans[:, 1] - spans[:, 0]).sum())
-                note = f"{rows:,} of {len(time):,} rows excluded ({path.name})"
-                notes = (*one.notes, f"{one.entity}: {note}")
-                one = one._replace(excluded=spans, notes=notes)
-            excluded.append(one)
-        found.append(tuple(excluded))
+            spans.append(merge(np.stack([first, stop], axis=1)[own]))
+        found.append(spans)
     missed = np.flatnonzero(~hit)
-    if len(missed):
-        note = (
-            f"{len(missed)} of {counted(len(hit), 'span')} without a row of the data, the first in "
-            f"{where(place, int(missed[0]))}"
-        )
-        one, *rest = found[0]
-        found[0] = (one._replace(notes=(*one.notes, note)), *rest)
-    return found
+    if not len(missed):
+        return found, ""
+    return found, (
+        f"{len(missed)} of {counted(len(hit), 'span')} without a row of the data, the first in "
+        f"{where(place, int(missed[0]))}"
+    )
 
 
 def read_spans(path: Path, clock: str) -> tuple[np.ndarray, np.ndarray]:
     """First and last times of spans `[S, 2]` and their entities `[S]`, empty for all.
 
-    The file is that of `exclude_rows`, or has no spans. `clock` is that of the data, see
+    The file is that of `row_spans`, or has no spans. `clock` is that of the data, see
     `clock_of`; dates are whole ns since 1970, of UTC if they have a zone.
     """
     frame, place, owners = _open_spans(path, empty=True)

@@ -90,6 +90,22 @@ def longest_unchanged(
     return found
 
 
+def runs_within(values: np.ndarray, spans: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """The longest runs `[D + 1]` up to one of the `rows`, `[N]` bool, from where they began.
+
+    No run reaches across the spans of rows `[S, 2]`.
+    """
+    longest = np.zeros(values.shape[1] + 1, np.int64)
+    for start, stop in spans:
+        state, done = start_unchanged(values.shape[1], values.dtype), int(start)
+        for chunk in chunks(values[start:stop]):
+            counts, state = unchanged_runs(state, chunk)
+            own = counts[rows[done : done + len(chunk)]]
+            longest = np.maximum(longest, own.max(axis=0, initial=0))
+            done += len(chunk)
+    return longest
+
+
 def frozen_limits(longest: np.ndarray, *, window: int) -> np.ndarray:
     """Runs `[D + 1]` above which rows are frozen; infinite where `longest` is 0."""
     return np.where(longest > 0, FACTOR * longest + float(window), np.inf)

@@ -172,8 +172,12 @@ def cross_rates(
     return found._replace(detail="; ".join(details))
 
 
-def expected_events(scores: np.ndarray, rule: Rule) -> ExpectedEvents | None:
+def expected_events(
+    scores: np.ndarray, rule: Rule, *, least: float = -math.inf
+) -> ExpectedEvents | None:
     """Events in clean rows that τ did not see, by window scores `[n]` in order of time.
+
+    τ is at least `least`.
 
     Each block of time has the events above the τ of the others. The interval is Student's
     of the blocks' rates, for the mean and as much time again, and no narrower than counts
@@ -189,7 +193,8 @@ def expected_events(scores: np.ndarray, rule: Rule) -> ExpectedEvents | None:
     counts = []
     for place, block in enumerate(blocks):
         others = np.concatenate(blocks[:place] + blocks[place + 1 :])
-        counts.append(count_events(block, find_threshold(others, rule).tau, event))
+        tau = max(least, find_threshold(others, rule).tau)
+        counts.append(count_events(block, tau, event))
     days = len(scores) * event.spacing / (event.rows_per_day or 10_000)
     mean = sum(counts) / days
     spread = np.var(np.array(counts) / (days / BLOCKS), ddof=1) / BLOCKS

@@ -6,7 +6,7 @@ from its own rows, as in a run, and starts with the pooled ones if they are too 
 
 import bisect
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +15,38 @@ import numpy as np
 from kdjax.config import completed, resolve
 from kdjax.data.prepared import prepare, spans_of_its_own, training_ranges
 from kdjax.data.raw import about
-from kdjax.data.readers import match_channels, name_of
-from kdjax.data.scaler import Scaler
-from kdjax.data.series import Dataset, Ranges, Series, outside
+from kdjax.data.readers import match_channels, name_of, row_spans
+from kdjax.data.scaler import Scaler, apply_scaler
+from kdjax.data.series import Dataset, Ranges, Series, outside, ranges_of
 from kdjax.data.splits import cover_starts
 from kdjax.data.times import seconds_per_row
-from kdjax.data.unchanged import frozen_rows
+from kdjax.data.unchanged import frozen_rows, runs_within
 from kdjax.data.windowing import span_pieces, window_labels
 from kdjax.detection.cadence import check_cadence
 from kdjax.detection.calibration import calibrate, fold_starts, rule_for
-from kdjax.detection.detector import POOLED, Detector, score_windows
+from kdjax.detection.detector import (
+    BATCH_SIZE,
+    POOLED,
+    Detector,
+    entity_index,
+    gaussian_of,
+    residual_batches,
+    scaler_of,
+    score_windows,
+)
 from kdjax.detection.false_alarms import cross_rates, expected_events
-from kdjax.detection.gaussian import Gaussian
+from kdjax.detection.gaussian import (
+    WEIGHT,
+    Gaussian,
+    merge_all,
+    moments_of,
+    updated_gaussian,
+)
+from kdjax.detection.occurrences import ALL, has_moved
 from kdjax.detection.reading import read_like
 from kdjax.detection.scores import window_scores
 from kdjax.detection.storage import load_detector, save_detector
-from kdjax.detection.tables import find_windows, usable_spans
+from kdjax.detection.tables import find_windows, score_table, usable_spans
 from kdjax.detection.thresholds import (
     BLOCKS,
     BY_FOLDS,
@@ -41,7 +57,7 @@ from kdjax.detection.thresholds import (
     find_threshold,
     needed,
 )
-from kdjax.errors import ArtifactError, ConfigError, counted
+from kdjax.errors import ArtifactError, ConfigError, DataError, counted
 from kdjax.experiment.assemble import (
     calibration_rules,
     series_digest,
@@ -50,6 +66,10 @@ from kdjax.experiment.assemble import (
 )
 from kdjax.io.files import check_replaceable
 from kdjax.io.messages import acting
+from kdjax.models.residual import gives_scores, residual_names
+
+# By how much scores of a window may differ between batches and devices.
+ROUNDING = 1e-4
 
 # Shares of a new entity's rows; nothing is trained on them.
 VALIDATION, CALIBRATION = 0.5, 0.4
@@ -64,10 +84,14 @@ def calibrate_file(
     detector: str | os.PathLike[str],
     output: str | os.PathLike[str],
     entity: str | None = None,
+    confirmed_normal: str | os.PathLike[str] = "",
     threshold: Mapping[str, Any],
     **reading: Any,
 ) -> Iterator[str]:
     """Saves a detector calibrated on a file of clean rows; says what it did.
+
+    With `confirmed_normal`, a CSV of spans as `exclude` is, only rows in them are clean
+    and the detector takes these in, see `confirm_normal`.
 
     `detector` and `output` are folders and may be the same. `entity` names the rows if
     the file has no entity column and the detector has several. `threshold` has changed
@@ -89,7 +113,19 @@ def calibrate_file(
             f"calibrate: --entity={entity} can't name the rows of {len(every)} entities: "
             "leave it out, or give a file of one."
         )
-    for series in every:
+    spans: Sequence[np.ndarray] = [np.empty((0, 2), np.int64)] * len(every)
+    if given := str(confirmed_normal):
+        if threshold:
+            raise ConfigError(
+                "calibrate: --confirmed_normal keeps the rule of the threshold: change that "
+                "by a calibrate on clean rows."
+            )
+        (spans,), missed = row_spans([every], Path(given))
+        if missed or not sum(map(len, spans)):
+            raise DataError(f"{given}: {missed or 'no span'}: correct the spans.")
+    for series, own in zip(every, spans, strict=True):
+        if given and not len(own):
+            continue
         yield from series.notes
         name = entity or series.entity
         if not entity and name == usual and name not in loaded.entities:
@@ -98,9 +134,11 @@ def calibrate_file(
                 f"{', '.join(loaded.entities)} for a new threshold, or a new name."
             )
         with about(path):
-            loaded, note = recalibrated(
-                loaded, series._replace(entity=name), threshold=threshold
-            )
+            series = series._replace(entity=name)
+            if given:
+                loaded, note = confirm_normal(loaded, series, own)
+            else:
+                loaded, note = recalibrated(loaded, series, threshold=threshold)
         yield note
     save_detector(output, loaded)
     yield f"Written: {output}"
@@ -115,13 +153,7 @@ def recalibrated(
         ConfigError: too few rows for the rule, or invalid threshold settings.
         DataError: other channels, another step, or no stretch as long as the window.
     """
-    if "settings" not in detector.card:
-        raise ArtifactError(
-            f"the card of {detector.card.get('title', 'the detector')!r} has no settings, "
-            "so it can't be calibrated again: use one that kdjax made."
-        )
-    own = completed(detector.card["settings"])
-    settings = resolve({**own, "threshold": {**own["threshold"], **threshold}})
+    settings = _settings(detector, **threshold)
     series = match_channels(series, detector.channels)
     check_cadence(series.time, detector.step)
     change = _own
@@ -139,6 +171,17 @@ def recalibrated(
     new = {names[i]: source for i in _places(detector, place)}
     again = {**card.get("calibrated_again", {}), **new}
     return detector._replace(card={**card, "calibrated_again": again}), note
+
+
+def _settings(detector: Detector, **threshold: Any) -> dict[str, Any]:
+    """Settings of the detector's card, with changes of those of τ."""
+    if "settings" not in detector.card:
+        raise ArtifactError(
+            f"the card of {detector.card.get('title', 'the detector')!r} has no settings, "
+            "so it can't be calibrated again: use one that kdjax made."
+        )
+    own = completed(detector.card["settings"])
+    return resolve({**own, "threshold": {**own["threshold"], **threshold}})
 
 
 def _starts(detector: Detector, entity: str, settings: Settings) -> bool:
@@ -259,8 +302,9 @@ def _pooled(
     detector: Detector, series: Series, rule: Rule, enough: tuple[int, int]
 ) -> tuple[Detector, Threshold, str]:
     """The detector as it is, with pooled values at the entity's place; τ and a note."""
-    place, tau = detector.entities.index(series.entity), detector.thresholds[-1]
-    kept = detector.calibration[-1] if detector.calibration else np.empty(0)
+    place = detector.entities.index(series.entity)
+    tau = detector.thresholds[place]
+    kept = detector.calibration[place] if detector.calibration else np.empty(0)
     if rule.method == "fixed":
         tau = find_threshold(kept, rule)
     spans, values = usable_spans(detector, series), series.values
@@ -422,6 +466,215 @@ def _rule(detector: Detector, series: Series, settings: Settings) -> Rule:
         window=detector.window,
     )
     return rule_for(detector.model.kind, rule)
+
+
+def confirm_normal(
+    detector: Detector, series: Series, spans: np.ndarray
+) -> tuple[Detector, str]:
+    """The detector after spans of rows `[S, 2]` that were normal, and a note on the change.
+
+    Windows that hold one of these rows are scored by these rows alone. Residuals of the
+    rows join the entity's Gaussian with the least weight at which no such score is above τ
+    (at most that of all residuals before). The scores join those that τ is chosen on, by
+    the same rule, and τ is at least the highest of them. Ranges and the longest unchanged
+    runs take the rows too; constant channels that moved in them are watched no more.
+
+    Raises:
+        ConfigError: the entity has no calibration scores that the rule could take.
+        DataError: unknown entity, excluded rows, no window, or as `recalibrated`.
+    """
+    settings, name, window = _settings(detector), series.entity, detector.window
+    place = entity_index(detector, name)
+    series = match_channels(series, detector.channels)
+    rule, before = _rule(detector, series, settings), detector.thresholds[place]
+    if before.method == "fixed":
+        rule = rule._replace(method="fixed", value=before.tau)
+    if not detector.calibration or before.method != rule.method:
+        raise ConfigError(
+            f"calibrate: {name} has no calibration scores for {rule.method!r} that confirmed "
+            "rows could join: calibrate it on clean rows first."
+        )
+    inside, out = np.zeros((2, len(series.values)), bool)
+    for rows, marked in ((inside, spans), (out, series.excluded)):
+        for start, stop in () if marked is None else marked:
+            rows[start:stop] = True
+    if (inside & out).any():
+        raise DataError(
+            f"{name}: row {np.argmax(inside & out)} (from 0) is both excluded and confirmed "
+            "as normal: correct one of the two files of spans."
+        )
+    alarm = _alarms(detector, series, rule)
+    # A window may end, and an alarm begin, some rows behind those that caused it.
+    normal, others = inside.copy(), np.flatnonzero(alarm & ~inside)
+    for start, _ in spans:
+        quiet = others[others < start].max(initial=-1) + 1
+        normal[max(quiet, start - window + 1) : start] = True
+    starts = find_windows(detector, series, causal=True).starts
+    starts = starts[window_labels(normal, starts, window=window)]
+    held = normal[starts[:, None] + np.arange(window)]
+    scores = _scores_by(detector, place, series.values, starts, held)
+    if not (known := ~np.isnan(scores)).any():
+        raise DataError(
+            f"{name}: no window of {window} rows without a gap holds rows that are confirmed "
+            "as normal and have values: give more rows around them."
+        )
+    detector, weight = _with_residuals(
+        detector, place, series.values, starts, held, settings
+    )
+    scores = _scores_by(detector, place, series.values, starts, held)
+    spacing = 1 if rule.each_row else min(detector.stride, window)
+    joining = scores[known & ((starts - starts[0]) % spacing == 0)]
+    # Each block of time takes a share, so that its other windows stay in it.
+    blocks = BLOCKS if rule.method == "blocks" else 1
+    parts = (
+        np.array_split(own, blocks) for own in (detector.calibration[place], joining)
+    )
+    every = np.concatenate([part for pair in zip(*parts, strict=True) for part in pair])
+    tau = find_threshold(every, rule, source=before.source)
+    highest, detail = float(scores[known].max()) * (1 + ROUNDING), tau.detail
+    if highest > tau.tau and rule.method != "fixed":
+        detail += "; " * bool(detail) + "raised to the highest score of confirmed rows"
+        tau = tau._replace(tau=highest, rank=0, detail=detail)
+    tau = tau._replace(spacing=before.spacing)
+    kept = _with_scores(detector, place, every, rule)
+    expected = [""] * 2
+    if rule.method in BY_FOLDS:
+        for i, own in enumerate((detector.calibration[place], every)):
+            found = expected_events(own, rule, least=highest if i else -np.inf)
+            expected[i] = f", {found}" if found else ""
+    detector = with_threshold(detector._replace(calibration=kept), place, tau)
+    detector, changed = _with_limits(detector, place, series, inside)
+    after = _alarms(detector, series, rule)
+    note = (
+        f"{name}: τ {before.tau:.6g}{expected[0]} -> {_text(tau)}{expected[1]}; rows in alarm: "
+        f"{(alarm & inside).sum():,} -> {(after & inside).sum():,} of {inside.sum():,} that "
+        f"were normal, {(alarm & ~inside).sum():,} -> {(after & ~inside).sum():,} of the others"
+        f"{weight}{changed}"
+    )
+    if (after & inside).any():
+        why = "their windows hold rows outside the spans that score above τ"
+        if highest > tau.tau:
+            why = f"τ is fixed: set threshold.value to {highest:.6g} or more"
+        note += f"; some are still in alarm, since {why}"
+    source = {"rows": int(inside.sum()), "sha256": series_digest(series), "note": note}
+    history = detector.card.get("confirmed_normal", {})
+    history = {**history, name: [*history.get(name, []), source]}
+    card = {**detector.card, "confirmed_normal": history}
+    return detector._replace(card=card), note
+
+
+def _alarms(detector: Detector, series: Series, rule: Rule) -> np.ndarray:
+    """Rows in alarm, `[N]` bool, as in the mode that the rule counts events in."""
+    table = score_table(detector, series, entity=series.entity, causal=rule.each_row)
+    return table["alarm"].to_numpy() > 0
+
+
+def _scores_by(
+    detector: Detector,
+    place: int,
+    values: np.ndarray,
+    starts: np.ndarray,
+    held: np.ndarray,
+) -> np.ndarray:
+    """Scores `[M]` of windows by the rows of each that are `held`, `[M, L]`; NaN for none."""
+    points = score_windows(detector, place, values, starts)
+    scores: np.ndarray = window_scores(
+        np.where(held, points, np.nan), count=detector.allowed_points
+    )
+    return scores
+
+
+def _with_residuals(
+    detector: Detector,
+    place: int,
+    values: np.ndarray,
+    starts: np.ndarray,
+    held: np.ndarray,
+    settings: Settings,
+) -> tuple[Detector, str]:
+    """The detector with residuals of `held` rows of windows in its Gaussian, and a text.
+
+    With the least weight of powers of 2 at which no score by these rows is above τ.
+    """
+    tau, done, pieces = detector.thresholds[place].tau, 0, []
+    scored = [name for name in detector.channels if name not in detector.context]
+    names = residual_names(detector.model.kind, scored)
+    if not names:
+        return detector, ""
+    first, last = int(starts[0]), int(starts[-1]) + detector.window
+    scaled = apply_scaler(scaler_of(detector, place), values[first:last])
+    for piece in residual_batches(
+        detector.model,
+        scaled,
+        starts - first,
+        window=detector.window,
+        batch_size=BATCH_SIZE,
+    ):
+        own = piece[held[done : done + len(piece)]]
+        done += len(piece)
+        pieces.append(moments_of(own[~np.isnan(own).any(axis=1)]))
+    found, weight = merge_all(pieces), 0
+    before, options = detector, settings["detection"]
+    while found.n and weight < WEIGHT:
+        scores = _scores_by(detector, place, values, starts, held)
+        if np.nanmax(scores) <= tau:
+            break
+        weight = max(1, 2 * weight)
+        gaussian = updated_gaussian(
+            gaussian_of(before, place),
+            found,
+            weight=weight,
+            floor=options["floor"],
+            ridge=options["ridge"],
+            channels=names,
+        )
+        mean, whiten = (np.array(field) for field in before.gaussians)
+        for i in _places(detector, place):
+            mean[i], whiten[i] = gaussian
+        detector = before._replace(gaussians=Gaussian(mean, whiten))
+    share = f"{weight / WEIGHT:.2g} times the weight of all rows before"
+    return detector, f"; the Gaussian takes them with {share}" * bool(weight)
+
+
+def _with_limits(
+    detector: Detector, place: int, series: Series, inside: np.ndarray
+) -> tuple[Detector, str]:
+    """The detector whose ranges, runs and constants allow rows `[N]` bool, and a text."""
+    values, text = series.values, ""
+    places, names = _places(detector, place), (*detector.channels, ALL)
+    ranges, longest, constant = detector.ranges, detector.unchanged, detector.constant
+    if ranges is not None:
+        low, high = (np.array(side) for side in ranges)
+        own = ranges_of([values[inside]])
+        low[places], high[places] = (
+            np.fmin(low[place], own[0]),
+            np.fmax(high[place], own[1]),
+        )
+        ranges = Ranges(low, high)
+    if longest is not None and (watched := longest[place] > 0)[:-1].any():
+        runs = longest[place].copy()
+        spans = usable_spans(detector, series)
+        runs[watched] = runs_within(values[:, watched[:-1]], spans, inside)
+        for column in np.flatnonzero(runs > longest[place]):
+            text += f"; {names[column]} unchanged {longest[place][column]} -> {runs[column]} rows"
+        longest = longest.copy()
+        longest[places] = np.maximum(longest[place], runs)
+    if constant is not None:
+        own = constant[place].astype(values.dtype)
+        moved = np.flatnonzero(has_moved(own, values[inside]).any(axis=0))
+        if len(moved):
+            which = ", ".join(names[column] for column in moved)
+            if gives_scores(detector.model.kind):
+                text += (
+                    f"; still watched, since {detector.model.kind} holds it: {which}"
+                )
+            else:
+                text += f"; no longer watched as constant, nor scored: {which}"
+                constant = constant.copy()
+                for i in places:
+                    constant[i, moved] = np.nan
+    detector = detector._replace(ranges=ranges, unchanged=longest, constant=constant)
+    return detector, text
 
 
 def _text(tau: Threshold) -> str:

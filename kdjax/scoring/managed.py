@@ -66,7 +66,7 @@ class Edited:
 class Spans:
     """Whether a time of an entity lies in the spans of a CSV file, as now on the disk.
 
-    The file is that of `data.exclude`, see `kdjax.data.readers.exclude_rows`.
+    The file is that of `data.exclude`, see `kdjax.data.readers.row_spans`.
 
     Raises:
         ConfigError: it can't be read at first, or its times are on another clock than the
