@@ -7,7 +7,7 @@ import pytest
 from kdjax.data.splits import cover_starts
 from kdjax.detection.detector import entity_index
 from kdjax.detection.tables import CONTRIBUTION, score_table
-from kdjax.experiment.write import contribution_bins
+from kdjax.experiment.write import contribution_bins, fewer_windows
 from kdjax.models.residual import ResidualModel
 
 
@@ -68,3 +68,25 @@ def test_nothing_to_score(stepping, rows):
     found = contribution_bins(stepping, 0, values, none, np.arange(6) // 2)
     assert found.shape == (3, 2) and np.isnan(found).all()
     assert contribution_bins(stepping, 0, values[:0], none, none).shape == (0, 2)
+
+
+@pytest.mark.parametrize(("window", "stride"), [(40, 10), (100, 10), (10, 10), (9, 2)])
+def test_fewer_windows_hold_each_row_and_all_of_them_those_of_alarms(window, stride):
+    """Two spans of windows with a gap between; an alarm in rows 700 to 719."""
+    first, second = np.arange(0, 600, stride), np.arange(650, 1500, stride)
+    starts, spans = np.concatenate([first, second]), np.array([[700, 720]])
+    kept = fewer_windows(starts, spans, window=window, stride=stride)
+
+    def cover(windows):
+        return np.array(
+            [np.sum((windows <= r) & (r < windows + window)) for r in range(1600)]
+        )
+
+    before, after = cover(starts), cover(kept)
+    assert ((after > 0) == (before > 0)).all()
+    near = slice(700 - window, 720)  # what led to the alarm
+    assert (after[near] == before[near]).all()
+    inside = np.r_[window : 600 - window, 800 + window : 1500 - window]
+    assert (after[inside] >= np.minimum(2, before[inside])).all()
+    if window == 100:
+        assert len(kept) < len(starts) / 2 and after[inside].max() <= 3

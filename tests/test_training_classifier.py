@@ -15,6 +15,7 @@ from kdjax.detection.detector import score_batches, stream_detector
 from kdjax.detection.storage import load_detector
 from kdjax.detection.tables import score_table
 from kdjax.errors import ConfigError
+from kdjax.experiment import write
 from kdjax.experiment.pipeline import prepare_dataset
 from kdjax.export.costs import numbers
 from kdjax.models.classifier import classifier_points
@@ -187,13 +188,23 @@ def test_with_a_fixed_threshold_nothing_is_held_out(fitted, monkeypatch, tmp_pat
     )
 
 
-def test_a_run_with_a_fixed_threshold_measures_no_rate_on_rows_it_learnt_from(tmp_path):
+def test_a_run_with_a_fixed_threshold_measures_no_rate_on_rows_it_learnt_from(
+    tmp_path, monkeypatch
+):
+    drawn, real = [], write.contribution_bins
+
+    def bins(detector, index, values, starts, bins):
+        drawn.append((detector.model.kind, len(starts)))
+        return real(detector, index, values, starts, bins)
+
+    monkeypatch.setattr(write, "contribution_bins", bins)
     waves(600).to_csv(tmp_path / "rows.csv", index=False)
     waves(200, seed=1).to_csv(tmp_path / "new.csv", index=False)
     changes = {
         "data.path": str(tmp_path / "rows.csv"),
         "data.test_path": str(tmp_path / "new.csv"),
         "data.window": 16,
+        "data.stride": 2,
         "student.components": ("classifier",),
         "teacher.components": ("mahalanobis",),
         "baselines": (),
@@ -202,14 +213,16 @@ def test_a_run_with_a_fixed_threshold_measures_no_rate_on_rows_it_learnt_from(tm
         **{name: OPTIONS["settings"][name] for name in OPTIONS["settings"]},
     }
     settings = kdjax.resolve(kdjax.override(kdjax.get_config(), changes))
-    rates = {
-        row["model"]: row for row in kdjax.run(settings, tmp_path / "run")["rates"]
-    }
+    results = kdjax.run(settings, tmp_path / "run")
+    rates = {row["model"]: row for row in results["rates"]}
     own, teacher = rates["student"], rates["teacher"]["left_out"]
     assert own["tau"] == 0.5 and own["expected_events"] is None and own["drift"] is None
     assert own["left_out"]["rate"] is None and own["left_out"]["separate_windows"] == 0
     assert own["left_out"]["detail"] == "no calibration window has a score"
     assert teacher["rate"] is not None and teacher["separate_windows"] > 1
+    # A classifier's contributions take long: its heat map is of fewer windows.
+    ((kind, windows),) = drawn
+    assert kind == "classifier" and 93 / 4 < windows < 93
 
 
 def test_faults_alarm_and_their_channel_is_named(fitted, faulty):

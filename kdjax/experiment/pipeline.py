@@ -54,7 +54,7 @@ from kdjax.models import residual
 from kdjax.models.autoencoder import count_parameters
 from kdjax.models.residual import NETWORK, ResidualModel
 from kdjax.training import hosts
-from kdjax.training.components import fit_baseline, most_numbers
+from kdjax.training.components import HeldOut, fit_baseline, most_numbers
 from kdjax.training.sharding import training_mesh
 
 
@@ -130,6 +130,11 @@ def _run(settings: Settings, workdir: Path, console: Console) -> dict[str, Any]:
     with _timed(seconds, "training"):
         first = warm_start.params if warm_start else {}
         networks = train_groups(groups, settings, workdir, console, first=first)
+        held_out: dict[str, HeldOut] = {name: {} for name in groups}
+        every_model = {
+            name: fit_models(networks[name], group, settings, held_out[name])
+            for name, group in groups.items()
+        }
 
     with _timed(seconds, "evaluation"):
         evaluated, inspections = {}, list[evaluate.Inspection]()
@@ -138,7 +143,9 @@ def _run(settings: Settings, workdir: Path, console: Console) -> dict[str, Any]:
             if name != ALL:  # a line for each group, not for each of its models
                 console.print(f"{name}: models calibrate and score")
                 shown = Console(quiet=True)
-            models = _evaluate(networks[name], group, settings, shown, warm_start)
+            models = _evaluate(
+                every_model[name], group, settings, shown, warm_start, held_out[name]
+            )
             rules = calibration_rules(settings, group)
             inspections += evaluate.inspect_training(models["student"], group, rules)
             evaluated[name] = models
@@ -265,14 +272,13 @@ def _check_processes(settings: Settings) -> None:
     training_mesh(settings["train"]["batch_size"])
 
 
-def _evaluate(
+def fit_models(
     networks: Mapping[str, ResidualModel],
     prepared: Prepared,
     settings: Settings,
-    console: Console,
-    warm_start: WarmStart | None,
-) -> dict[str, ModelEvaluation]:
-    """Networks, baselines, and the detector that training started from."""
+    held_out: HeldOut,
+) -> dict[str, ResidualModel]:
+    """Networks and baselines by name; `held_out` gets the models that choose their τ."""
     # A baseline that is a component of a model was fitted with it.
     fitted = {
         kind: residual.component(model, kind)
@@ -283,9 +289,23 @@ def _evaluate(
     options = baseline_options(settings)
     for name in settings["baselines"]:
         models[name] = fitted.get(name) or fit_baseline(name, prepared, **options)
+    for model in models.values():
+        held_out_models(prepared, settings, held_out, model)
+    return models
+
+
+def _evaluate(
+    models: dict[str, ResidualModel],
+    prepared: Prepared,
+    settings: Settings,
+    console: Console,
+    warm_start: WarmStart | None,
+    held_out: HeldOut,
+) -> dict[str, ModelEvaluation]:
+    """The models, and the detector that training started from."""
     ready = {}
     if warm_start:
-        models[PREVIOUS] = warm_start.detector.model
+        models = {**models, PREVIOUS: warm_start.detector.model}
         ready[PREVIOUS] = previous_calibration(warm_start.detector, prepared)
     return evaluate.evaluate_models(
         models,
@@ -294,7 +314,7 @@ def _evaluate(
         min_anomalous_points=settings["data"]["min_anomalous_points"],
         console=console,
         ready=ready,
-        held_out=functools.partial(held_out_models, prepared, settings, {}),
+        held_out=functools.partial(held_out_models, prepared, settings, held_out),
         point_adjusted=settings["evaluation"]["point_adjusted"],
         rolling=settings["threshold"]["rolling_share"],
     )

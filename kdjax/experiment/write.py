@@ -10,6 +10,7 @@ import pandas as pd
 from kdjax.config import Settings
 from kdjax.data.prepared import Entity, Prepared
 from kdjax.data.times import axis_times, format_times
+from kdjax.data.windowing import window_labels
 from kdjax.detection.alarming import (
     AlarmRule,
     event_table,
@@ -57,6 +58,7 @@ from kdjax.export.costs import detector_costs
 from kdjax.io.environment import describe_environment
 from kdjax.io.files import atomic_path
 from kdjax.metrics.checks import runs
+from kdjax.models.residual import gives_scores
 
 DRAWN = (TEACHER, STUDENT)  # models whose scores the report draws
 HEAT_MAPS = 16  # entities whose channels are drawn, which takes scoring their test rows
@@ -273,6 +275,9 @@ def _channels(
         if entity.test is not None:
             detector, own = detectors[entity.name], test_starts(prepared, entity)
             index = entity_index(detector, entity.name)
+            if gives_scores(detector.model.kind):  # a pass a channel for each window
+                stride = prepared.stride
+                own = fewer_windows(own, alarms, window=detector.window, stride=stride)
             bins = np.searchsorted(starts, np.arange(len(values)), side="right") - 1
             largest = contribution_bins(detector, index, values, own, bins)
             heat = Heat(model, detector.channels, largest, timeline.thresholds[model])
@@ -325,6 +330,26 @@ def _events(
     )
     first, stop = events(alarm, gap=prepared.window).T
     return table.assign(first=first, stop=stop).astype(object)
+
+
+def fewer_windows(
+    starts: np.ndarray, spans: np.ndarray, *, window: int, stride: int
+) -> np.ndarray:
+    """First rows of enough windows to draw, of those at `starts` `[M]`, ascending.
+
+    All that hold a row of the alarms at spans `[K, 2]`, or of the `window` rows before one,
+    and of the others so many that each row keeps two, near gaps one.
+
+    >>> fewer_windows(np.arange(0, 70, 10), np.empty((0, 2), int), window=40, stride=10)
+    array([ 0, 20, 40, 60])
+    """
+    inside = np.zeros(int(starts.max(initial=0)) + window, bool)
+    for first, stop in spans:
+        inside[max(first - window, 0) : stop] = True
+    kept = window_labels(inside, starts, window=window)
+    kept |= np.arange(len(starts)) % max(1, window // stride // 2) == 0
+    ends = np.diff(starts, prepend=-np.inf, append=np.inf) != stride
+    return starts[kept | ends[1:] | ends[:-1]]
 
 
 def contribution_bins(

@@ -90,12 +90,13 @@ def classifier_contributions(
     values = in_ranges(params, jnp.asarray(windows))
     flat = values.mean(axis=1, keepdims=True)
     held = flat + DRAWN * (jnp.asarray(params["mean"]) - flat)
-    networks = jax.tree.map(jnp.asarray, (params["networks"], params["level"]))
-    first = jax.vmap(_first_layer, (0, 0, None))(*networks, values)
+    networks = jax.tree.map(jnp.asarray, params["networks"])
+    levels = jnp.asarray(params["level"])
+    first = jax.vmap(_first_layer, (0, 0, None))(networks, levels, values)
 
     def scores(first: Array) -> Array:
         later = jax.vmap(_later_layers, (0, 0, None))
-        return _mean_score(later(networks[0], first, values.shape[1]))
+        return _mean_score(later(networks, first, values.shape[1]))
 
     def without(channel: Array) -> Array:
         own, mean, away = (
@@ -109,7 +110,7 @@ def classifier_contributions(
             step = jnp.where(relative > 0, mean, away) - own
             return convolve(2 * step, kernel, 1)
 
-        return scores(first + jax.vmap(moved)(*networks))
+        return scores(first + jax.vmap(moved)(networks, levels))
 
     lower = jax.lax.map(without, jnp.arange(values.shape[-1])).T
     whole = scores(first)[:, None]
