@@ -301,6 +301,43 @@ def test_lines_sent_again_are_neither_lost_nor_doubled(replayed, tmp_path, most)
             assert f"{again} line" in said[-1] or not again
 
 
+class CrashError(Exception):
+    """In place of a kill: nothing is saved behind it."""
+
+
+def crashing(lines, together):
+    for at in range(0, len(lines), together):
+        yield lines[at : at + together]
+    raise CrashError
+
+
+@pytest.fixture
+def saving(monkeypatch):
+    """States are saved behind all lines that are answered together."""
+    monkeypatch.setattr(streams, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(streams, "SAVE_SHARE", math.inf)
+
+
+@pytest.mark.parametrize("most", [1, 1000])
+@pytest.mark.parametrize("together", [1, 5])
+def test_a_crash_loses_and_doubles_no_line(
+    replayed, folder, tmp_path, saving, most, together
+):
+    lines = mixed(24)
+    whole, _ = replayed(lines)
+    for cut in (3, 8, 40, 77):
+        clear(tmp_path)
+        for lost in (cut, cut + 12):
+            with pytest.raises(CrashError):
+                run_stream(
+                    crashing([HEAD, *lines[:lost]], together), tmp_path / "out.jsonl",
+                    detector=folder, state=tmp_path / "state", most_open=most,
+                    **OPTIONS,
+                )  # fmt: skip
+        text, _ = replayed(lines, most_open=most)
+        assert without_line_numbers(text) == without_line_numbers(whole)
+
+
 def test_a_source_that_goes_on_loses_no_row(replayed, tmp_path):
     lines = mixed(24)
     whole, _ = replayed(lines)
@@ -481,7 +518,7 @@ def test_a_few_lines_of_many_entities_are_no_problem(folder):
 # Readings on an even grid.
 
 
-def test_readings_of_entities_lie_on_their_own_grids(small, tmp_path):
+def test_readings_of_entities_lie_on_their_own_grids(small, tmp_path, saving):
     data = {"layout": "long", "step": "10s", "fill_limit": 3, "missing": "mask"}
     data |= {"tag_column": "tag", "value_column": "value"}
     card = {"title": "by hand", "settings": {"data": data}, "data": {"dated": True}}
@@ -520,15 +557,27 @@ def test_readings_of_entities_lie_on_their_own_grids(small, tmp_path):
         alike(answers, wanted)
     # Restarts and entities on disk change nothing.
     output, state = tmp_path / "out", tmp_path / "state"
-    for part in (every[:250], every[100:]):
+    with pytest.raises(CrashError):
+        run_stream(
+            crashing([head, *every[:300]], 1), output, detector=tmp_path / "long",
+            state=state, most_open=1, **OPTIONS,
+        )  # fmt: skip
+    for part in (every[:350], every[200:]):
         parted = streamed(
             [[head], part], tmp_path / "long", output, state=state, most_open=1,
             backend="onnxruntime",
         )  # fmt: skip
-    alike(
-        [one for one in parted if "event" not in one],
-        [one for one in found if "event" not in one],
-    )
+    wanted = [one for one in found if "event" not in one]
+    alike([one for one in parted if "event" not in one], wanted)
+    # A source that goes on, at any reading.
+    for cut in range(300, 310):
+        clear(tmp_path)
+        for part in (every[:cut], every[cut:]):
+            parted = streamed(
+                [[head], *([line] for line in part)], tmp_path / "long",
+                tmp_path / "out.jsonl", state=state, backend="onnxruntime",
+            )  # fmt: skip
+        alike([one for one in parted if "event" not in one], wanted)
 
 
 # The program, and Python.

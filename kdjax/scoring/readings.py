@@ -166,14 +166,25 @@ class RowReader:
                 if not reading.step:
                     yield line
                 elif line.tag not in reading.ignore:
-                    own = self if of is None else of(line.entity)
-                    again, repeated = own.again, own.repeated
-                    yield from own._grid_rows(line)
-                    if own is not self:
-                        self.again += own.again - again
-                        self.repeated += own.repeated - repeated
+                    yield from self._of_entity(line, of)
             except DataError as error:
                 yield line._replace(row=[], error=str(error))
+
+    def _of_entity(
+        self, line: Line, of: Callable[[str], "RowReader"] | None
+    ) -> Iterator[Line]:
+        """The rows that a reading completes, by the reader of its entity."""
+        if of is None:
+            yield from self._grid_rows(line)
+            return
+        own = of(line.entity)
+        again, repeated = own.again, own.repeated
+        try:
+            yield from own._grid_rows(line)
+        finally:
+            self.again += own.again - again
+            self.repeated += own.repeated - repeated
+            of(line.entity)  # It has changed since it may have been saved.
 
     def another(self) -> "RowReader":
         """A reader of the readings of another entity."""

@@ -748,6 +748,7 @@ class _Answering:
         machines.came(line.entity)
         if id(machine) in self._waiting:
             self.flush()
+        machine.changed = True  # after what `flush` saved
         stream, answered = machine.stream, machine.answered
         fault, instant, taken = line.error, None, None
         try:
@@ -763,6 +764,8 @@ class _Answering:
         self._again = answered.comes_again(line, instant, follows=follows)
         if self._again:
             self._answer(_Answer(""))
+            if not self._items:
+                machines.shrink()
             return
         if not fault and is_late(instant, stream.last) and answered.has(line, instant):
             fault = (
