@@ -518,7 +518,9 @@ def test_a_few_lines_of_many_entities_are_no_problem(folder):
 # Readings on an even grid.
 
 
-def test_readings_of_entities_lie_on_their_own_grids(small, tmp_path, saving):
+def test_readings_of_entities_lie_on_their_own_grids(
+    small, tmp_path, saving, monkeypatch
+):
     data = {"layout": "long", "step": "10s", "fill_limit": 3, "missing": "mask"}
     data |= {"tag_column": "tag", "value_column": "value"}
     card = {"title": "by hand", "settings": {"data": data}, "data": {"dated": True}}
@@ -569,8 +571,21 @@ def test_readings_of_entities_lie_on_their_own_grids(small, tmp_path, saving):
         )  # fmt: skip
     wanted = [one for one in found if "event" not in one]
     alike([one for one in parted if "event" not in one], wanted)
-    # A source that goes on, at any reading.
-    for cut in range(300, 310):
+    # A source that goes on, behind readings that completed a row.
+    monkeypatch.setattr(streams, "AT_ONCE", 1)
+    said = io.StringIO()
+    completing = []
+
+    def followed():
+        yield head
+        for number, line in enumerate(every, start=1):
+            before = said.getvalue().count('"score": ')
+            yield line
+            if said.getvalue().count('"score": ') > before:
+                completing.append(number)
+
+    run_stream(followed(), said, detector=tmp_path / "long", **OPTIONS)
+    for cut in completing[40:100:20]:
         clear(tmp_path)
         for part in (every[:cut], every[cut:]):
             parted = streamed(
