@@ -76,6 +76,7 @@ from kdjax.experiment.assemble import (
 from kdjax.experiment.jobs import is_distilled
 from kdjax.experiment.pipeline import check_windows, prepare_dataset
 from kdjax.experiment.recalibrate import (
+    confirm_normal,
     recalibrated,
     with_rule,
     with_settings,
@@ -597,6 +598,43 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
         now = self._fields()
         chosen = {name: now[name] for name in now if name.startswith(_CALIBRATED)}
         changed._made_with = self._made_with | chosen
+        return self._become(changed)
+
+    @_own_names()
+    def confirm_normal(self, X: Any, spans: Any) -> Self:
+        """Takes rows that were normal, such as false alarms, into Gaussian and τ.
+
+        Nothing is trained, and `decision_scores_` stay those of `fit`.
+
+        Args:
+            X: rows with the spans and, if it goes on, what was before and after.
+            spans: events as `detect(X)` gives them, or pairs of first and last labels of
+                the index of X, or row numbers of an array.
+
+        >>> rows = np.random.default_rng(0).normal(size=(2000, 3))
+        >>> detector = KDDetector(detector="mahalanobis", window_size=20).fit(rows)
+        >>> rows[1000] += 9
+        >>> int(detector.confirm_normal(rows, [(1000, 1000)]).predict(rows)[1000])
+        0
+        """
+        series = self._series(X)._replace(entity=self.entity_)
+        self._warn_of_changes()
+        index = X.index if isinstance(X, pd.DataFrame) else pd.RangeIndex(len(X))
+        if isinstance(spans, pd.DataFrame):
+            spans = zip(spans["start"], spans["end"], strict=True)
+        try:
+            found = [index.slice_indexer(start, end) for start, end in spans]
+        except (KeyError, TypeError, ValueError):
+            found = []
+        rows = np.array([(one.start, one.stop) for one in found], int).reshape(-1, 2)
+        if not len(rows) or (rows[:, 0] >= rows[:, 1]).any():
+            raise DataError(
+                "confirm_normal: there must be a span, and each must hold a row of X: give "
+                "events of detect(X), or pairs of first and last labels of its index."
+            )
+        changed = copy.copy(self)
+        changed.detector_, note = confirm_normal(self.detector_, series, rows)
+        logger.info(note)
         return self._become(changed)
 
     def set_threshold(self, tau: float) -> Self:

@@ -505,10 +505,11 @@ def confirm_normal(
         )
     alarm = _alarms(detector, series, rule)
     # A window may end, and an alarm begin, some rows behind those that caused it.
-    normal, others = inside.copy(), np.flatnonzero(alarm & ~inside)
+    normal, edges = inside.copy(), usable_spans(detector, series)[:, 0]
+    edges = np.append(edges, np.flatnonzero(alarm & ~inside) + 1)
     for start, _ in spans:
-        quiet = others[others < start].max(initial=-1) + 1
-        normal[max(quiet, start - window + 1) : start] = True
+        first = edges[edges <= start].max(initial=0)
+        normal[max(first, start - window + 1) : start] = True
     starts = find_windows(detector, series, causal=True).starts
     starts = starts[window_labels(normal, starts, window=window)]
     held = normal[starts[:, None] + np.arange(window)]
