@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from kdjax.data.scaler import fit_scaler as fit_scaler
     from kdjax.data.splits import split as split
     from kdjax.data.windowing import windows as windows
+    from kdjax.detection.alarming import alarm_measures as alarm_measures
     from kdjax.detection.alarming import events as events
     from kdjax.detection.attribution import contributions as contributions
     from kdjax.detection.detector import Detector as Detector
@@ -111,7 +112,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "kdjax.detection.scores": "alarms point_scores row_scores window_scores",
         "kdjax.detection.attribution": "contributions",
         "kdjax.detection.thresholds": "blocks_threshold conformal_threshold pot_threshold quantile_threshold",
-        "kdjax.detection.alarming": "events",
+        "kdjax.detection.alarming": "alarm_measures events",
     },
     "Saved detectors and files": {
         "kdjax.detection.detector": "Detector",

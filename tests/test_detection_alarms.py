@@ -9,6 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+import kdjax
 from kdjax.detection.alarming import (
     AlarmRule,
     AlarmState,
@@ -18,7 +19,7 @@ from kdjax.detection.alarming import (
     next_alarm,
     row_alarms,
 )
-from kdjax.errors import ConfigError
+from kdjax.errors import ConfigError, DataError
 
 # T above τ, h between half of it and τ, f below both, ? unknown.
 TAU = 1.0
@@ -231,3 +232,140 @@ def test_no_alarm_gives_an_empty_table_with_its_columns():
     assert len(empty) == 0
     assert list(empty) == ["entity", "start", "end", "severity", "peak", "channels"]
     assert empty.dtypes.tolist() == table().dtypes.tolist()
+
+
+# Alarm-management measures, against hand calculation.
+
+DAY0 = pd.Timestamp("2024-05-01")
+
+
+def table_of(starts, lengths=0, **columns):
+    """Events that begin so many seconds after the day's start."""
+    starts = np.asarray(starts, float)
+    moments = [
+        DAY0 + pd.to_timedelta(at, unit="s") for at in (starts, starts + lengths)
+    ]
+    frame = {"start": moments[0], "end": moments[1], **columns}
+    return pd.DataFrame(frame, index=range(len(starts)))
+
+
+def measured(starts, lengths=0, hours=1.0, **columns):
+    span = (DAY0, DAY0 + pd.Timedelta(hours=hours))
+    return kdjax.alarm_measures(table_of(starts, lengths, **columns), span=span)
+
+
+def test_a_flood_begins_above_ten_events_in_ten_minutes_and_ends_below_five():
+    """Every 30 s: the 11th begins at 300 s; at 810 s all but four are ten minutes old."""
+    found = measured(np.arange(12) * 30)
+    assert found.flood_share == pytest.approx((810 - 300) / 3600)
+    assert found.most_in_10_minutes == found.most_in_hour == found.most_in_day == 12
+    # Ten are none, nor are eleven of which the first is ten minutes old.
+    assert measured(np.arange(10) * 30).flood_share == 0
+    assert measured(np.arange(11) * 60).flood_share == 0
+    # Five in ten minutes, without end, don't end one; it counts up to the end of the span.
+    slow = np.append(np.arange(11), 10 + np.arange(1, 30) * 120)
+    assert measured(slow).flood_share == pytest.approx((3600 - 10) / 3600)
+    # One that begins and ends at the same instants is not interrupted.
+    again = np.append(np.arange(11), np.arange(11) + 600)
+    assert measured(again).flood_share == pytest.approx((600 + 606 - 10) / 3600)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_measures_in_time_are_those_of_every_second_looked_at(seed):
+    rng = np.random.default_rng(seed)
+    starts = np.sort(rng.integers(0, 3 * 86_400, 60))
+    burst = rng.integers(90_000, 93_000, 60)
+    starts = np.sort(np.append(starts, burst))
+    found = measured(rng.permutation(starts), hours=72)
+    begun = np.bincount(starts, minlength=3 * 86_400)
+    passed = np.append(0, np.cumsum(begun))
+
+    def within(seconds):
+        at = np.arange(1, len(passed))
+        return passed[at] - passed[np.maximum(at - seconds, 0)]
+
+    assert found.most_in_day == within(86_400).max()
+    assert found.most_in_hour == within(3600).max()
+    assert found.most_in_10_minutes == within(600).max()
+    flooded, seconds = False, 0
+    for count in within(600):
+        flooded = count > 10 or (flooded and count >= 5)
+        seconds += flooded
+    assert found.flood_share == pytest.approx(seconds / (3 * 86_400)) and seconds > 100
+    assert found.per_day == 40 and found.events == 120
+
+
+def test_a_source_chatters_with_three_events_within_a_minute():
+    starts = [0, 30, 60, 100, 130, 161, 0, 1, 2]
+    entity = ["a"] * 3 + ["b"] * 3 + ["c"] * 3
+    channels = ["x;y", "x", "x;z", "x", "x", "x", "x", "y", "x"]
+    found = measured(starts, entity=entity, channels=channels)
+    assert found.chattering == ("a x",)
+    # An event of another kind has another source.
+    kinds = ["score", "frozen", "score", *["score"] * 6]
+    found = measured(starts, entity=entity, channels=channels, kind=kinds)
+    assert found.chattering == () and dict(found.worst)["a frozen x"] == 1
+
+
+def test_standing_events_last_longer_than_a_day():
+    found = measured([0, 0, 3600, 0], [86_400, 86_401, 90_000, 5], hours=48)
+    assert found.standing == 2 and found.per_day == 2
+    open_ = table_of([0, 100_000]).assign(end=[None, ""])
+    span = [DAY0, DAY0 + pd.Timedelta(hours=48)]
+    assert kdjax.alarm_measures(open_, span=span).standing == 1
+
+
+def test_the_ten_most_frequent_sources():
+    """Twelve sources with 1 to 12 events: the ten largest have 75 of 78."""
+    entity = np.repeat([f"e{n:02}" for n in range(1, 13)], range(1, 13))
+    found = measured(np.arange(78), entity=entity)
+    assert found.worst == tuple((f"e{n:02}", n) for n in range(12, 2, -1))
+    assert found.worst_share == pytest.approx(75 / 78)
+
+
+def test_measures_of_numbers_need_their_unit():
+    rows = pd.DataFrame({"start": [0, 5, 6], "end": [0, 5, 1500]})
+    found = kdjax.alarm_measures(rows, span=(0, 2879))
+    assert (
+        found.per_day is found.standing is found.flood_share is found.chattering is None
+    )
+    assert "`seconds` is not given" in found.reason
+    assert found.events == 3 and found.worst == (("", 3),)
+    found = kdjax.alarm_measures(rows, span=(0, 2880), seconds=60)
+    assert found.reason == "" and found.per_day == 1.5
+    assert (found.most_in_10_minutes, found.standing) == (3, 1)
+
+
+def test_measures_of_no_events_and_of_no_time():
+    found = measured([])
+    assert (
+        found.per_day == found.most_in_day == found.flood_share == found.standing == 0
+    )
+    assert found.chattering == found.worst == () and found.worst_share is None
+    assert "an instant" in measured([0], hours=0).reason
+
+
+def test_a_file_of_events_is_measured_on_the_clocks_of_its_zone(tmp_path):
+    """The clock goes back at 03:00 to 02:00: 01:50 to 02:05 is an hour and a quarter."""
+    texts = ["2024-10-27 01:50:00+02:00", "2024-10-27 02:05:00+01:00"]
+    path = tmp_path / "scores.csv.events.csv"
+    pd.DataFrame({"start": texts, "end": texts}).to_csv(path, index=False)
+    span = "2024-10-27 00:00:00+02:00", "2024-10-27 23:59:59+01:00"
+    found = kdjax.alarm_measures(pd.read_csv(path), span=span)
+    assert (found.most_in_hour, found.most_in_day) == (1, 2)
+    assert found.per_day == pytest.approx(2 / (25 / 24), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "words"),
+    [
+        ("2024-05-01 02:00", "2024-05-01 01:00", "event 1 .* begins after its end"),
+        ("2024-05-01 02:00", "2024-05-02 02:00", "not within the span, 2024-05-01"),
+        ("2024-04-01 02:00", "2024-05-01 02:00", "not within the span, 2024-05-01"),
+        ("at noon", "2024-05-01 02:00", "events: .* 'at noon'"),
+    ],
+)
+def test_events_outside_the_span_and_odd_times_are_refused(start, end, words):
+    table = pd.DataFrame({"start": [start], "end": [end]})
+    with pytest.raises(DataError, match=words):
+        kdjax.alarm_measures(table, span=("2024-05-01 00:00", "2024-05-02 00:00"))

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 from test_evaluation_page import Page
 
+from kdjax.detection.alarming import alarm_measures
 from kdjax.evaluation import report
 from kdjax.evaluation.intervals import interval_rows
 from kdjax.evaluation.plots import Heat, Timeline
@@ -29,7 +30,13 @@ from kdjax.evaluation.report import (
 )
 from kdjax.evaluation.rows import EntityScores, metric_rows
 from kdjax.evaluation.summary import summarise
-from kdjax.evaluation.tables import Table, caption, detection_table, report_tables
+from kdjax.evaluation.tables import (
+    Table,
+    alarm_table,
+    caption,
+    detection_table,
+    report_tables,
+)
 
 
 def result_rows(*arguments):
@@ -102,7 +109,10 @@ EVENTS = pd.DataFrame(
         "stop": [9, 9, 23],
     }
 )
-DECIDED = Decided("teacher", "Expect about 3 events a day (1–5).", SIGNALS, EVENTS)
+MEASURES = alarm_measures(EVENTS, span=(0, 60), seconds=120)
+DECIDED = Decided(
+    "teacher", "Expect about 3 events a day (1–5).", SIGNALS, EVENTS, MEASURES
+)
 RANKINGS = [{"teacher": e} for e in ENTITIES[:2]]
 DISTRIBUTIONS = [(e, e.scores) for e in ENTITIES[:2]]
 HISTORY = [
@@ -311,9 +321,33 @@ def test_what_an_engineer_needs_comes_first_and_the_rest_is_folded(text):
     heads = re.findall("<h2>(.*?)</h2>", first)
     assert heads == ["Events", "Alarms of teacher", "Notes"]
     assert [part.split("</h2>")[0] for part in folded] == [
-        "Summary", "Results", "Rows and events, means over entities", "Learning curve",
-        "Entities", "Settings", "Environment", "Data",
+        "Alarm management", "Summary", "Results", "Rows and events, means over entities",
+        "Learning curve", "Entities", "Settings", "Environment", "Data",
     ]  # fmt: skip
+
+
+def test_alarm_management_stands_beside_its_targets(text):
+    """Three events in two hours, two of them at once; without times there is a reason."""
+    cells = Page(text).cells
+    start = cells.index("Measure")
+    assert cells[start : start + 30] == [
+        "Measure", "Value", "Target",
+        "Events", "3", "",
+        "Events a day", "36", "about 150, at most about 300",
+        "Most in 24 hours", "3", "",
+        "Most in an hour", "3", "30 in 99 % of hours",
+        "Most in 10 minutes", "2", "10",
+        "Time in flood", "0.00%", "below 1 %",
+        "Chattering sources", "0", "0",
+        "Standing, over 24 hours", "0", "below 5 on any day",
+        "Of the ten most frequent sources", "100%", "1 % to 5 %",
+    ]  # fmt: skip
+    assert "Most frequent: a load 1, b load 1, d load 1." in text
+    table = alarm_table(alarm_measures(EVENTS, span=(0, 60)))
+    assert table.frame["Value"].tolist() == ["3", *"–" * 7, "100%"]
+    assert "`seconds` is not given" in table.words
+    crowd = MEASURES._replace(chattering=("a x", "b x", "c x", "d x"))
+    assert alarm_table(crowd).frame["Value"][6] == "4 (a x, b x, c x)"
 
 
 def test_recommendations_thresholds_and_events_are_lines(tmp_path):

@@ -224,3 +224,15 @@ def test_digests_and_numbers_are_written_beside_the_page(finished):
     assert len(entities) == len(results["entities"])
     for name in ("report.md", "results.tex"):
         assert "student" in (finished.workdir / name).read_text("utf-8")
+
+
+def test_the_report_measures_the_events_of_its_table(finished):
+    """Both machines, of 160 and 120 rows a second apart, are one operator's."""
+    text = (finished.workdir / "report.html").read_text("utf-8")
+    cells = Page(text).cells
+    first, start = cells.index("Start"), cells.index("Measure")
+    told = dict(zip(cells[start::3], cells[start + 1 :: 3], strict=False))
+    events = sum(name in MACHINES for name in cells[first:start:1])
+    assert events and told["Events"] == told["Most in 10 minutes"] == str(events)
+    assert told["Events a day"] == f"{events * 86_400 / 159:.3g}"
+    assert told["Standing, over 24 hours"] == "0"

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
+import kdjax
 from kdjax.cli import main
 from kdjax.config import get_config, override, resolve
 from kdjax.data.series import Series
@@ -212,6 +213,17 @@ def test_a_level_shift_alarms_and_its_channel_is_named(scored):
     assert (
         f"{int(table['alarm'].sum())} of 200 rows in alarm, {len(events)} event" in out
     )
+
+
+def test_events_a_day_are_told(scored):
+    """200 rows of a minute; the file of events gives the same."""
+    frame, _, events, out = scored
+    span = frame["time"].iloc[[0, -1]]
+    found = kdjax.alarm_measures(events, span=span.tolist())
+    # Score events of all channels, and those of other kinds.
+    assert found.per_day == pytest.approx(len(events) * 1440 / 199) and len(events)
+    assert f"{found.per_day:.2g} events a day, at most {len(events)} in 24 hours" in out
+    assert "in 10 minutes; 0.0% of the time in flood, 0 sources chattering" in out
 
 
 def test_contributions_are_columns_and_add_up(scored):

@@ -4,19 +4,31 @@ A rule may ask that the window score stays above τ for some rows before an alar
 (minimum duration), that it falls below a lower level before the alarm ends (hysteresis)
 and that quiet follows an alarm (cool-down). `next_alarm` takes one row at a time, as a
 stream has them; `row_alarms` gives the same for a whole series.
+`alarm_measures` says what events mean to the person who reads them.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
+from kdjax.data.raw import Place
+from kdjax.data.times import parse_time
 from kdjax.data.windowing import latest_window
-from kdjax.errors import ConfigError
+from kdjax.errors import ConfigError, DataError, counted
 from kdjax.metrics.checks import runs
 
 TOP = 3  # channels that an event names
+
+# Of ISA-18.2 and IEC 62682; seconds. More events in `PERIOD` than the first of `FLOOD` begin
+# a flood, fewer than the second end it (EEMUA 191).
+DAY, HOUR, PERIOD, MINUTE = 86_400.0, 3_600.0, 600.0, 60.0
+FLOOD = (10, 5)
+CHATTERS = 3  # events of a source within a minute
+WORST = 10  # sources
 
 
 class AlarmRule(NamedTuple):
@@ -181,6 +193,134 @@ def event_table(
         "channels": named,
     }
     return pd.DataFrame(columns).astype({"entity": str, "channels": str})
+
+
+class AlarmMeasures(NamedTuple):
+    """Alarm-management measures of events; those in time are None where it is unknown."""
+
+    events: int
+    worst: tuple[
+        tuple[str, int], ...
+    ]  # the ten most frequent sources, with their events
+    worst_share: float | None  # of them among all events; None without an event
+    reason: str = ""  # why what follows is None
+    per_day: float | None = None  # mean
+    most_in_day: int | None = None  # in any 24 hours
+    most_in_hour: int | None = None  # in any 60 minutes
+    most_in_10_minutes: int | None = None
+    flood_share: float | None = None  # of the time
+    chattering: tuple[str, ...] | None = None  # sources with 3 events within a minute
+    standing: int | None = None  # events that last for longer than 24 hours
+
+
+def alarm_measures(
+    events: pd.DataFrame, *, span: Sequence[Any], seconds: float = 0.0
+) -> AlarmMeasures:
+    """The measures of ISA-18.2 and IEC 62682 of a table of events, for one operator.
+
+    A flood begins when there are more than 10 events in 10 minutes, and ends when there
+    are fewer than 5. The source of an event is its entity, its kind and the channel that it
+    names first.
+
+    Args:
+        events: columns `start`, `end` (empty while it lasts), and maybe `entity`, `kind` and
+            `channels`, such as from `score_events` or a file `.events.csv`.
+        span: times that were watched, among them the first and the last, as in `events`.
+        seconds: one unit of times that are numbers, such as the seconds from row to row.
+
+    Raises:
+        DataError: times have no form that kdjax reads, or lie outside the span.
+
+    >>> day = ("2024-05-01 00:00", "2024-05-03 00:00")
+    >>> table = pd.DataFrame({"start": ["2024-05-01 10:00"], "end": ["2024-05-02 11:00"]})
+    >>> alarm_measures(table, span=day)[4:9], alarm_measures(table, span=day).standing
+    ((0.5, 1, 1, 1, 0.0), 1)
+    """
+    sources = _sources(events)
+    worst = tuple(Counter(sources).most_common(WORST))
+    share = sum(count for _, count in worst) / len(sources) if sources else None
+    found = AlarmMeasures(len(sources), worst, share)
+    start, end, (first, last) = _seconds(events, span, seconds)
+    if not last > first:
+        unknown = "the times are numbers and `seconds` is not given: how long rows last"
+        if seconds or not np.isnan(last):
+            unknown = "the span is no longer than an instant: how often events come"
+        return found._replace(reason=f"{unknown} is unknown")
+    outside = np.flatnonzero((start < first) | (end > last) | (end < start))
+    if len(outside):
+        row = events.iloc[outside[0]]
+        raise DataError(
+            f"events: event {outside[0] + 1} ({row['start']} to {row['end']}) begins after "
+            f"its end or is not within the span, {', '.join(map(str, span[:4]))}: give the "
+            "times of the first and last row that were watched."
+        )
+    order = np.argsort(start, kind="stable")
+    ordered, names = start[order], np.array(sources, object)[order]
+    between = pd.Series(ordered).groupby(names).diff(CHATTERS - 1)
+
+    def most(length: float) -> int:
+        before = np.searchsorted(ordered, ordered - length, side="right")
+        return int((np.arange(1, len(ordered) + 1) - before).max(initial=0))
+
+    return found._replace(
+        per_day=float(len(ordered) / ((last - first) / DAY)),
+        most_in_day=most(DAY),
+        most_in_hour=most(HOUR),
+        most_in_10_minutes=most(PERIOD),
+        flood_share=float(_flooded(ordered, last) / (last - first)),
+        chattering=tuple(dict.fromkeys(names[between <= MINUTE])),
+        standing=int((end - start > DAY).sum()),
+    )
+
+
+def measures_text(found: AlarmMeasures) -> str:
+    """Measures whose times are known, in a line."""
+    if found.chattering is None:
+        return found.reason
+    return (
+        f"{found.per_day:.2g} events a day, at most {found.most_in_day:,} in 24 hours and "
+        f"{found.most_in_10_minutes:,} in 10 minutes; {found.flood_share:.1%} of the time in "
+        f"flood, {counted(len(found.chattering), 'source')} chattering, "
+        f"{found.standing:,} standing"
+    )
+
+
+def _sources(events: pd.DataFrame) -> list[str]:
+    """Entity, kind but `score`, and first channel of each event."""
+    parts = []
+    for name in ("entity", "kind", "channels"):
+        own = events[name] if name in events else pd.Series("", events.index)
+        texts = own.fillna("").astype(str).str.split(";").str[0]
+        parts.append(texts.replace("score", "") if name == "kind" else texts)
+    return [" ".join(filter(None, own)) for own in zip(*parts, strict=True)]
+
+
+def _seconds(
+    events: pd.DataFrame, span: Sequence[Any], seconds: float
+) -> tuple[np.ndarray, np.ndarray, tuple[float, float]]:
+    """Starts, ends and the span in seconds; NaN for numbers of unknown unit."""
+    ends, count = events["end"].astype(object), len(events)
+    lasting = (ends.isna() | (ends == "")).to_numpy(bool)
+    texts = [*map(str, [*span, *events["start"], *ends.where(~lasting, span[0])])]
+    place = Place(Path("events"), ("start", "end"))
+    values = parse_time(pd.Series(texts, name="start"), place).values
+    if values.dtype.kind == "M":
+        moments = (values - values[0]) / np.timedelta64(1, "s")
+    else:
+        moments = (values - values[0]) * (seconds or np.nan)
+    watched, start, end = np.split(moments, [len(span), len(span) + count])
+    first, last = float(watched.min()), float(watched.max())
+    return start, np.where(lasting, last, end), (first, last)
+
+
+def _flooded(starts: np.ndarray, last: float) -> float:
+    """Seconds in flood up to `last`, from the starts of events `[n]`, ascending."""
+    at, place = np.unique(np.append(starts, starts + PERIOD), return_inverse=True)
+    change = np.repeat([1, -1], len(starts))
+    count = np.cumsum(np.bincount(place, change, len(at)))
+    states = np.where(count > FLOOD[0], 1.0, np.where(count < FLOOD[1], 0.0, np.nan))
+    flood = pd.Series(states).ffill().fillna(0).to_numpy()
+    return float(np.sum(flood * np.diff(np.minimum(at, last), append=last)))
 
 
 def _check(rule: AlarmRule) -> None:

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from kdjax.detection.alarming import AlarmMeasures
 from kdjax.evaluation import page, plots, tables
 from kdjax.evaluation.page import Link, Section
 from kdjax.evaluation.plots import Timeline
@@ -62,12 +63,14 @@ class Decided(NamedTuple):
         timelines: of the first entities, with signals and contributions.
         events: lines of `event_table` of all entities, and the half-open spans of rows
             `first`, `stop`.
+        measures: of these events; None where nothing was scored.
     """
 
     model: str
     expected: str
     timelines: Sequence[Timeline]
     events: pd.DataFrame
+    measures: AlarmMeasures | None = None
 
 
 def write_report(
@@ -95,7 +98,11 @@ def write_report(
         curve = page.figure_html(plots.learning_curve_figure(history), words)
     entities = _entities(results, timelines, distributions, rankings, colors)
     digests = tables.digest_table(results)
+    measures = (
+        tables.alarm_table(decided.measures) if decided and decided.measures else None
+    )
     folded = {
+        "Alarm management": page.table_html(*measures[1:]) if measures else "",
         "Summary": page.words_html(summarise(results), style="summary"),
         **{t.title: page.table_html(t.frame, t.words) for t in found},
         "Learning curve": curve,

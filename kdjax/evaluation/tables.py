@@ -14,6 +14,7 @@ import rich.console
 import rich.table
 from rich.text import Text
 
+from kdjax.detection.alarming import AlarmMeasures
 from kdjax.errors import counted
 from kdjax.evaluation.rows import RANDOM, ROLLING, STUDENT
 
@@ -250,6 +251,36 @@ def false_alarm_table(rates: Sequence[Row]) -> Table | None:
         "count windows that share no row; no rule holds its rate where behaviour moves. "
         "Drift: whether the scores of test windows are distributed unlike calibration's.",
     )
+
+
+def alarm_table(found: AlarmMeasures) -> Table:
+    """Alarm-management measures beside their targets."""
+
+    def named(names: Sequence[str]) -> str:
+        return f"{len(names)}" + f" ({', '.join(names[:3])})" * bool(names)
+
+    lines = [
+        ("Events", f"{found.events:,}", ""),
+        ("Events a day", _text(found.per_day, ".3g"), "about 150, at most about 300"),
+        ("Most in 24 hours", _text(found.most_in_day, INTEGER), ""),
+        ("Most in an hour", _text(found.most_in_hour, INTEGER), "30 in 99 % of hours"),
+        ("Most in 10 minutes", _text(found.most_in_10_minutes, INTEGER), "10"),
+        ("Time in flood", _text(found.flood_share, ".2%"), "below 1 %"),
+        ("Chattering sources", MISSING if found.chattering is None else named(found.chattering), "0"),
+        ("Standing, over 24 hours", _text(found.standing, INTEGER), "below 5 on any day"),
+        ("Of the ten most frequent sources", _text(found.worst_share, ".0%"), "1 % to 5 %"),
+    ]  # fmt: skip
+    worst = ", ".join(f"{name} {count:,}" for name, count in found.worst)
+    words = (
+        "Targets: recommended figures of ISA-18.2 and IEC 62682, for all alarms of one "
+        "operator. A flood begins with more than 10 events in 10 minutes and ends with "
+        "fewer than 5. A source is an entity with the channel that its event names first; "
+        "it chatters with 3 events within a minute."
+    )
+    words += f" Most frequent: {worst}." if worst else ""
+    words += f" Undefined: {found.reason} (data.step_seconds)." if found.reason else ""
+    heads = ("Measure", "Value", "Target")
+    return Table("Alarm management", _frame(heads, lines), words)
 
 
 def training_table(worst: Sequence[Row]) -> Table | None:

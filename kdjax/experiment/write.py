@@ -9,10 +9,12 @@ import pandas as pd
 
 from kdjax.config import Settings
 from kdjax.data.prepared import Entity, Prepared
-from kdjax.data.times import axis_times, format_times
+from kdjax.data.times import axis_times, format_times, seconds_per_row
 from kdjax.data.windowing import window_labels
 from kdjax.detection.alarming import (
+    AlarmMeasures,
     AlarmRule,
+    alarm_measures,
     event_table,
     events,
     latest_scores,
@@ -187,6 +189,7 @@ def write_run(
             expected_words(rows),
             _channels(best, timelines, prepared, detectors[best]),
             pd.concat(found, ignore_index=True),
+            _measures(found, prepared, settings["data"]["step_seconds"]),
         ),
         history=history,
         timelines=timelines[:DRAWN_ENTITIES],
@@ -330,6 +333,27 @@ def _events(
     )
     first, stop = events(alarm, gap=prepared.window).T
     return table.assign(first=first, stop=stop).astype(object)
+
+
+def _measures(
+    found: Sequence[pd.DataFrame], prepared: Prepared, seconds: float
+) -> AlarmMeasures | None:
+    """Measures of the events of all entities together; of rows where one has no dates."""
+    tests = [entity.test for entity in prepared.entities if entity.test is not None]
+    if not tests:
+        return None
+    clocks: list[Any] = [test.time for test in tests]
+    if not all(map(seconds_per_row, clocks)):
+        clocks = [np.arange(len(test.values)) for test in tests]
+    timed = [
+        own.assign(
+            start=clock[own["first"].to_numpy(int)],
+            end=clock[own["stop"].to_numpy(int) - 1],
+        )
+        for own, clock in zip(found, clocks, strict=True)
+    ]
+    ends = [clock[place] for clock in clocks for place in (0, -1)]
+    return alarm_measures(pd.concat(timed), span=ends, seconds=seconds)
 
 
 def fewer_windows(

@@ -18,6 +18,8 @@ import pandas as pd
 from kdjax.data.raw import about, reading, unreadable
 from kdjax.data.readers import match_channels
 from kdjax.data.tables import SUFFIXES, check_file
+from kdjax.data.times import seconds_per_row
+from kdjax.detection.alarming import alarm_measures, measures_text
 from kdjax.detection.attribution import check_attribution
 from kdjax.detection.detector import POOLED, Detector, entity_index
 from kdjax.detection.false_alarms import series_notes
@@ -99,7 +101,7 @@ def _score_rows(
     **reading: Any,
 ) -> Iterator[str]:
     """`score_file` with a detector from `load_scorer`; `reading` is for `read_like`."""
-    tables, events = [], []
+    tables, events, clocks = [], [], []
     dtype = detector.scalers.offset.dtype
     for series in read_like(detector, path, dtype=dtype, **reading):
         known = series.entity if series.entity in detector.entities else POOLED
@@ -119,11 +121,15 @@ def _score_rows(
                 contributions=contributions,
             )
         tables.append(table)
+        clocks.append(series.time)
         events.append(score_events(detector, series, table, entity=used, causal=causal))
         yield from series.notes
         yield from series_notes(detector, index, series, table)
     scores, alarms, _ = outputs_of(output)
     table, found = _write(tables, scores), _write(events, alarms)
+    if all(seconds_per_row(clock) for clock in clocks):
+        ends = [table["time"].iloc[place] for table in tables for place in (0, -1)]
+        yield measures_text(alarm_measures(found, span=ends))
     yield (
         f"{output}: {int(table['alarm'].sum()):,} of {counted(len(table), 'row')} in alarm, "
         f"{counted(len(found), 'event')}"
