@@ -132,7 +132,7 @@ def test_verbs_share_defaults_of_flags_of_one_name():
     assert {
         "config", "config.FIELD", "config.threshold.FIELD", "workdir", "init_from", "way",
         "missing_values", "layout", "tag_column", "value_column", "step",
-        "trials", "detector", "output", "entity", "causal", "contributions", "attribution",
+        "trials", "detector", "output", "entity", "confirmed_normal", "causal", "contributions", "attribution",
         "shard", "missing", "order", "duplicates", "exclude", "time_column", "entity_column", "label_column",
         "format", "quantize", "data", "backend", "adaptive", "rolling", "state", "ignore",
         "on_error", "on_alarm", "shelve", "acknowledged", "most_open", "json", "coordinator", "num_processes", "process_id",

@@ -6,7 +6,7 @@ from its own rows, as in a run, and starts with the pooled ones if they are too 
 
 import bisect
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,8 @@ from kdjax.detection.false_alarms import cross_rates, expected_events
 from kdjax.detection.gaussian import (
     WEIGHT,
     Gaussian,
-    merge_all,
+    Moments,
+    merge,
     moments_of,
     updated_gaussian,
 )
@@ -163,8 +164,9 @@ def recalibrated(
         detector = _with_entity(detector, series.entity)
     elif not _starts(detector, series.entity, settings):
         change = _known
-    detector, tau, note = change(detector, series, settings)
     place = detector.entities.index(series.entity)
+    rule = _rule(detector, series, settings)
+    detector, tau, note = change(detector, place, series, rule, settings)
     detector = with_rule(with_threshold(detector, place, tau), settings)
     source = {"rows": len(series.values), "sha256": series_digest(series), "note": note}
     names, card = (*detector.entities, POOLED), detector.card
@@ -192,13 +194,9 @@ def _starts(detector: Detector, entity: str, settings: Settings) -> bool:
 
 
 def _known(
-    detector: Detector, series: Series, settings: Settings
+    detector: Detector, place: int, series: Series, rule: Rule, settings: Settings
 ) -> tuple[Detector, Threshold, str]:
     """The detector with calibration scores of a known entity, its new τ, and a note."""
-    place, rule = (
-        detector.entities.index(series.entity),
-        _rule(detector, series, settings),
-    )
     starts = find_windows(detector, series, causal=rule.each_row).starts
     left_out: list[str] = []
     if detector.unchanged is not None:  # frozen rows would move τ
@@ -234,20 +232,16 @@ def _known(
 
 
 def _own(
-    detector: Detector, series: Series, settings: Settings
+    detector: Detector, place: int, series: Series, rule: Rule, settings: Settings
 ) -> tuple[Detector, Threshold, str]:
     """The detector with an entity's scaler and Gaussian from its rows, its τ, and a note.
 
     As in a run, an entity with too few rows keeps the pooled ones, and one with too few
     calibration windows has τ from the scores of all entities.
     """
-    place, rule = (
-        detector.entities.index(series.entity),
-        _rule(detector, series, settings),
-    )
-    for_gaussian, for_tau = rows_needed(detector, rule)
-    if _windows(detector, series, rule) < _least(rule):
-        return _pooled(detector, series, rule, (for_gaussian, for_tau))
+    enough = rows_needed(detector, rule)
+    if _windows(detector, series, rule) < 0:
+        return _pooled(detector, place, series, rule, enough)
     prepared = prepare(
         Dataset(series.entity, (series,), ()),
         scaler=settings["data"]["scaler"],
@@ -264,7 +258,7 @@ def _own(
     if len(scores) < needed(rule):
         scores, source = _shared_scores(detector, rule, scores), "shared"
         if len(scores) < needed(rule):
-            return _pooled(detector, series, rule, (for_tau, for_tau))
+            return _pooled(detector, place, series, rule, enough[1:] * 2)
     tau = find_threshold(scores, rule, source=source)
 
     def put(before: np.ndarray, new: Any) -> np.ndarray:
@@ -291,26 +285,27 @@ def _own(
     )
     note = f"{series.entity}: scaler, Gaussian and τ of its own: {_text(tau)}"
     if source == "shared":
+        # Windows a stride apart, and one that ends with the rows.
+        stride = 1 if rule.each_row else min(detector.stride, detector.window)
+        further = detector.window + max(0, (needed(rule) - 2) * stride + 1)
         note = (
             f"{series.entity}: scaler and Gaussian of its own; starts with τ of all entities' "
-            f"scores, {_text(tau)}, until {_rows_of_known(detector, rule):,} further rows"
+            f"scores, {_text(tau)}, until {further:,} further rows"
         )
     return detector, tau, note
 
 
 def _pooled(
-    detector: Detector, series: Series, rule: Rule, enough: tuple[int, int]
+    detector: Detector, place: int, series: Series, rule: Rule, enough: tuple[int, ...]
 ) -> tuple[Detector, Threshold, str]:
     """The detector as it is, with pooled values at the entity's place; τ and a note."""
-    place = detector.entities.index(series.entity)
-    tau = detector.thresholds[place]
-    kept = detector.calibration[place] if detector.calibration else np.empty(0)
+    tau, values = detector.thresholds[place], series.values
     if rule.method == "fixed":
+        kept = detector.calibration[place] if detector.calibration else np.empty(0)
         tau = find_threshold(kept, rule)
-    spans, values = usable_spans(detector, series), series.values
-    rows = sum(
-        int((~np.isnan(own)).all(axis=1).sum()) for own in span_pieces(values, spans)
-    )
+    spans = usable_spans(detector, series)
+    pieces = span_pieces(values, spans)
+    rows = sum(int((~np.isnan(own)).all(axis=1).sum()) for own in pieces)
     need = f"{rows:,} of {enough[0]:,} rows"
     if rows >= enough[0]:
         need = (
@@ -340,7 +335,7 @@ def _pooled(
     return detector, tau._replace(source="pooled"), note
 
 
-def rows_needed(detector: Detector, rule: Rule) -> tuple[int, int]:
+def rows_needed(detector: Detector, rule: Rule) -> tuple[int, ...]:
     """Rows from which a new entity has its own Gaussian, and from which its own τ too.
 
     They are complete and in one stretch.
@@ -350,33 +345,13 @@ def rows_needed(detector: Detector, rule: Rule) -> tuple[int, int]:
         values = np.broadcast_to(np.float32(0), (rows, len(detector.channels)))
         return _windows(detector, Series("", values, detector.channels), rule) >= least
 
-    least = _least(rule)
-    for_gaussian = _first(enough)
-    least = max(least, needed(rule))
-    return for_gaussian, _first(enough)
-
-
-def _rows_of_known(detector: Detector, rule: Rule) -> int:
-    """Rows in one stretch that make τ of an entity with a Gaussian."""
-    stride = 1 if rule.each_row else detector.stride
-    return _first(
-        lambda rows: (
-            len(
-                cover_starts(
-                    np.array([[0, rows]]), window=detector.window, stride=stride
-                )
-            )
-            >= needed(rule)
-        )
-    )
-
-
-def _first(enough: Callable[[int], bool]) -> int:
-    """The least number from which on it is enough."""
-    most = 1
-    while not enough(most):
-        most *= 2
-    return bisect.bisect_left(range(most), True, key=enough)
+    found = []
+    for least in (0, needed(rule)):
+        most = 1
+        while not enough(most):
+            most *= 2
+        found.append(bisect.bisect_left(range(most), True, key=enough))
+    return tuple(found)
 
 
 def _windows(detector: Detector, series: Series, rule: Rule) -> int:
@@ -386,12 +361,9 @@ def _windows(detector: Detector, series: Series, rule: Rule) -> int:
     if spans is None:
         return -1
     sizes = {name: shares[name] for name in ("window", "stride")}
-    return sum(map(len, fold_starts(*spans, rule, **sizes)))
-
-
-def _least(rule: Rule) -> int:
-    """Windows of a Gaussian: by folds those that choose τ have its residuals too."""
-    return BLOCKS if rule.method in BY_FOLDS else 0
+    found = sum(map(len, fold_starts(*spans, rule, **sizes)))
+    # By folds they have the residuals of the Gaussian, too.
+    return -1 if rule.method in BY_FOLDS and found < BLOCKS else found
 
 
 def _shares(detector: Detector) -> dict[str, Any]:
@@ -409,13 +381,10 @@ def _shared_scores(detector: Detector, rule: Rule, own: np.ndarray) -> np.ndarra
 
     Of others only if they come from windows as the rule takes them.
     """
-    order, found = (
-        rule.method in BY_FOLDS,
-        dict[str, list[np.ndarray]](shared=[], own=[]),
-    )
+    wanted = rule.method in BY_FOLDS, int(rule.each_row)
+    found: dict[str, list[np.ndarray]] = {"shared": [], "own": []}
     for tau, kept in zip(detector.thresholds[:-1], detector.calibration, strict=False):
-        alike = (tau.method in BY_FOLDS, tau.spacing) == (order, int(rule.each_row))
-        if alike and tau.source in found:
+        if (tau.method in BY_FOLDS, tau.spacing) == wanted and tau.source in found:
             found[tau.source].append(kept)
     # Each shared one holds the scores of all.
     return np.concatenate([*(found["shared"][:1] or found["own"]), own])
@@ -427,15 +396,14 @@ def _with_scores(
     """`Detector.calibration` with other scores `[n]`, in order of time, of an entity."""
     kept = list(detector.calibration)
     for i in _places(detector, place) if kept else ():
-        kept[i] = (scores if rule.method in BY_FOLDS else np.sort(scores)).astype(
-            np.float32
-        )
+        own = scores if rule.method in BY_FOLDS else np.sort(scores)
+        kept[i] = own.astype(np.float32)
     return tuple(kept)
 
 
 def _with_entity(detector: Detector, entity: str) -> Detector:
     """The detector with one more entity, before the pooled one and with its values."""
-    last, pooled = len(detector.entities), detector.thresholds[-1]
+    last, (*own, pooled) = len(detector.entities), detector.thresholds
 
     def grown(values: np.ndarray) -> np.ndarray:
         return np.insert(values, last, values[last], axis=0)
@@ -445,11 +413,7 @@ def _with_entity(detector: Detector, entity: str) -> Detector:
         entities=(*detector.entities, entity),
         scalers=Scaler(*map(grown, detector.scalers)),
         gaussians=Gaussian(*map(grown, detector.gaussians)),
-        thresholds=(
-            *detector.thresholds[:-1],
-            pooled._replace(source="pooled"),
-            pooled,
-        ),
+        thresholds=(*own, pooled._replace(source="pooled"), pooled),
         ranges=None if ranges is None else Ranges(*map(grown, ranges)),
         calibration=(*kept, *kept[-1:]),
         constant=None if detector.constant is None else grown(detector.constant),
@@ -513,23 +477,32 @@ def confirm_normal(
     starts = find_windows(detector, series, causal=True).starts
     starts = starts[window_labels(normal, starts, window=window)]
     held = normal[starts[:, None] + np.arange(window)]
-    scores = _scores_by(detector, place, series.values, starts, held)
+
+    def scored(detector: Detector) -> np.ndarray:
+        points = score_windows(detector, place, series.values, starts)
+        points = np.where(held, points, np.nan)
+        return np.asarray(window_scores(points, count=detector.allowed_points))
+
+    scores = scored(detector)
     if not (known := ~np.isnan(scores)).any():
         raise DataError(
             f"{name}: no window of {window} rows without a gap holds rows that are confirmed "
             "as normal and have values: give more rows around them."
         )
-    detector, weight = _with_residuals(
-        detector, place, series.values, starts, held, settings
-    )
-    scores = _scores_by(detector, place, series.values, starts, held)
+    detection = settings["detection"]
+    options = {name: detection[name] for name in ("floor", "ridge")}
+    moments = _moments(detector, place, series.values, starts, held)
+    old, weight = detector, 0
+    while moments.n and weight < WEIGHT and np.nanmax(scores) > before.tau:
+        weight = max(1, 2 * weight)
+        detector = _with_residuals(old, place, moments, weight=weight, **options)
+        scores = scored(detector)
     spacing = 1 if rule.each_row else min(detector.stride, window)
     joining = scores[known & ((starts - starts[0]) % spacing == 0)]
     # Each block of time takes a share, so that its other windows stay in it.
     blocks = BLOCKS if rule.method == "blocks" else 1
-    parts = (
-        np.array_split(own, blocks) for own in (detector.calibration[place], joining)
-    )
+    kept = detector.calibration[place]
+    parts = (np.array_split(own, blocks) for own in (kept, joining))
     every = np.concatenate([part for pair in zip(*parts, strict=True) for part in pair])
     tau = find_threshold(every, rule, source=before.source)
     highest, detail = float(scores[known].max()) * (1 + ROUNDING), tau.detail
@@ -537,20 +510,22 @@ def confirm_normal(
         detail += "; " * bool(detail) + "raised to the highest score of confirmed rows"
         tau = tau._replace(tau=highest, rank=0, detail=detail)
     tau = tau._replace(spacing=before.spacing)
-    kept = _with_scores(detector, place, every, rule)
-    expected = [""] * 2
-    if rule.method in BY_FOLDS:
-        for i, own in enumerate((detector.calibration[place], every)):
-            found = expected_events(own, rule, least=highest if i else -np.inf)
-            expected[i] = f", {found}" if found else ""
-    detector = with_threshold(detector._replace(calibration=kept), place, tau)
+    expected = ["", ""]
+    for i, own in enumerate((kept, every) if rule.method in BY_FOLDS else ()):
+        found = expected_events(own, rule, least=highest if i else -np.inf)
+        expected[i] = f", {found}" if found else ""
+    detector = detector._replace(calibration=_with_scores(detector, place, every, rule))
+    detector = with_threshold(detector, place, tau)
     detector, changed = _with_limits(detector, place, series, inside)
     after = _alarms(detector, series, rule)
+    if weight:
+        share = f"{weight / WEIGHT:.2g} times the weight of all rows before"
+        changed = f"; the Gaussian takes them with {share}{changed}"
     note = (
         f"{name}: τ {before.tau:.6g}{expected[0]} -> {_text(tau)}{expected[1]}; rows in alarm: "
         f"{(alarm & inside).sum():,} -> {(after & inside).sum():,} of {inside.sum():,} that "
         f"were normal, {(alarm & ~inside).sum():,} -> {(after & ~inside).sum():,} of the others"
-        f"{weight}{changed}"
+        f"{changed}"
     )
     if (after & inside).any():
         why = "their windows hold rows outside the spans that score above τ"
@@ -570,111 +545,72 @@ def _alarms(detector: Detector, series: Series, rule: Rule) -> np.ndarray:
     return table["alarm"].to_numpy() > 0
 
 
-def _scores_by(
+def _moments(
     detector: Detector,
     place: int,
     values: np.ndarray,
     starts: np.ndarray,
     held: np.ndarray,
-) -> np.ndarray:
-    """Scores `[M]` of windows by the rows of each that are `held`, `[M, L]`; NaN for none."""
-    points = score_windows(detector, place, values, starts)
-    scores: np.ndarray = window_scores(
-        np.where(held, points, np.nan), count=detector.allowed_points
-    )
-    return scores
+) -> Moments:
+    """Moments of the residuals of `held` rows of windows, `[M, L]`; n = 0 for a classifier."""
+    mean, whiten = gaussian_of(detector, place)
+    found, done = Moments(0, mean, whiten), 0
+    if not len(mean):
+        return found
+    first, last = int(starts[0]), int(starts[-1]) + detector.window
+    scaled = apply_scaler(scaler_of(detector, place), values[first:last])
+    options = {"window": detector.window, "batch_size": BATCH_SIZE}
+    for piece in residual_batches(detector.model, scaled, starts - first, **options):
+        own = piece[held[done : done + len(piece)]]
+        new = moments_of(own[~np.isnan(own).any(axis=1)])
+        found, done = merge(found, new) if found.n else new, done + len(piece)
+    return found
 
 
 def _with_residuals(
-    detector: Detector,
-    place: int,
-    values: np.ndarray,
-    starts: np.ndarray,
-    held: np.ndarray,
-    settings: Settings,
-) -> tuple[Detector, str]:
-    """The detector with residuals of `held` rows of windows in its Gaussian, and a text.
-
-    With the least weight of powers of 2 at which no score by these rows is above τ.
-    """
-    tau, done, pieces = detector.thresholds[place].tau, 0, []
+    detector: Detector, place: int, moments: Moments, **options: Any
+) -> Detector:
+    """The detector with further residuals in an entity's Gaussian."""
     scored = [name for name in detector.channels if name not in detector.context]
     names = residual_names(detector.model.kind, scored)
-    if not names:
-        return detector, ""
-    first, last = int(starts[0]), int(starts[-1]) + detector.window
-    scaled = apply_scaler(scaler_of(detector, place), values[first:last])
-    for piece in residual_batches(
-        detector.model,
-        scaled,
-        starts - first,
-        window=detector.window,
-        batch_size=BATCH_SIZE,
-    ):
-        own = piece[held[done : done + len(piece)]]
-        done += len(piece)
-        pieces.append(moments_of(own[~np.isnan(own).any(axis=1)]))
-    found, weight = merge_all(pieces), 0
-    before, options = detector, settings["detection"]
-    while found.n and weight < WEIGHT:
-        scores = _scores_by(detector, place, values, starts, held)
-        if np.nanmax(scores) <= tau:
-            break
-        weight = max(1, 2 * weight)
-        gaussian = updated_gaussian(
-            gaussian_of(before, place),
-            found,
-            weight=weight,
-            floor=options["floor"],
-            ridge=options["ridge"],
-            channels=names,
-        )
-        mean, whiten = (np.array(field) for field in before.gaussians)
-        for i in _places(detector, place):
-            mean[i], whiten[i] = gaussian
-        detector = before._replace(gaussians=Gaussian(mean, whiten))
-    share = f"{weight / WEIGHT:.2g} times the weight of all rows before"
-    return detector, f"; the Gaussian takes them with {share}" * bool(weight)
+    gaussian = gaussian_of(detector, place)
+    gaussian = updated_gaussian(gaussian, moments, channels=names, **options)
+    mean, whiten = (np.array(field) for field in detector.gaussians)
+    for i in _places(detector, place):
+        mean[i], whiten[i] = gaussian
+    return detector._replace(gaussians=Gaussian(mean, whiten))
 
 
 def _with_limits(
     detector: Detector, place: int, series: Series, inside: np.ndarray
 ) -> tuple[Detector, str]:
     """The detector whose ranges, runs and constants allow rows `[N]` bool, and a text."""
-    values, text = series.values, ""
+    rows, text, kind = series.values[inside], "", detector.model.kind
     places, names = _places(detector, place), (*detector.channels, ALL)
-    ranges, longest, constant = detector.ranges, detector.unchanged, detector.constant
-    if ranges is not None:
-        low, high = (np.array(side) for side in ranges)
-        own = ranges_of([values[inside]])
-        low[places], high[places] = (
-            np.fmin(low[place], own[0]),
-            np.fmax(high[place], own[1]),
-        )
-        ranges = Ranges(low, high)
-    if longest is not None and (watched := longest[place] > 0)[:-1].any():
-        runs = longest[place].copy()
-        spans = usable_spans(detector, series)
-        runs[watched] = runs_within(values[:, watched[:-1]], spans, inside)
+    if detector.ranges is not None:
+        own, ranges = ranges_of([rows]), [np.array(side) for side in detector.ranges]
+        for side, new, widest in zip(ranges, own, (np.fmin, np.fmax), strict=True):
+            side[places] = widest(side[place], new)
+        detector = detector._replace(ranges=Ranges(*ranges))
+    if detector.unchanged is not None and detector.unchanged[place, :-1].any():
+        longest = detector.unchanged.copy()
+        watched, spans = longest[place] > 0, usable_spans(detector, series)
+        runs = np.zeros_like(longest[place])
+        runs[watched] = runs_within(series.values[:, watched[:-1]], spans, inside)
         for column in np.flatnonzero(runs > longest[place]):
-            text += f"; {names[column]} unchanged {longest[place][column]} -> {runs[column]} rows"
-        longest = longest.copy()
+            text += f"; {names[column]} unchanged {longest[place, column]} -> {runs[column]} rows"
         longest[places] = np.maximum(longest[place], runs)
-    if constant is not None:
-        own = constant[place].astype(values.dtype)
-        moved = np.flatnonzero(has_moved(own, values[inside]).any(axis=0))
-        if len(moved):
-            which = ", ".join(names[column] for column in moved)
-            if gives_scores(detector.model.kind):
-                text += (
-                    f"; still watched, since {detector.model.kind} holds it: {which}"
-                )
-            else:
-                text += f"; no longer watched as constant, nor scored: {which}"
-                constant = constant.copy()
-                for i in places:
-                    constant[i, moved] = np.nan
-    detector = detector._replace(ranges=ranges, unchanged=longest, constant=constant)
+        detector = detector._replace(unchanged=longest)
+    if detector.constant is not None:
+        constant = detector.constant.copy()
+        moved = has_moved(constant[place].astype(rows.dtype), rows).any(axis=0)
+        which = ", ".join(names[column] for column in np.flatnonzero(moved))
+        if which and gives_scores(kind):
+            text += f"; still watched, since {kind} holds it: {which}"
+        elif which:
+            text += f"; no longer watched as constant, nor scored: {which}"
+            constant[places] = np.where(moved, np.nan, constant[place])
+            detector = detector._replace(constant=constant)
     return detector, text
 
 
