@@ -398,6 +398,13 @@ def test_confirm_by_the_program(capsys, saved):
     assert found.thresholds == wanted.thresholds
     assert_same(found.gaussians, wanted.gaussians)
     assert_same(found.calibration, wanted.calibration)
+    # Lines of the events that `score` writes, under the name of the file.
+    named = series._replace(entity="later")
+    table = score_table(detector, named, entity="X")
+    lines = score_events(detector, named, table, entity="X")
+    line = lines[lines["start"] == table["time"][start]].to_csv(index=False)
+    code, out, _ = run(capsys, saved, line, output="same")
+    assert code == 0 and out.splitlines()[0] == note
     card = json.loads((saved / "again" / "card.json").read_text("utf-8"))
     assert card["confirmed_normal"]["X"][0]["rows"] == stop - start
     output = saved / "scores.csv"

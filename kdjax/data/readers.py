@@ -30,6 +30,10 @@ from kdjax.data.windowing import chunks, on_disk
 from kdjax.errors import DataError, counted
 
 _WHOLE_BYTES = 28  # of a cell while a file is read: in Arrow, pandas and numpy together
+# Columns that a file of spans may have; the last five are of events.
+SPAN_COLUMNS = {
+    "start", "end", "entity", "reason", "severity", "peak", "channels", "id", "kind"
+}  # fmt: skip
 _DAY = np.timedelta64(1, "D").astype("timedelta64[ns]")
 
 
@@ -273,17 +277,20 @@ def exclude_rows(
 
 
 def row_spans(
-    parts: Sequence[tuple[Series, ...]], path: Path
+    parts: Sequence[tuple[Series, ...]], path: Path, *, also: str = ""
 ) -> tuple[list[list[np.ndarray]], str]:
     """Spans of rows `[S, 2]` of each series of each file, and a text on those without a row.
 
     The CSV of spans has the columns `start` and `end` (inclusive) in the units of the
     series' time, or row numbers from 0 without times; optionally a column `entity`, empty
-    if a span applies to all entities; `reason` is not read. An `end` that is a date means
-    the end of that day.
+    if a span applies to all entities, or `also` for the only one; `reason` and other columns
+    of a file of events are not read. An `end` that is a date means the end of that day.
     """
     frame, place, owners = _open_spans(path)
-    _check_owners(owners, place, [one.entity for one in parts[0]])
+    known = [one.entity for one in parts[0]]
+    if len(known) == 1:
+        owners[owners == also] = known[0]
+    _check_owners(owners, place, known)
     hit = np.zeros(len(frame), bool)
     found = []
     for series in parts:
@@ -330,7 +337,7 @@ def _open_spans(
     """A table of spans and the entity of each, `[S]` str; "" for all entities."""
     table = open_table(path, text_columns=["entity"], empty=empty)
     frame, place = table.read(), table.place
-    if not {"start", "end"} <= {*place.columns} <= {"start", "end", "entity", "reason"}:
+    if not {"start", "end"} <= {*place.columns} <= SPAN_COLUMNS:
         raise DataError(
             f"{path} has the columns {', '.join(place.columns)}: expected start and "
             "end, and if need be entity and reason."

@@ -121,7 +121,7 @@ def calibrate_file(
                 "calibrate: --confirmed_normal keeps the rule of the threshold: change that "
                 "by a calibrate on clean rows."
             )
-        (spans,), missed = row_spans([every], Path(given))
+        (spans,), missed = row_spans([every], Path(given), also=name_of(path))
         if missed or not sum(map(len, spans)):
             raise DataError(f"{given}: {missed or 'no span'}: correct the spans.")
     for series, own in zip(every, spans, strict=True):
