@@ -131,10 +131,12 @@ def _run(settings: Settings, workdir: Path, console: Console) -> dict[str, Any]:
         first = warm_start.params if warm_start else {}
         networks = train_groups(groups, settings, workdir, console, first=first)
         held_out: dict[str, HeldOut] = {name: {} for name in groups}
-        every_model = {
-            name: fit_models(networks[name], group, settings, held_out[name])
-            for name, group in groups.items()
-        }
+        every_model = {}
+        for name, group in groups.items():
+            console.print(f"{name or prepared.name}: fits baselines")
+            every_model[name] = fit_models(
+                networks[name], group, settings, held_out[name]
+            )
 
     with _timed(seconds, "evaluation"):
         evaluated, inspections = {}, list[evaluate.Inspection]()
