@@ -48,8 +48,8 @@ from kdjax.io.files import (
 )
 from kdjax.models.autoencoder import Architecture, network
 from kdjax.models.residual import ResidualModel
-from kdjax.scoring.readings import RowReader
-from kdjax.scoring.streams import _Answered, _restore
+from kdjax.scoring.readings import Answered, RowReader
+from kdjax.scoring.streams import _One
 
 FILES = ("detector.json", "arrays.npz", "card.json", "card.md", MANIFEST)
 RECORDS = ("metrics.jsonl", "config.json", "data.json", "results.json")
@@ -106,7 +106,7 @@ def example_state() -> dict[str, Any]:
         stream.update([row, -row], row)
     return {
         "stream": stream.state(),
-        "answered": _Answered().state(),
+        "answered": Answered(9).state(),
         "faulty": 0,
         "output": ["answers.jsonl", 700],
     }
@@ -210,9 +210,8 @@ def _resealed_state(which: int, data: bytes, folder: Path) -> str:
     digest = hashlib.sha256(changed).hexdigest().encode()
     path = folder / "state"
     path.write_bytes(b'{"sha256": "%s", "state": %s}\n' % (digest, changed))
-    saved = load_state(path)
     stream = plain_stream(0.1 if which & 2 else 0.0)
-    _restore(stream, _Answered(), RowReader(stream.plan, {}), saved)
+    _One(RowReader(stream.plan, {}), stream, state=path)
     kept = json.dumps(stream.state(), allow_nan=False)
     stream.update(
         [1.0, 2.0], None if not stream.last.clock else stream.last.value + 1e9

@@ -89,7 +89,7 @@ class Answered:
 
     def state(self) -> dict[str, Any]:
         """For `restore`, as JSON values."""
-        parts = [np.array(part, "<u4").tobytes() for part in self._lines]
+        parts = [np.array(memoryview(part), "<u4").tobytes() for part in self._lines]
         lines = [base64.b64encode(part).decode() for part in parts]
         return {"lines": lines, "since": [[*time] for time in self._since]}
 
