@@ -757,7 +757,7 @@ class _Answering:
         except DataError as error:
             fault = fault or str(error)
         if machines.accepted and not line.entity:
-            machine.answered.next = None  # A fault behind a row that was new.
+            answered.next, answered.older = None, False  # Behind a row that was new.
         follows = self._again and machines.score is not None
         self._again = answered.comes_again(line, instant, follows=follows)
         if self._again:
