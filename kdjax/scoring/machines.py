@@ -56,7 +56,7 @@ class Machines:
     Args:
         streams: gives the stream of an entity before its first row.
         reading: how lines are read, see `RowReader`.
-        path: of the store; None for a temporary one.
+        store: of their states.
         most: entities in memory, besides those whose rows are scored together.
         log: called with messages for people.
     """
@@ -66,7 +66,7 @@ class Machines:
         streams: EntityStreams,
         reading: Mapping[str, Any],
         *,
-        path: Path | None,
+        store: "Store",
         most: int,
         log: Callable[[str], None],
     ) -> None:
@@ -76,9 +76,8 @@ class Machines:
         self.plan = streams.another("").plan  # but for what is of one entity
         # Entities with an even grid have a reader each beside it.
         self.reader = RowReader(self.plan, reading)
-        self._streams, self._path, self._most, self._log = streams, path, most, log
+        self._streams, self._store, self._most, self._log = streams, store, most, log
         self._open: collections.OrderedDict[str, Machine] = collections.OrderedDict()
-        self._store = Store(path)
         self.saved = self._store.whole()
         self._run = int(self.saved.get("run", 0)) + 1
         self._rows = int(self.saved.get("rows", 0))
@@ -167,13 +166,9 @@ class Machines:
         What left the memory before is saved with it.
         """
         self._store.put(kept["entities"])
-        if self._path is not None:
+        if self._store.path is not None:
             whole = {name: value for name, value in kept.items() if name != "entities"}
             self._store.commit({**whole, "output": mark()})
-
-    def close(self) -> None:
-        """Closes the store; what was not saved is not kept."""
-        self._store.close()
 
     def _record(self, machine: Machine) -> Record:
         machine.changed = False
@@ -234,7 +229,7 @@ class Store:
     """
 
     def __init__(self, path: Path | None) -> None:
-        self._path = path
+        self.path = path
         with self._naming():
             self._file = sqlite3.connect(
                 "" if path is None else path,
@@ -251,9 +246,9 @@ class Store:
             found = self._file.execute("SELECT state FROM whole").fetchone()
         if not found:
             return {}
-        state = read_state(found[0].encode(), str(self._path))
+        state = read_state(found[0].encode(), str(self.path))
         version = state.get("kdjax_version")
-        check_schema(str(self._path), state["schema"], known=SCHEMA, version=version)
+        check_schema(str(self.path), state["schema"], known=SCHEMA, version=version)
         return state
 
     def names(self) -> Iterator[str]:
@@ -308,7 +303,7 @@ class Store:
             self._file.execute("COMMIT")
 
     def close(self) -> None:
-        """Closes the file."""
+        """Closes the file; what was put and not committed is not kept."""
         with self._naming():
             self._file.close()
 
@@ -322,7 +317,7 @@ class Store:
             yield
         except sqlite3.Error as error:
             raise ArtifactError(
-                f"{self._path or 'a temporary file'} can't be used as the state of "
+                f"{self.path or 'a temporary file'} can't be used as the state of "
                 f"several entities ({error}): check its disk and its rights, give the "
                 "state that a stream with --entity_column wrote, or remove it to start "
                 "anew."

@@ -60,7 +60,7 @@ from kdjax.io.files import (
 )
 from kdjax.io.signals import Stopped, signals_held
 from kdjax.notify.outbox import LAST_WAIT, Outbox, receivers
-from kdjax.scoring.machines import Machine, Machines
+from kdjax.scoring.machines import Machine, Machines, Store
 from kdjax.scoring.managed import Managed, Message, Spans
 from kdjax.scoring.readings import Answered, RowReader, is_late
 
@@ -428,9 +428,9 @@ def run_stream(
         if reading.get("entity_column"):
             streams = open_streams(detector, entity=entity, reading=reading, **options)
             streams.excluded = excluded or streams.excluded
-            path = None if state is None else Path(state)
-            machines = Machines(streams, reading, path=path, most=most_open, log=log)
-            stack.callback(machines.close)
+            store = Store(None if state is None else Path(state))
+            stack.callback(store.close)
+            machines = Machines(streams, reading, store=store, most=most_open, log=log)
         else:
             machines = _opened(detector, entity, reading, state, log, excluded, options)
         window, saved = machines.plan.window, machines.saved
@@ -737,7 +737,7 @@ class _Answering:
         on_error: str,
     ) -> None:
         self._machines, self._answer, self._settle = machines, answer, settle
-        self._stops = on_error == "stop"
+        self._stops, self._several = on_error == "stop", machines.score is not None
         self._items: list[_Item] = []
         self._waiting: set[int] = set()  # machines by their identity
         self._again = False  # whether the line before came again
@@ -756,9 +756,9 @@ class _Answering:
                 instant = parse_timestamp(line.time)
         except DataError as error:
             fault = fault or str(error)
-        if machines.accepted and not line.entity:
+        if self._several and machines.accepted and not line.entity:
             answered.next, answered.older = None, False  # Behind a row that was new.
-        follows = self._again and machines.score is not None
+        follows = self._again and self._several
         self._again = answered.comes_again(line, instant, follows=follows)
         if self._again:
             self._answer(_Answer(""))
@@ -804,7 +804,7 @@ class _Answering:
         line, fault, stream = item.line, item.fault, item.machine.stream
         item.machine.answered.add(line, item.instant, stream.last)
         events = row.events if row else ()
-        name = None if self._machines.score is None else line.entity
+        name = line.entity if self._several else None
         text = _answer(line, row, fault, moves=stream.moves, name=name)
         if row and row.taken_back:
             fault = (
