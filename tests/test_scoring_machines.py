@@ -137,8 +137,10 @@ def test_each_entity_has_the_answers_of_its_own_stream(folder, backend, moving):
         for one in [*mine, *wanted] if name not in "ab" else []:
             one.get("event", {}).pop("id", None)
         alike(mine, wanted)
-    assert log[1].startswith("the detector has no values of ")
-    assert "those of 'pooled' are used" in log[1]
+    assert log[0].endswith(
+        "own threshold, or where it has none under that of pooled: 9"
+    )
+    assert log[1].endswith("of 'pooled'; further such entities are not named.")
     assert log[-1].startswith("158 rows in all of 4 streams, 3 invalid lines")
 
 
@@ -676,7 +678,7 @@ def test_one_file_serves_all_entities(detector, folder, tmp_path):
     lines = [line for line in mixed() if ",b," not in line]
     log = []
     found = streamed([HEAD, *lines], path, backend="onnxruntime", log=log.append)
-    assert log[0].endswith("under that of b where it has none: 12")
+    assert log[0] == "scoring all entities under that of b: 12"
     forced = streamed([HEAD, *lines], folder, backend="onnxruntime", entity="b")
     alike(found, forced)
     with pytest.raises(ConfigError, match="was exported for entity 'b', not 'a'"):

@@ -388,7 +388,7 @@ def entity_streams(
     explain(usual, np.zeros((1, *shape), offset.dtype))
     open_entity(usual).drift()  # imports what it needs now rather than between two rows
     known = () if entity else detector.entities
-    return EntityStreams(lambda n: open_entity(n if n in known else usual), score)
+    return EntityStreams(open_entity, score, known=known, usual=usual)
 
 
 def stream_plan(detector: Detector, index: int, reading: Mapping[str, Any]) -> Plan:

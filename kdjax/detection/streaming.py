@@ -11,7 +11,7 @@ import hashlib
 import math
 import sys
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -854,11 +854,11 @@ def answer_together(
 class EntityStreams:
     """Streams of many entities, whose rows are scored together.
 
-    An entity that the detector doesn't know is scored by pooled values.
-
     Args:
-        open_entity: an entity's scaler, Gaussian and threshold as a `StreamDetector`.
+        open_entity: gives a stream by an entity's scaler, Gaussian and threshold.
         score: scores windows of several entities.
+        known: entities that have their own.
+        usual: whose others have.
 
     >>> streams = kdjax.open_streams("detectors/student")  # doctest: +SKIP
     >>> found = streams.update({"pump": [0.5, 21.0], "saw": [0.1, 20.0]})  # doctest: +SKIP
@@ -867,16 +867,22 @@ class EntityStreams:
     """
 
     def __init__(
-        self, open_entity: Callable[[str], StreamDetector], score: BatchScorer
+        self,
+        open_entity: Callable[[str], StreamDetector],
+        score: BatchScorer,
+        *,
+        known: Collection[str],
+        usual: str,
     ) -> None:
-        self.score = score
+        self.score, self.known, self._usual = score, known, usual
         self.excluded: Callable[[str, Timestamp], bool] = lambda entity, instant: False
         self._open_entity = open_entity
         self._streams: dict[str, StreamDetector] = {}
 
     def another(self, entity: str) -> StreamDetector:
         """A stream of an entity before its first row, which `update` doesn't know."""
-        stream = self._open_entity(entity).another(entity)
+        whose = entity if entity in self.known else self._usual
+        stream = self._open_entity(whose).another(entity)
         stream.excluded = self.excluded
         return stream
 

@@ -94,10 +94,9 @@ class Machines:
 
     def under(self) -> str:
         """Says whose thresholds are used."""
-        return (
-            f"scoring each {self.plan.reading.entity_column} under its own threshold, or "
-            f"under that of {self.plan.entity} where it has none: {self.plan.tau:g}"
-        )
+        whose = "each entity under its own threshold, or where it has none "
+        whose = whose if self._streams.known else "all entities "
+        return f"scoring {whose}under that of {self.plan.entity}: {self.plan.tau:g}"
 
     def counts(self) -> str:
         """How many entities there are, for the end."""
@@ -138,7 +137,7 @@ class Machines:
                 break
             del self._since[name]
             events += self.of(name).stream.silent(passed)
-        self.shrink()
+            self.shrink()
         return events
 
     def finish(self) -> Sequence[Mapping[str, Any]]:
@@ -150,8 +149,9 @@ class Machines:
         return events
 
     def kept(self) -> dict[str, Any]:
-        """For `save`: what changed since the last call."""
-        changed = [machine for machine in self._open.values() if machine.changed]
+        """For `save`: what changed since the last call; nothing without a state."""
+        machines = self._open.values() if self._store.path is not None else ()
+        changed = [machine for machine in machines if machine.changed]
         return {
             "schema": SCHEMA,
             "kdjax_version": kdjax_version(),
@@ -165,8 +165,8 @@ class Machines:
 
         What left the memory before is saved with it.
         """
-        self._store.put(kept["entities"])
         if self._store.path is not None:
+            self._store.put(kept["entities"])
             whole = {name: value for name, value in kept.items() if name != "entities"}
             self._store.commit({**whole, "output": mark()})
 
@@ -193,8 +193,8 @@ class Machines:
         if name and stream.plan.entity != name and not self._pooled:
             self._pooled = True
             self._log(
-                f"the detector has no values of {name!r}: those of {stream.plan.entity!r} "
-                "are used. Further ones are not named."
+                f"rows of {name!r} have the scaler, Gaussian and threshold of "
+                f"{stream.plan.entity!r}; further such entities are not named."
             )
         if found is None:
             return machine

@@ -249,11 +249,11 @@ def open_streams(
 
     @functools.lru_cache(SESSIONS)
     def own_stream(name: str) -> StreamDetector:
-        return _onnx_stream(scorer_of(name), reading, moving)
+        scorer = first if name == first.plan.entity else scorer_of(name)
+        return _onnx_stream(scorer, reading, moving)
 
-    usual = _onnx_stream(first, reading, moving)
     known = () if entity else entities
-    return EntityStreams(lambda n: own_stream(n) if n in known else usual, score)
+    return EntityStreams(own_stream, score, known=known, usual=first.plan.entity)
 
 
 def _opener(
