@@ -10,6 +10,7 @@ import pytest
 from kdjax.cli import main
 from kdjax.data.series import Series
 from kdjax.data.unchanged import runs_within
+from kdjax.detection.alarming import EventRule
 from kdjax.detection.detector import score_windows
 from kdjax.detection.false_alarms import expected_events
 from kdjax.detection.gaussian import (
@@ -211,15 +212,24 @@ def test_an_alarm_beside_the_span_stays():
     )
 
 
-def test_a_fixed_threshold_stays():
-    estimator = fitted()
+@pytest.mark.parametrize(("method", "spacing"), [("quantile", 0), ("budget", 1)])
+def test_a_fixed_threshold_stays(method, spacing):
+    estimator = fitted(method)
     estimator.set_threshold(estimator.threshold_ * 1.1)
     detector = estimator.detector_
     series = series_of(detector, later())
     span = np.array([event_of(alarms(detector, series), 205)])
     found, note = confirm_normal(detector, series, span)
     assert found.thresholds[0].tau == detector.thresholds[0].tau
-    assert found.thresholds[0].method == "fixed" and " -> 0 of " in note
+    assert found.thresholds[0].method == "fixed"
+    # The budget's τ is so low that twice the rows don't bring the scores below it.
+    said = "still in alarm, since τ is fixed: set threshold.value to 6." in note
+    assert said == (method == "budget") != (" -> 0 of " in note)
+    assert found.thresholds[0].spacing == spacing
+    # Windows from 18 rows before the span to its end hold a row of it or before.
+    windows = np.diff(span)[0, 0] + 2 * LENGTH - 2
+    joined = found.thresholds[0].n - len(detector.calibration[0])
+    assert joined == math.ceil(windows / (spacing or STRIDE))
 
 
 @pytest.fixture(scope="module")
@@ -253,11 +263,14 @@ def test_a_classifier_takes_them_into_its_threshold_only(classifier):
         # Its networks are held at the value: it would not be silent of its own.
         assert_same(found.constant, detector.constant)
         assert "; still watched, since classifier holds it: dead" in note
+        rule = Rule(
+            "blocks", RATE, caution=3, overlap=5.0, events=EventRule(10, 2, 1440)
+        )
+        expected = expected_events(found.calibration[0], rule, least=again.tau)
+        assert f" of confirmed rows), {expected}; rows" in note or not raised
 
 
 def test_expected_events_are_of_thresholds_that_are_raised():
-    from kdjax.detection.alarming import EventRule
-
     scores = np.tile([1.0, 1.0, 9.0, 1.0], 50)
     rule = Rule("quantile", 0.3, events=EventRule(gap=1))
     assert expected_events(scores, rule).number > 0

@@ -284,6 +284,16 @@ def test_rows_with_holes_are_too_few_for_all_their_number(student):
     assert "178 rows with gaps or missing, excluded or frozen cells, where 66" in note
 
 
+def test_folds_with_gaps_are_too_few(student):
+    # Each fifth of 66 rows has a window, but for two with a gap.
+    seconds = np.arange(66) + 60 * (np.arange(66) >= 46) + 60 * (np.arange(66) >= 60)
+    new = series("lathe", rows(13, 66))
+    new = new._replace(time=np.datetime64("2024-02-01", "ns") + seconds * 10**9)
+    found, note = recalibrated(student, new, threshold={"method": "blocks"})
+    assert_pooled(found, 2)
+    assert "66 rows with gaps or missing, excluded or frozen cells, where 66" in note
+
+
 def test_a_start_on_another_scale_is_a_warning(student):
     values = rows(13, 40) * np.float32([1, 1000, 1])
     found, note = recalibrated(student, series("lathe", values), threshold={})

@@ -497,7 +497,7 @@ def confirm_normal(
         weight = max(1, 2 * weight)
         detector = _with_residuals(old, place, moments, weight=weight, **options)
         scores = scored(detector)
-    spacing = 1 if rule.each_row else min(detector.stride, window)
+    spacing = before.spacing or min(detector.stride, window)
     joining = scores[known & ((starts - starts[0]) % spacing == 0)]
     # Each block of time takes a share, so that its other windows stay in it.
     blocks = BLOCKS if rule.method == "blocks" else 1
