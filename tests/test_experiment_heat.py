@@ -1,12 +1,16 @@
 """Contributions in columns of time against the score table, row by row."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
 
+from kdjax.data.series import Series
 from kdjax.data.splits import cover_starts
 from kdjax.detection.detector import entity_index
 from kdjax.detection.tables import CONTRIBUTION, score_table
+from kdjax.experiment import write
 from kdjax.experiment.write import contribution_bins, fewer_windows
 from kdjax.models.residual import ResidualModel
 
@@ -72,21 +76,35 @@ def test_nothing_to_score(stepping, rows):
 
 @pytest.mark.parametrize(("window", "stride"), [(40, 10), (100, 10), (10, 10), (9, 2)])
 def test_fewer_windows_hold_each_row_and_all_of_them_those_of_alarms(window, stride):
-    """Two spans of windows with a gap between; an alarm in rows 700 to 719."""
-    first, second = np.arange(0, 600, stride), np.arange(650, 1500, stride)
-    starts, spans = np.concatenate([first, second]), np.array([[700, 720]])
+    """Two spans of windows with a gap between; an alarm in rows 1100 to 1119."""
+    first, second = np.arange(0, 611, stride), np.arange(750, 1600, stride)
+    starts, spans = np.concatenate([first, second]), np.array([[1100, 1120]])
     kept = fewer_windows(starts, spans, window=window, stride=stride)
 
     def cover(windows):
-        return np.array(
-            [np.sum((windows <= r) & (r < windows + window)) for r in range(1600)]
-        )
+        rows = np.arange(1700)[:, None]
+        return ((windows <= rows) & (rows < windows + window)).sum(axis=1)
 
     before, after = cover(starts), cover(kept)
     assert ((after > 0) == (before > 0)).all()
-    near = slice(700 - window, 720)  # what led to the alarm
+    near = slice(1100 - window, 1120)  # what led to the alarm
     assert (after[near] == before[near]).all()
-    inside = np.r_[window : 600 - window, 800 + window : 1500 - window]
+    inside = np.r_[window:610, 750 + window : 1590]
     assert (after[inside] >= np.minimum(2, before[inside])).all()
     if window == 100:
-        assert len(kept) < len(starts) / 2 and after[inside].max() <= 3
+        assert len(kept) < len(starts) / 2 and after[1230:1590].max() <= 3
+
+
+def test_measures_of_a_run_are_of_first_and_last_rows():
+    """Rows an hour apart: the first event lasts for 24 hours, the second for 25."""
+    clock = np.datetime64("2024-05-01", "ns") + np.arange(100) * np.timedelta64(1, "h")
+    test = Series("a", np.zeros((100, 1), np.float32), ("x",), clock)
+    found = pd.DataFrame({"first": [0, 60], "stop": [25, 86], "start": "", "end": ""})
+    plant = SimpleNamespace(entities=[SimpleNamespace(test=test)])
+    measures = write._measures([found.astype(object)], plant, 0.0)
+    assert (measures.standing, measures.per_day) == (1, 2 / (99 / 24))
+    rows = SimpleNamespace(entities=[SimpleNamespace(test=test._replace(time=None))])
+    assert write._measures([found], rows, 0.0).standing is None
+    assert write._measures([found], rows, 3600.0).standing == 1
+    none = SimpleNamespace(entities=[SimpleNamespace(test=None)])
+    assert write._measures([found], none, 0.0) is None
