@@ -225,6 +225,7 @@ def test_fixed_is_the_number_given():
         0,
         "own",
         "9 of 40 calibration windows lie above",
+        0,
     )
     assert (
         "9 of 40" in choose_threshold(np.arange(40.0), rule("fixed", value=30)).detail
