@@ -23,7 +23,7 @@ from kdjax.errors import ArtifactError
 from kdjax.experiment.sweeps.design import Member
 from kdjax.experiment.sweeps.members import read_member
 from kdjax.export import container, stablehlo
-from kdjax.export.container import SEAL, load_onnx, sealed
+from kdjax.export.container import OLD_SEAL, load_onnx, sealed
 from kdjax.export.stablehlo import load_stablehlo
 from kdjax.io.files import load_state, save_state, write_manifest
 
@@ -338,7 +338,7 @@ def test_a_newer_onnx_file_is_refused(copy, refused):
     folder = copy(NEWEST)
     data = (folder / "detector.onnx").read_bytes()
     data = replaced(data, b"\x0a\x06schema\x12\x011", b"\x0a\x06schema\x12\x012")
-    (folder / "detector.onnx").write_bytes(resealed(of_9_9_9(data), SEAL))
+    (folder / "detector.onnx").write_bytes(resealed(of_9_9_9(data), OLD_SEAL))
     said = refused("stream", "--detector=detector.onnx", "--backend=onnxruntime")
     assert said == newer("detector.onnx", 2)
 

@@ -25,8 +25,9 @@ MAX_BYTES = 2**31 - 1
 _BLANK = b"0" * 64
 _AGAIN = "Copy it again, or export the detector again (kdjax export)."
 
-# How protobuf writes the metadata entry `sha256` up to its 64 characters.
-SEAL = b"\x0a\x06sha256\x12\x40"
+# How protobuf writes the metadata entry `digest` up to its 64 characters.
+SEAL = b"\x0a\x06digest\x12\x40"
+OLD_SEAL = b"\x0a\x06sha256\x12\x40"  # of version 0.1.0
 
 FORMATS = ("onnx", "stablehlo")
 QUANTIZE = ("none", "int8")
@@ -58,7 +59,7 @@ def load_onnx(source: str | os.PathLike[str] | bytes, *, threads: int = 1) -> Sc
     ConfigError where onnxruntime is not installed.
     """
     name = source_name(source)
-    data = read_sealed(source, SEAL, kind="ONNX detector")
+    data = read_sealed(source, SEAL, OLD_SEAL, kind="ONNX detector")
     try:
         import onnxruntime
     except ImportError as error:
@@ -147,9 +148,9 @@ def sealed(data: bytes, before: bytes) -> bytes:
 
 
 def read_sealed(
-    source: str | os.PathLike[str] | bytes, before: bytes, *, kind: str
+    source: str | os.PathLike[str] | bytes, *seals: bytes, kind: str
 ) -> bytes:
-    """The bytes of a sealed file, verified; `before` is right before the digest, once.
+    """The bytes of a sealed file, verified; one of `seals` is right before the digest, once.
 
     ArtifactError where the file is missing, too large, damaged, or of another origin.
     """
@@ -169,7 +170,8 @@ def read_sealed(
                 f"{path} can't be read ({error.strerror}): give a file that kdjax "
                 "exported."
             ) from error
-    if data.count(before) != 1:
+    before = next((seal for seal in seals if data.count(seal) == 1), None)
+    if before is None:
         raise ArtifactError(
             f"{name} is no {kind} of kdjax, or it is damaged: its digest is missing. "
             f"{_AGAIN}"

@@ -143,7 +143,7 @@ def onnx_file(detector: Detector, index: int, *, quantize: str = "none") -> byte
         _value("contribution", ("B", length, width)),
     ]
     model = make_model(graph, inputs, outputs, name="kdjax_detector")
-    metadata = metadata_of(plan_of(detector, index)) | {"sha256": "0" * 64}
+    metadata = metadata_of(plan_of(detector, index)) | {"digest": "0" * 64}
     helper.set_model_props(model, metadata)
     onnx.checker.check_model(model, full_check=True)
     return sealed(model.SerializeToString(deterministic=True), SEAL)
