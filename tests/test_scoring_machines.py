@@ -52,6 +52,14 @@ def folder(detector, tmp_path):
     return tmp_path / "detector"
 
 
+@pytest.fixture
+def file(detector, tmp_path):
+    """Opens faster than the folder; all entities have the values of `a`."""
+    path = tmp_path / "detector.onnx"
+    path.write_bytes(onnx_file(detector, 0))
+    return path
+
+
 def rows_of(name, count, seed):
     """Lines of an entity, each on its own clock, with what can happen to a stream."""
     rng = np.random.default_rng(seed)
@@ -256,14 +264,14 @@ OPTIONS = {"backend": "onnxruntime", "reading": COLUMN}
 
 
 @pytest.fixture
-def replayed(folder, tmp_path):
+def replayed(file, tmp_path):
     """Runs lines with a state, appending to a file; what lies there then."""
 
     def run(lines, **options):
         output, said = tmp_path / "out.jsonl", []
         try:
             run_stream(
-                [[HEAD], lines], output, detector=folder, state=tmp_path / "state",
+                [[HEAD], lines], output, detector=file, state=tmp_path / "state",
                 log=said.append, **OPTIONS, **options,
             )  # fmt: skip
         except DataError as error:
@@ -279,9 +287,8 @@ def clear(tmp_path):
         path.unlink(missing_ok=True)
 
 
-def without_line_numbers(text):
-    found = [json.loads(line) for line in text.splitlines()]
-    return [{**one, "line": 0} for one in found]
+def objects(text):
+    return [json.loads(line) for line in text.splitlines()]
 
 
 @pytest.mark.parametrize("most", [1, 1000])
@@ -290,15 +297,12 @@ def test_lines_sent_again_are_neither_lost_nor_doubled(replayed, tmp_path, most)
     lines[30:30] = ["x,x", "x,x", "soon,b,1,1"]
     lines.insert(70, "x,x")
     whole, _ = replayed(lines)
-    for cut in (1, 2, 9, 31, 32, 33, 50, 97, len(lines)):
+    for cut in (2, 32, 33, 50, 97):
         for first in (0, cut // 2, max(cut - 3, 0)):
             clear(tmp_path)
             replayed(lines[:cut], most_open=most)
             text, said = replayed(lines[first:], most_open=most)
-            assert without_line_numbers(text) == without_line_numbers(whole), (
-                cut,
-                first,
-            )
+            alike(objects(text), objects(whole))
             again = cut - first
             assert f"{again} line" in said[-1] or not again
 
@@ -323,7 +327,7 @@ def saving(monkeypatch):
 @pytest.mark.parametrize("most", [1, 1000])
 @pytest.mark.parametrize("together", [1, 5])
 def test_a_crash_loses_and_doubles_no_line(
-    replayed, folder, tmp_path, saving, most, together
+    replayed, file, tmp_path, saving, most, together
 ):
     lines = mixed(24)
     whole, _ = replayed(lines)
@@ -333,11 +337,11 @@ def test_a_crash_loses_and_doubles_no_line(
             with pytest.raises(CrashError):
                 run_stream(
                     crashing([HEAD, *lines[:lost]], together), tmp_path / "out.jsonl",
-                    detector=folder, state=tmp_path / "state", most_open=most,
+                    detector=file, state=tmp_path / "state", most_open=most,
                     **OPTIONS,
                 )  # fmt: skip
         text, _ = replayed(lines, most_open=most)
-        assert without_line_numbers(text) == without_line_numbers(whole)
+        alike(objects(text), objects(whole))
 
 
 def test_a_source_that_goes_on_loses_no_row(replayed, tmp_path):
@@ -347,7 +351,7 @@ def test_a_source_that_goes_on_loses_no_row(replayed, tmp_path):
         clear(tmp_path)
         replayed(lines[:cut])
         text, said = replayed(lines[cut:])
-        assert without_line_numbers(text) == without_line_numbers(whole)
+        alike(objects(text), objects(whole))
         assert "skipped" not in said[-1]
 
 
@@ -357,18 +361,18 @@ def test_a_clock_that_was_set_back_is_of_its_entity(replayed, tmp_path):
     back = [f"{at},a,{at % 3},1" for at in range(20)]
     replayed([*both, *back[:12]])
     text, said = replayed([*back[12:], "320,b,1,1"])
-    rows = [one for one in without_line_numbers(text) if "event" not in one]
+    rows = [one for one in objects(text) if "event" not in one]
     assert len(rows) == 61 and "skipped" not in said[-1]
     numbers = [one["row"] for one in rows if one["entity"] == "a"]
     assert [n for n in numbers if n is not None] == [*range(20 + 11)]
 
 
-def test_entities_without_times_go_on_by_their_counts(replayed, folder, tmp_path):
+def test_entities_without_times_go_on_by_their_counts(file, tmp_path):
     lines = [f"{name},{n % 5},1" for n in range(9) for name in "ab"]
     output, state = tmp_path / "out", tmp_path / "state"
     for part in (lines[:7], lines[7:]):
         run_stream(
-            [["machine,y,x", *part]], output, detector=folder, state=state, **OPTIONS
+            [["machine,y,x", *part]], output, detector=file, state=state, **OPTIONS
         )
     found = [json.loads(line) for line in output.read_text().splitlines()]
     rows = [one["row"] for one in found if one.get("entity") == "b"]
@@ -527,7 +531,8 @@ def test_readings_of_entities_lie_on_their_own_grids(
     data |= {"tag_column": "tag", "value_column": "value"}
     card = {"title": "by hand", "settings": {"data": data}, "data": {"dated": True}}
     small = small._replace(step=10.0, card=card, calibration=(np.arange(20.0),) * 2)
-    save_detector(tmp_path / "long", small)
+    file = tmp_path / "long.onnx"
+    file.write_bytes(onnx_file(small, 0))
     rng = np.random.default_rng(5)
 
     def lines(name, offset):
@@ -547,13 +552,13 @@ def test_readings_of_entities_lie_on_their_own_grids(
     every = [every[name].pop(0) for name in order]
     head, log = "time,machine,tag,value", []
     options = {"backend": "onnxruntime", "log": log.append}
-    found = streamed([[head], every], tmp_path / "long", **options)
+    found = streamed([[head], every], file, **options)
     assert "1 repeated reading left out" in log[-1]
     for name, mine in own.items():
         said = io.StringIO()
         texts = [head.replace("machine,", "")]
         texts += [line.replace(f",{name},", ",") for line in mine]
-        run_stream(texts, said, detector=tmp_path / "long", backend="onnxruntime")
+        run_stream(texts, said, detector=file, backend="onnxruntime")
         wanted = [json.loads(line) for line in said.getvalue().splitlines()]
         answers = [one for one in found if one.get("entity") == name]
         wanted = [one for one in wanted if "event" not in one]
@@ -563,12 +568,12 @@ def test_readings_of_entities_lie_on_their_own_grids(
     output, state = tmp_path / "out", tmp_path / "state"
     with pytest.raises(CrashError):
         run_stream(
-            crashing([head, *every[:300]], 1), output, detector=tmp_path / "long",
+            crashing([head, *every[:300]], 1), output, detector=file,
             state=state, most_open=1, **OPTIONS,
         )  # fmt: skip
     for part in (every[:350], every[200:]):
         parted = streamed(
-            [[head], part], tmp_path / "long", output, state=state, most_open=1,
+            [[head], part], file, output, state=state, most_open=1,
             backend="onnxruntime",
         )  # fmt: skip
     wanted = [one for one in found if "event" not in one]
@@ -586,12 +591,12 @@ def test_readings_of_entities_lie_on_their_own_grids(
             if said.getvalue().count('"score": ') > before:
                 completing.append(number)
 
-    run_stream(followed(), said, detector=tmp_path / "long", **OPTIONS)
+    run_stream(followed(), said, detector=file, **OPTIONS)
     for cut in completing[40:100:20]:
         clear(tmp_path)
         for part in (every[:cut], every[cut:]):
             parted = streamed(
-                [[head], *([line] for line in part)], tmp_path / "long",
+                [[head], *([line] for line in part)], file,
                 tmp_path / "out.jsonl", state=state, backend="onnxruntime",
             )  # fmt: skip
         alike([one for one in parted if "event" not in one], wanted)
@@ -732,8 +737,8 @@ def test_kills_lose_and_double_no_line(folder, tmp_path):
         [[HEAD], lines], tmp_path / "whole", detector=folder, **OPTIONS,
         state=tmp_path / "whole.state",
     )  # fmt: skip
-    assert output.read_text("utf-8") == (tmp_path / "whole").read_text("utf-8")
-    events = [json.loads(line) for line in output.read_text("utf-8").splitlines()]
+    events = objects(output.read_text("utf-8"))
+    alike(events, objects((tmp_path / "whole").read_text("utf-8")))
     told = [
         (one["event"]["id"], one["event"]["end"]) for one in events if "event" in one
     ]
