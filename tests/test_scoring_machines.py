@@ -484,6 +484,7 @@ def test_silence_is_told_of_the_entity_that_is_silent(folder, monkeypatch, tmp_p
         yield [f"{stamp}{at},{name},1,1" for at in range(4) for name in "ab"]
         yield "1,c,1,1"  # times that are numbers don't tell
         clock.now = 4
+        time.sleep(0.1)  # looked at, and not yet told
         yield f"{stamp}4,a,1,1"
         clock.now = 8
         until = time.monotonic() + 20
