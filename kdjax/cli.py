@@ -27,6 +27,7 @@ from kdjax.commands import (
     plot,
     run,
     score,
+    serve,
     stream,
     sweep,
 )
@@ -37,7 +38,18 @@ from kdjax.io import signals
 
 VERBS: dict[str, ModuleType] = {
     module.__name__.rpartition(".")[2]: module
-    for module in (run, sweep, score, plot, calibrate, export, stream, fetch, info)
+    for module in (
+        run,
+        sweep,
+        score,
+        plot,
+        calibrate,
+        export,
+        stream,
+        serve,
+        fetch,
+        info,
+    )
 }
 # Names that version 0.1 had for flags, and today's.
 OLD_FLAGS = {"blame": "attribution", "following": "rolling"}
@@ -196,7 +208,10 @@ def define_flags(argv: Sequence[str]) -> Flags:
     path = config_module.__file__
     config_flags.DEFINE_config_file("config", path, sys_argv=list(argv), **own)
     kinds = {bool: "bool", int: "integer", float: "float", tuple: "multi_string"}
-    for flag in {k: f for verb in VERBS for k, f in flags_of(verb).items()}.values():
+    every = {k: f for verb in VERBS for k, f in flags_of(verb).items()}
+    # `serve` takes several detectors, other verbs one.
+    every |= next((flags_of(arg) for arg in argv[1:] if arg in VERBS), {})
+    for flag in every.values():
         if not flag.name.startswith("config"):
             define = getattr(flags, f"DEFINE_{kinds.get(type(flag.default), 'string')}")
             define(flag.name, flag.default, flag.help, **own)

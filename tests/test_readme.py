@@ -99,6 +99,7 @@ def test_every_verb_is_shown() -> None:
         "calibrate",
         "export",
         "stream",
+        "serve",
         "fetch",
         "info",
     ]
@@ -114,8 +115,11 @@ def test_commands_and_code_run(folder: Path, monkeypatch: pytest.MonkeyPatch) ->
         return Fetched((), ())
 
     monkeypatch.setattr("kdjax.data.download.fetch_smd", fetch_smd)
+    served: list[object] = []
+    serve = "kdjax.service.server.serve_until_signal"
+    monkeypatch.setattr(serve, lambda app, _: served.extend(app.engines))
     printed = [run(line, monkeypatch) for line in verb_lines()]
-    assert fetched == ["data/smd"]
+    assert fetched == ["data/smd"] and served == ["plant"]
     assert "student 482601" in printed[-1]
     scores = pd.read_csv(folder / "scores.csv")
     assert len(scores) == 24_000

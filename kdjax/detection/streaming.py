@@ -238,6 +238,8 @@ class StreamDetector:
         text = f"{plan_to_json(own)} {adaptive_step!r}"
         text += f" {rolling!r}" * bool(rolling)
         self._digest = hashlib.sha256(text.encode()).hexdigest()
+        form = (plan.channels, plan.window, plan.step, plan.max_gap, plan.dtype)
+        self._form = hashlib.sha256(repr(form).encode()).hexdigest()[:16]
         self._score = score
         self._explain = explain
         self._rule = alarm_rule(plan)
@@ -370,6 +372,14 @@ class StreamDetector:
     def score(self, taken: Taken) -> WindowResult | None:
         """The scores of a row's window; None where it has too few rows."""
         return self._score(taken.window) if taken.whole else None
+
+    def explained(self, window: np.ndarray) -> np.ndarray:
+        """Contributions `[L, D]` to the scores of a raw window `[1, L, D]`."""
+        if self._explain is not None:
+            return self._explain(window)
+        parts = self._score(window).contributions
+        assert parts is not None
+        return parts
 
     def answer(self, taken: Taken, found: WindowResult | None) -> StreamRow:
         """The second half of `update`: the result of a row, whose window has these scores."""
@@ -570,6 +580,7 @@ class StreamDetector:
             "schema": SCHEMA,
             "kdjax_version": kdjax_version(),
             "detector": self._digest,
+            "form": self._form,
             "rows": self.rows,
             **own,
             **self._saved(at),
@@ -649,6 +660,29 @@ class StreamDetector:
         self._buffer[places] = self._buffer[places + window] = kept
         self._p_values = collections.deque(watched, maxlen=WATCHED)
         self._adaptive = adaptive
+
+    def carried(self, state: Mapping[str, Any]) -> dict[str, Any] | None:
+        """A state of another detector for `restore`; None where its rows don't fit.
+
+        They fit where channels, window, cadence and dtype are equal. Scores are compared
+        with those of calibration from the next row on.
+        """
+        if state["detector"] == self._digest:
+            return dict(state)
+        if state.get("form") != self._form or self._adaptive is not None:
+            return None
+        usual = self._saved(self._start)
+
+        def fitting(saved: Mapping[str, Any]) -> dict[str, Any]:
+            own = dict(saved)
+            if len(own.get("unchanged", ())) != len(usual["unchanged"]):
+                own |= {name: usual[name] for name in ("last_known", "unchanged")}
+            filled = ("last_values", "ages")
+            return {name: usual[name] for name in filled if name in usual} | own
+
+        before = state["before"] and fitting(state["before"])
+        changes: dict[str, Any] = {"adaptive": None, "p_values": [], "before": before}
+        return fitting(state) | {"detector": self._digest} | changes
 
     def _saved(self, at: Position) -> dict[str, Any]:
         watch = at.watch

@@ -36,6 +36,7 @@ class Machine:
         self, stream: StreamDetector, answered: Answered, reader: RowReader | None
     ) -> None:
         self.stream, self.answered, self.reader = stream, answered, reader
+        self.lines = 0  # that were answered, with those of earlier runs
         self.key: int | None = None  # in the store
         self.changed = False  # since it was saved
 
@@ -59,6 +60,9 @@ class Machines:
         store: of their states.
         most: entities in memory, besides those whose rows are scored together.
         log: called with messages for people.
+        known: answered lines of an entity, at least, that are known one by one.
+        carries: whether states of another detector are taken over: rows that wait where
+            channels, window and cadence are equal, and counts of lines.
     """
 
     def __init__(
@@ -69,6 +73,8 @@ class Machines:
         store: "Store",
         most: int,
         log: Callable[[str], None],
+        known: int = KNOWN_EACH,
+        carries: bool = False,
     ) -> None:
         if most < 1:
             raise ConfigError(f"most_open={most}: give 1 entity or more.")
@@ -76,12 +82,13 @@ class Machines:
         self.plan = streams.another("").plan  # but for what is of one entity
         # Entities with an even grid have a reader each beside it.
         self.reader = RowReader(self.plan, reading)
-        self._streams, self._store, self._most, self._log = streams, store, most, log
+        self._streams, self.store, self._most, self._log = streams, store, most, log
         self._open: collections.OrderedDict[str, Machine] = collections.OrderedDict()
-        self.saved = self._store.whole()
+        self._known, self._carries = known, carries
+        self.saved = self.store.whole()
         self._run = int(self.saved.get("run", 0)) + 1
         self._rows = int(self.saved.get("rows", 0))
-        self.names = {*self._store.names()} - {""}
+        self.names = {*self.store.names()} - {""}
         # When the last line of each came, the oldest first, where silence may be told.
         self._since = dict.fromkeys(self.names, time.monotonic())
         self._pooled = False  # whether an entity without own values was told
@@ -126,7 +133,13 @@ class Machines:
         while len(self._open) > self._most:
             _, machine = self._open.popitem(last=False)
             if machine.changed:
-                self._store.put([self._record(machine)])
+                self.store.put([self._record(machine)])
+
+    def put(self, name: str) -> None:
+        """Writes an entity that changed since the last time; `save` makes it last."""
+        machine = self._open.get(name)
+        if machine and machine.changed:
+            self.store.put([self._record(machine)])
 
     def silent(self, _: float) -> Sequence[Mapping[str, Any]]:
         """Events that begin since no line of an entity has come for too long."""
@@ -150,31 +163,39 @@ class Machines:
 
     def kept(self) -> dict[str, Any]:
         """For `save`: what changed since the last call; nothing without a state."""
-        machines = self._open.values() if self._store.path is not None else ()
+        machines = self._open.values() if self.store.path is not None else ()
         changed = [machine for machine in machines if machine.changed]
+        return {**self.about(), "entities": [*map(self._record, changed)]}
+
+    def about(self) -> dict[str, Any]:
+        """What `kept` has but for entities."""
         return {
             "schema": SCHEMA,
             "kdjax_version": kdjax_version(),
             "run": self._run,
             "rows": self.rows,
-            "entities": [*map(self._record, changed)],
         }
+
+    def opened(self) -> list[str]:
+        """The names of those in memory."""
+        return [*self._open]
 
     def save(self, kept: Mapping[str, Any], mark: Callable[[], Any]) -> None:
         """Writes what `kept` gave, with further keys and a mark, if there is a state.
 
         What left the memory before is saved with it.
         """
-        if self._store.path is not None:
-            self._store.put(kept["entities"])
+        if self.store.path is not None:
+            self.store.put(kept["entities"])
             whole = {name: value for name, value in kept.items() if name != "entities"}
-            self._store.commit({**whole, "output": mark()})
+            self.store.commit({**whole, "output": mark()})
 
     def _record(self, machine: Machine) -> Record:
         machine.changed = False
         answered, reader = machine.answered, machine.reader
         state = {
             "stream": machine.stream.state(buffer=False),
+            "lines": machine.lines,
             "answered": answered.state(),
             "run": self._run,
             "next": answered.next,
@@ -187,8 +208,8 @@ class Machines:
     def _read(self, name: str) -> Machine:
         stream = self._streams.another(name)
         reader = self.reader.another() if self.plan.reading.step and name else None
-        machine = Machine(stream, Answered(KNOWN_EACH), reader)
-        found = self._store.get(name)
+        machine = Machine(stream, Answered(self._known), reader)
+        found = self.store.get(name)
         self.names |= {name} - {""}
         if name and stream.plan.entity != name and not self._pooled:
             self._pooled = True
@@ -202,7 +223,8 @@ class Machines:
         answered = machine.answered
         try:
             state = read_state(text.encode(), f"the state of {name!r}")
-            stream.restore(state["stream"], rows)
+            self._restore(stream, state["stream"], rows)
+            machine.lines = int(state.get("lines", 0))
             answered.restore(state["answered"])
             if reader:
                 reader.restore(state["readings"])
@@ -219,6 +241,16 @@ class Machines:
                 "the state to start anew."
             ) from error
         return machine
+
+    def _restore(
+        self, stream: StreamDetector, state: dict[str, Any], rows: dict[int, bytes]
+    ) -> None:
+        if self._carries:
+            found = stream.carried(state)
+            if found is None:
+                return  # of another shape: it starts anew
+            state = found
+        stream.restore(state, rows)
 
 
 class Store:
@@ -239,6 +271,13 @@ class Store:
             self._file.execute("PRAGMA journal_mode=WAL")
             self._file.execute("PRAGMA synchronous=FULL")
             self._file.executescript(_TABLES)
+
+    def execute(self, command: str, values: Sequence[Any] = ()) -> list[Any]:
+        """Runs a further command; one that writes lasts from the next `commit` on."""
+        with self._naming():
+            if not command.startswith("SELECT"):
+                self._begin()
+            return self._file.execute(command, values).fetchall()
 
     def whole(self) -> dict[str, Any]:
         """What `commit` was given last; empty in a new store."""

@@ -72,6 +72,7 @@ BACKENDS = ("jax", "onnxruntime")
 ON_ERROR = ("skip", "stop")
 MOST_OPEN = 1000  # entities in memory
 AT_ONCE = 256  # rows of different entities, at most, that are scored in one call
+ONNX_BATCH = 32  # windows in one call of onnxruntime; see docs/serve.md
 SESSIONS = 64  # entities, at most, whose ONNX models are in memory at once
 SAVE_EVERY = 1.0  # seconds between two writes of the state
 SAVE_SHARE = 0.1  # of the time, at most, that writing the state may take
@@ -81,6 +82,10 @@ UNSCORED = 10  # windows, and `WATCHED` lines, that are reported if none has a s
 TELL_EVERY = 1.0  # seconds between two looks for silence
 SAY_EVERY = 60.0  # seconds between two reports of the same kind
 SIGNAL_WAIT = 1.5  # seconds for alarm messages after a signal; a process has 3.5 to end
+TWICE = (
+    "its time is not after that of the row before, and the same row was answered before; "
+    "remove rows that came twice."
+)
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 _ENCODE = json.JSONEncoder(allow_nan=False).encode
 
@@ -324,8 +329,11 @@ def _onnx_scorers(
 
 
 def _onnx_scores(scorer: "Scorer", windows: np.ndarray) -> list[WindowResult]:
-    points, found, _, parts = scorer.run(windows)
-    return [*map(WindowResult, points, found.tolist(), parts)]
+    results = list[WindowResult]()
+    for first in range(0, len(windows), ONNX_BATCH):
+        points, found, _, parts = scorer.run(windows[first : first + ONNX_BATCH])
+        results += map(WindowResult, points, found.tolist(), parts)
+    return results
 
 
 def _onnx_stream(
@@ -360,7 +368,7 @@ def stream_rows(
         answering.take(line)
         while found:
             yield from found.pop(0).text.splitlines()
-    yield from map(_event, stream.finish())
+    yield from map(event_text, stream.finish())
 
 
 def run_stream(
@@ -423,7 +431,7 @@ def run_stream(
         excluded = Spans(Path(exclude), log) if exclude else None
         if state is not None:
             check_target(state, inputs=(detector,), name="state")
-            _lock(stack, Path(state))
+            lock_state(stack, Path(state))
         machines: _One | Machines
         if reading.get("entity_column"):
             streams = open_streams(detector, entity=entity, reading=reading, **options)
@@ -447,7 +455,7 @@ def run_stream(
                 "without a state, alarm messages that are not delivered are lost "
                 f"{LAST_WAIT:g} s after the input ends."
             )
-        digest = _detector_digest(Path(detector)) if to else ""
+        digest = detector_digest(Path(detector)) if to else ""
         shelved, done = Path(shelve), Path(acknowledged)
         managed = Managed(
             Spans(shelved, log) if shelve else None,
@@ -512,7 +520,7 @@ def run_stream(
         return summary
 
 
-def _detector_digest(path: Path) -> str:
+def detector_digest(path: Path) -> str:
     """The SHA-256 of a detector's manifest, which has those of its files, or of a file."""
     return sha256(path / MANIFEST if path.is_dir() else path)
 
@@ -521,7 +529,7 @@ def _under(stream: StreamDetector) -> str:
     return f"scoring under the threshold of {stream.plan.entity}: {stream.plan.tau:g}"
 
 
-def _lock(stack: contextlib.ExitStack, state: Path) -> None:
+def lock_state(stack: contextlib.ExitStack, state: Path) -> None:
     """Locks the state against other programs; the lock ends with this process."""
     try:
         state.parent.mkdir(parents=True, exist_ok=True)
@@ -766,10 +774,7 @@ class _Answering:
                 machines.shrink()
             return
         if not fault and is_late(instant, stream.last) and answered.has(line, instant):
-            fault = (
-                "its time is not after that of the row before, and the same row was "
-                "answered before; remove rows that came twice."
-            )
+            fault = TWICE
         if not fault:
             try:
                 said = line.time if instant and instant.clock else None
@@ -805,7 +810,7 @@ class _Answering:
         item.machine.answered.add(line, item.instant, stream.last)
         events = row.events if row else ()
         name = line.entity if self._several else None
-        text = _answer(line, row, fault, moves=stream.moves, name=name)
+        text = answer_text(line, row, fault, moves=stream.moves, name=name)
         if row and row.taken_back:
             fault = (
                 f"row {row.row - 1} was ahead of its time: row {row.row} is earlier, and "
@@ -813,15 +818,16 @@ class _Answering:
             )
         # A row that is left out has no score on purpose.
         scored = row is not None and (row.left_out or not math.isnan(row.score))
-        text = "\n".join([text, *map(_event, events)])
+        text = "\n".join([text, *map(event_text, events)])
         return _Answer(text, fault, scored, events, stream if row else None)
 
 
-def _event(found: Mapping[str, Any]) -> str:
+def event_text(found: Mapping[str, Any]) -> str:
+    """The JSON text of an event that begins or ends."""
     return _ENCODE({"row": None, "event": found})
 
 
-def _answer(
+def answer_text(
     line: Line, row: StreamRow | None, fault: str, *, moves: bool, name: str | None
 ) -> str:
     """The JSON text of a row, or of a line at fault; `name` is that of its entity."""
@@ -888,7 +894,7 @@ class _Out:
     def events(self, events: Sequence[Mapping[str, Any]]) -> None:
         """Writes events that no row brought."""
         if events:
-            self._put("\n".join(map(_event, events)))
+            self._put("\n".join(map(event_text, events)))
             self._announce(events)
 
     def settle(self) -> None:

@@ -1,0 +1,187 @@
+"""Answer rows over HTTP as they come: scores, alarms, events and metrics.
+
+Answers are those of `kdjax stream`. It listens on loopback unless --host says otherwise,
+and runs on onnxruntime alone for an ONNX file. SIGTERM answers what waits, saves the
+state and ends. Needs pip install "kdjax[serve]"; docs/serve.md lists the routes.
+"""
+
+import contextlib
+import importlib
+import socket
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from kdjax.commands import common
+from kdjax.commands.common import Flag
+from kdjax.errors import ArtifactError, ConfigError
+from kdjax.io.files import check_detector_folder
+from kdjax.notify.outbox import receivers
+
+USAGE = "--detector=DIR_OR_ONNX [--detector=…] [--state=DIR]"
+EXAMPLE = "kdjax serve --detector=plant.onnx --state=state"
+FLAGS = {
+    "Detectors": (
+        Flag(
+            "detector",
+            "DIR_OR_ONNX",
+            (),
+            "Saved detector or ONNX file; its stem is its name. May be repeated.",
+        ),
+        Flag("shadow", "DIR_OR_ONNX", None, "Scores beside the only detector."),
+    ),
+    "Network": (
+        Flag("host", "ADDRESS", "127.0.0.1", "Address to listen on."),
+        Flag("port", "PORT", 8080, "Port to listen on; 0: any, which is printed."),
+        Flag(
+            "token_file",
+            "FILE",
+            None,
+            "File with a token that requests must bear; without it changes are refused.",
+        ),
+    ),
+    "State and alarms": (
+        Flag("state", "DIR", None, "Folder for the state; without it none is kept."),
+        Flag("on_alarm", "RECEIVER", (), "Where messages of events go, as in stream."),
+    ),
+    "Limits": (
+        Flag("max_body", "BYTES", 8_000_000, "Largest body of a request."),
+        Flag("max_rows", "N", 5000, "Most rows of a request."),
+        Flag("max_waiting", "N", 20_000, "Most rows that wait for a detector."),
+        Flag("max_entities", "N", 10_000, "Most entities of a detector."),
+        Flag("most_open", "N", 1000, "Most entities of a detector in memory."),
+        Flag("entity_metrics", "BOOL", True, "Metrics of each entity, of up to 1,000."),
+    ),
+}
+
+
+def main(arguments: list[str], flags: common.Flags) -> None:
+    """Runs the verb."""
+    common.no_arguments("serve", arguments)
+    if not flags.detector:
+        raise ConfigError("serve needs --detector; see kdjax serve --help.")
+    missing = [
+        n for n in ("starlette", "uvicorn", "prometheus_client") if not _is_there(n)
+    ]
+    if missing:
+        raise ConfigError(
+            f'serve needs {", ".join(missing)}: pip install "kdjax[serve]".'
+        )
+    paths = [Path(path) for path in (*flags.detector, *filter(None, [flags.shadow]))]
+    for path in paths:
+        if not path.is_file():
+            check_detector_folder(path)
+    if flags.shadow and len(flags.detector) > 1:
+        raise ConfigError("--shadow scores beside one detector: give one --detector.")
+    token = _token(flags.token_file)
+    to = receivers(flags.on_alarm, inputs=paths)
+    from kdjax.service.app import App, names_of
+    from kdjax.service.engine import Engine, Limits
+    from kdjax.service.server import serve_until_signal
+
+    names = names_of(flags.detector)
+    for name in ("max_body", "max_rows", "max_waiting", "max_entities", "most_open"):
+        if (value := int(flags[name].value or 0)) < 1:
+            raise ConfigError(f"--{name}={value}: give 1 or more.")
+    limits = Limits(
+        body=flags.max_body,
+        rows=flags.max_rows,
+        waiting=flags.max_waiting,
+        entities=flags.max_entities,
+        open=flags.most_open,
+    )
+    with contextlib.ExitStack() as stack:
+        listening = stack.enter_context(_listening(flags.host, flags.port))
+        if any(path.is_dir() for path in paths):
+            common.start_jax()
+        folder = stack.enter_context(_folder(flags.state))
+        engines: dict[str, Engine] = {}
+        app = App(
+            engines, limits=limits, token=token, entity_metrics=flags.entity_metrics
+        )
+        for name, path in zip(names, flags.detector, strict=True):
+            engines[name] = Engine(
+                name,
+                Path(path),
+                folder,
+                limits=limits,
+                clock=app.clock,
+                to=to,
+                shadow=Path(flags.shadow) if flags.shadow else None,
+                log=_say,
+                committed=app.committed,
+            )
+            stack.callback(engines[name].close)
+            loaded = engines[name].loaded
+            _say(
+                f"{name}: {len(loaded.plan.channels)} channels, windows of "
+                f"{loaded.plan.window} rows, on {loaded.backend}"
+            )
+        if flags.state is None:
+            _say("without --state a restart begins anew.")
+        host, port = listening.getsockname()[:2]
+        if not token and host not in ("127.0.0.1", "::1"):
+            _say(f"anyone who reaches {host} can send rows: give --token_file.")
+        shown = f"[{host}]" if ":" in host else host
+        _say(f"listening on http://{shown}:{port}")
+        serve_until_signal(app, listening)
+
+
+def _is_there(library: str) -> bool:
+    try:
+        importlib.import_module(library)
+    except ImportError:
+        return False
+    return True
+
+
+def _token(path: str | None) -> str:
+    """The token in a file; empty for no file."""
+    if path is None:
+        return ""
+    try:
+        token = Path(path).read_text("utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ArtifactError(f"--token_file: {path} can't be read ({error}).") from None
+    if (
+        len(token) < 16
+        or not token.isascii()
+        or not token.isprintable()
+        or " " in token
+    ):
+        raise ConfigError(
+            f"--token_file: {path} holds no token of 16 or more plain characters: make "
+            "one by: openssl rand -hex 32"
+        )
+    return token
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family, backlog=512)
+    except (OSError, OverflowError) as error:
+        raise ConfigError(
+            f"--host={host} --port={port}: can't listen there ({error}): give another "
+            "port, or end the program that has it."
+        ) from None
+
+
+@contextlib.contextmanager
+def _folder(state: str | None) -> Iterator[Path]:
+    """The folder for states; a temporary one for None."""
+    if state is None:
+        with tempfile.TemporaryDirectory(prefix="kdjax-serve-") as temporary:
+            yield Path(temporary)
+        return
+    folder = Path(state)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ArtifactError(f"--state={state} is no folder ({error}).") from None
+    yield folder
+
+
+def _say(text: str) -> None:
+    print(f"kdjax: {common.in_flags(text)}", file=sys.stderr, flush=True)

@@ -1,0 +1,1 @@
+"""The HTTP service `kdjax serve`: a detector that answers rows as they come."""

@@ -1,0 +1,202 @@
+"""What the service keeps of a detector on disk, beside the streams of its entities.
+
+All of it lies in the SQLite file of `kdjax.scoring.machines`. A batch of rows is written
+to the journal, with the events that it brought, in one transaction before its answers go
+out. The states of entities follow later, so that a row costs one write. A start reads
+states, then answers the journal's rows that they don't have again.
+"""
+
+import array
+import contextlib
+import json
+import math
+import sqlite3
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from kdjax.data.lines import Line
+from kdjax.errors import ArtifactError
+from kdjax.scoring.machines import Store
+
+MOST_EVENTS = 100_000  # entries of a detector that are kept
+_TABLES = """
+CREATE TABLE IF NOT EXISTS journal (number INTEGER PRIMARY KEY, head TEXT, cells BLOB);
+CREATE TABLE IF NOT EXISTS events (
+    number INTEGER PRIMARY KEY, id TEXT, source TEXT, body TEXT);
+CREATE INDEX IF NOT EXISTS events_id ON events (id);
+CREATE TABLE IF NOT EXISTS marks (id TEXT PRIMARY KEY, acknowledged TEXT);
+CREATE TABLE IF NOT EXISTS shelves (source TEXT PRIMARY KEY, body TEXT);
+CREATE TABLE IF NOT EXISTS thresholds (number INTEGER PRIMARY KEY, body TEXT)"""
+_ENCODE = json.JSONEncoder(allow_nan=False).encode
+
+
+class Clock:
+    """Numbers that grow: microseconds since 1970, the same for all detectors."""
+
+    def __init__(self) -> None:
+        self._last, self._lock = 0, threading.Lock()
+
+    def after(self, number: int) -> None:
+        """Makes later numbers larger than `number`."""
+        with self._lock:
+            self._last = max(self._last, number)
+
+    def next(self) -> int:
+        """A number that none had before."""
+        with self._lock:
+            self._last = max(self._last + 1, time.time_ns() // 1000)
+            return self._last
+
+
+class Journal:
+    """Writes to the store of a detector; the store's `commit` makes it last."""
+
+    def __init__(self, store: Store, clock: Clock) -> None:
+        self._store, self._clock = store, clock
+        for table in _TABLES.split(";"):
+            store.execute(table.strip())
+        for table in ("events", "journal"):
+            found = store.execute(f"SELECT max(number) FROM {table}")
+            clock.after(found[0][0] or 0)
+
+    def rows(self) -> Iterator[list[tuple[Line, int]]]:
+        """The batches: lines, each with the number of lines of its entity before."""
+        for (number,) in self._store.execute(
+            "SELECT number FROM journal ORDER BY number"
+        ):
+            found = self._store.execute(
+                "SELECT head, cells FROM journal WHERE number = ?", (number,)
+            )
+            head, cells = json.loads(found[0][0]), array.array("d", found[0][1])
+            place, batch = 0, list[tuple[Line, int]]()
+            for entity, count, length, when, error, line in head:
+                row = [*cells[place : place + length]]
+                batch.append((Line(line, when, row, error, entity), count))
+                place += length
+            yield batch
+
+    def add_rows(self, lines: Iterable[tuple[Line, int]]) -> int:
+        """Writes a batch; its number."""
+        number, cells, head = self._clock.next(), array.array("d"), []
+        for line, count in lines:
+            cells.extend(line.row)
+            when = line.time
+            if isinstance(when, float) and not math.isfinite(when):
+                when = str(when)
+            head.append(
+                (line.entity, count, len(line.row), when, line.error, line.number)
+            )
+        self._store.execute(
+            "INSERT INTO journal VALUES (?, ?, ?)",
+            (number, _ENCODE(head), cells.tobytes()),
+        )
+        return number
+
+    def trim(self, before: int | None) -> None:
+        """Removes the batches before a number, or all; states have their rows."""
+        where, values = ("", ()) if before is None else (" WHERE number < ?", (before,))
+        self._store.execute(f"DELETE FROM journal{where}", values)
+
+    def add_events(self, events: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Notes events that began or ended, or messages about the stream."""
+        added = []
+        for event in events:
+            number = self._clock.next()
+            entry = {"number": number, "received": number / 1e6, **event}
+            values = (number, event.get("id"), source_of(event), _ENCODE(entry))
+            self._store.execute("INSERT INTO events VALUES (?, ?, ?, ?)", values)
+            added.append(entry)
+        if added:
+            self._store.execute(
+                "DELETE FROM events WHERE number <= (SELECT number FROM events "
+                "ORDER BY number DESC LIMIT 1 OFFSET ?)",
+                (MOST_EVENTS,),
+            )
+        return added
+
+    def acknowledge(self, name: str, mark: Mapping[str, Any]) -> None:
+        """Notes that someone has seen an event."""
+        values = (name, _ENCODE(mark))
+        self._store.execute("INSERT OR REPLACE INTO marks VALUES (?, ?)", values)
+
+    def shelve(self, source: str, mark: Mapping[str, Any]) -> None:
+        """Notes that messages of a source, see `source_of`, are not to be sent."""
+        values = (source, _ENCODE(mark))
+        self._store.execute("INSERT OR REPLACE INTO shelves VALUES (?, ?)", values)
+
+    def shelves(self) -> dict[str, dict[str, Any]]:
+        """What `shelve` noted, by source."""
+        found = self._store.execute("SELECT source, body FROM shelves")
+        return {source: json.loads(body) for source, body in found}
+
+    def add_threshold(self, change: Mapping[str, Any]) -> None:
+        """Notes a change of τ."""
+        values = (self._clock.next(), _ENCODE(change))
+        self._store.execute("INSERT INTO thresholds VALUES (?, ?)", values)
+
+    def thresholds(self) -> list[dict[str, Any]]:
+        """All changes of τ, the first one first."""
+        found = self._store.execute("SELECT body FROM thresholds ORDER BY number")
+        return [json.loads(body) for (body,) in found]
+
+
+def source_of(event: Mapping[str, Any]) -> str:
+    """What events have in common that are shelved together: entity and kind."""
+    return _ENCODE([event.get("entity", ""), event.get("kind", "")])
+
+
+class EventLog:
+    """Reads the events of a detector while the journal is written."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._lock = path, threading.Lock()
+        self._file = sqlite3.connect(
+            f"{path.resolve().as_uri()}?mode=ro", uri=True, check_same_thread=False
+        )
+
+    def after(self, number: int, *, most: int, name: str = "") -> list[dict[str, Any]]:
+        """Entries with a larger number, the first ones first; `name` is an event's id."""
+        where, values = "events.number > ?", [number]
+        if name:
+            where, values = "events.id = ?", [name]  # type: ignore[list-item]
+        found = self._select(
+            "SELECT events.body, marks.acknowledged, shelves.body FROM events "
+            "LEFT JOIN marks ON marks.id = events.id "
+            f"LEFT JOIN shelves ON shelves.source = events.source WHERE {where} "
+            "ORDER BY events.number LIMIT ?",
+            (*values, most),
+        )
+        return [
+            json.loads(body)
+            | {
+                "acknowledged": mark and json.loads(mark),
+                "shelved": shelf and json.loads(shelf),
+            }
+            for body, mark, shelf in found
+        ]
+
+    def close(self) -> None:
+        """Closes the file."""
+        with self._lock:
+            self._file.close()
+
+    def _select(self, command: str, values: Sequence[Any]) -> list[Any]:
+        try:
+            with self._lock:
+                return self._file.execute(command, values).fetchall()
+        except sqlite3.Error as error:
+            raise ArtifactError(f"{self._path} can't be read ({error}).") from error
+
+
+@contextlib.contextmanager
+def rolled_back(store: Store) -> Iterator[None]:
+    """Takes back what was not committed where the block raises."""
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(ArtifactError):
+            store.execute("ROLLBACK")
+        raise

@@ -1,0 +1,178 @@
+"""The routes of the service in one table, and the OpenAPI document made from it."""
+
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from kdjax.io.files import kdjax_version
+
+OPEN, READ, CHANGE = "open", "read", "change"
+_TEXT, _OBJECT = {"type": "string"}, {"type": "object"}
+_NUMBER, _WHOLE = {"type": "number"}, {"type": "integer", "minimum": 0}
+_CELL = {"type": ["number", "null"]}
+_ROW = {
+    "oneOf": [
+        {"type": "array", "items": _CELL},
+        {"type": "object", "additionalProperties": {}},
+    ]
+}
+_TIMES = {"type": "array", "items": {"type": ["number", "string", "null"]}}
+_PLAIN = {"application/x-ndjson": _TEXT, "text/csv": _TEXT}
+
+
+def _object(required: tuple[str, ...] = (), **properties: Any) -> dict[str, Any]:
+    found = {"type": "object", "properties": properties, "additionalProperties": False}
+    return {**found, "required": [*required]} if required else found
+
+
+_ROWS = _object(
+    ("rows",), rows={"type": "array", "items": _ROW}, time=_TIMES, sequence=_WHOLE
+)
+_MANY = _object(
+    ("rows",),
+    rows={"type": "array", "items": _ROW},
+    time=_TIMES,
+    entity={"type": "array", "items": _TEXT},
+)
+_SCORE = _object(
+    rows={"type": "array", "items": _ROW},
+    time=_TIMES,
+    windows={
+        "type": "array",
+        "items": {"type": "array", "items": {"type": "array", "items": _CELL}},
+    },
+)
+_INFER = {
+    "type": "object",
+    "required": ["inputs"],
+    "properties": {"inputs": {"type": "array", "items": _OBJECT}},
+}
+
+
+class Route(NamedTuple):
+    """A route: a method of `App` answers it."""
+
+    method: str
+    path: str
+    handler: str
+    summary: str
+    token: str = READ  # who may call it: see `docs/serve.md`
+    bodies: Mapping[str, Any] = {}  # schemas by media type
+    query: Mapping[str, Any] = {}
+    codes: tuple[int, ...] = ()  # of refusals, besides those of all routes
+    answer: str = "application/json"
+
+
+_REFUSED = (400, 408, 413, 415, 429, 503)
+ROUTES = (
+    Route("GET", "/healthz", "health", "Whether the process lives.", OPEN),
+    Route("GET", "/readyz", "readiness", "Whether rows are taken.", OPEN, codes=(503,)),
+    Route("GET", "/metrics", "metrics", "Metrics in OpenMetrics.", OPEN,
+          answer="application/openmetrics-text"),
+    Route("GET", "/openapi.json", "openapi", "This document.", OPEN),
+    Route("GET", "/v1/detectors", "detectors", "The detectors in service."),
+    Route("GET", "/v1/detectors/{name}", "detector",
+          "Channels, thresholds, digest and card of a detector.", codes=(404,)),
+    Route("POST", "/v1/detectors/{name}/rows", "rows",
+          "Answers rows of many entities, in order.",
+          bodies={"application/json": _MANY, **_PLAIN}, codes=(403, 404, 409, *_REFUSED)),
+    Route("POST", "/v1/detectors/{name}/streams/{entity}/rows", "stream",
+          "Answers rows of an entity as they come.",
+          bodies={"application/json": _ROWS, **_PLAIN}, codes=(403, 404, 409, *_REFUSED)),
+    Route("POST", "/v1/detectors/{name}/score", "score",
+          "Scores rows or windows and keeps nothing.",
+          bodies={"application/json": _SCORE, **_PLAIN},
+          query={"entity": _TEXT, "contributions": {"type": "boolean"}},
+          codes=(404, *_REFUSED)),
+    Route("POST", "/v1/detectors/{name}/threshold", "threshold",
+          "Changes the threshold, by a number or by events a day.", CHANGE,
+          {"application/json": _object(tau=_NUMBER, budget=_TEXT, entity=_TEXT, note=_TEXT)},
+          codes=(403, 404, 409, *_REFUSED)),
+    Route("GET", "/v1/detectors/{name}/shadow", "shadow",
+          "Compares a detector with its shadow.", codes=(404,)),
+    Route("POST", "/v1/detectors/{name}/promote", "promote",
+          "Makes the shadow the detector.", CHANGE, codes=(403, 404, 409, 503)),
+    Route("GET", "/v1/events", "events",
+          "Events since a number or a time; as they come for text/event-stream.",
+          query={"since": _TEXT, "most": _WHOLE}, codes=(400, 429)),
+    Route("POST", "/v1/events/{id}/ack", "acknowledge", "Notes that someone has seen it.",
+          CHANGE, {"application/json": _object(by=_TEXT, note=_TEXT)},
+          codes=(403, 404, *_REFUSED)),
+    Route("POST", "/v1/events/{id}/shelve", "shelve",
+          "Holds back messages of its entity and kind.", CHANGE,
+          {"application/json": _object(
+              until={"type": ["number", "string", "null"]}, reason=_TEXT, by=_TEXT)},
+          codes=(403, 404, *_REFUSED)),
+    Route("GET", "/v2", "v2", "Open Inference Protocol: the server.", OPEN),
+    Route("GET", "/v2/health/live", "live", "Open Inference Protocol: alive.", OPEN),
+    Route("GET", "/v2/health/ready", "ready", "Open Inference Protocol: ready.", OPEN,
+          codes=(503,)),
+    Route("GET", "/v2/models/{name}", "model", "Open Inference Protocol: inputs, outputs.",
+          codes=(404,)),
+    Route("GET", "/v2/models/{name}/ready", "model_ready", "Open Inference Protocol: ready.",
+          codes=(404, 503)),
+    Route("POST", "/v2/models/{name}/infer", "infer",
+          "Open Inference Protocol: windows to scores.",
+          bodies={"application/json": _INFER, "application/octet-stream": {"type": "string"}},
+          codes=(404, *_REFUSED)),
+)  # fmt: skip
+
+
+def document() -> dict[str, Any]:
+    """The OpenAPI document."""
+    paths: dict[str, dict[str, Any]] = {}
+    for route in ROUTES:
+        paths.setdefault(route.path, {})[route.method.lower()] = _operation(route)
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "kdjax serve",
+            "version": kdjax_version(),
+            "description": "Anomaly detection on multivariate time series, row by row.",
+        },
+        "paths": paths,
+        "components": {
+            "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
+            "schemas": {
+                "Error": {
+                    "type": "object",
+                    "required": ["error"],
+                    "properties": {"error": _TEXT},
+                }
+            },
+        },
+    }
+
+
+def _operation(route: Route) -> dict[str, Any]:
+    error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+    codes = {*route.codes, *(() if route.token == OPEN else (401,))}
+    answers: dict[str, Any] = {
+        "200": {"description": "The answer.", "content": {route.answer: {}}}
+    }
+    answers |= {
+        str(code): {"description": "Refused.", "content": error}
+        for code in sorted(codes)
+    }
+    found: dict[str, Any] = {
+        "operationId": route.handler,
+        "summary": route.summary,
+        "responses": answers,
+    }
+    names = re.findall(r"{(\w+)}", route.path)
+    parameters = [
+        {"name": name, "in": "path", "required": True, "schema": _TEXT}
+        for name in names
+    ]
+    parameters += [
+        {"name": name, "in": "query", "schema": schema}
+        for name, schema in route.query.items()
+    ]
+    if parameters:
+        found["parameters"] = parameters
+    if route.bodies:
+        content = {media: {"schema": schema} for media, schema in route.bodies.items()}
+        found["requestBody"] = {"required": True, "content": content}
+    if route.token != OPEN:
+        found["security"] = [{"token": []}]
+    return found
