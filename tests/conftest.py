@@ -4,6 +4,7 @@ Two machines with three channels each. `press` has rows enough for all of its ow
 `saw` has too few calibration windows for a threshold of its own.
 """
 
+import contextlib
 import os
 import pickle
 from pathlib import Path
@@ -217,3 +218,47 @@ def rows():
         return Series(entity, (2 * values).astype(np.float32), channels, time)
 
     return make
+
+
+@pytest.fixture
+def moving(small):
+    """A detector whose scores depend on the window, for rows a second apart."""
+    model = small.model._replace(kind="difference")
+    scores = (np.sort(np.random.default_rng(3).gamma(2, 2, 400)),) * 2
+    return small._replace(model=model, step=1.0, calibration=scores, no_data=True)
+
+
+@pytest.fixture
+def moving_file(moving, tmp_path):
+    from kdjax.export.onnx import onnx_file
+
+    path = tmp_path / "plant.onnx"
+    path.write_bytes(onnx_file(moving, 0))
+    return path
+
+
+@pytest.fixture
+def serve(tmp_path):
+    """Opens a service on detectors; closes it at the end."""
+    from service_client import Client
+
+    from kdjax.service.app import USUAL, App
+    from kdjax.service.engine import Engine
+
+    with contextlib.ExitStack() as stack:
+
+        def opened(*paths, state="state", token="", limits=USUAL, **options):
+            (tmp_path / state).mkdir(exist_ok=True)
+            engines = {}
+            app = App(engines, limits=limits, token=token)
+            client = Client(app, engines)
+            stack.callback(client.close)
+            for path in paths:
+                name = path.name.removesuffix(".onnx")
+                engines[name] = Engine(
+                    name, path, tmp_path / state, limits=limits, clock=app.clock,
+                    committed=app.committed, **options,
+                )  # fmt: skip
+            return client
+
+        yield opened

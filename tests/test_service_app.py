@@ -1,17 +1,15 @@
 """The routes of `kdjax serve`, without a network: answers, refusals, limits."""
 
-import asyncio
-import contextlib
 import hashlib
 import json
 import math
 import threading
 from pathlib import Path
 
-import httpx
 import numpy as np
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
+from service_client import BEARER, JSON, TOKEN, answered, keys, rows_of
 
 from kdjax.data.lines import Line
 from kdjax.data.series import Series
@@ -20,91 +18,11 @@ from kdjax.detection.storage import save_detector
 from kdjax.detection.tables import score_table
 from kdjax.errors import ConfigError
 from kdjax.export.container import OUTPUTS, load_onnx
-from kdjax.export.onnx import onnx_file
 from kdjax.scoring.streams import open_streams
 from kdjax.service import openapi
-from kdjax.service.app import USUAL, App
+from kdjax.service.app import App
 from kdjax.service.bodies import Body, RequestError
-from kdjax.service.engine import Engine, Limits, load
-
-TOKEN = "a-token-of-more-than-16"
-BEARER = {"authorization": f"Bearer {TOKEN}"}
-JSON = {"content-type": "application/json"}
-
-
-class Client:
-    """Requests to an application, without a network."""
-
-    def __init__(self, app, engines):
-        self.engines, self.app = engines, app
-        self._runner = asyncio.Runner()
-        transport = httpx.ASGITransport(app.asgi, raise_app_exceptions=False)
-        self._client = httpx.AsyncClient(transport=transport, base_url="http://plant")
-
-    def request(self, method, url, **options):
-        return self._runner.run(self._client.request(method, url, **options))
-
-    def get(self, url, **options):
-        return self.request("GET", url, **options)
-
-    def post(self, url, **options):
-        return self.request("POST", url, **options)
-
-    def run(self, work):
-        return self._runner.run(work)
-
-    def close(self):
-        self._runner.run(self._client.aclose())
-        self._runner.close()
-        for engine in self.engines.values():
-            engine.close()
-        self.engines = {}
-
-
-@pytest.fixture
-def steps(small):
-    """A detector whose scores depend on the window, for rows a second apart."""
-    model = small.model._replace(kind="difference")
-    scores = (np.sort(np.random.default_rng(3).gamma(2, 2, 400)),) * 2
-    return small._replace(model=model, step=1.0, calibration=scores, no_data=True)
-
-
-@pytest.fixture
-def file(steps, tmp_path):
-    path = tmp_path / "plant.onnx"
-    path.write_bytes(onnx_file(steps, 0))
-    return path
-
-
-@pytest.fixture
-def serve(tmp_path):
-    """Opens a service on detectors; closes it at the end."""
-    with contextlib.ExitStack() as stack:
-
-        def opened(*paths, state="state", token="", limits=USUAL, **options):
-            (tmp_path / state).mkdir(exist_ok=True)
-            engines = {}
-            app = App(engines, limits=limits, token=token)
-            client = Client(app, engines)
-            stack.callback(client.close)
-            for path in paths:
-                name = path.name.removesuffix(".onnx")
-                engines[name] = Engine(
-                    name, path, tmp_path / state, limits=limits, clock=app.clock,
-                    committed=app.committed, **options,
-                )  # fmt: skip
-            return client
-
-        yield opened
-
-
-def rows_of(count, seed=0):
-    return (2 * np.random.default_rng(seed).normal(size=(count, 2))).tolist()
-
-
-def answered(response):
-    assert response.status_code == 200, response.text
-    return response.json()
+from kdjax.service.engine import Limits, load
 
 
 def causal(detector, values, entity="a"):
@@ -120,16 +38,11 @@ def causal(detector, values, entity="a"):
     ]
 
 
-def keys(answers):
-    names = ("score", "window_score", "alarm", "state")
-    return [tuple(row[name] for name in names) for row in answers]
-
-
-def test_answers_are_those_of_score_causal_bit_for_bit_on_jax(serve, steps, tmp_path):
-    save_detector(tmp_path / "plant", steps)
+def test_answers_are_those_of_score_causal_bit_for_bit_on_jax(serve, moving, tmp_path):
+    save_detector(tmp_path / "plant", moving)
     client = serve(tmp_path / "plant")
     url, values = "/v1/detectors/plant/streams/a/rows", rows_of(40)
-    wanted = causal(steps, values)
+    wanted = causal(moving, values)
     times = [f"2024-01-01T00:00:{n:02d}" for n in range(40)]
     found = []
     for start, stop in ((0, 25), *((n, n + 1) for n in range(25, 40))):
@@ -144,8 +57,8 @@ def test_answers_are_those_of_score_causal_bit_for_bit_on_jax(serve, steps, tmp_
     assert answered(client.get("/v1/detectors/plant"))["known_entities"] == 1
 
 
-def test_missing_values_are_nulls(serve, steps, tmp_path):
-    save_detector(tmp_path / "plant", steps)
+def test_missing_values_are_nulls(serve, moving, tmp_path):
+    save_detector(tmp_path / "plant", moving)
     client = serve(tmp_path / "plant")
     values = np.array(rows_of(40))
     values[20, 0] = values[30] = np.nan
@@ -153,7 +66,7 @@ def test_missing_values_are_nulls(serve, steps, tmp_path):
     url, times = "/v1/detectors/plant/streams/a/rows", [*range(40)]
     found = answered(client.post(url, json={"rows": cells, "time": times}))["rows"]
     # `score` takes another path for a table with missing cells, so not to the last bit.
-    for row, wanted in zip(keys(found), causal(steps, values), strict=True):
+    for row, wanted in zip(keys(found), causal(moving, values), strict=True):
         assert row[2:] == wanted[2:]
         numbers = [
             [math.nan if x is None else x for x in one[:2]] for one in (row, wanted)
@@ -162,9 +75,9 @@ def test_missing_values_are_nulls(serve, steps, tmp_path):
     assert found[30]["score"] is None and found[30]["state"] == "unknown"
 
 
-def test_many_entities_are_answered_as_single_streams(serve, file, steps):
-    client = serve(file)
-    streams = open_streams(file, backend="onnxruntime")
+def test_many_entities_are_answered_as_single_streams(serve, moving_file, moving):
+    client = serve(moving_file)
+    streams = open_streams(moving_file, backend="onnxruntime")
     values = {name: rows_of(30, seed) for seed, name in enumerate("abcdef")}
     rng, sent = np.random.default_rng(1), dict.fromkeys(values, 0)
     for media in ("application/x-ndjson", "text/csv", "application/json") * 3:
@@ -207,8 +120,8 @@ def test_many_entities_are_answered_as_single_streams(serve, file, steps):
     assert sum(sent.values()) > 80
 
 
-def test_a_row_at_fault_is_answered_with_its_fault(serve, file):
-    client = serve(file)
+def test_a_row_at_fault_is_answered_with_its_fault(serve, moving_file):
+    client = serve(moving_file)
     url = "/v1/detectors/plant/rows"
     lines = [
         {"entity": "a", "time": 0, "x": 1.0, "y": 2.0},
@@ -252,10 +165,10 @@ def test_a_row_at_fault_is_answered_with_its_fault(serve, file):
         (b'{"rows": [[1, 2]]}' + b" " * 5000, 413, "more than 4000 bytes"),
     ],
 )  # fmt: skip
-def test_faulty_bodies_are_refused(serve, file, body, status, said):
-    client = serve(file, limits=Limits(rows=50, body=4000))
+def test_faulty_bodies_are_refused(serve, moving_file, body, status, said):
+    client = serve(moving_file, limits=Limits(rows=50, body=4000))
     if body.startswith(b"[[["):
-        client = serve(file, state="other")
+        client = serve(moving_file, state="other")
     url = "/v1/detectors/plant/streams/a/rows"
     response = client.post(url, content=body, headers=JSON)
     assert response.status_code == status and said in response.json()["error"]
@@ -271,15 +184,15 @@ def test_faulty_bodies_are_refused(serve, file, body, status, said):
         (JSON | {"content-encoding": "gzip"}, "not compressed"),
     ],
 )  # fmt: skip
-def test_other_media_are_refused(serve, file, headers, said):
-    client = serve(file)
+def test_other_media_are_refused(serve, moving_file, headers, said):
+    client = serve(moving_file)
     url = "/v1/detectors/plant/streams/a/rows"
     response = client.post(url, content=b'{"rows": [[1, 2]]}', headers=headers)
     assert response.status_code == 415 and said in response.json()["error"]
 
 
-def test_names_in_paths_reach_no_file(serve, file, tmp_path):
-    client = serve(file)
+def test_names_in_paths_reach_no_file(serve, moving_file, tmp_path):
+    client = serve(moving_file)
     before = sorted(path.name for path in tmp_path.rglob("*"))
     for name in ("..%2F..%2Fetc", "%2Fetc%2Fpasswd", "a%00b", "%0a", "x" * 300):
         url = f"/v1/detectors/plant/streams/{name}/rows"
@@ -290,8 +203,8 @@ def test_names_in_paths_reach_no_file(serve, file, tmp_path):
     assert sorted(path.name for path in tmp_path.rglob("*")) == before
 
 
-def test_sequence_numbers_make_repeats_harmless(serve, file):
-    client = serve(file)
+def test_sequence_numbers_make_repeats_harmless(serve, moving_file):
+    client = serve(moving_file)
     url, values = "/v1/detectors/plant/streams/a/rows", rows_of(12)
     first = answered(client.post(url, json={"rows": values[:6], "sequence": 0}))
     again = answered(client.post(url, json={"rows": values[3:9], "sequence": 3}))
@@ -318,8 +231,8 @@ def test_sequence_numbers_make_repeats_harmless(serve, file):
     assert [json.loads(line)["row"] for line in response.text.splitlines()] == [0, 12]
 
 
-def test_rows_sent_twice_with_times_count_once(serve, file):
-    client = serve(file)
+def test_rows_sent_twice_with_times_count_once(serve, moving_file):
+    client = serve(moving_file)
     url, values = "/v1/detectors/plant/streams/a/rows", rows_of(400)
     body = {"rows": values[:300], "time": [*range(300)]}
     answered(client.post(url, json=body))
@@ -333,8 +246,8 @@ def test_rows_sent_twice_with_times_count_once(serve, file):
     assert many.status_code == 413 and "without `sequence`" in many.json()["error"]
 
 
-def test_entities_and_the_queue_are_bounded(serve, file):
-    client = serve(file, limits=Limits(entities=3, waiting=10, rows=50))
+def test_entities_and_the_queue_are_bounded(serve, moving_file):
+    client = serve(moving_file, limits=Limits(entities=3, waiting=10, rows=50))
     url = "/v1/detectors/plant/rows"
     body = {"rows": [[1, 2]] * 3, "entity": ["a", "b", "c"]}
     answered(client.post(url, json=body))
@@ -356,8 +269,8 @@ def test_entities_and_the_queue_are_bounded(serve, file):
     assert held.result(5) and len(first.result(5).texts) == 8
 
 
-def test_windows_are_scored_as_by_the_file(serve, file, steps):
-    client = serve(file)
+def test_windows_are_scored_as_by_the_file(serve, moving_file, moving):
+    client = serve(moving_file)
     windows = np.float32(np.random.default_rng(5).normal(size=(40, 4, 2)) * 3)
     found = answered(
         client.post(
@@ -365,7 +278,7 @@ def test_windows_are_scored_as_by_the_file(serve, file, steps):
             json={"windows": windows.astype(float).tolist()},
         )
     )
-    wanted = load_onnx(file).run(windows)
+    wanted = load_onnx(moving_file).run(windows)
     np.testing.assert_array_equal(
         np.float32(found["window_score"]), wanted.window_score
     )
@@ -384,9 +297,9 @@ def test_windows_are_scored_as_by_the_file(serve, file, steps):
         assert refused.status_code == 400, bad
 
 
-def test_contributions_of_rows(serve, file, steps, tmp_path):
-    save_detector(tmp_path / "folder", steps)
-    client = serve(file, tmp_path / "folder")
+def test_contributions_of_rows(serve, moving_file, moving, tmp_path):
+    save_detector(tmp_path / "folder", moving)
+    client = serve(moving_file, tmp_path / "folder")
     values = rows_of(9)
     found = [
         answered(
@@ -398,7 +311,7 @@ def test_contributions_of_rows(serve, file, steps, tmp_path):
         for name in ("plant", "folder")
     ]
     assert all(row["contributions"] is None for row in found[0][:3])
-    scorer = load_onnx(file)
+    scorer = load_onnx(moving_file)
     for place in range(3, 9):
         window = np.float32(values[place - 3 : place + 1])[None]
         wanted = scorer.run(window).contribution[0, -1]
@@ -406,8 +319,8 @@ def test_contributions_of_rows(serve, file, steps, tmp_path):
             np.testing.assert_allclose(rows[place]["contributions"], wanted, rtol=1e-5)
 
 
-def test_tokens(serve, file):
-    client = serve(file, token=TOKEN)
+def test_tokens(serve, moving_file):
+    client = serve(moving_file, token=TOKEN)
     url, body = "/v1/detectors/plant/streams/a/rows", {"rows": [[1, 2]]}
     for headers in (
         {}, {"authorization": TOKEN}, {"authorization": "Bearer wrong"},
@@ -424,7 +337,7 @@ def test_tokens(serve, file):
     for path in ("/healthz", "/readyz", "/metrics", "/v2", "/openapi.json"):
         assert client.get(path).status_code == 200
     # Without a token file nothing can be changed.
-    client = serve(file, state="other")
+    client = serve(moving_file, state="other")
     for path in (
         "detectors/plant/threshold",
         "detectors/plant/promote",
@@ -434,21 +347,21 @@ def test_tokens(serve, file):
         assert refused.status_code == 403 and "--token_file" in refused.json()["error"]
 
 
-def test_what_detectors_there_are(serve, file, steps, tmp_path):
-    save_detector(tmp_path / "folder", steps)
-    client = serve(file, tmp_path / "folder")
+def test_what_detectors_there_are(serve, moving_file, moving, tmp_path):
+    save_detector(tmp_path / "folder", moving)
+    client = serve(moving_file, tmp_path / "folder")
     found = answered(client.get("/v1/detectors"))["detectors"]
     assert [(one["name"], one["backend"]) for one in found] == [
         ("plant", "onnxruntime"), ("folder", "jax"),
     ]  # fmt: skip
     about = answered(client.get("/v1/detectors/folder"))
     assert about["channels"] == ["x", "y"] and about["window"] == 4
-    assert about["card"] == steps.card and about["entities"] == ["a"]
-    assert about["threshold"]["tau"] == steps.thresholds[0].tau
+    assert about["card"] == moving.card and about["entities"] == ["a"]
+    assert about["threshold"]["tau"] == moving.thresholds[0].tau
     digest = hashlib.sha256((tmp_path / "folder" / "MANIFEST.sha256").read_bytes())
     assert about["digest"] == digest.hexdigest()
     assert answered(client.get("/v1/detectors/plant"))["digest"] == (
-        hashlib.sha256(file.read_bytes()).hexdigest()
+        hashlib.sha256(moving_file.read_bytes()).hexdigest()
     )
     for path in ("/v1/detectors/none", "/nothing", "/v2/models/none"):
         refused = client.get(path)
@@ -456,8 +369,8 @@ def test_what_detectors_there_are(serve, file, steps, tmp_path):
     assert client.request("DELETE", "/v1/detectors").status_code == 405
 
 
-def test_the_openapi_document_has_every_route(serve, file):
-    client = serve(file)
+def test_the_openapi_document_has_every_route(serve, moving_file):
+    client = serve(moving_file)
     found = answered(client.get("/openapi.json"))
     assert found["openapi"].startswith("3.")
     listed = {
@@ -480,9 +393,9 @@ def tensor(windows, kind="FP32", **more):
     } | more
 
 
-def test_open_inference_protocol(serve, file, steps, tmp_path):
-    save_detector(tmp_path / "folder", steps)
-    client = serve(file, tmp_path / "folder")
+def test_open_inference_protocol(serve, moving_file, moving, tmp_path):
+    save_detector(tmp_path / "folder", moving)
+    client = serve(moving_file, tmp_path / "folder")
     assert answered(client.get("/v2"))["extensions"] == ["binary_tensor_data"]
     assert answered(client.get("/v2/health/live")) and answered(
         client.get("/v2/health/ready")
@@ -491,7 +404,7 @@ def test_open_inference_protocol(serve, file, steps, tmp_path):
     assert about["inputs"] == [{"name": "x", "datatype": "FP32", "shape": [-1, 4, 2]}]
     assert [one["name"] for one in about["outputs"]] == [*OUTPUTS]
     windows = np.float32(np.random.default_rng(6).normal(size=(5, 4, 2)) * 3)
-    wanted = load_onnx(file).run(windows)
+    wanted = load_onnx(moving_file).run(windows)
     for name in ("plant", "folder"):
         url = f"/v2/models/{name}/infer"
         body = {"id": "7", "inputs": [tensor(windows.astype(float))]}
@@ -537,8 +450,8 @@ def test_open_inference_protocol(serve, file, steps, tmp_path):
         ({"parameters": {"binary_data_size": 3}}, "is not that of"),
     ],
 )  # fmt: skip
-def test_faulty_inferences_are_refused(serve, file, change, said):
-    client = serve(file)
+def test_faulty_inferences_are_refused(serve, moving_file, change, said):
+    client = serve(moving_file)
     body = {"inputs": [tensor(np.zeros((1, 4, 2))) | change]}
     refused = client.post("/v2/models/plant/infer", json=body)
     assert refused.status_code == 400 and said in refused.json()["error"]
@@ -550,8 +463,8 @@ def test_faulty_inferences_are_refused(serve, file, change, said):
         assert client.post("/v2/models/plant/infer", json=body).status_code == 400
 
 
-def test_metrics_name_what_was_done(serve, file):
-    client = serve(file)
+def test_metrics_name_what_was_done(serve, moving_file):
+    client = serve(moving_file)
     url = "/v1/detectors/plant/streams/a%22%5C/rows"
     values = rows_of(20)
     values[10] = [50, -50]
@@ -583,9 +496,9 @@ def test_metrics_name_what_was_done(serve, file):
     assert ("kdjax_drift_distance", plant, entity) in samples
 
 
-def test_entity_metrics_are_bounded(serve, file, monkeypatch):
+def test_entity_metrics_are_bounded(serve, moving_file, monkeypatch):
     monkeypatch.setattr("kdjax.service.metrics.MOST_LABELS", 2)
-    client = serve(file)
+    client = serve(moving_file)
     body = {"rows": [[1, 2]] * 4, "entity": [*"abcd"]}
     answered(client.post("/v1/detectors/plant/rows", json=body))
     assert client.get("/metrics").text.count("\nkdjax_threshold{") == 2
@@ -595,8 +508,8 @@ def test_entity_metrics_are_bounded(serve, file, monkeypatch):
     assert 'kdjax_last_row_age_seconds{detector="plant",entity=""}' in text
 
 
-def test_a_grid_is_refused(steps, tmp_path):
+def test_a_grid_is_refused(moving, tmp_path):
     data = {"step": "1s", "layout": "long"}
-    save_detector(tmp_path / "grid", steps._replace(card={"settings": {"data": data}}))
+    save_detector(tmp_path / "grid", moving._replace(card={"settings": {"data": data}}))
     with pytest.raises(ConfigError, match="readings on a grid"):
         load(tmp_path / "grid")

@@ -584,13 +584,13 @@ class Engine:
             for job, _ in accepted:
                 job.done.set_exception(error)
             return
+        self._count(lines, answers)
         each = iter(answers)
         for job, new in accepted:
             job.done.set_result(_joined(job.body, new, each))
         self._rate += 0.1 * (
             len(lines) / max(time.monotonic() - begun, 1e-6) - self._rate
         )
-        self._count(lines, answers)
         self._committed()
 
     def _checked(self, body: Body, before: dict[str, int]) -> list[int]:

@@ -1,0 +1,396 @@
+"""State of the service: crashes, restarts, events, thresholds, other detectors."""
+
+import asyncio
+import json
+import math
+import shutil
+import sqlite3
+import time
+
+import numpy as np
+import pytest
+from service_client import BEARER, TOKEN, answered, keys, rows_of
+
+from kdjax.detection.storage import save_detector
+from kdjax.errors import ArtifactError
+from kdjax.export.onnx import onnx_file
+from kdjax.notify.outbox import receivers
+from kdjax.scoring.streams import open_streams
+from kdjax.service import engine as engines
+from kdjax.service.bodies import RequestError
+from kdjax.service.engine import Limits, budget_threshold
+
+URL = "/v1/detectors/plant/rows"
+
+
+def sent(client, values, first, last, *, names="abc", **more):
+    """Rows `first` to `last` of each entity in one request."""
+    lines = [(name, n) for n in range(first, last) for name in names]
+    body = {
+        "rows": [values[name][n] for name, n in lines],
+        "entity": [name for name, _ in lines],
+        "time": [n for _, n in lines],
+    }
+    return answered(client.post(URL, json=body | more))["rows"]
+
+
+@pytest.fixture
+def values():
+    return {name: rows_of(60, seed) for seed, name in enumerate("abc")}
+
+
+def wanted(path, values, count, **options):
+    """The answers of streams that were never interrupted, in the order of `sent`."""
+    streams = open_streams(path, backend="onnxruntime")
+    found = []
+    for n in range(count):
+        for name in values:
+            row = streams[name].update(values[name][n], n)
+            found.append((row.score, row.window_score, row.alarm, row.state))
+    return [
+        (*(None if math.isnan(x) else x for x in row[:2]), *row[2:]) for row in found
+    ]
+
+
+def until(condition, seconds=10.0):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("lag", [0, 7, 10_000])
+def test_a_copy_of_the_state_at_any_moment_goes_on(
+    serve, moving_file, values, tmp_path, monkeypatch, lag
+):
+    """What a SIGKILL leaves: the files as they are between two answers."""
+    monkeypatch.setattr(engines, "LAG_ROWS", lag)
+    monkeypatch.setattr(engines, "PUT_EACH", 0)
+    every = wanted(moving_file, values, 60)
+    client = serve(moving_file, limits=Limits(open=2))
+    found = sent(client, values, 0, 3)
+    for number, stop in enumerate((4, 9, 20, 21, 40, 60)):
+        shutil.copytree(tmp_path / "state", tmp_path / f"killed{number}")
+        other = serve(moving_file, state=f"killed{number}", limits=Limits(open=2))
+        first = len(found) // 3
+        found += sent(client, values, first, stop)
+        assert keys(sent(other, values, first, stop)) == keys(found[3 * first :])
+        again = sent(other, values, first, stop)
+        assert all("answered before" in row["error"] for row in again)
+        other.close()
+    assert keys(found) == every
+    assert [row["row"] for row in found] == [n for n in range(60) for _ in "abc"]
+    client.close()
+    with sqlite3.connect(tmp_path / "state" / "plant.sqlite") as store:
+        assert store.execute("SELECT count(*) FROM journal").fetchone() == (0,)
+
+
+def test_the_journal_stays_short(serve, moving_file, values, tmp_path, monkeypatch):
+    monkeypatch.setattr(engines, "LAG_ROWS", 20)
+    client = serve(moving_file)
+    for n in range(60):
+        sent(client, values, n, n + 1)
+    with sqlite3.connect(tmp_path / "state" / "plant.sqlite") as store:
+        batches = store.execute("SELECT count(*) FROM journal").fetchone()[0]
+    assert batches <= 8  # of three rows each
+
+
+def test_a_state_in_use_and_a_damaged_one_are_refused(
+    serve, moving_file, values, tmp_path
+):
+    client = serve(moving_file)
+    sent(client, values, 0, 5)
+    with pytest.raises(ArtifactError, match="in use by another"):
+        serve(moving_file)
+    client.close()
+    path = tmp_path / "state" / "plant.sqlite"
+    with sqlite3.connect(path) as store:
+        store.execute(
+            "UPDATE entities SET state = replace(state, '\"rows\": 5', '\"rows\": 6')"
+        )
+    store.close()
+    client = serve(moving_file)
+    refused = client.post(URL, json={"rows": [[1, 2]], "entity": ["a"], "time": [5]})
+    assert refused.status_code in (500, 503)
+    client.close()
+    path.write_bytes(b"no database" * 100)
+    with pytest.raises(ArtifactError, match="can't be used as the state"):
+        serve(moving_file)
+
+
+def test_a_full_disk_takes_a_batch_back(serve, moving_file, values, monkeypatch):
+    every = wanted(moving_file, values, 30)
+    client = serve(moving_file)
+    found = sent(client, values, 0, 10)
+    engine = client.engines["plant"]
+    store = engine.machines.store
+    full = [True]
+
+    def commit(whole):
+        if full.pop() if full else False:
+            raise ArtifactError("database or disk is full")
+        type(store).commit(store, whole)
+
+    monkeypatch.setattr(store, "commit", commit)
+    body = {
+        "rows": [values["a"][10]],
+        "entity": ["a"],
+        "time": [10],
+    }
+    refused = client.post(URL, json=body)
+    assert refused.status_code == 503 and "disk is full" in refused.json()["error"]
+    assert client.get("/readyz").status_code == 200
+    found += sent(client, values, 10, 30)
+    assert keys(found) == every
+    assert 'reason="disk"' in client.get("/metrics").text
+
+
+def test_events_are_listed_acknowledged_and_shelved(
+    serve, moving_file, values, tmp_path
+):
+    messages = tmp_path / "messages.jsonl"
+    to = receivers([f"file:{messages}"])
+    client = serve(moving_file, token=TOKEN, to=to)
+    client.request = lambda method, url, _=client.request, **o: _(
+        method, url, **{"headers": BEARER, **o}
+    )
+    spikes = {name: [list(row) for row in rows] for name, rows in values.items()}
+    for row in spikes["a"]:
+        row[:] = [0.1, 0.2]
+    spikes["b"] = spikes["c"] = spikes["a"]
+    spikes["a"] = [list(row) for row in spikes["a"]]
+    spikes["a"][10] = [90.0, -90.0]
+    spikes["a"][30] = [90.0, -90.0]
+    sent(client, spikes, 0, 12)
+    found = answered(client.get("/v1/events"))
+    (begun,) = [e for e in found["events"] if e["kind"] == "score"]
+    assert (begun["entity"], begun["detector"], begun["phase"]) == (
+        "a",
+        "plant",
+        "begin",
+    )
+    assert begun["start"] == 10 and begun["acknowledged"] is None
+    assert begun["shelved"] is None and found["next"] == found["events"][-1]["number"]
+    assert answered(client.get(f"/v1/events?since={found['next']}"))["events"] == []
+    url = f"/v1/events/{begun['id']}"
+    seen = answered(client.post(f"{url}/ack", json={"by": "eve", "note": "seen"}))
+    assert seen["acknowledged"]["by"] == "eve"
+    until(lambda: messages.exists() and messages.read_text("utf-8").count("\n") == 1)
+    body = {"until": time.time() + 1000, "reason": "maintenance"}
+    assert answered(client.post(f"{url}/shelve", json=body))["shelved"]["reason"]
+    sent(client, spikes, 12, 40)  # the event ends, another one begins and ends
+    body = {"until": time.time() - 1}
+    answered(client.post(f"{url}/shelve", json=body))
+    spikes["a"][50] = [90.0, -90.0]
+    sent(client, spikes, 40, 55)
+    client.close()
+    events = [json.loads(line) for line in messages.read_text("utf-8").splitlines()]
+    assert [(e["start"], e["phase"]) for e in events] == [(10, "begin"), (50, "begin")]
+    assert len(events[0]["detector"]) == 64
+    client = serve(moving_file, to=to)
+    found = answered(client.get("/v1/events"))["events"]
+    score = [e for e in found if e["kind"] == "score"]
+    assert [(e["start"], e["phase"]) for e in score] == [
+        (10, "begin"), (10, "end"), (30, "begin"), (30, "end"), (50, "begin"),
+    ]  # fmt: skip
+    assert [bool(e["acknowledged"]) for e in score] == [True, True, False, False, False]
+    assert all(e["shelved"] for e in score)
+    numbers = [e["number"] for e in found]
+    assert numbers == sorted(set(numbers))
+    middle = answered(client.get(f"/v1/events?since={score[2]['received']:.6f}"))
+    assert len(middle["events"]) in (1, 2, 3)
+    for query in ("since=x", "since=-1", "most=0", "most=x", "most=100000"):
+        assert client.get(f"/v1/events?{query}").status_code == 400
+
+
+def test_events_come_as_server_sent_events(serve, moving_file, values):
+    client = serve(moving_file)
+    app = client.app
+
+    async def listen():
+        app._loop = asyncio.get_running_loop()
+        told = app._told(0)
+        texts = [await anext(told)]
+        task = asyncio.ensure_future(anext(told))
+        await asyncio.sleep(0.05)
+        assert not task.done()
+        rows = [[0.1, 0.2]] * 5 + [[90.0, -90.0]]
+        body = {"rows": rows, "time": [*range(6)]}
+        request = client._client.post("/v1/detectors/plant/streams/a/rows", json=body)
+        assert (await request).status_code == 200
+        texts.append(await asyncio.wait_for(task, 5))
+        app.end()
+        assert [text async for text in told] == [] and app._listening == 0
+        return texts
+
+    begun, event = client.run(listen())
+    assert begun.startswith(": ")
+    head, name, data, *_ = event.split("\n")
+    assert head.startswith("id: ") and name == "event: event"
+    assert json.loads(data.removeprefix("data: "))["start"] == 5
+
+
+def test_silence_is_an_event(serve, moving, tmp_path, values):
+    save_detector(tmp_path / "plant", moving)
+    client = serve(tmp_path / "plant")
+    engine = client.engines["plant"]
+    times = [f"2024-01-01T00:00:{n:02d}" for n in range(3)]
+    body = {"rows": rows_of(3), "time": times}
+    answered(client.post("/v1/detectors/plant/streams/a/rows", json=body))
+    engine.call(lambda: engine.machines._since.update(a=time.monotonic() - 60)).result(
+        5
+    )
+    until(lambda: engine.counts["begun"])
+    (event,) = answered(client.get("/v1/events"))["events"]
+    assert (event["kind"], event["entity"], event["end"]) == ("no_data", "a", None)
+
+
+def test_a_threshold_changes_from_the_next_row_on(
+    serve, moving, moving_file, values, tmp_path
+):
+    save_detector(tmp_path / "plant", moving)
+    before = {path: path.read_bytes() for path in (tmp_path / "plant").iterdir()}
+    client = serve(tmp_path / "plant", token=TOKEN)
+    client.request = lambda method, url, _=client.request, **o: _(
+        method, url, **{"headers": BEARER, **o}
+    )
+    sent(client, values, 0, 10)
+    url = "/v1/detectors/plant/threshold"
+    change = answered(client.post(url, json={"tau": 0.5, "note": "try"}))
+    assert change["tau"] == 0.5 and change["before"] == 8.0
+    found = sent(client, values, 10, 20)
+    assert all(row["alarm"] == (row["window_score"] > 0.5) for row in found)
+    one = answered(client.post(url, json={"tau": 1e9, "entity": "b"}))
+    assert one["before"] == 0.5
+    found = sent(client, values, 20, 30)
+    assert {row["entity"] for row in found if row["alarm"]} == {"a", "c"}
+    scored = answered(
+        client.post("/v1/detectors/plant/score", json={"rows": values["a"]})
+    )
+    assert any(row["alarm"] for row in scored["rows"][4:])
+    client.close()
+    client = serve(tmp_path / "plant")
+    found = sent(client, values, 30, 40)
+    assert {row["entity"] for row in found if row["alarm"]} == {"a", "c"}
+    about = answered(client.get("/v1/detectors/plant"))["threshold"]
+    assert [(c["tau"], c["entity"]) for c in about["changes"]] == [
+        (0.5, None),
+        (1e9, "b"),
+    ]
+    assert about["tau"] == 8.0
+    assert before == {
+        path: path.read_bytes() for path in (tmp_path / "plant").iterdir()
+    }
+    client.close()
+    client = serve(moving_file, token=TOKEN, state="other")
+    for body, status in (
+        ({}, 400), ({"tau": 1, "budget": "1/day"}, 400), ({"tau": -1}, 400),
+        ({"tau": True}, 400), ({"tau": 10**400}, 400), ({"budget": "x"}, 400),
+        ({"tau": 1, "entity": "z"}, 404), ({"budget": "1/day"}, 409), ({"tau": "1"}, 400),
+    ):  # fmt: skip
+        refused = client.post(url, json=body, headers=BEARER)
+        assert refused.status_code == status, (body, refused.text)
+
+
+def test_a_budget_is_a_share_of_windows(moving):
+    from kdjax.detection.stream_rules import plan_of
+
+    plan = plan_of(moving._replace(step=600.0), 0)._replace(disjoint=400)
+    # 144 rows a day are 36 windows of four; two events a day are 2 of 36 windows.
+    tau, detail = budget_threshold(plan, 2.0)
+    scores = np.sort(moving.calibration[0])
+    assert len(plan.calibration) == 400
+    assert tau == pytest.approx(scores[int(np.ceil(401 * (1 - 2 / 36))) - 1])
+    assert "2 events a day" in detail
+    with pytest.raises(RequestError, match="too few for 0.01 events a day"):
+        budget_threshold(plan, 0.01)
+    with pytest.raises(RequestError, match="more than rows can hold"):
+        budget_threshold(plan, 1000.0)
+
+
+def other_of(moving):
+    """A detector of the same form with another Gaussian and threshold."""
+    first = moving.thresholds[0]._replace(tau=3.0)
+    gaussians = moving.gaussians._replace(mean=moving.gaussians.mean + 0.3)
+    return moving._replace(
+        thresholds=(first, moving.thresholds[1]), gaussians=gaussians
+    )
+
+
+def test_a_changed_detector_is_taken_between_two_rows(
+    serve, moving, moving_file, values, tmp_path
+):
+    old = moving_file.read_bytes()
+    new = onnx_file(other_of(moving), 0)
+    client = serve(moving_file)
+    engine = client.engines["plant"]
+    before = engine.loaded.digest
+    found = sent(client, values, 0, 20)
+    # A damaged one is refused, the old one answers.
+    moving_file.write_bytes(new[:-10])
+    until(lambda: engine.counts["refused_reloads"])
+    found += sent(client, values, 20, 22)
+    assert engine.loaded.digest == before
+    moving_file.write_bytes(new)
+    until(lambda: engine.loaded.digest != before)
+    later = sent(client, values, 22, 40)
+    # Rows carried over: the first score is of a window with rows from before.
+    assert keys(later) == wanted(moving_file, values, 40)[66:]
+    assert [row["row"] for row in later[:3]] == [22, 22, 22]
+    kinds = [e["kind"] for e in answered(client.get("/v1/events"))["events"]]
+    assert kinds.count("detector") == 1
+    assert "kdjax_reloads_total" in client.get("/metrics").text
+    client.close()
+    # A restart with another detector carries over too.
+    moving_file.write_bytes(old)
+    client = serve(moving_file)
+    last = sent(client, values, 40, 50)
+    assert keys(last) == wanted(moving_file, values, 50)[120:]
+    client.close()
+    # Of another window: streams start anew, and count on.
+    moving_file.write_bytes(onnx_file(moving._replace(window=6), 0))
+    client = serve(moving_file)
+    last = sent(client, values, 50, 60)
+    assert [row["score"] is None for row in last] == [True] * 15 + [False] * 15
+    body = {"rows": values["a"][:1], "sequence": 59}
+    again = client.post("/v1/detectors/plant/streams/a/rows", json=body)
+    assert answered(again)["rows"][0]["repeated"]
+
+
+def test_a_shadow_is_compared_and_promoted(
+    serve, moving, moving_file, values, tmp_path
+):
+    new = tmp_path / "new.onnx"
+    new.write_bytes(onnx_file(other_of(moving), 0))
+    client = serve(moving_file, token=TOKEN, shadow=new)
+    client.request = lambda method, url, _=client.request, **o: _(
+        method, url, **{"headers": BEARER, **o}
+    )
+    first = sent(client, values, 0, 40)
+    assert keys(first) == wanted(moving_file, values, 40)
+    found = answered(client.get("/v1/detectors/plant/shadow"))
+    shadow = wanted(new, values, 40)
+    pairs = [(bool(a[2]), bool(b[2])) for a, b in zip(keys(first), shadow, strict=True)]
+    assert found["rows"] == 120
+    assert found["alarms"] == {
+        "both": pairs.count((True, True)),
+        "first_only": pairs.count((True, False)),
+        "shadow_only": pairs.count((False, True)),
+    }
+    assert found["alarms"]["shadow_only"] > 0 and found["events"] > 0
+    severity = [row[1] / 3.0 for row in shadow if row[1] is not None]
+    assert found["severity"]["shadow"] == pytest.approx(
+        np.quantile(severity, found["severity"]["shares"]), rel=1e-5
+    )
+    assert (
+        'kdjax_shadow_alarms{by="shadow_only",detector="plant"}'
+        in client.get("/metrics").text
+    )
+    answered(client.post("/v1/detectors/plant/promote"))
+    assert client.get("/v1/detectors/plant/shadow").status_code == 404
+    assert client.post("/v1/detectors/plant/promote").status_code == 409
+    assert keys(sent(client, values, 40, 50)) == wanted(new, values, 50)[120:]
+    client.close()
+    # The same command goes on with it.
+    client = serve(moving_file, shadow=new)
+    assert keys(sent(client, values, 50, 60)) == wanted(new, values, 60)[150:]
