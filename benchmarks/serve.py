@@ -148,6 +148,7 @@ def about(one: Load) -> dict[str, Any]:
         "rows_a_second": round(one.rows / one.seconds),
         "p50_ms": round(1e3 * delays[len(delays) // 2], 1),
         "p99_ms": round(1e3 * delays[int(0.99 * len(delays))], 1),
+        "server_us_a_row": round(1e6 * one.server / one.rows),
         "server_share": round(one.server / one.seconds / cores, 2),
         "client_share": round(one.client / one.seconds / cores, 2),
         "memory_mb": round(one.memory / 1e6),

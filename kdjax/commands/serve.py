@@ -51,6 +51,7 @@ FLAGS = {
         Flag("max_waiting", "N", 20_000, "Most rows that wait for a detector."),
         Flag("max_entities", "N", 10_000, "Most entities of a detector."),
         Flag("most_open", "N", 1000, "Most entities of a detector in memory."),
+        Flag("request_seconds", "S", 30.0, "Seconds for a request to come in."),
         Flag("entity_metrics", "BOOL", True, "Metrics of each entity, of up to 1,000."),
     ),
 }
@@ -68,12 +69,12 @@ def main(arguments: list[str], flags: common.Flags) -> None:
         raise ConfigError(
             f'serve needs {", ".join(missing)}: pip install "kdjax[serve]".'
         )
+    if flags.shadow and len(flags.detector) > 1:
+        raise ConfigError("--shadow scores beside one detector: give one --detector.")
     paths = [Path(path) for path in (*flags.detector, *filter(None, [flags.shadow]))]
     for path in paths:
         if not path.is_file():
             check_detector_folder(path)
-    if flags.shadow and len(flags.detector) > 1:
-        raise ConfigError("--shadow scores beside one detector: give one --detector.")
     token = _token(flags.token_file)
     to = receivers(flags.on_alarm, inputs=paths)
     from kdjax.service.app import App, names_of
@@ -90,6 +91,7 @@ def main(arguments: list[str], flags: common.Flags) -> None:
         waiting=flags.max_waiting,
         entities=flags.max_entities,
         open=flags.most_open,
+        seconds=max(0.1, flags.request_seconds),
     )
     with contextlib.ExitStack() as stack:
         listening = stack.enter_context(_listening(flags.host, flags.port))

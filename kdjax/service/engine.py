@@ -650,11 +650,11 @@ class Engine:
                 if not fault:
                     said = line.time if instant and instant.clock else None
                     taken = stream.take(line.row, instant, said=said)
-                    machines.accepted += 1
             except DataError as error:
                 fault = fault or str(error)
             items.append((line, instant, machine, taken, fault))
         pairs = [(machine.stream, taken) for *_, machine, taken, _ in items if taken]
+        machines.accepted += len(pairs)
         rows = list[StreamRow]()
         for first in range(0, len(pairs), AT_ONCE):
             rows += answer_together(pairs[first : first + AT_ONCE], machines.score)
