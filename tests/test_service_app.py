@@ -373,6 +373,10 @@ def test_the_openapi_document_has_every_route(serve, moving_file):
     client = serve(moving_file)
     found = answered(client.get("/openapi.json"))
     assert found["openapi"].startswith("3.")
+    path = found["paths"]["/v1/detectors/{name}"]["get"]["parameters"][0]
+    assert path["schema"] == {"type": "string", "enum": ["plant"]}
+    answers = found["paths"]["/v1/detectors/{name}/rows"]["post"]["responses"]["200"]
+    assert [*answers["content"]] == ["application/json", "application/x-ndjson"]
     listed = {
         (method.upper(), path)
         for path, methods in found["paths"].items()

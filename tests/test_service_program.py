@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import os
 import re
 import signal
 import socket
@@ -16,6 +17,7 @@ import pytest
 from service_client import TOKEN, rows_of
 
 from kdjax.cli import main
+from kdjax.export.container import load_onnx
 from kdjax.scoring.streams import open_streams
 
 ROOT = Path(__file__).parent.parent
@@ -131,12 +133,12 @@ def test_without_the_extra_it_says_what_to_install(moving_file, monkeypatch, cap
 
 @pytest.mark.slow
 def test_a_file_starts_at_once_and_small(start, moving_file):
-    begun = time.monotonic()
     process, port = start()
     assert get(port, "/readyz")[0] == 200
-    seconds = time.monotonic() - begun
-    memory = memory_of(process)
-    assert seconds < 2 and memory < 250e6, (seconds, memory)
+    text = Path(f"/proc/{process.pid}/stat").read_text("utf-8").rpartition(")")[2]
+    ticks = sum(map(int, text.split()[11:13]))
+    # The processor's time: other programs may be busy.
+    assert ticks / os.sysconf("SC_CLK_TCK") < 2 and memory_of(process) < 250e6
 
 
 @pytest.mark.slow
@@ -297,3 +299,24 @@ def test_tokens_come_from_a_file(start, moving_file, tmp_path):
     assert post(port, "/v1/detectors/plant/threshold", body)[0] == 401
     bearer = {"authorization": f"Bearer {TOKEN}"}
     assert post(port, "/v1/detectors/plant/threshold", body, **bearer)[0] == 200
+
+
+@pytest.mark.integration
+def test_tritonclient_speaks_to_it(start, moving_file):
+    triton = pytest.importorskip("tritonclient.http")
+    client = triton.InferenceServerClient(f"127.0.0.1:{start()[1]}")
+    assert client.is_server_live() and client.is_server_ready()
+    assert client.is_model_ready("plant")
+    assert client.get_model_metadata("plant")["inputs"][0]["shape"] == [-1, 4, 2]
+    windows = np.float32(np.random.default_rng(0).normal(size=(5, 4, 2)))
+    wanted = load_onnx(moving_file).run(windows)._asdict()
+    for binary in (True, False):
+        x = triton.InferInput("x", [5, 4, 2], "FP32")
+        x.set_data_from_numpy(windows, binary_data=binary)
+        for outputs in (
+            None,
+            [triton.InferRequestedOutput("alarm", binary_data=binary)],
+        ):
+            found = client.infer("plant", [x], outputs=outputs)
+            for name in ("alarm",) if outputs else wanted:
+                np.testing.assert_array_equal(found.as_numpy(name), wanted[name])

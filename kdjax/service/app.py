@@ -205,7 +205,7 @@ class App:
         return Response(text, media_type=media)
 
     async def openapi(self, request: Request) -> Response:
-        return _json(openapi.document())
+        return _json(openapi.document([*self.engines]))
 
     # Detectors.
 
@@ -460,7 +460,8 @@ class App:
         given = (
             request.headers.get("content-type", "").partition(";")[0].strip().lower()
         )
-        if given not in (JSON, "application/octet-stream"):
+        # tritonclient names none; nothing is kept, so that a page may send what it likes.
+        if given not in ("", JSON, "application/octet-stream"):
             raise RequestError(415, f"send a body of {JSON}.", "media")
         if request.headers.get("content-encoding", "identity").lower() != "identity":
             raise RequestError(415, "send a body that is not compressed.", "media")

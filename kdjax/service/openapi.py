@@ -1,7 +1,7 @@
 """The routes of the service in one table, and the OpenAPI document made from it."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from kdjax.io.files import kdjax_version
@@ -60,25 +60,26 @@ class Route(NamedTuple):
     bodies: Mapping[str, Any] = {}  # schemas by media type
     query: Mapping[str, Any] = {}
     codes: tuple[int, ...] = ()  # of refusals, besides those of all routes
-    answer: str = "application/json"
+    answers: tuple[str, ...] = ("application/json",)
 
 
+_ROWS_OUT = ("application/json", "application/x-ndjson")
 _REFUSED = (400, 408, 413, 415, 429, 503)
 ROUTES = (
     Route("GET", "/healthz", "health", "Whether the process lives.", OPEN),
     Route("GET", "/readyz", "readiness", "Whether rows are taken.", OPEN, codes=(503,)),
     Route("GET", "/metrics", "metrics", "Metrics in OpenMetrics.", OPEN,
-          answer="application/openmetrics-text"),
+          answers=("application/openmetrics-text",)),
     Route("GET", "/openapi.json", "openapi", "This document.", OPEN),
     Route("GET", "/v1/detectors", "detectors", "The detectors in service."),
     Route("GET", "/v1/detectors/{name}", "detector",
           "Channels, thresholds, digest and card of a detector.", codes=(404,)),
     Route("POST", "/v1/detectors/{name}/rows", "rows",
           "Answers rows of many entities, in order.",
-          bodies={"application/json": _MANY, **_PLAIN}, codes=(403, 404, 409, *_REFUSED)),
+          bodies={"application/json": _MANY, **_PLAIN}, answers=_ROWS_OUT, codes=(403, 404, 409, *_REFUSED)),
     Route("POST", "/v1/detectors/{name}/streams/{entity}/rows", "stream",
           "Answers rows of an entity as they come.",
-          bodies={"application/json": _ROWS, **_PLAIN}, codes=(403, 404, 409, *_REFUSED)),
+          bodies={"application/json": _ROWS, **_PLAIN}, answers=_ROWS_OUT, codes=(403, 404, 409, *_REFUSED)),
     Route("POST", "/v1/detectors/{name}/score", "score",
           "Scores rows or windows and keeps nothing.",
           bodies={"application/json": _SCORE, **_PLAIN},
@@ -94,7 +95,8 @@ ROUTES = (
           "Makes the shadow the detector.", CHANGE, codes=(403, 404, 409, 503)),
     Route("GET", "/v1/events", "events",
           "Events since a number or a time; as they come for text/event-stream.",
-          query={"since": _TEXT, "most": _WHOLE}, codes=(400, 429)),
+          query={"since": _TEXT, "most": _WHOLE},
+          answers=("application/json", "text/event-stream"), codes=(400, 429)),
     Route("POST", "/v1/events/{id}/ack", "acknowledge", "Notes that someone has seen it.",
           CHANGE, {"application/json": _object(by=_TEXT, note=_TEXT)},
           codes=(403, 404, *_REFUSED)),
@@ -114,15 +116,18 @@ ROUTES = (
     Route("POST", "/v2/models/{name}/infer", "infer",
           "Open Inference Protocol: windows to scores.",
           bodies={"application/json": _INFER, "application/octet-stream": {"type": "string"}},
+          answers=("application/json", "application/octet-stream"),
           codes=(404, *_REFUSED)),
 )  # fmt: skip
 
 
-def document() -> dict[str, Any]:
-    """The OpenAPI document."""
+def document(detectors: Sequence[str]) -> dict[str, Any]:
+    """The OpenAPI document of a service with these detectors."""
     paths: dict[str, dict[str, Any]] = {}
     for route in ROUTES:
-        paths.setdefault(route.path, {})[route.method.lower()] = _operation(route)
+        paths.setdefault(route.path, {})[route.method.lower()] = _operation(
+            route, detectors
+        )
     return {
         "openapi": "3.1.0",
         "info": {
@@ -144,11 +149,14 @@ def document() -> dict[str, Any]:
     }
 
 
-def _operation(route: Route) -> dict[str, Any]:
+def _operation(route: Route, detectors: Sequence[str]) -> dict[str, Any]:
     error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
     codes = {*route.codes, *(() if route.token == OPEN else (401,))}
     answers: dict[str, Any] = {
-        "200": {"description": "The answer.", "content": {route.answer: {}}}
+        "200": {
+            "description": "The answer.",
+            "content": {media: {} for media in route.answers},
+        }
     }
     answers |= {
         str(code): {"description": "Refused.", "content": error}
@@ -160,8 +168,9 @@ def _operation(route: Route) -> dict[str, Any]:
         "responses": answers,
     }
     names = re.findall(r"{(\w+)}", route.path)
+    known = {"name": {**_TEXT, "enum": [*detectors]}}
     parameters = [
-        {"name": name, "in": "path", "required": True, "schema": _TEXT}
+        {"name": name, "in": "path", "required": True, "schema": known.get(name, _TEXT)}
         for name in names
     ]
     parameters += [
