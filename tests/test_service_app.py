@@ -138,8 +138,12 @@ def test_a_row_at_fault_is_answered_with_its_fault(serve, moving_file):
     assert ["error" in row for row in found] == [False, True, True, True, False]
     assert "'n/k'" in found[1]["error"] and found[1]["line"] == 2
     body = {"rows": [[1.0], ["x", 1.0], [1.0, 1e39], {"x": 1.0, "z": 2.0}, [1, None]]}
+    body["rows"][:0] = [[10**400, 1]]
     found = answered(client.post("/v1/detectors/plant/streams/c/rows", json=body))
-    assert ["error" in row for row in found["rows"]] == [True] * 4 + [False]
+    assert ["error" in row for row in found["rows"]] == [True] * 5 + [False]
+    line = '{"entity": "e", "x": 1, "y": 2, "x": 3}'
+    headers = {"content-type": "application/x-ndjson"}
+    assert "twice" in client.post(url, content=line, headers=headers).json()["error"]
     # Refused rows took no part: the next row of `a` is its second.
     body = {"rows": [[1, 2]], "time": [2]}
     found = answered(client.post("/v1/detectors/plant/streams/a/rows", json=body))
@@ -155,6 +159,7 @@ def test_a_row_at_fault_is_answered_with_its_fault(serve, moving_file):
         (b"\xff\xfe{}", 400, "not UTF-8"),
         (b"[" * 100_000, 400, "the body is no JSON"),
         (b"[]", 400, "give a JSON object"),
+        (b'{"rows": [{"x": 1, "x": 2, "y": 3}]}', 400, "a key occurs twice"),
         (b"{}", 400, "`rows` is no list"),
         (b'{"rows": []}', 400, "has no rows"),
         (b'{"rows": [[1, 2]], "time": [1, 2]}', 400, "`time` is no list of 1"),

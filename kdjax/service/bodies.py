@@ -68,9 +68,21 @@ def as_text(data: bytes) -> str:
 def as_json(data: bytes) -> Any:
     """A JSON body; RequestError for NaN, Infinity and what is no JSON."""
     try:
-        return json.loads(as_text(data), parse_constant=_no_constant)
+        return _loads(as_text(data))
     except (RecursionError, ValueError) as error:
         raise RequestError(400, f"the body is no JSON ({error}).") from None
+
+
+def _loads(text: str) -> Any:
+    """A JSON text; ValueError for NaN, Infinity and keys that occur twice."""
+    return json.loads(text, parse_constant=_no_constant, object_pairs_hook=_object)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key occurs twice")
+    return found
 
 
 def _no_constant(name: str) -> Any:
@@ -224,7 +236,12 @@ def _line(row: Any, number: int, time: Any, entity: Any, plan: Plan) -> Line:
                 f"{name!r}: {str(cell)[:50]!r} is not a number; give null if missing."
             )
             return Line(number, time, [], text, own)
-        values.append(math.nan if cell is None else float(cell))
+        try:
+            values.append(math.nan if cell is None else float(cell))
+        except OverflowError:
+            return Line(
+                number, time, [], f"{name!r} is beyond float64; correct it.", own
+            )
     return Line(number, time, values, "", own)
 
 
@@ -249,7 +266,7 @@ def _fast_lines(lines: list[str], plan: Plan, entity: str) -> Body | None:
         if not text.strip():
             continue
         try:
-            row, more = split(json.loads(text, parse_constant=_no_constant))
+            row, more = split(_loads(text))
         except (AttributeError, RecursionError, TypeError, ValueError):
             row, more = None, {}
         if not isinstance(row, tuple):

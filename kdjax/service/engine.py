@@ -345,12 +345,13 @@ class Engine:
     ) -> dict[str, Any]:
         """Changes τ of an entity, or of all for None, from the next row on."""
         plan = self.machines.plan if entity is None else self._plan_of(entity)
+        before = self._taus.get(None, plan.tau) if entity is None else plan.tau
         detail = "given"
         if budget is not None:
             tau, detail = budget_threshold(plan, budget)
         assert tau is not None
         change = {
-            "time": time.time(), "entity": entity, "tau": tau, "before": plan.tau,
+            "time": time.time(), "entity": entity, "tau": tau, "before": before,
             "detail": detail, "note": note, "digest": self.loaded.digest,
         }  # fmt: skip
         with self._committing():
@@ -374,6 +375,7 @@ class Engine:
         if self.shadow is None:
             raise RequestError(409, "there is no shadow to promote.")
         self._swap(self.shadow.loaded, promoted=True)
+        self.shadow.machines.close()
         self.shadow = None
 
     # Only in the engine's thread from here on.
@@ -796,8 +798,10 @@ class Engine:
             if self._outbox:
                 self._outbox.drain(END)
                 self._outbox.close()
-            with contextlib.suppress(KdjaxError):
-                self.machines.close()
+            opened = [self.machines, *([self.shadow.machines] if self.shadow else [])]
+            for machines in opened:
+                with contextlib.suppress(KdjaxError):
+                    machines.close()
 
 
 def _settle(job: Job, call: Callable[[], Any]) -> None:
