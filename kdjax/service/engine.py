@@ -30,7 +30,7 @@ from kdjax.detection.streaming import (
 from kdjax.errors import ArtifactError, ConfigError, DataError, KdjaxError, counted
 from kdjax.io.files import MANIFEST
 from kdjax.notify.outbox import Outbox, Receiver
-from kdjax.scoring.machines import Machines
+from kdjax.scoring.machines import Machines, Store
 from kdjax.scoring.readings import is_late
 from kdjax.scoring.streams import (
     ONNX_BATCH,
@@ -170,7 +170,11 @@ class Shadow:
     def __init__(self, loaded: Loaded, limits: Limits) -> None:
         self.loaded, self.rows, self.error = loaded, 0, ""
         self.machines = Machines(
-            loaded.streams, {}, path=None, most=limits.open, log=lambda text: None
+            loaded.streams,
+            {},
+            store=Store(None),
+            most=limits.open,
+            log=lambda text: None,
         )
         self.both = self.own = self.other = self.events = 0
         self._scores: collections.deque[tuple[float, float]]
@@ -375,7 +379,7 @@ class Engine:
         if self.shadow is None:
             raise RequestError(409, "there is no shadow to promote.")
         self._swap(self.shadow.loaded, promoted=True)
-        self.shadow.machines.close()
+        self.shadow.machines.store.close()
         self.shadow = None
 
     # Only in the engine's thread from here on.
@@ -385,7 +389,7 @@ class Engine:
         self.machines = machines = Machines(
             self.loaded.streams,
             {},
-            path=self._state,
+            store=Store(self._state),
             most=self._limits.open,
             log=self._log,
             known=KNOWN,
@@ -447,7 +451,7 @@ class Engine:
     def _reopen(self) -> None:
         """Goes back to what was committed."""
         with contextlib.suppress(KdjaxError):
-            self.machines.close()
+            self.machines.store.close()
         try:
             self._open()
         except (KdjaxError, OSError) as error:
@@ -477,7 +481,7 @@ class Engine:
         }  # fmt: skip
         self.journal.add_events([note])
         self.machines.store.commit(whole)
-        self.machines.close()
+        self.machines.store.close()
         self.loaded = loaded
         self.latest.clear()
         self._open()
@@ -801,7 +805,7 @@ class Engine:
             opened = [self.machines, *([self.shadow.machines] if self.shadow else [])]
             for machines in opened:
                 with contextlib.suppress(KdjaxError):
-                    machines.close()
+                    machines.store.close()
 
 
 def _settle(job: Job, call: Callable[[], Any]) -> None:
