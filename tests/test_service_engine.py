@@ -331,6 +331,8 @@ def test_a_changed_detector_is_taken_between_two_rows(
     until(lambda: engine.counts["refused_reloads"])
     found += sent(client, values, 20, 22)
     assert engine.loaded.digest == before
+    # A threshold was set for the old one only.
+    engine.call(lambda: engine.set_threshold(1e-3, None, None, "")).result(5)
     moving_file.write_bytes(new)
     until(lambda: engine.loaded.digest != before)
     later = sent(client, values, 22, 40)
