@@ -343,11 +343,13 @@ def test_a_changed_detector_is_taken_between_two_rows(
     assert kinds.count("detector") == 1
     assert "kdjax_reloads_total" in client.get("/metrics").text
     client.close()
-    # A restart with another detector carries over too.
+    # A restart with another detector carries over too; this one has its threshold again.
     moving_file.write_bytes(old)
     client = serve(moving_file)
     last = sent(client, values, 40, 50)
-    assert keys(last) == wanted(moving_file, values, 50)[120:]
+    scores = [row[:2] for row in wanted(moving_file, values, 50)[120:]]
+    assert [row[:2] for row in keys(last)] == scores
+    assert all(row["alarm"] == 1 for row in last)
     client.close()
     # Of another window: streams start anew, and count on.
     moving_file.write_bytes(onnx_file(moving._replace(window=6), 0))
