@@ -22,7 +22,7 @@ def test_environment_tells_versions_devices_and_parts():
     assert set(facts["versions"]) == set(environment.PACKAGES)
     assert facts["versions"]["numpy"] == np.__version__
     assert facts["device"] == facts["devices"][0]
-    assert set(facts["optional"]) == {"onnx", "bench", "sweep", "large"}
+    assert set(facts["optional"]) == {"onnx", "bench", "sweep", "large", "serve"}
     assert json.loads(json.dumps(facts)) == facts
 
 

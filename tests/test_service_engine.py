@@ -85,6 +85,19 @@ def test_a_copy_of_the_state_at_any_moment_goes_on(
         assert store.execute("SELECT count(*) FROM journal").fetchone() == (0,)
 
 
+def test_states_ahead_of_the_journal_take_no_row_twice(serve, moving_file, tmp_path):
+    """Of three entities one left the memory, so that its state has the journal's rows."""
+    client = serve(moving_file, limits=Limits(open=2))
+    body = {"rows": rows_of(30), "entity": [*"abc"] * 10}  # without times
+    answered(client.post(URL, json=body))
+    shutil.copytree(tmp_path / "state", tmp_path / "killed")
+    other = serve(moving_file, state="killed")
+    for name in "abc":
+        body = {"rows": [[1, 2]], "sequence": 10}
+        url = f"/v1/detectors/plant/streams/{name}/rows"
+        assert answered(other.post(url, json=body))["rows"][0]["row"] == 10
+
+
 def test_the_journal_stays_short(serve, moving_file, values, tmp_path, monkeypatch):
     monkeypatch.setattr(engines, "LAG_ROWS", 20)
     client = serve(moving_file)

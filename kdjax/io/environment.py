@@ -17,6 +17,7 @@ EXTRAS = {
     "bench": ("torch",),
     "sweep": ("optuna",),
     "large": ("grain",),
+    "serve": ("onnxruntime", "prometheus_client", "starlette", "uvicorn"),
 }
 
 

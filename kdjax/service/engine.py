@@ -711,8 +711,7 @@ class Engine:
         ]
         if not found:
             return
-        for event in self.journal.add_events(found):
-            self.counts["begun" if event["end"] is None else "ended"] += 1
+        self.journal.add_events(found)
         if self._outbox:
             now, digest = time.time(), self.loaded.digest
             shelves = self._shelves
@@ -737,7 +736,12 @@ class Engine:
             self.latest[line.entity] = Latest(row, now, drift)
             self.counts["windows"] += not math.isnan(row.window_score)
             self.counts["alarms"] += row.alarm
+            self._count_events(row.events)
         self.counts["rows"] += len(lines)
+
+    def _count_events(self, events: Sequence[Mapping[str, Any]]) -> None:
+        for event in events:
+            self.counts["begun" if event["end"] is None else "ended"] += 1
 
     def _tick(self) -> None:
         if not self.ready:
@@ -746,6 +750,7 @@ class Engine:
         if events := self.machines.silent(0.0):
             with self._committing():
                 self._announce(events)
+            self._count_events(events)
             self._committed()
         self._look_for_change()
 
