@@ -262,7 +262,7 @@ def test_entities_and_the_queue_are_bounded(serve, moving_file):
     assert [row["row"] for row in found["rows"]] == [1, 1, 1]  # nothing was taken
     # Rows that wait behind a call that goes on.
     engine, go = client.engines["plant"], threading.Event()
-    held = engine.call(go.wait)
+    held = engine.call(lambda: go.wait(20))
     waits = Body([Line(1, None, [1.0, 2.0], "", "a")] * 8, [None] * 8)
     first = engine.submit(waits)
     with pytest.raises(RequestError, match="8 rows wait") as error:
