@@ -323,7 +323,7 @@ def test_a_budget_is_a_share_of_windows(moving):
 
 def other_of(moving):
     """A detector of the same form with another Gaussian and threshold."""
-    first = moving.thresholds[0]._replace(tau=3.0)
+    first = moving.thresholds[0]._replace(tau=4.0)
     gaussians = moving.gaussians._replace(mean=moving.gaussians.mean + 0.3)
     return moving._replace(
         thresholds=(first, moving.thresholds[1]), gaussians=gaussians
@@ -395,7 +395,7 @@ def test_a_shadow_is_compared_and_promoted(
         "shadow_only": pairs.count((False, True)),
     }
     assert found["alarms"]["shadow_only"] > 0 and found["events"] > 0
-    severity = [row[1] / 3.0 for row in shadow if row[1] is not None]
+    severity = [row[1] / 4.0 for row in shadow if row[1] is not None]
     assert found["severity"]["shadow"] == pytest.approx(
         np.quantile(severity, found["severity"]["shares"]), rel=1e-5
     )
