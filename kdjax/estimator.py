@@ -529,7 +529,10 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
             text = "%d of %d rows have no score: no event can be there"
             logger.warning(text, unknown, len(table))
         numbered = table.assign(time=np.arange(len(table)))
-        events = score_events(self.detector_, series, numbered, entity=self.entity_)
+        entity = self.entity_
+        events = score_events(
+            self.detector_, series, numbered, entity=entity, name=entity
+        )
         events = events.drop(columns="entity")
         if not isinstance(X, pd.DataFrame):
             return events

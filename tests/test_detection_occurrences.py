@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import time
 
 import numpy as np
@@ -146,6 +147,24 @@ def test_events_of_each_kind_have_their_rows(listed, plant):
     assert {408, 440} <= set(peaks)
     assert row[scores["end"].iloc[-1]] == 699
     assert events["id"].is_unique
+
+
+def test_ids_are_those_of_a_stream_whatever_the_file_is_called(listed):
+    """Rows that name no entity have the one whose threshold is used, in both."""
+    folder, events = listed
+    (pump,) = folder.glob("pump.csv")
+    shutil.copy(pump, folder / "week.csv")
+    score_file(
+        folder / "week.csv",
+        detector=folder / "detector",
+        output=folder / "week_scores.csv",
+        causal=True,
+        entity="pump",
+        missing="mask",
+    )
+    found = pd.read_csv(folder / "week_scores.csv.events.csv", keep_default_na=False)
+    assert set(found["entity"]) == {"week"}
+    assert found["id"].tolist() == events["id"].tolist()
 
 
 @pytest.mark.parametrize("form", ["csv", "json"])

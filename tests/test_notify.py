@@ -180,10 +180,25 @@ def test_score_and_severity_are_of_their_own_rows(file, tmp_path):
     assert first["tau"] == best["tau"] != 8
     assert first["window_score"] == best["window_score"]
     assert first["score"] == max(row["score"] for row in own)
-    high = Peak(9.0, "b", ("x",), severity=1.5, window_score=9.0, tau=6.0)
-    severe = Peak(8.0, "a", ("y",), severity=4.0, window_score=8.0, tau=2.0)
-    expected = Peak(9.0, "b", ("x",), severity=4.0, window_score=8.0, tau=2.0)
+    high = Peak(9.0, "b", ("x",), severity=1.5, window_score=9.0, tau=6.0, own=9.0)
+    severe = Peak(8.0, "a", ("y",), severity=4.0, window_score=8.0, tau=2.0, own=8.0)
+    expected = Peak(9.0, "b", ("x",), severity=4.0, window_score=8.0, tau=2.0, own=9.0)
     assert joined(high, severe) == joined(severe, high) == expected
+
+
+def test_a_message_names_the_cause_that_its_window_saw(file, tmp_path):
+    """Row 0 is abnormal; the first window ends at row 3, so that the event begins there."""
+    target = tmp_path / "alarms"
+    lines = row_lines(spikes=(0,))
+    lines[4] = lines[4].replace("2.0,1.0", "2.0,3.0")  # y moves in row 3, a little
+    rows = streamed(lines, file, on_alarm=(f"file:{target}",))
+    first = next(row for row in rows if row["row"] == 3)
+    begun, ended = messages(target.read_text())
+    assert (first["alarm"], first["channels"][0]) == (1, "x")
+    for message in (begun, ended):
+        assert message["channels"] == first["channels"]
+        assert message["score"] == message["window_score"] == 80
+        assert message["start"] == message["peak"] == "2026-05-01T00:00:03"
 
 
 def test_other_kinds_have_no_score(file, tmp_path):

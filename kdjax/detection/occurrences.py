@@ -48,15 +48,16 @@ def has_moved(constant: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 
 class Peak(NamedTuple):
-    """The most abnormal of some rows."""
+    """The most abnormal of some rows, and of what their windows saw."""
 
-    score: float = -math.inf
-    time: Any = None
+    score: float = -math.inf  # the largest a_t in their windows
+    time: Any = None  # of the row whose own a_t is largest
     channels: tuple[str, ...] = ()
     severity: float = -math.inf  # the largest of the rows
     shares: tuple[float, ...] = ()  # of the channels in all contributions
     window_score: float = -math.inf  # where severity is the largest, and its τ
     tau: float = math.nan
+    own: float = -math.inf  # a_t of the row at `time`
 
 
 class Event(NamedTuple):
@@ -106,8 +107,10 @@ def joined(peak: Peak, other: Peak) -> Peak:
     """The peak of both; of equals the first."""
     best = other if other.score > peak.score else peak
     worst = other if other.severity > peak.severity else peak
+    latest = other if other.own > peak.own else peak
     severity, window_score, tau = worst.severity, worst.window_score, worst.tau
-    return best._replace(severity=severity, window_score=window_score, tau=tau)
+    best = best._replace(severity=severity, window_score=window_score, tau=tau)
+    return best._replace(time=latest.time, own=latest.own)
 
 
 def after_row(
@@ -132,14 +135,14 @@ def after_row(
             event = begin(peak(True))
             changed.append((event, None))
         return event, changed
-    own = peak(False)
-    if own.score > joined(event.peak, event.ahead).score:
-        own = peak(True)
-    ahead = joined(event.ahead, own)
+    now = peak(False)
+    if now.score > joined(event.peak, event.ahead).score:
+        now = peak(True)
+    ahead = joined(event.ahead, now)
     if not alarm:
         return event._replace(ahead=ahead, quiet=event.quiet + 1), changed
     best = joined(event.peak, ahead)
-    return event._replace(quiet=0, end=own.time, peak=best, ahead=Peak()), changed
+    return event._replace(quiet=0, end=now.time, peak=best, ahead=Peak()), changed
 
 
 def packed(event: Event) -> dict[str, Any]:
@@ -147,7 +150,7 @@ def packed(event: Event) -> dict[str, Any]:
     found = event._asdict()
     for name in ("peak", "ahead"):
         peak: Peak = found[name]
-        numbers = (peak.score, peak.severity, peak.window_score, peak.tau)
+        numbers = (peak.score, peak.severity, peak.window_score, peak.tau, peak.own)
         shares = [*map(repr, peak.shares)]
         found[name] = [peak.time, [*peak.channels], shares, *map(repr, numbers)]
     return found
@@ -161,6 +164,6 @@ def unpacked(found: Any) -> Event:
     peaks = []
     for time, channels, shares, *numbers in (found["peak"], found["ahead"]):
         names, parts = tuple(map(str, channels)), tuple(map(float, shares))
-        score, severity, window_score, tau = map(float, numbers)
-        peaks.append(Peak(score, time, names, severity, parts, window_score, tau))
+        score, severity, *rest = map(float, numbers)
+        peaks.append(Peak(score, time, names, severity, parts, *rest))
     return event._replace(peak=peaks[0], ahead=peaks[1])

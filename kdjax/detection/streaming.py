@@ -404,15 +404,14 @@ class StreamDetector:
         state, alarm = next_alarm(at.alarm, window_score, tau, self._rule)
 
         def peak(named: bool) -> Peak:
-            channels, shares = (
-                self._top_channels(window, found, -1) if named else ((), ())
-            )
+            channels, shares = self._top_channels(window, found) if named else ((), ())
             severity = window_score / tau if tau > 0 else math.inf
-            numbers = (score, severity, window_score)
-            least = (-math.inf if math.isnan(v) else v for v in numbers)
-            return Peak(
-                next(least), said, channels, next(least), shares, next(least), tau
+            highest = math.nan if found is None else np.fmax.reduce(found.points)
+            numbers = (float(highest), severity, window_score, score)
+            most, severe, scored, own = (
+                -math.inf if math.isnan(v) else v for v in numbers
             )
+            return Peak(most, said, channels, severe, shares, scored, tau, own)
 
         watch, events = at.watch, list[Mapping[str, Any]]()
         if taken.taken_back:
@@ -837,12 +836,9 @@ class StreamDetector:
             self._p_values.append(float(p[0]))
 
     def _top_channels(
-        self, window: np.ndarray, found: WindowResult | None, place: int | None = None
+        self, window: np.ndarray, found: WindowResult | None
     ) -> tuple[tuple[str, ...], tuple[float, ...]]:
-        """Those that contribute most to a row of the window, and their shares.
-
-        By default to the row of the largest a_t.
-        """
+        """Those that contribute most to the largest a_t of the window, and their shares."""
         if found is None:
             return (), ()
         parts = found.contributions
@@ -850,7 +846,7 @@ class StreamDetector:
             parts = self._explain(window)
         if parts is None:
             return (), ()
-        peak = int(np.nanargmax(found.points)) if place is None else place
+        peak = int(np.nanargmax(found.points))
         order = np.argsort(-parts[peak], kind="stable")
         own = [
             place

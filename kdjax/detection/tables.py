@@ -114,11 +114,13 @@ def score_events(
     *,
     entity: str,
     causal: bool = False,
+    name: str = "",
 ) -> pd.DataFrame:
     """The alarms of a score table as events; see `kdjax.detection.alarming.event_table`.
 
     `table` is from `score_table` with the same other arguments. Further columns are `id`
-    and `kind`, see `kdjax.detection.occurrences`. Events of other kinds than `score` have
+    and `kind`, see `kdjax.detection.occurrences`; `name` is the entity in ids, by default
+    that of the series. Events of other kinds than `score` have
     no severity, and their start as peak. A `no_data` event reaches from the last row before
     a gap to the first behind.
     """
@@ -162,7 +164,7 @@ def score_events(
     if instants.dtype.kind == "M":
         instants = instants.astype("M8[ns]").astype(np.int64)
     found["id"] = [
-        event_id(series.entity, kind, instants[start], subject)
+        event_id(name or series.entity, kind, instants[start], subject)
         for kind, subject, start, _ in every
     ]
     found["kind"] = [kind for kind, *_ in every]

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from kdjax.data.raw import about, reading, unreadable
-from kdjax.data.readers import match_channels
+from kdjax.data.readers import match_channels, name_of
 from kdjax.data.tables import SUFFIXES, check_file
 from kdjax.data.times import seconds_per_row
 from kdjax.detection.alarming import alarm_measures, measures_text
@@ -122,7 +122,11 @@ def _score_rows(
             )
         tables.append(table)
         clocks.append(series.time)
-        events.append(score_events(detector, series, table, entity=used, causal=causal))
+        # As a stream does, where rows name no entity.
+        name = used if series.entity == name_of(path) else series.entity
+        events.append(
+            score_events(detector, series, table, entity=used, causal=causal, name=name)
+        )
         yield from series.notes
         yield from series_notes(detector, index, series, table)
     scores, alarms, _ = outputs_of(output)
