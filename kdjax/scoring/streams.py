@@ -869,9 +869,8 @@ class _Out:
         self._machines, self._watch, self._log = machines, watch, log
         self._file, self._alarms = file, alarms
         self.begun = False  # whether anything was written
-        self._before = (
-            self._kept()
-        )  # The first answer comes after its row was taken in.
+        # The first answer comes after its row was taken in.
+        self._before = self._kept()
         self._due = time.monotonic() + SAVE_EVERY
         self.urgent = False  # whether messages wait for a save
         self.drifted: set[str] = set()  # entities

@@ -149,9 +149,8 @@ def load(path: Path) -> Loaded:
             f"{path} reads readings on a grid (data.step or data.layout=long), serve "
             "takes rows: put readings on the grid first, or use kdjax stream."
         )
-    streams.another(
-        ""
-    ).drift()  # imports what it needs now rather than between two rows
+    # Imports what it needs now rather than between two rows.
+    streams.another("").drift()
     return Loaded(path, digest, backend, streams, plan, entities, card, scored)
 
 
