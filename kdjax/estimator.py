@@ -638,6 +638,8 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
         changed = copy.copy(self)
         changed.detector_, note = confirm_normal(self.detector_, series, rows)
         logger.info(note)
+        for text in note.split("; warning: ")[1:]:
+            warnings.warn(f"confirm_normal: {text}", stacklevel=3)
         return self._become(changed)
 
     def set_threshold(self, tau: float) -> Self:

@@ -14,7 +14,6 @@ from kdjax.detection.alarming import EventRule
 from kdjax.detection.detector import score_windows
 from kdjax.detection.false_alarms import expected_events
 from kdjax.detection.gaussian import (
-    WEIGHT,
     fit_gaussian,
     moments_of,
     updated_gaussian,
@@ -81,26 +80,21 @@ def assert_same(found, wanted):
 # The Gaussian.
 
 
-def test_further_residuals_join_a_gaussian():
+def test_a_gaussian_grows_by_further_residuals():
     rng = np.random.default_rng(0)
-    # The last but one deviates by less than the floor, the last has no part in scores.
-    rows = rng.normal(size=(64, 4)) * [1, 2, 0.01, 1] @ np.triu(np.ones((4, 4)))
-    rows[:, 2] = rng.normal(0, 0.01, 64)
-    new = rng.normal(3, 2, size=(16, 4)) * [1, 1, 0.005, 1]
-    options = {"floor": 0.03, "ridge": 0.1}
+    # The last has no part in scores.
+    rows = rng.normal(size=(64, 4)) @ np.triu(np.ones((4, 4)))
+    new = rng.normal(3, 2, size=(16, 4))
     scored = np.array([True, True, True, False])
-    before, wanted = (
-        without_channels(
-            fit_gaussian(some[:, :3], **options), some.mean(axis=0), scored
-        )
-        for some in (rows, np.concatenate([rows, new]))
-    )
-    found = updated_gaussian(
-        before, moments_of(new), weight=WEIGHT // 4, channels=list("abcd"), **options
-    )
-    np.testing.assert_allclose(found.mean[:3], wanted.mean[:3], rtol=1e-5)
-    np.testing.assert_allclose(found.whiten, wanted.whiten, rtol=2e-4, atol=1e-5)
-    assert found.mean[3] == before.mean[3] and not found.whiten[3].any()
+    before = without_channels(fit_gaussian(rows[:, :3]), rows.mean(axis=0), scored)
+    found = updated_gaussian(before, moments_of(new), weight=0.25)
+    assert_same([found.mean], [before.mean])
+    whiten = before.whiten[:3, :3].astype(np.float64)
+    away = (new - before.mean)[:, :3]
+    wanted = np.linalg.inv(whiten.T @ whiten) + 0.25 * away.T @ away / len(away)
+    inverse = found.whiten.T @ found.whiten
+    np.testing.assert_allclose(inverse[:3, :3], np.linalg.inv(wanted), rtol=1e-4)
+    assert not inverse[3].any() and not inverse[:, 3].any()
 
 
 # τ and alarms.
@@ -120,7 +114,21 @@ def test_a_confirmed_alarm_is_none_and_a_fault_still_is(method):
         after = alarms(found, series, causal=each_row)
         assert not after[start:stop].any() and after[slice(*fault)].any()
     tau, old = found.thresholds[0], detector.thresholds[0]
-    assert tau == found.thresholds[1] and tau.tau <= 1.5 * old.tau
+    assert tau == found.thresholds[1] and old.tau <= tau.tau <= 1.5 * old.tau
+    # No score rises, and no other row begins to alarm.
+    for frame in (later(), signals(600, 2)):
+        some = series_of(detector, frame)
+        old_scores, new_scores = (
+            score_table(one, some, entity="X", causal=True)["window_score"].to_numpy()
+            for one in (detector, found)
+        )
+        known = ~np.isnan(old_scores)
+        assert known.sum() == 600 - LENGTH + 1
+        assert (new_scores[known] <= old_scores[known] * (1 + 1e-5)).all()
+        began = alarms(found, some, causal=causal) & ~alarms(
+            detector, some, causal=causal
+        )
+        assert not began.any()
     assert (tau.method, tau.source, tau.spacing) == (method, "own", int(causal))
     # The rows before it are normal too, and windows from 9 rows before to its end hold one.
     first = start - LENGTH + 1
@@ -147,7 +155,17 @@ def test_a_confirmed_alarm_is_none_and_a_fault_still_is(method):
         alarms(found, series, causal=causal),
     )
     assert f", {count[0]} -> {count[1].sum()} of the others" in note
-    assert (note.count("events a day (") == 2) == (method in ("blocks", "budget"))
+    said = note.partition("; expect ")[2].partition("; Σ")[0]
+    if method in ("blocks", "budget"):
+        rule = Rule(method, RATE, caution=3, overlap=5.0, per_day=4)
+        spacing, gap = (1, LENGTH) if causal else (STRIDE, LENGTH)
+        rule = rule._replace(events=EventRule(gap, spacing, 1440))
+        expected = expected_events(found.calibration[0], rule, least=tau.tau)
+        joined = len(every) - len(kept)
+        text = f"{expected}, by {len(kept):,} scores of before and {joined:,} of these"
+        assert f"expect {said}" == text
+    else:
+        assert not said
     assert found.card["confirmed_normal"]["X"][0]["note"] == note
     assert detector.thresholds[0] == old and "confirmed_normal" not in detector.card
 
@@ -157,7 +175,7 @@ def test_the_gaussian_takes_no_more_than_it_needs():
     series = series_of(detector, later())
     span = np.array([event_of(alarms(detector, series), 205)])
     found, note = confirm_normal(detector, series, span)
-    share = float(note.split("takes them with ")[1].split(" ")[0])
+    share = float(note.split("Σ grows by ")[1].split(" ")[0])
     assert 0 < share < 1 and math.log2(share) == pytest.approx(
         round(math.log2(share)), abs=0.05
     )
@@ -167,22 +185,20 @@ def test_the_gaussian_takes_no_more_than_it_needs():
     starts = np.arange(first - LENGTH + 1, stop)
     rows = (starts[:, None] + np.arange(LENGTH)).ravel()
     new = moments_of(values[rows[(rows >= first) & (rows < stop)]])
-    weight, most = WEIGHT * 2.0 ** round(math.log2(share)), []
+    weight, most = 2.0 ** round(math.log2(share)), []
     for part in (weight, weight / 2):
         gaussian = updated_gaussian(
             type(detector.gaussians)(*(field[0] for field in detector.gaussians)),
             new,
-            weight=int(part),
-            channels=NAMES,
-            floor=0.03,
-            ridge=0.1,
+            weight=part,
         )
         away = (values[first:stop] - gaussian.mean) @ gaussian.whiten.T
         most.append((away**2).sum(axis=1).max())
         if part == weight:
             np.testing.assert_allclose(
-                found.gaussians.mean[0], gaussian.mean, rtol=1e-4
+                found.gaussians.whiten[0], gaussian.whiten, rtol=1e-3, atol=1e-5
             )
+            assert_same(found.gaussians.mean, detector.gaussians.mean)
     assert most[0] <= detector.thresholds[0].tau < most[1]
     assert_same(found.gaussians.whiten[:1], found.gaussians.whiten[1:])
 
@@ -194,22 +210,55 @@ def test_rows_that_never_alarmed_leave_the_gaussian_as_it_is():
     assert_same(found.gaussians, detector.gaussians)
     # Windows that hold a row from 21 to 33, one every second row.
     assert found.thresholds[0].n == detector.thresholds[0].n + 11
-    assert "the Gaussian" not in note and "0 -> 0 of 4 that were normal" in note
+    assert "Σ grows" not in note and "0 -> 0 of 4 that were normal" in note
 
 
-def test_an_alarm_beside_the_span_stays():
+def test_an_alarm_of_long_before_the_span_stays():
     detector = fitted().detector_
     frame = later()
-    frame.iloc[196:198, 2] -= 5  # a fault just before
+    frame.iloc[185:198, 2] -= 5  # a fault that goes on until shortly before
     series = series_of(detector, frame)
     before = alarms(detector, series)
-    found, note = confirm_normal(detector, series, np.array([[200, 215]]))
-    after = alarms(found, series)
-    assert before[197:215].all() and after[197:206].all()
+    with pytest.warns(UserWarning, match="confirm_normal: some are still in alarm"):
+        found = fitted().confirm_normal(frame, [(frame.index[200], frame.index[214])])
+    after = alarms(found.detector_, series)
+    assert before[186:215].all() and after[186:206].all()
     assert not after[208:215].any()
-    assert (
-        "; some are still in alarm, since their windows hold rows outside the" in note
+    found, note = confirm_normal(detector, series, np.array([[200, 215]]))
+    said = (
+        "; warning: some are still in alarm, since their windows hold rows outside the"
     )
+    assert said in note
+
+
+def test_an_alarm_goes_with_the_rows_that_caused_it():
+    """Also those before the span, which `score`'s event need not hold."""
+    detector = fitted("budget").detector_
+    series = series_of(detector, later())
+    stream = event_of(alarms(detector, series, causal=True), 205)
+    for late in range(4):  # rows
+        span = np.array([[stream[0] + late, stream[1]]])
+        found, _ = confirm_normal(detector, series, span)
+        assert not alarms(found, series, causal=True)[slice(*stream)].any()
+    for place in range(2):
+        estimator, frame = fitted("budget"), later()
+        events = estimator.detect(frame)
+        events = events[events["start"].between(frame.index[200], frame.index[215])]
+        estimator.confirm_normal(frame, events.iloc[[min(place, len(events) - 1)]])
+        after = alarms(estimator.detector_, series, causal=True)
+        assert not after[slice(*stream)].any()
+
+
+def test_spans_that_change_nothing_are_refused(capsys, saved):
+    frame = pd.read_csv(saved / "later.csv", index_col="time", parse_dates=["time"])
+    frame.iloc[185:206, 0] += 4
+    detector = fitted().detector_
+    with pytest.raises(DataError, match="7 confirmed rows in alarm, and nothing would"):
+        confirm_normal(detector, series_of(detector, frame), np.array([[208, 215]]))
+    frame.reset_index().to_csv(saved / "long.csv", index=False)
+    text = f"start,end\n{frame.index[208]},{frame.index[214]}\n"
+    code, out, err = run(capsys, saved, text, rows="long", output="refused")
+    assert (code, out) == (2, "") and "Begin the spans where its cause began" in err
 
 
 @pytest.mark.parametrize(("method", "spacing"), [("quantile", 0), ("budget", 1)])
@@ -253,7 +302,11 @@ def test_a_classifier_takes_them_into_its_threshold_only(classifier):
             1 + ROUNDING
         )
         again = found.thresholds[0]
-        assert again.tau >= highest * (1 - 1e-6)
+        assert again.tau >= max(tau.tau, highest * (1 - 1e-6))
+        factor = (
+            f"; warning: τ is {again.tau / tau.tau:.3g} times that of before, for all"
+        )
+        assert (factor in note) == (again.tau > 1.05 * tau.tau)
         raised = again.tau == pytest.approx(highest, rel=1e-6)
         assert raised == again.detail.endswith(
             "raised to the highest score of confirmed rows"
@@ -267,7 +320,7 @@ def test_a_classifier_takes_them_into_its_threshold_only(classifier):
             "blocks", RATE, caution=3, overlap=5.0, events=EventRule(10, 2, 1440)
         )
         expected = expected_events(found.calibration[0], rule, least=again.tau)
-        assert f" of confirmed rows), {expected}; rows" in note or not raised
+        assert f"; {expected}, by {len(classifier.calibration[0]):,} scores" in note
 
 
 def test_expected_events_are_of_thresholds_that_are_raised():
@@ -333,8 +386,8 @@ def test_a_machine_on_its_first_day_keeps_what_was_confirmed():
     first = new._replace(values=new.values[:30], time=new.time[:30])
     started, _ = recalibrated(detector, first, threshold={})
     found, _ = confirm_normal(started, new, np.array([[200, 216]]))
-    assert_same(found.gaussians.mean[[0, 2]], detector.gaussians.mean)
-    assert not np.array_equal(found.gaussians.mean[1], detector.gaussians.mean[1])
+    assert_same(found.gaussians.whiten[[0, 2]], detector.gaussians.whiten)
+    assert not np.array_equal(found.gaussians.whiten[1], detector.gaussians.whiten[1])
     assert found.thresholds[1].source == "pooled"
     again, _ = recalibrated(found, first, threshold={})
     assert_same(again.gaussians, found.gaussians)
@@ -388,10 +441,10 @@ def saved(tmp_path_factory):
     return folder
 
 
-def run(capsys, folder, spans, *flags, output="again"):
+def run(capsys, folder, spans, *flags, output="again", rows="later"):
     (folder / "spans.csv").write_text(spans)
     code = main([
-        "kdjax", "calibrate", str(folder / "later.csv"), f"--detector={folder / 'detector'}",
+        "kdjax", "calibrate", str(folder / f"{rows}.csv"), f"--detector={folder / 'detector'}",
         f"--output={folder / output}", f"--confirmed_normal={folder / 'spans.csv'}", *flags,
     ])  # fmt: skip
     return (code, *capsys.readouterr())

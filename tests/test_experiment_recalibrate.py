@@ -11,8 +11,12 @@ import pytest
 from kdjax.cli import main
 from kdjax.config import get_config, override, resolve
 from kdjax.data.series import Series
+from kdjax.detection.alarming import EventRule
 from kdjax.detection.detector import scaler_of, score_windows
+from kdjax.detection.false_alarms import cross_rates, expected_events, score_drift
 from kdjax.detection.storage import load_detector, save_detector
+from kdjax.detection.stream_rules import plan_of
+from kdjax.detection.thresholds import Rule
 from kdjax.errors import ArtifactError, ConfigError
 from kdjax.experiment.recalibrate import calibrate_file, recalibrated
 
@@ -249,17 +253,39 @@ def test_a_new_entity_with_few_windows_has_a_threshold_of_all_scores(student):
     tau = found.thresholds[2]
     assert (tau.n, tau.rank, tau.source) == (len(every), rank, "shared")
     assert tau.tau == pytest.approx(every[rank - 1], rel=1e-5)
-    assert (
-        ": scaler and Gaussian of its own; starts with τ of all entities' scores"
-        in note
+    said = (
+        "lathe: scaler and Gaussian of its own; 100 of 124 rows for its own τ; starts "
+        "with τ of all entities' scores until then: "
     )
+    assert note.startswith(said) and note.endswith("these rows: too few windows")
+    for first in (student, found):
+        enough, note = recalibrated(first, series("lathe", rows(13, 124)), threshold={})
+        assert enough.thresholds[2].source == "own" and "until then" not in note
+    # Scores of other entities tell no drift.
+    plan = plan_of(found, 2)
+    assert plan.disjoint == 0 < plan_of(enough, 2).disjoint
+    far = np.full(400, 1e3)
+    assert score_drift(found, 2, far) is None and score_drift(enough, 2, far).drifted
     # A later file gives τ, as for any known entity: nine windows, the last aligned.
-    assert note.endswith(", until 46 further rows")
     later, _ = recalibrated(found, series("lathe", rows(14, 46)), threshold={})
     assert (later.thresholds[2].n, later.thresholds[2].source) == (9, "own")
     assert_same(later.gaussians, found.gaussians)
     with pytest.raises(ConfigError, match="at least 9 calibration windows, have 8"):
         recalibrated(found, series("lathe", rows(14, 45)), threshold={})
+
+
+def test_a_new_entity_is_told_what_to_expect(student):
+    given = series("lathe", rows(13, 400))
+    blocks, note = recalibrated(student, given, threshold={"method": "blocks"})
+    scores, settings = blocks.calibration[2], blocks.card["settings"]["threshold"]
+    rule = Rule("blocks", RATE, caution=settings["caution"], overlap=WINDOW / STRIDE)
+    rule = rule._replace(events=EventRule(WINDOW, STRIDE))
+    # Windows start every fifth row of each fifth of the rows.
+    starts = np.concatenate([np.arange(0, 71, 5) + 80 * fold for fold in range(5)])
+    assert len(scores) == len(starts)
+    rate = cross_rates(scores, starts, rule, window=WINDOW).rate
+    said = f"of false alarms 10.00%, measured on these rows: {rate:.2%} when fifths are"
+    assert said in note and note.endswith(f"; {expected_events(scores, rule)}")
 
 
 def test_pooled_scores_of_other_windows_make_no_threshold(student):

@@ -235,16 +235,17 @@ def score_drift(
     """Whether the window scores of rows `[N]` have drifted from calibration's.
 
     Compares windows that share no row: L rows apart, rounded up to whole strides. None
-    where the detector has no calibration scores.
+    where the entity has no calibration scores, or those of all entities.
     """
-    if len(detector.calibration) <= index or not len(detector.calibration[index]):
+    separate = separate_scores(detector, index)
+    if not separate:
         return None
     strides = math.ceil(detector.window / detector.stride)
     known = np.flatnonzero(~np.isnan(window_score))
     apart = known[disjoint(known, strides * detector.stride)]
     return drift(
         p_values(detector.calibration[index], window_score[apart]),
-        calibration=separate_scores(detector, index),
+        calibration=separate,
     )
 
 

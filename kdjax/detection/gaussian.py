@@ -123,9 +123,6 @@ SHRINKAGES = ("none", "ledoit_wolf", "oas")
 # largest is rounding, though a factor in float64 may exist.
 RESOLUTION = float(np.finfo(np.float32).eps) ** 2
 
-# What counts of all residuals behind a Gaussian, where others join.
-WEIGHT = 2**16
-
 
 class Gaussian(NamedTuple):
     """N(μ, Σ) of errors, ready to score.
@@ -246,51 +243,22 @@ def gaussian_from_moments(
     return Gaussian(moments.mean.astype(np.float32), whiten.astype(np.float32))
 
 
-def moments_behind(gaussian: Gaussian, *, floor: float, ridge: float) -> Moments:
-    """Moments behind a Gaussian of `gaussian_from_moments`, as of `WEIGHT` residuals.
+def updated_gaussian(gaussian: Gaussian, new: Moments, *, weight: float) -> Gaussian:
+    """A Gaussian wider by `weight` times the mean outer product R of residuals about μ.
 
-    A covariance that was shrunk stays so. 0 for channels that W leaves out.
+    Σ' = Σ + weight·R and μ' = μ, so that no a_t rises. With M = I + weight·W R Wᵀ = L Lᵀ,
+    W' = L⁻¹ W: channels that W leaves out stay out.
 
-    >>> rows = np.random.default_rng(0).normal(size=(50, 2))
-    >>> found = moments_behind(fit_gaussian(rows), floor=0.03, ridge=0.1)
-    >>> np.allclose(found.covariance, moments_of(rows).covariance, rtol=1e-5)
-    True
+    >>> found = updated_gaussian(
+    ...     Gaussian(np.zeros(1), np.ones((1, 1))), moments_of(np.array([[2.0]])), weight=2
+    ... )
+    >>> float(found.whiten[0, 0])  # Σ' = 1 + 2 · 2² = 3²
+    0.3333333432674408
     """
-    scored = gaussian.whiten.any(axis=0)
-    root = np.linalg.inv(gaussian.whiten[np.ix_(scored, scored)].astype(np.float64))
-    covariance = root @ root.T
-    size, least = np.diag(covariance), floor**2
-    own = size > (1 + ridge) * least
-    variance = np.where(own, size / (1 + ridge), np.maximum(size - ridge * least, 0))
-    np.fill_diagonal(covariance, variance)
-    scatter = np.zeros(gaussian.whiten.shape)
-    scatter[np.ix_(scored, scored)] = WEIGHT * covariance
-    return Moments(WEIGHT, gaussian.mean.astype(np.float64), scatter)
-
-
-def updated_gaussian(
-    gaussian: Gaussian,
-    new: Moments,
-    *,
-    weight: int,
-    floor: float,
-    ridge: float,
-    channels: Sequence[str],
-) -> Gaussian:
-    """A Gaussian with further residuals, which count `weight / WEIGHT` of all before.
-
-    Other arguments are those that it was made with; channels that W leaves out stay out.
-
-    Raises:
-        ConfigError: as `gaussian_from_moments`.
-    """
-    scored = np.asarray(gaussian.whiten.any(axis=0))
-    new = Moments(weight, new.mean, weight * new.covariance)
-    both = merge(moments_behind(gaussian, floor=floor, ridge=ridge), new)
-    own = Moments(both.n, both.mean[scored], both.scatter[np.ix_(scored, scored)])
-    names = np.array(channels)[scored].tolist()
-    found = gaussian_from_moments(own, floor=floor, ridge=ridge, channels=names)
-    return without_channels(found, np.where(scored, both.mean, gaussian.mean), scored)
+    away, whiten = new.mean - gaussian.mean, np.asarray(gaussian.whiten, np.float64)
+    about = whiten @ (new.covariance + np.outer(away, away)) @ whiten.T
+    factor = np.linalg.cholesky(np.eye(len(away)) + weight * about)
+    return Gaussian(gaussian.mean, np.linalg.solve(factor, whiten).astype(np.float32))
 
 
 def without_channels(

@@ -39,7 +39,8 @@ class Plan(NamedTuple):
     # Sorted window scores of calibration, at most `KEPT` of them at evenly spaced ranks;
     # empty where unknown.
     calibration: tuple[float, ...]
-    disjoint: int  # approximate number of calibration windows that share no row
+    # About how many calibration windows share no row; 0: nothing to compare scores with.
+    disjoint: int
     fill_limit: int = 0  # rows for which a missing cell has the last value; 0 for none
     dtype: str = "float32"  # of the rows that the detector takes, or `float64`
     reading: Reading = Reading()
@@ -88,8 +89,11 @@ def plan_of(detector: "Detector", index: int) -> Plan:
 
 
 def separate_scores(detector: "Detector", index: int) -> int:
-    """About how many calibration windows of an entity share no row."""
-    if not detector.calibration:
+    """About how many calibration windows of an entity share no row.
+
+    0 where there are none, or those of all entities: its own need not be like them.
+    """
+    if not detector.calibration or detector.thresholds[index].source == "shared":
         return 0
     spacing = detector.thresholds[index].spacing or detector.stride
     share = min(spacing, detector.window) / detector.window

@@ -36,7 +36,6 @@ from kdjax.detection.detector import (
 )
 from kdjax.detection.false_alarms import cross_rates, expected_events
 from kdjax.detection.gaussian import (
-    WEIGHT,
     Gaussian,
     Moments,
     merge,
@@ -67,10 +66,15 @@ from kdjax.experiment.assemble import (
 )
 from kdjax.io.files import check_replaceable
 from kdjax.io.messages import acting
-from kdjax.models.residual import gives_scores, residual_names
+from kdjax.metrics.checks import runs
+from kdjax.models.residual import gives_scores
 
 # By how much scores of a window may differ between batches and devices.
 ROUNDING = 1e-4
+# The least weight of confirmed residuals, which doubles up to 1.
+LEAST_WEIGHT = 2.0**-16
+# A τ that rises to more than so many times of before is a warning.
+MUCH = 1.05
 
 # Shares of a new entity's rows; nothing is trained on them.
 VALIDATION, CALIBRATION = 0.5, 0.4
@@ -215,20 +219,30 @@ def _known(
     known = ~np.isnan(scores)
     scores, starts = scores[known], starts[known]
     tau = choose_threshold(scores, rule)
-    cross = cross_rates(scores, starts, rule, window=detector.window)
     kept = _with_scores(detector, place, scores, rule)
-    measured = "too few windows"
+    note = (
+        f"{series.entity}: τ {detector.thresholds[place].tau:.6g} -> {_text(tau)}"
+        + _measured(scores, starts, rule, window=detector.window)
+        + "".join(f"; left out: {text}" for text in left_out)
+    )
+    return detector._replace(calibration=kept), tau, note
+
+
+def _measured(
+    scores: np.ndarray, starts: np.ndarray, rule: Rule, *, window: int
+) -> str:
+    """What to expect of a τ by its calibration scores, as the end of a note."""
+    cross, measured = (
+        cross_rates(scores, starts, rule, window=window),
+        "too few windows",
+    )
     if not np.isnan(cross.rate):
         measured = f"{cross.rate:.2%} when fifths are left out in turn"
     expected = expected_events(scores, rule)
     wanted = f"wanted share of false alarms {cross.wanted:.2%}, " * bool(cross.wanted)
-    note = (
-        f"{series.entity}: τ {detector.thresholds[place].tau:.6g} -> {_text(tau)}; {wanted}"
-        f"measured on these rows: {measured}"
-        + (f"; {expected}" if expected else "")
-        + "".join(f"; left out: {text}" for text in left_out)
+    return f"; {wanted}measured on these rows: {measured}" + (
+        f"; {expected}" if expected else ""
     )
-    return detector._replace(calibration=kept), tau, note
 
 
 def _own(
@@ -285,14 +299,25 @@ def _own(
     )
     note = f"{series.entity}: scaler, Gaussian and τ of its own: {_text(tau)}"
     if source == "shared":
-        # Windows a stride apart, and one that ends with the rows.
-        stride = 1 if rule.each_row else min(detector.stride, detector.window)
-        further = detector.window + max(0, (needed(rule) - 2) * stride + 1)
+        need = _need(detector, series, enough[1])
         note = (
-            f"{series.entity}: scaler and Gaussian of its own; starts with τ of all entities' "
-            f"scores, {_text(tau)}, until {further:,} further rows"
+            f"{series.entity}: scaler and Gaussian of its own; {need} for its own τ; starts "
+            f"with τ of all entities' scores until then: {_text(tau)}"
         )
-    return detector, tau, note
+    own = found.scores[0], found.starts[0]
+    return detector, tau, note + _measured(*own, rule, window=detector.window)
+
+
+def _need(detector: Detector, series: Series, enough: int) -> str:
+    """How many of `enough` rows a series has."""
+    pieces = span_pieces(series.values, usable_spans(detector, series))
+    rows = sum(int((~np.isnan(own)).all(axis=1).sum()) for own in pieces)
+    if rows < enough:
+        return f"{rows:,} of {enough:,} rows"
+    return (
+        f"{rows:,} rows with gaps or missing, excluded or frozen cells, where "
+        f"{enough:,} complete ones in a stretch are enough"
+    )
 
 
 def _pooled(
@@ -303,15 +328,7 @@ def _pooled(
     if rule.method == "fixed":
         kept = detector.calibration[place] if detector.calibration else np.empty(0)
         tau = find_threshold(kept, rule)
-    spans = usable_spans(detector, series)
-    pieces = span_pieces(values, spans)
-    rows = sum(int((~np.isnan(own)).all(axis=1).sum()) for own in pieces)
-    need = f"{rows:,} of {enough[0]:,} rows"
-    if rows >= enough[0]:
-        need = (
-            f"{rows:,} rows with gaps or missing, excluded or frozen cells, where "
-            f"{enough[0]:,} complete ones in a stretch are enough"
-        )
+    spans, need = usable_spans(detector, series), _need(detector, series, enough[0])
     if enough[1] > enough[0]:
         need += f" for a scaler and Gaussian of its own, {enough[1]:,} for its own τ"
     note = f"{series.entity}: {need}; starts with the pooled values until then: τ {_text(tau)}"
@@ -437,15 +454,17 @@ def confirm_normal(
 ) -> tuple[Detector, str]:
     """The detector after spans of rows `[S, 2]` that were normal, and a note on the change.
 
-    Windows that hold one of these rows are scored by these rows alone. Residuals of the
-    rows join the entity's Gaussian with the least weight at which no such score is above τ
-    (at most that of all residuals before). The scores join those that τ is chosen on, by
-    the same rule, and τ is at least the highest of them. Ranges and the longest unchanged
-    runs take the rows too; constant channels that moved in them are watched no more.
+    Windows that hold one of these rows are scored by these rows alone. The Gaussian grows
+    by the rows' residuals, with the least weight (at most 1) at which no such score is above
+    τ. The scores join those that τ is chosen on, by the same rule, and τ is at least the
+    highest of them and the τ of before. So no score rises, τ does not fall, and no other row
+    begins to alarm. Ranges and the longest unchanged runs take the rows too; constant
+    channels that moved in them are watched no more.
 
     Raises:
         ConfigError: the entity has no calibration scores that the rule could take.
-        DataError: unknown entity, excluded rows, no window, or as `recalibrated`.
+        DataError: unknown entity, excluded rows, no window, nothing that changes, or as
+            `recalibrated`.
     """
     settings, name, window = _settings(detector), series.entity, detector.window
     place = entity_index(detector, name)
@@ -468,12 +487,7 @@ def confirm_normal(
             "as normal: correct one of the two files of spans."
         )
     alarm = _alarms(detector, series, rule)
-    # A window may end, and an alarm begin, some rows behind those that caused it.
-    normal, edges = inside.copy(), usable_spans(detector, series)[:, 0]
-    edges = np.append(edges, np.flatnonzero(alarm & ~inside) + 1)
-    for start, _ in spans:
-        first = edges[edges <= start].max(initial=0)
-        normal[max(first, start - window + 1) : start] = True
+    normal = _with_causes(detector, series, spans, alarm)
     starts = find_windows(detector, series, causal=True).starts
     starts = starts[window_labels(normal, starts, window=window)]
     held = normal[starts[:, None] + np.arange(window)]
@@ -489,13 +503,11 @@ def confirm_normal(
             f"{name}: no window of {window} rows without a gap holds rows that are confirmed "
             "as normal and have values: give more rows around them."
         )
-    detection = settings["detection"]
-    options = {name: detection[name] for name in ("floor", "ridge")}
     moments = _moments(detector, place, series.values, starts, held)
-    old, weight = detector, 0
-    while moments.n and weight < WEIGHT and np.nanmax(scores) > before.tau:
-        weight = max(1, 2 * weight)
-        detector = _with_residuals(old, place, moments, weight=weight, **options)
+    old, weight = detector, 0.0
+    while moments.n and weight < 1 and np.nanmax(scores) > before.tau:
+        weight = max(LEAST_WEIGHT, 2 * weight)
+        detector = _with_residuals(old, place, moments, weight=weight)
         scores = scored(detector)
     spacing = before.spacing or min(detector.stride, window)
     joining = scores[known & ((starts - starts[0]) % spacing == 0)]
@@ -505,38 +517,78 @@ def confirm_normal(
     parts = (np.array_split(own, blocks) for own in (kept, joining))
     every = np.concatenate([part for pair in zip(*parts, strict=True) for part in pair])
     tau = find_threshold(every, rule, source=before.source)
-    highest, detail = float(scores[known].max()) * (1 + ROUNDING), tau.detail
-    if highest > tau.tau and rule.method != "fixed":
-        detail += "; " * bool(detail) + "raised to the highest score of confirmed rows"
-        tau = tau._replace(tau=highest, rank=0, detail=detail)
+    highest = float(scores[known].max()) * (1 + ROUNDING)
+    if rule.method != "fixed" and tau.tau < max(highest, before.tau):
+        detail = "that of before, since the joined scores give less"
+        if highest > before.tau:
+            detail = "raised to the highest score of confirmed rows"
+        tau = tau._replace(tau=max(highest, before.tau), rank=0, detail=detail)
     tau = tau._replace(spacing=before.spacing)
-    expected = ["", ""]
-    for i, own in enumerate((kept, every) if rule.method in BY_FOLDS else ()):
-        found = expected_events(own, rule, least=highest if i else -np.inf)
-        expected[i] = f", {found}" if found else ""
+    expected = None
+    if rule.method in BY_FOLDS:
+        expected = expected_events(every, rule, least=tau.tau)
     detector = detector._replace(calibration=_with_scores(detector, place, every, rule))
     detector = with_threshold(detector, place, tau)
     detector, changed = _with_limits(detector, place, series, inside)
     after = _alarms(detector, series, rule)
+    if not (weight or changed) and tau.tau == before.tau and (after & inside).any():
+        raise DataError(
+            f"{name}: {counted(int((after & inside).sum()), 'confirmed row')} in alarm, and "
+            "nothing would change: these score low, and rows outside the spans raised the "
+            "alarm. Begin the spans where its cause began, or as its event does."
+        )
     if weight:
-        share = f"{weight / WEIGHT:.2g} times the weight of all rows before"
-        changed = f"; the Gaussian takes them with {share}{changed}"
+        changed = f"; Σ grows by {weight:.2g} times their residuals' products{changed}"
+    if expected:
+        text = f"; {expected}, by {len(kept):,} scores of before and {len(joining):,} of these"
+        changed = f"{text}{changed}"
     note = (
-        f"{name}: τ {before.tau:.6g}{expected[0]} -> {_text(tau)}{expected[1]}; rows in alarm: "
+        f"{name}: τ {before.tau:.6g} -> {_text(tau)}; rows in alarm: "
         f"{(alarm & inside).sum():,} -> {(after & inside).sum():,} of {inside.sum():,} that "
         f"were normal, {(alarm & ~inside).sum():,} -> {(after & ~inside).sum():,} of the others"
         f"{changed}"
     )
+    if tau.tau > MUCH * before.tau:
+        note += f"; warning: τ is {tau.tau / before.tau:.3g} times that of before, for all rows"
     if (after & inside).any():
         why = "their windows hold rows outside the spans that score above τ"
         if highest > tau.tau:
             why = f"τ is fixed: set threshold.value to {highest:.6g} or more"
-        note += f"; some are still in alarm, since {why}"
+        note += f"; warning: some are still in alarm, since {why}"
     source = {"rows": int(inside.sum()), "sha256": series_digest(series), "note": note}
     history = detector.card.get("confirmed_normal", {})
     history = {**history, name: [*history.get(name, []), source]}
     card = {**detector.card, "confirmed_normal": history}
     return detector._replace(card=card), note
+
+
+def _with_causes(
+    detector: Detector, series: Series, spans: np.ndarray, alarm: np.ndarray
+) -> np.ndarray:
+    """Rows of spans `[S, 2]` and those that caused their alarms, `[N]` bool.
+
+    A window ends, and an alarm begins, up to L − 1 rows behind its cause, and `score`'s
+    up to a stride later than a stream's. So an alarm is a span's own if its windows hold a
+    row of the span, or if it ended less than a stride before and began within L rows. Rows
+    from L − 1 before it go with it, but not across the end of another alarm or of a gap.
+    """
+    window, (begins, ends) = detector.window, runs(alarm)
+    first = np.array([start for start, _ in spans], np.int64)
+    own = np.zeros(len(begins), bool)
+    for i, (start, stop) in enumerate(spans):
+        late = min(detector.stride, window) - 1
+        mine = (ends > start - late) & (begins < stop + window - 1)
+        mine &= begins > start - window
+        first[i], own = min(start, begins[mine].min(initial=start)), own | mine
+    edges = [usable_spans(detector, series)[:, 0]]
+    edges += [
+        np.arange(a, b) + 1 for a, b in zip(begins[~own], ends[~own], strict=True)
+    ]
+    bounds, normal = np.concatenate(edges), np.zeros(len(alarm), bool)
+    for begin, (start, stop) in zip(first, spans, strict=True):
+        least = bounds[bounds <= begin].max(initial=0)
+        normal[max(least, begin - window + 1) : stop] = True
+    return normal
 
 
 def _alarms(detector: Detector, series: Series, rule: Rule) -> np.ndarray:
@@ -568,13 +620,11 @@ def _moments(
 
 
 def _with_residuals(
-    detector: Detector, place: int, moments: Moments, **options: Any
+    detector: Detector, place: int, moments: Moments, *, weight: float
 ) -> Detector:
     """The detector with further residuals in an entity's Gaussian."""
-    scored = [name for name in detector.channels if name not in detector.context]
-    names = residual_names(detector.model.kind, scored)
     gaussian = gaussian_of(detector, place)
-    gaussian = updated_gaussian(gaussian, moments, channels=names, **options)
+    gaussian = updated_gaussian(gaussian, moments, weight=weight)
     mean, whiten = (np.array(field) for field in detector.gaussians)
     for i in _places(detector, place):
         mean[i], whiten[i] = gaussian
