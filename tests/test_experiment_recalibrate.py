@@ -16,7 +16,7 @@ from kdjax.detection.detector import scaler_of, score_windows
 from kdjax.detection.false_alarms import cross_rates, expected_events, score_drift
 from kdjax.detection.storage import load_detector, save_detector
 from kdjax.detection.stream_rules import plan_of
-from kdjax.detection.thresholds import Rule
+from kdjax.detection.thresholds import CAUTION, Rule
 from kdjax.errors import ArtifactError, ConfigError
 from kdjax.experiment.recalibrate import calibrate_file, recalibrated
 
@@ -277,9 +277,8 @@ def test_a_new_entity_with_few_windows_has_a_threshold_of_all_scores(student):
 def test_a_new_entity_is_told_what_to_expect(student):
     given = series("lathe", rows(13, 400))
     blocks, note = recalibrated(student, given, threshold={"method": "blocks"})
-    scores, settings = blocks.calibration[2], blocks.card["settings"]["threshold"]
-    rule = Rule("blocks", RATE, caution=settings["caution"], overlap=WINDOW / STRIDE)
-    rule = rule._replace(events=EventRule(WINDOW, STRIDE))
+    scores, event = blocks.calibration[2], EventRule(WINDOW, STRIDE)
+    rule = Rule("blocks", RATE, caution=CAUTION, overlap=WINDOW / STRIDE, events=event)
     # Windows start every fifth row of each fifth of the rows.
     starts = np.concatenate([np.arange(0, 71, 5) + 80 * fold for fold in range(5)])
     assert len(scores) == len(starts)
