@@ -24,7 +24,12 @@ from kdjax.detection.tables import score_events, score_table
 from kdjax.detection.thresholds import Rule, find_threshold
 from kdjax.errors import ArtifactError, ConfigError, DataError
 from kdjax.estimator import KDDetector
-from kdjax.experiment.recalibrate import ROUNDING, confirm_normal, recalibrated
+from kdjax.experiment.recalibrate import (
+    ROUNDING,
+    _with_causes,
+    confirm_normal,
+    recalibrated,
+)
 
 LENGTH, STRIDE, RATE = 10, 2, 0.05
 NAMES = ("load", "dead", "flow")
@@ -247,6 +252,31 @@ def test_an_alarm_goes_with_the_rows_that_caused_it():
         estimator.confirm_normal(frame, events.iloc[[min(place, len(events) - 1)]])
         after = alarms(estimator.detector_, series, causal=True)
         assert not after[slice(*stream)].any()
+
+
+@pytest.mark.parametrize(
+    ("runs", "spans", "wanted"),
+    [
+        ([(205, 215)], [(212, 215)], [(196, 215)]),  # from L - 1 before the alarm
+        ([(203, 215)], [(212, 215)], [(194, 215)]),
+        ([(202, 215)], [(212, 215)], [(212, 215)]),  # it began L rows before
+        ([(205, 212)], [(212, 216)], [(196, 216)]),  # a stride of two rows
+        ([(205, 211)], [(212, 216)], [(211, 216)]),
+        ([(207, 215), (195, 200)], [(207, 215)], [(200, 215)]),  # another one before
+        ([(224, 226)], [(212, 216), (227, 229)], [(203, 216), (218, 229)]),
+        ([(225, 226)], [(212, 216), (228, 230)], [(203, 216), (226, 230)]),
+        ([(104, 108)], [(104, 108)], [(102, 108)]),  # a gap before
+    ],
+)
+def test_the_rows_that_go_with_a_span(runs, spans, wanted):
+    detector = fitted().detector_
+    series = series_of(detector, later())._replace(excluded=np.array([[100, 102]]))
+    alarm, rows = np.zeros((2, 600), bool)
+    for marked, pairs in ((alarm, runs), (rows, wanted)):
+        for start, stop in pairs:
+            marked[start:stop] = True
+    found = _with_causes(detector, series, np.array(spans), alarm)
+    np.testing.assert_array_equal(found, rows)
 
 
 def test_spans_that_change_nothing_are_refused(capsys, saved):
