@@ -82,7 +82,7 @@ def test_99_scores_at_one_percent_give_the_largest():
 def test_98_scores_are_too_few_for_one_percent():
     message = (
         "threshold.false_alarm_rate=0.01 needs at least 99 calibration windows, have 98:"
-        " give more rows, or accept a higher rate."
+        " give more rows, or accept a higher rate, of 0.0102 or above."
     )
     assert too_few_message(98, Rule("conformal", 0.01)) == message
     with pytest.raises(
@@ -409,7 +409,7 @@ def test_a_budget_needs_days_enough_for_one_event():
     with pytest.raises(
         ConfigError,
         match="^threshold.budget, 0.5 events a day, needs 2 days of calibration windows, "
-        "in which one may come, have 1.99: give more rows, or accept more events",
+        "in which one may come, have 1.99: give more rows, or accept more events: threshold.budget=4/week",
     ):
         find_threshold(np.arange(199.0), budget(0.5))
     with pytest.raises(

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import re
 import shutil
 
 import jax
@@ -12,6 +13,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
+from kdjax.config import get_config, override, resolve
 from kdjax.data.series import Dataset, Series
 from kdjax.detection.alarming import EventRule
 from kdjax.detection.detector import score_windows
@@ -22,7 +24,12 @@ from kdjax.evaluation.evaluate import evaluate_models
 from kdjax.evaluation.rows import LEVELS, METRICS, SCOPES
 from kdjax.experiment.assemble import calibration_rules, data_digests
 from kdjax.experiment.inputs import load_dataset
-from kdjax.experiment.pipeline import count_networks, prepare_dataset, run
+from kdjax.experiment.pipeline import (
+    count_networks,
+    prepare_dataset,
+    prepare_groups,
+    run,
+)
 from kdjax.models.residual import ResidualModel
 
 NETWORKS = ("teacher", "student", "student_alone")
@@ -734,3 +741,54 @@ def test_a_run_on_smds_layout(tiny, tmp_path):
     assert results["dataset"]["positive_windows"] == 3
     detector = load_detector(tmp_path / "run" / "detectors" / "student")
     assert detector.channels[:2] == ("cpu_r", "load_1") and len(detector.channels) == 38
+
+
+@pytest.mark.parametrize(
+    ("rows", "changes"),
+    [
+        (400, {}),
+        (400, {"data.validation": 0.3}),
+        (400, {"data.calibration": 0.3}),
+        (400, {"data.window": 60}),
+        (100, {}),
+        (900, {"data.window": 20, "data.validation": 0.01}),
+        (300, {"data.window": 20, "data.validation": 0.89}),
+        (3000, {"threshold.method": "conformal"}),
+        (8000, {"threshold.method": "quantile", "threshold.false_alarm_rate": 0.001}),
+        (3000, {"threshold.method": "budget", "threshold.budget": "2/day"}),
+        (400, {"threshold.method": "budget", "data.window": 50, "data.stride": 3}),
+    ],
+)
+def test_what_a_refusal_advises_is_accepted(rows, changes):
+    """Each value is tried as given, and one beyond it is refused."""
+
+    def refusal(rows, **more):
+        values = np.random.default_rng(0).normal(size=(rows, 2)).astype(np.float32)
+        time = np.datetime64("2026-01-01", "ns") + np.arange(rows) * 10**9
+        dataset = Dataset("p", (Series("p", values, ("a", "b"), time=time),), ())
+        given = {"data.path": "p.csv", **changes, **more}
+        try:
+            prepare_groups(dataset, resolve(override(get_config(), given)))
+        except (ConfigError, DataError) as error:
+            return str(error)
+        return ""
+
+    said = refusal(rows)
+    count = int(re.search(r"give ([\d,]+) rows or more", said)[1].replace(",", ""))
+    assert refusal(count - 1) and not refusal(count)
+    advised = re.findall(r"(?:[Ss]et| or) (data\.\w+)=(\d[\d.]*\d|\d)", said)
+    for name, value in advised:
+        number = float(value) if "." in value else int(value)
+        assert not refusal(rows, **{name: number})
+        assert "." in value or refusal(rows, **{name: number + 1})
+    lowest = re.search(r"threshold.budget=(\d+)/day or above", said)
+    if lowest:
+        below = f"{int(lowest[1]) - 1}/day"
+        assert not refusal(rows, **{"threshold.budget": f"{lowest[1]}/day"})
+        assert refusal(rows, **{"threshold.budget": below})
+    rate = re.search(r"higher rate, of ([\d.]+) or above", said)
+    if rate:
+        assert not refusal(rows, **{"threshold.false_alarm_rate": float(rate[1])})
+        near = float(rate[1]) - 0.0002
+        assert refusal(rows, **{"threshold.false_alarm_rate": near})
+    assert advised or lowest or rate

@@ -383,7 +383,9 @@ def test_too_few_rows_are_refused(student):
     ) as error:
         recalibrated(student, series("saw", rows(1, 40)), threshold={})
     # `calibrate` refuses fields of training.
-    assert str(error.value).endswith("give more rows, or accept a higher rate.")
+    assert str(error.value).endswith(
+        "give more rows, or accept a higher rate, of 0.125 or above."
+    )
     with pytest.raises(ConfigError, match="'pooled' is no entity: give another"):
         recalibrated(student, series("pooled", rows(1, 400)), threshold={})
     with pytest.raises(ConfigError, match="needs to know how long a row lasts"):

@@ -4,7 +4,7 @@ Excluded rows (`Series.excluded`) are in no span. Values may be missing (NaN), a
 memory maps, which only `training_windows` reads whole.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -91,7 +91,7 @@ def prepare(
     calibration: float,
     scaler: str,
     context: Sequence[str] = (),
-    todo: str = "Give more rows, fewer gaps or excluded rows",
+    todo: Callable[[], str] = lambda: "Give more rows, fewer gaps or excluded rows",
 ) -> Prepared:
     """Splits and scales a data set.
 
@@ -104,7 +104,7 @@ def prepare(
         calibration: share of all train rows but the excluded ones.
         scaler: method of `fit_scaler`.
         context: names of channels that are seen, but not scored.
-        todo: what to say of too few windows; `{share}` is advice on `validation`.
+        todo: gives what to do about too few windows.
 
     Raises:
         ConfigError: `context` doesn't name some of the channels, each once.
@@ -402,20 +402,18 @@ def _test_spans(test: Series | None, window: int, max_gap: float) -> np.ndarray:
     return spans
 
 
-def _check_windows(entities: Sequence[Entity], window: int, todo: str) -> None:
+def _check_windows(
+    entities: Sequence[Entity], window: int, todo: Callable[[], str]
+) -> None:
     splits = [entity.split for entity in entities]
-    most = max(np.diff(np.concatenate(split[:2])).sum() for split in splits)
-    for part, least, size in (("fit", 2, "smaller"), ("validation", 1, "larger")):
+    for part, least in (("fit", 2), ("validation", 1)):
         found = sum(_count_windows(getattr(split, part), window) for split in splits)
         if found < least:
             problem = "there is a single" if found else "no entity has a"
             longest = max(len(entity.train.values) for entity in entities)
-            # Fit rows lie before and after validation rows.
-            share = f"a {size} share (data.validation), " if most >= 3 * window else ""
             raise DataError(
                 f"{problem} {part} window: the longest train series "
-                f"has {counted(longest, 'row')}, data.window={window}. "
-                f"{todo.format(share=share)}."
+                f"has {counted(longest, 'row')}, data.window={window}. {todo()}."
             )
 
 

@@ -371,18 +371,30 @@ def parse_budget(text: str) -> float:
 
 def too_few_message(n: int, rule: Rule, *, todo: str = "give more rows") -> str:
     """What to say where n calibration windows are too few for the rule."""
+    windows = f"{counted(needed(rule), 'calibration window')}, have {n}: {todo}"
     if rule.method == "budget":
-        days = _days(n, _timed(rule))
+        event = _timed(rule)
+        days, least = _days(n, event), ""
+        per_day = 1 / days if n else math.inf
+        if per_day <= event.rows_per_day / event.gap:  # more can't be told apart
+            units = (unit for unit in HOURS if unit != "hour")
+            unit = next((u for u in units if per_day * HOURS[u] >= 24), "month")
+            number = math.ceil(per_day * HOURS[unit] / 24 - 1e-9)
+            least = (
+                f", or accept more events: threshold.budget={number}/{unit} or above"
+            )
         return (
             f"threshold.budget, {rule.per_day:.3g} events a day, needs {1 / rule.per_day:.3g} "
-            f"days of calibration windows, in which one may come, have {days:.3g}: {todo}, or "
-            "accept more events."
+            f"days of calibration windows, in which one may come, have {days:.3g}: {todo}{least}."
         )
-    return (
-        f"threshold.false_alarm_rate={rule.rate:g} needs at least "
-        f"{counted(needed(rule), 'calibration window')}, have {n}: {todo}, or accept a "
-        "higher rate."
-    )
+    if rule.method == "blocks":
+        return f"threshold.method=blocks needs at least {windows}."
+    higher, rate = "", 1 / (n + 1 if rule.method == "conformal" else max(n, 1))
+    if rate < 0.99:
+        unit_of_rate = 10 ** (2 - math.floor(math.log10(rate)))
+        rate = math.ceil(rate * unit_of_rate - 1e-9) / unit_of_rate  # three digits
+        higher = f", or accept a higher rate, of {rate:.3g} or above"
+    return f"threshold.false_alarm_rate={rule.rate:g} needs at least {windows}{higher}."
 
 
 def entity_thresholds(

@@ -4,8 +4,10 @@ A run that was stopped is started again by the same call: `_run` returns results
 finished, and `kdjax.experiment.jobs.resume_job` finds where a network goes on.
 """
 
+import bisect
 import contextlib
 import functools
+import itertools
 import json
 import os
 import time
@@ -13,14 +15,19 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 
 from kdjax.config import Settings, to_json
 from kdjax.data.datasets import width
 from kdjax.data.prepared import Prepared, channel_notes, prepare
 from kdjax.data.raw import about, check_width
-from kdjax.data.series import Dataset
-from kdjax.detection.calibration import check_enough
+from kdjax.data.series import Dataset, Series
+from kdjax.data.splits import segments
+from kdjax.data.times import seconds_per_row
+from kdjax.data.windowing import on_disk
+from kdjax.detection.calibration import check_enough, count_windows
+from kdjax.detection.thresholds import needed
 from kdjax.errors import ConfigError, DataError, counted
 from kdjax.evaluation import evaluate
 from kdjax.evaluation.evaluate import ModelEvaluation
@@ -56,6 +63,8 @@ from kdjax.models.residual import NETWORK, ResidualModel
 from kdjax.training import hosts
 from kdjax.training.components import HeldOut, fit_baseline, most_numbers
 from kdjax.training.sharding import training_mesh
+
+MOST_ROWS = 1_000_000  # that are advised
 
 
 def run(
@@ -200,24 +209,79 @@ def _run(settings: Settings, workdir: Path, console: Console) -> dict[str, Any]:
 
 def prepare_dataset(dataset: Dataset, settings: Settings) -> Prepared:
     """The data set split and scaled."""
-    data = settings["data"]
-    fields = ("window", "stride", "max_gap", "validation", "calibration", "scaler")
     check_width(len(dataset.train[0].channels))
-    return prepare(
-        dataset,
-        **{field: data[field] for field in fields},
-        context=data["context"],
-        todo="Give more rows, fewer gaps or excluded rows, {share}or a smaller data.window",
-    )
+
+    def todo() -> str:
+        found = accepted_changes(dataset, settings)
+        return found[:1].upper() + found[1:]
+
+    return _prepared(dataset, settings["data"], todo=todo)
+
+
+def _prepared(dataset: Dataset, data: Mapping[str, Any], **options: Any) -> Prepared:
+    fields = [
+        "window",
+        "stride",
+        "max_gap",
+        "validation",
+        "calibration",
+        "scaler",
+        "context",
+    ]
+    return prepare(dataset, **{field: data[field] for field in fields}, **options)
+
+
+def accepted_changes(dataset: Dataset, settings: Settings) -> str:
+    """What to do about too few windows: changes that are tried, each by itself.
+
+    Of rows on disk nothing is tried, since each trial reads them.
+    """
+    data, train = settings["data"], dataset.train
+    more = "give more rows, fewer gaps or excluded rows"
+    if any(on_disk(series.values) for series in train):
+        return f"{more}, or set a smaller data.window"
+
+    def accepts(changes: Mapping[str, Any], of: Dataset = dataset) -> bool:
+        changed = {**settings, "data": {**data, **changes}}
+        try:
+            prepared = _prepared(of, changed["data"])
+            check_enough(prepared, calibration_rules(changed, prepared).threshold)
+        except (ConfigError, DataError):
+            return False
+        return True
+
+    def has_rows(rows: int) -> bool:
+        values = np.arange(rows, dtype=np.float64)[:, None]
+        seconds = data["step_seconds"] or seconds_per_row(train[0].time)
+        alone = Dataset("", (Series("", values, ("rows",)),), ())
+        return accepts({"context": (), "step_seconds": seconds}, alone)
+
+    least = max(2, data["min_anomalous_points"], settings["detection"]["count"] + 1)
+    shares = [tenth / 10 for tenth in range(1, 7)]
+    changes = []
+    for name, last in (("window", least), ("stride", 1)):
+        lower = [{name: value} for value in range(data[name] - 1, last - 1, -1)]
+        place = bisect.bisect(lower, False, key=accepts)
+        changes += [f"data.{name}={own[name]}" for own in lower[place : place + 1]]
+    for name in ("validation", "calibration"):
+        near = sorted((abs(share - data[name]), share) for share in shares)
+        found = (share for _, share in near if accepts({name: share}))
+        changes += [f"data.{name}={share:g}" for share in itertools.islice(found, 1)]
+    whole = segments(train[0].time, len(train[0].values), max_gap=data["max_gap"])
+    if len(train) == len(whole) == 1 and train[0].excluded is None:
+        rows = range(len(train[0].values) + 1, MOST_ROWS)
+        place = bisect.bisect(rows, False, key=has_rows)
+        more = f"give {rows[place]:,} rows or more" if place < len(rows) else more
+    return f"set {' or '.join(changes)}, or {more}" if changes else more
 
 
 def check_windows(prepared: Prepared, settings: Settings) -> None:
     """Raises ConfigError if there are too few calibration windows for the rate."""
-    check_enough(
-        prepared,
-        calibration_rules(settings, prepared).threshold,
-        todo="give more rows in training, raise data.calibration, lower data.stride",
-    )
+    rule = calibration_rules(settings, prepared).threshold
+    if count_windows(prepared, rule) < needed(rule):
+        train, tests = zip(*((e.train, e.test) for e in prepared.entities), strict=True)
+        dataset = Dataset(prepared.name, train, () if tests[0] is None else tests)
+        check_enough(prepared, rule, todo=accepted_changes(dataset, settings))
 
 
 def prepare_groups(dataset: Dataset, settings: Settings) -> dict[str, Prepared]:
