@@ -410,7 +410,8 @@ def test_states_of_others_and_damaged_ones_are_refused(
             file.execute(statement)
         file.close()
 
-    with pytest.raises(ArtifactError, match="is no state of a stream"):
+    message = r"is the state of a stream of several entities \(--entity_column\): give"
+    with pytest.raises(ArtifactError, match=message):
         run_stream(["time,y,x"], io.StringIO(), detector=folder, state=state)
     save_detector(tmp_path / "other", detector._replace(thresholds=tuple(
         one._replace(tau=7.0) for one in detector.thresholds
@@ -434,6 +435,10 @@ def test_states_of_others_and_damaged_ones_are_refused(
         ["time,y,x", *(f"{at},1,1" for at in range(9))], io.StringIO(),
         detector=folder, state=state,
     )  # fmt: skip
+    message = "is the state of a stream without --entity_column: leave that flag out"
+    with pytest.raises(ArtifactError, match=message):
+        streamed([HEAD], folder, state=state)
+    state.write_text("damaged" * 999)
     with pytest.raises(ArtifactError, match="not a database.* with --entity_column"):
         streamed([HEAD], folder, state=state)
     with pytest.raises(ConfigError, match="most_open=0"):

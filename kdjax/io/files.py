@@ -324,6 +324,11 @@ def load_state(path: str | os.PathLike[str]) -> dict[str, Any]:
             f"{path} is no state of a stream ({error}): restore it from a copy, or "
             "remove it to start anew."
         ) from error
+    if content.startswith(b"SQLite format 3"):
+        raise ArtifactError(
+            f"{path} is the state of a stream of several entities (--entity_column): give "
+            "that flag as when it was written, or another file for this state."
+        )
     return read_state(content, str(path))
 
 

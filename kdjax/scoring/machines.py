@@ -262,6 +262,13 @@ class Store:
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
+        with contextlib.suppress(OSError), open(path or "", "rb") as file:
+            if file.read(9) == b'{"sha256"':  # of `state_text`
+                raise ArtifactError(
+                    f"{path} is the state of a stream without --entity_column: leave "
+                    "that flag out, or give another file for the state of several "
+                    "entities."
+                )
         with self._naming():
             self._file = sqlite3.connect(
                 "" if path is None else path,
