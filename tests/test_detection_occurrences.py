@@ -203,7 +203,14 @@ def test_a_stream_announces_the_events_of_score_causal(
             assert event["severity"] is None
     text = {event["kind"]: event.get("text") for event in found.values()}
     assert text["no_data"].startswith("no data since 2026-04-01")
-    assert text["frozen"] == "unchanged for 13 rows, at most 1 in training"
+    # To the end: from row 100 but a missing cell, 200 (all, then temp), 500 and 530 on.
+    frozen = [one for one in found.values() if one["kind"] == "frozen"]
+    assert [one["text"] for one in sorted(frozen, key=lambda one: one["start"])] == [
+        f"unchanged for {rows} rows, at most 1 in training"
+        for rows in (59, 100, 140, 30, 30)
+    ]
+    first = next(line for line in output.getvalue().splitlines() if "frozen" in line)
+    assert "unchanged for 13 rows, at most 1" in first  # as it began
     assert text["constant_moved"] == "constant at 1.5 in training, now 1.6"
 
 

@@ -385,7 +385,9 @@ def test_a_budget_is_a_number_of_events():
         found = find_threshold(scores, budget(per_day))
         # As low as it may be: below the next highest peak there is one event more.
         assert heights - 1 <= found.tau <= heights and found.tau in scores
-        assert found.detail == f"{int(2 * per_day)} events in 2 days of calibration"
+        assert found.detail == (
+            f"{int(2 * per_day)} event{'s' * (per_day > 0.5)} in 2 days of calibration"
+        )
         assert found.rate == pytest.approx((scores > found.tau).mean())
     # Windows every other row: four days.
     found = find_threshold(scores, budget(1, spacing=2))

@@ -287,7 +287,7 @@ def test_what_was_not_delivered_comes_after_a_restart(
     streamed(lines[:20], file, **options)  # without receivers they wait; so no end
     log.clear()
     streamed(lines[:20], file, log=log, on_alarm=(closed,), **options)
-    assert "1 alarm message wait" in " ".join(log)
+    assert "1 alarm message waits, and" in " ".join(log)
     # With the address put right, another receiver has what waited.
     server = receiver()
     streamed(lines, file, on_alarm=(f"webhook:{server.url}",), **options)

@@ -71,6 +71,17 @@ def test_what_is_said(score, tmp_path, frame):
     ]
 
 
+def test_rows_of_another_step_are_refused_before_a_word(small, tmp_path, frame):
+    save_detector(tmp_path / "minutes", small._replace(step=60.0))
+    path, heard = tmp_path / "a.csv", []
+    times = pd.date_range("2026-01-01", periods=len(frame), freq="h")
+    frame.assign(time=times).to_csv(path, index=False)
+    options = {"detector": tmp_path / "minutes", "output": tmp_path / "scores.csv"}
+    with pytest.raises(DataError, match="step"):
+        score_file(path, log=heard.append, **options)
+    assert heard == []
+
+
 def test_the_files_name_is_its_entity(score, small, frame):
     table, said = score(frame, name="a.csv")
     assert said[0] == "a: 14 rows under the threshold of a"

@@ -548,7 +548,9 @@ class StreamDetector:
                 known = open_.get(key)
                 name = self._id(key[0], instant, key[1])
                 event = known or Event(name, *key, said, text)
-                open_[key] = event._replace(end=said)
+                # That of an end has the count there; where values moved to stays.
+                text = text if key[0] == FROZEN else event.text
+                open_[key] = event._replace(end=said, text=text)
                 begun += [] if known else [event]
         events += [message(event, self.entity) for event in begun]
         return watch._replace(unchanged=unchanged, others=tuple(open_.values()))

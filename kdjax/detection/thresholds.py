@@ -191,10 +191,8 @@ def _budget_threshold(scores: np.ndarray, rule: Rule) -> tuple[float, str]:
         else:
             high = middle
     tau = float(ordered[high])
-    return (
-        tau,
-        f"{count_events(scores, tau, event)} events in {days:.3g} days of calibration",
-    )
+    found = counted(count_events(scores, tau, event), "event")
+    return tau, f"{found} in {days:.3g} days of calibration"
 
 
 def _timed(rule: Rule) -> EventRule:

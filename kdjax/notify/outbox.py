@@ -305,10 +305,11 @@ class Outbox:
                 with self._changed:
                     if time.monotonic() >= due and not self._closing:
                         due = time.monotonic() + SAY_EVERY
-                        waiting = counted(self._waiting(receiver), "alarm message")
+                        number = self._waiting(receiver)
+                        waiting = counted(number, "alarm message")
                         self._log(
                             f"{receiver.name} has not taken an alarm ({error}); "
-                            f"{waiting} wait, and it is tried again."
+                            f"{waiting} wait{'s' * (number == 1)}, and it is tried again."
                         )
                     self._changed.wait_for(lambda: self._closing, pause)
                 pause = min(2 * pause, LONGEST_PAUSE)

@@ -25,7 +25,7 @@ from kdjax.detection.detector import POOLED, Detector, entity_index
 from kdjax.detection.false_alarms import series_notes
 from kdjax.detection.reading import read_like
 from kdjax.detection.storage import load_detector
-from kdjax.detection.tables import score_events, score_table
+from kdjax.detection.tables import find_windows, score_events, score_table
 from kdjax.errors import ConfigError, DataError, KdjaxError, counted
 from kdjax.io.files import (
     MANIFEST,
@@ -109,6 +109,7 @@ def _score_rows(
         index = entity_index(detector, used)  # raises before the first message
         with about(path):
             series = match_channels(series, detector.channels)
+            find_windows(detector, series, causal=causal)  # raises before it too
             yield (
                 f"{series.entity}: {counted(len(series.values), 'row')} under the threshold of "
                 f"{used}"
