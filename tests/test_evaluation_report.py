@@ -105,6 +105,7 @@ EVENTS = pd.DataFrame(
         "severity": [2.5, np.inf, 1.5],
         "peak": [4, 5, 21],
         "channels": [f"load;{EVIL}", "load", "load"],
+        "kind": ["score"] * 3,
         "first": [3, 3, 20],
         "stop": [9, 9, 23],
     }
@@ -371,11 +372,11 @@ def test_recommendations_thresholds_and_events_are_lines(tmp_path):
 def test_events_lead_to_their_places(text):
     cells = Page(text).cells
     start = cells.index("Start")
-    assert cells[start : start + 24] == [
-        "Start", "End", "Entity", "Severity", "Peak", "Channels",
-        "3", "8", "a", "2.5", "4", f"load, {EVIL}",
-        "3", "8", "b", "∞", "5", "load",
-        "20", "22", "d", "1.5", "21", "load",
+    assert cells[start : start + 28] == [
+        "Start", "End", "Entity", "Kind", "Severity", "Peak", "Channels",
+        "3", "8", "a", "score", "2.5", "4", f"load, {EVIL}",
+        "3", "8", "b", "score", "∞", "5", "load",
+        "20", "22", "d", "score", "1.5", "21", "load",
     ]  # fmt: skip
     # Three windows of ten rows before and after; of the third no plot is there.
     links = re.findall('<a href="(.*?)" data-range="(.*?)">3</a>', text)
@@ -395,12 +396,16 @@ def test_of_many_events_the_most_severe_are_listed(tmp_path):
     many = EVENTS.iloc[[0] * count].assign(
         severity=np.random.default_rng(0).permutation(count) + 1.0, first=0, stop=1
     )
-    many = many.assign(start=np.arange(count)).reset_index(drop=True)
+    # As a run has them: objects, and other kinds than score without a severity.
+    many = many.assign(start=np.arange(count)).reset_index(drop=True).astype(object)
+    many.loc[count - 1, "severity"] = np.nan
     decided = DECIDED._replace(events=many, timelines=[])
     write_report(tmp_path / "r.html", results=RESULTS, decided=decided)
     text = (tmp_path / "r.html").read_text("utf-8")
     listed = [int(n) for n in re.findall(r"<tr>\s*<td>(\d+)</td>\s*<td>8</td>", text)]
-    assert listed == many["start"][many["severity"] > 50].tolist()
+    ranks = many["severity"].fillna(np.inf).rank(ascending=False)
+    assert listed == many["start"][ranks <= MOST_EVENTS].tolist()
+    assert count - 1 in listed and "<td>–</td>" in text
     assert f"The {MOST_EVENTS} most severe of {count} events." in text
 
 

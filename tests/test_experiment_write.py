@@ -8,8 +8,10 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import TINY
 from test_evaluation_page import Page
 
+from kdjax.cli import main
 from kdjax.data.readers import read_table
 from kdjax.detection.detector import entity_index
 from kdjax.detection.storage import load_detector
@@ -17,6 +19,7 @@ from kdjax.detection.tables import score_events, score_table
 from kdjax.evaluation.page import SAME_X
 from kdjax.experiment.write import DRAWN, contribution_bins
 from kdjax.metrics.checks import runs
+from kdjax.scoring.files import score_file
 
 MACHINES = {"press": 160, "saw": 120}  # and their test rows
 
@@ -181,7 +184,8 @@ def test_the_table_has_the_events_of_the_saved_detector(finished, page, tests, b
     cells = Page(
         page[0].split("<h2>Events</h2>")[1].split("</div>")[0] + "</div>"
     ).cells
-    assert cells[:6] == ["Start", "End", "Entity", "Severity", "Peak", "Channels"]
+    heads = ["Start", "End", "Entity", "Kind", "Severity", "Peak", "Channels"]
+    assert cells[:7] == heads
     expected = []
     for machine in tests:
         detector, series, table = table_of(finished, tests, best, machine)
@@ -189,8 +193,43 @@ def test_the_table_has_the_events_of_the_saved_detector(finished, page, tests, b
             severity = f"{event.severity:.3g}"
             times = [str(time) for time in (event.start, event.end, event.peak)]
             names = event.channels.replace(";", ", ")
-            expected += [*times[:2], machine, severity, times[2], names]
-    assert cells[6:] == expected and expected
+            expected += [*times[:2], machine, event.kind, severity, times[2], names]
+    assert cells[7:] == expected and expected
+
+
+@pytest.mark.slow
+def test_the_table_has_events_of_all_kinds(finished, plant_changes, tmp_path, capsys):
+    """Frozen rows, a moved constant and a gap, as `score` of the same file lists them."""
+    train, test = (pd.read_csv(path) for path in finished.plant)
+    train["level"] = test["level"] = 3.5  # constant
+    channels = test.columns.difference(["time", "machine", "fault"])
+    test.loc[40:90, channels] = test.loc[40, channels].to_numpy()
+    test.loc[100:104, "level"] = 9.0
+    test = test.drop(index=range(120, 140))
+    paths = {"data.path": train, "data.test_path": test}
+    for name, frame in paths.items():
+        paths[name] = tmp_path / f"{name[5:]}.csv"
+        frame.to_csv(paths[name], index=False)
+    flags = [f"--config.{k}={v}" for k, v in (TINY | plant_changes | paths).items()]
+    flags = [flag.replace("(", "").replace(",)", "") for flag in flags]
+    assert main(["kdjax", "run", *flags, f"--workdir={tmp_path / 'run'}"]) == 0
+    out = capsys.readouterr().out
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    model = results["recommendation"]["model"] or "student"
+    detector = tmp_path / "run" / "detectors" / model
+    score_file(
+        paths["data.test_path"], detector=detector, output=tmp_path / "scores.csv",
+        entity_column="machine", ignore=("fault",),
+    )  # fmt: skip
+    listed = pd.read_csv(tmp_path / "scores.csv.events.csv")
+    assert {"frozen", "constant_moved", "no_data"} <= set(listed["kind"])
+    text = (tmp_path / "run" / "report.html").read_text("utf-8")
+    cells = Page(text.split("<h2>Events</h2>")[1].split("</div>")[0] + "</div>").cells
+    found = [tuple(cells[place : place + 4]) for place in range(7, len(cells), 7)]
+    wanted = listed[["start", "end", "entity", "kind"]].astype(str)
+    assert sorted(found) == sorted(wanted.itertuples(index=False, name=None))
+    (line,) = re.findall("<p>(Expect about .*?)</p>", text)
+    assert line in " ".join(out.split())
 
 
 def test_the_first_lines_are_what_an_engineer_needs(finished, page, best):
@@ -199,7 +238,9 @@ def test_the_first_lines_are_what_an_engineer_needs(finished, page, best):
     named = f"Recommended: {best}" if recommendation["model"] else "No detector"
     assert lines[0].startswith(named)
     assert lines[1].startswith("Threshold (conformal): an alarm where the window score")
-    assert re.match(r"Expect about [\d.,]+ events a day \([\d.,]+–[\d.,]+\)", lines[2])
+    assert re.match(
+        r"Expect about [\d.,]+ events a day \([\d.,]+–[\d.,]+\) by score ", lines[2]
+    )
 
 
 def test_precision_and_recall_of_networks_the_best_control_and_random(parts):

@@ -445,6 +445,15 @@ def test_states_of_others_and_damaged_ones_are_refused(
         streamed([HEAD], folder, most_open=0)
 
 
+def test_names_of_machines_without_their_flag_are_said(folder):
+    for head, name in (("time,y,x,plant", "plant"), ("time,y,x,plant,b", "NAME")):
+        with pytest.raises(DataError, match=f"machines need --entity_column={name}"):
+            run_stream([head, "0,1,1,a,b"], io.StringIO(), detector=folder)
+    with pytest.raises(DataError, match="missing: x; not expected: z") as error:
+        run_stream(["time,y,z", "0,1,1"], io.StringIO(), detector=folder)
+    assert "--entity_column" not in str(error.value)  # it may be another name of x
+
+
 # Events and alarms.
 
 

@@ -25,6 +25,8 @@ def main(arguments: list[str], flags: common.Flags) -> None:
     if not flags.coordinator:
         common.check_inputs(settings, workdir)
     console = Console(quiet=not common.start_processes(flags))
+    from kdjax.evaluation.rows import STUDENT
+    from kdjax.evaluation.summary import expected_words
     from kdjax.evaluation.tables import results_tables
     from kdjax.experiment.pipeline import run
 
@@ -32,6 +34,8 @@ def main(arguments: list[str], flags: common.Flags) -> None:
     console.print(results_tables(results))
     if recommended := results.get("recommendation"):
         console.print(recommended["text"], highlight=False)
+        model = recommended["model"] or STUDENT
+        console.print(expected_words(results, model), highlight=False)
     for note in results["notes"]:
         console.print(f"Note: {note}", highlight=False)
     written = "results.json, report.html, report.md, detectors/student"

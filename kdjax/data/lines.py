@@ -378,6 +378,9 @@ def _check_names(names: Sequence[str], wanted: Reading) -> None:
         wrong = [f"{what}: {', '.join(some)}" for what, some in found.items() if some]
         hint = "The first line names the columns of CSV; columns that are no channels "
         hint += "have to be named as ignored, that of the time by data.time_column."
+        if foreign and not absent and not wanted.entity_column:
+            name = foreign[0] if len(foreign) == 1 and foreign[0] else "NAME"
+            hint += f" Rows of several machines need --entity_column={name}."
         if any(name.startswith(COMMENT) for name in names[:1]):
             hint = "The first line looks like a comment: remove it."
         elif not tag and len(absent) >= len(channels):

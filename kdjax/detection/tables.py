@@ -145,11 +145,29 @@ def score_events(
         explain=explain,
         channels=np.delete(detector.channels, detector.model.context).tolist(),
     )
+    every = events_of_all_kinds(
+        detector, index, series, found, alarm, table["time"].array
+    )
+    return every.drop(columns=["first", "stop"])
+
+
+def events_of_all_kinds(
+    detector: Detector,
+    index: int,
+    series: Series,
+    found: pd.DataFrame,
+    alarm: np.ndarray,
+    time: Any,
+) -> pd.DataFrame:
+    """The table `found` of the alarms `[N]` with events of other kinds, in order of start.
+
+    Further columns are `id`, `kind`, and the half-open span of rows `first`, `stop`;
+    `time` `[N]` is as in the table.
+    """
     first, last = events(alarm, gap=detector.window).T
     spans = [(SCORE, "", *own) for own in zip(first, last - 1, strict=True)]
     others = _other_events(detector, index, series)
-    time, rows = table["time"].array, np.array([one[2:] for one in others], int)
-    rows = rows.reshape(-1, 2)
+    rows = np.array([one[2:] for one in others], int).reshape(-1, 2)
     further = {
         "entity": [series.entity] * len(others),
         "start": time[rows[:, 0]],
@@ -160,7 +178,7 @@ def score_events(
     }
     every, frames = [*spans, *others], [found, pd.DataFrame(further)]
     found = pd.concat([frame for frame in frames if len(frame)] or frames[:1])
-    instants = np.arange(len(table)) if series.time is None else series.time
+    instants = np.arange(len(alarm)) if series.time is None else series.time
     if instants.dtype.kind == "M":
         instants = instants.astype("M8[ns]").astype(np.int64)
     found["id"] = [
@@ -168,6 +186,8 @@ def score_events(
         for kind, subject, start, _ in every
     ]
     found["kind"] = [kind for kind, *_ in every]
+    found["first"] = [start for *_, start, _ in every]
+    found["stop"] = [end + 1 for *_, end in every]
     found = found.astype({"entity": str, "channels": str, "id": str, "kind": str})
     order = np.argsort([one[2] for one in every], kind="stable")
     return found.iloc[order].reset_index(drop=True)

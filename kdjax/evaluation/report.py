@@ -61,8 +61,7 @@ class Decided(NamedTuple):
         model: its name, or that of another model where none is recommended.
         expected: how many events a day to expect, a sentence.
         timelines: of the first entities, with signals and contributions.
-        events: lines of `event_table` of all entities, and the half-open spans of rows
-            `first`, `stop`.
+        events: lines of `events_of_all_kinds` of all entities.
         measures: of these events; None where nothing was scored.
     """
 
@@ -273,12 +272,19 @@ def _threshold(results: Results, model: str) -> str:
 
 def _events(decided: Decided, *, window: int) -> str:
     """A table of the events; lines lead to their places in the plots."""
-    found, words = decided.events, "Severity: largest window score, in units of τ."
+    found, words = (
+        decided.events,
+        (
+            "Severity: largest window score, in units of τ; other kinds than score have none."
+        ),
+    )
     if not len(found):
         return page.words_html(f"{decided.model} raises no alarm on test rows.")
     if len(found) > MOST_EVENTS:
         words = f"The {MOST_EVENTS} most severe of {len(found):,} events. {words}"
-        found = found.nlargest(MOST_EVENTS, "severity").sort_index()
+        severity = found["severity"].to_numpy(np.float64)
+        order = np.argsort(-np.nan_to_num(severity, nan=np.inf), kind="stable")
+        found = found.iloc[np.sort(order[:MOST_EVENTS])]
     places = {t.entity: (f"plot-{n}", t) for n, t in enumerate(decided.timelines)}
     links: list[Link | None] = []
     spans: dict[str, tuple[np.ndarray, np.ndarray]] = {}
@@ -301,7 +307,10 @@ def _events(decided: Decided, *, window: int) -> str:
             "Start": found["start"].map(str),
             "End": found["end"].map(str),
             "Entity": found["entity"],
-            "Severity": found["severity"].map("{:.3g}".format).replace("inf", "∞"),
+            "Kind": found["kind"],
+            "Severity": found["severity"]
+            .map("{:.3g}".format)
+            .replace({"inf": "∞", "nan": tables.MISSING}),
             "Peak": found["peak"].map(str),
             "Channels": found["channels"].str.replace(";", ", "),
         }

@@ -338,12 +338,10 @@ def headline(results: Results) -> str:
     return _recommended(recommendation["model"], results.get("costs", {}))
 
 
-def expected_words(rates: Iterable[Mapping[str, Any]]) -> str:
-    """How many events an entity has in normal behaviour, a sentence.
-
-    `rates` are entries of `results["rates"]` for one model and the rule in use.
-    """
-    found = [rate["expected_events"] for rate in rates if rate.get("expected_events")]
+def expected_words(results: Results, model: str) -> str:
+    """How many events of a model an entity has in normal behaviour, a sentence."""
+    used = [r for r in results["rates"] if r["model"] == model and r["used"]]
+    found = [rate["expected_events"] for rate in used if rate.get("expected_events")]
     if not found:
         return "Too few calibration windows tell how many events to expect."
     number, low, high = (
@@ -351,8 +349,9 @@ def expected_words(rates: Iterable[Mapping[str, Any]]) -> str:
         for name in ("number", "low", "high")
     )
     each = " of each entity, in the mean" if len(found) > 1 else ""
+    mode = f" by {found[0]['mode']}" if "mode" in found[0] else ""  # not in old results
     return (
-        f"Expect about {number} events {found[0]['unit']} ({low}–{high}) in normal "
+        f"Expect about {number} events {found[0]['unit']} ({low}–{high}){mode} in normal "
         f"behaviour{each}, by calibration windows left out in turn."
     )
 

@@ -232,7 +232,7 @@ def false_alarm_table(rates: Sequence[Row]) -> Table | None:
             rate["entity"],
             rate["method"] + (" (used)" if rate["used"] else ""),
             _text(rate["tau"], ".4g"),
-            f"{rate['wanted']:.2%}",
+            _text(rate["wanted"] or None, ".2%"),  # `budget` and `fixed` want none
             rate_text(rate["left_out"]),
             rate_text(rate["clean_test"]),
             DRIFTED[(rate.get("drift") or {}).get("drifted")],

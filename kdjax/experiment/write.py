@@ -16,13 +16,12 @@ from kdjax.detection.alarming import (
     AlarmRule,
     alarm_measures,
     event_table,
-    events,
     latest_scores,
     row_alarms,
 )
 from kdjax.detection.detector import Detector, entity_index
 from kdjax.detection.storage import save_detector
-from kdjax.detection.tables import explain_rows
+from kdjax.detection.tables import events_of_all_kinds, explain_rows
 from kdjax.evaluation.evaluate import Inspection, ModelEvaluation, test_starts
 from kdjax.evaluation.intervals import best_baseline, interval_rows, paired_rows
 from kdjax.evaluation.plots import (
@@ -174,7 +173,6 @@ def write_run(
         _timeline(entity, place, drawn, evaluated, prepared, inspections, rule)
         for place, entity in enumerate(prepared.entities)
     ]
-    rows = [r for r in results["rates"] if r["model"] == best and r["used"]]
     found = [
         _events(timeline, entity, own, prepared, detectors[best][entity.name], best)
         for timeline, entity, own in zip(
@@ -186,7 +184,7 @@ def write_run(
         results=results,
         decided=Decided(
             best,
-            expected_words(rows),
+            expected_words(results, best),
             _channels(best, timelines, prepared, detectors[best]),
             pd.concat(found, ignore_index=True),
             _measures(found, prepared, settings["data"]["step_seconds"]),
@@ -306,7 +304,7 @@ def _events(
     detector: Detector,
     model: str,
 ) -> pd.DataFrame:
-    """The events of one model in the test rows of an entity; see `Decided`."""
+    """The events of all kinds of one model in the test rows of an entity; see `Decided`."""
     test = entity.test
     if test is None:
         return pd.DataFrame()
@@ -320,10 +318,11 @@ def _events(
     for first, stop in timeline.alarms[model]:
         alarm[first:stop] = True
     time = np.arange(len(alarm))
+    time = time if test.time is None else format_times(test.time, test.form)
     table = event_table(
         alarm,
         entity=entity.name,
-        time=time if test.time is None else format_times(test.time, test.form),
+        time=time,
         window_score=timeline.scores[model],
         score=own.scores,
         tau=own.threshold,
@@ -331,8 +330,7 @@ def _events(
         explain=explain,
         channels=np.delete(prepared.channels, prepared.context).tolist(),
     )
-    first, stop = events(alarm, gap=prepared.window).T
-    return table.assign(first=first, stop=stop).astype(object)
+    return events_of_all_kinds(detector, index, test, table, alarm, time).astype(object)
 
 
 def _measures(
