@@ -120,9 +120,8 @@ def score_events(
 
     `table` is from `score_table` with the same other arguments. Further columns are `id`
     and `kind`, see `kdjax.detection.occurrences`; `name` is the entity in ids, by default
-    that of the series. Events of other kinds than `score` have
-    no severity, and their start as peak. A `no_data` event reaches from the last row before
-    a gap to the first behind.
+    that of the series. Events of other kinds than `score` have no severity, and their start
+    as peak. A `no_data` event reaches from the last row before a gap to the first behind.
     """
     index = entity_index(detector, entity)
     series = match_channels(series, detector.channels)
@@ -146,7 +145,7 @@ def score_events(
         channels=np.delete(detector.channels, detector.model.context).tolist(),
     )
     every = events_of_all_kinds(
-        detector, index, series, found, alarm, table["time"].array
+        detector, index, series, found, alarm, table["time"].array, name=name
     )
     return every.drop(columns=["first", "stop"])
 
@@ -158,11 +157,13 @@ def events_of_all_kinds(
     found: pd.DataFrame,
     alarm: np.ndarray,
     time: Any,
+    *,
+    name: str = "",
 ) -> pd.DataFrame:
     """The table `found` of the alarms `[N]` with events of other kinds, in order of start.
 
     Further columns are `id`, `kind`, and the half-open span of rows `first`, `stop`;
-    `time` `[N]` is as in the table.
+    `time` `[N]` is as in the table, `name` the entity in ids, by default the series'.
     """
     first, last = events(alarm, gap=detector.window).T
     spans = [(SCORE, "", *own) for own in zip(first, last - 1, strict=True)]
