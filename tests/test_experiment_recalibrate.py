@@ -258,14 +258,21 @@ def test_a_new_entity_with_few_windows_has_a_threshold_of_all_scores(student):
         "with τ of all entities' scores until then: "
     )
     assert note.startswith(said) and note.endswith("these rows: too few windows")
-    for first in (student, found):
-        enough, note = recalibrated(first, series("lathe", rows(13, 124)), threshold={})
-        assert enough.thresholds[2].source == "own" and "until then" not in note
+    # All its rows until then are as those of a new one: one row fewer is too few.
+    for count, own in ((123, False), (124, True)):
+        given = series("lathe", rows(13, count))
+        fresh, _ = recalibrated(student, given, threshold={})
+        enough, note = recalibrated(found, given, threshold={})
+        assert (enough.thresholds[2].source == "own") == own
+        assert ("; 123 of 124 rows for its own τ" in note) != own
+        assert enough.thresholds == fresh.thresholds
+        for field in PLACES:
+            assert_same(getattr(enough, field), getattr(fresh, field))
     # Scores of other entities tell no drift.
     plan = plan_of(found, 2)
     assert plan.disjoint == 0 < plan_of(enough, 2).disjoint
     far = np.full(400, 1e3)
-    assert score_drift(found, 2, far) is None and score_drift(enough, 2, far).drifted
+    assert score_drift(found, 2, far) is None and score_drift(enough, 2, far).n == 40
     # A later file gives τ, as for any known entity: nine windows, the last aligned.
     later, _ = recalibrated(found, series("lathe", rows(14, 46)), threshold={})
     assert (later.thresholds[2].n, later.thresholds[2].source) == (9, "own")

@@ -161,15 +161,17 @@ def recalibrated(
     settings = _settings(detector, **threshold)
     series = match_channels(series, detector.channels)
     check_cadence(series.time, detector.step)
-    change = _own
+    change, borrows = _own, False
     if series.entity == POOLED:
         raise ConfigError(f"calibrate: {POOLED!r} is no entity: give another --entity.")
     if series.entity not in detector.entities:
         detector = _with_entity(detector, series.entity)
     elif not _starts(detector, series.entity, settings):
-        change = _known
+        change, borrows = _known, _borrows(detector, series.entity)
     place = detector.entities.index(series.entity)
     rule = _rule(detector, series, settings)
+    if borrows and _windows(detector, series, rule) >= 0:
+        change = _own
     detector, tau, note = change(detector, place, series, rule, settings)
     detector = with_rule(with_threshold(detector, place, tau), settings)
     source = {"rows": len(series.values), "sha256": series_digest(series), "note": note}
@@ -195,6 +197,12 @@ def _starts(detector: Detector, entity: str, settings: Settings) -> bool:
     source = detector.thresholds[detector.entities.index(entity)].source
     of_many = len(detector.entities) > 1
     return of_many and source == "pooled" != settings["detection"]["scope"]
+
+
+def _borrows(detector: Detector, entity: str) -> bool:
+    """Whether a new entity has τ of all entities' scores because its own were too few."""
+    source = detector.thresholds[detector.entities.index(entity)].source
+    return source == "shared" and entity in detector.card.get("calibrated_again", {})
 
 
 def _known(
@@ -270,7 +278,7 @@ def _own(
     found = calibrate(detector.model, prepared, rules)
     scores, source = found.scores[0], "own"
     if len(scores) < needed(rule):
-        scores, source = _shared_scores(detector, rule, scores), "shared"
+        scores, source = _shared_scores(detector, place, rule, scores), "shared"
         if len(scores) < needed(rule):
             return _pooled(detector, place, series, rule, enough[1:] * 2)
     tau = find_threshold(scores, rule, source=source)
@@ -393,15 +401,22 @@ def _shares(detector: Detector) -> dict[str, Any]:
     }
 
 
-def _shared_scores(detector: Detector, rule: Rule, own: np.ndarray) -> np.ndarray:
+def _shared_scores(
+    detector: Detector, place: int, rule: Rule, own: np.ndarray
+) -> np.ndarray:
     """`own` scores of a new entity and those that the detector keeps of all others.
 
     Of others only if they come from windows as the rule takes them.
     """
     wanted = rule.method in BY_FOLDS, int(rule.each_row)
     found: dict[str, list[np.ndarray]] = {"shared": [], "own": []}
-    for tau, kept in zip(detector.thresholds[:-1], detector.calibration, strict=False):
-        if (tau.method in BY_FOLDS, tau.spacing) == wanted and tau.source in found:
+    each = zip(detector.thresholds[:-1], detector.calibration, strict=False)
+    for i, (tau, kept) in enumerate(each):
+        if (
+            i != place
+            and (tau.method in BY_FOLDS, tau.spacing) == wanted
+            and tau.source in found
+        ):
             found[tau.source].append(kept)
     # Each shared one holds the scores of all.
     return np.concatenate([*(found["shared"][:1] or found["own"]), own])
