@@ -616,8 +616,8 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
 
         >>> rows = np.random.default_rng(0).normal(size=(2000, 3))
         >>> detector = KDDetector(detector="mahalanobis", window_size=20).fit(rows)
-        >>> rows[1000] += 9
-        >>> int(detector.confirm_normal(rows, [(1000, 1000)]).predict(rows)[1000])
+        >>> rows[1000:1020] += 3
+        >>> int(detector.confirm_normal(rows, [(1000, 1019)]).predict(rows)[1000])
         0
         """
         series = self._series(X)._replace(entity=self.entity_)

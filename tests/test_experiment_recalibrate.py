@@ -268,6 +268,13 @@ def test_a_new_entity_with_few_windows_has_a_threshold_of_all_scores(student):
         assert enough.thresholds == fresh.thresholds
         for field in PLACES:
             assert_same(getattr(enough, field), getattr(fresh, field))
+    # Its own scores join those of the others once.
+    press, saw, pooled = student.thresholds
+    alone = student._replace(thresholds=(press, saw._replace(source="own"), pooled))
+    first, _ = recalibrated(alone, series("lathe", values), threshold={})
+    again, _ = recalibrated(first, series("lathe", values), threshold={})
+    assert again.thresholds == first.thresholds
+    assert first.thresholds[2].n == sum(map(len, student.calibration[:2])) + 7
     # Scores of other entities tell no drift.
     plan = plan_of(found, 2)
     assert plan.disjoint == 0 < plan_of(enough, 2).disjoint
