@@ -1118,7 +1118,7 @@ def test_parameters_that_mean_nothing_are_refused():
     with pytest.raises(ConfigError, match="^KDDetector: random_state must be a whole"):
         made(random_state=None).fit(rows)
     with pytest.raises(
-        ConfigError, match="^false_alarm_rate=0.001 needs.*lower stride"
+        ConfigError, match="^false_alarm_rate=0.001 needs.*give 13,357 rows or"
     ):
         made(false_alarm_rate=0.001).fit(rows)
     with pytest.raises(ConfigError, match="KDDetector: teacher_hidden must be a tuple"):
