@@ -189,14 +189,16 @@ def test_the_gaussian_takes_no_more_than_it_needs():
     values = (series.values - detector.scalers.offset[0]) / detector.scalers.scale[0]
     starts = np.arange(first - LENGTH + 1, stop)
     rows = (starts[:, None] + np.arange(LENGTH)).ravel()
-    new = moments_of(values[rows[(rows >= first) & (rows < stop)]])
+    rows = rows[(rows >= first) & (rows < stop)]
+    usual = type(detector.gaussians)(*(field[0] for field in detector.gaussians))
+    scores = (((values - usual.mean) @ usual.whiten.T) ** 2).sum(axis=1)
+    rows = rows[
+        scores[rows] > detector.thresholds[0].tau
+    ]  # those that raised the alarm
+    new = moments_of(values[rows])
     weight, most = 2.0 ** round(math.log2(share)), []
     for part in (weight, weight / 2):
-        gaussian = updated_gaussian(
-            type(detector.gaussians)(*(field[0] for field in detector.gaussians)),
-            new,
-            weight=part,
-        )
+        gaussian = updated_gaussian(usual, new, weight=part)
         away = (values[first:stop] - gaussian.mean) @ gaussian.whiten.T
         most.append((away**2).sum(axis=1).max())
         if part == weight:

@@ -470,8 +470,8 @@ def confirm_normal(
     """The detector after spans of rows `[S, 2]` that were normal, and a note on the change.
 
     Windows that hold one of these rows are scored by these rows alone. The Gaussian grows
-    by the rows' residuals, with the least weight (at most 1) at which no such score is above
-    τ. The scores join those that τ is chosen on, by the same rule, and τ is at least the
+    by the residuals of those above τ, with the least weight (at most 1) at which no such score
+    is above τ. The scores join those that τ is chosen on, by the same rule, and τ is at least the
     highest of them and the τ of before. So no score rises, τ does not fall, and no other row
     begins to alarm. Ranges and the longest unchanged runs take the rows too; constant
     channels that moved in them are watched no more.
@@ -507,23 +507,25 @@ def confirm_normal(
     starts = starts[window_labels(normal, starts, window=window)]
     held = normal[starts[:, None] + np.arange(window)]
 
-    def scored(detector: Detector) -> np.ndarray:
+    def scored(detector: Detector) -> tuple[np.ndarray, np.ndarray]:
         points = score_windows(detector, place, series.values, starts)
         points = np.where(held, points, np.nan)
-        return np.asarray(window_scores(points, count=detector.allowed_points))
+        found = window_scores(points, count=detector.allowed_points)
+        return np.asarray(found), points > before.tau
 
-    scores = scored(detector)
+    scores, above = scored(detector)
     if not (known := ~np.isnan(scores)).any():
         raise DataError(
             f"{name}: no window of {window} rows without a gap holds rows that are confirmed "
             "as normal and have values: give more rows around them."
         )
-    moments = _moments(detector, place, series.values, starts, held)
+    # Of the rows above τ: the others are as usual, and would weaken what these add.
+    moments = _moments(detector, place, series.values, starts, above)
     old, weight = detector, 0.0
     while moments.n and weight < 1 and np.nanmax(scores) > before.tau:
         weight = max(LEAST_WEIGHT, 2 * weight)
         detector = _with_residuals(old, place, moments, weight=weight)
-        scores = scored(detector)
+        scores, _ = scored(detector)
     spacing = before.spacing or min(detector.stride, window)
     joining = scores[known & ((starts - starts[0]) % spacing == 0)]
     # Each block of time takes a share, so that its other windows stay in it.
@@ -553,7 +555,7 @@ def confirm_normal(
             "alarm. Begin the spans where its cause began, or as its event does."
         )
     if weight:
-        changed = f"; Σ grows by {weight:.2g} times their residuals' products{changed}"
+        changed = f"; Σ grows by {weight:.3g} times their residuals' products{changed}"
     if expected:
         text = f"; {expected}, by {len(kept):,} scores of before and {len(joining):,} of these"
         changed = f"{text}{changed}"
