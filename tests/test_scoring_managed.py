@@ -268,3 +268,25 @@ def test_the_program_takes_the_three_files(file, tmp_path, monkeypatch, capsys):
     assert main(["kdjax", *given[:3], f"--exclude={spans}"]) == 0
     said = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert sum(bool(one.get("excluded")) for one in said) == 13
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            ["--shelve=spans.csv"],
+            "--shelve is about messages of alarms: give --on_alarm",
+        ),
+        (["--exclude=none.csv"], "--exclude=none.csv is no file: correct it"),
+        (["--acknowledged=none.csv", "--on_alarm=file:log"], "none.csv is no file"),
+    ],
+)
+def test_the_program_refuses_before_it_reads(
+    file, tmp_path, monkeypatch, capsys, flags, message
+):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "spans.csv", "start,end\n")
+    monkeypatch.setattr("kdjax.commands.common.start_jax", lambda: pytest.fail("late"))
+    command = ["kdjax", "stream", f"--detector={file}", "--backend=onnxruntime"]
+    assert main([*command, *flags]) == 2
+    assert message in capsys.readouterr().err

@@ -20,7 +20,7 @@ from typing import TextIO
 from kdjax.commands import common
 from kdjax.commands.common import Flag
 from kdjax.errors import ConfigError, check_choice
-from kdjax.io.files import check_detector_folder
+from kdjax.io.files import check_detector_folder, check_state_kind
 from kdjax.notify.outbox import receivers
 
 _AT_HAND = 65_536  # bytes at most that are read together, as many as a pipe holds
@@ -82,7 +82,18 @@ def main(arguments: list[str], flags: common.Flags) -> None:
         )
     if not Path(detector).is_file():  # such as an ONNX file
         check_detector_folder(Path(detector))
-    receivers(flags.on_alarm)  # faults are told before JAX starts
+    # Faults are told before JAX starts.
+    to = receivers(flags.on_alarm)
+    if flags.state:
+        check_state_kind(flags.state, several=bool(flags.entity_column))
+    for name in ("exclude", "shelve", "acknowledged"):
+        given = flags[name].value
+        if given and not Path(given).is_file():
+            raise ConfigError(f"--{name}={given} is no file: correct it.")
+        if given and name != "exclude" and not to:
+            raise ConfigError(
+                f"--{name} is about messages of alarms: give --on_alarm too."
+            )
     from kdjax.scoring.streams import BACKENDS, ON_ERROR, run_stream
 
     check_choice("--backend", flags.backend, BACKENDS)

@@ -324,12 +324,29 @@ def load_state(path: str | os.PathLike[str]) -> dict[str, Any]:
             f"{path} is no state of a stream ({error}): restore it from a copy, or "
             "remove it to start anew."
         ) from error
-    if content.startswith(b"SQLite format 3"):
+    return read_state(content, str(path))
+
+
+def check_state_kind(path: str | os.PathLike[str], *, several: bool) -> None:
+    """Raises ArtifactError for the state of a stream of one entity in place of several's.
+
+    Or the other way round; a missing or foreign file is left to who reads it.
+    """
+    try:
+        with open(path, "rb") as file:
+            begin = file.read(15)
+    except OSError:
+        return
+    if several and begin.startswith(b'{"sha256"'):  # of `state_text`
+        raise ArtifactError(
+            f"{path} is the state of a stream without --entity_column: leave that flag "
+            "out, or give another file for the state of several entities."
+        )
+    if not several and begin == b"SQLite format 3":
         raise ArtifactError(
             f"{path} is the state of a stream of several entities (--entity_column): give "
             "that flag as when it was written, or another file for this state."
         )
-    return read_state(content, str(path))
 
 
 def read_state(content: bytes, name: str) -> dict[str, Any]:

@@ -15,7 +15,13 @@ from typing import Any, NamedTuple
 
 from kdjax.detection.streaming import EntityStreams, StreamDetector
 from kdjax.errors import ArtifactError, ConfigError, counted
-from kdjax.io.files import check_schema, kdjax_version, read_state, state_text
+from kdjax.io.files import (
+    check_schema,
+    check_state_kind,
+    kdjax_version,
+    read_state,
+    state_text,
+)
 from kdjax.scoring.readings import Answered, RowReader
 
 SCHEMA = 1
@@ -262,13 +268,8 @@ class Store:
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
-        with contextlib.suppress(OSError), open(path or "", "rb") as file:
-            if file.read(9) == b'{"sha256"':  # of `state_text`
-                raise ArtifactError(
-                    f"{path} is the state of a stream without --entity_column: leave "
-                    "that flag out, or give another file for the state of several "
-                    "entities."
-                )
+        if path is not None:
+            check_state_kind(path, several=True)
         with self._naming():
             self._file = sqlite3.connect(
                 "" if path is None else path,

@@ -52,6 +52,7 @@ from kdjax.errors import (
 )
 from kdjax.io.files import (
     MANIFEST,
+    check_state_kind,
     check_target,
     clear_leftovers,
     load_state,
@@ -562,6 +563,8 @@ class _One:
         self._machine = Machine(stream, Answered(KNOWN), None)
         self._renamed, self._state = renamed, state
         known = state is not None and Path(state).exists()
+        if known:
+            check_state_kind(cast(str, state), several=False)
         self.saved = load_state(cast(str, state)) if known else {}
         if self.saved:
             self._restore(self.saved)
