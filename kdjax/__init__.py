@@ -65,8 +65,8 @@ if TYPE_CHECKING:
     from kdjax.models.model import Model as Model
     from kdjax.models.model import residuals as residuals
     from kdjax.scoring.files import score_fleet as score_fleet
-    from kdjax.scoring.streams import open_stream as open_stream
-    from kdjax.scoring.streams import open_streams as open_streams
+    from kdjax.scoring.opening import open_stream as open_stream
+    from kdjax.scoring.opening import open_streams as open_streams
     from kdjax.training.batching import Batch as Batch
     from kdjax.training.batching import WindowDataset as WindowDataset
     from kdjax.training.batching import batches as batches
@@ -127,7 +127,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "kdjax.experiment.sweeps.design": "make_design",
         "kdjax.experiment.sweeps.sweep": "run_sweep",
         "kdjax.scoring.files": "score_fleet",
-        "kdjax.scoring.streams": "open_stream open_streams",
+        "kdjax.scoring.opening": "open_stream open_streams",
         "kdjax.detection.streaming": "StreamDetector",
         "kdjax.estimator": "KDDetector",
         "kdjax.training.sharding": "use_all_cores",

@@ -16,7 +16,8 @@ from kdjax.detection.storage import save_detector
 from kdjax.detection.tables import score_table
 from kdjax.errors import ConfigError, DataError
 from kdjax.experiment.pipeline import prepare_dataset
-from kdjax.scoring.streams import open_stream, stream_rows
+from kdjax.scoring.opening import open_stream
+from kdjax.scoring.streams import stream_rows
 
 OPTIONS = {
     "detector": "mahalanobis", "window_size": 20, "stride": 2,

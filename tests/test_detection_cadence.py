@@ -17,7 +17,8 @@ from kdjax.detection.tables import score_table
 from kdjax.errors import DataError
 from kdjax.export.onnx import onnx_file
 from kdjax.scoring.files import score_file
-from kdjax.scoring.streams import open_stream, stream_rows
+from kdjax.scoring.opening import open_stream
+from kdjax.scoring.streams import stream_rows
 
 MINUTE = 60.0
 

@@ -11,7 +11,7 @@ import kdjax.detection
 ONNX = Path(__file__).parent / "data" / "releases" / "0.1.0" / "detector.onnx"
 STREAM = """
 import sys
-from kdjax.scoring.streams import open_stream
+from kdjax.scoring.opening import open_stream
 stream = open_stream(sys.argv[1], backend="onnxruntime")
 for _ in range(2 * stream.plan.window):
     row = stream.update([0.0] * len(stream.plan.channels))

@@ -21,7 +21,7 @@ from kdjax.detection import detector as detectors
 from kdjax.detection.storage import save_detector
 from kdjax.errors import ArtifactError, ConfigError, DataError
 from kdjax.export.onnx import onnx_file
-from kdjax.scoring import machines, streams
+from kdjax.scoring import machines, opening, streams
 from kdjax.scoring.streams import run_stream
 
 BACKENDS = ("jax", "onnxruntime")
@@ -166,9 +166,9 @@ def test_lines_that_come_together_are_scored_in_few_calls(folder, backend, monke
 
         monkeypatch.setattr(detectors, "entity_streams", counting)
     else:
-        score = streams._onnx_scores
+        score = opening._onnx_scores
         monkeypatch.setattr(
-            streams, "_onnx_scores", lambda s, w: calls.append(len(w)) or score(s, w)
+            opening, "_onnx_scores", lambda s, w: calls.append(len(w)) or score(s, w)
         )
     names = [f"m{number}" for number in range(300)]
     lines = [f"{at},{name},{at},1" for at in range(5) for name in names]

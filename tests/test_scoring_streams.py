@@ -33,7 +33,8 @@ from kdjax.errors import (
 )
 from kdjax.export.onnx import onnx_file
 from kdjax.io.files import load_state, save_state
-from kdjax.scoring.streams import open_stream, run_stream, stream_rows
+from kdjax.scoring.opening import open_stream
+from kdjax.scoring.streams import run_stream, stream_rows
 
 
 @pytest.fixture

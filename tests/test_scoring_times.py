@@ -16,7 +16,8 @@ from kdjax.detection.tables import score_events, score_table
 from kdjax.errors import DataError
 from kdjax.evaluation.plots import Timeline, timeline_figure
 from kdjax.scoring.files import score_file
-from kdjax.scoring.streams import open_stream, stream_rows
+from kdjax.scoring.opening import open_stream
+from kdjax.scoring.streams import stream_rows
 
 ROWS = 12
 # Rows 5 and 6 are faults: the alarm begins when a window with one ends, and lasts L rows

@@ -18,7 +18,7 @@ from kdjax.detection.storage import save_detector
 from kdjax.detection.tables import score_table
 from kdjax.errors import ConfigError
 from kdjax.export.container import OUTPUTS, load_onnx
-from kdjax.scoring.streams import open_streams
+from kdjax.scoring.opening import open_streams
 from kdjax.service import openapi
 from kdjax.service.app import App
 from kdjax.service.bodies import Body, RequestError

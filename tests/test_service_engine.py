@@ -15,7 +15,7 @@ from kdjax.detection.storage import save_detector
 from kdjax.errors import ArtifactError
 from kdjax.export.onnx import onnx_file
 from kdjax.notify.outbox import receivers
-from kdjax.scoring.streams import open_streams
+from kdjax.scoring.opening import open_streams
 from kdjax.service import engine as engines
 from kdjax.service.bodies import RequestError
 from kdjax.service.engine import Limits, budget_threshold

@@ -18,7 +18,7 @@ from service_client import TOKEN, rows_of
 
 from kdjax.cli import main
 from kdjax.export.container import load_onnx
-from kdjax.scoring.streams import open_streams
+from kdjax.scoring.opening import open_streams
 
 ROOT = Path(__file__).parent.parent
 URL = "/v1/detectors/plant/streams/{}/rows"

@@ -17,7 +17,7 @@ from kdjax.detection.thresholds import Threshold
 from kdjax.models.autoencoder import Architecture, network
 from kdjax.models.model import Model
 from kdjax.models.residual import ResidualModel
-from kdjax.scoring.streams import open_stream
+from kdjax.scoring.opening import open_stream
 from kdjax.training.batching import IndexedBatch, WindowDataset, padded_batches
 from kdjax.training.populations import make_population_step, stack_members
 from kdjax.training.sharding import batch_mesh, divide, place, start_program

@@ -94,7 +94,8 @@ def main(arguments: list[str], flags: common.Flags) -> None:
             raise ConfigError(
                 f"--{name} is about messages of alarms: give --on_alarm too."
             )
-    from kdjax.scoring.streams import BACKENDS, ON_ERROR, run_stream
+    from kdjax.scoring.opening import BACKENDS
+    from kdjax.scoring.streams import ON_ERROR, run_stream
 
     check_choice("--backend", flags.backend, BACKENDS)
     check_choice("--on_error", flags.on_error, ON_ERROR)

@@ -7,7 +7,6 @@ that were answered, so input that is sent again neither loses nor repeats a row.
 
 import collections
 import contextlib
-import functools
 import json
 import math
 import os
@@ -22,23 +21,19 @@ from collections.abc import (
     Sequence,
 )
 from pathlib import Path
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple, TextIO, cast
+from typing import Any, NamedTuple, TextIO, cast
 
 import filelock
-import numpy as np
 
 from kdjax.data.lines import Line
 from kdjax.detection.occurrences import json_number
 from kdjax.detection.stream_rules import plan_by
 from kdjax.detection.streaming import (
     BatchScorer,
-    EntityStreams,
     StreamDetector,
     StreamRow,
     Taken,
     Timestamp,
-    WindowResult,
     answer_together,
     parse_timestamp,
 )
@@ -63,18 +58,12 @@ from kdjax.io.signals import Stopped, signals_held
 from kdjax.notify.outbox import LAST_WAIT, Outbox, receivers
 from kdjax.scoring.machines import Machine, Machines, Store
 from kdjax.scoring.managed import Managed, Message, Spans
+from kdjax.scoring.opening import NOTHING, open_streams, opener
 from kdjax.scoring.readings import Answered, RowReader, is_late
 
-if TYPE_CHECKING:
-    from kdjax.detection.detector import Detector
-    from kdjax.export.container import Scorer
-
-BACKENDS = ("jax", "onnxruntime")
 ON_ERROR = ("skip", "stop")
 MOST_OPEN = 1000  # entities in memory
 AT_ONCE = 256  # rows of different entities, at most, that are scored in one call
-ONNX_BATCH = 32  # windows in one call of onnxruntime; see docs/serve.md
-SESSIONS = 64  # entities, at most, whose ONNX models are in memory at once
 SAVE_EVERY = 1.0  # seconds between two writes of the state
 SAVE_SHARE = 0.1  # of the time, at most, that writing the state may take
 KNOWN = 5000  # answered lines, at least, that are known one by one after a restart
@@ -87,7 +76,6 @@ TWICE = (
     "its time is not after that of the row before, and the same row was answered before; "
     "remove rows that came twice."
 )
-NOTHING: Mapping[str, Any] = MappingProxyType({})
 _ENCODE = json.JSONEncoder(allow_nan=False).encode
 
 
@@ -184,166 +172,6 @@ class _Watch:
                 "cells, gaps in time and lines at fault among the answers."
             )
         return ""
-
-
-def open_stream(
-    path: str | os.PathLike[str],
-    *,
-    backend: str = "jax",
-    entity: str | None = None,
-    adaptive_step: float = 0.0,
-    rolling: float = 0.0,
-    reading: Mapping[str, Any] = NOTHING,
-) -> StreamDetector:
-    """The stream of a saved detector, ready for its first row.
-
-    Args:
-        path: a detector's folder, or an ONNX file of one for `onnxruntime`.
-        backend: one of `BACKENDS`.
-        entity: whose scaler, Gaussian and threshold to use; by default those of the only
-            entity, else the pooled ones, or those in the file.
-        adaptive_step, rolling: see `StreamDetector`.
-        reading: how rows are read, where it differs from training: options of
-            `kdjax.data.readers.read_table`.
-
-    >>> stream = open_stream("runs/plant/detectors/student")  # doctest: +SKIP
-    >>> stream.update([0.5, 21.0, 3.2]).state  # doctest: +SKIP
-    'unknown'
-    """
-    moving = {"adaptive_step": adaptive_step, "rolling": rolling}
-    return _opener(path, backend, reading, **moving)[1](entity)
-
-
-def open_streams(
-    path: str | os.PathLike[str],
-    *,
-    backend: str = "jax",
-    entity: str | None = None,
-    adaptive_step: float = 0.0,
-    rolling: float = 0.0,
-    reading: Mapping[str, Any] = NOTHING,
-) -> EntityStreams:
-    """The streams of many entities under a saved detector, scored in batches.
-
-    Each entity has its own scaler, Gaussian and threshold where the detector knows it. An
-    ONNX file has one entity's, which all get. Arguments are those of `open_stream`.
-
-    >>> streams = open_streams("runs/plant/detectors/student")  # doctest: +SKIP
-    >>> found = streams.update({"saw": [0.2, 20, 3], "press": [0.5, 21, 3]})  # doctest: +SKIP
-    >>> found["saw"].state  # doctest: +SKIP
-    'unknown'
-    """
-    moving = {"adaptive_step": adaptive_step, "rolling": rolling}
-    check_choice("backend", backend, BACKENDS)
-    if backend == "jax":
-        from kdjax.detection.detector import entity_streams
-
-        return entity_streams(
-            _loaded(Path(path)), entity=entity, reading=reading, **moving
-        )
-    entities, make = _onnx_scorers(Path(path))
-    first = make(entity)
-    scorer_of = functools.lru_cache(SESSIONS)(make)
-
-    def score(names: Sequence[str], windows: np.ndarray) -> list[WindowResult]:
-        found: dict[int, WindowResult] = {}
-        for name in dict.fromkeys(names):
-            own = [place for place, other in enumerate(names) if other == name]
-            scorer = first if name == first.plan.entity else scorer_of(name)
-            found |= zip(own, _onnx_scores(scorer, windows[own]), strict=True)
-        return [found[place] for place in range(len(names))]
-
-    @functools.lru_cache(SESSIONS)
-    def own_stream(name: str) -> StreamDetector:
-        scorer = first if name == first.plan.entity else scorer_of(name)
-        return _onnx_stream(scorer, reading, moving)
-
-    known = () if entity else entities
-    return EntityStreams(own_stream, score, known=known, usual=first.plan.entity)
-
-
-def _opener(
-    path: str | os.PathLike[str],
-    backend: str = "jax",
-    reading: Mapping[str, Any] = NOTHING,
-    **moving: float,
-) -> tuple[Sequence[str], Callable[[str | None], StreamDetector]]:
-    """A detector's entities, and a function that opens the stream of one of them.
-
-    For None it opens that of the usual entity. A file has that of its own only.
-    """
-    check_choice("backend", backend, BACKENDS)
-    if backend == "onnxruntime":
-        entities, make = _onnx_scorers(Path(path))
-        return entities, lambda entity: _onnx_stream(make(entity), reading, moving)
-    loaded = _loaded(Path(path))
-    from kdjax.detection.detector import stream_detector, usual_entity
-
-    def open_entity(entity: str | None) -> StreamDetector:
-        used = entity or usual_entity(loaded)
-        stream = stream_detector(loaded, entity=used, reading=reading, **moving)
-        stream.drift()  # imports what it needs now rather than between two rows
-        return stream
-
-    return loaded.entities, open_entity
-
-
-def _loaded(path: Path) -> "Detector":
-    from kdjax.detection.storage import load_detector
-
-    if path.is_file():
-        raise ConfigError(
-            f"{path} is a file: give the detector's folder, or backend=onnxruntime for "
-            "an ONNX file."
-        )
-    return load_detector(path)
-
-
-def _onnx_scorers(
-    path: Path,
-) -> tuple[Sequence[str], Callable[[str | None], "Scorer"]]:
-    """A detector's entities, none for a file, and what makes the scorer of one of them."""
-    from kdjax.export.container import load_onnx
-
-    if path.is_dir():
-        from kdjax.detection.detector import entity_index, usual_entity
-        from kdjax.export.onnx import onnx_file
-
-        loaded = _loaded(path)
-
-        def make(entity: str | None) -> "Scorer":
-            index = entity_index(loaded, entity or usual_entity(loaded))
-            return load_onnx(onnx_file(loaded, index))
-
-        return loaded.entities, make
-    scorer = load_onnx(path)
-
-    def checked(entity: str | None) -> "Scorer":
-        if entity not in (None, scorer.plan.entity):
-            raise ConfigError(
-                f"{path} was exported for entity {scorer.plan.entity!r}, not "
-                f"{entity!r}: leave the entity out, or export the detector for it."
-            )
-        return scorer
-
-    return (), checked
-
-
-def _onnx_scores(scorer: "Scorer", windows: np.ndarray) -> list[WindowResult]:
-    results = list[WindowResult]()
-    for first in range(0, len(windows), ONNX_BATCH):
-        points, found, _, parts = scorer.run(windows[first : first + ONNX_BATCH])
-        results += map(WindowResult, points, found.tolist(), parts)
-    return results
-
-
-def _onnx_stream(
-    scorer: "Scorer", reading: Mapping[str, Any], moving: Mapping[str, Any]
-) -> StreamDetector:
-    def score(windows: np.ndarray) -> WindowResult:
-        return _onnx_scores(scorer, windows)[0]
-
-    return StreamDetector(plan_by(scorer.plan, reading), score, **moving)
 
 
 def stream_rows(
@@ -647,7 +475,7 @@ def _opened(
     options: Mapping[str, Any],
 ) -> _One:
     """The stream of one entity: `entity`, else the one that rows name if it is known."""
-    entities, opened = _opener(detector, reading=reading, **options)
+    entities, opened = opener(detector, reading=reading, **options)
 
     def open_entity(entity: str | None) -> StreamDetector:
         stream = opened(entity)

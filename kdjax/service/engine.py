@@ -31,15 +31,14 @@ from kdjax.errors import ArtifactError, ConfigError, DataError, KdjaxError, coun
 from kdjax.io.files import MANIFEST
 from kdjax.notify.outbox import Outbox, Receiver
 from kdjax.scoring.machines import Machines, Store
+from kdjax.scoring.opening import ONNX_BATCH, open_streams
 from kdjax.scoring.readings import is_late
 from kdjax.scoring.streams import (
-    ONNX_BATCH,
     TWICE,
     answer_text,
     detector_digest,
     event_text,
     lock_state,
-    open_streams,
 )
 from kdjax.service.bodies import Body, RequestError
 from kdjax.service.journal import Clock, EventLog, Journal, rolled_back, source_of
