@@ -12,7 +12,7 @@ from kdjax.data.lines import read_lines
 from kdjax.data.readers import read_table
 from kdjax.data.schema import Reading
 from kdjax.detection.storage import save_detector
-from kdjax.detection.streaming import parse_timestamp
+from kdjax.detection.timestamps import parse_timestamp
 from kdjax.errors import DataError
 from kdjax.estimator import KDDetector
 

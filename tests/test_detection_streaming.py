@@ -20,13 +20,9 @@ from kdjax.detection.rolling import (
     start_adaptive,
 )
 from kdjax.detection.stream_rules import Plan, plan_from_json, plan_of, plan_to_json
-from kdjax.detection.streaming import (
-    StreamDetector,
-    Timestamp,
-    WindowResult,
-    parse_timestamp,
-)
+from kdjax.detection.streaming import StreamDetector, WindowResult
 from kdjax.detection.tables import score_table
+from kdjax.detection.timestamps import Timestamp, parse_timestamp
 from kdjax.errors import ArtifactError, ConfigError, DataError
 from kdjax.io.files import load_state, save_state
 from kdjax.models.autoencoder import Architecture, network

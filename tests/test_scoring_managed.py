@@ -11,8 +11,8 @@ import pytest
 from kdjax.cli import main
 from kdjax.data.readers import read_table
 from kdjax.detection.storage import save_detector
-from kdjax.detection.streaming import Timestamp
 from kdjax.detection.tables import score_table
+from kdjax.detection.timestamps import Timestamp
 from kdjax.errors import ConfigError
 from kdjax.export.onnx import onnx_file
 from kdjax.notify import outbox

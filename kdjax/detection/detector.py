@@ -20,8 +20,9 @@ from kdjax.detection.attribution import attribution_matrix, split_deviations
 from kdjax.detection.gaussian import Gaussian
 from kdjax.detection.reading import fill_limit
 from kdjax.detection.scores import deviations, scores_of, window_scores
+from kdjax.detection.stream_batches import EntityStreams
 from kdjax.detection.stream_rules import Plan, plan_by, plan_of
-from kdjax.detection.streaming import EntityStreams, StreamDetector, WindowResult
+from kdjax.detection.streaming import StreamDetector, WindowResult
 from kdjax.detection.thresholds import Threshold
 from kdjax.errors import DataError
 from kdjax.io.processes import check_not_forked

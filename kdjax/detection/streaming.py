@@ -9,19 +9,15 @@ import collections
 import copy
 import hashlib
 import math
-import sys
 import zlib
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 
-from kdjax.data.cells import exact_number
 from kdjax.data.grid import fill_forward
 from kdjax.data.raw import as_array
 from kdjax.data.schema import Reading
-from kdjax.data.times import WHOLE, iso_time
 from kdjax.data.unchanged import (
     Unchanged,
     frozen_limits,
@@ -58,8 +54,14 @@ from kdjax.detection.stream_rules import (
     Plan,
     as_count,
     as_number,
-    as_text,
     plan_to_json,
+)
+from kdjax.detection.timestamps import (
+    CLOCKS,
+    Timestamp,
+    as_timestamp,
+    parse_timestamp,
+    said_time,
 )
 from kdjax.errors import ArtifactError, ConfigError, DataError, counted
 from kdjax.io.files import check_schema, kdjax_version
@@ -75,53 +77,6 @@ ANEW_AFTER = 10
 
 # What casts to an infinite float32: half a step above its largest number.
 OVERFLOW = 2.0**128 - 2.0**103
-_LARGEST = sys.float_info.max
-
-CLOCKS = {
-    "": "no time",
-    "number": "a number as time",
-    "local": "a time without zone",
-    "zoned": "a time with zone",
-}
-
-
-class Timestamp(NamedTuple):
-    """A time on one of three clocks."""
-
-    clock: str  # `number`, `local` or `zoned`; empty where rows have no time
-    value: float  # whole ns since 1970 (of UTC if zoned), or the number
-
-
-def parse_timestamp(time: Any) -> Timestamp:
-    """A number, a datetime, or a text of one as a timestamp; None has no clock.
-
-    >>> parse_timestamp("1970-01-01T01:00:00+01:00")
-    Timestamp(clock='zoned', value=0)
-    """
-    if time is None:
-        return Timestamp("", 0)
-    if isinstance(time, Timestamp):
-        return time
-    if isinstance(time, str) and (number := exact_number(time)) is not None:
-        time = number
-    if isinstance(time, (int, float, np.integer, np.floating)):
-        if isinstance(time, bool) or not -_LARGEST <= time <= _LARGEST:
-            raise DataError(f"the time {time} is not a finite number; correct it.")
-        # Whole numbers such as ns since 1970 may be too large for a float.
-        whole = int(time) if isinstance(time, (int, np.integer)) else 0
-        exact = WHOLE < abs(whole) < 2.0**63
-        return Timestamp("number", whole if exact else float(time))
-    try:
-        moment = pd.Timestamp(iso_time(time) or "" if isinstance(time, str) else time)
-        if pd.isna(moment):
-            raise ValueError
-        value = moment.as_unit("ns").value
-    except (OverflowError, TypeError, ValueError):
-        raise DataError(
-            f"{time!r} is neither a number nor an ISO time such as 2024-01-31 23:59:00 "
-            "of the years 1678 to 2261; correct it."
-        ) from None
-    return Timestamp("local" if moment.tz is None else "zoned", value)
 
 
 class WindowResult(NamedTuple):
@@ -323,7 +278,7 @@ class StreamDetector:
         values = self._values(row)
         instant = parse_timestamp(time)
         at, fresh = self._base(instant)
-        said = _said(time, instant, self.rows) if said is None else said
+        said = said_time(time, instant, self.rows) if said is None else said
         self._check_step(at, instant, said)
         taken_back = at is self._before
         left_out = self.excluded(
@@ -859,111 +814,6 @@ class StreamDetector:
             shares = parts[peak][own] / parts[peak][own].sum(dtype=np.float64)
         names = tuple(self.plan.channels[place] for place in own[:TOP])
         return names, tuple(round(float(share), 4) for share in shares[:TOP])
-
-
-# Scores windows `[B, L, D]`, each of the entity that the plan of its stream names.
-BatchScorer = Callable[[Sequence[str], np.ndarray], list[WindowResult]]
-
-
-def answer_together(
-    rows: Sequence[tuple[StreamDetector, Taken]], score: BatchScorer | None
-) -> list[StreamRow]:
-    """Answers a row of each of several streams; all windows are scored in one call.
-
-    Without `score` each is scored by the stream's own scorer.
-    """
-    if score is None:
-        return [stream.answer(taken, stream.score(taken)) for stream, taken in rows]
-    names = [stream.plan.entity for stream, taken in rows if taken.whole]
-    windows = [taken.window for _, taken in rows if taken.whole]
-    found = iter(score(names, np.concatenate(windows)) if windows else ())
-    return [
-        stream.answer(taken, next(found) if taken.whole else None)
-        for stream, taken in rows
-    ]
-
-
-class EntityStreams:
-    """Streams of many entities, whose rows are scored together.
-
-    Args:
-        open_entity: gives a stream by an entity's scaler, Gaussian and threshold.
-        score: scores windows of several entities.
-        known: entities that have their own.
-        usual: whose others have.
-
-    >>> streams = kdjax.open_streams("detectors/student")  # doctest: +SKIP
-    >>> found = streams.update({"pump": [0.5, 21.0], "saw": [0.1, 20.0]})  # doctest: +SKIP
-    >>> found["pump"].state  # doctest: +SKIP
-    'unknown'
-    """
-
-    def __init__(
-        self,
-        open_entity: Callable[[str], StreamDetector],
-        score: BatchScorer,
-        *,
-        known: Collection[str],
-        usual: str,
-    ) -> None:
-        self.score, self.known, self._usual = score, known, usual
-        self.excluded: Callable[[str, Timestamp], bool] = lambda entity, instant: False
-        self._open_entity = open_entity
-        self._streams: dict[str, StreamDetector] = {}
-
-    def another(self, entity: str) -> StreamDetector:
-        """A stream of an entity before its first row, which `update` doesn't know."""
-        whose = entity if entity in self.known else self._usual
-        stream = self._open_entity(whose).another(entity)
-        stream.excluded = self.excluded
-        return stream
-
-    def __getitem__(self, entity: str) -> StreamDetector:
-        """The stream of an entity; `state` and `restore` are those of each stream."""
-        if entity not in self._streams:
-            self._streams[entity] = self.another(entity)
-        return self._streams[entity]
-
-    def update(
-        self,
-        rows: Mapping[str, Sequence[float] | np.ndarray | Mapping[str, float]],
-        time: Any = None,
-    ) -> dict[str, StreamRow | DataError]:
-        """Scores the next row of each entity, as `StreamDetector.update` does.
-
-        `time` is that of all rows, or a mapping from entities to times. In place of the
-        answer to a row that is refused is its error.
-        """
-        faults, taken = dict[str, DataError](), list[tuple[StreamDetector, Taken]]()
-        for entity, row in rows.items():
-            stream = self[entity]
-            own = time.get(entity) if isinstance(time, Mapping) else time
-            try:
-                taken.append((stream, stream.take(row, own)))
-            except DataError as error:
-                faults[entity] = error
-        found = iter(answer_together(taken, self.score))
-        return {entity: faults.get(entity) or next(found) for entity in rows}
-
-
-def _said(time: Any, instant: Timestamp, row: int) -> Any:
-    """A time as events write it: a text, a number, or the row's number."""
-    if not instant.clock:
-        return row
-    if isinstance(time, str) or instant.clock == "number":
-        return time if isinstance(time, str) else instant.value
-    if isinstance(time, Timestamp):
-        zone = "UTC" if instant.clock == "zoned" else None
-        time = pd.Timestamp(instant.value, tz=zone)
-    return pd.Timestamp(time).isoformat()
-
-
-def as_timestamp(clock: Any, value: Any) -> Timestamp:
-    """A time of a state; ValueError or TypeError if it is none."""
-    if as_text(clock) not in CLOCKS:
-        raise ValueError(f"{clock!r} is no clock")
-    as_number(value)
-    return Timestamp(clock, value)  # as it is: ns don't fit into a float
 
 
 def _packed(values: np.ndarray) -> str:

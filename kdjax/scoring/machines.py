@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kdjax.detection.streaming import EntityStreams, StreamDetector
+from kdjax.detection.stream_batches import EntityStreams
+from kdjax.detection.streaming import StreamDetector
 from kdjax.errors import ArtifactError, ConfigError, counted
 from kdjax.io.files import (
     check_schema,

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from kdjax.data.readers import check_spans, read_spans
-from kdjax.detection.streaming import Timestamp, parse_timestamp
+from kdjax.detection.timestamps import Timestamp, parse_timestamp
 from kdjax.errors import ConfigError, DataError
 
 LOOK_EVERY = 1.0  # seconds between two looks whether a file changed

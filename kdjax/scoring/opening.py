@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kdjax.detection.stream_batches import EntityStreams
 from kdjax.detection.stream_rules import plan_by
-from kdjax.detection.streaming import EntityStreams, StreamDetector, WindowResult
+from kdjax.detection.streaming import StreamDetector, WindowResult
 from kdjax.errors import ConfigError, check_choice
 
 if TYPE_CHECKING:

@@ -21,13 +21,8 @@ from kdjax.data.lines import Line, read_lines
 from kdjax.data.schema import check_ignored
 from kdjax.data.times import iso_time
 from kdjax.detection.stream_rules import Plan
-from kdjax.detection.streaming import (
-    CLOCKS,
-    OVERFLOW,
-    Timestamp,
-    as_timestamp,
-    parse_timestamp,
-)
+from kdjax.detection.streaming import OVERFLOW
+from kdjax.detection.timestamps import CLOCKS, Timestamp, as_timestamp, parse_timestamp
 from kdjax.errors import DataError
 
 

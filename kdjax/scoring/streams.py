@@ -27,16 +27,10 @@ import filelock
 
 from kdjax.data.lines import Line
 from kdjax.detection.occurrences import json_number
+from kdjax.detection.stream_batches import BatchScorer, answer_together
 from kdjax.detection.stream_rules import plan_by
-from kdjax.detection.streaming import (
-    BatchScorer,
-    StreamDetector,
-    StreamRow,
-    Taken,
-    Timestamp,
-    answer_together,
-    parse_timestamp,
-)
+from kdjax.detection.streaming import StreamDetector, StreamRow, Taken
+from kdjax.detection.timestamps import Timestamp, parse_timestamp
 from kdjax.errors import (
     ArtifactError,
     ConfigError,

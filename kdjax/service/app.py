@@ -24,8 +24,8 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route as StarletteRoute
 
 from kdjax.detection.occurrences import json_number
-from kdjax.detection.streaming import parse_timestamp
 from kdjax.detection.thresholds import parse_budget
+from kdjax.detection.timestamps import parse_timestamp
 from kdjax.errors import ConfigError, DataError, KdjaxError
 from kdjax.io.files import kdjax_version
 from kdjax.service import infer, openapi

@@ -20,13 +20,10 @@ import numpy as np
 
 from kdjax.data.lines import Line
 from kdjax.detection.occurrences import json_number
+from kdjax.detection.stream_batches import EntityStreams, answer_together
 from kdjax.detection.stream_rules import Plan
-from kdjax.detection.streaming import (
-    EntityStreams,
-    StreamRow,
-    answer_together,
-    parse_timestamp,
-)
+from kdjax.detection.streaming import StreamRow
+from kdjax.detection.timestamps import parse_timestamp
 from kdjax.errors import ArtifactError, ConfigError, DataError, KdjaxError, counted
 from kdjax.io.files import MANIFEST
 from kdjax.notify.outbox import Outbox, Receiver
