@@ -98,7 +98,8 @@ def large(tmp_path_factory):
     options = {"time": axis, "window_score": scores, "score": scores, "tau": tau}
     table = event_table(scores > tau, entity="plant", window=96, **options)
     first, stop = events(scores > tau, gap=96).T
-    decided = Decided("student", "", [timeline], table.assign(first=first, stop=stop))
+    table = table.assign(first=first, stop=stop, kind="score")
+    decided = Decided("student", "", [timeline], table)
     path = tmp_path_factory.mktemp("large") / "report.html"
     small = timeline._replace(heat=None, signals=None, channels=())
     # With intervals, which make the widest table.
