@@ -56,7 +56,6 @@ from kdjax.experiment.workdir import (
     read_results,
     settings_of_begun,
 )
-from kdjax.experiment.write import write_run
 from kdjax.models import residual
 from kdjax.models.autoencoder import count_parameters
 from kdjax.models.residual import NETWORK, ResidualModel
@@ -191,6 +190,9 @@ def _run(settings: Settings, workdir: Path, console: Console) -> dict[str, Any]:
             f"left out, since their residuals are rounding: {', '.join(absent)}"
         )
     notes += channel_notes(prepared) + evaluate.test_notes(merged["student"], prepared)
+    # Drawing takes half a second to import, which a refusal shall not wait for.
+    from kdjax.experiment.write import write_run
+
     return hosts.on_first(
         lambda: write_run(
             workdir,
