@@ -199,9 +199,8 @@ class AlarmMeasures(NamedTuple):
     """Alarm-management measures of events; those in time are None where it is unknown."""
 
     events: int
-    worst: tuple[
-        tuple[str, int], ...
-    ]  # the ten most frequent sources, with their events
+    # The ten most frequent sources, with their events.
+    worst: tuple[tuple[str, int], ...]
     worst_share: float | None  # of them among all events; None without an event
     reason: str = ""  # why what follows is None
     per_day: float | None = None  # mean
