@@ -22,7 +22,8 @@ from kdjax.scoring.opening import open_streams
 from kdjax.service import openapi
 from kdjax.service.app import App
 from kdjax.service.bodies import Body, RequestError
-from kdjax.service.engine import Limits, load
+from kdjax.service.engine import Limits
+from kdjax.service.loading import load
 
 
 def causal(detector, values, entity="a"):

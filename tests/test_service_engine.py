@@ -18,7 +18,8 @@ from kdjax.notify.outbox import receivers
 from kdjax.scoring.opening import open_streams
 from kdjax.service import engine as engines
 from kdjax.service.bodies import RequestError
-from kdjax.service.engine import Limits, budget_threshold
+from kdjax.service.engine import Limits
+from kdjax.service.thresholds import budget_threshold
 
 URL = "/v1/detectors/plant/rows"
 

@@ -29,6 +29,7 @@ from kdjax.detection.timestamps import parse_timestamp
 from kdjax.errors import ConfigError, DataError, KdjaxError
 from kdjax.io.files import kdjax_version
 from kdjax.service import infer, openapi
+from kdjax.service.answers import texts_of
 from kdjax.service.bodies import (
     JSON,
     RequestError,
@@ -38,7 +39,7 @@ from kdjax.service.bodies import (
     read_rows,
     read_windows,
 )
-from kdjax.service.engine import Engine, Limits, texts_of
+from kdjax.service.engine import Engine, Limits
 from kdjax.service.journal import Clock, source_of
 from kdjax.service.metrics import Metrics
 
@@ -225,7 +226,7 @@ class App:
                 "tau": json_number(plan.tau),
                 "method": plan.threshold_method,
                 "rate": plan.rate,
-                "changes": engine.thresholds[-100:],
+                "changes": engine.thresholds.changes[-100:],
             },
             "limits": self.limits._asdict(),
             "card": loaded.card,

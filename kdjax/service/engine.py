@@ -14,42 +14,34 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
-
-import numpy as np
+from typing import Any, NamedTuple
 
 from kdjax.data.lines import Line
-from kdjax.detection.occurrences import json_number
-from kdjax.detection.stream_batches import EntityStreams, answer_together
-from kdjax.detection.stream_rules import Plan
 from kdjax.detection.streaming import StreamRow
-from kdjax.detection.timestamps import parse_timestamp
-from kdjax.errors import ArtifactError, ConfigError, DataError, KdjaxError, counted
+from kdjax.errors import ArtifactError, KdjaxError
 from kdjax.io.files import MANIFEST
 from kdjax.notify.outbox import Outbox, Receiver
 from kdjax.scoring.machines import Machines, Store
-from kdjax.scoring.opening import ONNX_BATCH, open_streams
-from kdjax.scoring.readings import is_late
-from kdjax.scoring.streams import (
-    TWICE,
-    answer_text,
-    detector_digest,
-    event_text,
-    lock_state,
+from kdjax.scoring.streams import lock_state
+from kdjax.service.answers import (
+    Answered,
+    Answers,
+    answer_rows,
+    joined,
+    rounds_of,
+    stateless,
 )
 from kdjax.service.bodies import Body, RequestError
 from kdjax.service.journal import Clock, EventLog, Journal, rolled_back, source_of
-
-if TYPE_CHECKING:
-    from kdjax.export.container import Scored
+from kdjax.service.loading import Loaded, load, stamp
+from kdjax.service.shadow import Shadow
+from kdjax.service.thresholds import Thresholds, budget_threshold
 
 BATCH_ROWS = 1000  # rows, at most, that are answered together unless one body has more
-AT_ONCE = 256  # windows scored in one call
 LAG_ROWS = 10_000  # rows in the journal before states of their entities are written
 PUT_EACH = 64  # states written with one batch, at most, unless the journal grows
 KNOWN = 500  # rows of an entity that are known when they come again without a sequence
 TICK = 1.0  # seconds between two looks for silence and changed detectors
-COMPARED = 10_000  # pairs of scores that a comparison with a shadow keeps
 END = 1.0  # seconds for rows that wait, for states, and for alarm messages at the end
 
 
@@ -63,19 +55,6 @@ class Limits(NamedTuple):
     open: int = 1000  # entities of a detector in memory
     seconds: float = 30.0  # for a request to come in
     listeners: int = 100  # requests for events that stay open
-
-
-class Loaded(NamedTuple):
-    """A detector from a folder or an ONNX file."""
-
-    path: Path
-    digest: str
-    backend: str  # `jax` or `onnxruntime`
-    streams: EntityStreams
-    plan: Plan  # of the usual entity
-    entities: tuple[str, ...]
-    card: Mapping[str, Any] | None
-    scored: "Callable[[np.ndarray], Scored]"  # windows [B, L, D] of the usual entity
 
 
 class Latest(NamedTuple):
@@ -92,138 +71,6 @@ class Job(NamedTuple):
     body: Body
     done: "Future[Any]"
     call: Callable[[], Any] | None = None
-
-
-class Answers(NamedTuple):
-    """The JSON text of each row, and the events that each brought."""
-
-    texts: list[str]
-    events: list[tuple[Mapping[str, Any], ...]]
-
-
-def load(path: Path) -> Loaded:
-    """A saved detector, verified and ready: on JAX, or an ONNX file on onnxruntime alone.
-
-    Raises:
-        ArtifactError: it is damaged or of another kind.
-        ConfigError: it reads readings on a grid, which the service doesn't.
-    """
-    from kdjax.export.container import Scored, load_onnx
-
-    digest = stamp(path)[1]
-    card: Mapping[str, Any] | None = None
-    entities: tuple[str, ...] = ()
-    if path.is_dir():
-        from kdjax.detection.detector import entity_streams
-        from kdjax.detection.storage import load_detector
-
-        detector = load_detector(path)
-        streams, backend = entity_streams(detector), "jax"
-        card, entities = detector.card, detector.entities
-        usual = streams.another("")
-        plan = usual.plan
-
-        def scored(windows: np.ndarray) -> Scored:
-            found = streams.score([plan.entity] * len(windows), windows)
-            points = np.stack([one.points for one in found])
-            scores = np.array([one.window_score for one in found], np.float32)
-            parts = np.stack([usual.explained(window[None]) for window in windows])
-            return Scored(points, scores, (scores > plan.tau).astype(np.int64), parts)
-
-    else:
-        streams, backend = open_streams(path, backend="onnxruntime"), "onnxruntime"
-        run = load_onnx(path).run
-        plan = streams.another("").plan
-
-        def scored(windows: np.ndarray) -> Scored:
-            starts = range(0, len(windows), ONNX_BATCH)
-            pieces = [run(windows[first : first + ONNX_BATCH]) for first in starts]
-            return Scored(*map(np.concatenate, zip(*pieces, strict=True)))
-
-    if plan.reading.step or plan.reading.long:
-        raise ConfigError(
-            f"{path} reads readings on a grid (data.step or data.layout=long), serve "
-            "takes rows: put readings on the grid first, or use kdjax stream."
-        )
-    # Imports what it needs now rather than between two rows.
-    streams.another("").drift()
-    return Loaded(path, digest, backend, streams, plan, entities, card, scored)
-
-
-def stamp(path: Path) -> tuple[int, str]:
-    """When a detector's manifest, or its file, was written (ns), and its SHA-256."""
-    file = path / MANIFEST if path.is_dir() else path
-    try:
-        return file.stat().st_mtime_ns, detector_digest(path)
-    except OSError as error:
-        raise ArtifactError(f"{path} can't be read ({error.strerror}).") from None
-
-
-class Shadow:
-    """A second detector that scores the same rows, and how the two compare."""
-
-    def __init__(self, loaded: Loaded, limits: Limits) -> None:
-        self.loaded, self.rows, self.error = loaded, 0, ""
-        self.machines = Machines(
-            loaded.streams,
-            {},
-            store=Store(None),
-            most=limits.open,
-            log=lambda text: None,
-        )
-        self.both = self.own = self.other = self.events = 0
-        self._scores: collections.deque[tuple[float, float]]
-        self._scores = collections.deque(maxlen=COMPARED)
-
-    def take(self, lines: Sequence[Line], rows: Sequence[StreamRow | None]) -> None:
-        """Scores lines of different entities, whose rows the first detector answered."""
-        pairs, found = [], list[StreamRow]()
-        for line, row in zip(lines, rows, strict=True):
-            if row is None:
-                continue
-            stream = self.machines.of(line.entity).stream
-            with contextlib.suppress(DataError):
-                pairs.append((stream, stream.take(line.row, line.time)))
-                found.append(row)
-        for row, second in zip(
-            found, answer_together(pairs, self.machines.score), strict=True
-        ):
-            self.rows += 1
-            self.both += row.alarm and second.alarm
-            self.own += second.alarm and not row.alarm
-            self.other += row.alarm and not second.alarm
-            begun = [e for e in second.events if e["end"] is None]
-            self.events += len(begun)
-            self._scores.append((_severity(row), _severity(second)))
-        self.machines.shrink()
-
-    def compared(self) -> dict[str, Any]:
-        """The comparison as JSON values; severities are window scores in units of τ."""
-        pairs = np.array(self._scores).reshape(-1, 2)
-        pairs = pairs[np.isfinite(pairs).all(axis=1)]
-        shares = (0.5, 0.9, 0.99, 1.0)
-        quantiles = {
-            name: [round(float(q), 6) for q in np.quantile(column, shares)]
-            for name, column in zip(("first", "shadow"), pairs.T, strict=True)
-            if len(column)
-        }
-        return {
-            "detector": str(self.loaded.path.name),
-            "digest": self.loaded.digest,
-            "rows": self.rows,
-            "alarms": {
-                "both": self.both,
-                "first_only": self.other,
-                "shadow_only": self.own,
-            },
-            "events": self.events,
-            "severity": {"rows": len(pairs), "shares": shares, **quantiles},
-            "error": self.error or None,
-        }
-
-
-def _severity(row: StreamRow) -> float:
-    return row.window_score / row.tau if row.tau > 0 else math.nan
 
 
 class Engine:
@@ -271,7 +118,7 @@ class Engine:
         self.loaded = load(path)
         self._stamp, self._refused_stamp = stamp(path), (0, "")
         if shadow is not None:
-            self.shadow = Shadow(load(shadow), limits)
+            self.shadow = Shadow(load(shadow), most_open=limits.open)
         self._outbox: Outbox | None = None
         self._dirty: dict[str, tuple[int, int]] = {}
         self._open()
@@ -335,7 +182,9 @@ class Engine:
 
     def score(self, lines: Sequence[Line], entity: str, *, explain: bool) -> list[Any]:
         """Answers rows as a stream before its first row does; it keeps nothing."""
-        return stateless(self.loaded, self._tau_of(entity), lines, entity, explain)
+        return stateless(
+            self.loaded, self.thresholds.of(entity), lines, entity, explain
+        )
 
     # Run in the engine's thread by `call`.
 
@@ -343,9 +192,9 @@ class Engine:
         self, tau: float | None, budget: float | None, entity: str | None, note: str
     ) -> dict[str, Any]:
         """Changes τ of an entity, or of all for None, from the next row on."""
-        plan = self.machines.plan if entity is None else self._plan_of(entity)
-        before = self._taus.get(None, plan.tau) if entity is None else plan.tau
-        detail = "given"
+        plan, detail = self.machines.of(entity or "").stream.plan, "given"
+        before = self.thresholds.of(entity)
+        before = plan.tau if before is None else before
         if budget is not None:
             tau, detail = budget_threshold(plan, budget)
         assert tau is not None
@@ -355,7 +204,7 @@ class Engine:
         }  # fmt: skip
         with self._committing():
             self.journal.add_threshold(change)
-        self._apply(change)
+        self.thresholds.add(change)
         return change
 
     def acknowledge(self, name: str, mark: Mapping[str, Any]) -> None:
@@ -391,19 +240,16 @@ class Engine:
             carries=True,
         )
         self.journal = Journal(machines.store, self._clock)
-        self.thresholds = self.journal.thresholds()
+        self.thresholds = Thresholds(self.journal.thresholds(), self.loaded.digest)
         self._shelves = self.journal.shelves()
-        self._taus: dict[str | None, float] = {}
         self._dirty.clear()
-        for change in self.thresholds:
-            self._taus |= self._change(change)
         for batch in self.journal.rows():
             lines = [
                 line
                 for line, count in batch
                 if self.machines.of(line.entity).lines <= count
             ]
-            for part in _rounds(lines):
+            for part in rounds_of(lines):
                 self._answer([lines[place] for place in part])
             machines.shrink()
         for name in list(machines.names):
@@ -484,32 +330,6 @@ class Engine:
         self._log(f"{self.name}: {note['text']} ({loaded.digest[:12]})")
         self._committed()
 
-    def _change(self, change: Mapping[str, Any]) -> dict[str | None, float]:
-        """τ by entity of a change that is of this detector."""
-        if change["digest"] != self.loaded.digest:
-            return {}
-        if change["entity"] is None:
-            self._taus.clear()
-        return {change["entity"]: change["tau"]}
-
-    def _apply(self, change: dict[str, Any]) -> None:
-        self.thresholds.append(change)
-        self._taus |= self._change(change)
-        for name in self.machines.opened():
-            self._retune(name)
-
-    def _tau_of(self, entity: str) -> float | None:
-        return self._taus.get(entity, self._taus.get(None))
-
-    def _plan_of(self, entity: str) -> Plan:
-        return self.machines.of(entity).stream.plan
-
-    def _retune(self, name: str) -> None:
-        """Gives an entity's stream the τ that was set for it."""
-        stream, tau = self.machines.of(name).stream, self._tau_of(name)
-        if tau is not None and stream.plan.tau != tau:
-            stream.plan = stream.plan._replace(tau=tau)
-
     def _run(self) -> None:
         due, end = time.monotonic() + TICK, 0.0
         while True:
@@ -567,9 +387,9 @@ class Engine:
             accepted.append((job, new))
             for place in new:
                 lines.append(job.body.lines[place])
-        answers: list[tuple[str, StreamRow | None]] = [("", None)] * len(lines)
+        answers: list[Answered] = [("", None)] * len(lines)
         try:
-            rounds = _rounds(lines)
+            rounds = rounds_of(lines)
             with self._committing() if lines else contextlib.nullcontext():
                 for part in rounds:
                     group = [lines[place] for place in part]
@@ -588,7 +408,7 @@ class Engine:
         self._count(lines, answers)
         each = iter(answers)
         for job, new in accepted:
-            job.done.set_result(_joined(job.body, new, each))
+            job.done.set_result(joined(job.body, new, each))
         self._rate += 0.1 * (
             len(lines) / max(time.monotonic() - begun, 1e-6) - self._rate
         )
@@ -632,45 +452,11 @@ class Engine:
             )  # fmt: skip
         return new
 
-    def _answer(self, lines: Sequence[Line]) -> list[tuple[str, StreamRow | None]]:
-        """Takes rows of different entities in and answers them."""
-        machines, items = self.machines, []
-        for line in lines:
-            machine = machines.of(line.entity)
-            machines.came(line.entity)
-            if self._taus:
-                self._retune(line.entity)
-            stream, fault = machine.stream, line.error
-            instant, taken = None, None
-            try:
-                if not (fault and line.time is None):
-                    instant = parse_timestamp(line.time)
-                late = not fault and is_late(instant, stream.last)
-                if late and machine.answered.has(line, instant):
-                    fault = TWICE
-                if not fault:
-                    said = line.time if instant and instant.clock else None
-                    taken = stream.take(line.row, instant, said=said)
-            except DataError as error:
-                fault = fault or str(error)
-            items.append((line, instant, machine, taken, fault))
-        pairs = [(machine.stream, taken) for *_, machine, taken, _ in items if taken]
-        machines.accepted += len(pairs)
-        rows = list[StreamRow]()
-        for first in range(0, len(pairs), AT_ONCE):
-            rows += answer_together(pairs[first : first + AT_ONCE], machines.score)
-        found, answered = list[tuple[str, StreamRow | None]](), iter(rows)
-        for line, instant, machine, taken, fault in items:
-            row = next(answered) if taken else None
-            machine.answered.add(line, instant, machine.stream.last)
-            machine.lines += 1
-            text = answer_text(line, row, fault, moves=False, name=line.entity)
-            found.append((text, row))
+    def _answer(self, lines: Sequence[Line]) -> list[Answered]:
+        """Answers rows of different entities; the shadow gets them too."""
+        found = answer_rows(self.machines, lines, self.thresholds.of)
         if self.shadow is not None:
-            try:
-                self.shadow.take(lines, [row for _, row in found])
-            except (KdjaxError, OSError) as error:
-                self.shadow.error = str(error)
+            self.shadow.take(lines, [row for _, row in found])
         return found
 
     def _note(self, pairs: Sequence[tuple[Line, int]]) -> None:
@@ -716,9 +502,7 @@ class Engine:
                 if not is_shelved(event, shelves, now)
             )
 
-    def _count(
-        self, lines: Sequence[Line], answers: Sequence[tuple[str, StreamRow | None]]
-    ) -> None:
+    def _count(self, lines: Sequence[Line], answers: Sequence[Answered]) -> None:
         now = self.last_row = time.time()
         for line, (_, row) in zip(lines, answers, strict=True):
             if row is None:
@@ -815,40 +599,6 @@ def _settle(job: Job, call: Callable[[], Any]) -> None:
         job.done.set_exception(error)
 
 
-def _rounds(lines: Sequence[Line]) -> list[list[int]]:
-    """Places of lines in rounds, in each of which every entity occurs once at most."""
-    rounds, seen = list[list[int]](), dict[str, int]()
-    for place, line in enumerate(lines):
-        number = seen[line.entity] = seen.get(line.entity, -1) + 1
-        if number == len(rounds):
-            rounds.append([])
-        rounds[number].append(place)
-    return rounds
-
-
-def _joined(
-    body: Body, new: Sequence[int], found: Iterator[tuple[str, StreamRow | None]]
-) -> Answers:
-    """The answers to a request, with those to rows that had been answered before."""
-    texts, events = list[str](), list[tuple[Mapping[str, Any], ...]]()
-    fresh = {*new}
-    for place, line in enumerate(body.lines):
-        if place in fresh:
-            text, row = next(found)
-            texts.append(text)
-            events.append(row.events if row else ())
-        else:
-            texts.append(_repeated(line, body.sequence[place]))
-            events.append(())
-    return Answers(texts, events)
-
-
-def _repeated(line: Line, number: int | None) -> str:
-    text = answer_text(line, None, "", moves=False, name=line.entity)
-    end = text.rindex(', "line": ')
-    return f'{text[:end]}, "repeated": true, "sequence": {number}}}'
-
-
 def alarm_text(event: Mapping[str, Any], digest: str) -> str:
     """The message of an event that begins or ends."""
     phase = "begin" if event["end"] is None else "end"
@@ -866,91 +616,3 @@ def is_shelved(
     """Whether messages of an event are held back."""
     mark = shelves.get(source_of(event))
     return mark is not None and (mark["until"] is None or now < mark["until"])
-
-
-def budget_threshold(plan: Plan, per_day: float) -> tuple[float, str]:
-    """τ for so many events a day, from a plan's calibration scores, and how it came.
-
-    Windows that share rows alarm together, so that each event is taken to fill one window:
-    the share of windows above τ is `per_day` · L rows of those of a day.
-    """
-    n, rows = len(plan.calibration), 86_400 / plan.step if plan.step else 0.0
-    if not n or not rows:
-        raise RequestError(
-            409, "the detector has no calibration scores, or no cadence: give `tau`."
-        )
-    share = per_day * plan.window / rows
-    if not share < 1:
-        raise RequestError(
-            409, f"{per_day:g} events a day are more than rows can hold."
-        )
-    if share * (plan.disjoint + 1) < 1:
-        least = rows / plan.window / (plan.disjoint + 1)
-        raise RequestError(
-            409,
-            f"calibration has {counted(plan.disjoint, 'separate window')}, too few for "
-            f"{per_day:g} events a day: give {least:.3g}/day or more, or `tau`.",
-        )
-    rank = min(math.ceil((n + 1) * (1 - share)), n)
-    tau = plan.calibration[rank - 1]
-    return (
-        tau,
-        f"{per_day:g} events a day: {share:.3g} of windows above τ, rank {rank} of {n}",
-    )
-
-
-def stateless(
-    loaded: Loaded, tau: float | None, lines: Sequence[Line], entity: str, explain: bool
-) -> list[Any]:
-    """Answers to rows as a stream before its first row gives them, in batches.
-
-    Each is its JSON text, its row and the contributions `[D]` to its score, or None.
-    """
-    first, second = (loaded.streams.another(entity) for _ in range(2))
-    if tau is not None:
-        second.plan = second.plan._replace(tau=tau)
-    found = list[Any]()
-    for start in range(0, len(lines), AT_ONCE):
-        part = lines[start : start + AT_ONCE]
-        # Windows don't depend on scores: they are taken first, and scored together.
-        windows = list[np.ndarray]()
-        for line in part:
-            with contextlib.suppress(DataError):
-                taken = first.take(_row(line), line.time)
-                first.answer(taken, None)
-                windows += [taken.window.copy()] if taken.whole else []
-        names = [first.plan.entity] * len(windows)
-        scores = iter(
-            loaded.streams.score(names, np.concatenate(windows)) if windows else ()
-        )
-        for line in part:
-            row, fault, shares = None, line.error, None
-            try:
-                taken = second.take(_row(line), line.time, said=line.time)
-                score = next(scores) if taken.whole else None
-                row = second.answer(taken, score)
-                if explain and score is not None:
-                    parts = score.contributions
-                    if parts is None:
-                        parts = second.explained(taken.window)
-                    shares = [*map(json_number, parts[-1].tolist())]
-            except DataError as error:
-                fault = str(error)
-            text = answer_text(line, row, fault, moves=False, name=entity)
-            found.append((text, row, shares))
-    return found
-
-
-def _row(line: Line) -> list[float]:
-    if line.error:
-        raise DataError(line.error)
-    return line.row
-
-
-def texts_of(answers: Answers) -> str:
-    """Answers and events as `kdjax stream` writes them, a line each."""
-    lines = list[str]()
-    for text, events in zip(answers.texts, answers.events, strict=True):
-        lines.append(text)
-        lines += map(event_text, events)
-    return "".join(f"{line}\n" for line in lines)

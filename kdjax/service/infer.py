@@ -15,7 +15,7 @@ import numpy as np
 from kdjax.export.container import OUTPUTS
 from kdjax.io.files import kdjax_version
 from kdjax.service.bodies import RequestError, as_json
-from kdjax.service.engine import Loaded
+from kdjax.service.loading import Loaded
 
 KINDS = {"FP32": "<f4", "FP64": "<f8", "INT64": "<i8"}
 HEADER = "inference-header-content-length"

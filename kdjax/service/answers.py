@@ -1,0 +1,161 @@
+"""Answers to rows: of streams that go on, of requests, and of rows that nothing keeps."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from kdjax.data.lines import Line
+from kdjax.detection.occurrences import json_number
+from kdjax.detection.stream_batches import answer_together
+from kdjax.detection.streaming import StreamRow
+from kdjax.detection.timestamps import parse_timestamp
+from kdjax.errors import DataError
+from kdjax.scoring.machines import Machines
+from kdjax.scoring.readings import is_late
+from kdjax.scoring.streams import TWICE, answer_text, event_text
+from kdjax.service.bodies import Body
+from kdjax.service.loading import Loaded
+
+AT_ONCE = 256  # windows scored in one call
+
+Answered = tuple[str, StreamRow | None]  # the JSON text of a row; None for one at fault
+
+
+class Answers(NamedTuple):
+    """The JSON text of each row, and the events that each brought."""
+
+    texts: list[str]
+    events: list[tuple[Mapping[str, Any], ...]]
+
+
+def answer_rows(
+    machines: Machines, lines: Sequence[Line], tau_of: Callable[[str], float | None]
+) -> list[Answered]:
+    """Takes rows of different entities in and answers them.
+
+    `tau_of` gives the τ that was set for an entity, None for the detector's.
+    """
+    items = []
+    for line in lines:
+        machine = machines.of(line.entity)
+        machines.came(line.entity)
+        stream, fault = machine.stream, line.error
+        if (tau := tau_of(line.entity)) is not None and stream.plan.tau != tau:
+            stream.plan = stream.plan._replace(tau=tau)
+        instant, taken = None, None
+        try:
+            if not (fault and line.time is None):
+                instant = parse_timestamp(line.time)
+            late = not fault and is_late(instant, stream.last)
+            if late and machine.answered.has(line, instant):
+                fault = TWICE
+            if not fault:
+                said = line.time if instant and instant.clock else None
+                taken = stream.take(line.row, instant, said=said)
+        except DataError as error:
+            fault = fault or str(error)
+        items.append((line, instant, machine, taken, fault))
+    pairs = [(machine.stream, taken) for *_, machine, taken, _ in items if taken]
+    machines.accepted += len(pairs)
+    rows = list[StreamRow]()
+    for first in range(0, len(pairs), AT_ONCE):
+        rows += answer_together(pairs[first : first + AT_ONCE], machines.score)
+    found, answered = list[Answered](), iter(rows)
+    for line, instant, machine, taken, fault in items:
+        row = next(answered) if taken else None
+        machine.answered.add(line, instant, machine.stream.last)
+        machine.lines += 1
+        text = answer_text(line, row, fault, moves=False, name=line.entity)
+        found.append((text, row))
+    return found
+
+
+def rounds_of(lines: Sequence[Line]) -> list[list[int]]:
+    """Places of lines in rounds, in each of which every entity occurs once at most."""
+    rounds, seen = list[list[int]](), dict[str, int]()
+    for place, line in enumerate(lines):
+        number = seen[line.entity] = seen.get(line.entity, -1) + 1
+        if number == len(rounds):
+            rounds.append([])
+        rounds[number].append(place)
+    return rounds
+
+
+def joined(body: Body, new: Sequence[int], found: Iterator[Answered]) -> Answers:
+    """The answers to a request, with those to rows that had been answered before."""
+    texts, events = list[str](), list[tuple[Mapping[str, Any], ...]]()
+    fresh = {*new}
+    for place, line in enumerate(body.lines):
+        if place in fresh:
+            text, row = next(found)
+            texts.append(text)
+            events.append(row.events if row else ())
+        else:
+            texts.append(_repeated(line, body.sequence[place]))
+            events.append(())
+    return Answers(texts, events)
+
+
+def _repeated(line: Line, number: int | None) -> str:
+    text = answer_text(line, None, "", moves=False, name=line.entity)
+    end = text.rindex(', "line": ')
+    return f'{text[:end]}, "repeated": true, "sequence": {number}}}'
+
+
+def texts_of(answers: Answers) -> str:
+    """Answers and events as `kdjax stream` writes them, a line each."""
+    lines = list[str]()
+    for text, events in zip(answers.texts, answers.events, strict=True):
+        lines.append(text)
+        lines += map(event_text, events)
+    return "".join(f"{line}\n" for line in lines)
+
+
+def stateless(
+    loaded: Loaded, tau: float | None, lines: Sequence[Line], entity: str, explain: bool
+) -> list[Any]:
+    """Answers to rows as a stream before its first row gives them, in batches.
+
+    Each is its JSON text, its row and the contributions `[D]` to its score, or None.
+    """
+    first, second = (loaded.streams.another(entity) for _ in range(2))
+    if tau is not None:
+        second.plan = second.plan._replace(tau=tau)
+    found = list[Any]()
+    for start in range(0, len(lines), AT_ONCE):
+        part = lines[start : start + AT_ONCE]
+        # Windows don't depend on scores: they are taken first, and scored together.
+        windows = list[np.ndarray]()
+        for line in part:
+            with contextlib.suppress(DataError):
+                taken = first.take(_row(line), line.time)
+                first.answer(taken, None)
+                windows += [taken.window.copy()] if taken.whole else []
+        names = [first.plan.entity] * len(windows)
+        scores = iter(
+            loaded.streams.score(names, np.concatenate(windows)) if windows else ()
+        )
+        for line in part:
+            row, fault, shares = None, line.error, None
+            try:
+                taken = second.take(_row(line), line.time, said=line.time)
+                score = next(scores) if taken.whole else None
+                row = second.answer(taken, score)
+                if explain and score is not None:
+                    parts = score.contributions
+                    if parts is None:
+                        parts = second.explained(taken.window)
+                    shares = [*map(json_number, parts[-1].tolist())]
+            except DataError as error:
+                fault = str(error)
+            text = answer_text(line, row, fault, moves=False, name=entity)
+            found.append((text, row, shares))
+    return found
+
+
+def _row(line: Line) -> list[float]:
+    if line.error:
+        raise DataError(line.error)
+    return line.row

@@ -1,0 +1,90 @@
+"""Detectors in service: loaded from a folder on JAX, or from an ONNX file without it."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from kdjax.detection.stream_batches import EntityStreams
+from kdjax.detection.stream_rules import Plan
+from kdjax.errors import ArtifactError, ConfigError
+from kdjax.io.files import MANIFEST
+from kdjax.scoring.opening import ONNX_BATCH, open_streams
+from kdjax.scoring.streams import detector_digest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from kdjax.export.container import Scored
+
+
+class Loaded(NamedTuple):
+    """A detector from a folder or an ONNX file."""
+
+    path: Path
+    digest: str
+    backend: str  # `jax` or `onnxruntime`
+    streams: EntityStreams
+    plan: Plan  # of the usual entity
+    entities: tuple[str, ...]
+    card: Mapping[str, Any] | None
+    scored: "Callable[[np.ndarray], Scored]"  # windows [B, L, D] of the usual entity
+
+
+def load(path: Path) -> Loaded:
+    """A saved detector, verified and ready: on JAX, or an ONNX file on onnxruntime alone.
+
+    Raises:
+        ArtifactError: it is damaged or of another kind.
+        ConfigError: it reads readings on a grid, which the service doesn't.
+    """
+    from kdjax.export.container import Scored, load_onnx
+
+    digest = stamp(path)[1]
+    card: Mapping[str, Any] | None = None
+    entities: tuple[str, ...] = ()
+    if path.is_dir():
+        from kdjax.detection.detector import entity_streams
+        from kdjax.detection.storage import load_detector
+
+        detector = load_detector(path)
+        streams, backend = entity_streams(detector), "jax"
+        card, entities = detector.card, detector.entities
+        usual = streams.another("")
+        plan = usual.plan
+
+        def scored(windows: np.ndarray) -> Scored:
+            found = streams.score([plan.entity] * len(windows), windows)
+            points = np.stack([one.points for one in found])
+            scores = np.array([one.window_score for one in found], np.float32)
+            parts = np.stack([usual.explained(window[None]) for window in windows])
+            return Scored(points, scores, (scores > plan.tau).astype(np.int64), parts)
+
+    else:
+        streams, backend = open_streams(path, backend="onnxruntime"), "onnxruntime"
+        run = load_onnx(path).run
+        plan = streams.another("").plan
+
+        def scored(windows: np.ndarray) -> Scored:
+            starts = range(0, len(windows), ONNX_BATCH)
+            pieces = [run(windows[first : first + ONNX_BATCH]) for first in starts]
+            return Scored(*map(np.concatenate, zip(*pieces, strict=True)))
+
+    if plan.reading.step or plan.reading.long:
+        raise ConfigError(
+            f"{path} reads readings on a grid (data.step or data.layout=long), serve "
+            "takes rows: put readings on the grid first, or use kdjax stream."
+        )
+    # Imports what it needs now rather than between two rows.
+    streams.another("").drift()
+    return Loaded(path, digest, backend, streams, plan, entities, card, scored)
+
+
+def stamp(path: Path) -> tuple[int, str]:
+    """When a detector's manifest, or its file, was written (ns), and its SHA-256."""
+    file = path / MANIFEST if path.is_dir() else path
+    try:
+        return file.stat().st_mtime_ns, detector_digest(path)
+    except OSError as error:
+        raise ArtifactError(f"{path} can't be read ({error.strerror}).") from None
