@@ -1,12 +1,14 @@
 """Requests to the service without a network, for its tests."""
 
 import asyncio
+import time
 
 import httpx
 import numpy as np
 
 TOKEN = "a-token-of-more-than-16"
 BEARER = {"authorization": f"Bearer {TOKEN}"}
+URL = "/v1/detectors/plant/rows"
 JSON = {"content-type": "application/json"}
 
 
@@ -53,3 +55,21 @@ def answered(response):
 def keys(answers):
     names = ("score", "window_score", "alarm", "state")
     return [tuple(row[name] for name in names) for row in answers]
+
+
+def sent(client, values, first, last, *, names="abc", **more):
+    """Rows `first` to `last` of each entity in one request."""
+    lines = [(name, n) for n in range(first, last) for name in names]
+    body = {
+        "rows": [values[name][n] for name, n in lines],
+        "entity": [name for name, _ in lines],
+        "time": [n for _, n in lines],
+    }
+    return answered(client.post(URL, json=body | more))["rows"]
+
+
+def until(condition, seconds=60.0):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)

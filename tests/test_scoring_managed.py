@@ -232,7 +232,8 @@ def test_decisions_hold_over_a_restart_and_can_be_taken_back(file, tmp_path):
 def test_shelving_ends_while_the_stream_waits_for_rows(tmp_path):
     """By the file, without a row: `due` is asked each second."""
     spans = write(tmp_path / "spans.csv", f"start,end\n{at(0)},{at(99)}\n")
-    one = Managed(Spans(spans, print), None, saved=(), log=print)
+    read = Spans(spans, print)
+    one = Managed(lambda e, at: read(e["entity"], at), lambda name: False, saved=())
     event = {"id": "x", "entity": "a", "start": at(5), "end": None}
     assert one.changed(event, "local") == []
     assert one.due(lambda entity: moment(6)) == []

@@ -9,7 +9,16 @@ import time
 
 import numpy as np
 import pytest
-from service_client import BEARER, TOKEN, answered, keys, rows_of
+from service_client import (
+    BEARER,
+    TOKEN,
+    URL,
+    answered,
+    keys,
+    rows_of,
+    sent,
+    until,
+)
 
 from kdjax.detection.storage import save_detector
 from kdjax.errors import ArtifactError
@@ -20,19 +29,6 @@ from kdjax.service import engine as engines
 from kdjax.service.bodies import RequestError
 from kdjax.service.engine import Limits
 from kdjax.service.thresholds import budget_threshold
-
-URL = "/v1/detectors/plant/rows"
-
-
-def sent(client, values, first, last, *, names="abc", **more):
-    """Rows `first` to `last` of each entity in one request."""
-    lines = [(name, n) for n in range(first, last) for name in names]
-    body = {
-        "rows": [values[name][n] for name, n in lines],
-        "entity": [name for name, _ in lines],
-        "time": [n for _, n in lines],
-    }
-    return answered(client.post(URL, json=body | more))["rows"]
 
 
 @pytest.fixture
@@ -51,13 +47,6 @@ def wanted(path, values, count, **options):
     return [
         (*(None if math.isnan(x) else x for x in row[:2]), *row[2:]) for row in found
     ]
-
-
-def until(condition, seconds=60.0):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 @pytest.mark.parametrize("lag", [0, 7, 10_000])
@@ -189,7 +178,7 @@ def test_events_are_listed_acknowledged_and_shelved(
     url = f"/v1/events/{begun['id']}"
     seen = answered(client.post(f"{url}/ack", json={"by": "eve", "note": "seen"}))
     assert seen["acknowledged"]["by"] == "eve"
-    until(lambda: messages.exists() and messages.read_text("utf-8").count("\n") == 1)
+    until(lambda: messages.exists() and messages.read_text("utf-8").count("\n") == 2)
     body = {"reason": "maintenance"}  # for good
     assert answered(client.post(f"{url}/shelve", json=body))["shelved"]["reason"]
     sent(client, spikes, 12, 40)  # the event ends, another one begins and ends
@@ -199,7 +188,10 @@ def test_events_are_listed_acknowledged_and_shelved(
     sent(client, spikes, 40, 55)
     client.close()
     events = [json.loads(line) for line in messages.read_text("utf-8").splitlines()]
-    assert [(e["start"], e["phase"]) for e in events] == [(10, "begin"), (50, "begin")]
+    assert [(e["start"], e["phase"]) for e in events] == [
+        (10, "begin"), (10, "acknowledged"), (10, "end"), (50, "begin"),
+    ]  # fmt: skip
+    assert [e.get("acknowledged") for e in events] == [None, True, True, None]
     assert len(events[0]["detector"]) == 64
     client = serve(moving_file, to=to)
     found = answered(client.get("/v1/events"))["events"]

@@ -108,6 +108,8 @@ print(*[name for name in ("jax", "scipy", "sklearn", "onnx") if name in sys.modu
         (["--detector={file}", "--state={file}"], "is no folder"),
         (["--detector={short}"], "short is no ONNX detector of kdjax"),
         (["--detector={file}", "--on_alarm=mail:x"], "is no receiver of alarms"),
+        (["--detector={file}", "--exclude=none.csv"], "--exclude=none.csv is no file"),
+        (["--detector={file}", "--exclude={short}"], "unknown ending"),
         (["--detector={file}", "rows.csv"], "serve takes flags only"),
     ],
 )  # fmt: skip

@@ -43,6 +43,7 @@ FLAGS = {
     ),
     "State and alarms": (
         Flag("state", "DIR", None, "Folder for the state; without it none is kept."),
+        common.EXCLUDE,
         Flag("on_alarm", "RECEIVER", (), "Where messages of events go, as in stream."),
     ),
     "Limits": (
@@ -75,8 +76,11 @@ def main(arguments: list[str], flags: common.Flags) -> None:
     for path in paths:
         if not path.is_file():
             check_detector_folder(path)
+    if flags.exclude and not Path(flags.exclude).is_file():
+        raise ConfigError(f"--exclude={flags.exclude} is no file: correct it.")
     token = _token(flags.token_file)
     to = receivers(flags.on_alarm, inputs=paths)
+    from kdjax.scoring.managed import Spans
     from kdjax.service.app import App, names_of
     from kdjax.service.engine import Engine, Limits
     from kdjax.service.server import serve_until_signal
@@ -93,6 +97,7 @@ def main(arguments: list[str], flags: common.Flags) -> None:
         open=flags.most_open,
         seconds=max(0.1, flags.request_seconds),
     )
+    excluded = Spans(Path(flags.exclude), _say) if flags.exclude else None
     with contextlib.ExitStack() as stack:
         listening = stack.enter_context(_listening(flags.host, flags.port))
         if any(path.is_dir() for path in paths):
@@ -111,6 +116,7 @@ def main(arguments: list[str], flags: common.Flags) -> None:
                 clock=app.clock,
                 to=to,
                 shadow=Path(flags.shadow) if flags.shadow else None,
+                excluded=excluded,
                 log=_say,
                 committed=app.committed,
             )

@@ -194,7 +194,8 @@ class StreamDetector:
         text += f" {rolling!r}" * bool(rolling)
         self._digest = hashlib.sha256(text.encode()).hexdigest()
         form = (plan.channels, plan.window, plan.step, plan.max_gap, plan.dtype)
-        self._form = hashlib.sha256(repr(form).encode()).hexdigest()[:16]
+        # Of what a state of another detector needs to be equal, see `carried`.
+        self.form = hashlib.sha256(repr(form).encode()).hexdigest()[:16]
         self._score = score
         self._explain = explain
         self._rule = alarm_rule(plan)
@@ -425,6 +426,12 @@ class StreamDetector:
         self._at = self._at._replace(watch=watch._replace(alarm=None, others=()))
         return tuple(message(event, self.entity, event.end) for event in ended)
 
+    def open_events(self) -> list[dict[str, Any]]:
+        """The events that are open, as they began."""
+        watch = self._at.watch
+        known = filter(None, (watch.alarm, *watch.others))
+        return [message(event, self.entity) for event in known]
+
     def _is_planned(self, last: Timestamp, until: float) -> bool:
         """Whether spans to leave out explain that no row came from `last` until then."""
         wait = self.plan.max_gap * self.plan.step
@@ -536,7 +543,7 @@ class StreamDetector:
             "schema": SCHEMA,
             "kdjax_version": kdjax_version(),
             "detector": self._digest,
-            "form": self._form,
+            "form": self.form,
             "rows": self.rows,
             **own,
             **self._saved(at),
@@ -625,7 +632,7 @@ class StreamDetector:
         """
         if state["detector"] == self._digest:
             return dict(state)
-        if state.get("form") != self._form or self._adaptive is not None:
+        if state.get("form") != self.form or self._adaptive is not None:
             return None
         usual = self._saved(self._start)
 
@@ -814,6 +821,15 @@ class StreamDetector:
             shares = parts[peak][own] / parts[peak][own].sum(dtype=np.float64)
         names = tuple(self.plan.channels[place] for place in own[:TOP])
         return names, tuple(round(float(share), 4) for share in shares[:TOP])
+
+
+def left_open(state: Mapping[str, Any], entity: str) -> list[dict[str, Any]]:
+    """The events that are open in a `state`, as they end where no row follows."""
+    known = map(unpacked, filter(None, (state["event"], *state["others"])))
+    return [
+        message(event, entity, event.start if event.end is None else event.end)
+        for event in known
+    ]
 
 
 def _packed(values: np.ndarray) -> str:

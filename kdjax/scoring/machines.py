@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from kdjax.detection.stream_batches import EntityStreams
-from kdjax.detection.streaming import StreamDetector
+from kdjax.detection.streaming import StreamDetector, left_open
 from kdjax.errors import ArtifactError, ConfigError, counted
 from kdjax.io.files import (
     check_schema,
@@ -159,6 +159,14 @@ class Machines:
             events += self.of(name).stream.silent(passed)
             self.shrink()
         return events
+
+    def left_open(self, name: str) -> list[dict[str, Any]]:
+        """The events of an entity that are open in the store, as they end without a row."""
+        found = self.store.get(name)
+        if found is None:
+            return []
+        state = read_state(found[1].encode(), f"the state of {name!r}")
+        return left_open(state["stream"], name)
 
     def finish(self) -> Sequence[Mapping[str, Any]]:
         """Ends the events that are open."""

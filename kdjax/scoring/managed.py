@@ -1,10 +1,13 @@
 """What people decide while a stream runs: spans to leave out or to shelve, acknowledgement.
 
 The terms are those of alarm management (ANSI/ISA-18.2, IEC 62682). Decisions stand in files
-that are read again when they changed. Where one can't be read, what was read before holds.
+that are read again when they changed, or come as marks by HTTP. Where a file can't be read,
+what was read before holds.
 """
 
 import csv
+import json
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -75,17 +78,20 @@ class Spans:
 
     def __init__(self, path: Path, log: Callable[[str], None]) -> None:
         self._known: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # by clocks
+        self._lock = threading.Lock()
         self._file = Edited(path, self._take, log)
 
     def __call__(self, entity: str, instant: Timestamp) -> bool:
         """Where rows have no times, `instant` holds the row's number."""
-        self._file.look()
-        if instant.clock not in self._known:
-            try:
-                self._known[instant.clock] = read_spans(self._file.path, instant.clock)
-            except _UNREADABLE as error:
-                raise ConfigError(str(error)) from error
-        bounds, owners = self._known[instant.clock]
+        with self._lock:
+            self._file.look()
+            if instant.clock not in self._known:
+                try:
+                    found = read_spans(self._file.path, instant.clock)
+                except _UNREADABLE as error:
+                    raise ConfigError(str(error)) from error
+                self._known[instant.clock] = found
+            bounds, owners = self._known[instant.clock]
         inside = (bounds[:, 0] <= instant.value) & (instant.value <= bounds[:, 1])
         return bool((inside & ((owners == "") | (owners == entity))).any())
 
@@ -94,69 +100,19 @@ class Spans:
         self._known = {clock: read_spans(path, clock) for clock in self._known}
 
 
-class Managed:
-    """The events that are open, and which messages of them are sent when.
+class Ids:
+    """Whether an id stands in the column `id` of a CSV file, as now on the disk.
 
-    An event that begins in a shelved span has no message. If it is still open when time has
-    left the span, or the span was removed, it begins then. Its end has a message where its
-    begin had one. An acknowledged event has one more message.
-
-    Args:
-        shelved: spans of time, by entity.
-        acknowledged: a CSV file with the ids of events in its column `id`.
-        saved: what `state` gave.
+    Raises:
+        ConfigError: it can't be read at first.
     """
 
-    def __init__(
-        self,
-        shelved: Spans | None,
-        acknowledged: Path | None,
-        *,
-        saved: Iterable[Mapping[str, Any]],
-        log: Callable[[str], None],
-    ) -> None:
-        self._open = {one["event"]["id"]: dict(one) for one in saved}
-        self._shelved = shelved or (lambda entity, instant: False)
-        self._ids: set[str] = set()
-        self._file = acknowledged and Edited(acknowledged, self._take, log)
+    def __init__(self, path: Path, log: Callable[[str], None]) -> None:
+        self._file = Edited(path, self._take, log)
 
-    def changed(self, event: Mapping[str, Any], clock: str) -> list[Message]:
-        """The messages of an event that begins or ends, by times of this clock."""
-        name = event["id"]
-        if event["end"] is None:
-            start = parse_timestamp(event["start"])._replace(clock=clock)
-            held = self._shelved(event["entity"], start)
-            self._open[name] = {"event": event, "held": held, "acknowledged": False}
-            return [] if held else [(event, BEGIN)]
-        known = self._open.pop(name, {})
-        if known.get("held"):
-            return []
-        return [(_marked(event) if known.get("acknowledged") else event, END)]
-
-    def holds(self) -> bool:
-        """Whether the message of a begin waits for the end of a span."""
-        return any(one["held"] for one in self._open.values())
-
-    def due(self, last: Callable[[str], Timestamp]) -> list[Message]:
-        """Messages that are due by now; `last` is the time of an entity's last row."""
-        if self._file:
-            self._file.look()
-        found: list[Message] = []
-        for name, one in self._open.items():
-            event = one["event"]
-            if one["held"] and not self._shelved(
-                event["entity"], last(event["entity"])
-            ):
-                one["held"] = False
-                found.append((event, BEGIN))
-            if name in self._ids and not (one["held"] or one["acknowledged"]):
-                one["acknowledged"] = True
-                found.append((_marked(event), ACKNOWLEDGED))
-        return found
-
-    def state(self) -> list[dict[str, Any]]:
-        """For `saved`, as JSON values."""
-        return [dict(one) for one in self._open.values()]
+    def __call__(self, name: str) -> bool:
+        self._file.look()
+        return name in self._ids
 
     def _take(self, path: Path) -> None:
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -167,6 +123,87 @@ class Managed:
                     "as messages and events files have them."
                 )
             self._ids = {(row["id"] or "").strip() for row in table}
+
+
+def source_of(event: Mapping[str, Any]) -> str:
+    """What events have in common that a mark shelves together: entity and kind."""
+    return json.dumps([event.get("entity", ""), event.get("kind", "")])
+
+
+def is_marked(
+    marks: Mapping[str, Mapping[str, Any]], event: Mapping[str, Any], now: float
+) -> bool:
+    """Whether an event is shelved by marks, by `source_of`; `until` as `now`, None for good."""
+    mark = marks.get(source_of(event))
+    return mark is not None and (mark["until"] is None or now < mark["until"])
+
+
+def message_text(event: Mapping[str, Any], phase: str, digest: str) -> str:
+    """The JSON text of a message; `digest` is that of the detector."""
+    found = {**event, "detector": digest, "phase": phase}
+    return json.dumps(found, allow_nan=False)
+
+
+class Managed:
+    """The events that are open, and which messages of them are sent when.
+
+    An event that begins while it is shelved has no message. If it is still open when it is
+    shelved no longer, it begins then. Its end has a message where its begin had one. An
+    acknowledged event has one more message.
+
+    Args:
+        shelved: whether an event is shelved, at the time of a row of its entity.
+        seen: whether the event of an id was acknowledged.
+        saved: what `state` gave.
+    """
+
+    def __init__(
+        self,
+        shelved: Callable[[Mapping[str, Any], Timestamp], bool],
+        seen: Callable[[str], bool],
+        *,
+        saved: Iterable[Mapping[str, Any]],
+    ) -> None:
+        self.open = {one["event"]["id"]: dict(one) for one in saved}
+        self.touched = dict[str, None]()  # ids of what began, changed or ended
+        self._shelved, self._seen = shelved, seen
+
+    def changed(self, event: Mapping[str, Any], clock: str) -> list[Message]:
+        """The messages of an event that begins or ends, by times of this clock."""
+        name = event["id"]
+        self.touched[name] = None
+        if event["end"] is None:
+            start = parse_timestamp(event["start"])._replace(clock=clock)
+            held = self._shelved(event, start)
+            self.open[name] = {"event": event, "held": held, "acknowledged": False}
+            return [] if held else [(event, BEGIN)]
+        known = self.open.pop(name, {})
+        if known.get("held"):
+            return []
+        return [(_marked(event) if known.get("acknowledged") else event, END)]
+
+    def holds(self) -> bool:
+        """Whether the message of a begin waits until its event is shelved no longer."""
+        return any(one["held"] for one in self.open.values())
+
+    def due(self, last: Callable[[str], Timestamp]) -> list[Message]:
+        """Messages that are due by now; `last` is the time of an entity's last row."""
+        found: list[Message] = []
+        for name, one in self.open.items():
+            event, before = one["event"], len(found)
+            if one["held"] and not self._shelved(event, last(event["entity"])):
+                one["held"] = False
+                found.append((event, BEGIN))
+            if not (one["held"] or one["acknowledged"]) and self._seen(name):
+                one["acknowledged"] = True
+                found.append((_marked(event), ACKNOWLEDGED))
+            if len(found) > before:
+                self.touched[name] = None
+        return found
+
+    def state(self) -> list[dict[str, Any]]:
+        """For `saved`, as JSON values."""
+        return [dict(one) for one in self.open.values()]
 
 
 def _marked(event: Mapping[str, Any]) -> dict[str, Any]:

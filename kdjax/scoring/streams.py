@@ -51,7 +51,7 @@ from kdjax.io.files import (
 from kdjax.io.signals import Stopped, signals_held
 from kdjax.notify.outbox import LAST_WAIT, Outbox, receivers
 from kdjax.scoring.machines import Machine, Machines, Store
-from kdjax.scoring.managed import Managed, Message, Spans
+from kdjax.scoring.managed import Ids, Managed, Message, Spans, message_text
 from kdjax.scoring.opening import NOTHING, open_streams, opener
 from kdjax.scoring.readings import Answered, RowReader, is_late
 
@@ -279,12 +279,11 @@ def run_stream(
                 f"{LAST_WAIT:g} s after the input ends."
             )
         digest = detector_digest(Path(detector)) if to else ""
-        shelved, done = Path(shelve), Path(acknowledged)
+        spans = Spans(Path(shelve), log) if shelve else None
         managed = Managed(
-            Spans(shelved, log) if shelve else None,
-            done if acknowledged else None,
+            lambda event, at: spans is not None and spans(event["entity"], at),
+            Ids(Path(acknowledged), log) if acknowledged else lambda name: False,
             saved=saved.get("managed", ()),
-            log=log,
         )
         alarms = _Alarms(outbox, digest, waiting, managed)
         out = _Out(machines, watch, file, alarms, log)
@@ -772,8 +771,7 @@ class _Out:
         if self._alarms.outbox and messages:
             digest = self._alarms.digest
             self._alarms.outbox.add(
-                _ENCODE({**event, "detector": digest, "phase": phase})
-                for event, phase in messages
+                message_text(event, phase, digest) for event, phase in messages
             )
             self.urgent = True
 

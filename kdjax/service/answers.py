@@ -1,5 +1,6 @@
 """Answers to rows: of streams that go on, of requests, and of rows that nothing keeps."""
 
+import collections
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -11,14 +12,15 @@ from kdjax.detection.occurrences import json_number
 from kdjax.detection.stream_batches import answer_together
 from kdjax.detection.streaming import StreamRow
 from kdjax.detection.timestamps import parse_timestamp
-from kdjax.errors import DataError
+from kdjax.errors import ConfigError, DataError
 from kdjax.scoring.machines import Machines
 from kdjax.scoring.readings import is_late
 from kdjax.scoring.streams import TWICE, answer_text, event_text
-from kdjax.service.bodies import Body
+from kdjax.service.bodies import Body, RequestError
 from kdjax.service.loading import Loaded
 
 AT_ONCE = 256  # windows scored in one call
+KNOWN = 500  # rows of an entity that are known when they come again without a sequence
 
 Answered = tuple[str, StreamRow | None]  # the JSON text of a row; None for one at fault
 
@@ -54,7 +56,7 @@ def answer_rows(
             if not fault:
                 said = line.time if instant and instant.clock else None
                 taken = stream.take(line.row, instant, said=said)
-        except DataError as error:
+        except (ConfigError, DataError) as error:  # spans are on another clock
             fault = fault or str(error)
         items.append((line, instant, machine, taken, fault))
     pairs = [(machine.stream, taken) for *_, machine, taken, _ in items if taken]
@@ -70,6 +72,49 @@ def answer_rows(
         text = answer_text(line, row, fault, moves=False, name=line.entity)
         found.append((text, row))
     return found
+
+
+def new_places(
+    body: Body, machines: Machines, before: dict[str, int], most: int
+) -> list[int]:
+    """The places of new rows; RequestError for rows that can't come next.
+
+    `before` counts lines of each entity up to here and is updated; `most` are the entities
+    at most.
+    """
+    new, fresh = list[int](), set[str]()
+    without: collections.Counter[str] = collections.Counter()
+    names = machines.names
+    for place, (line, number) in enumerate(zip(body.lines, body.sequence, strict=True)):
+        name = line.entity
+        if name and name not in names:
+            fresh.add(name)
+            if len(names) + len(fresh) > most:
+                raise RequestError(
+                    403, f"more than {most} entities: start the service with a larger "
+                    "--max_entities.", "entities",
+                )  # fmt: skip
+        if name not in before:
+            known = name in names or not name
+            before[name] = machines.of(name).lines if known else 0
+        if number is None:
+            without[name] += 1
+        elif number > before[name]:
+            raise RequestError(
+                409, f"the next row of {name!r} has the sequence {before[name]}, not "
+                f"{number}: send the rows between first.", "sequence",
+                expected=before[name], entity=name,
+            )  # fmt: skip
+        elif number < before[name]:
+            continue
+        before[name] += 1
+        new.append(place)
+    if without and max(without.values()) > KNOWN:
+        raise RequestError(
+            413, f"more than {KNOWN} rows of an entity without `sequence`: give it, or "
+            "send fewer at once.", "rows",
+        )  # fmt: skip
+    return new
 
 
 def rounds_of(lines: Sequence[Line]) -> list[list[int]]:

@@ -28,6 +28,7 @@ from kdjax.detection.thresholds import parse_budget
 from kdjax.detection.timestamps import parse_timestamp
 from kdjax.errors import ConfigError, DataError, KdjaxError
 from kdjax.io.files import kdjax_version
+from kdjax.scoring.managed import source_of
 from kdjax.service import infer, openapi
 from kdjax.service.answers import texts_of
 from kdjax.service.bodies import (
@@ -40,7 +41,7 @@ from kdjax.service.bodies import (
     read_windows,
 )
 from kdjax.service.engine import Engine, Limits
-from kdjax.service.journal import Clock, source_of
+from kdjax.service.journal import Clock
 from kdjax.service.metrics import Metrics
 
 USUAL = Limits()

@@ -7,7 +7,6 @@ between two such batches. A batch that can't be committed is taken back as a who
 
 import collections
 import contextlib
-import json
 import math
 import threading
 import time
@@ -18,21 +17,32 @@ from typing import Any, NamedTuple
 
 from kdjax.data.lines import Line
 from kdjax.detection.streaming import StreamRow
+from kdjax.detection.timestamps import Timestamp
 from kdjax.errors import ArtifactError, KdjaxError
 from kdjax.io.files import MANIFEST
 from kdjax.notify.outbox import Outbox, Receiver
 from kdjax.scoring.machines import Machines, Store
+from kdjax.scoring.managed import (
+    BEGIN,
+    END,
+    Message,
+    Spans,
+    is_marked,
+    message_text,
+)
 from kdjax.scoring.streams import lock_state
 from kdjax.service.answers import (
+    KNOWN,
     Answered,
     Answers,
     answer_rows,
     joined,
+    new_places,
     rounds_of,
     stateless,
 )
 from kdjax.service.bodies import Body, RequestError
-from kdjax.service.journal import Clock, EventLog, Journal, rolled_back, source_of
+from kdjax.service.journal import Clock, EventLog, Journal, rolled_back
 from kdjax.service.loading import Loaded, load, stamp
 from kdjax.service.shadow import Shadow
 from kdjax.service.thresholds import Thresholds, budget_threshold
@@ -40,9 +50,10 @@ from kdjax.service.thresholds import Thresholds, budget_threshold
 BATCH_ROWS = 1000  # rows, at most, that are answered together unless one body has more
 LAG_ROWS = 10_000  # rows in the journal before states of their entities are written
 PUT_EACH = 64  # states written with one batch, at most, unless the journal grows
-KNOWN = 500  # rows of an entity that are known when they come again without a sequence
 TICK = 1.0  # seconds between two looks for silence and changed detectors
-END = 1.0  # seconds for rows that wait, for states, and for alarm messages at the end
+LAST_WAIT = (
+    1.0  # seconds for rows that wait, for states, and for alarm messages at the end
+)
 
 
 class Limits(NamedTuple):
@@ -83,6 +94,7 @@ class Engine:
         clock: numbers of events, shared by all detectors.
         to: receivers of alarm messages.
         shadow: a second detector, or None.
+        excluded: spans of rows that are left out, such as those of maintenance.
         log: called with messages for people.
         committed: called in this engine's thread when rows or events were committed.
     """
@@ -97,12 +109,14 @@ class Engine:
         clock: Clock,
         to: tuple[Receiver, ...] = (),
         shadow: Path | None = None,
+        excluded: Spans | None = None,
         log: Callable[[str], None] = lambda text: None,
         committed: Callable[[], None] = lambda: None,
     ) -> None:
         self.name, self._limits, self._clock = name, limits, clock
         self._log, self._committed = log, committed
         self._path, self._state = path, folder / f"{name}.sqlite"
+        self._to, self._excluded = to, excluded
         self._stack = contextlib.ExitStack()
         lock_state(self._stack, self._state)
         self.counts: collections.Counter[str] = collections.Counter()
@@ -115,23 +129,19 @@ class Engine:
         self._changed, self._closing = threading.Condition(), False
         self._rate = 1000.0  # rows a second, for Retry-After
         self.shadow: Shadow | None = None
-        self.loaded = load(path)
+        self.loaded = load(path, excluded)
         self._stamp, self._refused_stamp = stamp(path), (0, "")
         if shadow is not None:
-            self.shadow = Shadow(load(shadow), most_open=limits.open)
+            self.shadow = Shadow(load(shadow, excluded), most_open=limits.open)
         self._outbox: Outbox | None = None
         self._dirty: dict[str, tuple[int, int]] = {}
-        self._open()
-        if (
-            self.shadow
-            and self.machines.saved.get("promoted") == self.shadow.loaded.digest
-        ):
-            self._swap(self.shadow.loaded, promoted=True)
+        with contextlib.closing(Store(self._state)) as store:
+            promoted = store.whole().get("promoted")
+        if self.shadow and promoted == self.shadow.loaded.digest:
+            self.loaded = self.shadow.loaded
+            self.shadow.machines.store.close()
             self.shadow = None
-        saved = self.machines.saved.get("alarms") or {}
-        if to:
-            spool = folder / f"{name}.alarms"
-            self._outbox = Outbox(to, spool=spool, saved=saved, log=log)
+        self._open()
         self.log = EventLog(self._state)
         self._thread = threading.Thread(
             target=self._run, name=f"kdjax-{name}", daemon=True
@@ -211,12 +221,14 @@ class Engine:
         """Notes that someone has seen an event."""
         with self._committing():
             self.journal.acknowledge(name, mark)
+            self._send(self._due())
 
     def shelve(self, source: str, mark: Mapping[str, Any]) -> None:
-        """Notes that messages of an entity and kind are not to be sent for a time."""
+        """Holds back messages of an entity and kind, or no longer."""
         with self._committing():
             self.journal.shelve(source, mark)
-        self._shelves = self.journal.shelves()
+            self._shelves = self.journal.shelves()
+            self._send(self._due())
 
     def promote(self) -> None:
         """Makes the shadow the detector; rows that wait in streams carry over."""
@@ -239,10 +251,24 @@ class Engine:
             known=KNOWN,
             carries=True,
         )
+        saved, digest = machines.saved, self.loaded.digest
+        if self._to and not self._outbox:
+            alarms, spool = (
+                saved.get("alarms") or {},
+                self._state.with_suffix(".alarms"),
+            )
+            self._outbox = Outbox(self._to, spool=spool, saved=alarms, log=self._log)
         self.journal = Journal(machines.store, self._clock)
         self.thresholds = Thresholds(self.journal.thresholds(), self.loaded.digest)
         self._shelves = self.journal.shelves()
+        self._managed = self.journal.managed(
+            lambda event, _: is_marked(self._shelves, event, time.time())
+        )
         self._dirty.clear()
+        is_other, touched, ends = saved.get("digest", digest) != digest, set[str](), {}
+        if is_other:
+            touched |= {one["event"]["entity"] for one in self._managed.open.values()}
+            ends = {e["id"]: e for name in touched for e in machines.left_open(name)}
         for batch in self.journal.rows():
             lines = [
                 line
@@ -251,13 +277,49 @@ class Engine:
             ]
             for part in rounds_of(lines):
                 self._answer([lines[place] for place in part])
+            touched |= {line.entity for line in lines}
             machines.shrink()
+        if is_other:
+            self._take_over(touched, ends)
         for name in list(machines.names):
             machines.put(name)
         self.journal.trim(None)
-        machines.store.commit(self._whole())
-        machines.saved = {**machines.saved, **machines.store.whole()}
+        whole = self._whole()
+        machines.store.commit(whole)
+        if self._outbox:
+            self._outbox.release(whole["alarms"])
+        machines.saved = {**saved, **machines.store.whole()}
         self.ready, self.fault = True, ""
+
+    def _take_over(self, names: Iterable[str], ends: Mapping[str, Any]) -> None:
+        """Says that another detector is in force, and ends events that it has not open.
+
+        `names` are the entities whose events may have changed, `ends` the ends by id of
+        those that the states had open.
+        """
+        before, machines = self.machines.saved, self.machines
+        same = before.get("form") == machines.of("").stream.form
+        text = "another detector is in force; "
+        text += "their rows carry over" if same else "windows start anew"
+        note = {
+            "kind": "detector", "entity": "", "detector": self.loaded.digest,
+            "before": before["digest"], "text": text,
+        }  # fmt: skip
+        self.journal.add_events([note])
+        known = {name: one["event"] for name, one in self._managed.open.items()}
+        now = dict[str, Mapping[str, Any]]()
+        for name in names:
+            now |= {e["id"]: e for e in machines.of(name).stream.open_events()}
+            machines.shrink()
+        found: list[Mapping[str, Any]] = [
+            {**ends.get(name, {**event, "end": event["start"]}), "reason": "detector"}
+            for name, event in known.items()
+            if name not in now
+        ]
+        found += [event for name, event in now.items() if name not in known]
+        self._announce(found)
+        self._count_events(found)
+        self._log(f"{self.name}: {text} ({self.loaded.digest[:12]})")
 
     def _whole(self) -> dict[str, Any]:
         machines = self.machines
@@ -268,6 +330,7 @@ class Engine:
             else machines.saved.get("alarms"),
             "promoted": machines.saved.get("promoted"),
             "digest": self.loaded.digest,
+            "form": machines.of("").stream.form,
         }
         return kept
 
@@ -307,27 +370,17 @@ class Engine:
             raise
 
     def _swapped(self, loaded: Loaded, promoted: bool) -> None:
-        old = self.loaded
         for name in list(self.machines.names):
             self.machines.put(name)
         self.journal.trim(None)
         whole = self._whole()
         whole["promoted"] = loaded.digest if promoted else None
-        fields = ("channels", "window", "step", "max_gap", "dtype")
-        same = all(getattr(old.plan, f) == getattr(loaded.plan, f) for f in fields)
-        text = "their rows carry over" if same else "windows start anew"
-        note = {
-            "kind": "detector", "entity": "", "detector": loaded.digest, "before": old.digest,
-            "text": f"another detector is in force; {text}",
-        }  # fmt: skip
-        self.journal.add_events([note])
         self.machines.store.commit(whole)
         self.machines.store.close()
         self.loaded = loaded
         self.latest.clear()
         self._open()
         self.counts["reloads"] += 1
-        self._log(f"{self.name}: {note['text']} ({loaded.digest[:12]})")
         self._committed()
 
     def _run(self) -> None:
@@ -336,7 +389,7 @@ class Engine:
             with self._changed:
                 if not self._queue and not self._closing:
                     self._changed.wait(max(0.0, due - time.monotonic()))
-                end = end if not self._closing else end or time.monotonic() + END
+                end = end if not self._closing else end or time.monotonic() + LAST_WAIT
                 if end and (not self._queue or time.monotonic() > end):
                     break
                 jobs = self._taken()
@@ -345,6 +398,10 @@ class Engine:
                     _settle(jobs[0], jobs[0].call)
                 elif jobs:
                     self._batch(jobs)
+                if time.monotonic() >= due:
+                    due = time.monotonic() + TICK
+                    with contextlib.suppress(RequestError):
+                        self._tick()
             except Exception as error:  # noqa: BLE001 - the service goes on
                 self._log(f"{self.name}: {type(error).__name__}: {error}")
                 self.refused["fault"] += len(jobs)
@@ -352,10 +409,6 @@ class Engine:
                 for job in jobs:
                     if not job.done.done():
                         job.done.set_exception(error)
-            if time.monotonic() >= due:
-                due = time.monotonic() + TICK
-                with contextlib.suppress(RequestError):
-                    self._tick()
         self._finish()
 
     def _taken(self) -> list[Job]:
@@ -378,7 +431,7 @@ class Engine:
         for job in jobs:
             own = dict(before)
             try:
-                new = self._checked(job.body, own)
+                new = new_places(job.body, self.machines, own, self._limits.entities)
             except RequestError as error:
                 self.refused[error.reason] += len(job.body.lines)
                 job.done.set_exception(error)
@@ -414,44 +467,6 @@ class Engine:
         )
         self._committed()
 
-    def _checked(self, body: Body, before: dict[str, int]) -> list[int]:
-        """The places of new rows; RequestError for rows that can't come next."""
-        new, fresh = list[int](), set[str]()
-        without: collections.Counter[str] = collections.Counter()
-        names, most = self.machines.names, self._limits.entities
-        for place, (line, number) in enumerate(
-            zip(body.lines, body.sequence, strict=True)
-        ):
-            name = line.entity
-            if name and name not in names:
-                fresh.add(name)
-                if len(names) + len(fresh) > most:
-                    raise RequestError(
-                        403, f"more than {most} entities: start the service with a larger "
-                        "--max_entities.", "entities",
-                    )  # fmt: skip
-            if name not in before:
-                known = name in names or not name
-                before[name] = self.machines.of(name).lines if known else 0
-            if number is None:
-                without[name] += 1
-            elif number > before[name]:
-                raise RequestError(
-                    409, f"the next row of {name!r} has the sequence {before[name]}, not "
-                    f"{number}: send the rows between first.", "sequence",
-                    expected=before[name], entity=name,
-                )  # fmt: skip
-            elif number < before[name]:
-                continue
-            before[name] += 1
-            new.append(place)
-        if without and max(without.values()) > KNOWN:
-            raise RequestError(
-                413, f"more than {KNOWN} rows of an entity without `sequence`: give it, or "
-                "send fewer at once.", "rows",
-            )  # fmt: skip
-        return new
-
     def _answer(self, lines: Sequence[Line]) -> list[Answered]:
         """Answers rows of different entities; the shadow gets them too."""
         found = answer_rows(self.machines, lines, self.thresholds.of)
@@ -481,26 +496,23 @@ class Engine:
             self.journal.trim(first)
 
     def _announce(self, events: Iterable[Mapping[str, Any]]) -> None:
-        """Notes events, and puts messages of those that are not shelved into the outbox."""
-        found = [
-            {
-                **e,
-                "detector": self.name,
-                "phase": "begin" if e["end"] is None else "end",
-            }
+        """Notes events, and puts the messages that are to be sent into the outbox."""
+        events = [*events]
+        self.journal.add_events(
+            {**e, "detector": self.name, "phase": BEGIN if e["end"] is None else END}
             for e in events
-        ]
-        if not found:
-            return
-        self.journal.add_events(found)
-        if self._outbox:
-            now, digest = time.time(), self.loaded.digest
-            shelves = self._shelves
-            self._outbox.add(
-                alarm_text(_plain(event), digest)
-                for event in found
-                if not is_shelved(event, shelves, now)
-            )
+        )
+        self._send([one for e in events for one in self._managed.changed(e, "")])
+
+    def _due(self) -> list[Message]:
+        """Messages of events that are shelved no longer, or were acknowledged."""
+        return self._managed.due(lambda _: Timestamp("", 0))
+
+    def _send(self, messages: Iterable[Message]) -> None:
+        self.journal.note_open(self._managed)
+        if self._outbox and messages:
+            digest = self.loaded.digest
+            self._outbox.add(message_text(*one, digest) for one in messages)
 
     def _count(self, lines: Sequence[Line], answers: Sequence[Answered]) -> None:
         now = self.last_row = time.time()
@@ -531,6 +543,9 @@ class Engine:
                 self._announce(events)
             self._count_events(events)
             self._committed()
+        if self._managed.holds() and (messages := self._due()):
+            with self._committing():
+                self._send(messages)
         self._look_for_change()
 
     def _look_for_change(self) -> None:
@@ -551,7 +566,7 @@ class Engine:
 
     def _reload(self, found: tuple[int, str]) -> None:
         try:
-            loaded = load(self._path)
+            loaded = load(self._path, self._excluded)
         except (KdjaxError, OSError) as error:
             self._log(f"{self.name}: the changed detector is not taken: {error}")
             self.counts["refused_reloads"] += 1
@@ -565,8 +580,8 @@ class Engine:
             self.call(swap)
 
     def _finish(self) -> None:
-        """Saves states, for `END` seconds: a start answers the journal's rows again."""
-        end = time.monotonic() + END
+        """Saves states, for `LAST_WAIT` seconds: a start answers the journal's rows again."""
+        end = time.monotonic() + LAST_WAIT
         for job in self._queue:  # nobody waits for these any more
             job.done.set_exception(
                 RequestError(503, "the service is ending.", "closed")
@@ -584,7 +599,9 @@ class Engine:
             )
         finally:
             if self._outbox:
-                self._outbox.drain(END)
+                self._outbox.drain(LAST_WAIT)
+                with contextlib.suppress(KdjaxError, OSError):  # what was taken by now
+                    self.machines.store.commit(self._whole())
                 self._outbox.close()
             opened = [self.machines, *([self.shadow.machines] if self.shadow else [])]
             for machines in opened:
@@ -597,22 +614,3 @@ def _settle(job: Job, call: Callable[[], Any]) -> None:
         job.done.set_result(call())
     except Exception as error:  # noqa: BLE001 - the caller sees it
         job.done.set_exception(error)
-
-
-def alarm_text(event: Mapping[str, Any], digest: str) -> str:
-    """The message of an event that begins or ends."""
-    phase = "begin" if event["end"] is None else "end"
-    return json.dumps({**event, "detector": digest, "phase": phase}, allow_nan=False)
-
-
-def _plain(event: Mapping[str, Any]) -> dict[str, Any]:
-    """An event as a stream has it."""
-    return {k: v for k, v in event.items() if k not in ("detector", "phase")}
-
-
-def is_shelved(
-    event: Mapping[str, Any], shelves: Mapping[str, Mapping[str, Any]], now: float
-) -> bool:
-    """Whether messages of an event are held back."""
-    mark = shelves.get(source_of(event))
-    return mark is not None and (mark["until"] is None or now < mark["until"])

@@ -13,13 +13,14 @@ import math
 import sqlite3
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from kdjax.data.lines import Line
 from kdjax.errors import ArtifactError
 from kdjax.scoring.machines import Store
+from kdjax.scoring.managed import Managed, source_of
 
 MOST_EVENTS = 100_000  # entries of a detector that are kept
 _TABLES = """
@@ -27,6 +28,7 @@ CREATE TABLE IF NOT EXISTS journal (number INTEGER PRIMARY KEY, head TEXT, cells
 CREATE TABLE IF NOT EXISTS events (
     number INTEGER PRIMARY KEY, id TEXT, source TEXT, body TEXT);
 CREATE INDEX IF NOT EXISTS events_id ON events (id);
+CREATE TABLE IF NOT EXISTS open (id TEXT PRIMARY KEY, body TEXT);
 CREATE TABLE IF NOT EXISTS marks (id TEXT PRIMARY KEY, acknowledged TEXT);
 CREATE TABLE IF NOT EXISTS shelves (source TEXT PRIMARY KEY, body TEXT);
 CREATE TABLE IF NOT EXISTS thresholds (number INTEGER PRIMARY KEY, body TEXT)"""
@@ -56,6 +58,9 @@ class Journal:
 
     def __init__(self, store: Store, clock: Clock) -> None:
         self._store, self._clock = store, clock
+        self._seen = set[
+            str
+        ]()  # ids that were acknowledged, since the start or open then
         for table in _TABLES.split(";"):
             store.execute(table.strip())
         for table in ("events", "journal"):
@@ -117,13 +122,32 @@ class Journal:
             )
         return added
 
+    def note_open(self, managed: Managed) -> None:
+        """Writes which events are open, as far as that changed since the last call."""
+        for name in managed.touched:
+            if name in managed.open:
+                values = (name, _ENCODE(managed.open[name]))
+                self._store.execute("INSERT OR REPLACE INTO open VALUES (?, ?)", values)
+            else:
+                self._store.execute("DELETE FROM open WHERE id = ?", (name,))
+        managed.touched.clear()
+
+    def managed(self, shelved: Callable[[Mapping[str, Any], Any], bool]) -> Managed:
+        """The events that are open, as `note_open` wrote them."""
+        found = self._store.execute("SELECT body FROM open ORDER BY rowid")
+        saved = [json.loads(body) for (body,) in found]
+        marks = self._store.execute("SELECT id FROM marks JOIN open USING (id)")
+        self._seen |= {name for (name,) in marks}
+        return Managed(shelved, self._seen.__contains__, saved=saved)
+
     def acknowledge(self, name: str, mark: Mapping[str, Any]) -> None:
         """Notes that someone has seen an event."""
         values = (name, _ENCODE(mark))
         self._store.execute("INSERT OR REPLACE INTO marks VALUES (?, ?)", values)
+        self._seen.add(name)
 
     def shelve(self, source: str, mark: Mapping[str, Any]) -> None:
-        """Notes that messages of a source, see `source_of`, are not to be sent."""
+        """Shelves events of a source, see `kdjax.scoring.managed`."""
         values = (source, _ENCODE(mark))
         self._store.execute("INSERT OR REPLACE INTO shelves VALUES (?, ?)", values)
 
@@ -141,11 +165,6 @@ class Journal:
         """All changes of τ, the first one first."""
         found = self._store.execute("SELECT body FROM thresholds ORDER BY number")
         return [json.loads(body) for (body,) in found]
-
-
-def source_of(event: Mapping[str, Any]) -> str:
-    """What events have in common that are shelved together: entity and kind."""
-    return _ENCODE([event.get("entity", ""), event.get("kind", "")])
 
 
 class EventLog:

@@ -10,6 +10,7 @@ from kdjax.detection.stream_batches import EntityStreams
 from kdjax.detection.stream_rules import Plan
 from kdjax.errors import ArtifactError, ConfigError
 from kdjax.io.files import MANIFEST
+from kdjax.scoring.managed import Spans
 from kdjax.scoring.opening import ONNX_BATCH, open_streams
 from kdjax.scoring.streams import detector_digest
 
@@ -32,8 +33,10 @@ class Loaded(NamedTuple):
     scored: "Callable[[np.ndarray], Scored]"  # windows [B, L, D] of the usual entity
 
 
-def load(path: Path) -> Loaded:
+def load(path: Path, excluded: Spans | None = None) -> Loaded:
     """A saved detector, verified and ready: on JAX, or an ONNX file on onnxruntime alone.
+
+    `excluded` are spans of rows that its streams leave out.
 
     Raises:
         ArtifactError: it is damaged or of another kind.
@@ -76,6 +79,7 @@ def load(path: Path) -> Loaded:
             f"{path} reads readings on a grid (data.step or data.layout=long), serve "
             "takes rows: put readings on the grid first, or use kdjax stream."
         )
+    streams.excluded = excluded or streams.excluded
     # Imports what it needs now rather than between two rows.
     streams.another("").drift()
     return Loaded(path, digest, backend, streams, plan, entities, card, scored)
