@@ -258,6 +258,7 @@ class Engine:
                 self._state.with_suffix(".alarms"),
             )
             self._outbox = Outbox(self._to, spool=spool, saved=alarms, log=self._log)
+        self._form = machines.of("").stream.form  # of rows that carry over
         self.journal = Journal(machines.store, self._clock)
         self.thresholds = Thresholds(self.journal.thresholds(), self.loaded.digest)
         self._shelves = self.journal.shelves()
@@ -298,7 +299,7 @@ class Engine:
         those that the states had open.
         """
         before, machines = self.machines.saved, self.machines
-        same = before.get("form") == machines.of("").stream.form
+        same = before.get("form") == self._form
         text = "another detector is in force; "
         text += "their rows carry over" if same else "windows start anew"
         note = {
@@ -330,7 +331,7 @@ class Engine:
             else machines.saved.get("alarms"),
             "promoted": machines.saved.get("promoted"),
             "digest": self.loaded.digest,
-            "form": machines.of("").stream.form,
+            "form": self._form,
         }
         return kept
 
