@@ -16,14 +16,12 @@ from kdjax.data.series import Series
 from kdjax.detection.occurrences import json_number
 from kdjax.detection.storage import save_detector
 from kdjax.detection.tables import score_table
-from kdjax.errors import ConfigError
 from kdjax.export.container import OUTPUTS, load_onnx
 from kdjax.scoring.opening import open_streams
 from kdjax.service import openapi
 from kdjax.service.app import App
 from kdjax.service.bodies import Body, RequestError
 from kdjax.service.engine import Limits
-from kdjax.service.loading import load
 
 
 def causal(detector, values, entity="a"):
@@ -516,10 +514,3 @@ def test_entity_metrics_are_bounded(serve, moving_file, monkeypatch):
     text = app.collected.text()[0].decode()
     assert "kdjax_threshold{" not in text
     assert 'kdjax_last_row_age_seconds{detector="plant",entity=""}' in text
-
-
-def test_a_grid_is_refused(moving, tmp_path):
-    data = {"step": "1s", "layout": "long"}
-    save_detector(tmp_path / "grid", moving._replace(card={"settings": {"data": data}}))
-    with pytest.raises(ConfigError, match="readings on a grid"):
-        load(tmp_path / "grid")

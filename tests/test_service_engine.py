@@ -21,7 +21,7 @@ from service_client import (
 )
 
 from kdjax.detection.storage import save_detector
-from kdjax.errors import ArtifactError
+from kdjax.errors import ArtifactError, ConfigError
 from kdjax.export.onnx import onnx_file
 from kdjax.notify.outbox import receivers
 from kdjax.scoring.opening import open_streams
@@ -404,3 +404,10 @@ def test_a_shadow_is_compared_and_promoted(
     # The same command goes on with it.
     client = serve(moving_file, shadow=new)
     assert keys(sent(client, values, 50, 60)) == wanted(new, values, 60)[150:]
+
+
+def test_a_shadow_of_other_channels_is_refused(serve, moving, moving_file, tmp_path):
+    new = tmp_path / "new.onnx"
+    new.write_bytes(onnx_file(moving._replace(channels=("x", "z")), 0))
+    with pytest.raises(ConfigError, match="can't be a shadow of .*other channels"):
+        serve(moving_file, shadow=new)

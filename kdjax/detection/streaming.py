@@ -274,9 +274,13 @@ class StreamDetector:
         time: Any = None,
         *,
         said: Any = None,
+        checked: np.ndarray | None = None,
     ) -> Taken:
-        """The first half of `update`, as far as no score is needed; `answer` must follow."""
-        values = self._values(row)
+        """The first half of `update`, as far as no score is needed; `answer` must follow.
+
+        `checked` is the row as `checked_rows` gave it, if it did.
+        """
+        values = self._values(row) if checked is None else checked
         instant = parse_timestamp(time)
         at, fresh = self._base(instant)
         said = said_time(time, instant, self.rows) if said is None else said
@@ -821,6 +825,22 @@ class StreamDetector:
             shares = parts[peak][own] / parts[peak][own].sum(dtype=np.float64)
         names = tuple(self.plan.channels[place] for place in own[:TOP])
         return names, tuple(round(float(share), 4) for share in shares[:TOP])
+
+
+def checked_rows(plan: Plan, rows: Sequence[Sequence[float]]) -> np.ndarray | None:
+    """Rows `[N, D]` in the dtype of a plan, checked together for `take`.
+
+    None where a row is at fault, or has infinite cells: `take` is to look at each.
+    """
+    try:
+        numbers = np.array(rows, np.float64)
+    except (OverflowError, TypeError, ValueError):
+        return None
+    if numbers.shape != (len(rows), len(plan.channels)):
+        return None
+    if (np.abs(numbers) >= OVERFLOW).any():
+        return None
+    return numbers.astype(plan.dtype)
 
 
 def left_open(state: Mapping[str, Any], entity: str) -> list[dict[str, Any]]:

@@ -238,14 +238,16 @@ class Machines:
         answered = machine.answered
         try:
             state = read_state(text.encode(), f"the state of {name!r}")
-            self._restore(stream, state["stream"], rows)
+            carries = self._restore(stream, state["stream"], rows)
+            # A detector of the same form may read rows where the one before had readings.
+            carries = carries and not (self._carries and "readings" not in state)
             machine.lines = int(state.get("lines", 0))
             answered.restore(state["answered"])
-            if reader:
+            if reader and carries:
                 reader.restore(state["readings"])
             if state["run"] == self._run:
                 answered.next, answered.older = state["next"], state["older"]
-                if reader:
+                if reader and carries:
                     reader.resumed = state["resumed"]
             elif stream.last.clock or not name:
                 # Rows without times can't be told from rows sent again.
@@ -259,13 +261,15 @@ class Machines:
 
     def _restore(
         self, stream: StreamDetector, state: dict[str, Any], rows: dict[int, bytes]
-    ) -> None:
+    ) -> bool:
+        """Whether a stream goes on from a state; one of another shape starts anew."""
         if self._carries:
             found = stream.carried(state)
             if found is None:
-                return  # of another shape: it starts anew
+                return False
             state = found
         stream.restore(state, rows)
+        return True
 
 
 class Store:

@@ -52,10 +52,11 @@ class Answered:
             self._lines = [self._lines[1], array.array("I")]
             self._since = [self._since[1], last]
         # A clock that was set back: rows of those times are not known to be answered.
-        self._since = [
-            min(time, last) if time.clock == last.clock else Timestamp("", 0)
-            for time in self._since
-        ]
+        for place, since in enumerate(self._since):
+            if since.clock != last.clock:
+                self._since[place] = Timestamp("", 0)
+            elif last.value < since.value:
+                self._since[place] = last
         self._lines[1].append(_digest(line, instant))
 
     def has(self, line: Line, instant: Timestamp | None) -> bool:
@@ -180,6 +181,20 @@ class RowReader:
             self.again += own.again - again
             self.repeated += own.repeated - repeated
             of(line.entity)  # It has changed since it may have been saved.
+
+    def on_grid(self, line: Line) -> list[Line]:
+        """The rows that a reading completes; behind them the line itself if at fault."""
+        found = list[Line]()
+        if not line.error and line.tag in self._plan.reading.ignore:
+            return found
+        try:
+            if line.error:
+                raise DataError(line.error)
+            for row in self._grid_rows(line):
+                found.append(row)
+        except DataError as error:
+            found.append(line._replace(row=[], error=str(error)))
+        return found
 
     def another(self) -> "RowReader":
         """A reader of the readings of another entity."""

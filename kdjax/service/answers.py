@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -10,11 +11,11 @@ import numpy as np
 from kdjax.data.lines import Line
 from kdjax.detection.occurrences import json_number
 from kdjax.detection.stream_batches import answer_together
-from kdjax.detection.streaming import StreamRow
+from kdjax.detection.streaming import StreamRow, checked_rows
 from kdjax.detection.timestamps import parse_timestamp
 from kdjax.errors import ConfigError, DataError
 from kdjax.scoring.machines import Machines
-from kdjax.scoring.readings import is_late
+from kdjax.scoring.readings import RowReader, is_late
 from kdjax.scoring.streams import TWICE, answer_text, event_text
 from kdjax.service.bodies import Body, RequestError
 from kdjax.service.loading import Loaded
@@ -32,6 +33,23 @@ class Answers(NamedTuple):
     events: list[tuple[Mapping[str, Any], ...]]
 
 
+def take_lines(
+    machines: Machines, lines: Sequence[Line]
+) -> tuple[list[Line], list[int] | None]:
+    """Counts lines in, and gives the rows that they bring.
+
+    On a grid those are the rows that a reading completes, as in `kdjax stream`; their
+    numbers come too. Else each line is a row, and there are None.
+    """
+    for line in lines:
+        machines.of(line.entity).lines += 1
+        machines.came(line.entity)
+    if not machines.plan.reading.step:
+        return [*lines], None
+    found = [machines.reader_of(line.entity).on_grid(line) for line in lines]
+    return [row for rows in found for row in rows], [*map(len, found)]
+
+
 def answer_rows(
     machines: Machines, lines: Sequence[Line], tau_of: Callable[[str], float | None]
 ) -> list[Answered]:
@@ -40,9 +58,9 @@ def answer_rows(
     `tau_of` gives the τ that was set for an entity, None for the detector's.
     """
     items = []
-    for line in lines:
+    values = checked_rows(machines.plan, [line.row for line in lines])
+    for place, line in enumerate(lines):
         machine = machines.of(line.entity)
-        machines.came(line.entity)
         stream, fault = machine.stream, line.error
         if (tau := tau_of(line.entity)) is not None and stream.plan.tau != tau:
             stream.plan = stream.plan._replace(tau=tau)
@@ -54,8 +72,9 @@ def answer_rows(
             if late and machine.answered.has(line, instant):
                 fault = TWICE
             if not fault:
+                checked = None if values is None else values[place]
                 said = line.time if instant and instant.clock else None
-                taken = stream.take(line.row, instant, said=said)
+                taken = stream.take(line.row, instant, said=said, checked=checked)
         except (ConfigError, DataError) as error:  # spans are on another clock
             fault = fault or str(error)
         items.append((line, instant, machine, taken, fault))
@@ -68,7 +87,6 @@ def answer_rows(
     for line, instant, machine, taken, fault in items:
         row = next(answered) if taken else None
         machine.answered.add(line, instant, machine.stream.last)
-        machine.lines += 1
         text = answer_text(line, row, fault, moves=False, name=line.entity)
         found.append((text, row))
     return found
@@ -76,13 +94,13 @@ def answer_rows(
 
 def new_places(
     body: Body, machines: Machines, before: dict[str, int], most: int
-) -> list[int]:
-    """The places of new rows; RequestError for rows that can't come next.
+) -> list[tuple[int, int]]:
+    """The places of new lines, each with the number of its entity's lines before it.
 
-    `before` counts lines of each entity up to here and is updated; `most` are the entities
-    at most.
+    `before` counts lines of each entity up to here. It and the names of entities, `most`
+    of them, are updated. RequestError for lines that can't come next; all is unchanged.
     """
-    new, fresh = list[int](), set[str]()
+    new, fresh, counts = list[tuple[int, int]](), set[str](), dict[str, int]()
     without: collections.Counter[str] = collections.Counter()
     names = machines.names
     for place, (line, number) in enumerate(zip(body.lines, body.sequence, strict=True)):
@@ -94,26 +112,30 @@ def new_places(
                     403, f"more than {most} entities: start the service with a larger "
                     "--max_entities.", "entities",
                 )  # fmt: skip
-        if name not in before:
+        count = counts.get(name, before.get(name))
+        if count is None:
             known = name in names or not name
-            before[name] = machines.of(name).lines if known else 0
+            count = machines.of(name).lines if known else 0
         if number is None:
             without[name] += 1
-        elif number > before[name]:
+        elif number > count:
             raise RequestError(
-                409, f"the next row of {name!r} has the sequence {before[name]}, not "
+                409, f"the next row of {name!r} has the sequence {count}, not "
                 f"{number}: send the rows between first.", "sequence",
-                expected=before[name], entity=name,
+                expected=count, entity=name,
             )  # fmt: skip
-        elif number < before[name]:
+        elif number < count:
+            counts[name] = count
             continue
-        before[name] += 1
-        new.append(place)
+        counts[name] = count + 1
+        new.append((place, count))
     if without and max(without.values()) > KNOWN:
         raise RequestError(
             413, f"more than {KNOWN} rows of an entity without `sequence`: give it, or "
             "send fewer at once.", "rows",
         )  # fmt: skip
+    before |= counts
+    names |= fresh
     return new
 
 
@@ -128,15 +150,27 @@ def rounds_of(lines: Sequence[Line]) -> list[list[int]]:
     return rounds
 
 
-def joined(body: Body, new: Sequence[int], found: Iterator[Answered]) -> Answers:
-    """The answers to a request, with those to rows that had been answered before."""
-    texts, events = list[str](), list[tuple[Mapping[str, Any], ...]]()
-    fresh = {*new}
+def joined(
+    body: Body,
+    new: Sequence[tuple[int, int]],
+    found: Iterator[Answered],
+    brought: Iterator[int],
+) -> Answers:
+    """The answers to a request, with those to rows that had been answered before.
+
+    `brought` gives the number of rows that each new line brings.
+    """
+    if len(new) == len(body.lines):
+        pairs = [*itertools.islice(found, sum(itertools.islice(brought, len(new))))]
+        events = [row.events if row else () for _, row in pairs]
+        return Answers([text for text, _ in pairs], events)
+    texts, events = list[str](), []
+    fresh = {place for place, _ in new}
     for place, line in enumerate(body.lines):
         if place in fresh:
-            text, row = next(found)
-            texts.append(text)
-            events.append(row.events if row else ())
+            for text, row in itertools.islice(found, next(brought)):
+                texts.append(text)
+                events.append(row.events if row else ())
         else:
             texts.append(_repeated(line, body.sequence[place]))
             events.append(())
@@ -168,7 +202,10 @@ def stateless(
     first, second = (loaded.streams.another(entity) for _ in range(2))
     if tau is not None:
         second.plan = second.plan._replace(tau=tau)
-    found = list[Any]()
+    found, plan = list[Any](), loaded.plan
+    if plan.reading.step:
+        reader = RowReader(plan, {})
+        lines = [row for line in lines for row in reader.on_grid(line)]
     for start in range(0, len(lines), AT_ONCE):
         part = lines[start : start + AT_ONCE]
         # Windows don't depend on scores: they are taken first, and scored together.

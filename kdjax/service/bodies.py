@@ -156,15 +156,19 @@ def _json(data: bytes, plan: Plan, most: int, entity: str) -> Body:
     if first is not None and not entity:
         raise RequestError(400, "`sequence` needs one entity: give it in each row.")
     lines, sequence = [], list[int | None]()
-    split = _splitter(plan, entity)
+    split, columns = _splitter(plan, entity), _columns(plan)
     for number, row in enumerate(rows, start=1):
         own, count = names[number - 1], None if first is None else first + number - 1
-        time = times[number - 1]
-        if isinstance(row, dict):
+        time, more = times[number - 1], dict[str, Any]()
+        if plan.reading.long and not isinstance(row, dict):
+            row = "it is no object with a tag, a value and a time"
+        elif isinstance(row, dict):
             row, more = split(row)
+            if plan.reading.long and not more.get("tag"):
+                row = "the tag is missing"
             own, time = own or more.get("entity", ""), more.get("time", time)
             count = _count(more.get("sequence")) if count is None else count
-        lines.append(_line(row, number, time, own, plan))
+        lines.append(_line(row, number, time, own, columns, more.get("tag")))
         sequence.append(count)
     return Body(lines, sequence)
 
@@ -184,17 +188,24 @@ def _count(value: Any) -> int | None:
     return value
 
 
+def _columns(plan: Plan) -> tuple[str, ...]:
+    """The columns of values: the channels, or that of readings in long layout."""
+    return (plan.reading.value_column,) if plan.reading.long else plan.channels
+
+
 def _splitter(
     plan: Plan, entity: str
 ) -> Callable[[dict[str, Any]], tuple[Any, dict[str, Any]]]:
-    """Splits a row by name into its values, in order, and entity, time and sequence."""
-    channels, reading = plan.channels, plan.reading
+    """Splits a row by name into its values, in order, and tag, entity, time and sequence."""
+    channels, reading = _columns(plan), plan.reading
     taken = {*channels, *reading.ignore}
     times = [reading.time_column] if reading.time_column else [*NAMES]
     # What each further key is for; columns of the detector come first.
     roles = {name: "time" for name in times}
     roles |= {name: "entity" for name in ("entity", reading.entity_column) if name}
     roles["sequence"] = "sequence"
+    if reading.long:
+        roles[reading.tag_column] = "tag"
     roles = {name: role for name, role in roles.items() if name not in taken}
     wanted = {*channels}
     values = operator.itemgetter(*channels) if len(channels) > 1 else None
@@ -216,21 +227,24 @@ def _splitter(
     return split
 
 
-def _line(row: Any, number: int, time: Any, entity: Any, plan: Plan) -> Line:
-    """A row as a line; what is wrong with it is its error."""
+def _line(
+    row: Any, number: int, time: Any, entity: Any, columns: Sequence[str], tag: Any
+) -> Line:
+    """A row as a line; what is wrong with it is its error. `tag` is that of a reading."""
     own, error = _entity(entity)
     if isinstance(time, bool) or not isinstance(time, int | float | str | None):
         time, error = None, "its time is neither a number nor a text"
     if isinstance(row, str):
         error = error or row
-    elif not isinstance(row, list | tuple) or len(row) != len(plan.channels):
-        error = error or f"it is no list of {len(plan.channels)} numbers"
+    elif not isinstance(row, list | tuple) or len(row) != len(columns):
+        error = error or f"it is no list of {len(columns)} numbers"
+    tag = "" if tag is None else str(tag).strip()
     if error:
         return Line(number, time, [], f"{error}; correct it.", own)
     if {*map(type, row)} <= _NUMBERS:
-        return Line(number, time, row, "", own)
+        return Line(number, time, row, "", own, tag)
     values = list[float]()
-    for name, cell in zip(plan.channels, row, strict=True):
+    for name, cell in zip(columns, row, strict=True):
         if cell is not None and type(cell) not in (int, float, bool):
             text = (
                 f"{name!r}: {str(cell)[:50]!r} is not a number; give null if missing."
@@ -242,7 +256,7 @@ def _line(row: Any, number: int, time: Any, entity: Any, plan: Plan) -> Line:
             return Line(
                 number, time, [], f"{name!r} is beyond float64; correct it.", own
             )
-    return Line(number, time, values, "", own)
+    return Line(number, time, values, "", own, tag)
 
 
 _NUMBERS = {float}
@@ -258,10 +272,8 @@ def _entity(name: Any) -> tuple[str, str]:
 
 def _fast_lines(lines: list[str], plan: Plan, entity: str) -> Body | None:
     """JSON lines of plain numbers and nulls; None where `read_lines` is to look."""
-    if plan.reading.long:
-        return None
     split, found, sequence = _splitter(plan, entity), list[Line](), list[int | None]()
-    clocks = 0
+    clocks, columns = 0, _columns(plan)
     for number, text in enumerate(lines, start=1):
         if not text.strip():
             continue
@@ -275,7 +287,9 @@ def _fast_lines(lines: list[str], plan: Plan, entity: str) -> Body | None:
             return None
         name = entity or more.get("entity")
         clocks += "time" in more
-        line = _line(row, number, more.get("time"), name, plan)
+        if plan.reading.long and not more.get("tag"):
+            return None
+        line = _line(row, number, more.get("time"), name, columns, more.get("tag"))
         found.append(line)
         sequence.append(_count(more.get("sequence")))
     # A row without its time is a fault where others have one.

@@ -7,6 +7,7 @@ between two such batches. A batch that can't be committed is taken back as a who
 
 import collections
 import contextlib
+import itertools
 import math
 import threading
 import time
@@ -40,6 +41,7 @@ from kdjax.service.answers import (
     new_places,
     rounds_of,
     stateless,
+    take_lines,
 )
 from kdjax.service.bodies import Body, RequestError
 from kdjax.service.journal import Clock, EventLog, Journal, rolled_back
@@ -132,7 +134,7 @@ class Engine:
         self.loaded = load(path, excluded)
         self._stamp, self._refused_stamp = stamp(path), (0, "")
         if shadow is not None:
-            self.shadow = Shadow(load(shadow, excluded), most_open=limits.open)
+            self.shadow = Shadow(load(shadow, excluded), self.loaded, limits.open)
         self._outbox: Outbox | None = None
         self._dirty: dict[str, tuple[int, int]] = {}
         with contextlib.closing(Store(self._state)) as store:
@@ -276,8 +278,7 @@ class Engine:
                 for line, count in batch
                 if self.machines.of(line.entity).lines <= count
             ]
-            for part in rounds_of(lines):
-                self._answer([lines[place] for place in part])
+            self._answer(lines)
             touched |= {line.entity for line in lines}
             machines.shrink()
         if is_other:
@@ -427,53 +428,53 @@ class Engine:
         """Answers rows of several requests."""
         begun = time.monotonic()
         before: dict[str, int] = {}  # lines of each entity up to here
-        accepted, lines = list[tuple[Job, list[int]]](), list[Line]()
-        counts = list[int]()
+        accepted, most = (
+            list[tuple[Job, list[tuple[int, int]]]](),
+            self._limits.entities,
+        )
+        lines = list[tuple[Line, int]]()  # and lines of its entity before
         for job in jobs:
-            own = dict(before)
             try:
-                new = new_places(job.body, self.machines, own, self._limits.entities)
+                new = new_places(job.body, self.machines, before, most)
             except RequestError as error:
                 self.refused[error.reason] += len(job.body.lines)
                 job.done.set_exception(error)
                 continue
-            before = own
             accepted.append((job, new))
-            for place in new:
-                lines.append(job.body.lines[place])
-        answers: list[Answered] = [("", None)] * len(lines)
+            lines += [(job.body.lines[place], count) for place, count in new]
         try:
-            rounds = rounds_of(lines)
             with self._committing() if lines else contextlib.nullcontext():
-                for part in rounds:
-                    group = [lines[place] for place in part]
-                    numbered = [self.machines.of(line.entity).lines for line in group]
-                    counts += numbered
-                    for place, found in zip(part, self._answer(group), strict=True):
-                        answers[place] = found
-                order = [lines[place] for part in rounds for place in part]
+                rows, answers, brought = self._answer([line for line, _ in lines])
                 if lines:
-                    self._note([*zip(order, counts, strict=True)])
+                    self._note(lines)
                 self._announce(e for _, row in answers if row for e in row.events)
         except RequestError as error:
             for job, _ in accepted:
                 job.done.set_exception(error)
             return
-        self._count(lines, answers)
+        self._count(rows, answers)
         each = iter(answers)
         for job, new in accepted:
-            job.done.set_result(joined(job.body, new, each))
+            job.done.set_result(joined(job.body, new, each, brought))
         self._rate += 0.1 * (
             len(lines) / max(time.monotonic() - begun, 1e-6) - self._rate
         )
         self._committed()
 
-    def _answer(self, lines: Sequence[Line]) -> list[Answered]:
-        """Answers rows of different entities; the shadow gets them too."""
-        found = answer_rows(self.machines, lines, self.thresholds.of)
-        if self.shadow is not None:
-            self.shadow.take(lines, [row for _, row in found])
-        return found
+    def _answer(
+        self, lines: Sequence[Line]
+    ) -> tuple[list[Line], list[Answered], Iterator[int]]:
+        """The rows that lines bring, their answers, and the number of rows of each line."""
+        rows, brought = take_lines(self.machines, lines)
+        answers: list[Answered] = [("", None)] * len(rows)
+        for part in rounds_of(rows):
+            group = [rows[place] for place in part]
+            found = answer_rows(self.machines, group, self.thresholds.of)
+            for place, one in zip(part, found, strict=True):
+                answers[place] = one
+            if self.shadow is not None:
+                self.shadow.take(group, [row for _, row in found])
+        return rows, answers, itertools.repeat(1) if brought is None else iter(brought)
 
     def _note(self, pairs: Sequence[tuple[Line, int]]) -> None:
         """Writes rows to the journal, and states whose rows have been there for long."""

@@ -77,9 +77,9 @@ class Journal:
             )
             head, cells = json.loads(found[0][0]), array.array("d", found[0][1])
             place, batch = 0, list[tuple[Line, int]]()
-            for entity, count, length, when, error, line in head:
+            for entity, count, length, when, error, line, *tag in head:
                 row = [*cells[place : place + length]]
-                batch.append((Line(line, when, row, error, entity), count))
+                batch.append((Line(line, when, row, error, entity, *tag), count))
                 place += length
             yield batch
 
@@ -91,8 +91,9 @@ class Journal:
             when = line.time
             if isinstance(when, float) and not math.isfinite(when):
                 when = str(when)
+            tag = (line.tag,) if line.tag else ()
             head.append(
-                (line.entity, count, len(line.row), when, line.error, line.number)
+                (line.entity, count, len(line.row), when, line.error, line.number, *tag)
             )
         self._store.execute(
             "INSERT INTO journal VALUES (?, ?, ?)",

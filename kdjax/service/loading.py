@@ -8,7 +8,7 @@ import numpy as np
 
 from kdjax.detection.stream_batches import EntityStreams
 from kdjax.detection.stream_rules import Plan
-from kdjax.errors import ArtifactError, ConfigError
+from kdjax.errors import ArtifactError
 from kdjax.io.files import MANIFEST
 from kdjax.scoring.managed import Spans
 from kdjax.scoring.opening import ONNX_BATCH, open_streams
@@ -40,7 +40,6 @@ def load(path: Path, excluded: Spans | None = None) -> Loaded:
 
     Raises:
         ArtifactError: it is damaged or of another kind.
-        ConfigError: it reads readings on a grid, which the service doesn't.
     """
     from kdjax.export.container import Scored, load_onnx
 
@@ -74,11 +73,6 @@ def load(path: Path, excluded: Spans | None = None) -> Loaded:
             pieces = [run(windows[first : first + ONNX_BATCH]) for first in starts]
             return Scored(*map(np.concatenate, zip(*pieces, strict=True)))
 
-    if plan.reading.step or plan.reading.long:
-        raise ConfigError(
-            f"{path} reads readings on a grid (data.step or data.layout=long), serve "
-            "takes rows: put readings on the grid first, or use kdjax stream."
-        )
     streams.excluded = excluded or streams.excluded
     # Imports what it needs now rather than between two rows.
     streams.another("").drift()

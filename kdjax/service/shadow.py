@@ -11,7 +11,7 @@ import numpy as np
 from kdjax.data.lines import Line
 from kdjax.detection.stream_batches import answer_together
 from kdjax.detection.streaming import StreamRow
-from kdjax.errors import DataError, KdjaxError
+from kdjax.errors import ConfigError, DataError, KdjaxError
 from kdjax.scoring.machines import Machines, Store
 from kdjax.service.loading import Loaded
 
@@ -19,9 +19,18 @@ COMPARED = 10_000  # pairs of scores that a comparison keeps
 
 
 class Shadow:
-    """A second detector that scores the same rows, and how the two compare."""
+    """A second detector that scores the same rows, and how the two compare.
 
-    def __init__(self, loaded: Loaded, most_open: int) -> None:
+    ConfigError if it has other channels than the `first` one, or another grid.
+    """
+
+    def __init__(self, loaded: Loaded, first: Loaded, most_open: int) -> None:
+        forms = [(p.channels, p.reading.step) for p in (first.plan, loaded.plan)]
+        if forms[0] != forms[1]:
+            raise ConfigError(
+                f"{loaded.path} can't be a shadow of {first.path}: it has other channels, or "
+                "another data.step."
+            )
         self.loaded, self.rows, self.error = loaded, 0, ""
         self.machines = Machines(
             loaded.streams,
