@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import sys
 import threading
 from pathlib import Path
 
@@ -54,6 +55,29 @@ def test_answers_are_those_of_score_causal_bit_for_bit_on_jax(serve, moving, tmp
     scored = answered(client.post("/v1/detectors/plant/score?entity=a", json=body))
     assert keys(scored["rows"]) == wanted and scored["events"]
     assert answered(client.get("/v1/detectors/plant"))["known_entities"] == 1
+
+
+def test_answers_of_a_network_are_those_of_score_bit_for_bit(serve, tmp_path):
+    """XLA rounds by the size of a batch: networks are scored in batches of a fixed size."""
+    sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+    from timing import kdjax_side, work  # an untrained student of 16 units
+
+    detector = kdjax_side._detector(work.WORKS["stream_row_16"])
+    detector = detector._replace(window=50, step=1.0)
+    save_detector(tmp_path / "plant", detector)
+    values = np.random.default_rng(0).normal(size=(160, work.WIDTH)).round(4)
+    series = Series("a", np.float32(values), detector.channels, np.arange(160.0))
+    table = score_table(detector, series, entity=detector.entities[0], causal=True)
+    client = serve(tmp_path / "plant")
+    found = []
+    for first, last in ((0, 60), (60, 61), (61, 63), (63, 160)):
+        body = {"rows": values[first:last].tolist(), "time": [*range(first, last)]}
+        url = "/v1/detectors/plant/streams/a/rows"
+        found += answered(client.post(url, json=body))["rows"]
+    for name in ("score", "window_score"):
+        own = [math.nan if row[name] is None else row[name] for row in found]
+        np.testing.assert_array_equal(np.float32(own), table[name])
+    assert np.isfinite(table["score"]).sum() == 111
 
 
 def test_missing_values_are_nulls(serve, moving, tmp_path):

@@ -88,6 +88,41 @@ def test_states_ahead_of_the_journal_take_no_row_twice(serve, moving_file, tmp_p
         assert answered(other.post(url, json=body))["rows"][0]["row"] == 10
 
 
+def test_rows_in_one_body_are_those_that_come_one_by_one(serve, moving_file):
+    """Late and repeated rows, gaps, clocks set back: copies that go ahead change nothing."""
+    rng, url = np.random.default_rng(3), "/v1/detectors/plant/streams/{}/rows"
+    values = rows_of(400, 7)
+    times = [*range(100), *range(60, 90), *range(100, 150), *range(200, 230), 500]
+    times += [
+        *range(230, 250),
+        *range(20, 60),
+        *rng.permutation(40).tolist(),
+        None,
+        "x",
+    ]
+    rows = [values[n] for n in range(len(times))]
+    rows[100:130] = rows[60:90]  # came before
+    rows[140] = [math.nan, 1e39]
+    lines = [[None if math.isnan(x) else x for x in row] for row in rows]
+    client, found = serve(moving_file), {"one": [], "many": []}
+    for row, time_ in zip(lines, times, strict=True):
+        body = {"rows": [row], "time": [time_]}
+        found["one"] += answered(client.post(url.format("one"), json=body))["rows"]
+    for first in range(0, len(times), 75):
+        part = slice(first, first + 75)
+        body = {"rows": lines[part], "time": times[part]}
+        found["many"] += answered(client.post(url.format("many"), json=body))["rows"]
+    for one, many in zip(*found.values(), strict=True):
+        for key in ("score", "window_score"):
+            assert (one[key] is None) == (many[key] is None)
+            assert one[key] == many[key] or one[key] == pytest.approx(many[key], 1e-5)
+        skipped = ("score", "window_score", "entity", "line")
+        assert {k: v for k, v in one.items() if k not in skipped} == {
+            k: v for k, v in many.items() if k not in skipped
+        }
+    assert sum("answered before" in row.get("error", "") for row in found["one"]) >= 30
+
+
 def test_the_journal_stays_short(serve, moving_file, values, tmp_path, monkeypatch):
     monkeypatch.setattr(engines, "LAG_ROWS", 20)
     client = serve(moving_file)

@@ -45,6 +45,9 @@ BATCH_SIZE = 256
 # Windows of several entities that are scored in one call; each size is compiled.
 BATCHES = (1, 16, 256)
 PADDED = 4  # times the windows, at most, that a call may compute
+# Of networks whose scores are to be those of `score_windows` to the last bit: XLA rounds
+# the sums of smaller batches in another way.
+EXACT_BATCHES, EXACT_PADDED = (64, 256), 4 / 3
 OPENED = 1000  # entities whose rules of streams are kept
 _HELD = ("low", "scale", "mean", "moving")  # that `holding` changes
 
@@ -306,11 +309,13 @@ def entity_streams(
     adaptive_step: float = 0.0,
     rolling: float = 0.0,
     reading: Mapping[str, Any] | None = None,
+    exact: bool = False,
 ) -> EntityStreams:
     """Streams of all entities on jax, whose windows are scored in batches.
 
     Each entity has its own scaler, Gaussian and threshold, an unknown one those of
-    `usual_entity`; with `entity` all have its. Other options are as in `stream_detector`.
+    `usual_entity`; with `entity` all have its. `exact` scores networks in batches of
+    `EXACT_BATCHES`, padded. Other options are as in `stream_detector`.
     """
     places = {name: place for place, name in enumerate((*detector.entities, POOLED))}
     usual = entity or usual_entity(detector)
@@ -323,6 +328,20 @@ def entity_streams(
     common = jax.device_put((model.params, own, detector.gaussians))
 
     def compiled(missing: bool) -> Any:
+        if not gives_scores(form.kind):
+            residuals = _observed_residuals(form, missing)
+
+            def own_scores(gaussian: Gaussian, *cells: Any) -> Any:
+                found, observed = jax.tree.map(lambda one: one[None], cells)
+                distance = deviations(gaussian, found, observed)
+                return scores_of(gaussian, distance, observed)[0]
+
+            def shared(common: Any, index: Array, rows: Array) -> Any:
+                params, _, gaussians = common
+                own = jax.tree.map(lambda field: field[index], gaussians)
+                return jax.vmap(own_scores)(own, *residuals(params, rows))
+
+            return jax.jit(shared)
         function = point_scorer(form, missing)
 
         def one(params: Params, own: Params, gaussian: Gaussian, rows: Array) -> Any:
@@ -338,7 +357,9 @@ def entity_streams(
 
     full, holed = compiled(False), compiled(True)
     most = scoring_batch(model, len(detector.channels), BATCH_SIZE)
-    sizes = sorted({min(size, most) for size in BATCHES})
+    exact = exact and model.architecture is not None
+    batches, padded = (EXACT_BATCHES, EXACT_PADDED) if exact else (BATCHES, PADDED)
+    sizes = sorted({min(size, most) for size in batches})
 
     def score(entities: Sequence[str], windows: np.ndarray) -> list[WindowResult]:
         check_not_forked()
@@ -352,7 +373,8 @@ def entity_streams(
             rest = np.flatnonzero(group)
             while len(rest):
                 # As few calls as compute little for padding, which repeats the last one.
-                size = max(size for size in sizes if size <= max(1, PADDED * len(rest)))
+                fit = [size for size in sizes if size <= padded * len(rest)]
+                size = max(fit, default=sizes[0])
                 part, rest = rest[:size], rest[size:]
                 batch = np.pad(part, (0, size - len(part)), "edge")
                 found = np.asarray(function(common, index[batch], rows[batch]))

@@ -245,6 +245,13 @@ class StreamDetector:
         stream._begin(entity)
         return stream
 
+    def copied(self) -> "StreamDetector":
+        """A copy that goes on from here by itself."""
+        stream = copy.copy(self)
+        stream._buffer = self._buffer.copy()
+        stream._times, stream._p_values = self._times.copy(), self._p_values.copy()
+        return stream
+
     def update(
         self,
         row: Sequence[float] | np.ndarray | Mapping[str, float],

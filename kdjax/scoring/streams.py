@@ -655,6 +655,14 @@ def answer_text(
     line: Line, row: StreamRow | None, fault: str, *, moves: bool, name: str | None
 ) -> str:
     """The JSON text of a row, or of a line at fault; `name` is that of its entity."""
+    if row and name and not (row.alarm or row.taken_back or row.left_out or moves):
+        score, other = _number_text(row.score), _number_text(row.window_score)
+        time = repr(line.time) if type(line.time) is int else _ENCODE(line.time)
+        return (  # what the encoder gives, in half the time
+            f'{{"row": {row.row}, "time": {time}, "score": {score}, '
+            f'"window_score": {other}, "alarm": 0, "state": "{row.state}", '
+            f'"entity": {_ENCODE(name)}}}'
+        )
     known = row is not None or line.time is None or isinstance(line.time, (str, int))
     answer: dict[str, Any] = {
         "row": row and row.row,
@@ -677,6 +685,10 @@ def answer_text(
     if row and row.alarm:
         answer["channels"] = row.channels
     return _ENCODE(answer)
+
+
+def _number_text(value: float) -> str:
+    return repr(value) if math.isfinite(value) else _ENCODE(json_number(value))
 
 
 class _Out:

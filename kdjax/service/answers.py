@@ -10,11 +10,15 @@ import numpy as np
 
 from kdjax.data.lines import Line
 from kdjax.detection.occurrences import json_number
-from kdjax.detection.stream_batches import answer_together
-from kdjax.detection.streaming import StreamRow, checked_rows
-from kdjax.detection.timestamps import parse_timestamp
+from kdjax.detection.streaming import (
+    StreamDetector,
+    StreamRow,
+    Taken,
+    checked_rows,
+)
+from kdjax.detection.timestamps import Timestamp, parse_timestamp
 from kdjax.errors import ConfigError, DataError
-from kdjax.scoring.machines import Machines
+from kdjax.scoring.machines import Machine, Machines
 from kdjax.scoring.readings import RowReader, is_late
 from kdjax.scoring.streams import TWICE, answer_text, event_text
 from kdjax.service.bodies import Body, RequestError
@@ -53,43 +57,104 @@ def take_lines(
 def answer_rows(
     machines: Machines, lines: Sequence[Line], tau_of: Callable[[str], float | None]
 ) -> list[Answered]:
-    """Takes rows of different entities in and answers them.
+    """Takes rows in and answers them, in order; windows are scored `AT_ONCE`.
 
     `tau_of` gives the τ that was set for an entity, None for the detector's.
     """
-    items = []
-    values = checked_rows(machines.plan, [line.row for line in lines])
+    found = list[Answered]()
+    for start in range(0, len(lines), AT_ONCE):
+        part = lines[start : start + AT_ONCE]
+        values = checked_rows(machines.plan, [line.row for line in part])
+        found += _answer_part(machines, part, values, tau_of)
+    machines.accepted += sum(row is not None for _, row in found)
+    return found
+
+
+class _Item(NamedTuple):
+    """A row that was taken in, maybe by a copy of its stream that goes ahead."""
+
+    machine: Machine
+    instant: Timestamp | None
+    taken: Taken | None
+    fault: str
+    window: np.ndarray | None = None  # [1, L, D] by the copy
+
+
+def _answer_part(
+    machines: Machines,
+    lines: Sequence[Line],
+    values: np.ndarray | None,
+    tau_of: Callable[[str], float | None],
+) -> Iterator[Answered]:
+    """The answers to rows `[N, D]`, whose windows are scored in one call.
+
+    Windows don't depend on scores: where an entity has several rows, a copy of its stream
+    takes them first.
+    """
+    counts, copies = collections.Counter(line.entity for line in lines), {}
+    items, windows, names = list[_Item](), list[np.ndarray](), list[str]()
     for place, line in enumerate(lines):
-        machine = machines.of(line.entity)
-        stream, fault = machine.stream, line.error
+        machine, checked = machines.of(line.entity), _cells(values, place)
+        stream = machine.stream
         if (tau := tau_of(line.entity)) is not None and stream.plan.tau != tau:
             stream.plan = stream.plan._replace(tau=tau)
-        instant, taken = None, None
-        try:
-            if not (fault and line.time is None):
-                instant = parse_timestamp(line.time)
-            late = not fault and is_late(instant, stream.last)
-            if late and machine.answered.has(line, instant):
-                fault = TWICE
-            if not fault:
-                checked = None if values is None else values[place]
-                said = line.time if instant and instant.clock else None
-                taken = stream.take(line.row, instant, said=said, checked=checked)
-        except (ConfigError, DataError) as error:  # spans are on another clock
-            fault = fault or str(error)
-        items.append((line, instant, machine, taken, fault))
-    pairs = [(machine.stream, taken) for *_, machine, taken, _ in items if taken]
-    machines.accepted += len(pairs)
-    rows = list[StreamRow]()
-    for first in range(0, len(pairs), AT_ONCE):
-        rows += answer_together(pairs[first : first + AT_ONCE], machines.score)
-    found, answered = list[Answered](), iter(rows)
-    for line, instant, machine, taken, fault in items:
-        row = next(answered) if taken else None
-        machine.answered.add(line, instant, machine.stream.last)
-        text = answer_text(line, row, fault, moves=False, name=line.entity)
-        found.append((text, row))
-    return found
+        if counts[line.entity] == 1:
+            item = _taken(machine, stream, line, checked)
+        else:
+            if line.entity not in copies:
+                copies[line.entity] = stream.copied()
+            stream = copies[line.entity]
+            item = _taken(machine, stream, line, checked)
+            if item.taken:
+                stream.answer(item.taken, None)
+                item = item._replace(window=item.taken.window.copy())
+        items.append(item)
+        if item.taken and item.taken.whole:
+            windows.append(item.taken.window if item.window is None else item.window)
+            names.append(stream.plan.entity)
+    scores = iter(machines.score(names, np.concatenate(windows)) if windows else ())
+    for place, (line, item) in enumerate(zip(lines, items, strict=True)):
+        machine, instant, taken, fault, window = item
+        score = next(scores) if taken and taken.whole else None
+        stream, row = machine.stream, None
+        if counts[line.entity] > 1:
+            _, instant, taken, fault, _ = _taken(
+                machine, stream, line, _cells(values, place)
+            )
+            if taken and taken.whole and not (score and _is_same(taken.window, window)):
+                score = machines.score([stream.plan.entity], taken.window)[0]
+        if taken:
+            row = stream.answer(taken, score if taken.whole else None)
+        machine.answered.add(line, instant, stream.last)
+        yield answer_text(line, row, fault, moves=False, name=line.entity), row
+
+
+def _cells(values: np.ndarray | None, place: int) -> np.ndarray | None:
+    return None if values is None else values[place]
+
+
+def _is_same(window: np.ndarray, other: np.ndarray | None) -> bool:
+    return other is not None and window.tobytes() == other.tobytes()
+
+
+def _taken(
+    machine: Machine, stream: StreamDetector, line: Line, checked: np.ndarray | None
+) -> _Item:
+    """A row taken in by a stream of its machine, or its fault."""
+    instant, fault = None, line.error
+    try:
+        if not (fault and line.time is None):
+            instant = parse_timestamp(line.time)
+        late = not fault and is_late(instant, stream.last)
+        if late and machine.answered.has(line, instant):
+            fault = TWICE
+        if not fault:
+            said = line.time if instant and instant.clock else None
+            taken = stream.take(line.row, instant, said=said, checked=checked)
+            return _Item(machine, instant, taken, "")
+    except (ConfigError, DataError) as error:  # spans may be on another clock
+        fault = fault or str(error)
+    return _Item(machine, instant, None, fault)
 
 
 def new_places(
@@ -137,17 +202,6 @@ def new_places(
     before |= counts
     names |= fresh
     return new
-
-
-def rounds_of(lines: Sequence[Line]) -> list[list[int]]:
-    """Places of lines in rounds, in each of which every entity occurs once at most."""
-    rounds, seen = list[list[int]](), dict[str, int]()
-    for place, line in enumerate(lines):
-        number = seen[line.entity] = seen.get(line.entity, -1) + 1
-        if number == len(rounds):
-            rounds.append([])
-        rounds[number].append(place)
-    return rounds
 
 
 def joined(

@@ -39,7 +39,6 @@ from kdjax.service.answers import (
     answer_rows,
     joined,
     new_places,
-    rounds_of,
     stateless,
     take_lines,
 )
@@ -466,14 +465,9 @@ class Engine:
     ) -> tuple[list[Line], list[Answered], Iterator[int]]:
         """The rows that lines bring, their answers, and the number of rows of each line."""
         rows, brought = take_lines(self.machines, lines)
-        answers: list[Answered] = [("", None)] * len(rows)
-        for part in rounds_of(rows):
-            group = [rows[place] for place in part]
-            found = answer_rows(self.machines, group, self.thresholds.of)
-            for place, one in zip(part, found, strict=True):
-                answers[place] = one
-            if self.shadow is not None:
-                self.shadow.take(group, [row for _, row in found])
+        answers = answer_rows(self.machines, rows, self.thresholds.of)
+        if self.shadow is not None:
+            self.shadow.take(rows, [row for _, row in answers])
         return rows, answers, itertools.repeat(1) if brought is None else iter(brought)
 
     def _note(self, pairs: Sequence[tuple[Line, int]]) -> None:

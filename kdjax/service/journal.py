@@ -83,11 +83,11 @@ class Journal:
                 place += length
             yield batch
 
-    def add_rows(self, lines: Iterable[tuple[Line, int]]) -> int:
+    def add_rows(self, lines: Sequence[tuple[Line, int]]) -> int:
         """Writes a batch; its number."""
-        number, cells, head = self._clock.next(), array.array("d"), []
+        number, head = self._clock.next(), []
+        cells = b"".join(array.array("d", line.row).tobytes() for line, _ in lines)
         for line, count in lines:
-            cells.extend(line.row)
             when = line.time
             if isinstance(when, float) and not math.isfinite(when):
                 when = str(when)
@@ -97,7 +97,7 @@ class Journal:
             )
         self._store.execute(
             "INSERT INTO journal VALUES (?, ?, ?)",
-            (number, _ENCODE(head), cells.tobytes()),
+            (number, _ENCODE(head), cells),
         )
         return number
 

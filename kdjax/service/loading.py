@@ -51,7 +51,7 @@ def load(path: Path, excluded: Spans | None = None) -> Loaded:
         from kdjax.detection.storage import load_detector
 
         detector = load_detector(path)
-        streams, backend = entity_streams(detector), "jax"
+        streams, backend = entity_streams(detector, exact=True), "jax"
         card, entities = detector.card, detector.entities
         usual = streams.another("")
         plan = usual.plan

@@ -1,7 +1,6 @@
 """A shadow: a second detector that scores the same rows and announces nothing."""
 
 import collections
-import contextlib
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -9,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from kdjax.data.lines import Line
-from kdjax.detection.stream_batches import answer_together
 from kdjax.detection.streaming import StreamRow
-from kdjax.errors import ConfigError, DataError, KdjaxError
+from kdjax.errors import ConfigError, KdjaxError
 from kdjax.scoring.machines import Machines, Store
+from kdjax.service.answers import answer_rows
 from kdjax.service.loading import Loaded
 
 COMPARED = 10_000  # pairs of scores that a comparison keeps
@@ -44,27 +43,26 @@ class Shadow:
         self._scores = collections.deque(maxlen=COMPARED)
 
     def take(self, lines: Sequence[Line], rows: Sequence[StreamRow | None]) -> None:
-        """Scores lines of different entities, whose rows the first detector answered.
+        """Scores lines, whose rows the first detector answered.
 
         What can't be scored is noted in `error`.
         """
         try:
-            self._take(lines, rows)
+            self._take(
+                [
+                    (n, row)
+                    for n, row in zip(lines, rows, strict=True)
+                    if row is not None
+                ]
+            )
         except (KdjaxError, OSError) as error:
             self.error = str(error)
 
-    def _take(self, lines: Sequence[Line], rows: Sequence[StreamRow | None]) -> None:
-        pairs, found = [], list[StreamRow]()
-        for line, row in zip(lines, rows, strict=True):
-            if row is None:
+    def _take(self, pairs: Sequence[tuple[Line, StreamRow]]) -> None:
+        found = answer_rows(self.machines, [line for line, _ in pairs], lambda _: None)
+        for (_, row), (_, second) in zip(pairs, found, strict=True):
+            if second is None:
                 continue
-            stream = self.machines.of(line.entity).stream
-            with contextlib.suppress(DataError):
-                pairs.append((stream, stream.take(line.row, line.time)))
-                found.append(row)
-        for row, second in zip(
-            found, answer_together(pairs, self.machines.score), strict=True
-        ):
             self.rows += 1
             self.both += row.alarm and second.alarm
             self.own += second.alarm and not row.alarm
