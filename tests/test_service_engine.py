@@ -244,6 +244,30 @@ def test_events_are_listed_acknowledged_and_shelved(
         assert client.get(f"/v1/events?{query}").status_code == 400
 
 
+def test_numbers_of_events_grow_where_the_clock_jumps(
+    serve, moving_file, values, monkeypatch
+):
+    """A day ahead and back: who asks from the last number on misses none."""
+    client, seen, now, since = serve(moving_file), [], time.time_ns, 0
+    for number, days in enumerate((0, 1, 0, -1, 0)):
+        monkeypatch.setattr(
+            "kdjax.service.journal.time.time_ns",
+            lambda d=days: now() + d * 86_400 * 10**9,
+        )
+        first = 12 * number
+        rows = {name: [[0.1, 0.2]] * 60 for name in "abc"}
+        rows["a"] = [[90.0, -90.0] if n == first + 4 else [0.1, 0.2] for n in range(60)]
+        sent(client, rows, first, first + 12)
+        if number == 3:
+            client.close()
+            client = serve(moving_file)
+        found = answered(client.get(f"/v1/events?since={since}"))
+        seen, since = seen + found["events"], found["next"]
+    assert [e["phase"] for e in seen if e["kind"] == "score"] == ["begin", "end"] * 5
+    numbers = [e["number"] for e in seen]
+    assert numbers == sorted({*numbers})
+
+
 def test_events_come_as_server_sent_events(serve, moving_file, values):
     client = serve(moving_file)
     app = client.app

@@ -1,9 +1,12 @@
 """The program `kdjax serve` in a process of its own: start, signals, clients at fault."""
 
+import contextlib
 import http.client
 import json
 import os
 import re
+import resource
+import shutil
 import signal
 import socket
 import subprocess
@@ -18,7 +21,9 @@ from service_client import TOKEN, rows_of
 
 from kdjax.cli import main
 from kdjax.export.container import load_onnx
+from kdjax.scoring.machines import Store
 from kdjax.scoring.opening import open_streams
+from kdjax.service.journal import Clock, Journal
 
 ROOT = Path(__file__).parent.parent
 URL = "/v1/detectors/plant/streams/{}/rows"
@@ -74,6 +79,12 @@ def get(port, url):
 def memory_of(process):
     text = Path(f"/proc/{process.pid}/status").read_text("utf-8")
     return int(re.search(r"VmRSS:\s+(\d+)", text)[1]) * 1024
+
+
+def cpu_of(process):
+    """Seconds of the processor's time that a process has had."""
+    text = Path(f"/proc/{process.pid}/stat").read_text("utf-8").rpartition(")")[2]
+    return sum(map(int, text.split()[11:13])) / os.sysconf("SC_CLK_TCK")
 
 
 def test_a_file_needs_no_jax(moving_file, tmp_path):
@@ -137,10 +148,8 @@ def test_without_the_extra_it_says_what_to_install(moving_file, monkeypatch, cap
 def test_a_file_starts_at_once_and_small(start, moving_file):
     process, port = start()
     assert get(port, "/readyz")[0] == 200
-    text = Path(f"/proc/{process.pid}/stat").read_text("utf-8").rpartition(")")[2]
-    ticks = sum(map(int, text.split()[11:13]))
     # The processor's time: other programs may be busy.
-    assert ticks / os.sysconf("SC_CLK_TCK") < 2 and memory_of(process) < 250e6
+    assert cpu_of(process) < 2 and memory_of(process) < 250e6
 
 
 @pytest.mark.slow
@@ -275,22 +284,148 @@ def test_slow_and_broken_clients_are_dropped(start, moving_file, monkeypatch):
 
 
 @pytest.mark.slow
+def test_clients_that_never_read_are_dropped(start, moving_file, tmp_path):
+    """Of an answer, and of events that follow: with a bounded buffer, and not for ever."""
+    state = tmp_path / "state"
+    state.mkdir()
+    store = Store(state / "plant.sqlite")
+    event = {"id": "x" * 12, "kind": "score", "entity": "e", "text": "x" * 2000}
+    Journal(store, Clock()).add_events([event] * 10_000)  # 20 MB
+    store.commit({"schema": 1, "kdjax_version": "0"})
+    store.close()
+    process, port = start("--request_seconds=2", f"--state={state}")
+    body = json.dumps({"rows": rows_of(5000)}).encode()
+    asked = [
+        b"GET /v1/events HTTP/1.1\r\nHost: x\r\nAccept: text/event-stream\r\n\r\n",
+        b"GET /v1/events?most=1000 HTTP/1.1\r\nHost: x\r\n\r\n" * 20,
+        b"POST /v1/detectors/plant/score HTTP/1.1\r\nHost: x\r\ncontent-type: "
+        b"application/json\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body),
+    ]  # fmt: skip
+    links, before = [], memory_of(process)
+    for text in asked:
+        link = socket.socket()
+        link.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        link.connect(("127.0.0.1", port))
+        link.settimeout(30)
+        link.sendall(text)
+        links.append(link)
+    descriptors = Path(f"/proc/{process.pid}/fd")
+
+    def connected():
+        return sum("socket" in os.readlink(one) for one in descriptors.iterdir())
+
+    assert post(port, URL.format("a"), {"rows": [[1, 2]]})[0] == 200
+    end = time.monotonic() + 60
+    idle = None
+    while idle is None or connected() > idle:
+        assert time.monotonic() < end, "a client that doesn't read is kept"
+        time.sleep(0.2)
+        idle = idle or connected() - len(links)
+    assert memory_of(process) < before + 60e6
+    for link in links[:2]:  # what was under way comes, not all of it
+        size = 0
+        with contextlib.suppress(ConnectionResetError):
+            while part := link.recv(2**16):
+                size += len(part)
+        assert size < 15e6
+        link.close()
+    links[2].close()
+    # One that reads is served.
+    found = json.loads(get(port, "/v1/events?most=1000")[1])
+    assert len(found["events"]) == 1000
+
+
+@pytest.mark.slow
 def test_a_million_entities_are_bounded(start, moving_file, tmp_path):
     flags = f"--state={tmp_path / 'state'}", "--max_entities=3000", "--most_open=100"
     process, port = start(*flags)
-    refused, first = 0, 0
-    for place in range(0, 10_000, 500):
-        names = [f"m{n}" for n in range(place, place + 500)]
-        status, _ = post(
-            port, "/v1/detectors/plant/rows", {"rows": [[1, 2]] * 500, "entity": names}
-        )
-        refused += status == 403
-        first = first or (memory_of(process) if place == 1000 else 0)
-    assert refused == 14
+    url, first = "/v1/detectors/plant/rows", 0
+
+    def send(place, count):
+        names = [f"m{n}" for n in range(place, place + count)]
+        return post(port, url, {"rows": [[1, 2]] * count, "entity": names})[0]
+
+    assert [send(place, 500) for place in range(0, 3000, 500)] == [200] * 6
+    used = cpu_of(process)
+    for place in range(3000, 1_003_000, 5000):
+        assert send(place, 5000) == 403
+        first = first or memory_of(process)
     assert memory_of(process) < first + 30e6
-    status, text = get(port, "/metrics")
+    assert (cpu_of(process) - used) / 1e6 < 50e-6  # seconds of a row's refusal
+    assert send(0, 500) == 200
+    _, text = get(port, "/metrics")
     assert text.count("\nkdjax_threshold{") == 1000
     assert 'kdjax_entities{detector="plant"} 3000.0' in text
+
+
+@contextlib.contextmanager
+def small_disk(folder):
+    """A disk of 1 MB in memory; skips where it can't be mounted."""
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder]
+    if shutil.which("mount") is None or subprocess.run(command, check=False).returncode:
+        pytest.skip("mounting a disk needs root")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", folder], check=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["limit", "disk"])
+def test_a_full_disk_refuses_rows_until_there_is_room(
+    start, moving_file, tmp_path, way
+):
+    """A limit of the size of files, which anyone can set, or a disk that another file fills."""
+    state, stack = tmp_path / "state", contextlib.ExitStack()
+    with stack:
+        if way == "disk":
+            stack.enter_context(small_disk(state))
+        _fill_up(start, moving_file, state, way)
+
+
+def _fill_up(start, moving_file, state, way):
+    process, port = start(f"--state={state}")
+    values, found = rows_of(400), []
+
+    def send(place, count=10):
+        body = {"rows": values[place : place + count], "sequence": place}
+        return post(port, URL.format("a"), body)
+
+    def answer(place):
+        status, body = send(place)
+        assert status == 200, body
+        found.extend(body["rows"])
+
+    for place in range(0, 100, 10):
+        answer(place)
+    limits = resource.prlimit(process.pid, resource.RLIMIT_FSIZE)
+    if way == "limit":
+        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (4096, limits[1]))
+    else:
+        with contextlib.suppress(OSError), (state / "filler").open("wb", 0) as filler:
+            while True:
+                filler.write(b"x" * 1000)
+    for _ in range(3):
+        status, body = send(100)
+        assert status == 503 and "the state can't be" in body["error"]
+    assert get(port, "/healthz")[0] == 200
+    if way == "limit":
+        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, limits)
+    else:
+        (state / "filler").unlink()
+    end = time.monotonic() + 30
+    while get(port, "/readyz")[0] != 200:
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    for place in range(100, 400, 10):
+        answer(place)
+    process.terminate()
+    assert process.wait(10) == 0
+    stream = open_streams(moving_file, backend="onnxruntime")["a"]
+    for row, values_ in zip(found, values, strict=True):
+        one = stream.update(values_)
+        assert (row["row"], row["state"]) == (one.row, one.state)
 
 
 @pytest.mark.slow

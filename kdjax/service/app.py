@@ -122,6 +122,7 @@ class App:
                 if error.reason != "sequence":
                     self.collected.refused_requests.labels(error.reason).inc()
                 response = _refusal(error)
+                error.__traceback__ = None  # its frames hold the body, in a cycle
             except ClientDisconnect:
                 response = Response(status_code=400)
             begun = request.state.begun

@@ -126,7 +126,7 @@ class Engine:
         self.last_row = math.nan  # seconds since 1970
         self.ready, self.fault = False, ""
         self._queue: collections.deque[Job] = collections.deque()
-        self._waiting = 0  # rows in it
+        self.waiting = 0  # rows in it
         self._changed, self._closing = threading.Condition(), False
         self._rate = 1000.0  # rows a second, for Retry-After
         self.shadow: Shadow | None = None
@@ -155,11 +155,10 @@ class Engine:
         """Puts rows into the queue; RequestError (429) where it is full."""
         rows = len(body.lines)
         with self._changed:
-            if self._waiting and self._waiting + rows > self._limits.waiting:
-                error = RequestError(
-                    429, f"{self._waiting} rows wait: send this again later.", "queue"
-                )
-                wait = math.ceil(self._waiting / max(self._rate, 1))
+            if self.waiting and self.waiting + rows > self._limits.waiting:
+                text = f"{self.waiting} rows wait: send this again later."
+                error = RequestError(429, text, "queue")
+                wait = math.ceil(self.waiting / max(self._rate, 1))
                 error.headers["Retry-After"] = str(min(max(wait, 1), 60))
                 raise error
             return self._put(Job(body, Future()), rows)
@@ -173,14 +172,9 @@ class Engine:
         if self._closing or not self.ready:
             raise RequestError(503, self.fault or "the service is ending.", "closed")
         self._queue.append(job)
-        self._waiting += rows
+        self.waiting += rows
         self._changed.notify()
         return job.done
-
-    @property
-    def waiting(self) -> int:
-        """Rows in the queue."""
-        return self._waiting
 
     def close(self) -> None:
         """Answers what waits, saves all states and ends the thread."""
@@ -323,17 +317,14 @@ class Engine:
         self._log(f"{self.name}: {text} ({self.loaded.digest[:12]})")
 
     def _whole(self) -> dict[str, Any]:
-        machines = self.machines
-        kept = machines.about()
-        kept |= {
-            "alarms": self._outbox.state()
-            if self._outbox
-            else machines.saved.get("alarms"),
-            "promoted": machines.saved.get("promoted"),
+        outbox, saved = self._outbox, self.machines.saved
+        return {
+            **self.machines.about(),
+            "alarms": outbox.state() if outbox else saved.get("alarms"),
+            "promoted": saved.get("promoted"),
             "digest": self.loaded.digest,
             "form": self._form,
         }
-        return kept
 
     @contextlib.contextmanager
     def _committing(self) -> Iterator[None]:
@@ -420,7 +411,7 @@ class Engine:
             if jobs and rows > BATCH_ROWS:
                 break
             jobs.append(self._queue.popleft())
-        self._waiting -= sum(len(job.body.lines) for job in jobs)
+        self.waiting -= sum(len(job.body.lines) for job in jobs)
         return jobs
 
     def _batch(self, jobs: Sequence[Job]) -> None:
@@ -437,7 +428,8 @@ class Engine:
                 new = new_places(job.body, self.machines, before, most)
             except RequestError as error:
                 self.refused[error.reason] += len(job.body.lines)
-                job.done.set_exception(error)
+                # Its frames hold the body, in a cycle that is collected late.
+                job.done.set_exception(error.with_traceback(None))
                 continue
             accepted.append((job, new))
             lines += [(job.body.lines[place], count) for place, count in new]
@@ -455,9 +447,8 @@ class Engine:
         each = iter(answers)
         for job, new in accepted:
             job.done.set_result(joined(job.body, new, each, brought))
-        self._rate += 0.1 * (
-            len(lines) / max(time.monotonic() - begun, 1e-6) - self._rate
-        )
+        rate = len(lines) / max(time.monotonic() - begun, 1e-6)
+        self._rate += 0.1 * (rate - self._rate)
         self._committed()
 
     def _answer(
@@ -578,10 +569,9 @@ class Engine:
     def _finish(self) -> None:
         """Saves states, for `LAST_WAIT` seconds: a start answers the journal's rows again."""
         end = time.monotonic() + LAST_WAIT
+        ending = RequestError(503, "the service is ending.", "closed")
         for job in self._queue:  # nobody waits for these any more
-            job.done.set_exception(
-                RequestError(503, "the service is ending.", "closed")
-            )
+            job.done.set_exception(ending)
         try:
             while self._dirty and time.monotonic() < end:
                 name = next(iter(self._dirty))
@@ -590,19 +580,17 @@ class Engine:
             self.journal.trim(next(iter(self._dirty.values()), (None, 0))[0])
             self.machines.store.commit(self._whole())
         except (ArtifactError, OSError) as error:
-            self._log(
-                f"{self.name}: states are not saved, the journal has them: {error}"
-            )
+            self._log(f"{self.name}: only the journal could be saved: {error}")
         finally:
             if self._outbox:
                 self._outbox.drain(LAST_WAIT)
                 with contextlib.suppress(KdjaxError, OSError):  # what was taken by now
                     self.machines.store.commit(self._whole())
                 self._outbox.close()
-            opened = [self.machines, *([self.shadow.machines] if self.shadow else [])]
-            for machines in opened:
-                with contextlib.suppress(KdjaxError):
-                    machines.store.close()
+            with contextlib.suppress(KdjaxError):
+                self.machines.store.close()
+            if self.shadow:
+                self.shadow.machines.store.close()
 
 
 def _settle(job: Job, call: Callable[[], Any]) -> None:

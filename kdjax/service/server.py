@@ -24,9 +24,10 @@ def serve_until_signal(app: App, listening: socket.socket) -> None:
     seconds = app.limits.seconds
 
     class Protocol(H11Protocol):
-        """Closes connections on which no request is complete after some seconds."""
+        """Closes connections where no request is complete, or no answer read, for seconds."""
 
         _late: asyncio.TimerHandle | None = None
+        _unread: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
@@ -40,8 +41,18 @@ def serve_until_signal(app: App, listening: socket.socket) -> None:
 
         def connection_lost(self, error: Exception | None) -> None:
             super().connection_lost(error)
-            if self._late:
-                self._late.cancel()
+            for timer in filter(None, (self._late, self._unread)):
+                timer.cancel()
+
+        def pause_writing(self) -> None:
+            """More of an answer waits than the buffer holds."""
+            super().pause_writing()
+            self._unread = self.loop.call_later(seconds, self.transport.abort)
+
+        def resume_writing(self) -> None:
+            super().resume_writing()
+            if self._unread:
+                self._unread.cancel()
 
         def _wait(self) -> None:
             if self._late is None:
@@ -49,7 +60,9 @@ def serve_until_signal(app: App, listening: socket.socket) -> None:
 
         def _look(self) -> None:
             self._late = None
-            if self.cycle is None or self.cycle.response_complete:
+            if self.transport.get_write_buffer_size():
+                self.transport.abort()  # `close` would wait for the client
+            elif self.cycle is None or self.cycle.response_complete:
                 self.transport.close()
             else:
                 self._wait()
