@@ -155,7 +155,8 @@ def test_a_full_disk_takes_a_batch_back(serve, moving_file, values, monkeypatch)
     assert client.get("/readyz").status_code == 200
     found += sent(client, values, 10, 30)
     assert keys(found) == every
-    assert 'reason="disk"' in client.get("/metrics").text
+    text = client.get("/metrics").text
+    assert 'kdjax_refused_rows_total{detector="plant",reason="disk"} 1.0' in text
 
 
 def test_events_are_listed_acknowledged_and_shelved(

@@ -298,6 +298,7 @@ class Engine:
         rows = len(body.lines)
         with self._changed:
             if self._waiting and self._waiting + rows > self._limits.waiting:
+                self.refused["queue"] += rows
                 error = RequestError(
                     429, f"{self._waiting} rows wait: send this again later.", "queue"
                 )
@@ -435,7 +436,6 @@ class Engine:
                 self.machines.store.commit(whole)
         except (ArtifactError, OSError) as error:
             self._log(f"{self.name}: nothing could be saved, rows are refused: {error}")
-            self.refused["disk"] += 1
             self._reopen()
             raise RequestError(
                 503, f"the state can't be saved; send this again later: {error}", "disk"
@@ -527,7 +527,7 @@ class Engine:
                     self._batch(jobs)
             except Exception as error:  # noqa: BLE001 - the service goes on
                 self._log(f"{self.name}: {type(error).__name__}: {error}")
-                self.refused["fault"] += len(jobs)
+                self.refused["fault"] += sum(len(job.body.lines) for job in jobs)
                 self._reopen()
                 for job in jobs:
                     if not job.done.done():
@@ -582,6 +582,7 @@ class Engine:
                     self._note([*zip(order, counts, strict=True)])
                 self._announce(e for _, row in answers if row for e in row.events)
         except RequestError as error:
+            self.refused["disk"] += len(lines)
             for job, _ in accepted:
                 job.done.set_exception(error)
             return

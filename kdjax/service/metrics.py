@@ -34,6 +34,8 @@ COUNTERS = {
         "refused_reloads",
     ),
 }
+# Reasons for which rows are refused; counted from 0, so that the first one is a change.
+REASONS = ("row", "queue", "sequence", "entities", "rows", "disk", "fault")
 ENTITY_GAUGES = {
     "kdjax_score": "Score a_t of the last row.",
     "kdjax_window_score": "Score of the window that ends at the last row.",
@@ -110,7 +112,8 @@ class Metrics:
             labels=["detector", "by"],
         )
         for name, engine in engines.items():
-            for reason, number in dict(engine.refused).items():
+            counted = dict.fromkeys(REASONS, 0) | dict(engine.refused)
+            for reason, number in counted.items():
                 refused.add_metric([name, reason], number)
             waiting.add_metric([name], engine.waiting)
             ready.add_metric([name], engine.ready)
