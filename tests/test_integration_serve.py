@@ -2,20 +2,29 @@
 
 import hashlib
 import json
+import os
 import re
+import shlex
 import shutil
 import socket
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 import yaml
+from conftest import TINY, wave
 from service_client import rows_of
+from test_service_deploy import command_of, lines_of
 
 from kdjax.export.onnx import onnx_file
 
@@ -301,3 +310,223 @@ def test_rules_alert_when_they_should(tmp_path):
     text = (HERE / "rules.yml").read_text("utf-8")
     (tmp_path / "rules.yml").write_text(text.replace("> 300", "> 3000"))
     assert "FAILED" in promtool("test", "rules", tmp_path / "rules_test.yml", code=1)
+
+
+class Machine:
+    """A folder in the place of `/`, and a user who is not root."""
+
+    def __init__(self, root):
+        self.root = root
+        ours = ("PIP_", "SSL_", "REQUESTS_", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
+        kept = {k: v for k, v in os.environ.items() if k.upper().startswith(ours)}
+        self.options = {"cwd": root, "env": {**kept, "HOME": str(root)}}
+        if os.getuid() == 0:
+            root.chmod(0o755)
+            os.chown(root, 65534, 65534)
+            self.options |= {"user": 65534, "group": 65534, "extra_groups": []}
+        asked = "import sys, ensurepip; sys.exit(sys.version_info < (3, 11))"
+        for python in (sys._base_executable, "/usr/bin/python3"):
+            if self.run([python, "-c", asked]) == 0:
+                path = f"{Path(python).parent}:/usr/bin:/bin"
+                self.options["env"]["PATH"] = path
+                return
+        pytest.skip("needs a Python that another user may run (python3-venv)")
+
+    def run(self, command):
+        """The exit code of a command."""
+        try:
+            done = subprocess.run(command, check=False, **self.options)
+        except PermissionError:
+            return 126
+        return done.returncode
+
+    def inside(self, text):
+        """A text whose paths of the image or unit lie in the folder."""
+        return re.sub(
+            r"(?<![\w./])(?=/(opt|state|build|detectors|var)\b)", str(self.root), text
+        )
+
+    def path(self, text):
+        return Path(self.inside(text))
+
+
+def adapted(machine, command, port):
+    return [machine.inside(word.replace("8080", str(port))) for word in command]
+
+
+@pytest.fixture(scope="module")
+def machine():
+    """What the lines of the Dockerfile make, but for its libraries of the system."""
+    root = Path(tempfile.mkdtemp(prefix="kdjax-image-"))
+    try:
+        machine = Machine(root)
+        work = root
+        text = (ROOT / "Dockerfile").read_text("utf-8")
+        for word, rest in re.findall(r"^([A-Z]+) (.*)$", text, flags=re.MULTILINE):
+            if word == "WORKDIR":
+                work = machine.path(rest)
+                machine.run(["mkdir", "-p", work])
+            elif word == "COPY" and "--from=" in rest:
+                _, source, target = rest.split()
+                assert source == target and machine.path(source).is_dir()
+            elif word == "COPY":
+                *names, target = rest.split()
+                for name in names:
+                    to = work / (target if target != "./" else Path(name).name)
+                    if (ROOT / name).is_dir():
+                        ignore = shutil.ignore_patterns("__pycache__")
+                        shutil.copytree(ROOT / name, to, ignore=ignore)
+                    else:
+                        shutil.copy(ROOT / name, to)
+            elif word == "RUN":
+                shell = f"umask 022; cd {work}; {machine.inside(rest)}"
+                assert machine.run(["bash", "-euc", shell]) == 0, rest
+        yield machine
+    finally:
+        shutil.rmtree(root)
+
+
+def put(machine, file, target):
+    target = machine.path(target)
+    machine.run(["mkdir", "-p", target.parent])
+    shutil.copy(file, target)
+    target.chmod(0o644)
+
+
+def test_the_image_answers_rows_without_jax(machine, start, moving_file):
+    put(machine, moving_file, "/detectors/plant.onnx")
+    python = machine.path("/opt/kdjax/bin/python")
+    assert machine.run([python, "-c", "import kdjax, starlette, onnxruntime"]) == 0
+    assert machine.run([python, "-c", "import jax"]) == 1
+    path, port = ROOT / "Dockerfile", free_port()
+    (health,) = lines_of(path, "HEALTHCHECK")
+    health = adapted(machine, json.loads(health.partition(" CMD ")[2]), port)
+    command = adapted(machine, command_of(path), port)
+    assert machine.run(health) == 1
+    url = f"http://127.0.0.1:{port}"
+    process = start(command, f"{url}/healthz", **machine.options)
+    owner = Path(f"/proc/{process.pid}").stat().st_uid
+    assert owner == machine.options.get("user", os.getuid()) != 0
+    assert machine.run(health) == 0
+    values = rows_of(20)
+    status, _, text = fetch(
+        f"{url}/v1/detectors/plant/streams/a/rows", {"rows": values, "sequence": 0}
+    )
+    assert status == 200
+    rows = json.loads(text)["rows"]
+    status, _, text = fetch(f"{url}/v1/detectors/plant/score", {"rows": values})
+    assert [row["score"] for row in json.loads(text)["rows"]] == [
+        row["score"] for row in rows
+    ]
+    status, _, text = fetch(
+        f"{url}/v1/detectors/plant/score", {"windows": [values[:4]]}
+    )
+    assert status == 200 and json.loads(text)["window_score"] == [
+        rows[3]["window_score"]
+    ]
+    for page in ("metrics", "v1/events", "openapi.json", "v2/models/plant"):
+        assert fetch(f"{url}/{page}")[0] == 200
+    process.terminate()
+    assert process.wait(10) == 0
+    assert machine.run(health) == 1
+    assert machine.path("/state/plant.sqlite").stat().st_size > 0
+
+
+@needs("systemd-analyze")
+def test_the_unit_runs_and_goes_on_after_a_kill(machine, start, moving_file, tmp_path):
+    put(machine, moving_file, "/var/lib/kdjax/plant.onnx")
+    unit, port = HERE / "kdjax-serve.service", free_port()
+    copy = tmp_path / unit.name
+    copy.write_text(machine.inside(unit.read_text("utf-8")))
+    done = subprocess.run(
+        ["systemd-analyze", "verify", copy], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    command = adapted(machine, command_of(unit), port)
+    url = f"http://127.0.0.1:{port}"
+    rows = f"{url}/v1/detectors/plant/streams/a/rows"
+    values, found = rows_of(40), []
+    for first in (0, 20):
+        process = start(command, f"{url}/readyz", **machine.options)
+        body = {"rows": values[first : first + 20], "sequence": first}
+        found += json.loads(fetch(rows, body)[2])["rows"]
+        if first == 0:
+            process.kill()
+            process.wait()
+    assert [row["row"] for row in found] == [*range(40)]
+    _, _, text = fetch(f"{url}/v1/detectors/plant/score", {"rows": values})
+    wanted = [row["window_score"] for row in json.loads(text)["rows"]]
+    assert [row["window_score"] for row in found] == wanted
+    process.terminate()
+    assert process.wait(int(lines_of(unit, "TimeoutStopSec")[0])) == 0
+    alarms = machine.path("/var/lib/kdjax/alarms.jsonl").read_text("utf-8")
+    begun = [json.loads(line) for line in alarms.splitlines()]
+    assert {message["phase"] for message in begun} == {"begin", "end"}
+
+
+@pytest.fixture
+def phone():
+    """A server in the place of ntfy: the requests that came."""
+    came = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            text = self.rfile.read(int(self.headers["Content-Length"])).decode()
+            came.append((self.path, dict(self.headers), text))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}", came
+    server.shutdown()
+    server.server_close()
+
+
+@needs("curl")
+def test_from_zero_to_an_alarm_on_a_phone(start, phone, tmp_path):
+    """The page's lines as they stand there, but for addresses and the size of networks."""
+    page = (ROOT / "docs" / "serve.md").read_text("utf-8")
+    section = page.partition("## From zero")[2].partition("\n## ")[0]
+    lines = re.findall(r"^    (.*)$", section, flags=re.MULTILINE)
+    assert "pip install" in lines[0] and len(lines) == 8
+    values = wave(np.random.default_rng(0), 900)
+    times = pd.date_range("2026-01-01", periods=900, freq="s")
+    table = pd.DataFrame({"time": times, "load": values[:, 0], "heat": values[:, 1]})
+    table.to_csv(tmp_path / "plant.csv", index=False)
+    changes = TINY | {"baselines": "mahalanobis"}
+    small = [f"--config.{key}={value}" for key, value in changes.items()]
+    (tmp_path / "bin").mkdir()
+    kdjax = tmp_path / "bin" / "kdjax"
+    kdjax.write_text(
+        f'#!/bin/bash\n[ "$1" = run ] && set -- "$@" {shlex.join(small)}\n'
+        f'exec {sys.executable} {ROOT / "launch.py"} "$@"\n'
+    )
+    kdjax.chmod(0o755)
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    address, came = phone
+    url = f"http://127.0.0.1:{free_port()}"
+    environment = os.environ | {"PATH": f"{kdjax.parent}:{os.environ['PATH']}"}
+    options = {"cwd": tmp_path, "env": environment}
+    for line in lines[1:]:
+        line = line.replace("https://ntfy.sh", address)
+        line = line.replace("http://127.0.0.1:8080", url)
+        if line.startswith("export "):
+            name, _, value = line.removeprefix("export ").partition("=")
+            environment[name] = value
+        elif line.startswith("kdjax serve"):
+            words = shlex.split(line.removesuffix(" &"))
+            port = url.rpartition(":")[2]
+            start([*words, f"--port={port}"], f"{url}/readyz", **options)
+        else:
+            subprocess.run(["bash", "-euc", line], check=True, timeout=60, **options)
+    # The last rows, perhaps behind a false alarm of so small a network.
+    end = "\n2026-01-01 00:14:40"
+    eventually(lambda: came and came[-1][2].endswith(end))
+    path, headers, text = came[-1]
+    assert path == "/plant-4f1c8a7e2b"
+    assert headers["Title"] == "pump: score begin" and headers["Priority"] == "high"
+    assert float(text.partition(" × its threshold: load ")[0]) > 1000
