@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from service_client import rows_of
 from test_service_deploy import command_of, lines_of
 
 from kdjax.export.onnx import onnx_file
+from kdjax.scoring.opening import open_streams
 
 pytestmark = pytest.mark.integration
 
@@ -78,7 +80,7 @@ def eventually(look, seconds=15.0):
 
 @pytest.fixture
 def start(tmp_path):
-    """Starts a program and waits until a URL answers 200; all are ended at the end."""
+    """Starts a program and waits until a URL, or a function that asks, answers 200."""
     started = []
 
     def begin(command, url, *, seconds=30.0, **options):
@@ -91,7 +93,7 @@ def start(tmp_path):
         def answers():
             assert process.poll() is None, Path(log.name).read_text("utf-8")
             try:
-                return fetch(url)[0] == 200
+                return (url() if callable(url) else fetch(url)[0]) == 200
             except OSError:
                 return False
 
@@ -530,3 +532,189 @@ def test_from_zero_to_an_alarm_on_a_phone(start, phone, tmp_path):
     assert path == "/plant-4f1c8a7e2b"
     assert headers["Title"] == "pump: score begin" and headers["Priority"] == "high"
     assert float(text.partition(" × its threshold: load ")[0]) > 1000
+
+
+@pytest.fixture
+def process_of():
+    """The function of the page that chooses a process."""
+    page = (ROOT / "docs" / "serve.md").read_text("utf-8")
+    (code,) = re.findall(r"```python\n(def process_of.*?)```", page, flags=re.DOTALL)
+    names = {"hashlib": hashlib}
+    exec(code, names)  # noqa: S102 - our own page
+    return names["process_of"]
+
+
+def test_a_process_more_takes_its_share_only(process_of):
+    names = [f"pump {n}" for n in range(3000)]
+    before = [process_of(name, ("a", "b", "c")) for name in names]
+    after = [process_of(name, ("a", "b", "c", "d")) for name in names]
+    moved = [new for old, new in zip(before, after, strict=True) if new != old]
+    assert {*moved} == {"d"} and len(moved) == pytest.approx(750, rel=0.1)
+    assert all(before.count(name) == pytest.approx(1000, rel=0.1) for name in "abc")
+
+
+@needs("nginx")
+def test_two_processes_answer_as_one(start, process_of, moving_file, tmp_path):
+    """Rows of some entities come by nginx, those of others by the client's own choice."""
+    ports = [free_port() for _ in range(4)]
+
+    def begin(place):
+        state = f"--state={tmp_path / f'state{place}'}"
+        return served(start, ports[place], f"--detector={moving_file}", state)
+
+    started, (*urls, alone) = zip(*map(begin, range(3)), strict=True)
+    text = (HERE / "nginx.conf").read_text("utf-8")
+    for port, own in ((8081, ports[0]), (8082, ports[1]), (8080, ports[3])):
+        text, count = re.subn(rf"127\.0\.0\.1:{port}\b", f"127.0.0.1:{own}", text)
+        assert count == 1
+    folders = "".join(
+        f"{name}_temp_path {tmp_path / name}; "
+        for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    config = tmp_path / "nginx.conf"
+    user = "user root; " if os.getuid() == 0 else ""
+    config.write_text(
+        f"{user}daemon off; pid {tmp_path / 'pid'}; error_log stderr; events {{}} "
+        f"http {{ access_log off; {folders}{text} }}"
+    )
+    detector = "/v1/detectors/plant"
+    proxy = f"http://127.0.0.1:{ports[3]}{detector}"
+    start(
+        ["nginx", "-p", tmp_path, "-e", "stderr", "-c", config],
+        lambda: fetch(f"{proxy}/score", {"rows": [[1, 2]]})[0],
+    )
+
+    by_proxy, by_client = (
+        [f"pump {n}" for n in range(8)],
+        [f"fan/{n}" for n in range(8)],
+    )
+    values = {name: rows_of(30, n) for n, name in enumerate(by_proxy + by_client)}
+    found = {name: [] for name in values}
+    wanted = {name: [] for name in values}
+
+    def keep(into, answer):
+        for row in answer["rows"]:
+            into[row["entity"]].append(row)
+        for event in answer["events"]:
+            into[event["entity"]].append(event)
+
+    def send(url, body):
+        """Status and answer; 502 where nobody listens, as a proxy says."""
+        try:
+            status, _, text = fetch(url, body)
+        except OSError:
+            return 502, None
+        return status, json.loads(text) if status == 200 else None
+
+    def of_stream(name, first):
+        body = {"rows": values[name][first : first + 5], "sequence": first}
+        return f"streams/{urllib.parse.quote(name)}/rows", body
+
+    def of_many(names, first):
+        rows = [
+            {"entity": n, "x": x, "y": y, "sequence": first + place}
+            for n in names
+            for place, (x, y) in enumerate(values[n][first : first + 5])
+        ]
+        return "rows", {"rows": rows}
+
+    for first in range(0, 30, 5):
+        for work in (
+            *(of_stream(n, first) for n in by_proxy),
+            of_many(by_client, first),
+        ):
+            status, answer = send(f"{alone}{detector}/{work[0]}", work[1])
+            assert status == 200
+            keep(wanted, answer)
+        shares = [[n for n in by_client if process_of(n, urls) == url] for url in urls]
+        works = [(f"{proxy}/{path}", body) for path, body in
+                 (of_stream(name, first) for name in by_proxy)]  # fmt: skip
+        for url, share in zip(urls, shares, strict=True):
+            path, body = of_many(share, first)
+            works.append((f"{url}{detector}/{path}", body))
+        if first == 15:
+            started[1].kill()
+            started[1].wait()
+            failed = []
+            for work in works:
+                status, answer = send(*work)
+                assert status in (200, 502)
+                if status == 200:
+                    keep(found, answer)
+                else:
+                    failed.append(work)
+            # Rows of the entities of one process went nowhere else.
+            assert 1 < len(failed) < len(works) and works[-1] in failed
+            begin(1)
+            works = failed
+        for work in works:
+            status, answer = send(*work)
+            assert status == 200
+            keep(found, answer)
+    assert found == wanted
+    assert sum("id" in line for lines in found.values() for line in lines) > 10
+    known = []
+    for url in (*urls, alone):
+        about = json.loads(fetch(f"{url}{detector}")[2])
+        known.append((about["known_entities"], about["rows"]))
+    assert known[2] == (16, 480) and [a + b for a, b in zip(*known[:2])] == [16, 480]
+    assert min(known[0][0], known[1][0]) >= 4
+    # What was answered is known after all.
+    path, body = of_stream(by_proxy[0], 0)
+    answer = send(f"{proxy}/{path}", body)[1]
+    assert all(row["repeated"] for row in answer["rows"])
+
+
+def holders(file):
+    """Processes that have a file open."""
+    found = set()
+    for link in Path("/proc").glob("[0-9]*/fd/*"):
+        try:
+            if link.readlink() == file:
+                found.add(int(link.parts[2]))
+        except OSError:  # it ended, or is another user's
+            continue
+    return found
+
+
+def test_ray_serve_runs_the_same_application(start, process_of, moving_file, tmp_path):
+    pytest.importorskip("ray.serve", reason="needs ray[serve], the extra ray")
+    url = f"http://127.0.0.1:{free_port()}"
+    command = [
+        sys.executable, HERE / "ray_serve.py", moving_file, f"--state={tmp_path / 'state'}",
+        f"--port={url.rpartition(':')[2]}",
+    ]  # fmt: skip
+    environment = os.environ | {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(ROOT)}
+    ready = f"{url}/1/readyz"
+    process = start(command, ready, seconds=60.0, env=environment)
+    names = [f"pump {n}" for n in range(6)]
+    places = {name: process_of(name, (0, 1)) for name in names}
+    assert {*places.values()} == {0, 1}
+    streams = open_streams(moving_file, backend="onnxruntime")
+
+    def send(name, first):
+        target = f"{url}/{places[name]}/v1/detectors/plant/streams"
+        target = f"{target}/{urllib.parse.quote(name)}/rows"
+        body = {"rows": rows_of(20, names.index(name))[first : first + 10]}
+        status, _, text = fetch(target, body | {"sequence": first})
+        assert status == 200, text
+        wanted = [streams[name].update(row) for row in body["rows"]]
+        found = json.loads(text)["rows"]
+        assert [row["row"] for row in found] == [row.row for row in wanted]
+        scores = [row["window_score"] for row in found if row["window_score"]]
+        assert scores == [
+            r.window_score for r in wanted if r.window_score == r.window_score
+        ]
+
+    for name in names:
+        send(name, 0)
+    database = tmp_path / "state" / "1" / "plant.sqlite"
+    (replica,) = before = holders(database)
+    os.kill(replica, signal.SIGKILL)
+    eventually(lambda: holders(database) - before, 30.0)
+    eventually(lambda: fetch(ready)[0] == 200)
+    for name in names:
+        send(name, 10)
+    process.terminate()
+    assert process.wait(30) == 0
+    eventually(lambda: not holders(database))

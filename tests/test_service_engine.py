@@ -73,6 +73,7 @@ def test_a_copy_of_the_state_at_any_moment_goes_on(
         shutil.copytree(tmp_path / "state", tmp_path / f"killed{number}")
         other = serve(moving_file, state=f"killed{number}", limits=Limits(open=2))
         first = len(found) // 3
+        assert other.engines["plant"].machines.rows == 3 * first
         found += sent(client, values, first, stop)
         assert keys(sent(other, values, first, stop)) == keys(found[3 * first :])
         again = sent(other, values, first, stop)

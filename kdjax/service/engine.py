@@ -407,6 +407,7 @@ class Engine:
             for part in _rounds(lines):
                 self._answer([lines[place] for place in part])
             machines.shrink()
+        machines.accepted = 0  # the saved number has the journal's rows
         for name in list(machines.names):
             machines.put(name)
         self.journal.trim(None)
