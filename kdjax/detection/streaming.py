@@ -515,6 +515,12 @@ class StreamDetector:
         """The time of the last row; without a clock before the first."""
         return self._at.last
 
+    @property
+    def open_events(self) -> tuple[Event, ...]:
+        """The events that have begun and not ended, as they are now."""
+        watch = self._at.watch
+        return (watch.alarm, *watch.others) if watch.alarm else watch.others
+
     def drift(self) -> Drift:
         """Whether scores of the latest separate windows differ from calibration's."""
         return drift(np.array(self._p_values), calibration=self.plan.disjoint)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from kdjax.data.lines import Line
-from kdjax.detection.occurrences import json_number
+from kdjax.detection.occurrences import Event, json_number
 from kdjax.detection.stream_batches import EntityStreams, answer_together
 from kdjax.detection.stream_rules import Plan
 from kdjax.detection.streaming import StreamRow
@@ -39,6 +39,7 @@ from kdjax.scoring.streams import (
 )
 from kdjax.service.bodies import Body, RequestError
 from kdjax.service.journal import Clock, EventLog, Journal, rolled_back, source_of
+from kdjax.service.page import Kept, keep
 
 if TYPE_CHECKING:
     from kdjax.export.container import Scored
@@ -261,7 +262,9 @@ class Engine:
         self.counts: collections.Counter[str] = collections.Counter()
         self.refused: collections.Counter[str] = collections.Counter()
         self.latest: dict[str, Latest] = {}
-        self.last_row = math.nan  # seconds since 1970
+        self.last_row, self.begun = math.nan, time.time()  # seconds since 1970
+        self.kept: Kept = {}  # rows for the live page
+        self.open_events: dict[str, tuple[Event, ...]] = {}  # by entity
         self.ready, self.fault = False, ""
         self._queue: collections.deque[Job] = collections.deque()
         self._waiting = 0  # rows in it
@@ -665,6 +668,7 @@ class Engine:
         for line, instant, machine, taken, fault in items:
             row = next(answered) if taken else None
             machine.answered.add(line, instant, machine.stream.last)
+            self.open_events[line.entity] = machine.stream.open_events
             machine.lines += 1
             text = answer_text(line, row, fault, moves=False, name=line.entity)
             found.append((text, row))
@@ -731,6 +735,7 @@ class Engine:
             if row.row % self.loaded.plan.window == 0:
                 drift = self.machines.of(line.entity).stream.drift().distance
             self.latest[line.entity] = Latest(row, now, drift)
+            keep(self.kept, line, row)
             self.counts["windows"] += not math.isnan(row.window_score)
             self.counts["alarms"] += row.alarm
             self._count_events(row.events)
