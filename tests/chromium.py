@@ -1,6 +1,7 @@
 """Headless Chromium driven over a pipe by the DevTools protocol, for tests of live pages."""
 
 import base64
+import fcntl
 import json
 import os
 import select
@@ -13,12 +14,19 @@ KEYS = {"Tab": 9, "Enter": 13, "Escape": 27, "End": 35, "Home": 36, "ArrowUp": 3
 KEYS["ArrowDown"] = 40
 
 
+def _high(number):
+    """The same file under a number above those that Chromium expects."""
+    found = fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, 10)
+    os.close(number)
+    return found
+
+
 class Browser:
     """One page in a Chromium of its own; `complaints` has console errors and the like."""
 
     def __init__(self, folder):
-        self._in, theirs_out = os.pipe()
-        theirs_in, self._out = os.pipe()
+        self._in, theirs_out = map(_high, os.pipe())
+        theirs_in, self._out = map(_high, os.pipe())
         # Chromium reads file descriptor 3 and writes 4.
         flags = [
             "--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe",
@@ -26,7 +34,7 @@ class Browser:
             "--disable-background-networking", "--hide-scrollbars", "about:blank",
         ]  # fmt: skip
         self.process = subprocess.Popen(
-            ["sh", "-c", f'exec "$@" 3<&{theirs_in} 4>&{theirs_out}', "sh", CHROMIUM, *flags],
+            ["bash", "-c", f'exec "$@" 3<&{theirs_in} 4>&{theirs_out}', "bash", CHROMIUM, *flags],
             pass_fds=(theirs_in, theirs_out),
             stderr=subprocess.DEVNULL,
         )  # fmt: skip
@@ -69,9 +77,9 @@ class Browser:
         found = json.loads(text)
         method, params = found.get("method"), found.get("params", {})
         if method == "Runtime.exceptionThrown":
-            self.complaints.append(params["exceptionDetails"])
+            self.complaints.append(str(params["exceptionDetails"]))
         if method == "Runtime.consoleAPICalled":
-            self.complaints.append(params["args"])
+            self.complaints.append(str(params["args"]))
         if method == "Log.entryAdded":
             self.complaints.append(params["entry"]["text"])
         if method == "Page.javascriptDialogOpening":

@@ -58,6 +58,8 @@ class Feed:
 
 
 def width_of(browser):
+    """The page's width; its list must not be wider than its place."""
+    assert browser.run("$('list').scrollWidth <= $('list').clientWidth")
     return browser.run("document.documentElement.scrollWidth")
 
 
@@ -164,6 +166,11 @@ def test_machines_are_watched_by_keyboard(
         assert time.monotonic() < end
         feed.send(1, rest, high={"fan"})
         time.sleep(0.5)
+    browser.size(360, 740)
+    browser.run(f"go('plant', {EVIL!r})")
+    chosen(browser, EVIL)
+    assert width_of(browser) <= 360
+    browser.shot(tmp_path / "phone_token.png")
     assert browser.complaints == []
     # Nothing but the service was asked.
     assert all(

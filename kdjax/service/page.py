@@ -14,16 +14,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdjax.data.lines import Line
-from kdjax.detection.occurrences import FROZEN, MOVED, Event, json_number, message
-from kdjax.detection.stream_rules import Plan
+from kdjax.detection.occurrences import FROZEN, MOVED, json_number, message
 from kdjax.detection.streaming import StreamRow
 
 if TYPE_CHECKING:
-    from kdjax.service.engine import Engine, Latest
+    from kdjax.service.engine import Engine
 
 ROWS = 200  # of an entity that are kept, at most
 ALL_ROWS = 200_000  # of all entities: where they are many each has fewer
-STATES = ("alarm", "silent", "unknown", "normal")  # the worst one first
+STATES = {"alarm": 0, "silent": 1, "unknown": 2, "normal": 3}  # the worst one first
+DATES = ("local", "zoned")  # clocks of times that are dates
 _NUMBERS = struct.Struct("<q3d?")
 _ENCODE = json.JSONEncoder(allow_nan=False).encode
 Kept = dict[str, "collections.deque[bytes]"]  # rows by entity, packed
@@ -53,56 +53,45 @@ def kept_rows(kept: Kept, entity: str) -> list[dict[str, Any]]:
     return found
 
 
-def state_of(
-    latest: "Latest | None", plan: Plan, events: tuple[Event, ...], quiet: float
-) -> str:
-    """One of `STATES`, by the last row, open events, and seconds since the last row."""
-    dated = latest is None or latest.row.time.clock in ("local", "zoned")
-    if dated and 0 < plan.max_gap * plan.step < quiet:
-        return "silent"
-    if latest is None:
-        return "unknown"
-    if latest.row.alarm or any(event.kind in (FROZEN, MOVED) for event in events):
-        return "alarm"
-    return "unknown" if latest.row.state == "unknown" else "normal"
-
-
 def about_entity(engine: "Engine", entity: str, now: float) -> dict[str, Any]:
     """An entity's state and last row as JSON values; `now` in seconds since 1970."""
     latest, events = engine.latest.get(entity), engine.open_events.get(entity, ())
-    row, quiet = None, now - engine.begun
-    if latest:
-        row, quiet = latest.row, max(0.0, now - latest.received)
-    score, tau = (row.window_score, row.tau) if row else (math.nan, math.nan)
+    kinds, row = [event.kind for event in events], latest and latest.row
+    quiet = max(0.0, now - (latest.received if latest else engine.begun))
+    plan, severity = engine.machines.plan, math.nan
+    if row and row.tau > 0:
+        severity = row.window_score / row.tau
+    # A detector without cadence has the step 0: it can't tell silence.
+    if (not row or row.time.clock in DATES) and 0 < plan.max_gap * plan.step < quiet:
+        state = "silent"
+    elif row and (row.alarm or FROZEN in kinds or MOVED in kinds):
+        state = "alarm"
+    else:
+        state = "normal" if row and row.state == "normal" else "unknown"
     return {
         "entity": entity,
-        "state": state_of(latest, engine.machines.plan, events, quiet),
+        "state": state,
         "age": round(quiet, 3) if row else None,
         "row": row and row.row,
-        "window_score": json_number(score),
-        "tau": json_number(tau),
-        "severity": json_number(score / tau if tau > 0 else math.nan),
+        "window_score": row and json_number(row.window_score),
+        "tau": row and json_number(row.tau),
+        "severity": json_number(severity),
         "channels": row.channels if row else (),
-        "open": [event.kind for event in events],
+        "open": kinds,
     }
 
 
 def entity_list(engine: "Engine", find: str, most: int) -> dict[str, Any]:
-    """Entities whose name has `find` in it, the worst first, and counts of all by state."""
+    """Entities whose name has `find` in it, the worst first, and their count by state."""
     now, part = time.time(), find.casefold()
-    every = [about_entity(engine, name, now) for name in [*engine.machines.names]]
-    counts = collections.Counter(one["state"] for one in every)
-    found = [one for one in every if part in one["entity"].casefold()]
+    names = [name for name in [*engine.machines.names] if part in name.casefold()]
+    found = [about_entity(engine, name, now) for name in names]
+    counts = collections.Counter(one["state"] for one in found)
+    # A severity may be the string `inf`.
     found.sort(
-        key=lambda one: (
-            STATES.index(one["state"]), -float(one["severity"] or 0), one["entity"],
-        )
-    )  # fmt: skip
-    return {
-        "states": {state: counts[state] for state in STATES},
-        "found": len(found),
-        "entities": found[:most],
-    }
+        key=lambda e: (STATES[e["state"]], -float(e["severity"] or 0), e["entity"])
+    )
+    return {"states": {s: counts[s] for s in STATES}, "entities": found[:most]}
 
 
 def entity_history(
@@ -111,8 +100,8 @@ def entity_history(
     """An entity with its rows and events; open ones as they are now, not at their begin."""
     now = {e.id: message(e, entity) for e in engine.open_events.get(entity, ())}
     found = [
-        {**one, **(now.get(one["id"], {}) if one["end"] is None else {})}
-        for one in events
+        {**e, **now.get(e["id"], {})} if e.get("phase") == "begin" else e
+        for e in events
     ]
     about = about_entity(engine, entity, time.time())
     return about | {"rows": kept_rows(engine.kept, entity), "events": found}
