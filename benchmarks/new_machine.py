@@ -16,10 +16,12 @@ then learns from all that may choose.
 """
 
 import argparse
+import functools
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pandas as pd
 from tsbad import LATEST, OTHERS, append, read, vus_window
@@ -63,7 +65,8 @@ def row_scores(params: dict[str, Any], rows: Rows) -> np.ndarray:
     """The mean score of the windows that cover a row, `[N, D] -> [N]`."""
     found = np.asarray(kdjax.windows(rows, length=LENGTH))
     pieces = np.array_split(found, len(found) // 512 + 1)
-    scores = np.concatenate([kdjax.classifier_scores(params, p) for p in pieces])
+    scores_of = jax.jit(kdjax.classifier_scores)
+    scores = np.concatenate([scores_of(params, piece) for piece in pieces])
     points = np.broadcast_to(scores[:, None], (len(scores), LENGTH))
     return kdjax.row_scores(points, starts=np.arange(len(scores)), rows=len(rows))
 
@@ -76,14 +79,21 @@ def lines(
 
     A teacher learns from the entities `teaching` but the new one.
     """
+    options = OPTIONS | {"seed": seed}
+
+    @functools.cache
+    def taught_by(others: tuple[str, ...]) -> tuple[Rows, dict[str, Any]]:
+        known = [
+            windows_of(in_own_range(train[o]), MOST // len(others)) for o in others
+        ]
+        windows = np.concatenate(known)
+        return windows, kdjax.fit_classifier(windows, **options)
+
     for name, (rows, labels) in test.items():
         missing = [count for count in counts if (name, count, seed) not in done]
         if not missing:
             continue
-        others = [in_own_range(train[other]) for other in teaching if other != name]
-        known = [windows_of(own, MOST // len(others)) for own in others]
-        options = OPTIONS | {"seed": seed}
-        teacher = kdjax.fit_classifier(np.concatenate(known), **options)
+        known, teacher = taught_by(tuple(other for other in teaching if other != name))
         window = vus_window(np.concatenate([train[name], rows])[:, 0])
         for count in missing:
             scaler = kdjax.fit_scaler(train[name][-count:], method="minmax")
@@ -91,7 +101,7 @@ def lines(
                 np.asarray(kdjax.apply_scaler(scaler, train[name][-count:]))
             )
             alone = kdjax.fit_classifier(own, **options)
-            both = np.concatenate([own, *known])
+            both = np.concatenate([own, known])
             models = {"alone": alone, "joint": kdjax.fit_classifier(both, **options)}
             for kind, known_by in {"self": alone, "distilled": teacher}.items():
                 models[kind] = kdjax.fit_classifier(own, **options, teacher=known_by)

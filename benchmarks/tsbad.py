@@ -108,17 +108,18 @@ def rebuilt(smd: str, nasa: str, which: str) -> Iterator[Item]:
 def others(roots: Mapping[str, str]) -> Iterator[Item]:
     """Series of ASD and JumpStarter2, in folders by collection; none of the benchmark."""
     for collection, entities in OTHERS.items():
-        if not roots.get(collection):
-            continue
-        for name in entities:
-            dataset = load_benchmark(
-                collection.lower(), root=roots[collection], entities=(name,)
-            )
-            known, tested = dataset.train[0].values[-LATEST:], dataset.test[0]
-            rows = np.concatenate([known, tested.values])
-            labels = np.concatenate([np.zeros(len(known), bool), tested.labels > 0])
-            window = vus_window(rows[:, 0])
-            yield Item(name, collection, rows, labels, len(known), window)
+        if roots.get(collection):
+            yield from entities_of(collection, roots[collection], entities)
+
+
+def entities_of(collection: str, root: str, entities: Sequence[str]) -> Iterator[Item]:
+    """The last 4,000 training rows and the test rows of entities of a collection."""
+    for name in entities:
+        dataset = load_benchmark(collection.lower(), root=root, entities=(name,))
+        known, tested = dataset.train[0].values[-LATEST:], dataset.test[0]
+        rows = np.concatenate([known, tested.values])
+        labels = np.concatenate([np.zeros(len(known), bool), tested.labels > 0])
+        yield Item(name, collection, rows, labels, len(known), vus_window(rows[:, 0]))
 
 
 def published(root: str) -> Iterator[Item]:
