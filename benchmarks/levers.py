@@ -11,6 +11,7 @@ A rerun continues; `--table` prints the differences with 95 % bootstrap interval
 over series, seeds averaged first.
 """
 
+import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,9 @@ def variants(item: Item, seed: int) -> Iterator[tuple[str, Callable[[], np.ndarr
 
     def trained(own: np.ndarray, **patched: Any) -> Callable[[], np.ndarray]:
         def scores() -> np.ndarray:
-            with patch.multiple(disturb, **patched):
+            with contextlib.ExitStack() as stack:
+                for name, value in patched.items():
+                    stack.enter_context(patch.object(disturb, name, value))
                 params = fitted(own, length, seed, networks=2)
             return row_scores(params, item, length, excess=True)
 
