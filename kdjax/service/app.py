@@ -94,8 +94,10 @@ class App:
         self.end()
 
     def end(self) -> None:
-        """Ends requests that stay open, at the end of the service."""
+        """Ends sources, and requests that stay open, at the end of the service."""
         self._ending = True
+        for source in self.collected.sources:
+            source.stop()
         self.committed()
 
     def committed(self) -> None:

@@ -414,6 +414,7 @@ class Engine:
         for name in list(machines.names):
             machines.put(name)
         self.journal.trim(None)
+        self.marks = machines.saved.get("marks") or {}
         machines.store.commit(self._whole())
         machines.saved = {**machines.saved, **machines.store.whole()}
         self.ready, self.fault = True, ""
@@ -427,6 +428,7 @@ class Engine:
             else machines.saved.get("alarms"),
             "promoted": machines.saved.get("promoted"),
             "digest": self.loaded.digest,
+            "marks": self.marks,
         }
         return kept
 
@@ -585,6 +587,8 @@ class Engine:
                 if lines:
                     self._note([*zip(order, counts, strict=True)])
                 self._announce(e for _, row in answers if row for e in row.events)
+                for job, _ in accepted:
+                    self.marks = {**self.marks, **job.body.marks}
         except RequestError as error:
             self.refused["disk"] += len(lines)
             for job, _ in accepted:
