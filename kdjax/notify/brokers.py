@@ -201,7 +201,7 @@ def kafka_sender(broker: Broker) -> Callable[[bytes], None]:
                 producer.produce(
                     broker.topic,
                     line,
-                    key=json.loads(line).get("entity") or None,
+                    key=_entity_of(json.loads(line)),
                     on_delivery=lambda error, _: faults.append(error),
                 )
                 producer.poll(0)
@@ -217,6 +217,11 @@ def kafka_sender(broker: Broker) -> Callable[[bytes], None]:
             raise OSError(str(faults[0]) if faults else f"{left} lines not confirmed")
 
     return deliver
+
+
+def _entity_of(line: dict[str, Any]) -> str | None:
+    """The entity of an answer, an event's line or a message."""
+    return line.get("event", line).get("entity") or None
 
 
 def sender(broker: Broker) -> Callable[[bytes], None]:
