@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import os
 import shutil
 import signal
 import socket
@@ -318,7 +317,7 @@ def test_kafka_loses_and_doubles_no_row(follow, kafka, moving_file, tmp_path):
     text = f"kafka://{cluster}/rows?config={path}"
     send(0, 10)
     producer.produce("rows", b"12;", key="a")
-    client, source, said = follow(text)
+    client, source, _ = follow(text)
     until(lambda: source.rows == 30 and source.errors["row"] == 1)
 
     def lost(*_):
@@ -334,7 +333,7 @@ def test_kafka_loses_and_doubles_no_row(follow, kafka, moving_file, tmp_path):
     assert source.rows == 60
     client.close()
     send(20, 40)
-    client, source, said = follow(text)
+    _, source, _ = follow(text)
     until(lambda: source.rows == 60)
     for name in names:
         stream = open_streams(moving_file, backend="onnxruntime")["wanted"]
@@ -402,7 +401,9 @@ def test_prometheus_is_asked_for_ranges(follow, daemon, moving_file, tmp_path):
             for n, row in enumerate(rows):
                 if (name, n, metric) != ("b", 30, "heat"):
                     stamp = begun + n * step
-                    lines.append(f'{metric}{{machine="{name}"}} {row[channel]!r} {stamp}')
+                    lines.append(
+                        f'{metric}{{machine="{name}"}} {row[channel]!r} {stamp}'
+                    )
     (tmp_path / "samples").write_text("\n".join([*lines, "# EOF\n"]))
     promtool = shutil.which("promtool")
     if promtool is None:
@@ -443,14 +444,16 @@ def test_prometheus_is_asked_for_ranges(follow, daemon, moving_file, tmp_path):
     client.close()
     client, source, said = follow(str(file))
     until(lambda: source.up)
-    time.sleep(0.5)
+    time.sleep(0.5)  # for rows that must not come
     assert source.rows == 0
+    file.write_text(file.read_text().replace('"load"', '"load{"'))
+    _, faulty, said = follow(str(file), state="other")
+    until(lambda: faulty.errors["connection"])
+    assert not faulty.up and "'load{': 400 1:6: parse error" in said[-1]
     process.kill()
     process.wait()
-    file.write_text(file.read_text().replace('"load"', '"load{"'))
-    _, source, said = follow(str(file), state="other")
     until(lambda: source.errors["connection"])
-    assert not source.up and "refused" in said[-1]
+    assert not source.up
 
 
 class OpcServer:
@@ -506,7 +509,7 @@ def test_opcua_nodes_are_read_at_the_pace_of_the_detector(
     server = OpcServer(port)
     try:
         assert server.space == 2
-        client, source, said = follow(str(file))
+        _, source, _ = follow(str(file))
         until(lambda: source.rows >= 16)
         rows = scores_of(source)
         assert {*rows} == {"pump", "saw"} and source.up
@@ -532,3 +535,68 @@ def test_opcua_nodes_are_read_at_the_pace_of_the_detector(
         until(lambda: any("'warm' is not a number" in line for line in said))
     finally:
         server.close()
+
+
+def test_the_program_is_killed_and_loses_no_row(mosquitto, moving_file, tmp_path):
+    """SIGKILL while rows come, three times, then SIGTERM; rows have times."""
+    broker_port, port = free_port(), free_port()
+    mosquitto(broker_port)
+    topic = "plant/pump/rows"
+    command = [
+        sys.executable, ROOT / "launch.py", "serve", f"--detector={moving_file}",
+        f"--port={port}", f"--state={tmp_path}/state",
+        f"--source=mqtt://127.0.0.1:{broker_port}/plant/+/rows",
+        f"--dead_letters={tmp_path}/dead",
+    ]  # fmt: skip
+    (sender,) = receivers([f"mqtt://127.0.0.1:{broker_port}/{topic}"])
+    values = rows_of(900)
+
+    def metric(name):
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+                lines = answer.read().decode().splitlines()
+        except OSError:
+            return 0.0
+        return next((float(x.split()[-1]) for x in lines if x.startswith(name)), 0.0)
+
+    def run():
+        return subprocess.Popen(command, stderr=subprocess.PIPE)
+
+    process = run()
+    try:
+        until(lambda: metric("kdjax_source_up"))
+        for part in range(3):
+            rows = enumerate(values[part * 300 : part * 300 + 300], start=part * 300)
+            sender.deliver(
+                "\n".join(
+                    json.dumps({"x": x, "y": y, "time": n}) for n, (x, y) in rows
+                ).encode()
+            )
+            until(lambda: metric("kdjax_source_rows_total"))
+            process.kill()
+            process.communicate()
+            process = run()
+            until(lambda: metric("kdjax_source_up"))
+        url = f"http://127.0.0.1:{port}/v1/detectors/plant"
+
+        def known():
+            with urllib.request.urlopen(url) as answer:
+                return json.loads(answer.read())["rows"]
+
+        until(lambda: known() == 900)
+        body = json.dumps({"rows": [[1, 2]], "time": [900]}).encode()
+        request = urllib.request.Request(
+            f"{url}/streams/pump/rows", body, {"content-type": "application/json"}
+        )
+        with urllib.request.urlopen(request) as answer:
+            (row,) = json.loads(answer.read())["rows"]
+        one = wanted(moving_file, [*values, [1, 2]])
+        assert (row["row"], row["window_score"]) == (900, one.window_score)
+        begun = time.monotonic()
+        process.terminate()
+        _, said = process.communicate(timeout=20)
+        assert process.returncode == 0 and time.monotonic() - begun < 5, said
+    finally:
+        process.kill()
+        process.communicate()
+    assert not (tmp_path / "dead").exists()
