@@ -19,7 +19,7 @@ from service_client import rows_of
 from kdjax.notify import brokers, outbox
 from kdjax.notify.outbox import receivers
 from kdjax.scoring.opening import open_streams
-from kdjax.service import sources
+from kdjax.service import clients, sources
 from kdjax.service.clients import read_source
 from kdjax.service.sources import DeadLetters, open_sources
 
@@ -165,6 +165,7 @@ def test_mqtt_rows_come_in_and_survive_restarts(
                 payload = {"x": x, "y": y, "time": n}
                 publish(port, f"plant/{name}/rows", json.dumps(payload))
 
+    publish(port, "plant/a/rows", b"old", retain=True)  # is passed over
     client, source, said = follow(text)
     until(lambda: source.up)
     publish(port, "plant/a/rows", b'{"x": 1, "y": "high"}')
@@ -459,8 +460,8 @@ def test_prometheus_is_asked_for_ranges(follow, daemon, moving_file, tmp_path):
 class OpcServer:
     """An OPC UA server in a thread, with two machines."""
 
-    def __init__(self, port):
-        self.port, self.nodes = port, {}
+    def __init__(self, port, folder=None):
+        self.port, self.nodes, self.folder = port, {}, folder
         self._stop, self._ready = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()))
         self._thread.start()
@@ -469,8 +470,13 @@ class OpcServer:
     async def _serve(self):
         import asyncua
 
-        server = asyncua.Server()
+        server = asyncua.Server(user_manager=self if self.folder else None)
         await server.init()
+        if self.folder:
+            await server.load_certificate(self.folder / "server.der")
+            await server.load_private_key(self.folder / "server.pem")
+            policy = asyncua.ua.SecurityPolicyType.Basic256Sha256_SignAndEncrypt
+            server.set_security_policy([policy])
         server.set_endpoint(f"opc.tcp://127.0.0.1:{self.port}")
         space = await server.register_namespace("plant")
         for name in ("pump", "saw"):
@@ -489,9 +495,50 @@ class OpcServer:
             while not self._stop.is_set():
                 await asyncio.sleep(0.05)
 
+    def get_user(self, server, username=None, password=None, certificate=None):
+        """Of asyncua's `UserManager`."""
+        from asyncua.crypto.permission_rules import User, UserRole
+
+        known = (username, password) == ("eve", "secret")
+        return User(UserRole.User, name="eve") if known else None
+
     def close(self):
         self._stop.set()
         self._thread.join(20)
+
+
+def test_opcua_with_a_password_and_encryption(
+    follow, moving_file, tmp_path, monkeypatch
+):
+    pytest.importorskip("asyncua")
+    for name in ("server", "client"):
+        subject = f"urn:{name}" if name == "client" else "urn:freeopcua:python:server"
+        subprocess.run(
+            ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2",
+             "-subj", f"/CN={name}", "-addext", f"subjectAltName=URI:{subject}",
+             "-keyout", tmp_path / f"{name}.pem", "-outform", "der",
+             "-out", tmp_path / f"{name}.der"],
+            check=True, capture_output=True,
+        )  # fmt: skip
+    port, file = free_port(), tmp_path / "plant.toml"
+    file.write_text(
+        f'url = "opc.tcp://127.0.0.1:{port}"\nstep = 0.25\nentity = "pump"\n'
+        f'user = "eve"\nsecurity = "Basic256Sha256,SignAndEncrypt,'
+        f'{tmp_path}/client.der,{tmp_path}/client.pem"\n'
+        '[channels]\nx = "ns=2;s=pump.x"\ny = "ns=2;s=pump.y"\n'
+    )
+    server = OpcServer(port, tmp_path)
+    try:
+        monkeypatch.setenv(clients.OPCUA_PASSWORD, "wrong")
+        _, source, said = follow(str(file))
+        until(lambda: source.errors["connection"])
+        assert source.rows == 0 and "wrong" not in said[0], said
+        monkeypatch.setenv(clients.OPCUA_PASSWORD, "secret")
+        until(lambda: source.rows >= 4)
+        assert {*scores_of(source)} == {"pump"}
+        source.close(10)
+    finally:
+        server.close()
 
 
 def test_opcua_nodes_are_read_at_the_pace_of_the_detector(

@@ -1,9 +1,11 @@
 """Sources without servers: URLs and files, messages, dead letters, waits, places."""
 
+import http.server
 import json
 import math
 import threading
 import time
+import urllib.parse
 from types import SimpleNamespace
 
 import numpy as np
@@ -532,6 +534,42 @@ def test_rows_of_range_queries():
     one = FILE._replace(entity="pump", entity_label="")
     with pytest.raises(DataError, match="or give entity_label"):
         list(read_series(one, 0, 1, 1.0, lambda _: [series("a", [])] * 2))
+
+
+def test_prometheus_is_asked_with_a_token(monkeypatch):
+    """A form that is posted; its refusal is told in its words."""
+    taken = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):
+            size = int(self.headers["Content-Length"])
+            query = urllib.parse.parse_qs(self.rfile.read(size).decode())
+            taken.append((self.path, self.headers["Authorization"], query))
+            status = 200 if query["query"] == ["load"] else 400
+            self.send_response(status)
+            self.end_headers()
+            answer = (
+                {"data": {"result": [1]}} if status == 200 else {"error": 'so "bad'}
+            )
+            self.wfile.write(json.dumps(answer).encode())
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        file = FILE._replace(url=f"http://127.0.0.1:{server.server_port}/prometheus/")
+        monkeypatch.setenv(clients.TOKEN, "secret")
+        assert clients._ask(file, {"query": "load", "step": "1"}) == [1]
+        with pytest.raises(DataError, match="'loud': 400 so .*bad"):
+            clients._ask(file, {"query": "loud"})
+        monkeypatch.setattr(clients, "QUERY_BYTES", 10)
+        with pytest.raises(DataError, match="an answer of more than 10 bytes"):
+            clients._ask(file, {"query": "load"})
+        server.shutdown()
+    path, token, query = taken[0]
+    assert path == "/prometheus/api/v1/query_range" and token == "Bearer secret"
+    assert query == {"query": ["load"], "step": ["1"]}
 
 
 def test_prometheus_is_asked_no_later_than_late_samples(
