@@ -66,7 +66,7 @@ def source(serve, moving_file, tmp_path):
     return opened
 
 
-def until(condition, seconds=20.0):
+def until(condition, seconds=60.0):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end
@@ -326,7 +326,7 @@ def test_a_full_queue_makes_a_source_wait(source, moving_file):
     until(lambda: len(idle) > 2)
     assert feed.engine.waiting == 3 and feed.rows == 0
     free.set()
-    sender.join(20)
+    sender.join(60)
     assert held.result() and len(first.result().texts) == 3 and feed.rows == 6
     assert feed.engine.latest["pump"].row.window_score == scored(moving_file, rows)
 
@@ -453,7 +453,7 @@ def test_answers_go_to_receivers_in_order(source, tmp_path, monkeypatch):
     sender.start()
     until(lambda: tries)
     feed.stop()
-    sender.join(20)
+    sender.join(60)
     assert not sender.is_alive()
     assert len(tries) > 2 or feed.said[-1] == "shop has not taken 1 answer: lost."
 

@@ -258,7 +258,9 @@ class Source:
         for row in rows:
             if row.last:
                 marks |= row.message.marks
-        body = Body([row.line for row in rows], [row.sequence for row in rows], marks)
+        # By its number an answer names the line at fault, of whichever message.
+        lines = [row.line._replace(number=n) for n, row in enumerate(rows)]
+        body = Body(lines, [row.sequence for row in rows], marks)
         try:
             answers = self._answers(body, idle)
         except StopError:
@@ -272,12 +274,12 @@ class Source:
             self._hand_over(rows[half:], idle, letters)
             return
         self._deliver(answers)
-        for row, text in zip(rows, answers.texts, strict=True):
-            fault = json.loads(text).get("error") if '"error": ' in text else None
-            if fault and fault != TWICE:
-                letters.append(_letter(row, fault))
-            else:
-                self.rows += 1
+        self.rows += len(rows)
+        for text in answers.texts:
+            answer = json.loads(text) if '"error": ' in text else {}
+            if answer.get("error", TWICE) != TWICE:
+                letters.append(_letter(rows[answer["line"]], answer["error"]))
+                self.rows -= 1
 
     def _answers(self, body: Body, idle: Callable[[], None]) -> Answers:
         """The committed answers; a full queue or disk makes it wait."""
