@@ -38,8 +38,6 @@ UNSEEDED = ("fourier", "mahalanobis", "moving_average", "memory")
 JUDGED = 20
 FULL = 2  # trials on all six series
 DECIDING = ("MSL_M-4", "SMAP_D-9")
-# Rows of a window times units: a transformer above takes 10 s and more to fit.
-MOST_ATTENDED = 1024
 COVERING = 8  # windows that cover a row
 
 
@@ -189,18 +187,11 @@ def best(lines: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
             "vus_pr": line["vus_pr"],
         }
         for line in lines
-        if line["file"] in DECIDING and not too_slow(line["kind"], line["options"])
+        if line["file"] in DECIDING
     )
     means = frame.groupby(["kind", "options"], sort=False)["vus_pr"].mean()
     found = means.groupby("kind").idxmax()
     return {name: json.loads(options) for name, options in found}
-
-
-def too_slow(name: str, options: dict[str, Any]) -> bool:
-    """Whether judging a kind with these options would take too long."""
-    return (
-        name == "transformer" and options["window"] * options["units"] > MOST_ATTENDED
-    )
 
 
 def front(frame: pd.DataFrame, cost: str, quality: str) -> set[str]:

@@ -3,32 +3,47 @@
     python benchmarks/new_machine.py --name=smd --root=data/smd --output=new_machine.jsonl
 
 Each entity in turn is the new machine, of whose training rows the newest 200 to 4,000 are
-known. The teacher is a classifier of the other entities' windows, each scaled by its own
+known. The teacher is a classifier of other entities' windows, each scaled by its own
 range. *alone* learns from the new machine's rows, *distilled* as well from the teacher's
-soft labels (`kdjax.fit_classifier(…, teacher=…)`), *self* from those of *alone*. A line of
-the output is an entity, a number of rows and a seed: VUS-PR of the test rows. A rerun
-continues; `--table` prints means over entities and seeds.
+soft labels (`kdjax.fit_classifier(…, teacher=…)`), *self* from those of *alone*; *joint*
+learns from the windows of both without a teacher. A line of the output is an entity, a
+number of rows and a seed: VUS-PR of the test rows. A rerun continues; `--table` prints
+means over entities and seeds.
+
+New machines are those whose labels may choose settings, each with a teacher from the
+rest of them, or with `--list=evaluation` those whose labels report only; the teacher
+then learns from all that may choose.
 """
 
 import argparse
-from collections.abc import Iterator
+import functools
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pandas as pd
-from tsbad import LATEST, append, read, vus_window
+from tsbad import LATEST, OTHERS, append, read, vus_window
 
 import kdjax
 from kdjax.data.datasets import load_benchmark
 from kdjax.data.windowing import spread_evenly
 from kdjax.metrics import vus_pr
 
-# The entities whose labels may choose (benchmarks/tsbad/README.md).
-ENTITIES = {
+# The entities whose labels may choose (benchmarks/tsbad/README.md), and the others.
+CHOOSING = {
     "smd": ("machine-1-4", "machine-1-6", "machine-1-8", "machine-3-5"),
     "asd": ("omi-2", "omi-3", "omi-5", "omi-8"),
     "jumpstarter2": tuple(f"service{i}" for i in (0, 16, 2, 24, 28, 6)),
+}
+JUDGING = {
+    "smd": tuple(
+        f"machine-{number}"
+        for number in ("1-2", "1-7", "2-1", "2-2", "2-3", "2-7", "2-8", "3-4", "3-10")
+    ),
+    "asd": OTHERS["ASD"],
+    "jumpstarter2": OTHERS["JumpStarter2"],
 }
 LENGTH, MOST = 48, 1500
 OPTIONS: dict[str, Any] = {"networks": 2, "channels": 8, "steps": 1000}
@@ -50,33 +65,49 @@ def row_scores(params: dict[str, Any], rows: Rows) -> np.ndarray:
     """The mean score of the windows that cover a row, `[N, D] -> [N]`."""
     found = np.asarray(kdjax.windows(rows, length=LENGTH))
     pieces = np.array_split(found, len(found) // 512 + 1)
-    scores = np.concatenate([kdjax.classifier_scores(params, p) for p in pieces])
+    scores_of = jax.jit(kdjax.classifier_scores)
+    scores = np.concatenate([scores_of(params, piece) for piece in pieces])
     points = np.broadcast_to(scores[:, None], (len(scores), LENGTH))
     return kdjax.row_scores(points, starts=np.arange(len(scores)), rows=len(rows))
 
 
 def lines(
-    train: dict[str, Rows], test: dict[str, tuple[Rows, Rows]], counts: list[int],
-    seed: int, done: set[tuple[Any, ...]],
+    train: dict[str, Rows], test: dict[str, tuple[Rows, Rows]], teaching: Collection[str],
+    counts: list[int], seed: int, done: set[tuple[Any, ...]],
 ) -> Iterator[dict[str, Any]]:  # fmt: skip
-    """Measures what is not `done`: entity, rows, seed and the VUS-PR of each model."""
+    """Measures what is not `done`: entity, rows, seed and the VUS-PR of each model.
+
+    A teacher learns from the entities `teaching` but the new one.
+    """
+    options = OPTIONS | {"seed": seed}
+
+    @functools.cache
+    def taught_by(others: tuple[str, ...]) -> tuple[Rows, dict[str, Any]]:
+        known = [
+            windows_of(in_own_range(train[o]), MOST // len(others)) for o in others
+        ]
+        windows = np.concatenate(known)
+        return windows, kdjax.fit_classifier(windows, **options)
+
     for name, (rows, labels) in test.items():
         missing = [count for count in counts if (name, count, seed) not in done]
         if not missing:
             continue
-        others = [in_own_range(own) for other, own in train.items() if other != name]
-        known = [windows_of(own, MOST // len(others)) for own in others]
-        options = OPTIONS | {"seed": seed}
-        teacher = kdjax.fit_classifier(np.concatenate(known), **options)
+        known, teacher = taught_by(tuple(other for other in teaching if other != name))
         window = vus_window(np.concatenate([train[name], rows])[:, 0])
         for count in missing:
-            own = windows_of(train[name][-count:])
+            scaler = kdjax.fit_scaler(train[name][-count:], method="minmax")
+            own = windows_of(
+                np.asarray(kdjax.apply_scaler(scaler, train[name][-count:]))
+            )
             alone = kdjax.fit_classifier(own, **options)
-            models = {"alone": alone}
+            both = np.concatenate([own, known])
+            models = {"alone": alone, "joint": kdjax.fit_classifier(both, **options)}
             for kind, known_by in {"self": alone, "distilled": teacher}.items():
                 models[kind] = kdjax.fit_classifier(own, **options, teacher=known_by)
+            scaled = np.asarray(kdjax.apply_scaler(scaler, rows))
             found = {
-                kind: vus_pr(labels, row_scores(model, rows), window=window)
+                kind: vus_pr(labels, row_scores(model, scaled), window=window)
                 for kind, model in models.items()
             }
             yield {"entity": name, "rows": count, "seed": seed, **found}
@@ -85,11 +116,13 @@ def lines(
 def table(found: pd.DataFrame) -> str:
     """Means over entities by number of rows, and the gain with its standard error."""
     entities = found.groupby(["rows", "entity"]).mean(numeric_only=True)
-    text = ["| rows | entities | alone | self | distilled | distilled − alone |"]
-    text.append("| ---: " * 6 + "|")
+    text = [
+        "| rows | entities | alone | self | joint | distilled | distilled − alone |"
+    ]
+    text.append("| ---: " * 7 + "|")
     for count, own in entities.groupby("rows"):
         gain = own["distilled"] - own["alone"]
-        means = own[["alone", "self", "distilled"]].mean()
+        means = own[["alone", "self", "joint", "distilled"]].mean()
         cells = [f"{count:,}", str(len(own)), *(f"{mean:.3f}" for mean in means)]
         text.append(f"| {' | '.join(cells)} | {gain.mean():+.3f} ± {gain.sem():.3f} |")
     return "\n".join(text)
@@ -98,21 +131,34 @@ def table(found: pd.DataFrame) -> str:
 def main() -> None:
     """Reads flags, measures, prints."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--name", choices=ENTITIES, required=True)
+    parser.add_argument("--name", choices=CHOOSING, required=True)
     parser.add_argument("--root", required=True, help="folder of the collection")
+    parser.add_argument(
+        "--list",
+        choices=("choose", "evaluation"),
+        default="choose",
+        help="new machines",
+    )
     parser.add_argument("--rows", default="200,500,1000,2000,4000")
     parser.add_argument("--seeds", default="0", help="numbers, by commas")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--table", action="store_true", help="print the table as well")
     given = parser.parse_args()
-    dataset = load_benchmark(given.name, root=given.root, entities=ENTITIES[given.name])
+    teaching = CHOOSING[given.name]
+    new = teaching if given.list == "choose" else JUDGING[given.name]
+    entities = tuple(dict.fromkeys([*teaching, *new]))
+    dataset = load_benchmark(given.name, root=given.root, entities=entities)
     train = {one.entity: one.values[-LATEST:] for one in dataset.train}
-    test = {one.entity: (one.values, one.labels > 0) for one in dataset.test}
+    test = {
+        one.entity: (one.values, one.labels > 0)
+        for one in dataset.test
+        if one.entity in new
+    }
     known = read(given.output)
     done = {(one["entity"], one["rows"], one["seed"]) for one in known}
     counts = [int(count) for count in given.rows.split(",")]
     for seed in map(int, given.seeds.split(",")):
-        for line in lines(train, test, counts, seed, done):
+        for line in lines(train, test, teaching, counts, seed, done):
             append(given.output, line)
     if given.table:
         print(table(pd.DataFrame(read(given.output))))

@@ -12,7 +12,8 @@ rerun continues. `--table` prints Markdown: kdjax's rows beside the published on
 
 `--asd` and `--jumpstarter2` add what is not of the benchmark, entities of these collections
 whose labels report only: the last 4,000 training rows, then the test rows. Lines also have
-what the detector's own threshold, chosen without labels, gives on the rows after the prefix.
+what the detector's own threshold, chosen without labels, gives on the rows after the prefix,
+and what rolling thresholds give there (`kdjax.detection.rolling`), by their share of alarms.
 """
 
 import argparse
@@ -35,6 +36,7 @@ from kdjax.data.datasets import load_benchmark
 from kdjax.data.series import Series
 from kdjax.data.tables import numbered_channels
 from kdjax.detection.detector import Detector
+from kdjax.detection.rolling import rolling_taus
 from kdjax.detection.tables import score_table
 from kdjax.export.costs import numbers
 from kdjax.metrics import vus_pr
@@ -48,6 +50,7 @@ OTHERS = {
     "JumpStarter2": tuple(f"service{i}" for i in (1, 7, 11, 13, 15, 17, 21, 27)),
 }
 LATEST = 4000
+SHARES = (0.02, 0.05, 0.1)  # of all windows above a rolling threshold
 SHOWN = 3  # published detectors in the picture
 # The benchmark looks for a period among so many rows and lags; this one, if it is none.
 ROWS, LAGS, SHORTEST, LONGEST, USUAL = 20_000, 400, 3, 300, 125
@@ -105,17 +108,18 @@ def rebuilt(smd: str, nasa: str, which: str) -> Iterator[Item]:
 def others(roots: Mapping[str, str]) -> Iterator[Item]:
     """Series of ASD and JumpStarter2, in folders by collection; none of the benchmark."""
     for collection, entities in OTHERS.items():
-        if not roots.get(collection):
-            continue
-        for name in entities:
-            dataset = load_benchmark(
-                collection.lower(), root=roots[collection], entities=(name,)
-            )
-            known, tested = dataset.train[0].values[-LATEST:], dataset.test[0]
-            rows = np.concatenate([known, tested.values])
-            labels = np.concatenate([np.zeros(len(known), bool), tested.labels > 0])
-            window = vus_window(rows[:, 0])
-            yield Item(name, collection, rows, labels, len(known), window)
+        if roots.get(collection):
+            yield from entities_of(collection, roots[collection], entities)
+
+
+def entities_of(collection: str, root: str, entities: Sequence[str]) -> Iterator[Item]:
+    """The last 4,000 training rows and the test rows of entities of a collection."""
+    for name in entities:
+        dataset = load_benchmark(collection.lower(), root=root, entities=(name,))
+        known, tested = dataset.train[0].values[-LATEST:], dataset.test[0]
+        rows = np.concatenate([known, tested.values])
+        labels = np.concatenate([np.zeros(len(known), bool), tested.labels > 0])
+        yield Item(name, collection, rows, labels, len(known), vus_window(rows[:, 0]))
 
 
 def published(root: str) -> Iterator[Item]:
@@ -136,8 +140,9 @@ def published(root: str) -> Iterator[Item]:
 class Fitted(NamedTuple):
     """A model that was fitted on a prefix."""
 
-    table: Callable[[np.ndarray], pd.DataFrame]  # rows [N, D] to `score` and `alarm`
+    table: Callable[[np.ndarray], pd.DataFrame]  # rows [N, D] to scores and alarms
     numbers: int  # that it stores
+    calibration: np.ndarray  # window scores of the prefix
 
 
 def _estimator(
@@ -153,7 +158,8 @@ def _estimator(
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="KDDetector: .*false-alarm rate")
             detector = made.fit(item.rows[: item.prefix]).detector_
-        return Fitted(lambda rows: row_table(detector, rows), numbers(detector))
+        known = detector.calibration[0]
+        return Fitted(lambda rows: row_table(detector, rows), numbers(detector), known)
 
     return fitted
 
@@ -184,6 +190,11 @@ def measure(item: Item, model: str, seed: int) -> dict[str, Any]:
     scored = time.perf_counter()
     scores, labels = table["score"].to_numpy(), item.labels[item.prefix :]
     alarms = table["alarm"].to_numpy()[item.prefix :]
+    windows = table["window_score"].to_numpy()[item.prefix :]
+    following = {
+        share: windows > rolling_taus(fitted.calibration, windows, share)
+        for share in SHARES
+    }
     return {
         "file": item.file,
         "collection": item.collection,
@@ -193,6 +204,11 @@ def measure(item: Item, model: str, seed: int) -> dict[str, Any]:
         "average_precision": float(average_precision_score(item.labels, scores)),
         "f1": float(f1_score(labels, alarms, zero_division=0)),
         "alarms": float(alarms.mean()),
+        "f1_rolling": {
+            share: float(f1_score(labels, above, zero_division=0))
+            for share, above in following.items()
+        },
+        "alarms_rolling": {share: float(a.mean()) for share, a in following.items()},
         "numbers": fitted.numbers,
         "fit_seconds": round(trained - started, 2),
         "score_seconds": round(scored - trained, 2),

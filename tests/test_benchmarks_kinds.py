@@ -171,7 +171,7 @@ def test_the_best_options_have_the_highest_mean_over_the_series_that_decide():
     ]  # fmt: skip
     found = kinds.best(lines)
     assert found["patches"]["units"] == 32
-    assert found["transformer"]["units"] == 8  # 32 would take too long
+    assert found["transformer"]["units"] == 32
 
 
 def line(kind, seed, quality, numbers):

@@ -1,5 +1,6 @@
 """`benchmarks/tsbad.py`: the benchmark's window, its files, and a run that continues."""
 
+import math
 import sys
 from pathlib import Path
 
@@ -71,12 +72,21 @@ def test_a_run_has_a_line_for_each_series_and_model_and_continues(root, monkeypa
     ]
     assert all(one["vus_pr"] > 0.8 and one["numbers"] == 11 for one in lines)
     for item, line in zip(items, lines, strict=True):
-        table = tsbad.MODELS[name](item, 0).table(item.rows)
+        fitted = tsbad.MODELS[name](item, 0)
+        table = fitted.table(item.rows)
         after, truth = slice(500, None), item.labels
         alarms, scores = table["alarm"][after], table["score"]
         assert line["f1"] == f1_score(truth[after], alarms) > 0.05
         assert line["alarms"] == alarms.mean() > 0.02
         assert line["average_precision"] == average_precision_score(truth, scores)
+        # Above the ⌈0.9 (n + 1)⌉-th smallest of the n scores until then.
+        so_far, above = list(fitted.calibration), []
+        for score in table["window_score"][after]:
+            rank = math.ceil(0.9 * (len(so_far) + 1))
+            above.append(rank <= len(so_far) and score > sorted(so_far)[rank - 1])
+            so_far.append(score)
+        assert line["f1_rolling"]["0.1"] == f1_score(truth[after], above) > 0.05
+        assert line["alarms_rolling"]["0.1"] == np.mean(above) > 0.02
     monkeypatch.setitem(tsbad.MODELS, name, None)  # nothing is fitted again
     tsbad.run(iter(items), output, [name], (0, 1))
     assert output.read_text() == first

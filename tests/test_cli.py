@@ -138,7 +138,8 @@ def test_verbs_share_defaults_of_flags_of_one_name():
         "format", "quantize", "data", "backend", "adaptive", "rolling", "state", "ignore",
         "on_error", "on_alarm", "shelve", "acknowledged", "most_open", "json", "coordinator", "num_processes", "process_id",
         "shadow", "host", "port", "token_file", "max_body", "max_rows",
-        "max_waiting", "max_entities", "request_seconds", "entity_metrics",
+        "max_waiting", "max_entities", "request_seconds", "entity_metrics", "source", "scores",
+        "dead_letters",
     } == set(kinds)  # fmt: skip
     for verb in VERBS:
         for flag in all_flags(verb):

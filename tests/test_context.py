@@ -180,8 +180,8 @@ def test_a_classifier_sees_the_context_and_gives_it_no_share(detectors, way):
     params = detector.model.params
     network_scores = np.asarray(kdjax.classifier_scores(params, np.array(filled)))
     ranges = (np.array(filled) - params["low"]) / params["scale"]
-    excess = np.square(ranges - np.clip(ranges, -4, 5))[..., SCORED].sum(axis=-1)
-    wanted = network_scores[:, None] + excess
+    beyond = np.abs(ranges - np.clip(ranges, -4, 5))[..., SCORED].sum(axis=-1)
+    wanted = network_scores[:, None] + np.log1p(beyond)
     wanted[np.isnan(windows)[..., SCORED].all(axis=-1)] = np.nan
     np.testing.assert_allclose(points, wanted, rtol=1e-4, atol=1e-5)
     assert (parts[..., CONTEXT] == 0).all()

@@ -130,12 +130,13 @@ def test_scores_are_the_mean_negative_log_probability_of_a_normal_window(rows, p
     np.testing.assert_allclose(found, wanted, rtol=2e-3)
     points = classifier_points(params, windows)
     np.testing.assert_allclose(points, np.tile(found[:, None], 32), rtol=1e-6)
-    # 8 and 6 ranges above the lowest, beyond 5: squares of 3 and 1 in row 4.
+    # 8 and 6 ranges above the lowest, 3 and 1 beyond 5 in row 4: log(1 + 4) in these parts.
     windows[0, 4, :2] = (params["low"] + params["scale"] * [8, 6, 0])[:2]
     points = classifier_points(params, windows)[0]
-    np.testing.assert_allclose(points[4] - points[5], 9 + 1, rtol=1e-3)
+    np.testing.assert_allclose(points[4] - points[5], np.log(5), rtol=1e-3)
     parts = classifier_contributions(params, windows)[0]
-    np.testing.assert_allclose(parts[4] - parts[5], [9, 1, 0], rtol=1e-3, atol=1e-4)
+    wanted = np.log(5) * np.array([3, 1, 0]) / 4
+    np.testing.assert_allclose(parts[4] - parts[5], wanted, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize(("length", "dilation"), [(9, 1), (16, 2), (20, 3), (21, 4)])

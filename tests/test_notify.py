@@ -434,10 +434,10 @@ def test_receivers_and_their_names():
     [
         (
             "https://host/path",
-            "'https://host/path' is no receiver of alarms: give webhook",
+            "'https://host/path' is no receiver: give webhook",
         ),
-        ("mail:me", "is no receiver of alarms"),
-        ("file:", "is no receiver of alarms"),
+        ("mail:me", "is no receiver"),
+        ("file:", "is no receiver"),
         ("webhook:ftp://host/path", "it is no http or https URL"),
         ("webhook:file:///etc/passwd", "it is no http or https URL"),
         ("webhook:http:///path", "it is no http or https URL"),
@@ -450,7 +450,7 @@ def test_receivers_and_their_names():
             "names no program that can be run",
         ),
         ("command:echo 'a", "No closing quotation"),
-        ("command: ", "is no receiver of alarms"),
+        ("command: ", "is no receiver"),
         ("file:/", "is a folder: give a file"),
         ("file:state", "would replace state, which is needed"),
         ("file:state.alarms", "would replace state.alarms, which is needed"),
@@ -473,7 +473,7 @@ def test_the_flag_may_be_repeated(file, tmp_path, monkeypatch, capsys):
     assert first.read_text() == second.read_text() == third.read_text()
     capsys.readouterr()
     assert main([*arguments, "--on_alarm=mail:me"]) == 2
-    assert "is no receiver of alarms" in capsys.readouterr().err
+    assert "is no receiver" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("fails", [True, False])

@@ -293,6 +293,8 @@ def test_entities_and_the_queue_are_bounded(serve, moving_file):
     assert error.value.status == 429 and int(error.value.headers["Retry-After"]) >= 1
     refused = client.post(url, json=body)
     assert refused.status_code == 429 and refused.headers["retry-after"]
+    text = client.get("/metrics").text
+    assert 'refused_rows_total{detector="plant",reason="queue"} 11.0' in text
     go.set()
     assert held.result(5) and len(first.result(5).texts) == 8
 

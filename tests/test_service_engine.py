@@ -63,6 +63,7 @@ def test_a_copy_of_the_state_at_any_moment_goes_on(
         shutil.copytree(tmp_path / "state", tmp_path / f"killed{number}")
         other = serve(moving_file, state=f"killed{number}", limits=Limits(open=2))
         first = len(found) // 3
+        assert other.engines["plant"].machines.rows == 3 * first
         found += sent(client, values, first, stop)
         assert keys(sent(other, values, first, stop)) == keys(found[3 * first :])
         again = sent(other, values, first, stop)
@@ -180,7 +181,8 @@ def test_a_full_disk_takes_a_batch_back(serve, moving_file, values, monkeypatch)
     assert client.get("/readyz").status_code == 200
     found += sent(client, values, 10, 30)
     assert keys(found) == every
-    assert 'reason="disk"' in client.get("/metrics").text
+    text = client.get("/metrics").text
+    assert 'kdjax_refused_rows_total{detector="plant",reason="disk"} 1.0' in text
 
 
 def test_events_are_listed_acknowledged_and_shelved(

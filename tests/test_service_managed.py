@@ -205,8 +205,8 @@ def test_events_end_where_windows_start_anew(serve, moving, moving_file, tmp_pat
         ]  # fmt: skip
     # What is told to be open is what streams have open.
     now = {
-        e["id"] for name in "abc" for e in engine.call(
-            lambda name=name: engine.machines.of(name).stream.open_events()
+        e.id for name in "abc" for e in engine.call(
+            lambda name=name: engine.machines.of(name).stream.open_events
         ).result(5)
     }  # fmt: skip
     phase = {e["id"]: e["phase"] for e in events() if e.get("id")}

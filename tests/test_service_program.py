@@ -118,7 +118,7 @@ print(*[name for name in ("jax", "scipy", "sklearn", "onnx") if name in sys.modu
         (["--detector={file}", "--port={busy}"], "can't listen there"),
         (["--detector={file}", "--state={file}"], "is no folder"),
         (["--detector={short}"], "short is no ONNX detector of kdjax"),
-        (["--detector={file}", "--on_alarm=mail:x"], "is no receiver of alarms"),
+        (["--detector={file}", "--on_alarm=mail:x"], "is no receiver"),
         (["--detector={file}", "--exclude=none.csv"], "--exclude=none.csv is no file"),
         (["--detector={file}", "--exclude={short}"], "unknown ending"),
         (["--detector={file}", "rows.csv"], "serve takes flags only"),

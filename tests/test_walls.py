@@ -41,8 +41,8 @@ ROOMS = (
 )
 TOP_MODULES = {"errors", "config", "losses", "estimator", "cli"}
 MOST_LAYERS = 11
-MOST_MODULES = 128
-MOST_LINES = 35_300  # the aim is 27,000 with a service and fleets
+MOST_MODULES = 131
+MOST_LINES = 36_600  # the aim is 27,000 with a service and fleets
 
 # Who may import a library.
 ONLY = {
@@ -61,6 +61,9 @@ ONLY = {
     "starlette": {"service"},
     "prometheus_client": {"service"},
     "uvicorn": {"service"},
+    "paho": {"notify"},
+    "confluent_kafka": {"notify"},
+    "asyncua": {"service"},
     "torch": set(),
     "tensorflow": set(),
     "flax.training": set(),

@@ -16,7 +16,7 @@ from pathlib import Path
 from kdjax.commands import common
 from kdjax.commands.common import Flag
 from kdjax.errors import ArtifactError, ConfigError
-from kdjax.io.files import check_detector_folder
+from kdjax.io.files import check_detector_folder, check_target
 from kdjax.notify.outbox import receivers
 
 USAGE = "--detector=DIR_OR_ONNX [--detector=…] [--state=DIR]"
@@ -39,6 +39,27 @@ FLAGS = {
             "FILE",
             None,
             "File with a token that requests must bear; without it changes are refused.",
+        ),
+    ),
+    "Sources": (
+        Flag(
+            "source",
+            "SOURCE",
+            (),
+            "Where rows are fetched: mqtt://HOST/TOPIC, kafka://BROKERS/TOPIC, or a "
+            "TOML file for Prometheus or OPC UA. May be repeated.",
+        ),
+        Flag(
+            "scores",
+            "RECEIVER",
+            (),
+            "Where the answers to rows of sources go; receivers as of --on_alarm.",
+        ),
+        Flag(
+            "dead_letters",
+            "FILE",
+            None,
+            "File for rows of sources that can't be taken, with reasons.",
         ),
     ),
     "State and alarms": (
@@ -80,11 +101,24 @@ def main(arguments: list[str], flags: common.Flags) -> None:
         raise ConfigError(f"--exclude={flags.exclude} is no file: correct it.")
     token = _token(flags.token_file)
     to = receivers(flags.on_alarm, inputs=paths)
+    scores = receivers(flags.scores, inputs=paths, flag="scores")
+    if flags.dead_letters:
+        check_target(flags.dead_letters, inputs=paths, name="--dead_letters")
+    if (scores or flags.dead_letters) and not flags.source:
+        raise ConfigError(
+            "--scores and --dead_letters are of rows that a --source has."
+        )
     from kdjax.scoring.managed import Spans
     from kdjax.service.app import App, names_of
     from kdjax.service.engine import Engine, Limits
     from kdjax.service.server import serve_until_signal
+    from kdjax.service.sources import DeadLetters, open_sources
 
+    specs = []
+    if flags.source:
+        from kdjax.service.clients import read_source
+
+        specs = [*map(read_source, dict.fromkeys(flags.source))]
     names = names_of(flags.detector)
     for name in ("max_body", "max_rows", "max_waiting", "max_entities", "most_open"):
         if (value := int(flags[name].value or 0)) < 1:
@@ -126,6 +160,21 @@ def main(arguments: list[str], flags: common.Flags) -> None:
                 f"{name}: {len(loaded.plan.channels)} channels, windows of "
                 f"{loaded.plan.window} rows, on {loaded.backend}"
             )
+        sources = app.collected.sources
+        sources += open_sources(
+            specs,
+            engines,
+            dead=DeadLetters(
+                Path(flags.dead_letters) if flags.dead_letters else None, _say
+            ),
+            scores=scores,
+            kept=str(folder.absolute()) if flags.state else "",
+            most=limits.body,
+            log=_say,
+        )
+        for source in sources:
+            stack.callback(source.close)
+            source.start()
         if flags.state is None:
             _say("without --state a restart begins anew.")
         host, port = listening.getsockname()[:2]

@@ -46,7 +46,8 @@ FLAGS = {
             "RECEIVER",
             (),
             "Where a message goes when an event begins and when it ends: webhook:URL, "
-            "command:PROGRAM or file:PATH. May be repeated.",
+            "command:PROGRAM, file:PATH, mqtt://HOST/TOPIC or kafka://BROKERS/TOPIC. "
+            "May be repeated.",
         ),
         Flag(
             "shelve",

@@ -437,12 +437,6 @@ class StreamDetector:
         self._at = self._at._replace(watch=watch._replace(alarm=None, others=()))
         return tuple(message(event, self.entity, event.end) for event in ended)
 
-    def open_events(self) -> list[dict[str, Any]]:
-        """The events that are open, as they began."""
-        watch = self._at.watch
-        known = filter(None, (watch.alarm, *watch.others))
-        return [message(event, self.entity) for event in known]
-
     def _is_planned(self, last: Timestamp, until: float) -> bool:
         """Whether spans to leave out explain that no row came from `last` until then."""
         wait = self.plan.max_gap * self.plan.step
@@ -532,6 +526,12 @@ class StreamDetector:
     def last(self) -> Timestamp:
         """The time of the last row; without a clock before the first."""
         return self._at.last
+
+    @property
+    def open_events(self) -> tuple[Event, ...]:
+        """The events that have begun and not ended, as they are now."""
+        watch = self._at.watch
+        return (watch.alarm, *watch.others) if watch.alarm else watch.others
 
     def drift(self) -> Drift:
         """Whether scores of the latest separate windows differ from calibration's."""

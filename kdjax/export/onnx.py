@@ -275,10 +275,14 @@ def _classifier(
     ranges = add(graph, "Sub", windows, params["low"])
     ranges = add(graph, "Div", ranges, params["scale"])
     values = add(graph, "Clip", ranges, np.float32(LOWEST), np.float32(HIGHEST))
-    excess = add(graph, "Sub", ranges, values)
-    excess = add(graph, "Mul", excess, excess)
+    beyond = add(graph, "Abs", add(graph, "Sub", ranges, values))
     if detector.context:
-        excess = add(graph, "Where", scored, excess, _ZERO)
+        beyond = add(graph, "Where", scored, beyond, _ZERO)
+    sums = add(graph, "ReduceSum", beyond, [2])
+    one = np.float32(1)
+    excess = add(graph, "Log", add(graph, "Add", sums, one))
+    sums = add(graph, "Where", add(graph, "Greater", sums, _ZERO), sums, one)
+    excess_parts = add(graph, "Mul", beyond, add(graph, "Div", excess, sums))
     flat = add(graph, "ReduceMean", values, axes=[1])
     drawn = add(graph, "Sub", params["mean"], flat)
     held = add(graph, "Add", flat, add(graph, "Mul", drawn, np.float32(DRAWN)))
@@ -296,9 +300,8 @@ def _classifier(
     some = add(graph, "Greater", total, _ZERO)
     total = add(graph, "Where", some, total, np.float32(1))
     parts = add(graph, "Div", add(graph, "Mul", whole, falls), total)
-    parts = add(graph, "Add", add(graph, "Unsqueeze", parts, [1]), excess)
-    points = add(graph, "ReduceSum", excess, [2], keepdims=0)
-    return add(graph, "Add", points, whole), parts
+    parts = add(graph, "Add", add(graph, "Unsqueeze", parts, [1]), excess_parts)
+    return add(graph, "Add", add(graph, "Squeeze", excess, [2]), whole), parts
 
 
 def _network_scores(

@@ -63,18 +63,22 @@ def _mean_score(logits: Array) -> Array:
 def classifier_points(params: Params, windows: Array, context: Places = ()) -> Array:
     """Scores of the rows, `[B, L, D] -> [B, L]`: that of the window and the row's excess.
 
-    The excess is the sum of the squares by which values leave what the networks see, 4
-    ranges below or above those of training, so that no value is too large to alarm.
-    Channels at the places `context` have none.
+    The excess is log(1 + e), e the sum over channels of how far values lie beyond what the
+    networks see, 4 ranges below or above those of training, so that no value is too large
+    to alarm. Channels at the places `context` have none.
     """
     scores = classifier_scores(params, windows)
     return scores[:, None] + _excess(params, windows, context).sum(axis=-1)
 
 
 def _excess(params: Params, windows: Array, context: Places) -> Array:
+    """The channels' shares in the excess, `[B, L, D]`."""
     ranges = (windows - params["low"]) / params["scale"]
-    excess = jnp.square(ranges - jnp.clip(ranges, LOWEST, HIGHEST))
-    return excess.at[..., np.array(context, int)].set(0)
+    beyond = jnp.abs(ranges - jnp.clip(ranges, LOWEST, HIGHEST))
+    beyond = beyond.at[..., np.array(context, int)].set(0)
+    total = beyond.sum(axis=-1, keepdims=True)
+    # A channel that drifts away must not drown what the networks see: log, not the sum.
+    return beyond * (jnp.log1p(total) / jnp.where(total > 0, total, 1))
 
 
 def classifier_contributions(

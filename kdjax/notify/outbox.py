@@ -7,7 +7,6 @@ of each message that was sent.
 """
 
 import contextlib
-import hashlib
 import math
 import os
 import re
@@ -28,6 +27,7 @@ from typing import Any, BinaryIO, NamedTuple, cast
 
 from kdjax.errors import ArtifactError, ConfigError, KdjaxError, counted
 from kdjax.io.files import check_target, kdjax_version
+from kdjax.notify.brokers import SCHEMES, digest_of, read_broker, sender
 
 WAYS = ("webhook", "command", "file")
 TIMEOUT = 10.0  # seconds for one delivery
@@ -35,7 +35,10 @@ FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds between two tries; doubled eac
 SAY_EVERY = 60.0  # seconds between two reports of one receiver
 LAST_WAIT = 10.0  # seconds without any delivery after which the end waits no longer
 NOTHING: Mapping[str, Any] = MappingProxyType({})
-_HINT = "give webhook:URL, command:PROGRAM or file:PATH"
+_HINT = (
+    "give webhook:URL, command:PROGRAM, file:PATH, mqtt://HOST/TOPIC or "
+    "kafka://BROKERS/TOPIC"
+)
 _TAIL = 300  # bytes of a program's errors that are looked at
 _FAILURES = (OSError, HTTPException, KdjaxError, ValueError)  # of a delivery
 
@@ -49,11 +52,15 @@ class Receiver(NamedTuple):
 
     key: str  # by which states know it: a digest, since addresses may hold secrets
     name: str  # for people, without secrets
-    deliver: Callable[[bytes], None]  # raises an error where the message isn't taken
+    # Takes lines, of which a message is one; raises an error where one isn't taken.
+    deliver: Callable[[bytes], None]
 
 
 def receivers(
-    texts: Iterable[str], *, inputs: Iterable[str | os.PathLike[str]] = ()
+    texts: Iterable[str],
+    *,
+    inputs: Iterable[str | os.PathLike[str]] = (),
+    flag: str = "on_alarm",
 ) -> tuple[Receiver, ...]:
     """Receivers by their texts, such as `file:alarms.jsonl`; commas separate several.
 
@@ -62,38 +69,44 @@ def receivers(
     >>> [found.name for found in receivers(["webhook:http://host/key,command:true"])]
     ['webhook:http://host', 'command:true']
     """
-    between = rf",(?=(?:{'|'.join(WAYS)}):)"
+    between = rf",(?=(?:{'|'.join(WAYS)}):|(?:{'|'.join(SCHEMES)})://)"
     parts = [part.strip() for text in texts for part in re.split(between, text)]
     files = [*inputs]
-    return tuple(_receiver(part, files) for part in dict.fromkeys(filter(None, parts)))
+    parts = [*dict.fromkeys(filter(None, parts))]
+    return tuple(_receiver(part, files, flag) for part in parts)
 
 
-def _receiver(text: str, inputs: Iterable[str | os.PathLike[str]]) -> Receiver:
+def _receiver(
+    text: str, inputs: Iterable[str | os.PathLike[str]], flag: str
+) -> Receiver:
     way, _, place = text.partition(":")
+    if way in SCHEMES:
+        broker = read_broker(text, flag=flag, known=("config",))
+        return Receiver(digest_of(text), broker.name, sender(broker))
     if way not in WAYS or not place:
-        raise ConfigError(f"on_alarm={text!r} is no receiver of alarms: {_HINT}.")
-    key = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:12]
+        raise ConfigError(f"{flag}={text!r} is no receiver: {_HINT}.")
+    key = digest_of(text)
     if way == "webhook":
-        shown = _check_url(place)
+        shown = _check_url(place, flag)
         return Receiver(key, f"webhook:{shown}", lambda message: _post(place, message))
     if way == "file":
-        check_target(place, inputs=inputs, name="on_alarm=file:")
+        check_target(place, inputs=inputs, name=f"{flag}=file:")
         return Receiver(key, text, lambda message: _append(Path(place), message))
     try:
         words = shlex.split(place)
     except ValueError as error:
-        raise ConfigError(f"on_alarm={text!r}: {error}; close it.") from None
+        raise ConfigError(f"{flag}={text!r}: {error}; close it.") from None
     program = shutil.which(words[0]) if words else None
     if program is None:
         raise ConfigError(
-            f"on_alarm={text!r} names no program that can be run: check its path and its "
+            f"{flag}={text!r} names no program that can be run: check its path and its "
             "rights."
         )
     command = [program, *words[1:]]
     return Receiver(key, f"command:{words[0]}", lambda message: _run(command, message))
 
 
-def _check_url(url: str) -> str:
+def _check_url(url: str, flag: str) -> str:
     """Scheme and host of a URL; ConfigError if nothing can be posted there."""
     try:
         parts = urllib.parse.urlsplit(url)
@@ -106,7 +119,7 @@ def _check_url(url: str) -> str:
             raise ValueError("it has a user: send its password by a command: instead")
     except ValueError as error:
         raise ConfigError(
-            f"on_alarm=webhook: can't post to this URL ({error}): give one such as "
+            f"{flag}=webhook: can't post to this URL ({error}): give one such as "
             "https://host/path."
         ) from None
     return f"{parts.scheme}://{parts.netloc}"

@@ -29,7 +29,7 @@ from kdjax.detection.timestamps import parse_timestamp
 from kdjax.errors import ConfigError, DataError, KdjaxError
 from kdjax.io.files import kdjax_version
 from kdjax.scoring.managed import source_of
-from kdjax.service import infer, openapi
+from kdjax.service import infer, openapi, page
 from kdjax.service.answers import texts_of
 from kdjax.service.bodies import (
     JSON,
@@ -46,7 +46,8 @@ from kdjax.service.metrics import Metrics
 
 USUAL = Limits()
 SCORERS = 4  # stateless requests that are worked on or wait
-MOST_EVENTS = 1000  # entries of an answer
+MOST = 1000  # events or entities of an answer
+SHOWN_EVENTS = 40  # entries of an entity's history
 HEARTBEAT = 15.0  # seconds between two comments to listeners
 SMALL = 100_000  # bytes of a body that is read at once, not in a thread
 _ENCODE = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
@@ -95,8 +96,10 @@ class App:
         self.end()
 
     def end(self) -> None:
-        """Ends requests that stay open, at the end of the service."""
+        """Ends sources, and requests that stay open, at the end of the service."""
         self._ending = True
+        for source in self.collected.sources:
+            source.stop()
         self.committed()
 
     def committed(self) -> None:
@@ -235,6 +238,26 @@ class App:
         }
         return _json(about)
 
+    async def page(self, request: Request) -> Response:
+        data, headers = page.page_file()
+        return Response(data, headers=headers, media_type="text/html")
+
+    async def entities(self, request: Request) -> Response:
+        engine, most = self._engine(request), _most(request)
+        find = request.query_params.get("find", "")
+        found = await to_thread.run_sync(page.entity_list, engine, find, most)
+        return _json(found)
+
+    async def history(self, request: Request) -> Response:
+        engine = self._engine(request)
+        entity = check_entity(request.query_params.get("entity", ""))
+        if entity not in engine.machines.names:
+            raise RequestError(404, f"no rows of {entity[:100]!r} have come.")
+        events = await to_thread.run_sync(
+            lambda: engine.log.after(0, most=SHOWN_EVENTS, entity=entity, latest=True)
+        )
+        return _json(page.entity_history(engine, entity, events))
+
     async def rows(self, request: Request) -> Response:
         return await self._answered(request, "")
 
@@ -265,9 +288,7 @@ class App:
         known = (*engine.loaded.entities, engine.loaded.plan.entity)
         if entity and entity not in known:
             raise RequestError(400, f"no entity {entity[:100]!r}; see the detector's.")
-        explain = request.query_params.get("contributions", "false")
-        if explain not in ("true", "false"):
-            raise RequestError(400, "contributions is true or false.")
+        explain = _flag(request, "contributions")
         data = await self._body(request)
         plan, most = engine.loaded.plan, self.limits.rows
 
@@ -280,12 +301,12 @@ class App:
                     windows = read_windows(
                         found["windows"], plan, most=most * plan.window
                     )
-                    return _windows_text(engine, windows, explain == "true")
+                    return _windows_text(engine, windows, explain)
             whose = entity or plan.entity
             body = read_rows(data, media, plan, most=most, entity=whose)
-            answers = engine.score(body.lines, whose, explain=explain == "true")
+            answers = engine.score(body.lines, whose, explain=explain)
             texts = [text for text, *_ in answers]
-            if explain == "true":
+            if explain:
                 texts = [
                     f'{text[:-1]}, "contributions": {_ENCODE(parts)}}}'
                     for text, _, parts in answers
@@ -357,11 +378,9 @@ class App:
             "since", "0"
         )
         number = _number_of(since)
-        most = request.query_params.get("most", str(MOST_EVENTS))
-        if not most.isascii() or not most.isdigit() or not 0 < int(most) <= MOST_EVENTS:
-            raise RequestError(400, f"most is 1 to {MOST_EVENTS}.")
+        most, latest = _most(request), _flag(request, "latest")
         if "text/event-stream" not in request.headers.get("accept", ""):
-            found = await to_thread.run_sync(self._since, number, int(most))
+            found = await to_thread.run_sync(self._since, number, most, latest)
             last = found[-1]["number"] if found else number
             return _json({"events": found, "next": last})
         if self._listening >= self.limits.listeners:
@@ -373,13 +392,16 @@ class App:
             self._told(number), media_type="text/event-stream", headers=headers
         )
 
-    def _since(self, number: int, most: int) -> list[dict[str, Any]]:
+    def _since(
+        self, number: int, most: int, latest: bool = False
+    ) -> list[dict[str, Any]]:
         found = [
             entry
             for engine in self.engines.values()
-            for entry in engine.log.after(number, most=most)
+            for entry in engine.log.after(number, most=most, latest=latest)
         ]
-        return sorted(found, key=lambda entry: entry["number"])[:most]
+        found.sort(key=lambda entry: entry["number"])
+        return found[-most:] if latest else found[:most]
 
     async def _told(self, number: int) -> AsyncIterator[str]:
         """Events as they come, as server-sent events."""
@@ -388,7 +410,7 @@ class App:
             yield ": events follow\n\n"
             while not self._ending:
                 news = self._news
-                found = await to_thread.run_sync(self._since, number, MOST_EVENTS)
+                found = await to_thread.run_sync(self._since, number, MOST)
                 for entry in found:
                     number = entry["number"]
                     yield f"id: {number}\nevent: event\ndata: {_ENCODE(entry)}\n\n"
@@ -536,6 +558,22 @@ def _number_of(text: str) -> int:
     if not 0 <= micros < 2**62:
         raise RequestError(400, "since or until: seconds since 1970 or an ISO time.")
     return int(micros)
+
+
+def _most(request: Request) -> int:
+    most = request.query_params.get("most", str(MOST))
+    if not (
+        most.isascii() and most.isdigit() and len(most) < 6 and 0 < int(most) <= MOST
+    ):
+        raise RequestError(400, f"most is 1 to {MOST}.")
+    return int(most)
+
+
+def _flag(request: Request, name: str) -> bool:
+    value = request.query_params.get(name, "false")
+    if value not in ("true", "false"):
+        raise RequestError(400, f"{name} is true or false.")
+    return value == "true"
 
 
 def _float(value: Any) -> float:

@@ -8,6 +8,7 @@ import json
 import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,6 +39,8 @@ class Body(NamedTuple):
     lines: list[Line]  # with their entities, numbered from 1
     # The number of each in its client's own count for the entity; None without one.
     sequence: list[int | None]
+    # Places in a source behind these rows; the state keeps them with the rows.
+    marks: Mapping[str, Any] = MappingProxyType({})
 
 
 def media_of(headers: Mapping[str, str]) -> str:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from kdjax.data.lines import Line
+from kdjax.detection.occurrences import Event, message
 from kdjax.detection.streaming import StreamRow
 from kdjax.detection.timestamps import Timestamp
 from kdjax.errors import ArtifactError, KdjaxError
@@ -45,6 +46,7 @@ from kdjax.service.answers import (
 from kdjax.service.bodies import Body, RequestError
 from kdjax.service.journal import Clock, EventLog, Journal, rolled_back
 from kdjax.service.loading import Loaded, load, stamp
+from kdjax.service.page import Kept, keep
 from kdjax.service.shadow import Shadow
 from kdjax.service.thresholds import Thresholds, budget_threshold
 
@@ -123,7 +125,9 @@ class Engine:
         self.counts: collections.Counter[str] = collections.Counter()
         self.refused: collections.Counter[str] = collections.Counter()
         self.latest: dict[str, Latest] = {}
-        self.last_row = math.nan  # seconds since 1970
+        self.last_row, self.begun = math.nan, time.time()  # seconds since 1970
+        self.kept: Kept = {}  # rows for the live page
+        self.open_events: dict[str, tuple[Event, ...]] = {}  # by entity
         self.ready, self.fault = False, ""
         self._queue: collections.deque[Job] = collections.deque()
         self.waiting = 0  # rows in it
@@ -156,6 +160,7 @@ class Engine:
         rows = len(body.lines)
         with self._changed:
             if self.waiting and self.waiting + rows > self._limits.waiting:
+                self.refused["queue"] += rows
                 text = f"{self.waiting} rows wait: send this again later."
                 error = RequestError(429, text, "queue")
                 wait = math.ceil(self.waiting / max(self._rate, 1))
@@ -274,6 +279,8 @@ class Engine:
             self._answer(lines)
             touched |= {line.entity for line in lines}
             machines.shrink()
+        machines.accepted = 0  # the saved number has the journal's rows
+        self.marks = saved.get("marks") or {}
         if is_other:
             self._take_over(touched, ends)
         for name in list(machines.names):
@@ -304,7 +311,8 @@ class Engine:
         known = {name: one["event"] for name, one in self._managed.open.items()}
         now = dict[str, Mapping[str, Any]]()
         for name in names:
-            now |= {e["id"]: e for e in machines.of(name).stream.open_events()}
+            self.open_events[name] = machines.of(name).stream.open_events
+            now |= {e.id: message(e, name) for e in self.open_events[name]}
             machines.shrink()
         found: list[Mapping[str, Any]] = [
             {**ends.get(name, {**event, "end": event["start"]}), "reason": "detector"}
@@ -324,6 +332,7 @@ class Engine:
             "promoted": saved.get("promoted"),
             "digest": self.loaded.digest,
             "form": self._form,
+            "marks": self.marks,
         }
 
     @contextlib.contextmanager
@@ -336,7 +345,6 @@ class Engine:
                 self.machines.store.commit(whole)
         except (ArtifactError, OSError) as error:
             self._log(f"{self.name}: nothing could be saved, rows are refused: {error}")
-            self.refused["disk"] += 1
             self._reopen()
             raise RequestError(
                 503, f"the state can't be saved; send this again later: {error}", "disk"
@@ -396,7 +404,7 @@ class Engine:
                         self._tick()
             except Exception as error:  # noqa: BLE001 - the service goes on
                 self._log(f"{self.name}: {type(error).__name__}: {error}")
-                self.refused["fault"] += len(jobs)
+                self.refused["fault"] += sum(len(job.body.lines) for job in jobs)
                 self._reopen()
                 for job in jobs:
                     if not job.done.done():
@@ -439,7 +447,10 @@ class Engine:
                 if lines:
                     self._note(lines)
                 self._announce(e for _, row in answers if row for e in row.events)
+                for job, _ in accepted:
+                    self.marks = {**self.marks, **job.body.marks}
         except RequestError as error:
+            self.refused["disk"] += len(lines)
             for job, _ in accepted:
                 job.done.set_exception(error)
             return
@@ -457,6 +468,8 @@ class Engine:
         """The rows that lines bring, their answers, and the number of rows of each line."""
         rows, brought = take_lines(self.machines, lines)
         answers = answer_rows(self.machines, rows, self.thresholds.of)
+        for name in {line.entity for line in rows}:
+            self.open_events[name] = self.machines.of(name).stream.open_events
         if self.shadow is not None:
             self.shadow.take(rows, [row for _, row in answers])
         return rows, answers, itertools.repeat(1) if brought is None else iter(brought)
@@ -512,6 +525,7 @@ class Engine:
             if row.row % self.loaded.plan.window == 0:
                 drift = self.machines.of(line.entity).stream.drift().distance
             self.latest[line.entity] = Latest(row, now, drift)
+            keep(self.kept, line, row)
             self.counts["windows"] += not math.isnan(row.window_score)
             self.counts["alarms"] += row.alarm
             self._count_events(row.events)

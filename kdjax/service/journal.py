@@ -29,6 +29,7 @@ CREATE TABLE IF NOT EXISTS events (
     number INTEGER PRIMARY KEY, id TEXT, source TEXT, body TEXT);
 CREATE INDEX IF NOT EXISTS events_id ON events (id);
 CREATE TABLE IF NOT EXISTS open (id TEXT PRIMARY KEY, body TEXT);
+CREATE INDEX IF NOT EXISTS events_source ON events (source);
 CREATE TABLE IF NOT EXISTS marks (id TEXT PRIMARY KEY, acknowledged TEXT);
 CREATE TABLE IF NOT EXISTS shelves (source TEXT PRIMARY KEY, body TEXT);
 CREATE TABLE IF NOT EXISTS thresholds (number INTEGER PRIMARY KEY, body TEXT)"""
@@ -177,16 +178,27 @@ class EventLog:
             f"{path.resolve().as_uri()}?mode=ro", uri=True, check_same_thread=False
         )
 
-    def after(self, number: int, *, most: int, name: str = "") -> list[dict[str, Any]]:
-        """Entries with a larger number, the first ones first; `name` is an event's id."""
-        where, values = "events.number > ?", [number]
+    def after(
+        self, number: int, *, most: int, name: str = "", entity: str = "",
+        latest: bool = False,
+    ) -> list[dict[str, Any]]:  # fmt: skip
+        """Entries with a larger number in their order: the first ones, or the latest.
+
+        `name` is an event's id; `entity` that of the events.
+        """
+        where, values = "number > ?", list[Any]([number])
         if name:
-            where, values = "events.id = ?", [name]  # type: ignore[list-item]
+            where, values = "id = ?", [name]
+        if entity:
+            start = _ENCODE([entity, ""])[:-2]  # of all its sources
+            where, values = "source >= ? AND source < ?", [start, f"{start}\x7f"]
+        order = "DESC" if latest else "ASC"
         found = self._select(
             "SELECT events.body, marks.acknowledged, shelves.body FROM events "
             "LEFT JOIN marks ON marks.id = events.id "
-            f"LEFT JOIN shelves ON shelves.source = events.source WHERE {where} "
-            "ORDER BY events.number LIMIT ?",
+            "LEFT JOIN shelves ON shelves.source = events.source WHERE events.number IN "
+            f"(SELECT number FROM events WHERE {where} ORDER BY number {order} LIMIT ?) "
+            "ORDER BY events.number",
             (*values, most),
         )
         return [

@@ -18,6 +18,7 @@ from prometheus_client.openmetrics.exposition import (
 )
 
 from kdjax.service.engine import Engine, Latest
+from kdjax.service.sources import Source
 
 MOST_LABELS = 1000  # entities of a detector that have metrics of their own
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
@@ -34,6 +35,8 @@ COUNTERS = {
         "refused_reloads",
     ),
 }
+# Reasons for which rows are refused; counted from 0, so that the first one is a change.
+REASONS = ("row", "queue", "sequence", "entities", "rows", "disk", "fault")
 ENTITY_GAUGES = {
     "kdjax_score": "Score a_t of the last row.",
     "kdjax_window_score": "Score of the window that ends at the last row.",
@@ -53,6 +56,7 @@ class Metrics:
 
     def __init__(self, engines: Mapping[str, Engine], *, entities: bool) -> None:
         self._engines, self._entities = engines, entities
+        self.sources: list[Source] = []
         self.registry = CollectorRegistry()
         self.registry.register(self)
         self.seconds = Histogram(
@@ -110,7 +114,8 @@ class Metrics:
             labels=["detector", "by"],
         )
         for name, engine in engines.items():
-            for reason, number in dict(engine.refused).items():
+            counted = dict.fromkeys(REASONS, 0) | dict(engine.refused)
+            for reason, number in counted.items():
                 refused.add_metric([name, reason], number)
             waiting.add_metric([name], engine.waiting)
             ready.add_metric([name], engine.ready)
@@ -121,6 +126,26 @@ class Metrics:
                 shadow.add_metric([name, "shadow_only"], other.own)
         yield from (refused, waiting, ready, machines, shadow)
         yield from self._of_entities(engines)
+        yield from self._of_sources()
+
+    def _of_sources(self) -> Iterator[Metric]:
+        own = ["detector", "source"]
+        rows = CounterMetricFamily(
+            "kdjax_source_rows", "Rows of sources that were taken.", labels=own
+        )
+        errors = CounterMetricFamily(
+            "kdjax_source_errors", "Faults of sources.", labels=[*own, "reason"]
+        )
+        up = GaugeMetricFamily(
+            "kdjax_source_up", "1 where a source is connected.", labels=own
+        )
+        for source in self.sources:
+            names = [source.engine.name, source.name]
+            rows.add_metric(names, source.rows)
+            for reason, number in dict(source.errors).items():
+                errors.add_metric([*names, reason], number)
+            up.add_metric(names, source.up)
+        yield from (rows, errors, up)
 
     def _of_entities(self, engines: Mapping[str, Engine]) -> Iterator[Metric]:
         families = {

@@ -66,6 +66,7 @@ class Route(NamedTuple):
 _ROWS_OUT = ("application/json", "application/x-ndjson")
 _REFUSED = (400, 408, 413, 415, 429, 503)
 ROUTES = (
+    Route("GET", "/", "page", "The live page.", OPEN, answers=("text/html",)),
     Route("GET", "/healthz", "health", "Whether the process lives.", OPEN),
     Route("GET", "/readyz", "readiness", "Whether rows are taken.", OPEN, codes=(503,)),
     Route("GET", "/metrics", "metrics", "Metrics in OpenMetrics.", OPEN,
@@ -74,6 +75,12 @@ ROUTES = (
     Route("GET", "/v1/detectors", "detectors", "The detectors in service."),
     Route("GET", "/v1/detectors/{name}", "detector",
           "Channels, thresholds, digest and card of a detector.", codes=(404,)),
+    Route("GET", "/v1/detectors/{name}/entities", "entities",
+          "Entities with their state, the worst first.",
+          query={"find": _TEXT, "most": _WHOLE}, codes=(400, 404)),
+    Route("GET", "/v1/detectors/{name}/history", "history",
+          "The latest rows and events of an entity.", query={"entity": _TEXT},
+          codes=(400, 404)),
     Route("POST", "/v1/detectors/{name}/rows", "rows",
           "Answers rows of many entities, in order.",
           bodies={"application/json": _MANY, **_PLAIN}, answers=_ROWS_OUT, codes=(403, 404, 409, *_REFUSED)),
@@ -95,7 +102,7 @@ ROUTES = (
           "Makes the shadow the detector.", CHANGE, codes=(403, 404, 409, 503)),
     Route("GET", "/v1/events", "events",
           "Events since a number or a time; as they come for text/event-stream.",
-          query={"since": _TEXT, "most": _WHOLE},
+          query={"since": _TEXT, "most": _WHOLE, "latest": {"type": "boolean"}},
           answers=("application/json", "text/event-stream"), codes=(400, 429)),
     Route("POST", "/v1/events/{id}/ack", "acknowledge", "Notes that someone has seen it.",
           CHANGE, {"application/json": _object(by=_TEXT, note=_TEXT)},
