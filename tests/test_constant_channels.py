@@ -1,4 +1,4 @@
-"""Channels that are constant in training have no part in scores and contributions."""
+"""Channels that are constant in training have no share while they keep their value."""
 
 import numpy as np
 import pandas as pd
@@ -77,7 +77,7 @@ def test_scores_are_those_of_the_other_channels(pair):
         assert detector.thresholds[0].tau == pytest.approx(other.thresholds[0].tau)
 
 
-def test_every_way_gives_the_same_and_moving_changes_nothing(pair, tmp_path):
+def test_every_way_gives_the_same_where_a_dead_channel_moves(pair, tmp_path):
     detector, _ = pair
     rows = np.array(signals(60, 2).to_numpy("f"))
     rows[13, 0] = rows[25] = np.nan
@@ -89,9 +89,15 @@ def test_every_way_gives_the_same_and_moving_changes_nothing(pair, tmp_path):
     points = wanted.points.ravel()
     assert np.flatnonzero(np.isnan(points)).tolist() == [25, 37]
     (found,) = score_batches(detector, 0, moved, starts, explain=True)
+    still = slice(None)
+    if detector.model.kind == "classifier":
+        # It sees what moves, and blames it; it knows the value where a cell is missing.
+        still = [0, 1, 2, 5]
+        assert (found.contributions[3:5, :, 1] > 0).all()
+        assert np.nanmin(abs(found.points[3:5] - wanted.points[3:5])) > 1e-3
     # What the other residuals do is theirs; of these kinds only `pca` mixes channels.
-    np.testing.assert_allclose(found.points, wanted.points, rtol=1e-4)
-    assert (found.contributions[..., 1] == 0).all()
+    np.testing.assert_allclose(found.points[still], wanted.points[still], rtol=1e-4)
+    assert (found.contributions[still, :, 1] == 0).all()
     windows = moved.reshape(-1, LENGTH, 3)
     for file in (
         load_onnx(onnx_file(detector, 0)),
@@ -131,3 +137,17 @@ def test_where_nothing_moves_no_channel_is_left_out():
     ).fit(still)
     assert np.isnan(detector.detector_.constant).all()
     assert detector.predict(still.assign(a=9.0)).all()
+
+
+def test_a_dead_channel_that_is_missing_keeps_its_value(pair):
+    detector, _ = pair
+    rows = signals(LENGTH, 3).to_numpy("f")
+    gone = rows.copy()
+    gone[:, 1] = np.nan
+    (wanted,) = score_batches(detector, 0, rows, np.array([0]), explain=True)
+    (found,) = score_batches(detector, 0, gone, np.array([0]), explain=True)
+    np.testing.assert_allclose(found.points, wanted.points, rtol=1e-5)
+    np.testing.assert_allclose(found.contributions, wanted.contributions, atol=1e-5)
+    own = load_onnx(onnx_file(detector, 0)).run(gone[None])
+    np.testing.assert_allclose(own.point_score, found.points, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(own.contribution, found.contributions, atol=1e-3)

@@ -27,7 +27,7 @@ from kdjax.detection.thresholds import Threshold
 from kdjax.errors import DataError
 from kdjax.io.processes import check_not_forked
 from kdjax.models.baselines import BASELINES
-from kdjax.models.classifier import holding
+from kdjax.models.classifier import with_constants
 from kdjax.models.model import Params, fill_missing
 from kdjax.models.residual import (
     ResidualModel,
@@ -49,7 +49,8 @@ PADDED = 4  # times the windows, at most, that a call may compute
 # the sums of smaller batches in another way.
 EXACT_BATCHES, EXACT_PADDED = (64, 256), 4 / 3
 OPENED = 1000  # entities whose rules of streams are kept
-_HELD = ("low", "scale", "mean", "moving")  # that `holding` changes
+# What `with_constants` adds, where no channel is constant.
+_NO_CONSTANT = {"moving": 1.0, "still": 0.0, "slack": -1.0}
 
 
 class Detector(NamedTuple):
@@ -150,21 +151,23 @@ def gaussian_of(detector: Detector, index: int) -> Gaussian:
 
 
 def model_of(detector: Detector, index: int) -> ResidualModel:
-    """The model, as `held_model`, for the index from `entity_index`."""
+    """The model, as `constant_model`, for the index from `entity_index`."""
     constant = None if detector.constant is None else detector.constant[index]
-    return held_model(detector.model, scaler_of(detector, index), constant)
+    return constant_model(detector.model, scaler_of(detector, index), constant)
 
 
-def held_model(
+def constant_model(
     model: ResidualModel, scaler: Scaler, constant: np.ndarray | None
 ) -> ResidualModel:
-    """A model by which raw constant channels `[D]`, NaN elsewhere, have no part in scores.
+    """A model that knows the raw values of constant channels `[D]`, NaN elsewhere.
 
-    Where scores come from residuals, the Gaussian sees to that.
+    They have no share in scores while they keep their value. Where scores come from
+    residuals they never have: the Gaussian sees to that.
     """
     if constant is None or not gives_scores(model.kind):
         return model
-    return model._replace(params=holding(model.params, apply_scaler(scaler, constant)))
+    values = apply_scaler(scaler, constant)
+    return model._replace(params=with_constants(model.params, values))
 
 
 def score_windows(
@@ -320,11 +323,15 @@ def entity_streams(
     places = {name: place for place, name in enumerate((*detector.entities, POOLED))}
     usual = entity or usual_entity(detector)
     model, form, (offset, scale) = detector.model, detector.model.form, detector.scalers
-    # Parameters that differ between entities, `[E + 1, …]` each; see `held_model`.
-    held = [model_of(detector, place).params for place in range(len(places))]
-    names = {name for one in held if "moving" in one for name in _HELD}
-    ones = np.ones(len(detector.channels), np.float32)
-    own = {name: np.stack([one.get(name, ones) for one in held]) for name in names}
+    # Parameters that differ between entities, `[E + 1, D]` each; see `constant_model`.
+    each = [model_of(detector, place).params for place in range(len(places))]
+    own = {
+        name: np.stack(
+            [one.get(name, np.full(len(detector.channels), usual, "f")) for one in each]
+        )
+        for name, usual in _NO_CONSTANT.items()
+        if any(name in one for one in each)
+    }
     common = jax.device_put((model.params, own, detector.gaussians))
 
     def compiled(missing: bool) -> Any:
@@ -461,8 +468,15 @@ def _own_scorer(form: ResidualModel, missing: bool) -> WindowFunction:
 
     def scores(common: Any, windows: Array) -> Any:
         params, _, *attribution = common
-        filled, observed = fill_missing(windows) if missing else (windows, None)
-        points = own(params, filled, form.context)
+        given, observed = windows, None
+        if missing:
+            if (
+                "still" in params
+            ):  # a constant channel keeps its value where it is missing
+                gone = jnp.isnan(windows) & (params["moving"] == 0)
+                given = jnp.where(gone, params["still"], windows)
+            given, observed = fill_missing(given)[0], ~jnp.isnan(windows)
+        points = own(params, given, form.context)
         if observed is not None:
             seen = observed
             if "moving" in params:
@@ -471,7 +485,7 @@ def _own_scorer(form: ResidualModel, missing: bool) -> WindowFunction:
             points = jnp.where(seen.any(axis=-1), points, jnp.nan)
         if not attribution:
             return points
-        return Explained(points, contributions(params, filled, form.context))  # type: ignore[arg-type]
+        return Explained(points, contributions(params, given, form.context))  # type: ignore[arg-type]
 
     return scores
 

@@ -28,7 +28,7 @@ from kdjax.detection.calibration import (
     point_pieces,
     rule_for,
 )
-from kdjax.detection.detector import held_model
+from kdjax.detection.detector import constant_model
 from kdjax.detection.false_alarms import FOREIGN, MeasuredRate
 from kdjax.detection.gaussian import Gaussian
 from kdjax.detection.rolling import rolling_taus, shuffled
@@ -158,7 +158,7 @@ def score_rows(
     scaler = Scaler(*(field[place] for field in calibration.scalers))
     constant = None if calibration.constant is None else calibration.constant[place]
     pieces = point_pieces(
-        held_model(model, scaler, constant),
+        constant_model(model, scaler, constant),
         Gaussian(*(field[place] for field in calibration.gaussians)),
         scaler,
         values,

@@ -99,10 +99,19 @@ def onnx_file(detector: Detector, index: int, *, quantize: str = "none") -> byte
     # A sum is NaN if a term is, and where infinities cancel: the branches for missing
     # cells then change nothing.
     missing = add(graph, "IsNaN", add(graph, "ReduceSum", "x", keepdims=0))
+    params = model_of(detector, index).params
+
+    def given(inner: Graph) -> str:
+        """Windows whose constant channels keep their value where it is missing."""
+        if "still" not in params:
+            return scaled
+        gone = add(inner, "And", add(inner, "IsNaN", scaled), params["moving"] == 0)
+        return add(inner, "Where", gone, params["still"], scaled)
+
     filled = _either(
         graph,
         missing,
-        lambda inner: [_fill(inner, scaled, length=detector.window)],
+        lambda inner: [_fill(inner, given(inner), length=detector.window)],
         lambda inner: [add(inner, "Identity", scaled)],
         outputs=1,
     )
@@ -271,7 +280,6 @@ def _classifier(
     """Point scores `[B, L]` and contributions `[B, L, D]`."""
     params, width = model_of(detector, index).params, len(detector.channels)
     scored = ~np.isin(np.arange(width), detector.model.context)
-    blamed = scored & (params.get("moving", np.ones(width)) > 0)
     ranges = add(graph, "Sub", windows, params["low"])
     ranges = add(graph, "Div", ranges, params["scale"])
     values = add(graph, "Clip", ranges, np.float32(LOWEST), np.float32(HIGHEST))
@@ -294,8 +302,13 @@ def _classifier(
     whole, lower = (add(graph, "Mean", *scores) for scores in zip(*found, strict=True))
     falls = add(graph, "Relu", add(graph, "Sub", whole, lower))
     falls = add(graph, "Add", falls, add(graph, "Mul", whole, np.float32(FAINT)))
-    if not blamed.all():
-        falls = add(graph, "Where", blamed, falls, _ZERO)
+    if "still" in params:
+        away = add(graph, "Abs", add(graph, "Sub", windows, params["still"]))
+        away = add(graph, "ReduceMax", away, axes=[1], keepdims=0)
+        moved = add(graph, "Greater", away, params["slack"])
+        falls = add(graph, "Where", moved, falls, _ZERO)
+    if detector.context:
+        falls = add(graph, "Where", scored, falls, _ZERO)
     total = add(graph, "ReduceSum", falls, [1])
     some = add(graph, "Greater", total, _ZERO)
     total = add(graph, "Where", some, total, np.float32(1))

@@ -18,7 +18,6 @@ import numpy as np
 from jax import Array
 
 from kdjax.data.disturb import HIGHEST, LOWEST
-from kdjax.data.scaler import along
 from kdjax.models.model import Params, Places
 
 NETWORKS, CHANNELS = 4, 16  # by default
@@ -27,7 +26,7 @@ SHORTEST = 2 * (_WIDTH - 1) + 1  # rows that both convolutions need
 # How far a channel that is held at its mean is drawn to that of training as well, so that a
 # level that moved counts.
 DRAWN = 0.25
-_BIG = np.float32(1e30)
+SLACK = 1e-5  # by which a constant value may be rounded, relative to it or to 1
 FAINT = 0.01  # share of the score that each channel has beside, far above rounding
 
 
@@ -89,7 +88,8 @@ def classifier_contributions(
     By how much the window's score falls when a channel is held at its mean over the window,
     drawn a quarter of the way to its mean in training, and a hundredth of the score, so that
     all are alike where it falls for none; and the channel's excess in the row. They sum to
-    the row's score. Channels at the places `context`, and held ones (`holding`), have 0.
+    the row's score. Channels at the places `context` have 0, as have constant ones that
+    keep their value (`with_constants`).
     """
     values = in_ranges(params, jnp.asarray(windows))
     flat = values.mean(axis=1, keepdims=True)
@@ -120,27 +120,33 @@ def classifier_contributions(
     whole = scores(first)[:, None]
     falls = jnp.maximum(whole - lower, 0) + FAINT * whole
     falls = falls.at[..., np.array(context, int)].set(0)
-    if "moving" in params:
-        falls = falls * along(params["moving"], falls)
+    if "still" in params:
+        falls = jnp.where(_moved(params, jnp.asarray(windows)), falls, 0)
     total = falls.sum(axis=1, keepdims=True)
     shares = whole * falls / jnp.where(total > 0, total, 1.0)
     return shares[:, None] + _excess(params, windows, context)
 
 
-def holding(params: Params, values: np.ndarray) -> Params:
-    """Parameters to which channels have these scaled values `[D]`, whatever windows hold.
+def with_constants(params: Params, values: np.ndarray) -> Params:
+    """Parameters that know the scaled values `[D]` of channels that were constant.
 
-    NaN for channels that are seen as they are.
+    NaN for channels that moved in training. A constant one has no share in scores while it
+    keeps its value.
     """
-    held = ~np.isnan(values)
-    if not held.any():
+    moving = np.isnan(values)
+    if moving.all():
         return params
-    low, scale, mean = (np.array(params[name]) for name in ("low", "scale", "mean"))
-    seen = np.clip((values - low) / scale, LOWEST, HIGHEST)
-    # So that what a window holds is rounded away: (x + seen·BIG) / BIG.
-    low[held], scale[held], mean[held] = -seen[held] * _BIG, _BIG, seen[held]
-    moving = (~held).astype(np.float32)
-    return {**params, "low": low, "scale": scale, "mean": mean, "moving": moving}
+    still = np.where(moving, 0, values)
+    slack = np.where(moving, -1, SLACK * np.maximum(1, np.abs(still)))
+    found = {"moving": moving, "still": still, "slack": slack}
+    return {**params, **{name: own.astype(np.float32) for name, own in found.items()}}
+
+
+def _moved(params: Params, windows: Array) -> Array:
+    """Which channels moved in training, or in the window left their value, `[B, D]`."""
+    away = jnp.abs(windows - params["still"]).max(axis=1)
+    found: Array = away > params["slack"]
+    return found
 
 
 def dilation_of(length: int) -> int:
