@@ -77,7 +77,8 @@ def _excess(params: Params, windows: Array, context: Places) -> Array:
     beyond = beyond.at[..., np.array(context, int)].set(0)
     total = beyond.sum(axis=-1, keepdims=True)
     # A channel that drifts away must not drown what the networks see: log, not the sum.
-    return beyond * (jnp.log1p(total) / jnp.where(total > 0, total, 1))
+    finite = (total > 0) & (total < jnp.inf)
+    return beyond * jnp.where(finite, jnp.log1p(total) / jnp.where(finite, total, 1), 1)
 
 
 def classifier_contributions(
