@@ -266,7 +266,9 @@ def test_prometheus_reads_what_was_done(scraped, moving, moving_file):
     }
     table = (ROOT / "docs" / "serve.md").read_text("utf-8").partition("## Metrics")[2]
     documented = re.findall(r"`(kdjax_[a-z_]+)`", table.partition("\n## ")[0])
-    assert {*documented} == exported
+    # This service has no source; test_integration_sources.py reads their metrics.
+    own = {name for name in documented if not name.startswith("kdjax_source_")}
+    assert own == exported
     # The dashboard and the rules.
     assert len(EXPRESSIONS) > 15
     for expression in EXPRESSIONS:
@@ -686,7 +688,7 @@ def test_ray_serve_runs_the_same_application(start, process_of, moving_file, tmp
     ]  # fmt: skip
     environment = os.environ | {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(ROOT)}
     ready = f"{url}/1/readyz"
-    process = start(command, ready, seconds=60.0, env=environment)
+    process = start(command, ready, seconds=180.0, env=environment)
     names = [f"pump {n}" for n in range(6)]
     places = {name: process_of(name, (0, 1)) for name in names}
     assert {*places.values()} == {0, 1}
