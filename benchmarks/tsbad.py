@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 from scipy.signal import argrelmax, correlate
 from sklearn.metrics import average_precision_score, f1_score
 
@@ -306,10 +307,13 @@ def plot(lines: Sequence[dict[str, Any]]) -> Figure:
     for model, score in theirs.items():
         axes.axhline(score, color="tab:grey", linewidth=0.8, linestyle="--")
         axes.annotate(
-            f"{model}, published", (0, score), (3, 2), fontsize=8,
+            f"{model}, published", (0.55, score), (3, 2), fontsize=8,
             xycoords=("axes fraction", "data"), textcoords="offset points",
         )  # fmt: skip
     axes.set(xscale="log", xlabel="numbers stored for a machine")
+    decades = np.log10([stored.min(), stored.max()])
+    axes.set_xlim(10 ** np.floor(decades[0]), 10 ** np.ceil(decades[1]))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_ylabel(f"VUS-PR, mean of {len(scores)} series")
     axes.set_ylim(0, 1.15 * scores.mean().max())
     axes.spines[["top", "right"]].set_visible(False)
