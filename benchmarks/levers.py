@@ -21,7 +21,15 @@ import jax
 import numpy as np
 import pandas as pd
 from new_machine import CHOOSING
-from tsbad import Item, append, entities_of, make_parser, read, rebuilt
+from tsbad import (
+    Item,
+    append,
+    covering_scores,
+    entities_of,
+    make_parser,
+    read,
+    rebuilt,
+)
 
 import kdjax
 from kdjax.data import disturb
@@ -31,14 +39,13 @@ from kdjax.models.classifier import classifier_points
 
 SERIES = {"MSL": 2, "SMAP": 3, "SMD": 2}  # of each collection, spread evenly
 HELD = 0.15  # share of the prefix that a detector can be calibrated on
-BATCH = 512
 Params = dict[str, Any]
 WHOLE, PAIR = "four networks", "two networks"
 
 
 def length_of(item: Item) -> int:
     """L, as the estimator chooses it."""
-    return min(96, max(24, item.prefix // 8))
+    return min(96, item.prefix // 8)
 
 
 def fitted(rows: np.ndarray, length: int, seed: int, **options: Any) -> Params:
@@ -55,16 +62,8 @@ def some(params: Params, chosen: slice) -> Params:
 
 def row_scores(params: Params, item: Item, length: int, excess: bool) -> np.ndarray:
     """Mean over the windows that cover a row, `[N]`; with what leaves the range or not."""
-    found = np.asarray(kdjax.windows(item.rows.astype(np.float32), length=length))
-    score = jax.jit(classifier_points if excess else kdjax.classifier_scores)
-    points = []
-    for first in range(0, len(found), BATCH):
-        part = found[first : first + BATCH]
-        padded = np.pad(part, ((0, BATCH - len(part)), (0, 0), (0, 0)), mode="edge")
-        own = np.asarray(score(params, padded)).reshape(BATCH, -1)[: len(part)]
-        points.append(np.broadcast_to(own, part.shape[:2]))
-    starts = np.arange(len(found))
-    return kdjax.row_scores(np.concatenate(points), starts=starts, rows=len(item.rows))
+    score = classifier_points if excess else kdjax.classifier_scores
+    return covering_scores(score, params, item.rows, length)
 
 
 def variants(item: Item, seed: int) -> Iterator[tuple[str, Callable[[], np.ndarray]]]:

@@ -21,10 +21,9 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import pandas as pd
-from tsbad import LATEST, OTHERS, append, read, vus_window
+from tsbad import HERE, LATEST, OTHERS, append, covering_scores, read, vus_window
 
 import kdjax
 from kdjax.data.datasets import load_benchmark
@@ -37,11 +36,9 @@ CHOOSING = {
     "asd": ("omi-2", "omi-3", "omi-5", "omi-8"),
     "jumpstarter2": tuple(f"service{i}" for i in (0, 16, 2, 24, 28, 6)),
 }
+LISTED = pd.read_csv(HERE / "series.csv").query("collection == 'SMD'")
 JUDGING = {
-    "smd": tuple(
-        f"machine-{number}"
-        for number in ("1-2", "1-7", "2-1", "2-2", "2-3", "2-7", "2-8", "3-4", "3-10")
-    ),
+    "smd": tuple(LISTED.query("list == 'evaluation'")["entity"]),
     "asd": OTHERS["ASD"],
     "jumpstarter2": OTHERS["JumpStarter2"],
 }
@@ -61,14 +58,9 @@ def in_own_range(rows: Rows) -> Rows:
     return np.asarray(kdjax.apply_scaler(kdjax.fit_scaler(rows, method="minmax"), rows))
 
 
-def row_scores(params: dict[str, Any], rows: Rows) -> np.ndarray:
+def row_scores(params: dict[str, Any], rows: Rows) -> Rows:
     """The mean score of the windows that cover a row, `[N, D] -> [N]`."""
-    found = np.asarray(kdjax.windows(rows, length=LENGTH))
-    pieces = np.array_split(found, len(found) // 512 + 1)
-    scores_of = jax.jit(kdjax.classifier_scores)
-    scores = np.concatenate([scores_of(params, piece) for piece in pieces])
-    points = np.broadcast_to(scores[:, None], (len(scores), LENGTH))
-    return kdjax.row_scores(points, starts=np.arange(len(scores)), rows=len(rows))
+    return covering_scores(kdjax.classifier_scores, params, rows, LENGTH)
 
 
 def lines(

@@ -25,6 +25,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
@@ -32,6 +33,7 @@ from matplotlib.ticker import NullFormatter
 from scipy.signal import argrelmax, correlate
 from sklearn.metrics import average_precision_score, f1_score
 
+import kdjax
 from kdjax import KDDetector
 from kdjax.data.datasets import load_benchmark
 from kdjax.data.series import Series
@@ -51,6 +53,7 @@ OTHERS = {
     "JumpStarter2": tuple(f"service{i}" for i in (1, 7, 11, 13, 15, 17, 21, 27)),
 }
 LATEST = 4000
+PIECE = 512  # windows scored at once
 SHARES = (0.02, 0.05, 0.1)  # of all windows above a rolling threshold
 SHOWN = 3  # published detectors in the picture
 # The benchmark looks for a period among so many rows and lags; this one, if it is none.
@@ -220,6 +223,21 @@ def row_table(detector: Detector, rows: np.ndarray) -> pd.DataFrame:
     """`score_table`: a row's score is the mean over the windows that cover it."""
     series = Series("rows", rows.astype(np.float32), detector.channels)
     return score_table(detector, series, entity=detector.entities[0])
+
+
+def covering_scores(
+    score: Callable[..., Any], params: Any, rows: np.ndarray, length: int
+) -> np.ndarray:
+    """Means over the windows that cover a row of `score(params, windows)`, `[N]`.
+
+    `score` is a function of JAX that gives a number a window, `[B]`, or a row, `[B, L]`.
+    """
+    found = np.asarray(kdjax.windows(rows, length=length))
+    scored = jax.jit(score)
+    pieces = np.array_split(found, len(found) // PIECE + 1)
+    points = np.concatenate([np.asarray(scored(params, piece)) for piece in pieces])
+    points = np.broadcast_to(points.reshape(len(found), -1), found.shape[:2])
+    return kdjax.row_scores(points, starts=np.arange(len(found)), rows=len(rows))
 
 
 def run(

@@ -54,9 +54,8 @@ BATCH_ROWS = 1000  # rows, at most, that are answered together unless one body h
 LAG_ROWS = 10_000  # rows in the journal before states of their entities are written
 PUT_EACH = 64  # states written with one batch, at most, unless the journal grows
 TICK = 1.0  # seconds between two looks for silence and changed detectors
-LAST_WAIT = (
-    1.0  # seconds for rows that wait, for states, and for alarm messages at the end
-)
+# Seconds for rows that wait, for states, and for alarm messages at the end.
+LAST_WAIT = 1.0
 
 
 class Limits(NamedTuple):
@@ -253,10 +252,8 @@ class Engine:
         )
         saved, digest = machines.saved, self.loaded.digest
         if self._to and not self._outbox:
-            alarms, spool = (
-                saved.get("alarms") or {},
-                self._state.with_suffix(".alarms"),
-            )
+            alarms = saved.get("alarms") or {}
+            spool = self._state.with_suffix(".alarms")
             self._outbox = Outbox(self._to, spool=spool, saved=alarms, log=self._log)
         self._form = machines.of("").stream.form  # of rows that carry over
         self.journal = Journal(machines.store, self._clock)
@@ -426,10 +423,8 @@ class Engine:
         """Answers rows of several requests."""
         begun = time.monotonic()
         before: dict[str, int] = {}  # lines of each entity up to here
-        accepted, most = (
-            list[tuple[Job, list[tuple[int, int]]]](),
-            self._limits.entities,
-        )
+        accepted = list[tuple[Job, list[tuple[int, int]]]]()
+        most = self._limits.entities
         lines = list[tuple[Line, int]]()  # and lines of its entity before
         for job in jobs:
             try:
