@@ -23,6 +23,7 @@ from kdjax.commands import (
     calibrate,
     export,
     fetch,
+    fleet,
     info,
     plot,
     run,
@@ -41,6 +42,7 @@ VERBS: dict[str, ModuleType] = {
     for module in (
         run,
         sweep,
+        fleet,
         score,
         plot,
         calibrate,

@@ -236,6 +236,9 @@ FIELDS: dict[str, tuple[Any, tuple[str, ...] | Range | None]] = {
     # "stream" (and by `score --causal`) or by "score", with a window every data.stride rows.
     "threshold.budget": ("1/day", None),
     "threshold.mode": ("stream", ("stream", "score")),
+    # Whether "budget" is that of each entity, or one that the machines of `kdjax fleet`
+    # share.
+    "threshold.budget_scope": ("entity", ("entity", "fleet")),
     # τ of "fixed".
     "threshold.value": (float, Range(0)),
     # Share of windows above the rolling threshold, shown in the results beside the
@@ -563,6 +566,11 @@ def _check_together(settings: Settings) -> Iterator[str]:
         yield (
             "threshold.value is the τ of threshold.method='fixed': set both or neither, "
             f"got {threshold['value']!r} with {threshold['method']!r}"
+        )
+    if threshold["budget_scope"] == "fleet" and threshold["method"] != "budget":
+        yield (
+            "threshold.budget_scope='fleet' needs threshold.method='budget', got "
+            f"{threshold['method']!r}"
         )
     if len(set(settings["baselines"])) < len(settings["baselines"]):
         yield "baselines names a baseline twice"

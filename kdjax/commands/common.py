@@ -44,6 +44,14 @@ PROCESSES = (
     Flag("num_processes", "N", 0, "Number of processes that share the work."),
     Flag("process_id", "I", -1, "Number of this process, from 0."),
 )
+EXECUTION = (
+    Flag("executor", "WHERE", "local", "local, or ray for a Ray cluster."),
+    Flag(
+        "ray_address", "HOST:PORT", "", "Head of the cluster; auto; own Ray if empty."
+    ),
+    Flag("unit_cpus", "N", 1, "With ray: cores of a unit of work."),
+    Flag("unit_gpus", "N", 0.0, "With ray: GPUs of a unit of work."),
+)
 STUDENT = "--detector=runs/plant/detectors/student"  # of the verbs' examples
 DETECTOR = Flag(
     "detector", "DIR", None, "Saved detector, as WORKDIR/detectors/student."
@@ -204,6 +212,26 @@ def check_inputs(settings: Settings, workdir: Path) -> None:
 
 def _is_large(path: str) -> bool:
     return os.path.isfile(path) and os.path.getsize(path) > _SMALL
+
+
+def execution(flags: Flags) -> dict[str, Any]:
+    """Arguments of `run_units` by `EXECUTION`."""
+    from kdjax.io.executors import RAY, Resources
+
+    if flags.executor != RAY:
+        for name in ("ray_address", "unit_cpus", "unit_gpus"):
+            if flags[name].present:
+                raise ConfigError(f"--{name} needs --executor=ray.")
+    if flags.unit_cpus < 1 or flags.unit_gpus < 0:
+        raise ConfigError(
+            f"--unit_cpus={flags.unit_cpus} must be 1 or more and "
+            f"--unit_gpus={flags.unit_gpus:g} 0 or more."
+        )
+    return {
+        "executor": flags.executor,
+        "address": flags.ray_address,
+        "resources": Resources(flags.unit_cpus, flags.unit_gpus),
+    }
 
 
 def start_jax() -> None:

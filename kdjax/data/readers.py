@@ -24,7 +24,7 @@ from kdjax.data.schema import (
 )
 from kdjax.data.series import Dataset, Series
 from kdjax.data.splits import merge
-from kdjax.data.tables import numbered_channels, open_table
+from kdjax.data.tables import Table, numbered_channels, open_table
 from kdjax.data.times import clock_of, is_zoned, parse_time
 from kdjax.data.windowing import chunks, on_disk
 from kdjax.errors import DataError, counted
@@ -216,6 +216,22 @@ def _read(
     text = {reading.entity_column, *reading.ignore}
     text |= {reading.tag_column} if reading.long else set()
     table = open_table(path, text_columns=text)
+    return series_of(table, reading, name, memory_bytes=memory_bytes, may_lack=may_lack)
+
+
+def series_of(
+    table: Table,
+    reading: Reading,
+    name: str,
+    *,
+    memory_bytes: float = math.inf,
+    may_lack: Collection[str] = (),
+) -> tuple[Series, ...]:
+    """The series of a table, which need not have the columns in `may_lack`.
+
+    `name` is the entity where there is no column of entities. Channels that take more than
+    `memory_bytes` as float32, or more than the free memory, stay on disk.
+    """
     absent = {*may_lack} - {*table.place.columns}
     time, entity, label = ("" if name in absent else name for name in reading[:3])
     reading = reading._replace(

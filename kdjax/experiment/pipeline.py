@@ -328,7 +328,12 @@ def count_networks(settings: Settings) -> dict[str, int]:
 
 
 def _check_processes(settings: Settings) -> None:
-    """Refuses, before any work, what several processes can't do together."""
+    """Refuses, before any work, what a run or several processes can't do."""
+    if settings["threshold"]["budget_scope"] == "fleet":
+        raise ConfigError(
+            "threshold.budget_scope=fleet is for kdjax fleet, whose machines share a "
+            "budget: leave it out."
+        )
     if hosts.processes() == 1:
         return
     hosts.check_alike("settings", to_json(settings))

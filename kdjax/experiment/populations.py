@@ -28,7 +28,7 @@ from kdjax.models.autoencoder import network
 from kdjax.training import populations, steps
 from kdjax.training.batching import WindowDataset
 from kdjax.training.checkpoints import save_checkpoint
-from kdjax.training.loop import Fitted, TrainingProgress
+from kdjax.training.loop import Fitted, LogLine, TrainingProgress
 from kdjax.training.sharding import batch_mesh, member_mesh, place
 from kdjax.training.targets import TargetCache
 
@@ -73,7 +73,10 @@ def train_all(
         if ended and waiting and not started:
             groups = group_jobs(waiting) + groups
         elif waiting and (started or _way_of(group, workdir, way) == TOGETHER):
-            ended = _train_together(group, workdir, console, folder, on_epoch, outputs)
+            ended = _train_together(
+                group, outputs, workdir=workdir, folder=folder, console=console,
+                on_epoch=on_epoch,
+            )  # fmt: skip
             for job in waiting:
                 _keep(job, ended[job.name], workdir)
         else:
@@ -81,6 +84,19 @@ def train_all(
                 ended[job.name] = _train_one(job, workdir, console, outputs)
         fitted |= ended
         shutil.rmtree(folder, ignore_errors=True)
+    return {job.name: fitted[job.name] for job in wanted}
+
+
+def train_in_memory(wanted: Sequence[TrainingJob]) -> dict[str, Fitted]:
+    """All jobs by name, those of one shape side by side, without files and progress.
+
+    For short jobs that are started again as a whole. A job whose loss was not finite has
+    `progress.bad_step`.
+    """
+    fitted: dict[str, Fitted] = {}
+    outputs: TargetCache = {}
+    for group in group_jobs(wanted):
+        fitted |= _train_together(group, outputs)
     return {job.name: fitted[job.name] for job in wanted}
 
 
@@ -244,13 +260,18 @@ def join_datasets(
 
 def _train_together(
     group: Sequence[TrainingJob],
-    workdir: Path,
-    console: Console,
-    folder: Path,
-    on_epoch: OnEpoch,
     outputs: TargetCache,
+    *,
+    workdir: Path | None = None,
+    folder: Path | None = None,
+    console: Console | None = None,
+    on_epoch: OnEpoch = lambda progress: None,
 ) -> dict[str, Fitted]:
-    """Trains the jobs that `group_jobs` put together; the results by name."""
+    """Trains the jobs that `group_jobs` put together; the results by name.
+
+    Without a work directory it keeps no log, without a folder no checkpoint.
+    """
+    console = console or Console(quiet=True)
     first, mesh = group[0], member_mesh(len(group))  # distilled, if there is one
     names, batch_size = [job.name for job in group], first.train["batch_size"]
     dataset, members = join_datasets(group, outputs)
@@ -266,11 +287,16 @@ def _train_together(
             window=first.data.window,
         )
 
+    def log(name: str, line: LogLine) -> None:
+        if workdir is not None:
+            append_line(workdir, {"phase": name, **line})
+
     states = [jobs.first_state(job) for job in group]
     start = populations.resume_together(folder, states, mesh)
     done = [progress.step for progress in start.progress]
-    for name, steps_done in zip(names, done, strict=True):
-        cut_lines(workdir, name, steps_done)
+    if workdir is not None:
+        for name, steps_done in zip(names, done, strict=True):
+            cut_lines(workdir, name, steps_done)
     title = f"{len(group)} × {'+'.join(map(str, first.architecture.hidden))}"
     before = f"goes on after step {max(done):,}" if any(done) else "trained together"
     console.print(f"{title}: {before}")
@@ -293,7 +319,7 @@ def _train_together(
             batch_size=batch_size,
             directory=folder,
             checkpoint_seconds=first.train["checkpoint_seconds"],
-            log=lambda name, line: append_line(workdir, {"phase": name, **line}),
+            log=log,
             advance=advance,
             on_epoch=lambda progress: on_epoch(dict(zip(names, progress, strict=True))),
         )

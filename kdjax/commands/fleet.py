@@ -1,0 +1,68 @@
+"""Fit a detector for each of many machines.
+
+The input is a folder with a file for each machine, a Parquet folder partitioned by
+machine, or one file with a column of entities (data.entity_column). Writes a catalogue,
+a page and the detectors; score, stream and serve take the folder as --detector. Rerun
+the same command to resume, and to fit new or changed machines.
+"""
+
+from rich.console import Console
+
+from kdjax.commands import common
+from kdjax.commands.common import Flag
+from kdjax.config import override, resolve
+from kdjax.errors import ConfigError, DataError
+
+USAGE = "FOLDER|FILE --output=FLEET [--config=FILE] [--config.FIELD=VALUE …]"
+EXAMPLE = "kdjax fleet plants --output=fleets/plants"
+FLAGS = {
+    "Settings": common.CONFIG,
+    "Input and output": (
+        Flag("output", "PATH", None, "Output file or folder; see the example."),
+    ),
+    "Execution": common.EXECUTION,
+}
+ODD = 10  # machines that the summary names
+
+
+def main(arguments: list[str], flags: common.Flags) -> None:
+    """Runs the verb."""
+    path = common.one_argument("fleet", arguments, "one folder or file of machines")
+    output = common.required("fleet", flags, "output")
+    config = common.read_config(flags)
+    if config.data.name:
+        raise ConfigError(
+            f"data.name={config.data.name!r} is a benchmark: kdjax fleet takes the folder or "
+            "file that it is called with, so leave it out."
+        )
+    if (
+        "entity_mode" not in common.config_changes(flags)
+        and not common.config_file(flags)[0]
+    ):
+        # A detector of its own is what a fleet is for.
+        config = override(config, {"entity_mode": "per_entity"})
+    settings = resolve(override(config, {"data.path": path}))
+    common.start_jax()
+    from kdjax.detection.fleet import FAILED
+    from kdjax.evaluation.fleet import by_oddness, fleet_table
+    from kdjax.evaluation.tables import Table, printed
+    from kdjax.experiment.fleet import fit_fleet
+
+    console = Console()
+    catalogue = fit_fleet(
+        path, output, settings, console=console, **common.execution(flags)
+    )
+    shown = fleet_table(by_oddness(catalogue).head(ODD))
+    shown = shown.drop(columns="reason", errors="ignore").astype(str)
+    console.print(
+        printed(Table("The machines that differ most from the others", shown))
+    )
+    written = "index.html, catalogue.parquet, detectors/"
+    console.print(f"Written: {output}/{written}", soft_wrap=True)
+    failed = catalogue[catalogue["state"] == FAILED]
+    if len(failed):
+        first = failed.iloc[0]
+        raise DataError(
+            f"{len(failed):,} of {len(catalogue):,} machines failed, the first: "
+            f"{first['entity']}: {first['reason']}"
+        )

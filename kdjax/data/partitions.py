@@ -1,0 +1,185 @@
+"""Inputs of many machines: a folder of files, a partitioned Parquet folder, one table.
+
+A machine is found by names alone, so that a folder of many is listed without being read;
+`read_machine` reads one. A table in one file is read as a whole and cut by its column of
+entities.
+"""
+
+import os
+import re
+import urllib.parse
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from kdjax.data.raw import Place
+from kdjax.data.readers import load_files, name_of, series_of
+from kdjax.data.schema import Reading, check_reading, entity_rows
+from kdjax.data.series import Series
+from kdjax.data.tables import SUFFIXES, Table, check_names, open_table
+from kdjax.errors import ConfigError, DataError, counted
+
+# A folder of one machine's Parquet files, such as `entity=m1`.
+_PARTITION = re.compile(r"[^=/]+=(?P<entity>.+)")
+
+
+class Machine(NamedTuple):
+    """One machine's rows: files, or a frame with its part of a table."""
+
+    entity: str
+    paths: tuple[str, ...] = ()
+    frame: pd.DataFrame | None = None
+    source: str = ""  # the table that the frame is from
+    first_line: int = 0  # line of row 0 of the table, see `Place`
+    fault: str = ""  # why it can't be used
+
+    @property
+    def size(self) -> int:
+        """Bytes of its files or cells of its frame, as a measure of cost."""
+        if self.frame is not None:
+            return int(self.frame.size)
+        return sum(os.path.getsize(path) for path in self.paths if os.path.exists(path))
+
+
+def list_machines(path: str | os.PathLike[str], *, entity_column: str) -> list[Machine]:
+    """The machines of an input, by name.
+
+    Args:
+        path: a folder with a file for each machine, called by its name without endings, at
+            any depth; or with a folder `COLUMN=MACHINE` of Parquet files for each; or one
+            file with a column of entities, which is read as a whole.
+        entity_column: of one file.
+
+    Raises:
+        ConfigError: one file without `entity_column`.
+        DataError: there is no such path, or no machine in it.
+
+    >>> [m.entity for m in list_machines("plants", entity_column="")]  # doctest: +SKIP
+    ['m1', 'm2']
+    """
+    path = Path(path)
+    if not path.exists():
+        raise DataError(f"{path} does not exist: check the path.")
+    if not path.is_dir():
+        if not entity_column:
+            raise ConfigError(
+                f"{path} is one file: name the column with its machines by "
+                "data.entity_column, or give a folder with a file for each."
+            )
+        table = open_table(path, text_columns={entity_column})
+        return frame_machines(table.read(), entity_column, place=table.place)
+    found: dict[str, list[Path]] = {}
+    for file in sorted(_files(path)):
+        known = _PARTITION.fullmatch(file.parent.name) if file.parent != path else None
+        if known and file.name.lower().endswith(".parquet"):
+            entity = urllib.parse.unquote(known["entity"])
+            found.setdefault(entity, []).append(file)
+        else:
+            found.setdefault(name_of(file), []).append(file)
+    if not found:
+        raise DataError(
+            f"{path} has no file of rows: expected endings of {', '.join(SUFFIXES)}."
+        )
+    machines = []
+    for entity, files in sorted(found.items()):
+        parted = len({file.parent for file in files}) == 1 and _PARTITION.fullmatch(
+            files[0].parent.name
+        )
+        twice = "" if len(files) == 1 or parted else (
+            f"{counted(len(files), 'file')} are called so ({', '.join(map(str, files[:3]))}): "
+            "rename them, or leave one"
+        )  # fmt: skip
+        machines.append(Machine(entity, tuple(map(str, files)), fault=twice))
+    return machines
+
+
+def frame_machines(
+    frame: pd.DataFrame, entity_column: str, *, place: Place | None = None
+) -> list[Machine]:
+    """The machines of a table with a column of entities, by name; `place` names it."""
+    place = place or Place(Path("the frame"), tuple(map(str, frame.columns)))
+    if entity_column not in place.columns:
+        raise DataError(
+            f"{place.path} has no column {entity_column!r}: its columns are "
+            f"{', '.join(place.columns)}."
+        )
+    frame = frame.set_axis([*place.columns], axis=1).reset_index(drop=True)
+    rows = entity_rows(frame, entity_column, "", place)
+    rest = frame.drop(columns=entity_column)
+    return [
+        Machine(
+            name,
+            frame=rest.iloc[own],
+            source=str(place.path),
+            first_line=place.first_line,
+        )
+        for name, own in sorted(rows.items())
+    ]
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    for here, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in names:
+            if name.lower().endswith(SUFFIXES) and not name.startswith("."):
+                yield Path(here) / name
+
+
+def read_machine(machine: Machine, **options: Any) -> Series:
+    """The series of a machine; `options` are those of `read_table` but `exclude`.
+
+    Of several files, such as the parts of a partition, the rows come in the order of
+    their names.
+
+    Raises:
+        DataError: a fault of the rows, or `machine.fault`.
+    """
+    if machine.fault:
+        raise DataError(f"{machine.entity}: {machine.fault}.")
+    name = machine.entity
+    options["entity_column"] = ""  # the machine's name is that of its file
+    if machine.frame is None and len(machine.paths) == 1:
+        (series,) = load_files(machine.paths[0], entity=name, **options).train
+        return series
+    reading = Reading(**{**options, "ignore": tuple(options.get("ignore", ()))})
+    check_reading(reading)
+    if machine.frame is None:
+        paths = [*map(Path, machine.paths)]
+        tables = [open_table(path) for path in paths]
+        for path, table in zip(paths, tables, strict=True):
+            if table.place.columns != tables[0].place.columns:
+                raise DataError(
+                    f"{path} has other columns than {paths[0]}: a partition's files must "
+                    "have the same."
+                )
+        frame = pd.concat([table.read() for table in tables], ignore_index=True)
+        place = Place(paths[0].parent, tables[0].place.columns)
+    else:
+        frame = machine.frame
+        path = Path(machine.source)
+        names = check_names(path, [str(column) for column in frame.columns])
+        lines = (
+            frame.index.to_numpy() + machine.first_line if machine.first_line else None
+        )
+        place = Place(path, names, first_line=machine.first_line, lines=lines)
+        frame = frame.set_axis([*names], axis=1).reset_index(drop=True)
+    table = Table(place, len(frame), 0, lambda wanted, rows: iter([frame]))
+    (series,) = series_of(table, reading, name)
+    return series
+
+
+def usual_channels(found: Sequence[Series]) -> tuple[str, ...]:
+    """The channels that most series have; of equally many those seen first.
+
+    >>> import numpy as np
+    >>> rows = np.zeros((1, 1), np.float32)
+    >>> usual_channels([Series("a", rows, ("x",)), Series("b", rows, ("y",)),
+    ...                 Series("c", rows, ("y",))])
+    ('y',)
+    """
+    counts = Counter(tuple(sorted(series.channels)) for series in found)
+    most = counts.most_common(1)[0][0]
+    return next(one.channels for one in found if tuple(sorted(one.channels)) == most)

@@ -1,0 +1,819 @@
+"""Detectors for many machines: `fit_fleet` writes a folder, `fit_partition` serves engines.
+
+Machines are fitted in units of `UNIT`: one population of students, then each machine's
+own scaler, Gaussian and τ. A machine's record holds what it was made from, so the same
+command continues after a kill and fits only new and changed machines. See
+`kdjax.detection.fleet` for the folder.
+
+entity_mode=per_entity   each machine has its own student; it learns from the fleet's
+                         teacher, or alone where distill.alpha=0
+entity_mode=shared       all machines have the fleet's student
+
+Fleet's teacher and student learn from `SAMPLE` machines. Machines with too few rows for
+their own values have those of this sample.
+"""
+
+import hashlib
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from rich.console import Console
+
+from kdjax.config import Settings, differences, get_config, override, resolve
+from kdjax.data.partitions import (
+    Machine,
+    frame_machines,
+    list_machines,
+    read_machine,
+    usual_channels,
+)
+from kdjax.data.prepared import Prepared
+from kdjax.data.readers import match_channels
+from kdjax.data.schema import Reading
+from kdjax.data.series import Dataset, Series
+from kdjax.data.times import seconds_per_row
+from kdjax.detection import fleet_budget
+from kdjax.detection.alarming import DAY, count_events
+from kdjax.detection.calibration import rule_for
+from kdjax.detection.detector import POOLED, Detector
+from kdjax.detection.fleet import (
+    CATALOGUE,
+    CATALOGUE_SCHEMA,
+    DETECTORS,
+    FAILED,
+    FLEET,
+    MACHINES,
+    READY,
+    SCHEMA,
+    SHARED,
+    STUDENT,
+    catalogue_frame,
+    quoted,
+    read_fleet,
+)
+from kdjax.detection.storage import load_detector, save_detector
+from kdjax.detection.thresholds import BLOCKS, parse_budget
+from kdjax.errors import ConfigError, DataError, KdjaxError, counted
+from kdjax.evaluation import evaluate, rows
+from kdjax.evaluation.evaluate import ModelEvaluation
+from kdjax.experiment import jobs, train
+from kdjax.experiment.assemble import (
+    calibration_rules,
+    data_digests,
+    make_detector,
+)
+from kdjax.experiment.pipeline import check_windows, prepare_dataset
+from kdjax.experiment.populations import train_in_memory
+from kdjax.experiment.train import PER_ENTITY, Task, make_groups, train_networks
+from kdjax.io.executors import LOCAL, ONE_CORE, Resources, Unit, run_units
+from kdjax.io.files import (
+    MANIFEST,
+    atomic_path,
+    check_folder,
+    kdjax_version,
+    sha256,
+    write_text,
+)
+from kdjax.models.residual import ResidualModel
+
+UNIT = 32  # machines of a unit, whose students are one population
+SAMPLE = 8  # machines from which the fleet's own networks learn
+QUIET = Console(quiet=True)
+# Faults of one machine's rows or files, which leave the others as they are.
+_FAULTS = (KdjaxError, OSError, MemoryError)
+
+
+def fit_fleet(
+    path: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    settings: Settings,
+    *,
+    executor: str = LOCAL,
+    address: str = "",
+    resources: Resources = ONE_CORE,
+    console: Console = QUIET,
+) -> pd.DataFrame:
+    """Fits a detector for each machine of an input; returns the fleet's catalogue.
+
+    Args:
+        path: see `list_machines`.
+        output: folder of the fleet; the same call resumes, and fits machines that are new
+            or whose rows changed.
+        settings: from `kdjax.config.resolve`, with `data.path` set to `path`.
+        executor, address, resources: see `kdjax.io.executors.run_units`.
+        console: shows progress; quiet by default.
+
+    Raises:
+        ConfigError: the folder was made with other settings; nothing is fitted.
+        DataError: no machine of the input can be read.
+
+    >>> config = kdjax.override(kdjax.get_config(), {"data.path": "plants"})  # doctest: +SKIP
+    >>> fit_fleet("plants", "fleet", kdjax.resolve(config))["state"]  # doctest: +SKIP
+    """
+    output, data = Path(output), settings["data"]
+    check_folder(output)
+    machines = list_machines(path, entity_column=data["entity_column"])
+    tests = _test_machines(data)
+    fleet = _begin(output, settings, machines)
+    shared = _needs_shared(settings)
+    if shared:
+        _fit_shared(output, settings, fleet["channels"], machines, console)
+    common = {
+        "output": str(output.absolute()),
+        "settings": settings,
+        "channels": fleet["channels"],
+        "shared": shared,
+    }
+    console.print(f"{path}: {counted(len(machines), 'machine')}", highlight=False)
+    units = [*_units(output, machines, tests, common)]
+    found, few = list[dict[str, Any]](), list[str]()
+    for outcome in run_units(
+        fit_unit, units, executor=executor, address=address, resources=resources
+    ):
+        own = outcome.value
+        if own is None:  # the unit as a whole
+            names = outcome.name.split("\n")[1:]
+            own = [_failed(name, 0, outcome.error) for name in names]
+        found += own
+        few += [row["entity"] for row in own if row["detector"] == STUDENT]
+        for row in own:
+            if row["state"] == FAILED:
+                console.print(
+                    f"failed: {row['entity']}: {row['reason']}", highlight=False
+                )
+        console.print(f"{len(found):,} of {len(machines):,} machines", highlight=False)
+    if few and not shared:
+        _fit_shared(output, settings, fleet["channels"], machines, console)
+    found = [_with_shared(output, row) for row in found]
+    expected = None
+    if _is_shared_budget(settings):
+        options = {"executor": executor, "address": address, "resources": resources}
+        found, expected = _share_budget(output, settings, found, **options)
+    frame = catalogue_frame([{k: row[k] for k in CATALOGUE_SCHEMA} for row in found])
+    with atomic_path(output / CATALOGUE) as temporary:
+        frame.to_parquet(temporary, index=False)
+    # Drawing takes half a second to import.
+    from kdjax.evaluation.fleet import fleet_words, write_fleet_page
+
+    write_fleet_page(output, frame, settings=settings, expected=expected)
+    for sentence in fleet_words(frame, expected):
+        console.print(sentence, highlight=False)
+    shutil.rmtree(output / "work", ignore_errors=True)
+    return frame
+
+
+def _test_machines(data: Settings) -> dict[str, Machine]:
+    if not data["test_path"]:
+        return {}
+    found = list_machines(data["test_path"], entity_column=data["entity_column"])
+    return {machine.entity: machine for machine in found}
+
+
+def _needs_shared(settings: Settings) -> bool:
+    own = settings["entity_mode"] == PER_ENTITY
+    return not own or jobs.is_distilled(settings["distill"])
+
+
+def _begin(
+    output: Path, settings: Settings, machines: Sequence[Machine]
+) -> dict[str, Any]:
+    """fleet.json, written where it isn't there; refuses a folder of other settings."""
+    if (output / FLEET).exists():
+        fleet = read_fleet(output)
+        before, now = _deciding(fleet["settings"]), _deciding(settings)
+        if changed := differences(before, now):
+            raise ConfigError(
+                f"{output} was made with another config ({'; '.join(changed)}): give "
+                "another --output, or the settings it was made with."
+            )
+        return fleet
+    others = [p.name for p in output.iterdir()] if output.is_dir() else []
+    if [name for name in others if not name.startswith(".")]:
+        raise ConfigError(
+            f"{output} holds {', '.join(sorted(others)[:3])} and is not the folder of a "
+            "fleet: give an empty or new --output."
+        )
+    sample = [*_sample(machines, settings["data"])]
+    if not sample:
+        raise DataError(
+            f"{settings['data']['path']}: no machine can be read, the first: "
+            f"{_fault_of(machines[0], settings['data'])}"
+        )
+    fleet = {
+        "schema": SCHEMA,
+        "kdjax_version": kdjax_version(),
+        "channels": list(usual_channels(sample)),
+        "settings": settings,
+    }
+    write_text(output / FLEET, json.dumps(fleet, indent=1, sort_keys=True) + "\n")
+    return fleet
+
+
+def _deciding(settings: Settings) -> Settings:
+    """The settings without the paths of rows, which may move and grow."""
+    data = {k: v for k, v in settings["data"].items() if k not in ("path", "test_path")}
+    return {**settings, "data": data}
+
+
+def _sample(machines: Sequence[Machine], data: Settings) -> Iterator[Series]:
+    """The first machines, in an order by hash, that can be read."""
+    count = 0
+    for machine in sorted(machines, key=lambda one: _hash(one.entity)):
+        try:
+            yield read_machine(machine, **_reading(data))
+        except _FAULTS:
+            continue
+        count += 1
+        if count == 2 * SAMPLE:
+            return
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _fault_of(machine: Machine, data: Settings) -> str:
+    try:
+        read_machine(machine, **_reading(data))
+    except _FAULTS as error:
+        return _line(error)
+    return ""
+
+
+def _reading(data: Settings) -> dict[str, Any]:
+    """Options of `read_machine`."""
+    if data["exclude"]:
+        raise ConfigError(
+            "data.exclude is not for a fleet: leave such rows out of the files."
+        )
+    limit = data["fill_limit"] or data["window"]
+    return {k: data[k] for k in Reading._fields if k in data} | {"fill_limit": limit}
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+# The fleet's own networks.
+
+
+def _fit_shared(
+    output: Path,
+    settings: Settings,
+    channels: Sequence[str],
+    machines: Sequence[Machine],
+    console: Console,
+) -> None:
+    """Writes the detectors in `SHARED`, where they aren't there."""
+    if (output / STUDENT / MANIFEST).exists():
+        return
+    settings = {**settings, "entity_mode": "shared"}
+    chosen = []
+    for series in _sample(machines, settings["data"]):
+        try:
+            own = match_channels(series, channels)
+            _prepare(own, None, settings)
+        except _FAULTS:
+            continue
+        chosen.append(own)
+        if len(chosen) == SAMPLE:
+            break
+    if not chosen:
+        raise DataError(
+            f"{settings['data']['path']}: no machine has rows enough to fit the fleet's own "
+            f"networks: give more rows, or a smaller data.window "
+            f"({settings['data']['window']} now)."
+        )
+    names = ", ".join(series.entity for series in chosen)
+    console.print(f"{SHARED}: learns from {names}", highlight=False)
+    dataset = Dataset("fleet", tuple(chosen), ())
+    prepared = prepare_dataset(dataset, settings)
+    check_windows(prepared, _of_machine(settings, prepared))
+    distilled = jobs.is_distilled(settings["distill"])
+    wanted = (rows.TEACHER, rows.STUDENT) if distilled else (rows.STUDENT,)
+    models = train_networks(
+        prepared, settings, output / "work" / SHARED, console, names=wanted
+    )
+    digests = data_digests(dataset)
+    for name in wanted:  # the student last, which seals the folder
+        _, detector = _evaluated(name, models[name], prepared, settings, digests)
+        save_detector(output / SHARED / name, detector)
+
+
+def _with_shared(output: Path, row: dict[str, Any]) -> dict[str, Any]:
+    """A row with the fleet's τ where the machine has the fleet's values."""
+    if row["detector"] != STUDENT:
+        return row
+    detector = load_detector(output / STUDENT)
+    return {**row, "threshold": detector.thresholds[-1].tau}
+
+
+# One unit.
+
+
+def _units(
+    output: Path,
+    machines: Sequence[Machine],
+    tests: Mapping[str, Machine],
+    common: Mapping[str, Any],
+) -> Iterator[Unit]:
+    """Machines without a record first, then those that are only to be verified."""
+    known = [
+        (output / MACHINES / f"{quoted(m.entity)}.json").exists() for m in machines
+    ]
+    for wanted in (False, True):
+        own = [m for m, done in zip(machines, known, strict=True) if done == wanted]
+        # Of equal size, so that units share what was compiled.
+        for first in range(0, len(own), UNIT):
+            part = own[first : first + UNIT]
+            data = {
+                **common,
+                "machines": [tuple(machine) for machine in part],
+                "tests": [tuple(tests[m.entity]) for m in part if m.entity in tests],
+            }
+            name = "\n".join(
+                [f"unit {first // UNIT}, {wanted}", *(m.entity for m in part)]
+            )
+            yield Unit(
+                name, data, float(sum(m.size for m in part)) * (0.01 if wanted else 1)
+            )
+
+
+def fit_unit(data: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Fits the machines of a unit; a row of the catalogue for each.
+
+    `data` is plain, see `kdjax.io.executors`: output, settings, channels, whether there
+    is a `shared` detector, and fields of `Machine`.
+    """
+    output, settings = Path(data["output"]), data["settings"]
+    machines = [Machine(*fields) for fields in data["machines"]]
+    tests = {own.entity: own for own in (Machine(*fields) for fields in data["tests"])}
+    key = _key(output, settings, data)
+    found, ready = list[dict[str, Any]](), dict[str, tuple[Prepared, Dataset, float]]()
+    inputs: dict[str, str] = {}
+    for machine in machines:
+        started, name = time.monotonic(), machine.entity
+        try:
+            inputs[name] = _input_digest(machine, tests.get(name))
+            if row := _verified(output, name, key, inputs[name]):
+                found.append(row)
+                continue
+            series = _read(machine, data["channels"], settings)
+            own_test = tests.get(name)
+            test = (
+                None
+                if own_test is None
+                else _read(own_test, data["channels"], settings)
+            )
+            prepared = _own_or_few(series, test, settings)
+        except _FAULTS as error:
+            found.append(_failed(name, 0, _line(error)))
+            continue
+        if isinstance(prepared, str):
+            row = _row(name, len(series.values), reason=prepared, detector=STUDENT)
+            _record(output, row, key, inputs[name])
+            found.append(row)
+            continue
+        dataset = Dataset(name, (series,), () if test is None else (test,))
+        ready[name] = prepared, dataset, time.monotonic() - started
+    if not ready:
+        return found
+    started = time.monotonic()
+    try:
+        models = _train({name: own[0] for name, own in ready.items()}, output, settings)
+    except _FAULTS as error:
+        return found + [_failed(name, 0, _line(error)) for name in ready]
+    share = (time.monotonic() - started) / len(ready)
+    for name, (prepared, dataset, spent) in ready.items():
+        started = time.monotonic()
+        count = len(dataset.train[0].values)
+        try:
+            model = models[name]
+            if isinstance(model, str):
+                raise DataError(model)
+            row = _finish(output, name, model, prepared, dataset, settings)
+            row["seconds"] = share + spent + time.monotonic() - started
+            _record(output, row, key, inputs[name])
+        except _FAULTS as error:
+            row = _failed(name, count, _line(error))
+        found.append(row)
+    return found
+
+
+def _key(output: Path, settings: Settings, data: Mapping[str, Any]) -> str:
+    """Digest of what all machines are made from besides their rows."""
+    shared = ""
+    if data["shared"]:
+        shared = sha256(output / STUDENT / MANIFEST)
+    facts = [kdjax_version(), _deciding(settings), data["channels"], shared]
+    return _hash(json.dumps(facts, sort_keys=True))
+
+
+def _input_digest(*machines: Machine | None) -> str:
+    parts = []
+    for machine in machines:
+        if machine is None or machine.fault:
+            continue
+        parts += [sha256(path) for path in machine.paths]
+        if machine.frame is not None:
+            hashed = pd.util.hash_pandas_object(machine.frame, index=False)
+            names = "\0".join(map(str, machine.frame.columns))
+            parts.append(hashlib.sha256(names.encode() + hashed.to_numpy().tobytes()).hexdigest())  # fmt: skip
+    return _hash("\n".join(parts))
+
+
+def _verified(output: Path, name: str, key: str, digest: str) -> dict[str, Any] | None:
+    """The row of a machine whose record and detector are those of these rows."""
+    path = output / MACHINES / f"{quoted(name)}.json"
+    try:
+        record = json.loads(path.read_text("utf-8"))
+        row: dict[str, Any] = record["row"]
+        if [record["key"], record["input"]] != [key, digest]:
+            return None
+        if row["detector"] != STUDENT:
+            manifest = output / row["detector"] / MANIFEST
+            if sha256(manifest) != record["manifest"]:
+                return None
+        return _numbers(row)
+    except (OSError, LookupError, TypeError, ValueError):
+        return None
+
+
+def _numbers(row: dict[str, Any]) -> dict[str, Any]:
+    """A row from JSON, which has null for NaN."""
+    return {k: math.nan if v is None else v for k, v in row.items()}
+
+
+def _record(output: Path, row: Mapping[str, Any], key: str, digest: str) -> None:
+    """Writes the machine's record, the last of its files."""
+    name = row["entity"]
+    manifest = ""
+    if row["detector"] != STUDENT:
+        manifest = sha256(output / row["detector"] / MANIFEST)
+    plain = {
+        k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()
+    }
+    record = {"key": key, "input": digest, "manifest": manifest, "row": plain}
+    path = output / MACHINES / f"{quoted(name)}.json"
+    write_text(path, json.dumps(record, sort_keys=True) + "\n")
+
+
+def _read(machine: Machine, channels: Sequence[str], settings: Settings) -> Series:
+    return match_channels(read_machine(machine, **_reading(settings["data"])), channels)
+
+
+def _own_or_few(
+    series: Series, test: Series | None, settings: Settings
+) -> Prepared | str:
+    """The prepared rows; why they are too few for the machine's own values.
+
+    DataError where they are fewer than a window.
+    """
+    count, window = len(series.values), settings["data"]["window"]
+    if count < window:
+        raise DataError(
+            f"{counted(count, 'row')}, fewer than a window of {window}: give more rows, or "
+            "a smaller data.window."
+        )
+    try:
+        return _prepare(series, test, settings)
+    except (ConfigError, DataError) as error:
+        why = _line(error).split(": set ")[0].split(". ")[0]
+        return f"uses the fleet's values: {counted(count, 'row')} are too few ({why})"
+
+
+def _prepare(series: Series, test: Series | None, settings: Settings) -> Prepared:
+    """As `run` prepares the machine's file."""
+    dataset = Dataset(series.entity, (series,), () if test is None else (test,))
+    prepared = prepare_dataset(dataset, settings)
+    check_windows(prepared, _of_machine(settings, prepared))
+    return prepared
+
+
+def _train(
+    prepared: Mapping[str, Prepared], output: Path, settings: Settings
+) -> dict[str, ResidualModel | str]:
+    """Each machine's student; why it failed."""
+    if settings["entity_mode"] != PER_ENTITY:
+        return dict.fromkeys(prepared, load_detector(output / STUDENT).model)
+    teachers, teacher = dict[str, ResidualModel](), None
+    if jobs.is_distilled(settings["distill"]):
+        teacher = rows.TEACHER
+        teachers[teacher] = load_detector(output / SHARED / teacher).model
+    tasks = {
+        group.name: Task(settings, group, teacher=teacher, student=group.name)
+        for group in make_groups(prepared, settings["data"])
+    }
+    fitted = train.train_tasks(
+        [*tasks.values()], train_in_memory, train_in_memory, teachers=teachers
+    )
+    models: dict[str, ResidualModel | str] = {}
+    for name, task in tasks.items():
+        own = fitted.get(name)
+        if own is not None and own.progress.bad_step:
+            models[name] = (
+                f"its loss became nan or inf at step {own.progress.bad_step}: lower "
+                "train.learning_rate, or look for huge values in its rows."
+            )
+        else:
+            models[name] = train.make_model(task, rows.STUDENT, own)
+    return models
+
+
+def _finish(
+    output: Path,
+    name: str,
+    model: ResidualModel,
+    prepared: Prepared,
+    dataset: Dataset,
+    settings: Settings,
+) -> dict[str, Any]:
+    """Calibrates, evaluates and saves a machine's detector; its row."""
+    evaluated, detector = _evaluated(
+        rows.STUDENT, model, prepared, settings, data_digests(dataset)
+    )
+    folder = f"{DETECTORS}/{quoted(name)}"
+    save_detector(output / folder, detector)
+    row = _row(name, len(dataset.train[0].values), detector=folder)
+    row["threshold"] = detector.thresholds[0].tau
+    row |= _measured(evaluated)
+    stride, score = prepared.stride, evaluated.scores[0]
+    rule = calibration_rules(_of_machine(settings, prepared), prepared).threshold
+    event, scores = rule_for(model.kind, rule).events, evaluated.calibration.scores[0]
+    if event is None or not event.rows_per_day:
+        return row
+    of_test = event._replace(spacing=min(stride, prepared.window))
+    tested = score.window_scores[~np.isnan(score.window_scores)]
+    days = len(tested) * of_test.spacing / of_test.rows_per_day
+    if days:
+        count = count_events(tested, row["threshold"], of_test)
+        row["test_events_a_day"] = count / days
+    if _is_shared_budget(settings) and len(scores) >= fleet_budget.LEAST:
+        tail = fleet_budget.tail_of(scores)
+        rates = fleet_budget.event_rates(scores, tail, event)
+        row["tail"] = {
+            "level": tail.level,
+            "excess": tail.excess,
+            "days": len(scores) * event.spacing / event.rows_per_day,
+            "rates": _cut(rates),
+            "test": _cut(fleet_budget.event_rates(tested, tail, of_test))
+            if days
+            else [],
+        }
+    return row
+
+
+def _cut(rates: np.ndarray) -> list[list[float]]:
+    """Rates without the levels that nothing exceeds."""
+    last = int(np.flatnonzero(rates.any(axis=0)).max(initial=-1)) + 1
+    found: list[list[float]] = rates[:, :last].tolist()
+    return found
+
+
+def _widened(rates: Sequence[Sequence[float]]) -> np.ndarray:
+    """The rates at all levels again."""
+    found = np.zeros((BLOCKS, len(fleet_budget.LEVELS)))
+    for place, own in enumerate(rates):
+        found[place, : len(own)] = own
+    return found
+
+
+def _is_shared_budget(settings: Settings) -> bool:
+    return bool(settings["threshold"]["budget_scope"] == "fleet")
+
+
+def _of_machine(settings: Settings, prepared: Prepared | None = None) -> Settings:
+    """The settings by which one machine is calibrated.
+
+    Where machines share a budget none has one of its own: a machine may have as many
+    events as its rows can show, so that any length of calibration does.
+    """
+    if not _is_shared_budget(settings) or prepared is None:
+        return settings
+    seconds = settings["data"]["step_seconds"] or max(
+        seconds_per_row(entity.train.time) for entity in prepared.entities
+    )
+    if not seconds:
+        return settings  # refused by the rule, which needs times
+    most = DAY / seconds / prepared.window
+    threshold = {**settings["threshold"], "budget": f"{most * (1 - 1e-6):.9f}/day"}
+    return {**settings, "threshold": threshold}
+
+
+def _evaluated(
+    name: str,
+    model: ResidualModel,
+    prepared: Prepared,
+    settings: Settings,
+    digests: Mapping[str, str],
+) -> tuple[ModelEvaluation, Detector]:
+    """As `run` calibrates, evaluates and assembles the model."""
+    used = _of_machine(settings, prepared)
+    rules = calibration_rules(used, prepared)
+    known: dict[Any, Any] = {}
+    (evaluated,) = evaluate.evaluate_models(
+        {name: model},
+        prepared,
+        rules,
+        min_anomalous_points=settings["data"]["min_anomalous_points"],
+        console=QUIET,
+        held_out=lambda own: train.held_out_models(prepared, used, known, own),
+        point_adjusted=settings["evaluation"]["point_adjusted"],
+        rolling=settings["threshold"]["rolling_share"],
+    ).values()
+    detector = make_detector(
+        name,
+        model,
+        evaluated.calibration,
+        prepared,
+        settings=settings,
+        digests=digests,
+        results=evaluated.rows,
+    )
+    return evaluated, detector
+
+
+def _measured(evaluated: ModelEvaluation) -> dict[str, Any]:
+    """Expected events and quality of a machine."""
+    found: dict[str, Any] = {}
+    expected = evaluated.rates[0].get("expected_events")
+    if expected and expected["unit"] == "a day":
+        found["events_a_day"] = expected["number"]
+    for row in evaluated.entities:
+        if row["level"] == "point" and row.get("vus_pr") is not None:
+            found["quality"] = row["vus_pr"]
+        label_free = row["threshold"] not in (rows.ORACLE, rows.ROLLING)
+        if row["level"] == "window" and label_free and row.get("f1") is not None:
+            found["f1"] = row["f1"]
+    return found
+
+
+# One budget for all.
+
+
+def _share_budget(
+    output: Path, settings: Settings, found: list[dict[str, Any]], **options: Any
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Sets τ of all machines by the fleet's budget; rows and what it lets expect."""
+    tails = {r["entity"]: r["tail"] for r in found if r.get("tail")}
+    if not tails:
+        raise DataError(
+            "threshold.budget_scope=fleet: no machine has calibration scores with times: "
+            "give rows with dates, or set data.step_seconds."
+        )
+    rates = sum(_widened(tail["rates"]) for tail in tails.values())
+    days = float(np.mean([tail["days"] for tail in tails.values()]))
+    per_day = parse_budget(settings["threshold"]["budget"])
+    level, events = fleet_budget.choose_level(np.asarray(rates), per_day, days)
+    at = int(np.searchsorted(fleet_budget.LEVELS, level))
+    own = np.asarray(rates).mean(axis=0)[at]
+    tested = [
+        _widened(tail["test"]).mean(axis=0)[at]
+        for tail in tails.values()
+        if tail["test"]
+    ]
+    expected = {
+        "budget": per_day,
+        "level": level,
+        "calibration": float(own),
+        "expected": events._asdict(),
+        "observed": float(np.sum(tested)) if tested else None,
+        "machines": len(tails),
+    }
+    wanted = {
+        name: fleet_budget.tau_at(
+            fleet_budget.Tail(tail["level"], tail["excess"]), level
+        )
+        for name, tail in tails.items()
+    }
+    units = [
+        Unit(
+            f"thresholds {first // UNIT}",
+            {"output": str(output.absolute()), "taus": dict(part)},
+        )
+        for first in range(0, len(wanted), UNIT)
+        if (part := [*wanted.items()][first : first + UNIT])
+    ]
+    for outcome in run_units(set_thresholds, units, **options):
+        if outcome.value is None:
+            raise ConfigError(f"{outcome.name}: {outcome.error}")
+    rows = []
+    for row in found:
+        tail = tails.get(row["entity"])
+        if tail is not None:
+            row = {**row, "threshold": wanted[row["entity"]]}
+            row["events_a_day"] = float(_widened(tail["rates"]).mean(axis=0)[at])
+            if tail["test"]:
+                row["test_events_a_day"] = float(
+                    _widened(tail["test"]).mean(axis=0)[at]
+                )
+        rows.append(row)
+    return rows, expected
+
+
+def set_thresholds(data: Mapping[str, Any]) -> int:
+    """Gives saved detectors of a fleet these τ, by machine; how many changed."""
+    output, changed = Path(data["output"]), 0
+    for name, tau in data["taus"].items():
+        folder = output / DETECTORS / quoted(name)
+        detector = load_detector(folder)
+        if detector.thresholds[0].tau == tau:
+            continue
+        detail = "the level that all machines of the fleet share"
+        taus = [t._replace(tau=tau, rank=0, detail=detail) for t in detector.thresholds]
+        listed = dict(
+            zip((*detector.entities, POOLED), (t._asdict() for t in taus), strict=True)
+        )
+        card = {**detector.card, "thresholds": listed}
+        save_detector(folder, detector._replace(thresholds=tuple(taus), card=card))
+        path = output / MACHINES / f"{quoted(name)}.json"
+        record = json.loads(path.read_text("utf-8"))
+        record["manifest"] = sha256(folder / MANIFEST)
+        write_text(path, json.dumps(record, sort_keys=True) + "\n")
+        changed += 1
+    return changed
+
+
+def fit_partition(
+    frame: pd.DataFrame,
+    *,
+    output: str | os.PathLike[str],
+    settings: Settings | None = None,
+    entity_column: str = "entity",
+) -> pd.DataFrame:
+    """Fits detectors for the machines in a frame; rows of the catalogue, one a machine.
+
+    For engines that map frames by machine: Ray Data, Spark, Dask. All calls of one fleet
+    have one `output`, which their workers share; `finish_fleet` then writes its catalogue.
+
+    Args:
+        frame: rows of one or several machines, all rows of each.
+        output: folder of the fleet; the first call makes it.
+        settings: from `kdjax.config.resolve`; those of the folder, or the defaults with
+            students that learn alone, if None.
+        entity_column: names the machine of each row.
+
+    Returns:
+        A frame of the types of `CATALOGUE_SCHEMA`; a machine that can't be fitted has the
+        state `failed` and the reason.
+
+    >>> fit_partition(frame, output="fleet")["state"].tolist()  # doctest: +SKIP
+    ['ready']
+    """
+    if frame.empty:
+        return catalogue_frame([])
+    output = Path(output)
+    if settings is None:
+        settings = _usual_settings(output)
+    machines = frame_machines(frame, entity_column)
+    fleet = _begin(output, settings, machines)
+    if _needs_shared(settings) and not (output / STUDENT / MANIFEST).exists():
+        raise ConfigError(
+            "fit_partition needs a fleet whose students learn alone (distill.alpha=0, "
+            f"entity_mode=per_entity), or whose networks are in {output / SHARED}: fit a "
+            "sample of machines by kdjax fleet first."
+        )
+    found = fit_unit(
+        {
+            "output": str(output),
+            "settings": settings,
+            "channels": fleet["channels"],
+            "shared": _needs_shared(settings),
+            "machines": [tuple(machine) for machine in machines],
+            "tests": [],
+        }
+    )
+    return catalogue_frame([{k: row[k] for k in CATALOGUE_SCHEMA} for row in found])
+
+
+def _usual_settings(output: Path) -> Settings:
+    if (output / FLEET).exists():
+        settings: Settings = read_fleet(output)["settings"]
+        return settings
+    changes = {"data.path": "frame", "distill.alpha": 0.0, "entity_mode": PER_ENTITY}
+    return resolve(override(get_config(), changes))
+
+
+def _row(name: str, count: int, **fields: Any) -> dict[str, Any]:
+    numbers = {k: math.nan for k, kind in CATALOGUE_SCHEMA.items() if kind == "float64"}
+    return {
+        "entity": name,
+        "state": READY,
+        "reason": "",
+        "detector": "",
+        "rows": count,
+        **numbers,
+        **fields,
+    }
+
+
+def _failed(name: str, count: int, reason: str) -> dict[str, Any]:
+    return _row(name, count, state=FAILED, reason=reason)
