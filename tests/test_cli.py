@@ -21,7 +21,9 @@ from kdjax.data import download as fetch
 from kdjax.detection.storage import save_detector
 
 TOP = Path(__file__).parent.parent
-ALL_VERBS = "run, sweep, score, plot, calibrate, export, stream, serve, fetch, info"
+ALL_VERBS = (
+    "run, sweep, fleet, score, plot, calibrate, export, stream, serve, fetch, info"
+)
 QUICKSTART = f"--config={TOP / 'configs' / 'quickstart.py'}"
 
 
@@ -139,7 +141,7 @@ def test_verbs_share_defaults_of_flags_of_one_name():
         "on_error", "on_alarm", "shelve", "acknowledged", "most_open", "json", "coordinator", "num_processes", "process_id",
         "shadow", "host", "port", "token_file", "max_body", "max_rows",
         "max_waiting", "max_entities", "request_seconds", "entity_metrics", "source", "scores",
-        "dead_letters",
+        "dead_letters", "executor", "ray_address", "unit_cpus", "unit_gpus",
     } == set(kinds)  # fmt: skip
     for verb in VERBS:
         for flag in all_flags(verb):

@@ -77,6 +77,7 @@ def test_documented_defaults():
     assert settings["threshold"] == {
         "method": "blocks", "false_alarm_rate": 0.01, "budget": "1/day",
         "mode": "stream",
+        "budget_scope": "entity",
         "value": None, "rolling_share": 0.1, "min_duration": 1, "cooldown": 0,
         "clear": 1.0,
     }  # fmt: skip
@@ -139,6 +140,8 @@ def test_every_choice_is_accepted(name):
             changes["data.scaler"] = "minmax"
         if choice == "fixed":
             changes["threshold.value"] = 3.5
+        if name == "threshold.budget_scope":
+            changes["threshold.method"] = "budget"
         if choice == "long":
             changes |= {"data.name": "", "data.path": "plant.csv", "data.step": "1min"}
         settings = resolve(override(get_config(), SMD | changes))

@@ -58,11 +58,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     times = pd.date_range("2026-01-01", periods=24_000, freq="min")
     table.insert(0, "time", times)
     table.to_csv(folder / "plant.csv", index=False)
+    (folder / "plants").mkdir()
+    for place in range(2):  # machines of a fleet
+        part = table.iloc[place * 3_000 : place * 3_000 + 3_000]
+        part.to_csv(folder / "plants" / f"m{place}.csv", index=False)
     return folder
 
 
 def run(command: list[str], monkeypatch: pytest.MonkeyPatch) -> str:
-    small = SMALL if command[1] in ("run", "sweep") else []
+    small = SMALL if command[1] in ("run", "sweep", "fleet") else []
     output = io.StringIO()
     if "<" in command:
         words, (source, _, target) = command[:-4], command[-3:]
@@ -96,6 +100,7 @@ def test_every_verb_is_shown() -> None:
         "score",
         "plot",
         "sweep",
+        "fleet",
         "calibrate",
         "export",
         "stream",
@@ -127,6 +132,8 @@ def test_commands_and_code_run(folder: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert "Plotly" in (folder / "scores.html").read_text("utf-8")
     again = load_detector(folder / "runs" / "plant" / "again")
     assert sorted(again.card["calibrated_again"]) == ["plant", "pooled"]
+    catalogue = pd.read_parquet(folder / "fleets" / "plants" / "catalogue.parquet")
+    assert catalogue["state"].tolist() == ["ready", "ready"]
     assert (folder / "plant.onnx").stat().st_size > 0
     answers = (folder / "alarms.jsonl").read_text("utf-8").splitlines()
     answers = [json.loads(line) for line in answers]

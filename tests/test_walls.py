@@ -41,8 +41,8 @@ ROOMS = (
 )
 TOP_MODULES = {"errors", "config", "losses", "estimator", "cli"}
 MOST_LAYERS = 11
-MOST_MODULES = 131
-MOST_LINES = 36_650  # the aim is 27,000 with a service and fleets
+MOST_MODULES = 138
+MOST_LINES = 38_420  # the aim is 27,000 with a service and fleets
 
 # Who may import a library.
 ONLY = {
@@ -64,6 +64,7 @@ ONLY = {
     "paho": {"notify"},
     "confluent_kafka": {"notify"},
     "asyncua": {"service"},
+    "ray": {"io.executors"},
     "torch": set(),
     "tensorflow": set(),
     "flax.training": set(),

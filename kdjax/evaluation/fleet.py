@@ -121,7 +121,7 @@ def write_fleet_page(
     folder: Path,
     catalogue: pd.DataFrame,
     *,
-    settings: Mapping[str, Any],
+    card: Mapping[str, Any],
     expected: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes the page over a fleet, one file that makes no network request."""
@@ -146,5 +146,5 @@ def write_fleet_page(
             figure = go.Figure(go.Histogram(x=known, nbinsx=50))
             figure.update_layout(height=300, xaxis_title=title, yaxis_title="machines")
             sections.append(Section(title, figure_html(figure), folded=True))
-    sections.append(Section("Settings", json_html(settings), folded=True))
+    sections.append(Section("Settings", json_html(card), folded=True))
     write_text(folder / PAGE, render_page(title="Fleet", sections=sections))

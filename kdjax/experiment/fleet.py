@@ -163,7 +163,7 @@ def fit_fleet(
     # Drawing takes half a second to import.
     from kdjax.evaluation.fleet import fleet_words, write_fleet_page
 
-    write_fleet_page(output, frame, settings=settings, expected=expected)
+    write_fleet_page(output, frame, card=settings, expected=expected)
     for sentence in fleet_words(frame, expected):
         console.print(sentence, highlight=False)
     shutil.rmtree(output / "work", ignore_errors=True)
