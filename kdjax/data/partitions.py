@@ -9,7 +9,7 @@ import os
 import re
 import urllib.parse
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -128,8 +128,12 @@ def _files(folder: Path) -> Iterator[Path]:
                 yield Path(here) / name
 
 
-def read_machine(machine: Machine, **options: Any) -> Series:
+def read_machine(
+    machine: Machine, *, may_lack: Collection[str] = (), **options: Any
+) -> Series:
     """The series of a machine; `options` are those of `read_table` but `exclude`.
+
+    The columns in `may_lack` need not be there.
 
     Of several files, such as the parts of a partition, the rows come in the order of
     their names.
@@ -142,7 +146,9 @@ def read_machine(machine: Machine, **options: Any) -> Series:
     name = machine.entity
     options["entity_column"] = ""  # the machine's name is that of its file
     if machine.frame is None and len(machine.paths) == 1:
-        (series,) = load_files(machine.paths[0], entity=name, **options).train
+        (series,) = load_files(
+            machine.paths[0], entity=name, may_lack=may_lack, **options
+        ).train
         return series
     reading = Reading(**{**options, "ignore": tuple(options.get("ignore", ()))})
     check_reading(reading)
@@ -159,7 +165,7 @@ def read_machine(machine: Machine, **options: Any) -> Series:
         place = Place(paths[0].parent, tables[0].place.columns)
     else:
         frame = machine.frame
-        path = Path(machine.source)
+        path = Path(f"{machine.source} ({name})")
         names = check_names(path, [str(column) for column in frame.columns])
         lines = (
             frame.index.to_numpy() + machine.first_line if machine.first_line else None
@@ -167,7 +173,7 @@ def read_machine(machine: Machine, **options: Any) -> Series:
         place = Place(path, names, first_line=machine.first_line, lines=lines)
         frame = frame.set_axis([*names], axis=1).reset_index(drop=True)
     table = Table(place, len(frame), 0, lambda wanted, rows: iter([frame]))
-    (series,) = series_of(table, reading, name)
+    (series,) = series_of(table, reading, name, may_lack=may_lack)
     return series
 
 

@@ -45,6 +45,7 @@ from kdjax.detection.alarming import DAY, count_events
 from kdjax.detection.calibration import rule_for
 from kdjax.detection.detector import POOLED, Detector
 from kdjax.detection.fleet import (
+    BUDGET,
     CATALOGUE,
     CATALOGUE_SCHEMA,
     DETECTORS,
@@ -61,7 +62,7 @@ from kdjax.detection.fleet import (
 )
 from kdjax.detection.storage import load_detector, save_detector
 from kdjax.detection.thresholds import BLOCKS, parse_budget
-from kdjax.errors import ConfigError, DataError, KdjaxError, counted
+from kdjax.errors import ArtifactError, ConfigError, DataError, KdjaxError, counted
 from kdjax.evaluation import evaluate, rows
 from kdjax.evaluation.evaluate import ModelEvaluation
 from kdjax.experiment import jobs, train
@@ -69,10 +70,12 @@ from kdjax.experiment.assemble import (
     calibration_rules,
     data_digests,
     make_detector,
+    threshold_rule,
 )
 from kdjax.experiment.pipeline import check_windows, prepare_dataset
 from kdjax.experiment.populations import train_in_memory
 from kdjax.experiment.train import PER_ENTITY, Task, make_groups, train_networks
+from kdjax.experiment.workdir import locked
 from kdjax.io.executors import LOCAL, ONE_CORE, Resources, Unit, run_units
 from kdjax.io.files import (
     MANIFEST,
@@ -118,8 +121,25 @@ def fit_fleet(
     >>> config = kdjax.override(kdjax.get_config(), {"data.path": "plants"})  # doctest: +SKIP
     >>> fit_fleet("plants", "fleet", kdjax.resolve(config))["state"]  # doctest: +SKIP
     """
-    output, data = Path(output), settings["data"]
+    output = Path(output)
     check_folder(output)
+    options = {"executor": executor, "address": address, "resources": resources}
+    try:
+        with locked(output):
+            return _fit_fleet(path, output, settings, console, **options)
+    except ArtifactError as error:  # the lock speaks of a run's folder
+        error.args = (str(error).replace("--workdir", "--output"),)
+        raise
+
+
+def _fit_fleet(
+    path: str | os.PathLike[str],
+    output: Path,
+    settings: Settings,
+    console: Console,
+    **options: Any,
+) -> pd.DataFrame:
+    data = settings["data"]
     machines = list_machines(path, entity_column=data["entity_column"])
     tests = _test_machines(data)
     fleet = _begin(output, settings, machines)
@@ -135,9 +155,7 @@ def fit_fleet(
     console.print(f"{path}: {counted(len(machines), 'machine')}", highlight=False)
     units = [*_units(output, machines, tests, common)]
     found, few = list[dict[str, Any]](), list[str]()
-    for outcome in run_units(
-        fit_unit, units, executor=executor, address=address, resources=resources
-    ):
+    for outcome in run_units(fit_unit, units, **options):
         own = outcome.value
         if own is None:  # the unit as a whole
             names = outcome.name.split("\n")[1:]
@@ -146,17 +164,19 @@ def fit_fleet(
         few += [row["entity"] for row in own if row["detector"] == STUDENT]
         for row in own:
             if row["state"] == FAILED:
-                console.print(
-                    f"failed: {row['entity']}: {row['reason']}", highlight=False
-                )
+                line = f"failed: {row['entity']}: {row['reason']}"
+                console.print(line, highlight=False, markup=False, soft_wrap=True)
         console.print(f"{len(found):,} of {len(machines):,} machines", highlight=False)
     if few and not shared:
         _fit_shared(output, settings, fleet["channels"], machines, console)
-    found = [_with_shared(output, row) for row in found]
     expected = None
     if _is_shared_budget(settings):
-        options = {"executor": executor, "address": address, "resources": resources}
         found, expected = _share_budget(output, settings, found, **options)
+    if few:
+        tau = load_detector(output / STUDENT).thresholds[-1].tau
+        found = [
+            r | {"threshold": tau} if r["detector"] == STUDENT else r for r in found
+        ]
     frame = catalogue_frame([{k: row[k] for k in CATALOGUE_SCHEMA} for row in found])
     with atomic_path(output / CATALOGUE) as temporary:
         frame.to_parquet(temporary, index=False)
@@ -165,7 +185,7 @@ def fit_fleet(
 
     write_fleet_page(output, frame, card=settings, expected=expected)
     for sentence in fleet_words(frame, expected):
-        console.print(sentence, highlight=False)
+        console.print(sentence, highlight=False, soft_wrap=True)
     shutil.rmtree(output / "work", ignore_errors=True)
     return frame
 
@@ -195,11 +215,11 @@ def _begin(
                 "another --output, or the settings it was made with."
             )
         return fleet
-    others = [p.name for p in output.iterdir()] if output.is_dir() else []
-    if [name for name in others if not name.startswith(".")]:
+    others = sorted(p.name for p in output.iterdir() if not p.name.startswith("."))
+    if others:
         raise ConfigError(
-            f"{output} holds {', '.join(sorted(others)[:3])} and is not the folder of a "
-            "fleet: give an empty or new --output."
+            f"{output} holds {', '.join(others[:3])} and is not the folder of a fleet: give "
+            "an empty or new --output."
         )
     sample = [*_sample(machines, settings["data"])]
     if not sample:
@@ -254,8 +274,10 @@ def _reading(data: Settings) -> dict[str, Any]:
         raise ConfigError(
             "data.exclude is not for a fleet: leave such rows out of the files."
         )
-    limit = data["fill_limit"] or data["window"]
-    return {k: data[k] for k in Reading._fields if k in data} | {"fill_limit": limit}
+    options = {k: data[k] for k in Reading._fields if k in data}
+    options["fill_limit"] = data["fill_limit"] or data["window"]
+    # As in `run`, the rows to learn from may lack labels, if others have them.
+    return options | {"may_lack": (data["label_column"],) if data["test_path"] else ()}
 
 
 def _line(error: BaseException) -> str:
@@ -306,14 +328,6 @@ def _fit_shared(
     for name in wanted:  # the student last, which seals the folder
         _, detector = _evaluated(name, models[name], prepared, settings, digests)
         save_detector(output / SHARED / name, detector)
-
-
-def _with_shared(output: Path, row: dict[str, Any]) -> dict[str, Any]:
-    """A row with the fleet's τ where the machine has the fleet's values."""
-    if row["detector"] != STUDENT:
-        return row
-    detector = load_detector(output / STUDENT)
-    return {**row, "threshold": detector.thresholds[-1].tau}
 
 
 # One unit.
@@ -412,7 +426,7 @@ def _key(output: Path, settings: Settings, data: Mapping[str, Any]) -> str:
     """Digest of what all machines are made from besides their rows."""
     shared = ""
     if data["shared"]:
-        shared = sha256(output / STUDENT / MANIFEST)
+        shared = sha256(output / STUDENT / "arrays.npz")  # τ may change
     facts = [kdjax_version(), _deciding(settings), data["channels"], shared]
     return _hash(json.dumps(facts, sort_keys=True))
 
@@ -598,14 +612,17 @@ def _of_machine(settings: Settings, prepared: Prepared | None = None) -> Setting
     """
     if not _is_shared_budget(settings) or prepared is None:
         return settings
-    seconds = settings["data"]["step_seconds"] or max(
-        seconds_per_row(entity.train.time) for entity in prepared.entities
-    )
+    seconds = max(seconds_per_row(entity.train.time) for entity in prepared.entities)
+    return _of_rows(settings, seconds, prepared.window)
+
+
+def _of_rows(settings: Settings, seconds: float, window: int) -> Settings:
+    """With the budget of as many events as rows so many seconds apart can show."""
+    seconds = settings["data"]["step_seconds"] or seconds
     if not seconds:
         return settings  # refused by the rule, which needs times
-    most = DAY / seconds / prepared.window
-    threshold = {**settings["threshold"], "budget": f"{most * (1 - 1e-6):.9f}/day"}
-    return {**settings, "threshold": threshold}
+    most = f"{DAY / seconds / window * (1 - 1e-6):.9f}/day"
+    return {**settings, "threshold": {**settings["threshold"], "budget": most}}
 
 
 def _evaluated(
@@ -669,75 +686,82 @@ def _share_budget(
             "threshold.budget_scope=fleet: no machine has calibration scores with times: "
             "give rows with dates, or set data.step_seconds."
         )
-    rates = sum(_widened(tail["rates"]) for tail in tails.values())
+    rates = np.sum([_widened(tail["rates"]) for tail in tails.values()], axis=0)
+    taus = {f"{DETECTORS}/{quoted(name)}": _tail(tail) for name, tail in tails.items()}
+    if few := sum(row["detector"] == STUDENT for row in found):
+        detector = load_detector(output / STUDENT)
+        rule = threshold_rule(
+            _of_rows(settings, detector.step, detector.window),
+            step_seconds=detector.step,
+            stride=detector.stride,
+            window=detector.window,
+        )
+        assert rule.events is not None
+        scores = detector.calibration[-1]
+        taus[STUDENT] = fleet_budget.tail_of(scores)
+        own = fleet_budget.event_rates(scores, taus[STUDENT], rule.events)
+        rates = rates + few * own
     days = float(np.mean([tail["days"] for tail in tails.values()]))
     per_day = parse_budget(settings["threshold"]["budget"])
-    level, events = fleet_budget.choose_level(np.asarray(rates), per_day, days)
+    level, events = fleet_budget.choose_level(rates, per_day, days)
     at = int(np.searchsorted(fleet_budget.LEVELS, level))
-    own = np.asarray(rates).mean(axis=0)[at]
-    tested = [
-        _widened(tail["test"]).mean(axis=0)[at]
-        for tail in tails.values()
-        if tail["test"]
-    ]
-    expected = {
-        "budget": per_day,
-        "level": level,
-        "calibration": float(own),
-        "expected": events._asdict(),
-        "observed": float(np.sum(tested)) if tested else None,
-        "machines": len(tails),
-    }
-    wanted = {
-        name: fleet_budget.tau_at(
-            fleet_budget.Tail(tail["level"], tail["excess"]), level
-        )
-        for name, tail in tails.items()
-    }
+    wanted = {folder: fleet_budget.tau_at(own, level) for folder, own in taus.items()}
+    listed = [*wanted.items()]
+    parts = [listed[first : first + UNIT] for first in range(0, len(listed), UNIT)]
     units = [
         Unit(
-            f"thresholds {first // UNIT}",
+            f"thresholds {place}",
             {"output": str(output.absolute()), "taus": dict(part)},
         )
-        for first in range(0, len(wanted), UNIT)
-        if (part := [*wanted.items()][first : first + UNIT])
+        for place, part in enumerate(parts)
     ]
     for outcome in run_units(set_thresholds, units, **options):
         if outcome.value is None:
-            raise ConfigError(f"{outcome.name}: {outcome.error}")
-    rows = []
+            raise ArtifactError(f"{output}: {outcome.name}: {outcome.error}")
+    rows, observed = list[dict[str, Any]](), list[float]()
     for row in found:
-        tail = tails.get(row["entity"])
-        if tail is not None:
-            row = {**row, "threshold": wanted[row["entity"]]}
+        if (tail := tails.get(row["entity"])) is not None:
+            row = {**row, "threshold": wanted[row["detector"]]}
             row["events_a_day"] = float(_widened(tail["rates"]).mean(axis=0)[at])
             if tail["test"]:
-                row["test_events_a_day"] = float(
-                    _widened(tail["test"]).mean(axis=0)[at]
-                )
+                observed.append(float(_widened(tail["test"]).mean(axis=0)[at]))
+                row["test_events_a_day"] = observed[-1]
         rows.append(row)
+    expected = {
+        "budget": per_day,
+        "level": level,
+        "expected": events._asdict(),
+        "observed": float(np.sum(observed)) if observed else None,
+        "machines": len(tails) + few,
+    }
+    write_text(output / BUDGET, json.dumps(expected, indent=1) + "\n")
     return rows, expected
 
 
+def _tail(found: Mapping[str, Any]) -> fleet_budget.Tail:
+    return fleet_budget.Tail(found["level"], found["excess"])
+
+
 def set_thresholds(data: Mapping[str, Any]) -> int:
-    """Gives saved detectors of a fleet these τ, by machine; how many changed."""
+    """Gives saved detectors of a fleet these τ, by folder; how many changed."""
     output, changed = Path(data["output"]), 0
-    for name, tau in data["taus"].items():
-        folder = output / DETECTORS / quoted(name)
-        detector = load_detector(folder)
-        if detector.thresholds[0].tau == tau:
+    for folder, tau in data["taus"].items():
+        detector = load_detector(output / folder)
+        if detector.thresholds[-1].tau == tau:
             continue
-        detail = "the level that all machines of the fleet share"
+        detail = "of the level that all machines of the fleet share"
         taus = [t._replace(tau=tau, rank=0, detail=detail) for t in detector.thresholds]
-        listed = dict(
-            zip((*detector.entities, POOLED), (t._asdict() for t in taus), strict=True)
-        )
+        names = (*detector.entities, POOLED)
+        listed = {name: own._asdict() for name, own in zip(names, taus, strict=True)}
         card = {**detector.card, "thresholds": listed}
-        save_detector(folder, detector._replace(thresholds=tuple(taus), card=card))
-        path = output / MACHINES / f"{quoted(name)}.json"
-        record = json.loads(path.read_text("utf-8"))
-        record["manifest"] = sha256(folder / MANIFEST)
-        write_text(path, json.dumps(record, sort_keys=True) + "\n")
+        save_detector(
+            output / folder, detector._replace(thresholds=tuple(taus), card=card)
+        )
+        if folder != STUDENT:
+            path = output / MACHINES / f"{Path(folder).name}.json"
+            record = json.loads(path.read_text("utf-8"))
+            record["manifest"] = sha256(output / folder / MANIFEST)
+            write_text(path, json.dumps(record, sort_keys=True) + "\n")
         changed += 1
     return changed
 
@@ -816,4 +840,5 @@ def _row(name: str, count: int, **fields: Any) -> dict[str, Any]:
 
 
 def _failed(name: str, count: int, reason: str) -> dict[str, Any]:
+    reason = reason.removeprefix(f"{name}: ")
     return _row(name, count, state=FAILED, reason=reason)
