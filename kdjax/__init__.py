@@ -72,6 +72,8 @@ if TYPE_CHECKING:
     from kdjax.scoring.files import score_fleet as score_fleet
     from kdjax.scoring.opening import open_stream as open_stream
     from kdjax.scoring.opening import open_streams as open_streams
+    from kdjax.scoring.partitions import SCORE_SCHEMA as SCORE_SCHEMA
+    from kdjax.scoring.partitions import score_partition as score_partition
     from kdjax.training.batching import Batch as Batch
     from kdjax.training.batching import WindowDataset as WindowDataset
     from kdjax.training.batching import batches as batches
@@ -134,6 +136,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "kdjax.experiment.sweeps.design": "make_design",
         "kdjax.experiment.sweeps.sweep": "run_sweep",
         "kdjax.scoring.files": "score_fleet",
+        "kdjax.scoring.partitions": "SCORE_SCHEMA score_partition",
         "kdjax.scoring.opening": "open_stream open_streams",
         "kdjax.detection.streaming": "StreamDetector",
         "kdjax.estimator": "KDDetector",

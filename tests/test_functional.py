@@ -313,7 +313,11 @@ def test_rooms_hand_on_their_public_names():
 def test_the_api_page_has_a_line_for_every_public_name():
     page = (EXAMPLE.parent.parent / "docs" / "api.md").read_text("utf-8")
     for name in kdjax.__all__:
-        doc = inspect.getdoc(getattr(kdjax, name)) or ""
+        value = getattr(kdjax, name)
+        if isinstance(value, dict):  # a schema has no docstring at run time
+            assert f"| `{name}` | " in page
+            continue
+        doc = inspect.getdoc(value) or ""
         first = " ".join(doc.split("\n\n")[0].split()).replace("|", "&#124;")
         assert f"| `{name}` | {first} |" in page, name
 

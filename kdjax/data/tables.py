@@ -119,6 +119,18 @@ def open_table(
     return table
 
 
+def frame_table(frame: pd.DataFrame, name: str) -> Table:
+    """A frame in memory as a table that messages call `name`."""
+    names = check_names(Path(name), [str(column) for column in frame.columns])
+    frame = frame.set_axis(list(names), axis=1).reset_index(drop=True)
+
+    def chunks(wanted: Sequence[str], rows: int) -> Iterator[pd.DataFrame]:
+        for first in range(0, len(frame), rows):
+            yield frame.iloc[first : first + rows][list(wanted)]
+
+    return Table(Place(Path(name), names), len(frame), 0, chunks)
+
+
 def _open_npy(path: Path) -> Table:
     values = read_npy(path)
     if values.ndim != 2 or not values.shape[1] or values.dtype.kind not in "fiub":
