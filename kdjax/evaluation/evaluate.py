@@ -72,14 +72,16 @@ def evaluate_models(
     held_out: Callable[[ResidualModel], Sequence[ResidualModel] | None] = lambda _: (),
     point_adjusted: bool = False,
     rolling: float = 0.0,
+    compared: Sequence[str] = COMPARED,
 ) -> dict[str, ModelEvaluation]:
     """Calibrates each model on clean rows and scores the test rows; by model name.
 
     `ready` has calibrations of models that bring their own; `held_out` gives the models
     that score calibration windows instead, see `calibrate`. `min_anomalous_points` rows
     make a window anomalous. A baseline that leaves nothing of the rows is left out.
-    `point_adjusted` adds metrics that are inflated; `rolling` is
-    the share of windows above the rolling threshold, 0 for none.
+    `point_adjusted` adds metrics that are inflated; `rolling` is the share of windows
+    above the rolling threshold, 0 for none; `compared` are rules whose rates stand beside
+    those of the one in use, for the student.
     """
     options: dict[str, Any] = {
         "method": rules.threshold.method,
@@ -125,8 +127,9 @@ def evaluate_models(
             )
             scores.append(own)
             rates += false_alarm_rates(
-                name, calibration, place, own, starts, prepared=prepared, rules=used
-            )
+                name, calibration, place, own, starts, prepared=prepared, rules=used,
+                compared=compared if name == STUDENT else (),
+            )  # fmt: skip
         measured = metric_rows(name, model.parameters, scores, **options)
         evaluated[name] = ModelEvaluation(
             model, calibration, tuple(scores), *measured, rates
@@ -182,6 +185,7 @@ def false_alarm_rates(
     *,
     prepared: Prepared,
     rules: Rules,
+    compared: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
     """Wanted and measured false-alarm rates of one entity, an object a rule, JSON-able.
 
@@ -192,8 +196,8 @@ def false_alarm_rates(
     used, window = rules.threshold, prepared.window
     behind_tau = calibration.threshold_scores[place]
     own_starts = calibration.starts[place]
-    compared = [m for m in COMPARED if name == STUDENT and used.method != "fixed"]
-    others = [Rule(method, used.rate) for method in compared if method != used.method]
+    compared = [m for m in compared if m != used.method and used.method != "fixed"]
+    others = [Rule(method, used.rate) for method in compared]
     known = ~np.isnan(scores.window_scores)
     found: list[dict[str, Any]] = []
     for rule in (used, *others):

@@ -645,6 +645,7 @@ def _evaluated(
         held_out=lambda own: train.held_out_models(prepared, used, known, own),
         point_adjusted=settings["evaluation"]["point_adjusted"],
         rolling=settings["threshold"]["rolling_share"],
+        compared=(),
     ).values()
     detector = make_detector(
         name,
