@@ -69,12 +69,6 @@ def test_the_example_runs_and_finds_alarms():
     assert found["ap"] == pytest.approx(average_precision_score(wanted, scores))
 
 
-def test_the_readme_shows_the_example():
-    code = EXAMPLE.read_text("utf-8")
-    code = code[code.index("import jax") :]
-    assert code in (EXAMPLE.parent.parent / "README.md").read_text("utf-8")
-
-
 def numpy_adam(value, gradients, rate):
     m = v = np.zeros_like(value)
     for t, gradient in enumerate(gradients, start=1):
