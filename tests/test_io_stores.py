@@ -130,7 +130,8 @@ def test_urls_without_a_bucket_are_refused(url):
         stores.is_remote(url)
 
 
-ODD = ("../x.csv", "a/../../x.csv", "a//x.csv", "/x.csv", "./x.csv", "a\\x.csv")
+ODD = ("../x.csv", "a/../../x.csv", "a//x.csv", "/x.csv", "./x.csv", "a\\x.csv",
+       "x.csv?versionId=y.csv")  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ODD)
@@ -178,7 +179,13 @@ def test_a_folder_goes_out_and_comes_back(memory, tmp_path, small):
     verify_manifest(found)
     one = stores.fetch("s3://b/detectors/student/card.md", tmp_path / "other")
     assert one.read_bytes() == (tmp_path / "student" / "card.md").read_bytes()
-    stores.put_folder(tmp_path / "student", "s3://b/detectors/student")  # again
+    memory.calls.clear()
+    stores.put_folder(tmp_path / "student", "s3://b/detectors/student")
+    assert not memory.names("put")  # is there
+    key, content = "b/detectors/student/card.md", (found / "card.md").read_bytes()
+    memory.objects[key] = (content[:-1] + b"?", {})
+    stores.put_folder(tmp_path / "student", "s3://b/detectors/student")
+    assert memory.names("put") == [key] and memory.objects[key] == (content, {})
     memory.objects["b/detectors/student/more"] = (b"", {})
     with pytest.raises(ArtifactError, match=r"other objects, such as s3://.*/more"):
         stores.put_folder(tmp_path / "student", "s3://b/detectors/student")
@@ -193,6 +200,7 @@ def test_what_makes_a_folder_whole_is_copied_last(memory, tmp_path):
     wanted = ["in/z", "index", "z", "a.done.json", f"in/{MANIFEST}", MANIFEST]
     assert memory.names("put") == [f"b/f/{name}" for name in wanted]
     memory.calls.clear()
+    memory.objects.clear()
     stores.put_folder(tmp_path / "f", "s3://b/f", last=("index",))
     assert memory.names("put")[-1] == "b/f/index"
 
@@ -283,6 +291,14 @@ def test_faults_of_the_local_disk_stay_what_they_are(memory, tmp_path):
     assert caught.value.filename == str(tmp_path / "b" / "a")
     with pytest.raises(FileNotFoundError):
         stores.put_file(tmp_path / "absent", "s3://b/a")
+
+    def refuse(name, key):
+        if name == "get":
+            raise PermissionError(errno.EACCES, "Permission denied", "local")
+
+    memory.before = refuse
+    with pytest.raises(PermissionError, match="denied"):
+        stores.fetch("s3://b/a", tmp_path)
 
 
 def test_the_extra_is_named_where_it_lacks(monkeypatch):
@@ -386,6 +402,16 @@ def test_a_restart_copies_only_what_it_must(filled, plants, tmp_path):
     assert again("0 scored, 3 verified", causal=True) == []
     filled.tagged = False  # a store without ETags
     assert len(again("0 scored, 3 verified", causal=True)) == 12
+
+
+def test_a_store_without_etags_is_verified_by_content(filled):
+    filled.tagged = False
+    score_fleet(["s3://b/plants"], **REMOTE)
+    content = filled.below("b/scores")["a.csv"]
+    filled.objects["b/scores/a.csv"] = (content[:-2] + b"9\n", {})
+    said = score_fleet(["s3://b/plants"], **REMOTE)
+    assert " 1 scored, 2 verified, 0 failed" in said[-1]
+    assert filled.below("b/scores")["a.csv"] == content
 
 
 def test_a_record_is_of_the_files_that_were_verified(filled, tmp_path):

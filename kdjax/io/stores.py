@@ -8,6 +8,7 @@ credentials of the environment as boto3 reads them (`AWS_ENDPOINT_URL`,
 import contextlib
 import errno
 import functools
+import hashlib
 import os
 import re
 import shutil
@@ -132,13 +133,15 @@ def put_folder(
 ) -> None:
     """Copies all files of a local folder; those that end as in `last` come at the end.
 
-    So a copy that was interrupted lacks what makes it whole. Other objects below `url`
-    are refused, since they would damage a sealed folder; ArtifactError names them.
+    So a copy that was interrupted lacks what makes it whole. Objects that are the same by
+    size and MD5 are left alone. Other objects below `url` are refused, since they would
+    damage a sealed folder; ArtifactError names them.
     """
     folder, url = Path(folder), url.rstrip("/")
     files = [path for path in folder.rglob("*") if path.is_file()]
     names = [path.relative_to(folder).as_posix() for path in files]
-    if foreign := list_files(url).keys() - {f"{url}/{name}" for name in names}:
+    found = list_files(url)
+    if foreign := found.keys() - {f"{url}/{name}" for name in names}:
         raise ArtifactError(
             f"{url} holds other objects, such as {min(foreign)}: give a new place, or "
             "remove them."
@@ -148,7 +151,8 @@ def put_folder(
             name for name in names if name.endswith(tuple(ends or last)) == bool(ends)
         ]
         for name in sorted(turn, key=lambda name: (-name.count("/"), name)):
-            put_file(folder / name, f"{url}/{name}")
+            if found.get(f"{url}/{name}") != _local(folder / name):
+                put_file(folder / name, f"{url}/{name}")
 
 
 class Mirror(NamedTuple):
@@ -267,13 +271,21 @@ def _stored(entry: Mapping[str, Any]) -> Stored:
     return Stored(entry["size"], entry.get("ETag") or "")
 
 
+def _local(path: Path) -> Stored:
+    """What a store says of a copy that was not made in parts."""
+    with path.open("rb") as file:
+        md5 = functools.partial(hashlib.md5, usedforsecurity=False)
+        digest = hashlib.file_digest(file, md5).hexdigest()
+    return Stored(path.stat().st_size, f'"{digest}"')
+
+
 def _check_name(url: str, name: str) -> str:
-    """A name that stays below a local folder, also under Windows."""
+    """A name that stays below a local folder, also under Windows, and is one for s3fs."""
     odd = {"", ".", ".."} & {*name.split("/")} or {"\\", "\0"} & {*name}
-    if odd or PurePath(name).drive:
+    if odd or PurePath(name).drive or "?versionId=" in name:
         raise DataError(
             f"{url} can't be a local file (a part of its name is empty, . or .., or has a "
-            "backslash): rename it."
+            "backslash or ?versionId=): rename it."
         )
     return name
 
