@@ -35,6 +35,7 @@ from kdjax.data.raw import (
     where,
 )
 from kdjax.errors import DataError, counted
+from kdjax.io.stores import check_local
 
 SUFFIXES = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".txt.gz", ".parquet", ".npy")
 
@@ -88,7 +89,11 @@ def numbered_channels(count: int) -> tuple[str, ...]:
 
 
 def check_file(path: Path) -> None:
-    """Raises DataError for a folder, a pipe or a device, and a file of another ending."""
+    """Raises DataError for a folder, a pipe or a device, and a file of another ending.
+
+    And ConfigError for a URL.
+    """
+    check_local(path)
     if path.exists() and not path.is_file():
         what = "a folder" if path.is_dir() else "no regular file"
         raise DataError(f"{path} can't be read (it is {what}): give one file.")
