@@ -9,8 +9,8 @@ import os
 import re
 import urllib.parse
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -35,13 +35,7 @@ class Machine(NamedTuple):
     source: str = ""  # the table that the frame is from
     first_line: int = 0  # line of row 0 of the table, see `Place`
     fault: str = ""  # why it can't be used
-
-    @property
-    def size(self) -> int:
-        """Bytes of its files or cells of its frame, as a measure of cost."""
-        if self.frame is not None:
-            return int(self.frame.size)
-        return sum(os.path.getsize(path) for path in self.paths if os.path.exists(path))
+    size: int = 0  # bytes of its files or of its frame, as a measure of cost
 
 
 def list_machines(path: str | os.PathLike[str], *, entity_column: str) -> list[Machine]:
@@ -71,28 +65,41 @@ def list_machines(path: str | os.PathLike[str], *, entity_column: str) -> list[M
             )
         table = open_table(path, text_columns={entity_column})
         return frame_machines(table.read(), entity_column, place=table.place)
-    found: dict[str, list[Path]] = {}
-    for file in sorted(_files(path)):
-        known = _PARTITION.fullmatch(file.parent.name) if file.parent != path else None
-        if known and file.name.lower().endswith(".parquet"):
+    sizes = {file: file.stat().st_size for file in sorted(_files(path))}
+    return name_machines(path, sizes)
+
+
+def name_machines(
+    path: str | os.PathLike[str], sizes: Mapping[Any, int]
+) -> list[Machine]:
+    """The machines of a folder's files, given with their sizes; a URL's are text."""
+    found: dict[str, list[Any]] = {}
+    parted = set()
+    for file in sizes:
+        above = PurePath(file).parent.name
+        known = _PARTITION.fullmatch(above) if above != PurePath(path).name else None
+        if known and str(file).lower().endswith(".parquet"):
             entity = urllib.parse.unquote(known["entity"])
-            found.setdefault(entity, []).append(file)
+            parted.add((entity, str(PurePath(file).parent)))
         else:
-            found.setdefault(name_of(file), []).append(file)
+            entity = name_of(file)
+        found.setdefault(entity, []).append(file)
     if not found:
         raise DataError(
             f"{path} has no file of rows: expected endings of {', '.join(SUFFIXES)}."
         )
     machines = []
     for entity, files in sorted(found.items()):
-        parted = len({file.parent for file in files}) == 1 and _PARTITION.fullmatch(
-            files[0].parent.name
-        )
-        twice = "" if len(files) == 1 or parted else (
-            f"{counted(len(files), 'file')} are called so ({', '.join(map(str, files[:3]))}): "
-            "rename them, or leave one"
-        )  # fmt: skip
-        machines.append(Machine(entity, tuple(map(str, files)), fault=twice))
+        places = {str(PurePath(file).parent) for file in files}
+        fault = ""
+        whole = len(places) == 1 and (entity, *places) in parted
+        if len(files) > 1 and not whole:
+            fault = (
+                f"{counted(len(files), 'file')} are called so "
+                f"({', '.join(map(str, files[:3]))}): rename them, or leave one"
+            )
+        size = sum(sizes[file] for file in files)
+        machines.append(Machine(entity, tuple(map(str, files)), fault=fault, size=size))
     return machines
 
 
@@ -115,6 +122,7 @@ def frame_machines(
             frame=rest.iloc[own],
             source=str(place.path),
             first_line=place.first_line,
+            size=8 * len(own) * rest.shape[1],
         )
         for name, own in sorted(rows.items())
     ]

@@ -65,7 +65,7 @@ def check_local(path: str | os.PathLike[str], name: str = "") -> None:
     if _URL.match(os.fspath(path)):
         raise ConfigError(
             f"{name}{path} is no local file: copy it to the local disk first; of the verbs "
-            "only score reads and writes s3:// paths."
+            "only score and fleet read and write s3:// paths."
         )
 
 
@@ -171,7 +171,12 @@ class Mirror(NamedTuple):
         for url, stored in list_files(os.fspath(path)).items():
             inner = _check_name(url, url.removeprefix(_S3))
             self.known[self.folder / inner] = stored
-        return self.folder / os.fspath(path).removeprefix(_S3)
+        return self.place(path)
+
+    def place(self, path: str | os.PathLike[str]) -> Path:
+        """The place of a path, of which nothing is asked."""
+        inner = os.fspath(path).removeprefix(_S3)
+        return self.folder / inner if is_remote(path) else Path(path)
 
     def copied(
         self, path: str | os.PathLike[str], error: type[KdjaxError] = DataError
