@@ -185,6 +185,38 @@ def test_a_full_disk_takes_a_batch_back(serve, moving_file, values, monkeypatch)
     assert 'kdjax_refused_rows_total{detector="plant",reason="disk"} 1.0' in text
 
 
+def test_open_events_are_those_of_what_was_saved(
+    serve, moving_file, tmp_path, monkeypatch
+):
+    """After a batch was taken back, and after a restart that has no row to answer again."""
+    monkeypatch.setattr(engines, "LAG_ROWS", 0)
+
+    def open_of(client):
+        found = answered(client.get("/v1/detectors/plant/entities"))["entities"]
+        return {one["entity"]: one["open"] for one in found}
+
+    client = serve(moving_file)
+    values = {name: [[0.1, 0.2]] * 30 for name in "abc"}
+    values["b"] = values["b"][:8] + [[90.0, -90.0]] + values["b"][9:]
+    values["c"] = values["c"][:10] + [[90.0, -90.0]] + values["c"][11:]
+    sent(client, values, 0, 10)
+    before = {"a": [], "b": ["score"], "c": []}
+    assert open_of(client) == before
+    with monkeypatch.context() as patch:
+        full = ArtifactError("database or disk is full")
+        store = client.engines["plant"].machines.store
+        patch.setattr(store, "commit", lambda whole: (_ for _ in ()).throw(full))
+        body = {"rows": [values["c"][10]], "entity": ["c"], "time": [10]}
+        assert client.post(URL, json=body).status_code == 503
+    assert open_of(client) == before
+    client.close()
+    shutil.copytree(tmp_path / "state", tmp_path / "killed")
+    client = serve(moving_file, state="killed")
+    assert open_of(client) == before
+    sent(client, values, 10, 12)
+    assert open_of(client) == {"a": [], "b": ["score"], "c": ["score"]}
+
+
 def test_events_are_listed_acknowledged_and_shelved(
     serve, moving_file, values, tmp_path
 ):
@@ -310,6 +342,17 @@ def test_silence_is_an_event(serve, moving, tmp_path, values):
     until(lambda: answered(client.get("/v1/events"))["events"])
     (event,) = answered(client.get("/v1/events"))["events"]
     assert (event["kind"], event["entity"], event["end"]) == ("no_data", "a", None)
+    # It is begun once, whatever happens.
+    shutil.copytree(tmp_path / "state", tmp_path / "killed")
+    other = serve(tmp_path / "plant", state="killed")
+    for one in (client, other):
+        found = answered(one.get("/v1/detectors/plant/entities"))["entities"]
+        assert [entity["open"] for entity in found] == [["no_data"]]
+    engine = other.engines["plant"]
+    since = engine.machines._since
+    engine.call(lambda: since.update(a=time.monotonic() - 60)).result(5)
+    until(lambda: "a" not in since)
+    assert len(answered(other.get("/v1/events"))["events"]) == 1
 
 
 def test_a_threshold_changes_from_the_next_row_on(
@@ -423,9 +466,34 @@ def test_a_changed_detector_is_taken_between_two_rows(
     client = serve(moving_file)
     last = sent(client, values, 50, 60)
     assert [row["score"] is None for row in last] == [True] * 15 + [False] * 15
+    assert [row["row"] for row in last[::3]] == [*range(50, 60)]
     body = {"rows": values["a"][:1], "sequence": 59}
     again = client.post("/v1/detectors/plant/streams/a/rows", json=body)
     assert answered(again)["rows"][0]["repeated"]
+
+
+def test_ids_of_events_are_new_where_windows_start_anew(serve, moving, moving_file):
+    """Of rows without times too: a mark is of one event."""
+    client = serve(moving_file, token=TOKEN)
+
+    def begun(count):
+        rows = [[0.1, 0.2]] * 10 + [[90.0, -90.0]] + [[0.1, 0.2]]
+        url = "/v1/detectors/plant/streams/a/rows"
+        answered(client.post(url, json={"rows": rows}, headers=BEARER))
+        found = answered(client.get("/v1/events", headers=BEARER))["events"]
+        found = [e for e in found if (e["kind"], e.get("phase")) == ("score", "begin")]
+        assert len(found) == count
+        return found[-1]
+
+    first = begun(1)
+    url = f"/v1/events/{first['id']}/ack"
+    answered(client.post(url, json={"by": "eve"}, headers=BEARER))
+    client.close()
+    moving_file.write_bytes(onnx_file(moving._replace(window=6), 0))
+    client = serve(moving_file, token=TOKEN)
+    second = begun(2)
+    assert (first["start"], second["start"]) == (10, 22)
+    assert second["id"] != first["id"] and second["acknowledged"] is None
 
 
 def test_a_shadow_is_compared_and_promoted(
