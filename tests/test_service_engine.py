@@ -245,6 +245,11 @@ def test_events_are_listed_acknowledged_and_shelved(
     assert begun["shelved"] is None and found["next"] == found["events"][-1]["number"]
     assert answered(client.get(f"/v1/events?since={found['next']}"))["events"] == []
     url = f"/v1/events/{begun['id']}"
+    assert answered(client.post(f"{url}/ack"))["acknowledged"]["by"] == ""
+    form = {"headers": BEARER | {"content-type": "text/csv"}, "content": "by\neve"}
+    refused = client.post(f"{url}/ack", **form)
+    assert refused.status_code == 415
+    assert "content-type application/json, not" in refused.json()["error"]
     seen = answered(client.post(f"{url}/ack", json={"by": "eve", "note": "seen"}))
     assert seen["acknowledged"]["by"] == "eve"
     until(lambda: messages.exists() and messages.read_text("utf-8").count("\n") == 2)
@@ -374,10 +379,13 @@ def test_a_threshold_changes_from_the_next_row_on(
     assert one["before"] == 0.5
     found = sent(client, values, 20, 30)
     assert {row["entity"] for row in found if row["alarm"]} == {"a", "c"}
-    scored = answered(
-        client.post("/v1/detectors/plant/score", json={"rows": values["a"]})
-    )
-    assert any(row["alarm"] for row in scored["rows"][4:])
+    score = "/v1/detectors/plant/score"
+    scored = answered(client.post(score, json={"rows": values["a"]}))["rows"]
+    assert any(row["alarm"] for row in scored[4:])
+    windows = [values["a"][n - 3 : n + 1] for n in range(4, 60)]
+    alarms = answered(client.post(score, json={"windows": windows}))["alarm"]
+    assert alarms == [int(row["window_score"] > 0.5) for row in scored[4:]]
+    assert alarms != [int(row["window_score"] > 8.0) for row in scored[4:]]
     client.close()
     client = serve(tmp_path / "plant")
     found = sent(client, values, 30, 40)
@@ -387,7 +395,7 @@ def test_a_threshold_changes_from_the_next_row_on(
         (0.5, None),
         (1e9, "b"),
     ]
-    assert about["tau"] == 8.0
+    assert (about["tau"], about["of_detector"]) == (0.5, 8.0)
     assert before == {
         path: path.read_bytes() for path in (tmp_path / "plant").iterdir()
     }

@@ -187,10 +187,11 @@ class App:
         return b"".join(found)
 
     async def _object(self, request: Request, *keys: str) -> dict[str, Any]:
-        """A small JSON object."""
+        """A small JSON object; an empty one for no body."""
         data = await self._body(request)
-        if media_of(request.headers) != JSON:
-            raise RequestError(415, f"send a body of {JSON}.", "media")
+        if not data:
+            return {}
+        media_of(request.headers, (JSON,))
         return as_object(data, keys)
 
     # Health and metrics.
@@ -221,14 +222,15 @@ class App:
 
     async def detector(self, request: Request) -> Response:
         engine = self._engine(request)
-        plan, loaded = engine.loaded.plan, engine.loaded
+        plan, loaded, tau = engine.loaded.plan, engine.loaded, engine.tau("")
         about = _about(request.path_params["name"], engine)
         about |= {
             "channels": plan.channels,
             "entities": loaded.entities,
             "step": plan.step,
             "threshold": {
-                "tau": json_number(plan.tau),
+                "tau": json_number(tau),
+                "of_detector": json_number(plan.tau),
                 "method": plan.threshold_method,
                 "rate": plan.rate,
                 "changes": engine.thresholds.changes[-100:],
@@ -292,6 +294,8 @@ class App:
         data = await self._body(request)
         plan, most = engine.loaded.plan, self.limits.rows
 
+        whose = entity or plan.entity
+
         def work() -> str:
             if media == JSON:
                 found = as_object(data, ("rows", "time", "windows"))
@@ -301,8 +305,7 @@ class App:
                     windows = read_windows(
                         found["windows"], plan, most=most * plan.window
                     )
-                    return _windows_text(engine, windows, explain)
-            whose = entity or plan.entity
+                    return _windows_text(engine, windows, whose, explain)
             body = read_rows(data, media, plan, most=most, entity=whose)
             answers = engine.score(body.lines, whose, explain=explain)
             texts = [text for text, *_ in answers]
@@ -515,9 +518,10 @@ async def _in_thread(size: int, work: Callable[[], T]) -> T:
     return work() if size <= SMALL else await to_thread.run_sync(work)
 
 
-def _windows_text(engine: Engine, windows: np.ndarray, explain: bool) -> str:
-    found = engine.loaded.scored(windows)
-    tau = engine.loaded.plan.tau
+def _windows_text(
+    engine: Engine, windows: np.ndarray, entity: str, explain: bool
+) -> str:
+    found, tau = engine.loaded.scored(windows, entity), engine.tau(entity)
     answer: dict[str, Any] = {
         "window_score": _numbers(found.window_score),
         "alarm": [int(score > tau) for score in found.window_score.tolist()],

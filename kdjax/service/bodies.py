@@ -43,18 +43,17 @@ class Body(NamedTuple):
     marks: Mapping[str, Any] = MappingProxyType({})
 
 
-def media_of(headers: Mapping[str, str]) -> str:
-    """The media type of a body, one of `MEDIA`; RequestError for another or a coding."""
+def media_of(headers: Mapping[str, str], known: Sequence[str] = MEDIA) -> str:
+    """The media type of a body, a `known` one; RequestError for another or a coding."""
     given, *options = headers.get("content-type", "").lower().split(";")
     given = {"application/jsonl": LINES, "application/x-jsonlines": LINES}.get(
         given.strip(), given.strip()
     )
     charset = [o.partition("=")[2].strip(' "') for o in options if "charset" in o]
     coding = headers.get("content-encoding", "identity").lower()
-    if given not in MEDIA or coding != "identity":
-        raise RequestError(
-            415, f"send a body of {', '.join(MEDIA)}, not compressed.", "media"
-        )
+    if given not in known or coding != "identity":
+        text = f"send a body of content-type {' or '.join(known)}, not compressed."
+        raise RequestError(415, text, "media")
     if charset and charset[0] not in ("utf-8", "utf8", "us-ascii"):
         raise RequestError(415, f"a charset of {charset[0]}: send UTF-8.", "media")
     return given

@@ -193,6 +193,11 @@ class Engine:
         """Answers rows as a stream before its first row does; it keeps nothing."""
         return stateless(self.loaded, self.thresholds.of(entity), lines, explain)
 
+    def tau(self, entity: str) -> float:
+        """The τ in force of an entity; of those without an own one for an unknown one."""
+        found = self.thresholds.of(entity)
+        return self.loaded.streams.another(entity).plan.tau if found is None else found
+
     # Run in the engine's thread by `call`.
 
     def set_threshold(
@@ -200,8 +205,7 @@ class Engine:
     ) -> dict[str, Any]:
         """Changes τ of an entity, or of all for None, from the next row on."""
         plan, detail = self.machines.of(entity or "").stream.plan, "given"
-        before = self.thresholds.of(entity)
-        before = plan.tau if before is None else before
+        before = self.tau(entity or "")
         if budget is not None:
             tau, detail = budget_threshold(plan, budget)
         assert tau is not None
@@ -306,7 +310,7 @@ class Engine:
         before = self.machines.saved
         same = before.get("form") == self._form
         text = "another detector is in force; "
-        text += "their rows carry over" if same else "windows start anew"
+        text += "rows carry over" if same else "windows start anew"
         note = {
             "kind": "detector", "entity": "", "detector": self.loaded.digest,
             "before": before["digest"], "text": text,
