@@ -99,8 +99,9 @@ def _answer_part(
     """
     counts, copies = collections.Counter(line.entity for line in lines), {}
     items, windows, names = list[_Item](), list[np.ndarray](), list[str]()
-    for place, line in enumerate(lines):
-        machine, checked = machines.of(line.entity), _cells(values, place)
+    cells = [None] * len(lines) if values is None else [*values]
+    for line, checked in zip(lines, cells, strict=True):
+        machine = machines.of(line.entity)
         stream = machine.stream
         if (tau := tau_of(line.entity)) is not None and stream.plan.tau != tau:
             stream.plan = stream.plan._replace(tau=tau)
@@ -119,15 +120,14 @@ def _answer_part(
             windows.append(item.taken.window if item.window is None else item.window)
             names.append(stream.plan.entity)
     scores = iter(machines.score(names, np.concatenate(windows)) if windows else ())
-    for place, (line, item) in enumerate(zip(lines, items, strict=True)):
+    for line, checked, item in zip(lines, cells, items, strict=True):
         machine, instant, taken, fault, window = item
         score = next(scores) if taken and taken.whole else None
         stream, row = machine.stream, None
         if counts[line.entity] > 1:
-            _, instant, taken, fault, _ = _taken(
-                machine, stream, line, _cells(values, place)
-            )
-            if taken and taken.whole and not (score and _is_same(taken.window, window)):
+            _, instant, taken, fault, _ = _taken(machine, stream, line, checked)
+            seen = b"" if window is None or score is None else window.tobytes()
+            if taken and taken.whole and taken.window.tobytes() != seen:
                 score = machines.score([stream.plan.entity], taken.window)[0]
         if taken:
             row = stream.answer(taken, score if taken.whole else None)
@@ -145,14 +145,6 @@ def _shares(
     parts = score.contributions
     parts = stream.explained(taken.window) if parts is None else parts
     return [*map(json_number, parts[-1].tolist())]
-
-
-def _cells(values: np.ndarray | None, place: int) -> np.ndarray | None:
-    return None if values is None else values[place]
-
-
-def _is_same(window: np.ndarray, other: np.ndarray | None) -> bool:
-    return other is not None and window.tobytes() == other.tobytes()
 
 
 def _taken(

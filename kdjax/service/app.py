@@ -30,7 +30,7 @@ from kdjax.errors import ConfigError, DataError, KdjaxError
 from kdjax.io.files import kdjax_version
 from kdjax.scoring.managed import source_of
 from kdjax.service import infer, openapi, page
-from kdjax.service.answers import texts_of
+from kdjax.service.answers import stateless, texts_of
 from kdjax.service.bodies import (
     JSON,
     RequestError,
@@ -151,11 +151,9 @@ class App:
         way, _, token = given.partition(" ")
         found = token.strip().encode("utf-8", "surrogateescape")
         if way.lower() != "bearer" or not hmac.compare_digest(found, self._token):
-            error = RequestError(
-                401, "give the token: Authorization: Bearer TOKEN.", "token"
-            )
-            error.headers["WWW-Authenticate"] = "Bearer"
-            raise error
+            text = "give the token: Authorization: Bearer TOKEN."
+            header = ("WWW-Authenticate", "Bearer")
+            raise RequestError(401, text, "token", header=header)
 
     def _engine(self, request: Request) -> Engine:
         name = request.path_params["name"]
@@ -180,9 +178,11 @@ class App:
                             413, f"a body of more than {most} bytes.", "body"
                         )
         except TimeoutError:
-            error = RequestError(408, f"the body took more than {seconds:g} s.", "slow")
-            error.headers["Connection"] = "close"
-            raise error from None
+            text, header = (
+                f"the body took more than {seconds:g} s.",
+                ("Connection", "close"),
+            )
+            raise RequestError(408, text, "slow", header=header) from None
         request.state.begun = time.perf_counter()
         return b"".join(found)
 
@@ -307,7 +307,8 @@ class App:
                     )
                     return _windows_text(engine, windows, whose, explain)
             body = read_rows(data, media, plan, most=most, entity=whose)
-            answers = engine.score(body.lines, whose, explain=explain)
+            tau = engine.thresholds.of(whose)
+            answers = stateless(engine.loaded, tau, body.lines, explain)
             texts = [text for text, *_ in answers]
             if explain:
                 texts = [
@@ -322,11 +323,8 @@ class App:
     async def _scored(self, work: Callable[[], T]) -> T:
         """Runs stateless work in a thread; refuses it where too much of it waits."""
         if self._scoring >= SCORERS:
-            error = RequestError(
-                429, "too many requests are scored: try again.", "queue"
-            )
-            error.headers["Retry-After"] = "1"
-            raise error
+            text = "too many requests are scored: try again."
+            raise RequestError(429, text, "queue", header=("Retry-After", "1"))
         self._scoring += 1
         try:
             return await to_thread.run_sync(work)
@@ -387,9 +385,8 @@ class App:
             last = found[-1]["number"] if found else number
             return _json({"events": found, "next": last})
         if self._listening >= self.limits.listeners:
-            error = RequestError(429, "too many listeners.", "listeners")
-            error.headers["Retry-After"] = "10"
-            raise error
+            text, header = "too many listeners.", ("Retry-After", "10")
+            raise RequestError(429, text, "listeners", header=header)
         headers = {"Cache-Control": "no-store"}
         return StreamingResponse(
             self._told(number), media_type="text/event-stream", headers=headers
@@ -485,14 +482,8 @@ class App:
 
     async def infer(self, request: Request) -> Response:
         engine, name = self._engine(request), request.path_params["name"]
-        given = (
-            request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        )
         # tritonclient names none; nothing is kept, so that a page may send what it likes.
-        if given not in ("", JSON, "application/octet-stream"):
-            raise RequestError(415, f"send a body of {JSON}.", "media")
-        if request.headers.get("content-encoding", "identity").lower() != "identity":
-            raise RequestError(415, "send a body that is not compressed.", "media")
+        media_of(request.headers, (JSON, "application/octet-stream"), usual=JSON)
         data = await self._body(request)
         loaded, most = engine.loaded, self.limits.rows * engine.loaded.plan.window
         found, headers = await self._scored(

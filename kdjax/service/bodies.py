@@ -24,13 +24,15 @@ LONGEST_NAME = 200  # characters of an entity's name
 
 
 class RequestError(KdjaxError):
-    """A request that is refused, with its HTTP status and further keys of the answer."""
+    """A refused request: the status of its answer, a header, and further keys."""
 
-    def __init__(self, status: int, text: str, reason: str = "", **keys: Any) -> None:
+    def __init__(
+        self, status: int, text: str, reason: str = "", *,
+        header: tuple[str, str] | None = None, **keys: Any,
+    ) -> None:  # fmt: skip
         super().__init__(text)
-        self.status, self.reason = status, reason or str(status)
-        self.headers: dict[str, str] = {}
-        self.keys = keys
+        self.status, self.reason, self.keys = status, reason or str(status), keys
+        self.headers = dict([header] if header else [])
 
 
 class Body(NamedTuple):
@@ -43,9 +45,11 @@ class Body(NamedTuple):
     marks: Mapping[str, Any] = MappingProxyType({})
 
 
-def media_of(headers: Mapping[str, str], known: Sequence[str] = MEDIA) -> str:
+def media_of(
+    headers: Mapping[str, str], known: Sequence[str] = MEDIA, usual: str = ""
+) -> str:
     """The media type of a body, a `known` one; RequestError for another or a coding."""
-    given, *options = headers.get("content-type", "").lower().split(";")
+    given, *options = (headers.get("content-type") or usual).lower().split(";")
     given = {"application/jsonl": LINES, "application/x-jsonlines": LINES}.get(
         given.strip(), given.strip()
     )

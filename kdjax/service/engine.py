@@ -40,7 +40,6 @@ from kdjax.service.answers import (
     answer_rows,
     joined,
     new_places,
-    stateless,
     take_lines,
 )
 from kdjax.service.bodies import Body, RequestError
@@ -161,10 +160,9 @@ class Engine:
             if self.waiting and self.waiting + rows > self._limits.waiting:
                 self.refused["queue"] += rows
                 text = f"{self.waiting} rows wait: send this again later."
-                error = RequestError(429, text, "queue")
                 wait = math.ceil(self.waiting / max(self._rate, 1))
-                error.headers["Retry-After"] = str(min(max(wait, 1), 60))
-                raise error
+                header = ("Retry-After", str(min(max(wait, 1), 60)))
+                raise RequestError(429, text, "queue", header=header)
             return self._put(Job(body, Future()), rows)
 
     def call(self, function: Callable[[], Any]) -> "Future[Any]":
@@ -188,10 +186,6 @@ class Engine:
         self._thread.join()
         self.log.close()
         self._stack.close()
-
-    def score(self, lines: Sequence[Line], entity: str, *, explain: bool) -> list[Any]:
-        """Answers rows as a stream before its first row does; it keeps nothing."""
-        return stateless(self.loaded, self.thresholds.of(entity), lines, explain)
 
     def tau(self, entity: str) -> float:
         """The τ in force of an entity; of those without an own one for an unknown one."""
