@@ -362,10 +362,9 @@ def test_windows_of_an_entity_have_its_values(serve, moving, tmp_path):
         assert found["alarm"] == [row["alarm"]] == [alarm]
         scores += found["window_score"]
     assert scores[1] > 1.3 * scores[0]
-    assert (
-        client.post(url, json={"windows": [rows]}, params={"entity": "c"}).status_code
-        == 400
-    )
+    for name in ("c", ""):
+        refused = client.post(url, json={"windows": [rows]}, params={"entity": name})
+        assert refused.status_code == 400
 
 
 def test_contributions_of_rows(serve, moving_file, moving, tmp_path):

@@ -404,7 +404,8 @@ def test_a_threshold_changes_from_the_next_row_on(
     for body, status in (
         ({}, 400), ({"tau": 1, "budget": "1/day"}, 400), ({"tau": -1}, 400),
         ({"tau": True}, 400), ({"tau": 10**400}, 400), ({"budget": "x"}, 400),
-        ({"tau": 1, "entity": "z"}, 404), ({"budget": "1/day"}, 409), ({"tau": "1"}, 400),
+        ({"tau": 1, "entity": ""}, 400), ({"tau": 1, "entity": 0}, 400),
+        ({"tau": 1, "entity": False}, 400), ({"tau": 1, "entity": "z"}, 404), ({"budget": "1/day"}, 409), ({"tau": "1"}, 400),
     ):  # fmt: skip
         refused = client.post(url, json=body, headers=BEARER)
         assert refused.status_code == status, (body, refused.text)

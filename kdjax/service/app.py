@@ -286,15 +286,12 @@ class App:
     async def score(self, request: Request) -> Response:
         engine = self._engine(request)
         media = media_of(request.headers)
-        entity = request.query_params.get("entity", "")
-        known = (*engine.loaded.entities, engine.loaded.plan.entity)
-        if entity and entity not in known:
+        plan, most = engine.loaded.plan, self.limits.rows
+        entity = request.query_params.get("entity", plan.entity)
+        if entity not in (*engine.loaded.entities, plan.entity):
             raise RequestError(400, f"no entity {entity[:100]!r}; see the detector's.")
         explain = _flag(request, "contributions")
         data = await self._body(request)
-        plan, most = engine.loaded.plan, self.limits.rows
-
-        whose = entity or plan.entity
 
         def work() -> str:
             if media == JSON:
@@ -305,9 +302,9 @@ class App:
                     windows = read_windows(
                         found["windows"], plan, most=most * plan.window
                     )
-                    return _windows_text(engine, windows, whose, explain)
-            body = read_rows(data, media, plan, most=most, entity=whose)
-            tau = engine.thresholds.of(whose)
+                    return _windows_text(engine, windows, entity, explain)
+            body = read_rows(data, media, plan, most=most, entity=entity)
+            tau = engine.thresholds.of(entity)
             answers = stateless(engine.loaded, tau, body.lines, explain)
             texts = [text for text, *_ in answers]
             if explain:
@@ -347,15 +344,13 @@ class App:
             per_day = None if budget is None else parse_budget(_text(given, "budget"))
         except ConfigError as error:
             raise RequestError(400, str(error)) from None
-        entity = given.get("entity") and check_entity(_text(given, "entity"))
-        if entity and entity not in engine.machines.names:
+        entity = None if given.get("entity") is None else _text(given, "entity")
+        if entity is not None and check_entity(entity) not in engine.machines.names:
             raise RequestError(404, f"no rows of {entity[:100]!r} have come.")
         note = _text(given, "note")
         number = None if tau is None else float(tau)
         change = await _result(
-            engine.call(
-                lambda: engine.set_threshold(number, per_day, entity or None, note)
-            )
+            engine.call(lambda: engine.set_threshold(number, per_day, entity, note))
         )
         return _json(change)
 
