@@ -45,7 +45,7 @@ _SCORE = {
     ]
 }
 _TAU = {"type": "number", "exclusiveMinimum": 0}
-_CHANGE = {"entity": _NAME, "note": _TEXT}
+_CHANGE = {"entity": {**_NAME, "type": ["string", "null"]}, "note": _TEXT}
 _INFER = {
     "type": "object",
     "required": ["inputs"],
