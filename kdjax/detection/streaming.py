@@ -753,7 +753,7 @@ class StreamDetector:
         same = instant.clock == at.last.clock
         if before is not None and same and before.last < instant < at.last:
             at = before
-        if not self.rows:
+        if not (at.taken or at.last.clock):  # before the first row
             return at, True
         if same and (not instant.clock or instant > at.last):
             return at, self._is_gap(at.last, instant)

@@ -266,6 +266,8 @@ class Machines:
         if self._carries:
             found = stream.carried(state)
             if found is None:
+                # Rows without times are named by their numbers: these go on.
+                stream.rows = int(state["rows"])
                 return False
             state = found
         stream.restore(state, rows)

@@ -40,7 +40,6 @@ from kdjax.service.answers import (
     answer_rows,
     joined,
     new_places,
-    stateless,
     take_lines,
 )
 from kdjax.service.bodies import Body, RequestError
@@ -161,10 +160,9 @@ class Engine:
             if self.waiting and self.waiting + rows > self._limits.waiting:
                 self.refused["queue"] += rows
                 text = f"{self.waiting} rows wait: send this again later."
-                error = RequestError(429, text, "queue")
                 wait = math.ceil(self.waiting / max(self._rate, 1))
-                error.headers["Retry-After"] = str(min(max(wait, 1), 60))
-                raise error
+                header = ("Retry-After", str(min(max(wait, 1), 60)))
+                raise RequestError(429, text, "queue", header=header)
             return self._put(Job(body, Future()), rows)
 
     def call(self, function: Callable[[], Any]) -> "Future[Any]":
@@ -189,11 +187,10 @@ class Engine:
         self.log.close()
         self._stack.close()
 
-    def score(self, lines: Sequence[Line], entity: str, *, explain: bool) -> list[Any]:
-        """Answers rows as a stream before its first row does; it keeps nothing."""
-        return stateless(
-            self.loaded, self.thresholds.of(entity), lines, entity, explain
-        )
+    def tau(self, entity: str) -> float:
+        """The τ in force of an entity; of those without an own one for an unknown one."""
+        found = self.thresholds.of(entity)
+        return self.loaded.streams.another(entity).plan.tau if found is None else found
 
     # Run in the engine's thread by `call`.
 
@@ -202,8 +199,7 @@ class Engine:
     ) -> dict[str, Any]:
         """Changes τ of an entity, or of all for None, from the next row on."""
         plan, detail = self.machines.of(entity or "").stream.plan, "given"
-        before = self.thresholds.of(entity)
-        before = plan.tau if before is None else before
+        before = self.tau(entity or "")
         if budget is not None:
             tau, detail = budget_threshold(plan, budget)
         assert tau is not None
@@ -263,10 +259,11 @@ class Engine:
             lambda event, _: is_marked(self._shelves, event, time.time())
         )
         self._dirty.clear()
-        is_other, touched, ends = saved.get("digest", digest) != digest, set[str](), {}
-        if is_other:
-            touched |= {one["event"]["entity"] for one in self._managed.open.values()}
-            ends = {e["id"]: e for name in touched for e in machines.left_open(name)}
+        self.open_events.clear()
+        is_other = saved.get("digest", digest) != digest
+        touched = {one["event"]["entity"] for one in self._managed.open.values()}
+        left = touched if is_other else ()
+        ends = {e["id"]: e for name in left for e in machines.left_open(name)}
         for batch in self.journal.rows():
             lines = [
                 line
@@ -276,10 +273,14 @@ class Engine:
             self._answer(lines)
             touched |= {line.entity for line in lines}
             machines.shrink()
+        for name in touched:
+            with contextlib.suppress(ArtifactError):  # damaged: its next row is refused
+                self._see([name])
+            machines.shrink()
         machines.accepted = 0  # the saved number has the journal's rows
         self.marks = saved.get("marks") or {}
         if is_other:
-            self._take_over(touched, ends)
+            self._take_over(ends)
         for name in list(machines.names):
             machines.put(name)
         self.journal.trim(None)
@@ -290,27 +291,29 @@ class Engine:
         machines.saved = {**saved, **machines.store.whole()}
         self.ready, self.fault = True, ""
 
-    def _take_over(self, names: Iterable[str], ends: Mapping[str, Any]) -> None:
+    def _see(self, names: Iterable[str]) -> None:
+        """Notes which events of entities are open."""
+        for name in names:
+            self.open_events[name] = self.machines.of(name).stream.open_events
+
+    def _take_over(self, ends: Mapping[str, Any]) -> None:
         """Says that another detector is in force, and ends events that it has not open.
 
-        `names` are the entities whose events may have changed, `ends` the ends by id of
-        those that the states had open.
+        `ends` are the ends by id of those that the states had open.
         """
-        before, machines = self.machines.saved, self.machines
+        before = self.machines.saved
         same = before.get("form") == self._form
         text = "another detector is in force; "
-        text += "their rows carry over" if same else "windows start anew"
+        text += "rows carry over" if same else "windows start anew"
         note = {
             "kind": "detector", "entity": "", "detector": self.loaded.digest,
             "before": before["digest"], "text": text,
         }  # fmt: skip
         self.journal.add_events([note])
         known = {name: one["event"] for name, one in self._managed.open.items()}
-        now = dict[str, Mapping[str, Any]]()
-        for name in names:
-            self.open_events[name] = machines.of(name).stream.open_events
-            now |= {e.id: message(e, name) for e in self.open_events[name]}
-            machines.shrink()
+        now: dict[str, Mapping[str, Any]] = {
+            e.id: message(e, name) for name, es in self.open_events.items() for e in es
+        }
         found: list[Mapping[str, Any]] = [
             {**ends.get(name, {**event, "end": event["start"]}), "reason": "detector"}
             for name, event in known.items()
@@ -463,8 +466,7 @@ class Engine:
         """The rows that lines bring, their answers, and the number of rows of each line."""
         rows, brought = take_lines(self.machines, lines)
         answers = answer_rows(self.machines, rows, self.thresholds.of)
-        for name in {line.entity for line in rows}:
-            self.open_events[name] = self.machines.of(name).stream.open_events
+        self._see({line.entity for line in rows})
         if self.shadow is not None:
             self.shadow.take(rows, [row for _, row in answers])
         return rows, answers, itertools.repeat(1) if brought is None else iter(brought)
@@ -537,6 +539,10 @@ class Engine:
         if events := self.machines.silent(0.0):
             with self._committing():
                 self._announce(events)
+                for name in {e["entity"] for e in events}:
+                    self._see([name])
+                    self.machines.put(name)
+                self.machines.shrink()
             self._count_events(events)
             self._committed()
         if self._managed.holds() and (messages := self._due()):
