@@ -243,3 +243,62 @@ def test_keys_that_would_leave_the_folder(store, tmp_path):
             stores.fetch("s3://bkt/p", tmp_path / "in")
         client.call_s3("delete_object", Bucket="bkt", Key=key)
     assert not [*tmp_path.rglob("*evil*")]
+
+
+def test_a_fleet_in_a_store_is_that_of_local_folders(store, tmp_path, monkeypatch):
+    """Detectors have the same bytes; a second call fits only the machine that is new."""
+    from kdjax.experiment import fleet
+
+    small = [
+        "--config.student.hidden=4", "--config.student.epochs=2", "--config.data.window=20",
+        "--config.distill.alpha=0",
+    ]  # fmt: skip
+    plants = tmp_path / "plants"
+    plants.mkdir()
+    for seed in range(3):
+        plant(seed).to_csv(plants / f"m{seed}.csv", index=False)
+    plant(3).iloc[:10].to_csv(plants / "three.csv", index=False)
+    stores.put_folder(plants, "s3://bkt/plants")
+    command = ["kdjax", "fleet", str(plants), f"--output={tmp_path / 'local'}", *small]
+    assert main(command) == 2
+    remote = ["kdjax", "fleet", "s3://bkt/plants", "--output=s3://bkt/fleet", *small]
+    assert main(remote) == 2
+    ours = fetched("s3://bkt/fleet", tmp_path / "copy")
+    theirs = contents(tmp_path / "local")
+
+    def arrays(found):
+        return {
+            k: v
+            for k, v in found.items()
+            if k.endswith(("arrays.npz", "detector.json"))
+        }
+
+    assert len(arrays(theirs)) == 6 and arrays(ours) == arrays(theirs)
+    assert {"fleet.json", "catalogue.parquet", "index.html", "machines/m0.json"} <= {
+        *ours
+    }
+    trained = []
+    real = fleet._train
+    monkeypatch.setattr(
+        fleet,
+        "_train",
+        lambda prepared, *rest: trained.extend(prepared) or real(prepared, *rest),
+    )
+    stores.put_file(plants / "m0.csv", "s3://bkt/plants/m9.csv")
+    assert main(remote) == 2
+    assert trained == ["m9"]
+    catalogue = pd.read_parquet(
+        stores.fetch("s3://bkt/fleet/catalogue.parquet", tmp_path / "c")
+    )
+    assert catalogue["state"].tolist() == ["ready", "ready", "ready", "ready", "failed"]
+    assert not [
+        *Path(os.environ.get("TMPDIR", "/tmp")).glob(f".kdjax.*-{os.getpid()}-*")
+    ]
+
+
+def plant(seed):
+    rng, time_ = np.random.default_rng(seed), np.arange(1500)[:, None]
+    values = np.sin(time_ / (4 + seed + np.arange(3))) + 0.1 * rng.normal(
+        size=(1500, 3)
+    )
+    return pd.DataFrame(values, columns=["a", "b", "c"])
