@@ -2,6 +2,10 @@
 
 import json
 import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -22,6 +26,7 @@ from kdjax.experiment import fleet
 from kdjax.experiment.fleet import fit_fleet, fit_partition
 from kdjax.io.executors import Unit, run_units
 
+ROOT = Path(__file__).parent.parent
 # Small networks that learn alone.
 SMALL = {
     "student.hidden": (4,),
@@ -384,3 +389,36 @@ def test_local_units_go_on_after_a_failure():
 def test_records_hold_no_nan(fitted):
     for path in (fitted[0] / "machines").iterdir():
         json.loads(path.read_text("utf-8"), parse_constant=pytest.fail)
+
+
+@pytest.mark.slow
+def test_kills_lose_no_machine_and_leave_the_same_bytes(tmp_path):
+    """SIGKILL at five moments; the same command then ends with what an undisturbed has."""
+    folder = tmp_path / "plants"
+    folder.mkdir()
+    for i in range(70):
+        rows(i, 400).to_csv(folder / f"m{i:02d}.csv", index=False)
+    command = [sys.executable, str(ROOT / "launch.py"), "fleet", str(folder), *WORDS]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    subprocess.run([*command, f"--output={whole}"], check=True, capture_output=True)
+    interrupted = 0
+    for moment in range(5):
+        process = subprocess.Popen(
+            [*command, f"--output={killed}"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        wanted, started = 14 * moment + 1, time.monotonic()
+        while process.poll() is None and time.monotonic() - started < 120:
+            if len([*killed.glob("machines/*.json")]) >= wanted:
+                process.kill()
+                interrupted += 1
+                break
+            time.sleep(0.01)
+        process.wait()
+    assert interrupted >= 3
+    subprocess.run([*command, f"--output={killed}"], check=True, capture_output=True)
+    assert digests(killed) == digests(whole) and len(digests(whole)) == 70
+    found = [read_catalogue(one).drop(columns="seconds") for one in (killed, whole)]
+    pd.testing.assert_frame_equal(*found)
+    assert not [*killed.rglob(".*.new")] and not (killed / "work").exists()
