@@ -477,8 +477,7 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
         chance = (1 + lower) / (2 + n)
         normal = int((usual <= self.threshold_).sum())
         sure = 1 - binom.cdf(normal, n, chance)
-        found: np.ndarray = np.where(labels == 1, sure, 1 - sure)
-        return found
+        return np.where(labels == 1, sure, 1 - sure)
 
     def set_output(self, *, transform: str | None = None) -> Self:
         """Whether `decision_function` and `predict` give a Series for a DataFrame.
@@ -811,8 +810,7 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
         given |= {**further, **changes, "data.path": ROWS}  # it needs a file's path
         plain = {field: _plain(value) for field, value in given.items()}
         usual = override(get_config(), self._by_rows)
-        config: dict[str, Any] = override(usual, plain).to_dict()
-        return config
+        return override(usual, plain).to_dict()
 
     def _settings(self, **changes: Any) -> dict[str, Any]:
         return resolve(self._config(**changes))
@@ -1037,8 +1035,7 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
                 "this KDDetector was loaded, and decision_scores_, the scores of the rows "
                 "of `fit`, are not saved: fit it again, or keep it by pickle."
             )
-        scores: np.ndarray = self.decision_scores_[np.isfinite(self.decision_scores_)]
-        return scores
+        return self.decision_scores_[np.isfinite(self.decision_scores_)]
 
     def _row_scores(self, X: Any) -> np.ndarray:
         return self._scores(self._series(X))["window_score"].to_numpy()
@@ -1119,8 +1116,7 @@ def _time_of(X: pd.DataFrame) -> pd.Series | None:
             "reset_index(drop=True) if it is no time."
         )
     index = index.to_timestamp() if isinstance(index, pd.PeriodIndex) else index
-    times: pd.Series = index.to_series(name="time")
-    return times
+    return index.to_series(name="time")
 
 
 def _increasing(times: pd.Series) -> Times:

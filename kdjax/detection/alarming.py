@@ -361,5 +361,4 @@ def latest_scores(
     array([nan,  1.,  1.,  9.,  9.,  2.])
     """
     latest = latest_window(starts, spans, window=window, rows=rows)
-    found: np.ndarray = np.append(window_scores, np.nan)[latest]
-    return found
+    return np.append(window_scores, np.nan)[latest]

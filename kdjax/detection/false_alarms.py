@@ -118,8 +118,7 @@ def p_values(calibration: np.ndarray, scores: np.ndarray) -> np.ndarray:
     check_numbers(scores, "scores")
     n = len(calibration)
     reached = n - np.searchsorted(np.sort(calibration), scores, side="left")
-    p: np.ndarray = (1 + reached) / (n + 1)
-    return p
+    return (1 + reached) / (n + 1)
 
 
 def measured_rate(

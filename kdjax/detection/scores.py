@@ -94,8 +94,7 @@ def _completed(gaussian: Gaussian, deviations: Array, observed: Array) -> Array:
     start = (jnp.zeros_like(known), residual, residual, square)
     rounds = min(ROUNDS, known.shape[-1])
     found: Array = jax.lax.fori_loop(0, rounds, round_, start)[0]
-    completed: Array = (known + found) / root
-    return completed
+    return (known + found) / root
 
 
 def _ratio(numerator: Array, denominator: Array) -> Array:

@@ -239,8 +239,7 @@ def _arrays(detector: Detector) -> dict[str, np.ndarray]:
     tree["scaler"] = detector.scalers._asdict()
     tree["normal"] = detector.gaussians._asdict()
     tree["params"] = detector.model.params
-    arrays: dict[str, np.ndarray] = flatten_dict(tree, sep="/")  # type: ignore[no-untyped-call]
-    return arrays
+    return flatten_dict(tree, sep="/")  # type: ignore[no-untyped-call]
 
 
 def _detector(

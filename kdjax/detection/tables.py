@@ -323,7 +323,7 @@ def explain_rows(
         np.add.at(score, places[hit], points[:, first:][hit])
         np.add.at(count, places[hit], 1)
     unknown = (count == 0) | np.isnan(score)
-    mean: np.ndarray = total / np.maximum(count, 1)[:, None]
+    mean = total / np.maximum(count, 1)[:, None]
     mean[unknown] = np.nan
     return mean
 

@@ -383,5 +383,4 @@ def _time(entity: Entity, row: int) -> str | float | int:
     instant = series.time[row : row + 1]
     if instant.dtype.kind == "M":
         return time_text(instant[0], series.form)
-    number: int | float = format_times(instant, series.form).item()
-    return number
+    return format_times(instant, series.form).item()

@@ -145,9 +145,7 @@ def with_constants(params: Params, values: np.ndarray) -> Params:
 
 def _moved(params: Params, windows: Array) -> Array:
     """Which channels moved in training, or in the window left their value, `[B, D]`."""
-    away = jnp.abs(windows - params["still"]).max(axis=1)
-    found: Array = away > params["slack"]
-    return found
+    return jnp.abs(windows - params["still"]).max(axis=1) > params["slack"]
 
 
 def dilation_of(length: int) -> int:
