@@ -37,22 +37,8 @@ from kdjax.config import FIELDS, RENAMED, leaves, unknown_key
 from kdjax.errors import ConfigError, KdjaxError
 from kdjax.io import signals
 
-VERBS: dict[str, ModuleType] = {
-    module.__name__.rpartition(".")[2]: module
-    for module in (
-        run,
-        sweep,
-        fleet,
-        score,
-        plot,
-        calibrate,
-        export,
-        stream,
-        serve,
-        fetch,
-        info,
-    )
-}
+_ALL = (run, sweep, fleet, score, plot, calibrate, export, stream, serve, fetch, info)
+VERBS: dict[str, ModuleType] = {m.__name__.rpartition(".")[2]: m for m in _ALL}
 # Names that version 0.1 had for flags, and today's.
 OLD_FLAGS = {"blame": "attribution", "following": "rolling"}
 OLD_FLAGS |= {f"config.{old}": f"config.{new}" for old, new in RENAMED.items()}
