@@ -1,6 +1,6 @@
 """Score tables: the scores and alarms of each row of a series, and events of alarms."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -126,27 +126,11 @@ def score_events(
     index = entity_index(detector, entity)
     series = match_channels(series, detector.channels)
 
-    def explain(rows: np.ndarray) -> np.ndarray:
+    def windows() -> tuple[np.ndarray, int]:
         starts, _, first = find_windows(detector, series, causal=causal)
-        values = series.values
-        parts = explain_rows(detector, index, values, starts, rows, first=first)
-        return np.delete(parts, detector.model.context, axis=1)
+        return starts, first
 
-    alarm = table["alarm"].to_numpy() > 0
-    found = event_table(
-        alarm,
-        entity=series.entity,
-        time=table["time"].array,
-        window_score=table["window_score"].to_numpy(),
-        score=table["score"].to_numpy(),
-        tau=detector.thresholds[index].tau,
-        window=detector.window,
-        explain=explain,
-        channels=np.delete(detector.channels, detector.model.context).tolist(),
-    )
-    every = events_of_all_kinds(
-        detector, index, series, found, alarm, table["time"].array, name=name
-    )
+    every = events_of_all_kinds(detector, index, series, table, windows, name=name)
     return every.drop(columns=["first", "stop"])
 
 
@@ -154,17 +138,37 @@ def events_of_all_kinds(
     detector: Detector,
     index: int,
     series: Series,
-    found: pd.DataFrame,
-    alarm: np.ndarray,
-    time: Any,
+    table: pd.DataFrame,
+    windows: Callable[[], tuple[np.ndarray, int]],
     *,
     name: str = "",
 ) -> pd.DataFrame:
-    """The table `found` of the alarms `[N]` with events of other kinds, in order of start.
+    """The events of alarms in a table of rows, and those of other kinds, in order of start.
 
-    Further columns are `id`, `kind`, and the half-open span of rows `first`, `stop`;
-    `time` `[N]` is as in the table, `name` the entity in ids, by default the series'.
+    `table` has `time`, `score`, `window_score` and `alarm`; `windows` gives the starts of
+    the windows, and the position in them from which on points count in rows. Columns are
+    those of `event_table`, `id`, `kind`, and the half-open span of rows `first`, `stop`;
+    `name` is the entity in ids, by default the series'.
     """
+
+    def explain(rows: np.ndarray) -> np.ndarray:
+        starts, first = windows()
+        values = series.values
+        parts = explain_rows(detector, index, values, starts, rows, first=first)
+        return np.delete(parts, detector.model.context, axis=1)
+
+    alarm, time = table["alarm"].to_numpy() > 0, table["time"].array
+    found = event_table(
+        alarm,
+        entity=series.entity,
+        time=time,
+        window_score=table["window_score"].to_numpy(),
+        score=table["score"].to_numpy(),
+        tau=detector.thresholds[index].tau,
+        window=detector.window,
+        explain=explain,
+        channels=np.delete(detector.channels, detector.model.context).tolist(),
+    )
     first, last = events(alarm, gap=detector.window).T
     spans = [(SCORE, "", *own) for own in zip(first, last - 1, strict=True)]
     others = _other_events(detector, index, series)

@@ -15,7 +15,6 @@ from kdjax.detection.alarming import (
     AlarmMeasures,
     AlarmRule,
     alarm_measures,
-    event_table,
     latest_scores,
     row_alarms,
 )
@@ -308,29 +307,16 @@ def _events(
     test = entity.test
     if test is None:
         return pd.DataFrame()
-    index, starts = entity_index(detector, entity.name), test_starts(prepared, entity)
-
-    def explain(rows: np.ndarray) -> np.ndarray:
-        parts = explain_rows(detector, index, test.values, starts, rows)
-        return np.delete(parts, prepared.context, axis=1)
-
-    alarm = np.zeros(len(test.values), bool)
+    index, windows = entity_index(detector, entity.name), test_starts(prepared, entity)
+    table = pd.DataFrame({"score": own.scores, "window_score": timeline.scores[model]})
+    table["alarm"] = False
     for first, stop in timeline.alarms[model]:
-        alarm[first:stop] = True
-    time = np.arange(len(alarm))
-    time = time if test.time is None else format_times(test.time, test.form)
-    table = event_table(
-        alarm,
-        entity=entity.name,
-        time=time,
-        window_score=timeline.scores[model],
-        score=own.scores,
-        tau=own.threshold,
-        window=prepared.window,
-        explain=explain,
-        channels=np.delete(prepared.channels, prepared.context).tolist(),
+        table.loc[first : stop - 1, "alarm"] = True
+    table["time"] = (
+        table.index if test.time is None else format_times(test.time, test.form)
     )
-    return events_of_all_kinds(detector, index, test, table, alarm, time).astype(object)
+    found = events_of_all_kinds(detector, index, test, table, lambda: (windows, 0))
+    return found.astype(object)
 
 
 def _measures(
