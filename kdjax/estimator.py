@@ -46,7 +46,7 @@ from kdjax.data.splits import segments
 from kdjax.data.tables import check_names, numbered_channels
 from kdjax.data.times import TimeForm, Times, parse_time, time_form
 from kdjax.detection.alarming import alarm_rule, row_alarms
-from kdjax.detection.calibration import calibrate, count_windows, rule_for
+from kdjax.detection.calibration import calibrate, count_windows
 from kdjax.detection.detector import (
     POOLED,
     Detector,
@@ -71,13 +71,13 @@ from kdjax.experiment.assemble import (
     calibration_rules,
     data_digests,
     make_detector,
-    threshold_rule,
 )
 from kdjax.experiment.jobs import is_distilled
 from kdjax.experiment.pipeline import check_windows, prepare_dataset
 from kdjax.experiment.recalibrate import (
     confirm_normal,
     recalibrated,
+    rule_of,
     with_rule,
     with_settings,
     with_threshold,
@@ -744,18 +744,9 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
         return expected_events(self._known_scores, rule)
 
     def _rule(self, detector: Detector, settings: Settings) -> Rule:
-        rule = threshold_rule(
-            settings,
-            step_seconds=detector.step if self._dated else 0.0,
-            stride=detector.stride,
-            window=detector.window,
-        )
-        return rule_for(detector.model.kind, rule)
-
-    @property
-    def _dated(self) -> bool:
-        """Whether the step of the rows of `fit` is in seconds."""
-        return bool(self.detector_.card.get("data", {}).get("dated", True))
+        # Whether the step of the rows of `fit` is in seconds.
+        dated = self.detector_.card.get("data", {}).get("dated", True)
+        return rule_of(detector, settings, step_seconds=detector.step if dated else 0.0)
 
     @property
     def classes_(self) -> np.ndarray:

@@ -169,7 +169,7 @@ def recalibrated(
     elif not _starts(detector, series.entity, settings):
         change, borrows = _known, _borrows(detector, series.entity)
     place = detector.entities.index(series.entity)
-    rule = _rule(detector, series, settings)
+    rule = rule_of(detector, settings, step_seconds=seconds_per_row(series.time))
     if borrows and _windows(detector, series, rule) >= 0:
         change = _own
     detector, tau, note = change(detector, place, series, rule, settings)
@@ -453,11 +453,11 @@ def _with_entity(detector: Detector, entity: str) -> Detector:
     )
 
 
-def _rule(detector: Detector, series: Series, settings: Settings) -> Rule:
-    """How τ of these rows is chosen."""
+def rule_of(detector: Detector, settings: Settings, *, step_seconds: float) -> Rule:
+    """How τ of rows so far apart in time is chosen; 0 where rows have no times."""
     rule = threshold_rule(
         settings,
-        step_seconds=seconds_per_row(series.time),
+        step_seconds=step_seconds,
         stride=detector.stride,
         window=detector.window,
     )
@@ -484,7 +484,8 @@ def confirm_normal(
     settings, name, window = _settings(detector), series.entity, detector.window
     place = entity_index(detector, name)
     series = match_channels(series, detector.channels)
-    rule, before = _rule(detector, series, settings), detector.thresholds[place]
+    rule = rule_of(detector, settings, step_seconds=seconds_per_row(series.time))
+    before = detector.thresholds[place]
     if before.method == "fixed":
         rule = rule._replace(method="fixed", value=before.tau)
     if not detector.calibration or before.method != rule.method:
