@@ -366,8 +366,13 @@ class StreamDetector:
             return StreamRow(*result, *marks)
         if found is not None:
             score, window_score = float(found.points[-1]), found.window_score
+            windows = taken.after.run - length  # that came before since the last gap
             if not math.isnan(window_score):
-                self._follow(window_score, taken.after.run - length)
+                if self._adaptive is not None and windows % self.plan.stride == 0:
+                    self._adaptive = adapt(self._adaptive, window_score)
+                if len(self._calibration) and windows % self.plan.window == 0:
+                    p = p_values(self._calibration, np.array([window_score]))
+                    self._p_values.append(float(p[0]))
         state, alarm = next_alarm(at.alarm, window_score, tau, self._rule)
 
         def peak(named: bool) -> Peak:
@@ -801,14 +806,6 @@ class StreamDetector:
         step = self.plan.step
         step = step if last.clock in ("", "number") else float(np.rint(step * 1e9))
         return bool(step and later.value - last.value > self.plan.max_gap * step)
-
-    def _follow(self, window_score: float, windows: int) -> None:
-        """Updates τ and the drift test; `windows` came before since the last gap."""
-        if self._adaptive is not None and windows % self.plan.stride == 0:
-            self._adaptive = adapt(self._adaptive, window_score)
-        if len(self._calibration) and windows % self.plan.window == 0:
-            p = p_values(self._calibration, np.array([window_score]))
-            self._p_values.append(float(p[0]))
 
     def _top_channels(
         self, window: np.ndarray, found: WindowResult | None

@@ -82,9 +82,22 @@ def score_table(
     """
     index = entity_index(detector, entity)
     series = match_channels(series, detector.channels)
-    rows, windows = len(series.values), find_windows(detector, series, causal=causal)
-    found, score, parts = _fold(detector, index, series.values, windows, contributions)
-    window_score = np.append(found, np.nan)[windows.latest]  # NaN for none, -1
+    rows, values = len(series.values), series.values
+    starts, latest, first = find_windows(detector, series, causal=causal)
+    found, sums, done = np.empty(len(starts)), empty_sums(rows), 0
+    part_sums = empty_sums(rows, len(detector.channels)) if contributions else None
+    # Batch by batch, since all point scores together may not fit into memory.
+    for piece in score_batches(detector, index, values, starts, explain=contributions):
+        points = piece.points if contributions else piece
+        batch = slice(done, done + len(points))
+        done = batch.stop
+        found[batch] = window_scores(points, count=detector.allowed_points)
+        add_scores(sums, points[:, first:], starts[batch] + first)
+        if part_sums is not None:
+            parts = piece.contributions[:, first:]
+            add_scores(part_sums, parts, starts[batch] + first)
+    score = mean_of_sums(sums)
+    window_score = np.append(found, np.nan)[latest]  # NaN for none, -1
     tau = detector.thresholds[index].tau
     alarm = row_alarms(window_score, tau, alarm_rule(detector))
     unknown = np.isnan(window_score) | np.isnan(score)
@@ -101,9 +114,11 @@ def score_table(
         "alarm": alarm.astype(np.int8),
         "state": _categories(np.where(unknown & ~alarm, 2, alarm), STATES),
     }
-    if parts is not None:
+    if part_sums is not None:
+        shares = mean_of_sums(part_sums)
+        shares[np.isnan(score)] = np.nan
         for place, name in enumerate(detector.channels):
-            columns[CONTRIBUTION + name] = parts[:, place]
+            columns[CONTRIBUTION + name] = shares[:, place]
     return pd.DataFrame(columns)
 
 
@@ -265,38 +280,6 @@ def check_precision(detector: Detector, dtype: Any) -> None:
             f"what it looks for. Give rows in {needed}, as read_table does by "
             f"dtype={str(needed)!r}."
         )
-
-
-def _fold(
-    detector: Detector,
-    index: int,
-    values: np.ndarray,
-    windows: Windows,
-    contributions: bool,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Window scores `[M]`, scores of rows `[N]`, their contributions `[N, D]` or None.
-
-    Batch by batch, since all point scores together may not fit into memory.
-    """
-    rows, starts = len(values), windows.starts
-    found, sums = np.empty(len(starts)), empty_sums(rows)
-    part_sums = empty_sums(rows, len(detector.channels)) if contributions else None
-    first, done = windows.first, 0
-    for piece in score_batches(detector, index, values, starts, explain=contributions):
-        points = piece.points if contributions else piece
-        batch = slice(done, done + len(points))
-        done = batch.stop
-        found[batch] = window_scores(points, count=detector.allowed_points)
-        add_scores(sums, points[:, first:], starts[batch] + first)
-        if part_sums is not None:
-            parts = piece.contributions[:, first:]
-            add_scores(part_sums, parts, starts[batch] + first)
-    score = mean_of_sums(sums)
-    if part_sums is None:
-        return found, score, None
-    shares = mean_of_sums(part_sums)
-    shares[np.isnan(score)] = np.nan
-    return found, score, shares
 
 
 def explain_rows(
