@@ -485,8 +485,15 @@ def add_network(
         if layers:
             series = add(graph, "Squeeze", layers[-1].states, [1])
         layers.append(_add_lstm(graph, f"encoder_{number}", params, series))
-    decode = _repeat if architecture.decoder == "repeat" else _feedback
-    decoded = decode(graph, architecture, params, layers, length)
+    if architecture.decoder == "repeat":  # the last hidden state at each of the L steps
+        repeats = add(graph, "Concat", length, [1, 1], axis=0)
+        states = add(graph, "Expand", layers[-1].hidden, repeats)
+        for number in range(len(layers)):
+            layer = _add_lstm(graph, f"decoder_layers_{number}", params, states)
+            states = add(graph, "Squeeze", layer.states, [1])
+        decoded = _add_head(graph, params, states, architecture.head)
+    else:
+        decoded = _feedback(graph, architecture, params, layers, length)
     if independent:
         decoded = add(graph, "Reshape", decoded, [0, -1, architecture.width])
     return add(graph, "Transpose", decoded, perm=[1, 0, 2])
@@ -521,22 +528,6 @@ def _gates_in_order(values: np.ndarray) -> np.ndarray:
     """Quarters i, f, g, o of the first axis as i, o, f, g."""
     i, f, g, o = np.split(values, 4)
     return np.concatenate([i, o, f, g])
-
-
-def _repeat(
-    graph: Graph,
-    architecture: Architecture,
-    params: Params,
-    encoder: list[_Layer],
-    length: str,
-) -> str:
-    """The last hidden state at each of the L steps, decoded: `[L, B, D]`."""
-    repeats = add(graph, "Concat", length, [1, 1], axis=0)
-    states = add(graph, "Expand", encoder[-1].hidden, repeats)
-    for number in range(len(encoder)):
-        layer = _add_lstm(graph, f"decoder_layers_{number}", params, states)
-        states = add(graph, "Squeeze", layer.states, [1])
-    return _add_head(graph, params, states, architecture.head)
 
 
 def _feedback(
