@@ -90,7 +90,10 @@ def write_report(
     scores of several models, each of one entity.
     """
     colors = plots.model_colors(tables.model_names(results))
-    found = [t for t in tables.report_tables(results) if _has_content(t)]
+    # Tables with something to say beside the names of the lines.
+    nothing = ["", tables.MISSING]
+    every = tables.report_tables(results)
+    found = [t for t in every if not t.frame.iloc[:, 1:].isin(nothing).all(axis=None)]
     curve = ""
     if history:
         words = "Loss over epochs. Solid: training; dashed: validation."
@@ -217,11 +220,6 @@ def markdown_text(text: str) -> str:
 
 def _title(results: Results) -> str:
     return f"Anomaly detection on {results['dataset']['name']}"
-
-
-def _has_content(table: Table) -> bool:
-    """Whether a cell beside the names of the lines has something to say."""
-    return not table.frame.iloc[:, 1:].isin(["", tables.MISSING]).all(axis=None)
 
 
 def _first_sections(
