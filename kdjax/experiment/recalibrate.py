@@ -161,22 +161,25 @@ def recalibrated(
     settings = _settings(detector, **threshold)
     series = match_channels(series, detector.channels)
     check_cadence(series.time, detector.step)
-    change, borrows = _own, False
-    if series.entity == POOLED:
+    name, scope = series.entity, settings["detection"]["scope"]
+    if name == POOLED:
         raise ConfigError(f"calibrate: {POOLED!r} is no entity: give another --entity.")
-    if series.entity not in detector.entities:
-        detector = _with_entity(detector, series.entity)
-    elif not _starts(detector, series.entity, settings):
-        change, borrows = _known, _borrows(detector, series.entity)
-    place = detector.entities.index(series.entity)
+    known = name in detector.entities
+    if not known:
+        detector = _with_entity(detector, name)
+    place = detector.entities.index(name)
     rule = rule_of(detector, settings, step_seconds=seconds_per_row(series.time))
-    if borrows and _windows(detector, series, rule) >= 0:
-        change = _own
+    # Whether its rows were too few: for a Gaussian, or for τ since it came.
+    source = detector.thresholds[place].source
+    starts = len(detector.entities) > 1 and source == "pooled" != scope
+    borrows = source == "shared" and name in detector.card.get("calibrated_again", {})
+    goes_on = not borrows or _windows(detector, series, rule) < 0
+    change = _known if known and not starts and goes_on else _own
     detector, tau, note = change(detector, place, series, rule, settings)
     detector = with_rule(with_threshold(detector, place, tau), settings)
-    source = {"rows": len(series.values), "sha256": series_digest(series), "note": note}
+    rows = {"rows": len(series.values), "sha256": series_digest(series), "note": note}
     names, card = (*detector.entities, POOLED), detector.card
-    new = {names[i]: source for i in _places(detector, place)}
+    new = {names[i]: rows for i in _places(detector, place)}
     again = {**card.get("calibrated_again", {}), **new}
     return detector._replace(card={**card, "calibrated_again": again}), note
 
@@ -190,19 +193,6 @@ def _settings(detector: Detector, **threshold: Any) -> dict[str, Any]:
         )
     own = completed(detector.card["settings"])
     return resolve({**own, "threshold": {**own["threshold"], **threshold}})
-
-
-def _starts(detector: Detector, entity: str, settings: Settings) -> bool:
-    """Whether an entity has the pooled values because its rows were too few."""
-    source = detector.thresholds[detector.entities.index(entity)].source
-    of_many = len(detector.entities) > 1
-    return of_many and source == "pooled" != settings["detection"]["scope"]
-
-
-def _borrows(detector: Detector, entity: str) -> bool:
-    """Whether a new entity has τ of all entities' scores because its own were too few."""
-    source = detector.thresholds[detector.entities.index(entity)].source
-    return source == "shared" and entity in detector.card.get("calibrated_again", {})
 
 
 def _known(
