@@ -67,11 +67,7 @@ from kdjax.detection.thresholds import (
     too_few_message,
 )
 from kdjax.errors import ConfigError, DataError, KdjaxError, check_choice, counted
-from kdjax.experiment.assemble import (
-    calibration_rules,
-    data_digests,
-    make_detector,
-)
+from kdjax.experiment.assemble import calibration_rules, data_digests, make_detector
 from kdjax.experiment.jobs import is_distilled
 from kdjax.experiment.pipeline import check_windows, prepare_dataset
 from kdjax.experiment.recalibrate import (

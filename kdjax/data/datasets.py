@@ -15,13 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from kdjax.data.raw import (
-    Place,
-    read_npy,
-    read_npz,
-    to_labels,
-    to_rows,
-)
+from kdjax.data.raw import Place, read_npy, read_npz, to_labels, to_rows
 from kdjax.data.schema import Advice, parse_numbers
 from kdjax.data.series import Dataset, Series
 from kdjax.data.tables import numbered_channels, open_table

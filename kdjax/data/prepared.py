@@ -9,13 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kdjax.data.scaler import (
-    Scaler,
-    apply_scaler,
-    fit_scaler,
-    is_coarse,
-    outliers,
-)
+from kdjax.data.scaler import Scaler, apply_scaler, fit_scaler, is_coarse, outliers
 from kdjax.data.series import (
     Dataset,
     Ranges,
@@ -327,11 +321,7 @@ def _split(
 
 
 def _without_frozen(
-    series: Series,
-    split: Split,
-    whole: np.ndarray,
-    window: int,
-    context: Sequence[str],
+    series: Series, split: Split, whole: np.ndarray, window: int, context: Sequence[str]
 ) -> tuple[Split, np.ndarray, np.ndarray, tuple[str, ...]]:
     """The split and the spans `whole` without frozen calibration rows, which would move τ.
 

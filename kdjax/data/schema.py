@@ -24,14 +24,7 @@ from kdjax.data.raw import Place, others, to_labels, to_rows, where
 from kdjax.data.scaler import needs_float64
 from kdjax.data.series import Series
 from kdjax.data.tables import UNNAMED, Table
-from kdjax.data.times import (
-    TimeForm,
-    Times,
-    arrange,
-    find_time,
-    parse_time,
-    time_form,
-)
+from kdjax.data.times import TimeForm, Times, arrange, find_time, parse_time, time_form
 from kdjax.data.windowing import chunk_rows
 from kdjax.errors import ConfigError, DataError, check_choice
 

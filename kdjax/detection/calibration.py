@@ -490,11 +490,7 @@ def _distinct(job: _Job, view: _View) -> int:
 
 
 def _window_scores(
-    job: _Job,
-    model: ResidualModel,
-    view: _View,
-    gaussian: Gaussian,
-    starts: np.ndarray,
+    job: _Job, model: ResidualModel, view: _View, gaussian: Gaussian, starts: np.ndarray
 ) -> np.ndarray:
     """Window scores `[n]`."""
     pieces = point_pieces(

@@ -243,8 +243,7 @@ def score_drift(
     known = np.flatnonzero(~np.isnan(window_score))
     apart = known[disjoint(known, strides * detector.stride)]
     return drift(
-        p_values(detector.calibration[index], window_score[apart]),
-        calibration=separate,
+        p_values(detector.calibration[index], window_score[apart]), calibration=separate
     )
 
 

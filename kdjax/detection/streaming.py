@@ -50,12 +50,7 @@ from kdjax.detection.rolling import (
     start_adaptive,
     start_rolling,
 )
-from kdjax.detection.stream_rules import (
-    Plan,
-    as_count,
-    as_number,
-    plan_to_json,
-)
+from kdjax.detection.stream_rules import Plan, as_count, as_number, plan_to_json
 from kdjax.detection.timestamps import (
     CLOCKS,
     Timestamp,
@@ -468,10 +463,7 @@ class StreamDetector:
         ]
 
     def _watched(
-        self,
-        watch: Watch,
-        events: list[Mapping[str, Any]],
-        taken: Taken,
+        self, watch: Watch, events: list[Mapping[str, Any]], taken: Taken
     ) -> Watch:
         """The state after a row's values, but for alarms; `events` gets what changed."""
         plan, at, values, fresh = self.plan, taken.at, taken.values, taken.fresh

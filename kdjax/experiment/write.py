@@ -30,12 +30,7 @@ from kdjax.evaluation.plots import (
     learning_curve_png,
     row_bins,
 )
-from kdjax.evaluation.report import (
-    DRAWN_ENTITIES,
-    Decided,
-    write_report,
-    write_texts,
-)
+from kdjax.evaluation.report import DRAWN_ENTITIES, Decided, write_report, write_texts
 from kdjax.evaluation.rows import (
     NETWORKS,
     ORACLE,
@@ -45,12 +40,7 @@ from kdjax.evaluation.rows import (
     TEACHER,
     EntityScores,
 )
-from kdjax.evaluation.summary import (
-    agreement,
-    expected_words,
-    recommend,
-    unfit_models,
-)
+from kdjax.evaluation.summary import agreement, expected_words, recommend, unfit_models
 from kdjax.experiment.assemble import make_detector, settings_alarm_rule
 from kdjax.experiment.train import group_name
 from kdjax.experiment.workdir import RESULTS_SCHEMA, read_lines, write_results

@@ -34,12 +34,7 @@ from kdjax.models.baselines import MOVING_AVERAGE_ROWS, NEIGHBOURS
 from kdjax.models.classifier import DRAWN, FAINT, dilation_of
 from kdjax.models.forecasters import DILATIONS, LIMIT, WIDTH
 from kdjax.models.model import Params
-from kdjax.models.residual import (
-    ResidualModel,
-    component,
-    components_of,
-    gives_scores,
-)
+from kdjax.models.residual import ResidualModel, component, components_of, gives_scores
 
 try:
     import onnx
