@@ -288,20 +288,17 @@ class StreamDetector:
         said = said_time(time, instant, self.rows) if said is None else said
         self._check_step(at, instant, said)
         taken_back = at is self._before
-        left_out = self.excluded(
-            self.entity, instant if instant.clock else Timestamp("", self.rows)
-        )
+        known = instant if instant.clock else Timestamp("", self.rows)
+        left_out = self.excluded(self.entity, known)
         self._before = at if fresh and at.run else None
         self._refused = (Timestamp("", 0), 0)
+        self.rows += 1
         if left_out:
             self._before = None
-            self.rows += 1
             after = self._start._replace(last=instant, taken=at.taken)
             window = self._buffer[None, : self.plan.window]
-            return Taken(
-                time, instant, said, values, at, fresh, taken_back, after, window,
-                whole=False, left_out=True,
-            )  # fmt: skip
+            found = (values, at, fresh, taken_back, after, window)
+            return Taken(time, instant, said, *found, whole=False, left_out=True)
         last_values, ages = at.last_values, at.ages
         if self.plan.fill_limit:
             filled, last_values, ages = fill_forward(
@@ -312,24 +309,11 @@ class StreamDetector:
         place = at.taken % length
         self._buffer[place] = self._buffer[place + length] = values
         window = self._buffer[None, place + 1 : place + 1 + length]
-        run = 1 if fresh else at.run + 1
-        self.rows += 1
+        run, taken = 1 if fresh else at.run + 1, at.taken + 1
         self._unsaved = min(self._unsaved, at.taken)
-        after = Position(
-            instant, at.taken + 1, run, at.alarm, last_values, ages, at.watch
-        )
-        return Taken(
-            time,
-            instant,
-            said,
-            values,
-            at,
-            fresh,
-            taken_back,
-            after,
-            window,
-            whole=run >= length,
-        )
+        after = Position(instant, taken, run, at.alarm, last_values, ages, at.watch)
+        found = (values, at, fresh, taken_back, after, window)
+        return Taken(time, instant, said, *found, whole=run >= length)
 
     def score(self, taken: Taken) -> WindowResult | None:
         """The scores of a row's window; None where it has too few rows."""

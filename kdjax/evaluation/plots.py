@@ -55,9 +55,8 @@ class Heat(NamedTuple):
 
     model: str
     channels: Sequence[str]  # D names
-    contributions: (
-        np.ndarray
-    )  # [B, D] largest in the rows of each bin, NaN for no score
+    # [B, D] largest in the rows of each bin, NaN for no score
+    contributions: np.ndarray
     threshold: float
 
 

@@ -41,17 +41,10 @@ LEVELS = ("window", "point")
 ALARM_METRICS = ("precision", "recall", "f1")
 CURVE_METRICS = ("auc_roc", "average_precision")
 VOLUME_METRICS = ("vus_roc", "vus_pr")
-EVENT_METRICS = (
-    "affiliation_precision",
-    "affiliation_recall",
-    "affiliation_f1",
-    "range_precision",
-    "range_recall",
-    "range_f1",
-    "event_recall",
-    "event_f1",
-    "detection_delay",
-)
+_AFFILIATION = ("affiliation_precision", "affiliation_recall", "affiliation_f1")
+_RANGES = ("range_precision", "range_recall", "range_f1")
+_WHOLE = ("event_recall", "event_f1", "detection_delay")
+EVENT_METRICS = (*_AFFILIATION, *_RANGES, *_WHOLE)
 INFLATED_METRICS = ("point_adjusted_f1", "pa_k_f1")
 METRICS = ALARM_METRICS + CURVE_METRICS  # in each row
 POINT_METRICS = VOLUME_METRICS + EVENT_METRICS  # of points, by entity or as their mean
@@ -71,9 +64,8 @@ class EntityScores(NamedTuple):
 
     entity: str
     labels: np.ndarray | None  # [N] bool, True in anomalous rows
-    scores: (
-        np.ndarray
-    )  # [N] mean of a_t (Eq. 1) over the windows that cover the row, or NaN
+    # [N] mean of a_t (Eq. 1) over the windows that cover the row, or NaN
+    scores: np.ndarray
     window_labels: np.ndarray | None  # [M] bool
     window_scores: np.ndarray  # [M] the (c+1)-th largest a_t; NaN where fewer are known
     threshold: float  # the label-free τ, in units of window scores
