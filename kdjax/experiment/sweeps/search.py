@@ -217,7 +217,16 @@ def _run_trial(worker: Worker) -> None:
     with contextlib.ExitStack() as held:
         own_turn = held.enter_context(turn(workdir))
         retry_dead(study, workdir)
-        study.sampler = _sampler(search.base["seed"], len(study.get_trials()))
+        # One sampler for the whole search would draw the same values again after a
+        # restart, or in a second worker.
+        words = [search.base["seed"], len(study.get_trials())]
+        (seed,) = np.random.SeedSequence(words).generate_state(1)
+        with warnings.catch_warnings():
+            # Optuna 4 warns of options that are the defaults of 5.
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            study.sampler = optuna.samplers.TPESampler(
+                seed=int(seed), multivariate=True, constant_liar=True
+            )
         trial = study.ask()
         folder = _folder(workdir, trial.number)
         held.enter_context(_lock(folder))
@@ -326,21 +335,6 @@ def _shared_teachers(worker: Worker, jobs: Sequence[TrainingJob]) -> dict[str, F
             found = train_all(jobs, folder, worker.console, way=worker.way)
         worker.teachers.update(found)
     return {name: worker.teachers[name] for name in names}
-
-
-def _sampler(seed: int, count: int) -> optuna.samplers.TPESampler:
-    """The sampler of one trial, after `count` others.
-
-    One sampler for the whole search would draw the same values again after a restart, or
-    in a second worker.
-    """
-    (own,) = np.random.SeedSequence([seed, count]).generate_state(1)
-    with warnings.catch_warnings():
-        # Optuna 4 warns of options that are the defaults of 5.
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return optuna.samplers.TPESampler(
-            seed=int(own), multivariate=True, constant_liar=True
-        )
 
 
 def _folder(workdir: Path, number: int) -> Path:
