@@ -320,10 +320,7 @@ def _view(job: _Job, entity: Entity, scaler: Scaler, constant: np.ndarray) -> _V
 
 
 def _fit(
-    job: _Job,
-    views: Sequence[_View],
-    moments: Sequence[Sequence[Moments]],
-    constant: np.ndarray,
+    job: _Job, views: list[_View], moments: list[list[Moments]], constant: np.ndarray
 ) -> _Fit:
     """The Gaussian of all moments, by view and fold, and those without each fold.
 

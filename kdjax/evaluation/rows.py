@@ -162,10 +162,7 @@ def metric_rows(
 
 
 def _measure_all(
-    entities: Sequence[EntityScores],
-    method: str,
-    window: int | None,
-    point_adjusted: bool,
+    entities: Sequence[EntityScores], method: str, window: int | None, adjusted: bool
 ) -> list[tuple[_Sample, str, Measured]]:
     """Each entity at each level under each threshold, which is a name."""
     found = []
@@ -173,7 +170,7 @@ def _measure_all(
         sample = _sample(entity, level)
         curves = _curves(sample, window)
         for threshold in (ORACLE, method):
-            own = _measure(sample, threshold, point_adjusted)
+            own = _measure(sample, threshold, adjusted)
             found.append((sample, threshold, own | curves))
     if all(entity.rolling_tau is not None for entity in entities):
         for sample in (_sample(relative_scores(e), "window") for e in entities):

@@ -189,9 +189,7 @@ def write_run(
 
 
 def _dataset(
-    evaluated: Mapping[str, ModelEvaluation],
-    prepared: Prepared,
-    data: Mapping[str, Any],
+    evaluated: Mapping[str, ModelEvaluation], prepared: Prepared, data: Settings
 ) -> dict[str, Any]:
     scores = next(iter(evaluated.values())).scores
     labels = [e.window_labels for e in scores if e.window_labels is not None]

@@ -113,7 +113,7 @@ def onnx_file(detector: Detector, index: int, *, quantize: str = "none") -> byte
     exact: set[str] = set()
     if gives_scores(detector.model.kind):
         own = _classifier(graph, detector, index, filled)
-        scores = functools.partial(_own_scores, detector, index, *own)
+        scores = functools.partial(_own_scores, detector, index, own)
     else:
         found = []
         for kind in kinds:
@@ -365,20 +365,14 @@ def _later_layers(
 
 
 def _own_scores(
-    detector: Detector,
-    index: int,
-    points: str,
-    parts: str,
-    graph: Graph,
-    *,
-    holes: str | None,
+    detector: Detector, index: int, own: Sequence[str], graph: Graph, holes: str | None
 ) -> list[str]:
     """Point scores, window scores and contributions of a kind that gives scores."""
     moving = model_of(detector, index).params.get("moving")
     if holes and moving is not None:
-        own = np.delete(moving, detector.model.context) > 0
-        holes = add(graph, "Where", own, holes, _NAN)
-    points, parts = (add(graph, "Identity", name) for name in (points, parts))
+        seen = np.delete(moving, detector.model.context) > 0
+        holes = add(graph, "Where", seen, holes, _NAN)
+    points, parts = (add(graph, "Identity", name) for name in own)
     return [*_of_windows(graph, detector, points, holes), parts]
 
 
@@ -488,7 +482,7 @@ def add_network(
             states = add(graph, "Squeeze", layer.states, [1])
         decoded = _add_head(graph, params, states, architecture.head)
     else:
-        decoded = _feedback(graph, architecture, params, layers, length)
+        decoded = _feedback(graph, architecture.head, params, layers, length)
     if independent:
         decoded = add(graph, "Reshape", decoded, [0, -1, architecture.width])
     return add(graph, "Transpose", decoded, perm=[1, 0, 2])
@@ -526,11 +520,7 @@ def _gates_in_order(values: np.ndarray) -> np.ndarray:
 
 
 def _feedback(
-    graph: Graph,
-    architecture: Architecture,
-    params: Params,
-    encoder: list[_Layer],
-    length: str,
+    graph: Graph, head: str, params: Params, encoder: list[_Layer], length: str
 ) -> str:
     """From the encoder's states back in time, on its own output: `[L, B, D]`.
 
@@ -545,10 +535,10 @@ def _feedback(
         layer = _add_lstm(body, f"decoder_layers_{number}", params, states, start)
         updated += [layer.hidden, layer.cell]
         states = layer.hidden
-    result = _add_head(body, params, states, architecture.head)
+    result = _add_head(body, params, states, head)
     handed_out = add(body, "Identity", "output")
     steps = _loop_body(body, ("output", *given), (result, *updated, handed_out))
-    first = _add_head(graph, params, encoder[0].hidden, architecture.head)
+    first = _add_head(graph, params, encoder[0].hidden, head)
     count = len(carry) + 2
     rounds = add(graph, "Squeeze", length, [0])
     loop = add(graph, "Loop", rounds, "", first, *carry, outputs=count, body=steps)

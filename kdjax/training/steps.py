@@ -347,11 +347,7 @@ def make_optimizer(
 
 
 def make_validate(
-    loss: LossFunction,
-    batch_source: BatchSource,
-    *,
-    window: int,
-    mesh: Mesh | None = None,
+    loss: LossFunction, source: BatchSource, *, window: int, mesh: Mesh | None = None
 ) -> Callable[[Params], float]:
     """The function `params -> mean loss over the windows of an epoch of batches`."""
 
@@ -368,27 +364,22 @@ def make_validate(
         total = sum(
             float(batch_loss((params, dataset), positions, weight))
             * float(weight.sum())
-            for dataset, positions, weight in batch_source.batches(0, 0)
+            for dataset, positions, weight in source.batches(0, 0)
         )
-        return total / batch_source.windows
+        return total / source.windows
 
     return validate
 
 
 def dataset_outputs(
-    model: Model,
-    params: Params,
-    dataset: WindowDataset,
-    *,
-    window: int,
-    batch_size: int,
+    model: Model, params: Params, data: WindowDataset, *, window: int, batch_size: int
 ) -> np.ndarray:
-    """A model's head outputs for all windows of dataset, `[M, L, D]`, or its codes."""
-    starts = np.asarray(dataset.starts)
+    """A model's head outputs for all windows of a dataset, `[M, L, D]`, or its codes."""
+    starts = np.asarray(data.starts)
     pieces = batching.map_windows(
-        _outputs_function(model, dataset.missing),
+        _outputs_function(model, data.missing),
         params,
-        np.asarray(dataset.rows),
+        np.asarray(data.rows),
         starts,
         window=window,
         batch_size=batch_size,
