@@ -167,19 +167,15 @@ def fit(
 
 
 def progress_after(
-    progress: TrainingProgress,
-    validation: float,
-    epoch: int,
-    epochs: int,
-    patience: int | None,
+    before: TrainingProgress, loss: float, epoch: int, epochs: int, patience: int | None
 ) -> TrainingProgress:
     """The progress after an epoch's validation."""
-    if progress.best_loss is None or validation < progress.best_loss:
-        progress = progress._replace(best_loss=validation, best_epoch=epoch, stale=0)
+    if before.best_loss is None or loss < before.best_loss:
+        after = before._replace(best_loss=loss, best_epoch=epoch, stale=0)
     else:
-        progress = progress._replace(stale=progress.stale + 1)
-    out_of_patience = patience is not None and progress.stale >= patience
-    return progress._replace(done=epoch >= epochs or out_of_patience)
+        after = before._replace(stale=before.stale + 1)
+    out_of_patience = patience is not None and after.stale >= patience
+    return after._replace(done=epoch >= epochs or out_of_patience)
 
 
 def _epoch_loss(state: TrainState) -> float:
