@@ -77,11 +77,11 @@ def mean_interval(values: npt.ArrayLike) -> Interval:
         reason = f"{count} {plural} too few for an interval"
         return Interval(mean, math.nan, math.nan, count, reason)
     low, high = _bootstrap(tuple(known.tolist()))
-    reason = (
-        f"from {counted(count, 'entity', 'entities')} an interval is too narrow"
-        if count < FEW
-        else ""
-    )
+    reason = ""
+    if count < FEW:
+        reason = (
+            f"from {counted(count, 'entity', 'entities')} an interval is too narrow"
+        )
     return Interval(mean, low, high, count, reason)
 
 

@@ -230,10 +230,8 @@ def _measured(
     scores: np.ndarray, starts: np.ndarray, rule: Rule, *, window: int
 ) -> str:
     """What to expect of a τ by its calibration scores, as the end of a note."""
-    cross, measured = (
-        cross_rates(scores, starts, rule, window=window),
-        "too few windows",
-    )
+    cross = cross_rates(scores, starts, rule, window=window)
+    measured = "too few windows"
     if not np.isnan(cross.rate):
         measured = f"{cross.rate:.2%} when fifths are left out in turn"
     expected = expected_events(scores, rule)

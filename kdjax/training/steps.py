@@ -332,11 +332,9 @@ def make_optimizer(
     rising = jnp.minimum(warmup_steps, jnp.maximum(steps - 1, 0))
     warmup = optax.linear_schedule(learning_rate / (rising + 1), learning_rate, 1)
     falling = jnp.maximum(steps - rising, 1)
-    after = (
-        optax.cosine_decay_schedule(learning_rate, 1)
-        if schedule == "cosine"
-        else optax.constant_schedule(learning_rate)
-    )
+    after = optax.constant_schedule(learning_rate)
+    if schedule == "cosine":
+        after = optax.cosine_decay_schedule(learning_rate, 1)
 
     def rate(count: Array) -> Array:
         ascent = warmup(_share(count, jnp.maximum(rising, 1)))
