@@ -311,7 +311,7 @@ def _view(job: _Job, entity: Entity, scaler: Scaler, constant: np.ndarray) -> _V
             break  # The entity uses the pooled Gaussian.
         share = _share(job, [trimmed], moments, constant)
         gaussian = _gaussian(job, [trimmed], moments, constant, share)
-        scores = _window_scores(job, job.model, view, gaussian, every)
+        scores = _window_scores(job, view, job.model, gaussian, every)
         # NaN scores sort last and are left out first.
         mildest = every[np.sort(np.argsort(scores, kind="stable")[:kept])]
         parts = [starts[np.isin(starts, mildest)] for starts in validation]
@@ -487,18 +487,11 @@ def _distinct(job: _Job, view: _View) -> int:
 
 
 def _window_scores(
-    job: _Job, model: ResidualModel, view: _View, gaussian: Gaussian, starts: np.ndarray
+    job: _Job, view: _View, model: ResidualModel, gaussian: Gaussian, starts: np.ndarray
 ) -> np.ndarray:
     """Window scores `[n]`."""
-    pieces = point_pieces(
-        model,
-        gaussian,
-        view.scaler,
-        view.rows,
-        starts,
-        window=job.prepared.window,
-        batch_size=job.rules.batch_size,
-    )
+    sizes = {"window": job.prepared.window, "batch_size": job.rules.batch_size}
+    pieces = point_pieces(model, gaussian, view.scaler, view.rows, starts, **sizes)
     count = job.rules.allowed_points
     found = [window_scores(points, count=count) for points, _ in pieces]
     return np.concatenate([np.empty(0, np.float32), *found])
@@ -513,11 +506,6 @@ def _scores(job: _Job, view: _View, fit: _Fit) -> tuple[np.ndarray, np.ndarray]:
         return np.empty(0, np.float32), np.empty(0, np.int64)
     models = job.held_out or (job.model,) * len(view.calibration)
     parts = zip(models, fit.folds, view.calibration, strict=True)
-    scores = np.concatenate(
-        [
-            _window_scores(job, model, view, gaussian, starts)
-            for model, gaussian, starts in parts
-        ]
-    )
+    scores = np.concatenate([_window_scores(job, view, *part) for part in parts])
     known = ~np.isnan(scores)
     return scores[known], np.concatenate(view.calibration)[known]

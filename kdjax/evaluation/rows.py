@@ -144,20 +144,19 @@ def metric_rows(
             where = ", ".join(f"{entity}: {n}" for entity, n in left_out.items())
             total = sum(left_out.values())
             notes["rows"] = f"left out, without a score: {total} ({where})"
-        rows.append(
-            {
-                "model": model,
-                "parameters": parameters,
-                "scope": scope,
-                "threshold": threshold,
-                "level": level,
-                **_numbers(pooled),
-                "tau": _number(pooled["tau"]),
-                "entities": len(samples),
-                "entities_defined": defined,
-                "notes": notes,
-            }
-        )
+        row = {
+            "model": model,
+            "parameters": parameters,
+            "scope": scope,
+            "threshold": threshold,
+            "level": level,
+            **_numbers(pooled),
+            "tau": _number(pooled["tau"]),
+            "entities": len(samples),
+            "entities_defined": defined,
+            "notes": notes,
+        }
+        rows.append(row)
     return rows, of_entities
 
 

@@ -144,16 +144,15 @@ def fit(
         loss, seconds = _epoch_loss(state), time.monotonic() - started
         validation = validate(state.params)
         _check_finite(validation, progress.step, "validation loss")
-        log(
-            {
-                "epoch": epoch + 1,
-                "step": progress.step,
-                "loss": loss,
-                "train_loss": loss,
-                "validation_loss": validation,
-                "windows_per_second": round(seen / seconds, 1),
-            }
-        )
+        line = {
+            "epoch": epoch + 1,
+            "step": progress.step,
+            "loss": loss,
+            "train_loss": loss,
+            "validation_loss": validation,
+            "windows_per_second": round(seen / seconds, 1),
+        }
+        log(line)
         progress = progress_after(progress, validation, epoch + 1, epochs, patience)
         if progress.stale == 0:
             best = jax.tree.map(jnp.copy, state.params)

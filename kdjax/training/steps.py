@@ -373,14 +373,10 @@ def dataset_outputs(
     model: Model, params: Params, data: WindowDataset, *, window: int, batch_size: int
 ) -> np.ndarray:
     """A model's head outputs for all windows of a dataset, `[M, L, D]`, or its codes."""
-    starts = np.asarray(data.starts)
+    function = _outputs_function(model, data.missing)
+    rows, starts = np.asarray(data.rows), np.asarray(data.starts)
     pieces = batching.map_windows(
-        _outputs_function(model, data.missing),
-        params,
-        np.asarray(data.rows),
-        starts,
-        window=window,
-        batch_size=batch_size,
+        function, params, rows, starts, window=window, batch_size=batch_size
     )
     first = next(pieces)
     result = np.empty((len(starts), *first.shape[1:]), np.float32)
