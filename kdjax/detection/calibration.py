@@ -262,14 +262,8 @@ def point_pieces(
 def _fold_starts(
     prepared: Prepared, entity: Entity, rule: Rule, count: int
 ) -> tuple[np.ndarray, ...]:
-    return fold_starts(
-        entity.split.calibration,
-        entity.train_spans,
-        rule,
-        window=prepared.window,
-        stride=prepared.stride,
-        count=count,
-    )
+    sizes = {"window": prepared.window, "stride": prepared.stride, "count": count}
+    return fold_starts(entity.split.calibration, entity.train_spans, rule, **sizes)
 
 
 def fold_starts(
@@ -378,12 +372,8 @@ def _moments(job: _Job, view: _View) -> list[Moments]:
     width = len(job.residuals)
     if not width:
         return [Moments(0, np.zeros(0), np.zeros((0, 0))) for _ in view.validation]
-    return [
-        merge_shares(
-            map(moments_of, _residuals(job, view, starts, shared=True)), width=width
-        )
-        for starts in view.validation
-    ]
+    found = (_residuals(job, view, starts, shared=True) for starts in view.validation)
+    return [merge_shares(map(moments_of, own), width=width) for own in found]
 
 
 def _gaussian(

@@ -224,14 +224,10 @@ def _timeline(
     found = {name: evaluated[name].scores[place] for name in names}
     scores = dict.fromkeys(names, inspections[place].scores)
     if entity.test is not None:
+        starts, spans = test_starts(prepared, entity), entity.test_spans
+        sizes = {"window": prepared.window, "rows": len(shown.values)}
         scores = {
-            name: latest_scores(
-                own.window_scores,
-                test_starts(prepared, entity),
-                entity.test_spans,
-                window=prepared.window,
-                rows=len(shown.values),
-            )
+            name: latest_scores(own.window_scores, starts, spans, **sizes)
             for name, own in found.items()
         }
     taus = {name: own.threshold for name, own in found.items()}
