@@ -160,15 +160,10 @@ def score_rows(
     """
     scaler = Scaler(*(field[place] for field in calibration.scalers))
     constant = None if calibration.constant is None else calibration.constant[place]
-    pieces = point_pieces(
-        constant_model(model, scaler, constant),
-        Gaussian(*(field[place] for field in calibration.gaussians)),
-        scaler,
-        values,
-        starts,
-        window=prepared.window,
-        batch_size=rules.batch_size,
-    )
+    gaussian = Gaussian(*(field[place] for field in calibration.gaussians))
+    model = constant_model(model, scaler, constant)
+    sizes = {"window": prepared.window, "batch_size": rules.batch_size}
+    pieces = point_pieces(model, gaussian, scaler, values, starts, **sizes)
     sums, found = windowing.empty_sums(len(values)), [np.empty(0, np.float32)]
     for points, at in pieces:
         windowing.add_scores(sums, points, at)
@@ -211,25 +206,21 @@ def false_alarm_rates(
         test = None
         if scores.window_labels is not None and not math.isnan(tau):
             clean = known & ~scores.window_labels
+            own = scores.window_scores[clean]
             test = false_alarms.measured_rate(
-                scores.window_scores[clean],
-                starts[clean],
-                tau,
-                window=window,
-                wanted=cross.wanted,
+                own, starts[clean], tau, window=window, wanted=cross.wanted
             )
-        found.append(
-            {
-                "model": name,
-                "entity": scores.entity,
-                "method": rule.method,
-                "used": rule is used,
-                "wanted": cross.wanted,
-                "tau": tau if math.isfinite(tau) else None,
-                "left_out": _object(cross),
-                "clean_test": None if test is None else _object(test),
-            }
-        )
+        rate = {
+            "model": name,
+            "entity": scores.entity,
+            "method": rule.method,
+            "used": rule is used,
+            "wanted": cross.wanted,
+            "tau": tau if math.isfinite(tau) else None,
+            "left_out": _object(cross),
+            "clean_test": None if test is None else _object(test),
+        }
+        found.append(rate)
     expected = false_alarms.expected_events(calibration.scores[place], used)
     found[0]["expected_events"] = expected and expected._asdict()
     found[0]["drift"] = None
@@ -261,31 +252,18 @@ def inspect_training(
     """The training rows of each entity, scored by a calibrated model."""
     inspections = []
     for place, entity in enumerate(prepared.entities):
-        starts = np.concatenate(
-            [
-                window_starts(spans, window=prepared.window, stride=prepared.stride)
-                for spans in entity.split
-            ]
-        )
+        spans = np.concatenate(entity.split)
+        starts = window_starts(spans, window=prepared.window, stride=prepared.stride)
         starts.sort()
+        model, calibration, *_ = evaluated
+        values = entity.train.values
         _, windows = score_rows(
-            evaluated.model,
-            evaluated.calibration,
-            place,
-            entity.train.values,
-            starts,
-            prepared,
-            rules,
+            model, calibration, place, values, starts, prepared, rules
         )
-        tau = evaluated.calibration.thresholds[place].tau
+        tau = calibration.thresholds[place].tau
         worst = _worst(entity, starts, windows, tau, prepared.window)
-        rows = latest_scores(
-            windows,
-            starts,
-            np.concatenate(entity.split),
-            window=prepared.window,
-            rows=len(entity.train.values),
-        )
+        sizes = {"window": prepared.window, "rows": len(values)}
+        rows = latest_scores(windows, starts, spans, **sizes)
         inspections.append(Inspection(entity.name, rows, worst))
     return tuple(inspections)
 
@@ -362,17 +340,16 @@ def _worst(
             for name, spans in entity.split._asdict().items()
             if ((spans[:, 0] <= start) & (start < spans[:, 1])).any()
         )
-        listed.append(
-            {
-                "entity": entity.name,
-                "part": part,
-                "start": _time(entity, start),
-                "end": _time(entity, start + window - 1),
-                # An overflow comes first; JSON has no infinity.
-                "score": score if np.isfinite(score) else None,
-                "above": bool(score > tau),
-            }
-        )
+        entry = {
+            "entity": entity.name,
+            "part": part,
+            "start": _time(entity, start),
+            "end": _time(entity, start + window - 1),
+            # An overflow comes first; JSON has no infinity.
+            "score": score if np.isfinite(score) else None,
+            "above": bool(score > tau),
+        }
+        listed.append(entry)
     return listed
 
 
@@ -383,5 +360,4 @@ def _time(entity: Entity, row: int) -> str | float | int:
     instant = series.time[row : row + 1]
     if instant.dtype.kind == "M":
         return time_text(instant[0], series.form)
-    number: int | float = format_times(instant, series.form).item()
-    return number
+    return format_times(instant, series.form).item()
