@@ -28,9 +28,11 @@ def main(detector, rows, output):
     # Paths as all workers see them.
     detector, rows, output = (str(Path(p).resolve()) for p in (detector, rows, output))
     ray.init(ignore_reinit_error=True)
+    # Tasks of the shuffle; Ray's 200 would take longer than to score a small table.
+    parts = 4 * int(ray.cluster_resources()["CPU"])
     (
         ray.data.read_parquet(rows)
-        .groupby("entity")
+        .groupby("entity", num_partitions=parts)
         .map_groups(score, batch_format="pandas", fn_args=(detector,))
         .write_parquet(output)
     )
