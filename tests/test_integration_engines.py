@@ -21,7 +21,7 @@ pytestmark = pytest.mark.integration
 HERE = Path(__file__).parent.parent / "examples" / "engines"
 # Fugue wants pandas below 3, so .ci/run makes an environment for it inside of the other.
 FUGUE = Path(sys.prefix) / "fugue" / "bin" / "python"
-SIZES = {"saw": 140, "press": 90, "lathe": 60, "mill": 75, "drill": 110}
+SIZES = {"saw": 400, "press": 360, "lathe": 380, "mill": 420, "lamp": 60}
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "PYSPARK_PYTHON": sys.executable,
@@ -50,10 +50,10 @@ def machines(tmp_path_factory):
     return whole, folder
 
 
-def run_example(python, name, *arguments, seconds=150):
+def run_example(*command, seconds=150):
     """Runs an example to its end; none of its processes stays."""
     process = subprocess.Popen(
-        [python, HERE / name, *arguments],
+        command,
         env=os.environ | QUIET,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -69,10 +69,9 @@ def run_example(python, name, *arguments, seconds=150):
     assert process.returncode == 0, said
 
 
-def check(finished, machines, output):
+def check(machines, detector, output):
     """Compares scores with those of the whole table."""
     whole, _ = machines
-    detector = finished.workdir / "detectors" / "student"
     wanted = kdjax.score_partition(whole, detector, time_column="time")
     assert wanted["alarm"].any() and set(wanted["entity"]) == {*SIZES}
     wanted = wanted.sort_values(["entity", "time"])
@@ -85,30 +84,60 @@ def check(finished, machines, output):
         np.testing.assert_array_equal(one, other.astype(one.dtype), name)
 
 
-@pytest.mark.parametrize(
-    ("module", "name"),
-    [
-        ("ray", "on_ray.py"),
-        ("dask", "on_dask.py"),
-        pytest.param(
-            "pyspark",
-            "on_spark.py",
-            marks=pytest.mark.skipif(not shutil.which("java"), reason="needs java"),
-        ),
-    ],
-)
-def test_an_engine_gives_the_same_scores(finished, machines, tmp_path, module, name):
-    if importlib.util.find_spec(module) is None:
-        pytest.skip(f"needs {module}, see setup.cfg")
-    detector = finished.workdir / "detectors" / "student"
-    run_example(sys.executable, name, detector, machines[1], tmp_path / "scores")
-    check(finished, machines, tmp_path / "scores")
+@pytest.fixture(scope="module")
+def fitted(tiny, machines, tmp_path_factory):
+    """The settings of a fleet, and its catalogue where each machine is fitted by itself."""
+    alone = {"distill.alpha": 0.0, "entity_mode": "per_entity", "data.path": "frame"}
+    settings = tiny(alone)
+    folder = tmp_path_factory.mktemp("fitted") / "fleet"
+    rows = [
+        kdjax.fit_partition(part, output=folder, settings=settings)
+        for _, part in machines[0].groupby("entity")
+    ]
+    return folder, pd.concat(rows, ignore_index=True)
 
 
-@pytest.mark.skipif(not FUGUE.exists(), reason=f"needs {FUGUE}, see .ci/run")
-@pytest.mark.parametrize("engine", [[], ["dask"]], ids=["pandas", "dask"])
-def test_fugue_gives_the_same_scores(finished, machines, tmp_path, engine):
+ENGINES = [
+    ("ray", [sys.executable, HERE / "on_ray.py"]),
+    ("dask", [sys.executable, HERE / "on_dask.py"]),
+    ("pyspark", [sys.executable, HERE / "on_spark.py"]),
+    ("fugue", [FUGUE, HERE / "on_fugue.py", "native"]),
+    ("fugue", [FUGUE, HERE / "on_fugue.py", "dask"]),
+]
+
+
+@pytest.fixture(params=ENGINES, ids=["ray", "dask", "spark", "fugue", "fugue_dask"])
+def engine(request):
+    """A command, without its arguments, that has all it needs."""
+    package, command = request.param
+    if package == "fugue" and not FUGUE.exists():
+        pytest.skip(f"needs {FUGUE}, see .ci/run")
+    if package != "fugue" and importlib.util.find_spec(package) is None:
+        pytest.skip(f"needs {package}, see setup.cfg")
+    if package == "pyspark" and not shutil.which("java"):
+        pytest.skip("needs java (.ci/packages.txt)")
+    return command
+
+
+def test_an_engine_gives_the_same_scores(engine, finished, machines, tmp_path):
     detector = finished.workdir / "detectors" / "student"
     output = tmp_path / "scores.parquet"
-    run_example(FUGUE, "on_fugue.py", detector, machines[1], output, *engine)
-    check(finished, machines, output)
+    run_example(*engine, "score", detector, machines[1], output)
+    check(machines, detector, output)
+
+
+def test_an_engine_fits_a_fleet(engine, fitted, machines, tmp_path):
+    folder, wanted = fitted
+    fleet = tmp_path / "fleet"
+    fleet.mkdir()
+    shutil.copy(folder / "fleet.json", fleet)  # small networks
+    run_example(*engine, "fit", fleet, machines[1])
+    found = kdjax.read_catalogue(fleet).sort_values("entity", ignore_index=True)
+    kept = ["entity", "state", "reason", "detector", "rows", "threshold"]
+    pd.testing.assert_frame_equal(found[kept], wanted[kept])
+    failed = found["state"] == "failed"  # with too few rows
+    assert found["entity"][failed].tolist() == ["lamp"]
+    whole = machines[0].query("entity != 'lamp'").sort_values("entity", kind="stable")
+    scores = kdjax.score_partition(whole, fleet, time_column="time")
+    taus = scores.groupby("entity")["tau"].first()
+    assert taus.tolist() == found["threshold"][~failed].tolist()
