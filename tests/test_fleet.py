@@ -319,6 +319,38 @@ def test_fit_partition_gives_the_rows_of_the_fleet(plants, fitted, tmp_path):
     assert fit_partition(whole.iloc[:0], output=tmp_path / "fleet").empty
 
 
+def test_fit_partition_fails_few_rows_where_no_networks_are_shared(tmp_path):
+    young = rows(4, 150).assign(entity="young")
+    settings = resolved("frame")
+    found = fit_partition(young, output=tmp_path / "fleet", settings=settings)
+    assert found["state"].tolist() == ["failed"] and found["detector"].tolist() == [""]
+    assert "150 rows are too few" in found["reason"][0]
+    assert found["reason"][0].endswith("this fleet has none")
+
+
+def test_a_frame_is_scored_by_the_detectors_of_a_fleet(plants, fitted):
+    output, catalogue = fitted
+    parts = []
+    for name in ("young", "m2"):
+        frame = pd.read_csv(plants / f"{name}.csv", parse_dates=["time"])
+        parts.append(frame.assign(entity=name))
+    whole, options = pd.concat(parts), {"time_column": "time", "contributions": True}
+    found = kdjax.score_partition(whole, output, **options)
+    assert found["entity"].unique().tolist() == ["young", "m2"]
+    for name, scores in found.groupby("entity"):
+        detector, used = open_machine(output, name)
+        series = kdjax.read_table(plants / f"{name}.csv")[0]
+        wanted = kdjax.score_table(detector, series, entity=used, contributions=True)
+        assert scores["state"].tolist() == wanted["state"].tolist()
+        for column in wanted.columns[2:].drop("state"):
+            np.testing.assert_array_equal(scores[column], wanted[column], column)
+        assert (scores["tau"] == catalogue.loc[name, "threshold"]).all()
+    empty = kdjax.score_partition(whole.iloc[:0], output, **options)
+    assert empty.dtypes.to_dict() == found.dtypes.to_dict()
+    with pytest.raises(kdjax.DataError, match="entity 'm9': .*has no such machine"):
+        kdjax.score_partition(whole.assign(entity="m9"), output, **options)
+
+
 def test_machines_of_an_input(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / ".hidden.csv").write_text("x\n1\n")

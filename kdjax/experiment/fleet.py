@@ -273,6 +273,8 @@ def _begin(
         return fleet
     output.mkdir(parents=True, exist_ok=True)
     others = sorted(p.name for p in output.iterdir() if not p.name.startswith("."))
+    if FLEET in others:  # another worker has just written it
+        return _begin(target, settings, machines)
     if others:
         raise ConfigError(
             f"{output} holds {', '.join(others[:3])} and is not the folder of a fleet: give "
@@ -928,6 +930,13 @@ def fit_partition(
             "tests": [],
         }
     )
+    if not (output / STUDENT / MANIFEST).exists():
+        found = [
+            _failed(r["entity"], r["rows"], f"{r['reason']}; this fleet has none")
+            if r["detector"] == STUDENT
+            else r
+            for r in found
+        ]
     return catalogue_frame([{k: row[k] for k in CATALOGUE_SCHEMA} for row in found])
 
 
