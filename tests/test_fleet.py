@@ -454,3 +454,13 @@ def test_kills_lose_no_machine_and_leave_the_same_bytes(tmp_path):
     found = [read_catalogue(one).drop(columns="seconds") for one in (killed, whole)]
     pd.testing.assert_frame_equal(*found)
     assert not [*killed.rglob(".*.new")] and not (killed / "work").exists()
+
+
+def test_one_table_in_a_store_is_refused(tmp_path):
+    settings = resolved("table.parquet", data__entity_column="machine")
+    with pytest.raises(
+        kdjax.ConfigError, match="is for one local file: copy s3://b/table"
+    ):
+        fleet._list("s3://b/table.parquet", settings["data"])
+    with pytest.raises(kdjax.ConfigError, match="is no path that kdjax takes"):
+        fit_fleet("gs://b/plants", tmp_path / "fleet", settings)

@@ -241,6 +241,11 @@ def _text(path: str | os.PathLike[str]) -> str:
 def _list(path: str | os.PathLike[str], data: Settings) -> list[Machine]:
     if not is_remote(path):
         return list_machines(path, entity_column=data["entity_column"])
+    if data["entity_column"]:
+        raise ConfigError(
+            f"data.entity_column={data['entity_column']!r} is for one local file: copy "
+            f"{path} to the local disk, or give a folder with a file for each machine."
+        )
     found = list_files(os.fspath(path), SUFFIXES)
     return name_machines(path, {url: stored.size for url, stored in found.items()})
 
