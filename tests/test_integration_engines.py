@@ -23,6 +23,7 @@ HERE = Path(__file__).parent.parent / "examples" / "engines"
 FUGUE = Path(sys.prefix) / "fugue" / "bin" / "python"
 SIZES = {"saw": 400, "press": 360, "lathe": 380, "mill": 420, "lamp": 60}
 QUIET = {
+    "RAY_ADDRESS": "local",  # never a cluster that runs here already
     "RAY_USAGE_STATS_ENABLED": "0",
     "PYSPARK_PYTHON": sys.executable,
     "PYSPARK_SUBMIT_ARGS": "--master local[2] --conf spark.ui.enabled=false pyspark-shell",
@@ -50,22 +51,21 @@ def machines(tmp_path_factory):
     return whole, folder
 
 
-def run_example(*command, seconds=150):
+def run_example(*command, seconds=300):
     """Runs an example to its end; none of its processes stays."""
-    process = subprocess.Popen(
+    with subprocess.Popen(
         command,
         env=os.environ | QUIET,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
-    )
-    try:
-        said, _ = process.communicate(timeout=seconds)
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    ) as process:
+        try:
+            said, _ = process.communicate(timeout=seconds)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == 0, said
 
 
