@@ -464,3 +464,24 @@ def test_one_table_in_a_store_is_refused(tmp_path):
         fleet._list("s3://b/table.parquet", settings["data"])
     with pytest.raises(kdjax.ConfigError, match="is no path that kdjax takes"):
         fit_fleet("gs://b/plants", tmp_path / "fleet", settings)
+
+
+def test_finish_fleet_joins_the_rows_of_an_engine(plants, fitted, tmp_path):
+    frames = [pd.read_csv(plants / f"m{i}.csv", parse_dates=["time"]) for i in range(2)]
+    for i, part in enumerate(frames):
+        found = fit_partition(
+            part.assign(entity=f"m{i}"),
+            output=tmp_path / "fleet",
+            settings=resolved(plants),
+        )
+        (tmp_path / "fleet" / "catalogue.parquet").mkdir(exist_ok=True)
+        found.to_parquet(tmp_path / "fleet" / "catalogue.parquet" / f"part-{i}.parquet")
+    catalogue = kdjax.finish_fleet(tmp_path / "fleet")
+    assert (tmp_path / "fleet" / "catalogue.parquet").is_file()
+    pd.testing.assert_frame_equal(catalogue, read_catalogue(tmp_path / "fleet"))
+    np.testing.assert_allclose(
+        catalogue["threshold"], fitted[1].loc[["m0", "m1"], "threshold"], rtol=1e-6
+    )
+    assert "2 machines: 2 ready" in (tmp_path / "fleet" / "index.html").read_text(
+        "utf-8"
+    )

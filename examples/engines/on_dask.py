@@ -50,6 +50,8 @@ def main(verb, detector, rows, output=""):
             .map_partitions(function, str(detector), meta=meta)
             .to_parquet(output, write_index=False)
         )
+    if verb == "fit":
+        kdjax.finish_fleet(detector)  # the catalogue as one file, and a page
 
 
 if __name__ == "__main__":

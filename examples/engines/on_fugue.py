@@ -47,6 +47,8 @@ def main(engine, verb, detector, rows, output=""):
             partition={"by": "entity", "presort": "time"},
         )
         fa.save(found, str(output), format_hint="parquet", mode="error")
+    if verb == "fit":
+        kdjax.finish_fleet(detector)  # the catalogue as one file, and a page
 
 
 if __name__ == "__main__":

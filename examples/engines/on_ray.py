@@ -48,6 +48,8 @@ def main(verb, detector, rows, output=""):
         )
         .write_parquet(str(output))
     )
+    if verb == "fit":
+        kdjax.finish_fleet(detector)  # the catalogue as one file, and a page
 
 
 if __name__ == "__main__":

@@ -44,6 +44,8 @@ def main(verb, detector, rows, output=""):
     columns = ", ".join(f"{name} {TYPES.get(t, t)}" for name, t in schema.items())
     table.groupBy("entity").applyInPandas(function, columns).write.parquet(str(output))
     spark.stop()
+    if verb == "fit":
+        kdjax.finish_fleet(detector)  # the catalogue as one file, and a page
 
 
 if __name__ == "__main__":

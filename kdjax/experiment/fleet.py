@@ -62,6 +62,7 @@ from kdjax.detection.fleet import (
     STUDENT,
     catalogue_frame,
     quoted,
+    read_catalogue,
     read_fleet,
 )
 from kdjax.detection.storage import load_detector, save_detector
@@ -220,14 +221,9 @@ def _fit_fleet(
             r | {"threshold": tau} if r["detector"] == STUDENT else r for r in found
         ]
     frame = catalogue_frame([{k: row[k] for k in CATALOGUE_SCHEMA} for row in found])
-    with atomic_path(output / CATALOGUE) as temporary:
-        frame.to_parquet(temporary, index=False)
-    # Drawing takes half a second to import.
-    from kdjax.evaluation.fleet import fleet_words, write_fleet_page
-
-    write_fleet_page(output, frame, card=settings, expected=expected)
+    words = _write_catalogue(output, frame, settings, expected)
     target.put(BUDGET, PAGE, CATALOGUE)
-    for sentence in fleet_words(frame, expected):
+    for sentence in words:
         console.print(sentence, highlight=False, soft_wrap=True)
     shutil.rmtree(output / "work", ignore_errors=True)
     return frame
@@ -943,6 +939,37 @@ def fit_partition(
             for r in found
         ]
     return catalogue_frame([{k: row[k] for k in CATALOGUE_SCHEMA} for row in found])
+
+
+def finish_fleet(output: str | os.PathLike[str]) -> pd.DataFrame:
+    """Writes the catalogue and the page of a fleet that engines fitted by `fit_partition`.
+
+    `catalogue.parquet` holds the rows that the calls returned: one file, or a folder of
+    files as engines write them, which one file replaces.
+
+    >>> finish_fleet("fleets/plants")["state"].tolist()  # doctest: +SKIP
+    ['ready', 'ready']
+    """
+    rows = read_catalogue(output).to_dict("records")
+    frame = catalogue_frame(rows)  # type: ignore[arg-type]
+    _write_catalogue(Path(output), frame, read_fleet(output)["settings"], None)
+    return frame
+
+
+def _write_catalogue(
+    output: Path, frame: pd.DataFrame, settings: Settings, expected: Any
+) -> list[str]:
+    """Writes the catalogue and the page; the fleet in sentences."""
+    # Drawing takes half a second to import.
+    from kdjax.evaluation.fleet import fleet_words, write_fleet_page
+
+    write_fleet_page(output, frame, card=settings, expected=expected)
+    path = output / CATALOGUE
+    if path.is_dir():  # of an engine
+        shutil.rmtree(path)
+    with atomic_path(path) as temporary:
+        frame.to_parquet(temporary, index=False)
+    return fleet_words(frame, expected)
 
 
 def _usual_settings(output: Path) -> Settings:
