@@ -41,7 +41,7 @@ def main(arguments: list[str], flags: common.Flags) -> None:
     output = _output(arguments, flags)
     options = {"detector": detector, "output": output, "log": common.say}
     options |= common.chosen(flags, "entity", "causal", "contributions", "attribution")
-    check_detector_folder(Path(detector))
+    check_detector_folder(Path(detector), fleets=True)
     with common.reading(flags, common.READING) as reading:
         if output.suffix in ENDINGS:
             common.check_rows(arguments[0], detector, reading)

@@ -9,14 +9,14 @@ import os
 import re
 import urllib.parse
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
 
 from kdjax.data.raw import Place
-from kdjax.data.readers import load_files, name_of, series_of
+from kdjax.data.readers import exclude_rows, load_files, name_of, series_of
 from kdjax.data.schema import Reading, check_reading, entity_rows
 from kdjax.data.series import Series
 from kdjax.data.tables import SUFFIXES, Table, check_names, open_table
@@ -73,12 +73,8 @@ def list_machines(path: str | os.PathLike[str], *, entity_column: str) -> list[M
         return frame_machines(table.read(), entity_column, place=table.place)
     found: dict[str, list[Path]] = {}
     for file in sorted(_files(path)):
-        known = _PARTITION.fullmatch(file.parent.name) if file.parent != path else None
-        if known and file.name.lower().endswith(".parquet"):
-            entity = urllib.parse.unquote(known["entity"])
-            found.setdefault(entity, []).append(file)
-        else:
-            found.setdefault(name_of(file), []).append(file)
+        entity = partition_of(file) if file.parent != path else ""
+        found.setdefault(entity or name_of(file), []).append(file)
     if not found:
         raise DataError(
             f"{path} has no file of rows: expected endings of {', '.join(SUFFIXES)}."
@@ -94,6 +90,18 @@ def list_machines(path: str | os.PathLike[str], *, entity_column: str) -> list[M
         )  # fmt: skip
         machines.append(Machine(entity, tuple(map(str, files)), fault=twice))
     return machines
+
+
+def partition_of(path: Path) -> str:
+    """The machine of a part of a partitioned Parquet folder; empty for another file.
+
+    >>> partition_of(Path("plants/entity=line%2F1/part-0.parquet"))
+    'line/1'
+    """
+    known = _PARTITION.fullmatch(path.parent.name)
+    if not (known and path.name.lower().endswith(".parquet")):
+        return ""
+    return urllib.parse.unquote(known["entity"])
 
 
 def frame_machines(
@@ -128,21 +136,38 @@ def _files(folder: Path) -> Iterator[Path]:
                 yield Path(here) / name
 
 
-def read_machine(machine: Machine, **options: Any) -> Series:
-    """The series of a machine; `options` are those of `read_table` but `exclude`.
+def read_machine(
+    machine: Machine,
+    *,
+    exclude: str | os.PathLike[str] = "",
+    others: Collection[str] = (),
+    may_lack: Collection[str] = (),
+    **options: Any,
+) -> Series:
+    """The series of a machine; `options` are those of `read_table`.
 
     Of several files, such as the parts of a partition, the rows come in the order of
-    their names.
+    their names. Columns in `may_lack` need not be there; `exclude` may name the `others`.
 
     Raises:
         DataError: a fault of the rows, or `machine.fault`.
     """
     if machine.fault:
         raise DataError(f"{machine.entity}: {machine.fault}.")
+    series = _read_machine(machine, may_lack, options)
+    if str(exclude):
+        [(series,)] = exclude_rows([(series,)], Path(exclude), others=others)
+    return series
+
+
+def _read_machine(
+    machine: Machine, may_lack: Collection[str], options: dict[str, Any]
+) -> Series:
     name = machine.entity
     options["entity_column"] = ""  # the machine's name is that of its file
     if machine.frame is None and len(machine.paths) == 1:
-        (series,) = load_files(machine.paths[0], entity=name, **options).train
+        options |= {"entity": name, "may_lack": may_lack}
+        (series,) = load_files(machine.paths[0], **options).train
         return series
     reading = Reading(**{**options, "ignore": tuple(options.get("ignore", ()))})
     check_reading(reading)
@@ -167,7 +192,7 @@ def read_machine(machine: Machine, **options: Any) -> Series:
         place = Place(path, names, first_line=machine.first_line, lines=lines)
         frame = frame.set_axis([*names], axis=1).reset_index(drop=True)
     table = Table(place, len(frame), 0, lambda wanted, rows: iter([frame]))
-    (series,) = series_of(table, reading, name)
+    (series,) = series_of(table, reading, name, may_lack=may_lack)
     return series
 
 

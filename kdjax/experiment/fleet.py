@@ -45,6 +45,7 @@ from kdjax.detection.alarming import DAY, count_events
 from kdjax.detection.calibration import rule_for
 from kdjax.detection.detector import POOLED, Detector
 from kdjax.detection.fleet import (
+    BUDGET,
     CATALOGUE,
     CATALOGUE_SCHEMA,
     DETECTORS,
@@ -157,6 +158,7 @@ def fit_fleet(
     if _is_shared_budget(settings):
         options = {"executor": executor, "address": address, "resources": resources}
         found, expected = _share_budget(output, settings, found, **options)
+        write_text(output / BUDGET, json.dumps(expected, indent=1) + "\n")
     frame = catalogue_frame([{k: row[k] for k in CATALOGUE_SCHEMA} for row in found])
     with atomic_path(output / CATALOGUE) as temporary:
         frame.to_parquet(temporary, index=False)
