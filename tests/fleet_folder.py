@@ -1,5 +1,6 @@
 """A fleet made by hand, for tests of what uses one."""
 
+import hashlib
 import json
 
 from kdjax.config import get_config, override, resolve
@@ -60,6 +61,11 @@ class FleetFolder:
         fresh = self.path / ".fresh"
         catalogue_frame([*self._rows.values()]).to_parquet(fresh, index=False)
         fresh.replace(self.path / CATALOGUE)
+
+    def digest(self, name):
+        """The SHA-256 of the manifest of a machine's detector."""
+        manifest = self.of(name) / "MANIFEST.sha256"
+        return hashlib.sha256(manifest.read_bytes()).hexdigest()
 
     def of(self, name):
         """The folder of the detector of a machine."""

@@ -1,6 +1,9 @@
 """Files that are scored with a fleet: each machine by its own detector."""
 
+import contextlib
+import io
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +12,12 @@ import pytest
 
 from kdjax.cli import main
 from kdjax.detection.fleet import BUDGET
-from kdjax.errors import ArtifactError, DataError
+from kdjax.detection.storage import load_detector
+from kdjax.errors import ArtifactError, ConfigError, DataError
+from kdjax.scoring import machines
 from kdjax.scoring.files import score_file, score_fleet
+from kdjax.scoring.opening import open_streams
+from kdjax.scoring.streams import run_stream
 
 START = "2024-03-01"
 
@@ -200,7 +207,192 @@ def test_verbs_of_one_detector_name_the_machines_folders(fleet, files, capsys):
     ):
         assert main(["kdjax", *verb, f"--detector={fleet.path}"]) == 2
         assert f"such as {fleet.path}/detectors/MACHINE" in capsys.readouterr().err
-    from kdjax.detection.storage import load_detector
-
     with pytest.raises(ArtifactError, match="is the folder of a fleet"):
         load_detector(fleet.path)
+
+
+# Streams.
+
+
+def lines_of(machines, rows=40):
+    """Lines of many machines, in turn, as JSON."""
+    frames = {name: machine_rows(seed, rows) for name, seed in machines.items()}
+    for place in range(rows):
+        for name, frame in frames.items():
+            row = frame.iloc[place]
+            cells = {"time": str(row["time"]), "pump": name}
+            yield json.dumps(cells | {"x": float(row["x"]), "y": float(row["y"])})
+
+
+def streamed(lines, fleet, **options):
+    output, said = io.StringIO(), []
+    options = {"reading": {"entity_column": "pump"}} | options
+    summary = run_stream(lines, output, detector=fleet.path, log=said.append, **options)
+    return [*map(json.loads, output.getvalue().splitlines())], said, summary
+
+
+def rows_by(answers, name):
+    keys = ("time", "score", "window_score", "alarm", "state")
+    rows = [one for one in answers if one.get("entity") == name and "score" in one]
+    return [tuple(row[key] for key in keys) for row in rows]
+
+
+@pytest.mark.parametrize("most", [1, 1000])
+def test_a_stream_answers_as_causal_scores(fleet, tmp_path, most):
+    """Machines have their own detectors; lines of others are refused one by one."""
+    names = {"m1": 0, "m2": 1, "few": 2, "m9": 3, "bad": 4}
+    lines = [[*lines_of(names)]]
+    answers, said, summary = streamed(lines, fleet, most_open=most)
+    assert said[0] == "scoring each machine by its own detector of the fleet"
+    assert summary.rows == 120 and summary.faulty == 80
+    for name in ("m1", "m2", "few"):
+        machine_rows(names[name]).to_csv(tmp_path / f"{name}.csv", index=False)
+        alone = tmp_path / f"{name}.scores.csv"
+        score_file(
+            tmp_path / f"{name}.csv", detector=fleet.path, output=alone, causal=True
+        )
+        wanted = pd.read_csv(alone)
+        found = rows_by(answers, name)
+        assert [row[0] for row in found] == wanted["time"].tolist()
+        assert [row[3:] for row in found] == [
+            *zip(wanted["alarm"], wanted["state"], strict=True)
+        ]
+        for place, column in ((1, "score"), (2, "window_score")):
+            values = [math.nan if row[place] is None else row[place] for row in found]
+            np.testing.assert_allclose(values, wanted[column], rtol=2e-6)
+        begun = [
+            one["event"]["id"]
+            for one in answers
+            if "event" in one and one["event"]["entity"] == name
+            and one["event"]["end"] is None and one["event"]["kind"] == "score"
+        ]  # fmt: skip
+        events = pd.read_csv(f"{alone}.events.csv")
+        assert begun == events["id"][events["kind"] == "score"].tolist() != []
+    for name, word in (("m9", "has no such machine"), ("bad", "its detector failed")):
+        faults = [one for one in answers if one.get("entity") == name]
+        assert len(faults) == 40 and all(word in one["error"] for one in faults)
+
+
+def test_a_stream_goes_on_with_new_machines_and_detectors(fleet, tmp_path):
+    """Rows of a machine carry over to its new detector; a new machine needs no restart."""
+    early, late = [*lines_of({"m1": 0, "m2": 1, "m9": 2}, 20)], [
+        *lines_of({"m1": 0, "m2": 1, "m9": 2})
+    ][60:]  # fmt: skip
+
+    def lines():
+        yield early
+        fleet.add("m9", tau=4.0)
+        fleet.add("m1", tau=0.5)
+        yield late
+
+    found, said, _ = streamed(lines(), fleet)
+    assert "m1: another detector is in force; its rows carry over." in said
+    never, *_ = streamed([[*lines_of({"m2": 1})]], fleet)
+    assert rows_by(found, "m2") == rows_by(never, "m2")
+    after, *_ = streamed([[*lines_of({"m1": 0})]], fleet)
+    assert rows_by(found, "m1")[20:] == rows_by(after, "m1")[20:]
+    fleet.add("m1", tau=3.0)
+    before, *_ = streamed([early], fleet)
+    assert rows_by(found, "m1")[:20] == rows_by(before, "m1")
+    new = [one for one in found if one.get("entity") == "m9"]
+    assert [("error" in one) for one in new] == [True] * 20 + [False] * 20
+
+
+def test_a_stream_resumes_from_its_state(fleet, tmp_path):
+    """A restart skips what was answered, refused lines too; machines that left are refused."""
+    every = [*lines_of({"m1": 0, "m2": 1, "m9": 2})]
+    whole, *_ = streamed([every], fleet)
+    output, state = tmp_path / "answers", tmp_path / "state"
+    reading = {"entity_column": "pump"}
+    options = {"detector": fleet.path, "state": state, "reading": reading}
+    run_stream([every[:70]], output, most_open=1, **options)
+    run_stream([every], output, **options)
+    found = [*map(json.loads, output.read_text().splitlines())]
+    for name in ("m1", "m2"):
+        assert rows_by(found, name) == rows_by(whole, name)
+    fleet.add("m1", state="failed", reason="its file is empty")
+    more = [json.dumps({"time": "2024-03-02", "pump": "m1", "x": 1, "y": 2})]
+    with pytest.raises(
+        DataError, match="of the last 2 lines at fault, the latest: m1: "
+    ):
+        run_stream([[*more, *every[-3:]]], output, **options)
+    (last,) = [one for one in map(json.loads, output.read_text().splitlines())
+               if one.get("time") == "2024-03-02"]  # fmt: skip
+    assert (
+        last["entity"] == "m1"
+        and "its detector failed (its file is empty" in last["error"]
+    )
+
+
+def test_messages_of_alarms_have_the_machines_digest(fleet, tmp_path):
+    file = tmp_path / "messages"
+    streamed([[*lines_of({"m1": 0, "few": 2})]], fleet, on_alarm=[f"file:{file}"])
+    messages = [*map(json.loads, file.read_text().splitlines())]
+    digests = {one["entity"]: one["detector"] for one in messages}
+    assert digests == {name: fleet.digest(name) for name in ("m1", "few")}
+
+
+def test_one_machine_of_a_fleet_in_a_stream(fleet, capsys, monkeypatch):
+    lines = [*lines_of({"m2": 1}, 12)]
+    lines = [line.replace('"pump": "m2", ', "") for line in lines]
+    found, *_ = streamed([lines], fleet, entity="m2", reading={})
+    wanted, *_ = streamed([[*lines_of({"m2": 1}, 12)]], fleet)
+    assert [one["score"] for one in found if "score" in one] == [
+        row[1] for row in rows_by(wanted, "m2")
+    ]
+    with pytest.raises(
+        ConfigError, match="backend=onnxruntime, or for one entity, give"
+    ):
+        open_streams(fleet.path, backend="onnxruntime")
+    assert main(["kdjax", "stream", f"--detector={fleet.path}", "--entity=m7"]) == 2
+    assert "m7: the fleet" in capsys.readouterr().err
+
+
+def test_streams_of_a_fleet_are_refused_one_by_one(fleet):
+    streams = open_streams(fleet.path)
+    for _ in range(5):
+        found = streams.update({"m1": [1.0, 2.0], "m9": [1.0, 2.0], "m2": [5.0, 2.0]})
+    assert isinstance(found["m9"], DataError)
+    assert found["m1"].tau == 3.0 and found["m2"].tau == 5.0
+    alone = open_streams(fleet.of("m2"))
+    for _ in range(5):
+        other = alone.update({"m2": [5.0, 2.0]})
+    assert other["m2"].window_score == found["m2"].window_score
+
+
+def test_a_detector_leaves_the_memory_with_its_last_stream(fleet):
+    streams = open_streams(fleet.path)
+    first = streams.another("m1")
+    assert streams.another("m1").source is first.source
+    other = streams.another("few").source
+    assert other is streams.another("").source
+    assert len(streams._detectors) == 2
+    del first
+    assert len(streams._detectors) == 1
+
+
+def test_a_fleet_without_a_detector_is_refused(fleet):
+    for name in ("m1", "m2", "few"):
+        fleet.add(name, state="failed", reason="no rows")
+    (fleet.path / "shared").rename(fleet.path / "other")
+    with pytest.raises(
+        ArtifactError, match="has no detector: all of its machines failed"
+    ):
+        open_streams(fleet.path)
+
+
+def test_each_machine_is_silent_by_its_own_cadence(fleet, monkeypatch):
+    fleet.add("slow", tau=3.0, step=3600.0)
+    now = [1000.0]
+    monkeypatch.setattr(machines.time, "monotonic", lambda: now[0])
+    told = {}
+    with contextlib.closing(machines.Store(None)) as store:
+        found = machines.Machines(
+            open_streams(fleet.path), {}, store=store, most=9, log=told.setdefault
+        )
+        for name in ("slow", "m1"):
+            found.of(name).stream.update([1.0, 2.0], "2024-03-01")
+            found.came(name)
+        for now[0], silent in ((1004.0, []), (1006.0, ["m1"]), (19_000.0, []),
+                               (19_001.0, ["slow"]), (99_000.0, [])):  # fmt: skip
+            assert [one["entity"] for one in found.silent(0.0)] == silent

@@ -1,8 +1,9 @@
-"""Scores files with a fleet: each machine by its own detector."""
+"""Files and streams under a fleet: each machine has its own detector."""
 
 import hashlib
 import json
 import os
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,20 +15,27 @@ from kdjax.data.readers import name_of
 from kdjax.data.series import Series
 from kdjax.data.tables import open_table
 from kdjax.detection.alarming import DAY
-from kdjax.detection.detector import Detector
+from kdjax.detection.detector import POOLED, Detector, entity_streams
 from kdjax.detection.false_alarms import events_text
 from kdjax.detection.fleet import (
     BUDGET,
+    CATALOGUE,
+    READY,
+    STUDENT,
     catalogue_rows,
     machine_folder,
     open_machine,
     read_catalogue,
     read_fleet,
     refusal,
+    stamp,
 )
 from kdjax.detection.occurrences import SCORE
 from kdjax.detection.reading import options_like
-from kdjax.errors import DataError, KdjaxError, counted
+from kdjax.detection.storage import load_detector
+from kdjax.detection.stream_batches import EntityStreams
+from kdjax.detection.streaming import StreamDetector
+from kdjax.errors import ArtifactError, DataError, KdjaxError, counted
 from kdjax.io.files import MANIFEST, sha256
 
 Measured = Mapping[str, tuple[int, float]]  # events and days of each machine
@@ -184,3 +192,113 @@ def budget_words(fleet: Fleet, found: Measured, *, causal: bool) -> Iterator[str
     if not causal:
         text += " Expected are those of a stream, which --causal scores as."
     yield text
+
+
+class FleetStreams(EntityStreams):
+    """Streams of the machines of a fleet, each under its own detector.
+
+    A detector is loaded with the first stream that needs it, and stays while one does.
+
+    Args:
+        folder: of the fleet.
+        options: of `entity_streams`.
+    """
+
+    fleet = True
+
+    def __init__(self, folder: str | os.PathLike[str], **options: Any) -> None:
+        self.folder, self._options = Path(folder), options
+        # By folder, entity and when the detector was written.
+        self._detectors: weakref.WeakValueDictionary[Any, EntityStreams]
+        self._detectors = weakref.WeakValueDictionary()
+        self._stamp: tuple[int, int] = (0, 0)
+        self.refresh()
+        if (self.folder / STUDENT / MANIFEST).exists():
+            usual = STUDENT, POOLED
+        else:
+            usual = next(
+                (
+                    (detector, name)
+                    for name, (state, _, detector) in sorted(self._rows.items())
+                    if state == READY
+                ),
+                ("", ""),
+            )
+        if not usual[0]:
+            raise ArtifactError(
+                f"{folder} has no detector: all of its machines failed, see {CATALOGUE}."
+            )
+        # Its rules are those of a fleet; it compiles what all detectors of its form share.
+        self._usual_key = self._key(*usual)
+        self._shared = self._opened(self._usual_key, ready=True)
+        super().__init__(
+            lambda name: self.another(name), self._shared.score, known=(), usual=""
+        )
+
+    def another(self, entity: str) -> StreamDetector:
+        """A stream of a machine before its first row; DataError where it has no detector.
+
+        That of the machine `` only has the rules of a fleet.
+        """
+        if why := self.refusal(entity):
+            raise DataError(why)
+        key = self._key_of(entity) if entity else self._usual_key
+        streams = self._opened(key)
+        streams.excluded = self.excluded
+        return streams.another(entity)
+
+    def refusal(self, entity: str) -> str:
+        """Why a machine has no detector by the catalogue of the last `refresh`."""
+        if not entity or self._rows.get(entity, ("",))[0] == READY:
+            return ""
+        return refusal(self.folder, entity) or (
+            f"{entity}: its detector is new: send its rows again."
+        )
+
+    def is_listed(self, entity: str) -> bool:
+        """Whether a machine is in the catalogue, though it may have failed."""
+        return entity in self._rows
+
+    def digest(self, entity: str) -> str:
+        """The SHA-256 of the manifest of a machine's detector; empty for none."""
+        if self.refusal(entity) or not entity:
+            return ""
+        return sha256(self.folder / self._rows[entity][2] / MANIFEST)
+
+    def stale(self) -> bool:
+        """Whether the catalogue changed since the last `refresh`."""
+        return stamp(self.folder / CATALOGUE) not in (self._stamp, (0, 0))
+
+    def refresh(self) -> None:
+        """Reads the catalogue again."""
+        self._stamp = stamp(self.folder / CATALOGUE)
+        self._rows = catalogue_rows(self.folder)
+
+    def is_current(self, stream: StreamDetector) -> bool:
+        """Whether a stream's detector is the one that its machine has now."""
+        if self.refusal(stream.entity):
+            return False
+        return self._detectors.get(self._key_of(stream.entity)) is stream.source
+
+    def _key_of(self, entity: str) -> tuple[Any, ...]:
+        folder = self._rows[entity][2]
+        return self._key(folder, POOLED if folder == STUDENT else entity)
+
+    def _key(self, folder: str, entity: str) -> tuple[Any, ...]:
+        return folder, entity, stamp(self.folder / folder / MANIFEST)
+
+    def _opened(self, key: tuple[Any, ...], ready: bool = False) -> EntityStreams:
+        streams = self._detectors.get(key)
+        if streams is None:
+            folder, entity, _ = key
+            detector = load_detector(self.folder / folder)
+            used = entity if entity in detector.entities else POOLED
+            # What scoring doesn't need would be held by each of many machines.
+            streams = entity_streams(
+                detector._replace(reference=None, ranges=None),
+                entity=used,
+                ready=ready,
+                **self._options,
+            )
+            self._detectors[key] = streams
+        return streams
