@@ -24,6 +24,7 @@ from kdjax.detection.alarming import alarm_measures, measures_text
 from kdjax.detection.attribution import check_attribution
 from kdjax.detection.detector import POOLED, Detector, entity_index
 from kdjax.detection.false_alarms import series_notes
+from kdjax.detection.fleet import machine_folder
 from kdjax.detection.reading import read_like
 from kdjax.detection.storage import load_detector
 from kdjax.detection.tables import find_windows, score_events, score_table
@@ -253,6 +254,8 @@ def score_fleet(
     fleet = loaded if isinstance(loaded, Fleet) else None
     if entity and isinstance(loaded, Detector):
         entity_index(loaded, entity)  # raises for an unknown one
+    elif entity:
+        machine_folder(detector, entity)  # and so does this
     exclude = options.get("exclude") or ""
     recorded = {"entity": entity, "blame": attribution, **options}
     if exclude:

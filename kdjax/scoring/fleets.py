@@ -107,7 +107,7 @@ def _machines(
 ) -> Sequence[Machine]:
     """The machines in a file, or of the partition that a folder is."""
     if path.is_dir():
-        parts = sorted(path.glob("*.parquet"))
+        parts = _part_files(path)
         return [Machine(entity or partition_of(parts[0]), tuple(map(str, parts)))]
     own = entity or partition_of(path) or name_of(path)
     given = str(reading.get("entity_column") or "")
@@ -117,6 +117,12 @@ def _machines(
     if column not in table.place.columns and not given:
         return [Machine(own, (str(path),))]
     return frame_machines(table.read(), column, place=table.place)
+
+
+def _part_files(folder: Path) -> list[Path]:
+    """The files of a partition, by name."""
+    files = [path for path in folder.iterdir() if partition_of(path)]
+    return sorted(path for path in files if path.name[0] != "." and path.is_file())
 
 
 def detector_digests(
@@ -150,7 +156,7 @@ def input_digest(path: Path) -> str:
     """The SHA-256 of a file, or of those of a partition's files."""
     if not path.is_dir():
         return sha256(path)
-    lines = [f"{sha256(part)} {part.name}\n" for part in sorted(path.glob("*.parquet"))]
+    lines = [f"{sha256(part)} {part.name}\n" for part in _part_files(path)]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 

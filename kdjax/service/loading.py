@@ -72,7 +72,8 @@ def load(
         from kdjax.detection.storage import load_detector
 
         detector = load_detector(path)
-        streams = entity_streams(detector, entity=entity, exact=True)
+        options: dict[str, Any] = {"entity": entity, "ready": entity is None}
+        streams = entity_streams(detector, exact=True, **options)
         backend = "jax"
         card, entities = detector.card, detector.entities
         usual = streams.another("")
