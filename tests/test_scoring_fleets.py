@@ -396,3 +396,32 @@ def test_each_machine_is_silent_by_its_own_cadence(fleet, monkeypatch):
         for now[0], silent in ((1004.0, []), (1006.0, ["m1"]), (19_000.0, []),
                                (19_001.0, ["slow"]), (99_000.0, [])):  # fmt: skip
             assert [one["entity"] for one in found.silent(0.0)] == silent
+
+
+def test_readings_of_a_fleet_are_put_on_the_grid(fleet, tmp_path):
+    """Long layout: a machine has a grid of its own, and refused readings leave none."""
+    names = {"m1": 0, "m9": 1, "m2": 2, "few": 3}
+    lines = []
+    for line in lines_of(names, 12):
+        row = json.loads(line)
+        for tag in ("x", "y"):
+            about = {"time": row["time"], "pump": row["pump"]}
+            lines.append(json.dumps(about | {"tag": tag, "value": row[tag]}))
+    reading = {"entity_column": "pump", "layout": "long", "step": "1s"}
+    found, _, summary = streamed([lines], fleet, reading=reading)
+    wanted, *_ = streamed([[*lines_of(names, 12)]], fleet)
+    for name in ("m1", "m2"):  # a row is complete with the next step's readings
+        rows = [row[1:] for row in rows_by(found, name)]
+        assert rows == [row[1:] for row in rows_by(wanted, name)][:11]
+    faults = [one for one in found if one.get("entity") == "m9"]
+    assert len(faults) == summary.faulty == 24
+    assert all("has no such machine" in one["error"] for one in faults)
+
+
+def test_an_unknown_machine_for_a_whole_folder_is_refused(fleet, files, tmp_path):
+    with pytest.raises(DataError, match="^m9: the fleet"):
+        score_fleet([files], detector=fleet.path, output=tmp_path / "all", entity="m9")
+    assert not (tmp_path / "all").exists()
+    score_fleet([files], detector=fleet.path, output=tmp_path / "all", entity="m2")
+    taus = [pd.read_csv(path)["tau"][0] for path in (tmp_path / "all").glob("??.csv")]
+    assert taus == [5.0, 5.0]

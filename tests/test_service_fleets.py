@@ -12,6 +12,7 @@ from kdjax.detection import fleet as fleets
 from kdjax.notify.outbox import receivers
 from kdjax.scoring.opening import open_streams
 from kdjax.service.engine import Limits
+from kdjax.service.sources import DeadLetters, Message, Spec, open_sources
 
 URL = "/v1/detectors/plants.fleet"
 MACHINES = ("m1", "m2", "few")
@@ -277,3 +278,27 @@ def test_a_damaged_catalogue_leaves_the_old_one_in_force(
     engine = client.engines["plants.fleet"]
     until(lambda: not engine.machines.stale())
     assert len(answered(posted(client, values, 5, 10))["rows"]) == 15
+
+
+def test_rows_of_a_source_without_a_detector_are_dead_letters(
+    serve, fleet, values, tmp_path
+):
+    client, said = serve(fleet.path), []
+    (source,) = open_sources(
+        [Spec("test", "", (), lambda source: None)],
+        client.engines,
+        dead=DeadLetters(tmp_path / "dead", said.append),
+        most=10_000,
+        log=said.append,
+    )
+    source.put([
+        Message(json.dumps({"rows": values["m1"][:9]}).encode(), "m1"),
+        Message(json.dumps({"rows": values["m9"][:1]}).encode(), "m9"),
+        Message(json.dumps({"rows": values["m2"][:9]}).encode(), "m2"),
+    ])  # fmt: skip
+    letters = [*map(json.loads, (tmp_path / "dead").read_text().splitlines())]
+    assert [letter["reason"].split(":")[0] for letter in letters] == ["m9"]
+    machines = client.engines["plants.fleet"].machines
+    assert {name: machines.of(name).stream.rows for name in machines.names} == {
+        "m1": 9, "m2": 9
+    }  # fmt: skip
