@@ -299,9 +299,13 @@ class FleetStreams(EntityStreams):
             folder, entity, _ = key
             detector = load_detector(self.folder / folder)
             used = entity if entity in detector.entities else POOLED
-            # What scoring doesn't need would be held by each of many machines.
+            # What streams don't need would be held by each of many machines.
+            card = {
+                "settings": {"data": detector.card.get("settings", {}).get("data", {})}
+            }
+            card["data"] = detector.card.get("data", {})
             streams = entity_streams(
-                detector._replace(reference=None, ranges=None),
+                detector._replace(card=card, reference=None, ranges=None),
                 entity=used,
                 ready=ready,
                 **self._options,
