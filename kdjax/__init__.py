@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from kdjax.detection.alarming import events as events
     from kdjax.detection.attribution import contributions as contributions
     from kdjax.detection.detector import Detector as Detector
+    from kdjax.detection.fleet import CATALOGUE_SCHEMA as CATALOGUE_SCHEMA
+    from kdjax.detection.fleet import open_machine as open_machine
+    from kdjax.detection.fleet import read_catalogue as read_catalogue
     from kdjax.detection.gaussian import Gaussian as Gaussian
     from kdjax.detection.gaussian import fit_gaussian as fit_gaussian
     from kdjax.detection.scores import alarms as alarms
@@ -48,6 +51,8 @@ if TYPE_CHECKING:
     from kdjax.errors import DataError as DataError
     from kdjax.errors import KdjaxError as KdjaxError
     from kdjax.estimator import KDDetector as KDDetector
+    from kdjax.experiment.fleet import fit_fleet as fit_fleet
+    from kdjax.experiment.fleet import fit_partition as fit_partition
     from kdjax.experiment.pipeline import run as run
     from kdjax.experiment.recalibrate import recalibrated as recalibrated
     from kdjax.experiment.sweeps.design import make_design as make_design
@@ -67,6 +72,8 @@ if TYPE_CHECKING:
     from kdjax.scoring.files import score_fleet as score_fleet
     from kdjax.scoring.opening import open_stream as open_stream
     from kdjax.scoring.opening import open_streams as open_streams
+    from kdjax.scoring.partitions import SCORE_SCHEMA as SCORE_SCHEMA
+    from kdjax.scoring.partitions import score_partition as score_partition
     from kdjax.training.batching import Batch as Batch
     from kdjax.training.batching import WindowDataset as WindowDataset
     from kdjax.training.batching import batches as batches
@@ -117,16 +124,19 @@ GROUPS: dict[str, dict[str, str]] = {
     "Saved detectors and files": {
         "kdjax.detection.detector": "Detector",
         "kdjax.detection.storage": "load_detector save_detector",
+        "kdjax.detection.fleet": "CATALOGUE_SCHEMA open_machine read_catalogue",
         "kdjax.detection.tables": "score_events score_table",
         "kdjax.export.files": "export_file export_onnx export_stablehlo",
     },
     "Program": {
         "kdjax.config": "get_config override resolve",
         "kdjax.experiment.pipeline": "run",
+        "kdjax.experiment.fleet": "fit_fleet fit_partition",
         "kdjax.experiment.recalibrate": "recalibrated",
         "kdjax.experiment.sweeps.design": "make_design",
         "kdjax.experiment.sweeps.sweep": "run_sweep",
         "kdjax.scoring.files": "score_fleet",
+        "kdjax.scoring.partitions": "SCORE_SCHEMA score_partition",
         "kdjax.scoring.opening": "open_stream open_streams",
         "kdjax.detection.streaming": "StreamDetector",
         "kdjax.estimator": "KDDetector",

@@ -37,22 +37,8 @@ from kdjax.config import FIELDS, RENAMED, leaves, unknown_key
 from kdjax.errors import ConfigError, KdjaxError
 from kdjax.io import signals
 
-VERBS: dict[str, ModuleType] = {
-    module.__name__.rpartition(".")[2]: module
-    for module in (
-        run,
-        sweep,
-        fleet,
-        score,
-        plot,
-        calibrate,
-        export,
-        stream,
-        serve,
-        fetch,
-        info,
-    )
-}
+_ALL = (run, sweep, fleet, score, plot, calibrate, export, stream, serve, fetch, info)
+VERBS: dict[str, ModuleType] = {m.__name__.rpartition(".")[2]: m for m in _ALL}
 # Names that version 0.1 had for flags, and today's.
 OLD_FLAGS = {"blame": "attribution", "following": "rolling"}
 OLD_FLAGS |= {f"config.{old}": f"config.{new}" for old, new in RENAMED.items()}
@@ -89,7 +75,10 @@ def main(argv: Sequence[str]) -> int:
     logging.set_verbosity(logging.WARNING)
     try:
         with warnings.catch_warnings():
-            warnings.showwarning = _show_warning  # type: ignore[assignment]
+            # As one line, such as that of an old name in a config file.
+            warnings.showwarning = lambda message, _, file, line, *__: _print(
+                f"{file}:{line}: {_shown(message)}"
+            )
             _dispatch(argv)
     except KdjaxError as error:
         message = _shown(error)
@@ -129,7 +118,14 @@ def _dispatch(argv: Sequence[str]) -> None:
         raise ConfigError(
             f"{got}: expected one of {', '.join(VERBS)}; see kdjax --help."
         )
-    _check_flags(verb, values)
+    given = dict.fromkeys(k.split(".")[0] for k in values if values[k].present)
+    without_effect = [
+        f"--{name} (for {', '.join(v for v in VERBS if name in flags_of(v))})"
+        for name in given
+        if name not in flags_of(verb)
+    ]
+    if without_effect:
+        raise ConfigError(f"{verb} takes no {'; '.join(without_effect)}: leave it out.")
     VERBS[verb].main(rest, values)
 
 
@@ -194,7 +190,12 @@ def parse(argv: Sequence[str]) -> tuple[Flags, list[str]]:
         ConfigError: all faulty flags in one message.
     """
     ordered = _config_first([argv[0], *map(_current_flag, argv[1:])])
-    _check_repeated(ordered)
+    # absl would join a field of several values that is given twice.
+    given = [match[1] for arg in ordered[1:] if (match := OVERRIDE.match(arg))]
+    for field in given:
+        default, _ = FIELDS.get(field, ("", None))
+        if given.count(field) > 1 and isinstance(default, tuple):
+            raise ConfigError(f"flags: --config.{field} is given twice: give one.")
     try:
         values = define_flags(ordered)
         return values, values(ordered)[1:]
@@ -245,27 +246,6 @@ def _config_first(argv: Sequence[str]) -> list[str]:
     return [argv[0], *args]
 
 
-def _check_repeated(argv: Sequence[str]) -> None:
-    """Refuses a field of several values given twice, which absl would join."""
-    given = [match[1] for arg in argv[1:] if (match := OVERRIDE.match(arg))]
-    for field in given:
-        default, _ = FIELDS.get(field, ("", None))
-        if given.count(field) > 1 and isinstance(default, tuple):
-            raise ConfigError(f"flags: --config.{field} is given twice: give one.")
-
-
-def _check_flags(verb: str, values: Flags) -> None:
-    """Refuses flags that have no effect on the verb."""
-    given = dict.fromkeys(k.split(".")[0] for k in values if values[k].present)
-    unused = [
-        f"--{name} (for {', '.join(v for v in VERBS if name in flags_of(v))})"
-        for name in given
-        if name not in flags_of(verb)
-    ]
-    if unused:
-        raise ConfigError(f"{verb} takes no {'; '.join(unused)}: leave it out.")
-
-
 def _problems(argv: Sequence[str]) -> list[str]:
     """What is wrong with each flag, found by parsing it alone."""
     start = 1
@@ -313,11 +293,6 @@ def _one_line(error: BaseException) -> str:
 
 def _print(message: str) -> None:
     print(f"kdjax: {message}", file=sys.stderr)
-
-
-def _show_warning(message: Any, _: Any, file: str, line: int, *__: Any) -> None:
-    """A Python warning as one line, such as that of an old name in a config file."""
-    _print(f"{file}:{line}: {_shown(message)}")
 
 
 def _lacks_memory(error: BaseException) -> bool:

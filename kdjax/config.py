@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict, config_dict
 
 from kdjax.errors import ConfigError
+from kdjax.io.stores import check_local
 
 Settings = dict[str, Any]
 
@@ -517,6 +518,11 @@ def _check_together(settings: Settings) -> Iterator[str]:
             f"data.name (a benchmark: {', '.join(BENCHMARKS)}), got "
             f"data.path={data['path']!r} and data.name={data['name']!r}"
         )
+    for field in ("path", "test_path", "exclude"):
+        try:
+            check_local(data[field], f"data.{field}=")
+        except ConfigError as error:
+            yield str(error).rstrip(".")
     if data["name"] not in ("", "smd") and not data["root"]:
         yield f"data.name={data['name']!r} needs data.root, the data set's folder"
     if data["path"] and data["entities"]:

@@ -46,7 +46,7 @@ from kdjax.data.splits import segments
 from kdjax.data.tables import check_names, numbered_channels
 from kdjax.data.times import TimeForm, Times, parse_time, time_form
 from kdjax.detection.alarming import alarm_rule, row_alarms
-from kdjax.detection.calibration import calibrate, count_windows, rule_for
+from kdjax.detection.calibration import calibrate, count_windows
 from kdjax.detection.detector import (
     POOLED,
     Detector,
@@ -67,17 +67,13 @@ from kdjax.detection.thresholds import (
     too_few_message,
 )
 from kdjax.errors import ConfigError, DataError, KdjaxError, check_choice, counted
-from kdjax.experiment.assemble import (
-    calibration_rules,
-    data_digests,
-    make_detector,
-    threshold_rule,
-)
+from kdjax.experiment.assemble import calibration_rules, data_digests, make_detector
 from kdjax.experiment.jobs import is_distilled
 from kdjax.experiment.pipeline import check_windows, prepare_dataset
 from kdjax.experiment.recalibrate import (
     confirm_normal,
     recalibrated,
+    rule_of,
     with_rule,
     with_settings,
     with_threshold,
@@ -477,8 +473,7 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
         chance = (1 + lower) / (2 + n)
         normal = int((usual <= self.threshold_).sum())
         sure = 1 - binom.cdf(normal, n, chance)
-        found: np.ndarray = np.where(labels == 1, sure, 1 - sure)
-        return found
+        return np.where(labels == 1, sure, 1 - sure)
 
     def set_output(self, *, transform: str | None = None) -> Self:
         """Whether `decision_function` and `predict` give a Series for a DataFrame.
@@ -745,18 +740,9 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
         return expected_events(self._known_scores, rule)
 
     def _rule(self, detector: Detector, settings: Settings) -> Rule:
-        rule = threshold_rule(
-            settings,
-            step_seconds=detector.step if self._dated else 0.0,
-            stride=detector.stride,
-            window=detector.window,
-        )
-        return rule_for(detector.model.kind, rule)
-
-    @property
-    def _dated(self) -> bool:
-        """Whether the step of the rows of `fit` is in seconds."""
-        return bool(self.detector_.card.get("data", {}).get("dated", True))
+        # Whether the step of the rows of `fit` is in seconds.
+        dated = self.detector_.card.get("data", {}).get("dated", True)
+        return rule_of(detector, settings, step_seconds=detector.step if dated else 0.0)
 
     @property
     def classes_(self) -> np.ndarray:
@@ -811,8 +797,7 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
         given |= {**further, **changes, "data.path": ROWS}  # it needs a file's path
         plain = {field: _plain(value) for field, value in given.items()}
         usual = override(get_config(), self._by_rows)
-        config: dict[str, Any] = override(usual, plain).to_dict()
-        return config
+        return override(usual, plain).to_dict()
 
     def _settings(self, **changes: Any) -> dict[str, Any]:
         return resolve(self._config(**changes))
@@ -1037,8 +1022,7 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
                 "this KDDetector was loaded, and decision_scores_, the scores of the rows "
                 "of `fit`, are not saved: fit it again, or keep it by pickle."
             )
-        scores: np.ndarray = self.decision_scores_[np.isfinite(self.decision_scores_)]
-        return scores
+        return self.decision_scores_[np.isfinite(self.decision_scores_)]
 
     def _row_scores(self, X: Any) -> np.ndarray:
         return self._scores(self._series(X))["window_score"].to_numpy()
@@ -1119,8 +1103,7 @@ def _time_of(X: pd.DataFrame) -> pd.Series | None:
             "reset_index(drop=True) if it is no time."
         )
     index = index.to_timestamp() if isinstance(index, pd.PeriodIndex) else index
-    times: pd.Series = index.to_series(name="time")
-    return times
+    return index.to_series(name="time")
 
 
 def _increasing(times: pd.Series) -> Times:

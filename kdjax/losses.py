@@ -126,9 +126,19 @@ def distillation_loss(
     hard = squared_errors(reconstruction, windows, observed)
     if target == "scores":
         counted = jnp.ones_like(hard) if weight is None else jnp.asarray(weight)
-        soft = _score_term(
-            reconstruction, windows, targets, hard, counted, observed, recorded
-        )
+        squares = (reconstruction - windows) ** 2
+        seen = jnp.ones_like(squares) if observed is None else observed
+        cells = jnp.sum(seen, axis=2)
+        means = jnp.sum(jnp.where(seen, squares, 0.0), axis=2) / jnp.maximum(cells, 1)
+        known = counted[:, None] * (cells > 0)
+        own = _standardised(jnp.log(means + _FAINT), known)
+        gaps = jnp.where(known > 0, (own - _standardised(targets, known)) ** 2, 0.0)
+        # Rows count the same, wherever they lie; windows without any as 0.
+        share = jnp.sum(counted) / jnp.maximum(jnp.sum(known), 1)
+        # The unit: mean hard term of recorded windows, which no gradient changes.
+        counted = counted if recorded is None else counted * recorded
+        unit = jnp.sum(counted * hard) / jnp.maximum(jnp.sum(counted), 1)
+        soft = jax.lax.stop_gradient(unit) * share * jnp.sum(gaps, axis=1)
     elif target == "hidden":
         if code is None:
             raise ConfigError("target='hidden' needs the student's code.")
@@ -157,31 +167,6 @@ def check_distillation(
     """Raises ConfigError for a target or temperature mode that is unknown."""
     check_choice("target", target, targets)
     check_choice("temperature_mode", temperature_mode, TEMPERATURE_MODES)
-
-
-def _score_term(
-    reconstruction: Array,
-    windows: Array,
-    targets: Array,
-    hard: Array,
-    weight: Array,
-    observed: Array | None,
-    recorded: Array | None,
-) -> Array:
-    """The soft term of `scores`, `[B]`."""
-    squares = (reconstruction - windows) ** 2
-    seen = jnp.ones_like(squares) if observed is None else observed
-    counts = jnp.sum(seen, axis=2)
-    means = jnp.sum(jnp.where(seen, squares, 0.0), axis=2) / jnp.maximum(counts, 1)
-    known = weight[:, None] * (counts > 0)
-    own = _standardised(jnp.log(means + _FAINT), known)
-    gaps = jnp.where(known > 0, (own - _standardised(targets, known)) ** 2, 0.0)
-    # Rows count the same, wherever they lie; windows without any as 0.
-    share = jnp.sum(weight) / jnp.maximum(jnp.sum(known), 1)
-    # The unit: mean hard term of recorded windows, which no gradient changes.
-    counted = weight if recorded is None else weight * recorded
-    unit = jnp.sum(counted * hard) / jnp.maximum(jnp.sum(counted), 1)
-    return jax.lax.stop_gradient(unit) * share * jnp.sum(gaps, axis=1)
 
 
 def _standardised(values: Array, weight: Array) -> Array:

@@ -111,8 +111,8 @@ def test_help_of_a_verb(say, verb):
     assert f"Example:\n  kdjax {verb} " in out and "Exit codes: 0 " in out
     taken = set(re.findall(r"^  --(\w+)", out, re.MULTILINE))
     assert taken == {*flags_of(verb)}
-    # The README's commands are run by test_readme.
-    assert f"\n{module.EXAMPLE}\n" in (TOP / "README.md").read_text()
+    # The commands there are run by test_readme.
+    assert f"\n{module.EXAMPLE}\n" in (TOP / "docs" / "program.md").read_text()
 
 
 def test_help_shows_defaults(say):

@@ -45,11 +45,6 @@ def test_results_stand_in_their_document(path: Path) -> None:
     assert f"seed {settings['seed']}" in document
 
 
-def test_readme_has_the_table_of_smd() -> None:
-    readme = (ROOT / "README.md").read_text("utf-8")
-    assert table_of(ROOT / "docs" / "results" / "smd.json") in readme
-
-
 def test_frontier_has_the_table_of_its_students(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

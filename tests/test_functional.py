@@ -69,12 +69,6 @@ def test_the_example_runs_and_finds_alarms():
     assert found["ap"] == pytest.approx(average_precision_score(wanted, scores))
 
 
-def test_the_readme_shows_the_example():
-    code = EXAMPLE.read_text("utf-8")
-    code = code[code.index("import jax") :]
-    assert code in (EXAMPLE.parent.parent / "README.md").read_text("utf-8")
-
-
 def numpy_adam(value, gradients, rate):
     m = v = np.zeros_like(value)
     for t, gradient in enumerate(gradients, start=1):
@@ -313,7 +307,11 @@ def test_rooms_hand_on_their_public_names():
 def test_the_api_page_has_a_line_for_every_public_name():
     page = (EXAMPLE.parent.parent / "docs" / "api.md").read_text("utf-8")
     for name in kdjax.__all__:
-        doc = inspect.getdoc(getattr(kdjax, name)) or ""
+        value = getattr(kdjax, name)
+        if isinstance(value, dict):  # a schema has no docstring at run time
+            assert f"| `{name}` | " in page
+            continue
+        doc = inspect.getdoc(value) or ""
         first = " ".join(doc.split("\n\n")[0].split()).replace("|", "&#124;")
         assert f"| `{name}` | {first} |" in page, name
 

@@ -536,6 +536,43 @@ def test_from_zero_to_an_alarm_on_a_phone(start, phone, tmp_path):
     assert float(text.partition(" × its threshold: load ")[0]) > 1000
 
 
+@needs("curl")
+def test_lines_that_change_something(start, moving, moving_file, tmp_path):
+    """Those of the page's section on security, but for the address and the first two."""
+    page = (ROOT / "docs" / "serve.md").read_text("utf-8")
+    section = page.partition("\n## Security")[2].partition("\n## ")[0]
+    make, begin, names, *lines = re.findall(r"^    (.*)$", section, flags=re.MULTILINE)
+    assert len(lines) == 7 and make.startswith("openssl")
+    subprocess.run(["bash", "-euc", make], check=True, cwd=tmp_path)
+    new = moving._replace(thresholds=(moving.thresholds[0]._replace(tau=4.0),) * 2)
+    (tmp_path / "new.onnx").write_bytes(onnx_file(new, 0))
+    port = free_port()
+    words = shlex.split(begin.removesuffix(" &"))[2:]
+    url = f"http://127.0.0.1:{port}"
+    start([*SERVE, *words, f"--port={port}"], f"{url}/readyz", cwd=tmp_path)
+    rows = json.dumps({"rows": [[0.1, 0.2]] * 20 + [[90.0, -90.0], [0.1, 0.2]]})
+    send = f'curl -fsS -H "$auth" -H "$json" $url/detectors/plant/streams/pump/rows -d {shlex.quote(rows)}'
+    names = names.replace("http://127.0.0.1:8080", url)
+    script = [names, send, *(line.replace("curl ", "curl -fsS ") for line in lines)]
+    script = [
+        f"{line} || [ $? = 28 ]" if "--max-time" in line else line for line in script
+    ]
+    done = subprocess.run(
+        ["bash", "-euc", "; echo; ".join(script)],
+        check=True, cwd=tmp_path, timeout=40, capture_output=True, text=True,
+    )  # fmt: skip
+    found = [line for line in done.stdout.splitlines() if line.strip()]
+    answered, change, seen, shelved = map(json.loads, found[:4])
+    (event,) = [e for e in answered["events"] if e["kind"] == "score"]
+    assert (change["tau"], change["before"], change["entity"]) == (7.5, 8.0, "pump")
+    assert seen["id"] == shelved["id"] == event["id"]
+    assert seen["acknowledged"]["by"] == "eve"
+    assert shelved["shelved"]["until"] == 1772431200  # 2026-03-02T06:00:00Z
+    assert any(f'"id":"{event["id"]}"' in line for line in found if line[:5] == "data:")
+    compared, promoted = map(json.loads, found[-2:])
+    assert compared["rows"] == 22 and compared["digest"] == promoted["digest"]
+
+
 @pytest.fixture
 def process_of():
     """The function of the page that chooses a process."""

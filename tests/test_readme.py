@@ -1,4 +1,4 @@
-"""The README's commands and code, run as they stand there, on smaller networks."""
+"""The commands and code of README and docs/program.md, run as they stand there, but small."""
 
 import contextlib
 import io
@@ -19,6 +19,7 @@ from kdjax.detection.storage import load_detector
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
+PROGRAM = (ROOT / "docs" / "program.md").read_text("utf-8")
 
 # What makes each `run` a matter of seconds; everything else is as printed.
 SMALL = [
@@ -34,16 +35,16 @@ SMALL = [
 STREAMED = 150
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+def blocks(language: str, text: str = README) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
 
 
 def set_up_commands() -> list[str]:
     return [line for line in README.splitlines() if line.startswith("python3 -m venv ")]
 
 
-def verb_lines() -> list[list[str]]:
-    lines = [line for block in blocks("sh") for line in block.splitlines()]
+def verb_lines(text: str = PROGRAM) -> list[list[str]]:
+    lines = [line for block in blocks("sh", text) for line in block.splitlines()]
     return [shlex.split(line) for line in lines if line.startswith("kdjax ")]
 
 
@@ -139,14 +140,32 @@ def test_commands_and_code_run(folder: Path, monkeypatch: pytest.MonkeyPatch) ->
     answers = [json.loads(line) for line in answers]
     assert sum("event" not in answer for answer in answers) == STREAMED
 
-    code = io.StringIO()
-    (folder / "readme.py").write_text("\n".join(blocks("python")), encoding="utf-8")
-    with contextlib.redirect_stdout(code):
+
+@pytest.mark.slow
+def test_the_front_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The three commands of the README, and its code with fewer steps."""
+    monkeypatch.chdir(folder)
+    for line in verb_lines(README):
+        short = [*line, "--config.classifier.steps=20"] if line[1] == "run" else line
+        run(short, monkeypatch)
+    assert (folder / "alarms.jsonl").stat().st_size > 0
+    (code,) = blocks("python")
+    code = code.replace(
+        '"threshold.budget"', '"classifier.steps": 50, "threshold.budget"'
+    )
+    (folder / "readme.py").write_text(code, encoding="utf-8")
+    said = io.StringIO()
+    with (
+        contextlib.redirect_stdout(said),
+        pytest.warns(UserWarning, match="far outside"),
+    ):
         runpy.run_path("readme.py")
-    assert "of 23694 rows in alarm" in code.getvalue()
+    assert "events a day" in said.getvalue() and "severity" in said.getvalue()
 
 
-def test_links_lead_somewhere() -> None:
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
+@pytest.mark.parametrize("page", [README, PROGRAM], ids=["README", "program"])
+def test_links_lead_somewhere(page: str) -> None:
+    root = ROOT if page is README else ROOT / "docs"
+    for target in re.findall(r"\]\(([^)#]+)\)", page):
         if "://" not in target:
-            assert (ROOT / target).exists(), target
+            assert (root / target).exists(), target

@@ -13,7 +13,9 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from service_client import BEARER, JSON, TOKEN, answered, keys, rows_of
 
 from kdjax.data.lines import Line
+from kdjax.data.scaler import Scaler
 from kdjax.data.series import Series
+from kdjax.detection.gaussian import Gaussian
 from kdjax.detection.occurrences import json_number
 from kdjax.detection.storage import save_detector
 from kdjax.detection.tables import score_table
@@ -21,7 +23,7 @@ from kdjax.export.container import OUTPUTS, load_onnx
 from kdjax.scoring.opening import open_streams
 from kdjax.service import openapi
 from kdjax.service.app import App
-from kdjax.service.bodies import Body, RequestError
+from kdjax.service.bodies import LONGEST_NAME, Body, RequestError
 from kdjax.service.engine import Limits
 
 
@@ -206,7 +208,7 @@ def test_faulty_bodies_are_refused(serve, moving_file, body, status, said):
 @pytest.mark.parametrize(
     ("headers", "said"),
     [
-        ({}, "send a body of"),
+        ({}, "text/csv, not compressed"),
         ({"content-type": "text/plain"}, "send a body of"),
         ({"content-type": "application/json; charset=latin-1"}, "send UTF-8"),
         (JSON | {"content-encoding": "gzip"}, "not compressed"),
@@ -217,6 +219,16 @@ def test_other_media_are_refused(serve, moving_file, headers, said):
     url = "/v1/detectors/plant/streams/a/rows"
     response = client.post(url, content=b'{"rows": [[1, 2]]}', headers=headers)
     assert response.status_code == 415 and said in response.json()["error"]
+
+
+def test_a_csv_without_line_ends_has_a_short_error(serve, moving_file):
+    """As `curl -d @rows.csv` sends it: all cells are names of its header."""
+    client, url = serve(moving_file), "/v1/detectors/plant/streams/a/rows"
+    headers = {"content-type": "text/csv"}
+    text = "x,y," + ",".join(str(n) * 100 for n in range(1000))
+    error = client.post(url, content=text, headers=headers).json()["error"]
+    assert "not expected: 0000" in error and "… and 960 more" in error
+    assert len(error) < 4000
 
 
 def test_names_in_paths_reach_no_file(serve, moving_file, tmp_path):
@@ -327,6 +339,34 @@ def test_windows_are_scored_as_by_the_file(serve, moving_file, moving):
         assert refused.status_code == 400, bad
 
 
+def test_windows_of_an_entity_have_its_values(serve, moving, tmp_path):
+    each = [0, 1, 1]
+    first, second = moving.thresholds
+    detector = moving._replace(
+        entities=("a", "b"),
+        scalers=Scaler(*(array[each] for array in moving.scalers)),
+        gaussians=Gaussian(*(array[each] for array in moving.gaussians)),
+        thresholds=(first._replace(tau=1e9), second._replace(tau=0.1), second),
+        calibration=(*moving.calibration, moving.calibration[1]),
+    )
+    save_detector(tmp_path / "plant", detector)
+    client = serve(tmp_path / "plant")
+    rows, url, scores = rows_of(4), "/v1/detectors/plant/score", list[float]()
+    for name, alarm in (("a", 0), ("b", 1)):
+        options = {"params": {"entity": name, "contributions": "true"}}
+        row = answered(client.post(url, json={"rows": rows}, **options))["rows"][-1]
+        found = answered(client.post(url, json={"windows": [rows]}, **options))
+        assert found["window_score"] == [pytest.approx(row["window_score"], rel=1e-6)]
+        assert found["point_score"][0][-1] == pytest.approx(row["score"], rel=1e-6)
+        assert found["contributions"][0][-1] == pytest.approx(row["contributions"])
+        assert found["alarm"] == [row["alarm"]] == [alarm]
+        scores += found["window_score"]
+    assert scores[1] > 1.3 * scores[0]
+    for name in ("c", ""):
+        refused = client.post(url, json={"windows": [rows]}, params={"entity": name})
+        assert refused.status_code == 400
+
+
 def test_contributions_of_rows(serve, moving_file, moving, tmp_path):
     save_detector(tmp_path / "folder", moving)
     client = serve(moving_file, tmp_path / "folder")
@@ -364,6 +404,7 @@ def test_tokens(serve, moving_file):
             assert refused.status_code == 401, path
             assert refused.headers["www-authenticate"] == "Bearer"
     assert answered(client.post(url, json=body, headers=BEARER))["rows"]
+    assert client.get("/v2/models/plant").status_code == 401
     for path in ("/healthz", "/readyz", "/metrics", "/v2", "/openapi.json"):
         assert client.get(path).status_code == 200
     # Without a token file nothing can be changed.
@@ -407,6 +448,36 @@ def test_the_openapi_document_has_every_route(serve, moving_file):
     assert path["schema"] == {"type": "string", "enum": ["plant"]}
     answers = found["paths"]["/v1/detectors/{name}/rows"]["post"]["responses"]["200"]
     assert [*answers["content"]] == ["application/json", "application/x-ndjson"]
+    # What the schemas allow is accepted, but for what only rows can tell.
+    post = {path: one["post"] for path, one in found["paths"].items() if "post" in one}
+    bodies = {
+        path: one["requestBody"] for path, one in post.items() if "promote" not in path
+    }
+    optional = [path for path, body in bodies.items() if not body["required"]]
+    assert optional == ["/v1/events/{id}/ack", "/v1/events/{id}/shelve"]
+    change, score = (
+        bodies[f"/v1/detectors/{{name}}/{last}"]["content"]["application/json"][
+            "schema"
+        ]
+        for last in ("threshold", "score")
+    )
+    assert [one["required"] for one in change["oneOf"]] == [["tau"], ["budget"]]
+    assert [one["required"] for one in score["oneOf"]] == [["rows"], ["windows"]]
+    gets = {path: one["get"] for path, one in found["paths"].items() if "get" in one}
+    history, entities = (
+        {
+            one["name"]: one
+            for one in gets[f"/v1/detectors/{{name}}/{last}"]["parameters"]
+        }
+        for last in ("history", "entities")
+    )
+    assert history["entity"]["required"] and not entities["find"]["required"]
+    assert entities["most"]["schema"] == {
+        "type": "integer",
+        "minimum": 1,
+        "maximum": 1000,
+    }
+    assert history["entity"]["schema"]["maxLength"] == LONGEST_NAME
     listed = {
         (method.upper(), path)
         for path, methods in found["paths"].items()

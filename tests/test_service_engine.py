@@ -185,6 +185,38 @@ def test_a_full_disk_takes_a_batch_back(serve, moving_file, values, monkeypatch)
     assert 'kdjax_refused_rows_total{detector="plant",reason="disk"} 1.0' in text
 
 
+def test_open_events_are_those_of_what_was_saved(
+    serve, moving_file, tmp_path, monkeypatch
+):
+    """After a batch was taken back, and after a restart that has no row to answer again."""
+    monkeypatch.setattr(engines, "LAG_ROWS", 0)
+
+    def open_of(client):
+        found = answered(client.get("/v1/detectors/plant/entities"))["entities"]
+        return {one["entity"]: one["open"] for one in found}
+
+    client = serve(moving_file)
+    values = {name: [[0.1, 0.2]] * 30 for name in "abc"}
+    values["b"] = values["b"][:8] + [[90.0, -90.0]] + values["b"][9:]
+    values["c"] = values["c"][:10] + [[90.0, -90.0]] + values["c"][11:]
+    sent(client, values, 0, 10)
+    before = {"a": [], "b": ["score"], "c": []}
+    assert open_of(client) == before
+    with monkeypatch.context() as patch:
+        full = ArtifactError("database or disk is full")
+        store = client.engines["plant"].machines.store
+        patch.setattr(store, "commit", lambda whole: (_ for _ in ()).throw(full))
+        body = {"rows": [values["c"][10]], "entity": ["c"], "time": [10]}
+        assert client.post(URL, json=body).status_code == 503
+    assert open_of(client) == before
+    client.close()
+    shutil.copytree(tmp_path / "state", tmp_path / "killed")
+    client = serve(moving_file, state="killed")
+    assert open_of(client) == before
+    sent(client, values, 10, 12)
+    assert open_of(client) == {"a": [], "b": ["score"], "c": ["score"]}
+
+
 def test_events_are_listed_acknowledged_and_shelved(
     serve, moving_file, values, tmp_path
 ):
@@ -213,6 +245,11 @@ def test_events_are_listed_acknowledged_and_shelved(
     assert begun["shelved"] is None and found["next"] == found["events"][-1]["number"]
     assert answered(client.get(f"/v1/events?since={found['next']}"))["events"] == []
     url = f"/v1/events/{begun['id']}"
+    assert answered(client.post(f"{url}/ack"))["acknowledged"]["by"] == ""
+    form = {"headers": BEARER | {"content-type": "text/csv"}, "content": "by\neve"}
+    refused = client.post(f"{url}/ack", **form)
+    assert refused.status_code == 415
+    assert "content-type application/json, not" in refused.json()["error"]
     seen = answered(client.post(f"{url}/ack", json={"by": "eve", "note": "seen"}))
     assert seen["acknowledged"]["by"] == "eve"
     until(lambda: messages.exists() and messages.read_text("utf-8").count("\n") == 2)
@@ -310,6 +347,17 @@ def test_silence_is_an_event(serve, moving, tmp_path, values):
     until(lambda: answered(client.get("/v1/events"))["events"])
     (event,) = answered(client.get("/v1/events"))["events"]
     assert (event["kind"], event["entity"], event["end"]) == ("no_data", "a", None)
+    # It is begun once, whatever happens.
+    shutil.copytree(tmp_path / "state", tmp_path / "killed")
+    other = serve(tmp_path / "plant", state="killed")
+    for one in (client, other):
+        found = answered(one.get("/v1/detectors/plant/entities"))["entities"]
+        assert [entity["open"] for entity in found] == [["no_data"]]
+    engine = other.engines["plant"]
+    since = engine.machines._since
+    engine.call(lambda: since.update(a=time.monotonic() - 60)).result(5)
+    until(lambda: "a" not in since)
+    assert len(answered(other.get("/v1/events"))["events"]) == 1
 
 
 def test_a_threshold_changes_from_the_next_row_on(
@@ -331,10 +379,13 @@ def test_a_threshold_changes_from_the_next_row_on(
     assert one["before"] == 0.5
     found = sent(client, values, 20, 30)
     assert {row["entity"] for row in found if row["alarm"]} == {"a", "c"}
-    scored = answered(
-        client.post("/v1/detectors/plant/score", json={"rows": values["a"]})
-    )
-    assert any(row["alarm"] for row in scored["rows"][4:])
+    score = "/v1/detectors/plant/score"
+    scored = answered(client.post(score, json={"rows": values["a"]}))["rows"]
+    assert any(row["alarm"] for row in scored[4:])
+    windows = [values["a"][n - 3 : n + 1] for n in range(4, 60)]
+    alarms = answered(client.post(score, json={"windows": windows}))["alarm"]
+    assert alarms == [int(row["window_score"] > 0.5) for row in scored[4:]]
+    assert alarms != [int(row["window_score"] > 8.0) for row in scored[4:]]
     client.close()
     client = serve(tmp_path / "plant")
     found = sent(client, values, 30, 40)
@@ -344,7 +395,7 @@ def test_a_threshold_changes_from_the_next_row_on(
         (0.5, None),
         (1e9, "b"),
     ]
-    assert about["tau"] == 8.0
+    assert (about["tau"], about["of_detector"]) == (0.5, 8.0)
     assert before == {
         path: path.read_bytes() for path in (tmp_path / "plant").iterdir()
     }
@@ -353,7 +404,8 @@ def test_a_threshold_changes_from_the_next_row_on(
     for body, status in (
         ({}, 400), ({"tau": 1, "budget": "1/day"}, 400), ({"tau": -1}, 400),
         ({"tau": True}, 400), ({"tau": 10**400}, 400), ({"budget": "x"}, 400),
-        ({"tau": 1, "entity": "z"}, 404), ({"budget": "1/day"}, 409), ({"tau": "1"}, 400),
+        ({"tau": 1, "entity": ""}, 400), ({"tau": 1, "entity": 0}, 400),
+        ({"tau": 1, "entity": False}, 400), ({"tau": 1, "entity": "z"}, 404), ({"budget": "1/day"}, 409), ({"tau": "1"}, 400),
     ):  # fmt: skip
         refused = client.post(url, json=body, headers=BEARER)
         assert refused.status_code == status, (body, refused.text)
@@ -423,9 +475,34 @@ def test_a_changed_detector_is_taken_between_two_rows(
     client = serve(moving_file)
     last = sent(client, values, 50, 60)
     assert [row["score"] is None for row in last] == [True] * 15 + [False] * 15
+    assert [row["row"] for row in last[::3]] == [*range(50, 60)]
     body = {"rows": values["a"][:1], "sequence": 59}
     again = client.post("/v1/detectors/plant/streams/a/rows", json=body)
     assert answered(again)["rows"][0]["repeated"]
+
+
+def test_ids_of_events_are_new_where_windows_start_anew(serve, moving, moving_file):
+    """Of rows without times too: a mark is of one event."""
+    client = serve(moving_file, token=TOKEN)
+
+    def begun(count):
+        rows = [[0.1, 0.2]] * 10 + [[90.0, -90.0]] + [[0.1, 0.2]]
+        url = "/v1/detectors/plant/streams/a/rows"
+        answered(client.post(url, json={"rows": rows}, headers=BEARER))
+        found = answered(client.get("/v1/events", headers=BEARER))["events"]
+        found = [e for e in found if (e["kind"], e.get("phase")) == ("score", "begin")]
+        assert len(found) == count
+        return found[-1]
+
+    first = begun(1)
+    url = f"/v1/events/{first['id']}/ack"
+    answered(client.post(url, json={"by": "eve"}, headers=BEARER))
+    client.close()
+    moving_file.write_bytes(onnx_file(moving._replace(window=6), 0))
+    client = serve(moving_file, token=TOKEN)
+    second = begun(2)
+    assert (first["start"], second["start"]) == (10, 22)
+    assert second["id"] != first["id"] and second["acknowledged"] is None
 
 
 def test_a_shadow_is_compared_and_promoted(

@@ -110,6 +110,7 @@ print(*[name for name in ("jax", "scipy", "sklearn", "onnx") if name in sys.modu
     [
         ([], "serve needs --detector"),
         (["--detector=none"], "none"),
+        (["--detector=none.onnx"], "none.onnx is no file: give the folder"),
         (["--detector={file}", "--token_file=none"], "--token_file: none can't be read"),
         (["--detector={file}", "--token_file={short}"], "holds no token of 16"),
         (["--detector={file}", "--max_rows=0"], "--max_rows=0: give 1 or more"),

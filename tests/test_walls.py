@@ -41,8 +41,8 @@ ROOMS = (
 )
 TOP_MODULES = {"errors", "config", "losses", "estimator", "cli"}
 MOST_LAYERS = 11
-MOST_MODULES = 139
-MOST_LINES = 39_275  # the aim is 27,000 with a service and fleets
+MOST_MODULES = 141
+MOST_LINES = 39_700  # the aim is 27,000 with a service and fleets
 
 # Who may import a library.
 ONLY = {
@@ -65,6 +65,7 @@ ONLY = {
     "confluent_kafka": {"notify"},
     "asyncua": {"service"},
     "ray": {"io.executors"},
+    "s3fs": {"io.stores"},
     "torch": set(),
     "tensorflow": set(),
     "flax.training": set(),

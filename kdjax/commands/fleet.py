@@ -6,12 +6,15 @@ a page and the detectors; score, stream and serve take the folder as --detector.
 the same command to resume, and to fit new or changed machines.
 """
 
+from pathlib import Path
+
 from rich.console import Console
 
 from kdjax.commands import common
 from kdjax.commands.common import Flag
 from kdjax.config import override, resolve
 from kdjax.errors import ConfigError, DataError
+from kdjax.io.stores import check_store, is_remote
 
 USAGE = "FOLDER|FILE --output=FLEET [--config=FILE] [--config.FIELD=VALUE …]"
 EXAMPLE = "kdjax fleet plants --output=fleets/plants"
@@ -41,7 +44,11 @@ def main(arguments: list[str], flags: common.Flags) -> None:
     ):
         # A detector of its own is what a fleet is for.
         config = override(config, {"entity_mode": "per_entity"})
-    settings = resolve(override(config, {"data.path": path}))
+    # Settings name local files; a URL is read by the fleet itself.
+    name = Path(path).name if is_remote(path) else path
+    settings = resolve(override(config, {"data.path": name}))
+    for place in filter(is_remote, (path, output)):
+        check_store(place)
     common.start_jax()
     from kdjax.detection.fleet import FAILED
     from kdjax.evaluation.fleet import by_oddness, fleet_table

@@ -2,7 +2,7 @@
 
 One file is scored into a .csv or .parquet file; several files, or a folder, into a
 folder, where complete outputs are not computed again. Alarms are also written as
-events, into OUTPUT.events.csv.
+events, into OUTPUT.events.csv. All may be s3://BUCKET/KEY; see docs/fleet.md.
 """
 
 from pathlib import Path
@@ -11,6 +11,7 @@ from kdjax.commands import common
 from kdjax.commands.common import Flag
 from kdjax.errors import ConfigError
 from kdjax.io.files import check_detector_folder
+from kdjax.io.stores import check_store, is_remote
 
 USAGE = "FILE|FOLDER … --detector=DIR --output=FILE|DIR"
 EXAMPLE = f"kdjax score plant.csv {common.STUDENT} --output=scores.csv"
@@ -39,33 +40,42 @@ def main(arguments: list[str], flags: common.Flags) -> None:
         raise ConfigError("score needs a file to score, got nothing.")
     detector = common.required("score", flags, "detector")
     output = _output(arguments, flags)
+    one = Path(output).suffix in ENDINGS
+    remote = [*filter(is_remote, [*arguments, detector, output])]
     options = {"detector": detector, "output": output, "log": common.say}
     options |= common.chosen(flags, "entity", "causal", "contributions", "attribution")
-    check_detector_folder(Path(detector), fleets=True)
+    for path in remote:
+        check_store(path)
+    if not is_remote(detector):
+        check_detector_folder(Path(detector), fleets=True)
     with common.reading(flags, common.READING) as reading:
-        if output.suffix in ENDINGS:
+        if one and not remote:
             common.check_rows(arguments[0], detector, reading)
         common.start_jax()
         from kdjax.scoring.files import score_file, score_fleet
 
-        if output.suffix in ENDINGS:
+        if one:
             score_file(arguments[0], **options, **reading)
         else:
             score_fleet(arguments, shard=flags.shard, **options, **reading)
 
 
-def _output(arguments: list[str], flags: common.Flags) -> Path:
+def _output(arguments: list[str], flags: common.Flags) -> str:
     """A file for the scores of one file, a folder for those of several."""
     text, (first, *more) = common.required("score", flags, "output"), arguments
     output = Path(text)
     several = bool(more or flags.shard) or Path(first).is_dir()
+    if is_remote(first) and not several:
+        from kdjax.data.tables import SUFFIXES
+
+        several = not first.lower().endswith(SUFFIXES)
     if several and output.suffix in ENDINGS:
         raise ConfigError(
-            f"--output={output} must be a folder: several files are to be scored."
+            f"--output={text} must be a folder: several files are to be scored."
         )
     folder = several or text.endswith("/") or output.is_dir()
     if not folder and output.suffix not in ENDINGS:
         raise ConfigError(
-            f"--output={output} must end in .csv or .parquet, or in / for a folder."
+            f"--output={text} must end in .csv or .parquet, or in / for a folder."
         )
-    return output
+    return text

@@ -15,13 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from kdjax.data.raw import (
-    Place,
-    read_npy,
-    read_npz,
-    to_labels,
-    to_rows,
-)
+from kdjax.data.raw import Place, read_npy, read_npz, to_labels, to_rows
 from kdjax.data.schema import Advice, parse_numbers
 from kdjax.data.series import Dataset, Series
 from kdjax.data.tables import numbered_channels, open_table
@@ -242,7 +236,27 @@ def _read_nasa_entity(name: str, root: Path, entity: str) -> tuple[np.ndarray, .
     channels = _CHANNELS[name]
     train, test = (_read_array(root, entity, p, channels) for p in ("train", "test"))
     number, row = _nasa_lines(name, root)[entity]
-    return train, test, _nasa_labels(root / _NASA_TABLE, number, row, len(test))
+    place = f"{root / _NASA_TABLE}: line {number} (channel {entity})"
+    try:
+        ranges = json.loads(row["anomaly_sequences"])  # both ends included
+        listed = int(row["num_values"])
+        if not all(len(pair) == 2 and 0 <= pair[0] <= pair[1] for pair in ranges):
+            raise ValueError("a range is not [first, last]")
+    except (ValueError, TypeError) as error:
+        raise DataError(
+            f"{place} can't be read ({error}): "
+            "expected ranges such as [[2149, 2349]] and a number of rows."
+        ) from None
+    last = max((stop for _, stop in ranges), default=0)
+    if listed != len(test) or last >= len(test):
+        raise DataError(
+            f"{place} lists {listed} rows with ranges up to row {last}, but test has "
+            f"{len(test)} rows: download table and arrays again."
+        )
+    labels = np.zeros(len(test), bool)
+    for start, stop in ranges:
+        labels[start : stop + 1] = True
+    return train, test, labels
 
 
 def _nasa_lines(name: str, root: Path) -> dict[str, tuple[int, dict[Hashable, Any]]]:
@@ -259,33 +273,6 @@ def _nasa_lines(name: str, root: Path) -> dict[str, tuple[int, dict[Hashable, An
         for number, row in enumerate(table.to_dict("records"), start=2)
         if row["spacecraft"] == name.upper() and row["chan_id"] not in _LEFT_OUT
     }
-
-
-def _nasa_labels(
-    path: Path, number: int, row: dict[Hashable, Any], rows: int
-) -> np.ndarray:
-    """Labels `[N]` of a channel's ranges in the table, both ends included."""
-    place = f"{path}: line {number} (channel {row['chan_id']})"
-    try:
-        ranges = json.loads(row["anomaly_sequences"])
-        listed = int(row["num_values"])
-        if not all(len(pair) == 2 and 0 <= pair[0] <= pair[1] for pair in ranges):
-            raise ValueError("a range is not [first, last]")
-    except (ValueError, TypeError) as error:
-        raise DataError(
-            f"{place} can't be read ({error}): "
-            "expected ranges such as [[2149, 2349]] and a number of rows."
-        ) from None
-    last = max((stop for _, stop in ranges), default=0)
-    if listed != rows or last >= rows:
-        raise DataError(
-            f"{place} lists {listed} rows with ranges up to row {last}, but test has "
-            f"{rows} rows: download table and arrays again."
-        )
-    labels = np.zeros(rows, bool)
-    for start, stop in ranges:
-        labels[start : stop + 1] = True
-    return labels
 
 
 def _nasa_path(root: Path, part: str, entity: str) -> Path:

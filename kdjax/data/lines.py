@@ -359,6 +359,13 @@ def _foreign(names: Iterable[str], wanted: Reading) -> list[str]:
     return [name for name in names if name not in known]
 
 
+def _listed(names: Sequence[str]) -> str:
+    """Names for a message: a body without line ends has all its cells in its header."""
+    some = [name if len(name) <= 60 else f"{name[:60]}…" for name in names[:40]]
+    more = len(names) - len(some)
+    return ", ".join(some) + f" and {more} more" * (more > 0)
+
+
 def _check_names(names: Sequence[str], wanted: Reading) -> None:
     channels, tag = wanted.channels, wanted.tag_column
     words = (wanted.time_column, wanted.entity_column, tag)
@@ -375,7 +382,7 @@ def _check_names(names: Sequence[str], wanted: Reading) -> None:
         "there twice": [name or "names that are empty" for name in twice],
     }
     if any(found.values()):
-        wrong = [f"{what}: {', '.join(some)}" for what, some in found.items() if some]
+        wrong = [f"{what}: {_listed(some)}" for what, some in found.items() if some]
         hint = "The first line names the columns of CSV; columns that are no channels "
         hint += "have to be named as ignored, that of the time by data.time_column."
         if foreign and not absent and not wanted.entity_column:

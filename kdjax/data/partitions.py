@@ -9,8 +9,8 @@ import os
 import re
 import urllib.parse
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -35,13 +35,7 @@ class Machine(NamedTuple):
     source: str = ""  # the table that the frame is from
     first_line: int = 0  # line of row 0 of the table, see `Place`
     fault: str = ""  # why it can't be used
-
-    @property
-    def size(self) -> int:
-        """Bytes of its files or cells of its frame, as a measure of cost."""
-        if self.frame is not None:
-            return int(self.frame.size)
-        return sum(os.path.getsize(path) for path in self.paths if os.path.exists(path))
+    size: int = 0  # bytes of its files or of its frame, as a measure of cost
 
 
 def list_machines(path: str | os.PathLike[str], *, entity_column: str) -> list[Machine]:
@@ -71,9 +65,21 @@ def list_machines(path: str | os.PathLike[str], *, entity_column: str) -> list[M
             )
         table = open_table(path, text_columns={entity_column})
         return frame_machines(table.read(), entity_column, place=table.place)
-    found: dict[str, list[Path]] = {}
-    for file in sorted(_files(path)):
-        entity = partition_of(file) if file.parent != path else ""
+    sizes = {file: file.stat().st_size for file in sorted(_files(path))}
+    return name_machines(path, sizes)
+
+
+def name_machines(
+    path: str | os.PathLike[str], sizes: Mapping[Any, int]
+) -> list[Machine]:
+    """The machines of a folder's files, given with their sizes; a URL's are text."""
+    found: dict[str, list[Any]] = {}
+    parted = set()
+    for file in sizes:
+        above = PurePath(file).parent
+        entity = partition_of(file) if above.name != PurePath(path).name else ""
+        if entity:
+            parted.add((entity, str(above)))
         found.setdefault(entity or name_of(file), []).append(file)
     if not found:
         raise DataError(
@@ -81,23 +87,26 @@ def list_machines(path: str | os.PathLike[str], *, entity_column: str) -> list[M
         )
     machines = []
     for entity, files in sorted(found.items()):
-        parted = len({file.parent for file in files}) == 1 and _PARTITION.fullmatch(
-            files[0].parent.name
-        )
-        twice = "" if len(files) == 1 or parted else (
-            f"{counted(len(files), 'file')} are called so ({', '.join(map(str, files[:3]))}): "
-            "rename them, or leave one"
-        )  # fmt: skip
-        machines.append(Machine(entity, tuple(map(str, files)), fault=twice))
+        places = {str(PurePath(file).parent) for file in files}
+        fault = ""
+        whole = len(places) == 1 and (entity, *places) in parted
+        if len(files) > 1 and not whole:
+            fault = (
+                f"{counted(len(files), 'file')} are called so "
+                f"({', '.join(map(str, files[:3]))}): rename them, or leave one"
+            )
+        size = sum(sizes[file] for file in files)
+        machines.append(Machine(entity, tuple(map(str, files)), fault=fault, size=size))
     return machines
 
 
-def partition_of(path: Path) -> str:
+def partition_of(path: str | os.PathLike[str]) -> str:
     """The machine of a part of a partitioned Parquet folder; empty for another file.
 
     >>> partition_of(Path("plants/entity=line%2F1/part-0.parquet"))
     'line/1'
     """
+    path = PurePath(path)
     known = _PARTITION.fullmatch(path.parent.name)
     if not (known and path.name.lower().endswith(".parquet")):
         return ""
@@ -123,6 +132,7 @@ def frame_machines(
             frame=rest.iloc[own],
             source=str(place.path),
             first_line=place.first_line,
+            size=8 * len(own) * rest.shape[1],
         )
         for name, own in sorted(rows.items())
     ]
@@ -145,6 +155,8 @@ def read_machine(
     **options: Any,
 ) -> Series:
     """The series of a machine; `options` are those of `read_table`.
+
+    The columns in `may_lack` need not be there.
 
     Of several files, such as the parts of a partition, the rows come in the order of
     their names. Columns in `may_lack` need not be there; `exclude` may name the `others`.
@@ -184,7 +196,7 @@ def _read_machine(
         place = Place(paths[0].parent, tables[0].place.columns)
     else:
         frame = machine.frame
-        path = Path(machine.source)
+        path = Path(f"{machine.source} ({name})")
         names = check_names(path, [str(column) for column in frame.columns])
         lines = (
             frame.index.to_numpy() + machine.first_line if machine.first_line else None

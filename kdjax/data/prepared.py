@@ -9,13 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kdjax.data.scaler import (
-    Scaler,
-    apply_scaler,
-    fit_scaler,
-    is_coarse,
-    outliers,
-)
+from kdjax.data.scaler import Scaler, apply_scaler, fit_scaler, is_coarse, outliers
 from kdjax.data.series import (
     Dataset,
     Ranges,
@@ -122,6 +116,7 @@ def prepare(
             f"once, and not all: {', '.join(channels)}. Remove what is no channel (or is in "
             "data.ignore), and keep one to be scored."
         )
+    places = tuple(sorted(map(channels.index, context)))
     splits = [
         _split(series, window, max_gap, validation, calibration)
         for series in dataset.train
@@ -153,27 +148,32 @@ def prepare(
         own = pooled_scaler
         if not pooled:
             own = fit_scaler(fit[index], method=scaler, dtype=dtype)
-        used = _training_rows(train)
-        split, spans, unchanged, still = _without_frozen(
-            train, split, _stretches(train, max_gap), window, context
+        used, whole = _training_rows(train), _stretches(train, max_gap)
+        # Frozen calibration rows would move τ: by the longest runs of the rows before.
+        before = intersect(whole, kept(len(train.values), split.calibration))
+        longest = longest_unchanged(train.values, before, places)
+        frozen, texts = frozen_rows(
+            train.values, split.calibration, longest, window=window, channels=channels
         )
+        still = (f"{train.entity}: left out of calibration: {text}" for text in texts)
+        moving = kept(len(train.values), np.stack(runs(frozen), axis=1))
+        split = split._replace(calibration=intersect(split.calibration, moving))
         entities.append(
             Entity(
                 train=train,
                 test=tests[index],
                 split=split,
-                train_spans=spans,
+                train_spans=intersect(whole, moving),
                 test_spans=_test_spans(tests[index], window, max_gap),
                 scaler=own,
                 pooled=pooled,
                 ranges=ranges_of(used),
                 missing=any(has_missing(piece) for piece in used),
-                notes=notes[index] + still,
-                unchanged=unchanged,
+                notes=(*notes[index], *still),
+                unchanged=longest,
             )
         )
     _check_windows(entities, window, todo)
-    places = tuple(sorted(map(channels.index, context)))
     return Prepared(
         dataset.name, channels, tuple(entities), pooled_scaler, window, stride, places
     )
@@ -324,31 +324,6 @@ def _split(
     )
     whole = _stretches(series, max_gap)
     return Split(*(intersect(unfold(spans, remaining), whole) for spans in split))
-
-
-def _without_frozen(
-    series: Series,
-    split: Split,
-    whole: np.ndarray,
-    window: int,
-    context: Sequence[str],
-) -> tuple[Split, np.ndarray, np.ndarray, tuple[str, ...]]:
-    """The split and the spans `whole` without frozen calibration rows, which would move τ.
-
-    Rows are frozen by the runs of the rows before. Also these runs, and notes on what is
-    left out.
-    """
-    places = tuple(map(series.channels.index, context))
-    values = series.values
-    before = kept(len(values), split.calibration)
-    longest = longest_unchanged(values, intersect(whole, before), places)
-    rows, texts = frozen_rows(
-        values, split.calibration, longest, window=window, channels=series.channels
-    )
-    notes = (f"{series.entity}: left out of calibration: {text}" for text in texts)
-    moving = kept(len(values), np.stack(runs(rows), axis=1))
-    split = split._replace(calibration=intersect(split.calibration, moving))
-    return split, intersect(whole, moving), longest, tuple(notes)
 
 
 def _stretches(series: Series, max_gap: float) -> np.ndarray:

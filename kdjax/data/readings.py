@@ -34,11 +34,7 @@ _PARTS = (
 
 
 def grid_series(
-    table: Table,
-    *,
-    reading: Reading,
-    name: str,
-    may_lack: Collection[str] = (),
+    table: Table, *, reading: Reading, name: str, may_lack: Collection[str] = ()
 ) -> tuple[Series, ...]:
     """The series of a table of readings; `name` is the entity if no column has it.
 

@@ -24,14 +24,7 @@ from kdjax.data.raw import Place, others, to_labels, to_rows, where
 from kdjax.data.scaler import needs_float64
 from kdjax.data.series import Series
 from kdjax.data.tables import UNNAMED, Table
-from kdjax.data.times import (
-    TimeForm,
-    Times,
-    arrange,
-    find_time,
-    parse_time,
-    time_form,
-)
+from kdjax.data.times import TimeForm, Times, arrange, find_time, parse_time, time_form
 from kdjax.data.windowing import chunk_rows
 from kdjax.errors import ConfigError, DataError, check_choice
 
@@ -491,11 +484,7 @@ def _fill(target: np.ndarray, stops: np.ndarray, limit: int | None) -> np.ndarra
 
 
 def missing_error(
-    values: np.ndarray,
-    bad: np.ndarray,
-    channels: Sequence[str],
-    place: Place,
-    rows: int,
+    values: np.ndarray, bad: np.ndarray, names: Sequence[str], place: Place, rows: int
 ) -> DataError:
     """The error for bad cells `[n, D]`; it counts them if they are all of the `rows`."""
     row, column = (int(i) for i in np.argwhere(bad)[0])
@@ -503,7 +492,7 @@ def missing_error(
     absent = bool(np.isnan(values[row, column]))
     mask = ", or leave it NaN by data.missing=mask" if absent else ""
     return DataError(
-        f"{where(place, row, channels[column])}: the value is "
+        f"{where(place, row, names[column])}: the value is "
         f"{'missing' if absent else 'infinite'}{more}; correct it, or repeat the last "
         f"value by data.missing=ffill{mask}."
     )

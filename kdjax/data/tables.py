@@ -35,6 +35,7 @@ from kdjax.data.raw import (
     where,
 )
 from kdjax.errors import DataError, counted
+from kdjax.io.stores import check_local
 
 SUFFIXES = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".txt.gz", ".parquet", ".npy")
 
@@ -88,7 +89,11 @@ def numbered_channels(count: int) -> tuple[str, ...]:
 
 
 def check_file(path: Path) -> None:
-    """Raises DataError for a folder, a pipe or a device, and a file of another ending."""
+    """Raises DataError for a folder, a pipe or a device, and a file of another ending.
+
+    And ConfigError for a URL.
+    """
+    check_local(path)
     if path.exists() and not path.is_file():
         what = "a folder" if path.is_dir() else "no regular file"
         raise DataError(f"{path} can't be read (it is {what}): give one file.")
@@ -117,6 +122,18 @@ def open_table(
     if not (table.rows or empty):
         raise DataError(f"{path} has no rows: expected data below the column names.")
     return table
+
+
+def frame_table(frame: pd.DataFrame, name: str) -> Table:
+    """A frame in memory as a table that messages call `name`."""
+    names = check_names(Path(name), [str(column) for column in frame.columns])
+    frame = frame.set_axis(list(names), axis=1).reset_index(drop=True)
+
+    def chunks(wanted: Sequence[str], rows: int) -> Iterator[pd.DataFrame]:
+        for first in range(0, len(frame), rows):
+            yield frame.iloc[first : first + rows][list(wanted)]
+
+    return Table(Place(Path(name), names), len(frame), 0, chunks)
 
 
 def _open_npy(path: Path) -> Table:

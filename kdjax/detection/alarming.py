@@ -344,12 +344,7 @@ def _largest(values: np.ndarray, first: np.ndarray, stop: np.ndarray) -> np.ndar
 
 
 def latest_scores(
-    window_scores: np.ndarray,
-    starts: np.ndarray,
-    spans: np.ndarray,
-    *,
-    window: int,
-    rows: int,
+    scores: np.ndarray, starts: np.ndarray, spans: np.ndarray, *, window: int, rows: int
 ) -> np.ndarray:
     """The score of the latest window that ended at or before each row, `[M] -> [N]`.
 
@@ -361,5 +356,4 @@ def latest_scores(
     array([nan,  1.,  1.,  9.,  9.,  2.])
     """
     latest = latest_window(starts, spans, window=window, rows=rows)
-    found: np.ndarray = np.append(window_scores, np.nan)[latest]
-    return found
+    return np.append(scores, np.nan)[latest]

@@ -262,14 +262,8 @@ def point_pieces(
 def _fold_starts(
     prepared: Prepared, entity: Entity, rule: Rule, count: int
 ) -> tuple[np.ndarray, ...]:
-    return fold_starts(
-        entity.split.calibration,
-        entity.train_spans,
-        rule,
-        window=prepared.window,
-        stride=prepared.stride,
-        count=count,
-    )
+    sizes = {"window": prepared.window, "stride": prepared.stride, "count": count}
+    return fold_starts(entity.split.calibration, entity.train_spans, rule, **sizes)
 
 
 def fold_starts(
@@ -311,7 +305,7 @@ def _view(job: _Job, entity: Entity, scaler: Scaler, constant: np.ndarray) -> _V
             break  # The entity uses the pooled Gaussian.
         share = _share(job, [trimmed], moments, constant)
         gaussian = _gaussian(job, [trimmed], moments, constant, share)
-        scores = _window_scores(job, job.model, view, gaussian, every)
+        scores = _window_scores(job, view, job.model, gaussian, every)
         # NaN scores sort last and are left out first.
         mildest = every[np.sort(np.argsort(scores, kind="stable")[:kept])]
         parts = [starts[np.isin(starts, mildest)] for starts in validation]
@@ -320,10 +314,7 @@ def _view(job: _Job, entity: Entity, scaler: Scaler, constant: np.ndarray) -> _V
 
 
 def _fit(
-    job: _Job,
-    views: Sequence[_View],
-    moments: Sequence[Sequence[Moments]],
-    constant: np.ndarray,
+    job: _Job, views: list[_View], moments: list[list[Moments]], constant: np.ndarray
 ) -> _Fit:
     """The Gaussian of all moments, by view and fold, and those without each fold.
 
@@ -381,12 +372,8 @@ def _moments(job: _Job, view: _View) -> list[Moments]:
     width = len(job.residuals)
     if not width:
         return [Moments(0, np.zeros(0), np.zeros((0, 0))) for _ in view.validation]
-    return [
-        merge_shares(
-            map(moments_of, _residuals(job, view, starts, shared=True)), width=width
-        )
-        for starts in view.validation
-    ]
+    found = (_residuals(job, view, starts, shared=True) for starts in view.validation)
+    return [merge_shares(map(moments_of, own), width=width) for own in found]
 
 
 def _gaussian(
@@ -490,22 +477,11 @@ def _distinct(job: _Job, view: _View) -> int:
 
 
 def _window_scores(
-    job: _Job,
-    model: ResidualModel,
-    view: _View,
-    gaussian: Gaussian,
-    starts: np.ndarray,
+    job: _Job, view: _View, model: ResidualModel, gaussian: Gaussian, starts: np.ndarray
 ) -> np.ndarray:
     """Window scores `[n]`."""
-    pieces = point_pieces(
-        model,
-        gaussian,
-        view.scaler,
-        view.rows,
-        starts,
-        window=job.prepared.window,
-        batch_size=job.rules.batch_size,
-    )
+    sizes = {"window": job.prepared.window, "batch_size": job.rules.batch_size}
+    pieces = point_pieces(model, gaussian, view.scaler, view.rows, starts, **sizes)
     count = job.rules.allowed_points
     found = [window_scores(points, count=count) for points, _ in pieces]
     return np.concatenate([np.empty(0, np.float32), *found])
@@ -520,11 +496,6 @@ def _scores(job: _Job, view: _View, fit: _Fit) -> tuple[np.ndarray, np.ndarray]:
         return np.empty(0, np.float32), np.empty(0, np.int64)
     models = job.held_out or (job.model,) * len(view.calibration)
     parts = zip(models, fit.folds, view.calibration, strict=True)
-    scores = np.concatenate(
-        [
-            _window_scores(job, model, view, gaussian, starts)
-            for model, gaussian, starts in parts
-        ]
-    )
+    scores = np.concatenate([_window_scores(job, view, *part) for part in parts])
     known = ~np.isnan(scores)
     return scores[known], np.concatenate(view.calibration)[known]

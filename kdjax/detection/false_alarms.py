@@ -118,8 +118,7 @@ def p_values(calibration: np.ndarray, scores: np.ndarray) -> np.ndarray:
     check_numbers(scores, "scores")
     n = len(calibration)
     reached = n - np.searchsorted(np.sort(calibration), scores, side="left")
-    p: np.ndarray = (1 + reached) / (n + 1)
-    return p
+    return (1 + reached) / (n + 1)
 
 
 def measured_rate(
@@ -244,8 +243,7 @@ def score_drift(
     known = np.flatnonzero(~np.isnan(window_score))
     apart = known[disjoint(known, strides * detector.stride)]
     return drift(
-        p_values(detector.calibration[index], window_score[apart]),
-        calibration=separate,
+        p_values(detector.calibration[index], window_score[apart]), calibration=separate
     )
 
 

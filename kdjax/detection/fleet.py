@@ -3,7 +3,7 @@
 fleet.json          settings, channels and version
 catalogue.parquet   a row a machine, see `CATALOGUE_SCHEMA`
 index.html          a page over the fleet
-budget.json         what a budget that machines share lets expect, if they do
+budget.json         what a shared budget of alarms lets expect, if there is one
 shared/student      networks and values of a sample of machines, and `shared/teacher`
 detectors/MACHINE   a detector that was fitted to the machine's own rows
 machines/MACHINE.json   its row of the catalogue and what it was made from

@@ -9,7 +9,6 @@ allows. So alarms of all machines compete by p-value, and τ = q + u* · m.
 """
 
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -107,8 +106,3 @@ def _least(rates: np.ndarray, per_day: float) -> float | None:
     over = np.flatnonzero(rates > per_day * (1 + 1e-9))
     first = int(over[-1]) + 1 if len(over) else 0
     return float(LEVELS[first]) if first < len(LEVELS) else None
-
-
-def sum_rates(found: Sequence[np.ndarray]) -> np.ndarray:
-    """The fleet's events a day, `[BLOCKS, K]`, of machines that have times."""
-    return np.sum([one for one in found if np.isfinite(one).all()], axis=0)

@@ -43,8 +43,7 @@ def has_moved(constant: np.ndarray, rows: np.ndarray) -> np.ndarray:
            [False, False]])
     """
     near = _ROUNDINGS * np.finfo(rows.dtype).eps * np.abs(constant)
-    found: np.ndarray = np.abs(rows - constant) > near
-    return found
+    return np.abs(rows - constant) > near
 
 
 class Peak(NamedTuple):

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from kdjax.data.grid import parse_step
-from kdjax.data.readers import load_files
+from kdjax.data.readers import load_files, series_of
 from kdjax.data.schema import Reading
 from kdjax.data.series import Series
+from kdjax.data.tables import Table
 from kdjax.data.times import NAMES
 from kdjax.errors import ArtifactError
 from kdjax.io.files import verify_manifest
@@ -53,7 +54,7 @@ def read_description(folder: Path) -> Described | None:
 
 def read_like(
     detector: "Detector | Described",
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | Table,
     *,
     dtype: Any = None,
     missing: str = "",
@@ -63,15 +64,18 @@ def read_like(
     entity: str = "",
     **given: Any,
 ) -> tuple[Series, ...]:
-    """Reads a file with the options of the detector's training file, from its card.
+    """Reads a file, or a table, with the options of the detector's training file by its card.
 
     Options of `read_table` override the card where they are not empty. Columns that the
     card names need not be there. `entity` names rows without an entity column, by default
-    as the file. `dtype` is that of the rows.
+    as the file. `dtype` is that of the rows. `exclude` is for files only.
     """
     own = options_like(
         detector, missing=missing, order=order, duplicates=duplicates, **given
     )
+    if isinstance(path, Table):
+        may_lack = own.pop("may_lack")
+        return series_of(path, Reading(**own, dtype=dtype), entity, may_lack=may_lack)
     return load_files(path, exclude=exclude, entity=entity, dtype=dtype, **own).train
 
 

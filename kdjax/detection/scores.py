@@ -39,9 +39,42 @@ def point_scores(
 def deviations(
     gaussian: Gaussian, errors: Array, observed: Array | None = None
 ) -> Array:
-    """e − μ, `[…, D]`; where a channel is missing, what is likeliest given the others."""
-    found = errors - along(gaussian.mean, errors)
-    return found if observed is None else _completed(gaussian, found, observed)
+    """e − μ, `[…, D]`; where a channel is missing, what is likeliest given the others.
+
+    That minimises ‖W d‖², to the squared Mahalanobis distance of the observed entries under
+    their own marginal Gaussian. Conjugate gradients (Hestenes and Stiefel, 1952) on P = WᵀW,
+    scaled to a diagonal of 1, restricted to the missing entries.
+    """
+    away = errors - along(gaussian.mean, errors)
+    if observed is None:
+        return away
+    whiten = jnp.asarray(gaussian.whiten)
+    precision = jnp.matmul(whiten.T, whiten, precision="highest")
+    root = jnp.sqrt(jnp.diag(precision))
+    root = jnp.where(root > 0, root, 1.0)  # 0 for a channel that is not scored
+    scaled = precision / (root[:, None] * root[None])
+    root = along(root, away)
+    missing = ~observed
+    known = jnp.where(missing, 0.0, away * root)
+
+    def product(values: Array) -> Array:
+        return jnp.where(missing, jnp.matmul(values, scaled, precision="highest"), 0.0)
+
+    def round_(_: int, state: tuple[Array, ...]) -> tuple[Array, ...]:
+        found, residual, direction, square = state
+        image = product(direction)
+        step = _ratio(square, jnp.sum(direction * image, axis=-1, keepdims=True))
+        residual = residual - step * image
+        smaller = jnp.sum(residual**2, axis=-1, keepdims=True)
+        ahead = residual + _ratio(smaller, square) * direction
+        return found + step * direction, residual, ahead, smaller
+
+    residual = -product(known)
+    square = jnp.sum(residual**2, axis=-1, keepdims=True)
+    start = (jnp.zeros_like(known), residual, residual, square)
+    rounds = min(ROUNDS, known.shape[-1])
+    found: Array = jax.lax.fori_loop(0, rounds, round_, start)[0]
+    return (known + found) / root
 
 
 def scores_of(
@@ -57,45 +90,6 @@ def scores_of(
         return scores
     scored = along((jnp.asarray(gaussian.whiten) != 0).any(axis=0), observed)
     return jnp.where((observed & scored).any(axis=-1), scores, jnp.nan)
-
-
-def _completed(gaussian: Gaussian, deviations: Array, observed: Array) -> Array:
-    """Deviations whose missing entries minimise ‖W d‖².
-
-    That minimum is the squared Mahalanobis distance of the observed entries under their
-    own marginal Gaussian. Conjugate gradients (Hestenes and Stiefel, 1952) on P = WᵀW,
-    scaled to a diagonal of 1, restricted to the missing entries.
-    """
-    whiten = jnp.asarray(gaussian.whiten)
-    precision = jnp.matmul(whiten.T, whiten, precision="highest")
-    root = jnp.sqrt(jnp.diag(precision))
-    root = jnp.where(root > 0, root, 1.0)  # 0 for a channel that is not scored
-    scaled = precision / (root[:, None] * root[None])
-    root = along(root, deviations)
-    missing = ~observed
-    known = jnp.where(missing, 0.0, deviations * root)
-
-    def product(values: Array) -> Array:
-        return jnp.where(missing, jnp.matmul(values, scaled, precision="highest"), 0.0)
-
-    def round_(
-        _: int, state: tuple[Array, Array, Array, Array]
-    ) -> tuple[Array, Array, Array, Array]:
-        found, residual, direction, square = state
-        image = product(direction)
-        step = _ratio(square, jnp.sum(direction * image, axis=-1, keepdims=True))
-        residual = residual - step * image
-        smaller = jnp.sum(residual**2, axis=-1, keepdims=True)
-        ahead = residual + _ratio(smaller, square) * direction
-        return found + step * direction, residual, ahead, smaller
-
-    residual = -product(known)
-    square = jnp.sum(residual**2, axis=-1, keepdims=True)
-    start = (jnp.zeros_like(known), residual, residual, square)
-    rounds = min(ROUNDS, known.shape[-1])
-    found: Array = jax.lax.fori_loop(0, rounds, round_, start)[0]
-    completed: Array = (known + found) / root
-    return completed
 
 
 def _ratio(numerator: Array, denominator: Array) -> Array:

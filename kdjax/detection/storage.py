@@ -138,12 +138,8 @@ def load_detector(folder: str | os.PathLike[str]) -> Detector:
     try:
         description = json.loads((folder / "detector.json").read_text("utf-8"))
         card = json.loads((folder / "card.json").read_text("utf-8"))
-        check_schema(
-            str(folder),
-            description["schema"],
-            known=SCHEMA,
-            version=description.get("kdjax_version"),
-        )
+        version = description.get("kdjax_version")
+        check_schema(str(folder), description["schema"], known=SCHEMA, version=version)
         found = _detector(description, _read_arrays(folder / "arrays.npz"), card)
         check_detector(found)
         return found
@@ -239,8 +235,7 @@ def _arrays(detector: Detector) -> dict[str, np.ndarray]:
     tree["scaler"] = detector.scalers._asdict()
     tree["normal"] = detector.gaussians._asdict()
     tree["params"] = detector.model.params
-    arrays: dict[str, np.ndarray] = flatten_dict(tree, sep="/")  # type: ignore[no-untyped-call]
-    return arrays
+    return flatten_dict(tree, sep="/")  # type: ignore[no-untyped-call]
 
 
 def _detector(

@@ -58,6 +58,9 @@ def plan_of(detector: "Detector", index: int) -> Plan:
     if detector.calibration:
         scores = np.sort(detector.calibration[index]).astype(np.float64)
     ranks = np.rint(np.linspace(0, len(scores) - 1, min(len(scores), KEPT)))
+    constant = [] if detector.constant is None else detector.constant[index].tolist()
+    constant = [None if math.isnan(value) else value for value in constant]
+    unchanged = () if detector.unchanged is None else detector.unchanged[index].tolist()
     return Plan(
         entity=(*detector.entities, "pooled")[index],
         channels=detector.channels,
@@ -77,12 +80,8 @@ def plan_of(detector: "Detector", index: int) -> Plan:
         dtype=detector.scalers.offset.dtype.name,
         reading=reading_of(detector),
         context=detector.context,
-        constant=_constants(detector, index),
-        unchanged=(
-            ()
-            if detector.unchanged is None
-            else tuple(detector.unchanged[index].tolist())
-        ),
+        constant=tuple(constant) if any(v is not None for v in constant) else (),
+        unchanged=tuple(unchanged),
         no_data=detector.no_data,
         clear=float(detector.clear),
     )
@@ -98,13 +97,6 @@ def separate_scores(detector: "Detector", index: int) -> int:
     spacing = detector.thresholds[index].spacing or detector.stride
     share = min(spacing, detector.window) / detector.window
     return math.ceil(len(detector.calibration[index]) * share)
-
-
-def _constants(detector: "Detector", index: int) -> tuple[float | None, ...]:
-    if detector.constant is None or np.isnan(detector.constant[index]).all():
-        return ()
-    values = detector.constant[index].tolist()
-    return tuple(None if math.isnan(value) else value for value in values)
 
 
 def plan_by(plan: Plan, given: Mapping[str, Any]) -> Plan:
@@ -220,10 +212,6 @@ def _dtype(value: Any) -> str:
     return str(value)
 
 
-def _as_constants(value: Any) -> tuple[float | None, ...]:
-    return tuple(None if one is None else as_number(one) for one in value)
-
-
 def as_flag(value: Any) -> bool:
     """The value if it is true or false."""
     if type(value) is not bool:
@@ -275,7 +263,7 @@ PLAN_CHECKS: dict[str, Callable[[Any], Any]] = {
     "dtype": _dtype,
     "reading": _reading,
     "context": lambda value: as_names(value) if value else (),
-    "constant": _as_constants,
+    "constant": lambda value: tuple(v if v is None else as_number(v) for v in value),
     "unchanged": lambda value: tuple(map(as_count(0), value)),
     "no_data": as_flag,
     "clear": as_share,

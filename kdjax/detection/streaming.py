@@ -50,12 +50,7 @@ from kdjax.detection.rolling import (
     start_adaptive,
     start_rolling,
 )
-from kdjax.detection.stream_rules import (
-    Plan,
-    as_count,
-    as_number,
-    plan_to_json,
-)
+from kdjax.detection.stream_rules import Plan, as_count, as_number, plan_to_json
 from kdjax.detection.timestamps import (
     CLOCKS,
     Timestamp,
@@ -294,20 +289,17 @@ class StreamDetector:
         said = said_time(time, instant, self.rows) if said is None else said
         self._check_step(at, instant, said)
         taken_back = at is self._before
-        left_out = self.excluded(
-            self.entity, instant if instant.clock else Timestamp("", self.rows)
-        )
+        known = instant if instant.clock else Timestamp("", self.rows)
+        left_out = self.excluded(self.entity, known)
         self._before = at if fresh and at.run else None
         self._refused = (Timestamp("", 0), 0)
+        self.rows += 1
         if left_out:
             self._before = None
-            self.rows += 1
             after = self._start._replace(last=instant, taken=at.taken)
             window = self._buffer[None, : self.plan.window]
-            return Taken(
-                time, instant, said, values, at, fresh, taken_back, after, window,
-                whole=False, left_out=True,
-            )  # fmt: skip
+            found = (values, at, fresh, taken_back, after, window)
+            return Taken(time, instant, said, *found, whole=False, left_out=True)
         last_values, ages = at.last_values, at.ages
         if self.plan.fill_limit:
             filled, last_values, ages = fill_forward(
@@ -318,24 +310,11 @@ class StreamDetector:
         place = at.taken % length
         self._buffer[place] = self._buffer[place + length] = values
         window = self._buffer[None, place + 1 : place + 1 + length]
-        run = 1 if fresh else at.run + 1
-        self.rows += 1
+        run, taken = 1 if fresh else at.run + 1, at.taken + 1
         self._unsaved = min(self._unsaved, at.taken)
-        after = Position(
-            instant, at.taken + 1, run, at.alarm, last_values, ages, at.watch
-        )
-        return Taken(
-            time,
-            instant,
-            said,
-            values,
-            at,
-            fresh,
-            taken_back,
-            after,
-            window,
-            whole=run >= length,
-        )
+        after = Position(instant, taken, run, at.alarm, last_values, ages, at.watch)
+        found = (values, at, fresh, taken_back, after, window)
+        return Taken(time, instant, said, *found, whole=run >= length)
 
     def score(self, taken: Taken) -> WindowResult | None:
         """The scores of a row's window; None where it has too few rows."""
@@ -367,8 +346,13 @@ class StreamDetector:
             return StreamRow(*result, *marks)
         if found is not None:
             score, window_score = float(found.points[-1]), found.window_score
+            windows = taken.after.run - length  # that came before since the last gap
             if not math.isnan(window_score):
-                self._follow(window_score, taken.after.run - length)
+                if self._adaptive is not None and windows % self.plan.stride == 0:
+                    self._adaptive = adapt(self._adaptive, window_score)
+                if len(self._calibration) and windows % self.plan.window == 0:
+                    p = p_values(self._calibration, np.array([window_score]))
+                    self._p_values.append(float(p[0]))
         state, alarm = next_alarm(at.alarm, window_score, tau, self._rule)
 
         def peak(named: bool) -> Peak:
@@ -464,10 +448,7 @@ class StreamDetector:
         ]
 
     def _watched(
-        self,
-        watch: Watch,
-        events: list[Mapping[str, Any]],
-        taken: Taken,
+        self, watch: Watch, events: list[Mapping[str, Any]], taken: Taken
     ) -> Watch:
         """The state after a row's values, but for alarms; `events` gets what changed."""
         plan, at, values, fresh = self.plan, taken.at, taken.values, taken.fresh
@@ -754,7 +735,7 @@ class StreamDetector:
         same = instant.clock == at.last.clock
         if before is not None and same and before.last < instant < at.last:
             at = before
-        if not self.rows:
+        if not (at.taken or at.last.clock):  # before the first row
             return at, True
         if same and (not instant.clock or instant > at.last):
             return at, self._is_gap(at.last, instant)
@@ -802,14 +783,6 @@ class StreamDetector:
         step = self.plan.step
         step = step if last.clock in ("", "number") else float(np.rint(step * 1e9))
         return bool(step and later.value - last.value > self.plan.max_gap * step)
-
-    def _follow(self, window_score: float, windows: int) -> None:
-        """Updates τ and the drift test; `windows` came before since the last gap."""
-        if self._adaptive is not None and windows % self.plan.stride == 0:
-            self._adaptive = adapt(self._adaptive, window_score)
-        if len(self._calibration) and windows % self.plan.window == 0:
-            p = p_values(self._calibration, np.array([window_score]))
-            self._p_values.append(float(p[0]))
 
     def _top_channels(
         self, window: np.ndarray, found: WindowResult | None

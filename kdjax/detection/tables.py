@@ -1,6 +1,6 @@
 """Score tables: the scores and alarms of each row of a series, and events of alarms."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -82,9 +82,22 @@ def score_table(
     """
     index = entity_index(detector, entity)
     series = match_channels(series, detector.channels)
-    rows, windows = len(series.values), find_windows(detector, series, causal=causal)
-    found, score, parts = _fold(detector, index, series.values, windows, contributions)
-    window_score = np.append(found, np.nan)[windows.latest]  # NaN for none, -1
+    rows, values = len(series.values), series.values
+    starts, latest, first = find_windows(detector, series, causal=causal)
+    found, sums, done = np.empty(len(starts)), empty_sums(rows), 0
+    part_sums = empty_sums(rows, len(detector.channels)) if contributions else None
+    # Batch by batch, since all point scores together may not fit into memory.
+    for piece in score_batches(detector, index, values, starts, explain=contributions):
+        points = piece.points if contributions else piece
+        batch = slice(done, done + len(points))
+        done = batch.stop
+        found[batch] = window_scores(points, count=detector.allowed_points)
+        add_scores(sums, points[:, first:], starts[batch] + first)
+        if part_sums is not None:
+            parts = piece.contributions[:, first:]
+            add_scores(part_sums, parts, starts[batch] + first)
+    score = mean_of_sums(sums)
+    window_score = np.append(found, np.nan)[latest]  # NaN for none, -1
     tau = detector.thresholds[index].tau
     alarm = row_alarms(window_score, tau, alarm_rule(detector))
     unknown = np.isnan(window_score) | np.isnan(score)
@@ -101,9 +114,11 @@ def score_table(
         "alarm": alarm.astype(np.int8),
         "state": _categories(np.where(unknown & ~alarm, 2, alarm), STATES),
     }
-    if parts is not None:
+    if part_sums is not None:
+        shares = mean_of_sums(part_sums)
+        shares[np.isnan(score)] = np.nan
         for place, name in enumerate(detector.channels):
-            columns[CONTRIBUTION + name] = parts[:, place]
+            columns[CONTRIBUTION + name] = shares[:, place]
     return pd.DataFrame(columns)
 
 
@@ -126,27 +141,11 @@ def score_events(
     index = entity_index(detector, entity)
     series = match_channels(series, detector.channels)
 
-    def explain(rows: np.ndarray) -> np.ndarray:
+    def windows() -> tuple[np.ndarray, int]:
         starts, _, first = find_windows(detector, series, causal=causal)
-        values = series.values
-        parts = explain_rows(detector, index, values, starts, rows, first=first)
-        return np.delete(parts, detector.model.context, axis=1)
+        return starts, first
 
-    alarm = table["alarm"].to_numpy() > 0
-    found = event_table(
-        alarm,
-        entity=series.entity,
-        time=table["time"].array,
-        window_score=table["window_score"].to_numpy(),
-        score=table["score"].to_numpy(),
-        tau=detector.thresholds[index].tau,
-        window=detector.window,
-        explain=explain,
-        channels=np.delete(detector.channels, detector.model.context).tolist(),
-    )
-    every = events_of_all_kinds(
-        detector, index, series, found, alarm, table["time"].array, name=name
-    )
+    every = events_of_all_kinds(detector, index, series, table, windows, name=name)
     return every.drop(columns=["first", "stop"])
 
 
@@ -154,17 +153,37 @@ def events_of_all_kinds(
     detector: Detector,
     index: int,
     series: Series,
-    found: pd.DataFrame,
-    alarm: np.ndarray,
-    time: Any,
+    table: pd.DataFrame,
+    windows: Callable[[], tuple[np.ndarray, int]],
     *,
     name: str = "",
 ) -> pd.DataFrame:
-    """The table `found` of the alarms `[N]` with events of other kinds, in order of start.
+    """The events of alarms in a table of rows, and those of other kinds, in order of start.
 
-    Further columns are `id`, `kind`, and the half-open span of rows `first`, `stop`;
-    `time` `[N]` is as in the table, `name` the entity in ids, by default the series'.
+    `table` has `time`, `score`, `window_score` and `alarm`; `windows` gives the starts of
+    the windows, and the position in them from which on points count in rows. Columns are
+    those of `event_table`, `id`, `kind`, and the half-open span of rows `first`, `stop`;
+    `name` is the entity in ids, by default the series'.
     """
+
+    def explain(rows: np.ndarray) -> np.ndarray:
+        starts, first = windows()
+        values = series.values
+        parts = explain_rows(detector, index, values, starts, rows, first=first)
+        return np.delete(parts, detector.model.context, axis=1)
+
+    alarm, time = table["alarm"].to_numpy() > 0, table["time"].array
+    found = event_table(
+        alarm,
+        entity=series.entity,
+        time=time,
+        window_score=table["window_score"].to_numpy(),
+        score=table["score"].to_numpy(),
+        tau=detector.thresholds[index].tau,
+        window=detector.window,
+        explain=explain,
+        channels=np.delete(detector.channels, detector.model.context).tolist(),
+    )
     first, last = events(alarm, gap=detector.window).T
     spans = [(SCORE, "", *own) for own in zip(first, last - 1, strict=True)]
     others = _other_events(detector, index, series)
@@ -263,38 +282,6 @@ def check_precision(detector: Detector, dtype: Any) -> None:
         )
 
 
-def _fold(
-    detector: Detector,
-    index: int,
-    values: np.ndarray,
-    windows: Windows,
-    contributions: bool,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Window scores `[M]`, scores of rows `[N]`, their contributions `[N, D]` or None.
-
-    Batch by batch, since all point scores together may not fit into memory.
-    """
-    rows, starts = len(values), windows.starts
-    found, sums = np.empty(len(starts)), empty_sums(rows)
-    part_sums = empty_sums(rows, len(detector.channels)) if contributions else None
-    first, done = windows.first, 0
-    for piece in score_batches(detector, index, values, starts, explain=contributions):
-        points = piece.points if contributions else piece
-        batch = slice(done, done + len(points))
-        done = batch.stop
-        found[batch] = window_scores(points, count=detector.allowed_points)
-        add_scores(sums, points[:, first:], starts[batch] + first)
-        if part_sums is not None:
-            parts = piece.contributions[:, first:]
-            add_scores(part_sums, parts, starts[batch] + first)
-    score = mean_of_sums(sums)
-    if part_sums is None:
-        return found, score, None
-    shares = mean_of_sums(part_sums)
-    shares[np.isnan(score)] = np.nan
-    return found, score, shares
-
-
 def explain_rows(
     detector: Detector,
     index: int,
@@ -323,7 +310,7 @@ def explain_rows(
         np.add.at(score, places[hit], points[:, first:][hit])
         np.add.at(count, places[hit], 1)
     unknown = (count == 0) | np.isnan(score)
-    mean: np.ndarray = total / np.maximum(count, 1)[:, None]
+    mean = total / np.maximum(count, 1)[:, None]
     mean[unknown] = np.nan
     return mean
 

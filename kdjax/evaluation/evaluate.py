@@ -72,14 +72,16 @@ def evaluate_models(
     held_out: Callable[[ResidualModel], Sequence[ResidualModel] | None] = lambda _: (),
     point_adjusted: bool = False,
     rolling: float = 0.0,
+    compared: Sequence[str] = COMPARED,
 ) -> dict[str, ModelEvaluation]:
     """Calibrates each model on clean rows and scores the test rows; by model name.
 
     `ready` has calibrations of models that bring their own; `held_out` gives the models
     that score calibration windows instead, see `calibrate`. `min_anomalous_points` rows
     make a window anomalous. A baseline that leaves nothing of the rows is left out.
-    `point_adjusted` adds metrics that are inflated; `rolling` is
-    the share of windows above the rolling threshold, 0 for none.
+    `point_adjusted` adds metrics that are inflated; `rolling` is the share of windows
+    above the rolling threshold, 0 for none; `compared` are rules whose rates stand beside
+    those of the one in use, for the student.
     """
     options: dict[str, Any] = {
         "method": rules.threshold.method,
@@ -125,8 +127,9 @@ def evaluate_models(
             )
             scores.append(own)
             rates += false_alarm_rates(
-                name, calibration, place, own, starts, prepared=prepared, rules=used
-            )
+                name, calibration, place, own, starts, prepared=prepared, rules=used,
+                compared=compared if name == STUDENT else (),
+            )  # fmt: skip
         measured = metric_rows(name, model.parameters, scores, **options)
         evaluated[name] = ModelEvaluation(
             model, calibration, tuple(scores), *measured, rates
@@ -157,15 +160,10 @@ def score_rows(
     """
     scaler = Scaler(*(field[place] for field in calibration.scalers))
     constant = None if calibration.constant is None else calibration.constant[place]
-    pieces = point_pieces(
-        constant_model(model, scaler, constant),
-        Gaussian(*(field[place] for field in calibration.gaussians)),
-        scaler,
-        values,
-        starts,
-        window=prepared.window,
-        batch_size=rules.batch_size,
-    )
+    gaussian = Gaussian(*(field[place] for field in calibration.gaussians))
+    model = constant_model(model, scaler, constant)
+    sizes = {"window": prepared.window, "batch_size": rules.batch_size}
+    pieces = point_pieces(model, gaussian, scaler, values, starts, **sizes)
     sums, found = windowing.empty_sums(len(values)), [np.empty(0, np.float32)]
     for points, at in pieces:
         windowing.add_scores(sums, points, at)
@@ -182,6 +180,7 @@ def false_alarm_rates(
     *,
     prepared: Prepared,
     rules: Rules,
+    compared: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
     """Wanted and measured false-alarm rates of one entity, an object a rule, JSON-able.
 
@@ -192,8 +191,8 @@ def false_alarm_rates(
     used, window = rules.threshold, prepared.window
     behind_tau = calibration.threshold_scores[place]
     own_starts = calibration.starts[place]
-    compared = [m for m in COMPARED if name == STUDENT and used.method != "fixed"]
-    others = [Rule(method, used.rate) for method in compared if method != used.method]
+    compared = [m for m in compared if m != used.method and used.method != "fixed"]
+    others = [Rule(method, used.rate) for method in compared]
     known = ~np.isnan(scores.window_scores)
     found: list[dict[str, Any]] = []
     for rule in (used, *others):
@@ -207,25 +206,21 @@ def false_alarm_rates(
         test = None
         if scores.window_labels is not None and not math.isnan(tau):
             clean = known & ~scores.window_labels
+            own = scores.window_scores[clean]
             test = false_alarms.measured_rate(
-                scores.window_scores[clean],
-                starts[clean],
-                tau,
-                window=window,
-                wanted=cross.wanted,
+                own, starts[clean], tau, window=window, wanted=cross.wanted
             )
-        found.append(
-            {
-                "model": name,
-                "entity": scores.entity,
-                "method": rule.method,
-                "used": rule is used,
-                "wanted": cross.wanted,
-                "tau": tau if math.isfinite(tau) else None,
-                "left_out": _object(cross),
-                "clean_test": None if test is None else _object(test),
-            }
-        )
+        rate = {
+            "model": name,
+            "entity": scores.entity,
+            "method": rule.method,
+            "used": rule is used,
+            "wanted": cross.wanted,
+            "tau": tau if math.isfinite(tau) else None,
+            "left_out": _object(cross),
+            "clean_test": None if test is None else _object(test),
+        }
+        found.append(rate)
     expected = false_alarms.expected_events(calibration.scores[place], used)
     found[0]["expected_events"] = expected and expected._asdict()
     found[0]["drift"] = None
@@ -257,31 +252,18 @@ def inspect_training(
     """The training rows of each entity, scored by a calibrated model."""
     inspections = []
     for place, entity in enumerate(prepared.entities):
-        starts = np.concatenate(
-            [
-                window_starts(spans, window=prepared.window, stride=prepared.stride)
-                for spans in entity.split
-            ]
-        )
+        spans = np.concatenate(entity.split)
+        starts = window_starts(spans, window=prepared.window, stride=prepared.stride)
         starts.sort()
+        model, calibration, *_ = evaluated
+        values = entity.train.values
         _, windows = score_rows(
-            evaluated.model,
-            evaluated.calibration,
-            place,
-            entity.train.values,
-            starts,
-            prepared,
-            rules,
+            model, calibration, place, values, starts, prepared, rules
         )
-        tau = evaluated.calibration.thresholds[place].tau
+        tau = calibration.thresholds[place].tau
         worst = _worst(entity, starts, windows, tau, prepared.window)
-        rows = latest_scores(
-            windows,
-            starts,
-            np.concatenate(entity.split),
-            window=prepared.window,
-            rows=len(entity.train.values),
-        )
+        sizes = {"window": prepared.window, "rows": len(values)}
+        rows = latest_scores(windows, starts, spans, **sizes)
         inspections.append(Inspection(entity.name, rows, worst))
     return tuple(inspections)
 
@@ -358,17 +340,16 @@ def _worst(
             for name, spans in entity.split._asdict().items()
             if ((spans[:, 0] <= start) & (start < spans[:, 1])).any()
         )
-        listed.append(
-            {
-                "entity": entity.name,
-                "part": part,
-                "start": _time(entity, start),
-                "end": _time(entity, start + window - 1),
-                # An overflow comes first; JSON has no infinity.
-                "score": score if np.isfinite(score) else None,
-                "above": bool(score > tau),
-            }
-        )
+        entry = {
+            "entity": entity.name,
+            "part": part,
+            "start": _time(entity, start),
+            "end": _time(entity, start + window - 1),
+            # An overflow comes first; JSON has no infinity.
+            "score": score if np.isfinite(score) else None,
+            "above": bool(score > tau),
+        }
+        listed.append(entry)
     return listed
 
 
@@ -379,5 +360,4 @@ def _time(entity: Entity, row: int) -> str | float | int:
     instant = series.time[row : row + 1]
     if instant.dtype.kind == "M":
         return time_text(instant[0], series.form)
-    number: int | float = format_times(instant, series.form).item()
-    return number
+    return format_times(instant, series.form).item()

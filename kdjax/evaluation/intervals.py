@@ -30,19 +30,8 @@ RESAMPLES = 9999
 # Resampled values held at once, as float64.
 BATCH_VALUES = 2_000_000
 
-METRICS = (
-    "f1",
-    "precision",
-    "recall",
-    "average_precision",
-    "auc_roc",
-    # Of points only:
-    "vus_pr",
-    "vus_roc",
-    "affiliation_f1",
-    "range_f1",
-    "event_f1",
-)
+OF_POINTS = ("vus_pr", "vus_roc", "affiliation_f1", "range_f1", "event_f1")
+METRICS = ("f1", "precision", "recall", "average_precision", "auc_roc", *OF_POINTS)
 PAIRS = (
     ("student", "teacher"),
     ("student", "student_alone"),
@@ -88,11 +77,11 @@ def mean_interval(values: npt.ArrayLike) -> Interval:
         reason = f"{count} {plural} too few for an interval"
         return Interval(mean, math.nan, math.nan, count, reason)
     low, high = _bootstrap(tuple(known.tolist()))
-    reason = (
-        f"from {counted(count, 'entity', 'entities')} an interval is too narrow"
-        if count < FEW
-        else ""
-    )
+    reason = ""
+    if count < FEW:
+        reason = (
+            f"from {counted(count, 'entity', 'entities')} an interval is too narrow"
+        )
     return Interval(mean, low, high, count, reason)
 
 

@@ -55,9 +55,8 @@ class Heat(NamedTuple):
 
     model: str
     channels: Sequence[str]  # D names
-    contributions: (
-        np.ndarray
-    )  # [B, D] largest in the rows of each bin, NaN for no score
+    # [B, D] largest in the rows of each bin, NaN for no score
+    contributions: np.ndarray
     threshold: float
 
 
@@ -451,7 +450,14 @@ def _score_panel(
     """Steps of window scores `[N]`, line of τ where a log axis has it, and that axis."""
     scores = np.asarray(scores, dtype=np.float64)
     largest = np.fmax.reduceat(scores, bins.starts) if len(scores) else scores
-    low, high = _limits(largest, tau)
+    known = np.append(largest, tau)
+    known = known[np.isfinite(known) & (known > 0)]
+    low, high = 0.1, 10.0  # of the log axis
+    if len(known):
+        # One zero-like score must not flatten the rest.
+        low, high = max(known.min(), known.max() * 1e-9), known.max()
+        low = min(low, tau) if 0 < tau < np.inf else low
+        high *= 10 if np.isposinf(largest).any() else 1
     y = np.repeat(np.clip(largest, low, high), 2)  # NaN leaves a hole
     x, gaps = np.stack([bins.begins, bins.ends], axis=1).ravel(), bins.gaps
     x, y = np.insert(x, 2 * gaps, bins.begins[gaps]), np.insert(y, 2 * gaps, np.nan)
@@ -494,19 +500,6 @@ def _signals(timeline: Timeline, shown: Sequence[int], bins: _Bins) -> list[go.S
         own = values[:, lane].astype(np.float32)
         found.append(line.update(customdata=own, hovertemplate=hover))
     return found
-
-
-def _limits(scores: np.ndarray, threshold: float) -> tuple[float, float]:
-    """Positive finite bounds of a log axis that shows the scores and τ."""
-    known = np.append(scores, threshold)
-    known = known[np.isfinite(known) & (known > 0)]
-    if not len(known):
-        return 0.1, 10.0
-    low, high = float(known.min()), float(known.max())
-    low = max(low, high * 1e-9)  # one zero-like score must not flatten the rest
-    if 0 < threshold < np.inf:
-        low = min(low, threshold)
-    return low, high * (10 if np.isposinf(scores).any() else 1)
 
 
 def _heat_map(heat: Heat, shown: list[int], bins: _Bins) -> go.Heatmap:

@@ -90,7 +90,10 @@ def write_report(
     scores of several models, each of one entity.
     """
     colors = plots.model_colors(tables.model_names(results))
-    found = [t for t in tables.report_tables(results) if _has_content(t)]
+    # Tables with something to say beside the names of the lines.
+    nothing = ["", tables.MISSING]
+    every = tables.report_tables(results)
+    found = [t for t in every if not t.frame.iloc[:, 1:].isin(nothing).all(axis=None)]
     curve = ""
     if history:
         words = "Loss over epochs. Solid: training; dashed: validation."
@@ -219,11 +222,6 @@ def _title(results: Results) -> str:
     return f"Anomaly detection on {results['dataset']['name']}"
 
 
-def _has_content(table: Table) -> bool:
-    """Whether a cell beside the names of the lines has something to say."""
-    return not table.frame.iloc[:, 1:].isin(["", tables.MISSING]).all(axis=None)
-
-
 def _first_sections(
     results: Results, decided: Decided, colors: Mapping[str, str]
 ) -> list[Section]:
@@ -272,12 +270,8 @@ def _threshold(results: Results, model: str) -> str:
 
 def _events(decided: Decided, *, window: int) -> str:
     """A table of the events; lines lead to their places in the plots."""
-    found, words = (
-        decided.events,
-        (
-            "Severity: largest window score, in units of τ; other kinds than score have none."
-        ),
-    )
+    found, model = decided.events, decided.model
+    words = "Severity: largest window score, in units of τ; other kinds than score have none."
     if not len(found):
         return page.words_html(f"{decided.model} raises no alarm on test rows.")
     if len(found) > MOST_EVENTS:
@@ -285,23 +279,21 @@ def _events(decided: Decided, *, window: int) -> str:
         severity = found["severity"].to_numpy(np.float64)
         order = np.argsort(-np.nan_to_num(severity, nan=np.inf), kind="stable")
         found = found.iloc[np.sort(order[:MOST_EVENTS])]
-    places = {t.entity: (f"plot-{n}", t) for n, t in enumerate(decided.timelines)}
-    links: list[Link | None] = []
-    spans: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-    for entity, start, stop in zip(
-        found["entity"], found["first"], found["stop"], strict=True
-    ):
-        link = None
+    places = {
+        one.entity: (
+            f"plot-{number}",
+            *plots.row_spans(one.time, len(one.scores[model])),
+        )
+        for number, one in enumerate(decided.timelines)
+    }
+    links: list[Link | None] = [None] * len(found)
+    spans = zip(found["entity"], found["first"], found["stop"], strict=True)
+    for line, (entity, start, stop) in enumerate(spans):
         if entity in places:
-            name, timeline = places[entity]
-            if name not in spans:
-                rows = len(timeline.scores[decided.model])
-                spans[name] = plots.row_spans(timeline.time, rows)
-            begins, ends = spans[name]
+            name, begins, ends = places[entity]
             first = max(start - AROUND * window, 0)
             last = min(stop + AROUND * window, len(ends)) - 1
-            link = Link(name, begins[first].item(), ends[last].item())
-        links.append(link)
+            links[line] = Link(name, begins[first].item(), ends[last].item())
     frame = pd.DataFrame(
         {
             "Start": found["start"].map(str),

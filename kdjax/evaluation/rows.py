@@ -41,17 +41,10 @@ LEVELS = ("window", "point")
 ALARM_METRICS = ("precision", "recall", "f1")
 CURVE_METRICS = ("auc_roc", "average_precision")
 VOLUME_METRICS = ("vus_roc", "vus_pr")
-EVENT_METRICS = (
-    "affiliation_precision",
-    "affiliation_recall",
-    "affiliation_f1",
-    "range_precision",
-    "range_recall",
-    "range_f1",
-    "event_recall",
-    "event_f1",
-    "detection_delay",
-)
+_AFFILIATION = ("affiliation_precision", "affiliation_recall", "affiliation_f1")
+_RANGES = ("range_precision", "range_recall", "range_f1")
+_WHOLE = ("event_recall", "event_f1", "detection_delay")
+EVENT_METRICS = (*_AFFILIATION, *_RANGES, *_WHOLE)
 INFLATED_METRICS = ("point_adjusted_f1", "pa_k_f1")
 METRICS = ALARM_METRICS + CURVE_METRICS  # in each row
 POINT_METRICS = VOLUME_METRICS + EVENT_METRICS  # of points, by entity or as their mean
@@ -71,9 +64,8 @@ class EntityScores(NamedTuple):
 
     entity: str
     labels: np.ndarray | None  # [N] bool, True in anomalous rows
-    scores: (
-        np.ndarray
-    )  # [N] mean of a_t (Eq. 1) over the windows that cover the row, or NaN
+    # [N] mean of a_t (Eq. 1) over the windows that cover the row, or NaN
+    scores: np.ndarray
     window_labels: np.ndarray | None  # [M] bool
     window_scores: np.ndarray  # [M] the (c+1)-th largest a_t; NaN where fewer are known
     threshold: float  # the label-free τ, in units of window scores
@@ -152,28 +144,24 @@ def metric_rows(
             where = ", ".join(f"{entity}: {n}" for entity, n in left_out.items())
             total = sum(left_out.values())
             notes["rows"] = f"left out, without a score: {total} ({where})"
-        rows.append(
-            {
-                "model": model,
-                "parameters": parameters,
-                "scope": scope,
-                "threshold": threshold,
-                "level": level,
-                **_numbers(pooled),
-                "tau": _number(pooled["tau"]),
-                "entities": len(samples),
-                "entities_defined": defined,
-                "notes": notes,
-            }
-        )
+        row = {
+            "model": model,
+            "parameters": parameters,
+            "scope": scope,
+            "threshold": threshold,
+            "level": level,
+            **_numbers(pooled),
+            "tau": _number(pooled["tau"]),
+            "entities": len(samples),
+            "entities_defined": defined,
+            "notes": notes,
+        }
+        rows.append(row)
     return rows, of_entities
 
 
 def _measure_all(
-    entities: Sequence[EntityScores],
-    method: str,
-    window: int | None,
-    point_adjusted: bool,
+    entities: Sequence[EntityScores], method: str, window: int | None, adjusted: bool
 ) -> list[tuple[_Sample, str, Measured]]:
     """Each entity at each level under each threshold, which is a name."""
     found = []
@@ -181,7 +169,7 @@ def _measure_all(
         sample = _sample(entity, level)
         curves = _curves(sample, window)
         for threshold in (ORACLE, method):
-            own = _measure(sample, threshold, point_adjusted)
+            own = _measure(sample, threshold, adjusted)
             found.append((sample, threshold, own | curves))
     if all(entity.rolling_tau is not None for entity in entities):
         for sample in (_sample(relative_scores(e), "window") for e in entities):

@@ -61,11 +61,21 @@ def recommend(results: Results) -> dict[str, Any]:
     two to four; `equivalent` are the models among which size decided, `best` the one they
     were compared with.
     """
-    method = label_free_method(results)
-    quality = _quality(results, method)
-    if quality.found or quality.left_out:
-        return _by_f1(quality, results.get("costs", {}), results.get("unfit", {}))
-    return _by_agreement(results, method)
+    method, rows = label_free_method(results), results["entities"]
+    every = {}
+    for name in dict.fromkeys(row["model"] for row in rows):
+        own = intervals.measured(
+            rows, name, threshold=method, level="window", metric="f1"
+        )
+        every[name] = {e: f1 for e, f1 in own.items() if not math.isnan(f1)}
+    # Means over different entities would not be comparable.
+    wanted = {entity for one in every.values() for entity in one}
+    if not wanted:
+        return _by_agreement(results, method)
+    found = {n: m for n, m in every.items() if m.keys() == wanted}
+    left_out = [name for name in every if name not in found]
+    quality = _Quality(method, found, left_out)
+    return _by_f1(quality, results.get("costs", {}), results.get("unfit", {}))
 
 
 def unfit_models(
@@ -112,23 +122,6 @@ def agreement(
 
 
 # With labels.
-
-
-def _quality(results: Results, method: str) -> _Quality:
-    """F1 of the models that have one on each entity where any has one.
-
-    Means over different entities would not be comparable.
-    """
-    rows, every = results["entities"], {}
-    for name in dict.fromkeys(row["model"] for row in rows):
-        own = intervals.measured(
-            rows, name, threshold=method, level="window", metric="f1"
-        )
-        every[name] = {e: f1 for e, f1 in own.items() if not math.isnan(f1)}
-    wanted = {entity for one in every.values() for entity in one}
-    found = {n: m for n, m in every.items() if wanted and m.keys() == wanted}
-    left_out = [name for name in every if wanted and name not in found]
-    return _Quality(method, found, left_out)
 
 
 def _by_f1(quality: _Quality, costs: Costs, unfit: Mapping[str, str]) -> dict[str, Any]:

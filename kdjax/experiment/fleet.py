@@ -13,6 +13,7 @@ Fleet's teacher and student learn from `SAMPLE` machines. Machines with too few 
 their own values have those of this sample.
 """
 
+import contextlib
 import hashlib
 import json
 import math
@@ -21,7 +22,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -32,6 +33,7 @@ from kdjax.data.partitions import (
     Machine,
     frame_machines,
     list_machines,
+    name_machines,
     read_machine,
     usual_channels,
 )
@@ -39,6 +41,7 @@ from kdjax.data.prepared import Prepared
 from kdjax.data.readers import match_channels
 from kdjax.data.schema import Reading
 from kdjax.data.series import Dataset, Series
+from kdjax.data.tables import SUFFIXES
 from kdjax.data.times import seconds_per_row
 from kdjax.detection import fleet_budget
 from kdjax.detection.alarming import DAY, count_events
@@ -52,6 +55,7 @@ from kdjax.detection.fleet import (
     FAILED,
     FLEET,
     MACHINES,
+    PAGE,
     READY,
     SCHEMA,
     SHARED,
@@ -62,7 +66,7 @@ from kdjax.detection.fleet import (
 )
 from kdjax.detection.storage import load_detector, save_detector
 from kdjax.detection.thresholds import BLOCKS, parse_budget
-from kdjax.errors import ConfigError, DataError, KdjaxError, counted
+from kdjax.errors import ArtifactError, ConfigError, DataError, KdjaxError, counted
 from kdjax.evaluation import evaluate, rows
 from kdjax.evaluation.evaluate import ModelEvaluation
 from kdjax.experiment import jobs, train
@@ -70,10 +74,12 @@ from kdjax.experiment.assemble import (
     calibration_rules,
     data_digests,
     make_detector,
+    threshold_rule,
 )
 from kdjax.experiment.pipeline import check_windows, prepare_dataset
 from kdjax.experiment.populations import train_in_memory
 from kdjax.experiment.train import PER_ENTITY, Task, make_groups, train_networks
+from kdjax.experiment.workdir import locked
 from kdjax.io.executors import LOCAL, ONE_CORE, Resources, Unit, run_units
 from kdjax.io.files import (
     MANIFEST,
@@ -83,6 +89,7 @@ from kdjax.io.files import (
     sha256,
     write_text,
 )
+from kdjax.io.stores import Mirror, is_remote, list_files, mirror, put_folder
 from kdjax.models.residual import ResidualModel
 
 UNIT = 32  # machines of a unit, whose students are one population
@@ -105,8 +112,8 @@ def fit_fleet(
     """Fits a detector for each machine of an input; returns the fleet's catalogue.
 
     Args:
-        path: see `list_machines`.
-        output: folder of the fleet; the same call resumes, and fits machines that are new
+        path: see `list_machines`; folders may also be text `s3://BUCKET/KEY`.
+        output: folder of the fleet, also `s3://BUCKET/KEY`; the same call resumes, and fits machines that are new
             or whose rows changed.
         settings: from `kdjax.config.resolve`, with `data.path` set to `path`.
         executor, address, resources: see `kdjax.io.executors.run_units`.
@@ -119,26 +126,78 @@ def fit_fleet(
     >>> config = kdjax.override(kdjax.get_config(), {"data.path": "plants"})  # doctest: +SKIP
     >>> fit_fleet("plants", "fleet", kdjax.resolve(config))["state"]  # doctest: +SKIP
     """
-    output, data = Path(output), settings["data"]
-    check_folder(output)
-    machines = list_machines(path, entity_column=data["entity_column"])
+    options = {"executor": executor, "address": address, "resources": resources}
+    with mirror(path, output) as store:
+        target = _Target(output, store.target(output), store)
+        check_folder(target.folder)
+        target.get(FLEET)
+        try:
+            with locked(target.folder):
+                return _fit_fleet(path, target, settings, console, **options)
+        except ArtifactError as error:  # the lock speaks of a run's folder
+            error.args = (str(error).replace("--workdir", "--output"),)
+            raise
+
+
+class _Target(NamedTuple):
+    """A fleet's folder; `folder` is its mirror where it is in an object store."""
+
+    path: str | os.PathLike[str]
+    folder: Path
+    store: Mirror
+
+    @property
+    def is_remote(self) -> bool:
+        return is_remote(self.path)
+
+    def get(self, *names: str) -> None:
+        """Copies files of the folder in, as far as they are there."""
+        if self.is_remote:
+            for name in names:
+                place = self.store.look(f"{self.path}/{name}")
+                self.store.get(place)
+
+    def get_folder(self, name: str) -> None:
+        if self.is_remote:
+            place = self.store.look(f"{self.path}/{name}")
+            own = [known for known in self.store.known if known.is_relative_to(place)]
+            self.store.get(*own)
+
+    def put(self, *names: str) -> None:
+        """Copies files and folders out."""
+        if self.is_remote:
+            for name in names:
+                place = self.folder / name
+                if place.is_dir():
+                    put_folder(place, f"{self.path}/{name}")
+                elif place.exists():
+                    self.store.put(place)
+
+
+def _fit_fleet(
+    path: str | os.PathLike[str],
+    target: _Target,
+    settings: Settings,
+    console: Console,
+    **options: Any,
+) -> pd.DataFrame:
+    data, output = settings["data"], target.folder
+    machines = _list(path, data)
     tests = _test_machines(data)
-    fleet = _begin(output, settings, machines)
+    fleet = _begin(target, settings, machines)
     shared = _needs_shared(settings)
     if shared:
-        _fit_shared(output, settings, fleet["channels"], machines, console)
+        _fit_shared(target, settings, fleet["channels"], machines, console)
     common = {
-        "output": str(output.absolute()),
+        "output": _text(target.path),
         "settings": settings,
         "channels": fleet["channels"],
         "shared": shared,
     }
     console.print(f"{path}: {counted(len(machines), 'machine')}", highlight=False)
-    units = [*_units(output, machines, tests, common)]
+    units = [*_units(target, machines, tests, common)]
     found, few = list[dict[str, Any]](), list[str]()
-    for outcome in run_units(
-        fit_unit, units, executor=executor, address=address, resources=resources
-    ):
+    for outcome in run_units(fit_unit, units, **options):
         own = outcome.value
         if own is None:  # the unit as a whole
             names = outcome.name.split("\n")[1:]
@@ -147,18 +206,19 @@ def fit_fleet(
         few += [row["entity"] for row in own if row["detector"] == STUDENT]
         for row in own:
             if row["state"] == FAILED:
-                console.print(
-                    f"failed: {row['entity']}: {row['reason']}", highlight=False
-                )
+                line = f"failed: {row['entity']}: {row['reason']}"
+                console.print(line, highlight=False, markup=False, soft_wrap=True)
         console.print(f"{len(found):,} of {len(machines):,} machines", highlight=False)
     if few and not shared:
-        _fit_shared(output, settings, fleet["channels"], machines, console)
-    found = [_with_shared(output, row) for row in found]
+        _fit_shared(target, settings, fleet["channels"], machines, console)
     expected = None
     if _is_shared_budget(settings):
-        options = {"executor": executor, "address": address, "resources": resources}
-        found, expected = _share_budget(output, settings, found, **options)
-        write_text(output / BUDGET, json.dumps(expected, indent=1) + "\n")
+        found, expected = _share_budget(target, settings, found, **options)
+    if few:
+        tau = load_detector(output / STUDENT).thresholds[-1].tau
+        found = [
+            r | {"threshold": tau} if r["detector"] == STUDENT else r for r in found
+        ]
     frame = catalogue_frame([{k: row[k] for k in CATALOGUE_SCHEMA} for row in found])
     with atomic_path(output / CATALOGUE) as temporary:
         frame.to_parquet(temporary, index=False)
@@ -166,10 +226,23 @@ def fit_fleet(
     from kdjax.evaluation.fleet import fleet_words, write_fleet_page
 
     write_fleet_page(output, frame, card=settings, expected=expected)
+    target.put(BUDGET, PAGE, CATALOGUE)
     for sentence in fleet_words(frame, expected):
-        console.print(sentence, highlight=False)
+        console.print(sentence, highlight=False, soft_wrap=True)
     shutil.rmtree(output / "work", ignore_errors=True)
     return frame
+
+
+def _text(path: str | os.PathLike[str]) -> str:
+    """A path that workers understand wherever they run."""
+    return os.fspath(path) if is_remote(path) else os.path.abspath(path)
+
+
+def _list(path: str | os.PathLike[str], data: Settings) -> list[Machine]:
+    if not is_remote(path):
+        return list_machines(path, entity_column=data["entity_column"])
+    found = list_files(os.fspath(path), SUFFIXES)
+    return name_machines(path, {url: stored.size for url, stored in found.items()})
 
 
 def _test_machines(data: Settings) -> dict[str, Machine]:
@@ -185,9 +258,10 @@ def _needs_shared(settings: Settings) -> bool:
 
 
 def _begin(
-    output: Path, settings: Settings, machines: Sequence[Machine]
+    target: _Target, settings: Settings, machines: Sequence[Machine]
 ) -> dict[str, Any]:
     """fleet.json, written where it isn't there; refuses a folder of other settings."""
+    output = target.folder
     if (output / FLEET).exists():
         fleet = read_fleet(output)
         before, now = _deciding(fleet["settings"]), _deciding(settings)
@@ -197,17 +271,18 @@ def _begin(
                 "another --output, or the settings it was made with."
             )
         return fleet
-    others = [p.name for p in output.iterdir()] if output.is_dir() else []
-    if [name for name in others if not name.startswith(".")]:
+    output.mkdir(parents=True, exist_ok=True)
+    others = sorted(p.name for p in output.iterdir() if not p.name.startswith("."))
+    if others:
         raise ConfigError(
-            f"{output} holds {', '.join(sorted(others)[:3])} and is not the folder of a "
-            "fleet: give an empty or new --output."
+            f"{output} holds {', '.join(others[:3])} and is not the folder of a fleet: give "
+            "an empty or new --output."
         )
-    sample = [*_sample(machines, settings["data"])]
+    sample = [*_sample(machines, settings["data"], target.store)]
     if not sample:
         raise DataError(
             f"{settings['data']['path']}: no machine can be read, the first: "
-            f"{_fault_of(machines[0], settings['data'])}"
+            f"{_fault_of(machines[0], settings['data'], target.store)}"
         )
     fleet = {
         "schema": SCHEMA,
@@ -216,6 +291,7 @@ def _begin(
         "settings": settings,
     }
     write_text(output / FLEET, json.dumps(fleet, indent=1, sort_keys=True) + "\n")
+    target.put(FLEET)
     return fleet
 
 
@@ -225,26 +301,45 @@ def _deciding(settings: Settings) -> Settings:
     return {**settings, "data": data}
 
 
-def _sample(machines: Sequence[Machine], data: Settings) -> Iterator[Series]:
+def _sample(
+    machines: Sequence[Machine], data: Settings, store: Mirror
+) -> Iterator[Series]:
     """The first machines, in an order by hash, that can be read."""
     count = 0
     for machine in sorted(machines, key=lambda one: _hash(one.entity)):
         try:
-            yield read_machine(machine, **_reading(data))
+            with _copied(machine, store) as own:
+                series = read_machine(own, **_reading(data))
         except _FAULTS:
             continue
+        yield series
         count += 1
         if count == 2 * SAMPLE:
             return
+
+
+@contextlib.contextmanager
+def _copied(machine: Machine, store: Mirror) -> Iterator[Machine]:
+    """The machine with its files on the local disk for the time of the block."""
+    remote = [path for path in machine.paths if is_remote(path)]
+    try:
+        yield machine._replace(
+            paths=tuple(str(store.copied(path)) for path in machine.paths)
+            if remote
+            else machine.paths
+        )
+    finally:
+        store.drop(*map(store.place, remote))
 
 
 def _hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _fault_of(machine: Machine, data: Settings) -> str:
+def _fault_of(machine: Machine, data: Settings, store: Mirror) -> str:
     try:
-        read_machine(machine, **_reading(data))
+        with _copied(machine, store) as own:
+            read_machine(own, **_reading(data))
     except _FAULTS as error:
         return _line(error)
     return ""
@@ -256,8 +351,10 @@ def _reading(data: Settings) -> dict[str, Any]:
         raise ConfigError(
             "data.exclude is not for a fleet: leave such rows out of the files."
         )
-    limit = data["fill_limit"] or data["window"]
-    return {k: data[k] for k in Reading._fields if k in data} | {"fill_limit": limit}
+    options = {k: data[k] for k in Reading._fields if k in data}
+    options["fill_limit"] = data["fill_limit"] or data["window"]
+    # As in `run`, the rows to learn from may lack labels, if others have them.
+    return options | {"may_lack": (data["label_column"],) if data["test_path"] else ()}
 
 
 def _line(error: BaseException) -> str:
@@ -268,18 +365,20 @@ def _line(error: BaseException) -> str:
 
 
 def _fit_shared(
-    output: Path,
+    target: _Target,
     settings: Settings,
     channels: Sequence[str],
     machines: Sequence[Machine],
     console: Console,
 ) -> None:
     """Writes the detectors in `SHARED`, where they aren't there."""
+    output = target.folder
+    target.get_folder(SHARED)
     if (output / STUDENT / MANIFEST).exists():
         return
     settings = {**settings, "entity_mode": "shared"}
     chosen = []
-    for series in _sample(machines, settings["data"]):
+    for series in _sample(machines, settings["data"], target.store):
         try:
             own = match_channels(series, channels)
             _prepare(own, None, settings)
@@ -308,29 +407,21 @@ def _fit_shared(
     for name in wanted:  # the student last, which seals the folder
         _, detector = _evaluated(name, models[name], prepared, settings, digests)
         save_detector(output / SHARED / name, detector)
-
-
-def _with_shared(output: Path, row: dict[str, Any]) -> dict[str, Any]:
-    """A row with the fleet's τ where the machine has the fleet's values."""
-    if row["detector"] != STUDENT:
-        return row
-    detector = load_detector(output / STUDENT)
-    return {**row, "threshold": detector.thresholds[-1].tau}
+        target.put(f"{SHARED}/{name}")
 
 
 # One unit.
 
 
 def _units(
-    output: Path,
+    target: _Target,
     machines: Sequence[Machine],
     tests: Mapping[str, Machine],
     common: Mapping[str, Any],
 ) -> Iterator[Unit]:
     """Machines without a record first, then those that are only to be verified."""
-    known = [
-        (output / MACHINES / f"{quoted(m.entity)}.json").exists() for m in machines
-    ]
+    records = [target.folder / _record_name(m.entity) for m in machines]
+    known = [path.exists() or path in target.store.known for path in records]
     for wanted in (False, True):
         own = [m for m, done in zip(machines, known, strict=True) if done == wanted]
         # Of equal size, so that units share what was compiled.
@@ -355,34 +446,48 @@ def fit_unit(data: Mapping[str, Any]) -> list[dict[str, Any]]:
     `data` is plain, see `kdjax.io.executors`: output, settings, channels, whether there
     is a `shared` detector, and fields of `Machine`.
     """
-    output, settings = Path(data["output"]), data["settings"]
+    paths = [path for fields in data["machines"] for path in Machine(*fields).paths]
+    with mirror(data["output"], *paths) as store:
+        target = _Target(data["output"], store.place(data["output"]), store)
+        if data["shared"]:
+            target.get_folder(SHARED)
+        found = _fit_unit(data, target)
+        for name, row in found.items():
+            if row["state"] == READY and row.pop("fresh", False):
+                if row["detector"] != STUDENT:
+                    target.put(row["detector"])
+                target.put(_record_name(name))
+        return [*found.values()]
+
+
+def _fit_unit(data: Mapping[str, Any], target: _Target) -> dict[str, dict[str, Any]]:
+    """Rows by machine; those that were fitted now are `fresh`."""
+    output, settings, store = target.folder, data["settings"], target.store
     machines = [Machine(*fields) for fields in data["machines"]]
     tests = {own.entity: own for own in (Machine(*fields) for fields in data["tests"])}
     key = _key(output, settings, data)
-    found, ready = list[dict[str, Any]](), dict[str, tuple[Prepared, Dataset, float]]()
+    found = dict[str, dict[str, Any]]()
+    ready = dict[str, tuple[Prepared, Dataset, float]]()
     inputs: dict[str, str] = {}
     for machine in machines:
         started, name = time.monotonic(), machine.entity
         try:
-            inputs[name] = _input_digest(machine, tests.get(name))
-            if row := _verified(output, name, key, inputs[name]):
-                found.append(row)
-                continue
-            series = _read(machine, data["channels"], settings)
-            own_test = tests.get(name)
-            test = (
-                None
-                if own_test is None
-                else _read(own_test, data["channels"], settings)
-            )
+            with _copied(machine, store) as own:
+                inputs[name] = _input_digest(own, tests.get(name))
+                target.get(_record_name(name), f"{_detector_name(name)}/{MANIFEST}")
+                if row := _verified(output, name, key, inputs[name]):
+                    found[name] = row
+                    continue
+                series = _read(own, data["channels"], settings)
+            test = tests.get(name) and _read(tests[name], data["channels"], settings)
             prepared = _own_or_few(series, test, settings)
         except _FAULTS as error:
-            found.append(_failed(name, 0, _line(error)))
+            found[name] = _failed(name, 0, _line(error))
             continue
         if isinstance(prepared, str):
             row = _row(name, len(series.values), reason=prepared, detector=STUDENT)
             _record(output, row, key, inputs[name])
-            found.append(row)
+            found[name] = row | {"fresh": True}
             continue
         dataset = Dataset(name, (series,), () if test is None else (test,))
         ready[name] = prepared, dataset, time.monotonic() - started
@@ -392,7 +497,7 @@ def fit_unit(data: Mapping[str, Any]) -> list[dict[str, Any]]:
     try:
         models = _train({name: own[0] for name, own in ready.items()}, output, settings)
     except _FAULTS as error:
-        return found + [_failed(name, 0, _line(error)) for name in ready]
+        return found | {name: _failed(name, 0, _line(error)) for name in ready}
     share = (time.monotonic() - started) / len(ready)
     for name, (prepared, dataset, spent) in ready.items():
         started = time.monotonic()
@@ -404,17 +509,25 @@ def fit_unit(data: Mapping[str, Any]) -> list[dict[str, Any]]:
             row = _finish(output, name, model, prepared, dataset, settings)
             row["seconds"] = share + spent + time.monotonic() - started
             _record(output, row, key, inputs[name])
+            found[name] = row | {"fresh": True}
         except _FAULTS as error:
-            row = _failed(name, count, _line(error))
-        found.append(row)
+            found[name] = _failed(name, count, _line(error))
     return found
+
+
+def _record_name(name: str) -> str:
+    return f"{MACHINES}/{quoted(name)}.json"
+
+
+def _detector_name(name: str) -> str:
+    return f"{DETECTORS}/{quoted(name)}"
 
 
 def _key(output: Path, settings: Settings, data: Mapping[str, Any]) -> str:
     """Digest of what all machines are made from besides their rows."""
     shared = ""
     if data["shared"]:
-        shared = sha256(output / STUDENT / MANIFEST)
+        shared = sha256(output / STUDENT / "arrays.npz")  # τ may change
     facts = [kdjax_version(), _deciding(settings), data["channels"], shared]
     return _hash(json.dumps(facts, sort_keys=True))
 
@@ -434,7 +547,7 @@ def _input_digest(*machines: Machine | None) -> str:
 
 def _verified(output: Path, name: str, key: str, digest: str) -> dict[str, Any] | None:
     """The row of a machine whose record and detector are those of these rows."""
-    path = output / MACHINES / f"{quoted(name)}.json"
+    path = output / _record_name(name)
     try:
         record = json.loads(path.read_text("utf-8"))
         row: dict[str, Any] = record["row"]
@@ -464,7 +577,7 @@ def _record(output: Path, row: Mapping[str, Any], key: str, digest: str) -> None
         k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()
     }
     record = {"key": key, "input": digest, "manifest": manifest, "row": plain}
-    path = output / MACHINES / f"{quoted(name)}.json"
+    path = output / _record_name(name)
     write_text(path, json.dumps(record, sort_keys=True) + "\n")
 
 
@@ -542,7 +655,7 @@ def _finish(
     evaluated, detector = _evaluated(
         rows.STUDENT, model, prepared, settings, data_digests(dataset)
     )
-    folder = f"{DETECTORS}/{quoted(name)}"
+    folder = _detector_name(name)
     save_detector(output / folder, detector)
     row = _row(name, len(dataset.train[0].values), detector=folder)
     row["threshold"] = detector.thresholds[0].tau
@@ -600,14 +713,17 @@ def _of_machine(settings: Settings, prepared: Prepared | None = None) -> Setting
     """
     if not _is_shared_budget(settings) or prepared is None:
         return settings
-    seconds = settings["data"]["step_seconds"] or max(
-        seconds_per_row(entity.train.time) for entity in prepared.entities
-    )
+    seconds = max(seconds_per_row(entity.train.time) for entity in prepared.entities)
+    return _of_rows(settings, seconds, prepared.window)
+
+
+def _of_rows(settings: Settings, seconds: float, window: int) -> Settings:
+    """With the budget of as many events as rows so many seconds apart can show."""
+    seconds = settings["data"]["step_seconds"] or seconds
     if not seconds:
         return settings  # refused by the rule, which needs times
-    most = DAY / seconds / prepared.window
-    threshold = {**settings["threshold"], "budget": f"{most * (1 - 1e-6):.9f}/day"}
-    return {**settings, "threshold": threshold}
+    most = f"{DAY / seconds / window * (1 - 1e-6):.9f}/day"
+    return {**settings, "threshold": {**settings["threshold"], "budget": most}}
 
 
 def _evaluated(
@@ -630,6 +746,7 @@ def _evaluated(
         held_out=lambda own: train.held_out_models(prepared, used, known, own),
         point_adjusted=settings["evaluation"]["point_adjusted"],
         rolling=settings["threshold"]["rolling_share"],
+        compared=(),
     ).values()
     detector = make_detector(
         name,
@@ -662,86 +779,103 @@ def _measured(evaluated: ModelEvaluation) -> dict[str, Any]:
 
 
 def _share_budget(
-    output: Path, settings: Settings, found: list[dict[str, Any]], **options: Any
+    target: _Target, settings: Settings, found: list[dict[str, Any]], **options: Any
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Sets τ of all machines by the fleet's budget; rows and what it lets expect."""
+    output = target.folder
     tails = {r["entity"]: r["tail"] for r in found if r.get("tail")}
     if not tails:
         raise DataError(
             "threshold.budget_scope=fleet: no machine has calibration scores with times: "
             "give rows with dates, or set data.step_seconds."
         )
-    rates = sum(_widened(tail["rates"]) for tail in tails.values())
+    rates = np.sum([_widened(tail["rates"]) for tail in tails.values()], axis=0)
+    taus = {_detector_name(name): _tail(tail) for name, tail in tails.items()}
+    if few := sum(row["detector"] == STUDENT for row in found):
+        detector = load_detector(output / STUDENT)
+        rule = threshold_rule(
+            _of_rows(settings, detector.step, detector.window),
+            step_seconds=detector.step,
+            stride=detector.stride,
+            window=detector.window,
+        )
+        assert rule.events is not None
+        scores = detector.calibration[-1]
+        taus[STUDENT] = fleet_budget.tail_of(scores)
+        own = fleet_budget.event_rates(scores, taus[STUDENT], rule.events)
+        rates = rates + few * own
     days = float(np.mean([tail["days"] for tail in tails.values()]))
     per_day = parse_budget(settings["threshold"]["budget"])
-    level, events = fleet_budget.choose_level(np.asarray(rates), per_day, days)
+    level, events = fleet_budget.choose_level(rates, per_day, days)
     at = int(np.searchsorted(fleet_budget.LEVELS, level))
-    own = np.asarray(rates).mean(axis=0)[at]
-    tested = [
-        _widened(tail["test"]).mean(axis=0)[at]
-        for tail in tails.values()
-        if tail["test"]
-    ]
-    expected = {
-        "budget": per_day,
-        "level": level,
-        "calibration": float(own),
-        "expected": events._asdict(),
-        "observed": float(np.sum(tested)) if tested else None,
-        "machines": len(tails),
-    }
-    wanted = {
-        name: fleet_budget.tau_at(
-            fleet_budget.Tail(tail["level"], tail["excess"]), level
-        )
-        for name, tail in tails.items()
-    }
+    wanted = {folder: fleet_budget.tau_at(own, level) for folder, own in taus.items()}
+    listed = [*wanted.items()]
+    parts = [listed[first : first + UNIT] for first in range(0, len(listed), UNIT)]
     units = [
         Unit(
-            f"thresholds {first // UNIT}",
-            {"output": str(output.absolute()), "taus": dict(part)},
+            f"thresholds {place}",
+            {"output": _text(target.path), "taus": dict(part)},
         )
-        for first in range(0, len(wanted), UNIT)
-        if (part := [*wanted.items()][first : first + UNIT])
+        for place, part in enumerate(parts)
     ]
     for outcome in run_units(set_thresholds, units, **options):
         if outcome.value is None:
-            raise ConfigError(f"{outcome.name}: {outcome.error}")
-    rows = []
+            raise ArtifactError(f"{output}: {outcome.name}: {outcome.error}")
+    rows, observed = list[dict[str, Any]](), list[float]()
     for row in found:
-        tail = tails.get(row["entity"])
-        if tail is not None:
-            row = {**row, "threshold": wanted[row["entity"]]}
+        if (tail := tails.get(row["entity"])) is not None:
+            row = {**row, "threshold": wanted[row["detector"]]}
             row["events_a_day"] = float(_widened(tail["rates"]).mean(axis=0)[at])
             if tail["test"]:
-                row["test_events_a_day"] = float(
-                    _widened(tail["test"]).mean(axis=0)[at]
-                )
+                observed.append(float(_widened(tail["test"]).mean(axis=0)[at]))
+                row["test_events_a_day"] = observed[-1]
         rows.append(row)
+    expected = {
+        "budget": per_day,
+        "level": level,
+        "expected": events._asdict(),
+        "observed": float(np.sum(observed)) if observed else None,
+        "machines": len(tails) + few,
+    }
+    write_text(output / BUDGET, json.dumps(expected, indent=1) + "\n")
     return rows, expected
 
 
+def _tail(found: Mapping[str, Any]) -> fleet_budget.Tail:
+    return fleet_budget.Tail(found["level"], found["excess"])
+
+
 def set_thresholds(data: Mapping[str, Any]) -> int:
-    """Gives saved detectors of a fleet these τ, by machine; how many changed."""
-    output, changed = Path(data["output"]), 0
-    for name, tau in data["taus"].items():
-        folder = output / DETECTORS / quoted(name)
-        detector = load_detector(folder)
-        if detector.thresholds[0].tau == tau:
-            continue
-        detail = "the level that all machines of the fleet share"
-        taus = [t._replace(tau=tau, rank=0, detail=detail) for t in detector.thresholds]
-        listed = dict(
-            zip((*detector.entities, POOLED), (t._asdict() for t in taus), strict=True)
-        )
-        card = {**detector.card, "thresholds": listed}
-        save_detector(folder, detector._replace(thresholds=tuple(taus), card=card))
-        path = output / MACHINES / f"{quoted(name)}.json"
-        record = json.loads(path.read_text("utf-8"))
-        record["manifest"] = sha256(folder / MANIFEST)
-        write_text(path, json.dumps(record, sort_keys=True) + "\n")
-        changed += 1
+    """Gives saved detectors of a fleet these τ, by folder; how many changed."""
+    changed = 0
+    with mirror(data["output"]) as store:
+        target = _Target(data["output"], store.place(data["output"]), store)
+        for folder, tau in data["taus"].items():
+            target.get_folder(folder)
+            changed += _set_threshold(target, folder, tau)
     return changed
+
+
+def _set_threshold(target: _Target, folder: str, tau: float) -> bool:
+    output = target.folder
+    detector = load_detector(output / folder)
+    if detector.thresholds[-1].tau == tau:
+        return False
+    detail = "of the level that all machines of the fleet share"
+    taus = [t._replace(tau=tau, rank=0, detail=detail) for t in detector.thresholds]
+    names = (*detector.entities, POOLED)
+    listed = {name: own._asdict() for name, own in zip(names, taus, strict=True)}
+    card = {**detector.card, "thresholds": listed}
+    save_detector(output / folder, detector._replace(thresholds=tuple(taus), card=card))
+    target.put(folder)
+    if folder != STUDENT:
+        name = f"{MACHINES}/{Path(folder).name}.json"
+        target.get(name)
+        record = json.loads((output / name).read_text("utf-8"))
+        record["manifest"] = sha256(output / folder / MANIFEST)
+        write_text(output / name, json.dumps(record, sort_keys=True) + "\n")
+        target.put(name)
+    return True
 
 
 def fit_partition(
@@ -773,10 +907,11 @@ def fit_partition(
     if frame.empty:
         return catalogue_frame([])
     output = Path(output)
+    target = _Target(output, output, Mirror(output, {}))
     if settings is None:
         settings = _usual_settings(output)
     machines = frame_machines(frame, entity_column)
-    fleet = _begin(output, settings, machines)
+    fleet = _begin(target, settings, machines)
     if _needs_shared(settings) and not (output / STUDENT / MANIFEST).exists():
         raise ConfigError(
             "fit_partition needs a fleet whose students learn alone (distill.alpha=0, "
@@ -818,4 +953,5 @@ def _row(name: str, count: int, **fields: Any) -> dict[str, Any]:
 
 
 def _failed(name: str, count: int, reason: str) -> dict[str, Any]:
+    reason = reason.removeprefix(f"{name}: ")
     return _row(name, count, state=FAILED, reason=reason)

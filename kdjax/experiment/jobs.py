@@ -270,6 +270,18 @@ def first_state(job: TrainingJob) -> steps.TrainState:
     return steps.init_state(params, make_job_optimizer(job))
 
 
+def first_states(group: Sequence[TrainingJob]) -> list[steps.TrainState]:
+    """`first_state` of each job; those of the same parameters are drawn once."""
+    drawn: dict[Any, Params] = {}
+    states = []
+    for job in group:
+        key = (job.architecture, job.seed, job.init, id(job.first))
+        state = first_state(job._replace(first=drawn.get(key, job.first)))
+        drawn[key] = state.params
+        states.append(state)
+    return states
+
+
 def order_key(job: TrainingJob) -> Array:
     """The key of the order of windows in each epoch."""
     return jax.random.fold_in(jax.random.key(job.seed), job.order)

@@ -291,7 +291,7 @@ def _train_together(
         if workdir is not None:
             append_line(workdir, {"phase": name, **line})
 
-    states = [jobs.first_state(job) for job in group]
+    states = jobs.first_states(group)
     start = populations.resume_together(folder, states, mesh)
     done = [progress.step for progress in start.progress]
     if workdir is not None:

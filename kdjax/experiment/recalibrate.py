@@ -161,22 +161,25 @@ def recalibrated(
     settings = _settings(detector, **threshold)
     series = match_channels(series, detector.channels)
     check_cadence(series.time, detector.step)
-    change, borrows = _own, False
-    if series.entity == POOLED:
+    name, scope = series.entity, settings["detection"]["scope"]
+    if name == POOLED:
         raise ConfigError(f"calibrate: {POOLED!r} is no entity: give another --entity.")
-    if series.entity not in detector.entities:
-        detector = _with_entity(detector, series.entity)
-    elif not _starts(detector, series.entity, settings):
-        change, borrows = _known, _borrows(detector, series.entity)
-    place = detector.entities.index(series.entity)
-    rule = _rule(detector, series, settings)
-    if borrows and _windows(detector, series, rule) >= 0:
-        change = _own
+    known = name in detector.entities
+    if not known:
+        detector = _with_entity(detector, name)
+    place = detector.entities.index(name)
+    rule = rule_of(detector, settings, step_seconds=seconds_per_row(series.time))
+    # Whether its rows were too few: for a Gaussian, or for τ since it came.
+    source = detector.thresholds[place].source
+    starts = len(detector.entities) > 1 and source == "pooled" != scope
+    borrows = source == "shared" and name in detector.card.get("calibrated_again", {})
+    goes_on = not borrows or _windows(detector, series, rule) < 0
+    change = _known if known and not starts and goes_on else _own
     detector, tau, note = change(detector, place, series, rule, settings)
     detector = with_rule(with_threshold(detector, place, tau), settings)
-    source = {"rows": len(series.values), "sha256": series_digest(series), "note": note}
+    rows = {"rows": len(series.values), "sha256": series_digest(series), "note": note}
     names, card = (*detector.entities, POOLED), detector.card
-    new = {names[i]: source for i in _places(detector, place)}
+    new = {names[i]: rows for i in _places(detector, place)}
     again = {**card.get("calibrated_again", {}), **new}
     return detector._replace(card={**card, "calibrated_again": again}), note
 
@@ -190,19 +193,6 @@ def _settings(detector: Detector, **threshold: Any) -> dict[str, Any]:
         )
     own = completed(detector.card["settings"])
     return resolve({**own, "threshold": {**own["threshold"], **threshold}})
-
-
-def _starts(detector: Detector, entity: str, settings: Settings) -> bool:
-    """Whether an entity has the pooled values because its rows were too few."""
-    source = detector.thresholds[detector.entities.index(entity)].source
-    of_many = len(detector.entities) > 1
-    return of_many and source == "pooled" != settings["detection"]["scope"]
-
-
-def _borrows(detector: Detector, entity: str) -> bool:
-    """Whether a new entity has τ of all entities' scores because its own were too few."""
-    source = detector.thresholds[detector.entities.index(entity)].source
-    return source == "shared" and entity in detector.card.get("calibrated_again", {})
 
 
 def _known(
@@ -240,10 +230,8 @@ def _measured(
     scores: np.ndarray, starts: np.ndarray, rule: Rule, *, window: int
 ) -> str:
     """What to expect of a τ by its calibration scores, as the end of a note."""
-    cross, measured = (
-        cross_rates(scores, starts, rule, window=window),
-        "too few windows",
-    )
+    cross = cross_rates(scores, starts, rule, window=window)
+    measured = "too few windows"
     if not np.isnan(cross.rate):
         measured = f"{cross.rate:.2%} when fifths are left out in turn"
     expected = expected_events(scores, rule)
@@ -453,11 +441,11 @@ def _with_entity(detector: Detector, entity: str) -> Detector:
     )
 
 
-def _rule(detector: Detector, series: Series, settings: Settings) -> Rule:
-    """How τ of these rows is chosen."""
+def rule_of(detector: Detector, settings: Settings, *, step_seconds: float) -> Rule:
+    """How τ of rows so far apart in time is chosen; 0 where rows have no times."""
     rule = threshold_rule(
         settings,
-        step_seconds=seconds_per_row(series.time),
+        step_seconds=step_seconds,
         stride=detector.stride,
         window=detector.window,
     )
@@ -484,7 +472,8 @@ def confirm_normal(
     settings, name, window = _settings(detector), series.entity, detector.window
     place = entity_index(detector, name)
     series = match_channels(series, detector.channels)
-    rule, before = _rule(detector, series, settings), detector.thresholds[place]
+    rule = rule_of(detector, settings, step_seconds=seconds_per_row(series.time))
+    before = detector.thresholds[place]
     if before.method == "fixed":
         rule = rule._replace(method="fixed", value=before.tau)
     if not detector.calibration or before.method != rule.method:

@@ -15,7 +15,6 @@ from kdjax.detection.alarming import (
     AlarmMeasures,
     AlarmRule,
     alarm_measures,
-    event_table,
     latest_scores,
     row_alarms,
 )
@@ -31,12 +30,7 @@ from kdjax.evaluation.plots import (
     learning_curve_png,
     row_bins,
 )
-from kdjax.evaluation.report import (
-    DRAWN_ENTITIES,
-    Decided,
-    write_report,
-    write_texts,
-)
+from kdjax.evaluation.report import DRAWN_ENTITIES, Decided, write_report, write_texts
 from kdjax.evaluation.rows import (
     NETWORKS,
     ORACLE,
@@ -46,12 +40,7 @@ from kdjax.evaluation.rows import (
     TEACHER,
     EntityScores,
 )
-from kdjax.evaluation.summary import (
-    agreement,
-    expected_words,
-    recommend,
-    unfit_models,
-)
+from kdjax.evaluation.summary import agreement, expected_words, recommend, unfit_models
 from kdjax.experiment.assemble import make_detector, settings_alarm_rule
 from kdjax.experiment.train import group_name
 from kdjax.experiment.workdir import RESULTS_SCHEMA, read_lines, write_results
@@ -200,9 +189,7 @@ def write_run(
 
 
 def _dataset(
-    evaluated: Mapping[str, ModelEvaluation],
-    prepared: Prepared,
-    data: Mapping[str, Any],
+    evaluated: Mapping[str, ModelEvaluation], prepared: Prepared, data: Settings
 ) -> dict[str, Any]:
     scores = next(iter(evaluated.values())).scores
     labels = [e.window_labels for e in scores if e.window_labels is not None]
@@ -237,14 +224,10 @@ def _timeline(
     found = {name: evaluated[name].scores[place] for name in names}
     scores = dict.fromkeys(names, inspections[place].scores)
     if entity.test is not None:
+        starts, spans = test_starts(prepared, entity), entity.test_spans
+        sizes = {"window": prepared.window, "rows": len(shown.values)}
         scores = {
-            name: latest_scores(
-                own.window_scores,
-                test_starts(prepared, entity),
-                entity.test_spans,
-                window=prepared.window,
-                rows=len(shown.values),
-            )
+            name: latest_scores(own.window_scores, starts, spans, **sizes)
             for name, own in found.items()
         }
     taus = {name: own.threshold for name, own in found.items()}
@@ -308,29 +291,16 @@ def _events(
     test = entity.test
     if test is None:
         return pd.DataFrame()
-    index, starts = entity_index(detector, entity.name), test_starts(prepared, entity)
-
-    def explain(rows: np.ndarray) -> np.ndarray:
-        parts = explain_rows(detector, index, test.values, starts, rows)
-        return np.delete(parts, prepared.context, axis=1)
-
-    alarm = np.zeros(len(test.values), bool)
+    index, windows = entity_index(detector, entity.name), test_starts(prepared, entity)
+    table = pd.DataFrame({"score": own.scores, "window_score": timeline.scores[model]})
+    table["alarm"] = False
     for first, stop in timeline.alarms[model]:
-        alarm[first:stop] = True
-    time = np.arange(len(alarm))
-    time = time if test.time is None else format_times(test.time, test.form)
-    table = event_table(
-        alarm,
-        entity=entity.name,
-        time=time,
-        window_score=timeline.scores[model],
-        score=own.scores,
-        tau=own.threshold,
-        window=prepared.window,
-        explain=explain,
-        channels=np.delete(prepared.channels, prepared.context).tolist(),
+        table.loc[first : stop - 1, "alarm"] = True
+    table["time"] = (
+        table.index if test.time is None else format_times(test.time, test.form)
     )
-    return events_of_all_kinds(detector, index, test, table, alarm, time).astype(object)
+    found = events_of_all_kinds(detector, index, test, table, lambda: (windows, 0))
+    return found.astype(object)
 
 
 def _measures(

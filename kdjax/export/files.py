@@ -16,12 +16,7 @@ import numpy as np
 from kdjax.data.raw import about
 from kdjax.data.readers import match_channels
 from kdjax.data.windowing import gather
-from kdjax.detection.detector import (
-    Detector,
-    entity_index,
-    score_batches,
-    usual_entity,
-)
+from kdjax.detection.detector import Detector, entity_index, score_batches, usual_entity
 from kdjax.detection.reading import read_like
 from kdjax.detection.scores import window_scores
 from kdjax.detection.storage import load_detector

@@ -34,12 +34,7 @@ from kdjax.models.baselines import MOVING_AVERAGE_ROWS, NEIGHBOURS
 from kdjax.models.classifier import DRAWN, FAINT, dilation_of
 from kdjax.models.forecasters import DILATIONS, LIMIT, WIDTH
 from kdjax.models.model import Params
-from kdjax.models.residual import (
-    ResidualModel,
-    component,
-    components_of,
-    gives_scores,
-)
+from kdjax.models.residual import ResidualModel, component, components_of, gives_scores
 
 try:
     import onnx
@@ -118,7 +113,7 @@ def onnx_file(detector: Detector, index: int, *, quantize: str = "none") -> byte
     exact: set[str] = set()
     if gives_scores(detector.model.kind):
         own = _classifier(graph, detector, index, filled)
-        scores = functools.partial(_own_scores, detector, index, *own)
+        scores = functools.partial(_own_scores, detector, index, own)
     else:
         found = []
         for kind in kinds:
@@ -370,20 +365,14 @@ def _later_layers(
 
 
 def _own_scores(
-    detector: Detector,
-    index: int,
-    points: str,
-    parts: str,
-    graph: Graph,
-    *,
-    holes: str | None,
+    detector: Detector, index: int, own: Sequence[str], graph: Graph, holes: str | None
 ) -> list[str]:
     """Point scores, window scores and contributions of a kind that gives scores."""
     moving = model_of(detector, index).params.get("moving")
     if holes and moving is not None:
-        own = np.delete(moving, detector.model.context) > 0
-        holes = add(graph, "Where", own, holes, _NAN)
-    points, parts = (add(graph, "Identity", name) for name in (points, parts))
+        seen = np.delete(moving, detector.model.context) > 0
+        holes = add(graph, "Where", seen, holes, _NAN)
+    points, parts = (add(graph, "Identity", name) for name in own)
     return [*_of_windows(graph, detector, points, holes), parts]
 
 
@@ -485,8 +474,15 @@ def add_network(
         if layers:
             series = add(graph, "Squeeze", layers[-1].states, [1])
         layers.append(_add_lstm(graph, f"encoder_{number}", params, series))
-    decode = _repeat if architecture.decoder == "repeat" else _feedback
-    decoded = decode(graph, architecture, params, layers, length)
+    if architecture.decoder == "repeat":  # the last hidden state at each of the L steps
+        repeats = add(graph, "Concat", length, [1, 1], axis=0)
+        states = add(graph, "Expand", layers[-1].hidden, repeats)
+        for number in range(len(layers)):
+            layer = _add_lstm(graph, f"decoder_layers_{number}", params, states)
+            states = add(graph, "Squeeze", layer.states, [1])
+        decoded = _add_head(graph, params, states, architecture.head)
+    else:
+        decoded = _feedback(graph, architecture.head, params, layers, length)
     if independent:
         decoded = add(graph, "Reshape", decoded, [0, -1, architecture.width])
     return add(graph, "Transpose", decoded, perm=[1, 0, 2])
@@ -523,28 +519,8 @@ def _gates_in_order(values: np.ndarray) -> np.ndarray:
     return np.concatenate([i, o, f, g])
 
 
-def _repeat(
-    graph: Graph,
-    architecture: Architecture,
-    params: Params,
-    encoder: list[_Layer],
-    length: str,
-) -> str:
-    """The last hidden state at each of the L steps, decoded: `[L, B, D]`."""
-    repeats = add(graph, "Concat", length, [1, 1], axis=0)
-    states = add(graph, "Expand", encoder[-1].hidden, repeats)
-    for number in range(len(encoder)):
-        layer = _add_lstm(graph, f"decoder_layers_{number}", params, states)
-        states = add(graph, "Squeeze", layer.states, [1])
-    return _add_head(graph, params, states, architecture.head)
-
-
 def _feedback(
-    graph: Graph,
-    architecture: Architecture,
-    params: Params,
-    encoder: list[_Layer],
-    length: str,
+    graph: Graph, head: str, params: Params, encoder: list[_Layer], length: str
 ) -> str:
     """From the encoder's states back in time, on its own output: `[L, B, D]`.
 
@@ -559,10 +535,10 @@ def _feedback(
         layer = _add_lstm(body, f"decoder_layers_{number}", params, states, start)
         updated += [layer.hidden, layer.cell]
         states = layer.hidden
-    result = _add_head(body, params, states, architecture.head)
+    result = _add_head(body, params, states, head)
     handed_out = add(body, "Identity", "output")
     steps = _loop_body(body, ("output", *given), (result, *updated, handed_out))
-    first = _add_head(graph, params, encoder[0].hidden, architecture.head)
+    first = _add_head(graph, params, encoder[0].hidden, head)
     count = len(carry) + 2
     rounds = add(graph, "Squeeze", length, [0])
     loop = add(graph, "Loop", rounds, "", first, *carry, outputs=count, body=steps)

@@ -225,6 +225,7 @@ def check_detector_folder(folder: Path, *, fleets: bool = False) -> None:
         if near:
             break
     problem = f"has no {MANIFEST}" if folder.is_dir() else "is no folder"
+    problem = problem if folder.exists() or folder.suffix != ".onnx" else "is no file"
     names = ", ".join(map(str, near[:_NEAR])) + ", …" * (len(near) > _NEAR)
     told = f" ({len(near)} near it: {names})" if near else ""
     raise ArtifactError(

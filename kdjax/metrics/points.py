@@ -144,28 +144,21 @@ def oracle_threshold(labels: ArrayLike, scores: ArrayLike) -> OracleThreshold:
     if not truth.any():
         warn_undefined({"the oracle threshold": NO_POSITIVES})
         return OracleThreshold(float("nan"), float("nan"))
-    thresholds, f1 = _candidates(truth, values)
-    best = int(np.argmax(f1))
-    return OracleThreshold(float(thresholds[best]), float(f1[best]))
-
-
-def _candidates(
-    labels: np.ndarray, scores: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Each τ that changes the alarms, in falling order, and its F1, `[T], [T]`."""
-    order = np.argsort(-scores, kind="stable")
-    ordered = scores[order]
+    # Each τ that changes the alarms, in falling order, and its F1.
+    order = np.argsort(-values, kind="stable")
+    ordered = values[order]
     # Equal scores raise alarms together: a τ lies only where the score falls.
     last_of_ties = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True))
     alarms = last_of_ties + 1
-    hits = np.cumsum(labels[order])[last_of_ties]
+    hits = np.cumsum(truth[order])[last_of_ties]
     below_all = np.nextafter(ordered[-1], np.array(-np.inf, dtype=ordered.dtype))
     thresholds = np.concatenate(([ordered[0]], ordered[last_of_ties[1:]], [below_all]))
     # First candidate: τ = the largest score, no alarm. No τ lies below a score of -inf.
     alarms, hits = np.append(0, alarms), np.append(0, hits)
     stop = len(alarms) - int(ordered[-1] == -np.inf)
-    f1 = 2 * hits / (alarms + np.count_nonzero(labels))
-    return thresholds[:stop], f1[:stop]
+    f1 = (2 * hits / (alarms + np.count_nonzero(truth)))[:stop]
+    best = int(np.argmax(f1))
+    return OracleThreshold(float(thresholds[best]), float(f1[best]))
 
 
 def _curve(name: str, labels: ArrayLike, scores: ArrayLike) -> float:

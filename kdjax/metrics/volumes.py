@@ -69,11 +69,7 @@ def vus_pr(
 
 
 def _checked(
-    labels: ArrayLike,
-    scores: ArrayLike,
-    window: int,
-    thresholds: int,
-    *names: str,
+    labels: ArrayLike, scores: ArrayLike, window: int, thresholds: int, *names: str
 ) -> Volumes:
     """Both volumes; warns of the metrics `names` if undefined."""
     truth, values = with_scores(labels, scores)

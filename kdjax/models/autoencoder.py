@@ -67,24 +67,11 @@ class EncoderDecoder(nn.Module):
             carries.append(carry)
         code = carries[-1].hidden
         if self.decoder == "repeat":
-            return self._repeat(code, windows.shape[1]), code
-        inwards = tuple(reversed(carries))
-        return self._feedback(inwards, windows, forced, activate), code
-
-    def _repeat(self, latent: Array, length: int) -> Array:
-        states = self.decoder_layers[0].repeat(latent, length)
-        for layer in self.decoder_layers[1:]:
-            states = layer(states)[1]
-        return self.head(states)
-
-    def _feedback(
-        self,
-        carries: tuple[Carry, ...],
-        windows: Array,
-        forced: bool,
-        activate: Callable[[Array], Array],
-    ) -> Array:
-        last = self.head(carries[-1].hidden)
+            states = self.decoder_layers[0].repeat(code, windows.shape[1])
+            for layer in self.decoder_layers[1:]:
+                states = layer(states)[1]
+            return self.head(states), code
+        last = self.head(carries[0].hidden)
 
         def step(
             network: "EncoderDecoder",
@@ -103,9 +90,9 @@ class EncoderDecoder(nn.Module):
         scan = nn.scan(step, variable_broadcast="params", split_rngs={"params": False})
         # Targets x_L … x_2 give outputs x'_{L−1} … x'_1.
         targets = jnp.swapaxes(windows, 0, 1)[:0:-1]
-        _, earlier = scan(self, (carries, last), targets)
+        _, earlier = scan(self, (tuple(reversed(carries)), last), targets)
         outputs = jnp.concatenate([earlier[::-1], last[None]])
-        return jnp.swapaxes(outputs, 0, 1)
+        return jnp.swapaxes(outputs, 0, 1), code
 
 
 def lstm_autoencoder(

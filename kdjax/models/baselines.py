@@ -82,15 +82,13 @@ def running_mean(params: Params, windows: Array) -> Array:
         padding=((0, 0), (MOVING_AVERAGE_ROWS - 1, 0), (0, 0)),
     )
     counts = jnp.minimum(jnp.arange(1, windows.shape[1] + 1), MOVING_AVERAGE_ROWS)
-    means: Array = sums / counts[None, :, None].astype(windows.dtype)
-    return means
+    return sums / counts[None, :, None].astype(windows.dtype)
 
 
 def projection(params: Params, windows: Array) -> Array:
     """Reconstruction of `pca`."""
     mean = along(jnp.asarray(params["mean"]), windows)
-    projected: Array = mean + _projected(params, windows - mean)
-    return projected
+    return mean + _projected(params, windows - mean)
 
 
 def nearest_centre(params: Params, windows: Array) -> Array:
@@ -112,8 +110,7 @@ def nearest_windows(params: Params, windows: Array) -> Array:
     known = jnp.asarray(params["windows"])
     count = min(NEIGHBOURS, len(known))
     nearest = jax.lax.top_k(-_distances(windows, known), count)[1]
-    mean: Array = jnp.mean(known[nearest], axis=1)
-    return mean
+    return jnp.mean(known[nearest], axis=1)
 
 
 def _distances(windows: Array, known: Array) -> Array:

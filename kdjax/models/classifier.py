@@ -43,15 +43,10 @@ def classifier_scores(params: Params, windows: Array) -> Array:
     >>> classifier_scores(params, np.zeros((3, 24, 2), np.float32)).shape
     (3,)
     """
-    return _scores(params, in_ranges(params, jnp.asarray(windows)))
-
-
-def _scores(params: Params, values: Array) -> Array:
+    values = in_ranges(params, jnp.asarray(windows))
     networks = jax.tree.map(jnp.asarray, params["networks"])
-    logits = jax.vmap(logits_of, (0, 0, None))(
-        networks, jnp.asarray(params["level"]), values
-    )
-    return _mean_score(logits)
+    levels = jnp.asarray(params["level"])
+    return _mean_score(jax.vmap(logits_of, (0, 0, None))(networks, levels, values))
 
 
 def _mean_score(logits: Array) -> Array:
@@ -122,7 +117,8 @@ def classifier_contributions(
     falls = jnp.maximum(whole - lower, 0) + FAINT * whole
     falls = falls.at[..., np.array(context, int)].set(0)
     if "still" in params:
-        falls = jnp.where(_moved(params, jnp.asarray(windows)), falls, 0)
+        away = jnp.abs(jnp.asarray(windows) - params["still"]).max(axis=1)
+        falls = jnp.where(away > params["slack"], falls, 0)
     total = falls.sum(axis=1, keepdims=True)
     shares = whole * falls / jnp.where(total > 0, total, 1.0)
     return shares[:, None] + _excess(params, windows, context)
@@ -141,13 +137,6 @@ def with_constants(params: Params, values: np.ndarray) -> Params:
     slack = np.where(moving, -1, SLACK * np.maximum(1, np.abs(still)))
     found = {"moving": moving, "still": still, "slack": slack}
     return {**params, **{name: own.astype(np.float32) for name, own in found.items()}}
-
-
-def _moved(params: Params, windows: Array) -> Array:
-    """Which channels moved in training, or in the window left their value, `[B, D]`."""
-    away = jnp.abs(windows - params["still"]).max(axis=1)
-    found: Array = away > params["slack"]
-    return found
 
 
 def dilation_of(length: int) -> int:

@@ -272,22 +272,6 @@ def _layer_forward(kernels: Kernels, inputs: Array, length: int) -> Any:
     return outcome, (kernels, inputs, kept)
 
 
-def _layer_backward(
-    length: int, saved: Any, cotangents: LayerOutput
-) -> tuple[Kernels, Array]:
-    kernels, inputs, kept = saved
-    gates, total, recurrent = _gate_gradients(kernels.recurrent, kept, cotangents)
-    if inputs.ndim == 2:
-        gradient = Kernels(inputs @ total.T, recurrent, total.sum(1))
-        return gradient, kernels.input @ total
-    flat = _flat(gates)
-    gradient = Kernels(_flat(inputs) @ flat.T, recurrent, total.sum(1))
-    return gradient, (kernels.input @ flat).reshape(inputs.shape)
-
-
-_run_layer.defvjp(_layer_forward, _layer_backward)
-
-
 def _run_and_keep(
     kernels: Kernels, gates: Array, given: Callable[[Array, Array], Array], length: int
 ) -> tuple[LayerOutput, _Kept]:
@@ -312,21 +296,19 @@ def _run_and_keep(
     return (cell, kept.states), kept
 
 
-def _gate_gradients(
-    recurrent: Array, kept: _Kept, cotangents: LayerOutput
-) -> tuple[Array, Array, Array]:
-    """Gradients of the gates' inputs at each step, their sum over time, and that of R.
+def _layer_backward(
+    length: int, saved: Any, cotangents: LayerOutput
+) -> tuple[Kernels, Array]:
+    """Gradients of the kernels and of the inputs.
 
     Backwards in time, with ' for the gradient of a value (Werbos, 1990):
 
         h'_t += R z'_{t+1}
         c'_t  = f_{t+1} c'_{t+1} + h'_t o (1 − tanh² c_t)
         z'_t  = (c' g i(1−i), c' c_{t−1} f(1−f), c' i (1−g²), h' tanh(c_t) o(1−o))
-
-    Returns:
-        z' `[4H, L, B]`, its sum over the steps `[4H, B]`, and R' `[H, 4H]`.
     """
-    hidden, length, _ = kept.states.shape
+    kernels, inputs, kept = saved
+    hidden, recurrent = len(kernels.recurrent), kernels.recurrent
 
     def step(number: Array, state: Any) -> Any:
         cell_gradient, gradient, activated, cell, gradients, total = state
@@ -356,18 +338,22 @@ def _gate_gradients(
 
     last = length - 1
     zeros = jnp.zeros_like(kept.gates[:, 0])
-    start = (
-        cotangents[0],
-        zeros,
-        _at(kept.gates, last),
-        _at(kept.cells, last),
-        kept.gates,
-        zeros,
-    )
-    *_, gradients, total = lax.fori_loop(0, length, step, start)
+    latest = _at(kept.gates, last), _at(kept.cells, last)
+    start = (cotangents[0], zeros, *latest, kept.gates, zeros)
+    # z' [4H, L, B], and its sum over the steps [4H, B].
+    *_, gates, total = lax.fori_loop(0, length, step, start)
     first = jnp.zeros_like(kept.states[:, :1])
     earlier = jnp.concatenate([first, kept.states[:, :-1]], axis=1)
-    return gradients, total, _flat(earlier) @ _flat(gradients).T
+    flat = _flat(gates)
+    of_state, of_bias = _flat(earlier) @ flat.T, total.sum(1)
+    if inputs.ndim == 2:
+        gradient = Kernels(inputs @ total.T, of_state, of_bias)
+        return gradient, kernels.input @ total
+    gradient = Kernels(_flat(inputs) @ flat.T, of_state, of_bias)
+    return gradient, (kernels.input @ flat).reshape(inputs.shape)
+
+
+_run_layer.defvjp(_layer_forward, _layer_backward)
 
 
 def _at(stack: Array, t: Array | int) -> Array:

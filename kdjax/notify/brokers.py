@@ -198,10 +198,11 @@ def kafka_sender(broker: Broker) -> Callable[[bytes], None]:
                 kept.append(kafka.Producer(options))
             (producer,) = kept
             for line in lines.splitlines():
+                found = json.loads(line)  # an answer, an event's line or a message
                 producer.produce(
                     broker.topic,
                     line,
-                    key=_entity_of(json.loads(line)),
+                    key=found.get("event", found).get("entity") or None,
                     on_delivery=lambda error, _: faults.append(error),
                 )
                 producer.poll(0)
@@ -217,11 +218,6 @@ def kafka_sender(broker: Broker) -> Callable[[bytes], None]:
             raise OSError(str(faults[0]) if faults else f"{left} lines not confirmed")
 
     return deliver
-
-
-def _entity_of(line: dict[str, Any]) -> str | None:
-    """The entity of an answer, an event's line or a message."""
-    return line.get("event", line).get("entity") or None
 
 
 def sender(broker: Broker) -> Callable[[bytes], None]:

@@ -3,13 +3,14 @@
 The share of a file follows from its name alone, so processes and hosts split the work
 without communication. Beside each output lies a record of its inputs, written last; a
 restart keeps an output if its checksums and those of its inputs match the record.
+Files of an object store (`s3://`) are copied in and out one by one.
 """
 
 import hashlib
 import json
 import os
 import re
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,6 +42,7 @@ from kdjax.io.files import (
     write_text,
 )
 from kdjax.io.messages import acting
+from kdjax.io.stores import Mirror, mirror
 from kdjax.scoring.fleets import (
     Fleet,
     Measured,
@@ -78,7 +80,7 @@ def score_file(
     """Writes a file's score table and `OUTPUT.events.csv`; says what it did.
 
     Args:
-        path: CSV, Parquet or `.npy` file.
+        path: CSV, Parquet or `.npy` file. Paths may be text `s3://BUCKET/KEY`.
         detector: folder of a saved detector, or of a fleet: then each machine has its own,
             by the column of entities, or by the file's name.
         output: `.csv` or `.parquet` file; see `score_table` for its columns.
@@ -89,14 +91,29 @@ def score_file(
             `log`, a callable that takes each message as it comes, such as `print`. All
             are returned.
     """
-    targets = outputs_of(Path(output))[:2]
-    for target in targets:
-        check_target(target, inputs=(path, options.get("exclude", "")))
-    clear_leftovers(targets[0].parent, [target.name for target in targets])
-    loaded = load_scorer(detector, attribution=attribution)
-    _, found = yield from _score_rows(
-        path, detector=loaded, output=targets[0], **options
-    )
+    exclude = options.get("exclude") or ""
+    with mirror(path, detector, output, exclude) as store:
+        targets = outputs_of(store.target(output))[:2]
+        path = store.copied(path)
+        if exclude:
+            options["exclude"] = exclude = store.copied(exclude)
+        for target in targets:
+            check_target(target, inputs=(path, exclude))
+        clear_leftovers(targets[0].parent, [target.name for target in targets])
+        loaded = load_scorer(store.sealed(detector), attribution=attribution)
+        rows = _score_rows(path, detector=loaded, output=targets[0], **options)
+        yield from store.lines(_with_budget(loaded, rows, options))
+        for target in targets:
+            store.put(target)
+
+
+def _with_budget(
+    loaded: Detector | Fleet,
+    rows: Generator[str, None, tuple[dict[str, str], Measured]],
+    options: dict[str, Any],
+) -> Iterator[str]:
+    """The messages of `_score_rows`, and what is to be said of a budget of the fleet."""
+    _, found = yield from rows
     if isinstance(loaded, Fleet):
         yield from budget_words(loaded, found, causal=options.get("causal", False))
 
@@ -236,7 +253,8 @@ def score_fleet(
     are skipped.
 
     Args:
-        paths: files, and folders with all files below.
+        paths: files, and folders with all files below; these and others may be text
+            `s3://BUCKET/KEY`.
         detector: folder of a saved detector, or of a fleet, see `score_file`.
         output: folder.
         shard: `i/n` for one of n shares of the files, i from 0; all by default.
@@ -250,6 +268,38 @@ def score_fleet(
             scored, some failed.
     """
     place, total = parse_shard(shard)
+    exclude = options.get("exclude") or ""
+    with mirror(*paths, detector, output, exclude) as store:
+        detector = store.sealed(detector)
+        if exclude:
+            options["exclude"] = store.copied(exclude)
+        yield from store.lines(
+            _score_items(
+                [store.look(path) for path in paths],
+                store,
+                detector=detector,
+                output=store.target(output),
+                share=(place, total),
+                entity=entity,
+                attribution=attribution,
+                **options,
+            )
+        )
+
+
+def _score_items(
+    paths: Sequence[Path],
+    store: Mirror,
+    *,
+    detector: Path,
+    output: Path,
+    share: tuple[int, int],
+    entity: str | None,
+    attribution: str,
+    **options: Any,
+) -> Iterator[str]:
+    """`score_fleet` with places in the mirror of a store."""
+    place, total = share
     loaded = load_scorer(detector, attribution=attribution)
     fleet = loaded if isinstance(loaded, Fleet) else None
     if entity and isinstance(loaded, Detector):
@@ -263,13 +313,17 @@ def score_fleet(
     common: dict[str, Any] = {
         "schema": SCHEMA,
         "kdjax_version": kdjax_version(),
-        **({} if fleet else {"detector": _digest(Path(detector) / MANIFEST)}),
+        **({} if fleet else {"detector": _digest(detector / MANIFEST)}),
         "options": {name: value for name, value in recorded.items() if value},
     }
     items, skipped = find_files(
-        paths, output=output, aside=exclude, parted=fleet is not None
+        paths,
+        output=output,
+        aside=exclude,
+        stored=store.known,
+        parted=fleet is not None,
     )
-    clear_leftovers(Path(output))
+    clear_leftovers(output)
     if skipped:
         more = f", and {len(skipped) - _NAMED:,} more" if len(skipped) > _NAMED else ""
         yield (
@@ -281,8 +335,16 @@ def score_fleet(
     for item in mine:
         scores, events, record = outputs_of(item.output)
         try:
+            # Which detectors of a fleet were used is in the record, which is to be copied.
+            if not fleet and _is_stored(store, item, common):
+                verified += 1
+                yield f"{item.name}: verified"
+                continue
+            store.get(item.path)
             digest = _digest(item.path)
             expected = common | {"input": {"name": item.name, "sha256": digest}}
+            if record in store.known:
+                store.get(record, scores, events)
             if fleet:
                 expected |= detector_digests(fleet, item.path, entity, record)
             if _is_done(record, expected, (scores, events)):
@@ -302,12 +364,18 @@ def score_fleet(
                     "is whole."
                 )
             expected["outputs"] = {path.name: sha256(path) for path in (scores, events)}
+            store.put(scores)
+            store.put(events)
             write_text(record, json.dumps(expected, indent=1, sort_keys=True) + "\n")
+            if scores in store.known:
+                store.put(record, _seal(store, item, common, digest))
         except ConfigError:
             raise  # Every file would fail in the same way.
         except KdjaxError as error:
             failed.append(f"{item.name}: {' '.join(str(error).split())}")
             yield f"failed: {failed[-1]}"
+        finally:
+            store.drop(item.path, scores, events, record)
     part = f"shard {place}/{total}, " if total > 1 else ""
     yield (
         f"{output}: {part}{len(mine):,} of {counted(len(items), 'file')}: "
@@ -320,6 +388,27 @@ def score_fleet(
         raise DataError(
             f"{len(failed):,} of {counted(len(mine), 'file')} failed, the first: {failed[0]}"
         )
+
+
+def _is_stored(store: Mirror, item: Item, common: dict[str, Any]) -> bool:
+    """Whether a record in a store is about the objects that are there now."""
+    targets = outputs_of(item.output)
+    if not store.known.keys() >= {*targets}:
+        return False
+    digest = "" if item.path in store.known else _digest(item.path)
+    seal = _seal(store, item, common, digest)
+    return bool(seal) and seal == store.seal(targets[2])
+
+
+def _seal(store: Mirror, item: Item, common: dict[str, Any], digest: str) -> str:
+    """A digest of all that a record is about, of objects by their ETags; "" without one.
+
+    A restart compares it and need not copy the objects to verify them.
+    """
+    tags = [digest if item.path not in store.known else store.known[item.path].tag]
+    tags += [store.known[path].tag for path in outputs_of(item.output)[:2]]
+    text = json.dumps([common, item.name, *tags], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest() if all(tags) else ""
 
 
 def parse_shard(text: str) -> tuple[int, int]:
@@ -348,12 +437,14 @@ def find_files(
     *,
     output: str | os.PathLike[str],
     aside: str | os.PathLike[str] = "",
+    stored: Collection[Path] = (),
     parted: bool = False,
 ) -> tuple[list[Item], list[str]]:
     """The files to score, in the order of their names, and the names of skipped ones.
 
-    Hidden files, links to folders, files of other endings and `aside` are skipped. Where
-    `parted`, a folder `COLUMN=MACHINE` of Parquet files counts as one file.
+    Hidden files, links to folders, files of other endings and `aside` are skipped.
+    `stored` are places of files that a mirror of an object store has yet to copy. Where
+    `parted`, a local folder `COLUMN=MACHINE` of Parquet files counts as one file.
 
     Raises:
         ConfigError: outputs would lie among inputs, or replace one.
@@ -369,7 +460,8 @@ def find_files(
     items: list[Item] = []
     skipped: list[str] = []
     for path in map(Path, paths):
-        if path.is_dir():
+        found = [place for place in stored if path in place.parents]
+        if found or path.is_dir():
             inner, outer = output.resolve(), path.resolve()
             # Its files would be inputs the next time.
             if inner == outer or outer in inner.parents:
@@ -378,19 +470,24 @@ def find_files(
                     "folder outside of it."
                 )
         else:
-            if not path.exists():
+            if not path.exists() and path not in stored:
                 raise DataError(f"{path} does not exist: check the path.")
             check_file(path)
-        for name, below in _walk(path) if path.is_dir() else [(path.name, path)]:
+        if found:
+            files = [(place.relative_to(path).as_posix(), place) for place in found]
+        else:
+            files = [*_walk(path)] if path.is_dir() else [(path.name, path)]
+        for name, below in files:
             shown = name.encode("utf-8", "backslashreplace").decode()
-            known = below.name.lower().endswith(SUFFIXES) and below.name[0] != "."
-            usable = known and below.is_file()
-            if not usable or (aside and below.samefile(aside)):
+            known = below.name.lower().endswith(SUFFIXES)
+            known = known and not any(part[0] == "." for part in name.split("/"))
+            usable = known and (below in stored or below.is_file())
+            if not usable or (aside and below.exists() and below.samefile(aside)):
                 skipped.append(shown)
                 continue
             if name != shown:
                 raise DataError(f"the name {shown} is not UTF-8 text: rename the file.")
-            if parted and path.is_dir() and partition_of(below):
+            if parted and not found and partition_of(below):
                 name, below = name.rpartition("/")[0] or below.parent.name, below.parent
                 if items and items[-1].path == below:
                     continue

@@ -332,6 +332,8 @@ class Machines:
                 goes = "its rows carry over" if found else "its windows start anew"
                 self._log(f"{stream.entity}: another detector is in force; {goes}.")
             if found is None:
+                # Rows without times are named by their numbers: these go on.
+                stream.rows = int(state["rows"])
                 return False
             state = found
         stream.restore(state, rows)

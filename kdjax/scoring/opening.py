@@ -153,9 +153,7 @@ def _loaded(path: Path) -> "Detector":
     return load_detector(path)
 
 
-def _onnx_scorers(
-    path: Path,
-) -> tuple[Sequence[str], Callable[[str | None], "Scorer"]]:
+def _onnx_scorers(path: Path) -> tuple[Sequence[str], Callable[[str | None], "Scorer"]]:
     """A detector's entities, none for a file, and what makes the scorer of one of them."""
     from kdjax.export.container import load_onnx
 

@@ -139,9 +139,7 @@ class RowReader:
         self._ahead: Line | None = None  # a reading that waits for the next one
 
     def rows(
-        self,
-        lines: Iterable[str],
-        of: Callable[[str], "RowReader"] | None = None,
+        self, lines: Iterable[str], of: Callable[[str], "RowReader"] | None = None
     ) -> Iterator[Line]:
         """The rows among lines, and lines at fault.
 

@@ -16,12 +16,13 @@ from kdjax.detection.streaming import (
     StreamDetector,
     StreamRow,
     Taken,
+    WindowResult,
     checked_rows,
 )
 from kdjax.detection.timestamps import Timestamp, parse_timestamp
 from kdjax.errors import ConfigError, DataError
-from kdjax.scoring.machines import Machine, Machines
-from kdjax.scoring.readings import RowReader, is_late
+from kdjax.scoring.machines import Machine, Machines, Store
+from kdjax.scoring.readings import is_late
 from kdjax.scoring.streams import TWICE, answer_text, event_text
 from kdjax.service.bodies import Body, RequestError
 from kdjax.service.loading import Loaded
@@ -57,17 +58,21 @@ def take_lines(
 
 
 def answer_rows(
-    machines: Machines, lines: Sequence[Line], tau_of: Callable[[str], float | None]
+    machines: Machines,
+    lines: Sequence[Line],
+    tau_of: Callable[[str], float | None],
+    shares: list[Any] | None = None,
 ) -> list[Answered]:
     """Takes rows in and answers them, in order; windows are scored `AT_ONCE`.
 
-    `tau_of` gives the τ that was set for an entity, None for the detector's.
+    `tau_of` gives the τ that was set for an entity, None for the detector's. `shares` gets
+    the contributions `[D]` to each row's score, None where it has no window.
     """
     found = list[Answered]()
     for start in range(0, len(lines), AT_ONCE):
         part = lines[start : start + AT_ONCE]
         values = checked_rows(machines.plan, [line.row for line in part])
-        found += _answer_part(machines, part, values, tau_of)
+        found += _answer_part(machines, part, values, tau_of, shares)
     machines.accepted += sum(row is not None for _, row in found)
     return found
 
@@ -87,6 +92,7 @@ def _answer_part(
     lines: Sequence[Line],
     values: np.ndarray | None,
     tau_of: Callable[[str], float | None],
+    shares: list[Any] | None,
 ) -> Iterator[Answered]:
     """The answers to rows `[N, D]`, whose windows are scored in one call.
 
@@ -95,9 +101,13 @@ def _answer_part(
     """
     counts, copies = collections.Counter(line.entity for line in lines), {}
     items, windows = list[_Item](), list[tuple[StreamDetector, np.ndarray]]()
-    for place, line in enumerate(lines):
+    cells = [
+        _cells(values, place, machines.of(line.entity))
+        for place, line in enumerate(lines)
+    ]
+    for line, checked in zip(lines, cells, strict=True):
         machine = machines.of(line.entity)
-        stream, checked = machine.stream, _cells(values, place, machine)
+        stream = machine.stream
         if (tau := tau_of(line.entity)) is not None and stream.plan.tau != tau:
             stream.plan = stream.plan._replace(tau=tau)
         if counts[line.entity] == 1:
@@ -115,18 +125,19 @@ def _answer_part(
             own = item.taken.window if item.window is None else item.window
             windows.append((stream, own))
     scores = iter(score_together(windows, machines.score))
-    for place, (line, item) in enumerate(zip(lines, items, strict=True)):
+    for line, checked, item in zip(lines, cells, items, strict=True):
         machine, instant, taken, fault, window = item
         score = next(scores) if taken and taken.whole else None
         stream, row = machine.stream, None
         if counts[line.entity] > 1:
-            _, instant, taken, fault, _ = _taken(
-                machine, stream, line, _cells(values, place, machine)
-            )
-            if taken and taken.whole and not (score and _is_same(taken.window, window)):
+            _, instant, taken, fault, _ = _taken(machine, stream, line, checked)
+            seen = b"" if window is None or score is None else window.tobytes()
+            if taken and taken.whole and taken.window.tobytes() != seen:
                 score = score_together([(stream, taken.window)], machines.score)[0]
         if taken:
             row = stream.answer(taken, score if taken.whole else None)
+        if shares is not None:
+            shares.append(_shares(stream, taken, score))
         machine.answered.add(line, instant, stream.last)
         yield answer_text(line, row, fault, moves=False, name=line.entity), row
 
@@ -139,8 +150,14 @@ def _cells(
     return None if values is None or other else values[place]
 
 
-def _is_same(window: np.ndarray, other: np.ndarray | None) -> bool:
-    return other is not None and window.tobytes() == other.tobytes()
+def _shares(
+    stream: StreamDetector, taken: Taken | None, score: WindowResult | None
+) -> list[Any] | None:
+    if not (taken and taken.whole and score):
+        return None
+    parts = score.contributions
+    parts = stream.explained(taken.window) if parts is None else parts
+    return [*map(json_number, parts[-1].tolist())]
 
 
 def _taken(
@@ -282,51 +299,21 @@ def texts_of(answers: Answers) -> str:
 
 
 def stateless(
-    loaded: Loaded, tau: float | None, lines: Sequence[Line], entity: str, explain: bool
+    loaded: Loaded, tau: float | None, lines: Sequence[Line], explain: bool
 ) -> list[Any]:
-    """Answers to rows as a stream before its first row gives them, in batches.
+    """Answers to rows as streams before their first row give them; nothing is kept.
 
     Each is its JSON text, its row and the contributions `[D]` to its score, or None.
     """
-    first, second = (loaded.streams.another(entity) for _ in range(2))
-    if tau is not None:
-        second.plan = second.plan._replace(tau=tau)
-    found, plan = list[Any](), loaded.plan
-    if plan.reading.step:
-        reader = RowReader(plan, {})
-        lines = [row for line in lines for row in reader.on_grid(line)]
-    for start in range(0, len(lines), AT_ONCE):
-        part = lines[start : start + AT_ONCE]
-        # Windows don't depend on scores: they are taken first, and scored together.
-        windows = list[np.ndarray]()
-        for line in part:
-            with contextlib.suppress(DataError):
-                taken = first.take(_row(line), line.time)
-                first.answer(taken, None)
-                windows += [taken.window.copy()] if taken.whole else []
-        names = [first.plan.entity] * len(windows)
-        scores = iter(
-            loaded.streams.score(names, np.concatenate(windows)) if windows else ()
+    store = Store(None)
+    with contextlib.closing(store):
+        machines = Machines(
+            loaded.streams, {}, store=store, most=1, log=lambda _: None, known=KNOWN
         )
-        for line in part:
-            row, fault, shares = None, line.error, None
-            try:
-                taken = second.take(_row(line), line.time, said=line.time)
-                score = next(scores) if taken.whole else None
-                row = second.answer(taken, score)
-                if explain and score is not None:
-                    parts = score.contributions
-                    if parts is None:
-                        parts = second.explained(taken.window)
-                    shares = [*map(json_number, parts[-1].tolist())]
-            except DataError as error:
-                fault = str(error)
-            text = answer_text(line, row, fault, moves=False, name=entity)
-            found.append((text, row, shares))
-    return found
-
-
-def _row(line: Line) -> list[float]:
-    if line.error:
-        raise DataError(line.error)
-    return line.row
+        rows, _ = take_lines(machines, lines)
+        shares: list[Any] | None = [] if explain else None
+        found = answer_rows(machines, rows, lambda _: tau, shares)
+    return [
+        (*one, parts)
+        for one, parts in zip(found, shares or [None] * len(found), strict=True)
+    ]

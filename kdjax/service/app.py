@@ -30,7 +30,7 @@ from kdjax.errors import ConfigError, DataError, KdjaxError
 from kdjax.io.files import kdjax_version
 from kdjax.scoring.managed import source_of
 from kdjax.service import infer, openapi, page
-from kdjax.service.answers import texts_of
+from kdjax.service.answers import stateless, texts_of
 from kdjax.service.bodies import (
     JSON,
     RequestError,
@@ -153,11 +153,9 @@ class App:
         way, _, token = given.partition(" ")
         found = token.strip().encode("utf-8", "surrogateescape")
         if way.lower() != "bearer" or not hmac.compare_digest(found, self._token):
-            error = RequestError(
-                401, "give the token: Authorization: Bearer TOKEN.", "token"
-            )
-            error.headers["WWW-Authenticate"] = "Bearer"
-            raise error
+            text = "give the token: Authorization: Bearer TOKEN."
+            header = ("WWW-Authenticate", "Bearer")
+            raise RequestError(401, text, "token", header=header)
 
     def _engine(self, request: Request) -> Engine:
         name = request.path_params["name"]
@@ -182,17 +180,20 @@ class App:
                             413, f"a body of more than {most} bytes.", "body"
                         )
         except TimeoutError:
-            error = RequestError(408, f"the body took more than {seconds:g} s.", "slow")
-            error.headers["Connection"] = "close"
-            raise error from None
+            text, header = (
+                f"the body took more than {seconds:g} s.",
+                ("Connection", "close"),
+            )
+            raise RequestError(408, text, "slow", header=header) from None
         request.state.begun = time.perf_counter()
         return b"".join(found)
 
     async def _object(self, request: Request, *keys: str) -> dict[str, Any]:
-        """A small JSON object."""
+        """A small JSON object; an empty one for no body."""
         data = await self._body(request)
-        if media_of(request.headers) != JSON:
-            raise RequestError(415, f"send a body of {JSON}.", "media")
+        if not data:
+            return {}
+        media_of(request.headers, (JSON,))
         return as_object(data, keys)
 
     # Health and metrics.
@@ -232,12 +233,14 @@ class App:
             loaded = await _of_machine(engine, entity)
             about |= {"entity": entity, "digest": loaded.digest}
         plan = loaded.plan
+        tau = engine.tau(entity if engine.loaded.fleet else "", loaded)
         about |= {
             "channels": plan.channels,
             "entities": loaded.entities,
             "step": plan.step,
             "threshold": {
-                "tau": json_number(plan.tau),
+                "tau": json_number(tau),
+                "of_detector": json_number(plan.tau),
                 "method": plan.threshold_method,
                 "rate": plan.rate,
                 "changes": engine.thresholds.changes[-100:],
@@ -293,14 +296,14 @@ class App:
     async def score(self, request: Request) -> Response:
         engine = self._engine(request)
         media = media_of(request.headers)
-        entity = request.query_params.get("entity", "")
-        loaded = await _of_machine(engine, entity)
-        known = (*loaded.entities, loaded.plan.entity)
-        if entity and entity not in known and not engine.loaded.fleet:
+        loaded = await _of_machine(engine, request.query_params.get("entity", ""))
+        plan, most = loaded.plan, self.limits.rows
+        entity = request.query_params.get("entity", plan.entity)
+        known = engine.loaded.fleet or entity in (*loaded.entities, plan.entity)
+        if not known:
             raise RequestError(400, f"no entity {entity[:100]!r}; see the detector's.")
         explain = _flag(request, "contributions")
         data = await self._body(request)
-        plan, most = loaded.plan, self.limits.rows
 
         def work() -> str:
             if media == JSON:
@@ -311,10 +314,11 @@ class App:
                     windows = read_windows(
                         found["windows"], plan, most=most * plan.window
                     )
-                    return _windows_text(loaded, windows, explain)
-            whose = entity or plan.entity
-            body = read_rows(data, media, plan, most=most, entity=whose)
-            answers = engine.score(loaded, body.lines, whose, explain=explain)
+                    tau = engine.tau(entity, loaded)
+                    return _windows_text(loaded, tau, windows, entity, explain)
+            body = read_rows(data, media, plan, most=most, entity=entity)
+            own = engine.thresholds.of(entity)
+            answers = stateless(loaded, own, body.lines, explain)
             texts = [text for text, *_ in answers]
             if explain:
                 texts = [
@@ -329,11 +333,8 @@ class App:
     async def _scored(self, work: Callable[[], T]) -> T:
         """Runs stateless work in a thread; refuses it where too much of it waits."""
         if self._scoring >= SCORERS:
-            error = RequestError(
-                429, "too many requests are scored: try again.", "queue"
-            )
-            error.headers["Retry-After"] = "1"
-            raise error
+            text = "too many requests are scored: try again."
+            raise RequestError(429, text, "queue", header=("Retry-After", "1"))
         self._scoring += 1
         try:
             return await to_thread.run_sync(work)
@@ -356,19 +357,17 @@ class App:
             per_day = None if budget is None else parse_budget(_text(given, "budget"))
         except ConfigError as error:
             raise RequestError(400, str(error)) from None
-        entity = given.get("entity") and check_entity(_text(given, "entity"))
-        if engine.loaded.fleet and not entity:
+        entity = None if given.get("entity") is None else _text(given, "entity")
+        if engine.loaded.fleet and entity is None:
             raise RequestError(
                 400, "give the entity: each machine of a fleet has its own threshold."
             )
-        if entity and entity not in engine.machines.names:
+        if entity is not None and check_entity(entity) not in engine.machines.names:
             raise RequestError(404, f"no rows of {entity[:100]!r} have come.")
         note = _text(given, "note")
         number = None if tau is None else float(tau)
         change = await _result(
-            engine.call(
-                lambda: engine.set_threshold(number, per_day, entity or None, note)
-            )
+            engine.call(lambda: engine.set_threshold(number, per_day, entity, note))
         )
         return _json(change)
 
@@ -398,9 +397,8 @@ class App:
             last = found[-1]["number"] if found else number
             return _json({"events": found, "next": last})
         if self._listening >= self.limits.listeners:
-            error = RequestError(429, "too many listeners.", "listeners")
-            error.headers["Retry-After"] = "10"
-            raise error
+            text, header = "too many listeners.", ("Retry-After", "10")
+            raise RequestError(429, text, "listeners", header=header)
         headers = {"Cache-Control": "no-store"}
         return StreamingResponse(
             self._told(number), media_type="text/event-stream", headers=headers
@@ -495,14 +493,8 @@ class App:
 
     async def infer(self, request: Request) -> Response:
         engine, name = _single(self._engine(request)), request.path_params["name"]
-        given = (
-            request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        )
         # tritonclient names none; nothing is kept, so that a page may send what it likes.
-        if given not in ("", JSON, "application/octet-stream"):
-            raise RequestError(415, f"send a body of {JSON}.", "media")
-        if request.headers.get("content-encoding", "identity").lower() != "identity":
-            raise RequestError(415, "send a body that is not compressed.", "media")
+        media_of(request.headers, (JSON, "application/octet-stream"), usual=JSON)
         data = await self._body(request)
         loaded, most = engine.loaded, self.limits.rows * engine.loaded.plan.window
         found, headers = await self._scored(
@@ -564,8 +556,10 @@ async def _in_thread(size: int, work: Callable[[], T]) -> T:
     return work() if size <= SMALL else await to_thread.run_sync(work)
 
 
-def _windows_text(loaded: Loaded, windows: np.ndarray, explain: bool) -> str:
-    found, tau = loaded.scored(windows), loaded.plan.tau
+def _windows_text(
+    loaded: Loaded, tau: float, windows: np.ndarray, entity: str, explain: bool
+) -> str:
+    found = loaded.scored(windows, entity)
     answer: dict[str, Any] = {
         "window_score": _numbers(found.window_score),
         "alarm": [int(score > tau) for score in found.window_score.tolist()],

@@ -24,13 +24,15 @@ LONGEST_NAME = 200  # characters of an entity's name
 
 
 class RequestError(KdjaxError):
-    """A request that is refused, with its HTTP status and further keys of the answer."""
+    """A refused request: the status of its answer, a header, and further keys."""
 
-    def __init__(self, status: int, text: str, reason: str = "", **keys: Any) -> None:
+    def __init__(
+        self, status: int, text: str, reason: str = "", *,
+        header: tuple[str, str] | None = None, **keys: Any,
+    ) -> None:  # fmt: skip
         super().__init__(text)
-        self.status, self.reason = status, reason or str(status)
-        self.headers: dict[str, str] = {}
-        self.keys = keys
+        self.status, self.reason, self.keys = status, reason or str(status), keys
+        self.headers = dict([header] if header else [])
 
 
 class Body(NamedTuple):
@@ -43,18 +45,19 @@ class Body(NamedTuple):
     marks: Mapping[str, Any] = MappingProxyType({})
 
 
-def media_of(headers: Mapping[str, str]) -> str:
-    """The media type of a body, one of `MEDIA`; RequestError for another or a coding."""
-    given, *options = headers.get("content-type", "").lower().split(";")
+def media_of(
+    headers: Mapping[str, str], known: Sequence[str] = MEDIA, usual: str = ""
+) -> str:
+    """The media type of a body, a `known` one; RequestError for another or a coding."""
+    given, *options = (headers.get("content-type") or usual).lower().split(";")
     given = {"application/jsonl": LINES, "application/x-jsonlines": LINES}.get(
         given.strip(), given.strip()
     )
     charset = [o.partition("=")[2].strip(' "') for o in options if "charset" in o]
     coding = headers.get("content-encoding", "identity").lower()
-    if given not in MEDIA or coding != "identity":
-        raise RequestError(
-            415, f"send a body of {', '.join(MEDIA)}, not compressed.", "media"
-        )
+    if given not in known or coding != "identity":
+        text = f"send a body of content-type {' or '.join(known)}, not compressed."
+        raise RequestError(415, text, "media")
     if charset and charset[0] not in ("utf-8", "utf8", "us-ascii"):
         raise RequestError(415, f"a charset of {charset[0]}: send UTF-8.", "media")
     return given

@@ -12,7 +12,7 @@ import itertools
 import math
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,7 +41,6 @@ from kdjax.service.answers import (
     joined,
     new_places,
     refused_places,
-    stateless,
     take_lines,
 )
 from kdjax.service.bodies import Body, RequestError
@@ -163,10 +162,9 @@ class Engine:
             if self.waiting and self.waiting + rows > self._limits.waiting:
                 self.refused["queue"] += rows
                 text = f"{self.waiting} rows wait: send this again later."
-                error = RequestError(429, text, "queue")
                 wait = math.ceil(self.waiting / max(self._rate, 1))
-                error.headers["Retry-After"] = str(min(max(wait, 1), 60))
-                raise error
+                header = ("Retry-After", str(min(max(wait, 1), 60)))
+                raise RequestError(429, text, "queue", header=header)
             return self._put(Job(body, Future()), rows)
 
     def call(self, function: Callable[[], Any]) -> "Future[Any]":
@@ -191,12 +189,6 @@ class Engine:
         self.log.close()
         self._stack.close()
 
-    def score(
-        self, loaded: Loaded, lines: Sequence[Line], entity: str, *, explain: bool
-    ) -> list[Any]:
-        """Answers rows as a stream before its first row does; it keeps nothing."""
-        return stateless(loaded, self.thresholds.of(entity), lines, entity, explain)
-
     def loaded_of(self, entity: str) -> Loaded:
         """The detector of a machine of a fleet, else the one in service.
 
@@ -220,6 +212,14 @@ class Engine:
             known = loaded.streams.is_listed(entity)
             raise RequestError(409 if known else 404, str(error), "machine") from None
 
+    def tau(self, entity: str, loaded: Loaded | None = None) -> float:
+        """The τ in force of an entity; of those without an own one for an unknown one.
+
+        `loaded` is that of a machine of a fleet.
+        """
+        found, streams = self.thresholds.of(entity), (loaded or self.loaded).streams
+        return streams.another(entity).plan.tau if found is None else found
+
     # Run in the engine's thread by `call`.
 
     def set_threshold(
@@ -229,8 +229,7 @@ class Engine:
         if why := self.machines.refusal(entity or ""):
             raise RequestError(409, why, "machine")
         plan, detail = self.machines.of(entity or "").stream.plan, "given"
-        before = self.thresholds.of(entity)
-        before = plan.tau if before is None else before
+        before = self.tau(entity or "")
         if budget is not None:
             tau, detail = budget_threshold(plan, budget)
         assert tau is not None
@@ -291,10 +290,11 @@ class Engine:
             lambda event, _: is_marked(self._shelves, event, time.time())
         )
         self._dirty.clear()
-        is_other, touched, ends = saved.get("digest", digest) != digest, set[str](), {}
-        if is_other:
-            touched |= {one["event"]["entity"] for one in self._managed.open.values()}
-            ends = {e["id"]: e for name in touched for e in machines.left_open(name)}
+        self.open_events.clear()
+        is_other = saved.get("digest", digest) != digest
+        touched = {one["event"]["entity"] for one in self._managed.open.values()}
+        left = touched if is_other else ()
+        ends = {e["id"]: e for name in left for e in machines.left_open(name)}
         for batch in self.journal.rows():
             lines = [
                 line
@@ -305,10 +305,14 @@ class Engine:
             self._answer(lines)
             touched |= {line.entity for line in lines}
             machines.shrink()
+        for name in touched:
+            with contextlib.suppress(ArtifactError):  # damaged: its next row is refused
+                self._see([name])
+            machines.shrink()
         machines.accepted = 0  # the saved number has the journal's rows
         self.marks = saved.get("marks") or {}
         if is_other:
-            self._take_over(touched, ends)
+            self._take_over(ends)
         for name in list(machines.names):
             machines.put(name)
         self.journal.trim(None)
@@ -319,18 +323,27 @@ class Engine:
         machines.saved = {**saved, **machines.store.whole()}
         self.ready, self.fault = True, ""
 
-    def _take_over(
-        self, names: Collection[str], ends: Mapping[str, Any], whose: str = ""
-    ) -> None:
+    def _see(self, names: Iterable[str]) -> None:
+        """Notes which events of entities are open."""
+        for name in names:
+            if self.machines.refusal(name):  # it left the fleet
+                self.open_events.pop(name, None)
+                continue
+            self.open_events[name] = self.machines.of(name).stream.open_events
+
+    def _take_over(self, ends: Mapping[str, Any], machines: Sequence[str] = ()) -> None:
         """Says that another detector is in force, and ends events that it has not open.
 
-        `names` are the entities whose events may have changed, `ends` the ends by id of
-        those that the states had open; `whose` names machines of a fleet.
+        `ends` are the ends by id of those that the states had open; `machines` of a fleet
+        are those whose detectors changed, all by default.
         """
-        before, machines = self.machines.saved, self.machines
-        same = whose or before.get("form") == self._form
-        text = f"another detector is in force{whose and f' of {whose}'}; "
-        text += "their rows carry over" if same else "windows start anew"
+        before = self.machines.saved
+        same = machines or before.get("form") == self._form
+        text = "another detector is in force"
+        if machines:
+            text += f" of {', '.join(machines[:3])}"
+            text += f" and {len(machines) - 3:,} more" if len(machines) > 3 else ""
+        text += "; rows carry over" if same else "; windows start anew"
         note = {
             "kind": "detector", "entity": "", "detector": self.loaded.digest,
             "before": before.get("digest", self.loaded.digest), "text": text,
@@ -339,16 +352,11 @@ class Engine:
         known = {
             name: one["event"]
             for name, one in self._managed.open.items()
-            if one["event"]["entity"] in names
+            if not machines or one["event"]["entity"] in machines
         }
-        now = dict[str, Mapping[str, Any]]()
-        for name in names:
-            if machines.refusal(name):
-                self.open_events.pop(name, None)
-                continue
-            self.open_events[name] = machines.of(name).stream.open_events
-            now |= {e.id: message(e, name) for e in self.open_events[name]}
-            machines.shrink()
+        now: dict[str, Mapping[str, Any]] = {
+            e.id: message(e, name) for name, es in self.open_events.items() for e in es
+        }
         found: list[Mapping[str, Any]] = [
             {**ends.get(name, {**event, "end": event["start"]}), "reason": "detector"}
             for name, event in known.items()
@@ -426,10 +434,12 @@ class Engine:
         self.thresholds = Thresholds(self.journal.thresholds(), self.loaded.digest_of)
         if not names:
             return
-        more = f" and {len(names) - 3:,} more" if len(names) > 3 else ""
         with self._committing():
             ends = {e["id"]: e for name in names for e in self.machines.left_open(name)}
-            self._take_over(names, ends, ", ".join(names[:3]) + more)
+            for name in names:
+                self._see([name])
+                self.machines.shrink()
+            self._take_over(ends, names)
         self.counts["reloads"] += 1
         self._committed()
 
@@ -521,8 +531,7 @@ class Engine:
         """The rows that lines bring, their answers, and the number of rows of each line."""
         rows, brought = take_lines(self.machines, lines)
         answers = answer_rows(self.machines, rows, self.thresholds.of)
-        for name in {line.entity for line in rows}:
-            self.open_events[name] = self.machines.of(name).stream.open_events
+        self._see({line.entity for line in rows})
         if self.shadow is not None:
             self.shadow.take(rows, [row for _, row in answers])
         return rows, answers, itertools.repeat(1) if brought is None else iter(brought)
@@ -599,6 +608,10 @@ class Engine:
         if events := self.machines.silent(0.0):
             with self._committing():
                 self._announce(events)
+                for name in {e["entity"] for e in events}:
+                    self._see([name])
+                    self.machines.put(name)
+                self.machines.shrink()
             self._count_events(events)
             self._committed()
         if self._managed.holds() and (messages := self._due()):

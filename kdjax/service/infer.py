@@ -68,7 +68,7 @@ def answer_inference(
     names = [*OUTPUTS] if wanted is None else [_name(one) for one in _list(wanted)]
     binary = _parameters(request).get("binary_data_output") is True
     asked = {_name(one): _parameters(one) for one in wanted or []}
-    found = loaded.scored(windows)._asdict()
+    found = loaded.scored(windows, "")._asdict()
     outputs, blobs = list[dict[str, Any]](), list[bytes]()
     for output in names:
         values = np.ascontiguousarray(found[output])

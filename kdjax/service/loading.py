@@ -30,7 +30,7 @@ class Loaded(NamedTuple):
     plan: Plan  # of the usual entity
     entities: tuple[str, ...]
     card: Mapping[str, Any] | None
-    scored: "Callable[[np.ndarray], Scored]"  # windows [B, L, D] of the usual entity
+    scored: "Callable[[np.ndarray, str], Scored]"  # windows [B, L, D] of an entity
 
     @property
     def fleet(self) -> bool:
@@ -62,7 +62,7 @@ def load(
         streams, backend = open_streams(path), "jax"
         plan = streams.another("").plan
 
-        def scored(windows: np.ndarray) -> Scored:
+        def scored(windows: np.ndarray, entity: str) -> Scored:
             raise RequestError(
                 400, "give the entity: each machine has its own detector."
             )
@@ -76,22 +76,23 @@ def load(
         streams = entity_streams(detector, exact=True, **options)
         backend = "jax"
         card, entities = detector.card, detector.entities
-        usual = streams.another("")
-        plan = usual.plan
+        plan = streams.another("").plan
 
-        def scored(windows: np.ndarray) -> Scored:
-            found = streams.score([plan.entity] * len(windows), windows)
+        def scored(windows: np.ndarray, entity: str) -> Scored:
+            own = streams.another(entity)
+            found = streams.score([own.plan.entity] * len(windows), windows)
             points = np.stack([one.points for one in found])
             scores = np.array([one.window_score for one in found], np.float32)
-            parts = np.stack([usual.explained(window[None]) for window in windows])
-            return Scored(points, scores, (scores > plan.tau).astype(np.int64), parts)
+            parts = np.stack([own.explained(window[None]) for window in windows])
+            alarms = (scores > own.plan.tau).astype(np.int64)
+            return Scored(points, scores, alarms, parts)
 
     else:
         streams, backend = open_streams(path, backend="onnxruntime"), "onnxruntime"
         run = load_onnx(path).run
         plan = streams.another("").plan
 
-        def scored(windows: np.ndarray) -> Scored:
+        def scored(windows: np.ndarray, entity: str) -> Scored:
             starts = range(0, len(windows), ONNX_BATCH)
             pieces = [run(windows[first : first + ONNX_BATCH]) for first in starts]
             return Scored(*map(np.concatenate, zip(*pieces, strict=True)))

@@ -8,16 +8,21 @@ from kdjax.io.files import kdjax_version
 
 OPEN, READ, CHANGE = "open", "read", "change"
 _TEXT, _OBJECT = {"type": "string"}, {"type": "object"}
-_NUMBER, _WHOLE = {"type": "number"}, {"type": "integer", "minimum": 0}
+_WHOLE = {"type": "integer", "minimum": 0}
 _CELL = {"type": ["number", "null"]}
+_NAME = {**_TEXT, "minLength": 1, "maxLength": 200}  # of an entity
+_MOST = {"type": "integer", "minimum": 1, "maximum": 1000}
+_NEEDED = {**_NAME}  # a parameter that has to be given
 _ROW = {
     "oneOf": [
         {"type": "array", "items": _CELL},
         {"type": "object", "additionalProperties": {}},
     ]
 }
+_LIST = {"type": "array", "minItems": 1}
 _TIMES = {"type": "array", "items": {"type": ["number", "string", "null"]}}
-_PLAIN = {"application/x-ndjson": _TEXT, "text/csv": _TEXT}
+_LINES = {**_TEXT, "minLength": 1}
+_PLAIN = {"application/x-ndjson": _LINES, "text/csv": _LINES}
 
 
 def _object(required: tuple[str, ...] = (), **properties: Any) -> dict[str, Any]:
@@ -25,23 +30,22 @@ def _object(required: tuple[str, ...] = (), **properties: Any) -> dict[str, Any]
     return {**found, "required": [*required]} if required else found
 
 
-_ROWS = _object(
-    ("rows",), rows={"type": "array", "items": _ROW}, time=_TIMES, sequence=_WHOLE
-)
+_ROWS = _object(("rows",), rows={**_LIST, "items": _ROW}, time=_TIMES, sequence=_WHOLE)
 _MANY = _object(
     ("rows",),
-    rows={"type": "array", "items": _ROW},
+    rows={**_LIST, "items": _ROW},
     time=_TIMES,
-    entity={"type": "array", "items": _TEXT},
+    entity={"type": "array", "items": _NAME},
 )
-_SCORE = _object(
-    rows={"type": "array", "items": _ROW},
-    time=_TIMES,
-    windows={
-        "type": "array",
-        "items": {"type": "array", "items": {"type": "array", "items": _CELL}},
-    },
-)
+_WINDOW = {**_LIST, "items": {**_LIST, "items": _CELL}}
+_SCORE = {
+    "oneOf": [
+        _object(("rows",), rows={**_LIST, "items": _ROW}, time=_TIMES),
+        _object(("windows",), windows={**_LIST, "items": _WINDOW}),
+    ]
+}
+_TAU = {"type": "number", "exclusiveMinimum": 0}
+_CHANGE = {"entity": {**_NAME, "type": ["string", "null"]}, "note": _TEXT}
 _INFER = {
     "type": "object",
     "required": ["inputs"],
@@ -78,9 +82,9 @@ ROUTES = (
           query={"entity": _TEXT}, codes=(400, 404, 409)),
     Route("GET", "/v1/detectors/{name}/entities", "entities",
           "Entities with their state, the worst first.",
-          query={"find": _TEXT, "most": _WHOLE}, codes=(400, 404)),
+          query={"find": _TEXT, "most": _MOST}, codes=(400, 404)),
     Route("GET", "/v1/detectors/{name}/history", "history",
-          "The latest rows and events of an entity.", query={"entity": _TEXT},
+          "The latest rows and events of an entity.", query={"entity": _NEEDED},
           codes=(400, 404)),
     Route("POST", "/v1/detectors/{name}/rows", "rows",
           "Answers rows of many entities, in order.",
@@ -91,11 +95,13 @@ ROUTES = (
     Route("POST", "/v1/detectors/{name}/score", "score",
           "Scores rows or windows and keeps nothing.",
           bodies={"application/json": _SCORE, **_PLAIN},
-          query={"entity": _TEXT, "contributions": {"type": "boolean"}},
+          query={"entity": _NAME, "contributions": {"type": "boolean"}},
           codes=(404, *_REFUSED)),
     Route("POST", "/v1/detectors/{name}/threshold", "threshold",
           "Changes the threshold, by a number or by events a day.", CHANGE,
-          {"application/json": _object(tau=_NUMBER, budget=_TEXT, entity=_TEXT, note=_TEXT)},
+          {"application/json": {"oneOf": [
+              _object(("tau",), tau=_TAU, **_CHANGE),
+              _object(("budget",), budget=_TEXT, **_CHANGE)]}},
           codes=(403, 404, 409, *_REFUSED)),
     Route("GET", "/v1/detectors/{name}/shadow", "shadow",
           "Compares a detector with its shadow.", codes=(404,)),
@@ -103,7 +109,7 @@ ROUTES = (
           "Makes the shadow the detector.", CHANGE, codes=(403, 404, 409, 503)),
     Route("GET", "/v1/events", "events",
           "Events since a number or a time; as they come for text/event-stream.",
-          query={"since": _TEXT, "most": _WHOLE, "latest": {"type": "boolean"}},
+          query={"since": _TEXT, "most": _MOST, "latest": {"type": "boolean"}},
           answers=("application/json", "text/event-stream"), codes=(400, 429)),
     Route("POST", "/v1/events/{id}/ack", "acknowledge", "Notes that someone has seen it.",
           CHANGE, {"application/json": _object(by=_TEXT, note=_TEXT)},
@@ -182,14 +188,16 @@ def _operation(route: Route, detectors: Sequence[str]) -> dict[str, Any]:
         for name in names
     ]
     parameters += [
-        {"name": name, "in": "query", "schema": schema}
+        {"name": name, "in": "query", "schema": schema, "required": schema is _NEEDED}
         for name, schema in route.query.items()
     ]
     if parameters:
         found["parameters"] = parameters
     if route.bodies:
         content = {media: {"schema": schema} for media, schema in route.bodies.items()}
-        found["requestBody"] = {"required": True, "content": content}
+        # Those that mark an event take none as well.
+        needed = not route.path.startswith("/v1/events")
+        found["requestBody"] = {"required": needed, "content": content}
     if route.token != OPEN:
         found["security"] = [{"token": []}]
     return found

@@ -64,7 +64,7 @@ def about_entity(engine: "Engine", entity: str, now: float) -> dict[str, Any]:
     # A detector without cadence has the step 0: it can't tell silence.
     if (not row or row.time.clock in DATES) and 0 < wait < quiet:
         state = "silent"
-    elif row and (row.alarm or FROZEN in kinds or MOVED in kinds):
+    elif (row and row.alarm) or FROZEN in kinds or MOVED in kinds:
         state = "alarm"
     else:
         state = "normal" if row and row.state == "normal" else "unknown"

@@ -48,13 +48,7 @@ class Shadow:
         What can't be scored is noted in `error`.
         """
         try:
-            self._take(
-                [
-                    (n, row)
-                    for n, row in zip(lines, rows, strict=True)
-                    if row is not None
-                ]
-            )
+            self._take([(n, row) for n, row in zip(lines, rows, strict=True) if row])
         except (KdjaxError, OSError) as error:
             self.error = str(error)
 

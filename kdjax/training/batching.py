@@ -132,11 +132,19 @@ def map_windows(
     size = _power_of_two(min(widest, batch_size * window))
     under_way: collections.deque[tuple[Any, int]] = collections.deque()
     for batch, weight in padded_batches(starts, batch_size):
-        stretch, places = _cut(rows, batch, window, size)
+        first = int(batch.min())
+        if int(batch.max()) - first + window <= size:
+            found, places = rows[first : first + size], batch - first
+        else:
+            found = gather(rows, batch, window).reshape(-1, rows.shape[1])
+            places = np.arange(len(batch)) * window
+        stretch = np.zeros((size, rows.shape[1]), rows.dtype)
+        stretch[: len(found)] = found
         if scaler is not None:
             stretch = apply_scaler(scaler, stretch)
         stretch = stretch.astype(np.float32, copy=False)
-        under_way.append((compiled((common, stretch), places), int(weight.sum())))
+        result = compiled((common, stretch), places.astype(np.int32))
+        under_way.append((result, int(weight.sum())))
         if len(under_way) == _UNDER_WAY:
             yield _finished(*under_way.popleft())
     yield from itertools.starmap(_finished, under_way)
@@ -157,21 +165,6 @@ def _windowed(
 
 def _finished(result: Any, count: int) -> Any:
     return jax.tree.map(lambda leaf: np.asarray(leaf)[:count], result)
-
-
-def _cut(
-    rows: np.ndarray, batch: np.ndarray, window: int, size: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """A stretch `[size, D]` that has the batch's windows, and their places."""
-    first = int(batch.min())
-    if int(batch.max()) - first + window <= size:
-        found, places = rows[first : first + size], batch - first
-    else:
-        found = gather(rows, batch, window).reshape(-1, rows.shape[1])
-        places = np.arange(len(batch)) * window
-    stretch = np.zeros((size, rows.shape[1]), rows.dtype)
-    stretch[: len(found)] = found
-    return stretch, places.astype(np.int32)
 
 
 def _power_of_two(number: int) -> int:

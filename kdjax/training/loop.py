@@ -144,16 +144,15 @@ def fit(
         loss, seconds = _epoch_loss(state), time.monotonic() - started
         validation = validate(state.params)
         _check_finite(validation, progress.step, "validation loss")
-        log(
-            {
-                "epoch": epoch + 1,
-                "step": progress.step,
-                "loss": loss,
-                "train_loss": loss,
-                "validation_loss": validation,
-                "windows_per_second": round(seen / seconds, 1),
-            }
-        )
+        line = {
+            "epoch": epoch + 1,
+            "step": progress.step,
+            "loss": loss,
+            "train_loss": loss,
+            "validation_loss": validation,
+            "windows_per_second": round(seen / seconds, 1),
+        }
+        log(line)
         progress = progress_after(progress, validation, epoch + 1, epochs, patience)
         if progress.stale == 0:
             best = jax.tree.map(jnp.copy, state.params)
@@ -167,19 +166,15 @@ def fit(
 
 
 def progress_after(
-    progress: TrainingProgress,
-    validation: float,
-    epoch: int,
-    epochs: int,
-    patience: int | None,
+    before: TrainingProgress, loss: float, epoch: int, epochs: int, patience: int | None
 ) -> TrainingProgress:
     """The progress after an epoch's validation."""
-    if progress.best_loss is None or validation < progress.best_loss:
-        progress = progress._replace(best_loss=validation, best_epoch=epoch, stale=0)
+    if before.best_loss is None or loss < before.best_loss:
+        after = before._replace(best_loss=loss, best_epoch=epoch, stale=0)
     else:
-        progress = progress._replace(stale=progress.stale + 1)
-    out_of_patience = patience is not None and progress.stale >= patience
-    return progress._replace(done=epoch >= epochs or out_of_patience)
+        after = before._replace(stale=before.stale + 1)
+    out_of_patience = patience is not None and after.stale >= patience
+    return after._replace(done=epoch >= epochs or out_of_patience)
 
 
 def _epoch_loss(state: TrainState) -> float:

@@ -332,11 +332,9 @@ def make_optimizer(
     rising = jnp.minimum(warmup_steps, jnp.maximum(steps - 1, 0))
     warmup = optax.linear_schedule(learning_rate / (rising + 1), learning_rate, 1)
     falling = jnp.maximum(steps - rising, 1)
-    after = (
-        optax.cosine_decay_schedule(learning_rate, 1)
-        if schedule == "cosine"
-        else optax.constant_schedule(learning_rate)
-    )
+    after = optax.constant_schedule(learning_rate)
+    if schedule == "cosine":
+        after = optax.cosine_decay_schedule(learning_rate, 1)
 
     def rate(count: Array) -> Array:
         ascent = warmup(_share(count, jnp.maximum(rising, 1)))
@@ -347,11 +345,7 @@ def make_optimizer(
 
 
 def make_validate(
-    loss: LossFunction,
-    batch_source: BatchSource,
-    *,
-    window: int,
-    mesh: Mesh | None = None,
+    loss: LossFunction, source: BatchSource, *, window: int, mesh: Mesh | None = None
 ) -> Callable[[Params], float]:
     """The function `params -> mean loss over the windows of an epoch of batches`."""
 
@@ -368,30 +362,21 @@ def make_validate(
         total = sum(
             float(batch_loss((params, dataset), positions, weight))
             * float(weight.sum())
-            for dataset, positions, weight in batch_source.batches(0, 0)
+            for dataset, positions, weight in source.batches(0, 0)
         )
-        return total / batch_source.windows
+        return total / source.windows
 
     return validate
 
 
 def dataset_outputs(
-    model: Model,
-    params: Params,
-    dataset: WindowDataset,
-    *,
-    window: int,
-    batch_size: int,
+    model: Model, params: Params, data: WindowDataset, *, window: int, batch_size: int
 ) -> np.ndarray:
-    """A model's head outputs for all windows of dataset, `[M, L, D]`, or its codes."""
-    starts = np.asarray(dataset.starts)
+    """A model's head outputs for all windows of a dataset, `[M, L, D]`, or its codes."""
+    function = _outputs_function(model, data.missing)
+    rows, starts = np.asarray(data.rows), np.asarray(data.starts)
     pieces = batching.map_windows(
-        _outputs_function(model, dataset.missing),
-        params,
-        np.asarray(dataset.rows),
-        starts,
-        window=window,
-        batch_size=batch_size,
+        function, params, rows, starts, window=window, batch_size=batch_size
     )
     first = next(pieces)
     result = np.empty((len(starts), *first.shape[1:]), np.float32)

@@ -174,15 +174,28 @@ def compute_targets(
     The first `recorded` windows are as they were recorded; axes of codes and tails of
     scores come from them.
     """
+    batch_size, model = distillation.batch_size, distillation.model
     if distillation.target == "scores":
-        return _tails(distillation, dataset, window=window, recorded=recorded)
+        rows, starts = np.asarray(dataset.rows), np.asarray(dataset.starts)
+        weights = np.array(distillation.weights or [1.0] * len(distillation.scorers))
+        # Weighted means; 0 in rows where nothing was observed, which don't count.
+        total = np.zeros((len(starts), window))
+        for scorer, share in zip(
+            distillation.scorers, weights / weights.sum(), strict=True
+        ):
+            scores = np.empty(total.shape)
+            for first in range(0, len(starts), batch_size):
+                batch = slice(first, first + batch_size)
+                windows = gather(rows, starts[batch], window)
+                scores[batch] = _scored(scorer, windows, dataset.context)
+            known = ~np.isnan(scores)
+            usual = scores[:recorded][known[:recorded]]
+            total[known] += share * log_tails(scores[known], usual)
+        return total.astype(np.float32)
     assert distillation.teacher is not None
+    params = distillation.teacher.params
     found = dataset_outputs(
-        distillation.model,
-        distillation.teacher.params,
-        dataset,
-        window=window,
-        batch_size=distillation.batch_size,
+        model, params, dataset, window=window, batch_size=batch_size
     )
     if distillation.target != "hidden":
         return found
@@ -219,30 +232,6 @@ def log_tails(scores: np.ndarray, usual: np.ndarray) -> np.ndarray:
     """
     above = len(usual) - np.searchsorted(np.sort(usual), scores, side="left")
     return np.log((len(usual) + 1) / (above + 1))
-
-
-def _tails(
-    distillation: Distillation, dataset: WindowDataset, *, window: int, recorded: int
-) -> np.ndarray:
-    """The teachers' log tails, `[M, L]`: their weighted mean.
-
-    0 in rows where nothing was observed, which don't count.
-    """
-    rows, starts = np.asarray(dataset.rows), np.asarray(dataset.starts)
-    batch_size = distillation.batch_size
-    total = np.zeros((len(starts), window))
-    weights = np.array(distillation.weights or [1.0] * len(distillation.scorers))
-    shares = weights / weights.sum()
-    for scorer, share in zip(distillation.scorers, shares, strict=True):
-        scores = np.empty(total.shape)
-        for first in range(0, len(starts), batch_size):
-            batch = slice(first, first + batch_size)
-            windows = gather(rows, starts[batch], window)
-            scores[batch] = _scored(scorer, windows, dataset.context)
-        known = ~np.isnan(scores)
-        usual = scores[:recorded][known[:recorded]]
-        total[known] += share * log_tails(scores[known], usual)
-    return total.astype(np.float32)
 
 
 def _scored(scorer: ScoreFunction, windows: np.ndarray, context: Places) -> np.ndarray:

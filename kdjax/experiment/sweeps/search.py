@@ -44,7 +44,7 @@ from rich.console import Console
 from kdjax.config import RENAMED, get_config, leaves, to_json
 from kdjax.errors import ArtifactError, ConfigError, KdjaxError, counted
 from kdjax.experiment.jobs import TrainingJob, names_digest, progress_text
-from kdjax.experiment.populations import AUTO, TOGETHER, OnEpoch, train_all
+from kdjax.experiment.populations import AUTO, TOGETHER, train_all
 from kdjax.experiment.sweeps import design, members, report, sweep
 from kdjax.experiment.sweeps.design import DONE, FAILED, LOSS, OBJECTIVES, SEED, Search
 from kdjax.experiment.workdir import check_data, read_lines
@@ -217,7 +217,16 @@ def _run_trial(worker: Worker) -> None:
     with contextlib.ExitStack() as held:
         own_turn = held.enter_context(turn(workdir))
         retry_dead(study, workdir)
-        study.sampler = _sampler(search.base["seed"], len(study.get_trials()))
+        # One sampler for the whole search would draw the same values again after a
+        # restart, or in a second worker.
+        words = [search.base["seed"], len(study.get_trials())]
+        (seed,) = np.random.SeedSequence(words).generate_state(1)
+        with warnings.catch_warnings():
+            # Optuna 4 warns of options that are the defaults of 5.
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            study.sampler = optuna.samplers.TPESampler(
+                seed=int(seed), multivariate=True, constant_liar=True
+            )
         trial = study.ask()
         folder = _folder(workdir, trial.number)
         held.enter_context(_lock(folder))
@@ -251,13 +260,35 @@ def _train_and_evaluate(
     tasks = members.tasks_of(seeds, sweep_data)
     seed_of = {task.student or "": task.settings[SEED] for task in tasks}
     latest: dict[str, TrainingProgress] = {}
+    reported = 0
+
+    def report_epoch(progress: Mapping[str, TrainingProgress]) -> None:
+        """Reports the mean loss after each epoch that all networks have reached."""
+        nonlocal reported
+        latest.update(progress)
+        for name, own in progress.items():
+            if own.bad_step:
+                raise _FailedSeed(f"seed {seed_of[name]}: {progress_text(own)}")
+        losses = [p.best_loss for p in progress.values() if p.best_loss is not None]
+        if search.objective != LOSS or len(losses) < len(seed_of):
+            return
+        running = [own for own in progress.values() if not own.done]
+        epoch = min(p.best_epoch + p.stale for p in running or progress.values())
+        if epoch <= reported:
+            return
+        reported = epoch
+        mean = statistics.mean(losses)
+        trial.report(mean, epoch - 1)  # pruners count from 0
+        if running and trial.should_prune():
+            raise TrialPruned(f"validation loss {mean:.6g} after epoch {epoch}")
+
     try:
         trained = members.train_members(
             tasks,
             folder,
             way=TOGETHER if worker.way == AUTO else worker.way,
             console=worker.console,
-            on_epoch=_reporter(trial, seed_of, search.objective, latest),
+            on_epoch=report_epoch,
             train_teachers=lambda jobs: _shared_teachers(worker, jobs),
         )
         latest |= {name: trained[name].progress for name in seed_of if name in trained}
@@ -289,40 +320,6 @@ def _value(measures: Mapping[str, Mapping[str, Any]], objective: str) -> float:
     return statistics.mean(numbers)
 
 
-def _reporter(
-    trial: Trial,
-    seeds: Mapping[str, int],
-    objective: str,
-    latest: dict[str, TrainingProgress],
-) -> OnEpoch:
-    """Reports the mean loss after each epoch that all networks have reached.
-
-    Raises TrialPruned, or _FailedSeed for a loss that was not finite.
-    """
-    reported = 0
-
-    def on_epoch(progress: Mapping[str, TrainingProgress]) -> None:
-        nonlocal reported
-        latest.update(progress)
-        for name, own in progress.items():
-            if own.bad_step:
-                raise _FailedSeed(f"seed {seeds[name]}: {progress_text(own)}")
-        losses = [p.best_loss for p in progress.values() if p.best_loss is not None]
-        if objective != LOSS or len(losses) < len(seeds):
-            return
-        running = [own for own in progress.values() if not own.done]
-        epoch = min(p.best_epoch + p.stale for p in running or progress.values())
-        if epoch <= reported:
-            return
-        reported = epoch
-        mean = statistics.mean(losses)
-        trial.report(mean, epoch - 1)  # pruners count from 0
-        if running and trial.should_prune():
-            raise TrialPruned(f"validation loss {mean:.6g} after epoch {epoch}")
-
-    return on_epoch
-
-
 def _shared_teachers(worker: Worker, jobs: Sequence[TrainingJob]) -> dict[str, Fitted]:
     """Trains teachers in a folder of all workers, or waits for the worker that does."""
     names = {job.name for job in jobs}
@@ -338,21 +335,6 @@ def _shared_teachers(worker: Worker, jobs: Sequence[TrainingJob]) -> dict[str, F
             found = train_all(jobs, folder, worker.console, way=worker.way)
         worker.teachers.update(found)
     return {name: worker.teachers[name] for name in names}
-
-
-def _sampler(seed: int, count: int) -> optuna.samplers.TPESampler:
-    """The sampler of one trial, after `count` others.
-
-    One sampler for the whole search would draw the same values again after a restart, or
-    in a second worker.
-    """
-    (own,) = np.random.SeedSequence([seed, count]).generate_state(1)
-    with warnings.catch_warnings():
-        # Optuna 4 warns of options that are the defaults of 5.
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return optuna.samplers.TPESampler(
-            seed=int(own), multivariate=True, constant_liar=True
-        )
 
 
 def _folder(workdir: Path, number: int) -> Path:
