@@ -349,11 +349,7 @@ class Engine:
             "before": before.get("digest", self.loaded.digest), "text": text,
         }  # fmt: skip
         self.journal.add_events([note])
-        known = {
-            name: one["event"]
-            for name, one in self._managed.open.items()
-            if not machines or one["event"]["entity"] in machines
-        }
+        known = {name: one["event"] for name, one in self._managed.open.items()}
         now: dict[str, Mapping[str, Any]] = {
             e.id: message(e, name) for name, es in self.open_events.items() for e in es
         }
