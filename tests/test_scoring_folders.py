@@ -287,9 +287,10 @@ def test_a_file_that_changes_meanwhile_has_no_record(score, plants, frame, monke
     real = fleet._score_rows
 
     def grow(path, **options):
-        yield from real(path, **options)
+        found = yield from real(path, **options)
         if path.name == "a.csv":
             frame(5).to_csv(path, index=False)
+        return found
 
     monkeypatch.setattr(fleet, "_score_rows", grow)
     with pytest.raises(DataError, match="1 of 6 files failed.*a.csv changed while it"):
