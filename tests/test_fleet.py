@@ -13,7 +13,7 @@ import pytest
 
 import kdjax
 from kdjax.cli import main
-from kdjax.data.partitions import frame_machines, list_machines, read_machine
+from kdjax.data.partitions import Machine, frame_machines, list_machines, read_machine
 from kdjax.detection.fleet import (
     CATALOGUE_SCHEMA,
     catalogue_frame,
@@ -485,3 +485,12 @@ def test_finish_fleet_joins_the_rows_of_an_engine(plants, fitted, tmp_path):
     assert "2 machines: 2 ready" in (tmp_path / "fleet" / "index.html").read_text(
         "utf-8"
     )
+
+
+def test_units_have_few_large_machines():
+    machines = [
+        Machine(f"m{i}", size=size) for i, size in enumerate([10] * 40 + [150e6] * 3)
+    ]
+    parts = [[m.entity for m in part] for part in fleet._parts(machines)]
+    assert [len(part) for part in parts] == [32, 9, 1, 1]
+    assert sum(parts, []) == [m.entity for m in machines]

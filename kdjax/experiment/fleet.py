@@ -94,6 +94,7 @@ from kdjax.io.stores import Mirror, is_remote, list_files, mirror, put_folder
 from kdjax.models.residual import ResidualModel
 
 UNIT = 32  # machines of a unit, whose students are one population
+UNIT_BYTES = 200_000_000  # of their files, so that a unit fits into memory
 SAMPLE = 8  # machines from which the fleet's own networks learn
 QUIET = Console(quiet=True)
 # Faults of one machine's rows or files, which leave the others as they are.
@@ -425,22 +426,32 @@ def _units(
     """Machines without a record first, then those that are only to be verified."""
     records = [target.folder / _record_name(m.entity) for m in machines]
     known = [path.exists() or path in target.store.known for path in records]
-    for wanted in (False, True):
-        own = [m for m, done in zip(machines, known, strict=True) if done == wanted]
-        # Of equal size, so that units share what was compiled.
-        for first in range(0, len(own), UNIT):
-            part = own[first : first + UNIT]
+    for verify in (False, True):
+        own = [m for m, done in zip(machines, known, strict=True) if done == verify]
+        for number, part in enumerate(_parts(own)):
             data = {
                 **common,
                 "machines": [tuple(machine) for machine in part],
                 "tests": [tuple(tests[m.entity]) for m in part if m.entity in tests],
             }
-            name = "\n".join(
-                [f"unit {first // UNIT}, {wanted}", *(m.entity for m in part)]
-            )
-            yield Unit(
-                name, data, float(sum(m.size for m in part)) * (0.01 if wanted else 1)
-            )
+            name = f"{'verify' if verify else 'fit'} {number}"
+            names = "\n".join([name, *(m.entity for m in part)])
+            size = sum(machine.size for machine in part)
+            yield Unit(names, data, size * (0.01 if verify else 1.0))
+
+
+def _parts(machines: Sequence[Machine]) -> Iterator[list[Machine]]:
+    """Machines of units: `UNIT` of them, fewer where they have many rows."""
+    part, size = list[Machine](), 0
+    for machine in machines:
+        # Of equal numbers, so that units share what was compiled.
+        if len(part) == UNIT or (part and size + machine.size > UNIT_BYTES):
+            yield part
+            part, size = [], 0
+        part.append(machine)
+        size += machine.size
+    if part:
+        yield part
 
 
 def fit_unit(data: Mapping[str, Any]) -> list[dict[str, Any]]:
