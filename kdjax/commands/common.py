@@ -234,16 +234,22 @@ def execution(flags: Flags) -> dict[str, Any]:
     }
 
 
-def start_jax() -> None:
-    """Starts JAX with the program's choice of devices and compilation cache."""
+def start_jax(execution: Mapping[str, Any] | None = None) -> None:
+    """Starts JAX with the program's choice of devices and compilation cache.
+
+    A driver of workers has CPU devices, as many as a worker has cores.
+    """
     from kdjax.training.sharding import start_program
 
-    start_program()
+    if execution and execution["executor"] == "ray":
+        start_program(cpus=execution["resources"].cpus)
+    else:
+        start_program()
 
 
-def start_processes(flags: Flags) -> bool:
+def start_processes(flags: Flags, execution: Mapping[str, Any] | None = None) -> bool:
     """Starts JAX and joins other processes; True for the one that prints."""
-    start_jax()
+    start_jax(execution)
     from kdjax.training import hosts
 
     number = None if flags.process_id < 0 else flags.process_id

@@ -28,6 +28,7 @@ FLAGS = {
         Flag("attribution", "METHOD", "",
              "How to divide scores among channels: correlation or conditional."),
     ),
+    "Workers": common.EXECUTION,
 }  # fmt: skip
 # Endings of a file of scores; any other output is a folder.
 ENDINGS = (".csv", ".parquet")
@@ -42,15 +43,21 @@ def main(arguments: list[str], flags: common.Flags) -> None:
     options = {"detector": detector, "output": output, "log": common.say}
     options |= common.chosen(flags, "entity", "causal", "contributions", "attribution")
     check_detector_folder(Path(detector))
+    execution = common.execution(flags)
+    if output.suffix in ENDINGS and execution["executor"] != "local":
+        raise ConfigError(
+            f"--executor={flags.executor} is for many files: give a folder as --output."
+        )
     with common.reading(flags, common.READING) as reading:
         if output.suffix in ENDINGS:
             common.check_rows(arguments[0], detector, reading)
-        common.start_jax()
+        common.start_jax(execution)
         from kdjax.scoring.files import score_file, score_fleet
 
         if output.suffix in ENDINGS:
             score_file(arguments[0], **options, **reading)
         else:
+            options |= execution
             score_fleet(arguments, shard=flags.shard, **options, **reading)
 
 

@@ -5,11 +5,12 @@ without communication. Beside each output lies a record of its inputs, written l
 restart keeps an output if its checksums and those of its inputs match the record.
 """
 
+import functools
 import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +28,7 @@ from kdjax.detection.reading import read_like
 from kdjax.detection.storage import load_detector
 from kdjax.detection.tables import find_windows, score_events, score_table
 from kdjax.errors import ConfigError, DataError, KdjaxError, counted
+from kdjax.io.executors import LOCAL, ONE_CORE, Resources, Unit, run_units
 from kdjax.io.files import (
     MANIFEST,
     atomic_path,
@@ -41,6 +43,8 @@ from kdjax.io.messages import acting
 
 SCHEMA = 1  # of records
 _NAMED = 20  # skipped files that are listed by name
+# On workers: bytes of a unit at most, and how many units of less there are about.
+_UNIT, _UNITS = 16_000_000, 64
 
 
 class Item(NamedTuple):
@@ -167,6 +171,9 @@ def score_fleet(
     shard: str = "",
     entity: str | None = None,
     attribution: str = "",
+    executor: str = LOCAL,
+    address: str = "",
+    resources: Resources = ONE_CORE,
     **options: Any,
 ) -> Iterator[str]:
     """Scores the files of a shard, each as `score_file` does; says what it did.
@@ -181,6 +188,7 @@ def score_fleet(
         output: folder.
         shard: `i/n` for one of n shares of the files, i from 0; all by default.
         entity, attribution: see `score_file`.
+        executor, address, resources: see `kdjax.io.executors.run_units`.
         options: `causal`, `contributions`, and for `read_like`; and `log`, as for
             `score_file`.
 
@@ -212,18 +220,53 @@ def score_fleet(
             f"{', '.join(skipped[:_NAMED])}{more}"
         )
     mine = [item for item in items if shard_of(item.name, total) == place]
+    if executor == LOCAL:
+        verified, failed = yield from _score_items(
+            mine, loaded, common, entity, options
+        )
+    else:
+        data = {
+            "detector": os.fspath(detector),
+            "attribution": attribution,
+            "common": common,
+            "entity": entity,
+            "options": options,
+        }
+        units = _units(mine, data)
+        execution = {"executor": executor, "address": address, "resources": resources}
+        verified, failed = yield from _score_units(units, **execution)
+    part = f"shard {place}/{total}, " if total > 1 else ""
+    yield (
+        f"{output}: {part}{len(mine):,} of {counted(len(items), 'file')}: "
+        f"{len(mine) - verified - len(failed):,} scored, {verified:,} verified, "
+        f"{len(failed):,} failed"
+    )
+    if failed:
+        raise DataError(
+            f"{len(failed):,} of {counted(len(mine), 'file')} failed, the first: {failed[0]}"
+        )
+
+
+def _score_items(
+    items: Sequence[Item],
+    detector: Detector,
+    common: Mapping[str, Any],
+    entity: str | None,
+    options: Mapping[str, Any],
+) -> Generator[str, None, tuple[int, list[str]]]:
+    """Says what it does; gives how many were verified, and what failed."""
     verified, failed = 0, []
-    for item in mine:
+    for item in items:
         scores, events, record = outputs_of(item.output)
         try:
             digest = _digest(item.path)
-            expected = common | {"input": {"name": item.name, "sha256": digest}}
+            expected = {**common, "input": {"name": item.name, "sha256": digest}}
             if _is_done(record, expected, (scores, events)):
                 verified += 1
                 yield f"{item.name}: verified"
                 continue
             yield from _score_rows(
-                item.path, detector=loaded, output=scores, entity=entity, **options
+                item.path, detector=detector, output=scores, entity=entity, **options
             )
             if _digest(item.path) != digest:
                 raise DataError(
@@ -237,16 +280,75 @@ def score_fleet(
         except KdjaxError as error:
             failed.append(f"{item.name}: {' '.join(str(error).split())}")
             yield f"failed: {failed[-1]}"
-    part = f"shard {place}/{total}, " if total > 1 else ""
-    yield (
-        f"{output}: {part}{len(mine):,} of {counted(len(items), 'file')}: "
-        f"{len(mine) - verified - len(failed):,} scored, {verified:,} verified, "
-        f"{len(failed):,} failed"
-    )
-    if failed:
-        raise DataError(
-            f"{len(failed):,} of {counted(len(mine), 'file')} failed, the first: {failed[0]}"
+    return verified, failed
+
+
+def _units(items: Sequence[Item], data: Mapping[str, Any]) -> list[Unit]:
+    """Units of files of about equal bytes, the largest first."""
+    sizes = {item: item.path.stat().st_size for item in items}
+    # A worker keeps the detector, so that small units cost little.
+    most = min(_UNIT, -(-sum(sizes.values()) // _UNITS))
+    parts, size = list[list[Item]](), most
+    for item in sorted(items, key=lambda item: -sizes[item]):
+        if size >= most:
+            parts.append([])
+            size = 0
+        parts[-1].append(item)
+        size += sizes[item]
+    return [
+        Unit(
+            "\n".join(item.name for item in part),
+            {**data, "items": [tuple(map(str, item)) for item in part]},
+            float(sum(sizes[item] for item in part)),
         )
+        for part in parts
+    ]
+
+
+def _score_units(
+    units: Sequence[Unit], **execution: Any
+) -> Generator[str, None, tuple[int, list[str]]]:
+    """`_score_items` on workers."""
+    verified, failed = 0, list[str]()
+    for outcome in run_units(score_unit, units, **execution):
+        found = outcome.value
+        if found is None:  # the unit as a whole
+            faults = [f"{name}: {outcome.error}" for name in outcome.name.split("\n")]
+            found = [f"failed: {fault}" for fault in faults], 0, faults, ""
+        messages, count, faults, refusal = found
+        yield from messages
+        if refusal:
+            raise ConfigError(refusal)
+        verified += count
+        failed += faults
+    return verified, failed
+
+
+def score_unit(data: Mapping[str, Any]) -> tuple[list[str], int, list[str], str]:
+    """Scores the files of a unit: messages, number verified, failures, why none can be.
+
+    `data` is plain: detector, attribution, `common` of records, entity, options, and the
+    fields of each `Item`.
+    """
+    items = [Item(name, Path(path), Path(to)) for name, path, to in data["items"]]
+    known = data["detector"], data["attribution"], data["common"]["detector"]
+    acts = _score_items(
+        items, _loaded(*known), data["common"], data["entity"], data["options"]
+    )
+    messages = []
+    while True:
+        try:
+            messages.append(next(acts))
+        except StopIteration as end:
+            return messages, *end.value, ""
+        except ConfigError as error:
+            return messages, 0, [], str(error)
+
+
+@functools.lru_cache(maxsize=1)
+def _loaded(detector: str, attribution: str, digest: str) -> Detector:
+    """The detector, which this process keeps for its next unit."""
+    return load_scorer(detector, attribution=attribution)
 
 
 def parse_shard(text: str) -> tuple[int, int]:

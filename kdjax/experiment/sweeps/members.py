@@ -213,8 +213,9 @@ def failures(
 
 
 def process_folders(workdir: Path) -> list[Path]:
-    """The folders in which any process keeps what it trained, in this or earlier runs."""
-    return [workdir, *sorted(workdir.glob("process-*"))]
+    """The folders in which any process or unit keeps what it trained, in this or earlier runs."""
+    others = sorted([*workdir.glob("process-*"), *workdir.glob("unit-*")])
+    return [workdir, *others]
 
 
 def _train(
@@ -231,17 +232,17 @@ def _train(
     folder.mkdir(parents=True, exist_ok=True)
     hosts.barrier("before training")
     elsewhere = [other for other in process_folders(workdir) if other != folder]
-    trained = _finished(wanted, elsewhere)
+    trained = finished_in(wanted, elsewhere)
     hosts.barrier("looked")  # No process finishes a training before all have looked.
     own = [job for job in hosts.share(wanted) if job.name not in trained]
     with hosts.working_alone():
         trained |= train_all(own, folder, console, way=way, on_epoch=on_epoch)
     hosts.barrier("trained")
     others = [job for job in wanted if job.name not in trained]
-    return trained | _finished(others, process_folders(workdir))
+    return trained | finished_in(others, process_folders(workdir))
 
 
-def _finished(
+def finished_in(
     wanted: Sequence[TrainingJob], folders: Sequence[Path]
 ) -> dict[str, Fitted]:
     """The jobs that have ended in one of the folders."""
