@@ -11,7 +11,7 @@ from absl.flags import FlagValues
 from ml_collections import ConfigDict, config_flags
 
 from kdjax.config import Settings, override, resolve
-from kdjax.errors import ConfigError, KdjaxError
+from kdjax.errors import ConfigError, KdjaxError, check_choice
 from kdjax.io.files import check_folder
 
 Flags = FlagValues
@@ -216,8 +216,9 @@ def _is_large(path: str) -> bool:
 
 def execution(flags: Flags) -> dict[str, Any]:
     """Arguments of `run_units` by `EXECUTION`."""
-    from kdjax.io.executors import RAY, Resources
+    from kdjax.io.executors import EXECUTORS, RAY, Resources
 
+    check_choice("--executor", flags.executor, EXECUTORS)
     if flags.executor != RAY:
         for name in ("ray_address", "unit_cpus", "unit_gpus"):
             if flags[name].present:

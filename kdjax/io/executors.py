@@ -118,10 +118,11 @@ def connected(
         raise ConfigError(
             "--executor=ray needs Ray: pip install 'kdjax[ray]', or use --executor=local."
         ) from None
-    ours = not ray.is_initialized()
-    try:
-        if ours:
-            _connect(ray, address)
+    if ray.is_initialized():
+        ours: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+    else:
+        ours = _session(ray, address)
+    with ours:
         have = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         for name, least in _wanted(resources).items():
             if (most := max(own.get(name, 0) for own in have)) < least:
@@ -130,9 +131,6 @@ def connected(
                     f"computer: set --unit_{name.lower()}s lower."
                 )
         yield ray
-    finally:
-        if ours:
-            ray.shutdown()
 
 
 def _run_local(work: Callable[[Any], Any], units: Sequence[Unit]) -> Iterator[Outcome]:
@@ -265,9 +263,23 @@ def _remote_call(
     return call
 
 
+@contextlib.contextmanager
+def _session(ray: Any, address: str) -> Iterator[None]:
+    """Connected to a cluster, or to Ray that is started on this computer and ended."""
+    # What Ray says about itself is not for the user of this program: such as the last
+    # lines of a dead node's log, for which it has no option.
+    module = importlib.import_module("ray._private.worker")
+    printing = getattr(module, "print_to_stdstream", None)
+    try:
+        _connect(ray, address)
+        module.print_to_stdstream = lambda *_, **__: None  # type: ignore[attr-defined]
+        yield
+    finally:
+        ray.shutdown()
+        module.print_to_stdstream = printing  # type: ignore[attr-defined]
+
+
 def _connect(ray: Any, address: str) -> None:
-    """Connects to a cluster, or starts Ray on this computer."""
-    # What Ray says about itself is not for the user of this program.
     logging.getLogger("ray").setLevel(logging.ERROR)
     # Ray itself would run a unit that takes all memory again for ever.
     os.environ.setdefault("RAY_task_oom_retries", str(ATTEMPTS - 1))
@@ -280,11 +292,6 @@ def _connect(ray: Any, address: str) -> None:
     try:
         with _hushed():
             ray.init(address=address or "local", **options)
-    except ray.exceptions.AuthenticationError:
-        raise ConfigError(
-            f"the Ray cluster at --ray_address={address} asks for a token: set "
-            "RAY_AUTH_MODE=token, with the cluster's token in ~/.ray/auth_token."
-        ) from None
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
         if not address:
             raise ConfigError(
@@ -315,8 +322,8 @@ def _hushed() -> Iterator[None]:
 def _unreachable(address: str) -> ConfigError:
     return ConfigError(
         f"no Ray cluster answers at --ray_address={address}: start one "
-        "(ray start --head), check host and port, or leave the flag out to start Ray on "
-        "this computer."
+        "(ray start --head), check host and port (and RAY_AUTH_MODE=token, where the "
+        "cluster asks for one), or leave the flag out to start Ray on this computer."
     )
 
 
