@@ -6,11 +6,12 @@ restart keeps an output if its checksums and those of its inputs match the recor
 Files of an object store (`s3://`) are copied in and out one by one.
 """
 
+import functools
 import hashlib
 import json
 import os
 import re
-from collections.abc import Collection, Generator, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +31,7 @@ from kdjax.detection.reading import read_like
 from kdjax.detection.storage import load_detector
 from kdjax.detection.tables import find_windows, score_events, score_table
 from kdjax.errors import ConfigError, DataError, KdjaxError, counted
+from kdjax.io.executors import LOCAL, ONE_CORE, Resources, Unit, run_units
 from kdjax.io.files import (
     MANIFEST,
     atomic_path,
@@ -42,7 +44,7 @@ from kdjax.io.files import (
     write_text,
 )
 from kdjax.io.messages import acting
-from kdjax.io.stores import Mirror, mirror
+from kdjax.io.stores import Mirror, is_remote, mirror
 from kdjax.scoring.fleets import (
     Fleet,
     Measured,
@@ -58,6 +60,8 @@ from kdjax.scoring.fleets import (
 
 SCHEMA = 1  # of records
 _NAMED = 20  # skipped files that are listed by name
+# On workers: bytes of a unit at most, and how many units of less there are about.
+_UNIT, _UNITS = 16_000_000, 64
 
 
 class Item(NamedTuple):
@@ -244,6 +248,9 @@ def score_fleet(
     shard: str = "",
     entity: str | None = None,
     attribution: str = "",
+    executor: str = LOCAL,
+    address: str = "",
+    resources: Resources = ONE_CORE,
     **options: Any,
 ) -> Iterator[str]:
     """Scores the files of a shard, each as `score_file` does; says what it did.
@@ -259,6 +266,7 @@ def score_fleet(
         output: folder.
         shard: `i/n` for one of n shares of the files, i from 0; all by default.
         entity, attribution: see `score_file`.
+        executor, address, resources: see `kdjax.io.executors.run_units`.
         options: `causal`, `contributions`, and for `read_like`; and `log`, as for
             `score_file`.
 
@@ -269,12 +277,20 @@ def score_fleet(
     """
     place, total = parse_shard(shard)
     exclude = options.get("exclude") or ""
+    execution = {"executor": executor, "address": address, "resources": resources}
+    given = [os.fspath(path) for path in (*paths, detector, output, exclude)]
+    remote = [path for path in given if is_remote(path)]
+    if remote and executor != LOCAL:
+        raise ConfigError(
+            f"executor={executor} scores local files, got {remote[0]}: copy them to a disk "
+            "that all workers see, or leave the executor out."
+        )
     with mirror(*paths, detector, output, exclude) as store:
         detector = store.sealed(detector)
         if exclude:
             options["exclude"] = store.copied(exclude)
         yield from store.lines(
-            _score_items(
+            _score_found(
                 [store.look(path) for path in paths],
                 store,
                 detector=detector,
@@ -282,12 +298,13 @@ def score_fleet(
                 share=(place, total),
                 entity=entity,
                 attribution=attribution,
+                execution=execution,
                 **options,
             )
         )
 
 
-def _score_items(
+def _score_found(
     paths: Sequence[Path],
     store: Mirror,
     *,
@@ -296,6 +313,7 @@ def _score_items(
     share: tuple[int, int],
     entity: str | None,
     attribution: str,
+    execution: Mapping[str, Any],
     **options: Any,
 ) -> Iterator[str]:
     """`score_fleet` with places in the mirror of a store."""
@@ -331,8 +349,52 @@ def _score_items(
             f"{', '.join(skipped[:_NAMED])}{more}"
         )
     mine = [item for item in items if shard_of(item.name, total) == place]
+    if execution["executor"] == LOCAL:
+        tally = yield from _score_items(mine, store, loaded, common, entity, options)
+    else:
+        data = {
+            "detector": os.fspath(detector),
+            "attribution": attribution,
+            "common": common,
+            "entity": entity,
+            "options": options,
+        }
+        tally = yield from _score_units(_units(mine, data), **execution)
+    verified, failed, found = tally
+    part = f"shard {place}/{total}, " if total > 1 else ""
+    yield (
+        f"{output}: {part}{len(mine):,} of {counted(len(items), 'file')}: "
+        f"{len(mine) - verified - len(failed):,} scored, {verified:,} verified, "
+        f"{len(failed):,} failed"
+    )
+    if fleet:
+        yield from budget_words(fleet, found, causal=options.get("causal", False))
+    if failed:
+        raise DataError(
+            f"{len(failed):,} of {counted(len(mine), 'file')} failed, the first: {failed[0]}"
+        )
+
+
+class _Tally(NamedTuple):
+    """How many files were verified, what failed, and events and days of a fleet's machines."""
+
+    verified: int
+    failed: list[str]
+    measured: dict[str, tuple[int, float]]
+
+
+def _score_items(
+    items: Sequence[Item],
+    store: Mirror,
+    loaded: Detector | Fleet,
+    common: Mapping[str, Any],
+    entity: str | None,
+    options: Mapping[str, Any],
+) -> Generator[str, None, _Tally]:
+    """Scores files; says what it does."""
+    fleet = loaded if isinstance(loaded, Fleet) else None
     verified, failed, found = 0, [], dict[str, tuple[int, float]]()
-    for item in mine:
+    for item in items:
         scores, events, record = outputs_of(item.output)
         try:
             # Which detectors of a fleet were used is in the record, which is to be copied.
@@ -342,7 +404,7 @@ def _score_items(
                 continue
             store.get(item.path)
             digest = _digest(item.path)
-            expected = common | {"input": {"name": item.name, "sha256": digest}}
+            expected = {**common, "input": {"name": item.name, "sha256": digest}}
             if record in store.known:
                 store.get(record, scores, events)
             if fleet:
@@ -376,21 +438,88 @@ def _score_items(
             yield f"failed: {failed[-1]}"
         finally:
             store.drop(item.path, scores, events, record)
-    part = f"shard {place}/{total}, " if total > 1 else ""
-    yield (
-        f"{output}: {part}{len(mine):,} of {counted(len(items), 'file')}: "
-        f"{len(mine) - verified - len(failed):,} scored, {verified:,} verified, "
-        f"{len(failed):,} failed"
-    )
-    if fleet:
-        yield from budget_words(fleet, found, causal=options.get("causal", False))
-    if failed:
-        raise DataError(
-            f"{len(failed):,} of {counted(len(mine), 'file')} failed, the first: {failed[0]}"
+    return _Tally(verified, failed, found)
+
+
+def _units(items: Sequence[Item], data: Mapping[str, Any]) -> list[Unit]:
+    """Units of files of about equal bytes, the largest first."""
+    sizes = {item: _size(item.path) for item in items}
+    # A worker keeps the detector, so that small units cost little.
+    most = min(_UNIT, -(-sum(sizes.values()) // _UNITS))
+    parts, size = list[list[Item]](), most
+    for item in sorted(items, key=lambda item: -sizes[item]):
+        if size >= most:
+            parts.append([])
+            size = 0
+        parts[-1].append(item)
+        size += sizes[item]
+    return [
+        Unit(
+            "\n".join(item.name for item in part),
+            {**data, "items": [tuple(map(str, item)) for item in part]},
+            float(sum(sizes[item] for item in part)),
         )
+        for part in parts
+    ]
 
 
-def _is_stored(store: Mirror, item: Item, common: dict[str, Any]) -> bool:
+def _size(path: Path) -> int:
+    """Bytes of a file, or of the files of a partition."""
+    files = path.iterdir() if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files)
+
+
+def _score_units(
+    units: Sequence[Unit], **execution: Any
+) -> Generator[str, None, _Tally]:
+    """`_score_items` on workers."""
+    tally = _Tally(0, [], {})
+    for outcome in run_units(score_unit, units, **execution):
+        found = outcome.value
+        if found is None:  # the unit as a whole
+            faults = [f"{name}: {outcome.error}" for name in outcome.name.split("\n")]
+            found = [f"failed: {fault}" for fault in faults], (0, faults, {}), ""
+        messages, (verified, faults, measured), refusal = found
+        yield from messages
+        if refusal:
+            raise ConfigError(refusal)
+        tally = _Tally(
+            tally.verified + verified, tally.failed + faults, tally.measured | measured
+        )
+    return tally
+
+
+def score_unit(
+    data: Mapping[str, Any],
+) -> tuple[list[str], tuple[int, list[str], dict[str, tuple[int, float]]], str]:
+    """Scores the files of a unit: messages, a `_Tally` as plain data, why none can be.
+
+    `data` is plain: detector, attribution, `common` of records, entity, options, and the
+    fields of each `Item`.
+    """
+    items = [Item(name, Path(path), Path(to)) for name, path, to in data["items"]]
+    digest = data["common"].get("detector", "")  # a fleet's machines have their own
+    loaded = _loaded(data["detector"], data["attribution"], digest)
+    store = Mirror(Path(), {})
+    common, entity, options = (data[name] for name in ("common", "entity", "options"))
+    acts = _score_items(items, store, loaded, common, entity, options)
+    messages = []
+    while True:
+        try:
+            messages.append(next(acts))
+        except StopIteration as end:
+            return messages, tuple(end.value), ""
+        except ConfigError as error:
+            return messages, (0, [], {}), str(error)
+
+
+@functools.lru_cache(maxsize=1)
+def _loaded(detector: str, attribution: str, digest: str) -> Detector | Fleet:
+    """The detector, which this process keeps for its next unit."""
+    return load_scorer(detector, attribution=attribution)
+
+
+def _is_stored(store: Mirror, item: Item, common: Mapping[str, Any]) -> bool:
     """Whether a record in a store is about the objects that are there now."""
     targets = outputs_of(item.output)
     if not store.known.keys() >= {*targets}:
@@ -400,7 +529,7 @@ def _is_stored(store: Mirror, item: Item, common: dict[str, Any]) -> bool:
     return bool(seal) and seal == store.seal(targets[2])
 
 
-def _seal(store: Mirror, item: Item, common: dict[str, Any], digest: str) -> str:
+def _seal(store: Mirror, item: Item, common: Mapping[str, Any], digest: str) -> str:
     """A digest of all that a record is about, of objects by their ETags; "" without one.
 
     A restart compares it and need not copy the objects to verify them.
