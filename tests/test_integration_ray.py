@@ -1,5 +1,6 @@
 """Units on real Ray clusters of this computer: deaths, other versions, the verbs' bytes."""
 
+import gc
 import os
 import shutil
 import signal
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from pathlib import Path
 
 import pytest
@@ -44,6 +46,10 @@ def cluster():
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
     yield made
     made.shutdown()
+    del made
+    with warnings.catch_warnings():  # Ray does not wait for the processes it ended
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
     for name, value in before.items():
         os.environ.pop(name)
         if value is not None:
