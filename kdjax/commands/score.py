@@ -47,7 +47,7 @@ def main(arguments: list[str], flags: common.Flags) -> None:
     for path in remote:
         check_store(path)
     if not is_remote(detector):
-        check_detector_folder(Path(detector))
+        check_detector_folder(Path(detector), fleets=True)
     with common.reading(flags, common.READING) as reading:
         if one and not remote:
             common.check_rows(arguments[0], detector, reading)
