@@ -493,4 +493,4 @@ def test_units_have_few_large_machines():
     ]
     parts = [[m.entity for m in part] for part in fleet._parts(machines)]
     assert [len(part) for part in parts] == [32, 9, 1, 1]
-    assert sum(parts, []) == [m.entity for m in machines]
+    assert [name for part in parts for name in part] == [m.entity for m in machines]
