@@ -6,6 +6,7 @@ A hook of MkDocs and, for doctests in docstrings, an extension of griffe (`mkdoc
 import posixpath
 import re
 from pathlib import Path
+from typing import Any
 
 import griffe
 from mkdocs.structure.files import File
@@ -85,7 +86,7 @@ def source_text(path: str) -> str:
     return f"{hidden}# {path}\n\n````{LANGUAGES.get(file.suffix, '')}\n{text}````\n"
 
 
-def on_files(files, config):  # noqa: ANN001, ANN201
+def on_files(files: Any, config: Any) -> Any:
     """Adds the pages of the API and of what other pages link to."""
     for path, text in reference().items():
         files.append(File.generated(config, path, content=text))
@@ -105,14 +106,14 @@ def on_files(files, config):  # noqa: ANN001, ANN201
     return files
 
 
-def on_config(config):  # noqa: ANN001, ANN201
+def on_config(config: Any) -> Any:
     """Puts the pages of the API into the navigation."""
     pages = next(one["API"] for one in config["nav"] if "API" in one)
     pages += [{g: path} for g, path in zip(groups(), reference(), strict=True)]
     return config
 
 
-def on_page_markdown(text, page, config, files):  # noqa: ANN001, ANN201, ARG001
+def on_page_markdown(text: str, page: Any, config: Any, files: Any) -> str:
     """Leads links to repository files to their pages, and names of the API to theirs."""
     own = page.file.src_uri
     if own.startswith("reference/"):
@@ -121,7 +122,7 @@ def on_page_markdown(text, page, config, files):  # noqa: ANN001, ANN201, ARG001
     home = posixpath.join("docs", own) if path == own else path
     folder = posixpath.dirname(home)
 
-    def moved(match):  # noqa: ANN001, ANN202
+    def moved(match: re.Match[str]) -> str:
         before, link, after = match.groups()
         link, mark, anchor = link.partition("#")
         if not link or "://" in link:
@@ -152,7 +153,7 @@ def on_page_markdown(text, page, config, files):  # noqa: ANN001, ANN201, ARG001
 class Doctests(griffe.Extension):
     """Fences the examples of docstrings, which Markdown would take for quotations."""
 
-    def on_object(self, *, obj, **_) -> None:  # noqa: ANN001, ANN003
+    def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
         if obj.docstring:
             pattern = r"((?:^>>> .*\n?)(?:^.+\n?)*)"
             obj.docstring.value = re.sub(
