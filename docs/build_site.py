@@ -150,8 +150,23 @@ def on_page_markdown(text: str, page: Any, config: Any, files: Any) -> str:
     return text
 
 
-class Doctests(griffe.Extension):
-    """Fences the examples of docstrings, which Markdown would take for quotations."""
+class Docstrings(griffe.Extension):
+    """Fences examples, which Markdown would take for quotations; comments tell of fields."""
+
+    def on_attribute(self, *, attr: griffe.Attribute, **_: Any) -> None:
+        """Gives a field the comment above it or behind it as its docstring."""
+        if attr.docstring or attr.lineno is None:
+            return
+        lines = attr.module.source.splitlines()
+        own = lines[attr.lineno - 1 : attr.endlineno]
+        found = [one.partition("  # ")[2] for one in own]
+        for line in reversed(lines[: attr.lineno - 1]):
+            if not line.strip().startswith("# "):
+                break
+            found.insert(0, line.strip()[2:])
+        if text := " ".join(filter(None, found)):
+            text = text[0].upper() + text[1:]
+            attr.docstring = griffe.Docstring(text, parent=attr)
 
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
         if obj.docstring:
