@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from kdjax.errors import DataError as DataError
     from kdjax.errors import KdjaxError as KdjaxError
     from kdjax.estimator import KDDetector as KDDetector
+    from kdjax.experiment.fleet import finish_fleet as finish_fleet
     from kdjax.experiment.fleet import fit_fleet as fit_fleet
     from kdjax.experiment.fleet import fit_partition as fit_partition
     from kdjax.experiment.pipeline import run as run
@@ -131,7 +132,7 @@ GROUPS: dict[str, dict[str, str]] = {
     "Program": {
         "kdjax.config": "get_config override resolve",
         "kdjax.experiment.pipeline": "run",
-        "kdjax.experiment.fleet": "fit_fleet fit_partition",
+        "kdjax.experiment.fleet": "finish_fleet fit_fleet fit_partition",
         "kdjax.experiment.recalibrate": "recalibrated",
         "kdjax.experiment.sweeps.design": "make_design",
         "kdjax.experiment.sweeps.sweep": "run_sweep",

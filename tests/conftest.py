@@ -229,6 +229,14 @@ def moving(small):
 
 
 @pytest.fixture
+def fleet(moving, tmp_path):
+    """The folder of a fleet: `m1`, `m2`, `few`, which has the fleet's values, and `bad`."""
+    from fleet_folder import FleetFolder
+
+    return FleetFolder(tmp_path / "plants.fleet", moving)
+
+
+@pytest.fixture
 def moving_file(moving, tmp_path):
     from kdjax.export.onnx import onnx_file
 

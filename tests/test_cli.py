@@ -608,7 +608,7 @@ def test_faults_of_score(refused, detector, rows_file, tmp_path):
 def test_refusals_do_not_wait_for_jax(
     refused, monkeypatch, detector, rows_file, tmp_path
 ):
-    monkeypatch.setattr(common, "start_jax", lambda: pytest.fail("JAX started"))
+    monkeypatch.setattr(common, "start_jax", lambda *_: pytest.fail("JAX started"))
     text = tmp_path / "text.csv"
     text.write_text("x,y\n1,2\n3,high\n")
     other = tmp_path / "other.csv"
@@ -641,7 +641,7 @@ def test_refusals_do_not_wait_for_jax(
 
 def test_large_files_are_read_once(refused, monkeypatch, detector, rows_file, tmp_path):
     started = []
-    monkeypatch.setattr(common, "start_jax", lambda: started.append(1))
+    monkeypatch.setattr(common, "start_jax", lambda *_: started.append(1))
     monkeypatch.setattr(common, "_SMALL", 10)
     rows_file.write_text("x,y\n1,2\n3,high\n")
     output = f"--output={tmp_path / 'o.csv'}"

@@ -13,7 +13,7 @@ import pytest
 
 import kdjax
 from kdjax.cli import main
-from kdjax.data.partitions import frame_machines, list_machines, read_machine
+from kdjax.data.partitions import Machine, frame_machines, list_machines, read_machine
 from kdjax.detection.fleet import (
     CATALOGUE_SCHEMA,
     catalogue_frame,
@@ -319,6 +319,38 @@ def test_fit_partition_gives_the_rows_of_the_fleet(plants, fitted, tmp_path):
     assert fit_partition(whole.iloc[:0], output=tmp_path / "fleet").empty
 
 
+def test_fit_partition_fails_few_rows_where_no_networks_are_shared(tmp_path):
+    young = rows(4, 150).assign(entity="young")
+    settings = resolved("frame")
+    found = fit_partition(young, output=tmp_path / "fleet", settings=settings)
+    assert found["state"].tolist() == ["failed"] and found["detector"].tolist() == [""]
+    assert "150 rows are too few" in found["reason"][0]
+    assert found["reason"][0].endswith("this fleet has none")
+
+
+def test_a_frame_is_scored_by_the_detectors_of_a_fleet(plants, fitted):
+    output, catalogue = fitted
+    parts = []
+    for name in ("young", "m2"):
+        frame = pd.read_csv(plants / f"{name}.csv", parse_dates=["time"])
+        parts.append(frame.assign(entity=name))
+    whole, options = pd.concat(parts), {"time_column": "time", "contributions": True}
+    found = kdjax.score_partition(whole, output, **options)
+    assert found["entity"].unique().tolist() == ["young", "m2"]
+    for name, scores in found.groupby("entity"):
+        detector, used = open_machine(output, name)
+        series = kdjax.read_table(plants / f"{name}.csv")[0]
+        wanted = kdjax.score_table(detector, series, entity=used, contributions=True)
+        assert scores["state"].tolist() == wanted["state"].tolist()
+        for column in wanted.columns[2:].drop("state"):
+            np.testing.assert_array_equal(scores[column], wanted[column], column)
+        assert (scores["tau"] == catalogue.loc[name, "threshold"]).all()
+    empty = kdjax.score_partition(whole.iloc[:0], output, **options)
+    assert empty.dtypes.to_dict() == found.dtypes.to_dict()
+    with pytest.raises(kdjax.DataError, match="entity 'm9': .*has no such machine"):
+        kdjax.score_partition(whole.assign(entity="m9"), output, **options)
+
+
 def test_machines_of_an_input(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / ".hidden.csv").write_text("x\n1\n")
@@ -422,3 +454,43 @@ def test_kills_lose_no_machine_and_leave_the_same_bytes(tmp_path):
     found = [read_catalogue(one).drop(columns="seconds") for one in (killed, whole)]
     pd.testing.assert_frame_equal(*found)
     assert not [*killed.rglob(".*.new")] and not (killed / "work").exists()
+
+
+def test_one_table_in_a_store_is_refused(tmp_path):
+    settings = resolved("table.parquet", data__entity_column="machine")
+    with pytest.raises(
+        kdjax.ConfigError, match="is for one local file: copy s3://b/table"
+    ):
+        fleet._list("s3://b/table.parquet", settings["data"])
+    with pytest.raises(kdjax.ConfigError, match="is no path that kdjax takes"):
+        fit_fleet("gs://b/plants", tmp_path / "fleet", settings)
+
+
+def test_finish_fleet_joins_the_rows_of_an_engine(plants, fitted, tmp_path):
+    frames = [pd.read_csv(plants / f"m{i}.csv", parse_dates=["time"]) for i in range(2)]
+    for i, part in enumerate(frames):
+        found = fit_partition(
+            part.assign(entity=f"m{i}"),
+            output=tmp_path / "fleet",
+            settings=resolved(plants),
+        )
+        (tmp_path / "fleet" / "catalogue.parquet").mkdir(exist_ok=True)
+        found.to_parquet(tmp_path / "fleet" / "catalogue.parquet" / f"part-{i}.parquet")
+    catalogue = kdjax.finish_fleet(tmp_path / "fleet")
+    assert (tmp_path / "fleet" / "catalogue.parquet").is_file()
+    pd.testing.assert_frame_equal(catalogue, read_catalogue(tmp_path / "fleet"))
+    np.testing.assert_allclose(
+        catalogue["threshold"], fitted[1].loc[["m0", "m1"], "threshold"], rtol=1e-6
+    )
+    assert "2 machines: 2 ready" in (tmp_path / "fleet" / "index.html").read_text(
+        "utf-8"
+    )
+
+
+def test_units_have_few_large_machines():
+    machines = [
+        Machine(f"m{i}", size=size) for i, size in enumerate([10] * 40 + [150e6] * 3)
+    ]
+    parts = [[m.entity for m in part] for part in fleet._parts(machines)]
+    assert [len(part) for part in parts] == [32, 9, 1, 1]
+    assert [name for part in parts for name in part] == [m.entity for m in machines]

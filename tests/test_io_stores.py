@@ -592,4 +592,7 @@ def test_other_verbs_say_which_verb_takes_urls(call, tmp_path, small, capsys):
     said = capsys.readouterr().err
     if "run" in call:
         assert "data.path=s3://b/" in said or "data.test_path=gs://b/" in said
-    assert "copy it to the local disk first; of the verbs only score reads" in said
+    assert (
+        "copy it to the local disk first; of the verbs only score and fleet read"
+        in said
+    )

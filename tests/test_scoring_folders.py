@@ -1,13 +1,11 @@
 """Many files: shares, whole outputs, what a restart believes, and faults of one file."""
 
-import ast
 import gzip
 import hashlib
 import importlib.metadata
 import json
 import logging
 import os
-import runpy
 import signal
 import subprocess
 import sys
@@ -18,7 +16,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kdjax.data.splits import cover_starts
 from kdjax.detection.storage import save_detector
 from kdjax.errors import ConfigError, DataError, KdjaxError
 from kdjax.scoring import files as fleet
@@ -30,7 +27,6 @@ from kdjax.scoring.files import (
     shard_of,
 )
 
-EXAMPLE = Path(__file__).parents[1] / "examples" / "score_fleet.py"
 NAMES = (
     "a.csv",
     "line/b.csv",
@@ -291,9 +287,10 @@ def test_a_file_that_changes_meanwhile_has_no_record(score, plants, frame, monke
     real = fleet._score_rows
 
     def grow(path, **options):
-        yield from real(path, **options)
+        found = yield from real(path, **options)
         if path.name == "a.csv":
             frame(5).to_csv(path, index=False)
+        return found
 
     monkeypatch.setattr(fleet, "_score_rows", grow)
     with pytest.raises(DataError, match="1 of 6 files failed.*a.csv changed while it"):
@@ -549,104 +546,3 @@ def test_functions_are_compiled_once(score, plants, caplog):
         assert compiled() > 0
         score(plants, output="more")
         assert compiled() == 0
-
-
-# The example with an engine.
-
-
-@pytest.fixture(scope="module")
-def example():
-    """Its names, without the engine."""
-    pytest.importorskip("onnxruntime", reason="needs the extra onnx")
-    return runpy.run_path(str(EXAMPLE))
-
-
-@pytest.fixture
-def exported(tmp_path, small, frame):
-    """The detector `small` as a file."""
-    pytest.importorskip("onnx", reason="needs the extra onnx")
-    from kdjax.export.files import export_file
-
-    save_detector(tmp_path / "kept", small._replace(reference=frame().to_numpy()))
-    output, options = tmp_path / "d.onnx", {"format": "onnx", "entity": "pooled"}
-    list(export_file(tmp_path / "kept", output=output, **options))
-    return output
-
-
-def test_the_example_imports_neither_kdjax_nor_jax():
-    roots = set()
-    for node in ast.walk(ast.parse(EXAMPLE.read_text("utf-8"))):
-        if isinstance(node, ast.Import):
-            roots |= {alias.name.split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            roots.add(node.module.split(".")[0])
-    assert roots - sys.stdlib_module_names == {"numpy", "onnxruntime", "ray"}
-
-
-@pytest.mark.parametrize("rows", [4, 5, 7, 10, 14, 15])
-@pytest.mark.parametrize("stride", [1, 3, 4, 9])
-def test_windows_of_the_example_are_those_of_score(example, rows, stride):
-    starts = cover_starts(np.array([[0, rows]]), window=4, stride=stride)
-    assert example["window_starts"](rows, 4, stride) == starts.tolist()
-
-
-def verdicts(table, lasts):
-    """Window scores and alarms in the rows at which windows end."""
-    return table["window_score"].to_numpy()[lasts], table["alarm"].to_numpy()[lasts]
-
-
-def test_the_example_scores_windows_as_kdjax_does(
-    example, exported, score, frame, tmp_path
-):
-    (tmp_path / "in").mkdir()
-    path = tmp_path / "in" / "new.csv"
-    rows = frame(3, rows=29)[["y", "x"]]
-    rows.loc[9, "y"] = np.nan
-    rows.to_csv(path, index=False)
-    output, _ = score(path, entity="pooled", missing="mask")
-    wanted, alarms = verdicts(
-        pd.read_csv(output / "new.csv"), [3, 6, 9, 12, 15, 18, 21, 24, 27, 28]
-    )
-    _, channels, length, stride = example["open_model"](exported)
-    assert (channels, length, stride) == (["x", "y"], 4, 3)
-    windows = list(example["windows_of"](path, channels, length, stride))
-    batch = {key: np.array([w[key] for w in windows]) for key in windows[0]}
-    found = example["Score"](exported)(batch)
-    assert found["last"].tolist() == [3, 6, 9, 12, 15, 18, 21, 24, 27, 28]
-    assert (found["last"] - found["first"] == 3).all() and "x" not in found
-    np.testing.assert_allclose(found["window_score"], wanted, rtol=1e-4)
-    assert found["alarm"].tolist() == alarms.tolist() and 0 < alarms.sum() < 10
-
-
-@pytest.mark.parametrize(
-    "text", ["x,y\n1,2\n", "x,z\n1,2\n", "x,y\n1\n1,2\n", "x,y\n1,word\n", ""]
-)
-def test_the_example_names_a_faulty_file(example, tmp_path, text):
-    path = tmp_path / "faulty.csv"
-    path.write_text(text)
-    with pytest.raises(ValueError, match="faulty.csv can't be scored"):
-        list(example["windows_of"](path, ["x", "y"], 4, 3))
-
-
-@pytest.mark.integration
-def test_the_example_runs_on_its_engine(exported, score, plants, tmp_path):
-    pytest.importorskip("ray", reason="needs ray[data], the extra ray")
-    output, _ = score(plants, entity="pooled")
-    command = [sys.executable, EXAMPLE, exported, plants, tmp_path / "windows"]
-    quiet = os.environ | {"RAY_USAGE_STATS_ENABLED": "0"}
-    subprocess.run(command, check=True, env=quiet, timeout=300)
-    found = pd.read_parquet(tmp_path / "windows")
-    assert sorted(set(found["file"])) == [
-        str(plants / name) for name in ("a.csv", "line/b.csv")
-    ]
-    for path, part in found.groupby("file"):
-        part = part.sort_values("last")
-        assert part["last"].tolist() == [3, 6, 9, 12, 13]
-        table = pd.read_csv(output / Path(path).relative_to(plants))
-        wanted, alarms = verdicts(table, part["last"].to_numpy())
-        np.testing.assert_allclose(part["window_score"], wanted, rtol=1e-4)
-        assert part["alarm"].tolist() == alarms.tolist()
-    again = subprocess.run(
-        command, env=quiet, capture_output=True, text=True, check=False
-    )
-    assert again.returncode == 1 and "windows is not empty" in again.stderr

@@ -11,7 +11,7 @@ from absl.flags import FlagValues
 from ml_collections import ConfigDict, config_flags
 
 from kdjax.config import Settings, override, resolve
-from kdjax.errors import ConfigError, KdjaxError
+from kdjax.errors import ConfigError, KdjaxError, check_choice
 from kdjax.io.files import check_folder
 
 Flags = FlagValues
@@ -216,8 +216,9 @@ def _is_large(path: str) -> bool:
 
 def execution(flags: Flags) -> dict[str, Any]:
     """Arguments of `run_units` by `EXECUTION`."""
-    from kdjax.io.executors import RAY, Resources
+    from kdjax.io.executors import EXECUTORS, RAY, Resources
 
+    check_choice("--executor", flags.executor, EXECUTORS)
     if flags.executor != RAY:
         for name in ("ray_address", "unit_cpus", "unit_gpus"):
             if flags[name].present:
@@ -234,16 +235,22 @@ def execution(flags: Flags) -> dict[str, Any]:
     }
 
 
-def start_jax() -> None:
-    """Starts JAX with the program's choice of devices and compilation cache."""
+def start_jax(execution: Mapping[str, Any] | None = None) -> None:
+    """Starts JAX with the program's choice of devices and compilation cache.
+
+    A driver of workers has CPU devices, as many as a worker has cores.
+    """
     from kdjax.training.sharding import start_program
 
-    start_program()
+    if execution and execution["executor"] == "ray":
+        start_program(cpus=execution["resources"].cpus)
+    else:
+        start_program()
 
 
-def start_processes(flags: Flags) -> bool:
+def start_processes(flags: Flags, execution: Mapping[str, Any] | None = None) -> bool:
     """Starts JAX and joins other processes; True for the one that prints."""
-    start_jax()
+    start_jax(execution)
     from kdjax.training import hosts
 
     number = None if flags.process_id < 0 else flags.process_id

@@ -29,6 +29,7 @@ FLAGS = {
         Flag("attribution", "METHOD", "",
              "How to divide scores among channels: correlation or conditional."),
     ),
+    "Workers": common.EXECUTION,
 }  # fmt: skip
 # Endings of a file of scores; any other output is a folder.
 ENDINGS = (".csv", ".parquet")
@@ -47,16 +48,22 @@ def main(arguments: list[str], flags: common.Flags) -> None:
     for path in remote:
         check_store(path)
     if not is_remote(detector):
-        check_detector_folder(Path(detector))
+        check_detector_folder(Path(detector), fleets=True)
+    execution = common.execution(flags)
+    if one and execution["executor"] != "local":
+        raise ConfigError(
+            f"--executor={flags.executor} is for many files: give a folder as --output."
+        )
     with common.reading(flags, common.READING) as reading:
         if one and not remote:
             common.check_rows(arguments[0], detector, reading)
-        common.start_jax()
+        common.start_jax(execution)
         from kdjax.scoring.files import score_file, score_fleet
 
         if one:
             score_file(arguments[0], **options, **reading)
         else:
+            options |= execution
             score_fleet(arguments, shard=flags.shard, **options, **reading)
 
 

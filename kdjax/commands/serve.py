@@ -16,7 +16,7 @@ from pathlib import Path
 from kdjax.commands import common
 from kdjax.commands.common import Flag
 from kdjax.errors import ArtifactError, ConfigError
-from kdjax.io.files import check_detector_folder, check_target
+from kdjax.io.files import check_detector_folder, check_target, is_fleet
 from kdjax.notify.outbox import receivers
 
 USAGE = "--detector=DIR_OR_ONNX [--detector=…] [--state=DIR]"
@@ -96,7 +96,12 @@ def main(arguments: list[str], flags: common.Flags) -> None:
     paths = [Path(path) for path in (*flags.detector, *filter(None, [flags.shadow]))]
     for path in paths:
         if not path.is_file():
-            check_detector_folder(path)
+            check_detector_folder(path, fleets=True)
+    if flags.shadow and any(map(is_fleet, paths)):
+        raise ConfigError(
+            "--shadow compares two detectors: for a machine of a fleet give FLEET/detectors/"
+            "MACHINE."
+        )
     if flags.exclude and not Path(flags.exclude).is_file():
         raise ConfigError(f"--exclude={flags.exclude} is no file: correct it.")
     token = _token(flags.token_file)

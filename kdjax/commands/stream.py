@@ -20,7 +20,7 @@ from typing import TextIO
 from kdjax.commands import common
 from kdjax.commands.common import Flag
 from kdjax.errors import ConfigError, check_choice
-from kdjax.io.files import check_detector_folder, check_state_kind
+from kdjax.io.files import check_detector_folder, check_state_kind, is_fleet
 from kdjax.notify.outbox import receivers
 
 _AT_HAND = 65_536  # bytes at most that are read together, as many as a pipe holds
@@ -82,11 +82,12 @@ def main(arguments: list[str], flags: common.Flags) -> None:
             "open them, or give --output."
         )
     if not Path(detector).is_file():  # such as an ONNX file
-        check_detector_folder(Path(detector))
+        check_detector_folder(Path(detector), fleets=True)
     # Faults are told before JAX starts.
     to = receivers(flags.on_alarm)
     if flags.state:
-        check_state_kind(flags.state, several=bool(flags.entity_column))
+        fleet = is_fleet(detector) and not flags.entity
+        check_state_kind(flags.state, several=bool(flags.entity_column) or fleet)
     for name in ("exclude", "shelve", "acknowledged"):
         given = flags[name].value
         if given and not Path(given).is_file():

@@ -5,8 +5,6 @@ which Optuna chooses values. Writes tables, a report and detectors into the work
 directory. Rerun the same command to resume; a search adds --trials each time.
 """
 
-import inspect
-import runpy
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +23,7 @@ FLAGS = {
         Flag("way", "WAY", "auto", "together, alone, or auto for the faster."),
         Flag("trials", "N", 10, "With search(trial): trials that this process adds."),
     ),
+    "Workers": common.EXECUTION,
     "Several processes": common.PROCESSES,
 }
 # What a config file defines, by name.
@@ -40,7 +39,9 @@ def main(arguments: list[str], flags: common.Flags) -> None:
             "sweep needs --config: a config file with sweep(add) or search(trial)."
         )
     name, config = Path(path).stem, common.read_config(flags)
-    defined = runpy.run_path(path)
+    from kdjax.experiment.sweeps.design import read_file
+
+    defined = read_file(path, argument)
     kinds = [kind for kind in ("sweep", "search") if kind in defined]
     if not kinds:
         raise ConfigError(
@@ -50,10 +51,6 @@ def main(arguments: list[str], flags: common.Flags) -> None:
     kind, *more = kinds
     if more:
         raise ConfigError(f"{name} has sweep and search: define one of them.")
-    # A file that takes an argument gives it to both of its functions.
-    function = defined[kind]
-    if len(inspect.signature(function).parameters) > 1:
-        defined[kind] = lambda first: function(first, *argument)
     {"sweep": _sweep, "search": _search}[kind](name, config, defined, flags)
 
 
@@ -70,12 +67,13 @@ def _sweep(name: str, config: Any, defined: Names, flags: common.Flags) -> None:
             "dotted fields, as in configs/sweep_quick.py."
         ) from error
     workdir = common.work_directory(flags, design.base)
-    console = Console(quiet=not common.start_processes(flags))
+    execution = common.execution(flags)
+    console = Console(quiet=not common.start_processes(flags, execution))
     from kdjax.evaluation.tables import printed
     from kdjax.experiment.sweeps.report import summary_table
     from kdjax.experiment.sweeps.sweep import run_sweep, shown
 
-    found = run_sweep(design, workdir, way=flags.way, console=console)
+    found = run_sweep(design, workdir, way=flags.way, console=console, **execution)
     fields, measures = found.fields, shown(found)
     table = summary_table(found.members, name=name, fields=fields, measures=measures)
     console.print(printed(table))
@@ -87,12 +85,15 @@ def _search(name: str, config: Any, defined: Names, flags: common.Flags) -> None
     from kdjax.experiment.sweeps.design import load_optuna, make_search
 
     load_optuna()
+    path, argument = common.config_file(flags)
     search = make_search(name, config, defined)
+    search = search._replace(path=str(Path(path).absolute()), argument=tuple(argument))
     workdir = common.work_directory(flags, search.base)
-    common.start_jax()
+    execution = common.execution(flags)
+    common.start_jax(execution)
     from kdjax.experiment.sweeps.search import best_lines, run_search
 
-    options = common.chosen(flags, "trials", "way")
+    options = common.chosen(flags, "trials", "way") | execution
     for line in best_lines(run_search(search, workdir, console=Console(), **options)):
         print(line)
     print(f"Written: {workdir}/trials.csv, members.csv, best.json, report.html")

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from kdjax.data.raw import Place
-from kdjax.data.readers import load_files, name_of, series_of
+from kdjax.data.readers import exclude_rows, load_files, name_of, series_of
 from kdjax.data.schema import Reading, check_reading, entity_rows
 from kdjax.data.series import Series
 from kdjax.data.tables import SUFFIXES, Table, check_names, open_table
@@ -76,14 +76,11 @@ def name_machines(
     found: dict[str, list[Any]] = {}
     parted = set()
     for file in sizes:
-        above = PurePath(file).parent.name
-        known = _PARTITION.fullmatch(above) if above != PurePath(path).name else None
-        if known and str(file).lower().endswith(".parquet"):
-            entity = urllib.parse.unquote(known["entity"])
-            parted.add((entity, str(PurePath(file).parent)))
-        else:
-            entity = name_of(file)
-        found.setdefault(entity, []).append(file)
+        above = PurePath(file).parent
+        entity = partition_of(file) if above.name != PurePath(path).name else ""
+        if entity:
+            parted.add((entity, str(above)))
+        found.setdefault(entity or name_of(file), []).append(file)
     if not found:
         raise DataError(
             f"{path} has no file of rows: expected endings of {', '.join(SUFFIXES)}."
@@ -101,6 +98,19 @@ def name_machines(
         size = sum(sizes[file] for file in files)
         machines.append(Machine(entity, tuple(map(str, files)), fault=fault, size=size))
     return machines
+
+
+def partition_of(path: str | os.PathLike[str]) -> str:
+    """The machine of a part of a partitioned Parquet folder; empty for another file.
+
+    >>> partition_of(Path("plants/entity=line%2F1/part-0.parquet"))
+    'line/1'
+    """
+    path = PurePath(path)
+    known = _PARTITION.fullmatch(path.parent.name)
+    if not (known and path.name.lower().endswith(".parquet")):
+        return ""
+    return urllib.parse.unquote(known["entity"])
 
 
 def frame_machines(
@@ -137,26 +147,39 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def read_machine(
-    machine: Machine, *, may_lack: Collection[str] = (), **options: Any
+    machine: Machine,
+    *,
+    exclude: str | os.PathLike[str] = "",
+    others: Collection[str] = (),
+    may_lack: Collection[str] = (),
+    **options: Any,
 ) -> Series:
-    """The series of a machine; `options` are those of `read_table` but `exclude`.
+    """The series of a machine; `options` are those of `read_table`.
 
     The columns in `may_lack` need not be there.
 
     Of several files, such as the parts of a partition, the rows come in the order of
-    their names.
+    their names. Columns in `may_lack` need not be there; `exclude` may name the `others`.
 
     Raises:
         DataError: a fault of the rows, or `machine.fault`.
     """
     if machine.fault:
         raise DataError(f"{machine.entity}: {machine.fault}.")
+    series = _read_machine(machine, may_lack, options)
+    if str(exclude):
+        [(series,)] = exclude_rows([(series,)], Path(exclude), others=others)
+    return series
+
+
+def _read_machine(
+    machine: Machine, may_lack: Collection[str], options: dict[str, Any]
+) -> Series:
     name = machine.entity
     options["entity_column"] = ""  # the machine's name is that of its file
     if machine.frame is None and len(machine.paths) == 1:
-        (series,) = load_files(
-            machine.paths[0], entity=name, may_lack=may_lack, **options
-        ).train
+        options |= {"entity": name, "may_lack": may_lack}
+        (series,) = load_files(machine.paths[0], **options).train
         return series
     reading = Reading(**{**options, "ignore": tuple(options.get("ignore", ()))})
     check_reading(reading)

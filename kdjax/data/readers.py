@@ -271,10 +271,10 @@ def _align(
 
 
 def exclude_rows(
-    parts: Sequence[tuple[Series, ...]], path: Path
+    parts: Sequence[tuple[Series, ...]], path: Path, *, others: Collection[str] = ()
 ) -> list[tuple[Series, ...]]:
     """The series of each file with `excluded` set and noted; `path` as in `row_spans`."""
-    every, missed = row_spans(parts, path)
+    every, missed = row_spans(parts, path, others=others)
     found = []
     for series, own in zip(parts, every, strict=True):
         excluded = []
@@ -293,7 +293,11 @@ def exclude_rows(
 
 
 def row_spans(
-    parts: Sequence[tuple[Series, ...]], path: Path, *, also: str = ""
+    parts: Sequence[tuple[Series, ...]],
+    path: Path,
+    *,
+    also: str = "",
+    others: Collection[str] = (),
 ) -> tuple[list[list[np.ndarray]], str]:
     """Spans of rows `[S, 2]` of each series of each file, and a text on those without a row.
 
@@ -301,12 +305,18 @@ def row_spans(
     series' time, or row numbers from 0 without times; optionally a column `entity`, empty
     if a span applies to all entities, or `also` for the only one; `reason` and other columns
     of a file of events are not read. An `end` that is a date means the end of that day.
+    `others` are further entities that spans may be of.
     """
     frame, place, owners = _open_spans(path)
     known = [one.entity for one in parts[0]]
     if len(known) == 1:
         owners[owners == also] = known[0]
+    foreign = np.isin(owners, [*{*others} - {*known}])
+    frame, owners = frame[~foreign].reset_index(drop=True), owners[~foreign]
+    place = place._replace(rows=np.flatnonzero(~foreign)) if foreign.any() else place
     _check_owners(owners, place, known)
+    if not len(owners):
+        return [[np.empty((0, 2), int) for _ in series] for series in parts], ""
     hit = np.zeros(len(frame), bool)
     found = []
     for series in parts:

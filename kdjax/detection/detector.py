@@ -313,12 +313,14 @@ def entity_streams(
     rolling: float = 0.0,
     reading: Mapping[str, Any] | None = None,
     exact: bool = False,
+    ready: bool = True,
 ) -> EntityStreams:
     """Streams of all entities on jax, whose windows are scored in batches.
 
     Each entity has its own scaler, Gaussian and threshold, an unknown one those of
     `usual_entity`; with `entity` all have its. `exact` scores networks in batches of
-    `EXACT_BATCHES`, padded. Other options are as in `stream_detector`.
+    `EXACT_BATCHES`, padded. Not `ready` compiles at the first rows, if no detector of the
+    same form did before. Other options are as in `stream_detector`.
     """
     places = {name: place for place, name in enumerate((*detector.entities, POOLED))}
     usual = entity or usual_entity(detector)
@@ -333,36 +335,7 @@ def entity_streams(
         if any(name in one for one in each)
     }
     common = jax.device_put((model.params, own, detector.gaussians))
-
-    def compiled(missing: bool) -> Any:
-        if not gives_scores(form.kind):
-            residuals = _observed_residuals(form, missing)
-
-            def own_scores(gaussian: Gaussian, *cells: Any) -> Any:
-                found, observed = jax.tree.map(lambda one: one[None], cells)
-                distance = deviations(gaussian, found, observed)
-                return scores_of(gaussian, distance, observed)[0]
-
-            def shared(common: Any, index: Array, rows: Array) -> Any:
-                params, _, gaussians = common
-                own = jax.tree.map(lambda field: field[index], gaussians)
-                return jax.vmap(own_scores)(own, *residuals(params, rows))
-
-            return jax.jit(shared)
-        function = point_scorer(form, missing)
-
-        def one(params: Params, own: Params, gaussian: Gaussian, rows: Array) -> Any:
-            return function(({**params, **own}, gaussian), rows[None])[0]
-
-        def every(common: Any, index: Array, rows: Array) -> Any:
-            params, *fields = common
-            own, gaussians = jax.tree.map(lambda field: field[index], fields)
-            found: Array = jax.vmap(one, (None, 0, 0, 0))(params, own, gaussians, rows)
-            return found
-
-        return jax.jit(every)
-
-    full, holed = compiled(False), compiled(True)
+    full, holed = _entity_scorer(form), _entity_scorer(form, True)
     most = scoring_batch(model, len(detector.channels), BATCH_SIZE)
     exact = exact and model.architecture is not None
     batches, padded = (EXACT_BATCHES, EXACT_PADDED) if exact else (BATCHES, PADDED)
@@ -389,7 +362,7 @@ def entity_streams(
         found = window_scores(points, count=detector.allowed_points)
         return [*map(WindowResult, points, found.tolist())]
 
-    explained = jax.jit(point_scorer(form, True))
+    explained = _explainer(form)
 
     @functools.lru_cache(OPENED)
     def weights(name: str) -> Any:
@@ -412,11 +385,13 @@ def entity_streams(
         )
 
     shape = (detector.window, len(detector.channels))
-    for size in sizes:
+    for size in sizes if ready else ():
         for value in (0.0, np.nan):
             score([usual] * size, np.full((size, *shape), value, offset.dtype))
-    explain(usual, np.zeros((1, *shape), offset.dtype))
-    open_entity(usual).drift()  # imports what it needs now rather than between two rows
+    if ready:
+        explain(usual, np.zeros((1, *shape), offset.dtype))
+        # Imports what it needs now rather than between two rows.
+        open_entity(usual).drift()
     known = () if entity else detector.entities
     return EntityStreams(open_entity, score, known=known, usual=usual)
 
@@ -459,6 +434,45 @@ def point_scorer(form: ResidualModel, missing: bool = False) -> WindowFunction:
         return Explained(points, parts)  # type: ignore[arg-type]
 
     return scores
+
+
+@functools.lru_cache
+def _entity_scorer(form: ResidualModel, missing: bool = False) -> Any:
+    """`(common, index [B], windows [B, L, D]) -> point scores [B, L]`, compiled.
+
+    `index` is that of the entity of each window, see `entity_streams`.
+    """
+    if not gives_scores(form.kind):
+        residuals = _observed_residuals(form, missing)
+
+        def own_scores(gaussian: Gaussian, *cells: Any) -> Any:
+            found, observed = jax.tree.map(lambda one: one[None], cells)
+            distance = deviations(gaussian, found, observed)
+            return scores_of(gaussian, distance, observed)[0]
+
+        def shared(common: Any, index: Array, rows: Array) -> Any:
+            params, _, gaussians = common
+            own = jax.tree.map(lambda field: field[index], gaussians)
+            return jax.vmap(own_scores)(own, *residuals(params, rows))
+
+        return jax.jit(shared)
+    function = point_scorer(form, missing)
+
+    def one(params: Params, own: Params, gaussian: Gaussian, rows: Array) -> Any:
+        return function(({**params, **own}, gaussian), rows[None])[0]
+
+    def every(common: Any, index: Array, rows: Array) -> Any:
+        params, *fields = common
+        own, gaussians = jax.tree.map(lambda field: field[index], fields)
+        found: Array = jax.vmap(one, (None, 0, 0, 0))(params, own, gaussians, rows)
+        return found
+
+    return jax.jit(every)
+
+
+@functools.lru_cache
+def _explainer(form: ResidualModel) -> Any:
+    return jax.jit(point_scorer(form, True))
 
 
 def _own_scorer(form: ResidualModel, missing: bool) -> WindowFunction:

@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 import urllib.parse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,12 @@ import pandas as pd
 from kdjax.detection.detector import POOLED, Detector
 from kdjax.detection.storage import load_detector
 from kdjax.errors import ArtifactError, DataError
+from kdjax.io import files
 from kdjax.io.files import MANIFEST, check_schema
 
+FLEET, is_fleet = files.FLEET, files.is_fleet
 SCHEMA = 1
-FLEET, CATALOGUE, PAGE = "fleet.json", "catalogue.parquet", "index.html"
-BUDGET = "budget.json"
+CATALOGUE, PAGE, BUDGET = "catalogue.parquet", "index.html", "budget.json"
 SHARED, DETECTORS, MACHINES = "shared", "detectors", "machines"
 STUDENT = f"{SHARED}/student"
 READY, FAILED = "ready", "failed"
@@ -60,11 +62,6 @@ def quoted(entity: str) -> str:
         return name
     digest = hashlib.sha256(entity.encode()).hexdigest()[:16]
     return f"{name[:_LONGEST].strip()}%{digest}"
-
-
-def is_fleet(folder: str | os.PathLike[str]) -> bool:
-    """Whether a folder is that of a fleet."""
-    return (Path(folder) / FLEET).is_file()
 
 
 def catalogue_frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
@@ -116,25 +113,43 @@ def open_machine(folder: str | os.PathLike[str], entity: str) -> tuple[Detector,
         DataError: the fleet has no such machine, or it failed.
         ArtifactError: see `read_catalogue` and `load_detector`.
     """
-    row = _rows(str(folder), _stamp(Path(folder) / CATALOGUE)).get(entity)
+    path = machine_folder(folder, entity)
+    loaded, student = _load(str(path), stamp(path / MANIFEST)), Path(folder) / STUDENT
+    return loaded, entity if entity in loaded.entities and path != student else POOLED
+
+
+def machine_folder(folder: str | os.PathLike[str], entity: str) -> Path:
+    """The folder of a machine's detector; DataError as of `open_machine`."""
+    if why := refusal(folder, entity):
+        raise DataError(why)
+    return Path(folder) / catalogue_rows(folder)[entity][2]
+
+
+def refusal(folder: str | os.PathLike[str], entity: str) -> str:
+    """Why a fleet has no detector of a machine; empty where it has one."""
+    row = catalogue_rows(folder).get(entity)
     if row is None:
-        raise DataError(
+        return (
             f"{entity}: the fleet {folder} has no such machine: add its rows and run kdjax "
             "fleet again."
         )
-    state, reason, detector = row
+    state, reason, _ = row
     if state != READY:
-        raise DataError(f"{entity}: its detector failed ({reason}): mend its rows, and run "
-                        "kdjax fleet again.")  # fmt: skip
-    path = Path(folder) / detector
-    loaded = _load(str(path), _stamp(path / MANIFEST))
-    return (
-        loaded,
-        entity if entity in loaded.entities and detector != STUDENT else POOLED,
-    )
+        return (
+            f"{entity}: its detector failed ({reason.rstrip('.')}): mend its rows, and run kdjax fleet "
+            "again."
+        )
+    return ""
 
 
-def _stamp(path: Path) -> tuple[int, int]:
+def catalogue_rows(
+    folder: str | os.PathLike[str],
+) -> Mapping[str, tuple[str, str, str]]:
+    """State, reason and detector of each machine, from a catalogue that may change."""
+    return _rows(str(folder), stamp(Path(folder) / CATALOGUE))
+
+
+def stamp(path: Path) -> tuple[int, int]:
     """Changes when a file is replaced."""
     try:
         found = path.stat()

@@ -70,6 +70,24 @@ def read_like(
     card names need not be there. `entity` names rows without an entity column, by default
     as the file. `dtype` is that of the rows. `exclude` is for files only.
     """
+    own = options_like(
+        detector, missing=missing, order=order, duplicates=duplicates, **given
+    )
+    if isinstance(path, Table):
+        may_lack = own.pop("may_lack")
+        return series_of(path, Reading(**own, dtype=dtype), entity, may_lack=may_lack)
+    return load_files(path, exclude=exclude, entity=entity, dtype=dtype, **own).train
+
+
+def options_like(
+    detector: "Detector | Described",
+    *,
+    missing: str = "",
+    order: str = "",
+    duplicates: str = "",
+    **given: Any,
+) -> dict[str, Any]:
+    """The options of `load_files` by which `read_like` reads, but for its others."""
     data: dict[str, Any] = detector.card.get("settings", {}).get("data", {})
     rules = {name: data[name] for name in _RULES if name in data}
     own_rules = {"missing": missing, "order": order, "duplicates": duplicates}
@@ -78,14 +96,13 @@ def read_like(
     own = read_by(known, {**given, "label_column": ""})
     limit = fill_limit(detector, missing=missing, step=str(own.step)) or None
     ignore = tuple(name for name in own.ignore if name != label)
-    rules |= {"dtype": dtype, "channels": tuple(detector.channels)}
+    rules |= {"channels": tuple(detector.channels)}
     own = own._replace(label_column=label, ignore=ignore, fill_limit=limit, **rules)
     may_lack = {known.time_column, known.entity_column, *ignore}
     may_lack -= {given.get("time_column"), given.get("entity_column")}
-    if isinstance(path, Table):
-        return series_of(path, own, entity, may_lack=may_lack)
-    options = {"exclude": exclude, "entity": entity, "may_lack": may_lack}
-    return load_files(path, **{**options, **own._asdict()}).train
+    options = own._asdict()
+    del options["dtype"]
+    return options | {"may_lack": may_lack}
 
 
 def reading_of(detector: "Detector | Described") -> Reading:

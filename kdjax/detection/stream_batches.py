@@ -22,13 +22,33 @@ def answer_together(
     """
     if score is None:
         return [stream.answer(taken, stream.score(taken)) for stream, taken in rows]
-    names = [stream.plan.entity for stream, taken in rows if taken.whole]
-    windows = [taken.window for _, taken in rows if taken.whole]
-    found = iter(score(names, np.concatenate(windows)) if windows else ())
+    whole = [(stream, taken.window) for stream, taken in rows if taken.whole]
+    found = iter(score_together(whole, score))
     return [
         stream.answer(taken, next(found) if taken.whole else None)
         for stream, taken in rows
     ]
+
+
+def score_together(
+    windows: Sequence[tuple[StreamDetector, np.ndarray]], score: BatchScorer
+) -> list[WindowResult]:
+    """Scores windows `[1, L, D]` of streams, in one call for each detector.
+
+    `score` is for streams of no `EntityStreams`.
+    """
+    groups: dict[int, list[int]] = {}
+    for place, (stream, _) in enumerate(windows):
+        groups.setdefault(id(stream.source), []).append(place)
+    found: dict[int, WindowResult] = {}
+    for places in groups.values():
+        own = [windows[place] for place in places]
+        source = own[0][0].source
+        names = [stream.plan.entity for stream, _ in own]
+        batch = np.concatenate([window for _, window in own])
+        results = (source.score if source else score)(names, batch)
+        found |= zip(places, results, strict=True)
+    return [found[place] for place in range(len(windows))]
 
 
 class EntityStreams:
@@ -59,11 +79,38 @@ class EntityStreams:
         self._open_entity = open_entity
         self._streams: dict[str, StreamDetector] = {}
 
+    # Of a fleet, whose machines have detectors of their own; see `FleetStreams`.
+
+    fleet = False
+
+    def refusal(self, entity: str) -> str:
+        """Why an entity has no detector; empty where it has one."""
+        return ""
+
+    def is_listed(self, entity: str) -> bool:
+        """Whether an entity is in the catalogue of a fleet, though it may have failed."""
+        return False
+
+    def digest(self, entity: str) -> str:
+        """The SHA-256 of the manifest of an entity's own detector; empty for none."""
+        return ""
+
+    def stale(self) -> bool:
+        """Whether detectors may have changed since the last `refresh`."""
+        return False
+
+    def refresh(self) -> None:
+        """Takes detectors as they are now, for streams that are opened from here on."""
+
+    def is_current(self, stream: StreamDetector) -> bool:
+        """Whether a stream's detector is the one that its entity has now."""
+        return True
+
     def another(self, entity: str) -> StreamDetector:
         """A stream of an entity before its first row, which `update` doesn't know."""
         whose = entity if entity in self.known else self._usual
         stream = self._open_entity(whose).another(entity)
-        stream.excluded = self.excluded
+        stream.excluded, stream.source = self.excluded, self
         return stream
 
     def __getitem__(self, entity: str) -> StreamDetector:
@@ -84,9 +131,9 @@ class EntityStreams:
         """
         faults, taken = dict[str, DataError](), list[tuple[StreamDetector, Taken]]()
         for entity, row in rows.items():
-            stream = self[entity]
             own = time.get(entity) if isinstance(time, Mapping) else time
             try:
+                stream = self[entity]
                 taken.append((stream, stream.take(row, own)))
             except DataError as error:
                 faults[entity] = error

@@ -182,6 +182,7 @@ class StreamDetector:
             )
         self.plan = plan
         self.excluded: Callable[[str, Timestamp], bool] = lambda entity, instant: False
+        self.source: Any = None  # the `EntityStreams` that it is one of, if any
         self.moves = bool(adaptive_step or rolling)
         # Version 0.1.0 filled no cells; its states go on. Names of columns don't count.
         own = plan._replace(fill_limit=0, reading=Reading(step=plan.reading.step))

@@ -128,7 +128,7 @@ def evaluate_models(
             scores.append(own)
             rates += false_alarm_rates(
                 name, calibration, place, own, starts, prepared=prepared, rules=used,
-                compared=compared if name == STUDENT else (),
+                compared=compared,
             )  # fmt: skip
         measured = metric_rows(name, model.parameters, scores, **options)
         evaluated[name] = ModelEvaluation(
@@ -180,7 +180,7 @@ def false_alarm_rates(
     *,
     prepared: Prepared,
     rules: Rules,
-    compared: Sequence[str] = (),
+    compared: Sequence[str] = COMPARED,
 ) -> list[dict[str, Any]]:
     """Wanted and measured false-alarm rates of one entity, an object a rule, JSON-able.
 
@@ -191,8 +191,11 @@ def false_alarm_rates(
     used, window = rules.threshold, prepared.window
     behind_tau = calibration.threshold_scores[place]
     own_starts = calibration.starts[place]
-    compared = [m for m in compared if m != used.method and used.method != "fixed"]
-    others = [Rule(method, used.rate) for method in compared]
+    others = [
+        Rule(method, used.rate)
+        for method in compared
+        if name == STUDENT and used.method not in (method, "fixed")
+    ]
     known = ~np.isnan(scores.window_scores)
     found: list[dict[str, Any]] = []
     for rule in (used, *others):

@@ -108,7 +108,9 @@ def fleet_words(
 
 def fleet_table(catalogue: pd.DataFrame) -> pd.DataFrame:
     """The catalogue as a table of texts, columns without any value left out."""
-    shown = catalogue.drop(columns=["detector"])
+    # Reasons last: they are long.
+    order = [name for name in catalogue if name not in ("detector", "reason")]
+    shown = catalogue[[*order, "reason"]]
     shown = shown.loc[:, shown.notna().any() & (shown != "").any()]
     numbers = shown.select_dtypes("float").columns
     shown[numbers] = shown[numbers].map(

@@ -62,6 +62,7 @@ from kdjax.detection.fleet import (
     STUDENT,
     catalogue_frame,
     quoted,
+    read_catalogue,
     read_fleet,
 )
 from kdjax.detection.storage import load_detector, save_detector
@@ -93,6 +94,7 @@ from kdjax.io.stores import Mirror, is_remote, list_files, mirror, put_folder
 from kdjax.models.residual import ResidualModel
 
 UNIT = 32  # machines of a unit, whose students are one population
+UNIT_BYTES = 200_000_000  # of their files, so that a unit fits into memory
 SAMPLE = 8  # machines from which the fleet's own networks learn
 QUIET = Console(quiet=True)
 # Faults of one machine's rows or files, which leave the others as they are.
@@ -220,14 +222,9 @@ def _fit_fleet(
             r | {"threshold": tau} if r["detector"] == STUDENT else r for r in found
         ]
     frame = catalogue_frame([{k: row[k] for k in CATALOGUE_SCHEMA} for row in found])
-    with atomic_path(output / CATALOGUE) as temporary:
-        frame.to_parquet(temporary, index=False)
-    # Drawing takes half a second to import.
-    from kdjax.evaluation.fleet import fleet_words, write_fleet_page
-
-    write_fleet_page(output, frame, card=settings, expected=expected)
+    words = _write_catalogue(output, frame, settings, expected)
     target.put(BUDGET, PAGE, CATALOGUE)
-    for sentence in fleet_words(frame, expected):
+    for sentence in words:
         console.print(sentence, highlight=False, soft_wrap=True)
     shutil.rmtree(output / "work", ignore_errors=True)
     return frame
@@ -241,6 +238,11 @@ def _text(path: str | os.PathLike[str]) -> str:
 def _list(path: str | os.PathLike[str], data: Settings) -> list[Machine]:
     if not is_remote(path):
         return list_machines(path, entity_column=data["entity_column"])
+    if data["entity_column"]:
+        raise ConfigError(
+            f"data.entity_column={data['entity_column']!r} is for one local file: copy "
+            f"{path} to the local disk, or give a folder with a file for each machine."
+        )
     found = list_files(os.fspath(path), SUFFIXES)
     return name_machines(path, {url: stored.size for url, stored in found.items()})
 
@@ -273,6 +275,8 @@ def _begin(
         return fleet
     output.mkdir(parents=True, exist_ok=True)
     others = sorted(p.name for p in output.iterdir() if not p.name.startswith("."))
+    if FLEET in others:  # another worker has just written it
+        return _begin(target, settings, machines)
     if others:
         raise ConfigError(
             f"{output} holds {', '.join(others[:3])} and is not the folder of a fleet: give "
@@ -422,22 +426,32 @@ def _units(
     """Machines without a record first, then those that are only to be verified."""
     records = [target.folder / _record_name(m.entity) for m in machines]
     known = [path.exists() or path in target.store.known for path in records]
-    for wanted in (False, True):
-        own = [m for m, done in zip(machines, known, strict=True) if done == wanted]
-        # Of equal size, so that units share what was compiled.
-        for first in range(0, len(own), UNIT):
-            part = own[first : first + UNIT]
+    for verify in (False, True):
+        own = [m for m, done in zip(machines, known, strict=True) if done == verify]
+        for number, part in enumerate(_parts(own)):
             data = {
                 **common,
                 "machines": [tuple(machine) for machine in part],
                 "tests": [tuple(tests[m.entity]) for m in part if m.entity in tests],
             }
-            name = "\n".join(
-                [f"unit {first // UNIT}, {wanted}", *(m.entity for m in part)]
-            )
-            yield Unit(
-                name, data, float(sum(m.size for m in part)) * (0.01 if wanted else 1)
-            )
+            name = f"{'verify' if verify else 'fit'} {number}"
+            names = "\n".join([name, *(m.entity for m in part)])
+            size = sum(machine.size for machine in part)
+            yield Unit(names, data, size * (0.01 if verify else 1.0))
+
+
+def _parts(machines: Sequence[Machine]) -> Iterator[list[Machine]]:
+    """Machines of units: `UNIT` of them, fewer where they have many rows."""
+    part, size = list[Machine](), 0
+    for machine in machines:
+        # Of equal numbers, so that units share what was compiled.
+        if len(part) == UNIT or (part and size + machine.size > UNIT_BYTES):
+            yield part
+            part, size = [], 0
+        part.append(machine)
+        size += machine.size
+    if part:
+        yield part
 
 
 def fit_unit(data: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -928,7 +942,45 @@ def fit_partition(
             "tests": [],
         }
     )
+    if not (output / STUDENT / MANIFEST).exists():
+        found = [
+            _failed(r["entity"], r["rows"], f"{r['reason']}; this fleet has none")
+            if r["detector"] == STUDENT
+            else r
+            for r in found
+        ]
     return catalogue_frame([{k: row[k] for k in CATALOGUE_SCHEMA} for row in found])
+
+
+def finish_fleet(output: str | os.PathLike[str]) -> pd.DataFrame:
+    """Writes the catalogue and the page of a fleet that engines fitted by `fit_partition`.
+
+    `catalogue.parquet` holds the rows that the calls returned: one file, or a folder of
+    files as engines write them, which one file replaces.
+
+    >>> finish_fleet("fleets/plants")["state"].tolist()  # doctest: +SKIP
+    ['ready', 'ready']
+    """
+    rows = read_catalogue(output).to_dict("records")
+    frame = catalogue_frame(rows)  # type: ignore[arg-type]
+    _write_catalogue(Path(output), frame, read_fleet(output)["settings"], None)
+    return frame
+
+
+def _write_catalogue(
+    output: Path, frame: pd.DataFrame, settings: Settings, expected: Any
+) -> list[str]:
+    """Writes the catalogue and the page; the fleet in sentences."""
+    # Drawing takes half a second to import.
+    from kdjax.evaluation.fleet import fleet_words, write_fleet_page
+
+    write_fleet_page(output, frame, card=settings, expected=expected)
+    path = output / CATALOGUE
+    if path.is_dir():  # of an engine
+        shutil.rmtree(path)
+    with atomic_path(path) as temporary:
+        frame.to_parquet(temporary, index=False)
+    return fleet_words(frame, expected)
 
 
 def _usual_settings(output: Path) -> Settings:

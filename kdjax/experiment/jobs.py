@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -349,9 +349,9 @@ def checkpoint_folder(workdir: Path, name: str) -> Path:
     return workdir / "checkpoints" / name
 
 
-def names_digest(jobs: Sequence[TrainingJob]) -> str:
+def names_digest(names: Iterable[str]) -> str:
     """Equal for jobs of the same names, as the name of a folder."""
-    text = json.dumps(sorted(job.name for job in jobs))
+    text = json.dumps(sorted(names))
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

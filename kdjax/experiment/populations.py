@@ -65,14 +65,16 @@ def train_all(
     groups = group_jobs(wanted)
     while groups:
         group = groups.pop(0)
-        folder = checkpoint_folder(workdir, f"together-{jobs.names_digest(group)}")
+        folder = checkpoint_folder(
+            workdir, f"together-{jobs.names_digest(job.name for job in group)}"
+        )
         ended = {job.name: own for job in group if (own := finished(job, workdir))}
         waiting = [job for job in group if job.name not in ended]
         # A population that was interrupted continues as a whole.
         started = folder.exists()
         if ended and waiting and not started:
             groups = group_jobs(waiting) + groups
-        elif waiting and (started or _way_of(group, workdir, way) == TOGETHER):
+        elif waiting and (started or way_of(group, workdir, way) == TOGETHER):
             ended = _train_together(
                 group, outputs, workdir=workdir, folder=folder, console=console,
                 on_epoch=on_epoch,
@@ -167,7 +169,7 @@ def fits_in_memory(group: Sequence[TrainingJob]) -> bool:
     return all(size <= distillation.cache_bytes for _, distillation in taught)
 
 
-def _way_of(group: Sequence[TrainingJob], workdir: Path, way: str) -> str:
+def way_of(group: Sequence[TrainingJob], workdir: Path, way: str) -> str:
     """Jobs that read from disk, or were interrupted in training alone, train alone."""
     folders = [checkpoint_folder(workdir, job.name) for job in group]
     if any(job.data.sources for job in group) or any(f.exists() for f in folders):

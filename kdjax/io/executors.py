@@ -10,16 +10,21 @@ same paths, and have the same version of kdjax.
 """
 
 import contextlib
-import functools
 import importlib
 import logging
 import os
+import signal
 import socket
-from collections.abc import Callable, Iterator, Sequence
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from kdjax.errors import ConfigError, KdjaxError, check_choice
 from kdjax.io.files import kdjax_version
+
+logger = logging.getLogger(__name__)
 
 EXECUTORS = LOCAL, RAY = "local", "ray"
 AUTO = "auto"  # the address of the cluster that this computer belongs to
@@ -27,6 +32,11 @@ AUTO = "auto"  # the address of the cluster that this computer belongs to
 ATTEMPTS = 4
 _CONNECT_SECONDS = 5.0
 _WAITING = 2  # units that wait for each slot, so that arguments don't pile up
+_LOOK_SECONDS = 5.0  # between looks at the cluster, while no unit ends
+_PATIENCE = 60.0  # seconds without a node for any unit, before all are given up
+# An HTTP/2 client's first words, with empty settings; Ray's head answers with its own.
+_SETTINGS = b"\4"
+_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0" + _SETTINGS + b"\0\0\0\0\0"
 
 
 class Unit(NamedTuple):
@@ -87,6 +97,42 @@ def run_units(
     return _run_ray(work, ordered, address, resources)
 
 
+@contextlib.contextmanager
+def connected(
+    executor: str = LOCAL, address: str = "", resources: Resources = ONE_CORE
+) -> Iterator[Any]:
+    """Keeps one connection to Ray for each `run_units` of the block.
+
+    The arguments are those of `run_units`. Ray that was started for the block ends with it.
+    """
+    if executor == LOCAL:
+        yield None
+        return
+    # Ray would send each caller's name and version to its makers.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if address:  # 20 by default, a second each, where something else answers
+        os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "5")
+    try:
+        ray = importlib.import_module("ray")
+    except ImportError:
+        raise ConfigError(
+            "--executor=ray needs Ray: pip install 'kdjax[ray]', or use --executor=local."
+        ) from None
+    if ray.is_initialized():
+        ours: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+    else:
+        ours = _session(ray, address)
+    with ours:
+        have = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        for name, least in _wanted(resources).items():
+            if (most := max(own.get(name, 0) for own in have)) < least:
+                raise ConfigError(
+                    f"a unit needs {least:g} {name}, and the cluster has {most:g} on one "
+                    f"computer: set --unit_{name.lower()}s lower."
+                )
+        yield ray
+
+
 def _run_local(work: Callable[[Any], Any], units: Sequence[Unit]) -> Iterator[Outcome]:
     for unit in units:
         try:
@@ -96,7 +142,7 @@ def _run_local(work: Callable[[Any], Any], units: Sequence[Unit]) -> Iterator[Ou
 
 
 def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _run_ray(
@@ -105,115 +151,204 @@ def _run_ray(
     address: str,
     resources: Resources,
 ) -> Iterator[Outcome]:
-    with _cluster(address, resources) as ray:
-        remote = ray.remote(
+    with connected(RAY, address, resources) as ray:
+        task = ray.remote(
             num_cpus=resources.cpus, num_gpus=resources.gpus, max_retries=ATTEMPTS - 1
-        )(_remote_call(work.__module__, work.__qualname__, resources.cpus))
-        slots = max(1, int(ray.cluster_resources().get("CPU", 1) // resources.cpus))
-        waiting, running = list(units)[::-1], dict[Any, str]()
+        )(_remote_call(work.__module__, work.__qualname__, resources))
+        waiting, running = list(units)[::-1], dict[Any, Unit]()
+        unfit = set[str]()  # nodes without this kdjax
+        seen = time.monotonic()  # when a node was there that any unit can run on
         while waiting or running:
-            while waiting and len(running) < slots * (1 + _WAITING):
+            slots = ray.cluster_resources().get("CPU", 1) // resources.cpus
+            while waiting and len(running) < max(1, slots) * (1 + _WAITING):
                 unit = waiting.pop()
-                running[remote.remote(unit.data)] = unit.name
-            (done, *_), _ = ray.wait([*running])
-            name = running.pop(done)
-            try:
-                value, error = ray.get(done)
-            except ray.exceptions.RayTaskError as failure:
-                value, error = None, f"its worker failed: {_line(failure.cause)}"
-            except ray.exceptions.RayError as failure:
-                value, error = (
-                    None,
-                    f"its worker died {ATTEMPTS} times: {_line(failure)}",
-                )
-            yield Outcome(name, value, error)
+                elsewhere = {"ray.io/node-id": f"!in({','.join(sorted(unfit))})"}
+                options = {"label_selector": elsewhere} if unfit else {}
+                running[task.options(**options).remote(unit.data)] = unit
+            ended, _ = ray.wait([*running], timeout=_LOOK_SECONDS)
+            if ended or _fit_nodes(ray, resources, unfit):
+                seen = time.monotonic()
+            elif time.monotonic() - seen > _PATIENCE:
+                lost = "no node of the cluster is left that it can run on"
+                for unit in [*running.values(), *waiting]:
+                    yield Outcome(unit.name, None, lost)
+                return
+            for done in ended:
+                unit = running.pop(done)
+                value, error, node = _result(ray, done)
+                if node and node not in unfit:
+                    unfit.add(node)
+                    logger.warning("%s", error)
+                if node and _fit_nodes(ray, resources, unfit):
+                    waiting.append(unit)
+                else:
+                    yield Outcome(unit.name, value, error)
 
 
-def _remote_call(module: str, function: str, cpus: int) -> Callable[[Any], Any]:
-    """The task of a unit; it imports kdjax itself, so that it can say if that fails."""
+def _result(ray: Any, done: Any) -> tuple[Any, str, str]:
+    """What `_remote_call` says of a unit, or why it says nothing."""
+    try:
+        value, error, node = ray.get(done)
+        return value, error, node
+    except ray.exceptions.RayTaskError as failure:
+        cause = failure.cause
+        return None, f"its worker failed: {type(cause).__name__}: {_line(cause)}", ""
+    except ray.exceptions.RayError as failure:
+        return None, f"its worker died {ATTEMPTS} times: {_line(failure)}", ""
+
+
+def _fit_nodes(ray: Any, resources: Resources, unfit: set[str]) -> list[str]:
+    """The nodes that are alive and that a unit can run on."""
+    wanted = _wanted(resources)
+    return [
+        node["NodeID"]
+        for node in ray.nodes()
+        if node["Alive"]
+        and node["NodeID"] not in unfit
+        and all(node["Resources"].get(k, 0) >= least for k, least in wanted.items())
+    ]
+
+
+def _wanted(resources: Resources) -> Mapping[str, float]:
+    return {"CPU": resources.cpus, "GPU": resources.gpus}
+
+
+def _remote_call(
+    module: str, function: str, resources: Resources
+) -> Callable[[Any], tuple[Any, str, str]]:
+    """The task of a unit: its result, its error, and its node if that has no such kdjax.
+
+    Ray sends it as it is; it imports kdjax itself, so that it can say if that fails.
+    """
     version, path = kdjax_version(), os.getcwd()
+    cpus, gpus = resources
 
-    def call(data: Any) -> tuple[Any, str]:
+    def call(data: Any) -> tuple[Any, str, str]:
         import importlib
         import os
         import socket
 
+        import ray
+
         place = f"the worker on {socket.gethostname()}"
         todo = f"install kdjax {version} there"
-        os.environ.setdefault(
-            "XLA_FLAGS", f"--xla_force_host_platform_device_count={cpus}"
-        )
+        node = str(ray.get_runtime_context().get_node_id())
+        # JAX has not started: as many devices and threads as the unit has cores.
+        flags, devices = os.environ.get("XLA_FLAGS", ""), "host_platform_device_count"
+        if devices not in flags:
+            os.environ["XLA_FLAGS"] = f"{flags} --xla_force_{devices}={cpus}".strip()
+        os.environ.setdefault("NPROC", str(cpus))
+        if not gpus:
+            os.environ.setdefault("JAX_PLATFORMS", "cpu")
+        elif gpus < 1:
+            share = f"{0.9 * gpus:.3f}"
+            os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", share)
         try:
             files = importlib.import_module("kdjax.io.files")
             sharding = importlib.import_module("kdjax.training.sharding")
             errors = importlib.import_module("kdjax.errors")
             work = getattr(importlib.import_module(module), function)
-        except ImportError as error:
-            return None, f"{place} can't import kdjax ({error}): {todo}."
+        except (ImportError, AttributeError) as error:
+            return None, f"{place} can't import kdjax ({error}): {todo}.", node
         if (found := files.kdjax_version()) != version:
-            return None, f"{place} has kdjax {found}, not {version}: {todo}."
+            return None, f"{place} has kdjax {found}, not {version}: {todo}.", node
         if os.path.isdir(path):
             os.chdir(path)  # paths of the command line are relative to it
         sharding.start_program()
         try:
-            return work(data), ""
+            return work(data), "", ""
         except (errors.KdjaxError, OSError) as error:
-            return None, " ".join(str(error).split())
+            return None, " ".join(str(error).split()), ""
 
     return call
 
 
 @contextlib.contextmanager
-def _cluster(address: str, resources: Resources) -> Iterator[Any]:
-    """Ray, connected to a cluster, or started on this computer and ended with the block."""
-    # Ray would send each caller's name and version to its makers.
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+def _session(ray: Any, address: str) -> Iterator[None]:
+    """Connected to a cluster, or to Ray that is started on this computer and ended."""
+    # What Ray says about itself is not for the user of this program: such as the last
+    # lines of a dead node's log, for which it has no option.
+    module = importlib.import_module("ray._private.worker")
+    printing = getattr(module, "print_to_stdstream", None)
     try:
-        ray = importlib.import_module("ray")
-    except ImportError:
-        raise ConfigError(
-            "--executor=ray needs Ray: pip install 'kdjax[ray]', or use --executor=local."
-        ) from None
-    ours = not ray.is_initialized()
-    if ours:
         _connect(ray, address)
-    try:
-        have = ray.cluster_resources()
-        wanted = {"CPU": resources.cpus, "GPU": resources.gpus}
-        for name, least in wanted.items():
-            if have.get(name, 0) < least:
-                raise ConfigError(
-                    f"a unit needs {least:g} {name}, and the cluster has "
-                    f"{have.get(name, 0):g}: set --unit_{name.lower()}s lower."
-                )
-        yield ray
+        module.print_to_stdstream = lambda *_, **__: None  # type: ignore[attr-defined]
+        yield
     finally:
-        if ours:
-            ray.shutdown()
+        ray.shutdown()
+        module.print_to_stdstream = printing  # type: ignore[attr-defined]
 
 
 def _connect(ray: Any, address: str) -> None:
-    options: dict[str, Any] = {
-        "log_to_driver": False,
-        "logging_level": logging.ERROR,
-        "configure_logging": False,
-    }
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    # Ray itself would run a unit that takes all memory again for ever.
+    os.environ.setdefault("RAY_task_oom_retries", str(ATTEMPTS - 1))
+    options: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
     if not address:
-        ray.init(include_dashboard=False, **options)
-        return
-    unreachable = functools.partial(
-        ConfigError,
-        f"no Ray cluster answers at --ray_address={address}: start one "
-        "(ray start --head), check host and port, or leave the flag out to start Ray on "
-        "this computer.",
-    )
-    if address != AUTO:
-        host, _, port = address.removeprefix("ray://").rpartition(":")
-        try:
-            socket.create_connection((host, int(port)), _CONNECT_SECONDS).close()
-        except (OSError, ValueError, OverflowError):
-            raise unreachable() from None
+        options["include_dashboard"] = False
+    elif address != AUTO and not _answers(address):
+        raise _unreachable(address)
+    handler = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(address=address, **options)
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError):
-        raise unreachable() from None
+        with _hushed():
+            ray.init(address=address or "local", **options)
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+        if not address:
+            raise ConfigError(
+                f"Ray can't be started on this computer ({_line(error)}): use "
+                "--executor=local, or give --ray_address of a cluster."
+            ) from error
+        raise _unreachable(address) from None
+    finally:
+        # Ray's own handler would end the program without its last words.
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
+
+
+@contextlib.contextmanager
+def _hushed() -> Iterator[None]:
+    """Without standard error, on which Ray's C++ tells each attempt to connect."""
+    sys.stderr.flush()
+    with open(os.devnull, "wb") as nowhere:
+        kept = os.dup(2)
+        os.dup2(nowhere.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+
+
+def _unreachable(address: str) -> ConfigError:
+    return ConfigError(
+        f"no Ray cluster answers at --ray_address={address}: start one "
+        "(ray start --head), check host and port (and RAY_AUTH_MODE=token, where the "
+        "cluster asks for one), or leave the flag out to start Ray on this computer."
+    )
+
+
+def _answers(address: str) -> bool:
+    """Whether a server at `HOST:PORT` speaks HTTP/2, as Ray's does, within seconds.
+
+    `ray.init` waits for minutes where a port is open and says nothing.
+    """
+    host, _, port = address.rpartition(":")
+    heard = list[bool]()
+
+    def ask() -> None:
+        with (
+            contextlib.suppress(OSError, ValueError, OverflowError),
+            socket.create_connection((host, int(port)), _CONNECT_SECONDS) as stream,
+        ):
+            if os.environ.get("RAY_USE_TLS", "0") in ("", "0"):
+                stream.sendall(_HELLO)
+                # The fourth byte of its settings is their type.
+                heard.append(stream.recv(4, socket.MSG_WAITALL)[3:] == _SETTINGS)
+            else:
+                heard.append(True)  # such a server takes no words in the clear
+
+    # In a thread, since a name that doesn't resolve has no time limit of its own.
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(_CONNECT_SECONDS + 1)
+    return any(heard)

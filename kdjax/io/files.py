@@ -23,6 +23,7 @@ from typing import Any
 from kdjax.errors import ArtifactError, ConfigError
 
 MANIFEST = "MANIFEST.sha256"
+FLEET = "fleet.json"  # of a folder of a fleet
 _MARK = r"(?P<mark>(?P<host>[0-9a-f]{4})-(?P<pid>\d+)-[0-9a-f]{6})"
 _UNFINISHED = (
     re.compile(rf"\.{_MARK}\.tmp\.(?P<name>.+)"),
@@ -195,11 +196,24 @@ def check_unsealed(folder: Path) -> None:
             )
 
 
-def check_detector_folder(folder: Path) -> None:
+def is_fleet(folder: str | os.PathLike[str]) -> bool:
+    """Whether a folder is that of a fleet, see `kdjax.detection.fleet`."""
+    return (Path(folder) / FLEET).is_file()
+
+
+def check_detector_folder(folder: Path, *, fleets: bool = False) -> None:
     """Raises ArtifactError for a folder that can't be a detector's; names those near.
 
-    A detector that a kill left between two names is put in its place first.
+    A detector that a kill left between two names is put in its place first. `fleets` says
+    whether the folder of a fleet will do.
     """
+    if is_fleet(folder):
+        if fleets:
+            return
+        raise ArtifactError(
+            f"{folder} is the folder of a fleet: give the detector of one machine, such as "
+            f"{folder}/detectors/MACHINE."
+        )
     if not folder.is_dir():
         clear_leftovers(folder.parent, (folder.name,))
     if any((folder / name).exists() for name in (MANIFEST, _DETECTOR)):

@@ -92,7 +92,8 @@ def stop_if_requested() -> None:
 def stop_message(error: BaseException) -> int | None:
     """Prints one line if a signal caused `error`, and gives the exit code, else None."""
     if isinstance(error, KeyboardInterrupt):
-        number = error.number if isinstance(error, Stopped) else signal.SIGINT
+        # A library may raise its own; without handlers it is Ctrl-C.
+        number = _came[0] if _came else signal.SIGINT
     elif _came:  # A library turned the interruption into another error.
         number = _came[0]
     else:

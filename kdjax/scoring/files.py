@@ -6,16 +6,18 @@ restart keeps an output if its checksums and those of its inputs match the recor
 Files of an object store (`s3://`) are copied in and out one by one.
 """
 
+import functools
 import hashlib
 import json
 import os
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
 
+from kdjax.data.partitions import partition_of
 from kdjax.data.raw import about, reading, unreadable
 from kdjax.data.readers import match_channels, name_of
 from kdjax.data.tables import SUFFIXES, check_file
@@ -24,25 +26,42 @@ from kdjax.detection.alarming import alarm_measures, measures_text
 from kdjax.detection.attribution import check_attribution
 from kdjax.detection.detector import POOLED, Detector, entity_index
 from kdjax.detection.false_alarms import series_notes
+from kdjax.detection.fleet import machine_folder
 from kdjax.detection.reading import read_like
 from kdjax.detection.storage import load_detector
 from kdjax.detection.tables import find_windows, score_events, score_table
 from kdjax.errors import ConfigError, DataError, KdjaxError, counted
+from kdjax.io.executors import LOCAL, ONE_CORE, Resources, Unit, run_units
 from kdjax.io.files import (
     MANIFEST,
     atomic_path,
     check_folder,
     check_target,
     clear_leftovers,
+    is_fleet,
     kdjax_version,
     sha256,
     write_text,
 )
 from kdjax.io.messages import acting
-from kdjax.io.stores import Mirror, mirror
+from kdjax.io.stores import Mirror, is_remote, mirror
+from kdjax.scoring.fleets import (
+    Fleet,
+    Measured,
+    Part,
+    budget_words,
+    detector_digests,
+    fleet_parts,
+    input_digest,
+    manifest_digest,
+    measured,
+    open_fleet,
+)
 
 SCHEMA = 1  # of records
 _NAMED = 20  # skipped files that are listed by name
+# On workers: bytes of a unit at most, and how many units of less there are about.
+_UNIT, _UNITS = 16_000_000, 64
 
 
 class Item(NamedTuple):
@@ -66,7 +85,8 @@ def score_file(
 
     Args:
         path: CSV, Parquet or `.npy` file. Paths may be text `s3://BUCKET/KEY`.
-        detector: folder of a saved detector.
+        detector: folder of a saved detector, or of a fleet: then each machine has its own,
+            by the column of entities, or by the file's name.
         output: `.csv` or `.parquet` file; see `score_table` for its columns.
         attribution: method of the contributions; the detector's own by default.
         options: `entity`, whose scaler, Gaussian and threshold to use (by default the
@@ -86,16 +106,32 @@ def score_file(
         clear_leftovers(targets[0].parent, [target.name for target in targets])
         loaded = load_scorer(store.sealed(detector), attribution=attribution)
         rows = _score_rows(path, detector=loaded, output=targets[0], **options)
-        yield from store.lines(rows)
+        yield from store.lines(_with_budget(loaded, rows, options))
         for target in targets:
             store.put(target)
 
 
-def load_scorer(detector: str | os.PathLike[str], *, attribution: str = "") -> Detector:
-    """A saved detector, with another attribution method if one is given."""
-    loaded = load_detector(detector)
+def _with_budget(
+    loaded: Detector | Fleet,
+    rows: Generator[str, None, tuple[dict[str, str], Measured]],
+    options: dict[str, Any],
+) -> Iterator[str]:
+    """The messages of `_score_rows`, and what is to be said of a budget of the fleet."""
+    _, found = yield from rows
+    if isinstance(loaded, Fleet):
+        yield from budget_words(loaded, found, causal=options.get("causal", False))
+
+
+def load_scorer(
+    detector: str | os.PathLike[str], *, attribution: str = ""
+) -> Detector | Fleet:
+    """A saved detector, with another attribution method if one is given, or a fleet."""
     if attribution:
         check_attribution(attribution)
+    if is_fleet(detector):
+        return open_fleet(detector, attribution)
+    loaded = load_detector(detector)
+    if attribution:
         loaded = loaded._replace(attribution=attribution)
     return loaded
 
@@ -103,52 +139,87 @@ def load_scorer(detector: str | os.PathLike[str], *, attribution: str = "") -> D
 def _score_rows(
     path: str | os.PathLike[str],
     *,
-    detector: Detector,
+    detector: Detector | Fleet,
     output: Path,
     entity: str | None = None,
     causal: bool = False,
     contributions: bool = False,
     **reading: Any,
-) -> Iterator[str]:
-    """`score_file` with a detector from `load_scorer`; `reading` is for `read_like`."""
-    tables, events, clocks = [], [], []
-    dtype = detector.scalers.offset.dtype
-    for series in read_like(detector, path, dtype=dtype, **reading):
-        known = series.entity if series.entity in detector.entities else POOLED
-        used = entity or known
-        index = entity_index(detector, used)  # raises before the first message
+) -> Generator[str, None, tuple[dict[str, str], Measured]]:
+    """`score_file` with a detector from `load_scorer`; `reading` is for `read_like`.
+
+    Of a fleet it returns digests of the detectors that were used, and measured events. A
+    machine that can't be scored is a DataError behind the outputs of the others.
+    """
+    tables, events, clocks, faults = [], [], [], list[str]()
+    digests, found = dict[str, str](), dict[str, tuple[int, float]]()
+    fleet = detector if isinstance(detector, Fleet) else None
+    for part in _parts(detector, path, entity, reading):
+        if isinstance(part, str):
+            faults.append(part)
+            continue
+        own, used, series = part
+        index = entity_index(own, used)  # raises before the first message
+        try:
+            with about(path):
+                series = match_channels(series, own.channels)
+                find_windows(own, series, causal=causal)  # raises before it too
+        except DataError as error:
+            if fleet is None:
+                raise
+            faults.append(f"{series.entity}: {error}")
+            continue
+        yield (
+            f"{series.entity}: {counted(len(series.values), 'row')} under the threshold of "
+            f"{used}"
+        )
+        options: dict[str, Any] = {"entity": used, "causal": causal}
         with about(path):
-            series = match_channels(series, detector.channels)
-            find_windows(detector, series, causal=causal)  # raises before it too
-            yield (
-                f"{series.entity}: {counted(len(series.values), 'row')} under the threshold of "
-                f"{used}"
-            )
-            table = score_table(
-                detector,
-                series,
-                entity=used,
-                causal=causal,
-                contributions=contributions,
-            )
+            table = score_table(own, series, contributions=contributions, **options)
         tables.append(table)
         clocks.append(series.time)
         # As a stream does, where rows name no entity.
-        name = used if series.entity == name_of(path) else series.entity
-        events.append(
-            score_events(detector, series, table, entity=used, causal=causal, name=name)
-        )
+        name = used if series.entity == name_of(path) and not fleet else series.entity
+        events.append(score_events(own, series, table, name=name, **options))
         yield from series.notes
-        yield from series_notes(detector, index, series, table)
+        yield from series_notes(own, index, series, table)
+        if fleet is not None:
+            digests[series.entity] = manifest_digest(fleet, series.entity)
+            found[series.entity] = measured(fleet, series, [*events[-1]["kind"]])
+    if not tables:
+        raise DataError("; ".join(faults))
     scores, alarms, _ = outputs_of(output)
-    table, found = _write(tables, scores), _write(events, alarms)
+    table, every = _write(tables, scores), _write(events, alarms)
     if all(seconds_per_row(clock) for clock in clocks):
         ends = [table["time"].iloc[place] for table in tables for place in (0, -1)]
-        yield measures_text(alarm_measures(found, span=ends))
+        yield measures_text(alarm_measures(every, span=ends))
     yield (
         f"{output}: {int(table['alarm'].sum()):,} of {counted(len(table), 'row')} in alarm, "
-        f"{counted(len(found), 'event')}"
+        f"{counted(len(every), 'event')}"
     )
+    if faults:
+        yield from (f"failed: {fault}" for fault in faults)
+        raise DataError(
+            f"{len(faults):,} of {counted(len(faults) + len(tables), 'machine')} not "
+            f"scored, the first: {faults[0]}"
+        )
+    return digests, found
+
+
+def _parts(
+    detector: Detector | Fleet,
+    path: str | os.PathLike[str],
+    entity: str | None,
+    reading: dict[str, Any],
+) -> Iterator[Part | str]:
+    """The series of a file, each with its detector; a text for one that has none."""
+    if isinstance(detector, Fleet):
+        yield from fleet_parts(detector, path, entity=entity, **reading)
+        return
+    dtype = detector.scalers.offset.dtype
+    for series in read_like(detector, path, dtype=dtype, **reading):
+        known = series.entity if series.entity in detector.entities else POOLED
+        yield Part(detector, entity or known, series)
 
 
 def outputs_of(output: Path) -> tuple[Path, Path, Path]:
@@ -177,6 +248,9 @@ def score_fleet(
     shard: str = "",
     entity: str | None = None,
     attribution: str = "",
+    executor: str = LOCAL,
+    address: str = "",
+    resources: Resources = ONE_CORE,
     **options: Any,
 ) -> Iterator[str]:
     """Scores the files of a shard, each as `score_file` does; says what it did.
@@ -188,10 +262,11 @@ def score_fleet(
     Args:
         paths: files, and folders with all files below; these and others may be text
             `s3://BUCKET/KEY`.
-        detector: folder of a saved detector.
+        detector: folder of a saved detector, or of a fleet, see `score_file`.
         output: folder.
         shard: `i/n` for one of n shares of the files, i from 0; all by default.
         entity, attribution: see `score_file`.
+        executor, address, resources: see `kdjax.io.executors.run_units`.
         options: `causal`, `contributions`, and for `read_like`; and `log`, as for
             `score_file`.
 
@@ -202,12 +277,20 @@ def score_fleet(
     """
     place, total = parse_shard(shard)
     exclude = options.get("exclude") or ""
+    execution = {"executor": executor, "address": address, "resources": resources}
+    given = [os.fspath(path) for path in (*paths, detector, output, exclude)]
+    remote = [path for path in given if is_remote(path)]
+    if remote and executor != LOCAL:
+        raise ConfigError(
+            f"executor={executor} scores local files, got {remote[0]}: copy them to a disk "
+            "that all workers see, or leave the executor out."
+        )
     with mirror(*paths, detector, output, exclude) as store:
         detector = store.sealed(detector)
         if exclude:
             options["exclude"] = store.copied(exclude)
         yield from store.lines(
-            _score_items(
+            _score_found(
                 [store.look(path) for path in paths],
                 store,
                 detector=detector,
@@ -215,12 +298,13 @@ def score_fleet(
                 share=(place, total),
                 entity=entity,
                 attribution=attribution,
+                execution=execution,
                 **options,
             )
         )
 
 
-def _score_items(
+def _score_found(
     paths: Sequence[Path],
     store: Mirror,
     *,
@@ -229,13 +313,17 @@ def _score_items(
     share: tuple[int, int],
     entity: str | None,
     attribution: str,
+    execution: Mapping[str, Any],
     **options: Any,
 ) -> Iterator[str]:
     """`score_fleet` with places in the mirror of a store."""
     place, total = share
     loaded = load_scorer(detector, attribution=attribution)
-    if entity:
+    fleet = loaded if isinstance(loaded, Fleet) else None
+    if entity and isinstance(loaded, Detector):
         entity_index(loaded, entity)  # raises for an unknown one
+    elif entity:
+        machine_folder(detector, entity)  # and so does this
     exclude = options.get("exclude") or ""
     recorded = {"entity": entity, "blame": attribution, **options}
     if exclude:
@@ -243,10 +331,16 @@ def _score_items(
     common: dict[str, Any] = {
         "schema": SCHEMA,
         "kdjax_version": kdjax_version(),
-        "detector": _digest(detector / MANIFEST),
+        **({} if fleet else {"detector": _digest(detector / MANIFEST)}),
         "options": {name: value for name, value in recorded.items() if value},
     }
-    items, skipped = find_files(paths, output=output, aside=exclude, stored=store.known)
+    items, skipped = find_files(
+        paths,
+        output=output,
+        aside=exclude,
+        stored=store.known,
+        parted=fleet is not None,
+    )
     clear_leftovers(output)
     if skipped:
         more = f", and {len(skipped) - _NAMED:,} more" if len(skipped) > _NAMED else ""
@@ -255,26 +349,77 @@ def _score_items(
             f"{', '.join(skipped[:_NAMED])}{more}"
         )
     mine = [item for item in items if shard_of(item.name, total) == place]
-    verified, failed = 0, []
-    for item in mine:
+    if execution["executor"] == LOCAL:
+        tally = yield from _score_items(mine, store, loaded, common, entity, options)
+    else:
+        data = {
+            "detector": os.fspath(detector),
+            "attribution": attribution,
+            "common": common,
+            "entity": entity,
+            "options": options,
+        }
+        tally = yield from _score_units(_units(mine, data), **execution)
+    verified, failed, found = tally
+    part = f"shard {place}/{total}, " if total > 1 else ""
+    yield (
+        f"{output}: {part}{len(mine):,} of {counted(len(items), 'file')}: "
+        f"{len(mine) - verified - len(failed):,} scored, {verified:,} verified, "
+        f"{len(failed):,} failed"
+    )
+    if fleet:
+        yield from budget_words(fleet, found, causal=options.get("causal", False))
+    if failed:
+        raise DataError(
+            f"{len(failed):,} of {counted(len(mine), 'file')} failed, the first: {failed[0]}"
+        )
+
+
+class _Tally(NamedTuple):
+    """How many files were verified, what failed, and events and days of a fleet's machines."""
+
+    verified: int
+    failed: list[str]
+    measured: dict[str, tuple[int, float]]
+
+
+def _score_items(
+    items: Sequence[Item],
+    store: Mirror,
+    loaded: Detector | Fleet,
+    common: Mapping[str, Any],
+    entity: str | None,
+    options: Mapping[str, Any],
+) -> Generator[str, None, _Tally]:
+    """Scores files; says what it does."""
+    fleet = loaded if isinstance(loaded, Fleet) else None
+    verified, failed, found = 0, [], dict[str, tuple[int, float]]()
+    for item in items:
         scores, events, record = outputs_of(item.output)
         try:
-            if _is_stored(store, item, common):
+            # Which detectors of a fleet were used is in the record, which is to be copied.
+            if not fleet and _is_stored(store, item, common):
                 verified += 1
                 yield f"{item.name}: verified"
                 continue
             store.get(item.path)
             digest = _digest(item.path)
-            expected = common | {"input": {"name": item.name, "sha256": digest}}
+            expected = {**common, "input": {"name": item.name, "sha256": digest}}
             if record in store.known:
                 store.get(record, scores, events)
+            if fleet:
+                expected |= detector_digests(fleet, item.path, entity, record)
             if _is_done(record, expected, (scores, events)):
                 verified += 1
+                found |= _measured(record)
                 yield f"{item.name}: verified"
                 continue
-            yield from _score_rows(
+            digests, own = yield from _score_rows(
                 item.path, detector=loaded, output=scores, entity=entity, **options
             )
+            if fleet:
+                expected |= {"detectors": digests, "measured": own}
+                found |= own
             if _digest(item.path) != digest:
                 raise DataError(
                     f"{item.path} changed while it was scored: score it again once it "
@@ -293,19 +438,88 @@ def _score_items(
             yield f"failed: {failed[-1]}"
         finally:
             store.drop(item.path, scores, events, record)
-    part = f"shard {place}/{total}, " if total > 1 else ""
-    yield (
-        f"{output}: {part}{len(mine):,} of {counted(len(items), 'file')}: "
-        f"{len(mine) - verified - len(failed):,} scored, {verified:,} verified, "
-        f"{len(failed):,} failed"
-    )
-    if failed:
-        raise DataError(
-            f"{len(failed):,} of {counted(len(mine), 'file')} failed, the first: {failed[0]}"
+    return _Tally(verified, failed, found)
+
+
+def _units(items: Sequence[Item], data: Mapping[str, Any]) -> list[Unit]:
+    """Units of files of about equal bytes, the largest first."""
+    sizes = {item: _size(item.path) for item in items}
+    # A worker keeps the detector, so that small units cost little.
+    most = min(_UNIT, -(-sum(sizes.values()) // _UNITS))
+    parts, size = list[list[Item]](), most
+    for item in sorted(items, key=lambda item: -sizes[item]):
+        if size >= most:
+            parts.append([])
+            size = 0
+        parts[-1].append(item)
+        size += sizes[item]
+    return [
+        Unit(
+            "\n".join(item.name for item in part),
+            {**data, "items": [tuple(map(str, item)) for item in part]},
+            float(sum(sizes[item] for item in part)),
         )
+        for part in parts
+    ]
 
 
-def _is_stored(store: Mirror, item: Item, common: dict[str, Any]) -> bool:
+def _size(path: Path) -> int:
+    """Bytes of a file, or of the files of a partition."""
+    files = path.iterdir() if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files)
+
+
+def _score_units(
+    units: Sequence[Unit], **execution: Any
+) -> Generator[str, None, _Tally]:
+    """`_score_items` on workers."""
+    tally = _Tally(0, [], {})
+    for outcome in run_units(score_unit, units, **execution):
+        found = outcome.value
+        if found is None:  # the unit as a whole
+            faults = [f"{name}: {outcome.error}" for name in outcome.name.split("\n")]
+            found = [f"failed: {fault}" for fault in faults], (0, faults, {}), ""
+        messages, (verified, faults, measured), refusal = found
+        yield from messages
+        if refusal:
+            raise ConfigError(refusal)
+        tally = _Tally(
+            tally.verified + verified, tally.failed + faults, tally.measured | measured
+        )
+    return tally
+
+
+def score_unit(
+    data: Mapping[str, Any],
+) -> tuple[list[str], tuple[int, list[str], dict[str, tuple[int, float]]], str]:
+    """Scores the files of a unit: messages, a `_Tally` as plain data, why none can be.
+
+    `data` is plain: detector, attribution, `common` of records, entity, options, and the
+    fields of each `Item`.
+    """
+    items = [Item(name, Path(path), Path(to)) for name, path, to in data["items"]]
+    digest = data["common"].get("detector", "")  # a fleet's machines have their own
+    loaded = _loaded(data["detector"], data["attribution"], digest)
+    store = Mirror(Path(), {})
+    common, entity, options = (data[name] for name in ("common", "entity", "options"))
+    acts = _score_items(items, store, loaded, common, entity, options)
+    messages = []
+    while True:
+        try:
+            messages.append(next(acts))
+        except StopIteration as end:
+            return messages, tuple(end.value), ""
+        except ConfigError as error:
+            return messages, (0, [], {}), str(error)
+
+
+@functools.lru_cache(maxsize=1)
+def _loaded(detector: str, attribution: str, digest: str) -> Detector | Fleet:
+    """The detector, which this process keeps for its next unit."""
+    return load_scorer(detector, attribution=attribution)
+
+
+def _is_stored(store: Mirror, item: Item, common: Mapping[str, Any]) -> bool:
     """Whether a record in a store is about the objects that are there now."""
     targets = outputs_of(item.output)
     if not store.known.keys() >= {*targets}:
@@ -315,7 +529,7 @@ def _is_stored(store: Mirror, item: Item, common: dict[str, Any]) -> bool:
     return bool(seal) and seal == store.seal(targets[2])
 
 
-def _seal(store: Mirror, item: Item, common: dict[str, Any], digest: str) -> str:
+def _seal(store: Mirror, item: Item, common: Mapping[str, Any], digest: str) -> str:
     """A digest of all that a record is about, of objects by their ETags; "" without one.
 
     A restart compares it and need not copy the objects to verify them.
@@ -353,11 +567,13 @@ def find_files(
     output: str | os.PathLike[str],
     aside: str | os.PathLike[str] = "",
     stored: Collection[Path] = (),
+    parted: bool = False,
 ) -> tuple[list[Item], list[str]]:
     """The files to score, in the order of their names, and the names of skipped ones.
 
     Hidden files, links to folders, files of other endings and `aside` are skipped.
-    `stored` are places of files that a mirror of an object store has yet to copy.
+    `stored` are places of files that a mirror of an object store has yet to copy. Where
+    `parted`, a local folder `COLUMN=MACHINE` of Parquet files counts as one file.
 
     Raises:
         ConfigError: outputs would lie among inputs, or replace one.
@@ -400,6 +616,13 @@ def find_files(
                 continue
             if name != shown:
                 raise DataError(f"the name {shown} is not UTF-8 text: rename the file.")
+            if parted and not found and partition_of(below):
+                name, below = name.rpartition("/")[0] or below.parent.name, below.parent
+                if items and items[-1].path == below:
+                    continue
+                own = Path(name).parent / below.name.partition("=")[2]
+                items.append(Item(name, below, output / f"{own}.parquet"))
+                continue
             items.append(Item(name, below, output / _output_name(name)))
     if not items:
         raise DataError(
@@ -416,14 +639,21 @@ def _is_done(record: Path, expected: dict[str, Any], outputs: Sequence[Path]) ->
     try:
         digests = {path.name: sha256(path) for path in outputs}
         found = json.loads(record.read_text("utf-8"))
+        found.pop("measured", None)
         return bool(found == {**expected, "outputs": digests})
-    except (ValueError, FileNotFoundError):
+    except (AttributeError, TypeError, ValueError, FileNotFoundError):
         return False
+
+
+def _measured(record: Path) -> Measured:
+    """Events and days of the machines in a record that is done."""
+    found: Measured = json.loads(record.read_text("utf-8")).get("measured", {})
+    return found
 
 
 def _digest(path: Path) -> str:
     with reading(path):
-        return sha256(path)
+        return input_digest(path)
 
 
 def _check_outputs(items: Sequence[Item]) -> None:

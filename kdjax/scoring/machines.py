@@ -98,6 +98,8 @@ class Machines:
         self.names = {*self.store.names()} - {""}
         # When the last line of each came, the oldest first, where silence may be told.
         self._since = dict.fromkeys(self.names, time.monotonic())
+        # Seconds of silence that make an event, of entities whose cadence is their own.
+        self._waits = dict[str, float]()
         self._pooled = False  # whether an entity without own values was told
         self.of("")  # refuses the state of another detector
 
@@ -108,6 +110,8 @@ class Machines:
 
     def under(self) -> str:
         """Says whose thresholds are used."""
+        if self._streams.fleet:
+            return "scoring each machine by its own detector of the fleet"
         whose = "each entity under its own threshold, or where it has none "
         whose = whose if self._streams.known else "all entities "
         return f"scoring {whose}under that of {self.plan.entity}: {self.plan.tau:g}"
@@ -115,6 +119,48 @@ class Machines:
     def counts(self) -> str:
         """How many entities there are, for the end."""
         return f" of {counted(len(self.names), 'stream')}"
+
+    def refusal(self, name: str) -> str:
+        """Why the rows of an entity can't be taken; empty where they can."""
+        return self._streams.refusal(name)
+
+    def is_listed(self, name: str) -> bool:
+        """Whether an entity is in the catalogue of a fleet, though it may have failed."""
+        return self._streams.is_listed(name)
+
+    def digest(self, name: str) -> str:
+        """That of an entity's own detector, of a fleet; else empty."""
+        return self._streams.digest(name)
+
+    def stale(self) -> bool:
+        """Whether `refresh` may find something."""
+        return self._streams.stale()
+
+    def refresh(self) -> list[str]:
+        """Closes machines of a fleet whose detector changed, and names them.
+
+        They go on from the store with the new one. No row may be taken in and not answered.
+        """
+        if not self.stale():
+            return []
+        try:
+            self._streams.refresh()
+        except ArtifactError as error:
+            self._log(f"{error} What it held before stays in force.")
+            return []
+        found = [
+            name
+            for name, machine in self._open.items()
+            if name and not self._streams.is_current(machine.stream)
+        ]
+        for name in found:
+            self.put(name)
+            del self._open[name]
+        return found
+
+    def wait_of(self, name: str) -> float:
+        """Seconds of silence that make an event of an entity; 0 for none."""
+        return self._waits.get(name, self.plan.max_gap * self.plan.step)
 
     def reader_of(self, name: str) -> RowReader:
         """Reads the readings of an entity."""
@@ -150,13 +196,22 @@ class Machines:
 
     def silent(self, _: float) -> Sequence[Mapping[str, Any]]:
         """Events that begin since no line of an entity has come for too long."""
-        events, wait = list[Mapping[str, Any]](), self.plan.max_gap * self.plan.step
-        while self.plan.no_data and wait and self._since:
-            name, since = next(iter(self._since.items()))
-            if (passed := time.monotonic() - since) <= wait:
+        events, now = list[Mapping[str, Any]](), time.monotonic()
+        waits = (self.wait_of(""), *self._waits.values())
+        least = min(filter(None, waits), default=0.0)
+        for name, since in (
+            [*self._since.items()] if self.plan.no_data and least else ()
+        ):
+            if (passed := now - since) <= least:
                 break
+            if passed <= self.wait_of(name):
+                continue
             del self._since[name]
+            if self.refusal(name):
+                continue
             events += self.of(name).stream.silent(passed)
+            if passed <= self.wait_of(name):  # which is known since it was opened
+                self._since[name] = since
             self.shrink()
         return events
 
@@ -172,6 +227,8 @@ class Machines:
         """Ends the events that are open."""
         events = list[Mapping[str, Any]]()
         for name in sorted(self.names):
+            if self.refusal(name):
+                continue
             events += self.of(name).stream.finish()
             self.shrink()
         return events
@@ -224,6 +281,9 @@ class Machines:
         stream = self._streams.another(name)
         reader = self.reader.another() if self.plan.reading.step and name else None
         machine = Machine(stream, Answered(self._known), reader)
+        own = stream.plan.max_gap * stream.plan.step
+        if own != self.plan.max_gap * self.plan.step:
+            self._waits[name] = own
         found = self.store.get(name)
         self.names |= {name} - {""}
         if name and stream.plan.entity != name and not self._pooled:
@@ -265,6 +325,12 @@ class Machines:
         """Whether a stream goes on from a state; one of another shape starts anew."""
         if self._carries:
             found = stream.carried(state)
+            if (
+                self._streams.fleet
+                and (found or {}).get("detector") != state["detector"]
+            ):
+                goes = "its rows carry over" if found else "its windows start anew"
+                self._log(f"{stream.entity}: another detector is in force; {goes}.")
             if found is None:
                 # Rows without times are named by their numbers: these go on.
                 stream.rows = int(state["rows"])

@@ -16,6 +16,7 @@ from kdjax.detection.stream_batches import EntityStreams
 from kdjax.detection.stream_rules import plan_by
 from kdjax.detection.streaming import StreamDetector, WindowResult
 from kdjax.errors import ConfigError, check_choice
+from kdjax.io.files import is_fleet
 
 if TYPE_CHECKING:
     from kdjax.detection.detector import Detector
@@ -67,7 +68,8 @@ def open_streams(
     """The streams of many entities under a saved detector, scored in batches.
 
     Each entity has its own scaler, Gaussian and threshold where the detector knows it. An
-    ONNX file has one entity's, which all get. Arguments are those of `open_stream`.
+    ONNX file has one entity's, which all get. Of the folder of a fleet each machine has its
+    own detector; others are refused. Arguments are those of `open_stream`.
 
     >>> streams = open_streams("runs/plant/detectors/student")  # doctest: +SKIP
     >>> found = streams.update({"saw": [0.2, 20, 3], "press": [0.5, 21, 3]})  # doctest: +SKIP
@@ -76,6 +78,15 @@ def open_streams(
     """
     moving: dict[str, Any] = {"adaptive_step": adaptive_step, "rolling": rolling}
     check_choice("backend", backend, BACKENDS)
+    if is_fleet(path):
+        if backend != "jax" or entity:
+            raise ConfigError(
+                f"{path} is the folder of a fleet: for backend=onnxruntime, or for one "
+                f"entity, give {path}/detectors/MACHINE."
+            )
+        from kdjax.scoring.fleets import FleetStreams
+
+        return FleetStreams(path, reading=reading, **moving)
     if backend == "jax":
         from kdjax.detection.detector import entity_streams
 

@@ -37,6 +37,7 @@ from kdjax.io.files import (
     check_state_kind,
     check_target,
     clear_leftovers,
+    is_fleet,
     load_state,
     save_state,
     sha256,
@@ -245,6 +246,9 @@ def run_stream(
                 "shelve and acknowledged are about messages of alarms: give on_alarm too."
             )
         excluded = Spans(Path(exclude), log) if exclude else None
+        if is_fleet(detector):
+            detector, entity, reading = _in_fleet(detector, entity, reading)
+        fleet = is_fleet(detector)
         if state is not None:
             check_target(state, inputs=(detector,), name="state")
             lock_state(stack, Path(state))
@@ -254,7 +258,9 @@ def run_stream(
             streams.excluded = excluded or streams.excluded
             store = Store(None if state is None else Path(state))
             stack.callback(store.close)
-            machines = Machines(streams, reading, store=store, most=most_open, log=log)
+            machines = Machines(
+                streams, reading, store=store, most=most_open, log=log, carries=fleet
+            )
         else:
             machines = _opened(detector, entity, reading, state, log, excluded, options)
         window, saved = machines.plan.window, machines.saved
@@ -271,7 +277,7 @@ def run_stream(
                 "without a state, alarm messages that are not delivered are lost "
                 f"{LAST_WAIT:g} s after the input ends."
             )
-        digest = detector_digest(Path(detector)) if to else ""
+        digest = detector_digest(Path(detector)) if to and not fleet else ""
         spans = Spans(Path(shelve), log) if shelve else None
         managed = Managed(
             lambda event, at: spans is not None and spans(event["entity"], at),
@@ -282,14 +288,19 @@ def run_stream(
         out = _Out(machines, watch, file, alarms, log)
         answering = _Answering(machines, out.answer, out.settle, on_error=on_error)
         silence = _Silence()
-        source = _until_signal(lines, silence, answering.flush)
+
+        def pause() -> None:
+            answering.flush()
+            machines.refresh()
+
+        source = _until_signal(lines, silence, pause)
         read = machines.reader.rows(source, machines.reader_of)
         log(machines.under())
         if saved:
             log(f"{state}: going on after {counted(machines.rows, 'row')}")
 
         def tell() -> None:
-            answering.flush()
+            pause()
             out.events(machines.silent(time.monotonic() - silence.since))
             out.manage()
             if out.urgent:
@@ -335,6 +346,19 @@ def run_stream(
         return summary
 
 
+def _in_fleet(
+    folder: str | os.PathLike[str], entity: str | None, reading: Mapping[str, Any]
+) -> tuple[str | os.PathLike[str], str | None, Mapping[str, Any]]:
+    """The detector of one machine of a fleet; or the fleet, and the column of machines."""
+    from kdjax.detection.fleet import machine_folder, open_machine, read_fleet
+
+    if entity:
+        return machine_folder(folder, entity), open_machine(folder, entity)[1], reading
+    given = reading.get("entity_column")
+    known = read_fleet(folder)["settings"]["data"]["entity_column"]
+    return folder, None, {**reading, "entity_column": given or known or "entity"}
+
+
 def detector_digest(path: Path) -> str:
     """The SHA-256 of a detector's manifest, which has those of its files, or of a file."""
     return sha256(path / MANIFEST if path.is_dir() else path)
@@ -364,6 +388,22 @@ class _One:
     score: BatchScorer | None = None  # the stream's own
     names: Collection[str] = ("",)
     reader_of: Callable[[str], RowReader] | None = None
+
+    def refusal(self, name: str) -> str:
+        """Empty: rows of any name are taken, or refused by the reader."""
+        return ""
+
+    def digest(self, name: str) -> str:
+        """Empty: the stream's own is known."""
+        return ""
+
+    def stale(self) -> bool:
+        """Nothing changes."""
+        return False
+
+    def refresh(self) -> list[str]:
+        """Nothing changes."""
+        return []
 
     def __init__(
         self,
@@ -569,8 +609,14 @@ class _Answering:
 
     def take(self, line: Line) -> None:
         """Takes a line in; `flush` answers it at the latest."""
-        machines, machine = self._machines, self._machines.of(line.entity)
-        machines.came(line.entity)
+        machines, owner = self._machines, line.entity
+        if machines.refusal(owner) and machines.stale():
+            self.flush()
+            machines.refresh()
+        if why := machines.refusal(owner):
+            line, owner = line._replace(row=[], error=why), ""
+        machine = machines.of(owner)
+        machines.came(owner)
         if id(machine) in self._waiting:
             self.flush()
         machine.changed = True  # after what `flush` saved
@@ -581,7 +627,7 @@ class _Answering:
                 instant = parse_timestamp(line.time)
         except DataError as error:
             fault = fault or str(error)
-        if self._several and machines.accepted and not line.entity:
+        if self._several and machines.accepted and not owner:
             answered.next, answered.older = None, False  # Behind a row that was new.
         follows = self._again and self._several
         self._again = answered.comes_again(line, instant, follows=follows)
@@ -768,15 +814,18 @@ class _Out:
 
     def _last(self, entity: str) -> Timestamp:
         """The time, or the number, of an entity's last row."""
+        if self._machines.refusal(entity):  # it left the fleet
+            return Timestamp("", 0)
         stream = self._machines.of(entity).stream
         return stream.last if stream.last.clock else Timestamp("", stream.rows - 1)
 
     def _send(self, messages: Sequence[Message]) -> None:
         """Puts messages into the outbox; `save` sends them."""
         if self._alarms.outbox and messages:
-            digest = self._alarms.digest
+            known, machines = self._alarms.digest, self._machines
             self._alarms.outbox.add(
-                message_text(event, phase, digest) for event, phase in messages
+                message_text(event, phase, known or machines.digest(event["entity"]))
+                for event, phase in messages
             )
             self.urgent = True
 

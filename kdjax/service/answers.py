@@ -3,13 +3,15 @@
 import collections
 import contextlib
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from kdjax.data.lines import Line
 from kdjax.detection.occurrences import json_number
+from kdjax.detection.stream_batches import score_together
 from kdjax.detection.streaming import (
     StreamDetector,
     StreamRow,
@@ -98,8 +100,11 @@ def _answer_part(
     takes them first.
     """
     counts, copies = collections.Counter(line.entity for line in lines), {}
-    items, windows, names = list[_Item](), list[np.ndarray](), list[str]()
-    cells = [None] * len(lines) if values is None else [*values]
+    items, windows = list[_Item](), list[tuple[StreamDetector, np.ndarray]]()
+    cells = [
+        _cells(values, place, machines.of(line.entity))
+        for place, line in enumerate(lines)
+    ]
     for line, checked in zip(lines, cells, strict=True):
         machine = machines.of(line.entity)
         stream = machine.stream
@@ -117,9 +122,9 @@ def _answer_part(
                 item = item._replace(window=item.taken.window.copy())
         items.append(item)
         if item.taken and item.taken.whole:
-            windows.append(item.taken.window if item.window is None else item.window)
-            names.append(stream.plan.entity)
-    scores = iter(machines.score(names, np.concatenate(windows)) if windows else ())
+            own = item.taken.window if item.window is None else item.window
+            windows.append((stream, own))
+    scores = iter(score_together(windows, machines.score))
     for line, checked, item in zip(lines, cells, items, strict=True):
         machine, instant, taken, fault, window = item
         score = next(scores) if taken and taken.whole else None
@@ -128,13 +133,21 @@ def _answer_part(
             _, instant, taken, fault, _ = _taken(machine, stream, line, checked)
             seen = b"" if window is None or score is None else window.tobytes()
             if taken and taken.whole and taken.window.tobytes() != seen:
-                score = machines.score([stream.plan.entity], taken.window)[0]
+                score = score_together([(stream, taken.window)], machines.score)[0]
         if taken:
             row = stream.answer(taken, score if taken.whole else None)
         if shares is not None:
             shares.append(_shares(stream, taken, score))
         machine.answered.add(line, instant, stream.last)
         yield answer_text(line, row, fault, moves=False, name=line.entity), row
+
+
+def _cells(
+    values: np.ndarray | None, place: int, machine: Machine
+) -> np.ndarray | None:
+    """A row of `checked_rows`, if it is in the dtype of the entity's detector."""
+    other = values is None or values.dtype != machine.stream.plan.dtype
+    return None if values is None or other else values[place]
 
 
 def _shares(
@@ -167,12 +180,36 @@ def _taken(
     return _Item(machine, instant, None, fault)
 
 
+def refused_places(body: Body, machines: Machines) -> dict[int, str]:
+    """The places of lines whose machines have no detector in a fleet, and their answers.
+
+    RequestError where all of a body are so: 404 for unknown machines, else 409.
+    """
+    whys = {name: machines.refusal(name) for name in {x.entity for x in body.lines}}
+    if not any(whys.values()):
+        return {}
+    codes = {name: 409 if machines.is_listed(name) else 404 for name in whys}
+    if all(whys.values()):
+        name = body.lines[0].entity
+        raise RequestError(max(codes.values()), whys[name], "machine")
+    found = dict[int, str]()
+    for place, line in enumerate(body.lines):
+        if why := whys[line.entity]:
+            text = answer_text(line, None, why, moves=False, name=line.entity)
+            found[place] = f'{text[:-1]}, "status": {codes[line.entity]}}}'
+    return found
+
+
 def new_places(
-    body: Body, machines: Machines, before: dict[str, int], most: int
+    body: Body,
+    machines: Machines,
+    before: dict[str, int],
+    most: int,
+    refused: Collection[int] = (),
 ) -> list[tuple[int, int]]:
     """The places of new lines, each with the number of its entity's lines before it.
 
-    `before` counts lines of each entity up to here. It and the names of entities, `most`
+    Those at places that are `refused` are none. `before` counts lines of each entity up to here. It and the names of entities, `most`
     of them, are updated. RequestError for lines that can't come next; all is unchanged.
     """
     new, fresh, counts = list[tuple[int, int]](), set[str](), dict[str, int]()
@@ -180,6 +217,8 @@ def new_places(
     names = machines.names
     for place, (line, number) in enumerate(zip(body.lines, body.sequence, strict=True)):
         name = line.entity
+        if place in refused:
+            continue
         if name and name not in names:
             fresh.add(name)
             if len(names) + len(fresh) > most:
@@ -219,10 +258,12 @@ def joined(
     new: Sequence[tuple[int, int]],
     found: Iterator[Answered],
     brought: Iterator[int],
+    refused: Mapping[int, str] = MappingProxyType({}),
 ) -> Answers:
     """The answers to a request, with those to rows that had been answered before.
 
-    `brought` gives the number of rows that each new line brings.
+    `brought` gives the number of rows that each new line brings; `refused` are the answers
+    of `refused_places`.
     """
     if len(new) == len(body.lines):
         pairs = [*itertools.islice(found, sum(itertools.islice(brought, len(new))))]
@@ -236,7 +277,8 @@ def joined(
                 texts.append(text)
                 events.append(row.events if row else ())
         else:
-            texts.append(_repeated(line, body.sequence[place]))
+            known = refused.get(place)
+            texts.append(known or _repeated(line, body.sequence[place]))
             events.append(())
     return Answers(texts, events)
 

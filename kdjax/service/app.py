@@ -42,11 +42,13 @@ from kdjax.service.bodies import (
 )
 from kdjax.service.engine import Engine, Limits
 from kdjax.service.journal import Clock
+from kdjax.service.loading import Loaded
 from kdjax.service.metrics import Metrics
 
 USUAL = Limits()
 SCORERS = 4  # stateless requests that are worked on or wait
 MOST = 1000  # events or entities of an answer
+MOST_FAILURES = 100  # machines of a fleet that are named with their reason
 SHOWN_EVENTS = 40  # entries of an entity's history
 HEARTBEAT = 15.0  # seconds between two comments to listeners
 SMALL = 100_000  # bytes of a body that is read at once, not in a thread
@@ -221,9 +223,17 @@ class App:
         return _json({"detectors": found})
 
     async def detector(self, request: Request) -> Response:
-        engine = self._engine(request)
-        plan, loaded, tau = engine.loaded.plan, engine.loaded, engine.tau("")
+        engine, entity = self._engine(request), request.query_params.get("entity", "")
+        loaded = engine.loaded
         about = _about(request.path_params["name"], engine)
+        if loaded.fleet and not entity:
+            found = await to_thread.run_sync(fleet_summary, loaded)
+            return _json({**about, **found, "limits": self.limits._asdict()})
+        if loaded.fleet:
+            loaded = await _of_machine(engine, entity)
+            about |= {"entity": entity, "digest": loaded.digest}
+        plan = loaded.plan
+        tau = engine.tau(entity if engine.loaded.fleet else "", loaded)
         about |= {
             "channels": plan.channels,
             "entities": loaded.entities,
@@ -286,9 +296,11 @@ class App:
     async def score(self, request: Request) -> Response:
         engine = self._engine(request)
         media = media_of(request.headers)
-        plan, most = engine.loaded.plan, self.limits.rows
+        loaded = await _of_machine(engine, request.query_params.get("entity", ""))
+        plan, most = loaded.plan, self.limits.rows
         entity = request.query_params.get("entity", plan.entity)
-        if entity not in (*engine.loaded.entities, plan.entity):
+        known = engine.loaded.fleet or entity in (*loaded.entities, plan.entity)
+        if not known:
             raise RequestError(400, f"no entity {entity[:100]!r}; see the detector's.")
         explain = _flag(request, "contributions")
         data = await self._body(request)
@@ -302,10 +314,11 @@ class App:
                     windows = read_windows(
                         found["windows"], plan, most=most * plan.window
                     )
-                    return _windows_text(engine, windows, entity, explain)
+                    tau = engine.tau(entity, loaded)
+                    return _windows_text(loaded, tau, windows, entity, explain)
             body = read_rows(data, media, plan, most=most, entity=entity)
-            tau = engine.thresholds.of(entity)
-            answers = stateless(engine.loaded, tau, body.lines, explain)
+            own = engine.thresholds.of(entity)
+            answers = stateless(loaded, own, body.lines, explain)
             texts = [text for text, *_ in answers]
             if explain:
                 texts = [
@@ -345,6 +358,10 @@ class App:
         except ConfigError as error:
             raise RequestError(400, str(error)) from None
         entity = None if given.get("entity") is None else _text(given, "entity")
+        if engine.loaded.fleet and entity is None:
+            raise RequestError(
+                400, "give the entity: each machine of a fleet has its own threshold."
+            )
         if entity is not None and check_entity(entity) not in engine.machines.names:
             raise RequestError(404, f"no rows of {entity[:100]!r} have come.")
         note = _text(given, "note")
@@ -464,9 +481,8 @@ class App:
         return _json({"ready": ready}, 200 if ready else 503)
 
     async def model(self, request: Request) -> Response:
-        return _json(
-            infer.about_model(request.path_params["name"], self._engine(request).loaded)
-        )
+        name, engine = request.path_params["name"], _single(self._engine(request))
+        return _json(infer.about_model(name, engine.loaded))
 
     async def model_ready(self, request: Request) -> Response:
         engine = self._engine(request)
@@ -476,7 +492,7 @@ class App:
         )
 
     async def infer(self, request: Request) -> Response:
-        engine, name = self._engine(request), request.path_params["name"]
+        engine, name = _single(self._engine(request)), request.path_params["name"]
         # tritonclient names none; nothing is kept, so that a page may send what it likes.
         media_of(request.headers, (JSON, "application/octet-stream"), usual=JSON)
         data = await self._body(request)
@@ -487,6 +503,42 @@ class App:
             )
         )
         return Response(found, headers=headers)
+
+
+async def _of_machine(engine: Engine, entity: str) -> Loaded:
+    """The detector of a machine of a fleet, else the one in service."""
+    if not engine.loaded.fleet:
+        return engine.loaded
+    return await to_thread.run_sync(engine.loaded_of, entity)
+
+
+def _single(engine: Engine) -> Engine:
+    """An engine that isn't a fleet's; RequestError for one that is."""
+    if engine.loaded.fleet:
+        raise RequestError(
+            400, f"{engine.name} is a fleet, whose machines have models of their own: "
+            "send rows with their entity, or serve a machine's own folder.",
+        )  # fmt: skip
+    return engine
+
+
+def fleet_summary(loaded: Loaded) -> dict[str, Any]:
+    """What a fleet is: its machines by state, and its channels."""
+    from kdjax.detection.fleet import FAILED, READY, STUDENT, catalogue_rows
+
+    rows = [*catalogue_rows(loaded.path).items()]
+    failed = {name: why for name, (state, why, _) in rows if state == FAILED}
+    ready = [detector for _, (state, _, detector) in rows if state == READY]
+    return {
+        "fleet": {
+            "machines": len(rows),
+            "ready": len(ready),
+            "failed": len(failed),
+            "with_fleets_values": ready.count(STUDENT),
+            "failures": dict(sorted(failed.items())[:MOST_FAILURES]),
+        },
+        "channels": loaded.plan.channels,
+    }
 
 
 async def _result(future: "Future[T]") -> T:
@@ -505,9 +557,9 @@ async def _in_thread(size: int, work: Callable[[], T]) -> T:
 
 
 def _windows_text(
-    engine: Engine, windows: np.ndarray, entity: str, explain: bool
+    loaded: Loaded, tau: float, windows: np.ndarray, entity: str, explain: bool
 ) -> str:
-    found, tau = engine.loaded.scored(windows, entity), engine.tau(entity)
+    found = loaded.scored(windows, entity)
     answer: dict[str, Any] = {
         "window_score": _numbers(found.window_score),
         "alarm": [int(score > tau) for score in found.window_score.tolist()],

@@ -7,6 +7,7 @@ between two such batches. A batch that can't be committed is taken back as a who
 
 import collections
 import contextlib
+import functools
 import itertools
 import math
 import threading
@@ -20,8 +21,7 @@ from kdjax.data.lines import Line
 from kdjax.detection.occurrences import Event, message
 from kdjax.detection.streaming import StreamRow
 from kdjax.detection.timestamps import Timestamp
-from kdjax.errors import ArtifactError, KdjaxError
-from kdjax.io.files import MANIFEST
+from kdjax.errors import ArtifactError, DataError, KdjaxError
 from kdjax.notify.outbox import Outbox, Receiver
 from kdjax.scoring.machines import Machines, Store
 from kdjax.scoring.managed import (
@@ -40,11 +40,12 @@ from kdjax.service.answers import (
     answer_rows,
     joined,
     new_places,
+    refused_places,
     take_lines,
 )
 from kdjax.service.bodies import Body, RequestError
 from kdjax.service.journal import Clock, EventLog, Journal, rolled_back
-from kdjax.service.loading import Loaded, load, stamp
+from kdjax.service.loading import Loaded, load, sealing, stamp
 from kdjax.service.page import Kept, keep
 from kdjax.service.shadow import Shadow
 from kdjax.service.thresholds import Thresholds, budget_threshold
@@ -52,6 +53,7 @@ from kdjax.service.thresholds import Thresholds, budget_threshold
 BATCH_ROWS = 1000  # rows, at most, that are answered together unless one body has more
 LAG_ROWS = 10_000  # rows in the journal before states of their entities are written
 PUT_EACH = 64  # states written with one batch, at most, unless the journal grows
+LOADED = 16  # detectors of a fleet that are kept for requests without state
 TICK = 1.0  # seconds between two looks for silence and changed detectors
 # Seconds for rows that wait, for states, and for alarm messages at the end.
 LAST_WAIT = 1.0
@@ -187,10 +189,36 @@ class Engine:
         self.log.close()
         self._stack.close()
 
-    def tau(self, entity: str) -> float:
-        """The τ in force of an entity; of those without an own one for an unknown one."""
-        found = self.thresholds.of(entity)
-        return self.loaded.streams.another(entity).plan.tau if found is None else found
+    def loaded_of(self, entity: str) -> Loaded:
+        """The detector of a machine of a fleet, else the one in service.
+
+        RequestError for a machine that has none.
+        """
+        loaded = self.loaded
+        if not loaded.fleet:
+            return loaded
+        from kdjax.detection.fleet import machine_folder, open_machine
+
+        if not entity:
+            raise RequestError(
+                400,
+                f"{self.name} is a fleet: give the entity, whose detector is meant.",
+            )
+        try:
+            folder = machine_folder(self._path, entity)
+            whose = open_machine(self._path, entity)[1]
+            return _load_machine(folder, whose, stamp(folder))
+        except DataError as error:
+            known = loaded.streams.is_listed(entity)
+            raise RequestError(409 if known else 404, str(error), "machine") from None
+
+    def tau(self, entity: str, loaded: Loaded | None = None) -> float:
+        """The τ in force of an entity; of those without an own one for an unknown one.
+
+        `loaded` is that of a machine of a fleet.
+        """
+        found, streams = self.thresholds.of(entity), (loaded or self.loaded).streams
+        return streams.another(entity).plan.tau if found is None else found
 
     # Run in the engine's thread by `call`.
 
@@ -198,6 +226,8 @@ class Engine:
         self, tau: float | None, budget: float | None, entity: str | None, note: str
     ) -> dict[str, Any]:
         """Changes τ of an entity, or of all for None, from the next row on."""
+        if why := self.machines.refusal(entity or ""):
+            raise RequestError(409, why, "machine")
         plan, detail = self.machines.of(entity or "").stream.plan, "given"
         before = self.tau(entity or "")
         if budget is not None:
@@ -205,7 +235,7 @@ class Engine:
         assert tau is not None
         change = {
             "time": time.time(), "entity": entity, "tau": tau, "before": before,
-            "detail": detail, "note": note, "digest": self.loaded.digest,
+            "detail": detail, "note": note, "digest": self.loaded.digest_of(entity),
         }  # fmt: skip
         with self._committing():
             self.journal.add_threshold(change)
@@ -253,7 +283,8 @@ class Engine:
             self._outbox = Outbox(self._to, spool=spool, saved=alarms, log=self._log)
         self._form = machines.of("").stream.form  # of rows that carry over
         self.journal = Journal(machines.store, self._clock)
-        self.thresholds = Thresholds(self.journal.thresholds(), self.loaded.digest)
+        changes = self.journal.thresholds()
+        self.thresholds = Thresholds(changes, self.loaded.digest_of)
         self._shelves = self.journal.shelves()
         self._managed = self.journal.managed(
             lambda event, _: is_marked(self._shelves, event, time.time())
@@ -268,7 +299,8 @@ class Engine:
             lines = [
                 line
                 for line, count in batch
-                if self.machines.of(line.entity).lines <= count
+                if not self.machines.refusal(line.entity)  # it left the fleet
+                and self.machines.of(line.entity).lines <= count
             ]
             self._answer(lines)
             touched |= {line.entity for line in lines}
@@ -294,20 +326,27 @@ class Engine:
     def _see(self, names: Iterable[str]) -> None:
         """Notes which events of entities are open."""
         for name in names:
+            if self.machines.refusal(name):  # it left the fleet
+                self.open_events.pop(name, None)
+                continue
             self.open_events[name] = self.machines.of(name).stream.open_events
 
-    def _take_over(self, ends: Mapping[str, Any]) -> None:
+    def _take_over(self, ends: Mapping[str, Any], machines: Sequence[str] = ()) -> None:
         """Says that another detector is in force, and ends events that it has not open.
 
-        `ends` are the ends by id of those that the states had open.
+        `ends` are the ends by id of those that the states had open; `machines` of a fleet
+        are those whose detectors changed, all by default.
         """
         before = self.machines.saved
-        same = before.get("form") == self._form
-        text = "another detector is in force; "
-        text += "rows carry over" if same else "windows start anew"
+        same = machines or before.get("form") == self._form
+        text = "another detector is in force"
+        if machines:
+            text += f" of {', '.join(machines[:3])}"
+            text += f" and {len(machines) - 3:,} more" if len(machines) > 3 else ""
+        text += "; rows carry over" if same else "; windows start anew"
         note = {
             "kind": "detector", "entity": "", "detector": self.loaded.digest,
-            "before": before["digest"], "text": text,
+            "before": before.get("digest", self.loaded.digest), "text": text,
         }  # fmt: skip
         self.journal.add_events([note])
         known = {name: one["event"] for name, one in self._managed.open.items()}
@@ -383,6 +422,23 @@ class Engine:
         self.counts["reloads"] += 1
         self._committed()
 
+    def _refresh(self) -> None:
+        """Goes on with the machines that a fleet has now, and with their detectors."""
+        if not self.machines.stale():
+            return
+        names = self.machines.refresh()
+        self.thresholds = Thresholds(self.journal.thresholds(), self.loaded.digest_of)
+        if not names:
+            return
+        with self._committing():
+            ends = {e["id"]: e for name in names for e in self.machines.left_open(name)}
+            for name in names:
+                self._see([name])
+                self.machines.shrink()
+            self._take_over(ends, names)
+        self.counts["reloads"] += 1
+        self._committed()
+
     def _run(self) -> None:
         due, end = time.monotonic() + TICK, 0.0
         while True:
@@ -425,19 +481,24 @@ class Engine:
     def _batch(self, jobs: Sequence[Job]) -> None:
         """Answers rows of several requests."""
         begun = time.monotonic()
+        entities = {line.entity for job in jobs for line in job.body.lines}
+        if any(map(self.machines.refusal, entities)):
+            self._refresh()
         before: dict[str, int] = {}  # lines of each entity up to here
-        accepted = list[tuple[Job, list[tuple[int, int]]]]()
+        accepted = list[tuple[Job, list[tuple[int, int]], dict[int, str]]]()
         most = self._limits.entities
         lines = list[tuple[Line, int]]()  # and lines of its entity before
         for job in jobs:
             try:
-                new = new_places(job.body, self.machines, before, most)
+                refused = refused_places(job.body, self.machines)
+                new = new_places(job.body, self.machines, before, most, refused)
             except RequestError as error:
                 self.refused[error.reason] += len(job.body.lines)
                 # Its frames hold the body, in a cycle that is collected late.
                 job.done.set_exception(error.with_traceback(None))
                 continue
-            accepted.append((job, new))
+            accepted.append((job, new, refused))
+            self.refused["machine"] += len(refused)
             lines += [(job.body.lines[place], count) for place, count in new]
         try:
             with self._committing() if lines else contextlib.nullcontext():
@@ -445,17 +506,17 @@ class Engine:
                 if lines:
                     self._note(lines)
                 self._announce(e for _, row in answers if row for e in row.events)
-                for job, _ in accepted:
+                for job, *_ in accepted:
                     self.marks = {**self.marks, **job.body.marks}
         except RequestError as error:
             self.refused["disk"] += len(lines)
-            for job, _ in accepted:
+            for job, *_ in accepted:
                 job.done.set_exception(error)
             return
         self._count(rows, answers)
         each = iter(answers)
-        for job, new in accepted:
-            job.done.set_result(joined(job.body, new, each, brought))
+        for job, new, refused in accepted:
+            job.done.set_result(joined(job.body, new, each, brought, refused))
         rate = len(lines) / max(time.monotonic() - begun, 1e-6)
         self._rate += 0.1 * (rate - self._rate)
         self._committed()
@@ -508,8 +569,11 @@ class Engine:
     def _send(self, messages: Iterable[Message]) -> None:
         self.journal.note_open(self._managed)
         if self._outbox and messages:
-            digest = self.loaded.digest
-            self._outbox.add(message_text(*one, digest) for one in messages)
+            digest = self.loaded.digest_of
+            self._outbox.add(
+                message_text(event, phase, digest(event["entity"]))
+                for event, phase in messages
+            )
 
     def _count(self, lines: Sequence[Line], answers: Sequence[Answered]) -> None:
         now = self.last_row = time.time()
@@ -536,6 +600,7 @@ class Engine:
         if not self.ready:
             self._reopen()
             return
+        self._refresh()
         if events := self.machines.silent(0.0):
             with self._committing():
                 self._announce(events)
@@ -553,7 +618,7 @@ class Engine:
     def _look_for_change(self) -> None:
         """Loads the detector again where its manifest or file has changed."""
         try:
-            file = self._path / MANIFEST if self._path.is_dir() else self._path
+            file = sealing(self._path)
             if file.stat().st_mtime_ns in (self._stamp[0], self._refused_stamp[0]):
                 return
             found = stamp(self._path)
@@ -606,6 +671,11 @@ class Engine:
                 self.machines.store.close()
             if self.shadow:
                 self.shadow.machines.store.close()
+
+
+@functools.lru_cache(LOADED)
+def _load_machine(folder: Path, entity: str, _: tuple[int, str]) -> Loaded:
+    return load(folder, entity=entity)
 
 
 def _settle(job: Job, call: Callable[[], Any]) -> None:

@@ -9,10 +9,10 @@ import numpy as np
 from kdjax.detection.stream_batches import EntityStreams
 from kdjax.detection.stream_rules import Plan
 from kdjax.errors import ArtifactError
-from kdjax.io.files import MANIFEST
+from kdjax.io.files import FLEET, MANIFEST, is_fleet, sha256
 from kdjax.scoring.managed import Spans
 from kdjax.scoring.opening import ONNX_BATCH, open_streams
-from kdjax.scoring.streams import detector_digest
+from kdjax.service.bodies import RequestError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,11 +32,23 @@ class Loaded(NamedTuple):
     card: Mapping[str, Any] | None
     scored: "Callable[[np.ndarray, str], Scored]"  # windows [B, L, D] of an entity
 
+    @property
+    def fleet(self) -> bool:
+        """Whether it is a fleet, whose machines have detectors of their own."""
+        return self.streams.fleet
 
-def load(path: Path, excluded: Spans | None = None) -> Loaded:
+    def digest_of(self, entity: str | None) -> str:
+        """That of an entity's own detector in a fleet, else the detector's."""
+        return self.streams.digest(entity) if self.fleet and entity else self.digest
+
+
+def load(
+    path: Path, excluded: Spans | None = None, *, entity: str | None = None
+) -> Loaded:
     """A saved detector, verified and ready: on JAX, or an ONNX file on onnxruntime alone.
 
-    `excluded` are spans of rows that its streams leave out.
+    `excluded` are spans of rows that its streams leave out; with an `entity` all rows have
+    its values. Detectors of a fleet are loaded with the first rows of their machines.
 
     Raises:
         ArtifactError: it is damaged or of another kind.
@@ -46,12 +58,23 @@ def load(path: Path, excluded: Spans | None = None) -> Loaded:
     digest = stamp(path)[1]
     card: Mapping[str, Any] | None = None
     entities: tuple[str, ...] = ()
-    if path.is_dir():
+    if is_fleet(path):
+        streams, backend = open_streams(path), "jax"
+        plan = streams.another("").plan
+
+        def scored(windows: np.ndarray, entity: str) -> Scored:
+            raise RequestError(
+                400, "give the entity: each machine has its own detector."
+            )
+
+    elif path.is_dir():
         from kdjax.detection.detector import entity_streams
         from kdjax.detection.storage import load_detector
 
         detector = load_detector(path)
-        streams, backend = entity_streams(detector, exact=True), "jax"
+        options: dict[str, Any] = {"entity": entity, "ready": entity is None}
+        streams = entity_streams(detector, exact=True, **options)
+        backend = "jax"
         card, entities = detector.card, detector.entities
         plan = streams.another("").plan
 
@@ -80,10 +103,17 @@ def load(path: Path, excluded: Spans | None = None) -> Loaded:
     return Loaded(path, digest, backend, streams, plan, entities, card, scored)
 
 
+def sealing(path: Path) -> Path:
+    """The file that changes with a detector or with the settings of a fleet."""
+    if is_fleet(path):
+        return path / FLEET
+    return path / MANIFEST if path.is_dir() else path
+
+
 def stamp(path: Path) -> tuple[int, str]:
     """When a detector's manifest, or its file, was written (ns), and its SHA-256."""
-    file = path / MANIFEST if path.is_dir() else path
+    file = sealing(path)
     try:
-        return file.stat().st_mtime_ns, detector_digest(path)
+        return file.stat().st_mtime_ns, sha256(file)
     except OSError as error:
         raise ArtifactError(f"{path} can't be read ({error.strerror}).") from None

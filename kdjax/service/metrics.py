@@ -36,7 +36,9 @@ COUNTERS = {
     ),
 }
 # Reasons for which rows are refused; counted from 0, so that the first one is a change.
-REASONS = ("row", "queue", "sequence", "entities", "rows", "disk", "fault")
+REASONS = (
+    "row", "queue", "sequence", "entities", "rows", "disk", "fault", "machine",
+)  # fmt: skip
 ENTITY_GAUGES = {
     "kdjax_score": "Score a_t of the last row.",
     "kdjax_window_score": "Score of the window that ends at the last row.",

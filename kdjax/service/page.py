@@ -58,11 +58,11 @@ def about_entity(engine: "Engine", entity: str, now: float) -> dict[str, Any]:
     latest, events = engine.latest.get(entity), engine.open_events.get(entity, ())
     kinds, row = [event.kind for event in events], latest and latest.row
     quiet = max(0.0, now - (latest.received if latest else engine.begun))
-    plan, severity = engine.machines.plan, math.nan
+    wait, severity = engine.machines.wait_of(entity), math.nan
     if row and row.tau > 0:
         severity = row.window_score / row.tau
     # A detector without cadence has the step 0: it can't tell silence.
-    if (not row or row.time.clock in DATES) and 0 < plan.max_gap * plan.step < quiet:
+    if (not row or row.time.clock in DATES) and 0 < wait < quiet:
         state = "silent"
     elif (row and row.alarm) or FROZEN in kinds or MOVED in kinds:
         state = "alarm"

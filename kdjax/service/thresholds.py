@@ -1,7 +1,7 @@
 """Thresholds that people set while a detector is in service, with their history."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from kdjax.detection.stream_rules import Plan
@@ -14,10 +14,14 @@ class Thresholds:
 
     Args:
         changes: all that were made, the first one first, as `Journal.thresholds` has them.
-        digest: of the detector: changes hold for the one that they were made for.
+        digest: of an entity's detector: changes hold for the one that they were made for.
     """
 
-    def __init__(self, changes: Iterable[Mapping[str, Any]], digest: str) -> None:
+    def __init__(
+        self,
+        changes: Iterable[Mapping[str, Any]],
+        digest: Callable[[str | None], str],
+    ) -> None:
         self.changes, self._digest = list[Mapping[str, Any]](), digest
         self._taus: dict[str | None, float] = {}
         for change in changes:
@@ -30,7 +34,7 @@ class Thresholds:
     def add(self, change: Mapping[str, Any]) -> None:
         """Takes a change into account."""
         self.changes.append(change)
-        if change["digest"] == self._digest:
+        if change["digest"] == self._digest(change["entity"]):
             if change["entity"] is None:
                 self._taus.clear()
             self._taus[change["entity"]] = change["tau"]

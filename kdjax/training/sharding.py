@@ -89,9 +89,17 @@ def _drop_damaged(folder: Path) -> None:
         checked.touch()
 
 
-def start_program() -> None:
-    """Settings that a program may choose and a library may not: devices and cache."""
-    use_all_cores()
+def start_program(*, cpus: int | None = None) -> None:
+    """Settings that a program may choose and a library may not: devices and cache.
+
+    With `cpus` JAX has as many CPU devices and no other.
+    """
+    if cpus is None:
+        use_all_cores()
+    else:
+        with contextlib.suppress(RuntimeError):  # JAX has started
+            jax.config.update("jax_platforms", "cpu")
+            jax.config.update("jax_num_cpu_devices", cpus)
     keep_compiled()
 
 

@@ -16,8 +16,11 @@ A search returns the fields that a trial changes, their values suggested by Optu
         return {"train.learning_rate": rate}
 """
 
+import functools
+import inspect
 import json
-from collections.abc import Callable, Iterable, Mapping
+import runpy
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -72,6 +75,22 @@ class Search(NamedTuple):
     seeds: tuple[int, ...]  # of each trial's members
     objective: str  # one of `OBJECTIVES`
     pruner: Any  # one of Optuna's, None, or `MEDIAN`
+    path: str = ""  # of the config file, which workers read again
+    argument: tuple[str, ...] = ()  # that the file takes
+
+
+def read_file(path: str, argument: Sequence[str]) -> dict[str, Any]:
+    """What a config file defines, by name; it gives its argument to its functions."""
+    defined = runpy.run_path(path)
+    for kind in {"sweep", "search"} & defined.keys():
+        function = defined[kind]
+        if len(inspect.signature(function).parameters) > 1:
+            defined[kind] = functools.partial(_with_argument, function, argument)
+    return defined
+
+
+def _with_argument(function: Callable[..., Any], argument: Any, first: Any) -> Any:
+    return function(first, *argument)
 
 
 def make_design(name: str, config: Any, sweep: Callable[[Add], None]) -> Design:

@@ -190,27 +190,8 @@ def train_members(
     `way` and `on_epoch`, which gets the students' progress, are those of `train_all`;
     `train_teachers` trains teachers elsewhere than in `workdir`.
     """
-    number = hosts.process()
-    folder = workdir / f"process-{number}" if number else workdir
-
-    def train_share(
-        wanted: Sequence[TrainingJob], on_epoch: OnEpoch = lambda progress: None
-    ) -> dict[str, Fitted]:
-        """Trains the share of this process; returns all, from all processes' folders."""
-        folder.mkdir(parents=True, exist_ok=True)
-        hosts.barrier("before training")
-        elsewhere = [other for other in process_folders(workdir) if other != folder]
-        trained = _finished(wanted, elsewhere)
-        hosts.barrier(
-            "looked"
-        )  # No process finishes a training before all have looked.
-        own = [job for job in hosts.share(wanted) if job.name not in trained]
-        with hosts.working_alone():
-            trained |= train_all(own, folder, console, way=way, on_epoch=on_epoch)
-        hosts.barrier("trained")
-        others = [job for job in wanted if job.name not in trained]
-        return trained | _finished(others, process_folders(workdir))
-
+    options: dict[str, Any] = {"workdir": workdir, "way": way, "console": console}
+    train_share = functools.partial(_train, **options)
     train_students = functools.partial(train_share, on_epoch=on_epoch)
     return train.train_tasks(tasks, train_teachers or train_share, train_students)
 
@@ -232,11 +213,36 @@ def failures(
 
 
 def process_folders(workdir: Path) -> list[Path]:
-    """The folders in which any process keeps what it trained, in this or earlier runs."""
-    return [workdir, *sorted(workdir.glob("process-*"))]
+    """The folders in which any process or unit keeps what it trained, in this or earlier runs."""
+    others = sorted([*workdir.glob("process-*"), *workdir.glob("unit-*")])
+    return [workdir, *others]
 
 
-def _finished(
+def _train(
+    wanted: Sequence[TrainingJob],
+    on_epoch: OnEpoch = lambda progress: None,
+    *,
+    workdir: Path,
+    way: str,
+    console: Console,
+) -> dict[str, Fitted]:
+    """Trains the share of this process; returns all, from the folders of all processes."""
+    number = hosts.process()
+    folder = workdir / f"process-{number}" if number else workdir
+    folder.mkdir(parents=True, exist_ok=True)
+    hosts.barrier("before training")
+    elsewhere = [other for other in process_folders(workdir) if other != folder]
+    trained = finished_in(wanted, elsewhere)
+    hosts.barrier("looked")  # No process finishes a training before all have looked.
+    own = [job for job in hosts.share(wanted) if job.name not in trained]
+    with hosts.working_alone():
+        trained |= train_all(own, folder, console, way=way, on_epoch=on_epoch)
+    hosts.barrier("trained")
+    others = [job for job in wanted if job.name not in trained]
+    return trained | finished_in(others, process_folders(workdir))
+
+
+def finished_in(
     wanted: Sequence[TrainingJob], folders: Sequence[Path]
 ) -> dict[str, Fitted]:
     """The jobs that have ended in one of the folders."""

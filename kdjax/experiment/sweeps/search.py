@@ -19,6 +19,8 @@ again. Locks must reach all hosts: NFS 4, or NFS 3 with its lock service.
 """
 
 import contextlib
+import functools
+import io
 import json
 import logging
 import math
@@ -41,13 +43,14 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 
-from kdjax.config import RENAMED, get_config, leaves, to_json
-from kdjax.errors import ArtifactError, ConfigError, KdjaxError, counted
+from kdjax.config import RENAMED, get_config, leaves, override, to_json
+from kdjax.errors import ArtifactError, ConfigError, DataError, KdjaxError, counted
 from kdjax.experiment.jobs import TrainingJob, names_digest, progress_text
 from kdjax.experiment.populations import AUTO, TOGETHER, train_all
 from kdjax.experiment.sweeps import design, members, report, sweep
 from kdjax.experiment.sweeps.design import DONE, FAILED, LOSS, OBJECTIVES, SEED, Search
 from kdjax.experiment.workdir import check_data, read_lines
+from kdjax.io.executors import LOCAL, ONE_CORE, Resources, Unit, run_units
 from kdjax.io.files import clear_leftovers, write_text
 from kdjax.training import hosts
 from kdjax.training.loop import Fitted, TrainingProgress
@@ -92,12 +95,16 @@ def run_search(
     trials: int = 10,
     way: str = AUTO,
     console: Console | None = None,
+    executor: str = LOCAL,
+    address: str = "",
+    resources: Resources = ONE_CORE,
 ) -> SearchResult:
     """Runs `trials` beside those of other workers and writes the tables of all so far.
 
     All workers share `workdir`. The way `alone` trains seeds one after the other, without
-    pruning. ConfigError where `search(trial)` is faulty or `workdir` is of another
-    search.
+    pruning. With the executor `ray` (see `kdjax.io.executors.run_units`) each trial is a
+    unit. ConfigError where `search(trial)` is faulty or `workdir` is of another search;
+    DataError after all others where trials of workers failed.
     """
     console = console or Console(quiet=True)
     if hosts.processes() > 1:
@@ -107,6 +114,69 @@ def run_search(
         )
     if trials < 0:
         raise ConfigError(f"--trials={trials} must be 0 or more.")
+    worker = _start(search, workdir, way, console)
+    faults: list[str] = []
+    if executor == LOCAL:
+        for _ in range(trials):
+            _run_trial(worker)
+    else:
+        faults = _run_on_workers(
+            worker, trials, executor=executor, address=address, resources=resources
+        )
+    result = _tabulate(worker.study, workdir, search)
+    if faults:
+        raise DataError(
+            f"{len(faults)} of {counted(trials, 'trial')} failed, the first: {faults[0]}"
+        )
+    return result
+
+
+def _run_on_workers(worker: Worker, trials: int, **execution: Any) -> list[str]:
+    """Adds trials, each a unit; why any could not be run."""
+    search = worker.search
+    if not search.path:
+        raise ConfigError(
+            "--executor=ray needs the search's config file: set its path."
+        )
+    data = {
+        "path": search.path,
+        "argument": search.argument,
+        "name": search.name,
+        "base": search.base,
+        "workdir": str(worker.workdir.absolute()),
+        "way": worker.way,
+    }
+    units = [Unit(f"trial {i} of {trials}", data) for i in range(1, trials + 1)]
+    faults = []
+    for outcome in run_units(add_trial, units, **execution):
+        for line in outcome.value or []:
+            worker.console.print(line, highlight=False)
+        if outcome.error:
+            faults.append(f"{outcome.name}: {outcome.error}")
+            worker.console.print(f"failed: {faults[-1]}", highlight=False)
+    return faults
+
+
+def add_trial(data: Mapping[str, Any]) -> list[str]:
+    """Adds a trial to the study of another process; the lines for the terminal."""
+    text = io.StringIO()
+    worker = _known(json.dumps(data, sort_keys=True))
+    _run_trial(worker._replace(console=Console(file=text, width=10_000)))
+    return text.getvalue().splitlines()
+
+
+@functools.lru_cache(maxsize=1)
+def _known(text: str) -> Worker:
+    """What this process keeps for its next trial."""
+    data = json.loads(text)
+    defined = design.read_file(data["path"], data["argument"])
+    config = override(get_config(), dict(leaves(data["base"])))
+    search = design.make_search(data["name"], config, defined)
+    return _start(search, Path(data["workdir"]), data["way"], Console(quiet=True))
+
+
+def _start(search: Search, workdir: Path, way: str, console: Console) -> Worker:
+    """A worker of the search in this folder, which is made if it isn't there."""
     described = {
         "name": search.name,
         "base": search.base,
@@ -134,10 +204,7 @@ def run_search(
             direction="minimize" if search.objective == LOSS else "maximize",
             pruner=pruner,
         )
-    worker = Worker(search, study, workdir, way, console, sweep_data, {})
-    for _ in range(trials):
-        _run_trial(worker)
-    return _tabulate(study, workdir, search)
+    return Worker(search, study, workdir, way, console, sweep_data, {})
 
 
 def best_lines(result: SearchResult) -> list[str]:
@@ -324,7 +391,7 @@ def _shared_teachers(worker: Worker, jobs: Sequence[TrainingJob]) -> dict[str, F
     """Trains teachers in a folder of all workers, or waits for the worker that does."""
     names = {job.name for job in jobs}
     if not worker.teachers.keys() >= names:
-        folder = worker.workdir / "teachers" / names_digest(jobs)
+        folder = worker.workdir / "teachers" / names_digest(names)
         lock = _lock(folder)
         try:
             held = lock.acquire()

@@ -10,7 +10,8 @@ summary.csv    means and standard deviations of members that differ in their see
 report.html    tables and figures
 
 Several processes each train and evaluate a share of the members; those after the first
-keep checkpoints and log in `process-I/`.
+keep checkpoints and log in `process-I/`. Workers of Ray do units of this, see
+`kdjax.experiment.sweeps.units`.
 """
 
 import json
@@ -24,7 +25,7 @@ from rich.console import Console
 from kdjax.config import RENAMED, completed, differences, leaves
 from kdjax.errors import ConfigError, counted
 from kdjax.experiment.populations import AUTO
-from kdjax.experiment.sweeps import members, report
+from kdjax.experiment.sweeps import members, report, units
 from kdjax.experiment.sweeps.design import DONE, LOSS, Design
 from kdjax.experiment.workdir import (
     check_data,
@@ -34,6 +35,7 @@ from kdjax.experiment.workdir import (
     read_lines,
 )
 from kdjax.io.environment import describe_environment
+from kdjax.io.executors import LOCAL, ONE_CORE, Resources, connected
 from kdjax.io.files import write_text
 from kdjax.training import hosts
 
@@ -54,7 +56,14 @@ class SweepResult(NamedTuple):
 
 
 def run_sweep(
-    design: Design, workdir: Path, *, way: str = AUTO, console: Console | None = None
+    design: Design,
+    workdir: Path,
+    *,
+    way: str = AUTO,
+    console: Console | None = None,
+    executor: str = LOCAL,
+    address: str = "",
+    resources: Resources = ONE_CORE,
 ) -> SweepResult:
     """Trains, evaluates and tabulates all members; resumes a sweep that was killed.
 
@@ -63,12 +72,21 @@ def run_sweep(
         workdir: of the sweep; ConfigError if it was made with another.
         way: `together`, `alone` or `auto`, see `kdjax.experiment.populations`.
         console: shows progress; quiet by default.
+        executor, address, resources: see `kdjax.io.executors.run_units`.
+
+    Raises:
+        DataError: on Ray, after all else is done: some units failed.
 
     >>> from kdjax.experiment.sweeps.design import make_design
     >>> design = make_design("seeds", config, sweep)  # doctest: +SKIP
     >>> run_sweep(design, "runs/seeds").members  # doctest: +SKIP
     """
     console = console if console and hosts.is_first() else Console(quiet=True)
+    elsewhere = executor != LOCAL
+    if elsewhere and hosts.processes() > 1:
+        raise ConfigError(
+            "--executor=ray has workers of its own: leave out --coordinator."
+        )
     described = describe_sweep(design)
     with hosts.failing_together():
         hosts.check_alike("members", json.dumps(described, sort_keys=True))
@@ -85,6 +103,18 @@ def run_sweep(
             console.print(
                 f"{design.name}: {counted(len(design.members), 'member')}{already}"
             )
+            if elsewhere:
+                execution: dict[str, Any] = {
+                    "executor": executor,
+                    "address": address,
+                    "resources": resources,
+                }
+                workers = units.Workers(
+                    workdir, way, console, execution, sweep_data.digests, set(), []
+                )
+                with connected(**execution):
+                    units.train_and_evaluate(waiting, sweep_data, workers)
+                return _tabulate(design, workdir)
             tasks = members.tasks_of(waiting, sweep_data)
             trained = members.train_members(tasks, workdir, way=way, console=console)
             own = hosts.share(waiting)
