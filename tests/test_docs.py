@@ -86,9 +86,9 @@ def test_performance_has_the_numbers_of_the_comparison() -> None:
         assert f"| {' | '.join(cells)} |" in document, row["name"]
 
 
-def security() -> str:
-    """`SECURITY.md` in one line."""
-    return " ".join((ROOT / "SECURITY.md").read_text("utf-8").split())
+def attacks() -> str:
+    """`docs/attacks.md` in one line."""
+    return " ".join((ROOT / "docs" / "attacks.md").read_text("utf-8").split())
 
 
 def attack(name: str) -> dict[str, Any]:
@@ -101,7 +101,7 @@ def attack(name: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("how", ["kill", "signal", "full"])
 def test_what_was_disturbed_came_to_the_same(how: str) -> None:
-    text = security()
+    text = attacks()
     trials = [t for case in attack(how)["cases"].values() for t in case["trials"]]
     assert f"{sum(trial['disturbed'] for trial in trials)} " in text
     for trial in trials:
@@ -118,7 +118,7 @@ def test_what_was_disturbed_came_to_the_same(how: str) -> None:
 
 
 def test_no_damage_was_passed_over() -> None:
-    text = security()
+    text = attacks()
     report = attack("mutations")
     assert set(report["outcomes"]) == {"refused", "fell back", "same"}
     assert sum(report["outcomes"].values()) == report["mutations"]
@@ -131,5 +131,5 @@ def test_no_damage_was_passed_over() -> None:
 def test_the_fuzzers_ran_for_ten_minutes_and_found_no_more(target: str) -> None:
     report = attack(f"fuzz_{target}")
     assert report["seconds"] >= 600 and report["findings"] == []
-    text = security()
+    text = attacks()
     assert f"{report['executions']:,}" in text
