@@ -36,7 +36,7 @@ def out(tmp_path):
         (["export", "--causal"], "export takes no --causal (for score)"),
         (["stream", "--order=a"], "stream takes no --order (for score, plot, calibrate)"),
         (["run", "--detector=d"], "run takes no --detector (for score, plot, calibrate,"),
-        (["info", "--output=o"], "info takes no --output (for score, plot, calibrate, exp"),
+        (["info", "--output=o"], "info takes no --output (for fleet, score, plot, calib"),
         (["score", "IN", "--entity=b"], "has no entity 'b': give one of X, or pooled"),
         (["score", "IN", "--shard=0/2"], "must be a folder: several files are to be"),
         (["score", "IN", "--attribution=frob"], "detection.attribution='frob' is unknown: use one"),
