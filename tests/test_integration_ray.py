@@ -11,9 +11,11 @@ import time
 import warnings
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from executor_work import act, count_devices
 from test_executors import contents, unit
+from test_sweep_tables import read_table
 
 from kdjax.detection.storage import save_detector
 from kdjax.errors import ConfigError
@@ -184,7 +186,7 @@ def get_config():
     config.teacher.epochs = 1
     config.student.hidden = (2,)
     config.student.epochs = 40
-    config.train.checkpoint_seconds = 0.0
+    config.train.checkpoint_seconds = 1.0
     config.threshold.method = "conformal"
     config.threshold.false_alarm_rate = 0.1
     return config
@@ -210,7 +212,7 @@ def sweep(tmp_path, plant):
     return begin
 
 
-def wait_for(condition, seconds=120):
+def wait_for(condition, seconds=240):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end
@@ -254,18 +256,18 @@ def test_a_sweep_outlives_its_driver_and_a_node(sweep, on, cluster, tmp_path):
     second = sweep("ray", *flags)
     time.sleep(3)
     cluster.remove_node(node, allow_graceful=False)
-    out, err = second.communicate(timeout=240)
+    out, err = second.communicate(timeout=400)
     assert second.returncode == 0, err
     assert "member 002 (3 of 3): calibrates and scores" in out
     pattern = "members/*/detectors/**/*"
     one, other = (contents(tmp_path / name, pattern) for name in ("local", "ray"))
     assert one == other and len(one) == 15
-    tables = []
-    for name in ("local", "ray"):
-        header, *lines = (tmp_path / name / "members.csv").read_text().splitlines()
-        place = header.split(",").index("milliseconds")  # is measured
-        tables.append([[*line.split(",")[:place], *line.split(",")[place + 1 :]] for line in lines])  # fmt: skip
-    assert tables[0] == tables[1] and len(tables[0]) == 6
+    one, other = (
+        read_table(tmp_path / name / "members.csv").drop(columns="milliseconds")
+        for name in ("local", "ray")  # which is measured
+    )
+    pd.testing.assert_frame_equal(one, other, check_exact=True)
+    assert len(one) == 6
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
