@@ -7,6 +7,8 @@ All ways train one student of 16 units a machine on the data alone, with as many
 
     loops     20 machines by `fleet`, by one `kdjax run` each, and by `KDDetector.fit` in
               one warm process, in turns (`--turns`), with one compilation cache
+    kills     `fleet` on two Ray nodes of this computer, one of which is killed at a
+              random moment, `--kills` times; the detectors' bytes are compared
     growth    `fleet` and `score` of 10 to 1,000 machines, local and on Ray: seconds a
               machine, and the most memory of the process that was called
 
@@ -40,6 +42,7 @@ def main() -> None:
     parser.add_argument("--machines", default="10,100,1000")
     parser.add_argument("--executors", default="local,ray")
     parser.add_argument("--turns", type=int, default=2, help="of the loops; 0 for none")
+    parser.add_argument("--kills", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path("fleet.jsonl"))
     parser.add_argument("--warm", type=Path, help="runs KDDetector over FOLDER's files")
     given = parser.parse_args()
@@ -52,6 +55,8 @@ def main() -> None:
         for turn in range(given.turns):
             for way in ("fleet", "run", "estimator"):
                 record(given.output, compare(folder, way, turn))
+        if given.kills:
+            kill_nodes(folder, given.kills, given.output)
         for count in counts:
             plants = make(folder / f"plants{count}", count)
             for executor in given.executors.split(","):
@@ -143,6 +148,53 @@ def grow(folder: Path, plants: Path, count: int, executor: str) -> list[dict[str
     shutil.rmtree(output)
     shutil.rmtree(scores, ignore_errors=True)
     return lines
+
+
+def kill_nodes(folder: Path, times: int, output: Path) -> None:
+    """Kills a node of two in mid-work; the fleet must be that of an undisturbed run."""
+    from ray.cluster_utils import Cluster
+
+    plants, rng = make(folder / "killed", 64), np.random.default_rng(0)
+    small = [*ALONE, "--config.student.epochs=4", "--config.student.hidden=4"]
+    call("fleet", str(plants), f"--output={folder / 'whole'}", *small)
+    wanted = digests(folder / "whole")
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+    root = str(Path(__file__).parent.parent)
+    os.environ["PYTHONPATH"] = root  # of the workers
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    for turn in range(times):
+        node = cluster.add_node(num_cpus=1)
+        target = folder / f"turn{turn}"
+        command = ["fleet", str(plants), f"--output={target}", *small]
+        where = ["--executor=ray", f"--ray_address={cluster.address}"]
+        with tempfile.TemporaryFile("w+") as told:
+            process = subprocess.Popen(
+                [*PROGRAM, *command, *where], stdout=told, stderr=told
+            )
+            moment = float(rng.uniform(3, 25))
+            time.sleep(moment)
+            running = process.poll() is None
+            cluster.remove_node(node, allow_graceful=False)
+            code = process.wait()
+        catalogue = pd.read_parquet(target / "catalogue.parquet")
+        line = {
+            "what": "kill",
+            "after": round(moment, 1),
+            "in_work": running,
+            "exit": code,
+            "ready": int((catalogue["state"] == "ready").sum()),
+            "machines": len(catalogue),
+            "distinct": int(catalogue["entity"].nunique()),
+            "same_bytes": digests(target) == wanted,
+        }
+        record(output, line)
+    cluster.shutdown()
+
+
+def digests(folder: Path) -> dict[str, bytes]:
+    """The manifests of a fleet's detectors."""
+    found = folder.glob("detectors/*/MANIFEST.sha256")
+    return {path.parent.name: path.read_bytes() for path in found}
 
 
 def call(*arguments: str) -> int:
