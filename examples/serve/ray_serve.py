@@ -50,12 +50,13 @@ if __name__ == "__main__":
     given = parser.parse_args()
     detector, state = given.detector.resolve(), given.state.resolve()
     serve.start(http_options={"host": "127.0.0.1", "port": given.port})
+    ended = threading.Event()
+    # In place of Ray's own, and before `serve.run`, which may wait for a replica.
+    for name in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(name, lambda *_: ended.set())
     for number in range(given.processes):
         one = deployment(detector, state / str(number))
         serve.run(one, name=f"kdjax-{number}", route_prefix=f"/{number}")
-    ended = threading.Event()
-    for name in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(name, lambda *_: ended.set())
     ended.wait()
     serve.shutdown()
     ray.shutdown()
