@@ -247,7 +247,7 @@ def tell(output: Path) -> None:
             points = [one for one in own if one["executor"] == executor]
             x = [one["machines"] for one in points]
             y = [one["seconds"] for one in points]
-            if len(x) > 1:
+            if len(x) > 1 and y[-1] > y[0]:
                 slope, start = np.polyfit(x, y, 1)
                 print(
                     f"{verb} on {executor}: {start:.1f} s and {slope:.3f} s a machine; by "
