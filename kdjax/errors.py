@@ -28,6 +28,15 @@ def counted(number: int, noun: str, plural: str = "") -> str:
     return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
 
 
+def one_line(error: BaseException) -> str:
+    """The message of an error on one line; its type where it has none.
+
+    >>> one_line(ValueError("two\\nlines")), one_line(MemoryError())
+    ('two lines', 'MemoryError')
+    """
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def check_choice(name: str, value: object, known: Iterable[str]) -> None:
     """Raises ConfigError unless a value is one of the known words.
 

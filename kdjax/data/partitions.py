@@ -19,7 +19,7 @@ from kdjax.data.raw import Place
 from kdjax.data.readers import exclude_rows, load_files, name_of, series_of
 from kdjax.data.schema import Reading, check_reading, entity_rows
 from kdjax.data.series import Series
-from kdjax.data.tables import SUFFIXES, Table, check_names, open_table
+from kdjax.data.tables import SUFFIXES, frame_table, open_table
 from kdjax.errors import ConfigError, DataError, counted
 
 # A folder of one machine's Parquet files, such as `entity=m1`.
@@ -156,8 +156,6 @@ def read_machine(
 ) -> Series:
     """The series of a machine; `options` are those of `read_table`.
 
-    The columns in `may_lack` need not be there.
-
     Of several files, such as the parts of a partition, the rows come in the order of
     their names. Columns in `may_lack` need not be there; `exclude` may name the `others`.
 
@@ -193,17 +191,13 @@ def _read_machine(
                     "have the same."
                 )
         frame = pd.concat([table.read() for table in tables], ignore_index=True)
-        place = Place(paths[0].parent, tables[0].place.columns)
+        table = frame_table(frame, str(paths[0].parent))
     else:
-        frame = machine.frame
-        path = Path(f"{machine.source} ({name})")
-        names = check_names(path, [str(column) for column in frame.columns])
-        lines = (
-            frame.index.to_numpy() + machine.first_line if machine.first_line else None
-        )
-        place = Place(path, names, first_line=machine.first_line, lines=lines)
-        frame = frame.set_axis([*names], axis=1).reset_index(drop=True)
-    table = Table(place, len(frame), 0, lambda wanted, rows: iter([frame]))
+        table = frame_table(machine.frame, f"{machine.source} ({name})")
+        if first := machine.first_line:
+            lines = machine.frame.index.to_numpy() + first
+            place = table.place._replace(first_line=first, lines=lines)
+            table = table._replace(place=place)
     (series,) = series_of(table, reading, name, may_lack=may_lack)
     return series
 

@@ -67,7 +67,14 @@ from kdjax.detection.fleet import (
 )
 from kdjax.detection.storage import load_detector, save_detector
 from kdjax.detection.thresholds import BLOCKS, parse_budget
-from kdjax.errors import ArtifactError, ConfigError, DataError, KdjaxError, counted
+from kdjax.errors import (
+    ArtifactError,
+    ConfigError,
+    DataError,
+    KdjaxError,
+    counted,
+    one_line,
+)
 from kdjax.evaluation import evaluate, rows
 from kdjax.evaluation.evaluate import ModelEvaluation
 from kdjax.experiment import jobs, train
@@ -115,8 +122,8 @@ def fit_fleet(
 
     Args:
         path: see `list_machines`; folders may also be text `s3://BUCKET/KEY`.
-        output: folder of the fleet, also `s3://BUCKET/KEY`; the same call resumes, and fits machines that are new
-            or whose rows changed.
+        output: folder of the fleet, also `s3://BUCKET/KEY`; the same call resumes, and
+            fits machines that are new or whose rows changed.
         settings: from `kdjax.config.resolve`, with `data.path` set to `path`.
         executor, address, resources: see `kdjax.io.executors.run_units`.
         console: shows progress; quiet by default.
@@ -153,17 +160,12 @@ class _Target(NamedTuple):
         return is_remote(self.path)
 
     def get(self, *names: str) -> None:
-        """Copies files of the folder in, as far as they are there."""
+        """Copies files and folders in, as far as they are there."""
         if self.is_remote:
             for name in names:
                 place = self.store.look(f"{self.path}/{name}")
-                self.store.get(place)
-
-    def get_folder(self, name: str) -> None:
-        if self.is_remote:
-            place = self.store.look(f"{self.path}/{name}")
-            own = [known for known in self.store.known if known.is_relative_to(place)]
-            self.store.get(*own)
+                known = [own for own in self.store.known if own.is_relative_to(place)]
+                self.store.get(*known)
 
     def put(self, *names: str) -> None:
         """Copies files and folders out."""
@@ -345,7 +347,7 @@ def _fault_of(machine: Machine, data: Settings, store: Mirror) -> str:
         with _copied(machine, store) as own:
             read_machine(own, **_reading(data))
     except _FAULTS as error:
-        return _line(error)
+        return one_line(error)
     return ""
 
 
@@ -361,10 +363,6 @@ def _reading(data: Settings) -> dict[str, Any]:
     return options | {"may_lack": (data["label_column"],) if data["test_path"] else ()}
 
 
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
-
-
 # The fleet's own networks.
 
 
@@ -377,7 +375,7 @@ def _fit_shared(
 ) -> None:
     """Writes the detectors in `SHARED`, where they aren't there."""
     output = target.folder
-    target.get_folder(SHARED)
+    target.get(SHARED)
     if (output / STUDENT / MANIFEST).exists():
         return
     settings = {**settings, "entity_mode": "shared"}
@@ -464,7 +462,7 @@ def fit_unit(data: Mapping[str, Any]) -> list[dict[str, Any]]:
     with mirror(data["output"], *paths) as store:
         target = _Target(data["output"], store.place(data["output"]), store)
         if data["shared"]:
-            target.get_folder(SHARED)
+            target.get(SHARED)
         found = _fit_unit(data, target)
         for name, row in found.items():
             if row["state"] == READY and row.pop("fresh", False):
@@ -496,7 +494,7 @@ def _fit_unit(data: Mapping[str, Any], target: _Target) -> dict[str, dict[str, A
             test = tests.get(name) and _read(tests[name], data["channels"], settings)
             prepared = _own_or_few(series, test, settings)
         except _FAULTS as error:
-            found[name] = _failed(name, 0, _line(error))
+            found[name] = _failed(name, 0, one_line(error))
             continue
         if isinstance(prepared, str):
             row = _row(name, len(series.values), reason=prepared, detector=STUDENT)
@@ -511,7 +509,7 @@ def _fit_unit(data: Mapping[str, Any], target: _Target) -> dict[str, dict[str, A
     try:
         models = _train({name: own[0] for name, own in ready.items()}, output, settings)
     except _FAULTS as error:
-        return found | {name: _failed(name, 0, _line(error)) for name in ready}
+        return found | {name: _failed(name, 0, one_line(error)) for name in ready}
     share = (time.monotonic() - started) / len(ready)
     for name, (prepared, dataset, spent) in ready.items():
         started = time.monotonic()
@@ -525,7 +523,7 @@ def _fit_unit(data: Mapping[str, Any], target: _Target) -> dict[str, dict[str, A
             _record(output, row, key, inputs[name])
             found[name] = row | {"fresh": True}
         except _FAULTS as error:
-            found[name] = _failed(name, count, _line(error))
+            found[name] = _failed(name, count, one_line(error))
     return found
 
 
@@ -571,14 +569,10 @@ def _verified(output: Path, name: str, key: str, digest: str) -> dict[str, Any] 
             manifest = output / row["detector"] / MANIFEST
             if sha256(manifest) != record["manifest"]:
                 return None
-        return _numbers(row)
+        # JSON has null for NaN.
+        return {k: math.nan if v is None else v for k, v in row.items()}
     except (OSError, LookupError, TypeError, ValueError):
         return None
-
-
-def _numbers(row: dict[str, Any]) -> dict[str, Any]:
-    """A row from JSON, which has null for NaN."""
-    return {k: math.nan if v is None else v for k, v in row.items()}
 
 
 def _record(output: Path, row: Mapping[str, Any], key: str, digest: str) -> None:
@@ -615,7 +609,7 @@ def _own_or_few(
     try:
         return _prepare(series, test, settings)
     except (ConfigError, DataError) as error:
-        why = _line(error).split(": set ")[0].split(". ")[0]
+        why = one_line(error).split(": set ")[0].split(". ")[0]
         return f"uses the fleet's values: {counted(count, 'row')} are too few ({why})"
 
 
@@ -715,6 +709,11 @@ def _widened(rates: Sequence[Sequence[float]]) -> np.ndarray:
     return found
 
 
+def _rate_at(rates: Sequence[Sequence[float]], at: int) -> float:
+    """Events a day above one level: the mean of the blocks, of which some are cut."""
+    return sum(own[at] for own in rates if at < len(own)) / BLOCKS
+
+
 def _is_shared_budget(settings: Settings) -> bool:
     return bool(settings["threshold"]["budget_scope"] == "fleet")
 
@@ -804,7 +803,10 @@ def _share_budget(
             "give rows with dates, or set data.step_seconds."
         )
     rates = np.sum([_widened(tail["rates"]) for tail in tails.values()], axis=0)
-    taus = {_detector_name(name): _tail(tail) for name, tail in tails.items()}
+    taus = {
+        _detector_name(name): fleet_budget.Tail(tail["level"], tail["excess"])
+        for name, tail in tails.items()
+    }
     if few := sum(row["detector"] == STUDENT for row in found):
         detector = load_detector(output / STUDENT)
         rule = threshold_rule(
@@ -839,9 +841,9 @@ def _share_budget(
     for row in found:
         if (tail := tails.get(row["entity"])) is not None:
             row = {**row, "threshold": wanted[row["detector"]]}
-            row["events_a_day"] = float(_widened(tail["rates"]).mean(axis=0)[at])
+            row["events_a_day"] = _rate_at(tail["rates"], at)
             if tail["test"]:
-                observed.append(float(_widened(tail["test"]).mean(axis=0)[at]))
+                observed.append(_rate_at(tail["test"], at))
                 row["test_events_a_day"] = observed[-1]
         rows.append(row)
     expected = {
@@ -855,17 +857,13 @@ def _share_budget(
     return rows, expected
 
 
-def _tail(found: Mapping[str, Any]) -> fleet_budget.Tail:
-    return fleet_budget.Tail(found["level"], found["excess"])
-
-
 def set_thresholds(data: Mapping[str, Any]) -> int:
     """Gives saved detectors of a fleet these τ, by folder; how many changed."""
     changed = 0
     with mirror(data["output"]) as store:
         target = _Target(data["output"], store.place(data["output"]), store)
         for folder, tau in data["taus"].items():
-            target.get_folder(folder)
+            target.get(folder)
             changed += _set_threshold(target, folder, tau)
     return changed
 

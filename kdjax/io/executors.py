@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from kdjax.errors import ConfigError, KdjaxError, check_choice
+from kdjax.errors import ConfigError, KdjaxError, check_choice, one_line
 from kdjax.io.files import kdjax_version
 
 logger = logging.getLogger(__name__)
@@ -138,11 +138,7 @@ def _run_local(work: Callable[[Any], Any], units: Sequence[Unit]) -> Iterator[Ou
         try:
             yield Outcome(unit.name, work(unit.data))
         except (KdjaxError, OSError) as error:
-            yield Outcome(unit.name, None, _line(error))
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+            yield Outcome(unit.name, None, one_line(error))
 
 
 def _run_ray(
@@ -192,9 +188,9 @@ def _result(ray: Any, done: Any) -> tuple[Any, str, str]:
         return value, error, node
     except ray.exceptions.RayTaskError as failure:
         cause = failure.cause
-        return None, f"its worker failed: {type(cause).__name__}: {_line(cause)}", ""
+        return None, f"its worker failed: {type(cause).__name__}: {one_line(cause)}", ""
     except ray.exceptions.RayError as failure:
-        return None, f"its worker died {ATTEMPTS} times: {_line(failure)}", ""
+        return None, f"its worker died {ATTEMPTS} times: {one_line(failure)}", ""
 
 
 def _fit_nodes(ray: Any, resources: Resources, unfit: set[str]) -> list[str]:
@@ -258,7 +254,7 @@ def _remote_call(
         try:
             return work(data), "", ""
         except (errors.KdjaxError, OSError) as error:
-            return None, " ".join(str(error).split()), ""
+            return None, errors.one_line(error), ""
 
     return call
 
@@ -295,7 +291,7 @@ def _connect(ray: Any, address: str) -> None:
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
         if not address:
             raise ConfigError(
-                f"Ray can't be started on this computer ({_line(error)}): use "
+                f"Ray can't be started on this computer ({one_line(error)}): use "
                 "--executor=local, or give --ray_address of a cluster."
             ) from error
         raise _unreachable(address) from None

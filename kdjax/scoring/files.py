@@ -30,7 +30,7 @@ from kdjax.detection.fleet import machine_folder
 from kdjax.detection.reading import read_like
 from kdjax.detection.storage import load_detector
 from kdjax.detection.tables import find_windows, score_events, score_table
-from kdjax.errors import ConfigError, DataError, KdjaxError, counted
+from kdjax.errors import ConfigError, DataError, KdjaxError, counted, one_line
 from kdjax.io.executors import LOCAL, ONE_CORE, Resources, Unit, run_units
 from kdjax.io.files import (
     MANIFEST,
@@ -434,7 +434,7 @@ def _score_items(
         except ConfigError:
             raise  # Every file would fail in the same way.
         except KdjaxError as error:
-            failed.append(f"{item.name}: {' '.join(str(error).split())}")
+            failed.append(f"{item.name}: {one_line(error)}")
             yield f"failed: {failed[-1]}"
         finally:
             store.drop(item.path, scores, events, record)

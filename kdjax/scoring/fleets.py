@@ -35,7 +35,7 @@ from kdjax.detection.reading import options_like
 from kdjax.detection.storage import load_detector
 from kdjax.detection.stream_batches import EntityStreams
 from kdjax.detection.streaming import StreamDetector
-from kdjax.errors import ArtifactError, DataError, KdjaxError, counted
+from kdjax.errors import ArtifactError, DataError, KdjaxError, counted, one_line
 from kdjax.io.files import MANIFEST, sha256
 
 Measured = Mapping[str, tuple[int, float]]  # events and days of each machine
@@ -96,7 +96,7 @@ def fleet_parts(
                 **options_like(detector, **{**given, "entity_column": ""}),
             )
         except KdjaxError as error:
-            text = " ".join(str(error).split())
+            text = one_line(error)
             yield text if text.startswith(f"{name}: ") else f"{name}: {text}"
             continue
         yield Part(detector, used, series)
