@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import logging
 
 import jax
 import numpy as np
@@ -23,6 +24,7 @@ from kdjax.experiment.populations import (
     group_jobs,
     join_datasets,
     train_all,
+    train_in_memory,
 )
 from kdjax.experiment.train import train_networks
 from kdjax.experiment.workdir import append_line, read_lines
@@ -120,6 +122,19 @@ def test_teachers_of_each_entity_side_by_side(plant_changes, tiny, tmp_path):
     for name in ("press", "saw"):
         assert together[name].progress.step == alone[name].progress.step
         assert_close(together[name].params, alone[name].params, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("target", ["reconstruction", "hidden"])
+def test_populations_of_one_form_are_compiled_once(students, caplog, target):
+    """Else a process that fits population after population grows with each."""
+    first = students({"distill.target": target}, MEMBERS[:2])
+    again = students({"distill.target": target, "seed": 5}, MEMBERS[:2])
+    train_in_memory(first)
+    caplog.clear()
+    with jax.log_compiles(), caplog.at_level(logging.WARNING):
+        fitted = train_in_memory(again)
+    assert not [r for r in caplog.records if "Compiling" in r.getMessage()]
+    assert fitted.keys() == {job.name for job in again}
 
 
 def test_other_shapes_are_other_groups(students):

@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,7 +30,7 @@ from kdjax.experiment.workdir import append_line, cut_lines
 from kdjax.io.messages import progress_bar
 from kdjax.io.signals import signals_held
 from kdjax.models.autoencoder import Architecture, network
-from kdjax.models.model import Params, Places
+from kdjax.models.model import Model, Params, Places
 from kdjax.models.residual import NETWORK, ResidualModel, component, components_of
 from kdjax.training import hosts, steps, targets
 from kdjax.training.batching import (
@@ -69,6 +69,14 @@ class TrainingData(NamedTuple):
     context: Places = ()  # of channels that losses leave out
     sources: tuple[WindowSource, WindowSource] | None = None
     recorded: int | None = None  # first windows that are not augmented; None: all
+
+
+class Lesson(NamedTuple):
+    """The arguments of `student_loss` that decide its form."""
+
+    teacher: Model
+    temperature_mode: str
+    target: str
 
 
 class TrainingJob(NamedTuple):
@@ -287,26 +295,53 @@ def order_key(job: TrainingJob) -> Array:
     return jax.random.fold_in(jax.random.key(job.seed), job.order)
 
 
-def make_objective(job: TrainingJob, **numbers: Any) -> steps.LossFunction:
-    """The job's loss; `numbers` replace α and T, for traced ones."""
-    net, distillation = network(job.architecture), job.distillation
-    if distillation is None:
+def make_objective(job: TrainingJob) -> steps.LossFunction:
+    """The job's loss."""
+    own = job.distillation
+    numbers = {"alpha": own.alpha, "temperature": own.temperature} if own else {}
+    return _objective(job.architecture, lesson_of(job), numbers)
+
+
+def lesson_of(job: TrainingJob) -> Lesson | None:
+    """What of a distillation decides the form of the loss; None without one."""
+    own = job.distillation
+    return Lesson(own.model, own.temperature_mode, own.target) if own else None
+
+
+def _objective(
+    architecture: Architecture, lesson: Lesson | None, numbers: Mapping[str, Any]
+) -> steps.LossFunction:
+    net = network(architecture)
+    if lesson is None:
         return steps.teacher_loss(net)
-    usual = {"alpha": distillation.alpha, "temperature": distillation.temperature}
-    return steps.student_loss(
-        net,
-        distillation.model,
-        temperature_mode=distillation.temperature_mode,
-        target=distillation.target,
-        **(usual | numbers),
-    )
+    return steps.student_loss(net, **lesson._asdict(), **numbers)
 
 
-def make_job_optimizer(job: TrainingJob, **rates: Any) -> Any:
-    """The job's optimizer; `rates` replaces its numbers, for traced ones."""
+def make_job_optimizer(job: TrainingJob) -> Any:
+    """The job's optimizer."""
     fields = ("learning_rate", "schedule", "warmup_steps", "clip_norm")
-    numbers = {"steps": job.steps, **{field: job.train[field] for field in fields}}
-    return steps.make_optimizer(**(numbers | rates))
+    rates = {field: job.train[field] for field in fields}
+    return steps.make_optimizer(steps=job.steps, **rates)
+
+
+@functools.lru_cache(maxsize=8)
+def member_step(
+    architecture: Architecture, lesson: Lesson | None, schedule: str, window: int
+) -> Callable[[Mapping[str, Any]], steps.Step]:
+    """Makes a member's step of its numbers, which may be traced; the same for equal
+    arguments, so that populations of one form are compiled once.
+    """
+
+    def step_of(hyper: Mapping[str, Any]) -> steps.Step:
+        rates = dict(hyper)
+        numbers = {name: rates.pop(name) for name in ("alpha", "temperature")}
+        return steps.make_step(
+            _objective(architecture, lesson, numbers),
+            steps.make_optimizer(schedule=schedule, **rates),
+            window=window,
+        )
+
+    return step_of
 
 
 def recorded_mask(data: TrainingData) -> np.ndarray:

@@ -280,14 +280,12 @@ def _train_together(
     dataset = place(dataset, mesh)
     numbers = pd.DataFrame(map(_numbers, group))
 
-    def step_of(hyper: Mapping[str, Any]) -> steps.Step:
-        rates = dict(hyper)
-        of_loss = {name: rates.pop(name) for name in ("alpha", "temperature")}
-        return steps.make_step(
-            jobs.make_objective(first, **of_loss),
-            jobs.make_job_optimizer(first, **rates),
-            window=first.data.window,
-        )
+    step_of = jobs.member_step(
+        first.architecture,
+        jobs.lesson_of(first),
+        first.train["schedule"],
+        first.data.window,
+    )
 
     def log(name: str, line: LogLine) -> None:
         if workdir is not None:

@@ -181,6 +181,7 @@ def network(architecture: Architecture) -> Model:
     width, *shape = architecture
     model = _lstm_autoencoder(*shape)
 
+    @jax.jit
     def init(key: Array, windows: Array | None = None) -> Params:
         start = jnp.zeros((1, 2, width), jnp.float32)
         return model.init(key, start if windows is None else windows)

@@ -70,6 +70,7 @@ def stack_members(members: Sequence[Tree]) -> Tree:
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *members)
 
 
+@functools.lru_cache(maxsize=8)  # populations of one form share what is compiled
 def make_population_step(
     step_of: Callable[[Any], Step], mesh: Mesh | None = None
 ) -> PopulationStep:
@@ -114,15 +115,7 @@ def make_population_validate(
     `starts` are P arrays of first rows; a member with none gets NaN.
     """
 
-    def mean_loss(dataset: WindowDataset, member: Any) -> Any:
-        params, starts, weight = member
-        return jax.lax.cond(
-            jnp.any(weight > 0),
-            lambda: loss(params, batching.take_batch(dataset, starts, weight, window)),
-            lambda: jnp.zeros((), jnp.float32),
-        )
-
-    batch_losses = jax.jit(_over_members(mean_loss, mesh))
+    batch_losses = _batch_losses(loss, window, mesh)
 
     def validate(params: Params, starts: Sequence[np.ndarray]) -> np.ndarray:
         counts = np.array([len(own) for own in starts], np.float64)
@@ -138,6 +131,23 @@ def make_population_validate(
         return totals / np.where(counts > 0, counts, np.nan)
 
     return validate
+
+
+@functools.lru_cache(maxsize=8)
+def _batch_losses(
+    loss: LossFunction, window: int, mesh: Mesh | None
+) -> Callable[[WindowDataset, Any], Any]:
+    """The jitted mean loss of each member's batch; 0 for a member without windows."""
+
+    def mean_loss(dataset: WindowDataset, member: Any) -> Any:
+        params, starts, weight = member
+        return jax.lax.cond(
+            jnp.any(weight > 0),
+            lambda: loss(params, batching.take_batch(dataset, starts, weight, window)),
+            lambda: jnp.zeros((), jnp.float32),
+        )
+
+    return jax.jit(_over_members(mean_loss, mesh))
 
 
 def _over_members(

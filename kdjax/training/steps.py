@@ -82,6 +82,7 @@ def teacher_loss(model: Model) -> LossFunction:
     return loss
 
 
+@functools.lru_cache
 def validation_loss(model: Model) -> LossFunction:
     """MSE(X', X) as a detector runs the model: a decoder feeds on its own outputs."""
 
