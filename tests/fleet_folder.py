@@ -7,6 +7,7 @@ from kdjax.config import get_config, override, resolve
 from kdjax.detection.fleet import CATALOGUE, DETECTORS, STUDENT, catalogue_frame, quoted
 from kdjax.detection.storage import save_detector
 from kdjax.detection.thresholds import Threshold
+from kdjax.io.files import kdjax_version
 
 
 class FleetFolder:
@@ -29,7 +30,7 @@ class FleetFolder:
         given = {"data.path": "plants", "data.window": 4, **changes}
         about = {
             "schema": 1,
-            "kdjax_version": "0.1.0",
+            "kdjax_version": kdjax_version(),
             "channels": ["x", "y"],
             "settings": resolve(override(get_config(), given)),
         }

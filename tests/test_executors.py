@@ -24,7 +24,10 @@ from kdjax.experiment.sweeps import sweep, units
 from kdjax.experiment.sweeps.design import make_design, make_search, read_file
 from kdjax.io import executors
 from kdjax.io.executors import ONE_CORE, Outcome, Resources, Unit, run_units
+from kdjax.io.files import kdjax_version
 from kdjax.scoring import files
+
+WRONG = f"kdjax 0.0.9, not {kdjax_version()}"
 
 
 def unit(folder, number, what=None):
@@ -128,7 +131,7 @@ class MadeUp:
                 self.selectors.append(own)
                 banned = own.removeprefix("!in(").removesuffix(")").split(",")
                 node = next(n for n in self.names if n not in banned)
-                fault = f"the worker on {node} has kdjax 0.0.9, not 0.1.0"
+                fault = f"the worker on {node} has {WRONG}"
                 bad = node in self.unfit
 
                 def remote(data):
@@ -164,7 +167,7 @@ def test_units_of_a_node_with_another_version_run_elsewhere(cluster, tmp_path, c
     found = sorted(run_units(act, wanted, executor="ray"))
     assert found == [Outcome(f"unit {n}", n * n) for n in range(3)]
     assert ray.selectors[-1] == "!in(old)"
-    assert caplog.messages == ["the worker on old has kdjax 0.0.9, not 0.1.0"]
+    assert caplog.messages == [f"the worker on old has {WRONG}"]
 
 
 def test_units_of_which_no_node_has_the_version_fail_by_name(cluster, tmp_path):
@@ -172,7 +175,7 @@ def test_units_of_which_no_node_has_the_version_fail_by_name(cluster, tmp_path):
     wanted = [unit(tmp_path, number) for number in range(3)]
     found = sorted(run_units(act, wanted, executor="ray"))
     assert [own.name for own in found] == ["unit 0", "unit 1", "unit 2"]
-    assert all("has kdjax 0.0.9, not 0.1.0" in own.error for own in found)
+    assert all(f"has {WRONG}" in own.error for own in found)
 
 
 def test_more_cores_than_a_computer_has_are_refused(cluster):

@@ -4,18 +4,20 @@
 the last code whose detectors had schema 1.
 """
 
+import contextlib
 import hashlib
 import importlib.metadata
 import importlib.util
 import json
 import shutil
+import sqlite3
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
-from kdjax import load_detector
+from kdjax import KDDetector, load_detector, open_machine, read_catalogue, windows
 from kdjax.cli import main
 from kdjax.detection.detector import entity_index, score_windows
 from kdjax.detection.scores import window_scores
@@ -23,9 +25,15 @@ from kdjax.errors import ArtifactError
 from kdjax.experiment.sweeps.design import Member
 from kdjax.experiment.sweeps.members import read_member
 from kdjax.export import container, stablehlo
-from kdjax.export.container import OLD_SEAL, load_onnx, sealed
+from kdjax.export.container import load_onnx, sealed
 from kdjax.export.stablehlo import load_stablehlo
-from kdjax.io.files import load_state, save_state, write_manifest
+from kdjax.io.files import (
+    load_state,
+    read_state,
+    save_state,
+    state_text,
+    write_manifest,
+)
 
 # The commands of version 0.1.0 have old names of fields.
 pytestmark = pytest.mark.filterwarnings("ignore:the config field:FutureWarning")
@@ -34,11 +42,14 @@ RELEASES = Path(__file__).parent / "data" / "releases"
 VERSIONS = sorted(path.parent.name for path in RELEASES.glob("*/command.json"))
 DETECTORS = [*VERSIONS, "schema1"]
 NEWEST = VERSIONS[-1]
-OLD_RULE = "--config.threshold.method=conformal"  # by default at that time
+# Versions with what came in 0.2.0: fleets, further kinds, streams of many entities.
+SINCE_2 = [version for version in VERSIONS if (RELEASES / version / "fleet").exists()]
+KINDS = ("classifier", "cnn_forecast", "gru_forecast", "memory")
 # Other versions of XLA, onnxruntime and BLAS add in another order.
 ROUNDING = 2e-5
 
 each_version = pytest.mark.parametrize("version", VERSIONS)
+each_since_2 = pytest.mark.parametrize("version", SINCE_2)
 each_detector = pytest.mark.parametrize("version", DETECTORS)
 
 
@@ -162,7 +173,7 @@ def test_a_stream_goes_on_from_its_state(version, backend, copy, making):
     folder, wanted = copy(version), expected(version)
     source = "detector" if backend == "jax" else "detector.onnx"
     rows = making.lines(making.BEFORE_STATE, making.ROWS)
-    answers = making.stream(folder / source, Path("state.json"), rows, backend)
+    answers = making.stream(folder / source, Path("state.json"), rows, backend=backend)
     answers = [answer for answer in answers if "event" not in answer]
     assert [answer["row"] for answer in answers] == [*range(25, 60)]
     for name in ("score", "window_score"):
@@ -178,7 +189,9 @@ def test_a_run_goes_on_from_its_checkpoint(version, copy, capsys):
     copy(version)
     before = Path("run/metrics.jsonl").read_text()
     command = json.loads(Path("command.json").read_text())
-    assert main(["kdjax", "run", *command, OLD_RULE, "--workdir=run"]) == 0
+    if version == "0.1.0":  # by default at that time
+        command.append("--config.threshold.method=conformal")
+    assert main(["kdjax", "run", *command, "--workdir=run"]) == 0
     after = Path("run/metrics.jsonl").read_text()
     assert after.startswith(before)
     phases = [json.loads(line)["phase"] for line in after[len(before) :].splitlines()]
@@ -188,6 +201,104 @@ def test_a_run_goes_on_from_its_checkpoint(version, copy, capsys):
     points, found = of_windows(teacher, "press", wanted["windows"])
     close(points, wanted["teacher/point_score"])
     close(found, wanted["teacher/window_score"])
+
+
+@each_since_2
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_detector_of_each_kind_scores_as_it_did(version, kind, copy, making):
+    copy(version)
+    wanted, rows = expected(version), making.with_mode(making.read_rows())
+    detector = KDDetector.load(f"kinds/{kind}")
+    assert detector.detector_.model.kind == kind
+    assert (detector.detector_.context, detector.threshold) == (("mode",), "blocks")
+    close(detector.decision_function(rows), wanted[f"{kind}/window_score"])
+    labels = detector.predict(rows)
+    assert labels.tolist() == wanted[f"{kind}/label"].tolist()
+    assert 0 < labels.sum() < len(rows)
+    assert (detector.explain(rows)["mode"] == 0).all()
+
+
+@each_since_2
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_onnx_file_of_each_kind_scores_as_it_did(version, kind, copy, making):
+    pytest.importorskip("onnxruntime")
+    copy(version)
+    scorer, length = load_onnx(f"kinds/{kind}.onnx"), making.WINDOW
+    rows = making.with_mode(making.read_rows())
+    found = scorer.run(windows(rows.to_numpy(), length=length, stride=length))
+    wanted = expected(version)[f"{kind}/window_score"][length - 1 :: length]
+    close(found.window_score, wanted)
+    assert scorer.plan.channels == (*making.CHANNELS, "mode")
+
+
+@each_since_2
+def test_a_fleet_has_its_machines_and_their_budget(version, copy, making):
+    copy(version)
+    catalogue = read_catalogue("fleet").set_index("entity")
+    assert catalogue["state"].to_dict() == dict.fromkeys(making.PLANT, "ready")
+    assert catalogue["detector"].to_dict() == {
+        "few": "shared/student",
+        "press": "detectors/press",
+        "saw": "detectors/saw",
+    }
+    budget = json.loads(Path("fleet/budget.json").read_text())
+    assert budget["per_day"] == 50
+    for name in ("press", "saw"):
+        detector, entity = open_machine("fleet", name)
+        assert entity == name and detector.clear == 0.8
+        assert detector.scalers.offset.dtype == np.float64
+        threshold = detector.thresholds[entity_index(detector, name)]
+        assert (threshold.method, threshold.spacing) == ("budget", 1)
+        assert threshold.tau == catalogue["threshold"][name]
+    assert open_machine("fleet", "few")[1] == "pooled"
+
+
+@each_since_2
+@pytest.mark.parametrize("name", ["machines", "fleet"])
+def test_a_stream_of_many_entities_goes_on_from_its_state(version, name, copy, making):
+    folder = copy(version)
+    rows = making.machine_lines(name, making.IN_EVENT, making.ROWS)
+    answers = making.stream(
+        folder / making.SOURCES[name], Path(f"{name}.sqlite"), rows, making.OF_MANY
+    )
+    alike(answers, json_lines(f"{name}.jsonl"))
+    assert sum("event" not in answer for answer in answers) == len(rows) - 1
+    # An event that was open in the state has ended.
+    (ended, *_) = (one["event"] for one in answers if "event" in one)
+    first = next(one for one in answers if "event" not in one)
+    assert ended["end"] is not None and ended["start"] < (first["time"] or first["row"])
+
+
+@each_since_2
+def test_a_service_goes_on_from_its_state(version, copy, making):
+    pytest.importorskip("onnxruntime")
+    folder = copy(version)
+    (folder / "service").mkdir()
+    Path("service.sqlite").rename("service/press.sqlite")
+    with making.service(folder / "detector.onnx", folder / "service") as answer:
+        found = answer(making.IN_EVENT, making.ROWS)
+    alike(found, json_lines("service.jsonl"))
+    assert [one["row"] for one in found[:2]] == [making.IN_EVENT] * 2
+
+
+def json_lines(path):
+    return [json.loads(line) for line in Path(path).read_text("utf-8").splitlines()]
+
+
+def alike(found, wanted):
+    """Equal, but for the rounding of numbers that aren't whole."""
+    if isinstance(wanted, dict):
+        assert found.keys() == wanted.keys()
+        for key in wanted:
+            alike(found[key], wanted[key])
+    elif isinstance(wanted, list):
+        assert len(found) == len(wanted)
+        for one, other in zip(found, wanted, strict=True):
+            alike(one, other)
+    elif isinstance(wanted, float):
+        close(found, wanted)
+    else:
+        assert found == wanted
 
 
 # What is newer is refused: with its schema, ours, and who wrote it.
@@ -274,7 +385,7 @@ def test_a_newer_checkpoint_is_refused_and_left_alone(copy, refused):
     write_manifest(step)
     before = digests(folder / "run" / "checkpoints")
     command = json.loads(Path("command.json").read_text())
-    said = refused("run", *command, OLD_RULE, "--workdir=run")
+    said = refused("run", *command, "--workdir=run")
     assert said == newer(f"run/checkpoints/teacher/{step.name}", 2)
     assert digests(folder / "run" / "checkpoints") == before
 
@@ -288,7 +399,7 @@ def test_a_checkpoint_without_a_schema_is_one_of_the_first(copy):
     write_manifest(step)
     command = json.loads(Path("command.json").read_text())
     before = Path("run/metrics.jsonl").read_text()
-    assert main(["kdjax", "run", *command, OLD_RULE, "--workdir=run"]) == 0
+    assert main(["kdjax", "run", *command, "--workdir=run"]) == 0
     assert Path("run/metrics.jsonl").read_text().startswith(before)
 
 
@@ -298,7 +409,7 @@ def test_newer_results_are_refused(copy, refused):
     results = {"schema": 2, "environment": versions}
     (folder / "run" / "results.json").write_text(json.dumps(results))
     command = json.loads(Path("command.json").read_text())
-    said = refused("run", *command, OLD_RULE, "--workdir=run")
+    said = refused("run", *command, "--workdir=run")
     assert said == newer("run/results.json", 2)
 
 
@@ -333,12 +444,40 @@ def test_a_newer_state_is_refused_and_left_alone(copy, refused, monkeypatch):
     assert (folder / "state.json").read_bytes() == before
 
 
+def test_a_newer_fleet_is_refused(copy, refused):
+    folder = copy(NEWEST)
+    rewrite(folder / "fleet" / "fleet.json", schema=2, kdjax_version="9.9.9")
+    for command in (
+        ("score", "plant_rows.csv", "--output=out.csv"),
+        ("stream", "--entity_column=machine"),
+    ):
+        said = refused(*command, "--detector=fleet")
+        assert said == newer("fleet/fleet.json", 2)
+
+
+def test_a_newer_state_of_many_entities_is_refused_and_left_alone(copy, refused):
+    folder = copy(NEWEST)
+    with contextlib.closing(sqlite3.connect("machines.sqlite")) as store:
+        ((text,),) = store.execute("SELECT state FROM whole")
+        state = read_state(text.encode(), "it")
+        state |= {"schema": 2, "kdjax_version": "9.9.9"}
+        store.execute("UPDATE whole SET state = ?", (state_text(state),))
+        store.commit()
+    before = (folder / "machines.sqlite").read_bytes()
+    said = refused(
+        "stream", "--detector=detector", "--entity_column=machine",
+        "--state=machines.sqlite",
+    )  # fmt: skip
+    assert said == newer("machines.sqlite", 2)
+    assert (folder / "machines.sqlite").read_bytes() == before
+
+
 def test_a_newer_onnx_file_is_refused(copy, refused):
     pytest.importorskip("onnxruntime")
     folder = copy(NEWEST)
     data = (folder / "detector.onnx").read_bytes()
     data = replaced(data, b"\x0a\x06schema\x12\x011", b"\x0a\x06schema\x12\x012")
-    (folder / "detector.onnx").write_bytes(resealed(of_9_9_9(data), OLD_SEAL))
+    (folder / "detector.onnx").write_bytes(resealed(of_9_9_9(data), container.SEAL))
     said = refused("stream", "--detector=detector.onnx", "--backend=onnxruntime")
     assert said == newer("detector.onnx", 2)
 

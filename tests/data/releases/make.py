@@ -4,7 +4,7 @@
 
 Run once for each release, at its version, and commit the folder `VERSION/` that it
 writes beside this file; `tests/test_releases.py` then reads the files of all versions.
-A few seconds. What the folder holds:
+About two minutes. What the folder holds, from `plant.csv` on since 0.2.0:
 
     train.csv, rows.csv    three channels of two machines, and rows to score
     command.json           the flags of `run`
@@ -12,8 +12,17 @@ A few seconds. What the folder holds:
     detector/              the student's folder
     detector.onnx, detector.stablehlo     the student of the machine `press`
     state.json             of a stream of it, after the first rows of rows.csv
-    expected.npz           windows, the teacher's and the student's scores of them, and
-                           the stream's scores of the rows after the state
+    plant.csv, plant_rows.csv   three machines with times, a counter and missing cells
+    fleet/                 a fleet of them that shares a budget of alarms; `few` has the
+                           fleet's own student
+    kinds/KIND, kinds/KIND.onnx     `KDDetector`s that learn otherwise than the student,
+                           with a channel of context
+    machines.sqlite        the state of a stream of many entities
+    fleet.sqlite           the same of the fleet, with an event that is open
+    service.sqlite         the state of a service on detector.onnx, after a kill
+    *.jsonl                the answers to the rows after these three states
+    expected.npz           windows, all models' scores of them, and the stream's scores of
+                           the rows after state.json
 """
 
 import argparse
@@ -23,17 +32,20 @@ import io
 import json
 import os
 import shutil
+import sqlite3
 import sys
 import tempfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from kdjax.cli import main as kdjax
+import kdjax
+from kdjax.cli import main as program
 from kdjax.detection.detector import entity_index, score_windows
 from kdjax.detection.scores import window_scores
-from kdjax.detection.storage import load_detector
 from kdjax.io.files import write_manifest
 
 CHANNELS = ("load", "heat", "flow")
@@ -51,6 +63,37 @@ COMMAND = (
     "--config.threshold.false_alarm_rate=0.1",
     "--config.baselines=random",
 )
+PLANT = {**MACHINES, "few": 30}
+FLEET = (
+    "plant.csv",
+    "--config.data.entity_column=machine",
+    "--config.data.ignore=note",
+    "--config.data.missing=ffill",
+    f"--config.data.window={WINDOW}",
+    "--config.data.stride=5",
+    "--config.distill.alpha=0",
+    "--config.student.hidden=3",
+    "--config.student.epochs=2",
+    "--config.threshold.method=budget",
+    "--config.threshold.budget=50/day",
+    "--config.threshold.budget_scope=fleet",
+    "--config.threshold.clear=0.8",
+    "--config.baselines=random",
+)
+KINDS = ("classifier", "cnn_forecast", "gru_forecast", "memory")
+SETTINGS = {
+    "classifier.channels": 4,
+    "classifier.networks": 2,
+    "classifier.steps": 40,
+    "data.context": ("mode",),
+    "forecast.steps": 40,
+    "forecast.units": 4,
+}
+# What streams of many entities are of, and how they are asked for.
+SOURCES = {"machines": "detector", "fleet": "fleet"}
+OF_MANY = "--entity_column=machine"
+# Rows before the states of many entities: one has an event that ends after them.
+IN_EVENT = 22
 
 
 def main() -> None:
@@ -78,9 +121,15 @@ def make(made: Path) -> None:
     rows = waves(rng, ROWS)
     rows[40:44, 0] += 4
     frame(rows).to_csv("rows.csv", index=False)
+    plant(rng, PLANT).to_csv("plant.csv", index=False)
+    later = plant(rng, dict.fromkeys(PLANT, ROWS), breaks=18)
+    later.to_csv("plant_rows.csv", index=False)
     call("run", *COMMAND, "--workdir=run")
     write_files(made)
-    np.savez(made / "expected.npz", **expected(rows))
+    write_fleet(made)
+    found = {**expected(rows), **write_kinds(made, frames[0], rows)}
+    np.savez(made / "expected.npz", **found)
+    write_states(made)
     forget_folder(made)
 
 
@@ -89,6 +138,7 @@ def forget_folder(made: Path) -> None:
     here = os.fsencode(os.getcwd())
     for path in filter(Path.is_file, made.rglob("*")):
         if here in (data := path.read_bytes()):
+            assert made / "run" in path.parents, f"{path} names the folder"
             path.write_bytes(data.replace(here, b"."))
     for step in made.glob("run/checkpoints/*/*"):
         write_manifest(step)
@@ -107,15 +157,32 @@ def frame(values: np.ndarray) -> pd.DataFrame:
     return pd.DataFrame(values, columns=list(CHANNELS))
 
 
+def plant(
+    rng: np.random.Generator, machines: dict[str, int], *, breaks: int | None = None
+) -> pd.DataFrame:
+    """A row a minute of each machine, in turns; `flow` is too large for float32."""
+    frames = []
+    for name, rows in machines.items():
+        own = frame(waves(rng, rows)).astype(float)
+        own["flow"] = 1.7e9 + (100 * own["flow"]).round(3)
+        own.loc[rows // 2 : rows // 2 + 2, "heat"] = np.nan
+        if breaks is not None:
+            own.loc[breaks : breaks + 3, "load"] += 6
+        own.insert(0, "machine", name)
+        own.insert(0, "time", pd.date_range("2026-03-01", periods=rows, freq="min"))
+        frames.append(own.assign(note="ok"))
+    return pd.concat(frames).sort_values("time", kind="stable")
+
+
 def call(*arguments: str) -> None:
     """Runs a verb, which must end well."""
-    if code := kdjax(["kdjax", *arguments]):
+    if code := program(["kdjax", *arguments]):
         sys.exit(code)
 
 
 def write_files(made: Path) -> None:
     """The files that the verbs write."""
-    for name in ("train.csv", "rows.csv"):
+    for name in ("train.csv", "rows.csv", "plant.csv", "plant_rows.csv"):
         shutil.copy(name, made / name)
     (made / "command.json").write_text(json.dumps(COMMAND, indent=1) + "\n")
     shutil.copytree("run/detectors/student", made / "detector")
@@ -134,23 +201,104 @@ def write_files(made: Path) -> None:
     stream(made / "detector", made / "state.json", lines(0, BEFORE_STATE))
 
 
+def write_fleet(made: Path) -> None:
+    """A fleet without its page, which nothing reads."""
+    call("fleet", *FLEET, "--output=fleet")
+    shutil.copytree(
+        "fleet", made / "fleet", ignore=shutil.ignore_patterns("index.html", ".*")
+    )
+
+
+def read_rows() -> np.ndarray:
+    """The values of rows.csv, `[ROWS, 3]` float32."""
+    return pd.read_csv("rows.csv").to_numpy(np.float32)
+
+
+def with_mode(values: np.ndarray) -> pd.DataFrame:
+    """Rows with a channel of context, which only says what load is asked for."""
+    return frame(values).assign(mode=(values[:, 0] > 0).astype(np.float32))
+
+
+def write_kinds(
+    made: Path, train: pd.DataFrame, rows: np.ndarray
+) -> dict[str, np.ndarray]:
+    """A detector of each kind, its ONNX file, and its scores and labels of rows.csv."""
+    train = with_mode(train[list(CHANNELS)].to_numpy())
+    found = {}
+    for kind in KINDS:
+        detector = kdjax.KDDetector(
+            detector=kind, window_size=WINDOW, stride=WINDOW, false_alarm_rate=0.1,
+            settings=SETTINGS,
+        ).fit(train)  # fmt: skip
+        folder = made / "kinds" / kind
+        detector.save(folder)
+        call(
+            "export", f"--detector={folder}", f"--output={folder}.onnx",
+            f"--entity={detector.entity_}",
+        )  # fmt: skip
+        found[f"{kind}/window_score"] = detector.decision_function(with_mode(rows))
+        found[f"{kind}/label"] = detector.predict(with_mode(rows))
+    return found
+
+
+def write_states(made: Path) -> None:
+    """States of many entities, and the answers to what comes after them."""
+    for name in ("machines", "fleet"):
+        source = made / SOURCES[name]
+        state = made / f"{name}.sqlite"
+        stream(source, state, machine_lines(name, 0, IN_EVENT), OF_MANY)
+        shutil.copy(state, "after.sqlite")
+        rest = machine_lines(name, IN_EVENT, ROWS)
+        answers = stream(source, Path("after.sqlite"), rest, OF_MANY)
+        write_lines(made / f"{name}.jsonl", answers)
+    with service(made / "detector.onnx", Path("service")) as answer:
+        for first, last in ((0, 12), (12, IN_EVENT)):
+            answer(first, last)
+        # As a kill would leave it.
+        backup(Path("service/press.sqlite"), made / "service.sqlite")
+        write_lines(made / "service.jsonl", answer(IN_EVENT, ROWS))
+
+
+def write_lines(path: Path, answers: Iterable[dict[str, Any]]) -> None:
+    """One JSON object a line."""
+    text = "".join(json.dumps(answer) + "\n" for answer in answers)
+    path.write_text(text, encoding="utf-8")
+
+
 def lines(first: int, last: int) -> list[str]:
     """The header and some rows of rows.csv."""
     header, *rows = Path("rows.csv").read_text("utf-8").splitlines(keepends=True)
     return [header, *rows[first:last]]
 
 
+def machine_lines(name: str, first: int, last: int) -> list[str]:
+    """The header and some rows of each machine, in turns."""
+    if name == "fleet":
+        text = Path("plant_rows.csv").read_text("utf-8")
+        header, *rows = text.splitlines(keepends=True)
+        return [header, *rows[3 * first : 3 * last]]
+    header, *rows = lines(0, ROWS)
+    # The rows of one are those of the other from the last to the first.
+    turns = [*zip(rows, rows[::-1], strict=True)][first:last]
+    both = (f"press,{row}saw,{other}" for row, other in turns)
+    return "".join([f"machine,{header}", *both]).splitlines(keepends=True)
+
+
 def stream(
-    detector: Path, state: Path, rows: list[str], backend: str = "jax"
-) -> list[dict[str, object]]:
+    detector: Path,
+    state: Path,
+    rows: list[str],
+    *flags: str,
+    backend: str = "jax",
+) -> list[dict[str, Any]]:
     """What `stream` answers, going on from a state and leaving one."""
     answers, given = io.StringIO(), sys.stdin
     try:
         sys.stdin = io.StringIO("".join(rows))
         with contextlib.redirect_stdout(answers):
             call(
-                "stream", f"--detector={detector}", "--entity=press",
-                f"--state={state}", f"--backend={backend}",
+                "stream", f"--detector={detector}", f"--state={state}",
+                f"--backend={backend}", *(flags or ("--entity=press",)),
             )  # fmt: skip
     finally:
         sys.stdin = given
@@ -158,12 +306,55 @@ def stream(
     return [json.loads(line) for line in answers.getvalue().splitlines()]
 
 
+@contextlib.contextmanager
+def service(file: Path, folder: Path) -> Iterator[Any]:
+    """A service with its state in a folder; gives what answers some rows of rows.csv."""
+    from kdjax.service.bodies import JSON, read_rows
+    from kdjax.service.engine import Engine, Limits
+    from kdjax.service.journal import Clock
+
+    folder.mkdir(exist_ok=True)
+    engine = Engine("press", file, folder, limits=Limits(), clock=Clock())
+
+    def answer(first: int, last: int) -> list[dict[str, Any]]:
+        rows = read_rows().tolist()
+        turns = [*zip(rows, rows[::-1], strict=True)][first:last]
+        body = {
+            "rows": [row for two in turns for row in two],
+            "entity": [*"ab"] * (last - first),
+            "time": [60 * n for n in range(first, last) for _ in "ab"],
+        }
+        data = json.dumps(body).encode()
+        sent = read_rows(data, JSON, engine.loaded.plan, most=1000)
+        answers = engine.submit(sent).result()
+        return [
+            {**json.loads(text), "events": list(events)}
+            for text, events in zip(answers.texts, answers.events, strict=True)
+        ]
+
+    try:
+        yield answer
+    finally:
+        engine.close()
+
+
+def backup(source: Path, target: Path) -> None:
+    """A copy of a SQLite file that is in use, as one file."""
+    with (
+        contextlib.closing(sqlite3.connect(source)) as used,
+        contextlib.closing(sqlite3.connect(target)) as copy,
+    ):
+        used.backup(copy)
+        copy.execute("PRAGMA journal_mode=DELETE")
+        copy.execute("VACUUM")
+
+
 def expected(rows: np.ndarray) -> dict[str, np.ndarray]:
     """What the files are to give."""
     starts = np.arange(0, ROWS - WINDOW + 1, 5)
     found = {"windows": rows[starts[:, None] + np.arange(WINDOW)]}
     for model in ("teacher", "student"):
-        detector = load_detector(f"run/detectors/{model}")
+        detector = kdjax.load_detector(f"run/detectors/{model}")
         index = entity_index(detector, "press")
         points = score_windows(detector, index, rows, starts)
         found[f"{model}/point_score"] = points
@@ -172,6 +363,7 @@ def expected(rows: np.ndarray) -> dict[str, np.ndarray]:
     answers = stream(
         Path("made/detector"), Path("state.json"), lines(BEFORE_STATE, ROWS)
     )
+    answers = [answer for answer in answers if "event" not in answer]
     for name in ("score", "window_score", "alarm"):
         found[f"stream/{name}"] = np.array([answer[name] for answer in answers])
     return found
