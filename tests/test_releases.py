@@ -242,7 +242,7 @@ def test_a_fleet_has_its_machines_and_their_budget(version, copy, making):
         "saw": "detectors/saw",
     }
     budget = json.loads(Path("fleet/budget.json").read_text())
-    assert budget["per_day"] == 50
+    assert (budget["budget"], budget["machines"]) == (50, 3)
     for name in ("press", "saw"):
         detector, entity = open_machine("fleet", name)
         assert entity == name and detector.clear == 0.8

@@ -4,7 +4,7 @@
 
 Run once for each release, at its version, and commit the folder `VERSION/` that it
 writes beside this file; `tests/test_releases.py` then reads the files of all versions.
-About two minutes. What the folder holds, from `plant.csv` on since 0.2.0:
+About half a minute. What the folder holds, from `fleet/` on since 0.2.0:
 
     train.csv, rows.csv    three channels of two machines, and rows to score
     command.json           the flags of `run`
@@ -12,9 +12,9 @@ About two minutes. What the folder holds, from `plant.csv` on since 0.2.0:
     detector/              the student's folder
     detector.onnx, detector.stablehlo     the student of the machine `press`
     state.json             of a stream of it, after the first rows of rows.csv
-    plant.csv, plant_rows.csv   three machines with times, a counter and missing cells
-    fleet/                 a fleet of them that shares a budget of alarms; `few` has the
-                           fleet's own student
+    fleet/                 of three machines with times, a counter and missing cells that
+                           share a budget of alarms; `few` has the fleet's own student
+    plant_rows.csv         rows of these machines to score
     kinds/KIND, kinds/KIND.onnx     `KDDetector`s that learn otherwise than the student,
                            with a channel of context
     machines.sqlite        the state of a stream of many entities
@@ -182,7 +182,7 @@ def call(*arguments: str) -> None:
 
 def write_files(made: Path) -> None:
     """The files that the verbs write."""
-    for name in ("train.csv", "rows.csv", "plant.csv", "plant_rows.csv"):
+    for name in ("train.csv", "rows.csv", "plant_rows.csv"):
         shutil.copy(name, made / name)
     (made / "command.json").write_text(json.dumps(COMMAND, indent=1) + "\n")
     shutil.copytree("run/detectors/student", made / "detector")
@@ -309,7 +309,7 @@ def stream(
 @contextlib.contextmanager
 def service(file: Path, folder: Path) -> Iterator[Any]:
     """A service with its state in a folder; gives what answers some rows of rows.csv."""
-    from kdjax.service.bodies import JSON, read_rows
+    from kdjax.service import bodies
     from kdjax.service.engine import Engine, Limits
     from kdjax.service.journal import Clock
 
@@ -325,7 +325,7 @@ def service(file: Path, folder: Path) -> Iterator[Any]:
             "time": [60 * n for n in range(first, last) for _ in "ab"],
         }
         data = json.dumps(body).encode()
-        sent = read_rows(data, JSON, engine.loaded.plan, most=1000)
+        sent = bodies.read_rows(data, bodies.JSON, engine.loaded.plan, most=1000)
         answers = engine.submit(sent).result()
         return [
             {**json.loads(text), "events": list(events)}
