@@ -26,6 +26,7 @@ About half a minute. What the folder holds, from `fleet/` on since 0.2.0:
 """
 
 import argparse
+import configparser
 import contextlib
 import importlib.metadata
 import io
@@ -99,7 +100,9 @@ IN_EVENT = 22
 def main() -> None:
     """Works in a temporary folder, and copies what is kept."""
     parser = argparse.ArgumentParser(description=__doc__)
-    version = importlib.metadata.version("kdjax")
+    version = source_version()
+    if (installed := importlib.metadata.version("kdjax")) != version:
+        sys.exit(f"kdjax {installed} is installed: run pip install -e . for {version}")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / version)
     output = parser.parse_args().output.resolve()
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
@@ -108,6 +111,13 @@ def main() -> None:
         shutil.copytree("made", output)
     size = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
     print(f"{output}: {size:,} bytes")
+
+
+def source_version() -> str:
+    """The version of the checkout."""
+    setup = configparser.ConfigParser()
+    setup.read(Path(__file__).parents[3] / "setup.cfg")
+    return setup["metadata"]["version"]
 
 
 def make(made: Path) -> None:
