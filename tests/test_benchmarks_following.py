@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -73,3 +74,31 @@ def test_the_document_says_what_was_measured():
             == (row["model"], "following", 0.1)
         ]
         assert mean == pytest.approx(np.mean(f1), abs=1e-12)
+
+
+@pytest.mark.parametrize("name", ["smd", "asd", "jumpstarter2", "smap", "msl"])
+def test_the_document_has_the_teacher_on_each_collection(name):
+    found = json.loads(
+        (ROOT / f"docs/results/following_{name}.json").read_text("utf-8")
+    )
+    document = (ROOT / "docs" / "thresholds.md").read_text("utf-8")
+    (row,) = [row for row in found["left_out"] if row["model"] == "teacher"]
+    assert row["one_share"] == 0.1
+    chosen = ", ".join(
+        f"{float(share):.0%}: {number}".replace("%", " %")
+        for share, number in row["following"]["chosen"].items()
+    )
+    gains = (
+        "{difference:+.3f} ({low:+.3f} to {high:+.3f})".format(**row[gain])
+        for gain in ("following_minus_fixed", "following_minus_fixed_at_one_share")
+    )
+    cells = (
+        f"{row['fixed']['f1']:.3f}",
+        f"{row['following']['f1']:.3f} ({chosen})",
+        *(gain.replace("-", "−") for gain in gains),
+    )
+    label = {"jumpstarter2": "JumpStarter2"}.get(name, name.upper())
+    (line,) = re.findall(
+        rf"^\| {label} \(\d+ \w+\) \| (.*) \|$", document, re.MULTILINE
+    )
+    assert line == " | ".join(cells)

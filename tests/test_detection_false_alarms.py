@@ -274,7 +274,7 @@ def test_the_document_has_the_measured_rates():
         )
         assert f"| {' | '.join(cells)} |" in document
     rates = [m["rules"]["conformal"]["clean"]["rate"] for m in found["machines"]]
-    assert f"machines,\n{cell(np.mean(rates))}, hold it" in document
+    assert f"The mean over machines is {cell(np.mean(rates))}." in document
     total = sum(m["anomalies"] for m in found["machines"])
     kept = sum(m["rules"]["conformal"]["anomalies_found"] for m in found["machines"])
     rolling_tau = sum(m["adaptive"]["anomalies_found"] for m in found["machines"])
