@@ -154,7 +154,7 @@ def kill_nodes(folder: Path, times: int, output: Path) -> None:
     """Kills a node of two in mid-work; the fleet must be that of an undisturbed run."""
     from ray.cluster_utils import Cluster
 
-    plants, rng = make(folder / "killed", 64), np.random.default_rng(0)
+    plants, rng = make(folder / "killed", 128), np.random.default_rng(0)
     small = [*ALONE, "--config.student.epochs=4", "--config.student.hidden=4"]
     call("fleet", str(plants), f"--output={folder / 'whole'}", *small)
     wanted = digests(folder / "whole")
@@ -171,7 +171,7 @@ def kill_nodes(folder: Path, times: int, output: Path) -> None:
             process = subprocess.Popen(
                 [*PROGRAM, *command, *where], stdout=told, stderr=told
             )
-            moment = float(rng.uniform(3, 25))
+            moment = float(rng.uniform(8, 24))  # Ray takes 8 s to start
             time.sleep(moment)
             running = process.poll() is None
             cluster.remove_node(node, allow_graceful=False)
