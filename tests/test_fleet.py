@@ -14,6 +14,7 @@ import pytest
 import kdjax
 from kdjax.cli import main
 from kdjax.data.partitions import Machine, frame_machines, list_machines, read_machine
+from kdjax.data.tables import frame_table
 from kdjax.detection.fleet import (
     CATALOGUE_SCHEMA,
     catalogue_frame,
@@ -363,7 +364,7 @@ def test_machines_of_an_input(tmp_path):
     with pytest.raises(kdjax.ConfigError, match=r"data.entity_column"):
         list_machines(tmp_path / "one.csv", entity_column="")
     frame = rows(0, 4).assign(entity=["b", "a", "b", "a"])
-    first, second = frame_machines(frame, "entity")
+    first, second = frame_machines(frame_table(frame, "frame"), "entity")
     assert (first.entity, second.entity) == ("a", "b")
     np.testing.assert_allclose(
         read_machine(first).values[:, 0], frame["a"][[1, 3]], rtol=1e-6

@@ -8,10 +8,10 @@ import pytest
 
 import kdjax
 from kdjax.data.series import Series
+from kdjax.detection import storage
 from kdjax.detection.storage import load_detector, save_detector
 from kdjax.detection.tables import score_table
 from kdjax.errors import ArtifactError, DataError
-from kdjax.scoring import partitions
 from kdjax.scoring.files import score_file
 from kdjax.scoring.partitions import SCORE_SCHEMA, score_partition
 
@@ -200,7 +200,7 @@ def test_a_saved_detector_is_loaded_once_until_it_changes(
         loads.append(path)
         return load_detector(path)
 
-    monkeypatch.setattr(partitions, "load_detector", count)
+    monkeypatch.setattr(storage, "load_detector", count)
     monkeypatch.chdir(tmp_path)
     save_detector("d", small)
     one = score_partition(frame, "d", time_column="time")

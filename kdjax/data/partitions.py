@@ -15,11 +15,10 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from kdjax.data.raw import Place
 from kdjax.data.readers import exclude_rows, load_files, name_of, series_of
 from kdjax.data.schema import Reading, check_reading, entity_rows
 from kdjax.data.series import Series
-from kdjax.data.tables import SUFFIXES, frame_table, open_table
+from kdjax.data.tables import SUFFIXES, Table, frame_table, open_table
 from kdjax.errors import ConfigError, DataError, counted
 
 # A folder of one machine's Parquet files, such as `entity=m1`.
@@ -64,7 +63,7 @@ def list_machines(path: str | os.PathLike[str], *, entity_column: str) -> list[M
                 "data.entity_column, or give a folder with a file for each."
             )
         table = open_table(path, text_columns={entity_column})
-        return frame_machines(table.read(), entity_column, place=table.place)
+        return frame_machines(table, entity_column)
     sizes = {file: file.stat().st_size for file in sorted(_files(path))}
     return name_machines(path, sizes)
 
@@ -113,29 +112,31 @@ def partition_of(path: str | os.PathLike[str]) -> str:
     return urllib.parse.unquote(known["entity"])
 
 
-def frame_machines(
-    frame: pd.DataFrame, entity_column: str, *, place: Place | None = None
-) -> list[Machine]:
-    """The machines of a table with a column of entities, by name; `place` names it."""
-    place = place or Place(Path("the frame"), tuple(map(str, frame.columns)))
-    if entity_column not in place.columns:
-        raise DataError(
-            f"{place.path} has no column {entity_column!r}: its columns are "
-            f"{', '.join(place.columns)}."
-        )
-    frame = frame.set_axis([*place.columns], axis=1).reset_index(drop=True)
-    rows = entity_rows(frame, entity_column, "", place)
-    rest = frame.drop(columns=entity_column)
+def frame_machines(table: Table, entity_column: str) -> list[Machine]:
+    """The machines of a table with a column of entities, by name."""
     return [
         Machine(
             name,
-            frame=rest.iloc[own],
-            source=str(place.path),
-            first_line=place.first_line,
-            size=8 * len(own) * rest.shape[1],
+            frame=own.drop(columns=entity_column),
+            source=str(table.place.path),
+            first_line=table.place.first_line,
+            size=8 * len(own) * (own.shape[1] - 1),
         )
-        for name, own in sorted(rows.items())
+        for name, own in sorted(entity_frames(table, entity_column).items())
     ]
+
+
+def entity_frames(table: Table, column: str) -> dict[str, pd.DataFrame]:
+    """The rows of each entity in a column of a table, in order of first appearance."""
+    place = table.place
+    if column not in place.columns:
+        raise DataError(
+            f"{place.path} has no column {column!r}: its columns are "
+            f"{', '.join(place.columns)}; name the one of the machines as entity_column."
+        )
+    frame = table.read()
+    rows = entity_rows(frame, column, "", place)
+    return {entity: frame.iloc[own] for entity, own in rows.items()}
 
 
 def _files(folder: Path) -> Iterator[Path]:

@@ -23,10 +23,10 @@ from typing import Any
 import pandas as pd
 
 from kdjax.detection.detector import POOLED, Detector
-from kdjax.detection.storage import load_detector
+from kdjax.detection.storage import kept_detector
 from kdjax.errors import ArtifactError, DataError
 from kdjax.io import files
-from kdjax.io.files import MANIFEST, check_schema
+from kdjax.io.files import check_schema
 
 FLEET, is_fleet = files.FLEET, files.is_fleet
 SCHEMA = 1
@@ -114,7 +114,7 @@ def open_machine(folder: str | os.PathLike[str], entity: str) -> tuple[Detector,
         ArtifactError: see `read_catalogue` and `load_detector`.
     """
     path = machine_folder(folder, entity)
-    loaded, student = _load(str(path), stamp(path / MANIFEST)), Path(folder) / STUDENT
+    loaded, student = kept_detector(path), Path(folder) / STUDENT
     return loaded, entity if entity in loaded.entities and path != student else POOLED
 
 
@@ -163,8 +163,3 @@ def _rows(folder: str, stamp: tuple[int, int]) -> dict[str, tuple[str, str, str]
     found = read_catalogue(folder)[["entity", "state", "reason", "detector"]]
     lines = found.itertuples(index=False, name=None)
     return {entity: (state, why, path) for entity, state, why, path in lines}
-
-
-@functools.lru_cache(maxsize=64)
-def _load(folder: str, stamp: tuple[int, int]) -> Detector:
-    return load_detector(folder)

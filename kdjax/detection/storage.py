@@ -10,6 +10,7 @@ The manifest detects corruption; `check_detector` detects parts that don't fit t
 such as arrays of other shapes or a scale of 0.
 """
 
+import functools
 import io
 import json
 import math
@@ -41,6 +42,7 @@ from kdjax.detection.stream_rules import (
 from kdjax.detection.thresholds import Threshold
 from kdjax.errors import ArtifactError
 from kdjax.io.files import (
+    MANIFEST,
     check_detector_folder,
     check_replaceable,
     check_schema,
@@ -48,6 +50,7 @@ from kdjax.io.files import (
     kdjax_version,
     marked,
     naming,
+    sha256,
     verify_manifest,
     write_manifest,
     write_text,
@@ -148,6 +151,19 @@ def load_detector(folder: str | os.PathLike[str]) -> Detector:
             f"{folder} does not hold a kdjax detector ({error!r}). Give a folder that "
             "kdjax wrote, or train it again."
         ) from error
+
+
+def kept_detector(folder: str | os.PathLike[str]) -> Detector:
+    """`load_detector`, once a process for each content of the manifest."""
+    path = Path(folder).absolute()
+    manifest = path / MANIFEST
+    # Without one `load_detector` says what is wrong.
+    return _kept(path, sha256(manifest) if manifest.is_file() else "")
+
+
+@functools.lru_cache(maxsize=64)
+def _kept(path: Path, digest: str) -> Detector:
+    return load_detector(path)
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:

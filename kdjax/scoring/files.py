@@ -6,12 +6,11 @@ restart keeps an output if its checksums and those of its inputs match the recor
 Files of an object store (`s3://`) are copied in and out one by one.
 """
 
-import functools
 import hashlib
 import json
 import os
 import re
-from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +27,7 @@ from kdjax.detection.detector import POOLED, Detector, entity_index
 from kdjax.detection.false_alarms import series_notes
 from kdjax.detection.fleet import machine_folder
 from kdjax.detection.reading import read_like
-from kdjax.detection.storage import load_detector
+from kdjax.detection.storage import kept_detector, load_detector
 from kdjax.detection.tables import find_windows, score_events, score_table
 from kdjax.errors import ConfigError, DataError, KdjaxError, counted, one_line
 from kdjax.io.executors import LOCAL, ONE_CORE, Resources, Unit, run_units
@@ -123,14 +122,17 @@ def _with_budget(
 
 
 def load_scorer(
-    detector: str | os.PathLike[str], *, attribution: str = ""
+    detector: str | os.PathLike[str],
+    *,
+    attribution: str = "",
+    load: Callable[[str | os.PathLike[str]], Detector] = load_detector,
 ) -> Detector | Fleet:
     """A saved detector, with another attribution method if one is given, or a fleet."""
     if attribution:
         check_attribution(attribution)
     if is_fleet(detector):
         return open_fleet(detector, attribution)
-    loaded = load_detector(detector)
+    loaded = load(detector)
     if attribution:
         loaded = loaded._replace(attribution=attribution)
     return loaded
@@ -498,8 +500,9 @@ def score_unit(
     fields of each `Item`.
     """
     items = [Item(name, Path(path), Path(to)) for name, path, to in data["items"]]
-    digest = data["common"].get("detector", "")  # a fleet's machines have their own
-    loaded = _loaded(data["detector"], data["attribution"], digest)
+    loaded = load_scorer(
+        data["detector"], attribution=data["attribution"], load=kept_detector
+    )
     store = Mirror(Path(), {})
     common, entity, options = (data[name] for name in ("common", "entity", "options"))
     acts = _score_items(items, store, loaded, common, entity, options)
@@ -511,12 +514,6 @@ def score_unit(
             return messages, tuple(end.value), ""
         except ConfigError as error:
             return messages, (0, [], {}), str(error)
-
-
-@functools.lru_cache(maxsize=1)
-def _loaded(detector: str, attribution: str, digest: str) -> Detector | Fleet:
-    """The detector, which this process keeps for its next unit."""
-    return load_scorer(detector, attribution=attribution)
 
 
 def _is_stored(store: Mirror, item: Item, common: Mapping[str, Any]) -> bool:

@@ -116,7 +116,7 @@ def _machines(
     table = open_table(path, text_columns={column, *(reading.get("ignore") or ())})
     if column not in table.place.columns and not given:
         return [Machine(own, (str(path),))]
-    return frame_machines(table.read(), column, place=table.place)
+    return frame_machines(table, column)
 
 
 def _part_files(folder: Path) -> list[Path]:

@@ -7,7 +7,7 @@ each part, in their own processes. docs/fleet.md has an example of each.
 import logging
 import os
 from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +15,14 @@ import numpy as np
 import pandas as pd
 from pandas.api.types import is_datetime64_any_dtype, is_numeric_dtype
 
-from kdjax.data.schema import entity_rows
+from kdjax.data.partitions import entity_frames
 from kdjax.data.tables import frame_table
 from kdjax.detection.detector import POOLED, Detector
 from kdjax.detection.fleet import is_fleet, open_machine, read_fleet
 from kdjax.detection.reading import CONTRIBUTION, Described, read_like, reading_of
-from kdjax.detection.storage import load_detector
+from kdjax.detection.storage import kept_detector
 from kdjax.detection.tables import score_table
 from kdjax.errors import DataError
-from kdjax.io.files import MANIFEST, sha256
 
 logger = logging.getLogger(__name__)
 
@@ -83,24 +82,11 @@ def score_partition(
     }
     if len(frame):
         options |= {"entity_column": entity_column, "causal": causal}
-        machines = _machines(frame, entity_column)
+        machines = entity_frames(frame_table(frame, "frame"), entity_column).items()
         tables = [_score_machine(rows, one, find, **options) for one, rows in machines]
         return pd.concat(tables, ignore_index=True)
     schema = _schema(usual, frame, **options)
     return pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in schema.items()})
-
-
-def _machines(frame: pd.DataFrame, column: str) -> list[tuple[str, pd.DataFrame]]:
-    """The rows of each machine by its name."""
-    table = frame_table(frame, "frame")
-    if column not in table.place.columns:
-        raise DataError(
-            f"frame has no column {column!r}: its columns are "
-            f"{', '.join(table.place.columns)}; name the one of the machines as entity_column."
-        )
-    frame = table.read()
-    groups = entity_rows(frame, column, "", table.place)
-    return [(entity, frame.iloc[rows]) for entity, rows in groups.items()]
 
 
 def _opened(
@@ -114,18 +100,10 @@ def _opened(
             card = {"settings": fleet["settings"]}
             about = Described(card, tuple(fleet["channels"]), window=0)
             return partial(open_machine, path), about
-        manifest = path / MANIFEST
-        # Without one `load_detector` says what is wrong.
-        detector = _loaded(path, sha256(manifest) if manifest.is_file() else "")
+        detector = kept_detector(path)
     loaded = detector
     known = {*loaded.entities}
     return lambda entity: (loaded, entity if entity in known else POOLED), loaded
-
-
-@lru_cache(maxsize=8)
-def _loaded(path: Path, digest: str) -> Detector:
-    """A saved detector, once a process for each content of its manifest."""
-    return load_detector(path)
 
 
 def _score_machine(
