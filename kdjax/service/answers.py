@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import itertools
+import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -61,18 +62,19 @@ def answer_rows(
     machines: Machines,
     lines: Sequence[Line],
     tau_of: Callable[[str], float | None],
-    shares: list[Any] | None = None,
+    *,
+    explain: bool = False,
 ) -> list[Answered]:
     """Takes rows in and answers them, in order; windows are scored `AT_ONCE`.
 
-    `tau_of` gives the τ that was set for an entity, None for the detector's. `shares` gets
-    the contributions `[D]` to each row's score, None where it has no window.
+    `tau_of` gives the τ that was set for an entity, None for the detector's. By `explain`
+    a text has the `contributions` `[D]` to the row's score, null where it has no window.
     """
     found = list[Answered]()
     for start in range(0, len(lines), AT_ONCE):
         part = lines[start : start + AT_ONCE]
         values = checked_rows(machines.plan, [line.row for line in part])
-        found += _answer_part(machines, part, values, tau_of, shares)
+        found += _answer_part(machines, part, values, tau_of, explain)
     machines.accepted += sum(row is not None for _, row in found)
     return found
 
@@ -92,7 +94,7 @@ def _answer_part(
     lines: Sequence[Line],
     values: np.ndarray | None,
     tau_of: Callable[[str], float | None],
-    shares: list[Any] | None,
+    explain: bool,
 ) -> Iterator[Answered]:
     """The answers to rows `[N, D]`, whose windows are scored in one call.
 
@@ -136,10 +138,12 @@ def _answer_part(
                 score = score_together([(stream, taken.window)], machines.score)[0]
         if taken:
             row = stream.answer(taken, score if taken.whole else None)
-        if shares is not None:
-            shares.append(_shares(stream, taken, score))
         machine.answered.add(line, instant, stream.last)
-        yield answer_text(line, row, fault, moves=False, name=line.entity), row
+        text = answer_text(line, row, fault, moves=False, name=line.entity)
+        if explain:
+            parts = json.dumps(_shares(stream, taken, score), separators=(",", ":"))
+            text = f'{text[:-1]}, "contributions": {parts}}}'
+        yield text, row
 
 
 def _cells(
@@ -300,20 +304,12 @@ def texts_of(answers: Answers) -> str:
 
 def stateless(
     loaded: Loaded, tau: float | None, lines: Sequence[Line], explain: bool
-) -> list[Any]:
-    """Answers to rows as streams before their first row give them; nothing is kept.
-
-    Each is its JSON text, its row and the contributions `[D]` to its score, or None.
-    """
+) -> list[Answered]:
+    """Answers to rows as streams before their first row give them; nothing is kept."""
     store = Store(None)
     with contextlib.closing(store):
         machines = Machines(
             loaded.streams, {}, store=store, most=1, log=lambda _: None, known=KNOWN
         )
         rows, _ = take_lines(machines, lines)
-        shares: list[Any] | None = [] if explain else None
-        found = answer_rows(machines, rows, lambda _: tau, shares)
-    return [
-        (*one, parts)
-        for one, parts in zip(found, shares or [None] * len(found), strict=True)
-    ]
+        return answer_rows(machines, rows, lambda _: tau, explain=explain)

@@ -289,8 +289,8 @@ class App:
         answers = await _result(engine.submit(body))
         if media != JSON:
             return Response(texts_of(answers), media_type="application/x-ndjson")
-        events = ",".join(_ENCODE(e) for several in answers.events for e in several)
-        text = f'{{"rows":[{",".join(answers.texts)}],"events":[{events}]}}'
+        events = [e for several in answers.events for e in several]
+        text = f'{{"rows":[{",".join(answers.texts)}],"events":{_ENCODE(events)}}}'
         return Response(text, media_type=JSON)
 
     async def score(self, request: Request) -> Response:
@@ -319,14 +319,9 @@ class App:
             body = read_rows(data, media, plan, most=most, entity=entity)
             own = engine.thresholds.of(entity)
             answers = stateless(loaded, own, body.lines, explain)
-            texts = [text for text, *_ in answers]
-            if explain:
-                texts = [
-                    f'{text[:-1]}, "contributions": {_ENCODE(parts)}}}'
-                    for text, _, parts in answers
-                ]
-            events = [e for _, row, _ in answers if row for e in row.events]
-            return f'{{"rows":[{",".join(texts)}],"events":{_ENCODE(events)}}}'
+            texts = ",".join(text for text, _ in answers)
+            events = [e for _, row in answers if row for e in row.events]
+            return f'{{"rows":[{texts}],"events":{_ENCODE(events)}}}'
 
         return Response(await self._scored(work), media_type=JSON)
 
