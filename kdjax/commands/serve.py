@@ -6,7 +6,6 @@ state and ends. Needs pip install "kdjax[serve]"; docs/serve.md lists the routes
 """
 
 import contextlib
-import importlib
 import socket
 import sys
 import tempfile
@@ -17,6 +16,7 @@ from kdjax.commands import common
 from kdjax.commands.common import Flag
 from kdjax.errors import ArtifactError, ConfigError
 from kdjax.io.files import check_detector_folder, check_target, is_fleet
+from kdjax.io.lazy import library
 from kdjax.notify.outbox import receivers
 
 USAGE = "--detector=DIR_OR_ONNX [--detector=…] [--state=DIR]"
@@ -84,13 +84,8 @@ def main(arguments: list[str], flags: common.Flags) -> None:
     common.no_arguments("serve", arguments)
     if not flags.detector:
         raise ConfigError("serve needs --detector; see kdjax serve --help.")
-    missing = [
-        n for n in ("starlette", "uvicorn", "prometheus_client") if not _is_there(n)
-    ]
-    if missing:
-        raise ConfigError(
-            f'serve needs {", ".join(missing)}: pip install "kdjax[serve]".'
-        )
+    for name in ("starlette", "uvicorn", "prometheus_client"):
+        library(name, f"serve needs {name}", "serve")
     if flags.shadow and len(flags.detector) > 1:
         raise ConfigError("--shadow scores beside one detector: give one --detector.")
     paths = [Path(path) for path in (*flags.detector, *filter(None, [flags.shadow]))]
@@ -188,14 +183,6 @@ def main(arguments: list[str], flags: common.Flags) -> None:
         shown = f"[{host}]" if ":" in host else host
         _say(f"listening on http://{shown}:{port}")
         serve_until_signal(app, listening)
-
-
-def _is_there(library: str) -> bool:
-    try:
-        importlib.import_module(library)
-    except ImportError:
-        return False
-    return True
 
 
 def _token(path: str | None) -> str:

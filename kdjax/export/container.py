@@ -15,8 +15,9 @@ from typing import NamedTuple
 import numpy as np
 
 from kdjax.detection.stream_rules import Plan, plan_from_json, plan_to_json
-from kdjax.errors import ArtifactError, ConfigError, DataError
+from kdjax.errors import ArtifactError, DataError
 from kdjax.io.files import check_schema, kdjax_version
+from kdjax.io.lazy import library
 
 SCHEMA = 1
 # What protobuf, ONNX's encoding, can hold.
@@ -60,12 +61,7 @@ def load_onnx(source: str | os.PathLike[str] | bytes, *, threads: int = 1) -> Sc
     """
     name = source_name(source)
     data = read_sealed(source, SEAL, OLD_SEAL, kind="ONNX detector")
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise ConfigError(
-            'running ONNX files needs onnxruntime: pip install "kdjax[onnx]".'
-        ) from error
+    onnxruntime = library("onnxruntime", "running ONNX files needs onnxruntime", "onnx")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     # Converts 8-bit kernels to float32 once, not in each call.

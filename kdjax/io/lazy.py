@@ -1,15 +1,25 @@
-"""Names of a package that are imported when they are first used (PEP 562)."""
+"""Names and libraries that are imported when they are first used."""
 
 import importlib
 import importlib.util
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from kdjax.errors import ConfigError
+
+
+def library(name: str, without: str, extra: str) -> Any:
+    """A library; ConfigError, what is so `without` it and how to install it, else."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise ConfigError(f'{without}: pip install "kdjax[{extra}]".') from None
+
 
 def lazy_names(
     package: str, homes: Mapping[str, str]
 ) -> tuple[list[str], Callable[[str], Any], Callable[[], list[str]]]:
-    """`__all__`, `__getattr__` and `__dir__` of a package.
+    """`__all__`, `__getattr__` and `__dir__` of a package (PEP 562).
 
     `homes` are modules, each with the names that it defines, separated by blanks; those
     outside of the package are left out.

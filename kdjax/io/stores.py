@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from kdjax.errors import ArtifactError, ConfigError, DataError, KdjaxError
 from kdjax.io.files import MANIFEST, atomic_path, clear_leftovers, marked
+from kdjax.io.lazy import library
 
 _S3 = "s3://"
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # pathlib makes s3:/ of s3://
@@ -313,15 +314,12 @@ def _store(url: str) -> Any:
 
 
 def _filesystem() -> Any:
-    try:
-        from s3fs import S3FileSystem
-    except ImportError:
-        raise ConfigError(
-            's3:// paths need s3fs, which is not installed: pip install "kdjax[s3]".'
-        ) from None
+    s3fs = library("s3fs", "s3:// paths need s3fs, which is not installed", "s3")
     # One a process and thread. A refused connection is given up after 7 s at most.
     retries = {"mode": "standard", "total_max_attempts": 4}
-    return S3FileSystem(use_listings_cache=False, config_kwargs={"retries": retries})
+    return s3fs.S3FileSystem(
+        use_listings_cache=False, config_kwargs={"retries": retries}
+    )
 
 
 @functools.cache

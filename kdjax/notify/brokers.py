@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import importlib
 import json
 import os
 import re
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from kdjax.errors import ArtifactError, ConfigError
+from kdjax.io.lazy import library
 
 MQTT_PORTS = {"mqtt": 1883, "mqtts": 8883}
 SCHEMES = (*MQTT_PORTS, "kafka")
@@ -35,16 +35,6 @@ class Broker(NamedTuple):
     def name(self) -> str:
         """For people, without secrets."""
         return f"{self.scheme}://{self.place}/{self.topic}"
-
-
-def library(name: str, package: str, extra: str) -> Any:
-    """A client library; ConfigError, with the command that installs it, without it."""
-    try:
-        return importlib.import_module(name)
-    except ImportError:
-        raise ConfigError(
-            f'{package} is not installed: pip install "kdjax[{extra}]".'
-        ) from None
 
 
 def read_broker(text: str, *, flag: str, known: Collection[str] = ()) -> Broker:
@@ -82,19 +72,20 @@ def read_broker(text: str, *, flag: str, known: Collection[str] = ()) -> Broker:
             f"{flag}: this URL is no topic of a broker ({error}): give one such as "
             f"{_EXAMPLES}."
         ) from None
-    _client_library(scheme)
+    client_library(scheme)
     return Broker(scheme, place, topic, urllib.parse.unquote(user), options)
 
 
-def _client_library(scheme: str) -> Any:
+def client_library(scheme: str) -> Any:
+    """The library of a scheme; ConfigError, with the command that installs it, without it."""
     if scheme == "kafka":
-        return library("confluent_kafka", "confluent-kafka", "kafka")
-    return library("paho.mqtt.client", "paho-mqtt", "serve")
+        return library("confluent_kafka", "confluent-kafka is not installed", "kafka")
+    return library("paho.mqtt.client", "paho-mqtt is not installed", "serve")
 
 
 def mqtt_client(broker: Broker, *, name: str = "") -> Any:
     """A client before its connection; with a name the broker keeps what it missed."""
-    paho = _client_library(broker.scheme)
+    paho = client_library(broker.scheme)
     client = paho.Client(
         paho.CallbackAPIVersion.VERSION2,
         client_id=name or f"kdjax-{os.urandom(6).hex()}",
@@ -184,7 +175,7 @@ def kafka_options(broker: Broker) -> dict[str, Any]:
 
 def kafka_sender(broker: Broker) -> Callable[[bytes], None]:
     """Produces each line as a message under its entity, and waits for all brokers."""
-    kafka = _client_library("kafka")
+    kafka = client_library("kafka")
     options = kafka_options(broker) | {
         "enable.idempotence": True,
         "delivery.timeout.ms": int(TIMEOUT * 1000),

@@ -22,12 +22,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from kdjax.errors import ConfigError, DataError
+from kdjax.io.lazy import library
 from kdjax.notify.brokers import (
     SCHEMES,
     Broker,
+    client_library,
     connect_mqtt,
     kafka_options,
-    library,
     mqtt_client,
     read_broker,
     step_mqtt,
@@ -119,7 +120,7 @@ def _follow_mqtt(broker: Broker, source: Source) -> None:
 
 
 def _follow_kafka(broker: Broker, source: Source) -> None:
-    kafka = library("confluent_kafka", "confluent-kafka", "kafka")
+    kafka = client_library(broker.scheme)
     usual = {"group.id": f"kdjax-{source.engine.name}", "auto.offset.reset": "earliest"}
     lost = list[Any]()
 
@@ -249,7 +250,7 @@ def _from_file(path: Path) -> Spec:
         raise ConfigError(f"{path}: give [channels], an expression or node each.")
     file = File(**{**given, "entities": tuple(given.get("entities", ()))})
     if scheme == "opc.tcp":
-        library("asyncua", "asyncua", "opcua")
+        library("asyncua", "asyncua is not installed", "opcua")
         nodes = "".join(file.channels.values())
         if bool(file.entities) == bool(file.entity) or (
             bool(file.entities) != ("{entity}" in nodes)
@@ -396,7 +397,7 @@ def _follow_opcua(file: File, source: Source) -> None:
 
 
 async def _read_nodes(file: File, source: Source) -> None:
-    asyncua = library("asyncua", "asyncua", "opcua")
+    asyncua = library("asyncua", "asyncua is not installed", "opcua")
     logging.getLogger("asyncua").setLevel(logging.CRITICAL)
     client = asyncua.Client(file.url, timeout=4)
     if file.user:

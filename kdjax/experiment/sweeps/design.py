@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kdjax.config import Settings, current_name, leaves, override, resolve, to_json
 from kdjax.errors import ConfigError, KdjaxError, check_choice
+from kdjax.io.lazy import library
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -156,13 +157,7 @@ def make_search(name: str, config: Any, defined: Mapping[str, Any]) -> Search:
 
 def load_optuna() -> Any:
     """The library; ConfigError where it is not installed."""
-    try:
-        import optuna
-    except ImportError as error:
-        raise ConfigError(
-            f'a search needs Optuna ({error}): pip install "kdjax[sweep]".'
-        ) from error
-    return optuna
+    return library("optuna", "a search needs Optuna", "sweep")
 
 
 def suggested_changes(search: Search, trial: "Trial") -> dict[str, Any]:
