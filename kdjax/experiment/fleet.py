@@ -41,12 +41,12 @@ from kdjax.data.prepared import Prepared
 from kdjax.data.readers import match_channels
 from kdjax.data.schema import Reading
 from kdjax.data.series import Dataset, Series
-from kdjax.data.tables import SUFFIXES
+from kdjax.data.tables import SUFFIXES, frame_table
 from kdjax.data.times import seconds_per_row
 from kdjax.detection import fleet_budget
 from kdjax.detection.alarming import DAY, count_events
 from kdjax.detection.calibration import rule_for
-from kdjax.detection.detector import POOLED, Detector
+from kdjax.detection.detector import Detector
 from kdjax.detection.fleet import (
     BUDGET,
     CATALOGUE,
@@ -86,6 +86,7 @@ from kdjax.experiment.assemble import (
 )
 from kdjax.experiment.pipeline import check_windows, prepare_dataset
 from kdjax.experiment.populations import train_in_memory
+from kdjax.experiment.recalibrate import with_thresholds
 from kdjax.experiment.train import PER_ENTITY, Task, make_groups, train_networks
 from kdjax.experiment.workdir import locked
 from kdjax.io.executors import LOCAL, ONE_CORE, Resources, Unit, run_units
@@ -137,8 +138,8 @@ def fit_fleet(
     """
     options = {"executor": executor, "address": address, "resources": resources}
     with mirror(path, output) as store:
-        target = _Target(output, store.target(output), store)
-        check_folder(target.folder)
+        check_folder(store.target(output))
+        target = _Target(output, store)
         target.get(FLEET)
         try:
             with locked(target.folder):
@@ -149,27 +150,26 @@ def fit_fleet(
 
 
 class _Target(NamedTuple):
-    """A fleet's folder; `folder` is its mirror where it is in an object store."""
+    """A fleet's folder, maybe in an object store."""
 
     path: str | os.PathLike[str]
-    folder: Path
     store: Mirror
 
     @property
-    def is_remote(self) -> bool:
-        return is_remote(self.path)
+    def folder(self) -> Path:
+        """Its mirror where it is in an object store."""
+        return self.store.place(self.path)
 
     def get(self, *names: str) -> None:
         """Copies files and folders in, as far as they are there."""
-        if self.is_remote:
-            for name in names:
-                place = self.store.look(f"{self.path}/{name}")
-                known = [own for own in self.store.known if own.is_relative_to(place)]
-                self.store.get(*known)
+        for name in names:
+            place = self.store.look(f"{self.path}/{name}")
+            known = [own for own in self.store.known if own.is_relative_to(place)]
+            self.store.get(*known)
 
     def put(self, *names: str) -> None:
         """Copies files and folders out."""
-        if self.is_remote:
+        if is_remote(self.path):
             for name in names:
                 place = self.folder / name
                 if place.is_dir():
@@ -223,7 +223,7 @@ def _fit_fleet(
         found = [
             r | {"threshold": tau} if r["detector"] == STUDENT else r for r in found
         ]
-    frame = catalogue_frame([{k: row[k] for k in CATALOGUE_SCHEMA} for row in found])
+    frame = catalogue_frame(found)
     words = _write_catalogue(output, frame, settings, expected)
     target.put(BUDGET, PAGE, CATALOGUE)
     for sentence in words:
@@ -460,7 +460,7 @@ def fit_unit(data: Mapping[str, Any]) -> list[dict[str, Any]]:
     """
     paths = [path for fields in data["machines"] for path in Machine(*fields).paths]
     with mirror(data["output"], *paths) as store:
-        target = _Target(data["output"], store.place(data["output"]), store)
+        target = _Target(data["output"], store)
         if data["shared"]:
             target.get(SHARED)
         found = _fit_unit(data, target)
@@ -718,13 +718,13 @@ def _is_shared_budget(settings: Settings) -> bool:
     return bool(settings["threshold"]["budget_scope"] == "fleet")
 
 
-def _of_machine(settings: Settings, prepared: Prepared | None = None) -> Settings:
+def _of_machine(settings: Settings, prepared: Prepared) -> Settings:
     """The settings by which one machine is calibrated.
 
     Where machines share a budget none has one of its own: a machine may have as many
     events as its rows can show, so that any length of calibration does.
     """
-    if not _is_shared_budget(settings) or prepared is None:
+    if not _is_shared_budget(settings):
         return settings
     seconds = max(seconds_per_row(entity.train.time) for entity in prepared.entities)
     return _of_rows(settings, seconds, prepared.window)
@@ -861,7 +861,7 @@ def set_thresholds(data: Mapping[str, Any]) -> int:
     """Gives saved detectors of a fleet these τ, by folder; how many changed."""
     changed = 0
     with mirror(data["output"]) as store:
-        target = _Target(data["output"], store.place(data["output"]), store)
+        target = _Target(data["output"], store)
         for folder, tau in data["taus"].items():
             target.get(folder)
             changed += _set_threshold(target, folder, tau)
@@ -875,10 +875,7 @@ def _set_threshold(target: _Target, folder: str, tau: float) -> bool:
         return False
     detail = "of the level that all machines of the fleet share"
     taus = [t._replace(tau=tau, rank=0, detail=detail) for t in detector.thresholds]
-    names = (*detector.entities, POOLED)
-    listed = {name: own._asdict() for name, own in zip(names, taus, strict=True)}
-    card = {**detector.card, "thresholds": listed}
-    save_detector(output / folder, detector._replace(thresholds=tuple(taus), card=card))
+    save_detector(output / folder, with_thresholds(detector, taus))
     target.put(folder)
     if folder != STUDENT:
         name = f"{MACHINES}/{Path(folder).name}.json"
@@ -919,10 +916,10 @@ def fit_partition(
     if frame.empty:
         return catalogue_frame([])
     output = Path(output)
-    target = _Target(output, output, Mirror(output, {}))
+    target = _Target(output, Mirror(output, {}))
     if settings is None:
         settings = _usual_settings(output)
-    machines = frame_machines(frame, entity_column)
+    machines = frame_machines(frame_table(frame, "the frame"), entity_column)
     fleet = _begin(target, settings, machines)
     if _needs_shared(settings) and not (output / STUDENT / MANIFEST).exists():
         raise ConfigError(
@@ -947,7 +944,7 @@ def fit_partition(
             else r
             for r in found
         ]
-    return catalogue_frame([{k: row[k] for k in CATALOGUE_SCHEMA} for row in found])
+    return catalogue_frame(found)
 
 
 def finish_fleet(output: str | os.PathLike[str]) -> pd.DataFrame:

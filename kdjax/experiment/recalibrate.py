@@ -686,6 +686,11 @@ def with_threshold(detector: Detector, place: int, tau: Threshold) -> Detector:
     thresholds = list(detector.thresholds)
     for i in _places(detector, place):
         thresholds[i] = tau
+    return with_thresholds(detector, thresholds)
+
+
+def with_thresholds(detector: Detector, thresholds: Sequence[Threshold]) -> Detector:
+    """The detector with other τ of all entities, in its card as well."""
     taus = [one._asdict() for one in thresholds]
     named = dict(zip((*detector.entities, POOLED), taus, strict=True))
     card = {**detector.card, "thresholds": named}

@@ -248,10 +248,6 @@ class Machines:
             "rows": self.rows,
         }
 
-    def opened(self) -> list[str]:
-        """The names of those in memory."""
-        return [*self._open]
-
     def save(self, kept: Mapping[str, Any], mark: Callable[[], Any]) -> None:
         """Writes what `kept` gave, with further keys and a mark, if there is a state.
 

@@ -61,9 +61,8 @@ def open_streams(
     *,
     backend: str = "jax",
     entity: str | None = None,
-    adaptive_step: float = 0.0,
-    rolling: float = 0.0,
     reading: Mapping[str, Any] = NOTHING,
+    **moving: float,
 ) -> EntityStreams:
     """The streams of many entities under a saved detector, scored in batches.
 
@@ -76,7 +75,6 @@ def open_streams(
     >>> found["saw"].state  # doctest: +SKIP
     'unknown'
     """
-    moving: dict[str, Any] = {"adaptive_step": adaptive_step, "rolling": rolling}
     check_choice("backend", backend, BACKENDS)
     if is_fleet(path):
         if backend != "jax" or entity:
