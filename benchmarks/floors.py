@@ -26,6 +26,7 @@ from rich.console import Console
 from rich.progress import track
 
 from kdjax.config import completed
+from kdjax.data.datasets import load_dataset
 from kdjax.data.prepared import Entity, Prepared
 from kdjax.data.scaler import apply_scaler
 from kdjax.data.splits import window_starts
@@ -52,7 +53,6 @@ from kdjax.evaluation.evaluate import test_starts
 from kdjax.evaluation.intervals import LEVEL, RESAMPLES, paired_rows
 from kdjax.evaluation.rows import NETWORKS, EntityScores, metric_rows
 from kdjax.experiment.assemble import calibration_rules, data_digests
-from kdjax.experiment.inputs import load_dataset
 from kdjax.experiment.pipeline import prepare_groups
 from kdjax.experiment.train import group_name
 from kdjax.experiment.workdir import (

@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.progress import track
 
 from kdjax.config import override, resolve
+from kdjax.data.datasets import load_dataset
 from kdjax.data.prepared import Prepared
 from kdjax.detection.calibration import Calibration
 from kdjax.detection.rolling import rolling_taus, shuffled
@@ -33,7 +34,6 @@ from kdjax.evaluation.evaluate import evaluate_models
 from kdjax.evaluation.intervals import paired_difference
 from kdjax.evaluation.rows import EntityScores
 from kdjax.experiment.assemble import calibration_rules
-from kdjax.experiment.inputs import load_dataset
 from kdjax.experiment.pipeline import prepare_groups
 from kdjax.io.environment import describe_environment
 from kdjax.io.files import write_text

@@ -22,11 +22,11 @@ from rich.console import Console
 from rich.progress import track
 
 from kdjax.config import get_config, override, resolve
+from kdjax.data.datasets import load_dataset
 from kdjax.evaluation.evaluate import evaluate_models
 from kdjax.evaluation.intervals import paired_difference
 from kdjax.evaluation.rows import ROLLING
 from kdjax.experiment.assemble import calibration_rules
-from kdjax.experiment.inputs import load_dataset
 from kdjax.experiment.pipeline import prepare_groups
 from kdjax.models.residual import join_models
 from kdjax.training.components import fit_baseline

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from kdjax.data.datasets import load_dataset
 from kdjax.detection.storage import load_detector
 from kdjax.errors import ArtifactError, ConfigError, DataError
 from kdjax.evaluation.evaluate import evaluate_models
 from kdjax.experiment.assemble import calibration_rules
-from kdjax.experiment.inputs import load_dataset
 from kdjax.experiment.pipeline import prepare_groups, run
 
 pytestmark = pytest.mark.slow

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from kdjax.config import get_config, override, resolve
+from kdjax.data.datasets import load_dataset
 from kdjax.data.grid import step_time
 from kdjax.data.readers import read_table
 from kdjax.data.schema import Reading
@@ -16,7 +17,6 @@ from kdjax.detection.storage import load_detector, save_detector
 from kdjax.detection.stream_rules import plan_from_json, plan_of, plan_to_json
 from kdjax.errors import ConfigError, DataError
 from kdjax.estimator import KDDetector
-from kdjax.experiment.inputs import load_dataset
 from kdjax.experiment.recalibrate import calibrate_file
 from kdjax.export.files import export_file
 from kdjax.export.onnx import onnx_file

@@ -9,12 +9,12 @@ import pandas as pd
 import pytest
 
 from kdjax.config import get_config, override
+from kdjax.data.datasets import load_dataset
 from kdjax.data.series import Series
 from kdjax.detection.detector import stream_detector
 from kdjax.detection.storage import load_detector
 from kdjax.detection.tables import score_table
 from kdjax.errors import ConfigError
-from kdjax.experiment.inputs import load_dataset
 from kdjax.experiment.jobs import job_targets, make_training_data, student_job
 from kdjax.experiment.pipeline import count_networks, prepare_dataset, run
 from kdjax.experiment.sweeps.design import make_design

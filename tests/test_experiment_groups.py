@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from kdjax.data.datasets import load_dataset
 from kdjax.detection.storage import load_detector
 from kdjax.errors import ArtifactError, ConfigError
-from kdjax.experiment.inputs import load_dataset
 from kdjax.experiment.pipeline import run
 from kdjax.experiment.train import group_name, split_groups
 from kdjax.scoring.files import score_file

@@ -14,6 +14,7 @@ import pytest
 from rich.console import Console
 
 from kdjax.config import get_config, override, resolve
+from kdjax.data.datasets import load_dataset
 from kdjax.data.series import Dataset, Series
 from kdjax.detection.alarming import EventRule
 from kdjax.detection.detector import score_windows
@@ -23,7 +24,6 @@ from kdjax.errors import ArtifactError, ConfigError, DataError
 from kdjax.evaluation.evaluate import evaluate_models
 from kdjax.evaluation.rows import LEVELS, METRICS, SCOPES
 from kdjax.experiment.assemble import calibration_rules, data_digests
-from kdjax.experiment.inputs import load_dataset
 from kdjax.experiment.pipeline import (
     count_networks,
     prepare_dataset,

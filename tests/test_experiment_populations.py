@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from kdjax.data.datasets import load_dataset
 from kdjax.errors import ConfigError
 from kdjax.experiment import jobs, populations
-from kdjax.experiment.inputs import load_dataset
 from kdjax.experiment.jobs import (
     make_training_data,
     recorded_mask,

@@ -11,8 +11,8 @@ import pytest
 from rich.console import Console
 
 from kdjax.config import get_config, override, resolve
+from kdjax.data.datasets import load_dataset
 from kdjax.data.prepared import training_windows
-from kdjax.experiment.inputs import load_dataset
 from kdjax.experiment.jobs import (
     STUDENT_INIT,
     STUDENT_ORDER,

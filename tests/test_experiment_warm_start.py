@@ -229,7 +229,7 @@ def test_what_has_no_network_is_refused(warm_start, detectors, tmp_path):
 
 
 def test_entities_that_the_old_one_does_not_know_get_its_pooled_threshold(finished):
-    from kdjax.experiment.inputs import load_dataset
+    from kdjax.data.datasets import load_dataset
     from kdjax.experiment.pipeline import prepare_dataset
     from kdjax.experiment.warm_start import previous_calibration
 

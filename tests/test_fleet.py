@@ -23,7 +23,7 @@ from kdjax.detection.fleet import (
     read_catalogue,
 )
 from kdjax.evaluation.fleet import by_oddness, fleet_words
-from kdjax.experiment import fleet
+from kdjax.experiment import fleet, fleet_units
 from kdjax.experiment.fleet import fit_fleet, fit_partition
 from kdjax.io.executors import Unit, run_units
 
@@ -176,8 +176,8 @@ def test_a_second_call_fits_only_new_and_changed_machines(
         trained.extend(prepared)
         return real(prepared, *rest)
 
-    real = fleet._train
-    monkeypatch.setattr(fleet, "_train", train)
+    real = fleet_units._train
+    monkeypatch.setattr(fleet_units, "_train", train)
     catalogue = fit(folder, output)
     assert trained == [] and len(catalogue) == 5 and digests(output) == before
     rows(9).to_csv(folder / "new.csv", index=False)

@@ -247,7 +247,7 @@ def test_keys_that_would_leave_the_folder(store, tmp_path):
 
 def test_a_fleet_in_a_store_is_that_of_local_folders(store, tmp_path, monkeypatch):
     """Detectors have the same bytes; a second call fits only the machine that is new."""
-    from kdjax.experiment import fleet
+    from kdjax.experiment import fleet_units
 
     small = [
         "--config.student.hidden=4", "--config.student.epochs=2", "--config.data.window=20",
@@ -278,9 +278,9 @@ def test_a_fleet_in_a_store_is_that_of_local_folders(store, tmp_path, monkeypatc
         *ours
     }
     trained = []
-    real = fleet._train
+    real = fleet_units._train
     monkeypatch.setattr(
-        fleet,
+        fleet_units,
         "_train",
         lambda prepared, *rest: trained.extend(prepared) or real(prepared, *rest),
     )

@@ -14,6 +14,7 @@ from rich.console import Console
 import kdjax
 from kdjax.cli import main
 from kdjax.config import get_config, override, resolve
+from kdjax.data.datasets import load_dataset
 from kdjax.data.series import Series
 from kdjax.detection.alarming import AlarmRule, events, row_alarms
 from kdjax.detection.storage import load_detector
@@ -21,7 +22,6 @@ from kdjax.detection.tables import score_table
 from kdjax.errors import ConfigError
 from kdjax.evaluation.evaluate import evaluate_models
 from kdjax.experiment.assemble import calibration_rules, make_detector
-from kdjax.experiment.inputs import load_dataset
 from kdjax.experiment.pipeline import prepare_dataset, prepare_groups
 from kdjax.models.residual import ResidualModel
 

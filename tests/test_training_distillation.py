@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from rich.console import Console
 from sklearn.decomposition import PCA
 
+from kdjax.data.datasets import load_dataset
 from kdjax.errors import ConfigError, DataError
-from kdjax.experiment.inputs import load_dataset
 from kdjax.experiment.jobs import (
     is_distilled,
     make_distillation,

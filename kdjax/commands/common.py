@@ -199,7 +199,7 @@ def check_rows(path: str, folder: str, options: Mapping[str, Any]) -> None:
 
 def check_inputs(settings: Settings, workdir: Path) -> None:
     """Refuses a work directory of other settings and, if they are small, bad files."""
-    from kdjax.experiment.inputs import load_dataset
+    from kdjax.data.datasets import load_dataset
     from kdjax.experiment.workdir import check_settings, settings_of_begun
 
     check_folder(workdir)

@@ -8,7 +8,7 @@ an entity of its own with commands). One machine of SMD comes with the package.
 import difflib
 import json
 import re
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from kdjax.data.raw import Place, read_npy, read_npz, to_labels, to_rows
-from kdjax.data.schema import Advice, parse_numbers
+from kdjax.data.readers import load_files
+from kdjax.data.schema import Advice, Reading, parse_numbers
 from kdjax.data.series import Dataset, Series
 from kdjax.data.tables import numbered_channels, open_table
 from kdjax.errors import ConfigError, DataError, counted
@@ -54,6 +55,18 @@ _NASA_LAYOUT = (
 )
 # Listed twice with different ranges. T-10 is not listed, hence has no labels.
 _LEFT_OUT = ("P-2",)
+
+
+def load_dataset(data: Mapping[str, Any]) -> Dataset:
+    """The data set that the `data` group of a config names."""
+    if data["name"]:
+        return load_benchmark(
+            data["name"], root=data["root"], entities=tuple(data["entities"])
+        )
+    fields = {*Reading._fields, "test_path", "exclude", "memory_bytes"} & data.keys()
+    limit = data["fill_limit"] or data["window"]
+    options = {field: data[field] for field in fields} | {"fill_limit": limit}
+    return load_files(data["path"], **options)
 
 
 def load_benchmark(

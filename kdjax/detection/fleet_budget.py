@@ -9,6 +9,7 @@ allows. So alarms of all machines compete by p-value, and τ = q + u* · m.
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -63,6 +64,26 @@ def event_rates(scores: np.ndarray, tail: Tail, rule: EventRule) -> np.ndarray:
                 break  # nor above higher ones
     days = len(scores) * rule.spacing / (rule.rows_per_day or math.nan)
     return found * BLOCKS / days
+
+
+def cut_rates(rates: np.ndarray) -> list[list[float]]:
+    """Rates without the levels that nothing exceeds."""
+    last = int(np.flatnonzero(rates.any(axis=0)).max(initial=-1)) + 1
+    found: list[list[float]] = rates[:, :last].tolist()
+    return found
+
+
+def all_rates(rates: Sequence[Sequence[float]]) -> np.ndarray:
+    """The rates at all levels again."""
+    found = np.zeros((BLOCKS, len(LEVELS)))
+    for place, own in enumerate(rates):
+        found[place, : len(own)] = own
+    return found
+
+
+def rate_at(rates: Sequence[Sequence[float]], at: int) -> float:
+    """Events a day above one level: the mean of the blocks, of which some are cut."""
+    return sum(own[at] for own in rates if at < len(own)) / BLOCKS
 
 
 def choose_level(

@@ -13,16 +13,12 @@ Fleet's teacher and student learn from `SAMPLE` machines. Machines with too few 
 their own values have those of this sample.
 """
 
-import contextlib
-import hashlib
 import json
-import math
 import os
 import shutil
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -37,57 +33,50 @@ from kdjax.data.partitions import (
     read_machine,
     usual_channels,
 )
-from kdjax.data.prepared import Prepared
 from kdjax.data.readers import match_channels
-from kdjax.data.schema import Reading
 from kdjax.data.series import Dataset, Series
 from kdjax.data.tables import SUFFIXES, frame_table
-from kdjax.data.times import seconds_per_row
 from kdjax.detection import fleet_budget
-from kdjax.detection.alarming import DAY, count_events
-from kdjax.detection.calibration import rule_for
-from kdjax.detection.detector import Detector
 from kdjax.detection.fleet import (
     BUDGET,
     CATALOGUE,
-    CATALOGUE_SCHEMA,
-    DETECTORS,
     FAILED,
     FLEET,
-    MACHINES,
     PAGE,
-    READY,
     SCHEMA,
     SHARED,
     STUDENT,
     catalogue_frame,
-    quoted,
     read_catalogue,
     read_fleet,
 )
 from kdjax.detection.storage import load_detector, save_detector
-from kdjax.detection.thresholds import BLOCKS, parse_budget
-from kdjax.errors import (
-    ArtifactError,
-    ConfigError,
-    DataError,
-    KdjaxError,
-    counted,
-    one_line,
-)
-from kdjax.evaluation import evaluate, rows
-from kdjax.evaluation.evaluate import ModelEvaluation
-from kdjax.experiment import jobs, train
-from kdjax.experiment.assemble import (
-    calibration_rules,
-    data_digests,
-    make_detector,
-    threshold_rule,
+from kdjax.detection.thresholds import parse_budget
+from kdjax.errors import ArtifactError, ConfigError, DataError, counted, one_line
+from kdjax.evaluation import rows
+from kdjax.experiment import jobs
+from kdjax.experiment.assemble import data_digests, threshold_rule
+from kdjax.experiment.fleet_units import (
+    FAULTS,
+    QUIET,
+    Target,
+    copied,
+    deciding,
+    detector_name,
+    evaluate_machine,
+    failed_row,
+    fit_unit,
+    is_shared_budget,
+    of_machine,
+    of_rows,
+    prepare_machine,
+    reading_options,
+    record_name,
+    set_thresholds,
+    text_digest,
 )
 from kdjax.experiment.pipeline import check_windows, prepare_dataset
-from kdjax.experiment.populations import train_in_memory
-from kdjax.experiment.recalibrate import with_thresholds
-from kdjax.experiment.train import PER_ENTITY, Task, make_groups, train_networks
+from kdjax.experiment.train import PER_ENTITY, train_networks
 from kdjax.experiment.workdir import locked
 from kdjax.io.executors import LOCAL, ONE_CORE, Resources, Unit, run_units
 from kdjax.io.files import (
@@ -95,18 +84,13 @@ from kdjax.io.files import (
     atomic_path,
     check_folder,
     kdjax_version,
-    sha256,
     write_text,
 )
-from kdjax.io.stores import Mirror, is_remote, list_files, mirror, put_folder
-from kdjax.models.residual import ResidualModel
+from kdjax.io.stores import Mirror, is_remote, list_files, mirror
 
 UNIT = 32  # machines of a unit, whose students are one population
 UNIT_BYTES = 200_000_000  # of their files, so that a unit fits into memory
 SAMPLE = 8  # machines from which the fleet's own networks learn
-QUIET = Console(quiet=True)
-# Faults of one machine's rows or files, which leave the others as they are.
-_FAULTS = (KdjaxError, OSError, MemoryError)
 
 
 def fit_fleet(
@@ -139,7 +123,7 @@ def fit_fleet(
     options = {"executor": executor, "address": address, "resources": resources}
     with mirror(path, output) as store:
         check_folder(store.target(output))
-        target = _Target(output, store)
+        target = Target(output, store)
         target.get(FLEET)
         try:
             with locked(target.folder):
@@ -149,38 +133,9 @@ def fit_fleet(
             raise
 
 
-class _Target(NamedTuple):
-    """A fleet's folder, maybe in an object store."""
-
-    path: str | os.PathLike[str]
-    store: Mirror
-
-    @property
-    def folder(self) -> Path:
-        """Its mirror where it is in an object store."""
-        return self.store.place(self.path)
-
-    def get(self, *names: str) -> None:
-        """Copies files and folders in, as far as they are there."""
-        for name in names:
-            place = self.store.look(f"{self.path}/{name}")
-            known = [own for own in self.store.known if own.is_relative_to(place)]
-            self.store.get(*known)
-
-    def put(self, *names: str) -> None:
-        """Copies files and folders out."""
-        if is_remote(self.path):
-            for name in names:
-                place = self.folder / name
-                if place.is_dir():
-                    put_folder(place, f"{self.path}/{name}")
-                elif place.exists():
-                    self.store.put(place)
-
-
 def _fit_fleet(
     path: str | os.PathLike[str],
-    target: _Target,
+    target: Target,
     settings: Settings,
     console: Console,
     **options: Any,
@@ -205,7 +160,7 @@ def _fit_fleet(
         own = outcome.value
         if own is None:  # the unit as a whole
             names = outcome.name.split("\n")[1:]
-            own = [_failed(name, 0, outcome.error) for name in names]
+            own = [failed_row(name, 0, outcome.error) for name in names]
         found += own
         few += [row["entity"] for row in own if row["detector"] == STUDENT]
         for row in own:
@@ -216,7 +171,7 @@ def _fit_fleet(
     if few and not shared:
         _fit_shared(target, settings, fleet["channels"], machines, console)
     expected = None
-    if _is_shared_budget(settings):
+    if is_shared_budget(settings):
         found, expected = _share_budget(target, settings, found, **options)
     if few:
         tau = load_detector(output / STUDENT).thresholds[-1].tau
@@ -262,13 +217,13 @@ def _needs_shared(settings: Settings) -> bool:
 
 
 def _begin(
-    target: _Target, settings: Settings, machines: Sequence[Machine]
+    target: Target, settings: Settings, machines: Sequence[Machine]
 ) -> dict[str, Any]:
     """fleet.json, written where it isn't there; refuses a folder of other settings."""
     output = target.folder
     if (output / FLEET).exists():
         fleet = read_fleet(output)
-        before, now = _deciding(fleet["settings"]), _deciding(settings)
+        before, now = deciding(fleet["settings"]), deciding(settings)
         if changed := differences(before, now):
             raise ConfigError(
                 f"{output} was made with another config ({'; '.join(changed)}): give "
@@ -301,22 +256,16 @@ def _begin(
     return fleet
 
 
-def _deciding(settings: Settings) -> Settings:
-    """The settings without the paths of rows, which may move and grow."""
-    data = {k: v for k, v in settings["data"].items() if k not in ("path", "test_path")}
-    return {**settings, "data": data}
-
-
 def _sample(
     machines: Sequence[Machine], data: Settings, store: Mirror
 ) -> Iterator[Series]:
     """The first machines, in an order by hash, that can be read."""
     count = 0
-    for machine in sorted(machines, key=lambda one: _hash(one.entity)):
+    for machine in sorted(machines, key=lambda one: text_digest(one.entity)):
         try:
-            with _copied(machine, store) as own:
-                series = read_machine(own, **_reading(data))
-        except _FAULTS:
+            with copied(machine, store) as own:
+                series = read_machine(own, **reading_options(data))
+        except FAULTS:
             continue
         yield series
         count += 1
@@ -324,50 +273,20 @@ def _sample(
             return
 
 
-@contextlib.contextmanager
-def _copied(machine: Machine, store: Mirror) -> Iterator[Machine]:
-    """The machine with its files on the local disk for the time of the block."""
-    remote = [path for path in machine.paths if is_remote(path)]
-    try:
-        yield machine._replace(
-            paths=tuple(str(store.copied(path)) for path in machine.paths)
-            if remote
-            else machine.paths
-        )
-    finally:
-        store.drop(*map(store.place, remote))
-
-
-def _hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
 def _fault_of(machine: Machine, data: Settings, store: Mirror) -> str:
     try:
-        with _copied(machine, store) as own:
-            read_machine(own, **_reading(data))
-    except _FAULTS as error:
+        with copied(machine, store) as own:
+            read_machine(own, **reading_options(data))
+    except FAULTS as error:
         return one_line(error)
     return ""
-
-
-def _reading(data: Settings) -> dict[str, Any]:
-    """Options of `read_machine`."""
-    if data["exclude"]:
-        raise ConfigError(
-            "data.exclude is not for a fleet: leave such rows out of the files."
-        )
-    options = {k: data[k] for k in Reading._fields if k in data}
-    options["fill_limit"] = data["fill_limit"] or data["window"]
-    # As in `run`, the rows to learn from may lack labels, if others have them.
-    return options | {"may_lack": (data["label_column"],) if data["test_path"] else ()}
 
 
 # The fleet's own networks.
 
 
 def _fit_shared(
-    target: _Target,
+    target: Target,
     settings: Settings,
     channels: Sequence[str],
     machines: Sequence[Machine],
@@ -383,8 +302,8 @@ def _fit_shared(
     for series in _sample(machines, settings["data"], target.store):
         try:
             own = match_channels(series, channels)
-            _prepare(own, None, settings)
-        except _FAULTS:
+            prepare_machine(own, None, settings)
+        except FAULTS:
             continue
         chosen.append(own)
         if len(chosen) == SAMPLE:
@@ -399,7 +318,7 @@ def _fit_shared(
     console.print(f"{SHARED}: learns from {names}", highlight=False)
     dataset = Dataset("fleet", tuple(chosen), ())
     prepared = prepare_dataset(dataset, settings)
-    check_windows(prepared, _of_machine(settings, prepared))
+    check_windows(prepared, of_machine(settings, prepared))
     distilled = jobs.is_distilled(settings["distill"])
     wanted = (rows.TEACHER, rows.STUDENT) if distilled else (rows.STUDENT,)
     models = train_networks(
@@ -407,7 +326,7 @@ def _fit_shared(
     )
     digests = data_digests(dataset)
     for name in wanted:  # the student last, which seals the folder
-        _, detector = _evaluated(name, models[name], prepared, settings, digests)
+        _, detector = evaluate_machine(name, models[name], prepared, settings, digests)
         save_detector(output / SHARED / name, detector)
         target.put(f"{SHARED}/{name}")
 
@@ -416,13 +335,13 @@ def _fit_shared(
 
 
 def _units(
-    target: _Target,
+    target: Target,
     machines: Sequence[Machine],
     tests: Mapping[str, Machine],
     common: Mapping[str, Any],
 ) -> Iterator[Unit]:
     """Machines without a record first, then those that are only to be verified."""
-    records = [target.folder / _record_name(m.entity) for m in machines]
+    records = [target.folder / record_name(m.entity) for m in machines]
     known = [path.exists() or path in target.store.known for path in records]
     for verify in (False, True):
         own = [m for m, done in zip(machines, known, strict=True) if done == verify]
@@ -452,347 +371,11 @@ def _parts(machines: Sequence[Machine]) -> Iterator[list[Machine]]:
         yield part
 
 
-def fit_unit(data: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Fits the machines of a unit; a row of the catalogue for each.
-
-    `data` is plain, see `kdjax.io.executors`: output, settings, channels, whether there
-    is a `shared` detector, and fields of `Machine`.
-    """
-    paths = [path for fields in data["machines"] for path in Machine(*fields).paths]
-    with mirror(data["output"], *paths) as store:
-        target = _Target(data["output"], store)
-        if data["shared"]:
-            target.get(SHARED)
-        found = _fit_unit(data, target)
-        for name, row in found.items():
-            if row["state"] == READY and row.pop("fresh", False):
-                if row["detector"] != STUDENT:
-                    target.put(row["detector"])
-                target.put(_record_name(name))
-        return [*found.values()]
-
-
-def _fit_unit(data: Mapping[str, Any], target: _Target) -> dict[str, dict[str, Any]]:
-    """Rows by machine; those that were fitted now are `fresh`."""
-    output, settings, store = target.folder, data["settings"], target.store
-    machines = [Machine(*fields) for fields in data["machines"]]
-    tests = {own.entity: own for own in (Machine(*fields) for fields in data["tests"])}
-    key = _key(output, settings, data)
-    found = dict[str, dict[str, Any]]()
-    ready = dict[str, tuple[Prepared, Dataset, float]]()
-    inputs: dict[str, str] = {}
-    for machine in machines:
-        started, name = time.monotonic(), machine.entity
-        try:
-            with _copied(machine, store) as own:
-                inputs[name] = _input_digest(own, tests.get(name))
-                target.get(_record_name(name), f"{_detector_name(name)}/{MANIFEST}")
-                if row := _verified(output, name, key, inputs[name]):
-                    found[name] = row
-                    continue
-                series = _read(own, data["channels"], settings)
-            test = tests.get(name) and _read(tests[name], data["channels"], settings)
-            prepared = _own_or_few(series, test, settings)
-        except _FAULTS as error:
-            found[name] = _failed(name, 0, one_line(error))
-            continue
-        if isinstance(prepared, str):
-            row = _row(name, len(series.values), reason=prepared, detector=STUDENT)
-            _record(output, row, key, inputs[name])
-            found[name] = row | {"fresh": True}
-            continue
-        dataset = Dataset(name, (series,), () if test is None else (test,))
-        ready[name] = prepared, dataset, time.monotonic() - started
-    if not ready:
-        return found
-    started = time.monotonic()
-    try:
-        models = _train({name: own[0] for name, own in ready.items()}, output, settings)
-    except _FAULTS as error:
-        return found | {name: _failed(name, 0, one_line(error)) for name in ready}
-    share = (time.monotonic() - started) / len(ready)
-    for name, (prepared, dataset, spent) in ready.items():
-        started = time.monotonic()
-        count = len(dataset.train[0].values)
-        try:
-            model = models[name]
-            if isinstance(model, str):
-                raise DataError(model)
-            row = _finish(output, name, model, prepared, dataset, settings)
-            row["seconds"] = share + spent + time.monotonic() - started
-            _record(output, row, key, inputs[name])
-            found[name] = row | {"fresh": True}
-        except _FAULTS as error:
-            found[name] = _failed(name, count, one_line(error))
-    return found
-
-
-def _record_name(name: str) -> str:
-    return f"{MACHINES}/{quoted(name)}.json"
-
-
-def _detector_name(name: str) -> str:
-    return f"{DETECTORS}/{quoted(name)}"
-
-
-def _key(output: Path, settings: Settings, data: Mapping[str, Any]) -> str:
-    """Digest of what all machines are made from besides their rows."""
-    shared = ""
-    if data["shared"]:
-        shared = sha256(output / STUDENT / "arrays.npz")  # τ may change
-    facts = [kdjax_version(), _deciding(settings), data["channels"], shared]
-    return _hash(json.dumps(facts, sort_keys=True))
-
-
-def _input_digest(*machines: Machine | None) -> str:
-    parts = []
-    for machine in machines:
-        if machine is None or machine.fault:
-            continue
-        parts += [sha256(path) for path in machine.paths]
-        if machine.frame is not None:
-            hashed = pd.util.hash_pandas_object(machine.frame, index=False)
-            names = "\0".join(map(str, machine.frame.columns))
-            parts.append(hashlib.sha256(names.encode() + hashed.to_numpy().tobytes()).hexdigest())  # fmt: skip
-    return _hash("\n".join(parts))
-
-
-def _verified(output: Path, name: str, key: str, digest: str) -> dict[str, Any] | None:
-    """The row of a machine whose record and detector are those of these rows."""
-    path = output / _record_name(name)
-    try:
-        record = json.loads(path.read_text("utf-8"))
-        row: dict[str, Any] = record["row"]
-        if [record["key"], record["input"]] != [key, digest]:
-            return None
-        if row["detector"] != STUDENT:
-            manifest = output / row["detector"] / MANIFEST
-            if sha256(manifest) != record["manifest"]:
-                return None
-        # JSON has null for NaN.
-        return {k: math.nan if v is None else v for k, v in row.items()}
-    except (OSError, LookupError, TypeError, ValueError):
-        return None
-
-
-def _record(output: Path, row: Mapping[str, Any], key: str, digest: str) -> None:
-    """Writes the machine's record, the last of its files."""
-    name = row["entity"]
-    manifest = ""
-    if row["detector"] != STUDENT:
-        manifest = sha256(output / row["detector"] / MANIFEST)
-    plain = {
-        k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()
-    }
-    record = {"key": key, "input": digest, "manifest": manifest, "row": plain}
-    path = output / _record_name(name)
-    write_text(path, json.dumps(record, sort_keys=True) + "\n")
-
-
-def _read(machine: Machine, channels: Sequence[str], settings: Settings) -> Series:
-    return match_channels(read_machine(machine, **_reading(settings["data"])), channels)
-
-
-def _own_or_few(
-    series: Series, test: Series | None, settings: Settings
-) -> Prepared | str:
-    """The prepared rows; why they are too few for the machine's own values.
-
-    DataError where they are fewer than a window.
-    """
-    count, window = len(series.values), settings["data"]["window"]
-    if count < window:
-        raise DataError(
-            f"{counted(count, 'row')}, fewer than a window of {window}: give more rows, or "
-            "a smaller data.window."
-        )
-    try:
-        return _prepare(series, test, settings)
-    except (ConfigError, DataError) as error:
-        why = one_line(error).split(": set ")[0].split(". ")[0]
-        return f"uses the fleet's values: {counted(count, 'row')} are too few ({why})"
-
-
-def _prepare(series: Series, test: Series | None, settings: Settings) -> Prepared:
-    """As `run` prepares the machine's file."""
-    dataset = Dataset(series.entity, (series,), () if test is None else (test,))
-    prepared = prepare_dataset(dataset, settings)
-    check_windows(prepared, _of_machine(settings, prepared))
-    return prepared
-
-
-def _train(
-    prepared: Mapping[str, Prepared], output: Path, settings: Settings
-) -> dict[str, ResidualModel | str]:
-    """Each machine's student; why it failed."""
-    if settings["entity_mode"] != PER_ENTITY:
-        return dict.fromkeys(prepared, load_detector(output / STUDENT).model)
-    teachers, teacher = dict[str, ResidualModel](), None
-    if jobs.is_distilled(settings["distill"]):
-        teacher = rows.TEACHER
-        teachers[teacher] = load_detector(output / SHARED / teacher).model
-    tasks = {
-        group.name: Task(settings, group, teacher=teacher, student=group.name)
-        for group in make_groups(prepared, settings["data"])
-    }
-    fitted = train.train_tasks(
-        [*tasks.values()], train_in_memory, train_in_memory, teachers=teachers
-    )
-    models: dict[str, ResidualModel | str] = {}
-    for name, task in tasks.items():
-        own = fitted.get(name)
-        if own is not None and own.progress.bad_step:
-            models[name] = (
-                f"its loss became nan or inf at step {own.progress.bad_step}: lower "
-                "train.learning_rate, or look for huge values in its rows."
-            )
-        else:
-            models[name] = train.make_model(task, rows.STUDENT, own)
-    return models
-
-
-def _finish(
-    output: Path,
-    name: str,
-    model: ResidualModel,
-    prepared: Prepared,
-    dataset: Dataset,
-    settings: Settings,
-) -> dict[str, Any]:
-    """Calibrates, evaluates and saves a machine's detector; its row."""
-    evaluated, detector = _evaluated(
-        rows.STUDENT, model, prepared, settings, data_digests(dataset)
-    )
-    folder = _detector_name(name)
-    save_detector(output / folder, detector)
-    row = _row(name, len(dataset.train[0].values), detector=folder)
-    row["threshold"] = detector.thresholds[0].tau
-    row |= _measured(evaluated)
-    stride, score = prepared.stride, evaluated.scores[0]
-    rule = calibration_rules(_of_machine(settings, prepared), prepared).threshold
-    event, scores = rule_for(model.kind, rule).events, evaluated.calibration.scores[0]
-    if event is None or not event.rows_per_day:
-        return row
-    of_test = event._replace(spacing=min(stride, prepared.window))
-    tested = score.window_scores[~np.isnan(score.window_scores)]
-    days = len(tested) * of_test.spacing / of_test.rows_per_day
-    if days:
-        count = count_events(tested, row["threshold"], of_test)
-        row["test_events_a_day"] = count / days
-    if _is_shared_budget(settings) and len(scores) >= fleet_budget.LEAST:
-        tail = fleet_budget.tail_of(scores)
-        rates = fleet_budget.event_rates(scores, tail, event)
-        row["tail"] = {
-            "level": tail.level,
-            "excess": tail.excess,
-            "days": len(scores) * event.spacing / event.rows_per_day,
-            "rates": _cut(rates),
-            "test": _cut(fleet_budget.event_rates(tested, tail, of_test))
-            if days
-            else [],
-        }
-    return row
-
-
-def _cut(rates: np.ndarray) -> list[list[float]]:
-    """Rates without the levels that nothing exceeds."""
-    last = int(np.flatnonzero(rates.any(axis=0)).max(initial=-1)) + 1
-    found: list[list[float]] = rates[:, :last].tolist()
-    return found
-
-
-def _widened(rates: Sequence[Sequence[float]]) -> np.ndarray:
-    """The rates at all levels again."""
-    found = np.zeros((BLOCKS, len(fleet_budget.LEVELS)))
-    for place, own in enumerate(rates):
-        found[place, : len(own)] = own
-    return found
-
-
-def _rate_at(rates: Sequence[Sequence[float]], at: int) -> float:
-    """Events a day above one level: the mean of the blocks, of which some are cut."""
-    return sum(own[at] for own in rates if at < len(own)) / BLOCKS
-
-
-def _is_shared_budget(settings: Settings) -> bool:
-    return bool(settings["threshold"]["budget_scope"] == "fleet")
-
-
-def _of_machine(settings: Settings, prepared: Prepared) -> Settings:
-    """The settings by which one machine is calibrated.
-
-    Where machines share a budget none has one of its own: a machine may have as many
-    events as its rows can show, so that any length of calibration does.
-    """
-    if not _is_shared_budget(settings):
-        return settings
-    seconds = max(seconds_per_row(entity.train.time) for entity in prepared.entities)
-    return _of_rows(settings, seconds, prepared.window)
-
-
-def _of_rows(settings: Settings, seconds: float, window: int) -> Settings:
-    """With the budget of as many events as rows so many seconds apart can show."""
-    seconds = settings["data"]["step_seconds"] or seconds
-    if not seconds:
-        return settings  # refused by the rule, which needs times
-    most = f"{DAY / seconds / window * (1 - 1e-6):.9f}/day"
-    return {**settings, "threshold": {**settings["threshold"], "budget": most}}
-
-
-def _evaluated(
-    name: str,
-    model: ResidualModel,
-    prepared: Prepared,
-    settings: Settings,
-    digests: Mapping[str, str],
-) -> tuple[ModelEvaluation, Detector]:
-    """As `run` calibrates, evaluates and assembles the model."""
-    used = _of_machine(settings, prepared)
-    rules = calibration_rules(used, prepared)
-    known: dict[Any, Any] = {}
-    (evaluated,) = evaluate.evaluate_models(
-        {name: model},
-        prepared,
-        rules,
-        min_anomalous_points=settings["data"]["min_anomalous_points"],
-        console=QUIET,
-        held_out=lambda own: train.held_out_models(prepared, used, known, own),
-        point_adjusted=settings["evaluation"]["point_adjusted"],
-        rolling=settings["threshold"]["rolling_share"],
-        compared=(),
-    ).values()
-    detector = make_detector(
-        name,
-        model,
-        evaluated.calibration,
-        prepared,
-        settings=settings,
-        digests=digests,
-        results=evaluated.rows,
-    )
-    return evaluated, detector
-
-
-def _measured(evaluated: ModelEvaluation) -> dict[str, Any]:
-    """Expected events and quality of a machine."""
-    found: dict[str, Any] = {}
-    expected = evaluated.rates[0].get("expected_events")
-    if expected and expected["unit"] == "a day":
-        found["events_a_day"] = expected["number"]
-    for row in evaluated.entities:
-        if row["level"] == "point" and row.get("vus_pr") is not None:
-            found["quality"] = row["vus_pr"]
-        label_free = row["threshold"] not in (rows.ORACLE, rows.ROLLING)
-        if row["level"] == "window" and label_free and row.get("f1") is not None:
-            found["f1"] = row["f1"]
-    return found
-
-
 # One budget for all.
 
 
 def _share_budget(
-    target: _Target, settings: Settings, found: list[dict[str, Any]], **options: Any
+    target: Target, settings: Settings, found: list[dict[str, Any]], **options: Any
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Sets τ of all machines by the fleet's budget; rows and what it lets expect."""
     output = target.folder
@@ -802,15 +385,17 @@ def _share_budget(
             "threshold.budget_scope=fleet: no machine has calibration scores with times: "
             "give rows with dates, or set data.step_seconds."
         )
-    rates = np.sum([_widened(tail["rates"]) for tail in tails.values()], axis=0)
+    rates = np.sum(
+        [fleet_budget.all_rates(tail["rates"]) for tail in tails.values()], axis=0
+    )
     taus = {
-        _detector_name(name): fleet_budget.Tail(tail["level"], tail["excess"])
+        detector_name(name): fleet_budget.Tail(tail["level"], tail["excess"])
         for name, tail in tails.items()
     }
     if few := sum(row["detector"] == STUDENT for row in found):
         detector = load_detector(output / STUDENT)
         rule = threshold_rule(
-            _of_rows(settings, detector.step, detector.window),
+            of_rows(settings, detector.step, detector.window),
             step_seconds=detector.step,
             stride=detector.stride,
             window=detector.window,
@@ -841,9 +426,9 @@ def _share_budget(
     for row in found:
         if (tail := tails.get(row["entity"])) is not None:
             row = {**row, "threshold": wanted[row["detector"]]}
-            row["events_a_day"] = _rate_at(tail["rates"], at)
+            row["events_a_day"] = fleet_budget.rate_at(tail["rates"], at)
             if tail["test"]:
-                observed.append(_rate_at(tail["test"], at))
+                observed.append(fleet_budget.rate_at(tail["test"], at))
                 row["test_events_a_day"] = observed[-1]
         rows.append(row)
     expected = {
@@ -855,36 +440,6 @@ def _share_budget(
     }
     write_text(output / BUDGET, json.dumps(expected, indent=1) + "\n")
     return rows, expected
-
-
-def set_thresholds(data: Mapping[str, Any]) -> int:
-    """Gives saved detectors of a fleet these τ, by folder; how many changed."""
-    changed = 0
-    with mirror(data["output"]) as store:
-        target = _Target(data["output"], store)
-        for folder, tau in data["taus"].items():
-            target.get(folder)
-            changed += _set_threshold(target, folder, tau)
-    return changed
-
-
-def _set_threshold(target: _Target, folder: str, tau: float) -> bool:
-    output = target.folder
-    detector = load_detector(output / folder)
-    if detector.thresholds[-1].tau == tau:
-        return False
-    detail = "of the level that all machines of the fleet share"
-    taus = [t._replace(tau=tau, rank=0, detail=detail) for t in detector.thresholds]
-    save_detector(output / folder, with_thresholds(detector, taus))
-    target.put(folder)
-    if folder != STUDENT:
-        name = f"{MACHINES}/{Path(folder).name}.json"
-        target.get(name)
-        record = json.loads((output / name).read_text("utf-8"))
-        record["manifest"] = sha256(output / folder / MANIFEST)
-        write_text(output / name, json.dumps(record, sort_keys=True) + "\n")
-        target.put(name)
-    return True
 
 
 def fit_partition(
@@ -916,7 +471,7 @@ def fit_partition(
     if frame.empty:
         return catalogue_frame([])
     output = Path(output)
-    target = _Target(output, Mirror(output, {}))
+    target = Target(output, Mirror(output, {}))
     if settings is None:
         settings = _usual_settings(output)
     machines = frame_machines(frame_table(frame, "the frame"), entity_column)
@@ -939,7 +494,7 @@ def fit_partition(
     )
     if not (output / STUDENT / MANIFEST).exists():
         found = [
-            _failed(r["entity"], r["rows"], f"{r['reason']}; this fleet has none")
+            failed_row(r["entity"], r["rows"], f"{r['reason']}; this fleet has none")
             if r["detector"] == STUDENT
             else r
             for r in found
@@ -984,21 +539,3 @@ def _usual_settings(output: Path) -> Settings:
         return settings
     changes = {"data.path": "frame", "distill.alpha": 0.0, "entity_mode": PER_ENTITY}
     return resolve(override(get_config(), changes))
-
-
-def _row(name: str, count: int, **fields: Any) -> dict[str, Any]:
-    numbers = {k: math.nan for k, kind in CATALOGUE_SCHEMA.items() if kind == "float64"}
-    return {
-        "entity": name,
-        "state": READY,
-        "reason": "",
-        "detector": "",
-        "rows": count,
-        **numbers,
-        **fields,
-    }
-
-
-def _failed(name: str, count: int, reason: str) -> dict[str, Any]:
-    reason = reason.removeprefix(f"{name}: ")
-    return _row(name, count, state=FAILED, reason=reason)

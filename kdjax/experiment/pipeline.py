@@ -19,7 +19,7 @@ import numpy as np
 from rich.console import Console
 
 from kdjax.config import Settings, to_json
-from kdjax.data.datasets import width
+from kdjax.data.datasets import load_dataset, width
 from kdjax.data.prepared import Prepared, channel_notes, prepare
 from kdjax.data.raw import about, check_width
 from kdjax.data.series import Dataset, Series
@@ -33,7 +33,6 @@ from kdjax.evaluation import evaluate
 from kdjax.evaluation.evaluate import ModelEvaluation
 from kdjax.evaluation.rows import PREVIOUS
 from kdjax.experiment.assemble import calibration_rules, data_digests
-from kdjax.experiment.inputs import load_dataset
 from kdjax.experiment.jobs import architecture
 from kdjax.experiment.train import (
     ALL,

@@ -21,6 +21,7 @@ import pandas as pd
 from rich.console import Console
 
 from kdjax.config import RENAMED, Settings, to_json
+from kdjax.data.datasets import load_dataset
 from kdjax.data.series import Dataset
 from kdjax.detection.storage import save_detector
 from kdjax.errors import ConfigError
@@ -31,7 +32,6 @@ from kdjax.evaluation.evaluate import (
 )
 from kdjax.experiment import jobs, train
 from kdjax.experiment.assemble import calibration_rules, data_digests, make_detector
-from kdjax.experiment.inputs import load_dataset
 from kdjax.experiment.jobs import TrainingJob
 from kdjax.experiment.pipeline import check_windows, prepare_groups
 from kdjax.experiment.populations import OnEpoch, finished, train_all
