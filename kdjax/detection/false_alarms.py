@@ -182,8 +182,6 @@ def expected_events(
     of the blocks' rates, for the mean and as much time again, and no narrower than counts
     of independent events (Poisson). None where the rule needs more scores.
     """
-    from scipy.stats import t
-
     event = rule.events
     blocks = np.array_split(np.asarray(scores), BLOCKS)
     fewest = len(scores) - max(map(len, blocks))
@@ -195,14 +193,22 @@ def expected_events(
         tau = max(least, find_threshold(others, rule).tau)
         counts.append(count_events(block, tau, event))
     days = len(scores) * event.spacing / (event.rows_per_day or 10_000)
-    mean = sum(counts) / days
-    spread = np.var(np.array(counts) / (days / BLOCKS), ddof=1) / BLOCKS
-    variance = float(spread) + max(float(spread), mean / days)
-    half = float(t.ppf(0.95, BLOCKS - 1)) * math.sqrt(variance)
-    # Of no event in a time, three are compatible with it at 95 %.
-    high = max(mean + half, 3 / days)
+    mean, rates = sum(counts) / days, np.array(counts) / (days / BLOCKS)
     unit = "a day" if event.rows_per_day else "in 10,000 rows"
     mode = "stream" if event.spacing == 1 else "score"
+    return with_interval(mean, rates, days, unit, mode)
+
+
+def with_interval(
+    mean: float, rates: np.ndarray, days: float, unit: str, mode: str
+) -> ExpectedEvents:
+    """Events in mean, with the interval of `expected_events` by `rates` `[BLOCKS]`."""
+    from scipy.stats import t
+
+    spread = float(np.var(rates, ddof=1)) / BLOCKS
+    half = float(t.ppf(0.95, BLOCKS - 1)) * math.sqrt(spread + max(spread, mean / days))
+    # Of no event in a time, three are compatible with it at 95 %.
+    high = max(mean + half, 3 / days)
     return ExpectedEvents(mean, max(0.0, mean - half), high, unit, mode)
 
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from kdjax.detection.alarming import EventRule, count_events
-from kdjax.detection.false_alarms import ExpectedEvents
+from kdjax.detection.false_alarms import ExpectedEvents, with_interval
 from kdjax.detection.thresholds import BLOCKS
 from kdjax.errors import ConfigError
 
@@ -99,8 +99,6 @@ def choose_level(
     Expected are the events of each block above the level of the other blocks, with a 90 %
     interval over blocks as in `kdjax.detection.false_alarms.expected_events`.
     """
-    from scipy.stats import t
-
     level = _least(rates.mean(axis=0), per_day)
     if level is None:
         raise ConfigError(
@@ -112,14 +110,8 @@ def choose_level(
         other = _least(np.delete(rates, place, axis=0).mean(axis=0), per_day)
         at = len(LEVELS) - 1 if other is None else int(np.searchsorted(LEVELS, other))
         held_out[place] = rates[place, at]
-    mean = float(held_out.mean())
-    spread = float(held_out.var(ddof=1)) / BLOCKS
-    half = float(t.ppf(0.95, BLOCKS - 1)) * math.sqrt(
-        spread + max(spread, mean / max(days, 1e-9))
-    )
-    high = max(mean + half, 3 / max(days, 1e-9))
-    expected = ExpectedEvents(mean, max(0.0, mean - half), high, "a day", "stream")
-    return level, expected
+    mean, days = float(held_out.mean()), max(days, 1e-9)
+    return level, with_interval(mean, held_out, days, "a day", "stream")
 
 
 def _least(rates: np.ndarray, per_day: float) -> float | None:

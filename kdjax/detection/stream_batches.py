@@ -51,7 +51,36 @@ def score_together(
     return [found[place] for place in range(len(windows))]
 
 
-class EntityStreams:
+class Unchanging:
+    """What detectors that stay as they are have of a fleet's, see `FleetStreams`."""
+
+    fleet = False
+
+    def refusal(self, entity: str) -> str:
+        """Why an entity has no detector; empty where it has one."""
+        return ""
+
+    def is_listed(self, entity: str) -> bool:
+        """Whether an entity is in the catalogue of a fleet, though it may have failed."""
+        return False
+
+    def digest(self, entity: str) -> str:
+        """The SHA-256 of the manifest of an entity's own detector; empty for none."""
+        return ""
+
+    def stale(self) -> bool:
+        """Whether detectors may have changed since the last `refresh`."""
+        return False
+
+    def refresh(self) -> None:
+        """Takes detectors as they are now, for streams that are opened from here on."""
+
+    def is_current(self, stream: StreamDetector) -> bool:
+        """Whether a stream's detector is the one that its entity has now."""
+        return True
+
+
+class EntityStreams(Unchanging):
     """Streams of many entities, whose rows are scored together.
 
     Args:
@@ -78,33 +107,6 @@ class EntityStreams:
         self.excluded: Callable[[str, Timestamp], bool] = lambda entity, instant: False
         self._open_entity = open_entity
         self._streams: dict[str, StreamDetector] = {}
-
-    # Of a fleet, whose machines have detectors of their own; see `FleetStreams`.
-
-    fleet = False
-
-    def refusal(self, entity: str) -> str:
-        """Why an entity has no detector; empty where it has one."""
-        return ""
-
-    def is_listed(self, entity: str) -> bool:
-        """Whether an entity is in the catalogue of a fleet, though it may have failed."""
-        return False
-
-    def digest(self, entity: str) -> str:
-        """The SHA-256 of the manifest of an entity's own detector; empty for none."""
-        return ""
-
-    def stale(self) -> bool:
-        """Whether detectors may have changed since the last `refresh`."""
-        return False
-
-    def refresh(self) -> None:
-        """Takes detectors as they are now, for streams that are opened from here on."""
-
-    def is_current(self, stream: StreamDetector) -> bool:
-        """Whether a stream's detector is the one that its entity has now."""
-        return True
 
     def another(self, entity: str) -> StreamDetector:
         """A stream of an entity before its first row, which `update` doesn't know."""

@@ -141,8 +141,9 @@ def _fit_fleet(
     **options: Any,
 ) -> pd.DataFrame:
     data, output = settings["data"], target.folder
-    machines = _list(path, data)
-    tests = _test_machines(data)
+    machines, tests = _list(path, data), list[Machine]()
+    if data["test_path"]:
+        tests = list_machines(data["test_path"], entity_column=data["entity_column"])
     fleet = _begin(target, settings, machines)
     shared = _needs_shared(settings)
     if shared:
@@ -154,7 +155,7 @@ def _fit_fleet(
         "shared": shared,
     }
     console.print(f"{path}: {counted(len(machines), 'machine')}", highlight=False)
-    units = [*_units(target, machines, tests, common)]
+    units = [*_units(target, machines, {own.entity: own for own in tests}, common)]
     found, few = list[dict[str, Any]](), list[str]()
     for outcome in run_units(fit_unit, units, **options):
         own = outcome.value
@@ -204,13 +205,6 @@ def _list(path: str | os.PathLike[str], data: Settings) -> list[Machine]:
     return name_machines(path, {url: stored.size for url, stored in found.items()})
 
 
-def _test_machines(data: Settings) -> dict[str, Machine]:
-    if not data["test_path"]:
-        return {}
-    found = list_machines(data["test_path"], entity_column=data["entity_column"])
-    return {machine.entity: machine for machine in found}
-
-
 def _needs_shared(settings: Settings) -> bool:
     own = settings["entity_mode"] == PER_ENTITY
     return not own or jobs.is_distilled(settings["distill"])
@@ -240,11 +234,6 @@ def _begin(
             "an empty or new --output."
         )
     sample = [*_sample(machines, settings["data"], target.store)]
-    if not sample:
-        raise DataError(
-            f"{settings['data']['path']}: no machine can be read, the first: "
-            f"{_fault_of(machines[0], settings['data'], target.store)}"
-        )
     fleet = {
         "schema": SCHEMA,
         "kdjax_version": kdjax_version(),
@@ -259,27 +248,23 @@ def _begin(
 def _sample(
     machines: Sequence[Machine], data: Settings, store: Mirror
 ) -> Iterator[Series]:
-    """The first machines, in an order by hash, that can be read."""
-    count = 0
+    """The first machines, in an order by hash, that can be read; DataError for none."""
+    count, faults = 0, dict[str, str]()
     for machine in sorted(machines, key=lambda one: text_digest(one.entity)):
         try:
             with copied(machine, store) as own:
                 series = read_machine(own, **reading_options(data))
-        except FAULTS:
+        except FAULTS as error:
+            faults[machine.entity] = one_line(error)
             continue
         yield series
         count += 1
         if count == 2 * SAMPLE:
             return
-
-
-def _fault_of(machine: Machine, data: Settings, store: Mirror) -> str:
-    try:
-        with copied(machine, store) as own:
-            read_machine(own, **reading_options(data))
-    except FAULTS as error:
-        return one_line(error)
-    return ""
+    if not count:
+        raise DataError(
+            f"{data['path']}: no machine can be read, the first: {faults[min(faults)]}"
+        )
 
 
 # The fleet's own networks.
@@ -475,8 +460,9 @@ def fit_partition(
     if settings is None:
         settings = _usual_settings(output)
     machines = frame_machines(frame_table(frame, "the frame"), entity_column)
-    fleet = _begin(target, settings, machines)
-    if _needs_shared(settings) and not (output / STUDENT / MANIFEST).exists():
+    fleet, shared = _begin(target, settings, machines), _needs_shared(settings)
+    borrows = (output / STUDENT / MANIFEST).exists()
+    if shared and not borrows:
         raise ConfigError(
             "fit_partition needs a fleet whose students learn alone (distill.alpha=0, "
             f"entity_mode=per_entity), or whose networks are in {output / SHARED}: fit a "
@@ -487,12 +473,12 @@ def fit_partition(
             "output": str(output),
             "settings": settings,
             "channels": fleet["channels"],
-            "shared": _needs_shared(settings),
+            "shared": shared,
             "machines": [tuple(machine) for machine in machines],
             "tests": [],
         }
     )
-    if not (output / STUDENT / MANIFEST).exists():
+    if not borrows:
         found = [
             failed_row(r["entity"], r["rows"], f"{r['reason']}; this fleet has none")
             if r["detector"] == STUDENT

@@ -20,7 +20,7 @@ import filelock
 
 from kdjax.data.lines import Line
 from kdjax.detection.occurrences import json_number
-from kdjax.detection.stream_batches import BatchScorer, answer_together
+from kdjax.detection.stream_batches import BatchScorer, Unchanging, answer_together
 from kdjax.detection.stream_rules import plan_by
 from kdjax.detection.streaming import StreamDetector, StreamRow, Taken
 from kdjax.detection.timestamps import Timestamp, parse_timestamp
@@ -382,28 +382,12 @@ def lock_state(stack: contextlib.ExitStack, state: Path) -> None:
         raise ArtifactError(f"{state} can't be used ({error}).") from error
 
 
-class _One:
+class _One(Unchanging):
     """The one stream of lines whose rows are of one entity, with what `Machines` has."""
 
     score: BatchScorer | None = None  # the stream's own
     names: Collection[str] = ("",)
     reader_of: Callable[[str], RowReader] | None = None
-
-    def refusal(self, name: str) -> str:
-        """Empty: rows of any name are taken, or refused by the reader."""
-        return ""
-
-    def digest(self, name: str) -> str:
-        """Empty: the stream's own is known."""
-        return ""
-
-    def stale(self) -> bool:
-        """Nothing changes."""
-        return False
-
-    def refresh(self) -> list[str]:
-        """Nothing changes."""
-        return []
 
     def __init__(
         self,

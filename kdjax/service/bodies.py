@@ -156,9 +156,7 @@ def _json(data: bytes, plan: Plan, most: int, entity: str) -> Body:
         raise _too_many(most)
     times = _each(found, "time", rows, [None])
     names = [entity] * len(rows) if entity else _each(found, "entity", rows, [""])
-    first = found.get("sequence")
-    if first is not None and (type(first) is not int or not 0 <= first < 2**53):
-        raise RequestError(400, "`sequence` is no whole number of at least 0.")
+    first = _count(found.get("sequence"))
     if first is not None and not entity:
         raise RequestError(400, "`sequence` needs one entity: give it in each row.")
     lines, sequence = [], list[int | None]()

@@ -59,9 +59,7 @@ class Journal:
 
     def __init__(self, store: Store, clock: Clock) -> None:
         self._store, self._clock = store, clock
-        self._seen = set[
-            str
-        ]()  # ids that were acknowledged, since the start or open then
+        self._seen = set[str]()  # ids acknowledged since the start, or open then
         for table in _TABLES.split(";"):
             store.execute(table.strip())
         for table in ("events", "journal"):
@@ -107,22 +105,20 @@ class Journal:
         where, values = ("", ()) if before is None else (" WHERE number < ?", (before,))
         self._store.execute(f"DELETE FROM journal{where}", values)
 
-    def add_events(self, events: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    def add_events(self, events: Iterable[Mapping[str, Any]]) -> None:
         """Notes events that began or ended, or messages about the stream."""
-        added = []
+        number = 0
         for event in events:
             number = self._clock.next()
             entry = {"number": number, "received": number / 1e6, **event}
             values = (number, event.get("id"), source_of(event), _ENCODE(entry))
             self._store.execute("INSERT INTO events VALUES (?, ?, ?, ?)", values)
-            added.append(entry)
-        if added:
+        if number:
             self._store.execute(
                 "DELETE FROM events WHERE number <= (SELECT number FROM events "
                 "ORDER BY number DESC LIMIT 1 OFFSET ?)",
                 (MOST_EVENTS,),
             )
-        return added
 
     def note_open(self, managed: Managed) -> None:
         """Writes which events are open, as far as that changed since the last call."""
