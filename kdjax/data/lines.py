@@ -295,7 +295,7 @@ def _json(wanted: Reading, may_lack: Collection[str]) -> _Format:
     def split(text: str) -> tuple[Any, str, dict[str, Any]]:
         nonlocal own
         try:
-            found = json.loads(text, object_pairs_hook=_object)
+            found = json.loads(text, object_pairs_hook=unique_keys)
         except (RecursionError, ValueError) as error:
             raise DataError(f"no JSON object ({error}); correct it.") from None
         if not isinstance(found, dict):
@@ -329,7 +329,8 @@ def _json(wanted: Reading, may_lack: Collection[str]) -> _Format:
     return split, row
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; ValueError for a key that occurs twice."""
     found = dict(pairs)
     if len(found) < len(pairs):
         raise ValueError("a key occurs twice")

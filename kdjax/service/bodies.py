@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from kdjax.data.lines import Line, read_lines
+from kdjax.data.lines import Line, read_lines, unique_keys
 from kdjax.data.times import NAMES
 from kdjax.detection.stream_rules import Plan
 from kdjax.errors import DataError, KdjaxError
@@ -81,14 +81,7 @@ def as_json(data: bytes) -> Any:
 
 def _loads(text: str) -> Any:
     """A JSON text; ValueError for NaN, Infinity and keys that occur twice."""
-    return json.loads(text, parse_constant=_no_constant, object_pairs_hook=_object)
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a key occurs twice")
-    return found
+    return json.loads(text, parse_constant=_no_constant, object_pairs_hook=unique_keys)
 
 
 def _no_constant(name: str) -> Any:
