@@ -1,9 +1,8 @@
 """Detectors for many machines: `fit_fleet` writes a folder, `fit_partition` serves engines.
 
-Machines are fitted in units of `UNIT`: one population of students, then each machine's
-own scaler, Gaussian and τ. A machine's record holds what it was made from, so the same
-command continues after a kill and fits only new and changed machines. See
-`kdjax.detection.fleet` for the folder.
+Machines are fitted in units of `UNIT`, see `kdjax.experiment.fleet_units`. A machine's
+record holds what it was made from, so the same command continues after a kill and fits
+only new and changed machines. See `kdjax.detection.fleet` for the folder.
 
 entity_mode=per_entity   each machine has its own student; it learns from the fleet's
                          teacher, or alone where distill.alpha=0
@@ -55,7 +54,7 @@ from kdjax.detection.thresholds import parse_budget
 from kdjax.errors import ArtifactError, ConfigError, DataError, counted, one_line
 from kdjax.evaluation import rows
 from kdjax.experiment import jobs
-from kdjax.experiment.assemble import data_digests, threshold_rule
+from kdjax.experiment.assemble import data_digests
 from kdjax.experiment.fleet_units import (
     FAULTS,
     QUIET,
@@ -76,6 +75,7 @@ from kdjax.experiment.fleet_units import (
     text_digest,
 )
 from kdjax.experiment.pipeline import check_windows, prepare_dataset
+from kdjax.experiment.recalibrate import rule_of
 from kdjax.experiment.train import PER_ENTITY, train_networks
 from kdjax.experiment.workdir import locked
 from kdjax.io.executors import LOCAL, ONE_CORE, Resources, Unit, run_units
@@ -316,7 +316,7 @@ def _fit_shared(
         target.put(f"{SHARED}/{name}")
 
 
-# One unit.
+# Units of work.
 
 
 def _units(
@@ -379,12 +379,8 @@ def _share_budget(
     }
     if few := sum(row["detector"] == STUDENT for row in found):
         detector = load_detector(output / STUDENT)
-        rule = threshold_rule(
-            of_rows(settings, detector.step, detector.window),
-            step_seconds=detector.step,
-            stride=detector.stride,
-            window=detector.window,
-        )
+        used = of_rows(settings, detector.step, detector.window)
+        rule = rule_of(detector, used, step_seconds=detector.step)
         assert rule.events is not None
         scores = detector.calibration[-1]
         taus[STUDENT] = fleet_budget.tail_of(scores)

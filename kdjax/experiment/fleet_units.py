@@ -109,6 +109,7 @@ def copied(machine: Machine, store: Mirror) -> Iterator[Machine]:
 
 
 def text_digest(text: str) -> str:
+    """The SHA-256 of a text."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -192,10 +193,12 @@ def _fit_unit(data: Mapping[str, Any], target: Target) -> dict[str, dict[str, An
 
 
 def record_name(name: str) -> str:
+    """A machine's record below the folder of a fleet."""
     return f"{MACHINES}/{quoted(name)}.json"
 
 
 def detector_name(name: str) -> str:
+    """The folder of a machine's detector below that of a fleet."""
     return f"{DETECTORS}/{quoted(name)}"
 
 
@@ -368,6 +371,7 @@ def _finish(
 
 
 def is_shared_budget(settings: Settings) -> bool:
+    """Whether the machines of a fleet share a budget of events."""
     return bool(settings["threshold"]["budget_scope"] == "fleet")
 
 
@@ -485,5 +489,6 @@ def _row(name: str, count: int, **fields: Any) -> dict[str, Any]:
 
 
 def failed_row(name: str, count: int, reason: str) -> dict[str, Any]:
+    """The row of a machine that has no detector, of so many rows."""
     reason = reason.removeprefix(f"{name}: ")
     return _row(name, count, state=FAILED, reason=reason)
