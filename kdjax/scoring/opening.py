@@ -62,7 +62,7 @@ def open_streams(
     backend: str = "jax",
     entity: str | None = None,
     reading: Mapping[str, Any] = NOTHING,
-    **moving: float,
+    **moving: Any,
 ) -> EntityStreams:
     """The streams of many entities under a saved detector, scored in batches.
 
