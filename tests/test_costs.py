@@ -1,6 +1,5 @@
 """Costs of a detector: what it stores, its file, and a window's time."""
 
-import builtins
 import json
 import sys
 from types import SimpleNamespace
@@ -89,14 +88,7 @@ def test_without_onnx_the_numbers_are_left(small, monkeypatch):
 
 
 def test_without_onnxruntime_the_bytes_are_left(small, monkeypatch):
-    real = builtins.__import__
-
-    def absent(name, *rest):
-        if name == "onnxruntime":
-            raise ImportError(name)
-        return real(name, *rest)
-
-    monkeypatch.setattr(builtins, "__import__", absent)
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
     found = detector_costs(small)
     assert found["bytes"] > 1000 and found["milliseconds"] is None
     assert "running ONNX files needs onnxruntime" in found["reason"]

@@ -1,8 +1,8 @@
 """Exported detectors against kdjax itself, and files that something happened to."""
 
-import builtins
 import hashlib
 import json
+import sys
 
 import jax
 import numpy as np
@@ -527,13 +527,6 @@ def test_a_sealed_file_that_onnxruntime_refuses_is_an_artifact_error():
 
 def test_without_onnxruntime_one_is_told_what_to_install(monkeypatch):
     data = onnx_file(make_detector("mahalanobis"), 0)
-    real = builtins.__import__
-
-    def absent(name, *rest):
-        if name == "onnxruntime":
-            raise ImportError(name)
-        return real(name, *rest)
-
-    monkeypatch.setattr(builtins, "__import__", absent)
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(ConfigError, match=r'pip install "kdjax\[onnx\]"'):
         load_onnx(data)
