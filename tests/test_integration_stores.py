@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import kdjax
 from kdjax.cli import main
 from kdjax.detection.storage import save_detector
 from kdjax.errors import ConfigError, DataError
@@ -294,6 +295,42 @@ def test_a_fleet_in_a_store_is_that_of_local_folders(store, tmp_path, monkeypatc
     assert not [
         *Path(os.environ.get("TMPDIR", "/tmp")).glob(f".kdjax.*-{os.getpid()}-*")
     ]
+
+
+def test_a_fleet_in_a_store_scores(store, tmp_path, monkeypatch):
+    """As the local fleet does; of the detectors those of the machines scored are copied."""
+    small = [
+        "--config.student.hidden=4", "--config.student.epochs=2", "--config.data.window=20",
+        "--config.distill.alpha=0",
+    ]  # fmt: skip
+    plants, fleet = tmp_path / "plants", tmp_path / "fleet"
+    plants.mkdir()
+    for seed in range(3):
+        plant(seed).to_csv(plants / f"m{seed}.csv", index=False)
+    assert main(["kdjax", "fleet", str(plants), f"--output={fleet}", *small]) == 0
+    stores.put_folder(fleet, "s3://bkt/fleet")
+    got = []
+    real = stores._copy
+    monkeypatch.setattr(
+        stores, "_copy", lambda url, *rest: got.append(url) or real(url, *rest)
+    )
+    (plants / "m2.csv").rename(tmp_path / "m2.csv")
+    wanted, found = tmp_path / "wanted", tmp_path / "found"
+    for detector, output in ((fleet, wanted), ("s3://bkt/fleet/", found)):
+        command = ["kdjax", "score", str(plants), f"--detector={detector}"]
+        assert main([*command, f"--output={output}/"]) == 0
+    tables = {k: v for k, v in contents(found).items() if not k.endswith(".json")}
+    theirs = {k: v for k, v in contents(wanted).items() if not k.endswith(".json")}
+    assert len(tables) == 4 and tables == theirs
+    copied = {url.split("detectors/")[1].split("/")[0] for url in got if "tors/" in url}
+    assert copied == {"m0", "m1"}
+    command = ["kdjax", "score", str(tmp_path / "m2.csv"), "--detector=s3://bkt/fleet"]
+    assert main([*command, f"--output={tmp_path / 'one.csv'}"]) == 0
+    whole = pd.read_csv(tmp_path / "one.csv")
+    ours = kdjax.open_machine(fleet, "m2")[0]
+    assert whole["tau"].iloc[-1] == ours.thresholds[0].tau
+    command = ["kdjax", "score", str(plants), "--detector=s3://bkt/none"]
+    assert main([*command, f"--output={found}/"]) == 2
 
 
 def plant(seed):

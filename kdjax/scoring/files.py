@@ -50,6 +50,7 @@ from kdjax.scoring.fleets import (
     Part,
     budget_words,
     detector_digests,
+    detector_place,
     fleet_parts,
     input_digest,
     manifest_digest,
@@ -103,7 +104,8 @@ def score_file(
         for target in targets:
             check_target(target, inputs=(path, exclude))
         clear_leftovers(targets[0].parent, [target.name for target in targets])
-        loaded = load_scorer(store.sealed(detector), attribution=attribution)
+        folder = detector_place(store, detector)
+        loaded = load_scorer(folder, attribution=attribution, store=store)
         rows = _score_rows(path, detector=loaded, output=targets[0], **options)
         yield from store.lines(_with_budget(loaded, rows, options))
         for target in targets:
@@ -126,12 +128,16 @@ def load_scorer(
     *,
     attribution: str = "",
     load: Callable[[str | os.PathLike[str]], Detector] = load_detector,
+    store: Mirror | None = None,
 ) -> Detector | Fleet:
-    """A saved detector, with another attribution method if one is given, or a fleet."""
+    """A saved detector, with another attribution method if one is given, or a fleet.
+
+    `store` has the machines' detectors of a fleet in an object store.
+    """
     if attribution:
         check_attribution(attribution)
     if is_fleet(detector):
-        return open_fleet(detector, attribution)
+        return open_fleet(detector, attribution, store)
     loaded = load(detector)
     if attribution:
         loaded = loaded._replace(attribution=attribution)
@@ -288,7 +294,7 @@ def score_fleet(
             "that all workers see, or leave the executor out."
         )
     with mirror(*paths, detector, output, exclude) as store:
-        detector = store.sealed(detector)
+        detector = detector_place(store, detector)
         if exclude:
             options["exclude"] = store.copied(exclude)
         yield from store.lines(
@@ -320,7 +326,7 @@ def _score_found(
 ) -> Iterator[str]:
     """`score_fleet` with places in the mirror of a store."""
     place, total = share
-    loaded = load_scorer(detector, attribution=attribution)
+    loaded = load_scorer(detector, attribution=attribution, store=store)
     fleet = loaded if isinstance(loaded, Fleet) else None
     if entity and isinstance(loaded, Detector):
         entity_index(loaded, entity)  # raises for an unknown one

@@ -20,6 +20,7 @@ from kdjax.detection.false_alarms import events_text
 from kdjax.detection.fleet import (
     BUDGET,
     CATALOGUE,
+    FLEET,
     READY,
     STUDENT,
     catalogue_rows,
@@ -37,6 +38,7 @@ from kdjax.detection.stream_batches import EntityStreams
 from kdjax.detection.streaming import StreamDetector
 from kdjax.errors import ArtifactError, DataError, KdjaxError, counted, one_line
 from kdjax.io.files import MANIFEST, sha256
+from kdjax.io.stores import Mirror, is_remote
 
 Measured = Mapping[str, tuple[int, float]]  # events and days of each machine
 
@@ -48,6 +50,7 @@ class Fleet(NamedTuple):
     data: Mapping[str, Any]  # settings of its rows
     shares_budget: bool  # whether its machines share a budget of events
     attribution: str = ""  # another method than the detectors' own
+    store: Mirror | None = None  # has the detectors, where the folder is a mirror
 
 
 class Part(NamedTuple):
@@ -58,11 +61,33 @@ class Part(NamedTuple):
     series: Series
 
 
-def open_fleet(folder: str | os.PathLike[str], attribution: str = "") -> Fleet:
-    """A fleet by its folder; ArtifactError if it is none."""
+def open_fleet(
+    folder: str | os.PathLike[str], attribution: str = "", store: Mirror | None = None
+) -> Fleet:
+    """A fleet by its folder, which may be that of a mirror; ArtifactError if it is none."""
     found = read_fleet(folder)["settings"]
     shared = found["threshold"]["budget_scope"] == "fleet"
-    return Fleet(Path(folder), found["data"], shared, attribution)
+    return Fleet(Path(folder), found["data"], shared, attribution, store)
+
+
+def detector_place(store: Mirror, path: str | os.PathLike[str]) -> Path:
+    """The local folder of a detector, or of a fleet: its machines follow one by one."""
+    url = os.fspath(path).rstrip("/")
+    place = store.look(f"{url}/{FLEET}")
+    if not is_remote(path) or place not in store.known:
+        return store.sealed(path)
+    store.copied(f"{url}/{CATALOGUE}", ArtifactError)
+    store.get(place, store.look(f"{url}/{BUDGET}"))
+    return place.parent
+
+
+def folder_of(fleet: Fleet, machine: str) -> Path:
+    """The folder of a machine's detector, copied from the store where it has to be."""
+    folder = machine_folder(fleet.folder, machine)
+    store, known = fleet.store, (folder / MANIFEST).exists()
+    if store is not None and not known and folder.is_relative_to(store.folder):
+        store.sealed(store.url(folder))
+    return folder
 
 
 def fleet_parts(
@@ -84,6 +109,7 @@ def fleet_parts(
     for machine in _machines(fleet, Path(path), entity, reading):
         name = machine.entity
         try:
+            folder_of(fleet, name)
             detector, used = open_machine(fleet.folder, name)
             if fleet.attribution:
                 detector = detector._replace(attribution=fleet.attribution)
@@ -149,7 +175,7 @@ def detector_digests(
 
 def manifest_digest(fleet: Fleet, machine: str) -> str:
     """The SHA-256 of the manifest of a machine's detector."""
-    return sha256(machine_folder(fleet.folder, machine) / MANIFEST)
+    return sha256(folder_of(fleet, machine) / MANIFEST)
 
 
 def input_digest(path: Path) -> str:
