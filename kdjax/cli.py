@@ -1,8 +1,8 @@
 """The program `kdjax VERB [ARGUMENTS] [FLAGS]`: parsing, help, errors, exit codes.
 
 Each verb is a file in `kdjax/commands`, with its flags and its help. `python launch.py
-VERB …` in a checkout is the same program. Verbs import JAX when they compute, so that
-help and refusals are immediate.
+VERB …` in a checkout is the same program. Verbs import JAX only to compute, so that
+help and errors of flags appear at once.
 """
 
 import errno
@@ -39,11 +39,11 @@ from kdjax.io import signals
 
 _ALL = (run, sweep, fleet, score, plot, calibrate, export, stream, serve, fetch, info)
 VERBS: dict[str, ModuleType] = {m.__name__.rpartition(".")[2]: m for m in _ALL}
-# Names that version 0.1 had for flags, and today's.
+# Names of flags in version 0.1, and today's.
 OLD_FLAGS = {"blame": "attribution", "following": "rolling"}
 OLD_FLAGS |= {f"config.{old}": f"config.{new}" for old, new in RENAMED.items()}
 
-# Longest message, in characters.
+# Most characters of a message.
 LONGEST = 2_000
 CONFIG_FLAG = re.compile(r"--?config(=|$)")
 OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]*)")
@@ -56,7 +56,7 @@ def program() -> None:
     """Entry point of `kdjax` and `launch.py`."""
     signals.install_handlers()
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal without τ
+        sys.stdout.reconfigure(errors="backslashreplace")  # encodings without τ
     try:
         app.run(lambda _: main(sys.argv), argv=sys.argv[:1])  # `main` parses flags
     except KeyboardInterrupt as error:  # between two lines of `app.run`
@@ -71,11 +71,11 @@ def main(argv: Sequence[str]) -> int:
     Returns:
         The exit code: 0; 2 after a user's error; 128 + the number of SIGINT or SIGTERM.
     """
-    # Libraries log every file that they write; their warnings are of use.
+    # Libraries log every file that they write; only their warnings are shown.
     logging.set_verbosity(logging.WARNING)
     try:
         with warnings.catch_warnings():
-            # As one line, such as that of an old name in a config file.
+            # On one line, such as the warning of a config file with an old name.
             warnings.showwarning = lambda message, _, file, line, *__: _print(
                 f"{file}:{line}: {_shown(message)}"
             )
@@ -83,9 +83,9 @@ def main(argv: Sequence[str]) -> int:
     except KdjaxError as error:
         message = _shown(error)
     except OSError as error:
-        advice = "check the path and its rights."
+        advice = "check the path and its permissions."
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            advice = "make room on the disk, then run the same command again."
+            advice = "free disk space, then rerun the command."
         message = f"{_shown(error)}: {advice}"
     except (Exception, KeyboardInterrupt) as error:
         if (code := signals.stop_message(error)) is not None:
@@ -93,8 +93,8 @@ def main(argv: Sequence[str]) -> int:
         if not _lacks_memory(error):
             raise
         message = (
-            f"there is not enough memory ({_shown(error)}): give fewer rows or channels "
-            "at once, or smaller networks and batches."
+            f"out of memory ({_shown(error)}): use fewer rows or channels at once, "
+            "or smaller networks and batches."
         )
     else:
         return 0
@@ -105,7 +105,7 @@ def main(argv: Sequence[str]) -> int:
 def _dispatch(argv: Sequence[str]) -> None:
     if list(argv[1:2]) == ["bench"]:
         raise ConfigError(
-            "bench is no longer a verb: run python benchmarks/speed.py in a checkout."
+            "the verb bench was removed: run python benchmarks/speed.py in a checkout."
         )
     if {"--help", "-h", "-help", "--helpfull"} & set(argv[1:]):
         verb = next((arg for arg in argv[1:] if arg in VERBS), "")
@@ -125,7 +125,7 @@ def _dispatch(argv: Sequence[str]) -> None:
         if name not in flags_of(verb)
     ]
     if without_effect:
-        raise ConfigError(f"{verb} takes no {'; '.join(without_effect)}: leave it out.")
+        raise ConfigError(f"{verb} takes no {'; '.join(without_effect)}: remove it.")
     VERBS[verb].main(rest, values)
 
 
@@ -136,7 +136,7 @@ def program_help() -> str:
         "kdjax distils anomaly detectors for multivariate time series.\n\n"
         f"Usage: kdjax VERB [ARGUMENTS] [FLAGS]\n\nVerbs:\n{verbs}\n\n"
         "kdjax VERB --help shows the flags of a verb and an example.\n"
-        f"To begin with your own file:\n  {run.EXAMPLE}\n\n"
+        f"To start with your own file:\n  {run.EXAMPLE}\n\n"
         f"{EXIT_CODES}"
     )
 
@@ -155,7 +155,7 @@ def verb_help(verb: str) -> str:
 
 
 def flags_of(verb: str) -> dict[str, Flag]:
-    """The flags of a verb by name; `config` also for those of its fields."""
+    """The flags of a verb by name; `config` stands for its fields too."""
     found = [flag for group in VERBS[verb].FLAGS.values() for flag in group]
     return {flag.name.split(".")[0]: flag for flag in found}
 
@@ -172,7 +172,7 @@ def _flag_help(flag: Flag) -> str:
 
 
 def _fields_help() -> Iterator[str]:
-    """The config's fields as a shell takes them, one paragraph a group."""
+    """The config's fields in shell syntax, one paragraph for each group."""
     groups: dict[str, list[str]] = {}
     for name, value in leaves(config_module.get_config().to_dict()):
         text = f'"{value}"'.replace(" ", "") if isinstance(value, tuple) else value
@@ -190,7 +190,7 @@ def parse(argv: Sequence[str]) -> tuple[Flags, list[str]]:
         ConfigError: all faulty flags in one message.
     """
     ordered = _config_first([argv[0], *map(_current_flag, argv[1:])])
-    # absl would join a field of several values that is given twice.
+    # absl joins the values of a tuple's flag that is given twice.
     given = [match[1] for arg in ordered[1:] if (match := OVERRIDE.match(arg))]
     for field in given:
         default, _ = FIELDS.get(field, ("", None))
@@ -199,13 +199,13 @@ def parse(argv: Sequence[str]) -> tuple[Flags, list[str]]:
     try:
         values = define_flags(ordered)
         return values, values(ordered)[1:]
-    except Exception as error:  # a config file is a program and may raise anything
+    except Exception as error:  # a config file is a program: any error is possible
         problems = _problems(ordered) or [_one_line(error)]
         raise ConfigError(f"flags: {'; '.join(problems)}.") from error
 
 
 def define_flags(argv: Sequence[str]) -> Flags:
-    """The flags of all verbs; `argv` tells which config fields become flags."""
+    """The flags of all verbs; `argv` determines which config fields are flags."""
     values: Flags = Flags()  # type: ignore[no-untyped-call]
     own: dict[str, Any] = {"flag_values": values}
     path = config_module.__file__
@@ -222,7 +222,7 @@ def define_flags(argv: Sequence[str]) -> Flags:
 
 
 def _current_flag(argument: str) -> str:
-    """An argument under today's name of its flag; an old name is reported."""
+    """The argument with a flag's current name; an old name is reported."""
     name, equals, value = argument.partition("=")
     old = name.lstrip("-")
     if old == name or old not in OLD_FLAGS:
@@ -233,21 +233,21 @@ def _current_flag(argument: str) -> str:
 
 
 def _config_first(argv: Sequence[str]) -> list[str]:
-    """argv with `--config` before its overrides, whatever their order was."""
+    """argv with `--config` before its overrides, in whatever order they came."""
     args = list(argv[1:])
     places = [i for i, arg in enumerate(args) if CONFIG_FLAG.match(arg)]
     if len(places) > 1:
         raise ConfigError("flags: --config is given twice: give one.")
     for i in places:
         end = i + 1 if "=" in args[i] else i + 2
-        # Without its value it stays the last, for absl to report.
+        # A flag without its value stays last: absl reports it.
         if end <= len(args):
             args = args[i:end] + args[:i] + args[end:]
     return [argv[0], *args]
 
 
 def _problems(argv: Sequence[str]) -> list[str]:
-    """What is wrong with each flag, found by parsing it alone."""
+    """The fault of each flag, found by parsing it alone."""
     start = 1
     if len(argv) > 1 and CONFIG_FLAG.match(argv[1]):
         start = 2 if "=" in argv[1] else 3
@@ -271,7 +271,7 @@ def _problems(argv: Sequence[str]) -> list[str]:
 
 
 def _fault(argv: Sequence[str]) -> Exception | None:
-    """What parsing raises, if anything."""
+    """The exception of parsing, or None."""
     try:
         define_flags(argv)(argv)
     except Exception as error:  # noqa: BLE001 - see `parse`
@@ -280,7 +280,7 @@ def _fault(argv: Sequence[str]) -> Exception | None:
 
 
 def _one_line(error: BaseException) -> str:
-    """The first and the last line of a message: ml_collections quotes much between."""
+    """First and last line of a message; ml_collections puts long quotes between."""
     # The text of a KeyError is its message in quotes.
     text = error.args[0] if isinstance(error, KeyError) and error.args else error
     lines = [line.strip() for line in str(text).splitlines() if line.strip()]
@@ -296,7 +296,7 @@ def _print(message: str) -> None:
 
 
 def _lacks_memory(error: BaseException) -> bool:
-    """Whether Python or a device ran out of memory; JAX stays unimported here."""
+    """Whether Python or a device ran out of memory; doesn't import JAX."""
     of_jax = type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError")
     return isinstance(error, MemoryError) or (
         of_jax and str(error).startswith("RESOURCE_EXHAUSTED")
@@ -304,9 +304,9 @@ def _lacks_memory(error: BaseException) -> bool:
 
 
 def _shown(error: BaseException) -> str:
-    """A message as one line that a terminal shows as it is, whatever it quotes."""
+    """A message as one printable line."""
     text = " ".join(str(error).split())
     if len(text) > LONGEST:
-        # Such as the names of a thousand columns; what to do stands at the end.
+        # Such as the names of a thousand columns; the remedy stands at the end.
         text = f"{text[: LONGEST // 2]} […] {text[-LONGEST // 2 :]}"
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

@@ -1,9 +1,9 @@
-"""Every setting, its default, and what settings may not do together.
+"""All settings with their defaults, ranges and rules for combinations.
 
-The only module of the package that imports ml_collections, apart from the program's
-flags. `get_config` is the package's own config file; files under `configs/` start from
-it and change what they need. `resolve` checks a config as a whole and turns it into
-nested plain dicts, which is what the rest of kdjax reads.
+Only this module and the program's flags import ml_collections. `get_config` is the
+package's own config file; files under `configs/` start from it and change some fields.
+`resolve` checks a config as a whole and turns it into nested plain dicts, which the rest
+of kdjax reads.
 """
 
 import difflib
@@ -21,10 +21,10 @@ from kdjax.io.stores import check_local
 
 Settings = dict[str, Any]
 
-# NUL and halves of characters; those for bytes of a path that isn't UTF-8 pass.
+# NUL and surrogates; those that stand for bytes of a path that isn't UTF-8 are allowed.
 _NOT_IN_NAMES = re.compile("[\0\ud800-\udc7f\udd00-\udfff]")
 
-# Fields of version 0.1 by their names of today; configs and detectors may have either.
+# Fields of version 0.1 and their current names; configs and detectors may use both.
 RENAMED = {
     "controls": "baselines",
     "teacher.parts": "teacher.components",
@@ -36,7 +36,7 @@ RENAMED = {
 _RENAMED_LEAVES = {
     old.split(".")[-1]: new.split(".")[-1] for old, new in RENAMED.items()
 }
-# Fields of `distill` that were removed; older settings have them, mostly unset as None.
+# Removed fields of `distill`, which older settings have, mostly unset as None.
 _REMOVED = ("alpha_end", "temperature_end")
 
 
@@ -62,7 +62,7 @@ def _current_leaf(group: _Group, name: str) -> str:
 
 
 def current_name(field: str) -> str:
-    """The dotted name of a field today; warns where `field` is the name of version 0.1.
+    """The current dotted name of a field; warns if `field` is its name of version 0.1.
 
     >>> current_name("data.window")
     'data.window'
@@ -82,7 +82,7 @@ def _warn_renamed(old: str, new: str, *, stacklevel: int = 3) -> None:
 
 
 class Range(NamedTuple):
-    """Bounds of a number; `closed`: whether they are allowed themselves."""
+    """Bounds of a number; `closed`: whether the bounds are allowed values."""
 
     low: float
     high: float = math.inf
@@ -90,99 +90,99 @@ class Range(NamedTuple):
 
 
 BENCHMARKS = ("smd", "asd", "jumpstarter2", "smap", "msl")
-# Those of a run by default; kdjax.models.baselines has all.
+# The default baselines of a run; kdjax.models.baselines has all.
 BASELINES = ("random", "mahalanobis", "pca", "kmeans", "difference", "moving_average")
 _MILLION = 1_000_000
 
-# Each field: its default, or the type of one that may be left open, and the values it may
-# have: one of a tuple, in a range, or any of the default's type.
+# Each field: its default, or the type of a field without one, and its allowed values: a
+# tuple of choices, a range, or None for any value of the default's type.
 FIELDS: dict[str, tuple[Any, tuple[str, ...] | Range | None]] = {
     "seed": (0, Range(0, 2**31 - 1)),
     # "shared": one teacher and one student for all entities of a data set;
-    # "per_entity": a pair of them for each.
+    # "per_entity": one pair for each entity.
     "entity_mode": ("shared", ("shared", "per_entity")),
     # A benchmark's name, or "" for a user's own file at data.path. "smd" without a
-    # root is the one machine that ships with the package.
+    # root is the one machine in the package.
     "data.name": ("", ("", *BENCHMARKS)),
     "data.root": ("", None),
-    # Entities to use; () for all that are found.
+    # Entities to use; () for all of them.
     "data.entities": ((), None),
     "data.path": ("", None),
     "data.test_path": ("", None),
-    # Columns of an own file; the time column is also found by its name or type.
+    # Columns of a user's file; the time column is also found by its name or type.
     "data.time_column": ("", None),
     "data.entity_column": ("", None),
     "data.label_column": ("", None),
-    # Columns that are no channels, whatever they hold; in long layout tags as well.
+    # Columns that are not channels, with any content; in long layout tags as well.
     "data.ignore": ((), None),
-    # Channels that models see, but never score or blame: set-points, commands and modes.
+    # Channels that models read but don't score: set-points, commands and modes.
     "data.context": ((), None),
-    # "wide": a column a channel; "long": a row a reading, with time, tag and value.
+    # "wide": one column per channel; "long": one row per reading (time, tag, value).
     "data.layout": ("wide", ("wide", "long")),
     "data.tag_column": ("tag", None),
     "data.value_column": ("value", None),
-    # Puts readings on an even grid: a duration such as "1min" or "500ms", or a number of
-    # seconds ("60"), of the time's unit where times are numbers. Long layout needs it.
+    # Resamples readings to an even grid: a duration such as "1min" or "500ms", or a number
+    # ("60") of seconds, or of the unit of numeric times. Long layout needs it.
     "data.step": ("", None),
     # Missing cells: "error" refuses them, "ffill" repeats the last value, "mask" leaves
     # them out of loss, error moments and scores.
     "data.missing": ("error", ("error", "ffill", "mask")),
-    # Markers of missing cells besides an empty one, NA, N/A, NaN, NULL, None and #N/A.
+    # Markers of missing cells besides the empty cell, NA, N/A, NaN, NULL, None and #N/A.
     "data.missing_values": ((), None),
-    # Rows for which "ffill" or a grid (data.step) repeats a value, then its cells are
-    # missing; data.window where not set.
+    # Most rows for which "ffill" or a grid (data.step) repeats a value; later cells are
+    # missing. data.window where not set.
     "data.fill_limit": (int, Range(1, _MILLION)),
     # Rows out of order in time: "strict" refuses them, "sort" sorts them.
     "data.order": ("strict", ("strict", "sort")),
     # Rows of the same time: "error" refuses them, "last" keeps the last.
     "data.duplicates": ("error", ("error", "last")),
-    # CSV of spans to leave out, such as maintenance: start, end and maybe entity.
+    # CSV of spans to leave out, such as maintenance: start, end, optional entity.
     "data.exclude": ("", None),
-    # Windows end at steps in time longer than this many median steps.
+    # No window crosses a step in time longer than this many median steps.
     "data.max_gap": (5.0, Range(1)),
-    # Offset and scale of each channel from its fit rows, see docs/data.md. A sigmoid head
-    # needs `minmax`, or `none` for data in [0, 1].
+    # Offset and scale of each channel, fitted on its fit rows; see docs/data.md. A sigmoid
+    # head needs `minmax`, or `none` for data in [0, 1].
     "data.scaler": ("quantile", ("quantile", "minmax", "zscore", "robust", "none")),
     "data.window": (100, Range(2, _MILLION)),
     "data.stride": (10, Range(1, _MILLION)),
     # Stride of training windows; data.stride where not set.
     "data.train_stride": (int, Range(1, _MILLION)),
-    # With fewer training rows than this the stride of training windows is 1 where
-    # data.train_stride is not set; epochs then count as at data.stride, in steps.
+    # With fewer training rows, the stride of training windows is 1 if data.train_stride is
+    # not set; an epoch then has as many steps as with data.stride.
     "data.dense_below": (0, Range(0, 2**62)),
-    # Training rows that take more, as float32, stay on disk and are read as they are
-    # needed.
+    # Training rows that need more memory, as float32, stay on disk and are read in
+    # chunks.
     "data.memory_bytes": (4_000_000_000, Range(0, 2**62)),
-    # Seconds between rows, for a threshold.budget where the file has no datetimes; 0
-    # takes the file's.
+    # Seconds between rows for threshold.budget if the file has no datetimes; 0 takes the
+    # file's.
     "data.step_seconds": (0.0, Range(0)),
     "data.validation": (0.15, Range(0, 0.9, closed=False)),
     "data.calibration": (0.15, Range(0, 0.9, closed=False)),
-    # Anomalous rows that make a window anomalous.
+    # A window is labelled anomalous if it has this many anomalous rows.
     "data.min_anomalous_points": (1, Range(1, _MILLION)),
     "model.channels": ("joint", ("joint", "independent")),
     "model.decoder": ("repeat", ("repeat", "feedback")),
     "model.head": ("linear", ("linear", "sigmoid")),
-    # What a model joins: "autoencoder" is its network, the others are baselines. A
-    # student learns what the teacher's first part makes of a window, see `distill`.
+    # Components of a model: "autoencoder" is its network, the others are baselines. A
+    # student's target is the output of the teacher's first component, see `distill`.
     "teacher.components": (("autoencoder",), None),
     # Widths of the encoder's layers; the decoder has them reversed.
     "teacher.hidden": ((64, 64), None),
     "teacher.epochs": (40, Range(1, _MILLION)),
-    # Epochs without a new lowest validation loss after which the teacher is done.
+    # Epochs without a new lowest validation loss after which the teacher's training stops.
     "teacher.patience": (8, Range(1, _MILLION)),
-    # Where not set, `seed` is the teacher's too: sweeps over students keep one teacher.
+    # `seed` where not set: sweeps over students keep one teacher.
     "teacher.seed": (int, Range(0, 2**31 - 1)),
     "student.components": (("autoencoder",), None),
     "student.hidden": ((16,), None),
-    # Students use all their epochs, so that `student_alone` has the same budget.
+    # Students train for all epochs, so that `student_alone` has the same budget.
     "student.epochs": (40, Range(1, _MILLION)),
-    # The kind `classifier`: its networks, every second of which does not see the level, the
-    # channels of their convolutions, and the steps of each.
+    # The kind `classifier`: number of networks (every second one doesn't see the level),
+    # channels of their convolutions, steps of each.
     "classifier.networks": (4, Range(1, 64)),
     "classifier.channels": (16, Range(1, 1024)),
     "classifier.steps": (1500, Range(1, _MILLION)),
-    # The kinds `cnn_forecast` and `gru_forecast`: the width of their layers, and the steps.
+    # The kinds `cnn_forecast` and `gru_forecast`: width of their layers, steps.
     "forecast.units": (24, Range(1, 1024)),
     "forecast.steps": (1000, Range(1, _MILLION)),
     "train.batch_size": (32, Range(1, _MILLION)),
@@ -193,23 +193,23 @@ FIELDS: dict[str, tuple[Any, tuple[str, ...] | Range | None]] = {
     "train.log_every": (20, Range(1, _MILLION)),
     # Least seconds between two checkpoints.
     "train.checkpoint_seconds": (60.0, Range(0)),
-    # Weight of the teacher's term in Eq. 2 (others' libraries may weigh the data's).
+    # Weight of the teacher's term in Eq. 2 (other libraries may weight the data's term).
     "distill.alpha": (0.35, Range(0, 1)),
     "distill.temperature": (1.0, Range(0, closed=False)),
     "distill.temperature_mode": ("output", ("output", "logit")),
-    # What the student's is compared with: the teacher's "reconstruction" (Eq. 2), its
-    # "errors", its "hidden" code, or its "scores".
+    # The distillation target: the teacher's "reconstruction" (Eq. 2), its "errors", its
+    # "hidden" code, or its "scores".
     "distill.target": (
         "reconstruction",
         ("reconstruction", "errors", "hidden", "scores"),
     ),
-    # Of each of teacher.components, which then are teachers together; () for the first alone,
-    # or for the scores of all.
+    # Weight of each of teacher.components in the target; () takes the first component
+    # only, or for "scores" all of them.
     "distill.weights": ((), None),
-    # Copies of the training rows, disturbed on purpose, that only the teacher explains;
-    # the number of steps stays.
+    # Copies of the training rows with disturbances, which have the teacher's target only;
+    # the number of steps doesn't change.
     "distill.augmented_copies": (0, Range(0, 4)),
-    # The teacher's outputs are kept up to this size, and recomputed past it.
+    # The teacher's outputs are cached up to this size, else recomputed.
     "distill.cache_bytes": (2_000_000_000, Range(0)),
     # A window is anomalous if more than `count` of its points lie above τ.
     "detection.count": (0, Range(0, _MILLION)),
@@ -218,48 +218,48 @@ FIELDS: dict[str, tuple[Any, tuple[str, ...] | Range | None]] = {
     "detection.floor": (0.03, Range(0)),
     "detection.ridge": (0.1, Range(0)),
     "detection.shrinkage": ("none", ("none", "ledoit_wolf", "oas")),
-    # Share of the most abnormal validation windows to leave out of the error moments.
+    # Share of the validation windows, the most abnormal, to leave out of the error moments.
     "detection.trim": (0.0, Range(0, 0.5)),
     # How a score is divided among channels: "correlation" or "conditional".
     "detection.attribution": ("correlation", ("correlation", "conditional")),
-    # "per_entity": a Gaussian and a threshold each; "pooled": one for all.
+    # "per_entity": one Gaussian and one threshold per entity; "pooled": one for all.
     "detection.scope": ("per_entity", ("per_entity", "pooled")),
-    # Windows scored at once.
+    # Windows that are scored in one batch.
     "detection.batch_size": (256, Range(1, _MILLION)),
-    # Chosen without labels, see docs/thresholds.md.
+    # How τ is chosen, without labels; see docs/thresholds.md.
     "threshold.method": (
         "blocks",
         ("blocks", "conformal", "budget", "pot", "quantile", "fixed"),
     ),
-    # Wanted share of false alarms among normal windows; "budget" doesn't read it.
+    # Target share of false alarms among normal windows; not used by "budget".
     "threshold.false_alarm_rate": (0.01, Range(0, 1, closed=False)),
-    # Events that "budget" may announce, as 2/day, 1/week or 0.5/hour, and where: in a
-    # "stream" (and by `score --causal`) or by "score", with a window every data.stride rows.
+    # Events that "budget" allows, as 2/day, 1/week or 0.5/hour; by mode "stream" (also
+    # `score --causal`) or "score", which has a window every data.stride rows.
     "threshold.budget": ("1/day", None),
     "threshold.mode": ("stream", ("stream", "score")),
-    # Whether "budget" is that of each entity, or one that the machines of `kdjax fleet`
-    # share.
+    # Whether "budget" applies to each entity, or to all machines of `kdjax fleet`
+    # together.
     "threshold.budget_scope": ("entity", ("entity", "fleet")),
-    # τ of "fixed".
+    # τ of the method "fixed".
     "threshold.value": (float, Range(0)),
-    # Share of windows above the rolling threshold, shown in the results beside the
-    # rule above; 0 for none.
+    # Share of windows above the rolling threshold, which the results show too; 0 for
+    # none.
     "threshold.rolling_share": (0.1, Range(0, 0.999)),
-    # Rows in a row above τ before an alarm, and rows after it in which none begins.
+    # Successive rows above τ before an alarm, and rows after an alarm without a new one.
     "threshold.min_duration": (1, Range(1, 1_000_000_000)),
     "threshold.cooldown": (0, Range(0, 1_000_000_000)),
-    # Share of τ down to which an alarm goes on; 1 ends it at τ.
+    # An alarm goes on down to this share of τ; with 1 it ends at τ.
     "threshold.clear": (1.0, Range(0.01, 1)),
-    # Events besides those of scores: channels, or all, that keep a value for longer than in
-    # training, and gaps in time longer than data.max_gap.
+    # Events besides those of scores: channels (one or all) that keep a value for longer
+    # than in training, and gaps in time longer than data.max_gap.
     "alarm.frozen": (True, None),
     "alarm.no_data": (True, None),
-    # Whether to add point-adjusted F1 and PA%K, which flatter even random scores.
+    # Whether to add point-adjusted F1 and PA%K, which are high even for random scores.
     "evaluation.point_adjusted": (False, None),
-    # Detectors without training that stand beside the networks in each table.
+    # Detectors without training, which each table of results compares.
     "baselines": (BASELINES, None),
-    # A saved detector, or a run's `detectors` folder, whose networks training starts
-    # from; --init_from is short for it.
+    # A saved detector, or the `detectors` folder of a run, to start training from;
+    # --init_from sets it too.
     "init_from": ("", None),
 }
 _LIMITS = {name: allowed for name, (_, allowed) in FIELDS.items() if allowed}
@@ -294,7 +294,7 @@ def resolve(config: ConfigDict | Mapping[str, Any]) -> Settings:
     except (RecursionError, TypeError, ValueError) as error:
         raise ConfigError(f"config: {error}; use numbers, texts and tuples.") from None
     defaults = json.loads(to_json(get_config()))
-    # Rules between fields make sense only where each field does.
+    # Rules between fields are checked only if each field is valid.
     problems = (
         [*_compare(given, defaults, "")]
         or [*_check_choices(given), *_check_ranges(given)]
@@ -306,10 +306,9 @@ def resolve(config: ConfigDict | Mapping[str, Any]) -> Settings:
 
 
 def completed(settings: Mapping[str, Any]) -> Settings:
-    """Settings of an older kdjax with the fields and the names of today.
+    """Settings of an older kdjax, completed with today's fields and names.
 
-    Fields that came since have their defaults; those that were removed and had no value
-    are left out.
+    New fields have their defaults; removed fields without a value are left out.
     """
     defaults: Settings = json.loads(to_json(get_config()))
 
@@ -317,7 +316,7 @@ def completed(settings: Mapping[str, Any]) -> Settings:
         found = {}
         for key, value in given.items():
             new = _RENAMED_LEAVES.get(key, key)
-            # What it has besides stays, for the checks to find.
+            # Other unknown fields stay: the checks report them.
             if value is not None or key not in _REMOVED:
                 found[new if new in usual and new not in given else key] = value
         return found | {
@@ -369,13 +368,13 @@ def differences(old: Settings, new: Settings) -> list[str]:
 
 
 def unknown_key(key: str) -> str:
-    """What to say about a field that doesn't exist, with the nearest that does."""
+    """The message for an unknown field, with the nearest known one."""
     near = difflib.get_close_matches(key, FIELDS, n=1, cutoff=0.5)
     last = difflib.get_close_matches(
         key.split(".")[-1], [name.split(".")[-1] for name in FIELDS], n=1
     )
     near = near or [name for name in FIELDS if last and name.endswith(last[0])][:1]
-    hint = f"did you mean {near[0]}?" if near else "see kdjax/config.py for all"
+    hint = f"did you mean {near[0]}?" if near else "kdjax/config.py lists all fields"
     return f"unknown field {key} ({hint})"
 
 
@@ -477,18 +476,18 @@ def _check_choices(settings: Settings) -> Iterator[str]:
             )
         elif "classifier" in kinds and len(kinds) > 1:
             yield (
-                f"{name}.components={kinds!r} joins a classifier, which gives scores, "
-                "with others, which leave residuals: name it alone"
+                f"{name}.components={kinds!r} combines a classifier with others, but it has "
+                "scores and no residuals: use it alone"
             )
         elif name == "student" and not {"autoencoder", "classifier"} & set(kinds):
             yield (
-                "student.components must name autoencoder, or classifier alone: a student "
-                "is a network that learns"
+                "student.components must contain autoencoder, or classifier alone: a "
+                "student is a trained network"
             )
 
 
 def _known_baselines(names: set[str]) -> tuple[str, ...]:
-    """All baselines; only for names other than the usual ones JAX is imported."""
+    """All baselines; imports JAX only for names other than the default ones."""
     if names <= {"autoencoder", *BASELINES}:
         return BASELINES
     from kdjax.models.baselines import BASELINES as registered
@@ -514,8 +513,8 @@ def _check_together(settings: Settings) -> Iterator[str]:
     distill, detection = settings["distill"], settings["detection"]
     if bool(data["name"]) == bool(data["path"]):
         yield (
-            "set either data.path (a CSV, Parquet or .npy file of your own) or "
-            f"data.name (a benchmark: {', '.join(BENCHMARKS)}), got "
+            "set one of data.path (your own CSV, Parquet or .npy file) and data.name "
+            f"(a benchmark: {', '.join(BENCHMARKS)}), got "
             f"data.path={data['path']!r} and data.name={data['name']!r}"
         )
     for field in ("path", "test_path", "exclude"):
@@ -524,18 +523,18 @@ def _check_together(settings: Settings) -> Iterator[str]:
         except ConfigError as error:
             yield str(error).rstrip(".")
     if data["name"] not in ("", "smd") and not data["root"]:
-        yield f"data.name={data['name']!r} needs data.root, the data set's folder"
+        yield f"data.name={data['name']!r} needs data.root, the folder of the data set"
     if data["path"] and data["entities"]:
         yield (
-            "data.entities chooses among a benchmark's: leave the others out of the file, "
+            "data.entities is for benchmarks only: remove other entities from the file, "
             "or set data.name"
         )
     if data["path"] and data["root"]:
-        yield "data.root belongs to a benchmark: leave it empty with data.path"
+        yield "data.root is for benchmarks only: leave it empty with data.path"
     own_file = ("test_path", "time_column", "entity_column", "label_column", "exclude")
     for field in (*own_file, "ignore", "step"):
         if data["name"] and data[field]:
-            yield f"data.{field} belongs to a file of your own: it needs data.path"
+            yield f"data.{field} is for your own file only: set data.path, or remove it"
     if data["step"] or data["layout"] == "long":
         from kdjax.data.schema import Reading, check_reading  # imports pandas
 
@@ -545,24 +544,24 @@ def _check_together(settings: Settings) -> Iterator[str]:
             yield str(error).rstrip(".")
     if data["min_anomalous_points"] > data["window"]:
         yield (
-            f"data.min_anomalous_points={data['min_anomalous_points']} exceeds "
+            f"data.min_anomalous_points={data['min_anomalous_points']} must be at most "
             f"data.window={data['window']}"
         )
     if detection["count"] >= data["window"]:
         yield (
             f"detection.count={detection['count']} must be below "
-            f"data.window={data['window']}: no window could have more points above τ"
+            f"data.window={data['window']}: else no window can raise an alarm"
         )
     if model["head"] == "sigmoid" and data["scaler"] not in ("minmax", "none"):
         yield (
-            f"model.head='sigmoid' can't give what data.scaler={data['scaler']!r} "
-            "makes: use minmax, or none for data in [0, 1]"
+            "model.head='sigmoid' has outputs in [0, 1], but data.scaler="
+            f"{data['scaler']!r} has not: use minmax, or none for data in [0, 1]"
         )
     yield from _lesson_problems(distill, settings["teacher"]["components"])
     teaching = settings["teacher"]["components"][0]
     if distill["temperature_mode"] == "logit" and teaching != "autoencoder":
         yield (
-            f"distill.temperature_mode='logit' needs a network as teacher, and "
+            "distill.temperature_mode='logit' needs a network as teacher, and "
             f"{teaching!r} has no head: use output, or name autoencoder first"
         )
     if distill["temperature_mode"] == "logit" and model["head"] != "sigmoid":
@@ -579,7 +578,7 @@ def _check_together(settings: Settings) -> Iterator[str]:
             f"{threshold['method']!r}"
         )
     if len(set(settings["baselines"])) < len(settings["baselines"]):
-        yield "baselines names a baseline twice"
+        yield "baselines contains a baseline twice: remove one"
 
 
 def _lesson_problems(distill: Settings, parts: list[str]) -> Iterator[str]:
@@ -591,23 +590,23 @@ def _lesson_problems(distill: Settings, parts: list[str]) -> Iterator[str]:
         )
     if target == "scores" and distill["temperature"] != 1:
         yield (
-            "distill.temperature has no effect on distill.target='scores', which are "
-            "standardised: leave it at 1"
+            "distill.temperature has no effect with distill.target='scores', which are "
+            "standardised: set it to 1"
         )
     if target != "reconstruction" and distill["temperature_mode"] == "logit":
         yield (
-            f"distill.temperature_mode='logit' softens reconstructions, not {target}: "
-            "use output"
+            "distill.temperature_mode='logit' needs distill.target='reconstruction', got "
+            f"{target!r}: use output"
         )
     if not weights:
         return
     if target == "hidden" or distill["temperature_mode"] == "logit":
         yield (
-            "distill.weights join reconstructions, errors or scores: leave it empty "
+            "distill.weights combine reconstructions, errors or scores: leave it empty "
             "with hidden codes and with logits"
         )
     if len(weights) != len(parts) or min(weights) < 0 or not any(weights):
         yield (
-            f"distill.weights={weights!r} must have a number from 0 on for each of "
-            f"teacher.components={parts!r}, not all of them 0"
+            f"distill.weights={weights!r} must have one number per component of "
+            f"teacher.components={parts!r}: none negative, not all 0"
         )

@@ -1,18 +1,18 @@
 """The errors that kdjax raises for faults of its input.
 
-Every message says what is wrong, where, what was expected and what to do. The program
-ends with exit code 2 and that one message for each of them.
+Every message names the fault, its place, the expected value and the remedy. The program
+prints that one message and ends with exit code 2.
 """
 
 from collections.abc import Iterable
 
 
 class KdjaxError(Exception):
-    """Base of every error that a user of kdjax can cause and mend."""
+    """Base of the errors that a user of kdjax can cause and correct."""
 
 
 class DataError(KdjaxError, ValueError):
-    """Rows, labels or files of data that can't be used as they are."""
+    """Rows, labels or data files that are invalid."""
 
 
 class ConfigError(KdjaxError, ValueError):
@@ -38,7 +38,7 @@ def one_line(error: BaseException) -> str:
 
 
 def check_choice(name: str, value: object, known: Iterable[str]) -> None:
-    """Raises ConfigError unless a value is one of the known words.
+    """Raises ConfigError unless a value is one of the known choices.
 
     >>> check_choice("way", "alone", ("together", "alone"))
     """
@@ -49,10 +49,10 @@ def check_choice(name: str, value: object, known: Iterable[str]) -> None:
 
 
 class TrainingError(KdjaxError):
-    """Training that can't go on: its loss is not finite.
+    """Training that can't continue because its loss is not finite.
 
     Attributes:
-        step: the step that found it.
+        step: the step with the first loss that is not finite.
     """
 
     def __init__(self, message: str, step: int) -> None:
@@ -61,4 +61,4 @@ class TrainingError(KdjaxError):
 
 
 class ArtifactError(KdjaxError):
-    """A checkpoint, detector or work directory that is damaged or foreign."""
+    """A damaged checkpoint, detector or work directory, or one of another program."""

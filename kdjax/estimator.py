@@ -95,18 +95,18 @@ logger = logging.getLogger(__name__)
 EXPECTED_FAILED_CHECKS = {
     "check_methods_sample_order_invariance": (
         "a row is scored in the window of rows before it, so its score depends on their "
-        "order: that is what a detector for time series is for"
+        "order, as is intended for time series"
     ),
     "check_methods_subset_invariance": (
-        "rows given a few at a time lack the rows before them, and a single row is "
-        "shorter than any window"
+        "a few rows alone lack the rows before them, and a single row is shorter than any "
+        "window"
     ),
 }
 """The checks of `sklearn.utils.estimator_checks.check_estimator` that fail, and why."""
 
 ROWS = "X"  # name of the rows in messages, and their entity
 IN_FRAME = Advice(
-    "correct it, or leave the column out",
+    "correct it, or remove the column",
     "make it NaN, or name it in data.missing_values",
 )
 
@@ -130,11 +130,11 @@ FIELDS = {
 }
 PARAMETERS = {field: name for name, field in FIELDS.items()}
 
-# What fits the rows of `fit` where it is None.
+# Fields that `fit` chooses by its rows if they are None.
 _BY_ROWS = ("data.window", "data.stride", "threshold.false_alarm_rate")
 
-# What `calibrate` takes over, and what applies to the next rows at once; all else needs
-# another `fit`.
+# Parameters that `calibrate` applies, and those that apply to the next rows at once; all
+# others need another `fit`.
 _CALIBRATED = ("threshold.", "data.step_seconds")
 _AT_ONCE = ("data.missing", "data.fill_limit")
 
@@ -198,7 +198,7 @@ def _applies(field: str) -> bool:
 
 
 def _check_further(settings: Any) -> None:
-    """Raises ConfigError unless `settings` are fields beside the parameters'."""
+    """Raises ConfigError unless `settings` are fields other than the parameters'."""
     if not isinstance(settings, Mapping):
         raise ConfigError(
             f"settings={settings!r} must be a mapping of the config's fields, such as "
@@ -207,11 +207,11 @@ def _check_further(settings: Any) -> None:
     for field in settings:
         if field in PARAMETERS:
             raise ConfigError(
-                f"settings: {field} is the parameter {PARAMETERS[field]}: set that one."
+                f"settings: {field} is the parameter {PARAMETERS[field]}: set that instead."
             )
         if not _applies(str(field)):
             raise ConfigError(
-                f"settings: {field} means nothing for rows in memory: leave it out, or "
+                f"settings: {field} has no effect on rows in memory: remove it, or "
                 "name a field such as train.learning_rate."
             )
 
@@ -224,15 +224,15 @@ def _teachers(teachers: Any, weights: Any) -> tuple[ScoreFunction, ...]:
     for teacher in teachers:
         if not callable(teacher):
             raise ConfigError(
-                f"teachers: {teacher!r} can't be called: give functions of windows "
+                f"teachers: {teacher!r} is not callable: give functions of windows "
                 "[B, L, D] that return scores [B, L]."
             )
     found = [_real(weight) for weight in weights]
     valid = all(number >= 0 for number in found) and any(found)
     if found and not (valid and len(found) == len(teachers)):
         raise ConfigError(
-            f"weights={weights!r} must have a finite number from 0 on for each of "
-            f"{counted(len(teachers), 'teacher')}, not all of them 0."
+            f"weights={weights!r} must have a finite number for each of "
+            f"{counted(len(teachers), 'teacher')}: none negative, not all 0."
         )
     return tuple(teachers)
 
@@ -261,15 +261,15 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
 
     X is `[N, D]`: rows in time order, an array or a DataFrame. A `DatetimeIndex` or
     `PeriodIndex` is the rows' time, so that no window crosses a gap; other indices only
-    label the results. A frame's columns, whatever their labels, must be those of `fit` in
-    the same order. The mask of a masked array is missing data, and arrays of objects or
-    text are read as cells of files. It learns from 72 rows or more.
+    label the results. A frame's columns must be those of `fit` in the same order. Masked
+    cells are missing data, and arrays of objects or text are read as cells of files. `fit`
+    needs at least 72 rows.
 
     Args:
         window_size: L, rows of a window; None for 96, or an eighth of fewer rows.
         stride: rows from one window to the next; with 1 a window ends at each row. None
             for 10, or 1 where that leaves too few calibration windows.
-        detector: the model that detects: `classifier`, small networks that know disturbed
+        detector: the model: `classifier`, small networks that distinguish disturbed
             windows from clean ones; `student` or `teacher` of distillation;
             `cnn_forecast` or `gru_forecast`, a network that forecasts the next row; or a
             baseline without one, such as `mahalanobis`, `pca`, `moving_average`, `memory`.
@@ -282,14 +282,14 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
         scaler: `quantile`, `minmax`, `zscore`, `robust`, or `none` after a scaler in a
             `Pipeline`.
         missing: `error` refuses NaN, `ffill` repeats the last value for up to
-            `data.fill_limit` rows (`window_size` if not set) and leaves out what then
-            is missing, `mask` leaves missing cells out.
+            `data.fill_limit` rows (`window_size` if not set) and leaves out cells that are
+            still missing, `mask` leaves missing cells out.
         threshold: how τ is chosen, without labels: `blocks`, `conformal`, `quantile`,
             `pot`, `budget` or `fixed`; see docs/thresholds.md.
         false_alarm_rate: wanted share of false alarms among normal windows that the
             networks were not trained on. (PyOD's `contamination` is the share of
             outliers in the training rows.) None for 0.01, or, with a warning, the least
-            that too few calibration windows for it allow.
+            rate that the number of calibration windows allows.
         random_state: the seed, a whole number; the same one gives the same detector.
         settings: further fields of `kdjax.config` by their dotted names, such as
             `{"train.learning_rate": 1e-2}`.
@@ -300,9 +300,9 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
         detector_: the `kdjax.detection.detector.Detector`.
         teacher_: the calibrated teacher; None for a baseline, or loaded without it.
         entity_: the entity of `detector_` whose scaler, Gaussian and threshold are used.
-        decision_scores_: `[N]` scores of the rows that `fit` saw; not saved.
+        decision_scores_: `[N]` scores of the rows of `fit`; not saved.
         threshold_: τ.
-        labels_: `[N]` 0 or 1, of `decision_scores_` under the present τ.
+        labels_: `[N]` 0 or 1, of `decision_scores_` with the current τ.
         n_features_in_: D.
         feature_names_in_: the names of the columns as text, if X was a DataFrame.
 
@@ -369,15 +369,15 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
         Args:
             X: the rows.
             y: for scikit-learn's pipelines.
-            teachers: detectors to distil instead of a network: callables, scaled windows
-                `[B, L, D]` to a score for each row `[B, L]`, higher for more abnormal.
+            teachers: detectors to distil instead of a network: callables that return a score
+                for each row `[B, L]` of scaled windows `[B, L, D]`, higher for more abnormal.
                 The student's loss is that of `distill.target="scores"`.
                 `settings={"distill.augmented_copies": 3}` adds augmented windows.
             weights: of the teachers; () for equal ones.
 
         Raises:
             ConfigError: an invalid parameter, or too few rows for the false-alarm rate.
-            DataError: too few rows for the window, cells that are no finite numbers, or
+            DataError: too few rows for the window, cells that are not finite numbers, or
                 a teacher's output that isn't one score for each row.
 
         A fit that fails or is interrupted changes nothing.
@@ -391,8 +391,8 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
     def set_params(self, **params: Any) -> Self:
         """Sets parameters by name: all of them, or after an error none.
 
-        What a fitted detector does with it: `missing` holds for the next rows at once;
-        `data.fill_limit` as well; `threshold`, `false_alarm_rate` and the fields `threshold.…` and
+        In a fitted detector, `missing` and `data.fill_limit` apply to the next rows at once;
+        `threshold`, `false_alarm_rate` and the fields `threshold.…` and
         `data.step_seconds` of `settings` from `calibrate` on; all others from the next
         `fit` on. Until then methods that score warn.
         """
@@ -627,7 +627,7 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
         rows = np.array([(one.start, one.stop) for one in found], int).reshape(-1, 2)
         if not len(rows) or (rows[:, 0] >= rows[:, 1]).any():
             raise DataError(
-                "confirm_normal: there must be a span, and each must hold a row of X: give "
+                "confirm_normal: give one or more spans with a row of X each, as "
                 "events of detect(X), or pairs of first and last labels of its index."
             )
         changed = copy.copy(self)
@@ -670,8 +670,8 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
         teacher = self.teacher_
         if teacher is None or teacher.model.architecture is None:
             raise ConfigError(
-                f"this KDDetector(detector={self.detector!r}) has no teacher to learn "
-                "from: fit a student or a teacher, or load the teacher's folder."
+                f"this KDDetector(detector={self.detector!r}) has no teacher: "
+                "fit a student or a teacher, or load the teacher's folder."
             )
         other: KDDetector = clone(self).set_params(
             detector="student",
@@ -700,8 +700,8 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
 
         Args:
             folder: of the saved detector.
-            entity: whose scaler, Gaussian and threshold to use; by default those of its
-                only entity, or the pooled ones of several.
+            entity: of the scaler, Gaussian and threshold; by default the only entity, or
+                the pooled ones of several.
         """
         detector = load_detector(folder)
         loaded = cls(**parameters_of(detector))
@@ -724,9 +724,9 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
     def expected_events(self) -> ExpectedEvents | None:
         """Events to expect in normal behaviour, of `threshold` `blocks` or `budget`.
 
-        By blocks of the training rows, each under a τ that did not see it; a day where
-        `data.step_seconds` or a time tells how long a row lasts, else in 10,000 rows.
-        None where other rules chose τ, or rows are too few.
+        By blocks of the training rows, each with a τ that was chosen without it; a day if
+        `data.step_seconds` or a time gives the length of a row, else in 10,000 rows.
+        None if other rules chose τ, or rows are too few.
 
         >>> rows = np.random.default_rng(0).normal(size=(2000, 3))
         >>> detector = KDDetector(detector="mahalanobis", window_size=20).fit(rows)
@@ -752,7 +752,7 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
 
     @property
     def labels_(self) -> np.ndarray:
-        """0 or 1 for each row that `fit` saw, under the present τ."""
+        """0 or 1 for each row of `fit`, with the current τ."""
         return self._labels(self.decision_scores_)
 
     def __sklearn_tags__(self) -> Any:
@@ -773,7 +773,7 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
         if rule.method in BY_FOLDS and not same:
             raise ConfigError(
                 f"threshold={rule.method!r} needs the scores of all rows in order of time, "
-                f"and those of threshold={before!r} are others: give clean rows to "
+                f"but threshold={before!r} used others: give clean rows to "
                 "calibrate(X), or fit again."
             )
 
@@ -784,12 +784,12 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
         return scores[self._place] if scores else np.empty(0)
 
     def _become(self, other: "KDDetector") -> Self:
-        """Takes over all attributes of another in one step, which nothing interrupts."""
+        """Takes all attributes of another in one step, without interruption."""
         self.__dict__ = other.__dict__
         return self
 
     def _config(self, **changes: Any) -> dict[str, Any]:
-        """The config of the present parameters, before the checks of `resolve`."""
+        """The config of the current parameters, before the checks of `resolve`."""
         further = {} if self.settings is None else self.settings
         _check_further(further)
         given = {field: getattr(self, name) for name, field in FIELDS.items()}
@@ -803,12 +803,12 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
         return resolve(self._config(**changes))
 
     def _fields(self) -> dict[str, Any]:
-        """The present parameters by the config's fields, for comparisons."""
+        """The current parameters by the config's fields, for comparisons."""
         fields = {name: _plain(v) for name, v in leaves(self._config())}
         return fields | {"detector": self.detector}
 
     def _warn_of_changes(self, *, calibrating: bool = False) -> None:
-        """Warns of parameters that were set after `fit` and don't hold yet."""
+        """Warns of parameters that were set after `fit` and have no effect yet."""
         now, changed = self._fields(), dict[str, list[str]](fit=[], calibrate=[])
         for name in sorted(now):
             if now[name] != self._made_with[name] and name not in _AT_ONCE:
@@ -817,8 +817,8 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
         for todo, names in changed.items():
             if names and not (calibrating and todo == "calibrate"):
                 warnings.warn(
-                    f"KDDetector: {', '.join(names)} changed since `{todo}`, and the "
-                    f"fitted detector is as before: call {todo} again, or set the old "
+                    f"KDDetector: {', '.join(names)} changed since `{todo}`, without effect "
+                    f"on the fitted detector: call {todo} again, or set the old "
                     "value.",
                     stacklevel=4,
                 )
@@ -832,8 +832,8 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
         reading, time, form = self._reading(reset), None, TimeForm()
         if not isinstance(X, pd.DataFrame) and reset and reading.ignore:
             raise ConfigError(
-                "settings: data.ignore names columns of a frame, and X is an array: "
-                "leave these columns out of X."
+                "settings: data.ignore names columns of a frame, but X is an array: "
+                "remove these columns from X."
             )
         try:
             if isinstance(X, pd.DataFrame):
@@ -913,7 +913,7 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
             )
         if teachers and (name != "student" or not is_distilled(settings["distill"])):
             raise ConfigError(
-                f"teachers: detector={name!r} with alpha={self.alpha} learns from none: "
+                f"teachers: detector={name!r} with alpha={self.alpha} uses no teacher: "
                 "set detector='student' and alpha above 0."
             )
         dataset = Dataset("rows in memory", (series,), ())
@@ -928,7 +928,7 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
                 entities=(one._replace(scaler=scaler),), pooled_scaler=scaler
             )
         if name in BASELINES:
-            console.print(f"{name}: fits {counted(len(series.values), 'row')}")
+            console.print(f"{name}: fitting {counted(len(series.values), 'row')}")
             models = {name: fit_baseline(name, prepared, **baseline_options(settings))}
         else:
             with tempfile.TemporaryDirectory() as folder:
@@ -947,7 +947,7 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
         for found, model in models.items():
             if found not in made:
                 rules = calibration_rules(settings, prepared)
-                console.print(f"{found}: calibrates")
+                console.print(f"{found}: calibrating")
                 held_out = held_out_models(prepared, settings, known, model)
                 calibration = calibrate(model, prepared, rules, held_out=held_out)
                 detector = make_detector(
@@ -966,7 +966,7 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
         self.teacher_ = made.get("teacher")
         self.entity_ = series.entity
         self._made_with = self._fields()
-        console.print(f"{name}: scores the rows; τ = {self.threshold_:.4g}")
+        console.print(f"{name}: scoring the rows; τ = {self.threshold_:.4g}")
         self.decision_scores_ = self._scores(series)["window_score"].to_numpy()
         return self
 
@@ -1040,7 +1040,7 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
         if len(unknown):
             raise DataError(
                 f"{ROWS}: {len(unknown)} of {len(scores)} rows have no score, the first "
-                f"is row {unknown[0] + 1}, so neither 0 nor 1 is true: leave them out, "
+                f"is row {unknown[0] + 1}, so that predict has no answer: remove them, "
                 "or use decision_function, which gives NaN there."
             )
         return self._alarms(scores).astype(np.int64)
@@ -1055,21 +1055,20 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
 def _channels_of(
     X: pd.DataFrame, reading: Reading
 ) -> tuple[pd.DataFrame, Times | None]:
-    """A frame without the columns that are no channels, and the rows' time.
+    """A frame without the columns that are not channels, and the rows' time.
 
-    Ignored columns must be there in `fit` only. A detector of a file knows that file's
-    columns of times, entities and labels too.
+    Ignored columns are required in `fit` only. For a detector of a file, that file's
+    columns of times, entities and labels are removed too.
     """
     names, clock, entity = _column_names(X), reading.time_column, reading.entity_column
     absent = [name for name in reading.ignore if name not in names]
     if absent and not reading.channels:
         raise DataError(
-            f"{ROWS} has no column {', '.join(absent)}: name in data.ignore only "
-            "columns that are there."
+            f"{ROWS} has no column {', '.join(absent)}: remove it from data.ignore."
         )
     drop = {*reading.ignore, clock, entity} - {*reading.channels}
     if names and drop.issuperset(names):
-        raise DataError(f"{ROWS}: data.ignore names all columns: leave a channel.")
+        raise DataError(f"{ROWS}: data.ignore names all columns: keep a channel.")
     if entity in drop.intersection(names):
         column = X.iloc[:, names.index(entity)]
         if column.nunique() > 1:
@@ -1090,8 +1089,8 @@ def _time_of(X: pd.DataFrame) -> pd.Series | None:
     if index.nlevels > 1:
         if any(map(_is_dated, index.levels)):
             raise DataError(
-                f"{ROWS}: the index has times beside other levels: give the rows of one "
-                "entity with their times alone, such as X.xs(name)."
+                f"{ROWS}: the index has times and other levels: give the rows of one "
+                "entity with their times only, such as X.xs(name)."
             )
         return None
     if not _holds_times(index):
@@ -1132,7 +1131,7 @@ class _RowsError(DataError, TypeError):
 
 
 def _refusal(problem: str, channels: Sequence[str]) -> str:
-    """What to say of X; `channels` are those of `fit`, if it was before."""
+    """The message about X; `channels` are those of `fit`, if it was called."""
     # scikit-learn shows the array on lines of its own.
     problem = re.sub(r"(?s)\narray=.*\n(?=Reshape)|(?<=supported)\n.*", " ", problem)
     known = ", ".join(channels[:9]) + ", …" * (len(channels) > 9)
@@ -1148,7 +1147,7 @@ def _read_array(X: Any, reading: Reading) -> Any:
     X = as_array(X) if isinstance(X, np.ma.MaskedArray) else X
     cells = np.asarray(X)
     if cells.dtype.kind in "mM":
-        raise TypeError(f"{cells.dtype} is a time or a duration, no number")
+        raise TypeError(f"{cells.dtype} is a time or a duration, not a number")
     if cells.dtype.kind not in "OUS" or cells.ndim != 2 or not cells.size:
         return X
     # numpy makes text of all cells of a list if one is text.
@@ -1202,7 +1201,7 @@ def _may_be_times(column: pd.Series) -> bool:
 
 
 def _long_hint(X: pd.DataFrame, reading: Reading) -> str:
-    """What to say of a frame with a row for each reading; empty of any other."""
+    """Advice for a frame with one row per reading; empty for any other."""
     frame, known = X.set_axis(_column_names(X), axis=1), reading.ignore
     frame = frame.drop(columns=[*known, reading.entity_column], errors="ignore")
     if not frame.columns.is_unique:
@@ -1230,7 +1229,7 @@ def _long_hint(X: pd.DataFrame, reading: Reading) -> str:
             f".ffill(limit={reading.fill_limit}).dropna(how='all')"
         )
     return (
-        f"{ROWS} looks like long layout, a row for each reading; give a column for each "
+        f"{ROWS} looks like long layout (one row per reading); give a column for each "
         f"channel: {table}.pivot_table(index={index}, columns={tag!r}, "
         f"values={value!r}, aggfunc='last'){grid}."
     )

@@ -20,7 +20,7 @@ At T = 1 both are Eq. 2. The soft term can compare other targets:
   Teacher"), in units of the hard term.
 
 Shapes: windows `[B, L, D]`, `weight` `[B]`, `observed` `[B, L, D]` bool. Each window
-counts the same, however many of its cells were observed.
+has the same weight, for any number of observed cells.
 """
 
 import jax
@@ -34,7 +34,7 @@ TEMPERATURE_MODES = ("output", "logit")
 # What a student can be distilled towards.
 TARGETS = ("reconstruction", "errors", "hidden", "scores")
 
-# Mean squares of a row below this are not told apart; data are scaled to about 1.
+# Smaller mean squares of a row count as equal; data are scaled to about 1.
 _FAINT = 1e-6
 
 
@@ -100,8 +100,8 @@ def distillation_loss(
 ) -> Array:
     """L_S of Eq. 2, the student's loss.
 
-    By algebra L_S with `output` at T = 1 equals MSE(X_S, (1 − α)·X + α·X_T) plus a
-    number that no student can change.
+    L_S with `output` at T = 1 equals MSE(X_S, (1 − α)·X + α·X_T) plus a constant for the
+    student.
 
     Args:
         reconstruction: X_S, `[B, L, D]`.

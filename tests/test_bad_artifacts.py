@@ -199,7 +199,7 @@ BAD = {
     # Newer Pythons see it first.
     "24-overlap": (overlapping, "overlaps others|Overlapped entries"),
     "25-outside": (outside, ""),
-    "25-tar": (as_tar, "is no folder: give the folder of a detector"),
+    "25-tar": (as_tar, "is not a folder: give the folder of a detector"),
 }
 
 
@@ -300,7 +300,7 @@ def test_a_bad_state_is_refused(damage, saved, tmp_path, lines, capsys):
     before = contents(tmp_path)
     line = one_line(["stream", *options], capsys)
     assert str(state) in line
-    assert ("remove it to start anew" in line) == (damage != "folder")
+    assert ("remove it to start again" in line) == (damage != "folder")
     assert contents(tmp_path) == before and output.read_bytes() == answered
 
 
@@ -316,20 +316,20 @@ def test_a_bad_state_is_refused(damage, saved, tmp_path, lines, capsys):
         (["export", "--data=IN", "--output=IN"], "would replace IN, which is needed"),
         (["calibrate", "IN", "--output=IN"], "exists and holds no kdjax detector"),
         (["stream", "--state=IN", "--output=IN"], "would replace IN, which is needed"),
-        (["run", "--workdir=IN"], "IN is a file, where a folder is to be"),
+        (["run", "--workdir=IN"], "IN is a file, but must be a folder"),
         (["score", "IN", "--output=FOLDER.csv"], "is a folder: give a file"),
         (["score", "IN", "--output=OUT/e.csv"], "e.csv.events.csv is a folder: give a"),
         (["export", "--output=FOLDER.csv"], "is a folder: give a file"),
         (["stream", "--output=FOLDER.csv"], "output=FOLDER.csv is a folder: give a fil"),
         (["stream", "--state=FOLDER.csv"], "state=FOLDER.csv is a folder: give a file"),
-        (["export", "--output=PIPE"], "is no regular file: give a file"),
-        (["score", "IN", "--output=IN/s.csv"], "IN is a file, where a folder is to be"),
+        (["export", "--output=PIPE"], "is not a regular file: give a file"),
+        (["score", "IN", "--output=IN/s.csv"], "IN is a file, but must be a folder"),
         (["score", "IN", "IN", "--output=SPANS.x/"], "SPANS.x is a file: give a folder fo"),
-        (["export", "--output=IN/e.onnx"], "IN is a file, where a folder is to be"),
-        (["calibrate", "IN", "--output=IN/d"], "IN is a file, where a folder is to be"),
-        (["stream", "--output=IN/o"], "IN is a file, where a folder is to be"),
-        (["stream", "--state=IN/o"], "IN is a file, where a folder is to be"),
-        (["run", "--workdir=IN/w"], "IN is a file, where a folder is to be"),
+        (["export", "--output=IN/e.onnx"], "IN is a file, but must be a folder"),
+        (["calibrate", "IN", "--output=IN/d"], "IN is a file, but must be a folder"),
+        (["stream", "--output=IN/o"], "IN is a file, but must be a folder"),
+        (["stream", "--state=IN/o"], "IN is a file, but must be a folder"),
+        (["run", "--workdir=IN/w"], "IN is a file, but must be a folder"),
         (["score", "IN", "--output=KNOWN/s.csv"], "KNOWN is sealed by its MANIFEST.sha2"),
         (["score", "IN", "--output=KNOWN/f/"], "KNOWN is sealed by its MANIFEST.sha256"),
         (["export", "--output=KNOWN/e.onnx"], "KNOWN is sealed by its MANIFEST.sha256"),

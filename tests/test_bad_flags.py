@@ -30,7 +30,7 @@ def out(tmp_path):
     [
         (["score", ""], "score needs a file to score, got nothing"),
         (["calibrate", ""], "calibrate needs a file of clean rows, got nothing"),
-        (["score", "IN", "--json"], "score takes no --json (for info): leave it out"),
+        (["score", "IN", "--json"], "score takes no --json (for info): remove it"),
         (["score", "IN", "--workdir=w", "--adaptive=1"], "--workdir (for run, sweep); --a"),
         (["score", "IN", "--config.detection.count=2"], "score takes no --config (for ru"),
         (["export", "--causal"], "export takes no --causal (for score)"),
@@ -38,11 +38,11 @@ def out(tmp_path):
         (["run", "--detector=d"], "run takes no --detector (for score, plot, calibrate,"),
         (["info", "--output=o"], "info takes no --output (for fleet, score, plot, calibrate, exp"),
         (["score", "IN", "--entity=b"], "has no entity 'b': give one of X, or pooled"),
-        (["score", "IN", "--shard=0/2"], "must be a folder: several files are to be"),
+        (["score", "IN", "--shard=0/2"], "must be a folder to score several"),
         (["score", "IN", "--attribution=frob"], "detection.attribution='frob' is unknown: use one"),
         (["score", "IN", "--missing=frob"], "--missing='frob' is unknown: use one of"),
         (["score", "IN", "--time_column=t"], "no column 't': its columns are load, heat"),
-        (["score", "IN", "--time_column=load", "--entity_column=load"], "two purposes"),
+        (["score", "IN", "--time_column=load", "--entity_column=load"], "given twice among time_column"),
         (["export", "--format=frob"], "--format='frob' is unknown: use one of onnx, s"),
         (["export", "--quantize=int4"], "--quantize='int4' is unknown: use one of none"),
         (["export", "--quantize=int8", "--format=stablehlo"], "is for --format=onnx"),
@@ -50,7 +50,7 @@ def out(tmp_path):
         (["stream", "--on_error=frob"], "on_error='frob' is unknown: use one of skip, s"),
         (["stream", "--adaptive=-1"], "step=-1: expected"),
         (["stream", "--adaptive=nan"], "step=nan: expected"),
-        (["stream", "--ignore=load"], "load can't be ignored: each channel of the detec"),
+        (["stream", "--ignore=load"], "load can't be ignored: the detector needs it"),
         (["run", "--config.teacher.hidden=3", "--config.teacher.hidden=4"],
          "--config.teacher.hidden is given twice: give one"),
         (["run", "--config=nowhere.py", "--config.seed=1", "--config.seed=2"],
@@ -102,8 +102,8 @@ def test_flags_that_contradict_or_change_nothing_are_refused(
         ("threshold.false_alarm_rate=0", "false_alarm_rate=0.0 must lie in (0, 1)"),
         ("threshold.method=fixed", "threshold.value is the τ of threshold.method='fix"),
         ("baselines=frob", "baselines='frob' must be among random, mahalanobis"),
-        ("data.name=smd", "set either data.path"),
-        ("data.root=x", "data.root belongs to a benchmark"),
+        ("data.name=smd", "set one of data.path"),
+        ("data.root=x", "data.root is for benchmarks only"),
         ("init_from=nowhere", "nowhere holds no detector to start from"),
     ],
 )
@@ -144,8 +144,8 @@ def test_too_little_memory_is_one_line(kind, monkeypatch, capsys):
 
     monkeypatch.setattr(VERBS["run"], "main", full)
     assert one_line(["run"], capsys) == (
-        "there is not enough memory (RESOURCE_EXHAUSTED: Out of memory while allocating "
-        "80 TiB): give fewer rows or channels at once, or smaller networks and batches."
+        "out of memory (RESOURCE_EXHAUSTED: Out of memory while allocating "
+        "80 TiB): use fewer rows or channels at once, or smaller networks and batches."
     )
 
 
@@ -156,7 +156,7 @@ def test_a_stream_without_an_end_is_refused(closed, saved, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         patch.setattr(sys, closed, None)
         line = one_line(["stream", known], capsys)
-    assert line.startswith("stream reads rows from standard input and answers on stand")
+    assert line.startswith("stream needs an open standard input, and an open standard ")
 
 
 def test_what_flags_alone_tell_is_refused_before_jax_starts(saved, tmp_path):
@@ -179,7 +179,7 @@ def test_what_flags_alone_tell_is_refused_before_jax_starts(saved, tmp_path):
     )
     assert done.stdout == f"{[2] * len(commands)} False\n"
     said = done.stderr.splitlines()
-    names = ["folder is to", "--format", "--quantize", "taken"]
+    names = ["must be a folder", "--format", "--quantize", "taken"]
     names += ["--backend='onnxruntim' is unknown", "--on_error='stopp' is unknown"]
     assert len(said) == len(names)
     assert all(name in line for name, line in zip(names, said, strict=True))

@@ -159,7 +159,7 @@ def test_another_unit_is_warned_of(score):
 
 @pytest.mark.parametrize(
     ("rows", "columns", "said"),
-    [(12, 3, "there is a single fit window"), (5, 20, "no entity has a fit window")],
+    [(12, 3, "there is only one fit window"), (5, 20, "no entity has a fit window")],
 )
 def test_rows_for_fewer_than_two_windows_are_refused(
     rows,
@@ -240,7 +240,7 @@ def test_text_larger_than_the_memory_is_refused(verb, saved, tmp_path, capsys):
     except OSError:
         pytest.skip("the disk has no sparse files")
     line = refusal(verb, path, saved, tmp_path / "out", capsys)
-    assert line.startswith(f"{path} takes 1e+04 GB of memory or more, and ")
+    assert line.startswith(f"{path} needs at least 1e+04 GB of memory, and only ")
     assert line.endswith(
         "convert it to Parquet, which is read in pieces, or give it in parts."
     )
@@ -258,7 +258,10 @@ def test_packed_text_larger_than_the_memory_is_refused(
     path.write_bytes(gzip.compress(b"load,heat,dead\n" + b"1,2,3\n" * 10**6, 1))
     monkeypatch.setattr(memory, "available_memory", lambda: 1e6)
     line = refusal(verb, path, saved, tmp_path / "out", capsys)
-    assert f"{path} takes 0.006 GB of memory or more, and 0.001 GB are free: " in line
+    assert (
+        f"{path} needs at least 0.006 GB of memory, and only 0.001 GB are free: "
+        in line
+    )
 
 
 def test_free_memory_is_that_of_the_machine_or_its_share(tmp_path):
@@ -281,7 +284,7 @@ def test_text_whose_numbers_have_no_room_is_refused(tmp_path, monkeypatch):
     path = tmp_path / "a.csv"
     path.write_bytes(b"a,b\n" + b"1,2\n" * 10_000)
     monkeypatch.setattr(memory, "available_memory", lambda: 200_000)
-    with pytest.raises(DataError, match="takes 0.0004 GB .* convert it to Parquet"):
+    with pytest.raises(DataError, match="at least 0.0004 GB .* convert it to Parquet"):
         files.read_table(path)
 
 
@@ -297,7 +300,9 @@ def test_a_packed_array_larger_than_the_memory_is_refused(
     monkeypatch.setattr(memory, "available_memory", lambda: 1e6)
     data = ["--config.data.name=smap", f"--config.data.root={tmp_path}"]
     line = one_line(["run", *data, f"--workdir={tmp_path / 'w'}", *TINY], capsys)
-    assert line.startswith(f"{path} takes 0.01 GB of memory or more, and 0.001 GB")
+    assert line.startswith(
+        f"{path} needs at least 0.01 GB of memory, and only 0.001 GB"
+    )
 
 
 @pytest.mark.parametrize("kind", ["parquet", "npy"])
@@ -339,7 +344,7 @@ def test_more_channels_than_covariances_have_room_for_are_refused(
 
     monkeypatch.setattr(pipeline, "check_width", wide)
     line = one_line(command("run", path, saved, out), capsys)
-    assert line.startswith(f"{path}: 300,000 channels take 2.88e+03 GB of memory for")
+    assert line.startswith(f"{path}: 300,000 channels need 2.88e+03 GB of memory for")
     assert list(out.iterdir()) == []
 
 
@@ -352,8 +357,8 @@ def test_more_channels_than_covariances_have_room_for_are_refused(
         (b"1,word,5", "column 2 ('heat'): 'word' is not a number; correct it"),
         (b"1,1e400,5", "channel 'heat': inf is infinite or beyond float32 (3.4e38)"),
         (b"1,1e39,5", "channel 'heat': 1e+39 is infinite or beyond float32 (3.4e38)"),
-        (b"1,2", "2 cells, expected 3; complete it"),
-        (b"1,2,5,4", "4 cells, expected 3; complete it"),
+        (b"1,2", "2 cells, expected 3: complete it"),
+        (b"1,2,5,4", "4 cells, expected 3: complete it"),
         (b"1,\xff,5", "column 2 ('heat'): '\ufffd' is not a number; correct it"),
         (b"1,\x00,5", "column 2 ('heat'): '\\x00' is not a number; correct it"),
     ],

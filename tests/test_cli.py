@@ -117,7 +117,7 @@ def test_help_of_a_verb(say, verb):
 
 def test_help_shows_defaults(say):
     out = say("sweep", "--help")[1]
-    assert "adds. [10]" in out and "[-1]" not in out and "[None]" not in out
+    assert "trials to add. [10]" in out and "[-1]" not in out and "[None]" not in out
     shown = shlex.split(say("run", "--help")[1].replace("'s ", "s "))
     fields = dict(leaves(get_config().to_dict()))
     given = [word for word in shown if word.split("=")[0] in fields]
@@ -166,7 +166,7 @@ def test_help_wins_over_faulty_flags(say):
 def test_bench_is_a_script_now(refused):
     for flags in ([], ["--quick"], ["--help"]):
         assert refused("bench", *flags) == (
-            "bench is no longer a verb: run python benchmarks/speed.py in a checkout."
+            "the verb bench was removed: run python benchmarks/speed.py in a checkout."
         )
 
 
@@ -263,8 +263,8 @@ def test_old_names_in_a_config_file_are_read_with_one_line_each(say, asked, tmp_
         (["run", "--workdir"], "flags: Missing value for flag --workdir."),
         (["run", "--config"], "flags: Missing value for flag --config."),
         (["info", "--json=perhaps"], "flags: flag --json=perhaps: "),
-        (["run", "more", "words"], "run takes flags only, got more words."),
-        (["info", "more"], "info takes flags only, got more."),
+        (["run", "more", "words"], "run takes flags only: remove more words."),
+        (["info", "more"], "info takes flags only: remove more."),
         (["score"], "score needs a file to score, got nothing."),
         (["score", "a", "b"], "score needs --detector; see kdjax score --help."),
         (["score", "a"], "score needs --detector; see kdjax score --help."),
@@ -274,14 +274,14 @@ def test_old_names_in_a_config_file_are_read_with_one_line_each(say, asked, tmp_
         ),
         (["export"], "export needs --detector; see kdjax export --help."),
         (["export", "--detector=d"], "export needs --output; see kdjax export --help."),
-        (["export", "a.csv"], "export takes flags only, got a.csv."),
+        (["export", "a.csv"], "export takes flags only: remove a.csv."),
         (["stream"], "stream needs --detector; see kdjax stream --help."),
-        (["stream", "a.csv"], "stream takes flags only, got a.csv."),
+        (["stream", "a.csv"], "stream takes flags only: remove a.csv."),
         (["stream", "--adaptive=much"], "flags: flag --adaptive=much: "),
         (["calibrate", "a", "b"], "calibrate needs a file of clean rows, got a b."),
         (
             ["calibrate", "a", "--detector=d", "--output=o", QUICKSTART],
-            "takes only --config.threshold.…, got --config.",
+            "settings, except --config.threshold.FIELD: remove --config.",
         ),
         (["fetch"], "fetch needs a data set's name, smd, got nothing."),
         (["fetch", "asd"], "fetch has no data set 'asd': expected smd."),
@@ -340,7 +340,7 @@ def test_faulty_overrides(refused, tmp_path, flag, said):
 
 
 def test_without_a_data_set_it_says_what_to_set(refused):
-    assert "set either data.path (a CSV, Parquet or .npy file" in refused("run")
+    assert "set one of data.path (your own CSV, Parquet or .npy file" in refused("run")
 
 
 @pytest.fixture
@@ -482,9 +482,7 @@ def test_missing_data_is_named(refused, tmp_path):
 
 def test_a_workdir_that_can_be_no_folder_is_refused(refused, tmp_path, rows_file):
     line = refused("run", f"--config.data.path={rows_file}", f"--workdir={rows_file}")
-    assert (
-        line == f"{rows_file} is a file, where a folder is to be: give another place."
-    )
+    assert line == f"{rows_file} is a file, but must be a folder: give another path."
 
 
 def test_a_full_disk_is_one_line(say, monkeypatch):
@@ -495,8 +493,8 @@ def test_a_full_disk_is_one_line(say, monkeypatch):
     code, _, err = say("run")
     assert code == 2
     assert err == (
-        "kdjax: [Errno 28] No space left on device: 'runs/x/config.json': make room on "
-        "the disk, then run the same command again.\n"
+        "kdjax: [Errno 28] No space left on device: 'runs/x/config.json': free disk "
+        "space, then rerun the command.\n"
     )
 
 
@@ -505,7 +503,7 @@ def test_other_faults_of_the_system_are_one_line(say, monkeypatch):
         raise PermissionError(13, "Permission denied", "plant.csv")
 
     monkeypatch.setattr(VERBS["run"], "main", closed)
-    wanted = "'plant.csv': check the path and its rights.\n"
+    wanted = "'plant.csv': check the path and its permissions.\n"
     assert say("run")[2] == f"kdjax: [Errno 13] Permission denied: {wanted}"
 
 
@@ -559,7 +557,7 @@ def test_score_writes_a_table(say, detector, rows_file, tmp_path):
         "score", rows_file, f"--detector={detector}", f"--output={output}"
     )
     assert (code, err) == (0, "")
-    assert out.splitlines()[0] == "a: 9 rows under the threshold of a"
+    assert out.splitlines()[0] == "a: 9 rows scored with the threshold of a"
     assert out.splitlines()[1].startswith(f"{output}: ")
     table = pd.read_csv(output)
     assert len(table) == 9 and list(table.columns[:3]) == ["entity", "time", "score"]
@@ -575,7 +573,7 @@ def test_flags_of_score_reach_it(say, detector, rows_file, tmp_path):
         "--entity=pooled", "--causal", "--entity_column=unit", "--label_column=bad",
         "--time_column=when",
     )  # fmt: skip
-    assert code == 0 and "under the threshold of pooled" in out
+    assert code == 0 and "with the threshold of pooled" in out
     table = pd.read_parquet(output)
     assert table["time"].dtype.kind == "M" and table["score"][:3].isna().all()
 
@@ -594,7 +592,7 @@ def test_faults_of_score(refused, detector, rows_file, tmp_path):
     output = f"--output={tmp_path / 'o.csv'}"
     line = refused("score", rows_file, f"--detector={tmp_path / 'none'}", output)
     assert line.endswith(
-        "none is no folder: give the folder of a detector, such as "
+        "none is not a folder: give the folder of a detector, such as "
         f"WORKDIR/detectors/student (1 near it: {detector})."
     )
     line = refused("score", tmp_path / "none.csv", f"--detector={detector}", output)
@@ -627,8 +625,8 @@ def test_refusals_do_not_wait_for_jax(
         (("calibrate", text, known, output), cell),
         (("calibrate", text, f"--detector={workdir}", output), "has no MANIFEST"),
         (("export", f"--data={text}", known, output), cell),
-        (("export", "--detector=none", output), "none is no folder"),
-        (("stream", "--detector=none"), "none is no folder"),
+        (("export", "--detector=none", output), "none is not a folder"),
+        (("stream", "--detector=none"), "none is not a folder"),
         (("run", "--config.data.path=none.csv"), "none.csv does not exist"),
         (("run", f"--config.data.path={text}"), cell),
         (
@@ -705,7 +703,7 @@ def test_a_faulty_file_of_many_is_told_and_fails_the_verb(
     flags = (f"--detector={detector}", f"--output={tmp_path / 'out'}")
     code, out, err = say("score", *files, *flags)
     assert code == 2 and err.count("\n") == 1
-    assert err.startswith("kdjax: 1 of 6 files failed, the first: unit2.csv: ")
+    assert err.startswith("kdjax: 1 of 6 files failed; the first is unit2.csv: ")
     told = [line for line in out.splitlines() if line.startswith("failed: unit2.csv: ")]
     assert len(told) == 1 and "column 2 ('y')" in told[0]
     assert len(list((tmp_path / "out").glob("*.done.json"))) == 5
@@ -715,9 +713,11 @@ def test_faults_of_score_with_many_files(refused, detector, folder, tmp_path):
     known = f"--detector={detector}"
     for path in ("o.csv", "o.parquet"):
         line = refused("score", folder, known, f"--output={path}")
-        assert line.startswith(f"--output={path} must be a folder: several files")
+        assert line.startswith(
+            f"--output={path} must be a folder to score several files"
+        )
     line = refused("score", folder, known, f"--output={folder / 'o'}")
-    assert line.endswith("which is to be scored: give a folder outside of it.")
+    assert line.endswith(f" is inside the input {folder}: give a folder outside of it.")
     output = f"--output={tmp_path / 'o'}"
     line = refused("score", folder, known, output, "--shard=2/2")
     assert line.startswith(
@@ -746,7 +746,7 @@ def test_fetch_says_what_it_fetched(say, monkeypatch, flags, folder):
     monkeypatch.setattr(fetch, "fetch_smd", pretend)
     code, out, _ = say("fetch", "smd", *flags)
     assert code == 0 and asked == [folder]
-    assert out == f"{folder}: 2 files downloaded, 1 there and verified\n"
+    assert out == f"{folder}: 2 files downloaded, 1 already verified\n"
 
 
 # info.

@@ -58,7 +58,7 @@ def test_defaults_need_a_data_set_and_nothing_else():
     assert settings["data"]["name"] == "smd"
     defaults = json.loads(to_json(get_config()))
     assert differences(defaults, settings) == ["data.name: '' -> 'smd'"]
-    with pytest.raises(ConfigError, match="set either data.path .*or data.name"):
+    with pytest.raises(ConfigError, match="set one of data.path .*and data.name"):
         resolve(get_config())
 
 
@@ -201,7 +201,7 @@ def test_recipes_refuse_an_argument_that_they_do_not_know(name, said):
         ("data.windw", "unknown field data.windw (did you mean data.window?)"),
         ("window", "unknown field window (did you mean data.window?)"),
         ("train.lr", "unknown field train.lr"),
-        ("zzz", "unknown field zzz (see kdjax/config.py for all)"),
+        ("zzz", "unknown field zzz (kdjax/config.py lists all fields)"),
         ("distill.alhpa", "did you mean distill.alpha?"),
         ("teacher.hiden", "did you mean teacher.hidden?"),
     ],
@@ -408,13 +408,13 @@ def test_no_parts_at_all_are_refused(name):
 def test_a_student_without_a_network_is_refused():
     said = problems(student__components=("kmeans", "difference"))
     assert said == (
-        "config: student.components must name autoencoder, or classifier alone: a student "
-        "is a network that learns."
+        "config: student.components must contain autoencoder, or classifier alone: a student "
+        "is a trained network."
     )
     assert resolved(student__components=("classifier",))
     for role in ("teacher", "student"):
         said = problems(**{f"{role}__components": (NETWORK, "classifier")})
-        assert "joins a classifier, which gives scores, with others, " in said
+        assert "combines a classifier with others, but it has scores and no " in said
     assert resolved(teacher__components=("kmeans", "difference"))
 
 
@@ -423,7 +423,7 @@ def test_forecasters_are_components_with_units_and_steps():
     assert resolved(teacher__components=kinds, forecast__units=1, forecast__steps=1)
     assert resolved(student__components=(NETWORK, *kinds), baselines=kinds)
     said = problems(student__components=kinds)
-    assert "student.components must name autoencoder, or classifier alone" in said
+    assert "student.components must contain autoencoder, or classifier alone" in said
     for name, most in (("units", 1024), ("steps", 1_000_000)):
         for value in (0, most + 1):
             said = problems(**{f"forecast__{name}": value})
@@ -456,42 +456,45 @@ def test_logits_are_what_a_network_has():
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"data__name": ""}, "set either data.path (a CSV"),
+        ({"data__name": ""}, "set one of data.path (your own CSV"),
         ({"data__path": "a.csv"}, "got data.path='a.csv' and data.name='smd'"),
         (
             {"data__name": "asd"},
-            "data.name='asd' needs data.root, the data set's folder",
+            "data.name='asd' needs data.root, the folder of the data set",
         ),
         (
             {"data__name": "", "data__path": "a.csv", "data__root": "r"},
-            "data.root belongs to a benchmark: leave it empty with data.path",
+            "data.root is for benchmarks only: leave it empty with data.path",
         ),
-        ({"data__test_path": "t"}, "data.test_path belongs to a file of your own"),
-        ({"data__time_column": "t"}, "data.time_column belongs to a file of your own"),
-        ({"data__entity_column": "t"}, "data.entity_column belongs to a file"),
-        ({"data__label_column": "t"}, "data.label_column belongs to a file"),
+        ({"data__test_path": "t"}, "data.test_path is for your own file only"),
+        ({"data__time_column": "t"}, "data.time_column is for your own file only"),
+        ({"data__entity_column": "t"}, "data.entity_column is for your own file only"),
+        ({"data__label_column": "t"}, "data.label_column is for your own file only"),
         (
             {"data__min_anomalous_points": 101},
-            "data.min_anomalous_points=101 exceeds data.window=100",
+            "data.min_anomalous_points=101 must be at most data.window=100",
         ),
         (
             {"detection__count": 100},
-            "detection.count=100 must be below data.window=100: no window could have",
+            "detection.count=100 must be below data.window=100: else no window can raise",
         ),
         (
             {"model__head": "sigmoid"},
-            "model.head='sigmoid' can't give what data.scaler='quantile' makes: use min",
+            "has outputs in [0, 1], but data.scaler='quantile' has not: use min",
         ),
         (
             {"model__head": "sigmoid", "data__scaler": "zscore"},
-            "model.head='sigmoid' can't give what data.scaler='zscore' makes",
+            "model.head='sigmoid' has outputs in [0, 1], but data.scaler='zscore'",
         ),
         ({"model__head": "sigmoid", "data__scaler": "robust"}, "data.scaler='robust'"),
         (
             {"distill__temperature_mode": "logit"},
             "distill.temperature_mode='logit' needs model.head='sigmoid'",
         ),
-        ({"baselines": ("pca", "pca")}, "baselines names a baseline twice"),
+        (
+            {"baselines": ("pca", "pca")},
+            "baselines contains a baseline twice: remove one",
+        ),
     ],
 )
 def test_fields_that_contradict_each_other(changes, said):
@@ -638,7 +641,7 @@ def test_complete_settings_stay_as_they_are():
             "threshold.value is the τ of threshold.method='fixed': set both or neither",
         ),
         ({"threshold__value": 2.0}, "set both or neither, got 2.0 with 'blocks'"),
-        ({"data__exclude": "a.csv"}, "data.exclude belongs to a file of your own"),
+        ({"data__exclude": "a.csv"}, "data.exclude is for your own file only"),
     ],
 )
 def test_new_fields_that_need_another(changes, said):

@@ -580,8 +580,8 @@ def test_what_is_no_context_is_refused(name, entry, tmp_path):
     text, source = str(error.value), "rows in memory" if entry == "frame" else "plant"
     wanted = (
         f"data.context={context!r} must name channels of {source}, each once, and not "
-        f"all: {', '.join(channels)}. Remove what is no channel (or is in data.ignore), "
-        "and keep one to be scored."
+        f"all: {', '.join(channels)}. Remove names that are not channels (or are in "
+        "data.ignore), and leave at least one channel to score."
     )
     assert text == wanted
     assert not (tmp_path / "run" / "detectors").exists()

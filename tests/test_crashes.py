@@ -290,7 +290,7 @@ def test_sigterm_costs_a_run_no_step(commands, finished, tmp_path):
     assert step == json.loads(logged(workdir).splitlines()[-1])["step"] >= 1
     ended = programs.launch(case, workdir)
     assert ended.code == 0, ended.err
-    assert f"teacher: goes on after step {step}" in ended.out
+    assert f"teacher: resuming after step {step}" in ended.out
     assert_same_networks(workdir, finished.workdir)
 
 
@@ -305,7 +305,7 @@ def interruptible():
 @pytest.mark.slow
 def test_sigint_ends_a_fleet_with_130(commands, interruptible, tmp_path):
     process = programs.start(programs.Case(commands["fleet"]), tmp_path)
-    assert "rows under the threshold" in process.stdout.readline()
+    assert "rows scored with the threshold" in process.stdout.readline()
     started = time.monotonic()
     process.send_signal(signal.SIGINT)
     ended = programs.finish(process, started)
@@ -448,7 +448,7 @@ def test_a_full_disk_leaves_nothing_half_written(commands, say, disk, verb, tmp_
     assert code == 2
     assert "No space left on device" in words(err.splitlines()[-1])
     assert str(folder) in err or verb == "stream"
-    assert "None" not in err and "run the same command again" in " ".join(err.split())
+    assert "None" not in err and "rerun the command" in " ".join(err.split())
     assert traces.leftovers(folder) == []
     mount(12_288)
     assert say(commands[verb](folder))[0] == 0
@@ -497,7 +497,7 @@ def test_a_run_goes_on_once_there_is_room(commands, say, disk, finished):
     mount(300)
     code, err = say(commands["run"](folder / "run"))
     assert code == 2
-    assert "could not be saved ([Errno 28] No space left on device). Make" in words(err)
+    assert "could not be saved ([Errno 28] No space left on device). Free" in words(err)
     # Room for all networks, then for some detectors, then for all.
     mount(12_288)
     assert say(commands["run"](folder / "run"))[0] == 0

@@ -101,8 +101,8 @@ def test_files_and_frames_of_the_same_cells_have_the_same_error(text, tmp_path):
 
 
 def test_further_header_lines_are_told(tmp_path):
-    assert "the header once more: remove the line" in in_file("a", tmp_path)
-    assert "the header once more: remove the line" in in_stream("a", tmp_path)
+    assert "a repeated header: remove the line" in in_file("a", tmp_path)
+    assert "a repeated header: remove the line" in in_stream("a", tmp_path)
     assert "a second header line: remove it" in in_file("bar", tmp_path, place=0)
     assert "second header" not in in_file("bar", tmp_path, place=1)
 
@@ -113,7 +113,7 @@ def test_further_header_lines_are_told(tmp_path):
         (0, ",l/s,C", "the time is missing; remove the line if it holds units, else"),
         (1, ",1,2", "the time is missing; complete or remove the row"),
         (0, "s,l/s,C", "looks like a second header line: remove it"),
-        (1, "when,a,b", "looks like the header once more: remove the line"),
+        (1, "when,a,b", "looks like a repeated header: remove the line"),
         (1, "# restarted,,", "looks like a comment: remove the line"),
         (1, "-,1,2", "looks like a marker of a missing value: complete or remove"),
         (1, "10pm,1,2", "such as 2024-01-31 23:59:00; convert the column"),
@@ -237,7 +237,7 @@ CSV = b"a,b\n1,2\n3,4\n"
         ("plant.csv", parquet(), "holds Parquet.*end in .parquet"),
         ("plant.txt", array(), "holds a NumPy array.*end in .npy"),
         ("plant.csv", CSV.decode().encode("utf-16"), "holds UTF-16 text.*as UTF-8"),
-        ("plant.csv.gz", CSV, "is not gzip: take .gz off its name"),
+        ("plant.csv.gz", CSV, "is not gzip: remove .gz from its name"),
         ("plant.csv.gz", parquet(), "holds Parquet.*end in .parquet"),
         ("plant.csv.gz", gzip.compress(parquet(), mtime=0), "holds Parquet"),
         ("plant.parquet", gzip.compress(CSV, mtime=0), "holds gzip.*add .gz"),
@@ -257,10 +257,10 @@ def test_a_file_of_another_kind_is_told(name, content, said, tmp_path):
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (gzip.compress(CSV, mtime=0), "holds gzip, .*: unpack it by gzip -dc first"),
+        (gzip.compress(CSV, mtime=0), "holds gzip, .*: unpack it with gzip -dc first"),
         (
             CSV.decode().encode("utf-16"),
-            "holds UTF-16 text, .* by iconv -f UTF-16 -t UTF-8",
+            "holds UTF-16 text, .* with iconv -f UTF-16 -t UTF-8",
         ),
         (CSV.decode().encode("utf-16-le"), "holds UTF-16 text"),
         (CSV.decode().encode("utf-16-be"), "holds UTF-16 text"),

@@ -153,14 +153,12 @@ def test_thousands_are_refused_with_their_cell(mark, separator, tmp_path):
     path = tmp_path / "plant.csv"
     path.write_text(text, encoding="utf-8")
     place = rf"{path}: row 3 \(line 4\), column 1 \('a'\): '1\{mark}000'"
-    told = (
-        "beside whole numbers may be in thousands; write numbers without .* decimals."
-    )
+    told = "among whole numbers may be in thousands: write numbers without .* decimals."
     with pytest.raises(DataError, match=f"^{place} {told}$"):
         read_table(path)
     first, second, third, _ = read_lines(io.StringIO(text), ("a", "b"))
     assert (first.row, second.row) == ([998, 1], [999, 1])
-    assert f"'1{mark}000' beside whole numbers may be in thousands" in third.error
+    assert f"'1{mark}000' among whole numbers may be in thousands" in third.error
 
 
 @pytest.mark.parametrize(
@@ -326,7 +324,7 @@ def test_numbers_as_text_are_times_everywhere(texts, numbers, tmp_path, small):
 def test_what_is_no_time_is_refused_in_files_and_streams(text, tmp_path):
     path = tmp_path / "plant.csv"
     path.write_text(f"time,a\n2026-03-01T00:00,1\n{text},2\n", encoding="utf-8")
-    said = "is a number, and other times" if text == "+200" else "neither a number nor"
+    said = "is a number, but other times" if text == "+200" else "neither a number nor"
     with pytest.raises(DataError, match=rf"row 2 .*{said}"):
         read_table(path)
     if text != "+200":  # a number as any other

@@ -225,7 +225,7 @@ def test_empty_root_is_for_smd_only():
 
 
 def test_folder_without_the_set_names_the_layout(tmp_path):
-    expected = r"holds no entity of smd: expected train/machine-\*\.txt, .*fetch smd"
+    expected = r"has no entity of smd: expected train/machine-\*\.txt, .*fetch smd"
     with pytest.raises(DataError, match=expected):
         load_benchmark("smd", root=tmp_path)
     with pytest.raises(DataError, match=r"nowhere is not a folder: .*fetch smd"):
@@ -233,16 +233,18 @@ def test_folder_without_the_set_names_the_layout(tmp_path):
     with pytest.raises(DataError, match=r"labeled_anomalies\.csv is missing: expected"):
         load_benchmark("msl", root=tmp_path)
     _nasa(tmp_path)
-    with pytest.raises(DataError, match=r"holds no entity of msl: expected labeled"):
+    with pytest.raises(DataError, match=r"has no entity of msl: expected labeled"):
         load_benchmark("msl", root=tmp_path)
 
 
 def test_unknown_entity_gets_a_suggestion(tmp_path):
     _smd(tmp_path)
-    expected = r"no entity 'machine-1-7' \(did you mean 'machine-1-1'\?\): present are"
+    expected = r"no entity 'machine-1-7' \(did you mean 'machine-1-1'\?\): it has"
     with pytest.raises(DataError, match=expected):
         load_benchmark("smd", root=tmp_path, entities=["machine-1-7"])
-    with pytest.raises(DataError, match="named twice"):
+    with pytest.raises(
+        DataError, match="machine-1-1 repeats an entity: name each once"
+    ):
         load_benchmark("smd", root=tmp_path, entities=["machine-1-1"] * 2)
 
 
@@ -422,7 +424,7 @@ def test_range_past_the_end(tmp_path):
 def test_table_of_smap_that_is_another_file(tmp_path):
     _nasa(tmp_path)
     (tmp_path / "labeled_anomalies.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(DataError, match="lacks the columns chan_id, spacecraft"):
+    with pytest.raises(DataError, match="has no column chan_id, spacecraft"):
         load_benchmark("smap", root=tmp_path)
     (tmp_path / "labeled_anomalies.csv").write_text('a,b\n"1,2\n3\n')
     with pytest.raises(

@@ -140,7 +140,7 @@ def test_server_that_keeps_failing(server, tmp_path, fault):
     name = "test/machine-1-1.txt"
     server.faults = {name: [fault] * 9}
     expected = (
-        rf"{name} could not be fetched from {server.url}{name} to .*check network"
+        rf"{name} could not be downloaded from {server.url}{name} to .*check network"
     )
     with pytest.raises(DataError, match=expected) as caught:
         fetch_smd(tmp_path, base_url=server.url, retries=2)
@@ -159,7 +159,7 @@ def test_server_that_keeps_failing(server, tmp_path, fault):
 def test_wrong_content_never_gets_the_final_name(server, tmp_path, content):
     name = "train/machine-1-1.txt"
     server.files[name] = content
-    with pytest.raises(DataError, match=f"{name} could not be fetched .*hash"):
+    with pytest.raises(DataError, match=f"{name} could not be downloaded .*hash"):
         fetch_smd(tmp_path, base_url=server.url, retries=1)
     assert server.requests == [name] * 2
     assert _content(tmp_path) == {}
@@ -170,7 +170,7 @@ def test_wrong_size_in_the_registry_is_noticed(server, tmp_path, monkeypatch):
     entries = [first._replace(size=first.size + 1), *rest]
     monkeypatch.setattr(fetch, "_registry", lambda: entries)
     with pytest.raises(
-        DataError, match="has 4000 bytes, expected 4001: run the command"
+        DataError, match="has 4000 bytes, expected 4001: rerun the command"
     ):
         fetch_smd(tmp_path, base_url=server.url)
     assert _content(tmp_path) == {}
@@ -181,7 +181,7 @@ def test_wrong_content_does_not_replace_what_was_there(server, tmp_path):
     path.parent.mkdir()
     path.write_bytes(b"older")
     server.files["train/machine-1-1.txt"] = b"wrong"
-    with pytest.raises(DataError, match="could not be fetched"):
+    with pytest.raises(DataError, match="could not be downloaded"):
         fetch_smd(tmp_path, base_url=server.url, retries=0)
     assert _content(tmp_path) == {"train/machine-1-1.txt": b"older"}
 
@@ -202,13 +202,15 @@ def test_no_server(server, tmp_path):
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{closed.getsockname()[1]}/"
-        with pytest.raises(DataError, match="could not be fetched from http://127"):
+        with pytest.raises(DataError, match="could not be downloaded from http://127"):
             fetch_smd(tmp_path, base_url=url, retries=0)
 
 
 def test_destination_that_is_a_file(server, tmp_path):
     (tmp_path / "smd").write_text("in the way")
-    with pytest.raises(DataError, match="could not be fetched .*check network, mirror"):
+    with pytest.raises(
+        DataError, match="could not be downloaded .*check network, mirror"
+    ):
         fetch_smd(tmp_path / "smd", base_url=server.url)
 
 

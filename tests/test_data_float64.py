@@ -94,7 +94,7 @@ def test_the_estimator_and_score_tables(plant, expected):
 def test_rows_in_float32_are_refused_where_they_are_given(plant, tmp_path):
     _, fitted, fault = plant
     narrow = fault.to_numpy().astype(np.float32)
-    told = "rows are float32, and this detector needs float64: .*dtype='float64'"
+    told = "rows are float32, but this detector needs float64: .*dtype='float64'"
     with pytest.raises(DataError, match=told):
         causal(fitted.detector_, narrow)
     for method in (fitted.predict, fitted.calibrate):
@@ -275,7 +275,7 @@ def test_counters_and_lost_digits_are_named():
     first, second = value_notes(prepared(frame))
     assert first.startswith("a: only rising or only falling in the training rows: ")
     assert ": count, left, again, id; later values lie outside" in first
-    assert second.startswith("a: id: values are so large that float64 rounds away")
+    assert second.startswith("a: id: the values are so large that float64 rounds away")
 
 
 # Signals of whole numbers at 2**62, where float64 numbers are 1,024 apart.
@@ -318,6 +318,9 @@ def test_whole_numbers_that_float64_rounds_away_are_named(tmp_path, kind, swing)
         notes = channel_notes(prepared_from(load_files(path, **options)))
     (note,) = [note for note in notes if "rounds away" in note]
     name = "channel_1" if kind in ("npy", "array") else "big"
-    assert f": {name}: values are so large that float64 rounds away what lies" in note
-    assert "subtract a constant before they are written" in note
-    assert note.rstrip(".").endswith("or leave such columns out (data.ignore)")
+    assert (
+        f": {name}: the values are so large that float64 rounds away small changes"
+        in note
+    )
+    assert "subtract a constant before writing them" in note
+    assert note.rstrip(".").endswith("or put such columns in data.ignore")

@@ -138,7 +138,9 @@ def test_steps(text, step):
 
 @pytest.mark.parametrize("text", ["ten", "", "-1s", 0, "inf", "nan", "1 month", "10x"])
 def test_what_is_no_step(text):
-    with pytest.raises(ConfigError, match=r"data\.step=.* is no step: give a duration"):
+    with pytest.raises(
+        ConfigError, match=r"data\.step=.* is not a step: give a duration"
+    ):
         parse_step(text)
 
 
@@ -190,21 +192,21 @@ TWICE = LONG.replace("00:35,A", "00:10,A")
         (LONG, {"layout": "log"}, r"data\.layout='log' is unknown"),
         (LONG, {"missing_values": ()}, r"row 5 .*'value'\): 'Bad Input' is not a number"),
         (LONG, {"missing": "error"},
-         r"'B' at 2026-03-01T00:00:40.* \(4 such .* 2 steps before; .*mask, .*fill_limit, .*'B'"),
+         r"'B' at 2026-03-01T00:00:40.* \(4 such .* 2 steps before; .*mask to allow it, .*fill_limit, .*'B'"),
         (LONG.replace("Bad Input", "8").replace("04,B", "14,B"), {"missing": "error"},
-         r"'B' at 2026-03-01T00:00:10.* or before; .*mask, or leave out 'B' by data.ignore"),
-        (LONG, {"ignore": ["C"]}, "has no column or tag C: name in data.ignore only"),
-        (LONG, {"ignore": ["A", "B"]}, "has no tag that is not ignored"),
+         r"'B' at 2026-03-01T00:00:10.* or before; .*mask to allow it, or put 'B' in data.ignore"),
+        (LONG, {"ignore": ["C"]}, "has no column or tag C: remove it from data.ignore"),
+        (LONG, {"ignore": ["A", "B"]}, "has no tag besides those of data.ignore"),
         (LONG.replace("tag", "sensor"), {},
          r"has no column 'tag': .* name them by data\.tag_column .*data\.layout=wide"),
         (with_column("unit"), {},
-         r"the columns unit have no meaning in long layout: name them in data\.ignore"),
+         r"columns unit are not used in long layout: put them in data\.ignore"),
         (TWICE, {}, r"row 6 .*: the tag 'A' has two values at 2026.*:10 \(first in row 2\); .*last"),
         (LONG.replace("35,A,9", "35,A,1e39"), {}, r"row 6 .*'value'\): 1e\+39 is beyond"),
         (LONG.replace("35,A,9", "35,A,inf"), {}, r"row 6 .*'value'\): inf is not a finite"),
         (LONG.replace("35,A,9", "35,,9"), {}, r"row 6 .*'tag'\): the tag is missing"),
-        ("tag,value\nA,1\n", {}, r"no time column, and data\.step=10s needs one"),
-        ("time,tag,value\n1,A,1\n", {}, r"step=10s is a duration, and the times are"),
+        ("tag,value\nA,1\n", {}, r"no time column, which data\.step=10s needs"),
+        ("time,tag,value\n1,A,1\n", {}, r"step=10s is a duration, but the times are"),
         ("time,tag,value\n2026-03-01,A,NA\n", {}, "plant has no reading of a channel"),
     ],
 )  # fmt: skip
@@ -272,5 +274,5 @@ def test_ignored_columns_of_wide_tables(tmp_path, ending):
     np.testing.assert_array_equal(series.values, [[1, 3], [2, 4]])
     with pytest.raises(DataError, match="has no column 'quality': its columns are"):
         read_table(path, ignore=[note, "quality"])
-    with pytest.raises(DataError, match="named for two purposes"):
+    with pytest.raises(DataError, match="given twice among time_column"):
         read_table(path, ignore=[note], label_column=note)

@@ -186,7 +186,7 @@ def test_rows_are_scaled_each_entity_by_its_own():
 
 
 def test_a_test_series_shorter_than_the_window_is_refused():
-    message = "test series 'a' has 4 rows and no stretch of data.window=5 rows without"
+    message = "test series 'a' has 4 rows, but not data.window=5 rows without"
     with pytest.raises(DataError, match=message):
         ready(series("a", 200), test=[series("a", 4)])
     ready(series("a", 200), test=[series("a", 5)])
@@ -194,7 +194,10 @@ def test_a_test_series_shorter_than_the_window_is_refused():
 
 def test_a_test_series_cut_into_short_stretches_is_refused():
     time = np.arange(8.0) + 100 * (np.arange(8) >= 4)
-    with pytest.raises(DataError, match="test series 'a' has 8 rows and no stretch"):
+    with pytest.raises(
+        DataError,
+        match="test series 'a' has 8 rows, but not data.window=5 rows without",
+    ):
         ready(series("a", 200), test=[series("a", 8, time=time)])
 
 
@@ -244,7 +247,7 @@ def test_excluded_rows_are_in_no_window_and_no_share(
             validation=validation, calibration=calibration,
         )  # fmt: skip
     except DataError as error:
-        assert "no entity has a" in str(error) or "no stretch" in str(error)
+        assert "no entity has a" in str(error) or "rows without a gap" in str(error)
         return
     (entity,) = prepared.entities
     gone = set(rows_of(excluded.tolist()))
@@ -280,7 +283,9 @@ def test_spans_to_exclude_may_overlap_and_come_in_any_order():
 
 
 def test_a_test_series_all_excluded_is_refused():
-    with pytest.raises(DataError, match="30 rows and no stretch .*exclude fewer"):
+    with pytest.raises(
+        DataError, match="30 rows, but not data.window=5 rows .*exclude fewer"
+    ):
         ready(series("a", 200), test=[without(series("a", 30), [3, 30])])
 
 
@@ -333,9 +338,7 @@ def test_an_entity_that_lacks_a_channel_in_its_fit_rows_borrows():
 @pytest.mark.parametrize("scaler", ["minmax", "none"])
 def test_a_channel_that_no_fit_row_has_is_refused(scaler):
     gone = [holes(series(name, 200), slice(0, 160)) for name in "ab"]
-    with pytest.raises(
-        DataError, match=r"no value of c1 in the rows that fit \(a, b\)"
-    ):
+    with pytest.raises(DataError, match=r"no value of c1 in the fit rows \(a, b\)"):
         ready(*gone, scaler=scaler)
 
 

@@ -218,7 +218,7 @@ def test_numbers_like_dates_are_a_channel(read):
     [
         (
             "time,a\n5,1\n5,2\n",
-            r"row 2 \(line 3\).*: 5 is there twice \(first in row 1",
+            r"row 2 \(line 3\).*: 5 is a duplicate \(first in row 1",
         ),
         ("time,a\n5,1\n4,2\n", r"row 2 .*: 4 is before 5 of row 1; sort the file"),
         (
@@ -283,7 +283,7 @@ def test_order_of_time_is_asked_within_an_entity(read):
     text = "time,m,a\n1,x,1\n2,x,2\n1,y,3\n"
     x, y = read(text, entity_column="m")
     assert (x.time.tolist(), y.time.tolist()) == ([1, 2], [1])
-    with pytest.raises(DataError, match=r"row 4 \(line 5\).*1 is there twice .* row 3"):
+    with pytest.raises(DataError, match=r"row 4 \(line 5\).*1 is a duplicate .* row 3"):
         read(text + "1,y,4\n", entity_column="m")
 
 
@@ -300,7 +300,7 @@ def test_order_of_time_is_asked_within_an_entity(read):
         (
             "a,b\n1,0\n",
             {"label_column": "b", "entity_column": "b"},
-            "column 'b' is named for two purposes",
+            "column 'b' is given twice among time_column",
         ),
     ],
 )
@@ -394,7 +394,7 @@ def test_value_beyond_float32_is_never_filled(read, missing):
         ("a,b\n1,2\n3\n", r"row 2 \(line 3\) has 1 cell, expected 2"),
         ("a,b\n1,2,3\n3,4,5\n", r"row 1 \(line 2\) has 3 cells, expected 2"),
         ('a,b\n"1",2\n3,4,5\n', r"row 2 \(line 3\) has 3 cells, expected 2"),
-        ("a;b;c\n1;2;3\n1;2\n", "has 2 cells, expected 3.*separated by ';' here"),
+        ("a;b;c\n1;2;3\n1;2\n", "has 2 cells, expected 3.*the separator is ';'"),
         ("1,2\n3\n", r"row 2 \(line 2\) has 1 cell, expected 2"),
         ("a\n1,5\n", r"row 1 \(line 2\) has 2 cells, expected 1"),
         ('a,b\n"1,2\n3,4\n', r"row 1 \(line 2\) has 1 cell"),
@@ -445,8 +445,8 @@ HUGE = "{'descr': '<f8', 'fortran_order': False, 'shape': (10000000000, 1000), }
         (b"", r"is not a whole \.npy file"),
         (b"no array at all", r"is not a whole \.npy file"),
         (_npy(np.ones((9, 2)))[:50], r"is not a whole \.npy file"),
-        (_npy(np.ones((9, 2)))[:-1], r"has 271 bytes where its header, .*needs 272"),
-        (_npy(np.ones((9, 2))) + b"1", r"has 273 bytes where its header, .*needs 272"),
+        (_npy(np.ones((9, 2)))[:-1], r"has 271 bytes, but its header .*needs 272"),
+        (_npy(np.ones((9, 2))) + b"1", r"has 273 bytes, but its header .*needs 272"),
         (
             b"\x93NUMPY\x01\x00v\x00" + HUGE.ljust(117).encode() + b"\n" + b"0" * 80,
             "needs 80000000000128",

@@ -160,7 +160,7 @@ def test_pieces_count_as_the_rows_they_are_cut_from(method):
 @pytest.mark.parametrize("method", METHODS)
 def test_a_channel_without_a_value_is_refused(method):
     values = np.array([[1, np.nan], [2, np.nan]])
-    with pytest.raises(DataError, match="Channel 2 of 2 has no value in the 2 rows th"):
+    with pytest.raises(DataError, match="channel 2 of 2 has no value in the 2 rows th"):
         fit_scaler(values, method=method)
 
 
@@ -297,7 +297,7 @@ def test_a_jax_array_is_not_scaled_in_less_than_the_scaler_needs():
     rows = 1.7e9 + _signal()[:, None]
     scaler = fit_scaler(rows, method="minmax")
     with pytest.raises(
-        DataError, match="needs rows in float64, and the JAX array is fl"
+        DataError, match="needs rows in float64, but the JAX array is fl"
     ):
         apply_scaler(scaler, jnp.asarray(rows, jnp.float32))
     with jax.enable_x64(True):
@@ -313,14 +313,14 @@ def test_unknown_method_is_refused():
 
 @pytest.mark.parametrize("shape", [(0, 3), (5,), (4, 0)])
 def test_rows_are_needed(shape):
-    with pytest.raises(DataError, match=r"A scaler needs rows \[N, D\], got shape"):
+    with pytest.raises(DataError, match=r"a scaler needs rows \[N, D\], got shape"):
         fit_scaler(np.ones(shape), method="minmax")
 
 
 def test_a_spread_beyond_float32_is_refused():
     rows = np.float32([[0, -3e38], [0, 3e38], [0, 0]])
     with pytest.raises(
-        DataError, match=r"Channel 2 of 2 spreads over 6.0e\+38.*3.4e38"
+        DataError, match=r"channel 2 of 2 has a range of 6.0e\+38.*3.4e38"
     ):
         fit_scaler(rows, method="minmax")
     assert np.isfinite(fit_scaler(rows, method="zscore").scale).all()

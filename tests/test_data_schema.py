@@ -186,7 +186,7 @@ def test_sorted_within_an_entity(read):
     assert x.values[:, 0].tolist() == [10, 20, 30, 40]
     assert x.labels.tolist() == [False, False, True, False]
     assert k.values[:, 0].tolist() == [6, 7] and k.labels.tolist() == [True, False]
-    assert x.notes == ("x: 2 rows that came after later ones sorted by time",)
+    assert x.notes == ("x: 2 rows out of order sorted by time",)
     with pytest.raises(DataError, match=r"row 3 .*: 1 is before 3 of row 1; .*=sort"):
         read(text, **roles)
 
@@ -199,11 +199,11 @@ def test_the_last_of_repeated_rows_stays(read):
     assert series.notes == (
         "plant: 2 rows with repeated times left out (the last of each kept)",
     )
-    with pytest.raises(DataError, match=r"row 3 .*2 is there twice .*duplicates=last"):
+    with pytest.raises(DataError, match=r"row 3 .*2 is a duplicate .*duplicates=last"):
         read(text)
     with pytest.raises(DataError, match="1 is before 2 of row 4"):
         read("time,a\n1,10\n2,20\n2,21\n2,22\n1,30\n", duplicates="last")
-    with pytest.raises(DataError, match=r"row 3 \(line 4\).*1 is there twice .* row 1"):
+    with pytest.raises(DataError, match=r"row 3 \(line 4\).*1 is a duplicate .* row 1"):
         read("time,a\n1,10\n2,20\n1,21\n", order="sort")
 
 
@@ -253,7 +253,7 @@ def test_messages_name_rows_of_the_file_after_sorting(read):
 def test_without_times_there_is_nothing_to_sort_by(read):
     (series,) = read("a\n2\n1\n", order="sort")
     assert series.values[:, 0].tolist() == [2, 1]
-    assert series.notes == ("plant: no time column, so the rows stay as they are",)
+    assert series.notes == ("plant: no time column: the order of the rows is kept",)
 
 
 # Spans to leave out.
@@ -317,15 +317,15 @@ def test_spans_that_hold_no_row_are_said(without):
         ("numbers", "start,end\n1,2\n40,20\n", r"row 2 \(line 3\): the end 20 is before the s"),
         ("numbers", "from,to\n1,2\n", r"columns from, to: expected start and end"),
         ("numbers", "start,end,machine\n1,2,x\n", "columns start, end, machine: expe"),
-        ("numbers", "start,end,entity\n1,2,saw\n", r"row 1 .*no entity 'saw'; expected plant, or"),
+        ("numbers", "start,end,entity\n1,2,saw\n", r"row 1 .*no entity 'saw': expected plant, or"),
         ("numbers", "start,end\n1,soon\n", "'soon' is neither a number nor an ISO time"),
         ("numbers", "start,end\n,2\n", r"row 1 .*'start'\): the time is missing"),
         ("numbers", "start,end\n1,inf\n", r"row 1 .*'end'\): the time is missing"),
         ("numbers", "start,end\n1\n", "has 1 cell, expected 2"),
         ("numbers", "start,end\n", "has no rows"),
-        ("numbers", "start,end\n2024-01-01,2024-01-02\n", "2024-01-01, where the data need numbers"),
+        ("numbers", "start,end\n2024-01-01,2024-01-02\n", "2024-01-01, but the data need numbers"),
         ("none", "start,end\n2024-01-01,2024-01-02\n", "need row numbers from 0"),
-        ("dates", "start,end\n1,2\n", "'start' holds 1, where the data need times such"),
+        ("dates", "start,end\n1,2\n", "'start' holds 1, but the data need times such"),
         ("dates", "start,end\n2024-01-01T00:00Z,2024-01-02T00:00Z\n", "have no time zo"),
         ("zoned", "start,end\n2024-01-01T00:00,2024-01-02T00:00\n", "data have a time z"),
     ],

@@ -165,7 +165,7 @@ def test_segments_refuse_nonsense():
         segments(None, 5, max_gap=0)
     with pytest.raises(ConfigError, match=r"data\.max_gap=nan must be above 0"):
         segments(None, 5, max_gap=float("nan"))
-    with pytest.raises(DataError, match=r"3 times for 5 rows: give one time a row"):
+    with pytest.raises(DataError, match=r"3 times for 5 rows: give one time per row"):
         segments(np.arange(3.0), 5, max_gap=5)
 
 

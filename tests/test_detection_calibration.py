@@ -174,7 +174,7 @@ def test_each_entity_its_own_and_borrowers_what_they_lack(mixed, model):
 
 def test_notes_name_who_borrows_with_n_and_rank(mixed):
     assert calibrate(MODEL, mixed, RULES).notes == (
-        "pooled Normal and τ (the 27-th smallest of 28): m3 (1 calibration windows)",
+        "pooled Gaussian and τ (the 27-th smallest of 28): m3 (1 calibration windows)",
         (
             "too few calibration windows, so τ from all entities' scores "
             "(the 27-th smallest of 28): m2 (4 calibration windows)"
@@ -399,7 +399,7 @@ def test_a_fixed_threshold_borrows_no_scores(mixed):
     assert [t.source for t in calibration.thresholds] == [
         "own", "own", "own", "pooled", "pooled",
     ]  # fmt: skip
-    assert calibration.notes[0].startswith("pooled Normal and τ (of 28): m3 (1 ")
+    assert calibration.notes[0].startswith("pooled Gaussian and τ (of 28): m3 (1 ")
     above = int((calibration.scores[2] > 2.5).sum())
     assert f"m2: {above} of 4 calibration windows lie above" in calibration.notes
 
@@ -654,7 +654,7 @@ def test_no_complete_row_at_all_is_refused(trim):
     one.values[1::2, 1] = one.values[::50, 1] = np.nan
     prepared = prepared_of([one])
     message = (
-        "no validation row has a value in every channel.* leave out "
+        "no validation row has a value in every channel.* put "
         f"{one.channels[1]!r}, .*data.ignore, .*data.fill_limit.*data.missing=ffill"
     )
     with pytest.raises(DataError, match=message):
@@ -721,7 +721,9 @@ def whole_pca(prepared):
 
 
 def test_residuals_of_rounding_are_refused(mixed):
-    with pytest.raises(NothingLeft, match=r"nothing of 3 channels .*data.ignore"):
+    with pytest.raises(
+        NothingLeft, match=r"pca for 3 channels are rounding errors only.*data.ignore"
+    ):
         calibrate(whole_pca(mixed), mixed, RULES)
     # Constant rows leave nothing either, but not by rounding.
     still = series("m", 300, 0)
@@ -736,7 +738,7 @@ def test_an_evaluation_leaves_out_a_baseline_of_rounding(mixed):
     options = {"min_anomalous_points": 1, "console": Console(file=said, width=500)}
     assert [*evaluate_models(models, mixed, RULES, **options)] == ["mahalanobis"]
     assert (
-        "pca: left out: pca leaves nothing of 3 channels but rounding"
+        "pca: left out: the residuals of pca for 3 channels are rounding"
         in said.getvalue()
     )
     with pytest.raises(NothingLeft):

@@ -87,9 +87,9 @@ def test_alarms_are_the_p_values_up_to_the_rate(rate):
 
 def test_p_values_of_what_is_no_number_are_refused():
     fine, spoilt = np.arange(3.0), np.array([1.0, np.nan])
-    with pytest.raises(DataError, match="1 of 2 scores are no numbers"):
+    with pytest.raises(DataError, match="1 of 2 scores are NaN"):
         p_values(fine, spoilt)
-    with pytest.raises(DataError, match="1 of 2 calibration scores are no numbers"):
+    with pytest.raises(DataError, match="1 of 2 calibration scores are NaN"):
         p_values(spoilt, fine)
 
 
@@ -189,9 +189,9 @@ def test_windows_that_only_touch_the_block_count(size, left_out):
 
 def test_scores_that_are_no_number_are_refused():
     spoilt, starts = np.array([1.0, np.nan, 2.0]), np.arange(3)
-    with pytest.raises(DataError, match="1 of 3 scores are no numbers"):
+    with pytest.raises(DataError, match="1 of 3 scores are NaN"):
         measured_rate(spoilt, starts, 1.0, window=1, wanted=0.1)
-    with pytest.raises(DataError, match="1 of 3 calibration scores are no numbers"):
+    with pytest.raises(DataError, match="1 of 3 calibration scores are NaN"):
         cross_rates(spoilt, starts, Rule("fixed", value=1.0), window=1)
 
 
@@ -481,8 +481,8 @@ def test_scores_that_drifted_are_a_warning_and_warnings_come_first(watched, rows
     assert ["warning" in note for note in notes] == [True, False, False]
     assert notes[0] == (
         "a: warning: scores have drifted from those of calibration (distance 1.00 over "
-        "100 separate windows), so the false-alarm rate no longer holds: kdjax "
-        "calibrate on recent clean rows makes a new threshold"
+        "100 separate windows), so the false-alarm rate no longer holds: run "
+        "kdjax calibrate on recent clean rows for a new threshold"
     )
     assert "outside the training range: x 1" in notes[1]
     assert "2 missing cells" in notes[2]

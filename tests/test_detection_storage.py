@@ -270,7 +270,7 @@ def test_a_flipped_bit_is_noticed(saved, name):
     data[len(data) // 2] ^= 1
     (saved / name).write_bytes(data)
     with pytest.raises(
-        ArtifactError, match="(Restore it from a copy or make it again)"
+        ArtifactError, match="(Restore it from a copy or create it again)"
     ):
         load_detector(saved)
 
@@ -308,7 +308,9 @@ def test_a_folder_without_manifest_is_refused(tmp_path, saved):
 
 @pytest.mark.parametrize("name", ["detector.json", "nowhere"])
 def test_what_is_no_folder_is_refused(saved, name):
-    with pytest.raises(ArtifactError, match="is no folder.*such as WORKDIR/detectors/"):
+    with pytest.raises(
+        ArtifactError, match="is not a folder.*such as WORKDIR/detectors/"
+    ):
         load_detector(saved / name)
 
 
@@ -320,8 +322,8 @@ def test_detectors_near_a_wrong_folder_are_named(saved, tmp_path):
     for wrong, problem in (
         (workdir, "has no MANIFEST.sha256"),
         (workdir / "detectors", "has no MANIFEST.sha256"),
-        (workdir / "detectors" / "student", "is no folder"),
-        (workdir / "detector" / "student", "is no folder"),
+        (workdir / "detectors" / "student", "is not a folder"),
+        (workdir / "detector" / "student", "is not a folder"),
     ):
         with pytest.raises(ArtifactError) as error:
             load_detector(wrong)
@@ -414,8 +416,8 @@ def test_absent_and_clashing_arrays_are_refused(saved):
         ("channels", ["x", "x"], "not a list of different names"),
         ("channels", ["x"], r"scaler/offset .* expected floats of shape \(2, 1\)"),
         ("entities", [5], "5 is not text"),
-        ("entities", ["a", "b"], "no threshold for each entity"),
-        ("blame", "guess", "'guess' is no attribution method"),
+        ("entities", ["a", "b"], "number of thresholds is not that of the entities"),
+        ("blame", "guess", "'guess' is not an attribution method"),
         ("kind", "pca+difference", r"normal/mean .* floats of shape \(2, 4\)"),
     ],
 )
@@ -442,7 +444,11 @@ def test_a_threshold_that_no_score_compares_with_is_refused(saved, tau):
         ("normal/whiten", lambda a: a[:, :1], r"expected floats of shape \(2, 2, 2\)"),
         ("range/high", lambda a: a[:, 0], "range is float32 of shape"),
         ("reference", lambda a: a[:, :1], "reference is float32 of shape"),
-        ("calibration/1", None, "no calibration scores for each entity"),
+        (
+            "calibration/1",
+            None,
+            "number of calibration arrays is not that of the entities",
+        ),
     ],
 )
 def test_arrays_that_do_not_fit_are_refused(tmp_path, full, name, change, message):

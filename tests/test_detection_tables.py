@@ -455,11 +455,15 @@ def test_channels_are_matched_by_name(small, rows):
 
 
 def test_too_few_rows_are_refused(small, rows):
-    message = "series 'a' has 3 rows and no stretch of the detector's window of 4 rows"
+    message = (
+        "series 'a' has 3 rows, but not the 4 successive rows of a window without a gap"
+    )
     with pytest.raises(DataError, match=message):
         score_table(small, rows(3), entity="a")
     time = np.array([0.0, 1, 2, 90, 91, 92])
-    with pytest.raises(DataError, match="has 6 rows and no stretch.*without a gap"):
+    with pytest.raises(
+        DataError, match="has 6 rows, but not the 4 successive rows.*without a gap"
+    ):
         score_table(small, rows(6, time=time), entity="a")
 
 

@@ -121,7 +121,7 @@ def test_an_infinite_score_is_refused_where_it_would_be_tau():
 
 
 def test_a_score_that_is_no_number_never_gives_a_threshold():
-    with pytest.raises(DataError, match="1 of [59]+0*9* calibration scores are no num"):
+    with pytest.raises(DataError, match="1 of [59]+0*9* calibration scores are NaN"):
         choose_threshold(np.append(np.arange(98.0), np.nan), Rule("conformal", 0.01))
 
 
@@ -211,7 +211,7 @@ def test_rates_outside_0_to_1_are_refused(method, rate):
 def test_no_rule_takes_a_score_that_is_no_number(method):
     scores = np.arange(500.0)
     scores[3] = np.nan
-    with pytest.raises(DataError, match="1 of [59]+0*9* calibration scores are no num"):
+    with pytest.raises(DataError, match="1 of [59]+0*9* calibration scores are NaN"):
         choose_threshold(scores, rule(method, value=1.0))
 
 
@@ -307,10 +307,22 @@ def heavy(n):
 @pytest.mark.parametrize(
     ("scores", "rate", "reason"),
     [
-        (np.arange(299.0), 0.01, "29 scores with 29 values lie above its level, it"),
-        (np.arange(2000.0) // 30, 0.01, r"\d+ scores with [67] values lie above"),
-        (np.full(500, 3.0), 0.01, "0 scores with 0 values lie above its level"),
-        (np.arange(500.0), 0.1, "a rate of 0.1 lies below its level, there is nothing"),
+        (
+            np.arange(299.0),
+            0.01,
+            "29 scores with 29 distinct values lie above its level, but it",
+        ),
+        (
+            np.arange(2000.0) // 30,
+            0.01,
+            r"\d+ scores with [67] distinct values lie above",
+        ),
+        (
+            np.full(500, 3.0),
+            0.01,
+            "0 scores with 0 distinct values lie above its level",
+        ),
+        (np.arange(500.0), 0.1, "a rate of 0.1 needs no tail, since τ lies below its"),
         (heavy(3000), 0.01, r"its shape 1\.\d+ is outside -0.5 to 0.5"),
         (np.append(np.arange(500.0), np.inf), 0.01, "a score is not finite"),
     ],
@@ -331,7 +343,7 @@ def test_a_fallback_to_the_largest_score_says_what_that_is_worth():
     got = find_threshold(heavy(500), rule("pot", 0.001))
     assert got.tau == heavy(500).max()
     assert got.detail.endswith(
-        "; it is the largest of them, and 500 can't show a rate of 0.001"
+        "; it is the largest of them: 500 scores are too few for a rate of 0.001"
     )
 
 
@@ -362,7 +374,9 @@ def test_budgets_in_words(text, per_day):
              "nan/day", "2//day", "1/2/day"]
 )  # fmt: skip
 def test_what_is_no_budget(text):
-    with pytest.raises(ConfigError, match=r"is no budget .* such as 2/day, 1/week or "):
+    with pytest.raises(
+        ConfigError, match=r"is not a budget .* such as 2/day, 1/week or "
+    ):
         parse_budget(text)
 
 
@@ -410,12 +424,12 @@ def test_a_budget_needs_days_enough_for_one_event():
     assert needed(budget(0.5)) == 200
     with pytest.raises(
         ConfigError,
-        match="^threshold.budget, 0.5 events a day, needs 2 days of calibration windows, "
-        "in which one may come, have 1.99: give more rows, or accept more events: threshold.budget=4/week",
+        match="^threshold.budget, 0.5 events a day, needs 2 days of calibration windows "
+        "for one event, have 1.99: give more rows, or accept more events: threshold.budget=4/week",
     ):
         find_threshold(np.arange(199.0), budget(0.5))
     with pytest.raises(
-        ConfigError, match="how long a row lasts: give a file with dates"
+        ConfigError, match="needs the time between rows: give a file with dates"
     ):
         find_threshold(np.arange(199.0), Rule("budget", per_day=1))
 

@@ -180,7 +180,7 @@ def test_units_of_which_no_node_has_the_version_fail_by_name(cluster, tmp_path):
 
 def test_more_cores_than_a_computer_has_are_refused(cluster):
     cluster(["one", "two"], set())
-    with pytest.raises(ConfigError, match="needs 2 CPU, and the cluster has 1 on one"):
+    with pytest.raises(ConfigError, match="needs 2 CPU, but the cluster has 1 on one"):
         [*run_units(act, [], executor="ray", resources=Resources(2))]
 
 
@@ -232,7 +232,9 @@ def test_units_of_files_score_as_one_process_does(rows_of, here, tmp_path, monke
     said = {}
     for executor in ("local", "ray"):
         lines = said[executor] = []
-        with pytest.raises(DataError, match="1 of 5 files failed, the first: 2.csv: "):
+        with pytest.raises(
+            DataError, match="1 of 5 files failed; the first is 2.csv: "
+        ):
             files.score_fleet(
                 **rows_of,
                 output=tmp_path / executor,
@@ -261,7 +263,7 @@ def test_a_lost_unit_fails_its_files_by_name(rows_of, tmp_path, monkeypatch):
     monkeypatch.setattr(files, "run_units", lost)
     lines = []
     with pytest.raises(
-        DataError, match="5 of 5 files failed, the first: 4.csv: its wor"
+        DataError, match="5 of 5 files failed; the first is 4.csv: its wor"
     ):
         files.score_fleet(
             **rows_of, output=tmp_path / "out", executor="ray", log=lines.append
@@ -344,7 +346,9 @@ def test_a_sweep_whose_unit_fails_does_the_rest_and_goes_on(
     monkeypatch.setattr(units, "train_unit", failing)
     text = io.StringIO()
     options = {"executor": "ray", "resources": ONE_CORE, "way": "together"}
-    with pytest.raises(DataError, match="1 unit failed, the first: student-.* is full"):
+    with pytest.raises(
+        DataError, match="1 unit failed; the first is student-.* is full"
+    ):
         sweep.run_sweep(design, tmp_path / "w", console=Console(file=text), **options)
     assert "failed: student-" in text.getvalue()
     done = [*(tmp_path / "w").glob("members/*/results.json")]
@@ -385,7 +389,7 @@ def test_each_trial_of_a_search_is_a_unit(plant_changes, here, tmp_path):
     assert text.getvalue().count("trial 0001 (rate=") == 2
     path.unlink()
     with pytest.raises(
-        DataError, match="1 of 1 trial failed, the first: trial 1 of 1: "
+        DataError, match="1 of 1 trial failed; the first is trial 1 of 1: "
     ):
         searches._known.cache_clear()
         searches.run_search(search, tmp_path / "ray", trials=1, executor="ray")

@@ -333,7 +333,7 @@ def test_a_teacher_needs_a_network_to_start_from(joined, tiny, plant_changes, tm
         "init_from": str(joined[0]),
     }
     message = (
-        "the teacher has no network to start from: set teacher.components as they were"
+        "the teacher has no network to start from: set teacher.components as in its run"
     )
     with pytest.raises(ConfigError, match=message):
         run(tiny(plant_changes | changes), tmp_path / "run")

@@ -167,7 +167,7 @@ def test_a_confirmed_alarm_is_none_and_a_fault_still_is(method):
         rule = rule._replace(events=EventRule(gap, spacing, 1440))
         expected = expected_events(found.calibration[0], rule, least=tau.tau)
         joined = len(every) - len(kept)
-        text = f"{expected}, by {len(kept):,} scores of before and {joined:,} of these"
+        text = f"{expected}, by {len(kept):,} previous scores and {joined:,} of these"
         assert f"expect {said}" == text
     else:
         assert not said
@@ -233,7 +233,7 @@ def test_an_alarm_of_long_before_the_span_stays():
     assert not after[208:215].any()
     found, note = confirm_normal(detector, series, np.array([[200, 215]]))
     said = (
-        "; warning: some are still in alarm, since their windows hold rows outside the"
+        "; warning: some are still in alarm, since their windows have rows outside the"
     )
     assert said in note
 
@@ -290,7 +290,7 @@ def test_spans_that_change_nothing_are_refused(capsys, saved):
     frame.reset_index().to_csv(saved / "long.csv", index=False)
     text = f"start,end\n{frame.index[208]},{frame.index[214]}\n"
     code, out, err = run(capsys, saved, text, rows="long", output="refused")
-    assert (code, out) == (2, "") and "Begin the spans where its cause began" in err
+    assert (code, out) == (2, "") and "Begin the spans at the cause" in err
 
 
 @pytest.mark.parametrize(("method", "spacing"), [("quantile", 0), ("budget", 1)])
@@ -337,7 +337,7 @@ def test_a_classifier_takes_them_into_its_threshold_only(classifier):
         again = found.thresholds[0]
         assert again.tau >= max(tau.tau, highest * (1 - 1e-6))
         factor = (
-            f"; warning: τ is {again.tau / tau.tau:.3g} times that of before, for all"
+            f"; warning: τ is {again.tau / tau.tau:.3g} times the previous τ, for all"
         )
         assert (factor in note) == (again.tau > 1.05 * tau.tau)
         raised = again.tau == pytest.approx(highest, rel=1e-6)
@@ -348,12 +348,15 @@ def test_a_classifier_takes_them_into_its_threshold_only(classifier):
         assert_same(found.gaussians, detector.gaussians)
         # Its networks are held at the value: it would not be silent of its own.
         assert_same(found.constant, detector.constant)
-        assert "; still watched, since classifier holds it: dead" in note
+        assert "; still checked, since classifier has it: dead" in note
         rule = Rule(
             "blocks", RATE, caution=3, overlap=5.0, events=EventRule(10, 2, 1440)
         )
         expected = expected_events(found.calibration[0], rule, least=again.tau)
-        assert f"; {expected}, by {len(classifier.calibration[0]):,} scores" in note
+        assert (
+            f"; {expected}, by {len(classifier.calibration[0]):,} previous scores"
+            in note
+        )
 
 
 def test_expected_events_are_of_thresholds_that_are_raised():
@@ -392,7 +395,7 @@ def test_limits_take_the_rows_too():
     # The run began before the span.
     assert found.unchanged.tolist() == [[1, 0, 40, 1]] * 2
     assert "; flow unchanged 1 -> 40 rows" in note
-    assert "; no longer watched as constant, nor scored: dead" in note
+    assert "; no longer checked as constant, nor scored: dead" in note
     inside = np.r_[series.values[200:230], series.values[320:340]]
     np.testing.assert_array_equal(
         found.ranges.high[0], np.maximum(detector.ranges.high[0], inside.max(axis=0))
@@ -446,15 +449,15 @@ def test_what_cannot_be_confirmed_is_refused(small):
     ):
         confirm_normal(detector, series._replace(entity="b"), span)
     short = series._replace(excluded=np.array([[195, 200], [206, 215]]))
-    with pytest.raises(
-        DataError, match="no window of 10 rows without a gap holds rows"
-    ):
+    with pytest.raises(DataError, match="no window of 10 rows without a gap has rows"):
         confirm_normal(detector, short, span)
     holed = series.values.copy()
     holed[185:206] = np.nan
     with pytest.raises(DataError, match="and have values: give more rows around them"):
         confirm_normal(detector, series._replace(values=holed), span)
-    with pytest.raises(ConfigError, match="no calibration scores for 'quantile' that"):
+    with pytest.raises(
+        ConfigError, match="no calibration scores for 'quantile' to add"
+    ):
         confirm_normal(detector._replace(calibration=()), series, span)
     other = [tau._replace(method="conformal") for tau in detector.thresholds]
     with pytest.raises(ConfigError, match="calibrate it on clean rows first"):
@@ -533,11 +536,15 @@ FIRST = "2026-01-01T03:20:00,2026-01-01T03:30:00"
         (
             f"start,end,entity\n{FIRST},b\n",
             (),
-            "the data have no entity 'b'; expected X",
+            "the data have no entity 'b': expected X",
         ),
         ("begin,end\n1,2\n", (), "expected start and end"),
         (f"start,end\n{FIRST}\n", ("--entity=b",), "the detector has no entity 'b'"),
-        (f"start,end\n{FIRST}\n", ("--config.threshold.method=pot",), "keeps the rule"),
+        (
+            f"start,end\n{FIRST}\n",
+            ("--config.threshold.method=pot",),
+            "doesn't change the rule",
+        ),
     ],
 )
 def test_spans_are_refused_in_one_line(capsys, saved, spans, flags, said):
@@ -561,5 +568,5 @@ def test_confirm_by_the_estimator():
     third.confirm_normal(frame.reset_index(drop=True), [(start, stop)])
     assert third.threshold_ == first.threshold_
     for spans in ([], [(5000, 5001)], [("x", "y")]):
-        with pytest.raises(DataError, match="each must hold a row of X"):
+        with pytest.raises(DataError, match="spans with a row of X each"):
             third.confirm_normal(frame.reset_index(drop=True), spans)

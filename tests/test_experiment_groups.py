@@ -118,7 +118,7 @@ def test_a_machine_s_detector_scores_its_rows(apart, plant, tmp_path):
         tmp_path / "saw.csv", detector=folder / "saw", output=tmp_path / "out.csv",
         entity_column="machine",
     )  # fmt: skip
-    assert "under the threshold of saw" in " ".join(said)
+    assert "with the threshold of saw" in " ".join(said)
     assert len(pd.read_csv(tmp_path / "out.csv")) == len(rows)
 
 

@@ -734,7 +734,7 @@ def test_a_run_on_smds_layout(tiny, tmp_path):
     said = text.getvalue()
     assert "smd: 1 entity (machine-1-2), 400 train rows, 38 channels" in said
     for model in (*NETWORKS, "mahalanobis"):
-        assert f"{model}: calibrates and scores" in said
+        assert f"{model}: calibrating and scoring" in said
     assert "student: 2 steps, lowest validation loss" in said
     assert results["dataset"]["name"] == "smd"
     assert results["dataset"]["entities"] == ["machine-1-2"]

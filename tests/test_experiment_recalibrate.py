@@ -153,7 +153,7 @@ def test_a_budget_takes_the_step_of_the_new_rows(student):
     above = np.flatnonzero(scores > np.float32(tau.tau))
     assert 1 + (np.diff(above) >= student.window).sum() <= 5
     assert "events in 0.00" in tau.detail and "events a day (" in note
-    with pytest.raises(ConfigError, match="needs to know how long a row lasts"):
+    with pytest.raises(ConfigError, match="needs the time between rows"):
         recalibrated(student, new, threshold=changes)
 
 
@@ -185,7 +185,7 @@ def test_a_new_entity_gets_a_scaler_normal_and_threshold_of_its_own(student):
     assert tau.tau == pytest.approx(scores[tau.rank - 1], rel=1e-5)
     np.testing.assert_allclose(found.calibration[2], scores, rtol=1e-5)
     assert found.card["thresholds"]["lathe"] == tau._asdict()
-    assert note.startswith("lathe: scaler, Gaussian and τ of its own: ")
+    assert note.startswith("lathe: its own scaler, Gaussian and τ: ")
 
 
 PLACES = ("scalers", "gaussians", "ranges", "constant", "unchanged")
@@ -218,9 +218,9 @@ def test_the_rows_that_a_new_entity_needs_are_exact(student, threshold, needs):
         assert found.entities == ("press", "saw", "lathe")
         text = f"lathe: {count} of {enough} rows"
         if for_tau > enough:
-            text += f" for a scaler and Gaussian of its own, {for_tau} for its own τ"
+            text += f" for its own scaler and Gaussian, {for_tau} for its own τ"
         tau = student.thresholds[-1]
-        text += f"; starts with the pooled values until then: τ {tau.tau:.6g} ("
+        text += f"; uses the pooled values until then: τ {tau.tau:.6g} ("
         assert note.startswith(text) and "warning" not in note
         unknown = note.endswith("; no window of 10 rows has a score yet")
         assert unknown == (count < WINDOW)
@@ -254,8 +254,8 @@ def test_a_new_entity_with_few_windows_has_a_threshold_of_all_scores(student):
     assert (tau.n, tau.rank, tau.source) == (len(every), rank, "shared")
     assert tau.tau == pytest.approx(every[rank - 1], rel=1e-5)
     said = (
-        "lathe: scaler and Gaussian of its own; 100 of 124 rows for its own τ; starts "
-        "with τ of all entities' scores until then: "
+        "lathe: its own scaler and Gaussian; 100 of 124 rows for its own τ; until then "
+        "it uses τ of all entities' scores: "
     )
     assert note.startswith(said) and note.endswith("these rows: too few windows")
     # All its rows until then are as those of a new one: one row fewer is too few.
@@ -307,7 +307,7 @@ def test_pooled_scores_of_other_windows_make_no_threshold(student):
     other = student._replace(thresholds=blocks)
     found, note = recalibrated(other, series("lathe", rows(13, 100)), threshold={})
     assert_pooled(found, 2)
-    assert note.startswith("lathe: 100 of 124 rows; starts with the pooled values")
+    assert note.startswith("lathe: 100 of 124 rows; uses the pooled values until then")
 
 
 def test_rows_with_holes_are_too_few_for_all_their_number(student):
@@ -315,12 +315,12 @@ def test_rows_with_holes_are_too_few_for_all_their_number(student):
     gappy[np.arange(120) % 3 > 0, 1] = np.nan
     found, note = recalibrated(student, series("lathe", gappy), threshold={})
     assert_pooled(found, 2)
-    assert note.startswith("lathe: 40 of 66 rows for a scaler")
+    assert note.startswith("lathe: 40 of 66 rows for its own scaler")
     cut = series("lathe", rows(1, 200))
     cut = cut._replace(excluded=np.array([[i, i + 1] for i in range(8, 200, 9)]))
     found, note = recalibrated(student, cut, threshold={})
     assert_pooled(found, 2)
-    assert "178 rows with gaps or missing, excluded or frozen cells, where 66" in note
+    assert "178 rows with gaps or missing, excluded or frozen cells, but 66" in note
 
 
 def test_folds_with_gaps_are_too_few(student):
@@ -330,7 +330,7 @@ def test_folds_with_gaps_are_too_few(student):
     new = new._replace(time=np.datetime64("2024-02-01", "ns") + seconds * 10**9)
     found, note = recalibrated(student, new, threshold={"method": "blocks"})
     assert_pooled(found, 2)
-    assert "66 rows with gaps or missing, excluded or frozen cells, where 66" in note
+    assert "66 rows with gaps or missing, excluded or frozen cells, but 66" in note
 
 
 def test_a_start_on_another_scale_is_a_warning(student):
@@ -352,7 +352,7 @@ def test_a_detector_of_one_entity_takes_another(small):
     values = np.random.default_rng(0).normal(size=(300, 2)).astype(np.float32)
     new = Series("b", values[:20], ("x", "y"))
     found, note = recalibrated(old, new, threshold={})
-    assert found.entities == ("a", "b") and note.startswith("b: 20 of 31 rows; starts")
+    assert found.entities == ("a", "b") and note.startswith("b: 20 of 31 rows; uses")
     assert found.thresholds[1].tau == found.thresholds[2].tau == 12.0
     found, _ = recalibrated(found, new._replace(values=values), threshold={})
     assert found.thresholds[1].source == "own" and found.thresholds[2].tau == 12.0
@@ -400,9 +400,11 @@ def test_too_few_rows_are_refused(student):
     assert str(error.value).endswith(
         "give more rows, or accept a higher rate, of 0.125 or above."
     )
-    with pytest.raises(ConfigError, match="'pooled' is no entity: give another"):
+    with pytest.raises(
+        ConfigError, match="'pooled' can't be an --entity: give another"
+    ):
         recalibrated(student, series("pooled", rows(1, 400)), threshold={})
-    with pytest.raises(ConfigError, match="needs to know how long a row lasts"):
+    with pytest.raises(ConfigError, match="needs the time between rows"):
         budget = {"method": "budget", "budget": "1/day"}
         recalibrated(student, series("lathe", rows(1, 20)), threshold=budget)
 
@@ -422,7 +424,10 @@ def test_whose_rows_they_are_must_be_said(finished, tmp_path):
     pd.DataFrame(rows(1, 200), columns=list(CHANNELS)).to_csv(path, index=False)
     options = {"detector": finished.workdir / "detectors" / "student"} | COLUMNS
     options |= {"output": tmp_path / "new", "threshold": {}}
-    with pytest.raises(ConfigError, match="Give --entity, one of press, saw for a new"):
+    with pytest.raises(
+        ConfigError,
+        match="the rows have no entity: give --entity, one of press, saw for a new",
+    ):
         list(calibrate_file(path, **options))
     both = pd.concat([frame(rows(1, 200), "press"), frame(rows(2, 200), "saw")])
     both.to_csv(path, index=False)
@@ -472,7 +477,7 @@ def test_calibrate_and_score_a_new_machine(say, finished, student, tmp_path):
     code, out, _ = say(
         "score", path, f"--detector={folder}", f"--output={output}", "--entity=lathe"
     )
-    assert code == 0 and "400 rows under the threshold of lathe" in out
+    assert code == 0 and "400 rows scored with the threshold of lathe" in out
     assert pd.read_csv(output)["alarm"].mean() < 0.5
     untouched = finished.workdir / "detectors" / "student"
     assert json.loads((untouched / "card.json").read_text("utf-8")) == student.card
@@ -490,9 +495,7 @@ def test_a_new_machine_of_few_rows_scores_as_pooled(say, student, tmp_path):
         "--entity=lathe",
     )
     assert (code, err) == (0, "")
-    assert out.startswith(
-        "lathe: 40 of 66 rows for a scaler and Gaussian of its own, 124 "
-    )
+    assert out.startswith("lathe: 40 of 66 rows for its own scaler and Gaussian, 124 ")
     tables = []
     for name in ("lathe", "pooled"):
         output = tmp_path / f"scores-{name}.csv"
@@ -509,7 +512,7 @@ def test_a_new_machine_of_few_rows_scores_as_pooled(say, student, tmp_path):
     [
         (
             ["--config.data.window=20"],
-            "takes only --config.threshold.…, got data.window",
+            "settings, except --config.threshold.FIELD: remove data.window",
         ),
         (
             ["--config.threshold.method=guess"],

@@ -161,7 +161,7 @@ def killed(spawn, undisturbed, tmp_path_factory):
     ended = spawn(workdir).finish()
     assert ended.code == 0, ended.err
     for phase in PHASES:
-        assert f"{phase}: trained already" in ended.out
+        assert f"{phase}: already trained" in ended.out
     return workdir, told
 
 

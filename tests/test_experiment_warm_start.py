@@ -251,6 +251,6 @@ def test_entities_that_the_old_one_does_not_know_get_its_pooled_threshold(finish
     for field, wanted in zip(found.scalers, old.scalers, strict=True):
         np.testing.assert_array_equal(field, wanted[[2, 1, 2]])
     assert found.notes == (
-        "previous: entities that are new to it are scored under its pooled threshold: press",
+        "previous: entities that are new to it are scored with its pooled threshold: press",
     )
     assert previous_calibration(old, prepared).notes == ()

@@ -98,7 +98,7 @@ def test_other_settings_are_refused_with_all_differences(tmp_path):
     }
     message = (
         r"was made with another config \(data.window: 100 -> 50; n: None -> 1; "
-        r"seed: 0 -> 1\): give another --workdir, or the settings it was made with"
+        r"seed: 0 -> 1\): give another --workdir, or the original settings"
     )
     with pytest.raises(ConfigError, match=message):
         check_settings(tmp_path, other, write=True)
@@ -180,7 +180,7 @@ def test_other_data_are_refused_by_name(tmp_path, digests, said):
 @pytest.mark.parametrize("text", ["", "{", '{"seed": 0', "\xff", "[]", "3", "null"])
 def test_a_damaged_file_is_refused_with_what_to_do(tmp_path, text):
     (tmp_path / "config.json").write_bytes(text.encode("latin-1"))
-    message = "config.json can't be read .*: remove the work directory and run again"
+    message = "config.json can't be read .*: remove the work directory and rerun"
     with pytest.raises(ArtifactError, match=message):
         check_settings(tmp_path, SETTINGS, write=True)
     with pytest.raises(ArtifactError, match=message):

@@ -222,7 +222,7 @@ FAULTS = {
     "other": "missing: c",
     "nan": "column 2 ('a'): the value is missing (4500 such cells in all)",
     "three": "3 rows, fewer than a window of 20: give more rows",
-    "twice": "2 files are called so",
+    "twice": "2 files have this name",
     "junk": "not a whole Parquet file",
 }
 
@@ -238,7 +238,8 @@ def test_the_program_names_faulty_machines_and_fits_the_others(broken, capsys):
         ]
         assert fault in line
     assert (
-        "2 ready, 5 failed" in out and "5 of 7 machines failed, the first: junk" in err
+        "2 ready, 5 failed" in out
+        and "5 of 7 machines failed; the first is junk" in err
     )
     catalogue = read_catalogue(output).set_index("entity")
     assert catalogue.index[catalogue["state"] == "ready"].tolist() == ["m0", "m1"]
@@ -463,7 +464,7 @@ def test_one_table_in_a_store_is_refused(tmp_path):
         kdjax.ConfigError, match="is for one local file: copy s3://b/table"
     ):
         fleet._list("s3://b/table.parquet", settings["data"])
-    with pytest.raises(kdjax.ConfigError, match="is no path that kdjax takes"):
+    with pytest.raises(kdjax.ConfigError, match="is not a path for kdjax"):
         fit_fleet("gs://b/plants", tmp_path / "fleet", settings)
 
 

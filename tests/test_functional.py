@@ -250,7 +250,7 @@ def test_a_baseline_is_a_model(windows):
     with pytest.raises(kdjax.ConfigError, match="baseline 'svm' is unknown: use one"):
         kdjax.baseline("svm")
     with pytest.raises(
-        kdjax.ConfigError, match="scores, no residuals: use fit_classif"
+        kdjax.ConfigError, match="scores, not residuals: use fit_classif"
     ):
         kdjax.baseline("classifier")
 

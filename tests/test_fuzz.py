@@ -369,7 +369,7 @@ def test_no_byte_of_a_manifest_is_passed_over(sealed, change):
 def test_no_byte_of_a_state_is_passed_over(change, fuzz, tmp_path):
     module = fuzz["artifacts"]
     (tmp_path / "state").write_bytes(change(module.base().state))
-    with pytest.raises(ArtifactError, match="is no state of a stream"):
+    with pytest.raises(ArtifactError, match="is not a state of a stream"):
         module.load_state(tmp_path / "state")
 
 

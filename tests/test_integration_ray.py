@@ -128,7 +128,7 @@ def test_a_node_with_another_version_is_told_and_left_out(
 def test_more_than_the_cluster_has_and_ports_of_others_are_refused(on, cluster):
     with pytest.raises(ConfigError, match="the cluster has 2 on one computer"):
         [*run_units(act, [], **on, resources=Resources(9))]
-    with pytest.raises(ConfigError, match="needs 1 GPU, and the cluster has 0"):
+    with pytest.raises(ConfigError, match="needs 1 GPU, but the cluster has 0"):
         [*run_units(act, [], **on, resources=Resources(1, 1))]
     host, _, port = cluster.address.rpartition(":")
     for address in (f"{host}:1", f"no.invalid:{port}"):
@@ -170,7 +170,7 @@ def test_score_writes_the_bytes_of_one_process(on, small, rows, tmp_path):
         )  # fmt: skip
         out, err = process.communicate(timeout=120)
         assert process.returncode == 2
-        assert err.startswith("kdjax: 1 of 6 files failed, the first: 2.csv: ")
+        assert err.startswith("kdjax: 1 of 6 files failed; the first is 2.csv: ")
         assert err.count("\n") == 1  # nothing of Ray's
         said[name] = sorted(out.replace(str(output), "output").splitlines())
     assert said["local"] == said["ray"]
@@ -261,7 +261,7 @@ def test_a_sweep_outlives_its_driver_and_a_node(sweep, on, cluster, tmp_path):
     cluster.remove_node(node, allow_graceful=False)
     out, err = second.communicate(timeout=400)
     assert second.returncode == 0, err
-    assert "member 002 (3 of 3): calibrates and scores" in out
+    assert "member 002 (3 of 3): calibrating and scoring" in out
     pattern = "members/*/detectors/**/*"
     one, other = (contents(tmp_path / name, pattern) for name in ("local", "ray"))
     assert one == other and len(one) == 15

@@ -225,7 +225,7 @@ def test_faults_of_the_store_are_one_line(filled, monkeypatch, capsys):
         assert "no answer within 10 s" in text and "AWS_ENDPOINT_URL" in text
     assert "Could not connect" in said(AWS_ENDPOINT_URL=url)
     ask(filled, "reset-auth", b"0")  # from now on keys have to be those of users
-    assert "rights in the environment" in said()
+    assert "permissions in the environment" in said()
     ask(filled, "reset-auth", b"Infinity")
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")

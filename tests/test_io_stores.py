@@ -126,7 +126,7 @@ def test_other_schemes_are_refused(url):
 
 @pytest.mark.parametrize("url", ["s3://", "s3:///k", "s3://?/k", "s3://-b"])
 def test_urls_without_a_bucket_are_refused(url):
-    with pytest.raises(ConfigError, match="names no bucket"):
+    with pytest.raises(ConfigError, match="has no bucket"):
         stores.is_remote(url)
 
 
@@ -247,7 +247,11 @@ class NoCredentialsError(Exception):
     ("raised", "kind", "text"),
     [
         (FileNotFoundError("x"), DataError, "does not exist: check bucket and key"),
-        (PermissionError("Forbidden"), DataError, r"\(Forbidden\): check .* rights"),
+        (
+            PermissionError("Forbidden"),
+            DataError,
+            r"\(Forbidden\): check .* permissions",
+        ),
         (NoCredentialsError("Unable"), ConfigError, r"\(Unable\): check .*AWS_ACCESS"),
         (TimeoutError(), ConfigError, r"\(no answer within 10 s\): check the endpoint"),
         (OSError(errno.EBUSY, "Slow down"), ConfigError, "Slow down"),
@@ -360,7 +364,7 @@ def test_scores_and_records_have_the_same_bytes(filled, plants, tmp_path, where)
         said = score_fleet([path], contributions=True, **options)
         output = str(options["output"]).rstrip("/")
         assert said[-1] == f"{output}: 3 of 3 files: {word}, 0 failed"
-    assert said[0].startswith("skipped, as hidden") and "notes.md" in said[0]
+    assert said[0].startswith("skipped (hidden") and "notes.md" in said[0]
     remote = output.startswith("s3://")
     assert (filled.below("b/scores") if remote else contents(Path(output))) == wanted
 
@@ -501,7 +505,7 @@ def test_faulty_files_are_named_by_their_urls(filled):
     filled.before = deny
     said = []
     with pytest.raises(
-        DataError, match="2 of 3 files failed, the first: a.csv: s3://b/"
+        DataError, match="2 of 3 files failed; the first is a.csv: s3://b/"
     ):
         score_fleet(["s3://b/plants"], log=said.append, **REMOTE)
     failed = [line for line in said if line.startswith("failed")]
@@ -520,7 +524,7 @@ def test_faulty_files_are_named_by_their_urls(filled):
         (["s3://b/plants"], {"detector": "s3://b/plants"}, ArtifactError,
          "s3://b/plants has no MANIFEST.sha256"),
         (["s3://b/plants"], {"output": "s3://b/plants/scores"}, ConfigError,
-         "output=s3://b/plants/scores lies in s3://b/plants"),
+         "output=s3://b/plants/scores is inside the input s3://b/plants"),
         (["s3://b/plants/a.csv"], {"output": "s3://b/plants/"}, ConfigError,
          "s3://b/plants/a.csv would replace the input s3://b/plants/a.csv"),
         (["s3://b/plants"], {"output": "s3://b/student/scores"}, ConfigError,

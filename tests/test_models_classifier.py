@@ -219,7 +219,7 @@ def test_labels_are_softened_by_a_teacher(rows, params, monkeypatch):
                 soft = (1 / (1 + np.exp(-logits))).mean(axis=0)
                 wanted = (1 - alpha) * hard + alpha * soft
             np.testing.assert_allclose(labels, wanted, atol=1e-3)
-    with pytest.raises(kdjax.DataError, match="have 2 channels, .* learnt from 3"):
+    with pytest.raises(kdjax.DataError, match="have 2 channels, but the teacher has 3"):
         kdjax.fit_classifier(windows[..., :2], steps=2, teacher=params)
     for wrong in (-0.1, 1.5, float("nan")):
         with pytest.raises(kdjax.ConfigError, match=f"alpha={wrong} must be in"):
@@ -254,10 +254,10 @@ def test_few_rows_and_constant_channels():
     flat = np.ones((30, 9, 2), np.float32)
     params = kdjax.fit_classifier(flat, networks=2, steps=5)
     assert np.isfinite(kdjax.classifier_scores(params, flat[:2])).all()
-    with pytest.raises(kdjax.DataError, match="8 rows: .* needs windows of 9 rows"):
+    with pytest.raises(kdjax.DataError, match="8 rows: a classifier needs at least 9"):
         kdjax.fit_classifier(flat[:, :8])
     flat[3, 4, 1] = np.nan
-    with pytest.raises(kdjax.DataError, match="missing or not finite: fill them"):
+    with pytest.raises(kdjax.DataError, match="missing or infinite values: fill them"):
         kdjax.fit_classifier(flat)
     wide = kdjax.fit_classifier(np.ones((5, 21, 41), np.float32), networks=1, steps=1)
     # 41·5·8 + 8, 8·5·16 + 16, 48·16 + 16, 16 + 1, two limits, a mean and the view.

@@ -223,8 +223,8 @@ def test_what_is_refused_comes_again_in_order(receiver, file):
     assert [message["phase"] for message in server.taken] == ["begin", "end"] * 2
     assert len(server.seen) == 4 + len(statuses)
     assert b"GET" not in server.seen  # a redirection is not followed
-    (line,) = [line for line in log if "has not taken" in line]  # once a minute
-    assert line.startswith(f"webhook:{server.url.removesuffix('/hook')} has not taken")
+    (line,) = [line for line in log if "did not accept" in line]  # once a minute
+    assert line.startswith(f"webhook:{server.url.removesuffix('/hook')} did not accept")
     assert "HTTP Error 500" in line
 
 
@@ -246,7 +246,7 @@ def test_a_receiver_that_hangs_holds_up_nobody_else(
     assert len(messages(target.read_text())) == 4  # the other one has them all
     assert any(line.startswith("without a state, alarm messages") for line in log)
     assert log[-2].endswith(
-        "not taken 4 alarm messages: lost, since there is no --state."
+        "not accept 4 alarm messages: lost, since there is no --state."
     )
 
 
@@ -282,12 +282,12 @@ def test_what_was_not_delivered_comes_after_a_restart(
     log, lines = [], row_lines()
     streamed(lines[:13], file, log=log, on_alarm=(closed,), **options)
     assert log[-2].endswith(
-        "not taken 1 alarm message: sent again by the next run with this state."
+        "not accept 1 alarm message: sent again by the next run with this state."
     )
     streamed(lines[:20], file, **options)  # without receivers they wait; so no end
     log.clear()
     streamed(lines[:20], file, log=log, on_alarm=(closed,), **options)
-    assert "1 alarm message waits, and" in " ".join(log)
+    assert "1 alarm message waits; trying again" in " ".join(log)
     # With the address put right, another receiver has what waited.
     server = receiver()
     streamed(lines, file, on_alarm=(f"webhook:{server.url}",), **options)
@@ -434,23 +434,23 @@ def test_receivers_and_their_names():
     [
         (
             "https://host/path",
-            "'https://host/path' is no receiver: give webhook",
+            "'https://host/path' is not a receiver: give webhook",
         ),
-        ("mail:me", "is no receiver"),
-        ("file:", "is no receiver"),
-        ("webhook:ftp://host/path", "it is no http or https URL"),
-        ("webhook:file:///etc/passwd", "it is no http or https URL"),
-        ("webhook:http:///path", "it is no http or https URL"),
+        ("mail:me", "is not a receiver"),
+        ("file:", "is not a receiver"),
+        ("webhook:ftp://host/path", "it is not an http or https URL"),
+        ("webhook:file:///etc/passwd", "it is not an http or https URL"),
+        ("webhook:http:///path", "it is not an http or https URL"),
         ("webhook:http://host:99999/", "can't post to this URL"),
         ("webhook:http://host/a b", "characters that a URL can't have"),
         ("webhook:http://host/\r\nX: y", "characters that a URL can't have"),
         ("webhook:http://me:secret@host/", "it has a user"),
         (
             "command:no-such-program --x",
-            "names no program that can be run",
+            "is not a program that can be run",
         ),
         ("command:echo 'a", "No closing quotation"),
-        ("command: ", "is no receiver"),
+        ("command: ", "is not a receiver"),
         ("file:/", "is a folder: give a file"),
         ("file:state", "would replace state, which is needed"),
         ("file:state.alarms", "would replace state.alarms, which is needed"),
@@ -473,7 +473,7 @@ def test_the_flag_may_be_repeated(file, tmp_path, monkeypatch, capsys):
     assert first.read_text() == second.read_text() == third.read_text()
     capsys.readouterr()
     assert main([*arguments, "--on_alarm=mail:me"]) == 2
-    assert "is no receiver" in capsys.readouterr().err
+    assert "is not a receiver" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("fails", [True, False])

@@ -362,7 +362,7 @@ def test_rules_of_alarms_reach_the_detector_and_its_tables(fleet, folder):
         "score", folder / "next.parquet", f"--detector={fleet}/detectors/student",
         f"--output={output}", "--entity_column=unit", "--causal",
     )  # fmt: skip
-    assert code == 0 and "m4: 150 rows under the threshold of m4" in out
+    assert code == 0 and "m4: 150 rows scored with the threshold of m4" in out
     table = pd.read_parquet(output)
     above = (table["window_score"] > detector.thresholds[1].tau).to_numpy()
     # Three rows above in a row, of which the last starts the alarm; rest for two.
@@ -437,7 +437,7 @@ def test_a_budget_needs_to_know_how_long_a_row_lasts(plant, folder):
     bare = folder / "bare.csv"
     frame.to_csv(bare, index=False)
     budget = {"threshold__method": "budget", "threshold__budget": "1/hour"}
-    message = "needs to know how long a row lasts.*or set data.step_seconds"
+    message = "needs the time between rows.*or set data.step_seconds"
     with pytest.raises(ConfigError, match=message):
         prepared_with(bare, **budget)
     frame.assign(time=np.arange(ROWS) * 60.0).to_csv(bare, index=False)
@@ -458,7 +458,10 @@ def test_a_budget_needs_to_know_how_long_a_row_lasts(plant, folder):
     [
         ({"threshold.method": "fixed"}, "threshold.value is the τ of"),
         ({"threshold.value": 3.0}, "threshold.value is the τ of"),
-        ({"threshold.method": "budget", "threshold.budget": "many"}, "is no budget of"),
+        (
+            {"threshold.method": "budget", "threshold.budget": "many"},
+            "is not a budget of",
+        ),
         (
             {"threshold.method": "budget", "threshold.budget": "99/hour"},
             "a day has at most",

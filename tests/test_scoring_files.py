@@ -66,7 +66,7 @@ def test_what_is_said(score, tmp_path, frame):
     events = len(pd.read_csv(f"{output}.events.csv"))
     assert events == 1
     assert said == [
-        "plant: 14 rows under the threshold of pooled",
+        "plant: 14 rows scored with the threshold of pooled",
         f"{output}: {table['alarm'].sum()} of 14 rows in alarm, {events} event",
     ]
 
@@ -84,25 +84,25 @@ def test_rows_of_another_step_are_refused_before_a_word(small, tmp_path, frame):
 
 def test_the_files_name_is_its_entity(score, small, frame):
     table, said = score(frame, name="a.csv")
-    assert said[0] == "a: 14 rows under the threshold of a"
+    assert said[0] == "a: 14 rows scored with the threshold of a"
     assert np.allclose(table["score"], table_of(small, frame, "a", "a")["score"])
 
 
 def test_an_entity_given_wins(score, small, frame):
     table, said = score(frame, name="other.csv", entity="a")
-    assert said[0] == "other: 14 rows under the threshold of a"
+    assert said[0] == "other: 14 rows scored with the threshold of a"
     assert np.allclose(table["score"], table_of(small, frame, "a", "a")["score"])
     assert set(table["entity"]) == {"other"}
     table, said = score(frame, name="a.csv", entity="pooled")
-    assert said[0] == "a: 14 rows under the threshold of pooled"
+    assert said[0] == "a: 14 rows scored with the threshold of pooled"
 
 
 def test_an_entity_column_parts_the_rows(score, small, frame):
     mixed = pd.concat([frame.assign(unit="a"), frame.assign(unit="new")])
     table, said = score(mixed, entity_column="unit")
     assert said[:2] == [
-        "a: 14 rows under the threshold of a",
-        "new: 14 rows under the threshold of pooled",
+        "a: 14 rows scored with the threshold of a",
+        "new: 14 rows scored with the threshold of pooled",
     ]
     wanted = [table_of(small, frame, "a", "a"), table_of(small, frame, "new", "pooled")]
     wanted = pd.concat(wanted, ignore_index=True)
@@ -119,7 +119,7 @@ def test_gzip_is_read(score, small, tmp_path, frame):
     options = {"detector": tmp_path / "detector", "output": output}
     said = score_file(path, log=heard.append, **options)
     assert said == heard and output.exists()
-    assert said[0].startswith("a: 14 rows under the threshold of a")
+    assert said[0].startswith("a: 14 rows scored with the threshold of a")
     wanted = table_of(small, frame, "a", "a")["score"]
     assert np.allclose(pd.read_csv(output)["score"], wanted)
 
@@ -187,7 +187,7 @@ def test_unknown_rows_have_empty_cells(score, tmp_path, frame):
 def test_a_failure_leaves_an_older_output_alone(score, tmp_path, frame):
     score(frame)
     before = (tmp_path / "scores.csv").read_bytes()
-    with pytest.raises(DataError, match="no stretch of the detector's window"):
+    with pytest.raises(DataError, match="but not the 4 successive rows of a window"):
         score(frame[:3])
     assert (tmp_path / "scores.csv").read_bytes() == before
 
@@ -201,7 +201,7 @@ def test_rows_without_numbers_are_refused_with_their_place(score, frame, value):
 
 
 def test_a_missing_detector_is_refused(tmp_path, frame):
-    with pytest.raises(ArtifactError, match="none is no folder"):
+    with pytest.raises(ArtifactError, match="none is not a folder"):
         score_file(tmp_path / "x.csv", detector=tmp_path / "none", output="o.csv")
 
 

@@ -117,7 +117,7 @@ def test_a_table_of_many_machines(fleet, tmp_path):
     options = {"detector": fleet.path, "output": output, "entity_column": "pump"}
     said = []
     with pytest.raises(
-        DataError, match="^3 of 6 machines not scored, the first: bad: "
+        DataError, match="^3 of 6 machines not scored; the first is bad: "
     ):
         score_file(tmp_path / "long.parquet", log=said.append, **options)
     assert [line[:11] for line in said if line.startswith("failed")] == [
@@ -243,7 +243,7 @@ def test_a_stream_answers_as_causal_scores(fleet, tmp_path, most):
     names = {"m1": 0, "m2": 1, "few": 2, "m9": 3, "bad": 4}
     lines = [[*lines_of(names)]]
     answers, said, summary = streamed(lines, fleet, most_open=most)
-    assert said[0] == "scoring each machine by its own detector of the fleet"
+    assert said[0] == "scoring each machine with its own detector of the fleet"
     assert summary.rows == 120 and summary.faulty == 80
     for name in ("m1", "m2", "few"):
         machine_rows(names[name]).to_csv(tmp_path / f"{name}.csv", index=False)
@@ -286,7 +286,7 @@ def test_a_stream_goes_on_with_new_machines_and_detectors(fleet, tmp_path):
         yield late
 
     found, said, _ = streamed(lines(), fleet)
-    assert "m1: another detector is in force; its rows carry over." in said
+    assert "m1: another detector is used; its rows are kept." in said
     never, *_ = streamed([[*lines_of({"m2": 1})]], fleet)
     assert rows_by(found, "m2") == rows_by(never, "m2")
     after, *_ = streamed([[*lines_of({"m1": 0})]], fleet)
@@ -313,7 +313,7 @@ def test_a_stream_resumes_from_its_state(fleet, tmp_path):
     fleet.add("m1", state="failed", reason="its file is empty")
     more = [json.dumps({"time": "2024-03-02", "pump": "m1", "x": 1, "y": 2})]
     with pytest.raises(
-        DataError, match="of the last 2 lines at fault, the latest: m1: "
+        DataError, match="of the last 2 lines are faulty, the latest: m1: "
     ):
         run_stream([[*more, *every[-3:]]], output, **options)
     (last,) = [one for one in map(json.loads, output.read_text().splitlines())

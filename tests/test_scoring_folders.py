@@ -358,7 +358,7 @@ def test_a_faulty_file_does_not_stop_the_others(score, plants, tmp_path):
             output=target,
             log=lines.append,
         )
-    assert str(error.value).startswith("2 of 7 files failed, the first: a.csv: ")
+    assert str(error.value).startswith("2 of 7 files failed; the first is a.csv: ")
     failed = [line for line in lines if line.startswith("failed: ")]
     assert "column 2 ('y')" in failed[0] and failed[0].startswith("failed: a.csv: ")
     assert failed[1].startswith("failed: line/deep/short.csv: ")
@@ -406,7 +406,7 @@ def test_what_is_passed_over_is_named(score, plants, frame, tmp_path):
     (plants / "broken.csv").symlink_to(tmp_path / "nowhere.csv")
     _, said = score(plants, exclude=str(spans))
     named = ".git, broken.csv, link, notes.json, spans.csv, line/.hidden.csv"
-    assert said[0].endswith(f"of another ending: {named}")
+    assert said[0].endswith(f"with another ending): {named}")
     assert ": 6 of 6 files: " in said[-1]
     for number in range(30):
         (plants / f"{number:02}.json").write_text("{}")
@@ -456,7 +456,9 @@ def test_the_same_name_in_two_folders_is_refused(score, plants, frame):
 @pytest.mark.parametrize("output", ["plants", "plants/scores", "plants/line/../o"])
 def test_outputs_among_inputs_are_refused(score, plants, output):
     before = contents(plants)
-    with pytest.raises(ConfigError, match="lies in .*give a folder outside of it"):
+    with pytest.raises(
+        ConfigError, match="is inside the input .*give a folder outside of it"
+    ):
         score(plants, output=output)
     assert contents(plants) == before
 

@@ -145,10 +145,8 @@ def test_each_entity_has_the_answers_of_its_own_stream(folder, backend, moving):
         for one in [*mine, *wanted] if name not in "ab" else []:
             one.get("event", {}).pop("id", None)
         alike(mine, wanted)
-    assert log[0].endswith(
-        "own threshold, or where it has none under that of pooled: 9"
-    )
-    assert log[1].endswith("of 'pooled'; further such entities are not named.")
+    assert log[0].endswith("own threshold, or if it has none with that of pooled: 9")
+    assert log[1].endswith("of 'pooled'; further such entities are not reported.")
     assert log[-1].startswith("158 rows in all of 4 streams, 3 invalid lines")
 
 
@@ -419,7 +417,7 @@ def test_states_of_others_and_damaged_ones_are_refused(
     with pytest.raises(ArtifactError, match="of another detector"):
         streamed([HEAD], tmp_path / "other", state=state)
     changed("UPDATE rows SET cells = zeroblob(8) WHERE entity = 2 AND place = 1")
-    with pytest.raises(ArtifactError, match="its rows are not those of the state"):
+    with pytest.raises(ArtifactError, match="the rows are not those of the state"):
         replayed(["9,a,1,1", "9,b,1,1"])
     changed("DELETE FROM rows")
     with pytest.raises(ArtifactError, match="can't be restored"):
@@ -428,14 +426,14 @@ def test_states_of_others_and_damaged_ones_are_refused(
     with pytest.raises(ArtifactError, match="SHA-256 differs"):
         replayed(["9,a,1,1"])
     changed("UPDATE whole SET state = 'x'")
-    with pytest.raises(ArtifactError, match="is no state of a stream"):
+    with pytest.raises(ArtifactError, match="is not a state of a stream"):
         replayed(["9,a,1,1"])
     state.unlink()
     run_stream(
         ["time,y,x", *(f"{at},1,1" for at in range(9))], io.StringIO(),
         detector=folder, state=state,
     )  # fmt: skip
-    message = "is the state of a stream without --entity_column: leave that flag out"
+    message = "is the state of a stream without --entity_column: remove that flag"
     with pytest.raises(ArtifactError, match=message):
         streamed([HEAD], folder, state=state)
     state.write_text("damaged" * 999)
@@ -698,7 +696,7 @@ def test_one_file_serves_all_entities(detector, folder, tmp_path):
     lines = [line for line in mixed() if ",b," not in line]
     log = []
     found = streamed([HEAD, *lines], path, backend="onnxruntime", log=log.append)
-    assert log[0] == "scoring all entities under that of b: 12"
+    assert log[0] == "scoring all entities with the threshold of b: 12"
     forced = streamed([HEAD, *lines], folder, backend="onnxruntime", entity="b")
     alike(found, forced)
     with pytest.raises(ConfigError, match="was exported for entity 'b', not 'a'"):

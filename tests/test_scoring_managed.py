@@ -110,7 +110,9 @@ def test_spans_are_read_again_when_they_change(tmp_path):
     assert [spans("press", moment(20)) for _ in range(3)] == [True] * 3
     path.unlink()
     assert [spans("press", moment(20)) for _ in range(3)] == [True] * 3
-    assert len(said) == 3 and all("before stays in force" in one for one in said[1:])
+    assert len(said) == 3 and all(
+        "The last valid content of" in one for one in said[1:]
+    )
     # A header alone ends all spans.
     write(path, "start,end\n")
     assert not spans("press", moment(20))
@@ -276,10 +278,10 @@ def test_the_program_takes_the_three_files(file, tmp_path, monkeypatch, capsys):
     [
         (
             ["--shelve=spans.csv"],
-            "--shelve is about messages of alarms: give --on_alarm",
+            "--shelve selects messages of --on_alarm: give --on_alarm",
         ),
-        (["--exclude=none.csv"], "--exclude=none.csv is no file: correct it"),
-        (["--acknowledged=none.csv", "--on_alarm=file:log"], "none.csv is no file"),
+        (["--exclude=none.csv"], "--exclude=none.csv is not a file: correct the path"),
+        (["--acknowledged=none.csv", "--on_alarm=file:log"], "none.csv is not a file"),
     ],
 )
 def test_the_program_refuses_before_it_reads(

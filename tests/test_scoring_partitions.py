@@ -229,7 +229,7 @@ def test_engines_can_send_the_function_and_a_detector(small, frame):
         (lambda f: f.assign(entity=[None, *f["entity"][1:]]), "frame: row 1, column 1"),
         (lambda f: f.drop(columns="x"), "entity 'a': a: channels differ .*missing: x"),
         (lambda f: f.assign(w=1.0), "entity 'a': a: channels differ .*not expected: w"),
-        (lambda f: f[f["entity"] == "z"].iloc[:3], "entity 'z': .*'z' has 3 rows and no"),
+        (lambda f: f[f["entity"] == "z"].iloc[:3], "entity 'z': .*'z' has 3 rows, but not"),
         (
             lambda f: f.assign(x=f["x"].where(f["entity"] != "b")),
             r"entity 'b': row 1, column \d \('x'\): the value is missing",

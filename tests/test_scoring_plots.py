@@ -140,7 +140,9 @@ def test_files_that_do_not_belong_together_are_refused(folder):
     scores, data = write(folder, frame)
     ignored = {"ignore": ["fault"]}
     frame.iloc[:-1].to_csv(data, index=False)
-    with pytest.raises(DataError, match="has 40 rows of 'plant', and .* 39: give the"):
+    with pytest.raises(
+        DataError, match="has 40 rows of 'plant', but .* has 39: give the"
+    ):
         plotted(folder, (scores, data), **ignored)
     frame.assign(time=(TIMES + pd.Timedelta("1min")).map(str)).to_csv(data, index=False)
     with pytest.raises(DataError, match="row 1 of 'plant' is at 2024-03-30 23:00:00"):
@@ -148,17 +150,19 @@ def test_files_that_do_not_belong_together_are_refused(folder):
     frame.drop(columns="time").to_csv(data, index=False)
     with pytest.raises(DataError, match="row 1 of 'plant' is at 2024-03-30 23:00:00"):
         plotted(folder, (scores, data), **ignored)
-    with pytest.raises(DataError, match="no file of scores, column entity is missing"):
+    with pytest.raises(
+        DataError, match="is not a file of scores, column entity is missing"
+    ):
         plotted(folder, (data, data), **ignored)
     table = pd.read_csv(scores)
     table.assign(window_score="high").to_csv(scores, index=False)
     with pytest.raises(DataError, match="column window_score holds text"):
         plotted(folder, (scores, data), **ignored)
     table.iloc[:0].to_csv(scores, index=False)
-    with pytest.raises(DataError, match="no file of scores"):
+    with pytest.raises(DataError, match="is not a file of scores"):
         plotted(folder, (scores, data), **ignored)
     with pytest.raises(
-        DataError, match="is no file of scores: give a .csv or .parquet"
+        DataError, match="is not a file of scores: give a .csv or .parquet"
     ):
         plotted(folder, (folder, data))
     with pytest.raises(DataError, match=r"none\.csv does not exist: check the path"):

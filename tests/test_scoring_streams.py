@@ -275,10 +275,8 @@ def test_a_number_that_may_be_in_thousands_is_one_fault_that_names_it(mark):
     assert [line.row[:1] for line in found[:3]] == [[1.049], [], [51.0]]
     errors = [line.error for line in found]
     assert [bool(error) for error in errors] == [False, True, False, True, *[False] * 3]
-    text = (
-        f"column 1 ('a'): '{first}' of an earlier line beside whole numbers may be in"
-    )
-    assert errors[1].startswith(text) and f"'1{mark}050' beside whole" in errors[3]
+    text = f"column 1 ('a'): '{first}' of an earlier line among whole numbers may be in"
+    assert errors[1].startswith(text) and f"'1{mark}050' among whole" in errors[3]
     assert found[-1].row == [0.5, 2.0]
     found = rows_of(f"a;b\n{first};2\n2{mark}5;2\n50;2\n{first};2")
     assert [line.row[0] for line in found] == [1.049, 2.5, 50, 1.049]
@@ -395,8 +393,8 @@ def test_a_line_at_fault_is_handed_on(line, message):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"a": 1', "no JSON object"),
-        ("[1, 2]", "no JSON object"),
+        ('{"a": 1', "not a JSON object"),
+        ("[1, 2]", "not a JSON object"),
         ('{"time": 7, "a": 1}', "missing: b"),
         ('{"time": 7, "a": 1, "b": 2, "c": 3}', "not expected: c"),
         ('{"time": 7, "a": 1, "a": 1, "b": 2}', "a key occurs twice"),
@@ -722,11 +720,11 @@ def test_mostly_faults_are_said_again_and_end_in_an_error(folder, monkeypatch):
     lines = rows_text(range(150), ["x" if n % 30 >= 10 else 1 for n in range(150)])
     told, found = watched(lines, folder, 60, monkeypatch)
     assert len(found) == 150
-    problems = [line for line in told if "lines at fault" in line]
-    assert problems[0].startswith("60 of the last 100 lines at fault, the latest: ")
+    problems = [line for line in told if "lines are faulty" in line]
+    assert problems[0].startswith("60 of the last 100 lines are faulty, the latest: ")
     assert problems[1].startswith("error: 70 of the last 100") and len(problems) == 2
     told, _ = watched(lines, folder, 0, monkeypatch)
-    assert sum("lines at fault" in line for line in told) == 52
+    assert sum("lines are faulty" in line for line in told) == 52
     # What was said once ends in an error, though all is well again.
     good = rows_text(range(150, 400), [1] * 250)
     told, _ = watched(lines + good, folder, 60, monkeypatch)
@@ -748,10 +746,10 @@ def test_rows_without_a_score_for_long_are_said(folder, monkeypatch):
     """Windows of four rows, with a gap before each third row."""
     times = [number + 10 * (number // 3) for number in range(120)]
     told, _ = watched(rows_text(times), folder, 60, monkeypatch)
-    assert told[1].startswith("the last 100 lines have no score: look for missing")
+    assert told[1].startswith("the last 100 lines have no score: check the answers")
     assert told[-1].startswith("error: the last 120 lines have no score")
     told, _ = watched(rows_text(times[:99]), folder, 60, monkeypatch)
-    assert told[-1].startswith("error: no row has a score: 99 rows in all, and a score")
+    assert told[-1].startswith("error: no row has a score: 99 rows in all, but a score")
     told, _ = watched(rows_text([*range(4), *times[4:99]]), folder, 60, monkeypatch)
     assert told[-1] == "99 rows in all"
 
@@ -774,7 +772,7 @@ def test_a_stream_without_any_score_says_so_at_the_end(
     code, said = run(form(text) if text else "")
     rows = "3 rows" if "2024" in text else "0 rows"
     assert (
-        code == 2 and f"no row has a score: {rows} in all, and a score needs 4" in said
+        code == 2 and f"no row has a score: {rows} in all, but a score needs 4" in said
     )
     # Once a row has a score no later run of the same stream needs one.
     assert run(table_text([(1, 2)] * 4))[0] == 0

@@ -244,7 +244,7 @@ def test_messages_have_the_times_of_the_file(folder):
         read_table(path)
     first = CASES["offset"][0][0]
     path = write(folder, [first, first])
-    with pytest.raises(DataError, match=r": 2026-05-26T00:00\+02:00 is there twice"):
+    with pytest.raises(DataError, match=r": 2026-05-26T00:00\+02:00 is a duplicate"):
         read_table(path)
 
 

@@ -423,7 +423,7 @@ def test_a_budget_is_a_share_of_windows(moving):
     assert "2 events a day" in detail
     with pytest.raises(RequestError, match="too few for 0.01 events a day"):
         budget_threshold(plan, 0.01)
-    with pytest.raises(RequestError, match="more than rows can hold"):
+    with pytest.raises(RequestError, match="more than the rows of a day allow"):
         budget_threshold(plan, 1000.0)
 
 

@@ -101,7 +101,7 @@ def test_machines_without_a_detector_spoil_no_others(serve, fleet, values):
         (
             "bad",
             409,
-            "bad: its detector failed (3 rows, fewer than a window of 4): mend",
+            "bad: its detector failed (3 rows, fewer than a window of 4): correct",
         ),
     ):
         faults = [one for one in found if one["entity"] == name]
@@ -146,7 +146,7 @@ def test_new_machines_and_detectors_need_no_restart(serve, fleet, values, tmp_pa
     assert posted(client, values, 15, 16, ["m2"]).status_code == 409
     entries = client.get("/v1/events").json()["events"]
     (note,) = [one for one in entries if one["kind"] == "detector"]
-    assert note["text"].startswith("another detector is in force of m")
+    assert note["text"].startswith("another detector is used for m")
     until(lambda: file.exists() and fleet.digest("m1") in file.read_text(), 20)
     digests = [(one["entity"], one["detector"])
                for one in map(json.loads, file.read_text().splitlines())]  # fmt: skip
@@ -266,7 +266,7 @@ def test_routes_of_one_model_say_that_it_is_a_fleet(serve, fleet, capsys):
     assert client.get(f"{URL}/shadow").status_code == 404
     arguments = ["kdjax", "serve", f"--detector={fleet.path}"]
     assert main([*arguments, f"--shadow={fleet.of('m1')}"]) == 2
-    assert "--shadow compares two detectors" in capsys.readouterr().err
+    assert "--shadow compares single detectors" in capsys.readouterr().err
 
 
 def test_a_damaged_catalogue_leaves_the_old_one_in_force(

@@ -190,7 +190,7 @@ def test_events_end_where_windows_start_anew(serve, moving, moving_file, tmp_pat
 
     until(lambda: [e for e in events() if e["kind"] == "detector"])
     (note,) = [e for e in events() if e["kind"] == "detector"]
-    assert "windows start anew" in note["text"]
+    assert "windows start again" in note["text"]
     found = (
         [e for e in events() if e.get("phase") == "end"] if way != "killed" else None
     )

@@ -172,7 +172,7 @@ def test_readings_at_fault(serve, readings):
             ({"sensor": None}, "the tag is missing"),
         ]
         refused = answered(client.post(URL, json={"rows": [[1, 2]], "entity": ["a"]}))
-        assert "no object with a tag" in refused["rows"][0]["error"]
+        assert "not an object with a tag" in refused["rows"][0]["error"]
     base = {"time": time, "entity": "a"}
     base |= {"sensor": "x", "level": 1.0} if layout == "long" else {"x": 1.0, "y": 2.0}
     for change, said in cases:

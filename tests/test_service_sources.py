@@ -105,16 +105,16 @@ def test_urls_of_brokers(libraries):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("amqp://host/topic", "'amqp' is no kind of source: give mqtt://"),
+        ("amqp://host/topic", "'amqp' is unknown: give mqtt://"),
         ("mqtt://host", "needs a scheme, a host and a topic"),
         ("mqtt:///topic", "needs a scheme, a host and a topic"),
         ("mqtt://eve:secret@host/t", "a password: put it into KDJAX_MQTT_PASSWORD"),
         ("kafka://eve@host/t", "of Kafka into the file of ?config="),
-        ("mqtt://host:http/t", "no topic of a broker"),
-        ("mqtt://host/t?key=entity", "an unknown option 'key'"),
+        ("mqtt://host:http/t", "is not a topic of a broker"),
+        ("mqtt://host/t?key=entity", "unknown option 'key'"),
         ("kafka://host/t?key=name", "key= can be entity only"),
         ("kafka://host/t?config=none", "config=none can't be read"),
-        ("none.toml", "--source=none.toml is no TOML file"),
+        ("none.toml", "--source=none.toml is not a TOML file"),
     ],
 )
 def test_faulty_sources_are_refused(libraries, text, said):
@@ -124,7 +124,7 @@ def test_faulty_sources_are_refused(libraries, text, said):
 
 
 def test_what_can_not_be_published_to_is_refused(libraries):
-    with pytest.raises(ConfigError, match="a topic to publish to has no"):
+    with pytest.raises(ConfigError, match="from the topic of messages"):
         receivers(["mqtt://host/plant/+"])
 
 
@@ -135,19 +135,19 @@ OPCUA = 'url = "opc.tcp://h"\nentity = "a"\n[channels]\nx = "i=1"\ny = "i=2"'
 @pytest.mark.parametrize(
     ("base", "change", "said"),
     [
-        (PROMETHEUS, ("http:", "ftp:"), "url is none of Prometheus"),
+        (PROMETHEUS, ("http:", "ftp:"), "url must be of Prometheus"),
         (PROMETHEUS, ("//h", "//eve:secret@h"), "environment variable KDJAX_PROMETHEUS_T"),
         (OPCUA, ("//h", "//eve:secret@h"), "environment variable KDJAX_OPCUA_PASSWORD"),
-        (PROMETHEUS, ("entity", "entitee"), "'entitee' is no key; known: channels, "),
-        (PROMETHEUS, ('entity = "a"', "step = 0"), "step = 0 is none"),
-        (PROMETHEUS, ('entity = "a"', "delay = true"), "delay = True is none"),
+        (PROMETHEUS, ("entity", "entitee"), "'entitee' is not a key: use channels, "),
+        (PROMETHEUS, ('entity = "a"', "step = 0"), "step = 0 is wrong"),
+        (PROMETHEUS, ('entity = "a"', "delay = true"), "delay = True is wrong"),
         (PROMETHEUS, ('entity = "a"', "since = 2026-01-01T00:00:00"), "since = "),
         (PROMETHEUS, ('"load"', "3"), "channels = "),
         (PROMETHEUS, ('[channels]\nx = "load"\ny = "heat"', ""), "give [channels]"),
         (PROMETHEUS, ('entity = "a"', ""), "give entity or entity_label"),
         (OPCUA, ('entity = "a"', 'entities = ["a"]'), "nodes with {entity}"),
         (OPCUA, ('entity = "a"', ""), "give entity, or entities"),
-        (OPCUA, ('entity = "a"', "delay = 3"), "'delay' is no key"),
+        (OPCUA, ('entity = "a"', "delay = 3"), "'delay' is not a key"),
     ],
 )  # fmt: skip
 def test_faulty_files_are_refused(libraries, tmp_path, base, change, said):
@@ -181,11 +181,13 @@ def test_missing_libraries_are_named(monkeypatch, tmp_path, moving_file, capsys)
 def test_flags_without_a_source_are_refused(moving_file, capsys):
     for flag in ("--scores=file:x", "--dead_letters=x"):
         assert main(["kdjax", "serve", f"--detector={moving_file}", flag]) == 2
-        assert "rows that a --source has" in capsys.readouterr().err
+        assert "--dead_letters need --source" in capsys.readouterr().err
 
 
 def test_the_detector_and_its_channels_are_checked(source):
-    with pytest.raises(ConfigError, match="which detector is it for.* plant"):
+    with pytest.raises(
+        ConfigError, match="test: give its detector as detector=, one of plant"
+    ):
         source(spec=("test", "other", ()))
     with pytest.raises(ConfigError, match="test lacks y: give the channels of 'plant'"):
         source(spec=("test", "", ("x",)), state="second")
@@ -260,7 +262,7 @@ def test_messages_are_answered_as_a_stream(source, moving_file, tmp_path):
     assert len(reasons) == 4  # one text is there twice
     assert "is not a number" in reasons[faulty] and "row 2: " in reasons[faulty]
     assert "more than 10000 bytes" in reasons["x" * 10_001]
-    assert "name has 1 to 200 characters" in reasons['{"x": 1, "y": 2}']
+    assert "name must have 1 to 200 printable characters" in reasons['{"x": 1, "y": 2}']
     assert '{"x": 1' in reasons
     assert {letter["source"] for letter in letters(tmp_path)} == {"test"}
     assert all(abs(letter["time"] - time.time()) < 60 for letter in letters(tmp_path))
@@ -423,8 +425,8 @@ def test_connections_are_tried_again(source, monkeypatch):
     assert feed.errors["connection"] == 4
     pauses = np.diff(begun)
     assert (pauses >= (0.01, 0.02, 0.04, 0.04)).all() and pauses.sum() < 5
-    (line,) = [line for line in feed.said if "tried again" in line]
-    assert line == "test: no connection; it is tried again."
+    (line,) = [line for line in feed.said if "trying again" in line]
+    assert line == "test: no connection; trying again."
     feed.close()
     assert not feed._thread.is_alive() and not feed.up
 
@@ -444,7 +446,7 @@ def test_answers_go_to_receivers_in_order(source, tmp_path, monkeypatch):
     assert [row["row"] for row in answers[:3]] == [0, 1, 2]
     assert all(row["entity"] == "pump" for row in answers)
     assert len(tries) == 3 and feed.errors["scores"] == 2
-    assert any("shop takes no answers (away)" in line for line in feed.said)
+    assert any("shop refuses answers (away)" in line for line in feed.said)
     # One that stays away holds up the source until the service ends.
     del tries[:]
     sender = threading.Thread(
@@ -455,7 +457,7 @@ def test_answers_go_to_receivers_in_order(source, tmp_path, monkeypatch):
     feed.stop()
     sender.join(60)
     assert not sender.is_alive()
-    assert len(tries) > 2 or feed.said[-1] == "shop has not taken 1 answer: lost."
+    assert len(tries) > 2 or feed.said[-1] == "shop did not accept 1 answer: lost."
 
 
 # Kafka.

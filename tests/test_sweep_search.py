@@ -253,12 +253,12 @@ def test_the_usual_pruner_waits_for_five_trials_and_a_quarter_of_the_epochs():
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"data.window": 20}, "changes data.window, and validation losses under diff"),
-        ({"data.scaler": "none"}, "changes data.scaler, and validation losses under"),
-        ({"model.head": "sigmoid"}, "changes model.head, and validation losses under"),
-        ({"entity_mode": "per_entity"}, "changes entity_mode, and validation losses"),
-        ({"detection.floor": 0.1}, "on which no validation loss depends: set it in"),
-        ({"threshold.method": "pot"}, "on which no validation loss depends"),
+        ({"data.window": 20}, "changes data.window, but validation losses of diff"),
+        ({"data.scaler": "none"}, "changes data.scaler, but validation losses of"),
+        ({"model.head": "sigmoid"}, "changes model.head, but validation losses of"),
+        ({"entity_mode": "per_entity"}, "changes entity_mode, but validation losses"),
+        ({"detection.floor": 0.1}, "has no effect on the validation loss: set it in"),
+        ({"threshold.method": "pot"}, "has no effect on the validation loss"),
         (
             {"student.components": ("classifier",), "distill.alpha": 0.0},
             "student.components=('classifier',) has no autoencoder, so no validation_loss",
@@ -266,7 +266,7 @@ def test_the_usual_pruner_waits_for_five_trials_and_a_quarter_of_the_epochs():
         ({"seed": 1}, "changes seed: list the seeds of a trial in SEEDS"),
         ({"train.rate": 1}, "unknown field train.rate (did you mean train."),
         ({"train.batch_size": 0}, "train.batch_size=0 must lie in"),
-        ([1e-3], r"gave [0.001]: return a dict of changes"),
+        ([1e-3], r"returned [0.001]: return a dict of changes"),
     ],
 )
 def test_changes_that_no_trial_may_make(search_of, given, said):
@@ -351,7 +351,9 @@ def test_other_data_and_other_folders_are_refused(first, search_of, plant, tmp_p
 
 def test_joined_processes_are_no_workers(search_of, tmp_path, monkeypatch):
     monkeypatch.setattr("kdjax.training.hosts.processes", lambda: 2)
-    with pytest.raises(ConfigError, match="workers don't join: leave out --coord"):
+    with pytest.raises(
+        ConfigError, match="workers of a search are independent: remove --coord"
+    ):
         run_search(search_of(), tmp_path / "w")
     assert not (tmp_path / "w").exists()
 
@@ -359,7 +361,7 @@ def test_joined_processes_are_no_workers(search_of, tmp_path, monkeypatch):
 def test_a_member_that_was_taken_away_is_named(first, search_of, tmp_path):
     shutil.copytree(first[0], tmp_path / "w")
     (tmp_path / "w/trials/0000/members/0000-3/results.json").unlink()
-    with pytest.raises(ArtifactError, match="trials/0000 lacks member 0000-3, though"):
+    with pytest.raises(ArtifactError, match="trials/0000 lacks member 0000-3, but"):
         run_search(search_of(), tmp_path / "w", trials=0)
 
 

@@ -120,10 +120,10 @@ def test_a_damaged_step_gives_way_to_the_one_before(directory, damage, caplog):
     assert record.levelname == "WARNING"
     assert str(directory / "9") in said
     if damage is cut_off:
-        assert "was cut off while being written" in said
+        assert "is ignored: its writing was interrupted" in said
         assert not (directory / "damaged-9").exists()
     else:
-        assert "Set aside as damaged-9." in said
+        assert "Renamed to damaged-9." in said
         assert (directory / "damaged-9").is_dir()
     # Training goes on from there, to the same step and beyond.
     save(directory, 9)
@@ -175,7 +175,7 @@ def test_two_steps_are_kept(tmp_path):
 
 
 def test_a_step_is_saved_once(directory):
-    with pytest.raises(ArtifactError, match="step 9 is already there.*Another program"):
+    with pytest.raises(ArtifactError, match="step 9 already exists.*Another program"):
         save(directory, 9)
     assert_is(restore_checkpoint(directory, TEMPLATE), 9)
 
@@ -196,7 +196,7 @@ def test_a_kill_between_save_and_seal_costs_one_step(directory, monkeypatch, cap
         save(directory, 12)
     monkeypatch.undo()
     assert_is(restore_checkpoint(directory, TEMPLATE), 9)
-    assert "12 was cut off" in caplog.text
+    assert "12 is ignored" in caplog.text
     save(directory, 12)
     assert_is(restore_checkpoint(directory, TEMPLATE), 12)
 
@@ -207,6 +207,6 @@ def test_a_failed_save_says_what_to_do(tmp_path, monkeypatch):
 
     monkeypatch.setattr(checkpoints.ocp.CheckpointManager, "save", full)
     with pytest.raises(
-        ArtifactError, match=r"step 3 could not be saved.*No space.*Make"
+        ArtifactError, match=r"step 3 could not be saved.*No space.*Free"
     ):
         save(tmp_path, 3)

@@ -273,8 +273,8 @@ def test_short_windows_are_refused_with_advice():
     with pytest.raises(ConfigError) as error:
         detector.fit(waves(600))
     assert str(error.value) == (
-        "window_size=8 is too short for the classifier, which needs windows of 9 rows or "
-        "more: raise it, or use another detector."
+        "window_size=8 is too short for the classifier, which needs at least 9 rows: "
+        "raise it, or use another detector."
     )
 
 

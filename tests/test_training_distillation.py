@@ -305,7 +305,7 @@ def test_several_teachers_in_each_step_give_the_same_student(
 @pytest.mark.parametrize("place", ["distill.cache_bytes", "data.memory_bytes"])
 def test_answers_that_are_asked_once_must_be_kept(school, tmp_path, place):
     changes = {"distill.target": "scores", place: 0}
-    message = "distill.target='scores' asks the teacher once for all windows"
+    message = "distill.target='scores' computes the targets of all windows once"
     with pytest.raises(ConfigError, match=message):
         train_job(school(changes, (loud,)), tmp_path, QUIET)
 

@@ -348,7 +348,7 @@ def test_faults_reach_both_processes(worked, prepared_folder):
     assert second[1] == "OtherFailed: process 0: [Errno 28] No space left on device"
     assert first[2] == second[2]
     assert first[2].startswith(
-        "ConfigError: the settings of process 1 are not those of process 0: start the"
+        "ConfigError: the settings of process 1 differ from those of process 0: start the"
     )
     assert first[3] is second[3] is None
     assert first[4] == second[4]
@@ -480,7 +480,7 @@ def test_a_killed_process_ends_the_other_and_both_go_on(undisturbed, launch, tmp
 
     codes, (first, second) = launch(workdir, often).finish()
     assert codes == [0, 0], (first, second)
-    assert "teacher: goes on after step" in first
+    assert "teacher: resuming after step" in first
     whole, _ = undisturbed
     assert lines(workdir) == lines(whole)
     assert bits(parameters(workdir)) == bits(parameters(whole))
@@ -502,8 +502,8 @@ def test_a_killed_process_ends_the_other_and_both_go_on(undisturbed, launch, tmp
         (("host:1", 2, 2), "--process_id=2 must be from 0 to --num_processes − 1, of"),
         (("host:1", 2, -1), "--process_id=-1 must be from 0"),
         (("host:1", 0, 0), "of --num_processes=0"),
-        (("", 2, 0), "belong to --coordinator=HOST:PORT, got no --coordinator: give"),
-        (("auto", 2, None), "--process_id=None belong to .*, got --coordinator=auto"),
+        (("", 2, 0), "need --coordinator=HOST:PORT, got no --coordinator: give"),
+        (("auto", 2, None), "--process_id=None need .*, got --coordinator=auto"),
         # Here is no cluster, and JAX runs already.
         (("auto",), "--coordinator=auto: the processes can't be joined"),
     ],

@@ -183,9 +183,7 @@ def test_a_hidden_code_is_the_encoders(models):
 )
 def test_who_has_no_encoder_has_no_code(kind, shape):
     first = kind.split("+")[0]
-    with pytest.raises(
-        ConfigError, match=f"'{first}' has none: name autoencoder first"
-    ):
+    with pytest.raises(ConfigError, match=f"'{first}' has none: put autoencoder first"):
         target_model(kind, shape, target="hidden")
 
 

@@ -1,6 +1,6 @@
 """Give a saved detector a new threshold from clean rows, without training.
 
-Rows of an entity that the detector doesn't know get a scaler and a Gaussian too.
+An entity that the detector doesn't know also gets a scaler and a Gaussian.
 """
 
 from pathlib import Path
@@ -15,15 +15,15 @@ EXAMPLE = f"kdjax calibrate plant.csv {common.STUDENT} --output=runs/plant/again
 FLAGS = {
     "Input and output": (
         common.DETECTOR,
-        Flag("output", "DIR", None, "Folder of the new detector; may be the same."),
+        Flag("output", "DIR", None, "Folder of the new detector; may be --detector."),
     ),
     "Columns and cells": common.READING,
     "Threshold": (
-        Flag("entity", "NAME", None, "Entity of the rows, if the file names none."),
+        Flag("entity", "NAME", None, "Entity of rows without an entity column."),
         Flag("confirmed_normal", "SPANS", "",
-             "CSV of spans of FILE that were normal, as of --exclude: takes these in."),
+             "CSV of confirmed normal spans of FILE; columns as in --exclude."),
         Flag("config.threshold.FIELD", "VALUE", None,
-             "Changes how the threshold is chosen, such as false_alarm_rate."),
+             "Changes a field of the threshold, such as false_alarm_rate."),
     ),
 }  # fmt: skip
 
@@ -37,8 +37,8 @@ def main(arguments: list[str], flags: common.Flags) -> None:
     foreign = [name for name in changes if not name.startswith("threshold.")]
     if foreign or common.config_file(flags)[0]:
         raise ConfigError(
-            "calibrate keeps the detector's settings and takes only "
-            f"--config.threshold.…, got {', '.join(foreign) or '--config'}."
+            "calibrate keeps the detector's settings, except --config.threshold.FIELD: "
+            f"remove {', '.join(foreign) or '--config'}."
         )
     check_detector_folder(Path(detector))
     check_replaceable(Path(output))

@@ -1,4 +1,4 @@
-"""What verbs share: flags, checks of arguments, the config, the start of JAX."""
+"""Shared by the verbs: flags, checks of arguments, the config, the start of JAX."""
 
 import contextlib
 import os
@@ -16,23 +16,23 @@ from kdjax.io.files import check_folder
 
 Flags = FlagValues
 
-# Bytes of files that are read twice, first without JAX, whose start takes seconds.
+# Files of up to this many bytes are checked before JAX starts, which takes seconds.
 _SMALL = 4_000_000
 
 
 class Flag(NamedTuple):
-    """A flag of a verb; verbs that share its name share its default."""
+    """A flag of a verb; a name has the same default in all verbs that use it."""
 
     name: str
-    value: str  # what the help shows after `=`; empty for a switch
-    # Gives the type; None is a text, () texts of a flag that may be repeated.
+    value: str  # shown after `=` in the help; empty for a switch
+    # Its type is the flag's; None stands for a text, () for texts of a repeated flag.
     default: str | bool | int | float | tuple[()] | None
     help: str
 
 
 # Flags named `config…` are defined by ml_collections.
 CONFIG = (
-    Flag("config", "FILE[:ARG]", None, "Config file; the package's own by default."),
+    Flag("config", "FILE[:ARG]", None, "Config file; kdjax/config.py by default."),
     Flag("config.FIELD", "VALUE", None, "Changes a field; see kdjax run --help."),
 )
 WORKDIR = (
@@ -40,53 +40,53 @@ WORKDIR = (
     Flag("init_from", "DIR", None, "Saved detector to start training from."),
 )
 PROCESSES = (
-    Flag("coordinator", "HOST:PORT", "", "Process 0 of several; auto on a cluster."),
+    Flag("coordinator", "HOST:PORT", "", "Address of process 0; auto on a cluster."),
     Flag("num_processes", "N", 0, "Number of processes that share the work."),
-    Flag("process_id", "I", -1, "Number of this process, from 0."),
+    Flag("process_id", "I", -1, "Number of this process, counted from 0."),
 )
 EXECUTION = (
-    Flag("executor", "WHERE", "local", "local, or ray for a Ray cluster."),
+    Flag("executor", "WHERE", "local", "local or ray."),
     Flag(
-        "ray_address", "HOST:PORT", "", "Head of the cluster; auto; own Ray if empty."
+        "ray_address", "HOST:PORT", "", "Ray cluster, or auto; empty starts Ray here."
     ),
-    Flag("unit_cpus", "N", 1, "With ray: cores of a unit of work."),
-    Flag("unit_gpus", "N", 0.0, "With ray: GPUs of a unit of work."),
+    Flag("unit_cpus", "N", 1, "With ray: CPU cores for each task."),
+    Flag("unit_gpus", "N", 0.0, "With ray: GPUs for each task."),
 )
-STUDENT = "--detector=runs/plant/detectors/student"  # of the verbs' examples
+STUDENT = "--detector=runs/plant/detectors/student"  # in examples of the help
 DETECTOR = Flag(
-    "detector", "DIR", None, "Saved detector, as WORKDIR/detectors/student."
+    "detector", "DIR", None, "Saved detector, such as runs/plant/detectors/student."
 )
 ENTITY = Flag(
-    "entity", "NAME", None, "Whose scaler, Gaussian and threshold; or pooled."
+    "entity", "NAME", None, "Entity whose scaler and threshold to use, or pooled."
 )
-# How rows are read; by default as in training.
+# How rows are read; the defaults are those of training.
 COLUMNS = (
-    Flag("time_column", "NAME", "", "Time column; as in training, by name or by type."),
+    Flag("time_column", "NAME", "", "Time column; that of training by default."),
     Flag("entity_column", "NAME", "", "Column that names the entity of each row."),
-    Flag("label_column", "NAME", "", "Label column, which is left out."),
-    Flag("ignore", "NAME,…", "", "Further columns, or tags, to leave out."),
+    Flag("label_column", "NAME", "", "Label column; it is not a channel."),
+    Flag("ignore", "NAME,…", "", "Further columns, or tags, that are not channels."),
     Flag("missing_values", "TEXT,…", "", "Further markers of missing cells."),
-    Flag("layout", "LAYOUT", "", "wide, or long: a row for each reading."),
-    Flag("tag_column", "NAME", "", "Of long layout: the column of tags."),
-    Flag("value_column", "NAME", "", "Of long layout: the column of values."),
-    Flag("step", "DURATION", "", "Even grid to put readings on, such as 1min or 10s."),
+    Flag("layout", "LAYOUT", "", "wide, or long with one row for each reading."),
+    Flag("tag_column", "NAME", "", "With long layout: column of channel names."),
+    Flag("value_column", "NAME", "", "With long layout: column of values."),
+    Flag("step", "DURATION", "", "Resamples rows to even steps, such as 1min or 10s."),
 )
 EXCLUDE = Flag(
-    "exclude", "FILE", "", "CSV of spans to leave out: start, end, maybe entity."
+    "exclude", "FILE", "", "CSV of spans to leave out: start, end, optional entity."
 )
-# How `score` and `calibrate` read a file.
+# How `score` and `calibrate` read a file; the defaults are those of training.
 READING = (
     *COLUMNS,
-    Flag("missing", "RULE", "", "error, ffill or mask; as in training by default."),
-    Flag("order", "RULE", "", "strict or sort; as in training by default."),
-    Flag("duplicates", "RULE", "", "error or last; as in training by default."),
+    Flag("missing", "RULE", "", "error, ffill or mask; that of training by default."),
+    Flag("order", "RULE", "", "strict or sort; that of training by default."),
+    Flag("duplicates", "RULE", "", "error or last; that of training by default."),
     EXCLUDE,
 )
 
 
 @contextlib.contextmanager
 def reading(flags: Flags, group: Sequence[Flag]) -> Iterator[dict[str, Any]]:
-    """The values of `COLUMNS` or `READING`, lists at their commas; errors name the flags."""
+    """Values of `COLUMNS` or `READING`, lists split at commas; errors name flags."""
     options = chosen(flags, *(flag.name for flag in group))
     for name in ("ignore", "missing_values"):
         texts = options[name].split(",")
@@ -99,7 +99,7 @@ def reading(flags: Flags, group: Sequence[Flag]) -> Iterator[dict[str, Any]]:
 
 
 def in_flags(text: str) -> str:
-    """A message with the flags of `READING` and `backend` as the program has them.
+    """A message with `data.…` of `READING`, and `backend`, replaced by flags.
 
     >>> in_flags("sort the file, or set data.order=sort")
     'sort the file, or set --order=sort'
@@ -110,14 +110,14 @@ def in_flags(text: str) -> str:
 
 
 def say(message: str) -> None:
-    """Prints a message with the flags' names, at once."""
+    """Prints a message, which names flags instead of fields, without buffering."""
     print(in_flags(message), flush=True)
 
 
 def no_arguments(verb: str, arguments: Sequence[str]) -> None:
-    """Refuses arguments of a verb that takes flags only."""
+    """Raises ConfigError for any argument of a verb that takes flags only."""
     if arguments:
-        raise ConfigError(f"{verb} takes flags only, got {' '.join(arguments)}.")
+        raise ConfigError(f"{verb} takes flags only: remove {' '.join(arguments)}.")
 
 
 def one_argument(verb: str, arguments: Sequence[str], what: str) -> str:
@@ -129,7 +129,7 @@ def one_argument(verb: str, arguments: Sequence[str], what: str) -> str:
 
 
 def required(verb: str, flags: Flags, name: str) -> str:
-    """The value of a flag that the verb needs."""
+    """The value of a flag that the verb requires."""
     if not flags[name].value:
         raise ConfigError(f"{verb} needs --{name}; see kdjax {verb} --help.")
     return str(flags[name].value)
@@ -157,7 +157,7 @@ def read_config(flags: Flags) -> ConfigDict:
     """The config with the command line's changes, before checks."""
     config = flags["config"].value
     if not isinstance(config, ConfigDict):
-        # config_flags gives something else for a file that it can't read.
+        # config_flags returns another type for a file that it can't read.
         filename = config_flags.get_config_filename(flags["config"])
         raise ConfigError(f"--config={filename} can't be read: check the path.")
     if flags["init_from"].value:
@@ -178,13 +178,13 @@ def work_directory(flags: Flags, settings: Settings) -> Path:
     if not path:
         data = settings["data"]
         return Path("runs", data["name"] or Path(data["path"]).name.split(".")[0])
-    # Two arguments are two runs, such as smap and msl.
+    # A config's arguments, such as smap and msl, have a work directory each.
     parts = [Path(path).stem, *(re.sub(r"\W+", "-", part) for part in argument)]
     return Path("runs", "_".join(parts))
 
 
 def check_rows(path: str, folder: str, options: Mapping[str, Any]) -> None:
-    """Refuses what `read_like` and the channels refuse, if a file is small."""
+    """Raises the errors of `read_like` and of the channels early, for small files."""
     from kdjax.data.raw import about
     from kdjax.data.readers import match_channels
     from kdjax.detection.reading import read_description, read_like
@@ -238,7 +238,7 @@ def execution(flags: Flags) -> dict[str, Any]:
 def start_jax(execution: Mapping[str, Any] | None = None) -> None:
     """Starts JAX with the program's choice of devices and compilation cache.
 
-    A driver of workers has CPU devices, as many as a worker has cores.
+    With Ray, this process has as many CPU devices as a worker has cores.
     """
     from kdjax.training.sharding import start_program
 
@@ -249,7 +249,7 @@ def start_jax(execution: Mapping[str, Any] | None = None) -> None:
 
 
 def start_processes(flags: Flags, execution: Mapping[str, Any] | None = None) -> bool:
-    """Starts JAX and joins other processes; True for the one that prints."""
+    """Starts JAX and joins other processes; returns whether this process prints."""
     start_jax(execution)
     from kdjax.training import hosts
 

@@ -1,7 +1,7 @@
-"""Write a saved detector to one ONNX or StableHLO file that runs anywhere.
+"""Write a saved detector to one ONNX or StableHLO file.
 
-The file holds scaler, model, scores, threshold and contributions. It is checked against
-the detector on real windows first.
+The file holds scaler, model, scores, threshold and contributions. Before it is written,
+its output is compared with the detector's on real windows.
 """
 
 from pathlib import Path
@@ -21,8 +21,8 @@ FLAGS = {
         Flag("quantize", "TYPE", "none", "int8 stores weights in 8 bits; onnx only."),
         common.ENTITY,
     ),
-    "Rows to check the file on": (
-        Flag("data", "FILE", "", "CSV, Parquet or .npy; the detector's by default."),
+    "Rows for the comparison": (
+        Flag("data", "FILE", "", "CSV, Parquet or .npy; the training file by default."),
         *common.COLUMNS,
     ),
 }

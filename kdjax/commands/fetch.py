@@ -1,6 +1,6 @@
 """Download a data set: smd, the Server Machine Dataset (486 MB).
 
-Each file is verified; files that are there and verify are not downloaded again.
+Checksums verify each file; files that exist and verify are not downloaded again.
 """
 
 from rich.console import Console
@@ -31,4 +31,4 @@ def main(arguments: list[str], flags: common.Flags) -> None:
 
         fetched = fetch_smd(folder, progress=show)
     downloaded, skipped = len(fetched.downloaded), len(fetched.skipped)
-    print(f"{folder}: {downloaded} files downloaded, {skipped} there and verified")
+    print(f"{folder}: {downloaded} files downloaded, {skipped} already verified")

@@ -21,11 +21,11 @@ EXAMPLE = "kdjax fleet plants --output=fleets/plants"
 FLAGS = {
     "Settings": common.CONFIG,
     "Input and output": (
-        Flag("output", "PATH", None, "Output file or folder; see the example."),
+        Flag("output", "PATH", None, "Folder of the fleet to write."),
     ),
     "Execution": common.EXECUTION,
 }
-ODD = 10  # machines that the summary names
+ODD = 10  # machines in the printed table
 
 
 def main(arguments: list[str], flags: common.Flags) -> None:
@@ -35,16 +35,16 @@ def main(arguments: list[str], flags: common.Flags) -> None:
     config = common.read_config(flags)
     if config.data.name:
         raise ConfigError(
-            f"data.name={config.data.name!r} is a benchmark: kdjax fleet takes the folder or "
-            "file that it is called with, so leave it out."
+            f"data.name={config.data.name!r} is a benchmark: remove it; kdjax fleet "
+            "reads the folder or file of its argument."
         )
     if (
         "entity_mode" not in common.config_changes(flags)
         and not common.config_file(flags)[0]
     ):
-        # A detector of its own is what a fleet is for.
+        # By default each machine has a detector of its own.
         config = override(config, {"entity_mode": "per_entity"})
-    # Settings name local files; a URL is read by the fleet itself.
+    # Settings name local files only; the fleet reads URLs itself.
     name = Path(path).name if is_remote(path) else path
     settings = resolve(override(config, {"data.path": name}))
     for place in filter(is_remote, (path, output)):
@@ -70,6 +70,6 @@ def main(arguments: list[str], flags: common.Flags) -> None:
     if len(failed):
         first = failed.iloc[0]
         raise DataError(
-            f"{len(failed):,} of {len(catalogue):,} machines failed, the first: "
+            f"{len(failed):,} of {len(catalogue):,} machines failed; the first is "
             f"{first['entity']}: {first['reason']}"
         )

@@ -1,4 +1,4 @@
-"""Print versions, devices and optional parts; parameter counts of a config."""
+"""Print versions, devices and optional extras; parameter counts of a config."""
 
 import json
 

@@ -1,7 +1,7 @@
-"""Draw a file of scores beside its data: signals, window score with τ, alarms.
+"""Plot a file of scores with its data: signals, window scores with τ, alarms.
 
-One HTML file, which opens offline; drag in it to zoom. Scores that were written with
---contributions show what each channel contributed, and a label column is drawn if named.
+Writes one HTML file, which needs no network; drag in it to zoom. Contributions of the
+channels are drawn if score ran with --contributions; labels with --label_column.
 """
 
 from pathlib import Path
@@ -17,9 +17,9 @@ FLAGS = {
         Flag("data", "FILE", "", "The file that was scored."),
         Flag("output", "FILE", None, "An .html file."),
         Flag(
-            "detector", "DIR", None, "Read the data as this detector's training file."
+            "detector", "DIR", None, "Detector; data are read as its training file was."
         ),
-        Flag("entity", "NAME", None, "The entity to draw; the first few by default."),
+        Flag("entity", "NAME", None, "Entity to draw; the first few by default."),
     ),
     "Columns and cells, as for score": common.READING,
 }

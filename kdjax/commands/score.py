@@ -1,8 +1,8 @@
 """Score each row of CSV, Parquet or .npy files with a saved detector.
 
 One file is scored into a .csv or .parquet file; several files, or a folder, into a
-folder, where complete outputs are not computed again. Alarms are also written as
-events, into OUTPUT.events.csv. All may be s3://BUCKET/KEY; see docs/fleet.md.
+folder, where complete outputs are not computed again. Events of alarms are written to
+OUTPUT.events.csv. All paths may be s3://BUCKET/KEY; see docs/fleet.md.
 """
 
 from pathlib import Path
@@ -19,19 +19,19 @@ FLAGS = {
     "Input and output": (
         common.DETECTOR,
         Flag("output", "PATH", None, "A .csv or .parquet file, or a folder."),
-        Flag("shard", "I/N", "", "Score share I, from 0, of N shares of the files."),
+        Flag("shard", "I/N", "", "Score part I of N parts of the files, from 0."),
     ),
     "Columns and cells": common.READING,
     "Scores": (
         common.ENTITY,
         Flag("causal", "", False, "Score each row in the window that ends at it."),
-        Flag("contributions", "", False, "Add a contribution column of each channel."),
+        Flag("contributions", "", False, "Add a column of contributions per channel."),
         Flag("attribution", "METHOD", "",
              "How to divide scores among channels: correlation or conditional."),
     ),
     "Workers": common.EXECUTION,
 }  # fmt: skip
-# Endings of a file of scores; any other output is a folder.
+# File endings of scores; any other output is a folder.
 ENDINGS = (".csv", ".parquet")
 
 
@@ -52,7 +52,7 @@ def main(arguments: list[str], flags: common.Flags) -> None:
     execution = common.execution(flags)
     if one and execution["executor"] != "local":
         raise ConfigError(
-            f"--executor={flags.executor} is for many files: give a folder as --output."
+            f"--executor={flags.executor} needs a folder of outputs: give one as --output."
         )
     with common.reading(flags, common.READING) as reading:
         if one and not remote:
@@ -68,7 +68,7 @@ def main(arguments: list[str], flags: common.Flags) -> None:
 
 
 def _output(arguments: list[str], flags: common.Flags) -> str:
-    """A file for the scores of one file, a folder for those of several."""
+    """The output: a file for the scores of one file, a folder for those of several."""
     text, (first, *more) = common.required("score", flags, "output"), arguments
     output = Path(text)
     several = bool(more or flags.shard) or Path(first).is_dir()
@@ -77,9 +77,7 @@ def _output(arguments: list[str], flags: common.Flags) -> str:
 
         several = not first.lower().endswith(SUFFIXES)
     if several and output.suffix in ENDINGS:
-        raise ConfigError(
-            f"--output={text} must be a folder: several files are to be scored."
-        )
+        raise ConfigError(f"--output={text} must be a folder to score several files.")
     folder = several or text.endswith("/") or output.is_dir()
     if not folder and output.suffix not in ENDINGS:
         raise ConfigError(

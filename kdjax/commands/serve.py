@@ -1,7 +1,7 @@
-"""Answer rows over HTTP as they come: scores, alarms, events and metrics.
+"""Score rows of HTTP requests; answer with scores, alarms, events and metrics.
 
-Answers are those of `kdjax stream`. It listens on loopback unless --host says otherwise,
-and runs on onnxruntime alone for an ONNX file. SIGTERM answers what waits, saves the
+Answers equal those of `kdjax stream`. The server listens on 127.0.0.1 unless --host is
+given; an ONNX file needs onnxruntime only. SIGTERM answers open requests, saves the
 state and ends. Needs pip install "kdjax[serve]"; docs/serve.md lists the routes.
 """
 
@@ -27,18 +27,18 @@ FLAGS = {
             "detector",
             "DIR_OR_ONNX",
             (),
-            "Saved detector or ONNX file; its stem is its name. May be repeated.",
+            "Saved detector or ONNX file, named by its stem. May be repeated.",
         ),
-        Flag("shadow", "DIR_OR_ONNX", None, "Scores beside the only detector."),
+        Flag("shadow", "DIR_OR_ONNX", None, "Second detector, for comparison."),
     ),
     "Network": (
         Flag("host", "ADDRESS", "127.0.0.1", "Address to listen on."),
-        Flag("port", "PORT", 8080, "Port to listen on; 0: any, which is printed."),
+        Flag("port", "PORT", 8080, "Port to listen on; 0 takes a free one, printed."),
         Flag(
             "token_file",
             "FILE",
             None,
-            "File with a token that requests must bear; without it changes are refused.",
+            "File with the token of requests; without it, changes are refused.",
         ),
     ),
     "Sources": (
@@ -46,34 +46,34 @@ FLAGS = {
             "source",
             "SOURCE",
             (),
-            "Where rows are fetched: mqtt://HOST/TOPIC, kafka://BROKERS/TOPIC, or a "
+            "Where to fetch rows: mqtt://HOST/TOPIC, kafka://BROKERS/TOPIC, or a "
             "TOML file for Prometheus or OPC UA. May be repeated.",
         ),
         Flag(
             "scores",
             "RECEIVER",
             (),
-            "Where the answers to rows of sources go; receivers as of --on_alarm.",
+            "Where to send the answers to rows of --source; values as in --on_alarm.",
         ),
         Flag(
             "dead_letters",
             "FILE",
             None,
-            "File for rows of sources that can't be taken, with reasons.",
+            "File for faulty rows of --source, with the reasons.",
         ),
     ),
     "State and alarms": (
-        Flag("state", "DIR", None, "Folder for the state; without it none is kept."),
+        Flag("state", "DIR", None, "Folder of the state; without it none is kept."),
         common.EXCLUDE,
-        Flag("on_alarm", "RECEIVER", (), "Where messages of events go, as in stream."),
+        Flag("on_alarm", "RECEIVER", (), "Where to send events; see stream --help."),
     ),
     "Limits": (
-        Flag("max_body", "BYTES", 8_000_000, "Largest body of a request."),
+        Flag("max_body", "BYTES", 8_000_000, "Most bytes of a request's body."),
         Flag("max_rows", "N", 5000, "Most rows of a request."),
-        Flag("max_waiting", "N", 20_000, "Most rows that wait for a detector."),
+        Flag("max_waiting", "N", 20_000, "Most rows in a detector's queue."),
         Flag("max_entities", "N", 10_000, "Most entities of a detector."),
         Flag("most_open", "N", 1000, "Most entities of a detector in memory."),
-        Flag("request_seconds", "S", 30.0, "Seconds for a request to come in."),
+        Flag("request_seconds", "S", 30.0, "Most seconds to receive a request."),
         Flag("entity_metrics", "BOOL", True, "Metrics of each entity, of up to 1,000."),
     ),
 }
@@ -87,18 +87,18 @@ def main(arguments: list[str], flags: common.Flags) -> None:
     for name in ("starlette", "uvicorn", "prometheus_client"):
         library(name, f"serve needs {name}", "serve")
     if flags.shadow and len(flags.detector) > 1:
-        raise ConfigError("--shadow scores beside one detector: give one --detector.")
+        raise ConfigError("--shadow compares with one detector: give one --detector.")
     paths = [Path(path) for path in (*flags.detector, *filter(None, [flags.shadow]))]
     for path in paths:
         if not path.is_file():
             check_detector_folder(path, fleets=True)
     if flags.shadow and any(map(is_fleet, paths)):
         raise ConfigError(
-            "--shadow compares two detectors: for a machine of a fleet give FLEET/detectors/"
-            "MACHINE."
+            "--shadow compares single detectors: give FLEET/detectors/MACHINE for a "
+            "machine of a fleet."
         )
     if flags.exclude and not Path(flags.exclude).is_file():
-        raise ConfigError(f"--exclude={flags.exclude} is no file: correct it.")
+        raise ConfigError(f"--exclude={flags.exclude} is not a file: correct the path.")
     token = _token(flags.token_file)
     to = receivers(flags.on_alarm, inputs=paths)
     scores = receivers(flags.scores, inputs=paths, flag="scores")
@@ -106,7 +106,7 @@ def main(arguments: list[str], flags: common.Flags) -> None:
         check_target(flags.dead_letters, inputs=paths, name="--dead_letters")
     if (scores or flags.dead_letters) and not flags.source:
         raise ConfigError(
-            "--scores and --dead_letters are of rows that a --source has."
+            "--scores and --dead_letters need --source: they take rows of sources only."
         )
     from kdjax.scoring.managed import Spans
     from kdjax.service.app import App, names_of
@@ -176,17 +176,17 @@ def main(arguments: list[str], flags: common.Flags) -> None:
             stack.callback(source.close)
             source.start()
         if flags.state is None:
-            _say("without --state a restart begins anew.")
+            _say("no --state: the state is lost when the server ends.")
         host, port = listening.getsockname()[:2]
         if not token and host not in ("127.0.0.1", "::1"):
-            _say(f"anyone who reaches {host} can send rows: give --token_file.")
+            _say(f"no --token_file: every client that reaches {host} can send rows.")
         shown = f"[{host}]" if ":" in host else host
         _say(f"listening on http://{shown}:{port}")
         serve_until_signal(app, listening)
 
 
 def _token(path: str | None) -> str:
-    """The token in a file; empty for no file."""
+    """The token in a file; empty without a file."""
     if path is None:
         return ""
     try:
@@ -200,8 +200,8 @@ def _token(path: str | None) -> str:
         or " " in token
     ):
         raise ConfigError(
-            f"--token_file: {path} holds no token of 16 or more plain characters: make "
-            "one by: openssl rand -hex 32"
+            f"--token_file: {path} has no token of 16 or more ASCII characters without "
+            "spaces: write one with openssl rand -hex 32"
         )
     return token
 
@@ -213,13 +213,13 @@ def _listening(host: str, port: int) -> socket.socket:
     except (OSError, OverflowError) as error:
         raise ConfigError(
             f"--host={host} --port={port}: can't listen there ({error}): give another "
-            "port, or end the program that has it."
+            "port, or end the program that uses it."
         ) from None
 
 
 @contextlib.contextmanager
 def _folder(state: str | None) -> Iterator[Path]:
-    """The folder for states; a temporary one for None."""
+    """The folder of the states; a temporary one for None."""
     if state is None:
         with tempfile.TemporaryDirectory(prefix="kdjax-serve-") as temporary:
             yield Path(temporary)
@@ -228,7 +228,7 @@ def _folder(state: str | None) -> Iterator[Path]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ArtifactError(f"--state={state} is no folder ({error}).") from None
+        raise ArtifactError(f"--state={state} is not a folder ({error}).") from None
     yield folder
 
 

@@ -1,12 +1,12 @@
-"""Score rows from standard input as they come, one JSON line each.
+"""Score rows from standard input as they arrive; write one JSON line for each.
 
-Rows are CSV with a header, or one JSON object a line. Scores are those of `kdjax score
---causal`. SIGTERM and SIGINT end a stream as the end of its input does: with exit code 0,
-or 2 if most lines were at fault or none had a score, for long or at all.
+Rows are CSV with a header, or one JSON object a line. Scores equal those of
+`kdjax score --causal`. SIGTERM, SIGINT and the end of the input end the stream. The exit
+code is 0; it is 2 if most lines were faulty, or if no row had a score at all or for long.
 
 With --entity_column each entity, such as a machine, has a stream of its own.
 
-To be told of events, over restarts too (docs/alarms.md):
+To send messages of events, also across restarts (docs/alarms.md):
   kdjax stream --detector=DIR --state=FILE --on_alarm=webhook:https://host/alarms < ROWS
 """
 
@@ -23,7 +23,7 @@ from kdjax.errors import ConfigError, check_choice
 from kdjax.io.files import check_detector_folder, check_state_kind, is_fleet
 from kdjax.notify.outbox import receivers
 
-_AT_HAND = 65_536  # bytes at most that are read together, as many as a pipe holds
+_AT_HAND = 65_536  # most bytes that are read together, as many as a pipe holds
 
 USAGE = "--detector=DIR [--state=FILE] < ROWS > ANSWERS"
 EXAMPLE = f"kdjax stream {common.STUDENT} < plant.csv > alarms.jsonl"
@@ -31,13 +31,13 @@ FLAGS = {
     "Input and output": (
         common.DETECTOR._replace(help="Saved detector, or ONNX file with onnxruntime."),
         Flag("output", "FILE", None, "File to append to; standard output by default."),
-        Flag("state", "FILE", None, "File to resume from; kept up to date."),
+        Flag("state", "FILE", None, "File of the state: resumed from, then updated."),
         Flag("on_error", "RULE", "skip", "Faulty lines: skip reports them, stop ends."),
         Flag(
             "most_open",
             "N",
             1000,
-            "With --entity_column: entities in memory, the others lie on disk.",
+            "With --entity_column: most entities in memory; the rest are kept on disk.",
         ),
     ),
     "Alarms": (
@@ -45,26 +45,24 @@ FLAGS = {
             "on_alarm",
             "RECEIVER",
             (),
-            "Where a message goes when an event begins and when it ends: webhook:URL, "
-            "command:PROGRAM, file:PATH, mqtt://HOST/TOPIC or kafka://BROKERS/TOPIC. "
+            "Where to send a message when an event begins and when it ends: webhook:URL,"
+            " command:PROGRAM, file:PATH, mqtt://HOST/TOPIC or kafka://BROKERS/TOPIC. "
             "May be repeated.",
         ),
         Flag(
             "shelve",
             "FILE",
             "",
-            "CSV of spans in which events that begin are not sent: start, end, maybe "
-            "entity. Read again when it changes.",
+            "CSV of spans in which events that begin send no message: start, end, "
+            "optional entity. Read again when it changes.",
         ),
-        Flag(
-            "acknowledged", "FILE", "", "CSV of events that someone saw, by their id."
-        ),
+        Flag("acknowledged", "FILE", "", "CSV of the ids of acknowledged events."),
     ),
     "Columns and cells": (*common.COLUMNS, common.EXCLUDE),
     "Threshold": (
         common.ENTITY,
-        Flag("adaptive", "STEP", 0.0, "Step of an adaptive τ, such as 0.01; 0: none."),
-        Flag("rolling", "SHARE", 0.0, "Share of windows above a rolling τ; 0: none."),
+        Flag("adaptive", "STEP", 0.0, "Step of an adaptive τ, such as 0.01; 0: off."),
+        Flag("rolling", "SHARE", 0.0, "Share of windows above a rolling τ; 0: off."),
     ),
     "Execution": (Flag("backend", "NAME", "jax", "jax or onnxruntime."),),
 }
@@ -78,12 +76,12 @@ def main(arguments: list[str], flags: common.Flags) -> None:
     if sys.stdin is None or output is None:
         # Python has None in place of a stream that the parent process closed.
         raise ConfigError(
-            "stream reads rows from standard input and answers on standard output: "
-            "open them, or give --output."
+            "stream needs an open standard input, and an open standard output or --output: "
+            "one of them is closed."
         )
-    if not Path(detector).is_file():  # such as an ONNX file
+    if not Path(detector).is_file():  # an ONNX file is checked when it is loaded
         check_detector_folder(Path(detector), fleets=True)
-    # Faults are told before JAX starts.
+    # Errors are reported before JAX starts.
     to = receivers(flags.on_alarm)
     if flags.state:
         fleet = is_fleet(detector) and not flags.entity
@@ -91,10 +89,10 @@ def main(arguments: list[str], flags: common.Flags) -> None:
     for name in ("exclude", "shelve", "acknowledged"):
         given = flags[name].value
         if given and not Path(given).is_file():
-            raise ConfigError(f"--{name}={given} is no file: correct it.")
+            raise ConfigError(f"--{name}={given} is not a file: correct the path.")
         if given and name != "exclude" and not to:
             raise ConfigError(
-                f"--{name} is about messages of alarms: give --on_alarm too."
+                f"--{name} selects messages of --on_alarm: give --on_alarm too."
             )
     from kdjax.scoring.opening import BACKENDS
     from kdjax.scoring.streams import ON_ERROR, run_stream
@@ -119,9 +117,9 @@ def main(arguments: list[str], flags: common.Flags) -> None:
 
 
 def _lines(source: TextIO) -> Iterator[list[str]]:
-    """The lines of standard input, those that are there together; it waits for no more.
+    """Lists of the lines that standard input holds; reads without waiting for more.
 
-    DataError if they are no text.
+    DataError if they are not text.
     """
     from kdjax.data.lines import check_start
 
@@ -131,10 +129,10 @@ def _lines(source: TextIO) -> Iterator[list[str]]:
     buffer = source.buffer
     if isinstance(buffer, io.BufferedReader):
         check_start(buffer.peek(8))
-    # A byte that is no UTF-8 spoils its line only; CR ends a line as in a file.
+    # Invalid UTF-8 makes only its own line faulty; CR ends a line as in a file.
     utf8 = codecs.getincrementaldecoder("utf-8-sig")("replace")
     decoder = io.IncrementalNewlineDecoder(utf8, translate=True)
-    rest: list[str] = []  # of a line whose end is to come
+    rest: list[str] = []  # of a line whose end has not arrived
     while data := buffer.read1(_AT_HAND):
         first, *lines = decoder.decode(data).split("\n")
         rest.append(first)

@@ -20,13 +20,13 @@ FLAGS = {
     "Settings": common.CONFIG,
     "Input and output": common.WORKDIR,
     "Execution": (
-        Flag("way", "WAY", "auto", "together, alone, or auto for the faster."),
-        Flag("trials", "N", 10, "With search(trial): trials that this process adds."),
+        Flag("way", "WAY", "auto", "together, alone, or auto for the faster of them."),
+        Flag("trials", "N", 10, "With search(trial): trials to add."),
     ),
     "Workers": common.EXECUTION,
     "Several processes": common.PROCESSES,
 }
-# What a config file defines, by name.
+# Names that a config file defines.
 Names = dict[str, Any]
 
 
@@ -45,8 +45,8 @@ def main(arguments: list[str], flags: common.Flags) -> None:
     kinds = [kind for kind in ("sweep", "search") if kind in defined]
     if not kinds:
         raise ConfigError(
-            f"{name} has no sweep(add): define one that calls add for each member, as "
-            "configs/sweep_quick.py does."
+            f"{name} has no sweep(add) or search(trial): define one of them, see "
+            "configs/sweep_quick.py."
         )
     kind, *more = kinds
     if more:
@@ -61,10 +61,10 @@ def _sweep(name: str, config: Any, defined: Names, flags: common.Flags) -> None:
         design = make_design(name, config, defined["sweep"])
     except KdjaxError:
         raise
-    except Exception as error:  # a config file is a program and may raise anything
+    except Exception as error:  # a config file is a program: any error is possible
         raise ConfigError(
             f"{name}: sweep(add) raises {error!r}: correct it; add takes a mapping of "
-            "dotted fields, as in configs/sweep_quick.py."
+            "dotted fields, see configs/sweep_quick.py."
         ) from error
     workdir = common.work_directory(flags, design.base)
     execution = common.execution(flags)

@@ -1,10 +1,10 @@
-"""Cells of text as numbers, by one set of rules for files and streams.
+"""Converts cells of text to numbers, by the same rules for files and streams.
 
 A number has ASCII digits, a decimal point (or comma, where commas do not separate cells)
-and maybe an exponent. `true` and `false` are 1 and 0 where a column has no numbers. A
-cell is missing if it is empty or one of `MISSING_CELLS`, or of the user's own markers
-(`data.missing_values`). Case and white space around a cell, no-break spaces included, do
-not count.
+and optionally an exponent. `true` and `false` are 1 and 0 where a column has no numbers. A
+cell is missing if it is empty, one of `MISSING_CELLS`, or one of the user's markers
+(`data.missing_values`). Case and white space around a cell, no-break spaces included, are
+ignored.
 """
 
 import functools
@@ -23,13 +23,13 @@ _NUMBER = re.compile(
 )
 _WHOLE = re.compile(r"[+-]?\d+", re.ASCII)
 _GROUPED = re.compile(r"[+-]?[1-9]\d{0,2}([.,]\d{3})+", re.ASCII)
-# The end of the message on a cell such as 1.000 in a column of whole numbers.
+# End of the message about a cell such as 1.000 in a column of whole numbers.
 IN_THOUSANDS = (
-    "beside whole numbers may be in thousands; write numbers without thousands marks, or "
-    "all of the column with decimals."
+    "among whole numbers may be in thousands: write numbers without thousands marks, or "
+    "the whole column with decimals."
 )
-# Missing values as historians, spreadsheets and databases write them. They are no
-# `MISSING_CELLS`, since each can be a state as well.
+# Missing values as historians, spreadsheets and databases write them. They are not in
+# `MISSING_CELLS`, since each of them can be a state too.
 _MARKERS = (
     "unavailable", "unknown", "bad", "bad input", "bad data", "no data", "nodata", "no result",
     "i/o timeout", "calc failed", "comm fail", "shutdown", "offline", "invalid", "error",
@@ -37,7 +37,7 @@ _MARKERS = (
     "\\n", "(null)",
     "-", "--", "---", "?", "*", ".",
 )  # fmt: skip
-# Not 0x1F, 1e or 1d3, which Fortran writes for 1e3.
+# Excludes 0x1F, 1e and 1d3, which Fortran writes for 1e3.
 _UNIT = re.compile(
     r"(?!0x)([+-]?\d[\d.,]*)\s*(?!e$|[de][+-]?\d+$)([^\W\d_]|[%°]).*", re.IGNORECASE
 )
@@ -48,12 +48,12 @@ _NUMBERS = (bool, int, float, np.bool_, np.number, Decimal)
 def to_number(
     cell: Any, *, comma: bool = False, missing: Collection[str] = ()
 ) -> float | None:
-    """A cell as a number: NaN if it is missing, None if it is neither.
+    """A cell as a number: NaN if it is missing, None if it is not a number.
 
     Args:
         cell: text, a number, a truth value or None.
         comma: whether the decimal mark may be a comma.
-        missing: the user's own markers of missing cells, as they are in the file.
+        missing: the user's markers of missing cells, as written in the file.
 
     >>> to_number(" 1e3 "), to_number("NAN"), to_number("False"), to_number("1_000")
     (1000.0, nan, 0.0, None)
@@ -75,7 +75,7 @@ def to_number(
         return None
     try:
         number = float(cell)
-    except OverflowError:  # of a whole number in JSON
+    except OverflowError:  # a whole number in JSON
         return np.inf if cell > 0 else -np.inf
     return np.nan if missing and number in _numbers(tuple(missing)) else number
 
@@ -83,10 +83,10 @@ def to_number(
 def mark_missing(
     numbers: np.ndarray, missing: Collection[str], *, dtype: Any = None
 ) -> np.ndarray:
-    """Numbers `[N]` with NaN where one is that of a marker such as -9999.
+    """Numbers `[N]` with NaN in place of each marker such as -9999.
 
-    They are compared in the dtype that they came in, by default their own: in float32
-    -999.99 is another number than in float64.
+    They are compared in `dtype`, by default their own: -999.99 in float32 differs from
+    -999.99 in float64.
 
     >>> mark_missing(np.float32([-999.99, 1]), ("-999.99",))
     array([nan,  1.], dtype=float32)
@@ -96,7 +96,7 @@ def mark_missing(
     kind = np.dtype(dtype or numbers.dtype)
     with np.errstate(over="ignore"):
         marks = np.array(markers).astype(kind if kind.kind == "f" else np.float64)
-    # A marker that is beyond the dtype stands in no cell.
+    # No cell can hold a marker beyond the dtype's range.
     marks = marks[np.isfinite(marks) | ~np.isfinite(markers)]
     return np.where(np.isin(numbers, marks), np.float32(np.nan), numbers)
 
@@ -127,7 +127,7 @@ def is_truth(cell: Any) -> bool:
 
 
 def is_number(cell: str, *, comma: bool = False) -> bool:
-    """Whether a cell holds a number or NaN; other markers and truth values are words.
+    """Whether a cell holds a number or NaN; other markers and truth values don't count.
 
     >>> is_number("1e3"), is_number("1_000"), is_number("NA")
     (True, False, False)
@@ -139,13 +139,13 @@ def is_number(cell: str, *, comma: bool = False) -> bool:
 def looks_like(
     cell: Any, *, name: str = "", first: bool = False, todo: str = ""
 ) -> str:
-    """What a cell that is no number looks like and what to do, for messages; or empty.
+    """A guess about a cell that is not a number and the remedy, for messages; or empty.
 
     Args:
         cell: most often text.
         name: of its column.
-        first: whether it is in the first row, and the only such cell of its column.
-        todo: what to do about a marker of missing values.
+        first: whether it is in the first row and the only such cell of its column.
+        todo: the remedy for a marker of missing values.
 
     >>> looks_like("12.5 bar")
     'it looks like a number with a unit: write 12.5 alone'
@@ -154,7 +154,7 @@ def looks_like(
     if text.lower() in _MARKERS:
         return f"it looks like a marker of a missing value: {todo}"
     if text == name:
-        return "it looks like the header once more: remove the line"
+        return "it looks like a repeated header: remove the line"
     if text.startswith(COMMENT):
         return "it looks like a comment: remove the line"
     if match := _UNIT.fullmatch(text):
@@ -163,10 +163,10 @@ def looks_like(
 
 
 def number_form(cell: str) -> str:
-    """How a cell writes a number: `whole`, `grouped` as thousands may be, or `plain`.
+    """The form of a number: `whole`, `grouped` (may be in thousands), or `plain`.
 
     A column with whole and grouped cells, but no plain ones, may be in thousands. Empty
-    for a cell without a mark that is no whole number.
+    for a cell without a decimal mark that is not a whole number.
 
     >>> [number_form(cell) for cell in ("998", "1.000", "0.125", "1,25", "NaN")]
     ['whole', 'grouped', 'plain', 'plain', '']
@@ -178,7 +178,7 @@ def number_form(cell: str) -> str:
 
 
 def first_thousands(texts: pd.Series) -> int | None:
-    """The first row of a column of text that may be in thousands: 998, 999, 1.000."""
+    """First row of a column of text that may be in thousands: 998, 999, 1.000."""
     forms = texts.dropna().map(number_form)
     if {*forms} & {"whole", "grouped", "plain"} != {"whole", "grouped"}:
         return None

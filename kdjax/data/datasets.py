@@ -1,8 +1,8 @@
-"""The public benchmark data sets, read from the layouts in which they are published.
+"""Readers of the public benchmark data sets in the layouts in which they are published.
 
 SMD (OmniAnomaly, KDD 2019), ASD (InterFusion, KDD 2021), JumpStarter's second data set
 (USENIX ATC 2021), SMAP and MSL (Hundman et al., KDD 2018: NASA's telemetry channels, each
-an entity of its own with commands). One machine of SMD comes with the package.
+an entity with commands). The package contains one machine of SMD.
 """
 
 import difflib
@@ -22,7 +22,7 @@ from kdjax.data.series import Dataset, Series
 from kdjax.data.tables import numbered_channels, open_table
 from kdjax.errors import ConfigError, DataError, counted
 
-# Not in the release; given by its author in issue 22 of the OmniAnomaly repository.
+# Not in the release; its author lists them in issue 22 of the OmniAnomaly repository.
 _SMD_NAMES = """
 cpu_r load_1 load_5 load_15 mem_shmem mem_u mem_u_e total_mem disk_q disk_r disk_rb
 disk_svc disk_u disk_w disk_wa disk_wb si so eth1_fi eth1_fo eth1_pi eth1_po tcp_tw tcp_use
@@ -50,10 +50,10 @@ BENCHMARKS = tuple(_CHANNELS)
 _NASA_TABLE = "labeled_anomalies.csv"
 _NASA_COLUMNS = ("chan_id", "spacecraft", "anomaly_sequences", "num_values")
 _NASA_LAYOUT = (
-    "labeled_anomalies.csv beside channels/ID.npz, or beside train/ID.npy and "
-    "test/ID.npy (also below data/)"
+    "labeled_anomalies.csv next to channels/ID.npz, or next to train/ID.npy and "
+    "test/ID.npy (also in data/)"
 )
-# Listed twice with different ranges. T-10 is not listed, hence has no labels.
+# Listed twice with different ranges. T-10 is not listed, so it has no labels.
 _LEFT_OUT = ("P-2",)
 
 
@@ -98,7 +98,7 @@ def load_benchmark(
 
 
 def load_sample() -> Dataset:
-    """The machine of SMD that comes with the package: 23,694 rows each way, D = 38.
+    """The machine of SMD in the package: 23,694 train and 23,694 test rows, D = 38.
 
     >>> load_sample().train[0].values.shape
     (23694, 38)
@@ -107,7 +107,7 @@ def load_sample() -> Dataset:
 
 
 def width(name: str) -> int:
-    """D of a benchmark, known without its data.
+    """D of a benchmark, without reading its data.
 
     >>> [width(name) for name in BENCHMARKS]
     [38, 19, 19, 25, 55]
@@ -134,8 +134,8 @@ def benchmark_folder(name: str, root: str | Path) -> Path:
     if not str(root):
         if name != "smd":
             raise ConfigError(
-                f"data.root is empty: give the folder that holds {name}; only a machine "
-                "of smd comes with the package."
+                f"data.root is empty: give the folder of {name}; the package contains "
+                "only one machine, of smd."
             )
         return Path(str(resources.files("kdjax.data"))) / "sample"
     folder = Path(root)
@@ -153,23 +153,23 @@ def _layout_hint(name: str) -> str:
         return f": expected {_NASA_LAYOUT}."
     expected = ", ".join(f"{folder}/{'*'.join(_TEXT[name])}" for folder in _FOLDERS)
     fetch = " `kdjax fetch smd` downloads them." if name == "smd" else ""
-    return f": expected {expected} (or .gz of them).{fetch}"
+    return f": expected {expected} (or their .gz).{fetch}"
 
 
 def _select(
     name: str, folder: Path, present: list[str], entities: Sequence[str]
 ) -> list[str]:
     if not present:
-        raise DataError(f"{folder} holds no entity of {name}{_layout_hint(name)}")
+        raise DataError(f"{folder} has no entity of {name}{_layout_hint(name)}")
     for entity in entities:
         if entity not in present:
             raise DataError(
                 f"{folder} has no entity {entity!r}{_suggest(entity, present)}: "
-                f"present are {', '.join(present)}."
+                f"it has {', '.join(present)}."
             )
     if len(set(entities)) < len(entities):
         raise DataError(
-            f"Entities are named twice in {', '.join(entities)}: name each once."
+            f"data.entities={', '.join(entities)} repeats an entity: name each once."
         )
     return list(entities) or present
 
@@ -181,7 +181,7 @@ def _natural(entity: str) -> list[str | int]:
 
 
 def _find_entities(name: str, folder: Path) -> set[str]:
-    """Entities with at least one file, so that a missing file is noticed later."""
+    """Entities with at least one file, so that a missing file is reported later."""
     prefix, suffix = _TEXT[name]
     names = {
         path.name.removesuffix(".gz")
@@ -192,7 +192,7 @@ def _find_entities(name: str, folder: Path) -> set[str]:
 
 
 def _read_entity(name: str, folder: Path, entity: str) -> tuple[np.ndarray, ...]:
-    """Rows to train, test rows and their labels."""
+    """Train rows, test rows and labels of the test rows."""
     channels = _CHANNELS[name]
     paths = [_file(name, folder / part, entity) for part in _FOLDERS]
     train, test = (_read_matrix(path, channels) for path in paths[:2])
@@ -202,7 +202,7 @@ def _read_entity(name: str, folder: Path, entity: str) -> tuple[np.ndarray, ...]
     if len(labels) != len(test):
         raise DataError(
             f"{label_path} has {len(labels)} labels, but {test_path} has {len(test)} "
-            "rows: expected one label a row; copy or download both again."
+            "rows: expected one label per row; copy or download both again."
         )
     return train, test, labels
 
@@ -214,7 +214,7 @@ def _read_matrix(path: Path, columns: tuple[str, ...]) -> np.ndarray:
     if names != numbered_channels(len(columns)):
         raise DataError(
             f"{path} has {counted(len(names), 'column')}, expected {len(columns)} of "
-            "numbers without a header; copy or download it again."
+            "numbers without a header: copy or download it again."
         )
     frame, advice = table.read().set_axis(columns, axis=1), Advice("correct it")
     values = [parse_numbers(frame[name], place, advice) for name in columns]
@@ -235,7 +235,7 @@ def _file(name: str, folder: Path, entity: str) -> Path:
 
 
 def _nasa_entities(name: str, root: Path) -> set[str]:
-    """Channels of the spacecraft with a line in the table and an array on disk."""
+    """Channels of the spacecraft that have both a line in the table and an array."""
     if not (root / _NASA_TABLE).is_file():
         raise DataError(f"{root / _NASA_TABLE} is missing: expected {_NASA_LAYOUT}.")
     return {
@@ -264,7 +264,7 @@ def _read_nasa_entity(name: str, root: Path, entity: str) -> tuple[np.ndarray, .
     if listed != len(test) or last >= len(test):
         raise DataError(
             f"{place} lists {listed} rows with ranges up to row {last}, but test has "
-            f"{len(test)} rows: download table and arrays again."
+            f"{len(test)} rows: download the table and the arrays again."
         )
     labels = np.zeros(len(test), bool)
     for start, stop in ranges:
@@ -279,7 +279,7 @@ def _nasa_lines(name: str, root: Path) -> dict[str, tuple[int, dict[Hashable, An
     missing = [column for column in _NASA_COLUMNS if column not in table.columns]
     if missing:
         raise DataError(
-            f"{path} lacks the columns {', '.join(missing)}: download it again."
+            f"{path} has no column {', '.join(missing)}: download it again."
         )
     return {
         str(row["chan_id"]): (number, row)
@@ -305,6 +305,6 @@ def _read_array(
     if not whole or values.dtype.kind not in "fiub":
         raise DataError(
             f"{path}: {part} holds {values.dtype} of shape {values.shape}, expected rows "
-            f"of {len(channels)} numbers; download it again."
+            f"of {len(channels)} numbers: download it again."
         )
     return to_rows(values, Place(path, channels))

@@ -1,30 +1,30 @@
-"""Disturbed copies of windows and of rows; nothing is learnt from labels.
+"""Synthetic disturbances in copies of windows and of rows; labels are not used.
 
-A disturbance takes a stretch of some channels. Ten kinds of them, in copies of windows, tell
-models what normal is not, in the way of NCAD (Carmona et al., 2022) and CutAddPaste (Wang
-et al., 2024). In copies of rows five kinds augment the data of a student: on clean rows a
-good reconstruction of the teacher equals the data, so that the distillation term of Eq. 2
-adds nothing new.
+A disturbance changes consecutive rows of some channels. Ten kinds, in copies of windows, are
+synthetic anomalies for models, as in NCAD (Carmona et al., 2022) and CutAddPaste (Wang
+et al., 2024). Five kinds, in copies of rows, augment a student's data: on clean rows the
+teacher's reconstruction nearly equals the data, so that the distillation term of Eq. 2
+adds nothing.
 """
 
 from typing import Any, NamedTuple
 
 import numpy as np
 
-LOWEST, HIGHEST = -4.0, 5.0  # of disturbed values, in ranges of the channel
+LOWEST, HIGHEST = -4.0, 5.0  # limits of disturbed values, in ranges of the channel
 _SIZES = (0.1, 3.0)  # in ranges or deviations of the channel
 _SIZES_OF_ROWS = (1.0, 30.0)  # in standard deviations of the channel
-_WHOLE = 0.3  # share of disturbances that take the whole window
-_FIRST = 0.4  # share that takes the first channel, by custom the main sensor
+_WHOLE = 0.3  # share of disturbances over the whole window
+_FIRST = 0.4  # share that includes the first channel, usually the main sensor
 _SHORTEST = 3  # rows
 
 
 class Stretch(NamedTuple):
-    """What a disturbance takes: n rows of C channels of a window."""
+    """The values that a disturbance changes: n rows of C channels of a window."""
 
     values: np.ndarray  # [n, C]
     strength: np.ndarray  # [C], signed
-    unit: np.ndarray  # [C], what a strength of 1 means
+    unit: np.ndarray  # [C], size of a strength of 1
     other: np.ndarray  # [n, C], the same stretch of another window
 
 
@@ -68,14 +68,14 @@ def disturb_windows(
     """Disturbed copies of windows, `[M, L, D] -> [M·copies, L, D]` float32.
 
     Each copy has one disturbance: a kind of `KINDS`, in one channel, two, or a quarter of
-    them and one more, over the whole window or a stretch of 3 rows or more. Sizes are
-    log-uniform from 0.1 to 3, in ranges of the data or deviations of the channel.
+    them plus one, over the whole window or at least 3 rows. Sizes are log-uniform from
+    0.1 to 3, in ranges of the data or deviations of the channel.
 
     Args:
-        windows: normal windows, each channel scaled to about [0, 1]; nothing missing.
+        windows: normal windows, each channel scaled to about [0, 1]; no missing values.
         copies: of each window, one after the other.
         seed: of the random choices.
-        context: places of channels that are never disturbed.
+        context: indices of channels that are never disturbed.
 
     >>> disturb_windows(np.zeros((2, 8, 3)), copies=4).shape
     (8, 8, 3)
@@ -107,11 +107,11 @@ def disturb_windows(
 
 
 def augment_rows(rows: np.ndarray, *, window: int, seed: int) -> np.ndarray:
-    """A copy of scaled rows `[N, D]` with a disturbance about every `window` rows.
+    """A copy of scaled rows `[N, D]` with about one disturbance per `window` rows.
 
-    Each covers up to L rows of some channels and is of one kind: noise, a spike, a shift
-    of level, exchanged channels, or a stuck sensor. Sizes are log-uniform. Missing values
-    stay missing. The rows can be of several entities one after the other.
+    Each covers up to L rows of some channels and is of one kind: noise, a spike, a level
+    shift, exchanged channels, or a stuck sensor. Sizes are log-uniform. Missing values
+    stay missing. Rows of several entities may follow each other.
 
     >>> augment_rows(np.zeros((40, 2)), window=10, seed=0).shape
     (40, 2)

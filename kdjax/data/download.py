@@ -1,6 +1,6 @@
-"""Downloads of public data sets, each file verified by a digest in the package.
+"""Downloads public data sets; verifies each file by a SHA-256 in the package.
 
-A file takes its name only once its SHA-256 and size are right, so that a second call
+A file gets its final name after its SHA-256 and size are verified, so that a second call
 continues where the first one stopped.
 """
 
@@ -19,28 +19,28 @@ SMD_URL = (
     "https://raw.githubusercontent.com/NetManAIOps/OmniAnomaly/"
     "7fb0e0acf89ea49908896bcc9f9e80fcfff6baf4/ServerMachineDataset/"
 )
-_ASIDE = "download"  # ends the name of the hidden folder for unfinished downloads
+_ASIDE = "download"  # end of the hidden folder's name for unfinished downloads
 
 # Called after each file with its name, the number of files done and of all files.
 Progress = Callable[[str, int, int], None]
 
 
 class Fetched(NamedTuple):
-    """Paths of a data set's files: those downloaded, and those already there and right."""
+    """Paths of a data set's files: downloaded ones, and those that already verified."""
 
     downloaded: tuple[Path, ...]
     skipped: tuple[Path, ...]
 
 
 class _Entry(NamedTuple):
-    """What one file of a data set must be."""
+    """Expected path, SHA-256 and size of one file of a data set."""
 
     name: str
     digest: str
     size: int
 
     def is_right(self, path: Path) -> bool:
-        """Whether the file at a path is this one."""
+        """Whether the file at a path has the expected size and SHA-256."""
         right = path.is_file() and path.stat().st_size == self.size
         return right and sha256(path) == self.digest
 
@@ -54,21 +54,21 @@ def fetch_smd(
 ) -> Fetched:
     """Downloads the 28 machines of SMD, about 500 MB in 112 files, into `destination`.
 
-    Files that are there and right are skipped; wrong ones are replaced.
+    Files that verify are skipped; others are replaced.
 
     Args:
         destination: folder for `train/`, `test/`, `test_label/`, `interpretation_label/`;
             `load_benchmark("smd", root=destination)` reads it.
         base_url: address of the published folder, or of a mirror of it.
         progress: called after each file with its name, the files done and all files.
-        retries: further tries for a file whose download fails.
+        retries: number of further attempts after a failed download of a file.
 
     Raises:
-        DataError: a file can't be downloaded or is wrong.
+        DataError: a file can't be downloaded or doesn't verify.
     """
     import pooch
 
-    # Log lines would break a progress bar; errors come as exceptions.
+    # Log lines would break a progress bar; errors are raised anyway.
     pooch.get_logger().setLevel(logging.CRITICAL)
     folder, entries = Path(destination), _registry()
     clear_leftovers(folder, (_ASIDE,))
@@ -104,25 +104,25 @@ def _registry() -> list[_Entry]:
 
 
 def _download(agent: Any, entry: _Entry, path: Path) -> None:
-    """Downloads one file and moves it to its place if it is right."""
+    """Downloads one file and moves it to its place if it verifies."""
     url = agent.get_url(entry.name)
     try:
         fetched = Path(agent.fetch(entry.name))
-        fetched.chmod(0o644)  # pooch leaves a temporary file's rights: owner only.
+        fetched.chmod(0o644)  # pooch keeps the permissions of a temporary file
         size = fetched.stat().st_size
         if size == entry.size:
             path.parent.mkdir(parents=True, exist_ok=True)
             fetched.replace(path)
     except (ValueError, OSError) as error:
-        # requests' errors are OSErrors; a wrong digest is a ValueError.
+        # requests' errors are OSErrors; a wrong checksum is a ValueError.
         reason = " ".join(str(error).split())
         raise DataError(
-            f"{entry.name} could not be fetched from {url} to {path.parent} ({reason}): "
-            "check network, mirror and disk, then run the command again; files that are "
-            "done are kept."
+            f"{entry.name} could not be downloaded from {url} to {path.parent} ({reason}): "
+            "check network, mirror and disk, then rerun the command; complete files "
+            "are kept."
         ) from None
     if size != entry.size:
         raise DataError(
             f"{entry.name} from {url} has {size} bytes, expected {entry.size}: "
-            "run the command again."
+            "rerun the command."
         )

@@ -1,10 +1,10 @@
-"""Readings of sensors at rates of their own as rows on an even grid.
+"""Resamples readings of sensors with different rates to rows on an even grid.
 
 Rows are one step apart, at whole multiples of the step: since 1970 (UTC for times with an
 offset), or since 0 for numbers. The row at t holds the mean of a tag's readings in
-(t − step, t], so it uses nothing from after t. Without one it holds the value of the row
-before, for up to `limit` rows; then, and before its first reading, a tag is missing. Rows
-more than `limit` steps behind the last reading of all tags are left out.
+(t − step, t], so it uses no reading after t. Without a reading it repeats the value of the
+row before, for up to `limit` rows; later, and before its first reading, a tag is missing.
+Rows more than `limit` steps after the last reading of any tag are left out.
 """
 
 import numpy as np
@@ -13,7 +13,7 @@ import pandas as pd
 from kdjax.data.cells import to_number
 from kdjax.errors import ConfigError, DataError
 
-_MOST = 2.0**53  # steps since 0 that a float64 counts exactly
+_MOST = 2.0**53  # most steps since 0 that a float64 counts exactly
 
 
 def parse_step(text: str | float) -> tuple[float, bool]:
@@ -29,19 +29,19 @@ def parse_step(text: str | float) -> tuple[float, bool]:
         step = np.nan
     if not 1e-9 <= step < np.inf:
         raise ConfigError(
-            f"data.step={text!r} is no step: give a duration such as 1min, 10s or 500ms, "
-            "or a number of seconds (of the time's unit where times are numbers)."
+            f"data.step={text!r} is not a step: give a duration such as 1min or 10s, "
+            "or a number of seconds (numeric times: a number in their unit)."
         )
     return float(step), number is None
 
 
 def step_of(text: str | float, *, dated: bool) -> float:
-    """A step from `parse_step` that is to divide times; DataError if it has no unit there."""
+    """A step from `parse_step` for these times; DataError if it has no unit there."""
     step, has_unit = parse_step(text)
     if has_unit and not dated:
         raise DataError(
-            f"step={text} is a duration, and the times are numbers: give the step "
-            "as a number in their unit, or dates as times."
+            f"step={text} is a duration, but the times are numbers: give the step as a "
+            "number in their unit, or use dates as times."
         )
     return step
 
@@ -65,9 +65,9 @@ def step_index(time: np.ndarray, step: float) -> np.ndarray:
     if not (np.abs(quotient) < _MOST).all():
         raise DataError(
             f"times up to {np.abs(time).max():g} are too many steps of {step:g}: correct "
-            "them, or set a larger step."
+            "the times, or set a larger step."
         )
-    # A multiple of the step is one although rounding puts the quotient beside it.
+    # Rounding may put the quotient of a multiple of the step just beside a whole number.
     nearest = np.rint(quotient)
     exact = np.abs(quotient - nearest) <= 4 * np.spacing(np.abs(quotient))
     return np.where(exact, nearest, np.ceil(quotient)).astype(np.int64)
@@ -102,7 +102,7 @@ def to_grid(
         value: `[R]` finite numbers.
         step: between rows, in seconds or in the unit of numeric times.
         tags: D.
-        limit: rows for which a tag holds its last value; None for any number.
+        limit: most rows for which a tag keeps its last value; None for any number.
 
     >>> time, tag = np.array([1.0, 9.0, 12.0, 41.0]), np.array([0, 0, 1, 0])
     >>> rows = to_grid(time, tag, np.array([2.0, 4.0, 7.0, 5.0]), step=10, tags=2, limit=1)
@@ -110,7 +110,7 @@ def to_grid(
     ([10, 20, 30, 50], [[3.0, nan], [3.0, 7.0], [nan, 7.0], [5.0, nan]])
     """
     index = step_index(time, step)
-    # The steps with a reading, and up to `limit` behind each.
+    # The steps with a reading, and up to `limit` after each.
     lengths, used = step_runs(index, limit)
     first = np.repeat(used - (np.cumsum(lengths) - lengths), lengths)
     steps = first + np.arange(len(first))
@@ -132,9 +132,9 @@ def fill_forward(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Missing cells of rows `[N, D]` filled with the last value of their channel.
 
-    A value is used for at most `limit` rows, for any number with None; then cells stay
+    A value is repeated for at most `limit` rows (None: any number); later cells stay
     missing. `last` `[D]` are the values before the first row, NaN for none, and `ages`
-    `[D]` the rows since; the result has those after the last row too.
+    `[D]` the rows since; the function also returns both as of the last row.
 
     >>> column, last = np.array([[np.nan], [5], [np.nan], [np.nan]]), np.array([7.0])
     >>> fill_forward(column, 1, last)[0].ravel()
@@ -143,7 +143,7 @@ def fill_forward(
     last = np.full(rows.shape[1], np.nan, rows.dtype) if last is None else last
     ages = np.zeros(rows.shape[1], np.int64) if ages is None else ages
     numbers = np.arange(1, len(rows) + 1)[:, None]
-    # The number of the row that a cell's value comes from, from 1; not above 0 for `last`.
+    # Row number from 1 of the source of a cell's value; 0 or below for `last`.
     source = np.where(np.isnan(rows), -ages, numbers)
     source = np.maximum.accumulate(source, axis=0)
     stacked = np.concatenate([last[None], rows])
@@ -158,7 +158,7 @@ def _nanoseconds(step: float) -> int:
 
 
 def step_runs(index: np.ndarray, limit: int | None) -> tuple[np.ndarray, np.ndarray]:
-    """Rows from each step with a reading to the next or the limit, and these steps."""
+    """Row counts from each step with a reading to the next or the limit; the steps."""
     used = np.unique(index)
     lengths = np.append(np.diff(used), 1)
     return lengths if limit is None else np.minimum(lengths, limit + 1), used

@@ -1,7 +1,7 @@
 """Rows from lines of a stream: CSV below a header, or JSON objects.
 
-A line at fault comes with its error, since the reader of a live stream decides whether to
-go on. Blank lines are skipped, but are missing cells where rows have a single column.
+A faulty line is returned with its error, since the caller decides whether to continue.
+Blank lines are skipped; where rows have a single column they are missing cells.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ from kdjax.errors import DataError, counted
 _SEPARATORS = (",", ";", "\t", "|")
 
 
-# How to read a line: text -> time, entity and parts, parts -> a `Line`; both raise
+# How to read a line: (text -> time, entity and parts), (parts -> a `Line`); both raise
 # DataError.
 _Format = tuple[Callable[[str], tuple[Any, str, Any]], Callable[[Any], "Line"]]
 
@@ -46,9 +46,9 @@ class Line(NamedTuple):
     number: int  # from 1, counting blank lines and the header
     time: Any  # a number or text; None without a time or if the line can't be split
     row: list[float]  # [D], NaN where missing; empty after an error
-    error: str = ""  # what is wrong with the line; empty if nothing
+    error: str = ""  # the fault of the line; empty without one
     entity: str = ""
-    tag: str = ""  # of a reading, whose row has its value alone
+    tag: str = ""  # of a reading, whose row has only its value
 
 
 def read_lines(
@@ -60,16 +60,16 @@ def read_lines(
 ) -> Iterator[Line]:
     """The lines of a stream one by one; JSON if the first begins with a brace.
 
-    CSV needs no header if its first line holds one number a channel. The time column is
+    CSV needs no header if its first line has one number per channel. The time column is
     by default that of `find_time`, by the names and the first row; ignored columns or
     keys are not read. DataError if the header lacks a channel or has an unknown column. In
-    long layout a line's row has its value alone, and ignored tags are missing. `may_lack`
-    are columns that need not be there.
+    long layout a line's row has only its value, and ignored tags are missing. Columns in
+    `may_lack` are optional.
 
     >>> list(read_lines(["time,b,a", "7,2,"], ["a", "b"]))
     [Line(number=2, time=7, row=[nan, 2.0], error='', entity='', tag='')]
     """
-    # The columns that the lines are to have: of long layout those of tags and values.
+    # The expected columns; in long layout those of tags and values.
     reading, values, tag = reading or Reading(), tuple(channels), ""
     if reading.long:
         values, tag = (reading.value_column,), reading.tag_column
@@ -103,7 +103,7 @@ def read_lines(
         cells: dict[str, Any] = dict.fromkeys(names)
         wanted = _among(wanted, cells, may_lack)
         if not wanted.time_column and _foreign(names, wanted):
-            # The first row may tell the time column.
+            # The values of the first row may identify the time column.
             following = next(numbered, (0, ""))
             numbered = chain([following] if following[0] else [], numbered)
             with contextlib.suppress(DataError):
@@ -121,12 +121,12 @@ def read_lines(
 
 
 def check_start(head: bytes) -> None:
-    """Raises DataError if standard input begins as a file that is no UTF-8 text."""
+    """Raises DataError if standard input begins as a file that is not UTF-8 text."""
     kind, _ = content_kind(head)
     if kind:
         todo = {
-            "gzip": "unpack it by gzip -dc",
-            "UTF-16 text": "convert it by iconv -f UTF-16 -t UTF-8",
+            "gzip": "unpack it with gzip -dc",
+            "UTF-16 text": "convert it with iconv -f UTF-16 -t UTF-8",
         }.get(kind, "write its rows as CSV")
         raise DataError(
             f"standard input holds {kind}, not lines of text: {todo} first."
@@ -134,7 +134,7 @@ def check_start(head: bytes) -> None:
 
 
 def _headerless(text: str, channels: Sequence[str]) -> str:
-    """The separator of a first line with one number a channel; empty for a header."""
+    """The separator of a first line with one number per channel; empty for a header."""
     if '"' in text:
         return ""
     for separator in reversed(_SEPARATORS):
@@ -152,15 +152,15 @@ def _csv(names: list[str], separator: str, wanted: Reading) -> _Format:
     places = [names.index(name) for name in wanted.channels]
     at = names.index(wanted.time_column) if wanted.time_column else None
     decimal, comma = "", separator != ","  # The mark is unknown until a cell has one.
-    truth: dict[str, bool] = {}  # by channel whether it holds truth values
-    # By channel the first cell in each form, see `_check_form`.
+    truth: dict[str, bool] = {}  # by channel, whether it has truth values
+    # By channel, the first cell of each form, see `_check_form`.
     forms: list[dict[str, str]] = [{} for _ in places]
 
     def split(text: str) -> tuple[Any, str, list[str]]:
         cells = _cells(text, separator)
         if len(cells) != len(names):
             raise DataError(
-                f"{counted(len(cells), 'cell')}, expected {len(names)}; complete it."
+                f"{counted(len(cells), 'cell')}, expected {len(names)}: complete it."
             )
         time = None if at is None else _time(cells[at])
         return time, "" if entity < 0 else _word(cells[entity]), cells
@@ -182,7 +182,7 @@ def _csv(names: list[str], separator: str, wanted: Reading) -> _Format:
                 _value(cells[i], names[i], wanted, place=i, comma=comma) for i in places
             ]
             words = True
-        # Most rows hold numbers alone, after others that did.
+        # The fast way for rows of numbers only, which most are.
         if words or len(truth) < len(own) or any(truth.values()) or line.tag:
             _check_truth(own, found, [line.tag] if line.tag else wanted.channels, truth)
         if comma:
@@ -204,7 +204,7 @@ def _csv(names: list[str], separator: str, wanted: Reading) -> _Format:
 
 
 def _line(wanted: Reading, entity: Any, tag: Any) -> Line:
-    """A line of missing cells, and whose they are."""
+    """A line of missing cells with its entity and its tag."""
     words = {"entity": entity, "tag": tag}
     found = {what: _word(word) for what, word in words.items()}
     for what, word in found.items():
@@ -231,7 +231,7 @@ def _cells(text: str, separator: str) -> list[str]:
 def _value(
     cell: Any, name: str, wanted: Reading, *, place: int = -1, comma: bool = False
 ) -> float:
-    """A cell as a number; `place` is that of its column, −1 for the key of an object."""
+    """A cell as a number; `place` is the index of its column, −1 for a key of JSON."""
     number = to_number(cell, comma=comma, missing=wanted.missing_values)
     if number is None:
         column, empty = f"{name!r}", "give null"
@@ -256,16 +256,16 @@ def _check_truth(
             continue
         if known.setdefault(channel, is_truth(cell)) != is_truth(cell):
             raise DataError(
-                f"{channel!r}: {cell!r} is not a number: a channel holds numbers or "
+                f"{channel!r}: {cell!r} is not a number: a channel has numbers or "
                 "truth values, not both; correct it."
             )
 
 
 def _check_form(cell: str, known: dict[str, str], column: str) -> None:
-    """DataError where 998 and 1.000 stand in one column without other decimals.
+    """DataError if a column has both 998 and 1.000 and no other decimals.
 
-    `known` has the first cell of each `number_form`, and is updated. Whole numbers behind
-    1.000 are one fault, which names 1.000, whose row was taken.
+    `known` has the first cell of each `number_form`, and is updated. Whole numbers after
+    1.000 are reported as a fault of 1.000, whose row was already scored.
     """
     form = number_form(cell)
     is_new = form not in known
@@ -297,9 +297,9 @@ def _json(wanted: Reading, may_lack: Collection[str]) -> _Format:
         try:
             found = json.loads(text, object_pairs_hook=unique_keys)
         except (RecursionError, ValueError) as error:
-            raise DataError(f"no JSON object ({error}); correct it.") from None
+            raise DataError(f"not a JSON object ({error}): correct it.") from None
         if not isinstance(found, dict):
-            raise DataError("no JSON object; give one with the channels as keys.")
+            raise DataError("not a JSON object: give one with the channels as keys.")
         if not settled:
             own = _among(wanted, found, may_lack)
         time = found.get(own.time_column) if own.time_column else None
@@ -314,7 +314,7 @@ def _json(wanted: Reading, may_lack: Collection[str]) -> _Format:
         if not found.keys() <= known or not found.keys() >= needed:
             time = own.time_column if own.time_column in found else ""
             _check_names(list(found), own._replace(time_column=time))
-        # A line at fault doesn't tell which keys there are.
+        # A faulty line doesn't determine the keys.
         settled = bool(own.time_column)
         line = _line(own, *(found.get(one) if one else "" for one in words))
         if line.tag in wanted.ignore:
@@ -340,13 +340,13 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _among(
     wanted: Reading, cells: Mapping[str, Any], may_lack: Collection[str]
 ) -> Reading:
-    """Without the columns that cells by name lack and may lack; with a time column."""
+    """`names` without the optional columns that are absent, and with a time column."""
     absent = {*may_lack} - {*cells}
     time, entity = ("" if name in absent else name for name in wanted[:2])
     wanted = wanted._replace(time_column=time, entity_column=entity)
     if time or not (left := _foreign(cells, wanted)):
         return wanted
-    # JSON keys may not be valid UTF-8, so they are objects; None where there is no row.
+    # JSON keys may be invalid UTF-8, so their type is object; None without a row.
     columns = pd.Index(left, dtype=object)
     frame = pd.DataFrame([[cells[name] for name in left]], None, columns, object)
     found = find_time(frame, Place(Path("the stream"), tuple(left)))
@@ -361,7 +361,7 @@ def _foreign(names: Iterable[str], wanted: Reading) -> list[str]:
 
 
 def _listed(names: Sequence[str]) -> str:
-    """Names for a message: a body without line ends has all its cells in its header."""
+    """Names for a message, at most some: a body without line ends is one long header."""
     some = [name if len(name) <= 60 else f"{name[:60]}…" for name in names[:40]]
     more = len(names) - len(some)
     return ", ".join(some) + f" and {more} more" * (more > 0)
@@ -384,15 +384,17 @@ def _check_names(names: Sequence[str], wanted: Reading) -> None:
     }
     if any(found.values()):
         wrong = [f"{what}: {_listed(some)}" for what, some in found.items() if some]
-        hint = "The first line names the columns of CSV; columns that are no channels "
-        hint += "have to be named as ignored, that of the time by data.time_column."
+        hint = (
+            "The first line of CSV names the columns; name columns other than channels "
+        )
+        hint += "as ignored, and that of the time by data.time_column."
         if foreign and not absent and not wanted.entity_column:
             name = foreign[0] if len(foreign) == 1 and foreign[0] else "NAME"
             hint += f" Rows of several machines need --entity_column={name}."
         if any(name.startswith(COMMENT) for name in names[:1]):
             hint = "The first line looks like a comment: remove it."
         elif not tag and len(absent) >= len(channels):
-            hint += " Lines with a reading each need --layout=long."
+            hint += " Lines with one reading each need --layout=long."
         expected = (
             "those of long layout"
             if tag

@@ -1,8 +1,8 @@
 """Inputs of many machines: a folder of files, a partitioned Parquet folder, one table.
 
-A machine is found by names alone, so that a folder of many is listed without being read;
-`read_machine` reads one. A table in one file is read as a whole and cut by its column of
-entities.
+Machines are found by names only, so that a folder of many is listed without being read;
+`read_machine` reads one. A table in one file is read as a whole and split by its entity
+column.
 """
 
 import os
@@ -33,17 +33,17 @@ class Machine(NamedTuple):
     frame: pd.DataFrame | None = None
     source: str = ""  # the table that the frame is from
     first_line: int = 0  # line of row 0 of the table, see `Place`
-    fault: str = ""  # why it can't be used
-    size: int = 0  # bytes of its files or of its frame, as a measure of cost
+    fault: str = ""  # why the machine can't be used
+    size: int = 0  # bytes of its files or of its frame, to estimate the cost
 
 
 def list_machines(path: str | os.PathLike[str], *, entity_column: str) -> list[Machine]:
     """The machines of an input, by name.
 
     Args:
-        path: a folder with a file for each machine, called by its name without endings, at
-            any depth; or with a folder `COLUMN=MACHINE` of Parquet files for each; or one
-            file with a column of entities, which is read as a whole.
+        path: a folder with a file for each machine at any depth, named by the file without
+            endings; or with a folder `COLUMN=MACHINE` of Parquet files for each; or one
+            file with an entity column, which is read as a whole.
         entity_column: of one file.
 
     Raises:
@@ -59,7 +59,7 @@ def list_machines(path: str | os.PathLike[str], *, entity_column: str) -> list[M
     if not path.is_dir():
         if not entity_column:
             raise ConfigError(
-                f"{path} is one file: name the column with its machines by "
+                f"{path} is one file: name the column of machines in "
                 "data.entity_column, or give a folder with a file for each."
             )
         table = open_table(path, text_columns={entity_column})
@@ -71,7 +71,7 @@ def list_machines(path: str | os.PathLike[str], *, entity_column: str) -> list[M
 def name_machines(
     path: str | os.PathLike[str], sizes: Mapping[Any, int]
 ) -> list[Machine]:
-    """The machines of a folder's files, given with their sizes; a URL's are text."""
+    """The machines of a folder's files, which come with their sizes; URLs are text."""
     found: dict[str, list[Any]] = {}
     parted = set()
     for file in sizes:
@@ -82,7 +82,7 @@ def name_machines(
         found.setdefault(entity or name_of(file), []).append(file)
     if not found:
         raise DataError(
-            f"{path} has no file of rows: expected endings of {', '.join(SUFFIXES)}."
+            f"{path} has no file of rows: expected file endings {', '.join(SUFFIXES)}."
         )
     machines = []
     for entity, files in sorted(found.items()):
@@ -91,8 +91,8 @@ def name_machines(
         whole = len(places) == 1 and (entity, *places) in parted
         if len(files) > 1 and not whole:
             fault = (
-                f"{counted(len(files), 'file')} are called so "
-                f"({', '.join(map(str, files[:3]))}): rename them, or leave one"
+                f"{counted(len(files), 'file')} have this name "
+                f"({', '.join(map(str, files[:3]))}): rename them, or keep one"
             )
         size = sum(sizes[file] for file in files)
         machines.append(Machine(entity, tuple(map(str, files)), fault=fault, size=size))
@@ -157,8 +157,8 @@ def read_machine(
 ) -> Series:
     """The series of a machine; `options` are those of `read_table`.
 
-    Of several files, such as the parts of a partition, the rows come in the order of
-    their names. Columns in `may_lack` need not be there; `exclude` may name the `others`.
+    Rows of several files, such as parts of a partition, are in the order of the file
+    names. Columns in `may_lack` are optional; `exclude` may name the `others`.
 
     Raises:
         DataError: a fault of the rows, or `machine.fault`.
@@ -188,8 +188,8 @@ def _read_machine(
         for path, table in zip(paths, tables, strict=True):
             if table.place.columns != tables[0].place.columns:
                 raise DataError(
-                    f"{path} has other columns than {paths[0]}: a partition's files must "
-                    "have the same."
+                    f"{path} has other columns than {paths[0]}: give all files of a "
+                    "partition the same columns."
                 )
         frame = pd.concat([table.read() for table in tables], ignore_index=True)
         table = frame_table(frame, str(paths[0].parent))
@@ -204,7 +204,7 @@ def _read_machine(
 
 
 def usual_channels(found: Sequence[Series]) -> tuple[str, ...]:
-    """The channels that most series have; of equally many those seen first.
+    """The channels that most series have; on a tie those of the first series.
 
     >>> import numpy as np
     >>> rows = np.zeros((1, 1), np.float32)

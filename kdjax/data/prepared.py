@@ -1,7 +1,7 @@
 """A data set ready for training: spans without gaps, split in time, and scalers.
 
-Excluded rows (`Series.excluded`) are in no span. Values may be missing (NaN), and may be
-memory maps, which only `training_windows` reads whole.
+Excluded rows (`Series.excluded`) are in no span. Values may be missing (NaN). They may
+be memory maps, which only `training_windows` reads whole.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -40,8 +40,8 @@ ROWS_PER_CHANNEL = 5
 class Entity(NamedTuple):
     """One entity's series and the use of its rows.
 
-    A pooled entity uses the pooled scaler, Gaussian and threshold: it has too few complete
-    validation rows for its own Gaussian, or a channel without fit rows.
+    A pooled entity uses the pooled scaler, Gaussian and threshold, because it has too few
+    complete validation rows for its own Gaussian, or a channel without fit rows.
     """
 
     train: Series  # rows to train and calibrate on, `without_outliers`
@@ -72,7 +72,7 @@ class Prepared(NamedTuple):
     pooled_scaler: Scaler
     window: int
     stride: int
-    context: tuple[int, ...] = ()  # places of channels that are seen, but not scored
+    context: tuple[int, ...] = ()  # indices of channels that are read, but not scored
 
 
 def prepare(
@@ -92,16 +92,16 @@ def prepare(
     Args:
         dataset: raw series.
         window: L.
-        stride: of the windows that validate, calibrate and test.
+        stride: of the windows for validation, calibration and test.
         max_gap: in median steps; no window crosses a longer step in time.
         validation: share of the rows before calibration, without the excluded ones.
-        calibration: share of all train rows but the excluded ones.
+        calibration: share of all train rows except the excluded ones.
         scaler: method of `fit_scaler`.
-        context: names of channels that are seen, but not scored.
-        todo: gives what to do about too few windows.
+        context: names of channels that are read, but not scored.
+        todo: returns the remedy for too few windows.
 
     Raises:
-        ConfigError: `context` doesn't name some of the channels, each once.
+        ConfigError: `context` must name some of the channels, each once.
         DataError: a test series is shorter than the window, there are fewer than two fit
             windows or no validation window, or a channel has no value in any fit row.
     """
@@ -113,8 +113,8 @@ def prepare(
     if not {*context} < {*channels} or len({*context}) < len(context):
         raise ConfigError(
             f"data.context={tuple(context)!r} must name channels of {dataset.name}, each "
-            f"once, and not all: {', '.join(channels)}. Remove what is no channel (or is in "
-            "data.ignore), and keep one to be scored."
+            f"once, and not all: {', '.join(channels)}. Remove names that are not channels "
+            "(or are in data.ignore), and leave at least one channel to score."
         )
     places = tuple(sorted(map(channels.index, context)))
     splits = [
@@ -134,7 +134,7 @@ def prepare(
     if any(map(len, pooled_pieces)) and len(absent):
         names = ", ".join(series.entity for series in dataset.train)
         raise DataError(
-            f"no value of {', '.join(channels[i] for i in absent)} in the rows that fit "
+            f"no value of {', '.join(channels[i] for i in absent)} in the fit rows "
             f"({names}): give rows with values of it, or train without the channel."
         )
     if not any(on_disk(series.values) for series in dataset.train):
@@ -149,7 +149,7 @@ def prepare(
         if not pooled:
             own = fit_scaler(fit[index], method=scaler, dtype=dtype)
         used, whole = _training_rows(train), _stretches(train, max_gap)
-        # Frozen calibration rows would move τ: by the longest runs of the rows before.
+        # Frozen calibration rows would change τ; the limits come from the rows before.
         before = intersect(whole, kept(len(train.values), split.calibration))
         longest = longest_unchanged(train.values, before, places)
         frozen, texts = frozen_rows(
@@ -196,13 +196,13 @@ def training_windows(
 
 
 def is_large(prepared: Prepared, memory_bytes: float) -> bool:
-    """Whether all train rows together, as float32, take more than `memory_bytes`."""
+    """Whether all train rows together, as float32, need more than `memory_bytes`."""
     rows = sum(len(entity.train.values) for entity in prepared.entities)
     return 4 * rows * len(prepared.channels) > memory_bytes
 
 
 def windows_source(prepared: Prepared, part: str, *, stride: int) -> WindowSource:
-    """The windows of `training_windows`, in its order, to be read on request."""
+    """The windows of `training_windows`, in its order, read on request."""
     spans = [getattr(entity.split, part) for entity in prepared.entities]
     return spans_source(prepared, spans, stride=stride)
 
@@ -223,7 +223,7 @@ def spans_source(
 
 
 def fit_rows(prepared: Prepared) -> Iterator[np.ndarray]:
-    """The scaled complete fit rows of all entities `[n, D]`; pieces for rows on disk."""
+    """The scaled complete fit rows of all entities `[n, D]`; chunks for rows on disk."""
     pieces = (
         _complete(apply_scaler(entity.scaler, piece))
         for entity in prepared.entities
@@ -236,7 +236,7 @@ def fit_rows(prepared: Prepared) -> Iterator[np.ndarray]:
 def training_ranges(prepared: Prepared) -> Ranges:
     """Ranges of train rows in the units of the file, `[E + 1, D]`.
 
-    One row an entity, and a last one of all; excluded rows don't count.
+    One row per entity, and a last one of all; excluded rows don't count.
     """
     own = [entity.ranges for entity in prepared.entities]
     low, high = (np.stack(side) for side in zip(*own, strict=True))
@@ -247,7 +247,7 @@ def training_ranges(prepared: Prepared) -> Ranges:
 
 
 def channel_notes(prepared: Prepared) -> list[str]:
-    """Sentences on channels that are constant or copies of others in the train rows."""
+    """Notes on channels that are constant or copies of others in the train rows."""
     notes, channels = [], prepared.channels
     for entity in prepared.entities:
         dead = dead_channels(np.stack(entity.ranges), channels)
@@ -262,7 +262,7 @@ def channel_notes(prepared: Prepared) -> list[str]:
 
 
 def value_notes(prepared: Prepared) -> list[str]:
-    """Sentences on train values that may need another form: counters, rounding, outliers."""
+    """Notes on train values that need conversion: counters, rounding, outliers."""
     notes, channels = [], prepared.channels
     for entity in prepared.entities:
         rows = _training_rows(entity.train)
@@ -271,25 +271,25 @@ def value_notes(prepared: Prepared) -> list[str]:
         if one_way:
             notes.append(
                 f"{entity.name}: only rising or only falling in the training rows: "
-                f"{', '.join(one_way)}; later values lie outside what is learnt here: name "
-                "such counters, ids and times in data.ignore, or give their differences"
+                f"{', '.join(one_way)}; later values lie outside the training range: put "
+                "such counters, ids and times in data.ignore, or use their differences"
             )
         if coarse:
             kind = entity.train.values.dtype
             notes.append(
-                f"{entity.name}: {', '.join(coarse)}: values are so large that {kind} rounds "
-                "away what lies between their steps, so small faults can't be seen: subtract a "
-                "constant before they are written, or leave such columns out (data.ignore)"
+                f"{entity.name}: {', '.join(coarse)}: the values are so large that {kind} "
+                "rounds away small changes, so that small faults are invisible: subtract a "
+                "constant before writing them, or put such columns in data.ignore"
             )
         notes += entity.notes
     return notes
 
 
 def without_outliers(series: Series) -> tuple[Series, tuple[str, ...]]:
-    """The series with its outliers interpolated, and notes on them; rows on disk stay.
+    """The series with its outliers interpolated, and notes on them; not for rows on disk.
 
-    In the train rows a single outlier would hide all smaller moves of its channel, by the
-    deviation of the residuals or by τ. `scaler.outliers` tells which cells are outliers.
+    In the train rows one outlier would hide all smaller changes of its channel, through
+    the deviation of the residuals or τ. `scaler.outliers` defines outliers.
     """
     if on_disk(series.values):
         return series, ()
@@ -342,9 +342,9 @@ def spans_of_its_own(
     validation: float,
     calibration: float,
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """Spans of the calibration rows and of all, frozen ones too, of a series alone.
+    """Spans of the calibration rows, and of all rows incl. frozen ones, of one series.
 
-    None if `prepare` can't give it a scaler and a Gaussian of its own.
+    None if `prepare` can't fit a scaler and a Gaussian to this series alone.
     """
     split = _split(train, window, max_gap, validation, calibration)
     pieces = [rows for rows in span_pieces(train.values, split.fit) if len(rows)]
@@ -370,8 +370,8 @@ def _test_spans(test: Series | None, window: int, max_gap: float) -> np.ndarray:
     spans = _stretches(test, max_gap)
     if not _count_windows(spans, window):
         raise DataError(
-            f"test series {test.entity!r} has {counted(len(test.values), 'row')} and no stretch "
-            f"of data.window={window} rows without a gap: give more rows, exclude fewer "
+            f"test series {test.entity!r} has {counted(len(test.values), 'row')}, but not "
+            f"data.window={window} rows without a gap: give more rows, exclude fewer "
             "or set a smaller data.window."
         )
     return spans
@@ -384,7 +384,7 @@ def _check_windows(
     for part, least in (("fit", 2), ("validation", 1)):
         found = sum(_count_windows(getattr(split, part), window) for split in splits)
         if found < least:
-            problem = "there is a single" if found else "no entity has a"
+            problem = "there is only one" if found else "no entity has a"
             longest = max(len(entity.train.values) for entity in entities)
             raise DataError(
                 f"{problem} {part} window: the longest train series "

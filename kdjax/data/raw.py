@@ -2,8 +2,8 @@
 
 Rows and columns count from 1 in messages. Text files add the line that an editor shows.
 
-Files are compared with the free memory before they are read: Linux kills a process that
-takes more than there is.
+A file's size is compared with the free memory before it is read: Linux kills a process
+that needs more than is free.
 """
 
 import contextlib
@@ -23,14 +23,14 @@ import numpy as np
 
 from kdjax.errors import DataError
 
-# What to do about text that is larger than the memory.
+# The remedy for text that needs more than the free memory.
 IN_PIECES = "convert it to Parquet, which is read in pieces, or give it in parts"
 _AGAIN = "copy or download the file again."
 # What numpy raises for damaged headers and arrays.
 _DAMAGE = (ValueError, TypeError, EOFError, SyntaxError, OverflowError, TokenError)
 # AttributeError: a .npy file under the name .npz. RuntimeError: encrypted members.
 _ZIP_DAMAGE = (BadZipFile, zlib.error, AttributeError, LookupError, RuntimeError)
-# First bytes of files that are not what their name says, what they are and what to do.
+# First bytes of files whose name is wrong, their kind and the remedy.
 _KINDS = (
     (b"\x1f\x8b", "gzip", "add .gz to its name, or unpack it"),
     (
@@ -39,14 +39,14 @@ _KINDS = (
         "unpack it, or save it as CSV",
     ),
     (b"\xd0\xcf\x11\xe0", "an Excel workbook", "save it as CSV"),
-    (b"PAR1", "Parquet", "let its name end in .parquet"),
-    (b"\x93NUMPY", "a NumPy array", "let its name end in .npy"),
+    (b"PAR1", "Parquet", "rename it to end in .parquet"),
+    (b"\x93NUMPY", "a NumPy array", "rename it to end in .npy"),
     (b"\xff\xfe", "UTF-16 text", "save it as UTF-8"),
     (b"\xfe\xff", "UTF-16 text", "save it as UTF-8"),
 )
 _PIECE_BYTES = 16_000_000  # unpacked at once from a gzip file
 _COVARIANCES = 4  # float64 matrices that exist at once while a Gaussian is fitted
-# A container's memory limit, its statistics and the entry there that can't be freed.
+# Files of a container: its memory limit, its statistics, and the entry of memory in use.
 _GROUP = "/sys/fs/cgroup/memory"
 _GROUPS = (
     (f"{_GROUP}.max", f"{_GROUP}.stat", "anon"),
@@ -58,7 +58,7 @@ Errors = tuple[type[Exception], ...]
 
 
 class Place(NamedTuple):
-    """Where a table comes from, for messages."""
+    """The source of a table, for messages."""
 
     path: Path
     columns: tuple[str, ...]  # names of all its columns
@@ -84,7 +84,7 @@ def where(place: Place, row: int, column: str = "") -> str:
 
 
 def others(count: int) -> str:
-    """The number of cells with the same fault as text, empty for one."""
+    """The number of cells with the same fault as text; empty for one."""
     return f" ({count} such cells in all)" if count > 1 else ""
 
 
@@ -101,13 +101,13 @@ def about(*paths: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def as_array(values: Any) -> np.ndarray:
-    """An array-like as a numpy array; masked cells are missing, so NaN.
+    """An array-like as a numpy array; masked cells become NaN.
 
     >>> as_array(np.ma.masked_equal([1.0, -999.0], -999))
     array([ 1., nan])
     """
     if isinstance(values, np.ma.MaskedArray):
-        kind = np.promote_types(values.dtype, np.float16)  # whole numbers have no NaN
+        kind = np.promote_types(values.dtype, np.float16)  # integers have no NaN
         return np.asarray(np.ma.filled(values.astype(kind), np.nan))
     return np.asarray(values)
 
@@ -122,8 +122,8 @@ def to_rows(
 ) -> np.ndarray:
     """`values` `[N, D]` as float32 or float64; DataError for a cell not finite in float32.
 
-    `columns` are the names of the D columns, by default all of the place's. `mask`
-    accepts NaN.
+    `columns` are the names of the D columns, by default all columns of `place`. `mask`
+    allows NaN.
     """
     columns = columns or place.columns
     with np.errstate(over="ignore"):
@@ -144,7 +144,7 @@ def to_rows(
 
 
 def to_labels(values: np.ndarray, place: Place, column: str) -> np.ndarray:
-    """Labels `[N]` as bool; DataError for one that is neither 0 nor 1."""
+    """Labels `[N]` as bool; DataError for a label that is neither 0 nor 1."""
     bad = np.flatnonzero((values != 0) & (values != 1))
     if len(bad):
         row = int(bad[0])
@@ -161,7 +161,7 @@ def reading(
 ) -> Iterator[None]:
     """Turns errors of reading a file of a kind into DataErrors.
 
-    `damage` are those of its content, besides OSErrors without a number.
+    `damage` are the errors of damaged content, besides OSErrors without a number.
     """
     damage = (*damage, OSError)
     try:
@@ -191,7 +191,7 @@ def read_bytes(path: Path) -> bytes:
             if not data.startswith(b"\x1f\x8b"):
                 check_content(path, data)
                 raise DataError(
-                    f"{path} is not gzip: take .gz off its name, or {_AGAIN}"
+                    f"{path} is not gzip: remove .gz from its name, or {_AGAIN}"
                 )
             pieces, size = [], 0
             with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
@@ -224,24 +224,24 @@ def check_text(path: Path, data: bytes) -> None:
 
 
 def content_kind(head: bytes) -> tuple[str, str]:
-    """The kind of a file that is no UTF-8 text by its first bytes, and what to do."""
-    # UTF-16 may lack its mark: a name in ASCII has every other byte 0.
+    """The kind of a file that is not UTF-8 text by its first bytes, and the remedy."""
+    # UTF-16 may lack its byte order mark: then every second byte of ASCII names is 0.
     if b"\0\0" in (head[:4:2], head[1:4:2]):
         head = b"\xff\xfe"
     return next((known[1:] for known in _KINDS if head.startswith(known[0])), ("", ""))
 
 
 def check_content(path: Path, head: bytes, *, own: str = "") -> None:
-    """Raises DataError if a file begins as one of a known kind but its `own`."""
+    """Raises DataError if a file begins as one of a known kind other than `own`."""
     kind, todo = content_kind(head)
     if kind not in ("", own):
-        raise DataError(f"{path} holds {kind}, not what its name says: {todo}.")
+        raise DataError(f"{path} holds {kind}, contrary to its name: {todo}.")
 
 
 def unreadable(path: Path, error: OSError) -> DataError:
     """The DataError for a file that the system can't open or read."""
     reason = error.strerror or str(error)
-    return DataError(f"{path} can't be read ({reason}): check the path and its rights.")
+    return DataError(f"{path} can't be read ({reason}): check path and permissions.")
 
 
 def read_npy(path: Path) -> np.ndarray:
@@ -254,7 +254,7 @@ def read_npy(path: Path) -> np.ndarray:
         warnings.catch_warnings(),
         path.open("rb") as file,
     ):
-        # numpy warns of headers that Python 2 wrote; they are read correctly.
+        # numpy warns about headers that Python 2 wrote, but reads them correctly.
         warnings.simplefilter("ignore", UserWarning)
         check_content(path, file.read(8), own="a NumPy array")
         file.seek(0)
@@ -271,7 +271,7 @@ def read_npy(path: Path) -> np.ndarray:
         size = path.stat().st_size
         if size != expected:
             raise DataError(
-                f"{path} has {size} bytes where its header, {dtype} of shape {shape}, "
+                f"{path} has {size} bytes, but its header ({dtype} of shape {shape}) "
                 f"needs {expected}: {_AGAIN}"
             )
         return np.load(path, mmap_mode="r", allow_pickle=False)
@@ -280,7 +280,7 @@ def read_npy(path: Path) -> np.ndarray:
 def read_npz(path: Path, name: str) -> np.ndarray:
     """The array `name` of a `.npz` file; other members are not read."""
     damage = (*_DAMAGE, *_ZIP_DAMAGE, MemoryError)
-    # Opened here, since np.load leaves a damaged file open.
+    # Opened here, since np.load doesn't close a damaged file.
     with reading(path, ".npz", damage), path.open("rb") as file:
         with np.load(file, allow_pickle=False) as archive:
             if f"{name}.npy" not in archive.zip.namelist():
@@ -288,10 +288,10 @@ def read_npz(path: Path, name: str) -> np.ndarray:
                     f"{path} has no array {name!r}: expected the arrays train and test."
                 )
             size = archive.zip.getinfo(f"{name}.npy").file_size
-            check_room(path, size, "give an array that fits")
+            check_room(path, size, "give a smaller array")
             array: np.ndarray = archive[name]
         if not isinstance(array, np.ndarray):  # numpy returns bytes otherwise
-            raise TypeError(f"{name} is no array")
+            raise TypeError(f"{name} is not an array")
         return array
 
 
@@ -301,12 +301,12 @@ def available_memory() -> float:
 
 
 def check_room(path: Path, needed: float, hint: str) -> None:
-    """Raises DataError if a file needs more bytes than are free; `hint`: what to do."""
+    """Raises DataError if a file needs more bytes than are free; `hint` is the remedy."""
     free = available_memory()
     if needed > free:
         raise DataError(
-            f"{path} takes {needed / 1e9:.3g} GB of memory or more, and {free / 1e9:.3g} "
-            f"GB are free: {hint}."
+            f"{path} needs at least {needed / 1e9:.3g} GB of memory, and only "
+            f"{free / 1e9:.3g} GB are free: {hint}."
         )
 
 
@@ -315,9 +315,9 @@ def check_width(channels: int) -> None:
     needed, free = _COVARIANCES * 8.0 * channels**2, available_memory()
     if needed > free:
         raise DataError(
-            f"{channels:,} channels take {needed / 1e9:.3g} GB of memory for the "
-            f"covariances of their errors, and {free / 1e9:.3g} GB are free: leave out or "
-            "join channels, or split them among several detectors."
+            f"{channels:,} channels need {needed / 1e9:.3g} GB of memory for the "
+            f"covariances of their errors, and only {free / 1e9:.3g} GB are free: remove "
+            "or merge channels, or split them among several detectors."
         )
 
 
@@ -331,7 +331,7 @@ def _of_machine() -> float:
 
 def _of_group(limit: str, statistics: str, taken: str) -> float:
     with contextlib.suppress(OSError, LookupError, ValueError):
-        # Without a limit the file holds a word.
+        # Without a limit the file contains a word.
         return float(Path(limit).read_text("ascii")) - _entry(statistics, taken)
     return math.inf
 

@@ -1,8 +1,8 @@
-"""Users' own files as series: CSV, Parquet and NumPy files of sensor channels.
+"""Readers of users' own files as series: CSV, Parquet and NumPy files of channels.
 
-A file holds one row a time step: channels, optionally a time column (found by name or
-content), an entity column and a label column (both only if named). A CSV file of time
-spans, such as maintenance, excludes rows.
+A file has one row per time step: channels, optionally a time column (found by name or
+content), an entity column and a label column (both only if named). A CSV file of spans of
+time, such as maintenance, excludes rows.
 """
 
 import math
@@ -29,8 +29,8 @@ from kdjax.data.times import clock_of, is_zoned, parse_time
 from kdjax.data.windowing import chunks, on_disk
 from kdjax.errors import DataError, counted
 
-_WHOLE_BYTES = 28  # of a cell while a file is read: in Arrow, pandas and numpy together
-# Columns that a file of spans may have; the last five are of events.
+_WHOLE_BYTES = 28  # memory per cell to read a file: Arrow, pandas and numpy together
+# Allowed columns of a file of spans; the last five are those of events.
 SPAN_COLUMNS = {
     "start", "end", "entity", "reason", "severity", "peak", "channels", "id", "kind"
 }  # fmt: skip
@@ -56,9 +56,9 @@ def read_table(
     exclude: str | os.PathLike[str] = "",
     dtype: Any = None,
 ) -> tuple[Series, ...]:
-    """The series of a file, one an entity in order of first appearance.
+    """The series of a file, one per entity in order of first appearance.
 
-    `Series.notes` counts the rows that were filled, left open, sorted or left out.
+    `Series.notes` counts the rows that were filled, left missing, sorted or left out.
 
     Args:
         path: `.csv`, `.tsv` or `.txt` (also `.gz` of them), `.parquet`, or `.npy` `[N, D]`.
@@ -69,7 +69,7 @@ def read_table(
         entity_column: column of entity names; by default all rows are one entity, named
             as the file.
         label_column: column of labels, 0 or 1; by default there are none.
-        ignore: columns that are no channels, whatever they hold; in long layout tags too.
+        ignore: columns that are not channels, with any content; in long layout tags too.
         missing: `error` refuses cells without a finite number, `ffill` repeats the
             entity's last value for up to `fill_limit` rows, `mask` gives NaN for missing
             cells and refuses infinite ones.
@@ -79,13 +79,13 @@ def read_table(
             of such rows.
         missing_values: markers of missing cells besides an empty cell, NA, N/A, NaN,
             NULL, None and #N/A in any case.
-        fill_limit: rows for which `ffill`, or `step`, repeats a value; then, and before
-            the first value, cells are NaN. None for any number.
-        layout: `wide` for a column a channel; `long` for a row a reading, which has a
-            time, a tag (the channel's name) and a value. Long needs a `step`.
+        fill_limit: most rows for which `ffill`, or `step`, repeats a value; later
+            cells, and cells before the first value, are NaN. None for any number.
+        layout: `wide` for one column per channel; `long` for one row per reading with
+            time, tag (the channel's name) and value. Long needs a `step`.
         tag_column, value_column: of long layout.
-        step: puts the readings on an even grid, see `kdjax.data.grid`: `1min`, `500ms`,
-            or a number of seconds, of the time's unit where times are numbers.
+        step: resamples the readings to an even grid, see `kdjax.data.grid`: `1min`,
+            `500ms`, or a number of seconds, or of the unit of numeric times.
         exclude: CSV of spans that fill `Series.excluded`; see `exclude_rows`.
         dtype: of the values, float32 or float64, such as that of a detector's scalers; by
             default float64 only where float32 would cost a channel more than a hundredth
@@ -113,15 +113,15 @@ def load_files(
 ) -> Dataset:
     """The data set of a train file and, if given, a test file; see `read_table`.
 
-    `options` are further ones of `read_table`. Test channels and entities are put in
-    the order of train's, test values in its dtype. The train file may lack the label
-    column, and the test file ignored columns, if there are both. `exclude` applies to
-    both files. For scoring, `may_lack` are columns that need not be there, `channels` those
-    of the detector, which may have no value, and `entity` names rows without an entity
-    column, by default as the file.
+    `options` are further ones of `read_table`. Test channels and entities are put in the
+    order of the train file, test values in its dtype. The train file may lack the label
+    column, and the test file ignored columns, if both files are given. `exclude` applies
+    to both. For scoring, columns in `may_lack` are optional, `channels` are those of the
+    detector, which may have no value, and `entity` names rows without an entity column, by
+    default as the file.
 
-    The series of a Parquet or `.npy` file whose numbers take more than `memory_bytes` as
-    float32, or more than the free memory, are memory maps. Text is always read whole.
+    Series of Parquet or `.npy` files are memory maps if their numbers need more than
+    `memory_bytes` as float32, or more than the free memory. Text is always read whole.
 
     >>> dataset = load_files("train.csv", test_path="test.csv")  # doctest: +SKIP
     >>> dataset.train[0].values.shape  # doctest: +SKIP
@@ -146,7 +146,7 @@ def load_files(
 
 
 def name_of(path: str | os.PathLike[str]) -> str:
-    """The entity of a file without a column of entities: its name without endings.
+    """The entity of a file without an entity column: its name without endings.
 
     >>> name_of("data/plant.csv.gz")
     'plant'
@@ -168,8 +168,8 @@ def match_channels(series: Series, channels: Sequence[str]) -> Series:
     if not isinstance(series, Series):
         raise DataError(
             f"the rows are of type {type(series).__name__}, expected a kdjax.data.series."
-            "Series: give one of those that kdjax.read_table returns, or Series('X', values, "
-            "channels) of an array [N, D] and the names of its columns."
+            "Series: give one that kdjax.read_table returns, or Series('X', values, "
+            "channels) with an array [N, D] and the names of its columns."
         )
     if isinstance(series.values, np.ma.MaskedArray):
         series = series._replace(values=as_array(series.values))
@@ -184,7 +184,7 @@ def match_channels(series: Series, channels: Sequence[str]) -> Series:
         wrong = [f"{what}: {', '.join(some)}" for what, some in found.items() if some]
         raise DataError(
             f"{series.entity}: channels differ from the {len(channels)} expected; "
-            f"{'; '.join(wrong)}. Rename, add or remove columns, or name those that are no "
+            f"{'; '.join(wrong)}. Rename, add or remove columns, or put those that are not "
             "channels in data.ignore."
         )
     order = [series.channels.index(name) for name in channels]
@@ -203,7 +203,7 @@ def _read(
     memory_bytes: float,
     may_lack: Collection[str],
 ) -> tuple[Series, ...]:
-    """The series of a file, which need not have the columns in `may_lack`."""
+    """The series of a file; columns in `may_lack` are optional."""
     npy = path.suffix.lower() == ".npy" and path.is_file()
     if npy and not reading.columns and not reading.step and reading.dtype != np.float64:
         values = read_npy(path)
@@ -227,9 +227,9 @@ def series_of(
     memory_bytes: float = math.inf,
     may_lack: Collection[str] = (),
 ) -> tuple[Series, ...]:
-    """The series of a table, which need not have the columns in `may_lack`.
+    """The series of a table; columns in `may_lack` are optional.
 
-    `name` is the entity where there is no column of entities. Channels that take more than
+    `name` is the entity without an entity column. Channels that need more than
     `memory_bytes` as float32, or more than the free memory, stay on disk.
     """
     absent = {*may_lack} - {*table.place.columns}
@@ -273,7 +273,7 @@ def _align(
 def exclude_rows(
     parts: Sequence[tuple[Series, ...]], path: Path, *, others: Collection[str] = ()
 ) -> list[tuple[Series, ...]]:
-    """The series of each file with `excluded` set and noted; `path` as in `row_spans`."""
+    """The series of each file with `excluded` and a note; `path` as in `row_spans`."""
     every, missed = row_spans(parts, path, others=others)
     found = []
     for series, own in zip(parts, every, strict=True):
@@ -299,13 +299,13 @@ def row_spans(
     also: str = "",
     others: Collection[str] = (),
 ) -> tuple[list[list[np.ndarray]], str]:
-    """Spans of rows `[S, 2]` of each series of each file, and a text on those without a row.
+    """Row spans `[S, 2]` of each series of each file, and a note on spans without a row.
 
     The CSV of spans has the columns `start` and `end` (inclusive) in the units of the
     series' time, or row numbers from 0 without times; optionally a column `entity`, empty
-    if a span applies to all entities, or `also` for the only one; `reason` and other columns
-    of a file of events are not read. An `end` that is a date means the end of that day.
-    `others` are further entities that spans may be of.
+    if a span applies to all entities. `also` is another name of the only entity. `reason`
+    and other columns of events are not read. An `end` that is a date means the end of that
+    day. `others` are further allowed entities.
     """
     frame, place, owners = _open_spans(path)
     known = [one.entity for one in parts[0]]
@@ -342,8 +342,8 @@ def row_spans(
 def read_spans(path: Path, clock: str) -> tuple[np.ndarray, np.ndarray]:
     """First and last times of spans `[S, 2]` and their entities `[S]`, empty for all.
 
-    The file is that of `row_spans`, or has no spans. `clock` is that of the data, see
-    `clock_of`; dates are whole ns since 1970, of UTC if they have a zone.
+    The file is as in `row_spans`, or has no spans. `clock` is that of the data, see
+    `clock_of`; dates are whole ns since 1970, in UTC if they have a zone.
     """
     frame, place, owners = _open_spans(path, empty=True)
     if not len(frame):
@@ -353,7 +353,7 @@ def read_spans(path: Path, clock: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def check_spans(path: Path) -> None:
-    """Refuses a file that `read_spans` can't read, but for its clock."""
+    """Raises the errors of `read_spans`, except those of its clock."""
     _open_spans(path, empty=True)
 
 
@@ -366,7 +366,7 @@ def _open_spans(
     if not {"start", "end"} <= {*place.columns} <= SPAN_COLUMNS:
         raise DataError(
             f"{path} has the columns {', '.join(place.columns)}: expected start and "
-            "end, and if need be entity and reason."
+            "end, and optionally entity and reason."
         )
     if "entity" not in place.columns:
         return frame, place, np.full(len(frame), "", object)
@@ -378,8 +378,8 @@ def _check_owners(owners: np.ndarray, place: Place, known: Sequence[str]) -> Non
     for row, owner in enumerate(owners):
         if owner and owner not in known:
             raise DataError(
-                f"{where(place, row, 'entity')}: the data have no entity {owner!r}; "
-                f"expected {', '.join(known)}, or nothing for all."
+                f"{where(place, row, 'entity')}: the data have no entity {owner!r}: "
+                f"expected {', '.join(known)}, or an empty cell for all."
             )
 
 
@@ -394,11 +394,11 @@ def _bounds(frame: pd.DataFrame, place: Place, clock: str) -> np.ndarray:
         if np.issubdtype(times.dtype, np.datetime64) != dated:
             numbers = "numbers" if clock else "row numbers from 0"
             need = "times such as 2024-01-31 23:59:00" if dated else numbers
-            raise DataError(f"{here}, where the data need {need}; convert the column.")
+            raise DataError(f"{here}, but the data need {need}: convert the column.")
         if dated and is_zoned(dtype) != zoned:
             data = "have a time zone" if zoned else "have no time zone"
             raise DataError(
-                f"{here}, while the times of the data {data}; write both alike."
+                f"{here}, but the times of the data {data}: write both alike."
             )
         if dated and name == "end" and not pd.api.types.is_datetime64_dtype(column):
             days = column.astype(str).str.strip().str.fullmatch(r"\d{4}-\d\d-\d\d")
@@ -410,6 +410,6 @@ def _bounds(frame: pd.DataFrame, place: Place, clock: str) -> np.ndarray:
         row = int(turned[0])
         raise DataError(
             f"{where(place, row)}: the end {frame['end'].iloc[row]} is before the start "
-            f"{frame['start'].iloc[row]}; correct it."
+            f"{frame['start'].iloc[row]}: correct it."
         )
     return bounds

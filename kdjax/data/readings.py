@@ -27,7 +27,7 @@ from kdjax.data.tables import Table
 from kdjax.data.times import TimeForm, Times, arrange, is_zoned, time_form, time_text
 from kdjax.errors import DataError, counted
 
-_CELL_BYTES = 40  # of a reading, or a cell of the grid, while both exist
+_CELL_BYTES = 40  # memory of a reading, or a cell of the grid, while both exist
 _PARTS = (
     "give the readings in parts, set a larger data.step, or a smaller data.fill_limit"
 )
@@ -36,11 +36,11 @@ _PARTS = (
 def grid_series(
     table: Table, *, reading: Reading, name: str, may_lack: Collection[str] = ()
 ) -> tuple[Series, ...]:
-    """The series of a table of readings; `name` is the entity if no column has it.
+    """The series of a table of readings; `name` is the entity without an entity column.
 
-    In long layout `reading.channels` are the tags that may come; one without a reading is
-    missing. Without them all tags are channels, in the order of their names. `may_lack`
-    are ignored names that need not be there.
+    In long layout `reading.channels` are the allowed tags; a tag without a reading is
+    missing. Without them all tags are channels, sorted by name. `may_lack` are ignored
+    names that are optional.
     """
     check_room(
         table.place.path, _CELL_BYTES * table.rows * len(table.place.columns), _PARTS
@@ -49,7 +49,7 @@ def grid_series(
     place, reading, times = found.place, found.reading, found.times
     if times is None:
         raise DataError(
-            f"{place.path} has no time column, and data.step={reading.step} needs one: "
+            f"{place.path} has no time column, which data.step={reading.step} needs: "
             "name it as time_column."
         )
     time = times.values
@@ -123,7 +123,7 @@ def grid_series(
 
 
 def _form(times: Times, rows: np.ndarray) -> TimeForm:
-    """How the times of a grid are written; those of the readings may be coarser."""
+    """The form of a grid's times; those of the readings may be coarser."""
     if not is_zoned(times.dtype):
         return TimeForm()
     form = time_form(times, rows[np.argsort(times.values[rows], kind="stable")])
@@ -139,8 +139,8 @@ def _tags(
     used = {*reading.columns, reading.time_column}
     if foreign := [name for name in place.columns if name not in used]:
         raise DataError(
-            f"{place.path}: the columns {', '.join(foreign)} have no meaning in long "
-            "layout: name them in data.ignore, or one as entity_column."
+            f"{place.path}: columns {', '.join(foreign)} are not used in long layout: "
+            "put them in data.ignore, or name one as entity_column."
         )
     groups = entity_rows(found.frame, column, "", place, "tag")
     check_ignored(reading.channels, ignore)
@@ -149,17 +149,17 @@ def _tags(
         if tag not in names and tag not in ignore:
             raise DataError(
                 f"{where(place, int(rows[0]), column)}: the tag {tag!r} is none of the "
-                f"{len(names)} channels ({', '.join(names)}): remove its rows, or name it "
+                f"{len(names)} channels ({', '.join(names)}): remove its rows, or put it "
                 "in data.ignore."
             )
     absent = {*ignore} - {*groups} - {*place.columns} - {*may_lack}
     if absent:
         raise DataError(
-            f"{place.path} has no column or tag {', '.join(sorted(absent))}: name in "
-            "data.ignore only what is there."
+            f"{place.path} has no column or tag {', '.join(sorted(absent))}: remove it "
+            "from data.ignore."
         )
     if not names:
-        raise DataError(f"{place.path} has no tag that is not ignored.")
+        raise DataError(f"{place.path} has no tag besides those of data.ignore.")
     tags = np.full(len(found.frame), -1)
     for number, tag in enumerate(names):
         tags[groups.get(tag, [])] = number
@@ -170,7 +170,7 @@ def _values(found: Assigned, tags: np.ndarray) -> np.ndarray:
     """The value of each reading, `[N]`, NaN where it is missing or its tag ignored."""
     column, values = found.reading.value_column, np.full(len(tags), np.nan)
     order = np.argsort(tags, kind="stable")
-    # Tag by tag: one may have truth values, another numbers.
+    # Tag by tag: one may have truth values and another numbers.
     for rows in np.split(order, np.flatnonzero(np.diff(tags[order])) + 1):
         if tags[rows[0]] < 0:
             continue
@@ -189,7 +189,7 @@ def _distinct(
     values: np.ndarray,
     names: Sequence[str],
 ) -> tuple[np.ndarray, list[str]]:
-    """An entity's readings by tag and time, one of each; and notes. Their order is free."""
+    """An entity's readings, one per tag and time, in any order; and notes."""
     assert found.times is not None
     time = found.times.values
     rows = rows[np.lexsort((time[rows], tags[rows]))]  # stable
@@ -202,7 +202,7 @@ def _distinct(
         raise DataError(
             f"{where(found.place, int(second))}: the tag {names[tags[first]]!r} has two "
             f"values at {when} (first in row {first + 1}){others(len(differs))}; remove "
-            "one, set data.duplicates=last, or name the entity_column if the file holds "
+            "one, set data.duplicates=last, or name the entity_column if the file has "
             "several entities."
         )
     kept, notes = np.ones(len(rows), bool), []
@@ -225,6 +225,6 @@ def _missing_error(
         since, todo = f" in the {limit} steps", ", or set a larger data.fill_limit"
     return DataError(
         f"{found.place.path}: {entity} has no value of {name!r} at {when}"
-        f"{others(int(absent.sum()))}: no reading then or{since} before; leave such "
-        f"cells open by data.missing=mask{todo}, or leave out {name!r} by data.ignore."
+        f"{others(int(absent.sum()))}: no reading then or{since} before; set "
+        f"data.missing=mask to allow it{todo}, or put {name!r} in data.ignore."
     )

@@ -1,4 +1,4 @@
-"""Scalers: one offset and one scale a channel, learnt from the fit rows only.
+"""Scalers: one offset and one scale per channel, fitted on the fit rows only.
 
 `values -> (values - offset) / scale` in float32; an exported model does the same two
 operations on the same bits. The paper only says that the data are normalised.
@@ -7,9 +7,9 @@ Where float32 would cost a channel more than a hundredth of its noise (`needs_fl
 such as 1.7e9 + signal, offset and scale are float64: rows are then centred in float64, and
 the result is float32. Rows enter a detector in the dtype of its scaler.
 
-Rows on disk come in pieces: `quantile` and `minmax` are then the same to the bit, `zscore`
-merges moments in float64, `robust` sorts as many whole channels at once as `COLUMN_BYTES`
-holds.
+Rows on disk are read in chunks: `quantile` and `minmax` are bit-identical, `zscore` merges
+moments in float64, and `robust` sorts as many whole channels at once as fit into
+`COLUMN_BYTES`.
 """
 
 import warnings
@@ -23,20 +23,19 @@ from kdjax.errors import ConfigError, DataError, check_choice
 
 METHODS = ("quantile", "minmax", "zscore", "robust", "none")
 
-COLUMN_BYTES = 1_000_000_000  # of rows in pieces whose channels are sorted at once
-SAMPLED = 50_000  # evenly spaced rows at most that tell quantiles and noise
-
+COLUMN_BYTES = 1_000_000_000  # most bytes of channels on disk that are sorted at once
+SAMPLED = 50_000  # most evenly spaced rows to estimate quantiles and noise
 _TAIL = 0.01  # share of the rows on either side that `quantile` leaves out
-_LOSS = 0.01  # of a channel's noise: what rounding to float32 may cost it
+_LOSS = 0.01  # most rounding to float32, as a share of a channel's noise
 _COARSE = 2  # noise of a channel that moves by single roundings, in their size
 _FAR = 10  # distances beyond the outer quantiles
-_RARE = 0.002  # share of rows with another value than the row before, of outliers only
+_RARE = 0.002  # share of rows that differ from the row before, if only outliers do
 _ROUNDING = 8 * np.finfo(np.float64).eps
 _SAMPLED_CELLS = 10_000_000
 
 
 class Scaler(NamedTuple):
-    """An affine map a channel.
+    """An affine map per channel.
 
     Attributes:
         offset: `[D]` float32 or float64, subtracted first, in this dtype.
@@ -48,26 +47,26 @@ class Scaler(NamedTuple):
 
 
 def fit_scaler(values: Any, *, method: str, dtype: Any = None) -> Scaler:
-    """The scaler of rows `[N, D]`; rare outliers don't move `quantile` and `robust`.
+    """The scaler of rows `[N, D]`; rare outliers don't change `quantile` and `robust`.
 
-    A channel without spread is divided by its noise (`noise_of`), or where it is constant
-    by its magnitude up to 1, so that 7e-6 that doubles is seen as 0.7 that doubles.
+    A channel without spread is divided by its noise (`noise_of`). A constant channel is
+    divided by its magnitude up to 1: then doubling 7e-6 has the effect of doubling 0.7.
 
     Args:
-        values: `[N, D]` rows to learn from, or a list of pieces of them; NaN is missing, as
-            are masked cells.
+        values: `[N, D]` rows to fit, or a list of chunks of them; NaN and masked cells are
+            missing.
         method: `minmax` maps to [0, 1]; `zscore` to mean 0 and deviation 1; `robust` to
-            median 0 and interquartile range 1; `quantile` as `robust`, but divided by a
-            tenth of the range between the first and the last percentile at least, and
-            by the noise; `none` changes nothing.
+            median 0 and interquartile range 1; `quantile` as `robust`, but divided by at
+            least the noise and a tenth of the range between the first and the last
+            percentile; `none` changes nothing.
         dtype: of the scaler, float32 or float64; by default float64 only where the rows
             need it, see `needs_float64`.
 
     Raises:
-        ConfigError: the method is unknown, or `robust` would have to sort channels that
-            are larger than `COLUMN_BYTES`.
-        DataError: there are no rows, a channel has no value, or values are further apart
-            than float32 reaches.
+        ConfigError: the method is unknown, or `robust` would sort channels larger than
+            `COLUMN_BYTES`.
+        DataError: there are no rows, a channel has no value, or its range exceeds
+            float32.
 
     >>> fit_scaler(np.array([[0.0, 7.0], [4.0, 7.0]]), method="minmax").scale
     array([4., 1.], dtype=float32)
@@ -79,14 +78,14 @@ def fit_scaler(values: Any, *, method: str, dtype: Any = None) -> Scaler:
     if not filled:
         shape = pieces[0].shape if pieces else (0,)
         raise DataError(
-            f"A scaler needs rows [N, D], got shape {shape}: "
+            f"a scaler needs rows [N, D], got shape {shape}: "
             "give more rows or a smaller data.validation and data.calibration."
         )
     low, high = limits(filled)
     unseen = np.flatnonzero(np.isnan(low))
     if len(unseen):
         raise DataError(
-            f"Channel {unseen[0] + 1} of {len(low)} has no value in the "
+            f"channel {unseen[0] + 1} of {len(low)} has no value in the "
             f"{sum(map(len, filled))} rows that fit its scaler: remove it or give rows "
             "with values."
         )
@@ -97,9 +96,9 @@ def fit_scaler(values: Any, *, method: str, dtype: Any = None) -> Scaler:
     wide = np.flatnonzero(scale > np.finfo(np.float32).max)
     if len(wide):
         raise DataError(
-            f"Channel {wide[0] + 1} of {len(scale)} spreads over {scale[wide[0]]:.1e} in "
-            "the rows that fit its scaler, more than float32 holds (3.4e38): correct "
-            "its values."
+            f"channel {wide[0] + 1} of {len(scale)} has a range of {scale[wide[0]]:.1e} in "
+            "the rows that fit its scaler, beyond float32 (3.4e38): correct its "
+            "values."
         )
     scale = scale.astype(dtype)
     # After the cast: a range that underflows would divide by zero.
@@ -121,8 +120,8 @@ def apply_scaler(scaler: Scaler, values: Any) -> Any:
         values = as_array(values)
     elif values.dtype != scaler.offset.dtype == np.float64:
         raise DataError(
-            f"this scaler needs rows in float64, and the JAX array is {values.dtype}: scale "
-            "numpy rows before they go to a device, or use jax.enable_x64."
+            f"this scaler needs rows in float64, but the JAX array is {values.dtype}: "
+            "scale numpy rows instead, or use jax.enable_x64."
         )
     with np.errstate(over="ignore"):
         rows = values.astype(scaler.offset.dtype, copy=False)
@@ -151,8 +150,8 @@ def is_constant(low: np.ndarray, high: np.ndarray) -> np.ndarray:
 def noise_of(pieces: Sequence[np.ndarray]) -> np.ndarray:
     """Noise of each channel `[D]`, the robust deviation of its steps; 0 without steps.
 
-    That is 1.4826·median|Δ| / √2 over successive rows of other values. Where no more
-    than one row in 500 has another value than the row before, these are outliers.
+    It is 1.4826·median|Δ| / √2 over successive rows that differ. Where at most one row in
+    500 differs from the row before, these steps count as outliers.
 
     >>> noise_of([np.array([[5.0, 1], [5, 3], [7, 1], [7, 3], [5, 3], [7, 3]])]).round(3)
     array([2.097, 2.097])
@@ -170,10 +169,10 @@ def noise_of(pieces: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def needs_float64(pieces: Sequence[np.ndarray]) -> np.ndarray:
-    """Channels `[D]` that float32 costs more than a hundredth of their noise.
+    """Channels `[D]` for which float32 costs more than a hundredth of their noise.
 
-    The cost is the distance of float32 numbers at the channel's largest magnitude. A
-    channel without noise needs float64 where a move by its scale would be lost.
+    The cost is the spacing of float32 numbers at the channel's largest magnitude. A
+    channel without noise needs float64 if a change by its scale would be lost.
 
     >>> signal = np.sin(np.arange(9.0))[:, None]
     >>> needs_float64([signal + [0, 1.7e9]])
@@ -189,10 +188,10 @@ def needs_float64(pieces: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def is_coarse(pieces: Sequence[np.ndarray]) -> np.ndarray:
-    """Whether the dtype of the rows rounds away what channels `[D]` held.
+    """Whether the dtype of the rows rounded away small changes of channels `[D]`.
 
-    These move by the distance of numbers in that dtype. Beyond 2**53, where whole numbers
-    are rounded, a hundredth of the noise, or of the range without noise, is enough.
+    Such channels change by the spacing of numbers in that dtype. Beyond 2**53, where whole
+    numbers are rounded, a hundredth of the noise (or of the range) is enough.
 
     >>> is_coarse([2.0**54 + np.arange(99.0)[:, None]])
     array([ True])
@@ -205,9 +204,9 @@ def is_coarse(pieces: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def outliers(rows: np.ndarray) -> np.ndarray:
-    """Cells of rows `[N, D]` far from the others, in one row of 1,000 at most.
+    """Cells of rows `[N, D]` far from the others, in at most one row of 1,000.
 
-    Far is beyond the first and the last percentile by ten times their distance, or ten
+    Far means beyond the first or last percentile by ten times their distance, or by ten
     times the scale of `quantile`.
 
     >>> outliers(np.array([[0.0], [1], [900], [0], [2], [1]])).ravel()
@@ -222,7 +221,7 @@ def outliers(rows: np.ndarray) -> np.ndarray:
 
 
 def along(numbers: Any, values: Any) -> Any:
-    """`[D]` with the axes of values `[…, D]`, as JAX's strictest rank promotion asks.
+    """`[D]` with the axes of values `[…, D]`, for JAX's strict rank promotion.
 
     >>> along(np.zeros(3), np.zeros((5, 2, 3))).shape
     (1, 1, 3)
@@ -269,7 +268,7 @@ def _quantile_scale(pieces: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarra
 def _quantiles(pieces: Sequence[np.ndarray]) -> np.ndarray:
     """First percentile, quartiles and last percentile of channels, `[5, D]`; NaN for none.
 
-    Among few rows, at least the lowest and the highest lie outside.
+    At least the lowest and the highest row lie outside, even of few rows.
     """
     rows = _taken(pieces, _spaced(pieces))
     tail = min(max(_TAIL, 1.5 / len(rows)), 0.5)
@@ -287,7 +286,7 @@ def _still(pieces: Sequence[np.ndarray], offset: np.ndarray) -> np.ndarray:
 
 
 def _spacing(pieces: Sequence[np.ndarray], dtype: Any) -> np.ndarray:
-    """Distance of numbers of a dtype at each channel's largest magnitude, `[D]`."""
+    """Spacing of numbers of a dtype at each channel's largest magnitude, `[D]`."""
     low, high = limits(pieces)
     largest = np.nan_to_num(np.fmax(np.abs(low), np.abs(high)))
     with np.errstate(over="ignore", invalid="ignore"):
@@ -296,14 +295,14 @@ def _spacing(pieces: Sequence[np.ndarray], dtype: Any) -> np.ndarray:
 
 
 def _spaced(pieces: Sequence[np.ndarray], *, reach: int = 0) -> np.ndarray:
-    """Evenly spaced places in all pieces together, `reach` rows before the last at most."""
+    """Evenly spaced indices in all pieces together, at most `reach` before the last."""
     count = sum(map(len, pieces)) - reach
     most = max(min(SAMPLED, _SAMPLED_CELLS // max(pieces[0].shape[1], 1)), 1)
     return np.arange(0, count, max(-(-count // most), 1))
 
 
 def _taken(pieces: Sequence[np.ndarray], places: np.ndarray) -> np.ndarray:
-    """The rows at ascending places in all pieces together, `[n, D]` float64."""
+    """The rows at ascending indices in all pieces together, `[n, D]` float64."""
     stops = np.cumsum([len(piece) for piece in pieces])
     owners = np.searchsorted(stops, places, side="right")
     parts = [
@@ -314,7 +313,7 @@ def _taken(pieces: Sequence[np.ndarray], places: np.ndarray) -> np.ndarray:
 
 
 def _mean_and_deviation(pieces: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Of each channel's values, with moments of pieces merged in float64."""
+    """Mean and deviation of each channel, with moments of pieces merged in float64."""
     count, mean, variance = np.zeros((3, pieces[0].shape[1]))
     for piece in pieces:
         rows = np.asarray(piece, np.float64)
@@ -338,8 +337,8 @@ def _quartiles(pieces: Sequence[np.ndarray]) -> np.ndarray:
     at_once = width if len(pieces) == 1 else COLUMN_BYTES // (8 * rows)
     if not at_once:
         raise ConfigError(
-            f"data.scaler='robust' sorts each channel whole, and one of {rows:,} rows "
-            f"takes more than {COLUMN_BYTES / 1e9:g} GB: use minmax or zscore."
+            f"data.scaler='robust' sorts whole channels, and one of {rows:,} rows needs "
+            f"more than {COLUMN_BYTES / 1e9:g} GB: use minmax or zscore."
         )
     found = []
     for first in range(0, width, at_once):

@@ -1,4 +1,4 @@
-"""Columns of a table get their roles (time, entity, label, channel) and become series.
+"""Assigns roles (time, entity, label, channel) to the columns of a table; makes series.
 
 Tables that are too large for the memory are copied in chunks to a temporary file.
 """
@@ -34,25 +34,25 @@ MISSING = ("error", "ffill", "mask")
 LAYOUTS = ("wide", "long")
 ORDERS = ("strict", "sort")
 DUPLICATES = ("error", "last")
-FEW_VALUES = 3  # of a column of numbers that may be a quality or a state
+FEW_VALUES = 3  # distinct numbers of a column that may be a quality or a state
 
 _HEAD = 65_536  # rows of a large table read at once to find and read its time column
 
 
 class Advice(NamedTuple):
-    """What a message says to do about text in a column of numbers."""
+    """The remedy that messages give for text in a column of numbers."""
 
     text: str
-    marker: str = ""  # about a marker of missing values; empty if there can be none
+    marker: str = ""  # for a marker of missing values; empty if there can be none
 
 
 _MARKER = "name it in data.missing_values"
 IN_FILE = Advice(
-    "correct it, or name a column that is no channel as data.time_column, "
+    "correct it, or name a column that is not a channel as data.time_column, "
     "data.entity_column or in data.ignore",
     _MARKER,
 )
-# In a column that a detector needs.
+# For a column that a detector needs.
 IN_CHANNEL = Advice("correct it", _MARKER)
 
 
@@ -67,13 +67,13 @@ class Reading(NamedTuple):
     order: str = "strict"
     duplicates: str = "error"
     missing_values: tuple[str, ...] = ()
-    fill_limit: int | None = None  # rows that a value is repeated at most
+    fill_limit: int | None = None  # most rows that repeat a value
     dtype: Any = None  # of rows; None: float64 only where a channel needs it
     layout: str = "wide"
     tag_column: str = "tag"
     value_column: str = "value"
     step: str | float = ""
-    channels: tuple[str, ...] = ()  # of the detector that is to score the rows, if any
+    channels: tuple[str, ...] = ()  # of the detector that scores the rows, if any
 
     @property
     def long(self) -> bool:
@@ -82,23 +82,23 @@ class Reading(NamedTuple):
 
     @property
     def columns(self) -> list[str]:
-        """The columns that are no channels, as far as they are named."""
+        """The named columns that are not channels."""
         own = (self.tag_column, self.value_column) if self.long else ()
         return [name for name in (*self[:3], *own, *self.ignore) if name]
 
 
 class Assigned(NamedTuple):
-    """A table whose columns have their reading."""
+    """A table whose columns have roles."""
 
     frame: pd.DataFrame
     place: Place
     reading: Reading
-    groups: dict[str, np.ndarray]  # row numbers of each entity, as they appear first
+    groups: dict[str, np.ndarray]  # row numbers of each entity, in order of appearance
     times: Times | None
 
 
 def check_reading(reading: Reading) -> None:
-    """Raises ConfigError for an unknown choice, no step, or a layout without one."""
+    """Raises ConfigError for an unknown choice, or long layout or grid without a step."""
     choices = {
         "missing": MISSING, "order": ORDERS, "duplicates": DUPLICATES, "layout": LAYOUTS,
     }  # fmt: skip
@@ -108,26 +108,24 @@ def check_reading(reading: Reading) -> None:
         parse_step(reading.step)
     elif reading.layout == "long":
         raise ConfigError(
-            "data.layout=long needs data.step, the time between the rows that the "
-            "readings make, such as 1min."
+            "data.layout=long needs data.step, the time between rows of the grid, such "
+            "as 1min."
         )
 
 
 def check_ignored(channels: Sequence[str], ignore: Collection[str]) -> None:
-    """Raises ConfigError if a channel of a detector is to be ignored."""
+    """Raises ConfigError if `ignore` contains a channel of the detector."""
     if both := [name for name in channels if name in ignore]:
-        raise ConfigError(
-            f"{', '.join(both)} can't be ignored: each channel of the detector is needed."
-        )
+        raise ConfigError(f"{', '.join(both)} can't be ignored: the detector needs it.")
 
 
 def assign_roles(
     table: Table, *, reading: Reading, name: str, large: bool = False
 ) -> Assigned:
-    """The columns of a table by their reading.
+    """The columns of a table by their roles.
 
-    `name` is the entity if there is no column of entities. Of a `large` table only
-    columns that are no channels are read.
+    `name` is the entity without an entity column. Of a `large` table only columns that are
+    not channels are read.
     """
     place = table.place
     _check_columns(reading, place)
@@ -144,7 +142,7 @@ def assign_roles(
 def to_series(
     table: Table, *, reading: Reading, name: str, large: bool
 ) -> tuple[Series, ...]:
-    """The series in a table with a column for each channel, one an entity.
+    """The series of a table with one column per channel, one per entity.
 
     Entities are in order of first appearance; see `assign_roles`.
 
@@ -154,7 +152,7 @@ def to_series(
     found = assign_roles(table, reading=reading, name=name, large=large)
     try:
         series = _row_series(table, found, large)
-        if series is None:  # Read again, since such files are rare.
+        if series is None:  # Such files are rare: they are read again.
             wide = reading._replace(dtype=np.float64)
             found = assign_roles(table, reading=wide, name=name, large=large)
             series = _row_series(table, found, large)
@@ -168,7 +166,7 @@ def to_series(
 def _row_series(
     table: Table, found: Assigned, large: bool
 ) -> tuple[Series, ...] | None:
-    """None where a channel needs float64 and `reading.dtype` is open."""
+    """None if a channel needs float64 and `reading.dtype` is not given."""
     frame, place, reading, groups, times = found
     dtype = reading.dtype or np.float32
     channels = channel_names(place, reading)
@@ -180,7 +178,7 @@ def _row_series(
                 duplicates=reading.duplicates,
             )  # fmt: skip
         elif (reading.order, reading.duplicates) != ("strict", "error"):
-            notes[entity].append("no time column, so the rows stay as they are")
+            notes[entity].append("no time column: the order of the rows is kept")
     order = np.concatenate([*groups.values()])
     stops = np.cumsum([len(rows) for rows in groups.values()])
     labels = parse_labels(found, np.sort(order)) if reading.label_column else None
@@ -231,8 +229,8 @@ def _row_series(
 def long_columns(frame: pd.DataFrame) -> tuple[str, str] | None:
     """The columns of tags and values, if a table looks like long layout without its times.
 
-    The values are its only column of numbers (of more than a few, such as a quality has),
-    the tags a text that comes again and again.
+    The values are its only column of numbers with more than a few distinct ones (a quality
+    has few); the tags are a text that repeats.
     """
     cells, half = frame.astype(str), len(frame) / 2
     filled = [pd.to_numeric(cells[name], errors="coerce").count() for name in cells]
@@ -247,14 +245,14 @@ def long_columns(frame: pd.DataFrame) -> tuple[str, str] | None:
 
 
 def _layout_hint(found: Assigned) -> str:
-    """What to say of a table that looks like long layout; empty of any other."""
+    """Advice for a table that looks like long layout; empty for any other."""
     used = {*found.reading.columns, found.reading.time_column}
     rest = [name for name in found.place.columns if name not in used]
     if found.times is None or (columns := long_columns(found.frame[rest])) is None:
         return ""
     tag, value = columns
     return (
-        "The table looks like long layout, a row for each reading: set data.layout=long, "
+        "The table looks like long layout (one row per reading): set data.layout=long, "
         f"data.tag_column={tag}, data.value_column={value} and data.step, such as 1min."
     )
 
@@ -278,8 +276,8 @@ def _check_columns(reading: Reading, place: Place) -> None:
             if reading.long and name in (reading.tag_column, reading.value_column):
                 hint = (
                     " Long layout has a column of tags and one of values: name them by "
-                    "data.tag_column and data.value_column. A table with a column for "
-                    "each sensor is data.layout=wide."
+                    "data.tag_column and data.value_column. A table with one column per "
+                    "sensor is data.layout=wide."
                 )
             raise DataError(
                 f"{place.path} has no column {name!r}: its columns are "
@@ -287,13 +285,13 @@ def _check_columns(reading: Reading, place: Place) -> None:
             )
         if named.count(name) > 1:
             raise DataError(
-                f"{place.path}: column {name!r} is named for two purposes among "
-                "time_column, entity_column, label_column and ignore; name it once."
+                f"{place.path}: column {name!r} is given twice among time_column, "
+                "entity_column, label_column and ignore: give it once."
             )
 
 
 def channel_names(place: Place, reading: Reading) -> tuple[str, ...]:
-    """The columns that are channels: at least one, all of them with names."""
+    """The columns that are channels: at least one, each with a name."""
     used = {*reading.columns, reading.time_column}
     names = tuple(name for name in place.columns if name not in used)
     if not names:
@@ -302,7 +300,7 @@ def channel_names(place: Place, reading: Reading) -> tuple[str, ...]:
             "expected at least one column of numbers."
         )
     for name in names:
-        # Most often the row numbers of a table saved with its index.
+        # Usually the row numbers of a table that was saved with its index.
         if UNNAMED.fullmatch(name):
             raise DataError(
                 f"{place.path}: column {place.columns.index(name) + 1} has no name; name "
@@ -384,7 +382,7 @@ def mapped_rows(rows: int, width: int, dtype: Any = np.float32) -> np.memmap:
     """An empty array `[N, D]` in a temporary file that is deleted with it."""
     size, folder = np.dtype(dtype).itemsize * rows * width, tempfile.gettempdir()
     text = f"{size / 1e9:.1f} GB in {folder}"
-    logger.info("rows larger than data.memory_bytes are copied to a file: %s", text)
+    logger.info("rows exceed data.memory_bytes and are copied to a file: %s", text)
     try:
         if shutil.disk_usage(folder).free < size:
             raise OSError("the disk is full")
@@ -395,8 +393,8 @@ def mapped_rows(rows: int, width: int, dtype: Any = np.float32) -> np.memmap:
             return np.memmap(file, dtype, "w+", shape=(rows, width))
     except OSError as error:
         raise ConfigError(
-            f"rows larger than data.memory_bytes need {text} ({error}): set TMPDIR to a "
-            "folder with more room, or raise data.memory_bytes."
+            f"rows that exceed data.memory_bytes need {text} ({error}): set TMPDIR to a "
+            "folder with more space, or raise data.memory_bytes."
         ) from None
 
 
@@ -423,10 +421,10 @@ def _copy(
     reading: Reading,
     place: Place,
 ) -> np.ndarray | None:
-    """Copies channels to `target` `[N, D]`; the missing values of each entity, `[E, D]`.
+    """Copies channels to `target` `[N, D]`; returns missing values per entity, `[E, D]`.
 
-    `place.rows` holds the file's row of each row of the target. None, without `reading.dtype`,
-    where a channel needs float64.
+    `place.rows` holds the file's row of each row of the target. None if a channel needs
+    float64 and `reading.dtype` is not given.
     """
     assert place.rows is not None
     by_row, done = np.argsort(place.rows), 0
@@ -437,7 +435,7 @@ def _copy(
         to = by_row[first:last]
         rows = place.rows[to]
         here = place._replace(rows=rows)
-        if len(to) < len(frame):  # Rows with repeated times are left out.
+        if len(to) < len(frame):  # Some rows with repeated times were left out.
             frame = frame.iloc[rows - begin]
         values = np.empty((len(to), len(channels)))
         for index, name in enumerate(channels):
@@ -451,14 +449,14 @@ def _copy(
         target[to] = to_rows(values, here, channels, **options)
         owners = np.searchsorted(stops, to, side="right")
         if reading.dtype is None:
-            # Columns of float32 have what they have.
+            # Columns of float32 can't be read more precisely.
             wide = [frame[name].dtype != np.float32 for name in channels]
             parts = [values[owners == owner][:, wide] for owner in np.unique(owners)]
             if any(wide) and any(needs_float64([part]).any() for part in parts):
                 return None
         absent, columns = np.nonzero(np.isnan(values))
         np.add.at(counts, (owners[absent], columns), 1)
-    # A sensor may fail, but nothing can be learnt of a channel without a value.
+    # A sensor may fail in scored rows, but training needs a value of each channel.
     dead = counts.sum(axis=0) == len(target)
     if not reading.channels and dead.any():
         empty = [repr(channels[i]) for i in np.flatnonzero(dead)]
@@ -470,7 +468,7 @@ def _copy(
 
 
 def _fill(target: np.ndarray, stops: np.ndarray, limit: int | None) -> np.ndarray:
-    """Fills missing values of each entity in place; how many stay missing, `[E, D]`."""
+    """Fills missing values of each entity in place; returns how many remain, `[E, D]`."""
     size, first = chunk_rows(target), 0
     counts = np.zeros((len(stops), target.shape[1]), np.int64)
     for entity, stop in enumerate(stops):
@@ -486,7 +484,7 @@ def _fill(target: np.ndarray, stops: np.ndarray, limit: int | None) -> np.ndarra
 def missing_error(
     values: np.ndarray, bad: np.ndarray, names: Sequence[str], place: Place, rows: int
 ) -> DataError:
-    """The error for bad cells `[n, D]`; it counts them if they are all of the `rows`."""
+    """The error for bad cells `[n, D]`; counts them if these are all of the `rows`."""
     row, column = (int(i) for i in np.argwhere(bad)[0])
     more = others(int(bad.sum())) if len(bad) == rows else ""
     absent = bool(np.isnan(values[row, column]))

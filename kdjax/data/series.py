@@ -1,6 +1,6 @@
-"""Series of one entity each, data sets of them, and facts on their channels.
+"""Series of one entity each, data sets of them, and properties of their channels.
 
-Facts on channels take rows `[N, D]` or, for rows on disk, a list of pieces of them.
+Functions of channels take rows `[N, D]` or, for rows on disk, a list of chunks of them.
 """
 
 from collections.abc import Iterator, Sequence
@@ -33,7 +33,7 @@ class Series(NamedTuple):
         labels: `[N]` bool, True in anomalous rows; None without labels.
         excluded: `[S, 2]` spans of rows that are not used, such as maintenance; None for
             none.
-        notes: what reading did to the rows, such as how many were sorted or filled.
+        notes: changes of the rows while reading, such as how many were sorted or filled.
         form: how results write the times.
         time_column: name of the column that `time` comes from; empty if unknown.
     """
@@ -89,7 +89,7 @@ def ranges_of(values: Rows) -> Ranges:
 def outside(ranges: Ranges, values: np.ndarray) -> np.ndarray:
     """Whether values lie outside the ranges `[D]`, `[N, D] -> [N, D]` bool.
 
-    NaN is never outside; any value of a channel without a range is.
+    NaN is never outside; any value of a channel without a range is outside.
 
     >>> outside(ranges_of(np.array([[0.0], [1.0]])), np.array([[0.5], [2.0], [np.nan]]))
     array([[False],
@@ -111,9 +111,9 @@ def dead_channels(values: Rows, channels: tuple[str, ...]) -> list[str]:
 
 
 def monotonic_channels(values: Rows, channels: tuple[str, ...]) -> list[str]:
-    """The channels that only rise or only fall, but for one step in 1,000.
+    """The channels that only rise or only fall, except for one step in 1,000.
 
-    Counters, ids and times do; fewer than ten steps tell nothing.
+    Typical are counters, ids and times. At least ten steps are needed.
 
     >>> rows = np.stack([np.arange(20.0), np.arange(20) % 4], axis=1)
     >>> monotonic_channels(rows, ("count", "phase"))
@@ -133,8 +133,8 @@ def duplicate_channels(
 ) -> list[tuple[str, str]]:
     """Channels that copy an earlier one up to an affine map, as (copy, original).
 
-    Copies have |correlation| > 1 − 1e-6 with the first such channel over the rows that
-    have both values, three at least. Constant channels are left out.
+    Copies have |correlation| > 1 − 1e-6 with the first such channel over the rows with
+    both values, at least three. Constant channels are left out.
 
     >>> rows = np.array([[1.0, 5.0, 9.0], [2.0, 7.0, 8.0], [3.0, 9.0, 8.5]])
     >>> duplicate_channels(rows, ("a", "b", "c"))
@@ -160,7 +160,7 @@ def _correlation(values: Rows, columns: np.ndarray, ranges: Ranges) -> np.ndarra
     """
     shape = (len(columns), len(columns))
     low, high = (side[columns].astype(np.float64) for side in ranges)
-    # Mean and range, so that sums of products keep their digits.
+    # Mean and range are removed first, so that sums of products keep their digits.
     centre, spread = _mean(values, columns), high - low
     count, total, squares, products = (np.zeros(shape) for _ in range(4))
     for rows in _chunks(values, columns):
@@ -197,7 +197,7 @@ def _mean(values: Rows, columns: np.ndarray) -> np.ndarray:
 
 
 def _chunks(values: Rows, columns: np.ndarray) -> Iterator[np.ndarray]:
-    """The columns in float64, some rows at a time."""
+    """The columns in float64, in chunks of rows."""
     for piece in _pieces(values):
         for first in range(0, len(piece), _CHUNK):
             yield piece[first : first + _CHUNK, columns].astype(np.float64)

@@ -1,8 +1,8 @@
-"""Which rows train, validate and calibrate, as half-open spans of rows.
+"""Splits of rows into fit, validation and calibration, as half-open spans of rows.
 
 A spans array is int64 `[S, 2]`: each line is `start, stop`, `stop` excluded. Train rows
 are split in time: the end calibrates thresholds, blocks spread over the rest validate
-(early stopping and the error moments of Eq. 1), what remains fits the networks.
+(early stopping and the error moments of Eq. 1), the other rows fit the networks.
 """
 
 import itertools
@@ -12,7 +12,7 @@ import numpy as np
 
 from kdjax.errors import ConfigError, DataError
 
-BLOCKS = 5  # of validation rows at most
+BLOCKS = 5  # most blocks of validation rows
 
 
 class Split(NamedTuple):
@@ -44,11 +44,11 @@ def split(
     validation: float = 0.15,
     calibration: float = 0.15,
 ) -> SplitRows:
-    """Blocks of rows `[N, D]` to fit, to validate and to calibrate on, as views.
+    """Blocks of rows `[N, D]` for fit, validation and calibration, as views.
 
     Calibration is the last share of the rows. Of the rest, the share `validation` lies in
-    up to five blocks spread over it, see `split_rows`. Cut windows from each block, so
-    that none crosses a border.
+    up to five blocks spread over it, see `split_rows`. Windows are to be cut from each
+    block, so that none crosses a border.
 
     Args:
         rows: `[N, D]` of one series without gaps.
@@ -85,10 +85,10 @@ def segments(
     if not max_gap > 0:
         raise ConfigError(f"data.max_gap={max_gap} must be above 0 median steps.")
     if time is not None and len(time) != rows:
-        raise DataError(f"{len(time)} times for {rows} rows: give one time a row.")
+        raise DataError(f"{len(time)} times for {rows} rows: give one time per row.")
     cuts = np.empty(0, np.int64)
     if time is not None and rows > 1:
-        # In whole ns for datetimes, so that rounding makes no gap.
+        # In whole ns for datetimes, so that rounding adds no gap.
         dated = np.issubdtype(time.dtype, np.datetime64)
         if dated:
             time = time.astype("datetime64[ns]").astype(np.int64)
@@ -104,7 +104,7 @@ def split_rows(
     """The split of `rows` train rows; `calibration` is the last share of them.
 
     Of the rest, the share `validation` lies in up to five blocks of at least three
-    windows each, the i-th centred in the i-th of equal parts, so that a drift affects the
+    windows each; block i is centred in part i of equal parts. A drift then affects the
     error moments less.
 
     >>> split_rows(1000, window=50).calibration
@@ -120,7 +120,7 @@ def split_rows(
     held_out = round(rest * validation)
     count = max(1, min(BLOCKS, held_out // (3 * window)))
     index = np.arange(count)
-    # Remainders go to the first parts in both, so that a block always fits its part.
+    # Both give remainders to the first parts, so that a block always fits its part.
     lengths = held_out // count + (index < held_out % count)
     parts = rest // count + (index < rest % count)
     starts = np.cumsum(parts) - parts + (parts - lengths) // 2
@@ -142,7 +142,7 @@ def intersect(spans: np.ndarray, segments: np.ndarray) -> np.ndarray:
 
 
 def merge(spans: np.ndarray) -> np.ndarray:
-    """Sorted spans that hold the same rows; spans that touch are joined.
+    """Sorted spans of the same rows; spans that touch are joined.
 
     >>> merge(np.array([[6, 9], [0, 3], [2, 4], [4, 5]]))
     array([[0, 5],
@@ -177,7 +177,7 @@ def unfold(spans: np.ndarray, remaining: np.ndarray) -> np.ndarray:
 
 
 def folds(spans: np.ndarray, count: int) -> list[np.ndarray]:
-    """The rows inside `spans` `[S, 2]` in `count` stretches of time, spans each.
+    """The rows inside `spans` `[S, 2]` in `count` consecutive folds, each as spans.
 
     >>> [fold.tolist() for fold in folds(np.array([[0, 4], [6, 8]]), 2)]
     [[[0, 3]], [[3, 4], [6, 8]]]
@@ -189,7 +189,7 @@ def folds(spans: np.ndarray, count: int) -> list[np.ndarray]:
 def window_starts(spans: np.ndarray, *, window: int, stride: int) -> np.ndarray:
     """First rows of the windows inside the spans, `[S, 2] -> [M]` int64.
 
-    Each span has windows at start, start + stride, …; none leaves its span.
+    Each span has windows at start, start + stride, …; none extends beyond its span.
 
     >>> window_starts(np.array([[0, 7], [10, 12]]), window=3, stride=2)
     array([0, 2, 4])
@@ -222,7 +222,7 @@ def cover_starts(spans: np.ndarray, *, window: int, stride: int) -> np.ndarray:
 
 
 def _spans(starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
-    """The spans that hold a row, `[S], [S] -> [S', 2]` int64."""
+    """The spans that are not empty, `[S], [S] -> [S', 2]` int64."""
     spans = np.stack([starts, stops], axis=1).astype(np.int64)
     return spans[starts < stops]
 

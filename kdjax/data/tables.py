@@ -1,7 +1,7 @@
-"""Users' files as tables of columns: CSV, Parquet and NumPy.
+"""Reads users' files as tables of columns: CSV, Parquet and NumPy.
 
 Faults that pandas repairs silently are DataErrors with file and row: short and long rows,
-NUL bytes, repeated column names, a first row that is no header.
+NUL bytes, repeated column names, a first row that is not a header.
 """
 
 import contextlib
@@ -42,21 +42,21 @@ SUFFIXES = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".txt.gz", ".parquet",
 _SEPARATORS = ("\t", ";", "|", ",")  # the comma is last: it can be a decimal comma
 _SAMPLE_LINES = 20
 _BUFFER_BYTES = 1_000_000  # read ahead in each column of a large Parquet file
-_CELL_BYTES = 20  # least memory that pandas takes for a cell of text, measured
-# Blanks inside a line only: over empty cells and lines the search would never end.
+_CELL_BYTES = 20  # least memory of a cell of text in pandas, measured
+# Blanks inside a line only: across empty cells and lines the search would not end.
 _CELL = (
     r'(?:^|[;|\t])[ \v\f]*(?:"[ \v\f]*)?[+-]?\d*%s\d+(?:[eE][+-]?\d+)?'
     r'[ \v\f]*(?:"[ \v\f]*)?(?=[;|\t\n]|$)'
 )
 _DECIMAL_COMMA = re.compile((_CELL % ",").encode(), re.MULTILINE)
 _DECIMAL_POINT = re.compile((_CELL % r"\.").encode(), re.MULTILINE)
-# A column without a name, also as pandas writes one into a file.
+# A column without a name, also as pandas writes it to a file.
 UNNAMED = re.compile(r"unnamed(_|: )\d+", re.IGNORECASE)
-# May be thousands; only then columns are read once more, as text.
+# May be in thousands; only such columns are read again, as text.
 _MAYBE_GROUPED = re.compile(
     rb"(?:^|[;|\t\n])[ \"]*[+-]?[1-9]\d{0,2}[.,]\d{3}[ \"]*(?=[;|\t\n.,]|$)"
 )
-# Missing cells as they are mostly written, which pandas finds by itself.
+# The usual markers of missing cells, which pandas finds itself.
 _MARKERS = [*MISSING_CELLS, *map(str.upper, MISSING_CELLS), "NaN", "None", "Null"]
 NAMES_SEPARATOR = re.compile(r"\s*\"?sep=.?\"?[;,|]*\s*", re.IGNORECASE)
 _BLANK = re.compile(rb"\n[ \t\v\f]*\n")
@@ -89,13 +89,13 @@ def numbered_channels(count: int) -> tuple[str, ...]:
 
 
 def check_file(path: Path) -> None:
-    """Raises DataError for a folder, a pipe or a device, and a file of another ending.
+    """Raises DataError for a folder, a pipe or a device, and for another ending.
 
-    And ConfigError for a URL.
+    Raises ConfigError for a URL.
     """
     check_local(path)
     if path.exists() and not path.is_file():
-        what = "a folder" if path.is_dir() else "no regular file"
+        what = "a folder" if path.is_dir() else "not a regular file"
         raise DataError(f"{path} can't be read (it is {what}): give one file.")
     if not path.name.lower().endswith(SUFFIXES):
         raise DataError(
@@ -125,7 +125,7 @@ def open_table(
 
 
 def frame_table(frame: pd.DataFrame, name: str) -> Table:
-    """A frame in memory as a table that messages call `name`."""
+    """A frame in memory as a table; `name` is its name in messages."""
     names = check_names(Path(name), [str(column) for column in frame.columns])
     frame = frame.set_axis(list(names), axis=1).reset_index(drop=True)
 
@@ -162,7 +162,7 @@ def _open_parquet(path: Path) -> Table:
         check_content(path, start.read(8), own="Parquet")
     with _parquet_errors(path), pyarrow.parquet.ParquetFile(path) as file:
         schema, total = file.schema_arrow, file.metadata.num_rows
-    # An index that pandas stored without a name has none here.
+    # Columns for an index that pandas stored without a name are left out.
     index = re.compile(r"__index_level_\d+__")
     names = check_names(
         path, ["" if index.fullmatch(name) else name.strip() for name in schema.names]
@@ -267,9 +267,9 @@ def _read_text(path: Path, text_columns: Collection[str]) -> Table:
 
 
 def _separated(path: Path, data: bytes) -> tuple[bytes, str]:
-    """The text, and what splits its first lines into equally many cells.
+    """The text, and the separator that splits its first lines into equally many cells.
 
-    In a `.txt` file that can be runs of blanks, which become tabs.
+    In a `.txt` file that may be runs of blanks, which become tabs.
     """
     head = b"\n".join(data.split(b"\n", _SAMPLE_LINES)[:_SAMPLE_LINES])
     text = head.decode("utf-8", errors="ignore")
@@ -282,7 +282,7 @@ def _separated(path: Path, data: bytes) -> tuple[bytes, str]:
     if blanks and _is_even([line.split() for line in text.split("\n")]):
         lines = data.split(b"\n")
         return b"\n".join(b"\t".join(line.split()) for line in lines), "\t"
-    # One column, or rows of different width: then the header decides.
+    # One column, or rows of different widths: then the header decides.
     return data, max(reversed(_SEPARATORS), key=lambda mark: len(rows[mark][0]))
 
 
@@ -307,14 +307,14 @@ def _split_lines(
         return list(found)
     except csv.Error as error:
         raise DataError(
-            f"{path}: line {found.line_num} can't be read ({error}); correct its quotes."
+            f"{path}: line {found.line_num} can't be read ({error}): correct its quotes."
         ) from None
 
 
 def _header(
     path: Path, data: bytes, separator: str, number: int
 ) -> tuple[tuple[str, ...], bool]:
-    """Column names, and whether the first line, of that number, holds them."""
+    """Column names, and whether the first line, numbered `number`, has them."""
     first = data.split(b"\n", 1)[0].decode("utf-8")
     cells = _split_lines(path, first, separator)[0] if first else [""]
     cells = [cell.strip() for cell in cells]
@@ -323,7 +323,7 @@ def _header(
         return numbered_channels(len(cells)), False
     if all(to_number(cell) is not None or _DATE.fullmatch(cell) for cell in words):
         raise DataError(
-            f"{path}: line {number} {first[:60]!r} looks like data, expected column names; "
+            f"{path}: line {number} {first[:60]!r} looks like data, expected column names: "
             "add a header line."
         )
     return check_names(path, cells), True
@@ -344,7 +344,7 @@ def check_names(path: Path, names: list[str]) -> tuple[str, ...]:
 
 
 def _check_width(place: Place, data: bytes, separator: str, header: bool) -> None:
-    """Refuses rows of another width, which pandas would pad or cut silently."""
+    """Raises DataError for rows of another width, which pandas would pad or cut."""
     if b'"' in data:
         text = data.decode("utf-8")
         rows = _split_lines(place.path, text, separator)
@@ -368,14 +368,14 @@ def _check_width(place: Place, data: bytes, separator: str, header: bool) -> Non
         raise DataError(
             f"{where(place, row)} has {counted(counts[row], 'cell')}, expected "
             f"{len(place.columns)}; {todo} "
-            f"(cells are separated by {mark} here)."
+            f"(the separator is {mark})."
         )
     if b'"' in data:
         _split_lines(place.path, text, separator, strict=True)
 
 
 def _decimal(place: Place, data: bytes, separator: str, header: bool) -> str:
-    """The decimal mark: a comma if cells have one and it doesn't separate them."""
+    """The decimal mark: a comma if cells have one that doesn't separate them."""
     if separator == "," or not _DECIMAL_COMMA.search(data):
         return "."
     point = _DECIMAL_POINT.search(data)

@@ -1,4 +1,4 @@
-"""Time columns: finding, parsing and writing them, checking that times increase."""
+"""Finds, parses and writes time columns; checks that times increase."""
 
 import datetime
 import re
@@ -23,10 +23,10 @@ _ISO = re.compile(
 _NO_OFFSET = re.compile(  # 60 minutes or more
     r"[^T ]*[T ].*[+-]\d\d:?[6-9]\d", re.ASCII
 )
-WHOLE = 2.0**53  # above it not all whole numbers are in float64
-# What tells a date in text from a number or a name.
+WHOLE = 2.0**53  # float64 holds all whole numbers up to it
+# What distinguishes a date in text from a number or a name.
 _DATED = r"\d{4}-\d\d\s*$|\d[-/]\d+[-/]\d|\dT\d"
-# As almost all files have it; pandas reads these by itself.
+# The usual form, which pandas reads without help.
 _COMMON = re.compile(
     r"\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d(?::\d\d(?:\.\d+)?)?(?:Z|[+-]\d\d:\d\d)?)?",
     re.ASCII,
@@ -34,14 +34,14 @@ _COMMON = re.compile(
 
 
 class TimeForm(NamedTuple):
-    """How times are written; without a dtype, as they are.
+    """How times are written; without a dtype, unchanged.
 
     Offsets that differ belong to times, not to rows, so that a part of a series keeps
     the form.
     """
 
     dtype: Any = None  # of the column in pandas, with its unit and zone
-    # [K] from which time in UTC on each of the offsets holds; empty where one zone does
+    # [K] start of each offset, in UTC; empty if the times have one zone
     since: np.ndarray = np.empty(0, "datetime64[ns]")
     offsets: np.ndarray = np.empty(0, np.int16)  # [K] minutes
 
@@ -49,8 +49,8 @@ class TimeForm(NamedTuple):
 class Times(NamedTuple):
     """A column of times."""
 
-    # [N] datetime64[ns], in UTC if they have a zone; or numbers, as float64 unless they
-    # are whole and too large for it
+    # [N] datetime64[ns], in UTC if they have a zone; or numbers: float64, unless they are
+    # whole and too large for it
     values: np.ndarray
     dtype: Any = None  # as in `TimeForm`
     offsets: np.ndarray = np.empty(0, np.int16)  # [N] minutes; empty unless they differ
@@ -60,7 +60,7 @@ def find_time(frame: pd.DataFrame, place: Place) -> str:
     """The time column of `frame`, or "" if there is none.
 
     It is named time, timestamp, date or datetime; else it is the only column of text or
-    dates that holds datetimes throughout. DataError if there are several.
+    dates with datetimes only. DataError if there are several.
     """
     found = [str(name) for name in frame.columns if str(name).lower() in NAMES]
     if not found and len(frame):
@@ -79,7 +79,7 @@ def parse_time(column: pd.Series, place: Place) -> Times:
     column = _with_numbers(column)
     if pd.api.types.is_bool_dtype(column):
         raise DataError(
-            f"{place.path}: time column {name!r} holds true and false; expected times."
+            f"{place.path}: time column {name!r} holds true and false: expected times."
         )
     numeric = pd.api.types.is_numeric_dtype(column)
     numbers = column.to_numpy(np.float64) if numeric else np.empty(0)
@@ -92,7 +92,7 @@ def parse_time(column: pd.Series, place: Place) -> Times:
             f"{where(place, int(absent[0]), name)}: the time is missing; {todo}."
         )
     if numeric:
-        # Such as ns since 1970, which float64 rounds.
+        # Such as ns since 1970, which float64 would round.
         exact = column.dtype.kind in "iu" and WHOLE < np.abs(numbers).max() < 2.0**63
         return Times(column.to_numpy(np.int64) if exact else numbers, column.dtype)
     dtype, offsets = None, np.empty(0, np.int16)
@@ -107,12 +107,12 @@ def parse_time(column: pd.Series, place: Place) -> Times:
         return Times(column.astype("datetime64[ns]").to_numpy(), dtype, offsets)
     except (ValueError, OverflowError):
         raise DataError(
-            f"{place.path}: time column {name!r} leaves the years 1678 to 2261; correct it."
+            f"{place.path}: time column {name!r} leaves the years 1678 to 2261: correct it."
         ) from None
 
 
 def _with_numbers(column: pd.Series) -> pd.Series:
-    """A column of texts that are numbers as numbers, any other as it is."""
+    """A column of texts as numbers if all are numbers; any other unchanged."""
     dated = pd.api.types.is_datetime64_any_dtype(column)
     if dated or pd.api.types.is_numeric_dtype(column) or column.isna().any():
         return column
@@ -146,7 +146,7 @@ def is_zoned(dtype: Any) -> bool:
 
 
 def local_times(time: np.ndarray, form: TimeForm) -> tuple[np.ndarray, np.ndarray]:
-    """Datetimes in UTC `[N]` on the clocks of their zone, and its offsets in minutes."""
+    """Datetimes in UTC `[N]` as local times of their zone, and offsets in minutes."""
     if len(form.since):
         places = np.searchsorted(form.since, time, side="right") - 1
         minutes = form.offsets[np.maximum(places, 0)].astype(np.int64)
@@ -157,10 +157,10 @@ def local_times(time: np.ndarray, form: TimeForm) -> tuple[np.ndarray, np.ndarra
 
 
 def format_times(time: np.ndarray, form: TimeForm) -> Any:
-    """Times `[N]` as an array for a table, as they were before `parse_time`.
+    """Times `[N]` as an array for a table, in the form before `parse_time`.
 
-    Datetimes have their zone. Where offsets differ they are texts, since no column of
-    pandas or Parquet has several.
+    Datetimes have their zone. Times with different offsets are texts, since a column of
+    pandas or Parquet has one zone only.
 
     >>> form = TimeForm(pd.DatetimeTZDtype("ns", "Europe/Berlin"))
     >>> format_times(np.array(["2026-05-25T22:00"], "datetime64[ns]"), form)[0]
@@ -183,7 +183,7 @@ def format_times(time: np.ndarray, form: TimeForm) -> Any:
 def axis_times(
     time: np.ndarray | None, form: TimeForm
 ) -> tuple[np.ndarray | None, str]:
-    """Times for an axis, and what clock they are on: local if its offset stays, or UTC.
+    """Times for an axis, and their clock: local if the offset is constant, else UTC.
 
     The clock is empty for numbers, rows and times without a zone.
     """
@@ -202,7 +202,7 @@ def offset_text(minutes: int) -> str:
 
 
 def time_text(time: Any, form: TimeForm) -> str:
-    """A time for people: no finer than needed, with its offset.
+    """A time for display: no finer than needed, with its offset.
 
     >>> time_text(np.datetime64("2026-05-25T22:00"), TimeForm(pd.DatetimeTZDtype(tz="UTC")))
     '2026-05-25T22:00+00:00'
@@ -220,7 +220,7 @@ def time_text(time: Any, form: TimeForm) -> str:
 
 
 def iso_time(text: str) -> str | None:
-    """A time in full ISO form; None for text that is no time.
+    """A time in full ISO form; None for text that is not a time.
 
     >>> iso_time("2026/3/1 7:05"), iso_time("20260401T000000,5Z"), iso_time("now")
     ('2026-03-01T07:05:00', '2026-04-01T00:00:00.5+00:00', None)
@@ -237,7 +237,7 @@ def iso_time(text: str) -> str | None:
         match.groups()
     )
     if not mark and min(len(month), len(day or "")) < 2:
-        return None  # without marks 2026111 has no one meaning
+        return None  # 2026111 without separators is ambiguous
     time = f"{year}-{month:0>2}-{day or '01':0>2}"
     if hour:
         time += f"T{hour:0>2}:{minute or '00'}:{second or '00'}"
@@ -285,18 +285,16 @@ def arrange(
 ) -> tuple[np.ndarray, list[str]]:
     """The rows `[M]` of an entity with strictly increasing times, and notes on changes.
 
-    `times` are of the file, `rows` `[N]` those of the entity. `sort` sorts by time,
+    `times` are those of the file, `rows` `[N]` those of the entity. `sort` sorts by time,
     stably; `last` keeps the last of successive rows with equal times. DataError if times
-    that repeat or run backwards remain.
+    that repeat or decrease remain.
     """
     time, notes = times.values[rows], []
     late = int((time < np.maximum.accumulate(time)).sum()) if order == "sort" else 0
     if late:
         by_time = np.argsort(time, kind="stable")
         time, rows = time[by_time], rows[by_time]
-        notes.append(
-            f"{counted(late, 'row')} that came after later ones sorted by time"
-        )
+        notes.append(f"{counted(late, 'row')} out of order sorted by time")
     if duplicates == "last":
         last = np.append(time[1:] != time[:-1], True)
         time, rows = time[last], rows[last]
@@ -312,7 +310,7 @@ def arrange(
     before, after = (time_text(time[i], TimeForm(times.dtype)) for i in (at, at + 1))
     first = rows[at] + 1
     problem = (
-        f"{after} is there twice (first in row {first}); remove the duplicate or set "
+        f"{after} is a duplicate (first in row {first}); remove one or set "
         "data.duplicates=last"
         if time[at + 1] == time[at]
         else f"{after} is before {before} of row {first}; sort the file by time or set "
@@ -320,12 +318,12 @@ def arrange(
     )
     raise DataError(
         f"{where(place, int(rows[at + 1]), column)}: {problem}, or name the "
-        "entity_column if the file holds several entities."
+        "entity_column if the file has several entities."
     )
 
 
 def _holds_datetimes(column: pd.Series) -> bool:
-    """Whether a column holds datetimes, or text that is datetimes throughout."""
+    """Whether a column has datetimes only, or text that is datetimes only."""
     dated = pd.api.types.is_datetime64_any_dtype(column)
     if dated or pd.api.types.is_numeric_dtype(column):
         return bool(dated)
@@ -343,9 +341,9 @@ def _holds_datetimes(column: pd.Series) -> bool:
 def _parse_text(
     column: pd.Series, name: str, place: Place
 ) -> tuple[pd.Series, Any, np.ndarray]:
-    """Text as datetimes, and dtype and offsets as in `Times`.
+    """Text as datetimes, with dtype and offsets as in `Times`.
 
-    DataError for another form, or if only some have an offset.
+    DataError for another form, or if only some times have an offset.
     """
     texts = pd.Series([iso_time(cell) for cell in column.astype(str)], dtype=object)
     times = pd.to_datetime(texts, format="ISO8601", errors="coerce", utc=True)
@@ -354,7 +352,7 @@ def _parse_text(
         words = [row for row in bad if exact_number(str(column.iloc[row])) is None]
         row = int((words or bad)[0])
         cell, hint = str(column.iloc[row]), ""
-        if not any(map(str.isdigit, cell)):  # such as 10pm, which is no unit
+        if not any(map(str.isdigit, cell)):  # 10pm has no unit
             first = len(words) == 1 and row == 0
             todo = "complete or remove the row"
             hint = looks_like(cell, name=name, first=first, todo=todo)
@@ -362,7 +360,7 @@ def _parse_text(
             "is neither a number nor an ISO time such as 2024-01-31 23:59:00; "
             f"{hint or 'convert the column'}"
             if words
-            else "is a number, and other times are not; write all times alike"
+            else "is a number, but other times are not: write all times alike"
         )
         raise DataError(f"{where(place, row, name)}: {column.iloc[row]!r} {problem}.")
     marks, codes = np.unique(

@@ -1,6 +1,6 @@
-"""For how many rows channels have kept their values.
+"""Runs of rows in which channels keep their values.
 
-Missing cells neither count nor end a run of rows.
+Missing cells neither count nor end a run.
 """
 
 from collections.abc import Sequence
@@ -12,20 +12,20 @@ import pandas as pd
 from kdjax.data.windowing import chunks, has_missing
 
 # A run is frozen when it is longer than so many times the longest in training, and a
-# window; see docs/stream.md for what that was chosen by.
+# window; docs/stream.md explains this choice.
 FACTOR = 2
 
 
 class Unchanged(NamedTuple):
-    """Where D channels stand after a row."""
+    """The state of D channels after a row."""
 
     last: np.ndarray  # [D] their last known values, NaN for none
-    # [D + 1] known rows since the value came; the last of rows without any change.
+    # [D + 1] known rows since the value came; the last counts rows without any change.
     runs: np.ndarray
 
 
 def start_unchanged(width: int, dtype: Any) -> Unchanged:
-    """Before the first row."""
+    """The state before the first row."""
     return Unchanged(np.full(width, np.nan, dtype), np.zeros(width + 1, np.int64))
 
 
@@ -33,7 +33,7 @@ def next_unchanged(before: Unchanged, row: np.ndarray) -> Unchanged:
     """The state after a row `[D]`."""
     same = row == before.last
     seen = ~np.isnan(row)
-    if seen.all() and not same.any():  # as in most rows of sensors
+    if seen.all() and not same.any():  # the usual case of sensors
         return Unchanged(row, np.ones(len(row) + 1, np.int64))
     changed = seen & ~same
     known = before.runs + np.append(seen, seen.any())
@@ -42,7 +42,7 @@ def next_unchanged(before: Unchanged, row: np.ndarray) -> Unchanged:
 
 
 def unchanged_runs(before: Unchanged, rows: np.ndarray) -> tuple[np.ndarray, Unchanged]:
-    """`next_unchanged` row after row: runs `[N, D + 1]` of rows `[N, D]`, and the last state.
+    """`next_unchanged` for each row: runs `[N, D + 1]` of rows `[N, D]`, last state.
 
     >>> rows = np.array([[1.0, 5.0], [1.0, 6.0], [np.nan, 6.0], [1.0, 6.0]])
     >>> unchanged_runs(start_unchanged(2, float), rows)[0]
@@ -70,8 +70,8 @@ def longest_unchanged(
 ) -> np.ndarray:
     """The longest runs `[D + 1]` in spans of rows `[S, 2]`.
 
-    0 for channels that never change there, and for those of the context: how long they
-    may stay is not known.
+    0 for channels that never change there, whose normal length is not known, and for
+    those of the context.
     """
     scored = np.append(~np.isin(np.arange(values.shape[1]), context), True)
     longest = np.zeros(scored.sum(), np.int64)
@@ -91,9 +91,9 @@ def longest_unchanged(
 
 
 def runs_within(values: np.ndarray, spans: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """The longest runs `[D + 1]` up to one of the `rows`, `[N]` bool, from where they began.
+    """The longest runs `[D + 1]` up to one of the `rows`, `[N]` bool, from their start.
 
-    No run reaches across the spans of rows `[S, 2]`.
+    No run extends across the spans of rows `[S, 2]`.
     """
     longest = np.zeros(values.shape[1] + 1, np.int64)
     for start, stop in spans:
@@ -121,7 +121,7 @@ def frozen_rows(
 ) -> tuple[np.ndarray, list[str]]:
     """Rows `[N]` of `frozen_events` by the longest runs, and a text on each event.
 
-    From the rows on whose values stay.
+    The rows count from the first one with the unchanged values.
     """
     rows, texts = np.zeros(len(values), bool), []
     limits, names = frozen_limits(longest, window=window), (*channels, "all channels")
@@ -138,10 +138,10 @@ def frozen_rows(
 def frozen_events(
     values: np.ndarray, spans: np.ndarray, limits: np.ndarray
 ) -> list[tuple[int, int, int]]:
-    """Rows that are known to be frozen: column of `limits`, first row, row behind.
+    """Frozen rows as events: column of `limits`, first row, row after the last.
 
-    A channel's begins where not all are frozen, and ends when it changes. Only channels
-    with a limit count.
+    A channel's event begins only while not all channels are frozen, and ends when the
+    channel changes. Only channels with a limit count.
     """
     (watched,) = np.isfinite(limits[:-1]).nonzero()
     own_limits, every = limits[[*watched, -1]], len(limits) - 1

@@ -1,4 +1,4 @@
-"""Windows of rows in memory or on disk, and scores of windows folded back to rows.
+"""Windows of rows in memory or on disk, and sums of window scores per row.
 
 Windows are given by their first rows `starts` `[M]` (see `kdjax.data.splits`); window m
 holds the rows `starts[m]` to `starts[m] + L - 1`. Rows that are too large for the memory
@@ -14,14 +14,14 @@ from kdjax.data.raw import as_array
 from kdjax.data.scaler import Scaler, apply_scaler
 from kdjax.errors import ConfigError, DataError, counted
 
-CHUNK_BYTES = 16_000_000  # of a memory map read at once; smaller ones are read whole
-_CHUNK = 8192  # windows folded at once, which bounds the index array
+CHUNK_BYTES = 16_000_000  # read at once of a memory map; smaller maps are read whole
+_CHUNK = 8192  # windows summed at once, which bounds the index array
 
 
 def windows(rows: Any, *, length: int, stride: int = 1) -> np.ndarray:
     """The windows of rows, `[N, D] -> [M, L, D]` with M = (N - L) // stride + 1.
 
-    A read-only view; nothing but a masked array is copied, which has NaN for its mask.
+    A read-only view; only a masked array is copied, with NaN for masked cells.
 
     Args:
         rows: `[N, D]` array-like.
@@ -64,7 +64,7 @@ def gather(values: np.ndarray, starts: np.ndarray, window: int) -> np.ndarray:
 
 def has_missing(values: np.ndarray) -> bool:
     """Whether a value of `[N, D]` is missing, that is NaN."""
-    # NaN propagates to the minimum, and no second array is needed.
+    # NaN propagates to the minimum, without a second array.
     return bool(np.isnan(np.min(values, initial=np.inf)))
 
 
@@ -75,7 +75,7 @@ def window_labels(
     window: int,
     min_anomalous_points: int = 1,
 ) -> np.ndarray:
-    """Whether each window holds that many anomalous rows, `[N], [M] -> [M]` bool.
+    """Whether each window has at least so many anomalous rows, `[N], [M] -> [M]` bool.
 
     >>> window_labels(np.array([0, 0, 1, 1]), np.array([0, 1, 2]), window=2)
     array([False,  True,  True])
@@ -92,7 +92,7 @@ def window_labels(
 
 
 def spread_evenly(count: int, most: int) -> np.ndarray:
-    """Numbers of `most` of `count` items, or of all, spread evenly, `[min(count, most)]`.
+    """Indices of `most` of `count` items, or of all, evenly spaced, `[min(count, most)]`.
 
     >>> spread_evenly(10, 4), spread_evenly(2, 4)
     (array([0, 3, 6, 9]), array([0, 1]))
@@ -101,7 +101,7 @@ def spread_evenly(count: int, most: int) -> np.ndarray:
 
 
 class RowSums(NamedTuple):
-    """Sums of scores of each row over windows."""
+    """Sums of window scores of each row."""
 
     total: np.ndarray  # [N] float64, or [N, D] for D numbers a row
     covering: np.ndarray  # [N] int32, windows that cover the row
@@ -122,9 +122,9 @@ def add_scores(sums: RowSums, point_scores: np.ndarray, starts: np.ndarray) -> N
 
 
 def mean_of_sums(sums: RowSums) -> np.ndarray:
-    """`[N]`, or `[N, D]`; NaN where no window covers a row.
+    """Means `[N]`, or `[N, D]`; NaN where no window covers a row.
 
-    The result overwrites the totals, to save memory, so that `sums` can't be used again.
+    The result overwrites the totals to save memory: `sums` can't be used again.
     """
     covering = sums.covering.reshape(-1, *[1] * (sums.total.ndim - 1))
     with np.errstate(invalid="ignore"):
@@ -162,7 +162,7 @@ class WindowSource(NamedTuple):
     starts: tuple[np.ndarray, ...]  # first rows of the windows
     window: int
     missing: bool = False  # whether values may be NaN
-    context: tuple[int, ...] = ()  # places of channels that are seen, but not scored
+    context: tuple[int, ...] = ()  # indices of channels that are read, but not scored
 
     @property
     def windows(self) -> int:
@@ -170,7 +170,7 @@ class WindowSource(NamedTuple):
         return sum(map(len, self.starts))
 
     def read(self, places: np.ndarray) -> np.ndarray:
-        """The windows with the numbers `places` `[B]`, `[B, L, D]` float32."""
+        """The windows with the indices `places` `[B]`, `[B, L, D]` float32."""
         places = np.asarray(places)
         stops = np.cumsum([len(starts) for starts in self.starts])
         owners = np.searchsorted(stops, places, side="right")
@@ -216,7 +216,7 @@ class Piece(NamedTuple):
 
     rows: np.ndarray  # [n, D] float32, scaled
     starts: np.ndarray  # [m] first rows of the windows in `rows`
-    at: np.ndarray  # [m] the same in the whole series
+    at: np.ndarray  # [m] first rows of the windows in the whole series
 
 
 def scaled_pieces(
@@ -224,8 +224,8 @@ def scaled_pieces(
 ) -> Iterator[Piece]:
     """The windows of raw rows `[N, D]` in scaled pieces, in order.
 
-    Rows in memory make one piece, rows on disk pieces of about a chunk. Rows between
-    windows far apart are not read.
+    Rows in memory are one piece, rows on disk have pieces of about a chunk. Rows between
+    windows that are far apart are not read.
     """
     if not on_disk(values):
         yield Piece(apply_scaler(scaler, values), starts, starts)

@@ -1,4 +1,4 @@
-"""From residuals to alarms: Gaussian, scores, thresholds, events, saved detectors, streams."""
+"""Detection: Gaussian, scores, thresholds, alarms and events, saved detectors, streams."""
 
 import kdjax
 from kdjax.io.lazy import lazy_names

@@ -1,10 +1,10 @@
-"""From rows above τ to alarms that are worth a look, and from alarms to events.
+"""Turns rows above τ into alarms, and alarms into events.
 
-A rule may ask that the window score stays above τ for some rows before an alarm starts
-(minimum duration), that it falls below a lower level before the alarm ends (hysteresis)
-and that quiet follows an alarm (cool-down). `next_alarm` takes one row at a time, as a
-stream has them; `row_alarms` gives the same for a whole series.
-`alarm_measures` says what events mean to the person who reads them.
+A rule can require that the window score stays above τ for some rows before an alarm starts
+(minimum duration), that it falls below a lower level before the alarm ends (hysteresis),
+and that no alarm starts for some rows after one (cool-down). `next_alarm` takes one row
+at a time, for streams; `row_alarms` returns the same for a whole series.
+`alarm_measures` computes alarm-management measures of events.
 """
 
 from collections import Counter
@@ -21,9 +21,9 @@ from kdjax.data.windowing import latest_window
 from kdjax.errors import ConfigError, DataError, counted
 from kdjax.metrics.checks import runs
 
-TOP = 3  # channels that an event names
+TOP = 3  # channels that an event lists
 
-# Of ISA-18.2 and IEC 62682; seconds. More events in `PERIOD` than the first of `FLOOD` begin
+# By ISA-18.2 and IEC 62682; seconds. More events in `PERIOD` than the first of `FLOOD` begin
 # a flood, fewer than the second end it (EEMUA 191).
 DAY, HOUR, PERIOD, MINUTE = 86_400.0, 3_600.0, 600.0, 60.0
 FLOOD = (10, 5)
@@ -32,35 +32,35 @@ WORST = 10  # sources
 
 
 class AlarmRule(NamedTuple):
-    """When rows above τ become an alarm; all in rows."""
+    """When rows above τ become an alarm; all values in rows."""
 
-    min_duration: int = 1  # rows in a row above τ, of which the last starts the alarm
-    # Rows after the one that ended an alarm in which none starts. They count towards
-    # `min_duration`, so what goes on alarms once they are over.
+    min_duration: int = 1  # successive rows above τ, of which the last starts the alarm
+    # Rows after the end of an alarm in which none starts. They count towards
+    # `min_duration`: a score that stays high alarms right after the cool-down.
     cooldown: int = 0
-    # An alarm goes on while the score is above this share of τ.
+    # An alarm continues while the score is above this share of τ.
     clear: float = 1.0
 
 
 def alarm_rule(source: Any) -> AlarmRule:
-    """The rule of a detector, of a plan, or of anything else with its fields."""
+    """The rule of a detector, of a plan, or of another object with its fields."""
     return AlarmRule(*(getattr(source, name) for name in AlarmRule._fields))
 
 
 def clear_level(tau: float, rule: AlarmRule) -> float:
-    """The score above which an alarm goes on: a share of τ, or τ where τ is not above 0.
+    """The score above which an alarm continues: a share of τ, or τ where τ is not above 0.
 
     >>> clear_level(5.0, AlarmRule(clear=0.5))
     2.5
     """
-    # As single precision, which the scores have: in tables and streams alike.
+    # In single precision, as the scores, so that tables and streams agree.
     return float(np.float32(tau * rule.clear)) if rule.clear < 1 and tau > 0 else tau
 
 
 class EventRule(NamedTuple):
-    """How window scores in order of time become the events that a person sees."""
+    """How window scores in order of time become events."""
 
-    gap: int  # alarms nearer than so many rows are one event; L
+    gap: int  # alarms less than so many rows apart are one event; L
     spacing: int = 1  # rows from one score to the next: 1 in a stream
     rows_per_day: float = 0.0  # 0 where unknown
     alarm: AlarmRule = AlarmRule()
@@ -77,9 +77,9 @@ def count_events(scores: np.ndarray, tau: float, rule: EventRule) -> int:
 
 
 class AlarmState(NamedTuple):
-    """What a stream remembers from row to row; whole numbers only."""
+    """The state of a stream between rows; whole numbers only."""
 
-    run: int = 0  # rows in a row above τ up to now, at most `min_duration`
+    run: int = 0  # successive rows above τ up to now, at most `min_duration`
     active: int = 0  # 1 while in alarm
     rest: int = 0  # rows of cool-down left
 
@@ -89,7 +89,7 @@ def next_alarm(
 ) -> tuple[AlarmState, bool]:
     """The state after a row, and whether the row is in alarm.
 
-    `score` is the window score, NaN where the row has none: it starts and continues none.
+    `score` is the window score; NaN, for none, neither starts nor continues an alarm.
 
     >>> next_alarm(AlarmState(run=1), 6.0, 5.0, AlarmRule(min_duration=2))
     (AlarmState(run=2, active=1, rest=0), True)
@@ -118,7 +118,7 @@ def row_alarms(scores: np.ndarray, tau: float, rule: AlarmRule) -> np.ndarray:
     above = scores > tau
     if rule == AlarmRule():
         return above
-    # Rows at which an alarm starts as soon as it may.
+    # First rows at which an alarm may start.
     begins, length = np.zeros(len(above), bool), rule.min_duration
     for start, stop in zip(*runs(above), strict=True):
         begins[start + length - 1 : stop] = True
@@ -137,7 +137,7 @@ def events(alarm: np.ndarray, *, gap: int) -> np.ndarray:
 
     Args:
         alarm: rows in alarm.
-        gap: alarms nearer than so many rows, from the last row of one to the first of
+        gap: alarms less than so many rows apart, from the last row of one to the first of
             the next, are one event. With L these are alarms whose windows overlap.
 
     >>> events(np.array([1, 0, 0, 1, 0, 0, 0, 1], bool), gap=4)
@@ -163,18 +163,18 @@ def event_table(
     explain: Callable[[np.ndarray], np.ndarray] | None = None,
     channels: Sequence[str] = (),
 ) -> pd.DataFrame:
-    """One line an event of the rows in alarm `[N]`; alarms nearer than L are one.
+    """One line per event of the rows in alarm `[N]`; alarms less than L apart are one.
 
     All arrays are `[N]`: times or row numbers, and scores, NaN where unknown. `explain`
-    gives shares of the channels in the scores of some rows, `[K] -> [K, D]`; it is asked
-    once, and None names no channels.
+    returns shares of the channels in the scores of some rows, `[K] -> [K, D]`; it is called
+    once. With None no channels are listed.
 
     Columns: `entity`; `start` and `end`, the times of its first and last row in alarm;
     `severity`, its largest window score in units of τ, infinite where τ is not above 0
     or the score is; `peak`, the time of the largest score among its rows; `channels`, the
-    three with the largest contributions, joined by `;`, where the score is largest in all
-    rows that its windows saw. These begin up to L − 1 rows before `start`, since a window
-    alarms after what it saw: a short cause may lie before the first row in alarm.
+    three with the largest contributions, joined by `;`, at the largest score in all rows
+    of its windows. These rows begin up to L − 1 rows before `start`, since a window
+    alarms at its end: a short cause may lie before the first row in alarm.
     """
     first, stop = events(alarm, gap=window).T
     highest = window_score[_largest(window_score, first, stop)].astype(np.float64)
@@ -196,13 +196,13 @@ def event_table(
 
 
 class AlarmMeasures(NamedTuple):
-    """Alarm-management measures of events; those in time are None where it is unknown."""
+    """Alarm-management measures of events; those of time are None where it is unknown."""
 
     events: int
     # The ten most frequent sources, with their events.
     worst: tuple[tuple[str, int], ...]
-    worst_share: float | None  # of them among all events; None without an event
-    reason: str = ""  # why what follows is None
+    worst_share: float | None  # their share of all events; None without an event
+    reason: str = ""  # why the following fields are None
     per_day: float | None = None  # mean
     most_in_day: int | None = None  # in any 24 hours
     most_in_hour: int | None = None  # in any 60 minutes
@@ -218,17 +218,16 @@ def alarm_measures(
     """The measures of ISA-18.2 and IEC 62682 of a table of events, for one operator.
 
     A flood begins when there are more than 10 events in 10 minutes, and ends when there
-    are fewer than 5. The source of an event is its entity, its kind and the channel that it
-    names first.
+    are fewer than 5. The source of an event is its entity, its kind and its first channel.
 
     Args:
-        events: columns `start`, `end` (empty while it lasts), and maybe `entity`, `kind` and
+        events: columns `start`, `end` (empty while it lasts), optionally `entity`, `kind` and
             `channels`, such as from `score_events` or a file `.events.csv`.
-        span: times that were watched, among them the first and the last, as in `events`.
-        seconds: one unit of times that are numbers, such as the seconds from row to row.
+        span: first and last time of the observation, in the same form as in `events`.
+        seconds: length of one unit of numeric times, such as the seconds between rows.
 
     Raises:
-        DataError: times have no form that kdjax reads, or lie outside the span.
+        DataError: times are not in a known form, or lie outside the span.
 
     >>> day = ("2024-05-01 00:00", "2024-05-03 00:00")
     >>> table = pd.DataFrame({"start": ["2024-05-01 10:00"], "end": ["2024-05-02 11:00"]})
@@ -241,9 +240,9 @@ def alarm_measures(
     found = AlarmMeasures(len(sources), worst, share)
     start, end, (first, last) = _seconds(events, span, seconds)
     if not last > first:
-        unknown = "the times are numbers and `seconds` is not given: how long rows last"
+        unknown = "the times are numbers and `seconds` is not given: their unit"
         if seconds or not np.isnan(last):
-            unknown = "the span is no longer than an instant: how often events come"
+            unknown = "the span has no length: the rate of events"
         return found._replace(reason=f"{unknown} is unknown")
     outside = np.flatnonzero((start < first) | (end > last) | (end < start))
     if len(outside):
@@ -251,7 +250,7 @@ def alarm_measures(
         raise DataError(
             f"events: event {outside[0] + 1} ({row['start']} to {row['end']}) begins after "
             f"its end or is not within the span, {', '.join(map(str, span[:4]))}: give the "
-            "times of the first and last row that were watched."
+            "times of the first and last observed row."
         )
     order = np.argsort(start, kind="stable")
     ordered, names = start[order], np.array(sources, object)[order]
@@ -273,7 +272,7 @@ def alarm_measures(
 
 
 def measures_text(found: AlarmMeasures) -> str:
-    """Measures whose times are known, in a line."""
+    """Measures as one line; their times must be known."""
     if found.chattering is None:
         return found.reason
     return (
@@ -335,7 +334,7 @@ def _check(rule: AlarmRule) -> None:
 
 
 def _largest(values: np.ndarray, first: np.ndarray, stop: np.ndarray) -> np.ndarray:
-    """Rows of the largest value in each half-open span; unknown ones don't count."""
+    """Rows of the largest value in each half-open span; NaN is ignored."""
     rows = [
         start + int(np.argmax(np.fmax(values[start:end], -np.inf)))
         for start, end in zip(first.tolist(), stop.tolist(), strict=True)
@@ -348,8 +347,8 @@ def latest_scores(
 ) -> np.ndarray:
     """The score of the latest window that ended at or before each row, `[M] -> [N]`.
 
-    Windows have first rows `starts` `[M]`, ascending. Window and row lie in one of the
-    half-open spans `[S, 2]` between gaps; NaN for none.
+    Windows have first rows `starts` `[M]`, ascending. Window and row lie in the same one of
+    the half-open spans `[S, 2]` between gaps; NaN for none.
 
     >>> starts, spans = np.array([0, 2, 4]), np.array([[0, 6]])
     >>> latest_scores(np.array([1.0, 9.0, 2.0]), starts, spans, window=2, rows=6)

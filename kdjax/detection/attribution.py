@@ -56,7 +56,7 @@ def contributions(
 def split_deviations(matrix: Array | np.ndarray, deviations: Array) -> Array:
     """(B d)ᵢ² of deviations d = e − μ, `[D, D], […, D] -> […, D]`.
 
-    As in scores, NaN stands for an overflow and counts as infinite.
+    NaN comes from an overflow and counts as infinite, as in scores.
     """
     parts = jnp.matmul(deviations, jnp.asarray(matrix).T, precision="highest") ** 2
     return jnp.where(jnp.isnan(parts), jnp.inf, parts)
@@ -72,7 +72,7 @@ def attribution_matrix(gaussian: Gaussian, *, method: str) -> np.ndarray:
     """
     check_attribution(method)
     whiten = np.asarray(gaussian.whiten, np.float64)
-    if not whiten.size:  # a model that gives scores itself
+    if not whiten.size:  # a model that returns scores itself
         return gaussian.whiten
     # Channels that were constant in training have zeros, as in W.
     scored = np.ix_(whiten.any(axis=0), whiten.any(axis=0))
@@ -82,7 +82,7 @@ def attribution_matrix(gaussian: Gaussian, *, method: str) -> np.ndarray:
 
 
 def check_attribution(method: str) -> None:
-    """Raises ConfigError for a method that is none of the `METHODS`."""
+    """Raises ConfigError for a method not in `METHODS`."""
     check_choice("detection.attribution", method, METHODS)
 
 

@@ -1,7 +1,7 @@
-"""Whether rows come at the step that a detector was trained on.
+"""Checks that rows have the time step that a detector was trained on.
 
-A model of sequences has learned how much changes from one row to the next, so rows at
-another step, or times in another unit, give scores without a meaning.
+A model of sequences has learned the changes between successive rows. Scores of rows with
+another step, or with times in another unit, are invalid.
 """
 
 from collections.abc import Sequence
@@ -13,29 +13,29 @@ import pandas as pd
 from kdjax.data.times import time_steps
 from kdjax.errors import DataError
 
-# Largest factor between a step and the one in training; jitter stays below it.
+# Largest ratio of a step to the one in training; jitter stays below it.
 SAME_STEP = 1.5
-# Steps that are needed to judge, and the latest ones that judge a row.
+# Steps that the check needs, and latest steps whose median is checked at a row.
 ENOUGH, STEPS = 20, 100
 _UNITS = {1e3: "milliseconds", 1e6: "microseconds", 1e9: "nanoseconds"}
 
 
 def is_other(found: Any, step: float) -> Any:
-    """Whether a step, or each of an array of steps, is not the one in training."""
+    """Whether a step, or each of an array of steps, differs from the one in training."""
     return (found <= step / SAME_STEP) | (found >= step * SAME_STEP)
 
 
 def other_rows(time: np.ndarray | None, step: float) -> np.ndarray:
-    """The rows `[K]` at another step than the detector's, as a stream refuses them.
+    """The rows `[K]` whose step differs from the detector's, as a stream refuses them.
 
-    The step to a row, and the median of the latest `STEPS` up to it, are other ones.
+    Both the step to a row, and the median of the latest `STEPS` up to it, differ.
 
     >>> other_rows(np.cumsum([60] * 30 + [1] * 40 + [60]), 60.0)[[0, -1]]
     array([58, 69])
     """
     steps = np.empty(0) if not step or time is None else time_steps(time)
     other = is_other(steps, step)
-    if 2 * other.sum() < ENOUGH:  # No median can be another.
+    if 2 * other.sum() < ENOUGH:  # no median can differ
         return np.empty(0, np.int64)
     latest = pd.Series(steps).rolling(STEPS, min_periods=ENOUGH)
     median = latest.quantile(0.5, interpolation="lower")
@@ -43,7 +43,7 @@ def other_rows(time: np.ndarray | None, step: float) -> np.ndarray:
 
 
 def common_step(steps: Sequence[float]) -> float:
-    """The median of the entities' steps in training; 0, for none, where they differ.
+    """The median of the entities' steps in training; 0 for none, or if they differ.
 
     >>> common_step([60.0, 61.0, 60.0]), common_step([60.0, 300.0])
     (60.0, 0.0)
@@ -53,7 +53,7 @@ def common_step(steps: Sequence[float]) -> float:
 
 
 def check_cadence(time: np.ndarray | None, step: float) -> None:
-    """Raises DataError if the median step between rows is not the detector's.
+    """Raises DataError if the median step between rows differs from the detector's.
 
     Gaps and jitter don't change the median. Fewer than `ENOUGH` steps are not checked.
 

@@ -4,12 +4,12 @@ An entity with too few validation rows uses the pooled scaler, Gaussian and thre
 One with too few calibration windows gets a threshold from the calibration scores of all
 entities, each under the Gaussian that its entity uses.
 
-The rules `blocks` and `budget` take all training rows: for the Gaussian, and in turn for
-τ, each fold of rows under the Gaussian of the others. Other rules take validation rows for
-the Gaussian, and calibration rows for τ.
+The rules `blocks` and `budget` use all training rows: all for the Gaussian, and for τ each
+fold of rows with the Gaussian of the other folds. Other rules use validation rows for the
+Gaussian, and calibration rows for τ.
 
-Several processes (`kdjax.training.hosts`) share the validation windows; each scores all
-calibration windows.
+With several processes (`kdjax.training.hosts`) each takes a share of the validation
+windows; each scores all calibration windows.
 """
 
 import math
@@ -50,11 +50,11 @@ from kdjax.errors import ConfigError, DataError, counted
 from kdjax.models.residual import ResidualModel, gives_scores, residual_names
 from kdjax.training import hosts
 
-# A residual model leaves nothing where its residuals deviate by so many roundings of the
-# rows to float32.
+# Residuals that deviate by at most so many roundings of the rows to float32 count as
+# rounding errors only.
 ROUNDINGS = 8
 
-# Rounds of trimming: a new fit without the worst windows may rank others as worse.
+# Rounds of trimming: after a new fit without the worst windows, others may rank as worse.
 TRIM_ROUNDS = 2
 
 
@@ -66,7 +66,7 @@ class Calibration(NamedTuple):
     thresholds: tuple[Threshold, ...]  # E + 1
     scores: tuple[np.ndarray, ...]  # E arrays, each entity's calibration window scores
     starts: tuple[np.ndarray, ...]  # E arrays, the first train rows of these windows
-    # E + 1, the scores behind each τ: by folds in order of time, else sorted
+    # E + 1, the scores that each τ was chosen on: by folds in order of time, else sorted
     threshold_scores: tuple[np.ndarray, ...]
     notes: tuple[str, ...]  # which entities use pooled or shared parts
     floored: dict[str, list[str]]  # residuals with a deviation below the floor
@@ -114,7 +114,7 @@ class _View(NamedTuple):
 
 
 class NothingLeft(ConfigError):
-    """The residuals of a model are rounding, so that their scores mean nothing."""
+    """The residuals of a model are rounding errors only, so that scores are meaningless."""
 
 
 class _Fit(NamedTuple):
@@ -127,20 +127,20 @@ class _Fit(NamedTuple):
 def check_enough(
     prepared: Prepared, rule: Rule, *, todo: str = "give more rows"
 ) -> None:
-    """Raises ConfigError if calibration windows are too few for the rule; `todo`: then."""
+    """Raises ConfigError, with the remedy `todo`, if calibration windows are too few."""
     total = count_windows(prepared, rule)
     if total < needed(rule):
         raise ConfigError(too_few_message(total, rule, todo=todo))
 
 
 def count_windows(prepared: Prepared, rule: Rule) -> int:
-    """How many windows of all entities choose τ."""
+    """The number of windows of all entities that τ is chosen on."""
     found = [_fold_starts(prepared, e, rule, BLOCKS) for e in prepared.entities]
     return sum(len(starts) for own in found for starts in own)
 
 
 def rule_for(kind: str, rule: Rule) -> Rule:
-    """The rule for a kind of model, which may need less caution."""
+    """The rule for a kind of model; some kinds need less caution."""
     return rule._replace(caution=CLASSIFIER_CAUTION) if gives_scores(kind) else rule
 
 
@@ -153,8 +153,8 @@ def calibrate(
 ) -> Calibration:
     """Gaussians and thresholds of a model on the clean rows of a data set.
 
-    `held_out` are models that learnt without the calibration windows, one a fold, and
-    score them instead of a model that learnt from all rows; None: no window is scored.
+    `held_out` are models trained without the calibration windows of each fold, which score
+    these instead of a model that was trained on all rows; None: no window is scored.
     """
     rules = rules._replace(threshold=rule_for(model.kind, rules.threshold))
     others = None if held_out is None else tuple(held_out)
@@ -224,9 +224,9 @@ def calibrate(
 
 
 def constant_values(prepared: Prepared, *, scope: str) -> np.ndarray:
-    """`Calibration.constant`: by the ranges of the rows behind the Gaussian of each entity.
+    """`Calibration.constant`: by the ranges of the rows of each entity's Gaussian.
 
-    Where no channel moves, none is left out: nothing else could have a score.
+    If all channels are constant, all are kept: else nothing would have a score.
     """
     low, high = training_ranges(prepared)
     for place, entity in enumerate(prepared.entities):
@@ -302,7 +302,7 @@ def _view(job: _Job, entity: Entity, scaler: Scaler, constant: np.ndarray) -> _V
     for _ in range(TRIM_ROUNDS):
         moments = merge_all(_moments(job, trimmed))
         if moments.n < ROWS_PER_CHANNEL * len(prepared.channels):
-            break  # The entity uses the pooled Gaussian.
+            break  # the entity uses the pooled Gaussian
         share = _share(job, [trimmed], moments, constant)
         gaussian = _gaussian(job, [trimmed], moments, constant, share)
         scores = _window_scores(job, view, job.model, gaussian, every)
@@ -396,8 +396,8 @@ def _gaussian(
         name = job.prepared.channels[int(np.argmax(absent))]
         raise DataError(
             "no validation row has a value in every channel, so the residuals have no "
-            f"covariance: leave out {name!r}, which lacks most, by data.ignore, or repeat "
-            "its last value: by a larger data.fill_limit on a grid (data.step), by "
+            f"covariance: put {name!r}, which lacks most values, in data.ignore, or repeat "
+            "its last value: with a larger data.fill_limit on a grid (data.step), with "
             "data.missing=ffill elsewhere."
         )
     if views:
@@ -427,7 +427,7 @@ def _of_channels(moments: Moments, scored: np.ndarray) -> Moments:
 def _share(
     job: _Job, views: Sequence[_View], moments: Moments, constant: np.ndarray
 ) -> float | None:
-    """How far the covariance of all folds is shrunk."""
+    """The shrinkage share of the covariance of all folds."""
     method, floor = job.rules.shrinkage, job.rules.floor
     if method == "none" or not job.residuals or not moments.n:
         return None
@@ -444,7 +444,7 @@ def _share(
 
 
 def _check_deviation(job: _Job, views: Sequence[_View], moments: Moments) -> None:
-    """Raises NothingLeft if the residuals of all channels deviate by rounding alone."""
+    """Raises NothingLeft if the residuals of all channels are rounding errors only."""
     largest, squares = float(moments.deviation.max()), [0.0]
     if largest > 0.01:
         return  # Rows are scaled to about 1.
@@ -459,10 +459,10 @@ def _check_deviation(job: _Job, views: Sequence[_View], moments: Moments) -> Non
     if largest < ROUNDINGS * np.finfo(np.float32).eps * size:
         count = counted(len(job.prepared.channels), "channel")
         raise NothingLeft(
-            f"{job.model.kind} leaves nothing of {count} but rounding: its residuals "
+            f"the residuals of {job.model.kind} for {count} are rounding errors only: they "
             f"deviate by {largest:.1g} at most, where scaled rows are of size {size:.1g}. "
-            "Use another detector, such as mahalanobis, or leave out channels that others "
-            "determine (data.ignore)."
+            "Use another detector, such as mahalanobis, or put channels that others "
+            "determine in data.ignore."
         )
 
 
@@ -490,7 +490,7 @@ def _window_scores(
 def _scores(job: _Job, view: _View, fit: _Fit) -> tuple[np.ndarray, np.ndarray]:
     """Scores and starts, in order of time, of the calibration windows that have a score.
 
-    Each fold is scored by what was fitted without it.
+    Each fold is scored by a model and a Gaussian that were fitted without it.
     """
     if job.held_out is None:
         return np.empty(0, np.float32), np.empty(0, np.int64)

@@ -44,17 +44,17 @@ BATCH_SIZE = 256
 
 # Windows of several entities that are scored in one call; each size is compiled.
 BATCHES = (1, 16, 256)
-PADDED = 4  # times the windows, at most, that a call may compute
-# Of networks whose scores are to be those of `score_windows` to the last bit: XLA rounds
-# the sums of smaller batches in another way.
+PADDED = 4  # most windows that a call computes, as a multiple of those it needs
+# For networks whose scores must equal those of `score_windows` to the last bit: XLA rounds
+# the sums of smaller batches differently.
 EXACT_BATCHES, EXACT_PADDED = (64, 256), 4 / 3
-OPENED = 1000  # entities whose rules of streams are kept
-# What `with_constants` adds, where no channel is constant.
+OPENED = 1000  # entities whose plans of streams are cached
+# Parameters of `with_constants` for a model without constant channels.
 _NO_CONSTANT = {"moving": 1.0, "still": 0.0, "slack": -1.0}
 
 
 class Detector(NamedTuple):
-    """All that scoring needs, and a card with its origin.
+    """All parts of scoring, and a card that describes the training.
 
     The last entry of `scalers`, `gaussians`, `thresholds`, `ranges` and `calibration` is
     the pooled one, for entities without calibration.
@@ -65,7 +65,7 @@ class Detector(NamedTuple):
         window: L.
         stride: of the windows in evaluation.
         allowed_points: points of a window that may lie above τ without an alarm.
-        max_gap: in median steps; windows end at longer steps in time.
+        max_gap: in median steps; no window crosses a longer step in time.
         entities: the E names.
         scalers: offsets and scales, `[E + 1, D]` each; rows enter in their dtype.
         gaussians: means `[E + 1, F]` and whitening matrices `[E + 1, F, F]`.
@@ -81,11 +81,11 @@ class Detector(NamedTuple):
         min_duration: consecutive rows above τ before an alarm.
         cooldown: rows after an alarm in which none begins.
         constant: raw values of the channels that were constant in training, `[E + 1, D]`,
-            NaN elsewhere; they have no part in scores. None for detectors of before.
+            NaN elsewhere; they don't count in scores. None for older detectors.
         unchanged: most training rows in which each channel, and last all of them, kept
-            their values, `[E + 1, D + 1]`; 0 where that is not watched, None for nowhere.
+            their values, `[E + 1, D + 1]`; 0 where not checked, None for no checks.
         no_data: whether a gap in time is an event.
-        clear: share of τ down to which an alarm goes on.
+        clear: share of τ down to which an alarm continues.
     """
 
     model: ResidualModel
@@ -113,7 +113,7 @@ class Detector(NamedTuple):
 
     @property
     def context(self) -> tuple[str, ...]:
-        """Channels that the model sees, but which are neither scored nor blamed."""
+        """Channels that the model reads, but that have no scores and contributions."""
         return tuple(self.channels[place] for place in self.model.context)
 
 
@@ -159,10 +159,10 @@ def model_of(detector: Detector, index: int) -> ResidualModel:
 def constant_model(
     model: ResidualModel, scaler: Scaler, constant: np.ndarray | None
 ) -> ResidualModel:
-    """A model that knows the raw values of constant channels `[D]`, NaN elsewhere.
+    """A model with the raw values of constant channels `[D]`, NaN elsewhere.
 
-    They have no share in scores while they keep their value. Where scores come from
-    residuals they never have: the Gaussian sees to that.
+    They don't count in scores while they keep their value. Where scores come from
+    residuals they never count, since the Gaussian leaves them out.
     """
     if constant is None or not gives_scores(model.kind):
         return model
@@ -273,11 +273,11 @@ def stream_detector(
     gaussian = gaussian_of(detector, index)
     attribution = attribution_matrix(gaussian, method=detector.attribution)
 
-    # Constants inside the compiled function are faster than arguments at each call.
+    # Constants inside the compiled function are faster than arguments of each call.
     def compiled(function: Any, *common: Any) -> Any:
         if scaler.offset.dtype == np.float32:
             return jax.jit(lambda raw: function(common, apply_scaler(scaler, raw)))
-        # The device has no float64: numpy centres the rows, at 0.1 ms a window.
+        # Without float64 on the device numpy centres the rows, in 0.1 ms per window.
         scored = jax.jit(lambda rows: function(common, rows))
         return lambda raw: scored(apply_scaler(scaler, raw))
 
@@ -318,9 +318,9 @@ def entity_streams(
     """Streams of all entities on jax, whose windows are scored in batches.
 
     Each entity has its own scaler, Gaussian and threshold, an unknown one those of
-    `usual_entity`; with `entity` all have its. `exact` scores networks in batches of
-    `EXACT_BATCHES`, padded. Not `ready` compiles at the first rows, if no detector of the
-    same form did before. Other options are as in `stream_detector`.
+    `usual_entity`; with `entity` all have those of that entity. `exact` scores networks in
+    batches of `EXACT_BATCHES`, padded. Without `ready`, the first rows compile, unless a
+    detector of the same form did before. Other options are as in `stream_detector`.
     """
     places = {name: place for place, name in enumerate((*detector.entities, POOLED))}
     usual = entity or usual_entity(detector)
@@ -352,7 +352,7 @@ def entity_streams(
         for function, group in ((full, ~lacking), (holed, lacking)):
             rest = np.flatnonzero(group)
             while len(rest):
-                # As few calls as compute little for padding, which repeats the last one.
+                # The fewest calls with little padding, which repeats the last window.
                 fit = [size for size in sizes if size <= padded * len(rest)]
                 size = max(fit, default=sizes[0])
                 part, rest = rest[:size], rest[size:]
@@ -390,7 +390,7 @@ def entity_streams(
             score([usual] * size, np.full((size, *shape), value, offset.dtype))
     if ready:
         explain(usual, np.zeros((1, *shape), offset.dtype))
-        # Imports what it needs now rather than between two rows.
+        # Imports are done here, not between two rows.
         open_entity(usual).drift()
     known = () if entity else detector.entities
     return EntityStreams(open_entity, score, known=known, usual=usual)
@@ -476,7 +476,7 @@ def _explainer(form: ResidualModel) -> Any:
 
 
 def _own_scorer(form: ResidualModel, missing: bool) -> WindowFunction:
-    """`point_scorer` of a kind that gives scores itself."""
+    """`point_scorer` of a kind of model that returns scores itself."""
     own, contributions = BASELINES[form.kind].scores, BASELINES[form.kind].contributions
     assert own is not None and contributions is not None
 

@@ -1,6 +1,6 @@
-"""Measured false-alarm rates of clean windows, and signs that a detector no longer fits.
+"""Measured false-alarm rates of clean windows, and checks whether a detector still fits.
 
-Neighbouring windows share rows and alarm together, so intervals come from windows that
+Overlapping windows share rows and alarm together, so intervals come from windows that
 share no row (Clopper and Pearson, Biometrika 1934), taken as independent. They are too
 narrow where behaviour stays the same for longer than a window.
 """
@@ -29,10 +29,10 @@ from kdjax.errors import counted
 if TYPE_CHECKING:
     from kdjax.detection.detector import Detector
 
-# Drift is reported when p-values are this far from uniform and when that is past chance.
+# Drift is reported if p-values are this far from uniform and this is significant.
 DISTANCE = 0.25
 SIGNIFICANCE = 1e-3
-# Share of rows outside the training range that is a warning.
+# Share of rows outside the training range that gives a warning.
 FOREIGN = 0.05
 
 
@@ -49,7 +49,7 @@ class MeasuredRate(NamedTuple):
 
 
 class ExpectedEvents(NamedTuple):
-    """Events in mean, and their 90 % interval for a time as long as calibration's."""
+    """Mean events, and their 90 % interval for a time as long as calibration's."""
 
     number: float
     low: float
@@ -63,7 +63,7 @@ class ExpectedEvents(NamedTuple):
 
 
 def events_text(number: float) -> str:
-    """A number of events in words: whole from 10 on, else two digits."""
+    """A number of events as text: whole from 10 on, else two digits."""
     return f"{number:,.0f}" if number >= 10 else f"{number:.2g}"
 
 
@@ -72,7 +72,7 @@ class Drift(NamedTuple):
 
     n: int  # number of p-values
     distance: float  # of their distribution from the uniform one; NaN without any
-    drifted: bool  # whether it is large, and past chance
+    drifted: bool  # whether it is large and significant
 
 
 def disjoint(starts: np.ndarray, window: int) -> np.ndarray:
@@ -136,8 +136,8 @@ def cross_rates(
 
     The windows, with scores `[n]` and first rows `[n]`, are cut into blocks of time. τ
     of a block comes from the windows of the other blocks that share no row with it.
-    `detail` counts the blocks that are left out because the rule needs more windows. It
-    shows drift within the calibration rows only.
+    `detail` counts the blocks that are left out because the rule needs more windows. The
+    result shows drift within the calibration rows only.
     """
     check_numbers(scores, "calibration scores")
     order = np.argsort(starts, kind="stable")
@@ -174,13 +174,13 @@ def cross_rates(
 def expected_events(
     scores: np.ndarray, rule: Rule, *, least: float = -math.inf
 ) -> ExpectedEvents | None:
-    """Events in clean rows that τ did not see, by window scores `[n]` in order of time.
+    """Events in clean rows that τ was not chosen on, from window scores `[n]` in time.
 
     τ is at least `least`.
 
-    Each block of time has the events above the τ of the others. The interval is Student's
-    of the blocks' rates, for the mean and as much time again, and no narrower than counts
-    of independent events (Poisson). None where the rule needs more scores.
+    Each block of time has the events above the τ of the other blocks. The interval is
+    Student's of the blocks' rates, for the mean and the same time again, and at least as
+    wide as for counts of independent events (Poisson). None if the rule needs more scores.
     """
     event = rule.events
     blocks = np.array_split(np.asarray(scores), BLOCKS)
@@ -215,8 +215,8 @@ def with_interval(
 def drift(p: np.ndarray, *, calibration: int) -> Drift:
     """Whether p-values `[n]` of windows that share no row are far from uniform.
 
-    The distance is that of Kolmogorov and Smirnov. It is drift when above `DISTANCE`
-    and above what chance exceeds with probability `SIGNIFICANCE` (Massart, Annals of
+    The distance is that of Kolmogorov and Smirnov. It is drift if it exceeds `DISTANCE`
+    and the value that chance exceeds with probability `SIGNIFICANCE` (Massart, Annals of
     Probability 1990), with the effective sample size n·m / (n + m).
 
     `calibration` is m, the number of calibration windows that share no row.
@@ -237,10 +237,10 @@ def drift(p: np.ndarray, *, calibration: int) -> Drift:
 def score_drift(
     detector: "Detector", index: int, window_score: np.ndarray
 ) -> Drift | None:
-    """Whether the window scores of rows `[N]` have drifted from calibration's.
+    """Whether the window scores of rows `[N]` have drifted from those of calibration.
 
     Compares windows that share no row: L rows apart, rounded up to whole strides. None
-    where the entity has no calibration scores, or those of all entities.
+    if the entity has no calibration scores, or those of all entities.
     """
     separate = separate_scores(detector, index)
     if not separate:
@@ -281,8 +281,8 @@ def series_notes(
         notes.append(
             "warning: scores have drifted from those of calibration (distance "
             f"{found.distance:.2f} over {found.n} separate windows), so the false-alarm "
-            "rate no longer holds: kdjax calibrate on recent clean rows makes a new "
-            "threshold"
+            "rate no longer holds: run kdjax calibrate on recent clean rows for a "
+            "new threshold"
         )
     notes.sort(key=lambda note: "warning" not in note)
     return [f"{series.entity}: {note}" for note in notes]

@@ -84,7 +84,7 @@ def read_catalogue(folder: str | os.PathLike[str]) -> pd.DataFrame:
         return pd.read_parquet(path).astype(CATALOGUE_SCHEMA)
     except (OSError, ValueError, KeyError) as error:
         raise ArtifactError(
-            f"{path} can't be read ({error}): run kdjax fleet again, which writes it anew."
+            f"{path} can't be read ({error}): rerun kdjax fleet, which writes it again."
         ) from error
 
 
@@ -136,8 +136,8 @@ def refusal(folder: str | os.PathLike[str], entity: str) -> str:
     state, reason, _ = row
     if state != READY:
         return (
-            f"{entity}: its detector failed ({reason.rstrip('.')}): mend its rows, and run kdjax fleet "
-            "again."
+            f"{entity}: its detector failed ({reason.rstrip('.')}): correct its rows, and rerun kdjax "
+            "fleet."
         )
     return ""
 

@@ -103,7 +103,7 @@ def choose_level(
     if level is None:
         raise ConfigError(
             f"threshold.budget={per_day:g}/day is exceeded by the fleet at any level: give a "
-            "higher budget, or look at the machines with most events."
+            "higher budget, or check the machines with most events."
         )
     held_out = np.empty(BLOCKS)
     for place in range(BLOCKS):

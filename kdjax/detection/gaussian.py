@@ -1,8 +1,8 @@
 """The Gaussian of residuals (Eq. 1): moments, regularised inverse, whitening matrix.
 
-Moments are gathered in pieces and merged (Chan, Golub and LeVeque, 1983): pieces are
+Moments are computed in pieces and merged (Chan, Golub and LeVeque, 1983): pieces are
 centred before they are squared, in float64, and merged in a fixed order, so that the
-bits do not depend on how many processes computed them (`merge_shares`).
+bits do not depend on the number of processes (`merge_shares`).
 
 Σ is singular where a channel is constant or two are alike, as in most recordings. So,
 with s = max(σ, floor) and S = diag(s):
@@ -11,9 +11,9 @@ with s = max(σ, floor) and S = diag(s):
     L Lᵀ = C + ridge·I
     W = L⁻¹ S⁻¹
 
-WᵀW is the inverse in Eq. 1, and a_t = ‖W(e_t − μ)‖² is never negative. An error of
-`floor` in a channel that hardly moved counts as one standard deviation. A channel that was
-constant in the training rows has no part in a_t: its row and column of W are 0
+WᵀW is the inverse in Eq. 1, and a_t = ‖W(e_t − μ)‖² is never negative. In a channel with
+almost no deviation, an error of `floor` counts as one standard deviation. A channel that
+was constant in the training rows does not count in a_t: its row and column of W are 0
 (`without_channels`).
 """
 
@@ -31,12 +31,12 @@ from kdjax.data.raw import as_array
 from kdjax.errors import ConfigError, DataError, check_choice
 from kdjax.training import hosts
 
-# Pieces of each process that travel at once.
+# Pieces of each process that are sent together.
 _AT_ONCE = 32
 
 
 class Moments(NamedTuple):
-    """What a Gaussian needs to know of n error vectors."""
+    """Number, mean and scatter of error vectors, from which a Gaussian is fitted."""
 
     n: int
     mean: np.ndarray  # μ, [D] float64
@@ -64,7 +64,7 @@ def moments_of(errors: np.ndarray) -> Moments:
         channel = int(np.argmax(~np.isfinite(rows).all(axis=0)))
         raise DataError(
             f"errors of channel {channel + 1} are not finite, so they have no mean. "
-            "Look for huge values in the validation rows, or scale them "
+            "Correct huge values in the validation rows, or scale them "
             "(data.scaler)."
         )
     if len(rows) == 0:
@@ -93,10 +93,10 @@ def merge_all(pieces: Iterable[Moments]) -> Moments:
 def merge_shares(own: Iterable[Moments], *, width: int) -> Moments:
     """Moments of the pieces of all processes, merged from the first to the last.
 
-    All call it; each brings its share of the pieces, in their order (`hosts.share`).
+    All processes call it, each with its share of the pieces, in their order (`hosts.share`).
 
     Args:
-        own: of this process: piece i is process i mod n's.
+        own: pieces of this process: piece i belongs to process i mod n.
         width: D.
     """
     merged, pieces = moments_of(np.empty((0, width))), iter(own)
@@ -120,7 +120,7 @@ def merge_shares(own: Iterable[Moments], *, width: int) -> Moments:
 SHRINKAGES = ("none", "ledoit_wolf", "oas")
 
 # W is applied in float32: a direction whose variance is smaller than this share of the
-# largest is rounding, though a factor in float64 may exist.
+# largest is rounding, although a factor in float64 may exist.
 RESOLUTION = float(np.finfo(np.float32).eps) ** 2
 
 
@@ -205,7 +205,7 @@ def gaussian_from_moments(
     `shrinkage` is the share in [0, 1] by which C is drawn towards tr(C)/D·I.
 
     Raises:
-        ConfigError: C + ridge·I is not positive definite; names the channels at fault.
+        ConfigError: C + ridge·I is not positive definite; names the channels.
     """
     scale = np.maximum(moments.deviation, floor)
     dead = [name for name, s in zip(channels, scale, strict=True) if s <= 0]
@@ -219,8 +219,8 @@ def gaussian_from_moments(
         target = np.trace(correlation) / len(scale) * np.eye(len(scale))
         correlation = (1 - shrinkage) * correlation + shrinkage * target
     regularised = correlation + ridge * np.eye(len(scale))
-    # Once, in float64 on the CPU: in float32 the factor of a nearly singular matrix
-    # has no correct digit, and accelerators have no float64 to speak of.
+    # Once, in float64 on the CPU: in float32 the factor of a nearly singular matrix has
+    # no correct digit, and accelerators have slow float64 or none.
     with jax.enable_x64(True), jax.default_device(jax.local_devices(backend="cpu")[0]):
         factor = jnp.linalg.cholesky(jnp.asarray(regularised, jnp.float64))
         whiten = np.asarray(
@@ -237,8 +237,8 @@ def gaussian_from_moments(
         raise ConfigError(
             "the covariance of the validation errors is not positive definite: channels "
             f"{', '.join(names)} depend on each other (smallest eigenvalue "
-            f"{values[0]:.1e}). Set detection.ridge above 0 (default 0.1) or leave one "
-            "out."
+            f"{values[0]:.1e}). Set detection.ridge above 0 (default 0.1) or remove one "
+            "of them."
         )
     return Gaussian(moments.mean.astype(np.float32), whiten.astype(np.float32))
 
@@ -266,7 +266,7 @@ def without_channels(
 ) -> Gaussian:
     """A Gaussian of the scored of D residuals (`[D]` bool) as one of all, with mean `[D]`.
 
-    a_t is that of the scored ones alone, since W has zeros elsewhere.
+    a_t is that of the scored ones only, since W has zeros elsewhere.
     """
     whiten = np.zeros((len(scored), len(scored)), np.float32)
     whiten[np.ix_(scored, scored)] = gaussian.whiten
@@ -283,7 +283,7 @@ def standardised_covariance(moments: Moments, *, floor: float) -> np.ndarray:
 def floored_channels(
     moments: Moments, *, floor: float, channels: Sequence[str]
 ) -> list[str]:
-    """Names of the channels whose standard deviation lies under the floor."""
+    """Names of the channels whose standard deviation is below the floor."""
     deviations = zip(channels, moments.deviation, strict=True)
     return [name for name, deviation in deviations if deviation < floor]
 
@@ -293,9 +293,9 @@ def ledoit_wolf_shrinkage(
 ) -> float:
     """Shrinkage of Ledoit and Wolf, 2004, Lemma 3.1–3.4, from a second pass.
 
-    `pieces` are the errors `[…, D]` that `moments` were made of. `rows` is n, the number
-    of distinct rows: windows that overlap repeat their rows, and counting repeats would
-    make the estimate look surer than it is.
+    `pieces` are the errors `[…, D]` that `moments` were computed from. `rows` is n, the
+    number of distinct rows: overlapping windows repeat their rows, and counting repeats
+    would underestimate the error of the estimate.
     """
     scale = np.maximum(moments.deviation, floor)
     total = 0.0  # of ‖(e − μ) / s‖⁴

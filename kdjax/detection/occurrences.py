@@ -1,11 +1,11 @@
-"""Events of rows: how they are named, and which of them a stream has open.
+"""Events of rows: their ids, and those that a stream has open.
 
-    score           rows in alarm; alarms nearer than L rows are one event
-    constant_moved  a channel that was constant in training has left its value
+    score           rows in alarm; alarms less than L rows apart are one event
+    constant_moved  a channel that was constant in training has another value
     frozen          a channel, or all, unchanged for longer than in training
     no_data         no row for more than `max_gap` steps
 
-`Open` is what a stream remembers of them; its functions give the state after a row and
+`Open` is the state of a stream's events; its functions return the state after a row and
 events that began or ended, as JSON objects. An event without an end has just begun.
 """
 
@@ -19,13 +19,13 @@ import numpy as np
 KINDS = ("score", "constant_moved", "frozen", "no_data")
 SCORE, MOVED, FROZEN, NO_DATA = KINDS
 ALL = "all"  # in place of channels that are frozen together
-_ROUNDINGS = 4  # by which a constant value may be written in another way
+_ROUNDINGS = 4  # allowed rounding differences of a constant value
 
 
 def event_id(entity: str, kind: str, instant: Any, subject: str = "") -> str:
-    """A short name that is the same wherever an event is found.
+    """A short id of an event, equal in files and streams.
 
-    `instant` is that of its start: whole ns since 1970, a number, or the row's number.
+    `instant` is its start: whole ns since 1970, a number, or the row's number.
 
     >>> event_id("pump", "score", 0)
     'c4328d2150db'
@@ -35,7 +35,7 @@ def event_id(entity: str, kind: str, instant: Any, subject: str = "") -> str:
 
 
 def has_moved(constant: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Whether values left those of constant channels `[D]`, `[…, D]`; never for NaN.
+    """Whether values of constant channels differ from `[D]`, `[…, D]`; never for NaN.
 
     >>> has_moved(np.float32([4, np.nan]), np.float32([[4, 1], [5, 1], [np.nan, 1]]))
     array([[False, False],
@@ -47,27 +47,27 @@ def has_moved(constant: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 
 class Peak(NamedTuple):
-    """The most abnormal of some rows, and of what their windows saw."""
+    """The most abnormal of some rows, with the contributions in their windows."""
 
     score: float = -math.inf  # the largest a_t in their windows
     time: Any = None  # of the row whose own a_t is largest
     channels: tuple[str, ...] = ()
     severity: float = -math.inf  # the largest of the rows
     shares: tuple[float, ...] = ()  # of the channels in all contributions
-    window_score: float = -math.inf  # where severity is the largest, and its τ
+    window_score: float = -math.inf  # where severity is largest, and its τ
     tau: float = math.nan
     own: float = -math.inf  # a_t of the row at `time`
 
 
 class Event(NamedTuple):
-    """An event that is open."""
+    """An open event."""
 
     id: str
     kind: str
     subject: str  # the channel, `all`, or empty
     start: Any
     text: str = ""
-    # Of alarms: the time of the last one, rows since, and the rows up to it and behind.
+    # Of alarms: the time of the last one, rows since, and the rows up to it and after it.
     end: Any = None
     quiet: int = 0
     peak: Peak = Peak()
@@ -75,7 +75,7 @@ class Event(NamedTuple):
 
 
 def message(event: Event, entity: str, end: Any = None) -> dict[str, Any]:
-    """An event as a JSON object; without `end` it has begun."""
+    """An event as a JSON object; one without `end` has just begun."""
     scored, peak = event.kind == SCORE, event.peak
     channels = [*peak.channels] if scored else [event.subject] * bool(event.subject)
     found = {
@@ -103,7 +103,7 @@ def json_number(value: float) -> float | str | None:
 
 
 def joined(peak: Peak, other: Peak) -> Peak:
-    """The peak of both; of equals the first."""
+    """The larger peak of both; the first of equal ones."""
     best = other if other.score > peak.score else peak
     worst = other if other.severity > peak.severity else peak
     latest = other if other.own > peak.own else peak
@@ -120,10 +120,10 @@ def after_row(
     window: int,
     begin: Callable[[Peak], Event],
 ) -> tuple[Event | None, list[tuple[Event, Any]]]:
-    """The event of alarms that is open after a row, and those that changed, with their end.
+    """The event of alarms that is open after a row, and the events that began or ended.
 
-    Alarms nearer than `window` rows are one event. `peak` gives the row's own, and with
-    True its channels too.
+    Alarms less than `window` rows apart are one event. `peak` returns the row's own peak,
+    and with True its channels too.
     """
     changed = []
     if event is not None and event.quiet + 1 >= window:
@@ -145,7 +145,7 @@ def after_row(
 
 
 def packed(event: Event) -> dict[str, Any]:
-    """An event as JSON values; `unpacked` gives it back."""
+    """An event as JSON values, for `unpacked`."""
     found = event._asdict()
     for name in ("peak", "ahead"):
         peak: Peak = found[name]
@@ -156,10 +156,10 @@ def packed(event: Event) -> dict[str, Any]:
 
 
 def unpacked(found: Any) -> Event:
-    """LookupError, TypeError or ValueError if it is no event."""
+    """Reverses `packed`; LookupError, TypeError or ValueError for other values."""
     event = Event(**found)
     if event.kind not in KINDS or type(event.quiet) is not int:
-        raise ValueError(f"{event.kind!r} is no kind of event")
+        raise ValueError(f"{event.kind!r} is not a kind of event")
     peaks = []
     for time, channels, shares, *numbers in (found["peak"], found["ahead"]):
         names, parts = tuple(map(str, channels)), tuple(map(float, shares))

@@ -1,6 +1,6 @@
-"""How the rows of a detector are read: as its training file, by its card.
+"""Reads rows for a detector in the way of its training file, which its card describes.
 
-Nothing here needs JAX, so that a file of rows can be refused before JAX starts.
+Nothing here needs JAX, so that a faulty file is reported before JAX starts.
 """
 
 import json
@@ -23,18 +23,18 @@ from kdjax.io.files import verify_manifest
 if TYPE_CHECKING:
     from kdjax.detection.detector import Detector
 
-# Options of `Reading` that stay with a detector, apart from rules of whole files.
+# Options of `Reading` that a detector keeps, besides rules of whole files.
 OF_ROWS = (
     "time_column", "entity_column", "ignore", "missing_values", "layout", "tag_column",
     "value_column", "step", "duplicates",
 )  # fmt: skip
 CONTRIBUTION = "contribution:"  # before a channel's name in columns of score tables
-# Of a detector's training file, if its card has them.
+# Rules of a detector's training file, if its card has them.
 _RULES = ("missing", "order", "duplicates")
 
 
 class Described(NamedTuple):
-    """The fields of a saved `Detector` by which rows are read."""
+    """The fields of a saved `Detector` that describe how rows are read."""
 
     card: Mapping[str, Any]
     channels: tuple[str, ...]
@@ -42,7 +42,7 @@ class Described(NamedTuple):
 
 
 def read_description(folder: Path) -> Described | None:
-    """Of a saved detector that is whole; None of others, which `load_detector` refuses."""
+    """These fields of a complete saved detector; None for one that can't be loaded."""
     try:
         verify_manifest(folder)
         found = json.loads((folder / "detector.json").read_text("utf-8"))
@@ -64,11 +64,11 @@ def read_like(
     entity: str = "",
     **given: Any,
 ) -> tuple[Series, ...]:
-    """Reads a file, or a table, with the options of the detector's training file by its card.
+    """Reads a file, or a table, with the options of the training file in the card.
 
-    Options of `read_table` override the card where they are not empty. Columns that the
-    card names need not be there. `entity` names rows without an entity column, by default
-    as the file. `dtype` is that of the rows. `exclude` is for files only.
+    Options of `read_table` override the card where they are not empty. Columns of the card
+    are optional. `entity` names rows without an entity column, by default as the file.
+    `dtype` is that of the rows. `exclude` is for files only.
     """
     own = options_like(
         detector, missing=missing, order=order, duplicates=duplicates, **given
@@ -87,7 +87,7 @@ def options_like(
     duplicates: str = "",
     **given: Any,
 ) -> dict[str, Any]:
-    """The options of `load_files` by which `read_like` reads, but for its others."""
+    """The options of `load_files` that `read_like` uses, except its own."""
     data: dict[str, Any] = detector.card.get("settings", {}).get("data", {})
     rules = {name: data[name] for name in _RULES if name in data}
     own_rules = {"missing": missing, "order": order, "duplicates": duplicates}
@@ -111,21 +111,21 @@ def reading_of(detector: "Detector | Described") -> Reading:
     data, known = card.get("settings", {}).get("data", {}), card.get("data", {})
     given = {name: data[name] for name in OF_ROWS if name in data}
     clock, step = known.get("time_column", ""), given.get("step", "")
-    if clock and clock.lower() not in NAMES:  # those are found by themselves
+    if clock and clock.lower() not in NAMES:  # NAMES are found without an option
         given["time_column"] = clock
     if known.get("dated") and step and not parse_step(step)[1]:
-        # So that numbers as times are refused.
+        # Numbers as times are then refused.
         given["step"] = np.format_float_positional(parse_step(step)[0], trim="-") + "s"
     if not step:
-        given.pop("duplicates", None)  # of readings only
+        given.pop("duplicates", None)  # for readings only
     return read_by(Reading(), {**given, "label_column": data.get("label_column")})
 
 
 def read_by(reading: Reading, given: Mapping[str, Any]) -> Reading:
     """`reading` with the options of `read_table` that are given and not empty.
 
-    Ignored columns come to those before, and so does a label column; a column that is
-    given as ignored has no other role from before.
+    Ignored columns and a label column are added to those of before; an ignored column
+    loses its role of before.
     """
     if unknown := given.keys() - {*OF_ROWS, "label_column"}:
         raise TypeError(f"unknown options: {', '.join(sorted(unknown))}")
@@ -144,7 +144,7 @@ def read_by(reading: Reading, given: Mapping[str, Any]) -> Reading:
 def fill_limit(
     detector: "Detector | Described", *, missing: str = "", step: str = ""
 ) -> int:
-    """Rows for which a missing cell has the last value by the card; 0 for none.
+    """Most rows that repeat a value for missing cells, by the card; 0 for none.
 
     `missing` and `step` override the card's rule and grid.
     """

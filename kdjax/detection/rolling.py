@@ -1,18 +1,18 @@
-"""Thresholds that move with a stream: adaptive conformal inference, and rolling ones.
+"""Thresholds that change with a stream: adaptive conformal inference, and rolling ones.
 
 Gibbs and Candès, "Adaptive Conformal Inference Under Distribution Shift", NeurIPS 2021,
 Eq. 2: after each score the level moves against the error,
 
     α_{t+1} = α_t + γ (rate − err_t),   err_t = 1 if score_t > τ_t else 0,
 
-and τ_t is the conformal threshold at level α_t of the last n scores, which begin with
-those of calibration. The share of alarms among the first T scores is within
+and τ_t is the conformal threshold at level α_t of the last n scores, which start as those
+of calibration. The share of alarms among the first T scores is within
 (max(α_1, 1 − α_1) + γ) / (Tγ) of the rate, whatever the scores are (Proposition 4.1).
 
-Anomalies count as scores too: a long anomaly uses up the alarms, and τ becomes infinite
-for a while. Use it for streams with drift and short anomalies.
+Anomalies count as scores too: after a long anomaly without pause, τ is infinite for a
+while and nothing alarms. It suits streams with drift and short anomalies.
 
-Update once every `stride` rows, the stride of the calibration windows. With stride 1 the
+Updates once every `stride` rows, the stride of the calibration windows. With stride 1 the
 n scores would cover only the last n rows, and errors would cluster.
 
 A rolling threshold (`start_rolling`) is the conformal threshold at a fixed level of all
@@ -36,7 +36,7 @@ class Adaptive(NamedTuple):
     alpha: float  # α_t; may leave [0, 1] by up to γ
     rate: float  # the wanted share of alarms
     step: float  # γ
-    most: int  # number of scores kept; each new one then drops the oldest
+    most: int  # number of scores kept; then each new one replaces the oldest
     recent: np.ndarray  # [n] last scores, the oldest first
     ordered: np.ndarray  # the same, smallest first
 
@@ -95,13 +95,13 @@ def rolling_taus(scores: np.ndarray, new: np.ndarray, rate: float) -> np.ndarray
 def adaptive_tau(state: Adaptive) -> float:
     """τ for the next score: the ⌈(n+1)(1−α)⌉-th smallest of the last n.
 
-    Infinite where α needs more scores than there are, -inf where α is at least 1.
+    Infinite if α needs more scores than there are, -inf if α is at least 1.
 
     >>> adaptive_tau(start_adaptive(np.arange(99.0), 0.02))
     97.0
     """
     n = len(state.ordered)
-    # Rounded as exact numbers are: 100 · 0.29 in floats is below 29.
+    # Exact arithmetic: 100 · 0.29 in floats is below 29.
     rank = n + 1 - math.floor((n + 1) * state.alpha + 1e-9)
     if rank > n:
         return math.inf
@@ -109,7 +109,7 @@ def adaptive_tau(state: Adaptive) -> float:
 
 
 def adapt(state: Adaptive, score: float) -> Adaptive:
-    """The state after a score, which alarms if above `adaptive_tau(state)`.
+    """The state after a score, which alarms if it exceeds `adaptive_tau(state)`.
 
     Raises:
         DataError: the score is NaN.

@@ -11,8 +11,8 @@ from kdjax.data.scaler import along
 from kdjax.data.windowing import add_scores, empty_sums, mean_of_sums
 from kdjax.detection.gaussian import Gaussian
 
-# Rounds of conjugate gradients for missing cells. They end exactly after as many as a
-# row has missing cells; the ridge keeps the rest close after this many.
+# Iterations of conjugate gradients for missing cells. As many as a row has missing cells
+# are exact; with the ridge, this many are close.
 ROUNDS = 50
 
 
@@ -26,8 +26,8 @@ def point_scores(
     Args:
         gaussian: from `fit_gaussian`.
         errors: residuals e, `[…, D]`.
-        observed: `[…, D]` bool; a_t is the distance of the observed channels alone,
-            and NaN in rows without any that has a part in it. None: all are observed.
+        observed: `[…, D]` bool; a_t is the distance of the observed channels only, and NaN
+            in rows without an observed channel that counts. None: all are observed.
 
     >>> gaussian = Gaussian(np.zeros(2, np.float32), np.eye(2, dtype=np.float32))
     >>> point_scores(gaussian, jnp.array([[3.0, 4.0]]))
@@ -39,7 +39,7 @@ def point_scores(
 def deviations(
     gaussian: Gaussian, errors: Array, observed: Array | None = None
 ) -> Array:
-    """e − μ, `[…, D]`; where a channel is missing, what is likeliest given the others.
+    """e − μ, `[…, D]`; a missing channel has its most likely value given the others.
 
     That minimises ‖W d‖², to the squared Mahalanobis distance of the observed entries under
     their own marginal Gaussian. Conjugate gradients (Hestenes and Stiefel, 1952) on P = WᵀW,
@@ -93,7 +93,7 @@ def scores_of(
 
 
 def _ratio(numerator: Array, denominator: Array) -> Array:
-    """Their quotient; 0 once a row has converged."""
+    """Quotient; 0 once a row has converged."""
     safe = jnp.where(denominator > 0, denominator, 1.0)
     return jnp.where(denominator > 0, numerator / safe, 0.0)
 
@@ -103,7 +103,7 @@ def window_scores(points: Array | np.ndarray, *, count: int = 0) -> Any:
 
     "More than `count` points of the window lie above τ" (paper, section 2.1) is the
     same as "this number lies above τ", so that τ can be chosen on it. Points without a
-    score (NaN) are left out; NaN where no more than `count` points have one.
+    score (NaN) are left out; NaN where at most `count` points have one.
 
     Args:
         points: a_t, `[M, L]`; a numpy array gives a numpy array, a JAX array a JAX array.

@@ -1,4 +1,4 @@
-"""Saved detectors: a folder with plain arrays, JSON and a manifest; it holds no code.
+"""Saved detectors: a folder with plain arrays, JSON and a manifest; it contains no code.
 
 detector.json   schema, model, channels, window, entities, thresholds
 arrays.npz      the model's parameters, scalers and Gaussians by name
@@ -66,7 +66,7 @@ _FIELDS = (
     "channels", *_NUMBERS, "attribution", *_RULE, "entities", "context", "no_data",
 )  # fmt: skip
 _NAMES = {field: field for field in _FIELDS} | {"attribution": "blame"}
-# Those that older detectors lack; `Detector` has their defaults.
+# Fields that older detectors lack; `Detector` has their defaults.
 _SINCE_2 = ("step", "blame", *_RULE, "context", "no_data")
 
 # Errors that JSON, numpy and wrong contents raise.
@@ -89,7 +89,7 @@ def save_detector(folder: str | os.PathLike[str], detector: Detector) -> None:
     """Writes a detector to `folder`; an interruption leaves the old or the new one.
 
     Raises:
-        ArtifactError: the folder holds something else.
+        ArtifactError: the folder contains something else.
 
     >>> save_detector("detectors/plant", detector)  # doctest: +SKIP
     """
@@ -167,7 +167,7 @@ def _kept(path: Path, digest: str) -> Detector:
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of an `.npz` file; none may claim more bytes than the file has."""
+    """The arrays of an `.npz` file; an array may not exceed the size of the file."""
     arrays, held = {}, 0
     with zipfile.ZipFile(path) as archive:
         for member in archive.infolist():
@@ -232,7 +232,7 @@ def _description(detector: Detector) -> dict[str, Any]:
         "architecture": architecture and architecture._asdict(),
         **{name: getattr(detector, field) for field, name in _NAMES.items()},
         "thresholds": [
-            # As version 0.1.0 wrote them, if it can have made them.
+            # In the form of version 0.1.0, if it could have written them.
             {k: v for k, v in tau._asdict().items() if k != "spacing" or v}
             for tau in detector.thresholds
         ],
@@ -292,7 +292,7 @@ def check_detector(detector: Detector) -> None:
     """Checks that the parts of a detector are valid and fit together.
 
     Raises:
-        LookupError, TypeError, ValueError: with the part at fault.
+        LookupError, TypeError, ValueError: names the faulty part.
     """
     as_names(list(detector.channels))
     for name in (*_NUMBERS, *_RULE):
@@ -302,9 +302,9 @@ def check_detector(detector: Detector) -> None:
     if detector.allowed_points >= detector.window:
         raise ValueError("allowed_points is not below window")
     if detector.attribution not in METHODS:
-        raise ValueError(f"{detector.attribution!r} is no attribution method")
+        raise ValueError(f"{detector.attribution!r} is not an attribution method")
     if len(detector.thresholds) != len(detector.entities) + 1:
-        raise ValueError("there is no threshold for each entity")
+        raise ValueError("the number of thresholds is not that of the entities")
     for threshold in detector.thresholds:
         as_text(threshold.method)
         as_number(threshold.tau)
@@ -341,7 +341,7 @@ def check_detector(detector: Detector) -> None:
     if detector.reference is not None:
         _check_floats(detector.reference, (len(detector.reference), width), "reference")
     if detector.calibration and len(detector.calibration) != places:
-        raise ValueError("there are no calibration scores for each entity")
+        raise ValueError("the number of calibration arrays is not that of the entities")
 
 
 def _check_floats(values: np.ndarray, shape: tuple[int, ...], name: str) -> None:

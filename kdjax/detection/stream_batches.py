@@ -9,16 +9,16 @@ from kdjax.detection.streaming import StreamDetector, StreamRow, Taken, WindowRe
 from kdjax.detection.timestamps import Timestamp
 from kdjax.errors import DataError
 
-# Scores windows `[B, L, D]`, each of the entity that the plan of its stream names.
+# Scores windows `[B, L, D]`, each for the entity of its stream's plan.
 BatchScorer = Callable[[Sequence[str], np.ndarray], list[WindowResult]]
 
 
 def answer_together(
     rows: Sequence[tuple[StreamDetector, Taken]], score: BatchScorer | None
 ) -> list[StreamRow]:
-    """Answers a row of each of several streams; all windows are scored in one call.
+    """Answers one row of each of several streams; all windows are scored in one call.
 
-    Without `score` each is scored by the stream's own scorer.
+    Without `score` each stream's own scorer is used.
     """
     if score is None:
         return [stream.answer(taken, stream.score(taken)) for stream, taken in rows]
@@ -33,9 +33,9 @@ def answer_together(
 def score_together(
     windows: Sequence[tuple[StreamDetector, np.ndarray]], score: BatchScorer
 ) -> list[WindowResult]:
-    """Scores windows `[1, L, D]` of streams, in one call for each detector.
+    """Scores windows `[1, L, D]` of streams, in one call per detector.
 
-    `score` is for streams of no `EntityStreams`.
+    `score` is for streams outside `EntityStreams`.
     """
     groups: dict[int, list[int]] = {}
     for place, (stream, _) in enumerate(windows):
@@ -84,10 +84,10 @@ class EntityStreams(Unchanging):
     """Streams of many entities, whose rows are scored together.
 
     Args:
-        open_entity: gives a stream by an entity's scaler, Gaussian and threshold.
+        open_entity: returns a stream for an entity's scaler, Gaussian and threshold.
         score: scores windows of several entities.
-        known: entities that have their own.
-        usual: whose others have.
+        known: entities with their own.
+        usual: entity whose are used for the others.
 
     >>> streams = kdjax.open_streams("detectors/student")  # doctest: +SKIP
     >>> found = streams.update({"pump": [0.5, 21.0], "saw": [0.1, 20.0]})  # doctest: +SKIP

@@ -1,4 +1,4 @@
-"""What a stream needs of a detector besides how to score a window, as JSON.
+"""The rules of a stream, except how a window is scored, as JSON.
 
 A plan is stored inside exported files, so that a stream needs no other file.
 """
@@ -24,7 +24,7 @@ KEPT = 1000
 class Plan(NamedTuple):
     """The rules of a stream; fields without a comment are those of `Detector`."""
 
-    entity: str  # whose scaler, Gaussian and threshold these are; `pooled` for none
+    entity: str  # of the scaler, Gaussian and threshold; `pooled` for none
     channels: tuple[str, ...]
     window: int
     stride: int
@@ -39,13 +39,13 @@ class Plan(NamedTuple):
     # Sorted window scores of calibration, at most `KEPT` of them at evenly spaced ranks;
     # empty where unknown.
     calibration: tuple[float, ...]
-    # About how many calibration windows share no row; 0: nothing to compare scores with.
+    # Approximate number of calibration windows that share no row; 0: no comparison.
     disjoint: int
-    fill_limit: int = 0  # rows for which a missing cell has the last value; 0 for none
+    fill_limit: int = 0  # most rows that repeat a value for missing cells; 0 for none
     dtype: str = "float32"  # of the rows that the detector takes, or `float64`
     reading: Reading = Reading()
     context: tuple[str, ...] = ()
-    constant: tuple[float | None, ...] = ()  # a value a channel, None where it moves
+    constant: tuple[float | None, ...] = ()  # a value per channel, None if not constant
     unchanged: tuple[int, ...] = ()  # longest runs of each channel, and of all
     no_data: bool = False
     clear: float = 1.0
@@ -88,9 +88,9 @@ def plan_of(detector: "Detector", index: int) -> Plan:
 
 
 def separate_scores(detector: "Detector", index: int) -> int:
-    """About how many calibration windows of an entity share no row.
+    """Approximate number of calibration windows of an entity that share no row.
 
-    0 where there are none, or those of all entities: its own need not be like them.
+    0 if there are none, or those of all entities, whose scores may differ.
     """
     if not detector.calibration or detector.thresholds[index].source == "shared":
         return 0
@@ -108,7 +108,7 @@ def plan_by(plan: Plan, given: Mapping[str, Any]) -> Plan:
 def plan_to_json(plan: Plan, *, whole: bool = False) -> str:
     """A plan as JSON text; infinite numbers are the strings `inf` and `-inf`.
 
-    Fields that have their default are left out unless it is to be `whole`.
+    Fields with their default are left out unless `whole`.
     """
 
     def plain(number: float) -> float | str:
@@ -131,7 +131,7 @@ def plan_from_json(text: str) -> Plan:
     """The plan that `plan_to_json` wrote.
 
     Raises:
-        ArtifactError: the text is no plan.
+        ArtifactError: the text is not a plan.
     """
     try:
         found = json.loads(text)
@@ -147,7 +147,7 @@ def plan_from_json(text: str) -> Plan:
                 raise ValueError(f"{name} is not of these channels")
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         raise ArtifactError(
-            f"this is no stream plan of kdjax ({error}): export the detector again."
+            f"this is not a stream plan of kdjax ({error}): export the detector again."
         ) from error
     return plan
 

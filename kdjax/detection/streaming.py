@@ -1,6 +1,6 @@
 """Scores rows one at a time, with the results of `score --causal`.
 
-The rules of a stream are a `Plan`; the scorer is passed in, so that the same stream runs
+The rules of a stream are a `Plan`; the scorer is an argument, so that the same stream runs
 on jax or on onnxruntime. This module doesn't import JAX.
 """
 
@@ -63,14 +63,14 @@ from kdjax.io.files import check_schema, kdjax_version
 
 SCHEMA = 3  # of states; those of schema 1 have no `before`, of 2 no events
 
-# Windows without a common row whose scores `drift` compares.
+# Number of windows without a common row whose scores `drift` compares.
 WATCHED = 100
 
-# Rows in a row that follow each other but not the last row, such as after a clock was
-# set back, with which a stream begins anew.
+# Successive refused rows, in order among themselves, after which a stream starts again,
+# such as after a clock was set back.
 ANEW_AFTER = 10
 
-# What casts to an infinite float32: half a step above its largest number.
+# Numbers from here on are infinite in float32: half a step above its largest number.
 OVERFLOW = 2.0**128 - 2.0**103
 
 
@@ -84,19 +84,19 @@ class WindowResult(NamedTuple):
 
 
 class Watch(NamedTuple):
-    """What a stream remembers of its events."""
+    """The state of a stream's events."""
 
-    said: Any = None  # the time of the last row as events write it
+    said: Any = None  # the time of the last row in the form of events
     unchanged: Unchanged = start_unchanged(0, np.float32)
     alarm: Event | None = None  # of kind `score`
     others: tuple[Event, ...] = ()
 
 
 class Position(NamedTuple):
-    """Where a stream stands after a row."""
+    """The position of a stream after a row."""
 
     last: Timestamp = Timestamp("", 0)
-    taken: int = 0  # rows taken into the buffer
+    taken: int = 0  # rows in the buffer
     run: int = 0  # of them, those since the start or the last gap
     alarm: AlarmState = AlarmState()
     last_values: np.ndarray = np.empty(0)  # [D], NaN for none; for `fill_forward`
@@ -105,19 +105,19 @@ class Position(NamedTuple):
 
 
 class Taken(NamedTuple):
-    """A row that a stream has taken in and not answered yet."""
+    """A row that a stream has taken and not answered yet."""
 
     time: Any  # as given
     instant: Timestamp
     said: Any
-    values: np.ndarray  # [D], with cells that are filled
+    values: np.ndarray  # [D], with filled cells
     at: Position  # before the row
-    fresh: bool  # whether the window starts afresh with the row
+    fresh: bool  # whether the window starts again with the row
     taken_back: bool
-    after: Position  # but for alarms and events
-    window: np.ndarray  # [1, L, D], a view: it lasts until the next row
+    after: Position  # without alarms and events
+    window: np.ndarray  # [1, L, D], a view that is valid until the next row
     whole: bool  # whether the window has L rows without a gap, so that it has a score
-    left_out: bool = False  # whether the row lies in a span to leave out
+    left_out: bool = False  # whether the row lies in an excluded span
 
 
 class StreamRow(NamedTuple):
@@ -132,8 +132,8 @@ class StreamRow(NamedTuple):
     tau: float  # τ that the window score was compared with
     # In alarm, the three that contribute most to the window's largest a_t.
     channels: tuple[str, ...] = ()
-    # Whether the row before was ahead of its time: this one is earlier, and the stream
-    # goes on without that one.
+    # Whether the row before was ahead of its time: this row is earlier, and the stream
+    # continues without the row before.
     taken_back: bool = False
     # Events that began or ended with the row, see `kdjax.detection.occurrences`.
     events: tuple[Mapping[str, Any], ...] = ()
@@ -141,29 +141,30 @@ class StreamRow(NamedTuple):
 
 
 class StreamDetector:
-    """Scores rows as they come, in constant memory.
+    """Scores rows as they arrive, in constant memory.
 
-    `update` accepts a row, or raises DataError and does not take it in.
+    `update` answers a row, or raises DataError and ignores the row.
 
-    A row whose time is far ahead, behind a gap, is taken back if the next one is earlier
-    but fits in before the gap. Rows that are not later than the last one are refused; but
-    after `ANEW_AFTER` of them that follow each other the stream begins anew.
+    A row far ahead in time, after a gap, is withdrawn if the next row is earlier but fits
+    before the gap. Rows that are not later than the last one are refused; after
+    `ANEW_AFTER` of them that follow each other the stream starts again.
 
-    Once `ENOUGH` steps have come, a row at another step than in training is refused where
-    the median of the last `STEPS` is another one too. It counts as the last row's time,
-    and the window starts afresh behind it.
+    Once `ENOUGH` steps have come, a row is refused if its step, and the median of the last
+    `STEPS`, differ from the step in training. Its time still counts as the last row's, and
+    the window restarts after it.
 
-    `excluded(entity, instant)` may be set to tell rows to leave out, such as those of
-    maintenance: they are `unknown`, open events end before them, and the window starts
-    afresh behind them. Where rows have no times, instants are the rows' numbers.
+    `excluded(entity, instant)` may be set to exclude rows, such as those of maintenance:
+    they are `unknown`, open events end before them, and the window restarts after them.
+    For rows without times, instants are the rows' numbers.
 
     Args:
         plan: see `plan_of`.
-        score: raw windows `[1, L, D]` in `plan.dtype`, NaN where missing, to a `WindowResult`.
-        explain: the same windows to contributions `[L, D]`, for results without; called
-            for rows in alarm only.
+        score: function of raw windows `[1, L, D]` in `plan.dtype`, NaN where missing, that
+            returns a `WindowResult`.
+        explain: function of the same windows that returns contributions `[L, D]`, for
+            results without; called for rows in alarm only.
         adaptive_step: γ of `kdjax.detection.rolling`; 0 keeps τ.
-        rolling: share of windows above a rolling threshold, likewise; 0 keeps τ.
+        rolling: share of windows above a rolling threshold; 0 keeps τ.
     """
 
     def __init__(
@@ -177,20 +178,20 @@ class StreamDetector:
     ) -> None:
         if adaptive_step and rolling:
             raise ConfigError(
-                f"adaptive={adaptive_step:g} and rolling={rolling:g} are two ways to "
-                "move τ: give one of them."
+                f"adaptive={adaptive_step:g} and rolling={rolling:g} both change τ: "
+                "give one of them."
             )
         self.plan = plan
         self.excluded: Callable[[str, Timestamp], bool] = lambda entity, instant: False
-        self.source: Any = None  # the `EntityStreams` that it is one of, if any
+        self.source: Any = None  # the `EntityStreams` that contains it, if any
         self.moves = bool(adaptive_step or rolling)
-        # Version 0.1.0 filled no cells; its states go on. Names of columns don't count.
+        # Version 0.1.0 filled no cells; its states stay valid. Column names don't count.
         own = plan._replace(fill_limit=0, reading=Reading(step=plan.reading.step))
         text = f"{plan_to_json(own)} {adaptive_step!r}"
         text += f" {rolling!r}" * bool(rolling)
         self._digest = hashlib.sha256(text.encode()).hexdigest()
         form = (plan.channels, plan.window, plan.step, plan.max_gap, plan.dtype)
-        # Of what a state of another detector needs to be equal, see `carried`.
+        # What a state of another detector must have in common, see `carried`.
         self.form = hashlib.sha256(repr(form).encode()).hexdigest()[:16]
         self._score = score
         self._explain = explain
@@ -219,30 +220,30 @@ class StreamDetector:
 
     def _begin(self, entity: str) -> None:
         """The stream before its first row."""
-        self.entity = entity  # by which events are named
+        self.entity = entity  # in ids of events
         length, width = self.plan.window, len(self.plan.channels)
         # Each row is stored twice, L apart, so that any L successive ones are adjacent.
         self._buffer = np.zeros((2 * length, width), self.plan.dtype)
         self.rows = 0  # accepted ones
         self._unsaved = 0  # of the rows in the buffer, the first for `new_rows`
         self._at = self._start
-        # The position before a gap behind which only one row has come.
+        # The position before a gap that only one row has followed.
         self._before: Position | None = None
-        # Times of the latest rows, those that were refused for their step among them.
+        # Times of the latest rows, including those that were refused for their step.
         self._times: collections.deque[float] = collections.deque(maxlen=STEPS + 1)
-        # The last row refused for its time, and how many before it follow each other.
+        # The last row refused for its time, and how many successive ones follow each other.
         self._refused = (Timestamp("", 0), 0)
         self._p_values: collections.deque[float] = collections.deque(maxlen=WATCHED)
         self._adaptive = self._start_adaptive
 
     def another(self, entity: str) -> "StreamDetector":
-        """A stream of the same rules before its first row; `entity` names its events."""
+        """A stream of the same rules before its first row; `entity` is in ids of events."""
         stream = copy.copy(self)
         stream._begin(entity)
         return stream
 
     def copied(self) -> "StreamDetector":
-        """A copy that goes on from here by itself."""
+        """An independent copy in the same state."""
         stream = copy.copy(self)
         stream._buffer = self._buffer.copy()
         stream._times, stream._p_values = self._times.copy(), self._p_values.copy()
@@ -262,11 +263,11 @@ class StreamDetector:
                 value is missing.
             time: a number, a datetime or a text of one, later than that of the row before;
                 None for all rows or for none.
-            said: how events write the time; by default as a text or a number.
+            said: the time in the form of events; by default as a text or a number.
 
         Raises:
-            DataError: channels are missing or unknown, a value is infinite or no
-                number, the time is not later, or rows come at another step.
+            DataError: channels are missing or unknown, a value is infinite or not a
+                number, the time is not later, or rows have another step.
         """
         taken = self.take(row, time, said=said)
         return self.answer(taken, self.score(taken))
@@ -279,9 +280,9 @@ class StreamDetector:
         said: Any = None,
         checked: np.ndarray | None = None,
     ) -> Taken:
-        """The first half of `update`, as far as no score is needed; `answer` must follow.
+        """The first half of `update`, before a score is needed; `answer` must follow.
 
-        `checked` is the row as `checked_rows` gave it, if it did.
+        `checked` is the row as `checked_rows` returned it, if it did.
         """
         values = self._values(row) if checked is None else checked
         instant = parse_timestamp(time)
@@ -329,7 +330,7 @@ class StreamDetector:
         return parts
 
     def answer(self, taken: Taken, found: WindowResult | None) -> StreamRow:
-        """The second half of `update`: the result of a row, whose window has these scores."""
+        """The second half of `update`: the result of a row with its window's scores."""
         at, instant, said = taken.at, taken.instant, taken.said
         length, window = self.plan.window, taken.window
         score = window_score = math.nan
@@ -346,7 +347,7 @@ class StreamDetector:
             return StreamRow(*result, *marks)
         if found is not None:
             score, window_score = float(found.points[-1]), found.window_score
-            windows = taken.after.run - length  # that came before since the last gap
+            windows = taken.after.run - length  # earlier ones since the last gap
             if not math.isnan(window_score):
                 if self._adaptive is not None and windows % self.plan.stride == 0:
                     self._adaptive = adapt(self._adaptive, window_score)
@@ -397,9 +398,9 @@ class StreamDetector:
         )
 
     def silent(self, seconds: float) -> tuple[Mapping[str, Any], ...]:
-        """Events that begin since no row has come for so many seconds.
+        """Events that begin because no row has come for so many seconds.
 
-        Only rows with dates tell: that times are numbers doesn't say of what.
+        Only for rows with dates: the unit of numeric times is unknown.
         """
         plan, at = self.plan, self._at
         dated = at.last.clock in ("local", "zoned")
@@ -415,7 +416,7 @@ class StreamDetector:
         return (message(event, self.entity),)
 
     def finish(self) -> tuple[Mapping[str, Any], ...]:
-        """Ends the events that are open, where no row follows; but for missing data."""
+        """Ends the open events, except `no_data`, when no row follows."""
         watch = self._at.watch
         ended = [event for event in (watch.alarm, *watch.others) if event]
         ended = [event for event in ended if event.kind != NO_DATA]
@@ -423,14 +424,14 @@ class StreamDetector:
         return tuple(message(event, self.entity, event.end) for event in ended)
 
     def _is_planned(self, last: Timestamp, until: float) -> bool:
-        """Whether spans to leave out explain that no row came from `last` until then."""
+        """Whether excluded spans explain that no row came from `last` until then."""
         wait = self.plan.max_gap * self.plan.step
         wait = wait if last.clock == "number" else round(wait * 1e9)
         ends = (last.value + wait, until - wait)
         return all(self.excluded(self.entity, last._replace(value=v)) for v in ends)
 
     def _id(self, kind: str, instant: Timestamp, subject: str = "") -> str:
-        """The id of an event that begins now: rows without times count."""
+        """The id of an event that begins now; without times the row's number counts."""
         start = instant.value if instant.clock else self.rows - 1
         return event_id(self.entity, kind, start, subject)
 
@@ -439,7 +440,7 @@ class StreamDetector:
         return Event(name, NO_DATA, "", said, f"no data since {said}")
 
     def _ended_with(self, watch: Watch) -> list[Mapping[str, Any]]:
-        """Ends of the events that a row began which is taken back."""
+        """Ends of the events that began with a row which is withdrawn."""
         before = {event.id for event in (watch.alarm, *watch.others) if event}
         return [
             message(event, self.entity, event.end)
@@ -450,11 +451,11 @@ class StreamDetector:
     def _watched(
         self, watch: Watch, events: list[Mapping[str, Any]], taken: Taken
     ) -> Watch:
-        """The state after a row's values, but for alarms; `events` gets what changed."""
+        """The state after a row's values, except alarms; `events` receives the changes."""
         plan, at, values, fresh = self.plan, taken.at, taken.values, taken.fresh
         instant, said = taken.instant, taken.said
         if not (fresh or watch.others or len(self._columns) or len(self._still)):
-            return watch  # for speed: nothing can have happened
+            return watch  # the fast way: nothing can have changed
         open_ = {(event.kind, event.subject): event for event in watch.others}
         silent = open_.pop((NO_DATA, ""), None)
         later = instant.clock == at.last.clock != "" and instant > at.last
@@ -497,7 +498,7 @@ class StreamDetector:
                 known = open_.get(key)
                 name = self._id(key[0], instant, key[1])
                 event = known or Event(name, *key, said, text)
-                # That of an end has the count there; where values moved to stays.
+                # At an end, frozen rows are counted; the new value of a channel stays.
                 text = text if key[0] == FROZEN else event.text
                 open_[key] = event._replace(end=said, text=text)
                 begun += [] if known else [event]
@@ -511,7 +512,7 @@ class StreamDetector:
 
     @property
     def open_events(self) -> tuple[Event, ...]:
-        """The events that have begun and not ended, as they are now."""
+        """The events that have begun and not ended, in their current state."""
         watch = self._at.watch
         return (watch.alarm, *watch.others) if watch.alarm else watch.others
 
@@ -520,9 +521,9 @@ class StreamDetector:
         return drift(np.array(self._p_values), calibration=self.plan.disjoint)
 
     def state(self, *, buffer: bool = True) -> dict[str, Any]:
-        """All that `restore` needs to continue after the last row, as JSON values.
+        """The state for `restore` after the last row, as JSON values.
 
-        Without `buffer` it needs rows beside it, those of `new_rows`.
+        Without `buffer`, `restore` needs the rows of `new_rows` too.
         """
         adaptive, length = self._adaptive, self.plan.window
         at, before = self._at, self._before
@@ -548,7 +549,7 @@ class StreamDetector:
     def new_rows(self) -> dict[int, bytes]:
         """The rows of the buffer that changed since the last call, by their places.
 
-        A store that keeps the latest row of each place has those that a state needs.
+        The latest rows of all places complete a state without buffer.
         """
         length, taken = self.plan.window, self._at.taken
         first, self._unsaved = max(self._unsaved, taken - length), taken
@@ -559,7 +560,7 @@ class StreamDetector:
     def restore(
         self, state: Mapping[str, Any], rows: Mapping[int, bytes] | None = None
     ) -> None:
-        """Continues from a `state`, or from one without buffer and the rows beside it.
+        """Continues from a `state`, or from one without buffer and its rows.
 
         Raises:
             ArtifactError: it belongs to another detector or other settings, is of a
@@ -569,11 +570,11 @@ class StreamDetector:
             who, it = state.get("kdjax_version"), "this state can't be restored: it"
             check_schema(it, state["schema"], known=SCHEMA, version=who)
             if state["detector"] != self._digest:
-                raise ValueError("of another detector, entity or way to move τ")
+                raise ValueError("of another detector, entity or kind of τ")
             window, width = self.plan.window, len(self.plan.channels)
             count = as_count(0)
             number, run = count(state["rows"]), count(state["run"])
-            # Fewer if rows were taken back; without a buffer their places count.
+            # Fewer if rows were withdrawn; without a buffer their places count.
             taken = number if rows is None else count(state["taken"])
             schema = state["schema"]
             at, needed = self._restored(state, taken, schema), run
@@ -587,7 +588,7 @@ class StreamDetector:
                 latest = range(taken - min(needed, window), taken)
                 buffer = b"".join(rows[n % window] for n in latest)
                 if zlib.crc32(buffer) != state["crc"]:
-                    raise ValueError("its rows are not those of the state")
+                    raise ValueError("the rows are not those of the state")
             kept = np.frombuffer(buffer, self.plan.dtype).reshape(-1, width)
             watched = [as_number(p) for p in state["p_values"]]
             if len(kept) != min(needed, window) or not run <= needed <= taken <= number:
@@ -598,16 +599,16 @@ class StreamDetector:
                 scores = _unpacked(recent, np.float64)
                 least = min(len(self._calibration), adaptive.most)
                 if not least <= len(scores) <= adaptive.most or np.isnan(scores).any():
-                    raise ValueError("its scores are of another number")
+                    raise ValueError("the number of its scores is wrong")
                 adaptive = adaptive._replace(
                     alpha=as_number(alpha), recent=scores, ordered=np.sort(scores)
                 )
         except (AttributeError, LookupError, TypeError, ValueError) as error:
             raise ArtifactError(
                 f"this state can't be restored ({error}): give the state of this "
-                "detector with the same settings, or remove it to start anew."
+                "detector with the same settings, or remove it to start again."
             ) from error
-        # All parts are valid: take them over.
+        # All parts are valid: now the stream changes.
         self.rows, self._at, self._before = number, at, before
         self._times.clear()
         self._refused = (Timestamp("", 0), 0)
@@ -618,10 +619,10 @@ class StreamDetector:
         self._adaptive = adaptive
 
     def carried(self, state: Mapping[str, Any]) -> dict[str, Any] | None:
-        """A state of another detector for `restore`; None where its rows don't fit.
+        """A state of another detector, converted for `restore`; None if rows don't fit.
 
-        They fit where channels, window, cadence and dtype are equal. Scores are compared
-        with those of calibration from the next row on.
+        Rows fit if channels, window, cadence and dtype are equal. Scores are compared with
+        those of calibration from the next row on.
         """
         if state["detector"] == self._digest:
             return dict(state)
@@ -659,7 +660,7 @@ class StreamDetector:
         return found
 
     def _restored(self, saved: Mapping[str, Any], taken: int, schema: int) -> Position:
-        """The position that `_saved` gave."""
+        """The position from the result of `_saved`."""
         count = as_count(0)
         run, active, rest = map(count, saved["alarm"])
         at = self._start._replace(
@@ -672,7 +673,7 @@ class StreamDetector:
             last = _unpacked(saved["last_known"], self.plan.dtype)
             runs = np.array([count(run) for run in saved["unchanged"]], np.int64)
             if len(last) != len(self._columns) or len(runs) != len(last) + 1:
-                raise ValueError("it has values of other channels")
+                raise ValueError("its values are of other channels")
             event = saved["event"]
             watch = Watch(
                 saved["said"],
@@ -686,7 +687,7 @@ class StreamDetector:
         values = _unpacked(saved["last_values"], self.plan.dtype)
         ages = np.array([count(age) for age in saved["ages"]], int)
         if not values.shape == ages.shape == at.ages.shape:
-            raise ValueError("it has values of other channels")
+            raise ValueError("its values are of other channels")
         return at._replace(last_values=values, ages=ages)
 
     def _values(
@@ -727,7 +728,7 @@ class StreamDetector:
         return numbers.astype(self.plan.dtype)
 
     def _base(self, instant: Timestamp) -> tuple[Position, bool]:
-        """The position that a row goes on from, and whether its window starts afresh.
+        """The position before a row, and whether its window starts again.
 
         DataError if the row can't come next.
         """
@@ -747,22 +748,22 @@ class StreamDetector:
         self._refused = (instant, count)
         if instant.clock != at.last.clock:
             raise DataError(
-                f"row {self.rows} has {CLOCKS[instant.clock]}, the rows before have "
-                f"{CLOCKS[at.last.clock]}: use the same throughout."
+                f"row {self.rows} has {CLOCKS[instant.clock]}, but the rows before have "
+                f"{CLOCKS[at.last.clock]}: use one form for all rows."
             )
         raise DataError(
-            f"row {self.rows}: its time is not after that of the row before; remove "
-            "rows that came twice or late."
+            f"row {self.rows}: its time is not after that of the row before: remove "
+            "duplicate and late rows."
         )
 
     def _check_step(self, at: Position, instant: Timestamp, said: Any) -> None:
-        """Refuses a row at another step than in training if most have that step."""
+        """Raises DataError for a row with another step than in training, if most have it."""
         step, times = self.plan.step, self._times
         last, clock = at.last, instant.clock
         if not step or not clock:
             return
         if last.clock != clock or last >= instant:
-            times.clear()  # The stream begins, or begins anew.
+            times.clear()  # the stream starts, or starts again
         times.append(instant.value)
         numbers = clock == "number"
         own = (instant.value - last.value) / (1 if numbers else 1e9)
@@ -787,7 +788,7 @@ class StreamDetector:
     def _top_channels(
         self, window: np.ndarray, found: WindowResult | None
     ) -> tuple[tuple[str, ...], tuple[float, ...]]:
-        """Those that contribute most to the largest a_t of the window, and their shares."""
+        """The channels with most contribution to the window's largest a_t; their shares."""
         if found is None:
             return (), ()
         parts = found.contributions
@@ -802,7 +803,7 @@ class StreamDetector:
             for place in order
             if self.plan.channels[place] not in self.plan.context
         ]
-        with np.errstate(invalid="ignore"):  # infinite ones, or zeros
+        with np.errstate(invalid="ignore"):  # infinite values, or zeros
             shares = parts[peak][own] / parts[peak][own].sum(dtype=np.float64)
         names = tuple(self.plan.channels[place] for place in own[:TOP])
         return names, tuple(round(float(share), 4) for share in shares[:TOP])
@@ -811,7 +812,7 @@ class StreamDetector:
 def checked_rows(plan: Plan, rows: Sequence[Sequence[float]]) -> np.ndarray | None:
     """Rows `[N, D]` in the dtype of a plan, checked together for `take`.
 
-    None where a row is at fault, or has infinite cells: `take` is to look at each.
+    None if a row is faulty or has infinite cells: then `take` checks each row.
     """
     try:
         numbers = np.array(rows, np.float64)
@@ -825,7 +826,7 @@ def checked_rows(plan: Plan, rows: Sequence[Sequence[float]]) -> np.ndarray | No
 
 
 def left_open(state: Mapping[str, Any], entity: str) -> list[dict[str, Any]]:
-    """The events that are open in a `state`, as they end where no row follows."""
+    """Ends of the open events of a `state`, when no row follows."""
     known = map(unpacked, filter(None, (state["event"], *state["others"])))
     return [
         message(event, entity, event.start if event.end is None else event.end)

@@ -1,4 +1,4 @@
-"""Score tables: the scores and alarms of each row of a series, and events of alarms."""
+"""Score tables: scores and alarms of each row of a series, and events of alarms."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -68,13 +68,13 @@ def score_table(
     Args:
         detector: the detector.
         series: raw rows, NaN where a value is missing; channels are matched by name.
-        entity: whose scaler, Gaussian and threshold to use; `pooled` for none.
+        entity: of the scaler, Gaussian and threshold; `pooled` for none.
         causal: stride 1, and `score` is a_t in the window that ends at the row.
         contributions: adds D columns.
 
     Raises:
-        DataError: the channels are not the detector's, rows come at another step or in
-            less precision, or no part without a gap is as long as the window.
+        DataError: the channels are not the detector's, rows have another step or less
+            precision, or no span without a gap is as long as the window.
 
     >>> table = score_table(detector, series, entity="plant")  # doctest: +SKIP
     >>> table.columns.tolist()[:4]  # doctest: +SKIP
@@ -86,7 +86,7 @@ def score_table(
     starts, latest, first = find_windows(detector, series, causal=causal)
     found, sums, done = np.empty(len(starts)), empty_sums(rows), 0
     part_sums = empty_sums(rows, len(detector.channels)) if contributions else None
-    # Batch by batch, since all point scores together may not fit into memory.
+    # In batches, since all point scores together may not fit into memory.
     for piece in score_batches(detector, index, values, starts, explain=contributions):
         points = piece.points if contributions else piece
         batch = slice(done, done + len(points))
@@ -135,8 +135,8 @@ def score_events(
 
     `table` is from `score_table` with the same other arguments. Further columns are `id`
     and `kind`, see `kdjax.detection.occurrences`; `name` is the entity in ids, by default
-    that of the series. Events of other kinds than `score` have no severity, and their start
-    as peak. A `no_data` event reaches from the last row before a gap to the first behind.
+    that of the series. Events of other kinds than `score` have no severity; their peak is
+    their start. A `no_data` event lasts from the last row before a gap to the first after.
     """
     index = entity_index(detector, entity)
     series = match_channels(series, detector.channels)
@@ -160,8 +160,8 @@ def events_of_all_kinds(
 ) -> pd.DataFrame:
     """The events of alarms in a table of rows, and those of other kinds, in order of start.
 
-    `table` has `time`, `score`, `window_score` and `alarm`; `windows` gives the starts of
-    the windows, and the position in them from which on points count in rows. Columns are
+    `table` has `time`, `score`, `window_score` and `alarm`; `windows` are the starts of the
+    windows, and the position in them from which on points count in rows. Columns are
     those of `event_table`, `id`, `kind`, and the half-open span of rows `first`, `stop`;
     `name` is the entity in ids, by default the series'.
     """
@@ -216,7 +216,7 @@ def events_of_all_kinds(
 def _other_events(
     detector: Detector, index: int, series: Series
 ) -> list[tuple[str, str, int, int]]:
-    """Kind, channel, first and last row of the events that need no score."""
+    """Kind, channel, first and last row of the events that don't come from scores."""
     spans, values = usable_spans(detector, series), series.values
     names, found = (*detector.channels, ALL), []
     if detector.unchanged is not None:
@@ -228,7 +228,7 @@ def _other_events(
         for column in np.flatnonzero(~np.isnan(detector.constant[index])).tolist():
             own = values[used, column]
             away = has_moved(detector.constant[index, column].astype(own.dtype), own)
-            # A missing value is taken for the one before.
+            # A missing value counts as unchanged.
             known = pd.Series(away).where(~np.isnan(own)).ffill().eq(True)
             for start, stop in zip(*runs(known.to_numpy()), strict=True):
                 own_rows = int(used[start]), int(used[stop - 1])
@@ -250,11 +250,11 @@ def usable_spans(detector: Detector, series: Series) -> np.ndarray:
 
 
 def find_windows(detector: Detector, series: Series, *, causal: bool) -> Windows:
-    """The windows of a series: inside spans without a gap, and covering all of each.
+    """The windows of a series: inside spans without a gap, and covering each span.
 
     Raises:
-        DataError: no span is as long as the window, or rows come at another step or in
-            less precision than in training.
+        DataError: no span is as long as the window, or rows have another step or less
+            precision than in training.
     """
     rows, window = len(series.values), detector.window
     check_precision(detector, series.values.dtype)
@@ -263,8 +263,8 @@ def find_windows(detector: Detector, series: Series, *, causal: bool) -> Windows
     if (spans[:, 1] - spans[:, 0]).max(initial=0) < window:
         step = f" (rows are expected every {detector.step:g})" if detector.step else ""
         raise DataError(
-            f"series {series.entity!r} has {counted(rows, 'row')} and no stretch of the "
-            f"detector's window of {window} rows without a gap{step}: give more rows."
+            f"series {series.entity!r} has {counted(rows, 'row')}, but not the {window} "
+            f"successive rows of a window without a gap{step}: give more rows."
         )
     starts = cover_starts(spans, window=window, stride=1 if causal else detector.stride)
     latest = latest_window(starts, spans, window=window, rows=rows)
@@ -276,8 +276,8 @@ def check_precision(detector: Detector, dtype: Any) -> None:
     needed = detector.scalers.offset.dtype
     if dtype == np.float32 and needed != dtype:
         raise DataError(
-            f"the rows are float32, and this detector needs {needed}: float32 rounds away "
-            f"what it looks for. Give rows in {needed}, as read_table does by "
+            f"the rows are float32, but this detector needs {needed}: float32 rounds away "
+            f"small changes. Give rows in {needed}, as read_table does with "
             f"dtype={str(needed)!r}."
         )
 
@@ -293,7 +293,7 @@ def explain_rows(
 ) -> np.ndarray:
     """Contributions `[K, D]` to the scores of K different rows; NaN without a score.
 
-    They are means over the windows at `starts` `[M]`, from the position `first` on.
+    Means over the windows at `starts` `[M]`, from the position `first` on.
     """
     place = np.full(len(values), -1)
     place[rows] = np.arange(len(rows))

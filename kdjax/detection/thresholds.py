@@ -1,20 +1,20 @@
 """Thresholds chosen without labels, on the window scores of clean rows.
 
     blocks     the median of five blocks' quantiles, raised where windows are few
-    conformal  a rank of the calibration scores that allows for the new one
-    budget     the least τ that has so many events a day in the scores
+    conformal  a rank of the calibration scores, which counts the new score too
+    budget     the least τ with at most so many events a day in the scores
     quantile   the plain empirical quantile, 1 − rate
     pot        a generalised Pareto tail fitted to the largest scores, for rates that
-               are too low for the scores at hand
+               are too low for the number of scores
     fixed      a number given by the user
 
 Split conformal prediction (Vovk et al., 2005; Lei et al., 2018): with the n scores of
 calibration and a new one exchangeable, the new one exceeds the ⌈(n+1)(1−rate)⌉-th
-smallest with probability at most `rate`. Time series are exchangeable at best nearly,
-and the promise is one on average over calibration sets: compare the realised rate
+smallest with probability at most `rate`. Time series are exchangeable only approximately,
+and the guarantee is an average over calibration sets: compare the measured rate
 (`kdjax.detection.false_alarms`). Peaks over threshold: Siffer et al., KDD 2017, Eq. 1.
 
-Thresholds of all entities, some of which have too few scores for one of their own.
+Entities with too few scores for a threshold of their own share one.
 """
 
 import logging
@@ -30,8 +30,8 @@ from kdjax.data.prepared import Prepared
 from kdjax.detection.alarming import EventRule, count_events
 from kdjax.errors import ConfigError, DataError, check_choice, counted
 
-# The tail that `pot` fits: the upper tenth (DuMouchel, Annals of Statistics 1983), if
-# it has so many excesses and so many values among them, and a shape for which maximum
+# The tail that `pot` fits: the upper tenth (DuMouchel, Annals of Statistics 1983). It needs
+# so many excesses and so many distinct values among them, and a shape for which maximum
 # likelihood is regular and the excesses have a variance.
 TAIL = Fraction(1, 10)
 EXCESSES = 30
@@ -43,33 +43,33 @@ METHODS = ("blocks", "conformal", "budget", "pot", "quantile", "fixed")
 # Rules that take all training rows, in order of time, see `kdjax.detection.calibration`.
 BY_FOLDS = ("blocks", "budget")
 
-# Of `blocks`: blocks of time, and by how much τ is raised, in windows that share no row.
+# For `blocks`: number of blocks, and by how much τ is raised, in windows that share no row.
 # Chosen on half of the entities, see docs/thresholds.md.
 BLOCKS, CAUTION = 5, 32
-# A classifier's held-out networks learnt from half of the rows, which raises their scores.
+# A classifier's held-out networks were trained on half of the rows, which raises scores.
 CLASSIFIER_CAUTION = 3
 MOST_RAISED = 8.0
-# Share of scores above τ that a `budget` never exceeds: past it alarms merge, and fewer
-# events are no sign of fewer alarms.
+# Largest share of scores above τ for a `budget`: beyond it alarms merge, so that fewer
+# events can mean more alarms.
 MOST_ABOVE = 0.1
 
 HOURS = {"hour": 1, "day": 24, "week": 24 * 7, "month": 24 * 30}
 
 
 class Rule(NamedTuple):
-    """How a threshold is to be chosen."""
+    """How a threshold is chosen."""
 
     method: str = "conformal"  # one of `METHODS`
-    # The wanted share of false alarms among normal windows; `budget` and `fixed` don't
-    # read it.
+    # The wanted share of false alarms among normal windows; not used by `budget` and
+    # `fixed`.
     rate: float = 0.01
     value: float = math.nan  # τ of `fixed`
     # `blocks` raises τ by the share (caution · overlap / n)^1.5 of n scores, at most
     # `MOST_RAISED`.
     caution: float = 0.0
     overlap: float = 1.0  # scores whose windows share rows, L / stride
-    per_day: float = 0.0  # events that `budget` may announce in a day
-    events: EventRule | None = None  # what an event is; None where nobody counts them
+    per_day: float = 0.0  # events a day that `budget` allows
+    events: EventRule | None = None  # what an event is; None if not needed
 
     @property
     def each_row(self) -> bool:
@@ -78,19 +78,19 @@ class Rule(NamedTuple):
 
 
 class Threshold(NamedTuple):
-    """A threshold and how it came about."""
+    """A threshold and how it was chosen."""
 
     tau: float  # τ; a window alarms when its score is above
     method: str  # the rule's name
-    # The wanted share of false alarms among normal windows, of `budget` the share of its
+    # The wanted share of false alarms among normal windows; for `budget` the share of its
     # scores above τ; 0 for `fixed`.
     rate: float
     n: int  # number of calibration scores
-    rank: int  # τ is the rank-th smallest of them; 0 where it is none of them
-    # Whose scores they are: `own` of the entity, `shared` by all entities, each under
+    rank: int  # τ is the rank-th smallest of them; 0 if it is not one of them
+    # Source of the scores: `own` of the entity, `shared` by all entities, each under
     # its own Gaussian, or `pooled`: of all under the pooled Gaussian.
     source: str
-    detail: str = ""  # what the rule has to say of itself, such as a fallback
+    detail: str = ""  # a note on the choice, such as a fallback
     spacing: int = 0  # rows from one score to the next; 0 for the detector's stride
 
 
@@ -101,7 +101,7 @@ def choose_threshold(scores: np.ndarray, rule: Rule) -> Threshold:
 
     Raises:
         ConfigError: an unknown method, fewer scores than `needed`, or no fixed value.
-        DataError: τ would not be finite, or a score is no number.
+        DataError: τ would not be finite, or a score is NaN.
 
     >>> choose_threshold(np.arange(200.0), Rule("quantile", 0.01)).tau
     197.0
@@ -113,7 +113,7 @@ def choose_threshold(scores: np.ndarray, rule: Rule) -> Threshold:
 
 
 def find_threshold(scores: np.ndarray, rule: Rule, *, source: str = "own") -> Threshold:
-    """`choose_threshold` without a warning, for those who choose many times."""
+    """`choose_threshold` without a warning, for repeated calls."""
     check_choice("threshold.method", rule.method, METHODS)
     if len(scores) < needed(rule):
         raise ConfigError(too_few_message(len(scores), rule))
@@ -122,7 +122,7 @@ def find_threshold(scores: np.ndarray, rule: Rule, *, source: str = "own") -> Th
     if rule.method == "fixed":
         if not math.isfinite(rule.value):
             raise ConfigError(
-                f"threshold.value={rule.value} can't be a threshold: "
+                f"threshold.value={rule.value} is not a threshold: "
                 "threshold.method=fixed needs a finite number."
             )
         above = int((scores > rule.value).sum())
@@ -140,7 +140,7 @@ def find_threshold(scores: np.ndarray, rule: Rule, *, source: str = "own") -> Th
     if rule.method == "pot":
         tau, detail = _tail_threshold(scores, rule.rate)
     if tau is None:
-        # With the new one of split conformal prediction.
+        # Split conformal prediction counts the new score too.
         scored = n + 1 if rule.method == "conformal" else n
         rank = _quantile_rank(scored, _fraction(rule.rate))
         tau = float(np.partition(scores, rank - 1)[rank - 1])
@@ -148,19 +148,19 @@ def find_threshold(scores: np.ndarray, rule: Rule, *, source: str = "own") -> Th
             detail = f"pot fell back to the quantile of {n} scores: {detail}"
             if rank == n:
                 detail += (
-                    f"; it is the largest of them, and {n} can't show a rate of "
+                    f"; it is the largest of them: {n} scores are too few for a rate of "
                     f"{rule.rate:g}"
                 )
     if not math.isfinite(tau):
         raise DataError(
-            f"the threshold is {tau}: calibration scores are not finite. Look for huge "
+            f"the threshold is {tau}: calibration scores are not finite. Correct huge "
             "values in the calibration rows, or scale them (data.scaler)."
         )
     return Threshold(tau, rule.method, rule.rate, n, rank, source, detail)
 
 
 def _blocks_threshold(scores: np.ndarray, rule: Rule) -> tuple[float, str]:
-    """τ of scores `[n]` in order of time, and what it rests on."""
+    """τ of scores `[n]` in order of time, and a note on it."""
     share, levels = _fraction(rule.rate), []
     for block in np.array_split(scores, BLOCKS):
         rank = min(len(block), _quantile_rank(len(block) + 1, share))
@@ -198,7 +198,7 @@ def _budget_threshold(scores: np.ndarray, rule: Rule) -> tuple[float, str]:
 def _timed(rule: Rule) -> EventRule:
     if rule.events is None or not rule.events.rows_per_day or not rule.per_day > 0:
         raise ConfigError(
-            "threshold.method='budget' needs to know how long a row lasts: give a file with "
+            "threshold.method='budget' needs the time between rows: give a file with "
             "dates and times, or set data.step_seconds."
         )
     return rule.events
@@ -209,7 +209,7 @@ def _days(scores: int, event: EventRule) -> float:
 
 
 def _tail_threshold(scores: np.ndarray, rate: float) -> tuple[float | None, str]:
-    """τ of a Pareto tail above a level and what it rests on; None and why not."""
+    """τ of a Pareto tail above a level and a note on it; None and the reason."""
     from scipy.stats import genpareto
 
     n = len(scores)
@@ -220,13 +220,13 @@ def _tail_threshold(scores: np.ndarray, rate: float) -> tuple[float | None, str]
     count, distinct = len(excesses), len(np.unique(excesses))
     if count < EXCESSES or distinct < DISTINCT:
         return None, (
-            f"{count} scores with {distinct} values lie above its level, it needs "
-            f"{EXCESSES} with {DISTINCT}"
+            f"{count} scores with {distinct} distinct values lie above its level, but it "
+            f"needs {EXCESSES} with {DISTINCT}"
         )
     if n * rate >= count:
-        why = f"a rate of {rate:g} lies below its level, there is nothing to extend"
+        why = f"a rate of {rate:g} needs no tail, since τ lies below its level"
         return None, why
-    # In units of their mean, so that the unit of the scores doesn't matter.
+    # In units of their mean, so that the result doesn't depend on the unit of scores.
     unit = float(excesses.mean())
     shape, _, scale = genpareto.fit(excesses / unit, floc=0)
     if not SHAPES[0] <= shape <= SHAPES[1]:
@@ -238,7 +238,7 @@ def _tail_threshold(scores: np.ndarray, rate: float) -> tuple[float | None, str]
 
 
 def _quantile_rank(n: int, share: Fraction) -> int:
-    """Of the least of n scores with at most a share of them above it."""
+    """Rank of the least of n scores with at most a share of them above it."""
     return math.ceil(n * (1 - share))
 
 
@@ -248,28 +248,28 @@ def _fraction(rate: float) -> Fraction:
         raise ConfigError(
             f"threshold.false_alarm_rate={rate:g} must lie between 0 and 1."
         )
-    # (n + 1)(1 − rate) in floats can round up past an integer.
-    # The limit makes 1/12 of the float of it, which lies a little below.
+    # (n + 1)(1 − rate) in floats can round up past an integer. The limit turns the float
+    # of 1/12, which is slightly less, into 1/12.
     return Fraction(str(rate)).limit_denominator(10**12)
 
 
 def check_numbers(scores: np.ndarray, name: str) -> None:
-    """Refuses scores that are no numbers: they would count as high or as normal."""
+    """Raises DataError for NaN scores, which would count as high or as normal."""
     missing = int(np.isnan(scores).sum())
     if missing:
         raise DataError(
-            f"{missing} of {len(scores)} {name} are no numbers: leave out windows "
+            f"{missing} of {len(scores)} {name} are NaN: leave out windows "
             "without a score."
         )
 
 
 def needed(rule: Rule) -> int:
-    """The least number of calibration scores for which a rule means anything.
+    """The least number of calibration scores that a rule needs.
 
-    `blocks`: one a block. `budget`: so many that one event is allowed. `conformal`: n ≥
-    1/rate − 1, past which the rank is one of the scores.
+    `blocks`: one per block. `budget`: enough to allow one event. `conformal`: n ≥
+    1/rate − 1, for which the rank is one of the scores.
     `quantile`: 1/rate, since the share above τ is then one score. `pot`: as `quantile`,
-    but at most what fills its tail, past which it extrapolates. `fixed`: none.
+    but at most the size of its tail, beyond which it extrapolates. `fixed`: none.
 
     >>> [needed(Rule(method, 0.001)) for method in ("blocks", "conformal", "pot")]
     [5, 999, 300]
@@ -290,12 +290,12 @@ def needed(rule: Rule) -> int:
 def blocks_threshold(scores: np.ndarray, *, rate: float, overlap: float) -> float:
     """τ = (1 + (32/m)^1.5) · the median of the (1 − rate) quantiles of five blocks of time.
 
-    For short training rows, whose behaviour the next rows don't quite repeat: the fewer
-    windows, the higher is τ. Two blocks may hold anomalies.
+    For short training rows, which later rows don't quite repeat: the fewer windows, the
+    higher τ. Two of the blocks may contain anomalies.
 
     Args:
-        scores: window scores `[n]` of clean rows in order of time, each by what was
-            fitted without the window's block.
+        scores: window scores `[n]` of clean rows in order of time, each from a model and a
+            Gaussian that were fitted without the window's block.
         rate: wanted share of false alarms among normal windows.
         overlap: L / stride; m = n / overlap windows share no row.
 
@@ -341,7 +341,7 @@ def quantile_threshold(scores: np.ndarray, *, rate: float) -> float:
 def pot_threshold(scores: np.ndarray, *, rate: float) -> float:
     """τ from a generalised Pareto tail of calibration window scores (Siffer et al., 2017).
 
-    Falls back to the quantile, with a warning, where no tail fits.
+    Falls back to the quantile, with a warning, if no tail fits.
 
     Arguments and errors as of `conformal_threshold`.
 
@@ -353,7 +353,7 @@ def pot_threshold(scores: np.ndarray, *, rate: float) -> float:
 
 
 def parse_budget(text: str) -> float:
-    """Alarms a day of a budget in words; a month has 30 days.
+    """Alarms per day of a budget such as 2/day; a month has 30 days.
 
     >>> parse_budget("2/day"), parse_budget("0.5/hour"), parse_budget("3/month")
     (2.0, 12.0, 0.1)
@@ -362,19 +362,19 @@ def parse_budget(text: str) -> float:
     if found and found[2] in HOURS and float(found[1]) > 0:
         return float(found[1]) * 24 / HOURS[found[2]]
     raise ConfigError(
-        f"threshold.budget={text!r} is no budget of alarms: give a number above 0 and "
+        f"threshold.budget={text!r} is not a budget of alarms: give a number above 0 and "
         f"one of {', '.join(HOURS)}, such as 2/day, 1/week or 0.5/hour."
     )
 
 
 def too_few_message(n: int, rule: Rule, *, todo: str = "give more rows") -> str:
-    """What to say where n calibration windows are too few for the rule."""
+    """The message for n calibration windows that are too few for the rule."""
     windows = f"{counted(needed(rule), 'calibration window')}, have {n}: {todo}"
     if rule.method == "budget":
         event = _timed(rule)
         days, least = _days(n, event), ""
         per_day = 1 / days if n else math.inf
-        if per_day <= event.rows_per_day / event.gap:  # more can't be told apart
+        if per_day <= event.rows_per_day / event.gap:  # more events would merge
             units = (unit for unit in HOURS if unit != "hour")
             unit = next((u for u in units if per_day * HOURS[u] >= 24), "month")
             number = math.ceil(per_day * HOURS[unit] / 24 - 1e-9)
@@ -383,7 +383,7 @@ def too_few_message(n: int, rule: Rule, *, todo: str = "give more rows") -> str:
             )
         return (
             f"threshold.budget, {rule.per_day:.3g} events a day, needs {1 / rule.per_day:.3g} "
-            f"days of calibration windows, in which one may come, have {days:.3g}: {todo}{least}."
+            f"days of calibration windows for one event, have {days:.3g}: {todo}{least}."
         )
     if rule.method == "blocks":
         return f"threshold.method=blocks needs at least {windows}."
@@ -403,7 +403,7 @@ def entity_thresholds(
     *,
     scope: str,
 ) -> tuple[list[Threshold], list[str]]:
-    """The threshold of each entity, and sentences on those that borrow theirs.
+    """The threshold of each entity, and notes on entities without their own.
 
     `scores` are E arrays, each entity's calibration window scores; `pooled_tau` is for
     entities under the pooled Gaussian; `scope` is `per_entity`, or `pooled` for one τ.
@@ -422,7 +422,7 @@ def entity_thresholds(
     found = list(zip(prepared.entities, scores, thresholds, strict=True))
     notes = []
     for source, reason in (
-        ("pooled", "pooled Normal and τ"),
+        ("pooled", "pooled Gaussian and τ"),
         ("shared", "too few calibration windows, so τ from all entities' scores"),
     ):
         borrowers = [one for one in found if one[2].source == source]

@@ -24,7 +24,7 @@ CLOCKS = {
 class Timestamp(NamedTuple):
     """A time on one of three clocks."""
 
-    clock: str  # `number`, `local` or `zoned`; empty where rows have no time
+    clock: str  # `number`, `local` or `zoned`; empty if rows have no time
     value: float  # whole ns since 1970 (of UTC if zoned), or the number
 
 
@@ -61,7 +61,7 @@ def parse_timestamp(time: Any) -> Timestamp:
 
 
 def said_time(time: Any, instant: Timestamp, row: int) -> Any:
-    """A time as events write it: a text, a number, or the row's number."""
+    """A time in the form of events: a text, a number, or the row's number."""
     if not instant.clock:
         return row
     if isinstance(time, str) or instant.clock == "number":
@@ -73,8 +73,8 @@ def said_time(time: Any, instant: Timestamp, row: int) -> Any:
 
 
 def as_timestamp(clock: Any, value: Any) -> Timestamp:
-    """A time of a state; ValueError or TypeError if it is none."""
+    """A time from a state; ValueError or TypeError if invalid."""
     if as_text(clock) not in CLOCKS:
-        raise ValueError(f"{clock!r} is no clock")
+        raise ValueError(f"{clock!r} is not a clock")
     as_number(value)
-    return Timestamp(clock, value)  # as it is: ns don't fit into a float
+    return Timestamp(clock, value)  # not converted: ns don't fit into a float

@@ -1,6 +1,6 @@
 """Calibrates models on clean rows, and scores their training and test rows.
 
-Training rows should be normal. A user can check the windows of highest score and leave
+Training rows should be normal. Users can check the windows of highest score and leave
 abnormal rows out with `data.exclude` or `detection.trim`.
 """
 
@@ -57,7 +57,7 @@ class Inspection(NamedTuple):
     """One entity's training rows under one detector."""
 
     entity: str
-    scores: np.ndarray  # [N] window scores as in score tables; no window crosses parts
+    scores: np.ndarray  # [N] window scores as in score tables; none crosses a split
     worst: list[dict[str, Any]]  # windows of highest score that share no row
 
 
@@ -76,12 +76,12 @@ def evaluate_models(
 ) -> dict[str, ModelEvaluation]:
     """Calibrates each model on clean rows and scores the test rows; by model name.
 
-    `ready` has calibrations of models that bring their own; `held_out` gives the models
+    `ready` has calibrations of models that bring their own; `held_out` returns the models
     that score calibration windows instead, see `calibrate`. `min_anomalous_points` rows
-    make a window anomalous. A baseline that leaves nothing of the rows is left out.
+    make a window anomalous. A baseline whose residuals are rounding errors is left out.
     `point_adjusted` adds metrics that are inflated; `rolling` is the share of windows
-    above the rolling threshold, 0 for none; `compared` are rules whose rates stand beside
-    those of the one in use, for the student.
+    above the rolling threshold, 0 for none; `compared` are rules whose rates are compared
+    with those of the rule in use, for the student.
     """
     options: dict[str, Any] = {
         "method": rules.threshold.method,
@@ -90,7 +90,7 @@ def evaluate_models(
     }
     evaluated = {}
     for name, model in models.items():
-        console.print(f"{name}: calibrates and scores")
+        console.print(f"{name}: calibrating and scoring")
         try:
             calibration = ready.get(name) or calibrate(
                 model, prepared, rules, held_out=held_out(model)
@@ -184,9 +184,9 @@ def false_alarm_rates(
 ) -> list[dict[str, Any]]:
     """Wanted and measured false-alarm rates of one entity, an object a rule, JSON-able.
 
-    They are measured on calibration windows in turn left out, and on test windows (first
-    rows `starts` `[M]`) without an anomaly where there are labels. The rule in use comes
-    first; for the student other rules follow.
+    They are measured on calibration windows, each fold left out in turn, and on test
+    windows (first rows `starts` `[M]`) without an anomaly if there are labels. The rule in
+    use comes first; for the student other rules follow.
     """
     used, window = rules.threshold, prepared.window
     behind_tau = calibration.threshold_scores[place]
@@ -318,8 +318,8 @@ def test_notes(evaluated: ModelEvaluation, prepared: Prepared) -> list[str]:
     ]
     words = {
         "test rows outside the training range: {}": foreign,
-        "scores of test windows have drifted from those of calibration, so no "
-        "false-alarm rate holds there: {}; kdjax calibrate on recent clean rows makes "
+        "scores of test windows have drifted from those of calibration, so that no "
+        "false-alarm rate holds there: {}; run kdjax calibrate on recent clean rows for "
         "new thresholds": drifted,
     }
     return [text.format(", ".join(found)) for text, found in words.items() if found]
@@ -328,7 +328,7 @@ def test_notes(evaluated: ModelEvaluation, prepared: Prepared) -> list[str]:
 def _worst(
     entity: Entity, starts: np.ndarray, scores: np.ndarray, tau: float, window: int
 ) -> list[dict[str, Any]]:
-    """The windows of highest score, greedily, none sharing a row with a worse one."""
+    """The windows of highest score, chosen greedily so that none share a row."""
     listed: list[dict[str, Any]] = []
     taken: list[int] = []
     for index in np.argsort(-scores, kind="stable"):

@@ -28,7 +28,7 @@ _COMPARED = ("threshold", "events_a_day", "test_events_a_day", "quality")
 
 
 def oddness(catalogue: pd.DataFrame) -> pd.Series:
-    """How far each machine is from the others, `[M]`; infinite where it failed.
+    """Distance of each machine from the others, `[M]`; infinite if it failed.
 
     The largest distance from the median of τ, of events a day and of quality, in robust
     standard deviations (1.4826 times the median absolute deviation).
@@ -65,7 +65,7 @@ def by_oddness(catalogue: pd.DataFrame) -> pd.DataFrame:
 def fleet_words(
     catalogue: pd.DataFrame, expected: Mapping[str, Any] | None = None
 ) -> list[str]:
-    """What the fleet is like, in sentences."""
+    """Sentences that summarise the fleet."""
     ready = catalogue[catalogue["state"] == READY]
     failed = len(catalogue) - len(ready)
     borrowed = int((ready["reason"] != "").sum())

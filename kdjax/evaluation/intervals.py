@@ -24,7 +24,7 @@ from kdjax.evaluation.rows import NETWORKS, ORACLE, PREVIOUS
 BEST_BASELINE = "best baseline"
 
 LEVEL, SEED = 0.95, 0
-MIN_ENTITIES = 3  # that an interval needs
+MIN_ENTITIES = 3  # least number for an interval
 FEW = 5  # with fewer the interval is too narrow
 RESAMPLES = 9999
 # Resampled values held at once, as float64.
@@ -88,8 +88,8 @@ def mean_interval(values: npt.ArrayLike) -> Interval:
 def paired_difference(first: npt.ArrayLike, second: npt.ArrayLike) -> Interval:
     """The mean of `first − second` over entities with its bootstrap interval.
 
-    Both are `[E]`, of the same entities in the same order. Where one is NaN or None, that
-    entity is left out of both.
+    Both are `[E]`, of the same entities in the same order. An entity with NaN or None in
+    one of them is left out of both.
     """
     return mean_interval(np.subtract(*np.array([first, second], np.float64)))
 

@@ -454,7 +454,7 @@ def _score_panel(
     known = known[np.isfinite(known) & (known > 0)]
     low, high = 0.1, 10.0  # of the log axis
     if len(known):
-        # One zero-like score must not flatten the rest.
+        # One score near zero must not flatten the rest.
         low, high = max(known.min(), known.max() * 1e-9), known.max()
         low = min(low, tau) if 0 < tau < np.inf else low
         high *= 10 if np.isposinf(largest).any() else 1

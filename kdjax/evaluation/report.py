@@ -55,14 +55,14 @@ _LATEX = {letter: f"\\{letter}" for letter in "{}$&#%_"} | {
 
 
 class Decided(NamedTuple):
-    """What an engineer sees first: the alarms of the recommended model.
+    """The first part of a report: the alarms of the recommended model.
 
     Attributes:
-        model: its name, or that of another model where none is recommended.
-        expected: how many events a day to expect, a sentence.
+        model: its name, or that of another model if none is recommended.
+        expected: a sentence on the expected events a day.
         timelines: of the first entities, with signals and contributions.
         events: lines of `events_of_all_kinds` of all entities.
-        measures: of these events; None where nothing was scored.
+        measures: of these events; None if nothing was scored.
     """
 
     model: str
@@ -84,7 +84,7 @@ def write_report(
 ) -> None:
     """Writes the HTML report of a run, whole or not at all.
 
-    What an engineer needs comes first; below are folded parts for the researcher.
+    The results for users come first; folded parts for researchers follow.
     `results` is the content of results.json, `history` the lines of metrics.jsonl;
     `distributions` are the student's scores with those of calibration, `rankings` the
     scores of several models, each of one entity.

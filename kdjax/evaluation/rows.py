@@ -113,8 +113,8 @@ def metric_rows(
     for entity in entities:
         if math.isnan(entity.threshold):
             raise DataError(
-                f"the threshold of {entity.entity} is NaN, under which nothing would "
-                "ever raise an alarm: expected a number. Calibrate the detector first."
+                f"the threshold of {entity.entity} is NaN, so that no row can raise an "
+                "alarm: expected a number. Calibrate the detector first."
             )
     with warnings.catch_warnings():  # the notes have the reasons
         warnings.simplefilter("ignore", metrics.UndefinedMetricWarning)
@@ -319,7 +319,7 @@ def _oracle_tau(sample: _Sample) -> float:
 
 
 def _why_nothing(sample: _Sample) -> str | None:
-    """Why no metric at all has a value."""
+    """Why no metric has a value."""
     if not len(sample.scores):
         return NO_SCORES[sample.level]
     return NO_LABELS if sample.labels is None else None

@@ -2,20 +2,20 @@
 
 Recommendation, with labels: of the detectors whose label-free F1 of windows is, on
 average over entities, at most 0.01 below that of the best, the one with the smallest
-exported file. Random scores are never recommended, nor is anything that does not beat
-them by more than 0.01, nor what is not fit: what alarms on most clean windows, or gives
-all windows one score (`unfit_models`). Baselines may be recommended.
+exported file. Excluded are random scores, detectors that do not beat them by more than
+0.01, and detectors that alarm on most clean windows, or give all windows one score
+(`unfit_models`). Baselines may be recommended.
 
-The bound is on the mean paired difference and not on an end of its interval: few
-entities make a wide interval, whose upper end would admit everything and whose lower
-end nothing but the best. The interval is printed beside the number.
+The bound is on the mean paired difference, not on an end of its interval: the interval
+of few entities is wide, so that its upper end would admit all detectors and its lower end
+only the best. The interval is printed beside the number.
 
 Without labels: the smallest detector whose alarms agree with the teacher's by a Cohen's
 kappa of at least 0.9.
 
 The summary checks the paper's claim that the student keeps the teacher's performance,
 and two more: the networks beat trivial baselines, and the student beats the same
-network trained alone.
+network trained without a teacher.
 """
 
 import math
@@ -180,7 +180,7 @@ def _none_fit(names: Sequence[str], unfit: Mapping[str, str]) -> str:
 
 
 def _worthless(quality: _Quality, best: str) -> str:
-    """Why not even the best detector is recommended, if so."""
+    """The sentence if not even the best detector is recommended; else empty."""
     top, method = quality.mean(best), quality.method
     if RANDOM in quality.found and (
         intervals.compare(quality.found[best], quality.found[RANDOM]).mean
@@ -210,7 +210,7 @@ def _among(equivalent: Sequence[str], sizes: Mapping[str, float], how: str) -> s
 
 
 def _evidence(gap: Interval, is_best: bool) -> list[str]:
-    """How sure the difference between the recommended and the best is."""
+    """Sentences on the uncertainty of the difference between the recommended and the best."""
     if gap.entities == 1:
         return ["One entity is no evidence on others."]
     if is_best:
@@ -336,7 +336,7 @@ def expected_words(results: Results, model: str) -> str:
     used = [r for r in results["rates"] if r["model"] == model and r["used"]]
     found = [rate["expected_events"] for rate in used if rate.get("expected_events")]
     if not found:
-        return "Too few calibration windows tell how many events to expect."
+        return "There are too few calibration windows to estimate the number of events."
     number, low, high = (
         events_text(float(np.mean([one[name] for one in found])))
         for name in ("number", "low", "high")

@@ -1,4 +1,4 @@
-"""A run or a sweep from settings to results: the only room that reads settings."""
+"""A run or a sweep from settings to results: the lowest package that reads settings."""
 
 import kdjax
 from kdjax.io.lazy import lazy_names

@@ -21,7 +21,7 @@ from kdjax.models.residual import ResidualModel
 
 Settings = Mapping[str, Any]
 
-# Training rows that a detector keeps, in windows; exported files are checked on them.
+# Training rows that a detector keeps, in windows, to check exported files on.
 REFERENCE_WINDOWS = 3
 
 
@@ -53,7 +53,7 @@ def threshold_rule(
     """How τ is chosen, on scores of windows of this stride.
 
     `data.step_seconds` overrides `step_seconds`, which is 0 if rows have no dates.
-    ConfigError where a budget can't be met, or the time between rows is unknown.
+    ConfigError if a budget can't be met, or the time between rows is unknown.
     """
     threshold = settings["threshold"]
     seconds = settings["data"]["step_seconds"] or step_seconds
@@ -73,13 +73,13 @@ def threshold_rule(
         per_day=parse_budget(threshold["budget"]) if budget else 0.0,
         events=event,
     )
-    needed(rule)  # refuses a budget without times
+    needed(rule)  # raises for a budget without times
     most = event.rows_per_day / window
     if rule.per_day > most:
         raise ConfigError(
-            f"threshold.budget={threshold['budget']!r}: alarms nearer than "
-            f"data.window={window} rows are one event, so that a day has at most {most:.3g}: "
-            "give a lower budget, or a smaller data.window."
+            f"threshold.budget={threshold['budget']!r}: alarms less than "
+            f"data.window={window} rows apart are one event, so that a day has at most "
+            f"{most:.3g}: give a lower budget, or a smaller data.window."
         )
     return rule
 
@@ -167,7 +167,7 @@ def make_detector(
 
 
 def _unchanged(prepared: Prepared) -> np.ndarray:
-    """`Detector.unchanged`; that of all entities where one has too few rows."""
+    """`Detector.unchanged`; that of all entities if one has too few rows."""
     longest = np.stack([entity.unchanged for entity in prepared.entities])
     pooled = [entity.pooled for entity in prepared.entities]
     longest[pooled] = longest.max(axis=0)
@@ -175,7 +175,7 @@ def _unchanged(prepared: Prepared) -> np.ndarray:
 
 
 def _clock(series: Series) -> dict[str, Any]:
-    """What a card says of the time column, if there was one."""
+    """The time column's entries in a card, if there is one."""
     if series.time is None or not series.time_column:
         return {}
     dated = np.issubdtype(series.time.dtype, np.datetime64)

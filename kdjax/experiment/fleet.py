@@ -221,7 +221,7 @@ def _begin(
         if changed := differences(before, now):
             raise ConfigError(
                 f"{output} was made with another config ({'; '.join(changed)}): give "
-                "another --output, or the settings it was made with."
+                "another --output, or the original settings."
             )
         return fleet
     output.mkdir(parents=True, exist_ok=True)
@@ -295,12 +295,12 @@ def _fit_shared(
             break
     if not chosen:
         raise DataError(
-            f"{settings['data']['path']}: no machine has rows enough to fit the fleet's own "
+            f"{settings['data']['path']}: no machine has enough rows to fit the fleet's own "
             f"networks: give more rows, or a smaller data.window "
             f"({settings['data']['window']} now)."
         )
     names = ", ".join(series.entity for series in chosen)
-    console.print(f"{SHARED}: learns from {names}", highlight=False)
+    console.print(f"{SHARED}: training on {names}", highlight=False)
     dataset = Dataset("fleet", tuple(chosen), ())
     prepared = prepare_dataset(dataset, settings)
     check_windows(prepared, of_machine(settings, prepared))
@@ -460,9 +460,9 @@ def fit_partition(
     borrows = (output / STUDENT / MANIFEST).exists()
     if shared and not borrows:
         raise ConfigError(
-            "fit_partition needs a fleet whose students learn alone (distill.alpha=0, "
+            "fit_partition needs a fleet whose students have no teacher (distill.alpha=0, "
             f"entity_mode=per_entity), or whose networks are in {output / SHARED}: fit a "
-            "sample of machines by kdjax fleet first."
+            "sample of machines with kdjax fleet first."
         )
     found = fit_unit(
         {

@@ -1,7 +1,7 @@
-"""Training jobs: what a network trains on, what it minimises, and one job's training.
+"""Training jobs: the data of a network, its objective, and the training of one job.
 
 `teacher_job` and `student_job` turn settings into a `TrainingJob`. `train_job` trains
-one; `kdjax.experiment.populations` trains many side by side. Both use the same windows in
+one; `kdjax.experiment.populations` trains many at once. Both use the same windows in
 the same order.
 """
 
@@ -66,7 +66,7 @@ class TrainingData(NamedTuple):
     window: int  # L
     share: float  # of the config's epochs, for the steps that `data.stride` gives
     missing: bool  # whether rows have NaN cells
-    context: Places = ()  # of channels that losses leave out
+    context: Places = ()  # indices of channels that losses leave out
     sources: tuple[WindowSource, WindowSource] | None = None
     recorded: int | None = None  # first windows that are not augmented; None: all
 
@@ -80,7 +80,7 @@ class Lesson(NamedTuple):
 
 
 class TrainingJob(NamedTuple):
-    """Everything that decides a network's parameters."""
+    """All data and settings that determine a network's parameters."""
 
     name: str  # in the log and below `checkpoints/`
     architecture: Architecture
@@ -167,7 +167,7 @@ def _augmented(data: TrainingData, copies: int, known: AugmentedCache) -> Traini
         return known[key]
     if data.sources is not None:
         raise ConfigError(
-            f"distill.augmented_copies={copies} copies rows in memory, and these stay on "
+            f"distill.augmented_copies={copies} copies rows in memory, but these stay on "
             "disk: set it to 0, or raise data.memory_bytes."
         )
     pieces = [
@@ -245,7 +245,7 @@ def student_job(
 ) -> TrainingJob:
     """A student's job, which uses all its epochs.
 
-    Without teacher and scorers, or with α = 0, the student is trained on the data alone.
+    Without teacher and scorers, or with α = 0, the student is trained on the data only.
     `scorers` and `weights` as in `make_distillation`; `known` caches augmented data.
     """
     distill, distillation = settings["distill"], None
@@ -385,7 +385,7 @@ def checkpoint_folder(workdir: Path, name: str) -> Path:
 
 
 def names_digest(names: Iterable[str]) -> str:
-    """Equal for jobs of the same names, as the name of a folder."""
+    """Equal for jobs of the same names, for the name of a folder."""
     text = json.dumps(sorted(names))
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -405,23 +405,23 @@ def train_job(
     """The parameters of lowest validation loss, as numpy arrays, and the progress.
 
     Resumes from the newest checkpoint. The devices of all hosts share each batch.
-    TrainingError where a loss was not finite, ConfigError where the hosts' shares can't
-    be equal.
+    TrainingError if a loss was not finite, ConfigError if the hosts' shares can't be
+    equal.
     """
     name, train, distillation = job.name, job.train, job.distillation
     start = resume_job(job, workdir)
     cut_lines(workdir, name, start.progress.step)
     if start.progress.done:
-        console.print(f"{name}: trained already, {progress_text(start.progress)}")
+        console.print(f"{name}: already trained, {progress_text(start.progress)}")
         return Fitted(jax.device_get(start.best), start.progress)
     if start.progress.step:
-        console.print(f"{name}: goes on after step {start.progress.step}")
+        console.print(f"{name}: resuming after step {start.progress.step}")
     mesh = training_mesh(train["batch_size"])
     batch_source, held_out = _make_sources(job, mesh, outputs)
-    # A window's loss then depends on the others of its batch: one device needs all.
+    # Then a window's loss depends on the others of its batch: one device needs all.
     is_whole = distillation is not None and distillation.target == "scores"
     total = len(job.data.fit) * job.epochs - start.progress.step * train["batch_size"]
-    # Of several processes one alone can't save.
+    # One of several processes can't save without the others.
     alone = hosts.processes() == 1
     with signals_held(alone), progress_bar(console, name, total) as advance:
         fitted = fit(
@@ -455,7 +455,7 @@ def train_job(
 
 
 def progress_text(progress: TrainingProgress) -> str:
-    """The progress in words."""
+    """The progress as text."""
     if progress.bad_step:
         return f"its loss was not finite at step {progress.bad_step:,}"
     return (
@@ -471,15 +471,15 @@ def _make_sources(
     data, distillation = job.data, job.distillation
     batch_size = job.train["batch_size"]
     size = target_bytes(job) * (mesh.size if mesh and data.sources is None else 1)
-    teacher: Params | None = None  # placed, where each step computes its own targets
+    teacher: Params | None = None  # placed, if each step computes its own targets
     if distillation and (data.sources or size > distillation.cache_bytes):
         if distillation.target not in ("reconstruction", "errors"):
-            # No step could ask the teacher for these anew.
+            # A step can't compute these targets itself.
             raise ConfigError(
-                f"distill.target={distillation.target!r} asks the teacher once for all "
-                f"windows, whose answers take {size / 1e6:,.0f} MB, more than "
-                "distill.cache_bytes allows, or whose rows stay on disk: raise "
-                "distill.cache_bytes or data.memory_bytes, or take fewer windows by "
+                f"distill.target={distillation.target!r} computes the targets of all "
+                f"windows once. They need {size / 1e6:,.0f} MB, more than "
+                "distill.cache_bytes allows, or their rows stay on disk: raise "
+                "distill.cache_bytes or data.memory_bytes, or use fewer windows with "
                 "data.train_stride."
             )
         assert distillation.teacher is not None
@@ -500,7 +500,7 @@ def _make_sources(
         dataset = dataset.replace(recorded=recorded)
     if teacher is not None:
         logger.warning(
-            "the teacher's targets would take %.1f GB, more than distill.cache_bytes: "
+            "the teacher's targets would need %.1f GB, more than distill.cache_bytes: "
             "each step computes its own",
             size / 1e9,
         )

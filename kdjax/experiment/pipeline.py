@@ -1,7 +1,7 @@
 """One run: load, prepare, train, calibrate and evaluate, write.
 
-A run that was stopped is started again by the same call: `_run` returns results that are
-finished, and `kdjax.experiment.jobs.resume_job` finds where a network goes on.
+The same call resumes a stopped run: `_run` returns finished results, and
+`kdjax.experiment.jobs.resume_job` finds where a network's training continues.
 """
 
 import bisect
@@ -62,7 +62,7 @@ from kdjax.training import hosts
 from kdjax.training.components import HeldOut, fit_baseline, most_numbers
 from kdjax.training.sharding import training_mesh
 
-MOST_ROWS = 1_000_000  # that are advised
+MOST_ROWS = 1_000_000  # largest advised number
 
 
 def run(
@@ -74,7 +74,7 @@ def run(
     """Trains, calibrates and evaluates; resumes a run that was stopped.
 
     Several processes (`kdjax.training.hosts`) run it together: they share training
-    batches and calibration windows; the first writes and shows, and all return the same.
+    batches and calibration windows; the first writes and prints, and all return the same.
 
     Args:
         settings: from `kdjax.config.resolve`.
@@ -98,11 +98,11 @@ def run(
 
 
 def _run(settings: Settings, workdir: Path, console: Console) -> dict[str, Any]:
-    """The run in a folder that is locked."""
+    """The run in a locked folder."""
     seconds: dict[str, float] = {}
     given, settings = settings, settings_of_begun(workdir, settings)
     if settings is not given:
-        console.print(f"{workdir} was begun with data.scaler=minmax: going on with it.")
+        console.print(f"{workdir} was begun with data.scaler=minmax: resuming with it.")
     check_settings(workdir, settings)
 
     with _timed(seconds, "data"):
@@ -123,7 +123,7 @@ def _run(settings: Settings, workdir: Path, console: Console) -> dict[str, Any]:
         groups = prepare_groups(dataset, settings)
         entities = tuple(e for group in groups.values() for e in group.entities)
         prepared = next(iter(groups.values()))._replace(entities=entities)
-        # Only now: an error in the data must not bind the folder to the settings.
+        # After loading: an error in the data must not bind the folder to the settings.
         check_settings(workdir, settings, write=True)
         check_data(workdir, sources)
     names = [entity.name for entity in prepared.entities]
@@ -140,7 +140,7 @@ def _run(settings: Settings, workdir: Path, console: Console) -> dict[str, Any]:
         held_out: dict[str, HeldOut] = {name: {} for name in groups}
         every_model = {}
         for name, group in groups.items():
-            console.print(f"{name or prepared.name}: fits baselines")
+            console.print(f"{name or prepared.name}: fitting baselines")
             every_model[name] = fit_models(
                 networks[name], group, settings, held_out[name]
             )
@@ -149,8 +149,8 @@ def _run(settings: Settings, workdir: Path, console: Console) -> dict[str, Any]:
         evaluated, inspections = {}, list[evaluate.Inspection]()
         for name, group in groups.items():
             shown = console
-            if name != ALL:  # a line for each group, not for each of its models
-                console.print(f"{name}: models calibrate and score")
+            if name != ALL:  # one line for each group, not for each of its models
+                console.print(f"{name}: calibrating and scoring")
                 shown = Console(quiet=True)
             models = _evaluate(
                 every_model[name], group, settings, shown, warm_start, held_out[name]
@@ -158,7 +158,7 @@ def _run(settings: Settings, workdir: Path, console: Console) -> dict[str, Any]:
             rules = calibration_rules(settings, group)
             inspections += evaluate.inspect_training(models["student"], group, rules)
             evaluated[name] = models
-        # Baselines that left nothing of a group are compared nowhere.
+        # A baseline that was left out in one group is left out of all comparisons.
         every = [*next(iter(evaluated.values()))]
         every += [name for name in settings["baselines"] if name not in every]
         common = [n for n in every if all(n in own for own in evaluated.values())]
@@ -181,15 +181,15 @@ def _run(settings: Settings, workdir: Path, console: Console) -> dict[str, Any]:
     ]
     if settings["entity_mode"] == PER_ENTITY:
         notes.append(
-            f"entity_mode=per_entity: {counted(len(groups), 'teacher')} and as many students, one an "
-            "entity; parameters are those of one of them"
+            f"entity_mode=per_entity: {counted(len(groups), 'teacher')} and as many students, one "
+            "per entity; parameters are those of one of them"
         )
     if absent := [name for name in every if name not in common]:
         notes.append(
-            f"left out, since their residuals are rounding: {', '.join(absent)}"
+            f"left out, since their residuals are rounding errors: {', '.join(absent)}"
         )
     notes += channel_notes(prepared) + evaluate.test_notes(merged["student"], prepared)
-    # Drawing takes half a second to import, which a refusal shall not wait for.
+    # Importing the plots takes half a second, which must not delay an error.
     from kdjax.experiment.write import write_run
 
     return hosts.on_first(
@@ -233,9 +233,9 @@ def _prepared(dataset: Dataset, data: Mapping[str, Any], **options: Any) -> Prep
 
 
 def accepted_changes(dataset: Dataset, settings: Settings) -> str:
-    """What to do about too few windows: changes that are tried, each by itself.
+    """Advice for too few windows: changes of settings that suffice, each by itself.
 
-    Of rows on disk nothing is tried, since each trial reads them.
+    For rows on disk no change is tried, since each trial reads them.
     """
     data, train = settings["data"], dataset.train
     more = "give more rows, fewer gaps or excluded rows"
@@ -306,7 +306,7 @@ def prepare_groups(dataset: Dataset, settings: Settings) -> dict[str, Prepared]:
 def count_networks(settings: Settings) -> dict[str, int]:
     """Number of parameters of `teacher` and `student`, without training them.
 
-    Of baselines among their components it is the maximum.
+    For baselines among their components it is the maximum.
     """
     data = settings["data"]
     if data["name"]:
@@ -327,11 +327,11 @@ def count_networks(settings: Settings) -> dict[str, int]:
 
 
 def _check_processes(settings: Settings) -> None:
-    """Refuses, before any work, what a run or several processes can't do."""
+    """Raises, before any work, for settings that runs or several processes don't support."""
     if settings["threshold"]["budget_scope"] == "fleet":
         raise ConfigError(
             "threshold.budget_scope=fleet is for kdjax fleet, whose machines share a "
-            "budget: leave it out."
+            "budget: remove it."
         )
     if hosts.processes() == 1:
         return
@@ -350,8 +350,8 @@ def fit_models(
     settings: Settings,
     held_out: HeldOut,
 ) -> dict[str, ResidualModel]:
-    """Networks and baselines by name; `held_out` gets the models that choose their τ."""
-    # A baseline that is a component of a model was fitted with it.
+    """Networks and baselines by name; models that choose their τ are put in `held_out`."""
+    # A baseline that is a component of a model is fitted already.
     fitted = {
         kind: residual.component(model, kind)
         for model in networks.values()

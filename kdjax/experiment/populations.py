@@ -1,4 +1,4 @@
-"""Many training jobs at once: those of one shape side by side, if that is faster.
+"""Many training jobs at once: those of one shape in one population, if that is faster.
 
 Jobs that share network, window and batch size form one population
 (`kdjax.training.populations`); seed, rows, windows, learning rate, epochs, α and T may
@@ -41,7 +41,7 @@ WAYS = (AUTO, TOGETHER, ALONE)
 SMALL_SHARE = 64
 SMALL_GAIN, LARGE_GAIN = 1.4, 0.9
 
-# Takes the progress of a population's members by name.
+# Receives the progress of a population's members by name.
 OnEpoch = Callable[[Mapping[str, TrainingProgress]], None]
 
 
@@ -90,9 +90,9 @@ def train_all(
 
 
 def train_in_memory(wanted: Sequence[TrainingJob]) -> dict[str, Fitted]:
-    """All jobs by name, those of one shape side by side, without files and progress.
+    """All jobs by name, those of one shape in one population, without files and progress.
 
-    For short jobs that are started again as a whole. A job whose loss was not finite has
+    For short jobs that are repeated as a whole. A job whose loss was not finite has
     `progress.bad_step`.
     """
     fitted: dict[str, Fitted] = {}
@@ -103,7 +103,7 @@ def train_in_memory(wanted: Sequence[TrainingJob]) -> dict[str, Fitted]:
 
 
 def finished(job: TrainingJob, workdir: Path) -> Fitted | None:
-    """Result of a job that has ended in this folder; None for any other."""
+    """Result of a job that has ended in this folder; else None."""
     if not checkpoint_folder(workdir, job.name).is_dir():
         return None
     start = jobs.resume_job(job, workdir)
@@ -130,7 +130,7 @@ def group_jobs(waiting: Sequence[TrainingJob]) -> list[list[TrainingJob]]:
 
 
 def _shape_of(job: TrainingJob) -> tuple[Hashable, ...]:
-    """What members of a population share; the last entry is that of distillation."""
+    """What members of a population share; the last entry describes distillation."""
     data, lesson = job.data, None
     windows = (data.window, data.missing, data.sources is None, data.recorded is None)
     training = (job.architecture, job.train["batch_size"], job.train["schedule"])
@@ -143,10 +143,10 @@ def _shape_of(job: TrainingJob) -> tuple[Hashable, ...]:
 
 
 def faster_way(group: Sequence[TrainingJob]) -> str:
-    """Whether a group trains faster side by side or one after the other.
+    """Whether a group trains faster `together` or one after the other.
 
-    On accelerators side by side. On CPUs by the number of cores at work either way, and
-    by what a core gains from members of its own, which is most where batches are small.
+    On accelerators together. On CPUs it depends on the number of cores at work in both
+    ways, and on the gain of a core from its own members, which is largest for small batches.
     """
     if len(group) == 1 or not fits_in_memory(group):
         return ALONE
@@ -170,7 +170,7 @@ def fits_in_memory(group: Sequence[TrainingJob]) -> bool:
 
 
 def way_of(group: Sequence[TrainingJob], workdir: Path, way: str) -> str:
-    """Jobs that read from disk, or were interrupted in training alone, train alone."""
+    """The way; jobs that read from disk, or were interrupted alone, train alone."""
     folders = [checkpoint_folder(workdir, job.name) for job in group]
     if any(job.data.sources for job in group) or any(f.exists() for f in folders):
         return ALONE
@@ -200,7 +200,7 @@ def _keep(job: TrainingJob, fitted: Fitted, workdir: Path) -> None:
 
 
 def _numbers(job: TrainingJob) -> dict[str, float]:
-    """What may differ between members: numbers of the optimizer, α and T."""
+    """The numbers that may differ between members: of the optimizer, α and T."""
     rates = ("learning_rate", "warmup_steps", "clip_norm")
     return {
         **{name: job.train[name] for name in rates},
@@ -213,7 +213,7 @@ def _numbers(job: TrainingJob) -> dict[str, float]:
 def join_datasets(
     group: Sequence[TrainingJob], outputs: TargetCache
 ) -> tuple[WindowDataset, list[populations.Member]]:
-    """One dataset of all members, and the members with their places in it.
+    """One dataset of all members, and the members with their indices in it.
 
     Rows and targets that members share are in it once.
     """
@@ -229,7 +229,7 @@ def join_datasets(
             rows.append(data.rows)
         offset = offsets[id(data.rows)]
         key = (id(data), distillation and distillation.source)
-        if distillation is None:  # any targets of the same windows will do
+        if distillation is None:  # the targets of the same windows have no effect
             key = next((other for other in firsts if other[0] == id(data)), key)
         if key not in firsts:
             firsts[key] = sum(map(len, starts))
@@ -271,7 +271,7 @@ def _train_together(
 ) -> dict[str, Fitted]:
     """Trains the jobs that `group_jobs` put together; the results by name.
 
-    Without a work directory it keeps no log, without a folder no checkpoint.
+    Without a work directory it writes no log, without a folder no checkpoint.
     """
     console = console or Console(quiet=True)
     first, mesh = group[0], member_mesh(len(group))  # distilled, if there is one
@@ -298,7 +298,7 @@ def _train_together(
         for name, steps_done in zip(names, done, strict=True):
             cut_lines(workdir, name, steps_done)
     title = f"{len(group)} × {'+'.join(map(str, first.architecture.hidden))}"
-    before = f"goes on after step {max(done):,}" if any(done) else "trained together"
+    before = f"resuming after step {max(done):,}" if any(done) else "trained together"
     console.print(f"{title}: {before}")
     total = sum(len(job.data.fit) * job.epochs for job in group)
     total -= sum(done) * batch_size

@@ -69,7 +69,7 @@ from kdjax.io.messages import acting
 from kdjax.metrics.checks import runs
 from kdjax.models.residual import gives_scores
 
-# By how much scores of a window may differ between batches and devices.
+# Allowed difference of a window's scores between batches and devices.
 ROUNDING = 1e-4
 # The least weight of confirmed residuals, which doubles up to 1.
 LEAST_WEIGHT = 2.0**-16
@@ -93,19 +93,19 @@ def calibrate_file(
     threshold: Mapping[str, Any],
     **reading: Any,
 ) -> Iterator[str]:
-    """Saves a detector calibrated on a file of clean rows; says what it did.
+    """Saves a detector calibrated on a file of clean rows; reports the results.
 
     With `confirmed_normal`, a CSV of spans as `exclude` is, only rows in them are clean
-    and the detector takes these in, see `confirm_normal`.
+    and the detector is updated with these, see `confirm_normal`.
 
     `detector` and `output` are folders and may be the same. `entity` names the rows if
     the file has no entity column and the detector has several. `threshold` has changed
-    settings; `reading` is for `kdjax.detection.reading.read_like`. `log` takes each
-    message as it comes, such as `print`; all are returned.
+    settings; `reading` is for `kdjax.detection.reading.read_like`. `log`, such as `print`,
+    receives each message at once; all are returned.
     """
     check_replaceable(Path(output))
     loaded = load_detector(detector)
-    # Rows without a name are those of the only entity.
+    # Rows without a name belong to the only entity.
     usual = name_of(path)
     if not entity and usual not in loaded.entities and len(loaded.entities) == 1:
         (usual,) = loaded.entities
@@ -116,14 +116,14 @@ def calibrate_file(
     if entity and len(every) > 1:
         raise ConfigError(
             f"calibrate: --entity={entity} can't name the rows of {len(every)} entities: "
-            "leave it out, or give a file of one."
+            "remove it, or give a file of one entity."
         )
     spans: Sequence[np.ndarray] = [np.empty((0, 2), np.int64)] * len(every)
     if given := str(confirmed_normal):
         if threshold:
             raise ConfigError(
-                "calibrate: --confirmed_normal keeps the rule of the threshold: change that "
-                "by a calibrate on clean rows."
+                "calibrate: --confirmed_normal doesn't change the rule of the threshold: "
+                "change it with calibrate on clean rows."
             )
         (spans,), missed = row_spans([every], Path(given), also=name_of(path))
         if missed or not sum(map(len, spans)):
@@ -135,7 +135,7 @@ def calibrate_file(
         name = entity or series.entity
         if not entity and name == usual and name not in loaded.entities:
             raise ConfigError(
-                "calibrate: whose rows are these? Give --entity, one of "
+                "calibrate: the rows have no entity: give --entity, one of "
                 f"{', '.join(loaded.entities)} for a new threshold, or a new name."
             )
         with about(path):
@@ -156,20 +156,20 @@ def recalibrated(
 
     Raises:
         ConfigError: too few rows for the rule, or invalid threshold settings.
-        DataError: other channels, another step, or no stretch as long as the window.
+        DataError: other channels, another step, or no span as long as the window.
     """
     settings = _settings(detector, **threshold)
     series = match_channels(series, detector.channels)
     check_cadence(series.time, detector.step)
     name, scope = series.entity, settings["detection"]["scope"]
     if name == POOLED:
-        raise ConfigError(f"calibrate: {POOLED!r} is no entity: give another --entity.")
+        raise ConfigError(f"calibrate: {POOLED!r} can't be an --entity: give another.")
     known = name in detector.entities
     if not known:
         detector = _with_entity(detector, name)
     place = detector.entities.index(name)
     rule = rule_of(detector, settings, step_seconds=seconds_per_row(series.time))
-    # Whether its rows were too few: for a Gaussian, or for τ since it came.
+    # Whether its rows are too few: for a Gaussian, or for τ since it was added.
     source = detector.thresholds[place].source
     starts = len(detector.entities) > 1 and source == "pooled" != scope
     borrows = source == "shared" and name in detector.card.get("calibrated_again", {})
@@ -201,7 +201,7 @@ def _known(
     """The detector with calibration scores of a known entity, its new τ, and a note."""
     starts = find_windows(detector, series, causal=rule.each_row).starts
     left_out: list[str] = []
-    if detector.unchanged is not None:  # frozen rows would move τ
+    if detector.unchanged is not None:  # frozen rows would change τ
         still, left_out = frozen_rows(
             series.values,
             usable_spans(detector, series),
@@ -258,7 +258,7 @@ def _own(
         context=detector.context,
         **_shares(detector),
     )
-    # Its scores may be too few for the rule, and this one takes the same windows.
+    # Its scores may be too few for the rule; this rule uses the same windows.
     lax = rule._replace(method="fixed", value=0.0)
     if rule.method in BY_FOLDS:
         lax = rule._replace(per_day=rule.per_day and 1e9)
@@ -278,7 +278,7 @@ def _own(
         return after
 
     ranges, constant = detector.ranges, detector.constant
-    if constant is None:  # a detector of before, whose Gaussians leave out no channel
+    if constant is None:  # an older detector, whose Gaussians leave out no channel
         constant = np.full((len(detector.thresholds), len(detector.channels)), np.nan)
     if ranges is not None:
         ranges = Ranges(*map(put, ranges, training_ranges(prepared)))
@@ -293,12 +293,12 @@ def _own(
         constant=put(constant, found.constant),
         unchanged=unchanged,
     )
-    note = f"{series.entity}: scaler, Gaussian and τ of its own: {_text(tau)}"
+    note = f"{series.entity}: its own scaler, Gaussian and τ: {_text(tau)}"
     if source == "shared":
         need = _need(detector, series, enough[1])
         note = (
-            f"{series.entity}: scaler and Gaussian of its own; {need} for its own τ; starts "
-            f"with τ of all entities' scores until then: {_text(tau)}"
+            f"{series.entity}: its own scaler and Gaussian; {need} for its own τ; until then "
+            f"it uses τ of all entities' scores: {_text(tau)}"
         )
     own = found.scores[0], found.starts[0]
     return detector, tau, note + _measured(*own, rule, window=detector.window)
@@ -311,23 +311,23 @@ def _need(detector: Detector, series: Series, enough: int) -> str:
     if rows < enough:
         return f"{rows:,} of {enough:,} rows"
     return (
-        f"{rows:,} rows with gaps or missing, excluded or frozen cells, where "
-        f"{enough:,} complete ones in a stretch are enough"
+        f"{rows:,} rows with gaps or missing, excluded or frozen cells, but "
+        f"{enough:,} complete successive ones are needed"
     )
 
 
 def _pooled(
     detector: Detector, place: int, series: Series, rule: Rule, enough: tuple[int, ...]
 ) -> tuple[Detector, Threshold, str]:
-    """The detector as it is, with pooled values at the entity's place; τ and a note."""
+    """The detector with pooled values for the entity; τ and a note."""
     tau, values = detector.thresholds[place], series.values
     if rule.method == "fixed":
         kept = detector.calibration[place] if detector.calibration else np.empty(0)
         tau = find_threshold(kept, rule)
     spans, need = usable_spans(detector, series), _need(detector, series, enough[0])
     if enough[1] > enough[0]:
-        need += f" for a scaler and Gaussian of its own, {enough[1]:,} for its own τ"
-    note = f"{series.entity}: {need}; starts with the pooled values until then: τ {_text(tau)}"
+        need += f" for its own scaler and Gaussian, {enough[1]:,} for its own τ"
+    note = f"{series.entity}: {need}; uses the pooled values until then: τ {_text(tau)}"
     starts = cover_starts(spans, window=detector.window, stride=detector.stride)
     points = score_windows(detector, place, values, starts)
     scores = window_scores(points, count=detector.allowed_points)
@@ -351,7 +351,7 @@ def _pooled(
 def rows_needed(detector: Detector, rule: Rule) -> tuple[int, ...]:
     """Rows from which a new entity has its own Gaussian, and from which its own τ too.
 
-    They are complete and in one stretch.
+    They must be complete and without a gap.
     """
 
     def enough(rows: int) -> bool:
@@ -368,7 +368,7 @@ def rows_needed(detector: Detector, rule: Rule) -> tuple[int, ...]:
 
 
 def _windows(detector: Detector, series: Series, rule: Rule) -> int:
-    """How many windows choose a new entity's τ; −1 without a Gaussian of its own."""
+    """Number of windows that a new entity's τ is chosen on; −1 without its own Gaussian."""
     shares = _shares(detector)
     spans = spans_of_its_own(series, **shares)
     if spans is None:
@@ -392,9 +392,9 @@ def _shares(detector: Detector) -> dict[str, Any]:
 def _shared_scores(
     detector: Detector, place: int, rule: Rule, own: np.ndarray
 ) -> np.ndarray:
-    """`own` scores of a new entity and those that the detector keeps of all others.
+    """`own` scores of a new entity and those that the detector has of all others.
 
-    Of others only if they come from windows as the rule takes them.
+    Scores of others count only if they come from windows as in the rule.
     """
     wanted = rule.method in BY_FOLDS, int(rule.each_row)
     found: dict[str, list[np.ndarray]] = {"shared": [], "own": []}
@@ -442,7 +442,7 @@ def _with_entity(detector: Detector, entity: str) -> Detector:
 
 
 def rule_of(detector: Detector, settings: Settings, *, step_seconds: float) -> Rule:
-    """How τ of rows so far apart in time is chosen; 0 where rows have no times."""
+    """The rule of τ for rows so far apart in time; 0 if rows have no times."""
     rule = threshold_rule(
         settings,
         step_seconds=step_seconds,
@@ -457,15 +457,15 @@ def confirm_normal(
 ) -> tuple[Detector, str]:
     """The detector after spans of rows `[S, 2]` that were normal, and a note on the change.
 
-    Windows that hold one of these rows are scored by these rows alone. The Gaussian grows
-    by the residuals of those above τ, with the least weight (at most 1) at which no such score
-    is above τ. The scores join those that τ is chosen on, by the same rule, and τ is at least the
-    highest of them and the τ of before. So no score rises, τ does not fall, and no other row
-    begins to alarm. Ranges and the longest unchanged runs take the rows too; constant
-    channels that moved in them are watched no more.
+    Windows with one of these rows are scored by these rows only. The Gaussian is widened
+    by the residuals of those above τ, with the least weight (at most 1) at which no such
+    score is above τ. The scores join those that τ is chosen on, by the same rule, and τ is
+    at least their highest and the previous τ. So no score rises, τ does not fall, and no
+    other row begins to alarm. Ranges and the longest unchanged runs include the rows too;
+    constant channels that changed in them are no longer checked.
 
     Raises:
-        ConfigError: the entity has no calibration scores that the rule could take.
+        ConfigError: the entity has no calibration scores for the rule.
         DataError: unknown entity, excluded rows, no window, nothing that changes, or as
             `recalibrated`.
     """
@@ -478,8 +478,8 @@ def confirm_normal(
         rule = rule._replace(method="fixed", value=before.tau)
     if not detector.calibration or before.method != rule.method:
         raise ConfigError(
-            f"calibrate: {name} has no calibration scores for {rule.method!r} that confirmed "
-            "rows could join: calibrate it on clean rows first."
+            f"calibrate: {name} has no calibration scores for {rule.method!r} to add "
+            "confirmed rows to: calibrate it on clean rows first."
         )
     inside, out = np.zeros((2, len(series.values)), bool)
     for rows, marked in ((inside, spans), (out, series.excluded)):
@@ -505,10 +505,10 @@ def confirm_normal(
     scores, above = scored(detector)
     if not (known := ~np.isnan(scores)).any():
         raise DataError(
-            f"{name}: no window of {window} rows without a gap holds rows that are confirmed "
+            f"{name}: no window of {window} rows without a gap has rows that are confirmed "
             "as normal and have values: give more rows around them."
         )
-    # Of the rows above τ: the others are as usual, and would weaken what these add.
+    # Only rows above τ: other rows are as usual, and would reduce their effect.
     moments = _moments(detector, place, series.values, starts, above)
     old, weight = detector, 0.0
     while moments.n and weight < 1 and np.nanmax(scores) > before.tau:
@@ -517,7 +517,7 @@ def confirm_normal(
         scores, _ = scored(detector)
     spacing = before.spacing or min(detector.stride, window)
     joining = scores[known & ((starts - starts[0]) % spacing == 0)]
-    # Each block of time takes a share, so that its other windows stay in it.
+    # Each block of time gets a share, so that its other windows stay in it.
     blocks = BLOCKS if rule.method == "blocks" else 1
     kept = detector.calibration[place]
     parts = (np.array_split(own, blocks) for own in (kept, joining))
@@ -525,7 +525,7 @@ def confirm_normal(
     tau = find_threshold(every, rule, source=before.source)
     highest = float(scores[known].max()) * (1 + ROUNDING)
     if rule.method != "fixed" and tau.tau < max(highest, before.tau):
-        detail = "that of before, since the joined scores give less"
+        detail = "the previous τ, since the joined scores give less"
         if highest > before.tau:
             detail = "raised to the highest score of confirmed rows"
         tau = tau._replace(tau=max(highest, before.tau), rank=0, detail=detail)
@@ -540,13 +540,13 @@ def confirm_normal(
     if not (weight or changed) and tau.tau == before.tau and (after & inside).any():
         raise DataError(
             f"{name}: {counted(int((after & inside).sum()), 'confirmed row')} in alarm, and "
-            "nothing would change: these score low, and rows outside the spans raised the "
-            "alarm. Begin the spans where its cause began, or as its event does."
+            "nothing would change: these have low scores, and rows outside the spans raised "
+            "the alarm. Begin the spans at the cause, or at the start of the event."
         )
     if weight:
         changed = f"; Σ grows by {weight:.3g} times their residuals' products{changed}"
     if expected:
-        text = f"; {expected}, by {len(kept):,} scores of before and {len(joining):,} of these"
+        text = f"; {expected}, by {len(kept):,} previous scores and {len(joining):,} of these"
         changed = f"{text}{changed}"
     note = (
         f"{name}: τ {before.tau:.6g} -> {_text(tau)}; rows in alarm: "
@@ -555,9 +555,9 @@ def confirm_normal(
         f"{changed}"
     )
     if tau.tau > MUCH * before.tau:
-        note += f"; warning: τ is {tau.tau / before.tau:.3g} times that of before, for all rows"
+        note += f"; warning: τ is {tau.tau / before.tau:.3g} times the previous τ, for all rows"
     if (after & inside).any():
-        why = "their windows hold rows outside the spans that score above τ"
+        why = "their windows have rows outside the spans that score above τ"
         if highest > tau.tau:
             why = f"τ is fixed: set threshold.value to {highest:.6g} or more"
         note += f"; warning: some are still in alarm, since {why}"
@@ -573,10 +573,10 @@ def _with_causes(
 ) -> np.ndarray:
     """Rows of spans `[S, 2]` and those that caused their alarms, `[N]` bool.
 
-    A window ends, and an alarm begins, up to L − 1 rows behind its cause, and `score`'s
-    up to a stride later than a stream's. So an alarm is a span's own if its windows hold a
-    row of the span, or if it ended less than a stride before and began within L rows. Rows
-    from L − 1 before it go with it, but not across the end of another alarm or of a gap.
+    A window ends, and an alarm begins, up to L − 1 rows after its cause, in `score` up to a
+    stride later than in a stream. So an alarm belongs to a span if its windows have a row
+    of the span, or if it ended less than a stride before and began within L rows. The rows
+    from L − 1 before it belong too, but not beyond the end of another alarm or a gap.
     """
     window, (begins, ends) = detector.window, runs(alarm)
     first = np.array([start for start, _ in spans], np.int64)
@@ -598,7 +598,7 @@ def _with_causes(
 
 
 def _alarms(detector: Detector, series: Series, rule: Rule) -> np.ndarray:
-    """Rows in alarm, `[N]` bool, as in the mode that the rule counts events in."""
+    """Rows in alarm, `[N]` bool, in the mode in which the rule counts events."""
     table = score_table(detector, series, entity=series.entity, causal=rule.each_row)
     return table["alarm"].to_numpy() > 0
 
@@ -662,9 +662,9 @@ def _with_limits(
         moved = has_moved(constant[place].astype(rows.dtype), rows).any(axis=0)
         which = ", ".join(names[column] for column in np.flatnonzero(moved))
         if which and gives_scores(kind):
-            text += f"; still watched, since {kind} holds it: {which}"
+            text += f"; still checked, since {kind} has it: {which}"
         elif which:
-            text += f"; no longer watched as constant, nor scored: {which}"
+            text += f"; no longer checked as constant, nor scored: {which}"
             constant[places] = np.where(moved, np.nan, constant[place])
             detector = detector._replace(constant=constant)
     return detector, text
@@ -677,7 +677,7 @@ def _text(tau: Threshold) -> str:
 
 
 def _places(detector: Detector, place: int) -> list[int]:
-    """The places of an entity's τ: the pooled one of a single entity is its own."""
+    """The indices of an entity's τ: the pooled one of a single entity is its own."""
     return [place] if len(detector.entities) > 1 else [0, 1]
 
 

@@ -1,7 +1,7 @@
-"""The networks of a run or a sweep: teachers, then the students that learn from them.
+"""The networks of a run or a sweep: teachers, then the students distilled from them.
 
-A student learns from the data and from its teacher (Eq. 2). `student_alone` is a run's
-control: α = 0, with the same initial parameters, batches and number of steps.
+A student is trained on the data and on its teacher's targets (Eq. 2). `student_alone` is
+the baseline of a run: α = 0, with the same initial parameters, batches and steps.
 """
 
 import json
@@ -62,12 +62,12 @@ def group_name(name: str, group: str) -> str:
     """Such as `teacher/machine-1-1`: a network's name in the log and as a folder."""
     if group == ALL:
         return name
-    # Quoted, so that an entity's name can't lead out of the folder.
+    # Quoted, so that an entity's name can't point outside of the folder.
     return f"{name}/{urllib.parse.quote(group, safe=' ').replace('.', '%2E')}"
 
 
 class Group(NamedTuple):
-    """One entity group: its data, its windows, and what is fitted to it."""
+    """One entity group: its data, its windows, and its fitted baselines."""
 
     name: str
     prepared: Prepared
@@ -79,12 +79,12 @@ class Group(NamedTuple):
 class Task(NamedTuple):
     """A network of one entity group: a student, or a teacher that has none.
 
-    A student learns from `teacher`, which is trained before it, or from `scorers`.
+    A student is trained on targets of `teacher`, which is trained first, or of `scorers`.
     """
 
     settings: Settings
     group: Group
-    teacher: str | None  # the name of its job; None: the student learns from data alone
+    teacher: str | None  # the name of its job; None: the student has no teacher
     student: str | None
     scorers: tuple[ScoreFunction, ...] = ()
     weights: tuple[float, ...] = ()  # of the scorers; () for equal ones
@@ -172,11 +172,11 @@ def baseline_options(settings: Settings) -> dict[str, Any]:
 def held_out_models(
     prepared: Prepared, settings: Settings, known: HeldOut, model: ResidualModel
 ) -> tuple[ResidualModel, ...] | None:
-    """Models that learnt without the calibration windows, see `calibrate`.
+    """Models trained without the calibration windows, see `calibrate`.
 
-    Those of a classifier, which learns from all rows; () for others, and None where τ is
-    fixed and needs no scores. `known` has those already fitted to these rows, by kind,
-    fold and options.
+    For a classifier, which is trained on all rows; () for others, and None if τ is fixed
+    and needs no scores. `known` has those already fitted to these rows, by kind, fold and
+    options.
     """
     if not residual.gives_scores(model.kind):
         return ()
@@ -212,8 +212,8 @@ def train_groups(
     """Models by group and name, with the parameters of lowest validation loss.
 
     `prepared` has only the group `ALL`, which all hosts train together, or others, which
-    one host trains as populations: then TrainingError where a loss was not finite comes
-    once the other groups are trained. Training resumes from `workdir`.
+    one host trains as populations: then a TrainingError for a loss that is not finite is
+    raised after the other groups are trained. Training resumes from `workdir`.
 
     `names` are of `NETWORKS`; a student needs the teacher among them, a trained
     `teacher`, or `scorers` with their `weights`, () for equal ones. `teacher` and
@@ -254,7 +254,7 @@ def _all_finite(fitted: dict[str, Fitted]) -> dict[str, Fitted]:
         steps = ", ".join(f"{name} at step {step}" for name, step in bad.items())
         raise TrainingError(
             f"a loss became nan or inf: {steps}. Lower train.learning_rate or "
-            "train.clip_norm, or look for huge values in the training data; the other "
+            "train.clip_norm, or correct huge values in the training data; the other "
             f"{len(fitted) - len(bad)} are trained.",
             min(bad.values()),
         )
@@ -262,7 +262,7 @@ def _all_finite(fitted: dict[str, Fitted]) -> dict[str, Fitted]:
 
 
 def scoring_key(settings: Settings) -> str:
-    """Equal where teachers of one training score windows alike."""
+    """Equal for teachers of one training that score windows alike."""
     distill = settings["distill"]
     facts = [distill["target"], distill["weights"], settings["detection"]]
     return json.dumps(facts, sort_keys=True)
@@ -273,9 +273,9 @@ def scorers_of(
 ) -> tuple[ScoreFunction, ...]:
     """Score functions of a teacher, or with weights of each of its components.
 
-    a_t under the Gaussian of the validation rows, as in the detector; of several entities
+    a_t under the Gaussian of the validation rows, as in the detector; for several entities
     under the Gaussian of all. () if the config's target isn't `scores`. A classifier is
-    one that has not seen the calibration rows, from which the student's τ comes.
+    one trained without the calibration rows, from which the student's τ comes.
     """
     distill = settings["distill"]
     if distill["target"] != "scores" or not jobs.is_distilled(distill):

@@ -1,7 +1,7 @@
 """Training that starts from a saved detector instead of from random parameters.
 
 The networks continue training on new rows of the same channels; scaler, Gaussian and
-threshold are made anew. The previous detector is evaluated beside the new one, unchanged.
+threshold are fitted again. The previous detector is evaluated beside the new one, unchanged.
 """
 
 import json
@@ -30,7 +30,7 @@ NAMES = (STUDENT, TEACHER)  # the first is what the new detector is compared wit
 
 
 class WarmStart(NamedTuple):
-    """What a run starts from."""
+    """The start of a run from a saved detector."""
 
     params: dict[str, Params]  # of `teacher`, `student` or both
     detector: Detector  # the previous one, to compare with
@@ -48,7 +48,7 @@ def load_warm_start(
     """The detector in `folder`: a saved teacher or student, or a folder with both.
 
     `channels` of the new data may have another order than the detector's, else DataError;
-    the networks of `settings` must have its shapes, else ConfigError. ArtifactError where
+    the networks of `settings` must have its shapes, else ConfigError. ArtifactError if
     there is no network to start from.
     """
     paths = _folders(Path(folder))
@@ -69,12 +69,12 @@ def load_warm_start(
         if shape is None:
             raise ConfigError(
                 f"{folder}: the {name} has no network to start from: set "
-                f"{name}.components as they were."
+                f"{name}.components as in its run."
             )
         if shape != wanted:
             raise ConfigError(
-                f"{folder}: the {name} has the shape {shape}, the settings say {wanted}: "
-                f"set {name}.hidden and model as they were."
+                f"{folder}: the {name} has the shape {shape}, but the settings {wanted}: "
+                f"set {name}.hidden and model as in its run."
             )
     now = (settings["data"]["window"], settings["detection"]["count"])
     if now != (old.window, old.allowed_points):
@@ -115,7 +115,7 @@ def previous_calibration(detector: Detector, prepared: Prepared) -> Calibration:
     places = [*(known.get(name, pooled) for name in names), pooled]
     unknown = [name for name in names if name not in known]
     note = (
-        f"{PREVIOUS}: entities that are new to it are scored under its {POOLED} threshold: "
+        f"{PREVIOUS}: entities that are new to it are scored with its {POOLED} threshold: "
         f"{', '.join(unknown)}"
     )
     nothing = tuple(np.empty(0) for _ in places)

@@ -7,8 +7,8 @@ checkpoints/PHASE   see kdjax.training.checkpoints
 detectors/MODEL     see kdjax.detection.storage
 results.json        written last: a folder that has it is finished
 
-Of several processes (`kdjax.training.hosts`) the first locks, checks and writes; the others
-receive its result.
+With several processes (`kdjax.training.hosts`) the first locks, checks and writes; the
+others receive its result.
 """
 
 import contextlib
@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 @contextlib.contextmanager
 def locked(workdir: Path) -> Iterator[None]:
-    """Locks the work directory for this program; a second one is refused.
+    """Locks the work directory for this program; a second program gets an error.
 
     The operating system releases the lock when its holder dies.
     """
@@ -79,7 +79,7 @@ def _locked(workdir: Path) -> Iterator[None]:
             holder.unlink(missing_ok=True)
             known = before or set()
             if ".lock" not in known and _names(workdir) == known | {".lock"}:
-                # Nothing was written: the folder is left as it was.
+                # Nothing was written: the folder is restored to its previous state.
                 (workdir / ".lock").unlink(missing_ok=True)
                 if before is None:
                     workdir.rmdir()
@@ -92,9 +92,9 @@ def _names(folder: Path) -> set[str] | None:
 
 
 def is_unclaimed(workdir: Path, record: str, what: str) -> bool:
-    """Whether a folder lacks the file `record`; refuses one that holds others instead.
+    """Whether a folder lacks the file `record`; raises if it has other files instead.
 
-    `what` the folder would be goes into the message.
+    `what` describes the folder in the message.
     """
     if (workdir / record).exists():
         return False
@@ -108,7 +108,7 @@ def is_unclaimed(workdir: Path, record: str, what: str) -> bool:
 
 
 def check_settings(workdir: Path, settings: Settings, *, write: bool = False) -> None:
-    """Refuses a folder of another run's settings, or with other content.
+    """Raises for a folder of another run's settings, or with other content.
 
     With `write` an empty folder becomes that of this run.
     """
@@ -123,16 +123,16 @@ def check_settings(workdir: Path, settings: Settings, *, write: bool = False) ->
         if changed := differences(old, completed(settings)):
             raise ConfigError(
                 f"{workdir} was made with another config ({'; '.join(changed)}): give "
-                "another --workdir, or the settings it was made with."
+                "another --workdir, or the original settings."
             )
 
     hosts.on_first(check)
 
 
 def settings_of_begun(workdir: Path, settings: Settings) -> Settings:
-    """The settings, but the scaler `minmax` where version 0.1.0 began with this default.
+    """The settings, but with the scaler `minmax` if version 0.1.0 began with this default.
 
-    So the same command goes on with the run. That version knew neither `data.fill_limit`
+    The same command then resumes the run. That version knew neither `data.fill_limit`
     nor the scaler `quantile`.
     """
     path, data = workdir / CONFIG, settings["data"]
@@ -160,7 +160,7 @@ def check_data(workdir: Path, digests: Mapping[str, str]) -> None:
         if changed:
             raise DataError(
                 f"the data changed since {workdir} was made: {', '.join(changed[:5])}. "
-                "Give another --workdir, or the data it was made with."
+                "Give another --workdir, or the original data."
             )
 
     hosts.on_first(check)
@@ -171,7 +171,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text("utf-8"))
         if not isinstance(value, dict):
-            raise TypeError("it holds no object")
+            raise TypeError("it is not an object")
     except (OSError, RecursionError, TypeError, ValueError) as error:
         raise _unreadable(path, error) from error
     return value
@@ -179,7 +179,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def _unreadable(path: Path, error: Exception) -> ArtifactError:
     return ArtifactError(
-        f"{path} can't be read ({error}): remove the work directory and run again."
+        f"{path} can't be read ({error}): remove the work directory and rerun the command."
     )
 
 
@@ -223,7 +223,7 @@ def append_line(workdir: Path, line: Mapping[str, Any]) -> None:
 
 
 def read_lines(workdir: Path) -> list[dict[str, Any]]:
-    """The lines of `metrics.jsonl`, without a last one that was cut off.
+    """The lines of `metrics.jsonl`, without an incomplete last one.
 
     Other damaged lines are left out with a warning: only plots need them.
     """
@@ -265,7 +265,7 @@ def _line(text: bytes) -> dict[str, Any] | None:
 
 
 def cut_lines(workdir: Path, phase: str, step: int) -> None:
-    """Removes a phase's lines after `step`, where it resumes."""
+    """Removes a phase's lines after `step`, from which it resumes."""
     if not hosts.is_first():
         return
     kept = [

@@ -51,7 +51,7 @@ from kdjax.metrics.checks import runs
 from kdjax.models.residual import gives_scores
 
 DRAWN = (TEACHER, STUDENT)  # models whose scores the report draws
-HEAT_MAPS = 16  # entities whose channels are drawn, which takes scoring their test rows
+HEAT_MAPS = 16  # entities whose channels are drawn; their test rows are scored again
 LEAST_BINS = 250  # of one of several entities whose channels are drawn
 
 
@@ -126,10 +126,10 @@ def write_run(
             )
             of_entities = dict.fromkeys(detector.entities, detector)
             detectors.setdefault(name, {}).update(of_entities)
-            if name != PREVIOUS:  # that is saved already
+            if name != PREVIOUS:  # it is saved already
                 save_detector(workdir / "detectors" / group_name(name, group), detector)
                 examples.setdefault(name, detector)
-    # Calibration's notes once where models share them.
+    # Notes of calibration once if models share them.
     of_models = dict.fromkeys(
         note
         for name in evaluated
@@ -157,7 +157,7 @@ def write_run(
     best = results["recommendation"]["model"] or STUDENT
     drawn = [n for n in dict.fromkeys([*DRAWN, best]) if n in evaluated]
     if prepared.entities[0].test is None:
-        best, drawn = STUDENT, [STUDENT]  # the one under which training rows are scored
+        best, drawn = STUDENT, [STUDENT]  # the model that scores training rows
     timelines = [
         _timeline(entity, place, drawn, evaluated, prepared, inspections, rule)
         for place, entity in enumerate(prepared.entities)
@@ -218,7 +218,7 @@ def _timeline(
     inspections: Sequence[Inspection],
     rule: AlarmRule,
 ) -> Timeline:
-    """The test rows of an entity under some models; training rows where there are none."""
+    """The test rows of an entity under some models; training rows if there are none."""
     shown = entity.test or entity.train
     time, clock = axis_times(shown.time, shown.form)
     found = {name: evaluated[name].scores[place] for name in names}
@@ -259,7 +259,7 @@ def _channels(
         if entity.test is not None:
             detector, own = detectors[entity.name], test_starts(prepared, entity)
             index = entity_index(detector, entity.name)
-            if gives_scores(detector.model.kind):  # a pass a channel for each window
+            if gives_scores(detector.model.kind):  # one pass per channel and window
                 stride = prepared.stride
                 own = fewer_windows(own, alarms, window=detector.window, stride=stride)
             bins = np.searchsorted(starts, np.arange(len(values)), side="right") - 1
@@ -329,8 +329,8 @@ def fewer_windows(
 ) -> np.ndarray:
     """First rows of enough windows to draw, of those at `starts` `[M]`, ascending.
 
-    All that hold a row of the alarms at spans `[K, 2]`, or of the `window` rows before one,
-    and of the others so many that each row keeps two, near gaps one.
+    All that have a row of the alarms at spans `[K, 2]`, or of the `window` rows before one,
+    and of the others so many that each row is in two, near gaps in one.
 
     >>> fewer_windows(np.arange(0, 70, 10), np.empty((0, 2), int), window=40, stride=10)
     array([ 0, 20, 40, 60])

@@ -1,4 +1,4 @@
-"""Detectors as ONNX and StableHLO files, and what they cost to run."""
+"""Detectors as ONNX and StableHLO files, and their costs at run time."""
 
 import kdjax
 from kdjax.io.lazy import lazy_names

@@ -1,6 +1,6 @@
-"""Exported files: their metadata and digest, and running ONNX ones.
+"""Exported files: metadata, digest, and the runtime of ONNX files.
 
-A file holds its own SHA-256 digest, taken with 64 zeros in the digest's place. It is
+A file contains its own SHA-256 digest, computed with 64 zeros in the digest's place. It is
 verified before anything else in the file is read. It detects corruption, not tampering.
 This module imports neither jax nor onnx.
 """
@@ -20,7 +20,7 @@ from kdjax.io.files import check_schema, kdjax_version
 from kdjax.io.lazy import library
 
 SCHEMA = 1
-# What protobuf, ONNX's encoding, can hold.
+# Largest size of protobuf, ONNX's encoding.
 MAX_BYTES = 2**31 - 1
 
 _BLANK = b"0" * 64
@@ -55,9 +55,9 @@ class Scorer(NamedTuple):
 def load_onnx(source: str | os.PathLike[str] | bytes, *, threads: int = 1) -> Scorer:
     """The detector in an ONNX file or its bytes.
 
-    `threads` within one operator: one is fastest for single windows, 0 leaves the choice
-    to onnxruntime. ArtifactError where the file is damaged, foreign, or too new;
-    ConfigError where onnxruntime is not installed.
+    `threads` within one operator: one is fastest for single windows, with 0 onnxruntime
+    chooses. ArtifactError if the file is damaged, of another program, or too new;
+    ConfigError if onnxruntime is not installed.
     """
     name = source_name(source)
     data = read_sealed(source, SEAL, OLD_SEAL, kind="ONNX detector")
@@ -84,7 +84,7 @@ def load_onnx(source: str | os.PathLike[str] | bytes, *, threads: int = 1) -> Sc
 
 
 def checked_scorer(plan: Plan, run: Callable[[np.ndarray], Scored]) -> Scorer:
-    """A scorer that refuses windows of another shape and answers no windows by itself.
+    """A scorer that refuses windows of another shape and answers an empty batch itself.
 
     onnxruntime ends the whole process for 0 windows of an LSTM.
     """
@@ -148,7 +148,7 @@ def read_sealed(
 ) -> bytes:
     """The bytes of a sealed file, verified; one of `seals` is right before the digest, once.
 
-    ArtifactError where the file is missing, too large, damaged, or of another origin.
+    ArtifactError if the file is missing, too large, damaged, or of another program.
     """
     name, data = source_name(source), source
     if not isinstance(data, bytes):
@@ -157,8 +157,8 @@ def read_sealed(
             size = path.stat().st_size
             if size > MAX_BYTES:
                 raise ArtifactError(
-                    f"{path} has {size:,} bytes, an exported detector has "
-                    f"{MAX_BYTES:,} at most: give a file that kdjax exported."
+                    f"{path} has {size:,} bytes, but an exported detector has at most "
+                    f"{MAX_BYTES:,}: give a file that kdjax exported."
                 )
             data = path.read_bytes()
         except OSError as error:
@@ -169,8 +169,7 @@ def read_sealed(
     before = next((seal for seal in seals if data.count(seal) == 1), None)
     if before is None:
         raise ArtifactError(
-            f"{name} is no {kind} of kdjax, or it is damaged: its digest is missing. "
-            f"{_AGAIN}"
+            f"{name} is damaged or is no {kind} of kdjax: its digest is missing. {_AGAIN}"
         )
     place = data.index(before) + len(before)
     end = place + len(_BLANK)

@@ -28,7 +28,7 @@ def window_milliseconds(content: bytes, rounds: int = ROUNDS) -> float:
 
 
 def numbers(detector: Detector) -> int:
-    """How many numbers score the windows of one entity, F = K·D errors of K components.
+    """The number of values that score windows of one entity, F = K·D errors, K components.
 
     The model's parameters, offset and scale `[D]` of the scaler, mean `[F]` and whitening
     matrix `[F, F]` of the Gaussian (the attribution matrix follows from it), and τ.
@@ -47,8 +47,8 @@ def detector_costs(
 
     `parameters` of the model, `numbers`, `bytes` of the ONNX file, `milliseconds` of a
     window in onnxruntime on one core (median of `rounds`), and `reason`: why one of the
-    last two is None, else empty. `known` keeps milliseconds, which detectors of one shape
-    share.
+    last two is None, else empty. `known` caches milliseconds, which are equal for detectors
+    of one shape.
     """
     model, known = detector.model, {} if known is None else known
     shape = (model.form, detector.window, detector.attribution)

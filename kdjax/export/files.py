@@ -3,7 +3,7 @@
 Both compute in float32, in another order. On the networks measured (6 to 200 units, 5
 to 38 channels) scores differ by up to 3e-6 of max(1, score), and by up to 4e-5 where
 missing cells are completed under a nearly singular Gaussian. Decisions may differ only
-where a score lies that close to τ.
+if a score lies that close to τ.
 """
 
 import os
@@ -27,14 +27,14 @@ from kdjax.io.messages import acting
 
 # A window score within this share of τ may be on either side of it.
 ROUNDING = 1e-4
-# Windows compared at most, spread evenly.
+# Most windows that are compared, evenly spaced.
 WINDOWS = 1000
 
 
 class Parity(NamedTuple):
     """Agreement of a file with its detector; differences relative to max(1, score)."""
 
-    windows: int  # compared
+    windows: int  # number of compared windows
     available: int  # at stride 1
     max_difference: float  # of point scores, window scores and contributions
     median_shift: float  # of window scores
@@ -51,7 +51,7 @@ def check_export(
 ) -> Parity:
     """Compares `run` with kdjax on windows `[B, L, D]` at stride 1 of raw rows `[N, D]`.
 
-    ConfigError where no series has a whole window.
+    ConfigError if no series has a complete window.
     """
     length, tau = detector.window, detector.thresholds[index].tau
     counts = [max(0, len(rows) - length + 1) for rows in series]
@@ -59,7 +59,7 @@ def check_export(
     if not available:
         raise ConfigError(
             f"there is no window of {length} rows to check the exported file on: give a "
-            "file of such rows with --data=FILE."
+            "file with such rows as --data=FILE."
         )
     chosen = np.linspace(0, available - 1, min(available, WINDOWS))
     places = np.rint(chosen).astype(np.int64)
@@ -95,7 +95,7 @@ def check_export(
         median_shift=float(np.median(shifts)),
         max_shift=float(shifts.max()),
         flips=len(flips),
-        # NaN counts as beyond.
+        # NaN counts as beyond rounding.
         flips_beyond_rounding=int((~(np.abs(flips - tau) <= ROUNDING * tau)).sum()),
     )
 
@@ -103,7 +103,7 @@ def check_export(
 def _difference(
     found: np.ndarray, expected: np.ndarray, unit: np.ndarray | None = None
 ) -> np.ndarray:
-    """|found − expected| / max(1, unit); infinite where one alone is a finite number."""
+    """|found − expected| / max(1, unit); infinite if only one is a finite number."""
     same = (found == expected) | (np.isnan(found) & np.isnan(expected))
     unit = expected if unit is None else unit
     with np.errstate(invalid="ignore", over="ignore"):
@@ -123,10 +123,10 @@ def export_file(
     data: str | os.PathLike[str] = "",
     **reading: Any,
 ) -> Iterator[str]:
-    """Writes a detector of one entity to a file; says what it did.
+    """Writes a detector of one entity to a file; reports the results.
 
     The file is checked against the detector on real windows before it is written.
-    `log` takes each message as it comes, such as `print`; all are returned.
+    `log`, such as `print`, receives each message at once; all are returned.
 
     Args:
         detector: folder of a saved detector.
@@ -134,19 +134,19 @@ def export_file(
         output: the file to write.
         entity: of the scaler, Gaussian and threshold; by default the only entity, else
             the pooled ones.
-        quantize: `int8` keeps large weights in 8 bits (`onnx` only).
+        quantize: `int8` stores large weights in 8 bits (`onnx` only).
         data: a file of rows to check on; by default the detector's reference rows.
         reading: of `data`; for `read_like`.
 
     Raises:
         ArtifactError: the file's alarms differ from the detector's.
-        ConfigError: the detector can't be exported so, or there is nothing to check on.
+        ConfigError: the format doesn't support the detector, or there are no rows to check.
     """
     check_choice("--format", format, FORMATS)
     check_choice("--quantize", quantize, QUANTIZE)
     if quantize != "none" and format != "onnx":
         raise ConfigError(
-            f"--quantize={quantize} is for --format=onnx: leave it out, or export that."
+            f"--quantize={quantize} is for --format=onnx: remove it, or export ONNX."
         )
     check_target(output, inputs=(data,))
     clear_leftovers(Path(output).parent, (Path(output).name,))
@@ -198,7 +198,7 @@ def export_onnx(
             the pooled ones.
 
     Returns:
-        How the file agrees with the detector.
+        The agreement of the file with the detector.
 
     Raises:
         ArtifactError: the file's alarms differ from the detector's.
@@ -234,7 +234,7 @@ def _export(
 
 
 def _check_parity(parity: Parity, output: str | os.PathLike[str]) -> None:
-    """Refuses a file whose decisions differ by more than rounding."""
+    """Raises ArtifactError if decisions differ by more than rounding."""
     if parity.flips_beyond_rounding:
         raise ArtifactError(
             f"{output} was not written: {parity.flips_beyond_rounding} of "
@@ -246,7 +246,7 @@ def _check_parity(parity: Parity, output: str | os.PathLike[str]) -> None:
 def _rows(
     detector: Detector, path: str | os.PathLike[str], **reading: Any
 ) -> Sequence[np.ndarray]:
-    """The rows of a user's file, one array an entity."""
+    """The rows of a user's file, one array per entity."""
     dtype = detector.scalers.offset.dtype
     series = read_like(detector, path, dtype=dtype, missing="mask", **reading)
     with about(path):
@@ -254,7 +254,7 @@ def _rows(
     longest = max(map(len, rows))
     if longest < detector.window:
         raise DataError(
-            f"{path} has {longest} rows of one entity, and the detector's window is "
+            f"{path} has {longest} rows of one entity, but the detector's window is "
             f"{detector.window}: give more rows to check the exported file on."
         )
     return rows
@@ -267,7 +267,7 @@ def _exported(
     format: str,
     quantize: str = "none",
 ) -> tuple[bytes, Scorer, Parity]:
-    """The file, loaded, and how it agrees with the detector on series of raw rows."""
+    """The loaded file, and its agreement with the detector on series of raw rows."""
     if format == "onnx":
         from kdjax.export.onnx import onnx_file
 

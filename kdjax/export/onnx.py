@@ -5,8 +5,8 @@
 
 It follows `kdjax.models`, `kdjax.detection.scores` and `kdjax.detection.attribution`
 operator by operator. The operators for missing cells (NaN) are in branches that run only
-where a batch has some. A node has the name of its first output. Arrays given as inputs
-become weights of the whole graph, which its branches and loop bodies share.
+for batches with missing cells. A node has the name of its first output. Arrays given as
+inputs become weights of the whole graph, which its branches and loop bodies share.
 
 The operator LSTM of opset 17 has its gates in the order i, o, f, g, where kdjax has
 i, f, g, o, and two biases, of which the input's stays 0 here. Arrays are time-major
@@ -45,7 +45,7 @@ except ImportError as missing:
     ) from missing
 
 OPSET = 17
-IR_VERSION = 9  # of opset 17's time, so that older runtimes read the file too
+IR_VERSION = 9  # as old as opset 17, so that older runtimes read the file too
 
 Model = onnx.ModelProto
 Value = onnx.ValueInfoProto
@@ -55,7 +55,7 @@ FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
 _INFINITY, _NAN, _ZERO = np.float32(np.inf), np.float32(np.nan), np.float32(0)
 _TINY = np.finfo(np.float32).tiny
 
-LARGE = 256  # numbers of a weight that 8 bits make smaller, scales and nodes included
+LARGE = 256  # least numbers of a weight for which 8 bits save space
 
 
 class Graph(NamedTuple):
@@ -74,8 +74,8 @@ def onnx_file(detector: Detector, index: int, *, quantize: str = "none") -> byte
     where a value is missing; B is dynamic.
     Outputs `point_score [B, L]`, `window_score [B]`, `alarm [B]` (int64, 0 or 1) and
     `contribution [B, L, D]`. Scores are NaN where they are unknown; the alarm is 0 then.
-    The same detector gives the same bytes. `quantize="int8"` keeps the large weights of
-    the model in 8 bits. ConfigError where the model has no ONNX form, or nothing to
+    The same detector gives the same bytes. `quantize="int8"` stores the large weights of
+    the model in 8 bits. ConfigError if the model has no ONNX form, or nothing to
     quantise.
     """
     kinds = components_of(detector.model.kind)
@@ -125,7 +125,7 @@ def onnx_file(detector: Detector, index: int, *, quantize: str = "none") -> byte
         errors = add(graph, "Concat", *found, axis=2) if found[1:] else found[0]
         scores = functools.partial(_gaussian_scores, detector, index, errors)
     if graph.quantize:
-        # Before the Gaussian comes, whose inverse would enlarge rounding.
+        # Before the Gaussian, whose inverse would enlarge rounding.
         graph = _quantized(graph, exact)
     _either(
         graph,
@@ -713,7 +713,7 @@ def _quantized(graph: Graph, exact: set[str]) -> Graph:
         add(result, "Mul", floats, scale, outputs=[name])
     if not result.nodes:
         raise ConfigError(
-            f"quantize='int8': no weight has {LARGE} numbers to round: leave it out."
+            f"quantize='int8': no weight has {LARGE} numbers to quantise: remove it."
         )
     return result._replace(nodes=result.nodes + graph.nodes)
 

@@ -4,8 +4,8 @@
     {"sha256": …, "payload_bytes": …, "jax_version": …, …}     one line of JSON
     the output of `jax.export`
 
-JAX promises that newer versions run such a payload for six months: deploy it, do not
-archive it.
+JAX promises that newer versions run such a payload for six months: use it for deployment,
+not for archives.
 """
 
 import json
@@ -42,12 +42,12 @@ def stablehlo_file(detector: Detector, index: int) -> bytes:
     """A StableHLO file of the detector of one entity, for `load_stablehlo`.
 
     Input and outputs are those of the ONNX file, but `alarm` is int32; B is symbolic.
-    The same detector gives the same bytes. ConfigError where rows need float64.
+    The same detector gives the same bytes. ConfigError if rows need float64.
     """
     if detector.scalers.offset.dtype == np.float64:
         raise ConfigError(
             "this detector centres rows in float64, since float32 would lose a channel's "
-            "noise, and JAX has float64 only on request: export it with --format=onnx."
+            "noise, but JAX has float64 only on request: export it with --format=onnx."
         )
     (batch,) = export.symbolic_shape("B")
     shape = (batch, detector.window, len(detector.channels))
@@ -74,7 +74,7 @@ def stablehlo_file(detector: Detector, index: int) -> bytes:
 def load_stablehlo(source: str | os.PathLike[str] | bytes) -> Scorer:
     """The detector in a StableHLO file or its bytes; each new number of windows compiles once.
 
-    ArtifactError where the file is damaged, foreign, or too old or new for this JAX.
+    ArtifactError if the file is damaged, of another program, or too old or new for this JAX.
     """
     name = container.source_name(source)
     data = container.read_sealed(source, SEAL, kind="StableHLO detector")
@@ -91,7 +91,7 @@ def load_stablehlo(source: str | os.PathLike[str] | bytes) -> Scorer:
         call = jax.jit(exported.call)
     except Exception as error:  # the class depends on jax's version
         raise ArtifactError(
-            f"{name} was made with jax {header.get('jax_version')}, and jax "
+            f"{name} was made with jax {header.get('jax_version')}, but jax "
             f"{jax.__version__} can't read it ({error!r}): export the detector again."
         ) from error
 
@@ -112,7 +112,7 @@ def _scoring(detector: Detector, index: int) -> Callable[[Array], Any]:
 
     def scores(windows: Array) -> Any:
         batch = windows.shape[0]
-        # Few windows run in another way than many: zeros make every batch large, so
+        # Few windows would run other code than many: zeros make every batch large, so
         # that one program serves all sizes.
         padded = jnp.concatenate(
             [windows, jnp.zeros((FEW, *windows.shape[1:]), windows.dtype)]

@@ -1,4 +1,4 @@
-"""Versions, devices, optional parts and the commit that kdjax runs on."""
+"""Versions, devices, optional extras and the commit that kdjax runs on."""
 
 import importlib.metadata
 import importlib.util
@@ -11,7 +11,7 @@ PACKAGES = (
     *("kdjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint"),
     *("numpy", "scipy", "pandas", "scikit-learn"),
 )
-# The modules that each extra of setup.cfg brings.
+# The modules that each extra of setup.cfg installs.
 EXTRAS = {
     "onnx": ("onnx", "onnxruntime"),
     "bench": ("torch",),
@@ -22,7 +22,7 @@ EXTRAS = {
 
 
 def describe_environment() -> dict[str, Any]:
-    """Versions, devices and optional parts, as JSON-able values."""
+    """Versions, devices and optional extras, as JSON-able values."""
     import jax
 
     devices = [device_name(device) for device in jax.devices()]
@@ -40,7 +40,7 @@ def describe_environment() -> dict[str, Any]:
 
 
 def device_name(device: Any) -> str:
-    """Such as `cpu` or `gpu (NVIDIA H100)`."""
+    """A name such as `cpu` or `gpu (NVIDIA H100)`."""
     kind = "" if device.platform == "cpu" else f" ({device.device_kind})"
     return f"{device.platform}{kind}"
 

@@ -1,9 +1,9 @@
-"""Where units of work run: in this process, or on the workers of a Ray cluster.
+"""Runs units of work in this process, or on the workers of a Ray cluster.
 
 A unit is resumable and independent of the others. It has a name, plain data (numbers,
 texts, lists, dicts, data frames) and a cost. Both executors yield an `Outcome` for each
-unit as it ends. A unit that fails does not stop the others; one whose worker or node
-died runs again elsewhere.
+unit when it ends. A unit that fails does not stop the others. A unit whose worker or node
+died runs again on another one.
 
 Only this module imports Ray (extra `ray`). Workers must see the same files under the
 same paths, and have the same version of kdjax.
@@ -28,13 +28,13 @@ logger = logging.getLogger(__name__)
 
 EXECUTORS = LOCAL, RAY = "local", "ray"
 AUTO = "auto"  # the address of the cluster that this computer belongs to
-# Runs of a unit whose worker dies; one that ends its worker each time is given up.
+# Attempts for a unit whose worker dies; after these it fails.
 ATTEMPTS = 4
 _CONNECT_SECONDS = 5.0
-_WAITING = 2  # units that wait for each slot, so that arguments don't pile up
-_LOOK_SECONDS = 5.0  # between looks at the cluster, while no unit ends
-_PATIENCE = 60.0  # seconds without a node for any unit, before all are given up
-# An HTTP/2 client's first words, with empty settings; Ray's head answers with its own.
+_WAITING = 2  # units that wait for each slot, to bound the memory of arguments
+_LOOK_SECONDS = 5.0  # between checks of the cluster, while no unit ends
+_PATIENCE = 60.0  # seconds without a node for any unit, before all fail
+# The first bytes of an HTTP/2 client, with empty settings; Ray's head answers with its own.
 _SETTINGS = b"\4"
 _HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0" + _SETTINGS + b"\0\0\0\0\0"
 
@@ -44,15 +44,15 @@ class Unit(NamedTuple):
 
     name: str
     data: Any  # the argument of the function that does the work
-    cost: float = 1.0  # relative to the others; the dearest units start first
+    cost: float = 1.0  # relative to the others; the most expensive units start first
 
 
 class Outcome(NamedTuple):
-    """How a unit ended."""
+    """The result of a unit."""
 
     name: str
     value: Any  # what the function returned; None after an error
-    error: str = ""  # why it failed
+    error: str = ""  # the reason of a failure
 
 
 class Resources(NamedTuple):
@@ -73,18 +73,18 @@ def run_units(
     address: str = "",
     resources: Resources = ONE_CORE,
 ) -> Iterator[Outcome]:
-    """Does the work of all units; yields an outcome for each as it ends.
+    """Does the work of all units; yields an outcome for each when it ends.
 
     Args:
         work: function of a module of kdjax, which takes the data of a unit.
-        units: of distinct names.
+        units: with distinct names.
         executor: `local` or `ray`.
         address: of Ray: `HOST:PORT` of a cluster's head, `auto` for the cluster that this
             computer belongs to; empty starts Ray on this computer.
         resources: cores and GPUs of a unit on Ray.
 
     Raises:
-        ConfigError: Ray is not installed, or nobody answers at the address.
+        ConfigError: Ray is not installed, or no cluster answers at the address.
     """
     check_choice("executor", executor, EXECUTORS)
     if address and executor != RAY:
@@ -101,14 +101,14 @@ def run_units(
 def connected(
     executor: str = LOCAL, address: str = "", resources: Resources = ONE_CORE
 ) -> Iterator[Any]:
-    """Keeps one connection to Ray for each `run_units` of the block.
+    """Keeps one connection to Ray for all `run_units` of the block.
 
     The arguments are those of `run_units`. Ray that was started for the block ends with it.
     """
     if executor == LOCAL:
         yield None
         return
-    # Ray would send each caller's name and version to its makers.
+    # Ray would send each caller's name and version to its developers.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if address:  # 20 by default, a second each, where something else answers
         os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "5")
@@ -127,8 +127,8 @@ def connected(
         for name, least in _wanted(resources).items():
             if (most := max(own.get(name, 0) for own in have)) < least:
                 raise ConfigError(
-                    f"a unit needs {least:g} {name}, and the cluster has {most:g} on one "
-                    f"computer: set --unit_{name.lower()}s lower."
+                    f"a unit needs {least:g} {name}, but the cluster has {most:g} on one "
+                    f"computer: lower --unit_{name.lower()}s."
                 )
         yield ray
 
@@ -153,7 +153,7 @@ def _run_ray(
         )(_remote_call(work.__module__, work.__qualname__, resources))
         waiting, running = list(units)[::-1], dict[Any, Unit]()
         unfit = set[str]()  # nodes without this kdjax
-        seen = time.monotonic()  # when a node was there that any unit can run on
+        seen = time.monotonic()  # last time with a node for any unit
         while waiting or running:
             slots = ray.cluster_resources().get("CPU", 1) // resources.cpus
             while waiting and len(running) < max(1, slots) * (1 + _WAITING):
@@ -165,7 +165,7 @@ def _run_ray(
             if ended or _fit_nodes(ray, resources, unfit):
                 seen = time.monotonic()
             elif time.monotonic() - seen > _PATIENCE:
-                lost = "no node of the cluster is left that it can run on"
+                lost = "the cluster has no node left for it"
                 for unit in [*running.values(), *waiting]:
                     yield Outcome(unit.name, None, lost)
                 return
@@ -182,7 +182,7 @@ def _run_ray(
 
 
 def _result(ray: Any, done: Any) -> tuple[Any, str, str]:
-    """What `_remote_call` says of a unit, or why it says nothing."""
+    """The result of `_remote_call` for a unit, or the reason of a failure."""
     try:
         value, error, node = ray.get(done)
         return value, error, node
@@ -194,7 +194,7 @@ def _result(ray: Any, done: Any) -> tuple[Any, str, str]:
 
 
 def _fit_nodes(ray: Any, resources: Resources, unfit: set[str]) -> list[str]:
-    """The nodes that are alive and that a unit can run on."""
+    """The live nodes that can run a unit."""
     wanted = _wanted(resources)
     return [
         node["NodeID"]
@@ -212,9 +212,9 @@ def _wanted(resources: Resources) -> Mapping[str, float]:
 def _remote_call(
     module: str, function: str, resources: Resources
 ) -> Callable[[Any], tuple[Any, str, str]]:
-    """The task of a unit: its result, its error, and its node if that has no such kdjax.
+    """The task of a unit: result, error, and its node if that has another kdjax or none.
 
-    Ray sends it as it is; it imports kdjax itself, so that it can say if that fails.
+    Ray sends it as source; it imports kdjax itself, so that it can report a failure.
     """
     version, path = kdjax_version(), os.getcwd()
     cpus, gpus = resources
@@ -262,7 +262,7 @@ def _remote_call(
 @contextlib.contextmanager
 def _session(ray: Any, address: str) -> Iterator[None]:
     """Connected to a cluster, or to Ray that is started on this computer and ended."""
-    # What Ray says about itself is not for the user of this program: such as the last
+    # Ray's own messages are not for the user of this program: such as the last
     # lines of a dead node's log, for which it has no option.
     module = importlib.import_module("ray._private.worker")
     printing = getattr(module, "print_to_stdstream", None)
@@ -277,7 +277,7 @@ def _session(ray: Any, address: str) -> Iterator[None]:
 
 def _connect(ray: Any, address: str) -> None:
     logging.getLogger("ray").setLevel(logging.ERROR)
-    # Ray itself would run a unit that takes all memory again for ever.
+    # Ray itself would repeat a unit that runs out of memory for ever.
     os.environ.setdefault("RAY_task_oom_retries", str(ATTEMPTS - 1))
     options: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
     if not address:
@@ -296,14 +296,14 @@ def _connect(ray: Any, address: str) -> None:
             ) from error
         raise _unreachable(address) from None
     finally:
-        # Ray's own handler would end the program without its last words.
+        # Ray's own handler would end the program without its last message.
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)
 
 
 @contextlib.contextmanager
 def _hushed() -> Iterator[None]:
-    """Without standard error, on which Ray's C++ tells each attempt to connect."""
+    """Without standard error, where Ray's C++ reports each attempt to connect."""
     sys.stderr.flush()
     with open(os.devnull, "wb") as nowhere:
         kept = os.dup(2)
@@ -318,15 +318,15 @@ def _hushed() -> Iterator[None]:
 def _unreachable(address: str) -> ConfigError:
     return ConfigError(
         f"no Ray cluster answers at --ray_address={address}: start one "
-        "(ray start --head), check host and port (and RAY_AUTH_MODE=token, where the "
-        "cluster asks for one), or leave the flag out to start Ray on this computer."
+        "(ray start --head), check host and port (and RAY_AUTH_MODE=token, if the "
+        "cluster requires one), or remove the flag to start Ray on this computer."
     )
 
 
 def _answers(address: str) -> bool:
     """Whether a server at `HOST:PORT` speaks HTTP/2, as Ray's does, within seconds.
 
-    `ray.init` waits for minutes where a port is open and says nothing.
+    `ray.init` waits for minutes if a port is open and sends nothing.
     """
     host, _, port = address.rpartition(":")
     heard = list[bool]()
@@ -341,9 +341,9 @@ def _answers(address: str) -> bool:
                 # The fourth byte of its settings is their type.
                 heard.append(stream.recv(4, socket.MSG_WAITALL)[3:] == _SETTINGS)
             else:
-                heard.append(True)  # such a server takes no words in the clear
+                heard.append(True)  # such a server refuses unencrypted data
 
-    # In a thread, since a name that doesn't resolve has no time limit of its own.
+    # In a thread, since resolving a name has no time limit of its own.
     asking = threading.Thread(target=ask, daemon=True)
     asking.start()
     asking.join(_CONNECT_SECONDS + 1)

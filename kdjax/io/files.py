@@ -1,7 +1,7 @@
 """Files that are complete or absent, and manifests that detect a changed byte.
 
 A file is written under a temporary name and renamed. A folder is sealed by a table of
-SHA-256 digests that is verified before the folder is read. Temporary names hold the host
+SHA-256 digests that is verified before the folder is read. Temporary names contain the host
 and process that write them, so that leftovers of a killed process can be removed.
 """
 
@@ -30,10 +30,10 @@ _UNFINISHED = (
     re.compile(rf"\.(?P<name>.+)\.{_MARK}\.(new|old)"),
 )
 _DETECTOR = "detector.json"
-# Where detectors are looked for below a folder, and how many of them are named.
+# Where detectors are searched below a folder, and most of them in a message.
 _ABOVE = ("*/", "detectors/*/", "*/detectors/*/")
 _NEAR = 5
-_ABANDONED = 86_400.0  # seconds after which an unfinished file of another host is left
+_ABANDONED = 86_400.0  # seconds until another host's unfinished file is a leftover
 _marks: set[str] = set()  # in use by this process
 
 
@@ -41,7 +41,7 @@ _marks: set[str] = set()  # in use by this process
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary path beside `path` that is renamed to `path` when the block succeeds.
 
-    A block that raises leaves no temporary file and `path` as it was. The temporary name
+    A block that raises leaves no temporary file, and `path` unchanged. The temporary name
     has the suffix of `path`, since writers choose their format by it.
     """
     path = Path(path)
@@ -66,13 +66,13 @@ def naming(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno is not None:
             error.filename = str(path)
-            del error.filename2  # None would be printed.
+            del error.filename2  # None would be printed
         raise
 
 
 @contextlib.contextmanager
 def marked() -> Iterator[str]:
-    """A unique mark for names of unfinished files; it holds host and process."""
+    """A unique mark for names of unfinished files; it contains host and process."""
     mark = f"{_host()}-{os.getpid()}-{secrets.token_hex(3)}"
     _marks.add(mark)
     try:
@@ -84,7 +84,7 @@ def marked() -> Iterator[str]:
 def clear_leftovers(folder: Path, names: Collection[str] | None = None) -> None:
     """Removes unfinished files of killed processes, not those of other live processes.
 
-    A complete folder left between two names by a kill is renamed to its final name.
+    A complete folder that a kill left between two names is renamed to its final name.
     `names` are final names of files and folders; by default all, also in subfolders.
     """
     found = folder.rglob(".*") if names is None else folder.glob(".*")
@@ -93,7 +93,7 @@ def clear_leftovers(folder: Path, names: Collection[str] | None = None) -> None:
         match = next(filter(None, (r.fullmatch(path.name) for r in _UNFINISHED)), None)
         if match is None or (names is not None and match["name"] not in names):
             continue
-        with contextlib.suppress(OSError):  # No permission, or gone already.
+        with contextlib.suppress(OSError):  # no permission, or removed already
             if not _is_left(path, match):
                 continue
             target = path.with_name(match["name"])
@@ -111,7 +111,7 @@ def _is_left(path: Path, match: re.Match[str]) -> bool:
     pid, local = int(match["pid"]), match["host"] == _host()
     if local and pid == os.getpid():
         return match["mark"] not in _marks
-    if local and os.name == "posix":  # Elsewhere os.kill would end the process.
+    if local and os.name == "posix":  # on other systems os.kill would end the process
         try:
             os.kill(pid, 0)
         except ProcessLookupError:
@@ -141,11 +141,11 @@ def check_target(
 ) -> None:
     """Raises ConfigError if a file can't be written or would replace an input.
 
-    `inputs` are files that must stay, without empty names; `name` is that of the flag.
+    `inputs` are files that must be kept, without empty names; `name` is the flag's.
     """
     path = Path(path)
     if path.exists() and not path.is_file():
-        what = "a folder" if path.is_dir() else "no regular file"
+        what = "a folder" if path.is_dir() else "not a regular file"
         raise ConfigError(f"{name}={path} is {what}: give a file.")
     for other in filter(None, map(str, inputs)):
         if path.resolve() == Path(other).resolve() or (
@@ -158,23 +158,23 @@ def check_target(
 
 
 def check_folder(folder: Path) -> None:
-    """Raises ConfigError if files can't or mustn't be written into a folder."""
+    """Raises ConfigError if files can't or mustn't be written to a folder."""
     check_unsealed(folder)
     folder = folder.absolute()
     nearest = next(path for path in (folder, *folder.parents) if path.exists())
     if not nearest.is_dir():
         raise ConfigError(
-            f"{nearest} is a file, where a folder is to be: give another place."
+            f"{nearest} is a file, but must be a folder: give another path."
         )
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise ConfigError(
-            f"{nearest} can't be written to (Permission denied): check its rights, or "
-            "give another place."
+            f"{nearest} can't be written to (Permission denied): check its permissions, or "
+            "give another path."
         )
 
 
 def check_replaceable(folder: Path) -> None:
-    """Raises ArtifactError where `folder` holds anything but a detector."""
+    """Raises ArtifactError if `folder` contains anything but a detector."""
     check_folder(folder.parent)
     if not folder.exists() or (
         folder.is_dir() and (not any(folder.iterdir()) or (folder / MANIFEST).exists())
@@ -192,7 +192,7 @@ def check_unsealed(folder: Path) -> None:
         if (path / MANIFEST).is_file():
             raise ConfigError(
                 f"{path} is sealed by its {MANIFEST}, and a further file would damage it: "
-                "give a place outside of it."
+                "give a path outside of it."
             )
 
 
@@ -202,10 +202,10 @@ def is_fleet(folder: str | os.PathLike[str]) -> bool:
 
 
 def check_detector_folder(folder: Path, *, fleets: bool = False) -> None:
-    """Raises ArtifactError for a folder that can't be a detector's; names those near.
+    """Raises ArtifactError for a folder without a detector; names detectors near it.
 
-    A detector that a kill left between two names is put in its place first. `fleets` says
-    whether the folder of a fleet will do.
+    A detector that a kill left between two names is moved to its place first. `fleets`:
+    whether the folder of a fleet is allowed.
     """
     if is_fleet(folder):
         if fleets:
@@ -217,14 +217,14 @@ def check_detector_folder(folder: Path, *, fleets: bool = False) -> None:
     if not folder.is_dir():
         clear_leftovers(folder.parent, (folder.name,))
     if any((folder / name).exists() for name in (MANIFEST, _DETECTOR)):
-        return  # what is wrong there, reading tells
+        return  # its content is checked when it is read
     for place in (folder, *folder.absolute().parents[:2]):
         near = sorted(
             path.parent for above in _ABOVE for path in place.glob(above + _DETECTOR)
         )
         if near:
             break
-    problem = f"has no {MANIFEST}" if folder.is_dir() else "is no folder"
+    problem = f"has no {MANIFEST}" if folder.is_dir() else "is not a folder"
     problem = problem if folder.exists() or folder.suffix != ".onnx" else "is no file"
     names = ", ".join(map(str, near[:_NEAR])) + ", …" * (len(near) > _NEAR)
     told = f" ({len(near)} near it: {names})" if near else ""
@@ -268,7 +268,7 @@ def verify_manifest(folder: str | os.PathLike[str]) -> None:
     if problems:
         raise ArtifactError(
             f"{folder} is damaged: {'; '.join(sorted(problems))}. "
-            "Restore it from a copy or make it again."
+            "Restore it from a copy or create it again."
         )
 
 
@@ -297,12 +297,12 @@ def _read_manifest(folder: Path) -> dict[str, tuple[str, int]]:
     except FileNotFoundError:
         raise ArtifactError(
             f"{folder} has no {MANIFEST}: it is not a complete kdjax artifact. "
-            "Give the folder that kdjax wrote, or make it again."
+            "Give the folder that kdjax wrote, or create it again."
         ) from None
     except (ValueError, OSError) as error:
         raise ArtifactError(
             f"{path} can't be read as a manifest ({error}). "
-            "Restore it from a copy or make it again."
+            "Restore it from a copy or create it again."
         ) from error
 
 
@@ -336,16 +336,16 @@ def load_state(path: str | os.PathLike[str]) -> dict[str, Any]:
         content = Path(path).read_bytes()
     except OSError as error:
         raise ArtifactError(
-            f"{path} is no state of a stream ({error}): restore it from a copy, or "
-            "remove it to start anew."
+            f"{path} is not a state of a stream ({error}): restore it from a copy, or "
+            "remove it to start again."
         ) from error
     return read_state(content, str(path))
 
 
 def check_state_kind(path: str | os.PathLike[str], *, several: bool) -> None:
-    """Raises ArtifactError for the state of a stream of one entity in place of several's.
+    """Raises ArtifactError for the state of a stream of one entity instead of several.
 
-    Or the other way round; a missing or foreign file is left to who reads it.
+    Or the other way round; a missing or other file is reported when it is read.
     """
     try:
         with open(path, "rb") as file:
@@ -354,8 +354,8 @@ def check_state_kind(path: str | os.PathLike[str], *, several: bool) -> None:
         return
     if several and begin.startswith(b'{"sha256"'):  # of `state_text`
         raise ArtifactError(
-            f"{path} is the state of a stream without --entity_column: leave that flag "
-            "out, or give another file for the state of several entities."
+            f"{path} is the state of a stream without --entity_column: remove that flag, "
+            "or give another file for the state of several entities."
         )
     if not several and begin == b"SQLite format 3":
         raise ArtifactError(
@@ -365,15 +365,15 @@ def check_state_kind(path: str | os.PathLike[str], *, several: bool) -> None:
 
 
 def read_state(content: bytes, name: str) -> dict[str, Any]:
-    """The state in a `state_text`; `name` is for the ArtifactError of another one."""
+    """The state in a `state_text`; ArtifactError for other content; `name` is for it."""
     try:
         state: dict[str, Any] = dict(json.loads(content.decode("utf-8"))["state"])
         if state_text(state).encode() != content:
             raise ValueError("its SHA-256 differs")
     except (LookupError, RecursionError, TypeError, ValueError) as error:
         raise ArtifactError(
-            f"{name} is no state of a stream ({error}): restore it from a copy, or "
-            "remove it to start anew."
+            f"{name} is not a state of a stream ({error}): restore it from a copy, or "
+            "remove it to start again."
         ) from error
     return state
 

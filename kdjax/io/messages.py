@@ -1,4 +1,4 @@
-"""What a terminal shows meanwhile: messages as functions go on, and a progress bar."""
+"""Output on a terminal: messages of running functions, and a progress bar."""
 
 import contextlib
 import functools
@@ -12,10 +12,10 @@ Advance = Callable[[int, float | str | None], None]
 
 
 def acting(function: Callable[..., Iterator[str]]) -> Callable[..., list[str]]:
-    """A generator of messages as a function that acts at once and returns them.
+    """A generator of messages as a function that runs at once and returns them.
 
-    The function takes one more argument, `log`: a callable for each message as it comes,
-    such as `print`.
+    The function takes one more argument, `log`: a callable, such as `print`, that receives
+    each message at once.
 
     >>> @acting
     ... def count(number):
@@ -45,7 +45,7 @@ def acting(function: Callable[..., Iterator[str]]) -> Callable[..., list[str]]:
 def progress_bar(console: "Console", title: str, total: int) -> Iterator[Advance]:
     """A bar over `total` windows with loss, windows per second and remaining time.
 
-    It is moved by `advance(windows, loss)`: a text is shown as it is, None changes none.
+    `advance(windows, loss)` moves it: a text is shown unchanged, None keeps the last one.
     """
     from rich.progress import (
         BarColumn,
@@ -75,4 +75,4 @@ def progress_bar(console: "Console", title: str, total: int) -> Iterator[Advance
                 progress.update(task, loss=text)
 
         yield advance
-        progress.update(task, completed=total)  # Also after early stopping.
+        progress.update(task, completed=total)  # also after early stopping

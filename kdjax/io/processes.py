@@ -10,7 +10,7 @@ _forked = False
 
 
 def _look() -> None:
-    """Notes, right before a fork, whether JAX has started here."""
+    """Records, right before a fork, whether JAX has started here."""
     global _started_before_fork
     # JAX has no public name for it.
     bridge = sys.modules.get("jax._src.xla_bridge")
@@ -28,7 +28,7 @@ if hasattr(os, "register_at_fork"):  # not on Windows
 
 
 def check_not_forked() -> None:
-    """Refuses to compute in a forked process, where JAX would wait for ever.
+    """Raises in a forked process, where JAX would block for ever.
 
     Raises:
         ConfigError: this process was forked from one that had started JAX.
@@ -36,7 +36,7 @@ def check_not_forked() -> None:
     if _forked:
         raise ConfigError(
             "this process was forked from one that had started JAX, whose threads it "
-            "lacks, so that it would wait for ever: start processes by "
-            'multiprocessing.get_context("spawn") or "forkserver", or by joblib\'s loky, '
+            "lacks, so that JAX would block: start processes with "
+            'multiprocessing.get_context("spawn") or "forkserver", or with joblib\'s loky, '
             "or use threads."
         )

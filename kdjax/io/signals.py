@@ -1,13 +1,13 @@
 """SIGTERM and SIGINT: save the state, print one line, end within seconds.
 
 A signal raises `Stopped` in the main thread, and `finally` blocks remove unfinished
-files. Inside `signals_held` a signal is only recorded: the training loop asks
+files. Inside `signals_held` a signal is only recorded: the training loop checks
 `stop_requested` between steps and writes a checkpoint first. A watch thread ends the
 process after `GRACE` seconds if it is still busy, such as with compilation. A signal
 during an import ends the process at once, since extension modules may abort when their
 initialisation is interrupted.
 
-Only the program (`kdjax.cli`) installs the handlers; the library leaves signals alone.
+Only the program (`kdjax.cli`) installs the handlers; the library doesn't change them.
 """
 
 import atexit
@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any, NoReturn
 
-GRACE = 3.5  # seconds from a signal to the end of the process at most
+GRACE = 3.5  # most seconds from a signal to the end of the process
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 _came: list[int] = []  # the first signal
@@ -30,7 +30,7 @@ _printed = threading.Event()
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal of this number asks the program to end."""
+    """A signal of this number requests the end of the program."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -40,7 +40,7 @@ class Stopped(KeyboardInterrupt):
 def install_handlers() -> None:
     """Makes signals raise `Stopped`; call it once, in the main thread.
 
-    Signals that the parent process ignores stay ignored. Elsewhere than on POSIX Ctrl-C
+    Signals that the parent process ignores stay ignored. On systems other than POSIX Ctrl-C
     raises KeyboardInterrupt as usual.
     """
     if os.name != "posix":
@@ -52,14 +52,14 @@ def install_handlers() -> None:
     threading.Thread(target=_watch, args=(reader,), daemon=True).start()
     sys.unraisablehook = _raise_again
     for number in SIGNALS:
-        # Python's own shutdown would let a signal change the exit code.
+        # Else a signal during Python's own shutdown would change the exit code.
         atexit.register(signal.signal, number, signal.SIG_IGN)
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, _handle)
 
 
 def ignore_signals() -> None:
-    """Makes further signals change nothing: the process is about to end."""
+    """Makes further signals have no effect: the process is about to end."""
     _printed.set()
     _came.append(0)
 
@@ -79,18 +79,18 @@ def signals_held(wanted: bool = True) -> Iterator[None]:
 
 
 def stop_requested() -> bool:
-    """Whether a signal came and is held back."""
+    """Whether a signal came and is deferred."""
     return bool(_came and _holds)
 
 
 def stop_if_requested() -> None:
-    """Raises `Stopped` for a signal that was held back."""
+    """Raises `Stopped` for a deferred signal."""
     if _came:
         raise Stopped(_came[0])
 
 
 def stop_message(error: BaseException) -> int | None:
-    """Prints one line if a signal caused `error`, and gives the exit code, else None."""
+    """Prints one line if a signal caused `error`, and returns the exit code, else None."""
     if isinstance(error, KeyboardInterrupt):
         # A library may raise its own; without handlers it is Ctrl-C.
         number = _came[0] if _came else signal.SIGINT
@@ -110,7 +110,7 @@ def _line(number: int) -> str:
 
 
 def _handle(number: int, frame: FrameType | None) -> None:
-    """The signal handler; signals after the first one change nothing."""
+    """The signal handler; signals after the first one have no effect."""
     if _came:
         return
     _came.append(number)
@@ -127,12 +127,12 @@ def _exit(number: int) -> NoReturn:
     if not _printed.is_set():
         os.write(2, f"{_line(number)}\n".encode())
     for terminal in filter(os.isatty, (1, 2)):
-        os.write(terminal, b"\x1b[?25h")  # Shows the cursor that a progress bar hid.
+        os.write(terminal, b"\x1b[?25h")  # shows the cursor that a progress bar hid
     os._exit(128 + number)
 
 
 def _raise_again(fault: Any) -> None:
-    """Sends the signal again if `Stopped` was swallowed by a callback."""
+    """Sends the signal again if a callback swallowed `Stopped`."""
     if not isinstance(fault.exc_value, Stopped):
         sys.__unraisablehook__(fault)
         return

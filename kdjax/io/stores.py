@@ -1,4 +1,4 @@
-"""Files of an object store, `s3://bucket/key`: copied in, worked on, copied out.
+"""Files of an object store, `s3://bucket/key`: copied in, processed, copied out.
 
 Readers and writers of kdjax work on local files. s3fs copies, with the endpoint and the
 credentials of the environment as boto3 reads them (`AWS_ENDPOINT_URL`,
@@ -24,12 +24,12 @@ from kdjax.io.lazy import library
 _S3 = "s3://"
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # pathlib makes s3:/ of s3://
 _BUCKET = re.compile(r"s3://[A-Za-z0-9][\w.-]*(?:/|$)")
-_PATIENCE = 10.0  # seconds until a store has to answer for the first time
+_PATIENCE = 10.0  # most seconds until a store answers for the first time
 _SEAL = "kdjax-seal"  # a name in an object's metadata
 _LIBRARIES = {"aiobotocore", "aiohttp", "botocore", "fsspec", "s3fs"}
 _SPELLING = "check bucket and key"
 _RIGHTS = (
-    "check the endpoint, the credentials and their rights in the environment "
+    "check the endpoint, the credentials and their permissions in the environment "
     "(AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_PROFILE)"
 )
 
@@ -52,20 +52,20 @@ def is_remote(path: str | os.PathLike[str]) -> bool:
         return False
     if not text.startswith(_S3):
         raise ConfigError(
-            f"{text} is no path that kdjax takes: give a local one, or text of the form "
-            "s3://BUCKET/KEY for an object store; copy files of other places first."
+            f"{text} is not a path for kdjax: give a local path, or text of the form "
+            "s3://BUCKET/KEY for an object store; copy other files to one of them."
         )
     if not _BUCKET.match(text):
-        raise ConfigError(f"{text} names no bucket: expected s3://BUCKET/KEY.")
+        raise ConfigError(f"{text} has no bucket: expected s3://BUCKET/KEY.")
     _check_name(text, text.removeprefix(_S3).rstrip("/"))
     return True
 
 
 def check_local(path: str | os.PathLike[str], name: str = "") -> None:
-    """Raises ConfigError for a URL where a local file is read; `name` is the setting's."""
+    """Raises ConfigError for a URL instead of a local file; `name` is the setting's."""
     if _URL.match(os.fspath(path)):
         raise ConfigError(
-            f"{name}{path} is no local file: copy it to the local disk first; of the verbs "
+            f"{name}{path} is not a local file: copy it to the local disk first; of the verbs "
             "only score and fleet read and write s3:// paths."
         )
 
@@ -79,7 +79,7 @@ def check_store(url: str) -> None:
 def list_files(url: str, suffixes: Collection[str] = ("",)) -> dict[str, Stored]:
     """Objects by their URLs in order: the one at `url` itself, or those below it.
 
-    `suffixes` are endings of names in small letters. Nothing found is no error.
+    `suffixes` are lower-case endings of names. Without objects the result is empty.
 
     >>> list_files("s3://bucket/plants", (".csv",))  # doctest: +SKIP
     {'s3://bucket/plants/a.csv': Stored(size=1200, tag='"9b2c…"')}
@@ -102,7 +102,7 @@ def list_files(url: str, suffixes: Collection[str] = ("",)) -> dict[str, Stored]
 
 
 def fetch(url: str, folder: str | os.PathLike[str]) -> Path:
-    """Copies an object, or a folder with all below it, into `folder`; gives its place.
+    """Copies an object, or a folder with all below it, into `folder`; returns its path.
 
     >>> fetch("s3://bucket/detectors/student", "/tmp/work")  # doctest: +SKIP
     PosixPath('/tmp/work/bucket/detectors/student')
@@ -113,7 +113,7 @@ def fetch(url: str, folder: str | os.PathLike[str]) -> Path:
 def put_file(
     path: str | os.PathLike[str], url: str, metadata: Mapping[str, str] | None = None
 ) -> Stored:
-    """Copies a local file to an object, which is there completely or not at all."""
+    """Copies a local file to an object, completely or not at all."""
     store, size = _store(url), os.path.getsize(path)
     extra = {"Metadata": dict(metadata)} if metadata else {}
     with _errors(url):
@@ -121,8 +121,8 @@ def put_file(
         stored = _stored(store.info(url))
     if stored.size != size:
         raise ArtifactError(
-            f"{url} has {stored.size:,} bytes after a copy of {size:,}: does another "
-            "program write it? Run the same command again."
+            f"{url} has {stored.size:,} bytes after a copy of {size:,}: make sure that no "
+            "other program writes it, then rerun the command."
         )
     return stored
 
@@ -132,10 +132,10 @@ def put_folder(
     url: str,
     last: Collection[str] = (".done.json", MANIFEST),
 ) -> None:
-    """Copies all files of a local folder; those that end as in `last` come at the end.
+    """Copies all files of a local folder; those that end as in `last` are copied last.
 
-    So a copy that was interrupted lacks what makes it whole. Objects that are the same by
-    size and MD5 are left alone. Other objects below `url` are refused, since they would
+    An interrupted copy then lacks the files that complete it. Objects with equal size and
+    MD5 are not copied again. Other objects below `url` are refused, since they would
     damage a sealed folder; ArtifactError names them.
     """
     folder, url = Path(folder), url.rstrip("/")
@@ -144,7 +144,7 @@ def put_folder(
     found = list_files(url)
     if foreign := found.keys() - {f"{url}/{name}" for name in names}:
         raise ArtifactError(
-            f"{url} holds other objects, such as {min(foreign)}: give a new place, or "
+            f"{url} holds other objects, such as {min(foreign)}: give another URL, or "
             "remove them."
         )
     for ends in ((), *((end,) for end in last)):
@@ -157,16 +157,16 @@ def put_folder(
 
 
 class Mirror(NamedTuple):
-    """A local folder in place of `s3://`: what is at s3://b/k is at FOLDER/b/k meanwhile.
+    """A local folder in place of `s3://`: the copy of s3://b/k is at FOLDER/b/k.
 
-    Its methods leave local paths as they are, so callers need not ask.
+    Its methods return local paths unchanged, so that callers need not distinguish.
     """
 
     folder: Path
-    known: dict[Path, Stored]  # objects by their places in the folder
+    known: dict[Path, Stored]  # objects by their paths in the folder
 
     def look(self, path: str | os.PathLike[str]) -> Path:
-        """The place of a path; the objects there become known."""
+        """The local path of a path; lists the objects there."""
         if not is_remote(path):
             return Path(path)
         for url, stored in list_files(os.fspath(path)).items():
@@ -175,14 +175,14 @@ class Mirror(NamedTuple):
         return self.place(path)
 
     def place(self, path: str | os.PathLike[str]) -> Path:
-        """The place of a path, of which nothing is asked."""
+        """The local path of a path, without a request."""
         inner = os.fspath(path).removeprefix(_S3)
         return self.folder / inner if is_remote(path) else Path(path)
 
     def copied(
         self, path: str | os.PathLike[str], error: type[KdjaxError] = DataError
     ) -> Path:
-        """The place of a path with a copy of all that is there."""
+        """The local path of a path, with a copy of all objects there."""
         place = self.look(path)
         if is_remote(path):
             found = [each for each in self.known if each.is_relative_to(place)]
@@ -193,7 +193,7 @@ class Mirror(NamedTuple):
         return place
 
     def sealed(self, path: str | os.PathLike[str]) -> Path:
-        """`copied` for a folder with a manifest; ArtifactError before a byte of others."""
+        """`copied` for a folder with a manifest; ArtifactError for others, before copying."""
         if is_remote(path) and self.look(path) / MANIFEST not in self.known:
             raise ArtifactError(
                 f"{path} has no {MANIFEST}: give the folder of a detector, such as "
@@ -211,16 +211,16 @@ class Mirror(NamedTuple):
             if sealed:
                 raise ConfigError(
                     f"{url} is sealed by its {MANIFEST}, and a further file would damage "
-                    "it: give a place outside of it."
+                    "it: give a path outside of it."
                 )
         return place
 
     def url(self, place: Path) -> str:
-        """The URL of a place."""
+        """The URL of a local path."""
         return f"{_S3}{place.relative_to(self.folder).as_posix()}"
 
     def get(self, *places: Path) -> None:
-        """Copies known objects to their places."""
+        """Copies known objects to their local paths."""
         for place in places:
             if place in self.known:
                 url = self.url(place)
@@ -229,19 +229,19 @@ class Mirror(NamedTuple):
                 _copy(url, place, self.known[place].size)
 
     def put(self, place: Path, seal: str = "") -> None:
-        """Copies the file at a place of the folder to its object, with a text for it."""
+        """Copies the file at a local path to its object, with a text in its metadata."""
         if place.is_relative_to(self.folder):
             metadata = {_SEAL: seal} if seal else {}
             self.known[place] = put_file(place, self.url(place), metadata)
 
     def seal(self, place: Path) -> str:
-        """The text that `put` gave with a known object, or nothing."""
+        """The text from `put` in a known object's metadata, or empty."""
         url = self.url(place)
         with _errors(url, denied=DataError):
             return str(_store(url).metadata(url).get(_SEAL, ""))
 
     def drop(self, *places: Path) -> None:
-        """Removes the files at places of the folder."""
+        """Removes the files at local paths."""
         for place in places:
             if place.is_relative_to(self.folder):
                 place.unlink(missing_ok=True)
@@ -256,14 +256,14 @@ class Mirror(NamedTuple):
 def mirror(*paths: str | os.PathLike[str]) -> Iterator[Mirror]:
     """A mirror, whose folder exists in the block if any of `paths` is remote.
 
-    Errors of the block name URLs. What killed processes left is removed first.
+    Errors of the block name URLs. Leftovers of killed processes are removed first.
     """
     top = Path(tempfile.gettempdir())
     with marked() as mark:
         found = Mirror(top / f".kdjax.{mark}.old", {})
         if any(is_remote(path) for path in paths):
             clear_leftovers(top, ("kdjax",))
-            found.folder.mkdir(mode=0o700)  # rows are nobody else's
+            found.folder.mkdir(mode=0o700)  # other users must not read the rows
         try:
             yield found
         except KdjaxError as error:
@@ -278,7 +278,7 @@ def _stored(entry: Mapping[str, Any]) -> Stored:
 
 
 def _local(path: Path) -> Stored:
-    """What a store says of a copy that was not made in parts."""
+    """Size and ETag that a store reports for a copy that was not made in parts."""
     with path.open("rb") as file:
         md5 = functools.partial(hashlib.md5, usedforsecurity=False)
         digest = hashlib.file_digest(file, md5).hexdigest()
@@ -286,7 +286,7 @@ def _local(path: Path) -> Stored:
 
 
 def _check_name(url: str, name: str) -> str:
-    """A name that stays below a local folder, also under Windows, and is one for s3fs."""
+    """A name that stays below a local folder, also under Windows, and is valid for s3fs."""
     odd = {"", ".", ".."} & {*name.split("/")} or {"\\", "\0"} & {*name}
     if odd or PurePath(name).drive or "?versionId=" in name:
         raise DataError(
@@ -303,7 +303,7 @@ def _copy(url: str, target: Path, size: int) -> None:
         if (found := temporary.stat().st_size) != size:
             raise DataError(
                 f"{url} has {found:,} bytes, not {size:,}: it changed while it was copied. "
-                "Run the same command again."
+                "Rerun the command."
             )
 
 
@@ -325,7 +325,7 @@ def _filesystem() -> Any:
 @functools.cache
 def _check_bucket(bucket: str) -> None:
     url = f"{_S3}{bucket}"
-    # Who may read objects need not have the right to ask for their bucket.
+    # The right to read objects need not include the right to query their bucket.
     with _errors(url, missing=ConfigError), contextlib.suppress(PermissionError):
         _filesystem().call_s3("head_bucket", Bucket=bucket, timeout=_PATIENCE)
 
@@ -337,7 +337,7 @@ def _errors(
     denied: type[KdjaxError] = ConfigError,
     missing: type[KdjaxError] = DataError,
 ) -> Iterator[None]:
-    """Turns a store's errors into those of kdjax; those of local files stay."""
+    """Turns a store's errors into those of kdjax; those of local files are unchanged."""
     try:
         yield
     except Exception as error:

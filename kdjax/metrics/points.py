@@ -1,6 +1,6 @@
 """Precision, recall and F1 of alarms (Eq. 3-5), and areas under curves of scores.
 
-These look at each row or window by itself; their order plays no part.
+They use each row or window separately; the order has no effect.
 """
 
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""The LSTM encoder-decoder, teacher and student alike (paper, sections 2.1 and 3).
+"""The LSTM encoder-decoder for teacher and student (paper, sections 2.1 and 3).
 
 Malhotra et al., 2016, "LSTM-based Encoder-Decoder for Multi-sensor Anomaly Detection".
 The encoder's layers read a window; the decoder has the reversed widths. Two decoders:
@@ -33,7 +33,7 @@ HEADS = ("linear", "sigmoid")
 
 
 class Architecture(NamedTuple):
-    """All that fixes a network's shape."""
+    """All settings that determine a network's shape."""
 
     width: int  # D, channels of a window
     hidden: tuple[int, ...]  # widths of the encoder's layers, reversed in the decoder
@@ -106,12 +106,12 @@ def lstm_autoencoder(
 
     Args:
         hidden: widths of the encoder's layers; the decoder has them reversed.
-        channels: `joint`, or `independent` for one network over each channel alone.
+        channels: `joint`, or `independent` for one network over each channel separately.
         decoder: `repeat` or `feedback`.
         head: `linear`, or `sigmoid` for data in [0, 1].
 
     Raises:
-        ConfigError: an argument is none of these.
+        ConfigError: an argument is unknown.
 
     >>> model = lstm_autoencoder(hidden=(4,))
     >>> windows = jnp.ones((2, 7, 3))

@@ -37,8 +37,8 @@ MOVING_AVERAGE_ROWS = 60
 
 
 def difference(params: Params, windows: Array) -> Array:
-    """|x_t − x_{t−1}|; the window's first row has no row before it and counts 0."""
-    # Not what `row_before` leaves of the first row: ∞ − ∞ is no number.
+    """|x_t − x_{t−1}|; the window's first row has no row before it and has 0."""
+    # Not by `row_before`: in the first row ∞ − ∞ would be NaN.
     steps = jnp.abs(windows[:, 1:] - windows[:, :-1])
     return jnp.pad(steps, ((0, 0), (1, 0), (0, 0)))
 
@@ -54,7 +54,7 @@ def random(params: Params, windows: Array) -> Array:
 
     def draw(window: Array) -> Array:
         bits = jax.lax.bitcast_convert_type(window, jnp.uint32).ravel()
-        # Multiples of the golden ratio tell apart windows that hold the same values in
+        # Multiples of the golden ratio distinguish windows with the same values in
         # another order.
         places = jnp.arange(bits.size, dtype=jnp.uint32) * jnp.uint32(0x9E3779B9)
         digest = jnp.sum(_mix(_mix(bits) ^ places), dtype=jnp.uint32)
@@ -72,7 +72,7 @@ def row_before(params: Params, windows: Array) -> Array:
 def running_mean(params: Params, windows: Array) -> Array:
     """Reconstruction of `moving_average`: the mean of the up to 60 rows ending at t."""
     # Each sum adds its own rows. Differences of a running total would be cheaper, but
-    # one huge value would spoil all later means.
+    # one huge value would corrupt all later means.
     sums = jax.lax.reduce_window(
         windows,
         jnp.zeros((), windows.dtype),
@@ -94,8 +94,8 @@ def projection(params: Params, windows: Array) -> Array:
 def nearest_centre(params: Params, windows: Array) -> Array:
     """Reconstruction of `kmeans`: the centre closest to the whole window.
 
-    `params` has `centres` `[K, L, D]`. Whole windows are clustered, as TSB-AD's KMeansAD
-    does (after Yairi et al., 2001).
+    `params` has `centres` `[K, L, D]`. Whole windows are clustered, as in TSB-AD's KMeansAD
+    (after Yairi et al., 2001).
     """
     centres = jnp.asarray(params["centres"])
     return centres[jnp.argmin(_distances(windows, centres), axis=1)]
@@ -114,14 +114,14 @@ def nearest_windows(params: Params, windows: Array) -> Array:
 
 
 def _distances(windows: Array, known: Array) -> Array:
-    """‖x − c‖² less a term that all c share: `[B, L, D]`, `[K, L, D]` to `[B, K]`."""
-    # An offset that all share would take the digits in which they differ. Of one of them,
-    # not of their mean, which a compiler rounds in one place and not in the other.
+    """‖x − c‖² less a term that is equal for all c: `[B, L, D]`, `[K, L, D]` to `[B, K]`."""
+    # A common offset would use up the digits in which the windows differ. It is that of one
+    # of them: compilers round a mean differently in different places.
     offset = known[:1]
     around = known - offset
     products = jnp.einsum("bld,kld->bk", windows - offset, around, precision="highest")
     distances = jnp.sum(around**2, axis=(1, 2))[None] - 2 * products
-    # What is no number stands for an overflow.
+    # NaN comes from an overflow.
     return jnp.where(jnp.isnan(distances), jnp.inf, distances)
 
 
@@ -132,7 +132,7 @@ def _projected(params: Params, centred: Array) -> Array:
 
 
 def _mix(bits: Array) -> Array:
-    """Bits spread over all of each uint32 (the finish of Appleby's MurmurHash3).
+    """Mixes the bits of each uint32 (the last step of Appleby's MurmurHash3).
 
     Round numbers such as 0 and 1 differ in their upper bits only, which a sum of
     multiples would mostly lose.
@@ -145,10 +145,10 @@ def _mix(bits: Array) -> Array:
 # Clusters of windows, as TSB-AD's KMeansAD has by default.
 CENTRES = 20
 ROUNDS = 50
-# Windows that `memory` keeps at most, and those whose mean it takes.
+# Most windows that `memory` keeps, and number of windows in a mean.
 KEPT = 1500
 NEIGHBOURS = 3
-_RANK = 1e-12  # variance, as a share of the largest, that rounding to float32 may leave
+_RANK = 1e-12  # variance, as a share of the largest, that may be rounding to float32
 
 
 def fit_pca(
@@ -156,9 +156,9 @@ def fit_pca(
 ) -> dict[str, np.ndarray]:
     """Parameters of `pca` from scaled fit rows `[N, D]`, keeping `variance` of 1.
 
-    The components are fewer than the rank of the rows, so that something is left of each:
-    none of a single channel, whose projection is its mean. Rows may come in pieces; from more than one the components are those of their
-    covariance, gathered in float64, so that no more than a piece is held.
+    The components are fewer than the rank of the rows, so that residuals don't vanish:
+    none for a single channel, whose projection is its mean. Rows may come in pieces; with
+    more than one the components are those of their covariance, summed in float64.
     """
     pieces = iter([rows] if isinstance(rows, np.ndarray) else rows)
     first, second = next(pieces), next(pieces, None)
@@ -199,7 +199,7 @@ def _covariance(pieces: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
 def _leading(values: np.ndarray, vectors: np.ndarray, variance: float) -> np.ndarray:
     """The components `[K, D]` of eigenvectors with descending eigenvalues.
 
-    K as scikit-learn counts it, but below the rank: what all components leave is rounding.
+    K as scikit-learn counts it, but below the rank: residuals of all would be rounding.
     """
     values = np.maximum(values, 0)
     rank = int((values > _RANK * values.max()).sum())
@@ -211,10 +211,10 @@ def _leading(values: np.ndarray, vectors: np.ndarray, variance: float) -> np.nda
 
 
 def fit_kmeans(windows: np.ndarray, *, seed: int = 0) -> dict[str, np.ndarray]:
-    """Parameters of `kmeans` from scaled windows `[M, L, D]`, fewer centres where few differ.
+    """Parameters of `kmeans` from scaled windows `[M, L, D]`, fewer centres if few differ.
 
-    Lloyd's algorithm from k-means++ (Arthur and Vassilvitskii, 2007), on one thread,
-    since several would add up in another order each time.
+    Lloyd's algorithm from k-means++ (Arthur and Vassilvitskii, 2007), on one thread: the
+    order of sums on several threads varies.
     """
     from sklearn.cluster import KMeans
 
@@ -234,15 +234,15 @@ def fit_memory(windows: np.ndarray, *, most: int = KEPT) -> dict[str, np.ndarray
 
 
 class Baseline(NamedTuple):
-    """A baseline; functions are `(params, windows) -> [B, L, D]`, but for `scores`."""
+    """A baseline; functions are `(params, windows) -> [B, L, D]`, except `scores`."""
 
-    # What a student can be distilled from; None where there is no such thing.
+    # What a student can be distilled from; None without one.
     reconstruct: Callable[[Params, Array], Array] | None
     residuals: Callable[[Params, Array], Array] | None = None  # None for |x − x'|
     # Parameters from scaled fit rows in pieces [n, D], or from windows [M, L, D].
     fit_rows: Callable[[Iterable[np.ndarray]], Params] | None = None
     fit_windows: Callable[[np.ndarray], Params] | None = None
-    # The most numbers that it can have, for windows [L, D].
+    # Most numbers of its parameters for windows [L, D].
     most: Callable[[int, int], int] = lambda length, width: 0
     # Scores `[B, L]` of one that needs no Gaussian, and the channels' shares `[B, L, D]`.
     scores: Callable[[Params, Array, Places], Array] | None = None
@@ -285,7 +285,7 @@ def baseline(name: str) -> Model:
     """A baseline as a `Model`, whose `init` fits its parameters to windows.
 
     Args:
-        name: one of `BASELINES`; `init` of a forecaster draws it as it is before training.
+        name: one of `BASELINES`; `init` of a forecaster returns it untrained.
 
     >>> model = baseline("difference")
     >>> windows = np.array([[[1.0], [3.0]]], np.float32)
@@ -300,7 +300,7 @@ def baseline(name: str) -> Model:
     found = BASELINES[name]
     if found.scores is not None:
         raise ConfigError(
-            f"baseline {name!r} gives scores, no residuals: use fit_classifier and "
+            f"baseline {name!r} gives scores, not residuals: use fit_classifier and "
             "classifier_scores."
         )
 

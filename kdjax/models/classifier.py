@@ -1,8 +1,8 @@
-"""Small convolutional networks that tell disturbed windows from normal ones.
+"""Small convolutional networks that distinguish disturbed windows from normal ones.
 
 `kdjax.training.fitting` trains them. A window's score is −log p, with p the probability
-of a normal window. Half of the networks see the values, the other half the values less
-their mean over the window, which drifts of level don't touch.
+of a normal window. Half of the networks read the values, the other half the values less
+their mean over the window, so that level drifts don't affect them.
 
     x [L, D] → a: C channels (C/2 where D > 40), width 5, ReLU
              → b: C channels, width 5, dilation 4 (less in windows under 21 rows), ReLU
@@ -23,11 +23,11 @@ from kdjax.models.model import Params, Places
 NETWORKS, CHANNELS = 4, 16  # by default
 _WIDTH, _UNITS = 5, 16
 SHORTEST = 2 * (_WIDTH - 1) + 1  # rows that both convolutions need
-# How far a channel that is held at its mean is drawn to that of training as well, so that a
-# level that moved counts.
+# How far a channel that is held at its mean is also moved towards that of training, so
+# that a shifted level counts.
 DRAWN = 0.25
-SLACK = 1e-5  # by which a constant value may be rounded, relative to it or to 1
-FAINT = 0.01  # share of the score that each channel has beside, far above rounding
+SLACK = 1e-5  # allowed rounding of a constant value, relative to it or to 1
+FAINT = 0.01  # additional share of the score for each channel, far above rounding
 
 
 def classifier_scores(params: Params, windows: Array) -> Array:
@@ -35,7 +35,7 @@ def classifier_scores(params: Params, windows: Array) -> Array:
 
     Args:
         params: from `fit_classifier`.
-        windows: scaled as those it learnt from, of as many channels; nothing missing.
+        windows: scaled as the training windows, with as many channels; none missing.
 
     >>> params = {"low": np.zeros(2), "scale": np.ones(2), "level": np.zeros(1)}
     >>> network = init_network(np.random.default_rng(0), 2)
@@ -55,11 +55,11 @@ def _mean_score(logits: Array) -> Array:
 
 
 def classifier_points(params: Params, windows: Array, context: Places = ()) -> Array:
-    """Scores of the rows, `[B, L, D] -> [B, L]`: that of the window and the row's excess.
+    """Scores of the rows, `[B, L, D] -> [B, L]`: the window's score plus the row's excess.
 
-    The excess is log(1 + e), e the sum over channels of how far values lie beyond what the
-    networks see, 4 ranges below or above those of training, so that no value is too large
-    to alarm. Channels at the places `context` have none.
+    The excess is log(1 + e), e the sum over channels of how far values lie beyond the
+    networks' limits, 4 ranges below or above those of training. So every value that is
+    large enough alarms. Channels at the indices `context` have none.
     """
     scores = classifier_scores(params, windows)
     return scores[:, None] + _excess(params, windows, context).sum(axis=-1)
@@ -71,7 +71,7 @@ def _excess(params: Params, windows: Array, context: Places) -> Array:
     beyond = jnp.abs(ranges - jnp.clip(ranges, LOWEST, HIGHEST))
     beyond = beyond.at[..., np.array(context, int)].set(0)
     total = beyond.sum(axis=-1, keepdims=True)
-    # A channel that drifts away must not drown what the networks see: log, not the sum.
+    # A drifting channel must not dominate the networks' score: log, not the sum.
     finite = (total > 0) & (total < jnp.inf)
     return beyond * jnp.where(finite, jnp.log1p(total) / jnp.where(finite, total, 1), 1)
 
@@ -81,11 +81,11 @@ def classifier_contributions(
 ) -> Array:
     """Shares of the channels in the scores of the rows, `[B, L, D] -> [B, L, D]`.
 
-    By how much the window's score falls when a channel is held at its mean over the window,
-    drawn a quarter of the way to its mean in training, and a hundredth of the score, so that
-    all are alike where it falls for none; and the channel's excess in the row. They sum to
-    the row's score. Channels at the places `context` have 0, as have constant ones that
-    keep their value (`with_constants`).
+    The share is how much the window's score falls if a channel is held at its mean over the
+    window, moved a quarter of the way to its mean in training. A hundredth of the score is
+    added, so that all channels are equal if it falls for none, and the channel's excess in
+    the row. Shares sum to the row's score. Channels at the indices `context`, and constant
+    ones that keep their value (`with_constants`), have 0.
     """
     values = in_ranges(params, jnp.asarray(windows))
     flat = values.mean(axis=1, keepdims=True)
@@ -104,7 +104,7 @@ def classifier_contributions(
             for part in (values, flat, held)
         )
 
-        # The layer is linear: what the channel adds to it is computed alone.
+        # The layer is linear: the channel's term is computed separately.
         def moved(network: Params, relative: Array) -> Array:
             kernel = jax.lax.dynamic_slice_in_dim(network["first"], channel, 1, axis=1)
             step = jnp.where(relative > 0, mean, away) - own
@@ -125,10 +125,10 @@ def classifier_contributions(
 
 
 def with_constants(params: Params, values: np.ndarray) -> Params:
-    """Parameters that know the scaled values `[D]` of channels that were constant.
+    """Parameters with the scaled values `[D]` of channels that were constant.
 
-    NaN for channels that moved in training. A constant one has no share in scores while it
-    keeps its value.
+    NaN for channels that changed in training. A constant channel doesn't count in scores
+    while it keeps its value.
     """
     moving = np.isnan(values)
     if moving.all():
@@ -140,7 +140,7 @@ def with_constants(params: Params, values: np.ndarray) -> Params:
 
 
 def dilation_of(length: int) -> int:
-    """The second convolution's in windows of so many rows: 4 from 21 rows on."""
+    """Dilation of the second convolution in windows of so many rows: 4 from 21 on."""
     return min(4, (length - _WIDTH) // (_WIDTH - 1))
 
 
@@ -152,7 +152,7 @@ def in_ranges(params: Mapping[str, Any], windows: Any) -> Array:
 def convolve(values: Array, kernel: Array, dilation: int) -> Array:
     """`[B, L, I]` with a kernel `[W, I, O]`, without padding.
 
-    As one product, which a CPU runs many times as fast as a convolution's gradient.
+    As one product, whose gradient is many times as fast on a CPU as a convolution's.
     """
     width = len(kernel)
     rows = values.shape[1] - (width - 1) * dilation
@@ -190,7 +190,7 @@ def _later_layers(params: Params, first: Array, length: int) -> Array:
 def init_network(
     rng: np.random.Generator, width: int, channels: int = CHANNELS
 ) -> dict[str, np.ndarray]:
-    """He et al., 2015."""
+    """Initial parameters (He et al., 2015)."""
     first = max(1, channels // 2) if width > 40 else channels
     shapes = {
         "first": (_WIDTH, width, first),
@@ -209,7 +209,7 @@ def init_network(
 def count_numbers(
     width: int, networks: int = NETWORKS, channels: int = CHANNELS
 ) -> int:
-    """How many numbers a classifier of D = `width` channels has."""
+    """The number of parameters of a classifier of D = `width` channels."""
     one = init_network(np.random.default_rng(0), width, channels)
     leaves: int = sum(map(np.size, one.values()))
     return networks * (leaves + 1) + 3 * width

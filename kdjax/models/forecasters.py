@@ -3,8 +3,8 @@
     cnn_forecast    dilated causal convolutions over up to 31 rows (Bai et al., 2018)
     gru_forecast    a GRU over all rows of the window before (Cho et al., 2014)
 
-They see rows in standard deviations from the mean of the training rows, at most 10, so that
-no huge value makes a huge forecast. The first row of a window is its own forecast.
+They read rows in standard deviations from the mean of the training rows, at most 10, so
+that a huge value doesn't cause a huge forecast. A window's first row is its own forecast.
 """
 
 from typing import Any
@@ -31,9 +31,9 @@ def reconstruct(params: Params, windows: Array) -> Array:
 
 
 def forecast_errors(params: Params, windows: Array) -> Array:
-    """|x_t − x'_t|, `[B, L, D] -> [B, L, D]`; the window's first row counts 0."""
+    """|x_t − x'_t|, `[B, L, D] -> [B, L, D]`; the window's first row has 0."""
     errors = jnp.abs(windows - reconstruct(params, windows))
-    return errors.at[:, 0].set(0)  # not ∞ − ∞, which is no number
+    return errors.at[:, 0].set(0)  # ∞ − ∞ would be NaN
 
 
 def standardised(params: Params, windows: Array) -> Array:
@@ -82,7 +82,7 @@ def _dense(network: Params, name: str, values: Array) -> Array:
 def init_forecaster(
     kind: str, rng: np.random.Generator, windows: Any, *, units: int = 24
 ) -> dict[str, Any]:
-    """The parameters that training starts from, for windows `[M, L, D]`."""
+    """The parameters before training, for windows `[M, L, D]`."""
     width = windows.shape[-1]
     rows = np.asarray(windows, np.float64).reshape(-1, width)
     shapes: dict[str, tuple[int, ...]] = {"head": (units, width)}

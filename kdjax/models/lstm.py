@@ -10,16 +10,16 @@ vector per layer, as Table 1 of the paper counts:
 
 `lstm_cell` and `LSTMCell` are batch-major, `[B, F]`. `LSTM`, the layer of the networks,
 is feature-major, `[F, L, B]`: each matrix product then has a kernel on its left and the
-batch on its right, which is the form that CPUs run fastest, and nothing needs a
-transpose. Three arrangements of the same arithmetic, each pinned to the cell by tests
-(docs/performance.md has the measurements behind them):
+batch on its right, which is fastest on CPUs, and no transpose is needed. Three
+arrangements of the same arithmetic, each compared with the cell by tests
+(docs/performance.md has the measurements):
 
 * without a gradient, the kernels of the input and of the state act in one product a
   step, and nothing but the hidden states is kept;
 * for a gradient, the input's projection is one product over all steps. The gates'
-  values replace it in place and their gradient replaces those, so that a layer keeps 6H
-  numbers a step; the kernels' gradients are one product over time and batch;
-* for a few windows, rows act on kernels, which then are read along their rows.
+  values replace it in place, and their gradient replaces those, so that a layer keeps 6H
+  numbers per step; the kernels' gradients are one product over time and batch;
+* for a few windows, rows are multiplied by kernels, which are then read along their rows.
 """
 
 import functools
@@ -177,7 +177,7 @@ class Head(nn.Module):
 # One layer over time.
 
 
-# What a layer gives: c_L [H, B] and h_1 … h_L [H, L, B].
+# The output of a layer: c_L [H, B] and h_1 … h_L [H, L, B].
 LayerOutput = tuple[Array, Array]
 
 
@@ -198,8 +198,8 @@ def _project(kernel: Array, bias: Array, inputs: Array) -> Array:
 def _activate_gates(gates: Array, axis: int = 0) -> Array:
     """σ of the quarters i, f, o and tanh of g, as one tanh over all four.
 
-    σ(x) = ½ tanh(½ x) + ½, so that constants alone tell the quarters apart and nothing
-    is split and joined again.
+    σ(x) = ½ tanh(½ x) + ½: only constants differ between the quarters, and no array is
+    split and joined.
     """
     scale = _quarters(gates, axis, (0.5, 0.5, 1, 0.5))
     shift = _quarters(gates, axis, (0.5, 0.5, 0, 0.5))
@@ -217,7 +217,7 @@ def _next_state(activated: Array, cell: Array, axis: int = 0) -> tuple[Array, Ar
 def _run_layer(kernels: Kernels, inputs: Array, length: int) -> LayerOutput:
     """A layer over L = `length` inputs `[I, L, B]` from c = h = 0.
 
-    Under the same inputs `[I, B]` at each step their projection is computed once.
+    If the inputs are `[I, B]`, equal at each step, their projection is computed once.
     """
     repeated, few = inputs.ndim == 2, inputs.shape[-1] <= FEW
     if repeated:

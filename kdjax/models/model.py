@@ -1,4 +1,4 @@
-"""What every model is: functions of parameters and windows; and windows made whole.
+"""Models as functions of parameters and windows; windows with missing cells filled.
 
     model = kdjax.lstm_autoencoder(hidden=(16,))
     params = model.init(jax.random.key(0), windows)    # windows [M, L, D]
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import Array
 
 Params = Mapping[str, Any]
-Places = tuple[int, ...]  # of channels
+Places = tuple[int, ...]  # indices of channels
 
 
 def identity(values: Array) -> Array:
@@ -32,11 +32,11 @@ class Model(NamedTuple):
     # The code [B, H]; None without an encoder.
     encode: Callable[[Params, Array], Array] | None = None
     # `(params, windows, forced=False)`: the head's values [B, L, D] before `activate`;
-    # `forced` lets a feedback decoder read the window, as in training. None where `apply`
-    # has no activation and nothing to force.
+    # `forced` gives a feedback decoder the window as input, as in training. None if `apply`
+    # has no activation and no decoder to force.
     outputs: Callable[..., Array] | None = None
     activate: Callable[[Array], Array] = identity  # of the head
-    # As `outputs`, beside the code: ([B, L, D], [B, H]); None without one.
+    # As `outputs`, with the code: ([B, L, D], [B, H]); None without one.
     coded: Callable[..., tuple[Array, Array]] | None = None
     # The residuals [B, L, D]; None for |x − x'|.
     residuals: Callable[[Params, Array], Array] | None = None
@@ -55,8 +55,8 @@ def fill_missing(windows: Array) -> tuple[Array, Array]:
     """Windows `[B, L, D]` with their NaN cells filled, and which cells were observed.
 
     A missing cell takes the last value before it in the window, else the first after it,
-    else 0: a rule that needs nothing but the window, so that batch, stream and exported
-    file agree. Losses, moments and scores look at observed cells only.
+    else 0. The rule uses the window only, so that batch, stream and exported file agree.
+    Losses, moments and scores use observed cells only.
 
     >>> fill_missing(jnp.array([[[jnp.nan], [3.0], [jnp.nan]]]))[0][0, :, 0]
     Array([3., 3., 3.], dtype=float32)
@@ -68,9 +68,9 @@ def fill_missing(windows: Array) -> tuple[Array, Array]:
 
 
 def _carried(values: Array) -> Array:
-    """The nearest value at or before each step: NaN only before the first one.
+    """The nearest value at or before each step; NaN before the first value.
 
-    Each round looks twice as far back as the one before, so that log2(L) rounds do.
+    Each round looks back twice as far as the one before, so that log2(L) rounds suffice.
     """
     reach = 1
     while reach < values.shape[1]:

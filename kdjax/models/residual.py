@@ -1,13 +1,13 @@
 """Residual models by name: windows `[B, L, D]` to residuals `[B, L, F]`.
 
-Whatever turns windows into residuals can be calibrated, scored, saved, exported and
+Every function from windows to residuals can be calibrated, scored, saved, exported and
 compared in the same way: a network (|x − x'|, e_t of Eq. 1, F = D), a baseline, or an
 ensemble of both such as
 
     kmeans+difference+moving_average
 
 whose residuals stand side by side, F = D · (number of components), under one Gaussian.
-A kind that gives scores itself, such as `classifier`, has none: F = 0.
+A kind that returns scores itself, such as `classifier`, has no residuals: F = 0.
 """
 
 import functools
@@ -38,7 +38,7 @@ class ResidualModel(NamedTuple):
     # component by its name.
     params: Params
     architecture: Architecture | None = None  # of the network, where there is one
-    context: Places = ()  # of channels that are seen, but not scored: F is of the others
+    context: Places = ()  # indices of channels without scores; F counts the others
 
     @property
     def form(self) -> "ResidualModel":
@@ -47,12 +47,12 @@ class ResidualModel(NamedTuple):
 
     @property
     def parameters(self) -> int:
-        """How many numbers were fitted."""
+        """The number of fitted parameters."""
         return sum(np.size(leaf) for leaf in jax.tree.leaves(self.params))
 
 
 def components_of(kind: str) -> tuple[str, ...]:
-    """The components of a kind; itself alone where it is no ensemble.
+    """The components of a kind; the kind itself if it is not an ensemble.
 
     >>> components_of("kmeans+difference")
     ('kmeans', 'difference')
@@ -82,7 +82,7 @@ def component(model: ResidualModel, kind: str) -> ResidualModel:
 
 
 def gives_scores(kind: str) -> bool:
-    """Whether a kind gives scores itself, without residuals and a Gaussian."""
+    """Whether a kind returns scores itself, without residuals and a Gaussian."""
     return kind in BASELINES and BASELINES[kind].scores is not None
 
 
@@ -110,7 +110,7 @@ def residual_function(
         functions = {name: residual_function(name, architecture) for name in kinds}
 
         def side_by_side(params: Params, windows: Array) -> Array:
-            # Saved parameters have no entry for a component that has none.
+            # Saved parameters have no entry for a component without parameters.
             found = [f(params.get(name, {}), windows) for name, f in functions.items()]
             return jnp.concatenate(found, axis=-1)
 
@@ -122,6 +122,6 @@ def residual_function(
         raise ArtifactError(
             f"residual model {kind!r} is unknown: expected one of "
             f"{', '.join((NETWORK, *BASELINES))}, or several joined by {JOINT}. A newer "
-            "kdjax may have it."
+            "kdjax may support it."
         )
     return functools.partial(residuals, baseline(kind))

@@ -1,1 +1,1 @@
-"""Where alarms go: receivers of messages, and their delivery in the background."""
+"""Receivers of alarm messages, and their delivery in the background."""

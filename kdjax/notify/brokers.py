@@ -33,14 +33,14 @@ class Broker(NamedTuple):
 
     @property
     def name(self) -> str:
-        """For people, without secrets."""
+        """The name for messages, without secrets."""
         return f"{self.scheme}://{self.place}/{self.topic}"
 
 
 def read_broker(text: str, *, flag: str, known: Collection[str] = ()) -> Broker:
     """A broker's topic by its URL, whose options are among `known`.
 
-    ConfigError for what is none, and where the client library is missing.
+    ConfigError for another URL, and if the client library is missing.
 
     >>> read_broker("kafka://a:9092,b:9092/rows", flag="source").topic  # doctest: +SKIP
     'rows'
@@ -61,15 +61,15 @@ def read_broker(text: str, *, flag: str, known: Collection[str] = ()) -> Broker:
             )
         options = dict(given)
         if unknown := options.keys() - {*known}:
-            raise ValueError(f"an unknown option {min(unknown)!r}")
+            raise ValueError(f"unknown option {min(unknown)!r}")
         if scheme != "kafka":
             port = parts.port or MQTT_PORTS[scheme]
             host = parts.hostname or ""
             place = f"{f'[{host}]' if ':' in host else host}:{port}"
     except ValueError as error:
-        # Without the text, which may hold a password.
+        # Without the text, which may contain a password.
         raise ConfigError(
-            f"{flag}: this URL is no topic of a broker ({error}): give one such as "
+            f"{flag}: this URL is not a topic of a broker ({error}): give one such as "
             f"{_EXAMPLES}."
         ) from None
     client_library(scheme)
@@ -90,7 +90,7 @@ def mqtt_client(broker: Broker, *, name: str = "") -> Any:
         paho.CallbackAPIVersion.VERSION2,
         client_id=name or f"kdjax-{os.urandom(6).hex()}",
         clean_session=not name,
-        protocol=paho.MQTTv311,  # which all brokers speak
+        protocol=paho.MQTTv311,  # which all brokers support
         manual_ack=True,
     )
     client.connect_timeout = TIMEOUT
@@ -102,22 +102,22 @@ def mqtt_client(broker: Broker, *, name: str = "") -> Any:
 
 
 def connect_mqtt(client: Any, broker: Broker) -> bool:
-    """Connects; whether the broker knows the client's session. OSError if refused.
+    """Connects; returns whether the broker knows the client's session. OSError if refused.
 
-    No thread is started: `step_mqtt` is to be called again and again.
+    No thread is started: call `step_mqtt` repeatedly.
     """
     answers = list[Any]()
     client.on_connect = lambda *given: answers.append(given[2:4])
     host, _, port = broker.place.rpartition(":")
     try:
         client.connect(host.strip("[]"), int(port), keepalive=30)
-    except ValueError as error:  # of a host that can't be one
+    except ValueError as error:  # an invalid host
         raise OSError(str(error)) from error
     end = time.monotonic() + TIMEOUT
     while not answers:
         if time.monotonic() > end:
             raise OSError(f"no answer within {TIMEOUT:g} s")
-        client.loop(0.1)  # its code tells less than the answer
+        client.loop(0.1)  # the broker's answer says more than its return code
         if not answers and client.socket() is None:
             raise OSError("the broker closed the connection")
     client.on_connect = None
@@ -128,7 +128,7 @@ def connect_mqtt(client: Any, broker: Broker) -> bool:
 
 
 def step_mqtt(client: Any, seconds: float) -> None:
-    """Reads and writes what there is, for a time at most; OSError once it is lost."""
+    """Reads and writes available data, for at most a time; OSError if disconnected."""
     if code := client.loop(seconds):
         raise OSError(f"the connection is lost ({code.name})")
 
@@ -148,7 +148,7 @@ def mqtt_sender(broker: Broker) -> Callable[[bytes], None]:
                 if time.monotonic() > end:
                     raise OSError(f"the broker has not confirmed it in {TIMEOUT:g} s")
                 step_mqtt(client, 0.1)
-        except RuntimeError as error:  # paho's, where a message was not written
+        except RuntimeError as error:  # from paho, for a message that was not written
             raise OSError(str(error)) from error
         finally:
             client.disconnect()
@@ -212,11 +212,11 @@ def kafka_sender(broker: Broker) -> Callable[[bytes], None]:
 
 
 def sender(broker: Broker) -> Callable[[bytes], None]:
-    """Delivers lines to a topic; OSError where not all of them are taken."""
+    """Delivers lines to a topic; OSError unless all of them are accepted."""
     if broker.scheme == "kafka":
         return kafka_sender(broker)
     if re.search(r"[+#]", broker.topic):
-        raise ConfigError(f"{broker.name}: a topic to publish to has no + or #.")
+        raise ConfigError(f"{broker.name}: remove + and # from the topic of messages.")
     return mqtt_sender(broker)
 
 

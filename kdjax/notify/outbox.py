@@ -1,8 +1,8 @@
-"""Alarm messages on their way: sent in order, in the background, each at least once.
+"""Delivery of alarm messages: in order, in the background, each at least once.
 
-A message is one line of JSON. Those that wait lie in a file, the spool. Each receiver has
-a thread, and a place in the spool up to which it has taken messages. A message is sent
-once the state of its stream is saved, so that a stream that goes on from its state knows
+A message is one line of JSON. Waiting messages are in a file, the spool. Each receiver has
+a thread, and a place in the spool up to which it has accepted messages. A message is sent
+after the state of its stream is saved, so that a stream that resumes from its state knows
 of each message that was sent.
 """
 
@@ -31,28 +31,28 @@ from kdjax.notify.brokers import SCHEMES, digest_of, read_broker, sender
 
 WAYS = ("webhook", "command", "file")
 TIMEOUT = 10.0  # seconds for one delivery
-FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds between two tries; doubled each time
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds between attempts; doubled each time
 SAY_EVERY = 60.0  # seconds between two reports of one receiver
-LAST_WAIT = 10.0  # seconds without any delivery after which the end waits no longer
+LAST_WAIT = 10.0  # most seconds to wait at the end without any delivery
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 _HINT = (
     "give webhook:URL, command:PROGRAM, file:PATH, mqtt://HOST/TOPIC or "
     "kafka://BROKERS/TOPIC"
 )
-_TAIL = 300  # bytes of a program's errors that are looked at
+_TAIL = 300  # last bytes of a program's errors that are read
 _FAILURES = (OSError, HTTPException, KdjaxError, ValueError)  # of a delivery
 
 
 class RefusedError(KdjaxError):
-    """A receiver has not taken a message."""
+    """A receiver has not accepted a message."""
 
 
 class Receiver(NamedTuple):
-    """Where messages go."""
+    """A receiver of messages."""
 
-    key: str  # by which states know it: a digest, since addresses may hold secrets
-    name: str  # for people, without secrets
-    # Takes lines, of which a message is one; raises an error where one isn't taken.
+    key: str  # its name in states: a digest, since addresses may contain secrets
+    name: str  # for messages, without secrets
+    # Delivers lines, of which a message is one; raises an error if one is refused.
     deliver: Callable[[bytes], None]
 
 
@@ -64,7 +64,7 @@ def receivers(
 ) -> tuple[Receiver, ...]:
     """Receivers by their texts, such as `file:alarms.jsonl`; commas separate several.
 
-    `inputs` are files that must not be written to. ConfigError for what can't be one.
+    `inputs` are files that must not be written to. ConfigError for another text.
 
     >>> [found.name for found in receivers(["webhook:http://host/key,command:true"])]
     ['webhook:http://host', 'command:true']
@@ -84,7 +84,7 @@ def _receiver(
         broker = read_broker(text, flag=flag, known=("config",))
         return Receiver(digest_of(text), broker.name, sender(broker))
     if way not in WAYS or not place:
-        raise ConfigError(f"{flag}={text!r} is no receiver: {_HINT}.")
+        raise ConfigError(f"{flag}={text!r} is not a receiver: {_HINT}.")
     key = digest_of(text)
     if way == "webhook":
         shown = _check_url(place, flag)
@@ -99,8 +99,8 @@ def _receiver(
     program = shutil.which(words[0]) if words else None
     if program is None:
         raise ConfigError(
-            f"{flag}={text!r} names no program that can be run: check its path and its "
-            "rights."
+            f"{flag}={text!r} is not a program that can be run: check its path and "
+            "permissions."
         )
     command = [program, *words[1:]]
     return Receiver(key, f"command:{words[0]}", lambda message: _run(command, message))
@@ -112,7 +112,7 @@ def _check_url(url: str, flag: str) -> str:
         parts = urllib.parse.urlsplit(url)
         known = parts.scheme in ("http", "https") and parts.hostname
         if not known or (parts.port is not None and not parts.port):
-            raise ValueError("it is no http or https URL")
+            raise ValueError("it is not an http or https URL")
         if re.search(r"[^\x21-\x7e]", url):
             raise ValueError("it has characters that a URL can't have")
         if "@" in parts.netloc:
@@ -126,7 +126,7 @@ def _check_url(url: str, flag: str) -> str:
 
 
 def _post(url: str, message: bytes) -> None:
-    """Posts to a webhook; an answer other than 2xx, redirections among them, raises."""
+    """Posts to a webhook; raises for an answer other than 2xx, also a redirection."""
     opener = urllib.request.OpenerDirector()
     # Without the handlers of redirections, files and FTP that `build_opener` adds.
     for handler in (
@@ -146,15 +146,15 @@ def _post(url: str, message: bytes) -> None:
 
 
 def _run(command: list[str], message: bytes) -> None:
-    """Runs a program with the message as its input; it must end with 0 and in time."""
-    # Files and no pipes: what the program leaves running can't hold up the sender.
+    """Runs a program with the message as input; it must end with 0 and in time."""
+    # Files instead of pipes: processes that the program leaves can't block the sender.
     with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as said:
         given.write(message)
         given.seek(0)
         process = subprocess.Popen(
             command,
             stdin=given,
-            stdout=subprocess.DEVNULL,  # the stream's own has its answers
+            stdout=subprocess.DEVNULL,  # standard output has the stream's answers
             stderr=said,
             start_new_session=True,
         )
@@ -176,7 +176,7 @@ def _run(command: list[str], message: bytes) -> None:
 
 
 def _append(path: Path, message: bytes) -> None:
-    """Appends a line; behind one that was cut off it begins a new one."""
+    """Appends a line; starts a new one after an incomplete line."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+b") as file:
         if file.seek(0, os.SEEK_END):
@@ -193,9 +193,9 @@ class Outbox:
     Args:
         to: the receivers.
         spool: the file of waiting messages; None for a temporary one.
-        saved: the `state` of an earlier run. Receivers that it doesn't know get the
-            messages that wait for others, as one with a corrected address needs.
-        log: called with messages for people.
+        saved: the `state` of an earlier run. Receivers that it doesn't know, such as after
+            a correction of an address, get the messages that wait for others.
+        log: called with messages for the user.
 
     Raises:
         ArtifactError: the spool can't be used, or isn't the one of the state.
@@ -214,16 +214,16 @@ class Outbox:
             known = {key: int(place) for key, place in saved.get("taken", {}).items()}
         except (AttributeError, TypeError, ValueError) as error:
             raise ArtifactError(
-                f"the state was not written by `stream` ({error}): remove it to start anew."
+                f"the state was not written by `stream` ({error}): remove it to start again."
             ) from error
         oldest = min(known.values(), default=0)
         self._taken = {one.key: known.get(one.key, oldest) for one in to}
         self._to, self._spool, self._log = to, spool, log
         self._file = _open_spool(spool, self._end)
         self._released = self._end  # messages up to here may be sent
-        self._changed = threading.Condition()  # of all that follows the file
+        self._changed = threading.Condition()  # notifies the senders
         self._closing = False
-        self._latest = time.monotonic()  # when a message was taken
+        self._latest = time.monotonic()  # of the last accepted message
         for receiver in to:
             threading.Thread(target=self._send, args=(receiver,), daemon=True).start()
 
@@ -238,13 +238,13 @@ class Outbox:
                     rest = rest[self._file.write(rest) :]
             except OSError as error:
                 raise ArtifactError(
-                    f"{self._spool or 'a temporary file'} can't take an alarm ({error}): "
-                    "make room, then run the same command again."
+                    f"{self._spool or 'a temporary file'} can't store an alarm ({error}): "
+                    "free disk space, then rerun the command."
                 ) from error
             self._end += len(data)
 
     def state(self) -> dict[str, Any]:
-        """What a later run needs beside the spool, as JSON values."""
+        """The values that a later run needs besides the spool, as JSON values."""
         with self._changed:
             if self._is_empty():
                 return {"length": 0, "taken": {}}
@@ -253,7 +253,7 @@ class Outbox:
             return {"length": self._end, "taken": {**self._taken}}
 
     def release(self, state: Mapping[str, Any]) -> None:
-        """Sends the messages that a `state` counts, which has been saved."""
+        """Sends the messages that a saved `state` counts."""
         with self._changed:
             if not state["length"] and self._is_empty():
                 self._file.truncate(0)
@@ -263,14 +263,14 @@ class Outbox:
             self._changed.notify_all()
 
     def drain(self, most: float = math.inf) -> None:
-        """Waits for messages that are sent, `most` seconds; reports those that are not.
+        """Waits at most `most` seconds for deliveries; reports undelivered messages.
 
-        It waits no longer than `LAST_WAIT` after the latest one that was taken.
+        It waits no longer than `LAST_WAIT` after the last accepted one.
         """
         with self._changed:
             self._latest = time.monotonic()
             until = self._latest + most
-            with contextlib.suppress(KeyboardInterrupt):  # a signal: wait no longer
+            with contextlib.suppress(KeyboardInterrupt):  # a signal ends the wait
                 while min(self._taken.values()) < self._released:
                     left = min(until, self._latest + LAST_WAIT) - time.monotonic()
                     if left <= 0:
@@ -280,7 +280,7 @@ class Outbox:
                 if waiting := self._waiting(receiver):
                     fate = "sent again by the next run with this state"
                     self._log(
-                        f"{receiver.name} has not taken {counted(waiting, 'alarm message')}: "
+                        f"{receiver.name} did not accept {counted(waiting, 'alarm message')}: "
                         f"{fate if self._spool else 'lost, since there is no --state'}."
                     )
 
@@ -301,7 +301,7 @@ class Outbox:
         )
 
     def _send(self, receiver: Receiver) -> None:
-        """Sends messages in order; one that isn't taken is tried again until it is."""
+        """Sends messages in order; repeats each one until it is accepted."""
         key, pause, due = receiver.key, FIRST_PAUSE, 0.0
         while True:
             with self._changed:
@@ -321,8 +321,8 @@ class Outbox:
                         number = self._waiting(receiver)
                         waiting = counted(number, "alarm message")
                         self._log(
-                            f"{receiver.name} has not taken an alarm ({error}); "
-                            f"{waiting} wait{'s' * (number == 1)}, and it is tried again."
+                            f"{receiver.name} did not accept an alarm ({error}); "
+                            f"{waiting} wait{'s' * (number == 1)}; trying again."
                         )
                     self._changed.wait_for(lambda: self._closing, pause)
                 pause = min(2 * pause, LONGEST_PAUSE)
@@ -335,7 +335,7 @@ class Outbox:
 
 
 def _open_spool(path: Path | None, length: int) -> BinaryIO:
-    """The spool, cut to the length that the state knows of."""
+    """The spool, cut to the length in the state."""
     if path is None:
         return cast(BinaryIO, tempfile.TemporaryFile(buffering=0))
     try:
@@ -348,6 +348,6 @@ def _open_spool(path: Path | None, length: int) -> BinaryIO:
     except OSError as error:
         raise ArtifactError(f"{path} can't be used ({error}).") from error
     raise ArtifactError(
-        f"{path} has {size} bytes of alarm messages, {length} when the state was written: "
-        "restore it, or remove the state to start anew."
+        f"{path} has {size} bytes of alarm messages, but {length} when the state was "
+        "written: restore it, or remove the state to start again."
     )

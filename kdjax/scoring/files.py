@@ -1,8 +1,8 @@
 """Scores files with a saved detector: one file, or many in shares that resume.
 
-The share of a file follows from its name alone, so processes and hosts split the work
-without communication. Beside each output lies a record of its inputs, written last; a
-restart keeps an output if its checksums and those of its inputs match the record.
+The share of a file depends on its name only, so processes and hosts split the work
+without communication. Each output has a record of its inputs, written last. A restart
+keeps an output if its checksums and those of its inputs match the record.
 Files of an object store (`s3://`) are copied in and out one by one.
 """
 
@@ -60,7 +60,7 @@ from kdjax.scoring.fleets import (
 
 SCHEMA = 1  # of records
 _NAMED = 20  # skipped files that are listed by name
-# On workers: bytes of a unit at most, and how many units of less there are about.
+# On workers: most bytes of a unit, and the approximate number of smaller units.
 _UNIT, _UNITS = 16_000_000, 64
 
 
@@ -81,19 +81,19 @@ def score_file(
     attribution: str = "",
     **options: Any,
 ) -> Iterator[str]:
-    """Writes a file's score table and `OUTPUT.events.csv`; says what it did.
+    """Writes a file's score table and `OUTPUT.events.csv`; reports the results.
 
     Args:
         path: CSV, Parquet or `.npy` file. Paths may be text `s3://BUCKET/KEY`.
         detector: folder of a saved detector, or of a fleet: then each machine has its own,
-            by the column of entities, or by the file's name.
+            by the entity column, or by the file's name.
         output: `.csv` or `.parquet` file; see `score_table` for its columns.
         attribution: method of the contributions; the detector's own by default.
-        options: `entity`, whose scaler, Gaussian and threshold to use (by default the
-            entity of the rows where the detector was calibrated on it, else the pooled
-            ones); `causal` and `contributions` of `score_table`; those of `read_like`; and
-            `log`, a callable that takes each message as it comes, such as `print`. All
-            are returned.
+        options: `entity`, of the scaler, Gaussian and threshold (by default the entity of
+            the rows if the detector was calibrated on it, else the pooled ones); `causal`
+            and `contributions` of `score_table`; those of `read_like`; and `log`, a
+            callable such as `print` that receives each message at once. All messages are
+            returned.
     """
     exclude = options.get("exclude") or ""
     with mirror(path, detector, output, exclude) as store:
@@ -117,7 +117,7 @@ def _with_budget(
     rows: Generator[str, None, tuple[dict[str, str], Measured]],
     options: dict[str, Any],
 ) -> Iterator[str]:
-    """The messages of `_score_rows`, and what is to be said of a budget of the fleet."""
+    """The messages of `_score_rows`, and one on a budget of the fleet."""
     _, found = yield from rows
     if isinstance(loaded, Fleet):
         yield from budget_words(loaded, found, causal=options.get("causal", False))
@@ -156,8 +156,8 @@ def _score_rows(
 ) -> Generator[str, None, tuple[dict[str, str], Measured]]:
     """`score_file` with a detector from `load_scorer`; `reading` is for `read_like`.
 
-    Of a fleet it returns digests of the detectors that were used, and measured events. A
-    machine that can't be scored is a DataError behind the outputs of the others.
+    For a fleet it returns digests of the detectors that were used, and measured events. A
+    machine that can't be scored is a DataError after the outputs of the others.
     """
     tables, events, clocks, faults = [], [], [], list[str]()
     digests, found = dict[str, str](), dict[str, tuple[int, float]]()
@@ -178,15 +178,15 @@ def _score_rows(
             faults.append(f"{series.entity}: {error}")
             continue
         yield (
-            f"{series.entity}: {counted(len(series.values), 'row')} under the threshold of "
-            f"{used}"
+            f"{series.entity}: {counted(len(series.values), 'row')} scored with the threshold "
+            f"of {used}"
         )
         options: dict[str, Any] = {"entity": used, "causal": causal}
         with about(path):
             table = score_table(own, series, contributions=contributions, **options)
         tables.append(table)
         clocks.append(series.time)
-        # As a stream does, where rows name no entity.
+        # As in a stream, if rows name no entity.
         name = used if series.entity == name_of(path) and not fleet else series.entity
         events.append(score_events(own, series, table, name=name, **options))
         yield from series.notes
@@ -209,7 +209,7 @@ def _score_rows(
         yield from (f"failed: {fault}" for fault in faults)
         raise DataError(
             f"{len(faults):,} of {counted(len(faults) + len(tables), 'machine')} not "
-            f"scored, the first: {faults[0]}"
+            f"scored; the first is {faults[0]}"
         )
     return digests, found
 
@@ -220,7 +220,7 @@ def _parts(
     entity: str | None,
     reading: dict[str, Any],
 ) -> Iterator[Part | str]:
-    """The series of a file, each with its detector; a text for one that has none."""
+    """The series of a file, each with its detector; a text for one without."""
     if isinstance(detector, Fleet):
         yield from fleet_parts(detector, path, entity=entity, **reading)
         return
@@ -261,7 +261,7 @@ def score_fleet(
     resources: Resources = ONE_CORE,
     **options: Any,
 ) -> Iterator[str]:
-    """Scores the files of a shard, each as `score_file` does; says what it did.
+    """Scores the files of a shard, each as `score_file` does; reports the results.
 
     For each input `NAME.ENDING` the output folder gets `NAME.csv` (`NAME.parquet` for
     Parquet), its events and `NAME.csv.done.json`. Inputs whose record and outputs match
@@ -279,7 +279,7 @@ def score_fleet(
             `score_file`.
 
     Raises:
-        ConfigError: the settings fit no file; nothing is scored.
+        ConfigError: the settings don't fit any file; nothing is scored.
         DataError: two files have the same output; or, after all others have been
             scored, some failed.
     """
@@ -291,7 +291,7 @@ def score_fleet(
     if remote and executor != LOCAL:
         raise ConfigError(
             f"executor={executor} scores local files, got {remote[0]}: copy them to a disk "
-            "that all workers see, or leave the executor out."
+            "that all workers can read, or remove the executor."
         )
     with mirror(*paths, detector, output, exclude) as store:
         detector = detector_place(store, detector)
@@ -353,7 +353,7 @@ def _score_found(
     if skipped:
         more = f", and {len(skipped) - _NAMED:,} more" if len(skipped) > _NAMED else ""
         yield (
-            "skipped, as hidden, linked, without rows or of another ending: "
+            "skipped (hidden, linked, without rows or with another ending): "
             f"{', '.join(skipped[:_NAMED])}{more}"
         )
     mine = [item for item in items if shard_of(item.name, total) == place]
@@ -379,12 +379,12 @@ def _score_found(
         yield from budget_words(fleet, found, causal=options.get("causal", False))
     if failed:
         raise DataError(
-            f"{len(failed):,} of {counted(len(mine), 'file')} failed, the first: {failed[0]}"
+            f"{len(failed):,} of {counted(len(mine), 'file')} failed; the first is {failed[0]}"
         )
 
 
 class _Tally(NamedTuple):
-    """How many files were verified, what failed, and events and days of a fleet's machines."""
+    """Number of verified files, failures, and events and days of a fleet's machines."""
 
     verified: int
     failed: list[str]
@@ -399,13 +399,13 @@ def _score_items(
     entity: str | None,
     options: Mapping[str, Any],
 ) -> Generator[str, None, _Tally]:
-    """Scores files; says what it does."""
+    """Scores files; reports the results."""
     fleet = loaded if isinstance(loaded, Fleet) else None
     verified, failed, found = 0, [], dict[str, tuple[int, float]]()
     for item in items:
         scores, events, record = outputs_of(item.output)
         try:
-            # Which detectors of a fleet were used is in the record, which is to be copied.
+            # The record names the used detectors of a fleet, and is copied too.
             if not fleet and _is_stored(store, item, common):
                 verified += 1
                 yield f"{item.name}: verified"
@@ -430,8 +430,8 @@ def _score_items(
                 found |= own
             if _digest(item.path) != digest:
                 raise DataError(
-                    f"{item.path} changed while it was scored: score it again once it "
-                    "is whole."
+                    f"{item.path} changed while it was scored: score it again when it "
+                    "is complete."
                 )
             expected["outputs"] = {path.name: sha256(path) for path in (scores, events)}
             store.put(scores)
@@ -440,7 +440,7 @@ def _score_items(
             if scores in store.known:
                 store.put(record, _seal(store, item, common, digest))
         except ConfigError:
-            raise  # Every file would fail in the same way.
+            raise  # every file would fail in the same way
         except KdjaxError as error:
             failed.append(f"{item.name}: {one_line(error)}")
             yield f"failed: {failed[-1]}"
@@ -500,7 +500,7 @@ def _score_units(
 def score_unit(
     data: Mapping[str, Any],
 ) -> tuple[list[str], tuple[int, list[str], dict[str, tuple[int, float]]], str]:
-    """Scores the files of a unit: messages, a `_Tally` as plain data, why none can be.
+    """Scores the files of a unit: messages, a `_Tally` as plain data, a common failure.
 
     `data` is plain: detector, attribution, `common` of records, entity, options, and the
     fields of each `Item`.
@@ -523,7 +523,7 @@ def score_unit(
 
 
 def _is_stored(store: Mirror, item: Item, common: Mapping[str, Any]) -> bool:
-    """Whether a record in a store is about the objects that are there now."""
+    """Whether a record in a store describes the current objects."""
     targets = outputs_of(item.output)
     if not store.known.keys() >= {*targets}:
         return False
@@ -533,7 +533,7 @@ def _is_stored(store: Mirror, item: Item, common: Mapping[str, Any]) -> bool:
 
 
 def _seal(store: Mirror, item: Item, common: Mapping[str, Any], digest: str) -> str:
-    """A digest of all that a record is about, of objects by their ETags; "" without one.
+    """A digest of all that a record describes, of objects by their ETags; "" without one.
 
     A restart compares it and need not copy the objects to verify them.
     """
@@ -544,7 +544,7 @@ def _seal(store: Mirror, item: Item, common: Mapping[str, Any], digest: str) -> 
 
 
 def parse_shard(text: str) -> tuple[int, int]:
-    """The place, from 0, and the number of shares in `i/n`; all files if it is empty.
+    """The index, from 0, and the number of shares in `i/n`; all files if it is empty.
 
     >>> parse_shard("0/3")
     (0, 3)
@@ -575,11 +575,11 @@ def find_files(
     """The files to score, in the order of their names, and the names of skipped ones.
 
     Hidden files, links to folders, files of other endings and `aside` are skipped.
-    `stored` are places of files that a mirror of an object store has yet to copy. Where
+    `stored` are paths of files that a mirror of an object store has not copied yet. If
     `parted`, a local folder `COLUMN=MACHINE` of Parquet files counts as one file.
 
     Raises:
-        ConfigError: outputs would lie among inputs, or replace one.
+        ConfigError: outputs would be among the inputs, or replace one.
         DataError: a file does not exist or has another ending, two would write the same
             output, or there is none.
     """
@@ -598,7 +598,7 @@ def find_files(
             # Its files would be inputs the next time.
             if inner == outer or outer in inner.parents:
                 raise ConfigError(
-                    f"output={output} lies in {path}, which is to be scored: give a "
+                    f"output={output} is inside the input {path}: give a "
                     "folder outside of it."
                 )
         else:
@@ -649,7 +649,7 @@ def _is_done(record: Path, expected: dict[str, Any], outputs: Sequence[Path]) ->
 
 
 def _measured(record: Path) -> Measured:
-    """Events and days of the machines in a record that is done."""
+    """Events and days of the machines in a complete record."""
     found: Measured = json.loads(record.read_text("utf-8")).get("measured", {})
     return found
 
@@ -660,7 +660,7 @@ def _digest(path: Path) -> str:
 
 
 def _check_outputs(items: Sequence[Item]) -> None:
-    """Refuses outputs that two files would write, or that would replace an input."""
+    """Raises for outputs that two files would write, or that would replace an input."""
     inputs = {item.path.resolve(): item.path for item in items}
     owners: dict[Path, Path] = {}
     for item in items:
@@ -674,7 +674,7 @@ def _check_outputs(items: Sequence[Item]) -> None:
             if target in owners:
                 raise DataError(
                     f"{owners[target]} and {item.path} would both write {target}: rename "
-                    "one, or score them into folders of their own."
+                    "one, or score them into separate folders."
                 )
             owners[target] = item.path
 

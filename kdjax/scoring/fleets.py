@@ -1,4 +1,4 @@
-"""Files and streams under a fleet: each machine has its own detector."""
+"""Files and streams scored by a fleet: each machine has its own detector."""
 
 import hashlib
 import json
@@ -100,10 +100,10 @@ def fleet_parts(
     """The machines of an input, each with its detector and its rows, or its fault.
 
     Args:
-        path: a file of one machine, which is called as the file; a file with a column of
-            entities; or a folder `COLUMN=MACHINE` of Parquet files.
+        path: a file of one machine, which has the file's name; a file with an entity
+            column; or a folder `COLUMN=MACHINE` of Parquet files.
         entity: the machine of all rows.
-        reading: for `read_like`, by which each machine's rows are read.
+        reading: for `read_like`, to read each machine's rows.
     """
     names = catalogue_rows(fleet.folder)
     for machine in _machines(fleet, Path(path), entity, reading):
@@ -131,7 +131,7 @@ def fleet_parts(
 def _machines(
     fleet: Fleet, path: Path, entity: str | None, reading: Mapping[str, Any]
 ) -> Sequence[Machine]:
-    """The machines in a file, or of the partition that a folder is."""
+    """The machines in a file, or the one of a partition's folder."""
     if path.is_dir():
         parts = _part_files(path)
         return [Machine(entity or partition_of(parts[0]), tuple(map(str, parts)))]
@@ -154,9 +154,9 @@ def _part_files(folder: Path) -> list[Path]:
 def detector_digests(
     fleet: Fleet, path: Path, entity: str | None, record: Path
 ) -> dict[str, Any]:
-    """What the record of an input must have of detectors: SHA-256 of their manifests.
+    """The digests of detectors in an input's record: SHA-256 of their manifests.
 
-    Machines in a table are those that its record names.
+    The machines of a table are those in its record.
     """
     known: Mapping[str, str] = {}
     try:
@@ -222,14 +222,14 @@ def budget_words(fleet: Fleet, found: Measured, *, causal: bool) -> Iterator[str
         f"{events_text(observed)}."
     )
     if not causal:
-        text += " Expected are those of a stream, which --causal scores as."
+        text += " The expected number is for --causal."
     yield text
 
 
 class FleetStreams(EntityStreams):
-    """Streams of the machines of a fleet, each under its own detector.
+    """Streams of the machines of a fleet, each with its own detector.
 
-    A detector is loaded with the first stream that needs it, and stays while one does.
+    A detector is loaded for the first stream that needs it, and released with the last.
 
     Args:
         folder: of the fleet.
@@ -240,7 +240,7 @@ class FleetStreams(EntityStreams):
 
     def __init__(self, folder: str | os.PathLike[str], **options: Any) -> None:
         self.folder, self._options = Path(folder), options
-        # By folder, entity and when the detector was written.
+        # By folder, entity and the detector's time of writing.
         self._detectors: weakref.WeakValueDictionary[Any, EntityStreams]
         self._detectors = weakref.WeakValueDictionary()
         self._stamp: tuple[int, int] = (0, 0)
@@ -260,7 +260,7 @@ class FleetStreams(EntityStreams):
             raise ArtifactError(
                 f"{folder} has no detector: all of its machines failed, see {CATALOGUE}."
             )
-        # Its rules are those of a fleet; it compiles what all detectors of its form share.
+        # It has the rules of the fleet; it compiles what all detectors of its form share.
         self._usual_key = self._key(*usual)
         self._shared = self._opened(self._usual_key, ready=True)
         super().__init__(
@@ -268,9 +268,9 @@ class FleetStreams(EntityStreams):
         )
 
     def another(self, entity: str) -> StreamDetector:
-        """A stream of a machine before its first row; DataError where it has no detector.
+        """A stream of a machine before its first row; DataError if it has no detector.
 
-        That of the machine `` only has the rules of a fleet.
+        The machine `` has the rules of the fleet only.
         """
         if why := self.refusal(entity):
             raise DataError(why)
@@ -280,7 +280,7 @@ class FleetStreams(EntityStreams):
         return streams.another(entity)
 
     def refusal(self, entity: str) -> str:
-        """Why a machine has no detector by the catalogue of the last `refresh`."""
+        """Why a machine has no detector in the catalogue of the last `refresh`."""
         if not entity or self._rows.get(entity, ("",))[0] == READY:
             return ""
         return refusal(self.folder, entity) or (
@@ -307,7 +307,7 @@ class FleetStreams(EntityStreams):
         self._rows = catalogue_rows(self.folder)
 
     def is_current(self, stream: StreamDetector) -> bool:
-        """Whether a stream's detector is the one that its machine has now."""
+        """Whether a stream's detector is the current one of its machine."""
         if self.refusal(stream.entity):
             return False
         return self._detectors.get(self._key_of(stream.entity)) is stream.source
@@ -325,7 +325,7 @@ class FleetStreams(EntityStreams):
             folder, entity, _ = key
             detector = load_detector(self.folder / folder)
             used = entity if entity in detector.entities else POOLED
-            # What streams don't need would be held by each of many machines.
+            # Parts that streams don't need are removed: each of many machines has them.
             card = {
                 "settings": {"data": detector.card.get("settings", {}).get("data", {})}
             }

@@ -1,8 +1,8 @@
-"""Streams of many entities in one input: some lie in memory, all of them on disk.
+"""Streams of many entities in one input: some are in memory, all of them on disk.
 
 The store is one SQLite file. A save writes what changed since the last one: the state of
-each entity that had a line, and the rows that came to its buffer. All of it is one
-transaction, so that a kill leaves the store before or after it.
+each entity that had a line, and the new rows of its buffer. All of it is one transaction,
+so that a kill leaves the store before or after it.
 """
 
 import collections
@@ -26,7 +26,7 @@ from kdjax.io.files import (
 from kdjax.scoring.readings import Answered, RowReader
 
 SCHEMA = 1
-KNOWN_EACH = 128  # answered lines of an entity, at least, that are known one by one
+KNOWN_EACH = 128  # least number of answered lines of an entity that are kept one by one
 _TABLES = """
 CREATE TABLE IF NOT EXISTS whole (id INTEGER PRIMARY KEY, state TEXT);
 CREATE TABLE IF NOT EXISTS entities (id INTEGER PRIMARY KEY, name BLOB UNIQUE, state TEXT);
@@ -43,33 +43,33 @@ class Machine:
         self, stream: StreamDetector, answered: Answered, reader: RowReader | None
     ) -> None:
         self.stream, self.answered, self.reader = stream, answered, reader
-        self.lines = 0  # that were answered, with those of earlier runs
+        self.lines = 0  # number of answered lines, with those of earlier runs
         self.key: int | None = None  # in the store
         self.changed = False  # since it was saved
 
 
 class Record(NamedTuple):
-    """What the store holds of an entity."""
+    """What the store has of an entity."""
 
     machine: Machine
     state: str
-    rows: Mapping[int, bytes]  # of the buffer, those that changed, by their places
+    rows: Mapping[int, bytes]  # changed rows of the buffer by their places
 
 
 class Machines:
-    """The streams of all entities, `most` of them in memory: those with the latest lines.
+    """The streams of all entities, of which `most` are in memory: those of the last lines.
 
-    Lines at fault without an entity are those of the entity ``.
+    Faulty lines without an entity belong to the entity ``.
 
     Args:
-        streams: gives the stream of an entity before its first row.
+        streams: returns the stream of an entity before its first row.
         reading: how lines are read, see `RowReader`.
         store: of their states.
         most: entities in memory, besides those whose rows are scored together.
-        log: called with messages for people.
-        known: answered lines of an entity, at least, that are known one by one.
-        carries: whether states of another detector are taken over: rows that wait where
-            channels, window and cadence are equal, and counts of lines.
+        log: called with messages for the user.
+        known: least number of answered lines of an entity that are kept one by one.
+        carries: whether states of another detector are used: buffered rows, if channels,
+            window and cadence are equal, and counts of lines.
     """
 
     def __init__(
@@ -86,8 +86,8 @@ class Machines:
         if most < 1:
             raise ConfigError(f"most_open={most}: give 1 entity or more.")
         self.score, self.accepted = streams.score, 0
-        self.plan = streams.another("").plan  # but for what is of one entity
-        # Entities with an even grid have a reader each beside it.
+        self.plan = streams.another("").plan  # without values of one entity
+        # On an even grid each entity also has a reader.
         self.reader = RowReader(self.plan, reading)
         self._streams, self.store, self._most, self._log = streams, store, most, log
         self._open: collections.OrderedDict[str, Machine] = collections.OrderedDict()
@@ -96,12 +96,12 @@ class Machines:
         self._run = int(self.saved.get("run", 0)) + 1
         self._rows = int(self.saved.get("rows", 0))
         self.names = {*self.store.names()} - {""}
-        # When the last line of each came, the oldest first, where silence may be told.
+        # Arrival of each entity's last line, the oldest first, if silence is an event.
         self._since = dict.fromkeys(self.names, time.monotonic())
-        # Seconds of silence that make an event, of entities whose cadence is their own.
+        # Seconds of silence that are an event, of entities with a cadence of their own.
         self._waits = dict[str, float]()
-        self._pooled = False  # whether an entity without own values was told
-        self.of("")  # refuses the state of another detector
+        self._pooled = False  # whether an entity without its own values was reported
+        self.of("")  # raises for the state of another detector
 
     @property
     def rows(self) -> int:
@@ -109,15 +109,15 @@ class Machines:
         return self._rows + self.accepted
 
     def under(self) -> str:
-        """Says whose thresholds are used."""
+        """A message on the thresholds that are used."""
         if self._streams.fleet:
-            return "scoring each machine by its own detector of the fleet"
-        whose = "each entity under its own threshold, or where it has none "
-        whose = whose if self._streams.known else "all entities "
-        return f"scoring {whose}under that of {self.plan.entity}: {self.plan.tau:g}"
+            return "scoring each machine with its own detector of the fleet"
+        whose = "each entity with its own threshold, or if it has none with that"
+        whose = whose if self._streams.known else "all entities with the threshold"
+        return f"scoring {whose} of {self.plan.entity}: {self.plan.tau:g}"
 
     def counts(self) -> str:
-        """How many entities there are, for the end."""
+        """A message on the number of entities, for the end."""
         return f" of {counted(len(self.names), 'stream')}"
 
     def refusal(self, name: str) -> str:
@@ -129,24 +129,24 @@ class Machines:
         return self._streams.is_listed(name)
 
     def digest(self, name: str) -> str:
-        """That of an entity's own detector, of a fleet; else empty."""
+        """The digest of an entity's own detector in a fleet; else empty."""
         return self._streams.digest(name)
 
     def stale(self) -> bool:
-        """Whether `refresh` may find something."""
+        """Whether `refresh` may find changes."""
         return self._streams.stale()
 
     def refresh(self) -> list[str]:
-        """Closes machines of a fleet whose detector changed, and names them.
+        """Closes machines of a fleet whose detector changed, and returns their names.
 
-        They go on from the store with the new one. No row may be taken in and not answered.
+        They continue from the store with the new one. All taken rows must be answered.
         """
         if not self.stale():
             return []
         try:
             self._streams.refresh()
         except ArtifactError as error:
-            self._log(f"{error} What it held before stays in force.")
+            self._log(f"{error} The last version that was read stays in use.")
             return []
         found = [
             name
@@ -167,7 +167,7 @@ class Machines:
         return self.of(name).reader or self.reader
 
     def of(self, name: str) -> Machine:
-        """The entity's own, from memory, from the store, or before its first line."""
+        """The entity's machine, from memory, from the store, or before its first line."""
         if name not in self._open:
             self._open[name] = self._read(name)
         self._open.move_to_end(name)
@@ -176,26 +176,26 @@ class Machines:
         return machine
 
     def came(self, name: str) -> None:
-        """Notes the time of a line."""
+        """Records the arrival of a line."""
         if name:
             self._since.pop(name, None)
             self._since[name] = time.monotonic()
 
     def shrink(self) -> None:
-        """Leaves `most` entities in memory; no row may be taken in and not answered."""
+        """Keeps `most` entities in memory; all taken rows must be answered."""
         while len(self._open) > self._most:
             _, machine = self._open.popitem(last=False)
             if machine.changed:
                 self.store.put([self._record(machine)])
 
     def put(self, name: str) -> None:
-        """Writes an entity that changed since the last time; `save` makes it last."""
+        """Writes an entity that changed since the last time; `save` commits it."""
         machine = self._open.get(name)
         if machine and machine.changed:
             self.store.put([self._record(machine)])
 
     def silent(self, _: float) -> Sequence[Mapping[str, Any]]:
-        """Events that begin since no line of an entity has come for too long."""
+        """Events that begin because no line of an entity has come for too long."""
         events, now = list[Mapping[str, Any]](), time.monotonic()
         waits = (self.wait_of(""), *self._waits.values())
         least = min(filter(None, waits), default=0.0)
@@ -210,13 +210,13 @@ class Machines:
             if self.refusal(name):
                 continue
             events += self.of(name).stream.silent(passed)
-            if passed <= self.wait_of(name):  # which is known since it was opened
+            if passed <= self.wait_of(name):  # set when it was opened
                 self._since[name] = since
             self.shrink()
         return events
 
     def left_open(self, name: str) -> list[dict[str, Any]]:
-        """The events of an entity that are open in the store, as they end without a row."""
+        """Ends of the open events of an entity in the store, when no row follows."""
         found = self.store.get(name)
         if found is None:
             return []
@@ -224,7 +224,7 @@ class Machines:
         return left_open(state["stream"], name)
 
     def finish(self) -> Sequence[Mapping[str, Any]]:
-        """Ends the events that are open."""
+        """Ends the open events."""
         events = list[Mapping[str, Any]]()
         for name in sorted(self.names):
             if self.refusal(name):
@@ -240,7 +240,7 @@ class Machines:
         return {**self.about(), "entities": [*map(self._record, changed)]}
 
     def about(self) -> dict[str, Any]:
-        """What `kept` has but for entities."""
+        """The part of `kept` that does not depend on entities."""
         return {
             "schema": SCHEMA,
             "kdjax_version": kdjax_version(),
@@ -249,9 +249,9 @@ class Machines:
         }
 
     def save(self, kept: Mapping[str, Any], mark: Callable[[], Any]) -> None:
-        """Writes what `kept` gave, with further keys and a mark, if there is a state.
+        """Writes the result of `kept`, with further keys and a mark, if there is a state.
 
-        What left the memory before is saved with it.
+        Entities that left the memory before are saved with it.
         """
         if self.store.path is not None:
             self.store.put(kept["entities"])
@@ -286,7 +286,7 @@ class Machines:
             self._pooled = True
             self._log(
                 f"rows of {name!r} have the scaler, Gaussian and threshold of "
-                f"{stream.plan.entity!r}; further such entities are not named."
+                f"{stream.plan.entity!r}; further such entities are not reported."
             )
         if found is None:
             return machine
@@ -295,7 +295,7 @@ class Machines:
         try:
             state = read_state(text.encode(), f"the state of {name!r}")
             carries = self._restore(stream, state["stream"], rows)
-            # A detector of the same form may read rows where the one before had readings.
+            # A detector of the same form may read rows, and the one before readings.
             carries = carries and not (self._carries and "readings" not in state)
             machine.lines = int(state.get("lines", 0))
             answered.restore(state["answered"])
@@ -306,29 +306,29 @@ class Machines:
                 if reader and carries:
                     reader.resumed = state["resumed"]
             elif stream.last.clock or not name:
-                # Rows without times can't be told from rows sent again.
+                # Rows without times can't be distinguished from rows sent again.
                 answered.next = 0
         except (LookupError, OverflowError, TypeError, ValueError) as error:
             raise ArtifactError(
                 f"the state of {name!r} was not written by `stream` ({error}): remove "
-                "the state to start anew."
+                "the state to start again."
             ) from error
         return machine
 
     def _restore(
         self, stream: StreamDetector, state: dict[str, Any], rows: dict[int, bytes]
     ) -> bool:
-        """Whether a stream goes on from a state; one of another shape starts anew."""
+        """Whether a stream continues from a state; else its windows start again."""
         if self._carries:
             found = stream.carried(state)
             if (
                 self._streams.fleet
                 and (found or {}).get("detector") != state["detector"]
             ):
-                goes = "its rows carry over" if found else "its windows start anew"
-                self._log(f"{stream.entity}: another detector is in force; {goes}.")
+                goes = "its rows are kept" if found else "its windows start again"
+                self._log(f"{stream.entity}: another detector is used; {goes}.")
             if found is None:
-                # Rows without times are named by their numbers: these go on.
+                # Rows without times have their numbers as names: these continue.
                 stream.rows = int(state["rows"])
                 return False
             state = found
@@ -340,7 +340,7 @@ class Store:
     """A SQLite file with the states of entities; None for a temporary one.
 
     Raises:
-        ArtifactError: by any method where the file is no such store, or can't be used.
+        ArtifactError: in any method, if the file is not such a store, or can't be used.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -358,14 +358,14 @@ class Store:
             self._file.executescript(_TABLES)
 
     def execute(self, command: str, values: Sequence[Any] = ()) -> list[Any]:
-        """Runs a further command; one that writes lasts from the next `commit` on."""
+        """Runs a further command; its changes are permanent from the next `commit` on."""
         with self._naming():
             if not command.startswith("SELECT"):
                 self._begin()
             return self._file.execute(command, values).fetchall()
 
     def whole(self) -> dict[str, Any]:
-        """What `commit` was given last; empty in a new store."""
+        """The argument of the last `commit`; empty in a new store."""
         with self._naming():
             found = self._file.execute("SELECT state FROM whole").fetchone()
         if not found:
@@ -395,7 +395,7 @@ class Store:
             return (*found, dict(rows))
 
     def put(self, records: Sequence[Record]) -> None:
-        """Writes entities; `commit` makes it last."""
+        """Writes entities; `commit` makes the changes permanent."""
         with self._naming():
             self._begin()
             for machine, state, _ in records:
@@ -418,7 +418,7 @@ class Store:
             )
 
     def commit(self, whole: Mapping[str, Any]) -> None:
-        """Makes what was put last, together with a state of the whole."""
+        """Makes all changes permanent, together with a state of the whole."""
         with self._naming():
             self._begin()
             self._file.execute(
@@ -427,7 +427,7 @@ class Store:
             self._file.execute("COMMIT")
 
     def close(self) -> None:
-        """Closes the file; what was put and not committed is not kept."""
+        """Closes the file; changes that were not committed are lost."""
         with self._naming():
             self._file.close()
 
@@ -442,9 +442,9 @@ class Store:
         except sqlite3.Error as error:
             raise ArtifactError(
                 f"{self.path or 'a temporary file'} can't be used as the state of "
-                f"several entities ({error}): check its disk and its rights, give the "
-                "state that a stream with --entity_column wrote, or remove it to start "
-                "anew."
+                f"several entities ({error}): check disk and permissions, give the state "
+                "that a stream with --entity_column wrote, or remove it to start "
+                "again."
             ) from error
 
 

@@ -1,8 +1,8 @@
-"""What people decide while a stream runs: spans to leave out or to shelve, acknowledgement.
+"""Decisions of operators during a stream: spans to leave out or shelve, acknowledgements.
 
-The terms are those of alarm management (ANSI/ISA-18.2, IEC 62682). Decisions stand in files
-that are read again when they changed, or come as marks by HTTP. Where a file can't be read,
-what was read before holds.
+The terms are those of alarm management (ANSI/ISA-18.2, IEC 62682). Decisions are in files
+that are read again when they change, or arrive by HTTP. If a file can't be read, its last
+valid content is used.
 """
 
 import csv
@@ -19,7 +19,7 @@ from kdjax.data.readers import check_spans, read_spans
 from kdjax.detection.timestamps import Timestamp, parse_timestamp
 from kdjax.errors import ConfigError, DataError
 
-LOOK_EVERY = 1.0  # seconds between two looks whether a file changed
+LOOK_EVERY = 1.0  # seconds between two checks whether a file changed
 BEGIN, END, ACKNOWLEDGED = "begin", "end", "acknowledged"
 
 Message = tuple[Mapping[str, Any], str]  # an event, and the phase of its message
@@ -27,9 +27,9 @@ _UNREADABLE = (DataError, OSError, UnicodeDecodeError, csv.Error)
 
 
 class Edited:
-    """A file that people edit: `read` is called with it at first, and when it changed.
+    """A file that users edit: `read` is called with it at first, and when it changed.
 
-    What is wrong later is said to `log`, and ConfigError at first.
+    At first a fault is a ConfigError, later a message to `log`.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Edited:
             raise ConfigError(str(error)) from error
 
     def look(self) -> None:
-        """Reads the file again if it changed; looks once a second at most."""
+        """Reads the file again if it changed; checks at most once a second."""
         if time.monotonic() < self._due:
             return
         self._due = time.monotonic() + LOOK_EVERY
@@ -54,7 +54,7 @@ class Edited:
         try:
             self._read(self.path)
         except _UNREADABLE as error:
-            self._log(f"{error} What {self.path} held before stays in force.")
+            self._log(f"{error} The last valid content of {self.path} stays in use.")
         else:
             self._log(f"{self.path} changed and was read again")
 
@@ -67,13 +67,13 @@ class Edited:
 
 
 class Spans:
-    """Whether a time of an entity lies in the spans of a CSV file, as now on the disk.
+    """Whether a time of an entity lies in the spans of a CSV file, in its current version.
 
     The file is that of `data.exclude`, see `kdjax.data.readers.row_spans`.
 
     Raises:
         ConfigError: it can't be read at first, or its times are on another clock than the
-            first one asked for.
+            first given time.
     """
 
     def __init__(self, path: Path, log: Callable[[str], None]) -> None:
@@ -101,7 +101,7 @@ class Spans:
 
 
 class Ids:
-    """Whether an id stands in the column `id` of a CSV file, as now on the disk.
+    """Whether an id is in the column `id` of a CSV file, in its current version.
 
     Raises:
         ConfigError: it can't be read at first.
@@ -120,20 +120,20 @@ class Ids:
             if "id" not in (table.fieldnames or ()):
                 raise DataError(
                     f"{path} has no column id: expected the ids of events to acknowledge, "
-                    "as messages and events files have them."
+                    "from messages or events files."
                 )
             self._ids = {(row["id"] or "").strip() for row in table}
 
 
 def source_of(event: Mapping[str, Any]) -> str:
-    """What events have in common that a mark shelves together: entity and kind."""
+    """The key of events that are shelved together: entity and kind."""
     return json.dumps([event.get("entity", ""), event.get("kind", "")])
 
 
 def is_marked(
     marks: Mapping[str, Mapping[str, Any]], event: Mapping[str, Any], now: float
 ) -> bool:
-    """Whether an event is shelved by marks, by `source_of`; `until` as `now`, None for good."""
+    """Whether an event is shelved, by `source_of`; `until` as `now`, None for ever."""
     mark = marks.get(source_of(event))
     return mark is not None and (mark["until"] is None or now < mark["until"])
 
@@ -145,16 +145,16 @@ def message_text(event: Mapping[str, Any], phase: str, digest: str) -> str:
 
 
 class Managed:
-    """The events that are open, and which messages of them are sent when.
+    """The open events, and the messages that are sent about them.
 
-    An event that begins while it is shelved has no message. If it is still open when it is
-    shelved no longer, it begins then. Its end has a message where its begin had one. An
-    acknowledged event has one more message.
+    An event that begins while it is shelved has no message. If it is still open when the
+    shelving ends, its message of the begin follows. An event has a message of its end if it
+    had one of its begin. An acknowledged event has one more message.
 
     Args:
         shelved: whether an event is shelved, at the time of a row of its entity.
         seen: whether the event of an id was acknowledged.
-        saved: what `state` gave.
+        saved: the result of `state`.
     """
 
     def __init__(
@@ -165,7 +165,7 @@ class Managed:
         saved: Iterable[Mapping[str, Any]],
     ) -> None:
         self.open = {one["event"]["id"]: dict(one) for one in saved}
-        self.touched = dict[str, None]()  # ids of what began, changed or ended
+        self.touched = dict[str, None]()  # ids of events that began, changed or ended
         self._shelved, self._seen = shelved, seen
 
     def changed(self, event: Mapping[str, Any], clock: str) -> list[Message]:
@@ -183,11 +183,11 @@ class Managed:
         return [(_marked(event) if known.get("acknowledged") else event, END)]
 
     def holds(self) -> bool:
-        """Whether the message of a begin waits until its event is shelved no longer."""
+        """Whether a message of a begin waits for the end of shelving."""
         return any(one["held"] for one in self.open.values())
 
     def due(self, last: Callable[[str], Timestamp]) -> list[Message]:
-        """Messages that are due by now; `last` is the time of an entity's last row."""
+        """Messages that are due now; `last` returns the time of an entity's last row."""
         found: list[Message] = []
         for name, one in self.open.items():
             event, before = one["event"], len(found)

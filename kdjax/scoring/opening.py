@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 BACKENDS = ("jax", "onnxruntime")
 ONNX_BATCH = 32  # windows in one call of onnxruntime; see docs/serve.md
-SESSIONS = 64  # entities, at most, whose ONNX models are in memory at once
+SESSIONS = 64  # most entities whose ONNX models are in memory at once
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -42,10 +42,10 @@ def open_stream(
     Args:
         path: a detector's folder, or an ONNX file of one for `onnxruntime`.
         backend: one of `BACKENDS`.
-        entity: whose scaler, Gaussian and threshold to use; by default those of the only
-            entity, else the pooled ones, or those in the file.
+        entity: of the scaler, Gaussian and threshold; by default the only entity, else the
+            pooled ones, or those in the file.
         adaptive_step, rolling: see `StreamDetector`.
-        reading: how rows are read, where it differs from training: options of
+        reading: how rows are read, if not as in training: options of
             `kdjax.data.readers.read_table`.
 
     >>> stream = open_stream("runs/plant/detectors/student")  # doctest: +SKIP
@@ -64,11 +64,11 @@ def open_streams(
     reading: Mapping[str, Any] = NOTHING,
     **moving: Any,
 ) -> EntityStreams:
-    """The streams of many entities under a saved detector, scored in batches.
+    """The streams of many entities with a saved detector, scored in batches.
 
-    Each entity has its own scaler, Gaussian and threshold where the detector knows it. An
-    ONNX file has one entity's, which all get. Of the folder of a fleet each machine has its
-    own detector; others are refused. Arguments are those of `open_stream`.
+    Each entity has its own scaler, Gaussian and threshold if the detector knows it. An
+    ONNX file has those of one entity, for all. In the folder of a fleet each machine has
+    its own detector; others are refused. Arguments are those of `open_stream`.
 
     >>> streams = open_streams("runs/plant/detectors/student")  # doctest: +SKIP
     >>> found = streams.update({"saw": [0.2, 20, 3], "press": [0.5, 21, 3]})  # doctest: +SKIP
@@ -122,7 +122,7 @@ def opener(
 ) -> tuple[Sequence[str], Callable[[str | None], StreamDetector]]:
     """A detector's entities, and a function that opens the stream of one of them.
 
-    For None it opens that of the usual entity. A file has that of its own only.
+    For None it opens that of the usual entity. A file has only its own entity.
     """
     check_choice("backend", backend, BACKENDS)
     if backend == "onnxruntime":
@@ -134,7 +134,7 @@ def opener(
     def open_entity(entity: str | None) -> StreamDetector:
         used = entity or usual_entity(loaded)
         stream = stream_detector(loaded, entity=used, reading=reading, **moving)
-        stream.drift()  # imports what it needs now rather than between two rows
+        stream.drift()  # imports are done here, not between two rows
         return stream
 
     return loaded.entities, open_entity
@@ -152,7 +152,7 @@ def _loaded(path: Path) -> "Detector":
 
 
 def _onnx_scorers(path: Path) -> tuple[Sequence[str], Callable[[str | None], "Scorer"]]:
-    """A detector's entities, none for a file, and what makes the scorer of one of them."""
+    """A detector's entities, none for a file, and a function that makes scorers."""
     from kdjax.export.container import load_onnx
 
     if path.is_dir():
@@ -172,7 +172,7 @@ def _onnx_scorers(path: Path) -> tuple[Sequence[str], Callable[[str | None], "Sc
         if entity not in (None, scorer.plan.entity):
             raise ConfigError(
                 f"{path} was exported for entity {scorer.plan.entity!r}, not "
-                f"{entity!r}: leave the entity out, or export the detector for it."
+                f"{entity!r}: remove the entity, or export the detector for it."
             )
         return scorer
 

@@ -1,6 +1,6 @@
-"""Scores of machines' rows in a frame: one pure function, for any engine to map.
+"""Scores machines' rows in a frame: one pure function, to be mapped by any engine.
 
-Ray Data, Spark, Dask and the like split a large table by machine and call a function on
+Ray Data, Spark, Dask and others split a large table by machine and call a function on
 each part, in their own processes. docs/fleet.md has an example of each.
 """
 
@@ -52,7 +52,7 @@ def score_partition(
     Machines are in order of first appearance, their rows in the frame's order. The columns
     are those of `SCORE_SCHEMA`; `time` is the row's number in its machine, or has the dtype
     of the time column. A frame without rows gives one without rows. Rows are read as files
-    are, by the detector's card, and a machine that the detector doesn't know is scored by
+    are, by the detector's card. A machine that the detector doesn't know is scored with
     its pooled values.
 
     Args:
@@ -61,7 +61,7 @@ def score_partition(
         detector: a detector, the folder of a saved one, or that of a fleet, which has one
             for each machine. A process loads each once.
         entity_column: column of the machines' names.
-        time_column: column of times, datetimes or numbers; needed where the frame has one.
+        time_column: column of times, datetimes or numbers; required if the frame has one.
         causal, contributions: see `score_table`.
 
     Raises:
@@ -92,7 +92,7 @@ def score_partition(
 def _opened(
     detector: Detector | str | os.PathLike[str],
 ) -> tuple[Callable[[str], tuple[Detector, str]], Detector | Described]:
-    """What gives each machine's detector and entity there; and a description of all."""
+    """A function that returns a machine's detector and entity; a description of all."""
     if not isinstance(detector, Detector):
         path = Path(detector).absolute()
         if is_fleet(path):
@@ -130,10 +130,10 @@ def _score_machine(
             entity_column=entity_column,
         )
         if series.time_column != time_column:
-            # Found by itself: whether there are times must not depend on the rows.
+            # A time column is not guessed: it would depend on the rows.
             raise DataError(
                 f"column {series.time_column!r} holds times: name it as time_column, or "
-                "leave it out where rows are a step apart."
+                "remove it if rows are one step apart."
             )
         for note in series.notes:
             logger.info(note)
@@ -168,7 +168,7 @@ def _schema(
 
 
 def _time_dtype(detector: Detector | Described, frame: pd.DataFrame, name: str) -> Any:
-    """That of the time column; of a detector with a grid of its own, in ns or float64."""
+    """The dtype of the time column; with a grid of the detector, ns or float64."""
     dtype = frame[name].dtype if name in frame else np.dtype("M8[ns]")
     dated = is_datetime64_any_dtype(dtype)
     if not dated and not is_numeric_dtype(dtype):

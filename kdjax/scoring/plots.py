@@ -1,4 +1,4 @@
-"""Plots of score files: what a detector found, beside the rows that it saw.
+"""Plots of score files: scores and alarms of a detector, with the rows that it scored.
 
 Nothing here needs JAX.
 """
@@ -46,11 +46,11 @@ def plot_file(
         output: `.html` file.
         detector: folder of the detector; `data` is read as its training file was, by
             default as any file.
-        entity: which to draw; by default the first few.
-        options: those of `read_like`, as they were for `score_file`.
+        entity: entity to draw; by default the first few.
+        options: those of `read_like`, equal to those for `score_file`.
 
     Raises:
-        DataError: `scores` isn't a file of scores, or not of the rows in `data`.
+        DataError: `scores` isn't a file of scores, or its rows are not those of `data`.
     """
     if Path(output).suffix != ".html":
         raise ConfigError(f"output={output} must end in .html.")
@@ -60,7 +60,7 @@ def plot_file(
     described = known or Described(card={}, channels=(), window=1)
     series = read_like(described, data, **{**options, "missing": "mask"})
     tables = {str(name): own for name, own in table.groupby("entity", sort=False)}
-    if len(tables) == len(series) == 1:  # the data may have another name by now
+    if len(tables) == len(series) == 1:  # the data file may have been renamed
         tables = {series[0].entity: table}
     if entity is not None and entity not in tables:
         raise DataError(
@@ -93,14 +93,14 @@ def _read_scores(path: Path) -> pd.DataFrame:
         raise DataError(f"{path} does not exist: check the path.")
     if path.suffix not in (".csv", ".parquet") or not path.is_file():
         raise DataError(
-            f"{path} is no file of scores: give a .csv or .parquet file that kdjax score "
+            f"{path} is not a file of scores: give a .csv or .parquet file that kdjax score "
             "wrote."
         )
     with reading(path):
         if path.suffix == ".parquet":
             table = pd.read_parquet(path)
         else:
-            # An entity may be called NA.
+            # NA may be an entity's name.
             options: dict[str, Any] = {"keep_default_na": False, "na_values": [""]}
             table = pd.read_csv(path, dtype={"entity": str, "time": str}, **options)
     lacking = [name for name in NEEDED if name not in table]
@@ -112,7 +112,7 @@ def _read_scores(path: Path) -> pd.DataFrame:
             wrong = (lacking or texts)[0]
             what = f"column {wrong} {'is missing' if lacking else 'holds text'}"
         raise DataError(
-            f"{path} is no file of scores, {what}: give a file that kdjax score wrote."
+            f"{path} is not a file of scores, {what}: give a file that kdjax score wrote."
         )
     return table.astype({"entity": str})
 
@@ -122,7 +122,7 @@ def _check_rows(table: pd.DataFrame, series: Series, scores: Path, data: Path) -
     todo = "give the file that was scored, and the same flags for its columns and cells"
     if len(table) != len(series.values):
         raise DataError(
-            f"{scores} has {counted(len(table), 'row')} of {series.entity!r}, and {data} "
+            f"{scores} has {counted(len(table), 'row')} of {series.entity!r}, but {data} has "
             f"{len(series.values):,}: {todo}."
         )
     columns = tuple(map(str, table))
@@ -135,5 +135,5 @@ def _check_rows(table: pd.DataFrame, series: Series, scores: Path, data: Path) -
     if len(wrong):
         raise DataError(
             f"{scores}: row {wrong[0] + 1} of {series.entity!r} is at "
-            f"{table['time'].iloc[wrong[0]]}, and in {data} it is not: {todo}."
+            f"{table['time'].iloc[wrong[0]]}, but not in {data}: {todo}."
         )

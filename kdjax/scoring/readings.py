@@ -1,8 +1,8 @@
-"""Rows for streams from lines, on the detector's grid, and which lines were answered.
+"""Rows for streams from lines, on the detector's grid, and the lines that were answered.
 
-On a grid (`data.step`) a row comes out when a reading of a later step comes in, so its
+On a grid (`data.step`) a row is complete when a reading of a later step arrives, so its
 scores are those of `score --causal` for a file of the same readings. Readings of a step
-may come in any order.
+may arrive in any order.
 """
 
 import array
@@ -29,17 +29,17 @@ from kdjax.errors import DataError
 class Answered:
     """The lines that were answered before, by digests of the last ones.
 
-    After a restart the lines that come again do so in their order.
+    After a restart, repeated lines arrive in their original order.
 
     Args:
-        most: lines, at least, that are known one by one.
+        most: least number of lines that are kept one by one.
     """
 
     def __init__(self, most: int) -> None:
         self._most = most
-        # Lines in two parts; once the newer one is full it takes the older one's place.
+        # Lines in two parts; a full newer part replaces the older one.
         self._lines = [array.array("I"), array.array("I")]
-        # Rows up to the time at which a part begins were all answered.
+        # Rows up to the start time of a part were all answered.
         self._since = [Timestamp("", 0), Timestamp("", 0)]
         # The next of the known lines to come again: the first after a restart; None
         # once a row was new.
@@ -47,11 +47,11 @@ class Answered:
         self.older = False  # whether the line before was older than the known ones
 
     def add(self, line: Line, instant: Timestamp | None, last: Timestamp) -> None:
-        """Notes an answered line; `last` is the time of the last row taken in."""
+        """Records an answered line; `last` is the time of the last row of the stream."""
         if len(self._lines[1]) >= self._most:
             self._lines = [self._lines[1], array.array("I")]
             self._since = [self._since[1], last]
-        # A clock that was set back: rows of those times are not known to be answered.
+        # After a clock was set back, rows of those times count as not answered.
         for place, since in enumerate(self._since):
             if since.clock != last.clock:
                 self._since[place] = Timestamp("", 0)
@@ -68,7 +68,7 @@ class Answered:
     ) -> bool:
         """Whether an earlier run answered a line; no `instant` for an unreadable time.
 
-        `follows` says that the line before, of another entity, came again.
+        `follows`: whether the line before, of another entity, was a repeated one.
         """
         if self.next is None:
             return False
@@ -76,7 +76,7 @@ class Answered:
             self.older = not self.next and is_late(instant, self._since[0])
         if not self.older:
             known, place = self._lines[0] + self._lines[1], self.next
-            # Faults without a time may look alike: only the next one is meant.
+            # Faults without a time may look alike: only the next one counts.
             stop = len(known) if instant or (follows and not place) else place + 1
             with contextlib.suppress(ValueError):
                 self.next = known.index(_digest(line, instant), place, stop) + 1
@@ -90,7 +90,7 @@ class Answered:
         return {"lines": lines, "since": [[*time] for time in self._since]}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Takes over a state; LookupError, TypeError or ValueError if it is none."""
+        """Sets a state; LookupError, TypeError or ValueError if it is invalid."""
         parts = [base64.b64decode(part, validate=True) for part in state["lines"]]
         older, newer = (array.array("I", np.frombuffer(p, "<u4")) for p in parts)
         first, second = (as_timestamp(*time) for time in state["since"])
@@ -98,7 +98,7 @@ class Answered:
 
 
 def _digest(line: Line, instant: Timestamp | None) -> int:
-    """Of a line's time, values and error, however the time is written."""
+    """Digest of a line's time, values and error, for any form of the time."""
     time = f"{instant.clock} {instant.value}" if instant else line.time
     text = f"{time}\n{line.error}\n".encode("utf-8", "surrogatepass")
     return zlib.crc32(array.array("d", line.row).tobytes(), zlib.crc32(text))
@@ -113,13 +113,13 @@ class RowReader:
     """Reads lines as rows; its state continues a step that is not complete.
 
     A reading that is more than `max_gap` steps ahead waits for the next one: if that is
-    earlier, the reading is a fault. Readings of steps that were answered are faults, but
-    after a restart they are taken to come again until one is new.
+    earlier, the reading is a fault. Readings of steps that were answered are faults; after
+    a restart they count as repeated until one is new.
 
     Args:
         plan: of the stream; `plan.reading` has the columns.
-        given: names of columns that lines must have; others that the plan names may be
-            absent.
+        given: names of columns that lines must have; others that the plan names are
+            optional.
     """
 
     def __init__(self, plan: Plan, given: Mapping[str, Any]) -> None:
@@ -127,7 +127,7 @@ class RowReader:
         self._plan, self._given = plan, given
         own = {plan.reading.time_column, plan.reading.entity_column}
         self._may_lack = own - {given.get("time_column"), given.get("entity_column")}
-        self.again = 0  # readings that came again after a restart
+        self.again = 0  # number of readings that were repeated after a restart
         self.repeated = 0  # readings whose tag and time another one had
         self.resumed = False  # whether readings may still come again
         self.entity = ""  # that rows name; empty before the first
@@ -141,9 +141,9 @@ class RowReader:
     def rows(
         self, lines: Iterable[str], of: Callable[[str], "RowReader"] | None = None
     ) -> Iterator[Line]:
-        """The rows among lines, and lines at fault.
+        """The rows of lines, and faulty lines.
 
-        All rows are of one entity, or `of` gives the reader of each entity's readings.
+        All rows are of one entity, or `of` returns the reader of each entity's readings.
         """
         plan, reading = self._plan, self._plan.reading
         for line in read_lines(lines, plan.channels, reading, may_lack=self._may_lack):
@@ -155,7 +155,7 @@ class RowReader:
                 if line.entity != self.entity and of is None:
                     raise DataError(
                         f"a row of {line.entity!r} in the stream of {self.entity!r}: "
-                        "give each entity a stream of its own, or --entity_column."
+                        "give each entity its own stream, or use --entity_column."
                     )
                 if not reading.step:
                     yield line
@@ -167,7 +167,7 @@ class RowReader:
     def _of_entity(
         self, line: Line, of: Callable[[str], "RowReader"] | None
     ) -> Iterator[Line]:
-        """The rows that a reading completes, by the reader of its entity."""
+        """The rows that a reading completes, from the reader of its entity."""
         if of is None:
             yield from self._grid_rows(line)
             return
@@ -178,10 +178,10 @@ class RowReader:
         finally:
             self.again += own.again - again
             self.repeated += own.repeated - repeated
-            of(line.entity)  # It has changed since it may have been saved.
+            of(line.entity)  # marks it as changed since the last save
 
     def on_grid(self, line: Line) -> list[Line]:
-        """The rows that a reading completes; behind them the line itself if at fault."""
+        """The rows that a reading completes, then the line itself if faulty."""
         found = list[Line]()
         if not line.error and line.tag in self._plan.reading.ignore:
             return found
@@ -211,7 +211,7 @@ class RowReader:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Takes over a state; LookupError, TypeError or ValueError if it is none."""
+        """Sets a state; LookupError, TypeError or ValueError if it is invalid."""
         cells = [{time: float(value) for time, value in one} for one in state["cells"]]
         step, idle, ahead = int(state["step"]), int(state["idle"]), state["ahead"]
         if len(cells) != len(self._plan.channels) or state["clock"] not in CLOCKS:
@@ -224,11 +224,11 @@ class RowReader:
         self._ahead, self.resumed = ahead, True
 
     def _grid_rows(self, line: Line) -> Iterator[Line]:
-        """The rows that a reading completes; DataError for one at fault."""
+        """The rows that a reading completes; DataError for a faulty one."""
         instant = parse_timestamp(line.time)
         if not instant.clock or self._clock not in ("", instant.clock):
             raise DataError(
-                f"{CLOCKS[instant.clock]}, where readings need {CLOCKS[self._clock]}"
+                f"{CLOCKS[instant.clock]}, but readings need {CLOCKS[self._clock]}"
                 if self._clock
                 else "a reading needs a time; name its column by --time_column."
             )
@@ -251,7 +251,7 @@ class RowReader:
         if ahead is not None and index < (
             step := self._index(parse_timestamp(ahead.time))
         ):
-            text = "its time is ahead of the readings behind it; correct it."
+            text = "its time is later than that of the readings after it; correct it."
             yield ahead._replace(row=[], error=text)
         elif ahead is not None:
             yield from self._complete(step, line)
@@ -265,7 +265,7 @@ class RowReader:
     def _is_known(
         self, instant: Timestamp, index: int, readings: Mapping[int, float]
     ) -> bool:
-        """Whether readings are of an answered step, or have come already."""
+        """Whether readings are of an answered step, or repeated."""
         ahead, time = self._ahead, instant.value
         if ahead and parse_timestamp(ahead.time) == instant:
             return self._readings(ahead) == readings
@@ -279,8 +279,8 @@ class RowReader:
         channels = self._plan.channels
         if line.tag and line.tag not in channels:
             raise DataError(
-                f"the tag {line.tag!r} is none of the {len(channels)} channels: name it "
-                "in --ignore if it is not to be read."
+                f"the tag {line.tag!r} is none of the {len(channels)} channels: put it "
+                "in --ignore, or correct it."
             )
         first = channels.index(line.tag) if line.tag else 0
         found = {n: v for n, v in enumerate(line.row, start=first) if not math.isnan(v)}
@@ -293,14 +293,14 @@ class RowReader:
         return found
 
     def _add(self, line: Line, readings: Mapping[int, float]) -> None:
-        """Adds readings to the step; DataError if another value has their time."""
+        """Adds readings to the step; DataError if one has another value at the same time."""
         time = parse_timestamp(line.time).value
         replaces = self._plan.reading.duplicates == "last"
         for number, value in readings.items():
             if self._cells[number].get(time, value) != value and not replaces:
                 raise DataError(
-                    f"{self._plan.channels[number]!r} has another value at this time "
-                    "already; send one of them."
+                    f"{self._plan.channels[number]!r} already has another value at this "
+                    "time; send one of them."
                 )
         for number, value in readings.items():
             self.repeated += time in self._cells[number]
@@ -314,7 +314,7 @@ class RowReader:
                 self._step = index
                 return
             self._idle = 0 if any(cells) else self._idle + 1
-            # Before the row goes out: the state may be saved behind it.
+            # Before the row is returned: the state may be saved after it.
             self._step, self._cells = step + 1, [{} for _ in cells]
             time = self._time(step, line)
             row = [_mean(values) for values in cells]
@@ -327,7 +327,7 @@ class RowReader:
         return int(step_index(time, step)[0])
 
     def _time(self, index: int, line: Line) -> Any:
-        """The end of a step, as times of the stream are written."""
+        """The end of a step, in the form of the stream's times."""
         dated = self._clock != "number"
         step = step_of(self._plan.reading.step, dated=dated)
         time = step_time(np.array([index]), step, dated=dated)[0]
@@ -341,7 +341,7 @@ class RowReader:
 
 
 def _mean(values: Mapping[float, float]) -> float:
-    """The mean of values by time, NaN for none, to the last bit that of `to_grid`."""
+    """The mean of values by time, NaN for none, bit-identical to that of `to_grid`."""
     total = 0.0
     for _, value in sorted(values.items()):
         total += value  # `sum` rounds less often

@@ -1,8 +1,8 @@
 """Scores rows of a text stream: one JSON line per row, each exactly once.
 
-The state file holds the stream, digests of the last answered lines and the length of the
+The state file has the stream, digests of the last answered lines and the length of the
 output at that moment. A restart truncates the output to that length and skips the lines
-that were answered, so input that is sent again neither loses nor repeats a row.
+that were answered, so that repeated input neither loses nor repeats a row.
 """
 
 import collections
@@ -51,18 +51,18 @@ from kdjax.scoring.readings import Answered, RowReader, is_late
 
 ON_ERROR = ("skip", "stop")
 MOST_OPEN = 1000  # entities in memory
-AT_ONCE = 256  # rows of different entities, at most, that are scored in one call
+AT_ONCE = 256  # most rows of different entities that are scored in one call
 SAVE_EVERY = 1.0  # seconds between two writes of the state
-SAVE_SHARE = 0.1  # of the time, at most, that writing the state may take
-KNOWN = 5000  # answered lines, at least, that are known one by one after a restart
-WATCHED = 100  # lines of which half may be at fault
+SAVE_SHARE = 0.1  # largest share of the time for writing the state
+KNOWN = 5000  # least number of answered lines that are kept one by one for a restart
+WATCHED = 100  # lines of which half may be faulty
 UNSCORED = 10  # windows, and `WATCHED` lines, that are reported if none has a score
-TELL_EVERY = 1.0  # seconds between two looks for silence
+TELL_EVERY = 1.0  # seconds between two checks for silence
 SAY_EVERY = 60.0  # seconds between two reports of the same kind
 SIGNAL_WAIT = 1.5  # seconds for alarm messages after a signal; a process has 3.5 to end
 TWICE = (
     "its time is not after that of the row before, and the same row was answered before; "
-    "remove rows that came twice."
+    "remove duplicate rows."
 )
 _ENCODE = json.JSONEncoder(allow_nan=False).encode
 
@@ -76,10 +76,10 @@ class Summary(NamedTuple):
 
 
 class _Answer(NamedTuple):
-    """What came of a line."""
+    """The answer to a line."""
 
     text: str  # empty if an earlier run had answered it
-    fault: str = ""  # of the line, or of the row before that it takes back
+    fault: str = ""  # of the line, or of the row before, which it withdraws
     scored: bool = False
     events: tuple[Mapping[str, Any], ...] = ()
     stream: StreamDetector | None = None  # whose row it is
@@ -93,16 +93,16 @@ class _File(NamedTuple):
 
 
 class _Alarms(NamedTuple):
-    """Where messages of events go, if anywhere."""
+    """Where messages of events are sent, if anywhere."""
 
     outbox: Outbox | None
     digest: str  # of the detector
-    waiting: Mapping[str, Any]  # what an earlier run left
+    waiting: Mapping[str, Any]  # messages that an earlier run did not deliver
     managed: Managed
 
 
 class _Watch:
-    """Notices a stream that hardly answers: most lines at fault, or no score for long.
+    """Detects a stream with few scores: most lines are faulty, or none has a score.
 
     `scored` is whether a row had a score, `faulty` the number of invalid lines, both with
     earlier runs; `again` the number of lines that were answered before; `streams` that of
@@ -115,12 +115,12 @@ class _Watch:
         self._latest: collections.deque[bool] = collections.deque(maxlen=WATCHED)
         self._window = window
         self._fault = ""  # the latest
-        self._without = 0  # answers without a score in a row
+        self._without = 0  # successive answers without a score
         self._due = 0.0
         self.reported = ""
 
     def report(self, answer: _Answer) -> str:
-        """What to say after an answer; empty for nothing, or if it was just said."""
+        """The message after an answer; empty for none, or if it was sent shortly before."""
         if not answer.text:
             self.again += 1
             return ""
@@ -137,27 +137,27 @@ class _Watch:
         return found
 
     def finished(self, rows: int) -> str:
-        """What was said, or is to be said at the end."""
+        """The last message, or the one at the end."""
         problem = self._problem(bool(self._latest)) or self.reported
         if problem or self.scored:
             return problem
         return (
-            f"no row has a score: {counted(rows, 'row')} in all, and a score needs "
-            f"{self._window} rows without a gap; give more rows, or look for missing "
-            "cells and gaps in time among them."
+            f"no row has a score: {counted(rows, 'row')} in all, but a score needs "
+            f"{self._window} rows without a gap: give more rows, or correct missing "
+            "cells and gaps in time."
         )
 
     def _problem(self, enough: bool) -> str:
         faults, lines = sum(self._latest), len(self._latest)
         if enough and 2 * faults > lines:
             return (
-                f"{faults} of the last {counted(lines, 'line')} at fault, the latest: "
+                f"{faults} of the last {counted(lines, 'line')} are faulty, the latest: "
                 f"{self._fault}"
             )
         if self._without >= self.streams * max(WATCHED, UNSCORED * self._window):
             return (
-                f"the last {self._without:,} lines have no score: look for missing "
-                "cells, gaps in time and lines at fault among the answers."
+                f"the last {self._without:,} lines have no score: check the answers for "
+                "missing cells, gaps in time and faulty lines."
             )
         return ""
 
@@ -173,9 +173,9 @@ def stream_rows(
 
     `docs/stream.md` lists their keys.
 
-    Lines are those of `kdjax.data.lines.read_lines`. By `skip` an invalid line is
-    answered with its error and the state `unknown`; `stop` raises a DataError. Lines must
-    have the columns that `reading` names, such as `time_column="when"`.
+    Lines are those of `kdjax.data.lines.read_lines`. With `skip` an invalid line is
+    answered with its error and the state `unknown`; with `stop` it raises a DataError.
+    Lines must have the columns that `reading` names, such as `time_column="when"`.
     """
     check_choice("on_error", on_error, ON_ERROR)
     found: list[_Answer] = []
@@ -207,29 +207,29 @@ def run_stream(
 ) -> Summary:
     """Answers lines as `stream_rows` does until they end, or until a signal.
 
-    The program's handlers must be installed for it (`kdjax.io.signals`).
+    The program's signal handlers must be installed (`kdjax.io.signals`).
 
     The output is a text stream, or the path of a file to append to. The stream resumes
-    from the file `state` if it exists; it is written at the end, and at most once a second
-    before. `log` is called with messages for the user; `reading`, `entity` and options are
-    for `open_stream`; by default the entity is the one that rows name, if the detector knows
-    it. Lines must have the columns that `reading` names.
+    from the file `state` if it exists; the file is written at the end, and at most once a
+    second before. `log` is called with messages for the user; `reading`, `entity` and
+    options are for `open_stream`; by default the entity is the one that rows name, if the
+    detector knows it. Lines must have the columns that `reading` names.
 
-    If `reading` names an `entity_column`, each entity has a stream of its own: answers have
-    its name, and the state is a SQLite file of all entities, of which `most_open` lie in
-    memory. Lines that come together, as a list, are scored together: those of different
-    entities, `AT_ONCE` at most.
+    If `reading` names an `entity_column`, each entity has its own stream: answers have its
+    name, and the state is a SQLite file of all entities, of which `most_open` are in
+    memory. Lines that arrive together, as a list, are scored together: those of different
+    entities, at most `AT_ONCE`.
 
     `exclude` names a CSV file of spans whose rows are left out (`StreamDetector.excluded`),
-    `shelve` one of spans in which no message of an event that begins is sent, and
+    `shelve` one of spans in which an event that begins has no message, and
     `acknowledged` one with ids of events, see `kdjax.scoring.managed`.
 
     `on_alarm` names receivers of a message when an event begins and when it ends:
-    `webhook:URL`, `command:PROGRAM` or `file:PATH`. With a state those that were not
-    delivered lie beside it, in `STATE.alarms`, and are sent by the next run.
+    `webhook:URL`, `command:PROGRAM` or `file:PATH`. With a state, messages that were not
+    delivered are kept in `STATE.alarms` and sent by the next run.
 
     Raises:
-        DataError: at the end, if more than half of `WATCHED` lines in a row were at fault,
+        DataError: at the end, if more than half of `WATCHED` successive lines were faulty,
             or none had a score for `UNSCORED` windows or at all; all lines have their
             answers.
     """
@@ -243,7 +243,7 @@ def run_stream(
         to = receivers(on_alarm, inputs=files)
         if (shelve or acknowledged) and not to:
             raise ConfigError(
-                "shelve and acknowledged are about messages of alarms: give on_alarm too."
+                "shelve and acknowledged select messages of on_alarm: give on_alarm too."
             )
         excluded = Spans(Path(exclude), log) if exclude else None
         if is_fleet(detector):
@@ -264,7 +264,7 @@ def run_stream(
         else:
             machines = _opened(detector, entity, reading, state, log, excluded, options)
         window, saved = machines.plan.window, machines.saved
-        usual = machines.rows >= window  # in states of before
+        usual = machines.rows >= window  # in states of older versions
         scored, faulty = bool(saved.get("scored", usual)), int(saved.get("faulty", 0))
         watch = _Watch(window, scored=scored, faulty=faulty)
         file = _open_output(stack, output, saved)
@@ -297,7 +297,7 @@ def run_stream(
         read = machines.reader.rows(source, machines.reader_of)
         log(machines.under())
         if saved:
-            log(f"{state}: going on after {counted(machines.rows, 'row')}")
+            log(f"{state}: resuming after {counted(machines.rows, 'row')}")
 
         def tell() -> None:
             pause()
@@ -349,7 +349,7 @@ def run_stream(
 def _in_fleet(
     folder: str | os.PathLike[str], entity: str | None, reading: Mapping[str, Any]
 ) -> tuple[str | os.PathLike[str], str | None, Mapping[str, Any]]:
-    """The detector of one machine of a fleet; or the fleet, and the column of machines."""
+    """The detector of one machine of a fleet; or the fleet, and the entity column."""
     from kdjax.detection.fleet import machine_folder, open_machine, read_fleet
 
     if entity:
@@ -360,12 +360,12 @@ def _in_fleet(
 
 
 def detector_digest(path: Path) -> str:
-    """The SHA-256 of a detector's manifest, which has those of its files, or of a file."""
+    """The SHA-256 of a detector's manifest, which has those of its files; or of a file."""
     return sha256(path / MANIFEST if path.is_dir() else path)
 
 
 def _under(stream: StreamDetector) -> str:
-    return f"scoring under the threshold of {stream.plan.entity}: {stream.plan.tau:g}"
+    return f"scoring with the threshold of {stream.plan.entity}: {stream.plan.tau:g}"
 
 
 def lock_state(stack: contextlib.ExitStack, state: Path) -> None:
@@ -428,19 +428,19 @@ class _One(Unchanging):
         """Does nothing."""
 
     def silent(self, seconds: float) -> Sequence[Mapping[str, Any]]:
-        """Events that begin since no line has come for so many seconds."""
+        """Events that begin because no line has come for so many seconds."""
         return self.of("").stream.silent(seconds)
 
     def finish(self) -> Sequence[Mapping[str, Any]]:
-        """Ends the events that are open."""
+        """Ends the open events."""
         return self.of("").stream.finish()
 
     def under(self) -> str:
-        """Says whose threshold is used."""
+        """A message on the threshold that is used."""
         return _under(self._machine.stream)
 
     def counts(self) -> str:
-        """Nothing more to say at the end."""
+        """Empty: no further message at the end."""
         return ""
 
     def kept(self) -> dict[str, Any]:
@@ -453,7 +453,7 @@ class _One(Unchanging):
         }
 
     def save(self, kept: Mapping[str, Any], mark: Callable[[], Any]) -> None:
-        """Writes what `kept` gave, with further keys and a mark, if there is a state."""
+        """Writes the result of `kept`, with further keys and a mark, if there is a state."""
         if self._state is not None:
             save_state(self._state, {**kept, "output": mark()})
 
@@ -469,9 +469,9 @@ class _One(Unchanging):
             int(saved["faulty"])
         except (LookupError, OverflowError, TypeError, ValueError) as error:
             raise ArtifactError(
-                f"the state was not written by `stream` ({error}): remove it to start anew."
+                f"the state was not written by `stream` ({error}): remove it to start again."
             ) from error
-        # Rows without times can't be told from rows sent again.
+        # Rows without times can't be distinguished from rows sent again.
         answered.next = 0 if stream.last.clock else None
 
 
@@ -533,15 +533,15 @@ def _open_output(
         file = stack.enter_context(path.open(mode, buffering=0))
     except OSError as error:
         raise ArtifactError(
-            f"{path} can't be written ({error}): check its rights, or give another file."
+            f"{path} can't be written ({error}): check permissions, or give another file."
         ) from error
     size = file.seek(0, os.SEEK_END)
     name, length = saved.get("output") or (None, 0)
     if name == str(path):
         if size < length:
             raise ArtifactError(
-                f"{path} has {size} bytes, {length} when the state was written: restore "
-                "it, or remove the state to start anew."
+                f"{path} has {size} bytes, but {length} when the state was written: restore "
+                "it, or remove the state to start again."
             )
         file.truncate(length)
         file.seek(length)
@@ -575,7 +575,7 @@ class _Item(NamedTuple):
 
 
 class _Answering:
-    """Answers lines: rows of different entities that come together are scored together."""
+    """Answers lines: rows of different entities that arrive together are scored together."""
 
     def __init__(
         self,
@@ -589,10 +589,10 @@ class _Answering:
         self._stops, self._several = on_error == "stop", machines.score is not None
         self._items: list[_Item] = []
         self._waiting: set[int] = set()  # machines by their identity
-        self._again = False  # whether the line before came again
+        self._again = False  # whether the line before was a repeated one
 
     def take(self, line: Line) -> None:
-        """Takes a line in; `flush` answers it at the latest."""
+        """Takes a line; `flush` answers it at the latest."""
         machines, owner = self._machines, line.entity
         if machines.refusal(owner) and machines.stale():
             self.flush()
@@ -603,7 +603,7 @@ class _Answering:
         machines.came(owner)
         if id(machine) in self._waiting:
             self.flush()
-        machine.changed = True  # after what `flush` saved
+        machine.changed = True  # since `flush` saved
         stream, answered = machine.stream, machine.answered
         fault, instant, taken = line.error, None, None
         try:
@@ -612,7 +612,7 @@ class _Answering:
         except DataError as error:
             fault = fault or str(error)
         if self._several and machines.accepted and not owner:
-            answered.next, answered.older = None, False  # Behind a row that was new.
+            answered.next, answered.older = None, False  # a new row came before it
         follows = self._again and self._several
         self._again = answered.comes_again(line, instant, follows=follows)
         if self._again:
@@ -639,7 +639,7 @@ class _Answering:
             self.flush()
 
     def flush(self) -> None:
-        """Answers all lines that were taken in, in their order."""
+        """Answers all taken lines, in their order."""
         if not self._items:
             return
         items, self._items = self._items, []
@@ -661,9 +661,9 @@ class _Answering:
         if row and row.taken_back:
             fault = (
                 f"row {row.row - 1} was ahead of its time: row {row.row} is earlier, and "
-                "the stream goes on without it."
+                "the stream continues without it."
             )
-        # A row that is left out has no score on purpose.
+        # Excluded rows have no score by intention.
         scored = row is not None and (row.left_out or not math.isnan(row.score))
         text = "\n".join([text, *map(event_text, events)])
         return _Answer(text, fault, scored, events, stream if row else None)
@@ -677,11 +677,11 @@ def event_text(found: Mapping[str, Any]) -> str:
 def answer_text(
     line: Line, row: StreamRow | None, fault: str, *, moves: bool, name: str | None
 ) -> str:
-    """The JSON text of a row, or of a line at fault; `name` is that of its entity."""
+    """The JSON text of a row, or of a faulty line; `name` is that of its entity."""
     if row and name and not (row.alarm or row.taken_back or row.left_out or moves):
         score, other = _number_text(row.score), _number_text(row.window_score)
         time = repr(line.time) if type(line.time) is int else _ENCODE(line.time)
-        return (  # what the encoder gives, in half the time
+        return (  # as the encoder writes it, in half the time
             f'{{"row": {row.row}, "time": {time}, "score": {score}, '
             f'"window_score": {other}, "alarm": 0, "state": "{row.state}", '
             f'"entity": {_ENCODE(name)}}}'
@@ -715,7 +715,7 @@ def _number_text(value: float) -> str:
 
 
 class _Out:
-    """Where answers, events, alarm messages and the state of a run go."""
+    """Writes answers, events, alarm messages and the state of a run."""
 
     def __init__(
         self,
@@ -728,7 +728,7 @@ class _Out:
         self._machines, self._watch, self._log = machines, watch, log
         self._file, self._alarms = file, alarms
         self.begun = False  # whether anything was written
-        # The first answer comes after its row was taken in.
+        # The first answer comes after its row was taken.
         self._before = self._kept()
         self._due = time.monotonic() + SAVE_EVERY
         self.urgent = False  # whether messages wait for a save
@@ -736,9 +736,9 @@ class _Out:
         self._drift_due = 0.0
 
     def answer(self, answer: _Answer) -> None:
-        """Writes an answer and what is to be said of it."""
+        """Writes an answer and its message, if any."""
         if answer.text:
-            # If it can't, the state is not saved, and a restart answers this row again.
+            # If this fails, the state is not saved, and a restart answers this row again.
             self._put(answer.text)
         if answer.fault and not self._watch.faulty:
             self._log(f"an invalid line: {answer.fault} Further ones are only counted.")
@@ -750,13 +750,13 @@ class _Out:
         self._announce(answer.events)
 
     def events(self, events: Sequence[Mapping[str, Any]]) -> None:
-        """Writes events that no row brought."""
+        """Writes events that did not begin or end with a row."""
         if events:
             self._put("\n".join(map(event_text, events)))
             self._announce(events)
 
     def settle(self) -> None:
-        """Saves the state where it is time, or alarm messages wait for it."""
+        """Saves the state if it is due, or if alarm messages wait for it."""
         due = time.monotonic() >= self._due
         if due or self._alarms.managed.holds():
             self.manage()
@@ -764,7 +764,7 @@ class _Out:
             self.save()
 
     def save(self) -> None:
-        """Saves the state; each line that was taken in has its answer by then."""
+        """Saves the state; each taken line has its answer by then."""
         begun = time.monotonic()
         self._save(self._kept())
         now = time.monotonic()
@@ -774,14 +774,14 @@ class _Out:
     def _put(self, text: str) -> None:
         """Writes a text, or raises KdjaxError."""
         if not self.begun:
-            self._save(self._before)  # Before anything is written to the output.
+            self._save(self._before)  # before anything is written to the output
             self.begun = True
         try:
             self._file.write(text)
         except OSError as error:
             raise KdjaxError(
-                f"the output can't be written ({error}): make room or free its reader, "
-                "then run the same command again; with a state it resumes."
+                f"the output can't be written ({error}): free disk space or unblock its "
+                "reader, then rerun the command; with a state it resumes."
             ) from error
 
     def _announce(self, events: Sequence[Mapping[str, Any]]) -> None:
@@ -792,13 +792,13 @@ class _Out:
                 self._send(managed.changed(event, clock))
 
     def manage(self) -> None:
-        """Sends what people decided on events that are open."""
+        """Sends messages after decisions of operators on open events."""
         if self._alarms.outbox:
             self._send(self._alarms.managed.due(self._last))
 
     def _last(self, entity: str) -> Timestamp:
         """The time, or the number, of an entity's last row."""
-        if self._machines.refusal(entity):  # it left the fleet
+        if self._machines.refusal(entity):  # it was removed from the fleet
             return Timestamp("", 0)
         stream = self._machines.of(entity).stream
         return stream.last if stream.last.clock else Timestamp("", stream.rows - 1)
@@ -822,7 +822,7 @@ class _Out:
         elif name not in self.drifted:
             self.drifted.add(name)
             if time.monotonic() < self._drift_due:
-                return  # The end says how many there are.
+                return  # the message at the end counts them
             several = self._machines.score is not None
             self._drift_due = time.monotonic() + SAY_EVERY * several
             whose = f" of {name!r}" * several
@@ -830,7 +830,7 @@ class _Out:
                 f"the scores of the last {found.n} windows{whose} have drifted from "
                 f"those of calibration (distance {found.distance:.2f}): the "
                 "wanted false-alarm rate no longer holds. Recalibrate on recent "
-                "clean rows by `kdjax calibrate`."
+                "clean rows with `kdjax calibrate`."
             )
 
     def _kept(self) -> dict[str, Any]:
@@ -851,7 +851,7 @@ class _Out:
 
 
 class _Silence:
-    """How long no line has come; one thread at a time may use the stream."""
+    """How long no line has come; only one thread at a time may use the stream."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -863,12 +863,12 @@ class _Silence:
 def _watching(
     silence: _Silence, tell: Callable[[], None], log: Callable[[str], None]
 ) -> Iterator[None]:
-    """Calls `tell` each second from another thread, since a read may wait for long."""
+    """Calls `tell` each second from another thread, since a read may block for long."""
     ended = threading.Event()
 
     def watch() -> None:
         while not ended.wait(TELL_EVERY):
-            # Who holds the lock answers a line, so there is no silence.
+            # A thread with the lock is answering a line, so there is no silence.
             if not silence.lock.acquire(blocking=False):
                 continue
             try:
@@ -893,7 +893,7 @@ def _until_signal(
 ) -> Iterator[str]:
     """The lines up to SIGTERM or SIGINT; a row in progress is finished first.
 
-    `flush` is called before it waits for lines: behind those that came together.
+    `flush` is called before waiting for lines: after those that arrived together.
     """
     try:
         for found in lines:

@@ -1,1 +1,1 @@
-"""The HTTP service `kdjax serve`: a detector that answers rows as they come."""
+"""The HTTP service `kdjax serve`: a detector that answers rows as they arrive."""

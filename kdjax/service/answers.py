@@ -1,4 +1,4 @@
-"""Answers to rows: of streams that go on, of requests, and of rows that nothing keeps."""
+"""Answers to rows: of continued streams, of requests, and of stateless requests."""
 
 import collections
 import contextlib
@@ -29,13 +29,13 @@ from kdjax.service.bodies import Body, RequestError
 from kdjax.service.loading import Loaded
 
 AT_ONCE = 256  # windows scored in one call
-KNOWN = 500  # rows of an entity that are known when they come again without a sequence
+KNOWN = 500  # last rows of an entity that are recognised as repeated without a sequence
 
-Answered = tuple[str, StreamRow | None]  # the JSON text of a row; None for one at fault
+Answered = tuple[str, StreamRow | None]  # the JSON text of a row; None for a faulty one
 
 
 class Answers(NamedTuple):
-    """The JSON text of each row, and the events that each brought."""
+    """The JSON text of each row, and the events that each began or ended."""
 
     texts: list[str]
     events: list[tuple[Mapping[str, Any], ...]]
@@ -44,10 +44,10 @@ class Answers(NamedTuple):
 def take_lines(
     machines: Machines, lines: Sequence[Line]
 ) -> tuple[list[Line], list[int] | None]:
-    """Counts lines in, and gives the rows that they bring.
+    """Counts lines, and returns the rows that they complete.
 
-    On a grid those are the rows that a reading completes, as in `kdjax stream`; their
-    numbers come too. Else each line is a row, and there are None.
+    On a grid a reading may complete rows, as in `kdjax stream`; their numbers are returned
+    too. Else each line is a row, and the numbers are None.
     """
     for line in lines:
         machines.of(line.entity).lines += 1
@@ -65,7 +65,7 @@ def answer_rows(
     *,
     explain: bool = False,
 ) -> list[Answered]:
-    """Takes rows in and answers them, in order; windows are scored `AT_ONCE`.
+    """Takes rows and answers them, in order; windows are scored `AT_ONCE`.
 
     `tau_of` gives the τ that was set for an entity, None for the detector's. By `explain`
     a text has the `contributions` `[D]` to the row's score, null where it has no window.
@@ -80,7 +80,7 @@ def answer_rows(
 
 
 class _Item(NamedTuple):
-    """A row that was taken in, maybe by a copy of its stream that goes ahead."""
+    """A taken row, possibly by a copy of its stream that is ahead."""
 
     machine: Machine
     instant: Timestamp | None
@@ -98,7 +98,7 @@ def _answer_part(
 ) -> Iterator[Answered]:
     """The answers to rows `[N, D]`, whose windows are scored in one call.
 
-    Windows don't depend on scores: where an entity has several rows, a copy of its stream
+    Windows don't depend on scores: if an entity has several rows, a copy of its stream
     takes them first.
     """
     counts, copies = collections.Counter(line.entity for line in lines), {}
@@ -167,7 +167,7 @@ def _shares(
 def _taken(
     machine: Machine, stream: StreamDetector, line: Line, checked: np.ndarray | None
 ) -> _Item:
-    """A row taken in by a stream of its machine, or its fault."""
+    """A row taken by a stream of its machine, or its fault."""
     instant, fault = None, line.error
     try:
         if not (fault and line.time is None):
@@ -185,9 +185,9 @@ def _taken(
 
 
 def refused_places(body: Body, machines: Machines) -> dict[int, str]:
-    """The places of lines whose machines have no detector in a fleet, and their answers.
+    """The indices of lines whose machines have no detector in a fleet, and their answers.
 
-    RequestError where all of a body are so: 404 for unknown machines, else 409.
+    RequestError if all lines of a body are refused: 404 for unknown machines, else 409.
     """
     whys = {name: machines.refusal(name) for name in {x.entity for x in body.lines}}
     if not any(whys.values()):
@@ -211,10 +211,11 @@ def new_places(
     most: int,
     refused: Collection[int] = (),
 ) -> list[tuple[int, int]]:
-    """The places of new lines, each with the number of its entity's lines before it.
+    """The indices of new lines, each with the number of its entity's lines before it.
 
-    Those at places that are `refused` are none. `before` counts lines of each entity up to here. It and the names of entities, `most`
-    of them, are updated. RequestError for lines that can't come next; all is unchanged.
+    Lines at indices in `refused` don't count. `before` counts lines of each entity up to
+    here. It and the names of entities, `most` of them, are updated. RequestError for lines
+    that can't come next; nothing is changed then.
     """
     new, fresh, counts = list[tuple[int, int]](), set[str](), dict[str, int]()
     without: collections.Counter[str] = collections.Counter()
@@ -264,10 +265,10 @@ def joined(
     brought: Iterator[int],
     refused: Mapping[int, str] = MappingProxyType({}),
 ) -> Answers:
-    """The answers to a request, with those to rows that had been answered before.
+    """The answers to a request, including those to rows that had been answered before.
 
-    `brought` gives the number of rows that each new line brings; `refused` are the answers
-    of `refused_places`.
+    `brought` gives the number of rows that each new line completes; `refused` are the
+    answers of `refused_places`.
     """
     if len(new) == len(body.lines):
         pairs = [*itertools.islice(found, sum(itertools.islice(brought, len(new))))]
@@ -294,7 +295,7 @@ def _repeated(line: Line, number: int | None) -> str:
 
 
 def texts_of(answers: Answers) -> str:
-    """Answers and events as `kdjax stream` writes them, a line each."""
+    """Answers and events as `kdjax stream` writes them, one per line."""
     lines = list[str]()
     for text, events in zip(answers.texts, answers.events, strict=True):
         lines.append(text)

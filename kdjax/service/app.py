@@ -1,7 +1,7 @@
-"""The HTTP side of the service: requests in, answers out, limits and tokens.
+"""The HTTP side of the service: requests, answers, limits and tokens.
 
-Starlette gives routes and streams; bodies are read by `kdjax.service.bodies`, as a check
-of each row by a schema would cost more than scoring it.
+Starlette handles routes and streams. Bodies are read by `kdjax.service.bodies`, since a
+check of each row by a schema would cost more than scoring it.
 """
 
 import asyncio
@@ -46,9 +46,9 @@ from kdjax.service.loading import Loaded
 from kdjax.service.metrics import Metrics
 
 USUAL = Limits()
-SCORERS = 4  # stateless requests that are worked on or wait
+SCORERS = 4  # stateless requests in progress or in the queue
 MOST = 1000  # events or entities of an answer
-MOST_FAILURES = 100  # machines of a fleet that are named with their reason
+MOST_FAILURES = 100  # machines of a fleet that are listed with their reason
 SHOWN_EVENTS = 40  # entries of an entity's history
 HEARTBEAT = 15.0  # seconds between two comments to listeners
 SMALL = 100_000  # bytes of a body that is read at once, not in a thread
@@ -62,7 +62,7 @@ class App:
     Args:
         engines: detectors in service, by name.
         limits: of requests.
-        token: that requests must bear; empty for none, and then nothing can be changed.
+        token: that requests must send; empty for none: then changes are refused.
         entity_metrics: whether entities have metrics of their own.
     """
 
@@ -98,14 +98,14 @@ class App:
         self.end()
 
     def end(self) -> None:
-        """Ends sources, and requests that stay open, at the end of the service."""
+        """Ends sources, and open requests, at the end of the service."""
         self._ending = True
         for source in self.collected.sources:
             source.stop()
         self.committed()
 
     def committed(self) -> None:
-        """Wakes up who waits for events; from any thread."""
+        """Wakes up requests that wait for events; for any thread."""
         with contextlib.suppress(RuntimeError):  # the loop has ended
             if self._loop is not None:
                 self._loop.call_soon_threadsafe(self._tell)
@@ -127,7 +127,7 @@ class App:
                 if error.reason != "sequence":
                     self.collected.refused_requests.labels(error.reason).inc()
                 response = _refusal(error)
-                error.__traceback__ = None  # its frames hold the body, in a cycle
+                error.__traceback__ = None  # its frames refer to the body, in a cycle
             except ClientDisconnect:
                 response = Response(status_code=400)
             begun = request.state.begun
@@ -145,7 +145,7 @@ class App:
             if kind == openapi.CHANGE:
                 raise RequestError(
                     403,
-                    "nothing can be changed: start the service with --token_file.",
+                    "changes are refused: start the service with --token_file.",
                     "token",
                 )
             return
@@ -153,7 +153,7 @@ class App:
         way, _, token = given.partition(" ")
         found = token.strip().encode("utf-8", "surrogateescape")
         if way.lower() != "bearer" or not hmac.compare_digest(found, self._token):
-            text = "give the token: Authorization: Bearer TOKEN."
+            text = "send the token: Authorization: Bearer TOKEN."
             header = ("WWW-Authenticate", "Bearer")
             raise RequestError(401, text, "token", header=header)
 
@@ -264,7 +264,7 @@ class App:
         engine = self._engine(request)
         entity = check_entity(request.query_params.get("entity", ""))
         if entity not in engine.machines.names:
-            raise RequestError(404, f"no rows of {entity[:100]!r} have come.")
+            raise RequestError(404, f"no rows of {entity[:100]!r} have arrived.")
         events = await to_thread.run_sync(
             lambda: engine.log.after(0, most=SHOWN_EVENTS, entity=entity, latest=True)
         )
@@ -326,9 +326,9 @@ class App:
         return Response(await self._scored(work), media_type=JSON)
 
     async def _scored(self, work: Callable[[], T]) -> T:
-        """Runs stateless work in a thread; refuses it where too much of it waits."""
+        """Runs stateless work in a thread; raises if too much of it is in the queue."""
         if self._scoring >= SCORERS:
-            text = "too many requests are scored: try again."
+            text = "too many requests are being scored: try again later."
             raise RequestError(429, text, "queue", header=("Retry-After", "1"))
         self._scoring += 1
         try:
@@ -358,7 +358,7 @@ class App:
                 400, "give the entity: each machine of a fleet has its own threshold."
             )
         if entity is not None and check_entity(entity) not in engine.machines.names:
-            raise RequestError(404, f"no rows of {entity[:100]!r} have come.")
+            raise RequestError(404, f"no rows of {entity[:100]!r} have arrived.")
         note = _text(given, "note")
         number = None if tau is None else float(tau)
         change = await _result(
@@ -411,7 +411,7 @@ class App:
         return found[-most:] if latest else found[:most]
 
     async def _told(self, number: int) -> AsyncIterator[str]:
-        """Events as they come, as server-sent events."""
+        """Events as they arrive, as server-sent events."""
         self._listening += 1
         try:
             yield ": events follow\n\n"
@@ -454,7 +454,7 @@ class App:
         return _json({**entry, "shelved": mark})
 
     async def _event(self, request: Request) -> tuple[str, Engine, dict[str, Any]]:
-        """The latest entry of the event that a path names."""
+        """The latest entry of the event in a path."""
         name = request.path_params["id"]
         for engine in self.engines.values():
             log = engine.log
@@ -488,7 +488,7 @@ class App:
 
     async def infer(self, request: Request) -> Response:
         engine, name = _single(self._engine(request)), request.path_params["name"]
-        # tritonclient names none; nothing is kept, so that a page may send what it likes.
+        # tritonclient names none; nothing is stored, so that any page may send requests.
         media_of(request.headers, (JSON, "application/octet-stream"), usual=JSON)
         data = await self._body(request)
         loaded, most = engine.loaded, self.limits.rows * engine.loaded.plan.window
@@ -508,17 +508,17 @@ async def _of_machine(engine: Engine, entity: str) -> Loaded:
 
 
 def _single(engine: Engine) -> Engine:
-    """An engine that isn't a fleet's; RequestError for one that is."""
+    """An engine of a single detector; RequestError for a fleet."""
     if engine.loaded.fleet:
         raise RequestError(
             400, f"{engine.name} is a fleet, whose machines have models of their own: "
-            "send rows with their entity, or serve a machine's own folder.",
+            "send rows with their entity, or serve the folder of a machine.",
         )  # fmt: skip
     return engine
 
 
 def fleet_summary(loaded: Loaded) -> dict[str, Any]:
-    """What a fleet is: its machines by state, and its channels."""
+    """A summary of a fleet: its machines by state, and its channels."""
     from kdjax.detection.fleet import FAILED, READY, STUDENT, catalogue_rows
 
     rows = [*catalogue_rows(loaded.path).items()]
@@ -537,7 +537,7 @@ def fleet_summary(loaded: Loaded) -> dict[str, Any]:
 
 
 async def _result(future: "Future[T]") -> T:
-    """What comes of work in another thread, which goes on if the client is gone."""
+    """The result of work in another thread, which continues if the client disconnects."""
     try:
         return await asyncio.shield(asyncio.wrap_future(future))
     except RequestError:
@@ -547,7 +547,7 @@ async def _result(future: "Future[T]") -> T:
 
 
 async def _in_thread(size: int, work: Callable[[], T]) -> T:
-    """Work on so many bytes; much of it doesn't hold up other requests."""
+    """Work on so many bytes; much of it runs in a thread, not to delay other requests."""
     return work() if size <= SMALL else await to_thread.run_sync(work)
 
 
@@ -584,7 +584,7 @@ def _about(name: str, engine: Engine) -> dict[str, Any]:
 
 
 def _number_of(text: str) -> int:
-    """The number of events after one, or after a time: seconds since 1970 or ISO."""
+    """The event number for a number, or for a time: seconds since 1970 or ISO."""
     if text.isascii() and text.isdigit() and len(text) > 12:
         return min(int(text[:19]), 2**62)
     try:
@@ -602,14 +602,14 @@ def _most(request: Request) -> int:
     if not (
         most.isascii() and most.isdigit() and len(most) < 6 and 0 < int(most) <= MOST
     ):
-        raise RequestError(400, f"most is 1 to {MOST}.")
+        raise RequestError(400, f"most must be from 1 to {MOST}.")
     return int(most)
 
 
 def _flag(request: Request, name: str) -> bool:
     value = request.query_params.get(name, "false")
     if value not in ("true", "false"):
-        raise RequestError(400, f"{name} is true or false.")
+        raise RequestError(400, f"{name} must be true or false.")
     return value == "true"
 
 
@@ -623,11 +623,11 @@ def _float(value: Any) -> float:
 def _text(given: Mapping[str, Any], key: str) -> str:
     value = given.get(key, "")
     if not isinstance(value, str) or len(value) > 1000:
-        raise RequestError(400, f"{key} is no text of at most 1000 characters.")
+        raise RequestError(400, f"{key} must be a text of at most 1000 characters.")
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise RequestError(400, f"{key} is no text.") from None
+        raise RequestError(400, f"{key} must be a text.") from None
     return value
 
 
@@ -642,13 +642,13 @@ def _refusal(error: RequestError) -> Response:
 
 
 async def _http_error(_: Request, error: Exception) -> Response:
-    """Starlette's own refusals, such as of an unknown path."""
+    """Starlette's own errors, such as for an unknown path."""
     assert isinstance(error, HTTPException)
     return _json({"error": error.detail}, error.status_code, error.headers)
 
 
 async def _fault(_: Request, error: Exception) -> Response:
-    return _json({"error": "a fault of the service; see its log."}, 500)
+    return _json({"error": "internal error of the service; see its log."}, 500)
 
 
 def names_of(paths: Sequence[str]) -> list[str]:

@@ -1,7 +1,7 @@
 """Rows from the bodies of requests: JSON, JSON lines or CSV, as `Line`s of a stream.
 
-Faults of a body as a whole are a `RequestError`; a fault in one row is in its line, which
-is answered with it, as in `kdjax stream`. This module doesn't import JAX.
+Faults of a body as a whole are a `RequestError`; a faulty row is answered with its fault,
+as in `kdjax stream`. This module doesn't import JAX.
 """
 
 import json
@@ -48,7 +48,7 @@ class Body(NamedTuple):
 def media_of(
     headers: Mapping[str, str], known: Sequence[str] = MEDIA, usual: str = ""
 ) -> str:
-    """The media type of a body, a `known` one; RequestError for another or a coding."""
+    """The media type of a body, one of `known`; RequestError for another or a coding."""
     given, *options = (headers.get("content-type") or usual).lower().split(";")
     given = {"application/jsonl": LINES, "application/x-jsonlines": LINES}.get(
         given.strip(), given.strip()
@@ -64,7 +64,7 @@ def media_of(
 
 
 def as_text(data: bytes) -> str:
-    """A body as text; RequestError where it is not UTF-8."""
+    """A body as text; RequestError if it is not UTF-8."""
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -72,11 +72,11 @@ def as_text(data: bytes) -> str:
 
 
 def as_json(data: bytes) -> Any:
-    """A JSON body; RequestError for NaN, Infinity and what is no JSON."""
+    """A JSON body; RequestError for NaN, Infinity and invalid JSON."""
     try:
         return _loads(as_text(data))
     except (RecursionError, ValueError) as error:
-        raise RequestError(400, f"the body is no JSON ({error}).") from None
+        raise RequestError(400, f"the body is not JSON ({error}).") from None
 
 
 def _loads(text: str) -> Any:
@@ -85,11 +85,11 @@ def _loads(text: str) -> Any:
 
 
 def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON number; give null for a missing value")
+    raise ValueError(f"{name} is not a JSON number; give null for a missing value")
 
 
 def as_object(data: bytes, known: Sequence[str]) -> dict[str, Any]:
-    """A JSON object with keys among `known`; RequestError else."""
+    """A JSON object with keys among `known`; RequestError otherwise."""
     found = as_json(data)
     if not isinstance(found, dict) or not found.keys() <= {*known}:
         raise RequestError(400, f"give a JSON object with keys of {', '.join(known)}.")
@@ -97,11 +97,11 @@ def as_object(data: bytes, known: Sequence[str]) -> dict[str, Any]:
 
 
 def check_entity(name: str) -> str:
-    """The name of an entity; RequestError if it is empty, long or can't be printed."""
+    """The name of an entity; RequestError if it is empty, long or not printable."""
     if not name or len(name) > LONGEST_NAME or not name.isprintable():
         raise RequestError(
             400,
-            f"an entity's name has 1 to {LONGEST_NAME} characters that can be printed, "
+            f"an entity's name must have 1 to {LONGEST_NAME} printable characters, "
             f"got {name[:50]!r}.",
         )
     return name
@@ -114,11 +114,11 @@ def read_rows(
 
     Args:
         data: the body. JSON is an object with `rows`, lists `[D]` or objects by channel,
-            and maybe `time` and `sequence`.
+            and optionally `time` and `sequence`.
         media: one of `MEDIA`.
         plan: of the detector; its reading names the columns.
-        most: rows at most; RequestError (413) for more.
-        entity: of all rows; empty where each row names its own.
+        most: most rows; RequestError (413) for more.
+        entity: of all rows; empty if each row names its own.
     """
     if media == JSON:
         body = _json(data, plan, most, entity)
@@ -134,7 +134,7 @@ def read_rows(
 
 
 def _too_many(most: int) -> RequestError:
-    return RequestError(413, f"more than {most} rows: send fewer a request.", "rows")
+    return RequestError(413, f"more than {most} rows: send fewer per request.", "rows")
 
 
 def _json(data: bytes, plan: Plan, most: int, entity: str) -> Body:
@@ -143,7 +143,7 @@ def _json(data: bytes, plan: Plan, most: int, entity: str) -> Body:
     rows = found.get("rows")
     if not isinstance(rows, list):
         raise RequestError(
-            400, "`rows` is no list: give one with a list or object a row."
+            400, "`rows` is not a list: give one list or object per row."
         )
     if len(rows) > most:
         raise _too_many(most)
@@ -158,7 +158,7 @@ def _json(data: bytes, plan: Plan, most: int, entity: str) -> Body:
         own, count = names[number - 1], None if first is None else first + number - 1
         time, more = times[number - 1], dict[str, Any]()
         if plan.reading.long and not isinstance(row, dict):
-            row = "it is no object with a tag, a value and a time"
+            row = "it is not an object with a tag, a value and a time"
         elif isinstance(row, dict):
             row, more = split(row)
             if plan.reading.long and not more.get("tag"):
@@ -175,13 +175,13 @@ def _each(found: Mapping[str, Any], key: str, rows: list[Any], usual: list[Any])
     if values is None:
         return usual * len(rows)
     if not isinstance(values, list) or len(values) != len(rows):
-        raise RequestError(400, f"`{key}` is no list of {len(rows)}, one a row.")
+        raise RequestError(400, f"`{key}` must be a list of {len(rows)}, one per row.")
     return values
 
 
 def _count(value: Any) -> int | None:
     if value is not None and (type(value) is not int or not 0 <= value < 2**53):
-        raise RequestError(400, "`sequence` is no whole number of at least 0.")
+        raise RequestError(400, "`sequence` must be a whole number of at least 0.")
     return value
 
 
@@ -197,7 +197,7 @@ def _splitter(
     channels, reading = _columns(plan), plan.reading
     taken = {*channels, *reading.ignore}
     times = [reading.time_column] if reading.time_column else [*NAMES]
-    # What each further key is for; columns of the detector come first.
+    # The use of each further key; columns of the detector come first.
     roles = {name: "time" for name in times}
     roles |= {name: "entity" for name in ("entity", reading.entity_column) if name}
     roles["sequence"] = "sequence"
@@ -214,7 +214,7 @@ def _splitter(
                 if name in roles:
                     more[roles[name]] = row[name]
                 elif name not in taken:
-                    return f"{name!r} is no channel", more
+                    return f"{name!r} is not a channel", more
         try:
             found = values(row) if values else (row[channels[0]],)
         except KeyError as error:
@@ -227,14 +227,14 @@ def _splitter(
 def _line(
     row: Any, number: int, time: Any, entity: Any, columns: Sequence[str], tag: Any
 ) -> Line:
-    """A row as a line; what is wrong with it is its error. `tag` is that of a reading."""
+    """A row as a line with its error, if faulty. `tag` is that of a reading."""
     own, error = _entity(entity)
     if isinstance(time, bool) or not isinstance(time, int | float | str | None):
         time, error = None, "its time is neither a number nor a text"
     if isinstance(row, str):
         error = error or row
     elif not isinstance(row, list | tuple) or len(row) != len(columns):
-        error = error or f"it is no list of {len(columns)} numbers"
+        error = error or f"it is not a list of {len(columns)} numbers"
     tag = "" if tag is None else str(tag).strip()
     if error:
         return Line(number, time, [], f"{error}; correct it.", own)
@@ -268,7 +268,7 @@ def _entity(name: Any) -> tuple[str, str]:
 
 
 def _fast_lines(lines: list[str], plan: Plan, entity: str) -> Body | None:
-    """JSON lines of plain numbers and nulls; None where `read_lines` is to look."""
+    """JSON lines of plain numbers and nulls; None if `read_lines` must read them."""
     split, found, sequence = _splitter(plan, entity), list[Line](), list[int | None]()
     clocks, columns = 0, _columns(plan)
     for number, text in enumerate(lines, start=1):
@@ -294,7 +294,7 @@ def _fast_lines(lines: list[str], plan: Plan, entity: str) -> Body | None:
 
 
 def _slow_lines(lines: list[str], plan: Plan, entity: str) -> Body:
-    """JSON lines or CSV with all that `kdjax stream` reads, and its words for faults."""
+    """JSON lines or CSV in all forms of `kdjax stream`, with its messages of faults."""
     reading = plan.reading
     column = reading.entity_column or "entity"
     lack = {reading.time_column} - {""}
@@ -319,7 +319,7 @@ def _slow_lines(lines: list[str], plan: Plan, entity: str) -> Body:
 
 
 def read_windows(found: Any, plan: Plan, *, most: int) -> np.ndarray:
-    """Windows `[B, L, D]` of a JSON body, NaN where null; RequestError for others."""
+    """Windows `[B, L, D]` of a JSON body, NaN for null; RequestError for others."""
     shape = (plan.window, len(plan.channels))
     try:
         windows = np.array(found, object)
@@ -329,7 +329,7 @@ def read_windows(found: Any, plan: Plan, *, most: int) -> np.ndarray:
             raise _too_many(most)
         kinds = {*map(type, windows.ravel().tolist())}
         if not kinds <= {float, int, type(None)}:
-            raise ValueError("with cells that are no numbers")
+            raise ValueError("with cells that are not numbers")
         cells = windows.astype(np.float64)
         if (np.abs(cells) >= 2.0**128 - 2.0**103).any():
             raise ValueError("with numbers beyond float32")

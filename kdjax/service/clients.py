@@ -1,7 +1,7 @@
 """The kinds of sources: MQTT, Kafka, Prometheus and OPC UA.
 
 Each kind is a function that connects, then puts messages into a `Source` until it is
-stopping; what it raises is counted, and it is called again. Client libraries are imported
+stopping. Its errors are counted, and it is called again. Client libraries are imported
 only by the kind that needs them.
 """
 
@@ -35,10 +35,10 @@ from kdjax.notify.brokers import (
 )
 from kdjax.service.sources import PART, Message, Source, Spec
 
-LINGER = 0.005  # seconds that further messages are waited for
-LOOK = 0.2  # seconds between two looks for the end
-QUERY_STEPS = 500  # times, at most, that Prometheus is asked for at once
-QUERY_ROWS = 5000  # rows that one such answer is meant to have
+LINGER = 0.005  # seconds to wait for further messages
+LOOK = 0.2  # seconds between two checks for the end
+QUERY_STEPS = 500  # most times of one query of Prometheus
+QUERY_ROWS = 5000  # approximate rows of one such answer
 QUERY_BYTES = 100_000_000
 TOKEN = "KDJAX_PROMETHEUS_TOKEN"  # environment variables
 OPCUA_PASSWORD = "KDJAX_OPCUA_PASSWORD"
@@ -48,19 +48,19 @@ _HINT = (
 
 
 def read_source(text: str) -> Spec:
-    """A source by its URL or file; ConfigError for what is none."""
+    """A source by its URL or file; ConfigError for another text."""
     scheme, colon, _ = text.partition("://")
     if not colon:
         return _from_file(Path(text))
     if scheme not in SCHEMES:
-        raise ConfigError(f"--source: {scheme[:50]!r} is no kind of source: {_HINT}.")
+        raise ConfigError(f"--source: {scheme[:50]!r} is unknown: {_HINT}.")
     options = ("detector", "entity", *(["key", "config"] if scheme == "kafka" else []))
     broker = read_broker(text, flag="--source", known=options)
     if broker.options.get("key", "entity") != "entity":
         raise ConfigError(f"{broker.name}: key= can be entity only.")
     follow = _follow_kafka if scheme == "kafka" else _follow_mqtt
     if scheme == "kafka":
-        kafka_options(broker)  # tells a faulty file now
+        kafka_options(broker)  # raises early for a faulty file
     name = broker.options.get("detector", "")
     return Spec(broker.name, name, (), lambda source: follow(broker, source))
 
@@ -69,7 +69,7 @@ def read_source(text: str) -> Spec:
 
 
 def entity_of(pattern: str, topic: str) -> str:
-    """The levels of a topic that stand at the places of `+`.
+    """The levels of a topic in the places of `+`.
 
     >>> entity_of("plant/+/rows", "plant/pump/rows")
     'pump'
@@ -98,7 +98,7 @@ def _follow_mqtt(broker: Broker, source: Source) -> None:
             if granted and granted[0].is_failure:
                 raise OSError(f"the broker refuses the topic: {granted[0]}")
             source.up = bool(granted)
-            # A retained message may be old: it comes again with each connection.
+            # A retained message may be old: it is sent again with each connection.
             messages = [
                 Message(
                     one.payload,
@@ -135,7 +135,7 @@ def _follow_kafka(broker: Broker, source: Source) -> None:
     consumer = kafka.Consumer(
         usual
         | kafka_options(broker)
-        # An offset is committed once its rows are; the buffer holds 16 MB.
+        # An offset is committed after its rows; the buffer holds 16 MB.
         | {"enable.auto.commit": False, "queued.max.messages.kbytes": 16_384}
         | {"error_cb": failed}
     )
@@ -161,8 +161,8 @@ def _take_records(broker: Broker, source: Source, found: Sequence[Any]) -> None:
     for one in found:
         place, (_, stamp) = f"{broker.name} {one.partition()}", one.timestamp()
         offset, latest = marks.get(place, (-1, 0))
-        # Answered before, where its offset could not be committed. A later time is
-        # that of a topic which was made anew.
+        # Answered before, but its offset was not committed. A later time is that of a
+        # topic which was created again.
         if one.offset() <= offset and stamp <= latest:
             continue
         entity = broker.options.get("entity", "")
@@ -179,18 +179,18 @@ def _commit(kafka: Any, consumer: Any, source: Source, found: Sequence[Any]) -> 
     places = [kafka.TopicPartition(*key, offset) for key, offset in behind.items()]
     try:
         consumer.commit(offsets=places, asynchronous=False)
-    except kafka.KafkaException as error:  # such as another consumer's turn
+    except kafka.KafkaException as error:  # such as after a rebalance
         source.fault("commit", f"offsets are not committed ({error})")
 
 
-# Files: Prometheus and OPC UA, which are asked at the pace of the detector.
+# Files: Prometheus and OPC UA, which are queried at the step of the detector.
 
 
 class File(NamedTuple):
     """A source from a TOML file; fields are its keys."""
 
     url: str
-    channels: dict[str, str]  # an expression or node a channel
+    channels: dict[str, str]  # an expression or node per channel
     detector: str = ""
     entity: str = ""  # of rows whose series name none
     entities: tuple[str, ...] = ()  # of OPC UA: for `{entity}` in nodes
@@ -215,13 +215,13 @@ def _from_file(path: Path) -> Spec:
         given = tomllib.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"--source={path} is no TOML file ({error}): {_HINT}."
+            f"--source={path} is not a TOML file ({error}): {_HINT}."
         ) from None
     url = str(given.get("url", ""))
     scheme = url.partition("://")[0]
     if scheme not in _KEYS:
         raise ConfigError(
-            f"{path}: url is none of Prometheus (http://…) or OPC UA (opc.tcp://…)."
+            f"{path}: url must be of Prometheus (http://…) or OPC UA (opc.tcp://…)."
         )
     shown = urllib.parse.urlsplit(url)
     if "@" in shown.netloc:
@@ -231,7 +231,7 @@ def _from_file(path: Path) -> Spec:
         )
     if unknown := given.keys() - _KEYS[scheme]:
         raise ConfigError(
-            f"{path}: {min(unknown)!r} is no key; known: {', '.join(sorted(_KEYS[scheme]))}."
+            f"{path}: {min(unknown)!r} is not a key: use {', '.join(sorted(_KEYS[scheme]))}."
         )
     kinds: dict[str, Any] = {"step": (int, float), "delay": (int, float)}
     kinds |= {"channels": dict, "entities": list, "since": datetime}
@@ -245,9 +245,9 @@ def _from_file(path: Path) -> Spec:
             or (key == "since" and value.tzinfo is None)
             or (key in ("channels", "entities") and not all(_is_text(t) for t in texts))
         ):
-            raise ConfigError(f"{path}: {key} = {value!r} is none; see docs/serve.md.")
+            raise ConfigError(f"{path}: {key} = {value!r} is wrong; see docs/serve.md.")
     if not given.get("channels"):
-        raise ConfigError(f"{path}: give [channels], an expression or node each.")
+        raise ConfigError(f"{path}: give [channels], one expression or node each.")
     file = File(**{**given, "entities": tuple(given.get("entities", ()))})
     if scheme == "opc.tcp":
         library("asyncua", "asyncua is not installed", "opcua")
@@ -272,7 +272,7 @@ def _is_text(value: Any) -> bool:
 
 
 def _step_of(file: File, source: Source) -> float:
-    """Seconds between two rows; DataError where nobody says it."""
+    """Seconds between two rows; DataError if neither file nor detector has them."""
     source.check_channels()  # the detector may have changed
     step = file.step or source.plan.step
     if not step:
@@ -291,7 +291,7 @@ def _message(
 
 
 def _cell(value: Any) -> Any:
-    """A value for JSON; texts, infinity among them, are refused as no numbers."""
+    """A value for JSON; texts, infinity among them, are refused as not numbers."""
     if isinstance(value, float):
         return None if math.isnan(value) else str(value) if math.isinf(value) else value
     return value if isinstance(value, int | None) else str(value)
@@ -338,7 +338,7 @@ def read_series(
 ) -> Iterator[tuple[float, str, dict[str, float]]]:
     """Rows of a range query a channel: time (s), entity and values by channel.
 
-    Rows are in the order of time; times without any value have no row. DataError where an expression gives several series for an entity.
+    Rows are in the order of time. DataError for several series of an entity.
     """
     times = {
         "start": f"{first * step:.3f}",
@@ -366,7 +366,7 @@ def read_series(
 
 
 def _ask(file: File, query: Mapping[str, str]) -> Any:
-    """The series of a range query; an error where Prometheus refuses it."""
+    """The series of a range query; DataError if Prometheus refuses it."""
     request = urllib.request.Request(
         f"{file.url.rstrip('/')}/api/v1/query_range",
         urllib.parse.urlencode(query).encode(),
@@ -431,7 +431,7 @@ async def _read_nodes(file: File, source: Source) -> None:
 
 
 def _value(source: Source, node: Any, found: Any) -> Any:
-    """The value of a node; None, and a fault, where its status isn't good."""
+    """The value of a node; None, and a fault, if its status isn't good."""
     status = found.StatusCode
     if status is not None and not status.is_good():
         source.fault("value", f"{node}: {status.name}")

@@ -1,8 +1,8 @@
 """A detector in service: rows of many entities, answered in order by one thread.
 
-Requests wait in a bounded queue. The thread takes all that wait, scores rows of different
-entities together, commits rows and events, then answers. Changes of the detector happen
-between two such batches. A batch that can't be committed is taken back as a whole.
+Requests wait in a bounded queue. The thread takes all waiting ones, scores rows of
+different entities together, commits rows and events, then answers. Changes of the detector
+happen between two such batches. A batch that can't be committed is rolled back as a whole.
 """
 
 import collections
@@ -50,17 +50,17 @@ from kdjax.service.page import Kept, keep
 from kdjax.service.shadow import Shadow
 from kdjax.service.thresholds import Thresholds, budget_threshold
 
-BATCH_ROWS = 1000  # rows, at most, that are answered together unless one body has more
+BATCH_ROWS = 1000  # most rows that are answered together, unless one body has more
 LAG_ROWS = 10_000  # rows in the journal before states of their entities are written
-PUT_EACH = 64  # states written with one batch, at most, unless the journal grows
+PUT_EACH = 64  # most states written with one batch, unless the journal grows
 LOADED = 16  # detectors of a fleet that are kept for requests without state
-TICK = 1.0  # seconds between two looks for silence and changed detectors
+TICK = 1.0  # seconds between two checks for silence and changed detectors
 # Seconds for rows that wait, for states, and for alarm messages at the end.
 LAST_WAIT = 1.0
 
 
 class Limits(NamedTuple):
-    """What a request, the queue and the process may hold."""
+    """Limits of a request, the queue and the process."""
 
     body: int = 8_000_000  # bytes of a body
     rows: int = 5000  # rows of a body
@@ -68,7 +68,7 @@ class Limits(NamedTuple):
     entities: int = 10_000  # of a detector
     open: int = 1000  # entities of a detector in memory
     seconds: float = 30.0  # for a request to come in
-    listeners: int = 100  # requests for events that stay open
+    listeners: int = 100  # open requests for events
 
 
 class Latest(NamedTuple):
@@ -80,7 +80,7 @@ class Latest(NamedTuple):
 
 
 class Job(NamedTuple):
-    """Rows of a request that wait, or a call; the future gets what came of it."""
+    """Waiting rows of a request, or a call; the future receives the result."""
 
     body: Body
     done: "Future[Any]"
@@ -92,13 +92,13 @@ class Engine:
 
     Args:
         path: its folder or ONNX file.
-        folder: where state is kept.
+        folder: of the state.
         limits: of the queue and of entities.
         clock: numbers of events, shared by all detectors.
         to: receivers of alarm messages.
         shadow: a second detector, or None.
         excluded: spans of rows that are left out, such as those of maintenance.
-        log: called with messages for people.
+        log: called with messages for the user.
         committed: called in this engine's thread when rows or events were committed.
     """
 
@@ -156,7 +156,7 @@ class Engine:
     # Called from other threads.
 
     def submit(self, body: Body) -> "Future[Answers]":
-        """Puts rows into the queue; RequestError (429) where it is full."""
+        """Puts rows into the queue; RequestError (429) if it is full."""
         rows = len(body.lines)
         with self._changed:
             if self.waiting and self.waiting + rows > self._limits.waiting:
@@ -181,7 +181,7 @@ class Engine:
         return job.done
 
     def close(self) -> None:
-        """Answers what waits, saves all states and ends the thread."""
+        """Answers waiting rows, saves all states and ends the thread."""
         with self._changed:
             self._closing = True
             self._changed.notify()
@@ -192,7 +192,7 @@ class Engine:
     def loaded_of(self, entity: str) -> Loaded:
         """The detector of a machine of a fleet, else the one in service.
 
-        RequestError for a machine that has none.
+        RequestError for a machine without one.
         """
         loaded = self.loaded
         if not loaded.fleet:
@@ -202,7 +202,7 @@ class Engine:
         if not entity:
             raise RequestError(
                 400,
-                f"{self.name} is a fleet: give the entity, whose detector is meant.",
+                f"{self.name} is a fleet: give the entity of the detector.",
             )
         try:
             folder = machine_folder(self._path, entity)
@@ -213,7 +213,7 @@ class Engine:
             raise RequestError(409 if known else 404, str(error), "machine") from None
 
     def tau(self, entity: str, loaded: Loaded | None = None) -> float:
-        """The τ in force of an entity; of those without an own one for an unknown one.
+        """The current τ of an entity; for an unknown one that of entities without their own.
 
         `loaded` is that of a machine of a fleet.
         """
@@ -243,20 +243,20 @@ class Engine:
         return change
 
     def acknowledge(self, name: str, mark: Mapping[str, Any]) -> None:
-        """Notes that someone has seen an event."""
+        """Records the acknowledgement of an event."""
         with self._committing():
             self.journal.acknowledge(name, mark)
             self._send(self._due())
 
     def shelve(self, source: str, mark: Mapping[str, Any]) -> None:
-        """Holds back messages of an entity and kind, or no longer."""
+        """Shelves messages of an entity and kind, or ends that."""
         with self._committing():
             self.journal.shelve(source, mark)
             self._shelves = self.journal.shelves()
             self._send(self._due())
 
     def promote(self) -> None:
-        """Makes the shadow the detector; rows that wait in streams carry over."""
+        """Makes the shadow the detector; the rows in streams' buffers are kept."""
         if self.shadow is None:
             raise RequestError(409, "there is no shadow to promote.")
         self._swap(self.shadow.loaded, promoted=True)
@@ -281,7 +281,7 @@ class Engine:
             alarms = saved.get("alarms") or {}
             spool = self._state.with_suffix(".alarms")
             self._outbox = Outbox(self._to, spool=spool, saved=alarms, log=self._log)
-        self._form = machines.of("").stream.form  # of rows that carry over
+        self._form = machines.of("").stream.form  # of rows that are kept
         self.journal = Journal(machines.store, self._clock)
         changes = self.journal.thresholds()
         self.thresholds = Thresholds(changes, self.loaded.digest_of)
@@ -299,7 +299,7 @@ class Engine:
             lines = [
                 line
                 for line, count in batch
-                if not self.machines.refusal(line.entity)  # it left the fleet
+                if not self.machines.refusal(line.entity)  # it was removed
                 and self.machines.of(line.entity).lines <= count
             ]
             self._answer(lines)
@@ -309,7 +309,7 @@ class Engine:
             with contextlib.suppress(ArtifactError):  # damaged: its next row is refused
                 self._see([name])
             machines.shrink()
-        machines.accepted = 0  # the saved number has the journal's rows
+        machines.accepted = 0  # the saved number includes the journal's rows
         self.marks = saved.get("marks") or {}
         if is_other:
             self._take_over(ends)
@@ -324,26 +324,26 @@ class Engine:
         self.ready, self.fault = True, ""
 
     def _see(self, names: Iterable[str]) -> None:
-        """Notes which events of entities are open."""
+        """Updates the open events of entities."""
         for name in names:
-            if self.machines.refusal(name):  # it left the fleet
+            if self.machines.refusal(name):  # it was removed from the fleet
                 self.open_events.pop(name, None)
                 continue
             self.open_events[name] = self.machines.of(name).stream.open_events
 
     def _take_over(self, ends: Mapping[str, Any], machines: Sequence[str] = ()) -> None:
-        """Says that another detector is in force, and ends events that it has not open.
+        """Records that the detector changed, and ends events that the new one has not open.
 
-        `ends` are the ends by id of those that the states had open; `machines` of a fleet
+        `ends` are the ends by id of the open events in the states; `machines` of a fleet
         are those whose detectors changed, all by default.
         """
         before = self.machines.saved
         same = machines or before.get("form") == self._form
-        text = "another detector is in force"
+        text = "another detector is used"
         if machines:
-            text += f" of {', '.join(machines[:3])}"
+            text += f" for {', '.join(machines[:3])}"
             text += f" and {len(machines) - 3:,} more" if len(machines) > 3 else ""
-        text += "; rows carry over" if same else "; windows start anew"
+        text += "; rows in buffers are kept" if same else "; windows start again"
         note = {
             "kind": "detector", "entity": "", "detector": self.loaded.digest,
             "before": before.get("digest", self.loaded.digest), "text": text,
@@ -376,14 +376,14 @@ class Engine:
 
     @contextlib.contextmanager
     def _committing(self) -> Iterator[None]:
-        """Commits what the block wrote; else takes it back, with all rows since."""
+        """Commits what the block wrote; after an error it rolls back, with all rows since."""
         try:
             with rolled_back(self.machines.store):
                 yield
                 whole = self._whole()
                 self.machines.store.commit(whole)
         except (ArtifactError, OSError) as error:
-            self._log(f"{self.name}: nothing could be saved, rows are refused: {error}")
+            self._log(f"{self.name}: saving failed, rows are refused: {error}")
             self._reopen()
             raise RequestError(
                 503, f"the state can't be saved; send this again later: {error}", "disk"
@@ -392,7 +392,7 @@ class Engine:
             self._outbox.release(whole["alarms"])
 
     def _reopen(self) -> None:
-        """Goes back to what was committed."""
+        """Restores the committed state."""
         with contextlib.suppress(KdjaxError):
             self.machines.store.close()
         try:
@@ -401,7 +401,7 @@ class Engine:
             self.ready, self.fault = False, f"the state can't be read: {error}"
 
     def _swap(self, loaded: Loaded, *, promoted: bool = False) -> None:
-        """Goes on with another detector; all rows before have their answers."""
+        """Continues with another detector; all rows before have their answers."""
         try:
             self._swapped(loaded, promoted)
         except (KdjaxError, OSError):
@@ -423,7 +423,7 @@ class Engine:
         self._committed()
 
     def _refresh(self) -> None:
-        """Goes on with the machines that a fleet has now, and with their detectors."""
+        """Continues with the current machines of a fleet, and their detectors."""
         if not self.machines.stale():
             return
         names = self.machines.refresh()
@@ -494,7 +494,7 @@ class Engine:
                 new = new_places(job.body, self.machines, before, most, refused)
             except RequestError as error:
                 self.refused[error.reason] += len(job.body.lines)
-                # Its frames hold the body, in a cycle that is collected late.
+                # Its frames refer to the body, in a cycle that is collected late.
                 job.done.set_exception(error.with_traceback(None))
                 continue
             accepted.append((job, new, refused))
@@ -524,7 +524,7 @@ class Engine:
     def _answer(
         self, lines: Sequence[Line]
     ) -> tuple[list[Line], list[Answered], Iterator[int]]:
-        """The rows that lines bring, their answers, and the number of rows of each line."""
+        """The rows that lines complete, their answers, and the number of rows of each line."""
         rows, brought = take_lines(self.machines, lines)
         answers = answer_rows(self.machines, rows, self.thresholds.of)
         self._see({line.entity for line in rows})
@@ -533,7 +533,7 @@ class Engine:
         return rows, answers, itertools.repeat(1) if brought is None else iter(brought)
 
     def _note(self, pairs: Sequence[tuple[Line, int]]) -> None:
-        """Writes rows to the journal, and states whose rows have been there for long."""
+        """Writes rows to the journal, and states whose rows have long been there."""
         number, rows = self.journal.add_rows(pairs), len(pairs)
         self.counts["journal"] += rows
         total = self.counts["journal"]
@@ -554,7 +554,7 @@ class Engine:
             self.journal.trim(first)
 
     def _announce(self, events: Iterable[Mapping[str, Any]]) -> None:
-        """Notes events, and puts the messages that are to be sent into the outbox."""
+        """Records events, and puts their messages into the outbox."""
         events = [*events]
         self.journal.add_events(
             {**e, "detector": self.name, "phase": BEGIN if e["end"] is None else END}
@@ -563,7 +563,7 @@ class Engine:
         self._send([one for e in events for one in self._managed.changed(e, "")])
 
     def _due(self) -> list[Message]:
-        """Messages of events that are shelved no longer, or were acknowledged."""
+        """Messages of events whose shelving ended, or that were acknowledged."""
         return self._managed.due(lambda _: Timestamp("", 0))
 
     def _send(self, messages: Iterable[Message]) -> None:
@@ -616,7 +616,7 @@ class Engine:
         self._look_for_change()
 
     def _look_for_change(self) -> None:
-        """Loads the detector again where its manifest or file has changed."""
+        """Loads the detector again if its manifest or file has changed."""
         try:
             file = sealing(self._path)
             if file.stat().st_mtime_ns in (self._stamp[0], self._refused_stamp[0]):
@@ -626,8 +626,8 @@ class Engine:
                 self._stamp = found
                 return
         except (KdjaxError, OSError):
-            return  # half written: the old one answers
-        # Aside, while rows go on to be answered; then between two batches.
+            return  # partly written: the old one answers
+        # In another thread, while rows are answered; then between two batches.
         self._refused_stamp = found
         threading.Thread(target=self._reload, args=(found,), daemon=True).start()
 
@@ -635,7 +635,7 @@ class Engine:
         try:
             loaded = load(self._path, self._excluded)
         except (KdjaxError, OSError) as error:
-            self._log(f"{self.name}: the changed detector is not taken: {error}")
+            self._log(f"{self.name}: the changed detector is not used: {error}")
             self.counts["refused_reloads"] += 1
             return
 
@@ -650,7 +650,7 @@ class Engine:
         """Saves states, for `LAST_WAIT` seconds: a start answers the journal's rows again."""
         end = time.monotonic() + LAST_WAIT
         ending = RequestError(503, "the service is ending.", "closed")
-        for job in self._queue:  # nobody waits for these any more
+        for job in self._queue:  # requests that are not answered any more
             job.done.set_exception(ending)
         try:
             while self._dirty and time.monotonic() < end:
@@ -660,11 +660,11 @@ class Engine:
             self.journal.trim(next(iter(self._dirty.values()), (None, 0))[0])
             self.machines.store.commit(self._whole())
         except (ArtifactError, OSError) as error:
-            self._log(f"{self.name}: only the journal could be saved: {error}")
+            self._log(f"{self.name}: only the journal was saved: {error}")
         finally:
             if self._outbox:
                 self._outbox.drain(LAST_WAIT)
-                with contextlib.suppress(KdjaxError, OSError):  # what was taken by now
+                with contextlib.suppress(KdjaxError, OSError):  # of already taken rows
                     self.machines.store.commit(self._whole())
                 self._outbox.close()
             with contextlib.suppress(KdjaxError):

@@ -23,7 +23,7 @@ _INPUT = {"name", "shape", "datatype", "parameters", "data"}
 
 
 def about_server() -> dict[str, Any]:
-    """What `/v2` answers."""
+    """The answer of `/v2`."""
     return {
         "name": "kdjax",
         "version": kdjax_version(),
@@ -32,7 +32,7 @@ def about_server() -> dict[str, Any]:
 
 
 def about_model(name: str, loaded: Loaded) -> dict[str, Any]:
-    """What `/v2/models/{name}` answers."""
+    """The answer of `/v2/models/{name}`."""
     plan = loaded.plan
     length, width = plan.window, len(plan.channels)
     shapes = ([-1, length], [-1], [-1], [-1, length, width])
@@ -60,7 +60,7 @@ def answer_inference(
         loaded: the detector.
         data: the request's body.
         headers: the request's; those of binary tensors have the length of the JSON part.
-        most: rows of windows, at most.
+        most: most rows of windows.
     """
     request, rest = _split(data, headers)
     windows = _windows(request, rest, loaded, most)
@@ -102,18 +102,18 @@ def _kind_of(dtype: str) -> str:
 
 
 def _number(value: float) -> float | str | None:
-    """A number as JSON has it: null for unknown scores, a text for infinite ones."""
+    """A number for JSON: null for unknown scores, a text for infinite ones."""
     if isinstance(value, int) or math.isfinite(value):
         return value
     return "inf" if value > 0 else None
 
 
 def _split(data: bytes, headers: Mapping[str, str]) -> tuple[dict[str, Any], bytes]:
-    """The JSON part of a request and the tensors behind it."""
+    """The JSON part of a request and the tensors after it."""
     length = len(data)
     if (given := headers.get(HEADER)) is not None:
         if not given.isascii() or not given.isdigit() or int(given) > length:
-            raise RequestError(400, f"{HEADER}: {given!r} is no length in the body.")
+            raise RequestError(400, f"{HEADER}: {given!r} is not a length in the body.")
         length = int(given)
     request = as_json(data[:length])
     if not isinstance(request, dict):
@@ -123,14 +123,14 @@ def _split(data: bytes, headers: Mapping[str, str]) -> tuple[dict[str, Any], byt
 
 def _list(value: Any) -> list[dict[str, Any]]:
     if not isinstance(value, list) or not all(isinstance(one, dict) for one in value):
-        raise RequestError(400, "`inputs` and `outputs` are lists of objects.")
+        raise RequestError(400, "`inputs` and `outputs` must be lists of objects.")
     return value
 
 
 def _name(output: Mapping[str, Any]) -> str:
     name = output.get("name")
     if name not in OUTPUTS:
-        raise RequestError(400, f"no output {name!r}: there are {', '.join(OUTPUTS)}.")
+        raise RequestError(400, f"unknown output {name!r}: use {', '.join(OUTPUTS)}.")
     return str(name)
 
 
@@ -171,12 +171,12 @@ def _windows(
     else:
         flat = np.array(x.get("data"), object).ravel().tolist()
         if len(flat) != cells or not {*map(type, flat)} <= {float, int, type(None)}:
-            raise RequestError(400, f"`data` has no {cells} numbers or nulls.")
+            raise RequestError(400, f"`data` must have {cells} numbers or nulls.")
         try:
             found = np.array(flat, np.float64)
         except (OverflowError, TypeError, ValueError):
             raise RequestError(400, "`data` has numbers beyond float64.") from None
         missing = np.isnan(found)
     if (np.abs(found[~missing]) >= 2.0**128 - 2.0**103).any():
-        raise RequestError(400, "`x` has infinite numbers, or such beyond float32.")
+        raise RequestError(400, "`x` has numbers that are infinite or beyond float32.")
     return found.reshape(shape).astype(plan.dtype)

@@ -1,9 +1,9 @@
-"""What the service keeps of a detector on disk, beside the streams of its entities.
+"""The data of a detector in service on disk, besides the streams of its entities.
 
-All of it lies in the SQLite file of `kdjax.scoring.machines`. A batch of rows is written
-to the journal, with the events that it brought, in one transaction before its answers go
-out. The states of entities follow later, so that a row costs one write. A start reads
-states, then answers the journal's rows that they don't have again.
+All of it is in the SQLite file of `kdjax.scoring.machines`. A batch of rows is written to
+the journal, with its events, in one transaction before its answers are sent. The states of
+entities follow later, so that a row costs one write. A start reads the states, then answers
+the journal's rows that they don't have again.
 """
 
 import array
@@ -22,7 +22,7 @@ from kdjax.errors import ArtifactError
 from kdjax.scoring.machines import Store
 from kdjax.scoring.managed import Managed, source_of
 
-MOST_EVENTS = 100_000  # entries of a detector that are kept
+MOST_EVENTS = 100_000  # most entries of a detector
 _TABLES = """
 CREATE TABLE IF NOT EXISTS journal (number INTEGER PRIMARY KEY, head TEXT, cells BLOB);
 CREATE TABLE IF NOT EXISTS events (
@@ -37,7 +37,7 @@ _ENCODE = json.JSONEncoder(allow_nan=False).encode
 
 
 class Clock:
-    """Numbers that grow: microseconds since 1970, the same for all detectors."""
+    """Increasing numbers: microseconds since 1970, the same for all detectors."""
 
     def __init__(self) -> None:
         self._last, self._lock = 0, threading.Lock()
@@ -48,14 +48,14 @@ class Clock:
             self._last = max(self._last, number)
 
     def next(self) -> int:
-        """A number that none had before."""
+        """A new number, larger than all before."""
         with self._lock:
             self._last = max(self._last + 1, time.time_ns() // 1000)
             return self._last
 
 
 class Journal:
-    """Writes to the store of a detector; the store's `commit` makes it last."""
+    """Writes to the store of a detector; the store's `commit` makes changes permanent."""
 
     def __init__(self, store: Store, clock: Clock) -> None:
         self._store, self._clock = store, clock
@@ -83,7 +83,7 @@ class Journal:
             yield batch
 
     def add_rows(self, lines: Sequence[tuple[Line, int]]) -> int:
-        """Writes a batch; its number."""
+        """Writes a batch; returns its number."""
         number, head = self._clock.next(), []
         cells = b"".join(array.array("d", line.row).tobytes() for line, _ in lines)
         for line, count in lines:
@@ -121,7 +121,7 @@ class Journal:
             )
 
     def note_open(self, managed: Managed) -> None:
-        """Writes which events are open, as far as that changed since the last call."""
+        """Writes changes of the open events since the last call."""
         for name in managed.touched:
             if name in managed.open:
                 values = (name, _ENCODE(managed.open[name]))
@@ -131,7 +131,7 @@ class Journal:
         managed.touched.clear()
 
     def managed(self, shelved: Callable[[Mapping[str, Any], Any], bool]) -> Managed:
-        """The events that are open, as `note_open` wrote them."""
+        """The open events, as `note_open` wrote them."""
         found = self._store.execute("SELECT body FROM open ORDER BY rowid")
         saved = [json.loads(body) for (body,) in found]
         marks = self._store.execute("SELECT id FROM marks JOIN open USING (id)")
@@ -139,7 +139,7 @@ class Journal:
         return Managed(shelved, self._seen.__contains__, saved=saved)
 
     def acknowledge(self, name: str, mark: Mapping[str, Any]) -> None:
-        """Notes that someone has seen an event."""
+        """Records the acknowledgement of an event."""
         values = (name, _ENCODE(mark))
         self._store.execute("INSERT OR REPLACE INTO marks VALUES (?, ?)", values)
         self._seen.add(name)
@@ -150,12 +150,12 @@ class Journal:
         self._store.execute("INSERT OR REPLACE INTO shelves VALUES (?, ?)", values)
 
     def shelves(self) -> dict[str, dict[str, Any]]:
-        """What `shelve` noted, by source."""
+        """The entries of `shelve`, by source."""
         found = self._store.execute("SELECT source, body FROM shelves")
         return {source: json.loads(body) for source, body in found}
 
     def add_threshold(self, change: Mapping[str, Any]) -> None:
-        """Notes a change of τ."""
+        """Records a change of τ."""
         values = (self._clock.next(), _ENCODE(change))
         self._store.execute("INSERT INTO thresholds VALUES (?, ?)", values)
 
@@ -221,7 +221,7 @@ class EventLog:
 
 @contextlib.contextmanager
 def rolled_back(store: Store) -> Iterator[None]:
-    """Takes back what was not committed where the block raises."""
+    """Rolls back uncommitted changes if the block raises."""
     try:
         yield
     except BaseException:

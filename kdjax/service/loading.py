@@ -30,7 +30,7 @@ class Loaded(NamedTuple):
     plan: Plan  # of the usual entity
     entities: tuple[str, ...]
     card: Mapping[str, Any] | None
-    scored: "Callable[[np.ndarray, str], Scored]"  # windows [B, L, D] of an entity
+    scored: "Callable[[np.ndarray, str], Scored]"  # for windows [B, L, D] of an entity
 
     @property
     def fleet(self) -> bool:
@@ -38,14 +38,14 @@ class Loaded(NamedTuple):
         return self.streams.fleet
 
     def digest_of(self, entity: str | None) -> str:
-        """That of an entity's own detector in a fleet, else the detector's."""
+        """The digest of an entity's own detector in a fleet, else the detector's."""
         return self.streams.digest(entity) if self.fleet and entity else self.digest
 
 
 def load(
     path: Path, excluded: Spans | None = None, *, entity: str | None = None
 ) -> Loaded:
-    """A saved detector, verified and ready: on JAX, or an ONNX file on onnxruntime alone.
+    """A saved detector, verified and ready: on JAX, or an ONNX file on onnxruntime only.
 
     `excluded` are spans of rows that its streams leave out; with an `entity` all rows have
     its values. Detectors of a fleet are loaded with the first rows of their machines.
@@ -98,7 +98,7 @@ def load(
             return Scored(*map(np.concatenate, zip(*pieces, strict=True)))
 
     streams.excluded = excluded or streams.excluded
-    # Imports what it needs now rather than between two rows.
+    # Imports are done here, not between two rows.
     streams.another("").drift()
     return Loaded(path, digest, backend, streams, plan, entities, card, scored)
 

@@ -1,4 +1,4 @@
-"""Metrics of the service in OpenMetrics, read from the engines when they are scraped."""
+"""Metrics of the service in OpenMetrics, collected from the engines at each scrape."""
 
 import math
 import time
@@ -22,7 +22,7 @@ from kdjax.service.sources import Source
 
 MOST_LABELS = 1000  # entities of a detector that have metrics of their own
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
-# By metric its help and the name of its count in `Engine.counts`.
+# By metric, its help and the name of its count in `Engine.counts`.
 COUNTERS = {
     "kdjax_rows": ("Rows that were answered.", "rows"),
     "kdjax_windows": ("Windows that had a score.", "windows"),
@@ -35,16 +35,16 @@ COUNTERS = {
         "refused_reloads",
     ),
 }
-# Reasons for which rows are refused; counted from 0, so that the first one is a change.
+# Reasons of refused rows; counted from 0, so that the first one is a change.
 REASONS = (
     "row", "queue", "sequence", "entities", "rows", "disk", "fault", "machine",
 )  # fmt: skip
 ENTITY_GAUGES = {
     "kdjax_score": "Score a_t of the last row.",
     "kdjax_window_score": "Score of the window that ends at the last row.",
-    "kdjax_threshold": "Threshold that it was compared with.",
+    "kdjax_threshold": "Threshold of the window score.",
     "kdjax_drift_distance": "Distance of the latest scores from those of calibration.",
-    "kdjax_last_row_age_seconds": "Seconds since the last row came.",
+    "kdjax_last_row_age_seconds": "Seconds since the last row arrived.",
 }
 
 
@@ -76,18 +76,18 @@ class Metrics:
         )
         self.refused_requests = Counter(
             "kdjax_refused_requests",
-            "Requests that were refused before they had rows.",
+            "Requests that were refused before their rows were read.",
             ["reason"],
             registry=self.registry,
         )
 
     def text(self) -> tuple[bytes, str]:
-        """What Prometheus reads, and its media type."""
+        """The text for Prometheus, and its media type."""
         text: bytes = generate_latest(self.registry)  # type: ignore[no-untyped-call]
         return text, CONTENT_TYPE_LATEST
 
     def collect(self) -> Iterator[Metric]:
-        """The metrics of the engines as they are now."""
+        """The current metrics of the engines."""
         engines = {name: engine for name, engine in self._engines.items()}
         about = InfoMetricFamily(
             "kdjax_detector", "The detector in service.", labels=["detector"]
@@ -108,8 +108,8 @@ class Metrics:
             labels=["detector", "reason"],
         )
         waiting = _gauge("kdjax_waiting_rows", "Rows in the queue.")
-        ready = _gauge("kdjax_ready", "1 where rows are taken.")
-        machines = _gauge("kdjax_entities", "Entities that are known.")
+        ready = _gauge("kdjax_ready", "1 if rows are accepted.")
+        machines = _gauge("kdjax_entities", "Known entities.")
         shadow = GaugeMetricFamily(
             "kdjax_shadow_alarms",
             "Rows in alarm under the detector, its shadow, or both.",
@@ -139,7 +139,7 @@ class Metrics:
             "kdjax_source_errors", "Faults of sources.", labels=[*own, "reason"]
         )
         up = GaugeMetricFamily(
-            "kdjax_source_up", "1 where a source is connected.", labels=own
+            "kdjax_source_up", "1 if a source is connected.", labels=own
         )
         for source in self.sources:
             names = [source.engine.name, source.name]

@@ -1,4 +1,4 @@
-"""The routes of the service in one table, and the OpenAPI document made from it."""
+"""The routes of the service in one table, and the OpenAPI document from it."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ _WHOLE = {"type": "integer", "minimum": 0}
 _CELL = {"type": ["number", "null"]}
 _NAME = {**_TEXT, "minLength": 1, "maxLength": 200}  # of an entity
 _MOST = {"type": "integer", "minimum": 1, "maximum": 1000}
-_NEEDED = {**_NAME}  # a parameter that has to be given
+_NEEDED = {**_NAME}  # a required parameter
 _ROW = {
     "oneOf": [
         {"type": "array", "items": _CELL},
@@ -63,7 +63,7 @@ class Route(NamedTuple):
     token: str = READ  # who may call it: see `docs/serve.md`
     bodies: Mapping[str, Any] = {}  # schemas by media type
     query: Mapping[str, Any] = {}
-    codes: tuple[int, ...] = ()  # of refusals, besides those of all routes
+    codes: tuple[int, ...] = ()  # of errors, besides those of all routes
     answers: tuple[str, ...] = ("application/json",)
 
 
@@ -71,8 +71,8 @@ _ROWS_OUT = ("application/json", "application/x-ndjson")
 _REFUSED = (400, 408, 413, 415, 429, 503)
 ROUTES = (
     Route("GET", "/", "page", "The live page.", OPEN, answers=("text/html",)),
-    Route("GET", "/healthz", "health", "Whether the process lives.", OPEN),
-    Route("GET", "/readyz", "readiness", "Whether rows are taken.", OPEN, codes=(503,)),
+    Route("GET", "/healthz", "health", "Whether the process runs.", OPEN),
+    Route("GET", "/readyz", "readiness", "Whether rows are accepted.", OPEN, codes=(503,)),
     Route("GET", "/metrics", "metrics", "Metrics in OpenMetrics.", OPEN,
           answers=("application/openmetrics-text",)),
     Route("GET", "/openapi.json", "openapi", "This document.", OPEN),
@@ -90,10 +90,10 @@ ROUTES = (
           "Answers rows of many entities, in order.",
           bodies={"application/json": _MANY, **_PLAIN}, answers=_ROWS_OUT, codes=(403, 404, 409, *_REFUSED)),
     Route("POST", "/v1/detectors/{name}/streams/{entity}/rows", "stream",
-          "Answers rows of an entity as they come.",
+          "Answers rows of an entity as they arrive.",
           bodies={"application/json": _ROWS, **_PLAIN}, answers=_ROWS_OUT, codes=(403, 404, 409, *_REFUSED)),
     Route("POST", "/v1/detectors/{name}/score", "score",
-          "Scores rows or windows and keeps nothing.",
+          "Scores rows or windows without state.",
           bodies={"application/json": _SCORE, **_PLAIN},
           query={"entity": _NAME, "contributions": {"type": "boolean"}},
           codes=(404, *_REFUSED)),
@@ -108,14 +108,14 @@ ROUTES = (
     Route("POST", "/v1/detectors/{name}/promote", "promote",
           "Makes the shadow the detector.", CHANGE, codes=(403, 404, 409, 503)),
     Route("GET", "/v1/events", "events",
-          "Events since a number or a time; as they come for text/event-stream.",
+          "Events since a number or a time; as they arrive for text/event-stream.",
           query={"since": _TEXT, "most": _MOST, "latest": {"type": "boolean"}},
           answers=("application/json", "text/event-stream"), codes=(400, 429)),
-    Route("POST", "/v1/events/{id}/ack", "acknowledge", "Notes that someone has seen it.",
+    Route("POST", "/v1/events/{id}/ack", "acknowledge", "Acknowledges an event.",
           CHANGE, {"application/json": _object(by=_TEXT, note=_TEXT)},
           codes=(403, 404, *_REFUSED)),
     Route("POST", "/v1/events/{id}/shelve", "shelve",
-          "Holds back messages of its entity and kind.", CHANGE,
+          "Shelves messages of its entity and kind.", CHANGE,
           {"application/json": _object(
               until={"type": ["number", "string", "null"]}, reason=_TEXT, by=_TEXT)},
           codes=(403, 404, *_REFUSED)),
@@ -195,7 +195,7 @@ def _operation(route: Route, detectors: Sequence[str]) -> dict[str, Any]:
         found["parameters"] = parameters
     if route.bodies:
         content = {media: {"schema": schema} for media, schema in route.bodies.items()}
-        # Those that mark an event take none as well.
+        # Those that mark an event also accept an empty body.
         needed = not route.path.startswith("/v1/events")
         found["requestBody"] = {"required": needed, "content": content}
     if route.token != OPEN:

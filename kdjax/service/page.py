@@ -1,4 +1,4 @@
-"""What the live page shows: the file itself, entities with their state, latest rows."""
+"""The data of the live page: the file itself, entities with their state, latest rows."""
 
 import base64
 import collections
@@ -20,8 +20,8 @@ from kdjax.detection.streaming import StreamRow
 if TYPE_CHECKING:
     from kdjax.service.engine import Engine
 
-ROWS = 200  # of an entity that are kept, at most
-ALL_ROWS = 200_000  # of all entities: where they are many each has fewer
+ROWS = 200  # most rows of an entity that are kept
+ALL_ROWS = 200_000  # of all entities: with many entities each has fewer
 STATES = {"alarm": 0, "silent": 1, "unknown": 2, "normal": 3}  # the worst one first
 DATES = ("local", "zoned")  # clocks of times that are dates
 _NUMBERS = struct.Struct("<q3d?")
@@ -33,7 +33,7 @@ def keep(kept: Kept, line: Line, row: StreamRow) -> None:
     """Adds a row to the latest ones of its entity, and drops the oldest beyond the bound."""
     rows = kept.setdefault(line.entity, collections.deque())
     numbers = (row.row, row.score, row.window_score, row.tau, row.alarm)
-    # Bytes take a fifth of the memory of objects, and the collector leaves them alone.
+    # Bytes need a fifth of the memory of objects, and are ignored by the collector.
     rows.append(_NUMBERS.pack(*numbers) + _ENCODE(line.time).encode())
     most = min(ROWS, max(1, ALL_ROWS // len(kept)))
     while len(rows) > most:
@@ -61,7 +61,7 @@ def about_entity(engine: "Engine", entity: str, now: float) -> dict[str, Any]:
     wait, severity = engine.machines.wait_of(entity), math.nan
     if row and row.tau > 0:
         severity = row.window_score / row.tau
-    # A detector without cadence has the step 0: it can't tell silence.
+    # Without cadence the step is 0: silence can't be detected.
     if (not row or row.time.clock in DATES) and 0 < wait < quiet:
         state = "silent"
     elif (row and row.alarm) or FROZEN in kinds or MOVED in kinds:
@@ -82,7 +82,7 @@ def about_entity(engine: "Engine", entity: str, now: float) -> dict[str, Any]:
 
 
 def entity_list(engine: "Engine", find: str, most: int) -> dict[str, Any]:
-    """Entities whose name has `find` in it, the worst first, and their count by state."""
+    """Entities whose name contains `find`, the worst first, and their count by state."""
     now, part = time.time(), find.casefold()
     names = [name for name in [*engine.machines.names] if part in name.casefold()]
     found = [about_entity(engine, name, now) for name in names]
@@ -97,7 +97,7 @@ def entity_list(engine: "Engine", find: str, most: int) -> dict[str, Any]:
 def entity_history(
     engine: "Engine", entity: str, events: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """An entity with its rows and events; open ones as they are now, not at their begin."""
+    """An entity with its rows and events; open events in their current state."""
     now = {e.id: message(e, entity) for e in engine.open_events.get(entity, ())}
     found = [
         {**e, **now.get(e["id"], {})} if e.get("phase") == "begin" else e
@@ -109,7 +109,7 @@ def entity_history(
 
 @functools.cache
 def page_file() -> tuple[bytes, dict[str, str]]:
-    """The page and its headers: no other script or style than its own may act."""
+    """The page and its headers, which allow only its own script and style."""
     data = Path(__file__).with_name("page.html").read_bytes()
     policy = "default-src 'none'; connect-src 'self'; img-src data:; base-uri 'none'; "
     policy += "form-action 'none'; frame-ancestors 'none'"

@@ -17,14 +17,14 @@ CONNECTIONS = 1000  # at once; further ones are refused with 503
 
 def serve_until_signal(app: App, listening: socket.socket) -> None:
     """Serves an application until SIGTERM or SIGINT."""
-    # What a row leaves behind lives until its entity's next row: the collector would look
-    # at all of it again and again, which took a seventh of the time.
+    # A row's objects live until its entity's next row: the collector would scan all of them
+    # repeatedly, which took a seventh of the time.
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)
     seconds = app.limits.seconds
 
     class Protocol(H11Protocol):
-        """Closes connections where no request is complete, or no answer read, for seconds."""
+        """Closes connections with no complete request, or no answer read, for seconds."""
 
         _late: asyncio.TimerHandle | None = None
         _unread: asyncio.TimerHandle | None = None
@@ -45,7 +45,7 @@ def serve_until_signal(app: App, listening: socket.socket) -> None:
                 timer.cancel()
 
         def pause_writing(self) -> None:
-            """More of an answer waits than the buffer holds."""
+            """The answer exceeds the buffer."""
             super().pause_writing()
             self._unread = self.loop.call_later(seconds, self.transport.abort)
 
@@ -68,7 +68,7 @@ def serve_until_signal(app: App, listening: socket.socket) -> None:
                 self._wait()
 
     class Server(uvicorn.Server):
-        """Ends with exit code 0 after a signal, and ends requests that stay open."""
+        """Ends with exit code 0 after a signal, and ends open requests."""
 
         def handle_exit(self, sig: int, frame: Any) -> None:
             self.should_exit = True

@@ -1,4 +1,4 @@
-"""A shadow: a second detector that scores the same rows and announces nothing."""
+"""A shadow: a second detector that scores the same rows without announcing events."""
 
 import collections
 import math
@@ -18,7 +18,7 @@ COMPARED = 10_000  # pairs of scores that a comparison keeps
 
 
 class Shadow:
-    """A second detector that scores the same rows, and how the two compare.
+    """A second detector that scores the same rows, and its comparison with the first.
 
     ConfigError if it has other channels than the `first` one, or another grid.
     """
@@ -45,7 +45,7 @@ class Shadow:
     def take(self, lines: Sequence[Line], rows: Sequence[StreamRow | None]) -> None:
         """Scores lines, whose rows the first detector answered.
 
-        What can't be scored is noted in `error`.
+        An error is stored in `error`.
         """
         try:
             self._take([(n, row) for n, row in zip(lines, rows, strict=True) if row])

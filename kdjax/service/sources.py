@@ -1,8 +1,8 @@
 """Sources: rows that the service fetches itself, from brokers, Prometheus or OPC UA.
 
 Each source has a thread. It hands over rows in parts, waits until they are answered and
-committed, then confirms them to where they come from. So nothing piles up while the
-detector is busy: the source reads no further.
+committed, then confirms them at their origin. It reads no further rows while the detector
+is busy.
 """
 
 import collections
@@ -38,27 +38,27 @@ MOST_ROWS = 100_000  # of a message
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0  # seconds before the next connection; doubled
 FULL_PAUSE = 0.1  # seconds until rows are handed over again to a queue that is full
 SAY_EVERY = 60.0  # seconds between two reports of a kind of fault
-DEAD_BYTES = 16_000_000  # of a file of dead letters, and of the older one beside it
-DEAD_TEXT = 64_000  # characters of a message that a dead letter has
+DEAD_BYTES = 16_000_000  # most bytes of a file of dead letters, and of the older one
+DEAD_TEXT = 64_000  # most characters of a message in a dead letter
 END = 1.0  # seconds for a source to end
 Marks = Mapping[str, Any]
 NOTHING: Marks = MappingProxyType({})
 
 
 class Message(NamedTuple):
-    """What came in one piece: a body of rows."""
+    """One message: a body of rows."""
 
     data: bytes
-    entity: str = ""  # of all rows; empty where they name their own
-    marks: Marks = NOTHING  # the place behind it, which the state keeps with its rows
+    entity: str = ""  # of all rows; empty if they name their own
+    marks: Marks = NOTHING  # the place after it, which the state keeps with its rows
 
 
 class Spec(NamedTuple):
     """A source before it runs."""
 
-    name: str  # for people, without secrets
+    name: str  # for messages, without secrets
     detector: str  # empty for the only one
-    channels: tuple[str, ...]  # that it has; empty where messages name them
+    channels: tuple[str, ...]  # of the source; empty if messages name them
     follow: "Callable[[Source], None]"  # puts messages until the source is stopping
 
 
@@ -67,17 +67,17 @@ class StopError(KdjaxError):
 
 
 class DeadLetters:
-    """A file of messages that were not taken, a JSON line each; it is bounded.
+    """A file of refused messages, one JSON line each; its size is bounded.
 
-    Once it would be larger than `DEAD_BYTES` it is renamed to `FILE.1`, in place of an
-    older one.
+    If it would exceed `DEAD_BYTES` it is renamed to `FILE.1`, which replaces an older
+    one.
     """
 
     def __init__(self, path: Path | None, log: Callable[[str], None]) -> None:
         self._path, self._log, self._lock = path, log, threading.Lock()
 
     def add(self, source: str, letters: Iterable[tuple[str, bytes]]) -> None:
-        """Notes messages with reasons; OSError where the file can't be written."""
+        """Adds messages with reasons; OSError if the file can't be written."""
         if self._path is None:
             return
         lines = list[str]()
@@ -97,7 +97,7 @@ class DeadLetters:
                 old = self._path.with_name(f"{self._path.name}.1")
                 os.replace(self._path, old)
                 self._log(
-                    f"{self._path} was full and is {old} now; an older one is gone."
+                    f"{self._path} was full and is {old} now; the older file was removed."
                 )
             with self._path.open("ab") as file:
                 file.write(written)
@@ -119,11 +119,11 @@ class Source:
     Args:
         spec: what it reads.
         engine: the detector.
-        dead: gets what is refused for good.
+        dead: receives messages that are refused for good.
         scores: receivers of the answers to its rows.
-        kept: whether the state outlasts the process.
-        most: bytes of a message.
-        log: called with messages for people.
+        kept: whether the state is kept after the process ends.
+        most: most bytes of a message.
+        log: called with messages for the user.
     """
 
     def __init__(
@@ -141,7 +141,7 @@ class Source:
         self._dead, self._scores, self._most, self._log = dead, scores, most, log
         self.rows, self.up = 0, False
         self.errors = collections.Counter({"row": 0, "connection": 0})
-        # Under it a broker knows this source again.
+        # The broker recognises this source by it.
         self.key = digest_of(kept, spec.name, engine.name) if kept else ""
         self._stop, self._said = threading.Event(), dict[str, float]()
         self.check_channels()
@@ -150,11 +150,11 @@ class Source:
         )
 
     def start(self) -> None:
-        """Begins to read."""
+        """Starts reading."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Tells it to end; it confirms what was answered."""
+        """Asks it to end; it confirms answered rows."""
         self._stop.set()
 
     def close(self, most: float = END) -> None:
@@ -167,21 +167,21 @@ class Source:
 
     @property
     def stopping(self) -> bool:
-        """Whether it is to end."""
+        """Whether it should end."""
         return self._stop.is_set()
 
     def wait(self, seconds: float) -> None:
-        """Waits for a time; StopError if it is to end."""
+        """Waits for a time; StopError if it should end."""
         if self._stop.wait(max(0.0, seconds)):
             raise StopError("the service ends.")
 
     @property
     def plan(self) -> Plan:
-        """The rules of the detector as it is now."""
+        """The current rules of the detector."""
         return self.engine.loaded.plan
 
     def check_channels(self) -> None:
-        """Raises ConfigError where the source lacks channels of the detector."""
+        """Raises ConfigError if the source lacks channels of the detector."""
         has = {*self._spec.channels}
         lack = [name for name in self.plan.channels if has and name not in has]
         more = sorted(has - {*self.plan.channels})
@@ -193,7 +193,7 @@ class Source:
             )
 
     def fault(self, kind: str, error: object) -> None:
-        """Counts a fault, and says it once a minute."""
+        """Counts a fault, and reports it at most once a minute."""
         self.errors[kind] += 1
         now = time.monotonic()
         if now >= self._said.get(kind, 0.0):
@@ -203,10 +203,10 @@ class Source:
     def put(
         self, messages: Sequence[Message], idle: Callable[[], None] = lambda: None
     ) -> None:
-        """Hands messages over; returns once their rows are committed or dead letters.
+        """Hands messages over; returns when their rows are committed or dead letters.
 
-        StopError where the service ended before: the messages must come again then.
-        `idle` is called now and then while it waits.
+        StopError if the service ends before: then the messages must be sent again.
+        `idle` is called regularly while it waits.
         """
         letters, rows = list[tuple[str, bytes]](), list[_Row]()
         for message in messages:
@@ -239,7 +239,7 @@ class Source:
         if now >= self._said.get("row", 0.0):
             self._said["row"] = now + SAY_EVERY
             count = counted(len(letters), "message")
-            self._log(f"{self.name}: {count} not taken, such as: {letters[0][0]}")
+            self._log(f"{self.name}: {count} refused, such as: {letters[0][0]}")
 
     def _read(self, message: Message) -> Body:
         if len(message.data) > self._most:
@@ -254,12 +254,12 @@ class Source:
         idle: Callable[[], None],
         letters: list[tuple[str, bytes]],
     ) -> None:
-        """Has rows committed; those that the detector doesn't take become dead letters."""
+        """Commits rows; those that the detector refuses become dead letters."""
         marks = dict[str, Any]()
         for row in rows:
             if row.last:
                 marks |= row.message.marks
-        # By its number an answer names the line at fault, of whichever message.
+        # By its number an answer names the faulty line, of any message.
         lines = [row.line._replace(number=n) for n, row in enumerate(rows)]
         body = Body(lines, [row.sequence for row in rows], marks)
         try:
@@ -283,7 +283,7 @@ class Source:
                 self.rows -= 1
 
     def _answers(self, body: Body, idle: Callable[[], None]) -> Answers:
-        """The committed answers; a full queue or disk makes it wait."""
+        """The committed answers; waits while the queue or the disk is full."""
         while True:
             self.wait(0)
             try:
@@ -304,7 +304,7 @@ class Source:
             idle()
 
     def _deliver(self, answers: Answers) -> None:
-        """Sends answers to receivers of scores; it goes on once all have taken them."""
+        """Sends answers to receivers of scores; returns when all have accepted them."""
         lines = texts_of(answers).encode() if self._scores else b""
         for receiver in self._scores:
             pause = FIRST_PAUSE
@@ -313,10 +313,10 @@ class Source:
                     receiver.deliver(lines)
                     break
                 except Exception as error:  # noqa: BLE001 - of any kind of receiver
-                    self.fault("scores", f"{receiver.name} takes no answers ({error})")
+                    self.fault("scores", f"{receiver.name} refuses answers ({error})")
                     if self._stop.wait(pause):
                         number = counted(len(answers.texts), "answer")
-                        self._log(f"{receiver.name} has not taken {number}: lost.")
+                        self._log(f"{receiver.name} did not accept {number}: lost.")
                         break
                 pause = min(2 * pause, LONGEST_PAUSE)
 
@@ -329,7 +329,7 @@ class Source:
                 break
             except Exception as error:  # noqa: BLE001 - of any client library
                 text = str(error) or type(error).__name__
-                self.fault("connection", f"{text}; it is tried again.")
+                self.fault("connection", f"{text}; trying again.")
             pause = FIRST_PAUSE if self.up else pause
             self.up = False
             self._stop.wait(pause)
@@ -361,13 +361,13 @@ def media_by(data: bytes, plan: Plan) -> str:
 def open_sources(
     specs: Sequence[Spec], engines: Mapping[str, Engine], **options: Any
 ) -> list[Source]:
-    """The sources of detectors in service, which don't run yet; `options` of `Source`."""
+    """The sources of detectors in service, not started yet; `options` of `Source`."""
     found = list[Source]()
     for spec in specs:
         name = spec.detector or (min(engines) if len(engines) == 1 else "")
         if name not in engines:
             raise ConfigError(
-                f"{spec.name}: which detector is it for? Give detector=, one of "
+                f"{spec.name}: give its detector as detector=, one of "
                 f"{', '.join(engines)}."
             )
         found.append(Source(spec, engines[name], **options))

@@ -1,4 +1,4 @@
-"""Thresholds that people set while a detector is in service, with their history."""
+"""Thresholds that were set while a detector is in service, with their history."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -13,8 +13,8 @@ class Thresholds:
     """τ that was set for entities, or for all of them.
 
     Args:
-        changes: all that were made, the first one first, as `Journal.thresholds` has them.
-        digest: of an entity's detector: changes hold for the one that they were made for.
+        changes: all changes, the first one first, as `Journal.thresholds` returns them.
+        digest: of an entity's detector: a change applies to the detector of its time only.
     """
 
     def __init__(
@@ -28,11 +28,11 @@ class Thresholds:
             self.add(change)
 
     def of(self, entity: str | None) -> float | None:
-        """The τ of an entity, of all others for None; None where none was set."""
+        """The τ of an entity, of all others for None; None if none was set."""
         return self._taus.get(entity, self._taus.get(None))
 
     def add(self, change: Mapping[str, Any]) -> None:
-        """Takes a change into account."""
+        """Applies a change."""
         self.changes.append(change)
         if change["digest"] == self._digest(change["entity"]):
             if change["entity"] is None:
@@ -41,9 +41,9 @@ class Thresholds:
 
 
 def budget_threshold(plan: Plan, per_day: float) -> tuple[float, str]:
-    """τ for so many events a day, from a plan's calibration scores, and how it came.
+    """τ for so many events a day, from a plan's calibration scores, and a note on it.
 
-    Windows that share rows alarm together, so that each event is taken to fill one window:
+    Windows that share rows alarm together, so each event is assumed to fill one window:
     the share of windows above τ is `per_day` · L rows of those of a day.
     """
     n, rows = len(plan.calibration), 86_400 / plan.step if plan.step else 0.0
@@ -54,7 +54,7 @@ def budget_threshold(plan: Plan, per_day: float) -> tuple[float, str]:
     share = per_day * plan.window / rows
     if not share < 1:
         raise RequestError(
-            409, f"{per_day:g} events a day are more than rows can hold."
+            409, f"{per_day:g} events a day are more than the rows of a day allow."
         )
     if share * (plan.disjoint + 1) < 1:
         least = rows / plan.window / (plan.disjoint + 1)

@@ -1,9 +1,9 @@
 """Batches of windows: from memory, from a device, or from disk.
 
-`batches` serves arrays `[M, L, D]`. A training job keeps scaled rows on the device and
-names a batch by the places of its windows (`memory_batches`); rows that do not fit are
-read by grain while the devices work (`disk_batches`). Batches have few sizes, so that a
-jitted function is traced once or twice.
+`batches` yields batches of arrays `[M, L, D]`. A training job keeps scaled rows on the
+device and gives a batch as the indices of its windows (`memory_batches`). Rows that do not
+fit are read by grain while the devices work (`disk_batches`). Batches have few sizes, so
+that a jitted function is traced once or twice.
 """
 
 import collections
@@ -33,7 +33,7 @@ from kdjax.training.sharding import batch_mesh, map_over_batch, place
 # `(common, windows [B, L, D]) -> [B, …]`, or a tuple of such arrays.
 WindowFunction = Callable[[Any, Array], Any]
 
-# Batches under way: the next one is prepared while the devices work on this one.
+# Batches in preparation while the devices work on another one.
 _UNDER_WAY = 2
 
 
@@ -42,10 +42,9 @@ class Batch(NamedTuple):
 
     windows: Array  # X, [B, L, D]
     weight: Array  # [B], 1, or 0 for a window that only pads the batch
-    # Of the teacher: its head's outputs before their activation or its residuals,
+    # Distillation targets: the teacher's head outputs before activation or its residuals,
     # [B, L, D], its codes, [B, K], or its scores, [B, L]; None without a teacher.
     targets: Array | None = None
-    # [B, L, D] bool, False in cells that losses leave out; None: nowhere.
     observed: Array | None = None
     recorded: Array | None = None  # [B], 1, or 0 for an augmented window; None: all 1
 
@@ -56,16 +55,16 @@ class WindowDataset(struct.PyTreeNode):  # type: ignore[no-untyped-call]
     rows: Array  # [N, D] float32, scaled rows of all entities, one after the other
     starts: Array  # [M] int32, first rows of the windows; none crosses an entity
     targets: Array | None = None  # [M, …], distillation targets, computed once
-    # The teacher's parameters, where each step computes its own targets.
+    # The teacher's parameters, if each step computes its own targets.
     teacher: Any = None
     recorded: Array | None = None  # [M], 1, or 0 for augmented windows; None: all 1
-    # Whether rows may have NaN cells, and places of channels; losses leave out both.
+    # Whether rows may have NaN cells; indices of channels; losses leave out both.
     missing: bool = struct.field(pytree_node=False, default=False)  # type: ignore[no-untyped-call]
     context: Places = struct.field(pytree_node=False, default=())  # type: ignore[no-untyped-call]
 
 
 class IndexedBatch(NamedTuple):
-    """A batch as places in a dataset on the device: windows `dataset.starts[positions]`.
+    """A batch as indices in a dataset on the device: windows `dataset.starts[positions]`.
 
     `weight` `[B]` is 1, or 0 for a window that only pads the batch.
     """
@@ -84,7 +83,7 @@ def padded(batch: np.ndarray, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
     """A batch of `[batch_size]` with its weight: 1, or 0 where padded."""
     weight = np.zeros(batch_size, np.float32)
     weight[: len(batch)] = 1
-    # Padding repeats a real item: its arithmetic is as harmless as that of others.
+    # Padding repeats a real item, so that no other values can occur.
     return np.pad(batch, (0, batch_size - len(batch)), mode="edge"), weight
 
 
@@ -116,17 +115,17 @@ def map_windows(
     `common` is a pytree of arrays that all windows share. `rows` may be a memory map, of
     which only stretches are read; they are scaled already where `scaler` is None.
     `starts` `[M]` are first rows of the windows. A batch has up to `batch_size` windows,
-    a short series less. It travels to the devices as the stretch of rows that it covers,
-    and is cut into windows there. Stretches and batches come in powers of two, so that
-    another length of series is no reason to compile again.
+    a short series less. The devices receive the stretch of rows that a batch covers and
+    cut it into windows. Sizes of stretches and batches are powers of two, so that series of
+    other lengths seldom compile again.
     """
     check_not_forked()
     batch_size = min(batch_size, _power_of_two(len(starts)))
     mesh = batch_mesh(batch_size)
     compiled = _windowed(function, window, mesh)
     common = place(common, mesh)
-    # A stretch has as many rows as the widest batch needs; windows far apart travel one
-    # by one.
+    # A stretch has as many rows as the widest batch needs; windows that are far apart are
+    # sent one by one.
     spans = [int(np.ptp(batch)) for batch, _ in padded_batches(starts, batch_size)]
     widest = max(spans, default=0) + window
     size = _power_of_two(min(widest, batch_size * window))
@@ -185,7 +184,7 @@ def take_batch(
 
 
 def as_batch(windows: Array, weight: Array, *, missing: bool) -> Batch:
-    """Windows `[B, L, D]` as a batch without targets, their gaps filled if there are."""
+    """Windows `[B, L, D]` as a batch without targets, with missing cells filled if any."""
     if not missing:
         return Batch(windows, weight)
     filled, observed = fill_missing(windows)
@@ -203,8 +202,8 @@ def batches(
     Args:
         windows: X, `[M, L, D]`, scaled.
         batch_size: B.
-        epochs: how often each window is seen.
-        key: decides the order, with the epoch's number.
+        epochs: number of passes over the windows.
+        key: determines the order, together with the epoch's number.
 
     >>> x = np.zeros((5, 4, 1), np.float32)
     >>> [int(b.weight.sum()) for b in batches(x, 3, key=jax.random.key(0))]
@@ -213,8 +212,8 @@ def batches(
     values = as_array(windows).astype(np.float32, copy=False)
     if values.ndim != 3 or not len(values):
         raise DataError(
-            f"windows of shape {values.shape}: expected one or more, [M, L, D], as "
-            "kdjax.windows makes them."
+            f"windows of shape {values.shape}: expected one or more, [M, L, D], such as "
+            "from kdjax.windows."
         )
     missing = bool(np.isnan(values).any())
     for epoch in range(epochs):
@@ -225,7 +224,7 @@ def batches(
             )
 
 
-# Threads that read, and batches that wait for their turn.
+# Threads that read, and batches in their queue.
 _READERS = 2
 _READ_AHEAD = 4
 
@@ -235,8 +234,8 @@ Batches = Iterator[IndexedBatch]
 class BatchSource(NamedTuple):
     """The batches of each epoch, `batches(epoch, first)` from number `first` on.
 
-    They follow from the epoch's number alone, so a job can resume anywhere. The last of
-    an epoch is padded with windows of weight 0.
+    They depend on the epoch's number only, so a job can resume at any batch. The last one
+    of an epoch is padded with windows of weight 0.
     """
 
     windows: int  # M, of an epoch
@@ -252,7 +251,7 @@ class BatchSource(NamedTuple):
 def memory_batches(
     dataset: WindowDataset, *, key: Array | None, batch_size: int
 ) -> BatchSource:
-    """Batches of a dataset that lies on the device, in an order drawn from (key, epoch).
+    """Batches of a dataset on the device, in an order drawn from (key, epoch).
 
     Without a key the windows keep their order.
     """
@@ -285,15 +284,15 @@ def disk_batches(
 
     The windows of an epoch are shuffled as a whole, without a list of them in memory;
     without a seed they keep their order. With a `teacher`, its parameters, placed, each
-    step computes its own targets. The devices of `mesh` share a batch. ConfigError where
-    grain isn't installed.
+    step computes its own targets. The devices of `mesh` share a batch. ConfigError if
+    grain is not installed.
     """
     try:
         import grain
     except ImportError:
         raise ConfigError(
-            "the training rows are larger than data.memory_bytes, and reading them from "
-            "disk needs grain: pip install 'kdjax[large]', or raise data.memory_bytes."
+            "the training rows exceed data.memory_bytes, and reading them from disk "
+            "needs grain: pip install 'kdjax[large]', or raise data.memory_bytes."
         ) from None
 
     def read(places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -30,7 +30,7 @@ from kdjax.training import hosts
 
 @contextlib.contextmanager
 def _root_logger_kept() -> Iterator[None]:
-    """Takes away the handlers that absl gives a root logger that has none."""
+    """Removes the handlers that absl adds to a root logger without handlers."""
     before = logging.root.handlers[:]
     try:
         yield
@@ -45,7 +45,7 @@ with _root_logger_kept():
 
 logger = logging.getLogger(__name__)
 
-ROOM = 1 << 20  # bytes of disk that must be free beside twice the arrays
+ROOM = 1 << 20  # bytes of disk that must be free besides twice the arrays
 KEPT = 2  # the newest step, and one more in case the newest is damaged
 
 SCHEMA = 1
@@ -67,9 +67,9 @@ class Checkpoint(NamedTuple):
 def save_checkpoint(directory: Path, step: int, arrays: Any, meta: str) -> None:
     """Writes a step below `directory` and waits until it is complete on disk.
 
-    A pytree of arrays that lie on several processes' devices is written by all of them
-    into a shared folder; then all must call this. Others are written by this process
-    alone. `meta` is the JSON text of an object.
+    A pytree of arrays on several processes' devices is written by all of them into a
+    shared folder; then all must call this. Other arrays are written by this process only.
+    `meta` is the JSON text of an object.
     """
     shared = any(
         isinstance(leaf, jax.Array) and not leaf.is_fully_addressable
@@ -80,14 +80,14 @@ def save_checkpoint(directory: Path, step: int, arrays: Any, meta: str) -> None:
         save(directory, step, arrays, meta)
     except checkpoint_manager.StepAlreadyExistsError as error:
         raise ArtifactError(
-            f"{directory}: step {step} is already there. Another program writes into "
-            "this folder; give each run a work directory of its own."
+            f"{directory}: step {step} already exists. Another program writes to this "
+            "folder: give each run its own work directory."
         ) from error
     except (OSError, ValueError) as error:
         raise ArtifactError(
-            f"{directory}: step {step} could not be saved ({error}). Make room on the "
-            "disk or check its permissions, then rerun the command: it resumes from the "
-            "step before."
+            f"{directory}: step {step} could not be saved ({error}). Free disk space or "
+            "check the permissions, then rerun the command: it resumes from the step "
+            "before."
         ) from error
 
     def seal() -> None:
@@ -135,7 +135,7 @@ def _save_own(directory: Path, step: int, arrays: Any, meta: str) -> None:
 def restore_checkpoint(directory: Path, template: Any) -> Checkpoint | None:
     """The newest step that verifies; None if there is none.
 
-    A step without a manifest was cut off while being written; a damaged one is renamed
+    A step without a manifest was interrupted while being written; a damaged one is renamed
     with a warning. In both cases the step before it is taken. A step of a newer schema
     is an error. `template` is a pytree of arrays or `ShapeDtypeStruct`s like the saved.
     """
@@ -160,7 +160,7 @@ def _newest(directory: Path) -> int | None:
     for step in _steps(directory):
         folder = directory / str(step)
         if not (folder / MANIFEST).exists():
-            logger.warning("%s was cut off while being written: left out", folder)
+            logger.warning("%s is ignored: its writing was interrupted", folder)
             shutil.rmtree(folder)
             continue
         try:
@@ -181,7 +181,7 @@ def _set_aside(directory: Path, step: int, fault: str) -> None:
     aside = directory / f"damaged-{step}"
     shutil.rmtree(aside, ignore_errors=True)
     (directory / str(step)).rename(aside)
-    logger.warning("%s Set aside as %s.", fault, aside.name)
+    logger.warning("%s Renamed to %s.", fault, aside.name)
 
 
 def _restore(directory: Path, step: int, template: Any) -> Checkpoint:
@@ -195,7 +195,7 @@ def _restore(directory: Path, step: int, template: Any) -> Checkpoint:
             [(leaf.shape, leaf.dtype) for leaf in own] for own in (leaves, wanted)
         )
         if found != needed:
-            raise ArtifactError(f"{folder} can't be restored (it holds other arrays).")
+            raise ArtifactError(f"{folder} can't be restored (it has other arrays).")
         arrays = jax.tree.unflatten(structure, jax.device_put(leaves, here))
         return Checkpoint(step, arrays, (folder / OWN_META).read_text("utf-8"))
     place = SingleDeviceSharding(here)

@@ -1,4 +1,4 @@
-"""Fits of what a model joins: baselines, each once to a data set, beside its network."""
+"""Fits the components of models: baselines, once per data set, and their networks."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,7 +17,7 @@ from kdjax.models.model import Params, fill_missing
 from kdjax.models.residual import NETWORK, ResidualModel, join_models
 from kdjax.training.fitting import MOST, fit_classifier, fit_forecaster, most_windows
 
-# Fit windows of a baseline that is fitted on windows, spread evenly over all.
+# Most fit windows of a baseline that is fitted on windows, evenly spaced.
 FIT_WINDOWS = 2000
 
 # Baselines already fitted to a data set, by kind and options.
@@ -25,13 +25,13 @@ Fits = dict[tuple[Any, ...], ResidualModel]
 HeldOut = dict[tuple[Any, ...], tuple[ResidualModel, ...]]
 Options = Mapping[str, Any]
 PARTS = ("fit", "validation", "calibration")
-CLASSIFIER_FOLDS = 2  # halves: one learns while the other is scored
+CLASSIFIER_FOLDS = 2  # halves: one is for training while the other is scored
 
 
 def fit_baseline(kind: str, prepared: Prepared, **options: Any) -> ResidualModel:
     """A baseline fitted once to the fit rows of all entities together.
 
-    A classifier learns from all rows: later rows resemble the newest most. Its τ comes
+    A classifier is trained on all rows: later rows resemble the newest most. Its τ comes
     from `fit_held_out`. `options`: `classifier` those of `fit_classifier`, `forecast` of
     `fit_forecaster`.
     """
@@ -41,7 +41,7 @@ def fit_baseline(kind: str, prepared: Prepared, **options: Any) -> ResidualModel
         if prepared.window < SHORTEST:
             raise ConfigError(
                 f"data.window={prepared.window} is too short for the {kind}, which needs "
-                f"windows of {SHORTEST} rows or more: raise it, or use another detector."
+                f"at least {SHORTEST} rows: raise it, or use another detector."
             )
         sources = [windows_source(prepared, part, stride=1) for part in PARTS]
         params = fit_classifier(
@@ -62,17 +62,17 @@ def fit_baseline(kind: str, prepared: Prepared, **options: Any) -> ResidualModel
 def fit_held_out(
     kind: str, prepared: Prepared, *, by_folds: bool, **options: Any
 ) -> tuple[ResidualModel, ...]:
-    """Classifiers that choose τ: each is without the calibration windows that it scores.
+    """Classifiers to choose τ: each is trained without the calibration windows it scores.
 
-    One that learnt from the fit and validation rows, or by folds of all rows one without
-    each. They have half the networks, or two, which are both views.
+    One classifier of the fit and validation rows, or one for each fold of all rows,
+    trained without the fold. They have half the networks, at least two: one per view.
     """
     own = options_of(kind, options)
     count = own.get("networks", NETWORKS)
     own = {**own, "networks": min(count, max(2, count // 2))}
     if by_folds:
         halves = [folds(e.train_spans, CLASSIFIER_FOLDS) for e in prepared.entities]
-        # Each scores its own half and learns from the other.
+        # Each half is scored by the classifier of the other half.
         groups = [
             [spans_source(prepared, others, stride=1)]
             for others in reversed([*zip(*halves, strict=True)])
@@ -87,7 +87,7 @@ def fit_held_out(
 
 
 def most_numbers(kind: str, window: int, width: int, **options: Any) -> int:
-    """The most numbers of a baseline for windows `[L, D]`; `options` of `fit_baseline`."""
+    """Most numbers of a baseline for windows `[L, D]`; `options` of `fit_baseline`."""
     found, own = BASELINES[kind], options_of(kind, options)
     if found.scores is not None:
         return count_numbers(width, own["networks"], own["channels"])
@@ -99,14 +99,14 @@ def most_numbers(kind: str, window: int, width: int, **options: Any) -> int:
 
 
 def options_of(kind: str, options: Mapping[str, Options]) -> Options:
-    """Those of a kind that is trained; none for others."""
+    """The options of a kind that is trained; none for others."""
     return options.get("forecast" if kind in FORECASTERS else kind, {})
 
 
 def _windows(
     prepared: Prepared, sources: Sequence[WindowSource], most: int = MOST
 ) -> np.ndarray:
-    """Scaled windows of the sources, `[M, L, D]`, `most` of them spread evenly."""
+    """Scaled windows of the sources, `[M, L, D]`, at most `most`, evenly spaced."""
     most = most_windows(prepared.window, len(prepared.channels), most)
     places = spread_evenly(sum(source.windows for source in sources), most)
     found, first = [], 0
@@ -128,7 +128,7 @@ def fit_components(
     fits: Fits,
     **options: Any,
 ) -> ResidualModel:
-    """The ensemble of these kinds, in order, with the trained network where one is named.
+    """The ensemble of these kinds, in order, with the trained network if one is named.
 
     `fits` has baselines already fitted to these data; new ones are added.
     """

@@ -1,8 +1,8 @@
-"""Training of small networks: all steps in one call, with nothing to validate.
+"""Training of small networks: all steps in one call, without validation.
 
-A classifier (`kdjax.models.classifier`) learns from normal windows alone to tell them from
-disturbed copies of them, by binary cross-entropy. A forecaster
-(`kdjax.models.forecasters`) learns to forecast each row.
+A classifier (`kdjax.models.classifier`) is trained on normal windows only, to distinguish
+them from disturbed copies, with binary cross-entropy. A forecaster
+(`kdjax.models.forecasters`) is trained to forecast each row.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,7 +31,7 @@ from kdjax.models.model import Params, Places
 # Windows `[M, L, D]` and those of each step, `[steps, B]`.
 Draws = tuple[Array, Array]
 RATE = 3e-3
-# Of a classifier: windows at most, their cells (4 bytes each), and disturbed copies of each.
+# For a classifier: most windows, most of their cells (4 bytes each), copies of each.
 MOST, CELLS, COPIES = 1500, 25_000_000, 6
 STEPS, BATCH = 1500, 128
 FORECAST_BATCH = 32
@@ -42,7 +42,7 @@ def minimise(
 ) -> Params:
     """Parameters after Adam on `loss(params, *batches)`, with a cosine from `rate` to 0.
 
-    A step has a batch of each of `draws`. Call it under `jax.jit`.
+    A step has one batch of each of `draws`. Call it under `jax.jit`.
     """
     tx = optax.adam(optax.cosine_decay_schedule(rate, len(draws[0][1])))
     windows, order = zip(*draws, strict=True)
@@ -72,13 +72,13 @@ def fit_classifier(
     """Parameters of `classifier_scores`, from normal windows `[M, L, D]`.
 
     Args:
-        windows: scaled in any way, nothing missing; of more than 1,500 those that are
-            spread evenly.
+        windows: with any scale, none missing; of more than 1,500 an evenly spaced subset
+            is used.
         networks: V, half of them for each view.
         channels: C, of their convolutions.
         steps: of Adam, 128 windows each.
-        seed: of everything random.
-        context: places of channels that are seen, but never disturbed.
+        seed: of all random numbers.
+        context: indices of channels that are read, but never disturbed.
         teacher: parameters of a classifier of the same channels on other machines, for
             few windows.
         alpha: share of the probability that the teacher's networks give to a disturbed
@@ -100,18 +100,18 @@ def fit_classifier(
         )
     if windows.shape[1] < SHORTEST:
         raise DataError(
-            f"windows have {windows.shape[1]} rows: a classifier needs windows of "
-            f"{SHORTEST} rows or more."
+            f"windows have {windows.shape[1]} rows: a classifier needs at least "
+            f"{SHORTEST}."
         )
     if not np.isfinite(windows).all():
         raise DataError(
-            "windows hold values that are missing or not finite: fill them, or leave "
+            "windows have missing or infinite values: fill them, or leave "
             "these windows out."
         )
     if teacher and teacher["networks"]["first"].shape[2] != windows.shape[2]:
         raise DataError(
-            f"windows have {windows.shape[2]} channels, and the teacher learnt from "
-            f"{teacher['networks']['first'].shape[2]}: they must be the same."
+            f"windows have {windows.shape[2]} channels, but the teacher has "
+            f"{teacher['networks']['first'].shape[2]}: give the same channels."
         )
     chosen = spread_evenly(len(windows), most_windows(*windows.shape[1:]))
     low, high = windows.min(axis=(0, 1)), windows.max(axis=(0, 1))
@@ -140,7 +140,7 @@ def fit_classifier(
 
 
 def most_windows(length: int, width: int, most: int = MOST) -> int:
-    """How many windows `[L, D]` to learn from at most; fewer if they are huge."""
+    """Most windows `[L, D]` for training; fewer if they are huge."""
     return max(100, min(most, CELLS // (length * width)))
 
 
@@ -191,7 +191,7 @@ def fit_forecaster(
     """Parameters of a forecaster from scaled windows `[M, L, D]`, all values finite.
 
     The loss of a step is the mean square of the errors of 32 windows, in standard units,
-    without the channels at the places `context`.
+    without the channels at the indices `context`.
     """
     rng = np.random.default_rng(seed)
     params = init_forecaster(kind, rng, windows, units=units)

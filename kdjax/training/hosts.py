@@ -1,15 +1,15 @@
-"""The processes of one program on several hosts, and what they exchange.
+"""The processes of one program on several hosts, and their communication.
 
 `start` joins this process to the others through `jax.distributed`. Without it a program
 runs as one process and every function here is trivial. All processes run the same program
-on the same data; what only one may do, such as writing a log, the first does (`on_first`).
+on the same data; the first does what only one may do, such as writing a log (`on_first`).
 
-Each exchange carries its name and the error of a process that can't continue
+Each exchange has a name and sends the error of a process that can't continue
 (`failing_together`), so that no process waits for one that has stopped. When a process
-dies, `jax.distributed` ends the others after KDJAX_HEARTBEAT_SECONDS (default 100); the
+dies, `jax.distributed` ends the others after KDJAX_HEARTBEAT_SECONDS (default 100). The
 program is then started again on all hosts and resumes from its last checkpoint.
 
-JAX is imported only where processes are joined.
+JAX is imported only when processes are joined.
 """
 
 import contextlib
@@ -30,10 +30,10 @@ from kdjax.errors import ConfigError, KdjaxError
 
 T = TypeVar("T")
 
-AUTO = "auto"  # value of --coordinator where the cluster's environment has the rest
+AUTO = "auto"  # value of --coordinator if the cluster's environment describes the rest
 HEARTBEAT = "KDJAX_HEARTBEAT_SECONDS"
 
-# Seconds until the others must have received an error; they may hang in a computation.
+# Seconds for the others to receive an error; they may be busy with a computation.
 _PATIENCE = 60.0
 _WELL, _FAILED = 0, 1
 
@@ -67,8 +67,8 @@ def start(
         now = jax.process_count(), jax.process_index()
         if (num_processes, process_id) not in ((None, None), now):
             raise ConfigError(
-                f"jax.distributed runs already, as process {now[1]} of {now[0]}: leave "
-                "out --coordinator, --num_processes and --process_id, or give the same."
+                f"jax.distributed runs already, as process {now[1]} of {now[0]}: remove "
+                "--coordinator, --num_processes and --process_id, or give the same."
             )
         return
     try:
@@ -83,7 +83,7 @@ def start(
         raise ConfigError(
             f"--coordinator={coordinator}: the processes can't be joined ({error}). "
             "Give HOST:PORT of process 0, reachable from all hosts, with --num_processes "
-            "and --process_id; or `auto` within a cluster that JAX knows."
+            "and --process_id; or `auto` on a cluster that JAX supports."
         ) from error
     # With unequal numbers of devices some would have no work.
     owners = [device.process_index for device in jax.devices()]
@@ -113,7 +113,7 @@ def _place() -> tuple[int, int]:
 
 
 def is_first() -> bool:
-    """Whether this process writes and shows what all have in common."""
+    """Whether this process writes and prints the common output."""
     return process() == 0
 
 
@@ -124,7 +124,7 @@ def share(items: Sequence[T], first: int = 0) -> list[T]:
 
 @contextlib.contextmanager
 def working_alone() -> Iterator[None]:
-    """Within it this process counts as the only one.
+    """Inside this context the process counts as the only one.
 
     Training then uses this process's devices and writes checkpoints and a log of its own,
     so each process needs its own work directory.
@@ -137,14 +137,14 @@ def working_alone() -> Iterator[None]:
 
 
 def barrier(name: str) -> None:
-    """Waits until all processes are here."""
+    """Waits until all processes have called it."""
     _exchange(name, b"")
 
 
 def gather(arrays: T) -> list[T]:
     """Every process's pytree of numpy arrays, in the order of the processes.
 
-    Bit for bit; types and sizes may differ, the structure may not.
+    Bit-identical; types and sizes may differ, but not the structure.
     """
     if processes() == 1:
         return [arrays]
@@ -196,7 +196,7 @@ def check_alike(what: str, text: str) -> None:
     if others:
         raise _known(
             ConfigError(
-                f"the {what} of process {', '.join(others)} are not those of process "
+                f"the {what} of process {', '.join(others)} differ from those of process "
                 "0: start the same command on all hosts, with the same files."
             )
         )
@@ -204,10 +204,10 @@ def check_alike(what: str, text: str) -> None:
 
 @contextlib.contextmanager
 def failing_together() -> Iterator[None]:
-    """An error of one process within it ends all of them at their next exchange.
+    """Inside this context an error of one process ends all at their next exchange.
 
-    While the others compute together they can't receive it; `jax.distributed` ends them
-    once this process has exited.
+    During a common computation the others can't receive it; `jax.distributed` ends them
+    after this process has exited.
     """
     try:
         yield
@@ -247,7 +247,7 @@ def _exchange(name: str, content: bytes, status: int = _WELL) -> list[bytes]:
             fault = contents[number].decode()
             raise _known(OtherFailed(f"process {number}: {fault}"))
     if status == _WELL and len({other for _, other, _ in headers}) > 1:
-        raise RuntimeError(f"the processes are not at the same place, here at {name}")
+        raise RuntimeError(f"the processes are at different exchanges, here at {name}")
     return contents
 
 
@@ -264,7 +264,7 @@ def _check_arguments(
             return
         given = f"--coordinator={coordinator}" if coordinator else "no --coordinator"
         raise ConfigError(
-            f"--num_processes={num_processes} and --process_id={process_id} belong to "
+            f"--num_processes={num_processes} and --process_id={process_id} need "
             f"--coordinator=HOST:PORT, got {given}: give all three, or neither number."
         )
     host, _, port = coordinator.rpartition(":")

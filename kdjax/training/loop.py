@@ -1,8 +1,8 @@
 """The fit loop of one network; teacher and student differ only in their step function.
 
-Everything that decides the next step is in the checkpoint or follows from the seed and
+Everything that determines the next step is in the checkpoint or follows from the seed and
 the step's number, so a run that is killed and started again ends with the same parameters.
-After a held-back signal (`kdjax.io.signals`) a checkpoint is written before the exit.
+After a deferred signal (`kdjax.io.signals`) a checkpoint is written before the exit.
 """
 
 import json
@@ -27,7 +27,7 @@ LogLine = dict[str, Any]
 
 
 class TrainingProgress(NamedTuple):
-    """How far a training is, apart from its arrays; the checkpoint's metadata."""
+    """The progress of a training, without its arrays; the checkpoint's metadata."""
 
     step: int = 0  # steps done
     best_loss: float | None = None  # lowest validation loss; None in the first epoch
@@ -38,7 +38,7 @@ class TrainingProgress(NamedTuple):
 
 
 class Start(NamedTuple):
-    """Where a training starts or resumes; `best`: parameters of lowest validation loss."""
+    """Start of a training or a resumption; `best`: parameters of lowest validation loss."""
 
     state: TrainState
     best: Params
@@ -91,7 +91,7 @@ def fit(
         directory: where to write checkpoints; None for nowhere.
         checkpoint_seconds: minimum time between two checkpoints.
         log_every: steps between two logged losses.
-        log: takes each line of `metrics.jsonl`, without the training's name.
+        log: receives each line of `metrics.jsonl`, without the training's name.
         advance: called after each step with its number of windows and, if logged, the
             mean loss.
 
@@ -106,7 +106,7 @@ def fit(
         nonlocal saved_at
         if directory is None:
             return
-        # All processes must agree, and their clocks differ.
+        # All processes must agree, although their clocks differ.
         if now or hosts.on_first(
             lambda: time.monotonic() - saved_at >= checkpoint_seconds
         ):
@@ -132,7 +132,7 @@ def fit(
             logged = bool(within) and within % log_every == 0
             # A run can't resume between an epoch's last step and its validation.
             stopping = bool(within) and stop_requested()
-            # Raises if the loss isn't finite, so that no bad state is saved.
+            # Raises if the loss isn't finite, so that no invalid state is saved.
             loss = _epoch_loss(state) if logged or stopping else None
             advance(windows, loss)
             if logged:
@@ -188,7 +188,7 @@ def _check_finite(loss: float, step: int, name: str) -> None:
     if not math.isfinite(loss):
         raise TrainingError(
             f"the {name} became nan or inf at step {step}. Lower "
-            "train.learning_rate or train.clip_norm, or look for huge values in the "
+            "train.learning_rate or train.clip_norm, or correct huge values in the "
             "training data; the checkpoint before that step is kept.",
             step,
         )

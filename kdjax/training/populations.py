@@ -1,12 +1,12 @@
-"""Networks of one shape trained side by side.
+"""Training of several networks of one shape at once.
 
 On a CPU each core trains its own members one after the other, so that no step waits for
-several cores; on accelerators members are batched with `vmap`. What differs between
+several cores; on accelerators members are batched with `vmap`. Differences between
 members are arrays: parameters, windows, learning rate, α, T.
 
-Each member sees the batches that it would see alone, in the same order, and ends by the
-same rules (`kdjax.training.loop`). One whose loss is not finite is frozen and reported;
-the others continue.
+Each member has the same batches, in the same order, and the same stopping rules
+(`kdjax.training.loop`) as without the others. A member whose loss is not finite is frozen
+and reported; the others continue.
 """
 
 import functools
@@ -38,10 +38,10 @@ Tree = TypeVar("Tree")
 
 
 class Member(NamedTuple):
-    """What identifies a member, apart from arrays."""
+    """A member without its arrays."""
 
     name: str  # in the log
-    key: Array  # fixes the order of its windows in each epoch
+    key: Array  # determines the order of its windows in each epoch
     first: int  # number of its first window in the dataset; they are contiguous
     windows: int
     validation: np.ndarray  # [V] first rows of its validation windows
@@ -50,7 +50,7 @@ class Member(NamedTuple):
 
 
 class Population(NamedTuple):
-    """State of P members; arrays are followed by copies that fill the devices."""
+    """State of P members, and copies of the last one that fill the devices."""
 
     states: TrainState
     best: Params  # of lowest validation loss so far
@@ -76,8 +76,8 @@ def make_population_step(
 ) -> PopulationStep:
     """The jitted step of P members; up to rounding each is that of its step alone.
 
-    `step_of` makes a member's step, from `make_step` without a mesh, of its entry of
-    `hyper`. The states given are donated; inactive members and those with a bad step
+    `step_of` returns a member's step, from `make_step` without a mesh, for its entry of
+    `hyper`. The given states are donated; inactive members and those with a bad step
     don't change.
     """
 
@@ -112,7 +112,7 @@ def make_population_validate(
 ) -> PopulationValidate:
     """The function `(params [P], starts) -> mean loss of each member, [P] float64`.
 
-    `starts` are P arrays of first rows; a member with none gets NaN.
+    `starts` are P arrays of first rows; a member without one gets NaN.
     """
 
     batch_losses = _batch_losses(loss, window, mesh)
@@ -204,7 +204,7 @@ def fit_together(
     """Trains until each member is done; see `kdjax.training.loop.fit`.
 
     A member that failed has `progress.bad_step`; its parameters are the best before. The
-    arrays of `start` are donated; those of `hyper` have a leading axis P. `log` takes a
+    arrays of `start` are donated; those of `hyper` have a leading axis P. `log` receives a
     member's name and line of `metrics.jsonl`; `advance` the windows of each step, and a
     status after epochs ended; then `on_epoch` is called, whose exception ends the fit.
     """

@@ -1,8 +1,8 @@
 """Devices that share a batch or the members of a population.
 
-XLA runs most of the arithmetic of an LSTM step on one core. With one CPU device for each
-core, and the batch split over the devices, all cores work (docs/performance.md). Results
-are the same up to rounding: means over the batch are weighted.
+XLA runs most of the arithmetic of an LSTM step on one core. With one CPU device per core,
+and the batch split over the devices, all cores work (docs/performance.md). Results are the
+same up to rounding: means over the batch are weighted.
 """
 
 import contextlib
@@ -27,10 +27,10 @@ from kdjax.training import hosts
 logger = logging.getLogger(__name__)
 
 BATCH = "batch"
-# What all devices get whole, and what is split along its first axis.
+# Copied to all devices, and split along the first axis.
 WHOLE, SPLIT = PartitionSpec(), PartitionSpec(BATCH)
 
-# A device with fewer items of a batch costs more than it gains.
+# Splitting a batch into smaller shares costs more than it gains.
 LEAST_SHARE = 16
 
 Tree = TypeVar("Tree")
@@ -39,9 +39,9 @@ Tree = TypeVar("Tree")
 def use_all_cores() -> None:
     """Gives JAX one CPU device for each core that this process may use.
 
-    Has an effect only before JAX's first computation, and only if the number of CPU
-    devices was not set already (`jax_num_cpu_devices`, or XLA's
-    `xla_force_host_platform_device_count`). The program calls this; a library user may.
+    Works only before JAX's first computation, and only if the number of CPU devices was
+    not set before (`jax_num_cpu_devices`, or XLA's
+    `xla_force_host_platform_device_count`). The program calls it; library users may.
     """
     chosen = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if chosen or jax.config.jax_num_cpu_devices != -1:  # type: ignore[attr-defined]
@@ -49,7 +49,7 @@ def use_all_cores() -> None:
     try:
         jax.config.update("jax_num_cpu_devices", cores())
     except RuntimeError:
-        logger.info("JAX has started already: its CPU devices stay as they are")
+        logger.info("JAX has started already: the number of CPU devices is unchanged")
 
 
 def keep_compiled() -> None:
@@ -76,7 +76,7 @@ def _drop_damaged(folder: Path) -> None:
     checked = folder / ".checked"
     since = checked.stat().st_mtime if checked.exists() else 0.0
     for path in folder.glob("*-cache"):
-        # A minute of slack for entries that were being written at the last check.
+        # One minute earlier, for entries that were being written at the last check.
         if path.stat().st_mtime < since - 60:
             continue
         entry = path.read_bytes()
@@ -90,7 +90,7 @@ def _drop_damaged(folder: Path) -> None:
 
 
 def start_program(*, cpus: int | None = None) -> None:
-    """Settings that a program may choose and a library may not: devices and cache.
+    """Sets devices and cache, as a program may and a library may not.
 
     With `cpus` JAX has as many CPU devices and no other.
     """
@@ -127,17 +127,17 @@ def member_mesh(members: int) -> Mesh | None:
 
 
 def training_mesh(batch_size: int) -> Mesh | None:
-    """The devices that share a training batch: of each process the same number.
+    """The devices that share a training batch: the same number of each process.
 
-    ConfigError where the batch can't be divided equally among the processes.
+    ConfigError if the batch can't be divided equally among the processes.
     """
     count = hosts.processes()
     if count == 1:
         return batch_mesh(batch_size)
     if batch_size % count:
         raise ConfigError(
-            f"train.batch_size={batch_size} is no multiple of the {count} processes "
-            "that share it: give one that is."
+            f"train.batch_size={batch_size} is not a multiple of the {count} processes "
+            "that share it: give a multiple."
         )
     own = batch_mesh(batch_size // count)
     each = own.size if own else 1
@@ -150,7 +150,7 @@ def _mesh(devices: Sequence[jax.Device]) -> Mesh:
 
 
 def place(tree: Tree, mesh: Mesh | None) -> Tree:
-    """Arrays copied to every device of the mesh; without a mesh, as they are.
+    """Arrays copied to every device of the mesh; unchanged without a mesh.
 
     On several hosts each places its own copy; the copies must be equal.
     """
@@ -170,7 +170,7 @@ def place(tree: Tree, mesh: Mesh | None) -> Tree:
 
 
 def divide(tree: Tree, mesh: Mesh | None) -> Tree:
-    """Arrays `[B, …]` split over the devices of the mesh; without a mesh, as they are."""
+    """Arrays `[B, …]` split over the devices of the mesh; unchanged without a mesh."""
     if mesh is None:
         return tree
     return jax.device_put(tree, NamedSharding(mesh, SPLIT))
@@ -191,7 +191,7 @@ def mean_over_batch(
         own = jnp.sum(weight)
         part = own / jax.lax.psum(own, BATCH)
         means = function(common, items, weight)
-        # A share of padding alone has no mean.
+        # A share that is all padding has no mean.
         weighted = jax.tree.map(lambda mean: jnp.where(own > 0, part * mean, 0), means)
         # As one array: on a network each sum costs a round trip.
         flat, restore = ravel_pytree(weighted)

@@ -5,7 +5,7 @@
     for batch in batches(windows, 128, epochs=5, key=key):
         state, metrics = step(state, batch)
 
-A training job uses the same step (`make_step`) with batches that name windows on the
+A training job uses the same step (`make_step`) with batches of indices of windows on the
 device. Losses are those of `kdjax.losses`.
 """
 
@@ -37,7 +37,7 @@ LossFunction = Callable[[Params, Batch], Array]
 
 
 class TrainState(struct.PyTreeNode):  # type: ignore[no-untyped-call]
-    """All that a training step changes."""
+    """The variables that a training step changes."""
 
     step: Array  # number of steps done
     params: Any  # the network's parameters
@@ -84,7 +84,7 @@ def teacher_loss(model: Model) -> LossFunction:
 
 @functools.lru_cache
 def validation_loss(model: Model) -> LossFunction:
-    """MSE(X', X) as a detector runs the model: a decoder feeds on its own outputs."""
+    """MSE(X', X) with the model used as in a detector: a decoder reads its own outputs."""
 
     def loss(params: Params, batch: Batch) -> Array:
         return _reconstruction_loss(model.apply(params, batch.windows), batch)
@@ -101,7 +101,7 @@ def student_loss(
     temperature_mode: str,
     target: str = "reconstruction",
 ) -> LossFunction:
-    """L_S of Eq. 2 of the parameters and a batch with `targets`, whose X_T `teacher` makes.
+    """L_S of Eq. 2 of the parameters and a batch with `targets`; `teacher` gives X_T.
 
     α and T may be traced. With α = 0, not traced, no targets are needed. See
     `kdjax.losses` for `temperature_mode` and `target`.
@@ -157,7 +157,7 @@ def make_teacher_step(model: Model, tx: optax.GradientTransformation) -> Step:
     """The jitted step that minimises MSE(X_T, X).
 
     Args:
-        model: the teacher, or any model that learns from data alone.
+        model: the teacher, or any model that is trained on data only.
         tx: optax optimizer, as for `init_state`.
 
     Returns:
@@ -192,7 +192,7 @@ def make_student_step(
         tx: optax optimizer, as for `init_state`.
         teacher: any `Model`, such as another autoencoder or `baseline("pca")`.
         teacher_params: its parameters.
-        alpha: α, the weight of the teacher's term; 0 trains the student alone.
+        alpha: α, the weight of the teacher's term; 0 trains without the teacher.
         temperature: T.
         temperature_mode: one of `kdjax.losses.TEMPERATURE_MODES`; `logit` needs models
             with a sigmoid head.
@@ -244,10 +244,10 @@ def make_step(
 ) -> Step:
     """The jitted step `(state, batch) -> (state, metrics)` of any loss.
 
-    `targets` gives distillation targets of windows `[B, L, D]` to batches without them.
-    An `IndexedBatch` needs `window`, L, and `teacher` where its dataset carries the
-    teacher's parameters; devices of `mesh` may share it, and then state and dataset lie
-    on all of them (`kdjax.training.sharding.place`). With `donate` the state given may be
+    `targets` returns distillation targets of windows `[B, L, D]`, for batches without them.
+    An `IndexedBatch` needs `window`, L, and `teacher` if its dataset has the teacher's
+    parameters. Devices of `mesh` may share it; then state and dataset must lie on all of
+    them (`kdjax.training.sharding.place`). With `donate` the given state may be
     overwritten.
     """
 
@@ -311,15 +311,15 @@ def make_optimizer(
     warmup_steps: ArrayLike,
     clip_norm: ArrayLike,
 ) -> optax.GradientTransformation:
-    """Adam (Kingma and Ba, 2015) behind a clip of the gradient's global norm.
+    """Adam (Kingma and Ba, 2015) after clipping the gradient's global norm.
 
     Args:
         learning_rate: its peak.
-        schedule: `constant`, or `cosine` to fall towards 0, which it would
+        schedule: `constant`, or `cosine` with a decrease to 0, which it would
             reach after the last of `steps`.
         steps: steps of the whole phase.
-        warmup_steps: steps in which the rate rises linearly to its peak, which the step
-            after them has.
+        warmup_steps: steps in which the rate rises linearly; the step after them has the
+            peak rate.
         clip_norm: the largest global norm of a gradient.
 
     >>> tx = make_optimizer(
@@ -329,7 +329,7 @@ def make_optimizer(
     >>> round(float(updates[0]), 3)
     -0.1
     """
-    # In shares of the way, so that steps may be traced: a population's members differ.
+    # In shares of the way, so that steps may be traced: members of a population differ.
     rising = jnp.minimum(warmup_steps, jnp.maximum(steps - 1, 0))
     warmup = optax.linear_schedule(learning_rate / (rising + 1), learning_rate, 1)
     falling = jnp.maximum(steps - rising, 1)

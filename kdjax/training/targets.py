@@ -1,11 +1,11 @@
 """Distillation targets: what a student's outputs are compared with.
 
-A student can be distilled from anything that reconstructs windows: `target_model` puts a
-network, a baseline or a weighted mean of several in the place of a model. Targets are
-computed once for all students that see the same windows (`compute_targets`): X_T or
-residuals as they are; codes as leading principal components, as many as the student's
-code has numbers; scores as logarithms of tail probabilities, so that any function that
-ranks windows can be a teacher.
+A student can be distilled from every model that reconstructs windows: `target_model` makes
+a model of a network, a baseline or a weighted mean of several. Targets are computed once
+for all students with the same windows (`compute_targets`): X_T or residuals unchanged;
+codes as leading principal components, as many as the student's code has numbers; scores as
+logarithms of tail probabilities, so that any function that ranks windows can be a
+teacher.
 """
 
 import functools
@@ -29,7 +29,7 @@ from kdjax.training.steps import dataset_outputs
 
 @functools.lru_cache
 def reconstruction_model(kind: str, architecture: Architecture | None = None) -> Model:
-    """The model whose `apply` gives X_T of Eq. 2; of an ensemble its first component's."""
+    """The model whose `apply` returns X_T of Eq. 2; in an ensemble the first component's."""
     first = residual.components_of(kind)[0]
     if first == NETWORK:
         assert architecture is not None
@@ -39,7 +39,7 @@ def reconstruction_model(kind: str, architecture: Architecture | None = None) ->
         known = [name for name, found in BASELINES.items() if found.reconstruct]
         raise ConfigError(
             f"{first!r} has no reconstruction, so no student can be distilled from it: "
-            f"name one of {', '.join((NETWORK, *known))} first."
+            f"put one of {', '.join((NETWORK, *known))} first."
         )
     return _fixed_model(reconstruct)
 
@@ -55,17 +55,17 @@ def target_model(
     """The model whose head outputs are a kind's targets; its `activate` gives X_T.
 
     `target` is `reconstruction`, `errors` for residuals, or `hidden` for the code `[B,
-    H]` of a network. `weights` are of each component; () for the first alone, whose
-    parameters then are the only ones. Σ wᵢ·MSE(y, yᵢ) and MSE(y, Σ wᵢ·yᵢ) with weights
-    that sum to 1 differ by what no student can change, so the weighted mean of several
-    teachers is the target.
+    H]` of a network. `weights` are of each component; () takes the first component only,
+    with its parameters. If the weights sum to 1, Σ wᵢ·MSE(y, yᵢ) and MSE(y, Σ wᵢ·yᵢ) differ
+    by a constant for the student, so the weighted mean of several teachers is the
+    target.
     """
     kinds = residual.components_of(kind)
     if target == "hidden":
         if kinds[0] != NETWORK or architecture is None:
             raise ConfigError(
-                f"distill.target='hidden' compares the codes of encoders, and {kinds[0]!r} "
-                f"has none: name {NETWORK} first in teacher.components."
+                f"distill.target='hidden' compares the codes of encoders, but {kinds[0]!r} "
+                f"has none: put {NETWORK} first in teacher.components."
             )
         encode = network(architecture).encode
         assert encode is not None
@@ -95,7 +95,7 @@ def target_model(
 
 
 def _fixed_model(function: residual.ResidualFunction) -> Model:
-    """A function of parameters and windows in the place of a model that isn't trained."""
+    """A function of parameters and windows as a model, which isn't trained."""
     return Model(lambda key, windows: {}, function)
 
 
@@ -103,7 +103,7 @@ def _fixed_model(function: residual.ResidualFunction) -> Model:
 # is more abnormal; only the order matters.
 ScoreFunction = Callable[[np.ndarray], np.ndarray]
 
-# Targets by their teacher and the identity of the training data, while both are held.
+# Targets by their teacher and the identity of the training data, while both exist.
 TargetCache = dict[tuple[Any, ...], np.ndarray]
 
 # Standard deviation of the leading component of a code's target. Codes lie in (−1, 1).
@@ -119,10 +119,10 @@ class Distillation(NamedTuple):
     temperature_mode: str
     target: str
     # Of the teacher's components, or of the scorers; () for the first component, or for
-    # scorers that count the same.
+    # scorers with equal weights.
     weights: tuple[float, ...]
     scorers: tuple[ScoreFunction, ...]  # the teachers where the target is `scores`
-    cache_bytes: float  # up to this size targets are kept, past it computed each step
+    cache_bytes: float  # largest size of kept targets; else each step computes them
     batch_size: int  # windows of a teacher at once
 
     @property
@@ -171,8 +171,8 @@ def compute_targets(
 ) -> np.ndarray:
     """Targets of all windows of a dataset, `[M, …]` as in `target_shape`.
 
-    The first `recorded` windows are as they were recorded; axes of codes and tails of
-    scores come from them.
+    The first `recorded` windows are not augmented; axes of codes and tails of scores come
+    from them.
     """
     batch_size, model = distillation.batch_size, distillation.model
     if distillation.target == "scores":
@@ -207,8 +207,8 @@ def leading_components(codes: np.ndarray, width: int, *, recorded: int) -> np.nd
     """Principal components of codes `[M, H]`, the first `width` of them, `[M, width]`.
 
     Axes and mean are those of the first `recorded`. All components have one factor, by
-    which the leading one deviates by half of what a code can: a student's own code can
-    follow, and what hardly varies counts little.
+    which the leading one deviates by half the range of a code: a student's code can reach
+    it, and components with little variance count little.
     """
     usual = codes[:recorded].astype(np.float64)
     mean = usual.mean(axis=0)
@@ -222,10 +222,10 @@ def leading_components(codes: np.ndarray, width: int, *, recorded: int) -> np.nd
 
 
 def log_tails(scores: np.ndarray, usual: np.ndarray) -> np.ndarray:
-    """−log of the share of usual scores at least as large, each counting as one more.
+    """−log of the share of usual scores at least as large, where both counts are one more.
 
-    From 0 for what is as low as any to log(n + 1) for what exceeds all n: monotone in
-    the scores, and the same for all that rank alike.
+    From 0 for a score not above any to log(n + 1) for one above all n: monotone in the
+    scores, and dependent on ranks only.
 
     >>> log_tails(np.array([0.0, 2.5, 9.0]), np.array([1.0, 2.0, 3.0]))
     array([0.        , 0.69314718, 1.38629436])
@@ -240,18 +240,18 @@ def _scored(scorer: ScoreFunction, windows: np.ndarray, context: Places) -> np.n
         scores = np.asarray(found, np.float64)
     except (TypeError, ValueError):
         raise DataError(
-            f"a teacher gave {type(found).__name__} for windows of shape {windows.shape}: "
-            f"expected numbers, one for each row, {windows.shape[:2]}."
+            f"a teacher returned {type(found).__name__} for windows of shape "
+            f"{windows.shape}: expected numbers, one for each row, {windows.shape[:2]}."
         ) from None
     if scores.shape != windows.shape[:2]:
         raise DataError(
-            f"a teacher gave scores of shape {scores.shape} for windows of shape "
+            f"a teacher returned scores of shape {scores.shape} for windows of shape "
             f"{windows.shape}: expected one for each row, {windows.shape[:2]}."
         )
     empty = np.isnan(np.delete(windows, context, axis=2)).all(axis=2)
     if (np.isnan(scores) & ~empty).any():
         raise DataError(
-            "a teacher gave NaN as the score of a row that has values: give a number, "
+            "a teacher returned NaN as the score of a row that has values: return a number, "
             "larger where the row is more abnormal."
         )
     return scores

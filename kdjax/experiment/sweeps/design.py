@@ -35,8 +35,8 @@ Add = Callable[..., None]
 
 LOSS = "validation_loss"
 DONE, FAILED = "done", "failed"  # the status of a member
-SEED = "seed"  # members that differ in it alone are repetitions
-# What a search improves: column of members.csv by objective. The loss is minimized, the
+SEED = "seed"  # members that differ only in it are repetitions
+# Objectives of a search, with their columns of members.csv. The loss is minimized, the
 # others are maximized; `oracle` marks those that use the test labels.
 OBJECTIVES = {
     LOSS: LOSS,
@@ -81,7 +81,7 @@ class Search(NamedTuple):
 
 
 def read_file(path: str, argument: Sequence[str]) -> dict[str, Any]:
-    """What a config file defines, by name; it gives its argument to its functions."""
+    """The names that a config file defines; its argument is passed to its functions."""
     defined = runpy.run_path(path)
     for kind in {"sweep", "search"} & defined.keys():
         function = defined[kind]
@@ -167,11 +167,11 @@ def suggested_changes(search: Search, trial: "Trial") -> dict[str, Any]:
         given = search.suggest(trial)
     except (KdjaxError, optuna.TrialPruned):
         raise
-    except Exception as error:  # a config file is a program and may raise anything
+    except Exception as error:  # a config file is a program: any error is possible
         raise ConfigError(f"{where} raised {type(error).__name__}: {error}") from error
     if not isinstance(given, Mapping):
         raise ConfigError(
-            f"{where} gave {given!r}: return a dict of changes, such as "
+            f"{where} returned {given!r}: return a dict of changes, such as "
             '{"train.learning_rate": rate}.'
         )
     changes = {current_name(field): value for field, value in given.items()}
@@ -180,14 +180,14 @@ def suggested_changes(search: Search, trial: "Trial") -> dict[str, Any]:
     for field in changes if search.objective == LOSS else ():
         if field.startswith(_SCALE):
             raise ConfigError(
-                f"{where} changes {field}, and validation losses under different values "
-                "of it can't be compared: search one value at a time, or by an "
-                f"OBJECTIVE that uses labels ({', '.join([*OBJECTIVES][1:])})."
+                f"{where} changes {field}, but validation losses of different values can't "
+                "be compared: search with one value, or with an OBJECTIVE that uses labels "
+                f"({', '.join([*OBJECTIVES][1:])})."
             )
         if field.startswith(_LATER):
             raise ConfigError(
-                f"{where} changes {field}, on which no validation loss depends: set it "
-                "in get_config."
+                f"{where} changes {field}, which has no effect on the validation loss: set "
+                "it in get_config."
             )
     member = trial_members(search, trial.number, changes)[0]
     kinds = member.settings["student"]["components"]

@@ -1,8 +1,8 @@
 """The members of a sweep: data, networks, evaluation, folders, lines of the table.
 
-A training is named by a digest of the settings that decide its result: members that
-differ in their threshold share all networks, and students of one teacher share that.
-Trained networks are found again by these names, in the folder of any process.
+A training is named by a digest of the settings that determine its result: members that
+differ in their threshold share all networks, and students of one teacher share it.
+Trained networks are found by these names, in the folder of any process.
 
 members/NNN/config.json         its settings
 members/NNN/detectors/student   as in a run; a folder an entity with per_entity
@@ -57,11 +57,11 @@ WITHOUT_THRESHOLD = ("average_precision", "auc_roc")
 # Metrics of the student's row scores, and their columns.
 POINT_METRICS = {"average_precision": "point_average_precision", "vus_pr": "vus_pr"}
 
-# Fields of `train` that change no network.
+# Fields of `train` that don't change a network.
 _WITHOUT_EFFECT = ("log_every", "checkpoint_seconds")
 # Fields of `distill` that are in a digest.
 _FIELDS = ("alpha", "temperature", "temperature_mode", "target", "augmented_copies")
-# Fields of `data` that are in a digest only where they differ from these values: sweeps
+# Fields of `data` that are in a digest only if they differ from these values: so sweeps
 # from before they existed find their networks.
 _LATER_DATA = {
     "missing_values": list[str](), "fill_limit": None, "ignore": list[str](),
@@ -123,7 +123,7 @@ def _with_old_names(settings: Settings) -> Settings:
 
 
 def _digest(facts: Mapping[str, Any], settings: Settings) -> str:
-    """Of what decides a training: `facts` and the settings that all networks use."""
+    """Digest of a training's `facts` and of the settings that all networks use."""
     train = {k: v for k, v in settings["train"].items() if k not in _WITHOUT_EFFECT}
     common = {"data": data_key(settings), "train": train}
     common |= {name: settings[name] for name in ("model", "init_from")}
@@ -148,8 +148,8 @@ def load_sweep_data(
         data = settings["data"]
         if settings["init_from"]:
             raise ConfigError(
-                f"{name}: member {member.name} has init_from: a sweep trains its "
-                "networks from the start; run the member by itself."
+                f"{name}: member {member.name} has init_from: a sweep starts from random "
+                "parameters; run the member by itself."
             )
         if key not in sweep_data.groups:
             source = json.dumps(data, sort_keys=True)

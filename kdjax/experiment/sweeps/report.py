@@ -1,7 +1,7 @@
 """Tables and report of a sweep or a search.
 
-A table has a row a member and entity: `member`, `entity`, `status`, `reason`, the swept
-fields under their dotted names, the measures. Means are taken over a member's entities
+A table has one row per member and entity: `member`, `entity`, `status`, `reason`, the
+swept fields under their dotted names, the measures. Means are taken over a member's
 first and then over members, so that a member counts once however many of its entities
 have a number. The report has tables and Plotly figures in one HTML file.
 """

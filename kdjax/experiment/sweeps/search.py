@@ -1,4 +1,4 @@
-"""A search: each trial's settings are chosen by what other trials found.
+"""A search: each trial's settings are chosen by the results of other trials.
 
 A trial trains its seeds side by side. Processes that run the same search in one folder,
 on one host or several, are workers of one Optuna study.
@@ -13,9 +13,9 @@ best.json      the best trial, with the commands that run it again
 and members.csv and report.html of the trials that are done, as of a sweep.
 
 Optuna's heartbeat needs a database server. Here each worker locks its trial's folder; the
-operating system releases the lock however the worker ends. A trial that runs by the
-journal and whose lock is free has lost its worker: it fails, and its values are queued
-again. Locks must reach all hosts: NFS 4, or NFS 3 with its lock service.
+operating system releases the lock when the worker ends in any way. If the journal has a
+trial as running but its lock is free, its worker was lost: the trial fails, and its values
+are queued again. Locks must reach all hosts: NFS 4, or NFS 3 with its lock service.
 """
 
 import contextlib
@@ -58,10 +58,10 @@ from kdjax.training.loop import Fitted, TrainingProgress
 logger = logging.getLogger(__name__)
 
 SEARCH, JOURNAL, TRIALS, BEST = "search.json", "journal.log", "trials.csv", "best.json"
-# A trial that ends its workers, by memory for instance, must not go on for ever.
+# A trial that ends its workers, such as by memory, must not be repeated for ever.
 MOST_RETRIES = 2
 LOST = "its worker ended before it"
-LEAST_COMPLETE = 5  # trials before any is pruned: a median of fewer says little
+LEAST_COMPLETE = 5  # trials before any is pruned: a median of fewer is unreliable
 
 
 class SearchResult(NamedTuple):
@@ -103,13 +103,13 @@ def run_search(
 
     All workers share `workdir`. The way `alone` trains seeds one after the other, without
     pruning. With the executor `ray` (see `kdjax.io.executors.run_units`) each trial is a
-    unit. ConfigError where `search(trial)` is faulty or `workdir` is of another search;
-    DataError after all others where trials of workers failed.
+    unit. ConfigError if `search(trial)` is faulty or `workdir` is of another search;
+    DataError after all others if trials of workers failed.
     """
     console = console or Console(quiet=True)
     if hosts.processes() > 1:
         raise ConfigError(
-            "a search's workers don't join: leave out --coordinator, and start the "
+            "workers of a search are independent: remove --coordinator, and start the "
             "same command in each process."
         )
     if trials < 0:
@@ -126,7 +126,7 @@ def run_search(
     result = _tabulate(worker.study, workdir, search)
     if faults:
         raise DataError(
-            f"{len(faults)} of {counted(trials, 'trial')} failed, the first: {faults[0]}"
+            f"{len(faults)} of {counted(trials, 'trial')} failed; the first is {faults[0]}"
         )
     return result
 
@@ -167,7 +167,7 @@ def add_trial(data: Mapping[str, Any]) -> list[str]:
 
 @functools.lru_cache(maxsize=1)
 def _known(text: str) -> Worker:
-    """What this process keeps for its next trial."""
+    """The worker that this process keeps for its next trial."""
     data = json.loads(text)
     defined = design.read_file(data["path"], data["argument"])
     config = override(get_config(), dict(leaves(data["base"])))
@@ -221,7 +221,7 @@ def best_lines(result: SearchResult) -> list[str]:
 
 
 def turn(workdir: Path) -> filelock.BaseFileLock:
-    """Locks out other workers, for what must not change between a check and an action."""
+    """Locks out other workers between a check and an action."""
     workdir.mkdir(parents=True, exist_ok=True)
     return filelock.FileLock(workdir / ".turn.lock")
 
@@ -248,7 +248,7 @@ def open_study(
     except (ValueError, KeyError) as error:
         raise ArtifactError(
             f"{path} can't be read as Optuna's journal ({error}): restore it from a "
-            "copy, or start anew in another --workdir."
+            "copy, or start again in another --workdir."
         ) from error
 
 
@@ -396,7 +396,7 @@ def _shared_teachers(worker: Worker, jobs: Sequence[TrainingJob]) -> dict[str, F
         try:
             held = lock.acquire()
         except filelock.Timeout:
-            worker.console.print("waits for teachers that another worker trains")
+            worker.console.print("waiting for teachers that another worker trains")
             held = lock.acquire(timeout=-1)
         with held:
             found = train_all(jobs, folder, worker.console, way=worker.way)
@@ -414,7 +414,7 @@ def _lock(folder: Path) -> filelock.BaseFileLock:
 
 
 def _clear(folder: Path) -> None:
-    """Removes what only a finished trial has."""
+    """Removes the files that only a finished trial has."""
     for path in (folder / "checkpoints", folder / "members"):
         shutil.rmtree(path, ignore_errors=True)
 
@@ -438,8 +438,8 @@ def _tabulate(study: Study, workdir: Path, search: Search) -> SearchResult:
                 results = members.read_member(folder, member)
                 if results is None:
                     raise ArtifactError(
-                        f"{folder} lacks member {member.name}, though the journal has "
-                        "the trial as done: restore it from a copy, or start anew in "
+                        f"{folder} lacks member {member.name}, but the journal has "
+                        "the trial as done: restore it from a copy, or start again in "
                         "another --workdir."
                     )
                 values = design.swept_values(member.settings, fields)

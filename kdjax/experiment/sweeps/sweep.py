@@ -42,7 +42,7 @@ from kdjax.training import hosts
 SWEEP = "sweep.json"
 ORACLE_NOTE = (
     "Columns named oracle use the test labels: they are the best that any threshold "
-    "could do, and choose nothing here."
+    "could reach, and no choice here depends on them."
 )
 LOSS_NOTE = "The validation loss is MSE(X', X) of the student, without labels."
 
@@ -84,9 +84,7 @@ def run_sweep(
     console = console if console and hosts.is_first() else Console(quiet=True)
     elsewhere = executor != LOCAL
     if elsewhere and hosts.processes() > 1:
-        raise ConfigError(
-            "--executor=ray has workers of its own: leave out --coordinator."
-        )
+        raise ConfigError("--executor=ray has its own workers: remove --coordinator.")
     described = describe_sweep(design)
     with hosts.failing_together():
         hosts.check_alike("members", json.dumps(described, sort_keys=True))
@@ -125,7 +123,7 @@ def run_sweep(
                     members.fail_member(workdir, member, sweep_data, reasons)
                     console.print(f"{which}: failed, {reasons[0]}", highlight=False)
                     continue
-                console.print(f"{which}: calibrates and scores", highlight=False)
+                console.print(f"{which}: calibrating and scoring", highlight=False)
                 with hosts.working_alone():
                     members.evaluate_member(workdir, member, sweep_data, trained)
             hosts.barrier("evaluated")
@@ -133,13 +131,13 @@ def run_sweep(
 
 
 def shown(result: SweepResult) -> list[str]:
-    """The measures for a terminal: the loss and the label-free F1, where there are any."""
+    """The measures for a terminal: the loss, and the label-free F1 if there is one."""
     own = [m for m in result.measures if m.startswith("f1_") and m != "f1_oracle"]
     return [m for m in (LOSS, *own[:1]) if result.members[m].notna().any()]
 
 
 def check_record(path: Path, kind: str, described: Mapping[str, Any]) -> None:
-    """Refuses a folder of another sweep or search, or of something else.
+    """Raises for a folder of another sweep or search, or of something else.
 
     `described` is the content that the file `path` must have if it is there.
     """
@@ -150,12 +148,12 @@ def check_record(path: Path, kind: str, described: Mapping[str, Any]) -> None:
         more = f"; and {len(changed) - 3} more" if len(changed) > 3 else ""
         raise ConfigError(
             f"{path.parent} was made with another {kind} ({'; '.join(changed[:3])}"
-            f"{more}): give another --workdir, or the {kind} it was made with."
+            f"{more}): give another --workdir, or the original {kind}."
         )
 
 
 def write_record(path: Path, described: Mapping[str, Any]) -> None:
-    """Writes what `check_record` compares, where it isn't there yet."""
+    """Writes the record for `check_record`, if it doesn't exist yet."""
     if not path.exists():
         write_text(path, json.dumps(described, indent=2, sort_keys=True) + "\n")
 

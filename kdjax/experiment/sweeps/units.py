@@ -1,9 +1,9 @@
 """A sweep on workers: networks of one shape are a unit, and then each member is one.
 
 A unit of networks trains in the folder `unit-DIGEST` of the names of its networks, where
-any later run finds them. Teachers come first, then the students that learn from them, then
-the evaluations of members. On accelerators a population is a unit as a whole. On CPUs, where
-each core trains its own members one after the other, it is cut into parts.
+later runs find them. Teachers come first, then their students, then the evaluations of
+members. On accelerators a population is a unit as a whole. On CPUs, where each core
+trains its own members one after the other, it is cut into parts.
 """
 
 import functools
@@ -39,7 +39,7 @@ PART = 2
 
 
 class Workers(NamedTuple):
-    """What the units of a sweep have in common, and what became of them."""
+    """Common data of the units of a sweep, and their failures."""
 
     workdir: Path
     way: str
@@ -47,13 +47,13 @@ class Workers(NamedTuple):
     execution: Mapping[str, Any]  # arguments of `run_units`
     digests: Mapping[str, str]  # of the data
     lost: set[str]  # networks whose units failed
-    faults: list[str]  # why units failed
+    faults: list[str]  # reasons of failed units
 
 
 def train_and_evaluate(
     waiting: Sequence[Member], sweep_data: members.SweepData, workers: Workers
 ) -> None:
-    """Writes the folders of members; DataError in the end where units failed."""
+    """Writes the folders of members; DataError at the end if units failed."""
     console = workers.console
     tasks = members.tasks_of(waiting, sweep_data)
     owners: dict[str, Member] = {}
@@ -77,11 +77,11 @@ def train_and_evaluate(
             continue
         units.append(Unit(which, _data(workers, [member])))
     for name, _ in _run(workers, evaluate_unit, units):
-        console.print(f"{name}: calibrates and scores", highlight=False)
+        console.print(f"{name}: calibrating and scoring", highlight=False)
     if workers.faults:
         raise DataError(
-            f"{counted(len(workers.faults), 'unit')} failed, the first: {workers.faults[0]} "
-            "Run the same command again to do them."
+            f"{counted(len(workers.faults), 'unit')} failed; the first is {workers.faults[0]} "
+            "Rerun the command to repeat them."
         )
 
 
@@ -132,7 +132,7 @@ def _parts(
 def _run(
     workers: Workers, work: Callable[[Any], Any], units: Sequence[Unit]
 ) -> Iterator[tuple[str, Any]]:
-    """Names and values of units as they end; tells those that fail."""
+    """Names and values of units when they end; reports those that fail."""
     for outcome in run_units(work, units, **workers.execution):
         if outcome.error:
             workers.faults.append(f"{outcome.name}: {outcome.error}")
@@ -165,7 +165,7 @@ def train_unit(data: Mapping[str, Any]) -> list[str]:
     def train_own(wanted: Sequence[TrainingJob]) -> dict[str, Fitted]:
         own = [job for job in wanted if job.name in names]
         folder.mkdir(parents=True, exist_ok=True)
-        # A worker that lost its driver may still be at it.
+        # A worker that lost its driver may still be training.
         with filelock.FileLock(folder / ".lock"):
             return train_all(own, folder, console, way=data["way"])
 
@@ -196,15 +196,14 @@ def _loaded(data: Mapping[str, Any]) -> tuple[members.SweepData, list[Task]]:
     for series, digest in sweep_data.digests.items():
         if digests.get(series) != digest:
             raise DataError(
-                f"{series} changed while the sweep ran: give the data that it was "
-                "started with."
+                f"{series} changed while the sweep ran: restore the original data."
             )
     return sweep_data, members.tasks_of(own, sweep_data)
 
 
 @functools.lru_cache(maxsize=1)
 def _known(workdir: str, digests: str) -> members.SweepData:
-    """What this process keeps for its next unit; filled as units need it."""
+    """Data that this process keeps for its next unit; filled as units need it."""
     return members.SweepData({}, {}, {}, {})
 
 
