@@ -21,6 +21,11 @@ __all__ = ["folder"]
 
 DOCS = ROOT / "docs"
 GUIDES = sorted((DOCS / "guides").glob("*.md"))
+FEW = {"classifier.networks": 2, "classifier.steps": 20}
+QUICK = FEW | {
+    "teacher.hidden": (4,), "teacher.epochs": 1, "student.hidden": (2,), "student.epochs": 1,
+    "data.train_stride": 400, "baselines": ("random",),
+}  # fmt: skip
 SHORT = ["--config.classifier.networks=2", "--config.classifier.steps=20"]
 
 
@@ -186,3 +191,23 @@ def test_many_machines(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_library(page: str, start: str, folder: Path) -> None:
     (code,) = codes(DOCS / "guides" / f"{page}.md")
     assert said(code, folder).startswith(start)
+
+
+@pytest.mark.slow
+def test_the_cheat_sheet(folder: Path) -> None:
+    pytest.importorskip("onnx")
+    code = "\n".join(codes(DOCS / "cheatsheet.md"))
+    for text, small in (
+        ("KDDetector()", f"KDDetector(settings={FEW})"),
+        ('detector="student"', 'detector="student", student_epochs=2'),
+        ('"plants"}', '"plants", **SMALL}'),
+        ('"plant.csv"}', '"plant.csv", **SMALL}'),
+    ):
+        assert text in code
+        code = code.replace(text, small)
+    printed = said(f"SMALL = {QUICK}\n{code}", folder)
+    assert re.match(r"(normal|anomaly) \d+\.\d+\n$", printed), printed
+    for name in ("fresh.html", "plant.stablehlo", "runs/sheet/report.html"):
+        assert (folder / name).stat().st_size > 0
+    names = re.findall(r"\bkdjax\.(\w+)", code)
+    assert {"KDDetector", "windows", "fit_fleet", "open_stream"} <= set(names)
