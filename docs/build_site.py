@@ -1,8 +1,9 @@
-"""Pages that MkDocs builds from the repository: the API by groups, and linked files.
+"""Pages that MkDocs builds from the repository: the API, notebooks, and linked files.
 
 A hook of MkDocs and, for doctests in docstrings, an extension of griffe (`mkdocs.yml`).
 """
 
+import json
 import posixpath
 import re
 from pathlib import Path
@@ -69,7 +70,7 @@ def linked(text: str, folder: str) -> set[str]:
 
 def source_page(path: str) -> str:
     """The address of the page of a file or folder."""
-    return f"source/{path}" if path.endswith(".md") else f"source/{path}.md"
+    return f"source/{path.removesuffix('.ipynb').removesuffix('.md')}.md"
 
 
 def source_text(path: str) -> str:
@@ -83,7 +84,38 @@ def source_text(path: str) -> str:
     text = file.read_text("utf-8")
     if path.endswith(".md"):
         return text
+    if path.endswith(".ipynb"):
+        return notebook_page(json.loads(text), file.name)
     return f"{hidden}# {path}\n\n````{LANGUAGES.get(file.suffix, '')}\n{text}````\n"
+
+
+def notebook_page(notebook: dict[str, Any], name: str) -> str:
+    """A notebook and its stored output as Markdown, below its title a link to the file."""
+    parts = []
+    for cell in notebook["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "code":
+            parts.append(f"```python\n{source}\n```")
+            parts += [output_text(output) for output in cell["outputs"]]
+        else:
+            parts.append(source)
+    title, _, rest = "\n\n".join(parts).partition("\n")
+    return (
+        f'{title}\n\n<a href="../{name}" download>Download the notebook</a>\n{rest}\n'
+    )
+
+
+def output_text(output: dict[str, Any]) -> str:
+    """An output of a cell as Markdown: a picture, a table, or text."""
+    data = output.get("data", {"text/plain": output.get("text")})
+    data = {kind: "".join(value) for kind, value in data.items()}
+    if "image/png" in data:
+        source = f"data:image/png;base64,{data['image/png'].strip()}"
+        return f'<p><img alt="{data["text/plain"]}" src="{source}"></p>'
+    if "text/html" in data:  # of pandas; without its style and classes
+        (table,) = re.findall(r"<table.*</table>", data["text/html"], re.DOTALL)
+        return re.sub(r"<table[^>]*>", "<table>", table)
+    return f"```text\n{data['text/plain'].rstrip()}\n```"
 
 
 def on_files(files: Any, config: Any) -> Any:
@@ -101,7 +133,10 @@ def on_files(files: Any, config: Any) -> Any:
         done.add(path)
         text = source_text(path)
         files.append(File.generated(config, source_page(path), content=text))
-        if path.endswith(".md") or (ROOT / path).is_dir():
+        if path.endswith(".ipynb"):
+            file = str(ROOT / path)
+            files.append(File.generated(config, f"source/{path}", abs_src_path=file))
+        if path.endswith((".md", ".ipynb")) or (ROOT / path).is_dir():
             queue |= linked(text, posixpath.dirname(path)) - done
     return files
 

@@ -17,7 +17,11 @@ import kdjax
 pytestmark = pytest.mark.integration
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("", "guides/own_data/", "results/tsbad/", "reference/training/", "thresholds/")
+NOTEBOOKS = "source/examples/notebooks"
+PAGES = (
+    "", "guides/own_data/", "results/tsbad/", "reference/training/", "thresholds/",
+    "cheatsheet/", "glossary/", f"{NOTEBOOKS}/own_data/",
+)  # fmt: skip
 # Elements that the page does not scroll, and that are cut off at the right.
 CUT = """[...document.querySelectorAll('.md-content *')].filter(e =>
     e.getBoundingClientRect().right > innerWidth + 1 &&
@@ -89,6 +93,17 @@ def test_links_to_files_of_the_repository_have_pages(site):
     for path in ("SECURITY", "CHANGELOG", "examples/functional.py", "configs"):
         assert (site / "source" / path / "index.html").exists(), path
     assert not (site / "build_site.py").exists()
+
+
+def test_notebooks_have_pages_with_their_output(site):
+    for path in (ROOT / "examples" / "notebooks").glob("*.ipynb"):
+        page = site / NOTEBOOKS / path.stem / "index.html"
+        text = page.read_text("utf-8")
+        assert text.count('src="data:image/png;base64,') >= 1, path
+        assert f'href="../{path.name}"' in text
+        assert (site / NOTEBOOKS / path.name).read_bytes() == path.read_bytes()
+    own = (site / NOTEBOOKS / "own_data" / "index.html").read_text("utf-8")
+    assert "<table>" in own and "<style scoped>" not in own
 
 
 @pytest.fixture(scope="module")
