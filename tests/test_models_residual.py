@@ -270,7 +270,7 @@ def test_a_joined_kind_expects_what_its_first_part_does():
 @pytest.mark.parametrize("kind", ["random", "random+pca", "transformer"])
 def test_noise_can_not_teach(kind):
     name = kind.split("+")[0]
-    message = f"'{name}' has no reconstruction.*name one of autoencoder.*pca first"
+    message = f"'{name}' has no reconstruction.*put one of autoencoder.*pca first"
     with pytest.raises(ConfigError, match=message):
         reconstruction_model(kind)
 
