@@ -289,7 +289,7 @@ def score(
 
 
 def models_table(report: Mapping[str, Any]) -> str:
-    """Means under the run's pair and under the chosen ones, as `docs/method.md` has it."""
+    """Means under the run's pair and under the chosen ones, as `docs/results/floors.md` has it."""
 
     def cell(model: Mapping[str, Any], key: str) -> str:
         before, after = model["default"][key], model["chosen"][key]

@@ -338,7 +338,7 @@ def test_one_entity_has_no_other_to_choose_on(floors):
 
 def test_committed_numbers_stand_in_the_document(floors):
     report = json.loads((RESULTS / "floors.json").read_text("utf-8"))
-    document = (ROOT / "docs" / "method.md").read_text("utf-8")
+    document = (RESULTS / "floors.md").read_text("utf-8")
     assert floors.models_table(report) in document
     rows = floors.paired_table(report).splitlines()
     shown = [row for row in rows[2:] if row.startswith("| teacher − best baseline |")]
@@ -363,7 +363,7 @@ def test_committed_numbers_are_of_the_committed_run(floors):
 
 
 def test_the_teacher_leads_by_vus_pr_where_all_share_a_pair():
-    """As `docs/method.md` says of each of the nine, and of which is whose best."""
+    """As `docs/results/floors.md` says of each of the nine, and of which is whose best."""
     models = json.loads((RESULTS / "floors.json").read_text("utf-8"))["models"]
     means = {
         name: {p: own["vus_pr"] for p, own in model["means_with_all_labels"].items()}
