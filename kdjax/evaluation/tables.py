@@ -386,11 +386,11 @@ def caption(results: Results) -> str:
         _text(data[name], INTEGER) for name in names
     )
     return (
-        f"Windows of {window} rows, stride {stride}, anomalous from min_anomalous_points "
-        f"= {least} on: {windows} windows, {positive} positive, {entity_count(data)}. "
-        f"oracle: τ chosen on the test labels; label-free τ: {label_free_method(results)}, "
-        "without labels. P precision, R recall; pooled: counts of all entities together; "
-        "mean: of the entities' own metric; AP: average precision of row scores."
+        f"Windows of {window} rows, stride {stride}: {windows} windows, {positive} anomalous "
+        f"(anomalous rows at least min_anomalous_points = {least}), {entity_count(data)}. "
+        f"oracle: τ chosen on the test labels. label-free τ: {label_free_method(results)}, "
+        "without labels. P: precision. R: recall. pooled: counts of all entities together. "
+        "mean: of the entities' own metric. AP: average precision of row scores."
         + further
     )
 
