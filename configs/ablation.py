@@ -1,12 +1,12 @@
-"""What does distillation bring? The same student, taught in several ways or not at all.
+"""Ablation: the same student trained by each setting of `distill`, and alone.
 
     python launch.py sweep --config=configs/ablation.py --config.data.root=data/smd
     python launch.py sweep --config=configs/ablation.py:sample
 
-A row for each lever of `distill` by three seeds, each judged as a network alone and joined
-with the filters of `smd.py`; a student for each machine. The teacher is that of `smd.py`,
-but for the last two lessons, whose teacher is an LSTM. About an hour and a half for 13
-machines on 2 CPU cores; `:sample` takes the machine in the package.
+Each setting, three seeds, and the network alone or combined with the filters of `smd.py`;
+a student for each machine. The teacher is that of `smd.py`; that of the last two settings
+is an LSTM. About an hour and a half for 13 machines on 2 CPU cores; `:sample` takes the
+machine in the package.
 """
 
 import itertools
@@ -24,8 +24,8 @@ SEEDS = (0, 1, 2)
 
 LSTM: dict[str, Any] = {"teacher.components": ("autoencoder",)}
 
-# What each lesson changes; the first is the student that learns alone.
-LESSONS: tuple[dict[str, Any], ...] = (
+# What each setting changes; under the first the student learns alone.
+DISTILLATIONS: tuple[dict[str, Any], ...] = (
     {"distill.alpha": 0.0},
     {},
     {"distill.alpha": 1.0},
@@ -54,12 +54,12 @@ def get_config(data: str = "smd") -> ConfigDict:
     config.student.hidden = (12,)
     config.student.epochs = 20
     config.train.warmup_steps = 50
-    # The answers to three disturbed copies of all rows, on two devices.
+    # The teacher's outputs for three disturbed copies of all rows, on two devices.
     config.distill.cache_bytes = 8_000_000_000
     return config
 
 
 def sweep(add: Callable[..., None], data: str = "smd") -> None:
     """Adds the members."""
-    for distillation, parts, seed in itertools.product(LESSONS, PARTS, SEEDS):
+    for distillation, parts, seed in itertools.product(DISTILLATIONS, PARTS, SEEDS):
         add({**distillation, "student.components": parts, "seed": seed})

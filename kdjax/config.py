@@ -557,7 +557,7 @@ def _check_together(settings: Settings) -> Iterator[str]:
             "model.head='sigmoid' has outputs in [0, 1], but data.scaler="
             f"{data['scaler']!r} has not: use minmax, or none for data in [0, 1]"
         )
-    yield from _lesson_problems(distill, settings["teacher"]["components"])
+    yield from _distill_problems(distill, settings["teacher"]["components"])
     teaching = settings["teacher"]["components"][0]
     if distill["temperature_mode"] == "logit" and teaching != "autoencoder":
         yield (
@@ -581,7 +581,7 @@ def _check_together(settings: Settings) -> Iterator[str]:
         yield "baselines contains a baseline twice: remove one"
 
 
-def _lesson_problems(distill: Settings, parts: list[str]) -> Iterator[str]:
+def _distill_problems(distill: Settings, parts: list[str]) -> Iterator[str]:
     target, weights = distill["target"], distill["weights"]
     if target == "hidden" and parts[0] != "autoencoder":
         yield (

@@ -185,7 +185,7 @@ def test_a_student_is_told_what_the_teachers_first_part_expects(
     np.testing.assert_allclose(targets, wanted, rtol=1e-5, atol=1e-6)
 
 
-def test_lessons_change_the_student_and_nothing_else(joined, finished):
+def test_distillation_settings_change_the_student_and_nothing_else(joined, finished):
     """The student without a teacher is that of any run on these data."""
     alone = component(model_of(joined[0], "student_alone"), "autoencoder").params
     alike(alone, model_of(finished.workdir, "student_alone").params, rtol=0, atol=0)

@@ -28,7 +28,7 @@ from kdjax.experiment.populations import (
 )
 from kdjax.experiment.train import train_networks
 from kdjax.experiment.workdir import append_line, read_lines
-from kdjax.training import targets as lessons
+from kdjax.training import targets
 
 pytestmark = pytest.mark.slow
 
@@ -292,9 +292,9 @@ def test_members_share_rows_and_targets(students, known):
 def test_teachers_outputs_are_made_once(students, known, tmp_path, monkeypatch):
     """For all shapes, and members trained alone."""
     seen = []
-    made = lessons.dataset_outputs
+    made = targets.dataset_outputs
     monkeypatch.setattr(
-        lessons, "dataset_outputs", lambda *a, **o: (seen.append(1), made(*a, **o))[1]
+        targets, "dataset_outputs", lambda *a, **o: (seen.append(1), made(*a, **o))[1]
     )
     train_all(students(None, SHAPES), tmp_path, QUIET)
     assert len(seen) == 1
@@ -309,9 +309,9 @@ SHAPES = ({}, {"seed": 1}, {"student.hidden": (3,)}, {"train.batch_size": 16})
 def test_other_answers_are_made_once_as_well(students, monkeypatch, target, times):
     """Codes once for each width of a student's."""
     seen = []
-    made = lessons.dataset_outputs
+    made = targets.dataset_outputs
     monkeypatch.setattr(
-        lessons, "dataset_outputs", lambda *a, **o: (seen.append(1), made(*a, **o))[1]
+        targets, "dataset_outputs", lambda *a, **o: (seen.append(1), made(*a, **o))[1]
     )
 
     def scorer(windows):
@@ -378,7 +378,7 @@ def test_students_of_disturbed_rows_side_by_side(
         )["student"]
         params = found[f"student-{number}"].params
         assert_close(params, alone.params, rtol=1e-3, atol=1e-5)
-    # The lesson makes a difference.
+    # The teacher makes a difference.
     plain = students(None, DISTURBED[:1])
     undisturbed = train_all(plain, tmp_path / "plain", QUIET)["student-0"].params
     with pytest.raises(AssertionError):
@@ -416,7 +416,7 @@ def loudness(windows):
         pytest.param("scores", OF_ONE_TARGET, marks=pytest.mark.slow),
     ],
 )
-def test_students_of_any_lesson_side_by_side(students, tmp_path, target, members):
+def test_students_of_any_distillation_side_by_side(students, tmp_path, target, members):
     """Also the one of the data alone, who is among those that are taught."""
     changes = LIVELY | {"distill.target": target}
     together, alone = (
@@ -437,7 +437,7 @@ def test_students_of_any_lesson_side_by_side(students, tmp_path, target, members
             assert_close(one.params, other.params, **NEAR)
 
 
-def test_lessons_that_differ_are_other_groups(students):
+def test_distillations_that_differ_are_other_groups(students):
     changes = [
         {"distill.target": "errors"}, {"distill.target": "hidden"},
         {"distill.target": "scores"}, {"distill.target": "scores", "seed": 1},

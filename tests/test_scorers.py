@@ -1,4 +1,4 @@
-"""Teachers' point scores as lessons, against numpy in float64."""
+"""Teachers' point scores as targets of students, against numpy in float64."""
 
 import numpy as np
 import pytest

@@ -106,7 +106,7 @@ def test_tails_are_shares_counted_one_by_one(scores, usual):
 
 @pytest.fixture(scope="module")
 def distillation(tiny):
-    """Makes a lesson whose teachers score windows."""
+    """Makes a distillation whose teachers score windows."""
 
     def make(*scorers, weights=(), **changes):
         given = {"data.name": "smd", "distill.target": "scores"}

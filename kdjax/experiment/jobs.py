@@ -71,7 +71,7 @@ class TrainingData(NamedTuple):
     recorded: int | None = None  # first windows that are not augmented; None: all
 
 
-class Lesson(NamedTuple):
+class DistillForm(NamedTuple):
     """The arguments of `student_loss` that decide its form."""
 
     teacher: Model
@@ -299,22 +299,22 @@ def make_objective(job: TrainingJob) -> steps.LossFunction:
     """The job's loss."""
     own = job.distillation
     numbers = {"alpha": own.alpha, "temperature": own.temperature} if own else {}
-    return _objective(job.architecture, lesson_of(job), numbers)
+    return _objective(job.architecture, distill_form(job), numbers)
 
 
-def lesson_of(job: TrainingJob) -> Lesson | None:
+def distill_form(job: TrainingJob) -> DistillForm | None:
     """What of a distillation decides the form of the loss; None without one."""
     own = job.distillation
-    return Lesson(own.model, own.temperature_mode, own.target) if own else None
+    return DistillForm(own.model, own.temperature_mode, own.target) if own else None
 
 
 def _objective(
-    architecture: Architecture, lesson: Lesson | None, numbers: Mapping[str, Any]
+    architecture: Architecture, distill: DistillForm | None, numbers: Mapping[str, Any]
 ) -> steps.LossFunction:
     net = network(architecture)
-    if lesson is None:
+    if distill is None:
         return steps.teacher_loss(net)
-    return steps.student_loss(net, **lesson._asdict(), **numbers)
+    return steps.student_loss(net, **distill._asdict(), **numbers)
 
 
 def make_job_optimizer(job: TrainingJob) -> Any:
@@ -326,7 +326,7 @@ def make_job_optimizer(job: TrainingJob) -> Any:
 
 @functools.lru_cache(maxsize=8)
 def member_step(
-    architecture: Architecture, lesson: Lesson | None, schedule: str, window: int
+    architecture: Architecture, distill: DistillForm | None, schedule: str, window: int
 ) -> Callable[[Mapping[str, Any]], steps.Step]:
     """Makes a member's step of its numbers, which may be traced; the same for equal
     arguments, so that populations of one form are compiled once.
@@ -336,7 +336,7 @@ def member_step(
         rates = dict(hyper)
         numbers = {name: rates.pop(name) for name in ("alpha", "temperature")}
         return steps.make_step(
-            _objective(architecture, lesson, numbers),
+            _objective(architecture, distill, numbers),
             steps.make_optimizer(schedule=schedule, **rates),
             window=window,
         )

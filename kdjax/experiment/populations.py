@@ -131,15 +131,15 @@ def group_jobs(waiting: Sequence[TrainingJob]) -> list[list[TrainingJob]]:
 
 def _shape_of(job: TrainingJob) -> tuple[Hashable, ...]:
     """What members of a population share; the last entry describes distillation."""
-    data, lesson = job.data, None
+    data, distill = job.data, None
     windows = (data.window, data.missing, data.sources is None, data.recorded is None)
     training = (job.architecture, job.train["batch_size"], job.train["schedule"])
     if (distillation := job.distillation) is not None:
         teacher = distillation.teacher
         kind = teacher and (teacher.kind, teacher.architecture)
         mode, target = distillation.temperature_mode, distillation.target
-        lesson = (kind, mode, target, distillation.weights)
-    return windows, data.context, training, lesson
+        distill = (kind, mode, target, distillation.weights)
+    return windows, data.context, training, distill
 
 
 def faster_way(group: Sequence[TrainingJob]) -> str:
@@ -282,7 +282,7 @@ def _train_together(
 
     step_of = jobs.member_step(
         first.architecture,
-        jobs.lesson_of(first),
+        jobs.distill_form(first),
         first.train["schedule"],
         first.data.window,
     )
