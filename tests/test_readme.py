@@ -29,7 +29,9 @@ SMALL = [
     "--config.student.epochs=1",
     "--config.data.train_stride=400",
     "--config.data.stride=30",
-    "--config.baselines=random",
+    "--config.baselines=classifier",
+    "--config.classifier.networks=2",
+    "--config.classifier.steps=20",
 ]
 # Rows of the file that are streamed; more of them show nothing more.
 STREAMED = 150
