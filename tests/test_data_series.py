@@ -1,17 +1,20 @@
 """Dead channels, copies and ranges against plain loops over complete pairs."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdjax.data import series as module
 from kdjax.data.series import (
+    Series,
     dead_channels,
     duplicate_channels,
     outside,
     ranges_of,
 )
+from kdjax.data.times import TimeForm
 
 NAN = np.nan
 
@@ -102,3 +105,15 @@ def test_ranges_and_what_lies_outside():
     rows = np.array([[1, 5, NAN], [1.5, NAN, 0], [-2, 4, 0], [NAN, np.inf, 0]])
     wanted = [[0, 0, 0], [1, 0, 1], [0, 1, 1], [0, 1, 1]]
     assert outside(ranges, rows).tolist() == np.array(wanted, bool).tolist()
+
+
+def test_a_frame_has_names_and_the_times_of_the_file():
+    values = np.array([[1.0, 2.0], [3.0, 4.0]], np.float32)
+    plain = Series("m", values, ("heat", "flow"))
+    assert plain.frame().equals(
+        pd.DataFrame({"heat": values[:, 0], "flow": values[:, 1]})
+    )
+    time = np.array(["2026-05-25T22:00", "2026-05-25T22:01"], "datetime64[ns]")
+    form = TimeForm(pd.DatetimeTZDtype("ns", "Europe/Berlin"))
+    index = plain._replace(time=time, form=form).frame().index
+    assert str(index[1]) == "2026-05-26 00:01:00+02:00"

@@ -307,6 +307,20 @@ def test_without_labels_the_smallest_that_agrees_with_the_teacher():
     assert recommend(unlabelled({"student": 0.95, "pca": 0.9}))["model"] == "pca"
 
 
+def test_without_labels_the_classifier_if_it_is_fit():
+    costs = COSTS | {"classifier": cost(16_000, 60_000, 0.2)}
+    results = unlabelled({"student": 1.0, "pca": 1.0, "classifier": None}, costs)
+    found = recommend(results)
+    assert (found["model"], found["best"]) == ("classifier", "classifier")
+    assert found["text"] == (
+        "Recommended: classifier, 16,000 numbers, 60,000 bytes of ONNX and 0.200 ms a "
+        "window. Without labels nothing here measures which detector finds most; on "
+        "public data it is this kind."
+    )
+    unfit = {"classifier": "alarms on 96% of clean windows"}
+    assert recommend(results | {"unfit": unfit})["model"] == "pca"
+
+
 def test_kappas_that_are_undefined_or_low_leave_the_teacher():
     found = recommend(unlabelled({"teacher": None, "student": None, "pca": 0.2}))
     assert (found["model"], found["equivalent"]) == ("teacher", ["teacher"])

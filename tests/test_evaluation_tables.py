@@ -456,6 +456,7 @@ def test_means_stand_with_their_intervals():
     assert table.words.count("2 entities are too few.") == 1
     assert interval_table([], "conformal") is None
     assert interval_table(rows[2:3], "conformal") is None
+    assert interval_table(rows[-1:], "conformal") is None  # without any value
     assert interval_text(None) == "–"
 
 
@@ -488,6 +489,7 @@ def test_differences_have_signs_and_name_the_control():
     )
     assert table.words.endswith("Too few.")
     assert paired_table([], "conformal") is None
+    assert paired_table([difference(**nothing)], "conformal") is None
 
 
 def titled(results, title):
@@ -560,7 +562,7 @@ def rate(entity, method, *, model="student", used=True, **changes):
     } | changes  # fmt: skip
 
 
-def test_false_alarms_of_the_student_by_rule():
+def test_false_alarms_of_a_model_by_rule():
     few = {"rate": None, "low": 0.0, "high": 1.0, "detail": "5 of 5 folds left out"}
     none = few | {"detail": ""}
     drifted = {"n": 40, "distance": 0.6, "drifted": True}
@@ -580,7 +582,9 @@ def test_false_alarms_of_the_student_by_rule():
     )
     assert len(names_of(table)) == 7
     assert false_alarm_table([]) is None
-    assert false_alarm_table([rate("a", "pot", model="teacher")]) is None
+    other = [rate("a", "pot", model="teacher")]
+    assert false_alarm_table(other) is None
+    assert "of teacher, with" in false_alarm_table(other, "teacher").words
 
 
 def test_the_most_abnormal_training_windows():
@@ -591,7 +595,9 @@ def test_the_most_abnormal_training_windows():
         (EVIL, "fit", "2024-01-01T00:00:00", "17", "1.235e+04", "yes"),
         (EVIL, "fit", "2024-01-01T00:00:00", "17", "inf", "no"),
     )
-    assert "data.exclude" in table.words
+    assert "data.exclude" in table.words and table.words.startswith("Under student.")
+    named = training_table([{**window, "model": "classifier"}])
+    assert named.words.startswith("Under classifier.")
     assert training_table([]) is None
 
 

@@ -239,7 +239,8 @@ def test_the_first_lines_are_what_an_engineer_needs(finished, page, best):
     assert lines[0].startswith(named)
     assert lines[1].startswith("Threshold (conformal): an alarm where the window score")
     assert re.match(
-        r"Expect about [\d.,]+ events a day \([\d.,]+–[\d.,]+\) by score ", lines[2]
+        r"Expect about [\d.,]+ events a day \([\d.,]+–[\d.,]+\) of student in ",
+        lines[2],
     )
 
 

@@ -25,18 +25,16 @@ def main(arguments: list[str], flags: common.Flags) -> None:
     if not flags.coordinator:
         common.check_inputs(settings, workdir)
     console = Console(quiet=not common.start_processes(flags))
-    from kdjax.evaluation.rows import STUDENT
     from kdjax.evaluation.summary import expected_words
-    from kdjax.evaluation.tables import results_tables
+    from kdjax.evaluation.tables import results_tables, shown_model
     from kdjax.experiment.pipeline import run
 
     results = run(settings, workdir, console=console)
     console.print(results_tables(results))
     if recommended := results.get("recommendation"):
         console.print(recommended["text"], highlight=False)
-        model = recommended["model"] or STUDENT
-        console.print(expected_words(results, model), highlight=False)
+        console.print(expected_words(results, shown_model(results)), highlight=False)
     for note in results["notes"]:
         console.print(f"Note: {note}", highlight=False)
-    written = "results.json, report.html, report.md, detectors/student"
+    written = f"results.json, report.html, report.md, detectors/{shown_model(results)}"
     console.print(f"Written: {workdir}/{written}", soft_wrap=True)

@@ -7,9 +7,10 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 
 from kdjax.data.scaler import is_constant
-from kdjax.data.times import TimeForm
+from kdjax.data.times import TimeForm, format_times
 
 _COPY = 1 - 1e-6  # above this |correlation| a channel is an affine map of another
 _ENOUGH_ROWS = 3  # two points always lie on a line
@@ -47,6 +48,11 @@ class Series(NamedTuple):
     notes: tuple[str, ...] = ()
     form: TimeForm = TimeForm()
     time_column: str = ""
+
+    def frame(self) -> pd.DataFrame:
+        """The values `[N, D]` under their channels' names, by time if there is one."""
+        index = None if self.time is None else format_times(self.time, self.form)
+        return pd.DataFrame(self.values, index, [*self.channels])
 
 
 class Dataset(NamedTuple):

@@ -551,20 +551,13 @@ def _map(
     rows: np.ndarray,
     starts: np.ndarray,
     *,
-    window: int,
     batch_size: int,
-    scaler: Scaler | None = None,
+    **options: Any,
 ) -> Iterator[Any]:
-    """Results of a window function for all windows, in batches."""
-    return map_windows(
-        make(model.form, has_missing(rows)),
-        common,
-        rows,
-        starts,
-        window=window,
-        batch_size=scoring_batch(model, rows.shape[1], batch_size),
-        scaler=scaler,
-    )
+    """Results of a window function for all windows, in batches; options as `map_windows`."""
+    function = make(model.form, has_missing(rows))
+    size = scoring_batch(model, rows.shape[1], batch_size)
+    return map_windows(function, common, rows, starts, batch_size=size, **options)
 
 
 def _joined(pieces: Iterator[np.ndarray], window: int) -> np.ndarray:

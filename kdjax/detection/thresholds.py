@@ -433,5 +433,6 @@ def entity_thresholds(
                 f"{e.name} ({len(s)} calibration windows)" for e, s, _ in borrowers
             ]
             notes.append(f"{reason} ({rank}of {tau.n}): {', '.join(names)}")
-    notes += [f"{e.name}: {t.detail}" for e, _, t in found if t.detail]
+    if rule.method != "blocks":  # the card tells its factor
+        notes += [f"{e.name}: {t.detail}" for e, _, t in found if t.detail]
     return thresholds, notes

@@ -34,10 +34,16 @@ from kdjax.detection.gaussian import Gaussian
 from kdjax.detection.rolling import rolling_taus, shuffled
 from kdjax.detection.scores import window_scores
 from kdjax.detection.thresholds import Rule, find_threshold, needed
-from kdjax.evaluation.rows import NETWORKS, STUDENT, EntityScores, metric_rows
+from kdjax.evaluation.rows import (
+    CLASSIFIER,
+    NETWORKS,
+    STUDENT,
+    EntityScores,
+    metric_rows,
+)
 from kdjax.models.residual import ResidualModel
 
-# Rules compared with the one in use, for the student.
+# Rules compared with the one in use, for the student and the classifier.
 COMPARED = ("conformal", "quantile", "pot")
 WORST = 5  # windows listed for each entity
 
@@ -81,7 +87,7 @@ def evaluate_models(
     make a window anomalous. A baseline whose residuals are rounding errors is left out.
     `point_adjusted` adds metrics that are inflated; `rolling` is the share of windows
     above the rolling threshold, 0 for none; `compared` are rules whose rates are compared
-    with those of the rule in use, for the student.
+    with those of the rule in use, for the student and the classifier.
     """
     options: dict[str, Any] = {
         "method": rules.threshold.method,
@@ -186,7 +192,7 @@ def false_alarm_rates(
 
     They are measured on calibration windows, each fold left out in turn, and on test
     windows (first rows `starts` `[M]`) without an anomaly if there are labels. The rule in
-    use comes first; for the student other rules follow.
+    use comes first; for the student and the classifier other rules follow.
     """
     used, window = rules.threshold, prepared.window
     behind_tau = calibration.threshold_scores[place]
@@ -194,7 +200,7 @@ def false_alarm_rates(
     others = [
         Rule(method, used.rate)
         for method in compared
-        if name == STUDENT and used.method not in (method, "fixed")
+        if name in (STUDENT, CLASSIFIER) and used.method not in (method, "fixed")
     ]
     known = ~np.isnan(scores.window_scores)
     found: list[dict[str, Any]] = []

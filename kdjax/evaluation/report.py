@@ -22,7 +22,7 @@ from kdjax.detection.alarming import AlarmMeasures
 from kdjax.evaluation import page, plots, tables
 from kdjax.evaluation.page import Link, Section
 from kdjax.evaluation.plots import Timeline
-from kdjax.evaluation.rows import STUDENT, EntityScores
+from kdjax.evaluation.rows import EntityScores, usual_model
 from kdjax.evaluation.summary import headline, summarise
 from kdjax.evaluation.tables import Results, Table
 from kdjax.io.files import write_text
@@ -86,7 +86,7 @@ def write_report(
 
     The results for users come first; folded parts for researchers follow.
     `results` is the content of results.json, `history` the lines of metrics.jsonl;
-    `distributions` are the student's scores with those of calibration, `rankings` the
+    `distributions` are the usual model's scores with those of calibration, `rankings` the
     scores of several models, each of one entity.
     """
     colors = plots.model_colors(tables.model_names(results))
@@ -319,6 +319,7 @@ def _entities(
 ) -> str:
     """Figures and numbers of each entity, the first few unfolded."""
     rows = results.get("entities", ())
+    usual = usual_model(tables.model_names(results))
     timeline_of = {timeline.entity: timeline for timeline in timelines}
     distribution_of = {scores.entity: (scores, own) for scores, own in distributions}
     ranking_of = {next(iter(one.values())).entity: one for one in rankings}
@@ -334,10 +335,8 @@ def _entities(
                 figure = plots.timeline_figure(timeline, colors)
                 inside = page.figure_html(figure, plots.timeline_words(timeline))
             if distribution := distribution_of.get(name):
-                words = (
-                    "The student's window scores: share of windows above each value."
-                )
-                figure = plots.distribution_figure(*distribution, colors[STUDENT])
+                words = f"Window scores of {usual}: share of windows above each value."
+                figure = plots.distribution_figure(*distribution, colors[usual])
                 pair = page.figure_html(figure, words)
             if ranking := ranking_of.get(name):
                 words = "Precision and recall of windows as τ falls; a dot: the model's own τ."

@@ -20,7 +20,7 @@ without a score are left out; distances and delays count the rows that have one.
 import itertools
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,6 +32,7 @@ from kdjax.metrics.checks import as_labels, as_scores, event_reasons, one_class
 # The models of a run: its networks, the detector that they start from, a control.
 TEACHER, STUDENT, STUDENT_ALONE = NETWORKS = ("teacher", "student", "student_alone")
 PREVIOUS, RANDOM = "previous", "random"
+CLASSIFIER = "classifier"  # the kind that detects most on public data
 
 ORACLE = "oracle"
 ROLLING = "rolling"
@@ -70,6 +71,11 @@ class EntityScores(NamedTuple):
     window_scores: np.ndarray  # [M] the (c+1)-th largest a_t; NaN where fewer are known
     threshold: float  # the label-free τ, in units of window scores
     rolling_tau: np.ndarray | None = None  # [M] τ before each window, if it rolls
+
+
+def usual_model(models: Collection[str]) -> str:
+    """The model that a report is about unless labels choose another."""
+    return CLASSIFIER if CLASSIFIER in models else STUDENT
 
 
 class _Sample(NamedTuple):

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from kdjax.detection.alarming import AlarmMeasures
 from kdjax.errors import counted
-from kdjax.evaluation.rows import RANDOM, ROLLING, STUDENT
+from kdjax.evaluation.rows import RANDOM, ROLLING, STUDENT, usual_model
 
 MISSING = "–"
 INTEGER = ",.0f"
@@ -95,7 +95,7 @@ def report_tables(results: Results) -> list[Table]:
             "Inflated: one row found in an event counts as all of its rows, so random scores "
             "do well: compare with the line of random. For comparison with older papers only.",
         ),
-        false_alarm_table(results.get("rates") or ()),
+        false_alarm_table(results.get("rates") or (), shown_model(results)),
         training_table(results.get("worst_training_windows") or ()),
     ]
     return [table for table in found if table is not None]
@@ -161,14 +161,14 @@ def interval_table(intervals: Sequence[Row], method: str) -> Table | None:
         )
         if (threshold, level, metric) in present
     ]
+    lines = [
+        (name, *(interval_text(found.get((name, *column))) for column in columns))
+        for name in dict.fromkeys(key[0] for key in found)
+    ]
     return _table(
         "Means over entities with 95 % intervals",
         ("Model", *map(_measure_name, columns)),
-        [
-            (name, *(interval_text(found.get((name, *column))) for column in columns))
-            for name in dict.fromkeys(key[0] for key in found)
-            if columns
-        ],
+        lines if any({*line[1:]} - {MISSING} for line in lines) else (),
         "How far a mean would move with other entities of the same kind, by bootstrap."
         + _reasons(row for key, row in found.items() if key[1:] in columns),
     )
@@ -195,7 +195,7 @@ def paired_table(paired: Sequence[Row], method: str) -> Table | None:
     return _table(
         "Paired differences",
         ("Model", "Against", "Of", "Difference", "95 %", "Entities"),
-        lines,
+        lines if any(row["entities"] for row in paired) else (),
         "Mean over entities of the first model's value minus the second's. An interval "
         "that holds 0 shows no difference between the two." + _reasons(paired),
     )
@@ -225,8 +225,8 @@ def rolling_table(results: Results) -> Table | None:
     )
 
 
-def false_alarm_table(rates: Sequence[Row]) -> Table | None:
-    """Wanted and measured false-alarm rates of the student, each rule a line."""
+def false_alarm_table(rates: Sequence[Row], model: str = STUDENT) -> Table | None:
+    """Wanted and measured false-alarm rates of a model, each rule a line."""
     lines = [
         (
             rate["entity"],
@@ -238,14 +238,14 @@ def false_alarm_table(rates: Sequence[Row]) -> Table | None:
             DRIFTED[(rate.get("drift") or {}).get("drifted")],
         )
         for rate in rates
-        if rate["model"] == STUDENT
+        if rate["model"] == model
     ]
     heads = ("Entity", "Rule", "τ", "Wanted", "Left-out calibration", "Clean test")
     return _table(
         "False alarms",
         (*heads, "Drift"),
         lines,
-        "Shares of normal windows above τ, of the student, with 95 % intervals. Wanted: by "
+        f"Shares of normal windows above τ, of {model}, with 95 % intervals. Wanted: by "
         "the rule. Left-out calibration: each fifth of the calibration windows under the "
         "τ of the others. Clean test: test windows without a labelled row. Intervals "
         "count windows that share no row; no rule holds its rate where behaviour moves. "
@@ -298,8 +298,8 @@ def training_table(worst: Sequence[Row]) -> Table | None:
         "Most abnormal training windows",
         heads,
         lines,
-        "Under the student. If they are no normal behaviour, leave "
-        "them out (data.exclude) or trim the error moments (detection.trim).",
+        f"Under {worst[0].get('model', STUDENT) if worst else ''}. If they are no normal "
+        "behaviour, leave them out (data.exclude) or trim the error moments (detection.trim).",
     )
 
 
@@ -340,6 +340,12 @@ def label_free_method(results: Results) -> str:
 def model_names(results: Results) -> list[str]:
     """The models in the order in which `results["rows"]` first names them."""
     return list(dict.fromkeys(row["model"] for row in results["rows"]))
+
+
+def shown_model(results: Results) -> str:
+    """The recommended model, or the one that a report is about without it."""
+    recommended = (results.get("recommendation") or {}).get("model")
+    return recommended or usual_model(model_names(results))
 
 
 def parameters(results: Results, model: str) -> int | None:
@@ -417,8 +423,9 @@ def entity_count(dataset: Mapping[str, Any]) -> str:
 
 
 def results_tables(results: Results) -> rich.console.Group:
-    """What a run prints of its results: detection, and false alarms of the student."""
-    found = detection_table(results), false_alarm_table(results.get("rates") or ())
+    """What a run prints of its results: detection, and false alarms."""
+    rates = false_alarm_table(results.get("rates") or (), shown_model(results))
+    found = detection_table(results), rates
     return rich.console.Group(*(printed(table) for table in found if table))
 
 

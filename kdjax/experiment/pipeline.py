@@ -31,7 +31,7 @@ from kdjax.detection.thresholds import needed
 from kdjax.errors import ConfigError, DataError, counted
 from kdjax.evaluation import evaluate
 from kdjax.evaluation.evaluate import ModelEvaluation
-from kdjax.evaluation.rows import PREVIOUS
+from kdjax.evaluation.rows import PREVIOUS, usual_model
 from kdjax.experiment.assemble import calibration_rules, data_digests
 from kdjax.experiment.jobs import architecture
 from kdjax.experiment.train import (
@@ -156,7 +156,9 @@ def _run(settings: Settings, workdir: Path, console: Console) -> dict[str, Any]:
                 every_model[name], group, settings, shown, warm_start, held_out[name]
             )
             rules = calibration_rules(settings, group)
-            inspections += evaluate.inspect_training(models["student"], group, rules)
+            inspections += evaluate.inspect_training(
+                models[usual_model(models)], group, rules
+            )
             evaluated[name] = models
         # A baseline that was left out in one group is left out of all comparisons.
         every = [*next(iter(evaluated.values()))]
@@ -188,7 +190,8 @@ def _run(settings: Settings, workdir: Path, console: Console) -> dict[str, Any]:
         notes.append(
             f"left out, since their residuals are rounding errors: {', '.join(absent)}"
         )
-    notes += channel_notes(prepared) + evaluate.test_notes(merged["student"], prepared)
+    notes += channel_notes(prepared)
+    notes += evaluate.test_notes(merged[usual_model(merged)], prepared)
     # Importing the plots takes half a second, which must not delay an error.
     from kdjax.experiment.write import write_run
 

@@ -39,6 +39,7 @@ from kdjax.evaluation.rows import (
     STUDENT,
     TEACHER,
     EntityScores,
+    usual_model,
 )
 from kdjax.evaluation.summary import agreement, expected_words, recommend, unfit_models
 from kdjax.experiment.assemble import make_detector, settings_alarm_rule
@@ -129,6 +130,7 @@ def write_run(
             if name != PREVIOUS:  # it is saved already
                 save_detector(workdir / "detectors" / group_name(name, group), detector)
                 examples.setdefault(name, detector)
+    usual = usual_model(evaluated)
     # Notes of calibration once if models share them.
     of_models = dict.fromkeys(
         note
@@ -142,7 +144,9 @@ def write_run(
         "rows": [row for model in evaluated.values() for row in model.rows],
         "entities": [row for model in evaluated.values() for row in model.entities],
         "rates": [rate for model in evaluated.values() for rate in model.rates],
-        "worst_training_windows": [w for one in inspections for w in one.worst],
+        "worst_training_windows": [
+            {"model": usual, **window} for one in inspections for window in one.worst
+        ],
         "data": {"sha256": dict(digests)},
         "environment": {**describe_environment(), "seconds": dict(seconds)},
         "notes": [*notes, *of_models],
@@ -150,14 +154,14 @@ def write_run(
     }
     results |= derived_results(results, evaluated, examples)
     history = read_lines(workdir)
-    calibration = [s for *_, m in groups for s in m[STUDENT].calibration.scores]
+    calibration = [s for *_, m in groups for s in m[usual].calibration.scores]
     rule = settings_alarm_rule(settings)
     with atomic_path(workdir / "learning_curve.png") as temporary:
         temporary.write_bytes(learning_curve_png(history))
-    best = results["recommendation"]["model"] or STUDENT
+    best = results["recommendation"]["model"] or usual
     drawn = [n for n in dict.fromkeys([*DRAWN, best]) if n in evaluated]
     if prepared.entities[0].test is None:
-        best, drawn = STUDENT, [STUDENT]  # the model that scores training rows
+        best, drawn = usual, [usual]  # the model that scores training rows
     timelines = [
         _timeline(entity, place, drawn, evaluated, prepared, inspections, rule)
         for place, entity in enumerate(prepared.entities)
@@ -180,7 +184,7 @@ def write_run(
         ),
         history=history,
         timelines=timelines[:DRAWN_ENTITIES],
-        distributions=list(zip(evaluated[STUDENT].scores, calibration, strict=True)),
+        distributions=list(zip(evaluated[usual].scores, calibration, strict=True)),
         rankings=_rankings(evaluated, results["entities"]),
     )
     write_texts(workdir, results)
