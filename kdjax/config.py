@@ -11,7 +11,7 @@ import json
 import math
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict, config_dict
@@ -303,6 +303,17 @@ def resolve(config: ConfigDict | Mapping[str, Any]) -> Settings:
     if problems:
         raise ConfigError(f"config: {'; '.join(problems)}.")
     return given
+
+
+def check_budget(changes: Collection[str], settings: Settings) -> None:
+    """Raises ConfigError if changes name a budget, and no rule, without effect."""
+    method = settings["threshold"]["method"]
+    alone = "threshold.budget" in changes and "threshold.method" not in changes
+    if alone and method != "budget":
+        raise ConfigError(
+            f"config: threshold.budget has no effect with threshold.method={method!r}: add "
+            "threshold.method=budget, or remove it."
+        )
 
 
 def completed(settings: Mapping[str, Any]) -> Settings:

@@ -257,6 +257,10 @@ def test_old_names_in_a_config_file_are_read_with_one_line_each(say, asked, tmp_
         ),
         (["run", "--bogus"], "flags: Unknown command line flag 'bogus'."),
         (
+            ["run", "--config.data.path=a.csv", "--config.threshold.budget=1/week"],
+            "config: threshold.budget has no effect with threshold.method='blocks': add",
+        ),
+        (
             ["run", "--wrkdir=x"],
             "Unknown command line flag 'wrkdir'. Did you mean: work",
         ),

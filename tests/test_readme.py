@@ -61,6 +61,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     times = pd.date_range("2026-01-01", periods=24_000, freq="min")
     table.insert(0, "time", times)
     table.to_csv(folder / "plant.csv", index=False)
+    later = table.iloc[:3_000].assign(time=table["time"][:3_000] + pd.Timedelta("30D"))
+    later.to_csv(folder / "recent.csv", index=False)
     (folder / "plants").mkdir()
     for place in range(2):  # machines of a fleet
         part = table.iloc[place * 3_000 : place * 3_000 + 3_000]

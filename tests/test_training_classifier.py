@@ -1,5 +1,6 @@
 """A classifier as a detector, from rows to thresholds, files and streams."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from kdjax.detection.detector import score_batches, stream_detector
 from kdjax.detection.storage import load_detector
 from kdjax.detection.tables import score_table
 from kdjax.errors import ConfigError
+from kdjax.estimator import KDDetector
 from kdjax.experiment import write
 from kdjax.experiment.pipeline import prepare_dataset
 from kdjax.export.costs import numbers
@@ -308,3 +310,22 @@ def test_the_program_trains_and_saves_one(tmp_path):
     assert main(command + [f"--config.{n}={value}" for n, value in flags.items()]) == 0
     student = load_detector(tmp_path / "run" / "detectors" / "student")
     assert student.model.kind == "classifier" and student.model.parameters > 1000
+
+
+def test_rows_of_training_keep_the_scores_that_tau_was_chosen_on():
+    values = np.random.default_rng(0).normal(size=(800, 3))
+    rows = pd.DataFrame(values, pd.date_range("2026-01-01", periods=800, freq="min"))
+    fitted = KDDetector(settings={"classifier.networks": 2, "classifier.steps": 20})
+    tau = fitted.fit(rows).threshold_
+    known = np.sort(fitted.detector_.calibration[0])
+    assert fitted.calibrate(rows).threshold_ == tau
+    # Other rows are scored.
+    assert fitted.calibrate(rows + 0.01).threshold_ != tau
+    fitted.fit(rows).set_params(threshold="conformal", false_alarm_rate=0.1)
+    rank = math.ceil((len(known) + 1) * 0.9)
+    assert fitted.calibrate(rows).threshold_ == known[rank - 1]
+    fitted.set_params(threshold="budget")
+    with pytest.raises(
+        ConfigError, match="learned from.*give normal rows recorded later"
+    ):
+        fitted.calibrate(rows)

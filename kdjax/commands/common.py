@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from absl.flags import FlagValues
 from ml_collections import ConfigDict, config_flags
 
-from kdjax.config import Settings, override, resolve
+from kdjax.config import Settings, check_budget, override, resolve
 from kdjax.errors import ConfigError, KdjaxError, check_choice
 from kdjax.io.files import check_folder
 
@@ -167,7 +167,9 @@ def read_config(flags: Flags) -> ConfigDict:
 
 def read_settings(flags: Flags) -> Settings:
     """The config after all checks."""
-    return resolve(read_config(flags))
+    settings = resolve(read_config(flags))
+    check_budget(config_changes(flags), settings)
+    return settings
 
 
 def work_directory(flags: Flags, settings: Settings) -> Path:

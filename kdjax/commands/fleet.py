@@ -12,7 +12,7 @@ from rich.console import Console
 
 from kdjax.commands import common
 from kdjax.commands.common import Flag
-from kdjax.config import override, resolve
+from kdjax.config import check_budget, override, resolve
 from kdjax.errors import ConfigError, DataError
 from kdjax.io.stores import check_store, is_remote
 
@@ -47,6 +47,7 @@ def main(arguments: list[str], flags: common.Flags) -> None:
     # Settings name local files only; the fleet reads URLs itself.
     name = Path(path).name if is_remote(path) else path
     settings = resolve(override(config, {"data.path": name}))
+    check_budget(common.config_changes(flags), settings)
     for place in filter(is_remote, (path, output)):
         check_store(place)
     common.start_jax()

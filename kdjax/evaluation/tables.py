@@ -339,7 +339,7 @@ def label_free_method(results: Results) -> str:
 
 def model_names(results: Results) -> list[str]:
     """The models in the order in which `results["rows"]` first names them."""
-    return list(dict.fromkeys(row["model"] for row in results["rows"]))
+    return list(dict.fromkeys(row["model"] for row in results.get("rows", ())))
 
 
 def shown_model(results: Results) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from kdjax.config import completed, resolve
+from kdjax.config import check_budget, completed, resolve
 from kdjax.data.prepared import prepare, spans_of_its_own, training_ranges
 from kdjax.data.raw import about
 from kdjax.data.readers import match_channels, name_of, row_spans
@@ -159,6 +159,7 @@ def recalibrated(
         DataError: other channels, another step, or no span as long as the window.
     """
     settings = _settings(detector, **threshold)
+    check_budget([f"threshold.{name}" for name in threshold], settings)
     series = match_channels(series, detector.channels)
     check_cadence(series.time, detector.step)
     name, scope = series.entity, settings["detection"]["scope"]
@@ -199,6 +200,8 @@ def _known(
     detector: Detector, place: int, series: Series, rule: Rule, settings: Settings
 ) -> tuple[Detector, Threshold, str]:
     """The detector with calibration scores of a known entity, its new τ, and a note."""
+    if gives_scores(detector.model.kind) and _is_training(detector, series):
+        return _by_known_scores(detector, place, series, rule)
     starts = find_windows(detector, series, causal=rule.each_row).starts
     left_out: list[str] = []
     if detector.unchanged is not None:  # frozen rows would change τ
@@ -224,6 +227,35 @@ def _known(
         + "".join(f"; left out: {text}" for text in left_out)
     )
     return detector._replace(calibration=kept), tau, note
+
+
+def _is_training(detector: Detector, series: Series) -> bool:
+    """Whether these are the rows that the detector was trained on."""
+    digests = detector.card.get("data", {}).get("sha256") or {}
+    return bool(digests.get(f"train/{series.entity}") == series_digest(series))
+
+
+def _by_known_scores(
+    detector: Detector, place: int, series: Series, rule: Rule
+) -> tuple[Detector, Threshold, str]:
+    """The detector, a new τ of the scores of training, and a note.
+
+    Networks that tell normal windows from others give those that they learned scores that
+    are too low. The scores of training are from networks that had not seen the window.
+    """
+    before, name = detector.thresholds[place], series.entity
+    same = (before.method, before.spacing) == (rule.method, int(rule.each_row))
+    if not detector.calibration or (rule.method in BY_FOLDS and not same):
+        raise ConfigError(
+            f"calibrate: {name} has the rows that the detector learned from, and their "
+            "scores are too low to choose a threshold: give normal rows recorded "
+            f"later, or train with --config.threshold.method={rule.method}."
+        )
+    scores = detector.calibration[place]
+    tau = choose_threshold(scores, rule)._replace(spacing=before.spacing)
+    note = f"{name}: τ {before.tau:.6g} -> {_text(tau)}, by the scores of training"
+    expected = expected_events(scores, rule) if same else None
+    return detector, tau, note + (f"; {expected}" if expected else "")
 
 
 def _measured(
