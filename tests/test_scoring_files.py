@@ -231,6 +231,21 @@ def test_events_lie_beside_the_scores(score, small, tmp_path, frame):
     assert said[-1].endswith("4 of 14 rows in alarm, 1 event")
 
 
+def test_an_event_that_ends_at_midnight_leaves_out_no_day(score, tmp_path, frame):
+    frame = 0.01 * pd.concat([frame] * 3, ignore_index=True)
+    frame.loc[[8, 9], "y"] = [60, 50]
+    table, _ = score(frame)
+    rows = np.flatnonzero(table["alarm"])
+    midnight = pd.Timestamp("2026-01-02")
+    times = midnight + (np.arange(len(frame)) - rows[-1]) * pd.Timedelta("10min")
+    score(frame.assign(time=times))
+    spans = tmp_path / "scores.csv.events.csv"
+    assert ",2026-01-02 00:00:00," in spans.read_text("utf-8")
+    table, _ = score(frame.assign(time=times), output="again.csv", exclude=spans)
+    unknown = table["state"] == "unknown"
+    assert unknown[rows].all() and not unknown[rows[-1] + 6 :].any()
+
+
 @pytest.mark.parametrize("output", ["scores.csv", "scores.parquet"])
 def test_an_entity_without_events_is_no_hindrance(score, tmp_path, frame, output):
     calm = (0.01 * frame).assign(unit="calm")

@@ -368,5 +368,6 @@ def _time(entity: Entity, row: int) -> str | float | int:
         return row
     instant = series.time[row : row + 1]
     if instant.dtype.kind == "M":
-        return time_text(instant[0], series.form)
+        text = time_text(instant[0], series.form)
+        return text if "T" in text else f"{text}T00:00"  # a date ends with the day
     return format_times(instant, series.form).item()

@@ -243,7 +243,12 @@ def _write(tables: list[pd.DataFrame], output: Path) -> pd.DataFrame:
         if output.suffix == ".parquet":
             table.to_parquet(temporary, index=False)
         else:
-            table.to_csv(temporary, index=False)
+            text = table
+            for name in table.columns.intersection(["start", "end", "peak"]):
+                if pd.api.types.is_datetime64_any_dtype(table[name]):
+                    # A column of midnights would be dates, which as ends of spans are days.
+                    text = text.assign(**{name: table[name].map(str, "ignore")})
+            text.to_csv(temporary, index=False)
     return table
 
 
