@@ -12,6 +12,7 @@ import sys
 import textwrap
 import warnings
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -196,6 +197,14 @@ def parse(argv: Sequence[str]) -> tuple[Flags, list[str]]:
         default, _ = FIELDS.get(field, ("", None))
         if given.count(field) > 1 and isinstance(default, tuple):
             raise ConfigError(f"flags: --config.{field} is given twice: give one.")
+    if len(ordered) > 1 and CONFIG_FLAG.match(ordered[1]):
+        path = " ".join(ordered[1:3]) if ordered[1].endswith("config") else ordered[1]
+        path = path[path.index("config") + 7 :].split(":")[0]
+        if path and not Path(path).exists():
+            raise ConfigError(
+                f"--config={path} can't be read: check the path; configs/… are files of a "
+                "checkout of kdjax."
+            )
     try:
         values = define_flags(ordered)
         return values, values(ordered)[1:]

@@ -54,7 +54,7 @@ def out(tmp_path):
         (["run", "--config.teacher.hidden=3", "--config.teacher.hidden=4"],
          "--config.teacher.hidden is given twice: give one"),
         (["run", "--config=nowhere.py", "--config.seed=1", "--config.seed=2"],
-         "No such file or directory: 'nowhere.py'."),
+         "--config=nowhere.py can't be read: check the path"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, list) else None,
 )  # fmt: skip

@@ -431,8 +431,11 @@ def test_the_argument_of_a_config_is_passed_on(say, asked):
 
 
 def test_a_missing_config_file_is_named(refused):
-    line = refused("run", "--config=configs/nowhere.py")
-    assert line == "--config=configs/nowhere.py can't be read: check the path."
+    for more in ([], ["--config.data.path=plant.csv"]):
+        assert refused("run", *more, "--config=configs/nowhere.py") == (
+            "--config=configs/nowhere.py can't be read: check the path; configs/… are files "
+            "of a checkout of kdjax."
+        )
 
 
 @pytest.mark.parametrize(

@@ -140,7 +140,7 @@ def test_commands_and_code_run(folder: Path, monkeypatch: pytest.MonkeyPatch) ->
     catalogue = pd.read_parquet(folder / "fleets" / "plants" / "catalogue.parquet")
     assert catalogue["state"].tolist() == ["ready", "ready"]
     assert (folder / "plant.onnx").stat().st_size > 0
-    answers = (folder / "alarms.jsonl").read_text("utf-8").splitlines()
+    answers = (folder / "answers.jsonl").read_text("utf-8").splitlines()
     answers = [json.loads(line) for line in answers]
     assert sum("event" not in answer for answer in answers) == STREAMED
 
@@ -152,7 +152,7 @@ def test_the_front_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for line in verb_lines(README):
         short = [*line, "--config.classifier.steps=20"] if line[1] == "run" else line
         run(short, monkeypatch)
-    assert (folder / "alarms.jsonl").stat().st_size > 0
+    assert (folder / "answers.jsonl").stat().st_size > 0
     (code,) = blocks("python")
     code = code.replace(
         '"threshold.budget"', '"classifier.steps": 50, "threshold.budget"'

@@ -26,7 +26,7 @@ from kdjax.notify.outbox import receivers
 _AT_HAND = 65_536  # most bytes that are read together, as many as a pipe holds
 
 USAGE = "--detector=DIR [--state=FILE] < ROWS > ANSWERS"
-EXAMPLE = f"kdjax stream {common.STUDENT} < plant.csv > alarms.jsonl"
+EXAMPLE = f"kdjax stream {common.STUDENT} < plant.csv > answers.jsonl"
 FLAGS = {
     "Input and output": (
         common.DETECTOR._replace(help="Saved detector, or ONNX file with onnxruntime."),
