@@ -170,7 +170,8 @@ def measure(workdir: Path, settings: Fields, console: Console) -> Found:
             f"{settings['threshold']['method']!r} takes all training rows: measure a run "
             "with conformal."
         )
-    models = [*NETWORKS, *settings["baselines"]]
+    # Classifiers give scores without residuals: no floor or ridge.
+    models = [m for m in (*NETWORKS, *settings["baselines"]) if m != "classifier"]
     found: Found = {m: {pair: {} for pair in pairs(settings)} for m in models}
     dataset = load_dataset(settings["data"])
     check_data(workdir, data_digests(dataset))

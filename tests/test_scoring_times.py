@@ -110,15 +110,15 @@ def test_times_of_text_come_back(folder, small, kind):
     table, events = score(folder, path, "scores.csv")
     assert table["time"].tolist() == expected
     assert np.flatnonzero(table["alarm"] == "1").tolist() == [*range(FIRST, LAST + 1)]
+    # Events have full times: a date as the end of a span is its whole day.
+    full = [text if kind != "days" else f"{text} 00:00:00" for text in expected]
     assert events[["start", "end", "peak"]].values.tolist() == [
-        [expected[row] for row in (FIRST, LAST, FAULTS[0])]
+        [full[row] for row in (FIRST, LAST, FAULTS[0])]
     ]
     # The functions of the library.
     (series,) = read_table(path)
     own = score_table(small, series, entity="pooled", causal=True)
-    assert [*map(str, own["time"])] == [
-        text if kind != "days" else f"{text} 00:00:00" for text in expected
-    ]
+    assert [*map(str, own["time"])] == full
     (event,) = score_events(small, series, own, entity="pooled").itertuples()
     assert event.end == own["time"][LAST]
     # A part of a series has the form of the whole.
