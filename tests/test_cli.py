@@ -240,6 +240,32 @@ def test_old_names_in_a_config_file_are_read_with_one_line_each(say, asked, tmp_
         assert err.count(f"the config field {name} is now called") == 1
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("classifier", ["classifier"]),
+        ("moving_average,classifier", ["moving_average", "classifier"]),
+        ("('pca','kmeans')", ["pca", "kmeans"]),
+        ("()", []),
+    ],
+)
+def test_kinds_are_listed_with_commas(say, asked, given, expected):
+    flags = (f"--config.baselines={given}", "--config.teacher.components=pca,kmeans")
+    code, _, err = say("run", "--config.data.name=smd", *flags)
+    assert (code, err) == (0, "")
+    ((settings, _),) = asked
+    assert settings["baselines"] == expected
+    assert settings["teacher"]["components"] == ["pca", "kmeans"]
+
+
+def test_an_unknown_kind_of_a_list_is_named(say):
+    code, _, err = say(
+        "run", "--config.data.name=smd", "--config.baselines=pca,kmean,3"
+    )
+    assert code == 2
+    assert "baselines='kmean' must be among" in err and "baselines='3' must" in err
+
+
 # The command line as a whole.
 
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from kdjax.commands import common
 
 USAGE = "[--config=FILE] [--config.FIELD=VALUE …] [--workdir=DIR]"
-EXAMPLE = "kdjax run --config.data.path=plant.csv --workdir=runs/plant"
+EXAMPLE = "kdjax run --config.data.path=plant.csv --config.baselines=moving_average,classifier"
 FLAGS = {
     "Settings": common.CONFIG,
     "Input and output": common.WORKDIR,
