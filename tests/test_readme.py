@@ -72,6 +72,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(command: list[str], monkeypatch: pytest.MonkeyPatch) -> str:
     small = SMALL if command[1] in ("run", "sweep", "fleet") else []
+    given = {word.split("=")[0] for word in command}
+    small = [flag for flag in small if flag.split("=")[0] not in given]
     output = io.StringIO()
     if "<" in command:
         words, (source, _, target) = command[:-4], command[-3:]
