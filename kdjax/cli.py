@@ -35,7 +35,7 @@ from kdjax.commands import (
 )
 from kdjax.commands.common import Flag, Flags
 from kdjax.config import FIELDS, RENAMED, leaves, unknown_key
-from kdjax.errors import ConfigError, KdjaxError
+from kdjax.errors import ConfigError, KdjaxError, did_you_mean
 from kdjax.io import signals
 
 _ALL = (run, sweep, fleet, score, plot, calibrate, export, stream, serve, fetch, info)
@@ -47,6 +47,14 @@ OLD_FLAGS |= {f"config.{old}": f"config.{new}" for old, new in RENAMED.items()}
 # Most characters of a message.
 LONGEST = 2_000
 CONFIG_FLAG = re.compile(r"--?config(=|$)")
+# What Python and absl say of a flag's value, and what they expect.
+VALUES = {
+    r"invalid literal for int\(\) with base 10: .*": "a whole number",
+    r"could not convert string to float: .*": "a number",
+    r"\('Non-boolean argument to boolean flag', .*\)": "true or false",
+}
+# Advice that names a field, which the verbs with --config take as a flag.
+ADVICE = re.compile(rf"\b((?:[Ss]et|[Uu]se|add|or|and|by) )({'|'.join(FIELDS)})=")
 OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]*)")
 EXIT_CODES = """\
 Exit codes: 0 success; 2 error, in one line on standard error; 130 after SIGINT and 143
@@ -115,7 +123,8 @@ def _dispatch(argv: Sequence[str]) -> None:
     values, arguments = parse(argv)
     verb, *rest = arguments or [""]
     if verb not in VERBS:
-        got = f"unknown verb {verb!r}" if verb else "no verb given"
+        hint = did_you_mean(verb, VERBS)
+        got = f"unknown verb {verb!r}{hint}" if verb else "no verb given"
         raise ConfigError(
             f"{got}: expected one of {', '.join(VERBS)}; see kdjax --help."
         )
@@ -127,7 +136,12 @@ def _dispatch(argv: Sequence[str]) -> None:
     ]
     if without_effect:
         raise ConfigError(f"{verb} takes no {'; '.join(without_effect)}: remove it.")
-    VERBS[verb].main(rest, values)
+    try:
+        VERBS[verb].main(rest, values)
+    except KdjaxError as error:
+        if "config" in flags_of(verb):
+            error.args = (ADVICE.sub(r"\1--config.\2=", str(error)),)
+        raise
 
 
 def program_help() -> str:
@@ -297,7 +311,10 @@ def _one_line(error: BaseException) -> str:
         return type(error).__name__
     first, cut, _ = lines[0].partition(" Other fields present")
     first = first.lstrip("'\"") if cut else first
-    return " ".join([first, *lines[1:][-1:]]).rstrip(".")
+    text = " ".join([first, *lines[1:][-1:]]).rstrip(".")
+    for said, expected in VALUES.items():
+        text = re.sub(said, f"expected {expected}", text)
+    return text
 
 
 def _print(message: str) -> None:

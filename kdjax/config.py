@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict, config_dict
 
-from kdjax.errors import ConfigError
+from kdjax.errors import ConfigError, did_you_mean
 from kdjax.io.stores import check_local
 
 Settings = dict[str, Any]
@@ -472,12 +472,14 @@ def _check_choices(settings: Settings) -> Iterator[str]:
         if values[name] not in choices:
             yield (
                 f"{name}={values[name]!r} must be one of {', '.join(map(repr, choices))}"
+                f"{did_you_mean(values[name], choices)}"
             )
     components = {name: settings[name]["components"] for name in ("teacher", "student")}
     baselines = _known_baselines({*settings["baselines"]}.union(*components.values()))
     for baseline in settings["baselines"]:
         if baseline not in baselines:
-            yield f"baselines={baseline!r} must be among {', '.join(baselines)}"
+            hint = did_you_mean(baseline, baselines)
+            yield f"baselines={baseline!r} must be among {', '.join(baselines)}{hint}"
     known = ("autoencoder", *(kind for kind in baselines if kind != "random"))
     for name, kinds in components.items():
         if not kinds or len(set(kinds)) < len(kinds) or set(kinds) - set(known):

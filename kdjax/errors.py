@@ -4,6 +4,7 @@ Every message names the fault, its place, the expected value and the remedy. The
 prints that one message and ends with exit code 2.
 """
 
+import difflib
 from collections.abc import Iterable
 
 
@@ -37,6 +38,16 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+def did_you_mean(name: object, known: Iterable[str]) -> str:
+    """The nearest known name in brackets; empty if none is near.
+
+    >>> did_you_mean("scroe", ("run", "score"))
+    " (did you mean 'score'?)"
+    """
+    near = difflib.get_close_matches(str(name), [*known], n=1)
+    return f" (did you mean {near[0]!r}?)" if near else ""
+
+
 def check_choice(name: str, value: object, known: Iterable[str]) -> None:
     """Raises ConfigError unless a value is one of the known choices.
 
@@ -44,7 +55,8 @@ def check_choice(name: str, value: object, known: Iterable[str]) -> None:
     """
     if value not in (choices := [*known]):
         raise ConfigError(
-            f"{name}={value!r} is unknown: use one of {', '.join(choices)}."
+            f"{name}={value!r} is unknown{did_you_mean(value, choices)}: use one of "
+            f"{', '.join(choices)}."
         )
 
 

@@ -313,6 +313,20 @@ def test_an_unknown_kind_of_a_list_is_named(say):
             ["calibrate", "a", "--detector=d", "--output=o", QUICKSTART],
             "settings, except --config.threshold.FIELD: remove --config.",
         ),
+        (["scroe", "a"], "unknown verb 'scroe' (did you mean 'score'?): expected"),
+        (["serve", "--port=x"], "flag --port=x: expected a whole number."),
+        (
+            ["run", "--config.data.path=a.csv", "--config.baselines=kmean,pca"],
+            "cnn_forecast, gru_forecast, memory (did you mean 'kmeans'?).",
+        ),
+        (
+            ["run", "--config.data.path=a.csv", "--config.threshold.method=budgt"],
+            "'fixed' (did you mean 'budget'?).",
+        ),
+        (
+            ["run", "--config.data.path=a.csv", "--config.threshold.budget=1/week"],
+            "add --config.threshold.method=budget, or remove it.",
+        ),
         (["fetch"], "fetch needs a data set's name, smd, got nothing."),
         (["fetch", "asd"], "fetch has no data set 'asd': expected smd."),
         (["run", QUICKSTART, QUICKSTART], "flags: --config is given twice: give one."),
@@ -327,7 +341,7 @@ def test_values_may_stand_apart_from_their_flags(refused):
     assert line == "flags: Unknown command line flag 'bogus'."
     line = refused("run", "--config.seed", "x", "--bogus")
     assert line == (
-        "flags: flag --config.seed=x: invalid literal for int() with base 10: 'x'; "
+        "flags: flag --config.seed=x: expected a whole number; "
         "Unknown command line flag 'bogus'."
     )
 
@@ -337,7 +351,7 @@ def test_all_faulty_flags_come_in_one_line(refused):
         "run", "--config.data.windw=3", "--config.seed=x", "--nothing", "--json=perhaps"
     )
     assert "unknown field data.windw (did you mean data.window?)" in line
-    assert "flag --config.seed=x: invalid literal for int() with base 10: 'x'" in line
+    assert "flag --config.seed=x: expected a whole number" in line
     assert "Unknown command line flag 'nothing'" in line
     assert "flag --json=perhaps" in line
 
@@ -351,7 +365,11 @@ def test_all_faulty_flags_come_in_one_line(refused):
         ("data.windw=3", "unknown field data.windw (did you mean data.window?)"),
         ("distil.alpha=0", "unknown field distil.alpha (did you mean distill.alpha?)"),
         ("data.window=3.5", "flag --config.data.window=3.5: "),
-        ("distill.alpha=much", "flag --config.distill.alpha=much: "),
+        ("distill.alpha=much", "flag --config.distill.alpha=much: expected a number"),
+        (
+            "alarm.frozen=much",
+            "flag --config.alarm.frozen=much: expected true or false",
+        ),
         ("teacher.hidden=a,b", "teacher.hidden must be a tuple of one or more whole"),
         ("data.scaler=log", "data.scaler='log' must be one of 'quantile', 'minmax'"),
         ("train.learning_rate=-1", "train.learning_rate=-1.0 must lie in (0, inf)"),

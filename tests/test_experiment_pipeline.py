@@ -751,6 +751,9 @@ def test_a_run_on_smds_layout(tiny, tmp_path):
         (400, {"data.calibration": 0.3}),
         (400, {"data.window": 60}),
         (100, {}),
+        (20, {}),
+        (20, {"baselines": ("classifier",)}),  # whose windows have 9 rows or more
+        (80, {"student.components": ("classifier",)}),
         (900, {"data.window": 20, "data.validation": 0.01}),
         (300, {"data.window": 20, "data.validation": 0.89}),
         (3000, {"threshold.method": "conformal"}),

@@ -5,10 +5,9 @@ SMD (OmniAnomaly, KDD 2019), ASD (InterFusion, KDD 2021), JumpStarter's second d
 an entity with commands). The package contains one machine of SMD.
 """
 
-import difflib
 import json
 import re
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from kdjax.data.readers import load_files
 from kdjax.data.schema import Advice, Reading, parse_numbers
 from kdjax.data.series import Dataset, Series
 from kdjax.data.tables import numbered_channels, open_table
-from kdjax.errors import ConfigError, DataError, counted
+from kdjax.errors import ConfigError, DataError, counted, did_you_mean
 
 # Not in the release; its author lists them in issue 22 of the OmniAnomaly repository.
 _SMD_NAMES = """
@@ -118,15 +117,10 @@ def width(name: str) -> int:
 def _channels(name: str) -> tuple[str, ...]:
     if name not in BENCHMARKS:
         raise ConfigError(
-            f"{name!r} is not a known benchmark{_suggest(name, BENCHMARKS)}: "
+            f"{name!r} is not a known benchmark{did_you_mean(name, BENCHMARKS)}: "
             f"use one of {', '.join(BENCHMARKS)}."
         )
     return _CHANNELS[name]
-
-
-def _suggest(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
-    return f" (did you mean {near[0]!r}?)" if near else ""
 
 
 def benchmark_folder(name: str, root: str | Path) -> Path:
@@ -164,7 +158,7 @@ def _select(
     for entity in entities:
         if entity not in present:
             raise DataError(
-                f"{folder} has no entity {entity!r}{_suggest(entity, present)}: "
+                f"{folder} has no entity {entity!r}{did_you_mean(entity, present)}: "
                 f"it has {', '.join(present)}."
             )
     if len(set(entities)) < len(entities):

@@ -57,9 +57,15 @@ from kdjax.experiment.workdir import (
 )
 from kdjax.models import residual
 from kdjax.models.autoencoder import count_parameters
+from kdjax.models.classifier import SHORTEST
 from kdjax.models.residual import NETWORK, ResidualModel
 from kdjax.training import hosts
-from kdjax.training.components import HeldOut, fit_baseline, most_numbers
+from kdjax.training.components import (
+    HeldOut,
+    check_length,
+    fit_baseline,
+    most_numbers,
+)
 from kdjax.training.sharding import training_mesh
 
 MOST_ROWS = 1_000_000  # largest advised number
@@ -261,6 +267,7 @@ def accepted_changes(dataset: Dataset, settings: Settings) -> str:
         return accepts({"context": (), "step_seconds": seconds}, alone)
 
     least = max(2, data["min_anomalous_points"], settings["detection"]["count"] + 1)
+    least = max(least, SHORTEST if has_classifier(settings) else 0)
     shares = [tenth / 10 for tenth in range(1, 7)]
     changes = []
     for name, last in (("window", least), ("stride", 1)):
@@ -279,8 +286,16 @@ def accepted_changes(dataset: Dataset, settings: Settings) -> str:
     return f"set {' or '.join(changes)}, or {more}" if changes else more
 
 
+def has_classifier(settings: Settings) -> bool:
+    """Whether any model of a run is a classifier."""
+    components = (settings[name]["components"] for name in ("teacher", "student"))
+    return any("classifier" in kinds for kinds in (settings["baselines"], *components))
+
+
 def check_windows(prepared: Prepared, settings: Settings) -> None:
-    """Raises ConfigError if there are too few calibration windows for the rate."""
+    """Raises ConfigError for too short windows, or too few for calibration."""
+    if has_classifier(settings):
+        check_length(prepared.window)
     rule = calibration_rules(settings, prepared).threshold
     if count_windows(prepared, rule) < needed(rule):
         train, tests = zip(*((e.train, e.test) for e in prepared.entities), strict=True)

@@ -28,6 +28,15 @@ PARTS = ("fit", "validation", "calibration")
 CLASSIFIER_FOLDS = 2  # halves: one is for training while the other is scored
 
 
+def check_length(window: int) -> None:
+    """Raises ConfigError for windows too short for a classifier."""
+    if window < SHORTEST:
+        raise ConfigError(
+            f"data.window={window} is too short for the classifier, which needs at least "
+            f"{SHORTEST} rows: raise it, or use another detector."
+        )
+
+
 def fit_baseline(kind: str, prepared: Prepared, **options: Any) -> ResidualModel:
     """A baseline fitted once to the fit rows of all entities together.
 
@@ -38,11 +47,7 @@ def fit_baseline(kind: str, prepared: Prepared, **options: Any) -> ResidualModel
     found, own = BASELINES[kind], options_of(kind, options)
     params: Params = {}
     if found.scores is not None:
-        if prepared.window < SHORTEST:
-            raise ConfigError(
-                f"data.window={prepared.window} is too short for the {kind}, which needs "
-                f"at least {SHORTEST} rows: raise it, or use another detector."
-            )
+        check_length(prepared.window)
         sources = [windows_source(prepared, part, stride=1) for part in PARTS]
         params = fit_classifier(
             _windows(prepared, sources), context=prepared.context, **own
