@@ -224,7 +224,9 @@ def test_drift_is_rarely_reported_where_there_is_none(m, n):
 @pytest.mark.parametrize("shift", [1.5, -1.5])
 def test_drift_is_reported_where_scores_rise_or_fall(shift):
     p = [p_of_samples(seed, shift=shift, m=35, n=220) for seed in range(100)]
-    assert sum(drift(own, calibration=35).drifted for own in p) >= 98
+    found = [drift(own, calibration=35) for own in p]
+    assert sum(one.drifted for one in found) >= 98
+    assert {one.higher for one in found} == {shift > 0}
 
 
 def test_a_small_difference_is_no_drift_however_sure():
@@ -480,9 +482,15 @@ def test_scores_that_drifted_are_a_warning_and_warnings_come_first(watched, rows
     notes = series_notes(watched, 0, series, table)
     assert ["warning" in note for note in notes] == [True, False, False]
     assert notes[0] == (
-        "a: warning: scores have drifted from those of calibration (distance 1.00 over "
-        "100 separate windows), so the false-alarm rate no longer holds: run "
-        "kdjax calibrate on recent clean rows for a new threshold"
+        "a: warning: scores are higher than in calibration (distance 1.00 over 100 "
+        "separate windows): behaviour changed, so expect more false alarms; run kdjax "
+        "calibrate on recent clean rows"
     )
     assert "outside the training range: x 1" in notes[1]
     assert "2 missing cells" in notes[2]
+    table["window_score"] = 0.0  # a note, no warning
+    assert series_notes(watched, 0, series, table)[-1] == (
+        "a: scores are lower than in calibration (distance 1.00 over 100 separate "
+        "windows): the rows are quieter, or the detector was trained on them; expect "
+        "fewer alarms, and run kdjax calibrate if this lasts on new rows"
+    )
