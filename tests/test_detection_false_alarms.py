@@ -391,13 +391,31 @@ def test_missing_cells_and_rows_without_a_score_are_counted(watched, rows):
     series.values[100:1200, 1] = np.nan
     series.values[40] = np.nan
     table = blank(1500, score=np.where(np.arange(1500) == 40, np.nan, 1.0))
-    assert series_notes(watched, 0, series, table) == [
-        "a: 1,102 missing cells; 1 row without a value or a score, unknown"
-    ]
+    absent, counts = series_notes(watched, 0, series, table)
+    assert absent == (
+        "a: warning: no values for whole windows: y in 73.3% of the rows; scores there "
+        "aren't calibrated"
+    )
+    assert counts == "a: 1,102 missing cells; 1 row without a value or a score, unknown"
     # Rows before the first window have no score either; no cell of them is missing.
     table.loc[:9, "score"] = np.nan
+    assert "; 1 row without a value" in series_notes(watched, 0, series, table)[1]
+    # Gaps shorter than a window are filled from its other rows.
+    series.values[:, 1] = np.where(np.arange(1500) % watched.window, np.nan, 2.0)
     (note,) = series_notes(watched, 0, series, table)
-    assert "; 1 row without a value" in note
+    assert note.startswith("a: 1,126 missing cells")
+
+
+def test_the_channels_without_values_are_the_three_worst(small, rows):
+    wide = small._replace(channels=tuple("abcdef"), ranges=None)
+    series = rows(40, channels=tuple("abcdef"))
+    for channel, count in enumerate((10, 20, 0, 30, 8, wide.window - 1)):
+        series.values[:count, channel] = np.nan
+    assert series_notes(wide, 0, series, blank(40))[0] == (
+        "a: warning: no values for whole windows: d in 75.0% of the rows, b in 50.0% of "
+        "the rows, a in 25.0% of the rows and 1 other channel; scores there aren't "
+        "calibrated"
+    )
 
 
 # Drift.

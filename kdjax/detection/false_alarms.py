@@ -25,6 +25,7 @@ from kdjax.detection.thresholds import (
     needed,
 )
 from kdjax.errors import counted
+from kdjax.metrics.checks import runs
 
 if TYPE_CHECKING:
     from kdjax.detection.detector import Detector
@@ -295,11 +296,26 @@ def series_notes(
             f"{counted(int(cells.sum()), 'missing cell')}; {counted(unscored, 'row')} "
             "without a value or a score, unknown"
         )
+        notes += _absences(detector, cells)
     found = score_drift(detector, index, table["window_score"].to_numpy())
     if found is not None and found.drifted:
         notes.append(f"{'warning: ' * found.higher}{found}")
     notes.sort(key=lambda note: "warning" not in note)
     return [f"{series.entity}: {note}" for note in notes]
+
+
+def _absences(detector: "Detector", cells: np.ndarray) -> list[str]:
+    """A warning of channels whose missing cells `[N, D]` bool fill whole windows."""
+    found = []
+    for column in np.flatnonzero(cells.sum(axis=0) >= detector.window):
+        sizes = np.subtract(*reversed(runs(cells[:, column])))
+        share = sizes[sizes >= detector.window].sum() / len(cells)
+        found.append((share, f"{detector.channels[column]} in {share:.1%} of the rows"))
+    found = sorted([one for one in found if one[0]], reverse=True)
+    named = ", ".join(text for _, text in found[:3])
+    others = f" and {counted(len(found) - 3, 'other channel')}" * (len(found) > 3)
+    text = f"warning: no values for whole windows: {named}{others}; scores there aren't"
+    return [f"{text} calibrated"] * bool(found)
 
 
 def _range_notes(
