@@ -460,7 +460,11 @@ def test_run_tells_its_table_notes_and_files(say, asked):
     _, out, err = say("run", QUICKSTART)
     lines = out.splitlines()
     assert lines[:2] == ["the tables", "Note: saw borrowed"]
-    assert "".join(lines[2:]).startswith("Written: runs/quickstart/results.json")
+    assert lines[2] == (
+        "Next: kdjax score FILE --detector=runs/quickstart/detectors/student "
+        "--output=scores.csv"
+    )
+    assert "".join(lines[3:]).startswith("Written: runs/quickstart/results.json")
     assert err == ""
 
 

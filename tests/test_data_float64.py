@@ -244,7 +244,7 @@ def test_an_outlier_blinds_no_channel_wherever_it_lies(row):
     np.testing.assert_allclose(second[FAULT], first[FAULT], rtol=0.2)
 
 
-def test_outliers_are_named_with_their_time_and_kept_by_other_scalers():
+def test_outliers_are_named_with_their_time_and_kept_by_other_scalers(tmp_path):
     frame = pd.DataFrame(waves(), columns=CHANNELS)
     frame.loc[300, "c2"] = 1000
     frame.loc[301, "c1"] = np.nan
@@ -258,6 +258,14 @@ def test_outliers_are_named_with_their_time_and_kept_by_other_scalers():
         "a: c2 is far outside its other values in row 300 (from 0): 1000; interpolated in "
         "training. Correct it, or exclude the row"
     )
+    frame.insert(
+        0, "time", pd.date_range("2026-01-01", periods=len(frame), freq="1min")
+    )
+    path = tmp_path / "a.csv"
+    frame.to_csv(path, index=False)
+    timed = prepared_from(Dataset("a", (read_table(path, missing="mask")[0],), ()))
+    assert "row 300 (from 0, 2026-01-01T05:00:00): 1000; " in channel_notes(timed)[0]
+    frame = frame.drop(columns="time")
     kept = prepared(frame, scaler="minmax")
     np.testing.assert_array_equal(kept.entities[0].train.values, frame.to_numpy())
     assert channel_notes(kept) == []

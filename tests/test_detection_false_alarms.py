@@ -224,7 +224,9 @@ def test_drift_is_rarely_reported_where_there_is_none(m, n):
 @pytest.mark.parametrize("shift", [1.5, -1.5])
 def test_drift_is_reported_where_scores_rise_or_fall(shift):
     p = [p_of_samples(seed, shift=shift, m=35, n=220) for seed in range(100)]
-    assert sum(drift(own, calibration=35).drifted for own in p) >= 98
+    found = [drift(own, calibration=35) for own in p]
+    assert sum(one.drifted for one in found) >= 98
+    assert {one.higher for one in found} == {shift > 0}
 
 
 def test_a_small_difference_is_no_drift_however_sure():
@@ -389,13 +391,31 @@ def test_missing_cells_and_rows_without_a_score_are_counted(watched, rows):
     series.values[100:1200, 1] = np.nan
     series.values[40] = np.nan
     table = blank(1500, score=np.where(np.arange(1500) == 40, np.nan, 1.0))
-    assert series_notes(watched, 0, series, table) == [
-        "a: 1,102 missing cells; 1 row without a value or a score, unknown"
-    ]
+    absent, counts = series_notes(watched, 0, series, table)
+    assert absent == (
+        "a: warning: no values for whole windows: y in 73.3% of the rows; scores there "
+        "aren't calibrated"
+    )
+    assert counts == "a: 1,102 missing cells; 1 row without a value or a score, unknown"
     # Rows before the first window have no score either; no cell of them is missing.
     table.loc[:9, "score"] = np.nan
+    assert "; 1 row without a value" in series_notes(watched, 0, series, table)[1]
+    # Gaps shorter than a window are filled from its other rows.
+    series.values[:, 1] = np.where(np.arange(1500) % watched.window, np.nan, 2.0)
     (note,) = series_notes(watched, 0, series, table)
-    assert "; 1 row without a value" in note
+    assert note.startswith("a: 1,126 missing cells")
+
+
+def test_the_channels_without_values_are_the_three_worst(small, rows):
+    wide = small._replace(channels=tuple("abcdef"), ranges=None)
+    series = rows(40, channels=tuple("abcdef"))
+    for channel, count in enumerate((10, 20, 0, 30, 8, wide.window - 1)):
+        series.values[:count, channel] = np.nan
+    assert series_notes(wide, 0, series, blank(40))[0] == (
+        "a: warning: no values for whole windows: d in 75.0% of the rows, b in 50.0% of "
+        "the rows, a in 25.0% of the rows and 1 other channel; scores there aren't "
+        "calibrated"
+    )
 
 
 # Drift.
@@ -480,9 +500,15 @@ def test_scores_that_drifted_are_a_warning_and_warnings_come_first(watched, rows
     notes = series_notes(watched, 0, series, table)
     assert ["warning" in note for note in notes] == [True, False, False]
     assert notes[0] == (
-        "a: warning: scores have drifted from those of calibration (distance 1.00 over "
-        "100 separate windows), so the false-alarm rate no longer holds: run "
-        "kdjax calibrate on recent clean rows for a new threshold"
+        "a: warning: scores are higher than in calibration (distance 1.00 over 100 "
+        "separate windows): behaviour changed, so expect more false alarms; run kdjax "
+        "calibrate on recent clean rows"
     )
     assert "outside the training range: x 1" in notes[1]
     assert "2 missing cells" in notes[2]
+    table["window_score"] = 0.0  # a note, no warning
+    assert series_notes(watched, 0, series, table)[-1] == (
+        "a: scores are lower than in calibration (distance 1.00 over 100 separate "
+        "windows): the rows are quieter, or the detector was trained on them; expect "
+        "fewer alarms, and run kdjax calibrate if this lasts on new rows"
+    )

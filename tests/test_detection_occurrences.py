@@ -393,5 +393,5 @@ def test_frozen_rows_do_not_move_a_new_threshold(detector):
     assert taus[1] == pytest.approx(taus[0], rel=0.2)
     assert made[0][1].count("left out: ") == 0
     assert made[1][1].endswith(
-        "; left out: flow unchanged from row 300 to 339 (from 0), at most 1 in training"
+        "\n  left out: flow unchanged from row 300 to 339 (from 0), at most 1 in training"
     )

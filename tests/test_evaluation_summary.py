@@ -314,8 +314,8 @@ def test_without_labels_the_classifier_if_it_is_fit():
     assert (found["model"], found["best"]) == ("classifier", "classifier")
     assert found["text"] == (
         "Recommended: classifier, 16,000 numbers, 60,000 bytes of ONNX and 0.200 ms a "
-        "window. Without labels nothing here measures which detector finds most; on "
-        "public data it is this kind."
+        "window. Without labels this run can't compare detectors; on public data this "
+        "kind detects most."
     )
     unfit = {"classifier": "alarms on 96% of clean windows"}
     assert recommend(results | {"unfit": unfit})["model"] == "pca"

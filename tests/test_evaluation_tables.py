@@ -595,7 +595,10 @@ def test_the_most_abnormal_training_windows():
         (EVIL, "fit", "2024-01-01T00:00:00", "17", "1.235e+04", "yes"),
         (EVIL, "fit", "2024-01-01T00:00:00", "17", "inf", "no"),
     )
-    assert "data.exclude" in table.words and table.words.startswith("Under student.")
+    assert table.words == (
+        "Under student. If a window is no normal behaviour, leave its rows out of training "
+        "(data.exclude)."
+    )
     named = training_table([{**window, "model": "classifier"}])
     assert named.words.startswith("Under classifier.")
     assert training_table([]) is None

@@ -117,6 +117,7 @@ def test_schema_of_results(finished):
     assert results["schema"] == 1 and results["settings"] == finished.settings
     assert results["dataset"] == {
         "name": "train", "entities": ["press", "saw"], "window": 10, "stride": 5,
+        "step_seconds": 1.0,
         "min_anomalous_points": 1, "train_rows": 840, "test_rows": 280,
         # (160 − 10)/5 + 1 and (120 − 10)/5 + 1; windows that meet rows 70–84, 40–51.
         "windows": 31 + 23, "positive_windows": 4 + 4,

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import jax
 import numpy as np
@@ -82,7 +83,15 @@ def test_a_known_entity_gets_the_conformal_rank_of_its_new_scores(student, count
     assert tau.tau == scores[rank - 1] != student.thresholds[1].tau
     np.testing.assert_array_equal(found.calibration[1], scores.astype(np.float32))
     assert note.startswith(f"saw: τ {student.thresholds[1].tau:.6g} -> {tau.tau:.6g} (")
-    assert "wanted share of false alarms 10.00%, measured on these rows: " in note
+    first, second = note.splitlines()
+    assert first.endswith(
+        f" (rule conformal, {tau.n} windows, the {tau.rank}-th smallest)"
+    )
+    assert re.fullmatch(
+        r"  measured on these rows: \d+\.\d\d% false alarms when fifths are left out in "
+        r"turn, wanted 10\.00%.*",
+        second,
+    )
 
 
 def test_all_else_of_the_detector_stays(student):
@@ -297,7 +306,7 @@ def test_a_new_entity_is_told_what_to_expect(student):
     starts = np.concatenate([np.arange(0, 71, 5) + 80 * fold for fold in range(5)])
     assert len(scores) == len(starts)
     rate = cross_rates(scores, starts, rule, window=WINDOW).rate
-    said = f"of false alarms 10.00%, measured on these rows: {rate:.2%} when fifths are"
+    said = f"measured on these rows: {rate:.2%} false alarms when fifths are left out"
     assert said in note and note.endswith(f"; {expected_events(scores, rule)}")
 
 

@@ -110,6 +110,29 @@ def test_each_machine_is_as_a_run_of_its_own(plants, fitted, tmp_path):
     np.testing.assert_allclose(table["score"], other["score"], rtol=1e-5)
 
 
+def test_a_fleet_of_classifiers_is_as_runs_of_their_own(plants, tmp_path):
+    changes = {
+        "student__components": ("classifier",),
+        "classifier__networks": 2,
+        "classifier__steps": 40,
+    }
+    (tmp_path / "two").mkdir()
+    for name in ("m0", "m2"):
+        shutil.copy(plants / f"{name}.csv", tmp_path / "two")
+    catalogue = fit(tmp_path / "two", tmp_path / "fleet", **changes)
+    assert [*catalogue["state"]] == ["ready", "ready"]
+    kdjax.run(resolved(plants / "m2.csv", baselines=(), **changes), tmp_path / "m2")
+    ours, _ = open_machine(tmp_path / "fleet", "m2")
+    theirs = kdjax.load_detector(tmp_path / "m2" / "detectors" / "student" / "m2")
+    assert ours.model.kind == "classifier"
+    assert ours.thresholds == theirs.thresholds
+    pairs = zip(_leaves(ours.model.params), _leaves(theirs.model.params), strict=True)
+    for a, b in pairs:
+        np.testing.assert_array_equal(a, b)
+    assert catalogue.loc["m2", "threshold"] == ours.thresholds[0].tau
+    assert not (tmp_path / "fleet" / "shared").exists()  # no teacher is trained
+
+
 def test_the_catalogue_has_its_types_and_says_what_is_borrowed(fitted):
     output, catalogue = fitted
     assert catalogue["state"].tolist() == ["ready"] * 5

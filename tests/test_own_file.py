@@ -21,6 +21,7 @@ from kdjax.detection.storage import load_detector
 from kdjax.detection.tables import score_table
 from kdjax.errors import ConfigError
 from kdjax.evaluation.evaluate import evaluate_models
+from kdjax.evaluation.tables import shown_model
 from kdjax.experiment.assemble import calibration_rules, make_detector
 from kdjax.experiment.pipeline import prepare_dataset, prepare_groups
 from kdjax.models.residual import ResidualModel
@@ -134,6 +135,10 @@ def test_results_tell_what_the_channels_are(results, ran):
     shown = " ".join(ran[1].split())
     assert "Note: plant: constant in the training rows: dead" in shown
     assert "No labels, so no number here" in shown and "False alarms" in shown
+    detector = f"{ran[0]}/detectors/{shown_model(results)}"
+    assert f"Next: kdjax score FILE --detector={detector} --output=scores.csv" in shown
+    report = (ran[0] / "report.md").read_text("utf-8")
+    assert " 0 test rows · windows of 10 rows (10 min)\n" in report
 
 
 def test_results_hold_rates_and_the_worst_training_windows(results):

@@ -21,6 +21,7 @@ from kdjax.cli import main
 from kdjax.data.lines import read_lines
 from kdjax.data.schema import Reading
 from kdjax.data.series import Series
+from kdjax.detection.false_alarms import Drift
 from kdjax.detection.storage import save_detector
 from kdjax.detection.stream_rules import plan_of
 from kdjax.detection.streaming import StreamDetector, WindowResult
@@ -477,11 +478,30 @@ def test_a_threshold_that_moves_is_told(folder, moving):
     assert len({row["tau"] for row in found}) > 1
 
 
-def test_drift_is_told_once(folder):
-    text = table_text(np.random.default_rng(0).normal(size=(300, 2)) * 9)
+@pytest.mark.parametrize(("scale", "where"), [(9, "higher"), (0.01, "lower")])
+def test_drift_is_told_once_with_its_direction(folder, scale, where):
+    text = table_text(np.random.default_rng(0).normal(size=(300, 2)) * scale)
     told = []
     answered(text, detector=folder, entity="a", log=told.append)
-    assert len([line for line in told if "kdjax calibrate" in line]) == 1
+    (line,) = [line for line in told if "kdjax calibrate" in line]
+    assert line.startswith(f"scores are {where} than in calibration (distance ")
+
+
+def test_drift_is_told_again_after_scores_were_normal(folder, monkeypatch):
+    """Distances that go around the limit are one drift; the other direction is a new one."""
+    distances = [0.5, 0.24, 0.5, 0.1, 0.5, 0.5]
+    looks = iter([Drift(9, d, d > 0.25, higher=True) for d in distances])
+    last = Drift(9, 0.6, drifted=True, higher=False)
+
+    def scripted(stream):
+        return next(looks, last) if stream.rows else Drift(0, math.nan, False)
+
+    monkeypatch.setattr(StreamDetector, "drift", scripted)
+    told = []
+    text = table_text(np.zeros((300, 2)))
+    answered(text, detector=folder, entity="a", log=told.append)
+    found = [line.split()[2] for line in told if "than in calibration" in line]
+    assert found == ["higher", "higher", "lower"]
 
 
 # Restarts.

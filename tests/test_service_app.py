@@ -282,8 +282,15 @@ def test_rows_sent_twice_with_times_count_once(serve, moving_file):
     rest = answered(client.post(url, json=body))
     plain = answered(client.post("/v1/detectors/plant/score", json={"rows": values}))
     assert keys(rest["rows"]) == keys(plain["rows"][300:])
-    many = client.post(url, json={"rows": [[1, 2]] * 501})
-    assert many.status_code == 413 and "without `sequence`" in many.json()["error"]
+    url, text = "/v1/detectors/plant/rows", "x,y,entity\n" + "1,2,a\n" * 501
+    csv = client.post(url, content=text, headers={"Content-Type": "text/csv"})
+    as_json = client.post(url, json={"rows": [[1, 2]] * 501, "entity": ["a"] * 501})
+    for many in (as_json, csv):
+        assert many.status_code == 413
+        assert many.json()["error"] == (
+            "more than 500 rows of an entity at once: send fewer per request, or send "
+            "JSON with `sequence`."
+        )
 
 
 def test_entities_and_the_queue_are_bounded(serve, moving_file):

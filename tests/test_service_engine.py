@@ -76,6 +76,16 @@ def test_a_copy_of_the_state_at_any_moment_goes_on(
         assert store.execute("SELECT count(*) FROM journal").fetchone() == (0,)
 
 
+def test_a_stop_leaves_one_file_without_a_log(serve, moving_file, values, tmp_path):
+    client = serve(moving_file)
+    sent(client, values, 0, 60)
+    assert client.get("/v1/events").status_code == 200  # a reader of the database
+    assert (tmp_path / "state" / "plant.sqlite-wal").stat().st_size > 0
+    client.close()
+    left = {path.name for path in (tmp_path / "state").iterdir()}
+    assert left == {"plant.sqlite", "plant.sqlite.lock"}
+
+
 def test_states_ahead_of_the_journal_take_no_row_twice(serve, moving_file, tmp_path):
     """Of three entities one left the memory, so that its state has the journal's rows."""
     client = serve(moving_file, limits=Limits(open=2))

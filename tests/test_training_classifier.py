@@ -72,7 +72,8 @@ def test_it_is_the_default_and_learns_from_all_rows(fitted):
     found = [training_windows(prepared, part, stride=1) for part in parts]
     scaled, starts = found[0][0], np.concatenate([starts for _, starts in found])
     windows = np.stack([scaled[start : start + 16] for start in starts])
-    wanted = kdjax.fit_classifier(windows, networks=2, channels=16, steps=150, seed=0)
+    options = {"networks": 2, "channels": 16, "steps": 150, "missing": True}
+    wanted = kdjax.fit_classifier(windows, seed=0, **options)
     for name in ("low", "scale", "mean", "level"):
         np.testing.assert_array_equal(detector.model.params[name], wanted[name])
     for name, leaf in wanted["networks"].items():
@@ -80,7 +81,7 @@ def test_it_is_the_default_and_learns_from_all_rows(fitted):
     # τ is the score at the conformal rank of the calibration windows, for networks of both
     # views, which have not seen them.
     known = windows[: -len(found[2][1])]
-    half = kdjax.fit_classifier(known, networks=2, channels=16, steps=150, seed=0)
+    half = kdjax.fit_classifier(known, seed=0, **options)
     spans = prepared.entities[0].split.calibration
     held_out = window_starts(spans, window=16, stride=2)
     windows = np.stack([scaled[start : start + 16] for start in held_out])
@@ -89,6 +90,26 @@ def test_it_is_the_default_and_learns_from_all_rows(fitted):
     np.testing.assert_allclose(fitted.threshold_, scores[rank - 1], rtol=1e-5)
     # Its own numbers, the scaler's and τ: it has no Gaussian.
     assert numbers(detector) == detector.model.parameters + 2 * 3 + 1
+
+
+def test_a_channel_without_values_is_no_anomaly_where_cells_may_be_missing():
+    """Under `mask` the classifier learned windows without a channel; under `error` not."""
+    settings = {**OPTIONS["settings"], "classifier.steps": 600}
+    rows, raised = waves(300, seed=3), {}
+    for missing in ("mask", "error"):
+        detector = KDDetector(**{**OPTIONS, "missing": missing, "settings": settings})
+        detector.fit(waves(600)).set_params(missing="mask")
+        plain = detector.decision_function(rows).mean()
+        assert detector.predict(rows).mean() < 0.1
+        raised[missing] = [
+            detector.decision_function(rows.assign(**{name: np.nan})).mean() / plain
+            for name in CHANNELS
+        ]
+        if missing == "mask":  # another channel's fault is still found
+            faulty = rows.assign(load=np.nan, heat=rows["heat"] + 25)
+            found = detector.decision_function(faulty)
+            assert np.nanmin(found) > 5 * detector.threshold_
+    assert max(raised["mask"]) < 6 and min(raised["error"]) > 20
 
 
 @pytest.mark.parametrize(("networks", "half"), [(1, 1), (2, 2), (3, 2), (4, 2), (8, 4)])
@@ -145,9 +166,7 @@ def test_by_blocks_each_half_is_scored_by_networks_that_learnt_the_other(fitted)
             np.stack([scaled[a : a + 16] for a in range(first, stop - 15, step)])
             for (first, stop), step in ((others, 1), (own, 2))
         )
-        params = kdjax.fit_classifier(
-            learnt, networks=2, channels=16, steps=150, seed=0
-        )
+        params = kdjax.fit_classifier(learnt, networks=2, steps=150, missing=True)
         scores.append(classifier_points(params, held_out).max(axis=1))
     blocks = np.array_split(np.concatenate(scores), 5)
     # ⌈(n + 1) · 0.9⌉-th smallest of each block.
@@ -266,8 +285,8 @@ def test_saved_exported_and_streamed_alike(fitted, faulty, tmp_path):
         atol=1e-5,
     )
     assert [row.state for row in streamed[100:130]] == [*wanted["state"][100:130]]
-    shown = [row.channels[0] for row in streamed[104:116]]
-    assert shown == ["heat"] * 12
+    shown = [row.channels[0] for row in streamed[104:115]]
+    assert shown == ["heat"] * 11
 
 
 def test_short_windows_are_refused_with_advice():

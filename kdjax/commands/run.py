@@ -36,5 +36,9 @@ def main(arguments: list[str], flags: common.Flags) -> None:
         console.print(expected_words(results, shown_model(results)), highlight=False)
     for note in results["notes"]:
         console.print(f"Note: {note}", highlight=False)
-    written = f"results.json, report.html, report.md, detectors/{shown_model(results)}"
+    used = f"detectors/{shown_model(results)}"
+    if settings["entity_mode"] == "shared":
+        text = f"Next: kdjax score FILE --detector={workdir}/{used} --output=scores.csv"
+        console.print(text, soft_wrap=True, highlight=False)
+    written = f"results.json, report.html, report.md, {used}"
     console.print(f"Written: {workdir}/{written}", soft_wrap=True)

@@ -305,6 +305,7 @@ def without_outliers(series: Series) -> tuple[Series, tuple[str, ...]]:
         own = places[far]
         values[own, column] = np.interp(own, places[known], rows[known, column])
         at = "" if series.time is None else f", {series.time[own[0]]}"
+        at = at.removesuffix(".000000000")  # nanoseconds
         more = f" and {len(own) - 1} others" if len(own) > 1 else ""
         notes.append(
             f"{series.entity}: {series.channels[column]} is far outside its other values in "

@@ -25,6 +25,7 @@ from kdjax.detection.thresholds import (
     needed,
 )
 from kdjax.errors import counted
+from kdjax.metrics.checks import runs
 
 if TYPE_CHECKING:
     from kdjax.detection.detector import Detector
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 # Drift is reported if p-values are this far from uniform and this is significant.
 DISTANCE = 0.25
 SIGNIFICANCE = 1e-3
+# Scores that drifted are normal again below this distance, so that a warning comes once.
+NORMAL_AGAIN = 0.15
 # Share of rows outside the training range that gives a warning.
 FOREIGN = 0.05
 
@@ -73,6 +76,21 @@ class Drift(NamedTuple):
     n: int  # number of p-values
     distance: float  # of their distribution from the uniform one; NaN without any
     drifted: bool  # whether it is large and significant
+    higher: bool = False  # whether most scores are above those of calibration
+
+    def __str__(self) -> str:
+        """Where the scores are and what that means, for a line that names the rows."""
+        text = f"(distance {self.distance:.2f} over {self.n} separate windows)"
+        if self.higher:
+            return (
+                f"scores are higher than in calibration {text}: behaviour changed, so "
+                "expect more false alarms; run kdjax calibrate on recent clean rows"
+            )
+        return (
+            f"scores are lower than in calibration {text}: the rows are quieter, or the "
+            "detector was trained on them; expect fewer alarms, and run kdjax calibrate "
+            "if this lasts on new rows"
+        )
 
 
 def disjoint(starts: np.ndarray, window: int) -> np.ndarray:
@@ -222,16 +240,18 @@ def drift(p: np.ndarray, *, calibration: int) -> Drift:
     `calibration` is m, the number of calibration windows that share no row.
 
     >>> drift(np.array([0.2, 0.4, 0.6, 0.8]), calibration=9)
-    Drift(n=4, distance=0.2, drifted=False)
+    Drift(n=4, distance=0.2, drifted=False, higher=False)
     """
     n = len(p)
     if n == 0 or calibration == 0:
         return Drift(n, math.nan, False)
     ordered, steps = np.sort(p), np.arange(n + 1) / n
-    distance = float(np.maximum(steps[1:] - ordered, ordered - steps[:-1]).max())
+    above, below = (steps[1:] - ordered).max(), (ordered - steps[:-1]).max()
+    distance = float(max(above, below))  # small p-values are of high scores
     size = n * calibration / (n + calibration)
     chance = math.sqrt(math.log(2 / SIGNIFICANCE) / (2 * size))
-    return Drift(n, distance, distance > max(DISTANCE, chance))
+    drifted = distance > max(DISTANCE, chance)
+    return Drift(n, distance, drifted, higher=bool(above > below))
 
 
 def score_drift(
@@ -276,16 +296,26 @@ def series_notes(
             f"{counted(int(cells.sum()), 'missing cell')}; {counted(unscored, 'row')} "
             "without a value or a score, unknown"
         )
+        notes += _absences(detector, cells)
     found = score_drift(detector, index, table["window_score"].to_numpy())
     if found is not None and found.drifted:
-        notes.append(
-            "warning: scores have drifted from those of calibration (distance "
-            f"{found.distance:.2f} over {found.n} separate windows), so the false-alarm "
-            "rate no longer holds: run kdjax calibrate on recent clean rows for a "
-            "new threshold"
-        )
+        notes.append(f"{'warning: ' * found.higher}{found}")
     notes.sort(key=lambda note: "warning" not in note)
     return [f"{series.entity}: {note}" for note in notes]
+
+
+def _absences(detector: "Detector", cells: np.ndarray) -> list[str]:
+    """A warning of channels whose missing cells `[N, D]` bool fill whole windows."""
+    found = []
+    for column in np.flatnonzero(cells.sum(axis=0) >= detector.window):
+        sizes = np.subtract(*reversed(runs(cells[:, column])))
+        share = sizes[sizes >= detector.window].sum() / len(cells)
+        found.append((share, f"{detector.channels[column]} in {share:.1%} of the rows"))
+    found = sorted([one for one in found if one[0]], reverse=True)
+    named = ", ".join(text for _, text in found[:3])
+    others = f" and {counted(len(found) - 3, 'other channel')}" * (len(found) > 3)
+    text = f"warning: no values for whole windows: {named}{others}; scores there aren't"
+    return [f"{text} calibrated"] * bool(found)
 
 
 def _range_notes(

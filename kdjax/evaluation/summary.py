@@ -247,8 +247,8 @@ def _by_agreement(results: Results, method: str) -> dict[str, Any]:
     unfit = results.get("unfit", {})
     if CLASSIFIER in kappas and CLASSIFIER not in unfit:
         text = (
-            f"{_recommended(CLASSIFIER, costs)} Without labels nothing here measures which "
-            "detector finds most; on public data it is this kind."
+            f"{_recommended(CLASSIFIER, costs)} Without labels this run can't compare "
+            "detectors; on public data this kind detects most."
         )
         return _answer(CLASSIFIER, rule, text, [CLASSIFIER], CLASSIFIER)
     if TEACHER in unfit:

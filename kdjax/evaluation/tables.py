@@ -298,8 +298,8 @@ def training_table(worst: Sequence[Row]) -> Table | None:
         "Most abnormal training windows",
         heads,
         lines,
-        f"Under {worst[0].get('model', STUDENT) if worst else ''}. If they are no normal "
-        "behaviour, leave them out (data.exclude) or trim the error moments (detection.trim).",
+        f"Under {worst[0].get('model', STUDENT) if worst else ''}. If a window is no normal "
+        "behaviour, leave its rows out of training (data.exclude).",
     )
 
 
@@ -387,12 +387,10 @@ def caption(results: Results) -> str:
         further = " random: scores drawn at random, for comparison."
     if results.get("costs"):
         further += " costs: bytes of the exported file; ms a window on one core."
-    names = ("window", "stride", "min_anomalous_points", "windows", "positive_windows")
-    window, stride, least, windows, positive = (
-        _text(data[name], INTEGER) for name in names
-    )
+    names = ("stride", "min_anomalous_points", "windows", "positive_windows")
+    stride, least, windows, positive = (_text(data[name], INTEGER) for name in names)
     return (
-        f"Windows of {window} rows, stride {stride}: {windows} windows, {positive} anomalous "
+        f"Windows of {window_words(data)}, stride {stride}: {windows} windows, {positive} anomalous "
         f"(anomalous rows at least min_anomalous_points = {least}), {entity_count(data)}. "
         f"oracle: τ chosen on the test labels. label-free τ: {label_free_method(results)}, "
         "without labels. P: precision. R: recall. pooled: counts of all entities together. "
@@ -409,7 +407,20 @@ def data_words(results: Results) -> str:
         for key in ("train_rows", "test_rows")
         if data.get(key) is not None
     ]
-    return " · ".join([entity_count(data), *rows])
+    return " · ".join([entity_count(data), *rows, f"windows of {window_words(data)}"])
+
+
+def window_words(dataset: Mapping[str, Any]) -> str:
+    """The length of a window, in time too where the rows' step is known.
+
+    >>> window_words({"window": 50, "step_seconds": 600.0}), window_words({"window": 9})
+    ('50 rows (8 h 20 min)', '9 rows')
+    """
+    rows = dataset["window"]
+    time = pd.Timedelta(seconds=round(rows * dataset.get("step_seconds", 0))).components
+    units = zip(time, ("d", "h", "min", "s"), strict=False)
+    text = " ".join(f"{number} {unit}" for number, unit in units if number)
+    return f"{rows:,} rows" + f" ({text})" * bool(text)
 
 
 def entity_count(dataset: Mapping[str, Any]) -> str:

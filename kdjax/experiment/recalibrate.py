@@ -224,7 +224,7 @@ def _known(
     note = (
         f"{series.entity}: τ {detector.thresholds[place].tau:.6g} -> {_text(tau)}"
         + _measured(scores, starts, rule, window=detector.window)
-        + "".join(f"; left out: {text}" for text in left_out)
+        + "".join(f"\n  left out: {text}" for text in left_out)
     )
     return detector._replace(calibration=kept), tau, note
 
@@ -261,14 +261,14 @@ def _by_known_scores(
 def _measured(
     scores: np.ndarray, starts: np.ndarray, rule: Rule, *, window: int
 ) -> str:
-    """What to expect of a τ by its calibration scores, as the end of a note."""
+    """What to expect of a τ by its calibration scores, as the second line of a note."""
     cross = cross_rates(scores, starts, rule, window=window)
     measured = "too few windows"
     if not np.isnan(cross.rate):
-        measured = f"{cross.rate:.2%} when fifths are left out in turn"
+        measured = f"{cross.rate:.2%} false alarms when fifths are left out in turn"
+        measured += f", wanted {cross.wanted:.2%}" * bool(cross.wanted)
     expected = expected_events(scores, rule)
-    wanted = f"wanted share of false alarms {cross.wanted:.2%}, " * bool(cross.wanted)
-    return f"; {wanted}measured on these rows: {measured}" + (
+    return f"\n  measured on these rows: {measured}" + (
         f"; {expected}" if expected else ""
     )
 
@@ -704,8 +704,10 @@ def _with_limits(
 
 def _text(tau: Threshold) -> str:
     rank = f", the {tau.rank}-th smallest" if tau.rank else ""
-    detail = f"; {tau.detail}" if tau.detail else ""
-    return f"{tau.tau:.6g} ({tau.method} of {counted(tau.n, 'window')}{rank}{detail})"
+    detail = f": {tau.detail}" if tau.detail else ""
+    return (
+        f"{tau.tau:.6g} (rule {tau.method}, {counted(tau.n, 'window')}{rank}{detail})"
+    )
 
 
 def _places(detector: Detector, place: int) -> list[int]:

@@ -165,8 +165,10 @@ def make_model(task: Task, role: str, fitted: Fitted | None) -> ResidualModel:
 
 def baseline_options(settings: Settings) -> dict[str, Any]:
     """Options of `fit_baseline`."""
-    seed = {"seed": settings["seed"]}
-    return {name: settings[name] | seed for name in ("classifier", "forecast")}
+    seed, gaps = {"seed": settings["seed"]}, settings["data"]["missing"] == "mask"
+    found = {name: settings[name] | seed for name in ("classifier", "forecast")}
+    found["classifier"] |= {"missing": True} if gaps else {}
+    return found
 
 
 def held_out_models(

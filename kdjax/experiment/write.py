@@ -198,10 +198,13 @@ def _dataset(
     scores = next(iter(evaluated.values())).scores
     labels = [e.window_labels for e in scores if e.window_labels is not None]
     tests = [entity.test for entity in prepared.entities]
+    steps = [*{seconds_per_row(entity.train.time) for entity in prepared.entities}]
     return {
         "name": prepared.name,
         "entities": [entity.name for entity in prepared.entities],
         "window": prepared.window,
+        # 0: not known, or not the same for all.
+        "step_seconds": data["step_seconds"] or (0.0 if steps[1:] else steps[0]),
         "stride": prepared.stride,
         "min_anomalous_points": data["min_anomalous_points"],
         "train_rows": sum(len(e.train.values) for e in prepared.entities),

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, TextIO, cast
 import filelock
 
 from kdjax.data.lines import Line
+from kdjax.detection.false_alarms import NORMAL_AGAIN
 from kdjax.detection.occurrences import json_number
 from kdjax.detection.stream_batches import BatchScorer, Unchanging, answer_together
 from kdjax.detection.stream_rules import plan_by
@@ -732,7 +733,7 @@ class _Out:
         self._before = self._kept()
         self._due = time.monotonic() + SAVE_EVERY
         self.urgent = False  # whether messages wait for a save
-        self.drifted: set[str] = set()  # entities
+        self.drifted: dict[str, bool] = {}  # entity: whether its scores are higher
         self._drift_due = 0.0
 
     def answer(self, answer: _Answer) -> None:
@@ -817,21 +818,15 @@ class _Out:
         if stream.rows % stream.plan.window:
             return
         found, name = stream.drift(), stream.entity
-        if not found.drifted:
-            self.drifted.discard(name)
-        elif name not in self.drifted:
-            self.drifted.add(name)
+        if found.distance < NORMAL_AGAIN:
+            self.drifted.pop(name, None)
+        elif found.drifted and self.drifted.get(name) != found.higher:
+            self.drifted[name] = found.higher
             if time.monotonic() < self._drift_due:
                 return  # the message at the end counts them
             several = self._machines.score is not None
             self._drift_due = time.monotonic() + SAY_EVERY * several
-            whose = f" of {name!r}" * several
-            self._log(
-                f"the scores of the last {found.n} windows{whose} have drifted from "
-                f"those of calibration (distance {found.distance:.2f}): the "
-                "wanted false-alarm rate no longer holds. Recalibrate on recent "
-                "clean rows with `kdjax calibrate`."
-            )
+            self._log(f"{name}: " * several + f"{found}.")
 
     def _kept(self) -> dict[str, Any]:
         outbox, waiting = self._alarms.outbox, self._alarms.waiting

@@ -250,8 +250,8 @@ def new_places(
         new.append((place, count))
     if without and max(without.values()) > KNOWN:
         raise RequestError(
-            413, f"more than {KNOWN} rows of an entity without `sequence`: give it, or "
-            "send fewer at once.", "rows",
+            413, f"more than {KNOWN} rows of an entity at once: send fewer per request, "
+            "or send JSON with `sequence`.", "rows",
         )  # fmt: skip
     before |= counts
     names |= fresh

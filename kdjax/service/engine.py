@@ -186,7 +186,6 @@ class Engine:
             self._closing = True
             self._changed.notify()
         self._thread.join()
-        self.log.close()
         self._stack.close()
 
     def loaded_of(self, entity: str) -> Loaded:
@@ -667,6 +666,7 @@ class Engine:
                 with contextlib.suppress(KdjaxError, OSError):  # of already taken rows
                     self.machines.store.commit(self._whole())
                 self._outbox.close()
+            self.log.close()  # before the store: only a writer empties and removes the WAL
             with contextlib.suppress(KdjaxError):
                 self.machines.store.close()
             if self.shadow:

@@ -34,6 +34,7 @@ RATE = 3e-3
 # For a classifier: most windows, most of their cells (4 bytes each), copies of each.
 MOST, CELLS, COPIES = 1500, 25_000_000, 6
 STEPS, BATCH = 1500, 128
+GAPS = 0.5  # share of windows without a channel, where channels may be missing
 FORECAST_BATCH = 32
 
 
@@ -68,6 +69,7 @@ def fit_classifier(
     context: Places = (),
     teacher: Params | None = None,
     alpha: float = 0.5,
+    missing: bool = False,
 ) -> dict[str, Any]:
     """Parameters of `classifier_scores`, from normal windows `[M, L, D]`.
 
@@ -83,6 +85,8 @@ def fit_classifier(
             few windows.
         alpha: share of the probability that the teacher's networks give to a disturbed
             window in a window's label (Hinton et al., 2015).
+        missing: whether scored windows may lack a channel: then half of these do, so
+            that its absence is no disturbance.
 
     Raises:
         ConfigError: `alpha` is not in [0, 1].
@@ -120,6 +124,8 @@ def fit_classifier(
     params = {name: values.astype(np.float32) for name, values in params.items()}
     clean = np.asarray(in_ranges(params, windows[chosen]))
     params["mean"] = clean.mean(axis=(0, 1))  # in ranges
+    if missing:
+        clean = _without_channels(params, clean, seed)
     disturbed = disturb_windows(clean, copies=COPIES, seed=seed, context=context)
     rng = np.random.default_rng(seed)
     level = np.arange(networks, dtype=np.float32) % 2
@@ -137,6 +143,18 @@ def fit_classifier(
     ]
     params["networks"] = jax.tree.map(lambda *leaves: np.stack(leaves), *trained)
     return params | {"level": level}
+
+
+def _without_channels(params: Params, clean: np.ndarray, seed: int) -> np.ndarray:
+    """Windows in ranges, of which some have a moving channel as `fill_missing` leaves it."""
+    rng, found = np.random.default_rng(seed), np.array(clean)
+    moving = np.flatnonzero(np.ptp(clean, axis=(0, 1)) > 0)
+    if len(moving) > 1:
+        filled = np.asarray(in_ranges(params, jnp.zeros(clean.shape[-1])))
+        some = np.flatnonzero(rng.random(len(clean)) < GAPS)
+        channels = rng.choice(moving, len(some))
+        found[some, :, channels] = filled[channels, None]
+    return found
 
 
 def most_windows(length: int, width: int, most: int = MOST) -> int:
