@@ -46,7 +46,7 @@ def out(tmp_path):
         (["export", "--format=frob"], "--format='frob' is unknown: use one of onnx, s"),
         (["export", "--quantize=int4"], "--quantize='int4' is unknown (did you mean 'int8'?): use one of none"),
         (["export", "--quantize=int8", "--format=stablehlo"], "is for --format=onnx"),
-        (["stream", "--backend=frob"], "backend='frob' is unknown: use one of jax, onnx"),
+        (["stream", "--backend=frob"], "backend='frob' is unknown: use one of auto, jax"),
         (["stream", "--on_error=frob"], "on_error='frob' is unknown: use one of skip, s"),
         (["stream", "--adaptive=-1"], "step=-1: expected"),
         (["stream", "--adaptive=nan"], "step=nan: expected"),

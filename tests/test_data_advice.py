@@ -320,7 +320,12 @@ def test_advice_of_score_is_taken_by_score(change, flag, small, tmp_path, capsys
     assert len(pd.read_csv(tmp_path / "scores.csv")) >= 19
 
 
-def test_an_onnx_file_needs_the_flag_that_is_named(small, tmp_path, capsys):
-    (tmp_path / "a.onnx").write_bytes(b"")
-    assert main(["kdjax", "stream", f"--detector={tmp_path / 'a.onnx'}"]) == 2
+def test_an_onnx_file_is_told_where_it_can_be_used(small, tmp_path, capsys):
+    file, rows = tmp_path / "a.onnx", tmp_path / "a.csv"
+    file.write_bytes(b"")
+    rows.write_text("x\n1\n", "utf-8")
+    scores = f"--output={tmp_path / 'scores.csv'}"
+    assert main(["kdjax", "score", str(rows), f"--detector={file}", scores]) == 2
+    assert "; an ONNX file is for kdjax stream and serve.\n" in capsys.readouterr().err
+    assert main(["kdjax", "stream", f"--detector={file}", "--backend=jax"]) == 2
     assert "or --backend=onnxruntime for an ONNX file." in capsys.readouterr().err

@@ -137,7 +137,7 @@ def test_commands_and_code_run(folder: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert len(scores) == 24_000
     assert {"score", "window_score", "alarm", "state"} < set(scores.columns)
     assert "Plotly" in (folder / "scores.html").read_text("utf-8")
-    again = load_detector(folder / "runs" / "plant" / "again")
+    again = load_detector(folder / "runs" / "again")
     assert sorted(again.card["calibrated_again"]) == ["plant", "pooled"]
     catalogue = pd.read_parquet(folder / "fleets" / "plants" / "catalogue.parquet")
     assert catalogue["state"].tolist() == ["ready", "ready"]

@@ -224,10 +224,13 @@ def test_a_file_and_a_folder_answer_alike(folder, file):
 
 
 def test_what_can_not_be_opened(folder, file, tmp_path):
-    with pytest.raises(ConfigError, match="backend='torch' is unknown: use one of jax"):
+    with pytest.raises(
+        ConfigError, match="backend='torch' is unknown: use one of auto"
+    ):
         open_stream(folder, backend="torch")
     with pytest.raises(ConfigError, match="is a file: give the detector's folder"):
-        open_stream(file)
+        open_stream(file, backend="jax")
+    assert open_stream(file).plan.entity == open_stream(folder).plan.entity == "a"
     with pytest.raises(ConfigError, match="was exported for entity 'a', not 'b'"):
         open_stream(file, backend="onnxruntime", entity="b")
     with pytest.raises(DataError, match="has no entity 'b'"):

@@ -11,7 +11,7 @@ from kdjax.errors import ConfigError
 from kdjax.io.files import check_detector_folder, check_replaceable
 
 USAGE = "FILE --detector=DIR --output=DIR"
-EXAMPLE = f"kdjax calibrate plant.csv {common.STUDENT} --output=runs/plant/again"
+EXAMPLE = f"kdjax calibrate plant.csv {common.EXAMPLE_DETECTOR} --output=runs/again"
 FLAGS = {
     "Input and output": (
         common.DETECTOR,

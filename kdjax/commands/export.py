@@ -12,7 +12,7 @@ from kdjax.errors import check_choice
 from kdjax.io.files import check_detector_folder
 
 USAGE = "--detector=DIR --output=FILE [--format=onnx|stablehlo]"
-EXAMPLE = f"kdjax export {common.STUDENT} --format=onnx --output=plant.onnx"
+EXAMPLE = f"kdjax export {common.EXAMPLE_DETECTOR} --format=onnx --output=plant.onnx"
 FLAGS = {
     "Input and output": (
         common.DETECTOR,

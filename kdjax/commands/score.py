@@ -14,7 +14,7 @@ from kdjax.io.files import check_detector_folder
 from kdjax.io.stores import check_store, is_remote
 
 USAGE = "FILE|FOLDER … --detector=DIR --output=FILE|DIR"
-EXAMPLE = f"kdjax score plant.csv {common.STUDENT} --output=scores.csv"
+EXAMPLE = f"kdjax score plant.csv {common.EXAMPLE_DETECTOR} --output=scores.csv"
 FLAGS = {
     "Input and output": (
         common.DETECTOR,

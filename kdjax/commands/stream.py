@@ -26,7 +26,7 @@ from kdjax.notify.outbox import receivers
 _AT_HAND = 65_536  # most bytes that are read together, as many as a pipe holds
 
 USAGE = "--detector=DIR [--state=FILE] < ROWS > ANSWERS"
-EXAMPLE = f"kdjax stream {common.STUDENT} < plant.csv > answers.jsonl"
+EXAMPLE = f"kdjax stream {common.EXAMPLE_DETECTOR} < plant.csv > answers.jsonl"
 FLAGS = {
     "Input and output": (
         common.DETECTOR._replace(help="Saved detector, or ONNX file with onnxruntime."),
@@ -64,7 +64,9 @@ FLAGS = {
         Flag("adaptive", "STEP", 0.0, "Step of an adaptive τ, such as 0.01; 0: off."),
         Flag("rolling", "SHARE", 0.0, "Share of windows above a rolling τ; 0: off."),
     ),
-    "Execution": (Flag("backend", "NAME", "jax", "jax or onnxruntime."),),
+    "Execution": (
+        Flag("backend", "NAME", "auto", "jax, onnxruntime, or auto: by --detector."),
+    ),
 }
 
 

@@ -131,7 +131,7 @@ def load_detector(folder: str | os.PathLike[str]) -> Detector:
     Raises:
         ArtifactError: the folder is missing, damaged, or of a newer schema.
 
-    >>> detector = load_detector("runs/plant/detectors/student")  # doctest: +SKIP
+    >>> detector = load_detector("runs/plant/detectors/classifier")  # doctest: +SKIP
     >>> detector.window, detector.channels  # doctest: +SKIP
     (100, ('load', 'heat', 'flow'))
     """

@@ -206,7 +206,7 @@ def export_onnx(
 
     Example:
         >>> import kdjax
-        >>> detector = kdjax.load_detector("runs/plant/detectors/student")  # doctest: +SKIP
+        >>> detector = kdjax.load_detector("runs/plant/detectors/classifier")  # doctest: +SKIP
         >>> kdjax.export_onnx(detector, "plant.onnx").flips  # doctest: +SKIP
         0
     """

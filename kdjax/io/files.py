@@ -230,7 +230,9 @@ def check_detector_folder(folder: Path, *, fleets: bool = False) -> None:
     told = f" ({len(near)} near it: {names})" if near else ""
     raise ArtifactError(
         f"{folder} {problem}: give the folder of a detector, such as "
-        f"WORKDIR/detectors/student{told}."
+        f"WORKDIR/detectors/student{told}"
+        + "; an ONNX file is for kdjax stream and serve" * folder.is_file()
+        + "."
     )
 
 

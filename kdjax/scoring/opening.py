@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from kdjax.detection.detector import Detector
     from kdjax.export.container import Scorer
 
-BACKENDS = ("jax", "onnxruntime")
+BACKENDS = ("auto", "jax", "onnxruntime")
 ONNX_BATCH = 32  # windows in one call of onnxruntime; see docs/serve.md
 SESSIONS = 64  # most entities whose ONNX models are in memory at once
 NOTHING: Mapping[str, Any] = MappingProxyType({})
@@ -31,7 +31,7 @@ NOTHING: Mapping[str, Any] = MappingProxyType({})
 def open_stream(
     path: str | os.PathLike[str],
     *,
-    backend: str = "jax",
+    backend: str = "auto",
     entity: str | None = None,
     adaptive_step: float = 0.0,
     rolling: float = 0.0,
@@ -40,15 +40,15 @@ def open_stream(
     """The stream of a saved detector, ready for its first row.
 
     Args:
-        path: a detector's folder, or an ONNX file of one for `onnxruntime`.
-        backend: one of `BACKENDS`.
+        path: a detector's folder, or an ONNX file of one.
+        backend: one of `BACKENDS`; `auto` is `onnxruntime` for a file, else `jax`.
         entity: of the scaler, Gaussian and threshold; by default the only entity, else the
             pooled ones, or those in the file.
         adaptive_step, rolling: see `StreamDetector`.
         reading: how rows are read, if not as in training: options of
             `kdjax.data.readers.read_table`.
 
-    >>> stream = open_stream("runs/plant/detectors/student")  # doctest: +SKIP
+    >>> stream = open_stream("runs/plant/detectors/classifier")  # doctest: +SKIP
     >>> stream.update([0.5, 21.0, 3.2]).state  # doctest: +SKIP
     'unknown'
     """
@@ -59,7 +59,7 @@ def open_stream(
 def open_streams(
     path: str | os.PathLike[str],
     *,
-    backend: str = "jax",
+    backend: str = "auto",
     entity: str | None = None,
     reading: Mapping[str, Any] = NOTHING,
     **moving: Any,
@@ -70,14 +70,13 @@ def open_streams(
     ONNX file has those of one entity, for all. In the folder of a fleet each machine has
     its own detector; others are refused. Arguments are those of `open_stream`.
 
-    >>> streams = open_streams("runs/plant/detectors/student")  # doctest: +SKIP
+    >>> streams = open_streams("runs/plant/detectors/classifier")  # doctest: +SKIP
     >>> found = streams.update({"saw": [0.2, 20, 3], "press": [0.5, 21, 3]})  # doctest: +SKIP
     >>> found["saw"].state  # doctest: +SKIP
     'unknown'
     """
-    check_choice("backend", backend, BACKENDS)
     if is_fleet(path):
-        if backend != "jax" or entity:
+        if _backend(path, backend) != "jax" or entity:
             raise ConfigError(
                 f"{path} is the folder of a fleet: for backend=onnxruntime, or for one "
                 f"entity, give {path}/detectors/MACHINE."
@@ -85,7 +84,7 @@ def open_streams(
         from kdjax.scoring.fleets import FleetStreams
 
         return FleetStreams(path, reading=reading, **moving)
-    if backend == "jax":
+    if _backend(path, backend) == "jax":
         from kdjax.detection.detector import entity_streams
 
         return entity_streams(
@@ -116,7 +115,7 @@ def open_streams(
 
 def opener(
     path: str | os.PathLike[str],
-    backend: str = "jax",
+    backend: str = "auto",
     reading: Mapping[str, Any] = NOTHING,
     **moving: float,
 ) -> tuple[Sequence[str], Callable[[str | None], StreamDetector]]:
@@ -124,8 +123,7 @@ def opener(
 
     For None it opens that of the usual entity. A file has only its own entity.
     """
-    check_choice("backend", backend, BACKENDS)
-    if backend == "onnxruntime":
+    if _backend(path, backend) == "onnxruntime":
         entities, make = _onnx_scorers(Path(path))
         return entities, lambda entity: _onnx_stream(make(entity), reading, moving)
     loaded = _loaded(Path(path))
@@ -138,6 +136,13 @@ def opener(
         return stream
 
     return loaded.entities, open_entity
+
+
+def _backend(path: str | os.PathLike[str], backend: str) -> str:
+    check_choice("backend", backend, BACKENDS)
+    if backend != "auto":
+        return backend
+    return "onnxruntime" if Path(path).is_file() else "jax"
 
 
 def _loaded(path: Path) -> "Detector":

@@ -88,7 +88,7 @@ def load(
             return Scored(points, scores, alarms, parts)
 
     else:
-        streams, backend = open_streams(path, backend="onnxruntime"), "onnxruntime"
+        streams, backend = open_streams(path), "onnxruntime"
         run = load_onnx(path).run
         plan = streams.another("").plan
 
