@@ -628,7 +628,7 @@ def test_flags_of_score_reach_it(say, detector, rows_file, tmp_path):
         "--entity=pooled", "--causal", "--entity_column=unit", "--label_column=bad",
         "--time_column=when",
     )  # fmt: skip
-    assert code == 0 and "with the threshold of pooled" in out
+    assert code == 0 and "with the detector's threshold" in out
     table = pd.read_parquet(output)
     assert table["time"].dtype.kind == "M" and table["score"][:3].isna().all()
 

@@ -66,7 +66,7 @@ def test_what_is_said(score, tmp_path, frame):
     events = len(pd.read_csv(f"{output}.events.csv"))
     assert events == 1
     assert said == [
-        "plant: 14 rows scored with the threshold of pooled",
+        "plant: 14 rows scored with the detector's threshold",
         f"{output}: {table['alarm'].sum()} of 14 rows in alarm, {events} event",
     ]
 
@@ -94,7 +94,25 @@ def test_an_entity_given_wins(score, small, frame):
     assert np.allclose(table["score"], table_of(small, frame, "a", "a")["score"])
     assert set(table["entity"]) == {"other"}
     table, said = score(frame, name="a.csv", entity="pooled")
-    assert said[0] == "a: 14 rows scored with the threshold of pooled"
+    assert said[0] == "a: 14 rows scored with the detector's threshold"
+
+
+def test_several_entities_have_a_pooled_threshold(small, frame, tmp_path):
+    def twice(fields):
+        return type(fields)(*(np.concatenate([f[:1], f]) for f in fields))
+
+    both = small._replace(
+        entities=("a", "b"),
+        scalers=twice(small.scalers),
+        gaussians=twice(small.gaussians),
+        thresholds=(small.thresholds[0], *small.thresholds),
+    )
+    save_detector(tmp_path / "both", both)
+    path = tmp_path / "new.csv"
+    frame.to_csv(path, index=False)
+    output = tmp_path / "s.csv"
+    (said, *_) = score_file(path, detector=tmp_path / "both", output=output)
+    assert said == "new: 14 rows scored with the pooled threshold"
 
 
 def test_an_entity_column_parts_the_rows(score, small, frame):
@@ -102,7 +120,7 @@ def test_an_entity_column_parts_the_rows(score, small, frame):
     table, said = score(mixed, entity_column="unit")
     assert said[:2] == [
         "a: 14 rows scored with the threshold of a",
-        "new: 14 rows scored with the threshold of pooled",
+        "new: 14 rows scored with the detector's threshold",
     ]
     wanted = [table_of(small, frame, "a", "a"), table_of(small, frame, "new", "pooled")]
     wanted = pd.concat(wanted, ignore_index=True)

@@ -52,7 +52,9 @@ EXECUTION = (
     Flag("unit_cpus", "N", 1, "With ray: CPU cores for each task."),
     Flag("unit_gpus", "N", 0.0, "With ray: GPUs for each task."),
 )
-EXAMPLE_DETECTOR = "--detector=runs/plant/detectors/classifier"  # in examples of the help
+EXAMPLE_DETECTOR = (
+    "--detector=runs/plant/detectors/classifier"  # in examples of the help
+)
 DETECTOR = Flag(
     "detector", "DIR", None, "Saved detector, such as runs/plant/detectors/classifier."
 )

@@ -177,9 +177,12 @@ def _score_rows(
                 raise
             faults.append(f"{series.entity}: {error}")
             continue
+        whose = f"the threshold of {used}"
+        if used == POOLED:
+            several = len(own.entities) > 1
+            whose = "the pooled threshold" if several else "the detector's threshold"
         yield (
-            f"{series.entity}: {counted(len(series.values), 'row')} scored with the threshold "
-            f"of {used}"
+            f"{series.entity}: {counted(len(series.values), 'row')} scored with {whose}"
         )
         options: dict[str, Any] = {"entity": used, "causal": causal}
         with about(path):
