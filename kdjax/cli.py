@@ -34,7 +34,7 @@ from kdjax.commands import (
     sweep,
 )
 from kdjax.commands.common import Flag, Flags
-from kdjax.config import FIELDS, RENAMED, leaves, unknown_key
+from kdjax.config import ADVICE, FIELDS, RENAMED, leaves, unknown_key
 from kdjax.errors import ConfigError, KdjaxError, did_you_mean
 from kdjax.io import signals
 
@@ -53,8 +53,6 @@ VALUES = {
     r"could not convert string to float: .*": "a number",
     r"\('Non-boolean argument to boolean flag', .*\)": "true or false",
 }
-# Advice that names a field, which the verbs with --config take as a flag.
-ADVICE = re.compile(rf"\b((?:[Ss]et|[Uu]se|add|or|and|by) )({'|'.join(FIELDS)})=")
 OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]*)")
 EXIT_CODES = """\
 Exit codes: 0 success; 2 error, in one line on standard error; 130 after SIGINT and 143
@@ -140,7 +138,7 @@ def _dispatch(argv: Sequence[str]) -> None:
         VERBS[verb].main(rest, values)
     except KdjaxError as error:
         if "config" in flags_of(verb):
-            error.args = (ADVICE.sub(r"\1--config.\2=", str(error)),)
+            error.args = (ADVICE.sub(r"\1--config.\2=\3", str(error)),)
         raise
 
 

@@ -262,6 +262,10 @@ FIELDS: dict[str, tuple[Any, tuple[str, ...] | Range | None]] = {
     # --init_from sets it too.
     "init_from": ("", None),
 }
+# A field with the value that a message advises, such as "set data.missing=mask".
+ADVICE = re.compile(
+    rf"\b((?:[Ss]et|[Uu]se|add|or|and|by) )({'|'.join(FIELDS)})=(\S*[^\s.,;:)])"
+)
 _LIMITS = {name: allowed for name, (_, allowed) in FIELDS.items() if allowed}
 RANGES = {name: own for name, own in _LIMITS.items() if isinstance(own, Range)}
 CHOICES = {name: own for name, own in _LIMITS.items() if not isinstance(own, Range)}

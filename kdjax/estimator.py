@@ -27,7 +27,7 @@ from scipy.stats import binom
 from sklearn.base import BaseEstimator, clone
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from kdjax.config import CHOICES, get_config, leaves, override, resolve
+from kdjax.config import ADVICE, CHOICES, get_config, leaves, override, resolve
 from kdjax.data.cells import mark_missing, to_number
 from kdjax.data.grid import fill_forward
 from kdjax.data.prepared import Prepared, value_notes
@@ -82,6 +82,7 @@ from kdjax.experiment.train import baseline_options, held_out_models, train_netw
 from kdjax.io.processes import check_not_forked
 from kdjax.metrics.checks import as_labels
 from kdjax.models.baselines import BASELINES
+from kdjax.models.classifier import SHORTEST
 from kdjax.training.components import HeldOut, fit_baseline
 from kdjax.training.targets import ScoreFunction
 
@@ -170,9 +171,17 @@ def _own_names() -> Iterator[None]:
         text = str(error)
         if not text.startswith("settings"):
             text = _NAMED.sub(lambda found: PARAMETERS[found[0]], text)
+            text = ADVICE.sub(_as_setting, text)
             text = re.sub(r"^config: ", "KDDetector: ", text)
         error.args = (text, *error.args[1:])
         raise
+
+
+def _as_setting(advice: re.Match[str]) -> str:
+    verb, field, value = advice.groups()
+    if not re.fullmatch(r"-?[\d.]+", value):
+        value = repr(value.strip("'"))
+    return f'{verb}settings={{"{field}": {value}}}'
 
 
 def parameters_of(detector: Detector) -> dict[str, Any]:
@@ -263,10 +272,10 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
     `PeriodIndex` is the rows' time, so that no window crosses a gap; other indices only
     label the results. A frame's columns must be those of `fit` in the same order. Masked
     cells are missing data, and arrays of objects or text are read as cells of files. `fit`
-    needs at least 72 rows.
+    needs at least 67 rows.
 
     Args:
-        window_size: L, rows of a window; None for 96, or an eighth of fewer rows.
+        window_size: L, rows of a window; None for 96, or an eighth of fewer rows but at least 9.
         stride: rows from one window to the next; with 1 a window ends at each row. None
             for 10, or 1 where that leaves too few calibration windows.
         detector: the model: `classifier`, small networks that distinguish disturbed
@@ -828,6 +837,11 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
         check_not_forked()
         if not reset:
             check_is_fitted(self, "detector_")
+        if isinstance(X, str | os.PathLike):
+            raise _RowsError(
+                f"{ROWS} is the path {os.fspath(X)!r}, not rows: give "
+                f"kdjax.read_table({os.fspath(X)!r})[0].frame()."
+            )
         check_choice("missing", self.missing, CHOICES["data.missing"])
         reading, time, form = self._reading(reset), None, TimeForm()
         if not isinstance(X, pd.DataFrame) and reset and reading.ignore:
@@ -860,7 +874,8 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
                 raise DataError(f"{error} {_long_hint(X, reading)}".strip()) from None
             raise _RowsError(_refusal(str(error), reading.channels)) from None
         if reset:
-            self._by_rows = {"data.window": max(1, min(96, len(values) // 8))}
+            least = SHORTEST if self.detector == "classifier" else 2
+            self._by_rows = {"data.window": max(least, min(96, len(values) // 8))}
         values = mark_missing(values, reading.missing_values)
         if self.missing == "ffill":
             data = self._settings()["data"]
@@ -972,7 +987,8 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
 
     def _prepare(self, dataset: Dataset) -> Prepared:
         """The rows of `fit`, with a stride and a rate that fit them, where none is given."""
-        prepared = prepare_dataset(dataset, self._settings())
+        kinds = {"baselines": [self.detector]}  # which limits windows
+        prepared = prepare_dataset(dataset, self._settings() | kinds)
         rule = calibration_rules(self._settings(), prepared).threshold
         enough = needed(rule)
         if rule.method == "blocks":
@@ -980,7 +996,7 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
         if self.stride is None and count_windows(prepared, rule) < enough:
             strides = {"data.stride": 1, "data.train_stride": prepared.stride}
             self._by_rows = {**self._by_rows, **strides}
-            prepared = prepare_dataset(dataset, self._settings())
+            prepared = prepare_dataset(dataset, self._settings() | kinds)
         count, rated = count_windows(prepared, rule), rule.method != "budget"
         if self.false_alarm_rate is None and rated and 1 < count < needed(rule):
             self._by_rows = {**self._by_rows, "threshold.false_alarm_rate": 1 / count}
@@ -989,7 +1005,7 @@ class KDDetector(BaseEstimator):  # type: ignore[misc]
                 f"{1 / count:.2g}, not {rule.rate:g}: give more rows, or set the rate.",
                 stacklevel=5,
             )
-        check_windows(prepared, self._settings())
+        check_windows(prepared, self._settings() | kinds)
         return prepared
 
     def _scores(self, series: Series, *, contributions: bool = False) -> pd.DataFrame:
@@ -1135,6 +1151,11 @@ def _refusal(problem: str, channels: Sequence[str]) -> str:
     # scikit-learn shows the array on lines of its own.
     problem = re.sub(r"(?s)\narray=.*\n(?=Reshape)|(?<=supported)\n.*", " ", problem)
     known = ", ".join(channels[:9]) + ", …" * (len(channels) > 9)
+    if "feature names should match" in problem:
+        return (
+            f"{ROWS}: {problem.strip()}\nAdd what is missing, then give "
+            f"{ROWS}[detector.feature_names_in_]: the columns {known} in this order."
+        )
     return (
         f"{ROWS}: {problem.removeprefix(f'{ROWS}: ').rstrip('. ')}. This argument must be a "
         "frame or a dense array of numbers, or of strings of numbers: rows in order of time "

@@ -29,6 +29,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler, StandardScaler
 from sklearn.utils.estimator_checks import check_estimator, estimator_checks_generator
 
+import kdjax
 from kdjax.data.series import Series
 from kdjax.detection.reading import read_like
 from kdjax.detection.storage import load_detector, save_detector
@@ -936,7 +937,7 @@ def test_rows_that_cannot_be_used_say_so(baseline):
         (
             300,
             0.89,
-            "no entity has a fit window.* rows, .* or data.validation=0.6",
+            "no entity has a fit window.* rows, .* or settings=.*validation.: 0.6",
         ),
         (
             900,
@@ -1025,6 +1026,62 @@ def test_other_columns_are_refused_with_those_expected(baseline):
     many = made().fit(np.tile(waves(600), 6))
     with pytest.raises(DataError, match=r"\[N, 12\] .* channel_9, … in this order"):
         many.predict(waves(50))
+
+
+def test_columns_can_be_given_as_an_error_says(baseline):
+    rows = framed(waves(50))
+    given = rows.assign(more=1.0)[["more", "heat", "load"]]
+    with pytest.raises(DataError, match=r"then give X\[detector.feature_names_in_\]:"):
+        baseline.predict(given)
+    found = baseline.decision_function(given[baseline.feature_names_in_])
+    np.testing.assert_array_equal(found, baseline.decision_function(rows))
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_a_path_is_refused_with_the_call_that_reads_it(baseline, tmp_path, kind):
+    path = tmp_path / "plant.csv"
+    rows = framed(waves(50))
+    rows.to_csv(path, index=False)
+    for use in (baseline.predict, KDDetector().fit):
+        with pytest.raises(DataError) as error:
+            use(kind(path))
+        call = re.search(r"give kdjax\.(.*)\.$", str(error.value))[1]
+        assert call == f"read_table({str(path)!r})[0].frame()"
+    read = eval(f"kdjax.{call}", {"kdjax": kdjax})
+    np.testing.assert_allclose(
+        baseline.decision_function(read), baseline.decision_function(rows), rtol=1e-5
+    )
+
+
+def advised(text: str) -> list[dict[str, float]]:
+    """The settings that a message advises, each by itself."""
+    return [{k: float(v)} for k, v in re.findall(r'settings=\{"(\S+)": (\S+)\}', text)]
+
+
+@pytest.mark.parametrize("rows", [2, 3, 8, 9, 12, 40, 60, 66])
+def test_too_few_rows_for_a_classifier_get_advice_that_is_accepted(rows):
+    small = {"classifier.networks": 1, "classifier.steps": 2}
+    X = np.random.default_rng(0).normal(size=(67, 3))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(DataError, match="give 67 rows|Give 67 rows") as error:
+            KDDetector(settings=small).fit(X[:rows])
+        assert "window_size=9" in str(error.value)
+        ways = advised(str(error.value))
+        assert bool(ways) == (rows >= 60)
+        for settings in ways:
+            KDDetector(settings={**small, **settings}).fit(X[:rows])
+        assert KDDetector(settings=small).fit(X).detector_.window == 9
+
+
+def test_a_budget_names_the_setting_that_it_lacks():
+    budget = {"threshold.budget": "2/day"}
+    X = waves(600)
+    with pytest.raises(ConfigError, match="needs the time between rows") as error:
+        KDDetector(detector="pca", threshold="budget", settings=budget).fit(X)
+    assert advised(str(error.value)) == [{"data.step_seconds": 60.0}]
+    settings = {**budget, "threshold.budget": "19/day", "data.step_seconds": 60}
+    KDDetector(detector="pca", threshold="budget", settings=settings).fit(X)
 
 
 def test_score_tables_take_series_only(baseline):

@@ -198,8 +198,8 @@ def _budget_threshold(scores: np.ndarray, rule: Rule) -> tuple[float, str]:
 def _timed(rule: Rule) -> EventRule:
     if rule.events is None or not rule.events.rows_per_day or not rule.per_day > 0:
         raise ConfigError(
-            "threshold.method='budget' needs the time between rows: give a file with "
-            "dates and times, or set data.step_seconds."
+            "threshold.method='budget' needs the time between rows: give rows with dates "
+            "and times, or their distance in seconds, such as by data.step_seconds=60."
         )
     return rule.events
 
