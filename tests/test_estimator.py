@@ -942,7 +942,7 @@ def test_rows_that_cannot_be_used_say_so(baseline):
         (
             900,
             0.01,
-            "no entity has a validation window.* rows, .* or data.validation=0.1",
+            "no entity has a validation window.* rows, .* or settings=.*validation.: 0.1",
         ),
     ):
         settings = {"data.validation": share}
