@@ -231,7 +231,7 @@ def test_an_outlier_blinds_no_channel_wherever_it_lies(row):
     before = KDDetector(**OPTIONS).fit(clean)
     with pytest.warns(
         UserWarning,
-        match=rf"channel_3 is far outside .* row {row} \(from 0\): 1000; in",
+        match=rf"far from all other values .*: channel_3 1000 in row {row} \(rows from 0",
     ):
         after = KDDetector(**OPTIONS).fit(spoilt)
     assert after.labels_[row : row + 3].any()
@@ -255,16 +255,27 @@ def test_outliers_are_named_with_their_time_and_kept_by_other_scalers(tmp_path):
     assert changed.sum() == 2 and np.isnan(values[301, 1])
     (note,) = channel_notes(found)
     assert note == (
-        "a: c2 is far outside its other values in row 300 (from 0): 1000; interpolated in "
-        "training. Correct it, or exclude the row"
+        "a: far from all other values of the channel, so interpolated in training: c2 1000 "
+        "in row 300 (rows from 0). Correct them, or exclude the rows"
     )
+    many = pd.DataFrame(waves(2400), columns=CHANNELS)
+    many.loc[300, "c2"] = 1000
+    many.loc[[400, 500], "c1"] = 900, 950
+    for column, name in enumerate(("c4", "c5", "c3")):
+        many.insert(3, name, waves(2400, column + 1)[:, 0])
+        many.loc[600 + column, name] = -800
+    (note,) = channel_notes(prepared(many))
+    named = (
+        "c1 900 in row 400 and 1 other; c2 1000 in row 300; c3 -800 in row 602; and 2"
+    )
+    assert f"{named} other channels (rows from 0)" in note
     frame.insert(
         0, "time", pd.date_range("2026-01-01", periods=len(frame), freq="1min")
     )
     path = tmp_path / "a.csv"
     frame.to_csv(path, index=False)
     timed = prepared_from(Dataset("a", (read_table(path, missing="mask")[0],), ()))
-    assert "row 300 (from 0, 2026-01-01T05:00:00): 1000; " in channel_notes(timed)[0]
+    assert "c2 1000 in row 300, 2026-01-01T05:00:00 (rows" in channel_notes(timed)[0]
     frame = frame.drop(columns="time")
     kept = prepared(frame, scaler="minmax")
     np.testing.assert_array_equal(kept.entities[0].train.values, frame.to_numpy())

@@ -35,6 +35,7 @@ from kdjax.metrics.checks import runs
 
 # An entity's own Gaussian has D means and D (D + 1) / 2 covariances to estimate.
 ROWS_PER_CHANNEL = 5
+MOST_NAMED = 3  # channels with outliers that a note names
 
 
 class Entity(NamedTuple):
@@ -297,7 +298,7 @@ def without_outliers(series: Series) -> tuple[Series, tuple[str, ...]]:
     places = np.concatenate([np.empty(0, int), *(np.arange(a, b) for a, b in spans)])
     if not len(places):
         return series, ()
-    rows, notes = series.values[places], []
+    rows, found = series.values[places], []
     cells = outliers(rows)
     values = series.values.copy() if cells.any() else series.values
     for column in np.flatnonzero(cells.any(axis=0)):
@@ -306,13 +307,20 @@ def without_outliers(series: Series) -> tuple[Series, tuple[str, ...]]:
         values[own, column] = np.interp(own, places[known], rows[known, column])
         at = "" if series.time is None else f", {series.time[own[0]]}"
         at = at.removesuffix(".000000000")  # nanoseconds
-        more = f" and {len(own) - 1} others" if len(own) > 1 else ""
-        notes.append(
-            f"{series.entity}: {series.channels[column]} is far outside its other values in "
-            f"row {own[0]} (from 0{at}){more}: {series.values[own[0], column]:g}; "
-            "interpolated in training. Correct it, or exclude the row"
-        )
-    return series._replace(values=values), tuple(notes)
+        more = f" and {counted(len(own) - 1, 'other')}" if len(own) > 1 else ""
+        name, value = series.channels[column], series.values[own[0], column]
+        found.append((-len(own), f"{name} {value:g} in row {own[0]}{at}{more}"))
+    if not found:
+        return series, ()
+    found.sort(key=lambda one: one[0])
+    named = "; ".join(text for _, text in found[:MOST_NAMED])
+    others = counted(len(found) - MOST_NAMED, "other channel")
+    note = (
+        f"{series.entity}: far from all other values of the channel, so interpolated in "
+        f"training: {named}{f'; and {others}' * (len(found) > MOST_NAMED)} (rows from 0). "
+        "Correct them, or exclude the rows"
+    )
+    return series._replace(values=values), (note,)
 
 
 def _split(
