@@ -55,8 +55,8 @@ def check_choice(name: str, value: object, known: Iterable[str]) -> None:
     """
     if value not in (choices := [*known]):
         raise ConfigError(
-            f"{name}={value!r} is unknown{did_you_mean(value, choices)}: use one of "
-            f"{', '.join(choices)}."
+            f"{name}={value!r} is unknown: use one of {', '.join(choices)}"
+            f"{did_you_mean(value, choices)}."
         )
 
 

@@ -44,7 +44,7 @@ def out(tmp_path):
         (["score", "IN", "--time_column=t"], "no column 't': its columns are load, heat"),
         (["score", "IN", "--time_column=load", "--entity_column=load"], "given twice among time_column"),
         (["export", "--format=frob"], "--format='frob' is unknown: use one of onnx, s"),
-        (["export", "--quantize=int4"], "--quantize='int4' is unknown (did you mean 'int8'?): use one of none"),
+        (["export", "--quantize=int4"], "--quantize='int4' is unknown: use one of none, int8 (did you mean 'int8'?)."),
         (["export", "--quantize=int8", "--format=stablehlo"], "is for --format=onnx"),
         (["stream", "--backend=frob"], "backend='frob' is unknown: use one of auto, jax"),
         (["stream", "--on_error=frob"], "on_error='frob' is unknown: use one of skip, s"),

@@ -137,7 +137,7 @@ def test_names_of_methods():
     assert Rule().method == "conformal" and Rule().rate == 0.01
     assert math.isnan(Rule().value)
     with pytest.raises(
-        ConfigError, match="threshold.method='best' is unknown .*use one of"
+        ConfigError, match="threshold.method='best' is unknown: use one of"
     ):
         choose_threshold(np.arange(200.0), rule("best"))
 

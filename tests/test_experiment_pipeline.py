@@ -778,7 +778,7 @@ def test_what_a_refusal_advises_is_accepted(rows, changes):
         return ""
 
     said = refusal(rows)
-    count = int(re.search(r"give ([\d,]+) rows or more", said)[1].replace(",", ""))
+    count = int(re.search(r"[Gg]ive ([\d,]+) rows or more", said)[1].replace(",", ""))
     assert refusal(count - 1) and not refusal(count)
     advised = re.findall(r"(?:[Ss]et| or) (data\.\w+)=(\d[\d.]*\d|\d)", said)
     for name, value in advised:
@@ -795,4 +795,5 @@ def test_what_a_refusal_advises_is_accepted(rows, changes):
         assert not refusal(rows, **{"threshold.false_alarm_rate": float(rate[1])})
         near = float(rate[1]) - 0.0002
         assert refusal(rows, **{"threshold.false_alarm_rate": near})
-    assert advised or lowest or rate
+    # No window is both long enough for a classifier and short enough for 20 rows.
+    assert bool(advised or lowest or rate) != ("baselines" in changes)

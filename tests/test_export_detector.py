@@ -360,7 +360,7 @@ def sample():
     return train[:1000], np.concatenate([train[1000:], faulty], dtype=np.float32)
 
 
-@pytest.mark.filterwarnings("ignore:KDDetector. X. channel")  # outliers, interpolated
+@pytest.mark.filterwarnings("ignore:KDDetector. X. far from")  # outliers, interpolated
 @pytest.mark.parametrize(
     ("kind", "share"),
     [

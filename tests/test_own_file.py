@@ -442,7 +442,7 @@ def test_a_budget_needs_to_know_how_long_a_row_lasts(plant, folder):
     bare = folder / "bare.csv"
     frame.to_csv(bare, index=False)
     budget = {"threshold__method": "budget", "threshold__budget": "1/hour"}
-    message = "needs the time between rows.*or set data.step_seconds"
+    message = "needs the time between rows.* by data.step_seconds=60"
     with pytest.raises(ConfigError, match=message):
         prepared_with(bare, **budget)
     frame.assign(time=np.arange(ROWS) * 60.0).to_csv(bare, index=False)

@@ -163,7 +163,7 @@ def test_the_front_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said = io.StringIO()
     with (
         contextlib.redirect_stdout(said),
-        pytest.warns(UserWarning, match="far outside"),
+        pytest.warns(UserWarning, match="far from all other values"),
     ):
         runpy.run_path("readme.py")
     assert "events a day" in said.getvalue() and "severity" in said.getvalue()
