@@ -34,7 +34,7 @@ from kdjax.commands import (
     sweep,
 )
 from kdjax.commands.common import Flag, Flags
-from kdjax.config import ADVICE, FIELDS, RENAMED, leaves, unknown_key
+from kdjax.config import ADVICE, FIELDS, PLACE, RENAMED, TEXTS, leaves, unknown_key
 from kdjax.errors import ConfigError, KdjaxError, did_you_mean
 from kdjax.io import signals
 
@@ -138,7 +138,8 @@ def _dispatch(argv: Sequence[str]) -> None:
         VERBS[verb].main(rest, values)
     except KdjaxError as error:
         if "config" in flags_of(verb):
-            error.args = (ADVICE.sub(r"\1--config.\2=\3", str(error)),)
+            text = ADVICE.sub(r"\1--config.\2=\3", str(error))
+            error.args = (PLACE.sub(r"\1--config.\2", text),)
         raise
 
 
@@ -202,7 +203,7 @@ def parse(argv: Sequence[str]) -> tuple[Flags, list[str]]:
     Raises:
         ConfigError: all faulty flags in one message.
     """
-    ordered = _config_first([argv[0], *map(_current_flag, argv[1:])])
+    ordered = _as_tuples(_config_first([argv[0], *map(_current_flag, argv[1:])]))
     # absl joins the values of a tuple's flag that is given twice.
     given = [match[1] for arg in ordered[1:] if (match := OVERRIDE.match(arg))]
     for field in given:
@@ -265,6 +266,20 @@ def _config_first(argv: Sequence[str]) -> list[str]:
         if end <= len(args):
             args = args[i:end] + args[:i] + args[end:]
     return [argv[0], *args]
+
+
+def _as_tuples(argv: Sequence[str]) -> list[str]:
+    """argv with texts listed by commas, such as `a,b`, as a config file has them."""
+    found, field = list[str](), ""
+    for arg in argv:
+        own = OVERRIDE.match(arg)
+        field = own[1] if own else field
+        name, equals, value = arg.partition("=") if own else ("", "", arg)
+        if field in TEXTS and (equals or not own) and value[:1] not in {*"([\"'", ""}:
+            value = repr(tuple(text.strip() for text in value.split(",")))
+        found.append(name + equals + value)
+        field = field if own and not equals else ""  # its value comes next
+    return found
 
 
 def _problems(argv: Sequence[str]) -> list[str]:

@@ -262,10 +262,10 @@ FIELDS: dict[str, tuple[Any, tuple[str, ...] | Range | None]] = {
     # --init_from sets it too.
     "init_from": ("", None),
 }
-# A field with the value that a message advises, such as "set data.missing=mask".
-ADVICE = re.compile(
-    rf"\b((?:[Ss]et|[Uu]se|add|or|and|by) )({'|'.join(FIELDS)})=(\S*[^\s.,;:)])"
-)
+# What a message advises: "set data.missing=mask", "name it in data.ignore".
+_NAMES = "|".join(map(re.escape, FIELDS))
+ADVICE = re.compile(rf"\b((?:[Ss]et|[Uu]se|add|or|and|by) )({_NAMES})=(\S*[^\s.,;:)])")
+PLACE = re.compile(rf"\b((?:in|set) )({_NAMES})(?=[.,;:])")
 _LIMITS = {name: allowed for name, (_, allowed) in FIELDS.items() if allowed}
 RANGES = {name: own for name, own in _LIMITS.items() if isinstance(own, Range)}
 CHOICES = {name: own for name, own in _LIMITS.items() if not isinstance(own, Range)}
@@ -468,6 +468,8 @@ _LISTS: dict[str, _Check] = {
     "student.hidden": _HIDDEN,
     "distill.weights": ("a tuple of finite numbers", _lists_of(_is_finite)),
 }
+# Fields that are tuples of texts.
+TEXTS = {n for n, (v, _) in FIELDS.items() if isinstance(v, tuple) and n not in _LISTS}
 
 
 def _check_choices(settings: Settings) -> Iterator[str]:

@@ -258,6 +258,42 @@ def test_kinds_are_listed_with_commas(say, asked, given, expected):
     assert settings["teacher"]["components"] == ["pca", "kmeans"]
 
 
+def test_texts_are_listed_with_commas(say, asked):
+    texts = {
+        "data.missing_values": ("No Data, Bad", ["No Data", "Bad"]),
+        "data.context": ("'3'", ["3"]),
+        "data.ignore": ("['a,b']", ["a,b"]),  # quotes keep a comma
+    }
+    flags = ["--config.data.path=x.csv"]
+    for name, (text, _) in texts.items():
+        flags += [f"--config.{name}", text]
+    code, _, err = say("run", *flags, "--config.seed=3", "--workdir=a,b")
+    assert (code, err) == (0, "")
+    ((settings, workdir),) = asked
+    for name, (_, expected) in texts.items():
+        assert settings["data"][name.removeprefix("data.")] == expected
+    assert (settings["seed"], workdir) == (3, "a,b")
+
+
+def test_advice_names_flags_that_are_accepted(say, tmp_path, monkeypatch):
+    """A file with a marker, then with the gap that it is: each advice, then the next."""
+    monkeypatch.chdir(tmp_path)
+    rows = "".join(f"{row},{row % 7}\n" for row in range(900))
+    Path("data.csv").write_text("a,b\nNo Data,1\n" + rows, "utf-8")
+    command = ["run", "--config.data.path=data.csv", "--workdir=run"]
+    _, _, err = say(*command)
+    assert err.startswith("kdjax: data.csv: ")
+    assert err.endswith("name it in --config.data.missing_values.\n")
+    command.append("--config.data.missing_values=No Data")
+    _, _, err = say(*command)
+    assert "by --config.data.missing=ffill, or leave it NaN by --config.data.mi" in err
+    from kdjax.experiment import pipeline
+
+    monkeypatch.setattr(pipeline, "run", lambda *_, **__: 1 / 0)  # the data are fine
+    with pytest.raises(ZeroDivisionError):
+        say(*command, "--config.data.missing=mask")
+
+
 def test_an_unknown_kind_of_a_list_is_named(say):
     code, _, err = say(
         "run", "--config.data.name=smd", "--config.baselines=pca,kmean,3"

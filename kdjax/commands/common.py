@@ -162,13 +162,9 @@ def read_config(flags: Flags) -> ConfigDict:
         # config_flags returns another type for a file that it can't read.
         filename = config_flags.get_config_filename(flags["config"])
         raise ConfigError(f"--config={filename} can't be read: check the path.")
-    changes: dict[str, Any] = {}
     if flags["init_from"].value:
-        changes["init_from"] = flags["init_from"].value
-    for name, value in config_changes(flags).items():
-        if name.endswith(("baselines", "components")):  # whose names have no commas
-            changes[name] = tuple(",".join(map(str, value)).split(",")) if value else ()
-    return override(config, changes) if changes else config
+        config = override(config, {"init_from": flags["init_from"].value})
+    return config
 
 
 def read_settings(flags: Flags) -> Settings:
