@@ -90,6 +90,8 @@ def _overrides(arguments: list[str]) -> str:
             break
         if match := re.match(r"--?config\.([a-z_.]+)=(.*)", argument, re.DOTALL):
             given[match[1]] = match[2]
+        elif match := re.match(r"--?noconfig\.([a-z_.]+)$", argument):
+            given[match[1]] = "false"
     for key, text in given.items():
         assert _reading(text, DEFAULTS[key], known[key]), f"{key}: {text!r}"
     return _check_resolved(settings)
