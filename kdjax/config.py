@@ -358,6 +358,8 @@ def override(config: ConfigDict, changes: Mapping[str, Any]) -> ConfigDict:
             problems.append(unknown_key(key))
             continue
         try:
+            if isinstance(value, bool) and not isinstance(FIELDS[key][0], bool):
+                raise TypeError(value)  # ml_collections takes True as 1.0
             copied.update_from_flattened_dict({key: value})
         except (OverflowError, TypeError, ValueError):
             problems.append(_type_problem(key, value))

@@ -565,6 +565,9 @@ def test_override_copies_and_locks():
     assert override(config.unlock(), {}).is_locked
     assert override(config, {"teacher.hidden": [8, 4]}).teacher.hidden == (8, 4)
     assert override(config, {"data.max_gap": 3}).data.max_gap == 3.0
+    for name in ("threshold.clear", "distill.alpha", "seed"):  # a truth is no number
+        with pytest.raises(ConfigError, match=f"{name} must be .* number, got True"):
+            override(config, {name: True})
 
 
 def test_config_files_can_not_add_fields():
