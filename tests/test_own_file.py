@@ -139,6 +139,10 @@ def test_results_tell_what_the_channels_are(results, ran):
     assert f"Next: kdjax score FILE --detector={detector} --output=scores.csv" in shown
     report = (ran[0] / "report.md").read_text("utf-8")
     assert " 0 test rows · windows of 10 rows (10 min)\n" in report
+    # No test rows, so no alarms; what a detector costs is known.
+    assert "| Model | Parameters | bytes | ms |\n" in report
+    line = next(line for line in report.splitlines() if line.startswith("| student |"))
+    assert line.split(" | ")[2] == f"{results['costs']['student']['bytes']:,}"
 
 
 def test_results_hold_rates_and_the_worst_training_windows(results):

@@ -104,14 +104,31 @@ def report_tables(results: Results) -> list[Table]:
 def detection_table(results: Results) -> Table:
     """Table 1, extended; without labels the shares of windows in alarm."""
     rows, own, names = _rows(results), label_free_method(results), model_names(results)
+    costs: dict[tuple[str, str], tuple[str, ...]] = {
+        ("costs", "bytes"): (*_COSTS, "bytes"),
+        ("costs", "ms"): (*_COSTS, "milliseconds"),
+    }
+
+    def filled(columns: dict[tuple[str, str], tuple[str, ...]]) -> Any:
+        """The columns that have a number."""
+        return {
+            head: (*place, metric)
+            for head, (*place, metric) in columns.items()
+            if any(rows.get((n, *place), {}).get(metric) is not None for n in names)
+        }
+
+    heads = [("", "Model"), ("", "Parameters")]
     if results["dataset"].get("positive_windows") is None:
-        rate = {("", "in alarm"): (own, "pooled", "window", "alarm_rate")}
+        alarms = (own, "pooled", "window", "alarm_rate")
+        columns = filled({("", "Test windows in alarm"): alarms, **costs})
         words = "No labels, so no number here measures how well anomalies are found."
-        lines = _numbers(results, rate, sizes=True)
-        frame = _frame(("Model", "Parameters", "Test windows in alarm"), lines)
-        return Table("Results", frame, words)
+        if costs.keys() & columns.keys():
+            words += " bytes: of the exported file. ms: a window on one core."
+        lines = _numbers(results, columns, sizes=True)
+        flat = [head for _, head in (*heads, *columns)]
+        return Table("Results", _frame(flat, lines), words)
     oracle, points = ("oracle", "pooled", "window"), ("per_entity_mean", "point")
-    columns: dict[tuple[str, str], tuple[str, ...]] = {
+    columns = {
         ("oracle, pooled", "P"): (*oracle, "precision"),
         ("oracle, pooled", "R"): (*oracle, "recall"),
         ("oracle, pooled", "F1"): (*oracle, "f1"),
@@ -120,15 +137,8 @@ def detection_table(results: Results) -> Table:
         ("label-free, mean", "F1"): (own, "per_entity_mean", "window", "f1"),
         ("points, mean", "AP"): ("oracle", *points, "average_precision"),
     }
-    further = {
-        ("points, mean", "VUS-PR"): ("oracle", *points, "vus_pr"),
-        ("costs", "bytes"): (*_COSTS, "bytes"),
-        ("costs", "ms"): (*_COSTS, "milliseconds"),
-    }
-    for head, (*place, metric) in further.items():  # only those with content
-        found = [rows.get((name, *place), {}).get(metric) for name in names]
-        if any(number is not None for number in found):
-            columns[head] = (*place, metric)
+    ranking = {("points, mean", "VUS-PR"): ("oracle", *points, "vus_pr")}
+    columns |= filled(ranking | costs)
     reasons: dict[str, list[str]] = {}
     for name in names:
         for *place, metric in columns.values():
@@ -140,8 +150,7 @@ def detection_table(results: Results) -> Table:
         f"{MISSING}: {note} ({', '.join(dict.fromkeys(found))})."
         for note, found in reasons.items()
     ]
-    heads = [("", "Model"), ("", "Parameters"), *columns]
-    frame = _frame(heads, _numbers(results, columns, sizes=True))
+    frame = _frame([*heads, *columns], _numbers(results, columns, sizes=True))
     return Table("Results", frame, " ".join([caption(results), *notes]))
 
 
