@@ -310,6 +310,17 @@ def test_a_new_entity_is_told_what_to_expect(student):
     assert said in note and note.endswith(f"; {expected_events(scores, rule)}")
 
 
+@pytest.mark.parametrize("first", [400, 330])
+def test_rows_that_may_hold_anomalies_are_told(student, first):
+    values = rows(13, 400)
+    values[first:, 1] += 30
+    rule = {"method": "blocks", "false_alarm_rate": 0.05}
+    _, note = recalibrated(student, series("saw", values), threshold=rule)
+    rate = float(re.search(r"rows: ([\d.]+)% false", note)[1])
+    assert (rate > 15) == (first == 330)
+    assert ("the rows may hold anomalies" in note) == (first == 330)
+
+
 def test_pooled_scores_of_other_windows_make_no_threshold(student):
     # `blocks` scores all rows in folds, `conformal` some rows: too few for it alone.
     blocks = tuple(tau._replace(method="blocks") for tau in student.thresholds)

@@ -75,6 +75,8 @@ ROUNDING = 1e-4
 LEAST_WEIGHT = 2.0**-16
 # A τ that rises to more than so many times of before is a warning.
 MUCH = 1.05
+# Left-out false alarms, as a multiple of those wanted, that anomalous rows would explain.
+SUSPICIOUS = 3
 
 # Shares of a new entity's rows; nothing is trained on them.
 VALIDATION, CALIBRATION = 0.5, 0.4
@@ -268,9 +270,14 @@ def _measured(
         measured = f"{cross.rate:.2%} false alarms when fifths are left out in turn"
         measured += f", wanted {cross.wanted:.2%}" * bool(cross.wanted)
     expected = expected_events(scores, rule)
-    return f"\n  measured on these rows: {measured}" + (
-        f"; {expected}" if expected else ""
-    )
+    note = f"\n  measured on these rows: {measured}"
+    note += f"; {expected}" if expected else ""
+    if cross.wanted and cross.rate > SUSPICIOUS * cross.wanted:
+        note += (
+            "\n  warning: the rows may hold anomalies, which raise τ: leave them out by "
+            "--exclude=SPANS.csv"
+        )
+    return note
 
 
 def _own(
