@@ -33,9 +33,9 @@ from kdjax.commands import (
     stream,
     sweep,
 )
-from kdjax.commands.common import Flag, Flags
-from kdjax.config import ADVICE, FIELDS, PLACE, RENAMED, TEXTS, leaves, unknown_key
-from kdjax.errors import ConfigError, KdjaxError, did_you_mean
+from kdjax.commands.common import Flag, Flags, in_config_flags
+from kdjax.config import FIELDS, RENAMED, TEXTS, leaves, unknown_key
+from kdjax.errors import ConfigError, DataError, KdjaxError, did_you_mean
 from kdjax.io import signals
 
 _ALL = (run, sweep, fleet, score, plot, calibrate, export, stream, serve, fetch, info)
@@ -89,6 +89,10 @@ def main(argv: Sequence[str]) -> int:
             _dispatch(argv)
     except KdjaxError as error:
         message = _shown(error)
+        verb = next((arg for arg in argv[1:] if arg in VERBS), "")
+        # The members of a sweep have their settings from a config file.
+        if verb != "sweep" or isinstance(error, DataError):
+            message = in_config_flags(verb, message)
     except OSError as error:
         advice = "check the path and its permissions."
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -134,13 +138,7 @@ def _dispatch(argv: Sequence[str]) -> None:
     ]
     if without_effect:
         raise ConfigError(f"{verb} takes no {'; '.join(without_effect)}: remove it.")
-    try:
-        VERBS[verb].main(rest, values)
-    except KdjaxError as error:
-        if "config" in flags_of(verb):
-            text = ADVICE.sub(r"\1--config.\2=\3", str(error))
-            error.args = (PLACE.sub(r"\1--config.\2", text),)
-        raise
+    VERBS[verb].main(rest, values)
 
 
 def program_help() -> str:
@@ -326,7 +324,7 @@ def _one_line(error: BaseException) -> str:
     first = first.lstrip("'\"") if cut else first
     text = " ".join([first, *lines[1:][-1:]]).rstrip(".")
     for said, expected in VALUES.items():
-        text = re.sub(said, f"expected {expected}", text)
+        text = re.sub(rf"^(flag --\S+: ){said}$", rf"\1expected {expected}", text)
     return text
 
 

@@ -262,10 +262,9 @@ FIELDS: dict[str, tuple[Any, tuple[str, ...] | Range | None]] = {
     # --init_from sets it too.
     "init_from": ("", None),
 }
-# What a message advises: "set data.missing=mask", "name it in data.ignore".
+# What a message advises, such as "set data.missing=mask".
 _NAMES = "|".join(map(re.escape, FIELDS))
 ADVICE = re.compile(rf"\b((?:[Ss]et|[Uu]se|add|or|and|by) )({_NAMES})=(\S*[^\s.,;:)])")
-PLACE = re.compile(rf"\b((?:in|set) )({_NAMES})(?=[.,;:])")
 _LIMITS = {name: allowed for name, (_, allowed) in FIELDS.items() if allowed}
 RANGES = {name: own for name, own in _LIMITS.items() if isinstance(own, Range)}
 CHOICES = {name: own for name, own in _LIMITS.items() if not isinstance(own, Range)}

@@ -29,7 +29,7 @@ def out(tmp_path):
     ("arguments", "said"),
     [
         (["score", ""], "score needs a file to score, got nothing"),
-        (["calibrate", ""], "calibrate needs a file of clean rows, got nothing"),
+        (["calibrate", ""], "best recorded after training), got nothing"),
         (["score", "IN", "--json"], "score takes no --json (for info): remove it"),
         (["score", "IN", "--workdir=w", "--adaptive=1"], "--workdir (for run, sweep); --a"),
         (["score", "IN", "--config.detection.count=2"], "score takes no --config (for ru"),
@@ -72,8 +72,11 @@ def test_flags_that_contradict_or_change_nothing_are_refused(
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ("data.windw=3", "unknown field data.windw (did you mean data.window?)"),
-        ("thershold.method=pot", "(did you mean threshold.method?)"),
+        (
+            "data.windw=3",
+            "unknown field data.windw (did you mean --config.data.window?)",
+        ),
+        ("thershold.method=pot", "(did you mean --config.threshold.method?)"),
         ("seed=1.5", "flag --config.seed=1.5: expected a whole number"),
         ("data.window=0", "data.window=0 must lie in [2, 1000000]"),
         ("data.window=-5", "data.window=-5 must lie in [2, 1000000]"),
@@ -98,11 +101,17 @@ def test_flags_that_contradict_or_change_nothing_are_refused(
         ("train.learning_rate=inf", "train.learning_rate must be a finite number"),
         ("distill.alpha=2", "distill.alpha=2.0 must lie in [0, 1]"),
         ("distill.temperature=0", "distill.temperature=0.0 must lie in (0, inf)"),
-        ("detection.count=10", "detection.count=10 must be below data.window=10"),
+        (
+            "detection.count=10",
+            "detection.count=10 must be below --config.data.window=10",
+        ),
         ("threshold.false_alarm_rate=0", "false_alarm_rate=0.0 must lie in (0, 1)"),
-        ("threshold.method=fixed", "threshold.value is the τ of threshold.method='fix"),
+        (
+            "threshold.method=fixed",
+            "threshold.value is the τ of --config.threshold.method='fix",
+        ),
         ("baselines=frob", "baselines='frob' must be among random, mahalanobis"),
-        ("data.name=smd", "set one of data.path"),
+        ("data.name=smd", "set one of --config.data.path"),
         ("data.root=x", "data.root is for benchmarks only"),
         ("init_from=nowhere", "nowhere holds no detector to start from"),
     ],

@@ -283,7 +283,7 @@ def test_advice_names_flags_that_are_accepted(say, tmp_path, monkeypatch):
     command = ["run", "--config.data.path=data.csv", "--workdir=run"]
     _, _, err = say(*command)
     assert err.startswith("kdjax: data.csv: ")
-    assert err.endswith("name it in --config.data.missing_values.\n")
+    assert "name it in --config.data.missing_values, with --config.data.missing=" in err
     command.append("--config.data.missing_values=No Data")
     _, _, err = say(*command)
     assert "by --config.data.missing=ffill, or leave it NaN by --config.data.mi" in err
@@ -320,7 +320,7 @@ def test_an_unknown_kind_of_a_list_is_named(say):
         (["run", "--bogus"], "flags: Unknown command line flag 'bogus'."),
         (
             ["run", "--config.data.path=a.csv", "--config.threshold.budget=1/week"],
-            "config: threshold.budget has no effect with threshold.method='blocks': add",
+            "config: --config.threshold.budget has no effect with --config.threshold.method='blocks': add",
         ),
         (
             ["run", "--wrkdir=x"],
@@ -344,7 +344,7 @@ def test_an_unknown_kind_of_a_list_is_named(say):
         (["stream"], "stream needs --detector; see kdjax stream --help."),
         (["stream", "a.csv"], "stream takes flags only: remove a.csv."),
         (["stream", "--adaptive=much"], "flags: flag --adaptive=much: "),
-        (["calibrate", "a", "b"], "calibrate needs a file of clean rows, got a b."),
+        (["calibrate", "a", "b"], "best recorded after training), got a b."),
         (
             ["calibrate", "a", "--detector=d", "--output=o", QUICKSTART],
             "settings, except --config.threshold.FIELD: remove --config.",
@@ -386,7 +386,7 @@ def test_all_faulty_flags_come_in_one_line(refused):
     line = refused(
         "run", "--config.data.windw=3", "--config.seed=x", "--nothing", "--json=perhaps"
     )
-    assert "unknown field data.windw (did you mean data.window?)" in line
+    assert "unknown field data.windw (did you mean --config.data.window?)" in line
     assert "flag --config.seed=x: expected a whole number" in line
     assert "Unknown command line flag 'nothing'" in line
     assert "flag --json=perhaps" in line
@@ -398,8 +398,14 @@ def test_all_faulty_flags_come_in_one_line(refused):
 @pytest.mark.parametrize(
     ("flag", "said"),
     [
-        ("data.windw=3", "unknown field data.windw (did you mean data.window?)"),
-        ("distil.alpha=0", "unknown field distil.alpha (did you mean distill.alpha?)"),
+        (
+            "data.windw=3",
+            "unknown field data.windw (did you mean --config.data.window?)",
+        ),
+        (
+            "distil.alpha=0",
+            "unknown field distil.alpha (did you mean --config.distill.alpha?)",
+        ),
         ("data.window=3.5", "flag --config.data.window=3.5: "),
         ("distill.alpha=much", "flag --config.distill.alpha=much: expected a number"),
         (
@@ -410,7 +416,10 @@ def test_all_faulty_flags_come_in_one_line(refused):
         ("data.scaler=log", "data.scaler='log' must be one of 'quantile', 'minmax'"),
         ("train.learning_rate=-1", "train.learning_rate=-1.0 must lie in (0, inf)"),
         ("train.learning_rate=inf", "must be a finite number, got inf"),
-        ("detection.count=100", "detection.count=100 must be below data.window=100"),
+        (
+            "detection.count=100",
+            "detection.count=100 must be below --config.data.window=100",
+        ),
         ("data.train_stride=x", "flag --config.data.train_stride=x: "),
         ("data=3", "flag --config.data=3: "),
     ],
@@ -424,7 +433,10 @@ def test_faulty_overrides(refused, tmp_path, flag, said):
 
 
 def test_without_a_data_set_it_says_what_to_set(refused):
-    assert "set one of data.path (your own CSV, Parquet or .npy file" in refused("run")
+    assert (
+        "set one of --config.data.path (your own CSV, Parquet or .npy file"
+        in refused("run")
+    )
 
 
 @pytest.fixture
@@ -545,7 +557,7 @@ def test_a_missing_config_file_is_named(refused):
         ),
         (
             "def get_config():\n    c = defaults().unlock()\n    c.data.windw = 3\n    return c",
-            "unknown field data.windw (did you mean data.window?)",
+            "unknown field data.windw (did you mean --config.data.window?)",
         ),
     ],
 )
@@ -568,7 +580,7 @@ def test_missing_data_is_named(refused, tmp_path):
     line = refused(
         "run", f"--config.data.name=asd --config.data.root={tmp_path}".split()[0]
     )
-    assert "data.name='asd' needs data.root" in line
+    assert "data.name='asd' needs --config.data.root" in line
 
 
 def test_a_workdir_that_can_be_no_folder_is_refused(refused, tmp_path, rows_file):

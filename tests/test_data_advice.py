@@ -326,6 +326,7 @@ def test_an_onnx_file_is_told_where_it_can_be_used(small, tmp_path, capsys):
     rows.write_text("x\n1\n", "utf-8")
     scores = f"--output={tmp_path / 'scores.csv'}"
     assert main(["kdjax", "score", str(rows), f"--detector={file}", scores]) == 2
-    assert "; an ONNX file is for kdjax stream and serve.\n" in capsys.readouterr().err
+    said = f"run kdjax stream --detector={file} < FILE.csv, or give the folder of a det"
+    assert said in capsys.readouterr().err
     assert main(["kdjax", "stream", f"--detector={file}", "--backend=jax"]) == 2
     assert "or --backend=onnxruntime for an ONNX file." in capsys.readouterr().err

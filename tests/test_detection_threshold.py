@@ -3,6 +3,7 @@
 import math
 import re
 from fractions import Fraction
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from kdjax.detection.thresholds import (
     blocks_threshold,
     choose_threshold,
     conformal_threshold,
+    entity_thresholds,
     find_threshold,
     needed,
     parse_budget,
@@ -451,3 +453,23 @@ def test_expected_events_are_those_of_blocks_that_tau_did_not_see():
     assert quiet.number == 0 and quiet.low == 0 and quiet.high == pytest.approx(0.6)
     assert expected_events(scores[:110], budget(1)) is None
     assert expected_events(scores, Rule("conformal", 0.01)) is None
+
+
+@pytest.mark.parametrize(
+    ("names", "scope", "reason"),
+    [
+        (["press"], "per_entity", "few rows for Gaussian and τ"),
+        (["press"], "pooled", "pooled Gaussian and τ"),
+        (["press", "saw"], "per_entity", "pooled Gaussian and τ"),
+    ],
+)
+def test_the_note_on_few_rows_names_no_pool_for_one_entity(names, scope, reason):
+    entities = [SimpleNamespace(name=name, pooled=True) for name in names]
+    scores = [np.arange(19.0)] * len(names)
+    rule = Rule("conformal", 0.1)
+    tau = find_threshold(scores[0], rule, source="pooled")
+    _, (note,) = entity_thresholds(
+        SimpleNamespace(entities=entities), scores, tau, rule, scope=scope
+    )
+    assert note.startswith(f"{reason} (the ")
+    assert "press (19 calibration windows)" in note

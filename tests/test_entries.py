@@ -56,8 +56,7 @@ def scores_by(entry, frame, detector, folder, monkeypatch, capsys):
         text = frame.to_json(orient="records", lines=True)
     source = io.TextIOWrapper(io.BufferedReader(io.BytesIO(text.encode())))
     monkeypatch.setattr("sys.stdin", source)
-    flags = ["--backend=onnxruntime"] if entry == "onnx" else []
-    code = main(["kdjax", "stream", f"--detector={saved}", *flags])
+    code = main(["kdjax", "stream", f"--detector={saved}"])
     assert code == (2 if frame.isna().all(axis=None) else 0)
     answers = [
         json.loads(line)

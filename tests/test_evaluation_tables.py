@@ -113,6 +113,20 @@ def test_cells_equal_results():
             assert cell == ("–" if number is None else f"{number:.3f}")
 
 
+def test_the_words_for_several_entities_are_left_out_for_one():
+    results = copy.deepcopy(RESULTS)
+    results["dataset"]["entities"] = 1
+    found = detection_table(results)
+    assert heads_of(found.frame)[2:] == [
+        ("oracle", "P"), ("oracle", "R"), ("oracle", "F1"), ("label-free", "F1"),
+        ("points", "AP"),
+    ]  # fmt: skip
+    assert lines_of(found)[0][2:] == ("0.100", "0.101", "0.102", "0.118", "0.115")
+    assert "R: recall. AP: average precision" in found.words
+    assert "pooled" not in found.words and "mean:" not in found.words
+    assert "pooled: counts of all entities together. mean: of" in caption(RESULTS)
+
+
 def test_columns_of_the_first_line_by_hand():
     # Row i of the grid holds .100 + .004 i (+ .001 for R, .002 for F1, .003 for AP).
     expected = ("0.100", "0.101", "0.102", "0.400", "0.118", "0.300", "0.115")
@@ -666,6 +680,9 @@ def test_a_rolling_threshold_has_a_table_where_it_was_asked_for():
     assert lines_of(table)[2] == ("random", *["–"] * 5)
     assert "for 0.1 of them" in table.words
     assert table.title in [other.title for other in report_tables(found)]
+    one = rolling_table({**found, "dataset": {**SMALL["dataset"], "entities": 1}})
+    assert heads_of(one.frame)[1:] == [("", n) for n in ("P", "R", "F1", "in alarm")]
+    assert lines_of(one)[0] == ("teacher", "0.500", "0.250", "0.333", "12.50%")
     for row in rows:
         row["f1"] = None  # no labels
     assert rolling_table(found) is None

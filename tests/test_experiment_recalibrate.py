@@ -554,10 +554,13 @@ def test_calibrate_refuses_in_one_line(say, finished, tmp_path, arguments, said)
     assert said in err and not output.exists()
 
 
+CLEAN = "a file of clean rows (normal operation, best recorded after training)"
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "calibrate needs a file of clean rows, got nothing."),
+        ([], f"calibrate needs {CLEAN}, got nothing."),
         (["a.csv"], "calibrate needs --detector; see kdjax calibrate --help."),
         (
             ["a.csv", "--detector=d"],

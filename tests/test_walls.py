@@ -42,7 +42,7 @@ ROOMS = (
 TOP_MODULES = {"errors", "config", "losses", "estimator", "cli"}
 MOST_LAYERS = 11
 MOST_MODULES = 142
-MOST_LINES = 40_649  # the aim is 27,000 with a service and fleets
+MOST_LINES = 40_687  # the aim is 27,000 with a service and fleets
 
 # Who may import a library.
 ONLY = {

@@ -30,7 +30,8 @@ FLAGS = {
 
 def main(arguments: list[str], flags: common.Flags) -> None:
     """Runs the verb."""
-    path = common.one_argument("calibrate", arguments, "a file of clean rows")
+    what = "a file of clean rows (normal operation, best recorded after training)"
+    path = common.one_argument("calibrate", arguments, what)
     detector = common.required("calibrate", flags, "detector")
     output = common.required("calibrate", flags, "output")
     changes = common.config_changes(flags)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from absl.flags import FlagValues
 from ml_collections import ConfigDict, config_flags
 
-from kdjax.config import Settings, check_budget, override, resolve
+from kdjax.config import FIELDS, Settings, check_budget, override, resolve
 from kdjax.errors import ConfigError, KdjaxError, check_choice
 from kdjax.io.files import check_folder
 
@@ -109,6 +109,23 @@ def in_flags(text: str) -> str:
     names = "|".join(flag.name for flag in READING)
     text = re.sub(r"(?<![-\w])backend=", "--backend=", text)
     return re.sub(rf"\bdata\.({names})\b", r"--\1", text)
+
+
+def in_config_flags(verb: str, text: str) -> str:
+    """A message with the config fields that a verb's flags set as these flags.
+
+    >>> in_config_flags("run", "set data.window=5, or seed=1")
+    'set --config.data.window=5, or --config.seed=1'
+    """
+    begin = {"calibrate": "threshold."}.get(verb, "")
+    if verb not in ("run", "fleet", "sweep", "info", "calibrate"):
+        return text
+    names = [re.escape(name) for name in FIELDS if name.startswith(begin)]
+    ends = [
+        rf"{name}(?![\w/:]|\.\w)" if "." in name else f"{name}(?==)" for name in names
+    ]
+    # Not in flags, paths and quotes.
+    return re.sub(rf"(?<![-\w./'\"])({'|'.join(ends)})", r"--config.\1", text)
 
 
 def say(message: str) -> None:

@@ -35,6 +35,7 @@ def main(arguments: list[str], flags: common.Flags) -> None:
         console.print(recommended["text"], highlight=False)
         console.print(expected_words(results, shown_model(results)), highlight=False)
     for note in results["notes"]:
+        note = common.in_config_flags("run", note)
         console.print(f"Note: {note}", highlight=False)
     used = f"detectors/{shown_model(results)}"
     if settings["entity_mode"] == "shared":

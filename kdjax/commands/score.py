@@ -40,6 +40,8 @@ def main(arguments: list[str], flags: common.Flags) -> None:
     if not all(arguments or [""]):
         raise ConfigError("score needs a file to score, got nothing.")
     detector = common.required("score", flags, "detector")
+    if Path(detector).is_file():
+        check_detector_folder(Path(detector))  # of an ONNX file says what takes it
     output = _output(arguments, flags)
     one = Path(output).suffix in ENDINGS
     remote = [*filter(is_remote, [*arguments, detector, output])]

@@ -50,7 +50,7 @@ def grid_series(
     if times is None:
         raise DataError(
             f"{place.path} has no time column, which data.step={reading.step} needs: "
-            "name it as time_column."
+            "name it as data.time_column."
         )
     time = times.values
     dated = np.issubdtype(time.dtype, np.datetime64)
@@ -202,7 +202,7 @@ def _distinct(
         raise DataError(
             f"{where(found.place, int(second))}: the tag {names[tags[first]]!r} has two "
             f"values at {when} (first in row {first + 1}){others(len(differs))}; remove "
-            "one, set data.duplicates=last, or name the entity_column if the file has "
+            "one, set data.duplicates=last, or name data.entity_column if the file has "
             "several entities."
         )
     kept, notes = np.ones(len(rows), bool), []

@@ -375,6 +375,8 @@ def channel_numbers(column: pd.Series, place: Place, reading: Reading) -> np.nda
     """`parse_numbers` of a channel, or of the values of readings."""
     known = reading.channels if not reading.long else [reading.value_column]
     advice = IN_CHANNEL if column.name in known else IN_FILE
+    if reading.missing == "error":
+        advice = advice._replace(marker=f"{_MARKER}, with data.missing=ffill or mask")
     return parse_numbers(column, place, advice, missing_values=reading.missing_values)
 
 

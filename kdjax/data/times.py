@@ -68,7 +68,7 @@ def find_time(frame: pd.DataFrame, place: Place) -> str:
     if len(found) > 1:
         raise DataError(
             f"{place.path} has several time columns ({', '.join(found)}): "
-            "keep one, or name it as time_column and remove the others."
+            "keep one, or name it as data.time_column and remove the others."
         )
     return found[0] if found else ""
 
@@ -317,8 +317,8 @@ def arrange(
         "data.order=sort"
     )
     raise DataError(
-        f"{where(place, int(rows[at + 1]), column)}: {problem}, or name the "
-        "entity_column if the file has several entities."
+        f"{where(place, int(rows[at + 1]), column)}: {problem}, or name "
+        "data.entity_column if the file has several entities."
     )
 
 

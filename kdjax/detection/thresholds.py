@@ -420,9 +420,9 @@ def entity_thresholds(
         else:
             thresholds.append(find_threshold(own, rule))
     found = list(zip(prepared.entities, scores, thresholds, strict=True))
-    notes = []
+    notes, alone = [], len(found) == 1 and scope != "pooled"
     for source, reason in (
-        ("pooled", "pooled Gaussian and τ"),
+        ("pooled", "few rows for Gaussian and τ" if alone else "pooled Gaussian and τ"),
         ("shared", "too few calibration windows, so τ from all entities' scores"),
     ):
         borrowers = [one for one in found if one[2].source == source]

@@ -22,6 +22,7 @@ MISSING = "–"
 INTEGER = ",.0f"
 Results = Mapping[str, Any]  # the content of results.json
 Row = Mapping[str, Any]
+Columns = dict[tuple[str, str], tuple[str, ...]]  # head -> place and metric
 Heads = Sequence[str] | Sequence[tuple[str, str]]  # of columns; with their groups
 POINT_METRICS = {
     "precision": "P",
@@ -104,12 +105,12 @@ def report_tables(results: Results) -> list[Table]:
 def detection_table(results: Results) -> Table:
     """Table 1, extended; without labels the shares of windows in alarm."""
     rows, own, names = _rows(results), label_free_method(results), model_names(results)
-    costs: dict[tuple[str, str], tuple[str, ...]] = {
+    costs: Columns = {
         ("costs", "bytes"): (*_COSTS, "bytes"),
         ("costs", "ms"): (*_COSTS, "milliseconds"),
     }
 
-    def filled(columns: dict[tuple[str, str], tuple[str, ...]]) -> Any:
+    def filled(columns: Columns) -> Columns:
         """The columns that have a number."""
         return {
             head: (*place, metric)
@@ -138,7 +139,7 @@ def detection_table(results: Results) -> Table:
         ("points, mean", "AP"): ("oracle", *points, "average_precision"),
     }
     ranking = {("points, mean", "VUS-PR"): ("oracle", *points, "vus_pr")}
-    columns |= filled(ranking | costs)
+    columns = _of_one(results, columns | filled(ranking | costs))
     reasons: dict[str, list[str]] = {}
     for name in names:
         for *place, metric in columns.values():
@@ -217,13 +218,14 @@ def rolling_table(results: Results) -> Table | None:
         return None
     share = results["settings"]["threshold"]["rolling_share"]
     pooled, mean = (ROLLING, "pooled", "window"), (ROLLING, "per_entity_mean", "window")
-    columns = {
+    columns: Columns = {
         ("pooled", "P"): (*pooled, "precision"),
         ("pooled", "R"): (*pooled, "recall"),
         ("pooled", "F1"): (*pooled, "f1"),
         ("mean", "F1"): (*mean, "f1"),
         ("mean", "in alarm"): (*mean, "alarm_rate"),
     }
+    columns = _of_one(results, columns)
     return _table(
         "Windows under a rolling threshold",
         [("", "Model"), *columns],
@@ -388,10 +390,22 @@ def rate_text(found: Row | None) -> str:
     return f"{found['rate']:.2%} ({found['low']:.1%}–{found['high']:.1%})"
 
 
+def _of_one(results: Results, columns: Columns) -> Columns:
+    """The columns; for one entity, whose mean is its value, without these two words."""
+    if entity_count(results["dataset"]) != "1 entity":
+        return columns
+    found: Columns = {}
+    for (head, name), place in columns.items():
+        found.setdefault((re.sub("(, )?(pooled|mean)$", "", head), name), place)
+    return found
+
+
 def caption(results: Results) -> str:
     """What the numbers were measured on, and what the column names mean."""
     data = results["dataset"]
-    further = ""
+    scopes, further = "", ""
+    if entity_count(data) != "1 entity":
+        scopes = "pooled: counts of all entities together. mean: of the entities' own metric. "
     if RANDOM in model_names(results):
         further = " random: scores drawn at random, for comparison."
     if results.get("costs"):
@@ -402,9 +416,8 @@ def caption(results: Results) -> str:
         f"Windows of {window_words(data)}, stride {stride}: {windows} windows, {positive} anomalous "
         f"(anomalous rows at least min_anomalous_points = {least}), {entity_count(data)}. "
         f"oracle: τ chosen on the test labels. label-free τ: {label_free_method(results)}, "
-        "without labels. P: precision. R: recall. pooled: counts of all entities together. "
-        "mean: of the entities' own metric. AP: average precision of row scores."
-        + further
+        f"without labels. P: precision. R: recall. {scopes}"
+        "AP: average precision of row scores." + further
     )
 
 

@@ -283,21 +283,23 @@ def _fit_shared(
     if (output / STUDENT / MANIFEST).exists():
         return
     settings = {**settings, "entity_mode": "shared"}
-    chosen = []
+    chosen, faults = [], dict[int, str]()
     for series in _sample(machines, settings["data"], target.store):
         try:
             own = match_channels(series, channels)
             prepare_machine(own, None, settings)
-        except FAULTS:
+        except FAULTS as error:
+            faults[len(series.values)] = f"{series.entity}: {one_line(error)}"
             continue
         chosen.append(own)
         if len(chosen) == SAMPLE:
             break
     if not chosen:
+        if not (output / "detectors").exists():
+            (output / FLEET).unlink()  # so that the next run may have other settings
         raise DataError(
-            f"{settings['data']['path']}: no machine has enough rows to fit the fleet's own "
-            f"networks: give more rows, or a smaller data.window "
-            f"({settings['data']['window']} now)."
+            f"{settings['data']['path']}: no machine can train the fleet's own networks; the "
+            f"longest is {faults[max(faults)]}"
         )
     names = ", ".join(series.entity for series in chosen)
     console.print(f"{SHARED}: training on {names}", highlight=False)

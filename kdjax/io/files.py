@@ -214,6 +214,11 @@ def check_detector_folder(folder: Path, *, fleets: bool = False) -> None:
             f"{folder} is the folder of a fleet: give the detector of one machine, such as "
             f"{folder}/detectors/MACHINE."
         )
+    if folder.is_file() and folder.suffix == ".onnx":
+        raise ArtifactError(
+            f"{folder} is an ONNX file, which stream and serve take: run kdjax stream "
+            f"--detector={folder} < FILE.csv, or give the folder of a detector here."
+        )
     if not folder.is_dir():
         clear_leftovers(folder.parent, (folder.name,))
     if any((folder / name).exists() for name in (MANIFEST, _DETECTOR)):
@@ -230,9 +235,7 @@ def check_detector_folder(folder: Path, *, fleets: bool = False) -> None:
     told = f" ({len(near)} near it: {names})" if near else ""
     raise ArtifactError(
         f"{folder} {problem}: give the folder of a detector, such as "
-        f"WORKDIR/detectors/student{told}"
-        + "; an ONNX file is for kdjax stream and serve" * folder.is_file()
-        + "."
+        f"WORKDIR/detectors/student{told}."
     )
 
 
