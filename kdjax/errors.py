@@ -41,7 +41,7 @@ def one_line(error: BaseException) -> str:
 def did_you_mean(name: object, known: Iterable[str]) -> str:
     """The nearest known name in brackets; empty if none is near.
 
-    >>> did_you_mean("scroe", ("run", "score"))
+    >>> did_you_mean("scor_", ("run", "score"))
     " (did you mean 'score'?)"
     """
     near = difflib.get_close_matches(str(name), [*known], n=1)

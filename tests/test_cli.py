@@ -349,7 +349,7 @@ def test_an_unknown_kind_of_a_list_is_named(say):
             ["calibrate", "a", "--detector=d", "--output=o", QUICKSTART],
             "settings, except --config.threshold.FIELD: remove --config.",
         ),
-        (["scroe", "a"], "unknown verb 'scroe' (did you mean 'score'?): expected"),
+        (["scor_", "a"], "unknown verb 'scor_' (did you mean 'score'?): expected"),
         (["serve", "--port=x"], "flag --port=x: expected a whole number."),
         (
             ["run", "--config.data.path=a.csv", "--config.baselines=kmean,pca"],
